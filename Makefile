@@ -1,0 +1,46 @@
+.DEFAULT_GOAL := help
+SHELL := bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+help:  ## Show this help
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+install: $(VENV)/.installed  ## Create .venv with everything pinned
+
+demo: install  ## Generate a collection, segment it, and show what comes out
+	rm -rf demo
+	$(BIN)/maskrcnn demo demo
+
+test: install lint  ## Lint, type-check and run all tests with branch coverage
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+lint: install  ## Ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## Format and sort
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install  ## Print the figures of README
+	$(BIN)/python tests/benchmarks/plan_and_sweep.py
+	$(BIN)/python tests/benchmarks/masks.py
+
+lock: ## Pin what pyproject.toml asks for
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+	  --extra dev pyproject.toml --output-file requirements.lock
+
+clean:  ## Remove the environment and what the demo wrote
+	rm -rf $(VENV) demo
+
+.PHONY: help install demo test lint format bench lock clean

@@ -1,0 +1,110 @@
+"""The Ray actor: one process, one model, one shard at a time."""
+
+import os
+import platform
+import socket
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from maskrcnn.decode import Limits
+from maskrcnn.errors import ItemError, RunError
+from maskrcnn.plan import Shard
+from maskrcnn.storage import Storage, stat_input
+from maskrcnn.types import Segmenter
+from maskrcnn.worker import ShardWorker
+
+PROBES = "probes"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What an actor needs to build itself on its node; values only, a few hundred bytes."""
+
+    url: str
+    """The run's directory."""
+    model: str
+    labels: str | None
+    model_sha256: str
+    min_score: float
+    max_detections: int
+    categories: tuple[str, ...]
+    max_pixels: int
+    max_bytes: int
+    device: str
+    batch_size: int | None
+    threads: int
+
+
+def build_segmenter(spec: WorkerSpec) -> Segmenter:
+    """Build what finds the instances; imports torch only where a network is asked for.
+
+    Raises:
+        UsageError: the model cannot be loaded.
+    """
+    kind, _, sleep_s = spec.model.partition(":")
+    if kind == "planted":
+        from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter
+
+        wanted = [c for c in PLANTED_CATEGORIES if not spec.categories or c.name in spec.categories]
+        return PlantedSegmenter(wanted, float(sleep_s or 0), spec.min_score, spec.max_detections)
+    from maskrcnn.model import load_model
+    from maskrcnn.segmenter import MaskRCNNSegmenter
+
+    model = load_model(spec.model, spec.labels, expected_sha256=spec.model_sha256)
+    return MaskRCNNSegmenter(
+        model,
+        min_score=spec.min_score,
+        max_detections=spec.max_detections,
+        categories=spec.categories,
+        device=spec.device,
+        batch_size=spec.batch_size,
+        threads=spec.threads,
+    )
+
+
+class SegmentActor:
+    """Builds a `ShardWorker` on its node, proves that the node sees inputs and output, and runs shards."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        self._worker: ShardWorker | None = None
+        self._node = socket.gethostname()
+
+    def start(self, first_uri: str) -> str:
+        """Load the model; return the path of a probe that the driver must be able to see.
+
+        Raises:
+            RunError: the node cannot read inputs or write the output; the message names node and cause.
+            UsageError: the model cannot be loaded.
+        """
+        storage = Storage(self._spec.url)
+        probe = f"{PROBES}/{uuid.uuid4().hex}"
+        try:
+            stat_input(first_uri)
+        except ItemError as error:
+            # A missing key is an input's fault; everything else would fail each input of this node.
+            if error.code != "not_found":
+                raise RunError(f"node {self._node} cannot read the inputs: {error.message}") from error
+        try:
+            storage.write(probe, self._node.encode())
+        except RunError as error:
+            raise RunError(f"node {self._node} cannot write the output: {error}") from error
+        segmenter = build_segmenter(self._spec)
+        self._worker = ShardWorker(
+            storage,
+            segmenter,
+            Limits(self._spec.max_pixels, self._spec.max_bytes, float(segmenter.max_side)),
+            {"node": self._node, "python": platform.python_version(), "pid": os.getpid()},
+        )
+        return probe
+
+    def run_shard(self, shard: Shard) -> dict[str, Any]:
+        """Process a shard and commit it; return its counts.
+
+        Raises:
+            RunError: the output cannot be written.
+        """
+        if self._worker is None:
+            raise RuntimeError("start() comes first")
+        return self._worker.run_shard(shard).counts

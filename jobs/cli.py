@@ -1,0 +1,283 @@
+"""The command line `maskrcnn`.
+
+Exit codes: 0 done; 1 complete, with failures above the limit; 2 usage or configuration; 3 stopped before the end,
+resumable.
+"""
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from maskrcnn.config import Compute, Speed
+from maskrcnn.errors import RunError, UsageError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+log = logging.getLogger("maskrcnn")
+
+
+class Group(click.Group):
+    """Turns this project's errors into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; no traceback for what is no fault of the program."""
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            _fail(f"error: {error}", 2)
+        except RunError as error:
+            _fail(f"stopped: {error}", 3)
+        except KeyboardInterrupt:
+            _fail("stopped: interrupted; the same command continues it", 3)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Name the nearest command for an unknown one."""
+        import difflib
+
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
+            if near:
+                error.message += f" Did you mean {near[0]!r}?"
+            raise
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(code)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="maskrcnn-ray", prog_name="maskrcnn")
+@click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors.")
+def main(quiet: bool) -> None:
+    """Find every object in millions of pictures: Mask R-CNN over image collections, on Ray."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def compute_options(command: Command) -> Command:
+    """Add the options that say what to compute and how to cut."""
+    for option in reversed(
+        [
+            click.option(
+                "--model",
+                default="coco",
+                show_default=True,
+                help="coco, coco-v1, scenes (embedded; knows only generated scenes), or the path or URL of a "
+                ".safetensors file or a .pth state dict.",
+            ),
+            click.option("--labels", metavar="FILE", help="Category names of a .pth file, one a line."),
+            click.option("--min-score", type=float, default=0.05, show_default=True, help="Weakest stored score."),
+            click.option(
+                "--max-detections", type=int, default=100, show_default=True, help="The most instances an image."
+            ),
+            click.option("--categories", metavar="NAME,…", help="Keep only these categories."),
+            click.option("--limit", type=int, metavar="N", help="Only the first N inputs, by name."),
+            click.option("--images-root", metavar="URL", help="Where relative names of a manifest lie."),
+            click.option("--shard-images", type=int, metavar="N", help="Images a shard; by default 16 to 1000."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def cluster_options(command: Command) -> Command:
+    """Add the options that say where to run, and how fast."""
+    for option in reversed(
+        [
+            click.option(
+                "--device",
+                type=click.Choice(["auto", "cpu", "cuda"]),
+                default="auto",
+                show_default=True,
+                help="auto looks at this machine, where Ray is started here.",
+            ),
+            click.option("--batch-size", type=int, help="Images a forward pass; by default 1 on CPU, 8 on CUDA."),
+            click.option("--threads", type=int, default=1, show_default=True, help="Threads of a CPU actor."),
+            click.option("--actors", type=int, help="The most actors; by default one a CPU or GPU."),
+            click.option("--address", help="Of a Ray cluster; by default RAY_ADDRESS, else Ray is started here."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+coco_option = click.option(
+    "--coco",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Write COCO JSON; auto splits it above 2,000,000 annotations.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def _compute(options: dict[str, Any]) -> Compute:
+    categories = tuple(name.strip() for name in (options.pop("categories") or "").split(",") if name.strip())
+    names = ("model", "labels", "min_score", "max_detections", "limit")
+    return Compute(categories=categories, **{name: options.pop(name) for name in names})
+
+
+@main.command()
+@click.argument("input")
+@click.argument("output")
+@compute_options
+@cluster_options
+@coco_option
+@click.option(
+    "--max-failure-rate", type=float, default=0.01, show_default=True, help="Above it the exit code is 1."
+)
+@json_option
+def segment(
+    input: str,  # noqa: A002 (the argument's name in --help)
+    output: str,
+    coco: str,
+    address: str | None,
+    max_failure_rate: float,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Segment the images of INPUT into OUTPUT; continue OUTPUT if it is unfinished.
+
+    INPUT is a folder, a glob, an s3:// prefix, a manifest (.txt, .csv or .parquet with a column `uri`) or a COCO
+    JSON. OUTPUT is a directory or an s3:// prefix.
+    """
+    from .segment import Request
+    from .segment import segment as run_job
+
+    if not 0.0 <= max_failure_rate <= 1.0:
+        raise UsageError(f"--max-failure-rate must be in [0, 1], not {max_failure_rate}")
+    request = _request(input, output, options, coco)
+    success = run_job(request, Speed(**options), address)
+    counts = success["counts"]
+    rate = counts["failed"] / counts["images"]
+    if as_json:
+        click.echo(json.dumps(counts | {"output": output}))
+    else:
+        click.echo(_summary(counts, output))
+    if rate > max_failure_rate:
+        _fail(
+            f"{rate:.1%} of the images failed, more than --max-failure-rate {max_failure_rate:.1%}; "
+            "the column `error` of images/ says why",
+            1,
+        )
+
+
+def _request(source: str, output: str, options: dict[str, Any], coco: str) -> Any:
+    from .segment import Request
+
+    shard_images, images_root = options.pop("shard_images"), options.pop("images_root")
+    return Request(source, output, _compute(options), shard_images, images_root, coco)
+
+
+def _summary(counts: dict[str, int], output: str) -> str:
+    return (
+        f"{counts['images']:,} images: {counts['ok']:,} ok, {counts['empty']:,} empty, "
+        f"{counts['failed']:,} failed; {counts['instances']:,} instances in {output}"
+    )
+
+
+@main.command()
+@click.argument("input")
+@click.argument("output")
+@compute_options
+@json_option
+def plan(input: str, output: str, as_json: bool, **options: Any) -> None:  # noqa: A002
+    """List the inputs and freeze the plan, without running it."""
+    from .segment import prepare
+
+    made = prepare(_request(input, output, options, "auto"))
+    facts = {"images": made.rows, "shards": len(made), "shard_images": made.shard_images, "created": made.created}
+    click.echo(
+        json.dumps(facts)
+        if as_json
+        else f"{made.rows:,} images in {len(made):,} shards of {made.shard_images}; planned {made.created}"
+    )
+
+
+@main.command()
+@click.argument("output")
+@json_option
+def status(output: str, as_json: bool) -> None:
+    """Say how far a run is; exit code 0 if it is finished, 3 if not."""
+    from .segment import status as status_of
+
+    facts = status_of(output)
+    if as_json:
+        click.echo(json.dumps(facts))
+    else:
+        click.echo(
+            f"{facts['state']}: {facts['images_done']:,} of {facts['images']:,} images, "
+            f"{facts['shards_done']:,} of {facts['shards']:,} shards; planned {facts['created']}"
+        )
+        if facts["counts"]:
+            click.echo(_summary(facts["counts"], output))
+    sys.exit(0 if facts["state"] == "finished" else 3)
+
+
+@main.command()
+@click.argument("output")
+@coco_option
+@json_option
+def reduce(output: str, coco: str, as_json: bool) -> None:
+    """Write tables, COCO JSON, statistics and report of a finished sweep (again)."""
+    from maskrcnn.reduce import reduce_run
+
+    success = reduce_run(output, coco_mode=coco)
+    click.echo(json.dumps(success["counts"]) if as_json else _summary(success["counts"], output))
+
+
+@main.command()
+@click.argument("output")
+@click.argument("destination")
+@click.option(
+    "--format", "form", type=click.Choice(["coco", "csv", "png-masks"]), default="coco", show_default=True
+)
+def export(output: str, destination: str, form: str) -> None:
+    """Write a finished run in another format into an empty DESTINATION."""
+    from maskrcnn.export import export_run
+
+    click.echo(export_run(output, destination, form))
+
+
+@main.command()
+@click.argument("output")
+def gc(output: str) -> None:
+    """Remove shards/ of a finished run, which only the sweep needed."""
+    from .segment import collect_garbage
+
+    click.echo(f"removed {collect_garbage(output):,} files")
+
+
+@main.command()
+@click.argument("directory", required=False, default="demo", metavar="[DIR]")
+@click.option("--scenes", type=int, default=60, show_default=True, help="How many to generate.")
+def demo(directory: str, scenes: int) -> None:
+    """Generate a collection, run the whole chain on it, and show what comes out."""
+    from .demo import run_demo
+
+    run_demo(directory, scenes)
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--address", required=True, help="Of the cluster's dashboard, http://HOST:8265.")
+@click.option("--working-dir", help="A folder to send along; the cluster's nodes need maskrcnn-ray installed.")
+@click.option("--no-wait", is_flag=True, help="Return once the job is submitted.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def submit(address: str, working_dir: str | None, no_wait: bool, command: tuple[str, ...]) -> None:
+    """Run a maskrcnn command on a cluster through Ray Jobs: maskrcnn submit --address URL -- segment …"""
+    from .submit import submit_job
+
+    sys.exit(submit_job(address, command, working_dir=working_dir, wait=not no_wait))

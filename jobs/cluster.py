@@ -1,0 +1,108 @@
+"""Where the job runs: a Ray that is there, or one that is started on this machine for the job."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from maskrcnn.config import Speed
+from maskrcnn.errors import MaskrcnnError, RunError, UsageError
+
+log = logging.getLogger("maskrcnn")
+
+_LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # only shards and receipts' counts cross Ray
+
+
+@contextmanager
+def connected(address: str | None, speed: Speed) -> Iterator[Speed]:
+    """Connect to Ray for the time of a block; give back how fast to go there, with nothing left open.
+
+    Args:
+        address: of a cluster; None: `RAY_ADDRESS`, else a Ray that is started here and ends with the block.
+        speed: as asked for; `device="auto"` and `actors=None` are resolved.
+
+    Raises:
+        UsageError: an existing cluster, and no `--device`.
+        RunError: the cluster cannot be reached.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    local = address in (None, "local")
+    if not local and speed.device == "auto":
+        raise UsageError(
+            f"on the cluster at {address} say --device cpu or --device cuda: "
+            "its GPUs may not have been scaled up yet, so it cannot be guessed"
+        )
+    started_here = not ray.is_initialized()
+    if started_here:
+        _init(None if local else address)
+    try:
+        yield _resolved(speed, ray.cluster_resources())
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+def _init(address: str | None) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A notice about GPUs' environment variables that concerns nobody here.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        options |= {
+            "address": "local",
+            "include_dashboard": False,
+            "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
+    else:
+        options["address"] = address
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        where = address or "this machine"
+        raise RunError(f"cannot connect to Ray at {where}: {str(error).splitlines()[0]}") from error
+
+
+def _resolved(speed: Speed, resources: dict[str, float]) -> Speed:
+    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    device = speed.device
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    actors = speed.actors
+    if actors is None:
+        actors = max(gpus if device == "cuda" else cpus // speed.threads, 1)
+    return Speed(device=device, batch_size=speed.batch_size, threads=speed.threads, actors=actors)
+
+
+def cause_of(error: ray.exceptions.RayTaskError) -> BaseException:
+    """Return what a task raised, without the remote traceback that Ray puts into its text."""
+    return error.cause if isinstance(error.cause, BaseException) else error
+
+
+def run_all(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:
+    """Apply a function to each argument by Ray tasks, and return the results in order.
+
+    Raises:
+        MaskrcnnError: as a task raised it.
+        RunError: a task died.
+    """
+    task = ray.remote(num_cpus=1, max_retries=3)(_apply)
+    shared = ray.put(function)
+    try:
+        results: list[Any] = ray.get([task.remote(shared, argument) for argument in arguments])
+    except ray.exceptions.RayTaskError as error:
+        cause = cause_of(error)
+        if isinstance(cause, MaskrcnnError):
+            raise cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        raise RunError(f"a task of the reduce died: {str(error).splitlines()[0]}") from error
+    return results
+
+
+def _apply(function: Callable[[Any], Any], argument: Any) -> Any:
+    return function(argument)
+

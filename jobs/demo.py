@@ -1,0 +1,139 @@
+"""`maskrcnn demo`: the whole chain on a generated collection, with nothing from the network."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from maskrcnn.config import Compute, Speed
+from maskrcnn.errors import UsageError
+
+from .segment import Request, segment
+
+log = logging.getLogger("maskrcnn")
+
+SEED: Final = 20_000_000
+"""Far from the seeds that the embedded model was trained on."""
+
+QUERIES: Final = (
+    (
+        "How many of each category, and how large?",
+        """SELECT category, count(*) AS instances, round(avg(area))::INT AS mean_area_px
+           FROM 'OUT/instances/*.parquet' WHERE score >= 0.5
+           GROUP BY category ORDER BY instances DESC""",
+    ),
+    (
+        "Which scenes are the fullest?",
+        """SELECT name, count(*) AS instances, round(sum(area) / any_value(width * height), 3) AS covered
+           FROM 'OUT/images/*.parquet' JOIN 'OUT/instances/*.parquet' USING (image_id)
+           WHERE score >= 0.5 GROUP BY name ORDER BY instances DESC, name LIMIT 5""",
+    ),
+    (
+        "What stands within 40 pixels of a pool?",
+        """WITH centre AS (SELECT image_id, category, (box.xmin + box.xmax) / 2 AS x, (box.ymin + box.ymax) / 2 AS y
+                           FROM 'OUT/instances/*.parquet' WHERE score >= 0.5)
+           SELECT near.category, count(*) AS pairs FROM centre AS pool JOIN centre AS near USING (image_id)
+           WHERE pool.category = 'pool' AND near.category <> 'pool'
+             AND hypot(pool.x - near.x, pool.y - near.y) < 40
+           GROUP BY near.category ORDER BY pairs DESC""",
+    ),
+)
+
+
+def run_demo(directory: str, scenes: int) -> None:
+    """Generate scenes, segment them on a local Ray, and print accuracy and queries.
+
+    Args:
+        directory: gets `scenes/` (images and planted truth), `run/` and `overlay.png`; must not exist or be empty.
+        scenes: how many to generate.
+
+    Raises:
+        UsageError: the directory holds something already.
+    """
+    from maskrcnn.scenes import write_scenes
+
+    root = Path(directory)
+    if root.is_dir() and any(root.iterdir()):
+        raise UsageError(f"{root} is not empty; name another directory, or remove it")
+    started = time.monotonic()
+    log.info("generating %s scenes in %s", scenes, root / "scenes")
+    write_scenes(root / "scenes", scenes, seed=SEED)
+    run = root / "run"
+    request = Request(str(root / "scenes" / "instances.json"), str(run), Compute(model="scenes"))
+    # The truth's file names its images, so that ids agree and the results can be weighed against it.
+    segment(request, Speed(), None)
+    print_accuracy(root)
+    overlay = write_overlay(root)
+    print_queries(run)
+    click.echo(f"\nreport   {run / 'report.html'}\noverlay  {overlay}\ntables   {run}/images, {run}/instances")
+    click.echo(f"demo took {time.monotonic() - started:.0f} s")
+
+
+def print_accuracy(root: Path) -> None:
+    """Print box and mask AP of the run against the planted truth."""
+    from maskrcnn.evaluate import average_precision
+
+    truth, results = root / "scenes" / "instances.json", root / "run" / "coco" / "results.json"
+    click.echo("\nAgainst the planted truth (COCO average precision)")
+    for iou_type, name in (("bbox", "box"), ("segm", "mask")):
+        found = average_precision(truth, results, iou_type)
+        click.echo(f"{name} AP {found.ap:.3f}  (AP50 {found.ap50:.3f}, AP75 {found.ap75:.3f})")
+
+
+def write_overlay(root: Path) -> Path:
+    """Draw the detections over the first four scenes, as one picture."""
+    import json
+
+    import numpy as np
+    import pyarrow.compute as pc
+    from PIL import Image
+
+    import maskrcnn
+    from maskrcnn.storage import read_input
+
+    run = maskrcnn.open_run(str(root / "run"))
+    images, instances = run.images(), run.instances()
+    limits = maskrcnn.Limits(10**8, 10**9, 100.0)
+    drawn = []
+    for row in images.slice(0, 4).to_pylist():
+        found = instances.filter(pc.equal(instances["image_id"], row["image_id"]))
+        pixels = maskrcnn.decode_image(read_input(row["uri"], limits.max_bytes), limits).pixels
+        drawn.append(maskrcnn.draw_instances(pixels, detections_of(row, found), run.categories))
+    target = root / "overlay.png"
+    Image.fromarray(np.asarray(maskrcnn.contact_sheet(drawn, columns=2))).save(target)
+    return target
+
+
+def detections_of(row: dict[str, Any], instances: Any) -> Any:
+    """Return an image's rows of the tables as `Detections`."""
+    import numpy as np
+
+    from maskrcnn.types import Detections
+
+    boxes = [instances["box"].combine_chunks().field(side).to_numpy() for side in range(4)]
+    counts = instances["segmentation"].combine_chunks().field("counts").to_pylist()
+    return Detections(
+        height=row["height"],
+        width=row["width"],
+        boxes=np.stack(boxes, axis=1),
+        labels=instances["category_id"].to_numpy().astype(np.int32),
+        scores=instances["score"].to_numpy(),
+        masks=tuple(text.encode() for text in counts),
+        areas=instances["area"].to_numpy(),
+        edges=np.array(instances["edge"].to_pylist(), np.bool_),
+        capped=row["capped"],
+    )
+
+
+def print_queries(run: Path) -> None:
+    """Print three DuckDB queries and their answers."""
+    try:
+        import duckdb
+    except ImportError:
+        click.echo("\n(install duckdb to see three queries over the tables)")
+        return
+    for question, query in QUERIES:
+        sql = query.replace("OUT", str(run))
+        click.echo(f"\n{question}\n  {' '.join(sql.split())}\n{duckdb.sql(sql)}")

@@ -1,0 +1,82 @@
+"""How far the sweep is: one line that rewrites itself on a terminal, log lines elsewhere."""
+
+import logging
+import sys
+import time
+from typing import TextIO
+
+log = logging.getLogger("maskrcnn")
+
+LOG_EVERY_S = 15.0
+REDRAW_EVERY_S = 0.2
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people read them.
+
+    >>> duration(42.4), duration(125), duration(7325)
+    ('42 s', '2 min 05 s', '2 h 02 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Progress:
+    """Counts images as shards finish.
+
+    Args:
+        total: images of the whole run.
+        done: images that an earlier start finished.
+        stream: where the line goes; a terminal gets one line that is redrawn.
+    """
+
+    def __init__(self, total: int, done: int, stream: TextIO = sys.stderr) -> None:
+        self._total = total
+        self._before = self._done = done
+        self._failed = self._instances = 0
+        self._stream = stream
+        self._terminal = stream.isatty()
+        self._started = self._shown = time.monotonic()
+
+    def add(self, counts: dict[str, int]) -> None:
+        """Count a finished shard."""
+        self._done += counts["ok"] + counts["empty"] + counts["failed"]
+        self._failed += counts["failed"]
+        self._instances += counts["instances"]
+        self.show()
+
+    def show(self, *, actors: int | None = None, force: bool = False) -> None:
+        """Show the line, unless it was shown a moment ago."""
+        now = time.monotonic()
+        if not force and now - self._shown < (REDRAW_EVERY_S if self._terminal else LOG_EVERY_S):
+            return
+        self._shown = now
+        if self._terminal:
+            self._stream.write(f"\r\x1b[2K{self.line(actors)}")
+            self._stream.flush()
+        else:
+            log.info("%s", self.line(actors))
+
+    def line(self, actors: int | None = None) -> str:
+        """Return the line: images done, failed, images/s, time left."""
+        elapsed = time.monotonic() - self._started
+        fresh = self._done - self._before
+        pace = fresh / elapsed if fresh else 0.0
+        left = f"{duration((self._total - self._done) / pace)} left" if pace else "starting"
+        share = 100 * self._done // self._total
+        text = (
+            f"{self._done:,}/{self._total:,} images ({share} %), {self._failed:,} failed, "
+            f"{self._instances:,} instances, {pace:.1f} images/s, {left}"
+        )
+        return text if actors is None else f"{text}, {actors} actors"
+
+    def close(self) -> None:
+        """Show the last state and leave the line."""
+        self.show(force=True)
+        if self._terminal:
+            self._stream.write("\n")
+            self._stream.flush()

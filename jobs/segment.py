@@ -1,0 +1,248 @@
+"""The job: plan or resume, sweep, reduce."""
+
+import datetime
+import importlib.metadata
+import logging
+import platform
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from maskrcnn.config import Compute, Cut, Speed, default_shard_images, settings_of
+from maskrcnn.errors import RunError, UsageError
+from maskrcnn.manifest import Inputs, ManifestReader, read_inputs, source_of, write_manifest
+from maskrcnn.parts import RECEIPTS
+from maskrcnn.plan import PLAN, Plan, differences, read_plan, read_run, run_digest, write_run
+from maskrcnn.reduce import read_success, reduce_run
+from maskrcnn.schema import SCHEMA_VERSION
+from maskrcnn.storage import Storage
+from maskrcnn.weights import ModelCard, describe_model
+
+from .actor import PROBES, WorkerSpec
+from .progress import Progress
+
+log = logging.getLogger("maskrcnn")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A run as the user asked for it."""
+
+    source: str
+    """The inputs: a folder, glob, prefix, manifest or COCO JSON."""
+    output: str
+    compute: Compute
+    shard_images: int | None = None
+    """None: by the number of inputs, see `config.default_shard_images`."""
+    images_root: str | None = None
+    coco_mode: str = "auto"
+
+
+def prepare(request: Request) -> Plan:
+    """Plan the run, or take up the plan that the output holds.
+
+    Raises:
+        UsageError: the inputs or the model are wrong, or the output holds another run or other files.
+    """
+    storage = Storage(request.output)
+    card = describe_model(request.compute.model, request.compute.labels)
+    if card.notice:
+        log.warning("%s", card.notice)
+    plan = read_plan(storage)
+    if plan is None:
+        return _plan_anew(request, storage, card)
+    _check_same(request, storage, plan, card)
+    log.info("keeping to the plan of %s: %s images; the inputs are not listed again", plan.created, f"{plan.rows:,}")
+    return plan
+
+
+def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> Plan:
+    # run.json or a manifest without a plan are what a planning that died left behind; they are written again.
+    foreign = [path for path in storage.list() if path not in ("run.json", "manifest.parquet")]
+    if foreign:
+        raise UsageError(
+            f"{request.output} is not empty and holds no plan (it has {foreign[0]}); name an empty directory"
+        )
+    _check_categories(request.compute, card)
+    inputs = read_inputs(request.source, images_root=request.images_root, limit=request.compute.limit)
+    _tell_skipped(inputs)
+    cut = Cut(request.shard_images or default_shard_images(len(inputs.table)))
+    settings = settings_of(request.compute, cut)
+    manifest_sha256 = write_manifest(storage, inputs.table)
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    digest = run_digest(settings, card.sha256)
+    plan = Plan(1, len(inputs.table), cut.shard_images, manifest_sha256, digest, created)
+    run = {
+        "schema_version": SCHEMA_VERSION,
+        "created": created,
+        "settings": settings,
+        "digest": digest,
+        "model": _model_entry(card),
+        "inputs": {
+            "source": inputs.source,
+            "source_sha256": inputs.source_sha256,
+            "images_root": request.images_root,
+            "rows": plan.rows,
+            "ids_given": inputs.ids_given,
+            "skipped": inputs.skipped,
+            "manifest_sha256": manifest_sha256,
+        },
+        "versions": versions(),
+    }
+    write_run(storage, run, plan)
+    log.info("planned %s images in %s shards", f"{plan.rows:,}", f"{len(plan):,}")
+    return plan
+
+
+def _check_same(request: Request, storage: Storage, plan: Plan, card: ModelCard) -> None:
+    """Refuse to continue a run with other settings, weights or inputs than it was planned with."""
+    run = read_run(storage)
+    asked = settings_of(request.compute, Cut(request.shard_images or plan.shard_images))
+    source, source_sha256 = source_of(request.source)
+    planned_facts = {"input": run["inputs"]["source"], "manifest file (sha256)": run["inputs"]["source_sha256"]}
+    asked_facts = {"input": source, "manifest file (sha256)": source_sha256}
+    planned_facts["weights (sha256)"] = run["model"]["sha256"]
+    asked_facts["weights (sha256)"] = card.sha256
+    changed = differences(run["settings"], asked) + differences(planned_facts, asked_facts)
+    if changed:
+        raise UsageError(
+            f"{request.output} holds another run ({'; '.join(changed)}); "
+            "repeat its command to continue it, or name another output"
+        )
+
+
+def _check_categories(compute: Compute, card: ModelCard) -> None:
+    import difflib
+
+    names = [category.name for category in card.categories]
+    for name in compute.categories:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it knows {', '.join(names[:12])} …"
+            raise UsageError(f"the model {card.name} has no category {name!r}{hint}")
+
+
+def _tell_skipped(inputs: Inputs) -> None:
+    if inputs.skipped:
+        counts = ", ".join(f"{count:,} {suffix or '(no suffix)'}" for suffix, count in inputs.skipped.items())
+        log.info("passed over files that are no images: %s", counts)
+
+
+def _model_entry(card: ModelCard) -> dict[str, Any]:
+    return {
+        "name": card.name,
+        "uri": card.uri,
+        "sha256": card.sha256,
+        "architecture": card.architecture,
+        "categories": [{"id": category.id, "name": category.name} for category in card.categories],
+        "min_size": card.min_size,
+        "max_size": card.max_size,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides the rows, without importing any of it."""
+    names = ("maskrcnn-ray", "torch", "torchvision", "pillow", "numpy", "pyarrow", "pycocotools", "ray")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def sweep(request: Request, plan: Plan, speed: Speed) -> float | None:
+    """Run the shards that have no receipt, on the Ray that is connected.
+
+    Returns:
+        Seconds it took; None where an earlier start had done a part of it, so that no pace follows.
+    """
+    from .sweep import Sweep
+
+    storage = Storage(request.output)
+    receipts = storage.list(RECEIPTS)
+    n_pending = sum(1 for _ in plan.pending(receipts))
+    done = plan.rows - sum(len(shard) for shard in plan.pending(receipts))
+    if done:
+        log.info("%s of %s shards are done already", f"{len(plan) - n_pending:,}", f"{len(plan):,}")
+    if n_pending == 0:
+        return None
+    compute = request.compute
+    spec = WorkerSpec(
+        url=storage.url,
+        model=compute.model,
+        labels=compute.labels,
+        model_sha256=read_run(storage)["model"]["sha256"],
+        min_score=compute.min_score,
+        max_detections=compute.max_detections,
+        categories=compute.categories,
+        max_pixels=compute.max_pixels,
+        max_bytes=compute.max_bytes,
+        device=speed.device,
+        batch_size=speed.batch_size,
+        threads=speed.threads,
+    )
+    first_uri = ManifestReader(storage).rows(0, 1)["uri"][0].as_py()
+    log.info("%s shards on up to %s %s actors", f"{n_pending:,}", speed.actors, speed.device)
+    started = time.monotonic()
+    progress = Progress(plan.rows, done)
+    try:
+        Sweep(spec, first_uri, speed.actors or 1, progress).run(plan.pending(receipts), n_pending)
+    finally:
+        progress.close()
+    storage.remove_tree(PROBES)
+    return None if done else time.monotonic() - started
+
+
+def segment(request: Request, speed: Speed, address: str | None) -> dict[str, Any]:
+    """Run the whole job, or what is left of it; return the content of `_SUCCESS`.
+
+    Raises:
+        UsageError: the command is wrong.
+        RunError: the run stopped before its end; the same command continues it.
+    """
+    from .cluster import connected, run_all
+
+    plan = prepare(request)
+    storage = Storage(request.output)
+    success = read_success(storage)
+    if success is not None:
+        log.info("%s is finished already", request.output)
+        return success
+    with connected(address, speed) as resolved:
+        wall_s = sweep(request, plan, resolved)
+        log.info("writing tables, COCO JSON, statistics and report")
+        return reduce_run(storage.url, coco_mode=request.coco_mode, run_all=run_all, wall_s=wall_s)
+
+
+def status(output: str) -> dict[str, Any]:
+    """Return how far a run is, from its plan and receipts alone.
+
+    Raises:
+        UsageError: the output holds no plan.
+    """
+    storage = Storage(output)
+    plan = read_plan(storage)
+    if plan is None:
+        raise UsageError(f"{output} holds no plan (no {PLAN})")
+    pending = list(plan.pending(storage.list(RECEIPTS)))
+    success = read_success(storage)
+    state = "finished" if success else "swept" if not pending else "unfinished"
+    return {
+        "state": state,
+        "created": plan.created,
+        "images": plan.rows,
+        "images_done": plan.rows - sum(len(shard) for shard in pending),
+        "shards": len(plan),
+        "shards_done": len(plan) - len(pending),
+        "counts": success["counts"] if success else None,
+    }
+
+
+def collect_garbage(output: str) -> int:
+    """Remove what only the sweep needed, of a finished run; return how many files went.
+
+    Raises:
+        RunError: the run is not finished, so that its shards are still needed.
+    """
+    storage = Storage(output)
+    if read_success(storage) is None:
+        raise RunError(f"{output} is not finished; its shards are still needed")
+    files = storage.list("shards")
+    storage.remove_tree("shards")
+    return len(files)

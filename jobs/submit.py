@@ -1,0 +1,54 @@
+"""`maskrcnn submit`: the same command line, as a Ray job on a cluster."""
+
+import asyncio
+import logging
+import shlex
+from collections.abc import Sequence
+
+import click
+
+from maskrcnn.errors import RunError, UsageError
+
+log = logging.getLogger("maskrcnn")
+
+
+def submit_job(address: str, command: Sequence[str], *, working_dir: str | None, wait: bool) -> int:
+    """Submit `maskrcnn COMMAND` to the cluster and follow its log.
+
+    Credentials never travel: the job reads them from its node's role or environment.
+
+    Returns:
+        0 where the job succeeded or is not waited for; 1 where it failed.
+
+    Raises:
+        UsageError: the command is not one of maskrcnn's.
+        RunError: the cluster cannot be reached.
+    """
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    from .cli import main
+
+    if command[0] not in main.commands:
+        raise UsageError(f"maskrcnn has no command {command[0]!r}; it has {', '.join(main.commands)}")
+    try:
+        client = JobSubmissionClient(address)
+        runtime_env = {"working_dir": working_dir} if working_dir else {}
+        job = client.submit_job(entrypoint=shlex.join(["maskrcnn", *command]), runtime_env=runtime_env)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise RunError(f"cannot submit to {address}: {str(error).splitlines()[0]}") from error
+    click.echo(job)
+    if not wait:
+        return 0
+    try:
+        asyncio.run(_follow(client, job))
+    except KeyboardInterrupt:
+        log.warning("the job goes on; stop it with: ray job stop --address %s %s", address, job)
+        raise
+    status = client.get_job_status(job)
+    log.info("%s: %s", job, status)
+    return 0 if status == JobStatus.SUCCEEDED else 1
+
+
+async def _follow(client: "object", job: str) -> None:
+    async for text in client.tail_job_logs(job):  # type: ignore[attr-defined]
+        click.echo(text, nl=False)

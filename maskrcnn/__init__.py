@@ -1,0 +1,69 @@
+"""Mask R-CNN over image collections: the library, without Ray.
+
+>>> import maskrcnn
+>>> model = maskrcnn.load_model("scenes")            # doctest: +SKIP
+>>> segmenter = maskrcnn.Segmenter(model)            # doctest: +SKIP
+>>> [detections] = segmenter.segment([pixels])       # doctest: +SKIP
+
+Importing this package is cheap; torch is imported with the first name that needs it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import ERROR_CODES, ItemError, MaskrcnnError, RunError, UsageError
+from .types import Category, Detections
+
+if TYPE_CHECKING:
+    from .decode import Limits, decode_image
+    from .model import Model, load_model
+    from .planted import PlantedSegmenter
+    from .run import Run, open_run
+    from .segmenter import MaskRCNNSegmenter as Segmenter
+    from .visualize import contact_sheet, draw_instances, draw_mask
+
+_LAZY = {
+    "Limits": "decode",
+    "Model": "model",
+    "PlantedSegmenter": "planted",
+    "Run": "run",
+    "Segmenter": "segmenter",
+    "contact_sheet": "visualize",
+    "decode_image": "decode",
+    "draw_instances": "visualize",
+    "draw_mask": "visualize",
+    "load_model": "model",
+    "open_run": "run",
+}
+
+__all__ = [
+    "ERROR_CODES",
+    "Category",
+    "Detections",
+    "ItemError",
+    "Limits",
+    "MaskrcnnError",
+    "Model",
+    "PlantedSegmenter",
+    "Run",
+    "RunError",
+    "Segmenter",
+    "UsageError",
+    "contact_sheet",
+    "decode_image",
+    "draw_instances",
+    "draw_mask",
+    "load_model",
+    "open_run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f".{_LAZY[name]}", __name__)
+    return getattr(module, "MaskRCNNSegmenter" if name == "Segmenter" else name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,68 @@
+"""Everything that can go wrong, by who must act.
+
+    MaskrcnnError
+    ├── UsageError          the user's command, configuration or input collection; exit code 2
+    ├── RunError            the run cannot go on (storage, weights, cluster), and can be resumed; exit code 3
+    └── ItemError           one image cannot be processed; it becomes a row of `images` with a code
+
+An item's fault never stops a run, a run's fault never becomes a row. `ItemError` is caught in one place,
+`worker.run_shard`.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+ERROR_CODES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "not_found": "the object does not exist",
+        "access_denied": "the store refused the read (403)",
+        "storage_error": "the store failed, after retries",
+        "changed": "the object is not the one that was planned (its etag differs)",
+        "empty_file": "zero bytes",
+        "too_many_bytes": "the file is larger than the limit on bytes",
+        "not_an_image": "the content is no image (HTML, text, an archive, …)",
+        "unsupported_format": "an image, but not JPEG, PNG, WebP, BMP, GIF or TIFF",
+        "unsupported_pixels": "float, 32-bit or multi-band pixels, which need a stated scaling",
+        "truncated": "the file ends before the image does",
+        "corrupt": "the file cannot be decoded",
+        "too_many_pixels": "the header promises more pixels than the limit",
+        "aspect": "so elongated that the model's resize would make it less than a pixel high or wide",
+        "out_of_memory": "the image alone does not fit into memory",
+        "partial": "some windows of the image failed; the others are kept",
+        "timeout": "the image alone made no progress until its deadline",
+        "worker_crash": "the image alone killed its worker process",
+    }
+)
+"""The closed table of what may stand in the column `error`, with the meaning of each code."""
+
+
+class MaskrcnnError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+class UsageError(MaskrcnnError):
+    """The command, its configuration or its inputs are wrong; the message says what to do."""
+
+
+class RunError(MaskrcnnError):
+    """The run stopped before its end for a reason outside of its inputs; it can be resumed."""
+
+
+class ItemError(MaskrcnnError):
+    """One image cannot be processed.
+
+    Attributes:
+        code: one of `ERROR_CODES`.
+        message: one line for a person, without the code.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        if code not in ERROR_CODES:
+            raise ValueError(f"unknown error code {code!r}")
+        super().__init__(code, message)
+        self.code = code
+        self.message = " ".join(message.split())[:500]
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"

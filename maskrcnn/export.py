@@ -1,0 +1,301 @@
+"""A finished run in the forms that other tools read: COCO JSON, CSV, PNG label maps.
+
+Each export streams the tables and writes to an empty folder or prefix of its own. The tables stay the truth:
+an export leaves out images that failed, and what its format cannot say.
+"""
+
+import csv
+import io
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from .coco import image_batches, instance_batches, plan_files, write_dataset, write_results
+from .errors import RunError, UsageError
+from .parts import Part
+from .rle import rle_boxes_xywh
+from .schema import INSTANCES
+from .storage import Storage
+from .types import Category
+
+CSV: Final = pa.schema(
+    [
+        ("name", pa.string()),
+        ("image_id", pa.int64()),
+        ("instance", pa.int32()),
+        ("category_id", pa.int32()),
+        ("category", pa.string()),
+        ("score", pa.float32()),
+        *[(side, pa.float32()) for side in ("xmin", "ymin", "xmax", "ymax")],
+        ("area", pa.int64()),
+    ]
+)
+"""The columns of `instances.csv`."""
+MASKS_COLUMNS: Final = ("file", "value", "name", "image_id", "instance", "category_id", "category", "score")
+MAX_LABELS: Final = 2**16 - 1
+"""What a 16-bit label map can tell apart, besides the background."""
+
+# What a spreadsheet takes for a formula, the full-width forms included.
+# https://owasp.org/www-community/attacks/CSV_Injection
+_FORMULA: Final = "^[=+\\-@\uff1d\uff0b\uff0d\uff20\t\r\n]"
+
+
+def export_coco(
+    run: Storage,
+    parts: Sequence[Part],
+    categories: Sequence[Category],
+    dest: str,
+    info: dict[str, Any],
+    *,
+    mode: str = "auto",
+) -> int:
+    """Write the COCO files of a run below `dest`, as `coco.plan_files` lays them out; return the annotations.
+
+    Args:
+        run: the run's directory.
+        parts: all its parts, in order.
+        categories: what its model can find.
+        dest: path or url of an empty folder or prefix.
+        info: `info` of the dataset form.
+        mode: see `coco.plan_files`.
+
+    Raises:
+        UsageError: `dest` is not empty, or masks are drawn in frames of their own.
+        RunError: something cannot be read or stored.
+    """
+    destination = _empty_destination(dest)
+    count = 0
+    for file in plan_files(parts, mode):
+        count += write_dataset(
+            run, file.parts, categories, file.dataset_target, info, destination=destination
+        )
+        write_results(run, file.parts, file.results_target, destination=destination)
+    return count
+
+
+def export_csv(run: Storage, parts: Sequence[Part], dest: str) -> int:
+    """Write `instances.csv` below `dest`, one row an instance (`CSV`), and return the number of rows.
+
+    A name or category that a spreadsheet would take for a formula (it begins with =, +, -, @, a tab or a line
+    break) gets an apostrophe in front. Texts stand in quotes; lines end with a line feed; UTF-8.
+
+    Raises:
+        UsageError: `dest` is not empty.
+        RunError: something cannot be read or stored.
+    """
+    destination = _empty_destination(dest)
+    count = 0
+    with tempfile.TemporaryDirectory(prefix="maskrcnn-") as folder:
+        local = Path(folder) / "instances.csv"
+        with pacsv.CSVWriter(local, CSV) as writer:
+            for part in parts:
+                names = _names(run, part)
+                for batch in instance_batches(run, [part], _CSV_READ):
+                    writer.write_batch(_csv_rows(batch, names))
+                    count += len(batch)
+        destination.put_file("instances.csv", local)
+    return count
+
+
+def export_png_masks(
+    run: Storage, parts: Sequence[Part], dest: str, naming: Literal["name", "id"] = "name"
+) -> int:
+    """Write one PNG label map an image below `dest`/masks, and `masks.csv`; return the number of label maps.
+
+    A pixel's value is `instance` + 1, and 0 where there is none; where masks overlap, the higher score is on
+    top. The maps have 8 bits a pixel up to 255 instances, else 16. `masks.csv` (`MASKS_COLUMNS`) has one row
+    an instance: which value in which file is what; formulas are guarded as in `export_csv`. An image in which
+    nothing was found has a map of zeros and no row.
+
+    Args:
+        run: the run's directory.
+        parts: all its parts, in order.
+        dest: path or url of an empty folder or prefix.
+        naming: `name`: after the image, sub-folders kept (see `safe_name`). `id`: after its `image_id`.
+
+    Raises:
+        UsageError: `dest` is not empty, an image has more than `MAX_LABELS` instances, or masks are drawn in
+            frames of their own.
+        RunError: something cannot be read or stored.
+    """
+    destination = _empty_destination(dest)
+    _check_labels_fit(run, parts)
+    count = 0
+    with tempfile.TemporaryDirectory(prefix="maskrcnn-") as folder:
+        local = Path(folder) / "masks.csv"
+        with local.open("w", encoding="utf-8", newline="") as text:
+            index = csv.writer(text, lineterminator="\n")
+            index.writerow(MASKS_COLUMNS)
+            for image in _labelled_images(run, parts):
+                stem = safe_name(image.name, image.image_id) if naming == "name" else str(image.image_id)
+                path = f"masks/{stem}.png"
+                destination.write(path, _png(label_map(image.height, image.width, image.rles())))
+                index.writerows(_index_rows(path, image))
+                count += 1
+        destination.put_file("masks.csv", local)
+    return count
+
+
+def label_map(
+    height: int, width: int, rles: Sequence[dict[str, Any]]
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Draw masks into one picture, the first on top.
+
+    Args:
+        height: of the image, pixels.
+        width: of the image, pixels.
+        rles: N <= `MAX_LABELS` masks as `pycocotools.mask` takes them, by score descending.
+
+    Returns:
+        (height, width), uint8 if N <= 255, else uint16: the number of the mask from 1, or 0.
+    """
+    # Column-major, as the runs are.
+    labels = np.zeros((height, width), np.uint8 if len(rles) <= 255 else np.uint16, order="F")
+    boxes = rle_boxes_xywh(rles).astype(np.int64)
+    for number in range(len(rles), 0, -1):
+        x, y, w, h = boxes[number - 1]
+        inside = np.s_[y : y + h, x : x + w]
+        drawn = coco_mask.decode(rles[number - 1])  # (height, width) uint8
+        labels[inside][drawn[inside] == 1] = number
+    return labels
+
+
+def safe_name(name: str, image_id: int) -> str:
+    r"""Return a relative path that is as near to a name as is safe, and differs for different images.
+
+    Sub-folders stay. Steps up, drive letters, empty and over-long parts and characters that some file system
+    refuses do not; a name that had to change ends in `~` and its image's id, and so does one that looks as if
+    it had.
+
+    >>> safe_name("site 1/übung.jpg", 7), safe_name("../../etc/passwd", 8)
+    ('site 1/übung.jpg', 'etc/passwd~8')
+    """
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    cleaned = [_safe_part(part) for part in parts]
+    # A folder must not have the name of a label map beside it.
+    cleaned[:-1] = [f"{folder}_" if folder.lower().endswith(".png") else folder for folder in cleaned[:-1]]
+    safe = "/".join(cleaned) or "_"
+    return safe if safe == name and not re.search(r"~\d+$", safe) else f"{safe}~{image_id}"
+
+
+def _safe_part(part: str) -> str:
+    plain = re.sub(r'[\x00-\x1f\x7f<>:"|?*]', "_", part)
+    # File systems take 255 bytes; some are kept for the id and the suffix. Windows drops final blanks and dots.
+    return plain.encode()[:200].decode(errors="ignore").rstrip(" .") or "_"
+
+
+def _empty_destination(dest: str) -> Storage:
+    destination = Storage(dest)
+    if destination.list():
+        raise UsageError(f"{dest} is not empty; an export goes to a folder or prefix of its own")
+    return destination
+
+
+# CSV
+
+_CSV_READ: Final = ("image_id", "instance", "category_id", "category", "score", "box", "area")
+
+
+def _names(run: Storage, part: Part) -> pa.Table:
+    """Return `image_id` and `name` of a part's images."""
+    batches = image_batches(run, [part], ("image_id", "name", "status"))
+    schema = pa.schema([("image_id", pa.int64()), ("name", pa.string())])
+    return pa.Table.from_batches([b.select(["image_id", "name"]).cast(schema) for b in batches], schema)
+
+
+def _csv_rows(batch: pa.RecordBatch, names: pa.Table) -> pa.RecordBatch:
+    position = pc.index_in(batch["image_id"], names["image_id"])
+    if position.null_count:
+        raise RunError("an instance belongs to no image of its part")
+    name = names["name"].take(position).combine_chunks()
+    columns = [
+        _guarded(name), batch["image_id"], batch["instance"], batch["category_id"],
+        _guarded(batch["category"].cast(pa.string())), batch["score"], *batch["box"].flatten(), batch["area"],
+    ]  # fmt: skip
+    return pa.record_batch(columns, schema=CSV)
+
+
+def _guarded(texts: pa.StringArray) -> pa.StringArray:
+    formula = pc.match_substring_regex(texts, _FORMULA)
+    return pc.if_else(formula, pc.binary_join_element_wise("'", texts, ""), texts)
+
+
+# Label maps
+
+_IMAGES_READ: Final = ("image_id", "name", "status", "width", "height", "n_instances")
+_LABELLED: Final = pa.schema(
+    INSTANCES.field(name)
+    for name in ("image_id", "instance", "category_id", "category", "score", "segmentation", "frame")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _LabelledImage:
+    """An image that did not fail, with its rows of `instances`, by score descending."""
+
+    image_id: int
+    name: str
+    width: int
+    height: int
+    instances: pa.Table
+
+    def rles(self) -> list[dict[str, Any]]:
+        rles: list[dict[str, Any]] = self.instances["segmentation"].to_pylist()
+        return rles
+
+
+def _check_labels_fit(run: Storage, parts: Sequence[Part]) -> None:
+    for batch in image_batches(run, parts, ("image_id", "status", "n_instances")):
+        most = pc.max(batch["n_instances"]).as_py() or 0
+        if most > MAX_LABELS:
+            row = batch.filter(pc.equal(batch["n_instances"], most))
+            raise UsageError(
+                f"image {row['image_id'][0]} has {most} instances; a label map holds at most {MAX_LABELS}"
+            )
+
+
+def _labelled_images(run: Storage, parts: Sequence[Part]) -> Iterator[_LabelledImage]:
+    """Walk through images and instances side by side: both are in the order of the manifest."""
+    for part in parts:
+        stream = instance_batches(run, [part], _LABELLED.names)
+        waiting = _LABELLED.empty_table()
+        for batch in image_batches(run, [part], _IMAGES_READ):
+            for row in batch.to_pylist():
+                n = row["n_instances"]
+                while len(waiting) < n and (following := next(stream, None)) is not None:
+                    waiting = pa.concat_tables([waiting, pa.Table.from_batches([following])])
+                instances, waiting = waiting.slice(0, n), waiting.slice(n)
+                if instances["image_id"].to_pylist() != [row["image_id"]] * n:
+                    raise RunError(f"{part.instances} does not follow the rows of {part.images}")
+                yield _LabelledImage(row["image_id"], row["name"], row["width"], row["height"], instances)
+
+
+def _index_rows(path: str, image: _LabelledImage) -> Iterator[tuple[Any, ...]]:
+    [name] = _guarded(pa.array([image.name])).to_pylist()
+    rows = image.instances
+    columns = (
+        rows["instance"],
+        rows["category_id"],
+        _guarded(rows["category"].cast(pa.string())),
+        rows["score"],
+    )
+    for instance, category_id, category, score in zip(*(c.to_pylist() for c in columns), strict=True):
+        shortest = str(np.float32(score))
+        yield path, instance + 1, name, image.image_id, instance, category_id, category, shortest
+
+
+def _png(labels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(labels).save(buffer, "PNG")
+    return buffer.getvalue()

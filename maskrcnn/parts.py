@@ -1,0 +1,188 @@
+"""Files of results: built locally, read back, put in one PUT; and the receipts that make them count.
+
+A writer that streams to its final name leaves a truncated but *readable* Parquet when its caller raises
+(apache/arrow#40502). So a file is built in memory, opened again and counted, and only then stored. The receipt is
+stored last: an attempt without one never happened.
+"""
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .errors import RunError
+from .plan import Shard
+from .storage import Storage
+
+SHARDS: Final = "shards"
+RECEIPTS: Final = "receipts"
+IMAGES: Final = "images"
+INSTANCES: Final = "instances"
+ROW_GROUP_ROWS: Final = 122_880
+"""DuckDB's own row group, so that one of its threads takes one group."""
+
+# What repeats within a file. A dictionary of anything else (run-length strings, ids, names) only costs.
+_REPEATING: Final = ("image_id", "status", "error", "category_id", "category", "segmentation.size.list.element")
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A stored file, with what is needed to prove that it is still the same."""
+
+    path: str
+    """Below the run's directory."""
+    sha256: str
+    bytes: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The users' files of consecutive images: their rows, and their instances in the same order."""
+
+    images: str
+    """Path below the run's directory."""
+    instances: str
+    n_images: int
+    n_instances: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The commit record of one attempt at a shard: what was written, and what was found."""
+
+    shard: str
+    attempt: str
+    start: int
+    stop: int
+    images: File
+    instances: File
+    counts: dict[str, int]
+    """`ok`, `empty`, `failed`, `instances`."""
+    stats: dict[str, Any]
+    """`stats.Stats` of the shard, as JSON."""
+    timings: dict[str, float]
+    """Seconds by stage."""
+    execution: dict[str, Any]
+    """Where and how: node, device, dtype, batch_size, threads, versions."""
+
+    def to_json(self) -> str:
+        """Return the content of the receipt's file."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str | bytes) -> "Receipt":
+        """Return the receipt that `to_json` wrote."""
+        fields = json.loads(text)
+        files = {name: File(**fields.pop(name)) for name in ("images", "instances")}
+        return Receipt(**files, **fields)
+
+
+def receipt_path(shard: str, attempt: str) -> str:
+    """Return where the receipt of an attempt lies."""
+    return f"{RECEIPTS}/{shard}.{attempt}.json"
+
+
+def write_table(storage: Storage, path: str, table: pa.Table) -> File:
+    """Store a table as one Parquet file, in one PUT, after it was read back."""
+    return write_tables(storage, path, table.schema, [table])
+
+
+def write_tables(storage: Storage, path: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> File:
+    """Store tables of one schema as one Parquet file, in one PUT, after it was read back.
+
+    The row groups are of `ROW_GROUP_ROWS`, however the rows come; at most one group is held in memory. Equal
+    rows give equal bytes with one version of pyarrow.
+
+    Raises:
+        RunError: what was built does not read back, or cannot be stored.
+    """
+    with tempfile.TemporaryDirectory(prefix="maskrcnn-") as folder:
+        local = Path(folder) / "part.parquet"
+        rows = 0
+        with pq.ParquetWriter(
+            local, schema, compression="zstd", use_dictionary=list(_REPEATING), write_page_index=True
+        ) as writer:
+            for group in _row_groups(schema, tables):
+                writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
+                rows += len(group)
+        with pq.ParquetFile(local) as readback:
+            intact = readback.metadata.num_rows == rows and readback.schema_arrow.equals(schema)
+            if intact:
+                for _ in readback.iter_batches():  # decodes every page
+                    pass
+        if not intact:
+            raise RunError(f"{path} does not read back as it was written; is the local disk sound?")
+        with local.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = local.stat().st_size
+        storage.put_file(path, local)
+    return File(path, sha256, size, rows)
+
+
+def _row_groups(schema: pa.Schema, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    waiting: list[pa.Table] = []
+    n_waiting = 0
+    for table in tables:
+        waiting.append(table)
+        n_waiting += len(table)
+        if n_waiting >= ROW_GROUP_ROWS:
+            joined = pa.concat_tables(waiting)
+            whole = n_waiting - n_waiting % ROW_GROUP_ROWS
+            yield joined.slice(0, whole)
+            waiting, n_waiting = [joined.slice(whole)], n_waiting - whole
+    yield pa.concat_tables([schema.empty_table(), *waiting])
+
+
+def write_shard(
+    storage: Storage,
+    shard: Shard,
+    attempt: str,
+    images: pa.Table,
+    instances: pa.Table,
+    *,
+    stats: dict[str, Any],
+    timings: dict[str, float],
+    execution: dict[str, Any],
+) -> Receipt:
+    """Store what an attempt at a shard found, and last the receipt that makes it count.
+
+    Args:
+        timings: seconds by stage, `wall` among them; the time to write is added here.
+    """
+    started = time.perf_counter()
+    folder = f"{SHARDS}/{shard.name}/{attempt}"
+    status = pc.value_counts(images["status"]).to_pylist()
+    counts = {"ok": 0, "empty": 0, "failed": 0} | {row["values"]: row["counts"] for row in status}
+    images_file = write_table(storage, f"{folder}/images.parquet", images)
+    instances_file = write_table(storage, f"{folder}/instances.parquet", instances)
+    write_s = time.perf_counter() - started
+    receipt = Receipt(
+        shard=shard.name,
+        attempt=attempt,
+        start=shard.start,
+        stop=shard.stop,
+        images=images_file,
+        instances=instances_file,
+        counts=counts | {"instances": len(instances)},
+        stats=stats,
+        timings=timings | {"write": round(write_s, 6), "wall": round(timings["wall"] + write_s, 6)},
+        execution=execution,
+    )
+    storage.write(receipt_path(shard.name, attempt), receipt.to_json().encode())
+    return receipt
+
+
+def read_table(storage: Storage, path: str) -> pa.Table:
+    """Return a whole Parquet file of the run."""
+    with storage.open(path) as file:
+        return pq.read_table(file)

@@ -1,0 +1,274 @@
+"""Images whose pixels carry their own truth, and a segmenter that reads it.
+
+They stand in where the network is not what is tested: whole runs, with kills and retries, then cost
+milliseconds. The truth is exact, so a run over planted images has one right result. It survives lossless
+formats only.
+
+The first bytes of the pixels, row by row, are `SIGNATURE`, the payload's length (uint32, little-endian), its
+CRC-32, and the payload: JSON, a list of the fields of each `PlantedInstance`.
+"""
+
+import dataclasses
+import json
+import struct
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .rle import crop_to_rle, masks_edges, rle_areas, rle_boxes_xywh
+from .types import Category, Detections, Pixels, detection_order
+
+PLANTED_CATEGORIES: Final = (
+    Category(1, "plank"),
+    Category(2, "coin"),
+    Category(5, "leaf"),
+)
+"""What can be planted; the ids have a gap, as COCO's have."""
+
+SIGNATURE: Final = b"maskrcnn-planted"
+_HEADER: Final = struct.Struct("<16sII")
+_COLORS: Final = np.array([[176, 132, 84], [212, 180, 60], [72, 148, 84]], np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class PlantedInstance:
+    """One object to plant: a rectangle or an ellipse, turned; it may leave the image."""
+
+    shape: Literal["rectangle", "ellipse"]
+    category_id: int
+    score: float
+    x: float
+    """Of the centre, pixels; pixel (0, 0) has its centre at (0.5, 0.5)."""
+    y: float
+    width: float
+    """Pixels, before the turn."""
+    height: float
+    degrees: float = 0.0
+    """Clockwise."""
+
+    def crop(self, image_height: int, image_width: int) -> tuple[NDArray[np.bool_], int, int]:
+        """Return the mask inside its bounds within the image, (h, w), and the crop's left and top."""
+        turn = np.deg2rad(self.degrees)
+        cos, sin = np.cos(turn), np.sin(turn)
+        reach_x = (abs(self.width * cos) + abs(self.height * sin)) / 2
+        reach_y = (abs(self.width * sin) + abs(self.height * cos)) / 2
+        left, right = np.clip([self.x - reach_x, self.x + reach_x + 1], 0, image_width).astype(int)
+        top, bottom = np.clip([self.y - reach_y, self.y + reach_y + 1], 0, image_height).astype(int)
+        dx = np.arange(left, right) + 0.5 - self.x
+        dy = (np.arange(top, bottom) + 0.5 - self.y)[:, None]
+        along = (dx * cos + dy * sin) / max(self.width / 2, 1e-9)
+        across = (dy * cos - dx * sin) / max(self.height / 2, 1e-9)
+        if self.shape == "ellipse":
+            inside = along**2 + across**2 <= 1
+        else:
+            inside = np.maximum(abs(along), abs(across)) <= 1
+        return inside, int(left), int(top)
+
+
+def plant(
+    image_size: tuple[int, int],
+    instances: Sequence[PlantedInstance],
+    background: tuple[int, int, int] = (96, 104, 112),
+) -> Pixels:
+    """Draw an image that carries its instances in its first pixels.
+
+    Args:
+        image_size: (height, width) in pixels.
+        instances: in any order; later ones are drawn over earlier ones, which the truth does not mind.
+        background: RGB.
+
+    Raises:
+        ValueError: the image has too few pixels to carry them, some 25 for each instance.
+    """
+    height, width = image_size
+    payload = json.dumps([dataclasses.astuple(i) for i in instances], separators=(",", ":")).encode()
+    carried = _HEADER.pack(SIGNATURE, len(payload), zlib.crc32(payload)) + payload
+    if len(carried) > height * width * 3:
+        raise ValueError(f"{len(instances)} instances do not fit into {height} x {width} pixels")
+    image = np.full((height, width, 3), background, np.uint8)
+    for instance in instances:
+        crop, left, top = instance.crop(height, width)
+        h, w = crop.shape
+        image[top : top + h, left : left + w][crop] = _COLORS[instance.category_id % len(_COLORS)]
+    image.reshape(-1)[: len(carried)] = np.frombuffer(carried, np.uint8)
+    return image
+
+
+def planted_instances(image: Pixels) -> list[PlantedInstance]:
+    """Return what an image carries; nothing if it is not a planted one, or not lossless any more."""
+    flat = image.reshape(-1)
+    header = flat[: _HEADER.size].tobytes()
+    if len(header) < _HEADER.size:
+        return []
+    signature, length, checksum = _HEADER.unpack(header)
+    payload = flat[_HEADER.size : _HEADER.size + length].tobytes() if signature == SIGNATURE else b""
+    if not payload or zlib.crc32(payload) != checksum:
+        return []
+    return [PlantedInstance(*fields) for fields in json.loads(payload)]
+
+
+class PlantedSegmenter:
+    """A `types.Segmenter` that finds exactly what was planted; in any other image, nothing.
+
+    Args:
+        categories: what it can find; instances of others are not there.
+        sleep_s: seconds it takes for each image, to stand in for a slow network.
+        min_score: weaker instances are left out.
+        max_detections: the most an image may have, the best by score.
+    """
+
+    def __init__(
+        self,
+        categories: Sequence[Category] = PLANTED_CATEGORIES,
+        sleep_s: float = 0.0,
+        min_score: float = 0.05,
+        max_detections: int = 100,
+    ) -> None:
+        self._categories = tuple(categories)
+        self._sleep_s = sleep_s
+        self._min_score = min_score
+        self._max_detections = max_detections
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """What it can find."""
+        return self._categories
+
+    @property
+    def batch_size(self) -> int:
+        """One image at a time."""
+        return 1
+
+    @property
+    def max_side(self) -> int:
+        """Pixels; that of torchvision's networks, so that aspect ratios fail alike."""
+        return 1333
+
+    @property
+    def execution(self) -> dict[str, Any]:
+        """Return what decides the last digits: nothing but the batch, which does not."""
+        return {"device": "cpu", "dtype": "planted", "batch_size": 1, "threads": 1}
+
+    def segment(self, images: Sequence[Pixels]) -> list[Detections]:
+        """Find the planted instances of each image; never raises for an image."""
+        return [self._segment(image) for image in images]
+
+    def _segment(self, image: Pixels) -> Detections:
+        if self._sleep_s:
+            time.sleep(self._sleep_s)
+        known = {category.id for category in self._categories}
+        # A network's scores are float32, and so is its comparison.
+        instances = [
+            instance
+            for instance in planted_instances(image)
+            if instance.category_id in known and np.float32(instance.score) > np.float32(self._min_score)
+        ]
+        return _detections(instances, image.shape[0], image.shape[1], self._max_detections)
+
+
+def _detections(instances: Sequence[PlantedInstance], height: int, width: int, limit: int) -> Detections:
+    """Return the best of the instances, each with its exact mask, and the mask's tight box as its box."""
+    masks = [crop_to_rle(*instance.crop(height, width), height, width) for instance in instances]
+    boxes = rle_boxes_xywh([{"size": [height, width], "counts": mask} for mask in masks]).astype(np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    labels = np.array([instance.category_id for instance in instances], dtype=np.int32)
+    scores = np.array([instance.score for instance in instances], dtype=np.float32)
+    order = detection_order(boxes, labels, scores)[:limit]
+    kept = tuple(masks[i] for i in order)
+    rles = [{"size": [height, width], "counts": mask} for mask in kept]
+    return Detections(
+        height=height,
+        width=width,
+        boxes=boxes[order],
+        labels=labels[order],
+        scores=scores[order],
+        masks=kept,
+        areas=rle_areas(rles),
+        edges=masks_edges(rles),
+        capped=len(kept) == limit,
+    )
+
+
+# --- collections for tests ----------------------------------------------------------------------------------
+
+
+def random_instances(rng: np.random.Generator, height: int, width: int, count: int) -> list[PlantedInstance]:
+    """Return instances of all categories and shapes, scores from 0.1, some of them across the border."""
+    instances = []
+    for _ in range(count):
+        category = int(rng.integers(len(PLANTED_CATEGORIES)))
+        instances.append(
+            PlantedInstance(
+                shape="rectangle" if category == 0 else "ellipse",
+                category_id=PLANTED_CATEGORIES[category].id,
+                score=round(float(rng.uniform(0.1, 1.0)), 4),
+                x=round(float(rng.uniform(0, width)), 2),
+                y=round(float(rng.uniform(0, height)), 2),
+                width=round(float(rng.uniform(3, width / 2)), 2),
+                height=round(float(rng.uniform(3, height / 2)), 2),
+                degrees=round(float(rng.uniform(0, 180)), 1),
+            )
+        )
+    return instances
+
+
+def write_planted(folder: str | Path, count: int, seed: int) -> None:
+    """Write `count` planted PNG files of 64 to 96 pixels a side, and their truth as `instances.json`.
+
+    Each has up to six instances, some none. The JSON is a COCO dataset: compressed RLE, mask area, tight
+    bbox, ids from 1, instances in the order of `Detections`; categories are `PLANTED_CATEGORIES`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    segmenter = PlantedSegmenter()
+    for index in range(count):
+        height, width = (int(side) for side in rng.integers(64, 97, 2))
+        pixels = plant((height, width), random_instances(rng, height, width, int(rng.integers(0, 7))))
+        name = f"planted-{index:06d}.png"
+        (folder / name).write_bytes(png(pixels))
+        images.append({"id": index + 1, "file_name": name, "width": width, "height": height})
+        (truth,) = segmenter.segment([pixels])
+        boxes = rle_boxes_xywh(truth.rles()).tolist()
+        for label, counts, area, bbox in zip(truth.labels, truth.masks, truth.areas, boxes, strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": int(label),
+                    "segmentation": {"size": [height, width], "counts": counts.decode("ascii")},
+                    "area": int(area),
+                    "bbox": bbox,
+                    "iscrowd": 0,
+                }
+            )
+    categories = [dataclasses.asdict(category) for category in PLANTED_CATEGORIES]
+    dataset = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "instances.json").write_text(json.dumps(dataset), encoding="utf-8")
+
+
+def png(image: Pixels) -> bytes:
+    """Return the bytes of a PNG file, the same whatever libraries are installed but zlib.
+
+    Reference: https://www.w3.org/TR/png-3/, section 5: signature and chunks.
+    """
+    height, width, _ = image.shape
+    rows = np.zeros((height, 1 + width * 3), np.uint8)  # each row begins with its filter, 0: none
+    rows[:, 1:] = image.reshape(height, -1)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),  # 8 bits, RGB
+        (b"IDAT", zlib.compress(rows.tobytes(), 1)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )

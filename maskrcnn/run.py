@@ -1,0 +1,65 @@
+"""A finished run, opened for reading in Python."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from .errors import UsageError
+from .parts import IMAGES, INSTANCES, read_table
+from .plan import read_run
+from .reduce import categories_of, read_success
+from .storage import Storage
+from .types import Category
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run. The tables are read when asked for; for large runs query the files with DuckDB instead."""
+
+    url: str
+    info: dict[str, Any]
+    """The content of `run.json`: settings, model, versions, inputs."""
+    success: dict[str, Any]
+    """The content of `_SUCCESS`: counts and the list of parts."""
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """What the model could find."""
+        return categories_of(self.info)
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """The content of `stats.json`."""
+        stats: dict[str, Any] = json.loads(Storage(self.url).read("stats.json"))
+        return stats
+
+    def images(self) -> pa.Table:
+        """Return the table `images`, one row an input."""
+        return self._table(IMAGES)
+
+    def instances(self) -> pa.Table:
+        """Return the table `instances`, one row an object."""
+        return self._table(INSTANCES)
+
+    def _table(self, name: str) -> pa.Table:
+        storage = Storage(self.url)
+        return pa.concat_tables([read_table(storage, part["path"]) for part in self.success["parts"][name]])
+
+
+def open_run(url: str) -> Run:
+    """Open a finished run.
+
+    Args:
+        url: its directory, local or remote.
+
+    Raises:
+        UsageError: there is no run, or it is not finished.
+    """
+    storage = Storage(url)
+    info = read_run(storage)
+    success = read_success(storage)
+    if success is None:
+        raise UsageError(f"{url} is not finished; continue it with `maskrcnn segment`")
+    return Run(url, info, success)

@@ -1,0 +1,182 @@
+"""The tables' columns, and the one function in which torchvision's words become COCO's.
+
+The contract is printed in README, section "What comes out". `SCHEMA_VERSION` stands in each Parquet footer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from .types import Category, Detections
+
+SCHEMA_VERSION: Final = 1
+INSTANCES_PER_IMAGE: Final = 2**20
+"""The ids that an image may use: `id = row * INSTANCES_PER_IMAGE + instance + 1`, below 2^53 for 2^33 rows."""
+
+METADATA: Final = {b"maskrcnn.schema_version": str(SCHEMA_VERSION).encode()}
+
+
+def _field(name: str, type_: pa.DataType, *, null: bool = False) -> pa.Field:
+    return pa.field(name, type_, nullable=null)
+
+
+MANIFEST: Final = pa.schema(
+    [
+        _field("image_id", pa.int64()),
+        _field("name", pa.string()),
+        _field("uri", pa.string()),
+        _field("bytes", pa.int64(), null=True),
+        _field("etag", pa.string(), null=True),
+    ],
+    metadata=METADATA,
+)
+"""The frozen inputs, in the order of `name`; a user's further columns follow."""
+
+IMAGES: Final = pa.schema(
+    [
+        _field("image_id", pa.int64()),
+        _field("name", pa.string()),
+        _field("uri", pa.string()),
+        _field("status", pa.string()),
+        _field("error", pa.string(), null=True),
+        _field("message", pa.string(), null=True),
+        _field("width", pa.int32(), null=True),
+        _field("height", pa.int32(), null=True),
+        _field("exif_orientation", pa.int8(), null=True),
+        _field("n_instances", pa.int32()),
+        _field("capped", pa.bool_()),
+        _field("bytes", pa.int64(), null=True),
+        _field("etag", pa.string(), null=True),
+    ],
+    metadata=METADATA,
+)
+"""One row an input; the manifest's further columns follow."""
+
+_BOX: Final = pa.struct([_field(name, pa.float32()) for name in ("xmin", "ymin", "xmax", "ymax")])
+_SIZE: Final = pa.list_(_field("element", pa.int32()))
+_SEGMENTATION: Final = pa.struct([_field("size", _SIZE), _field("counts", pa.string())])
+_FRAME: Final = pa.struct([_field(name, pa.int32()) for name in ("col_off", "row_off", "width", "height")])
+
+INSTANCES: Final = pa.schema(
+    [
+        _field("id", pa.int64()),
+        _field("image_id", pa.int64()),
+        _field("instance", pa.int32()),
+        _field("category_id", pa.int32()),
+        _field("category", pa.dictionary(pa.int32(), pa.string())),
+        _field("score", pa.float32()),
+        _field("box", _BOX),
+        _field("area", pa.int64()),
+        _field("segmentation", _SEGMENTATION),
+        _field("frame", _FRAME, null=True),
+        _field("edge", pa.bool_()),
+    ],
+    metadata=METADATA,
+)
+"""One row an object, in the image's frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """What became of one input: detections, or an error."""
+
+    row: int
+    """Of the manifest, from 0."""
+    image_id: int
+    name: str
+    uri: str
+    bytes: int | None
+    etag: str | None
+    detections: Detections | None
+    """None if it failed."""
+    error: str | None = None
+    message: str | None = None
+    width: int | None = None
+    """After EXIF orientation; None where the image could not even be opened."""
+    height: int | None = None
+    exif_orientation: int | None = None
+
+    @property
+    def status(self) -> str:
+        """`ok`, `empty` (nothing found) or `failed`."""
+        if self.detections is None:
+            return "failed"
+        return "ok" if len(self.detections) else "empty"
+
+
+def images_schema(manifest: pa.Schema) -> pa.Schema:
+    """Return the schema of `images`: the contract's columns, then the manifest's further ones."""
+    further = [field for field in manifest if field.name not in MANIFEST.names]
+    return pa.schema([*IMAGES, *further], metadata=METADATA)
+
+
+def images_table(results: Sequence[ImageResult], manifest_rows: pa.Table) -> pa.Table:
+    """Return the rows of `images` for consecutive rows of the manifest.
+
+    Args:
+        results: one for each row of `manifest_rows`, in its order.
+        manifest_rows: the manifest's rows, whose further columns are carried along.
+    """
+    columns: dict[str, Any] = {
+        "n_instances": [0 if r.detections is None else len(r.detections) for r in results],
+        "capped": [r.detections is not None and r.detections.capped for r in results],
+    }
+    for name in IMAGES.names:
+        if name not in columns:
+            columns[name] = [getattr(result, name) for result in results]
+    schema = images_schema(manifest_rows.schema)
+    arrays = [
+        pa.array(columns[field.name], field.type)
+        if field.name in columns
+        else manifest_rows[field.name].combine_chunks()
+        for field in schema
+    ]
+    return pa.table(arrays, schema=schema)
+
+
+def instances_table(results: Sequence[ImageResult], categories: Sequence[Category]) -> pa.Table:
+    """Return the rows of `instances`: where `labels` become `category_id`, and `masks` `segmentation`."""
+    found = [(r, r.detections) for r in results if r.detections is not None]
+    counts = np.array([len(d) for _, d in found], dtype=np.int64)
+    rows = np.repeat(np.array([r.row for r, _ in found], dtype=np.int64), counts)
+    image_ids = np.repeat(np.array([r.image_id for r, _ in found], dtype=np.int64), counts)
+    instance = np.concatenate([np.arange(n, dtype=np.int32) for n in counts] or [np.empty(0, np.int32)])
+
+    def column(name: str, empty: Any) -> Any:
+        return np.concatenate([getattr(d, name) for _, d in found] or [empty])
+
+    boxes = column("boxes", np.empty((0, 4), np.float32))
+    labels = column("labels", np.empty(0, np.int32))
+    sizes = np.repeat(np.array([[d.height, d.width] for _, d in found], np.int32).reshape(-1, 2), counts, axis=0)
+    masks = [counts_.decode("ascii") for _, d in found for counts_ in d.masks]
+
+    # One dictionary for all shards, so that the parts' dictionaries agree.
+    order = {category.id: position for position, category in enumerate(categories)}
+    dictionary = pa.array([category.name for category in categories], pa.string())
+    codes = pa.array([order[int(label)] for label in labels], pa.int32())
+    size_offsets = pa.array(np.arange(0, 2 * len(labels) + 1, 2, dtype=np.int32))
+    segmentation = pa.StructArray.from_arrays(
+        [
+            pa.ListArray.from_arrays(size_offsets, pa.array(sizes.ravel(), pa.int32()), type=_SIZE),
+            pa.array(masks, pa.string()),
+        ],
+        fields=list(_SEGMENTATION),
+    )
+    box_columns = [pa.array(np.ascontiguousarray(boxes[:, i])) for i in range(4)]
+    arrays = [
+        pa.array(rows * INSTANCES_PER_IMAGE + instance + 1),
+        pa.array(image_ids),
+        pa.array(instance),
+        pa.array(labels),
+        pa.DictionaryArray.from_arrays(codes, dictionary),
+        pa.array(column("scores", np.empty(0, np.float32))),
+        pa.StructArray.from_arrays(box_columns, fields=list(_BOX)),
+        pa.array(column("areas", np.empty(0, np.int64))),
+        segmentation,
+        pa.nulls(len(labels), _FRAME),
+        pa.array(column("edges", np.empty(0, np.bool_))),
+    ]
+    return pa.table(arrays, schema=INSTANCES)

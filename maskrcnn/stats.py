@@ -1,0 +1,401 @@
+"""What a collection holds, as integers: counts, histograms of fixed bins, and sums.
+
+Integers, so that merging is exactly associative and commutative: statistics of shards may be added in any
+order and grouping, and recomputing them from Parquet gives the same file. Means and quantiles are derived at
+the end, in `summary`.
+
+A histogram with edges e0 < e1 < … counts values in [e0, e1), [e1, e2), …; the last bin includes its upper
+edge. In JSON an infinite edge is `null`. Failed images count in `images.status` and `images.error`, and
+nowhere else.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from .errors import RunError
+from .types import Category
+
+Ints = NDArray[np.int64]
+
+STATS_VERSION: Final = 1
+STATUSES: Final = ("ok", "empty", "failed")
+
+# The edges
+
+
+def _one_and_a_half(first: int, last: int) -> list[int]:
+    """Return 2^first, 1.5 * 2^first, 2^(first + 1), … up to 2^last."""
+    return [edge for k in range(first, last) for edge in (2**k, 3 * 2 ** (k - 1))] + [2**last]
+
+
+SCORE_BINS: Final = 20
+SCORE_EDGES: Final = np.arange(SCORE_BINS + 1, dtype=np.float32) / np.float32(SCORE_BINS)
+"""21 edges 0, 0.05, …, 1 as float32, as scores are: a score of float32(0.05) lies in the second bin."""
+HALF: Final = SCORE_BINS // 2
+"""Bins from this one on hold the scores >= 0.5."""
+
+COUNT_EDGES: Final = (*range(102), *(2**k for k in range(7, 21)), None)
+"""Instances of an image: one bin a number up to 100, then up to 128, 256, …, 2^20 and beyond."""
+
+AREA_EDGES: Final = (0, 1, 2, *_one_and_a_half(1, 30)[1:], None)
+"""Mask pixels: an empty mask, 1, 2, then two bins a doubling up to 2^30 and beyond."""
+
+RELATIVE_SCALE: Final = 10**7
+RELATIVE_TICKS: Final = (0, *(m * 10**k for k in range(6) for m in (10, 15, 20, 30, 50, 70)), RELATIVE_SCALE)
+"""Mask area by image area, from 1e-6 to 1, six bins a decade; in units of 1e-7, to compare without rounding.
+
+area * 10^7 stays below 2^63 up to masks of 9e11 pixels.
+"""
+RELATIVE_EDGES: Final = tuple(tick / RELATIVE_SCALE for tick in RELATIVE_TICKS)
+
+COCO_EDGES: Final = (0, 32**2, 96**2, None)
+"""COCO's small < 1024 <= medium < 9216 <= large, by mask pixels.
+
+COCO's evaluation closes its ranges on both sides, so that an area of exactly 1024 or 9216 counts in two of
+them; here each instance counts once, in the larger.
+"""
+
+POSITION_BINS: Final = 32
+POSITION_EDGES: Final = tuple(k / POSITION_BINS for k in range(POSITION_BINS + 1))
+"""Fractions of the image's width and height."""
+
+SIZE_EDGES: Final = (0, *_one_and_a_half(4, 16), None)
+"""Width and height of images in pixels: two bins a doubling from 16 to 65536 and beyond."""
+
+_FIXED: Final[Mapping[str, tuple[float | None, ...]]] = {
+    "instances_per_image": COUNT_EDGES,
+    "area_px": AREA_EDGES,
+    "area_relative": RELATIVE_EDGES,
+    "area_coco": COCO_EDGES,
+    "position": POSITION_EDGES,
+    "image_size": SIZE_EDGES,
+}
+_SQUARE: Final = ("position", "image_size")
+
+
+# The value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stats:  # noqa: PLW1641 - arrays have no hash
+    """Statistics of some images and their instances; values with equal categories can be added.
+
+    All arrays are int64 and read-only. K is the number of categories.
+
+    Raises:
+        ValueError: the categories are not sorted by distinct ids, or an array has another shape or dtype.
+    """
+
+    categories: tuple[Category, ...]
+    """By id, ascending."""
+    status: Ints
+    """(3,) images by `STATUSES`."""
+    error: tuple[tuple[str, int], ...]
+    """(code, images) by code, only those that occur."""
+    category_instances: Ints
+    """(K,)"""
+    category_images: Ints
+    """(K,) images in which the category occurs."""
+    category_area_sum: Ints
+    """(K,) sum of mask pixels."""
+    category_scores: Ints
+    """(K, 20) instances by score, `SCORE_EDGES`."""
+    instances_per_image: Ints
+    """(116,) images by their number of instances, `COUNT_EDGES`."""
+    area_px: Ints
+    """(61,) instances by mask pixels, `AREA_EDGES`."""
+    area_relative: Ints
+    """(37,) instances by mask area / image area, `RELATIVE_EDGES`."""
+    area_coco: Ints
+    """(3,) small, medium, large: `COCO_EDGES`."""
+    position: Ints
+    """(32, 32) instances by the centre of their box in the image; rows are y, columns x."""
+    cooccurrence: Ints
+    """(K, K) images in which both categories occur: symmetric, the diagonal is `category_images`."""
+    image_size: Ints
+    """(26, 26) images by size, `SIZE_EDGES`; rows are height, columns width."""
+
+    def __post_init__(self) -> None:
+        ids = [category.id for category in self.categories]
+        if sorted(set(ids)) != ids:
+            raise ValueError("categories must be sorted by id, without repetition")
+        for name, shape in _shapes(len(ids)).items():
+            array = getattr(self, name)
+            if array.shape != shape or array.dtype != np.int64:
+                raise ValueError(f"{name}: {array.dtype}{array.shape}, expected int64{shape}")
+            array.setflags(write=False)
+
+    @classmethod
+    def zero(cls, categories: Iterable[Category]) -> "Stats":
+        """Return the statistics of no images: the neutral element of addition."""
+        ordered = tuple(sorted(categories, key=lambda category: category.id))
+        arrays = {name: np.zeros(shape, np.int64) for name, shape in _shapes(len(ordered)).items()}
+        return cls(categories=ordered, error=(), **arrays)
+
+    def __add__(self, other: "Stats") -> "Stats":
+        if self.categories != other.categories:
+            raise ValueError("only statistics over the same categories can be added")
+        error = dict(self.error)
+        for code, count in other.error:
+            error[code] = error.get(code, 0) + count
+        return dataclasses.replace(
+            self,
+            error=tuple(sorted(error.items())),
+            **{name: getattr(self, name) + getattr(other, name) for name in _shapes(len(self.categories))},
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Stats):
+            return NotImplemented
+        return (self.categories, self.error) == (other.categories, other.error) and all(
+            np.array_equal(getattr(self, name), getattr(other, name))
+            for name in _shapes(len(self.categories))
+        )
+
+    @property
+    def instances(self) -> int:
+        """The number of instances."""
+        return int(self.category_instances.sum())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `stats.json`, of integers, strings and (as edges) floats and None only."""
+        return {
+            "schema_version": STATS_VERSION,
+            "images": {
+                "status": dict(zip(STATUSES, self.status.tolist(), strict=True)),
+                "error": dict(self.error),
+            },
+            "instances": self.instances,
+            "categories": [
+                {
+                    "id": category.id,
+                    "name": category.name,
+                    "instances": int(self.category_instances[k]),
+                    "images": int(self.category_images[k]),
+                    "area_sum": int(self.category_area_sum[k]),
+                    "score_histogram": self.category_scores[k].tolist(),
+                }
+                for k, category in enumerate(self.categories)
+            ],
+            **{
+                name: {"edges": list(edges), "counts": getattr(self, name).tolist()}
+                for name, edges in _FIXED.items()
+            },
+            "cooccurrence": {
+                "edges": [category.id for category in self.categories],
+                "counts": self.cooccurrence.tolist(),
+            },
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Stats":
+        """Return the value of which `content` is the `to_json`.
+
+        Raises:
+            RunError: it was written by a version with another schema or other bins.
+        """
+        version = content.get("schema_version")
+        if version != STATS_VERSION:
+            raise RunError(f"statistics of schema version {version}, expected {STATS_VERSION}")
+        for name, edges in _FIXED.items():
+            if content[name]["edges"] != list(edges):
+                raise RunError(f"statistics with other bins of {name}, written by another version")
+        rows = content["categories"]
+        shapes = _shapes(len(rows))
+        arrays: dict[str, Any] = {
+            "status": [content["images"]["status"][name] for name in STATUSES],
+            "category_instances": [row["instances"] for row in rows],
+            "category_images": [row["images"] for row in rows],
+            "category_area_sum": [row["area_sum"] for row in rows],
+            "category_scores": [row["score_histogram"] for row in rows],
+            **{name: content[name]["counts"] for name in (*_FIXED, "cooccurrence")},
+        }
+        return cls(
+            categories=tuple(Category(row["id"], row["name"]) for row in rows),
+            error=tuple(sorted(content["images"]["error"].items())),
+            **{name: np.array(values, np.int64).reshape(shapes[name]) for name, values in arrays.items()},
+        )
+
+    @classmethod
+    def of_tables(cls, images: pa.Table, instances: pa.Table, categories: Iterable[Category]) -> "Stats":
+        """Return the statistics of rows of `images` and all of their instances, each in any order.
+
+        Raises:
+            ValueError: an instance belongs to none of the images that succeeded, or to no known category.
+        """
+        zero = cls.zero(categories)
+        status = pc.index_in(images["status"], pa.array(STATUSES)).to_numpy()
+        kept = images.filter(pa.array(status < STATUSES.index("failed")))
+        errors = pc.value_counts(images["error"].drop_null()).to_pylist()
+        width, height = (kept[name].to_numpy().astype(np.int64) for name in ("width", "height"))
+        return cls(
+            categories=zero.categories,
+            status=_counts(status, len(STATUSES)),
+            error=tuple(sorted((row["values"], row["counts"]) for row in errors)),
+            instances_per_image=_histogram(kept["n_instances"].to_numpy(), COUNT_EDGES),
+            image_size=_counts_2d(_bins(height, SIZE_EDGES), _bins(width, SIZE_EDGES), len(SIZE_EDGES) - 1),
+            **_of_instances(kept["image_id"].to_numpy(), width, height, instances, zero.categories),
+        )
+
+
+def _shapes(k: int) -> dict[str, tuple[int, ...]]:
+    """Return the arrays of a `Stats` of `k` categories, by name."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "status": (len(STATUSES),),
+        "category_instances": (k,),
+        "category_images": (k,),
+        "category_area_sum": (k,),
+        "category_scores": (k, SCORE_BINS),
+        "cooccurrence": (k, k),
+    }
+    for name, edges in _FIXED.items():
+        shapes[name] = (len(edges) - 1,) * (2 if name in _SQUARE else 1)
+    return shapes
+
+
+# Counting
+
+
+def _of_instances(
+    image_ids: Ints, width: Ints, height: Ints, instances: pa.Table, categories: Sequence[Category]
+) -> dict[str, Ints]:
+    """Return the arrays that count instances, given the ids and sizes of their images."""
+    image = _positions(instances["image_id"].to_numpy(), image_ids, "instance of an image that is not there")
+    ids = np.array([category.id for category in categories], np.int64)
+    category = _positions(instances["category_id"].to_numpy(), ids, "instance of an unknown category")
+    area = instances["area"].to_numpy()
+    score_bin = np.searchsorted(SCORE_EDGES[1:-1], instances["score"].to_numpy(), side="right")
+    scores = _counts(category * SCORE_BINS + score_bin, len(ids) * SCORE_BINS)
+    area_sum = np.zeros(len(ids), np.int64)
+    np.add.at(area_sum, category, area)
+
+    x, y = _centres(instances["box"])
+    column, row = _position_bins(x, width[image]), _position_bins(y, height[image])
+    cooccurrence = _cooccurrence(image, category, len(ids))
+    relative = area * RELATIVE_SCALE // (width * height)[image]
+    return {
+        "category_instances": _counts(category, len(ids)),
+        "category_images": np.diagonal(cooccurrence).copy(),
+        "category_area_sum": area_sum,
+        "category_scores": scores.reshape(-1, SCORE_BINS),
+        "area_px": _histogram(area, AREA_EDGES),
+        "area_relative": _histogram(relative, RELATIVE_TICKS),
+        "area_coco": _histogram(area, COCO_EDGES),
+        "position": _counts_2d(row, column, POSITION_BINS),
+        "cooccurrence": cooccurrence,
+    }
+
+
+def _centres(boxes: pa.ChunkedArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the centres' x and y in pixels."""
+    xmin, ymin, xmax, ymax = (
+        pc.struct_field(boxes, name).to_numpy().astype(np.float64)
+        for name in ("xmin", "ymin", "xmax", "ymax")
+    )
+    return (xmin + xmax) / 2, (ymin + ymax) / 2
+
+
+def _position_bins(centre: NDArray[np.float64], side: Ints) -> Ints:
+    return np.clip(np.floor(centre * POSITION_BINS / side), 0, POSITION_BINS - 1).astype(np.int64)
+
+
+def _positions(keys: NDArray[Any], table: Ints, fault: str) -> NDArray[np.intp]:
+    """Return where in `table`, whose values are distinct, each of `keys` stands."""
+    order = np.argsort(table, kind="stable")
+    if not len(keys):
+        return np.empty(0, np.intp)
+    if not len(table):
+        raise ValueError(f"{fault}: {keys[0]}")
+    found = order[np.minimum(np.searchsorted(table, keys, sorter=order), len(table) - 1)]
+    wrong = table[found] != keys
+    if wrong.any():
+        raise ValueError(f"{fault}: {keys[wrong][0]}")
+    return found
+
+
+def _cooccurrence(image: NDArray[np.intp], category: NDArray[np.intp], k: int) -> Ints:
+    """Return for each two categories the number of images with both, (k, k)."""
+    if not len(image):
+        return np.zeros((k, k), np.int64)
+    present = np.unique(image * k + category)
+    of_image, of_category = np.divmod(present, k)
+
+    # Each occurrence is paired with all occurrences of its image, which stand side by side.
+    _, start, count = np.unique(of_image, return_index=True, return_counts=True)
+    partners = np.repeat(count, count)
+    first = np.repeat(of_category, partners)
+    within = np.arange(len(first)) - np.repeat(np.cumsum(partners) - partners, partners)
+    second = of_category[np.repeat(np.repeat(start, count), partners) + within]
+    return _counts_2d(first, second, k)
+
+
+def _bins(values: NDArray[Any], edges: Sequence[int | None]) -> NDArray[np.intp]:
+    return np.searchsorted(np.array(edges[1:-1], np.int64), values, side="right")
+
+
+def _histogram(values: NDArray[Any], edges: Sequence[int | None]) -> Ints:
+    return _counts(_bins(values, edges), len(edges) - 1)
+
+
+def _counts(bins: NDArray[Any], n: int) -> Ints:
+    return np.bincount(bins, minlength=n).astype(np.int64, copy=False)
+
+
+def _counts_2d(rows: NDArray[Any], columns: NDArray[Any], n: int) -> Ints:
+    return _counts(rows * n + columns, n * n).reshape(n, n)
+
+
+# What people ask
+
+
+def summary(stats: Stats) -> dict[str, Any]:
+    """Return the figures that `stats` answers: totals, means, and quantiles.
+
+    Counts and means are exact. A quantile is known up to its bin, so it is given as that bin's edges, [low,
+    high) (None: no upper end); instances per image up to 100 have bins of one number, `low` being it. The
+    quantile q is the smallest value that at least a share q of the values do not exceed. What nothing was
+    counted for is None.
+    """
+    total, done, n = int(stats.status.sum()), int(stats.status[:2].sum()), stats.instances
+    scores = stats.category_scores
+    return {
+        "images": {**dict(zip(STATUSES, stats.status.tolist(), strict=True)), "total": total},
+        "failure_rate": int(stats.status[2]) / total if total else None,
+        "instances": n,
+        "instances_at_half": int(scores[:, HALF:].sum()),
+        "categories": {"known": len(stats.categories), "found": int((stats.category_instances > 0).sum())},
+        "instances_per_image": {
+            "mean": n / done if done else None,
+            **quantiles(stats.instances_per_image, COUNT_EDGES),
+        },
+        "area_px": {
+            "mean": int(stats.category_area_sum.sum()) / n if n else None,
+            **quantiles(stats.area_px, AREA_EDGES),
+        },
+        "area_relative": quantiles(stats.area_relative, RELATIVE_EDGES),
+        "area_coco": dict(zip(("small", "medium", "large"), stats.area_coco.tolist(), strict=True)),
+        "score": quantiles(scores.sum(axis=0), tuple(k / SCORE_BINS for k in range(SCORE_BINS + 1))),
+    }
+
+
+def quantiles(counts: Ints, edges: Sequence[float | None]) -> dict[str, list[float | None] | None]:
+    """Return the bins, as [low, high], in which the 10 %, 50 % and 90 % quantiles of a histogram lie.
+
+    >>> quantiles(np.array([5, 4, 1]), (0, 1, 2, None))
+    {'p10': [0, 1], 'p50': [0, 1], 'p90': [1, 2]}
+    """
+    cumulative = np.cumsum(counts)
+    total = int(cumulative[-1])
+    found: dict[str, list[float | None] | None] = {}
+    for percent in (10, 50, 90):
+        # Integers on both sides: cumulative / total >= percent / 100.
+        k = int(np.searchsorted(cumulative * 100, percent * total, side="left"))
+        found[f"p{percent}"] = [edges[k], edges[k + 1]] if total else None
+    return found

