@@ -41,6 +41,7 @@ def build_segmenter(spec: WorkerSpec) -> Segmenter:
 
     Raises:
         UsageError: the model cannot be loaded.
+
     """
     kind, _, sleep_s = spec.model.partition(":")
     if kind == "planted":
@@ -77,6 +78,7 @@ class SegmentActor:
         Raises:
             RunError: the node cannot read inputs or write the output; the message names node and cause.
             UsageError: the model cannot be loaded.
+
         """
         storage = Storage(self._spec.url)
         probe = f"{PROBES}/{uuid.uuid4().hex}"
@@ -104,6 +106,7 @@ class SegmentActor:
 
         Raises:
             RunError: the output cannot be written.
+
         """
         if self._worker is None:
             raise RuntimeError("start() comes first")

@@ -43,9 +43,9 @@ class Group(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
-            if near:
-                error.message += f" Did you mean {near[0]!r}?"
-            raise
+            if not near:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {near[0]!r}?", ctx) from error
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -79,14 +79,22 @@ def compute_options(command: Command) -> Command:
                 ".safetensors file or a .pth state dict.",
             ),
             click.option("--labels", metavar="FILE", help="Category names of a .pth file, one a line."),
-            click.option("--min-score", type=float, default=0.05, show_default=True, help="Weakest stored score."),
             click.option(
-                "--max-detections", type=int, default=100, show_default=True, help="The most instances an image."
+                "--min-score", type=float, default=0.05, show_default=True, help="Weakest stored score."
+            ),
+            click.option(
+                "--max-detections",
+                type=int,
+                default=100,
+                show_default=True,
+                help="The most instances an image.",
             ),
             click.option("--categories", metavar="NAME,…", help="Keep only these categories."),
             click.option("--limit", type=int, metavar="N", help="Only the first N inputs, by name."),
             click.option("--images-root", metavar="URL", help="Where relative names of a manifest lie."),
-            click.option("--shard-images", type=int, metavar="N", help="Images a shard; by default 16 to 1000."),
+            click.option(
+                "--shard-images", type=int, metavar="N", help="Images a shard; by default 16 to 1000."
+            ),
         ]
     ):
         command = option(command)
@@ -104,10 +112,14 @@ def cluster_options(command: Command) -> Command:
                 show_default=True,
                 help="auto looks at this machine, where Ray is started here.",
             ),
-            click.option("--batch-size", type=int, help="Images a forward pass; by default 1 on CPU, 8 on CUDA."),
+            click.option(
+                "--batch-size", type=int, help="Images a forward pass; by default 1 on CPU, 8 on CUDA."
+            ),
             click.option("--threads", type=int, default=1, show_default=True, help="Threads of a CPU actor."),
             click.option("--actors", type=int, help="The most actors; by default one a CPU or GPU."),
-            click.option("--address", help="Of a Ray cluster; by default RAY_ADDRESS, else Ray is started here."),
+            click.option(
+                "--address", help="Of a Ray cluster; by default RAY_ADDRESS, else Ray is started here."
+            ),
         ]
     ):
         command = option(command)
@@ -154,7 +166,6 @@ def segment(
     INPUT is a folder, a glob, an s3:// prefix, a manifest (.txt, .csv or .parquet with a column `uri`) or a COCO
     JSON. OUTPUT is a directory or an s3:// prefix.
     """
-    from .segment import Request
     from .segment import segment as run_job
 
     if not 0.0 <= max_failure_rate <= 1.0:
@@ -199,7 +210,12 @@ def plan(input: str, output: str, as_json: bool, **options: Any) -> None:  # noq
     from .segment import prepare
 
     made = prepare(_request(input, output, options, "auto"))
-    facts = {"images": made.rows, "shards": len(made), "shard_images": made.shard_images, "created": made.created}
+    facts = {
+        "images": made.rows,
+        "shards": len(made),
+        "shard_images": made.shard_images,
+        "created": made.created,
+    }
     click.echo(
         json.dumps(facts)
         if as_json
@@ -247,9 +263,20 @@ def reduce(output: str, coco: str, as_json: bool) -> None:
 )
 def export(output: str, destination: str, form: str) -> None:
     """Write a finished run in another format into an empty DESTINATION."""
-    from maskrcnn.export import export_run
+    import maskrcnn
+    from maskrcnn.export import export_coco, export_csv, export_png_masks
+    from maskrcnn.reduce import coco_info, parts_of
+    from maskrcnn.storage import Storage
 
-    click.echo(export_run(output, destination, form))
+    run = maskrcnn.open_run(output)
+    storage, parts = Storage(run.url), parts_of(run.success)
+    if form == "coco":
+        count = export_coco(storage, parts, run.categories, destination, coco_info(run.info))
+        click.echo(f"{count:,} annotations in {destination}")
+    elif form == "csv":
+        click.echo(f"{export_csv(storage, parts, destination):,} rows in {destination}")
+    else:
+        click.echo(f"{export_png_masks(storage, parts, destination):,} label maps in {destination}")
 
 
 @main.command()
@@ -273,11 +300,16 @@ def demo(directory: str, scenes: int) -> None:
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--address", required=True, help="Of the cluster's dashboard, http://HOST:8265.")
-@click.option("--working-dir", help="A folder to send along; the cluster's nodes need maskrcnn-ray installed.")
+@click.option(
+    "--working-dir", help="A folder to send along; the cluster's nodes need maskrcnn-ray installed."
+)
 @click.option("--no-wait", is_flag=True, help="Return once the job is submitted.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def submit(address: str, working_dir: str | None, no_wait: bool, command: tuple[str, ...]) -> None:
-    """Run a maskrcnn command on a cluster through Ray Jobs: maskrcnn submit --address URL -- segment …"""
+    """Run a command on a cluster through Ray Jobs.
+
+    For example: maskrcnn submit --address http://HOST:8265 -- segment s3://in s3://out --device cuda
+    """
     from .submit import submit_job
 
     sys.exit(submit_job(address, command, working_dir=working_dir, wait=not no_wait))

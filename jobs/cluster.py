@@ -27,6 +27,7 @@ def connected(address: str | None, speed: Speed) -> Iterator[Speed]:
     Raises:
         UsageError: an existing cluster, and no `--device`.
         RunError: the cluster cannot be reached.
+
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     local = address in (None, "local")
@@ -39,7 +40,7 @@ def connected(address: str | None, speed: Speed) -> Iterator[Speed]:
     if started_here:
         _init(None if local else address)
     try:
-        yield _resolved(speed, ray.cluster_resources())
+        yield _resolved(speed, dict(ray.cluster_resources()))  # type: ignore[no-untyped-call]
     finally:
         if started_here:
             ray.shutdown()
@@ -88,6 +89,7 @@ def run_all(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[An
     Raises:
         MaskrcnnError: as a task raised it.
         RunError: a task died.
+
     """
     task = ray.remote(num_cpus=1, max_retries=3)(_apply)
     shared = ray.put(function)
@@ -105,4 +107,3 @@ def run_all(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[An
 
 def _apply(function: Callable[[Any], Any], argument: Any) -> Any:
     return function(argument)
-

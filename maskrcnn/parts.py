@@ -31,7 +31,14 @@ ROW_GROUP_ROWS: Final = 122_880
 """DuckDB's own row group, so that one of its threads takes one group."""
 
 # What repeats within a file. A dictionary of anything else (run-length strings, ids, names) only costs.
-_REPEATING: Final = ("image_id", "status", "error", "category_id", "category", "segmentation.size.list.element")
+_REPEATING: Final = (
+    "image_id",
+    "status",
+    "error",
+    "category_id",
+    "category",
+    "segmentation.size.list.element",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +90,7 @@ class Receipt:
     def from_json(text: str | bytes) -> "Receipt":
         """Return the receipt that `to_json` wrote."""
         fields = json.loads(text)
-        files = {name: File(**fields.pop(name)) for name in ("images", "instances")}
-        return Receipt(**files, **fields)
+        return Receipt(**fields | {name: File(**fields[name]) for name in (IMAGES, INSTANCES)})
 
 
 def receipt_path(shard: str, attempt: str) -> str:
@@ -105,6 +111,7 @@ def write_tables(storage: Storage, path: str, schema: pa.Schema, tables: Iterabl
 
     Raises:
         RunError: what was built does not read back, or cannot be stored.
+
     """
     with tempfile.TemporaryDirectory(prefix="maskrcnn-") as folder:
         local = Path(folder) / "part.parquet"
@@ -158,6 +165,7 @@ def write_shard(
 
     Args:
         timings: seconds by stage, `wall` among them; the time to write is added here.
+
     """
     started = time.perf_counter()
     folder = f"{SHARDS}/{shard.name}/{attempt}"

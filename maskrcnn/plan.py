@@ -6,6 +6,7 @@ the commit point of planning: without it nothing was planned, with it the inputs
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -41,6 +42,7 @@ class Plan:
 
     Raises:
         ValueError: no rows, or a shard size below one.
+
     """
 
     generation: int
@@ -57,7 +59,7 @@ class Plan:
             raise ValueError(f"cannot cut {self.rows} rows into shards of {self.shard_images}")
 
     def __len__(self) -> int:
-        return -(-self.rows // self.shard_images)
+        return math.ceil(self.rows / self.shard_images)
 
     def __getitem__(self, index: int) -> Shard:
         if not 0 <= index < len(self):
@@ -81,6 +83,7 @@ class Plan:
 
         Args:
             receipts: names of receipts, `<shard>.<attempt>.json`; names of other plans are passed over.
+
         """
         done = np.zeros(len(self), dtype=np.bool_)
         for receipt in receipts:
@@ -108,6 +111,7 @@ def read_plan(storage: Storage) -> Plan | None:
 
     Raises:
         RunError: `plan.json` is not a plan of this version.
+
     """
     try:
         text = storage.read(PLAN)
@@ -124,6 +128,7 @@ def read_run(storage: Storage) -> dict[str, Any]:
 
     Raises:
         UsageError: the directory holds no run.
+
     """
     try:
         run: dict[str, Any] = json.loads(storage.read(RUN))

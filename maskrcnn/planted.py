@@ -85,6 +85,7 @@ def plant(
 
     Raises:
         ValueError: the image has too few pixels to carry them, some 25 for each instance.
+
     """
     height, width = image_size
     payload = json.dumps([dataclasses.astuple(i) for i in instances], separators=(",", ":")).encode()
@@ -121,6 +122,7 @@ class PlantedSegmenter:
         sleep_s: seconds it takes for each image, to stand in for a slow network.
         min_score: weaker instances are left out.
         max_detections: the most an image may have, the best by score.
+
     """
 
     def __init__(

@@ -17,9 +17,10 @@ from typing import Any, Final, Protocol
 from . import coco
 from .decode import Limits, decode_image
 from .errors import RunError
+from .gallery import draw_gallery, pick_gallery
 from .parts import IMAGES, INSTANCES, RECEIPTS, File, Part, Receipt, read_table, write_tables
 from .plan import Plan, read_plan, read_run
-from .report import draw_gallery, pick_gallery, render_report
+from .report import render_report
 from .schema import INSTANCES as INSTANCES_SCHEMA
 from .schema import SCHEMA_VERSION
 from .stats import Stats
@@ -76,6 +77,7 @@ def collect(storage: Storage, plan: Plan, categories: Sequence[Category]) -> Swe
 
     Raises:
         RunError: a shard has no receipt.
+
     """
     names: dict[int, str] = {}
     for path in storage.list(RECEIPTS):
@@ -118,14 +120,17 @@ class _TimingsFold:
         self._shards += 1
 
     def to_json(self) -> dict[str, Any]:
-        stages = {name: round(seconds, 3) for name, seconds in sorted(self._seconds.items()) if name != "wall"}
+        stages = {
+            name: round(seconds, 3) for name, seconds in sorted(self._seconds.items()) if name != "wall"
+        }
         return {
             "images": self._images,
             "shards": self._shards,
             "shard_wall_s": round(self._seconds["wall"], 3),
             "stages_s": stages,
             "execution": [
-                json.loads(execution) | {"shards": shards} for execution, shards in sorted(self._executions.items())
+                json.loads(execution) | {"shards": shards}
+                for execution, shards in sorted(self._executions.items())
             ],
         }
 
@@ -144,7 +149,9 @@ def group_shards(chosen: Sequence[Chosen], part_bytes: int = PART_BYTES) -> list
     return [tuple(group) for group in groups]
 
 
-def write_part(url: str, generation: int, number_and_group: tuple[int, tuple[Chosen, ...]]) -> tuple[File, File]:
+def write_part(
+    url: str, generation: int, number_and_group: tuple[int, tuple[Chosen, ...]]
+) -> tuple[File, File]:
     """Write one part of `images` and one of `instances` from the shards of a group."""
     storage = Storage(url)
     number, group = number_and_group
@@ -158,21 +165,32 @@ def write_part(url: str, generation: int, number_and_group: tuple[int, tuple[Cho
             yield table
 
     images_schema = read_table(storage, group[0].images.path).schema
-    images = write_tables(storage, f"{IMAGES}/{name}", images_schema, checked(shard.images for shard in group))
+    images = write_tables(
+        storage, f"{IMAGES}/{name}", images_schema, checked(shard.images for shard in group)
+    )
     instances = write_tables(
         storage, f"{INSTANCES}/{name}", INSTANCES_SCHEMA, checked(shard.instances for shard in group)
     )
     return images, instances
 
 
-def _write_coco(url: str, categories: Sequence[Category], info: dict[str, Any], file: coco.CocoFile) -> list[str]:
+def coco_info(run: dict[str, Any]) -> dict[str, Any]:
+    """Return the field `info` of a run's COCO files."""
+    return {"description": f"maskrcnn-ray, model {run['model']['name']}", "date_created": run["created"]}
+
+
+def _write_coco(
+    url: str, categories: Sequence[Category], info: dict[str, Any], file: coco.CocoFile
+) -> list[str]:
     storage = Storage(url)
     coco.write_dataset(storage, file.parts, categories, file.dataset_target, info)
     coco.write_results(storage, file.parts, file.results_target)
     return [file.dataset_target, file.results_target]
 
 
-def _write_report(url: str, sources: tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[Part]]) -> str:
+def _write_report(
+    url: str, sources: tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[Part]]
+) -> str:
     storage = Storage(url)
     run, stats, timings, parts = sources
     limits = Limits(run["settings"]["max_pixels"], run["settings"]["max_bytes"], float("inf"))
@@ -200,6 +218,7 @@ def reduce_run(
 
     Raises:
         RunError: the sweep is not finished, or a file is not what its receipt says.
+
     """
     storage = Storage(url)
     run = read_run(storage)
@@ -223,8 +242,7 @@ def reduce_run(
     storage.write("stats.json", _json_bytes(stats))
     storage.write("timings.json", _json_bytes(timings))
     coco_files = coco.plan_files(parts, coco_mode)
-    info = {"description": f"maskrcnn-ray, model {run['model']['name']}", "date_created": run["created"]}
-    written = run_all(functools.partial(_write_coco, url, categories, info), coco_files)
+    written = run_all(functools.partial(_write_coco, url, categories, coco_info(run)), coco_files)
     run_all(functools.partial(_write_report, url), [(run, stats, timings, parts)])
 
     status = stats["images"]["status"]

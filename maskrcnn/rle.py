@@ -34,6 +34,7 @@ def crop_to_rle(crop: NDArray[np.bool_], left: int, top: int, height: int, width
 
     Raises:
         ValueError: the crop does not lie within the image, or the image has 2^32 pixels or more.
+
     """
     h, w = crop.shape
     if not (0 <= left <= width - w and 0 <= top <= height - h):
@@ -55,7 +56,9 @@ def crop_to_rle(crop: NDArray[np.bool_], left: int, top: int, height: int, width
 
 def rle_areas(rles: Sequence[dict[str, Any]]) -> NDArray[np.int64]:
     """Return the number of pixels of each mask, (N,); `rles` as from `Detections.rles`."""
-    return np.array(coco_mask.area(list(rles)), dtype=np.int64)
+    # pycocotools 2.0.11 with numpy 2 overflows at 256 masks (its count becomes a uint8), though not for boxes.
+    chunks = [coco_mask.area(list(rles[start : start + 255])) for start in range(0, len(rles), 255)]
+    return np.concatenate([np.empty(0, np.int64), *chunks]).astype(np.int64)
 
 
 def rle_boxes_xywh(rles: Sequence[dict[str, Any]]) -> NDArray[np.float64]:

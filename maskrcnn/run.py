@@ -56,6 +56,7 @@ def open_run(url: str) -> Run:
 
     Raises:
         UsageError: there is no run, or it is not finished.
+
     """
     storage = Storage(url)
     info = read_run(storage)

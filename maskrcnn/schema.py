@@ -119,6 +119,7 @@ def images_table(results: Sequence[ImageResult], manifest_rows: pa.Table) -> pa.
     Args:
         results: one for each row of `manifest_rows`, in its order.
         manifest_rows: the manifest's rows, whose further columns are carried along.
+
     """
     columns: dict[str, Any] = {
         "n_instances": [0 if r.detections is None else len(r.detections) for r in results],
@@ -150,7 +151,9 @@ def instances_table(results: Sequence[ImageResult], categories: Sequence[Categor
 
     boxes = column("boxes", np.empty((0, 4), np.float32))
     labels = column("labels", np.empty(0, np.int32))
-    sizes = np.repeat(np.array([[d.height, d.width] for _, d in found], np.int32).reshape(-1, 2), counts, axis=0)
+    sizes = np.repeat(
+        np.array([[d.height, d.width] for _, d in found], np.int32).reshape(-1, 2), counts, axis=0
+    )
     masks = [counts_.decode("ascii") for _, d in found for counts_ in d.masks]
 
     # One dictionary for all shards, so that the parts' dictionaries agree.
@@ -180,3 +183,26 @@ def instances_table(results: Sequence[ImageResult], categories: Sequence[Categor
         pa.array(column("edges", np.empty(0, np.bool_))),
     ]
     return pa.table(arrays, schema=INSTANCES)
+
+
+def detections_of(image: dict[str, Any], instances: pa.Table) -> Detections:
+    """Return an image's rows of the tables as `Detections` again: the inverse of `instances_table`.
+
+    Args:
+        image: its row of `images`.
+        instances: its rows of `instances`, in their order.
+
+    """
+    box = instances["box"].combine_chunks()
+    counts = instances["segmentation"].combine_chunks().field("counts")
+    return Detections(
+        height=image["height"],
+        width=image["width"],
+        boxes=np.stack([box.field(side).to_numpy(zero_copy_only=False) for side in range(4)], axis=1),
+        labels=instances["category_id"].to_numpy(),
+        scores=instances["score"].to_numpy(),
+        masks=tuple(text.encode("ascii") for text in counts.to_pylist()),
+        areas=instances["area"].to_numpy(),
+        edges=instances["edge"].to_numpy(),
+        capped=image["capped"],
+    )

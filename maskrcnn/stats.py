@@ -91,6 +91,7 @@ class Stats:  # noqa: PLW1641 - arrays have no hash
 
     Raises:
         ValueError: the categories are not sorted by distinct ids, or an array has another shape or dtype.
+
     """
 
     categories: tuple[Category, ...]
@@ -200,6 +201,7 @@ class Stats:  # noqa: PLW1641 - arrays have no hash
 
         Raises:
             RunError: it was written by a version with another schema or other bins.
+
         """
         version = content.get("schema_version")
         if version != STATS_VERSION:
@@ -229,6 +231,7 @@ class Stats:  # noqa: PLW1641 - arrays have no hash
 
         Raises:
             ValueError: an instance belongs to none of the images that succeeded, or to no known category.
+
         """
         zero = cls.zero(categories)
         status = pc.index_in(images["status"], pa.array(STATUSES)).to_numpy()
@@ -350,9 +353,6 @@ def _counts(bins: NDArray[Any], n: int) -> Ints:
 
 def _counts_2d(rows: NDArray[Any], columns: NDArray[Any], n: int) -> Ints:
     return _counts(rows * n + columns, n * n).reshape(n, n)
-
-
-# What people ask
 
 
 def summary(stats: Stats) -> dict[str, Any]:

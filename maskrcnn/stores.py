@@ -241,35 +241,40 @@ class RangeReader(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
+        """Return True."""
         return True
 
     def tell(self) -> int:
+        """Return the position in bytes."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move; nothing is requested."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         self._position = max(base + offset, 0)
         return self._position
 
     def read(self, size: int | None = -1) -> bytes:
+        """Return up to so many bytes, by one request."""
         stop = self._size if size is None or size < 0 else min(self._position + size, self._size)
         if stop <= self._position:
             return b""
         with output_faults("read", self._url):
-            data = cast(
-                bytes,
-                client_of(self._url).cat_file(split_url(self._url)[1], start=self._position, end=stop),
-            )
+            client, path = client_of(self._url), split_url(self._url)[1]
+            data = cast(bytes, client.cat_file(path, start=self._position, end=stop))
         self._position += len(data)
         return data
 
     def readall(self) -> bytes:
+        """Return the rest, by one request."""
         return self.read()
 
     def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, by one request."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)

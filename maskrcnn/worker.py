@@ -73,6 +73,7 @@ class ShardWorker:
         segmenter: finds the instances.
         limits: what may be decoded; the aspect ratio is the segmenter's.
         execution: what the receipts record beside the segmenter's own record.
+
     """
 
     def __init__(
@@ -89,11 +90,14 @@ class ShardWorker:
 
         Raises:
             RunError: the output cannot be written, or the manifest not read.
+
         """
         watch = Stopwatch()
         with watch.stage("wall"):
             rows = self._manifest.rows(shard.start, shard.stop)
-            results = [result for group in self._groups(shard, rows, watch) for result in self._segment(group, watch)]
+            results = [
+                result for group in self._groups(shard, rows, watch) for result in self._segment(group, watch)
+            ]
             with watch.stage("encode"):
                 images = images_table(results, rows)
                 instances = instances_table(results, self._segmenter.categories)
@@ -141,7 +145,7 @@ class ShardWorker:
     def _segment(self, group: Sequence[Loaded], watch: Stopwatch) -> Iterator[ImageResult]:
         """Yield what became of each input of a group, in its order."""
         images = [item.image.pixels for item in group if isinstance(item.image, DecodedImage)]
-        with watch.stage("segment"):
+        with watch.stage("model"):
             found = iter(self._segment_each(images))
         for item in group:
             yield _result(item, next(found) if isinstance(item.image, DecodedImage) else item.image)

@@ -78,6 +78,15 @@ def test_the_image_s_area_costs_nothing():
     assert rle_boxes_xywh([rle]).tolist() == [[40_000, 50_000, 30, 20]]
 
 
+@pytest.mark.parametrize("count", [255, 256, 1000])
+def test_columns_of_any_length(count):
+    rng = np.random.default_rng(count)
+    masks = rng.random((count, 9, 8)) < 0.4
+    rles = [{"size": [9, 8], "counts": crop_to_rle(mask, 0, 0, 9, 8)} for mask in masks]
+    assert rle_areas(rles).tolist() == masks.sum((1, 2)).tolist()
+    assert len(rle_boxes_xywh(rles)) == len(masks_edges(rles)) == count
+
+
 def test_no_masks_give_empty_columns():
     assert rle_areas([]).shape == (0,)
     assert rle_boxes_xywh([]).shape == (0, 4)

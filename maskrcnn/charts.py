@@ -1,0 +1,328 @@
+"""What the report draws, as coordinates and texts: histograms, maps, and the matrix of what occurs together.
+
+Places are fractions of a plot, from 0 to 1, with y downwards; the template turns them into SVG.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .stats import (
+    AREA_EDGES,
+    COCO_EDGES,
+    COUNT_EDGES,
+    RELATIVE_EDGES,
+    SCORE_BINS,
+    SIZE_EDGES,
+    Stats,
+)
+
+MATRIX_CATEGORIES: Final = 20
+
+Edges = Sequence[float | None]
+
+
+# Charts, as coordinates for the template
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A text at a place along an axis, from 0 to 1."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A bar or a cell of a map, in fractions of the plot, with what it says when pointed at."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    strength: float
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Bars or coloured cells on axes."""
+
+    title: str
+    note: str
+    cells: list[Cell]
+    x_marks: list[Mark]
+    y_marks: list[Mark]
+    lines: list[Mark]
+    """Vertical, with a text each."""
+    x_label: str = ""
+    y_label: str = ""
+
+
+def _occupied(counts: NDArray[np.int64]) -> tuple[int, int]:
+    """Return the range of bins from the first to the last that counted something, and one more each side."""
+    filled = np.flatnonzero(counts)
+    if not len(filled):
+        return 0, min(1, len(counts))
+    return max(0, int(filled[0]) - 1), min(len(counts), int(filled[-1]) + 2)
+
+
+def _histogram(
+    title: str,
+    note: str,
+    counts: NDArray[np.int64],
+    edges: Edges,
+    text: Callable[[float | None], str],
+    *,
+    unit: str,
+    nice: Callable[[float], bool],
+    lines: Mapping[float, str] | None = None,
+    numbers: bool = False,
+) -> Chart:
+    """Return a chart with bars of equal width, whatever the bins' widths are.
+
+    Args:
+        title: of the chart.
+        note: a line below the title.
+        counts: of the bins.
+        edges: of the bins, one more than `counts`.
+        text: how an edge is written.
+        unit: of the edges, for what a bar says when pointed at.
+        nice: which edges may be written at the axis.
+        lines: vertical lines at values, with their texts.
+        numbers: bins are single integers, written below the middle of their bar.
+
+    """
+    low, high = _occupied(counts)
+    n = high - low
+    top = _nice_ceiling(int(counts.max(initial=0)))
+    cells = []
+    for k in range(low, high):
+        share = int(counts[k]) / top
+        start, stop = edges[k], edges[k + 1]
+        single = numbers and start is not None and stop == start + 1
+        bin_text = text(start) if single else f"{text(start)} to {text(stop)}"
+        cells.append(
+            Cell((k - low) / n, 1 - share, 1 / n, share, 1.0, f"{bin_text} {unit}: {int(counts[k]):,}")
+        )
+    marks = [
+        Mark((k - low + (0.5 if numbers else 0.0)) / n, text(edge))
+        for k, edge in enumerate(edges)
+        if edge is not None and low <= k <= high - numbers and nice(edge)
+    ]
+    return Chart(
+        title=title,
+        note=note,
+        cells=[cell for cell in cells if cell.height],
+        x_marks=_thinned(marks, 9),
+        y_marks=[Mark(0.0, f"{top:,}"), *([Mark(0.5, f"{top // 2:,}")] if top % 2 == 0 else [])],
+        lines=[
+            Mark(at, name)
+            for edge, name in (lines or {}).items()
+            if (at := _place(edge, edges, low, n)) is not None
+        ],
+        x_label=unit,
+    )
+
+
+def _place(value: float, edges: Edges, low: int, n: int) -> float | None:
+    """Return where a value lies among bins of equal width, or None outside of them; bins are logarithmic."""
+    for k in range(low, low + n):
+        start, stop = edges[k], edges[k + 1]
+        if start and stop and start <= value < stop:
+            return (k - low + math.log(value / start) / math.log(stop / start)) / n
+    return None
+
+
+def _map(
+    title: str,
+    note: str,
+    counts: NDArray[np.int64],
+    strengths: NDArray[np.float64],
+    titles: Callable[[int, int], str],
+) -> Chart:
+    """Return a chart of coloured cells, row by row from the top."""
+    rows, columns = counts.shape
+    cells = [
+        Cell(x / columns, y / rows, 1 / columns, 1 / rows, float(strengths[y, x]), titles(y, x))
+        for y, x in np.argwhere(counts).tolist()
+    ]
+    return Chart(title, note, cells, [], [], [])
+
+
+def _thinned(marks: list[Mark], most: int) -> list[Mark]:
+    return marks[:: max(1, -(-len(marks) // most))]
+
+
+def _nice_ceiling(value: int) -> int:
+    """Return the least of 1, 2, 4, 6, 8, 10, 20, … that is not below `value`.
+
+    >>> [_nice_ceiling(value) for value in (0, 3, 17, 1000, 45_001)]
+    [1, 4, 20, 1000, 60000]
+    """
+    if value <= 1:
+        return 1
+    power: int = 10 ** (len(str(value)) - 1)
+    return next(step * power for step in (1, 2, 4, 6, 8, 10) if step * power >= value)
+
+
+# The charts of a run
+
+
+def histograms(stats: Stats, figures: Mapping[str, Any]) -> list[Chart]:
+    """Return the histograms of `stats`, whose `summary` is `figures`."""
+    per_image, area = figures["instances_per_image"], figures["area_px"]
+    mean = "" if per_image["mean"] is None else f"Mean {per_image['mean']:.2f}. "
+    mean_area = "" if area["mean"] is None else f"Mean {number_text(round(area['mean']))} px. "
+    sizes: dict[float, str] = {COCO_EDGES[1]: "medium", COCO_EDGES[2]: "large"}
+    return [
+        _histogram(
+            "Instances in an image",
+            mean + _median(per_image, number_text),
+            stats.instances_per_image,
+            COUNT_EDGES,
+            number_text,
+            unit="instances",
+            nice=lambda _: True,
+            numbers=True,
+        ),
+        _histogram(
+            "Score",
+            _median(figures["score"], decimal_text),
+            stats.category_scores.sum(axis=0),
+            [k / SCORE_BINS for k in range(SCORE_BINS + 1)],
+            decimal_text,
+            unit="score",
+            nice=lambda edge: round(edge * SCORE_BINS) % 2 == 0,
+        ),
+        _histogram(
+            "Area of an instance",
+            f"{mean_area}{_median(area, number_text)} px",
+            stats.area_px,
+            AREA_EDGES,
+            number_text,
+            unit="pixels",
+            nice=lambda edge: math.log2(max(edge, 1)) % 2 == 0,
+            lines=sizes,
+        ),
+        _histogram(
+            "Share of the image's area",
+            _median(figures["area_relative"], percent_text),
+            stats.area_relative,
+            RELATIVE_EDGES,
+            percent_text,
+            unit="of the image",
+            nice=lambda edge: f"{edge:e}"[:3] in ("1.0", "3.0"),
+        ),
+    ]
+
+
+def _median(quantiles: Mapping[str, Any], text: Callable[[float | None], str]) -> str:
+    found = quantiles["p50"]
+    if found is None:
+        return "Nothing counted"
+    low, high = found
+    single = isinstance(low, int) and high == low + 1
+    return f"Median {text(low)}" if single else f"Median in {text(low)} to {text(high)}"
+
+
+def position_map(stats: Stats) -> Chart:
+    """Return where in their images the objects are."""
+    counts = stats.position
+    most = max(int(counts.max()), 1)
+    return _map(
+        "Where objects are",
+        f"Centres of boxes in the image; the strongest of {counts.size:,} cells holds {most:,}",
+        counts,
+        counts / most,
+        lambda y, x: f"{counts[y, x]:,} instances",
+    )
+
+
+def size_map(stats: Stats) -> Chart:
+    """Return how many images have which size, upwards and to the right the larger ones."""
+    by_height, by_width = stats.image_size.sum(axis=1), stats.image_size.sum(axis=0)
+    (top, bottom), (left, right) = _occupied(by_height), _occupied(by_width)
+    counts = stats.image_size[top:bottom, left:right][::-1]
+    rows, columns = counts.shape
+    total, most = int(counts.sum()), max(int(counts.max()), 1)
+
+    def title(y: int, x: int) -> str:
+        width, height = left + x, bottom - 1 - y
+        sides = [f"{number_text(SIZE_EDGES[k])} to {number_text(SIZE_EDGES[k + 1])}" for k in (width, height)]
+        return f"{sides[0]} px wide, {sides[1]} px high: {counts[y, x]:,}"
+
+    at_most = title(*divmod(int(counts.argmax()), columns)) if total else "nothing counted"
+    chart = _map("Sizes of images", f"Most: {at_most} of {total:,}", counts, np.sqrt(counts / most), title)
+    x_marks = [Mark((k - left) / columns, number_text(SIZE_EDGES[k])) for k in range(left, right + 1)]
+    y_marks = [Mark(1 - (k - top) / rows, number_text(SIZE_EDGES[k])) for k in range(top, bottom + 1)]
+    return Chart(
+        chart.title,
+        chart.note,
+        chart.cells,
+        _thinned(x_marks, 8),
+        _thinned(y_marks, 8),
+        [],
+        "width, px",
+        "height, px",
+    )
+
+
+def cooccurrence_matrix(stats: Stats) -> dict[str, Any]:
+    """Return the co-occurrence of the categories with the most instances."""
+    order = np.argsort(-stats.category_instances, kind="stable")[:MATRIX_CATEGORIES]
+    order = order[stats.category_instances[order] > 0]
+    names = [stats.categories[k].name for k in order]
+    rows = []
+    for i, name in zip(order, names, strict=True):
+        images = int(stats.category_images[i])
+        cells = []
+        for j, other in zip(order, names, strict=True):
+            both = int(stats.cooccurrence[i, j])
+            text = "" if i == j or not both else f"{100 * both / images:.0f}"
+            title = f"{other} is in {both:,} of {images:,} images with {name}"
+            cells.append({"own": i == j, "strength": both / images, "text": text, "title": title})
+        rows.append({"name": name, "cells": cells})
+    return {"names": names, "rows": rows}
+
+
+# Numbers for people
+
+
+def number_text(value: float | None) -> str:
+    """Return a number with its thousands apart; None is infinity."""
+    return "∞" if value is None else f"{value:,}"
+
+
+def decimal_text(value: float | None) -> str:
+    """Return a number with two decimals; None is infinity."""
+    return "∞" if value is None else f"{value:.2f}"
+
+
+def percent_text(value: float | None) -> str:
+    """Return a share as a percentage of three digits at most.
+
+    >>> percent_text(0.015), percent_text(1e-6), percent_text(1.0), percent_text(0)
+    ('1.5%', '0.0001%', '100%', '0%')
+    """
+    return "∞" if value is None else f"{float(f'{value * 100:.3g}'):f}".rstrip("0").rstrip(".") + "%"
+
+
+def seconds_text(value: float | None) -> str:
+    """Return a duration in its two largest units.
+
+    >>> seconds_text(3.21), seconds_text(75), seconds_text(7322.0)
+    ('3.2 s', '1 min 15 s', '2 h 2 min')
+    """
+    if value is None:
+        return "not known"
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, seconds = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {seconds} s"

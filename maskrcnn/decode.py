@@ -1,0 +1,353 @@
+"""From bytes to RGB pixels, or to a code that says why not.
+
+The header is read first, and no pixel before the limits hold. The rules, which are the contract of `images`:
+
+- JPEG, PNG, WebP, BMP, GIF and TIFF, known by their content; names mean nothing. Of an animation, a
+  multi-page TIFF or a multi-picture JPEG, the first picture.
+- EXIF orientation is applied, before anyone sees a width or a height (where there is none, XMP's, as Pillow
+  does it). Values outside of 1..8 and EXIF that cannot be parsed are ignored.
+- One bit becomes 0 and 255; grey is repeated; a palette gives its colours; CMYK, YCbCr, HSV and LAB are
+  converted by Pillow. Alpha is dropped: colours stay as stored, whatever others blend them with. Colour profiles
+  are not applied.
+- 16-bit grey is scaled by round(v / 257), TIFF's 12-bit grey likewise from 4095; PNG's 16-bit colours keep
+  their high byte.
+- Float, 32-bit and signed pixels, and TIFFs of several bands beyond 8 bits, mean nothing without a stated
+  scaling: `unsupported_pixels`.
+- Damage that the decoder does not notice (bytes changed inside a JPEG's scan) passes.
+"""
+
+import contextlib
+import logging
+import struct
+import threading
+import warnings
+import zlib
+from dataclasses import dataclass
+from io import BytesIO
+from types import TracebackType
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from .errors import ItemError
+from .sniff import format_of, kind_of_text
+from .types import Pixels
+
+# Pillow logs some refusals as errors, which Python prints where no logging is set up.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+_PLUGINS: Final[dict[str, Any]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+}
+
+_BROKEN: Final = (
+    OSError,  # the decoders' own word, and UnidentifiedImageError
+    SyntaxError,  # Pillow's word for a header that is not as it should be
+    ValueError,  # sizes and offsets that contradict each other; undecodable text
+    TypeError,  # a tag that holds a tuple where a number belongs
+    LookupError,  # indices and tags that point nowhere
+    ArithmeticError,  # a resolution divided by zero; sizes beyond C's
+    EOFError,  # a frame that is not there
+    AttributeError,  # a chunk that should have come before
+    NotImplementedError,  # a TIFF feature
+    RuntimeError,  # a decoder in a state that it does not expect
+    AssertionError,  # Pillow's checks
+    struct.error,  # a header cut short
+    zlib.error,  # a PNG's or a TIFF's compressed text
+)
+"""All that Pillow was seen to raise on mutated files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is too large to decode."""
+
+    max_pixels: int
+    """Width times height."""
+    max_bytes: int
+    """Of the file."""
+    max_aspect: float
+    """The long side over the short side."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """An image, upright."""
+
+    pixels: Pixels
+    """(height, width, 3), RGB, uint8, C-contiguous."""
+    exif_orientation: int | None
+    """The value in the file, 1 to 8; it has been applied."""
+
+
+class _Quiet:
+    """Keep Pillow's warnings from users while any thread decodes.
+
+    `warnings.catch_warnings` alone changes what all threads share: the one that leaves last would restore
+    what the first had put in place.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._saved = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._threads == 0:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+                warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+            self._threads += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._threads -= 1
+            if self._threads == 0:
+                self._saved.__exit__(kind, error, trace)
+
+
+_quiet: Final = _Quiet()
+
+
+def decode_image(data: bytes, limits: Limits) -> DecodedImage:
+    """Decode an image by the rules above. Any number of threads may decode at once.
+
+    Raises:
+        ItemError: `empty_file`, `too_many_bytes`, `not_an_image`, `unsupported_format`, `unsupported_pixels`,
+            `truncated`, `corrupt`, `too_many_pixels`, `aspect`, `out_of_memory`.
+
+    """
+    if not data:
+        raise ItemError("empty_file", "zero bytes")
+    if len(data) > limits.max_bytes:
+        raise ItemError("too_many_bytes", f"{len(data)} bytes, more than the limit of {limits.max_bytes}")
+    kind = format_of(data)
+    _raise_pillows_guard(limits.max_pixels)
+    with _quiet:
+        try:
+            image, orientation, turned = _load(data, kind, limits)
+        except Image.DecompressionBombError as error:
+            raise ItemError(
+                "too_many_pixels", f"{kind}: more than the limit of {limits.max_pixels}"
+            ) from error
+        except MemoryError as error:
+            raise ItemError("out_of_memory", f"{kind}: not enough memory to decode it") from error
+        except _BROKEN as error:
+            raise _broken(kind, data, error) from error
+        pixels = _rgb(image)
+    return DecodedImage(pixels if turned else _upright(pixels, orientation), orientation)
+
+
+def _raise_pillows_guard(max_pixels: int) -> None:
+    # Pillow refuses more than twice this, in the whole process. It must not get in the way of a larger limit of
+    # ours, and stays as it is for a smaller one. It only ever rises, so threads need no lock.
+    half = (max_pixels + 1) // 2
+    if Image.MAX_IMAGE_PIXELS is not None and half > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = half
+
+
+def _load(data: bytes, kind: str, limits: Limits) -> tuple[Image.Image, int | None, bool]:
+    """Return the first picture with its pixels, its EXIF orientation, and whether Pillow has applied that."""
+    image = Image.open(BytesIO(data), formats=(kind,))
+    _check_size(image.size, limits)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _check_tiff(image, limits)
+        # Pillow turns a TIFF upright as it loads it, and forgets the tag.
+        orientation = _valid(_numbers(image.tag_v2, _ORIENTATION, 0)[0])
+        image.load()
+        return image, orientation, True
+    image.load()
+    return image, _exif_orientation(image), False
+
+
+def _check_size(size: tuple[int, int], limits: Limits) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise ItemError("corrupt", f"the header says {width} x {height} pixels")
+    if width * height > limits.max_pixels:
+        raise ItemError(
+            "too_many_pixels", f"{width} x {height} pixels, more than the limit of {limits.max_pixels}"
+        )
+    if max(size) > limits.max_aspect * min(size):
+        raise ItemError("aspect", f"{width} x {height} pixels, longer than 1 : {limits.max_aspect:g}")
+
+
+# TIFF
+
+_ORIENTATION: Final = 274
+_UNSIGNED: Final = 1
+
+
+def _numbers(tags: Any, tag: int, default: int) -> tuple[Any, ...]:
+    value = tags.get(tag, default)
+    return value if isinstance(value, tuple) and value else (value,)
+
+
+def _unscaled(tags: Any) -> str | None:
+    """Return what a TIFF holds if Pillow would refuse it, or open it with other colours than it has."""
+    bits = max(_numbers(tags, TiffImagePlugin.BITSPERSAMPLE, 1))
+    bands = _numbers(tags, TiffImagePlugin.SAMPLESPERPIXEL, 1)[0]
+    signed = any(kind != _UNSIGNED for kind in _numbers(tags, TiffImagePlugin.SAMPLEFORMAT, _UNSIGNED))
+    if signed or bits > 16 or bands > 6 or (bands > 1 and bits > 8):
+        return f"TIFF of {bands} bands of {bits} bits{', not unsigned integers' if signed else ''}"
+    return None
+
+
+def _check_tiff(image: TiffImagePlugin.TiffImageFile, limits: Limits) -> None:
+    if (what := _unscaled(image.tag_v2)) is not None:
+        raise _unsupported(what)
+    # A small image may still be one corner of a huge block.
+    block = [
+        _numbers(image.tag_v2, tag, 1)[0] for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
+    ]
+    if block[0] * block[1] > limits.max_pixels:
+        raise ItemError("too_many_pixels", f"TIFF in blocks of {block[0]} x {block[1]} pixels")
+
+
+def _unsupported(what: str) -> ItemError:
+    return ItemError("unsupported_pixels", f"{what}; needs a stated scaling: use the raster mode")
+
+
+# Colours
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    """Return a loaded image's colours, (height, width, 3) uint8."""
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
+        return np.repeat(_grey(image)[..., None], 3, axis=2)
+    if mode in ("I", "F"):
+        raise _unsupported(f"{image.format} of 32-bit {'integers' if mode == 'I' else 'floats'}")
+    if mode == "LAB":
+        lab = ImageCms.createProfile("LAB")
+        converted = ImageCms.profileToProfile(image, lab, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return np.array(converted)
+    if mode in ("La", "RGBa"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[mode])
+    return np.array(image if mode == "RGB" else image.convert("RGB"))
+
+
+def _grey(image: Image.Image) -> NDArray[np.uint8]:
+    """Return 16-bit grey, or TIFF's 12-bit, scaled to 8 bits: (height, width)."""
+    white, inverted = 65_535, False
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        white = 2 ** int(_numbers(image.tag_v2, TiffImagePlugin.BITSPERSAMPLE, 16)[0]) - 1
+        # White at zero is turned round by Pillow up to 8 bits, not beyond.
+        inverted = _numbers(image.tag_v2, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1)[0] == 0
+    values = np.asarray(image).astype(np.uint32)
+    grey = ((values * 255 + white // 2) // white).astype(np.uint8)
+    return 255 - grey if inverted else grey
+
+
+# Orientation
+
+
+def _valid(orientation: object) -> int | None:
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else None
+
+
+def _exif_orientation(image: Image.Image) -> int | None:
+    try:
+        return _valid(image.getexif().get(_ORIENTATION))
+    except _BROKEN:
+        return None
+
+
+def _upright(pixels: Pixels, orientation: int | None) -> Pixels:
+    """Undo an EXIF orientation. Reference: CIPA DC-008, tag 274, where row 0 and column 0 lie."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+# Refusals
+
+
+def _broken(kind: str, data: bytes, error: Exception) -> ItemError:
+    """Return what is wrong with a file that Pillow gave up on."""
+    reason: BaseException = error
+    # Two letters are little to know a bitmap by.
+    if kind == "BMP" and (text := kind_of_text(data)) is not None:
+        return ItemError("not_an_image", f"the content is {text}")
+    if isinstance(error, UnidentifiedImageError):
+        # `open` keeps the plugin's reason to itself.
+        try:
+            _PLUGINS[kind](BytesIO(data))
+        except _BROKEN as inner:
+            reason = inner
+        if kind == "TIFF":
+            with contextlib.suppress(*_BROKEN):
+                what = _unscaled(_tiff_tags(data))
+                if what is not None or str(reason) == "unknown pixel mode":
+                    return _unsupported(what or "TIFF of a kind of pixels that Pillow does not know")
+    words = str(reason).replace("decoder error -2", "libtiff refused it") or type(reason).__name__
+    early = "runcated" in words or _ends_early(kind, data)
+    return ItemError("truncated" if early else "corrupt", f"{kind}: {words}")
+
+
+def _ends_early(kind: str, data: bytes) -> bool:
+    """Return whether a file that could not be decoded lacks its end."""
+    if kind == "PNG":
+        return b"IEND" not in data
+    if kind == "GIF":
+        return not data.rstrip(b"\0").endswith(b";")
+    if kind == "JPEG":
+        return b"\xff\xd9" not in data
+    if kind == "WEBP":
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    if kind == "BMP":
+        return len(data) < int.from_bytes(data[2:6], "little")
+    return _tiff_ends_early(data)
+
+
+def _tiff_tags(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
+    """Return the first directory. Raises EOFError where it lies beyond the end."""
+    big = data[2:4] in (b"+\0", b"\0+")
+    tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if big else 8])
+    if tags.next >= len(data):
+        raise EOFError
+    file = BytesIO(data)
+    file.seek(tags.next)
+    tags.load(file)
+    return tags
+
+
+def _tiff_ends_early(data: bytes) -> bool:
+    """Return whether the directory, or a strip or tile that it lists, lies beyond the end."""
+    try:
+        tags = _tiff_tags(data)
+        ends = [
+            offset + count
+            for offsets, counts in ((273, 279), (324, 325))
+            for offset, count in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)
+        ]
+    except EOFError:
+        return True
+    except _BROKEN:
+        return False
+    return any(end > len(data) for end in ends)

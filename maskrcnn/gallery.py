@@ -1,0 +1,289 @@
+"""A few pictures that show what a run found: which ones, and drawn.
+
+The choice depends on the tables only, and reads a bounded part of them however large the run is.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from .errors import ERROR_CODES, ItemError
+from .parts import Part
+from .storage import Storage
+from .types import Category, Detections, Pixels
+from .visualize import Rectangle, draw_instances
+
+SHOWN_SCORE: Final = 0.5
+PICTURE_PX: Final = 560
+PICTURE_SCALE: Final = 1.6
+"""Of lines and type, since pictures are shown at some 60 % of their pixels."""
+ASPECT: Final = 4 / 3
+JPEG_QUALITY: Final = 80
+_LARGEST: Final = 2**32
+"""From so many pixels on, masks are drawn in a frame of their own; no such image is shown."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class GalleryPick:
+    """An image to be shown, with what was found in it."""
+
+    image_id: int
+    name: str
+    uri: str
+    detections: Detections
+    focus: int
+    """The instance around which the picture is cropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class GalleryItem:
+    """A picture for the report."""
+
+    name: str
+    caption: str
+    jpeg: bytes | None
+    note: str | None = None
+    """Why there is no picture."""
+
+
+# Which ones
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    part: Part
+    row: int
+    """Of the image in its part."""
+    group: int
+    """The row group that holds all of its instances."""
+    start: int
+    """Of its instances in that row group."""
+    image_id: int
+    height: int
+    width: int
+    labels: NDArray[np.int32]
+    scores: NDArray[np.float32]
+
+
+def pick_gallery(storage: Storage, parts: Sequence[Part], count: int = 12) -> list[GalleryPick]:
+    """Choose images to show: spread over the parts, and over the categories found in them.
+
+    At most `count` parts are opened, and at most `count` row groups of instances are read. Within one, images
+    come in the order of a hash of their id, those with a strong instance of a category not shown yet first.
+
+    Args:
+        storage: of the run.
+        parts: of the run, in order.
+        count: the most images.
+
+    Raises:
+        RunError: a part cannot be read.
+
+    """
+    chosen = _spread([part for part in parts if part.n_instances], count)
+    if not chosen:
+        return []
+    groups_each = max(1, count // len(chosen))
+    candidates = [c for part in chosen for c in _candidates(storage, part, groups_each, 4 * count)]
+    picked = _most_varied(candidates, count)
+    rows = _rows(storage, [candidate for candidate, _ in picked])
+    return [_pick(candidate, focus, *row) for (candidate, focus), row in zip(picked, rows, strict=True)]
+
+
+def _spread(items: Sequence[T], count: int) -> list[T]:
+    """Return at most `count` of the items, evenly spaced."""
+    n = min(count, len(items))
+    return [items[(2 * i + 1) * len(items) // (2 * n)] for i in range(n)]
+
+
+def _candidates(storage: Storage, part: Part, groups: int, most: int) -> Iterator[_Candidate]:
+    """Give images of a part, at most `most` of each of `groups` row groups of its instances."""
+    with storage.open(part.images) as file:
+        images = pq.read_table(file, columns=["image_id", "status", "n_instances", "width", "height"])
+    counts = images["n_instances"].to_numpy().astype(np.int64)
+    starts = np.cumsum(counts) - counts
+    width, height = (images[side].fill_null(0).to_numpy().astype(np.int64) for side in ("width", "height"))
+    ok = pc.equal(images["status"], "ok").to_numpy() & (width * height < _LARGEST)
+    image_ids = images["image_id"].to_numpy()
+
+    with storage.open(part.instances) as file, pq.ParquetFile(file) as instances:
+        ends = np.cumsum([instances.metadata.row_group(g).num_rows for g in range(instances.num_row_groups)])
+        for group in _spread(range(len(ends)), groups):
+            first = int(ends[group - 1]) if group else 0
+            inside = np.flatnonzero(ok & (starts >= first) & (starts + counts <= ends[group]))
+            inside = inside[np.argsort(_hash(image_ids[inside]), kind="stable")][:most]
+            table = instances.read_row_group(group, columns=["category_id", "score"])
+            labels, scores = table["category_id"].to_numpy(), table["score"].to_numpy()
+            for row in inside.tolist():
+                start = int(starts[row]) - first
+                rows = slice(start, start + int(counts[row]))
+                yield _Candidate(
+                    part, row, group, start, int(image_ids[row]), int(height[row]), int(width[row]),
+                    labels[rows], scores[rows],
+                )  # fmt: skip
+
+
+def _hash(ids: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return numbers in no order that the ids know of (the finalizer of splitmix64)."""
+    mixed = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)))
+
+
+def _most_varied(candidates: Sequence[_Candidate], count: int) -> list[tuple[_Candidate, int]]:
+    """Return up to `count` candidates, each with the instance to show."""
+    uses: Counter[tuple[str, int]] = Counter()
+    seen: set[int] = set()
+    left = list(candidates)
+    picked: list[tuple[_Candidate, int]] = []
+    while left and len(picked) < count:
+        strong = [candidate.labels[candidate.scores >= SHOWN_SCORE].tolist() for candidate in left]
+        ranks = [
+            (uses[candidate.part.instances, candidate.group], not labels, seen.issuperset(labels), k)
+            for k, (candidate, labels) in enumerate(zip(left, strong, strict=True))
+        ]
+        k = min(ranks)[-1]
+        candidate = left.pop(k)
+        # Instances stand by score, so that the first of a new category is its strongest.
+        focus = next((i for i, label in enumerate(strong[k]) if label not in seen), 0)
+        uses[candidate.part.instances, candidate.group] += 1
+        seen.update(candidate.labels[focus : focus + 1].tolist())
+        picked.append((candidate, focus))
+    return picked
+
+
+def _rows(storage: Storage, candidates: Sequence[_Candidate]) -> list[tuple[str, str, pa.Table]]:
+    """Return name, uri and instances of each candidate; a row group is read once."""
+    found: dict[int, tuple[str, str, pa.Table]] = {}
+    columns = ["box", "area", "edge", "segmentation"]
+    for part in dict.fromkeys(candidate.part for candidate in candidates):
+        here = [(k, candidate) for k, candidate in enumerate(candidates) if candidate.part == part]
+        with storage.open(part.images) as file:
+            names = _take(file, [candidate.row for _, candidate in here], ["name", "uri"])
+        with storage.open(part.instances) as file, pq.ParquetFile(file) as instances:
+            for group in sorted({candidate.group for _, candidate in here}):
+                table = instances.read_row_group(group, columns=columns)
+                for (k, candidate), (name, uri) in zip(here, names, strict=True):
+                    if candidate.group == group:
+                        found[k] = (name, uri, table.slice(candidate.start, len(candidate.labels)))
+    return [found[k] for k in range(len(candidates))]
+
+
+def _take(file: Any, rows: Sequence[int], columns: list[str]) -> list[tuple[Any, ...]]:
+    """Return some rows of a Parquet file, reading their row groups only."""
+    with pq.ParquetFile(file) as parquet:
+        ends = np.cumsum([parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)])
+        values: dict[int, tuple[Any, ...]] = {}
+        groups = np.searchsorted(ends, rows, side="right")
+        for group in np.unique(groups).tolist():
+            table = parquet.read_row_group(group, columns=columns)
+            first = int(ends[group - 1]) if group else 0
+            for row, its_group in zip(rows, groups.tolist(), strict=True):
+                if its_group == group:
+                    values[row] = tuple(table[column][row - first].as_py() for column in columns)
+    return [values[row] for row in rows]
+
+
+def _pick(candidate: _Candidate, focus: int, name: str, uri: str, rows: pa.Table) -> GalleryPick:
+    sides = [pc.struct_field(rows["box"], side).to_numpy() for side in ("xmin", "ymin", "xmax", "ymax")]
+    counts = pc.struct_field(rows["segmentation"], "counts").to_pylist()
+    detections = Detections(
+        height=candidate.height,
+        width=candidate.width,
+        boxes=np.stack(sides, axis=1),
+        labels=candidate.labels,
+        scores=candidate.scores,
+        masks=tuple(text.encode("ascii") for text in counts),
+        areas=rows["area"].to_numpy(),
+        edges=rows["edge"].to_numpy(),
+        capped=False,
+    )
+    return GalleryPick(candidate.image_id, name, uri, detections, focus)
+
+
+# Drawn
+
+
+def draw_gallery(
+    picks: Sequence[GalleryPick], read_pixels: Callable[[str], Pixels], categories: Sequence[Category]
+) -> list[GalleryItem]:
+    """Draw the picked images, each around its instance in focus.
+
+    An image that cannot be read any more, or has another size now, gives an item that says so.
+
+    Args:
+        picks: from `pick_gallery`.
+        read_pixels: gives the image at a uri, as the run saw it; may raise `ItemError`.
+        categories: of the run.
+
+    """
+    names = {category.id: category.name for category in categories}
+    items = []
+    for pick in picks:
+        caption = _caption(pick, names)
+        try:
+            pixels = read_pixels(pick.uri)
+        except ItemError as fault:
+            note = f"The image cannot be read any more: {ERROR_CODES[fault.code]}."
+            items.append(GalleryItem(pick.name, caption, None, note))
+            continue
+        if pixels.shape[:2] != (pick.detections.height, pick.detections.width):
+            items.append(GalleryItem(pick.name, caption, None, "The image has another size now."))
+            continue
+        items.append(GalleryItem(pick.name, caption, _draw(pick, pixels, categories)))
+    return items
+
+
+def _shown_score(pick: GalleryPick) -> float:
+    """Return 0.5, or less where the instance in focus is weaker."""
+    return min(SHOWN_SCORE, float(pick.detections.scores[pick.focus]))
+
+
+def _caption(pick: GalleryPick, names: dict[int, str]) -> str:
+    detections = pick.detections
+    label = int(detections.labels[pick.focus])
+    name = names.get(label, f"#{label}")
+    others = int((detections.scores >= SHOWN_SCORE).sum()) - int(detections.scores[pick.focus] >= SHOWN_SCORE)
+    return f"{name} {detections.scores[pick.focus]:.2f}" + (f", and {others} more" if others else "")
+
+
+def _draw(pick: GalleryPick, pixels: Pixels, categories: Sequence[Category]) -> bytes:
+    picture = draw_instances(
+        pixels,
+        pick.detections,
+        categories,
+        min_score=_shown_score(pick),
+        max_side=PICTURE_PX,
+        min_side=PICTURE_PX,
+        scale=PICTURE_SCALE,
+        region=_region(pick),
+    )
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def _region(pick: GalleryPick) -> Rectangle:
+    """Return the rectangle to show: the instance with its surroundings, 4:3 where the image allows it."""
+    height, width = pick.detections.height, pick.detections.width
+    xmin, ymin, xmax, ymax = (float(side) for side in pick.detections.boxes[pick.focus])
+
+    # The instance takes at most 60 % of the picture's side, the picture at least a fifth of the image's.
+    wanted = max((xmax - xmin) / 0.6, (ymax - ymin) / 0.6 * ASPECT, min(width, height * ASPECT) / 5, 160.0)
+    out_width, out_height = min(round(wanted), width), min(round(wanted / ASPECT), height)
+    left = round((xmin + xmax - out_width) / 2)
+    top = round((ymin + ymax - out_height) / 2)
+    left, top = max(0, min(left, width - out_width)), max(0, min(top, height - out_height))
+    return left, top, left + out_width, top + out_height

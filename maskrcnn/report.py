@@ -1,0 +1,155 @@
+"""The report: one HTML file that shows in a minute what a run found, how it went, and where it came from.
+
+Everything is in the file: no script, no font, no picture from elsewhere. Charts are SVG in the page, so that
+they follow its colours, light or dark. All text is escaped by the template engine; a content security policy
+forbids scripts besides.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any, Final
+
+import jinja2
+import numpy as np
+
+from .charts import (
+    cooccurrence_matrix,
+    histograms,
+    number_text,
+    percent_text,
+    position_map,
+    seconds_text,
+    size_map,
+)
+from .errors import ERROR_CODES
+from .gallery import GalleryItem, GalleryPick, draw_gallery, pick_gallery
+from .stats import HALF, Stats, summary
+
+__all__ = ["GalleryItem", "GalleryPick", "draw_gallery", "pick_gallery", "render_report"]
+
+LISTED_CATEGORIES: Final = 25
+"""Rows of the table of categories that are seen at once; the others unfold."""
+STAGES: Final = ("fetch", "decode", "model", "encode", "write", "other")
+
+# Tables
+
+
+def _category_rows(stats: Stats) -> list[dict[str, Any]]:
+    """Return what is known of each category that was found, most instances first."""
+    order = np.argsort(-stats.category_instances, kind="stable")
+    most = max(int(stats.category_instances.max(initial=0)), 1)
+    rows = []
+    for k in order[stats.category_instances[order] > 0].tolist():
+        instances = int(stats.category_instances[k])
+        scores = stats.category_scores[k]
+        rows.append(
+            {
+                "id": stats.categories[k].id,
+                "name": stats.categories[k].name,
+                "instances": instances,
+                "share": instances / most,
+                "at_half": int(scores[HALF:].sum()),
+                "share_at_half": int(scores[HALF:].sum()) / most,
+                "images": int(stats.category_images[k]),
+                "mean_area": int(stats.category_area_sum[k]) / instances,
+                "spark": (scores / max(int(scores.max()), 1)).tolist(),
+            }
+        )
+    return rows
+
+
+def _failures(stats: Stats) -> list[dict[str, Any]]:
+    total = max(int(stats.status.sum()), 1)
+    rows = [
+        {"code": code, "meaning": ERROR_CODES.get(code, "an unknown code"), "images": n, "share": n / total}
+        for code, n in stats.error
+    ]
+    return sorted(rows, key=lambda row: (-int(row["images"]), row["code"]))
+
+
+def _stages(timings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the stages of the work with their share of all worker time, in the order of the work."""
+    seconds: Mapping[str, float] = timings.get("stages_s") or {}
+    total = sum(seconds.values())
+    names = [*(name for name in STAGES if name in seconds), *sorted(set(seconds) - set(STAGES))]
+    return [
+        {"name": name, "seconds": seconds[name], "share": seconds[name] / total, "hue": k % len(STAGES)}
+        for k, name in enumerate(names)
+        if total > 0
+    ]
+
+
+def _facts(value: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return a mapping as rows of text, without what is empty."""
+    return [
+        (key.replace("_", " "), _fact(entry))
+        for key, entry in value.items()
+        if entry not in (None, "", [], {})
+    ]
+
+
+def _fact(entry: object) -> str:
+    if isinstance(entry, bool):
+        return "yes" if entry else "no"
+    if isinstance(entry, int):
+        return number_text(entry)
+    if isinstance(entry, Mapping):
+        return ", ".join(f"{key}: {_fact(item)}" for key, item in entry.items())
+    if isinstance(entry, Sequence) and not isinstance(entry, str):
+        return ", ".join(_fact(item) for item in entry)
+    return str(entry)
+
+
+# The page
+
+
+def render_report(
+    run: Mapping[str, Any],
+    stats: Mapping[str, Any],
+    timings: Mapping[str, Any],
+    gallery: Sequence[GalleryItem],
+) -> str:
+    """Return the report as one self-contained HTML file.
+
+    Args:
+        run: the content of `run.json`.
+        stats: the content of `stats.json`.
+        timings: the content of `timings.json`; what it does not have is left out.
+        gallery: pictures, from `draw_gallery`.
+
+    Raises:
+        RunError: `stats` were written by a version with other bins.
+
+    """
+    values = Stats.from_json(stats)
+    figures = summary(values)
+    categories = _category_rows(values)
+    found = {row["id"] for row in categories}
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent_text, "number": number_text, "seconds": seconds_text}
+    template = resources.files(__package__).joinpath("report.html.j2").read_text("utf-8")
+    return environment.from_string(template).render(
+        run=run,
+        figures=figures,
+        failures=_failures(values),
+        gallery=[(item, base64.b64encode(item.jpeg).decode() if item.jpeg else None) for item in gallery],
+        categories=categories,
+        listed=LISTED_CATEGORIES,
+        not_found=[category.name for category in values.categories if category.id not in found],
+        charts=histograms(values, figures),
+        position=position_map(values),
+        sizes=size_map(values),
+        matrix=cooccurrence_matrix(values),
+        timings=timings,
+        stages=_stages(timings),
+        execution=[_facts(entry) for entry in timings.get("execution") or []],
+        provenance=[
+            ("Model", _facts({k: v for k, v in run.get("model", {}).items() if k != "categories"})),
+            ("Inputs", _facts(run.get("inputs", {}))),
+            ("Settings", _facts(run.get("settings", {}))),
+            ("Versions", _facts(run.get("versions", {}))),
+        ],
+    )

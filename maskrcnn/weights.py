@@ -1,0 +1,344 @@
+"""What a model is, before anything is loaded: its file, its digest, and what its labels mean.
+
+Nothing here imports torch, and nothing is unpickled.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from .errors import UsageError
+from .planted import PLANTED_CATEGORIES
+from .storage import is_remote
+from .types import Category
+from .weightfile import names_in_pickle, read_labels, read_weights, safetensors_header
+
+COCO_NAMES: Final = """
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, -,
+stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe,
+-, backpack, umbrella, -, -, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite,
+baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, -, wine glass, cup,
+fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut,
+cake, chair, couch, potted plant, bed, -, dining table, -, -, toilet, -, tv, laptop, mouse, remote,
+keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, -, book, clock, vase, scissors,
+teddy bear, hair drier, toothbrush
+"""
+"""The meaning of labels 1 to 90 of models trained on COCO; labels marked `-` were never used."""
+
+COCO_CATEGORIES: Final = tuple(
+    Category(label, name)
+    for label, name in enumerate(COCO_NAMES.replace("\n", " ").strip().split(", "), start=1)
+    if name != "-"
+)
+
+ARCHITECTURES: Final = (
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
+    "maskrcnn_efficientnet_lite0_fpn",
+)
+"""What can be loaded: torchvision's two networks, and the small one of the embedded model."""
+
+CLASS_SCORES: Final = "roi_heads.box_predictor.cls_score.weight"
+"""The tensor whose first dimension is the number of labels, the background included."""
+
+SUFFIXES: Final = (".safetensors", ".pth", ".pt")
+_EMBEDDED: Final = Path(__file__).with_name("scenes.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a run records of its model."""
+
+    name: str
+    """A known name, or the file's."""
+    uri: str | None
+    """Where the file was read, if the user named one."""
+    sha256: str
+    """Of the weights file, hexadecimal."""
+    architecture: str
+    """One of `ARCHITECTURES`, or `planted`."""
+    categories: tuple[Category, ...]
+    """What it can find, in the order of its labels."""
+    category_ids: tuple[int, ...]
+    """The category id of each label, from label 0, the background; 0 where a label means nothing."""
+    min_size: int
+    """What the shorter side of an image is resized to, pixels, …"""
+    max_size: int
+    """… unless the longer side would then exceed this."""
+    notice: str | None
+    """What its user must know before trusting it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """Weights that torchvision publishes."""
+
+    file: str
+    """In torch's cache; the last part of the stem is the start of its sha256."""
+    weights: str
+    """The torchvision enumeration, whose member `COCO_V1` it is."""
+    architecture: str
+
+
+_PUBLISHED: Final = {
+    "coco": _Published(
+        "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
+        "MaskRCNN_ResNet50_FPN_V2_Weights",
+        "maskrcnn_resnet50_fpn_v2",
+    ),
+    "coco-v1": _Published(
+        "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+        "MaskRCNN_ResNet50_FPN_Weights",
+        "maskrcnn_resnet50_fpn",
+    ),
+}
+
+NAMES: Final = (*_PUBLISHED, "scenes", "planted")
+"""Models that need no file."""
+
+
+def describe_model(name: str, labels: str | None = None) -> ModelCard:
+    """Say what a model is; downloads COCO weights if they are not in torch's cache.
+
+    Args:
+        name: `coco`, `coco-v1`, `scenes`, `planted`, or the path or URL of a weights file.
+        labels: for `.pth` and `.pt` files: path or URL of a text file that names a category on each line,
+            from label 1; a blank line or `N/A` is a label that means nothing.
+
+    Raises:
+        UsageError: there is no such model, or its file is not one; the message says what to do.
+        RunError: its store cannot be read at all.
+
+    """
+    return read_model(name, labels)[0]
+
+
+def read_model(name: str, labels: str | None = None) -> tuple[ModelCard, bytes]:
+    """Return what `describe_model` does, and the bytes of the weights file, of which it says so.
+
+    Raises:
+        UsageError: as `describe_model`.
+        RunError: as `describe_model`.
+
+    """
+    suffix = _suffix(name)
+    if labels is not None and suffix not in (".pth", ".pt"):
+        raise UsageError(f"--labels is for .pth and .pt weights; the model {name} has its own categories")
+    if name.partition(":")[0] == "planted":
+        return _planted(), b""
+    if name == "scenes":
+        return _read_scenes()
+    if name in _PUBLISHED:
+        return _read_published(name)
+    if suffix not in SUFFIXES:
+        raise UsageError(_no_such_model(name, suffix))
+    data = read_weights(name)
+    if suffix == ".safetensors":
+        return _card_of_safetensors(_last_part(name), name, data), data
+    return _card_of_state_dict(name, data, labels), data
+
+
+def category_ids_named(categories: Sequence[Category], names: Collection[str]) -> frozenset[int]:
+    """Return the ids of the categories of these names.
+
+    Raises:
+        UsageError: a name is not among the categories.
+
+    """
+    ids = {category.name: category.id for category in categories}
+    for name in names:
+        if name not in ids:
+            listed = ", ".join(list(ids)[:100])
+            raise UsageError(f"the model has no category {name!r}{_near(name, ids)} It has {listed}")
+    return frozenset(ids[name] for name in names)
+
+
+def architecture_of(tensors: Collection[str]) -> str | None:
+    """Tell torchvision's two networks apart by the names of their tensors; None if it is neither."""
+    if CLASS_SCORES not in tensors or "backbone.body.layer1.0.conv1.weight" not in tensors:
+        return None
+    if "roi_heads.box_head.fc6.weight" in tensors:
+        return "maskrcnn_resnet50_fpn"
+    return "maskrcnn_resnet50_fpn_v2" if "roi_heads.box_head.0.0.weight" in tensors else None
+
+
+# --- models without a file of the user's --------------------------------------------------------------------
+
+
+def _planted() -> ModelCard:
+    return ModelCard(
+        name="planted",
+        uri=None,
+        sha256=hashlib.sha256(b"planted 1").hexdigest(),
+        architecture="planted",
+        categories=PLANTED_CATEGORIES,
+        category_ids=(0, *(category.id for category in PLANTED_CATEGORIES)),
+        min_size=800,
+        max_size=1333,
+        notice="`planted` is no model: it reads the truth that test images carry, and finds nothing else",
+    )
+
+
+def _read_scenes() -> tuple[ModelCard, bytes]:
+    if not _EMBEDDED.exists():
+        raise UsageError(
+            f"the embedded model is missing: {_EMBEDDED.name} was not installed with the package"
+        )
+    data = _EMBEDDED.read_bytes()
+    notice = "the embedded model knows only generated aerial scenes"
+    return _card_of_safetensors("scenes", None, data, notice), data
+
+
+def _read_published(name: str) -> tuple[ModelCard, bytes]:
+    published = _PUBLISHED[name]
+    path = _torch_hub() / "checkpoints" / published.file
+    if not path.exists():
+        _download(name, published, path)
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if not digest.startswith(path.stem.rpartition("-")[2]):
+        raise UsageError(f"{path} is damaged: its sha256 begins with {digest[:8]}; delete it and try again")
+    used = {category.id for category in COCO_CATEGORIES}
+    card = ModelCard(
+        name=name,
+        uri=None,
+        sha256=digest,
+        architecture=published.architecture,
+        categories=COCO_CATEGORIES,
+        category_ids=tuple(label if label in used else 0 for label in range(91)),
+        min_size=800,
+        max_size=1333,
+        notice=None,
+    )
+    return card, data
+
+
+def _torch_hub() -> Path:
+    """Return the directory of torch's downloads by torch's rules, without importing it."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))  # noqa: PTH118 `~` stands for home
+    return Path(home).expanduser() / "hub"
+
+
+def _download(name: str, published: _Published, path: Path) -> None:
+    """Let torchvision download its weights, in another process."""
+    code = (
+        f"from torchvision.models.detection import {published.weights} as weights; "
+        "weights.COCO_V1.get_state_dict(progress=False, check_hash=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)  # noqa: S603
+    if done.returncode == 0 and path.exists():
+        return
+    cause = (done.stderr.strip() or "no reason given").splitlines()[-1]
+    raise UsageError(
+        f"the weights of --model {name} are not at {path} and could not be downloaded ({cause}). Without a "
+        f"network: put {published.file} there (TORCH_HOME moves the place), or use --model PATH.safetensors, "
+        "or --model scenes, which knows only generated scenes"
+    )
+
+
+# --- weights files ------------------------------------------------------------------------------------------
+
+
+def _no_such_model(name: str, suffix: str) -> str:
+    accepted = "the path or URL of a .safetensors, .pth or .pt file"
+    if not is_remote(name) and Path(name).is_dir():
+        return f"--model {name} is a directory; give {accepted} in it"
+    if suffix or is_remote(name) or "/" in name or Path(name).exists():
+        what = f"a {suffix} file" if suffix else "without a suffix"
+        return f"--model {name} is {what}; weights are {accepted}"
+    return f"unknown model {name!r}{_near(name, NAMES)} Known are {', '.join(NAMES)}, or {accepted}"
+
+
+def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | None = None) -> ModelCard:
+    shown = uri or name
+    header = safetensors_header(shown, data)
+    metadata = header.get("__metadata__")
+    if not isinstance(metadata, dict) or metadata.get("format") != "maskrcnn-ray":
+        raise UsageError(
+            f"{shown} does not say what its labels mean: it was not written by `maskrcnn train` or `convert`"
+        )
+    if metadata.get("version") != "1":
+        raise UsageError(f"{shown} has version {metadata.get('version')} of the format; known is 1: upgrade")
+    try:
+        categories = tuple(Category(int(c["id"]), str(c["name"])) for c in json.loads(metadata["categories"]))
+        architecture = str(metadata["architecture"])
+        min_size, max_size = int(metadata["min_size"]), int(metadata["max_size"])
+        labels = int(header[CLASS_SCORES]["shape"][0])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UsageError(f"{shown} has damaged metadata: {type(error).__name__}: {error}") from error
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UsageError(f"{shown} is for the unknown architecture {architecture!r}; known are {known}")
+    if not 1 <= min_size <= max_size:
+        raise UsageError(f"{shown} has damaged metadata: sizes {min_size} and {max_size}")
+    return ModelCard(
+        name=name,
+        uri=uri,
+        sha256=hashlib.sha256(data).hexdigest(),
+        architecture=architecture,
+        categories=categories,
+        category_ids=_ids_of_labels(shown, categories, labels),
+        min_size=min_size,
+        max_size=max_size,
+        notice=notice,
+    )
+
+
+def _ids_of_labels(shown: str, categories: Sequence[Category], labels: int) -> tuple[int, ...]:
+    """Return the category id of each label.
+
+    Categories are those of the labels 1, 2, … in their order; where a network has further labels, as COCO's
+    91 for 80 categories, the ids are the labels.
+    """
+    ids = [category.id for category in categories]
+    if len(set(ids)) < len(ids):
+        raise UsageError(f"{shown} names a category id twice")
+    if len(ids) == labels - 1:
+        return (0, *ids)
+    if len(ids) < labels - 1 and max(ids, default=0) < labels:
+        return tuple(label if label in ids else 0 for label in range(labels))
+    raise UsageError(f"{shown} names {len(ids)} categories for a network of {labels - 1}")
+
+
+def _card_of_state_dict(uri: str, data: bytes, labels: str | None) -> ModelCard:
+    names = names_in_pickle(uri, data)
+    # Weights saved from a parallel wrapper have its prefix.
+    architecture = architecture_of({name.removeprefix("module.") for name in names})
+    if architecture is None:
+        raise UsageError(f"{uri} holds no weights of torchvision's Mask R-CNN with ResNet-50 and FPN")
+    if labels is None:
+        raise UsageError(f"{uri} does not say what its labels mean: name them with --labels FILE, one a line")
+    category_names = read_labels(labels)
+    ids = tuple(label if name else 0 for label, name in enumerate(category_names, start=1))
+    return ModelCard(
+        name=_last_part(uri),
+        uri=uri,
+        sha256=hashlib.sha256(data).hexdigest(),
+        architecture=architecture,
+        categories=tuple(Category(label, category_names[label - 1]) for label in ids if label),
+        category_ids=(0, *ids),
+        min_size=800,
+        max_size=1333,
+        notice=None,
+    )
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(_last_part(name))[1].lower()  # noqa: PTH122 may be a URL
+
+
+def _last_part(uri: str) -> str:
+    return uri.rstrip("/").rpartition("/")[2]
+
+
+def _near(name: str, known: Collection[str]) -> str:
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else "."

@@ -1,0 +1,158 @@
+"""The whole job on a real Ray, from the command line, as a user runs it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from commandline import maskrcnn_command, parts
+
+import maskrcnn
+from maskrcnn.planted import write_planted
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("collection") / "images"
+    write_planted(folder, 60, seed=5)
+    (folder / "broken.jpg").write_text("<html>not found</html>")
+    (folder / "notes.txt").write_text("passed over")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(images: Path) -> Path:
+    """A run by one actor that nothing disturbed: what every other run must equal."""
+    output = images.parent / "undisturbed"
+    run = maskrcnn_command("segment", str(images), str(output), "--model", "planted", "--actors", "1")
+    assert run.returncode == 1, run.stderr  # one of 61 images is broken: above the limit of 1 %
+    return output
+
+
+def test_a_run_says_what_it_did(images: Path, undisturbed: Path) -> None:
+    run = maskrcnn.open_run(str(undisturbed))
+    assert run.success["counts"]["images"] == run.images().num_rows == 61
+    failed = [row for row in run.images().to_pylist() if row["status"] == "failed"]
+    assert [(row["name"], row["error"]) for row in failed] == [("broken.jpg", "not_an_image")]
+    assert run.info["inputs"]["skipped"] == {".txt": 1, ".json": 1}
+    truth = json.loads((images / "instances.json").read_text())
+    assert run.instances().num_rows == len(truth["annotations"])
+    assert sorted(run.instances()["area"].to_pylist()) == sorted(a["area"] for a in truth["annotations"])
+    report = (undisturbed / "report.html").read_text()
+    assert "not_an_image" in report
+    assert "Traceback" not in report
+
+
+def test_two_actors_give_the_bytes_of_one(images: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = maskrcnn_command(
+        "segment", str(images), str(tmp_path / "two"), "--model", "planted", "--actors", "2", "--json"
+    )
+    assert json.loads(run.stdout)["failed"] == 1
+    assert "Traceback" not in run.stderr
+    assert parts(tmp_path / "two") == parts(undisturbed)
+
+
+def test_a_finished_run_is_not_done_again(images: Path, undisturbed: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()}
+    run = maskrcnn_command("segment", str(images), str(undisturbed), "--model", "planted")
+    assert "finished already" in run.stderr
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()} == before
+
+
+def wait_for_receipts(output: Path, at_least: int, process: subprocess.Popen[str]) -> set[str]:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        names = {path.name for path in (output / "receipts").glob("*.json")}
+        if len(names) >= at_least:
+            return names
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    raise TimeoutError(f"no {at_least} receipts in {output}")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_a_driver_that_dies_in_mid_run_is_continued(
+    images: Path, undisturbed: Path, tmp_path: Path, stop: signal.Signals
+) -> None:
+    output = tmp_path / "run"
+    command = [
+        "segment",
+        str(images),
+        str(output),
+        "--model",
+        "planted:0.08",
+        "--actors",
+        "1",
+        "--shard-images",
+        "16",
+    ]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "maskrcnn_jobs", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_receipts(output, 1, driver)
+    driver.send_signal(stop)
+    asked = time.monotonic()
+    _, said = driver.communicate(timeout=60)
+    if stop is signal.SIGTERM:
+        assert driver.returncode == 3
+        assert "the same command continues it" in said
+        assert "Traceback" not in said
+        assert time.monotonic() - asked < 30
+    # What the dead driver's worker may still finish is as good as any other receipt.
+    time.sleep(3)
+    first = {path.name for path in (output / "receipts").glob("*.json")}
+    assert 1 <= len(first) < 4
+    assert maskrcnn_command("status", str(output)).returncode == 3
+
+    again = maskrcnn_command(*command)
+    assert again.returncode == 1, again.stderr
+    assert "keeping to the plan" in again.stderr
+    both = {path.name for path in (output / "receipts").glob("*.json")}
+    assert first <= both
+    shards = [name.partition(".")[0] for name in both]
+    assert len(shards) == len(set(shards)) == 4  # no finished shard was run again
+
+    resumed, whole = maskrcnn.open_run(str(output)), maskrcnn.open_run(str(undisturbed))
+    assert resumed.images().equals(whole.images())
+    assert resumed.instances().equals(whole.instances())
+    assert resumed.stats == whole.stats
+
+
+def test_another_configuration_is_refused_with_what_differs(images: Path, undisturbed: Path) -> None:
+    run = maskrcnn_command(
+        "segment", str(images), str(undisturbed), "--model", "planted", "--min-score", "0.5"
+    )
+    assert run.returncode == 2
+    assert "min-score: planned 0.05, now 0.5" in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_a_job_from_a_directory_with_its_own_jobs_package(
+    images: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "__init__.py").write_text("raise ImportError('the wrong jobs')\n")
+    run = maskrcnn_command("segment", str(images), "out", "--model", "planted", cwd=tmp_path)
+    assert run.returncode == 1, run.stderr
+    assert parts(tmp_path / "out") == parts(undisturbed)
+
+
+def test_export_and_gc(undisturbed: Path, tmp_path: Path) -> None:
+    for form in ("coco", "csv", "png-masks"):
+        run = maskrcnn_command("export", str(undisturbed), str(tmp_path / form), "--format", form)
+        assert run.returncode == 0, run.stderr
+        assert any((tmp_path / form).rglob("*.*"))
+    before = maskrcnn.open_run(str(undisturbed)).instances()
+    assert maskrcnn_command("gc", str(undisturbed)).returncode == 0
+    assert not (undisturbed / "shards").exists()
+    assert maskrcnn.open_run(str(undisturbed)).instances().equals(before)
+    assert isinstance(before, pa.Table)

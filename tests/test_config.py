@@ -1,0 +1,46 @@
+"""Configuration: valid or not there, and the digest that a resume must repeat."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maskrcnn.config import Compute, Cut, Speed, default_shard_images, digest_of, settings_of
+from maskrcnn.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("group", "fields", "message"),
+    [
+        (Compute, {"min_score": 1.0}, "--min-score"),
+        (Compute, {"min_score": -0.1}, "--min-score"),
+        (Compute, {"max_detections": 0}, "--max-detections"),
+        (Compute, {"limit": 0}, "--limit"),
+        (Cut, {"shard_images": 0}, "--shard-images"),
+        (Speed, {"threads": 0}, "--threads"),
+        (Speed, {"batch_size": 0}, "--batch-size"),
+        (Speed, {"actors": -1}, "--actors"),
+    ],
+)
+def test_a_wrong_value_names_its_option(group: Any, fields: dict[str, Any], message: str) -> None:
+    model = {"model": "scenes"} if group is Compute else {}
+    with pytest.raises(UsageError, match=message):
+        group(**model, **fields)
+
+
+@given(st.integers(1, 10**9))
+def test_shards_are_neither_tiny_nor_huge(rows: int) -> None:
+    assert 16 <= default_shard_images(rows) <= 1000
+
+
+def test_every_setting_of_what_to_compute_and_how_to_cut_enters_the_digest() -> None:
+    compute, cut = Compute(model="scenes"), Cut(16)
+    settings = settings_of(compute, cut)
+    names = {field.name for group in (compute, cut) for field in dataclasses.fields(group)}
+    assert set(settings) == names
+    for name, other in {"min_score": 0.5, "max_detections": 7, "limit": 3, "categories": ("car",)}.items():
+        changed = settings_of(dataclasses.replace(compute, **{name: other}), cut)
+        assert digest_of(changed) != digest_of(settings)
+    assert not names & {field.name for field in dataclasses.fields(Speed)}

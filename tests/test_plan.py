@@ -1,0 +1,83 @@
+"""The plan: every row in exactly one shard, and nothing to remember but the rule."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maskrcnn.errors import RunError, UsageError
+from maskrcnn.plan import Plan, differences, read_plan, read_run, run_digest, write_run
+from maskrcnn.storage import Storage
+
+
+def a_plan(rows: int = 100, shard_images: int = 16, generation: int = 1) -> Plan:
+    return Plan(generation, rows, shard_images, "m" * 64, "d" * 64, "2026-11-23T00:00:00+00:00")
+
+
+@given(rows=st.integers(1, 5000), shard_images=st.integers(1, 600))
+def test_shards_cover_every_row_once_and_in_order(rows: int, shard_images: int) -> None:
+    shards = list(a_plan(rows, shard_images))
+    assert [row for shard in shards for row in range(shard.start, shard.stop)] == list(range(rows))
+    assert all(1 <= len(shard) <= shard_images for shard in shards)
+    assert len({shard.name for shard in shards}) == len(shards) == len(a_plan(rows, shard_images))
+
+
+def test_a_plan_of_a_billion_rows_takes_no_memory_and_gives_any_shard_at_once() -> None:
+    plan = a_plan(10**9, 1000)
+    assert len(plan) == 10**6
+    assert plan[999_999].stop == 10**9
+    assert len(plan.to_json()) < 400
+    with pytest.raises(IndexError):
+        plan[10**6]
+
+
+@given(done=st.sets(st.integers(0, 6)))
+def test_what_is_pending_is_what_has_no_receipt(done: set[int]) -> None:
+    plan = a_plan()
+    receipts = [f"receipts/{plan[index].name}.{attempt}.json" for index in done for attempt in "ab"]
+    assert [plan.index_of(shard.name) for shard in plan.pending(receipts)] == sorted(set(range(7)) - done)
+
+
+@pytest.mark.parametrize("name", ["2-00000000", "1-00000007", "1-", "x", "", "1-abc"])
+def test_receipts_of_another_plan_do_not_count(name: str) -> None:
+    assert a_plan().index_of(name) is None
+
+
+@pytest.mark.parametrize(("rows", "shard_images"), [(0, 16), (10, 0)])
+def test_there_is_no_empty_plan(rows: int, shard_images: int) -> None:
+    with pytest.raises(ValueError, match="cannot cut"):
+        a_plan(rows, shard_images)
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "run"))
+    assert read_plan(storage) is None
+    with pytest.raises(UsageError, match="holds no run"):
+        read_run(storage)
+    write_run(storage, {"name": "Gebäude"}, a_plan())
+    assert read_plan(storage) == a_plan()
+    assert read_run(storage) == {"name": "Gebäude"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"rows": 3}', '{"rows": 0}', "not json"])
+def test_a_broken_plan_is_refused(tmp_path: Path, text: str) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write("plan.json", text.encode())
+    with pytest.raises(RunError, match=r"plan\.json is not a plan"):
+        read_plan(storage)
+
+
+def test_the_digest_tells_settings_and_weights_apart_but_not_their_order() -> None:
+    settings = {"min_score": 0.05, "limit": None}
+    assert run_digest(settings, "a") == run_digest(dict(reversed(settings.items())), "a")
+    assert (
+        len({run_digest(settings, "a"), run_digest(settings, "b"), run_digest({"min_score": 0.1}, "a")}) == 3
+    )
+
+
+def test_differences_name_what_differs() -> None:
+    assert differences({"a_b": 1, "c": 2}, {"a_b": 1, "c": 3, "d": 4}) == [
+        "c: planned 2, now 3",
+        "d: planned None, now 4",
+    ]

@@ -1,0 +1,160 @@
+"""The reduce: the same tables however the work was cut, and none before it is complete."""
+
+import json
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+from maskrcnn.manifest import read_inputs, write_manifest
+from pycocotools.coco import COCO
+
+import maskrcnn
+from maskrcnn.decode import Limits
+from maskrcnn.errors import RunError, UsageError
+from maskrcnn.parts import File
+from maskrcnn.plan import Plan, write_run
+from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
+from maskrcnn.reduce import Chosen, group_shards, parts_of, read_success, reduce_run
+from maskrcnn.stats import Stats
+from maskrcnn.storage import Storage
+from maskrcnn.worker import ShardWorker
+
+ROWS = 30
+
+
+def swept(folder: Path, images: Path, shard_images: int = 7) -> Storage:
+    """Return a run over planted images whose shards all have receipts."""
+    storage = Storage(str(folder))
+    inputs = read_inputs(str(images), images_root=None, limit=None)
+    sha256 = write_manifest(storage, inputs.table)
+    plan = Plan(1, ROWS, shard_images, sha256, "d" * 64, "2026-11-23T00:00:00+00:00")
+    model = {"name": "planted", "sha256": "0" * 64, "architecture": "planted"}
+    run = {
+        "created": plan.created,
+        "digest": plan.digest,
+        "settings": {"max_pixels": 10**8, "max_bytes": 10**8},
+        "model": model | {"categories": [{"id": c.id, "name": c.name} for c in PLANTED_CATEGORIES]},
+        "inputs": {"source": str(images), "rows": ROWS, "ids_given": False, "skipped": {}},
+        "versions": {},
+    }
+    write_run(storage, run, plan)
+    worker = ShardWorker(storage, PlantedSegmenter(), Limits(10**8, 10**8, 1333.0), {})
+    for shard in plan:
+        worker.run_shard(shard)
+    return storage
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    write_planted(tmp_path / "images", ROWS, seed=11)
+    return tmp_path / "images"
+
+
+def test_tables_coco_and_statistics_agree(tmp_path: Path, images: Path) -> None:
+    storage = swept(tmp_path / "run", images)
+    success = reduce_run(storage.url)
+    run = maskrcnn.open_run(storage.url)
+    by_parquet = dict(
+        duckdb.sql(
+            f"SELECT category, sum(area)::BIGINT FROM '{storage.url}/instances/*.parquet' GROUP BY category"
+        ).fetchall()
+    )
+    by_stats = {c["name"]: c["area_sum"] for c in run.stats["categories"] if c["instances"]}
+    dataset = COCO(f"{storage.url}/coco/instances.json")
+    by_coco = {
+        category["name"]: sum(a["area"] for a in dataset.loadAnns(dataset.getAnnIds(catIds=[category["id"]])))
+        for category in dataset.loadCats(dataset.getCatIds())
+    }
+    assert by_parquet == by_stats == {name: area for name, area in by_coco.items() if area}
+    assert success["counts"]["instances"] == run.instances().num_rows == len(dataset.anns)
+    joined = run.instances().group_by("image_id").aggregate([("id", "count")])
+    counted = dict(zip(joined["image_id"].to_pylist(), joined["id_count"].to_pylist(), strict=True))
+    assert all(counted.get(r["image_id"], 0) == r["n_instances"] for r in run.images().to_pylist())
+    assert dataset.loadRes(f"{storage.url}/coco/results.json").anns
+
+
+def test_recomputing_the_statistics_from_parquet_gives_the_file(tmp_path: Path, images: Path) -> None:
+    storage = swept(tmp_path / "run", images)
+    reduce_run(storage.url)
+    run = maskrcnn.open_run(storage.url)
+    assert Stats.of_tables(run.images(), run.instances(), run.categories).to_json() == run.stats
+
+
+def test_reducing_again_gives_the_same_files(tmp_path: Path, images: Path) -> None:
+    storage = swept(tmp_path / "run", images)
+    first = reduce_run(storage.url)
+    storage.write("images/part-0-00000.parquet", b"left over from a reduce that died")
+    second = reduce_run(storage.url)
+    assert first["parts"] == second["parts"]
+    assert storage.list("images") == [part.images for part in parts_of(second)]
+
+
+def test_several_attempts_at_a_shard_count_once(tmp_path: Path, images: Path) -> None:
+    storage = swept(tmp_path / "run", images)
+    once = reduce_run(storage.url)
+    worker = ShardWorker(storage, PlantedSegmenter(), Limits(10**8, 10**8, 1333.0), {})
+    worker.run_shard(Plan(1, ROWS, 7, "", "", "")[2])
+    assert reduce_run(storage.url)["parts"] == once["parts"]
+
+
+def test_how_shards_are_cut_changes_no_row(tmp_path: Path, images: Path) -> None:
+    runs = []
+    for shard_images in (1, 7, 100):
+        storage = swept(tmp_path / f"run-{shard_images}", images, shard_images)
+        reduce_run(storage.url)
+        runs.append(maskrcnn.open_run(storage.url))
+    assert all(run.instances().equals(runs[0].instances()) for run in runs)
+    assert all(run.images().equals(runs[0].images()) for run in runs)
+    assert all(run.stats == runs[0].stats for run in runs)
+
+
+def test_an_unfinished_sweep_is_not_reduced_and_what_stood_stays(tmp_path: Path, images: Path) -> None:
+    storage = swept(tmp_path / "run", images)
+    reduce_run(storage.url)
+    storage.remove(storage.list("receipts")[1])
+    with pytest.raises(RunError, match="1 of 5 shards are not finished"):
+        reduce_run(storage.url)
+    assert read_success(storage) is not None
+
+
+def test_a_part_that_is_not_what_its_receipt_says_stops_the_reduce(tmp_path: Path, images: Path) -> None:
+    storage = swept(tmp_path / "run", images)
+    [path] = [p for p in storage.list("receipts") if "1-00000002" in p]
+    receipt = json.loads(storage.read(path))
+    receipt["instances"]["rows"] += 1
+    storage.write(path, json.dumps(receipt).encode())
+    with pytest.raises(RunError, match="its receipt says"):
+        reduce_run(storage.url)
+    assert read_success(storage) is None
+
+
+def test_an_unfinished_run_is_not_opened(tmp_path: Path, images: Path) -> None:
+    storage = swept(tmp_path / "run", images)
+    with pytest.raises(UsageError, match="not finished"):
+        maskrcnn.open_run(storage.url)
+    with pytest.raises(UsageError, match="holds no run"):
+        maskrcnn.open_run(str(tmp_path))
+
+
+@pytest.mark.parametrize("part_bytes", [1, 250, 10**6])
+def test_parts_are_whole_shards_in_order(part_bytes: int) -> None:
+    shards = [
+        Chosen(str(i), "a", File("", "", 10 * i % 70, 1), File("", "", 37 * i % 110, 1)) for i in range(40)
+    ]
+    groups = group_shards(shards, part_bytes)
+    assert [shard for group in groups for shard in group] == shards
+    for group in groups:
+        assert len(group) == 1 or sum(shard.instances.bytes for shard in group) <= part_bytes
+
+
+def test_pandas_reads_the_tables(tmp_path: Path, images: Path) -> None:
+    import pandas as pd
+
+    storage = swept(tmp_path / "run", images)
+    reduce_run(storage.url)
+    frame = pd.read_parquet(f"{storage.url}/instances").merge(
+        pd.read_parquet(f"{storage.url}/images"), on="image_id"
+    )
+    assert len(frame) == maskrcnn.open_run(storage.url).instances().num_rows
+    assert isinstance(pa.Table.from_pandas(frame[["category", "score"]]), pa.Table)

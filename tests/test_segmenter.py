@@ -1,0 +1,256 @@
+"""Our segmenter against stock torchvision on the same weights."""
+
+import copy
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from maskrcnn import segmenter as segmenter_module
+from maskrcnn.errors import ItemError, UsageError
+from maskrcnn.model import build_network, load_model, save_model
+from maskrcnn.scenes import render_scene
+from maskrcnn.segmenter import MaskRCNNSegmenter
+from maskrcnn.types import Category, Segmenter, detection_order
+
+CATEGORIES = (Category(3, "cat"), Category(7, "dog"), Category(20, "horse"))
+
+
+def spread(network, factor=150):
+    """Let the scores of a random network differ between proposals, and be high for each label somewhere."""
+    scores = network.roi_heads.box_predictor.cls_score
+    seen = []
+    hook = scores.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    with torch.no_grad():
+        network.eval()([torch.rand(3, 90, 140)])
+        scores.bias.copy_(factor * (scores.bias - seen[0].mean(0)))
+        scores.weight *= factor
+    hook.remove()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small network with random weights, whose labels 1, 2, 3 are the categories 3, 7, 20."""
+    path = tmp_path_factory.mktemp("model") / "random.safetensors"
+    torch.manual_seed(1)
+    network = build_network("maskrcnn_efficientnet_lite0_fpn", 4, 96, 160)
+    spread(network)
+    save_model(path, network, "maskrcnn_efficientnet_lite0_fpn", CATEGORIES, 96, 160, {})
+    return load_model(str(path))
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Landscape, portrait, tiny, larger than the network's size, and one that is read-only."""
+    rng = np.random.default_rng(4)
+    shapes = [(90, 140), (140, 90), (7, 5), (260, 300), (64, 64)]
+    made = [
+        np.kron(rng.integers(0, 256, (h // 5 + 1, w // 5 + 1, 3)), np.ones((5, 5, 1)))[:h, :w].astype(
+            np.uint8
+        )
+        for h, w in shapes
+    ]
+    made[-1].flags.writeable = False
+    return made
+
+
+def stock(model, image, min_score=0.05, max_detections=100):
+    """What torchvision finds, as (boxes, category ids, scores, RLE counts) in our order."""
+    module = copy.deepcopy(model.module)
+    module.roi_heads.score_thresh = min_score
+    module.roi_heads.detections_per_img = max_detections
+    with torch.inference_mode():
+        (found,) = module([torch.tensor(image).permute(2, 0, 1) / 255])
+    boxes, scores = found["boxes"].numpy(), found["scores"].numpy()
+    labels = np.array(model.card.category_ids, np.int32)[found["labels"].numpy()]
+    order = detection_order(boxes, labels, scores)
+    masks = (found["masks"][:, 0] > 0.5).numpy().astype(np.uint8)[order]
+    counts = tuple(coco_mask.encode(np.asfortranarray(mask))["counts"] for mask in masks)
+    return boxes[order], labels[order], scores[order], counts
+
+
+def assert_equal_to_stock(found, expected):
+    boxes, labels, scores, counts = expected
+    assert found.labels.tolist() == labels.tolist()
+    np.testing.assert_allclose(found.boxes, boxes, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found.scores, scores, rtol=0, atol=1e-4)
+    assert found.masks == counts
+
+
+def test_it_finds_what_torchvision_finds(model, images):
+    found = MaskRCNNSegmenter(model).segment(images)
+    for one, image in zip(found, images, strict=True):
+        assert_equal_to_stock(one, stock(model, image))
+        assert (one.height, one.width) == image.shape[:2]
+    assert sum(map(len, found)) > 50
+    assert {int(label) for one in found for label in one.labels} == {3, 7, 20}
+    assert any(one.areas.any() for one in found)
+
+
+@pytest.mark.parametrize("architecture", ["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"])
+def test_it_runs_torchvision_s_own_networks(architecture, tmp_path, images):
+    torch.manual_seed(2)
+    network = build_network(architecture, 4, 64, 96)
+    spread(network)
+    save_model(tmp_path / "m.safetensors", network, architecture, CATEGORIES, 64, 96, {})
+    model = load_model(str(tmp_path / "m.safetensors"))
+    (found,) = MaskRCNNSegmenter(model, max_detections=30).segment(images[:1])
+    assert_equal_to_stock(found, stock(model, images[0], max_detections=30))
+    assert len(found)
+
+
+def test_the_embedded_model_finds_what_torchvision_finds():
+    try:
+        model = load_model("scenes")
+    except UsageError as error:
+        pytest.skip(str(error))
+    image = render_scene(123_456).image
+    (found,) = MaskRCNNSegmenter(model).segment([image])
+    assert_equal_to_stock(found, stock(model, image))
+    assert (found.scores > 0.7).sum() >= 5
+
+
+@pytest.mark.parametrize(("min_score", "max_detections"), [(0.0, 7), (0.4, 100), (0.999999, 100)])
+def test_score_and_limit_are_torchvision_s(model, images, min_score, max_detections):
+    segmenter = MaskRCNNSegmenter(model, min_score=min_score, max_detections=max_detections)
+    (found,) = segmenter.segment(images[:1])
+    assert_equal_to_stock(found, stock(model, images[0], min_score, max_detections))
+    assert found.capped == (len(found) == max_detections)
+
+
+def test_nothing_found_has_empty_columns(model, images):
+    (found,) = MaskRCNNSegmenter(model, min_score=0.9999999).segment(images[2:3])
+    assert len(found) == 0
+    assert not found.capped
+
+
+def test_a_chosen_category_is_not_displaced_by_others(model, images):
+    (every,) = MaskRCNNSegmenter(model, max_detections=1000).segment(images[:1])
+    horses = every.labels == 20
+    assert 0 < horses.sum() < len(every)
+    segmenter = MaskRCNNSegmenter(model, max_detections=1000, categories=["horse"])
+    (found,) = segmenter.segment(images[:1])
+    assert set(found.labels.tolist()) == {20}
+    np.testing.assert_allclose(found.boxes, every.boxes[horses], atol=1e-4)
+    np.testing.assert_allclose(found.scores, every.scores[horses], atol=1e-5)
+    limit = int(horses.sum()) - 1
+    (limited,) = MaskRCNNSegmenter(model, max_detections=limit, categories=["horse"]).segment(images[:1])
+    assert len(limited) == limit
+    assert limited.capped
+    assert segmenter.categories == CATEGORIES
+
+
+def test_labels_that_mean_nothing_are_never_found(model, images):
+
+    card = dataclasses.replace(
+        model.card, category_ids=(0, 3, 0, 20), categories=(CATEGORIES[0], CATEGORIES[2])
+    )
+    partial = dataclasses.replace(model, card=card)
+    (found,) = MaskRCNNSegmenter(partial, max_detections=1000).segment(images[:1])
+    assert set(found.labels.tolist()) == {3, 20}
+
+
+def test_an_unknown_category_is_refused_with_the_nearest(model):
+    with pytest.raises(UsageError, match="'hors'; did you mean 'horse'"):
+        MaskRCNNSegmenter(model, categories=["hors"])
+
+
+def test_the_model_stays_plain(model, images):
+    before = copy.deepcopy(model.module.state_dict())
+    segmenter = MaskRCNNSegmenter(model, min_score=0.5, max_detections=3)
+    segmenter.segment(images[:1])
+    after = model.module.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (model.module.roi_heads.score_thresh, model.module.roi_heads.detections_per_img) == (0.05, 100)
+    assert segmenter._module is not model.module
+
+
+def test_images_of_one_padded_size_share_a_batch(model, images, monkeypatch):
+    segmenter = MaskRCNNSegmenter(model, batch_size=2)
+    shapes = [(90, 140), (64, 64), (91, 140), (128, 128), (45, 70)]
+    picked = [np.resize(images[3], (h, w, 3)) for h, w in shapes]
+    assert segmenter._batches(picked) == [[0, 2], [4], [1, 3]]
+    canvases = []
+    original = segmenter._module.transform.batch_images
+    monkeypatch.setattr(
+        segmenter._module.transform,
+        "batch_images",
+        lambda tensors, **options: (
+            canvases.append(tuple(original(tensors, **options).shape)) or original(tensors, **options)
+        ),
+    )
+    together = segmenter.segment(picked)
+    assert canvases == [(2, 3, *segmenter._canvas(90, 140)), (1, 3, 96, 160), (2, 3, 96, 96)]
+    for one, image in zip(together, picked, strict=True):
+        (alone,) = MaskRCNNSegmenter(model).segment([image])
+        assert (one.height, one.width) == image.shape[:2]
+        assert one.labels.tolist() == alone.labels.tolist()
+        np.testing.assert_allclose(one.boxes, alone.boxes, atol=0.02)
+
+
+def fails_above(segmenter, limit, monkeypatch):
+    """Let the forward pass run out of memory for more than `limit` images; return the sizes of its batches."""
+    sizes = []
+    forward = segmenter._forward
+
+    def limited(images):
+        sizes.append(len(images))
+        if len(images) > limit:
+            raise torch.cuda.OutOfMemoryError("no memory")
+        return forward(images)
+
+    monkeypatch.setattr(segmenter, "_forward", limited)
+    return sizes
+
+
+def test_a_batch_that_does_not_fit_is_halved(model, images, monkeypatch):
+    segmenter = MaskRCNNSegmenter(model, batch_size=5)
+    expected = segmenter.segment([images[0]] * 2)
+    sizes = fails_above(segmenter, 2, monkeypatch)
+    found = segmenter.segment([images[0]] * 5)
+    assert sizes == [5, 2, 3, 1, 2]
+    assert found[0].masks == expected[0].masks
+    assert len(found) == 5
+
+
+def test_an_image_that_does_not_fit_alone_is_an_item_error(model, images, monkeypatch):
+    segmenter = MaskRCNNSegmenter(model)
+    fails_above(segmenter, 0, monkeypatch)
+    with pytest.raises(ItemError, match="out_of_memory: 90 x 140 pixels") as caught:
+        segmenter.segment(images[:1])
+    assert caught.value.code == "out_of_memory"
+
+
+def test_it_says_what_it_runs_on(model):
+    segmenter: Segmenter = MaskRCNNSegmenter(model, threads=1)
+    assert segmenter.batch_size == 1
+    assert segmenter.max_side == 160
+    execution = json.loads(json.dumps(segmenter.execution))
+    assert execution == {
+        "device": "cpu",
+        "dtype": "float32",
+        "batch_size": 1,
+        "threads": 1,
+        "torch": torch.__version__,
+        "torchvision": segmenter_module.torchvision.__version__,
+    }
+    assert segmenter.segment([]) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_said_and_auto_does_without(model):
+    with pytest.raises(UsageError, match="no CUDA device"):
+        MaskRCNNSegmenter(model, device="cuda")
+    assert MaskRCNNSegmenter(model, device="auto").execution["device"] == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_finds_what_the_cpu_finds(model, images):
+    on_gpu = MaskRCNNSegmenter(model, device="cuda").segment(images)
+    on_cpu = MaskRCNNSegmenter(model).segment(images)
+    for a, b in zip(on_gpu, on_cpu, strict=True):
+        strong = b.scores > 0.1
+        np.testing.assert_allclose(a.boxes[: strong.sum()], b.boxes[strong], atol=0.5)

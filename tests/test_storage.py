@@ -1,0 +1,508 @@
+"""One interface, the same laws in a folder, in memory, on moto and on SeaweedFS."""
+
+import errno
+import http.server
+import importlib.util
+import io
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from moto.s3.models import s3_backends
+
+from maskrcnn.errors import ItemError, RunError
+from maskrcnn.storage import Storage, is_remote, join, list_inputs, read_input, stat_input
+from maskrcnn.stores import input_faults, output_faults
+
+ODD_NAMES = [
+    "plain.jpg",
+    "with space.jpg",
+    "hash#1.jpg",
+    "question?mark.jpg",
+    "pct%20lit.jpg",
+    "plus+and&amp.jpg",
+    "quote'\".jpg",
+    "ünïcödé/日本.jpg",
+    "emoji😀.jpg",
+    "star*[1].jpg",
+    "UPPER.JPG",
+    ".hidden.jpg",
+]
+
+
+# Laws of every store
+
+
+def test_what_was_written_is_read(store_url: str) -> None:
+    store = Storage(store_url)
+    for name in ODD_NAMES:
+        store.write(f"a/{name}", name.encode())
+    assert store.list() == sorted(f"a/{name}" for name in ODD_NAMES)
+    for name in ODD_NAMES:
+        assert store.read(f"a/{name}") == name.encode()
+        assert store.size(f"a/{name}") == len(name.encode())
+        assert store.exists(f"a/{name}")
+
+
+def test_the_last_write_wins(store_url: str) -> None:
+    store = Storage(store_url)
+    store.write("x", b"a longer first content")
+    store.write("x", b"second")
+    store.write("empty", b"")
+    assert (store.read("x"), store.read("empty")) == (b"second", b"")
+    assert (store.size("x"), store.size("empty")) == (6, 0)
+
+
+def test_another_processs_write_is_seen(store_url: str) -> None:
+    store, other = Storage(store_url), Storage(store_url)
+    assert store.list() == []
+    assert not store.exists("x")
+    other.write("x", b"1")
+    assert store.list() == ["x"]
+    assert store.exists("x")
+
+
+def test_list_is_recursive_sorted_and_by_folder(store_url: str) -> None:
+    store = Storage(store_url)
+    for path in ("b/2", "b/10", "b/sub/x", "bb/1", "a"):
+        store.write(path, b"x")
+    assert store.list() == ["a", "b/10", "b/2", "b/sub/x", "bb/1"]
+    assert store.list("b") == store.list("b/") == ["b/10", "b/2", "b/sub/x"]
+    assert store.list("missing") == []
+    assert not store.exists("b"), "a folder is no file"
+
+
+def test_what_is_missing_is_a_file_not_found_error(store_url: str) -> None:
+    store = Storage(store_url)
+    store.write("there", b"x")
+    for ask in (store.read, store.open, store.size):
+        with pytest.raises(FileNotFoundError):
+            ask("missing")
+    store.remove("missing")
+    store.remove_tree("missing")
+
+
+def test_remove_takes_only_what_it_names(store_url: str) -> None:
+    store = Storage(store_url)
+    for path in ("a/1", "a/2", "a/b/3", "ab/4", "c"):
+        store.write(path, b"x")
+    store.remove("a/1")
+    assert store.list() == ["a/2", "a/b/3", "ab/4", "c"]
+    store.remove_tree("a")
+    assert store.list() == ["ab/4", "c"]
+
+
+def test_open_reads_ranges_and_pyarrow_reads_through_it(store_url: str, tmp_path: Path) -> None:
+    store = Storage(store_url)
+    store.write("digits", b"0123456789")
+    with store.open("digits") as file:
+        assert file.read(3) == b"012"
+        assert file.seek(-2, io.SEEK_END) == 8
+        assert file.read(100) == b"89"
+        assert file.read(1) == b""
+        file.seek(4)
+        assert file.read() == b"456789"
+
+    table = pa.table({"x": range(1000)})
+    local = tmp_path / "table.parquet"
+    pq.write_table(table, local, row_group_size=100)
+    store.put_file("table.parquet", local)
+    with store.open("table.parquet") as file:
+        assert pq.ParquetFile(file).read_row_group(7) == table.slice(700, 100)
+    assert store.read("table.parquet") == local.read_bytes()
+
+
+def test_a_path_never_leaves_the_store(store_url: str) -> None:
+    store = Storage(store_url)
+    for path in ("../x", "a/../../x", "/etc/passwd", "", ".", "a//b", "a\0b"):
+        with pytest.raises(RunError, match="is no path below"):
+            store.write(path, b"x")
+        with pytest.raises(RunError, match="is no path below"):
+            store.read(path)
+
+
+def test_threads_share_a_store_and_it_travels(store_url: str) -> None:
+    store = pickle.loads(pickle.dumps(Storage(store_url)))
+
+    def round_trip(i: int) -> bytes:
+        store.write(f"t/{i}", str(i).encode())
+        return store.read(f"t/{i}")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(round_trip, range(40))) == [str(i).encode() for i in range(40)]
+    assert len(store.list("t")) == 40
+
+
+def test_inputs_are_listed_with_size_and_etag(store_url: str) -> None:
+    store = Storage(store_url)
+    for name in ODD_NAMES:
+        store.write(f"in/{name}", name.encode())
+    table = list_inputs(join(store_url, "in"))
+    assert sorted(table["name"].to_pylist()) == sorted(ODD_NAMES)
+    for row in table.to_pylist():
+        assert row["uri"] == join(store_url, "in/" + row["name"])
+        assert read_input(row["uri"], 100) == row["name"].encode()
+        stat = stat_input(row["uri"])
+        assert (stat.bytes, stat.etag) == (row["bytes"], row["etag"])
+        assert '"' not in row["etag"]
+
+
+def test_globs_single_files_and_nothing(store_url: str) -> None:
+    store = Storage(store_url)
+    for path in ("in/a1.jpg", "in/a2.png", "in/sub/a3.jpg", "in/sub/deep/b4.jpg", "in/x[1].jpg"):
+        store.write(path, b"x")
+
+    def names(pattern: str) -> list[str]:
+        return sorted(list_inputs(join(store_url, pattern))["name"].to_pylist())
+
+    assert names("in/*.jpg") == ["a1.jpg", "x[1].jpg"]
+    assert names("in/a?.*") == ["a1.jpg", "a2.png"]
+    assert names("in/a*") == ["a1.jpg", "a2.png"]
+    assert names("in/**/*.jpg") == ["a1.jpg", "sub/a3.jpg", "sub/deep/b4.jpg", "x[1].jpg"]
+    assert names("in/*/*.jpg") == ["sub/a3.jpg"]
+    assert names("in/a1.jpg") == ["a1.jpg"]
+    assert names("in/x[1].jpg") == ["x[1].jpg"], "what exists as it is, is no glob"
+    for nothing in ("missing", "in/*.gif", "missing/*"):
+        with pytest.raises(FileNotFoundError):
+            names(nothing)
+
+
+def test_inputs_fail_with_a_code(store_url: str) -> None:
+    store = Storage(store_url)
+    store.write("ten", b"0123456789")
+    store.write("empty", b"")
+    for name, limit, code in (
+        ("missing", 9, "not_found"),
+        ("ten", 9, "too_many_bytes"),
+        ("empty", 9, "empty_file"),
+    ):
+        with pytest.raises(ItemError) as caught:
+            read_input(join(store_url, name), limit)
+        assert caught.value.code == code
+    assert read_input(join(store_url, "ten"), 10) == b"0123456789"
+    with pytest.raises(ItemError) as caught:
+        stat_input(join(store_url, "missing"))
+    assert caught.value.code == "not_found"
+
+
+# Local folders
+
+
+def test_a_reader_sees_the_old_file_or_the_new(tmp_path: Path) -> None:
+    store = Storage(str(tmp_path))
+    old, new = b"o" * 2_000_000, b"n" * 1_000_000
+    store.write("x", old)
+    writer = threading.Thread(target=lambda: [store.write("x", content) for content in (new, old) * 20])
+    writer.start()
+    while writer.is_alive():
+        assert store.read("x") in (old, new)
+        assert store.list() == ["x"], "a temporary file was listed"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    store = Storage(str(tmp_path / "out"))
+    store.write("x", b"old")
+    with pytest.raises(TypeError):
+        store.write("x", "no bytes")  # type: ignore[arg-type]
+    assert store.read("x") == b"old"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x"]
+
+
+def test_a_file_where_a_folder_is_needed_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(RunError, match=r"a file stands where a folder|part of the path is a file"):
+            Storage(str(root)).write("x", b"1")
+
+
+def test_a_full_disk_is_one_clear_line() -> None:
+    def fill() -> None:
+        # Each write to it fails with ENOSPC, as on a file system that is full.
+        with Path("/dev/full").open("wb") as full:
+            full.write(b"1")
+
+    with (
+        pytest.raises(RunError, match=r"^cannot write /out: the disk is full; free some space$"),
+        output_faults("write", "/out"),
+    ):
+        fill()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_rights_is_one_clear_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(RunError, match="permission denied"):
+        Storage(str(tmp_path)).write("x", b"1")
+
+
+def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.jpg").write_bytes(b"x")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "dangling.jpg").symlink_to(tmp_path / "nowhere")
+    rows = {row["name"]: row for row in list_inputs(str(tmp_path / "in")).to_pylist()}
+    assert sorted(rows) == ["dangling.jpg", "link/a.jpg"]
+    assert rows["dangling.jpg"]["bytes"] is None, "it is not left out: it will fail as not_found"
+
+
+def test_a_folder_or_a_device_is_no_input(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "pipe" / "below", Path("/dev/zero")):
+        with pytest.raises(ItemError, match="not_found"):
+            read_input(str(path), 100)
+
+
+def test_an_empty_folder_is_an_empty_table(tmp_path: Path) -> None:
+    assert list_inputs(str(tmp_path)).num_rows == 0
+
+
+def test_etags_of_files_change_with_them(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(b"1")
+    os.utime(file, ns=(1, 1_000_000_007))
+    assert stat_input(str(file)).etag == "1-1000000007"
+    assert stat_input(f"file://{file}").etag == "1-1000000007"
+
+
+# Urls
+
+
+def test_remote_or_not() -> None:
+    assert [is_remote(url) for url in ("s3://b/k", "S3://b", "gs://b", "memory://x")] == [True] * 4
+    assert [is_remote(url) for url in ("a", "/a", "./a", "a:b", "file:///a", "c:\\a")] == [False] * 6
+
+
+@pytest.mark.parametrize(
+    "url", ["http://host/x", "https://169.254.169.254/x", "ftp://host/x", "gopher://host/x"]
+)
+def test_the_web_is_no_store(url: str) -> None:
+    for ask in (lambda: Storage(url), lambda: read_input(url, 9), lambda: list_inputs(url)):
+        with pytest.raises(RunError, match="is no store that is known here"):
+            ask()
+
+
+def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
+    with pytest.raises(RunError) as caught:
+        Storage("s3://user:hunter2@bucket/x")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["", "s3://", "memory://"])
+def test_a_store_has_a_name(url: str) -> None:
+    with pytest.raises(RunError, match="names no folder or bucket"):
+        Storage(url)
+
+
+# What S3 does when it fails
+
+
+@pytest.mark.s3
+def test_a_missing_bucket_is_named(moto_server: Any) -> None:
+    store = Storage("s3://no-such-bucket/out")
+    for act in (lambda: store.write("x", b"1"), store.list):
+        with pytest.raises(RunError, match="there is no bucket 'no-such-bucket'"):
+            act()
+    assert not store.exists("x")
+    with pytest.raises(FileNotFoundError):
+        list_inputs("s3://no-such-bucket/in")
+    with pytest.raises(ItemError, match="not_found: there is no bucket"):
+        read_input("s3://no-such-bucket/in/a.jpg", 9)
+
+
+@pytest.mark.s3
+def test_wrong_keys_are_the_runs_fault_not_an_items(
+    weed_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "s3://test-bkt/denied"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    with pytest.raises(RunError, match="check AWS_SECRET_ACCESS_KEY") as caught:
+        Storage(url).write("x", b"1")
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(RunError, match="check AWS_SECRET_ACCESS_KEY"):
+        read_input(url + "/x", 9)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    with pytest.raises(RunError, match="check AWS_ACCESS_KEY_ID"):
+        Storage(url).write("x", b"1")
+
+
+@pytest.mark.s3
+def test_no_credentials_say_what_to_set(
+    moto_server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    with pytest.raises(RunError, match="no credentials; set AWS_ACCESS_KEY_ID"):
+        Storage("s3://test-bkt/x").write("x", b"1")
+
+
+@pytest.mark.s3
+def test_public_buckets_need_no_credentials(moto_server: Any) -> None:
+    moto_server.client().put_object(Bucket="test-bkt", Key="public/x", Body=b"1", ACL="public-read")
+    keep = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment = keep | {
+        "AWS_ENDPOINT_URL": moto_server.endpoint,
+        "FSSPEC_S3_ANON": "true",
+        "PYTHONPATH": ".",
+    }
+    program = "from maskrcnn.storage import Storage; print(Storage('s3://test-bkt/public').read('x'))"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+    assert done.stdout == b"b'1'\n"
+
+
+class FaultyS3:
+    """Answers GET from one object, PUT by taking it; the first answers are the faults it was given."""
+
+    def __init__(self, body: bytes, faults: list[str]) -> None:
+        self.body, self.faults, self.requests = body, faults, 0
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+            def answer(self) -> None:
+                outer.requests += 1
+                received = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                fault = outer.faults.pop(0) if outer.faults else ""
+                if fault.isdigit():
+                    code = {"503": "SlowDown", "500": "InternalError"}[fault]
+                    self.reply(int(fault), f"<Error><Code>{code}</Code></Error>".encode())
+                elif fault == "reset":
+                    self.close_connection = True
+                elif fault == "cut":
+                    self.reply(200, outer.body, outer.body[: len(outer.body) // 2])
+                    self.close_connection = True
+                else:
+                    outer.body = received or outer.body
+                    self.reply(200, outer.body if self.command == "GET" else b"")
+
+            def reply(self, status: int, promised: bytes, sent: bytes | None = None) -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(promised)))
+                self.end_headers()
+                self.wfile.write(promised if sent is None else sent)
+
+            do_GET = do_PUT = answer
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FaultyS3]]:
+    running: list[FaultyS3] = []
+
+    def start(body: bytes, faults: list[str]) -> FaultyS3:
+        s3 = FaultyS3(body, faults)
+        threading.Thread(target=s3.server.serve_forever, daemon=True).start()
+        running.append(s3)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "x")
+        return s3
+
+    yield start
+    for s3 in running:
+        s3.server.shutdown()
+        s3.server.server_close()
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("fault", ["503", "500", "reset", "cut"])
+def test_a_read_outlives_a_fault(faulty: Callable[..., FaultyS3], fault: str) -> None:
+    body = os.urandom(100_000)
+    s3 = faulty(body, [fault])
+    assert read_input("s3://bucket/key", 200_000) == body
+    assert s3.requests == 2
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("fault", ["503", "500", "reset"])
+def test_a_write_outlives_a_fault(faulty: Callable[..., FaultyS3], fault: str) -> None:
+    s3 = faulty(b"", [fault])
+    Storage("s3://bucket/out").write("x", b"content")
+    assert s3.requests == 2
+    assert b"content" in s3.body
+
+
+@pytest.mark.s3
+def test_a_store_that_keeps_failing_is_an_items_storage_error(
+    faulty: Callable[..., FaultyS3], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    faulty(b"x" * 1000, ["500"])
+    with pytest.raises(ItemError, match="storage_error"):
+        read_input("s3://bucket/key", 9000)
+    faulty(b"x" * 1000, ["cut"] * 20)
+    with pytest.raises(ItemError, match="storage_error"):
+        read_input("s3://bucket/key", 9000)
+
+
+@pytest.mark.s3
+def test_an_endpoint_out_of_reach_is_named(
+    faulty: Callable[..., FaultyS3], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3 = faulty(b"", [])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(RunError, match=r"cannot reach the S3 endpoint \(http://127.0.0.1:9\)"):
+        Storage("s3://bucket/out").write("x", b"1")
+    with pytest.raises(RunError, match="cannot reach the S3 endpoint"):
+        read_input("s3://bucket/in", 9)
+    assert s3.requests == 0
+
+
+@pytest.mark.s3
+def test_one_input_costs_one_request(faulty: Callable[..., FaultyS3]) -> None:
+    s3 = faulty(b"x" * 1000, [])
+    read_input("s3://bucket/key", 2000)
+    assert s3.requests == 1
+
+
+@pytest.mark.s3
+def test_listings_longer_than_a_page(moto_server: Any) -> None:
+    # S3 lists, and deletes in bulk, a thousand objects at once.
+    store = Storage(moto_server.prefix())
+    backend = s3_backends["123456789012"]["aws"]
+    for i in range(1001):
+        backend.put_object("test-bkt", f"{store.url.removeprefix('s3://test-bkt/')}/many/{i:04}", b"")
+    store.write("one", b"")
+    assert store.list("many") == [f"many/{i:04}" for i in range(1001)]
+    assert list_inputs(store.url)["bytes"].null_count == 0
+    store.remove_tree("many")
+    assert store.list() == ["one"]
+
+
+def test_a_missing_package_is_the_runs_fault() -> None:
+    if importlib.util.find_spec("gcsfs"):
+        pytest.skip("gcsfs is installed")
+    with pytest.raises(RunError, match="gs:// needs a package that is not installed"):
+        Storage("gs://bucket/x").write("x", b"1")
+
+
+def test_os_errors_have_words() -> None:
+    for number, code in (
+        (errno.EIO, "storage_error"),
+        (errno.EACCES, "access_denied"),
+        (errno.ENOENT, "not_found"),
+    ):
+        with pytest.raises(ItemError) as caught, input_faults("/x"):
+            raise OSError(number, os.strerror(number))
+        assert caught.value.code == code
+        assert caught.value.message

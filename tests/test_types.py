@@ -1,0 +1,61 @@
+"""Values are valid or do not exist."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maskrcnn.errors import ERROR_CODES, ItemError
+from maskrcnn.types import Category, Detections, detection_order
+
+COLUMNS: dict[str, Any] = {
+    "boxes": np.zeros((2, 4), np.float32),
+    "labels": np.ones(2, np.int32),
+    "scores": np.zeros(2, np.float32),
+    "masks": (b"4", b"4"),
+    "areas": np.zeros(2, np.int64),
+    "edges": np.zeros(2, np.bool_),
+}
+
+
+def test_columns_agree() -> None:
+    detections = Detections(height=2, width=2, capped=False, **COLUMNS)
+    assert len(detections) == 2
+    assert detections.rles()[0] == {"size": [2, 2], "counts": b"4"}
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("boxes", np.zeros((3, 4), np.float32)),
+        ("boxes", np.zeros((2, 4), np.float64)),
+        ("labels", np.ones(2, np.int64)),
+        ("scores", np.zeros((2, 1), np.float32)),
+        ("areas", np.zeros(1, np.int64)),
+        ("edges", np.zeros(2, np.int8)),
+        ("masks", (b"4",)),
+    ],
+)
+def test_a_column_of_another_shape_or_dtype_is_refused(name: str, column: Any) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        Detections(height=2, width=2, capped=False, **(COLUMNS | {name: column}))
+
+
+def test_the_order_is_by_score_then_category_then_box() -> None:
+    scores = np.array([0.5, 0.9, 0.5, 0.5], np.float32)
+    labels = np.array([2, 1, 1, 1], np.int32)
+    boxes = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [5, 0, 6, 1], [2, 0, 3, 1]], np.float32)
+    assert detection_order(boxes, labels, scores).tolist() == [1, 3, 2, 0]
+
+
+def test_zero_is_the_background_and_no_category() -> None:
+    with pytest.raises(ValueError, match="background"):
+        Category(0, "sky")
+
+
+def test_an_item_error_has_a_known_code_and_one_line() -> None:
+    error = ItemError("corrupt", "bad\n  block")
+    assert (error.code, error.message, str(error)) == ("corrupt", "bad block", "corrupt: bad block")
+    with pytest.raises(ValueError, match="unknown error code"):
+        ItemError("no_such_code", "")
+    assert all(meaning for meaning in ERROR_CODES.values())

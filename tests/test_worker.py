@@ -1,0 +1,178 @@
+"""A shard: every row ends as exactly one row of `images`, in order, whatever its bytes are."""
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from maskrcnn.manifest import read_inputs, write_manifest
+
+from maskrcnn.decode import DecodedImage, Limits
+from maskrcnn.errors import ItemError, RunError
+from maskrcnn.parts import Receipt, read_table
+from maskrcnn.plan import Plan
+from maskrcnn.planted import PlantedSegmenter, plant, planted_instances, png, write_planted
+from maskrcnn.stats import Stats
+from maskrcnn.storage import Storage
+from maskrcnn.types import Detections, Pixels
+from maskrcnn.worker import Loaded, ShardWorker, Stopwatch, prefetch
+
+LIMITS = Limits(10**7, 10**7, 1333.0)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Storage:
+    """A manifest of 12 planted images and 5 that fail, each for another reason."""
+    images = tmp_path / "images"
+    write_planted(images, 12, seed=3)
+    whole = (images / "planted-000003.png").read_bytes()
+    (images / "b-empty.png").write_bytes(b"")
+    (images / "c-page.jpg").write_text("<html>404</html>")
+    (images / "d-half.png").write_bytes(whole[: len(whole) // 2])
+    (images / "p-long.png").write_bytes(png(plant((1, 4000), [])))
+    storage = Storage(str(tmp_path / "run"))
+    inputs = read_inputs(str(images), images_root=None, limit=None).table
+    gone = inputs.slice(0, 1).set_column(1, "name", pa.array(["a-gone.png"]))
+    gone = gone.set_column(2, inputs.schema.field("uri"), pa.array([str(images / "a-gone.png")]))
+    inputs = pa.concat_tables([gone.cast(inputs.schema), inputs])
+    write_manifest(
+        storage, inputs.set_column(0, inputs.schema.field("image_id"), pa.array(range(len(inputs))))
+    )
+    return storage
+
+
+def run_plan(storage: Storage, shard_images: int, segmenter: object = None) -> list[Receipt]:
+    worker = ShardWorker(storage, segmenter or PlantedSegmenter(), LIMITS, {"node": "here"})  # type: ignore[arg-type]
+    return [worker.run_shard(shard) for shard in Plan(1, 17, shard_images, "", "", "")]
+
+
+def tables(storage: Storage, receipts: list[Receipt]) -> tuple[pa.Table, pa.Table]:
+    return (
+        pa.concat_tables([read_table(storage, receipt.images.path) for receipt in receipts]),
+        pa.concat_tables([read_table(storage, receipt.instances.path) for receipt in receipts]),
+    )
+
+
+def test_every_input_has_one_row_in_the_order_of_the_manifest(run: Storage) -> None:
+    images, instances = tables(run, run_plan(run, 17))
+    assert images["image_id"].to_pylist() == list(range(17))
+    failures = {r["name"]: r["error"] for r in images.to_pylist() if r["status"] == "failed"}
+    assert failures == {
+        "a-gone.png": "not_found",
+        "b-empty.png": "empty_file",
+        "c-page.jpg": "not_an_image",
+        "d-half.png": "truncated",
+        "p-long.png": "aspect",
+    }
+    counted = {row["image_id"]: row["n_instances"] for row in images.to_pylist() if row["n_instances"]}
+    assert counted == dict(zip(*_value_counts(instances["image_id"]), strict=True))
+
+
+def _value_counts(column: pa.ChunkedArray) -> tuple[list[int], list[int]]:
+    counts = column.value_counts()
+    return counts.field(0).to_pylist(), counts.field(1).to_pylist()
+
+
+@pytest.mark.parametrize("shard_images", [1, 5])
+def test_how_the_work_is_cut_changes_no_row(run: Storage, shard_images: int) -> None:
+    whole, cut = run_plan(run, 17), run_plan(run, shard_images)
+    assert all(a.equals(b) for a, b in zip(tables(run, whole), tables(run, cut), strict=True))
+    folded = sum((Stats.from_json(r.stats) for r in cut), Stats.zero(PlantedSegmenter().categories))
+    assert folded == Stats.from_json(whole[0].stats)
+
+
+def test_two_attempts_write_the_same_bytes_under_other_names(run: Storage) -> None:
+    first, second = run_plan(run, 17)[0], run_plan(run, 17)[0]
+    assert first.attempt != second.attempt
+    assert (first.images.sha256, first.instances.sha256) == (second.images.sha256, second.instances.sha256)
+    assert len(run.list("receipts")) == 2
+
+
+def test_a_receipt_is_read_as_it_was_written(run: Storage) -> None:
+    [receipt] = run_plan(run, 17)
+    [path] = run.list("receipts")
+    assert Receipt.from_json(run.read(path)) == receipt
+    assert receipt.counts == {"ok": receipt.counts["ok"], "empty": receipt.counts["empty"], "failed": 5} | {
+        "instances": receipt.instances.rows
+    }
+    assert receipt.counts["ok"] + receipt.counts["empty"] == 12
+    assert {"fetch", "decode", "model", "write", "wall"} <= set(receipt.timings)
+
+
+class Small(PlantedSegmenter):
+    """Runs out of memory on any batch with a full image in it; takes three at once."""
+
+    batch_size = property(lambda self: 3)  # type: ignore[assignment]
+
+    def segment(self, images: Sequence[Pixels]) -> list[Detections]:
+        if any(len(planted_instances(image)) >= 5 for image in images):
+            raise ItemError("out_of_memory", "too much to see")
+        return super().segment(images)
+
+
+def test_an_image_that_does_not_fit_into_memory_does_not_take_its_neighbours_along(run: Storage) -> None:
+    plain, _ = tables(run, run_plan(run, 17))
+    small, _ = tables(run, run_plan(run, 17, Small()))
+    for before, after in zip(plain.to_pylist(), small.to_pylist(), strict=True):
+        if before["n_instances"] >= 5:
+            assert (after["status"], after["error"]) == ("failed", "out_of_memory")
+        else:
+            assert after == before
+    assert "out_of_memory" in small["error"].to_pylist()
+
+
+def test_a_fault_of_the_program_is_no_row(run: Storage) -> None:
+    class Broken(PlantedSegmenter):
+        def segment(self, images: Sequence[Pixels]) -> list[Detections]:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_plan(run, 17, Broken())
+    assert run.list("receipts") == []
+
+
+def test_nothing_counts_without_its_receipt(run: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_receipt(self: Storage, path: str, data: bytes) -> None:
+        raise RunError(f"cannot write {path}")
+
+    monkeypatch.setattr(Storage, "write", no_receipt)
+    with pytest.raises(RunError, match="receipts/"):
+        run_plan(run, 17)
+    assert run.list("receipts") == []
+    assert len(run.list("shards")) == 2
+
+
+def test_prefetching_keeps_the_order_and_its_bound() -> None:
+    under_way, most, lock = 0, 0, threading.Lock()
+
+    def load(position: int) -> Loaded:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.001 * (position % 3))
+        return Loaded(position, {}, None, ItemError("corrupt", ""))
+
+    rows = []
+    for loaded in prefetch(load, range(50), Stopwatch(), threads=3):
+        rows.append(loaded.row)
+        with lock:
+            under_way -= 1
+    assert rows == list(range(50))
+    assert most <= 2 * 3 + 1
+
+
+def test_prefetching_stops_at_its_bound_of_bytes() -> None:
+    started = []
+
+    def load(position: int) -> Loaded:
+        started.append(position)
+        return Loaded(position, {}, None, DecodedImage(plant((100, 100), []), None))
+
+    stream = prefetch(load, range(50), Stopwatch(), threads=2, max_bytes=1)
+    next(stream)
+    time.sleep(0.05)
+    assert len(started) <= 2 * 2
+    assert [loaded.row for loaded in stream] == list(range(1, 50))
