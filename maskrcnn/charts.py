@@ -160,15 +160,14 @@ def _thinned(marks: list[Mark], most: int) -> list[Mark]:
 
 
 def _nice_ceiling(value: int) -> int:
-    """Return the least of 1, 2, 4, 6, 8, 10, 20, … that is not below `value`.
+    """Return the least of 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, … that is whole and not below `value`.
 
     >>> [_nice_ceiling(value) for value in (0, 3, 17, 1000, 45_001)]
-    [1, 4, 20, 1000, 60000]
+    [1, 3, 20, 1000, 50000]
     """
-    if value <= 1:
-        return 1
     power: int = 10 ** (len(str(value)) - 1)
-    return next(step * power for step in (1, 2, 4, 6, 8, 10) if step * power >= value)
+    tenths = (10, 15, 20, 30, 40, 50, 60, 80, 100)
+    return next(t * power // 10 for t in tenths if t * power // 10 >= max(value, 1))
 
 
 # The charts of a run

@@ -95,7 +95,7 @@ def pick_gallery(storage: Storage, parts: Sequence[Part], count: int = 12) -> li
     if not chosen:
         return []
     groups_each = max(1, count // len(chosen))
-    candidates = [c for part in chosen for c in _candidates(storage, part, groups_each, 4 * count)]
+    candidates = [c for part in chosen for c in _candidates(storage, part, groups_each, 16 * count)]
     picked = _most_varied(candidates, count)
     rows = _rows(storage, [candidate for candidate, _ in picked])
     return [_pick(candidate, focus, *row) for (candidate, focus), row in zip(picked, rows, strict=True)]
@@ -146,18 +146,18 @@ def _most_varied(candidates: Sequence[_Candidate], count: int) -> list[tuple[_Ca
     """Return up to `count` candidates, each with the instance to show."""
     uses: Counter[tuple[str, int]] = Counter()
     seen: set[int] = set()
-    left = list(candidates)
+    left = [
+        (candidate, candidate.labels[candidate.scores >= SHOWN_SCORE].tolist()) for candidate in candidates
+    ]
     picked: list[tuple[_Candidate, int]] = []
     while left and len(picked) < count:
-        strong = [candidate.labels[candidate.scores >= SHOWN_SCORE].tolist() for candidate in left]
-        ranks = [
-            (uses[candidate.part.instances, candidate.group], not labels, seen.issuperset(labels), k)
-            for k, (candidate, labels) in enumerate(zip(left, strong, strict=True))
-        ]
-        k = min(ranks)[-1]
-        candidate = left.pop(k)
+        ranks = (
+            (uses[candidate.part.instances, candidate.group], not strong, seen.issuperset(strong), k)
+            for k, (candidate, strong) in enumerate(left)
+        )
+        candidate, strong = left.pop(min(ranks)[-1])
         # Instances stand by score, so that the first of a new category is its strongest.
-        focus = next((i for i, label in enumerate(strong[k]) if label not in seen), 0)
+        focus = next((i for i, label in enumerate(strong) if label not in seen), 0)
         uses[candidate.part.instances, candidate.group] += 1
         seen.update(candidate.labels[focus : focus + 1].tolist())
         picked.append((candidate, focus))

@@ -64,11 +64,9 @@ class PlantedInstance:
         dy = (np.arange(top, bottom) + 0.5 - self.y)[:, None]
         along = (dx * cos + dy * sin) / max(self.width / 2, 1e-9)
         across = (dy * cos - dx * sin) / max(self.height / 2, 1e-9)
-        if self.shape == "ellipse":
-            inside = along**2 + across**2 <= 1
-        else:
-            inside = np.maximum(abs(along), abs(across)) <= 1
-        return inside, int(left), int(top)
+        ellipse = self.shape == "ellipse"
+        distance = along**2 + across**2 if ellipse else np.maximum(abs(along), abs(across))
+        return distance <= 1, int(left), int(top)
 
 
 def plant(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from maskrcnn.types import Category
+from .types import Category
 
 CATEGORIES: tuple[Category, ...] = (
     Category(1, "building"),
@@ -138,7 +138,7 @@ def flat(points: Points, scale: float) -> list[tuple[float, float]]:
 def turned(points: Points, centre: Points, angle: float) -> Points:
     """Take points from an object's own frame to where it stands, turned clockwise by `angle` on the screen."""
     cos, sin = np.cos(angle), np.sin(angle)
-    return points @ np.array([[cos, sin], [-sin, cos]]) + centre
+    return np.asarray(points @ np.array([[cos, sin], [-sin, cos]]) + centre)
 
 
 def rectangle(x0: float, y0: float, x1: float, y1: float) -> Points:
@@ -388,6 +388,6 @@ def draw_tank(canvas: Canvas, centre: Points, radius: float) -> bool:
     canvas.paint(outline, paint * 0.72)
     for step, share in enumerate((0.88, 0.55, 0.2)):
         canvas.paint(circle * share - canvas.sun * radius * 0.05 * step + centre, paint * (0.92 + 0.1 * step))
-    turn = rng.uniform(0, np.pi)
-    canvas.paint(turned(rectangle(0, -1, radius * 0.9, 1), centre, turn), paint * 0.5)
+    ladder = turned(rectangle(0, -1, radius * 0.9, 1), centre, rng.uniform(0, np.pi))
+    canvas.paint(ladder, paint * 0.5)
     return True

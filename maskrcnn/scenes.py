@@ -8,16 +8,17 @@ changes the drawing, here or in `scenery`, must train it anew.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from pycocotools import mask as coco_mask
 
-from maskrcnn.scenery import (
+from .scenery import (
     CATEGORIES,
     CELL,
     LAND,
@@ -41,7 +42,7 @@ from maskrcnn.scenery import (
     turned,
 )
 
-__all__ = ["CATEGORIES", "Scene", "render_scene", "statistics", "write_scenes"]
+__all__ = ["CATEGORIES", "Scene", "coco_dataset", "render_scene", "statistics", "write_scenes"]
 
 MIN_VISIBLE_PX = 40
 """An object of which fewer pixels can be seen is scenery, not an instance."""
@@ -84,19 +85,26 @@ def render_scene(seed: int, size: int = 384) -> Scene:
 
 
 def write_scenes(folder: str | Path, count: int, seed: int, size: int = 384) -> None:
-    """Write the scenes of seeds `seed … seed + count - 1` as PNG files, and `instances.json` beside them.
-
-    The JSON is a COCO dataset: compressed RLE, mask area, tight bbox, ids from 1.
-    """
+    """Write the scenes of seeds `seed … seed + count - 1` as PNG files, and `instances.json` beside them."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    images: list[dict[str, object]] = []
-    annotations: list[dict[str, object]] = []
-    for index in range(count):
-        scene = render_scene(seed + index, size)
-        name = f"scene-{index:05d}.png"
-        Image.fromarray(scene.image).save(folder / name)
-        images.append({"id": index + 1, "file_name": name, "width": size, "height": size})
+
+    def saved() -> Iterator[Scene]:
+        for index in range(count):
+            scene = render_scene(seed + index, size)
+            Image.fromarray(scene.image).save(folder / _file_name(index))
+            yield scene
+
+    (folder / "instances.json").write_text(json.dumps(coco_dataset(saved())), encoding="utf-8")
+
+
+def coco_dataset(scenes: Iterable[Scene]) -> dict[str, Any]:
+    """Describe scenes in COCO dataset form: compressed RLE, mask area, tight bbox, ids from 1."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index, scene in enumerate(scenes):
+        height, width = scene.labels.shape
+        images.append({"id": index + 1, "file_name": _file_name(index), "width": width, "height": height})
         for category_id, mask in zip(scene.category_ids, scene.masks, strict=True):
             rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
             annotations.append(
@@ -104,15 +112,18 @@ def write_scenes(folder: str | Path, count: int, seed: int, size: int = 384) -> 
                     "id": len(annotations) + 1,
                     "image_id": index + 1,
                     "category_id": int(category_id),
-                    "segmentation": {"size": [size, size], "counts": rle["counts"].decode("ascii")},
+                    "segmentation": {"size": [height, width], "counts": rle["counts"].decode("ascii")},
                     "area": int(mask.sum()),
                     "bbox": [float(edge) for edge in coco_mask.toBbox(rle)],
                     "iscrowd": 0,
                 }
             )
     categories = [{"id": category.id, "name": category.name} for category in CATEGORIES]
-    dataset = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "instances.json").write_text(json.dumps(dataset), encoding="utf-8")
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _file_name(index: int) -> str:
+    return f"scene-{index:05d}.png"
 
 
 # --- what stands where ---

@@ -58,7 +58,10 @@ IMAGES: Final = pa.schema(
 _BOX: Final = pa.struct([_field(name, pa.float32()) for name in ("xmin", "ymin", "xmax", "ymax")])
 _SIZE: Final = pa.list_(_field("element", pa.int32()))
 _SEGMENTATION: Final = pa.struct([_field("size", _SIZE), _field("counts", pa.string())])
-_FRAME: Final = pa.struct([_field(name, pa.int32()) for name in ("col_off", "row_off", "width", "height")])
+# Parquet's writer takes a null struct only where its fields may be null; of a frame that is set, none is.
+_FRAME: Final = pa.struct(
+    [_field(name, pa.int32(), null=True) for name in ("col_off", "row_off", "width", "height")]
+)
 
 INSTANCES: Final = pa.schema(
     [

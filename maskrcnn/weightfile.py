@@ -74,7 +74,7 @@ def names_in_pickle(uri: str, data: bytes) -> frozenset[str]:
             if isinstance(argument, str)
         )
     except (ValueError, IndexError, KeyError, zipfile.BadZipFile, OSError) as error:
-        what = "truncated" if data.startswith((b"PK", b"\x80")) else "no file of torch.save"
+        what = "truncated" if data.startswith(b"PK") else "truncated, or no file of torch.save"
         raise UsageError(f"{uri} is {what}: {error}") from error
 
 

@@ -1,0 +1,304 @@
+"""The inputs, listed once: a table in order of name, frozen for the run as `manifest.parquet`.
+
+Whatever a user points at (a folder, a glob, a prefix, a list, a table, a COCO JSON) becomes the columns of
+`schema.MANIFEST` and the user's further columns. All of it is columnar: a million inputs take seconds.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .errors import UsageError
+from .schema import IMAGES, MANIFEST, METADATA
+from .sources import folder_of, is_manifest, read_listing, read_manifest, source_of
+from .storage import Storage, is_remote
+
+__all__ = ["Inputs", "ManifestReader", "read_inputs", "source_of", "write_manifest"]
+
+FILE_NAME: Final = "manifest.parquet"
+ROW_GROUP: Final = 8192
+"""Rows of a row group of the frozen manifest: what an actor reads to learn its shard."""
+
+_SCHEME: Final = r"^[A-Za-z][A-Za-z0-9+.-]*://"
+_KNOWN_SCHEME: Final = r"^(?i:s3|s3a|gs|gcs|memory|file|local)://"
+_URI_SYNONYMS: Final = (
+    "url",
+    "path",
+    "image",
+    "image_path",
+    "file",
+    "file_name",
+    "filename",
+    "key",
+    "s3_uri",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a user pointed at."""
+
+    table: pa.Table
+    """`schema.MANIFEST`, then further columns; in order of `name`, as UTF-8 bytes."""
+    ids_given: bool
+    """Whether `image_id` is the user's; else it counts from 1."""
+    skipped: dict[str, int]
+    """Files that are no images by their suffix, counted by suffix; "" where there is none."""
+    source: str
+    """The whole path or url."""
+    source_sha256: str | None
+    """Of the manifest's file; None for listings."""
+    kind: Literal["listing", "manifest", "coco"]
+
+
+def read_inputs(source: str, *, images_root: str | None, limit: int | None) -> Inputs:
+    """List what a user points at.
+
+    Args:
+        source: a folder, a glob or a prefix, whose files with the suffix of an image count; a `.txt` of one uri
+            a line; a `.csv` or `.parquet` with a column `uri`; a COCO `.json`; or a single image.
+        images_root: what relative uris are relative to; None: the manifest's folder.
+        limit: keep only the first so many, in order of name.
+
+    Raises:
+        UsageError: there is nothing there, it cannot be read, or a row cannot stand as it is.
+    """
+    whole, sha256 = source_of(source)
+    skipped: dict[str, int] = {}
+    kind: Literal["listing", "manifest", "coco"] = "listing"
+    if is_manifest(source):
+        kind = "coco" if source.lower().endswith(".json") else "manifest"
+        rows = read_manifest(whole)
+        if not rows.num_rows:
+            raise UsageError(f"{source}: no rows")
+        rows = _resolved(rows, images_root or folder_of(whole), source)
+    else:
+        rows, skipped = read_listing(whole)
+    table, ids_given = _ordered(rows, source)
+    return Inputs(table if limit is None else table.slice(0, limit), ids_given, skipped, whole, sha256, kind)
+
+
+def _resolved(rows: pa.Table, root: str, source: str) -> pa.Table:
+    """Return a manifest's rows with whole uris and with names."""
+    if doubled := sorted({name for name in rows.column_names if rows.column_names.count(name) > 1}):
+        raise UsageError(f"{source}: several columns have the name {', '.join(map(repr, doubled))}")
+    if "uri" not in rows.column_names:
+        raise UsageError(f"{source}: no column `uri`; {_near(rows.column_names)}")
+    uris = _text(rows, "uri", source)
+    missing = pc.sum(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(uris), ""), fill_value=True)).as_py()
+    if missing:
+        raise UsageError(f"{source}: {missing} rows without a uri")
+    named = uris
+    if "name" in rows.column_names:
+        names = _text(rows, "name", source)
+        named = pc.coalesce(pc.if_else(pc.equal(names, ""), None, names), uris)
+
+    root = root if is_remote(root) else str(Path(root.removeprefix("file://")).absolute())
+    whole = pc.match_substring_regex(uris, _SCHEME)
+    absolute = pc.or_(whole, pc.starts_with(uris, "/"))
+    below = pc.replace_substring_regex(uris, r"^(\./+)+", "")
+    uris = pc.if_else(absolute, uris, pc.binary_join_element_wise(root.rstrip("/"), below, "/"))
+    unknown = uris.filter(pc.and_(whole, pc.invert(pc.match_substring_regex(uris, _KNOWN_SCHEME))))
+    if len(unknown):
+        raise UsageError(
+            f"{source}: {len(unknown)} uris that are neither paths nor s3:// or gs://: {_some(unknown)}"
+        )
+    others = [name for name in rows.column_names if name not in ("uri", "name")]
+    return pa.table({"name": named, "uri": uris} | {name: rows[name] for name in others})
+
+
+def _near(columns: Sequence[str]) -> str:
+    lowered = {name.strip().lower(): name for name in columns}
+    near = [lowered[name] for name in ("uri", *_URI_SYNONYMS) if name in lowered]
+    near += [lowered[name] for name in difflib.get_close_matches("uri", lowered)]
+    found = f"found {', '.join(map(repr, columns[:12]))}{', …' if len(columns) > 12 else ''}"
+    return f"{found}. Is it {near[0]!r}? Then rename that" if near else found
+
+
+def _text(rows: pa.Table, name: str, source: str) -> pa.ChunkedArray:
+    if not _is_text(rows[name].type):
+        raise UsageError(f"{source}: the column `{name}` holds {rows[name].type}, not text")
+    return rows[name].cast(pa.string())
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(is_kind(kind) for is_kind in text)
+
+
+# The table
+
+
+def _ordered(rows: pa.Table, source: str) -> tuple[pa.Table, bool]:
+    """Return the rows in order of name, under the columns of the contract; and whether the ids are the user's."""
+    rows = rows.take(pc.sort_indices(rows["name"])).combine_chunks()
+    ids = _ids(rows["image_id"]) if "image_id" in rows.column_names else None
+    own = {
+        "image_id": pa.array(np.arange(1, len(rows) + 1)) if ids is None else ids,
+        "name": rows["name"],
+        "uri": rows["uri"],
+        "bytes": _integers(rows, "bytes"),
+        "etag": _strings(rows, "etag"),
+    }
+    taken = {name for name, column in own.items() if column is not None} - (
+        {"image_id"} if ids is None else set()
+    )
+    own = {
+        name: pa.nulls(len(rows), MANIFEST.field(name).type) if column is None else column
+        for name, column in own.items()
+    }
+    _refuse_doubles(own["name"], source, "name")
+    if ids is not None:
+        _refuse_doubles(pc.take(ids, pc.sort_indices(ids)), source, "image_id")
+
+    further: dict[str, pa.ChunkedArray] = {}
+    reserved = {*IMAGES.names, *MANIFEST.names}
+    for name in rows.column_names:
+        if name not in taken:
+            carried = name
+            while (
+                carried in reserved
+                or carried in further
+                or (carried != name and carried in rows.column_names)
+            ):
+                carried = f"input_{carried}"
+            further[carried] = _plain(rows[name])
+    fields = [*MANIFEST, *(pa.field(name, column.type) for name, column in further.items())]
+    schema = pa.schema(fields, metadata=METADATA)
+    return pa.table([*own.values(), *further.values()], schema=schema), ids is not None
+
+
+def _ids(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Return a column as int64, if all of it is integers of at least 0."""
+    if column.null_count or not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        return None
+    try:
+        ids = column.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return None
+    return ids if pc.min(ids).as_py() >= 0 else None
+
+
+def _integers(rows: pa.Table, name: str) -> pa.ChunkedArray | None:
+    if name not in rows.column_names or not pa.types.is_integer(rows[name].type):
+        return None
+    return rows[name].cast(pa.int64())
+
+
+def _strings(rows: pa.Table, name: str) -> pa.ChunkedArray | None:
+    if name not in rows.column_names or not _is_text(rows[name].type):
+        return None
+    return rows[name].cast(pa.string())
+
+
+def _refuse_doubles(values: pa.ChunkedArray, source: str, what: str) -> None:
+    """Refuse values that are doubled; they are sorted."""
+    again = values.slice(1).filter(pc.equal(values.slice(1), values.slice(0, len(values) - 1)))
+    if len(again):
+        raise UsageError(
+            f"{source}: {len(again)} rows repeat the {what} of another: {_some(pc.unique(again))}"
+        )
+
+
+def _some(values: pa.ChunkedArray | pa.Array) -> str:
+    return ", ".join(repr(value) for value in values.slice(0, 3).to_pylist()) + (
+        ", …" if len(values) > 3 else ""
+    )
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a further column without its dictionary, and never of the type null, which readers stumble on."""
+    if pa.types.is_dictionary(column.type):
+        return column.cast(column.type.value_type)
+    return column.cast(pa.string()) if pa.types.is_null(column.type) else column
+
+
+# The frozen manifest
+
+
+def write_manifest(storage: Storage, table: pa.Table) -> str:
+    """Write `manifest.parquet`, the same bytes for the same table, and return its sha256, hex.
+
+    Raises:
+        RunError: the store failed.
+    """
+    sink = pa.BufferOutputStream()
+    table = table.replace_schema_metadata(METADATA)
+    pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP)
+    data = sink.getvalue().to_pybytes()
+    storage.write(FILE_NAME, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+class ManifestReader:
+    """The frozen manifest of a run, of which only the row groups that are asked for are read.
+
+    Not for several threads at once.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RunError: the store failed.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._source = storage.open(FILE_NAME)
+        self._file = pq.ParquetFile(self._source, pre_buffer=True)
+        groups = self._file.metadata.num_row_groups
+        sizes = [self._file.metadata.row_group(i).num_rows for i in range(groups)]
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+        self._last: tuple[int, pa.Table] = (-1, self.schema.empty_table())
+
+    @property
+    def num_rows(self) -> int:
+        """How many inputs there are."""
+        return int(self._starts[-1])
+
+    @property
+    def schema(self) -> pa.Schema:
+        """`schema.MANIFEST` and the user's further columns."""
+        return self._file.schema_arrow
+
+    def rows(self, start: int, stop: int) -> pa.Table:
+        """Return the rows from `start` to before `stop`.
+
+        Raises:
+            ValueError: they are not all there.
+        """
+        if not 0 <= start <= stop <= self.num_rows:
+            raise ValueError(f"rows {start} to {stop} of {self.num_rows}")
+        first = np.searchsorted(self._starts, start, side="right") - 1
+        end = np.searchsorted(self._starts, stop, side="left")
+        pieces = [self.schema.empty_table()]
+        for group in range(int(first), int(end) if stop > start else 0):
+            table, low = self._group(group), int(self._starts[group])
+            inside = max(start - low, 0)
+            pieces.append(table.slice(inside, stop - low - inside))
+        return pa.concat_tables(pieces).combine_chunks()
+
+    def _group(self, group: int) -> pa.Table:
+        if self._last[0] != group:
+            self._last = (group, self._file.read_row_group(group))
+        return self._last[1]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

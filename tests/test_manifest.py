@@ -1,0 +1,455 @@
+"""Whatever a user points at becomes one table, the same in whatever order it was found."""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskrcnn.errors import UsageError
+from maskrcnn.manifest import Inputs, ManifestReader, read_inputs, source_of, write_manifest
+from maskrcnn.schema import IMAGES, MANIFEST, METADATA, images_schema
+from maskrcnn.storage import Storage, join, list_inputs
+
+
+def inputs_of(source: Path | str, images_root: str | None = None, limit: int | None = None) -> Inputs:
+    inputs = read_inputs(str(source), images_root=images_root, limit=limit)
+    # What holds of every manifest.
+    table = inputs.table
+    table.validate(full=True)
+    assert table.schema.metadata == METADATA
+    assert [table.schema.field(i) for i in range(5)] == list(MANIFEST)
+    names = [name.encode() for name in table["name"].to_pylist()]
+    assert names == sorted(set(names))
+    assert table["uri"].null_count == table["image_id"].null_count == 0
+    further = set(table.column_names[5:])
+    assert further.isdisjoint(IMAGES.names)
+    assert images_schema(table.schema).names == [*IMAGES.names, *table.column_names[5:]]
+    return inputs
+
+
+def rows_of(inputs: Inputs, *columns: str) -> list[tuple[Any, ...]]:
+    return list(zip(*(inputs.table[column].to_pylist() for column in columns), strict=True))
+
+
+def refusal(source: Path | str, **options: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        inputs_of(source, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(str(source)), "a refusal begins with what was refused"
+    return message.removeprefix(str(source))
+
+
+def written(path: Path, content: str | bytes | pa.Table | object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, pa.Table):
+        pq.write_table(content, path)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+# Listings
+
+
+def test_a_folder_in_every_kind_of_store(store_url: str) -> None:
+    store = Storage(store_url)
+    for name in ("b.JPG", "a/é.png", "a/z z.tiff", "notes.txt", "a/b.json", "README", "c.jpg.bak", "d.TXT"):
+        store.write(f"in/{name}", b"12")
+    root = join(store_url, "in")
+    inputs = inputs_of(root)
+    names = ["a/z z.tiff", "a/é.png", "b.JPG"]
+    assert rows_of(inputs, "image_id", "name", "uri", "bytes") == [
+        (i, name, join(root, name), 2) for i, name in enumerate(names, 1)
+    ]
+    assert inputs.table["etag"].to_pylist() == [
+        dict(zip(*list_inputs(root).select(["name", "etag"]).to_pydict().values(), strict=True))[name]
+        for name in names
+    ]
+    assert inputs.skipped == {"": 1, ".bak": 1, ".json": 1, ".txt": 2}
+    assert (inputs.kind, inputs.ids_given) == ("listing", False)
+    assert inputs.source == root
+    assert inputs.source_sha256 is None
+    assert inputs_of(join(root, "**/*.png")).table["name"].to_pylist() == ["a/é.png"]
+
+
+def test_a_single_image(tmp_path: Path) -> None:
+    written(tmp_path / "a.jpg", b"x")
+    assert rows_of(inputs_of(tmp_path / "a.jpg"), "image_id", "name", "uri") == [
+        (1, "a.jpg", str(tmp_path / "a.jpg"))
+    ]
+
+
+def test_nothing_to_list_is_refused(tmp_path: Path) -> None:
+    assert "it does not exist" in refusal(tmp_path / "missing")
+    assert "it does not exist" in refusal(tmp_path / "*.jpg")
+    assert "no images; found no files" in refusal(tmp_path)
+    written(tmp_path / "in" / "a.heic", b"x")
+    written(tmp_path / "in" / "b.heic", b"x")
+    written(tmp_path / "in" / "LICENSE", b"x")
+    assert "no images; found 1 without suffix, 2 .heic; images end in .jpg" in refusal(tmp_path / "in")
+    assert "lists of them in .txt .csv .parquet .json" in refusal(written(tmp_path / "list.jsonl", "{}"))
+
+
+def test_a_relative_folder_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Workers have a working directory of their own.
+    written(tmp_path / "in" / "a.jpg", b"x")
+    written(tmp_path / "list.txt", "in/a.jpg\n")
+    monkeypatch.chdir(tmp_path)
+    for source in ("in", "in/*.jpg", "./in/", "list.txt", "in/a.jpg"):
+        inputs = inputs_of(source)
+        assert inputs.table["uri"].to_pylist() == [str(tmp_path / "in" / "a.jpg")]
+        assert Path(inputs.source).is_absolute()
+
+
+# Manifests
+
+SAME: dict[str, Callable[[Path], Path]] = {
+    "txt": lambda folder: written(folder / "m.txt", "b.jpg\na b.jpg\n"),
+    "txt-no-last-newline": lambda folder: written(folder / "m.txt", "b.jpg\na b.jpg"),
+    "txt-crlf-bom-blank": lambda folder: written(
+        folder / "m.txt", b"\xef\xbb\xbfb.jpg\r\n\r\n  \r\na b.jpg\r\n\r\n"
+    ),
+    "csv": lambda folder: written(folder / "m.csv", "uri\nb.jpg\na b.jpg\n"),
+    "csv-crlf-bom-quotes": lambda folder: written(
+        folder / "m.csv", b'\xef\xbb\xbf"uri"\r\n"b.jpg"\r\na b.jpg\r\n'
+    ),
+    "csv-upper": lambda folder: written(folder / "M.CSV", "uri\nb.jpg\na b.jpg\n"),
+    "parquet": lambda folder: written(folder / "m.parquet", pa.table({"uri": ["b.jpg", "a b.jpg"]})),
+    "parquet-dictionary": lambda folder: written(
+        folder / "m.parquet", pa.table({"uri": pa.array(["b.jpg", "a b.jpg"]).dictionary_encode()})
+    ),
+    "parquet-large": lambda folder: written(
+        folder / "m.parquet", pa.table({"uri": pa.array(["b.jpg", "a b.jpg"], pa.large_string())})
+    ),
+    "coco": lambda folder: written(
+        folder / "m.json", {"images": [{"file_name": "b.jpg"}, {"file_name": "a b.jpg"}]}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_each_kind_of_manifest_says_the_same(kind: str, tmp_path: Path) -> None:
+    source = SAME[kind](tmp_path)
+    inputs = inputs_of(source)
+    assert rows_of(inputs, "image_id", "name", "uri", "bytes", "etag") == [
+        (1, "a b.jpg", f"{tmp_path}/a b.jpg", None, None),
+        (2, "b.jpg", f"{tmp_path}/b.jpg", None, None),
+    ]
+    assert inputs.table.column_names == MANIFEST.names
+    assert not inputs.ids_given
+    assert inputs.source_sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert source_of(str(source)) == (str(source), inputs.source_sha256)
+
+
+def test_a_manifest_in_every_kind_of_store(store_url: str) -> None:
+    store = Storage(store_url)
+    store.write("lists/m.txt", b"sub/a.jpg\n/abs/b.jpg\ns3://bucket/c.jpg\n")
+    inputs = inputs_of(join(store_url, "lists/m.txt"))
+    assert inputs.table["uri"].to_pylist() == [
+        "/abs/b.jpg",
+        "s3://bucket/c.jpg",
+        join(store_url, "lists/sub/a.jpg"),
+    ]
+    rooted = inputs_of(join(store_url, "lists/m.txt"), images_root="s3://pictures/all/")
+    assert rooted.table["uri"].to_pylist()[2] == "s3://pictures/all/sub/a.jpg"
+
+
+def test_odd_uris_stand_as_they_are(tmp_path: Path) -> None:
+    odd = [
+        "a#1.jpg",
+        "a%20b.jpg",
+        "a,b.jpg",
+        "a'b\".jpg",
+        "é.jpg",
+        " lead.jpg",
+        "trail.jpg ",
+        "x?y=1",
+        "../up.jpg",
+    ]
+    inputs = inputs_of(written(tmp_path / "m.txt", "\n".join(odd)))
+    assert set(rows_of(inputs, "name", "uri")) == {(uri, f"{tmp_path}/{uri}") for uri in odd}
+    dotted = inputs_of(written(tmp_path / "n.txt", "./a.jpg\n././b.jpg\n"))
+    assert rows_of(dotted, "name", "uri") == [
+        ("././b.jpg", f"{tmp_path}/b.jpg"),
+        ("./a.jpg", f"{tmp_path}/a.jpg"),
+    ]
+
+
+def test_names_and_one_uri_under_two_of_them(tmp_path: Path) -> None:
+    source = written(tmp_path / "m.csv", "uri,name\nx.jpg,second\nx.jpg,first\ny.jpg,\n")
+    assert rows_of(inputs_of(source), "name", "uri") == [
+        ("first", f"{tmp_path}/x.jpg"),
+        ("second", f"{tmp_path}/x.jpg"),
+        ("y.jpg", f"{tmp_path}/y.jpg"),
+    ]
+
+
+def test_names_are_ordered_as_utf8_bytes(tmp_path: Path) -> None:
+    names = ["z", "Z", "é", "￿", "\U0001f600", "10", "9", "a/b", "a b", "a"]
+    inputs = inputs_of(written(tmp_path / "m.txt", "\n".join(names)))
+    assert inputs.table["name"].to_pylist() == sorted(names, key=str.encode)
+
+
+@given(
+    st.lists(
+        st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs", "Cc", "Z"]), min_size=1),
+        unique=True,
+        min_size=1,
+    ),
+    st.randoms(),
+)
+@settings(max_examples=50, deadline=None)
+def test_the_order_of_a_manifest_does_not_matter(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str], shuffle: random.Random
+) -> None:
+    folder = tmp_path_factory.mktemp("order")
+    uris = [f"s3://bucket/{name}" for name in names]
+    first = inputs_of(written(folder / "m.txt", "\n".join(uris)))
+    shuffle.shuffle(uris)
+    second = inputs_of(written(folder / "m.txt", "\n".join(uris)))
+    assert first.table == second.table
+
+
+# Ids and further columns
+
+
+@pytest.mark.parametrize("ids", [[7, 3], [0, 2**40], [7.0, 3.0]])
+def test_ids_that_are_integers_are_kept(tmp_path: Path, ids: list[float]) -> None:
+    inputs = inputs_of(written(tmp_path / "m.parquet", pa.table({"uri": ["b", "a"], "image_id": ids})))
+    assert rows_of(inputs, "name", "image_id") == [("a", ids[1]), ("b", ids[0])]
+    assert inputs.ids_given
+    assert inputs.table.column_names == MANIFEST.names
+
+
+@pytest.mark.parametrize("ids", [[7, -3], [7, None], [7.5, 3.0], ["x", "y"], [True, False], [2**63, 1]])
+def test_other_ids_are_counted_and_carried(tmp_path: Path, ids: list[Any]) -> None:
+    table = pa.table({"uri": ["b", "a"], "image_id": pa.array(ids, pa.uint64() if 2**63 in ids else None)})
+    inputs = inputs_of(written(tmp_path / "m.parquet", table))
+    assert rows_of(inputs, "image_id", "input_image_id") == [(1, ids[1]), (2, ids[0])]
+    assert not inputs.ids_given
+
+
+def test_further_columns_are_carried(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "width": [1, 2],
+            "plot": pa.array(["p", "p"]).dictionary_encode(),
+            "uri": ["b", "a"],
+            "bytes": pa.array([10, None], pa.int32()),
+            "etag": ["e1", "e2"],
+            "where": [{"lon": 1.5}, {"lon": 2.5}],
+            "nothing": pa.nulls(2),
+            "input_width": [3, 4],
+            "status": ["x", "y"],
+        }
+    )
+    inputs = inputs_of(written(tmp_path / "m.parquet", table))
+    assert inputs.table.column_names[5:] == [
+        *("input_input_width", "plot", "where", "nothing", "input_width", "input_status"),
+    ]
+    assert rows_of(inputs, "bytes", "etag", "plot", "where", "input_width", "input_input_width") == [
+        (None, "e2", "p", {"lon": 2.5}, 4, 2),
+        (10, "e1", "p", {"lon": 1.5}, 3, 1),
+    ]
+    assert inputs.table.schema.field("nothing").type == pa.string()
+    assert inputs.table.schema.field("plot").type == pa.string()
+
+
+def test_bytes_and_etags_of_another_type_are_carried(tmp_path: Path) -> None:
+    table = pa.table({"uri": ["a"], "bytes": ["many"], "etag": [1]})
+    inputs = inputs_of(written(tmp_path / "m.parquet", table))
+    assert rows_of(inputs, "bytes", "etag", "input_bytes", "input_etag") == [(None, None, "many", 1)]
+
+
+def test_a_csvs_types_are_decided_by_all_of_its_rows(tmp_path: Path) -> None:
+    lines = [f"{i}.jpg,{i},{i}" for i in range(200_000)] + ["last.jpg,200000,many"]
+    inputs = inputs_of(written(tmp_path / "m.csv", "\n".join(["uri,image_id,plot", *lines])))
+    assert inputs.ids_given
+    assert inputs.table.schema.field("plot").type == pa.string()
+    assert inputs.table["plot"].to_pylist()[-1] == "many"
+
+
+def test_a_csv_may_quote_commas_and_line_ends(tmp_path: Path) -> None:
+    source = written(tmp_path / "m.csv", 'uri,note\n"a,1.jpg","two\nlines"\n"say ""hi"".jpg",x\n')
+    assert rows_of(inputs_of(source), "name", "note") == [("a,1.jpg", "two\nlines"), ('say "hi".jpg', "x")]
+
+
+def test_coco_ids_and_columns_are_kept(tmp_path: Path) -> None:
+    images = [
+        {"id": 9, "file_name": "val/b.jpg", "width": 640, "height": 480, "license": 1},
+        {"id": 4, "file_name": "val/a.jpg", "width": 640, "height": 480, "mixed": 1, "name": "other"},
+        {"id": 5, "file_name": "s3://bucket/c.jpg", "mixed": "text"},
+    ]
+    source = written(tmp_path / "ann" / "instances.json", {"images": images, "annotations": []})
+    inputs = inputs_of(source, images_root=str(tmp_path / "images"))
+    assert inputs.kind == "coco"
+    assert rows_of(inputs, "image_id", "name", "uri", "input_width", "license", "mixed", "input_name") == [
+        (5, "s3://bucket/c.jpg", "s3://bucket/c.jpg", None, None, '"text"', None),
+        (4, "val/a.jpg", f"{tmp_path}/images/val/a.jpg", 640, None, "1", "other"),
+        (9, "val/b.jpg", f"{tmp_path}/images/val/b.jpg", 640, 1, "null", None),
+    ]
+    assert inputs_of(source).table["uri"].to_pylist()[1] == f"{tmp_path}/ann/val/a.jpg"
+
+
+def test_a_limit_keeps_the_first_by_name(tmp_path: Path) -> None:
+    source = written(tmp_path / "m.txt", "c\na\nb\n")
+    assert rows_of(inputs_of(source, limit=2), "image_id", "name") == [(1, "a"), (2, "b")]
+    assert inputs_of(source, limit=9).table.num_rows == 3
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("m.txt", "", "no rows"),
+        ("m.txt", "\n \n\r\n", "no rows"),
+        ("m.txt", b"\xff\xfe\x00", "UTF8"),
+        ("m.txt", "a\nb\na\nb\nc\n", "2 rows repeat the name of another: 'a', 'b'"),
+        ("m.txt", "http://host/a.jpg\nb\n", "neither paths nor s3:// or gs://: 'http://host/a.jpg'"),
+        ("m.txt", "gopher://host/a.jpg\n", "neither paths nor s3:// or gs://: 'gopher://host/a.jpg'"),
+        ("m.csv", "", "Empty CSV file"),
+        ("m.csv", "uri\n", "no rows"),
+        (
+            "m.csv",
+            "path,size\na,1\n",
+            "no column `uri`; found 'path', 'size'. Is it 'path'? Then rename that",
+        ),
+        ("m.csv", "URI\na\n", "Is it 'URI'?"),
+        ("m.csv", "x,y\n1,2\n", "no column `uri`; found 'x', 'y'"),
+        ("m.csv", "uri;name\na;b\n", "no column `uri`; found 'uri;name'"),
+        ("m.csv", "uri,uri\na,b\n", "several columns have the name 'uri'"),
+        ("m.csv", "uri,n\na,1\nb\n", "Expected 2 columns, got 1"),
+        ("m.csv", "uri,n\na,1\n,2\n  ,3\n", "2 rows without a uri"),
+        ("m.csv", "uri,image_id\na,1\nb,2\nc,1\n", "1 rows repeat the image_id of another: 1"),
+        ("m.parquet", b"no parquet", "Parquet"),
+        ("m.parquet", pa.table({"uri": [1, 2]}), "the column `uri` holds int64, not text"),
+        ("m.parquet", pa.table({"uri": ["a"], "name": [1]}), "the column `name` holds int64, not text"),
+        ("m.parquet", pa.table({"uri": ["a", None]}), "1 rows without a uri"),
+        ("m.parquet", pa.table({"uri": pa.array([], pa.string())}), "no rows"),
+        ("m.json", "", "Expecting value"),
+        ("m.json", "[1]", "not a COCO JSON"),
+        ("m.json", {"images": [1]}, "not a COCO JSON"),
+        ("m.json", {"images": []}, "no rows"),
+        ("m.json", {"images": [{"id": 1}]}, "without `file_name`"),
+        (
+            "m.json",
+            {"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]},
+            "repeat the image_id",
+        ),
+    ],
+)
+def test_a_manifest_that_cannot_stand_is_refused_in_one_line(
+    tmp_path: Path, name: str, content: Any, said: str
+) -> None:
+    assert said in refusal(written(tmp_path / name, content))
+
+
+def test_a_manifest_that_is_missing_or_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder.parquet").mkdir()
+    assert "it is a folder or a device, not a file" in refusal(tmp_path / "folder.parquet")
+    assert "it does not exist" in refusal(tmp_path / "missing.csv")
+
+
+def test_the_web_is_no_input() -> None:
+    assert "not from the web" in refusal("https://host/images/")
+    assert "not from the web" in refusal("HTTP://host/m.csv")
+
+
+@pytest.mark.s3
+def test_a_missing_bucket_is_the_users_fault(moto_server: object) -> None:
+    assert "there is no bucket 'no-such-bucket'" in refusal("s3://no-such-bucket/in/")
+    assert "there is no bucket 'no-such-bucket'" in refusal("s3://no-such-bucket/m.csv")
+
+
+# The frozen manifest
+
+
+def table_of(rows: int) -> pa.Table:
+    names = [f"n{i:08}" for i in range(rows)]
+    columns: dict[str, Any] = {
+        "image_id": range(1, rows + 1),
+        "name": names,
+        "uri": [f"s3://bucket/{name}.jpg" for name in names],
+        "bytes": [None] * rows,
+        "etag": [None] * rows,
+        "plot": [i % 7 for i in range(rows)],
+    }
+    schema = pa.schema([*MANIFEST, pa.field("plot", pa.int64())], metadata=METADATA)
+    return pa.table(columns, schema=schema)
+
+
+@pytest.mark.parametrize("rows", [1, 8192, 20_000])
+def test_what_was_frozen_is_read_by_rows(store_url: str, rows: int) -> None:
+    store, table = Storage(store_url), table_of(rows)
+    digest = write_manifest(store, table)
+    assert digest == hashlib.sha256(store.read("manifest.parquet")).hexdigest()
+    reader = ManifestReader(store)
+    assert reader.num_rows == rows
+    assert reader.schema == table.schema
+    assert reader.schema.metadata == METADATA
+    edges = sorted({edge for edge in (0, 1, 8191, 8192, 8193, 16_384, rows - 1, rows) if 0 <= edge <= rows})
+    for start in edges:
+        for stop in edges:
+            if start <= stop:
+                assert reader.rows(start, stop) == table.slice(start, stop - start)
+    reader.close()
+
+
+def test_rows_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    store = Storage(str(tmp_path))
+    write_manifest(store, table_of(10))
+    with ManifestReader(store) as reader:
+        for start, stop in ((-1, 2), (0, 11), (5, 4), (11, 11)):
+            with pytest.raises(ValueError, match="of 10"):
+                reader.rows(start, stop)
+    with pytest.raises(FileNotFoundError):
+        ManifestReader(Storage(str(tmp_path / "elsewhere")))
+
+
+def test_the_same_table_is_the_same_bytes(tmp_path: Path) -> None:
+    table = table_of(10_000)
+    pieces = pa.concat_tables([table.slice(0, 3), table.slice(3, 5000), table.slice(5003)])
+    digests = {
+        write_manifest(Storage(str(tmp_path / str(i))), each)
+        for i, each in enumerate((table, table, pieces, table.replace_schema_metadata(None)))
+    }
+    assert len(digests) == 1
+    assert write_manifest(Storage(str(tmp_path / "other")), table.slice(1)) not in digests
+
+
+def test_a_shard_reads_its_rows_and_little_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Storage(str(tmp_path))
+    write_manifest(store, table_of(100_000))
+    reader = ManifestReader(store)
+    read: list[int] = []
+    original = pq.ParquetFile.read_row_group
+
+    def counted(self: pq.ParquetFile, group: int, *args: Any, **options: Any) -> pa.Table:
+        read.append(group)
+        return original(self, group, *args, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    for start in range(8192, 16_384, 1024):
+        reader.rows(start, start + 1024)
+    assert read == [1], "consecutive shards of a row group read it once"
+    reader.rows(16_000, 17_000)
+    assert read == [1, 2]
+
+
+def test_an_empty_manifest_keeps_its_schema(tmp_path: Path) -> None:
+    store = Storage(str(tmp_path))
+    write_manifest(store, table_of(0))
+    assert ManifestReader(store).rows(0, 0) == table_of(0)

@@ -1,0 +1,247 @@
+"""Models are loaded whole, as plain torchvision networks, or refused in a line; nothing in them is run."""
+
+import argparse
+import copy
+import hashlib
+import io
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torchvision.models import resnet50
+from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn_v2
+from torchvision.models.detection._utils import overwrite_eps
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.ops import FrozenBatchNorm2d
+
+from maskrcnn import weights
+from maskrcnn.errors import UsageError
+from maskrcnn.model import build_network, load_model, save_model
+from maskrcnn.types import Category
+from maskrcnn.weights import CLASS_SCORES
+
+LITE = "maskrcnn_efficientnet_lite0_fpn"
+CATEGORIES = (Category(4, "cat"), Category(9, "dog"))
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(3)
+    return build_network(LITE, 3, 96, 160).eval()
+
+
+@pytest.fixture(scope="module")
+def saved(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "pets.safetensors"
+    save_model(path, network, LITE, CATEGORIES, 96, 160, {"steps": 0})
+    return path
+
+
+# --- safetensors ----------------------------------------------------------------------------------------------
+
+
+def test_a_saved_model_comes_back_in_float32_and_eval_mode(network, saved):
+    model = load_model(str(saved))
+    assert type(model.module) is MaskRCNN
+    assert not model.module.training
+    assert model.categories == CATEGORIES
+    assert model.card.category_ids == (0, 4, 9)
+    assert model.sha256 == hashlib.sha256(saved.read_bytes()).hexdigest()
+    assert model.module.transform.min_size == (96,)
+    assert model.module.transform.max_size == 160
+    loaded = model.module.state_dict()
+    for name, tensor in network.state_dict().items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor.half().float())  # as they were stored
+
+
+def test_the_expected_digest_is_checked(saved):
+    digest = load_model(str(saved)).sha256
+    assert load_model(str(saved), expected_sha256=digest).sha256 == digest
+    with pytest.raises(UsageError, match=f"has changed: its sha256 is {digest}, not 0000"):
+        load_model(str(saved), expected_sha256="0000")
+
+
+def drop(tensors):
+    del tensors["rpn.head.bbox_pred.bias"], tensors["rpn.head.bbox_pred.weight"]
+
+
+def add(tensors):
+    tensors["extra.weight"] = torch.zeros(2)
+
+
+def reshape(tensors):
+    tensors["rpn.head.bbox_pred.bias"] = torch.zeros(5)
+
+
+def diverge(tensors):
+    tensors["rpn.head.bbox_pred.bias"][1] = torch.nan
+
+
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [
+        (drop, r"lacks tensor rpn\.head\.bbox_pred\.\w+ and 1 more"),
+        (add, r"has the unknown tensor extra\.weight"),
+        (reshape, r"rpn\.head\.bbox_pred\.bias has the shape \(5,\), not \(12,\)"),
+        (diverge, r"rpn\.head\.bbox_pred\.bias is not finite"),
+    ],
+)
+def test_a_tensor_that_is_not_right_is_named(fault, complaint, saved, tmp_path):
+    tensors = load_file(saved)
+    fault(tensors)
+    with safe_open(saved, "pt") as opened:
+        metadata = opened.metadata()
+    path = tmp_path / "broken.safetensors"
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(UsageError, match=complaint) as caught:
+        load_model(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_planted_is_no_network():
+    with pytest.raises(UsageError, match="is no network; use PlantedSegmenter"):
+        load_model("planted")
+
+
+# --- .pth -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    """Torchvision's own, built by torchvision."""
+    torch.manual_seed(4)
+    return maskrcnn_resnet50_fpn_v2(
+        weights=None, weights_backbone=None, num_classes=4, box_detections_per_img=5
+    )
+
+
+def as_reference_scripts(state):
+    """As torchvision's training scripts save it, from several GPUs."""
+    arguments = argparse.Namespace(lr=0.02, dataset="coco")
+    return {
+        "model": {"module." + name: tensor for name, tensor in state.items()},
+        "args": arguments,
+        "epoch": 25,
+    }
+
+
+@pytest.mark.parametrize("wrap", [lambda state: state, as_reference_scripts], ids=["plain", "wrapped"])
+def test_a_state_dict_of_torchvision_is_loaded(wrap, resnet, tmp_path):
+    # Half precision only to keep the file small.
+    half = {name: t.half() if t.is_floating_point() else t for name, t in resnet.state_dict().items()}
+    torch.save(wrap(half), tmp_path / "m.pth")
+    (tmp_path / "labels.txt").write_text("cat\nN/A\ndog\n")
+    model = load_model(str(tmp_path / "m.pth"), str(tmp_path / "labels.txt"))
+    assert model.categories == (Category(1, "cat"), Category(3, "dog"))
+    assert model.card.architecture == "maskrcnn_resnet50_fpn_v2"
+    assert not model.module.training
+    loaded = model.module.state_dict()
+    assert loaded.keys() == half.keys()
+    assert all(torch.equal(loaded[name], tensor.to(loaded[name].dtype)) for name, tensor in half.items())
+
+
+def tiny(**more):
+    """A state dict that is told as one, with hardly a tensor."""
+    names = ["backbone.body.layer1.0.conv1.weight", "roi_heads.box_head.fc6.weight", CLASS_SCORES]
+    return {name: torch.zeros(4, 2) for name in names} | more
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(content, labels="cat\ndog\nhorse\n"):
+        torch.save(content, tmp_path / "m.pth")
+        (tmp_path / "labels.txt").write_text(labels)
+        return load_model(str(tmp_path / "m.pth"), str(tmp_path / "labels.txt"))
+
+    return load
+
+
+def test_labels_and_classes_must_be_as_many(load):
+    with pytest.raises(UsageError, match="a network of 3 categories, but 2 labels are named"):
+        load(tiny(), "cat\ndog\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (list(tiny().items()), "holds a list, not a state dict"),
+        (tiny(epoch=3), "is no state dict: it holds a int at 'epoch'"),
+        ({"weights": tiny()}, "is no state dict: it holds a dict at 'weights'"),
+        (tiny(), r"backbone\.body\.layer1\.0\.conv1\.weight has the shape \(4, 2\), not \(64, 64, 1, 1\)"),
+    ],
+)
+def test_other_content_is_refused(content, complaint, load):
+    with pytest.raises(UsageError, match=complaint):
+        load(content)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_does_not(load, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return open, (str(tmp_path / "owned"), "w")
+
+    with pytest.raises(UsageError, match="holds more than weights, which is refused"):
+        load(tiny(x=Evil()))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_older_names_are_understood(resnet, tmp_path):
+    # Before torchvision 0.13 the only convolution of the first network's RPN was not numbered.
+    torch.manual_seed(5)
+    network = build_network("maskrcnn_resnet50_fpn", 3, 96, 160)
+    state = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")  # which frozen norms do not have
+    }
+    old = {name.replace("rpn.head.conv.0.0.", "rpn.head.conv."): tensor for name, tensor in state.items()}
+    assert old.keys() != state.keys()
+    torch.save(old, tmp_path / "m.pt")
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    loaded = load_model(str(tmp_path / "m.pt"), str(tmp_path / "labels.txt")).module.state_dict()
+    assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in state.items())
+
+
+# --- models by name -------------------------------------------------------------------------------------------
+
+
+def test_the_first_coco_model_is_torchvision_s_with_frozen_norms(tmp_path, monkeypatch):
+    # What torchvision builds around these weights, here with random ones.
+    torch.manual_seed(6)
+    body = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
+    stock = MaskRCNN(_resnet_fpn_extractor(body, 3), num_classes=91).eval()
+    overwrite_eps(stock, 0.0)
+    for layer in stock.modules():
+        if isinstance(layer, FrozenBatchNorm2d):
+            layer.running_var.uniform_(1e-5, 1e-4)
+            layer.running_mean.normal_(0, 1e-3)
+            layer.weight.fill_(0.005)
+    buffer = io.BytesIO()
+    torch.save(stock.state_dict(), buffer)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / f"v1-{digest[:8]}.pth").write_bytes(buffer.getvalue())
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    published = weights._Published(f"v1-{digest[:8]}.pth", "None", "maskrcnn_resnet50_fpn")
+    monkeypatch.setitem(weights._PUBLISHED, "coco-v1", published)
+
+    model = load_model("coco-v1")
+    assert len(model.categories) == 80
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected, found = stock.backbone(image), model.module.backbone(image)
+    for level, features in expected.items():
+        torch.testing.assert_close(found[level], features, rtol=1e-3, atol=1e-4 * float(features.abs().max()))
+
+
+def test_the_embedded_model_is_loaded():
+    try:
+        model = load_model("scenes")
+    except UsageError as error:
+        pytest.skip(str(error))
+    assert "car" in {category.name for category in model.categories}
+    assert {p.dtype for p in model.module.parameters()} == {torch.float32}
+    assert copy.deepcopy(model.module).load_state_dict(model.module.state_dict())
