@@ -41,14 +41,14 @@ def build_segmenter(spec: WorkerSpec) -> Segmenter:
 
     Raises:
         UsageError: the model cannot be loaded.
-
     """
     kind, _, sleep_s = spec.model.partition(":")
     if kind == "planted":
         from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter
 
-        wanted = [c for c in PLANTED_CATEGORIES if not spec.categories or c.name in spec.categories]
-        return PlantedSegmenter(wanted, float(sleep_s or 0), spec.min_score, spec.max_detections)
+        return PlantedSegmenter(
+            PLANTED_CATEGORIES, float(sleep_s or 0), spec.min_score, spec.max_detections, spec.categories
+        )
     from maskrcnn.model import load_model
     from maskrcnn.segmenter import MaskRCNNSegmenter
 
@@ -78,7 +78,6 @@ class SegmentActor:
         Raises:
             RunError: the node cannot read inputs or write the output; the message names node and cause.
             UsageError: the model cannot be loaded.
-
         """
         storage = Storage(self._spec.url)
         probe = f"{PROBES}/{uuid.uuid4().hex}"
@@ -106,7 +105,6 @@ class SegmentActor:
 
         Raises:
             RunError: the output cannot be written.
-
         """
         if self._worker is None:
             raise RuntimeError("start() comes first")

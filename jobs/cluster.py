@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,7 +29,6 @@ def connected(address: str | None, speed: Speed) -> Iterator[Speed]:
     Raises:
         UsageError: an existing cluster, and no `--device`.
         RunError: the cluster cannot be reached.
-
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     local = address in (None, "local")
@@ -60,8 +61,12 @@ def _init(address: str | None) -> None:
         }
     else:
         options["address"] = address
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
+        if threading.current_thread() is threading.main_thread():
+            # Ray puts a handler of its own there, which ends the process in mid-air.
+            signal.signal(signal.SIGTERM, on_terminate)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         where = address or "this machine"
         raise RunError(f"cannot connect to Ray at {where}: {str(error).splitlines()[0]}") from error
@@ -89,7 +94,6 @@ def run_all(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[An
     Raises:
         MaskrcnnError: as a task raised it.
         RunError: a task died.
-
     """
     task = ray.remote(num_cpus=1, max_retries=3)(_apply)
     shared = ray.put(function)

@@ -51,7 +51,6 @@ def run_demo(directory: str, scenes: int) -> None:
 
     Raises:
         UsageError: the directory holds something already.
-
     """
     from maskrcnn.scenes import write_scenes
 

@@ -32,7 +32,6 @@ class Progress:
         total: images of the whole run.
         done: images that an earlier start finished.
         stream: where the line goes; a terminal gets one line that is redrawn.
-
     """
 
     def __init__(self, total: int, done: int, stream: TextIO = sys.stderr) -> None:

@@ -8,16 +8,15 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from maskrcnn.manifest import Inputs, ManifestReader, read_inputs, source_of, write_manifest
-
 from maskrcnn.config import Compute, Cut, Speed, default_shard_images, settings_of
 from maskrcnn.errors import RunError, UsageError
+from maskrcnn.manifest import Inputs, ManifestReader, read_inputs, source_of, write_manifest
 from maskrcnn.parts import RECEIPTS
 from maskrcnn.plan import PLAN, Plan, differences, read_plan, read_run, run_digest, write_run
 from maskrcnn.reduce import read_success, reduce_run
 from maskrcnn.schema import SCHEMA_VERSION
 from maskrcnn.storage import Storage
-from maskrcnn.weights import ModelCard, describe_model
+from maskrcnn.weights import ModelCard, category_ids_named, describe_model
 
 from .actor import PROBES, WorkerSpec
 from .progress import Progress
@@ -44,7 +43,6 @@ def prepare(request: Request) -> Plan:
 
     Raises:
         UsageError: the inputs or the model are wrong, or the output holds another run or other files.
-
     """
     storage = Storage(request.output)
     card = describe_model(request.compute.model, request.compute.labels)
@@ -69,7 +67,7 @@ def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> Plan:
         raise UsageError(
             f"{request.output} is not empty and holds no plan (it has {foreign[0]}); name an empty directory"
         )
-    _check_categories(request.compute, card)
+    category_ids_named(card.categories, request.compute.categories)
     inputs = read_inputs(request.source, images_root=request.images_root, limit=request.compute.limit)
     _tell_skipped(inputs)
     cut = Cut(request.shard_images or default_shard_images(len(inputs.table)))
@@ -120,17 +118,6 @@ def _check_same(request: Request, storage: Storage, plan: Plan, card: ModelCard)
         )
 
 
-def _check_categories(compute: Compute, card: ModelCard) -> None:
-    import difflib
-
-    names = [category.name for category in card.categories]
-    for name in compute.categories:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it knows {', '.join(names[:12])} …"
-            raise UsageError(f"the model {card.name} has no category {name!r}{hint}")
-
-
 def _tell_skipped(inputs: Inputs) -> None:
     if inputs.skipped:
         counts = ", ".join(f"{count:,} {suffix or '(no suffix)'}" for suffix, count in inputs.skipped.items())
@@ -160,7 +147,6 @@ def sweep(request: Request, plan: Plan, speed: Speed) -> float | None:
 
     Returns:
         Seconds it took; None where an earlier start had done a part of it, so that no pace follows.
-
     """
     from .sweep import Sweep
 
@@ -205,7 +191,6 @@ def segment(request: Request, speed: Speed, address: str | None) -> dict[str, An
     Raises:
         UsageError: the command is wrong.
         RunError: the run stopped before its end; the same command continues it.
-
     """
     from .cluster import connected, run_all
 
@@ -226,7 +211,6 @@ def status(output: str) -> dict[str, Any]:
 
     Raises:
         UsageError: the output holds no plan.
-
     """
     storage = Storage(output)
     plan = read_plan(storage)
@@ -251,7 +235,6 @@ def collect_garbage(output: str) -> int:
 
     Raises:
         RunError: the run is not finished, so that its shards are still needed.
-
     """
     storage = Storage(output)
     if read_success(storage) is None:

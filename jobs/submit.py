@@ -23,7 +23,6 @@ def submit_job(address: str, command: Sequence[str], *, working_dir: str | None,
     Raises:
         UsageError: the command is not one of maskrcnn's.
         RunError: the cluster cannot be reached.
-
     """
     from ray.job_submission import JobStatus, JobSubmissionClient
 

@@ -54,7 +54,6 @@ class Sweep:
         first_uri: an input whose metadata each actor must be able to read.
         max_actors: how many actors at the most.
         progress: is told of each finished shard.
-
     """
 
     def __init__(self, spec: WorkerSpec, first_uri: str, max_actors: int, progress: Progress) -> None:
@@ -79,7 +78,6 @@ class Sweep:
         Raises:
             RunError: a node cannot see inputs or output, or a shard failed `MAX_ATTEMPTS` times.
             UsageError: the model cannot be loaded.
-
         """
         remaining = n_shards
         try:

@@ -96,7 +96,6 @@ def _histogram(
         nice: which edges may be written at the axis.
         lines: vertical lines at values, with their texts.
         numbers: bins are single integers, written below the middle of their bar.
-
     """
     low, high = _occupied(counts)
     n = high - low

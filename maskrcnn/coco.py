@@ -57,7 +57,6 @@ def plan_files(parts: Sequence[Part], mode: str) -> list[CocoFile]:
 
     Raises:
         UsageError: there is no such mode.
-
     """
     if mode not in MODES:
         raise UsageError(f"--coco is one of {', '.join(MODES)}, not {mode!r}")
@@ -106,7 +105,6 @@ def write_dataset(
         UsageError: a mask is drawn in a frame of its own (rasters of 2^32 pixels and more): COCO has no word
             for it.
         RunError: a part cannot be read, or the file cannot be stored.
-
     """
     parts = tuple(parts)
     described = [{"id": category.id, "name": category.name, "supercategory": ""} for category in categories]
@@ -149,7 +147,6 @@ def image_batches(
 
     Args:
         columns: the columns to read; `status` must be one of them.
-
     """
     for part in parts:
         for batch in _batches(storage, part.images, columns):
@@ -164,7 +161,6 @@ def instance_batches(
     Raises:
         UsageError: `frame` is one of the columns, and a mask is drawn in a frame of its own.
         RunError: a score or a box is not finite; JSON has no word for it.
-
     """
     for part in parts:
         for batch in _batches(storage, part.instances, columns):

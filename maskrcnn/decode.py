@@ -136,7 +136,6 @@ def decode_image(data: bytes, limits: Limits) -> DecodedImage:
     Raises:
         ItemError: `empty_file`, `too_many_bytes`, `not_an_image`, `unsupported_format`, `unsupported_pixels`,
             `truncated`, `corrupt`, `too_many_pixels`, `aspect`, `out_of_memory`.
-
     """
     if not data:
         raise ItemError("empty_file", "zero bytes")

@@ -55,7 +55,6 @@ class ItemError(MaskrcnnError):
     Attributes:
         code: one of `ERROR_CODES`.
         message: one line for a person, without the code.
-
     """
 
     def __init__(self, code: str, message: str) -> None:

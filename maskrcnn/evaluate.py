@@ -56,7 +56,6 @@ def average_precision(
 
     Raises:
         UsageError: a file is not JSON of that form, or the two do not speak of the same images or categories.
-
     """
     dataset = _checked_truth(truth, iou_type)
     kept = _checked_results(results, dataset, iou_type)

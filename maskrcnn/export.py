@@ -73,7 +73,6 @@ def export_coco(
     Raises:
         UsageError: `dest` is not empty, or masks are drawn in frames of their own.
         RunError: something cannot be read or stored.
-
     """
     destination = _empty_destination(dest)
     count = 0
@@ -94,7 +93,6 @@ def export_csv(run: Storage, parts: Sequence[Part], dest: str) -> int:
     Raises:
         UsageError: `dest` is not empty.
         RunError: something cannot be read or stored.
-
     """
     destination = _empty_destination(dest)
     count = 0
@@ -130,7 +128,6 @@ def export_png_masks(
         UsageError: `dest` is not empty, an image has more than `MAX_LABELS` instances, or masks are drawn in
             frames of their own.
         RunError: something cannot be read or stored.
-
     """
     destination = _empty_destination(dest)
     _check_labels_fit(run, parts)
@@ -162,7 +159,6 @@ def label_map(
 
     Returns:
         (height, width), uint8 if N <= 255, else uint16: the number of the mask from 1, or 0.
-
     """
     # Column-major, as the runs are.
     labels = np.zeros((height, width), np.uint8 if len(rles) <= 255 else np.uint16, order="F")

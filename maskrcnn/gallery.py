@@ -18,6 +18,7 @@ from PIL import Image
 
 from .errors import ERROR_CODES, ItemError
 from .parts import Part
+from .schema import detections_of
 from .storage import Storage
 from .types import Category, Detections, Pixels
 from .visualize import Rectangle, draw_instances
@@ -89,7 +90,6 @@ def pick_gallery(storage: Storage, parts: Sequence[Part], count: int = 12) -> li
 
     Raises:
         RunError: a part cannot be read.
-
     """
     chosen = _spread([part for part in parts if part.n_instances], count)
     if not chosen:
@@ -167,7 +167,7 @@ def _most_varied(candidates: Sequence[_Candidate], count: int) -> list[tuple[_Ca
 def _rows(storage: Storage, candidates: Sequence[_Candidate]) -> list[tuple[str, str, pa.Table]]:
     """Return name, uri and instances of each candidate; a row group is read once."""
     found: dict[int, tuple[str, str, pa.Table]] = {}
-    columns = ["box", "area", "edge", "segmentation"]
+    columns = ["category_id", "score", "box", "area", "segmentation", "edge"]
     for part in dict.fromkeys(candidate.part for candidate in candidates):
         here = [(k, candidate) for k, candidate in enumerate(candidates) if candidate.part == part]
         with storage.open(part.images) as file:
@@ -197,19 +197,8 @@ def _take(file: Any, rows: Sequence[int], columns: list[str]) -> list[tuple[Any,
 
 
 def _pick(candidate: _Candidate, focus: int, name: str, uri: str, rows: pa.Table) -> GalleryPick:
-    sides = [pc.struct_field(rows["box"], side).to_numpy() for side in ("xmin", "ymin", "xmax", "ymax")]
-    counts = pc.struct_field(rows["segmentation"], "counts").to_pylist()
-    detections = Detections(
-        height=candidate.height,
-        width=candidate.width,
-        boxes=np.stack(sides, axis=1),
-        labels=candidate.labels,
-        scores=candidate.scores,
-        masks=tuple(text.encode("ascii") for text in counts),
-        areas=rows["area"].to_numpy(),
-        edges=rows["edge"].to_numpy(),
-        capped=False,
-    )
+    image = {"height": candidate.height, "width": candidate.width, "capped": False}
+    detections = detections_of(image, rows)
     return GalleryPick(candidate.image_id, name, uri, detections, focus)
 
 
@@ -227,7 +216,6 @@ def draw_gallery(
         picks: from `pick_gallery`.
         read_pixels: gives the image at a uri, as the run saw it; may raise `ItemError`.
         categories: of the run.
-
     """
     names = {category.id: category.name for category in categories}
     items = []

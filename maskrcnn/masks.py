@@ -50,7 +50,6 @@ def detections_from_network(
         height: of the image, pixels.
         width: of the image, pixels.
         capped: whether the limit on detections was reached.
-
     """
     order = detection_order(boxes, labels, scores)
     boxes = boxes[order]
@@ -90,7 +89,6 @@ def encode_masks(
 
     Raises:
         ValueError: a box is not finite.
-
     """
     if not np.isfinite(boxes).all():
         raise ValueError("a box is not finite")

@@ -47,7 +47,6 @@ def build_network(architecture: str, num_classes: int, min_size: int, max_size: 
         num_classes: labels, the background (0) included.
         min_size: what the shorter side of an image is resized to, pixels,
         max_size: unless the longer side would then exceed this.
-
     """
     sizes: dict[str, Any] = {"min_size": min_size, "max_size": max_size}
     if architecture == "maskrcnn_efficientnet_lite0_fpn":
@@ -81,7 +80,6 @@ def save_model(
         min_size: as given to `build_network`.
         max_size: as given to `build_network`.
         provenance: how the weights came to be; must be JSON.
-
     """
     tensors = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
@@ -275,7 +273,6 @@ def load_model(name: str, labels: str | None = None, *, expected_sha256: str | N
     Raises:
         UsageError: there is no such model, or its file does not hold one; the message says what to do.
         RunError: its store cannot be read at all.
-
     """
     card, data = read_model(name, labels)
     if card.architecture not in ARCHITECTURES:

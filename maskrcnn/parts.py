@@ -111,7 +111,6 @@ def write_tables(storage: Storage, path: str, schema: pa.Schema, tables: Iterabl
 
     Raises:
         RunError: what was built does not read back, or cannot be stored.
-
     """
     with tempfile.TemporaryDirectory(prefix="maskrcnn-") as folder:
         local = Path(folder) / "part.parquet"
@@ -165,7 +164,6 @@ def write_shard(
 
     Args:
         timings: seconds by stage, `wall` among them; the time to write is added here.
-
     """
     started = time.perf_counter()
     folder = f"{SHARDS}/{shard.name}/{attempt}"

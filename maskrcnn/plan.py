@@ -42,7 +42,6 @@ class Plan:
 
     Raises:
         ValueError: no rows, or a shard size below one.
-
     """
 
     generation: int
@@ -83,7 +82,6 @@ class Plan:
 
         Args:
             receipts: names of receipts, `<shard>.<attempt>.json`; names of other plans are passed over.
-
         """
         done = np.zeros(len(self), dtype=np.bool_)
         for receipt in receipts:
@@ -111,7 +109,6 @@ def read_plan(storage: Storage) -> Plan | None:
 
     Raises:
         RunError: `plan.json` is not a plan of this version.
-
     """
     try:
         text = storage.read(PLAN)
@@ -128,7 +125,6 @@ def read_run(storage: Storage) -> dict[str, Any]:
 
     Raises:
         UsageError: the directory holds no run.
-
     """
     try:
         run: dict[str, Any] = json.loads(storage.read(RUN))

@@ -13,7 +13,7 @@ import json
 import struct
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -83,7 +83,6 @@ def plant(
 
     Raises:
         ValueError: the image has too few pixels to carry them, some 25 for each instance.
-
     """
     height, width = image_size
     payload = json.dumps([dataclasses.astuple(i) for i in instances], separators=(",", ":")).encode()
@@ -120,7 +119,6 @@ class PlantedSegmenter:
         sleep_s: seconds it takes for each image, to stand in for a slow network.
         min_score: weaker instances are left out.
         max_detections: the most an image may have, the best by score.
-
     """
 
     def __init__(
@@ -129,8 +127,10 @@ class PlantedSegmenter:
         sleep_s: float = 0.0,
         min_score: float = 0.05,
         max_detections: int = 100,
+        keep: Collection[str] = (),
     ) -> None:
         self._categories = tuple(categories)
+        self._kept_ids = {c.id for c in categories if not keep or c.name in keep}
         self._sleep_s = sleep_s
         self._min_score = min_score
         self._max_detections = max_detections
@@ -162,12 +162,12 @@ class PlantedSegmenter:
     def _segment(self, image: Pixels) -> Detections:
         if self._sleep_s:
             time.sleep(self._sleep_s)
-        known = {category.id for category in self._categories}
         # A network's scores are float32, and so is its comparison.
         instances = [
             instance
             for instance in planted_instances(image)
-            if instance.category_id in known and np.float32(instance.score) > np.float32(self._min_score)
+            if instance.category_id in self._kept_ids
+            and np.float32(instance.score) > np.float32(self._min_score)
         ]
         return _detections(instances, image.shape[0], image.shape[1], self._max_detections)
 

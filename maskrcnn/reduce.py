@@ -77,7 +77,6 @@ def collect(storage: Storage, plan: Plan, categories: Sequence[Category]) -> Swe
 
     Raises:
         RunError: a shard has no receipt.
-
     """
     names: dict[int, str] = {}
     for path in storage.list(RECEIPTS):
@@ -111,11 +110,14 @@ class _TimingsFold:
     def __init__(self) -> None:
         self._seconds: Counter[str] = Counter()
         self._executions: Counter[str] = Counter()
+        self._actors: set[tuple[str, int]] = set()
         self._images = self._shards = 0
 
     def add(self, receipt: Receipt) -> None:
         self._seconds.update(receipt.timings)
-        self._executions[json.dumps(receipt.execution, sort_keys=True)] += 1
+        execution = dict(receipt.execution)
+        self._actors.add((execution.pop("node", ""), execution.pop("pid", 0)))
+        self._executions[json.dumps(execution, sort_keys=True)] += 1
         self._images += receipt.stop - receipt.start
         self._shards += 1
 
@@ -126,6 +128,7 @@ class _TimingsFold:
         return {
             "images": self._images,
             "shards": self._shards,
+            "actors": len(self._actors),
             "shard_wall_s": round(self._seconds["wall"], 3),
             "stages_s": stages,
             "execution": [
@@ -218,7 +221,6 @@ def reduce_run(
 
     Raises:
         RunError: the sweep is not finished, or a file is not what its receipt says.
-
     """
     storage = Storage(url)
     run = read_run(storage)
@@ -239,7 +241,7 @@ def reduce_run(
 
     stats = sweep.stats.to_json()
     timings = sweep.timings | _pace(wall_s, plan.rows)
-    storage.write("stats.json", _json_bytes(stats))
+    storage.write("stats.json", json.dumps(stats, ensure_ascii=False, allow_nan=False).encode())
     storage.write("timings.json", _json_bytes(timings))
     coco_files = coco.plan_files(parts, coco_mode)
     written = run_all(functools.partial(_write_coco, url, categories, coco_info(run)), coco_files)

@@ -120,7 +120,6 @@ def render_report(
 
     Raises:
         RunError: `stats` were written by a version with other bins.
-
     """
     values = Stats.from_json(stats)
     figures = summary(values)

@@ -34,7 +34,6 @@ def crop_to_rle(crop: NDArray[np.bool_], left: int, top: int, height: int, width
 
     Raises:
         ValueError: the crop does not lie within the image, or the image has 2^32 pixels or more.
-
     """
     h, w = crop.shape
     if not (0 <= left <= width - w and 0 <= top <= height - h):

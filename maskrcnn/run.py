@@ -56,7 +56,6 @@ def open_run(url: str) -> Run:
 
     Raises:
         UsageError: there is no run, or it is not finished.
-
     """
     storage = Storage(url)
     info = read_run(storage)

@@ -122,7 +122,6 @@ def images_table(results: Sequence[ImageResult], manifest_rows: pa.Table) -> pa.
     Args:
         results: one for each row of `manifest_rows`, in its order.
         manifest_rows: the manifest's rows, whose further columns are carried along.
-
     """
     columns: dict[str, Any] = {
         "n_instances": [0 if r.detections is None else len(r.detections) for r in results],
@@ -194,7 +193,6 @@ def detections_of(image: dict[str, Any], instances: pa.Table) -> Detections:
     Args:
         image: its row of `images`.
         instances: its rows of `instances`, in their order.
-
     """
     box = instances["box"].combine_chunks()
     counts = instances["segmentation"].combine_chunks().field("counts")

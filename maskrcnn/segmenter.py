@@ -46,7 +46,6 @@ class MaskRCNNSegmenter:
 
     Raises:
         UsageError: the model has no category of a name, or there is no such device.
-
     """
 
     def __init__(
@@ -114,7 +113,6 @@ class MaskRCNNSegmenter:
 
         Raises:
             ItemError: `out_of_memory`, where an image alone does not fit into the GPU's memory.
-
         """
         found: dict[int, Detections] = {}
         for batch in self._batches(images):
@@ -192,7 +190,6 @@ class MaskRCNNSegmenter:
             size: height and width of the resized image, pixels.
 
         Reference: `RoIHeads.postprocess_detections`, which decodes the boxes of all classes first.
-
         """
         heads = self._module.roi_heads
         scores = logits.softmax(-1)[:, self._labels]  # (P, kept labels)

@@ -89,7 +89,6 @@ class Stats:  # noqa: PLW1641 - arrays have no hash
 
     Raises:
         ValueError: the categories are not sorted by distinct ids, or an array has another shape or dtype.
-
     """
 
     categories: tuple[Category, ...]
@@ -199,7 +198,6 @@ class Stats:  # noqa: PLW1641 - arrays have no hash
 
         Raises:
             RunError: it was written by a version with another schema or other bins.
-
         """
         version = content.get("schema_version")
         if version != STATS_VERSION:
@@ -229,7 +227,6 @@ class Stats:  # noqa: PLW1641 - arrays have no hash
 
         Raises:
             ValueError: an instance belongs to none of the images that succeeded, or to no known category.
-
         """
         zero = cls.zero(categories)
         status = pc.index_in(images["status"], pa.array(STATUSES)).to_numpy()

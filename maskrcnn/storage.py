@@ -71,7 +71,6 @@ def read_input(uri: str, max_bytes: int) -> bytes:
     Raises:
         ItemError: `not_found`, `access_denied`, `storage_error`, `too_many_bytes`, `empty_file`.
         RunError: no object could be read: no or expired credentials, an endpoint out of reach.
-
     """
     with input_faults(uri):
         data = _read_remote(uri, max_bytes + 1) if is_remote(uri) else _read_local(uri, max_bytes)
@@ -106,7 +105,6 @@ def stat_input(uri: str) -> InputStat:
     Raises:
         ItemError: `not_found`, `access_denied`, `storage_error`.
         RunError: as in `read_input`.
-
     """
     with input_faults(uri):
         return _stat(uri)
@@ -146,7 +144,6 @@ def list_inputs(url: str) -> pa.Table:
     Raises:
         FileNotFoundError: nothing is there.
         RunError: the store failed.
-
     """
     url = url if is_remote(url) else str(Path(split_url(url)[1]).absolute())
     with output_faults("list", url, missing=True):
@@ -247,7 +244,6 @@ class Storage:
 
     Raises:
         RunError: every method, where the store fails: what was done, with which url, and what to do.
-
     """
 
     def __init__(self, url: str) -> None:

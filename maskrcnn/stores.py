@@ -164,6 +164,8 @@ def _failures() -> tuple[type[BaseException], ...]:
 def _fault(error: BaseException, url: str) -> Fault:
     if split_url(url)[0] in S3_SCHEMES:
         return _s3_fault(error, url)
+    if isinstance(error, UnicodeEncodeError):
+        return Fault("storage_error", f"the name {error.object!a} is not UTF-8; rename it")
     code = "storage_error"
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
         code = "not_found"

@@ -34,7 +34,6 @@ class Detections:
 
     Raises:
         ValueError: the columns disagree in length, or have another shape or dtype than stated.
-
     """
 
     height: int
@@ -112,6 +111,5 @@ class Segmenter(Protocol):
 
         Raises:
             ItemError: `out_of_memory`, where an image alone does not fit.
-
         """
         ...

@@ -206,7 +206,6 @@ def draw_instances(
 
     Raises:
         ValueError: `detections` are those of an image of another size, or `region` is not inside the image.
-
     """
     if pixels.shape[:2] != (detections.height, detections.width):
         raise ValueError(
@@ -251,7 +250,6 @@ def draw_mask(
 
     Raises:
         ValueError: the RLE is that of an image of another size.
-
     """
     if tuple(rle["size"]) != pixels.shape[:2]:
         raise ValueError(f"a mask of size {list(rle['size'])} on an image of {list(pixels.shape[:2])}")
@@ -288,7 +286,6 @@ def contact_sheet(
 
     Returns:
         (h, w, 3) uint8; one empty cell if there are no images.
-
     """
     if columns < 1:
         raise ValueError(f"a contact sheet has at least 1 column, not {columns}")

@@ -24,7 +24,6 @@ def read_weights(uri: str) -> bytes:
 
     Raises:
         UsageError: it cannot be read, or is a web page or a Git LFS pointer.
-
     """
     data = _read(uri, "weights", _MAX_BYTES)
     start = data[:512].lstrip().lower()
@@ -42,7 +41,6 @@ def safetensors_header(shown: str, data: bytes) -> dict[str, Any]:
         UsageError: it is truncated, or no such file.
 
     Reference: https://github.com/huggingface/safetensors#format
-
     """
     if len(data) < 8:
         raise UsageError(f"{shown} is truncated: {len(data)} bytes")
@@ -64,7 +62,6 @@ def names_in_pickle(uri: str, data: bytes) -> frozenset[str]:
 
     Raises:
         UsageError: it is truncated, or no such file.
-
     """
     try:
         return frozenset(
@@ -83,7 +80,6 @@ def read_labels(uri: str) -> list[str]:
 
     Raises:
         UsageError: it cannot be read, or names the background, nothing, or a category twice.
-
     """
     try:
         text = _read(uri, "labels", _MAX_LABELS_BYTES).decode("utf-8-sig")

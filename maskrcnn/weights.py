@@ -115,7 +115,6 @@ def describe_model(name: str, labels: str | None = None) -> ModelCard:
     Raises:
         UsageError: there is no such model, or its file is not one; the message says what to do.
         RunError: its store cannot be read at all.
-
     """
     return read_model(name, labels)[0]
 
@@ -126,7 +125,6 @@ def read_model(name: str, labels: str | None = None) -> tuple[ModelCard, bytes]:
     Raises:
         UsageError: as `describe_model`.
         RunError: as `describe_model`.
-
     """
     suffix = _suffix(name)
     if labels is not None and suffix not in (".pth", ".pt"):
@@ -150,7 +148,6 @@ def category_ids_named(categories: Sequence[Category], names: Collection[str]) -
 
     Raises:
         UsageError: a name is not among the categories.
-
     """
     ids = {category.name: category.id for category in categories}
     for name in names:

@@ -73,7 +73,6 @@ class ShardWorker:
         segmenter: finds the instances.
         limits: what may be decoded; the aspect ratio is the segmenter's.
         execution: what the receipts record beside the segmenter's own record.
-
     """
 
     def __init__(
@@ -90,7 +89,6 @@ class ShardWorker:
 
         Raises:
             RunError: the output cannot be written, or the manifest not read.
-
         """
         watch = Stopwatch()
         with watch.stage("wall"):

@@ -6,12 +6,12 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pytest
-from maskrcnn.manifest import read_inputs, write_manifest
 from pycocotools.coco import COCO
 
 import maskrcnn
 from maskrcnn.decode import Limits
 from maskrcnn.errors import RunError, UsageError
+from maskrcnn.manifest import read_inputs, write_manifest
 from maskrcnn.parts import File
 from maskrcnn.plan import Plan, write_run
 from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted

@@ -264,6 +264,12 @@ def test_a_folder_or_a_device_is_no_input(tmp_path: Path) -> None:
             read_input(str(path), 100)
 
 
+def test_a_name_that_is_not_utf8_is_shown(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).write_bytes(b"x")
+    with pytest.raises(RunError, match=r"the name 'caf\\udce9.jpg' is not UTF-8; rename it"):
+        list_inputs(str(tmp_path))
+
+
 def test_an_empty_folder_is_an_empty_table(tmp_path: Path) -> None:
     assert list_inputs(str(tmp_path)).num_rows == 0
 

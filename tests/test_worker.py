@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from maskrcnn.manifest import read_inputs, write_manifest
 
 from maskrcnn.decode import DecodedImage, Limits
 from maskrcnn.errors import ItemError, RunError
+from maskrcnn.manifest import read_inputs, write_manifest
 from maskrcnn.parts import Receipt, read_table
 from maskrcnn.plan import Plan
 from maskrcnn.planted import PlantedSegmenter, plant, planted_instances, png, write_planted

@@ -1,0 +1,175 @@
+"""A Ray cluster of several nodes on this machine, to try out and to test what happens between nodes.
+
+    python cluster/local.py --nodes 3
+
+prints the address and what a client must have in its environment; Ctrl-C stops the cluster. Tests use
+`local_cluster`, and kill single nodes. The nodes are those that `ray start` gives everywhere, with processes, ports
+and a name of their own. Ray listens on all interfaces, so each cluster has a token of its own, without which
+nobody can use it.
+"""
+
+import argparse
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RAY = str(Path(sys.executable).with_name("ray"))
+START_S = 120
+"""Seconds that a node may take to start; it takes some 5, more where nodes start at once on few CPUs."""
+OBJECT_STORE_BYTES = 100 * 2**20
+
+
+@dataclass(frozen=True)
+class Node:
+    """One running node."""
+
+    process: subprocess.Popen[bytes]
+    """`ray start --block`; the node's other processes end with it."""
+    log: Path
+
+    def kill(self) -> None:
+        """End the node as a lost machine ends: at once, and without a word to the others."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        """End the node in order, and by force if it does not."""
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(30)
+        self.kill()
+
+
+@dataclass
+class LocalCluster:
+    """A running cluster."""
+
+    address: str
+    """For `--address` and `ray.init`."""
+    dashboard: str
+    """For `maskrcnn submit --address` and Ray Jobs."""
+    environment: dict[str, str]
+    """What a client adds to its environment: the token is required of it."""
+    folder: Path
+    nodes: list[Node] = field(default_factory=list)
+    """The head first."""
+
+    def add_node(self, cpus: int = 1) -> Node:
+        """Start one more node, and return when it has joined."""
+        return self.start(["--address", self.address], cpus)
+
+    def stop(self) -> None:
+        """End all nodes, the head last."""
+        for node in reversed(self.nodes):
+            node.stop()
+
+    def start(self, arguments: Sequence[str], cpus: int) -> Node:
+        """Start a node by `ray start`, and return when it has joined.
+
+        Raises:
+            RuntimeError: it did not start; with what it said.
+        """
+        log = self.folder / f"node-{len(self.nodes)}.log"
+        # By default all nodes' agents ask for one port, and Jobs fail on a node whose agent did not get it.
+        [agent_port] = _free_ports(1)
+        common = [
+            *("--block", "--disable-usage-stats", "--node-ip-address", "127.0.0.1"),
+            *("--dashboard-agent-listen-port", str(agent_port), "--num-cpus", str(cpus)),
+            *("--object-store-memory", str(OBJECT_STORE_BYTES), "--temp-dir", str(self.folder)),
+        ]
+        with log.open("wb") as output:
+            process = subprocess.Popen(  # noqa: S603 (our own arguments)
+                [RAY, "start", *common, *arguments],
+                env=os.environ | self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that all of a node can be killed, and Ctrl-C does not reach it
+            )
+        node = Node(process, log)
+        self.nodes.append(node)
+        _await(node)
+        return node
+
+
+@contextlib.contextmanager
+def local_cluster(nodes: int = 3, cpus: int = 1, head_cpus: int | None = None) -> Iterator[LocalCluster]:
+    """Run a cluster for the time of a block.
+
+    Args:
+        nodes: how many, the head included.
+        cpus: of each node, whatever the machine has.
+        head_cpus: of the head; None: as many as of the others.
+
+    Raises:
+        RuntimeError: a node did not start; with what it said.
+    """
+    port, dashboard_port, client_port = _free_ports(3)
+    # A short path: a socket's may have 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        token = folder / "token"
+        token.touch(0o600)
+        token.write_text(secrets.token_hex(32))
+        environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        cluster = LocalCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", environment, folder)
+        with contextlib.ExitStack() as started:
+            started.callback(cluster.stop)
+            head = ["--head", "--port", str(port), "--dashboard-port", str(dashboard_port)]
+            head += ["--ray-client-server-port", str(client_port)]
+            cluster.start(head, cpus if head_cpus is None else head_cpus)
+            # One after the other: at once, on few CPUs, they miss Ray's own deadlines.
+            for _ in range(nodes - 1):
+                cluster.add_node(cpus)
+            yield cluster
+
+
+def _await(node: Node) -> None:
+    deadline = time.monotonic() + START_S
+    # Its last words before it blocks, when the node has joined.
+    while b"This command will now block" not in node.log.read_bytes():
+        if node.process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"a node did not start:\n{node.log.read_text(errors='replace')}")
+        time.sleep(0.1)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def main() -> None:
+    """Start a cluster, say how to use it, and wait for Ctrl-C."""
+    parser = argparse.ArgumentParser(description="Run a Ray cluster of several nodes on this machine.")
+    parser.add_argument("--nodes", type=int, default=3, help="how many, the head included (3)")
+    parser.add_argument("--cpus", type=int, default=1, help="CPUs that each node offers (1)")
+    arguments = parser.parse_args()
+    if arguments.nodes < 1 or arguments.cpus < 0:
+        parser.error("a cluster has at least one node, and a node no negative CPUs")
+
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    with local_cluster(arguments.nodes, arguments.cpus) as cluster:
+        for variable, value in {"RAY_ADDRESS": cluster.address, **cluster.environment}.items():
+            print(f"export {variable}={value}")  # noqa: T201
+        print(f"# dashboard: {cluster.dashboard}\n# Ctrl-C stops {arguments.nodes} nodes", flush=True)  # noqa: T201
+        stopped.wait()
+
+
+if __name__ == "__main__":
+    main()
