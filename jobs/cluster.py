@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,6 +61,7 @@ def _init(address: str | None) -> None:
             "_node_ip_address": "127.0.0.1",
         }
     else:
+        _check_reachable(address)
         options["address"] = address
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
@@ -70,6 +72,17 @@ def _init(address: str | None) -> None:
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         where = address or "this machine"
         raise RunError(f"cannot connect to Ray at {where}: {str(error).splitlines()[0]}") from error
+
+
+def _check_reachable(address: str) -> None:
+    """Raise RunError where nothing listens; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # `auto`, or an address that Ray understands and we need not
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise RunError(f"cannot connect to Ray at {address}: {error.strerror or error}") from error
 
 
 def _resolved(speed: Speed, resources: dict[str, float]) -> Speed:

@@ -150,10 +150,11 @@ def test_a_run_in_which_nothing_was_found_gives_valid_files(tmp_path):
     failed = ImageResult(0, 1, "a", "a", 1, None, None, "corrupt", "broken")
     nothing = random_detections(np.random.default_rng(0), 0)
     empty = ImageResult(1, 2, "b", "b", 1, None, nothing, width=nothing.width, height=nothing.height)
-    manifest = pa.table({f.name: pa.nulls(2, f.type) for f in MANIFEST})
-    write_table(storage, "images/0.parquet", images_table([failed, empty], manifest))
+    manifest = pa.table({f.name: pa.nulls(1, f.type) for f in MANIFEST})
+    write_table(storage, "images/0.parquet", images_table([failed], manifest))
+    write_table(storage, "images/1.parquet", images_table([empty], manifest))
     write_table(storage, "instances/0.parquet", instances_table([], CATEGORIES))
-    parts = [Part("images/0.parquet", "instances/0.parquet", 2, 0)]
+    parts = [Part(f"images/{n}.parquet", "instances/0.parquet", 1, 0) for n in (0, 1)]
 
     assert coco.write_dataset(storage, parts, CATEGORIES, "d.json", {}) == 0
     assert coco.write_results(storage, parts, "r.json") == 0

@@ -1,32 +1,23 @@
 """The job on a cluster of three nodes, and through Ray Jobs; all nodes on this machine."""
 
-import contextlib
 import json
 import os
-import secrets
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from commandline import maskrcnn_command, parts
+from local import LocalCluster, local_cluster
 
 import maskrcnn
 from maskrcnn.planted import write_planted
 
 pytestmark = pytest.mark.ray
 
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-RAY = str(Path(sys.executable).with_name("ray"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+BIN = Path(sys.executable).parent
+RAY = str(BIN / "ray")
 
 
 @pytest.fixture(scope="module")
@@ -37,62 +28,22 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def dashboard_and_address() -> Iterator[tuple[str, str]]:
+def cluster() -> Iterator[LocalCluster]:
     """A head without CPUs and two workers of one, by `ray start`, as a user starts them."""
-    port, dashboard = free_port(), free_port()
-    head = ["--head", "--port", str(port), "--dashboard-port", str(dashboard), "--num-cpus", "0"]
-    worker = ["--address", f"127.0.0.1:{port}", "--num-cpus", "1"]
-    with contextlib.ExitStack() as nodes:
-        for arguments in (head, worker, worker):
-            nodes.enter_context(node(*arguments))
-        yield f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        # As in an environment that is activated: jobs find `maskrcnn` on the head's PATH.
+        patch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
+        with local_cluster(nodes=3, cpus=1, head_cpus=0) as started:
+            yield started
 
 
-@contextlib.contextmanager
-def node(*arguments: str) -> Iterator[None]:
-    """Start a node, and end it and what belongs to it; `ray stop` would end every Ray on this machine."""
-    here = [
-        "--node-ip-address",
-        "127.0.0.1",
-        "--disable-usage-stats",
-        "--object-store-memory",
-        str(100 * 2**20),
-    ]
-    process = subprocess.Popen(
-        [RAY, "start", *arguments, *here, "--block"],
-        env=os.environ | TOKEN,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        said = []
-        for line in process.stdout:
-            said.append(line)
-            if "--block" in line:
-                break
-        else:
-            raise RuntimeError("".join(said))
-        yield
-    finally:
-        # On SIGTERM a node first drains, for up to half a minute.
-        family = [*psutil.Process(process.pid).children(recursive=True), process]
-        for member in family:
-            member.kill()
-        process.communicate(timeout=60)
-
-
-def test_three_nodes_give_the_bytes_of_one(
-    dashboard_and_address: tuple[str, str], images: Path, tmp_path: Path
-) -> None:
-    _, address = dashboard_and_address
+def test_three_nodes_give_the_bytes_of_one(cluster: LocalCluster, images: Path, tmp_path: Path) -> None:
     alone = maskrcnn_command(
         "segment", str(images), str(tmp_path / "alone"), "--model", "planted", "--actors", "1"
     )
     assert alone.returncode == 0, alone.stderr
     command = ["segment", str(images), str(tmp_path / "spread"), "--model", "planted:0.02", "--device", "cpu"]
-    spread = maskrcnn_command(*command, "--address", address, **TOKEN)
+    spread = maskrcnn_command(*command, "--address", cluster.address, **cluster.environment)
     assert spread.returncode == 0, spread.stderr
     receipts = [json.loads(path.read_text()) for path in (tmp_path / "spread" / "receipts").iterdir()]
     assert len({receipt["execution"]["pid"] for receipt in receipts}) == 2
@@ -100,20 +51,16 @@ def test_three_nodes_give_the_bytes_of_one(
 
 
 @pytest.mark.parametrize("way", ["maskrcnn submit", "ray job submit"])
-def test_the_same_job_through_ray_jobs(
-    way: str, dashboard_and_address: tuple[str, str], images: Path, tmp_path: Path
-) -> None:
-    dashboard, _ = dashboard_and_address
+def test_the_same_job_through_ray_jobs(way: str, cluster: LocalCluster, images: Path, tmp_path: Path) -> None:
     job = ["segment", str(images), str(tmp_path / "run"), "--model", "planted", "--device", "cpu"]
     if way == "maskrcnn submit":
-        run = maskrcnn_command("submit", "--address", dashboard, "--", *job, **TOKEN)
+        run = maskrcnn_command("submit", "--address", cluster.dashboard, "--", *job, **cluster.environment)
     else:
-        entrypoint = [sys.executable, "-m", "maskrcnn_jobs", *job]
         run = subprocess.run(
-            [RAY, "job", "submit", "--address", dashboard, "--", *entrypoint],
+            [RAY, "job", "submit", "--address", cluster.dashboard, "--", "maskrcnn", *job],
             capture_output=True,
             text=True,
-            env=os.environ | TOKEN,
+            env=os.environ | cluster.environment,
             timeout=300,
             check=False,
         )
@@ -124,7 +71,7 @@ def test_the_same_job_through_ray_jobs(
 def test_a_cluster_that_is_not_there_is_one_clear_line(images: Path, tmp_path: Path) -> None:
     run = maskrcnn_command(
         "segment", str(images), str(tmp_path / "run"), "--model", "planted", "--device", "cpu",
-        "--address", f"127.0.0.1:{free_port()}",
+        "--address", "127.0.0.1:9",
     )  # fmt: skip
     assert run.returncode == 3
     assert "cannot connect to Ray" in run.stderr
