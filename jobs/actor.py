@@ -72,8 +72,8 @@ class SegmentActor:
         self._worker: ShardWorker | None = None
         self._node = socket.gethostname()
 
-    def start(self, first_uri: str) -> str:
-        """Load the model; return the path of a probe that the driver must be able to see.
+    def start(self, first_uri: str) -> tuple[str, str]:
+        """Load the model; return this node's name, and the path of a probe that the driver must be able to see.
 
         Raises:
             RunError: the node cannot read inputs or write the output; the message names node and cause.
@@ -98,7 +98,7 @@ class SegmentActor:
             Limits(self._spec.max_pixels, self._spec.max_bytes, float(segmenter.max_side)),
             {"node": self._node, "python": platform.python_version(), "pid": os.getpid()},
         )
-        return probe
+        return self._node, probe
 
     def run_shard(self, shard: Shard) -> dict[str, Any]:
         """Process a shard and commit it; return its counts.

@@ -135,18 +135,17 @@ class Sweep:
             self._actor_died(slot, str(error).splitlines()[0])
             return 0
         if not slot.ready:
-            self._welcome(slot, result)
+            self._welcome(slot, *result)
             return 0
         slot.queue.popleft()
         slot.since = time.monotonic()
         self._progress.add(result)
         return 1
 
-    def _welcome(self, slot: Slot, probe: str) -> None:
+    def _welcome(self, slot: Slot, node: str, probe: str) -> None:
         if not self._storage.exists(probe):
-            node = "a node"
             raise RunError(
-                f"{node} wrote to {self._spec.url}, but the driver does not see it there: "
+                f"node {node} wrote to {self._spec.url}, but the driver does not see it there: "
                 "the nodes do not share this directory; use an s3:// output or a shared file system"
             )
         self._storage.remove(probe)
@@ -165,8 +164,9 @@ class Sweep:
         self._try_again(shard, cause)
 
     def _actor_died(self, slot: Slot, reason: str) -> None:
-        """Replace the actor; only the shard that it was running counts an attempt."""
+        """Let the actor be replaced; only the shard that it was running counts an attempt."""
         self._slots.remove(slot)
+        ray.kill(slot.handle)  # it may be out of reach, and not dead
         if not slot.ready:
             self._failed_starts += 1
             if self._failed_starts >= MAX_FAILED_STARTS:
@@ -196,5 +196,4 @@ class Sweep:
                 continue
             shard = slot.queue[0][1]
             if now - slot.since > SHARD_DEADLINE_S + len(shard) * IMAGE_DEADLINE_S:
-                ray.kill(slot.handle)
                 self._actor_died(slot, f"no end after {now - slot.since:.0f} s")

@@ -1,6 +1,7 @@
 """The whole job on a real Ray, from the command line, as a user runs it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from commandline import maskrcnn_command, parts
 
 import maskrcnn
 from maskrcnn.planted import write_planted
+from maskrcnn.scenes import write_scenes
 
 pytestmark = pytest.mark.ray
 
@@ -125,6 +127,36 @@ def test_a_driver_that_dies_in_mid_run_is_continued(
     assert resumed.images().equals(whole.images())
     assert resumed.instances().equals(whole.instances())
     assert resumed.stats == whole.stats
+
+
+def test_a_worker_that_dies_is_replaced(images: Path, undisturbed: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    command = ["segment", str(images), str(output), "--model", "planted:0.08", "--actors", "1"]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "maskrcnn_jobs", *command], stderr=subprocess.PIPE, text=True
+    )
+    [first, *_] = wait_for_receipts(output, 1, driver)
+    worker = json.loads((output / "receipts" / first).read_text())["execution"]["pid"]
+    os.kill(worker, signal.SIGKILL)
+    _, said = driver.communicate(timeout=120)
+    assert driver.returncode == 1, said
+    assert "an actor died on shard" in said
+    workers = {json.loads(path.read_text())["execution"]["pid"] for path in (output / "receipts").iterdir()}
+    assert len(workers) == 2
+    assert parts(output) == parts(undisturbed)
+
+
+def test_the_network_gives_the_same_bytes_with_one_actor_and_with_two(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "scenes", 8, seed=40_000_000, size=256)
+    for actors in ("1", "2"):
+        run = maskrcnn_command(
+            "segment", str(tmp_path / "scenes"), str(tmp_path / actors), "--model", "scenes",
+            "--actors", actors, "--shard-images", "2",
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        assert "knows only generated" in run.stderr
+    assert parts(tmp_path / "1") == parts(tmp_path / "2")
+    assert maskrcnn.open_run(str(tmp_path / "1")).instances().num_rows > 0
 
 
 def test_another_configuration_is_refused_with_what_differs(images: Path, undisturbed: Path) -> None:
