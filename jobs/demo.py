@@ -17,6 +17,9 @@ log = logging.getLogger("maskrcnn")
 SEED: Final = 20_000_000
 """Far from the seeds that the embedded model was trained on."""
 
+OVERLAY_PX: Final = 720
+"""Of a scene in the picture: its labels need more room than its 384 pixels give."""
+
 QUERIES: Final = (
     (
         "How many of each category, and how large?",
@@ -36,7 +39,7 @@ QUERIES: Final = (
                            FROM 'OUT/instances/*.parquet' WHERE score >= 0.5)
            SELECT near.category, count(*) AS pairs FROM centre AS pool JOIN centre AS near USING (image_id)
            WHERE pool.category = 'pool' AND near.category <> 'pool'
-             AND hypot(pool.x - near.x, pool.y - near.y) < 40
+             AND (pool.x - near.x) ** 2 + (pool.y - near.y) ** 2 < 40 ** 2
            GROUP BY near.category ORDER BY pairs DESC""",
     ),
 )
@@ -100,9 +103,11 @@ def write_overlay(root: Path) -> Path:
     for row in images.slice(0, 4).to_pylist():
         found = instances.filter(pc.equal(instances["image_id"], row["image_id"]))
         pixels = maskrcnn.decode_image(read_input(row["uri"], limits.max_bytes), limits).pixels
-        drawn.append(maskrcnn.draw_instances(pixels, detections_of(row, found), run.categories))
+        drawn.append(
+            maskrcnn.draw_instances(pixels, detections_of(row, found), run.categories, min_side=OVERLAY_PX)
+        )
     target = root / "overlay.png"
-    Image.fromarray(maskrcnn.contact_sheet(drawn, columns=2, cell_px=480)).save(target)
+    Image.fromarray(maskrcnn.contact_sheet(drawn, columns=2, cell_px=OVERLAY_PX)).save(target)
     return target
 
 
@@ -114,5 +119,5 @@ def print_queries(run: Path) -> None:
         click.echo("\n(install duckdb to see three queries over the tables)")
         return
     for question, query in QUERIES:
-        sql = query.replace("OUT", str(run))
+        sql = query.replace("OUT", str(run).replace("'", "''"))
         click.echo(f"\n{question}\n  {' '.join(sql.split())}\n{duckdb.sql(sql)}")
