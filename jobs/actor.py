@@ -7,6 +7,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+from maskrcnn.config import Compute, Speed
 from maskrcnn.decode import Limits
 from maskrcnn.errors import ItemError, RunError
 from maskrcnn.plan import Shard
@@ -23,17 +24,10 @@ class WorkerSpec:
 
     url: str
     """The run's directory."""
-    model: str
-    labels: str | None
     model_sha256: str
-    min_score: float
-    max_detections: int
-    categories: tuple[str, ...]
-    max_pixels: int
-    max_bytes: int
-    device: str
-    batch_size: int | None
-    threads: int
+    """Of the weights that the run was planned with; others are refused."""
+    compute: Compute
+    speed: Speed
 
 
 def build_segmenter(spec: WorkerSpec) -> Segmenter:
@@ -42,25 +36,29 @@ def build_segmenter(spec: WorkerSpec) -> Segmenter:
     Raises:
         UsageError: the model cannot be loaded.
     """
-    kind, _, sleep_s = spec.model.partition(":")
+    kind, _, sleep_s = spec.compute.model.partition(":")
     if kind == "planted":
         from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter
 
         return PlantedSegmenter(
-            PLANTED_CATEGORIES, float(sleep_s or 0), spec.min_score, spec.max_detections, spec.categories
+            PLANTED_CATEGORIES,
+            float(sleep_s or 0),
+            spec.compute.min_score,
+            spec.compute.max_detections,
+            spec.compute.categories,
         )
     from maskrcnn.model import load_model
     from maskrcnn.segmenter import MaskRCNNSegmenter
 
-    model = load_model(spec.model, spec.labels, expected_sha256=spec.model_sha256)
+    model = load_model(spec.compute.model, spec.compute.labels, expected_sha256=spec.model_sha256)
     return MaskRCNNSegmenter(
         model,
-        min_score=spec.min_score,
-        max_detections=spec.max_detections,
-        categories=spec.categories,
-        device=spec.device,
-        batch_size=spec.batch_size,
-        threads=spec.threads,
+        min_score=spec.compute.min_score,
+        max_detections=spec.compute.max_detections,
+        categories=spec.compute.categories,
+        device=spec.speed.device,
+        batch_size=spec.speed.batch_size,
+        threads=spec.speed.threads,
     )
 
 
@@ -95,7 +93,7 @@ class SegmentActor:
         self._worker = ShardWorker(
             storage,
             segmenter,
-            Limits(self._spec.max_pixels, self._spec.max_bytes, float(segmenter.max_side)),
+            Limits(self._spec.compute.max_pixels, self._spec.compute.max_bytes, float(segmenter.max_side)),
             {"node": self._node, "python": platform.python_version(), "pid": os.getpid()},
         )
         return self._node, probe

@@ -138,8 +138,16 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 def _compute(options: dict[str, Any]) -> Compute:
     categories = tuple(name.strip() for name in (options.pop("categories") or "").split(",") if name.strip())
-    names = ("model", "labels", "min_score", "max_detections", "limit")
-    return Compute(categories=categories, **{name: options.pop(name) for name in names})
+    names = ("min_score", "max_detections", "limit")
+    files = {name: _absolute(options.pop(name)) for name in ("model", "labels")}
+    return Compute(categories=categories, **files, **{name: options.pop(name) for name in names})
+
+
+def _absolute(name: str | None) -> str | None:
+    """Return a local file's whole path: workers have another working directory, and so may who resumes."""
+    from pathlib import Path
+
+    return str(Path(name).absolute()) if name and "://" not in name and Path(name).is_file() else name
 
 
 @main.command()

@@ -158,21 +158,7 @@ def sweep(request: Request, plan: Plan, speed: Speed) -> float | None:
         log.info("%s of %s shards are done already", f"{len(plan) - n_pending:,}", f"{len(plan):,}")
     if n_pending == 0:
         return None
-    compute = request.compute
-    spec = WorkerSpec(
-        url=storage.url,
-        model=compute.model,
-        labels=compute.labels,
-        model_sha256=read_run(storage)["model"]["sha256"],
-        min_score=compute.min_score,
-        max_detections=compute.max_detections,
-        categories=compute.categories,
-        max_pixels=compute.max_pixels,
-        max_bytes=compute.max_bytes,
-        device=speed.device,
-        batch_size=speed.batch_size,
-        threads=speed.threads,
-    )
+    spec = WorkerSpec(storage.url, read_run(storage)["model"]["sha256"], request.compute, speed)
     first_uri = ManifestReader(storage).rows(0, 1)["uri"][0].as_py()
     log.info("%s shards on up to %s %s actors", f"{n_pending:,}", speed.actors, speed.device)
     started = time.monotonic()

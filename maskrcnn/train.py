@@ -245,6 +245,7 @@ def export(network: MaskRCNN, output: Path, provenance: dict[str, Any]) -> None:
     """Write the model, in one stroke."""
     part = output.with_suffix(".part")
     save_model(part, network, ARCHITECTURE, CATEGORIES, IMAGE_SIZE, IMAGE_SIZE, provenance)
+    part.chmod(0o644)  # safetensors writes for the owner alone
     part.replace(output)
 
 

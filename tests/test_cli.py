@@ -69,6 +69,22 @@ def test_an_unknown_category_names_the_nearest(images: Path, tmp_path: Path) -> 
     refused(result, "'coins'", "'coin'")
 
 
+def test_weights_are_recorded_by_their_whole_path(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import maskrcnn
+
+    embedded = Path(maskrcnn.__file__).with_name("scenes.safetensors")
+    (tmp_path / "mine.safetensors").write_bytes(embedded.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert run("plan", str(images), str(tmp_path / "out"), "--model", "mine.safetensors").exit_code == 0
+    recorded = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert recorded["settings"]["model"] == str(tmp_path / "mine.safetensors")
+    monkeypatch.chdir("/")
+    again = run("plan", str(images), str(tmp_path / "out"), "--model", str(tmp_path / "mine.safetensors"))
+    assert again.exit_code == 0
+
+
 def test_unknown_options_and_commands_name_the_nearest(images: Path) -> None:
     refused(run("segment", str(images), "out", "--min-scores", "0.1"), "--min-score")
     refused(run("segmnt", str(images), "out"), "segment")
