@@ -138,9 +138,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 def _compute(options: dict[str, Any]) -> Compute:
     categories = tuple(name.strip() for name in (options.pop("categories") or "").split(",") if name.strip())
-    names = ("min_score", "max_detections", "limit")
-    files = {name: _absolute(options.pop(name)) for name in ("model", "labels")}
-    return Compute(categories=categories, **files, **{name: options.pop(name) for name in names})
+    for name in ("model", "labels"):
+        options[name] = _absolute(options[name])
+    names = ("model", "labels", "min_score", "max_detections", "limit")
+    return Compute(categories=categories, **{name: options.pop(name) for name in names})
 
 
 def _absolute(name: str | None) -> str | None:
