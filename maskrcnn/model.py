@@ -30,9 +30,9 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
-from maskrcnn.errors import UsageError
-from maskrcnn.types import Category
-from maskrcnn.weights import CLASS_SCORES, ModelCard, read_model
+from .errors import UsageError
+from .types import Category
+from .weights import CLASS_SCORES, ModelCard, read_model
 
 __all__ = ["ARCHITECTURES", "EfficientNetLite0", "Model", "build_network", "load_model", "save_model"]
 

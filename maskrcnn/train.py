@@ -11,7 +11,6 @@ import argparse
 import itertools
 import json
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -158,7 +157,7 @@ def train(rank: int, settings: Settings) -> None:
     Runs in each of `settings.processes` processes of one thread, which average their gradients: on the same
     cores that is twice as fast as one process of as many threads, since much of a step knows no threads.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
     network = new_network()
@@ -290,8 +289,7 @@ def predict(network: MaskRCNN, scenes: list[Scene]) -> tuple[Results, Results, R
             mask = (found["masks"][index, 0] >= 0.5).numpy()
             masks.append(common | {"segmentation": _encode(mask)})
             boxes.append(common | {"bbox": bbox})
-            rectangle = coco_mask.frPyObjects(np.array([bbox]), *mask.shape)[0]
-            filled.append(common | {"segmentation": rectangle})
+            filled.append(common | {"segmentation": coco_mask.frPyObjects(np.array([bbox]), *mask.shape)[0]})
     return masks, boxes, filled
 
 
@@ -370,7 +368,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--evaluate", type=int, default=100, help="scenes to evaluate on")
     parser.add_argument("--processes", type=int, default=2, help="of one thread each; one a core")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
     settings = Settings(options.seed, options.minutes, options.processes, options.output, options.work)
     settings.work.mkdir(parents=True, exist_ok=True)

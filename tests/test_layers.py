@@ -36,6 +36,7 @@ def test_a_module_imports_only_from_those_before_it(path: Path) -> None:
         name for name, level in imports_of(path) if level and ORDER.index(name) >= ORDER.index(path.stem)
     ]
     assert later == []
+    assert [name for name, level in imports_of(path) if not level and name.startswith("maskrcnn")] == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
