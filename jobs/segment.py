@@ -46,17 +46,14 @@ def prepare(request: Request) -> Plan:
     """
     storage = Storage(request.output)
     card = describe_model(request.compute.model, request.compute.labels)
-    if card.notice:
-        log.warning("%s", card.notice)
     plan = read_plan(storage)
     if plan is None:
-        return _plan_anew(request, storage, card)
-    _check_same(request, storage, plan, card)
-    log.info(
-        "keeping to the plan of %s: %s images; the inputs are not listed again",
-        plan.created,
-        f"{plan.rows:,}",
-    )
+        plan = _plan_anew(request, storage, card)
+    else:
+        _check_same(request, storage, plan, card)
+        log.info("keeping to the plan of %s: %s images, not listed again", plan.created, f"{plan.rows:,}")
+    if card.notice:
+        log.warning("%s", card.notice)
     return plan
 
 
@@ -103,14 +100,14 @@ def _check_same(request: Request, storage: Storage, plan: Plan, card: ModelCard)
     run = read_run(storage)
     asked = settings_of(request.compute, Cut(request.shard_images or plan.shard_images))
     source, source_sha256 = source_of(request.source)
-    planned_facts = {
+    planned = {
         "input": run["inputs"]["source"],
+        "images-root": run["inputs"]["images_root"],
         "manifest file (sha256)": run["inputs"]["source_sha256"],
+        "weights (sha256)": run["model"]["sha256"],
     }
-    asked_facts = {"input": source, "manifest file (sha256)": source_sha256}
-    planned_facts["weights (sha256)"] = run["model"]["sha256"]
-    asked_facts["weights (sha256)"] = card.sha256
-    changed = differences(run["settings"], asked) + differences(planned_facts, asked_facts)
+    asked_now = dict(zip(planned, (source, request.images_root, source_sha256, card.sha256), strict=True))
+    changed = differences(run["settings"], asked) + differences(planned, asked_now)
     if changed:
         raise UsageError(
             f"{request.output} holds another run ({'; '.join(changed)}); "
