@@ -1,5 +1,6 @@
 """The Ray actor: one process, one model, one shard at a time."""
 
+import contextlib
 import os
 import platform
 import socket
@@ -79,12 +80,11 @@ class SegmentActor:
         """
         storage = Storage(self._spec.url)
         probe = f"{PROBES}/{uuid.uuid4().hex}"
-        try:
-            stat_input(first_uri)
-        except ItemError as error:
-            # A missing key is an input's fault; everything else would fail each input of this node.
-            if error.code != "not_found":
-                raise RunError(f"node {self._node} cannot read the inputs: {error.message}") from error
+        with contextlib.suppress(ItemError):  # the first input's own fault; it becomes a row
+            try:
+                stat_input(first_uri)
+            except RunError as error:
+                raise RunError(f"node {self._node} cannot read the inputs: {error}") from error
         try:
             storage.write(probe, self._node.encode())
         except RunError as error:

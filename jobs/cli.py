@@ -34,6 +34,11 @@ class Group(click.Group):
             _fail(f"stopped: {error}", 3)
         except KeyboardInterrupt:
             _fail("stopped: interrupted; the same command continues it", 3)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception:
+            log.exception("this is a bug of maskrcnn-ray; please report it with the following")
+            sys.exit(3)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Name the nearest command for an unknown one."""
@@ -60,10 +65,14 @@ def main(quiet: bool) -> None:
     """Find every object in millions of pictures: Mask R-CNN over image collections, on Ray."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     log.setLevel(logging.WARNING if quiet else logging.INFO)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    # A second one while workers are being ended would leave them behind.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -137,7 +146,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 
 def _compute(options: dict[str, Any]) -> Compute:
-    categories = tuple(name.strip() for name in (options.pop("categories") or "").split(",") if name.strip())
+    listed = options.pop("categories")
+    categories = tuple(sorted({name.strip() for name in (listed or "").split(",") if name.strip()}))
+    if listed is not None and not categories:
+        raise UsageError("--categories names no category")
     for name in ("model", "labels"):
         options[name] = _absolute(options[name])
     names = ("model", "labels", "min_score", "max_detections", "limit")
@@ -299,7 +311,7 @@ def gc(output: str) -> None:
 
 @main.command()
 @click.argument("directory", required=False, default="demo", metavar="[DIR]")
-@click.option("--scenes", type=int, default=60, show_default=True, help="How many to generate.")
+@click.option("--scenes", type=click.IntRange(1), default=60, show_default=True, help="How many to generate.")
 def demo(directory: str, scenes: int) -> None:
     """Generate a collection, run the whole chain on it, and show what comes out."""
     from .demo import run_demo

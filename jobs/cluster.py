@@ -40,9 +40,10 @@ def connected(address: str | None, speed: Speed) -> Iterator[Speed]:
         )
     started_here = not ray.is_initialized()
     if started_here:
+        log.info("starting Ray on this machine" if local else f"connecting to Ray at {address}")
         _init(None if local else address)
     try:
-        yield _resolved(speed, dict(ray.cluster_resources()))  # type: ignore[no-untyped-call]
+        yield _resolved(speed, dict(ray.cluster_resources()), local=local)  # type: ignore[no-untyped-call]
     finally:
         if started_here:
             ray.shutdown()
@@ -63,12 +64,13 @@ def _init(address: str | None) -> None:
     else:
         _check_reachable(address)
         options["address"] = address
-    on_terminate = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(**options)
         if threading.current_thread() is threading.main_thread():
-            # Ray puts a handler of its own there, which ends the process in mid-air.
-            signal.signal(signal.SIGTERM, on_terminate)
+            # Ray puts handlers of its own there, which end the process in mid-air.
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         where = address or "this machine"
         raise RunError(f"cannot connect to Ray at {where}: {str(error).splitlines()[0]}") from error
@@ -85,11 +87,16 @@ def _check_reachable(address: str) -> None:
         raise RunError(f"cannot connect to Ray at {address}: {error.strerror or error}") from error
 
 
-def _resolved(speed: Speed, resources: dict[str, float]) -> Speed:
+def _resolved(speed: Speed, resources: dict[str, float], *, local: bool) -> Speed:
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     device = speed.device
     if device == "auto":
         device = "cuda" if gpus else "cpu"
+    # A cluster may still grow; this machine will not, and its actors would wait for ever.
+    if local and device == "cuda" and not gpus:
+        raise UsageError("this machine has no GPU that Ray sees; use --device cpu")
+    if local and speed.threads > cpus:
+        raise UsageError(f"--threads {speed.threads}, but this machine has {cpus} CPUs")
     actors = speed.actors
     if actors is None:
         actors = max(gpus if device == "cuda" else cpus // speed.threads, 1)

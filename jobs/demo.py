@@ -58,7 +58,11 @@ def run_demo(directory: str, scenes: int) -> None:
     from maskrcnn.scenes import write_scenes
 
     root = Path(directory)
-    if root.is_dir() and any(root.iterdir()):
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the directory {root}: {error.strerror}") from error
+    if any(root.iterdir()):
         raise UsageError(f"{root} is not empty; name another directory, or remove it")
     started = time.monotonic()
     log.info("generating %s scenes in %s", scenes, root / "scenes")

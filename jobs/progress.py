@@ -68,9 +68,10 @@ class Progress:
         pace = fresh / elapsed if fresh else 0.0
         left = f"{duration((self._total - self._done) / pace)} left" if pace else "starting"
         share = 100 * self._done // self._total
+        since = " since the restart" if self._before else ""
         text = (
             f"{self._done:,}/{self._total:,} images ({share} %), {self._failed:,} failed, "
-            f"{self._instances:,} instances, {pace:.1f} images/s, {left}"
+            f"{self._instances:,} instances{since}, {pace:.1f} images/s, {left}"
         )
         return text if actors is None else f"{text}, {actors} actors"
 

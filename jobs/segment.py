@@ -5,17 +5,20 @@ import importlib.metadata
 import logging
 import platform
 import time
+import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from maskrcnn.config import Compute, Cut, Speed, default_shard_images, settings_of
 from maskrcnn.errors import RunError, UsageError
+from maskrcnn.manifest import FILE_NAME as MANIFEST
 from maskrcnn.manifest import Inputs, ManifestReader, read_inputs, source_of, write_manifest
-from maskrcnn.parts import RECEIPTS
-from maskrcnn.plan import PLAN, Plan, differences, read_plan, read_run, run_digest, write_run
+from maskrcnn.parts import SHARDS, standing_receipts
+from maskrcnn.plan import PLAN, RUN, Plan, differences, read_plan, read_run, run_digest, write_run
 from maskrcnn.reduce import read_success, reduce_run
 from maskrcnn.schema import SCHEMA_VERSION
-from maskrcnn.storage import Storage
+from maskrcnn.storage import Storage, is_remote
 from maskrcnn.weights import ModelCard, category_ids_named, describe_model
 
 from .actor import PROBES, WorkerSpec
@@ -38,13 +41,27 @@ class Request:
     coco_mode: str = "auto"
 
 
+def output_of(url: str) -> Storage:
+    """Return the output's storage.
+
+    Raises:
+        UsageError: the name is none, or a file's.
+    """
+    if not is_remote(url) and Path(url).is_file():
+        raise UsageError(f"the output {url} is a file; name a directory")
+    try:
+        return Storage(url)
+    except RunError as error:
+        raise UsageError(f"the output: {error}") from error
+
+
 def prepare(request: Request) -> Plan:
     """Plan the run, or take up the plan that the output holds.
 
     Raises:
         UsageError: the inputs or the model are wrong, or the output holds another run or other files.
     """
-    storage = Storage(request.output)
+    storage = output_of(request.output)
     card = describe_model(request.compute.model, request.compute.labels)
     plan = read_plan(storage)
     if plan is None:
@@ -59,26 +76,34 @@ def prepare(request: Request) -> Plan:
 
 def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> Plan:
     # run.json or a manifest without a plan are what a planning that died left behind; they are written again.
-    foreign = [path for path in storage.list() if path not in ("run.json", "manifest.parquet")]
+    foreign = [
+        path for path in storage.list() if path not in (RUN, MANIFEST) and not path.startswith(f"{PROBES}/")
+    ]
     if foreign:
         raise UsageError(
             f"{request.output} is not empty and holds no plan (it has {foreign[0]}); name an empty directory"
         )
     category_ids_named(card.categories, request.compute.categories)
+    # What cannot be written is better known before a million inputs are listed.
+    probe = f"{PROBES}/{uuid.uuid4().hex}"
+    storage.write(probe, b"")
+    storage.remove(probe)
     inputs = read_inputs(request.source, images_root=request.images_root, limit=request.compute.limit)
     _tell_skipped(inputs)
-    cut = Cut(request.shard_images or default_shard_images(len(inputs.table)))
+    asked = request.shard_images
+    cut = Cut(default_shard_images(len(inputs.table)) if asked is None else asked)
     settings = settings_of(request.compute, cut)
     manifest_sha256 = write_manifest(storage, inputs.table)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    digest = run_digest(settings, card.sha256)
+    model = _model_entry(card)
+    digest = run_digest(settings, model)
     plan = Plan(1, len(inputs.table), cut.shard_images, manifest_sha256, digest, created)
     run = {
         "schema_version": SCHEMA_VERSION,
         "created": created,
         "settings": settings,
         "digest": digest,
-        "model": _model_entry(card),
+        "model": model,
         "inputs": {
             "source": inputs.source,
             "source_sha256": inputs.source_sha256,
@@ -98,15 +123,19 @@ def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> Plan:
 def _check_same(request: Request, storage: Storage, plan: Plan, card: ModelCard) -> None:
     """Refuse to continue a run with other settings, weights or inputs than it was planned with."""
     run = read_run(storage)
-    asked = settings_of(request.compute, Cut(request.shard_images or plan.shard_images))
+    shard_images = plan.shard_images if request.shard_images is None else request.shard_images
+    asked = settings_of(request.compute, Cut(shard_images))
     source, source_sha256 = source_of(request.source)
     planned = {
         "input": run["inputs"]["source"],
         "images-root": run["inputs"]["images_root"],
         "manifest file (sha256)": run["inputs"]["source_sha256"],
         "weights (sha256)": run["model"]["sha256"],
+        "categories": [category["name"] for category in run["model"]["categories"]],
     }
-    asked_now = dict(zip(planned, (source, request.images_root, source_sha256, card.sha256), strict=True))
+    categories = [category.name for category in card.categories]
+    now = (source, request.images_root, source_sha256, card.sha256, categories)
+    asked_now = dict(zip(planned, now, strict=True))
     changed = differences(run["settings"], asked) + differences(planned, asked_now)
     if changed:
         raise UsageError(
@@ -148,7 +177,7 @@ def sweep(request: Request, plan: Plan, speed: Speed) -> float | None:
     from .sweep import Sweep
 
     storage = Storage(request.output)
-    receipts = storage.list(RECEIPTS)
+    receipts = standing_receipts(storage)
     n_pending = sum(1 for _ in plan.pending(receipts))
     done = plan.rows - sum(len(shard) for shard in plan.pending(receipts))
     if done:
@@ -156,7 +185,10 @@ def sweep(request: Request, plan: Plan, speed: Speed) -> float | None:
     if n_pending == 0:
         return None
     spec = WorkerSpec(storage.url, read_run(storage)["model"]["sha256"], request.compute, speed)
-    first_uri = ManifestReader(storage).rows(0, 1)["uri"][0].as_py()
+    with ManifestReader(storage) as manifest:
+        if manifest.num_rows != plan.rows:
+            raise RunError(f"{storage.url}/{MANIFEST} has {manifest.num_rows} rows, the plan {plan.rows}")
+        first_uri = manifest.rows(0, 1)["uri"][0].as_py()
     log.info("%s shards on up to %s %s actors", f"{n_pending:,}", speed.actors, speed.device)
     started = time.monotonic()
     progress = Progress(plan.rows, done)
@@ -199,8 +231,8 @@ def status(output: str) -> dict[str, Any]:
     plan = read_plan(storage)
     if plan is None:
         raise UsageError(f"{output} holds no plan (no {PLAN})")
-    pending = list(plan.pending(storage.list(RECEIPTS)))
     success = read_success(storage)
+    pending = [] if success else list(plan.pending(standing_receipts(storage)))
     state = "finished" if success else "swept" if not pending else "unfinished"
     return {
         "state": state,
@@ -217,11 +249,15 @@ def collect_garbage(output: str) -> int:
     """Remove what only the sweep needed, of a finished run; return how many files went.
 
     Raises:
+        UsageError: there is no run.
         RunError: the run is not finished, so that its shards are still needed.
     """
     storage = Storage(output)
+    if read_plan(storage) is None:
+        raise UsageError(f"{output} holds no plan (no {PLAN})")
     if read_success(storage) is None:
         raise RunError(f"{output} is not finished; its shards are still needed")
-    files = storage.list("shards")
-    storage.remove_tree("shards")
+    files = [path for folder in (SHARDS, PROBES) for path in storage.list(folder)]
+    for folder in (SHARDS, PROBES):
+        storage.remove_tree(folder)
     return len(files)

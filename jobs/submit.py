@@ -4,12 +4,16 @@ import asyncio
 import logging
 import shlex
 from collections.abc import Sequence
+from typing import Final
 
 import click
 
 from maskrcnn.errors import RunError, UsageError
 
 log = logging.getLogger("maskrcnn")
+
+STOPPED: Final = 3
+"""The exit code of a run that stopped before its end."""
 
 
 def submit_job(address: str, command: Sequence[str], *, working_dir: str | None, wait: bool) -> int:
@@ -18,7 +22,7 @@ def submit_job(address: str, command: Sequence[str], *, working_dir: str | None,
     Credentials never travel: the job reads them from its node's role or environment.
 
     Returns:
-        0 where the job succeeded or is not waited for; 1 where it failed.
+        The command's exit code; 0 where it is not waited for, `STOPPED` where the job ended without one.
 
     Raises:
         UsageError: the command is not one of maskrcnn's.
@@ -44,9 +48,11 @@ def submit_job(address: str, command: Sequence[str], *, working_dir: str | None,
     except KeyboardInterrupt:
         log.warning("the job goes on; stop it with: ray job stop --address %s %s", address, job)
         raise
-    status = client.get_job_status(job)
-    log.info("%s: %s", job, status)
-    return 0 if status == JobStatus.SUCCEEDED else 1
+    info = client.get_job_info(job)
+    log.info("%s: %s", job, info.status)
+    if info.status == JobStatus.SUCCEEDED:
+        return 0
+    return info.driver_exit_code or STOPPED
 
 
 async def _follow(client: "object", job: str) -> None:

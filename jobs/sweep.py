@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import ray
 
-from maskrcnn.errors import MaskrcnnError, RunError
+from maskrcnn.errors import MaskrcnnError, RunError, UsageError
 from maskrcnn.plan import Shard
 from maskrcnn.storage import Storage
 
@@ -153,14 +153,14 @@ class Sweep:
         self._failed_starts = 0
 
     def _task_failed(self, slot: Slot, cause: BaseException) -> None:
-        """Raise what concerns the whole run; else count the attempt, and let the shard be tried again."""
-        if isinstance(cause, MaskrcnnError):
+        """Raise what no other attempt can mend; else count the attempt, and let the shard be tried again."""
+        if isinstance(cause, UsageError) or (isinstance(cause, MaskrcnnError) and not slot.ready):
             raise cause
         if not slot.ready:
             raise RunError(f"an actor could not start: {type(cause).__name__}: {cause}") from cause
         _, shard = slot.queue.popleft()
         slot.since = time.monotonic()
-        log.warning("shard %s failed: %s: %s", shard.name, type(cause).__name__, cause)
+        log.warning("shard %s failed: %s", shard.name, _words(cause))
         self._try_again(shard, cause)
 
     def _actor_died(self, slot: Slot, reason: str) -> None:
@@ -182,7 +182,7 @@ class Sweep:
     def _try_again(self, shard: Shard, cause: BaseException | None) -> None:
         self._attempts[shard.name] += 1
         if self._attempts[shard.name] >= MAX_ATTEMPTS:
-            why = f": {type(cause).__name__}: {cause}" if cause else ": its worker died"
+            why = f": {_words(cause)}" if cause else ": its worker died"
             raise RunError(
                 f"shard {shard.name} (manifest rows {shard.start} to {shard.stop - 1}) failed "
                 f"{MAX_ATTEMPTS} times{why}"
@@ -197,3 +197,8 @@ class Sweep:
             shard = slot.queue[0][1]
             if now - slot.since > SHARD_DEADLINE_S + len(shard) * IMAGE_DEADLINE_S:
                 self._actor_died(slot, f"no end after {now - slot.since:.0f} s")
+
+
+def _words(cause: BaseException) -> str:
+    """Return what happened: our own errors speak for themselves, others are named."""
+    return str(cause) if isinstance(cause, MaskrcnnError) else f"{type(cause).__name__}: {cause}"

@@ -9,8 +9,10 @@ The header is read first, and no pixel before the limits hold. The rules, which 
 - One bit becomes 0 and 255; grey is repeated; a palette gives its colours; CMYK, YCbCr, HSV and LAB are
   converted by Pillow. Alpha is dropped: colours stay as stored, whatever others blend them with. Colour profiles
   are not applied.
-- 16-bit grey is scaled by round(v / 257), TIFF's 12-bit grey likewise from 4095; PNG's 16-bit colours keep
-  their high byte.
+- 16-bit grey is scaled by round(v / 257), TIFF's 12-bit grey likewise from 4095. Where all of it lies in the lowest
+  sixteenth of its range, as 12-bit values in a 16-bit file do, it would be black: `unsupported_pixels`. (PNG's
+  sBIT changes nothing: it says of how many bits values were that have been scaled up since.) PNG's 16-bit colours
+  keep their high byte.
 - Float, 32-bit and signed pixels, and TIFFs of several bands beyond 8 bits, mean nothing without a stated
   scaling: `unsupported_pixels`.
 - Damage that the decoder does not notice (bytes changed inside a JPEG's scan) passes.
@@ -147,9 +149,7 @@ def decode_image(data: bytes, limits: Limits) -> DecodedImage:
         try:
             image, orientation, turned = _load(data, kind, limits)
         except Image.DecompressionBombError as error:
-            raise ItemError(
-                "too_many_pixels", f"{kind}: more than the limit of {limits.max_pixels}"
-            ) from error
+            raise _bomb(kind, data, limits) from error
         except MemoryError as error:
             raise ItemError("out_of_memory", f"{kind}: not enough memory to decode it") from error
         except _BROKEN as error:
@@ -169,7 +169,7 @@ def _raise_pillows_guard(max_pixels: int) -> None:
 def _load(data: bytes, kind: str, limits: Limits) -> tuple[Image.Image, int | None, bool]:
     """Return the first picture with its pixels, its EXIF orientation, and whether Pillow has applied that."""
     image = Image.open(BytesIO(data), formats=(kind,))
-    _check_size(image.size, limits)
+    _check_size(image, limits)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _check_tiff(image, limits)
         # Pillow turns a TIFF upright as it loads it, and forgets the tag.
@@ -180,16 +180,35 @@ def _load(data: bytes, kind: str, limits: Limits) -> tuple[Image.Image, int | No
     return image, _exif_orientation(image), False
 
 
-def _check_size(size: tuple[int, int], limits: Limits) -> None:
-    width, height = size
+def _check_size(image: Image.Image, limits: Limits) -> None:
+    """Refuse an image that is only open, by its header."""
+    width, height = image.size
     if width < 1 or height < 1:
         raise ItemError("corrupt", f"the header says {width} x {height} pixels")
     if width * height > limits.max_pixels:
-        raise ItemError(
-            "too_many_pixels", f"{width} x {height} pixels, more than the limit of {limits.max_pixels}"
-        )
-    if max(size) > limits.max_aspect * min(size):
-        raise ItemError("aspect", f"{width} x {height} pixels, longer than 1 : {limits.max_aspect:g}")
+        raise _refused("too_many_pixels", image, f", more than the limit of {limits.max_pixels}")
+    if max(image.size) > limits.max_aspect * min(image.size):
+        raise _refused("aspect", image, f", longer than 1 : {limits.max_aspect:g}")
+
+
+def _refused(code: str, image: Image.Image, why: str) -> ItemError:
+    """Return the error of an image of which only the header was read, with its size, upright."""
+    width, height = image.size
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) and _headers_orientation(image) in (5, 6, 7, 8):
+        # Of a TIFF Pillow has turned the size already.
+        width, height = height, width
+    return ItemError(code, f"{width} x {height} pixels{why}", width=width, height=height)
+
+
+def _bomb(kind: str, data: bytes, limits: Limits) -> ItemError:
+    """Return the error of an image that Pillow finds too large, with its size if the header says it."""
+    try:
+        _check_size(_PLUGINS[kind](BytesIO(data)), limits)
+    except ItemError as error:
+        return error
+    except (Image.DecompressionBombError, *_BROKEN):
+        pass
+    return ItemError("too_many_pixels", f"{kind}: more than the limit of {limits.max_pixels}")
 
 
 # TIFF
@@ -221,11 +240,11 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile, limits: Limits) -> None:
         _numbers(image.tag_v2, tag, 1)[0] for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
     ]
     if block[0] * block[1] > limits.max_pixels:
-        raise ItemError("too_many_pixels", f"TIFF in blocks of {block[0]} x {block[1]} pixels")
+        raise _refused("too_many_pixels", image, f" in a TIFF of blocks of {block[0]} x {block[1]}")
 
 
 def _unsupported(what: str) -> ItemError:
-    return ItemError("unsupported_pixels", f"{what}; needs a stated scaling: use the raster mode")
+    return ItemError("unsupported_pixels", f"{what}; convert it to 8 bits with a scaling of your choice")
 
 
 # Colours
@@ -255,6 +274,12 @@ def _grey(image: Image.Image) -> NDArray[np.uint8]:
         # White at zero is turned round by Pillow up to 8 bits, not beyond.
         inverted = _numbers(image.tag_v2, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1)[0] == 0
     values = np.asarray(image).astype(np.uint32)
+    largest = int(values.max())
+    if 0 < largest <= white // 16:
+        bits = white.bit_length()
+        raise _unsupported(
+            f"{bits}-bit grey that uses only the lowest part of its range (maximum {largest} of {white})"
+        )
     grey = ((values * 255 + white // 2) // white).astype(np.uint8)
     return 255 - grey if inverted else grey
 
@@ -269,6 +294,14 @@ def _valid(orientation: object) -> int | None:
 def _exif_orientation(image: Image.Image) -> int | None:
     try:
         return _valid(image.getexif().get(_ORIENTATION))
+    except _BROKEN:
+        return None
+
+
+def _headers_orientation(image: Image.Image) -> int | None:
+    """Return the orientation that stands before the pixels, which `getexif` of a PNG would decode."""
+    try:
+        return _valid(Image.Image.getexif(image).get(_ORIENTATION))
     except _BROKEN:
         return None
 

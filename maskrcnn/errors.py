@@ -55,14 +55,20 @@ class ItemError(MaskrcnnError):
     Attributes:
         code: one of `ERROR_CODES`.
         message: one line for a person, without the code.
+        width, height: of the image in pixels, upright, where its header could be read and said that it is too
+            large or too elongated; else None.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(
+        self, code: str, message: str, *, width: int | None = None, height: int | None = None
+    ) -> None:
         if code not in ERROR_CODES:
             raise ValueError(f"unknown error code {code!r}")
         super().__init__(code, message)
         self.code = code
         self.message = " ".join(message.split())[:500]
+        self.width = width
+        self.height = height
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import ERROR_CODES, ItemError
+from .errors import ERROR_CODES, ItemError, RunError
 from .parts import Part
 from .schema import detections_of
 from .storage import Storage
@@ -223,8 +223,10 @@ def draw_gallery(
         caption = _caption(pick, names)
         try:
             pixels = read_pixels(pick.uri)
-        except ItemError as fault:
-            note = f"The image cannot be read any more: {ERROR_CODES[fault.code]}."
+        except (ItemError, RunError) as fault:
+            # Also where this machine cannot reach the inputs at all: a report without pictures is still one.
+            why = ERROR_CODES[fault.code] if isinstance(fault, ItemError) else "not from this machine"
+            note = f"The image cannot be read any more: {why}."
             items.append(GalleryItem(pick.name, caption, None, note))
             continue
         if pixels.shape[:2] != (pick.detections.height, pick.detections.width):

@@ -6,6 +6,7 @@ Whatever a user points at (a folder, a glob, a prefix, a list, a table, a COCO J
 
 import difflib
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,12 @@ import pyarrow.parquet as pq
 
 from .errors import UsageError
 from .schema import IMAGES, MANIFEST, METADATA
-from .sources import folder_of, is_manifest, read_listing, read_manifest, source_of
+from .sources import as_json, folder_of, is_manifest, read_listing, read_manifest, source_of
 from .storage import Storage, is_remote
 
 __all__ = ["Inputs", "ManifestReader", "read_inputs", "source_of", "write_manifest"]
+
+log = logging.getLogger("maskrcnn")
 
 FILE_NAME: Final = "manifest.parquet"
 ROW_GROUP: Final = 8192
@@ -65,25 +68,34 @@ def read_inputs(source: str, *, images_root: str | None, limit: int | None) -> I
 
     Args:
         source: a folder, a glob or a prefix, whose files with the suffix of an image count; a `.txt` of one uri
-            a line; a `.csv` or `.parquet` with a column `uri`; a COCO `.json`; or a single image.
-        images_root: what relative uris are relative to; None: the manifest's folder.
+            a line; a `.csv` or `.parquet` with a column `uri`; a COCO `.json`; or a single image. Blanks around
+            the uris of a `.txt` or `.csv` are taken off.
+        images_root: what the relative uris of a manifest are relative to; None: the manifest's folder.
         limit: keep only the first so many, in order of name.
 
     Raises:
-        UsageError: there is nothing there, it cannot be read, or a row cannot stand as it is.
+        UsageError: there is nothing there, it cannot be read, a row cannot stand as it is, or there is an
+            `images_root` without a manifest.
     """
     whole, sha256 = source_of(source)
     skipped: dict[str, int] = {}
     kind: Literal["listing", "manifest", "coco"] = "listing"
+    named_by = "name"
     if is_manifest(source):
         kind = "coco" if source.lower().endswith(".json") else "manifest"
         rows = read_manifest(whole)
         if not rows.num_rows:
             raise UsageError(f"{source}: no rows")
+        if kind == "coco":
+            named_by = "file_name"
+        elif "name" not in rows.column_names:
+            named_by = "uri"
         rows = _resolved(rows, images_root or folder_of(whole), source)
+    elif images_root:
+        raise UsageError(f"{source}: --images-root is for manifests and COCO JSON; this is neither")
     else:
         rows, skipped = read_listing(whole)
-    table, ids_given = _ordered(rows, source)
+    table, ids_given = _ordered(rows, source, named_by)
     return Inputs(table if limit is None else table.slice(0, limit), ids_given, skipped, whole, sha256, kind)
 
 
@@ -139,7 +151,7 @@ def _is_text(kind: pa.DataType) -> bool:
 # The table
 
 
-def _ordered(rows: pa.Table, source: str) -> tuple[pa.Table, bool]:
+def _ordered(rows: pa.Table, source: str, named_by: str) -> tuple[pa.Table, bool]:
     """Return the rows in order of name, under the columns of the contract; and whether the ids are the user's."""
     rows = rows.take(pc.sort_indices(rows["name"])).combine_chunks()
     ids = _ids(rows["image_id"]) if "image_id" in rows.column_names else None
@@ -157,7 +169,7 @@ def _ordered(rows: pa.Table, source: str) -> tuple[pa.Table, bool]:
         name: pa.nulls(len(rows), MANIFEST.field(name).type) if column is None else column
         for name, column in own.items()
     }
-    _refuse_doubles(own["name"], source, "name")
+    _refuse_doubles(own["name"], source, named_by)
     if ids is not None:
         _refuse_doubles(pc.take(ids, pc.sort_indices(ids)), source, "image_id")
 
@@ -173,6 +185,12 @@ def _ordered(rows: pa.Table, source: str) -> tuple[pa.Table, bool]:
             ):
                 carried = f"input_{carried}"
             further[carried] = _plain(rows[name])
+            if name == "image_id":
+                log.warning(
+                    "the ids are not all integers >= 0; images are numbered by name, "
+                    "the given ids are in the column %s",
+                    carried,
+                )
     fields = [*MANIFEST, *(pa.field(name, column.type) for name, column in further.items())]
     schema = pa.schema(fields, metadata=METADATA)
     return pa.table([*own.values(), *further.values()], schema=schema), ids is not None
@@ -217,10 +235,19 @@ def _some(values: pa.ChunkedArray | pa.Array) -> str:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a further column without its dictionary, and never of the type null, which readers stumble on."""
+    """Return a further column without its dictionary, as text where Parquet has no such type.
+
+    Never of the type null, which readers stumble on.
+    """
     if pa.types.is_dictionary(column.type):
         return column.cast(column.type.value_type)
-    return column.cast(pa.string()) if pa.types.is_null(column.type) else column
+    if pa.types.is_null(column.type):
+        return column.cast(pa.string())
+    try:
+        pq.ParquetWriter(pa.MockOutputStream(), pa.schema([("_", column.type)])).close()
+    except pa.ArrowNotImplementedError:
+        return pa.chunked_array([as_json(column.to_pylist())])
+    return column
 
 
 # The frozen manifest

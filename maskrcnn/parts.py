@@ -93,6 +93,38 @@ class Receipt:
         return Receipt(**fields | {name: File(**fields[name]) for name in (IMAGES, INSTANCES)})
 
 
+def standing_receipts(storage: Storage) -> list[str]:
+    """Return the paths of the receipts whose files are there, sorted: the attempts that count.
+
+    Files may be gone where somebody removed them, or where a disk was restored in part.
+    """
+    files = set(storage.list(SHARDS))
+    return [
+        path
+        for path in storage.list(RECEIPTS)
+        if {f"{_folder_of(path)}/{name}.parquet" for name in (IMAGES, INSTANCES)} <= files
+    ]
+
+
+def _folder_of(receipt: str) -> str:
+    shard, _, attempt = receipt.removeprefix(f"{RECEIPTS}/").removesuffix(".json").partition(".")
+    return f"{SHARDS}/{shard}/{attempt}"
+
+
+def read_receipt(storage: Storage, path: str) -> Receipt:
+    """Return a receipt.
+
+    Raises:
+        RunError: it is broken; removing it makes its shard run again.
+    """
+    try:
+        return Receipt.from_json(storage.read(path))
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(
+            f"{storage.url}/{path} is no receipt; remove it, and run `maskrcnn segment` again"
+        ) from error
+
+
 def receipt_path(shard: str, attempt: str) -> str:
     """Return where the receipt of an attempt lies."""
     return f"{RECEIPTS}/{shard}.{attempt}.json"
@@ -190,5 +222,24 @@ def write_shard(
 
 def read_table(storage: Storage, path: str) -> pa.Table:
     """Return a whole Parquet file of the run."""
-    with storage.open(path) as file:
-        return pq.read_table(file)
+    return pq.read_table(pa.BufferReader(storage.read(path)))
+
+
+def read_checked(storage: Storage, file: File) -> pa.Table:
+    """Return a whole Parquet file of the run, after its digest was compared.
+
+    Raises:
+        RunError: it is missing, or not what was written.
+    """
+    try:
+        data = storage.read(file.path)
+    except FileNotFoundError as error:
+        raise RunError(f"{storage.url}/{file.path} is missing") from error
+    intact = hashlib.sha256(data).hexdigest() == file.sha256
+    table = pq.read_table(pa.BufferReader(data)) if intact else None
+    if table is None or len(table) != file.rows:
+        raise RunError(
+            f"{storage.url}/{file.path} is not what its receipt says: it was changed or damaged; "
+            "remove its folder, and run `maskrcnn segment` again"
+        )
+    return table

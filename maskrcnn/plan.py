@@ -135,9 +135,10 @@ def read_run(storage: Storage) -> dict[str, Any]:
     return run
 
 
-def run_digest(settings: dict[str, Any], model_sha256: str) -> str:
-    """Return the digest that a resume must repeat: of what to compute, how to cut, and the weights."""
-    return digest_of({"settings": settings, "model_sha256": model_sha256})
+def run_digest(settings: dict[str, Any], model: dict[str, Any]) -> str:
+    """Return the digest that a resume must repeat: of what to compute, how to cut, weights and categories."""
+    decisive = {name: model.get(name) for name in ("sha256", "categories")}
+    return digest_of({"settings": settings, "model": decisive})
 
 
 def differences(planned: dict[str, Any], asked: dict[str, Any]) -> list[str]:

@@ -16,9 +16,20 @@ from typing import Any, Final, Protocol
 
 from . import coco
 from .decode import Limits, decode_image
-from .errors import RunError
+from .errors import RunError, UsageError
 from .gallery import draw_gallery, pick_gallery
-from .parts import IMAGES, INSTANCES, RECEIPTS, File, Part, Receipt, read_table, write_tables
+from .parts import (
+    IMAGES,
+    INSTANCES,
+    SHARDS,
+    File,
+    Part,
+    Receipt,
+    read_checked,
+    read_receipt,
+    standing_receipts,
+    write_tables,
+)
 from .plan import Plan, read_plan, read_run
 from .report import render_report
 from .schema import INSTANCES as INSTANCES_SCHEMA
@@ -79,12 +90,14 @@ def collect(storage: Storage, plan: Plan, categories: Sequence[Category]) -> Swe
         RunError: a shard has no receipt.
     """
     names: dict[int, str] = {}
-    for path in storage.list(RECEIPTS):
+    for path in standing_receipts(storage):
         index = plan.index_of(path.rpartition("/")[2].partition(".")[0])
         if index is not None:
             names.setdefault(index, path)
     if len(names) < len(plan):
         missing = len(plan) - len(names)
+        if read_success(storage) is not None and not storage.list(SHARDS):
+            raise UsageError(f"{storage.url}: `maskrcnn gc` removed what the tables were made of; they stand")
         raise RunError(
             f"{missing} of {len(plan)} shards are not finished; run `maskrcnn segment` again to continue"
         )
@@ -101,7 +114,7 @@ def collect(storage: Storage, plan: Plan, categories: Sequence[Category]) -> Swe
 def _read_receipts(storage: Storage, paths: Sequence[str]) -> Iterator[Receipt]:
     with ThreadPoolExecutor(8) as pool:
         for start in range(0, len(paths), 64):
-            yield from map(Receipt.from_json, pool.map(storage.read, paths[start : start + 64]))
+            yield from pool.map(functools.partial(read_receipt, storage), paths[start : start + 64])
 
 
 class _TimingsFold:
@@ -161,13 +174,9 @@ def write_part(
     name = f"part-{generation}-{number:05d}.parquet"
 
     def checked(files: Iterable[File]) -> Iterator[Any]:
-        for file in files:
-            table = read_table(storage, file.path)
-            if len(table) != file.rows:
-                raise RunError(f"{file.path} has {len(table)} rows, its receipt says {file.rows}")
-            yield table
+        return (read_checked(storage, file) for file in files)
 
-    images_schema = read_table(storage, group[0].images.path).schema
+    images_schema = read_checked(storage, group[0].images).schema
     images = write_tables(
         storage, f"{IMAGES}/{name}", images_schema, checked(shard.images for shard in group)
     )
@@ -180,6 +189,14 @@ def write_part(
 def coco_info(run: dict[str, Any]) -> dict[str, Any]:
     """Return the field `info` of a run's COCO files."""
     return {"description": f"maskrcnn-ray, model {run['model']['name']}", "date_created": run["created"]}
+
+
+def check_group(url: str, number_and_group: tuple[int, tuple[Chosen, ...]]) -> None:
+    """Read a group's files, and raise RunError where one is not what its receipt says."""
+    storage = Storage(url)
+    for shard in number_and_group[1]:
+        read_checked(storage, shard.images)
+        read_checked(storage, shard.instances)
 
 
 def _write_coco(
@@ -230,12 +247,16 @@ def reduce_run(
     categories = categories_of(run)
     sweep = collect(storage, plan, categories)
 
+    groups = list(enumerate(group_shards(sweep.chosen)))
+    if storage.exists(SUCCESS):
+        # Tables that stand are given up only for others that can be made.
+        run_all(functools.partial(check_group, url), groups)
+
     # From here on readers see an unfinished run, until _SUCCESS stands again.
     storage.remove(SUCCESS)
     for folder in (IMAGES, INSTANCES, "coco"):
         storage.remove_tree(folder)
 
-    groups = list(enumerate(group_shards(sweep.chosen)))
     files = run_all(functools.partial(write_part, url, plan.generation), groups)
     parts = [Part(images.path, instances.path, images.rows, instances.rows) for images, instances in files]
 
@@ -265,11 +286,19 @@ def reduce_run(
 
 
 def read_success(storage: Storage) -> dict[str, Any] | None:
-    """Return the content of `_SUCCESS`, or None while the run is not finished."""
+    """Return the content of `_SUCCESS`, or None while the run is not finished.
+
+    Raises:
+        RunError: it is broken.
+    """
     try:
         success: dict[str, Any] = json.loads(storage.read(SUCCESS))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise RunError(
+            f"{storage.url}/{SUCCESS} is broken; remove it, and run `maskrcnn segment` again"
+        ) from error
     return success
 
 

@@ -1,11 +1,14 @@
 """What a user may point at, read as it stands: columns of text and numbers, not yet a manifest.
 
-A list of uris, a CSV, a Parquet file, a COCO JSON, or the images that a listing finds.
+A list of uris, a CSV, a Parquet file, a COCO JSON, or the images that a listing finds. Lists and CSVs are UTF-8,
+CSVs separated by commas; blanks and tabs around their uris are taken off. What Arrow cannot hold of a COCO JSON
+(values of several types, integers of more than 64 bits) is carried as JSON text.
 """
 
 import contextlib
 import hashlib
 import json
+import os.path
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +22,7 @@ from pyarrow import csv
 
 from .errors import RunError, UsageError
 from .storage import Storage, is_remote, list_inputs
+from .stores import split_url
 
 MANIFEST_SUFFIXES: Final = (".txt", ".csv", ".parquet", ".json")
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -29,12 +33,18 @@ _LARGEST_CSV_BYTES: Final = 2**30
 def source_of(source: str) -> tuple[str, str | None]:
     """Return what identifies an input: its whole url or path, and the sha256 of the file where it is a manifest.
 
+    A local path becomes absolute and loses its `..`; links stay as they are.
+
     Raises:
-        UsageError: it cannot be read, or is on the web.
+        UsageError: it is empty, is on the web, or cannot be read.
     """
+    if not split_url(source)[1].strip(" /" if is_remote(source) else " "):
+        raise UsageError(f"{source!r} names no input (a variable that is not set?); name a folder or a manifest")
     if re.match(r"(?i)https?://", source):
         raise UsageError(f"{source}: inputs are read from local paths, s3:// and gs://, not from the web")
-    whole = source if is_remote(source) else str(Path(source.removeprefix("file://")).absolute())
+    with usage_errors(source):
+        source.encode()
+    whole = source if is_remote(source) else os.path.normpath(Path(split_url(source)[1]).absolute())
     if not is_manifest(source):
         return whole, None
     digest = hashlib.sha256()
@@ -45,7 +55,12 @@ def source_of(source: str) -> tuple[str, str | None]:
 
 
 def is_manifest(source: str) -> bool:
-    """Return whether a source lists its inputs, by its suffix; others are listed."""
+    """Return whether a source lists its inputs, by its suffix; others, and folders of such a name, are listed."""
+    folder = source.endswith("/") or (not is_remote(source) and Path(split_url(source)[1]).is_dir())
+    return not folder and _is_named_as_manifest(source)
+
+
+def _is_named_as_manifest(source: str) -> bool:
     return Path(source).suffix.lower() in MANIFEST_SUFFIXES
 
 
@@ -61,8 +76,14 @@ def usage_errors(source: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise UsageError(f"{source}: {error.strerror or 'it does not exist'}") from error
-    except (RunError, pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
+        hint = ""
+        if is_remote(source) and is_manifest(source):
+            hint = "; the name of a folder of images ends in /, and no folder is a manifest"
+        raise UsageError(f"{source}: {error.strerror or 'it does not exist'}{hint}") from error
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{ascii(source)[1:-1]}: {error.object!a} is no valid text; rename it") from error
+    # ValueError: text that is not UTF-8, no JSON, a number of thousands of digits.
+    except (RunError, pa.ArrowException, ValueError, RecursionError, OSError) as error:
         raise UsageError(f"{source}: {' '.join(str(error).split())[:300]}") from error
 
 
@@ -86,6 +107,8 @@ def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
     if not images.num_rows:
         what = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in skipped.items()) or "no files"
         ends = f"images end in {' '.join(_SUFFIXES)}, lists of them in {' '.join(MANIFEST_SUFFIXES)}"
+        if _is_named_as_manifest(source):
+            ends += "; this is a folder, and a manifest is one file"
         raise UsageError(f"{source}: no images; found {what}; {ends}")
     return images, skipped
 
@@ -97,9 +120,20 @@ def _open(source: str) -> BinaryIO:
     return Storage(folder_of(source)).open(source.rpartition("/")[2])
 
 
+def _plain_text(source: str, data: bytes) -> bytes:
+    """Return a text file's bytes without a mark at their beginning."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:64]:
+        raise UsageError(f"{source}: it is UTF-16 text, or none; save it as UTF-8")
+    return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def _trimmed(uris: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    return pc.utf8_trim(uris, characters=" \t")
+
+
 def _read_txt(source: str) -> pa.Table:
     with _open(source) as file:
-        data = file.read().removeprefix(b"\xef\xbb\xbf")
+        data = _plain_text(source, file.read())
     # Lines are the spans between line ends, which `rtrim` then takes off: no loop, one copy.
     ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
     offsets = np.concatenate([[0], ends, [len(data)] if not data.endswith(b"\n") else []]).astype(np.int64)
@@ -107,7 +141,7 @@ def _read_txt(source: str) -> pa.Table:
         pa.large_binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)]
     )
     lines = pc.ascii_rtrim(spans.cast(pa.large_string()), characters="\r\n").cast(pa.string())
-    return pa.table({"uri": lines.filter(pc.not_equal(pc.utf8_trim_whitespace(lines), ""))})
+    return pa.table({"uri": _trimmed(lines.filter(pc.not_equal(pc.utf8_trim_whitespace(lines), "")))})
 
 
 def _read_csv(source: str) -> pa.Table:
@@ -115,8 +149,13 @@ def _read_csv(source: str) -> pa.Table:
         data = file.read(_LARGEST_CSV_BYTES + 1)
     if len(data) > _LARGEST_CSV_BYTES:
         raise UsageError(f"{source}: a CSV of more than 1 GiB; make it a Parquet file")
+    data = _plain_text(source, data)
+    header = data.partition(b"\n")[0].rstrip(b"\r").decode()
+    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
+        if separator in header and "," not in header:
+            raise UsageError(f"{source}: no column `uri`; its columns stand between {word}: separate by commas")
     # One block, so that a column's type is decided by all of its rows.
-    return csv.read_csv(
+    table = csv.read_csv(
         pa.BufferReader(data),
         read_options=csv.ReadOptions(block_size=max(len(data), 1)),
         parse_options=csv.ParseOptions(newlines_in_values=True),
@@ -124,6 +163,9 @@ def _read_csv(source: str) -> pa.Table:
             column_types=dict.fromkeys(("uri", "name", "etag"), pa.string()), strings_can_be_null=False
         ),
     )
+    if table.column_names.count("uri") != 1:
+        return table
+    return table.set_column(table.column_names.index("uri"), "uri", _trimmed(table["uri"]))
 
 
 def _read_parquet(source: str) -> pa.Table:
@@ -140,21 +182,26 @@ def _read_coco(source: str) -> pa.Table:
     if any(not isinstance(image.get("file_name"), str) for image in images):
         raise UsageError(f"{source}: a COCO image without `file_name`")
     names = [image["file_name"] for image in images]
-    keys = dict.fromkeys(key for image in images for key in image)
-    further = {f"input_{key}" if key in ("uri", "name", "image_id") else key: key for key in keys}
+    keys = dict.fromkeys(key for image in images for key in image if key != "file_name")
     columns = {"uri": pa.array(names, pa.string()), "name": pa.array(names, pa.string())}
-    for column, key in further.items():
-        if key != "file_name":
-            columns["image_id" if key == "id" else column] = _array([image.get(key) for image in images])
+    for key in keys:
+        column = "image_id" if key == "id" else key
+        while key != "id" and (column in ("uri", "name", "image_id") or (column != key and column in keys)):
+            column = f"input_{column}"
+        columns[column] = _array([image.get(key) for image in images])
     return pa.table(columns)
 
 
 def _array(values: Sequence[Any]) -> pa.Array:
     try:
         return pa.array(values)
-    except pa.ArrowException:
-        # A column of several types is carried as the JSON that it was.
-        return pa.array([json.dumps(value) for value in values], pa.string())
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+        return as_json(values)
+
+
+def as_json(values: Sequence[Any]) -> pa.Array:
+    """Return values that are not all of one type, or of none that a table can hold, as JSON text."""
+    return pa.array([json.dumps(value, default=str) for value in values], pa.string())
 
 
 def read_manifest(source: str) -> pa.Table:

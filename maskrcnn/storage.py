@@ -72,8 +72,13 @@ def read_input(uri: str, max_bytes: int) -> bytes:
         ItemError: `not_found`, `access_denied`, `storage_error`, `too_many_bytes`, `empty_file`.
         RunError: no object could be read: no or expired credentials, an endpoint out of reach.
     """
-    with input_faults(uri):
-        data = _read_remote(uri, max_bytes + 1) if is_remote(uri) else _read_local(uri, max_bytes)
+    try:
+        with input_faults(uri):
+            data = _read_remote(uri, max_bytes + 1) if is_remote(uri) else _read_local(uri, max_bytes)
+    except ItemError as error:
+        if error.code == "not_found" and _ESCAPED.search(uri) and not is_remote(uri):
+            raise ItemError(error.code, "its name is not UTF-8 and stands here escaped; rename it") from error
+        raise
     if len(data) > max_bytes:
         raise ItemError("too_many_bytes", f"more than the limit of {max_bytes} bytes")
     if not data:
@@ -135,7 +140,8 @@ def list_inputs(url: str) -> pa.Table:
     """List a folder, a prefix, a glob or a single file.
 
     A url with `*`, `?` or `[` is a glob unless it exists as it is; `**` spans folders. Folders that are links
-    are followed. Markers of folders (keys that end in `/`) are no inputs.
+    are followed. Markers of folders (keys that end in `/`) are no inputs. A local name that is not UTF-8 stands
+    escaped, as `caf\\xe9.jpg`, and names no file: it is an input that will fail as `not_found`.
 
     Returns:
         Of schema `INPUTS`, in no particular order; `name` is the path below the folder, the prefix, or the
@@ -143,7 +149,7 @@ def list_inputs(url: str) -> pa.Table:
 
     Raises:
         FileNotFoundError: nothing is there.
-        RunError: the store failed.
+        RunError: the store failed, or a folder cannot be read; the message names it.
     """
     url = url if is_remote(url) else str(Path(split_url(url)[1]).absolute())
     with output_faults("list", url, missing=True):
@@ -167,13 +173,31 @@ def _table(root: str, pages: Iterator[_Page], keep: Callable[[str], bool] = lamb
     tables = [INPUTS.empty_table()]
     for page in pages:
         rows = [
-            (name, join(root, name), s.bytes if s else None, s.etag if s else None)
+            (text := _as_text(root, name), join(root, text), s.bytes if s else None, s.etag if s else None)
             for name, s in zip(*page, strict=True)
             if keep(name)
         ]
         if rows:
             tables.append(pa.table([pa.array(c) for c in zip(*rows, strict=True)], schema=INPUTS))
     return pa.concat_tables(tables)
+
+
+_ESCAPED: Final = re.compile(r"\\x[89a-f][0-9a-f]")
+
+
+def _as_text(root: str, name: str) -> str:
+    """Return a name below a root, escaped if it is not UTF-8, so that it is no other file's."""
+    if name.isascii() or is_remote(root):
+        return name
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        # Backslashes are escaped too, so that no two names become one.
+        name = os.fsencode(name).replace(b"\\", rb"\x5c").decode(errors="backslashreplace")
+        while os.path.lexists(join(root, name)):
+            head, _, tail = name.rpartition("\\x")
+            name = f"{head}\\x5cx{tail}"
+    return name
 
 
 def _scan(url: str, stem: str = "") -> Iterator[_Page]:
@@ -199,8 +223,9 @@ def _scan(url: str, stem: str = "") -> Iterator[_Page]:
 
 def _scan_local(root: str, below: str, above: tuple[tuple[int, int], ...]) -> Iterator[_Page]:
     try:
-        here = Path(root, below).stat()
-        entries = list(os.scandir(Path(root, below)))
+        with output_faults("list", join(root, below)):
+            here = Path(root, below).stat()
+            entries = list(os.scandir(Path(root, below)))
     except (FileNotFoundError, NotADirectoryError):
         return
     # A link to a folder that contains it would be followed for ever.

@@ -4,6 +4,7 @@ A `ShardWorker` is built on the node where it runs, holds what is expensive (the
 Ray. An item's fault becomes a row here, and nowhere else; whatever else is raised fails the attempt.
 """
 
+import re
 import threading
 import time
 import uuid
@@ -23,12 +24,14 @@ from .parts import Receipt, write_shard
 from .plan import Shard
 from .schema import ImageResult, images_table, instances_table
 from .stats import Stats
-from .storage import Storage, read_input
+from .storage import Storage, is_remote, read_input, stat_input
 from .types import Detections, Segmenter
 
 PREFETCH_BYTES: Final = 2**30
 """Decoded pixels that may wait for the segmenter."""
 FETCH_THREADS: Final = 4
+LOCAL_ETAG: Final = re.compile(r"\d+-\d+")
+"""`size-mtime_ns`; an etag of another form in a manifest is the user's own, and is carried along."""
 
 
 @dataclass
@@ -133,6 +136,7 @@ class ShardWorker:
         try:
             with watch.stage("fetch"):
                 data = read_input(entry["uri"], self._limits.max_bytes)
+                _check_unchanged(entry, len(data))
             n_bytes = len(data)
             with watch.stage("decode"):
                 image = decode_image(data, self._limits)
@@ -160,9 +164,29 @@ class ShardWorker:
             return [outcome for image in images for outcome in self._segment_each([image])]
 
 
+def _check_unchanged(entry: dict[str, Any], n_bytes: int) -> None:
+    """Compare an object with what was planned: its size, and of a local file the time of its change.
+
+    Raises:
+        ItemError: `changed`.
+    """
+    planned = entry["etag"]
+    if entry["bytes"] not in (None, n_bytes):
+        raise ItemError("changed", f"{n_bytes} bytes, planned were {entry['bytes']}")
+    if planned is not None and LOCAL_ETAG.fullmatch(planned) and not is_remote(entry["uri"]):
+        now = stat_input(entry["uri"]).etag
+        if now != planned:
+            raise ItemError("changed", f"its etag is {now}, planned was {planned}")
+
+
 def _result(item: Loaded, outcome: Detections | ItemError) -> ImageResult:
-    decoded = item.image if isinstance(item.image, DecodedImage) else None
     failure = outcome if isinstance(outcome, ItemError) else None
+    orientation = None
+    if isinstance(item.image, ItemError):
+        height, width = item.image.height, item.image.width
+    else:
+        height, width = item.image.pixels.shape[:2]
+        orientation = item.image.exif_orientation
     return ImageResult(
         row=item.row,
         image_id=item.entry["image_id"],
@@ -173,9 +197,9 @@ def _result(item: Loaded, outcome: Detections | ItemError) -> ImageResult:
         detections=None if isinstance(outcome, ItemError) else outcome,
         error=None if failure is None else failure.code,
         message=None if failure is None else failure.message,
-        width=None if decoded is None else decoded.pixels.shape[1],
-        height=None if decoded is None else decoded.pixels.shape[0],
-        exif_orientation=None if decoded is None else decoded.exif_orientation,
+        width=width,
+        height=height,
+        exif_orientation=orientation,
     )
 
 

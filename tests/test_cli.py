@@ -148,6 +148,34 @@ def test_commands_on_a_directory_without_a_run(command: str, tmp_path: Path) -> 
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("option", [["--device", "cuda"], ["--threads", "999"]])
+@pytest.mark.ray
+def test_what_this_machine_does_not_have_is_refused(images: Path, tmp_path: Path, option: list[str]) -> None:
+    refused(run("segment", str(images), str(tmp_path / "out"), "--model", "planted", *option), "this machine")
+
+
+def test_options_that_say_nothing(images: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    refused(run("plan", str(images), out, "--model", "planted", "--shard-images", "0"), "--shard-images")
+    refused(run("plan", str(images), out, "--model", "planted", "--categories", ","), "--categories")
+    refused(run("plan", str(images), "", "--model", "planted"), "output")
+    refused(run("plan", str(images), str(images / "planted-000000.png"), "--model", "planted"), "is a file")
+
+
+def test_another_planting_of_the_same_categories_is_the_same_run(images: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    assert run("plan", str(images), out, "--model", "planted", "--categories", "coin,leaf").exit_code == 0
+    assert run("plan", str(images), out, "--model", "planted", "--categories", "leaf, coin").exit_code == 0
+
+
+def test_a_fault_of_the_program_is_no_complete_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(_output: str) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("maskrcnn_jobs.segment.status", broken)
+    assert run("status", str(tmp_path)).exit_code == 3
+
+
 def test_status_of_a_plan(images: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     run("plan", str(images), out, "--model", "planted", "--shard-images", "2")

@@ -68,12 +68,20 @@ def test_a_broken_plan_is_refused(tmp_path: Path, text: str) -> None:
         read_plan(storage)
 
 
-def test_the_digest_tells_settings_and_weights_apart_but_not_their_order() -> None:
-    settings = {"min_score": 0.05, "limit": None}
-    assert run_digest(settings, "a") == run_digest(dict(reversed(settings.items())), "a")
-    assert (
-        len({run_digest(settings, "a"), run_digest(settings, "b"), run_digest({"min_score": 0.1}, "a")}) == 3
+def test_the_digest_tells_settings_weights_and_categories_apart_but_not_their_order() -> None:
+    settings, model = (
+        {"min_score": 0.05, "limit": None},
+        {"sha256": "a", "categories": [{"id": 1, "name": "car"}]},
     )
+    assert run_digest(settings, model) == run_digest(
+        dict(reversed(settings.items())), model | {"name": "moved"}
+    )
+    others = [
+        run_digest({"min_score": 0.1}, model),
+        run_digest(settings, model | {"sha256": "b"}),
+        run_digest(settings, model | {"categories": [{"id": 1, "name": "van"}]}),
+    ]
+    assert len({run_digest(settings, model), *others}) == 4
 
 
 def test_differences_name_what_differs() -> None:

@@ -1,6 +1,5 @@
 """The reduce: the same tables however the work was cut, and none before it is complete."""
 
-import json
 from pathlib import Path
 
 import duckdb
@@ -118,15 +117,62 @@ def test_an_unfinished_sweep_is_not_reduced_and_what_stood_stays(tmp_path: Path,
     assert read_success(storage) is not None
 
 
-def test_a_part_that_is_not_what_its_receipt_says_stops_the_reduce(tmp_path: Path, images: Path) -> None:
+def damaged(storage: Storage, path: str, damage: str) -> None:
+    if damage == "missing":
+        storage.remove(path)
+    elif damage == "truncated":
+        storage.write(path, storage.read(path)[:-9])
+    else:
+        other = next(p for p in storage.list("shards") if p.endswith("instances.parquet") and p != path)
+        storage.write(path, storage.read(other))
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "another shard's"])
+def test_a_damaged_shard_stops_the_reduce_and_the_tables_stand(
+    tmp_path: Path, images: Path, damage: str
+) -> None:
     storage = swept(tmp_path / "run", images)
-    [path] = [p for p in storage.list("receipts") if "1-00000002" in p]
-    receipt = json.loads(storage.read(path))
-    receipt["instances"]["rows"] += 1
-    storage.write(path, json.dumps(receipt).encode())
-    with pytest.raises(RunError, match="its receipt says"):
+    reduce_run(storage.url)
+    before = {path: storage.read(path) for path in storage.list("images") + storage.list("instances")}
+    path = next(p for p in storage.list("shards") if "1-00000002" in p and p.endswith("instances.parquet"))
+    damaged(storage, path, damage)
+    with pytest.raises(
+        RunError, match="not finished" if damage == "missing" else "not what its receipt says"
+    ):
+        reduce_run(storage.url)
+    assert read_success(storage) is not None
+    assert {path: storage.read(path) for path in before} == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "another shard's"])
+def test_a_damaged_shard_never_reaches_the_tables(tmp_path: Path, images: Path, damage: str) -> None:
+    storage = swept(tmp_path / "run", images)
+    path = next(p for p in storage.list("shards") if "1-00000002" in p and p.endswith("instances.parquet"))
+    damaged(storage, path, damage)
+    with pytest.raises(RunError, match="not what its receipt says"):
         reduce_run(storage.url)
     assert read_success(storage) is None
+
+
+def test_after_gc_the_tables_stand_and_cannot_be_made_again(tmp_path: Path, images: Path) -> None:
+    storage = swept(tmp_path / "run", images)
+    reduce_run(storage.url)
+    storage.remove_tree("shards")
+    with pytest.raises(UsageError, match="they stand"):
+        reduce_run(storage.url)
+    assert maskrcnn.open_run(storage.url).images().num_rows == ROWS
+
+
+def test_a_broken_record_is_named(tmp_path: Path, images: Path) -> None:
+    storage = swept(tmp_path / "run", images)
+    reduce_run(storage.url)
+    storage.write("_SUCCESS", b"{")
+    with pytest.raises(RunError, match="_SUCCESS is broken"):
+        read_success(storage)
+    broken = storage.list("receipts")[0]
+    storage.write(broken, b"{")
+    with pytest.raises(RunError, match="is no receipt"):
+        reduce_run(storage.url)
 
 
 def test_an_unfinished_run_is_not_opened(tmp_path: Path, images: Path) -> None:

@@ -1,5 +1,6 @@
 """A shard: every row ends as exactly one row of `images`, in order, whatever its bytes are."""
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -99,6 +100,18 @@ def test_a_receipt_is_read_as_it_was_written(run: Storage) -> None:
     }
     assert receipt.counts["ok"] + receipt.counts["empty"] == 12
     assert {"fetch", "decode", "model", "write", "wall"} <= set(receipt.timings)
+
+
+@pytest.mark.parametrize("change", ["content", "time"])
+def test_a_file_that_is_not_the_planned_one_any_more_is_a_failed_row(
+    run: Storage, tmp_path: Path, change: str
+) -> None:
+    path = tmp_path / "images" / "planted-000004.png"
+    path.write_bytes(path.read_bytes() + (b"\0" if change == "content" else b""))
+    os.utime(path, ns=(1, 1))
+    images, _ = tables(run, run_plan(run, 17))
+    [row] = [row for row in images.to_pylist() if row["name"] == path.name]
+    assert (row["status"], row["error"]) == ("failed", "changed")
 
 
 class Small(PlantedSegmenter):
