@@ -44,7 +44,7 @@ from PIL import (
 )
 
 from .errors import ItemError
-from .sniff import format_of, kind_of_text
+from .sniff import format_of, kind_of_text, webp_size
 from .types import Pixels
 
 # Pillow logs some refusals as errors, which Python prints where no logging is set up.
@@ -197,11 +197,18 @@ def _refused(code: str, image: Image.Image, why: str) -> ItemError:
     if not isinstance(image, TiffImagePlugin.TiffImageFile) and _headers_orientation(image) in (5, 6, 7, 8):
         # Of a TIFF Pillow has turned the size already.
         width, height = height, width
-    return ItemError(code, f"{width} x {height} pixels{why}", width=width, height=height)
+    what = f"{width} x {height} pixels{why}"
+    if max(width, height) >= 2**31:  # more than the columns hold; no such image exists
+        return ItemError(code, what)
+    return ItemError(code, what, width=width, height=height)
 
 
 def _bomb(kind: str, data: bytes, limits: Limits) -> ItemError:
     """Return the error of an image that Pillow finds too large, with its size if the header says it."""
+    if kind == "WEBP" and (size := webp_size(data)) is not None:
+        # Its EXIF stands at the end: this size is as stored.
+        why = f"{size[0]} x {size[1]} pixels, more than the limit of {limits.max_pixels}"
+        return ItemError("too_many_pixels", why, width=size[0], height=size[1])
     try:
         _check_size(_PLUGINS[kind](BytesIO(data)), limits)
     except ItemError as error:

@@ -55,8 +55,8 @@ class ItemError(MaskrcnnError):
     Attributes:
         code: one of `ERROR_CODES`.
         message: one line for a person, without the code.
-        width, height: of the image in pixels, upright, where its header could be read and said that it is too
-            large or too elongated; else None.
+        width, height: of the image in pixels, int32, where its header could be read and said that it is too large or
+            too elongated; else None. Upright, where the orientation stands near the header.
     """
 
     def __init__(

@@ -82,7 +82,7 @@ def read_inputs(source: str, *, images_root: str | None, limit: int | None) -> I
     kind: Literal["listing", "manifest", "coco"] = "listing"
     named_by = "name"
     if is_manifest(source):
-        kind = "coco" if source.lower().endswith(".json") else "manifest"
+        kind = "coco" if whole.lower().endswith(".json") else "manifest"
         rows = read_manifest(whole)
         if not rows.num_rows:
             raise UsageError(f"{source}: no rows")
@@ -243,9 +243,11 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return column.cast(column.type.value_type)
     if pa.types.is_null(column.type):
         return column.cast(pa.string())
+    sink = pa.BufferOutputStream()
     try:
-        pq.ParquetWriter(pa.MockOutputStream(), pa.schema([("_", column.type)])).close()
-    except pa.ArrowNotImplementedError:
+        pq.write_table(pa.schema([("_", column.type)]).empty_table(), sink)
+        pq.ParquetFile(pa.BufferReader(sink.getvalue()))
+    except (pa.ArrowNotImplementedError, OSError):  # OSError: nested too deeply to be read back
         return pa.chunked_array([as_json(column.to_pylist())])
     return column
 

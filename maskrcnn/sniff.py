@@ -92,6 +92,23 @@ def format_of(data: bytes) -> str:
     raise ItemError("not_an_image", f"the content is {kind}")
 
 
+def webp_size(data: bytes) -> tuple[int, int] | None:
+    r"""Return the width and height that the header of a WebP says, as stored. Reference: RFC 9649, section 2.
+
+    >>> webp_size(b"RIFF....WEBPVP8X...." + bytes(4) + b"\x0f\0\0" + b"\x17\0\0")
+    (16, 24)
+    """
+    kind, body = data[12:16], data[20:30]
+    if kind == b"VP8X" and len(body) == 10:
+        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+    if kind == b"VP8L" and body[:1] == b"\x2f" and len(body) >= 5:
+        packed = int.from_bytes(body[1:5], "little")
+        return (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 " and body[3:6] == b"\x9d\x01\x2a" and len(body) == 10:
+        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    return None
+
+
 def kind_of_text(data: bytes) -> str | None:
     """Return what kind of text it is, or None where it is none."""
     head = data[:1024].removeprefix(b"\xef\xbb\xbf")

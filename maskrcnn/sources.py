@@ -39,11 +39,13 @@ def source_of(source: str) -> tuple[str, str | None]:
         UsageError: it is empty, is on the web, or cannot be read.
     """
     if not split_url(source)[1].strip(" /" if is_remote(source) else " "):
-        raise UsageError(f"{source!r} names no input (a variable that is not set?); name a folder or a manifest")
+        raise UsageError(
+            f"{source!r} names no input (a variable that is not set?); name a folder or a manifest"
+        )
     if re.match(r"(?i)https?://", source):
         raise UsageError(f"{source}: inputs are read from local paths, s3:// and gs://, not from the web")
-    with usage_errors(source):
-        source.encode()
+    if source.encode(errors="replace").decode() != source:
+        raise UsageError(f"{source!a}: a name that is not UTF-8; rename it")
     whole = source if is_remote(source) else os.path.normpath(Path(split_url(source)[1]).absolute())
     if not is_manifest(source):
         return whole, None
@@ -56,7 +58,7 @@ def source_of(source: str) -> tuple[str, str | None]:
 
 def is_manifest(source: str) -> bool:
     """Return whether a source lists its inputs, by its suffix; others, and folders of such a name, are listed."""
-    folder = source.endswith("/") or (not is_remote(source) and Path(split_url(source)[1]).is_dir())
+    folder = source.endswith("/") if is_remote(source) else Path(split_url(source)[1]).is_dir()
     return not folder and _is_named_as_manifest(source)
 
 
@@ -76,12 +78,12 @@ def usage_errors(source: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        hint = ""
-        if is_remote(source) and is_manifest(source):
-            hint = "; the name of a folder of images ends in /, and no folder is a manifest"
-        raise UsageError(f"{source}: {error.strerror or 'it does not exist'}{hint}") from error
+        why = error.strerror or "it does not exist"
+        if why == "it does not exist" and is_remote(source) and is_manifest(source):
+            why += "; if it is a folder of images, end its name with /"
+        raise UsageError(f"{source}: {why}") from error
     except UnicodeEncodeError as error:
-        raise UsageError(f"{ascii(source)[1:-1]}: {error.object!a} is no valid text; rename it") from error
+        raise UsageError(f"{source}: {error.object!a} is no valid text; rename it") from error
     # ValueError: text that is not UTF-8, no JSON, a number of thousands of digits.
     except (RunError, pa.ArrowException, ValueError, RecursionError, OSError) as error:
         raise UsageError(f"{source}: {' '.join(str(error).split())[:300]}") from error
@@ -153,7 +155,9 @@ def _read_csv(source: str) -> pa.Table:
     header = data.partition(b"\n")[0].rstrip(b"\r").decode()
     for separator, word in ((";", "semicolons"), ("\t", "tabs")):
         if separator in header and "," not in header:
-            raise UsageError(f"{source}: no column `uri`; its columns stand between {word}: separate by commas")
+            raise UsageError(
+                f"{source}: no column `uri`; its columns stand between {word}: separate by commas"
+            )
     # One block, so that a column's type is decided by all of its rows.
     table = csv.read_csv(
         pa.BufferReader(data),

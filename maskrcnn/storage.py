@@ -37,6 +37,7 @@ from .stores import (
     join,
     output_faults,
     split_url,
+    text_of,
 )
 
 __all__ = ["INPUTS", "InputStat", "Storage", "is_remote", "join", "list_inputs", "read_input", "stat_input"]
@@ -72,13 +73,8 @@ def read_input(uri: str, max_bytes: int) -> bytes:
         ItemError: `not_found`, `access_denied`, `storage_error`, `too_many_bytes`, `empty_file`.
         RunError: no object could be read: no or expired credentials, an endpoint out of reach.
     """
-    try:
-        with input_faults(uri):
-            data = _read_remote(uri, max_bytes + 1) if is_remote(uri) else _read_local(uri, max_bytes)
-    except ItemError as error:
-        if error.code == "not_found" and _ESCAPED.search(uri) and not is_remote(uri):
-            raise ItemError(error.code, "its name is not UTF-8 and stands here escaped; rename it") from error
-        raise
+    with input_faults(uri):
+        data = _read_remote(uri, max_bytes + 1) if is_remote(uri) else _read_local(uri, max_bytes)
     if len(data) > max_bytes:
         raise ItemError("too_many_bytes", f"more than the limit of {max_bytes} bytes")
     if not data:
@@ -137,11 +133,11 @@ def _remote_stat(info: dict[str, Any]) -> InputStat:
 
 
 def list_inputs(url: str) -> pa.Table:
-    """List a folder, a prefix, a glob or a single file.
+    r"""List a folder, a prefix, a glob or a single file.
 
     A url with `*`, `?` or `[` is a glob unless it exists as it is; `**` spans folders. Folders that are links
     are followed. Markers of folders (keys that end in `/`) are no inputs. A local name that is not UTF-8 stands
-    escaped, as `caf\\xe9.jpg`, and names no file: it is an input that will fail as `not_found`.
+    escaped, as `caf\xe9.jpg`, and names no file: it is an input that will fail as `not_found`.
 
     Returns:
         Of schema `INPUTS`, in no particular order; `name` is the path below the folder, the prefix, or the
@@ -173,31 +169,13 @@ def _table(root: str, pages: Iterator[_Page], keep: Callable[[str], bool] = lamb
     tables = [INPUTS.empty_table()]
     for page in pages:
         rows = [
-            (text := _as_text(root, name), join(root, text), s.bytes if s else None, s.etag if s else None)
+            (text := text_of(root, name), join(root, text), s.bytes if s else None, s.etag if s else None)
             for name, s in zip(*page, strict=True)
             if keep(name)
         ]
         if rows:
             tables.append(pa.table([pa.array(c) for c in zip(*rows, strict=True)], schema=INPUTS))
     return pa.concat_tables(tables)
-
-
-_ESCAPED: Final = re.compile(r"\\x[89a-f][0-9a-f]")
-
-
-def _as_text(root: str, name: str) -> str:
-    """Return a name below a root, escaped if it is not UTF-8, so that it is no other file's."""
-    if name.isascii() or is_remote(root):
-        return name
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        # Backslashes are escaped too, so that no two names become one.
-        name = os.fsencode(name).replace(b"\\", rb"\x5c").decode(errors="backslashreplace")
-        while os.path.lexists(join(root, name)):
-            head, _, tail = name.rpartition("\\x")
-            name = f"{head}\\x5cx{tail}"
-    return name
 
 
 def _scan(url: str, stem: str = "") -> Iterator[_Page]:
@@ -223,10 +201,10 @@ def _scan(url: str, stem: str = "") -> Iterator[_Page]:
 
 def _scan_local(root: str, below: str, above: tuple[tuple[int, int], ...]) -> Iterator[_Page]:
     try:
-        with output_faults("list", join(root, below)):
+        with output_faults("list", str(Path(root, below)), missing=True):
             here = Path(root, below).stat()
             entries = list(os.scandir(Path(root, below)))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return
     # A link to a folder that contains it would be followed for ever.
     if (identity := (here.st_dev, here.st_ino)) in above:
@@ -234,16 +212,27 @@ def _scan_local(root: str, below: str, above: tuple[tuple[int, int], ...]) -> It
     names: list[str] = []
     stats: list[InputStat | None] = []
     for entry in entries:
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _scan_local(root, f"{below}{entry.name}/", (*above, identity))
-        elif entry.is_file() or entry.is_symlink():
+        elif entry.is_symlink() or entry.is_file():
             names.append(below + entry.name)
             # A link to nothing is an input too, one that will fail; and a file may vanish meanwhile.
             try:
                 stats.append(_local_stat(Path(entry.path)))
-            except FileNotFoundError:
+            except OSError:
                 stats.append(None)
     yield names, stats
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # A link in circles is an input that will fail; what lies where nobody may look could be a whole folder.
+    with output_faults("list", entry.path):
+        try:
+            return entry.is_dir()
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            return False
 
 
 def _s3_pages(url: str, prefix: str) -> Iterator[list[dict[str, Any]]]:

@@ -71,6 +71,20 @@ def bucket_and_key(url: str) -> tuple[str, str]:
     return bucket, key
 
 
+_ESCAPED: Final = re.compile(r"\\x[89a-f][0-9a-f]")
+
+
+def text_of(root: str, name: str) -> str:
+    """Return the name of a file below a root, escaped if it is not UTF-8, so that it is no other file's."""
+    if name.isascii() or is_remote(root) or name.encode(errors="replace").decode() == name:
+        return name
+    # Backslashes are escaped too, so that no two names become one; where such a file exists, one more is put in.
+    text = os.fsencode(name).replace(b"\\", rb"\x5c").decode(errors="backslashreplace")
+    while os.path.lexists(join(root, text)):
+        text = text.replace("\\x", r"\\x", 1)
+    return text
+
+
 # Connections
 
 
@@ -172,6 +186,8 @@ def _fault(error: BaseException, url: str) -> Fault:
     elif isinstance(error, PermissionError):
         code = "access_denied"
     number = errno.ENOENT if isinstance(error, FileNotFoundError) else getattr(error, "errno", None)
+    if number == errno.ENOENT and _ESCAPED.search(url):
+        return Fault(code, "it does not exist; its name, escaped here, is probably not UTF-8: rename it")
     return Fault(code, _OS_ERRORS.get(number or 0) or _one_line(error))
 
 

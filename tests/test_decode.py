@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import pickle
 import struct
 import threading
 import warnings
@@ -19,7 +20,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from maskrcnn.decode import DecodedImage, Limits, decode_image
 from maskrcnn.errors import ItemError
-from maskrcnn.sniff import format_of
+from maskrcnn.sniff import format_of, webp_size
 
 LIMITS = Limits(max_pixels=1_000_000, max_bytes=10_000_000, max_aspect=100)
 SIZE = (24, 16)  # width, height
@@ -187,6 +188,46 @@ def test_grey_of_12_bits_is_scaled() -> None:
     assert decoded(data).pixels[0, :, 0].tolist() == [0, 255, 128, 0]
 
 
+def with_sbit(data: bytes, bits: int) -> bytes:
+    return data[:33] + png_chunk(b"sBIT", bytes([bits])) + data[33:]
+
+
+@pytest.mark.parametrize("source", ["png", "png-sbit", "tiff", "tiff-white-is-zero"])
+@pytest.mark.parametrize("largest", [0, 1, 4095, 4096])
+def test_grey_of_16_bits_is_never_silently_black(source: str, largest: int) -> None:
+    values = np.linspace(0, largest, 12).astype(np.uint16).reshape(3, 4)
+    data = {
+        "png": lambda: encoded(Image.fromarray(values), "PNG"),
+        "png-sbit": lambda: with_sbit(encoded(Image.fromarray(values), "PNG"), 12),
+        "tiff": lambda: tiff(values, photometric=1),
+        "tiff-white-is-zero": lambda: tiff(values, photometric=0),
+    }[source]()
+    if 0 < largest < 4096:
+        said = (
+            r"^unsupported_pixels: 16-bit grey that uses only the lowest part of its range "
+            rf"\(maximum {largest} of 65535\); convert it to 8 bits with a scaling of your choice$"
+        )
+        with pytest.raises(ItemError, match=said):
+            decode_image(data, LIMITS)
+    else:
+        shown = np.round(values / 257).astype(np.uint8)
+        shown = 255 - shown if source == "tiff-white-is-zero" else shown
+        np.testing.assert_array_equal(decoded(data).pixels[..., 1], shown)
+
+
+def test_the_significant_bits_of_a_png_were_scaled_up_already() -> None:
+    # PNG, 11.3.2.7: 12 bits v are stored as v << 4 | v >> 8.
+    stored = np.array([[0, 1 << 4, 2048 << 4 | 8, 65535]], np.uint16)
+    data = with_sbit(encoded(Image.fromarray(stored), "PNG"), 12)
+    assert decoded(data).pixels[0, :, 0].tolist() == [0, 0, 128, 255]
+
+
+def test_grey_of_8_bits_in_12_is_refused() -> None:
+    packed = np.frombuffer(bytes([0x00, 0x00, 0xFF]), np.uint8).reshape(1, 3)
+    with pytest.raises(ItemError, match=r"12-bit grey .* \(maximum 255 of 4095\)"):
+        decode_image(tiff(packed, photometric=1, t256=(2,), t258=(12,)), LIMITS)
+
+
 def test_colours_of_16_bits_in_png_keep_their_high_byte() -> None:
     row = b"\0" + struct.pack(">6H", 0xFF00, 0x80FF, 0x0001, 0, 0x7F80, 0xFFFF)
     assert decoded(png(2, 1, bits=16, colour=2, rows=row)).pixels.tolist() == [[[255, 128, 0], [0, 127, 255]]]
@@ -210,7 +251,9 @@ def test_colours_of_16_bits_in_png_keep_their_high_byte() -> None:
 )
 def test_pixels_that_need_a_scaling_are_refused(dtype: str, bands: int, photometric: int) -> None:
     shape = (4, 4) if bands == 1 else (4, 4, bands)
-    with pytest.raises(ItemError, match=r"unsupported_pixels: .*needs a stated scaling: use the raster mode"):
+    with pytest.raises(
+        ItemError, match=r"unsupported_pixels: .*; convert it to 8 bits with a scaling of your choice"
+    ):
         decode_image(tiff(np.zeros(shape, dtype), photometric), LIMITS)
 
 
@@ -283,6 +326,55 @@ def test_limits_hold_before_a_pixel_is_decoded() -> None:
     assert code_of(png(1000, 1000)) == "truncated"
     assert code_of(png(100, 1)) == "truncated"
     assert code_of(png(0, 5)) == "corrupt"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_refusal_by_the_header_tells_the_size(
+    monkeypatch: pytest.MonkeyPatch, kind: str, orientation: int
+) -> None:
+    data = oriented(kind, orientation)
+    size = (16, 24) if orientation > 4 else (24, 16)
+    for guard in (10**6, 10):  # refused by us, or by Pillow
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", guard)
+        for limits, code in (
+            (Limits(100, 10**6, 100), "too_many_pixels"),
+            (Limits(10**6, 10**6, 1.25), "aspect"),
+        ):
+            with pytest.raises(ItemError) as caught:
+                decode_image(data, limits)
+            error = pickle.loads(pickle.dumps(caught.value))
+            assert (error.code, error.width, error.height) == (code, *size)
+            assert error.message.startswith(f"{size[0]} x {size[1]} pixels")
+            assert str(error) == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"quality": 80}, {"lossless": True}, {"exif": Image.Exif(), "icc_profile": b"x"}]
+)
+def test_a_webp_that_pillow_refuses_tells_its_size_as_stored(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    data = encoded(Image.fromarray(GRADIENT), "WEBP", **options)
+    assert webp_size(data) == SIZE
+    assert [webp_size(data[:end]) for end in (0, 12, 20, 24)] == [None] * 4
+    with pytest.raises(ItemError, match="24 x 16 pixels, more than the limit of 100") as caught:
+        decode_image(data, Limits(100, 10**6, 100))
+    assert (caught.value.width, caught.value.height) == SIZE
+
+
+def test_a_size_beyond_32_bits_is_only_said() -> None:
+    data = bytearray(encoded(Image.fromarray(GRADIENT), "BMP"))
+    data[18:22] = struct.pack("<I", 2**32 - 100)
+    with pytest.raises(ItemError, match="too_many_pixels: 4294967196 x 16 pixels") as caught:
+        decode_image(bytes(data), LIMITS)
+    assert (caught.value.width, caught.value.height) == (None, None)
+
+
+def test_other_failures_have_no_size() -> None:
+    error = pickle.loads(pickle.dumps(ItemError("corrupt", "why")))
+    assert (str(error), error.width, error.height) == ("corrupt: why", None, None)
 
 
 def test_bytes_have_a_limit() -> None:

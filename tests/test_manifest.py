@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -106,10 +108,47 @@ def test_a_relative_folder_becomes_absolute(tmp_path: Path, monkeypatch: pytest.
     written(tmp_path / "in" / "a.jpg", b"x")
     written(tmp_path / "list.txt", "in/a.jpg\n")
     monkeypatch.chdir(tmp_path)
-    for source in ("in", "in/*.jpg", "./in/", "list.txt", "in/a.jpg"):
+    for source in ("in", "in/*.jpg", "./in/", "list.txt", "in/a.jpg", "in/../in", "file://in"):
         inputs = inputs_of(source)
         assert inputs.table["uri"].to_pylist() == [str(tmp_path / "in" / "a.jpg")]
         assert Path(inputs.source).is_absolute()
+    assert source_of("in/../in") == source_of("in") == (str(tmp_path / "in"), None)
+
+
+def test_a_folder_with_the_name_of_a_manifest_is_a_folder(tmp_path: Path) -> None:
+    written(tmp_path / "in.csv" / "a.jpg", b"x")
+    assert inputs_of(tmp_path / "in.csv").table["name"].to_pylist() == ["a.jpg"]
+    written(tmp_path / "m.parquet" / "part-0.parquet", pa.table({"uri": ["a"]}))
+    said = refusal(tmp_path / "m.parquet")
+    assert "no images; found 1 .parquet" in said
+    assert said.endswith("; this is a folder, and a manifest is one file")
+
+
+@pytest.mark.s3
+def test_a_prefix_with_the_name_of_a_manifest_ends_in_a_slash(moto_server: Any) -> None:
+    root = moto_server.prefix()
+    Storage(root).write("in.csv/a.jpg", b"x")
+    assert inputs_of(f"{root}/in.csv/").table["name"].to_pylist() == ["a.jpg"]
+    assert "if it is a folder of images, end its name with /" in refusal(f"{root}/in.csv")
+
+
+@pytest.mark.parametrize("source", ["", " ", "file://", "s3://", "s3:///"])
+def test_an_input_has_a_name(source: str) -> None:
+    for ask in (lambda: source_of(source), lambda: inputs_of(source)):
+        with pytest.raises(UsageError, match="names no input"):
+            ask()
+
+
+def test_an_input_whose_own_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"in\\udce9': a name that is not UTF-8; rename it"):
+        inputs_of(os.fsdecode(os.fsencode(tmp_path) + b"/in\xe9"))
+
+
+def test_a_root_is_for_manifests(tmp_path: Path) -> None:
+    written(tmp_path / "in" / "a.jpg", b"x")
+    for source in (tmp_path / "in", tmp_path / "in" / "*.jpg", tmp_path / "in" / "a.jpg"):
+        said = refusal(source, images_root=str(tmp_path))
+        assert "--images-root is for manifests and COCO JSON" in said
 
 
 # Manifests
@@ -172,8 +211,6 @@ def test_odd_uris_stand_as_they_are(tmp_path: Path) -> None:
         "a,b.jpg",
         "a'b\".jpg",
         "é.jpg",
-        " lead.jpg",
-        "trail.jpg ",
         "x?y=1",
         "../up.jpg",
     ]
@@ -184,6 +221,15 @@ def test_odd_uris_stand_as_they_are(tmp_path: Path) -> None:
         ("././b.jpg", f"{tmp_path}/b.jpg"),
         ("./a.jpg", f"{tmp_path}/a.jpg"),
     ]
+
+
+def test_blanks_around_uris_are_taken_off(tmp_path: Path) -> None:
+    expected = [("a b.jpg", f"{tmp_path}/a b.jpg"), ("c.jpg", f"{tmp_path}/c.jpg")]
+    assert (
+        rows_of(inputs_of(written(tmp_path / "m.txt", " a b.jpg\t\nc.jpg \r\n")), "name", "uri") == expected
+    )
+    source = written(tmp_path / "m.csv", "n,uri\n1, a b.jpg \n2,c.jpg\t\n")
+    assert rows_of(inputs_of(source), "name", "uri") == expected
 
 
 def test_names_and_one_uri_under_two_of_them(tmp_path: Path) -> None:
@@ -233,11 +279,21 @@ def test_ids_that_are_integers_are_kept(tmp_path: Path, ids: list[float]) -> Non
 
 
 @pytest.mark.parametrize("ids", [[7, -3], [7, None], [7.5, 3.0], ["x", "y"], [True, False], [2**63, 1]])
-def test_other_ids_are_counted_and_carried(tmp_path: Path, ids: list[Any]) -> None:
+def test_other_ids_are_counted_and_carried(
+    tmp_path: Path, ids: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
     table = pa.table({"uri": ["b", "a"], "image_id": pa.array(ids, pa.uint64() if 2**63 in ids else None)})
     inputs = inputs_of(written(tmp_path / "m.parquet", table))
     assert rows_of(inputs, "image_id", "input_image_id") == [(1, ids[1]), (2, ids[0])]
     assert not inputs.ids_given
+    assert caplog.record_tuples == [
+        (
+            "maskrcnn",
+            logging.WARNING,
+            "the ids are not all integers >= 0; images are numbered by name, "
+            "the given ids are in the column input_image_id",
+        )
+    ]
 
 
 def test_further_columns_are_carried(tmp_path: Path) -> None:
@@ -302,6 +358,48 @@ def test_coco_ids_and_columns_are_kept(tmp_path: Path) -> None:
     assert inputs_of(source).table["uri"].to_pylist()[1] == f"{tmp_path}/ann/val/a.jpg"
 
 
+def test_keys_of_coco_that_we_name_ourselves_are_all_kept(tmp_path: Path) -> None:
+    image = {"file_name": "a", "id": 7, "image_id": 8, "input_image_id": 9, "uri": 1, "input_uri": 2}
+    inputs = inputs_of(written(tmp_path / "m.json", {"images": [image]}))
+    columns = ("image_id", "input_input_image_id", "input_image_id", "input_input_uri", "input_uri")
+    assert rows_of(inputs, *columns) == [(7, 8, 9, 1, 2)]
+    assert len(inputs.table.column_names) == 5 + 4
+
+    other = inputs_of(written(tmp_path / "n.json", {"images": [image | {"id": "seven"}]}))
+    carried = {name: other.table[name].to_pylist() for name in other.table.column_names[5:]}
+    assert sorted(map(str, (value for [value] in carried.values()))) == ["1", "2", "8", "9", "seven"]
+    assert "seven" in carried["input_image_id"] or "seven" in carried["input_input_input_image_id"]
+
+
+NESTED: list[Any] = []
+for _ in range(300):
+    NESTED = [NESTED]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{}, [{}], {"x": {}}, 2**63, -(2**70), {"x": [2**64]}, "a\ud800", {"a\ud800": 1}, NESTED, [1, "a"]],
+    ids=lambda value: json.dumps(value)[:20],
+)
+@pytest.mark.parametrize("others", [[], [None], [{"x": 1}]])
+def test_what_no_table_holds_is_carried_as_json(tmp_path: Path, value: Any, others: list[Any]) -> None:
+    values = [value, *others]
+    images = [{"file_name": f"{i}", "id": i, "meta": value} for i, value in enumerate(values)]
+    inputs = inputs_of(written(tmp_path / "m.json", {"images": images}))
+    carried = inputs.table["meta"].to_pylist()
+    if inputs.table.schema.field("meta").type == pa.string():
+        carried = [json.loads(text) for text in carried]
+    if others != [{"x": 1}]:  # else a struct of all keys
+        assert carried == values
+    write_manifest(Storage(str(tmp_path)), inputs.table)
+    assert ManifestReader(Storage(str(tmp_path))).rows(0, len(values)) == inputs.table
+
+
+def test_an_id_of_more_than_64_bits_is_carried(tmp_path: Path) -> None:
+    inputs = inputs_of(written(tmp_path / "m.json", {"images": [{"file_name": "a", "id": 2**70}]}))
+    assert rows_of(inputs, "image_id", "input_image_id") == [(1, str(2**70))]
+
+
 def test_a_limit_keeps_the_first_by_name(tmp_path: Path) -> None:
     source = written(tmp_path / "m.txt", "c\na\nb\n")
     assert rows_of(inputs_of(source, limit=2), "image_id", "name") == [(1, "a"), (2, "b")]
@@ -316,8 +414,13 @@ def test_a_limit_keeps_the_first_by_name(tmp_path: Path) -> None:
     [
         ("m.txt", "", "no rows"),
         ("m.txt", "\n \n\r\n", "no rows"),
-        ("m.txt", b"\xff\xfe\x00", "UTF8"),
-        ("m.txt", "a\nb\na\nb\nc\n", "2 rows repeat the name of another: 'a', 'b'"),
+        ("m.txt", b"\xff\n", "UTF8"),
+        ("m.txt", "a\n".encode("utf-16"), "UTF-16 text, or none; save it as UTF-8"),
+        ("m.txt", "a\n".encode("utf-16-be"), "save it as UTF-8"),
+        ("m.csv", "uri\na\n".encode("utf-16"), "save it as UTF-8"),
+        ("m.csv", "uri,größe\na,1\n".encode("latin-1"), "utf-8"),
+        ("m.txt", "a\nb\na\nb\nc\n", "2 rows repeat the uri of another: 'a', 'b'"),
+        ("m.csv", "uri,name\na,x\nb,x\n", "1 rows repeat the name of another: 'x'"),
         ("m.txt", "http://host/a.jpg\nb\n", "neither paths nor s3:// or gs://: 'http://host/a.jpg'"),
         ("m.txt", "gopher://host/a.jpg\n", "neither paths nor s3:// or gs://: 'gopher://host/a.jpg'"),
         ("m.csv", "", "Empty CSV file"),
@@ -329,7 +432,12 @@ def test_a_limit_keeps_the_first_by_name(tmp_path: Path) -> None:
         ),
         ("m.csv", "URI\na\n", "Is it 'URI'?"),
         ("m.csv", "x,y\n1,2\n", "no column `uri`; found 'x', 'y'"),
-        ("m.csv", "uri;name\na;b\n", "no column `uri`; found 'uri;name'"),
+        (
+            "m.csv",
+            "uri;name\na;b\n",
+            "no column `uri`; its columns stand between semicolons: separate by commas",
+        ),
+        ("m.csv", "uri\tname\na\tb\n", "between tabs: separate by commas"),
         ("m.csv", "uri,uri\na,b\n", "several columns have the name 'uri'"),
         ("m.csv", "uri,n\na,1\nb\n", "Expected 2 columns, got 1"),
         ("m.csv", "uri,n\na,1\n,2\n  ,3\n", "2 rows without a uri"),
@@ -344,6 +452,11 @@ def test_a_limit_keeps_the_first_by_name(tmp_path: Path) -> None:
         ("m.json", {"images": [1]}, "not a COCO JSON"),
         ("m.json", {"images": []}, "no rows"),
         ("m.json", {"images": [{"id": 1}]}, "without `file_name`"),
+        ("m.json", {"images": [{"file_name": "a\ud800"}]}, r"'a\ud800' is no valid text"),
+        ("m.json", {"images": [{"file_name": "a", "b\ud800": 1}]}, r"'b\ud800' is no valid text"),
+        ("m.json", {"images": [{"file_name": "a"}] * 2}, "1 rows repeat the file_name of another: 'a'"),
+        ("m.json", "[" * 99_999, "recursion"),
+        ("m.json", '{"images": [' + "9" * 9999 + "]}", "integer string"),
         (
             "m.json",
             {"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]},
@@ -359,7 +472,7 @@ def test_a_manifest_that_cannot_stand_is_refused_in_one_line(
 
 def test_a_manifest_that_is_missing_or_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder.parquet").mkdir()
-    assert "it is a folder or a device, not a file" in refusal(tmp_path / "folder.parquet")
+    assert "no images; found no files" in refusal(tmp_path / "folder.parquet")
     assert "it does not exist" in refusal(tmp_path / "missing.csv")
 
 

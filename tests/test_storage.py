@@ -264,10 +264,46 @@ def test_a_folder_or_a_device_is_no_input(tmp_path: Path) -> None:
             read_input(str(path), 100)
 
 
-def test_a_name_that_is_not_utf8_is_shown(tmp_path: Path) -> None:
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).write_bytes(b"x")
-    with pytest.raises(RunError, match=r"the name 'caf\\udce9.jpg' is not UTF-8; rename it"):
-        list_inputs(str(tmp_path))
+def test_a_name_that_is_not_utf8_is_an_input_that_fails(tmp_path: Path) -> None:
+    names = [b"caf\xe9.jpg", b"caf\xe8.jpg", b"a\\xe8\xe9.jpg", b"a\xe8\\xe9.jpg", b"sub\xff/b.jpg"]
+    (tmp_path / os.fsdecode(b"sub\xff")).mkdir()
+    for name in (*names, rb"caf\xe9.jpg", "größe.jpg".encode()):
+        (tmp_path / os.fsdecode(name)).write_bytes(b"x")
+    rows = {row["name"]: row for row in list_inputs(str(tmp_path)).to_pylist()}
+    readable = {r"caf\xe9.jpg", "größe.jpg"}
+    escaped = {r"caf\\xe9.jpg", r"caf\xe8.jpg", r"a\x5cxe8\xe9.jpg", r"a\xe8\x5cxe9.jpg", r"sub\xff/b.jpg"}
+    assert set(rows) == readable | escaped
+    for name, row in rows.items():
+        assert (row["uri"], row["bytes"]) == (f"{tmp_path}/{name}", 1)
+        if name in escaped:
+            with pytest.raises(ItemError, match=r"not_found: .* probably not UTF-8: rename it"):
+                read_input(row["uri"], 9)
+        else:
+            assert read_input(row["uri"], 9) == b"x"
+
+
+def test_links_to_what_is_no_file_are_inputs_that_fail(tmp_path: Path) -> None:
+    (tmp_path / "circle.jpg").symlink_to(tmp_path / "circle.jpg")
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    rows = {row["name"]: row for row in list_inputs(str(tmp_path)).to_pylist()}
+    assert {name: row["bytes"] for name, row in rows.items()} == {
+        "a.jpg": 1,
+        "circle.jpg": None,
+        "device.jpg": None,
+    }
+    for name in ("circle.jpg", "device.jpg"):
+        with pytest.raises(ItemError):
+            read_input(rows[name]["uri"], 9)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anywhere")
+@pytest.mark.parametrize("mode", [0o000, 0o300])
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "in" / "closed").mkdir(parents=True)
+    (tmp_path / "in" / "closed").chmod(mode)
+    with pytest.raises(RunError, match=r"cannot list .*/in/closed: permission denied"):
+        list_inputs(str(tmp_path / "in"))
 
 
 def test_an_empty_folder_is_an_empty_table(tmp_path: Path) -> None:
