@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -32,7 +31,8 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 from .errors import UsageError
 from .types import Category
-from .weights import CLASS_SCORES, ModelCard, read_model
+from .weightfile import state_dict_in
+from .weights import ModelCard, read_model
 
 __all__ = ["ARCHITECTURES", "EfficientNetLite0", "Model", "build_network", "load_model", "save_model"]
 
@@ -280,14 +280,8 @@ def load_model(name: str, labels: str | None = None, *, expected_sha256: str | N
     if expected_sha256 is not None and card.sha256 != expected_sha256:
         raise UsageError(f"{name} has changed: its sha256 is {card.sha256}, not {expected_sha256}")
     safe = name == "scenes" or card.name.lower().endswith(".safetensors")
-    tensors = _safetensors(name, data) if safe else _unpickled(name, data)
-    num_classes = len(card.category_ids)
-    scores = tensors.get(CLASS_SCORES)
-    if scores is not None and scores.ndim and len(scores) != num_classes:
-        raise UsageError(
-            f"{name} is a network of {len(scores) - 1} categories, but {num_classes - 1} labels are named"
-        )
-    network = build_network(card.architecture, num_classes, card.min_size, card.max_size)
+    tensors = load_safetensors(data) if safe else _unpickled(name, data)
+    network = build_network(card.architecture, len(card.category_ids), card.min_size, card.max_size)
     _fill(name, network, tensors)
     if name == "coco-v1":
         # These weights were trained with batch norms of eps 0, which torchvision sets when it loads them.
@@ -297,53 +291,32 @@ def load_model(name: str, labels: str | None = None, *, expected_sha256: str | N
     return Model(network.eval(), card)
 
 
-def _safetensors(name: str, data: bytes) -> dict[str, Tensor]:
-    try:
-        return load_safetensors(data)
-    except SafetensorError as error:
-        raise UsageError(f"{name} is no valid safetensors file: {error}") from error
-
-
 def _unpickled(name: str, data: bytes) -> dict[str, Tensor]:
     """Return the tensors of a file of `torch.save`; a pickle that would run code is refused."""
-    refused = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError)
+    refused = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError)
     try:
         # torchvision's training scripts keep their arguments beside the weights: plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (*refused, AttributeError, IndexError) as error:
-        first = str(error).strip().partition("\n")[0]
+        state = state_dict_in(loaded).items()
+        return {key.removeprefix("module."): value for key, value in state if isinstance(value, Tensor)}
+    except pickle.UnpicklingError as error:  # in torch's words, the way out is to run the code
         raise UsageError(
-            f"{name} is damaged, or holds more than weights, which is refused: {first}"
+            f"{name} is damaged, or holds more than weights, which is refused; convert it to safetensors"
         ) from error
-    for wrapper in ("model", "state_dict"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, Mapping):
-        raise UsageError(f"{name} holds a {type(loaded).__name__}, not a state dict")
-    for key, value in loaded.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UsageError(f"{name} is no state dict: it holds a {type(value).__name__} at {key!r}")
-    return {key.removeprefix("module."): value for key, value in loaded.items()}
+    except refused as error:
+        first = str(error).strip().partition("\n")[0]
+        raise UsageError(f"{name} is damaged: {first}") from error
 
 
 def _fill(name: str, network: MaskRCNN, tensors: Mapping[str, Tensor]) -> None:
     """Put the tensors into the network, every one of them, as float32."""
-    expected = network.state_dict()
     tensors = {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
     for key, tensor in tensors.items():
-        if key in expected and tensor.shape != expected[key].shape:
-            shapes = f"{tuple(tensor.shape)}, not {tuple(expected[key].shape)}"
-            raise UsageError(f"{name}: the tensor {key} has the shape {shapes}")
         if not torch.isfinite(tensor).all():
             raise UsageError(f"{name}: the tensor {key} is not finite: the training had diverged")
-    # Not strict at once: torchvision renames tensors of older files while it loads them.
     try:
-        result = network.load_state_dict(tensors, strict=False)
+        network.load_state_dict(tensors)
     except RuntimeError as error:
         last = str(error).strip().splitlines()[-1].strip()
         raise UsageError(f"{name} does not fit its network: {last}") from error
-    for keys, fault in ((result.missing_keys, "lacks"), (result.unexpected_keys, "has the unknown")):
-        if keys:
-            others = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise UsageError(f"{name} {fault} tensor {keys[0]}{others}")

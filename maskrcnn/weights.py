@@ -9,16 +9,25 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from .errors import UsageError
 from .planted import PLANTED_CATEGORIES
 from .storage import is_remote
 from .types import Category
-from .weightfile import names_in_pickle, read_labels, read_weights, safetensors_header
+from .weightfile import (
+    check_safetensors,
+    check_store,
+    check_tensors,
+    read_labels,
+    read_weights,
+    safetensors_header,
+    tensors_in_pickle,
+)
 
 COCO_NAMES: Final = """
 person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, -,
@@ -49,6 +58,7 @@ CLASS_SCORES: Final = "roi_heads.box_predictor.cls_score.weight"
 """The tensor whose first dimension is the number of labels, the background included."""
 
 SUFFIXES: Final = (".safetensors", ".pth", ".pt")
+_FILES: Final = "the path or URL of a .safetensors, .pth or .pt file"
 _EMBEDDED: Final = Path(__file__).with_name("scenes.safetensors")
 
 
@@ -126,11 +136,14 @@ def read_model(name: str, labels: str | None = None) -> tuple[ModelCard, bytes]:
         UsageError: as `describe_model`.
         RunError: as `describe_model`.
     """
+    if not name.strip():
+        raise UsageError(f"no model is named; known are {', '.join(NAMES)}, or {_FILES}")
+    check_store(name, "weights")
     suffix = _suffix(name)
     if labels is not None and suffix not in (".pth", ".pt"):
         raise UsageError(f"--labels is for .pth and .pt weights; the model {name} has its own categories")
     if name.partition(":")[0] == "planted":
-        return _planted(), b""
+        return _planted(name), b""
     if name == "scenes":
         return _read_scenes()
     if name in _PUBLISHED:
@@ -169,7 +182,13 @@ def architecture_of(tensors: Collection[str]) -> str | None:
 # --- models without a file of the user's --------------------------------------------------------------------
 
 
-def _planted() -> ModelCard:
+def _planted(name: str) -> ModelCard:
+    try:
+        sleep_s = float(name.partition(":")[2] or 0)
+    except ValueError:
+        sleep_s = -1
+    if not 0 <= sleep_s <= 3600:
+        raise UsageError(f"--model {name}: give the seconds to sleep for each image, as in planted:0.05")
     return ModelCard(
         name="planted",
         uri=None,
@@ -245,37 +264,38 @@ def _download(name: str, published: _Published, path: Path) -> None:
 
 
 def _no_such_model(name: str, suffix: str) -> str:
-    accepted = "the path or URL of a .safetensors, .pth or .pt file"
     if not is_remote(name) and Path(name).is_dir():
-        return f"--model {name} is a directory; give {accepted} in it"
+        return f"--model {name} is a directory; give {_FILES} in it"
     if suffix or is_remote(name) or "/" in name or Path(name).exists():
         what = f"a {suffix} file" if suffix else "without a suffix"
-        return f"--model {name} is {what}; weights are {accepted}"
-    return f"unknown model {name!r}{_near(name, NAMES)} Known are {', '.join(NAMES)}, or {accepted}"
+        return f"--model {name} is {what}; weights are {_FILES}"
+    return f"unknown model {name!r}{_near(name, NAMES)} Known are {', '.join(NAMES)}, or {_FILES}"
 
 
 def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | None = None) -> ModelCard:
     shown = uri or name
-    header = safetensors_header(shown, data)
-    metadata = header.get("__metadata__")
+    metadata, shapes = safetensors_header(shown, data)
     if not isinstance(metadata, dict) or metadata.get("format") != "maskrcnn-ray":
         raise UsageError(
-            f"{shown} does not say what its labels mean: it was not written by `maskrcnn train` or `convert`"
+            f"{shown} does not say what its labels mean: it lacks maskrcnn-ray's metadata (architecture, "
+            "categories, min_size, max_size), which `maskrcnn.model.save_model` writes"
         )
     if metadata.get("version") != "1":
         raise UsageError(f"{shown} has version {metadata.get('version')} of the format; known is 1: upgrade")
     try:
-        categories = tuple(Category(int(c["id"]), str(c["name"])) for c in json.loads(metadata["categories"]))
+        categories = _categories(json.loads(metadata["categories"]))
         architecture = str(metadata["architecture"])
         min_size, max_size = int(metadata["min_size"]), int(metadata["max_size"])
-        labels = int(header[CLASS_SCORES]["shape"][0])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"{shown} has damaged metadata: {type(error).__name__}: {error}") from error
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UsageError(f"{shown} is for the unknown architecture {architecture!r}; known are {known}")
     if not 1 <= min_size <= max_size:
         raise UsageError(f"{shown} has damaged metadata: sizes {min_size} and {max_size}")
+    labels = _labels_of(shapes)
+    check_tensors(shown, architecture, shapes, labels)
+    check_safetensors(shown, data)
     return ModelCard(
         name=name,
         uri=uri,
@@ -289,31 +309,59 @@ def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | 
     )
 
 
+def _categories(entries: Sequence[Mapping[str, Any]]) -> tuple[Category, ...]:
+    """Return the categories of the metadata. Raises ValueError, KeyError, TypeError."""
+    categories = []
+    for entry in entries:
+        number, name = entry["id"], entry["name"]
+        if type(number) is not int or not isinstance(name, str):
+            raise ValueError(f"the category {number!r} is named {name!r}")
+        name.encode()  # A half of a surrogate pair cannot be written.
+        if not name.strip():
+            raise ValueError(f"the category {number} has an empty name")
+        categories.append(Category(number, name))
+    for values in ([c.id for c in categories], [c.name for c in categories]):
+        twice = [value for value, count in Counter(values).items() if count > 1]
+        if twice:
+            raise ValueError(f"it names the category {twice[0]!r} twice")
+    if not categories:
+        raise ValueError("it names no category")
+    return tuple(categories)
+
+
+def _labels_of(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return how many labels a network has, the background included; 0 if its tensors do not say so."""
+    return (*shapes.get(CLASS_SCORES, ()), 0)[0]
+
+
 def _ids_of_labels(shown: str, categories: Sequence[Category], labels: int) -> tuple[int, ...]:
     """Return the category id of each label.
 
     Categories are those of the labels 1, 2, … in their order; where a network has further labels, as COCO's
-    91 for 80 categories, the ids are the labels.
+    91 for 80 categories, the ids are the labels, and the last label is used.
     """
     ids = [category.id for category in categories]
-    if len(set(ids)) < len(ids):
-        raise UsageError(f"{shown} names a category id twice")
     if len(ids) == labels - 1:
         return (0, *ids)
-    if len(ids) < labels - 1 and max(ids, default=0) < labels:
+    if len(ids) < labels - 1 == max(ids):
         return tuple(label if label in ids else 0 for label in range(labels))
     raise UsageError(f"{shown} names {len(ids)} categories for a network of {labels - 1}")
 
 
 def _card_of_state_dict(uri: str, data: bytes, labels: str | None) -> ModelCard:
-    names = names_in_pickle(uri, data)
-    # Weights saved from a parallel wrapper have its prefix.
-    architecture = architecture_of({name.removeprefix("module.") for name in names})
+    shapes = tensors_in_pickle(uri, data)
+    architecture = architecture_of(shapes)
     if architecture is None:
         raise UsageError(f"{uri} holds no weights of torchvision's Mask R-CNN with ResNet-50 and FPN")
+    known = _labels_of(shapes)
+    check_tensors(uri, architecture, shapes, known)
     if labels is None:
         raise UsageError(f"{uri} does not say what its labels mean: name them with --labels FILE, one a line")
     category_names = read_labels(labels)
+    if len(category_names) != known - 1:
+        raise UsageError(
+            f"{uri} is a network of {known - 1} categories, but {len(category_names)} labels are named"
+        )
     ids = tuple(label if name else 0 for label, name in enumerate(category_names, start=1))
     return ModelCard(
         name=_last_part(uri),
@@ -337,5 +385,6 @@ def _last_part(uri: str) -> str:
 
 
 def _near(name: str, known: Collection[str]) -> str:
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else "."
+    spelled = {word.lower(): word for word in known}
+    match = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.5)
+    return f"; did you mean {spelled[match[0]]!r}?" if match else "."

@@ -48,9 +48,11 @@ def test_the_order_is_by_score_then_category_then_box() -> None:
     assert detection_order(boxes, labels, scores).tolist() == [1, 3, 2, 0]
 
 
-def test_zero_is_the_background_and_no_category() -> None:
+@pytest.mark.parametrize("number", [-1, 0, 2**31])
+def test_a_category_id_is_no_background_and_fits_int32(number: int) -> None:
     with pytest.raises(ValueError, match="background"):
-        Category(0, "sky")
+        Category(number, "sky")
+    assert Category(2**31 - 1, "sky").id == np.iinfo(np.int32).max
 
 
 def test_an_item_error_has_a_known_code_and_one_line() -> None:

@@ -1,5 +1,6 @@
 """What a model is said to be, and what is said where it is none."""
 
+import argparse
 import hashlib
 import io
 import json
@@ -7,22 +8,26 @@ import pickle
 import struct
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
 from safetensors.torch import save
+from torch._weights_only_unpickler import _get_allowed_globals
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights
 
 from maskrcnn import model, weights
 from maskrcnn.errors import UsageError
 from maskrcnn.planted import PLANTED_CATEGORIES
 from maskrcnn.types import Category
+from maskrcnn.weightfile import GLOBALS, network_shapes
 from maskrcnn.weights import CLASS_SCORES, category_ids_named, describe_model
 
+LITE = "maskrcnn_efficientnet_lite0_fpn"
 METADATA = {
     "format": "maskrcnn-ray",
     "version": "1",
-    "architecture": "maskrcnn_efficientnet_lite0_fpn",
+    "architecture": LITE,
     "categories": json.dumps([{"id": 4, "name": "cat"}, {"id": 9, "name": "dog"}]),
     "min_size": "96",
     "max_size": "160",
@@ -30,17 +35,20 @@ METADATA = {
 }
 
 
-def safetensors(labels=3, **metadata):
-    """The bytes of a file with one tensor, but all of the metadata."""
+def safetensors(labels=3, fault=lambda tensors: None, **metadata):
+    """The bytes of a file with all of the tensors and metadata, but for a fault."""
     known = {key: value for key, value in (METADATA | metadata).items() if value is not None}
-    return save({CLASS_SCORES: torch.zeros(labels, 2)}, metadata=known)
+    architecture = known.get("architecture")
+    shapes = network_shapes(architecture if architecture in model.ARCHITECTURES else LITE, labels)
+    tensors = {name: torch.zeros(shape, dtype=torch.int8) for name, shape in shapes.items()}
+    fault(tensors)
+    return save(tensors, metadata=known)
 
 
-def state_dict(version=1, prefix=""):
-    """The names by which a network is told, with hardly a tensor."""
-    head = "roi_heads.box_head.fc6.weight" if version == 1 else "roi_heads.box_head.0.0.weight"
-    names = ["backbone.body.layer1.0.conv1.weight", head, CLASS_SCORES]
-    return {prefix + name: torch.zeros(3, 2) for name in names}
+def state_dict(version=1, prefix="", labels=3):
+    """A whole network, whose tensors repeat one number in the file."""
+    shapes = network_shapes(f"maskrcnn_resnet50_fpn{'_v2' if version == 2 else ''}", labels)
+    return {prefix + name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
 
 
 @pytest.fixture
@@ -164,8 +172,8 @@ def test_a_safetensors_file_describes_itself(write):
 
 
 def test_where_a_network_has_more_labels_the_ids_are_the_labels(write):
-    card = describe_model(write("pets.safetensors", safetensors(labels=11)))
-    assert card.category_ids == (0, 0, 0, 0, 4, 0, 0, 0, 0, 9, 0)
+    card = describe_model(write("pets.safetensors", safetensors(labels=10)))
+    assert card.category_ids == (0, 0, 0, 0, 4, 0, 0, 0, 0, 9)
 
 
 def test_each_architecture_can_be_described(write):
@@ -173,6 +181,42 @@ def test_each_architecture_can_be_described(write):
     for architecture in weights.ARCHITECTURES:
         path = write(f"{architecture}.safetensors", safetensors(architecture=architecture))
         assert describe_model(path).architecture == architecture
+
+
+@pytest.mark.parametrize("architecture", model.ARCHITECTURES)
+def test_the_tensors_of_a_network_are_known_without_torch(architecture):
+    network = model.build_network(architecture, 7, 96, 160)
+    assert network_shapes(architecture, 7) == {k: tuple(t.shape) for k, t in network.state_dict().items()}
+
+
+def named(*categories):
+    return json.dumps([{"id": number, "name": name} for number, name in categories])
+
+
+def drop(tensors):
+    del tensors["rpn.head.bbox_pred.bias"], tensors["rpn.head.bbox_pred.weight"]
+
+
+def add(tensors):
+    tensors["extra.weight"] = torch.zeros(2)
+
+
+def reshape(tensors):
+    tensors["roi_heads.mask_predictor.mask_fcn_logits.bias"] = torch.zeros(5)
+
+
+def unscored(tensors):
+    del tensors[CLASS_SCORES]
+
+
+def overlapping(data):
+    """The file with two tensors in the same place."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    bias, weight = (header[f"roi_heads.box_predictor.{name}.bias"] for name in ("cls_score", "bbox_pred"))
+    bias["data_offsets"] = [weight["data_offsets"][0]] * 2
+    packed = json.dumps(header).encode()
+    return struct.pack("<Q", len(packed)) + packed + data[8 + length :]
 
 
 WHOLE = safetensors()
@@ -185,15 +229,21 @@ FOREIGN = save({"x": torch.zeros(1)})
         (b"", "zero bytes"),
         (b"1234", "truncated: 4 bytes"),
         (WHOLE[:20], "its header is longer than the file"),
-        (WHOLE[:-1], rf"truncated: {len(WHOLE) - 1} bytes of {len(WHOLE)}"),
-        (WHOLE + b"x", "truncated"),
+        (WHOLE[:-1], rf"truncated: it has {len(WHOLE) - 1} bytes, its header says {len(WHOLE)}"),
+        (WHOLE + b"x", rf"safetensors has {len(WHOLE) + 1} bytes, its header says {len(WHOLE)}"),
+        (WHOLE.replace(b'"I8"', b'"F4"', 1), "tensors of the unknown type 'F4'"),
+        (overlapping(WHOLE), "is no valid safetensors file"),
+        (safetensors(fault=drop), r"lacks tensor 'rpn\.head\.bbox_pred\.bias' and 1 more"),
+        (safetensors(fault=unscored), "lacks tensor 'roi_heads.box_predictor.cls_score.weight'"),
+        (safetensors(fault=add), r"has the unknown tensor 'extra\.weight'"),
+        (safetensors(fault=reshape), r"mask_fcn_logits\.bias has the shape \(5,\), not \(3,\)"),
         (struct.pack("<Q", 2**60) + WHOLE[8:], "its header is longer than the file"),
         (struct.pack("<Q", 4) + b"{]{]", "its header cannot be read"),
         (struct.pack("<Q", 2) + b"[]", "its header cannot be read"),
         (struct.pack("<Q", 2) + b"{}", "its header cannot be read"),
         (b"<!DOCTYPE html><html>" + b" " * 99, "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
-        (FOREIGN, "does not say what its labels mean"),
+        (FOREIGN, r"lacks maskrcnn-ray's metadata .*, which `maskrcnn\.model\.save_model` writes"),
         (safetensors(format="pt"), "does not say what its labels mean"),
         (safetensors(version="2"), "has version 2 of the format"),
         (safetensors(categories="[1]"), "has damaged metadata"),
@@ -204,9 +254,17 @@ FOREIGN = save({"x": torch.zeros(1)})
         (safetensors(labels=2), "names 2 categories for a network of 1"),
         (safetensors(labels=6), "names 2 categories for a network of 5"),
         (
-            safetensors(categories='[{"id": 4, "name": "a"}, {"id": 4, "name": "b"}]'),
-            "names a category id twice",
+            safetensors(categories=named((4, "a"), (4, "b"))),
+            "names the category 4 twice",
         ),
+        (safetensors(categories=named((4, "a"), (5, "a"))), "names the category 'a' twice"),
+        (safetensors(categories=named((4, "a"), (5, " "))), "the category 5 has an empty name"),
+        (safetensors(categories=named((4, "a"), (5, None))), "the category 5 is named None"),
+        (safetensors(categories=named((4, "a"), ("5", "b"))), "the category '5' is named 'b'"),
+        (safetensors(categories=named((4, "a"), (2**31, "b"))), "from 1 .* to 2147483647, not 2147483648"),
+        (safetensors(categories=named((4, "a"), (5, "\ud800"))), "has damaged metadata: UnicodeEncodeError"),
+        (safetensors(categories="[]"), "names no category"),
+        (safetensors(categories=named((1, "a")), labels=8), "names 1 categories for a network of 7"),
     ],
 )
 def test_what_is_no_safetensors_model_is_refused_in_one_line(content, complaint, write):
@@ -223,9 +281,9 @@ def test_what_is_no_safetensors_model_is_refused_in_one_line(content, complaint,
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("wrap", [dict, lambda state: {"model": state, "epoch": 3}])
-def test_a_state_dict_is_told_by_its_names(legacy, version, wrap, write, tmp_path):
+def test_a_state_dict_is_told_by_its_tensors(legacy, version, wrap, write, tmp_path):
     path = tmp_path / "m.pth"
-    torch.save(wrap(state_dict(version, "module.")), path, _use_new_zipfile_serialization=not legacy)
+    torch.save(wrap(state_dict(version, "module.", 5)), path, _use_new_zipfile_serialization=not legacy)
     card = describe_model(str(path), write("labels.txt", "cat\n\nN/A\ndog, wild\n\n"))
     assert card.architecture == "maskrcnn_resnet50_fpn" + ("_v2" if version == 2 else "")
     assert card.categories == (Category(1, "cat"), Category(4, "dog, wild"))
@@ -239,6 +297,13 @@ def pth(content):
     return buffer.getvalue()
 
 
+def zipped(content, compression=zipfile.ZIP_DEFLATED):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", content)
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
@@ -247,8 +312,19 @@ def pth(content):
         (b"some text", "is truncated, or no file of torch.save"),
         (b"<html>404</html>", "is a web page"),
         (pickle.dumps([1, 2]), "is truncated, or no file of torch.save"),
-        (pth([1, 2, 3]), "holds no weights of torchvision's Mask R-CNN"),
+        (pth([1, 2, 3]), "holds a list, not a state dict"),
+        (pth(torch.Size([1])), "holds a torch.Size, not a state dict"),
         (pth({"a": torch.zeros(1)}), "holds no weights of torchvision's Mask R-CNN"),
+        (pth(state_dict() | {"epoch": 3}), "is no state dict: it holds a int at 'epoch'"),
+        (pth({"weights": state_dict()}), "is no state dict: it holds a dict at 'weights'"),
+        (pth(state_dict() | {"extra": torch.zeros(1)}), "has the unknown tensor 'extra'"),
+        (pth({k: v for k, v in state_dict().items() if k != "rpn.head.conv.0.0.bias"}), "lacks tensor 'rpn"),
+        (pth(state_dict() | {CLASS_SCORES: torch.zeros(3, 2)}), r"has the shape \(3, 2\), not \(3, 1024\)"),
+        (pth(state_dict(labels=3)), "is a network of 2 categories, but 1 labels are named"),
+        (zipped(b"\x80\x02" + b"N0" * 999 + b"}."), "its pickle is compressed"),
+        (zipped(b"\x80\x02}q", zipfile.ZIP_STORED), "is truncated or damaged"),
+        (zipped(b"\x80\x02)\x85R.", zipfile.ZIP_STORED), "is truncated or damaged"),
+        (zipped(pickle.dumps([1], 4), zipfile.ZIP_STORED), "uses the pickle operation FRAME"),
     ],
 )
 def test_what_is_no_state_dict_is_refused_in_one_line(content, complaint, write):
@@ -259,14 +335,58 @@ def test_what_is_no_state_dict_is_refused_in_one_line(content, complaint, write)
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_is_unpickled(write, tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return open, (str(tmp_path / "owned"), "w")
+class Owner:
+    """Writes a file when it is unpickled."""
 
-    path = write("m.pth", state_dict() | {"x": Evil()})
-    describe_model(path, write("labels.txt", "cat\n"))
-    assert not (tmp_path / "owned").exists()
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_would_run_code_is_refused_in_our_words_and_does_not(legacy, write, tmp_path):
+    path, owned = tmp_path / "m.pth", tmp_path / "owned"
+    content = state_dict() | {"x": Owner(owned)}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(
+        UsageError, match=r"names '(_?io|builtins)\.open', .* not allowed; .* safetensors"
+    ) as caught:
+        describe_model(str(path), write("labels.txt", "cat\ndog\n"))
+    assert "weights_only" not in str(caught.value)
+    assert not owned.exists()
+
+
+def test_what_training_scripts_keep_beside_the_weights_is_understood(write):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], 0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 2])
+    (parameter * 2).sum().backward()
+    optimizer.step()
+    beside = {
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": schedule.state_dict(),
+        "args": argparse.Namespace(device=torch.device("cpu"), aspect=2.5, resume=None, test=True),
+        "seen": [
+            {1},
+            b"bytes",
+            bytearray(b"x"),
+            torch.float16,
+            1j,
+            2**40,
+            (),
+            (1, 2),
+            (1, 2, 3, 4),
+            parameter,
+        ],
+    }
+    path = write("m.pth", {"model": state_dict()} | beside)
+    assert len(describe_model(path, write("labels.txt", "cat\ndog\n")).categories) == 2
+
+
+def test_what_a_pickle_may_name_torch_allows_too():
+    assert set(_get_allowed_globals()) | {"argparse.Namespace"} >= GLOBALS
 
 
 @pytest.mark.parametrize(
@@ -290,6 +410,8 @@ def test_labels_are_asked_for_where_they_are_needed_and_only_there(write):
         describe_model(path)
     with pytest.raises(UsageError, match=r"labels file .*nowhere\.txt cannot be read: it does not exist"):
         describe_model(path, "nowhere.txt")
+    with pytest.raises(UsageError, match="the labels cannot be read: https:// is no store"):
+        describe_model(path, "https://host/labels.txt")
     with pytest.raises(UsageError, match="has its own categories"):
         describe_model(write("m.safetensors", safetensors()), "labels.txt")
 
@@ -300,6 +422,12 @@ def test_labels_are_asked_for_where_they_are_needed_and_only_there(write):
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
+        ("", "no model is named; known are coco"),
+        ("COCO", "did you mean 'coco'"),
+        ("planted:abc", "give the seconds to sleep"),
+        ("planted:-1", "give the seconds to sleep"),
+        ("planted:nan", "give the seconds to sleep"),
+        ("https://host/m.pth?download=1", "https:// is no store .* use a local path, s3:// or gs://"),
         ("cocco", "did you mean 'coco'.*coco, coco-v1, scenes, planted"),
         ("something", "unknown model 'something'. Known are coco"),
         ("./weights/none.pth", r"none\.pth cannot be read: it does not exist"),
