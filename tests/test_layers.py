@@ -39,6 +39,11 @@ def test_a_module_imports_only_from_those_before_it(path: Path) -> None:
     assert [name for name, level in imports_of(path) if not level and name.startswith("maskrcnn")] == []
 
 
+def test_the_architecture_names_every_module() -> None:
+    text = (ROOT / "maskrcnn" / "ARCHITECTURE.md").read_text()
+    assert [path.stem for path in MODULES if f"`{path.stem}`" not in text] == []
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_third_parties_stay_at_their_rim(path: Path) -> None:
     rims = {
