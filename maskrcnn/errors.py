@@ -28,6 +28,7 @@ ERROR_CODES: Final[Mapping[str, str]] = MappingProxyType(
         "corrupt": "the file cannot be decoded",
         "too_many_pixels": "the header promises more pixels than the limit",
         "aspect": "so elongated that the model's resize would make it less than a pixel high or wide",
+        "not_finite": "the network gave values that are not finite for this image",
         "out_of_memory": "the image alone does not fit into memory",
         "partial": "some windows of the image failed; the others are kept",
         "timeout": "the image alone made no progress until its deadline",

@@ -112,7 +112,8 @@ class MaskRCNNSegmenter:
             one `Detections` an image, in their order.
 
         Raises:
-            ItemError: `out_of_memory`, where an image alone does not fit into the GPU's memory.
+            ItemError: `out_of_memory`, where an image alone does not fit into the GPU's memory; `not_finite`, where
+                the network gives NaN or infinity for one of them.
         """
         found: dict[int, Detections] = {}
         for batch in self._batches(images):
@@ -192,6 +193,9 @@ class MaskRCNNSegmenter:
         Reference: `RoIHeads.postprocess_detections`, which decodes the boxes of all classes first.
         """
         heads = self._module.roi_heads
+        # A NaN is above no score: without this it would look like an image in which nothing is.
+        if not (torch.isfinite(logits).all() and torch.isfinite(deltas).all()):
+            raise ItemError("not_finite", "the network gave NaN or infinity for a score or box")
         scores = logits.softmax(-1)[:, self._labels]  # (P, kept labels)
         rows, columns = torch.where(scores > self._min_score)
         scores, labels = scores[rows, columns], self._labels[columns]

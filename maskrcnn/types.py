@@ -110,6 +110,6 @@ class Segmenter(Protocol):
         """Find the instances of each image.
 
         Raises:
-            ItemError: `out_of_memory`, where an image alone does not fit.
+            ItemError: `out_of_memory` or `not_finite`; of several images the others may be asked for again.
         """
         ...

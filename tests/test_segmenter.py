@@ -224,6 +224,16 @@ def test_an_image_that_does_not_fit_alone_is_an_item_error(model, images, monkey
     assert caught.value.code == "out_of_memory"
 
 
+@pytest.mark.parametrize("layer", ["cls_score", "bbox_pred"])
+def test_a_network_that_gives_nan_is_an_item_error_and_no_empty_image(model, images, layer):
+    broken = copy.deepcopy(model.module)
+    with torch.no_grad():
+        getattr(broken.roi_heads.box_predictor, layer).bias[1] = torch.nan
+    segmenter = MaskRCNNSegmenter(dataclasses.replace(model, module=broken))
+    with pytest.raises(ItemError, match="not_finite"):
+        segmenter.segment(images[:1])
+
+
 def test_it_says_what_it_runs_on(model):
     segmenter: Segmenter = MaskRCNNSegmenter(model, threads=1)
     assert segmenter.batch_size == 1
