@@ -38,7 +38,7 @@ bench: install  ## Print the figures of README
 
 lock: ## Pin what pyproject.toml asks for
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-	  --extra dev pyproject.toml --output-file requirements.lock
+	  --extra dev --extra gcs --extra notebooks pyproject.toml --output-file requirements.lock
 
 clean:  ## Remove the environment and what the demo wrote
 	rm -rf $(VENV) demo

@@ -6,6 +6,7 @@ resumable.
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -33,7 +34,7 @@ class Group(click.Group):
         except RunError as error:
             _fail(f"stopped: {error}", 3)
         except KeyboardInterrupt:
-            _fail("stopped: interrupted; the same command continues it", 3)
+            _fail("stopped: interrupted; if it was `segment`, the same command continues it", 3)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception:
@@ -211,6 +212,8 @@ def _request(source: str, output: str, options: dict[str, Any], coco: str) -> An
     from .segment import Request
 
     shard_images, images_root = options.pop("shard_images"), options.pop("images_root")
+    if images_root and "://" not in images_root:
+        images_root = os.path.abspath(images_root)  # noqa: PTH100 (Path.absolute keeps `..`, which is another name)
     return Request(source, output, _compute(options), shard_images, images_root, coco)
 
 
@@ -269,7 +272,10 @@ def status(output: str, as_json: bool) -> None:
 @coco_option
 @json_option
 def reduce(output: str, coco: str, as_json: bool) -> None:
-    """Write tables, COCO JSON, statistics and report of a finished sweep (again)."""
+    """Write tables, COCO JSON, statistics and report of a finished sweep (again), in this process.
+
+    The exit code is 0 whatever share of the images failed.
+    """
     from maskrcnn.reduce import reduce_run
 
     success = reduce_run(output, coco_mode=coco)

@@ -19,6 +19,22 @@ log = logging.getLogger("maskrcnn")
 _LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # only shards and receipts' counts cross Ray
 
 
+def _cluster_of(address: str | None) -> str | None:
+    """Return the address of the cluster that is meant, or None for a Ray on this machine."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
+
+
+def check_device(address: str | None, speed: Speed) -> None:
+    """Raise UsageError where the device would have to be guessed: on a cluster that is there."""
+    cluster = _cluster_of(address)
+    if cluster is not None and speed.device == "auto":
+        raise UsageError(
+            f"on the cluster at {cluster} say --device cpu or --device cuda: "
+            "its GPUs may not have been scaled up yet, so it cannot be guessed"
+        )
+
+
 @contextmanager
 def connected(address: str | None, speed: Speed) -> Iterator[Speed]:
     """Connect to Ray for the time of a block; give back how fast to go there, with nothing left open.
@@ -31,17 +47,13 @@ def connected(address: str | None, speed: Speed) -> Iterator[Speed]:
         UsageError: an existing cluster, and no `--device`.
         RunError: the cluster cannot be reached.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    local = address in (None, "local")
-    if not local and speed.device == "auto":
-        raise UsageError(
-            f"on the cluster at {address} say --device cpu or --device cuda: "
-            "its GPUs may not have been scaled up yet, so it cannot be guessed"
-        )
+    check_device(address, speed)
+    address = _cluster_of(address)
+    local = address is None
     started_here = not ray.is_initialized()
     if started_here:
         log.info("starting Ray on this machine" if local else f"connecting to Ray at {address}")
-        _init(None if local else address)
+        _init(address)
     try:
         yield _resolved(speed, dict(ray.cluster_resources()), local=local)  # type: ignore[no-untyped-call]
     finally:

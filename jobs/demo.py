@@ -70,7 +70,7 @@ def run_demo(directory: str, scenes: int) -> None:
     run = root / "run"
     request = Request(str(root / "scenes" / "instances.json"), str(run), Compute(model="scenes"))
     # The truth's file names its images, so that ids agree and the results can be weighed against it.
-    segment(request, Speed(), None)
+    segment(request, Speed(), "local")
     print_accuracy(root)
     overlay = write_overlay(root)
     print_queries(run)

@@ -86,8 +86,11 @@ def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> Plan:
     category_ids_named(card.categories, request.compute.categories)
     # What cannot be written is better known before a million inputs are listed.
     probe = f"{PROBES}/{uuid.uuid4().hex}"
-    storage.write(probe, b"")
-    storage.remove(probe)
+    try:
+        storage.write(probe, b"")
+    except RunError as error:
+        raise RunError(f"the output cannot be written: {error}") from error
+    storage.remove_tree(PROBES)
     inputs = read_inputs(request.source, images_root=request.images_root, limit=request.compute.limit)
     _tell_skipped(inputs)
     asked = request.shard_images
@@ -126,22 +129,26 @@ def _check_same(request: Request, storage: Storage, plan: Plan, card: ModelCard)
     shard_images = plan.shard_images if request.shard_images is None else request.shard_images
     asked = settings_of(request.compute, Cut(shard_images))
     source, source_sha256 = source_of(request.source)
-    planned = {
-        "input": run["inputs"]["source"],
-        "images-root": run["inputs"]["images_root"],
-        "manifest file (sha256)": run["inputs"]["source_sha256"],
-        "weights (sha256)": run["model"]["sha256"],
-        "categories": [category["name"] for category in run["model"]["categories"]],
-    }
-    categories = [category.name for category in card.categories]
-    now = (source, request.images_root, source_sha256, card.sha256, categories)
-    asked_now = dict(zip(planned, now, strict=True))
+    planned = _facts(run["inputs"], run["model"])
+    now = {"source": source, "source_sha256": source_sha256, "images_root": request.images_root}
+    asked_now = _facts(now, _model_entry(card))
     changed = differences(run["settings"], asked) + differences(planned, asked_now)
     if changed:
         raise UsageError(
             f"{request.output} holds another run ({'; '.join(changed)}); "
             "repeat its command to continue it, or name another output"
         )
+
+
+def _facts(inputs: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
+    """Return what a resume must repeat beside the settings, under the names that a user knows."""
+    return {
+        "input": inputs["source"],
+        "images-root": inputs["images_root"],
+        "manifest file (sha256)": inputs["source_sha256"],
+        "weights (sha256)": model["sha256"],
+        "categories": [category["name"] for category in model["categories"]],
+    }
 
 
 def _tell_skipped(inputs: Inputs) -> None:
@@ -178,8 +185,8 @@ def sweep(request: Request, plan: Plan, speed: Speed) -> float | None:
 
     storage = Storage(request.output)
     receipts = standing_receipts(storage)
-    n_pending = sum(1 for _ in plan.pending(receipts))
-    done = plan.rows - sum(len(shard) for shard in plan.pending(receipts))
+    sizes = [len(shard) for shard in plan.pending(receipts)]
+    n_pending, done = len(sizes), plan.rows - sum(sizes)
     if done:
         log.info("%s of %s shards are done already", f"{len(plan) - n_pending:,}", f"{len(plan):,}")
     if n_pending == 0:
@@ -207,13 +214,14 @@ def segment(request: Request, speed: Speed, address: str | None) -> dict[str, An
         UsageError: the command is wrong.
         RunError: the run stopped before its end; the same command continues it.
     """
-    from .cluster import connected, run_all
+    from .cluster import check_device, connected, run_all
 
+    check_device(address, speed)
     plan = prepare(request)
     storage = Storage(request.output)
     success = read_success(storage)
     if success is not None:
-        log.info("%s is finished already", request.output)
+        log.info("%s is finished already; `maskrcnn reduce` writes its tables again", request.output)
         return success
     with connected(address, speed) as resolved:
         wall_s = sweep(request, plan, resolved)

@@ -12,7 +12,7 @@ The header is read first, and no pixel before the limits hold. The rules, which 
 - 16-bit grey is scaled by round(v / 257), TIFF's 12-bit grey likewise from 4095. Where all of it lies in the lowest
   sixteenth of its range, as 12-bit values in a 16-bit file do, it would be black: `unsupported_pixels`. (PNG's
   sBIT changes nothing: it says of how many bits values were that have been scaled up since.) PNG's 16-bit colours
-  keep their high byte.
+  keep their high byte, under the same condition.
 - Float, 32-bit and signed pixels, and TIFFs of several bands beyond 8 bits, mean nothing without a stated
   scaling: `unsupported_pixels`.
 - Damage that the decoder does not notice (bytes changed inside a JPEG's scan) passes.
@@ -155,6 +155,8 @@ def decode_image(data: bytes, limits: Limits) -> DecodedImage:
         except _BROKEN as error:
             raise _broken(kind, data, error) from error
         pixels = _rgb(image)
+    if kind == "PNG" and _has_16_bit_colors(data) and 0 < int(pixels.max()) < 16:
+        raise _unsupported("16-bit colours that use only the lowest part of their range")
     return DecodedImage(pixels if turned else _upright(pixels, orientation), orientation)
 
 
@@ -271,6 +273,11 @@ def _rgb(image: Image.Image) -> Pixels:
     if mode in ("La", "RGBa"):
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[mode])
     return np.array(image if mode == "RGB" else image.convert("RGB"))
+
+
+def _has_16_bit_colors(png: bytes) -> bool:
+    """Return whether a PNG's header says 16 bits a channel, and more than grey: colours or alpha."""
+    return png[24] == 16 and png[25] != 0
 
 
 def _grey(image: Image.Image) -> NDArray[np.uint8]:

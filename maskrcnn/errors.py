@@ -5,8 +5,7 @@
     ├── RunError            the run cannot go on (storage, weights, cluster), and can be resumed; exit code 3
     └── ItemError           one image cannot be processed; it becomes a row of `images` with a code
 
-An item's fault never stops a run, a run's fault never becomes a row. `ItemError` is caught in one place,
-`worker.run_shard`.
+An item's fault never stops a run, a run's fault never becomes a row. `ItemError` becomes a row in one place, `worker`.
 """
 
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ ERROR_CODES: Final[Mapping[str, str]] = MappingProxyType(
         "not_found": "the object does not exist",
         "access_denied": "the store refused the read (403)",
         "storage_error": "the store failed, after retries",
-        "changed": "the object is not the one that was planned (its etag differs)",
+        "changed": "the object is not the one that was planned: its size differs, or the local file's time",
         "empty_file": "zero bytes",
         "too_many_bytes": "the file is larger than the limit on bytes",
         "not_an_image": "the content is no image (HTML, text, an archive, …)",

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torchvision.models.detection import MaskRCNN
 
+from .baseline import color_meanings, threshold_colors
 from .evaluate import average_precision
 from .model import EfficientNetLite0, build_network, save_model
 from .scenes import CATEGORIES, Scene, coco_dataset, render_scene, statistics
@@ -251,12 +252,19 @@ def export(network: MaskRCNN, output: Path, provenance: dict[str, Any]) -> None:
 # --- measuring ---
 
 
+def measure(weights: Path, count: int) -> dict[str, Any]:
+    """Measure what a file holds, fp16 and all, on `count` unseen scenes; see `evaluate`."""
+    network = new_network()
+    network.load_state_dict(load_file(weights))
+    return evaluate(network, count)
+
+
 def evaluate(network: MaskRCNN, count: int) -> dict[str, Any]:
     """Measure a model, its own boxes filled as masks, and a colour threshold, on unseen scenes."""
     scenes = [render_scene(EVALUATION_SEED + index, IMAGE_SIZE) for index in range(count)]
     truth = coco_dataset(scenes)
     masks, boxes, filled = predict(network, scenes)
-    meanings = _color_meanings()
+    meanings = color_meanings(render_scene(TRAINING_SEED + index, IMAGE_SIZE) for index in range(60))
     colors = (threshold_colors(scenes, meanings, share) for share in (0.15, 0.3, 0.5))
     of_colors = max(average_precision(truth, found, "segm").ap for found in colors)
     of_masks = average_precision(truth, masks, "segm")
@@ -293,64 +301,6 @@ def predict(network: MaskRCNN, scenes: list[Scene]) -> tuple[Results, Results, R
     return masks, boxes, filled
 
 
-def threshold_colors(scenes: list[Scene], meanings: NDArray[np.float64], share: float) -> Results:
-    """Find objects by colour alone: pieces of pixels whose colour means a category often enough."""
-    results: Results = []
-    for image_id, scene in enumerate(scenes, start=1):
-        chances = meanings[_color_bins(scene.image)]
-        found: Results = []
-        for category in CATEGORIES:
-            chance = chances[..., category.id]
-            pieces = components(chance >= share)
-            numbers, areas = np.unique(pieces, return_counts=True)
-            for number in numbers[(numbers > 0) & (areas >= 40)]:
-                piece = pieces == number
-                common = {"image_id": image_id, "category_id": category.id}
-                score = float(chance[piece].mean())
-                found.append(common | {"score": score, "segmentation": _encode(piece)})
-        results += sorted(found, key=lambda result: -float(result["score"]))[:100]
-    return results
-
-
-def _color_meanings() -> NDArray[np.float64]:
-    """Learn from training scenes how often a colour is which category, shape (4096, 1 + categories)."""
-    counts = np.full((16**3, len(CATEGORIES) + 1), 1e-9)
-    for seed in range(TRAINING_SEED, TRAINING_SEED + 60):
-        scene = render_scene(seed, IMAGE_SIZE)
-        kinds = np.concatenate([[0], scene.category_ids])[scene.labels]
-        np.add.at(counts, (_color_bins(scene.image).ravel(), kinds.ravel()), 1)
-    return np.asarray(counts / counts.sum(axis=1, keepdims=True))
-
-
-def _color_bins(pixels: NDArray[np.uint8]) -> NDArray[np.intp]:
-    """Bin the colours, 16 steps a channel, of the image smoothed over 3 x 3 pixels."""
-    height, width, _ = pixels.shape
-    around = np.pad(pixels.astype(np.intp), ((1, 1), (1, 1), (0, 0)), mode="edge")
-    parts = [around[y : y + height, x : x + width] for y in range(3) for x in range(3)]
-    red, green, blue = np.moveaxis(np.sum(parts, axis=0) // (9 * 16), -1, 0)
-    return np.asarray(red * 256 + green * 16 + blue)
-
-
-def components(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Label the 4-connected pieces of a mask by their first pixel plus one, and 0 outside.
-
-    >>> components(np.array([[True, False, True], [True, False, False]]))
-    array([[1, 0, 3],
-           [1, 0, 0]])
-    """
-    far = mask.size + 1
-    labels = np.where(mask, np.arange(1, far).reshape(mask.shape), far)
-    while True:
-        around = np.pad(labels, 1, constant_values=far)
-        beside = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
-        low = np.where(mask, np.minimum.reduce([labels, *beside]), far)
-        # A label is a pixel of the same piece: jump to what that pixel is called by now.
-        low = np.concatenate([[0], low.ravel(), [far]])[low]
-        if np.array_equal(low, labels):
-            return np.where(mask, labels, 0)
-        labels = low
-
-
 def _encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
     return dict(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)))
 
@@ -361,7 +311,10 @@ def _encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     parser = argparse.ArgumentParser(prog="python -m maskrcnn.train", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="the safetensors file to write")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="the safetensors file to write, or to measure"
+    )
+    parser.add_argument("--evaluate-only", action="store_true", help="measure OUTPUT, change nothing")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=40.0, help="wall time to train for")
     parser.add_argument("--work", type=Path, default=Path("scenes_train"), help="folder of the checkpoint")
@@ -370,16 +323,16 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
+    if options.evaluate_only:
+        logger.info("%s", json.dumps(measure(options.output, options.evaluate), indent=2))
+        return
     settings = Settings(options.seed, options.minutes, options.processes, options.output, options.work)
     settings.work.mkdir(parents=True, exist_ok=True)
     settings.rendezvous.unlink(missing_ok=True)
     spawn(train, (settings,), nprocs=settings.processes)  # type: ignore[no-untyped-call]
     progress = torch.load(settings.checkpoint, weights_only=True)
 
-    # What is measured is what the file holds: fp16.
-    network = new_network()
-    network.load_state_dict(load_file(options.output))
-    metrics = evaluate(network, options.evaluate)
+    metrics = measure(options.output, options.evaluate)
     logger.info("%s", json.dumps(metrics, indent=2))
     told = f"--output {options.output} --seed {options.seed} --minutes {options.minutes:g}"
     provenance = {
@@ -393,6 +346,8 @@ def main(arguments: list[str] | None = None) -> None:
         "finished": True,
         "metrics": metrics,
     }
+    network = new_network()
+    network.load_state_dict(load_file(options.output))
     export(network, options.output, provenance)
 
 

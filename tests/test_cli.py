@@ -137,6 +137,7 @@ def test_the_device_of_an_existing_cluster_must_be_said(images: Path, tmp_path: 
         "10.0.0.1:6379",
     ]
     refused(run(*arguments), "--device")
+    assert not (tmp_path / "out").exists()  # before anything is listed or planned
 
 
 @pytest.mark.parametrize("command", ["status", "reduce", "export", "gc"])

@@ -612,3 +612,26 @@ def test_real_photographs_of_each_orientation_are_upright(shape: str) -> None:
     # The figure in the middle of each picture names its orientation; all else is the same.
     for picture in small[1:]:
         assert np.median(np.abs(picture - small[0])) <= 3
+
+
+def png_of_16_bits(color_type, channels, value):
+    """A PNG of 4 x 4 pixels of one value, written by hand: Pillow writes no 16-bit colours."""
+
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", 4, 4, 16, color_type, 0, 0, 0)
+    row = b"\0" + struct.pack(">H", value) * channels * 4
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row * 4)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize(("color_type", "channels"), [(2, 3), (4, 2), (6, 4)], ids=["RGB", "LA", "RGBA"])
+def test_16_bit_colours_keep_their_high_byte_and_never_come_out_black(color_type, channels):
+    limits = Limits(10**6, 10**6, 100.0)
+    bright = decode_image(png_of_16_bits(color_type, channels, 0x8000), limits).pixels
+    assert set(bright.ravel().tolist()) == {128}
+    with pytest.raises(ItemError, match="lowest part of their range") as refused:
+        decode_image(png_of_16_bits(color_type, channels, 0x0FFF), limits)
+    assert refused.value.code == "unsupported_pixels"
+    assert decode_image(png_of_16_bits(color_type, channels, 0), limits).pixels.max() == 0

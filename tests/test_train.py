@@ -1,11 +1,14 @@
 """The training script: its schedule, its targets, and the honest baseline it compares with."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from maskrcnn.baseline import components, threshold_colors
 from maskrcnn.scenes import CATEGORIES, Scene, render_scene
-from maskrcnn.train import components, learning_rate, threshold_colors, to_target
+from maskrcnn.train import learning_rate, measure, to_target
 
 
 def test_the_rate_warms_up_and_falls() -> None:
@@ -62,3 +65,15 @@ def test_colors_find_what_has_a_color_of_its_own() -> None:
     meanings[15 * 256, CATEGORIES[0].id] = 1
     found = threshold_colors([Scene(image, labels, np.array([CATEGORIES[0].id]))], meanings, 0.5)
     assert [result["category_id"] for result in found] == [CATEGORIES[0].id]
+
+
+def test_the_embedded_model_is_as_good_as_it_must_be() -> None:
+    """On unseen scenes; few of them, so that the limits are those of the project and not what it reached."""
+    import maskrcnn
+
+    found = measure(Path(maskrcnn.__file__).with_name("scenes.safetensors"), 16)
+    assert found["mask_ap"] >= 0.45
+    assert found["mask_ap50"] >= 0.75
+    assert min(found["mask_ap_by_category"].values()) >= 0.25
+    assert found["mask_ap_of_color_threshold"] <= 0.20
+    assert found["mask_ap_of_filled_boxes"] <= 0.75 * found["mask_ap"]

@@ -55,19 +55,20 @@ def watch_sweep(folder: Path, images: int) -> dict[str, float]:
     with connected(None, Speed()) as speed:
         thread = threading.Thread(target=sample)
         thread.start()
-        started = time.perf_counter()
+        started, began = time.perf_counter(), time.time()
         sweep(request, made, speed)
         seconds = time.perf_counter() - started
         done.set()
         thread.join()
-    # The first shards bring the driver's code and buffers in; growth is what comes after.
-    settled = [rss for at, rss in samples if at - started > min(10.0, seconds / 4)]
+    receipts = [path.stat().st_mtime for path in (folder / "swept" / "receipts").iterdir()]
+    first = min(receipts) - began
+    during = [rss for at, rss in samples if at - started >= first]
     return {
         "images": images,
         "shards": len(made),
         "sweep_s": round(seconds, 1),
         "images_per_s": round(images / seconds, 1),
-        "driver_growth_mb": round((max(settled) - settled[0]) / 2**20, 1),
+        "driver_growth_mb": round((max(during) - during[0]) / 2**20, 1),
     }
 
 
@@ -81,3 +82,5 @@ if __name__ == "__main__":
         root = Path(folder)
         figures = plan(root, options.rows) | watch_sweep(root, options.images)
     print(json.dumps(figures, indent=1))
+    if figures["plan_s"] > 60 or figures["peak_rss_mb"] > 600 or figures["driver_growth_mb"] > 32:
+        raise SystemExit("above a limit: 60 s, 600 MB, 32 MB")
