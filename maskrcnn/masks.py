@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812
 
-from .rle import crop_to_rle, masks_edges, rle_areas
+from .rle import crop_to_rle, rle_areas, rle_boxes_xyxy
 from .types import Detections, detection_order
 
 THRESHOLD: Final = 0.5
@@ -63,7 +63,7 @@ def detections_from_network(
         scores=scores[order],
         masks=masks,
         areas=rle_areas(rles),
-        edges=masks_edges(rles),
+        mask_boxes=rle_boxes_xyxy(rles),
         capped=capped,
     )
 

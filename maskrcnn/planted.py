@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .rle import crop_to_rle, masks_edges, rle_areas, rle_boxes_xywh
+from .rle import crop_to_rle, rle_areas, rle_boxes_xywh, rle_boxes_xyxy
 from .types import Category, Detections, Pixels, detection_order
 
 PLANTED_CATEGORIES: Final = (
@@ -175,23 +175,22 @@ class PlantedSegmenter:
 def _detections(instances: Sequence[PlantedInstance], height: int, width: int, limit: int) -> Detections:
     """Return the best of the instances, each with its exact mask, and the mask's tight box as its box."""
     masks = [crop_to_rle(*instance.crop(height, width), height, width) for instance in instances]
-    boxes = rle_boxes_xywh([{"size": [height, width], "counts": mask} for mask in masks]).astype(np.float32)
-    boxes[:, 2:] += boxes[:, :2]
+    rles = [{"size": [height, width], "counts": mask} for mask in masks]
+    mask_boxes = rle_boxes_xyxy(rles)
+    boxes = mask_boxes.astype(np.float32)
     labels = np.array([instance.category_id for instance in instances], dtype=np.int32)
     scores = np.array([instance.score for instance in instances], dtype=np.float32)
     order = detection_order(boxes, labels, scores)[:limit]
-    kept = tuple(masks[i] for i in order)
-    rles = [{"size": [height, width], "counts": mask} for mask in kept]
     return Detections(
         height=height,
         width=width,
         boxes=boxes[order],
         labels=labels[order],
         scores=scores[order],
-        masks=kept,
-        areas=rle_areas(rles),
-        edges=masks_edges(rles),
-        capped=len(kept) == limit,
+        masks=tuple(masks[i] for i in order),
+        areas=rle_areas(rles)[order],
+        mask_boxes=mask_boxes[order],
+        capped=len(order) == limit,
     )
 
 

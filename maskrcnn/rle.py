@@ -65,12 +65,11 @@ def rle_boxes_xywh(rles: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
     return np.array(coco_mask.toBbox(list(rles)), dtype=np.float64).reshape(-1, 4)
 
 
-def masks_edges(rles: Sequence[dict[str, Any]]) -> NDArray[np.bool_]:
-    """Return for each mask, (N,), whether one of its pixels lies on the image's border."""
-    sizes = np.array([rle["size"] for rle in rles], dtype=np.int64).reshape(-1, 2)
-    xmin, ymin, width, height = rle_boxes_xywh(rles).T
-    on_border = (xmin == 0) | (ymin == 0) | (xmin + width == sizes[:, 1]) | (ymin + height == sizes[:, 0])
-    return np.asarray(on_border & (width > 0))
+def rle_boxes_xyxy(rles: Sequence[dict[str, Any]]) -> NDArray[np.int32]:
+    """Return the tight box of each mask, (N, 4) xmin, ymin, xmax, ymax in pixels, the last two exclusive."""
+    boxes = rle_boxes_xywh(rles)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes.astype(np.int32)
 
 
 def _runs(

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from .types import Category, Detections
 
@@ -56,6 +57,7 @@ IMAGES: Final = pa.schema(
 """One row an input; the manifest's further columns follow."""
 
 _BOX: Final = pa.struct([_field(name, pa.float32()) for name in ("xmin", "ymin", "xmax", "ymax")])
+_MASK_BOX: Final = pa.struct([_field(name, pa.int32()) for name in ("xmin", "ymin", "xmax", "ymax")])
 _SIZE: Final = pa.list_(_field("element", pa.int32()))
 _SEGMENTATION: Final = pa.struct([_field("size", _SIZE), _field("counts", pa.string())])
 # Parquet's writer takes a null struct only where its fields may be null; of a frame that is set, none is.
@@ -73,6 +75,7 @@ INSTANCES: Final = pa.schema(
         _field("score", pa.float32()),
         _field("box", _BOX),
         _field("area", pa.int64()),
+        _field("mask_box", _MASK_BOX),
         _field("segmentation", _SEGMENTATION),
         _field("frame", _FRAME, null=True),
         _field("edge", pa.bool_()),
@@ -170,7 +173,6 @@ def instances_table(results: Sequence[ImageResult], categories: Sequence[Categor
         ],
         fields=list(_SEGMENTATION),
     )
-    box_columns = [pa.array(np.ascontiguousarray(boxes[:, i])) for i in range(4)]
     arrays = [
         pa.array(rows * INSTANCES_PER_IMAGE + instance + 1),
         pa.array(image_ids),
@@ -178,8 +180,9 @@ def instances_table(results: Sequence[ImageResult], categories: Sequence[Categor
         pa.array(labels),
         pa.DictionaryArray.from_arrays(codes, dictionary),
         pa.array(column("scores", np.empty(0, np.float32))),
-        pa.StructArray.from_arrays(box_columns, fields=list(_BOX)),
+        _struct(boxes, _BOX),
         pa.array(column("areas", np.empty(0, np.int64))),
+        _struct(column("mask_boxes", np.empty((0, 4), np.int32)), _MASK_BOX),
         segmentation,
         pa.nulls(len(labels), _FRAME),
         pa.array(column("edges", np.empty(0, np.bool_))),
@@ -194,16 +197,28 @@ def detections_of(image: dict[str, Any], instances: pa.Table) -> Detections:
         image: its row of `images`.
         instances: its rows of `instances`, in their order.
     """
-    box = instances["box"].combine_chunks()
     counts = instances["segmentation"].combine_chunks().field("counts")
     return Detections(
         height=image["height"],
         width=image["width"],
-        boxes=np.stack([box.field(side).to_numpy(zero_copy_only=False) for side in range(4)], axis=1),
+        boxes=_unstruct(instances["box"]),
         labels=instances["category_id"].to_numpy(),
         scores=instances["score"].to_numpy(),
         masks=tuple(text.encode("ascii") for text in counts.to_pylist()),
         areas=instances["area"].to_numpy(),
-        edges=instances["edge"].to_numpy(),
+        mask_boxes=_unstruct(instances["mask_box"]),
         capped=image["capped"],
     )
+
+
+def _struct(columns: NDArray[Any], type_: pa.StructType) -> pa.StructArray:
+    """Return the columns of an (N, K) array as one column of structs."""
+    arrays = [pa.array(np.ascontiguousarray(column)) for column in columns.T]
+    return pa.StructArray.from_arrays(arrays, fields=list(type_))
+
+
+def _unstruct(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Return the inverse of `_struct`."""
+    structs = column.combine_chunks()
+    fields = range(structs.type.num_fields)
+    return np.stack([structs.field(i).to_numpy(zero_copy_only=False) for i in fields], axis=1)

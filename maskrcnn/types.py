@@ -49,8 +49,8 @@ class Detections:
     """N COCO compressed RLE strings over the whole image."""
     areas: NDArray[np.int64]
     """(N,) mask pixels."""
-    edges: NDArray[np.bool_]
-    """(N,) whether the mask touches the image's border."""
+    mask_boxes: NDArray[np.int32]
+    """(N, 4) xmin, ymin, xmax, ymax of the mask's pixels, the last two exclusive; zeros where it is empty."""
     capped: bool
     """Whether the limit on detections was reached, so that weaker ones may be missing."""
 
@@ -61,7 +61,7 @@ class Detections:
             ("labels", (n,), np.int32),
             ("scores", (n,), np.float32),
             ("areas", (n,), np.int64),
-            ("edges", (n,), np.bool_),
+            ("mask_boxes", (n, 4), np.int32),
         )
         for name, shape, dtype in expected:
             column = getattr(self, name)
@@ -70,6 +70,13 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.masks)
+
+    @property
+    def edges(self) -> NDArray[np.bool_]:
+        """(N,) whether the mask touches the image's border."""
+        xmin, ymin, xmax, ymax = self.mask_boxes.T
+        touching = (xmin == 0) | (ymin == 0) | (xmax == self.width) | (ymax == self.height)
+        return np.asarray(touching & (xmax > 0))
 
     def rles(self) -> list[dict[str, Any]]:
         """Return the masks as `pycocotools.mask` takes them: [{"size": [height, width], "counts": bytes}]."""

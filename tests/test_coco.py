@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from maskrcnn import coco
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.parts import Part, write_table
-from maskrcnn.rle import masks_edges, rle_areas
+from maskrcnn.rle import rle_areas, rle_boxes_xyxy
 from maskrcnn.schema import INSTANCES, MANIFEST, ImageResult, images_table, instances_table
 from maskrcnn.storage import Storage
 from maskrcnn.types import Category, Detections, detection_order
@@ -48,7 +48,7 @@ def random_detections(rng, n):
     rles = [rles[i] for i in order]
     return Detections(
         height, width, corners[order], labels[order], scores[order], tuple(rle["counts"] for rle in rles),
-        rle_areas(rles), masks_edges(rles), capped=False,
+        rle_areas(rles), rle_boxes_xyxy(rles), capped=False,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from maskrcnn import coco, export
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.parts import Part, write_table
-from maskrcnn.rle import crop_to_rle, masks_edges, rle_areas
+from maskrcnn.rle import crop_to_rle, rle_areas, rle_boxes_xyxy
 from maskrcnn.schema import MANIFEST, ImageResult, images_table, instances_table
 from maskrcnn.storage import Storage
 from maskrcnn.types import Category, Detections
@@ -38,7 +38,7 @@ def rectangles(*boxes):
     labels = np.arange(n, dtype=np.int32) % 2 + 1
     corners = np.array(boxes, np.float32).reshape(n, 4)
     return Detections(
-        HEIGHT, WIDTH, corners, labels, scores, masks, rle_areas(rles), masks_edges(rles), capped=False
+        HEIGHT, WIDTH, corners, labels, scores, masks, rle_areas(rles), rle_boxes_xyxy(rles), capped=False
     )
 
 

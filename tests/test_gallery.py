@@ -38,7 +38,7 @@ def _detections(objects: list[tuple[int, float]]) -> Detections:
             crop_to_rle(np.ones((40, 60), np.bool_), 20 * k, 10 * k, HEIGHT, WIDTH) for k in range(n)
         ),
         areas=np.full(n, 2400, np.int64),
-        edges=np.zeros(n, np.bool_),
+        mask_boxes=np.zeros((n, 4), np.int32),
         capped=False,
     )
 

@@ -64,7 +64,7 @@ def test_the_queries_it_shows_mean_what_they_say(tmp_path: Path) -> None:
         return Detections(
             height=4, width=4, boxes=np.zeros((n, 4), np.float32), labels=np.array(labels, np.int32),
             scores=np.full(n, 0.9, np.float32), masks=(b"01f0",) * n, areas=np.ones(n, np.int64),
-            edges=np.zeros(n, np.bool_), capped=False,
+            mask_boxes=np.zeros((n, 4), np.int32), capped=False,
         )  # fmt: skip
 
     results = [

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from maskrcnn.rle import crop_to_rle, masks_edges, rle_areas, rle_boxes_xywh
+from maskrcnn.rle import crop_to_rle, rle_areas, rle_boxes_xywh, rle_boxes_xyxy
 
 
 @st.composite
@@ -37,20 +37,19 @@ def test_the_bytes_are_those_of_pycocotools_on_the_whole_mask(case):
 
 
 @given(crops())
-def test_areas_boxes_and_edges_are_those_of_the_whole_mask(case):
+def test_areas_and_boxes_are_those_of_the_whole_mask(case):
     mask = full_mask(*case)
     height, width = mask.shape
     rle = {"size": [height, width], "counts": crop_to_rle(*case)}
     assert rle_areas([rle]).tolist() == [mask.sum()]
-    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
-    assert masks_edges([rle]).tolist() == [border.any()]
     rows, columns = np.nonzero(mask)
     if len(rows):
         xmin, ymin = columns.min(), rows.min()
-        tight = [xmin, ymin, columns.max() + 1 - xmin, rows.max() + 1 - ymin]
+        tight = [xmin, ymin, columns.max() + 1, rows.max() + 1]
     else:
         tight = [0, 0, 0, 0]
-    assert rle_boxes_xywh([rle]).tolist() == [tight]
+    assert rle_boxes_xyxy([rle]).tolist() == [tight]
+    assert rle_boxes_xywh([rle]).tolist() == [[*tight[:2], tight[2] - tight[0], tight[3] - tight[1]]]
 
 
 @pytest.mark.parametrize("density", [0.0, 0.01, 0.5, 0.99, 1.0])
@@ -84,14 +83,14 @@ def test_columns_of_any_length(count):
     masks = rng.random((count, 9, 8)) < 0.4
     rles = [{"size": [9, 8], "counts": crop_to_rle(mask, 0, 0, 9, 8)} for mask in masks]
     assert rle_areas(rles).tolist() == masks.sum((1, 2)).tolist()
-    assert len(rle_boxes_xywh(rles)) == len(masks_edges(rles)) == count
+    assert len(rle_boxes_xywh(rles)) == len(rle_boxes_xyxy(rles)) == count
 
 
 def test_no_masks_give_empty_columns():
     assert rle_areas([]).shape == (0,)
     assert rle_boxes_xywh([]).shape == (0, 4)
-    assert masks_edges([]).shape == (0,)
-    assert masks_edges([]).dtype == np.bool_
+    assert rle_boxes_xyxy([]).shape == (0, 4)
+    assert rle_boxes_xyxy([]).dtype == np.int32
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def _detections(width: int, height: int, objects: list[tuple[int, float, float, 
         scores=np.array([s for _, s, *_ in objects], np.float32),
         masks=(b"0",) * n,
         areas=np.array([min(a, width * height) for *_, a in objects], np.int64),
-        edges=np.zeros(n, np.bool_),
+        mask_boxes=np.zeros((n, 4), np.int32),
         capped=False,
     )
 

@@ -34,7 +34,7 @@ def _detections(
         scores=np.array([score for _, score, _ in objects], np.float32),
         masks=tuple(coco_mask.encode(mask)["counts"] for mask in masks),
         areas=np.array([mask.sum() for mask in masks], np.int64),
-        edges=np.zeros(len(masks), np.bool_),
+        mask_boxes=np.zeros((len(masks), 4), np.int32),
         capped=False,
     )
 
