@@ -5,8 +5,9 @@ A COCO mask is read column by column: counts of zeros and ones in turn, zeros fi
 Reference: `maskApi.c` of pycocotools, whose bytes these are.
 """
 
+import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,56 @@ from pycocotools import mask as coco_mask
 
 MAX_PIXELS = 2**32 - 1
 """A count is a uint32: no larger image can be written as one mask."""
+
+
+class EncodedMasks(NamedTuple):
+    """N masks and what is known of them."""
+
+    counts: tuple[bytes, ...]
+    """The `counts` of `pycocotools.mask.encode`, byte for byte."""
+    areas: NDArray[np.int64]
+    """(N,) pixels."""
+    boxes: NDArray[np.int32]
+    """(N, 4) xmin, ymin, xmax, ymax, the last two exclusive; zeros where a mask is empty."""
+
+
+def encode_changes(
+    instance: NDArray[np.int64],
+    column: NDArray[np.int64],
+    row: NDArray[np.int64],
+    n: int,
+    height: int,
+    width: int,
+) -> EncodedMasks:
+    """Encode masks of one image that are given by the changes along their columns.
+
+    Args:
+        instance: (C,) the mask of each change, ascending.
+        column: (C,) within an instance ascending.
+        row: (C,) within a column ascending: the first pixel that differs from the one above it, at most
+            `height`. The row above the first counts as zeros, the one below the last too: each column has an
+            even number of changes.
+        n: how many masks there are.
+        height: of the image, pixels.
+        width: of the image, pixels.
+
+    Raises:
+        ValueError: the image has 2^32 pixels or more.
+    """
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"{height} x {width} pixels do not fit a COCO mask")
+    position = column * height + row
+    n_runs = np.bincount(instance[::2], minlength=n)
+    areas = _sums(position[1::2] - position[::2], n_runs)
+    boxes = _tight_boxes(column, row, n_runs)
+
+    # A run may go on at the top of the next column: there its end and the next run's start are one.
+    apart = np.ones(len(position), np.bool_)
+    if len(position):
+        goes_on = (position[1:] == position[:-1]) & (instance[1:] == instance[:-1])
+        apart[1:] &= ~goes_on
+        apart[:-1] &= ~goes_on
+    return EncodedMasks(_compressed(position[apart], instance[apart], n, height * width), areas, boxes)
 
 
 def crop_to_rle(crop: NDArray[np.bool_], left: int, top: int, height: int, width: int) -> bytes:
@@ -38,19 +89,11 @@ def crop_to_rle(crop: NDArray[np.bool_], left: int, top: int, height: int, width
     h, w = crop.shape
     if not (0 <= left <= width - w and 0 <= top <= height - h):
         raise ValueError(f"a crop of {h} x {w} at row {top}, column {left} leaves {height} x {width} pixels")
-    if height * width > MAX_PIXELS:
-        raise ValueError(f"{height} x {width} pixels do not fit a COCO mask")
-    starts, ends = _runs(crop, left, top, height)
-    counts = np.empty(2 * len(starts) + 1, np.int64)
-    counts[0:-1:2] = starts
-    counts[1::2] = ends
-    counts[-1] = height * width
-    counts[1:] -= counts[:-1].copy()
-    if len(counts) > 1 and counts[-1] == 0:  # pycocotools writes no zeros after a mask that ends the image
-        counts = counts[:-1]
-    uncompressed = {"size": [height, width], "counts": counts.astype(np.uint32)}
-    encoded: bytes = coco_mask.frPyObjects(uncompressed, height, width)["counts"]
-    return encoded
+    padded = np.zeros((w, h + 2), np.bool_)
+    padded[:, 1:-1] = crop.T
+    column, row = np.divmod(np.flatnonzero(padded[:, 1:] != padded[:, :-1]), h + 1)
+    encoded = encode_changes(np.zeros(len(row), np.int64), column + left, row + top, 1, height, width)
+    return encoded.counts[0]
 
 
 def rle_areas(rles: Sequence[dict[str, Any]]) -> NDArray[np.int64]:
@@ -72,22 +115,66 @@ def rle_boxes_xyxy(rles: Sequence[dict[str, Any]]) -> NDArray[np.int32]:
     return boxes.astype(np.int32)
 
 
-def _runs(
-    crop: NDArray[np.bool_], left: int, top: int, height: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where the runs of ones start and end in the image's column-major order."""
-    h, w = crop.shape
-    padded = np.zeros((h + 2, w), np.bool_)
-    padded[1:-1] = crop
-    # A column changes value an even number of times: starts and ends take turns.
-    changes = np.flatnonzero(padded[1:] != padded[:-1])
-    rows, columns = np.divmod(changes, max(w, 1))
-    positions = np.sort((columns + left) * height + rows + top)
-    starts, ends = positions[0::2], positions[1::2]
-    if h < height:
-        return starts, ends
-    # Where the crop spans the image's height, a run may go on at the top of the next column.
-    apart = starts[1:] != ends[:-1]
-    first, last = np.ones(len(starts), np.bool_), np.ones(len(ends), np.bool_)
-    first[1:], last[:-1] = apart, apart
-    return starts[first], ends[last]
+def _sums(values: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the sums of consecutive stretches of the given lengths, which may be zero."""
+    ends = np.cumsum(lengths)
+    totals = np.concatenate([np.zeros(1, np.int64), np.cumsum(values)])
+    return np.asarray(totals[ends] - totals[ends - lengths])
+
+
+def _tight_boxes(
+    column: NDArray[np.int64], row: NDArray[np.int64], n_runs: NDArray[np.int64]
+) -> NDArray[np.int32]:
+    """Return the tight boxes of masks that have so many runs, each within a column."""
+    boxes = np.zeros((len(n_runs), 4), np.int32)
+    some = n_runs > 0
+    first = (np.cumsum(n_runs) - n_runs)[some]
+    if len(first):
+        starts, ends = row[::2], row[1::2]
+        boxes[some, 0] = column[::2][first]
+        boxes[some, 1] = np.minimum.reduceat(starts, first)
+        boxes[some, 2] = column[::2][first + n_runs[some] - 1] + 1
+        boxes[some, 3] = np.maximum.reduceat(ends, first)
+    return boxes
+
+
+def _compressed(
+    position: NDArray[np.int64], instance: NDArray[np.int64], n: int, n_pixels: int
+) -> tuple[bytes, ...]:
+    """Return the compressed counts of masks whose value changes at positions of their column-major order.
+
+    Reference: `rleToString` in `maskApi.c`: a count from the third on is written as its difference to the one
+    before the last, in groups of five bits, the lowest first; a sixth bit says that another group follows.
+    """
+    # Each mask's changes between 0 and the image's end; their distances are the counts.
+    n_changes = np.bincount(instance, minlength=n)
+    lengths = n_changes + 2
+    starts = np.cumsum(lengths) - lengths
+    bounds = np.full(len(position) + 2 * n, n_pixels, np.int64)
+    bounds[starts] = 0
+    bounds[np.arange(len(position)) + 2 * instance + 1] = position
+    plain = np.diff(bounds, append=0)
+    # From a mask's end to the next one's start is no count; nor are no zeros after a mask that ends the image.
+    kept = np.ones(len(plain), np.bool_)
+    kept[starts + lengths - 1] = False
+    kept[starts + lengths - 2] = (plain[starts + lengths - 2] > 0) | (n_changes == 0)
+    counts = plain.copy()
+    nth = np.arange(len(plain)) - np.repeat(starts, lengths)
+    counts[3:] -= np.where(nth[3:] > 2, plain[1:-2], 0)
+    values = counts[kept]
+    sizes = _sums(kept.astype(np.int64), lengths)
+
+    n_groups = np.ones(len(values), np.int64)
+    magnitude = values ^ (values >> 63)
+    for bits in range(4, 35, 5):
+        n_groups += magnitude >= 1 << bits
+    ends = np.cumsum(n_groups)
+    text = np.empty(int(ends[-1]) if n else 0, np.uint8)
+    at, rest, groups = ends - n_groups, values, n_groups
+    while len(at):
+        goes_on = groups > 1
+        text[at] = (rest & 31) + 48 + 32 * goes_on
+        at, rest, groups = at[goes_on] + 1, rest[goes_on] >> 5, groups[goes_on] - 1
+    whole = text.tobytes()
+    cuts = [0, *ends[np.cumsum(sizes) - 1].tolist()] if n else [0]
+    return tuple(whole[start:stop] for start, stop in itertools.pairwise(cuts))
