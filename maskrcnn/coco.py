@@ -1,14 +1,19 @@
 """COCO JSON from the tables, streamed: rows of text are built a column at a time and never held together.
 
+Reading, turning into text and writing overlap: Arrow works outside of Python's lock.
+
 Two forms, as https://cocodataset.org/#format-data and #format-results define them. The *dataset* form holds
 the images, and an annotation an instance, whose `area` and `bbox` are the mask's; the *results* form is the
 bare list that `COCO.loadRes` takes, whose `bbox` is the model's box. Every tool reads a COCO file as a whole:
 a large run gets several, each valid on its own.
 """
 
+import functools
 import json
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -20,7 +25,6 @@ import pyarrow.parquet as pq
 
 from .errors import RunError, UsageError
 from .parts import Part
-from .rle import rle_boxes_xywh
 from .storage import Storage
 from .types import Category
 
@@ -29,11 +33,15 @@ MAX_ANNOTATIONS: Final = 2_000_000
 """Above it, `auto` writes several files. `pycocotools` takes some 6 GB to load so many."""
 BATCH_ROWS: Final = 8192
 """Rows turned into text at once: some megabytes."""
+THREADS: Final = 2
+"""Batches turned into text at once, while the caller's thread reads and writes: it is as busy as one of them."""
 
 _IMAGE_COLUMNS: Final = ("image_id", "name", "status", "width", "height")
-_INSTANCE_COLUMNS: Final = (
-    "id", "image_id", "category_id", "score", "box", "area", "segmentation", "frame",
+ANNOTATION_COLUMNS: Final = (
+    "id", "image_id", "category_id", "score", "area", "mask_box", "segmentation", "frame",
 )  # fmt: skip
+_RESULT_COLUMNS: Final = ("image_id", "category_id", "score", "box", "segmentation", "frame")
+_TABLE_ROWS: Final = 2**14
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +120,10 @@ def write_dataset(
     def write(file: BinaryIO) -> int:
         file.write(f'{{"info":{_json(info)},"licenses":[],"categories":{_json(described)},'.encode())
         file.write(b'"images":')
-        _write_array(file, (_image_rows(batch) for batch in image_batches(storage, parts)))
+        _write_array(file, map(_image_rows, image_batches(storage, parts)))
         file.write(b',"annotations":')
-        count = _write_array(file, (_annotation_rows(b) for b in instance_batches(storage, parts)))
+        batches = instance_batches(storage, parts, ANNOTATION_COLUMNS)
+        count = _write_array(file, _in_threads(_annotation_rows, batches))
         file.write(b"}\n")
         return count
 
@@ -130,7 +139,8 @@ def write_results(
     """
 
     def write(file: BinaryIO) -> int:
-        count = _write_array(file, (_result_rows(batch) for batch in instance_batches(storage, parts)))
+        batches = instance_batches(storage, parts, _RESULT_COLUMNS)
+        count = _write_array(file, _in_threads(_result_rows, batches))
         file.write(b"\n")
         return count
 
@@ -154,9 +164,9 @@ def image_batches(
 
 
 def instance_batches(
-    storage: Storage, parts: Iterable[Part], columns: Sequence[str] = _INSTANCE_COLUMNS
+    storage: Storage, parts: Iterable[Part], columns: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of `instances`, some thousands at a time.
+    """Yield some columns of the rows of `instances`, some thousands of rows at a time.
 
     Raises:
         UsageError: `frame` is one of the columns, and a mask is drawn in a frame of its own.
@@ -174,7 +184,8 @@ def instance_batches(
 
 def _batches(storage: Storage, path: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     with storage.open(path) as stored, pq.ParquetFile(stored) as file:
-        yield from file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns))
+        # Arrow's own threads, a column each, take some 45 MB more; one column is most of the work.
+        yield from file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns), use_threads=False)
 
 
 def _floats(batch: pa.RecordBatch) -> list[pa.Array]:
@@ -196,39 +207,65 @@ def _refuse_frames(batch: pa.RecordBatch) -> None:
 
 
 def _image_rows(batch: pa.RecordBatch) -> pa.LargeStringArray:
-    # The only text that a user chose. Escaped to ASCII, because pycocotools opens with the locale's encoding.
-    names = pa.array([json.dumps(name) for name in batch["name"].to_pylist()], pa.large_string())
+    # The only text that a user chose. Escaped to ASCII, because pycocotools opens with the locale's encoding;
+    # all at once, and cut where no name has a line feed: there it is escaped.
+    names = json.dumps(batch["name"].to_pylist(), separators=("\n", ":"))[1:-1].split("\n")
     return _joined(
-        ',\n{"id":', batch["image_id"], ',"file_name":', names,
+        ',\n{"id":', batch["image_id"], ',"file_name":', pa.array(names[: len(batch)], pa.large_string()),
         ',"width":', batch["width"], ',"height":', batch["height"], "}",
     )  # fmt: skip
 
 
 def _annotation_rows(batch: pa.RecordBatch) -> pa.LargeStringArray:
-    x, y, width, height = rle_boxes_xywh(batch["segmentation"].to_pylist()).astype(np.int64).T
+    xmin, ymin, xmax, ymax = batch["mask_box"].flatten()
     return _joined(
-        ',\n{"id":', batch["id"], ',"image_id":', batch["image_id"], ',"category_id":', batch["category_id"],
-        *_segmentation(batch), ',"area":', batch["area"],
-        ',"bbox":[', pa.array(x), ",", pa.array(y), ",", pa.array(width), ",", pa.array(height),
-        '],"iscrowd":0,"score":', batch["score"], "}",
+        ',\n{"id":', batch["id"], _repeating(',"image_id":', batch["image_id"], ',"category_id":'),
+        *_category_and_segmentation(batch), '"},"area":', batch["area"],
+        _small(',"bbox":[', xmin, ","), _small("", ymin, ","), _small("", pc.subtract(xmax, xmin), ","),
+        _small("", pc.subtract(ymax, ymin), '],"iscrowd":0,"score":'), batch["score"], "}",
     )  # fmt: skip
 
 
 def _result_rows(batch: pa.RecordBatch) -> pa.LargeStringArray:
     xmin, ymin, xmax, ymax = batch["box"].flatten()
-    width, height = pc.subtract(xmax, xmin), pc.subtract(ymax, ymin)
     return _joined(
-        ',\n{"image_id":', batch["image_id"], ',"category_id":', batch["category_id"], *_segmentation(batch),
-        ',"bbox":[', xmin, ",", ymin, ",", width, ",", height, '],"score":', batch["score"], "}",
+        _repeating(',\n{"image_id":', batch["image_id"], ',"category_id":'),
+        *_category_and_segmentation(batch), '"},"bbox":[', xmin, ",", ymin, ",", pc.subtract(xmax, xmin),
+        ",", pc.subtract(ymax, ymin), '],"score":', batch["score"], "}",
     )  # fmt: skip
 
 
-def _segmentation(batch: pa.RecordBatch) -> list[str | pa.Array]:
+def _category_and_segmentation(batch: pa.RecordBatch) -> list[pa.Array]:
     size, counts = batch["segmentation"].flatten()
-    height, width = pc.list_element(size, 0), pc.list_element(size, 1)
+    height, width = size.flatten().to_numpy().reshape(-1, 2).astype(np.int64).T
+    sizes = pa.array(height << 32 | width).dictionary_encode()
+    values = sizes.dictionary.to_numpy()
+    heights, widths = pa.array(values >> 32), pa.array(values & 0xFFFFFFFF)
+    texts = _joined(',"segmentation":{"size":[', heights, ",", widths, '],"counts":"')
     # A run-length string uses the characters from "0" to "o"; JSON escapes one of them, the backslash.
     escaped = pc.replace_substring(counts, "\\", "\\\\")
-    return [',"segmentation":{"size":[', height, ",", width, '],"counts":"', escaped, '"}']
+    return [_repeating("", batch["category_id"], ""), texts.take(sizes.indices), escaped]
+
+
+# A number that occurs often is written once, with the constants beside it, and its text is taken from there.
+
+
+def _repeating(before: str, column: pa.Array, after: str) -> pa.LargeStringArray:
+    encoded = column.dictionary_encode()
+    return _joined(before, encoded.dictionary, after).take(encoded.indices)
+
+
+def _small(before: str, column: pa.Array, after: str) -> pa.LargeStringArray:
+    """Write what is below `_TABLE_ROWS` as a rule: pixels."""
+    extent = pc.min_max(column).as_py()
+    if len(column) and extent["min"] >= 0 and extent["max"] < _TABLE_ROWS:
+        return _number_table(before, after).take(column)
+    return _repeating(before, column, after)
+
+
+@functools.lru_cache(maxsize=8)
+def _number_table(before: str, after: str) -> pa.LargeStringArray:
+    return _joined(before, pa.array(np.arange(_TABLE_ROWS)), after)
 
 
 def _joined(*pieces: str | pa.Array) -> pa.LargeStringArray:
@@ -244,6 +281,20 @@ def _joined(*pieces: str | pa.Array) -> pa.LargeStringArray:
 
 
 # Writing
+
+
+def _in_threads(
+    rows: Callable[[pa.RecordBatch], pa.LargeStringArray], batches: Iterable[pa.RecordBatch]
+) -> Iterator[pa.LargeStringArray]:
+    """Yield the rows of text of each batch, in order; those of the next `THREADS` are made meanwhile."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting: deque[Future[pa.LargeStringArray]] = deque()
+        for batch in batches:
+            waiting.append(pool.submit(rows, batch))
+            if len(waiting) > THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _write_array(file: BinaryIO, batches: Iterable[pa.LargeStringArray]) -> int:

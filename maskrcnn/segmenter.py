@@ -1,32 +1,31 @@
-"""From pixels to instances: torchvision's network, cut before it pastes.
+"""From pixels to instances: images into batches, a forward pass each, and boxes and masks in their own pixels."""
 
-The steps are those of `GeneralizedRCNN.forward` and `RoIHeads.forward` in torchvision/models/detection, with
-the same functions in the same order. The boxes' post-processing is written anew, because categories are
-chosen there, before suppression and limit. Masks stay squares inside their boxes.
-"""
-
-import copy
-from collections import OrderedDict
+import logging
+import threading
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import torch
 import torchvision
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.models.detection.transform import resize_boxes
-from torchvision.ops import boxes as box_ops
+from torch.nn import functional as F  # noqa: N812
 
 from .errors import ItemError, UsageError
+from .forward import Forward
+from .fuse import for_cpu, fused
 from .masks import detections_from_network
 from .model import Model
 from .types import Category, Detections, Pixels
 from .weights import category_ids_named
 
+log = logging.getLogger("maskrcnn")
+
 DEFAULT_CUDA_BATCH: Final = 8
-MIN_BOX_SIDE_PX: Final = 1e-2
-"""Thinner boxes are dropped, as torchvision does."""
+DTYPES: Final = ("float32", "bfloat16", "float16")
+_SPARSE: Final = 0.5
+"""Shrinking below this, a resize reads fewer pixels than there are."""
 
 
 class MaskRCNNSegmenter:
@@ -43,9 +42,11 @@ class MaskRCNNSegmenter:
         device: `cpu`, `cuda`, or `auto`: CUDA if there is one.
         batch_size: images a forward pass; None: 1 on CPU, 8 on CUDA.
         threads: of torch on the CPU, for the whole process; None: as they are.
+        dtype: of the convolutions, one of `DTYPES`; None: float32 on CPU, bfloat16 on CUDA. Boxes, scores, RoIAlign
+            and suppression are float32 or more.
 
     Raises:
-        UsageError: the model has no category of a name, or there is no such device.
+        UsageError: the model has no category of a name, or there is no such device or dtype.
     """
 
     def __init__(
@@ -58,21 +59,34 @@ class MaskRCNNSegmenter:
         device: str = "cpu",
         batch_size: int | None = None,
         threads: int | None = None,
+        dtype: str | None = None,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self._device = _device(device)
-        self._batch_size = batch_size or (DEFAULT_CUDA_BATCH if self._device.type == "cuda" else 1)
-        self._module = copy.deepcopy(model.module).eval().to(self._device)
+        cuda = self._device.type == "cuda"
+        self._batch_size = batch_size or (DEFAULT_CUDA_BATCH if cuda else 1)
+        self._dtype = _dtype(dtype or ("bfloat16" if cuda else "float32"))
         self._categories = model.categories
         self._category_ids = np.array(model.card.category_ids, dtype=np.int32)
         kept = (
             category_ids_named(model.categories, categories) if categories else set(self._category_ids) - {0}
         )
         labels = [label for label, category in enumerate(self._category_ids) if category in kept]
-        self._labels = torch.tensor(labels, dtype=torch.int64, device=self._device)
-        self._min_score = min_score
+        network = fused(model.module).to(self._device, self._dtype)
+        if not cuda and self._dtype == torch.float32:
+            network = for_cpu(network)
+            network.roi_heads.box_roi_pool = model.module.roi_heads.box_roi_pool
+            network.roi_heads.mask_roi_pool = model.module.roi_heads.mask_roi_pool
+        self._forward = Forward(network, labels, min_score, max_detections)
+        self._transform = model.module.transform
+        self._mean, self._std = (
+            torch.tensor(values, device=self._device)[:, None, None]
+            for values in (self._transform.image_mean, self._transform.image_std)
+        )
         self._max_detections = max_detections
+        self._halvings = 0
+        self._streams = threading.local()
 
     @property
     def categories(self) -> tuple[Category, ...]:
@@ -85,18 +99,24 @@ class MaskRCNNSegmenter:
         return self._batch_size
 
     @property
+    def lanes(self) -> int:
+        """How many calls of `outcomes` may run at once: on CUDA one computes while another is encoded."""
+        return 2 if self._device.type == "cuda" else 1
+
+    @property
     def max_side(self) -> int:
         """The longest side in pixels after the network's resize."""
-        return int(self._module.transform.max_size)
+        return int(self._transform.max_size)
 
     @property
     def execution(self) -> dict[str, Any]:
-        """What the last digits depend on."""
+        """What the last digits depend on; `halvings` counts the batches that did not fit into memory so far."""
         cuda = self._device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self._device) if cuda else "cpu",
-            "dtype": "float32",
+            "dtype": str(self._dtype).removeprefix("torch."),
             "batch_size": self._batch_size,
+            "halvings": self._halvings,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
@@ -112,135 +132,169 @@ class MaskRCNNSegmenter:
             one `Detections` an image, in their order.
 
         Raises:
-            ItemError: `out_of_memory`, where an image alone does not fit into the GPU's memory; `not_finite`, where
-                the network gives NaN or infinity for one of them.
+            ItemError: what `outcomes` gives instead of detections, for the first such image.
         """
-        found: dict[int, Detections] = {}
+        found = []
+        for outcome in self.outcomes(images):
+            if isinstance(outcome, ItemError):
+                raise outcome
+            found.append(outcome)
+        return found
+
+    def outcomes(self, images: Sequence[Pixels]) -> list[Detections | ItemError]:
+        """Find the instances of each image, or say why there are none.
+
+        Args:
+            images: (height, width, 3), RGB, uint8, of any sizes; those of one `canvas` share a forward pass.
+
+        Returns:
+            one `Detections` an image, in their order, or an `ItemError`: `out_of_memory`, where an image alone does
+            not fit into the GPU's memory; `not_finite`, where the network gives NaN or infinity for it.
+        """
+        outcomes: dict[int, Detections | ItemError] = {}
         for batch in self._batches(images):
-            found.update(zip(batch, self._halving([images[i] for i in batch]), strict=True))
-        return [found[i] for i in range(len(images))]
+            outcomes.update(zip(batch, self._halving([images[i] for i in batch]), strict=True))
+        return [outcomes[i] for i in range(len(images))]
 
     def _batches(self, images: Sequence[Pixels]) -> list[list[int]]:
         """Return the images of each forward pass: of one padded size, in order, at most `batch_size`."""
         by_canvas: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
-            by_canvas.setdefault(self._canvas(image.shape[0], image.shape[1]), []).append(i)
+            by_canvas.setdefault(self.canvas(image.shape[0], image.shape[1]), []).append(i)
         return [
             group[start : start + self._batch_size]
             for group in by_canvas.values()
             for start in range(0, len(group), self._batch_size)
         ]
 
-    def _canvas(self, height: int, width: int) -> tuple[int, int]:
-        """Return an image's size after resize and padding."""
-        transform = self._module.transform
-        shorter, longer = min(height, width), max(height, width)
-        scale = min(transform.min_size[-1] / shorter, transform.max_size / longer)
-        stride = transform.size_divisible
-        return -(-int(height * scale) // stride) * stride, -(-int(width * scale) // stride) * stride
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """Return an image's size after resize and padding, pixels."""
+        stride = self._transform.size_divisible
+        resized = self._resized(height, width)
+        return -(-resized[0] // stride) * stride, -(-resized[1] // stride) * stride
 
-    def _halving(self, images: list[Pixels]) -> list[Detections]:
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """Return an image's size after the network's resize; the roundings are torchvision's."""
+        transform = self._transform
+        scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
+        return int(height * scale), int(width * scale)
+
+    def _halving(self, images: list[Pixels]) -> list[Detections | ItemError]:
         """Run a batch; where the GPU's memory does not hold it, one half after the other."""
         try:
-            return self._forward(images)
-        except torch.cuda.OutOfMemoryError as error:
+            return self._run(images)
+        except torch.cuda.OutOfMemoryError:
             if len(images) == 1:
                 height, width, _ = images[0].shape
                 message = f"{height} x {width} pixels do not fit into the GPU's memory"
-                raise ItemError("out_of_memory", message) from error
+                return [ItemError("out_of_memory", message)]
         # Outside of `except`, whose traceback would keep the failed batch's tensors alive.
+        self._halvings += 1
+        log.warning("%d images do not fit into the GPU's memory; halving the batch", len(images))
         torch.cuda.empty_cache()
         half = len(images) // 2
         return self._halving(images[:half]) + self._halving(images[half:])
 
+    def _run(self, images: list[Pixels]) -> list[Detections | ItemError]:
+        """Run one forward pass over images of one canvas."""
+        if self._device.type != "cuda":
+            return self._detections(self._transfer(images), images)
+        # Each lane has a stream of its own; what the host waits for below is this stream alone.
+        if not hasattr(self._streams, "own"):
+            self._streams.own = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._streams.own):
+            packed = self._transfer(images)
+        self._streams.own.synchronize()
+        return self._detections(packed, images)
+
     @torch.inference_mode()
-    def _forward(self, images: list[Pixels]) -> list[Detections]:
-        inputs, _ = self._module.transform([self._to_tensor(image) for image in images])
-        features = self._module.backbone(inputs.tensors)
-        if isinstance(features, Tensor):
-            features = OrderedDict([("0", features)])
-        proposals, _ = self._module.rpn(inputs, features)
-        heads = self._module.roi_heads
-        pooled = heads.box_roi_pool(features, proposals, inputs.image_sizes)
-        logits, deltas = heads.box_predictor(heads.box_head(pooled))
-        counts = [len(boxes) for boxes in proposals]
-        found = [
-            self._choose(*one)
-            for one in zip(
-                logits.split(counts), deltas.split(counts), proposals, inputs.image_sizes, strict=True
-            )
-        ]
-        masks = self._masks(features, found, inputs.image_sizes)
-        return [
-            self._detections(one, square, size, image)
-            for one, square, size, image in zip(found, masks, inputs.image_sizes, images, strict=True)
-        ]
+    def _transfer(self, images: list[Pixels]) -> tuple[Tensor, Tensor]:
+        """Return what was found as two tensors on the host: a row an instance, and whether each image is sound.
 
-    def _to_tensor(self, image: Pixels) -> Tensor:
-        # torch warns where an array is read-only, and decoded images are.
-        pixels = torch.from_numpy(np.require(image, requirements=("C", "W")))
-        return pixels.to(self._device).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
-
-    def _choose(self, logits: Tensor, deltas: Tensor, proposals: Tensor, size: tuple[int, int]) -> "_Found":
-        """Return the boxes of one image: above the score, not suppressed, the best.
-
-        Args:
-            logits: (P, C) of the classes, the background first.
-            deltas: (P, C * 4), from proposals to boxes.
-            proposals: (P, 4), pixels of the resized image.
-            size: height and width of the resized image, pixels.
-
-        Reference: `RoIHeads.postprocess_detections`, which decodes the boxes of all classes first.
+        A row is image, label, score, box and the M * M probabilities, float32.
         """
-        heads = self._module.roi_heads
-        # A NaN is above no score: without this it would look like an image in which nothing is.
-        if not (torch.isfinite(logits).all() and torch.isfinite(deltas).all()):
-            raise ItemError("not_finite", "the network gave NaN or infinity for a score or box")
-        scores = logits.softmax(-1)[:, self._labels]  # (P, kept labels)
-        rows, columns = torch.where(scores > self._min_score)
-        scores, labels = scores[rows, columns], self._labels[columns]
-        deltas = deltas.reshape(len(logits), -1, 4)[rows, labels]
-        boxes = heads.box_coder.decode_single(deltas, proposals[rows])
-        boxes = box_ops.clip_boxes_to_image(boxes, size)
-        keep = box_ops.remove_small_boxes(boxes, MIN_BOX_SIDE_PX)
-        boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
-        keep = box_ops.batched_nms(boxes, scores, labels, heads.nms_thresh)[: self._max_detections]
-        return _Found(boxes[keep], labels[keep], scores[keep])
+        sizes = [self._resized(*image.shape[:2]) for image in images]
+        batch = torch.zeros((len(images), 3, *self.canvas(*images[0].shape[:2])), device=self._device)
+        for slot, pixels, size in zip(batch, self._upload(images), sizes, strict=True):
+            slot[:, : size[0], : size[1]] = self._prepared(pixels, size)
+        found = self._forward(batch, torch.tensor(sizes, dtype=torch.float32, device=self._device))
+        columns = [found.image[:, None], found.labels[:, None], found.scores[:, None], found.boxes]
+        packed = torch.cat([*columns, found.probabilities.flatten(1)], dim=1)
+        return packed.to("cpu", non_blocking=True), found.finite.to("cpu", non_blocking=True)
 
-    def _masks(
-        self, features: dict[str, Tensor], found: "Sequence[_Found]", sizes: list[tuple[int, int]]
-    ) -> tuple[Tensor, ...]:
-        """Return for each image the probabilities inside its boxes, (N, M, M), of each box's own label."""
-        heads = self._module.roi_heads
-        pooled = heads.mask_roi_pool(features, [one.boxes for one in found], sizes)
-        logits = heads.mask_predictor(heads.mask_head(pooled))  # (all boxes, C, M, M)
-        labels = torch.cat([one.labels for one in found])
-        own = logits[torch.arange(len(labels), device=labels.device), labels]
-        return tuple(own.sigmoid().split([len(one.labels) for one in found]))
+    def _upload(self, images: list[Pixels]) -> list[Tensor]:
+        """Return the images on the device, (height, width, 3) uint8; on CUDA by one copy from pinned memory."""
+        # torch warns where an array is read-only, and decoded images are.
+        if self._device.type != "cuda":
+            return [torch.from_numpy(np.require(image, requirements=("C", "W"))) for image in images]
+        staging = torch.empty(sum(image.size for image in images), dtype=torch.uint8, pin_memory=True)
+        np.concatenate([image.ravel() for image in images], out=staging.numpy())
+        pixels = staging.to(self._device, non_blocking=True)
+        stops = np.cumsum([image.size for image in images]).tolist()
+        starts = [0, *stops]
+        return [
+            pixels[start:stop].view(image.shape)
+            for start, stop, image in zip(starts, stops, images, strict=False)
+        ]
+
+    def _prepared(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return an image normalised and resized, (3, height, width) float32.
+
+        Reference: `GeneralizedRCNNTransform`, which also normalises the pixels that its resize does not read.
+        """
+        if size[0] < _SPARSE * pixels.shape[0] and size[1] < _SPARSE * pixels.shape[1]:
+            return self._shrunk(pixels, size)
+        image = (pixels.permute(2, 0, 1).to(torch.float32) / 255 - self._mean) / self._std
+        return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
+
+    def _shrunk(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        """Resize by reading the four neighbours of each new pixel only."""
+        (y, wy), (x, wx) = (_neighbours(n, m, self._device) for n, m in zip(pixels.shape, size, strict=False))
+        near = pixels[y][:, x].permute(2, 0, 1).to(torch.float32)
+        near = ((near / 255 - self._mean) / self._std).view(3, 2, size[0], 2, size[1])
+        rows = near[:, :, :, 0] * (1 - wx) + near[:, :, :, 1] * wx
+        return rows[:, 0] * (1 - wy)[:, None] + rows[:, 1] * wy[:, None]
 
     def _detections(
-        self, found: "_Found", squares: Tensor, size: tuple[int, int], image: Pixels
-    ) -> Detections:
-        """Bring the findings of one image back to its own pixels."""
-        height, width, _ = image.shape
-        boxes = resize_boxes(found.boxes, size, (height, width))
+        self, packed: tuple[Tensor, Tensor], images: list[Pixels]
+    ) -> list[Detections | ItemError]:
+        """Bring what was found back to each image's own pixels."""
+        rows, finite = (tensor.numpy() for tensor in packed)
+        stops = np.searchsorted(rows[:, 0], np.arange(len(images)), side="right").tolist()
+        outcomes: list[Detections | ItemError] = []
+        for image, start, stop, sound in zip(images, [0, *stops], stops, finite.tolist(), strict=False):
+            if sound:
+                outcomes.append(self._detections_of(rows[start:stop], *image.shape[:2]))
+            else:
+                outcomes.append(ItemError("not_finite", "the network gave NaN or infinity for this image"))
+        return outcomes
+
+    def _detections_of(self, rows: NDArray[np.float32], height: int, width: int) -> Detections:
+        resized = np.array(self._resized(height, width), np.float32)
+        ratio = np.array([height, width], np.float32) / resized
+        side = round(float(rows.shape[1] - 7) ** 0.5)
         return detections_from_network(
-            _to_numpy(boxes),
-            self._category_ids[found.labels.cpu().numpy()],
-            _to_numpy(found.scores),
-            _to_numpy(squares),
+            rows[:, 3:7] * ratio[[1, 0, 1, 0]],
+            self._category_ids[rows[:, 1].astype(np.int64)],
+            np.ascontiguousarray(rows[:, 2]),
+            rows[:, 7:].reshape(-1, side, side),
             height=height,
             width=width,
-            capped=len(found.labels) == self._max_detections,
+            capped=len(rows) == self._max_detections,
         )
 
 
-class _Found(NamedTuple):
-    """The boxes of one image, in pixels of the resized image, by score descending."""
+def _neighbours(n: int, resized: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the two pixels that each new pixel reads, (2 * resized,) first and second, and the second's weight.
 
-    boxes: Tensor  # (N, 4)
-    labels: Tensor  # (N,)
-    scores: Tensor  # (N,)
+    Reference: `area_pixel_compute_source_index` in aten/src/ATen/native/UpSample.h; float32 as there.
+    """
+    position = (torch.arange(resized, device=device, dtype=torch.float32) + 0.5) * np.float32(
+        n / resized
+    ) - 0.5
+    position = position.clamp(min=0)
+    first = position.to(torch.int64).clamp(max=n - 1)
+    return torch.cat([first, (first + 1).clamp(max=n - 1)]), position - first
 
 
 def _device(name: str) -> torch.device:
@@ -252,5 +306,8 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _to_numpy(tensor: Tensor) -> NDArray[np.float32]:
-    return np.asarray(tensor.cpu().numpy(), dtype=np.float32)
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise UsageError(f"--dtype is one of {', '.join(DTYPES)}, not {name!r}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "errors types config schema windows stores storage sniff decode raster rle planted weightfile weights masks model "
     "segmenter stats sources manifest plan parts visualize worker seams coco export geo evaluate charts gallery report "
-    "reduce run verify diff convert scenery scenes baseline train"
+    "reduce run verify diff convert scenery scenes baseline train "
+    "measure samples peers trials"
 ).split()
 MODULES = sorted(path for path in (ROOT / "maskrcnn").glob("*.py") if path.stem != "__init__")
 TYPE_CHECKING_ONLY = "TYPE_CHECKING"
@@ -51,9 +52,9 @@ def test_third_parties_stay_at_their_rim(path: Path) -> None:
         "click": set(),
         "fsspec": {"stores", "storage"},
         "s3fs": {"stores"},
-        "PIL": {"sniff", "decode", "visualize", "gallery", "scenery", "scenes", "export"},
-        "torch": {"masks", "model", "segmenter", "train"},
-        "torchvision": {"masks", "model", "segmenter", "train"},
+        "PIL": {"sniff", "decode", "visualize", "gallery", "scenery", "scenes", "export", "samples"},
+        "torch": {"masks", "model", "segmenter", "train", "peers", "trials"},
+        "torchvision": {"masks", "model", "segmenter", "train", "peers", "trials"},
         "matplotlib": set(),
     }
     strangers = [
@@ -86,13 +87,13 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
     assert loaded_by("import maskrcnn_jobs.cli").isdisjoint({"torch", "ray", "pyarrow", "matplotlib"})
 
 
-@pytest.mark.parametrize("module", ["segment", "sweep", "actor", "cluster", "demo"])
+@pytest.mark.parametrize("module", ["segment", "sweep", "actor", "cluster", "demo", "bench"])
 def test_the_driver_never_imports_torch(module: str) -> None:
     assert "torch" not in loaded_by(f"import maskrcnn_jobs.{module}")
 
 
 def test_only_the_modules_of_the_network_import_torch() -> None:
-    network = {"masks", "model", "segmenter", "train"}
+    network = {"masks", "model", "segmenter", "train", "peers", "trials"}
     others = "\n".join(f"import maskrcnn.{path.stem}" for path in MODULES if path.stem not in network)
     assert "torch" not in loaded_by(others)
 

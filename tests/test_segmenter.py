@@ -19,7 +19,7 @@ from maskrcnn.types import Category, Segmenter, detection_order
 CATEGORIES = (Category(3, "cat"), Category(7, "dog"), Category(20, "horse"))
 
 
-def spread(network, factor=150):
+def spread(network, factor=10):
     """Let the scores of a random network differ between proposals, and be high for each label somewhere."""
     scores = network.roi_heads.box_predictor.cls_score
     seen = []
@@ -73,11 +73,19 @@ def stock(model, image, min_score=0.05, max_detections=100):
 
 
 def assert_equal_to_stock(found, expected):
+    """Equal but for rounding: it swaps near ties, at the limit too, and small masks show it in a pixel."""
     boxes, labels, scores, counts = expected
-    assert found.labels.tolist() == labels.tolist()
-    np.testing.assert_allclose(found.boxes, boxes, rtol=0, atol=1e-4)
-    np.testing.assert_allclose(found.scores, scores, rtol=0, atol=1e-4)
-    assert found.masks == counts
+    assert len(found) == len(labels)
+    sure = scores > scores[-1] + 1e-4 if len(scores) == 100 else np.ones(len(scores), np.bool_)
+    size, differing = [found.height, found.width], 0
+    for i in np.flatnonzero(sure):
+        near = (found.labels == labels[i]) & (np.abs(found.scores - scores[i]) < 5e-4)
+        (same,) = np.flatnonzero(near & (np.abs(found.boxes - boxes[i]).max(1) < 0.02))
+        if found.masks[same] != counts[i]:
+            differing += 1
+            ours, theirs = {"size": size, "counts": found.masks[same]}, {"size": size, "counts": counts[i]}
+            assert coco_mask.iou([ours], [theirs], [0])[0, 0] > 0.99
+    assert differing <= len(counts) / 30
 
 
 def test_it_finds_what_torchvision_finds(model, images):
@@ -116,6 +124,17 @@ def test_score_and_limit_are_torchvision_s(model, images, min_score, max_detecti
     (found,) = segmenter.segment(images[:1])
     assert_equal_to_stock(found, stock(model, images[0], min_score, max_detections))
     assert found.capped == (len(found) == max_detections)
+
+
+def test_without_the_optimisations_only_the_last_digit_differs(model, images, monkeypatch):
+    monkeypatch.setattr(segmenter_module, "fused", lambda network: copy.deepcopy(network).eval())
+    monkeypatch.setattr(segmenter_module, "for_cpu", lambda network: network)
+    (found,) = MaskRCNNSegmenter(model).segment(images[:1])
+    boxes, labels, scores, counts = stock(model, images[0])
+    assert found.labels.tolist() == labels.tolist()
+    np.testing.assert_allclose(found.boxes, boxes, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found.scores, scores, rtol=0, atol=1e-5)
+    assert found.masks == counts
 
 
 def test_nothing_found_has_empty_columns(model, images):
@@ -157,12 +176,10 @@ def test_an_unknown_category_is_refused_with_the_nearest(model):
 
 def test_the_model_stays_plain(model, images):
     before = copy.deepcopy(model.module.state_dict())
-    segmenter = MaskRCNNSegmenter(model, min_score=0.5, max_detections=3)
-    segmenter.segment(images[:1])
+    MaskRCNNSegmenter(model, min_score=0.5, max_detections=3).segment(images[:1])
     after = model.module.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert (model.module.roi_heads.score_thresh, model.module.roi_heads.detections_per_img) == (0.05, 100)
-    assert segmenter._module is not model.module
 
 
 def test_images_of_one_padded_size_share_a_batch(model, images, monkeypatch):
@@ -171,16 +188,15 @@ def test_images_of_one_padded_size_share_a_batch(model, images, monkeypatch):
     picked = [np.resize(images[3], (h, w, 3)) for h, w in shapes]
     assert segmenter._batches(picked) == [[0, 2], [4], [1, 3]]
     canvases = []
-    original = segmenter._module.transform.batch_images
-    monkeypatch.setattr(
-        segmenter._module.transform,
-        "batch_images",
-        lambda tensors, **options: (
-            canvases.append(tuple(original(tensors, **options).shape)) or original(tensors, **options)
-        ),
-    )
+    forward = segmenter._forward
+
+    def watched(batch, sizes):
+        canvases.append(tuple(batch.shape))
+        return forward(batch, sizes)
+
+    monkeypatch.setattr(segmenter, "_forward", watched)
     together = segmenter.segment(picked)
-    assert canvases == [(2, 3, *segmenter._canvas(90, 140)), (1, 3, 96, 160), (2, 3, 96, 96)]
+    assert canvases == [(2, 3, *segmenter.canvas(90, 140)), (1, 3, 96, 160), (2, 3, 96, 96)]
     for one, image in zip(together, picked, strict=True):
         (alone,) = MaskRCNNSegmenter(model).segment([image])
         assert (one.height, one.width) == image.shape[:2]
@@ -193,11 +209,11 @@ def fails_above(segmenter, limit, monkeypatch):
     sizes = []
     forward = segmenter._forward
 
-    def limited(images):
-        sizes.append(len(images))
-        if len(images) > limit:
+    def limited(batch, image_sizes):
+        sizes.append(len(batch))
+        if len(batch) > limit:
             raise torch.cuda.OutOfMemoryError("no memory")
-        return forward(images)
+        return forward(batch, image_sizes)
 
     monkeypatch.setattr(segmenter, "_forward", limited)
     return sizes
@@ -211,6 +227,7 @@ def test_a_batch_that_does_not_fit_is_halved(model, images, monkeypatch):
     assert sizes == [5, 2, 3, 1, 2]
     assert found[0].masks == expected[0].masks
     assert len(found) == 5
+    assert segmenter.execution["halvings"] == 2
 
 
 def test_an_image_that_does_not_fit_alone_is_an_item_error(model, images, monkeypatch):
@@ -219,16 +236,73 @@ def test_an_image_that_does_not_fit_alone_is_an_item_error(model, images, monkey
     with pytest.raises(ItemError, match="out_of_memory: 90 x 140 pixels") as caught:
         segmenter.segment(images[:1])
     assert caught.value.code == "out_of_memory"
+    (outcome,) = segmenter.outcomes(images[:1])
+    assert isinstance(outcome, ItemError)
 
 
-@pytest.mark.parametrize("layer", ["cls_score", "bbox_pred"])
-def test_a_network_that_gives_nan_is_an_item_error_and_no_empty_image(model, images, layer):
+LAYERS = ["rpn.head.cls_logits", "rpn.head.bbox_pred", "roi_heads.box_predictor.cls_score",
+          "roi_heads.box_predictor.bbox_pred", "roi_heads.mask_predictor.mask_fcn_logits"]  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_network_that_gives_nan_is_an_item_error_and_no_empty_image(model, images, layer, value):
     broken = copy.deepcopy(model.module)
     with torch.no_grad():
-        getattr(broken.roi_heads.box_predictor, layer).bias[1] = torch.nan
-    segmenter = MaskRCNNSegmenter(dataclasses.replace(model, module=broken))
+        broken.get_submodule(layer).bias[-1 if "mask" in layer else 1] = value
+    segmenter = MaskRCNNSegmenter(dataclasses.replace(model, module=broken), max_detections=1000)
+    if "mask" in layer and value == torch.inf:  # a probability of 1
+        assert len(segmenter.segment(images[:1])[0])
+        return
     with pytest.raises(ItemError, match="not_finite"):
         segmenter.segment(images[:1])
+
+
+def test_one_image_for_which_the_network_gives_nan_leaves_its_neighbours_alone(model, images):
+    segmenter = MaskRCNNSegmenter(model, batch_size=3)
+    expected = segmenter.segment([images[0]] * 3)
+
+    def spoil(layer, inputs, outputs):
+        logits, deltas = outputs
+        second = torch.arange(3).repeat_interleave(len(logits) // 3) == 1
+        return logits.where(~second[:, None], torch.nan), deltas
+
+    segmenter._forward._network.roi_heads.box_predictor.register_forward_hook(spoil)
+    first, second, third = segmenter.outcomes([images[0]] * 3)
+    assert isinstance(second, ItemError)
+    assert second.code == "not_finite"
+    assert first.masks == third.masks == expected[0].masks
+    assert (first.boxes == expected[0].boxes).all()
+
+
+@pytest.mark.parametrize("shape", [(261, 300), (1000, 700), (333, 2000)])
+def test_a_large_image_is_resized_like_a_small_one(model, shape):
+    segmenter = MaskRCNNSegmenter(model)
+    pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (*shape, 3)).astype(np.uint8))
+    size = segmenter._resized(*shape)
+    image, _ = model.module.transform([pixels.permute(2, 0, 1) / 255])
+    assert (size,) == tuple(image.image_sizes)
+    expected = image.tensors[0, :, : size[0], : size[1]]
+    torch.testing.assert_close(segmenter._shrunk(pixels, size), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(segmenter._prepared(pixels, size), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 160), (160, 1), (1, 2), (3000, 20)])
+def test_images_of_one_pixel_and_of_one_row_go_through(model, shape):
+    image = np.full((*shape, 3), 200, np.uint8)
+    (found,) = MaskRCNNSegmenter(model).segment([image])
+    assert (found.height, found.width) == shape
+
+
+def test_half_precision_finds_the_same_objects():
+    model = load_model("scenes")
+    image = render_scene(123_456).image
+    (exact,) = MaskRCNNSegmenter(model, min_score=0.7).segment([image])
+    (half,) = MaskRCNNSegmenter(model, min_score=0.7, dtype="bfloat16").segment([image])
+    assert sorted(half.labels.tolist()) == sorted(exact.labels.tolist())
+    assert coco_mask.iou(half.rles(), exact.rles(), [0] * len(exact)).max(0).min() > 0.9
+    with pytest.raises(UsageError, match="--dtype is one of"):
+        MaskRCNNSegmenter(model, dtype="int8")
 
 
 def test_it_says_what_it_runs_on(model):
@@ -240,6 +314,7 @@ def test_it_says_what_it_runs_on(model):
         "device": "cpu",
         "dtype": "float32",
         "batch_size": 1,
+        "halvings": 0,
         "threads": 1,
         "torch": torch.__version__,
         "torchvision": segmenter_module.torchvision.__version__,

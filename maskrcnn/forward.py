@@ -1,0 +1,359 @@
+"""One forward pass over a batch, without asking the host: Mask R-CNN in steps whose sizes are known beforehand.
+
+The steps are torchvision's, `GeneralizedRCNN.forward` to `RoIHeads.forward` in torchvision/models/detection, on the
+same weights. torchvision goes from image to image, level to level and class to class, and each choice in between
+(`where`, a mask as an index, `item`) makes the host wait for the device. Here a batch goes through as a whole: what
+is not chosen keeps its place with a score below all others. Only twice the number of something has to be known: of
+the boxes above the score, and of those that remain.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.ops import MultiScaleRoIAlign, nms
+
+MIN_BOX_SIDE_PX: Final = 1e-2
+"""Thinner boxes are dropped, as torchvision does."""
+
+_ABSENT: Final = -1.0
+"""The score of what is not chosen."""
+
+
+class Found(NamedTuple):
+    """The instances of a batch, image by image, by score descending; boxes in pixels of the resized images."""
+
+    image: Tensor
+    """(N,) int64, the number of the image within the batch."""
+    boxes: Tensor
+    """(N, 4) float32 xmin, ymin, xmax, ymax."""
+    labels: Tensor
+    """(N,) int64."""
+    scores: Tensor
+    """(N,) float32."""
+    probabilities: Tensor
+    """(N, M, M) float32 of the mask inside the box, each of its own label."""
+    finite: Tensor
+    """(B,) bool: whether the network gave finite numbers only. Where it did not, the rest means nothing."""
+
+
+class Forward:
+    """Mask R-CNN without its resize and without its pasting.
+
+    Args:
+        network: in eval mode; the dtype of its weights is that of its convolutions, whatever else is float32.
+        labels: those that may be found.
+        min_score: weaker ones are left out.
+        max_detections: the most an image may have.
+    """
+
+    def __init__(
+        self, network: MaskRCNN, labels: Sequence[int], min_score: float, max_detections: int
+    ) -> None:
+        self._network = network
+        parameter = next(network.parameters())
+        self._dtype = parameter.dtype
+        self._labels = torch.tensor(labels, dtype=torch.int64, device=parameter.device)
+        self._min_score = min_score
+        self._max_detections = max_detections
+        # Anchors follow from the padded size, of which a collection has a few dozen.
+        self._anchors = lru_cache(maxsize=64)(self._make_anchors)
+
+    @torch.inference_mode()
+    def __call__(self, batch: Tensor, sizes: Tensor) -> Found:
+        """Find the instances of a batch.
+
+        Args:
+            batch: (B, 3, H, W) float32, resized, normalised, padded to multiples of 32.
+            sizes: (B, 2) float32, height and width of each image without its padding.
+        """
+        features = self._network.backbone(batch.to(self._dtype, memory_format=torch.channels_last))
+        if isinstance(features, Tensor):
+            features = OrderedDict([("0", features)])
+        limits = sizes.flip(1).repeat(1, 2)  # width, height, width, height
+        proposals, present, finite = self._propose(features, (batch.shape[2], batch.shape[3]), limits)
+        heads = self._network.roi_heads
+        pyramid = Pyramid.of(features, heads.box_roi_pool.featmap_names, batch.shape[-2])
+
+        image = torch.arange(len(batch), device=batch.device).repeat_interleave(proposals.shape[1])
+        pooled = pool(pyramid, heads.box_roi_pool, proposals.flatten(0, 1), image)
+        logits, deltas = heads.box_predictor(heads.box_head(pooled.to(self._dtype)))
+        shape = (*proposals.shape[:2], -1)
+        logits, deltas = logits.float().view(shape), deltas.float().view(shape)
+        finite = finite & _finite(logits) & _finite(deltas)
+
+        image, boxes, labels, scores = self._choose(logits, deltas, proposals, present, limits)
+        masks = self._probabilities(pyramid, image, boxes, labels)
+        faults = torch.zeros(len(batch), device=batch.device)
+        faults.index_add_(0, image, (~_finite(masks)).float())
+        return Found(image, boxes, labels, scores, masks, finite & (faults == 0))
+
+    def _make_anchors(
+        self, canvas: tuple[int, int], grids: tuple[tuple[int, int], ...]
+    ) -> tuple[Tensor, ...]:
+        """Return the anchors of each level, (H * W * A, 4) float32, pixels of the canvas."""
+        device = self._labels.device
+        generator = self._network.rpn.anchor_generator
+        images = ImageList(torch.empty((1, 3, *canvas), device=device), [canvas])
+        (anchors,) = generator(images, [torch.empty((1, 1, *grid), device=device) for grid in grids])
+        per_place = generator.num_anchors_per_location()
+        levels: tuple[Tensor, ...] = anchors.split([h * w * a for (h, w), a in zip(grids, per_place, strict=True)])
+        return levels
+
+    def _propose(
+        self, features: dict[str, Tensor], canvas: tuple[int, int], limits: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the region proposals.
+
+        Returns:
+            (B, P, 4) float32 boxes, (B, P) bool whether there is one, (B,) bool whether all numbers were finite.
+
+        Reference: `RegionProposalNetwork.filter_proposals`, which decodes the boxes of all anchors first.
+        """
+        rpn = self._network.rpn
+        maps = list(features.values())
+        anchors = self._anchors(canvas, tuple((m.shape[-2], m.shape[-1]) for m in maps))
+        boxes, scores = [], []
+        for objectness, offsets, level_anchors in zip(*rpn.head(maps), anchors, strict=True):
+            # (B, A, H, W) to (B, H * W * A), the order of the anchors.
+            score = objectness.permute(0, 2, 3, 1).flatten(1).float()
+            score, best = score.topk(min(rpn.pre_nms_top_n(), score.shape[1]), dim=1)
+            deltas = offsets.permute(0, 2, 3, 1).reshape(len(offsets), -1, 4)
+            deltas = _rows(deltas, best).float()
+            decoded = rpn.box_coder.decode_single(deltas.flatten(0, 1), level_anchors[best.flatten()])
+            boxes.append(decoded.view_as(deltas))
+            scores.append(score)
+        counts = [score.shape[1] for score in scores]
+        box, score = torch.cat(boxes, 1), torch.cat(scores, 1)
+        # A NaN sorts above all numbers: where there is one, it is among the best.
+        finite = _finite(box) & _finite(score)
+        score = score.sigmoid()
+        box = _clipped(box.nan_to_num(), limits[:, None])
+        score = score.where(_wide(box, rpn.min_size) & (score >= rpn.score_thresh), _ABSENT)
+        kept = _not_suppressed(box.flatten(0, 1), score.flatten(), counts * len(box), rpn.nms_thresh)
+        score = score.where(kept.view_as(score), _ABSENT)
+        score, best = score.topk(min(rpn.post_nms_top_n(), score.shape[1]), dim=1)
+        return _rows(box, best), score > _ABSENT, finite
+
+    def _choose(
+        self, logits: Tensor, deltas: Tensor, proposals: Tensor, present: Tensor, limits: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return image, box, label and score of what is above the score, not suppressed, and among the best.
+
+        Args:
+            logits: (B, P, C) of the classes, the background first.
+            deltas: (B, P, C * 4), from proposals to boxes.
+            proposals: (B, P, 4), pixels of the resized image.
+            present: (B, P) bool.
+            limits: (B, 4) width, height, width, height of the resized image, pixels.
+
+        Reference: `RoIHeads.postprocess_detections`, which decodes the boxes of all classes first.
+        """
+        heads = self._network.roi_heads
+        n_images, n_proposals, n_labels = logits.shape
+        scores = logits.softmax(-1)[..., self._labels]
+        scores = scores.where(present[..., None], _ABSENT)
+        image, row, column = (scores > self._min_score).nonzero().unbind(1)
+        score, label = scores[image, row, column], self._labels[column]
+        picked = deltas.view(n_images, n_proposals, n_labels, 4)[image, row, label]
+        boxes = heads.box_coder.decode_single(picked, proposals[image, row])
+        boxes = _clipped(boxes.nan_to_num(), limits[image])
+        score = score.where(_wide(boxes, MIN_BOX_SIDE_PX), _ABSENT)
+
+        # By image and label for the suppression, …
+        group = image * n_labels + label
+        order = group.argsort(stable=True)
+        counts = torch.zeros(n_images * n_labels, dtype=torch.int64, device=group.device)
+        counts.index_add_(0, group, torch.ones_like(group))
+        kept = torch.empty_like(order, dtype=torch.bool)
+        kept[order] = _not_suppressed(boxes[order], score[order], counts, heads.nms_thresh)
+        score = score.where(kept, _ABSENT)
+
+        # … by image and score for the limit.
+        order = score.argsort(descending=True, stable=True)
+        order = order[image[order].argsort(stable=True)]
+        before = counts.view(n_images, n_labels).sum(1).cumsum(0).roll(1)
+        before[0] = 0
+        rank = torch.arange(len(order), device=order.device) - before[image[order]]
+        best = order[((rank < self._max_detections) & (score[order] > _ABSENT)).nonzero().squeeze(1)]
+        return image[best], boxes[best], label[best], score[best]
+
+    def _probabilities(self, pyramid: "Pyramid", image: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+        """Return what the mask head says of each box for its own label, (N, M, M) float32.
+
+        Reference: `MaskRCNNPredictor`, which computes the masks of all labels.
+        """
+        if len(labels) == 0:
+            return torch.empty((0, 1, 1), device=labels.device)
+        heads = self._network.roi_heads
+        x = heads.mask_head(pool(pyramid, heads.mask_roi_pool, boxes, image).to(self._dtype))
+        predictor = heads.mask_predictor
+        if not isinstance(predictor, MaskRCNNPredictor):
+            own: Tensor = predictor(x, labels)
+            return own.float().sigmoid()
+        x = predictor.relu(predictor.conv5_mask(x))
+        last = predictor.mask_fcn_logits
+        n, channels, height, width = x.shape
+        weight = last.weight.view(-1, channels, 1)[labels]
+        rows = x.permute(0, 2, 3, 1).reshape(n, height * width, channels)
+        logits: Tensor = torch.baddbmm(last.bias[labels, None, None], rows, weight)
+        return logits.view(n, height, width).float().sigmoid()
+
+
+# Pooling
+
+
+class Pyramid(NamedTuple):
+    """The maps of a batch as one table, a row for each place of each map."""
+
+    rows: Tensor
+    """(R, C) float32: level by level, image by image, row by row."""
+    starts: Tensor
+    """(L,) int64, the first row of each level."""
+    heights: Tensor
+    """(L,) int64, of the maps."""
+    widths: Tensor
+    strides: tuple[int, int]
+    """The smallest and the largest, pixels of the resized image; those between are powers of two too."""
+
+    @staticmethod
+    def of(features: dict[str, Tensor], names: Sequence[str], canvas_height: int) -> "Pyramid":
+        """Return the maps with these names, finest first."""
+        maps = [features[name] for name in features if name in names]
+        rows = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, m.shape[1]) for m in maps]).float()
+        sizes = torch.tensor([[len(m), m.shape[2], m.shape[3]] for m in maps], device=rows.device)
+        counts = sizes.prod(1)
+        strides = (canvas_height // maps[0].shape[2], canvas_height // maps[-1].shape[2])
+        return Pyramid(rows, counts.cumsum(0) - counts, sizes[:, 1], sizes[:, 2], strides)
+
+
+def pool(pyramid: Pyramid, aligner: MultiScaleRoIAlign, boxes: Tensor, image: Tensor) -> Tensor:
+    """Pool what lies in each box, as torchvision's `MultiScaleRoIAlign` does.
+
+    A pooled value is the mean of some samples, a sample the mean of four places by their distances: a weighted
+    sum of rows. `embedding_bag` adds up rows, all channels of a place at once, which lie side by side; torchvision
+    goes through a map for each channel, and through the boxes of each level in turn.
+
+    Args:
+        pyramid: the maps.
+        aligner: its sizes, sampling ratio and choice of levels.
+        boxes: (N, 4) float32, finite, pixels of the resized images.
+        image: (N,) int64, the image of each box.
+
+    Returns:
+        (N, C, S, S) float32, channels last in memory.
+
+    Reference: `roi_align_forward_kernel_impl` in torchvision/csrc/ops/cpu/roi_align_kernel.cpp, not aligned; the
+    levels are those of https://arxiv.org/abs/1612.03144, equation 1.
+    """
+    finest, coarsest = (int(math.log2(stride)) for stride in pyramid.strides)
+    side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+    level = aligner.canonical_level + torch.log2(side / aligner.canonical_scale) + 1e-6
+    level = level.floor().clamp(finest, coarsest).to(torch.int64) - finest
+    scale = torch.exp2(-(level + finest).to(torch.float32))
+    height, width = pyramid.heights[level], pyramid.widths[level]
+    n_rows, n_columns = aligner.output_size
+    per_bin = aligner.sampling_ratio
+    y, weight_y = _samples(boxes[:, 1] * scale, boxes[:, 3] * scale, height, n_rows, per_bin)
+    x, weight_x = _samples(boxes[:, 0] * scale, boxes[:, 2] * scale, width, n_columns, per_bin)
+
+    # (N, rows, columns, 2 * samples of a bin along y, 2 * samples along x) of places and weights.
+    first = (pyramid.starts[level] + image * height * width).to(torch.int32)
+    y = first[:, None, None] + y * width.to(torch.int32)[:, None, None]
+    place = y[:, :, None, :, None] + x[:, None, :, None, :]
+    weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
+    n_terms = (2 * per_bin) ** 2
+    pooled = F.embedding_bag(
+        place.reshape(-1, n_terms), pyramid.rows, mode="sum", per_sample_weights=weight.reshape(-1, n_terms)
+    )
+    return pooled.view(len(boxes), n_rows, n_columns, -1).permute(0, 3, 1, 2)
+
+
+def _samples(low: Tensor, high: Tensor, limit: Tensor, n_bins: int, per_bin: int) -> tuple[Tensor, Tensor]:
+    """Return which places along one axis the samples of each bin read, and with which weights.
+
+    Args:
+        low: (N,) where the boxes begin, places of the map.
+        high: (N,) where they end.
+        limit: (N,) how many places there are.
+        n_bins: of each box.
+        per_bin: samples of each bin.
+
+    Returns:
+        (N, bins, 2 * samples) int32 and float32; the weights of a bin add up to 1, or to less at a border.
+    """
+    bin_size = (high - low).clamp(min=1.0) / n_bins
+    nth = torch.arange(n_bins * per_bin, device=low.device)
+    offset = (nth % per_bin + 0.5) / per_bin
+    position = low[:, None] + (nth // per_bin) * bin_size[:, None] + offset * bin_size[:, None]
+    inside = position <= limit[:, None]
+    last = (limit[:, None] - 1).to(torch.int32)
+    first = torch.minimum(position.to(torch.int32), last)
+    weight = (position - first).where(first < last, 0.0)
+    second = torch.minimum(first + 1, last)
+    places = torch.stack([first, second], 2)
+    weights = torch.stack([1 - weight, weight], 2) * inside[..., None] / per_bin
+    shape = (len(low), n_bins, 2 * per_bin)
+    return places.view(shape), weights.view(shape)
+
+
+# Boxes
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """Return rows of each image, (B, K, 4), from (B, R, 4) by (B, K)."""
+    return table.gather(1, index[..., None].expand(-1, -1, table.shape[2]))
+
+
+def _finite(values: Tensor) -> Tensor:
+    """Return for each of the first axis whether all its values are finite."""
+    return torch.isfinite(values).flatten(1).all(1)
+
+
+def _clipped(boxes: Tensor, limits: Tensor) -> Tensor:
+    return torch.minimum(boxes.clamp(min=0), limits)
+
+
+def _wide(boxes: Tensor, side_px: float) -> Tensor:
+    return ((boxes[..., 2] - boxes[..., 0]) >= side_px) & ((boxes[..., 3] - boxes[..., 1]) >= side_px)
+
+
+def _not_suppressed(boxes: Tensor, scores: Tensor, counts: Tensor | list[int], threshold: float) -> Tensor:
+    """Return which boxes no better one of their group overlaps.
+
+    On CUDA all groups go at once, apart by whole multiples of a distance, in float64, where that moves no box;
+    torchvision does so in float32. On the CPU, where the time grows with the square, group by group.
+
+    Args:
+        boxes: (N, 4) float32, group by group.
+        scores: (N,)
+        counts: how many boxes each group has.
+        threshold: of the intersection over union.
+
+    Returns:
+        (N,) bool.
+    """
+    kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    if boxes.is_cuda and len(boxes):
+        groups = torch.as_tensor(counts, device=boxes.device)
+        group = torch.arange(len(groups), device=boxes.device).repeat_interleave(
+            groups, output_size=len(boxes)
+        )
+        span = boxes.amax().ceil().double() + 1
+        kept[nms(boxes.double() + (group * span)[:, None], scores.double(), threshold)] = True
+        return kept
+    start = 0
+    for count in counts if isinstance(counts, list) else counts.tolist():
+        if count:
+            part = slice(start, start + count)
+            kept[start + nms(boxes[part], scores[part], threshold)] = True
+        start += count
+    return kept

@@ -1,0 +1,308 @@
+"""The same network in fewer steps: for inference, on any device, and further on the CPU.
+
+`fused` folds batch norms, which holds anywhere. `for_cpu` then rearranges the work for oneDNN, the library behind
+torch's convolutions on the CPU: channels last throughout, and activations and residuals in the same pass as their
+convolution. No result changes by more than
+rounding.
+"""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.resnet import Bottleneck
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+
+__all__ = ["for_cpu", "fused"]
+
+_PART_BYTES: Final = 4 << 20
+"""Of the input of a head that makes larger maps of it: these stay in the last cache, and are small enough for malloc
+to give out again memory that the kernel has already mapped."""
+
+
+def fused(network: MaskRCNN) -> MaskRCNN:
+    """Return a copy for inference whose batch norms are folded into the convolutions before them.
+
+    It can be moved to any device and dtype. Weights are channels last, and make the activations so.
+
+    Raises:
+        ValueError: a norm follows no convolution.
+    """
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    for module in list(network.modules()):
+        _fold_children(module)
+        if isinstance(module, nn.ReLU | nn.ReLU6):
+            module.inplace = True
+    left = [name for name, module in network.named_modules() if isinstance(module, _NORMS)]
+    if left:
+        raise ValueError(f"norms that follow no convolution: {', '.join(left)}")
+    return cast(MaskRCNN, network.to(memory_format=torch.channels_last))
+
+
+_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
+
+
+def _fold_children(module: nn.Module) -> None:
+    """Fold each norm that is declared just after a convolution: in torchvision it is also called there."""
+    before: nn.Module | None = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, _NORMS) and isinstance(before, nn.Conv2d):
+            _fold(before, child)
+            setattr(module, name, nn.Identity())
+        before = child
+
+
+def _fold(convolution: nn.Conv2d, norm: nn.Module) -> None:
+    state = {name: tensor.double() for name, tensor in norm.state_dict().items()}
+    scale = state["weight"] / torch.sqrt(state["running_var"] + cast(float, norm.eps))
+    bias = 0.0 if convolution.bias is None else convolution.bias.double()
+    weight = convolution.weight
+    folded = (bias - state["running_mean"]) * scale + state["bias"]
+    convolution.bias = nn.Parameter(folded.to(weight.dtype), requires_grad=False)
+    weight.copy_(weight.double() * scale[:, None, None, None])
+
+
+# --- on the CPU ---------------------------------------------------------------------------------------------
+
+
+def for_cpu(network: MaskRCNN) -> MaskRCNN:
+    """Rearrange a network of `fused` for float32 on the CPU, in place, and return it.
+
+    Its parts are called as before, and `.roi_heads.mask_predictor` also with labels, see there. Where this torch
+    lacks the operators, which are not public, the network stays as it is.
+    """
+    if not _operators_work():
+        return network
+    heads = network.roi_heads
+    _convert(network.backbone)
+    network.rpn.head = _RPNHead(network.rpn.head)
+    heads.box_head = _BoxHead(heads.box_head, network.backbone.out_channels)
+    _convert(heads.box_predictor)
+    _convert(heads.mask_head)
+    heads.mask_predictor = _MaskPredictor(heads.mask_predictor)
+    return network.eval()
+
+
+@torch.inference_mode()
+def _operators_work() -> bool:
+    """Whether the operators are there and do what this module takes them to do."""
+    convolution, linear = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 5)
+    shapes = (1, 3, 5, 5), (1, 4, 5, 5)
+    x, above = (torch.rand(shape).contiguous(memory_format=torch.channels_last) for shape in shapes)
+    try:
+        pairs = [
+            (_Convolution(convolution, nn.ReLU6())(x), F.relu6(convolution(x))),
+            (_Convolution(convolution, nn.ReLU()).added_to(above.clone(), x), F.relu(convolution(x) + above)),
+            (_Linear(linear, "relu")(above[:, :, 0].mT), F.relu(linear(above[:, :, 0].mT))),
+        ]
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return all(torch.allclose(one, other, atol=1e-5) for one, other in pairs)
+
+
+def _converted(module: nn.Module) -> nn.Module:
+    """Return the module's counterpart, or itself with what is below it replaced."""
+    counterparts: dict[type, Callable[[Any], nn.Module]] = {
+        nn.Conv2d: _Convolution,
+        nn.Linear: _Linear,
+        Bottleneck: _Block,
+        FeaturePyramidNetwork: _FeaturePyramid,
+    }
+    counterpart = counterparts.get(type(module))
+    if counterpart is not None:
+        return counterpart(module)
+    _convert(module)
+    return module
+
+
+def _convert(module: nn.Module) -> None:
+    if isinstance(module, nn.Sequential | IntermediateLayerGetter):
+        _join_activations(module)
+    for name, child in list(module.named_children()):
+        setattr(module, name, _converted(child))
+
+
+def _join_activations(module: nn.Module) -> None:
+    """Let the convolutions of a sequence do the activation after them."""
+    before: nn.Module | None = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.ReLU | nn.ReLU6) and isinstance(before, nn.Conv2d):
+            before.register_module("activation", child)
+            setattr(module, name, nn.Identity())
+        if not isinstance(child, nn.Identity):
+            before = child
+
+
+class _Convolution(nn.Module):
+    """A convolution and what is done to its sum, in one pass over memory.
+
+    The operator is the one that torch's own compiler calls. Calling it also spares a detour: for kernels
+    of 1 on one thread torch would not use oneDNN, which is twice as fast.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, activation: nn.Module | None = None) -> None:
+        super().__init__()
+        self.weight = convolution.weight
+        self.bias = convolution.bias
+        self.options = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
+        activation = activation or getattr(convolution, "activation", None)
+        names: dict[type, tuple[str | None, list[float]]] = {
+            nn.ReLU: ("relu", []),
+            nn.ReLU6: ("hardtanh", [0.0, 6.0]),
+        }
+        self.activation = (None, []) if activation is None else names[type(activation)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        name, limits = self.activation
+        out = torch.ops.mkldnn._convolution_pointwise(  # noqa: SLF001
+            x, self.weight, self.bias, *self.options, name or "none", limits, ""
+        )
+        return cast(Tensor, out)
+
+    def added_to(self, sink: Tensor, x: Tensor) -> Tensor:
+        """Add the convolution of `x` to `sink`, in place, before the activation."""
+        name, limits = self.activation
+        out = torch.ops.mkldnn._convolution_pointwise_.binary(
+            sink, x, self.weight, self.bias, *self.options, "add", 1.0, name, limits, ""
+        )
+        return cast(Tensor, out)
+
+
+class _Linear(nn.Module):
+    def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
+        super().__init__()
+        self.weight, self.bias, self.activation = linear.weight, linear.bias, activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        operator = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001
+        return cast(Tensor, operator(x, self.weight, self.bias, self.activation, [], ""))
+
+
+class _Block(nn.Module):
+    """A bottleneck of ResNet. Without a downsampling the sum overwrites the input, which nobody else reads."""
+
+    def __init__(self, block: Bottleneck) -> None:
+        super().__init__()
+        self.conv1 = _Convolution(block.conv1, block.relu)
+        self.conv2 = _Convolution(block.conv2, block.relu)
+        self.conv3 = _Convolution(block.conv3, block.relu)
+        self.downsample = None if block.downsample is None else _converted(block.downsample)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv2(self.conv1(x))
+        return self.conv3.added_to(x if self.downsample is None else self.downsample(x), out)
+
+
+class _FeaturePyramid(nn.Module):
+    """`FeaturePyramidNetwork`, whose lateral convolutions add themselves to what comes from above."""
+
+    def __init__(self, pyramid: FeaturePyramidNetwork) -> None:
+        super().__init__()
+        _convert(pyramid)
+        self.inner_blocks, self.layer_blocks = pyramid.inner_blocks, pyramid.layer_blocks
+        self.extra_blocks = pyramid.extra_blocks
+
+    def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
+        names, maps = list(x), list(x.values())
+        inner = self.inner_blocks[-1](maps[-1])
+        results = [self.layer_blocks[-1](inner)]
+        for i in reversed(range(len(maps) - 1)):
+            above = F.interpolate(inner, size=maps[i].shape[-2:], mode="nearest")
+            lateral = cast(nn.Sequential, self.inner_blocks[i])[0]
+            inner = cast(_Convolution, lateral).added_to(above, maps[i])
+            results.insert(0, self.layer_blocks[i](inner))
+        if self.extra_blocks is not None:
+            results, names = self.extra_blocks(results, maps, names)
+        return OrderedDict(zip(names, results, strict=True))
+
+
+class _RPNHead(nn.Module):
+    """`RPNHead` whose two outputs are one convolution."""
+
+    def __init__(self, head: RPNHead) -> None:
+        super().__init__()
+        self.conv = cast(nn.Sequential, _converted(head.conv))
+        self.anchors = head.cls_logits.out_channels
+        joint = nn.Conv2d(head.cls_logits.in_channels, 5 * self.anchors, 1)
+        joint.weight = _parameter(head.cls_logits.weight, head.bbox_pred.weight)
+        joint.bias = _parameter(head.cls_logits.bias, head.bbox_pred.bias)
+        self.joint = _Convolution(joint)
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        maps = [self.joint(self.conv(feature)) for feature in x]
+        return [m[:, : self.anchors] for m in maps], [m[:, self.anchors :] for m in maps]
+
+
+def _parameter(*tensors: Tensor) -> nn.Parameter:
+    return nn.Parameter(torch.cat(tensors), requires_grad=False)
+
+
+def _parts(x: Tensor) -> Sequence[Tensor]:
+    """Split by regions, each of which a head treats by itself."""
+    return torch.split(x, max(_PART_BYTES // (4 * x[0].numel()), 1)) if len(x) else (x,)
+
+
+class _BoxHead(nn.Module):
+    """`TwoMLPHead` or `FastRCNNConvFCHead`."""
+
+    def __init__(self, head: nn.Module, channels: int) -> None:
+        super().__init__()
+        layers = list(head.children())
+        convolutions = [layer for layer in layers if isinstance(layer, nn.Sequential)]
+        self.convolutions = cast(nn.Sequential, _converted(nn.Sequential(*convolutions)))
+        first, *others = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        # Its columns are those of maps flattened with channels first.
+        columns = first.weight.view(first.out_features, channels, -1).transpose(1, 2).flatten(1)
+        first.weight = _parameter(columns)
+        self.linears = nn.Sequential(*(_Linear(linear, "relu") for linear in [first, *others]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(self.convolutions):
+            x = torch.cat([self.convolutions(part) for part in _parts(x)])
+        return cast(Tensor, self.linears(x.permute(0, 2, 3, 1).flatten(1)))
+
+
+class _MaskPredictor(nn.Module):
+    """`MaskRCNNPredictor` as two products of matrices: with a kernel of 2 and a stride of 2 no sums overlap.
+
+    Called with labels, (n,), it computes for each region the map of its own label alone: (n, 2 * h, 2 * w).
+    """
+
+    def __init__(self, predictor: MaskRCNNPredictor) -> None:
+        super().__init__()
+        up = predictor.conv5_mask
+        spread = nn.Conv2d(up.in_channels, 4 * up.out_channels, 1)
+        weight = up.weight.permute(2, 3, 1, 0).reshape(-1, up.in_channels, 1, 1)  # (2 * 2 * out, in, 1, 1)
+        spread.weight, spread.bias = _parameter(weight), _parameter(up.bias.repeat(4))
+        self.spread = _Convolution(spread, predictor.relu)
+        last = predictor.mask_fcn_logits
+        logits = nn.Linear(last.in_channels, last.out_channels)
+        logits.weight, logits.bias = _parameter(last.weight.flatten(1)), _parameter(last.bias)
+        self.logits = _Linear(logits)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        parts = _parts(x)
+        if labels is None:
+            return torch.cat([self._maps(part, None) for part in parts])
+        own = torch.split(labels, len(parts[0]) or 1)
+        return torch.cat([self._maps(part, its)[:, 0] for part, its in zip(parts, own, strict=True)])
+
+    def _maps(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        weight, bias = self.logits.weight, self.logits.bias  # (labels, c), (labels,)
+        n, _, height, width = x.shape
+        rows = self.spread(x).permute(0, 2, 3, 1).reshape(n, height * width * 4, weight.shape[1])
+        out: Tensor
+        if labels is None:
+            out = self.logits(rows)
+        else:
+            out = torch.baddbmm(bias[labels, None, None], rows, weight[labels, :, None])
+        out = out.view(n, height, width, 2, 2, out.shape[2]).permute(0, 5, 1, 3, 2, 4)
+        return out.reshape(n, out.shape[1], 2 * height, 2 * width)

@@ -1,0 +1,115 @@
+"""The forward pass in steps of known size, each step against torchvision's own."""
+
+from collections import Counter, OrderedDict
+
+import pytest
+import torch
+from test_segmenter import spread
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops import MultiScaleRoIAlign, batched_nms
+
+from maskrcnn import forward as forward_module
+from maskrcnn.forward import Forward, Pyramid, pool
+from maskrcnn.model import build_network
+
+
+def maps_of(canvas, channels, n_images):
+    """Random maps of strides 4 to 32."""
+    return OrderedDict(
+        (str(i), torch.randn(n_images, channels, canvas[0] // stride, canvas[1] // stride))
+        for i, stride in enumerate((4, 8, 16, 32))
+    )
+
+
+def boxes_in(canvas, count):
+    """Boxes inside the canvas: of all sizes, at its borders, thinner than a place, of no size."""
+    corners = torch.rand(count, 2) * torch.tensor([canvas[1], canvas[0]])
+    sides = torch.exp(torch.rand(count, 2) * 8 - 2) * (torch.rand(count, 1) > 0.1)
+    return torch.cat([corners, torch.minimum(corners + sides, torch.tensor([canvas[1], canvas[0]]))], 1)
+
+
+@pytest.mark.parametrize("output", [7, 14, (3, 5)])
+@pytest.mark.parametrize("sampling_ratio", [1, 2])
+@pytest.mark.parametrize("canonical", [(224, 4), (96, 4)])
+def test_pooling_is_torchvision_s(output, sampling_ratio, canonical):
+    torch.manual_seed(0)
+    canvas = (256, 384)
+    maps = maps_of(canvas, 8, n_images=2)
+    aligner = MultiScaleRoIAlign(
+        ["0", "1", "2", "3"],
+        output,
+        sampling_ratio,
+        canonical_scale=canonical[0],
+        canonical_level=canonical[1],
+    )
+    boxes = [boxes_in(canvas, 300), boxes_in(canvas, 1)]
+    image = torch.tensor([0] * 300 + [1])
+    pooled = pool(Pyramid.of(maps, aligner.featmap_names, canvas[0]), aligner, torch.cat(boxes), image)
+    expected = aligner(maps, boxes, [canvas, canvas])
+    torch.testing.assert_close(pooled, expected, rtol=0, atol=2e-5)
+    assert pooled.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_pyramid_leaves_out_the_maps_that_are_not_pooled():
+    maps = maps_of((64, 64), 4, n_images=1)
+    maps["pool"] = torch.randn(1, 4, 1, 1)
+    pyramid = Pyramid.of(maps, ["0", "1", "2", "3"], 64)
+    assert pyramid.rows.shape == (16 * 16 + 8 * 8 + 4 * 4 + 2 * 2, 4)
+    assert pyramid.starts.tolist() == [0, 256, 320, 336]
+    assert pyramid.strides == (4, 32)
+
+
+def test_suppression_is_torchvision_s_group_by_group():
+    torch.manual_seed(1)
+    boxes = boxes_in((300, 300), 900)
+    scores = torch.rand(900)
+    group = torch.randint(0, 12, (900,)).sort().values
+    counts = torch.bincount(group, minlength=15).tolist()
+    expected = torch.zeros(900, dtype=torch.bool)
+    expected[batched_nms(boxes, scores, group, 0.3)] = True
+    for given in (counts, torch.tensor(counts)):
+        assert torch.equal(forward_module._not_suppressed(boxes, scores, given, 0.3), expected)
+    nothing = forward_module._not_suppressed(boxes[:0], scores[:0], [0, 0], 0.3)
+    assert nothing.shape == (0,)
+
+
+class HostWaits(TorchDispatchMode):
+    """Counts the operations for which a host waits for its device."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name == "where" and len(args) > 1:
+            return func(*args, **(kwargs or {}))
+        if name in ("_local_scalar_dense", "nonzero", "item", "masked_select", "unique", "_unique2", "where"):
+            self.counts[name] += 1
+        if name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            self.counts["index by a mask"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("n_images", [1, 3])
+@pytest.mark.parametrize("max_detections", [1, 100])
+def test_the_host_waits_twice_a_batch_however_many_instances_there_are(n_images, max_detections):
+    torch.manual_seed(1)
+    network = build_network("maskrcnn_resnet50_fpn", 4, 64, 96)
+    spread(network)
+    forward = Forward(network.eval(), [1, 2, 3], 0.05, max_detections)
+    batch, sizes = torch.rand(n_images, 3, 64, 96), torch.tensor([[64.0, 96.0]] * n_images)
+    forward(batch, sizes)  # anchors are made once
+    with HostWaits() as waits:
+        found = forward(batch, sizes)
+    assert len(found.labels) == n_images * max_detections
+    assert waits.counts == {"nonzero": 2}
+
+
+def test_torchvision_itself_waits_hundreds_of_times():
+    torch.manual_seed(1)
+    network = build_network("maskrcnn_resnet50_fpn", 4, 64, 96)
+    spread(network)
+    with torch.inference_mode(), HostWaits() as waits:
+        (found,) = network.eval()([torch.rand(3, 64, 96)])
+    assert waits.counts.total() > 5 * len(found["labels"]) > 100
