@@ -1,12 +1,15 @@
 """The Ray actor: one process, one model, one shard at a time."""
 
 import contextlib
+import ctypes
 import os
 import platform
 import socket
 import uuid
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
 
 from maskrcnn.config import Compute, Speed
 from maskrcnn.decode import Limits
@@ -60,7 +63,26 @@ def build_segmenter(spec: WorkerSpec) -> Segmenter:
         device=spec.speed.device,
         batch_size=spec.speed.batch_size,
         threads=spec.speed.threads,
+        dtype=spec.speed.dtype,
     )
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed, where it is glibc.
+
+    By default it returns every decoded image's memory to the kernel, which then clears as many pages for the next
+    one: half of the time of decoding a small photo. One arena instead of one a thread, so that what one thread
+    frees another can use.
+
+    Reference: mallopt(3).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for option, value in ((_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**30), (_M_ARENA_MAX, 1)):
+            libc.mallopt(option, value)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 class SegmentActor:
@@ -78,6 +100,9 @@ class SegmentActor:
             RunError: the node cannot read inputs or write the output; the message names node and cause.
             UsageError: the model cannot be loaded.
         """
+        keep_freed_memory()
+        threads = self._spec.speed.threads or 1
+        pa.set_cpu_count(threads)
         storage = Storage(self._spec.url)
         probe = f"{PROBES}/{uuid.uuid4().hex}"
         with contextlib.suppress(ItemError):  # the first input's own fault; it becomes a row
@@ -95,6 +120,7 @@ class SegmentActor:
             segmenter,
             Limits(self._spec.compute.max_pixels, self._spec.compute.max_bytes, float(segmenter.max_side)),
             {"node": self._node, "python": platform.python_version(), "pid": os.getpid()},
+            threads,
         )
         return self._node, probe
 

@@ -125,7 +125,14 @@ def cluster_options(command: Command) -> Command:
             click.option(
                 "--batch-size", type=int, help="Images a forward pass; by default 1 on CPU, 8 on CUDA."
             ),
-            click.option("--threads", type=int, default=1, show_default=True, help="Threads of a CPU actor."),
+            click.option(
+                "--dtype",
+                type=click.Choice(["float32", "bfloat16", "float16"]),
+                help="Of the network's convolutions; by default float32 on CPU, bfloat16 on CUDA.",
+            ),
+            click.option(
+                "--threads", type=int, help="CPUs of an actor; by default 1, with CUDA a GPU's share of them."
+            ),
             click.option("--actors", type=int, help="The most actors; by default one a CPU or GPU."),
             click.option(
                 "--address", help="Of a Ray cluster; by default RAY_ADDRESS, else Ray is started here."
@@ -326,7 +333,9 @@ def demo(directory: str, scenes: int) -> None:
 
 
 @main.command()
-@click.option("--only", metavar="SECTION,…", help="masks, coco, fetch, pipeline, scaling, job; by default all.")
+@click.option(
+    "--only", metavar="SECTION,…", help="masks, coco, fetch, pipeline, scaling, job; by default all."
+)
 @click.option("--images", metavar="DIR", help="Photos to measure with; by default they are generated.")
 @click.option("--model", metavar="NAME", help="By default ResNet-50-FPN with random weights.")
 @click.option("--s3", metavar="URL", help="A prefix s3://… whose objects are fetched.")

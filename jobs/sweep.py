@@ -69,7 +69,7 @@ class Sweep:
         gpus = 1 if spec.speed.device == "cuda" else 0
         # num_cpus also decides how many threads Ray allows OpenMP; actors are replaced here, not by Ray.
         self._actor_class = ray.remote(
-            num_cpus=spec.speed.threads, num_gpus=gpus, max_restarts=0, max_task_retries=0
+            num_cpus=spec.speed.threads or 1, num_gpus=gpus, max_restarts=0, max_task_retries=0
         )(SegmentActor)
 
     def run(self, shards: Iterator[Shard], n_shards: int) -> None:

@@ -7,6 +7,7 @@ refused. *How fast* does not; each receipt records it.
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,8 +65,10 @@ class Speed:
     device: Device = "auto"
     batch_size: int | None = None
     """Images a forward pass; None: 1 on CPU, 8 on CUDA."""
-    threads: int = 1
-    """CPU threads of an actor."""
+    dtype: str | None = None
+    """Of the network's convolutions: `float32`, `bfloat16` or `float16`; None: float32 on CPU, bfloat16 on CUDA."""
+    threads: int | None = None
+    """CPUs of an actor; None: 1 on CPU, an equal share of the CPUs for each GPU on CUDA, at most 8."""
     actors: int | None = None
     """The most actors; None: one a GPU, or one a `threads` CPUs."""
 
@@ -77,12 +80,12 @@ class Speed:
 
 
 def default_shard_images(rows: int) -> int:
-    """Return the shard size where none is asked for: a thousand shards or so, of 16 to 1000 images.
+    """Return the shard size where none is asked for: as many shards as images in one, of 16 to 1000.
 
     >>> default_shard_images(60), default_shard_images(50_000), default_shard_images(10_000_000)
-    (16, 50, 1000)
+    (16, 223, 1000)
     """
-    return min(max(rows // 1000, 16), 1000)
+    return min(max(math.isqrt(rows), 16), 1000)
 
 
 def digest_of(settings: dict[str, Any]) -> str:

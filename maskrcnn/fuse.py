@@ -2,8 +2,7 @@
 
 `fused` folds batch norms, which holds anywhere. `for_cpu` then rearranges the work for oneDNN, the library behind
 torch's convolutions on the CPU: channels last throughout, and activations and residuals in the same pass as their
-convolution. No result changes by more than
-rounding.
+convolution. No result changes by more than rounding.
 """
 
 import copy

@@ -94,7 +94,10 @@ class Receipt:
 
     def to_json(self) -> str:
         """Return the content of the receipt's file."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, separators=(",", ":"))
+        # Not `asdict` of all: it copies the statistics number by number.
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        files = {name: dataclasses.asdict(fields[name]) for name in (IMAGES, INSTANCES)}
+        return json.dumps(fields | files, ensure_ascii=False, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str | bytes) -> "Receipt":

@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import ItemError
 from .rle import crop_to_rle, rle_areas, rle_boxes_xywh, rle_boxes_xyxy
 from .types import Category, Detections, Pixels, detection_order
 
@@ -155,9 +156,21 @@ class PlantedSegmenter:
         """Return what decides the last digits: nothing but the batch, which does not."""
         return {"device": "cpu", "dtype": "planted", "batch_size": 1, "threads": 1}
 
+    @property
+    def lanes(self) -> int:
+        """One: nothing computes beside it."""
+        return 1
+
+    def canvas(self, height: int, width: int) -> None:
+        """Return the same for all sizes."""
+
     def segment(self, images: Sequence[Pixels]) -> list[Detections]:
-        """Find the planted instances of each image; never raises for an image."""
+        """Find the planted instances of each image."""
         return [self._segment(image) for image in images]
+
+    def outcomes(self, images: Sequence[Pixels]) -> list[Detections | ItemError]:
+        """Find the planted instances of each image; there is always an answer."""
+        return list(self.segment(images))
 
     def _segment(self, image: Pixels) -> Detections:
         if self._sleep_s:

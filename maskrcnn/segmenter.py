@@ -76,8 +76,6 @@ class MaskRCNNSegmenter:
         network = fused(model.module).to(self._device, self._dtype)
         if not cuda and self._dtype == torch.float32:
             network = for_cpu(network)
-            network.roi_heads.box_roi_pool = model.module.roi_heads.box_roi_pool
-            network.roi_heads.mask_roi_pool = model.module.roi_heads.mask_roi_pool
         self._forward = Forward(network, labels, min_score, max_detections)
         self._transform = model.module.transform
         self._mean, self._std = (
@@ -289,9 +287,8 @@ def _neighbours(n: int, resized: int, device: torch.device) -> tuple[Tensor, Ten
 
     Reference: `area_pixel_compute_source_index` in aten/src/ATen/native/UpSample.h; float32 as there.
     """
-    position = (torch.arange(resized, device=device, dtype=torch.float32) + 0.5) * np.float32(
-        n / resized
-    ) - 0.5
+    scale = float(np.float32(n / resized))
+    position = (torch.arange(resized, device=device, dtype=torch.float32) + 0.5) * scale - 0.5
     position = position.clamp(min=0)
     first = position.to(torch.int64).clamp(max=n - 1)
     return torch.cat([first, (first + 1).clamp(max=n - 1)]), position - first

@@ -4,12 +4,14 @@ torchvision's words (`boxes, labels, scores, masks`) hold up to Parquet, COCO's 
 area`) from there; `schema.instances_table` is the one place that renames.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .errors import ItemError
 
 Pixels = NDArray[np.uint8]
 """An image: (height, width, 3), RGB, uint8."""
@@ -100,7 +102,7 @@ class Segmenter(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """How many images of a shard are handed to `segment` at once."""
+        """How many images of a shard are handed to `outcomes` at once, if there are so many of one canvas."""
         ...
 
     @property
@@ -113,10 +115,15 @@ class Segmenter(Protocol):
         """What the last digits depend on, for the receipts: device, dtype, batch_size, threads, libraries."""
         ...
 
-    def segment(self, images: Sequence[Pixels]) -> list[Detections]:
-        """Find the instances of each image.
+    @property
+    def lanes(self) -> int:
+        """How many calls of `outcomes` may run at once, each in a thread of its own."""
+        ...
 
-        Raises:
-            ItemError: `out_of_memory` or `not_finite`; of several images the others may be asked for again.
-        """
+    def canvas(self, height: int, width: int) -> Hashable:
+        """Return what images must have in common to share a batch."""
+        ...
+
+    def outcomes(self, images: Sequence[Pixels]) -> list[Detections | ItemError]:
+        """Find the instances of each image, or say why there are none: `out_of_memory` or `not_finite`."""
         ...

@@ -1,4 +1,4 @@
-"""The work on one shard: prefetch bytes, decode, segment, encode, write; one forward sweep.
+"""The work on one shard: prefetch bytes, decode, segment, encode, write; one forward sweep, its stages at once.
 
 A `ShardWorker` is built on the node where it runs, holds what is expensive (the segmenter), and knows nothing of
 Ray. An item's fault becomes a row here, and nowhere else; whatever else is raised fails the attempt.
@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,8 +28,11 @@ from .storage import Storage, is_remote, read_input, stat_input
 from .types import Detections, Segmenter
 
 PREFETCH_BYTES: Final = 2**30
-"""Decoded pixels that may wait for the segmenter."""
+"""Decoded pixels that may wait to be taken up, …"""
+GROUPED_BYTES: Final = 2**30
+"""… and that may wait for others to fill their batch."""
 FETCH_THREADS: Final = 4
+"""At least, also where an actor has fewer CPUs: most of a fetch is waiting."""
 LOCAL_ETAG: Final = re.compile(r"\d+-\d+")
 """`size-mtime_ns`; an etag of another form in a manifest is the user's own, and is carried along."""
 
@@ -76,16 +79,25 @@ class ShardWorker:
         segmenter: finds the instances.
         limits: what may be decoded; the aspect ratio is the segmenter's.
         execution: what the receipts record beside the segmenter's own record.
+        threads: CPUs that it may use.
     """
 
     def __init__(
-        self, storage: Storage, segmenter: Segmenter, limits: Limits, execution: dict[str, Any]
+        self,
+        storage: Storage,
+        segmenter: Segmenter,
+        limits: Limits,
+        execution: dict[str, Any],
+        threads: int = 1,
     ) -> None:
         self._storage = storage
         self._segmenter = segmenter
         self._limits = limits
-        self._execution = execution | segmenter.execution
+        self._execution = execution
         self._manifest = ManifestReader(storage)
+        self._n_fetchers = max(FETCH_THREADS, threads)
+        self._fetchers = ThreadPoolExecutor(self._n_fetchers, thread_name_prefix="fetch")
+        self._lanes = ThreadPoolExecutor(segmenter.lanes, thread_name_prefix="lane")
 
     def run_shard(self, shard: Shard) -> Receipt:
         """Process the rows of a shard and commit them.
@@ -96,9 +108,9 @@ class ShardWorker:
         watch = Stopwatch()
         with watch.stage("wall"):
             rows = self._manifest.rows(shard.start, shard.stop)
-            results = [
-                result for group in self._groups(shard, rows, watch) for result in self._segment(group, watch)
-            ]
+            groups = filled_groups(self._loaded(shard, rows, watch), self._segmenter)
+            results = [result for group in self._outcomes(groups, watch) for result in group]
+            results.sort(key=lambda result: result.row)
             with watch.stage("encode"):
                 images = images_table(results, rows)
                 instances = instances_table(results, self._segmenter.categories)
@@ -111,24 +123,31 @@ class ShardWorker:
             instances,
             stats=stats.to_json(),
             timings={name: round(seconds, 6) for name, seconds in watch.seconds.items()},
-            execution=self._execution,
+            execution=self._execution | self._segmenter.execution,
         )
 
-    def _groups(self, shard: Shard, rows: pa.Table, watch: Stopwatch) -> Iterator[list[Loaded]]:
-        """Yield the shard's inputs, loaded, in groups of the segmenter's batch size, in row order."""
+    def _loaded(self, shard: Shard, rows: pa.Table, watch: Stopwatch) -> Iterator[Loaded]:
+        """Yield the shard's inputs, loaded, in row order."""
         entries = rows.select(["image_id", "name", "uri", "bytes", "etag"]).to_pylist()
 
         def load(position: int) -> Loaded:
             return self._load(shard.start + position, entries[position], watch)
 
-        group: list[Loaded] = []
-        for loaded in prefetch(load, range(len(entries)), watch):
-            group.append(loaded)
-            if len(group) == self._segmenter.batch_size:
-                yield group
-                group = []
-        if group:
-            yield group
+        return prefetch(load, range(len(entries)), watch, self._fetchers, ahead=2 * self._n_fetchers)
+
+    def _outcomes(self, groups: Iterator[list[Loaded]], watch: Stopwatch) -> Iterator[list[ImageResult]]:
+        """Yield what became of each group, in their order; as many at once as the segmenter has lanes."""
+        if self._segmenter.lanes == 1:  # nothing to overlap but this thread's own waiting
+            for group in groups:
+                yield self._segment(group, watch)
+            return
+        under_way: deque[Future[list[ImageResult]]] = deque()
+        for group in groups:
+            under_way.append(self._lanes.submit(self._segment, group, watch))
+            if len(under_way) > self._segmenter.lanes:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
 
     def _load(self, row: int, entry: dict[str, Any], watch: Stopwatch) -> Loaded:
         n_bytes = entry["bytes"]
@@ -144,24 +163,42 @@ class ShardWorker:
             image = error
         return Loaded(row, entry, n_bytes, image)
 
-    def _segment(self, group: Sequence[Loaded], watch: Stopwatch) -> Iterator[ImageResult]:
-        """Yield what became of each input of a group, in its order."""
+    def _segment(self, group: Sequence[Loaded], watch: Stopwatch) -> list[ImageResult]:
+        """Return what became of each input of a group, in its order."""
         images = [item.image.pixels for item in group if isinstance(item.image, DecodedImage)]
         with watch.stage("model"):
-            found = iter(self._segment_each(images))
-        for item in group:
-            yield _result(item, next(found) if isinstance(item.image, DecodedImage) else item.image)
+            found = iter(self._segmenter.outcomes(images) if images else [])
+        return [
+            _result(item, next(found) if isinstance(item.image, DecodedImage) else item.image)
+            for item in group
+        ]
 
-    def _segment_each(self, images: list[Any]) -> list[Detections | ItemError]:
-        if not images:
-            return []
-        try:
-            return list(self._segmenter.segment(images))
-        except ItemError as error:
-            if len(images) == 1:
-                return [error]
-            # One of them is at fault: find it, and keep its neighbours.
-            return [outcome for image in images for outcome in self._segment_each([image])]
+
+def filled_groups(
+    items: Iterable[Loaded], segmenter: Segmenter, *, max_bytes: int = GROUPED_BYTES
+) -> Iterator[list[Loaded]]:
+    """Yield inputs in groups that share a forward pass: of one canvas, filled to the segmenter's batch size.
+
+    What is in a group follows from the order of the inputs and their sizes alone. A canvas's last group is not
+    filled, nor are those that are given up, the largest first, when more than `max_bytes` of pixels wait.
+    """
+    waiting: dict[Hashable, list[Loaded]] = {}
+    held = 0
+    for item in items:
+        if isinstance(item.image, ItemError):
+            yield [item]
+            continue
+        canvas = segmenter.canvas(*item.image.pixels.shape[:2])
+        waiting.setdefault(canvas, []).append(item)
+        held += item.held_bytes
+        if len(waiting[canvas]) < segmenter.batch_size and held <= max_bytes:
+            continue
+        if len(waiting[canvas]) < segmenter.batch_size:
+            canvas = max(waiting, key=lambda key: sum(one.held_bytes for one in waiting[key]))
+        group = waiting.pop(canvas)
+        held -= sum(one.held_bytes for one in group)
+        yield group
+    yield from waiting.values()
 
 
 def _check_unchanged(entry: dict[str, Any], n_bytes: int) -> None:
@@ -207,22 +244,22 @@ def prefetch(
     load: Callable[[int], Loaded],
     positions: Iterable[int],
     watch: Stopwatch,
+    pool: ThreadPoolExecutor,
     *,
-    threads: int = FETCH_THREADS,
+    ahead: int,
     max_bytes: int = PREFETCH_BYTES,
 ) -> Iterator[Loaded]:
-    """Yield `load(position)` in order, loaded ahead by threads.
+    """Yield `load(position)` in order, loaded by a pool of threads, at most `ahead` of them under way.
 
-    At most `2 * threads` inputs are under way, and no further one is begun while decoded pixels of more than
-    `max_bytes` wait.
+    No further one is begun while decoded pixels of more than `max_bytes` wait.
     """
     waiting: deque[Future[Loaded]] = deque()
     upcoming = iter(positions)
-    with ThreadPoolExecutor(threads, thread_name_prefix="fetch") as pool:
-        exhausted = False
+    exhausted = False
+    try:
         while True:
             held = sum(future.result().held_bytes for future in waiting if future.done())
-            while not exhausted and len(waiting) < 2 * threads and (held < max_bytes or not waiting):
+            while not exhausted and len(waiting) < ahead and (held < max_bytes or not waiting):
                 position = next(upcoming, None)
                 if position is None:
                     exhausted = True
@@ -233,3 +270,6 @@ def prefetch(
             with watch.stage("wait"):
                 loaded = waiting.popleft().result()
             yield loaded
+    finally:
+        for future in waiting:  # the pool outlives a shard that fails
+            future.cancel()

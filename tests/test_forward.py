@@ -1,62 +1,17 @@
 """The forward pass in steps of known size, each step against torchvision's own."""
 
-from collections import Counter, OrderedDict
+from collections import Counter
 
 import pytest
 import torch
+from test_pooling import boxes_in
 from test_segmenter import spread
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchvision.ops import MultiScaleRoIAlign, batched_nms
+from torchvision.ops import batched_nms
 
 from maskrcnn import forward as forward_module
-from maskrcnn.forward import Forward, Pyramid, pool
+from maskrcnn.forward import Forward
 from maskrcnn.model import build_network
-
-
-def maps_of(canvas, channels, n_images):
-    """Random maps of strides 4 to 32."""
-    return OrderedDict(
-        (str(i), torch.randn(n_images, channels, canvas[0] // stride, canvas[1] // stride))
-        for i, stride in enumerate((4, 8, 16, 32))
-    )
-
-
-def boxes_in(canvas, count):
-    """Boxes inside the canvas: of all sizes, at its borders, thinner than a place, of no size."""
-    corners = torch.rand(count, 2) * torch.tensor([canvas[1], canvas[0]])
-    sides = torch.exp(torch.rand(count, 2) * 8 - 2) * (torch.rand(count, 1) > 0.1)
-    return torch.cat([corners, torch.minimum(corners + sides, torch.tensor([canvas[1], canvas[0]]))], 1)
-
-
-@pytest.mark.parametrize("output", [7, 14, (3, 5)])
-@pytest.mark.parametrize("sampling_ratio", [1, 2])
-@pytest.mark.parametrize("canonical", [(224, 4), (96, 4)])
-def test_pooling_is_torchvision_s(output, sampling_ratio, canonical):
-    torch.manual_seed(0)
-    canvas = (256, 384)
-    maps = maps_of(canvas, 8, n_images=2)
-    aligner = MultiScaleRoIAlign(
-        ["0", "1", "2", "3"],
-        output,
-        sampling_ratio,
-        canonical_scale=canonical[0],
-        canonical_level=canonical[1],
-    )
-    boxes = [boxes_in(canvas, 300), boxes_in(canvas, 1)]
-    image = torch.tensor([0] * 300 + [1])
-    pooled = pool(Pyramid.of(maps, aligner.featmap_names, canvas[0]), aligner, torch.cat(boxes), image)
-    expected = aligner(maps, boxes, [canvas, canvas])
-    torch.testing.assert_close(pooled, expected, rtol=0, atol=2e-5)
-    assert pooled.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_a_pyramid_leaves_out_the_maps_that_are_not_pooled():
-    maps = maps_of((64, 64), 4, n_images=1)
-    maps["pool"] = torch.randn(1, 4, 1, 1)
-    pyramid = Pyramid.of(maps, ["0", "1", "2", "3"], 64)
-    assert pyramid.rows.shape == (16 * 16 + 8 * 8 + 4 * 4 + 2 * 2, 4)
-    assert pyramid.starts.tolist() == [0, 256, 320, 336]
-    assert pyramid.strides == (4, 32)
 
 
 def test_suppression_is_torchvision_s_group_by_group():

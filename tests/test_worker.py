@@ -4,8 +4,10 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -18,7 +20,7 @@ from maskrcnn.planted import PlantedSegmenter, plant, planted_instances, png, wr
 from maskrcnn.stats import Stats
 from maskrcnn.storage import Storage
 from maskrcnn.types import Detections, Pixels
-from maskrcnn.worker import Loaded, ShardWorker, Stopwatch, prefetch
+from maskrcnn.worker import Loaded, ShardWorker, Stopwatch, filled_groups, prefetch
 
 LIMITS = Limits(10**7, 10**7, 1333.0)
 
@@ -119,10 +121,10 @@ class Small(PlantedSegmenter):
 
     batch_size = property(lambda self: 3)  # type: ignore[assignment]
 
-    def segment(self, images: Sequence[Pixels]) -> list[Detections]:
-        if any(len(planted_instances(image)) >= 5 for image in images):
-            raise ItemError("out_of_memory", "too much to see")
-        return super().segment(images)
+    def outcomes(self, images: Sequence[Pixels]) -> list[Detections | ItemError]:
+        too_much = ItemError("out_of_memory", "too much to see")
+        found = zip(images, self.segment(images), strict=True)
+        return [too_much if len(planted_instances(image)) >= 5 else one for image, one in found]
 
 
 def test_an_image_that_does_not_fit_into_memory_does_not_take_its_neighbours_along(run: Storage) -> None:
@@ -138,7 +140,7 @@ def test_an_image_that_does_not_fit_into_memory_does_not_take_its_neighbours_alo
 
 def test_a_fault_of_the_program_is_no_row(run: Storage) -> None:
     class Broken(PlantedSegmenter):
-        def segment(self, images: Sequence[Pixels]) -> list[Detections]:
+        def outcomes(self, images: Sequence[Pixels]) -> list[Detections | ItemError]:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -169,10 +171,11 @@ def test_prefetching_keeps_the_order_and_its_bound() -> None:
         return Loaded(position, {}, None, ItemError("corrupt", ""))
 
     rows = []
-    for loaded in prefetch(load, range(50), Stopwatch(), threads=3):
-        rows.append(loaded.row)
-        with lock:
-            under_way -= 1
+    with ThreadPoolExecutor(3) as pool:
+        for loaded in prefetch(load, range(50), Stopwatch(), pool, ahead=6):
+            rows.append(loaded.row)
+            with lock:
+                under_way -= 1
     assert rows == list(range(50))
     assert most <= 2 * 3 + 1
 
@@ -184,8 +187,66 @@ def test_prefetching_stops_at_its_bound_of_bytes() -> None:
         started.append(position)
         return Loaded(position, {}, None, DecodedImage(plant((100, 100), []), None))
 
-    stream = prefetch(load, range(50), Stopwatch(), threads=2, max_bytes=1)
-    next(stream)
-    time.sleep(0.05)
-    assert len(started) <= 2 * 2
-    assert [loaded.row for loaded in stream] == list(range(1, 50))
+    with ThreadPoolExecutor(2) as pool:
+        stream = prefetch(load, range(50), Stopwatch(), pool, ahead=4, max_bytes=1)
+        next(stream)
+        time.sleep(0.05)
+        assert len(started) <= 4
+        assert [loaded.row for loaded in stream] == list(range(1, 50))
+
+
+class Batches(PlantedSegmenter):
+    """Takes up to three images of one width at once, in two lanes, and remembers what it was given."""
+
+    batch_size = property(lambda self: 3)  # type: ignore[assignment]
+    lanes = property(lambda self: 2)  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[list[int]] = []
+        self.at_once = self.most_at_once = 0
+        self.lock = threading.Lock()
+
+    def canvas(self, height: int, width: int) -> int:  # type: ignore[override]
+        return width
+
+    def outcomes(self, images: Sequence[Pixels]) -> list[Detections | ItemError]:
+        with self.lock:
+            self.given.append([image.shape[1] for image in images])
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        time.sleep(0.01)
+        with self.lock:
+            self.at_once -= 1
+        return super().outcomes(images)
+
+
+def loaded_of(widths: Sequence[int]) -> list[Loaded]:
+    """Inputs of these widths, 10 pixels high; one of no width failed."""
+    return [
+        Loaded(
+            row, {}, None,
+            DecodedImage(np.zeros((10, width, 3), np.uint8), None) if width else ItemError("corrupt", ""),
+        )
+        for row, width in enumerate(widths)
+    ]  # fmt: skip
+
+
+def test_batches_are_filled_over_a_shard_by_canvas_and_in_row_order() -> None:
+    groups = filled_groups(loaded_of([4, 5, 0, 4, 5, 6, 4, 4]), Batches())
+    assert [[item.row for item in group] for group in groups] == [[2], [0, 3, 6], [1, 4], [5], [7]]
+
+
+def test_when_too_many_pixels_wait_the_largest_group_goes_unfilled() -> None:
+    groups = filled_groups(loaded_of([4, 50, 4, 7]), Batches(), max_bytes=10 * 60 * 3)
+    assert [[item.row for item in group] for group in groups] == [[1], [0, 2], [3]]
+
+
+def test_lanes_run_at_once_and_rows_come_in_order(run: Storage) -> None:
+    plain, plain_instances = tables(run, run_plan(run, 17))
+    segmenter = Batches()
+    images, instances = tables(run, run_plan(run, 17, segmenter))
+    assert images.equals(plain)
+    assert instances.equals(plain_instances)
+    assert segmenter.most_at_once == 2
+    assert all(len(set(widths)) == 1 and len(widths) <= 3 for widths in segmenter.given)

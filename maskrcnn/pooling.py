@@ -1,0 +1,104 @@
+"""RoIAlign over a pyramid of maps, for all boxes of a batch at once and without asking the host."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torchvision.ops import MultiScaleRoIAlign
+
+
+class Pyramid(NamedTuple):
+    """The maps of a batch as one table, a row for each place of each map."""
+
+    rows: Tensor
+    """(R, C) float32: level by level, image by image, row by row."""
+    starts: Tensor
+    """(L,) int64, the first row of each level."""
+    heights: Tensor
+    """(L,) int64, of the maps."""
+    widths: Tensor
+    strides: tuple[int, int]
+    """The smallest and the largest, pixels of the resized image; those between are powers of two too."""
+
+    @staticmethod
+    def of(features: dict[str, Tensor], names: Sequence[str], canvas_height: int) -> "Pyramid":
+        """Return the maps with these names, finest first."""
+        maps = [features[name] for name in features if name in names]
+        rows = torch.cat([m.permute(0, 2, 3, 1).reshape(-1, m.shape[1]) for m in maps]).float()
+        sizes = torch.tensor([[len(m), m.shape[2], m.shape[3]] for m in maps], device=rows.device)
+        counts = sizes.prod(1)
+        strides = (canvas_height // maps[0].shape[2], canvas_height // maps[-1].shape[2])
+        return Pyramid(rows, counts.cumsum(0) - counts, sizes[:, 1], sizes[:, 2], strides)
+
+
+def pool(pyramid: Pyramid, aligner: MultiScaleRoIAlign, boxes: Tensor, image: Tensor) -> Tensor:
+    """Pool what lies in each box, as torchvision's `MultiScaleRoIAlign` does.
+
+    A pooled value is the mean of some samples, a sample the mean of four places by their distances: a weighted
+    sum of rows. `embedding_bag` adds up rows, all channels of a place at once, which lie side by side; torchvision
+    goes through a map for each channel, and through the boxes of each level in turn.
+
+    Args:
+        pyramid: the maps.
+        aligner: its sizes, sampling ratio and choice of levels.
+        boxes: (N, 4) float32, finite, pixels of the resized images.
+        image: (N,) int64, the image of each box.
+
+    Returns:
+        (N, C, S, S) float32, channels last in memory.
+
+    Reference: `roi_align_forward_kernel_impl` in torchvision/csrc/ops/cpu/roi_align_kernel.cpp, not aligned; the
+    levels are those of https://arxiv.org/abs/1612.03144, equation 1.
+    """
+    finest, coarsest = (int(math.log2(stride)) for stride in pyramid.strides)
+    side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+    level = aligner.canonical_level + torch.log2(side / aligner.canonical_scale) + 1e-6
+    level = level.floor().clamp(finest, coarsest).to(torch.int64) - finest
+    scale = torch.exp2(-(level + finest).to(torch.float32))
+    height, width = pyramid.heights[level], pyramid.widths[level]
+    n_rows, n_columns = aligner.output_size
+    per_bin = aligner.sampling_ratio
+    y, weight_y = _samples(boxes[:, 1] * scale, boxes[:, 3] * scale, height, n_rows, per_bin)
+    x, weight_x = _samples(boxes[:, 0] * scale, boxes[:, 2] * scale, width, n_columns, per_bin)
+
+    # (N, rows, columns, 2 * samples of a bin along y, 2 * samples along x) of places and weights.
+    first = (pyramid.starts[level] + image * height * width).to(torch.int32)
+    y = first[:, None, None] + y * width.to(torch.int32)[:, None, None]
+    place = y[:, :, None, :, None] + x[:, None, :, None, :]
+    weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
+    n_terms = (2 * per_bin) ** 2
+    pooled = F.embedding_bag(
+        place.reshape(-1, n_terms), pyramid.rows, mode="sum", per_sample_weights=weight.reshape(-1, n_terms)
+    )
+    return pooled.view(len(boxes), n_rows, n_columns, -1).permute(0, 3, 1, 2)
+
+
+def _samples(low: Tensor, high: Tensor, limit: Tensor, n_bins: int, per_bin: int) -> tuple[Tensor, Tensor]:
+    """Return which places along one axis the samples of each bin read, and with which weights.
+
+    Args:
+        low: (N,) where the boxes begin, places of the map.
+        high: (N,) where they end.
+        limit: (N,) how many places there are.
+        n_bins: of each box.
+        per_bin: samples of each bin.
+
+    Returns:
+        (N, bins, 2 * samples) int32 and float32; the weights of a bin add up to 1, or to less at a border.
+    """
+    bin_size = (high - low).clamp(min=1.0) / n_bins
+    nth = torch.arange(n_bins * per_bin, device=low.device)
+    offset = (nth % per_bin + 0.5) / per_bin
+    position = low[:, None] + (nth // per_bin) * bin_size[:, None] + offset * bin_size[:, None]
+    inside = position <= limit[:, None]
+    last = (limit[:, None] - 1).to(torch.int32)
+    first = torch.minimum(position.to(torch.int32), last)
+    weight = (position - first).where(first < last, 0.0)
+    second = torch.minimum(first + 1, last)
+    places = torch.stack([first, second], 2)
+    weights = torch.stack([1 - weight, weight], 2) * inside[..., None] / per_bin
+    shape = (len(low), n_bins, 2 * per_bin)
+    return places.view(shape), weights.view(shape)
