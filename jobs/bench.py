@@ -457,7 +457,7 @@ def forward_alone(compute: Compute, images: Sequence[Path], count: int) -> float
 
     paths = [str(images[index % len(images)].absolute()) for index in range(count)]
     with connected("local", Speed(device="cpu")) as speed:
-        actor_class: Any = ray.remote(num_cpus=speed.threads)(ForwardActor)
+        actor_class: Any = ray.remote(num_cpus=speed.threads or 1)(ForwardActor)
         actors: list[Any] = [actor_class.remote(compute, speed, paths) for _ in range(speed.actors or 1)]
         ray.get([actor.__ray_ready__.remote() for actor in actors])
         rates: list[float] = ray.get([actor.run.remote() for actor in actors])

@@ -26,6 +26,8 @@ log = logging.getLogger("maskrcnn")
 
 MAX_ATTEMPTS: Final = 3
 """Executions of a shard before the run stops."""
+SHARDS_AT_ONCE: Final = 2
+"""That an actor holds: one is computed, while the other is fetched or written."""
 MAX_FAILED_STARTS: Final = 3
 """Actors in a row that die before they are ready, before the run stops."""
 SHARD_DEADLINE_S: Final = 600.0
@@ -41,7 +43,7 @@ class Slot:
     start_ref: Any
     ready: bool = False
     queue: deque[tuple[Any, Shard]] = field(default_factory=deque)
-    """(reference, shard); the first is running, the second waits behind it."""
+    """(reference, shard), the first is ahead."""
     since: float = 0.0
     """When the first of the queue began, monotonic seconds."""
 
@@ -69,7 +71,10 @@ class Sweep:
         gpus = 1 if spec.speed.device == "cuda" else 0
         # num_cpus also decides how many threads Ray allows OpenMP; actors are replaced here, not by Ray.
         self._actor_class = ray.remote(
-            num_cpus=spec.speed.threads or 1, num_gpus=gpus, max_restarts=0, max_task_retries=0
+            num_cpus=spec.speed.threads or 1,
+            num_gpus=gpus,
+            max_restarts=0,
+            max_task_retries=0,
         )(SegmentActor)
 
     def run(self, shards: Iterator[Shard], n_shards: int) -> None:
@@ -94,19 +99,22 @@ class Sweep:
 
     def _create_actors(self, wanted: int) -> None:
         while len(self._slots) < wanted:
-            handle: Any = self._actor_class.remote(self._spec)
+            handle: Any = self._actor_class.options(max_concurrency=SHARDS_AT_ONCE).remote(self._spec)
             self._slots.append(Slot(handle, handle.start.remote(self._first_uri)))
 
     def _hand_out(self, shards: Iterator[Shard], remaining: int) -> None:
-        """Give each ready actor a shard, and while there are plenty one to wait behind it.
+        """Give each ready actor a shard, and while there are plenty another one.
 
-        The one behind saves the round trip; near the end it would wait behind a busy actor while others idle.
+        The second is fetched while the first is computed; near the end it would wait behind a busy actor while others
+        idle. A shard that has failed before runs alone: of two, nobody knows which one killed their actor.
         """
         given = sum(len(slot.queue) for slot in self._slots)
         plenty = remaining - given > 2 * len(self._slots)
-        for depth in (1, 2) if plenty else (1,):
+        for depth in range(1, SHARDS_AT_ONCE + 1 if plenty else 2):
             for slot in self._slots:
                 if not slot.ready or len(slot.queue) >= depth:
+                    continue
+                if slot.queue and (self._again or self._attempts[slot.queue[0][1].name]):
                     continue
                 shard = self._again.popleft() if self._again else next(shards, None)
                 if shard is None:
@@ -164,7 +172,7 @@ class Sweep:
         self._try_again(shard, cause)
 
     def _actor_died(self, slot: Slot, reason: str) -> None:
-        """Let the actor be replaced; only the shard that it was running counts an attempt."""
+        """Let the actor be replaced, and what it held be tried again."""
         self._slots.remove(slot)
         ray.kill(slot.handle)  # it may be out of reach, and not dead
         if not slot.ready:
@@ -173,11 +181,11 @@ class Sweep:
                 raise RunError(
                     f"{self._failed_starts} actors died before they were ready, the last: {reason}"
                 )
-        running = slot.queue.popleft()[1] if slot.queue else None
-        self._again.extend(shard for _, shard in slot.queue)
-        log.warning("an actor died%s: %s", f" on shard {running.name}" if running else "", reason)
-        if running:
-            self._try_again(running, None)
+        held = [shard for _, shard in slot.queue]
+        where = f" on shard {' and '.join(shard.name for shard in held)}" if held else ""
+        log.warning("an actor died%s: %s", where, reason)
+        for shard in held:
+            self._try_again(shard, None)
 
     def _try_again(self, shard: Shard, cause: BaseException | None) -> None:
         self._attempts[shard.name] += 1

@@ -87,7 +87,8 @@ def _read_local(uri: str, max_bytes: int) -> bytes:
     if (size := _local_stat(path).bytes) > max_bytes:
         raise ItemError("too_many_bytes", f"{size} bytes, more than the limit of {max_bytes}")
     with path.open("rb") as file:
-        return file.read(max_bytes + 1)
+        # Not `max_bytes`: so much would be allocated. One more than there should be shows that the file grows.
+        return file.read(size + 1)
 
 
 def _read_remote(uri: str, end: int) -> bytes:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -28,7 +28,7 @@ from .schema import IMAGES, INSTANCES, MANIFEST, ImageResult, images_table, inst
 from .storage import Storage, is_remote, read_input
 from .types import Detections
 from .weights import COCO_CATEGORIES
-from .worker import Stopwatch, prefetch
+from .worker import FETCH_THREADS, Stopwatch, prefetch
 
 AT_LEAST_S: Final = 0.2
 """Short calls are repeated for so long, and their mean is taken."""
@@ -188,7 +188,7 @@ def _peak(url: str, parts: Sequence[Part]) -> float | None:
     before = _memory_mb("VmRSS")
     write_dataset(Storage(url), parts, COCO_CATEGORIES, "peak.json", _INFO)
     peak = _memory_mb("VmHWM")
-    return None if before is None or peak is None else peak - before
+    return None if before is None or peak is None else max(peak - before, 0.0)
 
 
 def _memory_mb(key: str) -> float | None:
@@ -250,7 +250,9 @@ def fetch_ahead(uris: Sequence[str]) -> list[bytes]:
         return _Fetched(_sha256(data), len(data))
 
     # Its items need not be decoded images: it asks for `held_bytes` alone.
-    return [item.sha256 for item in cast(Any, prefetch)(load, range(len(uris)), Stopwatch())]
+    with ThreadPoolExecutor(FETCH_THREADS) as pool:
+        items = cast(Any, prefetch)(load, range(len(uris)), Stopwatch(), pool, ahead=2 * FETCH_THREADS)
+        return [item.sha256 for item in items]
 
 
 def _sha256(data: bytes) -> bytes:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any, Final
 
 import pyarrow as pa
@@ -72,7 +73,10 @@ class Loaded:
 
 
 class ShardWorker:
-    """Runs shards, one after the other, with one segmenter.
+    """Runs shards with one segmenter.
+
+    Two threads may each run a shard: one is computed at a time, while the inputs of the next are fetched and the
+    results of the one before are written. What shares a batch is of one shard.
 
     Args:
         storage: the run's output.
@@ -95,6 +99,9 @@ class ShardWorker:
         self._limits = limits
         self._execution = execution
         self._manifest = ManifestReader(storage)
+        self._reading = threading.Lock()
+        self._decoding = threading.Semaphore(threads)
+        self._computing = threading.Lock()
         self._n_fetchers = max(FETCH_THREADS, threads)
         self._fetchers = ThreadPoolExecutor(self._n_fetchers, thread_name_prefix="fetch")
         self._lanes = ThreadPoolExecutor(segmenter.lanes, thread_name_prefix="lane")
@@ -106,9 +113,14 @@ class ShardWorker:
             RunError: the output cannot be written, or the manifest not read.
         """
         watch = Stopwatch()
-        with watch.stage("wall"):
+        with self._reading:
             rows = self._manifest.rows(shard.start, shard.stop)
-            groups = filled_groups(self._loaded(shard, rows, watch), self._segmenter)
+        loaded = self._loaded(shard, rows, watch)
+        first = list(
+            islice(loaded, 1)
+        )  # the others follow it into the threads, before it is this shard's turn
+        with self._computing, watch.stage("wall"):
+            groups = filled_groups(chain(first, loaded), self._segmenter)
             results = [result for group in self._outcomes(groups, watch) for result in group]
             results.sort(key=lambda result: result.row)
             with watch.stage("encode"):
@@ -157,7 +169,7 @@ class ShardWorker:
                 data = read_input(entry["uri"], self._limits.max_bytes)
                 _check_unchanged(entry, len(data))
             n_bytes = len(data)
-            with watch.stage("decode"):
+            with self._decoding, watch.stage("decode"):
                 image = decode_image(data, self._limits)
         except ItemError as error:
             image = error
