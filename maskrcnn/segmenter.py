@@ -76,7 +76,7 @@ class MaskRCNNSegmenter:
         network = fused(model.module).to(self._device, self._dtype)
         if not cuda and self._dtype == torch.float32:
             network = for_cpu(network)
-        self._forward = Forward(network, labels, min_score, max_detections)
+        self.forward = Forward(network, labels, min_score, max_detections)
         self._transform = model.module.transform
         self._mean, self._std = (
             torch.tensor(values, device=self._device)[:, None, None]
@@ -211,16 +211,25 @@ class MaskRCNNSegmenter:
 
         A row is image, label, score, box and the M * M probabilities, float32.
         """
-        sizes = [self._resized(*image.shape[:2]) for image in images]
-        batch = torch.zeros((len(images), 3, *self.canvas(*images[0].shape[:2])), device=self._device)
-        for slot, pixels, size in zip(batch, self._upload(images), sizes, strict=True):
-            slot[:, : size[0], : size[1]] = self._prepared(pixels, size)
-        found = self._forward(batch, torch.tensor(sizes, dtype=torch.float32, device=self._device))
+        found = self.forward(*self.batch_of(images))
         columns = [found.image[:, None], found.labels[:, None], found.scores[:, None], found.boxes]
         packed = torch.cat([*columns, found.probabilities.flatten(1)], dim=1)
         return packed.to("cpu", non_blocking=True), found.finite.to("cpu", non_blocking=True)
 
-    def _upload(self, images: list[Pixels]) -> list[Tensor]:
+    @torch.inference_mode()
+    def batch_of(self, images: Sequence[Pixels]) -> tuple[Tensor, Tensor]:
+        """Return images of one canvas as `forward` takes them: on the device, normalised, resized, padded.
+
+        Returns:
+            (B, 3, H, W) float32, and (B, 2) float32: height and width of each image after its resize.
+        """
+        sizes = [self._resized(*image.shape[:2]) for image in images]
+        batch = torch.zeros((len(images), 3, *self.canvas(*images[0].shape[:2])), device=self._device)
+        for slot, pixels, size in zip(batch, self._upload(images), sizes, strict=True):
+            slot[:, : size[0], : size[1]] = self._prepared(pixels, size)
+        return batch, torch.tensor(sizes, dtype=torch.float32, device=self._device)
+
+    def _upload(self, images: Sequence[Pixels]) -> list[Tensor]:
         """Return the images on the device, (height, width, 3) uint8; on CUDA by one copy from pinned memory."""
         # torch warns where an array is read-only, and decoded images are.
         if self._device.type != "cuda":

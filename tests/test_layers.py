@@ -10,9 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = (
     "errors types config schema windows stores storage sniff decode raster rle planted weightfile weights masks model "
-    "fuse pooling forward segmenter stats sources manifest plan parts visualize worker seams coco export geo evaluate charts gallery report "
-    "reduce run verify diff convert scenery scenes baseline train "
-    "measure samples peers trials"
+    "fuse pooling forward segmenter stats sources manifest plan parts visualize worker seams coco export geo evaluate "
+    "charts gallery report reduce run verify diff convert scenery scenes baseline train measure samples peers trials"
 ).split()
 MODULES = sorted(path for path in (ROOT / "maskrcnn").glob("*.py") if path.stem != "__init__")
 NETWORK = {"masks", "model", "fuse", "pooling", "forward", "segmenter"}

@@ -188,13 +188,13 @@ def test_images_of_one_padded_size_share_a_batch(model, images, monkeypatch):
     picked = [np.resize(images[3], (h, w, 3)) for h, w in shapes]
     assert segmenter._batches(picked) == [[0, 2], [4], [1, 3]]
     canvases = []
-    forward = segmenter._forward
+    forward = segmenter.forward
 
     def watched(batch, sizes):
         canvases.append(tuple(batch.shape))
         return forward(batch, sizes)
 
-    monkeypatch.setattr(segmenter, "_forward", watched)
+    monkeypatch.setattr(segmenter, "forward", watched)
     together = segmenter.segment(picked)
     assert canvases == [(2, 3, *segmenter.canvas(90, 140)), (1, 3, 96, 160), (2, 3, 96, 96)]
     for one, image in zip(together, picked, strict=True):
@@ -207,7 +207,7 @@ def test_images_of_one_padded_size_share_a_batch(model, images, monkeypatch):
 def fails_above(segmenter, limit, monkeypatch):
     """Let the forward pass run out of memory for more than `limit` images; return the sizes of its batches."""
     sizes = []
-    forward = segmenter._forward
+    forward = segmenter.forward
 
     def limited(batch, image_sizes):
         sizes.append(len(batch))
@@ -215,7 +215,7 @@ def fails_above(segmenter, limit, monkeypatch):
             raise torch.cuda.OutOfMemoryError("no memory")
         return forward(batch, image_sizes)
 
-    monkeypatch.setattr(segmenter, "_forward", limited)
+    monkeypatch.setattr(segmenter, "forward", limited)
     return sizes
 
 
@@ -267,7 +267,7 @@ def test_one_image_for_which_the_network_gives_nan_leaves_its_neighbours_alone(m
         second = torch.arange(3).repeat_interleave(len(logits) // 3) == 1
         return logits.where(~second[:, None], torch.nan), deltas
 
-    segmenter._forward._network.roi_heads.box_predictor.register_forward_hook(spoil)
+    segmenter.forward._network.roi_heads.box_predictor.register_forward_hook(spoil)
     first, second, third = segmenter.outcomes([images[0]] * 3)
     assert isinstance(second, ItemError)
     assert second.code == "not_finite"
