@@ -232,15 +232,16 @@ def _changes(squares: Float32s, frames: Ints, height: int, width: int) -> tuple[
         column, instance = (np.insert(each, before, each[before]) for each in (column, instance))
 
     # Into the image. Of several at one row the last holds: pieces may have no row, or lie outside.
-    row = np.clip(row + ymin[instance], 0, height)
+    row = np.clip(row + ymin.take(instance), 0, height)
     last = np.ones(len(row), np.bool_)
     last[:-1] = (row[1:] != row[:-1]) | (column[1:] != column[:-1])
-    column, row, value, instance = column[last], row[last], value[last], instance[last]
+    if not last.all():
+        column, row, value, instance = (each.compress(last) for each in (column, row, value, instance))
     earlier = np.zeros(len(row), np.bool_)
     earlier[1:] = value[:-1] & (column[1:] == column[:-1])
-    changed = value != earlier
-    instance, column = instance[changed], column[changed]
-    return instance, x.position[column] + xmin[instance], row[changed]
+    changed = np.flatnonzero(value != earlier)
+    instance, column = instance.take(changed), column.take(changed)
+    return instance, x.position.take(column) + xmin.take(instance), row.take(changed)
 
 
 def _open_pieces(squares: Float32s, x: _Axis) -> _Pieces:
@@ -250,9 +251,9 @@ def _open_pieces(squares: Float32s, x: _Axis) -> _Pieces:
     steps = np.zeros_like(squares)
     np.subtract(squares[:, 1:], squares[:, :-1], out=steps[:, :-1])
     source = x.instance * size + x.first
-    values = steps.reshape(n * size, size)[source]
+    values = steps.reshape(n * size, size).take(source, axis=0)
     values *= x.weight[:, None]
-    values += squares.reshape(n * size, size)[source]
+    values += squares.reshape(n * size, size).take(source, axis=0)
 
     # 0 below the threshold, 2 above it, 1 too near to it.
     level = (values > np.float32(THRESHOLD - MARGIN)).view(np.int8)
@@ -261,7 +262,9 @@ def _open_pieces(squares: Float32s, x: _Axis) -> _Pieces:
     column = found // (size - 1)
     begin = found + column  # in `values`, where a column has one value more than it has pieces
     flat = values.ravel()
-    return _Pieces(x.instance[column], column, begin - column * size, flat[begin], flat[begin + 1])
+    return _Pieces(
+        x.instance.take(column), column, begin - column * size, flat.take(begin), flat.take(begin + 1)
+    )
 
 
 def _sure_rows(pieces: _Pieces, frames: Ints, height: int, size: int) -> tuple[Ints, Ints]:
@@ -273,7 +276,7 @@ def _sure_rows(pieces: _Pieces, frames: Ints, height: int, size: int) -> tuple[I
     _, ymin, _, ymax = frames.T
     starts = _row_starts(ymin, ymax, height, size)
     at = pieces.instance * starts.shape[1] + pieces.piece
-    begin, end = starts.ravel()[at], starts.ravel()[at + 1]
+    begin, end = starts.take(at), starts.take(at + 1)
 
     above = pieces.above.astype(np.float64)
     slope = pieces.below - above
@@ -281,12 +284,13 @@ def _sure_rows(pieces: _Pieces, frames: Ints, height: int, size: int) -> tuple[I
     slope[flat] = 1.0
     crossing = pieces.piece + (THRESHOLD - above) / slope
     reach = MARGIN / np.abs(slope) + _POSITION_ERROR
-    scale = _scales(size, ymax - ymin).astype(np.float64)[pieces.instance]
+    scale = _scales(size, ymax - ymin).astype(np.float64).take(pieces.instance)
     sure_end = np.ceil((crossing - reach + 0.5) / scale - 0.5)
     sure_begin = np.floor((crossing + reach + 0.5) / scale - 0.5) + 1
+    sure_end[flat], sure_begin[flat] = 0, 2.0**60
     return (
-        np.where(flat, begin, np.clip(sure_end, begin, end)).astype(np.int64),
-        np.where(flat, end, np.clip(sure_begin, begin, end)).astype(np.int64),
+        np.minimum(np.maximum(sure_end.astype(np.int64), begin), end),
+        np.minimum(np.maximum(sure_begin.astype(np.int64), begin), end),
     )
 
 

@@ -166,7 +166,7 @@ def _compressed(
 
     n_groups = np.ones(len(values), np.int64)
     magnitude = values ^ (values >> 63)
-    for bits in range(4, 35, 5):
+    for bits in range(4, int(magnitude.max(initial=0)).bit_length(), 5):
         n_groups += magnitude >= 1 << bits
     ends = np.cumsum(n_groups)
     text = np.empty(int(ends[-1]) if n else 0, np.uint8)
