@@ -64,8 +64,8 @@ class Forward:
         self._labels = torch.tensor(labels, dtype=torch.int64, device=parameter.device)
         self._min_score = min_score
         self._max_detections = max_detections
-        # Anchors follow from the padded size, of which a collection has a few dozen.
-        self._anchors = lru_cache(maxsize=64)(self._make_anchors)
+        # Anchors follow from the padded size, of which there are fewer than a hundred.
+        self._anchors = lru_cache(maxsize=128)(self._make_anchors)
 
     @torch.inference_mode()
     def __call__(self, batch: Tensor, sizes: Tensor) -> Found:
@@ -108,6 +108,8 @@ class Forward:
         levels: tuple[Tensor, ...] = anchors.split(
             [h * w * a for (h, w), a in zip(grids, per_place, strict=True)]
         )
+        if device.type == "cuda":  # another lane may take them, on a stream of its own
+            torch.cuda.current_stream(device).synchronize()
         return levels
 
     def _propose(

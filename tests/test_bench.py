@@ -10,9 +10,10 @@ import pytest
 from click.testing import CliRunner
 from commandline import maskrcnn_command
 from maskrcnn_jobs import bench
-from maskrcnn_jobs.bench import Slope, Span, Swept
+from maskrcnn_jobs import trials as job_trials
 from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.segment import Request, prepare
+from maskrcnn_jobs.trials import Slope, Span, Swept
 
 from maskrcnn import peers, trials
 from maskrcnn.config import Compute
@@ -38,7 +39,7 @@ def sections(monkeypatch: pytest.MonkeyPatch, *rows: Row) -> None:
 
 
 def test_the_examples_hold() -> None:
-    assert doctest.testmod(bench).failed == 0
+    assert doctest.testmod(job_trials).failed == 0
 
 
 # --- the command ---
@@ -104,12 +105,12 @@ def test_rows_of_all_sections_are_printed_with_the_machine(
 def test_a_slope_leaves_the_start_out() -> None:
     small = Swept(images=10, start_s=5, work_s=3, cpu_s=4, output="a")
     large = Swept(images=30, start_s=7, work_s=7, cpu_s=6, output="b")
-    assert bench.slope_of(small, large) == Slope(wall_s=0.2, cpu_s=0.1, start_s=7, output="b")
+    assert job_trials.slope_of(small, large) == Slope(wall_s=0.2, cpu_s=0.1, start_s=7, output="b")
 
 
 def test_the_steady_rate_is_of_the_time_when_all_work() -> None:
     late = [Span(("n", 1), 0.0, 4.0, 40), Span(("n", 2), 2.0, 4.0, 20), Span(("n", 2), 4.0, 6.0, 20)]
-    assert bench.steady_rate(late) == 20.0
+    assert job_trials.steady_rate(late) == 20.0
 
 
 # --- photos ---
@@ -120,19 +121,19 @@ def test_the_users_photos_are_taken(tmp_path: Path) -> None:
     (tmp_path / "deep" / "b.JPG").touch()
     (tmp_path / "a.png").touch()
     (tmp_path / "notes.txt").touch()
-    found = bench.photos_of(Settings(tmp_path, images=tmp_path), (4, 4), 2)
+    found = job_trials.photos_of(Settings(tmp_path, images=tmp_path), (4, 4), 2)
     assert [path.name for path in found] == ["a.png", "b.JPG"]
     (tmp_path / "none").mkdir()
     with pytest.raises(UsageError, match="holds no"):
-        bench.photos_of(Settings(tmp_path, images=tmp_path / "none"), (4, 4), 2)
+        job_trials.photos_of(Settings(tmp_path, images=tmp_path / "none"), (4, 4), 2)
 
 
 def test_decoding_alone_is_timed_without_reading(tmp_path: Path) -> None:
     paths = [str(path) for path in write_photos(tmp_path, 2, (48, 64))]
-    wall_s, cpu_s = bench.decode_files(paths)
+    wall_s, cpu_s = job_trials.decode_files(paths)
     assert wall_s > 0
     assert cpu_s >= 0
-    bench.keep_freed_memory()
+    job_trials.keep_freed_memory()
 
 
 # --- the whole job, with workers in this process ---
@@ -158,9 +159,9 @@ def job_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, limit: int = 10
         )
         return Slope(0.5, 0.5, 1.0, str(settings.folder / "out"))
 
-    monkeypatch.setattr(bench, "run_job", run_job)
-    monkeypatch.setattr(bench, "forward_alone", lambda *_arguments: 0.4)
-    return list(bench.job(Settings(tmp_path, repeats=1, quick=True)))
+    monkeypatch.setattr(job_trials, "run_job", run_job)
+    monkeypatch.setattr(job_trials, "forward_alone", lambda *_arguments: 0.4)
+    return list(job_trials.job(Settings(tmp_path, repeats=1, quick=True)))
 
 
 def test_the_job_is_compared_with_stock_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,11 +169,11 @@ def test_the_job_is_compared_with_stock_torchvision(tmp_path: Path, monkeypatch:
     assert stock.ratio is not None
     assert "instances, 0 ties" in stock.equal
     assert forward.ratio == pytest.approx(0.8)
-    spans = bench.shard_spans(tmp_path / "out")
+    spans = job_trials.shard_spans(tmp_path / "out")
     assert {(span.actor, span.images) for span in spans} == {(("here", 1), 1)}
-    bench.check_all_images(tmp_path / "out", 6)
+    job_trials.check_all_images(tmp_path / "out", 6)
     with pytest.raises(RunError, match="6 of 7 images"):
-        bench.check_all_images(tmp_path / "out", 7)
+        job_trials.check_all_images(tmp_path / "out", 7)
 
 
 def test_a_job_that_finds_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from maskrcnn_jobs.bench import shard_spans
 from maskrcnn_jobs.cluster import connected
 from maskrcnn_jobs.segment import Request, prepare, sweep
+from maskrcnn_jobs.trials import shard_spans
 
 from maskrcnn.config import Compute, Speed
 from maskrcnn.samples import write_manifest
