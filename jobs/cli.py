@@ -128,7 +128,7 @@ def cluster_options(command: Command) -> Command:
             click.option(
                 "--dtype",
                 type=click.Choice(["float32", "bfloat16", "float16"]),
-                help="Of the network's convolutions; by default float32 on CPU, bfloat16 on CUDA.",
+                help="Of the network's convolutions; by default float32 on CPU, float16 on CUDA.",
             ),
             click.option(
                 "--threads", type=int, help="CPUs of an actor; by default 1, with CUDA a GPU's share of them."

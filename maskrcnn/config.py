@@ -66,7 +66,7 @@ class Speed:
     batch_size: int | None = None
     """Images a forward pass; None: 1 on CPU, 8 on CUDA."""
     dtype: str | None = None
-    """Of the network's convolutions: `float32`, `bfloat16` or `float16`; None: float32 on CPU, bfloat16 on CUDA."""
+    """Of the network's convolutions: `float32`, `bfloat16` or `float16`; None: float32 on CPU, float16 on CUDA."""
     threads: int | None = None
     """CPUs of an actor; None: 1 on CPU, an equal share of the CPUs for each GPU on CUDA, at most 8."""
     actors: int | None = None

@@ -42,7 +42,7 @@ class MaskRCNNSegmenter:
         device: `cpu`, `cuda`, or `auto`: CUDA if there is one.
         batch_size: images a forward pass; None: 1 on CPU, 8 on CUDA.
         threads: of torch on the CPU, for the whole process; None: as they are.
-        dtype: of the convolutions, one of `DTYPES`; None: float32 on CPU, bfloat16 on CUDA. Boxes, scores, RoIAlign
+        dtype: of the convolutions, one of `DTYPES`; None: float32 on CPU, float16 on CUDA. Boxes, scores, RoIAlign
             and suppression are float32 or more.
 
     Raises:
@@ -66,7 +66,7 @@ class MaskRCNNSegmenter:
         self._device = _device(device)
         cuda = self._device.type == "cuda"
         self._batch_size = batch_size or (DEFAULT_CUDA_BATCH if cuda else 1)
-        self._dtype = _dtype(dtype or ("bfloat16" if cuda else "float32"))
+        self._dtype = _dtype(dtype or ("float16" if cuda else "float32"))
         self._categories = model.categories
         self._category_ids = np.array(model.card.category_ids, dtype=np.int32)
         kept = (

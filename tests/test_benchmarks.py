@@ -100,7 +100,7 @@ def test_everything_runs_without_an_accelerator(weights: str, tmp_path: Path) ->
     command = ["--device", "cpu", "--quick", "--repeats", "1", "--weights", weights, "--count", "3"]
     rows = device.measure(device.parsed(command), tmp_path)
     assert [row.section for row in rows] == [
-        "equality", "equality", *["roofline"] * 3, *["stock"] * 4, "network", "network", "worker", "worker",
+        "equality", "equality", *["roofline"] * 3, *["stock"] * 2, "network", "network", "worker", "worker",
     ]  # fmt: skip
     assert "labels equal" in rows[0].equal
     assert all(row.ratio is not None for row in rows if row.section == "network")
