@@ -10,12 +10,10 @@ a large run gets several, each valid on its own.
 
 import functools
 import json
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import numpy as np
@@ -315,12 +313,8 @@ def _write_array(file: BinaryIO, batches: Iterable[pa.LargeStringArray]) -> int:
 
 
 def _put(destination: Storage, target: str, write: Callable[[BinaryIO], int]) -> int:
-    with tempfile.TemporaryDirectory(prefix="maskrcnn-") as folder:
-        local = Path(folder) / "coco.json"
-        with local.open("wb") as file:
-            count = write(file)
-        destination.put_file(target, local)
-    return count
+    with destination.building(target) as local, local.open("wb") as file:
+        return write(file)
 
 
 def _json(value: Any) -> str:

@@ -8,11 +8,9 @@ stored last: an attempt without one never happened.
 import dataclasses
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -157,8 +155,7 @@ def write_tables(storage: Storage, path: str, schema: pa.Schema, tables: Iterabl
     Raises:
         RunError: what was built does not read back, or cannot be stored.
     """
-    with tempfile.TemporaryDirectory(prefix="maskrcnn-") as folder:
-        local = Path(folder) / "part.parquet"
+    with storage.building(path) as local:
         rows = 0
         with pq.ParquetWriter(local, schema, **parquet_options(schema)) as writer:
             for group in _row_groups(tables):
@@ -174,7 +171,6 @@ def write_tables(storage: Storage, path: str, schema: pa.Schema, tables: Iterabl
         with local.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         size = local.stat().st_size
-        storage.put_file(path, local)
     return File(path, sha256, size, rows)
 
 

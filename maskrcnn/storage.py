@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -323,6 +324,32 @@ class Storage:
             if split_url(url)[0] in S3_SCHEMES:
                 options = {"chunksize": 2**28 if large else _ONE_PUT_BYTES, "max_concurrency": 2}
             client_of(url).put_file(str(local), split_url(url)[1], **options)
+
+    @contextlib.contextmanager
+    def building(self, path: str) -> Iterator[Path]:
+        """Give a local file to build, and store it as `put_file` does when the block ends without an error.
+
+        In a local output it is built beside its target, so that nothing is copied.
+        """
+        url = self._at(path)
+        if is_remote(url):
+            with tempfile.TemporaryDirectory(prefix="maskrcnn-") as folder:
+                local = Path(folder) / "built"
+                yield local
+                self.put_file(path, local)
+            return
+        target = Path(url)
+        with output_faults("write", url):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
+        try:
+            yield temporary
+            with output_faults("write", url):
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def exists(self, path: str) -> bool:
         """Return whether a file, not a folder, is there."""

@@ -121,6 +121,21 @@ def test_open_reads_ranges_and_pyarrow_reads_through_it(store_url: str, tmp_path
     assert store.read("table.parquet") == local.read_bytes()
 
 
+def test_a_file_is_built_and_then_there_at_once_or_not_at_all(store_url: str) -> None:
+    store = Storage(store_url)
+    store.write("folder/built", b"before")
+    with store.building("folder/built") as local:
+        local.write_bytes(b"after")
+        assert store.read("folder/built") == b"before"
+        assert store.list() == ["folder/built"]
+    assert store.read("folder/built") == b"after"
+    with pytest.raises(ZeroDivisionError), store.building("folder/built") as local:
+        local.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert store.read("folder/built") == b"after"
+    assert not local.exists()
+
+
 def test_a_path_never_leaves_the_store(store_url: str) -> None:
     store = Storage(store_url)
     for path in ("../x", "a/../../x", "/etc/passwd", "", ".", "a//b", "a\0b"):
