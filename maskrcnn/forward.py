@@ -4,7 +4,8 @@ The steps are torchvision's, `GeneralizedRCNN.forward` to `RoIHeads.forward` in 
 same weights. torchvision goes from image to image, level to level and class to class, and each choice in between
 (`where`, a mask as an index, `item`) makes the host wait for the device. Here a batch goes through as a whole: what
 is not chosen keeps its place with a score below all others. Only twice the number of something has to be known: of
-the boxes above the score, and of those that remain.
+the boxes above the score, and of those that remain. (On CUDA torchvision's `nms` asks twice more, and a few sizes go
+from the host to the device.) None of it depends on how many instances there are.
 """
 
 from collections import OrderedDict
@@ -23,6 +24,9 @@ from .pooling import Pyramid, pool
 
 MIN_BOX_SIDE_PX: Final = 1e-2
 """Thinner boxes are dropped, as torchvision does."""
+
+_MAX_AT_ONCE: Final = 100_000
+"""Boxes that CUDA compares with each other: a bit a pair, 1.2 GB."""
 
 _ABSENT: Final = -1.0
 """The score of what is not chosen."""
@@ -236,7 +240,8 @@ def _wide(boxes: Tensor, side_px: float) -> Tensor:
 def _not_suppressed(boxes: Tensor, scores: Tensor, counts: Tensor | list[int], threshold: float) -> Tensor:
     """Return which boxes no better one of their group overlaps.
 
-    On CUDA all groups go at once, apart by whole multiples of a distance, in float64, where that moves no box;
+    On CUDA all groups go at once, if they are not too many, apart by whole multiples of a distance, in float64, where
+    that moves no box;
     torchvision does so in float32. On the CPU, where the time grows with the square, group by group.
 
     Args:
@@ -249,7 +254,7 @@ def _not_suppressed(boxes: Tensor, scores: Tensor, counts: Tensor | list[int], t
         (N,) bool.
     """
     kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    if boxes.is_cuda and len(boxes):
+    if boxes.is_cuda and 0 < len(boxes) <= _MAX_AT_ONCE:
         groups = torch.as_tensor(counts, device=boxes.device)
         group = torch.arange(len(groups), device=boxes.device).repeat_interleave(
             groups, output_size=len(boxes)

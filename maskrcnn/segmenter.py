@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -65,6 +66,8 @@ class MaskRCNNSegmenter:
             torch.set_num_threads(threads)
         self._device = _device(device)
         cuda = self._device.type == "cuda"
+        # Convolutions in "float32" would otherwise keep ten bits of each number.
+        torch.backends.cudnn.allow_tf32 = False
         self._batch_size = batch_size or (DEFAULT_CUDA_BATCH if cuda else 1)
         self._dtype = _dtype(dtype or ("float16" if cuda else "float32"))
         self._categories = model.categories
@@ -84,6 +87,7 @@ class MaskRCNNSegmenter:
         )
         self._max_detections = max_detections
         self._halvings = 0
+        self._lanes = _Lanes(self.lanes)
         self._streams = threading.local()
 
     @property
@@ -147,9 +151,14 @@ class MaskRCNNSegmenter:
 
         Returns:
             one `Detections` an image, in their order, or an `ItemError`: `out_of_memory`, where an image alone does
-            not fit into the GPU's memory; `not_finite`, where the network gives NaN or infinity for it.
+            not fit into the GPU's memory; `not_finite`, where the network gives NaN or infinity for it; `aspect`,
+            where nothing of its shorter side is left after the network's resize.
         """
-        outcomes: dict[int, Detections | ItemError] = {}
+        outcomes: dict[int, Detections | ItemError] = {
+            i: ItemError("aspect", f"{image.shape[0]} x {image.shape[1]} pixels cannot be resized")
+            for i, image in enumerate(images)
+            if 0 in self._resized(*image.shape[:2])
+        }
         for batch in self._batches(images):
             outcomes.update(zip(batch, self._halving([images[i] for i in batch]), strict=True))
         return [outcomes[i] for i in range(len(images))]
@@ -158,6 +167,8 @@ class MaskRCNNSegmenter:
         """Return the images of each forward pass: of one padded size, in order, at most `batch_size`."""
         by_canvas: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
+            if 0 in self._resized(*image.shape[:2]):
+                continue
             by_canvas.setdefault(self.canvas(image.shape[0], image.shape[1]), []).append(i)
         return [
             group[start : start + self._batch_size]
@@ -178,7 +189,22 @@ class MaskRCNNSegmenter:
         return int(height * scale), int(width * scale)
 
     def _halving(self, images: list[Pixels]) -> list[Detections | ItemError]:
-        """Run a batch; where the GPU's memory does not hold it, one half after the other."""
+        """Run a batch; where the GPU's memory does not hold it, one half after the other.
+
+        What did not fit beside another lane is tried again without one: whether an image fits must not depend on
+        its neighbours.
+        """
+        with self._lanes.one():
+            try:
+                return self._run(images)
+            except torch.cuda.OutOfMemoryError:
+                pass
+        # Outside of `except`, whose traceback would keep the failed batch's tensors alive.
+        with self._lanes.all():
+            return self._halving_alone(images)
+
+    def _halving_alone(self, images: list[Pixels]) -> list[Detections | ItemError]:
+        torch.cuda.empty_cache()
         try:
             return self._run(images)
         except torch.cuda.OutOfMemoryError:
@@ -186,12 +212,10 @@ class MaskRCNNSegmenter:
                 height, width, _ = images[0].shape
                 message = f"{height} x {width} pixels do not fit into the GPU's memory"
                 return [ItemError("out_of_memory", message)]
-        # Outside of `except`, whose traceback would keep the failed batch's tensors alive.
         self._halvings += 1
         log.warning("%d images do not fit into the GPU's memory; halving the batch", len(images))
-        torch.cuda.empty_cache()
         half = len(images) // 2
-        return self._halving(images[:half]) + self._halving(images[half:])
+        return self._halving_alone(images[:half]) + self._halving_alone(images[half:])
 
     def _run(self, images: list[Pixels]) -> list[Detections | ItemError]:
         """Run one forward pass over images of one canvas."""
@@ -289,6 +313,32 @@ class MaskRCNNSegmenter:
             width=width,
             capped=len(rows) == self._max_detections,
         )
+
+
+class _Lanes:
+    """Lets so many threads at once use a device's memory, or one alone."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._free = threading.Semaphore(count)
+        self._taking_all = threading.Lock()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Wait for a lane."""
+        with self._free:
+            yield
+
+    @contextmanager
+    def all(self) -> Iterator[None]:
+        """Wait until all lanes are free."""
+        with (
+            self._taking_all,
+            ExitStack() as stack,
+        ):  # two that each wait for the other's lane would wait for ever
+            for _ in range(self._count):
+                stack.enter_context(self._free)
+            yield
 
 
 def _neighbours(n: int, resized: int, device: torch.device) -> tuple[Tensor, Tensor]:

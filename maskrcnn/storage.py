@@ -343,8 +343,8 @@ class Storage:
             target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
         try:
-            yield temporary
             with output_faults("write", url):
+                yield temporary
                 with temporary.open("rb") as file:
                     os.fsync(file.fileno())
                 temporary.replace(target)

@@ -101,7 +101,7 @@ class ShardWorker:
         self._manifest = ManifestReader(storage)
         self._reading = threading.Lock()
         self._decoding = threading.Semaphore(threads)
-        self._computing = threading.Lock()
+        self._turns = Turns()
         self._n_fetchers = max(FETCH_THREADS, threads)
         self._fetchers = ThreadPoolExecutor(self._n_fetchers, thread_name_prefix="fetch")
         self._lanes = ThreadPoolExecutor(segmenter.lanes, thread_name_prefix="lane")
@@ -113,20 +113,13 @@ class ShardWorker:
             RunError: the output cannot be written, or the manifest not read.
         """
         watch = Stopwatch()
-        with self._reading:
-            rows = self._manifest.rows(shard.start, shard.stop)
-        loaded = self._loaded(shard, rows, watch)
-        first = list(
-            islice(loaded, 1)
-        )  # the others follow it into the threads, before it is this shard's turn
-        with self._computing, watch.stage("wall"):
-            groups = filled_groups(chain(first, loaded), self._segmenter)
-            results = [result for group in self._outcomes(groups, watch) for result in group]
-            results.sort(key=lambda result: result.row)
-            with watch.stage("encode"):
-                images = images_table(results, rows)
-                instances = instances_table(results, self._segmenter.categories)
-                stats = Stats.of_tables(images, instances, self._segmenter.categories)
+        with self._turns.queue() as my_turn:
+            with self._reading:
+                rows = self._manifest.rows(shard.start, shard.stop)
+            loaded = self._loaded(shard, rows, watch)
+            first = list(islice(loaded, 2))  # with which the others are begun, before it is this shard's turn
+            my_turn()
+            images, instances, stats = self._computed(rows, chain(first, loaded), watch)
         return write_shard(
             self._storage,
             shard,
@@ -137,6 +130,20 @@ class ShardWorker:
             timings={name: round(seconds, 6) for name, seconds in watch.seconds.items()},
             execution=self._execution | self._segmenter.execution,
         )
+
+    def _computed(
+        self, rows: pa.Table, loaded: Iterator[Loaded], watch: Stopwatch
+    ) -> tuple[pa.Table, pa.Table, Stats]:
+        """Return a shard's tables and statistics."""
+        with watch.stage("wall"):
+            groups = filled_groups(loaded, self._segmenter)
+            results = [result for group in self._outcomes(groups, watch) for result in group]
+            results.sort(key=lambda result: result.row)
+            with watch.stage("encode"):
+                images = images_table(results, rows)
+                instances = instances_table(results, self._segmenter.categories)
+                stats = Stats.of_tables(images, instances, self._segmenter.categories)
+        return images, instances, stats
 
     def _loaded(self, shard: Shard, rows: pa.Table, watch: Stopwatch) -> Iterator[Loaded]:
         """Yield the shard's inputs, loaded, in row order."""
@@ -263,25 +270,65 @@ def prefetch(
 ) -> Iterator[Loaded]:
     """Yield `load(position)` in order, loaded by a pool of threads, at most `ahead` of them under way.
 
-    No further one is begun while decoded pixels of more than `max_bytes` wait.
+    No further one is begun while decoded pixels of more than `max_bytes` wait, or are to be expected: what is still
+    loading counts as much as the largest that was seen, and until one was seen there is one alone.
     """
     waiting: deque[Future[Loaded]] = deque()
     upcoming = iter(positions)
     exhausted = False
+    largest: int | None = None
     try:
         while True:
-            held = sum(future.result().held_bytes for future in waiting if future.done())
-            while not exhausted and len(waiting) < ahead and (held < max_bytes or not waiting):
+            sizes = [future.result().held_bytes if future.done() else None for future in waiting]
+            known = [size for size in sizes if size is not None]
+            largest = max([*known, largest or 0]) if known or largest is not None else None
+            held = sum((largest or 0) if size is None else size for size in sizes)
+            while not exhausted and len(waiting) < (ahead if largest is not None else 1):
+                if waiting and held + (largest or 0) > max_bytes:
+                    break
                 position = next(upcoming, None)
                 if position is None:
                     exhausted = True
                 else:
                     waiting.append(pool.submit(load, position))
+                    held += largest or 0
             if not waiting:
                 return
             with watch.stage("wait"):
                 loaded = waiting.popleft().result()
+            largest = max(largest or 0, loaded.held_bytes)
             yield loaded
     finally:
         for future in waiting:  # the pool outlives a shard that fails
             future.cancel()
+
+
+class Turns:
+    """Lets threads go one by one, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._came = 0
+        self._now = 0
+        self._gone: set[int] = set()
+
+    @contextmanager
+    def queue(self) -> Iterator[Callable[[], None]]:
+        """Take a place at entry; give a function that waits for its turn; leave at exit, turn or not."""
+        with self._changed:
+            place = self._came
+            self._came += 1
+
+        def wait() -> None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._now == place)
+
+        try:
+            yield wait
+        finally:
+            with self._changed:
+                self._gone.add(place)
+                while self._now in self._gone:
+                    self._gone.remove(self._now)
+                    self._now += 1
+                self._changed.notify_all()

@@ -3,6 +3,9 @@
 import copy
 import dataclasses
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -224,7 +227,7 @@ def test_a_batch_that_does_not_fit_is_halved(model, images, monkeypatch):
     expected = segmenter.segment([images[0]] * 2)
     sizes = fails_above(segmenter, 2, monkeypatch)
     found = segmenter.segment([images[0]] * 5)
-    assert sizes == [5, 2, 3, 1, 2]
+    assert sizes == [5, 5, 2, 3, 1, 2]  # the second time without another lane
     assert found[0].masks == expected[0].masks
     assert len(found) == 5
     assert segmenter.execution["halvings"] == 2
@@ -292,6 +295,37 @@ def test_images_of_one_pixel_and_of_one_row_go_through(model, shape):
     image = np.full((*shape, 3), 200, np.uint8)
     (found,) = MaskRCNNSegmenter(model).segment([image])
     assert (found.height, found.width) == shape
+
+
+def test_an_image_of_which_the_resize_leaves_nothing_is_an_item_error(model, images):
+    thin, sound = MaskRCNNSegmenter(model).outcomes([np.zeros((1, 10_000, 3), np.uint8), images[0]])
+    assert isinstance(thin, ItemError)
+    assert thin.code == "aspect"
+    assert len(sound)
+
+
+def test_what_did_not_fit_beside_another_lane_is_tried_alone(model, images, monkeypatch):
+    segmenter = MaskRCNNSegmenter(model)
+    segmenter._lanes = segmenter_module._Lanes(2)
+    forward, lock, under_way = segmenter.forward, threading.Lock(), []
+
+    def crowded(batch, sizes):
+        with lock:
+            under_way.append(batch)
+            others = len(under_way) > 1
+        try:
+            time.sleep(0.05)
+            if others or len(under_way) > 1:
+                raise torch.cuda.OutOfMemoryError("no memory beside another")
+            return forward(batch, sizes)
+        finally:
+            with lock:
+                under_way.pop()
+
+    monkeypatch.setattr(segmenter, "forward", crowded)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(segmenter.segment, [images[:1]] * 6))
+    assert len({one.masks for (one,) in found}) == 1
 
 
 def test_half_precision_finds_the_same_objects():

@@ -129,11 +129,19 @@ def test_a_file_is_built_and_then_there_at_once_or_not_at_all(store_url: str) ->
         assert store.read("folder/built") == b"before"
         assert store.list() == ["folder/built"]
     assert store.read("folder/built") == b"after"
-    with pytest.raises(ZeroDivisionError), store.building("folder/built") as local:
-        local.write_bytes(b"half")
-        raise ZeroDivisionError
+    building = store.building("folder/built")
+    half_built = building.__enter__()
+    half_built.write_bytes(b"half")
+    assert not building.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
     assert store.read("folder/built") == b"after"
-    assert not local.exists()
+    assert not half_built.exists()
+
+
+def test_a_disk_that_is_full_while_a_file_is_built_is_said(tmp_path: Path) -> None:
+    building = Storage(str(tmp_path / "run")).building("part")
+    building.__enter__()
+    with pytest.raises(RunError, match=r"cannot write .*/run/part"):
+        building.__exit__(OSError, OSError(errno.ENOSPC, "No space left on device"), None)
 
 
 def test_a_path_never_leaves_the_store(store_url: str) -> None:

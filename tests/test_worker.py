@@ -20,7 +20,7 @@ from maskrcnn.planted import PlantedSegmenter, plant, planted_instances, png, wr
 from maskrcnn.stats import Stats
 from maskrcnn.storage import Storage
 from maskrcnn.types import Detections, Pixels
-from maskrcnn.worker import Loaded, ShardWorker, Stopwatch, filled_groups, prefetch
+from maskrcnn.worker import Loaded, ShardWorker, Stopwatch, Turns, filled_groups, prefetch
 
 LIMITS = Limits(10**7, 10**7, 1333.0)
 
@@ -181,18 +181,45 @@ def test_prefetching_keeps_the_order_and_its_bound() -> None:
 
 
 def test_prefetching_stops_at_its_bound_of_bytes() -> None:
-    started = []
+    lock, held, most = threading.Lock(), 0, 0
 
     def load(position: int) -> Loaded:
-        started.append(position)
-        return Loaded(position, {}, None, DecodedImage(plant((100, 100), []), None))
+        nonlocal held, most
+        loaded = Loaded(position, {}, None, DecodedImage(plant((100, 100), []), None))
+        with lock:
+            held += 1
+            most = max(most, held)
+        return loaded
 
-    with ThreadPoolExecutor(2) as pool:
-        stream = prefetch(load, range(50), Stopwatch(), pool, ahead=4, max_bytes=1)
-        next(stream)
-        time.sleep(0.05)
-        assert len(started) <= 4
-        assert [loaded.row for loaded in stream] == list(range(1, 50))
+    with ThreadPoolExecutor(8) as pool:
+        rows = []
+        for loaded in prefetch(load, range(50), Stopwatch(), pool, ahead=16, max_bytes=3 * 30_000):
+            time.sleep(0.002)
+            rows.append(loaded.row)
+            with lock:
+                held -= 1
+    assert rows == list(range(50))
+    assert 2 <= most <= 4  # three wait, and one is in the reader's hands
+
+
+def test_turns_come_in_order_and_pass_over_who_left() -> None:
+    turns, order = Turns(), []
+    came = [threading.Event() for _ in range(4)]
+
+    def run(number: int) -> None:
+        with turns.queue() as my_turn:
+            came[number].set()
+            time.sleep(0.02 * (4 - number))
+            if number == 1:
+                return
+            my_turn()
+            order.append(number)
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(4):
+            pool.submit(run, number)
+            came[number].wait()
+    assert order == [0, 2, 3]
 
 
 class Batches(PlantedSegmenter):
