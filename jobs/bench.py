@@ -57,6 +57,8 @@ def run_bench(
     folder_of_images = None if images is None else Path(images)
     if folder_of_images is not None and not folder_of_images.is_dir():
         raise UsageError(f"--images {images} is no folder")
+    if json_path is not None and not Path(json_path).absolute().parent.is_dir():
+        raise UsageError(f"--json {json_path}: there is no such folder")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="maskrcnn-bench-") as folder:
         for name, section in chosen.items():

@@ -9,7 +9,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +142,8 @@ def steady_rate(spans: Sequence[Span]) -> float:
     done = sum(
         s.images * max(min(s.stop, end) - max(s.start, begin), 0.0) / (s.stop - s.start) for s in spans
     )
+    if end <= begin:
+        raise RunError("bench: the actors were never at work at once; more images are needed")
     return done / (end - begin)
 
 
@@ -162,7 +165,7 @@ def run_job(
 
 
 def photos_of(settings: "Settings", size: tuple[int, int], count: int) -> list[Path]:
-    """Return the user's photos, or generated ones of (height, width)."""
+    """Return the user's photos, at most `count`, or generated ones of (height, width)."""
     from maskrcnn.samples import write_photos
 
     if settings.images is None:
@@ -171,7 +174,7 @@ def photos_of(settings: "Settings", size: tuple[int, int], count: int) -> list[P
     found = sorted(p for p in settings.images.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not found:
         raise UsageError(f"--images {settings.images} holds no .jpg, .jpeg or .png")
-    return found
+    return found[:count]
 
 
 def cores() -> int:
@@ -216,11 +219,12 @@ def plain_ray_data(images: Sequence[Path], count: int, folder: Path, batch_size:
     """Return seconds an image of `read_images -> map_batches(nothing) -> write_parquet`, by the slope.
 
     Raises:
-        RunError: the files do not hold one row an image.
+        RunError: the files do not hold one row of the right size an image.
     """
     import pyarrow.parquet as pq
     import ray
 
+    sizes = sizes_in(images)
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         context = ray.data.DataContext.get_current()
@@ -234,9 +238,9 @@ def plain_ray_data(images: Sequence[Path], count: int, folder: Path, batch_size:
             data = ray.data.read_images(paths, include_paths=True, mode="RGB")
             data.map_batches(sizes_of, batch_size=batch_size).write_parquet(str(target))
             taken.append(time.perf_counter() - started)
-            written = pq.read_table(target, columns=["height", "width"]).num_rows
-            if written != rows:
-                raise RunError(f"bench: Ray Data wrote {written} rows of {rows} images")
+            written = pq.read_table(target, columns=["height", "width"])
+            found = zip(written["height"].to_pylist(), written["width"].to_pylist(), strict=True)
+            check_sizes("Ray Data", found, sizes, rows)
     finally:
         ray.shutdown()
     return (taken[2] - taken[1]) / (2 * count)
@@ -270,7 +274,8 @@ def pipeline(settings: "Settings") -> Iterator["Row"]:
     jobs: list[Slope] = measured["job"]
     decodes: list[Decoded] = measured["decode"]
     plain: list[float] = measured["ray data"]
-    check_all_images(Path(jobs[-1].output), 3 * count)
+    for done in jobs:
+        check_all_images(Path(done.output), sizes_in(images), 3 * count)
     start = f"start-up {statistics.median(job.start_s for job in jobs):.1f} s apart"
     size = f"{count} to {3 * count} images"
     yield row(
@@ -287,20 +292,36 @@ def pipeline(settings: "Settings") -> Iterator["Row"]:
     yield row(
         "pipeline", "images/s of the job without model, over plain Ray Data",
         Pairs(rates, tuple(1 / wall_s for wall_s in plain)),
-        unit="images/s", ratio="ours/peer", note="read_images, map_batches, write_parquet", equal="rows",
+        unit="images/s", ratio="ours/peer", note="read_images, map_batches, write_parquet", equal="sizes",
     )  # fmt: skip
 
 
-def check_all_images(output: Path, count: int) -> None:
-    """Raise RunError unless a sweep has a row for each image, none failed."""
-    from maskrcnn.parts import read_receipt, standing_receipts
+def sizes_in(images: Sequence[Path]) -> list[tuple[int, int]]:
+    """Return height and width of each image, decoded."""
+    return [decode_image(path.read_bytes(), LIMITS).pixels.shape[:2] for path in images]
+
+
+def check_sizes(
+    what: str, found: Iterable[tuple[int, int]], sizes: Sequence[tuple[int, int]], count: int
+) -> None:
+    """Raise RunError unless these are the sizes of `count` images that are taken in turns."""
+    expected = Counter(sizes[index % len(sizes)] for index in range(count))
+    if Counter(found) != expected:
+        raise RunError(f"bench: {what} did not bring {count} images through, of the sizes that they have")
+
+
+def check_all_images(output: Path, sizes: Sequence[tuple[int, int]], count: int) -> None:
+    """Raise RunError unless a sweep has a row of the right size for each image, none failed."""
+    from maskrcnn.parts import read_checked, read_receipt, standing_receipts
     from maskrcnn.storage import Storage
 
     storage = Storage(str(output))
-    counts = [read_receipt(storage, path).counts for path in standing_receipts(storage)]
-    good = sum(one["ok"] + one["empty"] for one in counts)
-    if good != count:
-        raise RunError(f"bench: {good} of {count} images came through")
+    tables = [
+        read_checked(storage, read_receipt(storage, path).images) for path in standing_receipts(storage)
+    ]
+    rows = [row for table in tables for row in table.select(["status", "height", "width"]).to_pylist()]
+    good = [(row["height"], row["width"]) for row in rows if row["status"] != "failed"]
+    check_sizes("the job", good, sizes, count)
 
 
 # --- scaling ---
@@ -316,13 +337,15 @@ def scaling(settings: "Settings") -> Iterator["Row"]:
     actors, each = (2, 32) if settings.quick else (SCALED_ACTORS, 480)
     images = photos_of(settings, COCO_SIZE, 8 if settings.quick else DISTINCT_PHOTOS)
 
+    sizes = sizes_in(images)
+
     def rate(n: int) -> float:
         folder = Path(tempfile.mkdtemp(dir=settings.folder))
         manifest = write_manifest(folder / "images.csv", images, n * each)
         speed = Speed(device="cpu", actors=n)
         compute = Compute(model=f"planted:{SLEEP_S}")
         swept = sweep_once(manifest, folder / "out", compute, speed, 16)
-        check_all_images(Path(swept.output), n * each)
+        check_all_images(Path(swept.output), sizes, n * each)
         return steady_rate(shard_spans(Path(swept.output)))
 
     # More CPUs than there are: the actors sleep most of the time.
@@ -336,7 +359,7 @@ def scaling(settings: "Settings") -> Iterator["Row"]:
         ray.shutdown()
     yield row(
         "scaling", f"images/s of {actors} actors, over {actors} times those of one", pairs,
-        unit="images/s", ratio="ours/peer", equal="rows",
+        unit="images/s", ratio="ours/peer", equal="sizes",
         note=f"{each} images an actor; {SLEEP_S * 1e3:.0f} ms of sleep an image; {cores()} cores",
     )  # fmt: skip
 
@@ -399,7 +422,7 @@ def job(settings: "Settings") -> Iterator["Row"]:
 
     for size in (COCO_SIZE, PHOTO_SIZE):
         yield from _job_rows(settings, (240, 320) if settings.quick else size)
-        if settings.quick:
+        if settings.quick or settings.images is not None:
             return
 
 
@@ -416,13 +439,15 @@ def _job_rows(settings: "Settings", size: tuple[int, int]) -> Iterator["Row"]:
     name = settings.model or str(_random_model(settings, images[0]))
     compute = Compute(model=name)
     what = f"{size[1]}x{size[0]}" if settings.images is None else settings.images.name
-    if size[0] * size[1] > 2**22 and psutil.virtual_memory().available < MIN_MEMORY_BYTES:
+    largest = max(height * width for height, width in sizes_in(images))
+    if largest > 2**22 and psutil.virtual_memory().available < MIN_MEMORY_BYTES:
         yield Row(
             "job",
             f"whole job, {what}",
             note=f"needs {MIN_MEMORY_BYTES >> 30} GiB of free memory for the peer",
         )
         return
+    keep_freed_memory()
     torch.set_num_threads(cores())
     model = load_model(name)
     model.module.roi_heads.score_thresh = compute.min_score
@@ -446,7 +471,8 @@ def _job_rows(settings: "Settings", size: tuple[int, int]) -> Iterator["Row"]:
     jobs: list[Slope] = measured["job"]
     agreed = _agreement(Path(jobs[-1].output), found, compute.min_score)
     equal = (
-        f"{agreed.instances} instances, {agreed.ties} ties, {agreed.thin} masks below IoU {peers.MASK_IOU}"
+        f"{agreed.instances} instances, {agreed.ties} ties, {agreed.swaps} swaps, "
+        f"{agreed.thin} masks below IoU {peers.MASK_IOU}"
     )
     ours = tuple(job.wall_s for job in jobs)
     start = (
@@ -489,8 +515,10 @@ def _agreement(output: Path, stock: Sequence["Detections"], min_score: float) ->
     total = Agreement(0, 0, 0, ())
     for ours, peer in zip(first_detections(output, len(stock)), stock, strict=True):
         total += agreement(ours, peer, min_score)
-    if total.problems or total.thin > total.instances // 50:
-        shown = "; ".join(total.problems[:3]) or f"{total.thin} of {total.instances} masks differ"
+    if total.problems or max(total.thin, total.swaps) > total.instances // 50:
+        shown = (
+            "; ".join(total.problems[:3]) or f"{total.thin} masks, {total.swaps} swaps of {total.instances}"
+        )
         raise RunError(f"bench: the job and stock torchvision differ, so no ratio is given: {shown}")
     return total
 

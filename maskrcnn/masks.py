@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812
 
-from .rle import EncodedMasks, encode_changes
+from .rle import EncodedMasks, crop_changes, encode_changes
 from .types import Detections, detection_order
 
 THRESHOLD: Final = 0.5
@@ -39,6 +39,9 @@ _MAX_COORDINATE: Final = 2**30
 
 _MAX_VALUES: Final = 2**20
 """Interpolated at once, columns times rows of the square: some 20 MB. An image's instances go in groups."""
+
+_MAX_UNDECIDED: Final = 2**18
+"""Pixels of a mask that are decided one by one; a mask of more is resized as a whole."""
 
 Float32s = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -105,7 +108,7 @@ def encode_masks(boxes: Float32s, probabilities: Float32s, height: int, width: i
     frames = _frames(boxes, probabilities.shape[-1])
     encoded = []
     for group in _groups(frames, width, squares.shape[1]):
-        changes = _changes(squares[group], frames[group], height, width)
+        changes = _changes(squares[group], frames[group], height, width, _MAX_UNDECIDED)
         encoded.append(encode_changes(*changes, len(frames[group]), height, width))
     counts, areas, tight = zip(*encoded, strict=True)
     return EncodedMasks(tuple(chain(*counts)), np.concatenate(areas), np.concatenate(tight))
@@ -187,6 +190,25 @@ def _scales(size: int, resized: Ints) -> Float32s:
     return np.asarray(np.float32(size) / np.maximum(resized, 1).astype(np.float32))
 
 
+def _changes_of_heavy(
+    squares: Float32s, frames: Ints, height: int, width: int, heavy: NDArray[np.bool_]
+) -> tuple[Ints, Ints, Ints]:
+    """Return what `_changes` does, some masks being so full of undecided pixels that they are resized as a whole."""
+    changes = []
+    for i, is_heavy in enumerate(heavy.tolist()):
+        xmin, ymin, xmax, ymax = frames[i].tolist()
+        if is_heavy and (xmax - xmin) * (ymax - ymin) <= _MAX_WHOLE_PX:
+            whole = _resize(squares[i].T, (ymax - ymin, xmax - xmin)) > THRESHOLD
+            top, left = max(ymin, 0), max(xmin, 0)
+            crop = whole[top - ymin : min(ymax, height) - ymin, left - xmin : min(xmax, width) - xmin]
+            column, row = crop_changes(crop, left, top)
+        else:
+            _, column, row = _changes(squares[i : i + 1], frames[i : i + 1], height, width, _MAX_WHOLE_PX)
+        changes.append((np.full(len(row), i), column, row))
+    instance, column, row = (np.concatenate(parts) for parts in zip(*changes, strict=True))
+    return instance, column, row
+
+
 class _Pieces(NamedTuple):
     """Stretches of columns between two rows of the square, in which a mask may change: (P,) each."""
 
@@ -201,7 +223,9 @@ class _Pieces(NamedTuple):
     """… and at the next row of the square."""
 
 
-def _changes(squares: Float32s, frames: Ints, height: int, width: int) -> tuple[Ints, Ints, Ints]:
+def _changes(
+    squares: Float32s, frames: Ints, height: int, width: int, max_undecided: int
+) -> tuple[Ints, Ints, Ints]:
     """Return where the masks change along the columns of the image, in the order of the columns.
 
     Args:
@@ -209,6 +233,7 @@ def _changes(squares: Float32s, frames: Ints, height: int, width: int) -> tuple[
         frames: (N, 4) of `_frames`.
         height: of the image, pixels.
         width: of the image, pixels.
+        max_undecided: pixels of a mask that are decided one by one; of more, some 100 bytes each.
 
     Returns:
         instance, column and row, each (C,), as `encode_changes` takes them.
@@ -221,6 +246,9 @@ def _changes(squares: Float32s, frames: Ints, height: int, width: int) -> tuple[
     # A piece gives its undecided rows, decided one by one, and then its end: (row, value) in turn.
     instance, column, row, value = pieces.instance, pieces.column, sure_begin, pieces.below > THRESHOLD
     undecided = sure_begin - sure_end
+    heavy = np.bincount(instance, undecided, len(frames)) > max_undecided
+    if heavy.any():
+        return _changes_of_heavy(squares, frames, height, width, heavy)
     some = np.flatnonzero(undecided)
     if len(some):
         counts = undecided[some]

@@ -19,6 +19,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.ops import box_iou
 
 from .decode import Limits, decode_image
 from .model import Model, build_network, save_model
@@ -326,6 +327,9 @@ class Agreement:
     """Matched instances whose masks have an IoU below `MASK_IOU`; see `disagreements`."""
     problems: tuple[str, ...]
     """What is neither; none if they agree."""
+    swaps: int = 0
+    """Pairs of an instance of ours and one of the peer's, of one label and overlapping by half, where each side
+    suppressed the other's: rounding decided between two proposals."""
 
     def __add__(self, other: "Agreement") -> "Agreement":
         return Agreement(
@@ -333,6 +337,7 @@ class Agreement:
             self.ties + other.ties,
             self.thin + other.thin,
             self.problems + other.problems,
+            self.swaps + other.swaps,
         )
 
 
@@ -356,8 +361,9 @@ def agreement(ours: Detections, peer: Detections, min_score: float) -> Agreement
             pairs.append((i, j))
     matched = {i for i, _ in pairs}
     floor = max([min_score] + [float(side.scores[-1]) for side in (ours, peer) if side.capped])
-    alone = [float(ours.scores[i]) for i in range(len(ours)) if i not in matched]
-    alone += [float(peer.scores[j]) for j in free]
+    swapped = _swapped(ours, peer, [i for i in range(len(ours)) if i not in matched], free)
+    alone = [float(ours.scores[i]) for i in range(len(ours)) if i not in matched | set(swapped)]
+    alone += [float(peer.scores[j]) for j in free - set(swapped.values())]
     strange = [score for score in alone if abs(score - floor) > SCORE_TIE]
     left, right = ours.rles(), peer.rles()
     ious = [
@@ -365,5 +371,22 @@ def agreement(ours: Detections, peer: Detections, min_score: float) -> Agreement
     ]
     problems = [f"an instance of one side alone, score {score:.6f} (cut at {floor:.6f})" for score in strange]
     return Agreement(
-        len(pairs), len(alone) - len(strange), sum(iou < MASK_IOU for iou in ious), tuple(problems)
+        len(pairs),
+        len(alone) - len(strange),
+        sum(iou < MASK_IOU for iou in ious),
+        tuple(problems),
+        len(swapped),
     )
+
+
+def _swapped(ours: Detections, peer: Detections, left: Sequence[int], right: set[int]) -> dict[int, int]:
+    """Return pairs of unmatched instances, ours and the peer's, of one label whose boxes overlap by half."""
+    overlap = box_iou(torch.from_numpy(ours.boxes), torch.from_numpy(peer.boxes)).numpy()
+    pairs: dict[int, int] = {}
+    for i in left:
+        near = [
+            j for j in right - set(pairs.values()) if ours.labels[i] == peer.labels[j] and overlap[i, j] > 0.5
+        ]
+        if near:
+            pairs[i] = max(near, key=lambda j: overlap[i, j])
+    return pairs

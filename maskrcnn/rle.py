@@ -1,4 +1,4 @@
-"""Masks as COCO's compressed run lengths, made from a crop at a cost that the image's area does not enter.
+"""Masks as COCO's compressed run lengths, made from where they change at a cost that the image's area does not enter.
 
 A COCO mask is read column by column: counts of zeros and ones in turn, zeros first, packed into ASCII.
 
@@ -89,11 +89,17 @@ def crop_to_rle(crop: NDArray[np.bool_], left: int, top: int, height: int, width
     h, w = crop.shape
     if not (0 <= left <= width - w and 0 <= top <= height - h):
         raise ValueError(f"a crop of {h} x {w} at row {top}, column {left} leaves {height} x {width} pixels")
+    column, row = crop_changes(crop, left, top)
+    return encode_changes(np.zeros(len(row), np.int64), column, row, 1, height, width).counts[0]
+
+
+def crop_changes(crop: NDArray[np.bool_], left: int, top: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where a mask that is zero outside of a crop changes: column and row, as `encode_changes` takes them."""
+    h, w = crop.shape
     padded = np.zeros((w, h + 2), np.bool_)
     padded[:, 1:-1] = crop.T
     column, row = np.divmod(np.flatnonzero(padded[:, 1:] != padded[:, :-1]), h + 1)
-    encoded = encode_changes(np.zeros(len(row), np.int64), column + left, row + top, 1, height, width)
-    return encoded.counts[0]
+    return column + left, row + top
 
 
 def rle_areas(rles: Sequence[dict[str, Any]]) -> NDArray[np.int64]:

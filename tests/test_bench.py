@@ -171,9 +171,10 @@ def test_the_job_is_compared_with_stock_torchvision(tmp_path: Path, monkeypatch:
     assert forward.ratio == pytest.approx(0.8)
     spans = job_trials.shard_spans(tmp_path / "out")
     assert {(span.actor, span.images) for span in spans} == {(("here", 1), 1)}
-    job_trials.check_all_images(tmp_path / "out", 6)
-    with pytest.raises(RunError, match="6 of 7 images"):
-        job_trials.check_all_images(tmp_path / "out", 7)
+    job_trials.check_all_images(tmp_path / "out", [(240, 320)], 6)
+    for sizes, count in ([(240, 320)], 7), ([(240, 321)], 6):
+        with pytest.raises(RunError, match=r"did not bring . images through"):
+            job_trials.check_all_images(tmp_path / "out", sizes, count)
 
 
 def test_a_job_that_finds_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

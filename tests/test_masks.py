@@ -98,6 +98,26 @@ def test_values_at_the_threshold_fall_where_torch_lets_them_fall(spread, fused, 
     assert differing == 0
 
 
+@pytest.mark.parametrize("limit", [10, 2**18])
+def test_a_mask_full_of_undecided_pixels_is_resized_as_a_whole(limit, monkeypatch):
+    monkeypatch.setattr(masks_module, "_MAX_UNDECIDED", limit)
+    rng = np.random.default_rng(9)
+    boxes = np.clip(random_boxes(rng, 40, 190, 230), -20, [250, 210, 250, 210]).astype(np.float32)
+    probabilities = random_probabilities(rng, 40)
+    probabilities[::3] = 0.5
+    assert disagreements(boxes, probabilities, 190, 230)[0] == 0
+
+
+def test_an_undecided_mask_of_many_pixels_takes_little_memory():
+    tracemalloc.start()
+    encode_masks(
+        np.array([[0, 0, 2000, 1500]], np.float32), np.full((1, 28, 28), 0.5, np.float32), 1500, 2000
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60 * 2**20
+
+
 def test_the_margin_is_more_than_the_arithmetic_here_can_err():
     rng = np.random.default_rng(11)
     squares = np.pad(rng.random((1, 28, 28), np.float32), ((0, 0), (1, 1), (1, 1))).transpose(0, 2, 1)

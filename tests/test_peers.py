@@ -131,7 +131,9 @@ def test_boxes_further_than_the_tolerance_and_other_labels_disagree() -> None:
     found = made_up()
     assert peers.agreement(changed(found, boxes=found.boxes + np.float32(0.01)), found, 0.05).problems == ()
     moved = peers.agreement(changed(found, boxes=found.boxes + np.float32(0.1)), found, 0.05)
-    assert len(moved.problems) == 12  # six of each side alone
+    assert (moved.instances, moved.swaps, moved.problems) == (0, 6, ())
+    far = peers.agreement(changed(found, boxes=found.boxes + np.float32(1000)), found, 0.05)
+    assert len(far.problems) == 12  # six of each side alone
     assert peers.agreement(changed(found, labels=found.labels + np.int32(1)), found, 0.05).instances == 0
 
 

@@ -213,7 +213,7 @@ def check_equal(case: Case, found: Sequence[Detections], expected: Sequence[Dete
     total = peers.Agreement(0, 0, 0, ())
     for ours, theirs in zip(found, expected, strict=True):
         total += peers.agreement(ours, theirs, COMPUTE.min_score)
-    if total.problems or total.thin > max(1, THIN_SHARE * total.instances):
+    if total.problems or max(total.thin, total.swaps) > max(1, THIN_SHARE * total.instances):
         for problem in total.problems[:10]:
             print(problem, file=sys.stderr)
         sys.exit(f"stock torchvision finds something else: {len(total.problems)} problems, {total.thin} of "
