@@ -32,7 +32,7 @@ format: install  ## Format and sort
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install  ## Print the figures of README
+bench: install  ## Print the ratios of README; the longer runs stand beside their figures there
 	$(BIN)/maskrcnn bench
 	$(BIN)/python tests/benchmarks/plan_and_sweep.py
 	$(BIN)/python -m tests.benchmarks.equality

@@ -1,4 +1,4 @@
-"""The Ray actor: one process, one model, one shard at a time."""
+"""The Ray actor: one process, one model; one shard is computed while the next is fetched."""
 
 import contextlib
 import ctypes

@@ -14,7 +14,7 @@ import click
 
 from maskrcnn.errors import UsageError
 
-from .trials import job, pipeline, scaling
+from .job_trials import job, pipeline, scaling
 
 if TYPE_CHECKING:
     from maskrcnn.measure import Row, Settings

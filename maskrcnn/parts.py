@@ -1,7 +1,8 @@
 """Files of results: built locally, read back, put in one PUT; and the receipts that make them count.
 
 A writer that streams to its final name leaves a truncated but *readable* Parquet when its caller raises
-(apache/arrow#40502). So a file is built in memory, opened again and counted, and only then stored. The receipt is
+(apache/arrow#40502). So a file is built under a name that no reader looks for, opened again and counted, and only
+then stored. The receipt is
 stored last: an attempt without one never happened.
 """
 

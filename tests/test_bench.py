@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from commandline import maskrcnn_command
-from maskrcnn_jobs import bench
-from maskrcnn_jobs import trials as job_trials
+from maskrcnn_jobs import bench, job_trials
 from maskrcnn_jobs.cli import main
+from maskrcnn_jobs.job_trials import Slope, Span, Swept
 from maskrcnn_jobs.segment import Request, prepare
-from maskrcnn_jobs.trials import Slope, Span, Swept
 
 from maskrcnn import peers, trials
 from maskrcnn.config import Compute

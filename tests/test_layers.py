@@ -87,7 +87,7 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
     assert loaded_by("import maskrcnn_jobs.cli").isdisjoint({"torch", "ray", "pyarrow", "matplotlib"})
 
 
-@pytest.mark.parametrize("module", ["segment", "sweep", "actor", "cluster", "demo", "bench", "trials"])
+@pytest.mark.parametrize("module", ["segment", "sweep", "actor", "cluster", "demo", "bench", "job_trials"])
 def test_the_driver_never_imports_torch(module: str) -> None:
     assert "torch" not in loaded_by(f"import maskrcnn_jobs.{module}")
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 from maskrcnn_jobs.cluster import connected
+from maskrcnn_jobs.job_trials import shard_spans
 from maskrcnn_jobs.segment import Request, prepare, sweep
-from maskrcnn_jobs.trials import shard_spans
 
 from maskrcnn.config import Compute, Speed
 from maskrcnn.samples import write_manifest
@@ -89,7 +89,9 @@ def rise(samples: list[Sample]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--actors", type=int)
     options = parser.parse_args()

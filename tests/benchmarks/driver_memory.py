@@ -97,7 +97,9 @@ def log_to_stderr() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, action="append")
     parser.add_argument("--shard-images", type=int)
     options = parser.parse_args()

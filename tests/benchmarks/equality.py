@@ -20,7 +20,9 @@ from tests.test_masks import disagreements, random_boxes, random_probabilities
 SIZES = ((97, 61), (160, 210), (40, 30), (480, 640), (1, 97), (213, 320))
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--instances", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -4,7 +4,7 @@
 
 COCO: the peers write dictionaries that are ready in memory, eight annotations an image; ours is `write_dataset` from
 Parquet. What it wrote is compared with the dictionaries first. `text` is the text in a local file, as the peers leave
-it; `stored` also copies it to its place and waits for the disk. The sides alternate within a repeat, so that
+it; `stored` also waits for the disk. The sides alternate within a repeat, so that
 a ratio is of neighbours in time; CPU seconds are of all threads. The peak of memory is a fresh process's, above
 what it has after its imports.
 
