@@ -14,7 +14,7 @@ COLUMNS: dict[str, Any] = {
     "scores": np.zeros(2, np.float32),
     "masks": (b"4", b"4"),
     "areas": np.zeros(2, np.int64),
-    "edges": np.zeros(2, np.bool_),
+    "mask_boxes": np.zeros((2, 4), np.int32),
 }
 
 
@@ -32,13 +32,26 @@ def test_columns_agree() -> None:
         ("labels", np.ones(2, np.int64)),
         ("scores", np.zeros((2, 1), np.float32)),
         ("areas", np.zeros(1, np.int64)),
-        ("edges", np.zeros(2, np.int8)),
+        ("mask_boxes", np.zeros((2, 4), np.int64)),
         ("masks", (b"4",)),
     ],
 )
 def test_a_column_of_another_shape_or_dtype_is_refused(name: str, column: Any) -> None:
     with pytest.raises(ValueError, match="expected"):
         Detections(height=2, width=2, capped=False, **(COLUMNS | {name: column}))
+
+
+def test_an_edge_is_touched_by_the_mask_s_own_box() -> None:
+    boxes = np.array(
+        [[0, 1, 2, 2], [1, 0, 2, 2], [1, 1, 4, 2], [1, 1, 2, 3], [1, 1, 3, 2], [0, 0, 0, 0]], np.int32
+    )
+    columns = {
+        name: np.resize(column, (6, *column.shape[1:])) for name, column in COLUMNS.items() if name != "masks"
+    }
+    detections = Detections(
+        height=3, width=4, capped=False, **(columns | {"masks": (b"4",) * 6, "mask_boxes": boxes})
+    )
+    assert detections.edges.tolist() == [True, True, True, True, False, False]
 
 
 def test_the_order_is_by_score_then_category_then_box() -> None:
