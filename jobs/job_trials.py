@@ -487,7 +487,7 @@ def _job_rows(settings: "Settings", size: tuple[int, int]) -> Iterator["Row"]:
     yield row(
         "job", f"whole job, {what}, {mean:.0f} instances each, against stock torchvision in a loop",
         Pairs(ours, tuple(measured["stock"])), unit="s/image", equal=equal,
-        note=f"{len(ours) and cores()} actors of 1 thread, stock {cores()} threads; {start}",
+        note=f"{cores()} actors of 1 thread, stock {cores()} threads; {start}",
     )  # fmt: skip
     yield row(
         "job", f"images/s of the whole job, {what}, over the engine's network alone",
