@@ -1,25 +1,35 @@
 """The Ray actor: one process, one model; one shard is computed while the next is fetched."""
 
 import contextlib
-import ctypes
+import json
 import os
 import platform
+import signal
 import socket
+import threading
+import time
 import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Final
 
 import pyarrow as pa
+import ray
 
 from maskrcnn.config import Compute, Speed
 from maskrcnn.decode import Limits
 from maskrcnn.errors import ItemError, RunError
-from maskrcnn.plan import Shard
+from maskrcnn.parts import Receipt
+from maskrcnn.sandbox import DECODE_TIMEOUT_S, Decoders, keep_freed_memory
 from maskrcnn.storage import Storage, stat_input
 from maskrcnn.types import Segmenter
 from maskrcnn.worker import ShardWorker
 
-PROBES = "probes"
+from .inquest import Task
+
+PROBES: Final = "probes"
+NOTICE_S: Final = 60.0
+"""From the notice to go to the end of the process, whatever it is doing then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +42,8 @@ class WorkerSpec:
     """Of the weights that the run was planned with; others are refused."""
     compute: Compute
     speed: Speed
+    probes: str = PROBES
+    """The folder of the run's directory where actors write probes; a driver has its own, and removes it."""
 
 
 def build_segmenter(spec: WorkerSpec) -> Segmenter:
@@ -67,22 +79,27 @@ def build_segmenter(spec: WorkerSpec) -> Segmenter:
     )
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed, where it is glibc.
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """What an actor says of itself once it is ready."""
 
-    By default it returns every decoded image's memory to the kernel, which then clears as many pages for the next
-    one: half of the time of decoding a small photo. One arena instead of one a thread, so that what one thread
-    frees another can use.
-
-    Reference: mallopt(3).
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        for option, value in ((_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**30), (_M_ARENA_MAX, 1)):
-            libc.mallopt(option, value)
+    host: str
+    node_id: str
+    """Ray's."""
+    probe: str
+    """A path in the run's directory that the driver must be able to see."""
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What an actor says of a task that ran to its end."""
+
+    counts: dict[str, int]
+    """`ok`, `empty`, `failed`, `instances`; empty for an image that was tried alone."""
+    storage_failures: Mapping[str, int]
+    example: str
+    withheld: Receipt | None = None
+    """A receipt that is not stored yet, for so many inputs failed that the driver decides."""
 
 
 class SegmentActor:
@@ -91,10 +108,17 @@ class SegmentActor:
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._worker: ShardWorker | None = None
-        self._node = socket.gethostname()
+        self._host = socket.gethostname()
+        self._told_to_go = threading.Event()
+        _on_sigterm(self._go)
 
-    def start(self, first_uri: str) -> tuple[str, str]:
-        """Load the model; return this node's name, and the path of a probe that the driver must be able to see.
+    def _go(self) -> None:
+        self._told_to_go.set()
+        if self._worker is not None:
+            self._worker.go()
+
+    def start(self, first_uri: str) -> Welcome:
+        """Load the model, and try what every shard will need.
 
         Raises:
             RunError: the node cannot read inputs or write the output; the message names node and cause.
@@ -104,32 +128,78 @@ class SegmentActor:
         threads = self._spec.speed.threads or 1
         pa.set_cpu_count(threads)
         storage = Storage(self._spec.url)
-        probe = f"{PROBES}/{uuid.uuid4().hex}"
+        probe = f"{self._spec.probes}/{uuid.uuid4().hex}"
         with contextlib.suppress(ItemError):  # the first input's own fault; it becomes a row
             try:
                 stat_input(first_uri)
             except RunError as error:
-                raise RunError(f"node {self._node} cannot read the inputs: {error}") from error
+                raise RunError(f"node {self._host} cannot read the inputs: {error}") from error
         try:
-            storage.write(probe, self._node.encode())
+            storage.write(probe, self._host.encode())
         except RunError as error:
-            raise RunError(f"node {self._node} cannot write the output: {error}") from error
+            raise RunError(f"node {self._host} cannot write the output: {error}") from error
+        # An image that hangs must be found out before its actor is ended.
+        decoders = Decoders(threads, min(DECODE_TIMEOUT_S, self._spec.speed.timeout_s / 4))
         segmenter = build_segmenter(self._spec)
         self._worker = ShardWorker(
             storage,
             segmenter,
             Limits(self._spec.compute.max_pixels, self._spec.compute.max_bytes, float(segmenter.max_side)),
-            {"node": self._node, "python": platform.python_version(), "pid": os.getpid()},
+            {"node": self._host, "python": platform.python_version(), "pid": os.getpid()},
             threads,
+            decoders.decode,
         )
-        return self._node, probe
+        if self._told_to_go.is_set():
+            self._worker.go()
+        return Welcome(self._host, ray.get_runtime_context().get_node_id(), probe)
 
-    def run_shard(self, shard: Shard) -> dict[str, Any]:
-        """Process a shard and commit it; return its counts.
+    def steps(self) -> int:
+        """Return a number that grows as long as there is progress."""
+        return 0 if self._worker is None else self._worker.steps
+
+    def run(self, task: Task) -> Done:
+        """Process a shard and commit it, or try one of its images alone.
 
         Raises:
-            RunError: the output cannot be written.
+            RunError, SegmenterError: as `ShardWorker.run_shard`.
         """
         if self._worker is None:
             raise RuntimeError("start() comes first")
-        return self._worker.run_shard(shard).counts
+        if task.alone is not None:
+            self._worker.try_alone(task.shard, task.alone)
+            return Done({}, {}, "")
+        storage, trace = Storage(self._spec.url), task.trace
+
+        def announce(rows: Sequence[int]) -> None:
+            storage.write(str(trace), json.dumps(list(rows)).encode())
+
+        finished = self._worker.run_shard(
+            task.shard, convicted=task.convicted, announce=announce if trace else None, withhold=True
+        )
+        return Done(
+            finished.receipt.counts,
+            finished.storage_failures,
+            finished.example,
+            None if finished.committed else finished.receipt,
+        )
+
+
+def _on_sigterm(do: Callable[[], None]) -> None:
+    """Have something done when the process is told to end, instead of ending in mid-air.
+
+    Python runs handlers in its main thread, which Ray keeps busy elsewhere; so the signal's number is written to a
+    pipe, and a thread waits at its end. Must be called in the main thread, where Ray constructs actors.
+    """
+    out, into = os.pipe()
+    os.set_blocking(into, False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(into, warn_on_full_buffer=False)
+
+    def wait() -> None:
+        while os.read(out, 1) != bytes([signal.SIGTERM]):
+            pass
+        do()
+        time.sleep(NOTICE_S)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="sigterm", daemon=True).start()

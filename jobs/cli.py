@@ -103,6 +103,11 @@ def compute_options(command: Command) -> Command:
             click.option("--limit", type=int, metavar="N", help="Only the first N inputs, by name."),
             click.option("--images-root", metavar="URL", help="Where relative names of a manifest lie."),
             click.option(
+                "--allow-http",
+                is_flag=True,
+                help="Let a manifest name http(s) inputs; only public addresses are read.",
+            ),
+            click.option(
                 "--shard-images", type=int, metavar="N", help="Images a shard; by default 16 to 1000."
             ),
         ]
@@ -135,6 +140,15 @@ def cluster_options(command: Command) -> Command:
             ),
             click.option("--actors", type=int, help="The most actors; by default one a CPU or GPU."),
             click.option(
+                "--timeout",
+                "timeout_s",
+                type=float,
+                metavar="SECONDS",
+                default=300.0,
+                show_default=True,
+                help="End an actor that makes no progress for so long.",
+            ),
+            click.option(
                 "--address", help="Of a Ray cluster; by default RAY_ADDRESS, else Ray is started here."
             ),
         ]
@@ -150,6 +164,14 @@ coco_option = click.option(
     show_default=True,
     help="Write COCO JSON; auto splits it above 2,000,000 annotations.",
 )
+failure_option = click.option(
+    "--max-failure-rate",
+    type=float,
+    default=0.01,
+    show_default=True,
+    callback=lambda _context, _parameter, rate: _checked_rate(rate),
+    help="Above it the exit code is 1.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
@@ -160,7 +182,7 @@ def _compute(options: dict[str, Any]) -> Compute:
         raise UsageError("--categories names no category")
     for name in ("model", "labels"):
         options[name] = _absolute(options[name])
-    names = ("model", "labels", "min_score", "max_detections", "limit")
+    names = ("model", "labels", "min_score", "max_detections", "limit", "allow_http")
     return Compute(categories=categories, **{name: options.pop(name) for name in names})
 
 
@@ -177,9 +199,7 @@ def _absolute(name: str | None) -> str | None:
 @compute_options
 @cluster_options
 @coco_option
-@click.option(
-    "--max-failure-rate", type=float, default=0.01, show_default=True, help="Above it the exit code is 1."
-)
+@failure_option
 @json_option
 def segment(
     input: str,  # noqa: A002 (the argument's name in --help)
@@ -197,16 +217,24 @@ def segment(
     """
     from .segment import segment as run_job
 
-    if not 0.0 <= max_failure_rate <= 1.0:
-        raise UsageError(f"--max-failure-rate must be in [0, 1], not {max_failure_rate}")
     request = _request(input, output, options, coco)
     success = run_job(request, Speed(**options), address)
-    counts = success["counts"]
-    rate = counts["failed"] / counts["images"]
+    _tell(success["counts"], output, as_json, max_failure_rate)
+
+
+def _checked_rate(rate: float) -> float:
+    if not 0.0 <= rate <= 1.0:
+        raise UsageError(f"--max-failure-rate must be in [0, 1], not {rate}")
+    return rate
+
+
+def _tell(counts: dict[str, int], output: str, as_json: bool, max_failure_rate: float) -> None:
+    """Print what a run found; end with the exit code 1 where too much failed."""
     if as_json:
         click.echo(json.dumps(counts | {"output": output}))
     else:
         click.echo(_summary(counts, output))
+    rate = counts["failed"] / counts["images"]
     if rate > max_failure_rate:
         _fail(
             f"{rate:.1%} of the images failed, more than --max-failure-rate {max_failure_rate:.1%}; "
@@ -269,9 +297,73 @@ def status(output: str, as_json: bool) -> None:
             f"{facts['state']}: {facts['images_done']:,} of {facts['images']:,} images, "
             f"{facts['shards_done']:,} of {facts['shards']:,} shards; planned {facts['created']}"
         )
+        if again := facts["retry"]:
+            click.echo(
+                f"retry (generation {facts['generation']}): {again['images_done']:,} of {again['images']:,} images, "
+                f"{again['shards_done']:,} of {again['shards']:,} shards; planned {again['created']}"
+            )
         if facts["counts"]:
             click.echo(_summary(facts["counts"], output))
     sys.exit(0 if facts["state"] == "finished" else 3)
+
+
+@main.command()
+@click.argument("output")
+@click.option("--only", metavar="CODE,…", help="Only images that failed with these codes; by default all.")
+@cluster_options
+@coco_option
+@failure_option
+@json_option
+def retry(
+    output: str,
+    only: str | None,
+    coco: str,
+    address: str | None,
+    max_failure_rate: float,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Run the failed images of a finished OUTPUT again; continue a retry that is unfinished.
+
+    Inputs that were replaced meanwhile are taken as they are now. Until the retry is finished, the tables stand as
+    they are.
+    """
+    from .retry import retry as run_retry
+
+    codes = None if only is None else {code.strip() for code in only.split(",") if code.strip()}
+    if only is not None and not codes:
+        raise UsageError("--only names no code")
+    success = run_retry(output, codes, coco, Speed(**options), address)
+    if success is None:
+        click.echo(json.dumps({"retried": 0, "output": output}) if as_json else "nothing to retry")
+        return
+    _tell(success["counts"], output, as_json, max_failure_rate)
+
+
+@main.command()
+@click.argument("output")
+@json_option
+def verify(output: str, as_json: bool) -> None:
+    """Prove that a finished OUTPUT is whole: each input exactly once, each file the one that was written.
+
+    It reads all of OUTPUT, and nothing else. The exit code is 0 if it is proven, 1 if not, and 3 if the run is not
+    finished.
+    """
+    from maskrcnn.verify import verify_run
+
+    verdict = verify_run(output)
+    click.echo(json.dumps(verdict.to_json()) if as_json else _verdict(verdict, output))
+    sys.exit(3 if verdict.unfinished else 0 if verdict.proven else 1)
+
+
+def _verdict(verdict: Any, output: str) -> str:
+    if verdict.unfinished:
+        return f"unfinished: {verdict.unfinished}"
+    lines = [f"{outcome.check}: {outcome.line}" for outcome in verdict.outcomes]
+    lines += [f"  {finding.check}: {finding.where}: {finding.line}" for finding in verdict.findings]
+    more = sum(outcome.findings for outcome in verdict.outcomes) - len(verdict.findings)
+    lines += [f"  and {more:,} more"] if more else []
+    return "\n".join([*lines, f"{'proven' if verdict.proven else 'not proven'}: {output}"])
 
 
 @main.command()
@@ -316,10 +408,14 @@ def export(output: str, destination: str, form: str) -> None:
 @main.command()
 @click.argument("output")
 def gc(output: str) -> None:
-    """Remove shards/ of a finished run, which only the sweep needed."""
+    """Remove what only the sweep of a finished run needed: shards/, open uploads, leftovers of killed processes.
+
+    Without shards/ nothing can be retried, and the tables cannot be written again.
+    """
     from .segment import collect_garbage
 
-    click.echo(f"removed {collect_garbage(output):,} files")
+    removed = [f"{count:,} {what}" for what, count in collect_garbage(output).items() if count]
+    click.echo(f"removed {', '.join(removed) or 'nothing'}")
 
 
 @main.command()

@@ -5,9 +5,10 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import ray
@@ -58,7 +59,9 @@ def connected(address: str | None, speed: Speed) -> Iterator[Speed]:
         log.info("starting Ray on this machine" if local else f"connecting to Ray at {address}")
         _init(address)
     try:
-        yield _resolved(speed, dict(ray.cluster_resources()), local=local)  # type: ignore[no-untyped-call]
+        # Ray reports workers that died on stdout, where a command's result belongs, and nothing else.
+        with redirect_stdout(sys.stderr):
+            yield _resolved(speed, dict(ray.cluster_resources()), local=local)  # type: ignore[no-untyped-call]
     finally:
         if started_here:
             ray.shutdown()

@@ -21,8 +21,7 @@ import numpy as np
 from maskrcnn.config import Compute, Speed
 from maskrcnn.decode import Limits, decode_image
 from maskrcnn.errors import RunError, UsageError
-
-from .actor import keep_freed_memory
+from maskrcnn.sandbox import keep_freed_memory
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,17 +6,32 @@ import logging
 import platform
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from maskrcnn.config import Compute, Cut, Speed, default_shard_images, settings_of
 from maskrcnn.errors import RunError, UsageError
+from maskrcnn.frozen import check_manifest
 from maskrcnn.manifest import FILE_NAME as MANIFEST
 from maskrcnn.manifest import Inputs, ManifestReader, read_inputs, source_of, write_manifest
 from maskrcnn.parts import SHARDS, standing_receipts
-from maskrcnn.plan import PLAN, RUN, Plan, differences, read_plan, read_run, run_digest, write_run
-from maskrcnn.reduce import read_success, reduce_run
+from maskrcnn.plan import (
+    PLAN,
+    RUN,
+    Plan,
+    Shard,
+    check_run,
+    differences,
+    pending_of,
+    read_plan,
+    read_plans,
+    read_run,
+    run_digest,
+    write_run,
+)
+from maskrcnn.reduce import finished, read_success, reduce_run
 from maskrcnn.schema import SCHEMA_VERSION
 from maskrcnn.storage import Storage, is_remote
 from maskrcnn.weights import ModelCard, category_ids_named, describe_model
@@ -56,29 +71,38 @@ def output_of(url: str) -> Storage:
 
 
 def prepare(request: Request) -> Plan:
-    """Plan the run, or take up the plan that the output holds.
+    """Plan the run, or take up the plan that the output holds; return that of the latest generation.
 
     Raises:
         UsageError: the inputs or the model are wrong, or the output holds another run or other files.
+        RunError: the output cannot be read or written, or its files do not fit together.
     """
     storage = output_of(request.output)
     card = describe_model(request.compute.model, request.compute.labels)
     plan = read_plan(storage)
     if plan is None:
-        plan = _plan_anew(request, storage, card)
+        plan, ours = _plan_anew(request, storage, card)
+        if not ours:
+            log.info("another command has planned this run meanwhile")
     else:
+        ours = False
+    if not ours:
         _check_same(request, storage, plan, card)
-        log.info("keeping to the plan of %s: %s images, not listed again", plan.created, f"{plan.rows:,}")
+        what = "plan" if plan.generation == 1 else f"retry (generation {plan.generation})"
+        log.info("keeping to the %s of %s: %s images, not listed again", what, plan.created, f"{plan.rows:,}")
     if card.notice:
         log.warning("%s", card.notice)
     return plan
 
 
-def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> Plan:
+def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> tuple[Plan, bool]:
+    """Return the plan that stands in the end, and whether it is this one, and not of a command at the same time."""
     # run.json or a manifest without a plan are what a planning that died left behind; they are written again.
     foreign = [
         path for path in storage.list() if path not in (RUN, MANIFEST) and not path.startswith(f"{PROBES}/")
     ]
+    if foreign and (standing := read_plan(storage)) is not None:
+        return standing, False
     if foreign:
         raise UsageError(
             f"{request.output} is not empty and holds no plan (it has {foreign[0]}); name an empty directory"
@@ -90,12 +114,19 @@ def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> Plan:
         storage.write(probe, b"")
     except RunError as error:
         raise RunError(f"the output cannot be written: {error}") from error
-    storage.remove_tree(PROBES)
-    inputs = read_inputs(request.source, images_root=request.images_root, limit=request.compute.limit)
+    storage.remove(probe)
+    inputs = read_inputs(
+        request.source,
+        images_root=request.images_root,
+        limit=request.compute.limit,
+        allow_http=request.compute.allow_http,
+    )
     _tell_skipped(inputs)
     asked = request.shard_images
     cut = Cut(default_shard_images(len(inputs.table)) if asked is None else asked)
     settings = settings_of(request.compute, cut)
+    if (standing := read_plan(storage)) is not None:  # listing took its time, and another's files must not go
+        return standing, False
     manifest_sha256 = write_manifest(storage, inputs.table)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     model = _model_entry(card)
@@ -118,15 +149,18 @@ def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> Plan:
         },
         "versions": versions(),
     }
-    write_run(storage, run, plan)
-    log.info("planned %s images in %s shards", f"{plan.rows:,}", f"{len(plan):,}")
-    return plan
+    standing = write_run(storage, run, plan)
+    if standing == plan:
+        log.info("planned %s images in %s shards", f"{plan.rows:,}", f"{len(plan):,}")
+    return standing, standing == plan
 
 
 def _check_same(request: Request, storage: Storage, plan: Plan, card: ModelCard) -> None:
     """Refuse to continue a run with other settings, weights or inputs than it was planned with."""
     run = read_run(storage)
-    shard_images = plan.shard_images if request.shard_images is None else request.shard_images
+    check_run(storage, run, plan)
+    planned_cut = run["settings"]["shard_images"]
+    shard_images = planned_cut if request.shard_images is None else request.shard_images
     asked = settings_of(request.compute, Cut(shard_images))
     source, source_sha256 = source_of(request.source)
     planned = _facts(run["inputs"], run["model"])
@@ -178,32 +212,45 @@ def versions() -> dict[str, str]:
 def sweep(request: Request, plan: Plan, speed: Speed) -> float | None:
     """Run the shards that have no receipt, on the Ray that is connected.
 
+    Args:
+        plan: of the latest generation; of earlier ones a shard is run only if its files are gone.
+
     Returns:
         Seconds it took; None where an earlier start had done a part of it, so that no pace follows.
+
+    Raises:
+        RunError: the run stopped before its end.
     """
     from .sweep import Sweep
 
     storage = Storage(request.output)
     receipts = standing_receipts(storage)
-    sizes = [len(shard) for shard in plan.pending(receipts)]
-    n_pending, done = len(sizes), plan.rows - sum(sizes)
+    plans = [plan] if plan.generation == 1 else read_plans(storage)
+    lost = sum(len(shard) for shard in pending_of(plans[:-1], receipts))
+    sizes = [len(shard) for shard in pending_of(plans, receipts)]
+    n_pending, done = len(sizes), plan.rows + lost - sum(sizes)
     if done:
-        log.info("%s of %s shards are done already", f"{len(plan) - n_pending:,}", f"{len(plan):,}")
+        shards_done = len(plan) - sum(1 for _ in plan.pending(receipts))
+        log.info("%s of %s shards are done already", f"{shards_done:,}", f"{len(plan):,}")
+    if lost:
+        log.warning("files of earlier generations are gone; %s images are processed again", f"{lost:,}")
     if n_pending == 0:
         return None
-    spec = WorkerSpec(storage.url, read_run(storage)["model"]["sha256"], request.compute, speed)
+    run = read_run(storage)
+    check_run(storage, run, plan)
+    check_manifest(storage, plan)
+    probes = f"{PROBES}/{uuid.uuid4().hex}"
+    spec = WorkerSpec(storage.url, run["model"]["sha256"], request.compute, speed, probes)
     with ManifestReader(storage) as manifest:
-        if manifest.num_rows != plan.rows:
-            raise RunError(f"{storage.url}/{MANIFEST} has {manifest.num_rows} rows, the plan {plan.rows}")
         first_uri = manifest.rows(0, 1)["uri"][0].as_py()
     log.info("%s shards on up to %s %s actors", f"{n_pending:,}", speed.actors, speed.device)
     started = time.monotonic()
-    progress = Progress(plan.rows, done)
+    progress = Progress(plan.rows + lost, done)
     try:
-        Sweep(spec, first_uri, speed.actors or 1, progress).run(plan.pending(receipts), n_pending)
+        Sweep(spec, first_uri, speed.actors or 1, progress).run(pending_of(plans, receipts), n_pending)
     finally:
         progress.close()
-    storage.remove_tree(PROBES)
+    storage.remove_tree(probes)
     return None if done else time.monotonic() - started
 
 
@@ -214,58 +261,88 @@ def segment(request: Request, speed: Speed, address: str | None) -> dict[str, An
         UsageError: the command is wrong.
         RunError: the run stopped before its end; the same command continues it.
     """
-    from .cluster import check_device, connected, run_all
+    from .cluster import check_device
 
     check_device(address, speed)
     plan = prepare(request)
-    storage = Storage(request.output)
-    success = read_success(storage)
+    success = finished(Storage(request.output), plan)
     if success is not None:
         log.info("%s is finished already; `maskrcnn reduce` writes its tables again", request.output)
         return success
+    return finish(request, plan, speed, address)
+
+
+def finish(request: Request, plan: Plan, speed: Speed, address: str | None) -> dict[str, Any]:
+    """Do what is left of the latest generation; return the content of `_SUCCESS`.
+
+    Raises:
+        RunError: the run stopped before its end.
+    """
+    from .cluster import connected, run_all
+
     with connected(address, speed) as resolved:
         wall_s = sweep(request, plan, resolved)
         log.info("writing tables, COCO JSON, statistics and report")
-        return reduce_run(storage.url, coco_mode=request.coco_mode, run_all=run_all, wall_s=wall_s)
+        return reduce_run(
+            Storage(request.output).url,
+            coco_mode=request.coco_mode,
+            run_all=run_all,
+            wall_s=wall_s,
+            keep_standing=True,
+        )
 
 
 def status(output: str) -> dict[str, Any]:
-    """Return how far a run is, from its plan and receipts alone.
+    """Return how far a run is, from its plans and receipts alone.
 
     Raises:
         UsageError: the output holds no plan.
     """
     storage = Storage(output)
-    plan = read_plan(storage)
-    if plan is None:
+    plans = read_plans(storage)
+    if not plans:
         raise UsageError(f"{output} holds no plan (no {PLAN})")
     success = read_success(storage)
-    pending = [] if success else list(plan.pending(standing_receipts(storage)))
-    state = "finished" if success else "swept" if not pending else "unfinished"
+    done = success is not None and success["generation"] == plans[-1].generation
+    receipts = [] if done else standing_receipts(storage)
+    pending = [[] if done else list(plan.pending(receipts)) for plan in plans]
+    facts = [_progress_of(plan, shards) for plan, shards in zip(plans, pending, strict=True)]
     return {
-        "state": state,
+        "state": "finished" if done else "unfinished" if any(pending) else "swept",
+        "generation": plans[-1].generation,
+        **facts[0],
+        "retry": None if done or len(plans) == 1 else facts[-1],
+        "counts": success["counts"] if success else None,
+    }
+
+
+def _progress_of(plan: Plan, pending: Sequence[Shard]) -> dict[str, Any]:
+    return {
         "created": plan.created,
         "images": plan.rows,
         "images_done": plan.rows - sum(len(shard) for shard in pending),
         "shards": len(plan),
         "shards_done": len(plan) - len(pending),
-        "counts": success["counts"] if success else None,
     }
 
 
-def collect_garbage(output: str) -> int:
-    """Remove what only the sweep needed, of a finished run; return how many files went.
+def collect_garbage(output: str) -> dict[str, int]:
+    """Remove what only the sweep needed, of a finished run; return what went, by its name.
 
     Raises:
         UsageError: there is no run.
-        RunError: the run is not finished, so that its shards are still needed.
+        RunError: the run, or a retry, is not finished, so that its shards are still needed.
     """
     storage = Storage(output)
-    if read_plan(storage) is None:
+    plan = read_plan(storage)
+    if plan is None:
         raise UsageError(f"{output} holds no plan (no {PLAN})")
-    if read_success(storage) is None:
+    if finished(storage, plan) is None:
         raise RunError(f"{output} is not finished; its shards are still needed")
-    files = [path for folder in (SHARDS, PROBES) for path in storage.list(folder)]
+    removed = {}
     for folder in (SHARDS, PROBES):
+        removed[f"files in {folder}/"] = len(storage.list(folder))
         storage.remove_tree(folder)
-    return len(files)
+    removed["open uploads"] = storage.abort_uploads()
+    removed["unfinished files"] = storage.remove_leftovers()
+    return removed

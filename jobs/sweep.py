@@ -1,38 +1,45 @@
 """The driver's loop: hand shards to actors until each has a receipt.
 
-Thin on purpose. It holds a few values an actor and nothing a shard; the plan gives the next shard when an actor can
-take one, and receipts say what is done. Actors are created up to the maximum at once, so that an autoscaler sees
-the demand; each gets work when it is ready, and one that dies is replaced.
+Thin on purpose. It holds a few values an actor and nothing a shard, but for those that ended badly; the plan gives
+the next shard when an actor can take one, and receipts say what is done. Actors are created up to the maximum at
+once, so that an autoscaler sees the demand; each gets work when it is ready, and one that dies is replaced. What
+follows from a death for the images concerned is decided in `inquest`.
 """
 
+import json
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import ray
 
-from maskrcnn.errors import MaskrcnnError, RunError, UsageError
+from maskrcnn.breaker import Batch, Breaker
+from maskrcnn.errors import (
+    HandedBackError,
+    MaskrcnnError,
+    RunError,
+    SegmenterError,
+    StoreFailingError,
+    UsageError,
+)
+from maskrcnn.parts import Receipt, commit
 from maskrcnn.plan import Shard
 from maskrcnn.storage import Storage
 
-from .actor import SegmentActor, WorkerSpec
+from .actor import Done, SegmentActor, Welcome, WorkerSpec
 from .cluster import cause_of
+from .inquest import BadEnd, Inquest, Task
 from .progress import Progress
 
 log = logging.getLogger("maskrcnn")
 
-MAX_ATTEMPTS: Final = 3
-"""Executions of a shard before the run stops."""
 SHARDS_AT_ONCE: Final = 2
 """That an actor holds: one is computed, while the other is fetched or written."""
-MAX_FAILED_STARTS: Final = 3
+MAX_FAILED_STARTS: Final = 5
 """Actors in a row that die before they are ready, before the run stops."""
-SHARD_DEADLINE_S: Final = 600.0
-IMAGE_DEADLINE_S: Final = 60.0
-"""A shard of n images may take `SHARD_DEADLINE_S + n * IMAGE_DEADLINE_S` from the moment an actor begins it."""
 
 
 @dataclass
@@ -42,10 +49,16 @@ class Slot:
     handle: Any
     start_ref: Any
     ready: bool = False
-    queue: deque[tuple[Any, Shard]] = field(default_factory=deque)
-    """(reference, shard), the first is ahead."""
-    since: float = 0.0
-    """When the first of the queue began, monotonic seconds."""
+    node_id: str = ""
+    fresh: bool = True
+    """Whether it has computed nothing yet but images alone."""
+    queue: deque[tuple[Any, Task]] = field(default_factory=deque)
+    """(reference, task), the first is ahead."""
+    pulse: Any = None
+    """The reference of the question how many steps it has made."""
+    steps: int = -1
+    moved: float = 0.0
+    """When it was last known to make progress, monotonic seconds."""
 
 
 class Sweep:
@@ -65,9 +78,11 @@ class Sweep:
         self._progress = progress
         self._storage = Storage(spec.url)
         self._slots: list[Slot] = []
-        self._again: deque[Shard] = deque()
-        self._attempts: Counter[str] = Counter()
+        self._inquests: dict[str, Inquest] = {}
+        self._again: deque[Inquest] = deque()
+        self._breaker = Breaker()
         self._failed_starts = 0
+        self._asked = 0.0
         gpus = 1 if spec.speed.device == "cuda" else 0
         # num_cpus also decides how many threads Ray allows OpenMP; actors are replaced here, not by Ray.
         self._actor_class = ray.remote(
@@ -81,7 +96,7 @@ class Sweep:
         """Run all shards.
 
         Raises:
-            RunError: a node cannot see inputs or output, or a shard failed `MAX_ATTEMPTS` times.
+            RunError: a node cannot see inputs or output, the store fails, or a shard failed too often.
             UsageError: the model cannot be loaded.
         """
         remaining = n_shards
@@ -90,23 +105,27 @@ class Sweep:
                 self._create_actors(min(self._max_actors, remaining))
                 self._hand_out(shards, remaining)
                 remaining -= self._await_one()
-                self._end_overdue()
+                self._end_stalled()
                 self._progress.show(actors=sum(slot.ready for slot in self._slots))
+            self._commit(self._breaker.drain())
         finally:
             for slot in self._slots:
                 ray.kill(slot.handle)
             self._slots.clear()
 
+    # Giving
+
     def _create_actors(self, wanted: int) -> None:
         while len(self._slots) < wanted:
-            handle: Any = self._actor_class.options(max_concurrency=SHARDS_AT_ONCE).remote(self._spec)
+            # One more than the shards, for the question whether it makes progress.
+            handle: Any = self._actor_class.options(max_concurrency=SHARDS_AT_ONCE + 1).remote(self._spec)
             self._slots.append(Slot(handle, handle.start.remote(self._first_uri)))
 
     def _hand_out(self, shards: Iterator[Shard], remaining: int) -> None:
-        """Give each ready actor a shard, and while there are plenty another one.
+        """Give each ready actor a task, and while there are plenty another one.
 
         The second is fetched while the first is computed; near the end it would wait behind a busy actor while others
-        idle. A shard that has failed before runs alone: of two, nobody knows which one killed their actor.
+        idle. A task that must be watched has its actor for itself: of two, nobody knows which one ended it.
         """
         given = sum(len(slot.queue) for slot in self._slots)
         plenty = remaining - given > 2 * len(self._slots)
@@ -114,14 +133,40 @@ class Sweep:
             for slot in self._slots:
                 if not slot.ready or len(slot.queue) >= depth:
                     continue
-                if slot.queue and (self._again or self._attempts[slot.queue[0][1].name]):
+                if slot.queue and (self._again or slot.queue[0][1].careful):
                     continue
-                shard = self._again.popleft() if self._again else next(shards, None)
-                if shard is None:
-                    return
+                task = self._next_task(slot, shards)
+                if task is None:
+                    continue
                 if not slot.queue:
-                    slot.since = time.monotonic()
-                slot.queue.append((slot.handle.run_shard.remote(shard), shard))
+                    slot.moved = time.monotonic()
+                slot.fresh = slot.fresh and task.alone is not None
+                slot.queue.append((slot.handle.run.remote(task), task))
+        self._make_fresh()
+
+    def _next_task(self, slot: Slot, shards: Iterator[Shard]) -> Task | None:
+        """Return what an actor can do next: what ended badly comes first."""
+        for inquest in self._again:
+            if inquest.due and (slot.fresh or not inquest.needs_fresh_process):
+                self._again.remove(inquest)
+                return inquest.next_task()
+        shard = next(shards, None)
+        return None if shard is None else Task(shard)
+
+    def _make_fresh(self) -> None:
+        """End an idle actor, if an image waits for a fresh process and none will come of itself."""
+        waiting = any(inquest.needs_fresh_process for inquest in self._again)
+        if not waiting or any(not slot.ready or slot.fresh for slot in self._slots):
+            return
+        idle = next((slot for slot in self._slots if not slot.queue), None)
+        if idle is not None:
+            self._remove(idle)
+
+    def _remove(self, slot: Slot) -> None:
+        self._slots.remove(slot)
+        ray.kill(slot.handle)  # it may be out of reach, and not dead
+
+    # Taking
 
     def _await_one(self) -> int:
         """Wait for something to happen for at most a second; return how many shards were finished."""
@@ -131,80 +176,150 @@ class Sweep:
             time.sleep(0.01)
             return 0
         done, _ = ray.wait(waiting, num_returns=1, timeout=1.0)
-        return sum(self._finish(heads[ref], ref) for ref in done)
+        return sum(self._take(heads[ref], ref) for ref in done)
 
-    def _finish(self, slot: Slot, ref: Any) -> int:
+    def _take(self, slot: Slot, ref: Any) -> int:
+        """Take what became of an actor's start or of its first task; return how many shards were finished."""
         try:
             result = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
-            self._task_failed(slot, cause_of(error))
+            self._raised(slot, cause_of(error))
             return 0
         except ray.exceptions.RayError as error:
-            self._actor_died(slot, str(error).splitlines()[0])
+            self._died(slot, self._end_of(slot, error))
             return 0
         if not slot.ready:
-            self._welcome(slot, *result)
+            self._welcome(slot, result)
             return 0
-        slot.queue.popleft()
-        slot.since = time.monotonic()
-        self._progress.add(result)
+        _, task = slot.queue.popleft()
+        slot.moved = time.monotonic()
+        return self._finished(task, result)
+
+    def _finished(self, task: Task, done: Done) -> int:
+        if task.alone is not None:
+            inquest = self._inquests[task.shard.name]
+            inquest.survived(task)
+            self._again.append(inquest)
+            return 0
+        self._inquests.pop(task.shard.name, None)
+        if task.trace is not None:
+            self._storage.remove(task.trace)
+        batch = Batch(len(task.shard), done.storage_failures, done.example, done.withheld)
+        self._commit(self._breaker.add(batch))
+        self._progress.add(done.counts)
         return 1
 
-    def _welcome(self, slot: Slot, node: str, probe: str) -> None:
-        if not self._storage.exists(probe):
+    def _commit(self, batches: list[Batch]) -> None:
+        """Store the receipts that were withheld until it was clear that the store itself does not fail."""
+        for batch in batches:
+            if isinstance(batch.held, Receipt):
+                commit(self._storage, batch.held)
+
+    def _welcome(self, slot: Slot, actor: Welcome) -> None:
+        if not self._storage.exists(actor.probe):
             raise RunError(
-                f"node {node} wrote to {self._spec.url}, but the driver does not see it there: "
+                f"node {actor.host} wrote to {self._spec.url}, but the driver does not see it there: "
                 "the nodes do not share this directory; use an s3:// output or a shared file system"
             )
-        self._storage.remove(probe)
-        slot.ready = True
+        self._storage.remove(actor.probe)
+        slot.ready, slot.node_id = True, actor.node_id
         self._failed_starts = 0
 
-    def _task_failed(self, slot: Slot, cause: BaseException) -> None:
-        """Raise what no other attempt can mend; else count the attempt, and let the shard be tried again."""
-        if isinstance(cause, UsageError) or (isinstance(cause, MaskrcnnError) and not slot.ready):
+    # Bad ends
+
+    def _raised(self, slot: Slot, cause: BaseException) -> None:
+        """Raise what no other attempt can mend; else let the task be tried again."""
+        if isinstance(cause, HandedBackError):
+            self._died(slot, BadEnd("worker_crash", str(cause), blameless=True))
+            return
+        if isinstance(cause, UsageError | StoreFailingError) or (
+            isinstance(cause, MaskrcnnError) and not slot.ready
+        ):
             raise cause
         if not slot.ready:
-            raise RunError(f"an actor could not start: {type(cause).__name__}: {cause}") from cause
-        _, shard = slot.queue.popleft()
-        slot.since = time.monotonic()
-        log.warning("shard %s failed: %s", shard.name, _words(cause))
-        self._try_again(shard, cause)
+            raise RunError(f"an actor could not start: {_words(cause)}") from cause
+        if isinstance(cause, RunError):
+            _, task = slot.queue.popleft()
+            slot.moved = time.monotonic()
+            log.warning("shard %s: %s", task.shard.name, cause)
+            self._inquest_of(task).store_failed(cause)
+            self._again.append(self._inquest_of(task))
+            return
+        # What a network did when it raised may have spoilt the process, as an illegal access on a GPU does.
+        code = cause.code if isinstance(cause, SegmenterError) else "worker_crash"
+        code = "out_of_memory" if isinstance(cause, MemoryError) else code
+        self._died(slot, BadEnd(code, cause.message if isinstance(cause, SegmenterError) else _words(cause)))
 
-    def _actor_died(self, slot: Slot, reason: str) -> None:
+    def _end_of(self, slot: Slot, error: ray.exceptions.RayError) -> BadEnd:
+        """Return how an actor ended of which Ray says that it is dead or out of reach."""
+        said = " ".join(str(error).split())
+        if isinstance(error, ray.exceptions.ActorUnavailableError):
+            return BadEnd("worker_crash", "it is out of reach", blameless=True)
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+        if getattr(error, "preempted", False) or (slot.node_id and slot.node_id not in alive):
+            return BadEnd("worker_crash", "its node is gone", blameless=True)
+        if isinstance(error, ray.exceptions.OutOfMemoryError) or "NODE_OUT_OF_MEMORY" in said:
+            return BadEnd("out_of_memory", "Ray ended it, for its node ran low on memory")
+        return BadEnd("worker_crash", "its process died" if slot.ready else said[:300])
+
+    def _died(self, slot: Slot, end: BadEnd) -> None:
         """Let the actor be replaced, and what it held be tried again."""
-        self._slots.remove(slot)
-        ray.kill(slot.handle)  # it may be out of reach, and not dead
-        if not slot.ready:
+        self._remove(slot)
+        if not slot.ready and not end.blameless:
             self._failed_starts += 1
             if self._failed_starts >= MAX_FAILED_STARTS:
                 raise RunError(
-                    f"{self._failed_starts} actors died before they were ready, the last: {reason}"
+                    f"{self._failed_starts} actors died before they were ready, the last: {end.message}"
                 )
-        held = [shard for _, shard in slot.queue]
-        where = f" on shard {' and '.join(shard.name for shard in held)}" if held else ""
-        log.warning("an actor died%s: %s", where, reason)
-        for shard in held:
-            self._try_again(shard, None)
+        held = [task.shard.name for _, task in slot.queue]
+        where = f" on shard {' and '.join(held)}" if held else ""
+        log.warning("an actor ended%s: %s", where, end.message)
+        for _, task in slot.queue:
+            inquest = self._inquest_of(task)
+            verdict = inquest.ended_badly(task, end, self._announced(task))
+            if verdict is not None:
+                log.warning("shard %s: row %s fails with %s", task.shard.name, task.alone, verdict)
+            self._again.append(inquest)
 
-    def _try_again(self, shard: Shard, cause: BaseException | None) -> None:
-        self._attempts[shard.name] += 1
-        if self._attempts[shard.name] >= MAX_ATTEMPTS:
-            why = f": {_words(cause)}" if cause else ": its worker died"
-            raise RunError(
-                f"shard {shard.name} (manifest rows {shard.start} to {shard.stop - 1}) failed "
-                f"{MAX_ATTEMPTS} times{why}"
-            ) from cause
-        self._again.append(shard)
+    def _inquest_of(self, task: Task) -> Inquest:
+        return self._inquests.setdefault(task.shard.name, Inquest(task.shard, self._spec.probes))
 
-    def _end_overdue(self) -> None:
+    def _announced(self, task: Task) -> list[int]:
+        """Return the rows that a dead actor was computing, as far as it said."""
+        if task.trace is None:
+            return []
+        try:
+            rows: list[int] = json.loads(self._storage.read(task.trace))
+        except FileNotFoundError:
+            return []
+        self._storage.remove(task.trace)
+        return rows
+
+    def _end_stalled(self) -> None:
+        """End actors that have made no step for too long."""
+        timeout_s = self._spec.speed.timeout_s
         now = time.monotonic()
+        if now - self._asked < min(5.0, timeout_s / 4):
+            return
+        self._asked = now
         for slot in list(self._slots):
             if not slot.queue:
                 continue
-            shard = slot.queue[0][1]
-            if now - slot.since > SHARD_DEADLINE_S + len(shard) * IMAGE_DEADLINE_S:
-                self._actor_died(slot, f"no end after {now - slot.since:.0f} s")
+            if slot.pulse is not None and ray.wait([slot.pulse], timeout=0)[0]:
+                self._feel(slot, now)
+            if slot.pulse is None:
+                slot.pulse = slot.handle.steps.remote()
+            if now - slot.moved > timeout_s:
+                self._died(slot, BadEnd("timeout", f"no progress for {now - slot.moved:.0f} s"))
+
+    def _feel(self, slot: Slot, now: float) -> None:
+        try:
+            steps = ray.get(slot.pulse)
+        except ray.exceptions.RayError:
+            steps = slot.steps  # it is dead, which its task will say
+        if steps != slot.steps:
+            slot.steps, slot.moved = steps, now
+        slot.pulse = None
 
 
 def _words(cause: BaseException) -> str:

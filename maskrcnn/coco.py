@@ -113,19 +113,30 @@ def write_dataset(
         RunError: a part cannot be read, or the file cannot be stored.
     """
     parts = tuple(parts)
-    described = [{"id": category.id, "name": category.name, "supercategory": ""} for category in categories]
 
     def write(file: BinaryIO) -> int:
-        file.write(f'{{"info":{_json(info)},"licenses":[],"categories":{_json(described)},'.encode())
-        file.write(b'"images":')
-        _write_array(file, map(_image_rows, image_batches(storage, parts)))
-        file.write(b',"annotations":')
-        batches = instance_batches(storage, parts, ANNOTATION_COLUMNS)
-        count = _write_array(file, _in_threads(_annotation_rows, batches))
-        file.write(b"}\n")
-        return count
+        return render_dataset(file, storage, parts, categories, info)
 
     return _put(destination or storage, target, write)
+
+
+def render_dataset(
+    file: BinaryIO,
+    storage: Storage,
+    parts: Sequence[Part],
+    categories: Sequence[Category],
+    info: dict[str, Any],
+) -> int:
+    """Write into an open file what `write_dataset` stores: the same bytes for the same tables."""
+    described = [{"id": category.id, "name": category.name, "supercategory": ""} for category in categories]
+    file.write(f'{{"info":{_json(info)},"licenses":[],"categories":{_json(described)},'.encode())
+    file.write(b'"images":')
+    _write_array(file, map(_image_rows, image_batches(storage, parts)))
+    file.write(b',"annotations":')
+    batches = instance_batches(storage, parts, ANNOTATION_COLUMNS)
+    count = _write_array(file, _in_threads(_annotation_rows, batches))
+    file.write(b"}\n")
+    return count
 
 
 def write_results(
@@ -137,12 +148,17 @@ def write_results(
     """
 
     def write(file: BinaryIO) -> int:
-        batches = instance_batches(storage, parts, _RESULT_COLUMNS)
-        count = _write_array(file, _in_threads(_result_rows, batches))
-        file.write(b"\n")
-        return count
+        return render_results(file, storage, parts)
 
     return _put(destination or storage, target, write)
+
+
+def render_results(file: BinaryIO, storage: Storage, parts: Iterable[Part]) -> int:
+    """Write into an open file what `write_results` stores: the same bytes for the same tables."""
+    batches = instance_batches(storage, parts, _RESULT_COLUMNS)
+    count = _write_array(file, _in_threads(_result_rows, batches))
+    file.write(b"\n")
+    return count
 
 
 # Reading

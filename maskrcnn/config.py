@@ -36,6 +36,8 @@ class Compute:
     """Larger images fail with `too_many_pixels`. Pillow's own limit: 1/4 GiB of RGB, twice."""
     max_bytes: int = 512 * 2**20
     """Larger files fail with `too_many_bytes`."""
+    allow_http: bool = False
+    """Whether a manifest may name inputs on the web, see `web`."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.min_score < 1.0:
@@ -71,12 +73,17 @@ class Speed:
     """CPUs of an actor; None: 1 on CPU, an equal share of the CPUs for each GPU on CUDA, at most 8."""
     actors: int | None = None
     """The most actors; None: one a GPU, or one a `threads` CPUs."""
+    timeout_s: float = 300.0
+    """An actor that makes no progress for so long is ended, and an image with which, alone, that happens again
+    fails with `timeout`."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "threads", "actors"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        if not self.timeout_s >= 1:
+            raise UsageError(f"--timeout must be at least 1 second, not {self.timeout_s:g}")
 
 
 def default_shard_images(rows: int) -> int:

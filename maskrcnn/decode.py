@@ -14,7 +14,7 @@ The header is read first, and no pixel before the limits hold. The rules, which 
   sBIT changes nothing: it says of how many bits values were that have been scaled up since.) PNG's 16-bit colours
   keep their high byte, under the same condition.
 - Float, 32-bit and signed pixels, and TIFFs of several bands beyond 8 bits, mean nothing without a stated
-  scaling: `unsupported_pixels`.
+  scaling: `unsupported_pixels`. GeoTIFFs of such are for the raster mode.
 - Damage that the decoder does not notice (bytes changed inside a JPEG's scan) passes.
 """
 
@@ -156,7 +156,7 @@ def decode_image(data: bytes, limits: Limits) -> DecodedImage:
             raise _broken(kind, data, error) from error
         pixels = _rgb(image)
     if kind == "PNG" and _has_16_bit_colors(data) and 0 < int(pixels.max()) < 16:
-        raise _unsupported("16-bit colours that use only the lowest part of their range")
+        raise _unsupported(kind, "16-bit colours that use only the lowest part of their range")
     return DecodedImage(pixels if turned else _upright(pixels, orientation), orientation)
 
 
@@ -243,7 +243,7 @@ def _unscaled(tags: Any) -> str | None:
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile, limits: Limits) -> None:
     if (what := _unscaled(image.tag_v2)) is not None:
-        raise _unsupported(what)
+        raise _unsupported("TIFF", what)
     # A small image may still be one corner of a huge block.
     block = [
         _numbers(image.tag_v2, tag, 1)[0] for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
@@ -252,8 +252,11 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile, limits: Limits) -> None:
         raise _refused("too_many_pixels", image, f" in a TIFF of blocks of {block[0]} x {block[1]}")
 
 
-def _unsupported(what: str) -> ItemError:
-    return ItemError("unsupported_pixels", f"{what}; convert it to 8 bits with a scaling of your choice")
+def _unsupported(kind: str, what: str) -> ItemError:
+    advice = "convert it to 8 bits with a scaling of your choice"
+    if kind == "TIFF":
+        advice += "; GeoTIFFs are read by the raster mode, with a stated scaling"
+    return ItemError("unsupported_pixels", f"{what}; {advice}")
 
 
 # Colours
@@ -265,7 +268,8 @@ def _rgb(image: Image.Image) -> Pixels:
     if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
         return np.repeat(_grey(image)[..., None], 3, axis=2)
     if mode in ("I", "F"):
-        raise _unsupported(f"{image.format} of 32-bit {'integers' if mode == 'I' else 'floats'}")
+        numbers = "integers" if mode == "I" else "floats"
+        raise _unsupported(str(image.format), f"{image.format} of 32-bit {numbers}")
     if mode == "LAB":
         lab = ImageCms.createProfile("LAB")
         converted = ImageCms.profileToProfile(image, lab, ImageCms.createProfile("sRGB"), outputMode="RGB")
@@ -292,7 +296,8 @@ def _grey(image: Image.Image) -> NDArray[np.uint8]:
     if 0 < largest <= white // 16:
         bits = white.bit_length()
         raise _unsupported(
-            f"{bits}-bit grey that uses only the lowest part of its range (maximum {largest} of {white})"
+            str(image.format),
+            f"{bits}-bit grey that uses only the lowest part of its range (maximum {largest} of {white})",
         )
     grey = ((values * 255 + white // 2) // white).astype(np.uint8)
     return 255 - grey if inverted else grey
@@ -350,7 +355,7 @@ def _broken(kind: str, data: bytes, error: Exception) -> ItemError:
             with contextlib.suppress(*_BROKEN):
                 what = _unscaled(_tiff_tags(data))
                 if what is not None or str(reason) == "unknown pixel mode":
-                    return _unsupported(what or "TIFF of a kind of pixels that Pillow does not know")
+                    return _unsupported(kind, what or "TIFF of a kind of pixels that Pillow does not know")
     words = str(reason).replace("decoder error -2", "libtiff refused it") or type(reason).__name__
     early = "runcated" in words or _ends_early(kind, data)
     return ItemError("truncated" if early else "corrupt", f"{kind}: {words}")

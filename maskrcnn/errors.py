@@ -3,6 +3,9 @@
     MaskrcnnError
     ├── UsageError          the user's command, configuration or input collection; exit code 2
     ├── RunError            the run cannot go on (storage, weights, cluster), and can be resumed; exit code 3
+    │   ├── StoreFailingError   the store refuses or fails on so many inputs that it is not theirs
+    │   └── HandedBackError     a worker was told to go, and gives its shard back
+    ├── SegmenterError      the network raised on a group of images; which one is at fault must be found out
     └── ItemError           one image cannot be processed; it becomes a row of `images` with a code
 
 An item's fault never stops a run, a run's fault never becomes a row. `ItemError` becomes a row in one place, `worker`.
@@ -22,7 +25,7 @@ ERROR_CODES: Final[Mapping[str, str]] = MappingProxyType(
         "too_many_bytes": "the file is larger than the limit on bytes",
         "not_an_image": "the content is no image (HTML, text, an archive, …)",
         "unsupported_format": "an image, but not JPEG, PNG, WebP, BMP, GIF or TIFF",
-        "unsupported_pixels": "float, 32-bit or multi-band pixels, which need a stated scaling",
+        "unsupported_pixels": "float, 32-bit or multi-band pixels, which need the raster mode's stated scaling",
         "truncated": "the file ends before the image does",
         "corrupt": "the file cannot be decoded",
         "too_many_pixels": "the header promises more pixels than the limit",
@@ -30,11 +33,15 @@ ERROR_CODES: Final[Mapping[str, str]] = MappingProxyType(
         "not_finite": "the network gave values that are not finite for this image",
         "out_of_memory": "the image alone does not fit into memory",
         "partial": "some windows of the image failed; the others are kept",
-        "timeout": "the image alone made no progress until its deadline",
-        "worker_crash": "the image alone killed its worker process",
+        "timeout": "the image, alone, made no progress until its deadline",
+        "worker_crash": "the image, alone, ended its process",
     }
 )
 """The closed table of what may stand in the column `error`, with the meaning of each code."""
+
+
+STORAGE_CODES: Final = frozenset({"access_denied", "storage_error"})
+"""Codes that say more of the store than of the image. `not_found` is none: keys vanish one by one."""
 
 
 class MaskrcnnError(Exception):
@@ -47,6 +54,30 @@ class UsageError(MaskrcnnError):
 
 class RunError(MaskrcnnError):
     """The run stopped before its end for a reason outside of its inputs; it can be resumed."""
+
+
+class StoreFailingError(RunError):
+    """So many inputs failed alike that the store or the credentials are at fault; no attempt can mend that."""
+
+
+class HandedBackError(RunError):
+    """A worker was told to go (a preemption notice) and did not finish; nobody is at fault."""
+
+
+class SegmenterError(MaskrcnnError):
+    """The network raised something unexpected on a group of images.
+
+    Attributes:
+        code: what the image at fault will be failed with, `worker_crash` or `out_of_memory`.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = " ".join(message.split())[:500]
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
 
 
 class ItemError(MaskrcnnError):

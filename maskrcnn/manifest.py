@@ -5,13 +5,11 @@ Whatever a user points at (a folder, a glob, a prefix, a list, a table, a COCO J
 """
 
 import difflib
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,20 +17,29 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import UsageError
+from .frozen import FILE_NAME, ManifestReader, ShardReader, write_manifest
 from .schema import IMAGES, MANIFEST, METADATA
-from .sources import as_json, folder_of, is_manifest, read_listing, read_manifest, source_of
-from .storage import Storage, is_remote
+from .sources import USER, as_json, folder_of, is_manifest, read_listing, read_manifest, source_of
+from .storage import is_remote
 
-__all__ = ["Inputs", "ManifestReader", "read_inputs", "source_of", "write_manifest"]
+__all__ = [
+    "FILE_NAME",
+    "Inputs",
+    "ManifestReader",
+    "ShardReader",
+    "read_inputs",
+    "source_of",
+    "write_manifest",
+]
 
 log = logging.getLogger("maskrcnn")
 
-FILE_NAME: Final = "manifest.parquet"
-ROW_GROUP: Final = 8192
-"""Rows of a row group of the frozen manifest: what an actor reads to learn its shard."""
-
 _SCHEME: Final = r"^[A-Za-z][A-Za-z0-9+.-]*://"
 _KNOWN_SCHEME: Final = r"^(?i:s3|s3a|gs|gcs|memory|file|local)://"
+_WEB: Final = r"^(?i:https?)://"
+_RELATIVE_FILE: Final = r"^(?i:file|local)://([^/]|$)"
+_QUERY: Final = r"(?s)[?#].*"
+"""Of a uri on the web: it may be a signature, and is in no name and no message."""
 _URI_SYNONYMS: Final = (
     "url",
     "path",
@@ -63,7 +70,9 @@ class Inputs:
     kind: Literal["listing", "manifest", "coco"]
 
 
-def read_inputs(source: str, *, images_root: str | None, limit: int | None) -> Inputs:
+def read_inputs(
+    source: str, *, images_root: str | None, limit: int | None, allow_http: bool = False
+) -> Inputs:
     """List what a user points at.
 
     Args:
@@ -72,10 +81,11 @@ def read_inputs(source: str, *, images_root: str | None, limit: int | None) -> I
             the uris of a `.txt` or `.csv` are taken off.
         images_root: what the relative uris of a manifest are relative to; None: the manifest's folder.
         limit: keep only the first so many, in order of name.
+        allow_http: whether a manifest may name inputs on the web.
 
     Raises:
-        UsageError: there is nothing there, it cannot be read, a row cannot stand as it is, or there is an
-            `images_root` without a manifest.
+        UsageError: there is nothing there, it cannot be read, a row cannot stand as it is, a uri is of a scheme that
+            is not read or has a password, or there is an `images_root` without a manifest.
     """
     whole, sha256 = source_of(source)
     skipped: dict[str, int] = {}
@@ -89,8 +99,8 @@ def read_inputs(source: str, *, images_root: str | None, limit: int | None) -> I
         if kind == "coco":
             named_by = "file_name"
         elif "name" not in rows.column_names:
-            named_by = "uri"
-        rows = _resolved(rows, images_root or folder_of(whole), source)
+            named_by = "uri (of a web address, without its query)" if allow_http else "uri"
+        rows = _resolved(rows, images_root or folder_of(whole), source, allow_http=allow_http)
     elif images_root:
         raise UsageError(f"{source}: --images-root is for manifests and COCO JSON; this is neither")
     else:
@@ -99,7 +109,7 @@ def read_inputs(source: str, *, images_root: str | None, limit: int | None) -> I
     return Inputs(table if limit is None else table.slice(0, limit), ids_given, skipped, whole, sha256, kind)
 
 
-def _resolved(rows: pa.Table, root: str, source: str) -> pa.Table:
+def _resolved(rows: pa.Table, root: str, source: str, *, allow_http: bool) -> pa.Table:
     """Return a manifest's rows with whole uris and with names."""
     if doubled := sorted({name for name in rows.column_names if rows.column_names.count(name) > 1}):
         raise UsageError(f"{source}: several columns have the name {', '.join(map(repr, doubled))}")
@@ -109,23 +119,41 @@ def _resolved(rows: pa.Table, root: str, source: str) -> pa.Table:
     missing = pc.sum(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(uris), ""), fill_value=True)).as_py()
     if missing:
         raise UsageError(f"{source}: {missing} rows without a uri")
-    named = uris
+    named = pc.if_else(
+        pc.match_substring_regex(uris, _WEB), pc.replace_substring_regex(uris, _QUERY, ""), uris
+    )
     if "name" in rows.column_names:
         names = _text(rows, "name", source)
-        named = pc.coalesce(pc.if_else(pc.equal(names, ""), None, names), uris)
+        named = pc.coalesce(pc.if_else(pc.equal(names, ""), None, names), named)
 
+    _refuse_foreign(pa.chunked_array([[root]]), "--images-root", allow_http=allow_http)
     root = root if is_remote(root) else str(Path(root.removeprefix("file://")).absolute())
-    whole = pc.match_substring_regex(uris, _SCHEME)
-    absolute = pc.or_(whole, pc.starts_with(uris, "/"))
+    absolute = pc.or_(pc.match_substring_regex(uris, _SCHEME), pc.starts_with(uris, "/"))
     below = pc.replace_substring_regex(uris, r"^(\./+)+", "")
     uris = pc.if_else(absolute, uris, pc.binary_join_element_wise(root.rstrip("/"), below, "/"))
-    unknown = uris.filter(pc.and_(whole, pc.invert(pc.match_substring_regex(uris, _KNOWN_SCHEME))))
-    if len(unknown):
-        raise UsageError(
-            f"{source}: {len(unknown)} uris that are neither paths nor s3:// or gs://: {_some(unknown)}"
-        )
+    _refuse_foreign(uris, source, allow_http=allow_http)
     others = [name for name in rows.column_names if name not in ("uri", "name")]
     return pa.table({"name": named, "uri": uris} | {name: rows[name] for name in others})
+
+
+def _refuse_foreign(uris: pa.ChunkedArray, source: str, *, allow_http: bool) -> None:
+    """Refuse uris that are not read here, and those with a password, which is not repeated."""
+
+    def matching(pattern: str, among: pa.ChunkedArray) -> pa.ChunkedArray:
+        return among.filter(pc.match_substring_regex(among, pattern))
+
+    schemed = matching(_SCHEME, uris)
+    on_the_web = matching(_WEB, schemed)
+    unknown = schemed.filter(pc.invert(pc.match_substring_regex(schemed, f"{_KNOWN_SCHEME}|{_WEB}")))
+    for refused, why in (
+        (matching(USER, schemed), "with a user or a password; credentials come from the environment"),
+        (unknown, "that are neither paths nor s3:// or gs://"),
+        (matching(_RELATIVE_FILE, schemed), "of files without a whole path, file:///…"),
+        (uris.slice(0, 0) if allow_http else on_the_web, "on the web, which are read with --allow-http only"),
+    ):
+        if len(refused):
+            hidden = pc.replace_substring_regex(refused, f"{USER}|{_QUERY}", "…")
+            raise UsageError(f"{source}: {len(refused)} uris {why}: {_some(hidden)}")
 
 
 def _near(columns: Sequence[str]) -> str:
@@ -250,84 +278,3 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     except (pa.ArrowNotImplementedError, OSError):  # OSError: nested too deeply to be read back
         return pa.chunked_array([as_json(column.to_pylist())])
     return column
-
-
-# The frozen manifest
-
-
-def write_manifest(storage: Storage, table: pa.Table) -> str:
-    """Write `manifest.parquet`, the same bytes for the same table, and return its sha256, hex.
-
-    Raises:
-        RunError: the store failed.
-    """
-    sink = pa.BufferOutputStream()
-    table = table.replace_schema_metadata(METADATA)
-    pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP)
-    data = sink.getvalue().to_pybytes()
-    storage.write(FILE_NAME, data)
-    return hashlib.sha256(data).hexdigest()
-
-
-class ManifestReader:
-    """The frozen manifest of a run, of which only the row groups that are asked for are read.
-
-    Not for several threads at once.
-
-    Raises:
-        FileNotFoundError: there is none.
-        RunError: the store failed.
-    """
-
-    def __init__(self, storage: Storage) -> None:
-        self._source = storage.open(FILE_NAME)
-        self._file = pq.ParquetFile(self._source, pre_buffer=True)
-        groups = self._file.metadata.num_row_groups
-        sizes = [self._file.metadata.row_group(i).num_rows for i in range(groups)]
-        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
-        self._last: tuple[int, pa.Table] = (-1, self.schema.empty_table())
-
-    @property
-    def num_rows(self) -> int:
-        """How many inputs there are."""
-        return int(self._starts[-1])
-
-    @property
-    def schema(self) -> pa.Schema:
-        """`schema.MANIFEST` and the user's further columns."""
-        return self._file.schema_arrow
-
-    def rows(self, start: int, stop: int) -> pa.Table:
-        """Return the rows from `start` to before `stop`.
-
-        Raises:
-            ValueError: they are not all there.
-        """
-        if not 0 <= start <= stop <= self.num_rows:
-            raise ValueError(f"rows {start} to {stop} of {self.num_rows}")
-        first = np.searchsorted(self._starts, start, side="right") - 1
-        end = np.searchsorted(self._starts, stop, side="left")
-        pieces = [self.schema.empty_table()]
-        for group in range(int(first), int(end) if stop > start else 0):
-            table, low = self._group(group), int(self._starts[group])
-            inside = max(start - low, 0)
-            pieces.append(table.slice(inside, stop - low - inside))
-        return pa.concat_tables(pieces).combine_chunks()
-
-    def _group(self, group: int) -> pa.Table:
-        if self._last[0] != group:
-            self._last = (group, self._file.read_row_group(group))
-        return self._last[1]
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-        self._source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -90,6 +90,8 @@ class Receipt:
     """Seconds by stage."""
     execution: dict[str, Any]
     """Where and how: node, device, dtype, batch_size, threads, versions."""
+    storage_retries: int = 0
+    """Requests to the store that had to be repeated meanwhile."""
 
     def to_json(self) -> str:
         """Return the content of the receipt's file."""
@@ -219,7 +221,7 @@ def write_shard(
     timings: dict[str, float],
     execution: dict[str, Any],
 ) -> Receipt:
-    """Store what an attempt at a shard found, and last the receipt that makes it count.
+    """Store what an attempt at a shard found; it counts from the moment when `commit` stores its receipt.
 
     Args:
         timings: seconds by stage, `wall` among them; the time to write is added here.
@@ -231,7 +233,7 @@ def write_shard(
     images_file = write_table(storage, f"{folder}/images.parquet", images)
     instances_file = write_table(storage, f"{folder}/instances.parquet", instances)
     write_s = time.perf_counter() - started
-    receipt = Receipt(
+    return Receipt(
         shard=shard.name,
         attempt=attempt,
         start=shard.start,
@@ -243,8 +245,11 @@ def write_shard(
         timings=timings | {"write": round(write_s, 6), "wall": round(timings["wall"] + write_s, 6)},
         execution=execution,
     )
-    storage.write(receipt_path(shard.name, attempt), receipt.to_json().encode())
-    return receipt
+
+
+def commit(storage: Storage, receipt: Receipt) -> None:
+    """Store an attempt's receipt, the last of its files."""
+    storage.write(receipt_path(receipt.shard, receipt.attempt), receipt.to_json().encode())
 
 
 def read_table(storage: Storage, path: str) -> pa.Table:

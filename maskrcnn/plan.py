@@ -2,12 +2,15 @@
 
 The plan is a rule and not a list, so it has the same few hundred bytes at ten images and at 10^9. `plan.json` is
 the commit point of planning: without it nothing was planned, with it the inputs are never listed again.
+
+A retry is a further generation, `plan-2.json` and so on. It cuts a list of rows, which lies beside it in a file that
+it names by its digest; see `frozen`. The latest generation that did a row counts for it.
 """
 
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,14 +26,19 @@ RUN: Final = "run.json"
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The unit of work, commit and restart: consecutive rows of the manifest."""
+    """The unit of work, commit and restart: consecutive rows of the manifest, or of a retry's list of them."""
 
     name: str
     """`<generation>-<index>`, the same in every run of the plan."""
     start: int
-    """First row of the manifest, from 0."""
+    """First row, from 0: of the manifest; from the second generation on, of the generation's list."""
     stop: int
     """Row after the last."""
+
+    @property
+    def generation(self) -> int:
+        """The generation of the plan that it belongs to, from 1."""
+        return int(self.name.partition("-")[0])
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -38,13 +46,14 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The rule by which rows 0 … rows-1 of the manifest become shards.
+    """The rule by which rows 0 … rows-1, of the manifest or of a retry's list, become shards.
 
     Raises:
-        ValueError: no rows, or a shard size below one.
+        ValueError: no rows, a shard size below one, or a retry without a list.
     """
 
     generation: int
+    """1 does all rows of the manifest; each further one is a retry."""
     rows: int
     shard_images: int
     manifest_sha256: str
@@ -52,10 +61,22 @@ class Plan:
     """Of the settings and the model; see `config.digest_of`."""
     created: str
     """UTC, ISO 8601."""
+    rows_sha256: str | None = None
+    """Of the file `rows_file`; None for the first generation."""
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.shard_images < 1:
             raise ValueError(f"cannot cut {self.rows} rows into shards of {self.shard_images}")
+        if self.generation < 1 or (self.generation > 1) != (self.rows_sha256 is not None):
+            raise ValueError(f"generation {self.generation} with the list {self.rows_sha256}")
+
+    @property
+    def rows_file(self) -> str | None:
+        """The file that lists the rows of a retry; None for the first generation, which does all.
+
+        Named by its content, so that of two retries that are planned at once neither overwrites the other's.
+        """
+        return None if self.rows_sha256 is None else rows_file(self.generation, self.rows_sha256)
 
     def __len__(self) -> int:
         return math.ceil(self.rows / self.shard_images)
@@ -91,33 +112,88 @@ class Plan:
         return (self[int(index)] for index in np.flatnonzero(~done))
 
     def to_json(self) -> str:
-        """Return the content of `plan.json`."""
+        """Return the content of the plan's file."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
-def write_run(storage: Storage, run: dict[str, Any], plan: Plan) -> None:
-    """Record what the run is, then commit to it by writing the plan.
+def plan_file(generation: int) -> str:
+    """Return where a generation's plan lies."""
+    return PLAN if generation == 1 else f"plan-{generation}.json"
+
+
+def rows_file(generation: int, sha256: str) -> str:
+    """Return where a retry's list of rows lies, which has this digest."""
+    return f"rows-{generation}-{sha256[:16]}.parquet"
+
+
+def write_run(storage: Storage, run: dict[str, Any], plan: Plan) -> Plan:
+    """Record what the run is, then commit to it by its plan; return the plan that stands, as `create_plan` does.
 
     The manifest must stand already: a plan without its manifest would be a promise that nobody can keep.
     """
     storage.write(RUN, (json.dumps(run, indent=2, ensure_ascii=False) + "\n").encode())
-    storage.write(PLAN, plan.to_json().encode())
+    return create_plan(storage, plan)
+
+
+def create_plan(storage: Storage, plan: Plan) -> Plan:
+    """Write the plan of a generation where there is none; return the one that stands, which may be another's.
+
+    Raises:
+        RunError: the store failed, or what stands is no plan of this version.
+    """
+    path = plan_file(plan.generation)
+    storage.create(path, plan.to_json().encode())
+    standing = read_generation(storage, plan.generation)
+    if standing is None:
+        raise RunError(f"{storage.url}/{path} was removed as soon as it was written")
+    return standing
+
+
+def pending_of(plans: Iterable[Plan], receipts: Sequence[str]) -> Iterator[Shard]:
+    """Return the shards of all generations without a receipt, in order; see `Plan.pending`."""
+    return (shard for plan in plans for shard in plan.pending(receipts))
 
 
 def read_plan(storage: Storage) -> Plan | None:
-    """Return the plan of a run, or None where none was made.
+    """Return the latest plan of a run, or None where none was made.
 
     Raises:
-        RunError: `plan.json` is not a plan of this version.
+        RunError: as in `read_plans`.
     """
+    plans = read_plans(storage)
+    return plans[-1] if plans else None
+
+
+def read_plans(storage: Storage) -> list[Plan]:
+    """Return the plans of all generations of a run, in order; none where none was made.
+
+    Raises:
+        RunError: one is not a plan of this version.
+    """
+    plans: list[Plan] = []
+    while (plan := read_generation(storage, len(plans) + 1)) is not None:
+        plans.append(plan)
+    return plans
+
+
+def read_generation(storage: Storage, generation: int) -> Plan | None:
+    """Return the plan of a generation, or None where there is none.
+
+    Raises:
+        RunError: it is not a plan of this version.
+    """
+    path = plan_file(generation)
     try:
-        text = storage.read(PLAN)
+        text = storage.read(path)
     except FileNotFoundError:
         return None
     try:
-        return Plan(**json.loads(text))
+        plan = Plan(**json.loads(text))
     except (ValueError, TypeError) as error:
-        raise RunError(f"{storage.url}/{PLAN} is not a plan of this version of maskrcnn-ray") from error
+        raise RunError(f"{storage.url}/{path} is not a plan of this version of maskrcnn-ray") from error
+    if plan.generation != generation:
+        raise RunError(f"{storage.url}/{path} is the plan of generation {plan.generation}")
+    return plan
 
 
 def read_run(storage: Storage) -> dict[str, Any]:
@@ -133,6 +209,20 @@ def read_run(storage: Storage) -> dict[str, Any]:
     except ValueError as error:
         raise RunError(f"{storage.url}/{RUN} is not valid JSON") from error
     return run
+
+
+def check_run(storage: Storage, run: dict[str, Any], plan: Plan) -> None:
+    """Compare `run.json` with a plan.
+
+    Raises:
+        RunError: it is that of another plan.
+    """
+    manifest_sha256 = run.get("inputs", {}).get("manifest_sha256", plan.manifest_sha256)
+    if (run.get("digest"), manifest_sha256) != (plan.digest, plan.manifest_sha256):
+        raise RunError(
+            f"{storage.url}/{RUN} is not that of {PLAN}: it was changed, or two commands planned this run at once; "
+            "restore it, or start again in an empty directory"
+        )
 
 
 def run_digest(settings: dict[str, Any], model: dict[str, Any]) -> str:

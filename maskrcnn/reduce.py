@@ -1,36 +1,35 @@
 """The reduce: from receipts to what users read.
 
-One receipt a shard is picked, completeness is checked, the statistics are folded, and the tables are written once,
-as parts of some 128 MB in image order. Only this module writes below `images/`, `instances/` and `coco/`. The
+Of every shard one receipt is taken, completeness is checked, the statistics are folded, and the tables are written
+once, as parts of some 128 MB in image order. Only this module writes below `images/`, `instances/` and `coco/`. The
 heavy steps are functions of plain values, mapped over by `run_all`: in a loop here, by Ray tasks in `jobs/`.
+
+There is no lock, and two may reduce one run at once. `_SUCCESS` is removed first and written last. Between, all files
+are written under names that follow from the receipts, equal rows as equal bytes, so that it does not matter who
+writes last; then what the new list does not name is removed; then it is looked whether all that it names stands. A
+part is never removed between a reduce's writing it and its `_SUCCESS`, but by a reduce of another list.
 """
 
 import datetime
 import functools
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+import numpy as np
+import pyarrow as pa
+
 from . import coco
 from .decode import Limits, decode_image
 from .errors import RunError, UsageError
+from .frozen import check_manifest, read_rows
 from .gallery import draw_gallery, pick_gallery
-from .parts import (
-    IMAGES,
-    INSTANCES,
-    SHARDS,
-    File,
-    Part,
-    Receipt,
-    read_checked,
-    read_receipt,
-    standing_receipts,
-    write_tables,
-)
-from .plan import Plan, read_plan, read_run
+from .ledger import Ledger, check_complete, choose, collect
+from .overlay import Group, GroupReader, Redone, group_shards
+from .parts import IMAGES, INSTANCES, SHARDS, File, Part, read_checked, write_tables
+from .plan import Plan, check_run, plan_file, read_plans, read_run
 from .report import render_report
 from .schema import INSTANCES as INSTANCES_SCHEMA
 from .schema import SCHEMA_VERSION
@@ -39,7 +38,7 @@ from .storage import Storage, read_input
 from .types import Category, Pixels
 
 SUCCESS: Final = "_SUCCESS"
-PART_BYTES: Final = 128 * 2**20
+COCO: Final = "coco"
 GALLERY_IMAGES: Final = 12
 
 
@@ -56,147 +55,101 @@ def run_here(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[A
     return [function(argument) for argument in arguments]
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """What the reduce keeps of a receipt: little, since there may be a million of them."""
-
-    shard: str
-    attempt: str
-    images: File
-    instances: File
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """All chosen receipts of a finished sweep, in the order of the plan, and what they add up to."""
-
-    chosen: tuple[Chosen, ...]
-    stats: Stats
-    timings: dict[str, Any]
-
-
 def categories_of(run: dict[str, Any]) -> tuple[Category, ...]:
     """Return the categories that `run.json` records."""
     return tuple(Category(entry["id"], entry["name"]) for entry in run["model"]["categories"])
 
 
-def collect(storage: Storage, plan: Plan, categories: Sequence[Category]) -> Sweep:
-    """Read the receipts, pick one for each shard, and fold their statistics and timings.
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What a reduce works from."""
 
-    Every attempt at a shard found the same, so any of them will do; the first by name is taken, so that the same
-    receipts give the same choice.
+    plans: tuple[Plan, ...]
+    run: dict[str, Any]
+    ledger: Ledger
+    groups: tuple[Group, ...]
+
+    @property
+    def latest(self) -> Plan:
+        """The plan of the latest generation."""
+        return self.plans[-1]
+
+
+def gather(storage: Storage) -> Gathered:
+    """Read what a finished sweep left.
 
     Raises:
-        RunError: a shard has no receipt.
+        RunError: the sweep is not finished, or what it left does not fit together.
+        UsageError: `maskrcnn gc` removed what the tables were made of.
     """
-    names: dict[int, str] = {}
-    for path in standing_receipts(storage):
-        index = plan.index_of(path.rpartition("/")[2].partition(".")[0])
-        if index is not None:
-            names.setdefault(index, path)
-    if len(names) < len(plan):
-        missing = len(plan) - len(names)
-        if read_success(storage) is not None and not storage.list(SHARDS):
-            raise UsageError(f"{storage.url}: `maskrcnn gc` removed what the tables were made of; they stand")
-        raise RunError(
-            f"{missing} of {len(plan)} shards are not finished; run `maskrcnn segment` again to continue"
-        )
-    stats = Stats.zero(categories)
-    timings = _TimingsFold()
-    chosen = []
-    for receipt in _read_receipts(storage, [names[index] for index in range(len(plan))]):
-        stats = stats + Stats.from_json(receipt.stats)
-        timings.add(receipt)
-        chosen.append(Chosen(receipt.shard, receipt.attempt, receipt.images, receipt.instances))
-    return Sweep(tuple(chosen), stats, timings.to_json())
+    plans = read_plans(storage)
+    if not plans:
+        raise RunError(f"{storage.url} was not planned to the end; run `maskrcnn segment` again")
+    run = read_run(storage)
+    check_run(storage, run, plans[0])
+    check_manifest(storage, plans[0])
+    choice = choose(storage, plans)
+    if not any(choice) and finished(storage, plans[-1]) is not None and not storage.list(SHARDS):
+        raise UsageError(f"{storage.url}: `maskrcnn gc` removed what the tables were made of; they stand")
+    check_complete(plans, choice)
+    lists = [read_rows(storage, plan)["row"].to_numpy() for plan in plans[1:]]
+    touched = np.zeros(len(plans[0]), np.bool_)
+    for rows in lists:
+        touched[rows // plans[0].shard_images] = True
+    ledger = collect(storage, plans, choice, touched, categories_of(run))
+    redone = [
+        [Redone(chosen, rows[shard.start : shard.stop]) for chosen, shard in zip(kept, plan, strict=True)]
+        for kept, plan, rows in zip(ledger.chosen[1:], plans[1:], lists, strict=True)
+    ]
+    return Gathered(tuple(plans), run, ledger, tuple(group_shards(ledger.chosen[0], redone)))
 
 
-def _read_receipts(storage: Storage, paths: Sequence[str]) -> Iterator[Receipt]:
-    with ThreadPoolExecutor(8) as pool:
-        for start in range(0, len(paths), 64):
-            yield from pool.map(functools.partial(read_receipt, storage), paths[start : start + 64])
-
-
-class _TimingsFold:
-    """Adds up what the receipts say of time and place; kept apart from the statistics, which are exact."""
-
-    def __init__(self) -> None:
-        self._seconds: Counter[str] = Counter()
-        self._executions: Counter[str] = Counter()
-        self._actors: set[tuple[str, int]] = set()
-        self._images = self._shards = 0
-
-    def add(self, receipt: Receipt) -> None:
-        self._seconds.update(receipt.timings)
-        execution = dict(receipt.execution)
-        self._actors.add((execution.pop("node", ""), execution.pop("pid", 0)))
-        self._executions[json.dumps(execution, sort_keys=True)] += 1
-        self._images += receipt.stop - receipt.start
-        self._shards += 1
-
-    def to_json(self) -> dict[str, Any]:
-        stages = {
-            name: round(seconds, 3) for name, seconds in sorted(self._seconds.items()) if name != "wall"
-        }
-        return {
-            "images": self._images,
-            "shards": self._shards,
-            "actors": len(self._actors),
-            "shard_wall_s": round(self._seconds["wall"], 3),
-            "stages_s": stages,
-            "execution": [
-                json.loads(execution) | {"shards": shards}
-                for execution, shards in sorted(self._executions.items())
-            ],
-        }
-
-
-def group_shards(chosen: Sequence[Chosen], part_bytes: int = PART_BYTES) -> list[tuple[Chosen, ...]]:
-    """Cut the shards, in order, into groups of at most `part_bytes` of instances or images, at least one shard each."""
-    groups: list[list[Chosen]] = []
-    instances_bytes = images_bytes = 0
-    for shard in chosen:
-        instances_bytes += shard.instances.bytes
-        images_bytes += shard.images.bytes
-        if not groups or max(instances_bytes, images_bytes) > part_bytes:
-            groups.append([])
-            instances_bytes, images_bytes = shard.instances.bytes, shard.images.bytes
-        groups[-1].append(shard)
-    return [tuple(group) for group in groups]
+def check_group(url: str, group: Group) -> None:
+    """Read a group's files, and raise RunError where one is not what its receipt says."""
+    storage = Storage(url)
+    for shard in (*group.shards, *(again.shard for generation in group.redone for again in generation)):
+        read_checked(storage, shard.images)
+        read_checked(storage, shard.instances)
 
 
 def write_part(
-    url: str, generation: int, number_and_group: tuple[int, tuple[Chosen, ...]]
-) -> tuple[File, File]:
-    """Write one part of `images` and one of `instances` from the shards of a group."""
+    url: str, generation: int, categories: Sequence[Category], group: Group
+) -> tuple[File, File, Stats]:
+    """Write one part of `images` and one of `instances` from the shards of a group.
+
+    Returns:
+        The two files, and the statistics of those shards of which something was done again.
+
+    Raises:
+        RunError: a file is not what its receipt says, or a later generation was planned.
+    """
     storage = Storage(url)
-    number, group = number_and_group
-    name = f"part-{generation}-{number:05d}.parquet"
+    name = f"part-{generation}-{group.number:05d}.parquet"
+    reader = GroupReader(storage, group, categories)
 
-    def checked(files: Iterable[File]) -> Iterator[Any]:
-        return (read_checked(storage, file) for file in files)
+    def wanted(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        # A task that comes too late must not put its rows beside those of a later generation.
+        yield from tables
+        refuse_outdated(storage, generation)
 
-    images_schema = read_checked(storage, group[0].images).schema
-    images = write_tables(
-        storage, f"{IMAGES}/{name}", images_schema, checked(shard.images for shard in group)
-    )
-    instances = write_tables(
-        storage, f"{INSTANCES}/{name}", INSTANCES_SCHEMA, checked(shard.instances for shard in group)
-    )
-    return images, instances
+    schema = read_checked(storage, group.shards[0].images).schema
+    images = write_tables(storage, f"{IMAGES}/{name}", schema, wanted(reader.images()))
+    instances = write_tables(storage, f"{INSTANCES}/{name}", INSTANCES_SCHEMA, wanted(reader.instances()))
+    return images, instances, reader.stats
+
+
+def refuse_outdated(storage: Storage, generation: int) -> None:
+    """Raise RunError where a generation was planned after this one, whose tables are the ones that count."""
+    if storage.exists(plan_file(generation + 1)):
+        raise RunError(
+            f"{storage.url}: generation {generation + 1} was planned meanwhile by another command; "
+            "`maskrcnn retry` continues that"
+        )
 
 
 def coco_info(run: dict[str, Any]) -> dict[str, Any]:
     """Return the field `info` of a run's COCO files."""
     return {"description": f"maskrcnn-ray, model {run['model']['name']}", "date_created": run["created"]}
-
-
-def check_group(url: str, number_and_group: tuple[int, tuple[Chosen, ...]]) -> None:
-    """Read a group's files, and raise RunError where one is not what its receipt says."""
-    storage = Storage(url)
-    for shard in number_and_group[1]:
-        read_checked(storage, shard.images)
-        read_checked(storage, shard.instances)
 
 
 def _write_coco(
@@ -224,7 +177,12 @@ def _write_report(
 
 
 def reduce_run(
-    url: str, *, coco_mode: str = "auto", run_all: RunAll = run_here, wall_s: float | None = None
+    url: str,
+    *,
+    coco_mode: str = "auto",
+    run_all: RunAll = run_here,
+    wall_s: float | None = None,
+    keep_standing: bool = False,
 ) -> dict[str, Any]:
     """Write the tables, COCO JSON, statistics and report of a finished sweep; return the content of `_SUCCESS`.
 
@@ -234,55 +192,110 @@ def reduce_run(
         url: the run's directory.
         coco_mode: `auto`, `always` or `never`; see `coco.plan_files`.
         run_all: how the heavy steps are spread.
-        wall_s: seconds that the sweep took, for `timings.json`; None where it was not watched from start to end.
+        wall_s: seconds that the sweep of the latest generation took, for `timings.json`; None where it was not
+            watched from start to end.
+        keep_standing: leave tables of the latest generation as they are, if another command has finished them.
 
     Raises:
-        RunError: the sweep is not finished, or a file is not what its receipt says.
+        RunError: the sweep is not finished, a file is not what its receipt says, or another command interferes.
     """
     storage = Storage(url)
-    run = read_run(storage)
-    plan = read_plan(storage)
-    if plan is None:
-        raise RunError(f"{url} was not planned to the end; run `maskrcnn segment` again")
-    categories = categories_of(run)
-    sweep = collect(storage, plan, categories)
-
-    groups = list(enumerate(group_shards(sweep.chosen)))
-    if storage.exists(SUCCESS):
+    gathered = gather(storage)
+    standing = finished(storage, gathered.latest) if keep_standing else None
+    if standing is None and storage.exists(SUCCESS):
         # Tables that stand are given up only for others that can be made.
-        run_all(functools.partial(check_group, url), groups)
+        run_all(functools.partial(check_group, url), gathered.groups)
+        standing = finished(storage, gathered.latest) if keep_standing else None
+    if standing is not None:
+        return standing
 
     # From here on readers see an unfinished run, until _SUCCESS stands again.
+    refuse_outdated(storage, gathered.latest.generation)
     storage.remove(SUCCESS)
-    for folder in (IMAGES, INSTANCES, "coco"):
-        storage.remove_tree(folder)
+    success, stats, timings = _write_tables(storage, gathered, run_all, wall_s)
+    parts = parts_of(success)
+    files = coco.plan_files(parts, coco_mode)
+    info, categories = coco_info(gathered.run), categories_of(gathered.run)
+    written = run_all(functools.partial(_write_coco, url, categories, info), files)
+    success["coco"] = [path for paths in written for path in paths]
+    run_all(functools.partial(_write_report, url), [(gathered.run, stats, timings, parts)])
+    _commit(storage, success)
+    return success
 
-    files = run_all(functools.partial(write_part, url, plan.generation), groups)
-    parts = [Part(images.path, instances.path, images.rows, instances.rows) for images, instances in files]
 
-    stats = sweep.stats.to_json()
-    timings = sweep.timings | _pace(wall_s, plan.rows)
+def _write_tables(
+    storage: Storage, gathered: Gathered, run_all: RunAll, wall_s: float | None
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Write the parts and what they add up to; return what `_SUCCESS` will say, statistics and timings."""
+    plan, ledger, rows = gathered.latest, gathered.ledger, gathered.plans[0].rows
+    write = functools.partial(write_part, storage.url, plan.generation, categories_of(gathered.run))
+    written: list[tuple[File, File, Stats]] = run_all(write, gathered.groups)
+    stats = sum((of_part for _, _, of_part in written), start=ledger.stats).to_json()
+    timings = ledger.timings | _pace(wall_s, plan.rows)
     storage.write("stats.json", json.dumps(stats, ensure_ascii=False, allow_nan=False).encode())
     storage.write("timings.json", _json_bytes(timings))
-    coco_files = coco.plan_files(parts, coco_mode)
-    written = run_all(functools.partial(_write_coco, url, categories, coco_info(run)), coco_files)
-    run_all(functools.partial(_write_report, url), [(run, stats, timings, parts)])
-
-    status = stats["images"]["status"]
+    counts = {"images": rows, **stats["images"]["status"], "instances": stats["instances"]}
     success = {
         "schema_version": SCHEMA_VERSION,
         "generation": plan.generation,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "counts": {"images": plan.rows, **status, "instances": stats["instances"]},
+        "counts": counts,
         "parts": {
-            IMAGES: [_file_entry(images) for images, _ in files],
-            INSTANCES: [_file_entry(instances) for _, instances in files],
+            IMAGES: [_file_entry(images) for images, _, _ in written],
+            INSTANCES: [_file_entry(instances) for _, instances, _ in written],
         },
-        "coco": [path for paths in written for path in paths],
-        "receipts": [f"{shard.shard}.{shard.attempt}" for shard in sweep.chosen],
+        "coco": [],
+        "receipts": [f"{chosen.shard}.{chosen.attempt}" for kept in ledger.chosen for chosen in kept],
     }
+    return success, stats, timings
+
+
+def _commit(storage: Storage, success: dict[str, Any]) -> None:
+    """Remove what is not on the list, see that all that is on it stands, and write `_SUCCESS`.
+
+    Raises:
+        RunError: another command interferes; `_SUCCESS` does not stand, or is that command's.
+    """
+    sizes: dict[str, int | None] = dict.fromkeys(success["coco"])
+    for table in (IMAGES, INSTANCES):
+        sizes |= {entry["path"]: entry["bytes"] for entry in success["parts"][table]}
+    interference = (
+        f"{storage.url}: another command is writing these tables; run `maskrcnn reduce` when it has ended"
+    )
+
+    def stands(path: str) -> bool:
+        try:
+            return storage.size(path) == sizes[path] or sizes[path] is None
+        except FileNotFoundError:
+            return False
+
+    refuse_outdated(storage, success["generation"])
+    with ThreadPoolExecutor(8) as pool:
+        others = _written(storage) - sizes.keys()
+        if others:
+            storage.remove(SUCCESS)  # of another reduce, which may list them
+            list(pool.map(storage.remove, sorted(others)))
+        if not all(pool.map(stands, sizes)):
+            raise RunError(interference)
+    refuse_outdated(storage, success["generation"])
     storage.write(SUCCESS, _json_bytes(success))
-    return success
+    if not sizes.keys() <= _written(storage):
+        storage.remove(SUCCESS)
+        raise RunError(interference)
+
+
+def _written(storage: Storage) -> set[str]:
+    return {path for folder in (IMAGES, INSTANCES, COCO) for path in storage.list(folder)}
+
+
+def finished(storage: Storage, plan: Plan) -> dict[str, Any] | None:
+    """Return the content of `_SUCCESS` where it is of this plan's generation, else None.
+
+    Raises:
+        RunError: it is broken.
+    """
+    success = read_success(storage)
+    return success if success is not None and success["generation"] == plan.generation else None
 
 
 def read_success(storage: Storage) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ forbids scripts besides.
 """
 
 import base64
+import functools
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, Final
@@ -104,6 +105,16 @@ def _fact(entry: object) -> str:
 # The page
 
 
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent_text, "number": number_text, "seconds": seconds_text}
+    text = resources.files(__package__).joinpath("report.html.j2").read_text("utf-8")
+    return environment.from_string(text)
+
+
 def render_report(
     run: Mapping[str, Any],
     stats: Mapping[str, Any],
@@ -125,12 +136,7 @@ def render_report(
     figures = summary(values)
     categories = _category_rows(values)
     found = {row["id"] for row in categories}
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": percent_text, "number": number_text, "seconds": seconds_text}
-    template = resources.files(__package__).joinpath("report.html.j2").read_text("utf-8")
-    return environment.from_string(template).render(
+    return _template().render(
         run=run,
         figures=figures,
         failures=_failures(values),

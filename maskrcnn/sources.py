@@ -23,11 +23,22 @@ from pyarrow import csv
 from .errors import RunError, UsageError
 from .storage import Storage, is_remote, list_inputs
 from .stores import split_url
+from .web import is_web, shown
 
 MANIFEST_SUFFIXES: Final = (".txt", ".csv", ".parquet", ".json")
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _IS_IMAGE: Final = r"(?i)\.(jpe?g|png|webp|bmp|gif|tiff?)$"
 _LARGEST_CSV_BYTES: Final = 2**30
+
+
+USER: Final = r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*@"
+"""Where a url has a user or a password, which credentials must not be."""
+
+
+def refuse_user(url: str, what: str) -> None:
+    """Raise UsageError where a url has a user or a password in it, and do not repeat it."""
+    if re.match(USER, url):
+        raise UsageError(f"{what}: a url takes no user and password; credentials come from the environment")
 
 
 def source_of(source: str) -> tuple[str, str | None]:
@@ -36,14 +47,18 @@ def source_of(source: str) -> tuple[str, str | None]:
     A local path becomes absolute and loses its `..`; links stay as they are.
 
     Raises:
-        UsageError: it is empty, is on the web, or cannot be read.
+        UsageError: it is empty, has a password, is on the web, or cannot be read.
     """
     if not split_url(source)[1].strip(" /" if is_remote(source) else " "):
         raise UsageError(
             f"{source!r} names no input (a variable that is not set?); name a folder or a manifest"
         )
-    if re.match(r"(?i)https?://", source):
-        raise UsageError(f"{source}: inputs are read from local paths, s3:// and gs://, not from the web")
+    refuse_user(source, "the input")
+    if is_web(source):
+        raise UsageError(
+            f"{shown(source)}: the web cannot be listed; name its uris in a manifest on a local path, s3:// or gs://, "
+            "and add --allow-http"
+        )
     if source.encode(errors="replace").decode() != source:
         raise UsageError(f"{source!a}: a name that is not UTF-8; rename it")
     whole = source if is_remote(source) else os.path.normpath(Path(split_url(source)[1]).absolute())

@@ -4,9 +4,7 @@ Two faces with two kinds of failure. *Inputs* (`read_input`, `stat_input`, `list
 one that cannot be read is an `ItemError` and becomes a row. The *output* (`Storage`) belongs to the run: a
 store that fails stops it with a `RunError` of one clear line.
 
-Nothing is ever streamed to its final name: s3fs and pyarrow publish truncated files when a writer raises. An
-object is written whole, in one PUT; a local file under a temporary name that is then renamed. No listing is
-cached, for another process may have written since.
+No listing is cached, for another process may have written since.
 """
 
 import contextlib
@@ -14,27 +12,26 @@ import errno
 import os
 import re
 import shutil
-import stat
 import tempfile
-import uuid
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, cast
+from typing import BinaryIO, Final, cast
 
 import pyarrow as pa
 from fsspec.utils import glob_translate
 
+from . import objects, s3
 from .errors import ItemError, RunError
+from .objects import TEMPORARY, InputStat, look, look_local, stat_of
 from .stores import (
-    S3_SCHEMES,
     RangeReader,
-    aws_code,
     bucket_and_key,
     check_url,
     client_of,
     input_faults,
     is_remote,
+    is_s3,
     join,
     output_faults,
     split_url,
@@ -43,7 +40,9 @@ from .stores import (
 
 __all__ = ["INPUTS", "InputStat", "Storage", "is_remote", "join", "list_inputs", "read_input", "stat_input"]
 
-_ONE_PUT_BYTES: Final = 5 * 2**30  # S3's limit for a single PUT
+LEFTOVER_S: Final = 3600.0
+"""A temporary file in which nothing was written for so long belongs to no living process."""
+_S3_ETAG: Final = re.compile(r"[0-9a-f]{32}(-[0-9]+)?")
 
 INPUTS: Final = pa.schema(
     [("name", pa.string()), ("uri", pa.string()), ("bytes", pa.int64()), ("etag", pa.string())]
@@ -51,31 +50,32 @@ INPUTS: Final = pa.schema(
 """What `list_inputs` returns."""
 
 
-@dataclass(frozen=True, slots=True)
-class InputStat:
-    """What a store says of an object without reading it."""
-
-    bytes: int
-    etag: str
-    """The store's ETag without quotes; of local files `size-mtime_ns`."""
-
-
 # Inputs
 
 
-def read_input(uri: str, max_bytes: int) -> bytes:
+def read_input(uri: str, max_bytes: int, etag: str | None = None) -> bytes:
     """Read an object whole, by one request.
 
     Args:
         uri: a local path or the url of an object.
         max_bytes: larger objects are refused before, or as soon as, they are known to be larger.
+        etag: as planned; an object in S3 must still carry it, if it has the form of S3's etags.
 
     Raises:
-        ItemError: `not_found`, `access_denied`, `storage_error`, `too_many_bytes`, `empty_file`.
+        ItemError: `not_found`, `access_denied`, `storage_error`, `changed`, `too_many_bytes`, `empty_file`.
         RunError: no object could be read: no or expired credentials, an endpoint out of reach.
     """
     with input_faults(uri):
-        data = _read_remote(uri, max_bytes + 1) if is_remote(uri) else _read_local(uri, max_bytes)
+        if not is_remote(uri):
+            data = _read_local(uri, max_bytes)
+        elif is_s3(uri):
+            planned = etag if etag and _S3_ETAG.fullmatch(etag) else None
+            try:
+                data = s3.get(uri, 0, max_bytes + 1, etag=planned)
+            except s3.ChangedError as error:
+                raise ItemError("changed", str(error.strerror)) from error
+        else:
+            data = objects.fetch(uri, 0, max_bytes + 1)
     if len(data) > max_bytes:
         raise ItemError("too_many_bytes", f"more than the limit of {max_bytes} bytes")
     if not data:
@@ -85,21 +85,11 @@ def read_input(uri: str, max_bytes: int) -> bytes:
 
 def _read_local(uri: str, max_bytes: int) -> bytes:
     path = Path(split_url(uri)[1])
-    if (size := _local_stat(path).bytes) > max_bytes:
+    if (size := look_local(path).bytes) > max_bytes:
         raise ItemError("too_many_bytes", f"{size} bytes, more than the limit of {max_bytes}")
     with path.open("rb") as file:
         # Not `max_bytes`: so much would be allocated. One more than there should be shows that the file grows.
         return file.read(size + 1)
-
-
-def _read_remote(uri: str, end: int) -> bytes:
-    try:
-        return cast(bytes, client_of(uri).cat_file(split_url(uri)[1], start=0, end=end))
-    except OSError as error:
-        # A range of an empty object cannot be satisfied.
-        if aws_code(error) in ("InvalidRange", "416"):
-            return b""
-        raise
 
 
 def stat_input(uri: str) -> InputStat:
@@ -110,28 +100,7 @@ def stat_input(uri: str) -> InputStat:
         RunError: as in `read_input`.
     """
     with input_faults(uri):
-        return _stat(uri)
-
-
-def _stat(uri: str) -> InputStat:
-    if not is_remote(uri):
-        return _local_stat(Path(split_url(uri)[1]))
-    info = client_of(uri).info(split_url(uri)[1])
-    if info["type"] != "file":
-        raise FileNotFoundError(uri)
-    return _remote_stat(info)
-
-
-def _local_stat(path: Path) -> InputStat:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, "not a file", str(path))
-    return InputStat(status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
-
-
-def _remote_stat(info: dict[str, Any]) -> InputStat:
-    etag = info.get("ETag") or info.get("etag") or info["size"]
-    return InputStat(int(info["size"]), str(etag).strip('"'))
+        return look(uri)
 
 
 def list_inputs(url: str) -> pa.Table:
@@ -159,7 +128,7 @@ def list_inputs(url: str) -> pa.Table:
             matches = re.compile(glob_translate(url[len(folder) :])).match
             found = _table(folder, _scan(folder, stem[len(folder) :]), lambda name: matches(name) is not None)
         if not found.num_rows and not (not is_remote(url) and Path(url).is_dir()):
-            found = _table(url.rpartition("/")[0], iter([([url.rpartition("/")[2]], [_stat(url)])]))
+            found = _table(url.rpartition("/")[0], iter([([url.rpartition("/")[2]], [look(url)])]))
     return found
 
 
@@ -185,20 +154,20 @@ def _scan(url: str, stem: str = "") -> Iterator[_Page]:
     scheme, rest = split_url(url)
     if not scheme:
         yield from _scan_local(rest.rstrip("/") + "/", "", ())
-    elif scheme in S3_SCHEMES:
+    elif is_s3(url):
         key = bucket_and_key(url)[1]
         prefix = key.rstrip("/") + "/" if key else ""
-        for page in _s3_pages(url, prefix + stem):
+        for page in s3.pages(url, prefix + stem):
             files = [o for o in page if not o["Key"].endswith("/")]
             yield (
                 [o["Key"][len(prefix) :] for o in files],
-                [_remote_stat({**o, "size": o["Size"]}) for o in files],
+                [stat_of({**o, "size": o["Size"]}) for o in files],
             )
     else:
         root = rest.strip("/") + "/"
         found = client_of(url).find(rest, detail=True)
         below = {path.lstrip("/"): info for path, info in found.items() if path.lstrip("/").startswith(root)}
-        yield [path[len(root) :] for path in below], [_remote_stat(info) for info in below.values()]
+        yield [path[len(root) :] for path in below], [stat_of(info) for info in below.values()]
 
 
 def _scan_local(root: str, below: str, above: tuple[tuple[int, int], ...]) -> Iterator[_Page]:
@@ -220,7 +189,7 @@ def _scan_local(root: str, below: str, above: tuple[tuple[int, int], ...]) -> It
             names.append(below + entry.name)
             # A link to nothing is an input too, one that will fail; and a file may vanish meanwhile.
             try:
-                stats.append(_local_stat(Path(entry.path)))
+                stats.append(look_local(Path(entry.path)))
             except OSError:
                 stats.append(None)
     yield names, stats
@@ -235,18 +204,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
             if error.errno != errno.ELOOP:
                 raise
             return False
-
-
-def _s3_pages(url: str, prefix: str) -> Iterator[list[dict[str, Any]]]:
-    # Page by page, not `find`: a million objects as dictionaries take more than a gigabyte.
-    fs = client_of(url)
-    request = {"Bucket": bucket_and_key(url)[0], "Prefix": prefix}
-    while True:
-        answer = fs.call_s3("list_objects_v2", **request)
-        yield answer.get("Contents", [])
-        if not answer.get("IsTruncated"):
-            return
-        request["ContinuationToken"] = answer["NextContinuationToken"]
 
 
 # The output
@@ -285,9 +242,7 @@ class Storage:
         with output_faults("read", url, missing=True):
             if not is_remote(url):
                 return Path(url).read_bytes()
-            # Without a limit s3fs would ask for the size first, and read large objects in pieces.
-            options = {"max_concurrency": 1} if split_url(url)[0] in S3_SCHEMES else {}
-            return cast(bytes, client_of(url).cat_file(split_url(url)[1], **options))
+            return objects.fetch(url)
 
     def open(self, path: str) -> BinaryIO:
         """Open a file for random access. Raises FileNotFoundError where there is none.
@@ -297,59 +252,53 @@ class Storage:
         url = self._at(path)
         with output_faults("read", url, missing=True):
             if not is_remote(url):
-                _local_stat(Path(url))
+                look_local(Path(url))
                 return Path(url).open("rb")
-            return cast(BinaryIO, RangeReader(url, _stat(url).bytes))
+            return cast(BinaryIO, RangeReader(_range_reader(url), look(url).bytes))
 
-    def write(self, path: str, data: bytes) -> None:
-        """Write a file whole, replacing any other, by one PUT; locally by a temporary file and a rename."""
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a file only where there is none; return whether this content, byte for byte, stands there now.
+
+        So it is after a reply that was lost, and for the second of two writers of equal bytes. Of writers of
+        different bytes one wins, on local files, S3, and what keeps its conditions (`If-None-Match`). On a store
+        that ignores or refuses them the file is looked for, written, and read back: one content stands in the end,
+        but a writer who was told True may find another's later, if both wrote at once. No order of plain reads
+        and writes can do better; who depends on it reads again what stands.
+        """
         url = self._at(path)
         with output_faults("write", url):
-            if not is_remote(url):
-                _replace(Path(url), lambda file: file.write(data))
-            else:
-                options = {"chunksize": _ONE_PUT_BYTES} if split_url(url)[0] in S3_SCHEMES else {}
-                client_of(url).pipe_file(split_url(url)[1], data, **options)
+            return objects.create(url, data)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file whole, replacing any other, by one PUT; locally by a temporary file and a rename.
+
+        Where it is not known what became of a PUT, the file is read back: if it is this, it was written.
+        """
+        url = self._at(path)
+        with output_faults("write", url):
+            objects.replace(url, data)
 
     def put_file(self, path: str, local: Path) -> None:
         """Write a local file as `write` does; above 5 GiB as a multipart upload, which is as atomic."""
         url = self._at(path)
-        large = local.stat().st_size >= _ONE_PUT_BYTES
         with output_faults("write", url):
-            if not is_remote(url):
-                with local.open("rb") as source:
-                    _replace(Path(url), lambda file: shutil.copyfileobj(source, file, 2**20))
-                return
-            options: dict[str, int] = {}
-            if split_url(url)[0] in S3_SCHEMES:
-                options = {"chunksize": 2**28 if large else _ONE_PUT_BYTES, "max_concurrency": 2}
-            client_of(url).put_file(str(local), split_url(url)[1], **options)
+            objects.replace_by_file(url, local)
 
     @contextlib.contextmanager
     def building(self, path: str) -> Iterator[Path]:
         """Give a local file to build, and store it as `put_file` does when the block ends without an error.
 
-        In a local output it is built beside its target, so that nothing is copied.
+        In a local output it is built beside its target, so that nothing is copied; else in `TMPDIR`. What a disk
+        that is full or broken raises within the block becomes a `RunError` that names the place.
         """
         url = self._at(path)
         if is_remote(url):
-            with tempfile.TemporaryDirectory(prefix="maskrcnn-") as folder:
-                local = Path(folder) / "built"
-                yield local
-                self.put_file(path, local)
-            return
-        target = Path(url)
-        with output_faults("write", url):
-            target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
-        try:
-            with output_faults("write", url):
+            with _scratch(path) as folder:
+                yield folder / "built"
+                self.put_file(path, folder / "built")
+        else:
+            with output_faults("write", url), objects.beside(Path(url)) as temporary:
                 yield temporary
-                with temporary.open("rb") as file:
-                    os.fsync(file.fileno())
-                temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def exists(self, path: str) -> bool:
         """Return whether a file, not a folder, is there."""
@@ -363,7 +312,7 @@ class Storage:
         """Return a file's size in bytes. Raises FileNotFoundError where there is none."""
         url = self._at(path)
         with output_faults("read", url, missing=True):
-            return _stat(url).bytes
+            return look(url).bytes
 
     def list(self, prefix: str = "") -> list[str]:
         """Return the files below a folder (all, if empty), sorted, relative to the root; none if missing."""
@@ -371,16 +320,13 @@ class Storage:
         folder = prefix.rstrip("/") + "/" if prefix else ""
         with output_faults("list", url):
             found = [folder + name for names, _ in _scan(url) for name in names]
-        return sorted(path for path in found if not _TEMPORARY.search(path))
+        return sorted(path for path in found if not TEMPORARY.search(path))
 
     def remove(self, path: str) -> None:
         """Remove a file; that it is missing is fine."""
         url = self._at(path)
         with output_faults("remove", url), contextlib.suppress(FileNotFoundError):
-            if is_remote(url):
-                client_of(url).rm_file(split_url(url)[1])
-            else:
-                Path(url).unlink()
+            objects.remove(url)
 
     def remove_tree(self, prefix: str) -> None:
         """Remove all files below a folder; that it is missing is fine."""
@@ -388,37 +334,44 @@ class Storage:
         with output_faults("remove", url), contextlib.suppress(FileNotFoundError):
             if not is_remote(url):
                 shutil.rmtree(url)
-            elif split_url(url)[0] in S3_SCHEMES:
-                _remove_s3(url)
+            elif is_s3(url):
+                s3.remove_below(url)
             else:
                 for path in self.list(prefix):
                     self.remove(path)
 
+    def abort_uploads(self) -> int:
+        """Abort the multipart uploads that killed processes left open, and living ones have; return how many."""
+        with output_faults("list the uploads below", self.url):
+            return s3.abort_uploads(self.url) if is_s3(self.url) else 0
 
-_TEMPORARY: Final = re.compile(r"(^|/)\.[0-9a-f]{32}\.tmp$")
+    def remove_leftovers(self) -> int:
+        """Remove the temporary files that killed processes left in a local output; return how many."""
+        if is_remote(self.url):
+            return 0
+        removed = 0
+        latest = time.time() - LEFTOVER_S
+        with output_faults("clean up", self.url):
+            for file in Path(self.url).rglob(".*.tmp"):
+                if TEMPORARY.search(str(file)) and file.lstat().st_mtime < latest:
+                    file.unlink(missing_ok=True)
+                    removed += 1
+        return removed
 
 
-def _replace(target: Path, fill: Callable[[BinaryIO], object]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _range_reader(url: str) -> Callable[[int, int], bytes]:
+    def read_range(start: int, stop: int) -> bytes:
+        with output_faults("read", url):
+            return objects.fetch(url, start, stop)
+
+    return read_range
 
 
-def _remove_s3(url: str) -> None:
-    bucket, key = bucket_and_key(url)
-    for page in _s3_pages(url, key + "/"):
-        keys = [{"Key": o["Key"]} for o in page]
-        # s3fs's own bulk deletion does not report what could not be deleted.
-        if keys:
-            answer = client_of(url).call_s3(
-                "delete_objects", Bucket=bucket, Delete={"Objects": keys, "Quiet": True}
-            )
-            if errors := answer.get("Errors"):
-                raise PermissionError(errno.EACCES, f"{len(errors)} objects remain, {errors[0].get('Code')}")
+@contextlib.contextmanager
+def _scratch(path: str) -> Iterator[Path]:
+    """Give a temporary folder to build a file in; its faults name it."""
+    doing = f"build {path} in TMPDIR"
+    with output_faults(doing, tempfile.tempdir or os.environ.get("TMPDIR", "")):
+        folder = tempfile.TemporaryDirectory(prefix="maskrcnn-", ignore_cleanup_errors=True)
+    with folder, output_faults(doing, folder.name):
+        yield Path(folder.name)

@@ -3,8 +3,10 @@
 Credentials and endpoints come from the environment or the node's role alone (`AWS_ENDPOINT_URL`,
 `AWS_ACCESS_KEY_ID`, …; `FSSPEC_S3_ANON=true` reads public buckets).
 
-Retries have one owner, botocore's standard mode (`AWS_MAX_ATTEMPTS`, 6 by default, some 15 s in all); s3fs
-adds the repetition of bodies that were cut off, which botocore leaves alone.
+Retries have one owner, botocore (`AWS_MAX_ATTEMPTS`, 6 by default, some 15 s in all); `s3` adds the repetition of
+bodies that were cut off, which botocore leaves alone. All are counted (`take_retries`). Of botocore's modes it is
+the one named legacy: the standard one has a purse from which all requests of a process pay for their retries, and
+once a burst of refusals has emptied it, every further refusal is final.
 
 A client raises whatever it likes. Here each failure is given its words once, and one of two fates: an input's
 becomes an `ItemError`, the output's a `RunError`. A fault that every object shares, like expired credentials,
@@ -18,9 +20,10 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from fsspec import filesystem
 
@@ -41,6 +44,11 @@ def is_remote(url: str) -> bool:
     (True, False, False)
     """
     return split_url(url)[0] != ""
+
+
+def is_s3(url: str) -> bool:
+    """Return whether a url is in S3."""
+    return split_url(url)[0] in S3_SCHEMES
 
 
 def join(root: str, name: str) -> str:
@@ -118,13 +126,87 @@ def _connect(scheme: str, _pid: int, environment: tuple[tuple[str, str], ...]) -
         return filesystem(scheme, **common)
     tuning = dict(environment)
     retries = {
-        "mode": tuning.get("AWS_RETRY_MODE", "standard"),
+        "mode": tuning.get("AWS_RETRY_MODE", "legacy"),
         "total_max_attempts": int(tuning.get("AWS_MAX_ATTEMPTS", 6)),
     }
-    config = {"retries": retries, "connect_timeout": 5, "read_timeout": 60, "max_pool_connections": 64}
-    s3 = filesystem("s3", config_kwargs=config, **common)
-    s3.retries = 3
+    config = {
+        "retries": retries,
+        "connect_timeout": 5,
+        "read_timeout": 60,
+        "max_pool_connections": 64,
+        "http_session_cls": _http_session_class(),
+    }
+    s3 = filesystem("s3", config_kwargs=config, session=_session(), **common)
+    s3.retries = 1
     return s3
+
+
+def _session() -> Any:
+    """Return a session whose clients, also those that s3fs makes anew, count what they send again."""
+    from aiobotocore.session import AioSession  # noqa: PLC0415
+
+    session = AioSession()
+    session.register("before-send.s3", _count_repeats)
+    session.register("needs-retry.s3", _sign_again)
+    return session
+
+
+def _http_session_class() -> type:
+    """Return the usual HTTP session, which sends nothing twice on its own, without back-off and uncounted."""
+    from aiobotocore.httpsession import AIOHTTPSession  # noqa: PLC0415
+
+    class SendingOnce(AIOHTTPSession):  # type: ignore[misc]  # without types
+        async def _get_session(self, proxy_url: str | None) -> Any:
+            session = await super()._get_session(proxy_url)
+            session._retry_connection = False  # noqa: SLF001  # aiohttp has no other name for it
+            return session
+
+    return SendingOnce
+
+
+def _count_repeats(request: Any, **_: object) -> None:
+    # botocore numbers its attempts: `attempt=2; max=6`
+    header = request.headers.get("amz-sdk-request", b"")
+    number = re.search(r"attempt=(\d+)", header.decode() if isinstance(header, bytes) else header)
+    if number and int(number[1]) > 1:
+        count_retry()
+
+
+def _sign_again(response: Any, attempts: int, **_: object) -> float | None:
+    """Let a request that was too old when it arrived be made once more: its process may have been suspended."""
+    code = response[1].get("Error", {}).get("Code") if response else None
+    return 0.0 if code == "RequestTimeTooSkewed" and attempts == 1 else None
+
+
+# Retries
+
+
+class _Tally:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def add(self) -> None:
+        with self._lock:
+            self._count += 1
+
+    def take(self) -> int:
+        with self._lock:
+            count, self._count = self._count, 0
+            return count
+
+
+_retries: Final = _Tally()
+
+
+def count_retry() -> None:
+    """Note that a request to S3 is made again."""
+    _retries.add()
+
+
+def take_retries() -> int:
+    """Return how many requests to S3 were repetitions since the last call, in the whole process."""
+    return _retries.take()
 
 
 # Failures
@@ -154,6 +236,8 @@ _OS_ERRORS: Final = {
     errno.EISDIR: "it is a folder or a device, not a file",
     errno.EEXIST: "a file stands where a folder is needed",
     errno.ENOSPC: "the disk is full; free some space",
+    errno.EFBIG: "the file is larger than the disk or `ulimit -f` allows",
+    errno.EIO: "the disk fails",
     errno.EDQUOT: "the disk quota is used up; free some space",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied; check the folder's owner and mode",
@@ -163,7 +247,7 @@ _OS_ERRORS: Final = {
 }
 
 
-def _failures() -> tuple[type[BaseException], ...]:
+def failures() -> tuple[type[BaseException], ...]:
     """Return what the clients that are loaded raise. ValueError: a malformed bucket or path."""
     known = (
         ("botocore.exceptions", ("BotoCoreError", "ClientError")),
@@ -210,7 +294,8 @@ def _s3_fault(error: BaseException, url: str) -> Fault:
         return Fault("not_found", bucket if code == "NoSuchBucket" else _OS_ERRORS[errno.ENOENT])
     if isinstance(error, PermissionError):
         return Fault("access_denied", f"access denied ({code or 403}); check the credentials' rights")
-    return Fault("storage_error", _one_line(error))
+    words = _one_line(error)
+    return Fault("storage_error", words if code in words else f"{words} ({code})")
 
 
 def aws_code(error: BaseException) -> str:
@@ -220,7 +305,8 @@ def aws_code(error: BaseException) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    words = getattr(error, "strerror", None) or error  # without [Errno 5]
+    return " ".join(str(words).split())[:300] or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -228,7 +314,7 @@ def output_faults(doing: str, url: str, *, missing: bool = False) -> Iterator[No
     """Turn a store's failure into `RunError`; with `missing`, let FileNotFoundError through."""
     try:
         yield
-    except _failures() as error:
+    except failures() as error:
         fault = _fault(error, url)
         if missing and fault.code == "not_found":
             raise FileNotFoundError(errno.ENOENT, fault.line, url) from error
@@ -240,7 +326,7 @@ def input_faults(uri: str) -> Iterator[None]:
     """Turn a store's failure into `ItemError`, or `RunError` where every item would fail alike."""
     try:
         yield
-    except _failures() as error:
+    except failures() as error:
         fault = _fault(error, uri)
         if fault.every:
             raise RunError(f"cannot read {uri}: {fault.line}") from error
@@ -251,10 +337,15 @@ def input_faults(uri: str) -> Iterator[None]:
 
 
 class RangeReader(io.RawIOBase):
-    """A remote file of known size, read by range requests."""
+    """A remote file of known size, read by range requests.
 
-    def __init__(self, url: str, size: int) -> None:
-        self._url = url
+    Args:
+        read_range: returns the bytes from a start to a stop.
+        size: in bytes.
+    """
+
+    def __init__(self, read_range: Callable[[int, int], bytes], size: int) -> None:
+        self._read_range = read_range
         self._size = size
         self._position = 0
 
@@ -281,9 +372,7 @@ class RangeReader(io.RawIOBase):
         stop = self._size if size is None or size < 0 else min(self._position + size, self._size)
         if stop <= self._position:
             return b""
-        with output_faults("read", self._url):
-            client, path = client_of(self._url), split_url(self._url)[1]
-            data = cast(bytes, client.cat_file(path, start=self._position, end=stop))
+        data = self._read_range(self._position, stop)
         self._position += len(data)
         return data
 

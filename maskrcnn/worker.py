@@ -1,31 +1,37 @@
 """The work on one shard: prefetch bytes, decode, segment, encode, write; one forward sweep, its stages at once.
 
 A `ShardWorker` is built on the node where it runs, holds what is expensive (the segmenter), and knows nothing of
-Ray. An item's fault becomes a row here, and nowhere else; whatever else is raised fails the attempt.
+Ray. An item's fault becomes a row here, and nowhere else; whatever else is raised fails the attempt. Whoever runs
+shards may have one *traced*, so that it is known which images were being computed if the process dies, may try an
+image *alone*, and may have images *convicted* of killing their process recorded as failed without another look.
 """
 
+import dataclasses
 import re
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from types import MappingProxyType
 from typing import Any, Final
 
 import pyarrow as pa
 
+from .breaker import Batch, Breaker
 from .decode import DecodedImage, Limits, decode_image
-from .errors import ItemError
-from .manifest import ManifestReader
-from .parts import Receipt, write_shard
+from .errors import STORAGE_CODES, HandedBackError, ItemError, MaskrcnnError, SegmenterError
+from .frozen import ShardReader
+from .parts import Receipt, commit, write_shard
 from .plan import Shard
 from .schema import ImageResult, images_table, instances_table
 from .stats import Stats
 from .storage import Storage, is_remote, read_input, stat_input
+from .stores import take_retries
 from .types import Detections, Segmenter
 
 PREFETCH_BYTES: Final = 2**30
@@ -36,6 +42,10 @@ FETCH_THREADS: Final = 4
 """At least, also where an actor has fewer CPUs: most of a fetch is waiting."""
 LOCAL_ETAG: Final = re.compile(r"\d+-\d+")
 """`size-mtime_ns`; an etag of another form in a manifest is the user's own, and is carried along."""
+
+
+Announce = Callable[[Sequence[int]], None]
+_NOBODY: Final[Mapping[int, ItemError]] = MappingProxyType({})
 
 
 @dataclass
@@ -72,6 +82,19 @@ class Loaded:
         return 0 if isinstance(self.image, ItemError) else self.image.pixels.nbytes
 
 
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What became of an attempt at a shard that ran to its end."""
+
+    receipt: Receipt
+    committed: bool
+    """Whether the receipt is stored; if not, that is for the caller to do, or to leave."""
+    storage_failures: Mapping[str, int]
+    """Images by the code of their failure, of `errors.STORAGE_CODES` only."""
+    example: str
+    """One of these failures in words, or ""."""
+
+
 class ShardWorker:
     """Runs shards with one segmenter.
 
@@ -84,6 +107,7 @@ class ShardWorker:
         limits: what may be decoded; the aspect ratio is the segmenter's.
         execution: what the receipts record beside the segmenter's own record.
         threads: CPUs that it may use.
+        decode: decodes an image, in any thread; raises ItemError.
     """
 
     def __init__(
@@ -93,12 +117,16 @@ class ShardWorker:
         limits: Limits,
         execution: dict[str, Any],
         threads: int = 1,
+        decode: Callable[[bytes, Limits], DecodedImage] = decode_image,
     ) -> None:
         self._storage = storage
         self._segmenter = segmenter
         self._limits = limits
         self._execution = execution
-        self._manifest = ManifestReader(storage)
+        self._decode = decode
+        self._shards = ShardReader(storage)
+        self._steps = 0
+        self._told_to_go = False
         self._reading = threading.Lock()
         self._decoding = threading.Semaphore(threads)
         self._turns = Turns()
@@ -106,21 +134,48 @@ class ShardWorker:
         self._fetchers = ThreadPoolExecutor(self._n_fetchers, thread_name_prefix="fetch")
         self._lanes = ThreadPoolExecutor(segmenter.lanes, thread_name_prefix="lane")
 
-    def run_shard(self, shard: Shard) -> Receipt:
+    @property
+    def steps(self) -> int:
+        """A number that grows as long as there is progress: inputs that were loaded, groups that were computed."""
+        return self._steps
+
+    def go(self) -> None:
+        """Give up the shards under way, each before its next group, and begin no other: HandedBackError."""
+        self._told_to_go = True
+
+    def run_shard(
+        self,
+        shard: Shard,
+        *,
+        convicted: Mapping[int, ItemError] = _NOBODY,
+        announce: Announce | None = None,
+        withhold: bool = False,
+    ) -> Finished:
         """Process the rows of a shard and commit them.
 
+        Args:
+            convicted: rows of the manifest to record as failed without another look.
+            announce: is told the rows of each group, and of the one before, before it is computed; and groups are
+                computed one after the other.
+            withhold: leave it to the caller to commit a shard in which inputs failed with a storage code.
+
         Raises:
+            SegmenterError: the network raised something unexpected.
+            StoreFailingError: half of 200 inputs in a row failed with one storage code.
+            HandedBackError: this worker was told to go.
             RunError: the output cannot be written, or the manifest not read.
         """
         watch = Stopwatch()
         with self._turns.queue() as my_turn:
             with self._reading:
-                rows = self._manifest.rows(shard.start, shard.stop)
-            loaded = self._loaded(shard, rows, watch)
+                numbers, rows = self._shards.rows(shard)
+            loaded = self._loaded(numbers.tolist(), rows, watch, convicted)
             first = list(islice(loaded, 2))  # with which the others are begun, before it is this shard's turn
             my_turn()
-            images, instances, stats = self._computed(rows, chain(first, loaded), watch)
-        return write_shard(
+            results = self._computed(chain(first, loaded), watch, announce)
+        with watch.stage("wall"), watch.stage("encode"):
+            images, instances, stats = self._tables(results, rows)
+        receipt = write_shard(
             self._storage,
             shard,
             uuid.uuid4().hex,
@@ -130,35 +185,68 @@ class ShardWorker:
             timings={name: round(seconds, 6) for name, seconds in watch.seconds.items()},
             execution=self._execution | self._segmenter.execution,
         )
+        receipt = dataclasses.replace(receipt, storage_retries=take_retries())
+        failures, example = _storage_failures(results)
+        committed = not (withhold and failures)
+        if committed:
+            commit(self._storage, receipt)
+        self._steps += 1
+        return Finished(receipt, committed, failures, example)
+
+    def try_alone(self, shard: Shard, row: int) -> None:
+        """Compute one row of a shard and nothing else at the time, and drop what comes out.
+
+        Raises:
+            SegmenterError: the network raised something unexpected.
+        """
+        with self._reading:
+            numbers, rows = self._shards.rows(shard)
+        position = numbers.tolist().index(row)
+        rows, watch = rows.slice(position, 1), Stopwatch()
+        results = self._computed(self._loaded([row], rows, watch, _NOBODY), watch, None)
+        self._tables(results, rows)
 
     def _computed(
-        self, rows: pa.Table, loaded: Iterator[Loaded], watch: Stopwatch
-    ) -> tuple[pa.Table, pa.Table, Stats]:
-        """Return a shard's tables and statistics."""
+        self, loaded: Iterator[Loaded], watch: Stopwatch, announce: Announce | None
+    ) -> list[ImageResult]:
+        """Return what became of a shard's inputs, in order."""
         with watch.stage("wall"):
-            groups = filled_groups(loaded, self._segmenter)
-            results = [result for group in self._outcomes(groups, watch) for result in group]
-            results.sort(key=lambda result: result.row)
-            with watch.stage("encode"):
-                images = images_table(results, rows)
-                instances = instances_table(results, self._segmenter.categories)
-                stats = Stats.of_tables(images, instances, self._segmenter.categories)
-        return images, instances, stats
+            groups = filled_groups(_watched(loaded), self._segmenter)
+            results = [result for group in self._outcomes(groups, watch, announce) for result in group]
+            return sorted(results, key=lambda result: result.row)
 
-    def _loaded(self, shard: Shard, rows: pa.Table, watch: Stopwatch) -> Iterator[Loaded]:
-        """Yield the shard's inputs, loaded, in row order."""
+    def _tables(self, results: Sequence[ImageResult], rows: pa.Table) -> tuple[pa.Table, pa.Table, Stats]:
+        """Return a shard's tables and statistics."""
+        images = images_table(results, rows)
+        instances = instances_table(results, self._segmenter.categories)
+        return images, instances, Stats.of_tables(images, instances, self._segmenter.categories)
+
+    def _loaded(
+        self, numbers: Sequence[int], rows: pa.Table, watch: Stopwatch, convicted: Mapping[int, ItemError]
+    ) -> Iterator[Loaded]:
+        """Yield inputs, loaded, in the order of their rows."""
         entries = rows.select(["image_id", "name", "uri", "bytes", "etag"]).to_pylist()
 
         def load(position: int) -> Loaded:
-            return self._load(shard.start + position, entries[position], watch)
+            row, entry = numbers[position], entries[position]
+            if row in convicted:
+                return Loaded(row, entry, entry["bytes"], convicted[row])
+            return self._load(row, entry, watch)
 
         return prefetch(load, range(len(entries)), watch, self._fetchers, ahead=2 * self._n_fetchers)
 
-    def _outcomes(self, groups: Iterator[list[Loaded]], watch: Stopwatch) -> Iterator[list[ImageResult]]:
+    def _outcomes(
+        self, groups: Iterator[list[Loaded]], watch: Stopwatch, announce: Announce | None
+    ) -> Iterator[list[ImageResult]]:
         """Yield what became of each group, in their order; as many at once as the segmenter has lanes."""
-        if self._segmenter.lanes == 1:  # nothing to overlap but this thread's own waiting
+        if self._segmenter.lanes == 1 or announce:  # nothing to overlap but this thread's own waiting
+            before: list[int] = []
             for group in groups:
+                rows = [item.row for item in group]
+                if announce:
+                    announce(rows + before)  # what ends a process may take effect a moment later
                 yield self._segment(group, watch)
+                before = rows
             return
         under_way: deque[Future[list[ImageResult]]] = deque()
         for group in groups:
@@ -169,28 +257,62 @@ class ShardWorker:
             yield under_way.popleft().result()
 
     def _load(self, row: int, entry: dict[str, Any], watch: Stopwatch) -> Loaded:
+        self._check_stays()
         n_bytes = entry["bytes"]
         image: DecodedImage | ItemError
         try:
             with watch.stage("fetch"):
-                data = read_input(entry["uri"], self._limits.max_bytes)
+                data = read_input(entry["uri"], self._limits.max_bytes, entry["etag"])
                 _check_unchanged(entry, len(data))
             n_bytes = len(data)
             with self._decoding, watch.stage("decode"):
-                image = decode_image(data, self._limits)
+                image = self._decode(data, self._limits)
         except ItemError as error:
             image = error
+        self._steps += 1  # it need not be exact
         return Loaded(row, entry, n_bytes, image)
+
+    def _check_stays(self) -> None:
+        if self._told_to_go:
+            raise HandedBackError("the worker was told to go; its shard is handed back")
 
     def _segment(self, group: Sequence[Loaded], watch: Stopwatch) -> list[ImageResult]:
         """Return what became of each input of a group, in its order."""
+        self._check_stays()
         images = [item.image.pixels for item in group if isinstance(item.image, DecodedImage)]
         with watch.stage("model"):
-            found = iter(self._segmenter.outcomes(images) if images else [])
+            try:
+                found = iter(self._segmenter.outcomes(images) if images else [])
+            except MaskrcnnError:
+                raise
+            except MemoryError as error:
+                raise SegmenterError("out_of_memory", f"the network ran out of memory: {error}") from error
+            except Exception as error:  # a network may raise anything; it is the caller's to find the image
+                what = f"the network raised {type(error).__name__}: {error}"
+                raise SegmenterError("worker_crash", what) from error
+        self._steps += 1
         return [
             _result(item, next(found) if isinstance(item.image, DecodedImage) else item.image)
             for item in group
         ]
+
+
+def _watched(loaded: Iterator[Loaded]) -> Iterator[Loaded]:
+    """Pass inputs on; raise StoreFailingError where half of 200 in a row failed with one storage code."""
+    breaker = Breaker()
+    for item in loaded:
+        failure = item.image if isinstance(item.image, ItemError) else None
+        breaker.add(
+            Batch(1, {failure.code: 1}, f"{item.entry['uri']}: {failure.message}") if failure else Batch(1)
+        )
+        yield item
+
+
+def _storage_failures(results: Iterable[ImageResult]) -> tuple[dict[str, int], str]:
+    """Return how many images failed with each storage code, and the last of these failures in words."""
+    failed = [result for result in results if result.error in STORAGE_CODES]
+    example = f"{failed[-1].uri}: {failed[-1].message}" if failed else ""
+    return dict(Counter(str(result.error) for result in failed)), example
 
 
 def filled_groups(

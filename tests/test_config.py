@@ -40,7 +40,13 @@ def test_every_setting_of_what_to_compute_and_how_to_cut_enters_the_digest() -> 
     settings = settings_of(compute, cut)
     names = {field.name for group in (compute, cut) for field in dataclasses.fields(group)}
     assert set(settings) == names
-    for name, other in {"min_score": 0.5, "max_detections": 7, "limit": 3, "categories": ("car",)}.items():
+    for name, other in {
+        "min_score": 0.5,
+        "max_detections": 7,
+        "limit": 3,
+        "categories": ("car",),
+        "allow_http": True,
+    }.items():
         changed = settings_of(dataclasses.replace(compute, **{name: other}), cut)
         assert digest_of(changed) != digest_of(settings)
     assert not names & {field.name for field in dataclasses.fields(Speed)}

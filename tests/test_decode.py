@@ -4,6 +4,7 @@ import contextlib
 import io
 import pickle
 import struct
+import sys
 import threading
 import warnings
 import zlib
@@ -188,6 +189,9 @@ def test_grey_of_12_bits_is_scaled() -> None:
     assert decoded(data).pixels[0, :, 0].tolist() == [0, 255, 128, 0]
 
 
+RASTERS = {"p": "", "t": "; GeoTIFFs are read by the raster mode, with a stated scaling"}
+
+
 def with_sbit(data: bytes, bits: int) -> bytes:
     return data[:33] + png_chunk(b"sBIT", bytes([bits])) + data[33:]
 
@@ -205,7 +209,7 @@ def test_grey_of_16_bits_is_never_silently_black(source: str, largest: int) -> N
     if 0 < largest < 4096:
         said = (
             r"^unsupported_pixels: 16-bit grey that uses only the lowest part of its range "
-            rf"\(maximum {largest} of 65535\); convert it to 8 bits with a scaling of your choice$"
+            rf"\(maximum {largest} of 65535\); convert it to 8 bits with a scaling of your choice{RASTERS[source[0]]}$"
         )
         with pytest.raises(ItemError, match=said):
             decode_image(data, LIMITS)
@@ -252,7 +256,9 @@ def test_colours_of_16_bits_in_png_keep_their_high_byte() -> None:
 def test_pixels_that_need_a_scaling_are_refused(dtype: str, bands: int, photometric: int) -> None:
     shape = (4, 4) if bands == 1 else (4, 4, bands)
     with pytest.raises(
-        ItemError, match=r"unsupported_pixels: .*; convert it to 8 bits with a scaling of your choice"
+        ItemError,
+        match=r"unsupported_pixels: .*; convert it to 8 bits with a scaling of your choice; GeoTIFFs are read by the "
+        "raster mode, with a stated scaling$",
     ):
         decode_image(tiff(np.zeros(shape, dtype), photometric), LIMITS)
 
@@ -275,6 +281,82 @@ def test_the_first_picture_of_several(kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(first, kind, save_all=True, append_images=others, **options)
     assert np.abs(decoded(data).pixels.astype(int) - (255, 0, 0)).max() <= 2
+
+
+RED = Image.new("RGB", (4, 4), "red")
+
+
+def gif_of(frames: int, *, sound: bool) -> bytes:
+    still = encoded(RED, "GIF")
+    at = still.index(b"\x2c")
+    others = still[at:-1] if sound else b"\x2c" + b"\xff" * (len(still) - at - 2)
+    return still[:-1] + others * (frames - 1) + b";"
+
+
+def riff(name: bytes, body: bytes) -> bytes:
+    return name + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
+
+
+def webp_of(frames: int, *, sound: bool) -> bytes:
+    still = encoded(RED, "WEBP", lossless=True)[12:]
+    others = (
+        still if sound else still[:13] + b"\xff" * (len(still) - 13)
+    )  # the header is checked of all frames
+    size = (3).to_bytes(3, "little") * 2  # 4 x 4, less one
+    pictures = [
+        riff(b"ANMF", bytes(6) + size + bytes([10, 0, 0, 0]) + picture) for picture in (still, others)
+    ]
+    header = riff(b"VP8X", b"\x02\0\0\0" + size) + riff(b"ANIM", bytes(6))
+    return riff(b"RIFF", b"WEBP" + header + pictures[0] + pictures[1] * (frames - 1))
+
+
+def tiff_of(frames: int, *, sound: bool) -> bytes:
+    still = tiff(np.asarray(RED), photometric=2)
+    [at] = struct.unpack("<I", still[4:8])
+    [n] = struct.unpack("<H", still[at : at + 2])
+    entries = still[at : at + 2 + 12 * n] if sound else b"\xff" * (2 + 12 * n)
+    starts = [len(still) + i * (len(entries) + 4) for i in range(frames - 1)] + [0]
+    after_first = at + 2 + 12 * n
+    still = still[:after_first] + struct.pack("<I", starts[0]) + still[after_first + 4 :]
+    return still + b"".join(entries + struct.pack("<I", start) for start in starts[1:])
+
+
+def apng_of(frames: int, *, sound: bool) -> bytes:
+    still = encoded(RED, "PNG")
+    control = struct.pack(">IIIIHHBB", 4, 4, 0, 0, 1, 1, 0, 0)
+    chunks = [png_chunk(b"acTL", struct.pack(">II", frames, 0)), png_chunk(b"fcTL", bytes(4) + control)]
+    data = zlib.compress((b"\0" + b"\xff\0\0" * 4) * 4) if sound else b"\xff" * 20
+    for i in range(frames - 1):
+        number = struct.pack(">I", 2 * i + 1)
+        chunks += [png_chunk(b"fcTL", number + control), png_chunk(b"fdAT", number + data)]
+    return still[:33] + chunks[0] + chunks[1] + still[33:-12] + b"".join(chunks[2:]) + still[-12:]
+
+
+def calls_of(function: Callable[[], object]) -> int:
+    """Return how many functions are called, Python's and C's."""
+    count = 0
+
+    def seen(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(seen)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("build", [gif_of, webp_of, tiff_of, apng_of])
+def test_any_number_of_frames_costs_one(build: Callable[..., bytes]) -> None:
+    limits = Limits(10**6, 10**8, 100)
+    few, many = build(2, sound=True), build(100_000, sound=True)
+    assert Image.open(io.BytesIO(few)).n_frames == 2  # type: ignore[attr-defined]
+    for data in (few, many, build(100_000, sound=False)):
+        assert decoded(data, limits).pixels.tolist() == [[[255, 0, 0]] * 4] * 4
+    calls = [calls_of(lambda data=data: decode_image(data, limits)) for data in (few, many)]
+    assert calls[0] == calls[1] > 10
 
 
 # Orientation
@@ -375,6 +457,18 @@ def test_a_size_beyond_32_bits_is_only_said() -> None:
 def test_other_failures_have_no_size() -> None:
     error = pickle.loads(pickle.dumps(ItemError("corrupt", "why")))
     assert (str(error), error.width, error.height) == ("corrupt: why", None, None)
+
+
+def test_what_the_models_resize_would_make_less_than_a_pixel_is_refused() -> None:
+    # torchvision's resize brings the long side to 1333 pixels at most.
+    limits = Limits(10**6, 10**6, max_aspect=1333)
+    for width, height in ((1, 1), (1, 1333), (1333, 1), (2, 2666)):
+        assert decoded(encoded(Image.new("L", (width, height)), "PNG"), limits).pixels.shape[:2] == (
+            height,
+            width,
+        )
+    for width, height in ((1, 1334), (1334, 1), (1, 10_000), (10_000, 1), (2, 2667)):
+        assert code_of(encoded(Image.new("L", (width, height)), "PNG"), limits) == "aspect"
 
 
 def test_bytes_have_a_limit() -> None:

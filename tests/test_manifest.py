@@ -421,7 +421,11 @@ def test_a_limit_keeps_the_first_by_name(tmp_path: Path) -> None:
         ("m.csv", "uri,größe\na,1\n".encode("latin-1"), "utf-8"),
         ("m.txt", "a\nb\na\nb\nc\n", "2 rows repeat the uri of another: 'a', 'b'"),
         ("m.csv", "uri,name\na,x\nb,x\n", "1 rows repeat the name of another: 'x'"),
-        ("m.txt", "http://host/a.jpg\nb\n", "neither paths nor s3:// or gs://: 'http://host/a.jpg'"),
+        (
+            "m.txt",
+            "http://host/a.jpg\nb\n",
+            "on the web, which are read with --allow-http only: 'http://host/a.jpg'",
+        ),
         ("m.txt", "gopher://host/a.jpg\n", "neither paths nor s3:// or gs://: 'gopher://host/a.jpg'"),
         ("m.csv", "", "Empty CSV file"),
         ("m.csv", "uri\n", "no rows"),
@@ -477,92 +481,11 @@ def test_a_manifest_that_is_missing_or_a_folder(tmp_path: Path) -> None:
 
 
 def test_the_web_is_no_input() -> None:
-    assert "not from the web" in refusal("https://host/images/")
-    assert "not from the web" in refusal("HTTP://host/m.csv")
+    assert "the web cannot be listed" in refusal("https://host/images/")
+    assert "and add --allow-http" in refusal("HTTP://host/m.csv")
 
 
 @pytest.mark.s3
 def test_a_missing_bucket_is_the_users_fault(moto_server: object) -> None:
     assert "there is no bucket 'no-such-bucket'" in refusal("s3://no-such-bucket/in/")
     assert "there is no bucket 'no-such-bucket'" in refusal("s3://no-such-bucket/m.csv")
-
-
-# The frozen manifest
-
-
-def table_of(rows: int) -> pa.Table:
-    names = [f"n{i:08}" for i in range(rows)]
-    columns: dict[str, Any] = {
-        "image_id": range(1, rows + 1),
-        "name": names,
-        "uri": [f"s3://bucket/{name}.jpg" for name in names],
-        "bytes": [None] * rows,
-        "etag": [None] * rows,
-        "plot": [i % 7 for i in range(rows)],
-    }
-    schema = pa.schema([*MANIFEST, pa.field("plot", pa.int64())], metadata=METADATA)
-    return pa.table(columns, schema=schema)
-
-
-@pytest.mark.parametrize("rows", [1, 8192, 20_000])
-def test_what_was_frozen_is_read_by_rows(store_url: str, rows: int) -> None:
-    store, table = Storage(store_url), table_of(rows)
-    digest = write_manifest(store, table)
-    assert digest == hashlib.sha256(store.read("manifest.parquet")).hexdigest()
-    reader = ManifestReader(store)
-    assert reader.num_rows == rows
-    assert reader.schema == table.schema
-    assert reader.schema.metadata == METADATA
-    edges = sorted({edge for edge in (0, 1, 8191, 8192, 8193, 16_384, rows - 1, rows) if 0 <= edge <= rows})
-    for start in edges:
-        for stop in edges:
-            if start <= stop:
-                assert reader.rows(start, stop) == table.slice(start, stop - start)
-    reader.close()
-
-
-def test_rows_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    store = Storage(str(tmp_path))
-    write_manifest(store, table_of(10))
-    with ManifestReader(store) as reader:
-        for start, stop in ((-1, 2), (0, 11), (5, 4), (11, 11)):
-            with pytest.raises(ValueError, match="of 10"):
-                reader.rows(start, stop)
-    with pytest.raises(FileNotFoundError):
-        ManifestReader(Storage(str(tmp_path / "elsewhere")))
-
-
-def test_the_same_table_is_the_same_bytes(tmp_path: Path) -> None:
-    table = table_of(10_000)
-    pieces = pa.concat_tables([table.slice(0, 3), table.slice(3, 5000), table.slice(5003)])
-    digests = {
-        write_manifest(Storage(str(tmp_path / str(i))), each)
-        for i, each in enumerate((table, table, pieces, table.replace_schema_metadata(None)))
-    }
-    assert len(digests) == 1
-    assert write_manifest(Storage(str(tmp_path / "other")), table.slice(1)) not in digests
-
-
-def test_a_shard_reads_its_rows_and_little_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Storage(str(tmp_path))
-    write_manifest(store, table_of(100_000))
-    reader = ManifestReader(store)
-    read: list[int] = []
-    original = pq.ParquetFile.read_row_group
-
-    def counted(self: pq.ParquetFile, group: int, *args: Any, **options: Any) -> pa.Table:
-        read.append(group)
-        return original(self, group, *args, **options)
-
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
-    for start in range(8192, 16_384, 1024):
-        reader.rows(start, start + 1024)
-    assert read == [1], "consecutive shards of a row group read it once"
-    reader.rows(16_000, 17_000)
-    assert read == [1, 2]
-
-
-def test_an_empty_manifest_keeps_its_schema(tmp_path: Path) -> None:
-    store = Storage(str(tmp_path))
-    write_manifest(store, table_of(0))
-    assert ManifestReader(store).rows(0, 0) == table_of(0)

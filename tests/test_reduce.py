@@ -14,7 +14,7 @@ from maskrcnn.manifest import read_inputs, write_manifest
 from maskrcnn.parts import File
 from maskrcnn.plan import Plan, write_run
 from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
-from maskrcnn.reduce import Chosen, group_shards, parts_of, read_success, reduce_run
+from maskrcnn.reduce import parts_of, read_success, reduce_run
 from maskrcnn.stats import Stats
 from maskrcnn.storage import Storage
 from maskrcnn.worker import ShardWorker
@@ -181,17 +181,6 @@ def test_an_unfinished_run_is_not_opened(tmp_path: Path, images: Path) -> None:
         maskrcnn.open_run(storage.url)
     with pytest.raises(UsageError, match="holds no run"):
         maskrcnn.open_run(str(tmp_path))
-
-
-@pytest.mark.parametrize("part_bytes", [1, 250, 10**6])
-def test_parts_are_whole_shards_in_order(part_bytes: int) -> None:
-    shards = [
-        Chosen(str(i), "a", File("", "", 10 * i % 70, 1), File("", "", 37 * i % 110, 1)) for i in range(40)
-    ]
-    groups = group_shards(shards, part_bytes)
-    assert [shard for group in groups for shard in group] == shards
-    for group in groups:
-        assert len(group) == 1 or sum(shard.instances.bytes for shard in group) <= part_bytes
 
 
 def test_pandas_reads_the_tables(tmp_path: Path, images: Path) -> None:

@@ -172,10 +172,16 @@ def test_pictures_are_in_the_page_or_say_why_not():
     assert "It is gone." in page.text
 
 
+def test_requests_that_were_repeated_are_counted():
+    page = _page(_stats(2), timings=TIMINGS | {"storage_retries": 12345})
+    assert re.search(r"requests to the store that were repeated\s*12,345", page.text)
+
+
 @pytest.mark.parametrize(
     "timings", [{}, {"wall_s": None, "images_per_s": None, "stages_s": {}}, {"stages_s": {"model": 0.0}}]
 )
 def test_missing_timings_are_left_out(timings):
+    assert "repeated" not in _page(_stats(2), timings=timings).text
     assert "not known" in _page(_stats(2), timings=timings).text
 
 

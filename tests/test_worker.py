@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from maskrcnn.decode import DecodedImage, Limits
-from maskrcnn.errors import ItemError, RunError
+from maskrcnn.decode import DecodedImage, Limits, decode_image
+from maskrcnn.errors import HandedBackError, ItemError, RunError, SegmenterError, StoreFailingError
 from maskrcnn.manifest import read_inputs, write_manifest
-from maskrcnn.parts import Receipt, read_table
+from maskrcnn.parts import Receipt, commit, read_table, standing_receipts
 from maskrcnn.plan import Plan
 from maskrcnn.planted import PlantedSegmenter, plant, planted_instances, png, write_planted
 from maskrcnn.stats import Stats
@@ -48,7 +48,7 @@ def run(tmp_path: Path) -> Storage:
 
 def run_plan(storage: Storage, shard_images: int, segmenter: object = None) -> list[Receipt]:
     worker = ShardWorker(storage, segmenter or PlantedSegmenter(), LIMITS, {"node": "here"})  # type: ignore[arg-type]
-    return [worker.run_shard(shard) for shard in Plan(1, 17, shard_images, "", "", "")]
+    return [worker.run_shard(shard).receipt for shard in Plan(1, 17, shard_images, "", "", "")]
 
 
 def tables(storage: Storage, receipts: list[Receipt]) -> tuple[pa.Table, pa.Table]:
@@ -143,9 +143,130 @@ def test_a_fault_of_the_program_is_no_row(run: Storage) -> None:
         def outcomes(self, images: Sequence[Pixels]) -> list[Detections | ItemError]:
             raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SegmenterError, match="worker_crash: the network raised ZeroDivisionError"):
         run_plan(run, 17, Broken())
     assert run.list("receipts") == []
+
+
+class Sequential(PlantedSegmenter):
+    """Remembers how many images came at once, and may do something before."""
+
+    def __init__(self, before: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.calls: list[int] = []
+        self.before = before
+
+    def outcomes(self, images: Sequence[Pixels]) -> list[Detections | ItemError]:
+        self.before()
+        self.calls.append(len(images))
+        return super().outcomes(images)
+
+
+def test_a_traced_shard_announces_each_row_before_it_is_computed(run: Storage) -> None:
+    announced: list[int] = []
+    computed_after: list[int] = []
+    segmenter = Sequential(lambda: computed_after.append(len(announced)))
+    worker = ShardWorker(run, segmenter, LIMITS, {})
+    finished = worker.run_shard(Plan(1, 17, 17, "", "", "")[0], announce=announced.extend)
+    assert sorted(announced) == sorted([*range(17), *range(16)])  # each row, then once more as the one before
+    assert computed_after == sorted(computed_after)
+    assert computed_after[0] >= 1
+    assert len(segmenter.calls) == finished.receipt.counts["ok"] + finished.receipt.counts["empty"]
+
+
+def test_a_traced_shard_gives_the_rows_of_any_other(run: Storage) -> None:
+    shard, worker = Plan(1, 17, 17, "", "", "")[0], ShardWorker(run, PlantedSegmenter(), LIMITS, {})
+    plain, traced = worker.run_shard(shard), worker.run_shard(shard, announce=lambda _: None)
+    assert plain.receipt.images.sha256 == traced.receipt.images.sha256
+    assert plain.receipt.instances.sha256 == traced.receipt.instances.sha256
+
+
+def test_a_convicted_image_is_not_touched_and_its_neighbours_are_kept(run: Storage) -> None:
+    shard, worker = Plan(1, 17, 17, "", "", "")[0], ShardWorker(run, PlantedSegmenter(), LIMITS, {})
+    whole = read_table(run, worker.run_shard(shard).receipt.images.path).to_pylist()
+    row = next(n for n, image in enumerate(whole) if image["status"] == "ok")
+    Path(whole[row]["uri"]).unlink()  # who looked at it would find `not_found`
+    verdict = ItemError("worker_crash", "it did it")
+    again = worker.run_shard(shard, convicted={row: verdict}).receipt
+    images = read_table(run, again.images.path).to_pylist()
+    assert (images[row]["status"], images[row]["error"]) == ("failed", "worker_crash")
+    assert images[row]["message"] == "it did it"
+    assert images[:row] + images[row + 1 :] == whole[:row] + whole[row + 1 :]
+
+
+def test_an_image_tried_alone_is_alone_and_leaves_no_trace(run: Storage) -> None:
+    segmenter = Sequential()
+    worker = ShardWorker(run, segmenter, LIMITS, {})
+    worker.try_alone(Plan(1, 17, 17, "", "", "")[0], 5)
+    assert segmenter.calls == [1]
+    assert run.list("shards") == run.list("receipts") == []
+
+
+def test_a_worker_told_to_go_hands_its_shard_back(run: Storage) -> None:
+    segmenter = Sequential()
+    worker = ShardWorker(run, segmenter, LIMITS, {})
+    segmenter.before = worker.go
+    with pytest.raises(HandedBackError):
+        worker.run_shard(Plan(1, 17, 17, "", "", "")[0])
+    assert run.list("receipts") == []
+
+
+def test_steps_grow_as_long_as_there_is_progress(run: Storage) -> None:
+    seen: list[int] = []
+    worker = ShardWorker(run, Sequential(lambda: seen.append(worker.steps)), LIMITS, {})
+    worker.run_shard(Plan(1, 17, 17, "", "", "")[0])
+    assert seen == sorted(set(seen))
+
+
+@pytest.fixture
+def forbidden(tmp_path: Path) -> Callable[[int, int], ShardWorker]:
+    """A run of which the first inputs may not be read, as the store says."""
+
+    def make(rows: int, refused: int) -> ShardWorker:
+        images = tmp_path / "images"
+        write_planted(images, 1, seed=3)
+        whole = (images / "planted-000000.png").read_bytes()
+        for row in range(rows):
+            (images / f"a{row:04d}.png").write_bytes(whole)
+        (images / "planted-000000.png").unlink()
+        storage = Storage(str(tmp_path / "run"))
+        write_manifest(storage, read_inputs(str(images), images_root=None, limit=None).table)
+
+        def decode(data: bytes, limits: Limits) -> DecodedImage:
+            nonlocal refused
+            refused -= 1
+            if refused >= 0:
+                raise ItemError("access_denied", "403")
+            return decode_image(data, limits)
+
+        return ShardWorker(storage, PlantedSegmenter(), LIMITS, {}, decode=decode)
+
+    return make
+
+
+def test_a_shard_in_which_the_store_refused_inputs_is_withheld(
+    forbidden: Callable[[int, int], ShardWorker], tmp_path: Path
+) -> None:
+    finished = forbidden(20, 3).run_shard(Plan(1, 20, 20, "", "", "")[0], withhold=True)
+    assert not finished.committed
+    assert finished.storage_failures == {"access_denied": 3}
+    assert "403" in finished.example
+    storage = Storage(str(tmp_path / "run"))
+    assert storage.list("receipts") == []
+    commit(storage, finished.receipt)
+    assert len(standing_receipts(storage)) == 1
+
+
+@pytest.mark.parametrize(("refused", "stops"), [(99, False), (100, True)])
+def test_half_of_200_refused_inputs_stop_a_shard(
+    forbidden: Callable[[int, int], ShardWorker], refused: int, stops: bool
+) -> None:
+    worker, shard = forbidden(200, refused), Plan(1, 200, 200, "", "", "")[0]
+    if stops:
+        with pytest.raises(StoreFailingError, match="100 of the last 200 images failed with access_denied"):
+            worker.run_shard(shard)
+    else:
+        assert worker.run_shard(shard).receipt.counts["failed"] == 99
 
 
 def test_nothing_counts_without_its_receipt(run: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

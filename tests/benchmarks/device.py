@@ -442,7 +442,7 @@ def worker(case: Case, as_bytes: Sequence[Tensor], resident: Resident) -> Iterat
         case.wait()
         started = time.perf_counter()
         with ThreadPoolExecutor(2) as pool:
-            passes.append(list(pool.map(worker.run_shard, plan)))
+            passes.append([finished.receipt for finished in pool.map(worker.run_shard, plan)])
         return time.perf_counter() - started
 
     def alone() -> float:

@@ -132,16 +132,20 @@ def test_a_driver_that_dies_in_mid_run_is_continued(
 
 def test_a_worker_that_dies_is_replaced(images: Path, undisturbed: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    command = ["segment", str(images), str(output), "--model", "planted:0.08", "--actors", "1"]
+    command = ["segment", str(images), str(output), "--model", "planted:0.08", "--actors", "1", "--json"]
     driver = subprocess.Popen(
-        [sys.executable, "-m", "maskrcnn_jobs", *command], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "maskrcnn_jobs", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     [first, *_] = wait_for_receipts(output, 1, driver)
     worker = json.loads((output / "receipts" / first).read_text())["execution"]["pid"]
     os.kill(worker, signal.SIGKILL)
-    _, said = driver.communicate(timeout=120)
+    printed, said = driver.communicate(timeout=120)
     assert driver.returncode == 1, said
-    assert "an actor died on shard" in said
+    assert "an actor ended on shard" in said
+    assert json.loads(printed)["images"] == 61  # and nothing of what Ray has to say of dead workers
     workers = {json.loads(path.read_text())["execution"]["pid"] for path in (output / "receipts").iterdir()}
     assert len(workers) == 2
     assert parts(output) == parts(undisturbed)

@@ -1,0 +1,242 @@
+"""The frozen inputs of a run: written once, read by ranges of rows and by shards.
+
+`manifest.parquet` has all of them. A retry adds a list of the rows that it redoes, each with what the store said of
+the input when the retry was planned: a file that was replaced by a sound one is processed as it was then.
+"""
+
+import hashlib
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from .errors import RunError
+from .plan import Plan, Shard, plan_file, read_generation, rows_file
+from .schema import METADATA
+from .storage import Storage
+
+FILE_NAME: Final = "manifest.parquet"
+ROW_GROUP: Final = 8192
+"""Rows of a row group of the frozen manifest: what an actor reads to learn its shard."""
+ROWS: Final = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("bytes", pa.int64()),
+        pa.field("etag", pa.string()),
+    ],
+    metadata=METADATA,
+)
+"""A retry's list: rows of the manifest, ascending, and what the store says of each input, null where nothing."""
+
+
+def write_manifest(storage: Storage, table: pa.Table) -> str:
+    """Write `manifest.parquet`, the same bytes for the same table, and return its sha256, hex.
+
+    Raises:
+        RunError: the store failed.
+    """
+    data = _parquet(table)
+    storage.write(FILE_NAME, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def check_manifest(storage: Storage, plan: Plan) -> None:
+    """Compare `manifest.parquet` with the digest in a plan.
+
+    Raises:
+        RunError: it is missing, or another one.
+    """
+    try:
+        with storage.open(FILE_NAME) as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except FileNotFoundError as error:
+        raise RunError(f"{storage.url}/{FILE_NAME} is missing; {_RESTORE}") from error
+    if digest.hexdigest() != plan.manifest_sha256:
+        raise RunError(f"{storage.url}/{FILE_NAME} is not the one that was planned; {_RESTORE}")
+
+
+_CHUNK_BYTES: Final = 16 * 2**20
+_RESTORE: Final = "restore it, or start again in an empty directory"
+
+
+def write_rows(storage: Storage, generation: int, table: pa.Table) -> str:
+    """Write the list of a retry, of schema `ROWS`, and return its sha256, hex.
+
+    Raises:
+        RunError: the store failed.
+    """
+    data = _parquet(table.cast(ROWS))
+    digest = hashlib.sha256(data).hexdigest()
+    storage.write(rows_file(generation, digest), data)
+    return digest
+
+
+def read_rows(storage: Storage, plan: Plan) -> pa.Table:
+    """Return the list of a retry, of schema `ROWS`.
+
+    Raises:
+        ValueError: the plan is of the first generation.
+        RunError: the list is missing, or not the one that the plan names.
+    """
+    if plan.rows_file is None:
+        raise ValueError("the first generation has no list")
+    try:
+        data = storage.read(plan.rows_file)
+    except FileNotFoundError as error:
+        raise RunError(f"{storage.url}/{plan.rows_file} is missing; {_RESTORE}") from error
+    if hashlib.sha256(data).hexdigest() != plan.rows_sha256:
+        raise RunError(f"{storage.url}/{plan.rows_file} is not the one that was planned; {_RESTORE}")
+    return pq.read_table(pa.BufferReader(data)).combine_chunks()
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    table = table.replace_schema_metadata(METADATA)
+    pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+class ManifestReader:
+    """The frozen manifest of a run, of which only the row groups that are asked for are read.
+
+    Not for several threads at once.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RunError: the store failed.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._source = storage.open(FILE_NAME)
+        self._file = pq.ParquetFile(self._source, pre_buffer=True)
+        groups = self._file.metadata.num_row_groups
+        sizes = [self._file.metadata.row_group(i).num_rows for i in range(groups)]
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+        self._last: tuple[int, pa.Table] = (-1, self.schema.empty_table())
+
+    @property
+    def num_rows(self) -> int:
+        """How many inputs there are."""
+        return int(self._starts[-1])
+
+    @property
+    def schema(self) -> pa.Schema:
+        """`schema.MANIFEST` and the user's further columns."""
+        return self._file.schema_arrow
+
+    def rows(self, start: int, stop: int) -> pa.Table:
+        """Return the rows from `start` to before `stop`.
+
+        Raises:
+            ValueError: they are not all there.
+        """
+        if not 0 <= start <= stop <= self.num_rows:
+            raise ValueError(f"rows {start} to {stop} of {self.num_rows}")
+        first = np.searchsorted(self._starts, start, side="right") - 1
+        end = np.searchsorted(self._starts, stop, side="left")
+        pieces = [self.schema.empty_table()]
+        for group in range(int(first), int(end) if stop > start else 0):
+            table, low = self._group(group), int(self._starts[group])
+            inside = max(start - low, 0)
+            pieces.append(table.slice(inside, stop - low - inside))
+        return pa.concat_tables(pieces).combine_chunks()
+
+    def take(self, rows: NDArray[np.int64]) -> pa.Table:
+        """Return single rows, (N,) int64 in ascending order.
+
+        Raises:
+            ValueError: one is not there, or they do not ascend.
+        """
+        if len(rows) and not (rows[0] >= 0 and rows[-1] < self.num_rows and (np.diff(rows) > 0).all()):
+            raise ValueError(f"rows {rows} of {self.num_rows}, or not in ascending order")
+        groups = np.searchsorted(self._starts, rows, side="right") - 1
+        pieces = [self.schema.empty_table()]
+        for of_group in np.split(rows, np.flatnonzero(np.diff(groups)) + 1) if len(rows) else ():
+            group = int(np.searchsorted(self._starts, of_group[0], side="right")) - 1
+            pieces.append(self._group(group).take(pa.array(of_group - self._starts[group])))
+        return pa.concat_tables(pieces).combine_chunks()
+
+    def _group(self, group: int) -> pa.Table:
+        if self._last[0] != group:
+            self._last = (group, self._file.read_row_group(group))
+        return self._last[1]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ShardReader:
+    """The inputs of shards, of whatever generation.
+
+    Not for several threads at once.
+
+    Raises:
+        FileNotFoundError: there is no manifest.
+        RunError: the store failed.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._manifest = ManifestReader(storage)
+        self._lists: dict[int, pa.Table] = {}
+
+    def rows(self, shard: Shard) -> tuple[NDArray[np.int64], pa.Table]:
+        """Return the inputs of a shard.
+
+        Returns:
+            The numbers of its rows in the manifest, (N,) int64, ascending; and those rows of the manifest, where of
+            a retry `bytes` and `etag` are what the store said when the retry was planned.
+
+        Raises:
+            ValueError: the shard's rows are not all there.
+            RunError: the list of a retry is missing, or not the one that was planned.
+        """
+        if shard.generation == 1:
+            return np.arange(shard.start, shard.stop), self._manifest.rows(shard.start, shard.stop)
+        listed = self._list(shard.generation)
+        if not 0 <= shard.start <= shard.stop <= len(listed):
+            raise ValueError(f"rows {shard.start} to {shard.stop} of {len(listed)} in a retry")
+        listed = listed.slice(shard.start, len(shard)).combine_chunks()
+        rows = listed["row"].to_numpy()
+        table = self._manifest.take(rows)
+        for name in ("bytes", "etag"):
+            table = table.set_column(
+                table.schema.get_field_index(name), table.schema.field(name), listed[name]
+            )
+        return rows, table
+
+    def _list(self, generation: int) -> pa.Table:
+        if generation not in self._lists:
+            plan = read_generation(self._storage, generation)
+            if plan is None:
+                raise RunError(f"{self._storage.url}/{plan_file(generation)} is missing; {_RESTORE}")
+            self._lists[generation] = read_rows(self._storage, plan)
+        return self._lists[generation]
+
+    def close(self) -> None:
+        """Close the manifest."""
+        self._manifest.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,316 @@
+"""What must hold of the rows of a finished run: functions of values, each of which yields what does not.
+
+Arrays of whole chunks, not rows one by one: ten million images are checked in minutes. The tables have the schemas of
+`schema.IMAGES` and `schema.INSTANCES`, and their texts are UTF-8; a reader makes sure of both.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from .errors import ERROR_CODES
+from .schema import INSTANCES_PER_IMAGE
+from .stats import STATUSES
+from .unrle import ReadMasks, read_masks
+
+_BITS: Final = {pa.float16(): pa.int16(), pa.float32(): pa.int32(), pa.float64(): pa.int64()}
+_MASKS_AT_ONCE: Final = 1024
+"""Some hundred thousand run lengths: they stay in the processor's cache."""
+
+
+class Fault(NamedTuple):
+    """One thing that does not hold."""
+
+    where: str
+    """A path, or an image or an instance by its id."""
+    line: str
+    """One line for a person."""
+
+
+def _faults(
+    wrong: NDArray[np.bool_], where: Callable[[int], str], line: Callable[[int], str]
+) -> Iterator[Fault]:
+    for i in np.flatnonzero(wrong).tolist():
+        yield Fault(where(i), line(i))
+
+
+# Images
+
+
+class Placed(NamedTuple):
+    """Where rows of `images` stand in the manifest."""
+
+    positions: NDArray[np.int64]
+    """(N,) from the beginning of the expected rows; -1 where a row is none of them."""
+    passed: int
+    """How many of the expected rows these have dealt with: the next rows are expected from there."""
+
+
+def place(found: NDArray[np.int64], expected: NDArray[np.int64]) -> Placed:
+    """Find rows of `images` by their ids among the next rows of the manifest.
+
+    >>> place(np.array([7, 9]), np.array([7, 8, 9, 10]))
+    Placed(positions=array([0, 2]), passed=3)
+
+    Args:
+        found: (N,) ids as they stand in `images`.
+        expected: (M,) the ids of the manifest's next rows, all different; more than N, so that what follows a
+            lost row is recognised.
+    """
+    if np.array_equal(found, expected[: len(found)]):
+        return Placed(np.arange(len(found)), len(found))
+    if not len(expected):
+        return Placed(np.full(len(found), -1), 0)
+    order = np.argsort(expected, kind="stable")
+    at = order[np.minimum(np.searchsorted(expected, found, sorter=order), len(expected) - 1)]
+    positions = np.where(expected[at] == found, at, -1)
+    return Placed(positions, int(positions.max(initial=-1)) + 1 or min(len(found), len(expected)))
+
+
+def place_faults(found: NDArray[np.int64], expected: NDArray[np.int64], placed: Placed) -> Iterator[Fault]:
+    """Yield the rows that are lost, doubled, foreign or out of order."""
+    positions = placed.positions
+    before = np.maximum.accumulate(np.concatenate([[-1], positions]))[:-1]
+    again = np.ones(len(positions), np.bool_)
+    again[np.unique(positions, return_index=True)[1]] = False
+    for i in np.flatnonzero(positions <= before).tolist():
+        if positions[i] < 0:
+            line = "the manifest has no such row, or has it elsewhere"
+        else:
+            line = "stands there again" if again[i] else "is not in the order of the manifest"
+        yield Fault(f"image {found[i]}", line)
+    if (positions >= 0).any():
+        lost = np.ones(placed.passed, np.bool_)
+        lost[positions[positions >= 0]] = False
+        yield from _faults(lost, lambda i: f"image {expected[i]}", lambda _: "is missing")
+
+
+def carried_faults(images: pa.Table, inputs: pa.Table, names: list[str]) -> Iterator[Fault]:
+    """Yield the values that the manifest has otherwise, for rows of `images` and the same rows of the manifest.
+
+    Args:
+        names: the columns that must be equal.
+    """
+    for name in names:
+        ours, theirs = (_comparable(table[name]) for table in (images, inputs))
+        if ours.equals(theirs):
+            continue
+        # Nested values with NaN are never equal for Arrow.
+        pairs = zip(images[name].to_pylist(), inputs[name].to_pylist(), strict=True)
+        for row, (a, b) in enumerate(pairs):
+            if repr(a) != repr(b):
+                line = f"{name} is {_short(a)}, in the manifest {_short(b)}"
+                yield Fault(f"image {images['image_id'][row]}", line)
+
+
+def _comparable(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array, floats by their bits: NaN equals no number, nor itself."""
+    array = column.combine_chunks()
+    return array.view(_BITS[array.type]) if array.type in _BITS else array
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def status_faults(images: pa.Table) -> Iterator[Fault]:
+    """Yield the rows of `images` whose status, error, count and size contradict each other."""
+    ids, n = images["image_id"].to_numpy(), images["n_instances"].to_numpy()
+    status, error = (images[name].to_pylist() for name in ("status", "error"))
+    ok, empty, failed = (pc.equal(images["status"], name).to_numpy() for name in STATUSES)
+    has_error = pc.is_valid(images["error"]).to_numpy()
+    partial = pc.fill_null(pc.equal(images["error"], "partial"), fill_value=False).to_numpy()
+    known = pc.is_in(images["error"], pa.array([*ERROR_CODES, None], pa.string())).to_numpy()
+    sized = np.ones(len(images), np.bool_)
+    for side in ("width", "height"):
+        sized &= pc.fill_null(pc.greater(images[side], 0), fill_value=False).to_numpy()
+
+    rules: tuple[tuple[NDArray[np.bool_], Callable[[int], str]], ...] = (
+        (~(ok | empty | failed), lambda i: f"the status is {_short(status[i])}"),
+        (failed & ~has_error, lambda _: "failed without an error"),
+        (failed & partial, lambda _: "failed with the error 'partial'"),
+        (~failed & has_error & ~partial, lambda i: f"{status[i]} with the error {_short(error[i])}"),
+        (~known, lambda i: f"there is no error code {_short(error[i])}"),
+        (ok & (n <= 0), lambda i: f"ok with n_instances {n[i]}"),
+        ((empty | failed) & (n != 0), lambda i: f"{status[i]} with n_instances {n[i]}"),
+        (~failed & ~sized, lambda i: f"{status[i]} without a width and a height"),
+    )
+    for wrong, line in rules:
+        yield from _faults(wrong, lambda i: f"image {ids[i]}", line)
+
+
+# Instances
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive rows of `images`, and the rows of `instances` whose ids are theirs."""
+
+    first: int
+    """The row of the manifest, from 0, of the first image."""
+    images: pa.Table
+    instances: pa.Table
+    """In the order of the file; before the first chunk's first id and after a part's last, whatever stands there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a model may find, by the run's record."""
+
+    categories: Mapping[int, str]
+    """Names by id."""
+    min_score: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Owned:
+    """The columns of a chunk's instances, and those of their images."""
+
+    id: NDArray[np.int64]
+    number: NDArray[np.int64]
+    """Within the image, from 0, by the id."""
+    image: NDArray[np.int64]
+    """The chunk's image, from 0; where `astray` is set, 0."""
+    astray: NDArray[np.bool_]
+    image_id: NDArray[np.int64]
+    """That of the image."""
+    height: NDArray[np.int64]
+    """Of the image; 0 where it has none."""
+    width: NDArray[np.int64]
+
+
+def instance_faults(chunk: Chunk, previous_id: int, found: Found) -> Iterator[Fault]:
+    """Yield what does not hold of a chunk's instances, each by itself and against its image.
+
+    Args:
+        previous_id: that of the instance before the first; 0 where there is none.
+    """
+    table, owned = chunk.instances.combine_chunks(), _owned(chunk)
+    n = chunk.images["n_instances"].to_numpy()
+    count = np.bincount(owned.image[~owned.astray], minlength=len(n))
+    yield from _faults(
+        count != n,
+        lambda i: f"image {chunk.images['image_id'][i]}",
+        lambda i: f"n_instances is {n[i]}, and {count[i]} rows are in instances",
+    )
+    if not len(table):
+        return
+    rules = [*_identity_rules(table, owned, previous_id), *_value_rules(table, owned, found)]
+    for wrong, line in (*rules, *_mask_rules(table, owned)):
+        yield from _faults(wrong, lambda i: f"instance {owned.id[i]}", line)
+
+
+_Rule = tuple[NDArray[np.bool_], Callable[[int], str]]
+
+
+def _owned(chunk: Chunk) -> _Owned:
+    ids = chunk.instances["id"].to_numpy()
+    row, number = np.divmod(ids - 1, INSTANCES_PER_IMAGE)
+    image = row - chunk.first
+    astray = (image < 0) | (image >= len(chunk.images))
+    image = np.where(astray, 0, image)
+
+    def of_image(name: str) -> NDArray[np.int64]:
+        column = pc.fill_null(chunk.images[name], 0).to_numpy().astype(np.int64)
+        return column[image] if len(column) else np.zeros(len(ids), np.int64)
+
+    return _Owned(ids, number, image, astray, *map(of_image, ("image_id", "height", "width")))
+
+
+def _identity_rules(table: pa.Table, owned: _Owned, previous_id: int) -> Iterator[_Rule]:
+    """Yield the rules by which an instance is one of its image, and there once."""
+    before = np.concatenate([[previous_id], owned.id[:-1]])
+    yield owned.id <= before, lambda i: f"stands after instance {before[i]}: doubled, or out of order"
+    yield owned.astray, lambda _: "by its id it is of no image that stands here"
+    image_id = table["image_id"].to_numpy()
+    yield (
+        ~owned.astray & (image_id != owned.image_id),
+        lambda i: f"image_id is {image_id[i]}, by its id it is of image {owned.image_id[i]}",
+    )
+    instance = table["instance"].to_numpy()
+    begins = np.flatnonzero(np.diff(owned.image, prepend=-1))
+    nth = np.arange(len(table)) - np.repeat(begins, np.diff(begins, append=len(table)))
+    yield (
+        ~owned.astray & ((instance != owned.number) | (instance != nth)),
+        lambda i: f"instance is {instance[i]}, by its id {owned.number[i]}; its image has {nth[i]} before it",
+    )
+
+
+def _value_rules(table: pa.Table, owned: _Owned, found: Found) -> Iterator[_Rule]:
+    """Yield the rules of category, score and box."""
+    ids = np.array(sorted(found.categories), np.int64)
+    names = pa.array([found.categories[i] for i in ids.tolist()], pa.string())
+    category = table["category_id"].to_numpy().astype(np.int64)
+    at = np.minimum(np.searchsorted(ids, category), len(ids) - 1)
+    name = table["category"].cast(pa.string()).combine_chunks()
+    right = (ids[at] == category) & pc.equal(name, names.take(pa.array(at))).to_numpy(zero_copy_only=False)
+    yield ~right, lambda i: f"the run has no category {category[i]} {_short(name[i].as_py())}"
+
+    score = table["score"].to_numpy()
+    inside = (score >= np.float32(found.min_score)) & (score <= 1)
+    yield ~inside, lambda i: f"score is {score[i]}, the least that is stored {found.min_score}"
+
+    box = [side.to_numpy() for side in table["box"].combine_chunks().flatten()]
+    finite = np.logical_and.reduce([np.isfinite(side) for side in box])
+    yield ~finite | (box[0] > box[2]) | (box[1] > box[3]), lambda i: f"box is {[float(s[i]) for s in box]}"
+
+    same = np.concatenate([[False], (np.diff(owned.image) == 0) & ~owned.astray[1:] & ~owned.astray[:-1]])
+    wrong = np.zeros(len(table), np.bool_)
+    for key in (-score, category, *box):
+        lower = np.concatenate([[False], key[1:] < key[:-1]])
+        equal = np.concatenate([[False], key[1:] == key[:-1]])
+        wrong |= same & lower
+        same &= equal
+    yield wrong, lambda _: "comes before the one above it by score, category and box"
+
+
+def _mask_rules(table: pa.Table, owned: _Owned) -> Iterator[_Rule]:
+    """Yield the rules by which a mask is one of its image, and area, box and edge are its own."""
+    frame = pc.is_valid(table["frame"]).to_numpy()
+    yield frame, lambda _: "has a frame, for images of 2^32 pixels and more: this version writes none"
+    size, texts = table["segmentation"].combine_chunks().flatten()
+    pair = pc.equal(pc.list_value_length(size), 2).to_numpy(zero_copy_only=False)
+    height, width = np.zeros((2, len(table)), np.int64)
+    height[pair], width[pair] = size.filter(pa.array(pair)).flatten().to_numpy().reshape(-1, 2).T
+    fits = pair & (height == owned.height) & (width == owned.width)
+    yield (
+        ~owned.astray & ~fits,
+        lambda i: (
+            f"segmentation.size is {size[i].as_py()}, the image's [{owned.height[i]}, {owned.width[i]}]"
+        ),
+    )
+    masks = _read(texts, height, width)
+    yield ~masks.intact, lambda i: f"counts are no mask of {height[i]} x {width[i]} pixels"
+
+    area = table["area"].to_numpy()
+    yield (
+        masks.intact & (area != masks.areas),
+        lambda i: f"area is {area[i]}, that of the mask {masks.areas[i]}",
+    )
+    box = np.stack([side.to_numpy() for side in table["mask_box"].combine_chunks().flatten()], axis=1)
+    yield (
+        masks.intact & (box != masks.boxes).any(axis=1),
+        lambda i: f"mask_box is {box[i].tolist()}, that of the mask {masks.boxes[i].tolist()}",
+    )
+    edge = table["edge"].to_numpy()
+    xmin, ymin, xmax, ymax = masks.boxes.T
+    touches = ((xmin == 0) | (ymin == 0) | (xmax == width) | (ymax == height)) & (xmax > 0)
+    yield masks.intact & (edge != touches), lambda i: f"edge is {edge[i]}, the mask says {touches[i]}"
+
+
+def _read(texts: pa.StringArray, height: NDArray[np.int64], width: NDArray[np.int64]) -> ReadMasks:
+    pieces = []
+    for start in range(0, len(texts), _MASKS_AT_ONCE):
+        piece = texts.slice(start, _MASKS_AT_ONCE)
+        _, offsets, data = piece.buffers()
+        bounds = np.frombuffer(offsets, np.int32)[piece.offset : piece.offset + len(piece) + 1]
+        text = np.frombuffer(data or b"", np.uint8)
+        inside = slice(start, start + _MASKS_AT_ONCE)
+        pieces.append(read_masks(text, bounds, height[inside], width[inside]))
+    return ReadMasks(*map(np.concatenate, zip(*pieces, strict=True)))

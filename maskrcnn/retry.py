@@ -1,0 +1,120 @@
+"""A retry: the failed inputs of a finished run, planned once more as the next generation.
+
+Its list of rows is written first, with what the store says of each input now, so that one which was replaced by a
+sound file is processed; the plan that names the list is the commit point. Until the retry is reduced, the tables of
+the generation before stand.
+"""
+
+import datetime
+import functools
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from .config import default_shard_images
+from .errors import ERROR_CODES, ItemError, RunError, UsageError
+from .frozen import ROWS, write_rows
+from .ledger import choose
+from .plan import Plan, create_plan
+from .reduce import finished, parts_of
+from .storage import InputStat, Storage, stat_input
+
+
+def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | None = None) -> Plan | None:
+    """Plan the failed inputs of a finished run once more.
+
+    Args:
+        plans: of all generations.
+        only: codes of the failures to retry; None: all.
+
+    Returns:
+        The plan of the next generation, another's if two retry at once; None where nothing is to be retried.
+
+    Raises:
+        UsageError: the latest generation is not finished, `maskrcnn gc` removed what a retry needs, or a code is none.
+        RunError: the store failed.
+    """
+    latest = plans[-1]
+    if only is not None and (unknown := sorted(set(only) - ERROR_CODES.keys())):
+        raise UsageError(
+            f"--only: no code {', '.join(unknown)}; the codes are {', '.join(sorted(ERROR_CODES))}"
+        )
+    success = finished(storage, latest)
+    if success is None:
+        raise UsageError(f"{storage.url} is not finished; continue it with `maskrcnn segment`")
+    gone = sum(map(len, plans)) - sum(map(len, choose(storage, plans)))
+    if gone:
+        raise UsageError(
+            f"{storage.url}: the files of {gone} shards are gone (`maskrcnn gc` removes all of them); "
+            "without them the tables cannot be made again, so nothing can be retried"
+        )
+    rows, uris = failed_inputs(storage, success, only)
+    if not len(rows):
+        return None
+    with ThreadPoolExecutor(32) as pool:
+        stats = list(pool.map(_stat, uris))
+    table = pa.table(
+        [rows, [stat and stat.bytes for stat in stats], [stat and stat.etag for stat in stats]], schema=ROWS
+    )
+    generation = latest.generation + 1
+    return create_plan(
+        storage,
+        Plan(
+            generation,
+            len(rows),
+            min(plans[0].shard_images, default_shard_images(len(rows))),
+            latest.manifest_sha256,
+            latest.digest,
+            datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            write_rows(storage, generation, table),
+        ),
+    )
+
+
+def failed_inputs(
+    storage: Storage, success: dict[str, Any], only: Collection[str] | None
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the rows of the manifest whose inputs failed, with these codes if any are named, and their uris."""
+    rows, uris = [np.empty(0, np.int64)], []
+    start = 0
+    with ThreadPoolExecutor(8) as pool:
+        search = functools.partial(_failed_of_part, storage, only)
+        for n_rows, positions, of_part in pool.map(search, (part.images for part in parts_of(success))):
+            rows.append(start + positions)
+            uris += of_part
+            start += n_rows
+    if start != success["counts"]["images"]:
+        raise RunError(
+            f"{storage.url}: the tables have {start} images, `_SUCCESS` {success['counts']['images']}"
+        )
+    return np.concatenate(rows), uris
+
+
+def _failed_of_part(
+    storage: Storage, only: Collection[str] | None, path: str
+) -> tuple[int, NDArray[np.int64], list[str]]:
+    """Return how many rows a part has, which of them failed, and their uris."""
+    try:
+        with storage.open(path) as stored:
+            images = pq.read_table(stored, columns=["status", "error", "uri"])
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise RunError(
+            f"{storage.url}/{path} is missing or broken; `maskrcnn reduce` writes it again"
+        ) from error
+    wanted = pc.equal(images["status"], "failed")
+    if only is not None:
+        wanted = pc.and_(wanted, pc.is_in(images["error"], pa.array(sorted(only), pa.string())))
+    return len(images), np.flatnonzero(wanted.to_numpy()), images["uri"].filter(wanted).to_pylist()
+
+
+def _stat(uri: str) -> InputStat | None:
+    try:
+        return stat_input(uri)
+    except ItemError:  # it will fail again, with its code
+        return None

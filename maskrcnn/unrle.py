@@ -1,0 +1,133 @@
+"""COCO's compressed run lengths read back: areas and boxes of a column of masks, and which of them are none.
+
+The inverse of `rle`, for texts that may be damaged: `maskApi.c` of pycocotools reads beyond the end of a text that
+is cut off, and divides by a height of zero. Whole columns at once, at the speed of numpy.
+
+Reference: `rleFrString`, `rleArea` and `rleToBbox` in `maskApi.c`.
+"""
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .rle import MAX_PIXELS
+
+_MAX_GROUPS: Final = 7
+"""Of five bits: more are in no count of an image below 2^32 pixels, nor in the difference of two."""
+
+
+class ReadMasks(NamedTuple):
+    """What N texts say."""
+
+    intact: NDArray[np.bool_]
+    """(N,) whether it is a mask of exactly the image's pixels; where not, area and box are zeros."""
+    areas: NDArray[np.int64]
+    """(N,) pixels."""
+    boxes: NDArray[np.int32]
+    """(N, 4) xmin, ymin, xmax, ymax of the mask's pixels, the last two exclusive; zeros where it is empty."""
+
+
+def read_masks(
+    text: NDArray[np.uint8], offsets: NDArray[Any], heights: NDArray[Any], widths: NDArray[Any]
+) -> ReadMasks:
+    """Measure masks that are given by their compressed run lengths.
+
+    Args:
+        text: all texts, one behind the other.
+        offsets: (N + 1,) where each begins in `text`, and where the last ends.
+        heights: (N,) of the images, pixels.
+        widths: (N,) of the images, pixels.
+    """
+    n = len(offsets) - 1
+    text = text[offsets[0] : offsets[-1]]
+    bounds = (offsets - offsets[0]).astype(np.int64)
+    heights, pixels = heights.astype(np.int64), heights.astype(np.int64) * widths.astype(np.int64)
+    sound = (heights > 0) & (widths > 0) & (pixels <= MAX_PIXELS) & (bounds[1:] > bounds[:-1])
+
+    numbers, first, faulty = _numbers(text, bounds)
+    lengths = np.diff(first)
+    owner = np.repeat(np.arange(n), lengths)
+    odd = (np.arange(len(numbers)) - np.repeat(first[:-1], lengths)) & 1
+    counts = _undone(numbers, first, odd)
+    faulty |= (counts < 0) | (counts > MAX_PIXELS)
+    sound[owner[faulty]] = False
+    counts[np.repeat(~sound, lengths)] = 0  # they could overflow what follows
+    before = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    sound &= before[first[1:]] - before[first[:-1]] == pixels
+
+    runs = np.flatnonzero((odd > 0) & (counts > 0))
+    runs = runs[sound[owner[runs]]]
+    of, length = owner[runs], counts[runs]
+    start = before[runs] - before[first[:-1]][of]
+    areas = np.bincount(of, length, minlength=n).astype(np.int64)  # exact: sums below 2^53
+    return ReadMasks(sound, areas, _boxes(of, start, start + length - 1, heights))
+
+
+def _numbers(
+    text: NDArray[np.uint8], bounds: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the numbers of all texts, where each text's begin (and the last's end), and which cannot be right."""
+    digits = text - np.uint8(48)
+    last = digits & 32 == 0
+    cut = bounds[1:][bounds[1:] > bounds[:-1]] - 1
+    cut = cut[~last[cut]]
+    last[cut] = True  # a text that stops within a number takes nothing of the next
+    end = np.flatnonzero(last)
+    start = np.empty_like(end)
+    start[:1] = 0
+    start[1:] = end[:-1] + 1
+    groups = end - start + 1
+    faulty = groups > _MAX_GROUPS
+    faulty[np.searchsorted(end, cut)] = True
+    faulty[np.searchsorted(end, np.flatnonzero(digits > 63))] = True
+
+    numbers = (digits[start] & 31).astype(np.int64)
+    for group in range(1, _MAX_GROUPS):
+        longer = np.flatnonzero(groups > group)
+        numbers[longer] |= (digits[start[longer] + group] & 31).astype(np.int64) << 5 * group
+    numbers -= (digits[end] & 16).astype(np.int64) << 5 * np.minimum(groups, _MAX_GROUPS) - 4
+    return numbers, np.searchsorted(end, bounds), faulty
+
+
+def _undone(
+    numbers: NDArray[np.int64], first: NDArray[np.int64], odd: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the counts, of which each from the fourth on is written as its difference to the one before the last.
+
+    Args:
+        numbers: of all texts.
+        first: where each text's begin, and where the last's end.
+        odd: 1 for the second of a text, the fourth, …; else 0.
+    """
+    sums = np.empty(len(numbers) + 2, np.int64)  # of every second number; two zeros lead
+    sums[:2] = 0
+    np.cumsum(numbers[0::2], out=sums[2::2])
+    np.cumsum(numbers[1::2], out=sums[3::2])
+    # What a sum holds of numbers before the chain's first, which is the text's second number, or third.
+    base = np.repeat(first[:-1] + 2, np.diff(first)) - odd
+    begin = first[:-1][first[1:] > first[:-1]]
+    base[begin] = begin
+    return np.asarray(sums[2:] - sums[base])
+
+
+def _boxes(
+    of: NDArray[np.intp], start: NDArray[np.int64], last: NDArray[np.int64], heights: NDArray[np.int64]
+) -> NDArray[np.int32]:
+    """Return the tight boxes of masks, given the first and the last pixel of each of their runs, column by column."""
+    boxes = np.zeros((len(heights), 4), np.int32)
+    if len(of):
+        height = heights[of]
+        (left, top), (right, bottom) = np.divmod(start, height), np.divmod(last, height)
+        spans = right > left
+        top[spans], bottom[spans] = 0, height[spans] - 1
+        head = np.flatnonzero(np.diff(of, prepend=-1))
+        tail = np.append(head[1:], len(of)) - 1
+        ends = (
+            left[head],
+            np.minimum.reduceat(top, head),
+            right[tail] + 1,
+            np.maximum.reduceat(bottom, head) + 1,
+        )
+        boxes[of[head]] = np.stack(ends, axis=1)
+    return boxes

@@ -1,0 +1,407 @@
+"""The proof that an output is whole: every input exactly once, every file the one that was written, all in agreement.
+
+It rests on what stands in the output alone, and needs neither `shards/` nor `receipts/`: it holds after
+`maskrcnn gc`. A check is a function from the evidence to what it finds wrong; one that builds upon others is done
+where those passed, and is not passed where it was not done.
+"""
+
+import functools
+import io
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, BinaryIO, Final, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from . import coco
+from .evidence import (
+    BLOCK_BYTES,
+    BrokenError,
+    Evidence,
+    chunks,
+    digest_and_size,
+    open_evidence,
+    read_json,
+    reading,
+    row_groups,
+    told,
+    why_unfinished,
+)
+from .frozen import FILE_NAME, ManifestReader
+from .laws import Fault, carried_faults, instance_faults, place, place_faults, status_faults
+from .parts import IMAGES, INSTANCES, File
+from .plan import RUN, run_digest
+from .reduce import COCO, SUCCESS, coco_info
+from .schema import MANIFEST, METADATA, SCHEMA_VERSION, images_schema
+from .stats import STATUSES, Stats
+from .storage import Storage
+
+log = logging.getLogger("maskrcnn")
+
+KEPT_FINDINGS: Final = 20
+"""Of each check; all are counted."""
+FOLDERS: Final = (IMAGES, INSTANCES, "windows", "pieces", "geo", COCO)
+"""What users read: nothing may stand there that `_SUCCESS` does not list."""
+STATS: Final = "stats.json"
+LOOK_AHEAD: Final = 8192
+"""Rows of the manifest beyond those that are expected, among which a row of `images` is looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it must be."""
+
+    check: str
+    """The name of the check that found it."""
+    where: str
+    """A path below the output, or an image or an instance by its id."""
+    line: str
+    """One line for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one check."""
+
+    check: str
+    passed: bool
+    line: str
+    """What was counted; where it did not pass, why not."""
+    findings: int
+    """How many there are, also of those that are not kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is known of an output."""
+
+    unfinished: str | None
+    """Why the run is not finished, in one line; then nothing was checked."""
+    outcomes: tuple[Outcome, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    """The first `KEPT_FINDINGS` of each check."""
+
+    @property
+    def proven(self) -> bool:
+        """Whether all checks were done, and passed."""
+        return self.unfinished is None and all(outcome.passed for outcome in self.outcomes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values: proven, unfinished, checks, findings."""
+        return {
+            "proven": self.proven,
+            "unfinished": self.unfinished,
+            "checks": [asdict(outcome) for outcome in self.outcomes],
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+
+def verify_run(url: str) -> Verdict:
+    """Check a finished run.
+
+    Args:
+        url: its directory, local or remote.
+
+    Raises:
+        UsageError: there is no run.
+        RunError: the store failed.
+    """
+    storage = Storage(url)
+    if unfinished := why_unfinished(storage):
+        return Verdict(unfinished)
+    done: dict[str, Outcome] = {}
+    findings: list[Finding] = []
+    try:
+        evidence = open_evidence(storage)
+    except BrokenError as error:
+        findings.append(Finding("records", *error.fault))
+        done["records"] = Outcome("records", passed=False, line="1 finding", findings=1)
+        done |= {name: _not_done(name, ["records"]) for name, _, _ in CHECKS[1:]}
+        return Verdict(None, tuple(done.values()), tuple(findings))
+    for name, check, needed in CHECKS:
+        if failed := [other for other in needed if not done[other].passed]:
+            done[name] = _not_done(name, failed)
+            continue
+        log.info("checking %s", name)
+        done[name], kept = _conclude(name, check(evidence))
+        findings += kept
+    return Verdict(None, tuple(done.values()), tuple(findings))
+
+
+Checking = Generator[Fault, None, str]
+"""Yields what is wrong, and returns what was counted."""
+
+
+def _conclude(name: str, check: Checking) -> tuple[Outcome, list[Finding]]:
+    """Run a check to its end, and keep the first of its findings."""
+    kept: list[Finding] = []
+    count = 0
+    line = ""
+    while True:
+        try:
+            fault = next(check)
+        except StopIteration as end:
+            line = end.value or line
+            break
+        except BrokenError as error:  # which ends the generator
+            fault = error.fault
+        count += 1
+        if len(kept) < KEPT_FINDINGS:
+            kept.append(Finding(name, *fault))
+    if count:
+        line = f"{count:,} finding{'s' if count > 1 else ''}"
+    return Outcome(name, passed=not count, line=line, findings=count), kept
+
+
+def _not_done(name: str, failed: Sequence[str]) -> Outcome:
+    return Outcome(name, passed=False, line=f"not done, for {' and '.join(failed)} did not pass", findings=0)
+
+
+# Records and files
+
+
+def check_records(evidence: Evidence) -> Checking:
+    """`run.json`, the plans and `_SUCCESS` speak of the same run."""
+    run, inputs, success = evidence.run, evidence.inputs, evidence.success
+    first, latest = evidence.plans[0], evidence.plans[-1]
+    manifest_sha256 = inputs.get("manifest_sha256", first.manifest_sha256)
+    compared = [
+        (RUN, "digest", run["digest"], first.digest),
+        (RUN, "the digest of settings and model", run_digest(run["settings"], run["model"]), first.digest),
+        (RUN, "inputs.rows", inputs.get("rows", first.rows), first.rows),
+        (RUN, "inputs.manifest_sha256", manifest_sha256, first.manifest_sha256),
+        (SUCCESS, "generation", success["generation"], latest.generation),
+        (SUCCESS, "schema_version", success["schema_version"], SCHEMA_VERSION),
+    ]
+    for plan in evidence.plans[1:]:
+        where = f"the plan of generation {plan.generation}"
+        compared.append((where, "digest", plan.digest, first.digest))
+        compared.append((where, "manifest_sha256", plan.manifest_sha256, first.manifest_sha256))
+        if plan.rows_file is not None:
+            sha256, _ = digest_and_size(evidence.storage, plan.rows_file)
+            compared.append((plan.rows_file, "sha256", sha256, plan.rows_sha256))
+    for where, name, found, expected in compared:
+        if found != expected:
+            yield Fault(where, f"{name} is {found}, expected {expected}")
+    plans = f"{len(evidence.plans)} plan{'s' if len(evidence.plans) > 1 else ''}"
+    return f"{RUN}, {plans} and {SUCCESS} are of one run"
+
+
+def check_manifest(evidence: Evidence) -> Checking:
+    """`manifest.parquet` is the one that was planned, with as many rows."""
+    sha256, _ = digest_and_size(evidence.storage, FILE_NAME)
+    if sha256 != evidence.plans[0].manifest_sha256:
+        raise BrokenError(FILE_NAME, f"sha256 is {sha256}, planned was {evidence.plans[0].manifest_sha256}")
+    with reading(FILE_NAME), ManifestReader(evidence.storage) as manifest:
+        rows, schema = manifest.num_rows, manifest.schema
+    if rows != evidence.rows:
+        yield Fault(FILE_NAME, f"has {rows} rows, the plan {evidence.rows}")
+    if list(schema)[: len(MANIFEST)] != list(MANIFEST):
+        yield Fault(FILE_NAME, f"has the columns {', '.join(schema.names)}")
+    yield from _version_faults(FILE_NAME, schema)
+    return f"{rows:,} rows, the ones that were planned"
+
+
+def check_listing(evidence: Evidence) -> Checking:
+    """Nothing stands where users read that `_SUCCESS` does not list."""
+    listed = {*(file.path for file in evidence.files), *evidence.coco}
+    standing = [path for folder in FOLDERS for path in evidence.storage.list(folder)]
+    for path in standing:
+        if path not in listed:
+            yield Fault(path, f"stands there, and {SUCCESS} does not list it")
+    return f"{len(standing):,} files stand in the tables' folders, all of them listed"
+
+
+def check_parts(evidence: Evidence) -> Checking:
+    """Each part that `_SUCCESS` lists is there, with its bytes and rows, in this version's schema."""
+    for path, count in Counter(file.path for file in evidence.files).items():
+        if count > 1:
+            yield Fault(path, f"{SUCCESS} lists it {count} times")
+    for file in told("parts", evidence.files):
+        try:
+            yield from _part_faults(evidence.storage, file)
+        except BrokenError as error:
+            yield error.fault
+    size = sum(file.bytes for file in evidence.files) / 1e6
+    return f"{len(evidence.files):,} of {size:,.1f} MB, each with its sha256, bytes, rows and schema version"
+
+
+def _part_faults(storage: Storage, file: File) -> Iterator[Fault]:
+    sha256, size = digest_and_size(storage, file.path)
+    if (sha256, size) != (file.sha256, file.bytes):
+        # What it holds is not asked: bytes that nobody vouches for prove nothing, and may harm their reader.
+        listed = f"listed are {file.bytes} of {file.sha256}"
+        raise BrokenError(file.path, f"has {size} bytes of sha256 {sha256}, {listed}")
+    with reading(file.path), storage.open(file.path) as stored, pq.ParquetFile(stored) as parquet:
+        rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
+    if rows != file.rows:
+        yield Fault(file.path, f"has {rows} rows, listed are {file.rows}")
+    yield from _version_faults(file.path, schema)
+
+
+def _version_faults(path: str, schema: pa.Schema) -> Iterator[Fault]:
+    for key, expected in METADATA.items():
+        version = (schema.metadata or {}).get(key)
+        if version != expected:
+            yield Fault(path, f"{key.decode()} in its footer is {version!r}, expected {expected!r}")
+
+
+# Rows
+
+
+def check_images(evidence: Evidence) -> Checking:
+    """Each row of the manifest is one row of `images`, in order; it contradicts neither that nor itself."""
+    storage, rows = evidence.storage, evidence.rows
+    counts: Counter[str] = Counter()
+    row = 0
+    with ManifestReader(storage) as manifest:
+        schema = images_schema(manifest.schema)
+        # What a retry knows of `bytes` and `etag` is newer.
+        names = [name for name in manifest.schema.names if name not in ("image_id", "bytes", "etag")]
+        for part in told("images", evidence.parts):
+            for table in row_groups(storage, part.images, schema):
+                ids = table["image_id"].to_numpy()
+                inputs = manifest.rows(row, min(row + len(ids) + LOOK_AHEAD, rows))
+                expected = inputs["image_id"].to_numpy()
+                placed = place(ids, expected)
+                yield from place_faults(ids, expected, placed)
+                known = np.flatnonzero(placed.positions >= 0)
+                theirs = inputs.take(pa.array(placed.positions[known]))
+                yield from carried_faults(table.take(pa.array(known)), theirs, names)
+                yield from status_faults(table)
+                counts.update(table["status"].to_pylist())
+                row += placed.passed
+        for start in range(row, rows, LOOK_AHEAD):
+            for image_id in manifest.rows(start, min(start + LOOK_AHEAD, rows))["image_id"].to_pylist():
+                yield Fault(f"image {image_id}", "is missing")
+    by_status = ", ".join(f"{counts[status]:,} {status}" for status in STATUSES)
+    return f"{rows:,} rows, each manifest row exactly once and in order: {by_status}"
+
+
+def check_instances(evidence: Evidence) -> Checking:
+    """Each instance is there once, belongs to its image, and is measured as its mask says."""
+    count, last_id = 0, 0
+    for chunk in chunks("instances", evidence, ("image_id", "n_instances", "height", "width")):
+        yield from instance_faults(chunk, last_id, evidence.found)
+        if len(chunk.instances):
+            count, last_id = count + len(chunk.instances), chunk.instances["id"][-1].as_py()
+    return f"{count:,} rows, ids ascending, as many as n_instances says; areas and boxes are their masks'"
+
+
+def check_statistics(evidence: Evidence) -> Checking:
+    """`stats.json` and the counts of `_SUCCESS` are what the tables add up to."""
+    recorded = read_json(evidence.storage, STATS)
+    stats = Stats.zero(evidence.categories)
+    of_image = ("image_id", "n_instances", "height", "width", "status", "error")
+    of_instance = ("id", "image_id", "category_id", "score", "area", "box")
+    for chunk in chunks("statistics", evidence, of_image, of_instance):
+        stats += Stats.of_tables(chunk.images, chunk.instances, evidence.categories)
+    recomputed = json.loads(json.dumps(stats.to_json()))
+    counts = {"images": evidence.rows, **recomputed["images"]["status"], "instances": stats.instances}
+    yield from _differences(STATS, recorded, recomputed)
+    yield from _differences(f"{SUCCESS}: counts", evidence.success["counts"], counts)
+    return f"{STATS} and the counts of {SUCCESS} are those of the tables"
+
+
+def _differences(where: str, recorded: Any, recomputed: Any) -> Iterator[Fault]:
+    """Yield where two JSON values differ."""
+    if isinstance(recorded, dict) and isinstance(recomputed, dict):
+        for key in sorted({*recorded, *recomputed}):
+            yield from _differences(f"{where}.{key}", recorded.get(key), recomputed.get(key))
+    elif isinstance(recorded, list) and isinstance(recomputed, list) and len(recorded) == len(recomputed):
+        for index, (ours, theirs) in enumerate(zip(recorded, recomputed, strict=True)):
+            yield from _differences(f"{where}[{index}]", ours, theirs)
+    elif type(recorded) is not type(recomputed) or recorded != recomputed:
+        yield Fault(where, f"is {recorded!r:.100}, the tables say {recomputed!r:.100}")
+
+
+# COCO JSON
+
+
+def check_coco(evidence: Evidence) -> Checking:
+    """COCO JSON is what this version writes from the tables, byte for byte."""
+    plans = [coco.plan_files(evidence.parts, mode) for mode in coco.MODES]
+    by_targets = {
+        tuple(t for f in plan for t in (f.dataset_target, f.results_target)): plan for plan in plans
+    }
+    if evidence.coco not in by_targets:
+        raise BrokenError(SUCCESS, f"lists COCO files as no run has them: {', '.join(evidence.coco)}")
+    storage, info = evidence.storage, coco_info(evidence.run)
+    for file in by_targets[evidence.coco]:
+        dataset = functools.partial(
+            coco.render_dataset,
+            storage=storage,
+            parts=file.parts,
+            categories=evidence.categories,
+            info=info,
+        )
+        results = functools.partial(coco.render_results, storage=storage, parts=file.parts)
+        for target, render in ((file.dataset_target, dataset), (file.results_target, results)):
+            log.info("comparing %s", target)
+            with reading(target), storage.open(target) as stored:
+                at = _first_difference(stored, render)
+            if at is not None:
+                yield Fault(target, f"is not what the tables give, from byte {at:,} on")
+    return f"{len(evidence.coco):,} files, byte for byte what the tables give"
+
+
+def _first_difference(stored: BinaryIO, render: Callable[[BinaryIO], object]) -> int | None:
+    """Return the first byte at which a file is not what is rendered; None if it is."""
+    # A remote file asks for each `read`; asked for by blocks it is read sooner.
+    raw = isinstance(stored, io.RawIOBase)
+    comparison = _Comparison(io.BufferedReader(stored, BLOCK_BYTES) if raw else stored)
+    try:
+        render(cast(BinaryIO, comparison))
+        comparison.end()
+    except _DifferentError as error:
+        return error.at
+    return None
+
+
+class _DifferentError(Exception):
+    """What was read is not what is rendered, from a byte on."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(at)
+        self.at: Final = at
+
+
+class _Comparison:
+    """Stands in for a file that is written, and compares what it is given with one that was."""
+
+    def __init__(self, stored: Any) -> None:
+        self._stored = stored
+        self._at = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Compare what comes next. Raises _DifferentError."""
+        expected = bytes(data)
+        found = self._stored.read(len(expected))
+        if found != expected:
+            pairs = enumerate(zip(found, expected, strict=False))
+            raise _DifferentError(self._at + next((i for i, (a, b) in pairs if a != b), len(found)))
+        self._at += len(expected)
+        return len(expected)
+
+    def end(self) -> None:
+        """Compare the end. Raises _DifferentError where the file goes on."""
+        if self._stored.read(1):
+            raise _DifferentError(self._at)
+
+
+CHECKS: Final[tuple[tuple[str, Callable[[Evidence], Checking], tuple[str, ...]], ...]] = (
+    ("records", check_records, ()),
+    ("manifest", check_manifest, ()),
+    ("listing", check_listing, ()),
+    ("parts", check_parts, ()),
+    ("images", check_images, ("manifest", "parts")),
+    ("instances", check_instances, ("images",)),
+    ("statistics", check_statistics, ("instances",)),
+    ("coco", check_coco, ("instances",)),
+)
+"""Name, function, and the checks that must have passed before."""

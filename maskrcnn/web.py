@@ -1,0 +1,357 @@
+"""Inputs on the web: http and https, from public addresses only, and only where a run was told `--allow-http`.
+
+A manifest may be a stranger's, and who reads it stands inside a network with more in it than the web: metadata
+services that hand out credentials, dashboards, other people's servers. So a url is taken apart once, its host is
+resolved once, every address that it has must be public, and the connection goes to an address that was checked: a
+name that resolves otherwise a moment later changes nothing. A redirect is a url like any other.
+
+http.client and not a larger client, because it does nothing on its own: it follows no redirect, decompresses nothing,
+keeps no cookie, and knows no proxy. Proxies are not used: a proxy resolves names itself, where nobody checks.
+
+Messages never repeat what follows the `?` of a url, for that may be a signature.
+"""
+
+import contextlib
+import errno
+import functools
+import http
+import http.client
+import ipaddress
+import re
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from .errors import ItemError
+from .stores import count_retry
+
+SCHEMES: Final = ("http", "https")
+REDIRECTS: Final = 5
+ATTEMPTS: Final = 4
+CONNECT_S: Final = 10
+READ_S: Final = 30
+"""Without a byte."""
+DEADLINE_S: Final = 300
+"""Of one input, with all redirects and attempts; resolving a name has the system's own."""
+_LONGEST_PAUSE_S: Final = 10.0
+_PIECE_BYTES: Final = 2**18
+_ADDRESSES: Final = 4
+_REDIRECTING: Final = (301, 302, 303, 307, 308)
+_CODES: Final = {404: "not_found", 410: "not_found", 401: "access_denied", 403: "access_denied"}
+_AGAIN: Final = (429, 500, 502, 503, 504)
+
+AddressCheck = Callable[[str], bool]
+
+
+def is_web(uri: str) -> bool:
+    """Return whether a uri is http or https.
+
+    >>> is_web("HTTPS://host/a.jpg"), is_web("s3://bucket/a.jpg"), is_web("/http://a.jpg")
+    (True, False, False)
+    """
+    return re.match(r"https?://", uri, re.IGNORECASE) is not None
+
+
+def shown(uri: str) -> str:
+    """Return a uri as logs and messages may have it; of a web address, without query and fragment.
+
+    >>> shown("https://host/a.jpg?X-Amz-Signature=0123"), shown("s3://bucket/what?.jpg")
+    ('https://host/a.jpg', 's3://bucket/what?.jpg')
+    """
+    return re.split(r"[?#]", uri, maxsplit=1)[0] if is_web(uri) else uri
+
+
+# Where it goes
+
+
+_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
+_NOT_PUBLIC: Final = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "168.63.129.16/32",  # public by its number, and yet Azure's own service to its machines
+            # What older Pythons count as global.
+            *("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2001:db8::/32", "3fff::/20"),
+        ),
+    )
+)
+
+
+def is_public(address: str) -> bool:
+    """Return whether a numeric address is on the public internet, and so is any IPv4 address that it carries.
+
+    >>> [is_public(a) for a in ("93.184.215.14", "10.0.0.1", "169.254.169.254", "::ffff:127.0.0.1")]
+    [True, False, False, False]
+    """
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        carried = ip.ipv4_mapped or ip.sixtofour
+        if ip in _NAT64:
+            carried = ipaddress.IPv4Address(ip.packed[-4:])
+        if carried is not None:
+            return is_public(str(carried))
+        if ip not in _GLOBAL_UNICAST:
+            return False
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NOT_PUBLIC)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A url, taken apart: nothing reads its text a second time."""
+
+    secure: bool
+    host: str
+    """ASCII; an IPv6 address without its brackets."""
+    port: int
+    target: str
+    """Path and query, ASCII."""
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port: all of it that messages may have."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http{'s' if self.secure else ''}://{host}:{self.port}"
+
+
+def _place_of(uri: str) -> _Place:
+    """Take a url apart. Raises ItemError: `access_denied`, where it is not one that is read here."""
+    if re.search(r"[\x00-\x20\x7f\\]", uri):
+        raise _refused("a url with a blank, a backslash or a control character")
+    try:
+        parts = urllib.parse.urlsplit(uri)
+        host, port = parts.hostname or "", parts.port
+        host = host if ":" in host else host.encode("idna").decode()
+    except ValueError as error:  # UnicodeError is one
+        raise _refused("a malformed url") from error
+    if parts.scheme not in SCHEMES:
+        raise _refused(f"a redirect to {parts.scheme}://")
+    if "@" in parts.netloc:
+        raise _refused("a url with a user or a password in it")
+    if not re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:.]+", host):
+        raise _refused("a url without a valid host")
+    secure = parts.scheme == "https"
+    target = urllib.parse.quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), _AS_IT_IS)
+    return _Place(secure, host, port or (443 if secure else 80), target)
+
+
+_AS_IT_IS: Final = "%/?:@!$&'()*+,;=-._~[]|"
+"""What is not escaped: what separates, and what may be an escape already."""
+
+
+def _refused(what: str) -> ItemError:
+    return ItemError("access_denied", f"{what} is not read")
+
+
+def _addresses(place: _Place, is_allowed: AddressCheck) -> list[str]:
+    """Resolve a host. Raises ItemError: `access_denied`, where one of its addresses is none to connect to."""
+    try:
+        found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        if error.errno == socket.EAI_AGAIN:
+            raise
+        raise ItemError("storage_error", f"the host {place.host} has no address") from error
+    addresses = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+    for address in addresses:
+        if not is_allowed(address):
+            raise _refused(f"{place.host} is at {address}, no public address: it")
+    return addresses[:_ADDRESSES]
+
+
+# One request
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection to addresses that were checked, whatever the host's name may resolve to by now."""
+
+    def __init__(self, place: _Place, addresses: list[str]) -> None:
+        super().__init__(place.host, place.port)
+        self.default_port = 443 if place.secure else 80  # the header `Host` is without it
+        self._secure = place.secure
+        self._addresses = addresses
+        self._socket: socket.socket | None = None
+        self.was_cut = False
+
+    def connect(self) -> None:
+        """Connect to the first address that answers, and speak TLS to who proves to be the host."""
+        for address in self._addresses:
+            try:
+                raw = socket.create_connection((address, self.port), CONNECT_S)
+                break
+            except OSError as error:
+                failure = error
+        else:
+            raise failure
+        raw.settimeout(READ_S)
+        # In two steps, so that `cut` finds the socket while it shakes hands.
+        self.sock = self._socket = (
+            _tls().wrap_socket(raw, server_hostname=self.host, do_handshake_on_connect=False)
+            if self._secure
+            else raw
+        )
+        if isinstance(self.sock, ssl.SSLSocket):
+            self.sock.do_handshake()
+
+    def cut(self) -> None:
+        """End what another thread waits for, which may then look like the end of the answer."""
+        self.was_cut = True
+        with contextlib.suppress(OSError):
+            # Not `self.sock`, which http.client drops when the body begins; nor its own `shutdown`, which of a TLS
+            # socket takes away what the other thread uses.
+            if self._socket is not None:
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+@functools.lru_cache(maxsize=1)
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+@contextlib.contextmanager
+def _cut_at(deadline: float, connection: _Connection) -> Iterator[None]:
+    """End what happens within at a time: a server that sends a byte now and then is never silent."""
+    timer = threading.Timer(max(deadline - time.monotonic(), 0), connection.cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        connection.close()
+
+
+class _Again(Exception):  # noqa: N818 (not an error: another attempt)
+    """What may be gone at another attempt, in words; and how long the server asks to wait, in seconds."""
+
+    def __init__(self, words: str, pause_s: float = 0.0) -> None:
+        super().__init__(words)
+        self.pause_s = pause_s
+
+
+def _get(place: _Place, max_bytes: int, is_allowed: AddressCheck, deadline: float) -> bytes | str:
+    """Return the body, or where a redirect leads to.
+
+    Raises:
+        ItemError: as `read_web`.
+        _Again, OSError, HTTPException: it did not work out.
+    """
+    connection = _Connection(place, _addresses(place, is_allowed))
+    headers = {"User-Agent": "maskrcnn-ray", "Accept": "image/*,*/*", "Connection": "close"}
+    with _cut_at(deadline, connection):
+        connection.request("GET", place.target, headers=headers)
+        with connection.getresponse() as answer:
+            found = _taken(answer, max_bytes)
+    if connection.was_cut:
+        raise _Again("the answer did not end")
+    return found
+
+
+def _taken(answer: http.client.HTTPResponse, max_bytes: int) -> bytes | str:
+    if answer.status in _REDIRECTING and (location := answer.headers["Location"]):
+        return str(location)
+    if answer.status in _AGAIN:
+        asked = answer.headers["Retry-After"] or ""
+        raise _Again(_words(answer.status), float(asked) if re.fullmatch(r"\d{1,6}", asked) else 0.0)
+    if answer.status != http.HTTPStatus.OK:
+        raise ItemError(_CODES.get(answer.status, "storage_error"), _words(answer.status))
+    return _body(answer, max_bytes)
+
+
+def _words(status: int) -> str:
+    # Not the server's phrase, which may hold anything.
+    return f"the server answered {status} {http.client.responses.get(status, '')}".rstrip()
+
+
+def _body(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
+    announced, received = answer.length or 0, 0
+    pieces: list[bytes] = []
+    while max(announced, received) <= max_bytes and (piece := answer.read(_PIECE_BYTES)):
+        pieces.append(piece)
+        received += len(piece)
+    if max(announced, received) > max_bytes:
+        raise ItemError("too_many_bytes", f"more than the limit of {max_bytes} bytes")
+    if received < announced:  # http.client says so only of chunked bodies
+        raise _Again(f"the body ended {announced - received} bytes early")
+    if not received and not answer.chunked and "Content-Length" not in answer.headers:
+        raise _Again("the answer ended in its headers")  # which http.client takes for their end
+    return b"".join(pieces)
+
+
+# One input
+
+
+def read_web(
+    uri: str,
+    max_bytes: int,
+    *,
+    is_allowed: AddressCheck = is_public,
+    pause: Callable[[float], None] = time.sleep,
+) -> bytes:
+    """Read what a url gives: at most five redirects, and four attempts where the server or the network falters.
+
+    Any number of threads may read at once.
+
+    Args:
+        uri: http or https.
+        max_bytes: more is refused before, or as soon as, it is known.
+        is_allowed: whether to connect to a numeric address.
+        pause: waits so many seconds between two attempts.
+
+    Raises:
+        ItemError: `not_found` (404, 410), `access_denied` (401, 403, an address that is not public, a url that is
+            not read), `too_many_bytes`, `empty_file`, `storage_error`.
+    """
+    deadline = time.monotonic() + DEADLINE_S
+    for attempt in range(ATTEMPTS):
+        try:
+            data = _followed(uri, max_bytes, is_allowed, deadline)
+        except ssl.SSLCertVerificationError as error:
+            raise ItemError(
+                "storage_error", f"the certificate is not valid: {error.verify_message}"
+            ) from error
+        except (_Again, OSError, http.client.HTTPException) as error:
+            seconds = min(max(0.5 * 2**attempt, getattr(error, "pause_s", 0.0)), _LONGEST_PAUSE_S)
+            late = time.monotonic() + seconds >= deadline
+            if attempt + 1 == ATTEMPTS or late:
+                tried = f"after {attempt + 1} attempts" + (f" in {DEADLINE_S} s" if late else "")
+                raise ItemError("storage_error", f"{_cause(error)}, {tried}") from error
+            count_retry()
+            pause(seconds)
+        else:
+            if not data:
+                raise ItemError("empty_file", "zero bytes")
+            return data
+    raise RuntimeError("no attempt was made")
+
+
+def _followed(uri: str, max_bytes: int, is_allowed: AddressCheck, deadline: float) -> bytes:
+    place = _place_of(uri)
+    for _ in range(1 + REDIRECTS):
+        answer = _get(place, max_bytes, is_allowed, deadline)
+        if isinstance(answer, bytes):
+            return answer
+        try:
+            uri = urllib.parse.urljoin(uri, answer)
+        except ValueError as error:
+            raise _refused("a redirect to a malformed url") from error
+        before, place = place, _place_of(uri)
+        if before.secure and not place.secure:
+            raise _refused(f"a redirect from https to {place.origin}")
+    raise ItemError("storage_error", f"more than {REDIRECTS} redirects")
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "the server was silent for too long"
+    if isinstance(error, _Again):
+        return str(error)
+    if isinstance(error, http.client.IncompleteRead):
+        return "the body ended early"
+    # Not its text, in which there may be what the server sent.
+    name = errno.errorcode.get(getattr(error, "errno", None) or 0) or type(error).__name__
+    return f"the connection failed ({name})"

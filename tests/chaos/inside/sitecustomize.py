@@ -1,0 +1,258 @@
+"""What tests put into the processes of a run; Python imports it at start-up where this folder is on PYTHONPATH.
+
+The functions of the package stay as they are, and are wrapped as they are imported:
+
+- `MASKRCNN_CHAOS=FOLDER`: a process that comes to a phase of a run (fetch, model, PUT part, PUT receipt, reduce)
+  says so there, and stops if the test waits for it, so that it can be killed just there; see `chaos.probes`.
+- `MASKRCNN_POISON=FOLDER`: images that carry an order do to their process what it says; see `chaos.poison`.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+CHAOS = os.environ.get("MASKRCNN_CHAOS", "")
+ROLE = os.environ.get("MASKRCNN_CHAOS_ROLE", "worker")
+POISON = os.environ.get("MASKRCNN_POISON", "")
+HELD_S = 60
+"""A process that nobody kills or releases goes on after so many seconds."""
+
+
+class Wrapping:
+    """Finds modules as the others do, and changes some once they are loaded."""
+
+    def __init__(self, changes):
+        self._changes = changes
+
+    def find_spec(self, name, path=None, target=None):
+        change = self._changes.get(name)
+        if change is None:
+            return None
+        finders = [finder for finder in sys.meta_path if finder is not self]
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in finders)), None)
+        if spec is not None:
+            load = spec.loader.exec_module
+
+            def load_and_change(module):
+                load(module)
+                change(module)
+
+            spec.loader.exec_module = load_and_change
+        return spec
+
+
+# --- phases ---
+
+REDUCED = ("images", "instances", "coco", "stats.json", "timings.json", "report.html", "_SUCCESS")
+here = {"output": ""}
+"""The run that this process works for."""
+inside = threading.local()
+
+
+def at(phase, side, what):
+    """Say that this process is at a phase; wait there if it is the one that was asked for."""
+    try:
+        asked = json.loads(Path(CHAOS, "asked").read_text())
+    except FileNotFoundError:
+        return
+    if asked["output"] != here["output"]:
+        return
+    folder = Path(CHAOS, asked["token"])
+    number = _next_number(folder / f"{ROLE}.{phase}")
+    if (phase, number) != (asked["phase"], asked["number"]) or ROLE not in asked["roles"]:
+        return
+    held = folder / "holding"
+    held.write_text(json.dumps({"pid": os.getpid(), "role": ROLE, "side": side, "what": what}))
+    held.rename(folder / "held")
+    deadline = time.monotonic() + HELD_S
+    while not (folder / "released").exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def _next_number(stem):
+    """Return how many processes and threads came here before, each number once."""
+    number = 0
+    while True:
+        try:
+            stem.with_name(f"{stem.name}.{number}").touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+        else:
+            return number
+
+
+def phase_of(path):
+    first = path.partition("/")[0]
+    return {"shards": "part", "receipts": "receipt"}.get(first, "reduce" if first in REDUCED else None)
+
+
+@contextlib.contextmanager
+def storing(path):
+    """Before and after what is stored; a method that calls another one is the same event."""
+    phase = None if getattr(inside, "storing", False) else phase_of(path)
+    if phase is None:
+        yield
+        return
+    inside.storing = True
+    at(phase, "before", path)
+    try:
+        yield
+        at(phase, "after", path)
+    finally:
+        inside.storing = False
+
+
+def change_storage(module):
+    storage = module.Storage
+    init, building, read_input = storage.__init__, storage.building, module.read_input
+
+    @functools.wraps(init)
+    def noting_the_output(self, url, *arguments, **options):
+        init(self, url, *arguments, **options)
+        here["output"] = self.url
+
+    @functools.wraps(building)
+    @contextlib.contextmanager
+    def building_observed(self, path, *arguments, **options):
+        # Building is no part of the PUT, nor is what else is stored meanwhile.
+        with contextlib.ExitStack() as put, building(self, path, *arguments, **options) as local:
+            yield local
+            put.enter_context(storing(path))
+
+    @functools.wraps(read_input)
+    def read_input_observed(*arguments, **options):
+        if sys._getframe(1).f_globals["__name__"] != "maskrcnn.reduce":
+            at("fetch", "before", str(arguments[0]))
+        return read_input(*arguments, **options)
+
+    storage.__init__, storage.building = noting_the_output, building_observed
+    module.read_input = read_input_observed
+    for name in ("write", "create", "put_file", "remove", "remove_tree"):
+        if hasattr(storage, name):
+            setattr(storage, name, _stored(getattr(storage, name)))
+
+
+def _stored(method):
+    @functools.wraps(method)
+    def observed(self, path, *arguments, **options):
+        with storing(path):
+            return method(self, path, *arguments, **options)
+
+    return observed
+
+
+def change_worker(module):
+    run_shard = module.ShardWorker.run_shard
+
+    @functools.wraps(run_shard)
+    def in_flight(self, shard, *arguments, **options):
+        mark = Path(CHAOS, "flight", Path(here["output"]).name, f"{shard.name}.{os.getpid()}")
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+        try:
+            return run_shard(self, shard, *arguments, **options)
+        finally:
+            mark.unlink()
+
+    module.ShardWorker.run_shard = in_flight
+
+
+# --- poison ---
+
+ENDS_IMAGE = b"IEND\xaeB`\x82"
+ORDER = b"POISON:"
+
+
+def change_pillow(module):
+    opened = module.open
+
+    @functools.wraps(opened)
+    def open_observed(file, *arguments, **options):
+        if hasattr(file, "read") and ENDS_IMAGE + ORDER in (data := _content(file)):
+            obey(data.rpartition(ORDER)[2].decode())
+        return opened(file, *arguments, **options)
+
+    module.open = open_observed
+
+
+def _content(file):
+    place = file.tell()
+    data = file.read()
+    file.seek(place)
+    return data
+
+
+def change_planted(module):
+    outcomes = module.PlantedSegmenter.outcomes
+
+    @functools.wraps(outcomes)
+    def observed(self, images):
+        images = list(images)
+        if CHAOS:
+            at("model", "before", "")
+        for image in images if POISON else ():
+            for instance in module.planted_instances(image):
+                if str(instance.shape).startswith(ORDER.decode()):
+                    obey(instance.shape.partition(":")[2])
+        return outcomes(self, images)
+
+    module.PlantedSegmenter.outcomes = observed
+
+
+def obey(order):
+    """Do what a poison image orders, `<kind>:<name>`, after a note that it was executed."""
+    kind, _, name = order.partition(":")
+    with Path(POISON, "executed").open("a") as file:
+        file.write(f"{json.dumps([name, kind, os.getpid(), time.time()])}\n")
+    if kind == "segv":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif kind == "exit":
+        os._exit(1)
+    elif kind == "kill":  # as the kernel does it when memory runs out
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif kind == "endless":
+        while True:
+            pass
+    elif kind == "stuck":
+        _hold_the_interpreter()
+    elif kind == "memory":
+        _allocate_for_ever()
+    elif kind == "memory-error":
+        raise MemoryError
+
+
+def _hold_the_interpreter():
+    """Sleep in C without letting any other thread run, as a decoder that loops in C does."""
+    import ctypes
+
+    while True:
+        ctypes.PyDLL(None).sleep(1000)
+
+
+def _allocate_for_ever():
+    """Take memory without touching it, which limits count but RAM need not be there for; 1 TiB at the most."""
+    import mmap
+
+    taken = []
+    for _ in range(1024):
+        try:
+            taken.append(mmap.mmap(-1, 2**30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        except OSError:
+            raise MemoryError from None
+    raise MemoryError
+
+
+changes = {}
+if CHAOS:
+    changes |= {"maskrcnn.storage": change_storage, "maskrcnn.worker": change_worker}
+if POISON:
+    changes |= {"PIL.Image": change_pillow}
+if changes:
+    changes |= {"maskrcnn.planted": change_planted}
+    sys.meta_path.insert(0, Wrapping(changes))

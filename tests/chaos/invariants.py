@@ -1,0 +1,233 @@
+"""What must be true of an output: laws that hold at any moment, and laws of a finished run.
+
+Written against the contract and not against the code that fulfils it: files are read by pyarrow and json, and
+compared with a run that nothing disturbed. `maskrcnn verify` is asked too; the two must agree.
+
+The laws, by the numbers of `reliability.md`, section 6:
+
+    I1  every input has exactly one row of `images`, in the manifest's order
+    I2  no instance is there twice
+    I3  what a receipt or `_SUCCESS` lists is there, with its digest, size and count; nothing else is in the tables
+    I4  tables, statistics and COCO are those of the undisturbed run, byte for byte
+    I5  `_SUCCESS` stands only when every shard is committed and all of the above is true
+    I6  after `gc` nothing of any attempt is left, nor an open upload
+    I7  the statistics recomputed from Parquet, and COCO JSON, are those that stand
+"""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from maskrcnn.stats import Stats
+from maskrcnn.storage import Storage
+from maskrcnn.stores import bucket_and_key, client_of, is_remote
+from maskrcnn.types import Category
+
+TABLES = ("images", "instances")
+
+
+class BrokenError(AssertionError):
+    """A law does not hold; the message begins with its number."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What an undisturbed run wrote."""
+
+    tables: dict[str, str]
+    """sha256 by path; of several generations, those of each."""
+    final: frozenset[str]
+    """The paths that `_SUCCESS` lists at the end."""
+    shards: dict[str, tuple[str, str]]
+    """sha256 of a shard's images and instances, by the shard's name."""
+    others: dict[str, str]
+    """sha256 of statistics and COCO JSON, without what tells the time."""
+
+
+def law(number: str, holds: bool, what: object) -> None:
+    """Raise BrokenError unless a law holds."""
+    if not holds:
+        raise BrokenError(f"{number}: {what}")
+
+
+def truth_of(url: str, earlier: Truth | None = None) -> Truth:
+    """Return what an undisturbed run wrote, and what the generation before it did."""
+    storage = Storage(url)
+    listed = [entry["path"] for name in TABLES for entry in _success(storage)["parts"][name]]
+    return Truth(
+        tables=(earlier.tables if earlier else {}) | {path: _digest(storage, path) for path in listed},
+        final=frozenset(listed),
+        shards={shard: digests for shard, digests, _ in _receipts(storage)},
+        others=_others(storage),
+    )
+
+
+def check_promises(url: str, truth: Truth, *, attempts_kept: bool = True) -> None:
+    """Check what must hold at any moment, in mid-run and after any crash.
+
+    Args:
+        url: the output.
+        truth: of the undisturbed run.
+        attempts_kept: `gc` has not begun, so that what receipts list must be there.
+    """
+    storage = Storage(url)
+    for shard, digests, files in _receipts(storage):
+        law("I4", digests == truth.shards.get(shard), f"the receipt of shard {shard} is of other rows")
+        for file in files if attempts_kept else []:
+            _check_file(storage, file)
+    for path in [path for name in TABLES for path in raw_files(url, name) if path.endswith(".parquet")]:
+        law("I4", _digest(storage, path) == truth.tables.get(path), f"{path} is not what it will be")
+    whole = {digest for digests in truth.shards.values() for digest in digests}
+    for path in storage.list("shards"):
+        law("I4", _digest(storage, path) in whole, f"{path} is a part of a file")
+    if storage.exists("_SUCCESS"):
+        check_finished(url, truth, attempts_kept=attempts_kept)
+
+
+def check_finished(url: str, truth: Truth, *, attempts_kept: bool = True) -> None:
+    """Check what must hold of a finished run."""
+    storage = Storage(url)
+    law("I5", storage.exists("_SUCCESS"), "no _SUCCESS")
+    success = _success(storage)
+    listed = {name: success["parts"][name] for name in TABLES}
+    for file in [file for name in TABLES for file in listed[name]]:
+        _check_file(storage, file)
+    _check_nothing_else(url, {file["path"] for name in TABLES for file in listed[name]})
+    images, instances = (_table(storage, listed[name]) for name in TABLES)
+    manifest = pq.read_table(io.BytesIO(storage.read("manifest.parquet")))
+    _check_rows(manifest, images, instances)
+    _check_committed(storage, success, attempts_kept=attempts_kept)
+    _check_figures(storage, success, images, instances)
+    tables = {path: _digest(storage, path) for path in (file["path"] for n in TABLES for file in listed[n])}
+    law("I4", all(truth.tables.get(path) == digest for path, digest in tables.items()), "other tables")
+    if frozenset(tables) == truth.final:
+        law("I4", _others(storage) == truth.others, "other statistics or COCO JSON")
+
+
+def check_is_final(url: str, truth: Truth) -> None:
+    """Check that a finished run is the one that was asked for, and not the generation before it."""
+    check_finished(url, truth)
+    listed = [file["path"] for name in TABLES for file in _success(Storage(url))["parts"][name]]
+    law("I4", frozenset(listed) == truth.final, f"finished with the parts {listed}")
+
+
+def check_collected(url: str, truth: Truth) -> None:
+    """Check what must hold after `gc`."""
+    check_finished(url, truth, attempts_kept=False)
+    left = raw_files(url, "shards")
+    law("I6", not left, f"gc left {left[:3]}")
+    law("I6", not open_uploads(url), f"gc left {open_uploads(url)[:3]} open")
+
+
+def raw_files(url: str, folder: str) -> list[str]:
+    """Return the files of a folder as anybody sees them: temporary ones too, which `Storage.list` passes over."""
+    if is_remote(url):
+        return Storage(url).list(folder)
+    return sorted(str(path.relative_to(url)) for path in Path(url, folder).rglob("*") if path.is_file())
+
+
+def open_uploads(url: str) -> list[str]:
+    """Return the keys below an S3 url whose uploads nobody completed; none elsewhere."""
+    if not url.startswith("s3://"):
+        return []
+    bucket, key = bucket_and_key(url)
+    answer = client_of(url).call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/")
+    return [upload["Key"] for upload in answer.get("Uploads", [])]
+
+
+def _check_file(storage: Storage, file: dict[str, Any]) -> None:
+    law("I3", storage.exists(file["path"]), f"{file['path']} is missing")
+    data = storage.read(file["path"])
+    found = (hashlib.sha256(data).hexdigest(), len(data))
+    law("I3", found == (file["sha256"], file["bytes"]), f"{file['path']} has another content")
+    rows = pq.read_metadata(io.BytesIO(data)).num_rows
+    law("I3", rows == file["rows"], f"{file['path']} has {rows} rows, not {file['rows']}")
+
+
+def _check_nothing_else(url: str, listed: set[str]) -> None:
+    found = {path for name in TABLES for path in raw_files(url, name)}
+    law("I3", found <= listed, f"{sorted(found - listed)} is in no list")
+
+
+def _check_rows(manifest: pa.Table, images: pa.Table, instances: pa.Table) -> None:
+    for column in ("image_id", "name", "uri"):
+        same = manifest[column].to_pylist() == images[column].to_pylist()
+        law("I1", same, f"the column {column} of images is not the manifest's")
+    ids = instances["id"].to_pylist()
+    pairs = list(zip(instances["image_id"].to_pylist(), instances["instance"].to_pylist(), strict=True))
+    law("I2", len(set(ids)) == len(ids), f"{len(ids) - len(set(ids))} ids are there twice")
+    law("I2", len(set(pairs)) == len(pairs), "an instance is there twice")
+    counted = Counter(instances["image_id"].to_pylist())
+    for row in images.to_pylist():
+        found, said = counted.pop(row["image_id"], 0), row["n_instances"]
+        law("I2", found == said, f"image {row['image_id']} has {found} instances, and says {said}")
+        right = {"ok": said > 0, "empty": said == 0, "failed": said == 0 and row["error"] is not None}
+        law("I1", right[row["status"]], f"image {row['image_id']} is {row['status']} with {said} instances")
+    law("I2", not counted, f"instances of no image: {sorted(counted)[:3]}")
+
+
+def _check_committed(storage: Storage, success: dict[str, Any], *, attempts_kept: bool) -> None:
+    receipts = {f"receipts/{name}.json" for name in success["receipts"]}
+    missing = receipts - set(storage.list("receipts"))
+    law("I5", not missing, f"_SUCCESS names receipts that are not there: {sorted(missing)[:3]}")
+    if not attempts_kept:
+        return
+    for path in sorted(receipts):
+        receipt = json.loads(storage.read(path))
+        for name in TABLES:
+            _check_file(storage, receipt[name])
+
+
+def _check_figures(storage: Storage, success: dict[str, Any], images: pa.Table, instances: pa.Table) -> None:
+    stats = json.loads(storage.read("stats.json"))
+    entries = json.loads(storage.read("run.json"))["model"]["categories"]
+    categories = [Category(entry["id"], entry["name"]) for entry in entries]
+    law("I7", Stats.of_tables(images, instances, categories).to_json() == stats, "stats.json is not of the tables")
+    status = Counter(images["status"].to_pylist())
+    counts = {name: status.get(name, 0) for name in ("ok", "empty", "failed")}
+    counts |= {"images": len(images), "instances": len(instances)}
+    said = {name: success["counts"].get(name) for name in counts}
+    law("I7", said == counts, f"_SUCCESS counts {said}, there are {counts}")
+    dataset = [json.loads(storage.read(path)) for path in success["coco"] if "instances" in path]
+    annotations = [a["id"] for one in dataset for a in one["annotations"]]
+    law("I7", sorted(annotations) == sorted(instances["id"].to_pylist()), "COCO has other annotations")
+    seen = [row["image_id"] for row in images.to_pylist() if row["status"] != "failed"]
+    law("I7", [i["id"] for one in dataset for i in one["images"]] == seen, "COCO has other images")
+
+
+def _others(storage: Storage) -> dict[str, str]:
+    found = {}
+    for path in ["stats.json", *storage.list("coco")]:
+        content = json.loads(storage.read(path))
+        if isinstance(content, dict):
+            content.pop("info", None)
+        found[path] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return found
+
+
+def _receipts(storage: Storage) -> Iterator[tuple[str, tuple[str, str], list[dict[str, Any]]]]:
+    for path in storage.list("receipts"):
+        receipt = json.loads(storage.read(path))
+        files = [receipt[name] for name in TABLES]
+        yield receipt["shard"], (files[0]["sha256"], files[1]["sha256"]), files
+
+
+def _success(storage: Storage) -> dict[str, Any]:
+    success: dict[str, Any] = json.loads(storage.read("_SUCCESS"))
+    return success
+
+
+def _table(storage: Storage, files: list[dict[str, Any]]) -> pa.Table:
+    return pa.concat_tables([pq.read_table(io.BytesIO(storage.read(file["path"]))) for file in files])
+
+
+def _digest(storage: Storage, path: str) -> str:
+    return hashlib.sha256(storage.read(path)).hexdigest()

@@ -1,0 +1,139 @@
+"""Who ended the worker: the guilty are found in at most three executions, the innocent never, and nothing is endless.
+
+`Trial` plays the driver against images of known nature, without Ray: it runs what the inquest asks for, and dies
+where a poisonous image is among those that are computed.
+"""
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from maskrcnn_jobs.inquest import (
+    MAX_BLAMELESS,
+    MAX_STORE_FAILURES,
+    MAX_UNEXPLAINED,
+    STORE_PAUSE_S,
+    BadEnd,
+    Inquest,
+    Task,
+)
+
+from maskrcnn.errors import RunError
+from maskrcnn.plan import Shard
+
+CRASH = BadEnd("worker_crash", "its process died")
+NODE = BadEnd("worker_crash", "its node is gone", blameless=True)
+
+
+class Trial:
+    """Runs a shard of some rows, in groups, until it ends well.
+
+    Args:
+        rows: in the shard.
+        group: rows that are computed at once.
+        poison: rows that end their process.
+    """
+
+    def __init__(self, rows: int, group: int, poison: set[int]) -> None:
+        self.shard = Shard("1-00000000", 0, rows)
+        self.groups = [range(start, min(start + group, rows)) for start in range(0, rows, group)]
+        self.poison = poison
+        self.executions: Counter[int] = Counter()
+        self.codes: dict[int, str] = {}
+
+    def run(self, inquest: Inquest, interruptions: random.Random | None = None) -> None:
+        task = Task(self.shard)
+        while True:
+            if interruptions and interruptions.random() < 0.3:
+                inquest.ended_badly(task, NODE)
+            elif task.alone is not None:
+                self.executions[task.alone] += 1
+                if task.alone in self.poison:
+                    verdict = inquest.ended_badly(task, CRASH)
+                    assert verdict is not None
+                    self.codes[task.alone] = verdict.code
+                else:
+                    inquest.survived(task)
+            else:
+                fatal = self.sweep(task)
+                if fatal is None:
+                    return
+                assert inquest.ended_badly(task, CRASH, list(fatal) if task.trace else []) is None
+            task = inquest.next_task()
+
+    def sweep(self, task: Task) -> list[int] | None:
+        """Compute group by group; return the one that ended the process."""
+        for group in self.groups:
+            todo = [row for row in group if row not in task.convicted]
+            self.executions.update(todo)
+            if self.poison & set(todo):
+                return todo
+        return None
+
+
+@given(st.integers(1, 40), st.integers(1, 8), st.sets(st.integers(0, 39), max_size=6), st.booleans())
+def test_exactly_the_poison_is_convicted_whatever_happens_to_nodes(
+    rows: int, group: int, poison: set[int], interrupted: bool
+) -> None:
+    trial = Trial(rows, group, {row for row in poison if row < rows})
+    trial.run(Inquest(trial.shard, "probes"), random.Random(rows) if interrupted else None)
+    assert trial.codes == dict.fromkeys(trial.poison, "worker_crash")
+
+
+@given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 39))
+def test_a_poison_item_is_executed_three_times(rows: int, group: int, poison: int) -> None:
+    trial = Trial(rows, group, {poison % rows})
+    trial.run(Inquest(trial.shard, "probes"))
+    assert trial.executions[poison % rows] == 3
+
+
+@given(st.integers(1, 40), st.integers(1, 8), st.sets(st.integers(0, 39), max_size=8))
+def test_no_poison_item_is_executed_more_than_three_times(rows: int, group: int, poison: set[int]) -> None:
+    trial = Trial(rows, group, {row for row in poison if row < rows})
+    trial.run(Inquest(trial.shard, "probes"))
+    assert all(trial.executions[row] <= 3 for row in trial.poison)
+
+
+@pytest.mark.parametrize("code", ["worker_crash", "timeout", "out_of_memory"])
+def test_the_verdict_is_how_the_image_ended_its_process_alone(code: str) -> None:
+    inquest = Inquest(Shard("1-00000000", 0, 9), "probes")
+    inquest.ended_badly(Task(inquest.shard), CRASH)
+    inquest.ended_badly(inquest.next_task(), CRASH, [4])
+    assert inquest.needs_fresh_process
+    assert inquest.next_task().alone == 4
+    verdict = inquest.ended_badly(inquest.next_task(), BadEnd(code, "so it was"))
+    assert verdict is not None
+    assert (verdict.code, verdict.message) == (code, "alone in its process: so it was")
+    assert inquest.next_task().convicted == {4: verdict}
+
+
+def test_deaths_that_convict_nobody_come_to_an_end() -> None:
+    inquest = Inquest(Shard("1-00000007", 70, 80), "probes")
+    for _ in range(MAX_UNEXPLAINED - 1):
+        inquest.ended_badly(inquest.next_task(), CRASH, [])
+    with pytest.raises(RunError, match=r"shard 1-00000007 \(rows 70 to 79\) ended its worker 5 times"):
+        inquest.ended_badly(inquest.next_task(), CRASH, [])
+
+
+def test_nodes_may_go_often_but_not_for_ever() -> None:
+    inquest = Inquest(Shard("1-00000000", 0, 9), "probes")
+    for _ in range(MAX_BLAMELESS):
+        assert inquest.ended_badly(inquest.next_task(), NODE) is None
+        assert inquest.next_task().trace is None  # no suspicion follows from it
+    with pytest.raises(RunError):
+        inquest.ended_badly(inquest.next_task(), NODE)
+
+
+def test_a_failing_store_is_given_time_and_then_up() -> None:
+    now = [0.0]
+    inquest = Inquest(Shard("1-00000000", 0, 9), "probes", clock=lambda: now[0])
+    for number in range(MAX_STORE_FAILURES - 1):
+        inquest.store_failed(RunError("cannot write"))
+        assert not inquest.due
+        now[0] += STORE_PAUSE_S * 2**number
+        assert inquest.due
+        assert not inquest.next_task().careful
+    with pytest.raises(RunError, match="cannot write"):
+        inquest.store_failed(RunError("cannot write"))

@@ -1,0 +1,293 @@
+"""Two reduces of one run at once, step by step in any order, one of them killed anywhere: a record that stands is true.
+
+Each reduce runs in a thread of its own and stops before each call to the store. Which of them goes on is drawn, and so
+is who is killed where; after each step the run's directory is looked at from outside.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskrcnn import reduce
+from maskrcnn.decode import Limits
+from maskrcnn.errors import RunError
+from maskrcnn.frozen import ROWS, write_manifest, write_rows
+from maskrcnn.manifest import read_inputs
+from maskrcnn.overlay import group_shards
+from maskrcnn.plan import Plan, create_plan, read_plan, write_run
+from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
+from maskrcnn.reduce import finished, reduce_run
+from maskrcnn.storage import Storage
+from maskrcnn.worker import ShardWorker
+
+GATED = ("write", "create", "remove", "remove_tree", "exists", "size", "list")
+RUNS = ("first", "again", "retry")
+
+
+class KilledError(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+class Stage:
+    """Lets named threads take one step at a time, when told to."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._names: dict[int, str] = {}
+        self._waiting: set[str] = set()
+        self._ended: set[str] = set()
+        self._turn: str | None = None
+        self._doomed: str | None = None
+        self.results: dict[str, dict[str, Any] | BaseException] = {}
+
+    def gate(self) -> None:
+        """Wait for this thread's turn."""
+        name = self._names.get(threading.get_ident())
+        if name is None:
+            return
+        with self._changed:
+            self._waiting.add(name)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: name in (self._turn, self._doomed))
+            self._waiting.remove(name)
+            self._turn = None
+            if self._doomed == name:
+                self._doomed = None
+                raise KilledError
+
+    def begin(self, name: str, work: Callable[[], dict[str, Any]]) -> threading.Thread:
+        def run() -> None:
+            self._names[threading.get_ident()] = name
+            try:
+                self.gate()
+                self.results[name] = work()
+            except (KilledError, RunError) as end:
+                self.results[name] = end
+            finally:
+                with self._changed:
+                    self._ended.add(name)
+                    self._changed.notify_all()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    def living(self, names: Iterable[str]) -> list[str]:
+        """Wait until each thread is at a gate or at its end; return those at a gate."""
+        with self._changed:
+            self._changed.wait_for(lambda: set(names) <= self._waiting | self._ended)
+            return sorted(self._waiting)
+
+    def step(self, name: str, *, kill: bool) -> None:
+        with self._changed:
+            if kill:
+                self._doomed = name
+            else:
+                self._turn = name
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: name not in (self._turn, self._doomed))
+
+
+class InOrder:
+    """Stands in for a pool, so that there is one thread a reduce."""
+
+    def __init__(self, _: int) -> None:
+        pass
+
+    def __enter__(self) -> "InOrder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def map(self, function: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[Any]:
+        return map(function, arguments)
+
+
+@contextlib.contextmanager
+def gated(stage: Stage) -> Iterator[None]:
+    building = Storage.building
+
+    @contextlib.contextmanager
+    def gated_building(self: Storage, path: str) -> Iterator[Path]:
+        with building(self, path) as local:
+            yield local
+            stage.gate()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in GATED:
+            method = getattr(Storage, name)
+
+            def stopping(self: Storage, *arguments: Any, method: Any = method) -> Any:
+                stage.gate()
+                return method(self, *arguments)
+
+            patch.setattr(Storage, name, functools.wraps(method)(stopping))
+        patch.setattr(Storage, "building", gated_building)
+        patch.setattr(reduce, "ThreadPoolExecutor", InOrder)
+        patch.setattr(reduce, "GALLERY_IMAGES", 0)
+        patch.setattr(reduce, "group_shards", functools.partial(group_shards, part_bytes=1))
+        yield
+
+
+def look(output: Path) -> None:
+    """A record that stands names all files of the tables, and each is what it says."""
+    try:
+        success = json.loads((output / "_SUCCESS").read_text())
+    except FileNotFoundError:
+        return
+    listed = {entry["path"]: entry["sha256"] for table in success["parts"].values() for entry in table}
+    there = {
+        str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for table in ("images", "instances")
+        for path in (output / table).glob("*.parquet")
+    }
+    assert there == listed
+    assert all((output / path).exists() for path in success["coco"])
+    assert (output / "stats.json").exists()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directories `first`, swept; `again`, reduced; `retry`, reduced, then retried and swept."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_planted(folder / "images", 4, seed=11)
+    sound = (folder / "images" / "planted-000001.png").read_bytes()
+    (folder / "images" / "planted-000001.png").write_bytes(b"<html>")
+    storage = Storage(str(folder / "first"))
+    table = read_inputs(str(folder / "images"), images_root=None, limit=None).table
+    plan = Plan(1, 4, 2, write_manifest(storage, table), "d" * 64, "2026-11-23T00:00:00+00:00")
+    run = {
+        "created": plan.created,
+        "digest": plan.digest,
+        "settings": {"max_pixels": 10**8, "max_bytes": 10**8},
+        "model": {
+            "name": "planted",
+            "categories": [{"id": c.id, "name": c.name} for c in PLANTED_CATEGORIES],
+        },
+    }
+    write_run(storage, run, plan)
+    sweep(storage, plan)
+    shutil.copytree(folder / "first", folder / "again")
+    again = Storage(str(folder / "again"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reduce, "group_shards", functools.partial(group_shards, part_bytes=1))
+        reduce_run(again.url, coco_mode="always")
+    shutil.copytree(folder / "again", folder / "retry")
+    (folder / "images" / "planted-000001.png").write_bytes(sound)
+    retry = Storage(str(folder / "retry"))
+    rows = write_rows(retry, 2, ROWS.empty_table().from_pylist([{"row": 1}], schema=ROWS))
+    sweep(retry, create_plan(retry, Plan(2, 1, 2, plan.manifest_sha256, plan.digest, "later", rows)))
+    return folder
+
+
+def sweep(storage: Storage, plan: Plan) -> None:
+    worker = ShardWorker(storage, PlantedSegmenter(), Limits(10**8, 10**8, 1333.0), {})
+    for shard in plan:
+        worker.run_shard(shard)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(RUNS),
+    keep=st.booleans(),
+    order=st.lists(st.booleans(), max_size=80),
+    kill=st.none() | st.tuples(st.sampled_from("ab"), st.integers(0, 30)),
+)
+def test_a_record_that_stands_is_true_at_every_step(
+    runs: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    kind: str,
+    keep: bool,
+    order: list[bool],
+    kill: tuple[str, int] | None,
+) -> None:
+    output = tmp_path_factory.mktemp("run") / "out"
+    shutil.copytree(runs / kind, output)
+    stage = Stage()
+    steps = {"a": 0, "b": 0}
+    draws = iter(order)
+    work = functools.partial(reduce_run, str(output), coco_mode="always", keep_standing=keep)
+    with gated(stage):
+        threads = [stage.begin(name, work) for name in steps]
+        while living := stage.living(steps):
+            look(output)
+            name = living[0] if len(living) == 1 else living[next(draws, False)]
+            stage.step(name, kill=kill == (name, steps[name]))
+            steps[name] += 1
+        for thread in threads:
+            thread.join()
+    look(output)
+    killed = {name for name, result in stage.results.items() if isinstance(result, KilledError)}
+    for name in steps.keys() - killed:
+        assert isinstance(stage.results[name], dict), stage.results[name]
+    storage = Storage(str(output))
+    plan = read_plan(storage)
+    assert plan is not None
+    assert killed or finished(storage, plan) is not None
+    reduce_run(str(output), coco_mode="always")
+    look(output)
+    assert finished(storage, plan) is not None
+
+
+def test_reduces_that_want_different_coco_files_end_with_what_the_record_names(
+    runs: Path, tmp_path: Path
+) -> None:
+    for first, second in (("always", "never"), ("never", "always")):
+        output = tmp_path / first
+        shutil.copytree(runs / "again", output)
+        reduce_run(str(output), coco_mode=first)
+        look(output)
+        reduce_run(str(output), coco_mode=second)
+        look(output)
+        assert bool(Storage(str(output)).list("coco")) == (second == "always")
+
+
+def test_a_part_that_goes_before_the_record_is_written_prevents_it(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Storage.write
+    for when in ("before", "after"):
+        output = tmp_path / when
+        shutil.copytree(runs / "first", output)
+        last = "_SUCCESS" if when == "after" else "report.html"
+
+        def interfering(self: Storage, path: str, data: bytes, last: str = last) -> None:
+            if path == last:
+                self.remove("instances/part-1-00000.parquet")
+            write(self, path, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Storage, "write", interfering)
+            with pytest.raises(
+                RunError, match="another command is writing these tables; run `maskrcnn reduce`"
+            ):
+                reduce_run(str(output))
+        assert not (output / "_SUCCESS").exists()
+        reduce_run(str(output))
+        look(output)
+
+
+def test_a_reduce_that_comes_too_late_adds_nothing(runs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(runs / "retry", output)
+    late = reduce.gather(Storage(str(runs / "again")))
+    success = reduce_run(str(output))
+    categories = reduce.categories_of(late.run)
+    with pytest.raises(
+        RunError, match=r"generation 2 was planned meanwhile .* `maskrcnn retry` continues that"
+    ):
+        reduce.write_part(str(output), 1, categories, late.groups[0])
+    look(output)
+    assert finished(Storage(str(output)), late.latest) is None
+    assert success["generation"] == 2

@@ -1,0 +1,180 @@
+"""Decoding elsewhere gives what decoding here gives; what kills a decoder costs that image, and nothing else."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from maskrcnn.decode import Limits, decode_image
+from maskrcnn.errors import ItemError
+from maskrcnn.sandbox import EXECUTIONS, Decoders
+
+LIMITS = Limits(10**7, 10**7, 1333.0)
+
+POISON = '''
+"""Python imports this at its start: a Pillow whose decoder falls over some files, by their last bytes."""
+import os, signal
+import PIL.Image
+
+opened = PIL.Image.open
+
+def open_poison(file, *args, **options):
+    kind = file.getvalue()[-4:]
+    if kind in (b"segv", b"exit", b"hang", b"kill", b"much"):
+        with open(os.environ["POISON_LOG"], "ab") as log:
+            log.write(kind + b" ")
+    if kind == b"segv":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if kind == b"exit":
+        os._exit(0)
+    if kind == b"kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == b"much":
+        held = [bytearray(2**27) for _ in range(10**6)]
+    while kind == b"hang":
+        pass
+    return opened(file, *args, **options)
+
+PIL.Image.open = open_poison
+'''
+
+
+def picture(color: int = 200, size: tuple[int, int] = (30, 20), kind: str = "PNG") -> bytes:
+    file = BytesIO()
+    Image.new("RGB", size, (color, 100, 50)).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[Decoders]:
+    with Decoders(2) as decoders:
+        yield decoders
+
+
+@pytest.fixture
+def executions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Decoders that are started from now on are poisoned; gives the poison that was executed."""
+    (tmp_path / "sitecustomize.py").write_text(POISON)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("POISON_LOG", str(tmp_path / "log"))
+    (tmp_path / "log").touch()
+    return lambda: (tmp_path / "log").read_text().split()
+
+
+def outcome(decode: Callable[[bytes, Limits], object], data: bytes) -> object:
+    try:
+        image = decode(data, LIMITS)
+    except ItemError as error:
+        return str(error), error.width, error.height
+    return image
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"]), st.binary(max_size=8), st.integers(0, 400)
+)
+def test_the_outcome_is_that_of_decoding_here(decoders: Decoders, kind: str, put: bytes, at: int) -> None:
+    whole = picture(kind=kind)
+    data = whole[:at] + put + whole[at + len(put) :]
+    here, there = outcome(decode_image, data), outcome(decoders.decode, data)
+    if isinstance(here, tuple):
+        assert there == here
+    else:
+        assert np.array_equal(there.pixels, here.pixels)  # type: ignore[attr-defined]
+        assert there.exif_orientation == here.exif_orientation  # type: ignore[attr-defined]
+
+
+def test_the_orientation_and_a_refusals_size_come_through(decoders: Decoders) -> None:
+    file = BytesIO()
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (30, 20)).save(file, "JPEG", exif=exif)
+    image = decoders.decode(file.getvalue(), LIMITS)
+    assert (image.exif_orientation, image.pixels.shape) == (6, (30, 20, 3))
+    with pytest.raises(ItemError, match="aspect") as refused:
+        decoders.decode(picture(size=(2000, 1)), LIMITS)
+    assert (refused.value.width, refused.value.height) == (2000, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "says"),
+    [
+        (b"segv", "worker_crash", "SIGSEGV"),
+        (b"exit", "worker_crash", "exit status 0"),
+        (b"kill", "out_of_memory", "killed"),
+        (b"hang", "timeout", "not decoded within 1 s"),
+    ],
+)
+def test_what_ends_its_decoder_is_found_and_named(
+    executions: Callable[[], list[str]], kind: bytes, code: str, says: str
+) -> None:
+    with Decoders(1, timeout_s=1.0) as decoders:
+        before = decoders.decode(picture(1), LIMITS).pixels
+        with pytest.raises(ItemError, match=says) as error:
+            decoders.decode(picture(2) + kind, LIMITS)
+        assert error.value.code == code
+        assert executions() == [kind.decode()] * EXECUTIONS
+        assert EXECUTIONS <= 3
+        assert np.array_equal(decoders.decode(picture(1), LIMITS).pixels, before)
+
+
+def test_what_asks_for_endless_memory_meets_the_limit(executions: Callable[[], list[str]]) -> None:
+    with Decoders(1) as decoders:
+        with pytest.raises(ItemError, match="out_of_memory"):
+            decoders.decode(picture() + b"much", LIMITS)
+        assert executions() == ["much"]
+        assert decoders.decode(picture(), LIMITS).pixels.shape == (20, 30, 3)
+
+
+def test_neighbours_of_poison_in_other_threads_are_kept(executions: Callable[[], list[str]]) -> None:
+    images = [picture(n) + (b"segv" if n % 10 == 0 else b"") for n in range(40)]
+    with Decoders(3) as decoders, ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda data: outcome(decoders.decode, data), images))
+    failed = [n for n, image in enumerate(found) if isinstance(image, tuple)]
+    assert failed == [0, 10, 20, 30]
+    for n, image in enumerate(found):
+        if n not in failed:
+            assert (image.pixels == (n, 100, 50)).all()  # type: ignore[attr-defined]
+    assert len(executions()) == EXECUTIONS * 4
+
+
+def test_a_decoder_ends_with_its_parent() -> None:
+    decoders = Decoders(1)
+    decoders.decode(picture(), LIMITS)
+    decoder = decoders._idle.get()
+    assert decoder is not None
+    decoder._socket.shutdown(2)  # what the kernel does to the sockets of a process that dies
+    assert decoder._process.wait(10) == 0
+
+
+def test_an_interrupt_at_the_terminal_is_the_parents_business() -> None:
+    with Decoders(1) as decoders:
+        decoders.decode(picture(), LIMITS)
+        decoder = decoders._idle.get()
+        assert decoder is not None
+        decoder._process.send_signal(signal.SIGINT)
+        decoders._idle.put(decoder)
+        assert decoders.decode(picture(), LIMITS).pixels.shape == (20, 30, 3)
+        assert decoder._process.poll() is None
+
+
+def test_more_callers_than_decoders_wait_for_one(decoders: Decoders) -> None:
+    results: list[tuple[int, ...]] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(decoders.decode(picture(), LIMITS).pixels.shape))
+        for _ in range(12)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [(20, 30, 3)] * 12

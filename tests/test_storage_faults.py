@@ -1,0 +1,604 @@
+"""What the store does to us: each fault is survived, or becomes a row or one clear line, after a known number of
+requests. A real server behind a proxy that fails by a schedule."""
+
+import asyncio
+import dataclasses
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from aiobotocore.endpoint import AioEndpoint
+from fault_proxy import (
+    Fault,
+    FaultProxy,
+    answer,
+    cut_off,
+    drip,
+    ignoring,
+    lose_reply,
+    refuse,
+    reset,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from maskrcnn import s3, storage
+from maskrcnn.errors import ItemError, RunError
+from maskrcnn.storage import Storage, list_inputs, read_input, stat_input
+from maskrcnn.stores import client_of, count_retry, take_retries
+
+BODY = os.urandom(20_000)
+LIMIT = 100_000
+BUSY = refuse(503, "SlowDown")
+ALWAYS = None
+
+
+@pytest.fixture(scope="module")
+def running_proxy(weed_process: Any) -> Iterator[FaultProxy]:
+    proxy = FaultProxy(weed_process.endpoint, "testkey", "testsecret")
+    yield proxy
+    proxy.stop()
+
+
+async def no_waiting(*_: object) -> None:
+    """Let the loop do something else."""
+    await asyncio.sleep(0)
+
+
+@pytest.fixture
+def proxy(running_proxy: FaultProxy, weed_process: Any) -> Iterator[FaultProxy]:
+    """The environment points at the proxy, which has no rules yet."""
+    with (
+        dataclasses.replace(weed_process, endpoint=running_proxy.endpoint).environment(),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(AioEndpoint, "_sleep", no_waiting)  # the back-off is botocore's to test
+        running_proxy.clear()
+        take_retries()
+        yield running_proxy
+        running_proxy.clear()
+
+
+@pytest.fixture
+def store(proxy: FaultProxy, weed_process: Any) -> Storage:
+    """An output below the proxy."""
+    return Storage(weed_process.prefix())
+
+
+@pytest.fixture
+def behind(store: Storage, weed_process: Any) -> Any:
+    """The objects of that output, read and written past the proxy."""
+
+    class Behind:
+        bucket, prefix = store.url.removeprefix("s3://").split("/", 1)
+        client = weed_process.client()
+
+        def put(self, path: str, data: bytes) -> str:
+            found = self.client.put_object(Bucket=self.bucket, Key=f"{self.prefix}/{path}", Body=data)
+            return str(found["ETag"].strip('"'))
+
+        def get(self, path: str) -> bytes:
+            found = self.client.get_object(Bucket=self.bucket, Key=f"{self.prefix}/{path}")
+            return bytes(found["Body"].read())
+
+        def paths(self) -> list[str]:
+            found = self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix + "/")
+            return [one["Key"].removeprefix(self.prefix + "/") for one in found.get("Contents", [])]
+
+    return Behind()
+
+
+pytestmark = pytest.mark.s3
+
+
+# What passes
+
+
+@pytest.mark.parametrize("fault", [BUSY, refuse(500, "InternalError"), reset], ids=["503", "500", "reset"])
+def test_a_short_burst_is_survived_and_counted(
+    proxy: FaultProxy, store: Storage, behind: Any, fault: Fault
+) -> None:
+    behind.put("in", BODY)
+    proxy.on("GET", fault, times=2)
+    assert read_input(f"{store.url}/in", LIMIT) == BODY
+    assert (proxy.seen("GET"), take_retries()) == (3, 2)
+    proxy.on("PUT", fault)
+    store.write("out", BODY)
+    assert behind.get("out") == BODY
+    assert (proxy.seen("PUT"), take_retries()) == (2, 1)
+    assert take_retries() == 0, "those that were told are not told again"
+
+
+def test_refusals_of_many_requests_take_nothing_from_the_patience_for_others(
+    proxy: FaultProxy, store: Storage, behind: Any
+) -> None:
+    behind.put("in", BODY)
+    for _ in range(60):
+        proxy.on("GET", BUSY, times=5)
+        assert read_input(f"{store.url}/in", LIMIT) == BODY
+    assert take_retries() == 60 * 5
+
+
+def test_an_answer_that_is_cut_off_is_asked_for_again_and_counted(
+    proxy: FaultProxy, store: Storage, behind: Any
+) -> None:
+    behind.put("in", BODY)
+    proxy.on("GET", cut_off, times=2)
+    assert read_input(f"{store.url}/in", LIMIT) == BODY
+    assert (proxy.seen("GET"), take_retries()) == (3, 2)
+    for ask in (lambda: store.read("in"), lambda: store.open("in").read(), lambda: len(store.list()) * BODY):
+        proxy.on("GET", cut_off)
+        assert ask() == BODY
+        assert take_retries() == 1
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(schedule=st.lists(st.sampled_from([answer, BUSY, reset, cut_off]), max_size=6))
+def test_a_read_gives_the_whole_content_or_fails_whatever_happens(
+    proxy: FaultProxy, store: Storage, behind: Any, schedule: list[Fault]
+) -> None:
+    """Three bodies may be cut off, and of each the request may be refused five times."""
+    proxy.clear()
+    behind.put("in", BODY)
+    for fault in schedule:
+        proxy.on("GET", fault)
+    cut_short = schedule.index(answer) if answer in schedule else len(schedule)
+    if schedule[:cut_short].count(cut_off) < 3 and longest_run(schedule[:cut_short]) < 6:
+        assert read_input(f"{store.url}/in", LIMIT) == BODY
+        assert proxy.seen("GET") == cut_short + 1
+    else:
+        with pytest.raises(ItemError, match="storage_error"):
+            read_input(f"{store.url}/in", LIMIT)
+    assert take_retries() == proxy.seen("GET") - 1
+
+
+def longest_run(schedule: list[Fault]) -> int:
+    """Return the most requests in a row that were not answered at all."""
+    runs = [0]
+    for fault in schedule:
+        runs.append(0 if fault is cut_off else runs[-1] + 1)
+    return max(runs)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    schedule=st.lists(st.sampled_from([answer, BUSY, reset, lose_reply]), max_size=12),
+    create=st.booleans(),
+)
+def test_what_stands_after_a_write_is_whole_and_what_was_promised(
+    proxy: FaultProxy,
+    store: Storage,
+    behind: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    schedule: list[Fault],
+    create: bool,
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    store.remove("x")
+    if not create:
+        behind.put("x", b"before")
+    for fault in schedule:
+        for method in ("PUT", "HEAD", "GET"):
+            proxy.on(method, fault)
+    succeeded = True
+    try:
+        if create:
+            assert store.create("x", BODY)
+        else:
+            store.write("x", BODY)
+    except RunError:
+        succeeded = False
+    proxy.clear()
+    standing = behind.get("x") if behind.paths() else b"before"
+    assert standing in ([BODY] if succeeded else [BODY, b"before"])
+
+
+def test_repetitions_are_counted_on_every_connection(proxy: FaultProxy, store: Storage, behind: Any) -> None:
+    behind.put("in", BODY)
+    client_of(store.url).connect(refresh=True)
+    proxy.on("GET", BUSY)
+    assert read_input(f"{store.url}/in", LIMIT) == BODY
+    assert take_retries() == 1
+
+
+def test_no_repetition_is_lost_between_threads() -> None:
+    take_retries()
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            pool.submit(lambda: [count_retry() for _ in range(5_000)])
+        taken = sum(take_retries() for _ in range(100))
+    assert taken + take_retries() == 20_000
+
+
+def test_a_request_that_was_signed_too_long_ago_is_signed_again(
+    proxy: FaultProxy, store: Storage, behind: Any
+) -> None:
+    skewed = refuse(403, "RequestTimeTooSkewed")
+    behind.put("in", BODY)
+    proxy.on("GET", skewed)
+    assert read_input(f"{store.url}/in", LIMIT) == BODY
+    proxy.on("PUT", skewed)
+    store.write("out", BODY)
+    assert behind.get("out") == BODY
+    assert take_retries() == 2
+
+
+# Slowness
+
+
+def test_a_body_that_comes_too_slowly_is_asked_for_once_more_on_another_connection(
+    proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "DEADLINE_S", 2.0)
+    behind.put("in", BODY)
+    proxy.on("GET", drip)
+    assert read_input(f"{store.url}/in", LIMIT) == BODY
+    assert take_retries() == 1
+    first, second = proxy.requests
+    assert first.port != second.port
+
+
+def test_a_body_that_always_comes_too_slowly_is_asked_for_twice_and_not_for_ever(
+    proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "DEADLINE_S", 0.5)
+    behind.put("in", BODY)
+    proxy.on("GET", drip, times=ALWAYS)
+    with pytest.raises(ItemError, match="storage_error: the store was too slow"):
+        read_input(f"{store.url}/in", LIMIT)
+    with pytest.raises(RunError, match=r"cannot read .*/in: the store was too slow"):
+        store.read("in")
+    assert proxy.seen("GET") == 2 + 2
+
+
+def test_the_deadline_grows_with_the_object(
+    proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "DEADLINE_S", 2.0)
+    monkeypatch.setattr(s3, "BYTES_PER_S", 1)
+    behind.put("in", b"four")
+    proxy.on("GET", drip)
+    assert read_input(f"{store.url}/in", LIMIT) == b"four"
+    assert take_retries() == 0
+
+
+# What does not pass
+
+
+@pytest.mark.parametrize(
+    ("fault", "requests"),
+    [(BUSY, 2), (refuse(500, "InternalError"), 2), (reset, 2), (cut_off, 3)],
+    ids=["503", "500", "reset", "cut"],
+)
+def test_a_store_that_fails_without_end_is_asked_a_known_number_of_times(
+    proxy: FaultProxy,
+    store: Storage,
+    behind: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    requests: int,
+) -> None:
+    """As often as `AWS_MAX_ATTEMPTS` says: no second layer multiplies it."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    behind.put("x", BODY)
+    proxy.on("GET", fault, times=ALWAYS)
+    with pytest.raises(ItemError) as caught:
+        read_input(f"{store.url}/x", LIMIT)
+    assert caught.value.code == "storage_error"
+    assert proxy.seen("GET") == requests
+    with pytest.raises(RunError, match=rf"^cannot read {store.url}/x: "):
+        store.read("x")
+    assert take_retries() == 2 * (requests - 1)
+
+
+def test_an_output_that_fails_without_end_stops_the_run_and_leaves_what_stood(
+    proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    behind.put("x", b"before")
+    (tmp_path / "local").write_bytes(b"longer than before")
+    for fault in (BUSY, reset):
+        proxy.on("PUT", fault, times=ALWAYS)
+        for write in (
+            lambda: store.write("x", b"after!"),
+            lambda: store.put_file("x", tmp_path / "local"),
+            lambda: store.create("new", b"1"),
+        ):
+            with pytest.raises(RunError, match=r"^cannot write s3://"):
+                write()
+        proxy.clear()
+    assert (behind.paths(), behind.get("x")) == (["x"], b"before")
+
+
+def test_refusals_have_their_codes(proxy: FaultProxy, store: Storage, behind: Any) -> None:
+    behind.put("in", BODY)
+    proxy.on("GET", refuse(403, "AccessDenied"))
+    with pytest.raises(ItemError) as caught:
+        read_input(f"{store.url}/in", LIMIT)
+    assert caught.value.code == "access_denied"
+    for method in ("HEAD", "GET"):
+        proxy.on(method, refuse(403, "AccessDenied"))
+    with pytest.raises(ItemError, match=r"access_denied: access denied \(AccessDenied\)"):
+        stat_input(f"{store.url}/in")
+    proxy.on("PUT", refuse(403, "AccessDenied"))
+    with pytest.raises(RunError, match=r"access denied \(AccessDenied\)"):
+        store.write("out", b"1")
+    assert behind.paths() == ["in"]
+    assert take_retries() == 0, "a refusal is not asked for again"
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        ("ExpiredToken", "the credentials have expired; renew them"),
+        ("RequestTimeTooSkewed", "the clock of this machine differs from the store's; set it"),
+    ],
+)
+def test_what_concerns_every_object_stops_the_run(
+    proxy: FaultProxy, store: Storage, behind: Any, code: str, advice: str
+) -> None:
+    behind.put("in", BODY)
+    for method in ("GET", "PUT", "HEAD"):
+        proxy.on(method, refuse(403, code), times=ALWAYS)
+    for act in (
+        lambda: read_input(f"{store.url}/in", LIMIT),
+        lambda: stat_input(f"{store.url}/in"),
+        lambda: store.exists("in"),
+        lambda: list_inputs(store.url),
+        lambda: store.write("out", b"1"),
+        lambda: store.create("out", b"1"),
+    ):
+        with pytest.raises(RunError, match=advice):
+            act()
+
+
+def test_a_key_that_vanished_is_not_found(proxy: FaultProxy, store: Storage, behind: Any) -> None:
+    etag = behind.put("in", BODY)
+    uri = list_inputs(store.url)["uri"][0].as_py()
+    store.remove("in")
+    proxy.clear()
+    with pytest.raises(ItemError) as caught:
+        read_input(uri, LIMIT, etag)
+    assert caught.value.code == "not_found"
+    assert len(proxy.requests) == 1
+
+
+# Objects that changed
+
+
+@pytest.mark.parametrize("fault", [None, ignoring("If-Match")], ids=["conditions kept", "ignored"])
+def test_an_object_that_changed_since_it_was_planned_is_refused_by_one_request(
+    proxy: FaultProxy, store: Storage, behind: Any, fault: Fault | None
+) -> None:
+    planned = behind.put("in", BODY)
+    if fault is not None:
+        proxy.on("GET", fault, times=ALWAYS)
+    assert read_input(f"{store.url}/in", LIMIT, planned) == BODY
+    behind.put("in", BODY[::-1])  # of the same size
+    with pytest.raises(ItemError) as caught:
+        read_input(f"{store.url}/in", LIMIT, planned)
+    assert caught.value.code == "changed"
+    assert len(proxy.requests) == 2
+    assert read_input(f"{store.url}/in", LIMIT) == BODY[::-1], "without an etag nothing was planned"
+    assert read_input(f"{store.url}/in", LIMIT, "the user's own") == BODY[::-1]
+
+
+def test_the_listed_etag_of_a_multipart_upload_is_kept(
+    proxy: FaultProxy, store: Storage, behind: Any, tmp_path: Path
+) -> None:
+    client, where = behind.client, {"Bucket": behind.bucket, "Key": f"{behind.prefix}/in"}
+    upload = {**where, "UploadId": client.create_multipart_upload(**where)["UploadId"]}
+    part = client.upload_part(**upload, PartNumber=1, Body=BODY)
+    client.complete_multipart_upload(
+        **upload, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    )
+    row = list_inputs(store.url).to_pylist()[0]
+    assert row["etag"].endswith("-1")
+    assert read_input(row["uri"], LIMIT, row["etag"]) == BODY
+    behind.put("in", BODY)
+    with pytest.raises(ItemError, match="changed"):
+        read_input(row["uri"], LIMIT, row["etag"])
+
+
+# Replies that were lost
+
+
+def test_a_write_that_was_applied_succeeded_though_its_reply_was_lost(
+    proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    (tmp_path / "local").write_bytes(BODY)
+    proxy.on("PUT", lose_reply, times=ALWAYS)
+    store.write("written", BODY)
+    store.put_file("put", tmp_path / "local")
+    assert store.create("created", BODY)
+    with store.building("built") as local:
+        local.write_bytes(BODY)
+    store.write("empty", b"")
+    for path in ("written", "put", "created", "built"):
+        assert behind.get(path) == BODY
+    assert behind.get("empty") == b""
+    assert proxy.seen("PUT") == 5
+
+
+def test_a_create_that_is_repeated_is_not_refused_for_its_own_first_attempt(
+    proxy: FaultProxy, store: Storage, behind: Any
+) -> None:
+    proxy.on("PUT", lose_reply)
+    assert store.create("x", BODY)
+    assert (proxy.seen("PUT"), behind.get("x")) == (2, BODY)
+
+
+def test_a_lost_reply_is_no_success_where_other_content_stands(
+    proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+
+    def overtaken(exchange: Any) -> None:
+        lose_reply(exchange)
+        behind.put("x", b"other")
+
+    proxy.on("PUT", overtaken, times=2)
+    with pytest.raises(RunError, match="cannot write"):
+        store.write("x", b"mine!")
+    assert behind.get("x") == b"other"
+    store.remove("x")
+    assert not store.create("x", b"mine!")
+
+
+def test_large_files_are_compared_piece_by_piece(
+    proxy: FaultProxy, store: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("maskrcnn.objects._COMPARED_BYTES", 7_000)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    (tmp_path / "local").write_bytes(BODY)
+    proxy.on("PUT", lose_reply)
+    store.put_file("x", tmp_path / "local")
+    assert proxy.seen("GET") == 3
+    proxy.on("PUT", reset)
+    (tmp_path / "local").write_bytes(BODY[:-1] + bytes([BODY[-1] ^ 1]))
+    with pytest.raises(RunError, match="cannot write"):
+        store.put_file("x", tmp_path / "local")
+
+
+# Exclusive creation
+
+
+def test_a_conflict_with_another_writer_is_tried_again(
+    proxy: FaultProxy, store: Storage, behind: Any
+) -> None:
+    conflict = refuse(409, "ConditionalRequestConflict")
+    proxy.on("PUT", conflict, times=2)
+    assert store.create("x", BODY)
+    assert behind.get("x") == BODY
+    proxy.on("PUT", conflict, times=ALWAYS)
+    with pytest.raises(RunError, match="cannot write"):
+        store.create("y", BODY)
+    assert behind.paths() == ["x"]
+
+
+@pytest.mark.parametrize("status", [400, 501])
+def test_a_store_without_conditions_is_asked_without(
+    proxy: FaultProxy, store: Storage, behind: Any, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unconditional(exchange: Any) -> None:
+        refused = "if-none-match" in exchange.request.headers
+        (refuse(status, "NotImplemented") if refused else ignoring("Date"))(exchange)
+
+    proxy.on("PUT", unconditional, times=ALWAYS)
+    assert store.create("x", BODY)
+    assert store.create("x", BODY)
+    assert not store.create("x", b"other")
+    assert behind.get("x") == BODY
+
+
+@pytest.mark.parametrize("fault", [None, ignoring("If-None-Match")], ids=["conditions kept", "ignored"])
+def test_of_racing_writers_one_content_stands(
+    proxy: FaultProxy, store: Storage, behind: Any, fault: Fault | None
+) -> None:
+    if fault is not None:
+        proxy.on("PUT", fault, times=ALWAYS)
+    barrier = threading.Barrier(4)
+
+    def create(path: str, data: bytes) -> bool:
+        barrier.wait()
+        return store.create(path, data)
+
+    with ThreadPoolExecutor(4) as pool:
+        for i in range(2):
+            contents = [f"writer {n}".encode() for n in range(4)]
+            told = list(pool.map(create, [f"differ-{i}"] * 4, contents))
+            standing = behind.get(f"differ-{i}")
+            assert told[contents.index(standing)], "whose content stands is told so"
+            if fault is None:
+                assert sum(told) == 1
+            assert all(pool.map(create, [f"equal-{i}"] * 4, [BODY] * 4)), "equal bytes are everyone's"
+            assert behind.get(f"equal-{i}") == BODY
+    assert not store.create("differ-0", b"a late one")
+
+
+# What killed processes leave behind
+
+
+def test_open_uploads_below_the_output_are_aborted_and_no_others(
+    proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "_PAGE", 2)
+    keys = [f"{behind.prefix}/shards/{i}/images.parquet" for i in range(3)]
+    for key in (*keys, keys[0], behind.prefix + "-other/x"):
+        begun = behind.client.create_multipart_upload(Bucket=behind.bucket, Key=key)
+        behind.client.upload_part(
+            Bucket=behind.bucket, Key=key, UploadId=begun["UploadId"], PartNumber=1, Body=BODY
+        )
+    behind.put("kept", BODY)
+    assert store.abort_uploads() == 4
+    assert store.abort_uploads() == 0
+    left = behind.client.list_multipart_uploads(Bucket=behind.bucket, Prefix=behind.prefix)["Uploads"]
+    assert [upload["Key"] for upload in left] == [behind.prefix + "-other/x"]
+    assert behind.paths() == ["kept"]
+
+
+def test_old_temporary_files_are_removed_and_no_others(tmp_path: Path) -> None:
+    store = Storage(str(tmp_path / "out"))
+    store.write("shards/a/part", b"1")
+    old = time.time() - storage.LEFTOVER_S - 60
+    leftover, young, users = f".{'0a' * 16}.tmp", f".{'1b' * 16}.tmp", ".mine.tmp"
+    for name in (leftover, young, users):
+        (tmp_path / "out" / "shards" / "a" / name).write_bytes(b"half")
+        if name != young:
+            os.utime(tmp_path / "out" / "shards" / "a" / name, (old, old))
+    assert store.remove_leftovers() == 1
+    assert {path.name for path in (tmp_path / "out" / "shards" / "a").iterdir()} == {"part", young, users}
+    assert (Storage(str(tmp_path / "none")).remove_leftovers(), store.abort_uploads()) == (0, 0)
+
+
+# The local disk
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["local output", "remote output"])
+def test_a_disk_that_is_full_is_one_clear_line(store: Storage, tmp_path: Path, remote: bool) -> None:
+    output = store if remote else Storage(str(tmp_path / "out"))
+    line = (
+        r"cannot build shards/x in TMPDIR .*: the disk is full"
+        if remote
+        else r"/out/shards/x: the disk is full"
+    )
+
+    def build(write: Callable[[Path], object]) -> None:
+        with output.building("shards/x") as local:
+            local.symlink_to("/dev/full")  # each write to it fails with ENOSPC
+            write(local)
+
+    for write in (
+        lambda local: pq.write_table(pa.table({"x": range(100_000)}), local),
+        lambda local: local.write_bytes(BODY),
+    ):
+        with pytest.raises(RunError, match=line):
+            build(write)
+    assert output.list() == []
+
+
+def test_a_scratch_folder_that_cannot_be_used_is_named(
+    store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    with pytest.raises(RunError, match=r"cannot build x in TMPDIR .*/file: a part of the path is a file"):
+        store.building("x").__enter__()
+    monkeypatch.setattr(tempfile, "tempdir", "/proc")  # a file system in which nobody makes a folder
+    with pytest.raises(RunError, match=r"cannot build x in TMPDIR /proc: "):
+        store.building("x").__enter__()
+
+
+def test_a_users_mistake_in_a_block_stays_what_it_is(store: Storage, tmp_path: Path) -> None:
+    for output in (store, Storage(str(tmp_path))):
+        with pytest.raises(KeyError), output.building("x"):
+            raise KeyError("x")
