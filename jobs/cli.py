@@ -18,6 +18,8 @@ import click
 from maskrcnn.config import Compute, Speed
 from maskrcnn.errors import RunError, UsageError
 
+from .terminal import PlainFormatter, plain
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 log = logging.getLogger("maskrcnn")
 
@@ -55,7 +57,7 @@ class Group(click.Group):
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(message, err=True)
+    click.echo(plain(message), err=True)
     sys.exit(code)
 
 
@@ -64,7 +66,9 @@ def _fail(message: str, code: int) -> NoReturn:
 @click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors.")
 def main(quiet: bool) -> None:
     """Find every object in millions of pictures: Mask R-CNN over image collections, on Ray."""
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(handlers=[handler])
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -360,7 +364,7 @@ def _verdict(verdict: Any, output: str) -> str:
     if verdict.unfinished:
         return f"unfinished: {verdict.unfinished}"
     lines = [f"{outcome.check}: {outcome.line}" for outcome in verdict.outcomes]
-    lines += [f"  {finding.check}: {finding.where}: {finding.line}" for finding in verdict.findings]
+    lines += [plain(f"  {finding.check}: {finding.where}: {finding.line}") for finding in verdict.findings]
     more = sum(outcome.findings for outcome in verdict.outcomes) - len(verdict.findings)
     lines += [f"  and {more:,} more"] if more else []
     return "\n".join([*lines, f"{'proven' if verdict.proven else 'not proven'}: {output}"])

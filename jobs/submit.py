@@ -9,6 +9,7 @@ from typing import Final
 import click
 
 from maskrcnn.errors import RunError, UsageError
+from maskrcnn.sources import refuse_user
 
 log = logging.getLogger("maskrcnn")
 
@@ -25,7 +26,7 @@ def submit_job(address: str, command: Sequence[str], *, working_dir: str | None,
         The command's exit code; 0 where it is not waited for, `STOPPED` where the job ended without one.
 
     Raises:
-        UsageError: the command is not one of maskrcnn's.
+        UsageError: the command is not one of maskrcnn's, or has a password in it, which Ray would keep in plain text.
         RunError: the cluster cannot be reached.
     """
     from ray.job_submission import JobStatus, JobSubmissionClient
@@ -34,6 +35,9 @@ def submit_job(address: str, command: Sequence[str], *, working_dir: str | None,
 
     if command[0] not in main.commands:
         raise UsageError(f"maskrcnn has no command {command[0]!r}; it has {', '.join(main.commands)}")
+    for argument in command:
+        for url in (argument, argument.partition("=")[2]):
+            refuse_user(url, "the command")
     try:
         client = JobSubmissionClient(address)
         runtime_env = {"working_dir": working_dir} if working_dir else {}

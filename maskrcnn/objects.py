@@ -171,14 +171,12 @@ def _stands(url: str, content: BinaryIO) -> bool | None:
 def _create_remote(url: str, data: bytes) -> bool:
     """Look, write where nothing stands, and look again: what stands decides, whatever the replies were."""
     condition = {"IfNoneMatch": "*"}
-    failure: BaseException | None = None
+    stands = _stands(url, io.BytesIO(data))
     for attempt in range(_CREATE_TRIES):
-        if (stands := _stands(url, io.BytesIO(data))) is not None:
+        if stands is not None:
             return stands
-        if failure is not None and not _may_be_tried_again(failure):
-            raise failure
         time.sleep(attempt / 10)
-        failure = None
+        failure: BaseException | None = None
         try:
             if is_s3(url):
                 s3.put(url, data, **condition)
@@ -186,15 +184,15 @@ def _create_remote(url: str, data: bytes) -> bool:
                 client_of(url).pipe_file(split_url(url)[1], data, mode="create")
         except failures() as error:
             failure = error
-            if aws_code(error) in _CONDITION_REFUSED:
+        stands = _stands(url, io.BytesIO(data))
+        if failure is not None and stands is None:
+            if aws_code(failure) in _CONDITION_REFUSED and condition:
                 condition = {}
-    raise failure or OSError(errno.EAGAIN, "it is written and removed all the time")
-
-
-def _may_be_tried_again(failure: BaseException) -> bool:
-    """Return whether a `create` failed because of the condition, though nothing stands there now."""
-    again = (*_CONDITION_FAILED, *_CONDITION_REFUSED)
-    return isinstance(failure, FileExistsError) or aws_code(failure) in again
+            elif not isinstance(failure, FileExistsError) and aws_code(failure) not in _CONDITION_FAILED:
+                raise failure
+    if stands is None:
+        raise OSError(errno.EAGAIN, "others write and remove it all the time")
+    return stands
 
 
 def _create_local(target: Path, data: bytes) -> bool:

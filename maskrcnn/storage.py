@@ -341,7 +341,7 @@ class Storage:
                     self.remove(path)
 
     def abort_uploads(self) -> int:
-        """Abort the multipart uploads that killed processes left open, and living ones have; return how many."""
+        """Abort the multipart uploads that are open: killed processes', and those under way; return how many."""
         with output_faults("list the uploads below", self.url):
             return s3.abort_uploads(self.url) if is_s3(self.url) else 0
 
@@ -353,9 +353,10 @@ class Storage:
         latest = time.time() - LEFTOVER_S
         with output_faults("clean up", self.url):
             for file in Path(self.url).rglob(".*.tmp"):
-                if TEMPORARY.search(str(file)) and file.lstat().st_mtime < latest:
-                    file.unlink(missing_ok=True)
-                    removed += 1
+                with contextlib.suppress(FileNotFoundError):  # its writer lives, and is done
+                    if TEMPORARY.search(str(file)) and file.lstat().st_mtime < latest:
+                        file.unlink()
+                        removed += 1
         return removed
 
 
@@ -371,7 +372,7 @@ def _range_reader(url: str) -> Callable[[int, int], bytes]:
 def _scratch(path: str) -> Iterator[Path]:
     """Give a temporary folder to build a file in; its faults name it."""
     doing = f"build {path} in TMPDIR"
-    with output_faults(doing, tempfile.tempdir or os.environ.get("TMPDIR", "")):
+    with output_faults(doing, tempfile.tempdir or os.environ.get("TMPDIR", "(not set)")):
         folder = tempfile.TemporaryDirectory(prefix="maskrcnn-", ignore_cleanup_errors=True)
     with folder, output_faults(doing, folder.name):
         yield Path(folder.name)

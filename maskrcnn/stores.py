@@ -237,7 +237,7 @@ _OS_ERRORS: Final = {
     errno.EEXIST: "a file stands where a folder is needed",
     errno.ENOSPC: "the disk is full; free some space",
     errno.EFBIG: "the file is larger than the disk or `ulimit -f` allows",
-    errno.EIO: "the disk fails",
+    errno.EIO: "reading or writing fails; is the disk sound?",
     errno.EDQUOT: "the disk quota is used up; free some space",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied; check the folder's owner and mode",

@@ -7,6 +7,7 @@ is who is killed where; after each step the run's directory is looked at from ou
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import shutil
 import threading
@@ -31,7 +32,6 @@ from maskrcnn.storage import Storage
 from maskrcnn.worker import ShardWorker
 
 GATED = ("write", "create", "remove", "remove_tree", "exists", "size", "list")
-RUNS = ("first", "again", "retry")
 
 
 class KilledError(BaseException):
@@ -197,32 +197,37 @@ def sweep(storage: Storage, plan: Plan) -> None:
         worker.run_shard(shard)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    kind=st.sampled_from(RUNS),
-    keep=st.booleans(),
-    order=st.lists(st.booleans(), max_size=80),
-    kill=st.none() | st.tuples(st.sampled_from("ab"), st.integers(0, 30)),
-)
-def test_a_record_that_stands_is_true_at_every_step(
+def play(
     runs: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    output: Path,
     kind: str,
-    keep: bool,
-    order: list[bool],
-    kill: tuple[str, int] | None,
-) -> None:
-    output = tmp_path_factory.mktemp("run") / "out"
+    turns: Iterable[int],
+    *,
+    keep: bool = False,
+    kill: tuple[str, int] | None = None,
+) -> dict[str, int]:
+    """Reduce a copy of a run twice at once, and look at it after each step.
+
+    Args:
+        turns: for how many steps a and b go on, in turns; in the end a goes to its end, then b.
+        kill: who is killed, before which of its steps.
+
+    Returns:
+        How many steps each took.
+    """
     shutil.copytree(runs / kind, output)
     stage = Stage()
     steps = {"a": 0, "b": 0}
-    draws = iter(order)
+    order = itertools.chain.from_iterable(
+        itertools.repeat(name, n) for name, n in zip(itertools.cycle("ab"), turns, strict=False)
+    )
     work = functools.partial(reduce_run, str(output), coco_mode="always", keep_standing=keep)
     with gated(stage):
         threads = [stage.begin(name, work) for name in steps]
         while living := stage.living(steps):
-            look(output)
-            name = living[0] if len(living) == 1 else living[next(draws, False)]
+            look(output)  # and so whoever is killed next, or all, leave it
+            name = next(order, "a")
+            name = name if name in living else living[0]
             stage.step(name, kill=kill == (name, steps[name]))
             steps[name] += 1
         for thread in threads:
@@ -235,9 +240,37 @@ def test_a_record_that_stands_is_true_at_every_step(
     plan = read_plan(storage)
     assert plan is not None
     assert killed or finished(storage, plan) is not None
+    return steps
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(["first", "again", "retry"]),
+    keep=st.booleans(),
+    turns=st.lists(st.integers(0, 40), max_size=6),
+    kill=st.none() | st.tuples(st.sampled_from("ab"), st.integers(0, 40)),
+)
+def test_a_record_that_stands_is_true_at_every_step(
+    runs: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    kind: str,
+    keep: bool,
+    turns: list[int],
+    kill: tuple[str, int] | None,
+) -> None:
+    output = tmp_path_factory.mktemp("run") / "out"
+    play(runs, output, kind, turns, keep=keep, kill=kill)
     reduce_run(str(output), coco_mode="always")
     look(output)
-    assert finished(storage, plan) is not None
+    assert (output / "_SUCCESS").exists()
+
+
+def test_one_that_runs_while_another_pauses_at_any_step(runs: Path, tmp_path: Path) -> None:
+    pause, steps = 0, 1
+    while pause < steps:
+        steps = play(runs, tmp_path / str(pause), "retry", [0, pause])["b"]
+        pause += 1
+    assert steps > 20
 
 
 def test_reduces_that_want_different_coco_files_end_with_what_the_record_names(

@@ -1,7 +1,6 @@
 """One interface, the same laws in a folder, in memory, on moto and on SeaweedFS."""
 
 import errno
-import http.server
 import importlib.util
 import io
 import os
@@ -9,7 +8,6 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -60,6 +58,17 @@ def test_the_last_write_wins(store_url: str) -> None:
     store.write("empty", b"")
     assert (store.read("x"), store.read("empty")) == (b"second", b"")
     assert (store.size("x"), store.size("empty")) == (6, 0)
+
+
+def test_what_was_created_stands_and_is_never_replaced(store_url: str) -> None:
+    store = Storage(store_url)
+    for content, other in ((b"first", b"other"), (b"", b"x"), (b"same length", b"SAME LENGTH")):
+        path = f"folder/{len(content)}"
+        assert store.create(path, content)
+        assert store.create(path, content), "equal content is as good as one's own"
+        assert not store.create(path, other)
+        assert store.read(path) == content
+    assert store.list() == ["folder/0", "folder/11", "folder/5"]
 
 
 def test_another_processs_write_is_seen(store_url: str) -> None:
@@ -230,6 +239,37 @@ def test_a_reader_sees_the_old_file_or_the_new(tmp_path: Path) -> None:
         assert store.read("x") in (old, new)
         assert store.list() == ["x"], "a temporary file was listed"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_of_racing_writers_of_a_file_one_wins_and_no_half_of_it_is_seen(tmp_path: Path) -> None:
+    contents = [bytes([n]) * 500_000 for n in range(6)]
+    barrier = threading.Barrier(len(contents))
+
+    def create(path: str, content: bytes) -> bool:
+        barrier.wait()
+        told = Storage(str(tmp_path)).create(path, content)
+        assert Storage(str(tmp_path)).read(path) in contents
+        return told
+
+    with ThreadPoolExecutor(len(contents)) as pool:
+        for i in range(10):
+            told = list(pool.map(create, [str(i)] * len(contents), contents))
+            assert [content for content, won in zip(contents, told, strict=True) if won] == [
+                (tmp_path / str(i)).read_bytes()
+            ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [str(i) for i in range(10)]
+
+
+def test_a_file_system_without_links_is_as_a_store_without_conditions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = Storage(str(tmp_path))
+    assert (store.create("x", b"1"), store.create("x", b"1"), store.create("x", b"2")) == (True, True, False)
+    assert (store.read("x"), store.list()) == (b"1", ["x"])
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -428,116 +468,16 @@ def test_public_buckets_need_no_credentials(moto_server: Any) -> None:
     assert done.stdout == b"b'1'\n"
 
 
-class FaultyS3:
-    """Answers GET from one object, PUT by taking it; the first answers are the faults it was given."""
-
-    def __init__(self, body: bytes, faults: list[str]) -> None:
-        self.body, self.faults, self.requests = body, faults, 0
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-            def answer(self) -> None:
-                outer.requests += 1
-                received = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                fault = outer.faults.pop(0) if outer.faults else ""
-                if fault.isdigit():
-                    code = {"503": "SlowDown", "500": "InternalError"}[fault]
-                    self.reply(int(fault), f"<Error><Code>{code}</Code></Error>".encode())
-                elif fault == "reset":
-                    self.close_connection = True
-                elif fault == "cut":
-                    self.reply(200, outer.body, outer.body[: len(outer.body) // 2])
-                    self.close_connection = True
-                else:
-                    outer.body = received or outer.body
-                    self.reply(200, outer.body if self.command == "GET" else b"")
-
-            def reply(self, status: int, promised: bytes, sent: bytes | None = None) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(promised)))
-                self.end_headers()
-                self.wfile.write(promised if sent is None else sent)
-
-            do_GET = do_PUT = answer
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
-
-
-@pytest.fixture
-def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FaultyS3]]:
-    running: list[FaultyS3] = []
-
-    def start(body: bytes, faults: list[str]) -> FaultyS3:
-        s3 = FaultyS3(body, faults)
-        threading.Thread(target=s3.server.serve_forever, daemon=True).start()
-        running.append(s3)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(name, "x")
-        return s3
-
-    yield start
-    for s3 in running:
-        s3.server.shutdown()
-        s3.server.server_close()
-
-
 @pytest.mark.s3
-@pytest.mark.parametrize("fault", ["503", "500", "reset", "cut"])
-def test_a_read_outlives_a_fault(faulty: Callable[..., FaultyS3], fault: str) -> None:
-    body = os.urandom(100_000)
-    s3 = faulty(body, [fault])
-    assert read_input("s3://bucket/key", 200_000) == body
-    assert s3.requests == 2
-
-
-@pytest.mark.s3
-@pytest.mark.parametrize("fault", ["503", "500", "reset"])
-def test_a_write_outlives_a_fault(faulty: Callable[..., FaultyS3], fault: str) -> None:
-    s3 = faulty(b"", [fault])
-    Storage("s3://bucket/out").write("x", b"content")
-    assert s3.requests == 2
-    assert b"content" in s3.body
-
-
-@pytest.mark.s3
-def test_a_store_that_keeps_failing_is_an_items_storage_error(
-    faulty: Callable[..., FaultyS3], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    faulty(b"x" * 1000, ["500"])
-    with pytest.raises(ItemError, match="storage_error"):
-        read_input("s3://bucket/key", 9000)
-    faulty(b"x" * 1000, ["cut"] * 20)
-    with pytest.raises(ItemError, match="storage_error"):
-        read_input("s3://bucket/key", 9000)
-
-
-@pytest.mark.s3
-def test_an_endpoint_out_of_reach_is_named(
-    faulty: Callable[..., FaultyS3], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    s3 = faulty(b"", [])
+def test_an_endpoint_out_of_reach_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
     with pytest.raises(RunError, match=r"cannot reach the S3 endpoint \(http://127.0.0.1:9\)"):
         Storage("s3://bucket/out").write("x", b"1")
     with pytest.raises(RunError, match="cannot reach the S3 endpoint"):
         read_input("s3://bucket/in", 9)
-    assert s3.requests == 0
-
-
-@pytest.mark.s3
-def test_one_input_costs_one_request(faulty: Callable[..., FaultyS3]) -> None:
-    s3 = faulty(b"x" * 1000, [])
-    read_input("s3://bucket/key", 2000)
-    assert s3.requests == 1
 
 
 @pytest.mark.s3

@@ -140,6 +140,12 @@ def test_an_answer_that_is_cut_off_is_asked_for_again_and_counted(
         assert take_retries() == 1
 
 
+def test_one_input_costs_one_request(proxy: FaultProxy, store: Storage, behind: Any) -> None:
+    etag = behind.put("in", BODY)
+    assert read_input(f"{store.url}/in", LIMIT, etag) == BODY
+    assert [request.method for request in proxy.requests] == ["GET"]
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schedule=st.lists(st.sampled_from([answer, BUSY, reset, cut_off]), max_size=6))
 def test_a_read_gives_the_whole_content_or_fails_whatever_happens(
@@ -386,7 +392,7 @@ def test_an_object_that_changed_since_it_was_planned_is_refused_by_one_request(
     with pytest.raises(ItemError) as caught:
         read_input(f"{store.url}/in", LIMIT, planned)
     assert caught.value.code == "changed"
-    assert len(proxy.requests) == 2
+    assert [request.headers["if-match"] for request in proxy.requests] == [f'"{planned}"'] * 2
     assert read_input(f"{store.url}/in", LIMIT) == BODY[::-1], "without an etag nothing was planned"
     assert read_input(f"{store.url}/in", LIMIT, "the user's own") == BODY[::-1]
 
@@ -469,6 +475,21 @@ def test_large_files_are_compared_piece_by_piece(
         store.put_file("x", tmp_path / "local")
 
 
+def test_what_exceeds_one_put_is_left_to_s3fs_and_compared_too(
+    proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("maskrcnn.objects._ONE_PUT_BYTES", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    (tmp_path / "local").write_bytes(BODY)
+    store.put_file("x", tmp_path / "local")
+    proxy.on("PUT", lose_reply)
+    store.put_file("y", tmp_path / "local")
+    assert (behind.get("x"), behind.get("y")) == (BODY, BODY)
+    proxy.on("PUT", reset)
+    with pytest.raises(RunError, match="cannot write"):
+        store.put_file("z", tmp_path / "local")
+
+
 # Exclusive creation
 
 
@@ -479,6 +500,9 @@ def test_a_conflict_with_another_writer_is_tried_again(
     proxy.on("PUT", conflict, times=2)
     assert store.create("x", BODY)
     assert behind.get("x") == BODY
+    proxy.on("PUT", conflict, times=5)
+    assert store.create("z", BODY), "the last try counts too"
+    store.remove("z")
     proxy.on("PUT", conflict, times=ALWAYS)
     with pytest.raises(RunError, match="cannot write"):
         store.create("y", BODY)
@@ -544,6 +568,8 @@ def test_open_uploads_below_the_output_are_aborted_and_no_others(
     left = behind.client.list_multipart_uploads(Bucket=behind.bucket, Prefix=behind.prefix)["Uploads"]
     assert [upload["Key"] for upload in left] == [behind.prefix + "-other/x"]
     assert behind.paths() == ["kept"]
+    proxy.on("GET", refuse(501, "NotImplemented"), key="/test-bkt")
+    assert store.abort_uploads() == 0, "what knows no uploads has none"
 
 
 def test_old_temporary_files_are_removed_and_no_others(tmp_path: Path) -> None:

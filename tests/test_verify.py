@@ -4,6 +4,7 @@ A finished run of planted images is copied and tampered with. Where rows are cha
 is corrected, so that it is not the digest that gives it away.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -18,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from conftest import BUCKET, S3Server
+from conftest import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
+from fault_proxy import FaultProxy, answer, refuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
@@ -27,7 +29,8 @@ from maskrcnn_jobs.segment import Request, prepare
 from maskrcnn import evidence, verify
 from maskrcnn.config import Compute
 from maskrcnn.decode import Limits
-from maskrcnn.errors import UsageError
+from maskrcnn.errors import RunError, UsageError
+from maskrcnn.evidence import digest_and_size, row_groups
 from maskrcnn.overlay import group_shards
 from maskrcnn.parts import write_tables
 from maskrcnn.plan import Plan, read_plans
@@ -675,6 +678,31 @@ def test_it_is_the_same_on_s3(whole: Path, moto_server: S3Server) -> None:
         ("listing", "images/stray.parquet"),
         ("parts", str(part)),
     ]
+
+
+@pytest.mark.s3
+def test_a_store_that_fails_is_no_finding(whole: Path, moto_process: S3Server) -> None:
+    """Whichever request for a part it refuses, the run stops there: nothing is said of the part."""
+    path = str(Output(whole).part("instances").relative_to(whole))
+    proxy = FaultProxy(moto_process.endpoint, ACCESS_KEY, SECRET_KEY)
+    with dataclasses.replace(moto_process, endpoint=proxy.endpoint).environment():
+        storage = Storage(moto_process.prefix())
+        storage.write(path, (whole / path).read_bytes())
+        for read in (
+            lambda: digest_and_size(storage, path),
+            lambda: list(row_groups(storage, path, INSTANCES)),
+        ):
+            proxy.clear()
+            read()
+            requests = proxy.seen("GET")
+            assert requests
+            for n in range(requests):
+                proxy.clear()
+                proxy.on("GET", answer, times=n)
+                proxy.on("GET", refuse(403, "AccessDenied"), times=None)
+                with pytest.raises(RunError, match="cannot read"):
+                    read()
+    proxy.stop()
 
 
 def test_the_columns_are_those_of_the_schema(whole: Path) -> None:

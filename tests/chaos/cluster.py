@@ -1,47 +1,41 @@
 """One standing cluster on which many runs are disturbed, one after the other: workers, nodes and drivers are killed.
 
 The cluster has a head that hosts no actors and two nodes, each with processes of its own, as `ray start` makes them.
-A killed node is replaced while the run goes on. What a run must give is what an undisturbed one gave.
+A killed node is replaced while the run goes on.
 """
 
 import contextlib
-import os
-import random
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 from local import LocalCluster, Node, local_cluster
 
-from chaos.invariants import BrokenError, Truth, check_is_final, truth_of
+from chaos.invariants import truth_of
 from chaos.probes import Held, Probes, receipts_of, wait_until_gone
-from maskrcnn.planted import write_planted
+from chaos.runs import PLANTED, RUN_S, Killed, Outcome, driver, judge, write_collection
 
 VICTIMS: Final = ("worker", "node", "driver")
-IMAGES: Final = 44
-BROKEN: Final = 4
-SHARD_IMAGES: Final = 4
+NODES: Final = 3
+"""The head, which hosts no actors, and two others."""
 CPUS_OF_A_NODE: Final = 2
-RUN_S: Final = 180
-"""A run that takes longer hangs."""
-
-# A killed node refuses connections at once; so this notices it in some 2 s, and not that a living one is slow.
-NOTICING: Final = {
+# A killed node refuses connections at once: this notices it in some 2 s, without taking a slow one for dead.
+TEMPER: Final = {
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "4",
     "RAY_health_check_timeout_ms": "20000",
+    "RAY_raylet_start_wait_time_s": "100",
+    "OMP_NUM_THREADS": "1",
 }
 
 
@@ -58,54 +52,6 @@ class Kill:
     """Between that the point is reached and the kill."""
 
 
-@dataclass
-class Killed:
-    """What was killed."""
-
-    victim: str
-    phase: str
-    side: str
-    what: str
-    pid: int
-    receipts: int
-    """How many stood."""
-    in_flight: int
-    """Shards begun and without a receipt; in the reduce, which is one piece of work, 1."""
-    after_s: float
-
-
-@dataclass
-class Outcome:
-    """What became of a run."""
-
-    output: Path
-    killed: list[Killed] = field(default_factory=list)
-    missed: str = ""
-    """Why a kill could not be done."""
-    exits: list[int] = field(default_factory=list)
-    """Exit codes of the drivers."""
-    lost: int = 0
-    """Images or instances of the undisturbed run that are not there."""
-    doubled: int = 0
-    broken: str = ""
-    """The law that does not hold, or how the run ended if not well."""
-    orphans: int = 0
-    """Processes of a killed worker that outlived it by seconds."""
-    seconds: float = 0.0
-    said: str = ""
-    """The drivers' stderr."""
-
-    @property
-    def counted(self) -> bool:
-        """Whether it was killed as planned, while there was something to lose."""
-        return not self.missed and all(one.in_flight for one in self.killed)
-
-    @property
-    def good(self) -> bool:
-        """Whether nothing is wrong with it."""
-        return not (self.lost or self.doubled or self.broken or self.orphans)
-
-
 class Arena:
     """The cluster, a collection, and what a run makes of it that nothing disturbs.
 
@@ -120,100 +66,92 @@ class Arena:
         self.cluster = cluster
         self.probes = probes
         self.folder = folder
-        self.images = folder / "images"
-        write_collection(self.images, seed)
+        self.images = write_collection(folder / "images", seed)
         self._mending: list[threading.Thread] = []
-        self.undisturbed = folder / "undisturbed"
-        self.counts, self.truth = self._observe()
+        self._one_by_one = threading.Lock()
+        self.undisturbed = str(folder / "undisturbed")
+        self.counts = self._observe(folder / "undisturbed.log")
+        self.truth = truth_of(self.undisturbed)
 
-    def _observe(self) -> tuple[Counter[tuple[str, str]], Truth]:
+    def _observe(self, log: Path) -> Counter[tuple[str, str]]:
+        """Do the run that nothing disturbs; return how often each phase was come to."""
         self.probes.ask(self.undisturbed)
-        with self.driver(self.undisturbed, self.folder / "undisturbed.log") as process:
+        with self._driver(self.undisturbed, log) as process:
             if process.wait(RUN_S):
-                raise RuntimeError((self.folder / "undisturbed.log").read_text())
-        return self.probes.counts(), truth_of(str(self.undisturbed))
+                raise RuntimeError(log.read_text())
+        return self.probes.counts()
 
-    @contextlib.contextmanager
-    def driver(self, output: Path, log: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Start a driver; kill it at the end of the block if it still runs."""
-        command = [
-            *(sys.executable, "-m", "maskrcnn_jobs", "segment", str(self.images), str(output)),
-            *("--model", "planted:0.02", "--device", "cpu", "--actors", "2"),
-            *("--shard-images", str(SHARD_IMAGES), "--max-failure-rate", "1"),
-            *("--address", self.cluster.address, *options),
-        ]
-        environment = os.environ | self.cluster.environment | self.probes.environment("driver")
-        with log.open("ab") as said:
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=said)
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
+    def _driver(self, output: str, log: Path) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+        arguments = [str(self.images), output, *PLANTED, "--actors", "2", "--address", self.cluster.address]
+        return driver(arguments, log, self.cluster.environment | self.probes.environment("driver"))
 
     def run(self, name: str, kills: Sequence[Kill]) -> Outcome:
         """Run the job, kill what is to be killed, repeat the command where the driver died, and look at the result."""
-        outcome = Outcome(self.folder / name)
+        outcome = Outcome(str(self.folder / name))
         log = self.folder / f"{name}.log"
         waiting = list(kills)
         started = time.monotonic()
-        nodes = len(self.cluster.nodes)
-        while True:
-            if waiting:
-                self._ask(outcome.output, waiting[0])
-            with self.driver(outcome.output, log) as process:
-                while waiting and process.poll() is None and time.monotonic() - started < RUN_S:
-                    held = self.probes.held()
-                    if held is None:
-                        time.sleep(0.005)
-                        continue
-                    self._kill(waiting.pop(0), held, process, outcome, started)
-                    if waiting:
-                        self._ask(outcome.output, waiting[0])
+        again = True
+        while again:
+            with self._driver(outcome.output, log) as process:
+                again = self._strike(waiting, process, outcome, started)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(max(RUN_S - (time.monotonic() - started), 0))
-                outcome.exits.append(process.returncode if process.returncode is not None else -1)
-            if outcome.exits[-1] != -signal.SIGKILL or not outcome.killed:
-                break
+                    process.wait(max(started + RUN_S - time.monotonic(), 0))
+            outcome.exits.append(process.returncode)
         outcome.seconds = time.monotonic() - started
-        if waiting:
-            outcome.missed = f"{waiting[0].phase} was not come to"
-        self._judge(outcome, log)
-        for thread in self._mending:
-            thread.join()
-        if [node for node in self.cluster.nodes[nodes:] if node.process.poll() is not None]:
-            raise RuntimeError("a node that was to replace a killed one did not stay")
+        outcome.missed = f"nobody came to {waiting[0].phase}" if waiting else ""
+        outcome.said = log.read_text(errors="replace")
+        judge(outcome, self.undisturbed, self.truth)
+        self._mend()
         return outcome
 
-    def _ask(self, output: Path, kill: Kill) -> None:
+    def _strike(
+        self, waiting: list[Kill], process: subprocess.Popen[bytes], outcome: Outcome, started: float
+    ) -> bool:
+        """Do the kills that wait, until the driver ends; return whether it was killed, and must be started again."""
+        while waiting:
+            self._ask(outcome.output, waiting[0])
+            while (held := self.probes.held()) is None:
+                if process.poll() is not None or time.monotonic() > started + RUN_S:
+                    return False
+                time.sleep(0.005)
+            # An actor of a killed driver, which Ray ends any moment, is no victim.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                outcome.killed.append(self._kill(waiting[0], held, process, outcome, started))
+                if waiting.pop(0).victim == "driver":
+                    return True
+        return False
+
+    def _ask(self, output: str, kill: Kill) -> None:
         roles = ("worker", "driver") if (kill.victim, kill.phase) == ("driver", "reduce") else ("worker",)
         number = int(kill.share * min(self.counts[role, kill.phase] for role in roles))
         self.probes.ask(output, kill.phase, number, roles)
 
     def _kill(
-        self, kill: Kill, held: Held, driver: subprocess.Popen[bytes], outcome: Outcome, started: float
-    ) -> None:
+        self, kill: Kill, held: Held, process: subprocess.Popen[bytes], outcome: Outcome, started: float
+    ) -> Killed:
         time.sleep(kill.pause_s)
         in_flight = 1 if kill.phase == "reduce" else len(self.probes.in_flight(outcome.output))
         receipts = len(receipts_of(outcome.output))
+        pid, family = process.pid, set[int]()
         if kill.victim == "driver":
-            pid, family = driver.pid, set()
-            driver.kill()
+            process.kill()
+            process.wait()
         else:
             node, worker = self._place_of(held.pid)
-            pid, family = worker.pid, {child.pid for child in worker.children(recursive=True)}
+            pid = worker.pid
+            if kill.victim != "notice":
+                family = {child.pid for child in worker.children(recursive=True)}
             if kill.victim == "node":
                 kill_node(node)
-                self._replace(node)
+                self._mending.append(threading.Thread(target=self._add_node))
+                self._mending[-1].start()
             else:
                 worker.send_signal(signal.SIGTERM if kill.victim == "notice" else signal.SIGKILL)
-        after_s = time.monotonic() - started
+        after_s = round(time.monotonic() - started, 2)
         self.probes.release()
-        outcome.killed.append(
-            Killed(kill.victim, kill.phase, held.side, held.what, pid, receipts, in_flight, round(after_s, 2))
-        )
-        if kill.victim in ("worker", "node"):
-            outcome.orphans += len(wait_until_gone(family, 5))
+        outcome.orphans += len(wait_until_gone(family, 5))
+        return Killed(kill.victim, kill.phase, held.side, held.what, pid, receipts, in_flight, after_s)
 
     def _place_of(self, pid: int) -> tuple[Node, psutil.Process]:
         """Return the node of a process, and the worker that it is or belongs to: the raylet's own child."""
@@ -223,75 +161,45 @@ class Arena:
         [node] = [nodes[process.pid] for process in line if process.pid in nodes]
         return node, line[raylet - 1]
 
-    def _replace(self, node: Node) -> None:
-        self.cluster.nodes.remove(node)
-        self._mending.append(threading.Thread(target=self.cluster.add_node, args=(CPUS_OF_A_NODE,)))
-        self._mending[-1].start()
+    def _add_node(self) -> None:
+        with self._one_by_one:  # at once, on few CPUs, they miss Ray's own deadlines
+            self.cluster.add_node(CPUS_OF_A_NODE)
 
-    def _judge(self, outcome: Outcome, log: Path) -> None:
-        outcome.said = log.read_text(errors="replace")
-        if outcome.exits[-1] != 0:
-            hangs = " (no end)" if outcome.exits[-1] == -signal.SIGKILL else ""
-            outcome.broken = f"the driver ended with {outcome.exits[-1]}{hangs}: {outcome.said[-500:]}"
-            return
-        if "Traceback" in outcome.said:
-            outcome.broken = f"a traceback: {outcome.said[-500:]}"
-        for table, key in (("images", "name"), ("instances", "id")):
-            there, should = (Counter(_column(run, table, key)) for run in (outcome.output, self.undisturbed))
-            outcome.lost += (should - there).total()
-            outcome.doubled += (there - should).total()
-        try:
-            check_is_final(str(outcome.output), self.truth)
-        except BrokenError as error:
-            outcome.broken = str(error)
-        outcome.broken = outcome.broken or verified(outcome.output)
-
-
-def _column(run: Path, table: str, key: str) -> list[Any]:
-    values: list[Any] = pq.read_table(run / table, columns=[key])[key].to_pylist()
-    return values
-
-
-def verified(output: Path) -> str:
-    """Ask `maskrcnn verify`; return "" if it finds nothing wrong, else what it says."""
-    run = subprocess.run(
-        [sys.executable, "-m", "maskrcnn_jobs", "verify", str(output)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if "No such command" in run.stderr:
-        return ""
-    return "" if run.returncode == 0 else f"verify: {run.returncode}: {run.stdout[-500:]}{run.stderr[-500:]}"
+    def _mend(self) -> None:
+        """Wait until killed nodes are replaced. Raises RuntimeError where they are not."""
+        while self._mending:
+            self._mending.pop().join()
+        standing = sum(node.process.poll() is None for node in self.cluster.nodes)
+        if standing != NODES:
+            raise RuntimeError(f"{standing} of {NODES} nodes stand")
 
 
 def kill_node(node: Node) -> None:
     """End a node and all that it started, at once."""
     family = psutil.Process(node.process.pid).children(recursive=True)
     node.kill()
-    for process in family:  # those that made themselves leaders of a group of their own
+    for process in family:  # those that lead a group of their own
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
-def write_collection(folder: Path, seed: int) -> None:
-    """Write planted images, and among them files that are broken, each in its way."""
-    write_planted(folder, IMAGES - BROKEN, seed)
-    whole = (folder / "planted-000000.png").read_bytes()
-    chance = random.Random(seed)
-    broken = (b"", b"<html>not found</html>", whole[: len(whole) // 2], whole[:60] + bytes(40) + whole[100:])
-    for number, data in enumerate(broken):
-        (folder / f"planted-{chance.randrange(IMAGES):06d}-broken-{number}.png").write_bytes(data)
+@contextlib.contextmanager
+def observed_cluster(
+    folder: Path, nodes: int, cpus: int, head_cpus: int
+) -> Iterator[tuple[LocalCluster, Probes]]:
+    """Run a cluster whose processes can be held; nodes inherit the environment that this process has meanwhile."""
+    probes = Probes(folder / "probes")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (TEMPER | probes.environment()).items():
+            patch.setenv(name, value)
+        with local_cluster(nodes=nodes, cpus=cpus, head_cpus=head_cpus) as cluster:
+            yield cluster, probes
 
 
 @contextlib.contextmanager
-def arena(seed: int, parent: Path | None = None) -> Iterator[Arena]:
+def arena(seed: int) -> Iterator[Arena]:
     """Start the cluster and see what an undisturbed run gives; stop the cluster at the end of the block."""
-    with contextlib.ExitStack() as stack:
-        # Nodes inherit the environment of this process.
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        if parent is None:
-            parent = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
-        probes = Probes(parent / "probes")
-        for name, value in (NOTICING | probes.environment() | {"OMP_NUM_THREADS": "1"}).items():
-            patch.setenv(name, value)
-        cluster = stack.enter_context(local_cluster(nodes=3, cpus=CPUS_OF_A_NODE, head_cpus=0))
-        yield Arena(cluster, probes, parent, seed)
+    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        with observed_cluster(folder, NODES, CPUS_OF_A_NODE, head_cpus=0) as (cluster, probes):
+            yield Arena(cluster, probes, folder, seed)

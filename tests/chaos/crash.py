@@ -1,9 +1,11 @@
 """One case: a job that is struck down, looked at, struck again perhaps, and then simply run once more.
 
 Each case has a process of its own without threads, which forks the run that is to die. So no case can hurt another,
-and a case is some 0.2 s.
+and a case is some 0.3 s.
 """
 
+import contextlib
+import itertools
 import logging
 import multiprocessing.forkserver
 import os
@@ -12,8 +14,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -21,14 +22,34 @@ from unittest import mock
 
 from maskrcnn_jobs.segment import collect_garbage
 
-from chaos.defects import DEFECTS
+from chaos.chance import chance
+from chaos.defects import planted
 from chaos.faulty_storage import Fault, NotApplicableError, Step, faulty, steps_of
-from chaos.invariants import BrokenError, Truth, check_collected, check_is_final, check_promises, law
-from chaos.local_job import Job, run_job
+from chaos.invariants import (
+    BrokenError,
+    Truth,
+    check_collected,
+    check_is_final,
+    check_promises,
+    is_temporary,
+    law,
+    raw_files,
+    truth_of,
+)
+from chaos.local_job import (
+    Job,
+    bring_what_is_late,
+    continue_retry,
+    run_job,
+    run_retry,
+    without_ray,
+    write_collection,
+)
 from maskrcnn.errors import MaskrcnnError
 from maskrcnn.parts import standing_receipts
-from maskrcnn.plan import read_plan
+from maskrcnn.plan import pending_of, read_plans
 from maskrcnn.reduce import reduce_run
+from maskrcnn.stores import is_remote
 from maskrcnn.storage import Storage
 
 WORKERS: Final = min(os.cpu_count() or 1, 4)
@@ -57,9 +78,11 @@ def _gc(job: Job) -> object:
 
 SCENARIOS: Final[Mapping[str, Scenario]] = {
     "job": Scenario(run_job, run_job),
-    "reduce again": Scenario(_reduce, run_job),
+    "reduce": Scenario(_reduce, run_job),
+    "retry": Scenario(run_retry, continue_retry),
     "gc": Scenario(_gc, _gc, attempts_kept=False),
 }
+"""A job from nothing; tables written again, a retry, and garbage collected, of a finished run."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +115,63 @@ class Outcome:
     """… the run had fewer calls than the fault asks for."""
 
 
+class Stage:
+    """A collection, and what each scenario makes of it when nothing disturbs it.
+
+    Args:
+        folder: where everything is put.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._names = itertools.count()
+        source = write_collection(folder / "images", chance("collection").randrange(2**31))
+        self._jobs = {"job": Job(source, self.fresh())}
+        with without_ray():
+            run_job(self._jobs["job"])
+            late = write_collection(folder / "late", chance("collection").randrange(2**31))
+            before = Job(late, self.fresh())
+            run_job(before)
+            bring_what_is_late(late)
+            self._jobs["retry"] = before.to(self.fresh())
+            shutil.copytree(before.output, self._jobs["retry"].output)
+            run_retry(self._jobs["retry"])
+        self._truths = {"job": truth_of(self.finished.output)}
+        self._truths["retry"] = truth_of(self._jobs["retry"].output, truth_of(before.output))
+        self._starts = {"job": None, "retry": before.output}
+
+    def fresh(self) -> str:
+        """Return an output that nobody had before."""
+        return str(self._folder / f"out-{next(self._names)}")
+
+    @property
+    def finished(self) -> Job:
+        """The undisturbed run."""
+        return self._jobs["job"]
+
+    def truth(self, scenario: str) -> Truth:
+        """Return what a scenario ends with."""
+        return self._truths[scenario if scenario in self._truths else "job"]
+
+    def case(self, scenario: str, faults: Sequence[Fault] = (), order: int = 0, **more: Any) -> Case:
+        """Return a case in an output of its own."""
+        job = self._jobs[scenario if scenario in self._jobs else "job"].to(self.fresh(), order)
+        start = self._starts.get(scenario, self.finished.output)
+        return Case(scenario, job, tuple(faults), self.truth(scenario), start, **more)
+
+    def steps(self, scenario: str) -> list[Step]:
+        """Return the mutating calls of an undisturbed run."""
+        case, trace = self.case(scenario), self._folder / "trace"
+        if case.start:
+            shutil.copytree(case.start, case.job.output)
+        with without_ray(), faulty(None, trace):
+            SCENARIOS[scenario].run(case.job)
+        steps = steps_of(trace)
+        trace.unlink()
+        shutil.rmtree(case.job.output)
+        return steps
+
+
 def each(function: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[Any]:
     """Apply a function to each argument, each in a fresh process that has no threads; results in order."""
     context = multiprocessing.get_context("forkserver")
@@ -103,63 +183,62 @@ def each(function: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[A
         yield from pool.imap(function, arguments)
 
 
+@contextlib.contextmanager
+def prepared(case: Case) -> Iterator[Path]:
+    """Make ready what a case needs, and clean up after it; give a folder of its own for scratch."""
+    os.environ.update(case.environment)
+    logging.disable(logging.WARNING)
+    scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
+    tempfile.tempdir = str(scratch)
+    if case.start:
+        shutil.copytree(case.start, case.job.output)
+    try:
+        with without_ray():
+            yield scratch
+    except BrokenError as error:
+        raise BrokenError(f"{error} [{case}]") from None
+    finally:
+        shutil.rmtree(scratch)
+        if not is_remote(case.job.output):
+            shutil.rmtree(case.job.output, ignore_errors=True)
+
+
 def run_case(case: Case) -> Outcome:
     """Run a case.
 
     Raises:
         BrokenError: a law does not hold.
     """
-    os.environ.update(case.environment)
-    logging.disable(logging.WARNING)
-    scenario, url = SCENARIOS[case.scenario], case.job.output
-    scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
-    tempfile.tempdir = str(scratch)
-    if case.start:
-        shutil.copytree(case.start, url)
     struck: list[Step] = []
-    try:
+    with prepared(case) as scratch:
         for number, fault in enumerate(case.faults):
             trace = scratch / f"trace-{number}"
-            run = scenario.run if number == 0 else scenario.resume
-            code = in_child(lambda: _disturbed(run, case, fault, trace))
+            code = in_child(lambda: _disturbed(case, number, trace))
             steps = steps_of(trace)
             if len(steps) < fault.number:
-                law("end", code == 0, f"a run without a fault ended with {code}")
-                check_is_final(url, case.truth)
+                law("end", code == 0, f"a run without a fault ended with exit code {code}")
+                _mended(case)
                 return Outcome(tuple(struck), none_left=True)
             if code == _NOT_APPLICABLE:
                 return Outcome(tuple(struck), applicable=False)
             struck.append(steps[fault.number - 1])
-            _check_code(fault, code)
-            check_promises(url, case.truth, attempts_kept=scenario.attempts_kept)
-            _check_refusal(case)
-        _mended(case, scenario)
-    except BrokenError as error:
-        raise BrokenError(f"{error} [{case}; struck {'; '.join(map(str, struck))}]") from None
-    finally:
-        shutil.rmtree(scratch)
-        if not url.startswith("s3://"):
-            shutil.rmtree(url, ignore_errors=True)
+            try:
+                _check_code(fault, code)
+                _check_crashed(case)
+            except BrokenError as error:
+                raise BrokenError(f"{error} [after {steps[-1]}]") from None
+        try:
+            _mended(case)
+        except BrokenError as error:
+            raise BrokenError(f"{error} [after {' and '.join(map(str, struck))}, and a resume]") from None
     return Outcome(tuple(struck))
 
 
-def _disturbed(run: Callable[[Job], object], case: Case, fault: Fault, trace: Path) -> None:
-    with _planted(case), faulty(fault, trace):
+def _disturbed(case: Case, number: int, trace: Path) -> None:
+    scenario = SCENARIOS[case.scenario]
+    run = scenario.run if number == 0 else scenario.resume
+    with planted(case.defect), faulty(case.faults[number], trace):
         run(case.job)
-
-
-def _planted(case: Case) -> Any:
-    return DEFECTS[case.defect](case.job) if case.defect else nullcontext()
-
-
-def _mended(case: Case, scenario: Scenario) -> None:
-    """Run the plain command until its end, and check what it made; then collect the garbage."""
-    with _planted(case):
-        scenario.resume(case.job)
-    if scenario.attempts_kept:
-        check_is_final(case.job.output, case.truth)
-    collect_garbage(case.job.output)
-    check_collected(case.job.output, case.truth)
 
 
 def _check_code(fault: Fault, code: int) -> None:
@@ -169,19 +248,35 @@ def _check_code(fault: Fault, code: int) -> None:
     law("end", code in allowed, f"the run ended with exit code {code}")
 
 
-def _check_refusal(case: Case) -> None:
-    """While shards are missing, `maskrcnn reduce` refuses."""
-    storage = Storage(case.job.output)
-    plan = read_plan(storage)
-    if plan is None or storage.exists("_SUCCESS") or not list(plan.pending(standing_receipts(storage))):
+def _check_crashed(case: Case) -> None:
+    """See that nothing false is promised; and that `reduce` refuses while shards are missing."""
+    url = case.job.output
+    check_promises(url, case.truth, attempts_kept=SCENARIOS[case.scenario].attempts_kept)
+    storage = Storage(url)
+    if case.scenario == "gc" or not any(pending_of(read_plans(storage), standing_receipts(storage))):
         return
-    with _planted(case):
+    with planted(case.defect):
         try:
-            reduce_run(case.job.output)
+            reduce_run(url)
         except MaskrcnnError:
+            check_promises(url, case.truth)
             return
-    check_promises(case.job.output, case.truth)
-    raise BrokenError("I5: an unfinished run was reduced")
+    check_promises(url, case.truth)
+    raise BrokenError("I5: a run with missing shards was reduced")
+
+
+def _mended(case: Case) -> None:
+    """Run the plain command until its end, and check what it made; then collect the garbage."""
+    url, scenario = case.job.output, SCENARIOS[case.scenario]
+    with planted(case.defect):
+        scenario.resume(case.job)
+    if scenario.attempts_kept:
+        check_is_final(url, case.truth)
+    for path in [] if is_remote(url) else raw_files(url, ""):
+        if is_temporary(path):
+            os.utime(Path(url, path), (0, 0))  # `gc` leaves alone what may still be in the making
+    collect_garbage(url)
+    check_collected(url, case.truth)
 
 
 def in_child(function: Callable[[], object]) -> int:

@@ -21,15 +21,17 @@ from maskrcnn.errors import RunError
 from maskrcnn.storage import Storage
 from maskrcnn.stores import bucket_and_key, client_of, is_remote
 
-MUTATING: Final = ("write", "put_file", "building", "create", "remove", "remove_tree")
+MUTATING: Final = (
+    *("write", "put_file", "building", "create"),
+    *("remove", "remove_tree", "abort_uploads", "remove_leftovers"),
+)
 READING: Final = ("read", "open", "exists", "size", "list")
-FINDING: Final = frozenset(MUTATING) & vars(Storage).keys()
 
 Mode = Literal["raise before", "raise half", "raise after", "kill before", "kill half", "kill after"]
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 PHASES: Final = ("plan", "PUT part", "PUT receipt", "reduce")
 
-_PLANNING: Final = ("probes", "manifest.parquet", "run.json", "plan.json", "plan-")
+_PLANNING: Final = ("probes", "manifest.parquet", "run.json", "plan.json", "plan-", "rows-")
 _PARQUET_HEAD_BYTES: Final = 600
 
 
@@ -49,6 +51,8 @@ class Step:
     @property
     def phase(self) -> str:
         """One of `PHASES`, or `gc`."""
+        if self.method in ("abort_uploads", "remove_leftovers"):
+            return "gc"
         if self.path.startswith(_PLANNING):
             return "plan"
         if self.path.startswith(("shards", "receipts")):
@@ -99,7 +103,7 @@ def watched(hook: Hook, methods: tuple[str, ...] = MUTATING) -> Iterator[None]:
         finally:
             state.inside = False
 
-    originals = {name: vars(Storage)[name] for name in methods if name in vars(Storage)}
+    originals = {name: vars(Storage)[name] for name in methods}
     for name, original in originals.items():
         setattr(Storage, name, (_building if name == "building" else _calling)(name, original, around))
     try:
@@ -111,11 +115,11 @@ def watched(hook: Hook, methods: tuple[str, ...] = MUTATING) -> Iterator[None]:
 
 def _calling(name: str, original: Any, around: Any) -> Any:
     @functools.wraps(original)
-    def call(self: Storage, path: str = "", *rest: Any, **named: Any) -> Any:
-        content = rest[0] if rest else None
-        size = content.stat().st_size if isinstance(content, Path) else len(content) if content else None
+    def call(self: Storage, *given: Any) -> Any:
+        path, content = (*given, "", b"")[0], (*given, b"", b"")[1]
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
         with around(self, name, path, size):
-            return original(self, path, *rest, **named)
+            return original(self, *given)
 
     return call
 
@@ -147,7 +151,7 @@ def faulty(fault: Fault | None, trace: Path) -> Iterator[None]:
         if when == "half" and step.method.startswith("remove"):
             _remove_half(storage, step)
             _end(deed, step)
-        elif when == "half" and is_remote(storage.url) and step.method != "building":
+        elif when == "half" and is_remote(storage.url) and step.method in ("write", "create", "put_file"):
             _leave_upload(storage, step)
             _end(deed, step)
         with _no_file_above(size, deed) if when == "half" else contextlib.nullcontext():

@@ -10,8 +10,11 @@ The laws, by the numbers of `reliability.md`, section 6:
     I3  what a receipt or `_SUCCESS` lists is there, with its digest, size and count; nothing else is in the tables
     I4  tables, statistics and COCO are those of the undisturbed run, byte for byte
     I5  `_SUCCESS` stands only when every shard is committed and all of the above is true
-    I6  after `gc` nothing of any attempt is left, nor an open upload
+    I6  after `gc` nothing of any attempt is left, nor an open upload, nor a temporary file
     I7  the statistics recomputed from Parquet, and COCO JSON, are those that stand
+
+A local file in the making stands beside its target, under a name that neither globs nor readers of folders see. One
+that a dead process left there breaks no law before `gc`.
 """
 
 import hashlib
@@ -30,6 +33,7 @@ from maskrcnn.stats import Stats
 from maskrcnn.storage import Storage
 from maskrcnn.stores import bucket_and_key, client_of, is_remote
 from maskrcnn.types import Category
+from maskrcnn.verify import verify_run
 
 TABLES = ("images", "instances")
 
@@ -83,13 +87,15 @@ def check_promises(url: str, truth: Truth, *, attempts_kept: bool = True) -> Non
         law("I4", digests == truth.shards.get(shard), f"the receipt of shard {shard} is of other rows")
         for file in files if attempts_kept else []:
             _check_file(storage, file)
-    for path in [path for name in TABLES for path in raw_files(url, name) if path.endswith(".parquet")]:
+    for path in [path for name in TABLES for path in raw_files(url, name) if not is_temporary(path)]:
         law("I4", _digest(storage, path) == truth.tables.get(path), f"{path} is not what it will be")
     whole = {digest for digests in truth.shards.values() for digest in digests}
     for path in storage.list("shards"):
         law("I4", _digest(storage, path) in whole, f"{path} is a part of a file")
     if storage.exists("_SUCCESS"):
         check_finished(url, truth, attempts_kept=attempts_kept)
+        verdict = verify_run(url)
+        law("verify", verdict.proven or verdict.unfinished is not None, verdict.findings[:3])
 
 
 def check_finished(url: str, truth: Truth, *, attempts_kept: bool = True) -> None:
@@ -117,6 +123,8 @@ def check_is_final(url: str, truth: Truth) -> None:
     check_finished(url, truth)
     listed = [file["path"] for name in TABLES for file in _success(Storage(url))["parts"][name]]
     law("I4", frozenset(listed) == truth.final, f"finished with the parts {listed}")
+    verdict = verify_run(url)
+    law("verify", verdict.proven, verdict.unfinished or verdict.findings[:3])
 
 
 def check_collected(url: str, truth: Truth) -> None:
@@ -124,11 +132,18 @@ def check_collected(url: str, truth: Truth) -> None:
     check_finished(url, truth, attempts_kept=False)
     left = raw_files(url, "shards")
     law("I6", not left, f"gc left {left[:3]}")
+    temporary = [path for path in raw_files(url, "") if is_temporary(path)]
+    law("I6", not temporary, f"gc left {temporary[:3]}")
     law("I6", not open_uploads(url), f"gc left {open_uploads(url)[:3]} open")
 
 
+def is_temporary(path: str) -> bool:
+    """Return whether a local file is one in the making."""
+    return Path(path).name.startswith(".") and path.endswith(".tmp")
+
+
 def raw_files(url: str, folder: str) -> list[str]:
-    """Return the files of a folder as anybody sees them: temporary ones too, which `Storage.list` passes over."""
+    """Return the files of a folder, or all; temporary ones too, which `Storage.list` passes over."""
     if is_remote(url):
         return Storage(url).list(folder)
     return sorted(str(path.relative_to(url)) for path in Path(url, folder).rglob("*") if path.is_file())
@@ -153,7 +168,7 @@ def _check_file(storage: Storage, file: dict[str, Any]) -> None:
 
 
 def _check_nothing_else(url: str, listed: set[str]) -> None:
-    found = {path for name in TABLES for path in raw_files(url, name)}
+    found = {path for name in TABLES for path in raw_files(url, name) if not is_temporary(path)}
     law("I3", found <= listed, f"{sorted(found - listed)} is in no list")
 
 

@@ -25,8 +25,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from chaos.cluster import VICTIMS, Arena, Kill, Outcome, arena
+from chaos.cluster import VICTIMS, Arena, Kill, arena
 from chaos.probes import PHASES
+from chaos.runs import Outcome
 
 TRIES: Final = 4
 """Of a run, before its not counting is an error."""

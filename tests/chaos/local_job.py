@@ -1,24 +1,32 @@
-"""The whole job without Ray, some 0.2 s a run: plan or resume, sweep in any order, reduce; with planted images."""
+"""The whole job without Ray, some 0.2 s a run: the commands' own code, but for the sweep, which is a loop here."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from unittest import mock
 
-from maskrcnn_jobs.segment import Request, prepare
+import maskrcnn_jobs.retry
+import maskrcnn_jobs.segment
+import numpy as np
+from maskrcnn_jobs.segment import Request
 
 from chaos.chance import chance
-from maskrcnn.config import Compute
+from maskrcnn.config import Compute, Speed
 from maskrcnn.decode import Limits
 from maskrcnn.parts import standing_receipts
-from maskrcnn.plan import Plan
-from maskrcnn.planted import PlantedSegmenter, write_planted
-from maskrcnn.reduce import read_success, reduce_run
+from maskrcnn.plan import Plan, pending_of, read_plans
+from maskrcnn.planted import PlantedSegmenter, plant, png, random_instances, write_planted
+from maskrcnn.reduce import finished, reduce_run
 from maskrcnn.storage import Storage
 from maskrcnn.worker import ShardWorker
 
-N_SHARDS = 4
+SHARD_IMAGES: Final = 2
+N_SHARDS: Final = 4
+_mine = threading.local()
 
 
 @dataclass(frozen=True)
@@ -30,14 +38,19 @@ class Job:
     order: int = 0
     """Seed of the order in which shards are run, which nobody can foretell on a cluster; 0: that of the plan."""
 
+    def to(self, output: str, order: int = 0) -> "Job":
+        """Return the same command for another output."""
+        return dataclasses.replace(self, output=output, order=order)
+
 
 def write_collection(folder: Path, seed: int) -> str:
-    """Write six planted images and a page that is none, and a manifest that names an eighth that is missing.
+    """Write five planted images, an empty one and a page that is none, and a manifest that names another.
 
     Returns:
-        The manifest. Its eight rows make four shards.
+        The manifest. Its eight rows make four shards; the last, `late.png`, is missing.
     """
-    write_planted(folder, 6, seed)
+    write_planted(folder, 5, seed)
+    (folder / "nothing.png").write_bytes(png(plant((64, 64), [])))
     (folder / "page.png").write_text("<html>not found</html>")
     names = [*(path.name for path in sorted(folder.glob("*.png"))), "late.png"]
     manifest = folder / "manifest.csv"
@@ -45,32 +58,50 @@ def write_collection(folder: Path, seed: int) -> str:
     return str(manifest)
 
 
-def run_job(job: Job) -> dict[str, Any]:
-    """Do what `maskrcnn segment` does; return the content of `_SUCCESS`."""
-    plan = prepare(Request(job.source, job.output, Compute("planted"), shard_images=2))
+def bring_what_is_late(manifest: str) -> None:
+    """Write the image that was missing, so that a retry finds it; the page still is none."""
+    instances = random_instances(np.random.default_rng(5), 64, 64, 3)
+    (Path(manifest).parent / "late.png").write_bytes(png(plant((64, 64), instances)))
+
+
+@contextlib.contextmanager
+def without_ray() -> Iterator[None]:
+    """Let `segment` and `retry` sweep here, for the time of a block, in all threads."""
+    with (
+        mock.patch.object(maskrcnn_jobs.segment, "finish", _finish),
+        mock.patch.object(maskrcnn_jobs.retry, "finish", _finish),
+    ):
+        yield
+
+
+def run_job(job: Job) -> object:
+    """Do what `maskrcnn segment` does."""
+    _mine.order = job.order
+    request = Request(job.source, job.output, Compute("planted"), SHARD_IMAGES)
+    return maskrcnn_jobs.segment.segment(request, Speed(device="cpu"), None)
+
+
+def run_retry(job: Job) -> object:
+    """Do what `maskrcnn retry` does."""
+    _mine.order = job.order
+    return maskrcnn_jobs.retry.retry(job.output, None, "auto", Speed(device="cpu"), None)
+
+
+def continue_retry(job: Job) -> object:
+    """Do what `status` advises after a retry that was struck down: `retry` again, or as well the first command."""
     storage = Storage(job.output)
-    success = read_success(storage)
-    if success is not None:
-        return success
-    sweep(storage, plan, job.order)
-    return reduce_run(storage.url)
+    latest = read_plans(storage)[-1]
+    if latest.generation > 1 and finished(storage, latest) is not None:
+        return None
+    return run_retry(job) if latest.generation == 1 or job.order % 2 else run_job(job)
 
 
-def sweep(storage: Storage, plan: Plan, order: int) -> None:
-    """Run the shards that have no receipt."""
-    shards = list(plan.pending(standing_receipts(storage)))
-    if order:
-        chance("order of shards", order).shuffle(shards)
+def _finish(request: Request, plan: Plan, _speed: Speed, _address: str | None) -> dict[str, Any]:
+    storage = Storage(request.output)
+    shards = list(pending_of(read_plans(storage), standing_receipts(storage)))
+    if _mine.order:
+        chance("order of shards", _mine.order).shuffle(shards)
     worker = ShardWorker(storage, PlantedSegmenter(), Limits(10**7, 10**7, 1333.0), {"node": "here"})
     for shard in shards:
         worker.run_shard(shard)
-
-
-def elsewhere(job: Job, output: str, order: int = 0) -> Job:
-    """Return the same command for another output."""
-    return dataclasses.replace(job, output=output, order=order)
-
-
-def names_of(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the names of rows."""
-    return [row["name"] for row in rows]
+    return reduce_run(storage.url, coco_mode=request.coco_mode, keep_standing=True)

@@ -16,6 +16,8 @@ from typing import Final
 
 import psutil
 
+from maskrcnn.storage import Storage
+
 PHASES: Final = ("fetch", "model", "part", "receipt", "reduce")
 """An input is read; the segmenter is called; a shard's file is put; its receipt is put; a user's file is put."""
 INSIDE: Final = Path(__file__).parent / "inside"
@@ -47,7 +49,7 @@ class Probes:
         path = os.pathsep.join(filter(None, [str(INSIDE), os.environ.get("PYTHONPATH")]))
         return {"MASKRCNN_CHAOS": str(self._folder), "MASKRCNN_CHAOS_ROLE": role, "PYTHONPATH": path}
 
-    def ask(self, output: Path, phase: str = "", number: int = -1, roles: tuple[str, ...] = ()) -> None:
+    def ask(self, output: str, phase: str = "", number: int = -1, roles: tuple[str, ...] = ()) -> None:
         """Count the points of a run from now on, and hold who comes to one of them.
 
         Args:
@@ -59,7 +61,7 @@ class Probes:
         self._token = str(next(self._tokens))
         (self._folder / self._token).mkdir(parents=True)
         asked = {
-            "output": str(output),
+            "output": output,
             "phase": phase,
             "number": number,
             "roles": roles,
@@ -84,17 +86,22 @@ class Probes:
         names = [path.name.split(".") for path in (self._folder / self._token).iterdir()]
         return Counter((name[0], name[1]) for name in names if len(name) == 3)
 
-    def in_flight(self, output: Path) -> set[str]:
+    def in_flight(self, output: str) -> set[str]:
         """Return the shards that a living process has begun, and that have no receipt."""
-        flight = self._folder / "flight" / output.name
+        flight = self._folder / "flight" / name_of(output)
         marks = [path.name.rpartition(".") for path in flight.iterdir()] if flight.exists() else []
         begun = {shard for shard, _, pid in marks if alive(int(pid))}
         return begun - {receipt.partition(".")[0] for receipt in receipts_of(output)}
 
 
-def receipts_of(output: Path) -> list[str]:
+def name_of(url: str) -> str:
+    """Return the last part of a run's url."""
+    return url.rpartition("/")[2]
+
+
+def receipts_of(output: str) -> list[str]:
     """Return the names of a run's receipts."""
-    return sorted(path.name for path in (output / "receipts").glob("*.json"))
+    return [name_of(path) for path in Storage(output).list("receipts")]
 
 
 def alive(pid: int) -> bool:

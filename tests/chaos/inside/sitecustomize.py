@@ -152,7 +152,7 @@ def change_worker(module):
 
     @functools.wraps(run_shard)
     def in_flight(self, shard, *arguments, **options):
-        mark = Path(CHAOS, "flight", Path(here["output"]).name, f"{shard.name}.{os.getpid()}")
+        mark = Path(CHAOS, "flight", here["output"].rpartition("/")[2], f"{shard.name}.{os.getpid()}")
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
         try:
