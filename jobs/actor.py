@@ -23,6 +23,7 @@ from maskrcnn.parts import Receipt
 from maskrcnn.sandbox import DECODE_TIMEOUT_S, Decoders, keep_freed_memory
 from maskrcnn.storage import Storage, stat_input
 from maskrcnn.types import Segmenter
+from maskrcnn.web import is_web
 from maskrcnn.worker import ShardWorker
 
 from .inquest import Task
@@ -129,9 +130,11 @@ class SegmentActor:
         pa.set_cpu_count(threads)
         storage = Storage(self._spec.url)
         probe = f"{self._spec.probes}/{uuid.uuid4().hex}"
+        # The web is not asked: it says nothing of the others, and of this one a row will.
         with contextlib.suppress(ItemError):  # the first input's own fault; it becomes a row
             try:
-                stat_input(first_uri)
+                if not is_web(first_uri):
+                    stat_input(first_uri)
             except RunError as error:
                 raise RunError(f"node {self._host} cannot read the inputs: {error}") from error
         try:

@@ -119,7 +119,7 @@ class Inquest:
 
     def survived(self, task: Task) -> None:
         """Take note that an image that was tried alone did no harm."""
-        if task.alone in self._suspects:
+        if task.alone is not None and task.alone in self._suspects:
             self._suspects.remove(task.alone)
 
     def store_failed(self, cause: RunError) -> None:

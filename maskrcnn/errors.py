@@ -20,7 +20,7 @@ ERROR_CODES: Final[Mapping[str, str]] = MappingProxyType(
         "not_found": "the object does not exist",
         "access_denied": "the store refused the read (403)",
         "storage_error": "the store failed, after retries",
-        "changed": "the object is not the one that was planned: its size differs, or the local file's time",
+        "changed": "the object is not the one that was planned: its size or etag differs, or the local file's time",
         "empty_file": "zero bytes",
         "too_many_bytes": "the file is larger than the limit on bytes",
         "not_an_image": "the content is no image (HTML, text, an archive, …)",

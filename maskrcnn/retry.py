@@ -24,6 +24,7 @@ from .ledger import choose
 from .plan import Plan, create_plan
 from .reduce import finished, parts_of
 from .storage import InputStat, Storage, stat_input
+from .web import is_web
 
 
 def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | None = None) -> Plan | None:
@@ -114,6 +115,8 @@ def _failed_of_part(
 
 
 def _stat(uri: str) -> InputStat | None:
+    if is_web(uri):
+        return None
     try:
         return stat_input(uri)
     except ItemError:  # it will fail again, with its code

@@ -207,7 +207,7 @@ async def _sent(
         except (boto.HTTPClientError, boto.IncompleteReadError, boto.FlexibleChecksumError) as error:
             raise _CutOffError(errno.EIO, f"the store cut off its answer: {error}") from error
         finally:
-            body.close()
+            body.close()  # one that was given up would keep its connection
     return answer
 
 

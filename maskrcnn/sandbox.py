@@ -132,7 +132,7 @@ class _Decoder:
         if "code" in reply:
             raise ItemError(reply["code"], reply["message"], width=reply["width"], height=reply["height"])
         pixels = np.empty((reply["height"], reply["width"], 3), np.uint8)
-        _receive_into(self._socket, memoryview(pixels).cast("B"))
+        _receive_into(self._socket, pixels.data.cast("B"))
         return DecodedImage(pixels, reply["exif_orientation"])
 
     def end(self) -> int:
@@ -219,7 +219,7 @@ def _answer(data: bytes, limits: Limits) -> tuple[dict[str, Any], memoryview]:
         return reply, memoryview(b"")
     height, width = image.pixels.shape[:2]
     reply = {"height": height, "width": width, "exif_orientation": image.exif_orientation}
-    return reply, memoryview(image.pixels).cast("B")
+    return reply, image.pixels.data.cast("B")
 
 
 def _limit_memory(spare_bytes: int) -> None:

@@ -37,6 +37,7 @@ from .stores import (
     split_url,
     text_of,
 )
+from .web import is_web, read_web
 
 __all__ = ["INPUTS", "InputStat", "Storage", "is_remote", "join", "list_inputs", "read_input", "stat_input"]
 
@@ -57,7 +58,7 @@ def read_input(uri: str, max_bytes: int, etag: str | None = None) -> bytes:
     """Read an object whole, by one request.
 
     Args:
-        uri: a local path or the url of an object.
+        uri: a local path, the url of an object, or an address on the web.
         max_bytes: larger objects are refused before, or as soon as, they are known to be larger.
         etag: as planned; an object in S3 must still carry it, if it has the form of S3's etags.
 
@@ -65,6 +66,8 @@ def read_input(uri: str, max_bytes: int, etag: str | None = None) -> bytes:
         ItemError: `not_found`, `access_denied`, `storage_error`, `changed`, `too_many_bytes`, `empty_file`.
         RunError: no object could be read: no or expired credentials, an endpoint out of reach.
     """
+    if is_web(uri):  # planning refuses them, unless the run was told otherwise
+        return read_web(uri, max_bytes)
     with input_faults(uri):
         if not is_remote(uri):
             data = _read_local(uri, max_bytes)

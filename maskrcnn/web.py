@@ -36,7 +36,7 @@ ATTEMPTS: Final = 4
 CONNECT_S: Final = 10
 READ_S: Final = 30
 """Without a byte."""
-DEADLINE_S: Final = 300
+DEADLINE_S: Final = 120
 """Of one input, with all redirects and attempts; resolving a name has the system's own."""
 _LONGEST_PAUSE_S: Final = 10.0
 _PIECE_BYTES: Final = 2**18
@@ -155,7 +155,7 @@ def _addresses(place: _Place, is_allowed: AddressCheck) -> list[str]:
     except socket.gaierror as error:
         if error.errno == socket.EAI_AGAIN:
             raise
-        raise ItemError("storage_error", f"the host {place.host} has no address") from error
+        raise ItemError("not_found", f"the host {place.host} has no address") from error
     addresses = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
     for address in addresses:
         if not is_allowed(address):
@@ -303,8 +303,8 @@ def read_web(
         pause: waits so many seconds between two attempts.
 
     Raises:
-        ItemError: `not_found` (404, 410), `access_denied` (401, 403, an address that is not public, a url that is
-            not read), `too_many_bytes`, `empty_file`, `storage_error`.
+        ItemError: `not_found` (404, 410, a host without an address), `access_denied` (401, 403, an address that is not
+            public, a url that is not read), `too_many_bytes`, `empty_file`, `storage_error`.
     """
     deadline = time.monotonic() + DEADLINE_S
     for attempt in range(ATTEMPTS):

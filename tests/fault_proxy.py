@@ -153,6 +153,15 @@ def cut_off(exchange: Exchange) -> None:
     exchange.hang_up()
 
 
+def break_off(exchange: Exchange) -> None:
+    """Send half of the body that was promised, and then a reset."""
+    reply = exchange.ask()
+    exchange.begin(reply)
+    exchange.send(reply.body[: len(reply.body) // 2])
+    time.sleep(0.05)  # else the reset overtakes it
+    exchange.hang_up(reset=True)
+
+
 def drip(exchange: Exchange) -> None:
     """Send the body at a byte a second, as long as someone listens."""
     reply = exchange.ask()

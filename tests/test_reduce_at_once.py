@@ -48,6 +48,7 @@ class Stage:
         self._ended: set[str] = set()
         self._turn: str | None = None
         self._doomed: str | None = None
+        self._over = False
         self.results: dict[str, dict[str, Any] | BaseException] = {}
 
     def gate(self) -> None:
@@ -58,10 +59,10 @@ class Stage:
         with self._changed:
             self._waiting.add(name)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: name in (self._turn, self._doomed))
+            self._changed.wait_for(lambda: self._over or name in (self._turn, self._doomed))
             self._waiting.remove(name)
             self._turn = None
-            if self._doomed == name:
+            if self._over or self._doomed == name:
                 self._doomed = None
                 raise KilledError
 
@@ -81,6 +82,12 @@ class Stage:
         thread = threading.Thread(target=run)
         thread.start()
         return thread
+
+    def end(self) -> None:
+        """Kill those that are left."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
 
     def living(self, names: Iterable[str]) -> list[str]:
         """Wait until each thread is at a gate or at its end; return those at a gate."""
@@ -137,7 +144,10 @@ def gated(stage: Stage) -> Iterator[None]:
         patch.setattr(reduce, "ThreadPoolExecutor", InOrder)
         patch.setattr(reduce, "GALLERY_IMAGES", 0)
         patch.setattr(reduce, "group_shards", functools.partial(group_shards, part_bytes=1))
-        yield
+        try:
+            yield
+        finally:
+            stage.end()
 
 
 def look(output: Path) -> None:

@@ -1,14 +1,21 @@
 """What a stranger's files and names cannot do, and where a secret never stands. See SECURITY.md."""
 
+import ast
 import base64
+import functools
 import html.parser
 import io
 import json
 import logging
+import os
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
+import tomllib
 import urllib.parse
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -24,21 +31,26 @@ from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.segment import Request, prepare
 from maskrcnn_jobs.terminal import PlainFormatter, plain
+from webserver import Site, answer
 
+from maskrcnn import storage as storage_module
 from maskrcnn.config import Compute
 from maskrcnn.decode import Limits
 from maskrcnn.errors import MaskrcnnError, UsageError
 from maskrcnn.planted import PlantedSegmenter, write_planted
 from maskrcnn.reduce import reduce_run
 from maskrcnn.storage import Storage
+from maskrcnn.web import read_web
+from maskrcnn.weights import describe_model
 from maskrcnn.worker import ShardWorker
 
+ROOT: Final = Path(__file__).parent.parent
 LIMITS: Final = Limits(10**6, 10**6, 1333.0)
 
 
-def run_job(source: str, output: str, **options: Any) -> None:
+def run_job(source: str, output: str, compute: Compute | None = None) -> None:
     """Plan, sweep and reduce in this process."""
-    plan = prepare(Request(source, output, Compute("planted"), shard_images=16, **options))
+    plan = prepare(Request(source, output, compute or Compute("planted"), shard_images=16))
     worker = ShardWorker(Storage(output), PlantedSegmenter(), LIMITS, {"node": "here"})
     for shard in plan:
         worker.run_shard(shard)
@@ -226,6 +238,13 @@ def test_a_command_with_a_password_is_not_submitted() -> None:
 # Inputs on the web
 
 
+@pytest.fixture
+def site() -> Iterator[Site]:
+    running = Site()
+    yield running
+    running.stop()
+
+
 def listed(folder: Path, *uris: str) -> str:
     (folder / "list.txt").write_text("\n".join(uris))
     return str(folder / "list.txt")
@@ -268,6 +287,56 @@ def test_names_that_differ_in_their_query_only_are_refused(tmp_path: Path) -> No
     assert "1 rows repeat the uri (of a web address, without its query) of another: 'https://host/a'" in said
 
 
+def test_a_run_never_reaches_into_the_network_that_it_stands_in(tmp_path: Path, site: Site) -> None:
+    site.answers["/a.png"] = lambda request: answer(request, 200, b"x")
+    uris = [f"http://{host}:{site.port}/a.png" for host in ("127.0.0.1", "localhost", "2130706433", "[::1]")]
+    compute = Compute("planted", allow_http=True)
+    run_job(listed(tmp_path, *uris), str(tmp_path / "run"), compute)
+    rows = pq.read_table(tmp_path / "run" / "images").to_pylist()
+    assert [(row["status"], row["error"]) for row in rows] == [("failed", "access_denied")] * 4
+    assert site.asked == []
+
+
+def test_a_signature_stands_in_the_column_uri_and_nowhere_else(
+    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_planted(tmp_path / "images", 6, seed=5)
+    sound = sorted(path.name for path in (tmp_path / "images").glob("*.png"))
+    for name in sound:
+        content = (tmp_path / "images" / name).read_bytes()
+        site.answers[f"/{name}"] = lambda request, content=content: answer(request, 200, content)
+    site.answers["/broken"] = lambda request: answer(request, 200, b"<html>")
+    site.answers["/away"] = lambda request: answer(request, 302, Location="http://10.0.0.1/?hush-hush")
+    # Only here is there a way to loopback.
+    allowed = functools.partial(
+        read_web, is_allowed=lambda address: address == "127.0.0.1", pause=lambda _: None
+    )
+    monkeypatch.setattr(storage_module, "read_web", allowed)
+    names = [*sound, "broken", "away", "missing"]
+    uris = [f"{site.url}/{name}?X-Amz-Signature=hush-hush" for name in names]
+    run_job(listed(tmp_path, *uris), str(tmp_path / "run"), Compute("planted", allow_http=True))
+
+    rows = pq.read_table(tmp_path / "run" / "images").to_pylist()
+    assert {row["name"]: row["error"] for row in rows} == {f"{site.url}/{name}": None for name in sound} | {
+        f"{site.url}/broken": "not_an_image",
+        f"{site.url}/away": "access_denied",
+        f"{site.url}/missing": "not_found",
+    }
+    assert {row["uri"] for row in rows} == set(uris)
+    holding = set()
+    for path in (tmp_path / "run").rglob("*"):
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+            columns = [c for c in table.column_names if "hush" in str(table[c].to_pylist())]
+            holding |= {(path.relative_to(tmp_path / "run").parts[0], column) for column in columns}
+            assert b"hush" not in str(pq.read_metadata(path).metadata).encode()
+        elif path.is_file():
+            assert b"hush" not in path.read_bytes(), path
+    assert holding == {("manifest.parquet", "uri"), ("images", "uri"), ("shards", "uri")}
+    assert "hush" not in caplog.text
+    assert "data:image/jpeg" in (tmp_path / "run" / "report.html").read_text(), "pictures came from there too"
+
+
 @pytest.mark.parametrize(
     "uri",
     [
@@ -296,11 +365,78 @@ def test_files_of_other_hosts_are_refused(uri: str, tmp_path: Path) -> None:
     assert "1 uris of files without a whole path, file:///…" in said
 
 
-@pytest.mark.parametrize("uri", ["simplecache::s3://b/a", "zip://a::file:///b.zip".replace("://", "::", 1)])
+@pytest.mark.parametrize("uri", ["simplecache::s3://b/a", "zip::a::file:///b.zip"])
 def test_chains_of_stores_are_names_of_files(uri: str, tmp_path: Path) -> None:
     run_job(listed(tmp_path, uri), str(tmp_path / "run"))
     [row] = pq.read_table(tmp_path / "run" / "images").to_pylist()
     assert (row["uri"], row["error"]) == (f"{tmp_path}/{uri}", "not_found")
+
+
+# Weights
+
+
+def calls_in(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the name of each function that is called, and its keyword arguments as they are written."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {k.arg or "**": ast.unparse(k.value) for k in node.keywords}
+
+
+FORBIDDEN: Final = re.compile(
+    r"(pickle|cPickle|dill|cloudpickle|joblib|marshal|shelve)\.(load|loads|open|Unpickler)|yaml\.(unsafe_)?load"
+    r"|eval|exec|os\.system|torch\.(jit|hub)\.load.*"
+)
+
+
+def test_nothing_is_unpickled_and_no_text_is_run() -> None:
+    modules = [path for folder in ("maskrcnn", "jobs") for path in sorted((ROOT / folder).glob("*.py"))]
+    calls = [call for path in modules for call in calls_in(path)]
+    loads = [keywords for name, keywords in calls if name == "torch.load"]
+    assert loads
+    assert all(keywords.get("weights_only") == "True" for keywords in loads)
+    assert not [keywords for _, keywords in calls if keywords.get("allow_pickle", "False") != "False"]
+    assert not [keywords for _, keywords in calls if "shell" in keywords]
+    assert [name for name, _ in calls if FORBIDDEN.fullmatch(name)] == []
+
+
+def test_the_torch_that_is_asked_for_has_no_known_hole_in_weights_only() -> None:
+    """CVE-2025-32434 is in those before 2.6, CVE-2026-24747 in those before 2.10."""
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert "torch>=2.10" in asked
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"\x80\x02c__torch__\nEvil\n)\x81.",  # an archive of TorchScript
+        b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.",
+        b"\x80\x02cbuiltins\neval\nX\x01\x00\x00\x001\x85R.",
+        b"\x80\x02ctorch\nload\nX\x01\x00\x00\x00x\x85R.",
+    ],
+)
+def test_weights_that_name_what_is_no_tensor_are_refused(pickled: bytes, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "m.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/code/__torch__.py", "raise SystemExit")
+    (tmp_path / "labels.txt").write_text("cat")
+    with pytest.raises(UsageError, match="not allowed"):
+        describe_model(str(tmp_path / "m.pth"), str(tmp_path / "labels.txt"))
+
+
+# Ray
+
+
+@pytest.mark.ray
+def test_a_ray_that_is_started_here_asks_for_its_token() -> None:
+    code = (
+        "import os; from maskrcnn.config import Speed; from maskrcnn_jobs.cluster import connected\n"
+        "with connected(None, Speed(actors=1)): print(os.environ.get('RAY_AUTH_MODE'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.split() == ["token"]
 
 
 # Names of outputs
@@ -397,6 +533,10 @@ def test_no_name_becomes_markup_in_the_report(tmp_path: Path) -> None:
     plain_page, evil_page = (
         Page((tmp_path / f"run-{which}" / "report.html").read_text()) for which in ("plain", "evil")
     )
+    [policy] = [a["content"] for tag, a in evil_page.seen if tag == "meta" and "http-equiv" in a]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'", (
+        "no script runs, whatever is there"
+    )
     shown = [name for name in EVIL_NAMES if name in evil_page.text]
     assert len(shown) >= 5, "the report shows names, and these as text"
     assert sorted(tag for tag, _ in evil_page.seen) == sorted(tag for tag, _ in plain_page.seen)
@@ -443,11 +583,10 @@ def test_names_do_not_reach_the_terminal_raw(tmp_path: Path) -> None:
     done = maskrcnn_command("plan", str(images), str(tmp_path / "run"), "--model", "planted")
     assert done.returncode == 0, done.stderr
     assert "\\x1b]0;owned\\x07" in done.stderr
-    (tmp_path / "odd" / OBEYED.replace("/", "")).mkdir(parents=True)
-    other = maskrcnn_command("plan", str(images), str(tmp_path / "odd"), "--model", "planted")
-    missing = maskrcnn_command(
-        "plan", str(tmp_path / f"missing{OBEYED}"), str(tmp_path / "x"), "--model", "planted"
+    missing = CliRunner().invoke(
+        main, ["plan", str(tmp_path / f"missing{OBEYED}"), "x", "--model", "planted"]
     )
-    assert missing.returncode == 2
-    for said in (done, other, missing):
-        assert not {"\x1b", "\x07", "\r", "\x9b", "\u202e"} & set(said.stdout + said.stderr)
+    assert missing.exit_code == 2
+    assert "missing\\x1b]0;owned" in missing.output
+    for said in (done.stdout, done.stderr, missing.output):
+        assert not {"\x1b", "\x07", "\r", "\x9b", "\u202e"} & set(said)

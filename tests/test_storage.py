@@ -260,6 +260,14 @@ def test_of_racing_writers_of_a_file_one_wins_and_no_half_of_it_is_seen(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == [str(i) for i in range(10)]
 
 
+def test_creation_is_no_rename_which_would_replace_what_came_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Path, "replace")
+    assert Storage(str(tmp_path)).create("x", b"1")
+    assert not Storage(str(tmp_path)).create("x", b"2")
+
+
 def test_a_file_system_without_links_is_as_a_store_without_conditions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

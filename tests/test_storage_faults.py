@@ -20,6 +20,7 @@ from fault_proxy import (
     Fault,
     FaultProxy,
     answer,
+    break_off,
     cut_off,
     drip,
     ignoring,
@@ -127,15 +128,16 @@ def test_refusals_of_many_requests_take_nothing_from_the_patience_for_others(
     assert take_retries() == 60 * 5
 
 
+@pytest.mark.parametrize("fault", [cut_off, break_off])
 def test_an_answer_that_is_cut_off_is_asked_for_again_and_counted(
-    proxy: FaultProxy, store: Storage, behind: Any
+    proxy: FaultProxy, store: Storage, behind: Any, fault: Fault
 ) -> None:
     behind.put("in", BODY)
-    proxy.on("GET", cut_off, times=2)
+    proxy.on("GET", fault, times=2)
     assert read_input(f"{store.url}/in", LIMIT) == BODY
     assert (proxy.seen("GET"), take_retries()) == (3, 2)
     for ask in (lambda: store.read("in"), lambda: store.open("in").read(), lambda: len(store.list()) * BODY):
-        proxy.on("GET", cut_off)
+        proxy.on("GET", fault)
         assert ask() == BODY
         assert take_retries() == 1
 
@@ -253,7 +255,10 @@ def test_a_body_that_comes_too_slowly_is_asked_for_once_more_on_another_connecti
 
 
 def test_a_body_that_always_comes_too_slowly_is_asked_for_twice_and_not_for_ever(
-    proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultProxy,
+    store: Storage,
+    behind: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(s3, "DEADLINE_S", 0.5)
     behind.put("in", BODY)
@@ -337,8 +342,11 @@ def test_refusals_have_their_codes(proxy: FaultProxy, store: Storage, behind: An
     proxy.on("PUT", refuse(403, "AccessDenied"))
     with pytest.raises(RunError, match=r"access denied \(AccessDenied\)"):
         store.write("out", b"1")
+    proxy.on("PUT", refuse(403, "AccessDenied"))
+    with pytest.raises(RunError, match=r"access denied \(AccessDenied\)"):
+        store.create("out", b"1")
     assert behind.paths() == ["in"]
-    assert take_retries() == 0, "a refusal is not asked for again"
+    assert (proxy.seen("PUT"), take_retries()) == (2, 0), "a refusal is not asked for again"
 
 
 @pytest.mark.parametrize(
@@ -522,6 +530,20 @@ def test_a_store_without_conditions_is_asked_without(
     assert store.create("x", BODY)
     assert not store.create("x", b"other")
     assert behind.get("x") == BODY
+
+
+def test_who_was_overwritten_meanwhile_is_not_told_that_he_won(
+    proxy: FaultProxy, store: Storage, behind: Any
+) -> None:
+    def overtaken(exchange: Any) -> None:
+        reply = exchange.ask()
+        behind.put("x", b"other")
+        exchange.begin(reply)
+        exchange.send(reply.body)
+
+    proxy.on("PUT", overtaken)
+    assert not store.create("x", b"mine!")
+    assert behind.get("x") == b"other"
 
 
 @pytest.mark.parametrize("fault", [None, ignoring("If-None-Match")], ids=["conditions kept", "ignored"])

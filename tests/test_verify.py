@@ -5,6 +5,7 @@ is corrected, so that it is not the digest that gives it away.
 """
 
 import dataclasses
+import doctest
 import functools
 import hashlib
 import json
@@ -26,7 +27,7 @@ from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.segment import Request, prepare
 
-from maskrcnn import evidence, verify
+from maskrcnn import evidence, laws, verify
 from maskrcnn.config import Compute
 from maskrcnn.decode import Limits
 from maskrcnn.errors import RunError, UsageError
@@ -493,6 +494,26 @@ def test_one_lost_image_is_one_finding(
     assert [(f.check, f.where, f.line) for f in verdict.findings] == [
         ("images", f"image {lost}", "is missing")
     ]
+
+
+def test_the_examples_hold() -> None:
+    assert doctest.testmod(laws).failed == 0
+
+
+@given(
+    st.sets(st.integers(0, 2**40), min_size=1, max_size=30).flatmap(lambda ids: st.permutations(sorted(ids))),
+    st.data(),
+)
+def test_every_lost_row_is_named_or_still_expected(ids: list[int], data: st.DataObject) -> None:
+    kept = data.draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
+    expected, found = np.array(ids), np.array(ids)[np.array(kept)]
+    placed = laws.place(found, expected)
+    faults = list(laws.place_faults(found, expected, placed))
+    assert all(fault.line == "is missing" for fault in faults)
+    named = {fault.where for fault in faults}
+    expected_next = {f"image {i}" for i in ids[placed.passed :]}
+    assert named | expected_next == {f"image {i}" for i, keep in zip(ids, kept, strict=True) if not keep}
+    assert placed.positions.tolist() == np.flatnonzero(kept).tolist()
 
 
 def test_parts_in_another_order_are_found(output: Output) -> None:

@@ -5,6 +5,7 @@ and a case is some 0.3 s.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import multiprocessing.forkserver
@@ -53,8 +54,6 @@ from maskrcnn.stores import is_remote
 from maskrcnn.storage import Storage
 
 WORKERS: Final = min(os.cpu_count() or 1, 4)
-# The rest is what they import when they first need it, pandas for pyarrow's sake.
-_PRELOADED: Final = ["chaos.crash", "importlib.readers", "numpy.ma", "pandas", "PIL.PpmImagePlugin", "pyarrow.dataset"]
 _NOT_APPLICABLE: Final = 99
 
 
@@ -175,7 +174,7 @@ class Stage:
 def each(function: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[Any]:
     """Apply a function to each argument, each in a fresh process that has no threads; results in order."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context.set_forkserver_preload(["chaos.warm"])
     # Without it the server cannot import what it preloads.
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
         multiprocessing.forkserver.ensure_running()
@@ -214,24 +213,46 @@ def run_case(case: Case) -> Outcome:
         for number, fault in enumerate(case.faults):
             trace = scratch / f"trace-{number}"
             code = in_child(lambda: _disturbed(case, number, trace))
-            steps = steps_of(trace)
-            if len(steps) < fault.number:
+            hit = [step for step in steps_of(trace) if step.number == fault.number]
+            if not hit:
                 law("end", code == 0, f"a run without a fault ended with exit code {code}")
                 _mended(case)
                 return Outcome(tuple(struck), none_left=True)
             if code == _NOT_APPLICABLE:
                 return Outcome(tuple(struck), applicable=False)
-            struck.append(steps[fault.number - 1])
+            struck += hit
             try:
                 _check_code(fault, code)
                 _check_crashed(case)
             except BrokenError as error:
-                raise BrokenError(f"{error} [after {steps[-1]}]") from None
+                raise BrokenError(f"{error} [after {hit[0]}]") from None
         try:
             _mended(case)
         except BrokenError as error:
             raise BrokenError(f"{error} [after {' and '.join(map(str, struck))}, and a resume]") from None
     return Outcome(tuple(struck))
+
+
+def run_grown(case: Case) -> Outcome:
+    """Run a case on a folder of its own, to which a file is added after the crash: it is no input of this run.
+
+    Raises:
+        BrokenError: a law does not hold.
+    """
+    with tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
+        folder = Path(scratch, "images")
+        shutil.copytree(Path(case.job.source).parent, folder)
+        job = Job(str(folder), case.job.output, case.job.order)
+        undisturbed = job.to(str(Path(scratch, "undisturbed")))
+        with without_ray():
+            run_job(undisturbed)
+        case = dataclasses.replace(case, job=job, truth=truth_of(undisturbed.output))
+        trace = Path(scratch, "trace")
+        with prepared(case):
+            law("end", in_child(lambda: _disturbed(case, 0, trace)) < 0, "the run was not struck")
+            shutil.copy(folder / "nothing.png", folder / "added.png")
+            _mended(case)
+        return Outcome(tuple(step for step in steps_of(trace) if step.number == case.faults[0].number))
 
 
 def _disturbed(case: Case, number: int, trace: Path) -> None:
@@ -269,7 +290,10 @@ def _mended(case: Case) -> None:
     """Run the plain command until its end, and check what it made; then collect the garbage."""
     url, scenario = case.job.output, SCENARIOS[case.scenario]
     with planted(case.defect):
-        scenario.resume(case.job)
+        try:
+            scenario.resume(case.job)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the run did not end)
+            raise BrokenError(f"end: the resume stopped: {type(error).__name__}: {error}") from error
     if scenario.attempts_kept:
         check_is_final(url, case.truth)
     for path in [] if is_remote(url) else raw_files(url, ""):

@@ -20,12 +20,12 @@ import json
 import random
 import shutil
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from chaos.cluster import VICTIMS, Arena, Kill, arena
+from chaos.cluster import VICTIMS, Kill, arena
 from chaos.probes import PHASES
 from chaos.runs import Outcome
 
@@ -56,15 +56,19 @@ def schedule(seed: int, run: int, attempt: int = 0) -> list[Kill]:
     return kills
 
 
-def disturbed(stand: Arena, seed: int, runs: Sequence[int]) -> Iterator[tuple[int, list[Kill], Outcome]]:
+def disturbed(seed: int, runs: Iterable[int]) -> Iterator[tuple[int, list[Kill], Outcome]]:
     """Do runs of the schedule; yield each, and those that did not count before what replaces them."""
-    for run in runs:
-        for attempt in range(TRIES):
-            kills = schedule(seed, run, attempt)
-            outcome = stand.run(f"run-{run}-{attempt}", kills)
-            yield run, kills, outcome
-            if outcome.counted or not outcome.good:
-                break
+    waiting = deque(runs)
+    while waiting:
+        with arena(seed) as stand:
+            while waiting and stand.is_whole():
+                run = waiting.popleft()
+                for attempt in range(TRIES):
+                    kills = schedule(seed, run, attempt)
+                    outcome = stand.run(f"run-{run}-{attempt}", kills)
+                    yield run, kills, outcome
+                    if outcome.counted or not outcome.good:
+                        break
 
 
 def record_of(seed: int, run: int, kills: Sequence[Kill], outcome: Outcome) -> dict[str, Any]:
@@ -156,16 +160,13 @@ def main() -> None:
     print(f"seed {options.seed}: python -m tests.chaos.kills --runs {options.runs} --seed {options.seed}")
     began = time.monotonic()
     records: list[dict[str, Any]] = []
-    with arena(options.seed) as stand:
-        print(f"the cluster stands after {time.monotonic() - began:.0f} s", flush=True)
-        runs = range(options.first, options.first + options.runs)
-        for run, kills, outcome in disturbed(stand, options.seed, runs):
-            records.append(record_of(options.seed, run, kills, outcome))
-            with options.record.open("a") as file:
-                file.write(json.dumps(records[-1]) + "\n")
-            print(line_of(records[-1]), flush=True)
-            if outcome.good:
-                shutil.rmtree(outcome.output)
+    for run, kills, outcome in disturbed(options.seed, range(options.first, options.first + options.runs)):
+        records.append(record_of(options.seed, run, kills, outcome))
+        with options.record.open("a") as file:
+            file.write(json.dumps(records[-1]) + "\n")
+        print(line_of(records[-1]), flush=True)
+        if outcome.good:
+            shutil.rmtree(outcome.output)
     print(table_of(records))
     print(f"{time.monotonic() - began:.0f} s")
     if found := faults(records, options.runs):

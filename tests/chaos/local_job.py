@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,18 +15,23 @@ import maskrcnn_jobs.segment
 import numpy as np
 from maskrcnn_jobs.segment import Request
 
+import maskrcnn.reduce
 from chaos.chance import chance
 from maskrcnn.config import Compute, Speed
 from maskrcnn.decode import Limits
+from maskrcnn.frozen import check_manifest
+from maskrcnn.overlay import group_shards
 from maskrcnn.parts import standing_receipts
-from maskrcnn.plan import Plan, pending_of, read_plans
+from maskrcnn.plan import Plan, check_run, pending_of, read_plans, read_run
 from maskrcnn.planted import PlantedSegmenter, plant, png, random_instances, write_planted
-from maskrcnn.reduce import finished, reduce_run
+from maskrcnn.reduce import reduce_run
 from maskrcnn.storage import Storage
 from maskrcnn.worker import ShardWorker
 
 SHARD_IMAGES: Final = 2
 N_SHARDS: Final = 4
+PART_BYTES: Final = 20_000
+LATE: Final = ("a-late.png", "z-late-1.png", "z-late-2.png")
 _mine = threading.local()
 
 
@@ -44,30 +50,34 @@ class Job:
 
 
 def write_collection(folder: Path, seed: int) -> str:
-    """Write five planted images, an empty one and a page that is none, and a manifest that names another.
+    """Write three planted images, an empty one and a page that is none, and a manifest that names three others.
 
     Returns:
-        The manifest. Its eight rows make four shards; the last, `late.png`, is missing.
+        The manifest. Its eight rows make four shards; those of `LATE` are missing.
     """
-    write_planted(folder, 5, seed)
+    write_planted(folder, 3, seed)
     (folder / "nothing.png").write_bytes(png(plant((64, 64), [])))
     (folder / "page.png").write_text("<html>not found</html>")
-    names = [*(path.name for path in sorted(folder.glob("*.png"))), "late.png"]
+    names = [*(path.name for path in sorted(folder.glob("*.png"))), *LATE]
     manifest = folder / "manifest.csv"
     manifest.write_text("uri\n" + "".join(f"{name}\n" for name in names))
     return str(manifest)
 
 
 def bring_what_is_late(manifest: str) -> None:
-    """Write the image that was missing, so that a retry finds it; the page still is none."""
-    instances = random_instances(np.random.default_rng(5), 64, 64, 3)
-    (Path(manifest).parent / "late.png").write_bytes(png(plant((64, 64), instances)))
+    """Write the images that were missing, so that a retry finds them: two in one shard and one in another."""
+    rng = np.random.default_rng(5)
+    for name in LATE:
+        pixels = plant((64, 64), random_instances(rng, 64, 64, 3))
+        (Path(manifest).parent / name).write_bytes(png(pixels))
 
 
 @contextlib.contextmanager
 def without_ray() -> Iterator[None]:
-    """Let `segment` and `retry` sweep here, for the time of a block, in all threads."""
+    """Let `segment` and `retry` sweep here, for the time of a block, in all threads; two shards make a part."""
+    cut = functools.partial(group_shards, part_bytes=PART_BYTES)
     with (
+        mock.patch.object(maskrcnn.reduce, "group_shards", cut),
         mock.patch.object(maskrcnn_jobs.segment, "finish", _finish),
         mock.patch.object(maskrcnn_jobs.retry, "finish", _finish),
     ):
@@ -82,22 +92,21 @@ def run_job(job: Job) -> object:
 
 
 def run_retry(job: Job) -> object:
-    """Do what `maskrcnn retry` does."""
+    """Do what `maskrcnn retry --only not_found` does: the page that is no image stays as it is."""
     _mine.order = job.order
-    return maskrcnn_jobs.retry.retry(job.output, None, "auto", Speed(device="cpu"), None)
+    return maskrcnn_jobs.retry.retry(job.output, ["not_found"], "auto", Speed(device="cpu"), None)
 
 
 def continue_retry(job: Job) -> object:
-    """Do what `status` advises after a retry that was struck down: `retry` again, or as well the first command."""
-    storage = Storage(job.output)
-    latest = read_plans(storage)[-1]
-    if latest.generation > 1 and finished(storage, latest) is not None:
-        return None
-    return run_retry(job) if latest.generation == 1 or job.order % 2 else run_job(job)
+    """Do what `status` advises after a retry that was struck down; once it is planned, the first command will do too."""
+    planned = read_plans(Storage(job.output))[-1].generation > 1
+    return run_job(job) if planned and job.order % 2 else run_retry(job)
 
 
 def _finish(request: Request, plan: Plan, _speed: Speed, _address: str | None) -> dict[str, Any]:
     storage = Storage(request.output)
+    check_run(storage, read_run(storage), plan)
+    check_manifest(storage, plan)
     shards = list(pending_of(read_plans(storage), standing_receipts(storage)))
     if _mine.order:
         chance("order of shards", _mine.order).shuffle(shards)

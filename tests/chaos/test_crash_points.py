@@ -50,7 +50,7 @@ def test_every_method_of_the_storage_is_known_to_change_it_or_not() -> None:
 def test_the_undisturbed_run_keeps_every_law(stage: Stage) -> None:
     check_is_final(stage.finished.output, stage.truth("job"))
     assert len(stage.truth("job").shards) == N_SHARDS
-    assert b'"failed": 2' in Storage(stage.finished.output).read("_SUCCESS")
+    assert b'"failed": 4' in Storage(stage.finished.output).read("_SUCCESS")
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -1,0 +1,22 @@
+"""Images that kill, hang or exhaust the process that works on them, among others, on a real Ray with two actors."""
+
+from pathlib import Path
+
+import pytest
+
+from chaos.chance import SEED, SIZE, dice
+from chaos.poison import KINDS, run_poisoned, table_of
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.timeout(1800)
+def test_poison_is_found_and_failed_and_nobody_else_is_harmed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of each kind; three of each among 200 by `python -m tests.chaos.poison`."""
+    each = min(SIZE, 3)
+    found = run_poisoned(tmp_path, list(KINDS) * each, 48 if each == 1 else 200, SEED, timeout_s=12)
+    with capsys.disabled():
+        print(f"\n{dice()}\n{table_of(found)}")
+    assert found.faults() == []

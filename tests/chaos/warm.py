@@ -1,0 +1,13 @@
+"""What every case needs, loaded once before its process is forked: modules that are imported late, and a template."""
+
+import importlib.readers
+import numpy.ma
+import pandas  # which pyarrow imports
+import PIL.PpmImagePlugin
+import pyarrow.dataset
+
+import chaos.crash
+from maskrcnn import report
+
+LOADED = (importlib.readers, numpy.ma, pandas, PIL.PpmImagePlugin, pyarrow.dataset, chaos.crash)
+report._template()
