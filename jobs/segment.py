@@ -224,8 +224,8 @@ def sweep(request: Request, plan: Plan, speed: Speed) -> float | None:
     from .sweep import Sweep
 
     storage = Storage(request.output)
-    receipts = standing_receipts(storage)
     plans = [plan] if plan.generation == 1 else read_plans(storage)
+    receipts = receipts_of(storage, plans)
     lost = sum(len(shard) for shard in pending_of(plans[:-1], receipts))
     sizes = [len(shard) for shard in pending_of(plans, receipts)]
     n_pending, done = len(sizes), plan.rows + lost - sum(sizes)
@@ -252,6 +252,15 @@ def sweep(request: Request, plan: Plan, speed: Speed) -> float | None:
         progress.close()
     storage.remove_tree(probes)
     return None if done else time.monotonic() - started
+
+
+def receipts_of(storage: Storage, plans: Sequence[Plan]) -> list[str]:
+    """Return the receipts by which is decided what to run.
+
+    Files are looked for one by one only where, else, nothing would be left to run: the reduce would miss them.
+    """
+    receipts = standing_receipts(storage, closely=False)
+    return receipts if any(True for _ in pending_of(plans, receipts)) else standing_receipts(storage)
 
 
 def segment(request: Request, speed: Speed, address: str | None) -> dict[str, Any]:
@@ -304,7 +313,7 @@ def status(output: str) -> dict[str, Any]:
         raise UsageError(f"{output} holds no plan (no {PLAN})")
     success = read_success(storage)
     done = success is not None and success["generation"] == plans[-1].generation
-    receipts = [] if done else standing_receipts(storage)
+    receipts = [] if done else receipts_of(storage, plans)
     pending = [[] if done else list(plan.pending(receipts)) for plan in plans]
     facts = [_progress_of(plan, shards) for plan, shards in zip(plans, pending, strict=True)]
     return {

@@ -107,11 +107,17 @@ class Receipt:
         return Receipt(**fields | {name: File(**fields[name]) for name in (IMAGES, INSTANCES)})
 
 
-def standing_receipts(storage: Storage) -> list[str]:
+def standing_receipts(storage: Storage, *, closely: bool = True) -> list[str]:
     """Return the paths of the receipts whose files are there, sorted: the attempts that count.
 
     Files may be gone where somebody removed them, or where a disk was restored in part.
+
+    Args:
+        closely: look for each file; else only for the shard's folder, which takes a tenth of the time in a store.
     """
+    if not closely:
+        folders = set(storage.folders(SHARDS))
+        return [path for path in storage.list(RECEIPTS) if _folder_of(path).split("/")[1] in folders]
     files = set(storage.list(SHARDS))
     return [
         path

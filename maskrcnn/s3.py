@@ -76,8 +76,8 @@ def head(url: str) -> tuple[int, str]:
     try:
         answer = call(url, "head_object", Key=key)
     except OSError as error:
-        if aws_code(error) in ("400", "403"):
-            get(url, 0, 1)  # an answer to HEAD cannot say why; this one fails in words
+        if aws_code(error) in ("400", "403", "404"):
+            get(url, 0, 1)  # an answer to HEAD cannot say why, nor whether the bucket is there; this one does
         raise
     return int(answer["ContentLength"]), str(answer.get("ETag", "")).strip('"')
 
@@ -93,6 +93,19 @@ def pages(url: str, prefix: str) -> Iterator[list[dict[str, Any]]]:
     while True:
         answer = call(url, "list_objects_v2", **request)
         yield answer.get("Contents", [])
+        if not answer.get("IsTruncated"):
+            return
+        request["ContinuationToken"] = answer["NextContinuationToken"]
+
+
+def folders(url: str) -> Iterator[str]:
+    """Yield the names of the folders in a folder: of what keys that lie deeper go on with, up to the next slash."""
+    prefix = bucket_and_key(url)[1] + "/"
+    request = {"Prefix": prefix, "Delimiter": "/"}
+    while True:
+        answer = call(url, "list_objects_v2", **request)
+        for found in answer.get("CommonPrefixes", []):
+            yield found["Prefix"][len(prefix) : -1]
         if not answer.get("IsTruncated"):
             return
         request["ContinuationToken"] = answer["NextContinuationToken"]

@@ -317,6 +317,19 @@ class Storage:
         with output_faults("read", url, missing=True):
             return look(url).bytes
 
+    def folders(self, prefix: str) -> list[str]:
+        """Return the names of the folders in a folder, sorted; none if it is missing. Local ones may be empty."""
+        url = self._at(prefix).rstrip("/")
+        with output_faults("list", url):
+            if is_s3(url):
+                return sorted(s3.folders(url))
+            if is_remote(url):
+                below = (path.removeprefix(prefix.rstrip("/") + "/") for path in self.list(prefix))
+                return sorted({path.partition("/")[0] for path in below if "/" in path})
+            with contextlib.suppress(FileNotFoundError):
+                return sorted(entry.name for entry in os.scandir(url) if entry.is_dir())
+        return []
+
     def list(self, prefix: str = "") -> list[str]:
         """Return the files below a folder (all, if empty), sorted, relative to the root; none if missing."""
         url = self._at(prefix).rstrip("/") if prefix else self.url

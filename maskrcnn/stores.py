@@ -31,6 +31,8 @@ from .errors import ItemError, RunError
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 S3_SCHEMES: Final = ("s3", "s3a")
+READ_TIMEOUT_S: Final = 60.0
+"""Without a byte from S3."""
 _REMOTE: Final = (*S3_SCHEMES, "gs", "gcs", "memory")
 
 
@@ -132,7 +134,7 @@ def _connect(scheme: str, _pid: int, environment: tuple[tuple[str, str], ...]) -
     config = {
         "retries": retries,
         "connect_timeout": 5,
-        "read_timeout": 60,
+        "read_timeout": READ_TIMEOUT_S,
         "max_pool_connections": 64,
         "http_session_cls": _http_session_class(),
     }

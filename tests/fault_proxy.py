@@ -153,13 +153,13 @@ def cut_off(exchange: Exchange) -> None:
     exchange.hang_up()
 
 
-def break_off(exchange: Exchange) -> None:
-    """Send half of the body that was promised, and then a reset."""
+def stall(exchange: Exchange) -> None:
+    """Send half of the body that was promised, and nothing more for a while."""
     reply = exchange.ask()
     exchange.begin(reply)
     exchange.send(reply.body[: len(reply.body) // 2])
-    time.sleep(0.05)  # else the reset overtakes it
-    exchange.hang_up(reset=True)
+    time.sleep(3)
+    exchange.hang_up()
 
 
 def drip(exchange: Exchange) -> None:

@@ -64,6 +64,27 @@ def test_every_node_of_a_launcher_asks_for_the_token(path):
 
 
 @launcher
+def test_the_dashboard_of_a_launcher_listens_to_its_own_machine_alone(path):
+    config = loaded(path)
+    starts = {
+        group: [
+            shlex.split(command)
+            for command in config[f"{group}_start_ray_commands"]
+            if "ray start" in command
+        ]
+        for group in ("head", "worker")
+    }
+    [head], [worker] = starts["head"], starts["worker"]
+    assert "--dashboard-host=127.0.0.1" in head
+    assert not [
+        word for word in (*head, *worker) if word.startswith("--dashboard") and "127.0.0.1" not in word
+    ]
+    assert not [
+        word for word in (*head, *worker) if word.startswith(("--ray-client-server-port", "--node-ip"))
+    ]
+
+
+@launcher
 def test_what_a_launcher_copies_and_leaves_out_is_there(path):
     config = loaded(path)
     setup = " ".join(config["setup_commands"])
@@ -154,6 +175,20 @@ def test_the_rayjob_scales_gpu_workers_from_none_and_asks_for_the_token(rayjob):
     assert (workers["replicas"], workers["minReplicas"]) == (0, 0)
     [container] = workers["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_no_pod_of_the_rayjob_is_reached_from_outside_or_holds_a_secret(rayjob):
+    cluster = rayjob["spec"]["rayClusterSpec"]
+    assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert "runtimeEnvYAML" not in rayjob["spec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert not {"dashboard-host", "node-ip-address"} & set(group["rayStartParams"])
+        pod = group["template"]["spec"]
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        assert pod["serviceAccountName"]
+        for container in pod["containers"]:
+            assert not {"env", "envFrom"} & set(container)
+            assert not [port for port in container.get("ports", []) if "hostPort" in port]
 
 
 def test_no_pod_of_the_rayjob_is_root(rayjob):

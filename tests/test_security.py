@@ -269,6 +269,15 @@ def test_the_web_is_read_on_request_only(tmp_path: Path) -> None:
     assert {(row["bytes"], row["etag"]) for row in rows} == {(None, None)}
 
 
+def test_the_command_line_asks_for_the_web(tmp_path: Path) -> None:
+    command = ["plan", listed(tmp_path, "https://host/a.jpg"), str(tmp_path / "run"), "--model", "planted"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    assert "--allow-http" in result.output
+    assert CliRunner().invoke(main, [*command, "--allow-http"]).exit_code == 0
+
+
 def test_a_root_on_the_web_is_read_on_request_only(tmp_path: Path) -> None:
     source, root = listed(tmp_path, "a.jpg"), "https://host/images/"
     said = refused(source, str(tmp_path / "run"), images_root=root)
@@ -430,7 +439,7 @@ def test_weights_that_name_what_is_no_tensor_are_refused(pickled: bytes, tmp_pat
 def test_a_ray_that_is_started_here_asks_for_its_token() -> None:
     code = (
         "import os; from maskrcnn.config import Speed; from maskrcnn_jobs.cluster import connected\n"
-        "with connected(None, Speed(actors=1)): print(os.environ.get('RAY_AUTH_MODE'))"
+        "with connected(None, Speed(actors=1)): print(os.environ.get('RAY_AUTH_MODE'), flush=True)"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(

@@ -174,6 +174,16 @@ def test_threads_share_a_store_and_it_travels(store_url: str) -> None:
     assert len(store.list("t")) == 40
 
 
+def test_folders_are_those_in_a_folder(store_url: str) -> None:
+    store = Storage(store_url)
+    assert store.folders("a") == []
+    for path in ("a/b/x", "a/b/c/y", "a/ü 1/z", "a/file", "ab/d/x", "x"):
+        store.write(path, b"1")
+    assert store.folders("a") == ["b", "ü 1"]
+    assert store.folders("a/b/") == ["c"]
+    assert store.folders("a/ü 1") == []
+
+
 def test_inputs_are_listed_with_size_and_etag(store_url: str) -> None:
     store = Storage(store_url)
     for name in ODD_NAMES:
@@ -401,9 +411,15 @@ def test_remote_or_not() -> None:
     "url", ["http://host/x", "https://169.254.169.254/x", "ftp://host/x", "gopher://host/x"]
 )
 def test_the_web_is_no_store(url: str) -> None:
-    for ask in (lambda: Storage(url), lambda: read_input(url, 9), lambda: list_inputs(url)):
+    for ask in (Storage, list_inputs, stat_input):
         with pytest.raises(RunError, match="is no store that is known here"):
-            ask()
+            ask(url)
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "gopher://host/x"])
+def test_inputs_of_other_schemes_are_no_inputs(url: str) -> None:
+    with pytest.raises(RunError, match="is no store that is known here"):
+        read_input(url, 9)
 
 
 def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
@@ -486,6 +502,14 @@ def test_an_endpoint_out_of_reach_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         Storage("s3://bucket/out").write("x", b"1")
     with pytest.raises(RunError, match="cannot reach the S3 endpoint"):
         read_input("s3://bucket/in", 9)
+
+
+@pytest.mark.s3
+def test_more_folders_than_a_page_has(moto_server: Any) -> None:
+    store = Storage(moto_server.prefix())
+    for number in range(1003):
+        store.write(f"shards/{number:04d}/x", b"")
+    assert store.folders("shards") == [f"{number:04d}" for number in range(1003)]
 
 
 @pytest.mark.s3

@@ -20,18 +20,18 @@ from fault_proxy import (
     Fault,
     FaultProxy,
     answer,
-    break_off,
     cut_off,
     drip,
     ignoring,
     lose_reply,
     refuse,
     reset,
+    stall,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from maskrcnn import s3, storage
+from maskrcnn import s3, storage, stores
 from maskrcnn.errors import ItemError, RunError
 from maskrcnn.storage import Storage, list_inputs, read_input, stat_input
 from maskrcnn.stores import client_of, count_retry, take_retries
@@ -128,16 +128,15 @@ def test_refusals_of_many_requests_take_nothing_from_the_patience_for_others(
     assert take_retries() == 60 * 5
 
 
-@pytest.mark.parametrize("fault", [cut_off, break_off])
 def test_an_answer_that_is_cut_off_is_asked_for_again_and_counted(
-    proxy: FaultProxy, store: Storage, behind: Any, fault: Fault
+    proxy: FaultProxy, store: Storage, behind: Any
 ) -> None:
     behind.put("in", BODY)
-    proxy.on("GET", fault, times=2)
+    proxy.on("GET", cut_off, times=2)
     assert read_input(f"{store.url}/in", LIMIT) == BODY
     assert (proxy.seen("GET"), take_retries()) == (3, 2)
     for ask in (lambda: store.read("in"), lambda: store.open("in").read(), lambda: len(store.list()) * BODY):
-        proxy.on("GET", fault)
+        proxy.on("GET", cut_off)
         assert ask() == BODY
         assert take_retries() == 1
 
@@ -268,6 +267,17 @@ def test_a_body_that_always_comes_too_slowly_is_asked_for_twice_and_not_for_ever
     with pytest.raises(RunError, match=r"cannot read .*/in: the store was too slow"):
         store.read("in")
     assert proxy.seen("GET") == 2 + 2
+
+
+def test_a_body_that_stops_coming_is_asked_for_again(
+    proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "READ_TIMEOUT_S", 1.0)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "4")  # makes another connection
+    behind.put("in", BODY)
+    proxy.on("GET", stall)
+    assert read_input(f"{store.url}/in", LIMIT) == BODY
+    assert (proxy.seen("GET"), take_retries()) == (2, 1)
 
 
 def test_the_deadline_grows_with_the_object(

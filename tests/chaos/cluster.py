@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,6 +29,8 @@ VICTIMS: Final = ("worker", "node", "driver")
 NODES: Final = 3
 """The head, which hosts no actors, and two others."""
 CPUS_OF_A_NODE: Final = 2
+START_TRIES: Final = 4
+"""On a busy machine a node may miss a deadline of Ray's own (15 s for its agent), and end."""
 # A killed node refuses connections at once: this notices it in some 2 s, without taking a slow one for dead.
 TEMPER: Final = {
     "RAY_health_check_initial_delay_ms": "2000",
@@ -163,9 +165,8 @@ class Arena:
         return node, line[raylet - 1]
 
     def _add_node(self) -> None:
-        # At once, on few CPUs, they miss Ray's own deadlines; and even one by one, now and then.
         with self._one_by_one:
-            for _ in range(3):
+            for _ in range(START_TRIES):
                 try:
                     self.cluster.add_node(CPUS_OF_A_NODE)
                 except RuntimeError as error:
@@ -189,22 +190,26 @@ def kill_node(node: Node) -> None:
 
 
 @contextlib.contextmanager
-def observed_cluster(
-    folder: Path, nodes: int, cpus: int, head_cpus: int
-) -> Iterator[tuple[LocalCluster, Probes]]:
-    """Run a cluster whose processes can be held; nodes inherit the environment that this process has meanwhile."""
-    probes = Probes(folder / "probes")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (TEMPER | probes.environment()).items():
+def standing(environment: Mapping[str, str], nodes: int, cpus: int, head_cpus: int) -> Iterator[LocalCluster]:
+    """Run a cluster whose processes have this environment too, for the time of a block."""
+    with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        for name, value in (TEMPER | environment).items():
             patch.setenv(name, value)
-        with local_cluster(nodes=nodes, cpus=cpus, head_cpus=head_cpus) as cluster:
-            yield cluster, probes
+        for tries_left in reversed(range(START_TRIES)):
+            try:
+                cluster = stack.enter_context(local_cluster(nodes=nodes, cpus=cpus, head_cpus=head_cpus))
+            except RuntimeError:
+                if not tries_left:
+                    raise
+            else:
+                break
+        yield cluster
 
 
 @contextlib.contextmanager
 def arena(seed: int) -> Iterator[Arena]:
     """Start the cluster and see what an undisturbed run gives; stop the cluster at the end of the block."""
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        with observed_cluster(folder, NODES, CPUS_OF_A_NODE, head_cpus=0) as (cluster, probes):
-            yield Arena(cluster, probes, folder, seed)
+        probes = Probes(Path(name) / "probes")
+        with standing(probes.environment(), NODES, CPUS_OF_A_NODE, head_cpus=0) as cluster:
+            yield Arena(cluster, probes, Path(name), seed)

@@ -6,6 +6,7 @@ and a case is some 0.3 s.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import multiprocessing.forkserver
@@ -115,7 +116,7 @@ class Outcome:
 
 
 class Stage:
-    """A collection, and what each scenario makes of it when nothing disturbs it.
+    """Collections, and what each scenario makes of them when nothing disturbs it.
 
     Args:
         folder: where everything is put.
@@ -124,29 +125,30 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._names = itertools.count()
-        source = write_collection(folder / "images", chance("collection").randrange(2**31))
-        self._jobs = {"job": Job(source, self.fresh())}
+        jobs = {name: self._new_job(name) for name in ("job", "other", "before")}
+        jobs["retry"] = jobs["before"].to(self.fresh())
         with without_ray():
-            run_job(self._jobs["job"])
-            late = write_collection(folder / "late", chance("collection").randrange(2**31))
-            before = Job(late, self.fresh())
-            run_job(before)
-            bring_what_is_late(late)
-            self._jobs["retry"] = before.to(self.fresh())
-            shutil.copytree(before.output, self._jobs["retry"].output)
-            run_retry(self._jobs["retry"])
-        self._truths = {"job": truth_of(self.finished.output)}
-        self._truths["retry"] = truth_of(self._jobs["retry"].output, truth_of(before.output))
-        self._starts = {"job": None, "retry": before.output}
+            for name in ("job", "other", "before"):
+                run_job(jobs[name])
+            shutil.copytree(jobs["before"].output, jobs["retry"].output)
+            bring_what_is_late(jobs["before"].source)
+            run_retry(jobs["retry"])
+        self.finished = jobs["job"]
+        """The undisturbed run."""
+        self.other = jobs["other"]
+        """One of other inputs."""
+        self._jobs = jobs
+        self._truths = {name: truth_of(job.output) for name, job in jobs.items()}
+        self._truths["retry"] = truth_of(jobs["retry"].output, self._truths["before"])
+        self._starts = {"job": None, "retry": jobs["before"].output}
+
+    def _new_job(self, name: str) -> Job:
+        source = write_collection(self._folder / name, chance("collection", name).randrange(2**31))
+        return Job(source, self.fresh())
 
     def fresh(self) -> str:
         """Return an output that nobody had before."""
         return str(self._folder / f"out-{next(self._names)}")
-
-    @property
-    def finished(self) -> Job:
-        """The undisturbed run."""
-        return self._jobs["job"]
 
     def truth(self, scenario: str) -> Truth:
         """Return what a scenario ends with."""
@@ -180,6 +182,22 @@ def each(function: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[A
         multiprocessing.forkserver.ensure_running()
     with context.Pool(WORKERS, maxtasksperchild=1) as pool:
         yield from pool.imap(function, arguments)
+
+
+def all_of(function: Callable[[Any], Any], arguments: Iterable[Any]) -> list[Any]:
+    """Return what `each` gives, once all are done. Raises BrokenError with all that was broken, one a line."""
+    results = list(each(functools.partial(_kept, function), arguments))
+    broken = [str(result) for result in results if isinstance(result, BrokenError)]
+    if broken:
+        raise BrokenError(f"{len(broken)} of {len(results)}:\n" + "\n".join(broken))
+    return results
+
+
+def _kept(function: Callable[[Any], Any], argument: Any) -> Any:
+    try:
+        return function(argument)
+    except BrokenError as error:
+        return error
 
 
 @contextlib.contextmanager

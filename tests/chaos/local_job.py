@@ -103,14 +103,25 @@ def continue_retry(job: Job) -> object:
     return run_job(job) if planned and job.order % 2 else run_retry(job)
 
 
+def sweep_again(job: Job) -> None:
+    """Do all shards of the first plan once more, as workers do who were believed dead."""
+    storage = Storage(job.output)
+    for shard in read_plans(storage)[0]:
+        _worker(storage).run_shard(shard)
+
+
+def _worker(storage: Storage) -> ShardWorker:
+    return ShardWorker(storage, PlantedSegmenter(), Limits(10**7, 10**7, 1333.0), {"node": "here"})
+
+
 def _finish(request: Request, plan: Plan, _speed: Speed, _address: str | None) -> dict[str, Any]:
     storage = Storage(request.output)
     check_run(storage, read_run(storage), plan)
     check_manifest(storage, plan)
     shards = list(pending_of(read_plans(storage), standing_receipts(storage)))
-    if _mine.order:
-        chance("order of shards", _mine.order).shuffle(shards)
-    worker = ShardWorker(storage, PlantedSegmenter(), Limits(10**7, 10**7, 1333.0), {"node": "here"})
+    if order := getattr(_mine, "order", 0):
+        chance("order of shards", order).shuffle(shards)
+    worker = _worker(storage)
     for shard in shards:
         worker.run_shard(shard)
     return reduce_run(storage.url, coco_mode=request.coco_mode, keep_standing=True)

@@ -5,20 +5,26 @@ turn. After each step that readers could see, nothing false may be promised.
 """
 
 import contextlib
+import itertools
 import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 from typing import Any, Final
 from unittest import mock
 
+import maskrcnn_jobs.segment
+
 import maskrcnn.reduce
+import maskrcnn.retry
 from chaos.crash import SCENARIOS, Case, in_child, prepared
 from chaos.faulty_storage import MUTATING, READING, Step, watched
-from chaos.invariants import BrokenError, check_is_final, check_promises, law
+from chaos.invariants import BrokenError, Truth, check_is_final, check_promises, law, truth_of
+from chaos.local_job import Job
 from maskrcnn.errors import MaskrcnnError
 from maskrcnn.storage import Storage
 from maskrcnn.verify import verify_run
@@ -28,7 +34,7 @@ PATIENCE_S: Final = 120.0
 
 @dataclass(frozen=True)
 class Meeting:
-    """Two commands and the order of their steps."""
+    """Two commands and the order of their steps, or, for `race`, the seed of their pauses in the order of the job."""
 
     case: Case
     """The first command, and what the output must hold in the end."""
@@ -120,34 +126,104 @@ class Serial:
 
 
 def meet(meeting: Meeting) -> Ends:
-    """Let two commands meet.
+    """Let two commands meet, step by step.
 
     Raises:
         BrokenError: a law does not hold.
     """
     case = meeting.case
-    names = (case.scenario, meeting.second)
-    with prepared(case), mock.patch.object(maskrcnn.reduce, "ThreadPoolExecutor", Serial):
-        commands = [Command(partial(SCENARIOS[name].run, case.job)) for name in names]
-        by_thread = {command.thread: command for command in commands}
 
-        @contextlib.contextmanager
-        def hook(_storage: Storage, step: Step, _size: int | None) -> Iterator[None]:
-            if (command := by_thread.get(threading.current_thread())) is not None:
-                command.wait_for_turn(step)
-            yield
+    def looked_at(step: Step) -> None:
+        if step.method in MUTATING and step.phase in ("plan", "reduce", "gc"):
+            try:
+                check_promises(case.job.output, case.truth)
+            except BrokenError as error:
+                raise BrokenError(f"{error} [after {step}]") from None
 
-        try:
-            with watched(hook, (*MUTATING, *READING) if meeting.reads else MUTATING):
-                for command in commands:
-                    command.begin()
-                for command in _turns(meeting, commands):
-                    seen = command.step
-                    if command.go() and seen is not None and seen.phase in ("plan", "reduce", "gc"):
-                        _check_moment(case, seen)
-            return _concluded(meeting, commands)
-        except BrokenError as error:
-            raise BrokenError(f"{error} [{meeting}]") from None
+    with prepared(case), told_apart(meeting):
+        commands = _done_in_turn(meeting, (case.job, case.job), looked_at)
+        said = tuple(_said(meeting, number, command) for number, command in enumerate(commands))
+        resumed = _settled(meeting, all_done=not any(said))
+    return Ends((said[0], said[1]), (commands[0].steps, commands[1].steps), resumed)
+
+
+def contend(meeting: Meeting, other: Job, truth: Truth) -> Ends:
+    """Let two commands of different inputs meet in one output: nothing that mixes them may ever be proven.
+
+    Args:
+        other: the second command; its output is replaced by the first's.
+        truth: what the second would make of an output of its own.
+
+    Returns:
+        `resumed` says that the output is neither's in the end, and that this is seen.
+
+    Raises:
+        BrokenError: a law does not hold.
+    """
+    case, proven = meeting.case, False
+    url = case.job.output
+
+    def looked_at(_: Step) -> None:
+        nonlocal proven
+        proven = Storage(url).exists("_SUCCESS") and verify_run(url).proven
+        if proven:
+            law("I4", truth_of(url).tables in (case.truth.tables, truth.tables), "what is proven is neither's")
+
+    with prepared(case), told_apart(meeting):
+        commands = _done_in_turn(meeting, (case.job, other.to(url)), looked_at)
+        said = tuple(_said(meeting, number, command) for number, command in enumerate(commands))
+        law("end", any(said), "both say that the output is theirs")
+    return Ends((said[0], said[1]), (commands[0].steps, commands[1].steps), not proven)
+
+
+@contextlib.contextmanager
+def told_apart(meeting: Meeting) -> Iterator[None]:
+    """Name the meeting in what is broken."""
+    try:
+        yield
+    except BrokenError as error:
+        raise BrokenError(f"{error} [{meeting}]") from None
+
+
+class Clock:
+    """Stands in for the module `datetime`: no two looks at the clock in one hour, so that equal times are no help."""
+
+    UTC = UTC
+    _looks = itertools.count()
+
+    def __init__(self) -> None:
+        self.datetime = self
+
+    def now(self, zone: tzinfo) -> datetime:
+        return datetime.now(zone) + timedelta(hours=next(self._looks))
+
+
+def _done_in_turn(
+    meeting: Meeting, jobs: tuple[Job, Job], looked_at: Callable[[Step], None]
+) -> list[Command]:
+    """Run both commands to their end, or to where they are abandoned, and look at the output after each step."""
+    names = (meeting.case.scenario, meeting.second)
+    commands = [Command(partial(SCENARIOS[n].run, job)) for n, job in zip(names, jobs, strict=True)]
+    by_thread = {command.thread: command for command in commands}
+
+    @contextlib.contextmanager
+    def hook(_storage: Storage, step: Step, _size: int | None) -> Iterator[None]:
+        if (command := by_thread.get(threading.current_thread())) is not None:
+            command.wait_for_turn(step)
+        yield
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(maskrcnn.reduce, "ThreadPoolExecutor", Serial))
+        for module in (maskrcnn_jobs.segment, maskrcnn.retry, maskrcnn.reduce):
+            stack.enter_context(mock.patch.object(module, "datetime", Clock()))
+        stack.enter_context(watched(hook, (*MUTATING, *READING) if meeting.reads else MUTATING))
+        for command in commands:
+            command.begin()
+        for command in _turns(meeting, commands):
+            seen = command.step
+            if command.go() and seen is not None:
+                looked_at(seen)
+    return commands
 
 
 def _turns(meeting: Meeting, commands: Sequence[Command]) -> Iterator[Command]:
@@ -160,24 +236,14 @@ def _turns(meeting: Meeting, commands: Sequence[Command]) -> Iterator[Command]:
             yield commands[who]
 
 
-def _check_moment(case: Case, step: Step) -> None:
-    if step.method in READING:
-        return
-    try:
-        check_promises(case.job.output, case.truth)
-    except BrokenError as error:
-        raise BrokenError(f"{error} [after {step}]") from None
-
-
-def _concluded(meeting: Meeting, commands: Sequence[Command]) -> Ends:
-    said: list[str | None] = []
-    for number, command in enumerate(commands):
-        if command.error is not None and not isinstance(command.error, MaskrcnnError):
-            law("end", False, f"{'AB'[number]} ended with {command.error!r}")
-        gone = number == meeting.abandoned and not command.ended
-        said.append("gone" if gone else None if command.error is None else f"{type(command.error).__name__}: {command.error}")
-    resumed = _settled(meeting, all_done=not any(said))
-    return Ends((said[0], said[1]), (commands[0].steps, commands[1].steps), resumed)
+def _said(meeting: Meeting, number: int, command: Command) -> str | None:
+    """Return how a command ended: None for well, else in its words."""
+    if number == meeting.abandoned and not command.ended:
+        return "gone"
+    if command.error is None:
+        return None
+    law("end", isinstance(command.error, MaskrcnnError), f"{'AB'[number]} ended with {command.error!r}")
+    return f"{type(command.error).__name__}: {command.error}"
 
 
 def _settled(meeting: Meeting, *, all_done: bool) -> bool:
@@ -202,16 +268,13 @@ def race(meeting: Meeting) -> Ends:
         BrokenError: a law does not hold.
     """
     case = meeting.case
-    with prepared(case):
-        names = (case.scenario, meeting.second)
-        try:
-            codes = [*_both([partial(_paced, name, case, number) for number, name in enumerate(names)])]
-            law("end", set(codes) <= {0, 3}, f"the commands ended with {codes}")
-            resumed = _settled(meeting, all_done=not any(codes))
-        except BrokenError as error:
-            raise BrokenError(f"{error} [{meeting}, at once, order {case.job.order}]") from None
-        said = [None if code == 0 else f"exit code {code}" for code in codes]
-        return Ends((said[0], said[1]), (0, 0), resumed)
+    names = (case.scenario, meeting.second)
+    with prepared(case), told_apart(meeting):
+        codes = list(_both([partial(_paced, name, case, number) for number, name in enumerate(names)]))
+        law("end", set(codes) <= {0, 3}, f"the commands ended with {codes}")
+        resumed = _settled(meeting, all_done=not any(codes))
+    said = [None if code == 0 else f"exit code {code}" for code in codes]
+    return Ends((said[0], said[1]), (0, 0), resumed)
 
 
 def _paced(name: str, case: Case, number: int) -> None:

@@ -15,7 +15,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -26,7 +25,9 @@ from typing import Any, Final
 import numpy as np
 
 import maskrcnn
+from chaos.cluster import standing
 from chaos.probes import INSIDE
+from chaos.runs import driver
 from maskrcnn.planted import PlantedInstance, plant, png, random_instances
 
 MAX_EXECUTIONS: Final = 3
@@ -122,37 +123,34 @@ def run_poisoned(
     poisons = write_poisoned(folder / "images", kinds, count, seed)
     notes = folder / "notes"
     notes.mkdir()
-    harmless, said = _segment(folder, "undisturbed", timeout_s, {})
-    if harmless:
-        raise RuntimeError(said)
     path = os.pathsep.join(filter(None, [str(INSIDE), os.environ.get("PYTHONPATH")]))
-    started = time.monotonic()
-    exit_code, said = _segment(
-        folder, "poisoned", timeout_s, {"PYTHONPATH": path, "MASKRCNN_POISON": str(notes)}
-    )
-    seconds = time.monotonic() - started
-    executions: Counter[str] = Counter()
-    with contextlib.suppress(FileNotFoundError):
-        executions.update(json.loads(line)[0] for line in (notes / "executed").read_text().splitlines())
+    with standing({"PYTHONPATH": path, "MASKRCNN_POISON": str(notes)}, 1, cpus=2, head_cpus=2) as cluster:
+        arguments = [
+            *(str(folder / "images"), "--model", "planted:0.01", "--device", "cpu", "--actors", "2"),
+            *("--shard-images", "16", "--timeout", str(timeout_s), "--address", cluster.address),
+        ]
+        undisturbed, _, said = _segment([*arguments, str(folder / "undisturbed")], cluster.environment)
+        if undisturbed or (notes / "executed").exists():
+            raise RuntimeError(said)
+        (notes / "armed").touch()
+        exit_code, seconds, said = _segment([*arguments, str(folder / "poisoned")], cluster.environment)
+    executed = [json.loads(line)[0] for line in (notes / "executed").read_text().splitlines()]
     if exit_code:
-        return Found(poisons, {}, executions, [], exit_code, seconds, said)
+        return Found(poisons, {}, Counter(executed), [], exit_code, seconds, said)
     was, now = _rows(folder / "undisturbed"), _rows(folder / "poisoned")
     codes = {name: now[name][0]["error"] if name in now else None for name in poisons}
     harmed = [name for name in sorted(was.keys() | now.keys()) if name not in poisons]
     harmed = [name for name in harmed if was.get(name) != now.get(name)]
-    return Found(poisons, codes, executions, harmed, exit_code, seconds, said)
+    return Found(poisons, codes, Counter(executed), harmed, exit_code, seconds, said)
 
 
-def _segment(folder: Path, output: str, timeout_s: float, environment: dict[str, str]) -> tuple[int, str]:
-    command = [
-        *(sys.executable, "-m", "maskrcnn_jobs", "segment", str(folder / "images"), str(folder / output)),
-        *("--model", "planted:0.01", "--device", "cpu", "--actors", "2", "--shard-images", "16"),
-        *("--max-failure-rate", "1", "--timeout", str(timeout_s), "--address", "local"),
-    ]
-    run = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, timeout=RUN_S, check=False
-    )
-    return run.returncode, run.stderr
+def _segment(arguments: list[str], environment: dict[str, str]) -> tuple[int, float, str]:
+    """Run the command line; return its exit code, its seconds, and what it said."""
+    log = Path(f"{arguments[-1]}.log")
+    started = time.monotonic()
+    with driver(arguments, log, environment) as process, contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(RUN_S)
+    return process.returncode, time.monotonic() - started, log.read_text(errors="replace")
 
 
 def _rows(output: Path) -> dict[str, list[dict[str, Any]]]:

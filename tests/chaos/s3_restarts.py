@@ -24,7 +24,7 @@ from typing import Final
 from conftest import S3Server, free_port, start_weed
 from local import LocalCluster
 
-from chaos.cluster import observed_cluster
+from chaos.cluster import standing
 from chaos.invariants import truth_of
 from chaos.probes import PHASES, Held, Probes, receipts_of
 from chaos.runs import PLANTED, RUN_S, Killed, Outcome, driver, judge, write_collection
@@ -126,9 +126,10 @@ def shore(seed: int) -> Iterator[Shore]:
         folder = Path(name)
         weed = Weed.start(folder / "weed")
         try:
+            probes = Probes(folder / "probes")
             with (
                 weed.server.environment(),
-                observed_cluster(folder, nodes=1, cpus=2, head_cpus=2) as (cluster, probes),
+                standing(probes.environment(), nodes=1, cpus=2, head_cpus=2) as cluster,
             ):
                 yield Shore(weed, cluster, probes, folder, seed)
         finally:

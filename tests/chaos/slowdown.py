@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Final
 
 import psutil
-from local import LocalCluster, local_cluster
+from local import LocalCluster
 
+from chaos.cluster import standing
 from chaos.runs import RUN_S, driver, names_in
 from maskrcnn.planted import write_planted
 from maskrcnn.samples import write_manifest
@@ -103,7 +104,7 @@ def main() -> None:
         write_planted(folder / "images", DISTINCT, options.seed)
         files = sorted((folder / "images").glob("*.png"))
         manifest = write_manifest(folder / "inputs.csv", files, images)
-        with local_cluster(nodes=1, cpus=ACTORS) as cluster:
+        with standing({}, nodes=1, cpus=ACTORS, head_cpus=ACTORS) as cluster:
             for pair in range(options.pairs):
                 quiet_s, _ = timed(manifest, folder / f"quiet-{pair}", cluster)
                 disturbed_s, killed = timed(

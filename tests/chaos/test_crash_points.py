@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chaos.chance import SIZE, chance, dice
-from chaos.crash import Case, Outcome, Stage, each, run_case
+from chaos.crash import Case, Outcome, Stage, all_of, run_case
 from chaos.faulty_storage import MODES, MUTATING, PHASES, READING, Fault, Mode
 from chaos.invariants import check_is_final
 from chaos.local_job import N_SHARDS
@@ -37,7 +37,7 @@ def enumerated(stage: Stage, scenario: str, mode: Mode) -> list[Outcome]:
     """Strike each call of a run in turn, until a run has no call left to strike."""
     calls = len(stage.steps(scenario))
     cases = [stage.case(scenario, [Fault(n, mode)], order=n) for n in range(1, calls + 2)]
-    outcomes = list(each(run_case, cases))
+    outcomes = all_of(run_case, cases)
     assert [outcome.none_left for outcome in outcomes] == [False] * calls + [True]
     return outcomes[:-1]
 
@@ -84,7 +84,7 @@ def test_the_resume_may_be_struck_as_well(
         # After a later first fault the resume has fewer calls; one that is not reached is an undisturbed resume.
         second = Fault(dealt.randint(1, calls - first.number + 8), dealt.choice(MODES))
         cases.append(stage.case(scenario, [first, second], order=number))
-    outcomes = [outcome for outcome in each(run_case, cases) if len(outcome.struck) == 2]
+    outcomes = [outcome for outcome in all_of(run_case, cases) if len(outcome.struck) == 2]
     told(capsys, f"{scenario} and its resume", outcomes)
     assert len(outcomes) >= len(cases) / 4
 
@@ -100,4 +100,4 @@ def test_a_job_on_s3_may_be_struck_too(
         job = stage.finished.to(moto_server.prefix(), order=number)
         fault = Fault(number, dealt.choice(MODES))
         cases.append(Case("job", job, (fault,), stage.truth("job"), environment=environment))
-    told(capsys, "a job on S3", each(run_case, cases))
+    told(capsys, "a job on S3", all_of(run_case, cases))

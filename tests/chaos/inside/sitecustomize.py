@@ -8,6 +8,7 @@ The functions of the package stay as they are, and are wrapped as they are impor
 """
 
 import contextlib
+import ctypes
 import functools
 import json
 import os
@@ -206,12 +207,16 @@ def change_planted(module):
 
 
 def obey(order):
-    """Do what a poison image orders, `<kind>:<name>`, after a note that it was executed."""
+    """Do what a poison image orders, `<kind>:<name>`, after a note that it was executed; once poison is armed."""
+    if not Path(POISON, "armed").exists():
+        return
     kind, _, name = order.partition(":")
     with Path(POISON, "executed").open("a") as file:
         file.write(f"{json.dumps([name, kind, os.getpid(), time.time()])}\n")
     if kind == "segv":
-        os.kill(os.getpid(), signal.SIGSEGV)
+        ctypes.string_at(
+            0
+        )  # as in C: this thread does not come back, while a signal sent to oneself may take a while
     elif kind == "exit":
         os._exit(1)
     elif kind == "kill":  # as the kernel does it when memory runs out
@@ -229,8 +234,6 @@ def obey(order):
 
 def _hold_the_interpreter():
     """Sleep in C without letting any other thread run, as a decoder that loops in C does."""
-    import ctypes
-
     while True:
         ctypes.PyDLL(None).sleep(1000)
 
