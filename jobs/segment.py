@@ -128,7 +128,7 @@ def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> tuple[Pla
     if (standing := read_plan(storage)) is not None:  # listing took its time, and another's files must not go
         return standing, False
     manifest_sha256 = write_manifest(storage, inputs.table)
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    created = _now()
     model = _model_entry(card)
     digest = run_digest(settings, model)
     plan = Plan(1, len(inputs.table), cut.shard_images, manifest_sha256, digest, created)
@@ -153,6 +153,10 @@ def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> tuple[Pla
     if standing == plan:
         log.info("planned %s images in %s shards", f"{plan.rows:,}", f"{len(plan):,}")
     return standing, standing == plan
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _check_same(request: Request, storage: Storage, plan: Plan, card: ModelCard) -> None:

@@ -95,7 +95,8 @@ def collect(
         kept: list[Chosen] = []
         paths = [of_plan[index] for index in range(len(plan))]
         for shard, path, receipt in zip(plan, paths, _read_receipts(storage, paths), strict=True):
-            if (receipt.shard, receipt.start, receipt.stop) != (shard.name, shard.start, shard.stop):
+            described = (receipt.shard, receipt.start, receipt.stop, receipt.images.rows)
+            if described != (shard.name, shard.start, shard.stop, len(shard)):
                 raise RunError(
                     f"{storage.url}/{path} is of another plan; remove it, and run `maskrcnn segment` again"
                 )

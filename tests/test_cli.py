@@ -140,7 +140,7 @@ def test_the_device_of_an_existing_cluster_must_be_said(images: Path, tmp_path: 
     assert not (tmp_path / "out").exists()  # before anything is listed or planned
 
 
-@pytest.mark.parametrize("command", ["status", "reduce", "export", "gc"])
+@pytest.mark.parametrize("command", ["status", "reduce", "export", "gc", "retry"])
 def test_commands_on_a_directory_without_a_run(command: str, tmp_path: Path) -> None:
     destination = [str(tmp_path / "to")] if command == "export" else []
     result = run(command, str(tmp_path / "none"), *destination)
@@ -186,12 +186,23 @@ def test_status_of_a_plan(images: Path, tmp_path: Path) -> None:
     assert (facts["state"], facts["images"], facts["shards"], facts["shards_done"]) == ("unfinished", 5, 3, 0)
 
 
+def test_a_retry_of_what_is_not_finished_and_of_no_code(images: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    run("plan", str(images), out, "--model", "planted")
+    refused(run("retry", out), "not finished", "maskrcnn segment")
+    refused(run("retry", out, "--only", "not_found,no_such_code"), "no_such_code", "not_an_image")
+    refused(run("retry", out, "--only", ","), "--only")
+    refused(run("retry", out, "--max-failure-rate", "2"), "--max-failure-rate")
+    refused(run("retry", out, "--address", "10.0.0.1:6379"), "--device")
+    assert Storage(out).list() == ["manifest.parquet", "plan.json", "run.json"]
+
+
 def test_limit_takes_the_first_by_name(images: Path, tmp_path: Path) -> None:
     result = run("plan", str(images), str(tmp_path / "out"), "--model", "planted", "--limit", "2", "--json")
     assert json.loads(result.stdout)["images"] == 2
 
 
-@pytest.mark.parametrize("command", [[], ["segment"], ["status"], ["demo"], ["submit"], ["export"]])
+@pytest.mark.parametrize("command", [[], ["segment"], ["retry"], ["status"], ["demo"], ["submit"], ["export"]])
 def test_help_needs_nothing_heavy(command: list[str]) -> None:
     script = (
         "import sys\nfrom maskrcnn_jobs.cli import main\n"

@@ -7,12 +7,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskrcnn.errors import RunError, UsageError
-from maskrcnn.plan import Plan, differences, read_plan, read_run, run_digest, write_run
+from maskrcnn.plan import (
+    Plan,
+    check_run,
+    create_plan,
+    differences,
+    pending_of,
+    plan_file,
+    read_plan,
+    read_plans,
+    read_run,
+    run_digest,
+    write_run,
+)
 from maskrcnn.storage import Storage
 
 
 def a_plan(rows: int = 100, shard_images: int = 16, generation: int = 1) -> Plan:
-    return Plan(generation, rows, shard_images, "m" * 64, "d" * 64, "2026-11-23T00:00:00+00:00")
+    created, rows_sha256 = "2026-11-23T00:00:00+00:00", None if generation == 1 else "e" * 64
+    return Plan(generation, rows, shard_images, "m" * 64, "d" * 64, created, rows_sha256)
 
 
 @given(rows=st.integers(1, 5000), shard_images=st.integers(1, 600))
@@ -44,6 +57,24 @@ def test_receipts_of_another_plan_do_not_count(name: str) -> None:
     assert a_plan().index_of(name) is None
 
 
+@given(
+    plans=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 9)), min_size=1, max_size=4),
+    done=st.sets(st.tuples(st.integers(1, 4), st.integers(0, 60))),
+)
+def test_what_is_pending_of_all_generations_is_what_has_no_receipt(
+    plans: list[tuple[int, int]], done: set[tuple[int, int]]
+) -> None:
+    every = [a_plan(rows, size, number) for number, (rows, size) in enumerate(plans, 1)]
+    receipts = [f"receipts/{generation}-{index:08d}.x.json" for generation, index in done]
+    left = [(shard.generation, shard.name) for shard in pending_of(every, receipts)]
+    assert left == [
+        (plan.generation, shard.name)
+        for plan in every
+        for index, shard in enumerate(plan)
+        if (plan.generation, index) not in done
+    ]
+
+
 @pytest.mark.parametrize(("rows", "shard_images"), [(0, 16), (10, 0)])
 def test_there_is_no_empty_plan(rows: int, shard_images: int) -> None:
     with pytest.raises(ValueError, match="cannot cut"):
@@ -58,6 +89,45 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_run(storage, {"name": "Gebäude"}, a_plan())
     assert read_plan(storage) == a_plan()
     assert read_run(storage) == {"name": "Gebäude"}
+
+
+@pytest.mark.parametrize(("generation", "rows_sha256"), [(0, None), (1, "e" * 64), (2, None)])
+def test_a_retry_has_a_list_and_nothing_else_has(generation: int, rows_sha256: str | None) -> None:
+    with pytest.raises(ValueError, match="generation"):
+        Plan(generation, 10, 5, "m", "d", "now", rows_sha256)
+
+
+def test_the_plans_of_all_generations_are_read_in_order(store_url: str) -> None:
+    storage = Storage(store_url)
+    every = [a_plan(100), a_plan(7, 4, generation=2), a_plan(2, 1, generation=3)]
+    for number, plan in enumerate(every):
+        assert read_plans(storage) == every[:number]
+        assert create_plan(storage, plan) == plan
+    assert read_plan(storage) == every[-1]
+    assert [plan.rows_file for plan in every] == [
+        None,
+        "rows-2-eeeeeeeeeeeeeeee.parquet",
+        "rows-3-eeeeeeeeeeeeeeee.parquet",
+    ]
+    storage.write(plan_file(4), a_plan(generation=2).to_json().encode())
+    with pytest.raises(RunError, match=r"plan-4\.json is the plan of generation 2"):
+        read_plans(storage)
+
+
+def test_of_two_plans_the_first_stands(store_url: str) -> None:
+    storage = Storage(store_url)
+    assert write_run(storage, {"by": "first"}, a_plan(100)) == a_plan(100)
+    assert write_run(storage, {"by": "second"}, a_plan(99)) == a_plan(100)
+    assert read_plan(storage) == a_plan(100)
+
+
+def test_a_record_of_another_run_is_refused(tmp_path: Path) -> None:
+    storage, plan = Storage(str(tmp_path)), a_plan()
+    check_run(storage, {"digest": plan.digest, "inputs": {"manifest_sha256": plan.manifest_sha256}}, plan)
+    check_run(storage, {"digest": plan.digest}, plan)
+    for run in ({}, {"digest": "x"}, {"digest": plan.digest, "inputs": {"manifest_sha256": "x"}}):
+        with pytest.raises(RunError, match=r"run\.json is not that of plan\.json"):
+            check_run(storage, run, plan)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"rows": 3}', '{"rows": 0}', "not json"])

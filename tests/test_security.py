@@ -439,7 +439,8 @@ def test_weights_that_name_what_is_no_tensor_are_refused(pickled: bytes, tmp_pat
 def test_a_ray_that_is_started_here_asks_for_its_token() -> None:
     code = (
         "import os; from maskrcnn.config import Speed; from maskrcnn_jobs.cluster import connected\n"
-        "with connected(None, Speed(actors=1)): print(os.environ.get('RAY_AUTH_MODE'), flush=True)"
+        "with connected(None, Speed(actors=1)): mode = os.environ.get('RAY_AUTH_MODE')\n"
+        "print(mode)"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(

@@ -21,7 +21,7 @@ from maskrcnn.config import Speed
 from maskrcnn.planted import write_planted
 from maskrcnn.run import Run
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("_ray")]
 
 N = 40
 SPOILT = {3: b"", 4: b"<html>gone</html>", 17: b"", 25: b"\x89PNG\r\n\x1a\n", 39: b"<html>gone</html>"}
@@ -73,7 +73,7 @@ def failed(run: Run) -> dict[int, str]:
     return {row: code for row, code in enumerate(run.images()["error"].to_pylist()) if code}
 
 
-def test_a_retry_ends_where_a_run_over_the_mended_files_ends(_ray: None, tmp_path: Path) -> None:
+def test_a_retry_ends_where_a_run_over_the_mended_files_ends(tmp_path: Path) -> None:
     folder, output = tmp_path / "images", tmp_path / "run"
     files = write_collection(folder, spoilt=True)
     assert segment(folder, output, "--actors", "1").exit_code == 1
@@ -129,7 +129,7 @@ def _of(codes: dict[int, str], code: str) -> list[int]:
 
 @pytest.mark.parametrize("again", ["retry", "segment"])
 def test_a_retry_that_is_killed_is_continued_by_either_command(
-    _ray: None, again: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    again: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, output = tmp_path / "images", tmp_path / "run"
     files = write_collection(folder, spoilt=False)
