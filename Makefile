@@ -3,6 +3,7 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SEED := $(or $(SEED),$(shell date +%s))
 
 help:  ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -22,6 +23,14 @@ demo: install  ## Generate a collection, segment it, and show what comes out
 
 test: install lint  ## Lint, type-check and run all tests with branch coverage
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+chaos: install  ## Everything that kills jobs, at length; some two hours on two CPUs, SEED=N repeats one
+	@echo "SEED=$(SEED)"
+	CHAOS_SEED=$(SEED) CHAOS_SIZE=10 $(BIN)/python -m pytest tests/chaos -m "not ray"
+	$(BIN)/python -m tests.chaos.poison --seed $(SEED)
+	$(BIN)/python -m tests.chaos.s3_restarts --seed $(SEED) --rounds 10
+	$(BIN)/python -m tests.chaos.slowdown --seed $(SEED)
+	$(BIN)/python -m tests.chaos.kills --seed $(SEED) --runs 100
 
 lint: install  ## Ruff and mypy
 	$(BIN)/ruff check .
@@ -44,4 +53,4 @@ lock: ## Pin what pyproject.toml asks for
 clean:  ## Remove the environment and what the demo wrote
 	rm -rf $(VENV) demo
 
-.PHONY: help install demo test lint format bench lock clean
+.PHONY: help install demo test chaos lint format bench lock clean

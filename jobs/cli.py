@@ -300,6 +300,7 @@ def status(output: str, as_json: bool) -> None:
         click.echo(
             f"{facts['state']}: {facts['images_done']:,} of {facts['images']:,} images, "
             f"{facts['shards_done']:,} of {facts['shards']:,} shards; planned {facts['created']}"
+            + (f"; generation {facts['generation']}" if facts["generation"] > 1 else "")
         )
         if again := facts["retry"]:
             click.echo(

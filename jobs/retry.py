@@ -9,7 +9,7 @@ from maskrcnn.config import Compute, Speed
 from maskrcnn.errors import UsageError
 from maskrcnn.plan import PLAN, check_run, read_plans, read_run
 from maskrcnn.reduce import finished
-from maskrcnn.retry import plan_retry
+from maskrcnn.retry import check_codes, plan_retry
 from maskrcnn.weights import describe_model
 
 from .segment import Request, finish, output_of
@@ -36,6 +36,7 @@ def retry(
     from .cluster import check_device
 
     check_device(address, speed)
+    check_codes(only)
     storage = output_of(output)
     plans = read_plans(storage)
     if not plans:

@@ -27,6 +27,14 @@ from .storage import InputStat, Storage, stat_input
 from .web import is_web
 
 
+def check_codes(only: Collection[str] | None) -> None:
+    """Raise UsageError where one is no code of a failure."""
+    if unknown := sorted(set(only or ()) - ERROR_CODES.keys()):
+        raise UsageError(
+            f"--only: no code {', '.join(unknown)}; the codes are {', '.join(sorted(ERROR_CODES))}"
+        )
+
+
 def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | None = None) -> Plan | None:
     """Plan the failed inputs of a finished run once more.
 
@@ -41,11 +49,8 @@ def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | 
         UsageError: the latest generation is not finished, `maskrcnn gc` removed what a retry needs, or a code is none.
         RunError: the store failed.
     """
+    check_codes(only)
     latest = plans[-1]
-    if only is not None and (unknown := sorted(set(only) - ERROR_CODES.keys())):
-        raise UsageError(
-            f"--only: no code {', '.join(unknown)}; the codes are {', '.join(sorted(ERROR_CODES))}"
-        )
     success = finished(storage, latest)
     if success is None:
         raise UsageError(f"{storage.url} is not finished; continue it with `maskrcnn segment`")

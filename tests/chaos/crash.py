@@ -141,6 +141,7 @@ class Stage:
         self._truths = {name: truth_of(job.output) for name, job in jobs.items()}
         self._truths["retry"] = truth_of(jobs["retry"].output, self._truths["before"])
         self._starts = {"job": None, "retry": jobs["before"].output}
+        self._steps: dict[str, list[Step]] = {}
 
     def _new_job(self, name: str) -> Job:
         source = write_collection(self._folder / name, chance("collection", name).randrange(2**31))
@@ -162,15 +163,16 @@ class Stage:
 
     def steps(self, scenario: str) -> list[Step]:
         """Return the mutating calls of an undisturbed run."""
-        case, trace = self.case(scenario), self._folder / "trace"
-        if case.start:
-            shutil.copytree(case.start, case.job.output)
-        with without_ray(), faulty(None, trace):
-            SCENARIOS[scenario].run(case.job)
-        steps = steps_of(trace)
-        trace.unlink()
-        shutil.rmtree(case.job.output)
-        return steps
+        if scenario not in self._steps:
+            case, trace = self.case(scenario), self._folder / "trace"
+            if case.start:
+                shutil.copytree(case.start, case.job.output)
+            with without_ray(), faulty(None, trace):
+                SCENARIOS[scenario].run(case.job)
+            self._steps[scenario] = steps_of(trace)
+            trace.unlink()
+            shutil.rmtree(case.job.output)
+        return self._steps[scenario]
 
 
 def each(function: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[Any]:

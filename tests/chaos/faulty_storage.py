@@ -25,7 +25,7 @@ MUTATING: Final = (
     *("write", "put_file", "building", "create"),
     *("remove", "remove_tree", "abort_uploads", "remove_leftovers"),
 )
-READING: Final = ("read", "open", "exists", "size", "list")
+READING: Final = ("read", "open", "exists", "size", "list", "folders")
 
 Mode = Literal["raise before", "raise half", "raise after", "kill before", "kill half", "kill after"]
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)

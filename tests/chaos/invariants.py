@@ -205,7 +205,11 @@ def _check_figures(storage: Storage, success: dict[str, Any], images: pa.Table, 
     stats = json.loads(storage.read("stats.json"))
     entries = json.loads(storage.read("run.json"))["model"]["categories"]
     categories = [Category(entry["id"], entry["name"]) for entry in entries]
-    law("I7", Stats.of_tables(images, instances, categories).to_json() == stats, "stats.json is not of the tables")
+    law(
+        "I7",
+        Stats.of_tables(images, instances, categories).to_json() == stats,
+        "stats.json is not of the tables",
+    )
     status = Counter(images["status"].to_pylist())
     counts = {name: status.get(name, 0) for name in ("ok", "empty", "failed")}
     counts |= {"images": len(images), "instances": len(instances)}

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from chaos.cluster import VICTIMS, Kill, arena
 from chaos.probes import PHASES
-from chaos.runs import Outcome
+from chaos.runs import Outcome, end_in_order
 
 TRIES: Final = 4
 """Of a run, before its not counting is an error."""
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first run (0)")
     parser.add_argument("--record", type=Path, default=Path("kills.jsonl"), help="appended to (kills.jsonl)")
     options = parser.parse_args()
+    end_in_order()
     print(f"seed {options.seed}: python -m tests.chaos.kills --runs {options.runs} --seed {options.seed}")
     began = time.monotonic()
     records: list[dict[str, Any]] = []

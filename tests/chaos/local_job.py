@@ -30,7 +30,7 @@ from maskrcnn.worker import ShardWorker
 
 SHARD_IMAGES: Final = 2
 N_SHARDS: Final = 4
-PART_BYTES: Final = 20_000
+PART_BYTES: Final = 10_000
 LATE: Final = ("a-late.png", "z-late-1.png", "z-late-2.png")
 _mine = threading.local()
 

@@ -50,7 +50,9 @@ class Meeting:
     def __str__(self) -> str:
         moves = ", ".join(f"{'AB'[who]} {'to its end' if n is None else n}" for who, n in self.moves)
         gone = "" if self.abandoned is None else f", {'AB'[self.abandoned]} is gone"
-        return f"A {self.case.scenario}, B {self.second}: {moves}{gone}{', reads counted' if self.reads else ''}"
+        return (
+            f"A {self.case.scenario}, B {self.second}: {moves}{gone}{', reads counted' if self.reads else ''}"
+        )
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,9 @@ def contend(meeting: Meeting, other: Job, truth: Truth) -> Ends:
         nonlocal proven
         proven = Storage(url).exists("_SUCCESS") and verify_run(url).proven
         if proven:
-            law("I4", truth_of(url).tables in (case.truth.tables, truth.tables), "what is proven is neither's")
+            law(
+                "I4", truth_of(url).tables in (case.truth.tables, truth.tables), "what is proven is neither's"
+            )
 
     with prepared(case), told_apart(meeting):
         commands = _done_in_turn(meeting, (case.job, other.to(url)), looked_at)

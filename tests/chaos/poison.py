@@ -27,7 +27,7 @@ import numpy as np
 import maskrcnn
 from chaos.cluster import standing
 from chaos.probes import INSIDE
-from chaos.runs import driver
+from chaos.runs import driver, end_in_order
 from maskrcnn.planted import PlantedInstance, plant, png, random_instances
 
 MAX_EXECUTIONS: Final = 3
@@ -186,6 +186,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="of an actor, seconds (20)")
     options = parser.parse_args()
+    end_in_order()
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         found = run_poisoned(

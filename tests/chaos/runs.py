@@ -77,6 +77,12 @@ class Outcome:
         return not (self.lost or self.doubled or self.broken or self.orphans)
 
 
+def end_in_order() -> None:
+    """Let SIGINT and SIGTERM end this process by an exception, so that clusters and servers end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit("stopped"))
+
+
 @contextlib.contextmanager
 def driver(
     arguments: Sequence[str], log: Path, environment: dict[str, str]

@@ -27,7 +27,7 @@ from local import LocalCluster
 from chaos.cluster import standing
 from chaos.invariants import truth_of
 from chaos.probes import PHASES, Held, Probes, receipts_of
-from chaos.runs import PLANTED, RUN_S, Killed, Outcome, driver, judge, write_collection
+from chaos.runs import PLANTED, RUN_S, Killed, Outcome, driver, end_in_order, judge, write_collection
 from maskrcnn.storage import Storage
 
 DOWN_S: Final = (0.5, 3.0)
@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     options = parser.parse_args()
+    end_in_order()
     print(f"seed {options.seed}", flush=True)
     outcomes = []
     with shore(options.seed) as stand:

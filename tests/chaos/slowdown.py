@@ -23,7 +23,7 @@ import psutil
 from local import LocalCluster
 
 from chaos.cluster import standing
-from chaos.runs import RUN_S, driver, names_in
+from chaos.runs import RUN_S, driver, end_in_order, names_in
 from maskrcnn.planted import write_planted
 from maskrcnn.samples import write_manifest
 
@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=70, help="of work for eight actors (70)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     options = parser.parse_args()
+    end_in_order()
     print(f"seed {options.seed}", flush=True)
     images = round(options.seconds * ACTORS / SLEEP_S)
     ratios = []

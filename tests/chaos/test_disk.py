@@ -7,15 +7,19 @@ import pytest
 
 from chaos.chance import SIZE, chance, dice
 from chaos.crash import Stage, all_of
-from chaos.disks import PAGE, SCRATCHES, Hardship, Report, Scratch, run_in_hardship, run_without_scratch, small_disk
+from chaos.disks import (
+    PAGE,
+    SCRATCHES,
+    Hardship,
+    Report,
+    Scratch,
+    run_in_hardship,
+    run_without_scratch,
+    small_disk,
+)
 from chaos.faulty_storage import PHASES, Fault
 
 POINTS = 16
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    return Stage(tmp_path_factory.mktemp("disk"))
 
 
 def test_a_job_whose_disk_is_full_goes_on_when_there_is_space(

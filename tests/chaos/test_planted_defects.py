@@ -24,11 +24,6 @@ WHERE: Final[dict[str, tuple[str, Mode, str]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    return Stage(tmp_path_factory.mktemp("defects"))
-
-
 def searched(stage: Stage, scenario: str, mode: Mode, defect: str | None) -> list[Outcome]:
     calls = len(stage.steps(scenario))
     cases = [stage.case(scenario, [Fault(n, mode)], order=n, defect=defect) for n in range(1, calls + 1)]
@@ -36,9 +31,7 @@ def searched(stage: Stage, scenario: str, mode: Mode, defect: str | None) -> lis
 
 
 @pytest.mark.parametrize("defect", sorted(WHERE))
-def test_a_planted_defect_is_found(
-    stage: Stage, defect: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_planted_defect_is_found(stage: Stage, defect: str, capsys: pytest.CaptureFixture[str]) -> None:
     scenario, mode, law = WHERE[defect]
     with pytest.raises(BrokenError, match=law) as found:
         searched(stage, scenario, mode, defect)
