@@ -202,7 +202,9 @@ def test_limit_takes_the_first_by_name(images: Path, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["images"] == 2
 
 
-@pytest.mark.parametrize("command", [[], ["segment"], ["retry"], ["status"], ["demo"], ["submit"], ["export"]])
+@pytest.mark.parametrize(
+    "command", [[], ["segment"], ["retry"], ["status"], ["demo"], ["submit"], ["export"]]
+)
 def test_help_needs_nothing_heavy(command: list[str]) -> None:
     script = (
         "import sys\nfrom maskrcnn_jobs.cli import main\n"

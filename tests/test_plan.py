@@ -121,6 +121,26 @@ def test_of_two_plans_the_first_stands(store_url: str) -> None:
     assert read_plan(storage) == a_plan(100)
 
 
+def test_a_plan_that_goes_as_soon_as_it_is_written_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(self: Storage, path: str, data: bytes) -> bool:
+        self.write(path, data)
+        self.remove(path)
+        return True
+
+    monkeypatch.setattr(Storage, "create", create)
+    with pytest.raises(RunError, match=r"plan\.json was removed as soon as it was written"):
+        create_plan(Storage(str(tmp_path)), a_plan())
+
+
+def test_a_record_that_is_broken_is_named(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write("run.json", b"{")
+    with pytest.raises(RunError, match=r"run\.json is not valid JSON"):
+        read_run(storage)
+
+
 def test_a_record_of_another_run_is_refused(tmp_path: Path) -> None:
     storage, plan = Storage(str(tmp_path)), a_plan()
     check_run(storage, {"digest": plan.digest, "inputs": {"manifest_sha256": plan.manifest_sha256}}, plan)

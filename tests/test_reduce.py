@@ -11,7 +11,6 @@ import maskrcnn
 from maskrcnn.decode import Limits
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.manifest import read_inputs, write_manifest
-from maskrcnn.parts import File
 from maskrcnn.plan import Plan, write_run
 from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
 from maskrcnn.reduce import parts_of, read_success, reduce_run

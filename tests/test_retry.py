@@ -195,6 +195,19 @@ def test_an_input_that_was_replaced_is_taken_as_it_is_now(collection: Collection
     assert errors(storage) == {}
 
 
+def test_inputs_on_the_web_are_not_asked_what_they_are_now(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("uri\nhttp://127.0.0.1:9/a.png\n")
+    request = Request(
+        str(tmp_path / "list.csv"), str(tmp_path / "run"), Compute("planted", allow_http=True), 1
+    )
+    prepare(request)
+    storage = swept(Storage(request.output))
+    reduce_run(storage.url)
+    assert list(errors(storage)) == [0]
+    listed = read_rows(storage, planned_retry(storage)).to_pylist()
+    assert listed == [{"row": 0, "bytes": None, "etag": None}]
+
+
 def test_reducing_a_retry_again_gives_the_same_bytes(collection: Collection, tmp_path: Path) -> None:
     collection.spoil(2, "truncated")
     collection.spoil(9, "empty_file")

@@ -11,6 +11,7 @@ import itertools
 import logging
 import multiprocessing.forkserver
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -51,8 +52,8 @@ from maskrcnn.errors import MaskrcnnError
 from maskrcnn.parts import standing_receipts
 from maskrcnn.plan import pending_of, read_plans
 from maskrcnn.reduce import reduce_run
-from maskrcnn.stores import is_remote
 from maskrcnn.storage import Storage
+from maskrcnn.stores import is_remote
 
 WORKERS: Final = min(os.cpu_count() or 1, 4)
 _NOT_APPLICABLE: Final = 99
@@ -182,8 +183,34 @@ def each(function: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[A
     # Without it the server cannot import what it preloads.
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
         multiprocessing.forkserver.ensure_running()
-    with context.Pool(WORKERS, maxtasksperchild=1) as pool:
-        yield from pool.imap(function, arguments)
+    with context.Pool(WORKERS) as pool:
+        yield from pool.imap(functools.partial(_apart, function), arguments)
+
+
+def _apart(function: Callable[[Any], Any], argument: Any) -> Any:
+    """Return or raise what a function does in a fork of this process, which stays as it is."""
+    out, into = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.close(out)
+            try:
+                result = (True, function(argument))
+            except BaseException as error:  # noqa: BLE001 (the other process raises it)
+                error.add_note(traceback.format_exc())
+                result = (False, error)
+            with os.fdopen(into, "wb") as file:
+                pickle.dump(result, file)
+        finally:
+            os._exit(0)
+    os.close(into)
+    with os.fdopen(out, "rb") as file:
+        data = file.read()
+    os.waitpid(child, 0)
+    well, result = pickle.loads(data)
+    if well:
+        return result
+    raise result
 
 
 def all_of(function: Callable[[Any], Any], arguments: Iterable[Any]) -> list[Any]:
@@ -232,7 +259,7 @@ def run_case(case: Case) -> Outcome:
     with prepared(case) as scratch:
         for number, fault in enumerate(case.faults):
             trace = scratch / f"trace-{number}"
-            code = in_child(lambda: _disturbed(case, number, trace))
+            code = in_child(functools.partial(_disturbed, case, number, trace))
             hit = [step for step in steps_of(trace) if step.number == fault.number]
             if not hit:
                 law("end", code == 0, f"a run without a fault ended with exit code {code}")
@@ -312,7 +339,7 @@ def _mended(case: Case) -> None:
     with planted(case.defect):
         try:
             scenario.resume(case.job)
-        except Exception as error:  # noqa: BLE001 (whatever it is, the run did not end)
+        except Exception as error:
             raise BrokenError(f"end: the resume stopped: {type(error).__name__}: {error}") from error
     if scenario.attempts_kept:
         check_is_final(url, case.truth)

@@ -98,7 +98,7 @@ def run_retry(job: Job) -> object:
 
 
 def continue_retry(job: Job) -> object:
-    """Do what `status` advises after a retry that was struck down; once it is planned, the first command will do too."""
+    """Do what `status` advises after a retry that was struck down; once planned, the first command does it too."""
     planned = read_plans(Storage(job.output))[-1].generation > 1
     return run_job(job) if planned and job.order % 2 else run_retry(job)
 

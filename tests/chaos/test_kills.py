@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from chaos import kills
 from chaos.chance import SEED, chance, dice
 from chaos.cluster import VICTIMS, Arena, Kill, arena
-from chaos.kills import line_of, record_of, schedule
+from chaos.kills import TRIES, line_of, record_of, schedule
 from chaos.probes import PHASES
 
 pytestmark = pytest.mark.ray
@@ -33,14 +34,18 @@ def stand() -> Iterator[Arena]:
 def test_whatever_is_killed_the_run_ends_as_if_nothing_had_happened(
     victim: str, phase: str, stand: Arena, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    share = chance("kills", victim, phase).uniform(0, 0.8)
-    outcome = stand.run(f"{victim}-{phase}", [Kill(victim, phase, share)])
-    record = record_of(SEED, 0, [], outcome)
-    with capsys.disabled():
-        print(f"\n{dice()}  {line_of(record)}")
-    assert outcome.counted, outcome
-    assert outcome.good, outcome
-    assert outcome.exits == ([-9, 0] if victim == "driver" else [0])
+    dice_of_case = chance("kills", victim, phase)
+    for attempt in range(TRIES):
+        outcome = stand.run(
+            f"{victim}-{phase}-{attempt}", [Kill(victim, phase, dice_of_case.uniform(0, 0.8))]
+        )
+        with capsys.disabled():
+            print(f"\n{dice()}  {line_of(record_of(SEED, attempt, [], outcome))}")
+        assert outcome.good, outcome
+        assert outcome.exits == ([-9, 0] if victim == "driver" else [0])
+        if outcome.counted:
+            return
+    pytest.fail("never was a shard in flight")
 
 
 def test_a_worker_that_is_told_to_go_hands_its_shards_back(stand: Arena) -> None:
@@ -48,11 +53,14 @@ def test_a_worker_that_is_told_to_go_hands_its_shards_back(stand: Arena) -> None
     outcome = stand.run("notice", [Kill("notice", "model", 0.3)])
     assert outcome.counted, outcome
     assert outcome.good, outcome
-    assert "handed back" in outcome.said
-    [killed] = outcome.killed
+    [said] = [
+        line for line in outcome.said.splitlines() if "handed back" in line and "an actor ended" in line
+    ]
+    back = set(re.findall(r"\b1-\d{8}\b", said))
+    assert back
     receipts = [json.loads(path.read_text()) for path in (stand.folder / "notice" / "receipts").iterdir()]
-    by_others = [receipt["shard"] for receipt in receipts if receipt["execution"]["pid"] != killed.pid]
-    assert len(by_others) >= killed.in_flight / 2
+    done_by = {receipt["shard"]: receipt["execution"]["pid"] for receipt in receipts}
+    assert all(done_by[shard] != outcome.killed[0].pid for shard in back)
 
 
 def test_every_process_of_an_undisturbed_run_comes_to_every_phase(stand: Arena) -> None:

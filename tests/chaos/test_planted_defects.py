@@ -36,7 +36,7 @@ def test_a_planted_defect_is_found(stage: Stage, defect: str, capsys: pytest.Cap
     with pytest.raises(BrokenError, match=law) as found:
         searched(stage, scenario, mode, defect)
     with capsys.disabled():
-        print(f"\n{defect}: {str(found.value):.200}; {dice()}", end="")
+        print(f"\n{defect}: {found.value!s:.200}; {dice()}", end="")
 
 
 def grown(stage: Stage, tmp_path: Path, defect: str | None) -> list[Case]:
@@ -52,7 +52,7 @@ def test_a_resume_keeps_to_the_inputs_that_were_planned(stage: Stage, tmp_path: 
 
 
 def test_a_resume_that_lists_its_inputs_again_is_found(stage: Stage, tmp_path: Path) -> None:
-    with pytest.raises(BrokenError, match="I1: |I4: |end: "):
+    with pytest.raises(BrokenError, match=r"I1: |I4: |end: "):
         list(each(run_grown, grown(stage, tmp_path, "listed_again")))
 
 

@@ -5,23 +5,23 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
+from conftest import ACCESS_KEY, SECRET_KEY, S3Server
+from fault_proxy import FaultProxy, ignoring
 
 from chaos.chance import SIZE, chance, dice
 from chaos.crash import SCENARIOS, Case, Stage, all_of
 from chaos.invariants import check_collected, check_finished, check_is_final
 from chaos.local_job import run_job, sweep_again, without_ray
 from chaos.meeting import Ends, Meeting, contend, meet, race
-from conftest import ACCESS_KEY, SECRET_KEY, S3Server
-from fault_proxy import FaultProxy, ignoring
 
 PAIRS = [("job", "job"), ("retry", "retry"), ("reduce", "reduce"), ("retry", "reduce")]
-SAMPLED = 8
-CONTENDING = 8
-RACES = 4
-S3_MEETINGS = 2
+FEW = 10
+SAMPLED = 5
+CONTENDING = 6
+RACES = 3
+S3_MEETINGS = 1
 
 
 @pytest.fixture
@@ -47,6 +47,16 @@ def told(capsys: pytest.CaptureFixture[str], what: str, ends: Iterable[Ends]) ->
     return ends
 
 
+def telling(stage: Stage, scenario: str) -> list[int]:
+    """Return after how many steps a command is halted: all; if few, those around what all shards share."""
+    steps = stage.steps(scenario)
+    return [0, *(step.number for step in steps if SIZE > 1 or step.phase in ("plan", "reduce"))]
+
+
+def few(halts: list[tuple[int, int]], *about: object) -> list[tuple[int, int]]:
+    return halts if SIZE > 1 else chance("few", *about).sample(halts, min(FEW, len(halts)))
+
+
 def some_moves(*about: object) -> tuple[tuple[int, int], ...]:
     dealt = chance(*about)
     return tuple(
@@ -58,9 +68,11 @@ def some_moves(*about: object) -> tuple[tuple[int, int], ...]:
 def test_a_whole_run_at_each_step_of_another(
     stage: Stage, first: str, second: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    halts = [(0, n) for n in range(len(stage.steps(first)) + 1)]
+    halts = [(0, n) for n in telling(stage, first)]
+    if first == "retry":
+        halts = few(halts, first, second)
     if first != second:
-        halts += [(1, n) for n in range(len(stage.steps(second)) + 1)]
+        halts += [(1, n) for n in telling(stage, second)]
     meetings = [Meeting(stage.case(first), second, ((who, n), (1 - who, None))) for who, n in halts]
     told(capsys, f"{first} and {second}, a whole run at each step", all_of(meet, meetings))
 

@@ -1,6 +1,8 @@
 """What every case needs, loaded once before its process is forked: modules that are imported late, and a template."""
 
+import gc
 import importlib.readers
+
 import numpy.ma
 import pandas  # which pyarrow imports
 import PIL.PpmImagePlugin
@@ -11,3 +13,4 @@ from maskrcnn import report
 
 LOADED = (importlib.readers, numpy.ma, pandas, PIL.PpmImagePlugin, pyarrow.dataset, chaos.crash)
 report._template()
+gc.freeze()  # what is here stays, and its pages need not be copied into each fork
