@@ -92,10 +92,14 @@ def _init(address: str | None) -> None:
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         where = address or "this machine"
         raise RunError(f"cannot connect to Ray at {where}: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # what Ray raises, and nothing narrower, where a node does not start in its time
+    except (
+        Exception
+    ) as error:  # what Ray raises, and nothing narrower, where a node does not start in its time
         if "timed out" not in str(error):
             raise
-        raise RunError("Ray did not start in its time; is the machine busy? Run the same command again") from error
+        raise RunError(
+            "Ray did not start in its time; is the machine busy? Run the same command again"
+        ) from error
 
 
 def _check_reachable(address: str) -> None:

@@ -7,10 +7,11 @@ import numpy.ma
 import pandas  # which pyarrow imports
 import PIL.PpmImagePlugin
 import pyarrow.dataset
+import s3fs
 
 import chaos.crash
 from maskrcnn import report
 
-LOADED = (importlib.readers, numpy.ma, pandas, PIL.PpmImagePlugin, pyarrow.dataset, chaos.crash)
+LOADED = (importlib.readers, numpy.ma, pandas, PIL.PpmImagePlugin, pyarrow.dataset, s3fs, chaos.crash)
 report._template()
 gc.freeze()  # what is here stays, and its pages need not be copied into each fork
