@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,7 +24,7 @@ from maskrcnn.sandbox import DECODE_TIMEOUT_S, Decoders, keep_freed_memory
 from maskrcnn.storage import Storage, stat_input
 from maskrcnn.types import Segmenter
 from maskrcnn.web import is_web
-from maskrcnn.worker import ShardWorker
+from maskrcnn.worker import Announcement, ShardWorker
 
 from .inquest import Task
 
@@ -151,14 +151,15 @@ class SegmentActor:
             {"node": self._host, "python": platform.python_version(), "pid": os.getpid()},
             threads,
             decoders.decode,
+            self._spec.speed.timeout_s / 2,
         )
         if self._told_to_go.is_set():
             self._worker.go()
         return Welcome(self._host, ray.get_runtime_context().get_node_id(), probe)
 
-    def steps(self) -> int:
-        """Return a number that grows as long as there is progress."""
-        return 0 if self._worker is None else self._worker.steps
+    def pulse(self) -> tuple[int, bool]:
+        """Return a number that grows as long as there is progress, and whether this actor was told to go."""
+        return 0 if self._worker is None else self._worker.steps, self._told_to_go.is_set()
 
     def run(self, task: Task) -> Done:
         """Process a shard and commit it, or try one of its images alone.
@@ -173,8 +174,10 @@ class SegmentActor:
             return Done({}, {}, "")
         storage, trace = Storage(self._spec.url), task.trace
 
-        def announce(rows: Sequence[int]) -> None:
-            storage.write(str(trace), json.dumps(list(rows)).encode())
+        def announce(said: Announcement) -> None:
+            verdicts = {row: [error.code, error.message] for row, error in said.verdicts.items()}
+            words = {"now": list(said.now), "before": list(said.before), "verdicts": verdicts}
+            storage.write(str(trace), json.dumps(words).encode())
 
         finished = self._worker.run_shard(
             task.shard, convicted=task.convicted, announce=announce if trace else None, withhold=True

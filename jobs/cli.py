@@ -356,7 +356,9 @@ def verify(output: str, as_json: bool) -> None:
     """
     from maskrcnn.verify import verify_run
 
-    verdict = verify_run(output)
+    from .segment import output_of
+
+    verdict = verify_run(output_of(output).url)
     click.echo(json.dumps(verdict.to_json()) if as_json else _verdict(verdict, output))
     sys.exit(3 if verdict.unfinished else 0 if verdict.proven else 1)
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from maskrcnn.config import Speed
 from maskrcnn.errors import MaskrcnnError, RunError, UsageError
@@ -69,6 +70,8 @@ def connected(address: str | None, speed: Speed) -> Iterator[Speed]:
 
 def _init(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Of an actor that dies with two tasks only the first is asked for its end.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # A notice about GPUs' environment variables that concerns nobody here.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -126,6 +129,17 @@ def _resolved(speed: Speed, resources: dict[str, float], *, local: bool) -> Spee
         raise UsageError(f"--threads {threads}, but this machine has {cpus} CPUs")
     actors = speed.actors or max(gpus if device == "cuda" else cpus // threads, 1)
     return dataclasses.replace(speed, device=device, threads=threads, actors=actors)
+
+
+def node_answers(node_id: str, within_s: float = 60.0) -> bool:
+    """Return whether a node of the cluster still runs what it is given."""
+    on_it = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    answer: Any = ray.remote(num_cpus=0, max_retries=0)(int).options(scheduling_strategy=on_it).remote()
+    try:
+        ray.get(answer, timeout=within_s)
+    except ray.exceptions.RayError:  # also that its time is over
+        return False
+    return True
 
 
 def cause_of(error: ray.exceptions.RayTaskError) -> BaseException:

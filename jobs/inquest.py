@@ -10,12 +10,13 @@ ever: every death either convicts an image, or brings the shard nearer to `MAX_U
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from maskrcnn.errors import ItemError, RunError
 from maskrcnn.plan import Shard
+from maskrcnn.worker import Announcement
 
 MAX_UNEXPLAINED: Final = 5
 """Executions of a shard in a row that end badly and convict nobody, before the run stops."""
@@ -25,6 +26,9 @@ MAX_STORE_FAILURES: Final = 4
 """Executions of a shard that end with a failing store or disk, before the run stops."""
 STORE_PAUSE_S: Final = 5.0
 """Before the first repetition after such a failure; then twice as long, and again."""
+
+
+_SILENCE: Final = Announcement(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class Inquest:
         self._folder = folder
         self._clock = clock
         self._suspects: deque[int] = deque()
+        self._bystanders: frozenset[int] = frozenset()
         self._convicted: dict[int, ItemError] = {}
         self._unexplained = self._blameless = self._store_failures = 0
         self._not_before = 0.0
@@ -91,13 +96,13 @@ class Inquest:
         trace = f"{self._folder}/{self.shard.name}.{uuid.uuid4().hex}.json" if self._unexplained else None
         return Task(self.shard, trace, convicted=dict(self._convicted))
 
-    def ended_badly(self, task: Task, end: BadEnd, announced: Sequence[int] = ()) -> ItemError | None:
+    def ended_badly(self, task: Task, end: BadEnd, said: Announcement = _SILENCE) -> ItemError | None:
         """Take note of an execution's bad end; return the verdict, if it convicts an image.
 
         Args:
             task: what was executed.
             end: how it ended.
-            announced: the rows that were being computed, as far as a traced execution said.
+            said: what was being computed, as far as a traced execution said.
 
         Raises:
             RunError: this shard has been tried often enough.
@@ -110,11 +115,15 @@ class Inquest:
             self._suspects.remove(task.alone)
             verdict = ItemError(end.code, f"alone in its process: {end.message}")
             self._convicted[task.alone] = verdict
+            # With a culprit found, those of the group before are suspects no more.
+            self._suspects = deque(row for row in self._suspects if row not in self._bystanders)
             self._unexplained = 1  # where there was one, there may be another: keep tracing
             return verdict
         self._unexplained += 1
         self._give_up(self._unexplained >= MAX_UNEXPLAINED, self._unexplained, end)
-        self._suspects = deque(row for row in announced if row not in self._convicted)
+        self._convicted |= said.verdicts
+        self._bystanders = frozenset(said.before)
+        self._suspects = deque(row for row in (*said.now, *said.before) if row not in self._convicted)
         return None
 
     def survived(self, task: Task) -> None:

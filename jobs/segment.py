@@ -311,7 +311,7 @@ def status(output: str) -> dict[str, Any]:
     Raises:
         UsageError: the output holds no plan.
     """
-    storage = Storage(output)
+    storage = output_of(output)
     plans = read_plans(storage)
     if not plans:
         raise UsageError(f"{output} holds no plan (no {PLAN})")
@@ -346,7 +346,7 @@ def collect_garbage(output: str) -> dict[str, int]:
         UsageError: there is no run.
         RunError: the run, or a retry, is not finished, so that its shards are still needed.
     """
-    storage = Storage(output)
+    storage = output_of(output)
     plan = read_plan(storage)
     if plan is None:
         raise UsageError(f"{output} holds no plan (no {PLAN})")

@@ -6,6 +6,7 @@ once, so that an autoscaler sees the demand; each gets work when it is ready, an
 follows from a death for the images concerned is decided in `inquest`.
 """
 
+import contextlib
 import json
 import logging
 import time
@@ -19,6 +20,7 @@ import ray
 from maskrcnn.breaker import Batch, Breaker
 from maskrcnn.errors import (
     HandedBackError,
+    ItemError,
     MaskrcnnError,
     RunError,
     SegmenterError,
@@ -28,9 +30,10 @@ from maskrcnn.errors import (
 from maskrcnn.parts import Receipt, commit
 from maskrcnn.plan import Shard
 from maskrcnn.storage import Storage
+from maskrcnn.worker import Announcement
 
 from .actor import Done, SegmentActor, Welcome, WorkerSpec
-from .cluster import cause_of
+from .cluster import cause_of, node_answers
 from .inquest import BadEnd, Inquest, Task
 from .progress import Progress
 
@@ -57,6 +60,8 @@ class Slot:
     pulse: Any = None
     """The reference of the question how many steps it has made."""
     steps: int = -1
+    leaving: bool = False
+    """Whether it was told to go, so that its end is nobody's fault."""
     moved: float = 0.0
     """When it was last known to make progress, monotonic seconds."""
 
@@ -258,6 +263,11 @@ class Sweep:
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
         if getattr(error, "preempted", False) or (slot.node_id and slot.node_id not in alive):
             return BadEnd("worker_crash", "its node is gone", blameless=True)
+        if slot.leaving:
+            return BadEnd("worker_crash", "it was told to go", blameless=True)
+        # A verdict may follow: Ray takes its time to notice that a node is gone, whose workers go first.
+        if slot.queue and slot.queue[0][1].alone is not None and not node_answers(slot.node_id):
+            return BadEnd("worker_crash", "its node does not answer", blameless=True)
         if isinstance(error, ray.exceptions.OutOfMemoryError) or "NODE_OUT_OF_MEMORY" in said:
             return BadEnd("out_of_memory", "Ray ended it, for its node ran low on memory")
         return BadEnd("worker_crash", "its process died" if slot.ready else said[:300])
@@ -276,7 +286,7 @@ class Sweep:
         log.warning("an actor ended%s: %s", where, end.message)
         for _, task in slot.queue:
             inquest = self._inquest_of(task)
-            verdict = inquest.ended_badly(task, end, self._announced(task))
+            verdict = inquest.ended_badly(task, end, self._last_words(task))
             if verdict is not None:
                 log.warning("shard %s: row %s fails with %s", task.shard.name, task.alone, verdict)
             self._again.append(inquest)
@@ -284,16 +294,17 @@ class Sweep:
     def _inquest_of(self, task: Task) -> Inquest:
         return self._inquests.setdefault(task.shard.name, Inquest(task.shard, self._spec.probes))
 
-    def _announced(self, task: Task) -> list[int]:
-        """Return the rows that a dead actor was computing, as far as it said."""
+    def _last_words(self, task: Task) -> Announcement:
+        """Return what a dead actor was computing, as far as it said."""
         if task.trace is None:
-            return []
+            return Announcement(())
         try:
-            rows: list[int] = json.loads(self._storage.read(task.trace))
+            said = json.loads(self._storage.read(task.trace))
         except FileNotFoundError:
-            return []
+            return Announcement(())
         self._storage.remove(task.trace)
-        return rows
+        verdicts = {int(row): ItemError(*error) for row, error in said["verdicts"].items()}
+        return Announcement(said["now"], said["before"], verdicts)
 
     def _end_stalled(self) -> None:
         """End actors that have made no step for too long."""
@@ -308,15 +319,14 @@ class Sweep:
             if slot.pulse is not None and ray.wait([slot.pulse], timeout=0)[0]:
                 self._feel(slot, now)
             if slot.pulse is None:
-                slot.pulse = slot.handle.steps.remote()
+                slot.pulse = slot.handle.pulse.remote()
             if now - slot.moved > timeout_s:
                 self._died(slot, BadEnd("timeout", f"no progress for {now - slot.moved:.0f} s"))
 
     def _feel(self, slot: Slot, now: float) -> None:
-        try:
-            steps = ray.get(slot.pulse)
-        except ray.exceptions.RayError:
-            steps = slot.steps  # it is dead, which its task will say
+        steps = slot.steps
+        with contextlib.suppress(ray.exceptions.RayError):  # it is dead, which its task will say
+            steps, slot.leaving = ray.get(slot.pulse)
         if steps != slot.steps:
             slot.steps, slot.moved = steps, now
         slot.pulse = None

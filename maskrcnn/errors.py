@@ -44,6 +44,10 @@ STORAGE_CODES: Final = frozenset({"access_denied", "storage_error"})
 """Codes that say more of the store than of the image. `not_found` is none: keys vanish one by one."""
 
 
+COSTLY_CODES: Final = frozenset({"worker_crash", "timeout", "out_of_memory"})
+"""Codes of images that ended or held up a process, and are not to be tried again without need."""
+
+
 class MaskrcnnError(Exception):
     """Base of every error this project raises on purpose."""
 

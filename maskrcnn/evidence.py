@@ -96,7 +96,7 @@ def why_unfinished(storage: Storage) -> str | None:
         if storage.exists(RUN):
             return "it was not planned to the end; `maskrcnn segment` continues it"
         raise UsageError(f"{storage.url} holds no run (no {PLAN})") from None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None  # a broken record is a finding
     if isinstance(reduced, int) and reduced < latest:
         return f"generation {latest}, a retry, is not finished; `maskrcnn retry` continues it"

@@ -7,6 +7,7 @@ the generation before stand.
 
 import datetime
 import functools
+import logging
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -33,6 +34,9 @@ def check_codes(only: Collection[str] | None) -> None:
         raise UsageError(
             f"--only: no code {', '.join(unknown)}; the codes are {', '.join(sorted(ERROR_CODES))}"
         )
+
+
+log = logging.getLogger("maskrcnn")
 
 
 def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | None = None) -> Plan | None:
@@ -69,18 +73,21 @@ def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | 
         [rows, [stat and stat.bytes for stat in stats], [stat and stat.etag for stat in stats]], schema=ROWS
     )
     generation = latest.generation + 1
-    return create_plan(
-        storage,
-        Plan(
-            generation,
-            len(rows),
-            min(plans[0].shard_images, default_shard_images(len(rows))),
-            latest.manifest_sha256,
-            latest.digest,
-            datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            write_rows(storage, generation, table),
-        ),
+    plan = Plan(
+        generation,
+        len(rows),
+        min(plans[0].shard_images, default_shard_images(len(rows))),
+        latest.manifest_sha256,
+        latest.digest,
+        datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        write_rows(storage, generation, table),
     )
+    standing = create_plan(storage, plan)
+    if standing.rows_sha256 != plan.rows_sha256:
+        log.warning(
+            "another command has planned a retry meanwhile; its images are retried, and these are not"
+        )
+    return standing
 
 
 def failed_inputs(

@@ -265,10 +265,11 @@ def _fault(error: BaseException, url: str) -> Fault:
     if split_url(url)[0] in S3_SCHEMES:
         return _s3_fault(error, url)
     if isinstance(error, UnicodeEncodeError):
-        return Fault("storage_error", f"the name {error.object!a} is not UTF-8; rename it")
+        return Fault("not_found", f"the name {error.object!a} is not UTF-8; rename it")
     code = "storage_error"
-    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
-        code = "not_found"
+    unnameable = isinstance(error, ValueError) or getattr(error, "errno", None) == errno.ENAMETOOLONG
+    if unnameable or isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+        code = "not_found"  # what no file can be named is not there
     elif isinstance(error, PermissionError):
         code = "access_denied"
     number = errno.ENOENT if isinstance(error, FileNotFoundError) else getattr(error, "errno", None)

@@ -208,12 +208,15 @@ def check_manifest(evidence: Evidence) -> Checking:
 
 
 def check_listing(evidence: Evidence) -> Checking:
-    """Nothing stands where users read that `_SUCCESS` does not list."""
+    """Nothing stands where users read that `_SUCCESS` does not list, and the report is there."""
     listed = {*(file.path for file in evidence.files), *evidence.coco}
     standing = [path for folder in FOLDERS for path in evidence.storage.list(folder)]
     for path in standing:
         if path not in listed:
             yield Fault(path, f"stands there, and {SUCCESS} does not list it")
+    for path in ("report.html", "timings.json"):
+        if not evidence.storage.exists(path) or not evidence.storage.size(path):
+            yield Fault(path, "is missing or empty; `maskrcnn reduce` writes it again")
     return f"{len(standing):,} files stand in the tables' folders, all of them listed"
 
 
@@ -227,8 +230,8 @@ def check_parts(evidence: Evidence) -> Checking:
             yield from _part_faults(evidence.storage, file)
         except BrokenError as error:
             yield error.fault
-    size = sum(file.bytes for file in evidence.files) / 1e6
-    return f"{len(evidence.files):,} of {size:,.1f} MB, each with its sha256, bytes, rows and schema version"
+    size = sum(file.bytes for file in evidence.files) // 10**6
+    return f"{len(evidence.files):,} of {size:,} MB, each with its sha256, bytes, rows and schema version"
 
 
 def _part_faults(storage: Storage, file: File) -> Iterator[Fault]:

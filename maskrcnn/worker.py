@@ -7,6 +7,7 @@ image *alone*, and may have images *convicted* of killing their process recorded
 """
 
 import dataclasses
+import math
 import re
 import threading
 import time
@@ -24,7 +25,7 @@ import pyarrow as pa
 
 from .breaker import Batch, Breaker
 from .decode import DecodedImage, Limits, decode_image
-from .errors import STORAGE_CODES, HandedBackError, ItemError, MaskrcnnError, SegmenterError
+from .errors import COSTLY_CODES, STORAGE_CODES, HandedBackError, ItemError, MaskrcnnError, SegmenterError
 from .frozen import ShardReader
 from .parts import Receipt, commit, write_shard
 from .plan import Shard
@@ -33,6 +34,7 @@ from .stats import Stats
 from .storage import Storage, is_remote, read_input, stat_input
 from .stores import take_retries
 from .types import Detections, Segmenter
+from .web import is_web
 
 PREFETCH_BYTES: Final = 2**30
 """Decoded pixels that may wait to be taken up, …"""
@@ -40,11 +42,24 @@ GROUPED_BYTES: Final = 2**30
 """… and that may wait for others to fill their batch."""
 FETCH_THREADS: Final = 4
 """At least, also where an actor has fewer CPUs: most of a fetch is waiting."""
+_PATIENCE_STEP_S: Final = 1.0
 LOCAL_ETAG: Final = re.compile(r"\d+-\d+")
 """`size-mtime_ns`; an etag of another form in a manifest is the user's own, and is carried along."""
 
 
-Announce = Callable[[Sequence[int]], None]
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What a traced shard says before it computes a group, in case these are its last words."""
+
+    now: Sequence[int]
+    """The rows of the group."""
+    before: Sequence[int] = ()
+    """Those of the group before: what ends a process may take effect a moment later."""
+    verdicts: Mapping[int, ItemError] = field(default_factory=dict)
+    """Rows whose decoding has ended so far as it would end again."""
+
+
+Announce = Callable[[Announcement], None]
 _NOBODY: Final[Mapping[int, ItemError]] = MappingProxyType({})
 
 
@@ -108,6 +123,7 @@ class ShardWorker:
         execution: what the receipts record beside the segmenter's own record.
         threads: CPUs that it may use.
         decode: decodes an image, in any thread; raises ItemError.
+        patience_s: an input that takes longer to be read, and for which the shard waits, fails with `timeout`.
     """
 
     def __init__(
@@ -118,6 +134,7 @@ class ShardWorker:
         execution: dict[str, Any],
         threads: int = 1,
         decode: Callable[[bytes, Limits], DecodedImage] = decode_image,
+        patience_s: float = math.inf,
     ) -> None:
         self._storage = storage
         self._segmenter = segmenter
@@ -131,7 +148,9 @@ class ShardWorker:
         self._decoding = threading.Semaphore(threads)
         self._turns = Turns()
         self._n_fetchers = max(FETCH_THREADS, threads)
-        self._fetchers = ThreadPoolExecutor(self._n_fetchers, thread_name_prefix="fetch")
+        self._fetchers = Pool(self._n_fetchers)
+        self._patience_s = patience_s
+        self._read_since: dict[int, float] = {}
         self._lanes = ThreadPoolExecutor(segmenter.lanes, thread_name_prefix="lane")
 
     @property
@@ -155,8 +174,7 @@ class ShardWorker:
 
         Args:
             convicted: rows of the manifest to record as failed without another look.
-            announce: is told the rows of each group, and of the one before, before it is computed; and groups are
-                computed one after the other.
+            announce: is told of each group before it is computed; and groups are computed one after the other.
             withhold: leave it to the caller to commit a shard in which inputs failed with a storage code.
 
         Raises:
@@ -169,10 +187,11 @@ class ShardWorker:
         with self._turns.queue() as my_turn:
             with self._reading:
                 numbers, rows = self._shards.rows(shard)
-            loaded = self._loaded(numbers.tolist(), rows, watch, convicted)
+            verdicts = dict(convicted)
+            loaded = self._loaded(numbers.tolist(), rows, watch, verdicts)
             first = list(islice(loaded, 2))  # with which the others are begun, before it is this shard's turn
             my_turn()
-            results = self._computed(chain(first, loaded), watch, announce)
+            results = self._computed(chain(first, loaded), watch, announce, verdicts)
         with watch.stage("wall"), watch.stage("encode"):
             images, instances, stats = self._tables(results, rows)
         receipt = write_shard(
@@ -203,16 +222,22 @@ class ShardWorker:
             numbers, rows = self._shards.rows(shard)
         position = numbers.tolist().index(row)
         rows, watch = rows.slice(position, 1), Stopwatch()
-        results = self._computed(self._loaded([row], rows, watch, _NOBODY), watch, None)
+        results = self._computed(self._loaded([row], rows, watch, {}), watch)
         self._tables(results, rows)
 
     def _computed(
-        self, loaded: Iterator[Loaded], watch: Stopwatch, announce: Announce | None
+        self,
+        loaded: Iterator[Loaded],
+        watch: Stopwatch,
+        announce: Announce | None = None,
+        verdicts: Mapping[int, ItemError] = _NOBODY,
     ) -> list[ImageResult]:
         """Return what became of a shard's inputs, in order."""
         with watch.stage("wall"):
             groups = filled_groups(_watched(loaded), self._segmenter)
-            results = [result for group in self._outcomes(groups, watch, announce) for result in group]
+            results = [
+                result for group in self._outcomes(groups, watch, announce, verdicts) for result in group
+            ]
             return sorted(results, key=lambda result: result.row)
 
     def _tables(self, results: Sequence[ImageResult], rows: pa.Table) -> tuple[pa.Table, pa.Table, Stats]:
@@ -222,21 +247,38 @@ class ShardWorker:
         return images, instances, Stats.of_tables(images, instances, self._segmenter.categories)
 
     def _loaded(
-        self, numbers: Sequence[int], rows: pa.Table, watch: Stopwatch, convicted: Mapping[int, ItemError]
+        self, numbers: Sequence[int], rows: pa.Table, watch: Stopwatch, verdicts: dict[int, ItemError]
     ) -> Iterator[Loaded]:
-        """Yield inputs, loaded, in the order of their rows."""
+        """Yield inputs, loaded, in the order of their rows; those with a verdict are not touched, new ones enter."""
         entries = rows.select(["image_id", "name", "uri", "bytes", "etag"]).to_pylist()
 
         def load(position: int) -> Loaded:
             row, entry = numbers[position], entries[position]
-            if row in convicted:
-                return Loaded(row, entry, entry["bytes"], convicted[row])
-            return self._load(row, entry, watch)
+            if row in verdicts:
+                return Loaded(row, entry, entry["bytes"], verdicts[row])
+            loaded = self._load(row, entry, watch)
+            if isinstance(loaded.image, ItemError) and loaded.image.code in COSTLY_CODES:
+                verdicts[row] = loaded.image
+            return loaded
 
-        return prefetch(load, range(len(entries)), watch, self._fetchers, ahead=2 * self._n_fetchers)
+        def late(position: int) -> Loaded | None:
+            row, entry = numbers[position], entries[position]
+            began = self._read_since.get(row)
+            if began is None or time.monotonic() - began <= self._patience_s:
+                return None
+            verdicts[row] = ItemError("timeout", f"not read within {self._patience_s:g} s")
+            return Loaded(row, entry, entry["bytes"], verdicts[row])
+
+        return prefetch(
+            load, range(len(entries)), watch, self._fetchers, late=late, ahead=2 * self._n_fetchers
+        )
 
     def _outcomes(
-        self, groups: Iterator[list[Loaded]], watch: Stopwatch, announce: Announce | None
+        self,
+        groups: Iterator[list[Loaded]],
+        watch: Stopwatch,
+        announce: Announce | None,
+        verdicts: Mapping[int, ItemError],
     ) -> Iterator[list[ImageResult]]:
         """Yield what became of each group, in their order; as many at once as the segmenter has lanes."""
         if self._segmenter.lanes == 1 or announce:  # nothing to overlap but this thread's own waiting
@@ -244,7 +286,7 @@ class ShardWorker:
             for group in groups:
                 rows = [item.row for item in group]
                 if announce:
-                    announce(rows + before)  # what ends a process may take effect a moment later
+                    announce(Announcement(rows, before, dict(verdicts)))
                 yield self._segment(group, watch)
                 before = rows
             return
@@ -262,8 +304,12 @@ class ShardWorker:
         image: DecodedImage | ItemError
         try:
             with watch.stage("fetch"):
-                data = read_input(entry["uri"], self._limits.max_bytes, entry["etag"])
-                _check_unchanged(entry, len(data))
+                self._read_since[row] = time.monotonic()
+                try:
+                    data = read_input(entry["uri"], self._limits.max_bytes, entry["etag"])
+                    _check_unchanged(entry, len(data))
+                finally:
+                    del self._read_since[row]
             n_bytes = len(data)
             with self._decoding, watch.stage("decode"):
                 image = self._decode(data, self._limits)
@@ -301,7 +347,7 @@ def _watched(loaded: Iterator[Loaded]) -> Iterator[Loaded]:
     """Pass inputs on; raise StoreFailingError where half of 200 in a row failed with one storage code."""
     breaker = Breaker()
     for item in loaded:
-        failure = item.image if isinstance(item.image, ItemError) else None
+        failure = item.image if isinstance(item.image, ItemError) and not is_web(item.entry["uri"]) else None
         breaker.add(
             Batch(1, {failure.code: 1}, f"{item.entry['uri']}: {failure.message}") if failure else Batch(1)
         )
@@ -310,7 +356,7 @@ def _watched(loaded: Iterator[Loaded]) -> Iterator[Loaded]:
 
 def _storage_failures(results: Iterable[ImageResult]) -> tuple[dict[str, int], str]:
     """Return how many images failed with each storage code, and the last of these failures in words."""
-    failed = [result for result in results if result.error in STORAGE_CODES]
+    failed = [result for result in results if result.error in STORAGE_CODES and not is_web(result.uri)]
     example = f"{failed[-1].uri}: {failed[-1].message}" if failed else ""
     return dict(Counter(str(result.error) for result in failed)), example
 
@@ -385,23 +431,26 @@ def prefetch(
     load: Callable[[int], Loaded],
     positions: Iterable[int],
     watch: Stopwatch,
-    pool: ThreadPoolExecutor,
+    pool: "Pool",
     *,
     ahead: int,
+    late: Callable[[int], Loaded | None] = lambda _: None,
     max_bytes: int = PREFETCH_BYTES,
 ) -> Iterator[Loaded]:
     """Yield `load(position)` in order, loaded by a pool of threads, at most `ahead` of them under way.
 
+    What `late` gives while a position is waited for stands for it; the thread that hangs on it is replaced.
+
     No further one is begun while decoded pixels of more than `max_bytes` wait, or are to be expected: what is still
     loading counts as much as the largest that was seen, and until one was seen there is one alone.
     """
-    waiting: deque[Future[Loaded]] = deque()
+    waiting: deque[tuple[int, Future[Loaded]]] = deque()
     upcoming = iter(positions)
     exhausted = False
     largest: int | None = None
     try:
         while True:
-            sizes = [future.result().held_bytes if future.done() else None for future in waiting]
+            sizes = [future.result().held_bytes if future.done() else None for _, future in waiting]
             known = [size for size in sizes if size is not None]
             largest = max([*known, largest or 0]) if known or largest is not None else None
             held = sum((largest or 0) if size is None else size for size in sizes)
@@ -412,17 +461,51 @@ def prefetch(
                 if position is None:
                     exhausted = True
                 else:
-                    waiting.append(pool.submit(load, position))
+                    waiting.append((position, pool.submit(load, position)))
                     held += largest or 0
             if not waiting:
                 return
             with watch.stage("wait"):
-                loaded = waiting.popleft().result()
+                loaded = pool.result(*waiting.popleft(), load, late)
             largest = max(largest or 0, loaded.held_bytes)
             yield loaded
     finally:
-        for future in waiting:  # the pool outlives a shard that fails
+        for _, future in waiting:  # the pool outlives a shard that fails
             future.cancel()
+
+
+class Pool:
+    """Threads that load, and are replaced when they hang."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._renewed = False
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
+
+    def submit(self, load: Callable[[int], Loaded], position: int) -> Future[Loaded]:
+        """Have a position loaded."""
+        return self._executor.submit(load, position)
+
+    def result(
+        self,
+        position: int,
+        future: Future[Loaded],
+        load: Callable[[int], Loaded],
+        late: Callable[[int], Loaded | None],
+    ) -> Loaded:
+        """Wait for a position that was submitted; return what was loaded, or what `late` says stands for it."""
+        while True:
+            if self._renewed and future.cancel():  # it waited behind threads that hang
+                future = self.submit(load, position)
+            try:
+                return future.result(_PATIENCE_STEP_S)
+            except TimeoutError:
+                if future.done():
+                    return future.result()
+            if (loaded := late(position)) is not None:
+                self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="fetch")
+                self._renewed = True
+                return loaded
 
 
 class Turns:

@@ -20,8 +20,9 @@ from maskrcnn_jobs.inquest import (
     Task,
 )
 
-from maskrcnn.errors import RunError
+from maskrcnn.errors import ItemError, RunError
 from maskrcnn.plan import Shard
+from maskrcnn.worker import Announcement
 
 CRASH = BadEnd("worker_crash", "its process died")
 NODE = BadEnd("worker_crash", "its node is gone", blameless=True)
@@ -60,8 +61,14 @@ class Trial:
                 fatal = self.sweep(task)
                 if fatal is None:
                     return
-                assert inquest.ended_badly(task, CRASH, list(fatal) if task.trace else []) is None
+                said = Announcement(fatal, self.before(fatal)) if task.trace else Announcement(())
+                assert inquest.ended_badly(task, CRASH, said) is None
             task = inquest.next_task()
+
+    def before(self, group: list[int]) -> list[int]:
+        """Return the group that was computed before one."""
+        index = next(n for n, each in enumerate(self.groups) if group[0] in each)
+        return list(self.groups[index - 1]) if index else []
 
     def sweep(self, task: Task) -> list[int] | None:
         """Compute group by group; return the one that ended the process."""
@@ -100,7 +107,7 @@ def test_no_poison_item_is_executed_more_than_three_times(rows: int, group: int,
 def test_the_verdict_is_how_the_image_ended_its_process_alone(code: str) -> None:
     inquest = Inquest(Shard("1-00000000", 0, 9), "probes")
     inquest.ended_badly(Task(inquest.shard), CRASH)
-    inquest.ended_badly(inquest.next_task(), CRASH, [4])
+    inquest.ended_badly(inquest.next_task(), CRASH, Announcement([4]))
     assert inquest.needs_fresh_process
     assert inquest.next_task().alone == 4
     verdict = inquest.ended_badly(inquest.next_task(), BadEnd(code, "so it was"))
@@ -112,9 +119,9 @@ def test_the_verdict_is_how_the_image_ended_its_process_alone(code: str) -> None
 def test_deaths_that_convict_nobody_come_to_an_end() -> None:
     inquest = Inquest(Shard("1-00000007", 70, 80), "probes")
     for _ in range(MAX_UNEXPLAINED - 1):
-        inquest.ended_badly(inquest.next_task(), CRASH, [])
+        inquest.ended_badly(inquest.next_task(), CRASH)
     with pytest.raises(RunError, match=r"shard 1-00000007 \(rows 70 to 79\) ended its worker 5 times"):
-        inquest.ended_badly(inquest.next_task(), CRASH, [])
+        inquest.ended_badly(inquest.next_task(), CRASH)
 
 
 def test_nodes_may_go_often_but_not_for_ever() -> None:
@@ -137,3 +144,28 @@ def test_a_failing_store_is_given_time_and_then_up() -> None:
         assert not inquest.next_task().careful
     with pytest.raises(RunError, match="cannot write"):
         inquest.store_failed(RunError("cannot write"))
+
+
+def test_with_a_culprit_found_the_group_before_is_left_in_peace() -> None:
+    inquest = Inquest(Shard("1-00000000", 0, 9), "probes")
+    inquest.ended_badly(Task(inquest.shard), CRASH)
+    inquest.ended_badly(inquest.next_task(), CRASH, Announcement([4], [3]))
+    inquest.ended_badly(inquest.next_task(), CRASH)
+    assert not inquest.needs_fresh_process
+    assert inquest.next_task().convicted.keys() == {4}
+
+
+def test_what_took_effect_a_moment_later_is_found_in_the_group_before() -> None:
+    inquest = Inquest(Shard("1-00000000", 0, 9), "probes")
+    inquest.ended_badly(Task(inquest.shard), CRASH)
+    inquest.ended_badly(inquest.next_task(), CRASH, Announcement([4], [3]))
+    inquest.survived(inquest.next_task())
+    assert inquest.next_task().alone == 3
+
+
+def test_what_decoding_has_found_out_is_not_found_out_again() -> None:
+    inquest, verdict = Inquest(Shard("1-00000000", 0, 9), "probes"), ItemError("timeout", "not decoded")
+    inquest.ended_badly(Task(inquest.shard), CRASH)
+    inquest.ended_badly(inquest.next_task(), CRASH, Announcement([4], [], {2: verdict}))
+    inquest.survived(inquest.next_task())
+    assert inquest.next_task().convicted == {2: verdict}

@@ -18,9 +18,9 @@ from maskrcnn.parts import Receipt, commit, read_table, standing_receipts
 from maskrcnn.plan import Plan
 from maskrcnn.planted import PlantedSegmenter, plant, planted_instances, png, write_planted
 from maskrcnn.stats import Stats
-from maskrcnn.storage import Storage
+from maskrcnn.storage import Storage, read_input
 from maskrcnn.types import Detections, Pixels
-from maskrcnn.worker import Loaded, ShardWorker, Stopwatch, Turns, filled_groups, prefetch
+from maskrcnn.worker import Announcement, Loaded, Pool, ShardWorker, Stopwatch, Turns, filled_groups, prefetch
 
 LIMITS = Limits(10**7, 10**7, 1333.0)
 
@@ -163,12 +163,13 @@ class Sequential(PlantedSegmenter):
 
 
 def test_a_traced_shard_announces_each_row_before_it_is_computed(run: Storage) -> None:
-    announced: list[int] = []
+    announced: list[Announcement] = []
     computed_after: list[int] = []
     segmenter = Sequential(lambda: computed_after.append(len(announced)))
     worker = ShardWorker(run, segmenter, LIMITS, {})
-    finished = worker.run_shard(Plan(1, 17, 17, "", "", "")[0], announce=announced.extend)
-    assert sorted(announced) == sorted([*range(17), *range(16)])  # each row, then once more as the one before
+    finished = worker.run_shard(Plan(1, 17, 17, "", "", "")[0], announce=announced.append)
+    assert sorted(row for said in announced for row in said.now) == list(range(17))
+    assert [said.before for said in announced[1:]] == [said.now for said in announced[:-1]]
     assert computed_after == sorted(computed_after)
     assert computed_after[0] >= 1
     assert len(segmenter.calls) == finished.receipt.counts["ok"] + finished.receipt.counts["empty"]
@@ -192,6 +193,46 @@ def test_a_convicted_image_is_not_touched_and_its_neighbours_are_kept(run: Stora
     assert (images[row]["status"], images[row]["error"]) == ("failed", "worker_crash")
     assert images[row]["message"] == "it did it"
     assert images[:row] + images[row + 1 :] == whole[:row] + whole[row + 1 :]
+
+
+def test_what_ended_its_decoder_is_announced_so_that_it_is_not_decoded_again(run: Storage) -> None:
+    def decode(data: bytes, limits: Limits) -> DecodedImage:
+        if len(decoded := [*decoded_lengths, len(data)]) == 1:
+            decoded_lengths.extend(decoded)
+            raise ItemError("timeout", "not decoded")
+        return decode_image(data, limits)
+
+    decoded_lengths: list[int] = []
+    announced: list[Announcement] = []
+    worker = ShardWorker(run, PlantedSegmenter(), LIMITS, {}, decode=decode)
+    worker.run_shard(Plan(1, 17, 17, "", "", "")[0], announce=announced.append)
+    [verdict] = announced[-1].verdicts.values()
+    assert verdict.code == "timeout"
+
+
+def test_an_input_whose_reading_hangs_fails_and_its_neighbours_are_kept(
+    run: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = Plan(1, 17, 17, "", "", "")[0]
+    whole = read_table(
+        run, ShardWorker(run, PlantedSegmenter(), LIMITS, {}).run_shard(shard).receipt.images.path
+    )
+    hanging = set(whole["uri"].to_pylist()[5:11])  # more than there are threads
+    released = threading.Event()
+
+    def read(uri: str, max_bytes: int, etag: str | None) -> bytes:
+        if uri in hanging:
+            released.wait()
+        return read_input(uri, max_bytes, etag)
+
+    monkeypatch.setattr("maskrcnn.worker.read_input", read)
+    worker = ShardWorker(run, PlantedSegmenter(), LIMITS, {}, patience_s=1.5)
+    images = read_table(run, worker.run_shard(shard).receipt.images.path)
+    released.set()
+    late = [row["uri"] for row in images.to_pylist() if row["error"] == "timeout"]
+    assert set(late) == hanging
+    others = [row for row in images.to_pylist() if row["uri"] not in hanging]
+    assert others == [row for row in whole.to_pylist() if row["uri"] not in hanging]
 
 
 def test_an_image_tried_alone_is_alone_and_leaves_no_trace(run: Storage) -> None:
@@ -292,11 +333,10 @@ def test_prefetching_keeps_the_order_and_its_bound() -> None:
         return Loaded(position, {}, None, ItemError("corrupt", ""))
 
     rows = []
-    with ThreadPoolExecutor(3) as pool:
-        for loaded in prefetch(load, range(50), Stopwatch(), pool, ahead=6):
-            rows.append(loaded.row)
-            with lock:
-                under_way -= 1
+    for loaded in prefetch(load, range(50), Stopwatch(), Pool(3), ahead=6):
+        rows.append(loaded.row)
+        with lock:
+            under_way -= 1
     assert rows == list(range(50))
     assert most <= 2 * 3 + 1
 
@@ -312,13 +352,12 @@ def test_prefetching_stops_at_its_bound_of_bytes() -> None:
             most = max(most, held)
         return loaded
 
-    with ThreadPoolExecutor(8) as pool:
-        rows = []
-        for loaded in prefetch(load, range(50), Stopwatch(), pool, ahead=16, max_bytes=3 * 30_000):
-            time.sleep(0.002)
-            rows.append(loaded.row)
-            with lock:
-                held -= 1
+    rows = []
+    for loaded in prefetch(load, range(50), Stopwatch(), Pool(8), ahead=16, max_bytes=3 * 30_000):
+        time.sleep(0.002)
+        rows.append(loaded.row)
+        with lock:
+            held -= 1
     assert rows == list(range(50))
     assert 2 <= most <= 4  # three wait, and one is in the reader's hands
 
