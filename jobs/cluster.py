@@ -134,12 +134,16 @@ def _resolved(speed: Speed, resources: dict[str, float], *, local: bool) -> Spee
 def node_answers(node_id: str, within_s: float = 60.0) -> bool:
     """Return whether a node of the cluster still runs what it is given."""
     on_it = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    answer: Any = ray.remote(num_cpus=0, max_retries=0)(int).options(scheduling_strategy=on_it).remote()
+    answer: Any = ray.remote(num_cpus=0, max_retries=0)(_nothing).options(scheduling_strategy=on_it).remote()
     try:
         ray.get(answer, timeout=within_s)
     except ray.exceptions.RayError:  # also that its time is over
         return False
     return True
+
+
+def _nothing() -> None:
+    pass
 
 
 def cause_of(error: ray.exceptions.RayTaskError) -> BaseException:

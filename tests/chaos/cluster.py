@@ -5,6 +5,7 @@ A killed node is replaced while the run goes on.
 """
 
 import contextlib
+import itertools
 import signal
 import subprocess
 import sys
@@ -134,7 +135,7 @@ class Arena:
         self, kill: Kill, held: Held, process: subprocess.Popen[bytes], outcome: Outcome, started: float
     ) -> Killed:
         time.sleep(kill.pause_s)
-        in_flight = 1 if kill.phase == "reduce" else len(self.probes.in_flight(outcome.output))
+        in_flight = self.probes.in_flight(outcome.output, kill.phase)
         receipts = len(receipts_of(outcome.output))
         pid, family = process.pid, set[int]()
         if kill.victim == "driver":
@@ -154,15 +155,21 @@ class Arena:
         after_s = round(time.monotonic() - started, 2)
         self.probes.release()
         outcome.orphans += len(wait_until_gone(family, 5))
-        return Killed(kill.victim, kill.phase, held.side, held.what, pid, receipts, in_flight, after_s)
+        return Killed(kill.victim, kill.phase, held.side, held.call, pid, receipts, in_flight, after_s)
 
     def _place_of(self, pid: int) -> tuple[Node, psutil.Process]:
-        """Return the node of a process, and the worker that it is or belongs to: the raylet's own child."""
+        """Return the node of a process, and the worker that it is or belongs to: the raylet's own child.
+
+        Raises:
+            psutil.NoSuchProcess: it is dead, or its raylet is.
+        """
         line = [psutil.Process(pid), *psutil.Process(pid).parents()]
         nodes = {node.process.pid: node for node in self.cluster.nodes}
-        [raylet] = [number for number, process in enumerate(line) if process.name() == "raylet"]
-        [node] = [nodes[process.pid] for process in line if process.pid in nodes]
-        return node, line[raylet - 1]
+        for worker, raylet in itertools.pairwise(line):
+            if raylet.name() == "raylet":
+                [node] = [nodes[process.pid] for process in line if process.pid in nodes]
+                return node, worker
+        raise psutil.NoSuchProcess(pid)
 
     def _add_node(self) -> None:
         with self._one_by_one:

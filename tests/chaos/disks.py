@@ -157,7 +157,7 @@ def run_in_hardship(hardship: Hardship) -> Report:
             law("I4", hardship.free is not None, "a disk that is read-only was written to")
             check_is_final(job.output, case.truth)
             return Report(disk.kind, None)
-        words = "read-only|denied" if hardship.free is None else "the disk is full|too large"
+        words = "read-only|denied" if hardship.free is None else "the disk is full|larger than"
         law("end", said.code == 3, f"exit code {said.code}: {said.line}")
         law("end", re.match(f"stopped: .*({words})", said.line) is not None, f"it says {said.line!r}")
         check_promises(job.output, case.truth)
@@ -179,7 +179,8 @@ def _goes_on(job: Job, case: Case) -> None:
     check_is_final(job.output, case.truth)
 
 
-SCRATCHES: Final = ("read-only", "full", "a file", "missing")
+SCRATCHES: Final = ("a file", "missing", "read-only", "full")
+"""The last two need a file system that may be mounted."""
 
 
 @dataclass(frozen=True)

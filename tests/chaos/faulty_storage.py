@@ -81,8 +81,14 @@ Hook = Callable[[Storage, Step, int | None], contextlib.AbstractContextManager[N
 
 
 @contextlib.contextmanager
-def watched(hook: Hook, methods: tuple[str, ...] = MUTATING) -> Iterator[None]:
-    """Let a hook stand around each outermost call of these methods, of every `Storage` of this process."""
+def watched(hook: Hook, methods: tuple[str, ...] = MUTATING, *, built: bool = False) -> Iterator[None]:
+    """Let a hook stand around each outermost call of these methods, of every `Storage` of this process.
+
+    Args:
+        hook: stands around the calls.
+        methods: their names.
+        built: of a file that is built, it stands around the storing alone, and not around the building.
+    """
     state = threading.local()
     lock = threading.Lock()
     count = 0
@@ -104,8 +110,9 @@ def watched(hook: Hook, methods: tuple[str, ...] = MUTATING) -> Iterator[None]:
             state.inside = False
 
     originals = {name: vars(Storage)[name] for name in methods}
+    wrappers = {"building": _storing if built else _building}
     for name, original in originals.items():
-        setattr(Storage, name, (_building if name == "building" else _calling)(name, original, around))
+        setattr(Storage, name, wrappers.get(name, _calling)(name, original, around))
     try:
         yield
     finally:
@@ -129,6 +136,16 @@ def _building(name: str, original: Any, around: Any) -> Any:
     def build(self: Storage, path: str) -> Iterator[Path]:
         with around(self, name, path, 2 * _PARQUET_HEAD_BYTES), original(self, path) as local:
             yield local
+
+    return build
+
+
+def _storing(name: str, original: Any, around: Any) -> Any:
+    @contextlib.contextmanager
+    def build(self: Storage, path: str) -> Iterator[Path]:
+        with contextlib.ExitStack() as storing, original(self, path) as local:
+            yield local
+            storing.enter_context(around(self, name, path, None))
 
     return build
 

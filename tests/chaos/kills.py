@@ -92,7 +92,7 @@ def record_of(seed: int, run: int, kills: Sequence[Kill], outcome: Outcome) -> d
 def line_of(record: dict[str, Any]) -> str:
     """Return a run in a line for people."""
     kills = "; ".join(
-        f"{one['victim']} in {one['phase']} ({one['side']} {one['what'].rpartition('/')[2] or 'a call'}), "
+        f"{one['victim']} in {one['phase']} ({one['side']} {one['call']}), "
         f"{one['receipts']} receipts, {one['in_flight']} in flight"
         for one in record["killed"]
     )

@@ -223,7 +223,7 @@ def _done_in_turn(
         stack.enter_context(mock.patch.object(maskrcnn.reduce, "ThreadPoolExecutor", Serial))
         for module in (maskrcnn_jobs.segment, maskrcnn.retry, maskrcnn.reduce):
             stack.enter_context(mock.patch.object(module, "datetime", Clock()))
-        stack.enter_context(watched(hook, (*MUTATING, *READING) if meeting.reads else MUTATING))
+        stack.enter_context(watched(hook, (*MUTATING, *READING) if meeting.reads else MUTATING, built=True))
         for command in commands:
             command.begin()
         for command in _turns(meeting, commands):
@@ -292,7 +292,7 @@ def _paced(name: str, case: Case, number: int) -> None:
         time.sleep(dice.random() ** 3 * 0.02)
         yield
 
-    with watched(hook):
+    with watched(hook, built=True):
         SCENARIOS[name].run(case.job)
 
 

@@ -31,9 +31,9 @@ class Held:
     role: str
     """worker or driver."""
     side: str
-    """`before` or `after` what is done at the point."""
-    what: str
-    """The path or uri that is concerned."""
+    """`before` or `after` the call."""
+    call: str
+    """Of a function of the package, with the last part of the path or uri that it is about."""
 
 
 class Probes:
@@ -86,12 +86,14 @@ class Probes:
         names = [path.name.split(".") for path in (self._folder / self._token).iterdir()]
         return Counter((name[0], name[1]) for name in names if len(name) == 3)
 
-    def in_flight(self, output: str) -> set[str]:
-        """Return the shards that a living process has begun, and that have no receipt."""
+    def in_flight(self, output: str, phase: str) -> int:
+        """Return how many shards a living process has begun that have no receipt; of the reduce, whether it goes on."""
+        if phase == "reduce":
+            return int(not Storage(output).exists("_SUCCESS"))
         flight = self._folder / "flight" / name_of(output)
         marks = [path.name.rpartition(".") for path in flight.iterdir()] if flight.exists() else []
         begun = {shard for shard, _, pid in marks if alive(int(pid))}
-        return begun - {receipt.partition(".")[0] for receipt in receipts_of(output)}
+        return len(begun - {receipt.partition(".")[0] for receipt in receipts_of(output)})
 
 
 def name_of(url: str) -> str:

@@ -32,14 +32,14 @@ class Killed:
     victim: str
     phase: str
     side: str
-    """`before` or `after` what is done at the point where a process was held meanwhile."""
-    what: str
-    """The path or uri that it was about."""
+    """`before` or `after` …"""
+    call: str
+    """… that a process was held at meanwhile."""
     pid: int
     receipts: int
     """How many stood."""
     in_flight: int
-    """Shards begun and without a receipt; in the reduce, which is one piece of work, 1."""
+    """Shards begun and without a receipt; in the reduce, which is one piece of work, 1 until its `_SUCCESS`."""
     after_s: float
     """Since the run began."""
 

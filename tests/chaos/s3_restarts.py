@@ -108,7 +108,7 @@ class Shore:
         return outcome
 
     def _interrupt(self, phase: str, held: Held, output: str, down_s: float, started: float) -> Killed:
-        in_flight = 1 if phase == "reduce" else len(self.probes.in_flight(output))
+        in_flight = self.probes.in_flight(output, phase)
         receipts = len(receipts_of(output))
         pid = self.weed.process.pid
         self.weed.kill()
@@ -116,7 +116,7 @@ class Shore:
         threading.Timer(0.05, self.probes.release).start()
         time.sleep(down_s)
         self.weed.start_again()
-        return Killed("server", phase, held.side, held.what, pid, receipts, in_flight, after_s)
+        return Killed("server", phase, held.side, held.call, pid, receipts, in_flight, after_s)
 
 
 @contextlib.contextmanager
@@ -147,7 +147,7 @@ def rounds(stand: Shore, seed: int, count: int) -> Iterator[Outcome]:
 def line_of(outcome: Outcome) -> str:
     """Return a round in a line for people."""
     fate = "; ".join(
-        f"the server in {one.phase} ({one.side} {one.what.rpartition('/')[2] or 'a call'}), {one.receipts} receipts, "
+        f"the server in {one.phase} ({one.side} {one.call}), {one.receipts} receipts, "
         f"{one.in_flight} in flight"
         for one in outcome.killed
     )

@@ -2,7 +2,7 @@
 
     python -m tests.chaos.slowdown [--pairs 3] [--seconds 70]
 
-The actors' work is sleep (planted images, 0.1 s each), so that eight of them fit on two CPUs; what their replacement
+The actors' work is sleep (planted images, 0.2 s each), so that eight of them fit on two CPUs; what their replacement
 costs, the start of a process and of what it imports, is real, and paid by the same CPUs. Disturbed and undisturbed
 runs alternate on one standing Ray, and are timed from the start of the command to its end. Prints the ratio of each
 pair, their median and spread; the tables of both must be equal. Exit code 1: they are not, or the median is above 1.3.
@@ -29,8 +29,8 @@ from maskrcnn.samples import write_manifest
 
 ACTORS: Final = 8
 EVERY_S: Final = 5.0
-SLEEP_S: Final = 0.1
-SHARD_IMAGES: Final = 16
+SLEEP_S: Final = 0.2
+SHARD_IMAGES: Final = 8
 DISTINCT: Final = 400
 LIMIT: Final = 1.3
 

@@ -17,7 +17,7 @@ from maskrcnn.storage import Storage
 MOST_TELLING: tuple[Mode, ...] = MODES if SIZE > 1 else ("raise half", "kill after")
 """To be killed before a call leaves what being killed after the one before it leaves."""
 PAIRS = 6
-S3_POINTS = 5
+S3_POINTS = 4
 
 
 def told(capsys: pytest.CaptureFixture[str], what: str, outcomes: Iterable[Outcome]) -> Counter[str]:

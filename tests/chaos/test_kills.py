@@ -86,7 +86,7 @@ def test_a_schedule_takes_each_victim_in_each_phase_in_turn_and_is_the_same_agai
 
 
 def test_what_is_wrong_with_runs_is_found() -> None:
-    kill = {"victim": "node", "phase": "part", "side": "after", "what": "", "receipts": 1, "in_flight": 1}
+    kill = {"victim": "node", "phase": "part", "side": "after", "call": "", "receipts": 1, "in_flight": 1}
     good = {
         "run": 0, "killed": [kill], "counted": True, "missed": "", "lost": 0, "doubled": 0, "orphans": 0,
         "broken": "", "seconds": 1.0,

@@ -56,7 +56,7 @@ here = {"output": ""}
 inside = threading.local()
 
 
-def at(phase, side, what):
+def at(phase, side, call):
     """Say that this process is at a phase; wait there if it is the one that was asked for."""
     try:
         asked = json.loads(Path(CHAOS, "asked").read_text())
@@ -69,7 +69,7 @@ def at(phase, side, what):
     if (phase, number) != (asked["phase"], asked["number"]) or ROLE not in asked["roles"]:
         return
     held = folder / "holding"
-    held.write_text(json.dumps({"pid": os.getpid(), "role": ROLE, "side": side, "what": what}))
+    held.write_text(json.dumps({"pid": os.getpid(), "role": ROLE, "side": side, "call": call}))
     held.rename(folder / "held")
     deadline = time.monotonic() + HELD_S
     while not (folder / "released").exists() and time.monotonic() < deadline:
@@ -94,17 +94,18 @@ def phase_of(path):
 
 
 @contextlib.contextmanager
-def storing(path):
+def storing(method, path):
     """Before and after what is stored; a method that calls another one is the same event."""
+    call = f"{method}({path.rpartition('/')[2]})"
     phase = None if getattr(inside, "storing", False) else phase_of(path)
     if phase is None:
         yield
         return
     inside.storing = True
-    at(phase, "before", path)
+    at(phase, "before", call)
     try:
         yield
-        at(phase, "after", path)
+        at(phase, "after", call)
     finally:
         inside.storing = False
 
@@ -124,12 +125,12 @@ def change_storage(module):
         # Building is no part of the PUT, nor is what else is stored meanwhile.
         with contextlib.ExitStack() as put, building(self, path, *arguments, **options) as local:
             yield local
-            put.enter_context(storing(path))
+            put.enter_context(storing("building", path))
 
     @functools.wraps(read_input)
     def read_input_observed(*arguments, **options):
         if sys._getframe(1).f_globals["__name__"] != "maskrcnn.reduce":
-            at("fetch", "before", str(arguments[0]))
+            at("fetch", "before", f"read_input({str(arguments[0]).rpartition('/')[2]})")
         return read_input(*arguments, **options)
 
     storage.__init__, storage.building = noting_the_output, building_observed
@@ -142,7 +143,7 @@ def change_storage(module):
 def _stored(method):
     @functools.wraps(method)
     def observed(self, path, *arguments, **options):
-        with storing(path):
+        with storing(method.__name__, path):
             return method(self, path, *arguments, **options)
 
     return observed
@@ -196,7 +197,7 @@ def change_planted(module):
     def observed(self, images):
         images = list(images)
         if CHAOS:
-            at("model", "before", "")
+            at("model", "before", "outcomes()")
         for image in images if POISON else ():
             for instance in module.planted_instances(image):
                 if str(instance.shape).startswith(ORDER.decode()):
