@@ -1,7 +1,7 @@
 """Two commands on one output at once: step by step in an order that is written down, or as the system has it.
 
 Step by step: each command is a thread that stops before each of its calls to the storage, and goes on when it is its
-turn. After each step that readers could see, nothing false may be promised.
+turn. After each step that readers could see, nothing false may be proven.
 """
 
 import contextlib
@@ -141,8 +141,8 @@ def meet(meeting: Meeting) -> Ends:
         try:
             check_promises(case.job.output, case.truth, prove=step.phase == "plan")
         except BrokenError as error:
-            # `_SUCCESS` of a reduce that a retry has outrun may stand until that reduce looks again: it is seen.
-            if verify_run(case.job.output).unfinished is None:
+            # No order of plain writes keeps a command that was outrun from a last one; but it must be seen.
+            if verify_run(case.job.output).proven:
                 raise BrokenError(f"{error} [after {step}]") from None
 
     with prepared(case), told_apart(meeting):
@@ -256,14 +256,16 @@ def _said(meeting: Meeting, number: int, command: Command) -> str | None:
 def _settled(meeting: Meeting, *, all_done: bool) -> bool:
     """Check how two commands left the output, and what another makes of it; return whether it was needed.
 
-    Where both say that they are done, they are; where one stopped, or is dead, it may have left the run unfinished.
+    Where both say that they are done, they are. One that stopped may have left the run unfinished, but not finished
+    and wrong; one that died in mid-air may have left what `verify` finds, and `maskrcnn reduce` mends.
     """
     url, truth = meeting.case.job.output, meeting.case.truth
     resumed = False
     if not all_done:
-        check_promises(url, truth)
         resumed = verify_run(url).unfinished is not None
         SCENARIOS[meeting.case.scenario].resume(meeting.case.job)
+        if meeting.abandoned is not None and not verify_run(url).proven:
+            SCENARIOS["reduce"].run(meeting.case.job)
     check_is_final(url, truth)
     return resumed
 
