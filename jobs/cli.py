@@ -398,13 +398,16 @@ def export(output: str, destination: str, form: str) -> None:
     """Write a finished run in another format into an empty DESTINATION."""
     import maskrcnn
     from maskrcnn.export import export_coco, export_csv, export_png_masks
+    from maskrcnn.plan import read_plans
     from maskrcnn.reduce import coco_info, parts_of
     from maskrcnn.storage import Storage
 
     run = maskrcnn.open_run(output)
     storage, parts = Storage(run.url), parts_of(run.success)
     if form == "coco":
-        count = export_coco(storage, parts, run.categories, destination, coco_info(run.info))
+        count = export_coco(
+            storage, parts, run.categories, destination, coco_info(run.info, read_plans(storage)[0])
+        )
         click.echo(f"{count:,} annotations in {destination}")
     elif form == "csv":
         click.echo(f"{export_csv(storage, parts, destination):,} rows in {destination}")

@@ -120,7 +120,7 @@ def open_evidence(storage: Storage) -> Evidence:
         if not names:
             raise ValueError("there is no category")
         found = Found(names, float(settings["min_score"]))
-        Stats.zero(categories), coco_info(run), dict(run["model"]), run["digest"]
+        Stats.zero(categories), coco_info(run, plans[0]), dict(run["model"]), run["digest"]
     with _fields_of(SUCCESS):
         files = [
             _listed(table, File(**entry)) for table, entries in success["parts"].items() for entry in entries

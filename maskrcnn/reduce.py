@@ -147,9 +147,9 @@ def refuse_outdated(storage: Storage, generation: int) -> None:
         )
 
 
-def coco_info(run: dict[str, Any]) -> dict[str, Any]:
-    """Return the field `info` of a run's COCO files."""
-    return {"description": f"maskrcnn-ray, model {run['model']['name']}", "date_created": run["created"]}
+def coco_info(run: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """Return the field `info` of a run's COCO files; the date is that of the first plan, which nobody overwrites."""
+    return {"description": f"maskrcnn-ray, model {run['model']['name']}", "date_created": plan.created}
 
 
 def _write_coco(
@@ -212,10 +212,26 @@ def reduce_run(
     # From here on readers see an unfinished run, until _SUCCESS stands again.
     refuse_outdated(storage, gathered.latest.generation)
     storage.remove(SUCCESS)
+    try:
+        return _write_all(storage, gathered, coco_mode, run_all, wall_s)
+    except (RunError, FileNotFoundError) as error:
+        # What a late reduce wrote may have replaced what the later generation wrote, which is to be reduced again.
+        if storage.exists(plan_file(gathered.latest.generation + 1)):
+            storage.remove(SUCCESS)
+        if isinstance(error, FileNotFoundError):
+            raise RunError(f"{url}: another command removed what this one needs: {error}") from error
+        raise
+
+
+def _write_all(
+    storage: Storage, gathered: Gathered, coco_mode: str, run_all: RunAll, wall_s: float | None
+) -> dict[str, Any]:
+    """Write all that users read, and last `_SUCCESS`; return its content."""
+    url = storage.url
     success, stats, timings = _write_tables(storage, gathered, run_all, wall_s)
     parts = parts_of(success)
     files = coco.plan_files(parts, coco_mode)
-    info, categories = coco_info(gathered.run), categories_of(gathered.run)
+    info, categories = coco_info(gathered.run, gathered.plans[0]), categories_of(gathered.run)
     written = run_all(functools.partial(_write_coco, url, categories, info), files)
     success["coco"] = [path for paths in written for path in paths]
     run_all(functools.partial(_write_report, url), [(gathered.run, stats, timings, parts)])

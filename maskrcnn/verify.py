@@ -334,7 +334,7 @@ def check_coco(evidence: Evidence) -> Checking:
     }
     if evidence.coco not in by_targets:
         raise BrokenError(SUCCESS, f"lists COCO files as no run has them: {', '.join(evidence.coco)}")
-    storage, info = evidence.storage, coco_info(evidence.run)
+    storage, info = evidence.storage, coco_info(evidence.run, evidence.plans[0])
     for file in by_targets[evidence.coco]:
         dataset = functools.partial(
             coco.render_dataset,
