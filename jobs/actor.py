@@ -20,7 +20,7 @@ from maskrcnn.config import Compute, Speed
 from maskrcnn.decode import Limits
 from maskrcnn.errors import ItemError, RunError
 from maskrcnn.parts import Receipt
-from maskrcnn.sandbox import DECODE_TIMEOUT_S, Decoders, keep_freed_memory
+from maskrcnn.sandbox import DECODE_TIMEOUT_S, EXECUTIONS, Decoders, keep_freed_memory
 from maskrcnn.storage import Storage, stat_input
 from maskrcnn.types import Segmenter
 from maskrcnn.web import is_web
@@ -109,6 +109,9 @@ class SegmentActor:
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._worker: ShardWorker | None = None
+        # An image that hangs must be found out before its actor is ended.
+        timeout_s = min(DECODE_TIMEOUT_S, spec.speed.timeout_s / 4)
+        self._decoders = Decoders(spec.speed.threads or 1, timeout_s)
         self._host = socket.gethostname()
         self._told_to_go = threading.Event()
         _on_sigterm(self._go)
@@ -141,8 +144,6 @@ class SegmentActor:
             storage.write(probe, self._host.encode())
         except RunError as error:
             raise RunError(f"node {self._host} cannot write the output: {error}") from error
-        # An image that hangs must be found out before its actor is ended.
-        decoders = Decoders(threads, min(DECODE_TIMEOUT_S, self._spec.speed.timeout_s / 4))
         segmenter = build_segmenter(self._spec)
         self._worker = ShardWorker(
             storage,
@@ -150,7 +151,7 @@ class SegmentActor:
             Limits(self._spec.compute.max_pixels, self._spec.compute.max_bytes, float(segmenter.max_side)),
             {"node": self._host, "python": platform.python_version(), "pid": os.getpid()},
             threads,
-            decoders.decode,
+            self._decoders.decode,
             self._spec.speed.timeout_s / 2,
         )
         if self._told_to_go.is_set():
@@ -169,6 +170,8 @@ class SegmentActor:
         """
         if self._worker is None:
             raise RuntimeError("start() comes first")
+        # A careful task comes after one in which an image that ends its decoder may have been tried already.
+        self._decoders.executions = 1 if task.careful else EXECUTIONS
         if task.alone is not None:
             self._worker.try_alone(task.shard, task.alone)
             return Done({}, {}, "")

@@ -170,6 +170,8 @@ def _raise_pillows_guard(max_pixels: int) -> None:
 
 def _load(data: bytes, kind: str, limits: Limits) -> tuple[Image.Image, int | None, bool]:
     """Return the first picture with its pixels, its EXIF orientation, and whether Pillow has applied that."""
+    if kind == "WEBP":
+        _check_canvas(data, limits)
     image = Image.open(BytesIO(data), formats=(kind,))
     _check_size(image, limits)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -180,6 +182,14 @@ def _load(data: bytes, kind: str, limits: Limits) -> tuple[Image.Image, int | No
         return image, orientation, True
     image.load()
     return image, _exif_orientation(image), False
+
+
+def _check_canvas(webp: bytes, limits: Limits) -> None:
+    """Refuse a WebP before it is opened, for which Pillow takes eight bytes for each pixel of the canvas."""
+    if (size := webp_size(webp)) is not None and size[0] * size[1] > limits.max_pixels:
+        # Its EXIF stands at the end: this size is as stored.
+        why = f"{size[0]} x {size[1]} pixels, more than the limit of {limits.max_pixels}"
+        raise ItemError("too_many_pixels", why, width=size[0], height=size[1])
 
 
 def _check_size(image: Image.Image, limits: Limits) -> None:
@@ -207,10 +217,6 @@ def _refused(code: str, image: Image.Image, why: str) -> ItemError:
 
 def _bomb(kind: str, data: bytes, limits: Limits) -> ItemError:
     """Return the error of an image that Pillow finds too large, with its size if the header says it."""
-    if kind == "WEBP" and (size := webp_size(data)) is not None:
-        # Its EXIF stands at the end: this size is as stored.
-        why = f"{size[0]} x {size[1]} pixels, more than the limit of {limits.max_pixels}"
-        return ItemError("too_many_pixels", why, width=size[0], height=size[1])
     try:
         _check_size(_PLUGINS[kind](BytesIO(data)), limits)
     except ItemError as error:

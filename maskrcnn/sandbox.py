@@ -28,7 +28,7 @@ from .errors import ItemError, RunError
 DECODE_TIMEOUT_S: Final = 60.0
 """For one image. The largest that the limits allow takes some five seconds."""
 EXECUTIONS: Final = 2
-"""Of an image that kills its decoder, each in a fresh process, before it is given up."""
+"""Of an image that kills its decoder, each in a fresh process, before it is given up; see `Decoders.executions`."""
 
 _REQUEST: Final = struct.Struct("<QQQdd")  # bytes, max_pixels, max_bytes, max_aspect, seconds
 _REPLY: Final = struct.Struct("<I")  # bytes of the JSON that follows; then come the pixels
@@ -47,6 +47,8 @@ class Decoders:
     """
 
     def __init__(self, count: int, timeout_s: float = DECODE_TIMEOUT_S) -> None:
+        self.executions = EXECUTIONS
+        """Of an image from now on; one, where it may have had others before."""
         self._timeout_s = timeout_s
         self._idle: queue.SimpleQueue[_Decoder | None] = queue.SimpleQueue()
         self._count = count
@@ -58,12 +60,12 @@ class Decoders:
 
         Raises:
             ItemError: as `decode_image`; also `worker_crash`, `timeout` and `out_of_memory`, where the image
-                ended its decoder, alone, each of `EXECUTIONS` times.
+                ended its decoder, alone, each of `executions` times.
             RunError: no decoder can be started.
         """
-        decoder = self._idle.get()
+        decoder, executions = self._idle.get(), self.executions
         try:
-            for _ in range(EXECUTIONS):
+            for _ in range(executions):
                 decoder = decoder or _Decoder(limits)
                 try:
                     return decoder.decode(data, limits, self._timeout_s)
@@ -147,14 +149,11 @@ class _Decoder:
 def _verdict(status: int, timeout_s: float) -> ItemError:
     """Return why an image is given up whose decoder ended with a status."""
     if status == -signal.SIGALRM:
-        return ItemError("timeout", f"not decoded within {timeout_s:g} s, {EXECUTIONS} times")
+        return ItemError("timeout", f"not decoded within {timeout_s:g} s")
     if status == -signal.SIGKILL:
-        return ItemError(
-            "out_of_memory",
-            f"its decoder was killed {EXECUTIONS} times, as the kernel does when memory is short",
-        )
+        return ItemError("out_of_memory", "its decoder was killed, as the kernel does when memory is short")
     how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-    return ItemError("worker_crash", f"it ended its decoder {EXECUTIONS} times ({how})")
+    return ItemError("worker_crash", f"it ended its decoder ({how})")
 
 
 def _receive(connection: socket.socket, length: int) -> bytes:

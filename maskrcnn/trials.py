@@ -8,7 +8,7 @@ import hashlib
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -28,7 +28,7 @@ from .schema import IMAGES, INSTANCES, MANIFEST, ImageResult, images_table, inst
 from .storage import Storage, is_remote, read_input
 from .types import Detections
 from .weights import COCO_CATEGORIES
-from .worker import FETCH_THREADS, Stopwatch, prefetch
+from .worker import FETCH_THREADS, Pool, Stopwatch, prefetch
 
 AT_LEAST_S: Final = 0.2
 """Short calls are repeated for so long, and their mean is taken."""
@@ -250,9 +250,9 @@ def fetch_ahead(uris: Sequence[str]) -> list[bytes]:
         return _Fetched(_sha256(data), len(data))
 
     # Its items need not be decoded images: it asks for `held_bytes` alone.
-    with ThreadPoolExecutor(FETCH_THREADS) as pool:
-        items = cast(Any, prefetch)(load, range(len(uris)), Stopwatch(), pool, ahead=2 * FETCH_THREADS)
-        return [item.sha256 for item in items]
+    pool = Pool(FETCH_THREADS)
+    items = cast(Any, prefetch)(load, range(len(uris)), Stopwatch(), pool, ahead=2 * FETCH_THREADS)
+    return [item.sha256 for item in items]
 
 
 def _sha256(data: bytes) -> bytes:

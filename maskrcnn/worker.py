@@ -174,7 +174,7 @@ class ShardWorker:
 
         Args:
             convicted: rows of the manifest to record as failed without another look.
-            announce: is told of each group before it is computed; and groups are computed one after the other.
+            announce: is told of each group before it is computed; and one thing is done after the other.
             withhold: leave it to the caller to commit a shard in which inputs failed with a storage code.
 
         Raises:
@@ -188,7 +188,9 @@ class ShardWorker:
             with self._reading:
                 numbers, rows = self._shards.rows(shard)
             verdicts = dict(convicted)
-            loaded = self._loaded(numbers.tolist(), rows, watch, verdicts)
+            # Nothing is decoded while a traced group is computed: its verdict would not be among the last words.
+            ahead = 1 if announce else 2 * self._n_fetchers
+            loaded = self._loaded(numbers.tolist(), rows, watch, verdicts, ahead)
             first = list(islice(loaded, 2))  # with which the others are begun, before it is this shard's turn
             my_turn()
             results = self._computed(chain(first, loaded), watch, announce, verdicts)
@@ -247,7 +249,12 @@ class ShardWorker:
         return images, instances, Stats.of_tables(images, instances, self._segmenter.categories)
 
     def _loaded(
-        self, numbers: Sequence[int], rows: pa.Table, watch: Stopwatch, verdicts: dict[int, ItemError]
+        self,
+        numbers: Sequence[int],
+        rows: pa.Table,
+        watch: Stopwatch,
+        verdicts: dict[int, ItemError],
+        ahead: int = 1,
     ) -> Iterator[Loaded]:
         """Yield inputs, loaded, in the order of their rows; those with a verdict are not touched, new ones enter."""
         entries = rows.select(["image_id", "name", "uri", "bytes", "etag"]).to_pylist()
@@ -269,9 +276,7 @@ class ShardWorker:
             verdicts[row] = ItemError("timeout", f"not read within {self._patience_s:g} s")
             return Loaded(row, entry, entry["bytes"], verdicts[row])
 
-        return prefetch(
-            load, range(len(entries)), watch, self._fetchers, late=late, ahead=2 * self._n_fetchers
-        )
+        return prefetch(load, range(len(entries)), watch, self._fetchers, late=late, ahead=ahead)
 
     def _outcomes(
         self,

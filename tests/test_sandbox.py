@@ -127,6 +127,14 @@ def test_what_ends_its_decoder_is_found_and_named(
         assert np.array_equal(decoders.decode(picture(1), LIMITS).pixels, before)
 
 
+def test_one_execution_is_enough_where_it_may_have_had_others(executions: Callable[[], list[str]]) -> None:
+    with Decoders(1) as decoders:
+        decoders.executions = 1
+        with pytest.raises(ItemError, match="worker_crash"):
+            decoders.decode(picture() + b"segv", LIMITS)
+        assert executions() == ["segv"]
+
+
 def test_what_asks_for_endless_memory_meets_the_limit(executions: Callable[[], list[str]]) -> None:
     with Decoders(1) as decoders:
         with pytest.raises(ItemError, match="out_of_memory"):

@@ -210,6 +210,24 @@ def test_what_ended_its_decoder_is_announced_so_that_it_is_not_decoded_again(run
     assert verdict.code == "timeout"
 
 
+def test_nothing_is_decoded_while_a_traced_group_is_computed(run: Storage) -> None:
+    decoding: set[int] = set()
+
+    def decode(data: bytes, limits: Limits) -> DecodedImage:
+        decoding.add(threading.get_ident())
+        try:
+            time.sleep(0.002)
+            return decode_image(data, limits)
+        finally:
+            decoding.remove(threading.get_ident())
+
+    meanwhile: list[int] = []
+    segmenter = Sequential(lambda: meanwhile.append(len(decoding)))
+    worker = ShardWorker(run, segmenter, LIMITS, {}, threads=4, decode=decode)
+    worker.run_shard(Plan(1, 17, 17, "", "", "")[0], announce=lambda _: time.sleep(0.005))
+    assert set(meanwhile) == {0}
+
+
 def test_an_input_whose_reading_hangs_fails_and_its_neighbours_are_kept(
     run: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -438,7 +438,7 @@ def worker(case: Case, as_bytes: Sequence[Tensor], resident: Resident) -> Iterat
 
     def job() -> float:
         """Return the seconds of a pass, two shards under way as in a run's actor."""
-        plan = Plan(len(passes), case.count, -(-case.count // SHARDS), "", "", "")
+        plan = Plan(1, case.count, -(-case.count // SHARDS), "", "", "")
         case.wait()
         started = time.perf_counter()
         with ThreadPoolExecutor(2) as pool:
