@@ -1,0 +1,99 @@
+"""Windows cover the image, their cores partition it, and tiles put them into another order and no more."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskrcnn.windows import TILE_WINDOWS, Grid, Rect, tiling_of
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> Grid:
+    window = draw(st.integers(2, 24))
+    overlap = draw(st.integers(0, window // 2))
+    offset = draw(st.tuples(*[st.integers(0, window - overlap - 1)] * 2))
+    return Grid(draw(st.integers(1, 60)), draw(st.integers(1, 60)), window, overlap, offset)
+
+
+def painted(grid: Grid, rects: list[Rect]) -> np.ndarray:
+    counts = np.zeros((grid.height, grid.width), int)
+    for rect in rects:
+        counts[rect.row_off : rect.bottom, rect.col_off : rect.right] += 1
+    return counts
+
+
+@settings(deadline=None)
+@given(grids())
+def test_cores_partition_the_image_and_lie_in_their_windows(grid: Grid) -> None:
+    cores = [grid.core(window_id) for window_id in range(len(grid))]
+    assert (painted(grid, cores) == 1).all()
+    for window, core in zip(grid, cores, strict=True):
+        assert window.shared(core) == core
+
+
+@settings(deadline=None)
+@given(grids())
+def test_windows_lie_in_the_image_have_one_size_and_overlap_as_much_as_asked(grid: Grid) -> None:
+    assert {(rect.width, rect.height) for rect in grid} == {
+        (min(grid.window, grid.width), min(grid.window, grid.height))
+    }
+    assert painted(grid, list(grid)).min() >= 1
+    for starts in (grid.lefts, grid.tops):
+        assert (np.diff(starts) <= grid.window - grid.overlap).all()
+        assert (np.diff(starts) > 0).all()
+
+
+@settings(deadline=None)
+@given(grids())
+def test_neighbours_are_the_pairs_that_share_pixels(grid: Grid) -> None:
+    rects = list(grid)
+    sharing = {
+        (a, b)
+        for a in range(len(rects))
+        for b in range(a + 1, len(rects))
+        if rects[a].shared(rects[b]).width and rects[a].shared(rects[b]).height
+    }
+    found = [(a, b) for a in range(len(rects)) for b in grid.later_neighbours(a)]
+    assert len(found) == len(set(found))
+    assert set(found) == sharing
+
+
+@settings(deadline=None)
+@given(grids(), st.sampled_from([None, (4, 4), (1, 10**6)]))
+def test_a_tiling_has_each_window_once_and_tiles_are_rectangles(
+    grid: Grid, block: tuple[int, int] | None
+) -> None:
+    tiling = tiling_of(grid, block)
+    assert sorted(tiling.order.tolist()) == list(range(len(grid)))
+    assert tiling.cuts[-1] == len(grid)
+    for start, stop in zip(tiling.cuts, tiling.cuts[1:], strict=False):
+        rows, columns = np.divmod(tiling.order[start:stop], len(grid.lefts))
+        assert (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1) == stop - start
+        if block == (4, 4):
+            assert stop - start <= TILE_WINDOWS
+    if block is None:
+        assert len(tiling.cuts) == 2
+
+
+def test_each_block_of_a_large_raster_is_decoded_about_once() -> None:
+    """1024 windows, a quarter shared, on blocks of 512: by the default tiles, at most 1.17 times."""
+    block = 512
+    for side in (36_000, 18_000, 100_000):
+        grid = Grid(side, side, 1024, 256)
+        tiling = tiling_of(grid, (block, block))
+        decoded = 0
+        for start, stop in zip(tiling.cuts, tiling.cuts[1:], strict=False):
+            first, last = grid[int(tiling.order[start])], grid[int(tiling.order[stop - 1])]
+            width = -(-last.right // block) - first.col_off // block
+            height = -(-last.bottom // block) - first.row_off // block
+            decoded += width * height * block**2
+        assert decoded / side**2 <= 1.17
+
+
+@pytest.mark.parametrize(
+    "numbers", [(0, 9, 4, 1), (9, 9, 4, 3), (9, 9, 0, 0), (9, 9, 4, -1), (9, 9, 4, 1, (3, 0))]
+)
+def test_what_is_no_grid_is_refused(numbers: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"no grid|an offset"):
+        Grid(*numbers)  # type: ignore[arg-type]
