@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import pyarrow as pa
@@ -20,10 +20,13 @@ from maskrcnn.config import Compute, Speed
 from maskrcnn.decode import Limits
 from maskrcnn.errors import ItemError, RunError
 from maskrcnn.parts import Receipt
-from maskrcnn.sandbox import DECODE_TIMEOUT_S, EXECUTIONS, Decoders, keep_freed_memory
+from maskrcnn.raster import Radiometry
+from maskrcnn.sandbox import DECODE_TIMEOUT_S, EXECUTIONS, Decoders, RasterSource, keep_freed_memory
 from maskrcnn.storage import Storage, stat_input
+from maskrcnn.tiles import Entry, Strip
 from maskrcnn.types import Segmenter
 from maskrcnn.web import is_web
+from maskrcnn.windows import Rect
 from maskrcnn.worker import Announcement, ShardWorker
 
 from .inquest import Task
@@ -45,6 +48,8 @@ class WorkerSpec:
     speed: Speed
     probes: str = PROBES
     """The folder of the run's directory where actors write probes; a driver has its own, and removes it."""
+    radiometry: Radiometry = field(default_factory=Radiometry)
+    """Of rasters, with the range that was found when the run was planned."""
 
 
 def build_segmenter(spec: WorkerSpec) -> Segmenter:
@@ -63,6 +68,15 @@ def build_segmenter(spec: WorkerSpec) -> Segmenter:
             spec.compute.min_score,
             spec.compute.max_detections,
             spec.compute.categories,
+        )
+    if kind == "planted-mosaic":
+        from maskrcnn.mosaic import MosaicSegmenter
+
+        return MosaicSegmenter(
+            int(sleep_s or 0),
+            min_score=spec.compute.min_score,
+            max_detections=spec.compute.max_detections,
+            keep=spec.compute.categories,
         )
     from maskrcnn.model import load_model
     from maskrcnn.segmenter import MaskRCNNSegmenter
@@ -153,10 +167,16 @@ class SegmentActor:
             threads,
             self._decoders.decode,
             self._spec.speed.timeout_s / 2,
+            self._read_strip,
         )
         if self._told_to_go.is_set():
             self._worker.go()
         return Welcome(self._host, ray.get_runtime_context().get_node_id(), probe)
+
+    def _read_strip(self, entry: Entry, rect: Rect) -> Strip:
+        compute, threads = self._spec.compute, self._spec.speed.threads or 1
+        source = RasterSource(entry["uri"], entry["etag"], self._spec.radiometry, compute.assume_crs, threads)
+        return self._decoders.read_strip(source, rect)
 
     def pulse(self) -> tuple[int, bool]:
         """Return a number that grows as long as there is progress, and whether this actor was told to go."""

@@ -107,6 +107,26 @@ def compute_options(command: Command) -> Command:
             click.option("--limit", type=int, metavar="N", help="Only the first N inputs, by name."),
             click.option("--images-root", metavar="URL", help="Where relative names of a manifest lie."),
             click.option(
+                "--window",
+                type=int,
+                metavar="PX",
+                help="Cut large images and rasters into windows of so many pixels a side.",
+            ),
+            click.option(
+                "--overlap", type=int, metavar="PX", help="Of neighbouring windows; by default an eighth."
+            ),
+            click.option(
+                "--bands",
+                metavar="R,G,B",
+                help="Of rasters: which bands to see; by default by their colours.",
+            ),
+            click.option(
+                "--scale",
+                metavar="LOW,HIGH|p2,p98|dataset",
+                help="Of rasters: how values become 0 to 255; by default bytes as they are.",
+            ),
+            click.option("--assume-crs", metavar="CRS", help="Of rasters that state none, like EPSG:32636."),
+            click.option(
                 "--allow-http",
                 is_flag=True,
                 help="Let a manifest name http(s) inputs; only public addresses are read.",
@@ -186,7 +206,10 @@ def _compute(options: dict[str, Any]) -> Compute:
         raise UsageError("--categories names no category")
     for name in ("model", "labels"):
         options[name] = _absolute(options[name])
-    names = ("model", "labels", "min_score", "max_detections", "limit", "allow_http")
+    names = (
+        *("model", "labels", "min_score", "max_detections", "limit", "allow_http"),
+        *("window", "overlap", "bands", "scale", "assume_crs"),
+    )
     return Compute(categories=categories, **{name: options.pop(name) for name in names})
 
 
@@ -274,7 +297,7 @@ def plan(input: str, output: str, as_json: bool, **options: Any) -> None:  # noq
 
     made = prepare(_request(input, output, options, "auto"))
     facts = {
-        "images": made.rows,
+        made.unit: made.rows,
         "shards": len(made),
         "shard_images": made.shard_images,
         "created": made.created,
@@ -282,7 +305,7 @@ def plan(input: str, output: str, as_json: bool, **options: Any) -> None:  # noq
     click.echo(
         json.dumps(facts)
         if as_json
-        else f"{made.rows:,} images in {len(made):,} shards of {made.shard_images}; planned {made.created}"
+        else f"{made.rows:,} {made.unit} in {len(made):,} shards; planned {made.created}"
     )
 
 

@@ -32,10 +32,12 @@ class Progress:
         total: images of the whole run.
         done: images that an earlier start finished.
         stream: where the line goes; a terminal gets one line that is redrawn.
+        unit: what they are, if not images.
     """
 
-    def __init__(self, total: int, done: int, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, total: int, done: int, stream: TextIO = sys.stderr, unit: str = "images") -> None:
         self._total = total
+        self._unit = unit
         self._before = self._done = done
         self._failed = self._instances = 0
         self._stream = stream
@@ -44,7 +46,7 @@ class Progress:
 
     def add(self, counts: dict[str, int]) -> None:
         """Count a finished shard."""
-        self._done += counts["ok"] + counts["empty"] + counts["failed"]
+        self._done += sum(count for name, count in counts.items() if name != "instances")
         self._failed += counts["failed"]
         self._instances += counts["instances"]
         self.show()
@@ -70,8 +72,8 @@ class Progress:
         share = 100 * self._done // self._total
         since = " since the restart" if self._before else ""
         text = (
-            f"{self._done:,}/{self._total:,} images ({share} %), {self._failed:,} failed, "
-            f"{self._instances:,} instances{since}, {pace:.1f} images/s, {left}"
+            f"{self._done:,}/{self._total:,} {self._unit} ({share} %), {self._failed:,} failed, "
+            f"{self._instances:,} instances{since}, {pace:.1f} {self._unit}/s, {left}"
         )
         return text if actors is None else f"{text}, {actors} actors"
 

@@ -1,5 +1,6 @@
 """The job: plan or resume, sweep, reduce."""
 
+import dataclasses
 import datetime
 import importlib.metadata
 import logging
@@ -13,11 +14,13 @@ from typing import Any
 
 from maskrcnn.config import Compute, Cut, Speed, default_shard_images, settings_of
 from maskrcnn.errors import RunError, UsageError
-from maskrcnn.frozen import check_manifest
+from maskrcnn.frozen import check_manifest, write_grid
+from maskrcnn.items import Cutting, Sized, number_windows
 from maskrcnn.manifest import FILE_NAME as MANIFEST
 from maskrcnn.manifest import Inputs, ManifestReader, read_inputs, source_of, write_manifest
 from maskrcnn.parts import SHARDS, standing_receipts
 from maskrcnn.plan import (
+    GRID_PREFIX,
     PLAN,
     RUN,
     Plan,
@@ -31,9 +34,11 @@ from maskrcnn.plan import (
     run_digest,
     write_run,
 )
+from maskrcnn.raster import Radiometry, parse_radiometry
 from maskrcnn.reduce import finished, read_success, reduce_run
 from maskrcnn.schema import SCHEMA_VERSION
 from maskrcnn.storage import Storage, is_remote
+from maskrcnn.survey import survey
 from maskrcnn.weights import ModelCard, category_ids_named, describe_model
 
 from .actor import PROBES, WorkerSpec
@@ -89,7 +94,8 @@ def prepare(request: Request) -> Plan:
     if not ours:
         _check_same(request, storage, plan, card)
         what = "plan" if plan.generation == 1 else f"retry (generation {plan.generation})"
-        log.info("keeping to the %s of %s: %s images, not listed again", what, plan.created, f"{plan.rows:,}")
+        rows = f"{plan.rows:,} {plan.unit}"
+        log.info("keeping to the %s of %s: %s, not listed again", what, plan.created, rows)
     if card.notice:
         log.warning("%s", card.notice)
     return plan
@@ -99,7 +105,9 @@ def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> tuple[Pla
     """Return the plan that stands in the end, and whether it is this one, and not of a command at the same time."""
     # run.json or a manifest without a plan are what a planning that died left behind; they are written again.
     foreign = [
-        path for path in storage.list() if path not in (RUN, MANIFEST) and not path.startswith(f"{PROBES}/")
+        path
+        for path in storage.list()
+        if path not in (RUN, MANIFEST) and not path.startswith((f"{PROBES}/", GRID_PREFIX))
     ]
     if foreign and (standing := read_plan(storage)) is not None:
         return standing, False
@@ -132,6 +140,11 @@ def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> tuple[Pla
     model = _model_entry(card)
     digest = run_digest(settings, model)
     plan = Plan(1, len(inputs.table), cut.shard_images, manifest_sha256, digest, created)
+    radiometry = None
+    if request.compute.window is not None:
+        radiometry = parse_radiometry(request.compute.bands, request.compute.scale)
+        sized = survey(inputs.table["uri"].to_pylist(), request.compute, radiometry)
+        plan = _windowed(storage, plan, request.compute, sized)
     run = {
         "schema_version": SCHEMA_VERSION,
         "created": created,
@@ -142,17 +155,30 @@ def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> tuple[Pla
             "source": inputs.source,
             "source_sha256": inputs.source_sha256,
             "images_root": request.images_root,
-            "rows": plan.rows,
+            "rows": len(inputs.table),
             "ids_given": inputs.ids_given,
             "skipped": inputs.skipped,
             "manifest_sha256": manifest_sha256,
         },
         "versions": versions(),
     }
+    if radiometry is not None:
+        run["radiometry"] = radiometry.to_json()
     standing = write_run(storage, run, plan)
     if standing == plan:
-        log.info("planned %s images in %s shards", f"{plan.rows:,}", f"{len(plan):,}")
+        windows = f" as {plan.rows:,} windows" if plan.grid_sha256 else ""
+        log.info("planned %s images%s in %s shards", f"{len(inputs.table):,}", windows, f"{len(plan):,}")
     return standing, standing == plan
+
+
+def _windowed(storage: Storage, plan: Plan, compute: Compute, images: Sequence[Sized]) -> Plan:
+    """Return a plan whose rows are the windows of the images; write the list that it names."""
+    cutting = Cutting(compute.window or 0, compute.overlap or 0)
+    grid, cuts = number_windows(images, cutting, plan.shard_images)
+    broken = sum(image.error is not None for image in images)
+    if broken:
+        log.warning("the headers of %s images cannot be read; these will fail", f"{broken:,}")
+    return dataclasses.replace(plan, rows=cuts[-1], cuts=cuts, grid_sha256=write_grid(storage, grid))
 
 
 def _now() -> str:
@@ -237,19 +263,22 @@ def sweep(request: Request, plan: Plan, speed: Speed) -> float | None:
         shards_done = len(plan) - sum(1 for _ in plan.pending(receipts))
         log.info("%s of %s shards are done already", f"{shards_done:,}", f"{len(plan):,}")
     if lost:
-        log.warning("files of earlier generations are gone; %s images are processed again", f"{lost:,}")
+        log.warning(
+            "files of earlier generations are gone; %s %s are processed again", f"{lost:,}", plan.unit
+        )
     if n_pending == 0:
         return None
     run = read_run(storage)
     check_run(storage, run, plan)
     check_manifest(storage, plan)
     probes = f"{PROBES}/{uuid.uuid4().hex}"
-    spec = WorkerSpec(storage.url, run["model"]["sha256"], request.compute, speed, probes)
+    radiometry = Radiometry.from_json(run["radiometry"]) if "radiometry" in run else Radiometry()
+    spec = WorkerSpec(storage.url, run["model"]["sha256"], request.compute, speed, probes, radiometry)
     with ManifestReader(storage) as manifest:
         first_uri = manifest.rows(0, 1)["uri"][0].as_py()
     log.info("%s shards on up to %s %s actors", f"{n_pending:,}", speed.actors, speed.device)
     started = time.monotonic()
-    progress = Progress(plan.rows + lost, done)
+    progress = Progress(plan.rows + lost, done, unit=plan.unit)
     try:
         Sweep(spec, first_uri, speed.actors or 1, progress).run(pending_of(plans, receipts), n_pending)
     finally:

@@ -38,6 +38,16 @@ class Compute:
     """Larger files fail with `too_many_bytes`."""
     allow_http: bool = False
     """Whether a manifest may name inputs on the web, see `web`."""
+    window: int | None = None
+    """Side in pixels of the square windows that large images are cut into; None: each image is seen as a whole."""
+    overlap: int | None = None
+    """Of neighbouring windows, pixels; by default an eighth of a window."""
+    bands: str | None = None
+    """Of rasters: the bands that are red, green and blue, see `raster.parse_radiometry`."""
+    scale: str | None = None
+    """Of rasters: how values become 0 to 255, see `raster.parse_radiometry`."""
+    assume_crs: str | None = None
+    """Of rasters that state none."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.min_score < 1.0:
@@ -46,6 +56,19 @@ class Compute:
             raise UsageError(f"--max-detections must be from 1 to 10000, not {self.max_detections}")
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"--limit must be at least 1, not {self.limit}")
+        if self.window is None:
+            for name in ("overlap", "bands", "scale", "assume_crs"):
+                if getattr(self, name) is not None:
+                    raise UsageError(f"--{name.replace('_', '-')} goes with --window")
+            return
+        if not 32 <= self.window <= 16_384:
+            raise UsageError(f"--window must be from 32 to 16384 pixels, not {self.window}")
+        if self.overlap is None:
+            object.__setattr__(self, "overlap", self.window // 8)
+        elif not 0 <= self.overlap <= self.window // 2:
+            raise UsageError(
+                f"--overlap must be from 0 to half a window, {self.window // 2}, not {self.overlap}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,6 +158,41 @@ def decode_image(data: bytes, limits: Limits) -> DecodedImage:
     if kind == "PNG" and _has_16_bit_colors(data) and 0 < int(pixels.max()) < 16:
         raise _unsupported(kind, "16-bit colours that use only the lowest part of their range")
     return DecodedImage(pixels if turned else _upright(pixels, orientation), orientation)
+
+
+def image_size(file: BinaryIO, limits: Limits) -> tuple[int, int]:
+    """Return the height and width that `decode_image` will give, by the header alone.
+
+    An orientation that stands behind the pixels, as a PNG or a WebP may have it, is not seen.
+
+    Raises:
+        ItemError: as `decode_image`, as far as a header can say.
+    """
+    head = file.read(1024)
+    kind = format_of(head)
+    _raise_pillows_guard(limits.max_pixels)
+    if kind == "WEBP":
+        _check_canvas(head, limits)
+    file.seek(0)
+    with _quiet:
+        try:
+            image = Image.open(file, formats=(kind,))
+            _check_size(image, limits)
+            turned = not isinstance(image, TiffImagePlugin.TiffImageFile) and _headers_orientation(image) in (
+                5,
+                6,
+                7,
+                8,
+            )
+        except Image.DecompressionBombError as error:
+            raise ItemError(
+                "too_many_pixels", f"{kind}: more than the limit of {limits.max_pixels}"
+            ) from error
+        except _BROKEN as error:
+            file.seek(0)
+            raise _broken(kind, file.read(), error) from error
+    width, height = image.size
+    return (width, height) if turned else (height, width)
 
 
 def _raise_pillows_guard(max_pixels: int) -> None:

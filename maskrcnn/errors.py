@@ -26,6 +26,7 @@ ERROR_CODES: Final[Mapping[str, str]] = MappingProxyType(
         "not_an_image": "the content is no image (HTML, text, an archive, …)",
         "unsupported_format": "an image, but not JPEG, PNG, WebP, BMP, GIF or TIFF",
         "unsupported_pixels": "float, 32-bit or multi-band pixels, which need the raster mode's stated scaling",
+        "no_crs": "a raster that does not say where it lies: no coordinate reference system, or no transform",
         "truncated": "the file ends before the image does",
         "corrupt": "the file cannot be decoded",
         "too_many_pixels": "the header promises more pixels than the limit",

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .errors import RunError
-from .plan import Plan, Shard, plan_file, read_generation, rows_file
+from .items import GRID, Cutting, Items
+from .plan import Plan, Shard, grid_file, plan_file, read_generation, read_run, rows_file
 from .schema import METADATA
 from .storage import Storage
 
@@ -76,6 +77,30 @@ def write_rows(storage: Storage, generation: int, table: pa.Table) -> str:
     return digest
 
 
+def write_grid(storage: Storage, table: pa.Table) -> str:
+    """Write the list of the images' windows, of schema `GRID`, and return its sha256, hex.
+
+    Raises:
+        RunError: the store failed.
+    """
+    data = _parquet(table.cast(GRID))
+    digest = hashlib.sha256(data).hexdigest()
+    storage.write(grid_file(digest), data)
+    return digest
+
+
+def read_grid(storage: Storage, plan: Plan) -> pa.Table:
+    """Return the list of the images' windows, of schema `GRID`.
+
+    Raises:
+        ValueError: the plan has no windows.
+        RunError: the list is missing, or not the one that the plan names.
+    """
+    if plan.grid_file is None or plan.grid_sha256 is None:
+        raise ValueError("a plan without windows")
+    return _read_named(storage, plan.grid_file, plan.grid_sha256)
+
+
 def read_rows(storage: Storage, plan: Plan) -> pa.Table:
     """Return the list of a retry, of schema `ROWS`.
 
@@ -83,14 +108,18 @@ def read_rows(storage: Storage, plan: Plan) -> pa.Table:
         ValueError: the plan is of the first generation.
         RunError: the list is missing, or not the one that the plan names.
     """
-    if plan.rows_file is None:
+    if plan.rows_file is None or plan.rows_sha256 is None:
         raise ValueError("the first generation has no list")
+    return _read_named(storage, plan.rows_file, plan.rows_sha256)
+
+
+def _read_named(storage: Storage, path: str, sha256: str) -> pa.Table:
     try:
-        data = storage.read(plan.rows_file)
+        data = storage.read(path)
     except FileNotFoundError as error:
-        raise RunError(f"{storage.url}/{plan.rows_file} is missing; {_RESTORE}") from error
-    if hashlib.sha256(data).hexdigest() != plan.rows_sha256:
-        raise RunError(f"{storage.url}/{plan.rows_file} is not the one that was planned; {_RESTORE}")
+        raise RunError(f"{storage.url}/{path} is missing; {_RESTORE}") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise RunError(f"{storage.url}/{path} is not the one that was planned; {_RESTORE}")
     return pq.read_table(pa.BufferReader(data)).combine_chunks()
 
 
@@ -181,6 +210,19 @@ class ManifestReader:
         self.close()
 
 
+def read_items(storage: Storage) -> Items | None:
+    """Return the windows of a run; None where its images are not cut.
+
+    Raises:
+        RunError: what was frozen of them is missing, or not what was planned.
+    """
+    plan = read_generation(storage, 1)
+    if plan is None or plan.grid_file is None:
+        return None
+    settings = read_run(storage)["settings"]
+    return Items(read_grid(storage, plan), Cutting(settings["window"], settings["overlap"]), plan.rows)
+
+
 class ShardReader:
     """The inputs of shards, of whatever generation.
 
@@ -194,6 +236,7 @@ class ShardReader:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._manifest = ManifestReader(storage)
+        self._items = read_items(storage)
         self._lists: dict[int, pa.Table] = {}
 
     def rows(self, shard: Shard) -> tuple[NDArray[np.int64], pa.Table]:
@@ -201,25 +244,33 @@ class ShardReader:
 
         Returns:
             The numbers of its rows in the manifest, (N,) int64, ascending; and those rows of the manifest, where of
-            a retry `bytes` and `etag` are what the store said when the retry was planned.
+            a retry `bytes` and `etag` are what the store said when the retry was planned. In a run of windows the
+            numbers are those of windows, and the rows are of schema `ITEMS`.
 
         Raises:
             ValueError: the shard's rows are not all there.
             RunError: the list of a retry is missing, or not the one that was planned.
         """
         if shard.generation == 1:
-            return np.arange(shard.start, shard.stop), self._manifest.rows(shard.start, shard.stop)
+            rows = np.arange(shard.start, shard.stop)
+            return rows, self._table(rows)
         listed = self._list(shard.generation)
         if not 0 <= shard.start <= shard.stop <= len(listed):
             raise ValueError(f"rows {shard.start} to {shard.stop} of {len(listed)} in a retry")
         listed = listed.slice(shard.start, len(shard)).combine_chunks()
         rows = listed["row"].to_numpy()
-        table = self._manifest.take(rows)
+        table = self._table(rows)
         for name in ("bytes", "etag"):
             table = table.set_column(
                 table.schema.get_field_index(name), table.schema.field(name), listed[name]
             )
         return rows, table
+
+    def _table(self, rows: NDArray[np.int64]) -> pa.Table:
+        if self._items is None:
+            return self._manifest.take(rows)
+        images = np.unique(self._items.rows_of(rows))
+        return self._items.table(rows, self._manifest.take(images), images)
 
     def _list(self, generation: int) -> pa.Table:
         if generation not in self._lists:

@@ -167,7 +167,7 @@ def _most_varied(candidates: Sequence[_Candidate], count: int) -> list[tuple[_Ca
 def _rows(storage: Storage, candidates: Sequence[_Candidate]) -> list[tuple[str, str, pa.Table]]:
     """Return name, uri and instances of each candidate; a row group is read once."""
     found: dict[int, tuple[str, str, pa.Table]] = {}
-    columns = ["category_id", "score", "box", "area", "segmentation", "mask_box"]
+    columns = ["category_id", "score", "box", "area", "segmentation", "mask_box", "frame"]
     for part in dict.fromkeys(candidate.part for candidate in candidates):
         here = [(k, candidate) for k, candidate in enumerate(candidates) if candidate.part == part]
         with storage.open(part.images) as file:

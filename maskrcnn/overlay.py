@@ -4,7 +4,7 @@ A part of the tables is made from a group of shards of the first generation, one
 held in memory than a shard and those pieces of retries that belong to its rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -57,11 +57,17 @@ class Piece:
 
 
 def group_shards(
-    chosen: Sequence[Chosen], redone: Sequence[Sequence[Redone]] = (), part_bytes: int = PART_BYTES
+    chosen: Sequence[Chosen],
+    redone: Sequence[Sequence[Redone]] = (),
+    part_bytes: int = PART_BYTES,
+    may_begin: Callable[[int], bool] = lambda _: True,
 ) -> list[Group]:
     """Cut the shards, in order, into groups of at most `part_bytes` of instances or images, at least one shard each.
 
     Of what a retry found, each of its rows counts an equal share.
+
+    Args:
+        may_begin: whether a group may begin with this row; if not, it is the larger for it.
     """
     starts = np.cumsum([0, *(shard.images.rows for shard in chosen)])
     sizes = np.array([[shard.images.bytes, shard.instances.bytes] for shard in chosen], np.int64)
@@ -71,7 +77,7 @@ def group_shards(
     cuts, images_bytes, instances_bytes = [0], 0, 0
     for index, (more_images, more_instances) in enumerate(sizes.tolist()):
         images_bytes, instances_bytes = images_bytes + more_images, instances_bytes + more_instances
-        if index and max(images_bytes, instances_bytes) > part_bytes:
+        if index and max(images_bytes, instances_bytes) > part_bytes and may_begin(int(starts[index])):
             cuts.append(index)
             images_bytes, instances_bytes = more_images, more_instances
     return [

@@ -27,6 +27,11 @@ SHARDS: Final = "shards"
 RECEIPTS: Final = "receipts"
 IMAGES: Final = "images"
 INSTANCES: Final = "instances"
+WINDOWS: Final = "windows"
+PIECES: Final = "pieces"
+GEO: Final = "geo"
+TABLES: Final = (IMAGES, INSTANCES, WINDOWS, PIECES, GEO)
+"""What users read, in Parquet; the last three are of runs of windows."""
 ROW_GROUP_ROWS: Final = 61_440
 """Half of DuckDB's own: the masks of one image are found in half the time, and a whole column takes no longer."""
 

@@ -12,9 +12,11 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import lt
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .config import digest_of
 from .errors import RunError, UsageError
@@ -22,6 +24,7 @@ from .storage import Storage
 
 PLAN: Final = "plan.json"
 RUN: Final = "run.json"
+GRID_PREFIX: Final = "grid-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +66,18 @@ class Plan:
     """UTC, ISO 8601."""
     rows_sha256: str | None = None
     """Of the file `rows_file`; None for the first generation."""
+    grid_sha256: str | None = None
+    """Of the file `grid_file`; None where images are not cut into windows."""
+    cuts: tuple[int, ...] | None = None
+    """Where each shard begins, and where the last ends; None: each has `shard_images` rows."""
 
     def __post_init__(self) -> None:
+        if self.cuts is not None:
+            object.__setattr__(self, "cuts", tuple(self.cuts))  # JSON has lists
+            if (self.cuts[:1], self.cuts[-1:]) != ((0,), (self.rows,)) or not all(
+                map(lt, self.cuts, self.cuts[1:])
+            ):
+                raise ValueError(f"cuts of {self.rows} rows that do not ascend from the first to the last")
         if self.rows < 1 or self.shard_images < 1:
             raise ValueError(f"cannot cut {self.rows} rows into shards of {self.shard_images}")
         if self.generation < 1 or (self.generation > 1) != (self.rows_sha256 is not None):
@@ -78,18 +91,36 @@ class Plan:
         """
         return None if self.rows_sha256 is None else rows_file(self.generation, self.rows_sha256)
 
+    @property
+    def grid_file(self) -> str | None:
+        """The file that lists the images' sizes and first windows; None where there are no windows."""
+        return None if self.grid_sha256 is None else grid_file(self.grid_sha256)
+
+    @property
+    def unit(self) -> str:
+        """What a row is, in words."""
+        return "images" if self.grid_sha256 is None else "windows"
+
     def __len__(self) -> int:
-        return math.ceil(self.rows / self.shard_images)
+        return math.ceil(self.rows / self.shard_images) if self.cuts is None else len(self.cuts) - 1
 
     def __getitem__(self, index: int) -> Shard:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        start = index * self.shard_images
         name = f"{self.generation}-{index:08d}"
+        if self.cuts is not None:
+            return Shard(name, self.cuts[index], self.cuts[index + 1])
+        start = index * self.shard_images
         return Shard(name, start, min(start + self.shard_images, self.rows))
 
     def __iter__(self) -> Iterator[Shard]:
         return (self[index] for index in range(len(self)))
+
+    def shards_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the index of the shard of each row."""
+        if self.cuts is None:
+            return rows // self.shard_images
+        return np.asarray(np.searchsorted(np.array(self.cuts), rows, side="right") - 1)
 
     def index_of(self, shard_name: str) -> int | None:
         """Return the index of a shard of this plan, or None for any other name."""
@@ -124,6 +155,11 @@ def plan_file(generation: int) -> str:
 def rows_file(generation: int, sha256: str) -> str:
     """Return where a retry's list of rows lies, which has this digest."""
     return f"rows-{generation}-{sha256[:16]}.parquet"
+
+
+def grid_file(sha256: str) -> str:
+    """Return where the list of the images' windows lies, which has this digest."""
+    return f"{GRID_PREFIX}{sha256[:16]}.parquet"
 
 
 def write_run(storage: Storage, run: dict[str, Any], plan: Plan) -> Plan:

@@ -13,22 +13,40 @@ part is never removed between a reduce's writing it and its `_SUCCESS`, but by a
 import datetime
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from . import coco
+from .assemble import assemble, located
 from .decode import Limits, decode_image
 from .errors import RunError, UsageError
-from .frozen import check_manifest, read_rows
+from .frozen import ManifestReader, check_manifest, read_items, read_rows
 from .gallery import draw_gallery, pick_gallery
+from .geo import write_geoparquet
+from .items import Items
 from .ledger import Ledger, check_complete, choose, collect
 from .overlay import Group, GroupReader, Redone, group_shards
-from .parts import IMAGES, INSTANCES, SHARDS, File, Part, read_checked, write_tables
+from .parts import (
+    GEO,
+    IMAGES,
+    INSTANCES,
+    PIECES,
+    SHARDS,
+    TABLES,
+    WINDOWS,
+    File,
+    Part,
+    read_checked,
+    write_table,
+    write_tables,
+)
 from .plan import Plan, check_run, plan_file, read_plans, read_run
 from .report import render_report
 from .schema import INSTANCES as INSTANCES_SCHEMA
@@ -68,6 +86,7 @@ class Gathered:
     run: dict[str, Any]
     ledger: Ledger
     groups: tuple[Group, ...]
+    n_images: int
 
     @property
     def latest(self) -> Plan:
@@ -95,13 +114,19 @@ def gather(storage: Storage) -> Gathered:
     lists = [read_rows(storage, plan)["row"].to_numpy() for plan in plans[1:]]
     touched = np.zeros(len(plans[0]), np.bool_)
     for rows in lists:
-        touched[rows // plans[0].shard_images] = True
+        touched[plans[0].shards_of(rows)] = True
     ledger = collect(storage, plans, choice, touched, categories_of(run))
     redone = [
         [Redone(chosen, rows[shard.start : shard.stop]) for chosen, shard in zip(kept, plan, strict=True)]
         for kept, plan, rows in zip(ledger.chosen[1:], plans[1:], lists, strict=True)
     ]
-    return Gathered(tuple(plans), run, ledger, tuple(group_shards(ledger.chosen[0], redone)))
+    items = read_items(storage)
+    if items is None:
+        groups, n_images = group_shards(ledger.chosen[0], redone), plans[0].rows
+    else:
+        groups = group_shards(ledger.chosen[0], redone, may_begin=items.begins_image)
+        n_images = items.n_images
+    return Gathered(tuple(plans), run, ledger, tuple(groups), n_images)
 
 
 def check_group(url: str, group: Group) -> None:
@@ -112,13 +137,20 @@ def check_group(url: str, group: Group) -> None:
         read_checked(storage, shard.instances)
 
 
-def write_part(
-    url: str, generation: int, categories: Sequence[Category], group: Group
-) -> tuple[File, File, Stats]:
-    """Write one part of `images` and one of `instances` from the shards of a group.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a group became."""
 
-    Returns:
-        The two files, and the statistics of those shards of which something was done again.
+    files: tuple[tuple[str, File], ...]
+    """The table of each, and the file; exactly one of `images`, and one of `instances`."""
+    stats: Stats
+    """Of that which no receipt has statistics of."""
+    windows: Mapping[str, int] = field(default_factory=dict)
+    """Windows by their status."""
+
+
+def write_part(url: str, generation: int, categories: Sequence[Category], group: Group) -> Written:
+    """Write one part of each table from the shards of a group.
 
     Raises:
         RunError: a file is not what its receipt says, or a later generation was planned.
@@ -132,10 +164,41 @@ def write_part(
         yield from tables
         refuse_outdated(storage, generation)
 
+    items = read_items(storage)
+    if items is not None:
+        return _write_whole(storage, group, items, reader, name)
     schema = read_checked(storage, group.shards[0].images).schema
     images = write_tables(storage, f"{IMAGES}/{name}", schema, wanted(reader.images()))
     instances = write_tables(storage, f"{INSTANCES}/{name}", INSTANCES_SCHEMA, wanted(reader.instances()))
-    return images, instances, reader.stats
+    return Written(((IMAGES, images), (INSTANCES, instances)), reader.stats)
+
+
+def _write_whole(storage: Storage, group: Group, items: Items, reader: GroupReader, name: str) -> Written:
+    """Write one part of each table from the shards of a group of windows."""
+    windows = pa.concat_tables(reader.images()).combine_chunks()
+    found = pa.concat_tables(reader.instances()).combine_chunks()
+    first, last = items.rows_of(np.array([group.start, group.start + len(windows) - 1])).tolist()
+    with ManifestReader(storage) as manifest:
+        rows = manifest.rows(first, last + 1)
+    whole = assemble(items, first, rows, windows, found, reader.stats.categories)
+    refuse_outdated(storage, int(name.split("-")[1]))
+    files = [
+        (table, write_table(storage, f"{table}/{name}", content))
+        for table, content in (
+            (IMAGES, whole.images),
+            (INSTANCES, whole.instances),
+            (WINDOWS, whole.windows),
+            (PIECES, whole.pieces),
+        )
+    ]
+    places = [items.sized(row) for row in range(first, last + 1)]
+    for number, (crs_wkt, of_crs) in enumerate(
+        located(rows["image_id"].to_pylist(), places, whole.instances)
+    ):
+        path = f"{GEO}/{name}" if number == 0 else f"{GEO}/{name.removesuffix('.parquet')}-{number}.parquet"
+        files.append((GEO, write_geoparquet(storage, path, of_crs, crs_wkt)))
+    status = pc.value_counts(whole.windows["status"]).to_pylist()
+    return Written(tuple(files), whole.stats, {row["values"]: row["counts"] for row in status})
 
 
 def refuse_outdated(storage: Storage, generation: int) -> None:
@@ -243,22 +306,26 @@ def _write_tables(
     storage: Storage, gathered: Gathered, run_all: RunAll, wall_s: float | None
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Write the parts and what they add up to; return what `_SUCCESS` will say, statistics and timings."""
-    plan, ledger, rows = gathered.latest, gathered.ledger, gathered.plans[0].rows
+    plan, ledger, rows = gathered.latest, gathered.ledger, gathered.n_images
     write = functools.partial(write_part, storage.url, plan.generation, categories_of(gathered.run))
-    written: list[tuple[File, File, Stats]] = run_all(write, gathered.groups)
-    stats = sum((of_part for _, _, of_part in written), start=ledger.stats).to_json()
+    written: list[Written] = run_all(write, gathered.groups)
+    stats = sum((of_part.stats for of_part in written), start=ledger.stats).to_json()
     timings = ledger.timings | _pace(wall_s, plan.rows)
     storage.write("stats.json", json.dumps(stats, ensure_ascii=False, allow_nan=False).encode())
     storage.write("timings.json", _json_bytes(timings))
     counts = {"images": rows, **stats["images"]["status"], "instances": stats["instances"]}
+    windows = sum((Counter(of_part.windows) for of_part in written), start=Counter[str]())
+    files = [each for of_part in written for each in of_part.files]
     success = {
         "schema_version": SCHEMA_VERSION,
         "generation": plan.generation,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "counts": counts,
+        **({"windows": dict(sorted(windows.items()))} if windows else {}),
         "parts": {
-            IMAGES: [_file_entry(images) for images, _, _ in written],
-            INSTANCES: [_file_entry(instances) for _, instances, _ in written],
+            table: [_file_entry(file) for of_table, file in files if of_table == table]
+            for table in TABLES
+            if windows or table in (IMAGES, INSTANCES)
         },
         "coco": [],
         "receipts": [f"{chosen.shard}.{chosen.attempt}" for kept in ledger.chosen for chosen in kept],
@@ -273,8 +340,8 @@ def _commit(storage: Storage, success: dict[str, Any]) -> None:
         RunError: another command interferes; `_SUCCESS` does not stand, or is that command's.
     """
     sizes: dict[str, int | None] = dict.fromkeys(success["coco"])
-    for table in (IMAGES, INSTANCES):
-        sizes |= {entry["path"]: entry["bytes"] for entry in success["parts"][table]}
+    for entries in success["parts"].values():
+        sizes |= {entry["path"]: entry["bytes"] for entry in entries}
     interference = (
         f"{storage.url}: another command is writing these tables; run `maskrcnn reduce` when it has ended"
     )
@@ -301,7 +368,7 @@ def _commit(storage: Storage, success: dict[str, Any]) -> None:
 
 
 def _written(storage: Storage) -> set[str]:
-    return {path for folder in (IMAGES, INSTANCES, COCO) for path in storage.list(folder)}
+    return {path for folder in (*TABLES, COCO) for path in storage.list(folder)}
 
 
 def finished(storage: Storage, plan: Plan) -> dict[str, Any] | None:

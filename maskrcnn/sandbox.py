@@ -1,5 +1,7 @@
 """Decoding in processes of its own, so that a decoder's crash costs one image and never the model.
 
+Images, parts of rasters, and headers, when a run of windows is planned.
+
 Image decoders are C code that reads hostile bytes: a process that hosts a network must not run them. A child has
 one image at a time, and therefore is alone with whatever kills it. It ends by itself when the time is up (the
 kernel's alarm needs no help from a decoder that hangs), when memory is short, and when its parent is gone.
@@ -9,6 +11,8 @@ Bytes and pixels pass through a socket pair. Reference: socketpair(2), setitimer
 
 import contextlib
 import ctypes
+import dataclasses
+import functools
 import json
 import os
 import queue
@@ -17,25 +21,47 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .decode import DecodedImage, Limits, decode_image
-from .errors import ItemError, RunError
+from .decode import DecodedImage, Limits, decode_image, image_size
+from .errors import ItemError, RunError, UsageError
+from .items import Sized
+from .raster import Radiometry, RasterReader, check_radiometry, raster_info
+from .sniff import format_of
+from .storage import open_input
+from .tiles import Strip
+from .windows import Rect
 
 DECODE_TIMEOUT_S: Final = 60.0
 """For one image. The largest that the limits allow takes some five seconds."""
 EXECUTIONS: Final = 2
 """Of an image that kills its decoder, each in a fresh process, before it is given up; see `Decoders.executions`."""
 
-_REQUEST: Final = struct.Struct("<QQQdd")  # bytes, max_pixels, max_bytes, max_aspect, seconds
-_REPLY: Final = struct.Struct("<I")  # bytes of the JSON that follows; then come the pixels
+_HEADER: Final = struct.Struct("<I")  # bytes of the JSON that follows, which says what follows that
 _READY: Final = b"!"
 _SPARE_BYTES: Final = 2**30
 _BUFFER_BYTES: Final = 2**20
 _BYTES_PER_PIXEL: Final = 16  # of the worst path, 16-bit grey
+_STRIP_BYTES: Final = 2**32
+
+
+@dataclass(frozen=True, slots=True)
+class RasterSource:
+    """A raster, and how it is to be read."""
+
+    uri: str
+    etag: str | None
+    """As planned; see `storage.open_input`."""
+    radiometry: Radiometry
+    assume_crs: str | None = None
+    threads: int = 1
+    """That decode its blocks."""
 
 
 class Decoders:
@@ -63,12 +89,56 @@ class Decoders:
                 ended its decoder, alone, each of `executions` times.
             RunError: no decoder can be started.
         """
+        request = {"do": "decode", "limits": dataclasses.astuple(limits)}
+        reply, [pixels] = self._ask(request, data, _memory(limits))
+        return DecodedImage(pixels, reply["exif_orientation"])
+
+    def read_strip(self, source: RasterSource, rect: Rect) -> Strip:
+        """Read a rectangle of a raster, as `raster.RasterReader.read_strip` does, elsewhere.
+
+        Raises:
+            ItemError: as there, and as in `decode`.
+            RunError: the store failed.
+        """
+        request = {"do": "strip", "source": dataclasses.asdict(source), "rect": rect}
+        reply, [pixels, valid] = self._ask(request, b"", _STRIP_BYTES)
+        broken = [(Rect(*where), ItemError(*why)) for *where, why in reply["broken"]]
+        return Strip(pixels, valid.view(np.bool_), tuple(broken))
+
+    def survey(self, uri: str, limits: Limits, radiometry: Radiometry, assume_crs: str | None) -> Sized:
+        """Read the header of an image or a raster, elsewhere.
+
+        Raises:
+            ItemError: it cannot be read, or the image cannot be used.
+            RunError: the store failed.
+        """
+        request = {
+            "do": "survey",
+            "uri": uri,
+            "limits": dataclasses.astuple(limits),
+            "radiometry": radiometry.to_json(),
+            "assume_crs": assume_crs,
+        }
+        reply, _ = self._ask(request, b"", _memory(limits))
+        block, transform = reply["block_size"], reply["transform"]
+        return Sized(
+            reply["height"],
+            reply["width"],
+            block and (block[0], block[1]),
+            reply["crs_wkt"],
+            transform and tuple(transform),
+        )
+
+    def _ask(
+        self, request: dict[str, Any], data: bytes, memory: int
+    ) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
+        """Have a request answered by the next process that is idle."""
         decoder, executions = self._idle.get(), self.executions
         try:
             for _ in range(executions):
-                decoder = decoder or _Decoder(limits)
+                decoder = decoder or _Decoder(memory)
                 try:
-                    return decoder.decode(data, limits, self._timeout_s)
+                    return decoder.ask(request | {"seconds": self._timeout_s, "bytes": len(data)}, data)
                 except _DecoderDiedError:
                     status, decoder = decoder.end(), None
             raise _verdict(status, self._timeout_s)
@@ -98,11 +168,10 @@ class _DecoderDiedError(Exception):
 class _Decoder:
     """One process, and this end of its socket."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, memory: int) -> None:
         self._socket, theirs = socket.socketpair()
         for end in (self._socket, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
-        memory = _SPARE_BYTES + _BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes
         with theirs:
             try:
                 self._process = subprocess.Popen(  # noqa: S603 (this interpreter and two numbers)
@@ -121,21 +190,23 @@ class _Decoder:
                 f"a process to decode images ended at once (status {self.end()}); see the worker's log"
             ) from None
 
-    def decode(self, data: bytes, limits: Limits, timeout_s: float) -> DecodedImage:
-        """Have an image decoded. Raises ItemError, _DecoderDiedError."""
-        request = _REQUEST.pack(len(data), limits.max_pixels, limits.max_bytes, limits.max_aspect, timeout_s)
+    def ask(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
+        """Have a request answered. Raises ItemError, RunError, _DecoderDiedError."""
         try:
-            self._socket.sendall(request)
-            self._socket.sendall(data)
+            _send(self._socket, request, [data])
         except OSError as error:
             raise _DecoderDiedError from error
-        [length] = _REPLY.unpack(_receive(self._socket, _REPLY.size))
-        reply: dict[str, Any] = json.loads(_receive(self._socket, length))
+        reply = _receive_json(self._socket)
         if "code" in reply:
             raise ItemError(reply["code"], reply["message"], width=reply["width"], height=reply["height"])
-        pixels = np.empty((reply["height"], reply["width"], 3), np.uint8)
-        _receive_into(self._socket, pixels.data.cast("B"))
-        return DecodedImage(pixels, reply["exif_orientation"])
+        if "stopped" in reply:
+            raise RunError(reply["stopped"])
+        if "refused" in reply:
+            raise UsageError(reply["refused"])
+        arrays = [np.empty(shape, np.uint8) for shape in reply["shapes"]]
+        for array in arrays:
+            _receive_into(self._socket, array.data.cast("B"))
+        return reply, arrays
 
     def end(self) -> int:
         """End the process, if it has not ended; return its status, negative for a signal."""
@@ -146,6 +217,10 @@ class _Decoder:
         return self._process.wait()
 
 
+def _memory(limits: Limits) -> int:
+    return _SPARE_BYTES + _BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes
+
+
 def _verdict(status: int, timeout_s: float) -> ItemError:
     """Return why an image is given up whose decoder ended with a status."""
     if status == -signal.SIGALRM:
@@ -154,6 +229,19 @@ def _verdict(status: int, timeout_s: float) -> ItemError:
         return ItemError("out_of_memory", "its decoder was killed, as the kernel does when memory is short")
     how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
     return ItemError("worker_crash", f"it ended its decoder ({how})")
+
+
+def _send(connection: socket.socket, header: dict[str, Any], contents: Sequence[bytes | memoryview]) -> None:
+    text = json.dumps(header).encode()
+    connection.sendall(_HEADER.pack(len(text)) + text)
+    for content in contents:
+        connection.sendall(content)
+
+
+def _receive_json(connection: socket.socket) -> dict[str, Any]:
+    [length] = _HEADER.unpack(_receive(connection, _HEADER.size))
+    header: dict[str, Any] = json.loads(_receive(connection, length))
+    return header
 
 
 def _receive(connection: socket.socket, length: int) -> bytes:
@@ -198,27 +286,68 @@ def _serve(connection: socket.socket) -> None:
     """Answer requests until the parent is gone."""
     connection.sendall(_READY)
     while True:
-        length, max_pixels, max_bytes, max_aspect, timeout_s = _REQUEST.unpack(
-            _receive(connection, _REQUEST.size)
-        )
-        data = _receive(connection, length)
-        signal.setitimer(signal.ITIMER_REAL, timeout_s)
-        reply, pixels = _answer(data, Limits(max_pixels, max_bytes, max_aspect))
+        request = _receive_json(connection)
+        data = _receive(connection, request["bytes"])
+        signal.setitimer(signal.ITIMER_REAL, request["seconds"])
+        arrays: list[NDArray[Any]] = []
+        try:
+            reply, arrays = _DO[request["do"]](request, data)
+        except ItemError as error:
+            reply = {
+                "code": error.code,
+                "message": error.message,
+                "width": error.width,
+                "height": error.height,
+            }
+        except RunError as error:
+            reply = {"stopped": str(error)}
+        except UsageError as error:
+            reply = {"refused": str(error)}
         signal.setitimer(signal.ITIMER_REAL, 0)
-        header = json.dumps(reply).encode()
-        connection.sendall(_REPLY.pack(len(header)) + header)
-        connection.sendall(pixels)
+        shapes = {"shapes": [array.shape for array in arrays]}
+        _send(connection, reply | shapes, [array.view(np.uint8).data.cast("B") for array in arrays])
 
 
-def _answer(data: bytes, limits: Limits) -> tuple[dict[str, Any], memoryview]:
-    try:
-        image = decode_image(data, limits)
-    except ItemError as error:
-        reply = {"code": error.code, "message": error.message, "width": error.width, "height": error.height}
-        return reply, memoryview(b"")
-    height, width = image.pixels.shape[:2]
-    reply = {"height": height, "width": width, "exif_orientation": image.exif_orientation}
-    return reply, image.pixels.data.cast("B")
+_Answer = tuple[dict[str, Any], list[NDArray[Any]]]
+
+
+def _decode(request: dict[str, Any], data: bytes) -> _Answer:
+    image = decode_image(data, Limits(*request["limits"]))
+    return {"exif_orientation": image.exif_orientation}, [image.pixels]
+
+
+def _strip(request: dict[str, Any], _: bytes) -> _Answer:
+    pixels, valid, broken = _reader(json.dumps(request["source"])).read_strip(Rect(*request["rect"]))
+    why = [(*rect, (error.code, error.message)) for rect, error in broken]
+    return {"broken": why}, [pixels, valid]
+
+
+@functools.lru_cache(maxsize=1)
+def _reader(source: str) -> RasterReader:
+    """Return the raster that was asked for last, still open."""
+    fields = json.loads(source)
+    raster = RasterSource(**fields | {"radiometry": Radiometry.from_json(fields["radiometry"])})
+    file = open_input(raster.uri, raster.etag)
+    return RasterReader(file, raster.radiometry, assume_crs=raster.assume_crs, threads=raster.threads)
+
+
+def _survey(request: dict[str, Any], _: bytes) -> _Answer:
+    with open_input(request["uri"]) as file:
+        if format_of(file.read(1024)) == "TIFF":
+            info = raster_info(file, request["assume_crs"])
+            check_radiometry(info, Radiometry.from_json(request["radiometry"]))
+            return dataclasses.asdict(
+                Sized(info.height, info.width, info.block_size, info.crs_wkt, info.transform)
+            ), []
+        file.seek(0)
+        return dataclasses.asdict(Sized(*image_size(file, Limits(*request["limits"])))), []
+
+
+_DO: Final[dict[str, Callable[[dict[str, Any], bytes], _Answer]]] = {
+    "decode": _decode,
+    "strip": _strip,
+    "survey": _survey,
+}
 
 
 def _limit_memory(spare_bytes: int) -> None:

@@ -17,6 +17,9 @@ SCHEMA_VERSION: Final = 1
 INSTANCES_PER_IMAGE: Final = 2**20
 """The ids that an image may use: `id = row * INSTANCES_PER_IMAGE + instance + 1`, below 2^53 for 2^33 rows."""
 
+INSTANCES_PER_RASTER: Final = 2**28
+"""The same in runs of windows: below 2^53 for 2^25 rows."""
+
 METADATA: Final = {b"maskrcnn.schema_version": str(SCHEMA_VERSION).encode()}
 
 
@@ -84,6 +87,63 @@ INSTANCES: Final = pa.schema(
 )
 """One row an object, in the image's frame."""
 
+WINDOWS: Final = pa.schema(
+    [
+        _field("image_id", pa.int64()),
+        _field("window_id", pa.int32()),
+        _field("col_off", pa.int32()),
+        _field("row_off", pa.int32()),
+        _field("width", pa.int32()),
+        _field("height", pa.int32()),
+        _field("status", pa.string()),
+        _field("error", pa.string(), null=True),
+        _field("message", pa.string(), null=True),
+        _field("n_pieces", pa.int32()),
+        _field("capped", pa.bool_()),
+    ],
+    metadata=METADATA,
+)
+"""One row a window of an image, row by row from 0; of an image whose size nobody knows, one of no pixels."""
+
+PIECES: Final = pa.schema(
+    [
+        _field("image_id", pa.int64()),
+        _field("window_id", pa.int32()),
+        _field("piece", pa.int32()),
+        _field("instance", pa.int32()),
+        _field("category_id", pa.int32()),
+        _field("category", pa.dictionary(pa.int32(), pa.string())),
+        _field("score", pa.float32()),
+        _field("box", _BOX),
+        _field("area", pa.int64()),
+        _field("mask_box", _MASK_BOX),
+        _field("segmentation", _SEGMENTATION),
+    ],
+    metadata=METADATA,
+)
+"""One row a detection in a window, in the window's frame, with the whole object (`instances.instance`) it became."""
+
+ITEMS: Final = pa.schema(
+    [
+        *MANIFEST,
+        _field("image_row", pa.int64()),
+        _field("window_id", pa.int32()),
+        _field("col_off", pa.int32()),
+        _field("row_off", pa.int32()),
+        _field("window_width", pa.int32()),
+        _field("window_height", pa.int32()),
+        _field("image_width", pa.int32()),
+        _field("image_height", pa.int32()),
+        _field("block_width", pa.int32(), null=True),
+        _field("block_height", pa.int32(), null=True),
+        _field("header_error", pa.string(), null=True),
+        _field("header_message", pa.string(), null=True),
+    ],
+    metadata=METADATA,
+)
+"""What a shard of windows works on: as a manifest whose inputs are windows, numbered through the run as `image_id`;
+sizes are zero where the image's header could not be read, with the error; blocks null where it is read as a whole."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
@@ -104,10 +164,14 @@ class ImageResult:
     """After EXIF orientation; None where the image could not even be opened."""
     height: int | None = None
     exif_orientation: int | None = None
+    skipped: bool = False
+    """A window in which no pixel is valid."""
 
     @property
     def status(self) -> str:
-        """`ok`, `empty` (nothing found) or `failed`."""
+        """`ok`, `empty` (nothing found), `failed` or `skipped`."""
+        if self.skipped:
+            return "skipped"
         if self.detections is None:
             return "failed"
         return "ok" if len(self.detections) else "empty"
@@ -143,7 +207,11 @@ def images_table(results: Sequence[ImageResult], manifest_rows: pa.Table) -> pa.
     return pa.table(arrays, schema=schema)
 
 
-def instances_table(results: Sequence[ImageResult], categories: Sequence[Category]) -> pa.Table:
+def instances_table(
+    results: Sequence[ImageResult],
+    categories: Sequence[Category],
+    ids_per_image: int = INSTANCES_PER_IMAGE,
+) -> pa.Table:
     """Return the rows of `instances`: where `labels` become `category_id`, and `masks` `segmentation`."""
     found = [(r, r.detections) for r in results if r.detections is not None]
     counts = np.array([len(d) for _, d in found], dtype=np.int64)
@@ -156,9 +224,7 @@ def instances_table(results: Sequence[ImageResult], categories: Sequence[Categor
 
     boxes = column("boxes", np.empty((0, 4), np.float32))
     labels = column("labels", np.empty(0, np.int32))
-    sizes = np.repeat(
-        np.array([[d.height, d.width] for _, d in found], np.int32).reshape(-1, 2), counts, axis=0
-    )
+    sizes = column("mask_sizes", np.empty((0, 2), np.int32))
     masks = [counts_.decode("ascii") for _, d in found for counts_ in d.masks]
 
     # One dictionary for all shards, so that the parts' dictionaries agree.
@@ -174,7 +240,7 @@ def instances_table(results: Sequence[ImageResult], categories: Sequence[Categor
         fields=list(_SEGMENTATION),
     )
     arrays = [
-        pa.array(rows * INSTANCES_PER_IMAGE + instance + 1),
+        pa.array(rows * ids_per_image + instance + 1),
         pa.array(image_ids),
         pa.array(instance),
         pa.array(labels),
@@ -184,10 +250,17 @@ def instances_table(results: Sequence[ImageResult], categories: Sequence[Categor
         pa.array(column("areas", np.empty(0, np.int64))),
         _struct(column("mask_boxes", np.empty((0, 4), np.int32)), _MASK_BOX),
         segmentation,
-        pa.nulls(len(labels), _FRAME),
+        _frames([d for _, d in found]),
         pa.array(column("edges", np.empty(0, np.bool_))),
     ]
     return pa.table(arrays, schema=INSTANCES)
+
+
+def _frames(found: Sequence[Detections]) -> pa.StructArray:
+    pieces = [
+        pa.nulls(len(d), _FRAME) if d.frames is None else _struct(d.frames, _FRAME) for d in found if len(d)
+    ]
+    return pa.concat_arrays(pieces) if pieces else pa.nulls(0, _FRAME)
 
 
 def detections_of(image: dict[str, Any], instances: pa.Table) -> Detections:
@@ -208,6 +281,9 @@ def detections_of(image: dict[str, Any], instances: pa.Table) -> Detections:
         areas=instances["area"].to_numpy(),
         mask_boxes=_unstruct(instances["mask_box"]),
         capped=image["capped"],
+        frames=_unstruct(instances["frame"])
+        if len(instances) and not instances["frame"].null_count
+        else None,
     )
 
 

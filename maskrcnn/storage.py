@@ -9,6 +9,7 @@ No listing is cached, for another process may have written since.
 
 import contextlib
 import errno
+import io
 import os
 import re
 import shutil
@@ -39,10 +40,23 @@ from .stores import (
 )
 from .web import is_web, read_web
 
-__all__ = ["INPUTS", "InputStat", "Storage", "is_remote", "join", "list_inputs", "read_input", "stat_input"]
+__all__ = [
+    "INPUTS",
+    "InputStat",
+    "Storage",
+    "is_remote",
+    "join",
+    "list_inputs",
+    "open_input",
+    "read_input",
+    "stat_input",
+]
 
 LEFTOVER_S: Final = 3600.0
 """A temporary file in which nothing was written for so long belongs to no living process."""
+_READ_AHEAD_BYTES: Final = 64 * 2**10
+LOCAL_ETAG: Final = re.compile(r"\d+-\d+")
+"""`size-mtime_ns`; an etag of another form in a manifest is the user's own, and is carried along."""
 _S3_ETAG: Final = re.compile(r"[0-9a-f]{32}(-[0-9]+)?")
 
 INPUTS: Final = pa.schema(
@@ -93,6 +107,43 @@ def _read_local(uri: str, max_bytes: int) -> bytes:
     with path.open("rb") as file:
         # Not `max_bytes`: so much would be allocated. One more than there should be shows that the file grows.
         return file.read(size + 1)
+
+
+def open_input(uri: str, etag: str | None = None) -> BinaryIO:
+    """Open an object for random access; what its methods raise are this function's errors.
+
+    Args:
+        uri: a local path or the url of an object.
+        etag: as planned; an object in S3 must carry it each time it is read, a local file when it is opened.
+
+    Raises:
+        ItemError, RunError: as in `read_input`.
+    """
+    if is_web(uri):
+        raise ItemError(
+            "unsupported_format", "rasters on the web are not read in parts; copy them to a store"
+        )
+    with input_faults(uri):
+        stat = look(uri)
+        if stat.bytes == 0:
+            raise ItemError("empty_file", "zero bytes")
+        if not is_remote(uri):
+            if etag and LOCAL_ETAG.fullmatch(etag) and stat.etag != etag:
+                raise ItemError("changed", f"its etag is {stat.etag}, planned was {etag}")
+            return Path(split_url(uri)[1]).open("rb")
+    planned = etag if etag and is_s3(uri) and _S3_ETAG.fullmatch(etag) else None
+
+    def read_range(start: int, stop: int) -> bytes:
+        with input_faults(uri):
+            if planned is None:
+                return objects.fetch(uri, start, stop)
+            try:
+                return s3.get(uri, start, stop, etag=planned)
+            except s3.ChangedError as error:
+                raise ItemError("changed", str(error.strerror)) from error
+
+    # GDAL reads headers a few bytes at a time.
+    return cast(BinaryIO, io.BufferedReader(RangeReader(read_range, stat.bytes), _READ_AHEAD_BYTES))
 
 
 def stat_input(uri: str) -> InputStat:

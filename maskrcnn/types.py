@@ -55,6 +55,9 @@ class Detections:
     """(N, 4) xmin, ymin, xmax, ymax of the mask's pixels, the last two exclusive; zeros where it is empty."""
     capped: bool
     """Whether the limit on detections was reached, so that weaker ones may be missing."""
+    frames: NDArray[np.int32] | None = None
+    """(N, 4) col_off, row_off, width, height of the rectangle that each mask is drawn in; None: the whole image. Only
+    images of 2^32 pixels and more have them, which no COCO mask can cover."""
 
     def __post_init__(self) -> None:
         n = len(self.masks)
@@ -64,6 +67,7 @@ class Detections:
             ("scores", (n,), np.float32),
             ("areas", (n,), np.int64),
             ("mask_boxes", (n, 4), np.int32),
+            *([] if self.frames is None else [("frames", (n, 4), np.int32)]),
         )
         for name, shape, dtype in expected:
             column = getattr(self, name)
@@ -80,9 +84,17 @@ class Detections:
         touching = (xmin == 0) | (ymin == 0) | (xmax == self.width) | (ymax == self.height)
         return np.asarray(touching & (xmax > 0))
 
+    @property
+    def mask_sizes(self) -> NDArray[np.int32]:
+        """(N, 2) height and width of what each mask is drawn in."""
+        if self.frames is not None:
+            return self.frames[:, [3, 2]]
+        return np.tile(np.array([self.height, self.width], np.int32), (len(self), 1))
+
     def rles(self) -> list[dict[str, Any]]:
         """Return the masks as `pycocotools.mask` takes them: [{"size": [height, width], "counts": bytes}]."""
-        return [{"size": [self.height, self.width], "counts": counts} for counts in self.masks]
+        sizes = self.mask_sizes.tolist()
+        return [{"size": size, "counts": counts} for size, counts in zip(sizes, self.masks, strict=True)]
 
 
 def detection_order(

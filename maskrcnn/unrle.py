@@ -1,4 +1,4 @@
-"""COCO's compressed run lengths read back: areas and boxes of a column of masks, and which of them are none.
+"""COCO's compressed run lengths read back: areas, boxes and runs of a column of masks, and which of them are none.
 
 The inverse of `rle`, for texts that may be damaged: `maskApi.c` of pycocotools reads beyond the end of a text that
 is cut off, and divides by a height of zero. Whole columns at once, at the speed of numpy.
@@ -6,12 +6,14 @@ is cut off, and divides by a height of zero. Whole columns at once, at the speed
 Reference: `rleFrString`, `rleArea` and `rleToBbox` in `maskApi.c`.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .rle import MAX_PIXELS
+from .runs import Runs, ranges
 
 _MAX_GROUPS: Final = 7
 """Of five bits: more are in no count of an image below 2^32 pixels, nor in the difference of two."""
@@ -39,10 +41,51 @@ def read_masks(
         heights: (N,) of the images, pixels.
         widths: (N,) of the images, pixels.
     """
+    heights = heights.astype(np.int64)
+    sound, of, start, length = _stretches(text, offsets, heights, widths.astype(np.int64))
+    areas = np.bincount(of, length, minlength=len(sound)).astype(np.int64)  # exact: sums below 2^53
+    return ReadMasks(sound, areas, _boxes(of, start, start + length - 1, heights))
+
+
+def read_runs(masks: Sequence[bytes], height: int, width: int) -> Runs:
+    """Return the runs of masks that are drawn in one frame.
+
+    Args:
+        masks: N COCO compressed RLE strings.
+        height: of the frame, pixels.
+        width: of the frame, pixels.
+
+    Raises:
+        ValueError: one of them is no mask of this frame.
+    """
+    text = np.frombuffer(b"".join(masks), np.uint8)
+    offsets = np.cumsum([0, *map(len, masks)])
+    sizes = (np.full(len(masks), side, np.int64) for side in (height, width))
+    sound, of, start, length = _stretches(text, offsets, *sizes)
+    if not sound.all():
+        raise ValueError(f"mask {int(np.argmin(sound))} is none of {height} x {width} pixels")
+    # Stretches that no zero keeps apart are one.
+    stop = start + length
+    apart = (start[1:] > stop[:-1]) | (of[1:] > of[:-1])
+    first, last = np.append(True, apart)[: len(of)], np.append(apart, True)[: len(of)]
+    of, start, stop = of[first], start[first], stop[last]
+    # A stretch that goes on in the next column is a run in each.
+    left, right = start // height, (stop - 1) // height
+    counts = right - left + 1
+    column = ranges(left, counts)
+    of, start, stop = (np.repeat(values, counts) for values in (of, start, stop))
+    top = column * height
+    return Runs(of, column, np.maximum(start - top, 0), np.minimum(stop - top, height), len(masks))
+
+
+def _stretches(
+    text: NDArray[np.uint8], offsets: NDArray[Any], heights: NDArray[np.int64], widths: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], NDArray[np.intp], NDArray[np.int64], NDArray[np.int64]]:
+    """Return which masks are intact, and of their stretches of ones the mask, first pixel and length."""
     n = len(offsets) - 1
     text = text[offsets[0] : offsets[-1]]
     bounds = (offsets - offsets[0]).astype(np.int64)
-    heights, pixels = heights.astype(np.int64), heights.astype(np.int64) * widths.astype(np.int64)
+    pixels = heights * widths
     sound = (heights > 0) & (widths > 0) & (pixels <= MAX_PIXELS) & (bounds[1:] > bounds[:-1])
 
     numbers, first, faulty = _numbers(text, bounds)
@@ -59,9 +102,7 @@ def read_masks(
     runs = np.flatnonzero((odd > 0) & (counts > 0))
     runs = runs[sound[owner[runs]]]
     of, length = owner[runs], counts[runs]
-    start = before[runs] - before[first[:-1]][of]
-    areas = np.bincount(of, length, minlength=n).astype(np.int64)  # exact: sums below 2^53
-    return ReadMasks(sound, areas, _boxes(of, start, start + length - 1, heights))
+    return sound, of, before[runs] - before[first[:-1]][of], length
 
 
 def _numbers(

@@ -110,7 +110,7 @@ _PUBLISHED: Final = {
     ),
 }
 
-NAMES: Final = (*_PUBLISHED, "scenes", "planted")
+NAMES: Final = (*_PUBLISHED, "scenes", "planted", "planted-mosaic")
 """Models that need no file."""
 
 
@@ -118,7 +118,7 @@ def describe_model(name: str, labels: str | None = None) -> ModelCard:
     """Say what a model is; downloads COCO weights if they are not in torch's cache.
 
     Args:
-        name: `coco`, `coco-v1`, `scenes`, `planted`, or the path or URL of a weights file.
+        name: `coco`, `coco-v1`, `scenes`, `planted`, `planted-mosaic`, or the path or URL of a weights file.
         labels: for `.pth` and `.pt` files: path or URL of a text file that names a category on each line,
             from label 1; a blank line or `N/A` is a label that means nothing.
 
@@ -144,6 +144,8 @@ def read_model(name: str, labels: str | None = None) -> tuple[ModelCard, bytes]:
         raise UsageError(f"--labels is for .pth and .pt weights; the model {name} has its own categories")
     if name.partition(":")[0] == "planted":
         return _planted(name), b""
+    if name.partition(":")[0] == "planted-mosaic":
+        return _planted_mosaic(name), b""
     if name == "scenes":
         return _read_scenes()
     if name in _PUBLISHED:
@@ -189,16 +191,27 @@ def _planted(name: str) -> ModelCard:
         sleep_s = -1
     if not 0 <= sleep_s <= 3600:
         raise UsageError(f"--model {name}: give the seconds to sleep for each image, as in planted:0.05")
+    return _card_of_truth("planted", "planted 1")
+
+
+def _planted_mosaic(name: str) -> ModelCard:
+    jitter = name.partition(":")[2] or "0"
+    if not (jitter.isdecimal() and len(jitter) == 1):
+        raise UsageError(f"--model {name}: give the pixels of jitter, 0 to 9, as in planted-mosaic:2")
+    return _card_of_truth("planted-mosaic", f"planted-mosaic 1 {jitter}")
+
+
+def _card_of_truth(name: str, identity: str) -> ModelCard:
     return ModelCard(
-        name="planted",
+        name=name,
         uri=None,
-        sha256=hashlib.sha256(b"planted 1").hexdigest(),
+        sha256=hashlib.sha256(identity.encode()).hexdigest(),
         architecture="planted",
         categories=PLANTED_CATEGORIES,
         category_ids=(0, *(category.id for category in PLANTED_CATEGORIES)),
         min_size=800,
         max_size=1333,
-        notice="`planted` is no model: it reads the truth that test images carry, and finds nothing else",
+        notice=f"`{name}` is no model: it reads the truth that test images carry, and finds nothing else",
     )
 
 

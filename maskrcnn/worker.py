@@ -7,8 +7,8 @@ image *alone*, and may have images *convicted* of killing their process recorded
 """
 
 import dataclasses
+import functools
 import math
-import re
 import threading
 import time
 import uuid
@@ -29,12 +29,14 @@ from .errors import COSTLY_CODES, STORAGE_CODES, HandedBackError, ItemError, Mas
 from .frozen import ShardReader
 from .parts import Receipt, commit, write_shard
 from .plan import Shard
-from .schema import ImageResult, images_table, instances_table
+from .schema import ITEMS, ImageResult, images_table, instances_table
 from .stats import Stats
-from .storage import Storage, is_remote, read_input, stat_input
+from .storage import LOCAL_ETAG, Storage, is_remote, read_input, stat_input
 from .stores import take_retries
+from .tiles import ReadStrip, Strip, read_windows
 from .types import Detections, Segmenter
 from .web import is_web
+from .windows import Rect
 
 PREFETCH_BYTES: Final = 2**30
 """Decoded pixels that may wait to be taken up, …"""
@@ -43,8 +45,8 @@ GROUPED_BYTES: Final = 2**30
 FETCH_THREADS: Final = 4
 """At least, also where an actor has fewer CPUs: most of a fetch is waiting."""
 _PATIENCE_STEP_S: Final = 1.0
-LOCAL_ETAG: Final = re.compile(r"\d+-\d+")
-"""`size-mtime_ns`; an etag of another form in a manifest is the user's own, and is carried along."""
+WINDOW: Final = "window_id"
+"""The column by which a shard's rows are known to be windows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +91,13 @@ class Loaded:
     row: int
     entry: dict[str, Any]
     n_bytes: int | None
-    image: DecodedImage | ItemError
+    image: DecodedImage | ItemError | None
+    """None where no pixel of a window is valid."""
 
     @property
     def held_bytes(self) -> int:
         """Memory that the pixels take."""
-        return 0 if isinstance(self.image, ItemError) else self.image.pixels.nbytes
+        return self.image.pixels.nbytes if isinstance(self.image, DecodedImage) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,7 @@ class ShardWorker:
         threads: CPUs that it may use.
         decode: decodes an image, in any thread; raises ItemError.
         patience_s: an input that takes longer to be read, and for which the shard waits, fails with `timeout`.
+        read_strip: reads a part of a raster, where windows are asked for.
     """
 
     def __init__(
@@ -135,6 +139,7 @@ class ShardWorker:
         threads: int = 1,
         decode: Callable[[bytes, Limits], DecodedImage] = decode_image,
         patience_s: float = math.inf,
+        read_strip: ReadStrip | None = None,
     ) -> None:
         self._storage = storage
         self._segmenter = segmenter
@@ -149,6 +154,8 @@ class ShardWorker:
         self._turns = Turns()
         self._n_fetchers = max(FETCH_THREADS, threads)
         self._fetchers = Pool(self._n_fetchers)
+        self._read_strip = read_strip
+        self._tiles = Pool(1)  # windows follow from one another
         self._patience_s = patience_s
         self._read_since: dict[int, float] = {}
         self._lanes = ThreadPoolExecutor(segmenter.lanes, thread_name_prefix="lane")
@@ -246,6 +253,8 @@ class ShardWorker:
         """Return a shard's tables and statistics."""
         images = images_table(results, rows)
         instances = instances_table(results, self._segmenter.categories)
+        if WINDOW in rows.schema.names:  # of whole images the reduce makes statistics
+            return images, instances, Stats.zero(self._segmenter.categories)
         return images, instances, Stats.of_tables(images, instances, self._segmenter.categories)
 
     def _loaded(
@@ -257,6 +266,8 @@ class ShardWorker:
         ahead: int = 1,
     ) -> Iterator[Loaded]:
         """Yield inputs, loaded, in the order of their rows; those with a verdict are not touched, new ones enter."""
+        if WINDOW in rows.schema.names:
+            return self._windows(numbers, rows, watch, verdicts, ahead)
         entries = rows.select(["image_id", "name", "uri", "bytes", "etag"]).to_pylist()
 
         def load(position: int) -> Loaded:
@@ -277,6 +288,51 @@ class ShardWorker:
             return Loaded(row, entry, entry["bytes"], verdicts[row])
 
         return prefetch(load, range(len(entries)), watch, self._fetchers, late=late, ahead=ahead)
+
+    def _windows(
+        self,
+        numbers: Sequence[int],
+        rows: pa.Table,
+        watch: Stopwatch,
+        verdicts: dict[int, ItemError],
+        ahead: int,
+    ) -> Iterator[Loaded]:
+        """Yield windows, loaded, in the order of their numbers; those with a verdict are not touched."""
+        entries = rows.select(ITEMS.names).to_pylist()
+        looked_at = [index for index, number in enumerate(numbers) if number not in verdicts]
+        windows = read_windows(
+            [entries[index] for index in looked_at],
+            functools.partial(self._read_whole, watch),
+            functools.partial(self._read_part, watch),
+        )
+
+        def load(position: int) -> Loaded:
+            number, entry = numbers[position], entries[position]
+            if number in convicted:
+                return Loaded(number, entry, None, verdicts[number])
+            self._check_stays()
+            image = next(windows)
+            if isinstance(image, ItemError) and image.code in COSTLY_CODES:
+                verdicts[number] = image
+            self._steps += 1
+            return Loaded(number, entry, None, image)
+
+        convicted = frozenset(verdicts)
+        return prefetch(load, range(len(entries)), watch, self._tiles, ahead=ahead)
+
+    def _read_whole(self, watch: Stopwatch, entry: dict[str, Any]) -> DecodedImage:
+        with watch.stage("fetch"):
+            data = read_input(entry["uri"], self._limits.max_bytes, entry["etag"])
+            _check_unchanged(entry, len(data))
+        with watch.stage("decode"):
+            return self._decode(data, self._limits)
+
+    def _read_part(self, watch: Stopwatch, entry: dict[str, Any], rect: Rect) -> Strip:
+        if self._read_strip is None:
+            raise RuntimeError("there is nothing that reads rasters")
+        self._steps += 1
+        with watch.stage("decode"):
+            return self._read_strip(entry, rect)
 
     def _outcomes(
         self,
@@ -377,7 +433,7 @@ def filled_groups(
     waiting: dict[Hashable, list[Loaded]] = {}
     held = 0
     for item in items:
-        if isinstance(item.image, ItemError):
+        if not isinstance(item.image, DecodedImage):
             yield [item]
             continue
         canvas = segmenter.canvas(*item.image.pixels.shape[:2])
@@ -408,14 +464,16 @@ def _check_unchanged(entry: dict[str, Any], n_bytes: int) -> None:
             raise ItemError("changed", f"its etag is {now}, planned was {planned}")
 
 
-def _result(item: Loaded, outcome: Detections | ItemError) -> ImageResult:
+def _result(item: Loaded, outcome: Detections | ItemError | None) -> ImageResult:
     failure = outcome if isinstance(outcome, ItemError) else None
-    orientation = None
-    if isinstance(item.image, ItemError):
-        height, width = item.image.height, item.image.width
-    else:
+    height = width = orientation = None
+    if isinstance(item.image, DecodedImage):
         height, width = item.image.pixels.shape[:2]
         orientation = item.image.exif_orientation
+    elif WINDOW in item.entry:
+        height, width = item.entry["window_height"], item.entry["window_width"]
+    elif item.image is not None:
+        height, width = item.image.height, item.image.width
     return ImageResult(
         row=item.row,
         image_id=item.entry["image_id"],
@@ -423,12 +481,13 @@ def _result(item: Loaded, outcome: Detections | ItemError) -> ImageResult:
         uri=item.entry["uri"],
         bytes=item.n_bytes,
         etag=item.entry["etag"],
-        detections=None if isinstance(outcome, ItemError) else outcome,
+        detections=outcome if isinstance(outcome, Detections) else None,
         error=None if failure is None else failure.code,
         message=None if failure is None else failure.message,
         width=width,
         height=height,
         exif_orientation=orientation,
+        skipped=outcome is None,
     )
 
 

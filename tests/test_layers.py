@@ -9,10 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "errors types config schema windows stores web s3 objects storage sniff decode sandbox raster rle "
-    "unrle planted weightfile weights masks model fuse pooling forward segmenter stats sources plan "
-    "frozen manifest parts breaker visualize worker seams coco export geo evaluate charts gallery report "
-    "ledger overlay reduce retry run laws evidence verify diff convert scenery scenes baseline train "
+    "errors types config schema windows stores web s3 objects storage sniff decode geotiff radiometry raster rle "
+    "runs unrle outlines planted mosaic weightfile weights masks model fuse pooling forward segmenter stats sources plan "
+    "items tiles sandbox frozen manifest survey parts breaker visualize worker seams coco export geo vector evaluate charts gallery report "
+    "ledger overlay assemble reduce retry run laws evidence verify diff convert scenery scenes baseline train "
     "measure samples peers trials"
 ).split()
 MODULES = sorted(path for path in (ROOT / "maskrcnn").glob("*.py") if path.stem != "__init__")

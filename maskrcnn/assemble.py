@@ -1,0 +1,217 @@
+"""From windows to whole images: what a run of windows writes in the place of what its shards hold.
+
+A shard's tables are those of any run, of which each image is a window. Here the windows of an image come together:
+their pieces are merged at the seams, and become rows of `windows`, `pieces`, `images` and `instances`. One image at a
+time; memory is that of a group's tables, never of pixels.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from .geo import geo_table
+from .items import Items, Sized
+from .schema import (
+    INSTANCES,
+    INSTANCES_PER_RASTER,
+    PIECES,
+    WINDOWS,
+    ImageResult,
+    images_table,
+    instances_table,
+)
+from .seams import Pieces, merge
+from .stats import Stats
+from .types import Category, Detections
+from .windows import Grid
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """The rows of consecutive whole images."""
+
+    images: pa.Table
+    instances: pa.Table
+    windows: pa.Table
+    pieces: pa.Table
+    stats: Stats
+
+
+def assemble(
+    items: Items,
+    first_row: int,
+    manifest_rows: pa.Table,
+    windows: pa.Table,
+    found: pa.Table,
+    categories: Sequence[Category],
+) -> Assembled:
+    """Merge the windows of whole images.
+
+    Args:
+        items: of the run.
+        first_row: of the manifest, of the first image.
+        manifest_rows: the images' rows of the manifest.
+        windows: what the shards' tables `images` say of all of their windows, in order of number.
+        found: what the shards' tables `instances` say of these, in order of id.
+    """
+    numbers, owners = windows["image_id"].to_numpy(), found["image_id"].to_numpy()
+    results: list[ImageResult] = []
+    window_tables = [WINDOWS.empty_table()]
+    piece_tables = [PIECES.empty_table()]
+    for index, entry in enumerate(manifest_rows.select(["image_id", "name", "uri"]).to_pylist()):
+        row = first_row + index
+        start, stop = items.range_of(row)
+        of_image = windows.slice(*_slice(numbers, start, stop))
+        of_found = found.slice(*_slice(owners, start, stop))
+        tiling = items.tiling(row)
+        detections, pieces = _merged(tiling.grid if tiling else None, of_image, of_found, entry["image_id"])
+        window_tables.append(_windows(of_image, entry["image_id"]))
+        piece_tables.append(pieces)
+        results.append(_result(row, entry, of_image, detections, tiling.grid if tiling else None))
+    images = images_table(results, manifest_rows)
+    instances = instances_table(results, categories, INSTANCES_PER_RASTER)
+    return Assembled(
+        images,
+        instances,
+        pa.concat_tables(window_tables),
+        pa.concat_tables(piece_tables).unify_dictionaries(),
+        Stats.of_tables(images, instances, categories),
+    )
+
+
+def located(
+    image_ids: Sequence[int], images: Sequence[Sized], instances: pa.Table
+) -> Iterator[tuple[str, pa.Table]]:
+    """Yield each CRS in which images lie, and the polygons of their instances, of schema `geo.GEO`.
+
+    Args:
+        image_ids: of consecutive images.
+        images: the same.
+        instances: all of theirs, in order of image.
+    """
+    owners = instances["image_id"].to_numpy()
+    starts = np.flatnonzero(np.diff(owners, prepend=-1)).tolist()
+    ranges = {
+        int(owners[low]): (low, high) for low, high in zip(starts, [*starts[1:], len(owners)], strict=True)
+    }
+    tables: dict[str, list[pa.Table]] = {}
+    for image_id, image in zip(image_ids, images, strict=True):
+        if image.crs_wkt is not None and image.transform is not None:
+            low, high = ranges.get(image_id, (0, 0))
+            of_image = geo_table(instances.slice(low, high - low), image.crs_wkt, image.transform)
+            tables.setdefault(image.crs_wkt, []).append(of_image)
+    for crs_wkt, of_crs in tables.items():
+        yield crs_wkt, pa.concat_tables(of_crs)
+
+
+def _slice(numbers: NDArray[np.int64], start: int, stop: int) -> tuple[int, int]:
+    low, high = np.searchsorted(numbers, [start, stop]).tolist()
+    return low, high - low
+
+
+def _merged(
+    grid: Grid | None, windows: pa.Table, found: pa.Table, image_id: int
+) -> tuple[Detections | None, pa.Table]:
+    """Return an image's whole objects, and the rows of `pieces` that they were made of."""
+    if grid is None or not pc.any(pc.not_equal(windows["status"], "failed")).as_py():
+        return None, PIECES.empty_table()
+    at = np.searchsorted(windows["image_id"].to_numpy(), found["image_id"].to_numpy())
+    window_id = windows["window_id"].to_numpy()[at]
+    order = np.lexsort((found["instance"].to_numpy(), window_id))
+    found, window_id = found.take(pa.array(order)).combine_chunks(), window_id[order]
+    counts = found["segmentation"].combine_chunks().field("counts")
+    pieces = Pieces(
+        window_id=window_id,
+        labels=found["category_id"].to_numpy(),
+        scores=found["score"].to_numpy(),
+        boxes=_columns(found["box"]),
+        masks=tuple(text.encode("ascii") for text in counts.to_pylist()),
+        mask_boxes=_columns(found["mask_box"]),
+    )
+    merged = merge(grid, pieces, capped=bool(pc.any(windows["capped"]).as_py()))
+    columns: dict[str, Any] = {
+        "image_id": pa.array(np.full(len(found), image_id)),
+        "window_id": pa.array(window_id),
+        "piece": found["instance"],
+        "instance": pa.array(merged.object_of.astype(np.int32)),
+    }
+    table = [
+        columns.get(field.name, found[field.name] if field.name in INSTANCES.names else None)
+        for field in PIECES
+    ]
+    detections = Detections(
+        height=merged.height,
+        width=merged.width,
+        boxes=merged.boxes,
+        labels=merged.labels,
+        scores=merged.scores,
+        masks=merged.masks,
+        areas=merged.areas,
+        mask_boxes=merged.mask_boxes,
+        capped=merged.capped,
+        frames=merged.frames,
+    )
+    return detections, pa.table(table, schema=PIECES)
+
+
+def _columns(structs: pa.ChunkedArray) -> NDArray[Any]:
+    return np.stack([side.to_numpy() for side in structs.combine_chunks().flatten()], axis=1)
+
+
+def _windows(of_image: pa.Table, image_id: int) -> pa.Table:
+    """Return the rows of `windows` of one image, row by row."""
+    of_image = of_image.take(pc.sort_indices(of_image["window_id"]))
+    named = {
+        "image_id": pa.array(np.full(len(of_image), image_id)),
+        "width": of_image["window_width"],
+        "height": of_image["window_height"],
+        "n_pieces": of_image["n_instances"],
+    }
+    return pa.table(
+        [named[name] if name in named else of_image[name] for name in WINDOWS.names], schema=WINDOWS
+    )
+
+
+def _result(
+    row: int, entry: dict[str, Any], windows: pa.Table, detections: Detections | None, grid: Grid | None
+) -> ImageResult:
+    """Return what became of an image."""
+    error, message = _failure(windows, whole=detections is None)
+    orientation = windows["exif_orientation"].drop_null()
+    return ImageResult(
+        row=row,
+        image_id=entry["image_id"],
+        name=entry["name"],
+        uri=entry["uri"],
+        bytes=windows["bytes"][0].as_py(),
+        etag=windows["etag"][0].as_py(),
+        detections=detections,
+        error=error,
+        message=message,
+        width=None if grid is None else grid.width,
+        height=None if grid is None else grid.height,
+        exif_orientation=orientation[0].as_py() if len(orientation) else None,
+    )
+
+
+def _failure(windows: pa.Table, *, whole: bool) -> tuple[str | None, str | None]:
+    """Return the code and the message of an image, given its windows; none where no window failed."""
+    failed = windows.filter(pc.equal(windows["status"], "failed"))
+    if not len(failed):
+        return None, None
+    code, message = failed["error"][0].as_py(), failed["message"][0].as_py()
+    if len(windows) == 1:
+        return code, message
+    codes = ", ".join(
+        f"{count} {name}" for name, count in sorted(Counter(failed["error"].to_pylist()).items())
+    )
+    return (
+        code if whole else "partial",
+        f"{len(failed)} of {len(windows)} windows failed ({codes}): {message}",
+    )

@@ -1,0 +1,331 @@
+"""Masks become polygons in the coordinates of their raster, and these GeoParquet 1.1.
+
+A polygon runs along the borders of its mask's pixels: drawn back on the raster's grid it gives the same pixels. Corners
+go through the whole affine, so that rotated and south-up rasters are none other. Coordinates stay in the raster's CRS,
+as they are: a raster in degrees that goes on beyond 180 keeps longitudes above 180 here; only GeoJSON is cut there.
+An object with an empty mask has no place on Earth, and no row here.
+
+Reference: https://geoparquet.org/releases/v1.1.0
+"""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from .errors import RunError, UsageError
+from .outlines import trace
+from .parts import File, parquet_options
+from .runs import Runs
+from .schema import METADATA
+from .storage import Storage
+from .unrle import read_runs
+
+GEO_ROWS: Final = 75_000
+"""About so many rows a row group: not below 50,000, nor above 150,000, but in a file with fewer than 50,000."""
+
+_MASKS_AT_ONCE: Final = 256
+"""What is known of their borders stays in the processor's cache."""
+_BBOX: Final = pa.struct(
+    [pa.field(s, pa.float64(), nullable=False) for s in ("xmin", "ymin", "xmax", "ymax")]
+)
+
+GEO: Final = pa.schema(
+    [
+        pa.field("image_id", pa.int64(), nullable=False),
+        pa.field("instance", pa.int32(), nullable=False),
+        pa.field("category_id", pa.int32(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("area_m2", pa.float64(), nullable=False),
+        pa.field("geometry", pa.binary(), nullable=False),
+        pa.field("bbox", _BBOX, nullable=False),
+    ],
+    metadata=METADATA,
+)
+"""One row an object whose mask is not empty, joined to `instances` by `image_id` and `instance`."""
+
+
+def extra(module: str) -> Any:
+    """Return a module of the extra `geo`.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UsageError("polygons need the extra geo: pip install 'maskrcnn-ray[geo]'") from error
+
+
+# Polygons
+
+
+def mask_polygon(
+    counts: bytes,
+    size: tuple[int, int],
+    transform: Sequence[float],
+    *,
+    offset: tuple[int, int] = (0, 0),
+    simplify_px: float = 0.0,
+) -> Any:
+    """Return a mask's shapely Polygon or MultiPolygon, None if it is empty; see `polygons`."""
+    texts, sizes, offsets = pa.array([counts], pa.binary()), np.array([size]), np.array([offset])
+    return polygons(texts, sizes, transform, offsets=offsets, simplify_px=simplify_px)[0]
+
+
+def polygons(
+    counts: pa.Array,
+    sizes: NDArray[Any],
+    transform: Sequence[float],
+    *,
+    offsets: NDArray[Any] | None = None,
+    simplify_px: float = 0.0,
+) -> NDArray[np.object_]:
+    """Return the polygons of N masks of one raster.
+
+    Pixels that share a side are one polygon; more than one, or one that touches another at a corner, make a
+    MultiPolygon. All are valid, exterior rings counterclockwise in x and y whatever the transform, interior ones
+    clockwise.
+
+    Args:
+        counts: N COCO compressed run lengths, string or binary.
+        sizes: (N, 2) height and width of what each is drawn in, pixels.
+        transform: six numbers a … f: x = a * column + b * row + c, y = d * column + e * row + f.
+        offsets: (N, 2) column and row of the raster where that begins; None: all at its origin.
+        simplify_px: if > 0, corners are left out as long as no outline moves by more than so many pixels (GEOS's
+            topology-preserving Douglas-Peucker, one object at a time: borders that two objects share may part). Where
+            that is not valid the polygon stays as it was.
+
+    Returns:
+        (N,) shapely geometries; None where a mask is empty.
+
+    Raises:
+        ValueError: one of them is no mask of its size.
+        UsageError: the extra is not installed.
+    """
+    shapely = extra("shapely")
+    a, b, c, d, e, f = transform[:6]
+    moves = np.zeros((len(counts), 2), np.int64) if offsets is None else offsets.astype(np.int64)
+    pieces = [np.empty(0, np.object_)]
+    for start in range(0, len(counts), _MASKS_AT_ONCE):
+        inside = slice(start, start + _MASKS_AT_ONCE)
+        pieces.append(_in_pixels(shapely, counts[inside], sizes[inside], moves[inside]))
+    found = np.concatenate(pieces)
+    if simplify_px > 0:
+        simpler = shapely.simplify(found, simplify_px, preserve_topology=True)
+        found = np.where(shapely.is_valid(simpler) & ~shapely.is_empty(simpler), simpler, found)
+
+    def placed(
+        x: NDArray[np.float64], y: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return a * x + b * y + c, d * x + e * y + f
+
+    found = shapely.transform(found, placed, interleaved=False)
+    return np.asarray(shapely.orient_polygons(found, exterior_cw=False))
+
+
+def _in_pixels(
+    shapely: Any, counts: pa.Array, sizes: NDArray[Any], moves: NDArray[np.int64]
+) -> NDArray[np.object_]:
+    rings = trace(_runs(counts, sizes).shifted(moves[:, 0], moves[:, 1]))
+    found = np.full(len(counts), None, np.object_)
+    if len(rings.mask):
+        corners = np.stack([rings.columns, rings.rows], axis=1).astype(np.float64)
+        simple = shapely.polygons(shapely.linearrings(corners, indices=rings.ring), indices=rings.polygon)
+        alone = np.bincount(rings.mask, minlength=len(counts))[rings.mask] == 1
+        found[rings.mask[alone]] = simple[alone]
+        if not alone.all():
+            shapely.multipolygons(simple[~alone], indices=rings.mask[~alone], out=found)
+    return found
+
+
+def _runs(counts: pa.Array, sizes: NDArray[Any]) -> Runs:
+    """Return the runs of masks, each in the frame that it is drawn in."""
+    texts = counts.cast(pa.binary()).to_pylist()
+    pieces = []
+    for size in np.unique(sizes, axis=0):
+        members = np.flatnonzero((sizes == size).all(axis=1))
+        of_size = read_runs([texts[member] for member in members], *size.tolist())
+        pieces.append(of_size._replace(of=members[of_size.of]))
+    of, column, start, stop = (
+        np.concatenate([getattr(piece, name) for piece in pieces])
+        for name in ("of", "column", "start", "stop")
+    )
+    order = np.argsort(of, kind="stable")
+    return Runs(of[order], column[order], start[order], stop[order], len(texts))
+
+
+# The table
+
+
+def geo_table(
+    instances: pa.Table, crs_wkt: str | None, transform: Sequence[float], *, simplify_px: float = 0.0
+) -> pa.Table:
+    """Return the rows of `GEO` for a raster's rows of `instances`, in their order.
+
+    `area_m2` is the area on the ellipsoid where the CRS is geographic, edges of pixels being parallels and meridians;
+    else the area in the plane of the projection, in square metres. A projection that keeps no areas, such as Web
+    Mercator, does not keep these.
+
+    Args:
+        instances: as `schema.INSTANCES`; a mask with a `frame` is drawn there.
+        crs_wkt: of the raster.
+        transform: of the raster, see `polygons`.
+        simplify_px: see `polygons`.
+
+    Raises:
+        UsageError: the extra is not installed, or the raster has no CRS, or one that PROJ does not know.
+        RunError: a mask is none.
+    """
+    shapely = extra("shapely")
+    crs = parse_crs(crs_wkt)
+    masks = instances["segmentation"].combine_chunks()
+    sizes = masks.field("size").flatten().to_numpy().reshape(-1, 2)
+    frame = instances["frame"].combine_chunks()
+    sides = [pc.fill_null(pc.struct_field(frame, side), 0) for side in ("col_off", "row_off")]
+    moves = np.stack([side.to_numpy(zero_copy_only=False) for side in sides], axis=1)
+    try:
+        found = polygons(masks.field("counts"), sizes, transform, offsets=moves, simplify_px=simplify_px)
+    except ValueError as error:
+        raise RunError(f"image {instances['image_id'][0]}: {error}") from error
+    there = ~shapely.is_missing(found)
+    found, rows = found[there], instances.filter(pa.array(there))
+    bounds = shapely.bounds(found)
+    columns = {
+        "area_m2": pa.array(areas_m2(found, crs)),
+        "geometry": pa.array(shapely.to_wkb(found, byte_order=1), pa.binary()),
+        "bbox": pa.StructArray.from_arrays(
+            [pa.array(np.ascontiguousarray(side)) for side in bounds.T], fields=list(_BBOX)
+        ),
+    }
+    arrays = [columns[f.name] if f.name in columns else rows[f.name].cast(f.type) for f in GEO]
+    return pa.table(arrays, schema=GEO)
+
+
+def parse_crs(wkt: str | None) -> Any:
+    """Return a pyproj CRS; the registry's own entry where the WKT is exactly that of one.
+
+    Raises:
+        UsageError: the extra is not installed, or there is none, or it is not known.
+    """
+    pyproj = extra("pyproj")
+    if not wkt:
+        raise UsageError("the raster has no coordinate reference system, so that its objects lie nowhere")
+    try:
+        crs = pyproj.CRS.from_user_input(wkt)
+        authority = crs.to_authority(min_confidence=100)
+        return pyproj.CRS.from_authority(*authority) if authority else crs
+    except pyproj.exceptions.CRSError as error:
+        raise UsageError(f"a coordinate reference system that PROJ does not know: {wkt[:80]}") from error
+
+
+def areas_m2(geometries: NDArray[np.object_], crs: Any) -> NDArray[np.float64]:
+    """Return the areas of polygons in square metres; see `geo_table`."""
+    shapely = extra("shapely")
+    unit = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 1.0
+    if not crs.is_geographic:
+        return np.asarray(shapely.area(geometries) * unit**2)
+    # Lambert's cylindrical equal-area projection of the ellipsoid: Snyder, Map Projections, equations 3-12 and 10-15.
+    a, b = crs.ellipsoid.semi_major_metre, crs.ellipsoid.semi_minor_metre
+    e = np.sqrt(1 - (b / a) ** 2)
+
+    def equal_area(
+        x: NDArray[np.float64], y: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        sine = np.sin(np.clip(y * unit, -np.pi / 2, np.pi / 2))
+        if e < 1e-9:
+            return a * unit * x, a * sine
+        q = (1 - e**2) * (sine / (1 - (e * sine) ** 2) + np.arctanh(e * sine) / e)
+        return a * unit * x, a * q / 2
+
+    return np.asarray(shapely.area(shapely.transform(geometries, equal_area, interleaved=False)))
+
+
+# GeoParquet
+
+
+def write_geoparquet(storage: Storage, path: str, table: pa.Table, crs_wkt: str | None) -> File:
+    """Store rows of one CRS as a GeoParquet 1.1 file, in one PUT, after it was read back.
+
+    Rows stand in the order of a Hilbert curve through the centres of their boxes, in groups of equal size, so that a
+    reader of a small window skips most of them. Equal rows, in any order, give equal bytes with one version of
+    pyarrow and PROJ.
+
+    Args:
+        storage: of the run.
+        path: of the file.
+        table: as `GEO`, of any number of rasters; an (image_id, instance) stands once.
+        crs_wkt: of all of them.
+
+    Raises:
+        UsageError: as `parse_crs`.
+        RunError: what was built does not read back, or cannot be stored.
+    """
+    table = table.take(pa.array(_hilbert_order(table))).replace_schema_metadata(
+        {**METADATA, b"geo": json.dumps(_geo_metadata(table, parse_crs(crs_wkt))).encode()}
+    )
+    n_groups = max(1, round(len(table) / GEO_ROWS))
+    rows = max(1, -(-len(table) // n_groups))
+    with storage.building(path) as local:
+        with pq.ParquetWriter(local, table.schema, **parquet_options(table.schema)) as writer:
+            writer.write_table(table, row_group_size=rows)
+        with pq.ParquetFile(local) as readback:
+            if not readback.read().equals(table):
+                raise RunError(f"{path} does not read back as it was written; is the local disk sound?")
+        with local.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = local.stat().st_size
+    return File(path, sha256, size, len(table))
+
+
+def _sides(table: pa.Table) -> list[NDArray[np.float64]]:
+    return [side.to_numpy() for side in table["bbox"].combine_chunks().flatten()]
+
+
+def _hilbert_order(table: pa.Table) -> NDArray[np.intp]:
+    shapely, geopandas = extra("shapely"), extra("geopandas")
+    xmin, ymin, xmax, ymax = _sides(table)
+    x, y = (xmin + xmax) / 2, (ymin + ymax) / 2
+    distance: Any = np.zeros(len(table), np.int64)
+    if len(table) and np.ptp(x) and np.ptp(y):
+        distance = geopandas.GeoSeries(shapely.points(x, y)).hilbert_distance().to_numpy()
+    return np.lexsort((table["instance"].to_numpy(), table["image_id"].to_numpy(), y, x, distance))
+
+
+def _geo_metadata(table: pa.Table, crs: Any) -> dict[str, Any]:
+    # The second to the fifth byte of little-endian WKB.
+    types = pc.unique(pc.binary_slice(table["geometry"], 1, 5)).to_pylist()
+    names = {3: "Polygon", 6: "MultiPolygon"}
+    column: dict[str, Any] = {
+        "encoding": "WKB",
+        "geometry_types": sorted(names[int.from_bytes(code, "little")] for code in types),
+        "crs": _portable(crs.to_json_dict()),
+        "orientation": "counterclockwise",
+        "edges": "planar",
+        "covering": {"bbox": {side: ["bbox", side] for side in ("xmin", "ymin", "xmax", "ymax")}},
+    }
+    if len(table):
+        extremes = zip(_sides(table), (np.min, np.min, np.max, np.max), strict=True)
+        column["bbox"] = [float(extreme(side)) for side, extreme in extremes]
+    return {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+
+
+def _portable(projjson: Any) -> Any:
+    """Leave out the ids of an ensemble's members, which older versions of PROJ refuse where they do not know them."""
+    if isinstance(projjson, list):
+        return [_portable(value) for value in projjson]
+    if not isinstance(projjson, dict):
+        return projjson
+    members = projjson.get("members")
+    bare = (
+        {} if members is None else {"members": [{k: v for k, v in m.items() if k != "id"} for m in members]}
+    )
+    return {key: _portable(value) for key, value in projjson.items()} | bare

@@ -1,0 +1,361 @@
+"""GeoTIFFs opened by GDAL: from an open file, its header first, every fault a code.
+
+rasterio calls files by names; here a file is what was opened for it, and there is nothing beside it: no sidecar, no
+other file, no network.
+"""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Final, Self
+
+import numpy as np
+
+from .errors import ItemError, MaskrcnnError, UsageError
+from .sniff import format_of
+
+# rasterio logs whatever GDAL does not like, which Python prints where no logging is set up.
+logging.getLogger("rasterio").addHandler(logging.NullHandler())
+
+MAX_BLOCK_BYTES: Final = 2**28
+"""Of a decoded block with all bands that are stored in it."""
+TYPES: Final = frozenset(["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"])
+"""Of numbers that can become a brightness."""
+
+_CACHE_BYTES: Final = 2**26
+_PAGE_BYTES: Final = 2**16
+_PAGES: Final = 32
+_names: Final = itertools.count()
+
+_BROKEN: Final = (
+    OSError,  # RasterioIOError
+    ValueError,  # CRSError; undecodable text; enumerations
+    LookupError,  # tables without entries
+    TypeError,  # a tag that is missing where a number belongs
+    ArithmeticError,  # sizes beyond C's
+    AttributeError,  # a mask, a colour table that is not there
+    RuntimeError,  # GDAL's errors that have no class of their own
+)
+"""What rasterio may raise on a damaged file, beside its own errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class RasterInfo:
+    """What the header of a raster says."""
+
+    height: int
+    """Pixels."""
+    width: int
+    block_size: tuple[int, int]
+    """(height, width) of what is decoded at once, pixels."""
+    bands: int
+    """All of the file, alpha too."""
+    dtype: str
+    """Of each band, as numpy calls it."""
+    bits: int
+    """Of each value that are used; fewer than the type's where the file packs them."""
+    crs_wkt: str
+    """Its CRS, or the assumed one; WKT2:2019."""
+    transform: tuple[float, ...]
+    """Six numbers a to f: x = a·col + b·row + c, y = d·col + e·row + f, of a pixel's upper left corner."""
+    nodata: float | None
+    scales: tuple[float, ...]
+    """Of each band; 1 where there is none."""
+    offsets: tuple[float, ...]
+    """Of each band; 0 where there is none."""
+    colorinterp: tuple[str, ...]
+    """Of each band: `red`, `gray`, `alpha`, …"""
+    palette: bool
+    """The first band indexes colours."""
+    alpha_band: int | None
+    """From 1."""
+    mask: bool
+    """There is a mask beside the bands."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; `nodata` may be NaN, which Python's JSON writes and reads."""
+        return plain(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Do the reverse."""
+        return cls(**from_plain(values))
+
+
+def raster_info(file: BinaryIO, assume_crs: str | None = None) -> RasterInfo:
+    """Read the header.
+
+    Args:
+        file: open, with random access; it stays open.
+        assume_crs: like `EPSG:32636`, for a raster that has a transform but no CRS.
+
+    Raises:
+        ItemError: `empty_file`, `not_an_image`, `unsupported_format`, `truncated`, `corrupt`, `no_crs`,
+            `unsupported_pixels`, `too_many_pixels`, `out_of_memory`; `storage_error`, or another code of the file's.
+        RunError: the file's.
+        UsageError: the extra geo is missing; nobody knows that CRS.
+    """
+    source = Source(file)
+    with contextlib.closing(open_tiff(source, 1)) as dataset:
+        return read_info(source, dataset, assume_crs)
+
+
+def read_info(source: "Source", dataset: Any, assume_crs: str | None) -> RasterInfo:
+    """Read the header of what `open_tiff` opened. Raises as `raster_info`."""
+    with faults(source):
+        dtype = dataset.dtypes[0]
+        colors = tuple(color.name for color in dataset.colorinterp)
+        flags = [flag.name for flag in dataset.mask_flag_enums[0]]
+        block = dataset.block_shapes[0]
+        interleaved = str(dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE", "")).upper() == "PIXEL"
+        if dtype not in TYPES:
+            raise ItemError("unsupported_pixels", f"{dtype} numbers mean no brightness")
+        stored = math.prod(block) * np.dtype(dtype).itemsize * (dataset.count if interleaved else 1)
+        if stored > MAX_BLOCK_BYTES:
+            raise ItemError(
+                "too_many_pixels",
+                f"its blocks of {block[1]}x{block[0]} pixels are decoded as a whole; rewrite it in tiles",
+                width=dataset.width,
+                height=dataset.height,
+            )
+        return RasterInfo(
+            height=dataset.height,
+            width=dataset.width,
+            block_size=(block[0], block[1]),
+            bands=dataset.count,
+            dtype=dtype,
+            bits=int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8 * np.dtype(dtype).itemsize)),
+            crs_wkt=_georeference(dataset, assume_crs),
+            transform=tuple(float(number) for number in dataset.transform[:6]),
+            nodata=dataset.nodata,
+            scales=tuple(float(scale) for scale in dataset.scales),
+            offsets=tuple(float(offset) for offset in dataset.offsets),
+            colorinterp=colors,
+            palette=colors[0] == "palette",
+            alpha_band=colors.index("alpha") + 1 if "alpha" in colors else None,
+            mask="per_dataset" in flags and "alpha" not in flags,
+        )
+
+
+def _georeference(dataset: Any, assume_crs: str | None) -> str:
+    """Return the CRS as WKT. Raises ItemError, UsageError."""
+    transform = dataset.transform
+    if transform.is_identity:
+        if dataset.gcps[0]:
+            raise ItemError("no_crs", "it has ground control points only; warp it (gdalwarp) to go on")
+        if dataset.rpcs is not None:
+            raise ItemError(
+                "no_crs", "it has rational polynomial coefficients only; orthorectify it to go on"
+            )
+        raise ItemError("no_crs", "no transform from pixels to coordinates")
+    # The product of tiny pixels is tiny; only none, or no number, is no area.
+    if not all(map(math.isfinite, transform[:6])) or transform.determinant == 0:
+        raise ItemError("no_crs", "its transform from pixels to coordinates has no area")
+    crs = dataset.crs
+    if not crs:
+        if assume_crs is None:
+            raise ItemError("no_crs", "no coordinate reference system; say one with --assume-crs to go on")
+        crs = parse_crs(assume_crs)
+    return str(crs.to_wkt(version="WKT2_2019"))
+
+
+def parse_crs(text: str) -> Any:
+    """Return what a user means by a CRS. Raises UsageError."""
+    rasterio = need_rasterio()
+    try:
+        with rasterio.Env(session=rasterio.session.DummySession()):
+            return rasterio.crs.CRS.from_user_input(text)
+    except ValueError:  # CRSError is one
+        raise UsageError(f"--assume-crs takes a CRS like EPSG:32636, not {text!r}") from None
+
+
+# GDAL
+
+
+def need_rasterio() -> Any:
+    """Return the module. Raises UsageError where it is not installed."""
+    try:
+        import rasterio  # noqa: PLC0415 (an extra)
+        import rasterio.session  # noqa: PLC0415
+    except ImportError:
+        raise UsageError("GeoTIFFs in windows need the extra geo: pip install 'maskrcnn-ray[geo]'") from None
+    return rasterio
+
+
+def open_tiff(source: "Source", threads: int) -> Any:
+    """Return a dataset of rasterio. Raises ItemError, RunError, UsageError."""
+    rasterio = need_rasterio()
+    if not source.size:
+        source.check()
+        raise ItemError("empty_file", "zero bytes")
+    head = source.at(0, 1024)
+    source.check()
+    if (kind := format_of(head)) != "TIFF":
+        raise ItemError(
+            "unsupported_format", f"{kind} under the name of a raster; only GeoTIFF is read in windows"
+        )
+    if source.size < 8:
+        raise ItemError("truncated", "it ends within its first bytes")
+    with faults(source), warnings.catch_warnings():
+        # A raster without a transform has a code; it needs no warning.
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        # GDAL tells files apart by their names, and rasterio by their folders.
+        return rasterio.open(
+            f"/{next(_names)}/raster.tif",
+            opener=source.open,
+            driver="GTiff",
+            sharing=False,
+            NUM_THREADS=str(threads),
+            GEOREF_SOURCES="INTERNAL",
+        )
+
+
+@contextlib.contextmanager
+def faults(source: "Source") -> Iterator[None]:
+    """Set GDAL up, and turn what it raises into codes."""
+    rasterio = need_rasterio()
+    settings = {
+        "GDAL_CACHEMAX": _CACHE_BYTES,
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+        "GDAL_PAM_ENABLED": "NO",
+        "PROJ_NETWORK": "OFF",
+    }
+    source.short = False
+    try:
+        # Without a session, rasterio would hand credentials of the environment to GDAL.
+        with rasterio.Env(session=rasterio.session.DummySession(), **settings):
+            yield
+    except MaskrcnnError:
+        raise
+    except MemoryError as error:
+        raise ItemError("out_of_memory", "not enough memory to read it") from error
+    except (*_BROKEN, rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:  # noqa: SLF001
+        source.check()
+        words = str(error.__cause__ or error) or type(error).__name__
+        raise ItemError("truncated" if source.short else "corrupt", f"cannot be read: {words}") from error
+    source.check()
+
+
+class Source:
+    """A file as GDAL may see it: reads never raise, for GDAL would not notice.
+
+    Small reads are served from pages, since a header is read by a few bytes at a time, each of which would be a
+    request.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._pages: dict[int, bytes] = {}
+        self._failure: Exception | None = None
+        self.short = False
+        """Something was asked for that lies behind the end."""
+        self.size = 0
+        with self._caught():
+            self.size = file.seek(0, 2)
+
+    def open(self, _path: str, mode: str = "rb", **_: Any) -> "_Handle":
+        """Return a file of its own position, for GDAL."""
+        if mode not in ("r", "rb"):
+            raise FileNotFoundError(mode)
+        return _Handle(self)
+
+    def at(self, start: int, count: int) -> bytes:
+        """Return so many bytes, fewer at the end."""
+        stop = min(start + count, self.size)
+        if start and start + count > self.size:  # the beginning is read before anything is known
+            self.short = True
+        if stop <= start or self._failure:
+            return b""
+        with self._caught():
+            if stop - start >= _PAGE_BYTES:
+                return self._fetch(start, stop)
+            first, last = start // _PAGE_BYTES, (stop - 1) // _PAGE_BYTES
+            data = b"".join(self._page(page) for page in range(first, last + 1))
+            return data[start - first * _PAGE_BYTES : stop - first * _PAGE_BYTES]
+        return b""
+
+    def check(self) -> None:
+        """Raise what the file raised. From then on it gives nothing, for what GDAL has made of that is unknown.
+
+        Raises:
+            ItemError: the file's, or `storage_error`.
+            RunError: the file's.
+        """
+        if isinstance(self._failure, MaskrcnnError):
+            raise self._failure
+        if self._failure:
+            raise ItemError("storage_error", f"{self._failure}") from self._failure
+
+    def _page(self, page: int) -> bytes:
+        if (data := self._pages.get(page)) is None:
+            if len(self._pages) >= _PAGES:
+                del self._pages[next(iter(self._pages))]
+            start = page * _PAGE_BYTES
+            data = self._pages[page] = self._fetch(start, min(start + _PAGE_BYTES, self.size))
+        return data
+
+    def _fetch(self, start: int, stop: int) -> bytes:
+        self._file.seek(start)
+        parts = []
+        while start < stop and (part := self._file.read(stop - start)):
+            parts.append(part)
+            start += len(part)
+        if start < stop:
+            self.short = True  # the file has become shorter
+        return b"".join(parts)
+
+    @contextlib.contextmanager
+    def _caught(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, MaskrcnnError) as error:
+            self._failure = error
+
+
+class _Handle(io.RawIOBase):
+    """One of GDAL's views of a source."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._source.size}[whence]
+        self._position = max(base + offset, 0)
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to so many bytes."""
+        data = self._source.at(self._position, self._source.size if size < 0 else size)
+        self._position += len(data)
+        return data
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass as JSON knows them."""
+    fields = dataclasses.asdict(value)
+    return {name: list(field) if isinstance(field, tuple) else field for name, field in fields.items()}
+
+
+def from_plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Do the reverse of `plain`."""
+    return {name: tuple(field) if isinstance(field, list) else field for name, field in values.items()}

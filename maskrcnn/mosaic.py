@@ -1,0 +1,211 @@
+"""Rasters whose pixels say which object they show, and a segmenter that reads it in any window.
+
+They stand in for large images where the network is not what is tested: a window's right answer follows from its
+pixels alone. The truth is that of visible pixels, exact, and survives lossless formats only.
+
+A pixel of an object is red 128 + 32 * category + the number's bits 16 to 20, green bits 8 to 15, blue bits 0 to 7, the
+numbers from 0; whatever has less red is ground.
+"""
+
+import time
+import zlib
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ItemError
+from .planted import PLANTED_CATEGORIES, PlantedInstance
+from .rle import crop_to_rle, rle_areas, rle_boxes_xyxy
+from .types import Category, Detections, Pixels, detection_order
+
+_OBJECT: Final = 128
+MAX_OBJECTS: Final = 2**21
+
+
+def paint(image: Pixels, instances: Sequence[PlantedInstance], first: int = 0) -> None:
+    """Draw objects into an image, later ones over earlier ones, the first with the number `first`.
+
+    Raises:
+        ValueError: there are more than 2^21.
+    """
+    if first + len(instances) > MAX_OBJECTS:
+        raise ValueError(f"more than {MAX_OBJECTS} objects")
+    ids = [category.id for category in PLANTED_CATEGORIES]
+    for number, instance in enumerate(instances, first):
+        crop, left, top = instance.crop(*image.shape[:2])
+        image[top : top + crop.shape[0], left : left + crop.shape[1]][crop] = color_of(
+            number, ids.index(instance.category_id)
+        )
+
+
+def color_of(number: int, category: int) -> tuple[int, int, int]:
+    """Return the colour of an object, given the place of its category among `PLANTED_CATEGORIES`."""
+    return _OBJECT + 32 * category + (number >> 16), number >> 8 & 255, number & 255
+
+
+def ground(height: int, width: int) -> Pixels:
+    """Return ground without objects, with something to see."""
+    rows, columns = np.arange(height)[:, None], np.arange(width)
+    shade = (rows // 16 + columns // 16) % 2 * 12
+    return np.stack([shade + 60, shade + 76, shade + 56], axis=2).astype(np.uint8)
+
+
+def objects_in(image: Pixels) -> list[tuple[int, int, NDArray[np.bool_], int, int]]:
+    """Return what a part of a mosaic shows: number, category's place, mask's crop, its left, and its top."""
+    red = image[..., 0]
+    at = np.flatnonzero(red >= _OBJECT)
+    flat = image.reshape(-1, 3)[at].astype(np.int64)
+    key = (flat[:, 0] - _OBJECT) << 16 | flat[:, 1] << 8 | flat[:, 2]
+    order = np.argsort(key, kind="stable")
+    keys, starts = np.unique(key[order], return_index=True)
+    found = []
+    # Of nothing, `split` makes one piece.
+    for value, pixels in zip(keys.tolist(), np.split(at[order], starts[1:]), strict=False):
+        row, column = np.divmod(pixels, image.shape[1])
+        top, left = int(row.min()), int(column.min())
+        crop = np.zeros((int(row.max()) + 1 - top, int(column.max()) + 1 - left), np.bool_)
+        crop[row - top, column - left] = True
+        found.append((value & MAX_OBJECTS - 1, value >> 21, crop, left, top))
+    return found
+
+
+def score_of(number: int) -> float:
+    """Return the score of an object, in [0.1, 1)."""
+    return 0.1 + 0.9 * (number * 2_654_435_761 % 2**16) / 2**16
+
+
+class MosaicSegmenter:
+    """A `types.Segmenter` that finds what a window of a mosaic shows.
+
+    Args:
+        jitter: pixels by which each window sees each object otherwise, at most: moved, grown or shrunk, the box too.
+        sleep_s: seconds it takes for each window, to stand in for a slow network.
+        min_score: weaker instances are left out.
+        max_detections: the most a window may have, the best by score.
+        keep: names of categories; none: all.
+    """
+
+    def __init__(
+        self,
+        jitter: int = 0,
+        sleep_s: float = 0.0,
+        min_score: float = 0.05,
+        max_detections: int = 100,
+        keep: Collection[str] = (),
+    ) -> None:
+        self._jitter = jitter
+        self._sleep_s = sleep_s
+        self._min_score = min_score
+        self._max_detections = max_detections
+        self._kept = [not keep or category.name in keep for category in PLANTED_CATEGORIES]
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """What it can find."""
+        return PLANTED_CATEGORIES
+
+    @property
+    def batch_size(self) -> int:
+        """One window at a time."""
+        return 1
+
+    @property
+    def max_side(self) -> int:
+        """Pixels; that of torchvision's networks, so that aspect ratios fail alike."""
+        return 1333
+
+    @property
+    def execution(self) -> dict[str, Any]:
+        """Return what decides the last digits: nothing but the batch, which does not."""
+        return {"device": "cpu", "dtype": "planted", "batch_size": 1, "threads": 1}
+
+    @property
+    def lanes(self) -> int:
+        """One: nothing computes beside it."""
+        return 1
+
+    def canvas(self, height: int, width: int) -> None:
+        """Return the same for all sizes."""
+
+    def outcomes(self, images: Sequence[Pixels]) -> list[Detections | ItemError]:
+        """Find what each window shows; there is always an answer."""
+        return [self._segment(image) for image in images]
+
+    def _segment(self, image: Pixels) -> Detections:
+        if self._sleep_s:
+            time.sleep(self._sleep_s)
+        height, width = image.shape[:2]
+        # A window sees an object the same way each time, another window otherwise.
+        rng = np.random.default_rng(zlib.crc32(image.tobytes()))
+        masks, labels, scores = [], [], []
+        for number, category, crop, left, top in objects_in(image):
+            score = score_of(number)
+            if not self._kept[category] or np.float32(score) <= np.float32(self._min_score):
+                continue
+            if self._jitter:
+                crop, left, top = _jittered(rng, self._jitter, crop, left, top, height, width)  # noqa: PLW2901
+            if crop.any():
+                masks.append(crop_to_rle(crop, left, top, height, width))
+                labels.append(PLANTED_CATEGORIES[category].id)
+                scores.append(score)
+        return self._detections(masks, np.array(labels, np.int32), np.array(scores, np.float32), image, rng)
+
+    def _detections(
+        self,
+        masks: list[bytes],
+        labels: NDArray[np.int32],
+        scores: NDArray[np.float32],
+        image: Pixels,
+        rng: np.random.Generator,
+    ) -> Detections:
+        height, width = image.shape[:2]
+        rles = [{"size": [height, width], "counts": mask} for mask in masks]
+        mask_boxes = rle_boxes_xyxy(rles)
+        moved = mask_boxes + rng.uniform(-self._jitter, self._jitter, mask_boxes.shape)
+        boxes = np.clip(moved, 0, [width, height, width, height]).astype(np.float32)
+        order = detection_order(boxes, labels, scores)[: self._max_detections]
+        return Detections(
+            height=height,
+            width=width,
+            boxes=boxes[order],
+            labels=labels[order],
+            scores=scores[order],
+            masks=tuple(masks[i] for i in order),
+            areas=rle_areas(rles)[order],
+            mask_boxes=mask_boxes[order],
+            capped=len(order) == self._max_detections,
+        )
+
+
+def _jittered(
+    rng: np.random.Generator,
+    jitter: int,
+    crop: NDArray[np.bool_],
+    left: int,
+    top: int,
+    height: int,
+    width: int,
+) -> tuple[NDArray[np.bool_], int, int]:
+    """Return a mask that is moved, grown or shrunk by up to so many pixels, cut at the window's border."""
+    padded = np.pad(crop, jitter)
+    by = int(rng.integers(0, jitter + 1))
+    kind = int(rng.integers(3))
+    if kind == 0:
+        padded = np.roll(padded, rng.integers(-jitter, jitter + 1, 2), axis=(0, 1))
+    for _ in range(by if kind else 0):
+        padded = _grown(padded) if kind == 1 else ~_grown(~padded)
+    rows, columns = np.arange(padded.shape[0]) + top - jitter, np.arange(padded.shape[1]) + left - jitter
+    inside = padded[(rows >= 0) & (rows < height)][:, (columns >= 0) & (columns < width)]
+    return inside, max(left - jitter, 0), max(top - jitter, 0)
+
+
+def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return a mask with the pixels beside it, left, right, above and below."""
+    grown = mask.copy()
+    grown[1:] |= mask[:-1]
+    grown[:-1] |= mask[1:]
+    grown[:, 1:] |= mask[:, :-1]
+    grown[:, :-1] |= mask[:, 1:]
+    return grown

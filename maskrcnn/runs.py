@@ -1,0 +1,171 @@
+"""Masks as runs, many at once: set arithmetic at the cost of outlines, which areas do not enter.
+
+A run is a stretch of one column. Nothing is painted: intersections, unions, what is near and what is deep inside
+follow from where runs begin and end, for a whole column of masks in a few calls of numpy.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+class Runs(NamedTuple):
+    """N masks in one frame, which need not hold them: rows and columns may be negative.
+
+    Ordered by mask, then column, then row; the runs of a column neither overlap nor touch.
+    """
+
+    of: Ints
+    """(R,) the mask of each run, from 0 to N - 1."""
+    column: Ints
+    """(R,)"""
+    start: Ints
+    """(R,) its first row."""
+    stop: Ints
+    """(R,) the row after its last."""
+    n: int
+    """How many masks there are; some may be empty."""
+
+    @property
+    def areas(self) -> Ints:
+        """(N,) pixels."""
+        return np.bincount(self.of, self.stop - self.start, minlength=self.n).astype(np.int64)  # exact below 2^53
+
+    @property
+    def boxes(self) -> Ints:
+        """(N, 4) xmin, ymin, xmax, ymax of the pixels, the last two exclusive; zeros where there are none."""
+        boxes = np.zeros((self.n, 4), np.int64)
+        first = np.flatnonzero(np.diff(self.of, prepend=-1))
+        if len(first):
+            last = np.append(first[1:], len(self.of)) - 1
+            ends = (np.minimum.reduceat(self.start, first), np.maximum.reduceat(self.stop, first))
+            boxes[self.of[first]] = np.stack([self.column[first], ends[0], self.column[last] + 1, ends[1]], axis=1)
+        return boxes
+
+    def take(self, masks: NDArray[np.intp]) -> "Runs":
+        """Return some of the masks, any of them any number of times, in the order asked for."""
+        cuts = np.searchsorted(self.of, np.arange(self.n + 1))
+        counts = cuts[masks + 1] - cuts[masks]
+        runs = ranges(cuts[masks], counts)
+        of = np.repeat(np.arange(len(masks)), counts)
+        return Runs(of, self.column[runs], self.start[runs], self.stop[runs], len(masks))
+
+    def shifted(self, columns: Ints, rows: Ints) -> "Runs":
+        """Return each mask moved by so many columns and rows, (N,) each."""
+        down = rows[self.of]
+        return self._replace(
+            column=self.column + columns[self.of], start=self.start + down, stop=self.stop + down
+        )
+
+    def within(self, boxes: Ints) -> "Runs":
+        """Return what lies inside of boxes, (4,) or one for each mask, (N, 4)."""
+        left, top, right, bottom = np.broadcast_to(boxes, (self.n, 4))[self.of].T
+        start, stop = np.maximum(self.start, top), np.minimum(self.stop, bottom)
+        return self._kept((self.column >= left) & (self.column < right) & (start < stop), start, stop)
+
+    def outside(self, boxes: Ints) -> "Runs":
+        """Return what lies outside of boxes, (4,) or one for each mask, (N, 4); an empty one takes nothing."""
+        left, top, right, bottom = np.broadcast_to(boxes, (self.n, 4))[self.of].T
+        beside = (self.column < left) | (self.column >= right)
+        above = np.where(beside, self.stop, np.minimum(self.stop, top))
+        below = np.where(beside, self.stop, np.maximum(self.start, bottom))
+        start = np.stack([self.start, below], axis=1).ravel()
+        stop = np.stack([above, self.stop], axis=1).ravel()
+        twice = Runs(np.repeat(self.of, 2), np.repeat(self.column, 2), start, stop, self.n)
+        return twice._kept(start < stop, start, stop)
+
+    def as_one(self, of: Ints, n: int) -> "Runs":
+        """Return n masks, each the union of those that `of`, (N,), gives to it."""
+        return _covered(of[self.of], self.column, self.start, self.stop, n, times=1)
+
+    def grown(self, pixels: int) -> "Runs":
+        """Return what is at most so many columns and rows away from each mask."""
+        return self._replace(start=self.start - pixels, stop=self.stop + pixels)._copied(pixels, times=1)
+
+    def shrunk(self, pixels: int) -> "Runs":
+        """Return what has all of its neighbours, so many columns and rows around, in the mask."""
+        start, stop = self.start + pixels, self.stop - pixels
+        return self._kept(start < stop, start, stop)._copied(pixels, times=2 * pixels + 1)
+
+    def overlaps(self, other: "Runs") -> Ints:
+        """Return how many pixels each mask shares with the other's of its number, (N,)."""
+        if not len(self.of) or not len(other.of):
+            return np.zeros(self.n, np.int64)
+        keys = _Keys.of(self, other)
+        start, stop = keys(self.of, self.column, self.start), keys(self.of, self.column, self.stop)
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(stop - start)])
+
+        def covered(at: Ints) -> Ints:
+            """Return how many pixels lie before."""
+            begun = np.searchsorted(start, at, side="right")
+            return np.asarray(before[begun] - np.where(begun, np.maximum(stop[begun - 1] - at, 0), 0))
+
+        theirs = (keys(other.of, other.column, other.start), keys(other.of, other.column, other.stop))
+        shared = covered(theirs[1]) - covered(theirs[0])
+        return np.bincount(other.of, shared, minlength=self.n).astype(np.int64)
+
+    @property
+    def changes(self) -> tuple[Ints, Ints, Ints]:
+        """Mask, column and row of each change, as `rle.encode_changes` takes them."""
+        return np.repeat(self.of, 2), np.repeat(self.column, 2), np.stack([self.start, self.stop], axis=1).ravel()
+
+    def _kept(self, keep: NDArray[np.bool_], start: Ints, stop: Ints) -> "Runs":
+        return Runs(self.of[keep], self.column[keep], start[keep], stop[keep], self.n)
+
+    def _copied(self, pixels: int, times: int) -> "Runs":
+        """Return what is covered so many times by copies that are moved by up to so many columns."""
+        moves = np.arange(-pixels, pixels + 1)
+        columns = (self.column + moves[:, None]).ravel()
+        of, start, stop = (np.tile(values, len(moves)) for values in (self.of, self.start, self.stop))
+        return _covered(of, columns, start, stop, self.n, times)
+
+
+class _Keys(NamedTuple):
+    """One number for a mask's pixel, in the order of runs; the ends of columns stay apart."""
+
+    first_column: int
+    columns: int
+    first_row: int
+    rows: int
+
+    @classmethod
+    def of(cls, *many: Runs) -> "_Keys":
+        some = [runs for runs in many if len(runs.of)]
+        left, right = min(int(r.column.min()) for r in some), max(int(r.column.max()) for r in some)
+        top, bottom = min(int(r.start.min()) for r in some), max(int(r.stop.max()) for r in some)
+        return cls(left, right - left + 1, top, bottom - top + 1)
+
+    def __call__(self, of: Ints, column: Ints, row: Ints) -> Ints:
+        return (of * self.columns + (column - self.first_column)) * self.rows + (row - self.first_row)
+
+
+def _covered(of: Ints, column: Ints, start: Ints, stop: Ints, n: int, times: int) -> Runs:
+    """Return what lies in so many of the given runs at least; these may be in any order, and overlap."""
+    if not len(of):
+        return Runs(of, column, start, stop, n)
+    keys = _Keys.of(Runs(of, column, start, stop, n))
+    # Beginnings come before ends at the same place, so that runs that touch become one.
+    ends = np.concatenate([keys(of, column, start), keys(of, column, stop)])
+    order = np.argsort(ends, kind="stable")
+    enough = np.cumsum(np.where(order < len(of), 1, -1)) >= times
+    change = np.flatnonzero(np.diff(enough, prepend=False))
+    first, last = ends[order[change[0::2]]], ends[order[change[1::2]]]
+    first, last = first[first < last], last[first < last]
+    line, row = np.divmod(first, keys.rows)
+    mask, beside = np.divmod(line, keys.columns)
+    return Runs(
+        mask, beside + keys.first_column, row + keys.first_row, row + keys.first_row + (last - first), n
+    )
+
+
+def ranges(starts: Ints, counts: Ints) -> Ints:
+    """Return so many numbers from each start on, one stretch behind the other.
+
+    >>> ranges(np.array([5, 0]), np.array([3, 2])).tolist()
+    [5, 6, 7, 0, 1]
+    """
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + counts, counts)

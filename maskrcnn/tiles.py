@@ -1,0 +1,161 @@
+"""The windows of a shard, read in their order, each block of a raster decoded once.
+
+Of a raster a row of windows is held, and of that the rows which the next one shares are kept; memory follows from the
+width of a tile, never from the raster's size. What can only be read as a whole (a JPEG, a PNG) is decoded once for
+all its windows.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .decode import DecodedImage
+from .errors import ItemError
+from .types import Pixels
+from .windows import Rect
+
+Entry = dict[str, Any]
+"""A row of the table `schema.ITEMS`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """A rectangle of a raster."""
+
+    pixels: Pixels
+    """(height, width, 3), RGB, uint8; zeros where nothing is valid."""
+    valid: NDArray[np.bool_]
+    """(height, width) whether a pixel is neither nodata, nor masked, nor transparent."""
+    broken: tuple[tuple[Rect, ItemError], ...] = ()
+    """Where blocks could not be read, in the raster's pixels, and why."""
+
+
+ReadWhole = Callable[[Entry], DecodedImage]
+"""Reads and decodes an image. Raises ItemError."""
+ReadStrip = Callable[[Entry, Rect], Strip]
+"""Reads a rectangle of a raster, aligned to its blocks. Raises ItemError."""
+
+
+def read_windows(
+    entries: Sequence[Entry], read_whole: ReadWhole, read_strip: ReadStrip
+) -> Iterator[DecodedImage | ItemError | None]:
+    """Yield each window's pixels, or why there are none; None where no pixel is valid.
+
+    Args:
+        entries: the windows of one image after the other, of each row by row.
+    """
+    for _, group in groupby(entries, itemgetter("image_row")):
+        of_image = list(group)
+        if of_image[0]["header_error"] is not None:
+            error = ItemError(of_image[0]["header_error"], of_image[0]["header_message"])
+            yield from (error for _ in of_image)
+        elif of_image[0]["block_width"] is None:
+            yield from _of_whole(of_image, read_whole)
+        else:
+            yield from _of_raster(of_image, read_strip)
+
+
+def rect_of(entry: Entry) -> Rect:
+    """Return a window's place in its image."""
+    return Rect(entry["col_off"], entry["row_off"], entry["window_width"], entry["window_height"])
+
+
+def _of_whole(entries: Sequence[Entry], read_whole: ReadWhole) -> Iterator[DecodedImage | ItemError]:
+    try:
+        image = read_whole(entries[0])
+        _check_size(image, entries[0])
+    except ItemError as error:
+        for _ in entries:
+            yield error
+        return
+    for entry in entries:
+        rect = rect_of(entry)
+        window = image.pixels[rect.row_off : rect.bottom, rect.col_off : rect.right]
+        yield DecodedImage(np.ascontiguousarray(window), image.exif_orientation)
+
+
+def _check_size(image: DecodedImage, entry: Entry) -> None:
+    height, width = image.pixels.shape[:2]
+    if (height, width) != (entry["image_height"], entry["image_width"]):
+        said = f"{entry['image_width']} x {entry['image_height']}"
+        raise ItemError("changed", f"{width} x {height} pixels; when it was planned its header said {said}")
+
+
+def _of_raster(entries: Sequence[Entry], read_strip: ReadStrip) -> Iterator[DecodedImage | ItemError | None]:
+    first = entries[0]
+    held = _Held(first, read_strip)
+    for _, group in groupby(entries, itemgetter("row_off")):
+        row = [rect_of(entry) for entry in group]
+        left, right = min(rect.col_off for rect in row), max(rect.right for rect in row)
+        try:
+            held.hold(Rect(left, row[0].row_off, right - left, row[0].height))
+        except ItemError as error:
+            for _ in row:
+                yield error
+            continue
+        for rect in row:
+            yield held.window(rect)
+
+
+class _Held:
+    """The part of a raster that is in memory: whole blocks, and the rows that the windows need."""
+
+    def __init__(self, raster: Entry, read_strip: ReadStrip) -> None:
+        self._raster = raster
+        self._read_strip = read_strip
+        self._rect = Rect(0, 0, 0, 0)
+        self._strip: Strip | None = None
+
+    def hold(self, wanted: Rect) -> None:
+        """Have a rectangle in memory. Raises ItemError."""
+        needed = self._aligned(wanted)
+        held, strip = self._rect, self._strip
+        self._strip = None  # what is read next may take as much again
+        goes_on = (
+            strip is not None
+            and held.col_off <= needed.col_off
+            and needed.right <= held.right
+            and held.row_off <= needed.row_off <= held.bottom
+        )
+        if not goes_on or strip is None:
+            self._strip, self._rect = self._read_strip(self._raster, needed), needed
+            return
+        kept = slice(needed.row_off - held.row_off, None)
+        rect = Rect(
+            held.col_off, needed.row_off, held.width, max(needed.bottom, held.bottom) - needed.row_off
+        )
+        pixels, valid, broken = strip.pixels[kept], strip.valid[kept], strip.broken
+        if rect.bottom > held.bottom:
+            below = self._read_strip(
+                self._raster, Rect(held.col_off, held.bottom, held.width, rect.bottom - held.bottom)
+            )
+            pixels, valid = np.concatenate([pixels, below.pixels]), np.concatenate([valid, below.valid])
+            broken = (*(each for each in broken if each[0].bottom > rect.row_off), *below.broken)
+        self._strip, self._rect = Strip(pixels, valid, broken), rect
+
+    def window(self, rect: Rect) -> DecodedImage | ItemError | None:
+        """Return a window of what is held; None where no pixel is valid."""
+        if self._strip is None:
+            raise RuntimeError("hold() comes first")
+        for where, why in self._strip.broken:
+            shared = where.shared(rect)
+            if shared.width and shared.height:
+                return why
+        top, left = rect.row_off - self._rect.row_off, rect.col_off - self._rect.col_off
+        part = (slice(top, top + rect.height), slice(left, left + rect.width))
+        if not self._strip.valid[part].any():
+            return None
+        return DecodedImage(np.ascontiguousarray(self._strip.pixels[part]), None)
+
+    def _aligned(self, rect: Rect) -> Rect:
+        """Return the blocks that a rectangle touches."""
+        width, height = self._raster["block_width"], self._raster["block_height"]
+        left, top = rect.col_off // width * width, rect.row_off // height * height
+        right = min(-(-rect.right // width) * width, self._raster["image_width"])
+        bottom = min(-(-rect.bottom // height) * height, self._raster["image_height"])
+        return Rect(left, top, right - left, bottom - top)

@@ -1,0 +1,291 @@
+"""Objects that window borders cut come out once and whole: against the truth they were cut from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from maskrcnn.planted import PlantedInstance
+from maskrcnn.rle import crop_to_rle
+from maskrcnn.seams import TOLERANCE_PX, Objects, Pieces, merge
+from maskrcnn.unrle import read_runs
+from maskrcnn.windows import Grid, Rect
+
+JITTER_PX = TOLERANCE_PX // 2
+
+
+@dataclass(frozen=True)
+class Truth:
+    """An object: its mask inside of a crop, and where that lies in the image."""
+
+    crop: np.ndarray
+    left: int
+    top: int
+    label: int = 1
+    score: float = 0.5
+
+    @property
+    def rect(self) -> Rect:
+        return Rect(self.left, self.top, self.crop.shape[1], self.crop.shape[0])
+
+
+def box(left: int, top: int, width: int, height: int, label: int = 1, score: float = 0.5) -> Truth:
+    return Truth(np.ones((height, width), np.bool_), left, top, label, score)
+
+
+def tight(crop: np.ndarray, left: int, top: int, label: int, score: float) -> Truth | None:
+    rows, columns = np.flatnonzero(crop.any(1)), np.flatnonzero(crop.any(0))
+    if not len(rows):
+        return None
+    crop = crop[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return Truth(crop, left + int(columns[0]), top + int(rows[0]), label, score)
+
+
+# --- a segmenter that sees the truth, window by window ---
+
+
+def spread(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """Dilate by squares."""
+    h, w = mask.shape
+    padded = np.pad(mask, pixels)
+    out = np.zeros_like(mask)
+    for y in range(2 * pixels + 1):
+        for x in range(2 * pixels + 1):
+            out |= padded[y : y + h, x : x + w]
+    return out
+
+
+def eroded(mask: np.ndarray, pixels: int) -> np.ndarray:
+    return ~spread(np.pad(~mask, pixels, constant_values=True), pixels)[
+        pixels : pixels + mask.shape[0], pixels : pixels + mask.shape[1]
+    ]
+
+
+def jittered(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Move, dilate or erode a mask by up to `JITTER_PX`; around it is as much room."""
+    kind = rng.integers(3)
+    if kind == 0:
+        return np.roll(canvas, rng.integers(-JITTER_PX, JITTER_PX + 1, 2), (0, 1))
+    pixels = int(rng.integers(1, JITTER_PX + 1))
+    return spread(canvas, pixels) if kind == 1 else eroded(canvas, pixels)
+
+
+def seen(truth: Truth, window: Rect, rng: np.random.Generator | None, early: bool) -> Truth | None:
+    """Return what a window sees of an object, in the window's frame.
+
+    Args:
+        rng: jitters the mask.
+        early: whether that happens before the window cuts it.
+    """
+    room = JITTER_PX if rng else 0
+    near = Rect(
+        window.col_off - room, window.row_off - room, window.width + 2 * room, window.height + 2 * room
+    )
+    shared = truth.rect.shared(near if early else window)
+    if not (shared.width and shared.height):
+        return None
+    y, x = shared.row_off - truth.top, shared.col_off - truth.left
+    canvas = np.pad(truth.crop[y : y + shared.height, x : x + shared.width], room)
+    if rng:
+        canvas = jittered(canvas, rng)
+    left, top = shared.col_off - room - window.col_off, shared.row_off - room - window.row_off
+    canvas = canvas[max(-top, 0) : max(window.height - top, 0), max(-left, 0) : max(window.width - left, 0)]
+    return tight(canvas, max(left, 0), max(top, 0), truth.label, truth.score)
+
+
+def segmented(
+    grid: Grid, truths: Sequence[Truth], seed: int | None = None
+) -> tuple[Pieces, np.ndarray]:
+    """Return what a segmenter finds in the windows, and of which truth each piece is.
+
+    Args:
+        seed: of the jitter, which is another for each window and object; None: there is none.
+    """
+    rows = []
+    for of, truth in enumerate(truths):
+        rect = truth.rect
+        columns = np.flatnonzero((grid.lefts < rect.right) & (grid.lefts + grid.window > rect.col_off))
+        for row in np.flatnonzero((grid.tops < rect.bottom) & (grid.tops + grid.window > rect.row_off)):
+            for column in columns:
+                window_id = int(row * len(grid.lefts) + column)
+                rng = None if seed is None else np.random.default_rng((seed, of, window_id))
+                piece = seen(truth, grid[window_id], rng, early=rng is not None and bool(rng.integers(2)))
+                if piece:
+                    rows.append((window_id, -piece.score, of, piece))
+    rows.sort(key=lambda row: row[:3])
+    return pieces_of(grid, [(row[0], row[3]) for row in rows]), np.array([row[2] for row in rows], np.int64)
+
+
+def pieces_of(grid: Grid, found: Sequence[tuple[int, Truth]]) -> Pieces:
+    height, width = min(grid.window, grid.height), min(grid.window, grid.width)
+    boxes = np.array([(p.left, p.top, p.rect.right, p.rect.bottom) for _, p in found]).reshape(-1, 4)
+    return Pieces(
+        window_id=np.array([window for window, _ in found], np.int32),
+        labels=np.array([p.label for _, p in found], np.int32),
+        scores=np.array([p.score for _, p in found], np.float32),
+        boxes=boxes.astype(np.float32),
+        masks=[crop_to_rle(p.crop, p.left, p.top, height, width) for _, p in found],
+        mask_boxes=boxes.astype(np.int32),
+    )
+
+
+# --- what must hold ---
+
+
+def drawn(objects: Objects, index: int, rect: Rect) -> np.ndarray:
+    """Paint an object's mask inside of a rectangle of the image."""
+    if objects.frames is None:
+        left, top, size = 0, 0, (objects.height, objects.width)
+    else:
+        left, top, width, height = objects.frames[index].tolist()
+        size = (height, width)
+    runs = read_runs([objects.masks[index]], *size)
+    canvas = np.zeros((rect.height, rect.width), np.bool_)
+    dx, dy = left - rect.col_off, top - rect.row_off
+    for column, start, stop in zip(runs.column + dx, runs.start + dy, runs.stop + dy, strict=True):
+        if 0 <= column < rect.width:
+            canvas[max(start, 0) : max(stop, 0), column] = True
+    return canvas
+
+
+def is_exactly(objects: Objects, truths: Sequence[Truth], of: np.ndarray) -> None:
+    """Each truth is one object: box, label, score, and every pixel; and its pieces say so."""
+    assert len(objects.masks) == len(truths)
+    object_of = {}
+    for piece, truth in enumerate(of):
+        assert object_of.setdefault(truth, objects.object_of[piece]) == objects.object_of[piece]
+    assert sorted(object_of.values()) == list(range(len(truths)))
+    for index, truth in enumerate(truths):
+        found, rect = object_of[index], truth.rect
+        corners = [rect.col_off, rect.row_off, rect.right, rect.bottom]
+        assert objects.labels[found] == truth.label
+        assert objects.scores[found] == np.float32(truth.score)
+        assert objects.boxes[found].tolist() == corners
+        assert objects.mask_boxes[found].tolist() == corners
+        assert objects.areas[found] == truth.crop.sum()
+        assert (drawn(objects, found, rect) == truth.crop).all()
+
+
+def off(objects: Objects, index: int, truth: Truth) -> int:
+    """Return how far the farthest differing pixel is from the truth's outline, columns or rows; 9 at most."""
+    room = 12
+    rect = Rect(truth.left - room, truth.top - room, truth.rect.width + 2 * room, truth.rect.height + 2 * room)
+    canvas = drawn(objects, index, rect)
+    if canvas.sum() != objects.areas[index]:
+        return 9
+    true = np.pad(truth.crop, room)
+    wrong = canvas != true
+    for pixels in range(9):
+        # Within so many pixels of the outline: not deep inside, and not far outside.
+        if not (wrong & (eroded(true, pixels) | ~spread(true, pixels))).any():
+            return pixels
+    return 9
+
+
+def is_about(objects: Objects, truths: Sequence[Truth]) -> None:
+    """Each truth is one object, of which no differing pixel lies more than the jitter from the outline."""
+    assert len(objects.masks) == len(truths)
+    left = set(range(len(truths)))
+    for index in range(len(truths)):
+        xmin, ymin, xmax, ymax = objects.mask_boxes[index].tolist()
+        near = [
+            t
+            for t in left
+            if truths[t].label == objects.labels[index]
+            and abs(np.array(truths[t].rect[:2]) - [xmin, ymin]).max() <= 12
+            and abs(np.array([truths[t].rect.right, truths[t].rect.bottom]) - [xmax, ymax]).max() <= 12
+        ]
+        best = min(near, key=lambda t: off(objects, index, truths[t]), default=None)
+        assert best is not None, f"nothing is like {objects.mask_boxes[index]}"
+        assert off(objects, index, truths[best]) <= JITTER_PX, (objects.mask_boxes[index], truths[best].rect)
+        left.remove(best)
+
+
+# --- mosaics ---
+
+
+class Mosaic:
+    """Objects of which no two of a category overlap, but for small ones inside of large ones."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.truths: list[Truth] = []
+        self._height, self._width = height, width
+        self._taken: dict[tuple[int, bool], np.ndarray] = {}
+
+    def add(self, truth: Truth | None, *, inner: bool = False) -> bool:
+        """Add an object where there is room for it in its category."""
+        if truth is None or truth.rect.shared(Rect(0, 0, self._width, self._height)) != truth.rect:
+            return False
+        free = np.zeros((self._height, self._width), np.bool_)
+        taken = self._taken.setdefault((truth.label, inner), free)
+        rect = truth.rect
+        view = taken[rect.row_off : rect.bottom, rect.col_off : rect.right]
+        if (view & truth.crop).any():
+            return False
+        view |= truth.crop
+        self.truths.append(replace(truth, score=round(0.1 + len(self.truths) % 800 / 1000, 3)))
+        return True
+
+    def add_random(self, rng: np.random.Generator, least: int, most: int) -> None:
+        """Add an ellipse or a rectangle, turned; long ones and round ones."""
+        a, b = np.exp(rng.uniform(np.log(least), np.log(most), 2))
+        shape = ("rectangle", "ellipse")[rng.integers(2)]
+        x, y = rng.uniform(0, self._width), rng.uniform(0, self._height)
+        planted = PlantedInstance(
+            shape, 1, 0.5, x, y, max(a, b / 6), max(b, a / 6), rng.choice([0.0, rng.uniform(0, 180)])
+        )
+        crop, left, top = planted.crop(self._height, self._width)
+        self.add(tight(crop, left, top, int(rng.integers(1, 4)), 0.5))
+
+    def add_cells(self, rng: np.random.Generator, left: int, top: int, count: int, side: int) -> None:
+        """Add count by count touching neighbours of one category, about so large."""
+        sites = (np.mgrid[:count, :count].reshape(2, -1).T + rng.uniform(0.2, 0.8, (count**2, 2))) * side
+        y, x = np.mgrid[: count * side, : count * side]
+        nearest = np.argmin([(y - row) ** 2 + (x - column) ** 2 for row, column in sites], axis=0)
+        for cell in range(count**2):
+            self.add(tight(nearest == cell, left, top, 1, 0.5))
+
+    def add_large(self, rng: np.random.Generator, left: int, top: int, side: int) -> None:
+        """Add a large object, and small ones of its category inside of it and beside it."""
+        if not self.add(box(left, top, side, side, 2)):
+            return
+        for _ in range(6):
+            x, y = (int(v) for v in rng.integers(2, side - 26, 2))
+            self.add(box(left + x, top + y, 18, 24, 2), inner=True)
+        self.add(box(left + side, top + side // 2, 20, 20, 2))
+
+    def add_slivers(self, grid: Grid, rng: np.random.Generator, side: int) -> None:
+        """Add objects that reach one to three pixels into a window, from each of its sides."""
+        for window in rng.permutation(len(grid))[:60]:
+            rect, deep = grid[int(window)], int(rng.integers(1, 4))
+            along = int(rng.integers(0, grid.window))
+            for left, top in (
+                (rect.col_off + deep - side, rect.row_off + along),
+                (rect.right - deep, rect.row_off + along),
+                (rect.col_off + along, rect.row_off + deep - side),
+                (rect.col_off + along, rect.bottom - deep),
+            ):
+                self.add(box(left, top, side, side, int(rng.integers(1, 4))))
+
+
+def mosaic(grid: Grid, seed: int, count: int, least: int) -> list[Truth]:
+    """Plant objects of at least so many pixels a side, up to twice a window."""
+    rng = np.random.default_rng(seed)
+    made = Mosaic(grid.height, grid.width)
+    window = grid.window
+    for planned in (grid.lefts[1:], grid.tops[1:]):
+        at = int(rng.choice(planned)) if len(planned) else 0
+        made.add_cells(rng, max(at - 90, 0), max(int(rng.choice(grid.tops)) - 90, 0), 5, 36)
+        made.add_cells(rng, max(at - 40, 0), int(rng.integers(0, grid.height)), 4, window // 4)
+    made.add_large(rng, window // 2, window // 3, window - 40)
+    made.add_large(rng, int(rng.integers(grid.width)), int(rng.integers(grid.height)), grid.overlap + 30)
+    made.add_slivers(grid, rng, max(least, 16))
+    made.add(box(0, grid.height // 2, min(grid.width, 2 * window), 19, 3))
+    made.add(box(grid.width // 3, 0, 17, min(grid.height, 3 * window), 3))
+    for _ in range(count):
+        made.add_random(rng, least, window if rng.random() < 0.2 else window / 6)
+    return made.truths
