@@ -20,7 +20,7 @@ from maskrcnn.config import Compute, Speed
 from maskrcnn.decode import Limits
 from maskrcnn.errors import ItemError, RunError
 from maskrcnn.parts import Receipt
-from maskrcnn.raster import Radiometry
+from maskrcnn.radiometry import Radiometry
 from maskrcnn.sandbox import DECODE_TIMEOUT_S, EXECUTIONS, Decoders, RasterSource, keep_freed_memory
 from maskrcnn.storage import Storage, stat_input
 from maskrcnn.tiles import Entry, Strip
@@ -174,8 +174,8 @@ class SegmentActor:
         return Welcome(self._host, ray.get_runtime_context().get_node_id(), probe)
 
     def _read_strip(self, entry: Entry, rect: Rect) -> Strip:
-        compute, threads = self._spec.compute, self._spec.speed.threads or 1
-        source = RasterSource(entry["uri"], entry["etag"], self._spec.radiometry, compute.assume_crs, threads)
+        assume_crs = self._spec.compute.assume_crs
+        source = RasterSource(entry["uri"], entry["etag"], self._spec.radiometry, assume_crs)
         return self._decoders.read_strip(source, rect)
 
     def pulse(self) -> tuple[int, bool]:

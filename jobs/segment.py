@@ -34,11 +34,11 @@ from maskrcnn.plan import (
     run_digest,
     write_run,
 )
-from maskrcnn.raster import Radiometry, parse_radiometry
+from maskrcnn.radiometry import Radiometry, parse_radiometry
 from maskrcnn.reduce import finished, read_success, reduce_run
 from maskrcnn.schema import SCHEMA_VERSION
 from maskrcnn.storage import Storage, is_remote
-from maskrcnn.survey import survey
+from maskrcnn.survey import find_range, survey
 from maskrcnn.weights import ModelCard, category_ids_named, describe_model
 
 from .actor import PROBES, WorkerSpec
@@ -143,7 +143,9 @@ def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> tuple[Pla
     radiometry = None
     if request.compute.window is not None:
         radiometry = parse_radiometry(request.compute.bands, request.compute.scale)
-        sized = survey(inputs.table["uri"].to_pylist(), request.compute, radiometry)
+        uris = inputs.table["uri"].to_pylist()
+        sized = survey(uris, request.compute, radiometry)
+        radiometry = find_range(uris, sized, request.compute, radiometry)
         plan = _windowed(storage, plan, request.compute, sized)
     run = {
         "schema_version": SCHEMA_VERSION,

@@ -95,11 +95,7 @@ def located(
         images: the same.
         instances: all of theirs, in order of image.
     """
-    owners = instances["image_id"].to_numpy()
-    starts = np.flatnonzero(np.diff(owners, prepend=-1)).tolist()
-    ranges = {
-        int(owners[low]): (low, high) for low, high in zip(starts, [*starts[1:], len(owners)], strict=True)
-    }
+    ranges = ranges_of(instances["image_id"].to_numpy())
     tables: dict[str, list[pa.Table]] = {}
     for image_id, image in zip(image_ids, images, strict=True):
         if image.crs_wkt is not None and image.transform is not None:
@@ -108,6 +104,13 @@ def located(
             tables.setdefault(image.crs_wkt, []).append(of_image)
     for crs_wkt, of_crs in tables.items():
         yield crs_wkt, pa.concat_tables(of_crs)
+
+
+def ranges_of(image_ids: NDArray[np.int64]) -> dict[int, tuple[int, int]]:
+    """Return where the rows of each image begin and end, in a table in which they stand together."""
+    starts = np.flatnonzero(np.diff(image_ids, prepend=image_ids[:1] - 1)).tolist()
+    stops = [*starts[1:], len(image_ids)]
+    return {int(image_ids[low]): (low, high) for low, high in zip(starts, stops, strict=False)}
 
 
 def _slice(numbers: NDArray[np.int64], start: int, stop: int) -> tuple[int, int]:

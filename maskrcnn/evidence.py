@@ -20,14 +20,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import UsageError
-from .frozen import FILE_NAME, ManifestReader
+from .errors import RunError, UsageError
+from .frozen import FILE_NAME, ManifestReader, read_grid
+from .items import Cutting, Items
 from .laws import Chunk, Fault, Found
 from .parts import File, Part
 from .plan import PLAN, RUN, Plan, plan_file
 from .reduce import SUCCESS, categories_of, coco_info, parts_of
 from .schema import INSTANCES as INSTANCES_SCHEMA
-from .schema import INSTANCES_PER_IMAGE, images_schema
+from .schema import INSTANCES_PER_IMAGE, INSTANCES_PER_RASTER, images_schema
 from .stats import Stats
 from .storage import Storage
 from .types import Category
@@ -67,11 +68,18 @@ class Evidence:
     parts: tuple[Part, ...]
     """Those of `images` and `instances`."""
     coco: tuple[str, ...]
+    items: Items | None
+    """The windows of the inputs; None where these were not cut."""
 
     @property
     def rows(self) -> int:
         """How many inputs there are."""
-        return self.plans[0].rows
+        return self.plans[0].rows if self.items is None else self.items.n_images
+
+    @property
+    def ids_per_image(self) -> int:
+        """How many ids of instances an image may use."""
+        return INSTANCES_PER_IMAGE if self.items is None else INSTANCES_PER_RASTER
 
 
 # Records
@@ -128,7 +136,21 @@ def open_evidence(storage: Storage) -> Evidence:
         parts = tuple(parts_of(success))
         written = tuple(map(str, success["coco"]))
         dict(success["counts"]), success["generation"], success["schema_version"]
-    return Evidence(storage, run, inputs, plans, success, categories, found, tuple(files), parts, written)
+    items = _items(storage, plans[0], settings)
+    return Evidence(
+        storage, run, inputs, plans, success, categories, found, tuple(files), parts, written, items
+    )
+
+
+def _items(storage: Storage, plan: Plan, settings: dict[str, Any]) -> Items | None:
+    if plan.grid_file is None:
+        return None
+    try:
+        grid = read_grid(storage, plan)
+    except RunError as error:
+        raise BrokenError(plan.grid_file, error) from error
+    with _fields_of(RUN):
+        return Items(grid, Cutting(int(settings["window"]), int(settings["overlap"])), plan.rows)
 
 
 def _plans(storage: Storage) -> tuple[Plan, ...]:
@@ -272,9 +294,10 @@ def chunks(
         for group in row_groups(storage, part.images, schema, of_image):
             for images in _cut(group):
                 row += len(images)
-                yield Chunk(row - len(images), images, waiting.below(row * INSTANCES_PER_IMAGE + 1))
+                below = waiting.below(row * evidence.ids_per_image + 1)
+                yield Chunk(row - len(images), images, below, evidence.ids_per_image)
         if len(rest := waiting.below(None)):
-            yield Chunk(row, schema.empty_table().select(of_image), rest)
+            yield Chunk(row, schema.empty_table().select(of_image), rest, evidence.ids_per_image)
 
 
 def _cut(images: pa.Table) -> Iterator[pa.Table]:

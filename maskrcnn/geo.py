@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -210,6 +211,7 @@ def geo_table(
     return pa.table(arrays, schema=GEO)
 
 
+@lru_cache(64)
 def parse_crs(wkt: str | None) -> Any:
     """Return a pyproj CRS; the registry's own entry where the WKT is exactly that of one.
 

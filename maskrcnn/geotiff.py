@@ -28,7 +28,7 @@ MAX_BLOCK_BYTES: Final = 2**28
 TYPES: Final = frozenset(["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"])
 """Of numbers that can become a brightness."""
 
-_CACHE_BYTES: Final = 2**26
+_CACHE_BYTES: Final = 2**24
 _PAGE_BYTES: Final = 2**16
 _PAGES: Final = 32
 _names: Final = itertools.count()
@@ -281,7 +281,7 @@ class Source:
         return b""
 
     def check(self) -> None:
-        """Raise what the file raised. From then on it gives nothing, for what GDAL has made of that is unknown.
+        """Raise what the file raised; from then on it gives nothing.
 
         Raises:
             ItemError: the file's, or `storage_error`.
@@ -291,6 +291,11 @@ class Source:
             raise self._failure
         if self._failure:
             raise ItemError("storage_error", f"{self._failure}") from self._failure
+
+    def forget(self) -> None:
+        """Begin anew, after a failure."""
+        self._pages.clear()
+        self._failure = None
 
     def _page(self, page: int) -> bytes:
         if (data := self._pages.get(page)) is None:

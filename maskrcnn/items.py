@@ -135,6 +135,14 @@ class Items:
         self._others = table.select(["crs", "transform", "error", "message"])
 
     @property
+    def largest(self) -> int:
+        """The most pixels that an image has; 0 where no size is known."""
+        height, width = (
+            self._sizes[name].combine_chunks().fill_null(0).to_numpy() for name in ("height", "width")
+        )
+        return int((height.astype(np.int64) * width).max(initial=0))
+
+    @property
     def n_images(self) -> int:
         """How many images there are."""
         return len(self._first) - 1
@@ -142,6 +150,15 @@ class Items:
     def range_of(self, image_row: int) -> tuple[int, int]:
         """Return an image's first window and the one after its last."""
         return int(self._first[image_row]), int(self._first[image_row + 1])
+
+    def numbers_of(self, image_row: int, window_ids: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Return the numbers of an image's windows, (N,) int64."""
+        first, stop = self.range_of(image_row)
+        tiling = self.tiling(image_row)
+        inverse = np.zeros(stop - first, np.int64)
+        if tiling is not None:
+            inverse[tiling.order] = np.arange(stop - first)
+        return first + inverse[window_ids]
 
     def rows_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the images, as rows of the manifest, of some windows: (N,) int64."""

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from .errors import ERROR_CODES
+from .rle import MAX_PIXELS
 from .schema import INSTANCES_PER_IMAGE
 from .stats import STATUSES
 from .unrle import ReadMasks, read_masks
@@ -157,6 +158,7 @@ class Chunk:
     images: pa.Table
     instances: pa.Table
     """In the order of the file; before the first chunk's first id and after a part's last, whatever stands there."""
+    ids_per_image: int = INSTANCES_PER_IMAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,7 @@ _Rule = tuple[NDArray[np.bool_], Callable[[int], str]]
 
 def _owned(chunk: Chunk) -> _Owned:
     ids = chunk.instances["id"].to_numpy()
-    row, number = np.divmod(ids - 1, INSTANCES_PER_IMAGE)
+    row, number = np.divmod(ids - 1, chunk.ids_per_image)
     image = row - chunk.first
     astray = (image < 0) | (image >= len(chunk.images))
     image = np.where(astray, 0, image)
@@ -272,18 +274,28 @@ def _value_rules(table: pa.Table, owned: _Owned, found: Found) -> Iterator[_Rule
 
 def _mask_rules(table: pa.Table, owned: _Owned) -> Iterator[_Rule]:
     """Yield the rules by which a mask is one of its image, and area, box and edge are its own."""
-    frame = pc.is_valid(table["frame"]).to_numpy()
-    yield frame, lambda _: "has a frame, for images of 2^32 pixels and more: this version writes none"
+    framed = pc.is_valid(table["frame"]).to_numpy()
+    large = owned.height * owned.width > MAX_PIXELS
+    yield ~owned.astray & (framed & ~large), lambda _: "has a frame, which only images of 2^32 pixels have"
+    yield ~owned.astray & (large & ~framed), lambda _: "has no frame, in an image of 2^32 pixels or more"
+    left, top, frame_width, frame_height = (
+        pc.fill_null(side, 0).to_numpy().astype(np.int64)
+        for side in table["frame"].combine_chunks().flatten()
+    )
+    within = (
+        (left >= 0) & (top >= 0) & (left + frame_width <= owned.width) & (top + frame_height <= owned.height)
+    )
+    yield ~owned.astray & framed & ~within, lambda _: "has a frame that leaves the image"
     size, texts = table["segmentation"].combine_chunks().flatten()
     pair = pc.equal(pc.list_value_length(size), 2).to_numpy(zero_copy_only=False)
     height, width = np.zeros((2, len(table)), np.int64)
     height[pair], width[pair] = size.filter(pa.array(pair)).flatten().to_numpy().reshape(-1, 2).T
-    fits = pair & (height == owned.height) & (width == owned.width)
+    drawn_height = np.where(framed, frame_height, owned.height)
+    drawn_width = np.where(framed, frame_width, owned.width)
+    fits = pair & (height == drawn_height) & (width == drawn_width)
     yield (
         ~owned.astray & ~fits,
-        lambda i: (
-            f"segmentation.size is {size[i].as_py()}, the image's [{owned.height[i]}, {owned.width[i]}]"
-        ),
+        lambda i: f"segmentation.size is {size[i].as_py()}, not [{drawn_height[i]}, {drawn_width[i]}]",
     )
     masks = _read(texts, height, width)
     yield ~masks.intact, lambda i: f"counts are no mask of {height[i]} x {width[i]} pixels"
@@ -294,13 +306,15 @@ def _mask_rules(table: pa.Table, owned: _Owned) -> Iterator[_Rule]:
         lambda i: f"area is {area[i]}, that of the mask {masks.areas[i]}",
     )
     box = np.stack([side.to_numpy() for side in table["mask_box"].combine_chunks().flatten()], axis=1)
+    some = (masks.areas > 0)[:, None]
+    placed = masks.boxes + some * np.stack([left, top, left, top], axis=1)
     yield (
-        masks.intact & (box != masks.boxes).any(axis=1),
-        lambda i: f"mask_box is {box[i].tolist()}, that of the mask {masks.boxes[i].tolist()}",
+        masks.intact & (box != placed).any(axis=1),
+        lambda i: f"mask_box is {box[i].tolist()}, that of the mask {placed[i].tolist()}",
     )
     edge = table["edge"].to_numpy()
-    xmin, ymin, xmax, ymax = masks.boxes.T
-    touches = ((xmin == 0) | (ymin == 0) | (xmax == width) | (ymax == height)) & (xmax > 0)
+    xmin, ymin, xmax, ymax = placed.T
+    touches = ((xmin == 0) | (ymin == 0) | (xmax == owned.width) | (ymax == owned.height)) & (xmax > 0)
     yield masks.intact & (edge != touches), lambda i: f"edge is {edge[i]}, the mask says {touches[i]}"
 
 

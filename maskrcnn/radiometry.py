@@ -16,6 +16,7 @@ from .errors import ItemError, UsageError
 from .geotiff import RasterInfo, from_plain, plain
 
 _WHOLE: Final = {"uint8": 8, "int8": 8, "uint16": 16, "int16": 16}  # types of which a table has all values
+_AS_IS: Final = np.arange(256, dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,14 +245,16 @@ class ToRgb:
         """Fill (height, width, 3) RGB; what is not valid becomes black."""
         for index, band in enumerate(self.channels):
             table, plane = self._tables[index], planes[band]
-            if table is not None:
-                np.take(table, plane.view(f"uint{8 * plane.itemsize}"), out=out[..., index], mode="clip")
+            if table is not None and np.array_equal(table, _AS_IS):
+                out[..., index] = plane * valid
                 continue
-            for row, values in enumerate(
-                plane
-            ):  # float64 of a whole plane would take more memory than all else
-                out[row, :, index] = _scaled(values, *self._ranges[index])
-        out[~valid] = 0
+            for row, values in enumerate(plane):  # at once, indices or float64 would take most of the memory
+                shades = (
+                    _scaled(values, *self._ranges[index])
+                    if table is None
+                    else table[values.view(f"uint{8 * values.itemsize}")]
+                )
+                out[row, :, index] = shades * valid[row]
 
 
 def _palette(dtype: str, colors: Mapping[int, Sequence[int]]) -> list[NDArray[np.uint8] | None]:

@@ -34,7 +34,7 @@ from typing import Any, BinaryIO, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ItemError
+from .errors import ItemError, MaskrcnnError
 from .geotiff import MAX_BLOCK_BYTES, RasterInfo, Source, faults, open_tiff, parse_crs, raster_info, read_info
 from .radiometry import Radiometry, ToRgb, check_radiometry, parse_radiometry, percentiles_of, resolved
 from .windows import Rect
@@ -55,6 +55,7 @@ __all__ = [
     "sampling",
 ]
 
+_DAMAGED: Final = ("corrupt", "truncated")
 _RAW_BYTES: Final = 2**25  # of the bands as stored, at once
 _SAMPLED_RASTERS: Final = 1000
 _SAMPLED_WINDOWS: Final = 4  # a side, in each raster
@@ -63,7 +64,7 @@ _SAMPLED_VALUES: Final = 2**22  # a channel, of all rasters
 
 
 class RasterReader:
-    """One open raster, for one thread; a context manager.
+    """One open raster, for one thread; a context manager. After an error it can be read on.
 
     Args:
         file: open, with random access; it stays open, and is nobody else's meanwhile.
@@ -82,6 +83,7 @@ class RasterReader:
     ) -> None:
         self._source = Source(file)
         self._threads = threads
+        self._stale = False
         self._dataset = open_tiff(self._source, threads)
         with contextlib.ExitStack() as undo:
             undo.callback(self._dataset.close)
@@ -144,14 +146,14 @@ class RasterReader:
             try:
                 self._read_into(strip, *_parts(rect, strip, rgb, valid))
             except ItemError as error:
-                if error.code not in ("corrupt", "truncated"):
+                if error.code not in _DAMAGED:
                     raise
                 for block in self._blocks(strip):
                     views = _parts(rect, block, rgb, valid)
                     try:
                         self._read_into(block, *views)
                     except ItemError as fault:
-                        if fault.code not in ("corrupt", "truncated"):
+                        if fault.code not in _DAMAGED:
                             raise
                         for view in views:
                             view[:] = 0
@@ -203,21 +205,29 @@ class RasterReader:
 
     @contextlib.contextmanager
     def _faults(self) -> Iterator[None]:
+        if self._stale:
+            self._dataset.close()
+            self._source.forget()
+            self._dataset = open_tiff(self._source, self._threads)
+            self._stale = False
         try:
             with faults(self._source):
                 yield
-        except ItemError:
-            if self._threads > 1:
-                # After a failure of one block, GDAL's threads leave others in its cache that were never decoded.
-                self._threads = 1
-                self._dataset.close()
-                self._dataset = open_tiff(self._source, 1)
+        except MaskrcnnError as error:
+            damaged = isinstance(error, ItemError) and error.code in _DAMAGED
+            # After a block that cannot be decoded, GDAL's threads leave others in its cache that never were; and what
+            # it has made of a read that failed is unknown.
+            self._stale = self._threads > 1 or not damaged
+            self._threads = 1 if damaged else self._threads
             raise
 
     def sample(self, count: int) -> tuple[NDArray[np.float64], float]:
         """Return (3, N) values as stored of at most `count` pixels, and of how many pixels each is one.
 
-        Always the same pixels; of these, the valid ones, in windows that can be read. Of a palette, none.
+        Always the same pixels; of these, the valid ones, in windows that are not damaged. Of a palette, none.
+
+        Raises:
+            ItemError, RunError: the file's.
         """
         info, looked = self.info, 0
         found = [np.zeros((3, 0))]
@@ -233,12 +243,17 @@ class RasterReader:
         ):
             step += 1
         for rect in [] if info.palette else rects:
-            with contextlib.suppress(ItemError):
+            try:
                 planes = self._raw(rect)
-                picked = self._valid(rect, planes)[::step, ::step]
-                values = np.stack([planes[band][::step, ::step][picked] for band in self._to_rgb.channels])
-                looked += picked.size
-                found.append(values[:, np.isfinite(values).all(axis=0)].astype(np.float64))
+                valid = self._valid(rect, planes)
+            except ItemError as error:
+                if error.code not in _DAMAGED:
+                    raise
+                continue
+            picked = valid[::step, ::step]
+            values = np.stack([planes[band][::step, ::step][picked] for band in self._to_rgb.channels])
+            looked += picked.size
+            found.append(values[:, np.isfinite(values).all(axis=0)].astype(np.float64))
         return np.concatenate(found, axis=1), info.height * info.width / max(looked, 1)
 
 

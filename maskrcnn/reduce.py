@@ -13,6 +13,7 @@ part is never removed between a reduce's writing it and its `_SUCCESS`, but by a
 import datetime
 import functools
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,11 +50,14 @@ from .parts import (
 )
 from .plan import Plan, check_run, plan_file, read_plans, read_run
 from .report import render_report
+from .rle import MAX_PIXELS
 from .schema import INSTANCES as INSTANCES_SCHEMA
 from .schema import SCHEMA_VERSION
 from .stats import Stats
 from .storage import Storage, read_input
 from .types import Category, Pixels
+
+log = logging.getLogger("maskrcnn")
 
 SUCCESS: Final = "_SUCCESS"
 COCO: Final = "coco"
@@ -293,6 +297,11 @@ def _write_all(
     url = storage.url
     success, stats, timings = _write_tables(storage, gathered, run_all, wall_s)
     parts = parts_of(success)
+    items = read_items(storage)
+    if items is not None and items.largest > MAX_PIXELS and coco_mode != "never":
+        success["coco_left_out"] = "an image has 2^32 pixels or more, for which COCO has no masks"
+        log.warning("no COCO JSON: %s", success["coco_left_out"])
+        coco_mode = "never"
     files = coco.plan_files(parts, coco_mode)
     info, categories = coco_info(gathered.run, gathered.plans[0]), categories_of(gathered.run)
     written = run_all(functools.partial(_write_coco, url, categories, info), files)

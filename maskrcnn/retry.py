@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from .config import default_shard_images
 from .errors import ERROR_CODES, ItemError, RunError, UsageError
-from .frozen import ROWS, write_rows
+from .frozen import ROWS, ManifestReader, read_items, write_rows
+from .items import Items
 from .ledger import choose
+from .parts import WINDOWS
 from .plan import Plan, create_plan
 from .reduce import finished, parts_of
 from .storage import InputStat, Storage, stat_input
@@ -64,11 +66,17 @@ def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | 
             f"{storage.url}: the files of {gone} shards are gone (`maskrcnn gc` removes all of them); "
             "without them the tables cannot be made again, so nothing can be retried"
         )
-    rows, uris = failed_inputs(storage, success, only)
+    items = read_items(storage)
+    if items is None:
+        rows, uris = failed_inputs(storage, success, only)
+    else:
+        rows, uris = failed_windows(storage, success, items, only)
     if not len(rows):
         return None
     with ThreadPoolExecutor(32) as pool:
-        stats = list(pool.map(_stat, uris))
+        distinct = list(dict.fromkeys(uris))
+        stat_of = dict(zip(distinct, pool.map(_stat, distinct), strict=True))
+    stats = [stat_of[uri] for uri in uris]
     table = pa.table(
         [rows, [stat and stat.bytes for stat in stats], [stat and stat.etag for stat in stats]], schema=ROWS
     )
@@ -81,6 +89,7 @@ def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | 
         latest.digest,
         datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         write_rows(storage, generation, table),
+        latest.grid_sha256,
     )
     standing = create_plan(storage, plan)
     if standing.rows_sha256 != plan.rows_sha256:
@@ -109,21 +118,63 @@ def failed_inputs(
     return np.concatenate(rows), uris
 
 
+def failed_windows(
+    storage: Storage, success: dict[str, Any], items: Items, only: Collection[str] | None
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the numbers of the windows that failed, with these codes if any are named, and their images' uris.
+
+    Without those of images whose headers could not be read when the run was planned: nothing was planned of them.
+    """
+    numbers: list[int] = []
+    uris: list[str] = []
+    row, n_windows = 0, 0
+    with ManifestReader(storage) as manifest:
+        for part in success["parts"][WINDOWS]:
+            windows = _columns(storage, part["path"], ["image_id", "window_id", "status", "error"])
+            wanted, ids = _wanted(windows, only), windows["image_id"].to_numpy()
+            rows = row + np.cumsum(np.diff(ids, prepend=ids[:1]) != 0)
+            for image_row in np.unique(rows[wanted]).tolist():
+                if items.sized(image_row).error is not None:
+                    log.warning(
+                        "the header of image %s could not be read: plan a new run for it", image_row + 1
+                    )
+                    continue
+                failed = windows["window_id"].to_numpy()[wanted & (rows == image_row)]
+                numbers += items.numbers_of(image_row, failed).tolist()
+                uris += manifest.rows(image_row, image_row + 1)["uri"].to_pylist() * len(failed)
+            row, n_windows = int(rows[-1]) + 1, n_windows + len(windows)
+    if (row, n_windows) != (items.n_images, items.range_of(items.n_images - 1)[1]):
+        raise RunError(
+            f"{storage.url}: the tables have {n_windows} windows of {row} images, which is not the plan's"
+        )
+    order = np.argsort(numbers)
+    return np.array(numbers, np.int64)[order], [uris[index] for index in order]
+
+
 def _failed_of_part(
     storage: Storage, only: Collection[str] | None, path: str
 ) -> tuple[int, NDArray[np.int64], list[str]]:
     """Return how many rows a part has, which of them failed, and their uris."""
+    images = _columns(storage, path, ["status", "error", "uri"])
+    wanted = _wanted(images, only)
+    return len(images), np.flatnonzero(wanted), images["uri"].filter(pa.array(wanted)).to_pylist()
+
+
+def _columns(storage: Storage, path: str, columns: list[str]) -> pa.Table:
     try:
         with storage.open(path) as stored:
-            images = pq.read_table(stored, columns=["status", "error", "uri"])
+            return pq.read_table(stored, columns=columns)
     except (FileNotFoundError, pa.ArrowInvalid) as error:
         raise RunError(
             f"{storage.url}/{path} is missing or broken; `maskrcnn reduce` writes it again"
         ) from error
-    wanted = pc.equal(images["status"], "failed")
+
+
+def _wanted(rows: pa.Table, only: Collection[str] | None) -> NDArray[np.bool_]:
+    wanted = pc.equal(rows["status"], "failed")
     if only is not None:
-        wanted = pc.and_(wanted, pc.is_in(images["error"], pa.array(sorted(only), pa.string())))
-    return len(images), np.flatnonzero(wanted.to_numpy()), images["uri"].filter(wanted).to_pylist()
+        wanted = pc.and_(wanted, pc.is_in(rows["error"], pa.array(sorted(only), pa.string())))
+    return np.asarray(wanted.to_numpy())
 
 
 def _stat(uri: str) -> InputStat | None:

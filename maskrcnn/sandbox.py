@@ -31,8 +31,10 @@ from numpy.typing import NDArray
 
 from .decode import DecodedImage, Limits, decode_image, image_size
 from .errors import ItemError, RunError, UsageError
+from .geotiff import raster_info
 from .items import Sized
-from .raster import Radiometry, RasterReader, check_radiometry, raster_info
+from .radiometry import Radiometry, check_radiometry
+from .raster import RasterReader, sample
 from .sniff import format_of
 from .storage import open_input
 from .tiles import Strip
@@ -60,8 +62,6 @@ class RasterSource:
     """As planned; see `storage.open_input`."""
     radiometry: Radiometry
     assume_crs: str | None = None
-    threads: int = 1
-    """That decode its blocks."""
 
 
 class Decoders:
@@ -128,6 +128,25 @@ class Decoders:
             reply["crs_wkt"],
             transform and tuple(transform),
         )
+
+    def sample(
+        self, uri: str, radiometry: Radiometry, count: int, assume_crs: str | None
+    ) -> tuple[NDArray[np.float64], float]:
+        """Do what `raster.sample` does, elsewhere.
+
+        Raises:
+            ItemError: the raster cannot be read.
+            RunError: the store failed.
+        """
+        request = {
+            "do": "sample",
+            "uri": uri,
+            "radiometry": radiometry.to_json(),
+            "count": count,
+            "assume_crs": assume_crs,
+        }
+        reply, [values] = self._ask(request, b"", _STRIP_BYTES)
+        return values.view(np.float64), reply["weight"]
 
     def _ask(
         self, request: dict[str, Any], data: bytes, memory: int
@@ -205,7 +224,8 @@ class _Decoder:
             raise UsageError(reply["refused"])
         arrays = [np.empty(shape, np.uint8) for shape in reply["shapes"]]
         for array in arrays:
-            _receive_into(self._socket, array.data.cast("B"))
+            if array.size:
+                _receive_into(self._socket, array.data.cast("B"))
         return reply, arrays
 
     def end(self) -> int:
@@ -304,8 +324,12 @@ def _serve(connection: socket.socket) -> None:
         except UsageError as error:
             reply = {"refused": str(error)}
         signal.setitimer(signal.ITIMER_REAL, 0)
-        shapes = {"shapes": [array.shape for array in arrays]}
-        _send(connection, reply | shapes, [array.view(np.uint8).data.cast("B") for array in arrays])
+        arrays = [np.ascontiguousarray(array).view(np.uint8) for array in arrays]
+        _send(
+            connection,
+            reply | {"shapes": [array.shape for array in arrays]},
+            [array.data.cast("B") if array.size else b"" for array in arrays],
+        )
 
 
 _Answer = tuple[dict[str, Any], list[NDArray[Any]]]
@@ -328,7 +352,7 @@ def _reader(source: str) -> RasterReader:
     fields = json.loads(source)
     raster = RasterSource(**fields | {"radiometry": Radiometry.from_json(fields["radiometry"])})
     file = open_input(raster.uri, raster.etag)
-    return RasterReader(file, raster.radiometry, assume_crs=raster.assume_crs, threads=raster.threads)
+    return RasterReader(file, raster.radiometry, assume_crs=raster.assume_crs)
 
 
 def _survey(request: dict[str, Any], _: bytes) -> _Answer:
@@ -343,10 +367,18 @@ def _survey(request: dict[str, Any], _: bytes) -> _Answer:
         return dataclasses.asdict(Sized(*image_size(file, Limits(*request["limits"])))), []
 
 
+def _sample(request: dict[str, Any], _: bytes) -> _Answer:
+    radiometry = Radiometry.from_json(request["radiometry"])
+    with open_input(request["uri"]) as file:
+        values, weight = sample(file, radiometry, request["count"], request["assume_crs"])
+    return {"weight": weight}, [values]
+
+
 _DO: Final[dict[str, Callable[[dict[str, Any], bytes], _Answer]]] = {
     "decode": _decode,
     "strip": _strip,
     "survey": _survey,
+    "sample": _sample,
 }
 
 

@@ -10,6 +10,7 @@ windows' masks of one thing may differ by up to `TOLERANCE_PX`, which matters wh
 - **Part**: a piece that its window's border cuts, unmatched, lies in the other window's piece: a window saw in two
   parts what another saw as one. It too must share what is deep in both.
 - **Scrap**: what a window's border left of an object lies in the strip as a whole, near to the other window's piece.
+  Of a pointed end that is cut off, masks can differ by more than the tolerance, so a thin one may be twice as far.
   It is counted to that piece's object, adds nothing to it, and connects it with nothing, so that a scrap that is
   counted to a touching neighbour instead changes no mask.
 
@@ -47,7 +48,9 @@ MIN_IOU: Final = 0.5
 MIN_SHARE: Final = 0.8
 """Of a piece inside of a strip that lies within the tolerance of the other, to be a part or a scrap of it."""
 
-_SCRAP_PX: Final = 4 * TOLERANCE_PX  # what is no longer than this in a strip can be a neighbour's
+_REACH_PX: Final = 2 * TOLERANCE_PX  # how far a thin scrap may be
+_SCRAP_PX: Final = 4 * TOLERANCE_PX  # what is no longer than this in a strip can be a neighbour's, or thin
+_OUTWARDS: Final = np.array([-1, -1, 1, 1])
 _CELL_PX: Final = 64  # of the mesh in which pieces that are close are found
 _AT_ONCE: Final = 4096  # masks encoded
 
@@ -235,7 +238,7 @@ class _Side(NamedTuple):
 
     ids: Ints
     near: Runs
-    """In the strip, and around it by the tolerance."""
+    """In the strip, and around it by `_REACH_PX`."""
     here: Runs
     """In the strip."""
     area: Ints
@@ -244,6 +247,8 @@ class _Side(NamedTuple):
     """(P, 4) of what is here."""
     cut: Bools
     """Whether it comes near to the border of its window, inside of the other."""
+    thin: Bools
+    """Whether it does, and goes no further from there than `_SCRAP_PX`."""
     inside: Bools
     """Whether all of the mask is here."""
 
@@ -260,12 +265,13 @@ class _Side(NamedTuple):
 def _side(found: _Found, ids: Ints, shared: Rect, own: Rect, other: Rect) -> _Side:
     pieces, pair = np.unique(ids, return_inverse=True)
     runs, strip = found.runs(pieces), _box(shared)
-    near = runs.within(strip + TOLERANCE_PX * np.array([-1, -1, 1, 1]))
+    near = runs.within(strip + _REACH_PX * _OUTWARDS)
     here = near.within(strip)
     area, box = here.areas, here.boxes
-    borders = np.array([-1, -1, 1, 1]) * (_box(other) - _box(own)) > 0
-    cut = ((np.abs(box - strip) <= TOLERANCE_PX) & borders).any(axis=1) & (area > 0)
-    values = (area, box, cut, area == runs.areas)
+    borders = (_OUTWARDS * (_box(other) - _box(own)) > 0) & (area > 0)[:, None]
+    cut = ((np.abs(box - strip) <= TOLERANCE_PX) & borders).any(axis=1)
+    thin = ((np.abs(box[:, [2, 3, 0, 1]] - strip) <= _SCRAP_PX) & borders).any(axis=1)
+    values = (area, box, cut, cut & thin, area == runs.areas)
     return _Side(ids, near.take(pair), here.take(pair), *(value[pair] for value in values))
 
 
@@ -277,26 +283,24 @@ def _compare(ours: _Side, theirs: _Side, strip: Ints, links: _Links) -> None:
     taken: set[int] = set()
     links.alike.extend(_partners(iou, ours.ids, theirs.ids, (iou >= MIN_IOU) & ~scrap, taken))
 
-    known = np.array([p in taken and q in taken for p, q in zip(ours.ids, theirs.ids, strict=True)])
-    rest = np.flatnonzero(~known)
+    rest = np.flatnonzero(~(np.isin(ours.ids, list(taken)) & np.isin(theirs.ids, list(taken))))
     if not len(rest):
         return
     ours, theirs, iou = ours.take(rest), theirs.take(rest), iou[rest]
     deep = ours.deep(strip).overlaps(theirs.deep(strip)) > 0
-    shares = (_share(ours, theirs), _share(theirs, ours))
+    shares = (_share(ours, theirs, TOLERANCE_PX), _share(theirs, ours, TOLERANCE_PX))
     alike = deep & ((iou >= MIN_IOU) | (np.minimum(*shares) >= MIN_SHARE))
     links.alike.extend(_partners(iou, ours.ids, theirs.ids, alike, taken))
 
     for one, other, share in ((ours, theirs, shares[0]), (theirs, ours, shares[1])):
-        held = one.cut & (share >= MIN_SHARE)
-        for pair in np.flatnonzero(held & (one.inside | deep)):
-            link = (float(iou[pair]), int(one.ids[pair]), int(other.ids[pair]))
-            if link[1] in taken:
-                continue
-            if one.inside[pair]:
-                links.scraps.setdefault(link[1], []).append(link)
-            else:
-                links.parts.append(link)
+        free = one.cut & ~np.isin(one.ids, list(taken))
+        held = share >= MIN_SHARE
+        scraps = free & one.inside & (held | (one.thin & (_share(one, other, _REACH_PX) >= MIN_SHARE)))
+        for pair in np.flatnonzero(scraps):
+            link = (float(iou[pair] + share[pair]), int(one.ids[pair]), int(other.ids[pair]))
+            links.scraps.setdefault(link[1], []).append(link)
+        for pair in np.flatnonzero(free & ~one.inside & held & deep):
+            links.parts.append((float(iou[pair]), int(one.ids[pair]), int(other.ids[pair])))
 
 
 def _iou(ours: _Side, theirs: _Side) -> Floats:
@@ -304,9 +308,9 @@ def _iou(ours: _Side, theirs: _Side) -> Floats:
     return np.asarray(common / np.maximum(ours.area + theirs.area - common, 1))
 
 
-def _share(one: _Side, other: _Side) -> Floats:
-    """Return which share of the one's pixels in the strip is within the tolerance of the other."""
-    return np.asarray(one.here.overlaps(other.near.grown(TOLERANCE_PX)) / np.maximum(one.area, 1))
+def _share(one: _Side, other: _Side, pixels: int) -> Floats:
+    """Return which share of the one's pixels in the strip is so near to the other."""
+    return np.asarray(one.here.overlaps(other.near.grown(pixels)) / np.maximum(one.area, 1))
 
 
 def _partners(iou: Floats, p: Ints, q: Ints, able: Bools, taken: set[int]) -> Iterator[tuple[float, int, int]]:
@@ -325,7 +329,7 @@ def _box(rect: Rect) -> Ints:
 
 def _close(found: _Found, a: Ints, b: Ints, strip: Ints) -> tuple[Ints, Ints]:
     """Return the pairs of pieces of one label whose boxes come close in or at a strip."""
-    strip = strip + TOLERANCE_PX * np.array([-1, -1, 1, 1])
+    strip = strip + _REACH_PX * _OUTWARDS
     sides = []
     for ids in (a, b):
         boxes = found.mask_boxes[ids]
@@ -333,8 +337,8 @@ def _close(found: _Found, a: Ints, b: Ints, strip: Ints) -> tuple[Ints, Ints]:
         some = (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
         sides.append((ids[some], boxes[some] - np.tile(strip[:2], 2)))
     (a, ours), (b, theirs) = sides
-    ours = ours + TOLERANCE_PX * np.array([0, 0, 2, 2])  # grown, and moved so that nothing is negative
-    theirs = theirs + TOLERANCE_PX
+    ours = ours + _REACH_PX * np.array([0, 0, 2, 2])  # grown, and moved so that nothing is negative
+    theirs = theirs + _REACH_PX
     i, cells = _cells(ours, found.labels[a])
     j, other_cells = _cells(theirs, found.labels[b])
     order = np.argsort(other_cells, kind="stable")
@@ -412,14 +416,7 @@ def _clusters(links: _Links, found: _Found) -> _Clusters:
     for together, parts in ((links.alike, False), (links.parts, True)):
         for _, p, q in sorted(together, key=_best):
             forest.unite(p, q, parts=parts)
-    # A set of nothing but scraps goes to one other set.
-    host: dict[int, int] = {}
-    for root in sorted({forest.root(scrap) for scrap in links.scraps}):
-        pieces = [piece for several in forest.pieces(root).values() for piece in several]
-        if all(piece in links.scraps for piece in pieces):
-            held = [link for piece in pieces for link in links.scraps[piece] if forest.root(link[2]) != root]
-            if held:
-                host[root] = forest.root(min(held, key=_best)[2])
+    host = _hosts(links.scraps, forest)
     label, composes = np.arange(len(found.window)), np.ones(len(found.window), np.bool_)
     for root in forest.members.keys() | host.keys():
         last, own = _last_host(root, host)
@@ -427,6 +424,20 @@ def _clusters(links: _Links, found: _Found) -> _Clusters:
             label[several] = last
             composes[several] = own
     return _Clusters(label, composes)
+
+
+def _hosts(scraps: dict[int, list[tuple[float, int, int]]], forest: _Forest) -> dict[int, int]:
+    """Return for each set of nothing but scraps the one that it goes to: if it can, one that is more than scraps."""
+    held: dict[int, list[tuple[float, int, int]]] = {}
+    for root in {forest.root(scrap) for scrap in scraps}:
+        pieces = [piece for several in forest.pieces(root).values() for piece in several]
+        links = [link for piece in pieces for link in scraps.get(piece, ()) if forest.root(link[2]) != root]
+        if links and all(piece in scraps for piece in pieces):
+            held[root] = links
+    return {
+        root: forest.root(min(links, key=lambda link: (forest.root(link[2]) in held, _best(link)))[2])
+        for root, links in held.items()
+    }
 
 
 def _best(link: tuple[float, int, int]) -> tuple[float, int, int]:

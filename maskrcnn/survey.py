@@ -9,11 +9,15 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .config import Compute
 from .decode import Limits
-from .errors import ItemError
+from .errors import STORAGE_CODES, ItemError, RunError
 from .items import Sized
-from .raster import Radiometry
+from .radiometry import Radiometry, percentiles_of, resolved
+from .raster import sampling
 from .sandbox import Decoders
 
 log = logging.getLogger("maskrcnn")
@@ -35,6 +39,43 @@ def survey(uris: Sequence[str], compute: Compute, radiometry: Radiometry) -> lis
     with Decoders(min(PROCESSES, len(uris))) as decoders, ThreadPoolExecutor(PROCESSES) as pool:
         look = functools.partial(_look, decoders, limits, radiometry, compute.assume_crs)
         return list(pool.map(look, uris))
+
+
+def find_range(
+    uris: Sequence[str], images: Sequence[Sized], compute: Compute, radiometry: Radiometry
+) -> Radiometry:
+    """Return the policy with the range that percentiles of the collection mean, if it asks for them.
+
+    Args:
+        uris: of all inputs.
+        images: what `survey` said of them.
+
+    Raises:
+        UsageError: no raster has a valid pixel.
+        RunError: the store failed.
+    """
+    rasters = [uri for uri, image in zip(uris, images, strict=True) if image.block_size is not None]
+    if radiometry.percentiles is None or not rasters:
+        return radiometry
+    chosen, count = sampling(len(rasters))
+    log.info("sampling %s of %s rasters", f"{len(chosen):,}", f"{len(rasters):,}")
+    with Decoders(min(PROCESSES, len(chosen))) as decoders, ThreadPoolExecutor(PROCESSES) as pool:
+        draw = functools.partial(_sample, decoders, radiometry, count, compute.assume_crs)
+        samples = [
+            drawn for drawn in pool.map(draw, (rasters[index] for index in chosen)) if drawn is not None
+        ]
+    return resolved(radiometry, *percentiles_of(samples, radiometry))
+
+
+def _sample(
+    decoders: Decoders, radiometry: Radiometry, count: int, assume_crs: str | None, uri: str
+) -> tuple[NDArray[np.float64], float] | None:
+    try:
+        return decoders.sample(uri, radiometry, count, assume_crs)
+    except ItemError as error:
+        if error.code in STORAGE_CODES:  # the range would depend on the weather
+            raise RunError(f"cannot sample {uri}: {error}") from error
+        return None  # it will fail in the run, with its code
 
 
 def _look(

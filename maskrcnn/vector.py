@@ -23,6 +23,7 @@ DECIMALS: Final = 9
 """Of degrees in GeoJSON: a tenth of a millimetre."""
 STEPS: Final = 100
 """Along each side of a polygon that is cut."""
+_GRID: Final = 10.0**-DECIMALS
 COLUMNS: Final = ("image_id", "instance", "category_id", "category", "score", "area_m2", "geometry")
 _ROWS_AT_ONCE: Final = 8192
 
@@ -148,8 +149,8 @@ def _write_geojson(run: Storage, parts: Sequence[str], local: Path) -> int:
 def to_wgs84(geometries: NDArray[np.object_], crs: Any) -> NDArray[np.object_]:
     """Return polygons as RFC 7946 wants them: longitude and latitude, exterior rings counterclockwise, cut at 180.
 
-    Edges are straight between their corners, but of polygons that are cut, which get more of them. A polygon around a
-    pole reaches it. One that has no place in WGS 84 becomes None.
+    Edges are straight between their corners; those of a projected polygon that is cut get more of them. A polygon
+    around a pole reaches it. One that has no place in WGS 84 becomes None.
 
     Args:
         geometries: (N,) valid Polygons and MultiPolygons.
@@ -172,12 +173,12 @@ def to_wgs84(geometries: NDArray[np.object_], crs: Any) -> NDArray[np.object_]:
     finite = np.isfinite(shapely.bounds(found)).all(axis=1)
     found[~finite] = None
     for index in np.flatnonzero(_crossing(shapely, found, wraps=degrees is None)):
-        # What jumps where PROJ wraps is told from what is wide by going along its edges in small steps.
-        xmin, ymin, xmax, ymax = shapely.bounds(geometries[index])
-        steps = shapely.segmentize(geometries[index], max(xmax - xmin, ymax - ymin) / STEPS)
-        found[index] = _cut(
-            shapely, shapely.transform(steps, lonlat, interleaved=False), wraps=degrees is None
-        )
+        if degrees is None:
+            # What jumps where PROJ wraps is told from what is wide by going along its edges in small steps.
+            xmin, ymin, xmax, ymax = shapely.bounds(geometries[index])
+            steps = shapely.segmentize(geometries[index], max(xmax - xmin, ymax - ymin) / STEPS)
+            found[index] = shapely.transform(steps, lonlat, interleaved=False)
+        found[index] = _cut(shapely, found[index], wraps=degrees is None)
     found = shapely.transform(found, lambda corners: np.round(corners, DECIMALS))
     return np.asarray(shapely.orient_polygons(found, exterior_cw=False))
 
@@ -195,9 +196,9 @@ def _cut(shapely: Any, geometry: Any, *, wraps: bool) -> Any:
     parts = []
     for polygon in shapely.get_parts(geometry):
         rings = [_within_globe(shapely, ring, wraps=wraps) for ring in shapely.get_rings(polygon)]
-        parts.append(shapely.difference(rings[0], shapely.union_all(rings[1:])))
-    areas = [part for part in shapely.get_parts(parts) if part.geom_type == "Polygon" and part.area]
-    whole = shapely.union_all(shapely.get_parts(areas))
+        parts.append(shapely.difference(rings[0], shapely.union_all(rings[1:]), grid_size=_GRID))
+    areas = [part for part in shapely.get_parts(parts) if part.geom_type == "Polygon"]
+    whole = shapely.union_all(areas, grid_size=_GRID)
     return shapely.transform(whole, lambda corners: np.clip(corners, (-180, -90), (180, 90)))
 
 
@@ -205,7 +206,8 @@ def _within_globe(shapely: Any, ring: Any, *, wraps: bool) -> Any:
     """Return what a ring encloses, each turn of the globe moved to -180 … 180 degrees."""
     corners = shapely.get_coordinates(ring)
     if wraps:
-        corners[:, 0] = np.unwrap(corners[:, 0], period=360)
+        # Whole turns, so that a ring that closes still does so to the last digit, as after np.unwrap it may not.
+        corners[1:, 0] -= 360 * np.cumsum(np.round(np.diff(corners[:, 0]) / 360))
     first, last = corners[0, 0], corners[-1, 0]
     if abs(last - first) > 180:  # around a pole
         pole = np.copysign(90.0, corners[:, 1].mean())
@@ -216,4 +218,5 @@ def _within_globe(shapely: Any, ring: Any, *, wraps: bool) -> Any:
     for turn in range(int(np.floor((west + 180) / 360)), int(np.ceil((east + 180) / 360))):
         strip = shapely.intersection(inside, shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90))
         turns.append(shapely.transform(strip, lambda corners, turn=turn: corners - (360 * turn, 0)))
-    return shapely.union_all(turns)
+    # On a grid, where the borders that two turns share are the same to the last digit.
+    return shapely.union_all(turns, grid_size=_GRID)

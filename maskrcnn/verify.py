@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from . import coco
+from .assemble import ranges_of
 from .evidence import (
     BLOCK_BYTES,
     BrokenError,
@@ -33,19 +34,23 @@ from .evidence import (
     why_unfinished,
 )
 from .frozen import FILE_NAME, ManifestReader
+from .geo import GEO as GEO_SCHEMA
 from .laws import Fault, carried_faults, instance_faults, place, place_faults, status_faults
-from .parts import IMAGES, INSTANCES, File
+from .parts import GEO, IMAGES, PIECES, TABLES, WINDOWS, File, read_table
 from .plan import RUN, run_digest
 from .reduce import COCO, SUCCESS, coco_info
 from .schema import MANIFEST, METADATA, SCHEMA_VERSION, images_schema
+from .schema import PIECES as PIECES_SCHEMA
+from .schema import WINDOWS as WINDOWS_SCHEMA
 from .stats import STATUSES, Stats
 from .storage import Storage
+from .windowlaws import geo_faults, piece_faults, window_faults
 
 log = logging.getLogger("maskrcnn")
 
 KEPT_FINDINGS: Final = 20
 """Of each check; all are counted."""
-FOLDERS: Final = (IMAGES, INSTANCES, "windows", "pieces", "geo", COCO)
+FOLDERS: Final = (*TABLES, COCO)
 """What users read: nothing may stand there that `_SUCCESS` does not list."""
 STATS: Final = "stats.json"
 LOOK_AHEAD: Final = 8192
@@ -173,7 +178,7 @@ def check_records(evidence: Evidence) -> Checking:
     compared = [
         (RUN, "digest", run["digest"], first.digest),
         (RUN, "the digest of settings and model", run_digest(run["settings"], run["model"]), first.digest),
-        (RUN, "inputs.rows", inputs.get("rows", first.rows), first.rows),
+        (RUN, "inputs.rows", inputs.get("rows", evidence.rows), evidence.rows),
         (RUN, "inputs.manifest_sha256", manifest_sha256, first.manifest_sha256),
         (SUCCESS, "generation", success["generation"], latest.generation),
         (SUCCESS, "schema_version", success["schema_version"], SCHEMA_VERSION),
@@ -323,6 +328,54 @@ def _differences(where: str, recorded: Any, recomputed: Any) -> Iterator[Fault]:
         yield Fault(where, f"is {recorded!r:.100}, the tables say {recomputed!r:.100}")
 
 
+# Windows
+
+
+def check_windows(evidence: Evidence) -> Checking:
+    """Each window of each image is there once; images, instances, pieces and polygons are what follows from them."""
+    if evidence.items is None:
+        return "none: images were not cut"
+    counts: Counter[str] = Counter()
+    row = n_pieces = n_polygons = 0
+    for part in told("windows", evidence.parts):
+        name = part.images.removeprefix(f"{IMAGES}/")
+        windows, pieces = (_whole(evidence, f"{table}/{name}", schema) for table, schema in _OF_WINDOWS)
+        images, instances = (_whole(evidence, path, None) for path in (part.images, part.instances))
+        ranges = ranges_of(windows["image_id"].to_numpy())
+        for image in images.select(["image_id", "status", "error", "capped"]).to_pylist():
+            low, high = ranges.get(image["image_id"], (0, 0))
+            yield from window_faults(evidence.items, row, image, windows.slice(low, high - low))
+            row += 1
+        yield from piece_faults(windows, pieces, instances)
+        polygons = _polygons(evidence, name.removesuffix(".parquet"))
+        ids = images["image_id"].to_pylist()
+        yield from geo_faults(evidence.items, row - len(images), ids, instances, polygons)
+        counts.update(windows["status"].to_pylist())
+        n_pieces, n_polygons = n_pieces + len(pieces), n_polygons + len(polygons)
+    if dict(counts) != evidence.success.get(WINDOWS):
+        yield Fault(SUCCESS, f"counts the windows {evidence.success.get(WINDOWS)}, the tables {dict(counts)}")
+    by_status = ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items()))
+    return f"{counts.total():,}, each once: {by_status}; {n_pieces:,} pieces, {n_polygons:,} polygons"
+
+
+def _whole(evidence: Evidence, path: str, schema: pa.Schema | None) -> pa.Table:
+    with reading(path):
+        table = read_table(evidence.storage, path)
+    if schema is not None and not table.schema.equals(schema):
+        raise BrokenError(path, "has other columns than it should")
+    return table
+
+
+def _polygons(evidence: Evidence, stem: str) -> pa.Table:
+    """Return the rows of `geo` of a part, in as many files as there are coordinate reference systems."""
+    paths = [file.path for file in evidence.files if file.path.startswith(f"{GEO}/{stem}")]
+    tables = [GEO_SCHEMA.empty_table(), *(_whole(evidence, path, None) for path in paths)]
+    return pa.concat_tables(table.replace_schema_metadata() for table in tables)
+
+
+_OF_WINDOWS: Final = ((WINDOWS, WINDOWS_SCHEMA), (PIECES, PIECES_SCHEMA))
+
+
 # COCO JSON
 
 
@@ -405,6 +458,7 @@ CHECKS: Final[tuple[tuple[str, Callable[[Evidence], Checking], tuple[str, ...]],
     ("images", check_images, ("manifest", "parts")),
     ("instances", check_instances, ("images",)),
     ("statistics", check_statistics, ("instances",)),
+    ("windows", check_windows, ("instances",)),
     ("coco", check_coco, ("instances",)),
 )
 """Name, function, and the checks that must have passed before."""

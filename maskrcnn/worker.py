@@ -309,13 +309,13 @@ class ShardWorker:
         def load(position: int) -> Loaded:
             number, entry = numbers[position], entries[position]
             if number in convicted:
-                return Loaded(number, entry, None, verdicts[number])
+                return Loaded(number, entry, entry["bytes"], verdicts[number])
             self._check_stays()
             image = next(windows)
             if isinstance(image, ItemError) and image.code in COSTLY_CODES:
                 verdicts[number] = image
             self._steps += 1
-            return Loaded(number, entry, None, image)
+            return Loaded(number, entry, entry["bytes"], image)
 
         convicted = frozenset(verdicts)
         return prefetch(load, range(len(entries)), watch, self._tiles, ahead=ahead)

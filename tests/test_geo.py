@@ -397,6 +397,14 @@ def test_the_metadata_follows_the_rules_of_geoparquet(large):
     assert np.array_equal(boxes, shapely.bounds(geometries))
 
 
+def ensemble_members(projjson):
+    for key, value in projjson.items():
+        if isinstance(value, dict):
+            yield from ensemble_members(value)
+        elif key == "members":
+            yield from value
+
+
 @pytest.mark.parametrize(
     "crs", ["EPSG:4326", "EPSG:3857", "EPSG:32618", "EPSG:2263", "ESRI:54009", "+proj=laea +lat_0=90"]
 )
@@ -408,7 +416,8 @@ def test_the_crs_is_projjson(crs, tmp_path):
     schema = json.loads((folder / "projjson.schema.json").read_text())
     jsonschema.validate(projjson, schema)
     assert pyproj.CRS.from_json_dict(projjson).equals(pyproj.CRS.from_wkt(wkt))
-    assert all("id" not in member for member in projjson.get("datum_ensemble", {}).get("members", []))
+    assert all("id" not in member for member in ensemble_members(projjson))
+    assert bool(list(ensemble_members(projjson))) == (crs in ("EPSG:4326", "EPSG:3857", "EPSG:32618"))
 
 
 @pytest.mark.parametrize(

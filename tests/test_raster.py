@@ -662,7 +662,7 @@ def test_whatever_is_damaged_ends_in_a_result_or_a_code(tmp_path: Path) -> None:
 
 
 class Watched(io.BytesIO):
-    """Remembers what is read, and fails when told."""
+    """Remembers what is read, and fails once, when told."""
 
     def __init__(self, content: bytes, fails_at: int | None = None, error: Exception | None = None) -> None:
         super().__init__(content)
@@ -671,7 +671,8 @@ class Watched(io.BytesIO):
 
     def read(self, size: int | None = -1) -> bytes:
         if self._error is not None and len(self.reads) == self._fails_at:
-            raise self._error
+            error, self._error = self._error, None
+            raise error
         start = self.tell()
         data = super().read(size)
         self.reads.append((start, start + len(data)))
@@ -730,6 +731,19 @@ def test_what_the_file_raises_is_what_is_raised(tmp_path: Path, error: Exception
         assert code_of(lambda at=fails_at: work(Watched(content, at, OSError("cable")))) == "storage_error"
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_after_the_store_failed_a_reader_reads_on(tmp_path: Path, threads: int) -> None:
+    blocks = {"blockxsize": 256, "blockysize": 256}
+    path = write(tmp_path / "r.tif", noise("uint8", (3, 600, 800)), **blocks)
+    whole = Rect(0, 0, 800, 600)
+    for after in range(5):
+        with RasterReader(file := Watched(path.read_bytes()), AS_IS, threads=threads) as reader:
+            file._fails_at, file._error = len(file.reads) + after, RunError("the store is gone")
+            with pytest.raises(RunError, match="the store is gone"):
+                reader.read(whole)
+            np.testing.assert_array_equal(reader.read(whole)[0], read(path)[0])
+
+
 def test_a_raster_in_a_store_is_read_as_from_a_folder(tmp_path: Path, store_url: str) -> None:
     path = write(tmp_path / "r.tif", noise("uint8", (3, 300, 400)), nodata=4)
     storage = Storage(store_url)
@@ -781,7 +795,7 @@ def test_memory_does_not_grow_with_the_raster(tmp_path: Path) -> None:
     def peak(rows: int, columns: int) -> int:
         path = tmp_path / f"{rows}.tif"
         blocks = {"blockxsize": 512, "blockysize": 512}
-        write(path, np.ones((3, 512 * rows, 4096 * columns), np.uint16), **blocks)
+        write(path, np.ones((1, 512 * rows, 4096 * columns), np.uint16), **blocks)
         run = subprocess.run(
             [sys.executable, "-c", MEMORY, str(path)], capture_output=True, text=True, check=True
         )

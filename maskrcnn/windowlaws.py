@@ -1,0 +1,148 @@
+"""What must hold of the windows, the pieces and the polygons of a finished run of windows; see `laws`."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from .assemble import ranges_of
+from .errors import ERROR_CODES
+from .geo import geo_table
+from .items import Items
+from .laws import Fault
+from .unrle import read_masks
+
+_RECT: Final = ("col_off", "row_off", "width", "height")
+
+
+def window_faults(items: Items, image_row: int, image: dict[str, Any], windows: pa.Table) -> Iterator[Fault]:
+    """Yield what does not hold of the windows of one image.
+
+    Args:
+        image: its row of `images`.
+        windows: what stands in `windows` under its id.
+    """
+    where = f"image {image['image_id']}"
+    tiling = items.tiling(image_row)
+    rects = np.array([(0, 0, 0, 0)] if tiling is None else list(tiling.grid), np.int32)
+    found = np.stack([windows[name].to_numpy() for name in _RECT], axis=1)
+    if windows["window_id"].to_pylist() != list(range(len(rects))):
+        yield Fault(where, f"has {len(windows)} windows, planned were {len(rects)}, each once and in order")
+        return
+    if not np.array_equal(found, rects):
+        first = int(np.flatnonzero((found != rects).any(axis=1))[0])
+        yield Fault(where, f"window {first} is {found[first].tolist()}, planned was {rects[first].tolist()}")
+    status, error = windows["status"].to_pylist(), windows["error"].to_pylist()
+    n_pieces = windows["n_pieces"].to_pylist()
+    for window, (state, code, count) in enumerate(zip(status, error, n_pieces, strict=True)):
+        sound = {
+            "ok": count > 0 and code is None,
+            "empty": count == 0 and code is None,
+            "skipped": count == 0 and code is None,
+            "failed": count == 0 and code in ERROR_CODES,
+        }
+        if not sound.get(state, False):
+            yield Fault(
+                where, f"window {window} is {state!r:.40} with the error {code!r:.40} and {count} pieces"
+            )
+    failed = status.count("failed")
+    if (image["status"] == "failed") != (failed == len(status)):
+        yield Fault(where, f"is {image['status']}, and {failed} of its {len(status)} windows failed")
+    if (image["error"] == "partial") != (0 < failed < len(status)):
+        yield Fault(
+            where, f"has the error {image['error']}, and {failed} of its {len(status)} windows failed"
+        )
+    if image["capped"] != bool(pc.any(windows["capped"]).as_py()):
+        yield Fault(where, f"capped is {image['capped']}, its windows say otherwise")
+
+
+def piece_faults(windows: pa.Table, pieces: pa.Table, instances: pa.Table) -> Iterator[Fault]:
+    """Yield what does not hold of pieces.
+
+    Args:
+        windows: of some whole images.
+        pieces: of these.
+        instances: of these: `image_id`, `instance` and `category_id`.
+    """
+    named = [
+        f"piece {p} of window {w} of image {i}" for i, w, p in _keys(pieces, "image_id", "window_id", "piece")
+    ]
+    per_window = np.array(windows["n_pieces"].to_numpy(), np.int64)
+    expected = np.stack(
+        [
+            np.repeat(windows["image_id"].to_numpy(), per_window),
+            np.repeat(windows["window_id"].to_numpy(), per_window),
+            np.arange(per_window.sum()) - np.repeat(np.cumsum(per_window) - per_window, per_window),
+        ],
+        axis=1,
+    )
+    if _keys(pieces, "image_id", "window_id", "piece") != [tuple(key) for key in expected.tolist()]:
+        yield Fault("pieces", "are not, window by window, as many as n_pieces says")
+        return
+    categories = {key[:2]: key[2] for key in _keys(instances, "image_id", "instance", "category_id")}
+    seen = set()
+    for index, key in enumerate(_keys(pieces, "image_id", "instance", "category_id")):
+        seen.add(key[:2])
+        if categories.get(key[:2]) != key[2]:
+            yield Fault(named[index], f"became instance {key[1]}, which is not there or of another category")
+    for image_id, instance in sorted(categories.keys() - seen):
+        yield Fault(f"instance {instance} of image {image_id}", "was made of no piece")
+    yield from _mask_faults(windows, pieces, per_window, lambda index: named[index])
+
+
+def _keys(table: pa.Table, *names: str) -> list[tuple[int, ...]]:
+    return list(zip(*(table[name].to_pylist() for name in names), strict=True))
+
+
+def _mask_faults(
+    windows: pa.Table, pieces: pa.Table, per_window: NDArray[np.int64], where: Callable[[int], str]
+) -> Iterator[Fault]:
+    height, width = (np.repeat(windows[name].to_numpy(), per_window) for name in ("height", "width"))
+    texts = [text.encode() for text in pieces["segmentation"].combine_chunks().field("counts").to_pylist()]
+    offsets = np.cumsum([0, *map(len, texts)])
+    masks = read_masks(np.frombuffer(b"".join(texts), np.uint8), offsets, height, width)
+    box = np.stack([side.to_numpy() for side in pieces["mask_box"].combine_chunks().flatten()], axis=1)
+    sizes = [tuple(size) for size in pieces["segmentation"].combine_chunks().field("size").to_pylist()]
+    right = np.array(sizes, np.int64).reshape(-1, 2) == np.stack([height, width], axis=1)
+    sound = masks.intact & right.all(axis=1)
+    sound &= (masks.areas == pieces["area"].to_numpy()) & (masks.boxes == box).all(axis=1)
+    for index in np.flatnonzero(~sound).tolist():
+        yield Fault(where(index), "its mask is none of its window, or its area or mask_box is not the mask's")
+
+
+def geo_faults(
+    items: Items, first_row: int, image_ids: list[int], instances: pa.Table, geo: pa.Table
+) -> Iterator[Fault]:
+    """Yield what does not hold of the polygons of some whole images: they are made again, and compared.
+
+    Args:
+        first_row: of the manifest, of the first image.
+        image_ids: of consecutive images.
+        instances: of these.
+        geo: the rows of `geo` of these, in any order.
+    """
+    ranges = ranges_of(instances["image_id"].to_numpy())
+    expected: list[pa.Table] = []
+    for row, image_id in enumerate(image_ids, first_row):
+        image = items.sized(row)
+        if image.crs_wkt is not None and image.transform is not None:
+            low, high = ranges.get(image_id, (0, 0))
+            expected.append(geo_table(instances.slice(low, high - low), image.crs_wkt, image.transform))
+    made = pa.concat_tables(expected) if expected else geo.slice(0, 0)
+    keys = [("image_id", "ascending"), ("instance", "ascending")]
+    made, geo = made.sort_by(keys), geo.sort_by(keys)
+    if _keys(made, "image_id", "instance") != _keys(geo, "image_id", "instance"):
+        yield Fault(
+            "geo", f"has {len(geo)} polygons, {len(made)} instances lie on Earth; or others than these"
+        )
+        return
+    for name in made.schema.names:
+        ours, theirs = made[name].combine_chunks(), geo[name].combine_chunks()
+        if not ours.cast(theirs.type).equals(theirs):
+            for index, (a, b) in enumerate(zip(ours.to_pylist(), theirs.to_pylist(), strict=True)):
+                if a != b:
+                    key = f"instance {geo['instance'][index]} of image {geo['image_id'][index]}"
+                    yield Fault(key, f"its {name} in geo is not what its mask gives")

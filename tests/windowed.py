@@ -1,0 +1,114 @@
+"""Runs of windows without Ray: the commands' own code, but for the sweep, which is a loop here."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from maskrcnn_jobs.segment import Request, prepare
+
+from maskrcnn.config import Compute
+from maskrcnn.decode import Limits
+from maskrcnn.mosaic import MosaicSegmenter, ground, paint
+from maskrcnn.plan import pending_of, read_plans, read_run
+from maskrcnn.planted import PLANTED_CATEGORIES, PlantedInstance
+from maskrcnn.radiometry import Radiometry
+from maskrcnn.reduce import reduce_run
+from maskrcnn.sandbox import Decoders, RasterSource
+from maskrcnn.storage import Storage
+from maskrcnn.tiles import Entry, Strip
+from maskrcnn.types import Pixels, Segmenter
+from maskrcnn.windows import Rect
+from maskrcnn.worker import ShardWorker
+
+NORTH_UP = (0.5, 0.0, 450_000.0, 0.0, -0.5, 36_000.0)
+
+
+def mosaic(height: int, width: int, count: int, seed: int = 0, largest: float = 90.0) -> Pixels:
+    """Return an image of planted objects, of 16 pixels a side and more before they leave the image.
+
+    None hides another: what is left of an object could be in parts that no window sees together.
+    """
+    rng = np.random.default_rng(seed)
+    image = ground(height, width)
+    objects = 0
+    while objects < count:
+        category = int(rng.integers(3))
+        thing = PlantedInstance(
+            "rectangle" if category == 0 else "ellipse",
+            PLANTED_CATEGORIES[category].id,
+            0.9,
+            *rng.uniform([0, 0, 16, 16, 0], [width, height, largest, largest, 180]).tolist(),
+        )
+        crop, left, top = thing.crop(height, width)
+        there = image[top : top + crop.shape[0], left : left + crop.shape[1], 0] >= 128
+        if crop.any() and not (there & crop).any():
+            paint(image, [thing], objects)
+            objects += 1
+    return image
+
+
+def write_geotiff(
+    path: Path,
+    pixels: Pixels,
+    *,
+    crs: str | None = "EPSG:32636",
+    transform: Sequence[float] | None = NORTH_UP,
+    block: int = 64,
+    **profile: Any,
+) -> None:
+    """Write RGB pixels as a tiled GeoTIFF."""
+    import rasterio
+    from affine import Affine
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width, count = pixels.shape
+    options = {"tiled": True, "blockxsize": block, "blockysize": block, "compress": "deflate"} | profile
+    place = {} if transform is None else {"transform": Affine(*transform)}
+    with rasterio.open(
+        path, "w", driver="GTiff", height=height, width=width, count=count, dtype=pixels.dtype, crs=crs,
+        photometric="RGB" if count == 3 else "MINISBLACK", **place, **options,
+    ) as file:  # fmt: skip
+        file.write(np.moveaxis(pixels, 2, 0))
+
+
+def compute_of(window: int = 128, overlap: int = 32, **options: Any) -> Compute:
+    """Return what the runs of these tests compute."""
+    return Compute(model="planted-mosaic", max_detections=10_000, window=window, overlap=overlap, **options)
+
+
+def sweep(output: str, compute: Compute, segmenter: Segmenter | None = None, order: int = 0) -> None:
+    """Run all shards that have no receipt, in an order that follows from a seed; 0: that of the plan."""
+    storage = Storage(output)
+    radiometry = Radiometry.from_json(read_run(storage)["radiometry"])
+    shards = list(pending_of(read_plans(storage), storage.list("receipts")))
+    if order:
+        random.Random(order).shuffle(shards)
+    with Decoders(2) as decoders:
+
+        def read_strip(entry: Entry, rect: Rect) -> Strip:
+            source = RasterSource(entry["uri"], entry["etag"], radiometry, compute.assume_crs)
+            return decoders.read_strip(source, rect)
+
+        limits = Limits(compute.max_pixels, compute.max_bytes, 1333.0)
+        finder = segmenter or MosaicSegmenter(max_detections=compute.max_detections)
+        worker = ShardWorker(storage, finder, limits, {}, decode=decoders.decode, read_strip=read_strip)
+        for shard in shards:
+            worker.run_shard(shard)
+
+
+def run_windows(
+    source: Path | str,
+    output: Path | str,
+    compute: Compute | None = None,
+    *,
+    segmenter: Segmenter | None = None,
+    order: int = 0,
+    shard_images: int | None = None,
+) -> dict[str, Any]:
+    """Plan, sweep and reduce; return the content of `_SUCCESS`."""
+    compute = compute or compute_of()
+    prepare(Request(str(source), str(output), compute, shard_images))
+    sweep(str(output), compute, segmenter, order)
+    return reduce_run(str(output))
