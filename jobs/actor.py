@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import platform
 import signal
@@ -91,6 +92,7 @@ def build_segmenter(spec: WorkerSpec) -> Segmenter:
         batch_size=spec.speed.batch_size,
         threads=spec.speed.threads,
         dtype=spec.speed.dtype,
+        rescale=spec.compute.window is None,  # all windows at one scale, also those of small images
     )
 
 
@@ -159,10 +161,11 @@ class SegmentActor:
         except RunError as error:
             raise RunError(f"node {self._host} cannot write the output: {error}") from error
         segmenter = build_segmenter(self._spec)
+        max_aspect = math.inf if self._spec.compute.window else float(segmenter.max_side)
         self._worker = ShardWorker(
             storage,
             segmenter,
-            Limits(self._spec.compute.max_pixels, self._spec.compute.max_bytes, float(segmenter.max_side)),
+            Limits(self._spec.compute.max_pixels, self._spec.compute.max_bytes, max_aspect),
             {"node": self._host, "python": platform.python_version(), "pid": os.getpid()},
             threads,
             self._decoders.decode,

@@ -415,9 +415,13 @@ def reduce(output: str, coco: str, as_json: bool) -> None:
 @click.argument("output")
 @click.argument("destination")
 @click.option(
-    "--format", "form", type=click.Choice(["coco", "csv", "png-masks"]), default="coco", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(["coco", "csv", "png-masks", "geojson", "gpkg"]),
+    default="coco",
+    show_default=True,
 )
-def export(output: str, destination: str, form: str) -> None:
+def export(output: str, destination: str, form: Any) -> None:
     """Write a finished run in another format into an empty DESTINATION."""
     import maskrcnn
     from maskrcnn.export import export_coco, export_csv, export_png_masks
@@ -432,6 +436,11 @@ def export(output: str, destination: str, form: str) -> None:
             storage, parts, run.categories, destination, coco_info(run.info, read_plans(storage)[0])
         )
         click.echo(f"{count:,} annotations in {destination}")
+    elif form in ("geojson", "gpkg"):
+        from maskrcnn.vector import export_vector
+
+        polygons = [part["path"] for part in run.success["parts"].get("geo", [])]
+        click.echo(f"{export_vector(storage, polygons, destination, form):,} polygons in {destination}")
     elif form == "csv":
         click.echo(f"{export_csv(storage, parts, destination):,} rows in {destination}")
     else:

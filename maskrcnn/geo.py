@@ -102,8 +102,8 @@ def polygons(
         transform: six numbers a … f: x = a * column + b * row + c, y = d * column + e * row + f.
         offsets: (N, 2) column and row of the raster where that begins; None: all at its origin.
         simplify_px: if > 0, corners are left out as long as no outline moves by more than so many pixels (GEOS's
-            topology-preserving Douglas-Peucker, one object at a time: borders that two objects share may part). Where
-            that is not valid the polygon stays as it was.
+            topology-preserving Douglas-Peucker: valid stays valid, one object at a time, so that borders which two
+            objects share may part).
 
     Returns:
         (N,) shapely geometries; None where a mask is empty.
@@ -121,8 +121,7 @@ def polygons(
         pieces.append(_in_pixels(shapely, counts[inside], sizes[inside], moves[inside]))
     found = np.concatenate(pieces)
     if simplify_px > 0:
-        simpler = shapely.simplify(found, simplify_px, preserve_topology=True)
-        found = np.where(shapely.is_valid(simpler) & ~shapely.is_empty(simpler), simpler, found)
+        found = shapely.simplify(found, simplify_px, preserve_topology=True)
 
     def placed(
         x: NDArray[np.float64], y: NDArray[np.float64]

@@ -11,11 +11,13 @@ import itertools
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import ItemError, MaskrcnnError, UsageError
 from .sniff import format_of
@@ -173,6 +175,42 @@ def parse_crs(text: str) -> Any:
             return rasterio.crs.CRS.from_user_input(text)
     except ValueError:  # CRSError is one
         raise UsageError(f"--assume-crs takes a CRS like EPSG:32636, not {text!r}") from None
+
+
+def write_geotiff(
+    path: str | Path, pixels: NDArray[Any], crs: str, transform: Sequence[float], block: int = 512
+) -> None:
+    """Write a tiled, deflated GeoTIFF.
+
+    Args:
+        path: of a local file.
+        pixels: (height, width, bands).
+        crs: like `EPSG:32636`.
+        transform: six numbers, a … f of x = a * column + b * row + c, y = d * column + e * row + f.
+        block: side of its blocks, pixels; a multiple of 16.
+
+    Raises:
+        UsageError: the extra `geo` is missing.
+    """
+    rasterio = need_rasterio()
+    height, width, count = pixels.shape
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        height=height,
+        width=width,
+        count=count,
+        dtype=pixels.dtype,
+        crs=crs,
+        transform=rasterio.Affine(*transform),
+        photometric="RGB" if count == 3 else "MINISBLACK",
+        compress="deflate",
+        tiled=True,
+        blockxsize=block,
+        blockysize=block,
+    ) as file:
+        file.write(np.moveaxis(pixels, 2, 0))
 
 
 # GDAL

@@ -32,7 +32,9 @@ class Runs(NamedTuple):
     @property
     def areas(self) -> Ints:
         """(N,) pixels."""
-        return np.bincount(self.of, self.stop - self.start, minlength=self.n).astype(np.int64)  # exact below 2^53
+        return np.bincount(self.of, self.stop - self.start, minlength=self.n).astype(
+            np.int64
+        )  # exact below 2^53
 
     @property
     def boxes(self) -> Ints:
@@ -42,7 +44,9 @@ class Runs(NamedTuple):
         if len(first):
             last = np.append(first[1:], len(self.of)) - 1
             ends = (np.minimum.reduceat(self.start, first), np.maximum.reduceat(self.stop, first))
-            boxes[self.of[first]] = np.stack([self.column[first], ends[0], self.column[last] + 1, ends[1]], axis=1)
+            boxes[self.of[first]] = np.stack(
+                [self.column[first], ends[0], self.column[last] + 1, ends[1]], axis=1
+            )
         return boxes
 
     def take(self, masks: NDArray[np.intp]) -> "Runs":
@@ -83,12 +87,12 @@ class Runs(NamedTuple):
 
     def grown(self, pixels: int) -> "Runs":
         """Return what is at most so many columns and rows away from each mask."""
-        return self._replace(start=self.start - pixels, stop=self.stop + pixels)._copied(pixels, times=1)
+        return _copied(self._replace(start=self.start - pixels, stop=self.stop + pixels), pixels, times=1)
 
     def shrunk(self, pixels: int) -> "Runs":
         """Return what has all of its neighbours, so many columns and rows around, in the mask."""
         start, stop = self.start + pixels, self.stop - pixels
-        return self._kept(start < stop, start, stop)._copied(pixels, times=2 * pixels + 1)
+        return _copied(self._kept(start < stop, start, stop), pixels, times=2 * pixels + 1)
 
     def overlaps(self, other: "Runs") -> Ints:
         """Return how many pixels each mask shares with the other's of its number, (N,)."""
@@ -110,17 +114,14 @@ class Runs(NamedTuple):
     @property
     def changes(self) -> tuple[Ints, Ints, Ints]:
         """Mask, column and row of each change, as `rle.encode_changes` takes them."""
-        return np.repeat(self.of, 2), np.repeat(self.column, 2), np.stack([self.start, self.stop], axis=1).ravel()
+        return (
+            np.repeat(self.of, 2),
+            np.repeat(self.column, 2),
+            np.stack([self.start, self.stop], axis=1).ravel(),
+        )
 
     def _kept(self, keep: NDArray[np.bool_], start: Ints, stop: Ints) -> "Runs":
         return Runs(self.of[keep], self.column[keep], start[keep], stop[keep], self.n)
-
-    def _copied(self, pixels: int, times: int) -> "Runs":
-        """Return what is covered so many times by copies that are moved by up to so many columns."""
-        moves = np.arange(-pixels, pixels + 1)
-        columns = (self.column + moves[:, None]).ravel()
-        of, start, stop = (np.tile(values, len(moves)) for values in (self.of, self.start, self.stop))
-        return _covered(of, columns, start, stop, self.n, times)
 
 
 class _Keys(NamedTuple):
@@ -140,6 +141,14 @@ class _Keys(NamedTuple):
 
     def __call__(self, of: Ints, column: Ints, row: Ints) -> Ints:
         return (of * self.columns + (column - self.first_column)) * self.rows + (row - self.first_row)
+
+
+def _copied(runs: Runs, pixels: int, times: int) -> Runs:
+    """Return what is covered so many times by copies that are moved by up to so many columns."""
+    moves = np.arange(-pixels, pixels + 1)
+    columns = (runs.column + moves[:, None]).ravel()
+    of, start, stop = (np.tile(values, len(moves)) for values in (runs.of, runs.start, runs.stop))
+    return _covered(of, columns, start, stop, runs.n, times)
 
 
 def _covered(of: Ints, column: Ints, start: Ints, stop: Ints, n: int, times: int) -> Runs:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from pycocotools import mask as coco_mask
 
+from .geotiff import write_geotiff
+from .rle import crop_to_rle
 from .scenery import (
     CATEGORIES,
     CELL,
@@ -42,7 +44,15 @@ from .scenery import (
     turned,
 )
 
-__all__ = ["CATEGORIES", "Scene", "coco_dataset", "render_scene", "statistics", "write_scenes"]
+__all__ = [
+    "CATEGORIES",
+    "Scene",
+    "coco_dataset",
+    "render_scene",
+    "statistics",
+    "write_mosaic",
+    "write_scenes",
+]
 
 MIN_VISIBLE_PX = 40
 """An object of which fewer pixels can be seen is scenery, not an instance."""
@@ -96,6 +106,57 @@ def write_scenes(folder: str | Path, count: int, seed: int, size: int = 384) -> 
             yield scene
 
     (folder / "instances.json").write_text(json.dumps(coco_dataset(saved())), encoding="utf-8")
+
+
+def write_mosaic(
+    folder: str | Path, rows: int, columns: int, seed: int, size: int = 384, ground_m: float = 0.25
+) -> None:
+    """Write scenes side by side as one raster, `mosaic.tif`, and its truth, `instances.json`.
+
+    It lies in UTM zone 36 north, near the equator, north up.
+
+    Args:
+        folder: is made if it is missing.
+        rows: of scenes.
+        columns: of scenes.
+        seed: of the first scene; they are counted row by row.
+        size: of a scene, pixels a side.
+        ground_m: of a pixel, metres a side.
+
+    Raises:
+        UsageError: the extra `geo` is missing.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    height, width = rows * size, columns * size
+    image = np.empty((height, width, 3), np.uint8)
+    annotations: list[dict[str, Any]] = []
+    for index in range(rows * columns):
+        scene = render_scene(seed + index, size)
+        top, left = index // columns * size, index % columns * size
+        image[top : top + size, left : left + size] = scene.image
+        for category_id, mask in zip(scene.category_ids, scene.masks, strict=True):
+            counts = crop_to_rle(mask, left, top, height, width)
+            rle = {"size": [height, width], "counts": counts}
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": 1,
+                    "category_id": int(category_id),
+                    "segmentation": rle | {"counts": counts.decode("ascii")},
+                    "area": int(mask.sum()),
+                    "bbox": [float(edge) for edge in coco_mask.toBbox(rle)],
+                    "iscrowd": 0,
+                }
+            )
+    transform = (ground_m, 0.0, 450_000.0, 0.0, -ground_m, 36_000.0)
+    write_geotiff(folder / "mosaic.tif", image, "EPSG:32636", transform)
+    dataset = {
+        "images": [{"id": 1, "file_name": "mosaic.tif", "width": width, "height": height}],
+        "annotations": annotations,
+        "categories": [{"id": category.id, "name": category.name} for category in CATEGORIES],
+    }
+    (folder / "instances.json").write_text(json.dumps(dataset), encoding="utf-8")
 
 
 def coco_dataset(scenes: Iterable[Scene]) -> dict[str, Any]:

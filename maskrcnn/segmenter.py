@@ -45,6 +45,7 @@ class MaskRCNNSegmenter:
         threads: of torch on the CPU, for the whole process; None: as they are.
         dtype: of the convolutions, one of `DTYPES`; None: float32 on CPU, float16 on CUDA. Boxes, scores, RoIAlign
             and suppression are float32 or more.
+        rescale: bring images to the size that the model was trained with; else each is seen pixel by pixel.
 
     Raises:
         UsageError: the model has no category of a name, or there is no such device or dtype.
@@ -61,6 +62,7 @@ class MaskRCNNSegmenter:
         batch_size: int | None = None,
         threads: int | None = None,
         dtype: str | None = None,
+        rescale: bool = True,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
@@ -81,6 +83,7 @@ class MaskRCNNSegmenter:
             network = for_cpu(network)
         self.forward = Forward(network, labels, min_score, max_detections)
         self._transform = model.module.transform
+        self._rescale = rescale
         self._mean, self._std = (
             torch.tensor(values, device=self._device)[:, None, None]
             for values in (self._transform.image_mean, self._transform.image_std)
@@ -184,6 +187,8 @@ class MaskRCNNSegmenter:
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         """Return an image's size after the network's resize; the roundings are torchvision's."""
+        if not self._rescale:
+            return height, width
         transform = self._transform
         scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
         return int(height * scale), int(width * scale)

@@ -129,7 +129,9 @@ class _Held:
         rect = Rect(
             held.col_off, needed.row_off, held.width, max(needed.bottom, held.bottom) - needed.row_off
         )
-        pixels, valid, broken = strip.pixels[kept], strip.valid[kept], strip.broken
+        # Copies, so that what is not kept is free before more is read.
+        pixels, valid, broken = strip.pixels[kept].copy(), strip.valid[kept].copy(), strip.broken
+        del strip
         if rect.bottom > held.bottom:
             below = self._read_strip(
                 self._raster, Rect(held.col_off, held.bottom, held.width, rect.bottom - held.bottom)

@@ -196,7 +196,10 @@ class ShardWorker:
                 numbers, rows = self._shards.rows(shard)
             verdicts = dict(convicted)
             # Nothing is decoded while a traced group is computed: its verdict would not be among the last words.
-            ahead = 1 if announce else 2 * self._n_fetchers
+            # Windows are loaded by one thread: more than the next groups are only memory.
+            cut = WINDOW in rows.schema.names
+            most = 2 * self._segmenter.batch_size + 2 if cut else 2 * self._n_fetchers
+            ahead = 1 if announce else most
             loaded = self._loaded(numbers.tolist(), rows, watch, verdicts, ahead)
             first = list(islice(loaded, 2))  # with which the others are begun, before it is this shard's turn
             my_turn()

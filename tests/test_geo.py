@@ -84,6 +84,7 @@ def blob(height=3, width=2):
 @given(mask=MASKS)
 @example(mask=np.eye(4, dtype=np.bool_))
 @example(mask=np.pad(np.zeros((2, 2), np.bool_), 2, constant_values=True))
+@settings(deadline=None)
 def test_a_polygon_drawn_back_is_its_mask(transform, mask):
     polygon = polygon_of(mask, transform)
     if polygon is None:
@@ -99,6 +100,7 @@ def test_a_polygon_drawn_back_is_its_mask(transform, mask):
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @given(mask=MASKS)
+@settings(deadline=None)
 def test_exterior_rings_are_counterclockwise_on_earth(transform, mask):
     polygon = polygon_of(mask, transform)
     for part in [] if polygon is None else shapely.get_parts(polygon):
@@ -162,7 +164,7 @@ def test_what_is_no_mask_is_refused():
 
 @given(mask=hnp.arrays(np.bool_, (12, 12)), tolerance=st.floats(0.1, 3))
 @example(mask=np.eye(12, dtype=np.bool_), tolerance=2.0)
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_simplified_polygons_are_valid_and_near(mask, tolerance):
     exact, simple = polygon_of(mask, NORTH_UP), polygon_of(mask, NORTH_UP, simplify_px=tolerance)
     if exact is None:
@@ -187,6 +189,17 @@ def test_the_table_has_a_row_for_each_mask_that_is_not_empty():
     assert table["area_m2"].to_pylist() == [1.5, 0.5]
     assert table["bbox"].to_pylist()[1] == {"xmin": 5e5, "ymin": 4e6 - 0.5, "xmax": 5e5 + 1, "ymax": 4e6}
     assert geo.geo_table(instances_of([blob()])[:0], UTM, NORTH_UP).equals(geo.GEO.empty_table())
+
+
+def test_rows_of_a_slice_are_those_of_the_table():
+    masks = [blob(n, 2) for n in range(1, 6)]
+    for frames in (None, [(n, 2 * n) for n in range(5)]):
+        rows = instances_of(masks, frames=frames)
+        whole = geo.geo_table(rows, UTM, NORTH_UP)
+        for start, length in ((2, 2), (4, 1), (3, 0)):
+            assert geo.geo_table(rows.slice(start, length), UTM, NORTH_UP).equals(whole.slice(start, length))
+        halves = pa.concat_tables([rows[:2], rows[2:]])
+        assert geo.geo_table(halves, UTM, NORTH_UP).equals(whole)
 
 
 def test_a_mask_with_a_frame_lies_where_its_frame_does():

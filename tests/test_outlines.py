@@ -46,7 +46,7 @@ def extreme(test):
 
 @given(MASKS)
 @extreme
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_polygons_drawn_back_are_their_masks(masks: list[np.ndarray]) -> None:
     polygons, owner = polygons_of(traced(masks))
     assert sorted(set(owner)) == [number for number, mask in enumerate(masks) if mask.any()]
@@ -61,6 +61,7 @@ def test_polygons_drawn_back_are_their_masks(masks: list[np.ndarray]) -> None:
 
 @given(MASKS)
 @extreme
+@settings(deadline=None)
 def test_polygons_are_the_components_that_share_sides(masks: list[np.ndarray]) -> None:
     """GDAL polygonizes to the same."""
     polygons, owner = polygons_of(traced(masks))
@@ -73,6 +74,7 @@ def test_polygons_are_the_components_that_share_sides(masks: list[np.ndarray]) -
 
 
 @given(MASKS)
+@settings(deadline=None)
 def test_every_corner_is_a_turn_and_shells_go_clockwise_on_the_screen(masks: list[np.ndarray]) -> None:
     rings = traced(masks)
     polygons, _ = polygons_of(rings)

@@ -11,7 +11,8 @@ from pycocotools import mask as coco_mask
 
 from maskrcnn.planted import PlantedInstance
 from maskrcnn.rle import crop_to_rle
-from maskrcnn.seams import TOLERANCE_PX, Objects, Pieces, merge
+from maskrcnn.seams import Objects, Pieces, merge
+from maskrcnn.strips import TOLERANCE_PX
 from maskrcnn.unrle import read_runs
 from maskrcnn.windows import Grid, Rect
 
@@ -97,9 +98,7 @@ def seen(truth: Truth, window: Rect, rng: np.random.Generator | None, early: boo
     return tight(canvas, max(left, 0), max(top, 0), truth.label, truth.score)
 
 
-def segmented(
-    grid: Grid, truths: Sequence[Truth], seed: int | None = None
-) -> tuple[Pieces, np.ndarray]:
+def segmented(grid: Grid, truths: Sequence[Truth], seed: int | None = None) -> tuple[Pieces, np.ndarray]:
     """Return what a segmenter finds in the windows, and of which truth each piece is.
 
     Args:
@@ -172,8 +171,10 @@ def is_exactly(objects: Objects, truths: Sequence[Truth], of: np.ndarray) -> Non
 
 def off(objects: Objects, index: int, truth: Truth) -> int:
     """Return how far the farthest differing pixel is from the truth's outline, columns or rows; 9 at most."""
-    room = 12
-    rect = Rect(truth.left - room, truth.top - room, truth.rect.width + 2 * room, truth.rect.height + 2 * room)
+    room = 24
+    rect = Rect(
+        truth.left - room, truth.top - room, truth.rect.width + 2 * room, truth.rect.height + 2 * room
+    )
     canvas = drawn(objects, index, rect)
     if canvas.sum() != objects.areas[index]:
         return 9
@@ -196,8 +197,8 @@ def is_about(objects: Objects, truths: Sequence[Truth]) -> None:
             t
             for t in left
             if truths[t].label == objects.labels[index]
-            and abs(np.array(truths[t].rect[:2]) - [xmin, ymin]).max() <= 12
-            and abs(np.array([truths[t].rect.right, truths[t].rect.bottom]) - [xmax, ymax]).max() <= 12
+            and abs(np.array(truths[t].rect[:2]) - [xmin, ymin]).max() <= 24
+            and abs(np.array([truths[t].rect.right, truths[t].rect.bottom]) - [xmax, ymax]).max() <= 24
         ]
         best = min(near, key=lambda t: off(objects, index, truths[t]), default=None)
         assert best is not None, f"nothing is like {objects.mask_boxes[index]}"
@@ -220,10 +221,10 @@ class Mosaic:
         """Add an object where there is room for it in its category."""
         if truth is None or truth.rect.shared(Rect(0, 0, self._width, self._height)) != truth.rect:
             return False
-        free = np.zeros((self._height, self._width), np.bool_)
-        taken = self._taken.setdefault((truth.label, inner), free)
-        rect = truth.rect
-        view = taken[rect.row_off : rect.bottom, rect.col_off : rect.right]
+        rect, layer = truth.rect, (truth.label, inner)
+        if layer not in self._taken:
+            self._taken[layer] = np.zeros((self._height, self._width), np.bool_)
+        view = self._taken[layer][rect.row_off : rect.bottom, rect.col_off : rect.right]
         if (view & truth.crop).any():
             return False
         view |= truth.crop
@@ -289,3 +290,207 @@ def mosaic(grid: Grid, seed: int, count: int, least: int) -> list[Truth]:
     for _ in range(count):
         made.add_random(rng, least, window if rng.random() < 0.2 else window / 6)
     return made.truths
+
+
+def offsets(window: int, overlap: int, count: int, seed: int) -> list[tuple[int, int]]:
+    """Return (0, 0) and others, within what a grid allows."""
+    rng = np.random.default_rng(seed)
+    return [(0, 0), *map(tuple, rng.integers(0, window - overlap, (count - 1, 2)).tolist())]  # type: ignore[list-item]
+
+
+# --- the laws ---
+
+
+@pytest.mark.parametrize(("overlap", "jitter"), [(128, False), (256, False), (128, True), (256, True)])
+def test_planted_mosaics_come_out_once_and_whole_wherever_the_grid_lies(overlap: int, jitter: bool) -> None:
+    """One place of the grid each; `python -m tests.benchmarks.seams --offsets 16` goes through sixteen."""
+    grid = Grid(4096, 4500, 1024, overlap, offsets(1024, overlap, 2, seed=overlap)[1])
+    truths = mosaic(grid, 1, 500, 16 if jitter else 3)
+    pieces, of = segmented(grid, truths, 1 if jitter else None)
+    objects = merge(grid, pieces, capped=False)
+    if jitter:
+        is_about(objects, truths)
+    else:
+        is_exactly(objects, truths, of)
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> Grid:
+    """Grids of any place and size of image, from one window to many."""
+    overlap = draw(st.sampled_from([64, 96, 128]))
+    offset = draw(st.tuples(*[st.integers(0, 255 - overlap)] * 2))
+    return Grid(draw(st.integers(100, 1100)), draw(st.integers(100, 1100)), 256, overlap, offset)
+
+
+SEEDS = st.integers(0, 2**31)
+
+
+@settings(max_examples=25, deadline=None)
+@given(grids(), SEEDS)
+def test_without_jitter_every_pixel_is_right(grid: Grid, seed: int) -> None:
+    truths = mosaic(grid, seed, 60, 1)
+    pieces, of = segmented(grid, truths)
+    is_exactly(merge(grid, pieces, capped=False), truths, of)
+
+
+@settings(max_examples=25, deadline=None)
+@given(grids(), SEEDS)
+def test_with_jitter_nothing_is_lost_or_doubled_or_further_off(grid: Grid, seed: int) -> None:
+    truths = mosaic(grid, seed, 60, 16)
+    pieces, _ = segmented(grid, truths, seed)
+    is_about(merge(grid, pieces, capped=False), truths)
+
+
+@settings(max_examples=10, deadline=None)
+@given(grids(), SEEDS)
+def test_the_order_of_windows_changes_nothing(grid: Grid, seed: int) -> None:
+    pieces, _ = segmented(grid, mosaic(grid, seed, 60, 8), seed)
+    windows = np.random.default_rng(seed).permutation(len(grid))
+    order = np.argsort(windows[pieces.window_id], kind="stable")
+    names = ("window_id", "labels", "scores", "boxes", "mask_boxes")
+    columns = {name: getattr(pieces, name)[order] for name in names}
+    shuffled = Pieces(masks=[pieces.masks[i] for i in order], **columns)
+    one, other = merge(grid, pieces, capped=False), merge(grid, shuffled, capped=False)
+    assert one.masks == other.masks
+    for name in ("boxes", "labels", "scores", "areas", "mask_boxes"):
+        assert (getattr(one, name) == getattr(other, name)).all()
+    assert (one.object_of[order] == other.object_of).all()
+
+
+# --- single cases ---
+
+GRID = Grid(256, 448, 256, 64)
+"""Two windows side by side, which share the columns from 192 to 255."""
+FOUR = Grid(448, 448, 256, 64)
+"""Four windows, which share the middle 64 pixels a side."""
+
+
+def merged(grid: Grid, found: Sequence[tuple[int, Truth]]) -> Objects:
+    return merge(grid, pieces_of(grid, found), capped=False)
+
+
+def test_nothing_found_is_nothing() -> None:
+    objects = merge(GRID, pieces_of(GRID, []), capped=True)
+    assert objects.masks == ()
+    assert objects.object_of.shape == (0,)
+    assert objects.object_of.dtype == np.int32
+    assert objects.capped
+    assert len(objects.detections()) == 0
+
+
+def test_the_result_is_an_image_s_like_any_other() -> None:
+    truths = [box(30, 30, 20, 30, 2, 0.9), box(100, 40, 300, 50, 1, 0.7), box(180, 200, 30, 20, 1, 0.8)]
+    pieces, _ = segmented(GRID, truths)
+    found = merge(GRID, pieces, capped=False).detections()
+    assert (found.height, found.width) == (256, 448)
+    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
+    assert coco_mask.toBbox(found.rles()).tolist() == [
+        [30, 30, 20, 30],
+        [180, 200, 30, 20],
+        [100, 40, 300, 50],
+    ]
+
+
+def test_a_piece_that_one_window_alone_saw_is_kept() -> None:
+    alone = [(0, box(200, 10, 20, 20)), (1, box(20, 100, 20, 20)), (1, box(0, 200, 3, 30))]
+    objects = merged(GRID, alone)
+    assert sorted(objects.mask_boxes[:, 0].tolist()) == [192, 200, 212]
+
+
+def test_categories_are_not_united() -> None:
+    assert len(merged(GRID, [(0, box(200, 10, 20, 20, 1)), (1, box(8, 10, 20, 20, 2))]).masks) == 2
+
+
+def test_empty_masks_are_kept_and_united_with_nothing() -> None:
+    nothing = Truth(np.zeros((0, 0), np.bool_), 0, 0)
+    pieces = pieces_of(GRID, [(0, nothing), (1, nothing), (1, box(0, 0, 20, 20))])
+    objects = merge(GRID, pieces, capped=False)
+    assert sorted(objects.areas.tolist()) == [0, 0, 400]
+    assert objects.mask_boxes[objects.areas == 0].tolist() == [[0, 0, 0, 0]] * 2
+
+
+def test_a_whole_piece_speaks_for_its_object() -> None:
+    """The window whose core holds the middle of it decides, whatever the scores."""
+    left, right = box(195, 50, 40, 40, score=0.4), box(3 + 4, 51, 40, 40, score=0.9)
+    objects = merged(GRID, [(0, left), (1, right)])
+    assert objects.scores.tolist() == pytest.approx([0.4])
+    assert objects.mask_boxes.tolist() == [[195, 50, 235, 90]]
+
+
+def test_a_patchwork_takes_each_pixel_from_the_window_whose_own_it_is() -> None:
+    objects = merged(GRID, [(0, box(100, 50, 156, 40, score=0.4)), (1, box(0, 52, 200, 40, score=0.9))])
+    assert objects.object_of.tolist() == [0, 0]
+    assert objects.scores.tolist() == pytest.approx([0.9])
+    assert objects.boxes.tolist() == [[100, 50, 392, 92]]
+    mask = drawn(objects, 0, Rect(0, 0, 448, 256))
+    expected = np.zeros((256, 448), np.bool_)
+    expected[50:90, 100:224] = True
+    expected[52:92, 224:392] = True
+    assert (mask == expected).all()
+
+
+def test_what_one_window_saw_in_two_parts_is_one_object_if_another_saw_it_so() -> None:
+    """A U on its side: the left window has it all but its ends, the right one two arms."""
+    u = np.zeros((100, 150), np.bool_)
+    u[:40], u[60:], u[:, :40] = True, True, True
+    arms = [(1, box(0, 50, 108, 40)), (1, box(0, 110, 108, 40))]
+    objects = merged(GRID, [(0, Truth(u, 106, 50)), *arms])
+    assert objects.object_of.tolist() == [0, 0, 0]
+    assert objects.areas.tolist() == [u.sum() + 2 * 40 * 44]
+
+
+def test_a_blob_does_not_unite_what_another_window_saw_apart() -> None:
+    """The upper right window makes one of two; the chain through it, and one through the lower right, is cut."""
+    first, second = box(200, 200, 30, 26), box(200, 226, 30, 28)
+    blob = box(8, 200, 30, 54)
+    low = [(3, box(8, 8, 30, 54)), (2, box(200, 8, 30, 26)), (2, box(200, 34, 30, 28))]
+    objects = merged(FOUR, [(0, first), (0, second), (1, blob), *low])
+    assert len({int(i) for i in objects.object_of[:2]}) == 2
+    assert objects.object_of[0] != objects.object_of[1]
+    assert len(objects.masks) == 2
+
+
+def test_a_scrap_between_touching_neighbours_unites_them_not() -> None:
+    """The right window's scrap of the left one lies where the left window, two pixels off, has the right one."""
+    left = [(0, box(150, 50, 41, 60)), (0, box(191, 50, 40, 60))]
+    right = [(1, box(0, 50, 3, 60)), (1, box(3, 50, 36, 60))]
+    objects = merged(GRID, left + right)
+    assert len(objects.masks) == 2
+    assert objects.object_of[0] != objects.object_of[1] == objects.object_of[3]
+
+
+def test_a_damaged_mask_is_refused() -> None:
+    pieces = replace(pieces_of(GRID, [(0, box(200, 9, 9, 9))]), masks=[b"0"])
+    with pytest.raises(ValueError, match="mask 0 is none of 256 x 256 pixels"):
+        merge(GRID, pieces, capped=False)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 2**31))
+def test_masks_of_the_largest_images_are_drawn_in_frames(seed: int) -> None:
+    """The same objects, near the far corner of an image of 2^32 pixels and more."""
+    small = Grid(616, 616, 256, 64)
+    truths = [truth for truth in mosaic(small, seed, 30, 2) if truth.left and truth.top]
+    far = 65_536 - 192 * 3 - 64
+    large = Grid(65_536 + 3, 65_536, 256, 64)
+    moved = [replace(truth, left=truth.left + far, top=truth.top + far) for truth in truths]
+    pieces, of = segmented(large, moved)
+    empty = replace(
+        pieces_of(large, [(0, Truth(np.zeros((0, 0), np.bool_), 0, 0, 1, 0.01))]),
+        labels=np.array([9], np.int32),
+    )
+    columns = {
+        name: np.concatenate([getattr(empty, name), getattr(pieces, name)])
+        for name in ("window_id", "labels", "scores", "boxes", "mask_boxes")
+    }
+    objects = merge(large, Pieces(masks=[*empty.masks, *pieces.masks], **columns), capped=False)
+    assert objects.frames is not None
+    assert objects.object_of[0] == len(moved)
+    assert objects.frames[-1].tolist() == [0, 0, 1, 1]
+    assert coco_mask.area({"size": [1, 1], "counts": objects.masks[-1]}) == 0
+    trimmed = replace(
+        objects, masks=objects.masks[:-1], object_of=objects.object_of[1:], frames=objects.frames[:-1]
+    )
+    is_exactly(trimmed, moved, of)
+    with pytest.raises(ValueError, match="do not fit a COCO mask"):
+        objects.detections()
