@@ -179,7 +179,7 @@ def _windowed(storage: Storage, plan: Plan, compute: Compute, images: Sequence[S
     grid, cuts = number_windows(images, cutting, plan.shard_images)
     broken = sum(image.error is not None for image in images)
     if broken:
-        log.warning("the headers of %s images cannot be read; these will fail", f"{broken:,}")
+        log.warning("%s images cannot be used, as their headers say; these will fail", f"{broken:,}")
     return dataclasses.replace(plan, rows=cuts[-1], cuts=cuts, grid_sha256=write_grid(storage, grid))
 
 

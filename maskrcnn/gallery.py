@@ -91,7 +91,7 @@ def pick_gallery(storage: Storage, parts: Sequence[Part], count: int = 12) -> li
     Raises:
         RunError: a part cannot be read.
     """
-    chosen = _spread([part for part in parts if part.n_instances], count)
+    chosen = spread([part for part in parts if part.n_instances], count)
     if not chosen:
         return []
     groups_each = max(1, count // len(chosen))
@@ -101,7 +101,7 @@ def pick_gallery(storage: Storage, parts: Sequence[Part], count: int = 12) -> li
     return [_pick(candidate, focus, *row) for (candidate, focus), row in zip(picked, rows, strict=True)]
 
 
-def _spread(items: Sequence[T], count: int) -> list[T]:
+def spread(items: Sequence[T], count: int) -> list[T]:
     """Return at most `count` of the items, evenly spaced."""
     n = min(count, len(items))
     return [items[(2 * i + 1) * len(items) // (2 * n)] for i in range(n)]
@@ -119,10 +119,10 @@ def _candidates(storage: Storage, part: Part, groups: int, most: int) -> Iterato
 
     with storage.open(part.instances) as file, pq.ParquetFile(file) as instances:
         ends = np.cumsum([instances.metadata.row_group(g).num_rows for g in range(instances.num_row_groups)])
-        for group in _spread(range(len(ends)), groups):
+        for group in spread(range(len(ends)), groups):
             first = int(ends[group - 1]) if group else 0
             inside = np.flatnonzero(ok & (starts >= first) & (starts + counts <= ends[group]))
-            inside = inside[np.argsort(_hash(image_ids[inside]), kind="stable")][:most]
+            inside = inside[np.argsort(scattered(image_ids[inside]), kind="stable")][:most]
             table = instances.read_row_group(group, columns=["category_id", "score"])
             labels, scores = table["category_id"].to_numpy(), table["score"].to_numpy()
             for row in inside.tolist():
@@ -134,7 +134,7 @@ def _candidates(storage: Storage, part: Part, groups: int, most: int) -> Iterato
                 )  # fmt: skip
 
 
-def _hash(ids: NDArray[np.int64]) -> NDArray[np.uint64]:
+def scattered(ids: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Return numbers in no order that the ids know of (the finalizer of splitmix64)."""
     mixed = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -217,10 +217,9 @@ def draw_gallery(
         read_pixels: gives the image at a uri, as the run saw it; may raise `ItemError`.
         categories: of the run.
     """
-    names = {category.id: category.name for category in categories}
     items = []
     for pick in picks:
-        caption = _caption(pick, names)
+        caption = caption_of(pick, categories)
         try:
             pixels = read_pixels(pick.uri)
         except (ItemError, RunError) as fault:
@@ -232,7 +231,7 @@ def draw_gallery(
         if pixels.shape[:2] != (pick.detections.height, pick.detections.width):
             items.append(GalleryItem(pick.name, caption, None, "The image has another size now."))
             continue
-        items.append(GalleryItem(pick.name, caption, _draw(pick, pixels, categories)))
+        items.append(GalleryItem(pick.name, caption, draw_pick(pick, pixels, categories, _region(pick))))
     return items
 
 
@@ -241,15 +240,19 @@ def _shown_score(pick: GalleryPick) -> float:
     return min(SHOWN_SCORE, float(pick.detections.scores[pick.focus]))
 
 
-def _caption(pick: GalleryPick, names: dict[int, str]) -> str:
+def caption_of(pick: GalleryPick, categories: Sequence[Category]) -> str:
+    """Return what a picture shows, in a few words."""
     detections = pick.detections
     label = int(detections.labels[pick.focus])
-    name = names.get(label, f"#{label}")
+    name = next((category.name for category in categories if category.id == label), f"#{label}")
     others = int((detections.scores >= SHOWN_SCORE).sum()) - int(detections.scores[pick.focus] >= SHOWN_SCORE)
     return f"{name} {detections.scores[pick.focus]:.2f}" + (f", and {others} more" if others else "")
 
 
-def _draw(pick: GalleryPick, pixels: Pixels, categories: Sequence[Category]) -> bytes:
+def draw_pick(
+    pick: GalleryPick, pixels: Pixels, categories: Sequence[Category], region: Rectangle | None = None
+) -> bytes:
+    """Return a picture as JPEG: of a region of the image, or of all that there are pixels of."""
     picture = draw_instances(
         pixels,
         pick.detections,
@@ -258,7 +261,7 @@ def _draw(pick: GalleryPick, pixels: Pixels, categories: Sequence[Category]) -> 
         max_side=PICTURE_PX,
         min_side=PICTURE_PX,
         scale=PICTURE_SCALE,
-        region=_region(pick),
+        region=region,
     )
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=JPEG_QUALITY)

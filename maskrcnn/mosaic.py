@@ -63,6 +63,8 @@ def objects_in(image: Pixels) -> list[tuple[int, int, NDArray[np.bool_], int, in
     found = []
     # Of nothing, `split` makes one piece.
     for value, pixels in zip(keys.tolist(), np.split(at[order], starts[1:]), strict=False):
+        if value >> 21 >= len(PLANTED_CATEGORIES):  # no mosaic
+            continue
         row, column = np.divmod(pixels, image.shape[1])
         top, left = int(row.min()), int(column.min())
         crop = np.zeros((int(row.max()) + 1 - top, int(column.max()) + 1 - left), np.bool_)

@@ -116,6 +116,8 @@ def check_radiometry(info: RasterInfo, radiometry: Radiometry) -> None:
     Raises:
         ItemError: `unsupported_pixels`.
     """
+    if radiometry.percentiles is not None:  # which range they will come to does not matter
+        radiometry = resolved(radiometry, (0.0,), (1.0,))
     ranges_of(info, radiometry, channels_of(info, radiometry))
 
 

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 
 from . import coco
 from .assemble import assemble, located
+from .closeups import draw_closeups
 from .decode import Limits, decode_image
 from .errors import RunError, UsageError
 from .frozen import ManifestReader, check_manifest, read_items, read_rows
@@ -33,6 +34,7 @@ from .gallery import draw_gallery, pick_gallery
 from .geo import write_geoparquet
 from .items import Items
 from .ledger import Ledger, check_complete, choose, collect
+from .maps import draw_maps
 from .overlay import Group, GroupReader, Redone, group_shards
 from .parts import (
     GEO,
@@ -229,10 +231,15 @@ def _write_coco(
 
 
 def _write_report(
-    url: str, sources: tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[Part]]
+    url: str, sources: tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]
 ) -> str:
     storage = Storage(url)
-    run, stats, timings, parts = sources
+    run, stats, timings, success = sources
+    parts, items = parts_of(success), read_items(storage)
+    if items is not None:
+        page = _windowed_report(storage, sources, parts, items)
+        storage.write("report.html", page.encode())
+        return "report.html"
     limits = Limits(run["settings"]["max_pixels"], run["settings"]["max_bytes"], float("inf"))
 
     def read_pixels(uri: str) -> Pixels:
@@ -241,6 +248,20 @@ def _write_report(
     gallery = draw_gallery(pick_gallery(storage, parts, GALLERY_IMAGES), read_pixels, categories_of(run))
     storage.write("report.html", render_report(run, stats, timings, gallery).encode())
     return "report.html"
+
+
+def _windowed_report(
+    storage: Storage,
+    sources: tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]],
+    parts: Sequence[Part],
+    items: Items,
+) -> str:
+    run, stats, timings, success = sources
+    gallery = draw_closeups(storage, run, items, parts, categories_of(run), GALLERY_IMAGES)
+    images, geo = ([entry["path"] for entry in success["parts"][table]] for table in (IMAGES, GEO))
+    maps = draw_maps(storage, items, images, geo, Stats.from_json(stats))
+    pieces = sum(entry["rows"] for entry in success["parts"][PIECES])
+    return render_report(run, stats, timings, gallery, maps, success["windows"] | {"pieces": pieces})
 
 
 def reduce_run(
@@ -306,7 +327,7 @@ def _write_all(
     info, categories = coco_info(gathered.run, gathered.plans[0]), categories_of(gathered.run)
     written = run_all(functools.partial(_write_coco, url, categories, info), files)
     success["coco"] = [path for paths in written for path in paths]
-    run_all(functools.partial(_write_report, url), [(gathered.run, stats, timings, parts)])
+    run_all(functools.partial(_write_report, url), [(gathered.run, stats, timings, success)])
     _commit(storage, success)
     return success
 

@@ -25,6 +25,7 @@ from .charts import (
 )
 from .errors import ERROR_CODES
 from .gallery import GalleryItem, GalleryPick, draw_gallery, pick_gallery
+from .maps import Maps
 from .stats import HALF, Stats, summary
 
 __all__ = ["GalleryItem", "GalleryPick", "draw_gallery", "pick_gallery", "render_report"]
@@ -120,6 +121,8 @@ def render_report(
     stats: Mapping[str, Any],
     timings: Mapping[str, Any],
     gallery: Sequence[GalleryItem],
+    maps: Maps | None = None,
+    windows: Mapping[str, int] | None = None,
 ) -> str:
     """Return the report as one self-contained HTML file.
 
@@ -128,6 +131,8 @@ def render_report(
         stats: the content of `stats.json`.
         timings: the content of `timings.json`; what it does not have is left out.
         gallery: pictures, from `draw_gallery`.
+        maps: from `maps.draw_maps`.
+        windows: of a run of windows, how many there are by their status, and how many `pieces` were found in them.
 
     Raises:
         RunError: `stats` were written by a version with other bins.
@@ -141,6 +146,8 @@ def render_report(
         figures=figures,
         failures=_failures(values),
         gallery=[(item, base64.b64encode(item.jpeg).decode() if item.jpeg else None) for item in gallery],
+        maps=maps,
+        windows=windows,
         categories=categories,
         listed=LISTED_CATEGORIES,
         not_found=[category.name for category in values.categories if category.id not in found],

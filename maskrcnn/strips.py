@@ -136,7 +136,9 @@ def _compare(ours: _Side, theirs: _Side, strip: Ints, links: _Links) -> None:
     """Add what a strip says of pairs of pieces that are close in it."""
     iou = _iou(ours, theirs)
     common = np.minimum(ours.box, theirs.box)[:, 2:] - np.maximum(ours.box, theirs.box)[:, :2]
-    scrap = (common.max(axis=1) <= _SCRAP_PX) & (ours.cut | theirs.cut)
+    # What crosses a strip is no scrap, however narrow the strip is.
+    longest = min(_SCRAP_PX, int((strip[2:] - strip[:2]).min()) - _REACH_PX)
+    scrap = (common.max(axis=1) <= longest) & (ours.cut | theirs.cut)
     taken: set[int] = set()
     links.alike.extend(_partners(iou, ours.ids, theirs.ids, (iou >= MIN_IOU) & ~scrap, taken))
 
@@ -291,17 +293,19 @@ def clusters_of(found: Found) -> Clusters:
 
 
 def _hosts(scraps: dict[int, list[tuple[float, int, int]]], forest: _Forest) -> dict[int, int]:
-    """Return for each set of nothing but scraps the one that it goes to: if it can, one that is more than scraps."""
+    """Return for each set of nothing but scraps the one that it goes to: of the best, one that is more than scraps."""
     held: dict[int, list[tuple[float, int, int]]] = {}
     for root in {forest.root(scrap) for scrap in scraps}:
         pieces = [piece for several in forest.pieces(root).values() for piece in several]
         links = [link for piece in pieces for link in scraps.get(piece, ()) if forest.root(link[2]) != root]
         if links and all(piece in scraps for piece in pieces):
             held[root] = links
-    return {
-        root: forest.root(min(links, key=lambda link: (forest.root(link[2]) in held, _best(link)))[2])
-        for root, links in held.items()
-    }
+    host = {}
+    for root, links in held.items():
+        near = max(link[0] for link in links) - MIN_IOU
+        good = [(forest.root(link[2]) in held, *_best(link)) for link in links if link[0] >= near]
+        host[root] = forest.root(min(good)[3])
+    return host
 
 
 def _best(link: tuple[float, int, int]) -> tuple[float, int, int]:

@@ -1,0 +1,295 @@
+"""The pictures of a run of windows: of images that may be too large to be held, only what is around an instance.
+
+As in `gallery`, the choice depends on the tables only. Of an image with millions of instances no more is held than a
+row group, and those that a picture shows; of a raster, the blocks around them.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from .decode import Limits
+from .errors import ERROR_CODES, ItemError, RunError
+from .gallery import (
+    ASPECT,
+    SHOWN_SCORE,
+    GalleryItem,
+    GalleryPick,
+    caption_of,
+    draw_pick,
+    scattered,
+    spread,
+)
+from .items import Items
+from .parts import Part
+from .radiometry import Radiometry
+from .rle import encode_changes
+from .sandbox import Decoders, RasterSource
+from .schema import detections_of
+from .storage import Storage, read_input
+from .types import Category, Detections, Pixels
+from .unrle import read_runs
+from .windows import Rect
+
+LEAST_PX: Final = 240
+"""A picture shows so many columns, if the image has them."""
+MOST_PX: Final = 2048
+"""And no more; of a larger object its middle."""
+MOST_INSTANCES: Final = 500
+"""In a picture, the best by score."""
+_COLUMNS: Final = ["category_id", "score", "box", "area", "segmentation", "mask_box", "frame"]
+
+
+@dataclass(frozen=True, slots=True)
+class Focus:
+    """An instance that may be shown."""
+
+    part: Part
+    row: int
+    """Of its image in the manifest."""
+    start: int
+    """Row of the part's `instances` with which its image begins."""
+    stop: int
+    number: int
+    """Of the instance in its image."""
+    label: int
+    score: float
+    region: Rect
+    """What is shown of the image."""
+    height: int
+    """Of the image."""
+    width: int
+    name: str
+    uri: str
+    etag: str | None
+
+
+def pick_foci(storage: Storage, parts: Sequence[Part], count: int = 12) -> list[Focus]:
+    """Choose instances to show: spread over the parts, the images, and the categories; no two in one region.
+
+    At most `count` row groups of instances are read, of which those with a score of 0.5 and more come first, in an
+    order that follows from nothing but their numbers.
+
+    Args:
+        storage: of the run.
+        parts: of the run, in order.
+        count: the most instances.
+
+    Raises:
+        RunError: a part cannot be read.
+    """
+    firsts = dict(zip(parts, np.cumsum([0, *(part.n_images for part in parts)]).tolist(), strict=False))
+    chosen = spread([part for part in parts if part.n_instances], count)
+    groups = max(1, count // max(len(chosen), 1))
+    left = [focus for part in chosen for focus in _foci(storage, part, firsts[part], groups, count)]
+    of_image: Counter[int] = Counter()
+    of_label: Counter[int] = Counter()
+    picked: list[Focus] = []
+    while left and len(picked) < count:
+        best = min(left, key=lambda f: (f.score < SHOWN_SCORE, of_label[f.label], of_image[f.row]))
+        picked.append(best)
+        of_label[best.label] += 1
+        of_image[best.row] += 1
+        left = [f for f in left if f.row != best.row or not all(f.region.shared(best.region)[2:])]
+    return picked
+
+
+def _foci(storage: Storage, part: Part, first_row: int, groups: int, each: int) -> Iterator[Focus]:
+    """Give instances of a part, at most `each` of a category of each of `groups` row groups."""
+    with storage.open(part.images) as file:
+        images = pq.read_table(file, columns=["n_instances", "width", "height", "name", "uri", "etag"])
+    ends = np.cumsum(images["n_instances"].to_numpy().astype(np.int64))
+    with storage.open(part.instances) as file, pq.ParquetFile(file) as parquet:
+        for group, first in spread(list(enumerate(_firsts(parquet)[:-1])), groups):
+            table = parquet.read_row_group(group, columns=["category_id", "score", "box"])
+            labels, scores = table["category_id"].to_numpy(), table["score"].to_numpy()
+            order = np.argsort(scattered(first + np.arange(len(table))), kind="stable")
+            order = order[np.argsort(scores[order] < SHOWN_SCORE, kind="stable")]
+            for label in np.unique(labels).tolist():
+                for index in order[labels[order] == label][:each].tolist():
+                    image = int(np.searchsorted(ends, first + index, side="right"))
+                    of_image = images.slice(image, 1).to_pylist()[0]
+                    start = int(ends[image]) - of_image.pop("n_instances")
+                    yield Focus(
+                        part=part,
+                        row=first_row + image,
+                        start=start,
+                        stop=int(ends[image]),
+                        number=first + index - start,
+                        label=label,
+                        score=float(scores[index]),
+                        region=region_around(
+                            table["box"][index].as_py(), of_image["height"], of_image["width"]
+                        ),
+                        **of_image,
+                    )
+
+
+def _firsts(parquet: pq.ParquetFile) -> list[int]:
+    """Return the row with which each row group begins, and the one after the last."""
+    sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+    return [int(row) for row in np.cumsum([0, *sizes])]
+
+
+def region_around(box: dict[str, float], height: int, width: int) -> Rect:
+    """Return the part of an image to show: the box with its surroundings, 4:3 where the image allows it."""
+    across, down = box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]
+    wanted = min(max(across / 0.6, down / 0.6 * ASPECT, LEAST_PX), MOST_PX)
+    out_width, out_height = min(round(wanted), width), min(round(wanted / ASPECT), height)
+    left = round((box["xmin"] + box["xmax"] - out_width) / 2)
+    top = round((box["ymin"] + box["ymax"] - out_height) / 2)
+    return Rect(
+        max(0, min(left, width - out_width)), max(0, min(top, height - out_height)), out_width, out_height
+    )
+
+
+# What is in a picture
+
+
+def look_around(storage: Storage, foci: Sequence[Focus]) -> list[GalleryPick]:
+    """Return what was found in the regions, as detections in the frame of each region.
+
+    An image's instances are read a row group at a time: first scores and boxes, masks only where one is shown.
+
+    Raises:
+        RunError: a part cannot be read.
+    """
+    rows: dict[Focus, list[pa.Table]] = {focus: [] for focus in foci}
+    focused: dict[Focus, int] = {}
+    for part in dict.fromkeys(focus.part for focus in foci):
+        here = [focus for focus in foci if focus.part == part]
+        with storage.open(part.instances) as file, pq.ParquetFile(file) as parquet:
+            firsts = _firsts(parquet)
+            for group, (first, stop) in enumerate(pairwise(firsts)):
+                reaching = [focus for focus in here if focus.start < stop and focus.stop > first]
+                seen = list(_seen(parquet, group, first, reaching)) if reaching else []
+                if not seen:
+                    continue
+                table = parquet.read_row_group(group, columns=_COLUMNS)
+                for focus, shown in seen:
+                    held = sum(map(len, rows[focus]))
+                    own = shown == focus.start + focus.number - first
+                    # Stored by score: what is too much is weaker.
+                    kept = own | (np.arange(len(shown)) < MOST_INSTANCES - held)
+                    if own.any():
+                        focused[focus] = held + int(np.argmax(own[kept]))
+                    rows[focus].append(table.take(pa.array(shown[kept])))
+    return [_pick(focus, pa.concat_tables(rows[focus]), focused[focus]) for focus in foci]
+
+
+def _seen(
+    parquet: pq.ParquetFile, group: int, first: int, foci: Sequence[Focus]
+) -> Iterator[tuple[Focus, NDArray[np.intp]]]:
+    """Give the rows of a row group that are to be seen around some instances, where there are any."""
+    table = parquet.read_row_group(group, columns=["score", "box"])
+    scores, sides = table["score"].to_numpy(), table["box"].combine_chunks().flatten()
+    xmin, ymin, xmax, ymax = (side.to_numpy() for side in sides)
+    row = first + np.arange(len(table))
+    for focus in foci:
+        region = focus.region
+        inside = (xmin < region.right) & (ymin < region.bottom)
+        inside &= (xmax > region.col_off) & (ymax > region.row_off)
+        inside &= (row >= focus.start) & (row < focus.stop) & (scores >= min(SHOWN_SCORE, focus.score))
+        inside |= row == focus.start + focus.number
+        if inside.any():
+            yield focus, np.flatnonzero(inside)
+
+
+def _pick(focus: Focus, rows: pa.Table, focused: int) -> GalleryPick:
+    image = {"height": focus.height, "width": focus.width, "capped": False}
+    detections = cropped(detections_of(image, rows), focus.region)
+    name = f"{focus.name}, from column {focus.region.col_off:,}, row {focus.region.row_off:,}"
+    return GalleryPick(focus.row, name, focus.uri, detections, focused)
+
+
+def cropped(detections: Detections, region: Rect) -> Detections:
+    """Return detections as a part of their image shows them: masks and areas are those of the part."""
+    n = len(detections)
+    moved = np.zeros((n, 2), np.int64) if detections.frames is None else detections.frames[:, :2]
+    masks, areas = [b""] * n, np.zeros(n, np.int64)
+    mask_boxes = np.zeros((n, 4), np.int32)
+    sizes = detections.mask_sizes
+    for size in np.unique(sizes, axis=0):
+        members = np.flatnonzero((sizes == size).all(axis=1))
+        runs = read_runs([detections.masks[member] for member in members], *size.tolist())
+        runs = runs.shifted(moved[members, 0] - region.col_off, moved[members, 1] - region.row_off)
+        runs = runs.within(np.array([0, 0, region.width, region.height]))
+        encoded = encode_changes(*runs.changes, len(members), region.height, region.width)
+        for member, counts in zip(members.tolist(), encoded.counts, strict=True):
+            masks[member] = counts
+        areas[members], mask_boxes[members] = encoded.areas, encoded.boxes
+    origin = np.array([region.col_off, region.row_off] * 2)
+    return replace(
+        detections,
+        height=region.height,
+        width=region.width,
+        boxes=(detections.boxes - origin).astype(np.float32),
+        masks=tuple(masks),
+        areas=areas,
+        mask_boxes=mask_boxes,
+        frames=None,
+    )
+
+
+# Pictures
+
+
+def draw_closeups(
+    storage: Storage,
+    run: dict[str, Any],
+    items: Items,
+    parts: Sequence[Part],
+    categories: Sequence[Category],
+    count: int = 12,
+) -> list[GalleryItem]:
+    """Choose and draw pictures of a run of windows.
+
+    Pixels are read by processes of their own, as in the run. An image that cannot be read any more gives an item that
+    says so.
+
+    Args:
+        storage: of the run.
+        run: the content of `run.json`.
+        items: of the run.
+        parts: of the run, in order.
+        categories: of the run.
+        count: the most pictures.
+
+    Raises:
+        RunError: a part cannot be read, or no process can be started.
+    """
+    foci = pick_foci(storage, parts, count)
+    drawn = []
+    with Decoders(1) as decoders:
+        for focus, pick in zip(foci, look_around(storage, foci), strict=True):
+            caption = caption_of(pick, categories)
+            try:
+                pixels = _pixels(decoders, run, items, focus)
+            except (ItemError, RunError) as fault:
+                why = ERROR_CODES[fault.code] if isinstance(fault, ItemError) else "not from this machine"
+                note = f"The image cannot be read any more: {why}."
+                drawn.append(GalleryItem(pick.name, caption, None, note))
+                continue
+            drawn.append(GalleryItem(pick.name, caption, draw_pick(pick, pixels, categories)))
+    return drawn
+
+
+def _pixels(decoders: Decoders, run: dict[str, Any], items: Items, focus: Focus) -> Pixels:
+    """Return the pixels of a region, as the run saw them. Raises ItemError, RunError."""
+    settings, region = run["settings"], focus.region
+    if items.sized(focus.row).block_size is not None:
+        radiometry = Radiometry.from_json(run["radiometry"])
+        source = RasterSource(focus.uri, focus.etag, radiometry, settings["assume_crs"])
+        return decoders.read_strip(source, region).pixels
+    limits = Limits(settings["max_pixels"], settings["max_bytes"], float("inf"))
+    pixels = decoders.decode(read_input(focus.uri, limits.max_bytes), limits).pixels
+    if pixels.shape[:2] != (focus.height, focus.width):
+        raise ItemError("changed", "another size than planned")
+    return pixels[region.row_off : region.bottom, region.col_off : region.right]
