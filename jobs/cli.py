@@ -246,7 +246,7 @@ def segment(
 
     request = _request(input, output, options, coco)
     success = run_job(request, Speed(**options), address)
-    _tell(success["counts"], output, as_json, max_failure_rate)
+    _tell(success, output, as_json, max_failure_rate)
 
 
 def _checked_rate(rate: float) -> float:
@@ -255,19 +255,27 @@ def _checked_rate(rate: float) -> float:
     return rate
 
 
-def _tell(counts: dict[str, int], output: str, as_json: bool, max_failure_rate: float) -> None:
+def _tell(success: dict[str, Any], output: str, as_json: bool, max_failure_rate: float) -> None:
     """Print what a run found; end with the exit code 1 where too much failed."""
+    counts = success["counts"]
+    windows = success.get("windows", {})
     if as_json:
-        click.echo(json.dumps(counts | {"output": output}))
+        click.echo(json.dumps(counts | ({"windows": windows} if windows else {}) | {"output": output}))
     else:
         click.echo(_summary(counts, output))
-    rate = counts["failed"] / counts["images"]
-    if rate > max_failure_rate:
-        _fail(
-            f"{rate:.1%} of the images failed, more than --max-failure-rate {max_failure_rate:.1%}; "
-            "the column `error` of images/ says why",
-            1,
-        )
+        if windows:
+            by_status = ", ".join(f"{count:,} {status}" for status, count in windows.items())
+            click.echo(f"{sum(windows.values()):,} windows: {by_status}")
+    shares = {"images": counts["failed"] / counts["images"]}
+    if windows:
+        shares["windows"] = windows.get("failed", 0) / sum(windows.values())
+    for what, rate in shares.items():
+        if rate > max_failure_rate:
+            _fail(
+                f"{rate:.1%} of the {what} failed, more than --max-failure-rate {max_failure_rate:.1%}; "
+                f"the column `error` of {what}/ says why",
+                1,
+            )
 
 
 def _request(source: str, output: str, options: dict[str, Any], coco: str) -> Any:
@@ -365,7 +373,7 @@ def retry(
     if success is None:
         click.echo(json.dumps({"retried": 0, "output": output}) if as_json else "nothing to retry")
         return
-    _tell(success["counts"], output, as_json, max_failure_rate)
+    _tell(success, output, as_json, max_failure_rate)
 
 
 @main.command()

@@ -72,7 +72,7 @@ class Focus:
 
 
 def pick_foci(storage: Storage, parts: Sequence[Part], count: int = 12) -> list[Focus]:
-    """Choose instances to show: spread over the parts, the images, and the categories; no two in one region.
+    """Choose instances to show: spread over the parts, the images, and the categories; of no two the regions are alike.
 
     At most `count` row groups of instances are read, of which those with a score of 0.5 and more come first, in an
     order that follows from nothing but their numbers.
@@ -97,8 +97,14 @@ def pick_foci(storage: Storage, parts: Sequence[Part], count: int = 12) -> list[
         picked.append(best)
         of_label[best.label] += 1
         of_image[best.row] += 1
-        left = [f for f in left if f.row != best.row or not all(f.region.shared(best.region)[2:])]
+        left = [f for f in left if f.row != best.row or not _alike(f.region, best.region)]
     return picked
+
+
+def _alike(one: Rect, other: Rect) -> bool:
+    """Return whether a quarter of the smaller region, or more, is in both."""
+    shared = one.shared(other)
+    return 4 * shared.width * shared.height >= min(one.width * one.height, other.width * other.height)
 
 
 def _foci(storage: Storage, part: Part, first_row: int, groups: int, each: int) -> Iterator[Focus]:

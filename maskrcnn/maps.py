@@ -134,7 +134,7 @@ def draw_maps(
     titles = ["What was found"] if together else [f"Place {number}" for number in range(1, PLACES + 1)]
     maps = [_drawn(sheet, world, failed, title) for sheet, title in zip(sheets, titles, strict=False)]
     several = [
-        _of_category(sheets[0], maps[0], slot, category.name)
+        _of_category(sheets[0], maps[0], slot, category.name if together else f"{category.name}, place 1")
         for slot, category in enumerate(often, 1)
         if len(often) > 1
     ]

@@ -14,7 +14,7 @@ from maskrcnn.stats import Stats
 from maskrcnn.types import Category
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}&amp;"
-VOID = {"meta", "img", "br", "line", "rect", "path"}
+VOID = {"meta", "img", "br"}
 RUN = {
     "schema_version": 1,
     "created": "2026-03-02T10:15:00Z",
@@ -77,7 +77,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in VOID or tag == "rect":
+        if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):

@@ -315,9 +315,9 @@ def test_planted_mosaics_come_out_once_and_whole_wherever_the_grid_lies(overlap:
 
 
 @st.composite
-def grids(draw: st.DrawFn) -> Grid:
-    """Grids of any place and size of image, from one window to many."""
-    overlap = draw(st.sampled_from([64, 96, 128]))
+def grids(draw: st.DrawFn, *narrow: int) -> Grid:
+    """Grids of any place and size of image, from one window to many; overlaps of a quarter to a half, or narrow."""
+    overlap = draw(st.sampled_from([*narrow, 64, 96, 128]))
     offset = draw(st.tuples(*[st.integers(0, 255 - overlap)] * 2))
     return Grid(draw(st.integers(100, 1100)), draw(st.integers(100, 1100)), 256, overlap, offset)
 
@@ -326,7 +326,7 @@ SEEDS = st.integers(0, 2**31)
 
 
 @settings(max_examples=25, deadline=None)
-@given(grids(), SEEDS)
+@given(grids(3, 8, 16), SEEDS)
 def test_without_jitter_every_pixel_is_right(grid: Grid, seed: int) -> None:
     truths = mosaic(grid, seed, 60, 1)
     pieces, of = segmented(grid, truths)
@@ -450,6 +450,14 @@ def test_a_blob_does_not_unite_what_another_window_saw_apart() -> None:
     assert len(objects.masks) == 2
 
 
+def test_of_a_chain_that_would_unite_two_pieces_of_a_window_the_weakest_match_is_left_out() -> None:
+    """The upper right window's piece is one with the lower left's, which is the first; and more like the second."""
+    first, second = box(200, 196, 30, 56), box(200, 100, 30, 92)
+    objects = merged(FOUR, [(0, first), (0, second), (1, box(8, 100, 30, 152)), (2, box(200, 4, 30, 56))])
+    assert objects.object_of[0] == objects.object_of[2] == objects.object_of[3]
+    assert len(objects.masks) == 2
+
+
 def test_a_scrap_between_touching_neighbours_unites_them_not() -> None:
     """The right window's scrap of the left one lies where the left window, two pixels off, has the right one."""
     left = [(0, box(150, 50, 41, 60)), (0, box(191, 50, 40, 60))]
@@ -457,6 +465,31 @@ def test_a_scrap_between_touching_neighbours_unites_them_not() -> None:
     objects = merged(GRID, left + right)
     assert len(objects.masks) == 2
     assert objects.object_of[0] != objects.object_of[1] == objects.object_of[3]
+
+
+def test_a_scrap_adds_nothing_to_its_object() -> None:
+    """The right window's scrap, two pixels below the object, could be a neighbour's that the left one missed."""
+    across = [(0, box(100, 50, 156, 40, score=0.4)), (1, box(0, 50, 200, 40, score=0.5))]
+    objects = merged(GRID, [*across, (1, box(0, 92, 3, 3, score=0.9))])
+    assert objects.object_of.tolist() == [0, 0, 0]
+    assert objects.scores.tolist() == [0.5]
+    assert objects.boxes.tolist() == [[100, 50, 392, 90]]
+    assert objects.areas.tolist() == [292 * 40]
+
+
+@pytest.mark.parametrize(
+    ("upper_left", "lower_right"),
+    [
+        (box(186, 250, 9, 6), box(0, 58, 3, 150)),  # equal where both are seen
+        (box(186, 250, 8, 6), box(0, 58, 5, 150)),  # near to each other
+        (box(186, 240, 70, 16), box(0, 48, 3, 150)),  # one in the other
+    ],
+)
+def test_a_few_pixels_at_the_corner_of_four_windows_unite_nothing(
+    upper_left: Truth, lower_right: Truth
+) -> None:
+    """They could be neighbours' whose masks are off; if they are one's, the other two windows say so."""
+    assert len(merged(FOUR, [(0, upper_left), (3, lower_right)]).masks) == 2
 
 
 def test_a_damaged_mask_is_refused() -> None:
