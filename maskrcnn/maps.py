@@ -29,7 +29,7 @@ COLUMNS: Final = 72
 """Of cells, in a map; half as many in those of single categories."""
 DOTS: Final = 1000
 """Up to so many objects are drawn as dots."""
-OUTLINES: Final = 1000
+OUTLINES: Final = 500
 """At most so many rasters are drawn in a map."""
 PLACES: Final = 4
 """At most so many have maps of their own."""
