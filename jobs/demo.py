@@ -45,11 +45,21 @@ QUERIES: Final = (
 )
 
 
+MOSAIC_SIDE: Final = 3
+"""Scenes a side of the mosaic."""
+MOSAIC_QUERY: Final = (
+    "How much ground does each category cover?",
+    """SELECT category, count(*) AS objects, round(sum(area_m2))::INT AS m2
+       FROM 'OUT/geo/*.parquet' WHERE score >= 0.5 GROUP BY category ORDER BY m2 DESC""",
+)
+
+
 def run_demo(directory: str, scenes: int) -> None:
     """Generate scenes, segment them on a local Ray, and print accuracy and queries.
 
     Args:
-        directory: gets `scenes/` (images and planted truth), `run/` and `overlay.png`; must not exist or be empty.
+        directory: gets `scenes/` (images and planted truth), `run/`, `overlay.png`, and with the extra `geo`
+            `mosaic/` and `mosaic-run/`; must not exist or be empty.
         scenes: how many to generate.
 
     Raises:
@@ -74,10 +84,39 @@ def run_demo(directory: str, scenes: int) -> None:
     print_accuracy(root)
     overlay = write_overlay(root)
     print_queries(run)
+    mosaic = segment_mosaic(root)
     click.echo(
         f"\nreport   {run / 'report.html'}\noverlay  {overlay}\ntables   {run}/images, {run}/instances"
     )
+    if mosaic is not None:
+        click.echo(f"mosaic   {mosaic / 'report.html'}\npolygons {mosaic}/geo")
     click.echo(f"demo took {time.monotonic() - started:.0f} s")
+
+
+def segment_mosaic(root: Path) -> Path | None:
+    """Lay scenes side by side as a GeoTIFF, segment it in windows, and print what is on how much ground.
+
+    Returns:
+        The run's directory; None where the extra `geo` is missing.
+    """
+    from maskrcnn.geo import extra
+    from maskrcnn.scenes import write_mosaic
+
+    try:
+        write_mosaic(root / "mosaic", MOSAIC_SIDE, MOSAIC_SIDE, seed=SEED + 1_000_000)
+        extra("shapely")
+    except UsageError as error:
+        click.echo(f"\n(no mosaic: {error})")
+        return None
+    run = root / "mosaic-run"
+    log.info("segmenting %s in windows", root / "mosaic" / "mosaic.tif")
+    compute = Compute(model="scenes", window=512, overlap=128)
+    success = segment(Request(str(root / "mosaic" / "mosaic.tif"), str(run), compute), Speed(), "local")
+    click.echo(
+        f"\nA mosaic in {sum(success['windows'].values())} windows: {success['counts']['instances']} whole objects"
+    )
+    _print_query(run, *MOSAIC_QUERY)
+    return run
 
 
 def print_accuracy(root: Path) -> None:
@@ -117,11 +156,18 @@ def write_overlay(root: Path) -> Path:
 
 def print_queries(run: Path) -> None:
     """Print three DuckDB queries and their answers."""
+    for question, query in QUERIES:
+        if not _print_query(run, question, query):
+            return
+
+
+def _print_query(run: Path, question: str, query: str) -> bool:
+    """Print a query and its answer; return whether DuckDB is there."""
     try:
         import duckdb
     except ImportError:
-        click.echo("\n(install duckdb to see three queries over the tables)")
-        return
-    for question, query in QUERIES:
-        sql = query.replace("OUT", str(run).replace("'", "''"))
-        click.echo(f"\n{question}\n  {' '.join(sql.split())}\n{duckdb.sql(sql)}")
+        click.echo("\n(install duckdb to see queries over the tables)")
+        return False
+    sql = query.replace("OUT", str(run).replace("'", "''"))
+    click.echo(f"\n{question}\n  {' '.join(sql.split())}\n{duckdb.sql(sql)}")
+    return True

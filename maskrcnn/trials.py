@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -23,12 +23,13 @@ from .manifest import read_inputs
 from .masks import detections_from_network
 from .measure import Row, Settings, alternate, row, seconds
 from .parts import Part, write_tables
+from .prefetch import Pool, Stopwatch, prefetch
 from .samples import COCO_SIZE, MEAN_AREA, PHOTO_SIZE, smooth_instances
 from .schema import IMAGES, INSTANCES, MANIFEST, ImageResult, images_table, instances_table
 from .storage import Storage, is_remote, read_input
 from .types import Detections
 from .weights import COCO_CATEGORIES
-from .worker import FETCH_THREADS, Pool, Stopwatch, prefetch
+from .worker import FETCH_THREADS
 
 AT_LEAST_S: Final = 0.2
 """Short calls are repeated for so long, and their mean is taken."""
@@ -204,7 +205,7 @@ MAX_OBJECTS: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class _Fetched:
-    """What `worker.prefetch` needs to know of an object."""
+    """What `prefetch` needs to know of an object."""
 
     sha256: bytes
     held_bytes: int
@@ -249,9 +250,8 @@ def fetch_ahead(uris: Sequence[str]) -> list[bytes]:
         data = read_input(uris[position], 2**30)
         return _Fetched(_sha256(data), len(data))
 
-    # Its items need not be decoded images: it asks for `held_bytes` alone.
     pool = Pool(FETCH_THREADS)
-    items = cast(Any, prefetch)(load, range(len(uris)), Stopwatch(), pool, ahead=2 * FETCH_THREADS)
+    items = prefetch(load, range(len(uris)), Stopwatch(), pool, ahead=2 * FETCH_THREADS)
     return [item.sha256 for item in items]
 
 

@@ -15,7 +15,6 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from types import MappingProxyType
@@ -29,6 +28,7 @@ from .errors import COSTLY_CODES, STORAGE_CODES, HandedBackError, ItemError, Mas
 from .frozen import ShardReader
 from .parts import Receipt, commit, write_shard
 from .plan import Shard
+from .prefetch import Pool, Stopwatch, Turns, prefetch
 from .schema import ITEMS, ImageResult, images_table, instances_table
 from .stats import Stats
 from .storage import LOCAL_ETAG, Storage, is_remote, read_input, stat_input
@@ -38,13 +38,10 @@ from .types import Detections, Segmenter
 from .web import is_web
 from .windows import Rect
 
-PREFETCH_BYTES: Final = 2**30
-"""Decoded pixels that may wait to be taken up, …"""
 GROUPED_BYTES: Final = 2**30
-"""… and that may wait for others to fill their batch."""
+"""Of decoded pixels that may wait for others to fill their batch."""
 FETCH_THREADS: Final = 4
 """At least, also where an actor has fewer CPUs: most of a fetch is waiting."""
-_PATIENCE_STEP_S: Final = 1.0
 WINDOW: Final = "window_id"
 """The column by which a shard's rows are known to be windows."""
 
@@ -63,25 +60,6 @@ class Announcement:
 
 Announce = Callable[[Announcement], None]
 _NOBODY: Final[Mapping[int, ItemError]] = MappingProxyType({})
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by stage. Stages that overlap in threads add up to more than the wall time."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time spent within to a stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            elapsed = time.perf_counter() - started
-            with self._lock:
-                self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -492,115 +470,3 @@ def _result(item: Loaded, outcome: Detections | ItemError | None) -> ImageResult
         exif_orientation=orientation,
         skipped=outcome is None,
     )
-
-
-def prefetch(
-    load: Callable[[int], Loaded],
-    positions: Iterable[int],
-    watch: Stopwatch,
-    pool: "Pool",
-    *,
-    ahead: int,
-    late: Callable[[int], Loaded | None] = lambda _: None,
-    max_bytes: int = PREFETCH_BYTES,
-) -> Iterator[Loaded]:
-    """Yield `load(position)` in order, loaded by a pool of threads, at most `ahead` of them under way.
-
-    What `late` gives while a position is waited for stands for it; the thread that hangs on it is replaced.
-
-    No further one is begun while decoded pixels of more than `max_bytes` wait, or are to be expected: what is still
-    loading counts as much as the largest that was seen, and until one was seen there is one alone.
-    """
-    waiting: deque[tuple[int, Future[Loaded]]] = deque()
-    upcoming = iter(positions)
-    exhausted = False
-    largest: int | None = None
-    try:
-        while True:
-            sizes = [future.result().held_bytes if future.done() else None for _, future in waiting]
-            known = [size for size in sizes if size is not None]
-            largest = max([*known, largest or 0]) if known or largest is not None else None
-            held = sum((largest or 0) if size is None else size for size in sizes)
-            while not exhausted and len(waiting) < (ahead if largest is not None else 1):
-                if waiting and held + (largest or 0) > max_bytes:
-                    break
-                position = next(upcoming, None)
-                if position is None:
-                    exhausted = True
-                else:
-                    waiting.append((position, pool.submit(load, position)))
-                    held += largest or 0
-            if not waiting:
-                return
-            with watch.stage("wait"):
-                loaded = pool.result(*waiting.popleft(), load, late)
-            largest = max(largest or 0, loaded.held_bytes)
-            yield loaded
-    finally:
-        for _, future in waiting:  # the pool outlives a shard that fails
-            future.cancel()
-
-
-class Pool:
-    """Threads that load, and are replaced when they hang."""
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._renewed = False
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
-
-    def submit(self, load: Callable[[int], Loaded], position: int) -> Future[Loaded]:
-        """Have a position loaded."""
-        return self._executor.submit(load, position)
-
-    def result(
-        self,
-        position: int,
-        future: Future[Loaded],
-        load: Callable[[int], Loaded],
-        late: Callable[[int], Loaded | None],
-    ) -> Loaded:
-        """Wait for a position that was submitted; return what was loaded, or what `late` says stands for it."""
-        while True:
-            if self._renewed and future.cancel():  # it waited behind threads that hang
-                future = self.submit(load, position)
-            try:
-                return future.result(_PATIENCE_STEP_S)
-            except TimeoutError:
-                if future.done():
-                    return future.result()
-            if (loaded := late(position)) is not None:
-                self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="fetch")
-                self._renewed = True
-                return loaded
-
-
-class Turns:
-    """Lets threads go one by one, in the order in which they came."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._came = 0
-        self._now = 0
-        self._gone: set[int] = set()
-
-    @contextmanager
-    def queue(self) -> Iterator[Callable[[], None]]:
-        """Take a place at entry; give a function that waits for its turn; leave at exit, turn or not."""
-        with self._changed:
-            place = self._came
-            self._came += 1
-
-        def wait() -> None:
-            with self._changed:
-                self._changed.wait_for(lambda: self._now == place)
-
-        try:
-            yield wait
-        finally:
-            with self._changed:
-                self._gone.add(place)
-                while self._now in self._gone:
-                    self._gone.remove(self._now)
-                    self._now += 1
-                self._changed.notify_all()

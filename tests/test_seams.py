@@ -210,16 +210,22 @@ def is_about(objects: Objects, truths: Sequence[Truth]) -> None:
 
 
 class Mosaic:
-    """Objects of which no two of a category overlap, but for small ones inside of large ones."""
+    """Objects of which no two of a category overlap, but for small ones inside of large ones.
 
-    def __init__(self, height: int, width: int) -> None:
+    Args:
+        least: what is smaller, or shows less of itself in the image, is not added; pixels a side.
+    """
+
+    def __init__(self, height: int, width: int, least: int) -> None:
         self.truths: list[Truth] = []
-        self._height, self._width = height, width
+        self._height, self._width, self._least = height, width, least
         self._taken: dict[tuple[int, bool], np.ndarray] = {}
 
     def add(self, truth: Truth | None, *, inner: bool = False) -> bool:
         """Add an object where there is room for it in its category."""
-        if truth is None or truth.rect.shared(Rect(0, 0, self._width, self._height)) != truth.rect:
+        if truth is None or min(truth.crop.shape) < self._least:
+            return False
+        if truth.rect.shared(Rect(0, 0, self._width, self._height)) != truth.rect:
             return False
         rect, layer = truth.rect, (truth.label, inner)
         if layer not in self._taken:
@@ -231,9 +237,9 @@ class Mosaic:
         self.truths.append(replace(truth, score=round(0.1 + len(self.truths) % 800 / 1000, 3)))
         return True
 
-    def add_random(self, rng: np.random.Generator, least: int, most: int) -> None:
+    def add_random(self, rng: np.random.Generator, most: float) -> None:
         """Add an ellipse or a rectangle, turned; long ones and round ones."""
-        a, b = np.exp(rng.uniform(np.log(least), np.log(most), 2))
+        a, b = np.exp(rng.uniform(np.log(self._least), np.log(most), 2))
         shape = ("rectangle", "ellipse")[rng.integers(2)]
         x, y = rng.uniform(0, self._width), rng.uniform(0, self._height)
         planted = PlantedInstance(
@@ -276,7 +282,7 @@ class Mosaic:
 def mosaic(grid: Grid, seed: int, count: int, least: int) -> list[Truth]:
     """Plant objects of at least so many pixels a side, up to twice a window."""
     rng = np.random.default_rng(seed)
-    made = Mosaic(grid.height, grid.width)
+    made = Mosaic(grid.height, grid.width, least)
     window = grid.window
     for planned in (grid.lefts[1:], grid.tops[1:]):
         at = int(rng.choice(planned)) if len(planned) else 0
@@ -288,7 +294,7 @@ def mosaic(grid: Grid, seed: int, count: int, least: int) -> list[Truth]:
     made.add(box(0, grid.height // 2, min(grid.width, 2 * window), 19, 3))
     made.add(box(grid.width // 3, 0, 17, min(grid.height, 3 * window), 3))
     for _ in range(count):
-        made.add_random(rng, least, window if rng.random() < 0.2 else window / 6)
+        made.add_random(rng, window if rng.random() < 0.2 else window / 6)
     return made.truths
 
 

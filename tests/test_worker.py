@@ -17,10 +17,11 @@ from maskrcnn.manifest import read_inputs, write_manifest
 from maskrcnn.parts import Receipt, commit, read_table, standing_receipts
 from maskrcnn.plan import Plan
 from maskrcnn.planted import PlantedSegmenter, plant, planted_instances, png, write_planted
+from maskrcnn.prefetch import Pool, Stopwatch, Turns, prefetch
 from maskrcnn.stats import Stats
 from maskrcnn.storage import Storage, read_input
 from maskrcnn.types import Detections, Pixels
-from maskrcnn.worker import Announcement, Loaded, Pool, ShardWorker, Stopwatch, Turns, filled_groups, prefetch
+from maskrcnn.worker import Announcement, Loaded, ShardWorker, filled_groups
 
 LIMITS = Limits(10**7, 10**7, 1333.0)
 
