@@ -38,7 +38,6 @@ CLASSES: Final = 5
 """Of density."""
 
 _SPARSE: Final = 1 / 16
-_ROWS_AT_ONCE: Final = 65_536
 _METRES: Final = 111_320.0  # in a degree of latitude
 
 
@@ -171,11 +170,14 @@ def _objects(
     if to_lonlat is None:
         return
     with storage.open(path) as file, pq.ParquetFile(file) as parquet:
-        for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=["category_id", "score", "bbox"]):
-            xmin, ymin, xmax, ymax = (side.to_numpy() for side in batch["bbox"].flatten())
+        # Not `iter_batches`, which fetches all columns of all row groups ahead.
+        for group in range(parquet.num_row_groups):
+            table = parquet.read_row_group(group, columns=["category_id", "score", "bbox"])
+            sides = table["bbox"].combine_chunks().flatten()
+            xmin, ymin, xmax, ymax = (side.to_numpy() for side in sides)
             lon, lat = to_lonlat.transform((xmin + xmax) / 2, (ymin + ymax) / 2)
-            there = np.isfinite(lon) & np.isfinite(lat) & (batch["score"].to_numpy() >= np.float32(min_score))
-            labels = batch["category_id"].to_numpy()[there]
+            there = np.isfinite(lon) & np.isfinite(lat) & (table["score"].to_numpy() >= np.float32(min_score))
+            labels = table["category_id"].to_numpy()[there]
             yield np.stack([turned(lon[there], cut), lat[there]], axis=1), labels
 
 

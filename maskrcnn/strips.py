@@ -72,14 +72,18 @@ def _links(found: Found) -> _Links:
     grid = found.grid
     windows, first, count = np.unique(found.window, return_index=True, return_counts=True)
     slices = dict(zip(windows.tolist(), zip(first, first + count, strict=True), strict=True))
+    # What crosses from one window into the next is no scrap, however little they share.
+    scrap_px = min(_SCRAP_PX, grid.overlap - _REACH_PX)
     for a, ours in slices.items():
         for b in grid.later_neighbours(a):
-            if b in slices:
-                shared = grid[a].shared(grid[b])
-                pairs = _close(found, np.arange(*ours), np.arange(*slices[b]), box_of(shared))
-                if len(pairs[0]):
-                    _compare(_side(found, pairs[0], shared, grid[a], grid[b]),
-                             _side(found, pairs[1], shared, grid[b], grid[a]), box_of(shared), links)  # fmt: skip
+            if b not in slices:
+                continue
+            shared = grid[a].shared(grid[b])
+            pairs = _close(found, np.arange(*ours), np.arange(*slices[b]), box_of(shared))
+            if len(pairs[0]):
+                one = _side(found, pairs[0], shared, grid[a], grid[b])
+                other = _side(found, pairs[1], shared, grid[b], grid[a])
+                _compare(one, other, box_of(shared), scrap_px, links)
     return links
 
 
@@ -132,13 +136,11 @@ def _side(found: Found, ids: Ints, shared: Rect, own: Rect, other: Rect) -> _Sid
     return _Side(pieces, near, here, area, box, cut, cut & thin, area == runs.areas).take(pair)
 
 
-def _compare(ours: _Side, theirs: _Side, strip: Ints, links: _Links) -> None:
+def _compare(ours: _Side, theirs: _Side, strip: Ints, scrap_px: int, links: _Links) -> None:
     """Add what a strip says of pairs of pieces that are close in it."""
     iou = _iou(ours, theirs)
     common = np.minimum(ours.box, theirs.box)[:, 2:] - np.maximum(ours.box, theirs.box)[:, :2]
-    # What crosses a strip is no scrap, however narrow the strip is.
-    longest = min(_SCRAP_PX, int((strip[2:] - strip[:2]).min()) - _REACH_PX)
-    scrap = (common.max(axis=1) <= longest) & (ours.cut | theirs.cut)
+    scrap = (common.max(axis=1) <= scrap_px) & (ours.cut | theirs.cut)
     taken: set[int] = set()
     links.alike.extend(_partners(iou, ours.ids, theirs.ids, (iou >= MIN_IOU) & ~scrap, taken))
 

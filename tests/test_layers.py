@@ -9,11 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "errors types config schema windows stores web s3 objects storage sniff decode geotiff radiometry raster rle "
-    "runs unrle outlines planted mosaic weightfile weights masks model fuse pooling forward segmenter stats sources plan "
-    "items tiles sandbox frozen manifest survey parts breaker visualize prefetch worker strips seams coco export geo vector evaluate charts globe maps gallery closeups report "
-    "ledger overlay assemble reduce retry run laws windowlaws evidence verify diff convert scenery scenes baseline train "
-    "measure samples peers trials"
+    "errors types config schema windows stores web s3 objects storage sniff decode geotiff "
+    "radiometry raster rle runs unrle outlines planted mosaic weightfile weights masks model fuse "
+    "pooling forward segmenter stats sources plan items tiles sandbox frozen manifest survey parts "
+    "breaker visualize prefetch worker strips seams coco export geo vector evaluate charts globe "
+    "maps gallery closeups report ledger overlay assemble reduce retry run laws windowlaws evidence "
+    "verify diff convert scenery scenes baseline train measure samples peers trials"
 ).split()
 MODULES = sorted(path for path in (ROOT / "maskrcnn").glob("*.py") if path.stem != "__init__")
 NETWORK = {"masks", "model", "fuse", "pooling", "forward", "segmenter"}
