@@ -101,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         windowed_s = time.perf_counter() - started
     aps = [mask_ap(truth, height, width, found) for found in (whole, windowed)]
     sure = [int((found.scores >= 0.5).sum()) for found in (whole, windowed)]
-    print(f"of a score of 0.5 and more: {sure[0]} seen whole, {sure[1]} in windows, {len(truth.anns)} are there")
+    print(
+        f"of a score of 0.5 and more: {sure[0]} seen whole, {sure[1]} in windows, {len(truth.anns)} are there"
+    )
     print(
         f"{width} x {height}: whole AP {aps[0]:.4f} ({len(whole.masks)} found, {whole_s:.0f} s), "
         f"windows of {options.window} sharing {options.overlap} AP {aps[1]:.4f} "
