@@ -125,7 +125,11 @@ def compute_options(command: Command) -> Command:
                 metavar="LOW,HIGH|p2,p98|dataset",
                 help="Of rasters: how values become 0 to 255; by default bytes as they are.",
             ),
-            click.option("--assume-crs", metavar="CRS", help="Of rasters that state none, like EPSG:32636."),
+            click.option(
+                "--assume-crs",
+                metavar="CRS",
+                help="Of rasters that state none: EPSG:…, or `none` for pictures.",
+            ),
             click.option(
                 "--allow-http",
                 is_flag=True,
@@ -329,13 +333,14 @@ def status(output: str, as_json: bool) -> None:
         click.echo(json.dumps(facts))
     else:
         click.echo(
-            f"{facts['state']}: {facts['images_done']:,} of {facts['images']:,} images, "
+            f"{facts['state']}: {facts['images_done']:,} of {facts['images']:,} {facts['unit']}, "
             f"{facts['shards_done']:,} of {facts['shards']:,} shards; planned {facts['created']}"
             + (f"; generation {facts['generation']}" if facts["generation"] > 1 else "")
         )
         if again := facts["retry"]:
             click.echo(
-                f"retry (generation {facts['generation']}): {again['images_done']:,} of {again['images']:,} images, "
+                f"retry (generation {facts['generation']}): "
+                f"{again['images_done']:,} of {again['images']:,} {again['unit']}, "
                 f"{again['shards_done']:,} of {again['shards']:,} shards; planned {again['created']}"
             )
         if facts["counts"]:

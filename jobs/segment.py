@@ -7,6 +7,7 @@ import logging
 import platform
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from maskrcnn.config import Compute, Cut, Speed, default_shard_images, settings_of
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.frozen import check_manifest, write_grid
+from maskrcnn.geotiff import parse_crs
 from maskrcnn.items import Cutting, Sized, number_windows
 from maskrcnn.manifest import FILE_NAME as MANIFEST
 from maskrcnn.manifest import Inputs, ManifestReader, read_inputs, source_of, write_manifest
@@ -45,6 +47,9 @@ from .actor import PROBES, WorkerSpec
 from .progress import Progress
 
 log = logging.getLogger("maskrcnn")
+
+SMALL_OVERLAP_PX = 32
+"""Some times what windows may differ by, see `seams.TOLERANCE_PX`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +148,9 @@ def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> tuple[Pla
     radiometry = None
     if request.compute.window is not None:
         radiometry = parse_radiometry(request.compute.bands, request.compute.scale)
+        if request.compute.assume_crs is not None:
+            parse_crs(request.compute.assume_crs)
+        _warn_of_overlap(request.compute.overlap or 0)
         uris = inputs.table["uri"].to_pylist()
         sized = survey(uris, request.compute, radiometry)
         radiometry = find_range(uris, sized, request.compute, radiometry)
@@ -173,13 +181,27 @@ def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> tuple[Pla
     return standing, standing == plan
 
 
+def _warn_of_overlap(overlap: int) -> None:
+    if overlap < SMALL_OVERLAP_PX:
+        log.warning(
+            "windows share %s pixels: below %s, what a border cuts may stay in pieces",
+            overlap,
+            SMALL_OVERLAP_PX,
+        )
+
+
 def _windowed(storage: Storage, plan: Plan, compute: Compute, images: Sequence[Sized]) -> Plan:
     """Return a plan whose rows are the windows of the images; write the list that it names."""
     cutting = Cutting(compute.window or 0, compute.overlap or 0)
     grid, cuts = number_windows(images, cutting, plan.shard_images)
-    broken = sum(image.error is not None for image in images)
-    if broken:
-        log.warning("%s images cannot be used, as their headers say; these will fail", f"{broken:,}")
+    errors = [image.error for image in images if image.error is not None]
+    if errors:
+        codes = ", ".join(
+            f"{count:,} {code}" for code, count in Counter(e.code for e in errors).most_common()
+        )
+        log.warning(
+            "%s images will fail, as their headers say: %s; %s", f"{len(errors):,}", codes, errors[0].message
+        )
     return dataclasses.replace(plan, rows=cuts[-1], cuts=cuts, grid_sha256=write_grid(storage, grid))
 
 
@@ -363,6 +385,7 @@ def status(output: str) -> dict[str, Any]:
 def _progress_of(plan: Plan, pending: Sequence[Shard]) -> dict[str, Any]:
     return {
         "created": plan.created,
+        "unit": plan.unit,
         "images": plan.rows,
         "images_done": plan.rows - sum(len(shard) for shard in pending),
         "shards": len(plan),

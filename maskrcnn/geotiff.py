@@ -25,6 +25,8 @@ from .sniff import format_of
 # rasterio logs whatever GDAL does not like, which Python prints where no logging is set up.
 logging.getLogger("rasterio").addHandler(logging.NullHandler())
 
+NOWHERE: Final = "none"
+"""What is assumed of rasters that are to be taken as pictures, if they do not say where they lie."""
 MAX_BLOCK_BYTES: Final = 2**28
 """Of a decoded block with all bands that are stored in it."""
 TYPES: Final = frozenset(["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"])
@@ -62,7 +64,7 @@ class RasterInfo:
     """Of each band, as numpy calls it."""
     bits: int
     """Of each value that are used; fewer than the type's where the file packs them."""
-    crs_wkt: str
+    crs_wkt: str | None
     """Its CRS, or the assumed one; WKT2:2019."""
     transform: tuple[float, ...]
     """Six numbers a to f: x = a·col + b·row + c, y = d·col + e·row + f, of a pixel's upper left corner."""
@@ -145,9 +147,11 @@ def read_info(source: "Source", dataset: Any, assume_crs: str | None) -> RasterI
         )
 
 
-def _georeference(dataset: Any, assume_crs: str | None) -> str:
-    """Return the CRS as WKT. Raises ItemError, UsageError."""
+def _georeference(dataset: Any, assume_crs: str | None) -> str | None:
+    """Return the CRS as WKT; None for one without, if that was asked for. Raises ItemError, UsageError."""
     transform = dataset.transform
+    if assume_crs == NOWHERE and (transform.is_identity or not dataset.crs):
+        return None
     if transform.is_identity:
         if dataset.gcps[0]:
             raise ItemError("no_crs", "it has ground control points only; warp it (gdalwarp) to go on")
@@ -155,7 +159,9 @@ def _georeference(dataset: Any, assume_crs: str | None) -> str:
             raise ItemError(
                 "no_crs", "it has rational polynomial coefficients only; orthorectify it to go on"
             )
-        raise ItemError("no_crs", "no transform from pixels to coordinates")
+        raise ItemError(
+            "no_crs", "no transform from pixels to coordinates; --assume-crs none takes it as a picture"
+        )
     # The product of tiny pixels is tiny; only none, or no number, is no area.
     if not all(map(math.isfinite, transform[:6])) or transform.determinant == 0:
         raise ItemError("no_crs", "its transform from pixels to coordinates has no area")
@@ -168,13 +174,15 @@ def _georeference(dataset: Any, assume_crs: str | None) -> str:
 
 
 def parse_crs(text: str) -> Any:
-    """Return what a user means by a CRS. Raises UsageError."""
+    """Return what a user means by a CRS; None for `none`. Raises UsageError."""
     rasterio = need_rasterio()
+    if text == NOWHERE:
+        return None
     try:
         with rasterio.Env(session=rasterio.session.DummySession()):
             return rasterio.crs.CRS.from_user_input(text)
     except ValueError:  # CRSError is one
-        raise UsageError(f"--assume-crs takes a CRS like EPSG:32636, not {text!r}") from None
+        raise UsageError(f"--assume-crs takes a CRS like EPSG:32636, or none, not {text!r}") from None
 
 
 def write_geotiff(

@@ -157,7 +157,10 @@ def to_wgs84(geometries: NDArray[np.object_], crs: Any) -> NDArray[np.object_]:
         crs: of theirs, a pyproj CRS.
     """
     shapely, pyproj = extra("shapely"), extra("pyproj")
-    transformer = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    try:
+        transformer = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    except pyproj.exceptions.ProjError:  # a site's own system, which lies nowhere on the globe
+        return np.full(len(geometries), None, np.object_)
     degrees = np.rad2deg(crs.axis_info[0].unit_conversion_factor) if crs.is_geographic else None
 
     def lonlat(
@@ -217,6 +220,10 @@ def _within_globe(shapely: Any, ring: Any, *, wraps: bool) -> Any:
     turns = []
     for turn in range(int(np.floor((west + 180) / 360)), int(np.ceil((east + 180) / 360))):
         strip = shapely.intersection(inside, shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90))
-        turns.append(shapely.transform(strip, lambda corners, turn=turn: corners - (360 * turn, 0)))
+        # An outline may also touch the meridian in a line or a point.
+        areas = [part for part in shapely.get_parts(strip) if part.geom_type == "Polygon"]
+        turns += [
+            shapely.transform(area, lambda corners, turn=turn: corners - (360 * turn, 0)) for area in areas
+        ]
     # On a grid, where the borders that two turns share are the same to the last digit.
     return shapely.union_all(turns, grid_size=_GRID)

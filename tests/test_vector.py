@@ -255,3 +255,26 @@ def test_without_a_cut_corners_are_the_projections_own():
     lon, lat = pyproj.Transformer.from_crs(crs, 4326, always_xy=True).transform(*before.exterior.xy)
     expected = {(round(x, 9), round(y, 9)) for x, y in zip(lon, lat, strict=True)}
     assert set(after.exterior.coords) == expected
+
+
+def test_an_outline_along_the_meridian_leaves_areas_only() -> None:
+    corners = [
+        (179.9, 0),
+        (180.1, 0),
+        (180.1, 0.1),
+        (180, 0.1),
+        (180, 0.2),
+        (180.1, 0.2),
+        (180.1, 0.3),
+        (179.9, 0.3),
+    ]
+    comb = shapely.Polygon(corners)
+    [cut] = vector.to_wgs84(np.array([comb], object), pyproj.CRS(4326))
+    assert cut.geom_type == "MultiPolygon"
+    assert cut.is_valid
+    assert cut.area == pytest.approx(comb.area)
+
+
+def test_a_system_of_a_site_has_no_place_on_the_globe() -> None:
+    crs = pyproj.CRS('LOCAL_CS["arbitrary",UNIT["metre",1]]')
+    assert vector.to_wgs84(np.array([shapely.box(0, 0, 1, 1)], object), crs).tolist() == [None]

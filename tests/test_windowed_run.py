@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from windowed import compute_of, mosaic, run_windows, sweep, write_geotiff
 
 import maskrcnn
-from maskrcnn.errors import UsageError
+from maskrcnn.errors import ItemError, UsageError
 from maskrcnn.mosaic import objects_in, score_of
 from maskrcnn.plan import read_plans
 from maskrcnn.planted import png
@@ -216,3 +216,31 @@ def test_what_makes_no_windows_is_refused_in_one_line(options: dict[str, object]
 
     with pytest.raises(UsageError, match="--"):
         Compute("planted", **options)  # type: ignore[arg-type]
+
+
+def test_a_tiff_without_coordinates_is_a_picture_where_that_is_asked_for(tmp_path: Path) -> None:
+    pixels = mosaic(200, 300, 12, 9)
+    write_geotiff(tmp_path / "in" / "a.tif", pixels, crs=None, transform=None)
+    run_windows(tmp_path / "in", tmp_path / "out", compute_of(assume_crs="none"))
+    run = maskrcnn.open_run(str(tmp_path / "out"))
+    assert found_in(run, "a.tif") == truth(pixels)
+    assert run.success["parts"]["geo"] == []
+    assert_proven(tmp_path / "out")
+
+
+def test_a_crs_that_nobody_knows_is_refused_before_anything_is_planned(tmp_path: Path) -> None:
+    write_geotiff(tmp_path / "in" / "a.tif", mosaic(100, 100, 2, 9))
+    with pytest.raises(UsageError, match="--assume-crs takes a CRS like EPSG:32636, or none, not 'nonsense'"):
+        run_windows(tmp_path / "in", tmp_path / "out", compute_of(assume_crs="nonsense"))
+
+
+def test_a_convicted_window_fails_alone(tmp_path: Path) -> None:
+    write_geotiff(tmp_path / "in" / "a.tif", mosaic(300, 300, 20, 4))
+    prepare(Request(str(tmp_path / "in"), str(tmp_path / "out"), compute_of()))
+    verdict = ItemError("worker_crash", "alone in its process")
+    sweep(str(tmp_path / "out"), compute_of(), convicted={4: verdict})
+    success = reduce_run(str(tmp_path / "out"))
+    assert success["windows"]["failed"] == 1
+    [image] = maskrcnn.open_run(str(tmp_path / "out")).images().to_pylist()
+    assert (image["status"], image["error"]) == ("ok", "partial")
+    assert_proven(tmp_path / "out")

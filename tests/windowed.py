@@ -1,7 +1,7 @@
 """Runs of windows without Ray: the commands' own code, but for the sweep, which is a loop here."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from maskrcnn_jobs.segment import Request, prepare
 
 from maskrcnn.config import Compute
 from maskrcnn.decode import Limits
+from maskrcnn.errors import ItemError
 from maskrcnn.mosaic import MosaicSegmenter, ground, paint
 from maskrcnn.plan import pending_of, read_plans, read_run
 from maskrcnn.planted import PLANTED_CATEGORIES, PlantedInstance
@@ -78,7 +79,13 @@ def compute_of(window: int = 128, overlap: int = 32, **options: Any) -> Compute:
     return Compute(model="planted-mosaic", max_detections=10_000, window=window, overlap=overlap, **options)
 
 
-def sweep(output: str, compute: Compute, segmenter: Segmenter | None = None, order: int = 0) -> None:
+def sweep(
+    output: str,
+    compute: Compute,
+    segmenter: Segmenter | None = None,
+    order: int = 0,
+    convicted: Mapping[int, ItemError] | None = None,
+) -> None:
     """Run all shards that have no receipt, in an order that follows from a seed; 0: that of the plan."""
     storage = Storage(output)
     radiometry = Radiometry.from_json(read_run(storage)["radiometry"])
@@ -95,7 +102,7 @@ def sweep(output: str, compute: Compute, segmenter: Segmenter | None = None, ord
         finder = segmenter or MosaicSegmenter(max_detections=compute.max_detections)
         worker = ShardWorker(storage, finder, limits, {}, decode=decoders.decode, read_strip=read_strip)
         for shard in shards:
-            worker.run_shard(shard)
+            worker.run_shard(shard, convicted=convicted or {})
 
 
 def run_windows(
