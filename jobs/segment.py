@@ -1,13 +1,11 @@
 """The job: plan or resume, sweep, reduce."""
 
-import dataclasses
 import datetime
 import importlib.metadata
 import logging
 import platform
 import time
 import uuid
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +13,7 @@ from typing import Any
 
 from maskrcnn.config import Compute, Cut, Speed, default_shard_images, settings_of
 from maskrcnn.errors import RunError, UsageError
-from maskrcnn.frozen import check_manifest, write_grid
-from maskrcnn.geotiff import parse_crs
-from maskrcnn.items import Cutting, Sized, number_windows
+from maskrcnn.frozen import check_manifest
 from maskrcnn.manifest import FILE_NAME as MANIFEST
 from maskrcnn.manifest import Inputs, ManifestReader, read_inputs, source_of, write_manifest
 from maskrcnn.parts import SHARDS, standing_receipts
@@ -36,20 +32,17 @@ from maskrcnn.plan import (
     run_digest,
     write_run,
 )
-from maskrcnn.radiometry import Radiometry, parse_radiometry
+from maskrcnn.radiometry import Radiometry
 from maskrcnn.reduce import finished, read_success, reduce_run
 from maskrcnn.schema import SCHEMA_VERSION
 from maskrcnn.storage import Storage, is_remote
-from maskrcnn.survey import find_range, survey
+from maskrcnn.survey import plan_windows
 from maskrcnn.weights import ModelCard, category_ids_named, describe_model
 
 from .actor import PROBES, WorkerSpec
 from .progress import Progress
 
 log = logging.getLogger("maskrcnn")
-
-SMALL_OVERLAP_PX = 32
-"""Some times what windows may differ by, see `seams.TOLERANCE_PX`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,34 +138,17 @@ def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> tuple[Pla
     model = _model_entry(card)
     digest = run_digest(settings, model)
     plan = Plan(1, len(inputs.table), cut.shard_images, manifest_sha256, digest, created)
-    radiometry = None
-    if request.compute.window is not None:
-        radiometry = parse_radiometry(request.compute.bands, request.compute.scale)
-        if request.compute.assume_crs is not None:
-            parse_crs(request.compute.assume_crs)
-        _warn_of_overlap(request.compute.overlap or 0)
-        uris = inputs.table["uri"].to_pylist()
-        sized = survey(uris, request.compute, radiometry)
-        radiometry = find_range(uris, sized, request.compute, radiometry)
-        plan = _windowed(storage, plan, request.compute, sized)
     run = {
         "schema_version": SCHEMA_VERSION,
         "created": created,
         "settings": settings,
         "digest": digest,
         "model": model,
-        "inputs": {
-            "source": inputs.source,
-            "source_sha256": inputs.source_sha256,
-            "images_root": request.images_root,
-            "rows": len(inputs.table),
-            "ids_given": inputs.ids_given,
-            "skipped": inputs.skipped,
-            "manifest_sha256": manifest_sha256,
-        },
+        "inputs": _inputs_entry(request, inputs, manifest_sha256),
         "versions": versions(),
     }
-    if radiometry is not None:
+    if request.compute.window is not None:
+        plan, radiometry = plan_windows(storage, plan, inputs.table["uri"].to_pylist(), request.compute)
         run["radiometry"] = radiometry.to_json()
     standing = write_run(storage, run, plan)
     if standing == plan:
@@ -181,28 +157,16 @@ def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> tuple[Pla
     return standing, standing == plan
 
 
-def _warn_of_overlap(overlap: int) -> None:
-    if overlap < SMALL_OVERLAP_PX:
-        log.warning(
-            "windows share %s pixels: below %s, what a border cuts may stay in pieces",
-            overlap,
-            SMALL_OVERLAP_PX,
-        )
-
-
-def _windowed(storage: Storage, plan: Plan, compute: Compute, images: Sequence[Sized]) -> Plan:
-    """Return a plan whose rows are the windows of the images; write the list that it names."""
-    cutting = Cutting(compute.window or 0, compute.overlap or 0)
-    grid, cuts = number_windows(images, cutting, plan.shard_images)
-    errors = [image.error for image in images if image.error is not None]
-    if errors:
-        codes = ", ".join(
-            f"{count:,} {code}" for code, count in Counter(e.code for e in errors).most_common()
-        )
-        log.warning(
-            "%s images will fail, as their headers say: %s; %s", f"{len(errors):,}", codes, errors[0].message
-        )
-    return dataclasses.replace(plan, rows=cuts[-1], cuts=cuts, grid_sha256=write_grid(storage, grid))
+def _inputs_entry(request: Request, inputs: Inputs, manifest_sha256: str) -> dict[str, Any]:
+    return {
+        "source": inputs.source,
+        "source_sha256": inputs.source_sha256,
+        "images_root": request.images_root,
+        "rows": len(inputs.table),
+        "ids_given": inputs.ids_given,
+        "skipped": inputs.skipped,
+        "manifest_sha256": manifest_sha256,
+    }
 
 
 def _now() -> str:

@@ -7,18 +7,16 @@ A pixel of an object is red 128 + 32 * category + the number's bits 16 to 20, gr
 numbers from 0; whatever has less red is ground.
 """
 
-import time
 import zlib
 from collections.abc import Collection, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ItemError
-from .planted import PLANTED_CATEGORIES, PlantedInstance
-from .rle import crop_to_rle, rle_areas, rle_boxes_xyxy
-from .types import Category, Detections, Pixels, detection_order
+from .planted import PLANTED_CATEGORIES, PlantedInstance, PlantedSegmenter, best_of
+from .rle import crop_to_rle
+from .types import Detections, Pixels
 
 _OBJECT: Final = 128
 MAX_OBJECTS: Final = 2**21
@@ -78,7 +76,7 @@ def score_of(number: int) -> float:
     return 0.1 + 0.9 * (number * 2_654_435_761 % 2**16) / 2**16
 
 
-class MosaicSegmenter:
+class MosaicSegmenter(PlantedSegmenter):
     """A `types.Segmenter` that finds what a window of a mosaic shows.
 
     Args:
@@ -97,88 +95,32 @@ class MosaicSegmenter:
         max_detections: int = 100,
         keep: Collection[str] = (),
     ) -> None:
+        super().__init__(PLANTED_CATEGORIES, sleep_s, min_score, max_detections, keep)
         self._jitter = jitter
-        self._sleep_s = sleep_s
-        self._min_score = min_score
-        self._max_detections = max_detections
-        self._kept = [not keep or category.name in keep for category in PLANTED_CATEGORIES]
-
-    @property
-    def categories(self) -> tuple[Category, ...]:
-        """What it can find."""
-        return PLANTED_CATEGORIES
-
-    @property
-    def batch_size(self) -> int:
-        """One window at a time."""
-        return 1
-
-    @property
-    def max_side(self) -> int:
-        """Pixels; that of torchvision's networks, so that aspect ratios fail alike."""
-        return 1333
-
-    @property
-    def execution(self) -> dict[str, Any]:
-        """Return what decides the last digits: nothing but the batch, which does not."""
-        return {"device": "cpu", "dtype": "planted", "batch_size": 1, "threads": 1}
-
-    @property
-    def lanes(self) -> int:
-        """One: nothing computes beside it."""
-        return 1
-
-    def canvas(self, height: int, width: int) -> None:
-        """Return the same for all sizes."""
-
-    def outcomes(self, images: Sequence[Pixels]) -> list[Detections | ItemError]:
-        """Find what each window shows; there is always an answer."""
-        return [self._segment(image) for image in images]
 
     def _segment(self, image: Pixels) -> Detections:
-        if self._sleep_s:
-            time.sleep(self._sleep_s)
+        self._sleep()
         height, width = image.shape[:2]
         # A window sees an object the same way each time, another window otherwise.
         rng = np.random.default_rng(zlib.crc32(image.tobytes()))
         masks, labels, scores = [], [], []
         for number, category, crop, left, top in objects_in(image):
-            score = score_of(number)
-            if not self._kept[category] or np.float32(score) <= np.float32(self._min_score):
+            label, score = PLANTED_CATEGORIES[category].id, score_of(number)
+            if label not in self._kept_ids or np.float32(score) <= np.float32(self._min_score):
                 continue
             if self._jitter:
                 crop, left, top = _jittered(rng, self._jitter, crop, left, top, height, width)  # noqa: PLW2901
             if crop.any():
                 masks.append(crop_to_rle(crop, left, top, height, width))
-                labels.append(PLANTED_CATEGORIES[category].id)
+                labels.append(label)
                 scores.append(score)
-        return self._detections(masks, np.array(labels, np.int32), np.array(scores, np.float32), image, rng)
 
-    def _detections(
-        self,
-        masks: list[bytes],
-        labels: NDArray[np.int32],
-        scores: NDArray[np.float32],
-        image: Pixels,
-        rng: np.random.Generator,
-    ) -> Detections:
-        height, width = image.shape[:2]
-        rles = [{"size": [height, width], "counts": mask} for mask in masks]
-        mask_boxes = rle_boxes_xyxy(rles)
-        moved = mask_boxes + rng.uniform(-self._jitter, self._jitter, mask_boxes.shape)
-        boxes = np.clip(moved, 0, [width, height, width, height]).astype(np.float32)
-        order = detection_order(boxes, labels, scores)[: self._max_detections]
-        return Detections(
-            height=height,
-            width=width,
-            boxes=boxes[order],
-            labels=labels[order],
-            scores=scores[order],
-            masks=tuple(masks[i] for i in order),
-            areas=rle_areas(rles)[order],
-            mask_boxes=mask_boxes[order],
-            capped=len(order) == self._max_detections,
-        )
+        def moved(boxes: NDArray[np.int32]) -> NDArray[np.float32]:
+            by = rng.uniform(-self._jitter, self._jitter, boxes.shape)
+            return np.asarray(np.clip(boxes + by, 0, [width, height, width, height]), np.float32)
+
+        columns = np.array(labels, np.int32), np.array(scores, np.float32)
+        return best_of(masks, *columns, height, width, self._max_detections, moved)
 
 
 def _jittered(

@@ -175,7 +175,7 @@ def write_tables(storage: Storage, path: str, schema: pa.Schema, tables: Iterabl
             for group in _row_groups(tables):
                 writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
                 rows += len(group)
-        with pq.ParquetFile(local) as readback:
+        with pq.ParquetFile(local, pre_buffer=False) as readback:  # else all of it is held at once
             intact = readback.metadata.num_rows == rows and readback.schema_arrow.equals(schema)
             if intact:
                 for _ in readback.iter_batches():  # decodes every page

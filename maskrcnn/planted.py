@@ -13,7 +13,7 @@ import json
 import struct
 import time
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -172,9 +172,12 @@ class PlantedSegmenter:
         """Find the planted instances of each image; there is always an answer."""
         return list(self.segment(images))
 
-    def _segment(self, image: Pixels) -> Detections:
+    def _sleep(self) -> None:
         if self._sleep_s:
             time.sleep(self._sleep_s)
+
+    def _segment(self, image: Pixels) -> Detections:
+        self._sleep()
         # A network's scores are float32, and so is its comparison.
         instances = [
             instance
@@ -188,11 +191,30 @@ class PlantedSegmenter:
 def _detections(instances: Sequence[PlantedInstance], height: int, width: int, limit: int) -> Detections:
     """Return the best of the instances, each with its exact mask, and the mask's tight box as its box."""
     masks = [crop_to_rle(*instance.crop(height, width), height, width) for instance in instances]
-    rles = [{"size": [height, width], "counts": mask} for mask in masks]
-    mask_boxes = rle_boxes_xyxy(rles)
-    boxes = mask_boxes.astype(np.float32)
     labels = np.array([instance.category_id for instance in instances], dtype=np.int32)
     scores = np.array([instance.score for instance in instances], dtype=np.float32)
+    return best_of(masks, labels, scores, height, width, limit)
+
+
+def best_of(
+    masks: Sequence[bytes],
+    labels: NDArray[np.int32],
+    scores: NDArray[np.float32],
+    height: int,
+    width: int,
+    limit: int,
+    moved: Callable[[NDArray[np.int32]], NDArray[np.float32]] = lambda boxes: boxes.astype(np.float32),
+) -> Detections:
+    """Return the best of some instances, in their order.
+
+    Args:
+        masks: COCO run lengths over an image of `height` x `width` pixels.
+        limit: the most that are kept.
+        moved: makes boxes of the masks' tight boxes.
+    """
+    rles = [{"size": [height, width], "counts": mask} for mask in masks]
+    mask_boxes = rle_boxes_xyxy(rles)
+    boxes = moved(mask_boxes)
     order = detection_order(boxes, labels, scores)[:limit]
     return Detections(
         height=height,

@@ -4,8 +4,10 @@ They are read by the processes that decode, for a header is as hostile as the re
 that will fail with the reason.
 """
 
+import dataclasses
 import functools
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,16 +17,64 @@ from numpy.typing import NDArray
 from .config import Compute
 from .decode import Limits
 from .errors import STORAGE_CODES, ItemError, RunError
-from .items import Sized
-from .radiometry import Radiometry, percentiles_of, resolved
+from .frozen import write_grid
+from .geotiff import parse_crs
+from .items import Cutting, Sized, number_windows
+from .plan import Plan
+from .radiometry import Radiometry, parse_radiometry, percentiles_of, resolved
 from .raster import sampling
 from .sandbox import Decoders
+from .storage import Storage
 
 log = logging.getLogger("maskrcnn")
 
 PROCESSES = 4
+SMALL_OVERLAP_PX = 32
+"""Some times what windows may differ by, see `strips.TOLERANCE_PX`."""
 MAX_ASPECT = float("inf")
 """Windows are squares; of images smaller than one the segmenter judges."""
+
+
+def plan_windows(
+    storage: Storage, plan: Plan, uris: Sequence[str], compute: Compute
+) -> tuple[Plan, Radiometry]:
+    """Plan the windows of images, and write the list that the plan names.
+
+    Args:
+        storage: the run's output.
+        plan: of the images.
+        uris: theirs, in order.
+        compute: with a `window`.
+
+    Returns:
+        The same plan, with windows as its rows, and the radiometry, with the range that was found.
+
+    Raises:
+        UsageError: the radiometry or the CRS is none, no raster has a valid pixel, or the extra `geo` is missing.
+        RunError: the store failed.
+    """
+    radiometry = parse_radiometry(compute.bands, compute.scale)
+    if compute.assume_crs is not None:
+        parse_crs(compute.assume_crs)
+    overlap = compute.overlap or 0
+    if overlap < SMALL_OVERLAP_PX:
+        what = "windows share %s pixels: below %s, what a border cuts may stay in pieces"
+        log.warning(what, overlap, SMALL_OVERLAP_PX)
+    images = survey(uris, compute, radiometry)
+    _tell_broken(images)
+    radiometry = find_range(uris, images, compute, radiometry)
+    grid, cuts = number_windows(images, Cutting(compute.window or 0, overlap), plan.shard_images)
+    grid_sha256 = write_grid(storage, grid)
+    return dataclasses.replace(plan, rows=cuts[-1], cuts=cuts, grid_sha256=grid_sha256), radiometry
+
+
+def _tell_broken(images: Sequence[Sized]) -> None:
+    errors = [image.error for image in images if image.error is not None]
+    if errors:
+        codes = Counter(error.code for error in errors).most_common()
+        listed = ", ".join(f"{count:,} {code}" for code, count in codes)
+        what = "%s images will fail, as their headers say: %s; %s"
+        log.warning(what, f"{len(errors):,}", listed, errors[0].message)
 
 
 def survey(uris: Sequence[str], compute: Compute, radiometry: Radiometry) -> list[Sized]:
