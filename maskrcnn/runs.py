@@ -73,7 +73,7 @@ class Runs(NamedTuple):
     def outside(self, boxes: Ints) -> "Runs":
         """Return what lies outside of boxes, (4,) or one for each mask, (N, 4); an empty one takes nothing."""
         left, top, right, bottom = np.broadcast_to(boxes, (self.n, 4))[self.of].T
-        beside = (self.column < left) | (self.column >= right)
+        beside = (self.column < left) | (self.column >= right) | (top >= bottom)
         above = np.where(beside, self.stop, np.minimum(self.stop, top))
         below = np.where(beside, self.stop, np.maximum(self.start, bottom))
         start = np.stack([self.start, below], axis=1).ravel()

@@ -75,6 +75,11 @@ def test_what_is_no_mask_of_the_frame_is_refused(text: bytes) -> None:
         read_runs([b"21102", text], 2, 4)
 
 
+def test_an_empty_box_cuts_no_run_in_two() -> None:
+    runs = read(np.ones((1, 2, 1), np.bool_))
+    assert (painted(runs.outside(np.array([0, 1, 1, 1])), 2, 1) == 1).all()
+
+
 @given(stacks(1), st.data())
 def test_masks_are_taken_moved_and_cropped(masks: np.ndarray, data: st.DataObject) -> None:
     n, height, width = masks.shape
