@@ -148,19 +148,7 @@ def _merged(
         columns.get(field.name, found[field.name] if field.name in INSTANCES.names else None)
         for field in PIECES
     ]
-    detections = Detections(
-        height=merged.height,
-        width=merged.width,
-        boxes=merged.boxes,
-        labels=merged.labels,
-        scores=merged.scores,
-        masks=merged.masks,
-        areas=merged.areas,
-        mask_boxes=merged.mask_boxes,
-        capped=merged.capped,
-        frames=merged.frames,
-    )
-    return detections, pa.table(table, schema=PIECES)
+    return merged, pa.table(table, schema=PIECES)
 
 
 def _columns(structs: pa.ChunkedArray) -> NDArray[Any]:

@@ -29,7 +29,7 @@ windows. Nothing is painted.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -63,42 +63,14 @@ class Pieces:
 
 
 @dataclass(frozen=True, slots=True)
-class Objects:
-    """The whole objects of one image, as columns of equal length M, in `types.detection_order`."""
+class Objects(Detections):
+    """The whole objects of one image, and what they were made of.
 
-    height: int
-    """Of the image, pixels."""
-    width: int
-    boxes: NDArray[np.float32]
-    """(M, 4) xmin, ymin, xmax, ymax in pixels of the image."""
-    labels: NDArray[np.int32]
-    """(M,) category ids."""
-    scores: NDArray[np.float32]
-    """(M,) in [0, 1]."""
-    masks: tuple[bytes, ...]
-    """M COCO compressed RLE strings, over the image or over `frames`."""
-    areas: NDArray[np.int64]
-    """(M,) mask pixels."""
-    mask_boxes: NDArray[np.int32]
-    """(M, 4) of the mask's pixels in the image, the last two exclusive; zeros where it is empty."""
-    frames: NDArray[np.int32] | None
-    """(M, 4) col_off, row_off, width, height of the rectangle that a mask is drawn in, its tight box (one pixel where
-    it is empty); None where the image has less than 2^32 pixels, and masks are drawn in all of it."""
-    capped: bool
-    """Whether a window reached the limit on detections, so that weaker objects may be missing."""
-    object_of: NDArray[np.int32]
+    Where there are `frames`, they are the masks' tight boxes; one pixel where a mask is empty.
+    """
+
+    object_of: NDArray[np.int32] = field(kw_only=True)
     """(N,) the object that each of the given pieces became part of."""
-
-    def detections(self) -> Detections:
-        """Return the same as any image's.
-
-        Raises:
-            ValueError: the masks are not drawn in the whole image.
-        """
-        if self.frames is not None:
-            raise ValueError(f"{self.height} x {self.width} pixels do not fit a COCO mask")
-        columns = (self.boxes, self.labels, self.scores, self.masks, self.areas, self.mask_boxes)
-        return Detections(self.height, self.width, *columns, self.capped)
 
 
 def merge(grid: Grid, pieces: Pieces, *, capped: bool) -> Objects:
