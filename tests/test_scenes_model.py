@@ -8,7 +8,7 @@ import torch
 
 from maskrcnn.baseline import components, threshold_colors
 from maskrcnn.scenes import CATEGORIES, Scene, render_scene
-from maskrcnn.train import learning_rate, measure, to_target
+from maskrcnn.scenes_model import learning_rate, measure, to_target
 
 
 def test_the_rate_warms_up_and_falls() -> None:

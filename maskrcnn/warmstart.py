@@ -1,0 +1,175 @@
+"""What a training starts from: a network with a head for the dataset's classes, filled as far as it can be (torch).
+
+Every tensor is accounted for: taken, taken in rows (those of the background and of classes of the same name), or new.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+
+from .errors import UsageError
+from .model import ARCHITECTURES, Model, build_network, load_model
+from .types import Category
+from .weights import ModelCard
+
+HEAD: Final = ("roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred",
+               "roi_heads.mask_predictor.mask_fcn_logits")  # fmt: skip
+"""The layers whose rows are classes: one each, or four."""
+STAGES: Final = 5
+"""Of each trunk; stage n halves the image for the n-th time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A network to train, and where its weights come from."""
+
+    network: MaskRCNN
+    architecture: str
+    min_size: int
+    max_size: int
+    notes: tuple[str, ...]
+    """What was taken and what is new, a line each."""
+
+
+def start(
+    model: str, categories: Sequence[Category], min_size: int | None = None, max_size: int | None = None
+) -> Start:
+    """Build the network that a training starts from.
+
+    Args:
+        model: `imagenet:ARCHITECTURE` (the trunk only), `random:ARCHITECTURE`, or what `load_model` takes.
+        categories: of the dataset; label 1 is the first.
+        min_size: what the shorter side of an image is resized to, pixels; None: as the model has it, or 800.
+        max_size: unless the longer side would exceed this; None: as the model has it, or five thirds of `min_size`.
+
+    Raises:
+        UsageError: there is no such model or architecture, or its weights cannot be had.
+    """
+    source, _, architecture = model.partition(":")
+    if source in ("imagenet", "random"):
+        if architecture not in ARCHITECTURES:
+            raise UsageError(f"--model {model}: name one of {', '.join(ARCHITECTURES)} after {source}:")
+        sizes = _sizes(min_size, max_size, 800, 1333)
+        network = build_network(architecture, len(categories) + 1, *sizes)
+        if source == "imagenet":
+            from .model import load_imagenet
+
+            load_imagenet(network, architecture)
+        trunk = "as ImageNet made it" if source == "imagenet" else "random"
+        notes = (f"{architecture}: the trunk is {trunk}; pyramid, RPN and heads are new, for "
+                 f"{len(categories)} classes",)  # fmt: skip
+        return Start(network, architecture, *sizes, notes)
+    loaded = load_model(model)
+    sizes = _sizes(min_size, max_size, loaded.card.min_size, loaded.card.max_size)
+    network = build_network(loaded.card.architecture, len(categories) + 1, *sizes)
+    return Start(network, loaded.card.architecture, *sizes, _take_over(network, loaded, categories))
+
+
+def _sizes(min_size: int | None, max_size: int | None, known_min: int, known_max: int) -> tuple[int, int]:
+    if min_size is None:
+        min_size, max_size = known_min, max_size or known_max
+    sizes = min_size, max_size or max(min_size, round(min_size * 5 / 3))
+    if not 32 <= sizes[0] <= sizes[1]:
+        raise UsageError(f"--min-size is at least 32, and --max-size no smaller: not {sizes[0]} and {sizes[1]}")
+    return sizes
+
+
+def _take_over(network: MaskRCNN, loaded: Model, categories: Sequence[Category]) -> tuple[str, ...]:
+    """Fill a network from a model of other classes; say what came of each tensor."""
+    ours, theirs = network.state_dict(), _with_default_eps(loaded.module, network)
+    rows = _shared_rows(loaded.card, categories)
+    state, partial = dict(theirs), []
+    for name, tensor in ours.items():
+        layer = name.rpartition(".")[0]
+        if layer not in HEAD:
+            if name not in theirs or theirs[name].shape != tensor.shape:
+                raise UsageError(f"{loaded.card.name}: the tensor {name} does not fit {loaded.card.architecture}")
+            continue
+        each = tensor.shape[0] // (len(categories) + 1)
+        mixed = tensor.clone()
+        for label, known in rows.items():
+            mixed[label * each : (label + 1) * each] = theirs[name][known * each : (known + 1) * each]
+        state[name] = mixed
+        partial.append(name)
+    network.load_state_dict(state)
+    shared = [categories[label - 1].name for label in rows if label]
+    named = f" ({', '.join(shared[:10])})" if shared else ""
+    return (
+        f"{loaded.card.name} ({loaded.card.architecture}) has {len(loaded.categories)} classes, the dataset "
+        f"{len(categories)}, {len(shared)} of the same name{named}",
+        f"{len(ours) - len(partial)} tensors taken as they are; of {len(partial)} in the head, the rows of the background "
+        f"and of {len(shared)} classes taken, the others new: {', '.join(partial)}",
+    )
+
+
+def _shared_rows(card: ModelCard, categories: Sequence[Category]) -> dict[int, int]:
+    """Return our label and theirs, of the background and of each class that both name alike."""
+    id_of = {category.name: category.id for category in card.categories}
+    label_of = {number: label for label, number in enumerate(card.category_ids) if label}
+    known = {label: label_of[id_of[category.name]]
+             for label, category in enumerate(categories, start=1) if category.name in id_of}  # fmt: skip
+    return {0: 0, **known}
+
+
+def _with_default_eps(source: nn.Module, target: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a network whose batch norms may add another epsilon than those they go to."""
+    state = copy.copy(source.state_dict())
+    layers = dict(target.named_modules())
+    for name, layer in source.named_modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            variance = f"{name}.running_var"
+            state[variance] = state[variance] + (layer.eps - layers[name].eps)  # type: ignore[operator]
+    return state
+
+
+def freeze(network: MaskRCNN, stages: int) -> int:
+    """Keep the first stages of the trunk, and every batch norm, as they are; return how many weights will learn.
+
+    Batches are too small to estimate norms from, and what norms estimate would depend on how images are spread over
+    workers. `MaskRCNN.train` must not be called without `norms_as_they_are` after it.
+
+    Raises:
+        UsageError: a trunk has `STAGES` stages.
+    """
+    if not 0 <= stages <= STAGES:
+        raise UsageError(f"--freeze is the number of stages of the trunk that stay, 0 to {STAGES}, not {stages}")
+    for module in _stages(network)[:stages]:
+        for part in module:
+            part.requires_grad_(False)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.requires_grad_(False)
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def norms_as_they_are(network: nn.Module) -> None:
+    """Let batch norms use what they have learned, also while the rest trains."""
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
+
+
+def _stages(network: MaskRCNN) -> list[list[nn.Module]]:
+    body = network.backbone.body
+    if "stem" in dict(body.named_children()):
+        blocks = list(body.blocks)
+        ends = [0, 1, 3, 5, 11, len(blocks)]
+        stages = [blocks[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        return [[body.stem, *stages[0]], *stages[1:]]
+    first = [body.conv1, body.bn1]
+    return [first, *([getattr(body, f"layer{i}")] for i in range(1, STAGES))]
+
+
+def trunk_parameters(network: MaskRCNN) -> list[nn.Parameter]:
+    """Return the weights of the trunk that will learn."""
+    return [p for p in network.backbone.body.parameters() if p.requires_grad]
+
+
+def finite(tensors: dict[str, Tensor]) -> bool:
+    """Return whether no number is NaN or infinite."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point())
