@@ -18,7 +18,6 @@ from torchvision.transforms.v2 import functional as T  # noqa: N812
 from .losses import Target
 from .types import Pixels
 
-FLIPS: Final = ("none", "horizontal", "both")
 MIN_VISIBLE: Final = 0.1
 """An object of which a crop shows less than this share, or less than four pixels, is not learned from there."""
 
@@ -59,7 +58,7 @@ def draw(
         side: of the crop, pixels.
         base_scale: at which the network will see the image.
         jitter: the smallest and the largest factor on that scale, which is drawn evenly in its logarithm.
-        flips: one of `FLIPS`.
+        flips: one of `recipe.FLIPS`.
         color: how strongly colours change, from 0.
     """
     # All is drawn always, so that an option does not change what the others draw.
@@ -111,7 +110,11 @@ def apply(
     image = torch.from_numpy(np.ascontiguousarray(pixels[y0:y1, x0:x1])).permute(2, 0, 1).float() / 255
     image = _colored(_resized(image, rows, columns).clamp_(0, 1), a)
     crops, shown, areas = _crops(masks, (y0, x0, y1, x1), height, width)
-    small = _resized(torch.from_numpy(crops).float(), rows, columns) >= 0.5 if len(shown) else torch.zeros(0, rows, columns)
+    small = (
+        _resized(torch.from_numpy(crops).float(), rows, columns) >= 0.5
+        if len(shown)
+        else torch.zeros(0, rows, columns)
+    )
 
     sample = torch.tensor(ground, dtype=torch.float32)[:, None, None].expand(3, side, side).clone()
     sample[:, :rows, :columns] = image
@@ -146,9 +149,7 @@ def _crops(
     rles = [{"size": [height, width], "counts": counts} for counts in masks]
     boxes = coco_mask.toBbox(rles).reshape(-1, 4) if rles else np.zeros((0, 4))
     near = [
-        i
-        for i, (x, y, w, h) in enumerate(boxes.tolist())
-        if x < x1 and y < y1 and x + w > x0 and y + h > y0
+        i for i, (x, y, w, h) in enumerate(boxes.tolist()) if x < x1 and y < y1 and x + w > x0 and y + h > y0
     ]
     crops = [coco_mask.decode(rles[i])[y0:y1, x0:x1] for i in near]
     areas = [int(area) for area in coco_mask.area([rles[i] for i in near])] if near else []
@@ -159,7 +160,11 @@ def _target(masks: Tensor, labels: Sequence[int], areas: Sequence[int], scale: f
     """Return the target of the objects of which enough is seen."""
     seen = masks.flatten(1).sum(1)
     whole = torch.tensor(areas, dtype=torch.float32) * scale**2
-    keep = torch.where((seen >= 4) & (seen >= MIN_VISIBLE * whole))[0] if len(labels) else torch.zeros(0, dtype=torch.int64)
+    keep = (
+        torch.where((seen >= 4) & (seen >= MIN_VISIBLE * whole))[0]
+        if len(labels)
+        else torch.zeros(0, dtype=torch.int64)
+    )
     masks = masks[keep]
     boxes = torch.zeros((len(keep), 4), dtype=torch.float32)
     for i, mask in enumerate(masks):

@@ -101,7 +101,9 @@ class _Findings:
         """Return errors first, each kind once."""
         return tuple(
             Finding(kind, error, len(places), tuple(places[:EXAMPLES]))
-            for (error, kind), places in sorted(self.found.items(), key=lambda item: (not item[0][0], item[0][1]))
+            for (error, kind), places in sorted(
+                self.found.items(), key=lambda item: (not item[0][0], item[0][1])
+            )
         )
 
 
@@ -203,14 +205,17 @@ def _names(categories: Iterable[Category]) -> str:
     return ", ".join(f"{category.id} {category.name}" for category in categories)
 
 
-def _categories(
-    source: str, entries: list[Mapping[str, Any]], findings: _Findings
-) -> tuple[Category, ...]:
+def _categories(source: str, entries: list[Mapping[str, Any]], findings: _Findings) -> tuple[Category, ...]:
     by_id: dict[int, Category] = {}
     names: set[str] = set()
     for entry in entries:
         number, name = entry.get("id"), entry.get("name")
-        if type(number) is not int or not 1 <= number < 2**31 or not isinstance(name, str) or not name.strip():
+        if (
+            type(number) is not int
+            or not 1 <= number < 2**31
+            or not isinstance(name, str)
+            or not name.strip()
+        ):
             findings.error("category without an id of at least 1 and a name", json.dumps(entry)[:80])
         elif number in by_id:
             findings.error("category id used twice", f"{number} {name!r}")
@@ -352,7 +357,9 @@ def _mask(segmentation: Any, image: Mapping[str, Any]) -> bytes | str:
             return "mask whose run lengths are damaged"
         if sum(counts) != height * width:
             return "mask whose run lengths are damaged"
-        return bytes(coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"])
+        return bytes(
+            coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
+        )
     if not isinstance(segmentation, list) or not segmentation:
         return "annotation without a mask"
     for ring in segmentation:
@@ -392,7 +399,9 @@ def _sound_images(
                 findings.error("image that cannot be read", f"{entry['file_name']} ({shape})")
             elif shape != expected:
                 is_, said = (f"{height} x {width}" for height, width in (shape, expected))
-                findings.error("image of another size than stated", f"{entry['file_name']} ({is_}, not {said})")
+                findings.error(
+                    "image of another size than stated", f"{entry['file_name']} ({is_}, not {said})"
+                )
             else:
                 sound.append(entry)
             progress(done, len(entries))

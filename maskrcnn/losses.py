@@ -47,17 +47,15 @@ K. He et al., Mask R-CNN, 2017, arXiv:1703.06870.
 """
 
 from collections.abc import Sequence
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 
-Target = dict[str, Tensor]
+from .recipe import LOSSES
 
-LOSSES: Final = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
-"""torchvision's names, in the order of the equations."""
+Target = dict[str, Tensor]
 
 
 class ImageLosses(nn.Module):

@@ -8,9 +8,7 @@ resume changes what is computed, but for the last digits of sums.
 
 import csv
 import io
-import json
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -25,13 +23,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from .augment import FLIPS, apply, draw
+from .augment import apply, draw
 from .dataset import LIMITS, coco_truth
 from .decode import decode_image
-from .errors import UsageError
+from .errors import RunError, UsageError
 from .evaluate import average_precision
-from .losses import LOSSES, ImageLosses, Target
+from .losses import ImageLosses, Target
 from .model import Model, save_model
+from .recipe import CHECKPOINT, COLUMNS, LOG, LOSSES, MODEL, Recipe, learning_rate, order_of, steps_of
 from .segmenter import MaskRCNNSegmenter
 from .storage import Storage, read_input
 from .types import Category, Pixels
@@ -40,74 +39,8 @@ from .weights import ModelCard
 
 log = logging.getLogger("maskrcnn")
 
-SCHEDULES: Final = ("cosine", "step")
-OPTIMIZERS: Final = ("adamw", "sgd")
-DTYPES: Final = ("float32", "bfloat16")
 CHECKPOINT_S: Final = 300.0
 """How much work a kill may cost, beside the step at hand."""
-MODEL, CHECKPOINT, LOG, RESULT = "model.safetensors", "checkpoint.pt", "log.csv", "result.json"
-COLUMNS: Final = ("epoch", *LOSSES, "loss", "mask_ap", "mask_ap50", "box_ap", "learning_rate", "seconds")
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What is computed. Equal recipes on equal datasets give equal weights on one kind of device.
-
-    Raises:
-        UsageError: a value is out of range.
-    """
-
-    model: str = "coco"
-    """What to start from: as `warmstart.start` takes it."""
-    epochs: int = 12
-    batch_size: int = 4
-    """Images a step, over all workers."""
-    optimizer: str = "adamw"
-    learning_rate: float = 5e-4
-    """At its peak; the trunk learns at half of it."""
-    weight_decay: float = 0.02
-    schedule: str = "cosine"
-    """`cosine` to nothing, or `step`: a tenth after two thirds of the steps, a hundredth after eight ninths."""
-    warmup: float = 0.02
-    """Share of the steps in which the rate rises."""
-    clip: float = 5.0
-    """The largest norm of a gradient."""
-    freeze: int = 2
-    """Stages of the trunk that stay as they are, 0 to 5."""
-    min_size: int | None = None
-    max_size: int | None = None
-    crop: int = 512
-    """Side of the crops that are learned from, pixels, a multiple of 32."""
-    jitter: tuple[float, float] = (0.6, 1.4)
-    """Range of the scale of a crop, times the scale at which the network will see the image."""
-    flips: str = "horizontal"
-    color: float = 1.0
-    """How strongly brightness, contrast, saturation (up to 40 %) and hue (up to 5 %) change."""
-    seed: int = 0
-    max_detections: int = 100
-    """The most instances an image when validating."""
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        checks = {
-            "--epochs is at least 1": self.epochs >= 1,
-            "--batch-size is at least 1": self.batch_size >= 1,
-            f"--optimizer is one of {', '.join(OPTIMIZERS)}": self.optimizer in OPTIMIZERS,
-            "--learning-rate is above 0": 0 < self.learning_rate < math.inf,
-            "--weight-decay is at least 0": 0 <= self.weight_decay < math.inf,
-            f"--schedule is one of {', '.join(SCHEDULES)}": self.schedule in SCHEDULES,
-            "--clip is above 0": self.clip > 0,
-            "--crop is a multiple of 32, at least 64": self.crop >= 64 and self.crop % 32 == 0,
-            "--jitter is two factors, the smaller first": 0 < self.jitter[0] <= self.jitter[1] <= 16,
-            f"--flips is one of {', '.join(FLIPS)}": self.flips in FLIPS,
-            "--color is from 0 to 2": 0 <= self.color <= 2,
-            "--seed is from 0 to 2^31 - 1": 0 <= self.seed < 2**31,
-            "--max-detections is at least 1": self.max_detections >= 1,
-            f"--dtype is one of {', '.join(DTYPES)}": self.dtype in DTYPES,
-        }
-        for rule, kept in checks.items():
-            if not kept:
-                raise UsageError(rule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +84,14 @@ class State:
     best: float = -1.0
 
 
-class DivergedError(Exception):
+Tell = Callable[[State, int, tuple[str, ...]], None]
+
+
+class DivergedError(RunError):
     """The loss is no number any more; the batch was saved."""
 
 
-def train(task: Task, process: Process, tell: Callable[[State, int], None] = lambda _state, _steps: None) -> State:
+def train(task: Task, process: Process, tell: Tell = lambda _state, _steps, _notes: None) -> State:
     """Train until the recipe's last epoch; continue what a checkpoint in the folder says.
 
     Rank 0 writes below `task.folder`: `checkpoint.pt`, `model.safetensors` (the best epoch by mask AP; without a
@@ -164,7 +100,7 @@ def train(task: Task, process: Process, tell: Callable[[State, int], None] = lam
     Args:
         task: equal in all processes.
         process: this one; where there are several, `torch.distributed` is initialised.
-        tell: told the state and the steps of an epoch, after each step, in rank 0.
+        tell: told the state, the steps of an epoch, and what was taken from the model; after each step, in rank 0.
 
     Raises:
         UsageError: the checkpoint is of another recipe or dataset, or the model cannot be had.
@@ -178,37 +114,6 @@ def train(task: Task, process: Process, tell: Callable[[State, int], None] = lam
         learner.run_epoch(state, steps, tell)
         learner.end_epoch(state, steps)
     return state
-
-
-def steps_of(images: int, batch_size: int) -> int:
-    """Return the steps of an epoch: whole batches, at least one."""
-    return max(1, images // batch_size)
-
-
-def order_of(epoch: int, images: int, recipe: Recipe) -> list[list[int]]:
-    """Return the rows of each batch of an epoch.
-
-    Images that fill no whole batch wait for another epoch; fewer than a batch are taken again and again.
-    """
-    generator = np.random.default_rng([recipe.seed, 1, epoch])
-    order = generator.permutation(images).tolist()
-    steps, size = steps_of(images, recipe.batch_size), recipe.batch_size
-    order = (order * (size // images + 1))[: steps * size]
-    return [order[at : at + size] for at in range(0, steps * size, size)]
-
-
-def learning_rate(done: float, recipe: Recipe) -> float:
-    """Compute the share of the peak rate after a share of the steps.
-
-    >>> recipe = Recipe(warmup=0.1)
-    >>> [round(learning_rate(done, recipe), 2) for done in (0.0, 0.1, 0.55, 1.0)]
-    [0.01, 1.0, 0.5, 0.0]
-    """
-    if done < recipe.warmup:
-        return 0.01 + 0.99 * done / recipe.warmup
-    if recipe.schedule == "step":
-        return 1.0 if done < 2 / 3 else 0.1 if done < 8 / 9 else 0.01
-    return 0.002 + 0.998 * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - recipe.warmup) / (1 - recipe.warmup))))
 
 
 # --- samples ------------------------------------------------------------------------------------------------
@@ -298,19 +203,23 @@ class _Learner:
             return State()
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if content["identity"] != self.task.identity:
-            raise UsageError(f"{self.task.folder} has a checkpoint of another recipe or dataset: train into another folder")
+            raise UsageError(
+                f"{self.task.folder} has a checkpoint of another recipe or dataset: train into another folder"
+            )
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         state = State(**content["state"])
         log.info("resumed at epoch %d, step %d", state.epoch + 1, state.step)
         return state
 
-    def run_epoch(self, state: State, steps: int, tell: Callable[[State, int], None]) -> None:
+    def run_epoch(self, state: State, steps: int, tell: Tell) -> None:
         """Do what is left of an epoch."""
         self.network.train()
         norms_as_they_are(self.network)
         # What other processes have summed up is rank 0's after a checkpoint.
-        sums = torch.tensor(state.sums if self.process.rank == 0 else [0.0] * len(LOSSES), dtype=torch.float64)
+        sums = torch.tensor(
+            state.sums if self.process.rank == 0 else [0.0] * len(LOSSES), dtype=torch.float64
+        )
         last = time.monotonic()
         for batch in self._batches(state):
             sums += self._step(batch, (state.epoch + state.step / steps) / self.task.recipe.epochs)
@@ -324,7 +233,7 @@ class _Learner:
                 self._save(state)
                 sums *= self.process.rank == 0
             if self.process.rank == 0:
-                tell(state, steps)
+                tell(state, steps, self.begun.notes)
         state.sums = self._collected(sums).tolist()
 
     def _batches(self, state: State) -> Iterator[list[Sample]]:
@@ -480,8 +389,15 @@ class _Learner:
         begun = self.begun
         with self.storage.building(MODEL) as path:
             save_model(
-                path, self.network, begun.architecture, self.task.categories, begun.min_size, begun.max_size, provenance
+                path,
+                self.network,
+                begun.architecture,
+                self.task.categories,
+                begun.min_size,
+                begun.max_size,
+                provenance,
             )
+            path.chmod(0o644)  # safetensors writes for the owner alone
 
     def _save(self, state: State) -> None:
         self.saved = time.monotonic()
@@ -524,8 +440,3 @@ def log_csv(rows: Sequence[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def identity_of(recipe: Recipe, train_sha256: str, validation_sha256: str) -> str:
-    """Return what a checkpoint must agree with, as JSON."""
-    return json.dumps({"recipe": asdict(recipe), "train": train_sha256, "validation": validation_sha256}, sort_keys=True)

@@ -4,6 +4,7 @@ Every tensor is accounted for: taken, taken in rows (those of the background and
 """
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
+from .backbones import load_imagenet
 from .errors import UsageError
 from .model import ARCHITECTURES, Model, build_network, load_model
 from .types import Category
@@ -57,8 +59,6 @@ def start(
         sizes = _sizes(min_size, max_size, 800, 1333)
         network = build_network(architecture, len(categories) + 1, *sizes)
         if source == "imagenet":
-            from .model import load_imagenet
-
             load_imagenet(network, architecture)
         trunk = "as ImageNet made it" if source == "imagenet" else "random"
         notes = (f"{architecture}: the trunk is {trunk}; pyramid, RPN and heads are new, for "
@@ -75,7 +75,9 @@ def _sizes(min_size: int | None, max_size: int | None, known_min: int, known_max
         min_size, max_size = known_min, max_size or known_max
     sizes = min_size, max_size or max(min_size, round(min_size * 5 / 3))
     if not 32 <= sizes[0] <= sizes[1]:
-        raise UsageError(f"--min-size is at least 32, and --max-size no smaller: not {sizes[0]} and {sizes[1]}")
+        raise UsageError(
+            f"--min-size is at least 32, and --max-size no smaller: not {sizes[0]} and {sizes[1]}"
+        )
     return sizes
 
 
@@ -88,10 +90,13 @@ def _take_over(network: MaskRCNN, loaded: Model, categories: Sequence[Category])
         layer = name.rpartition(".")[0]
         if layer not in HEAD:
             if name not in theirs or theirs[name].shape != tensor.shape:
-                raise UsageError(f"{loaded.card.name}: the tensor {name} does not fit {loaded.card.architecture}")
+                raise UsageError(
+                    f"{loaded.card.name}: the tensor {name} does not fit {loaded.card.architecture}"
+                )
             continue
         each = tensor.shape[0] // (len(categories) + 1)
-        mixed = tensor.clone()
+        # New classes begin undecided, so that the first steps do not undo what the rest has learned.
+        mixed = torch.randn_like(tensor) * (0.01 if tensor.ndim > 1 else 0.0)
         for label, known in rows.items():
             mixed[label * each : (label + 1) * each] = theirs[name][known * each : (known + 1) * each]
         state[name] = mixed
@@ -102,8 +107,8 @@ def _take_over(network: MaskRCNN, loaded: Model, categories: Sequence[Category])
     return (
         f"{loaded.card.name} ({loaded.card.architecture}) has {len(loaded.categories)} classes, the dataset "
         f"{len(categories)}, {len(shared)} of the same name{named}",
-        f"{len(ours) - len(partial)} tensors taken as they are; of {len(partial)} in the head, the rows of the background "
-        f"and of {len(shared)} classes taken, the others new: {', '.join(partial)}",
+        f"{len(ours) - len(partial)} tensors taken as they are; of {len(partial)} in the head, the rows of the "
+        f"background and of {len(shared)} classes taken, the others new: {', '.join(partial)}",
     )
 
 
@@ -137,7 +142,9 @@ def freeze(network: MaskRCNN, stages: int) -> int:
         UsageError: a trunk has `STAGES` stages.
     """
     if not 0 <= stages <= STAGES:
-        raise UsageError(f"--freeze is the number of stages of the trunk that stay, 0 to {STAGES}, not {stages}")
+        raise UsageError(
+            f"--freeze is the number of stages of the trunk that stay, 0 to {STAGES}, not {stages}"
+        )
     for module in _stages(network)[:stages]:
         for part in module:
             part.requires_grad_(False)
@@ -158,8 +165,8 @@ def _stages(network: MaskRCNN) -> list[list[nn.Module]]:
     body = network.backbone.body
     if "stem" in dict(body.named_children()):
         blocks = list(body.blocks)
-        ends = [0, 1, 3, 5, 11, len(blocks)]
-        stages = [blocks[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        ends = (0, 1, 3, 5, 11, len(blocks))
+        stages = [blocks[begin:end] for begin, end in itertools.pairwise(ends)]
         return [[body.stem, *stages[0]], *stages[1:]]
     first = [body.conv1, body.bn1]
     return [first, *([getattr(body, f"layer{i}")] for i in range(1, STAGES))]
@@ -172,4 +179,6 @@ def trunk_parameters(network: MaskRCNN) -> list[nn.Parameter]:
 
 def finite(tensors: dict[str, Tensor]) -> bool:
     """Return whether no number is NaN or infinite."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point())
+    return all(
+        bool(torch.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point()
+    )
