@@ -1,6 +1,6 @@
 """Augmentation: a part of an image at another scale, flipped, in other colours, and its masks alike (torch).
 
-What is done is drawn first, as a value, from a seed; then applied. So the same seed gives the same sample on any worker.
+What is done is drawn first, as a value, from a seed; then applied: the same seed gives the same sample on any worker.
 """
 
 from collections.abc import Sequence

@@ -5,30 +5,25 @@ the user says so; a warning names what is left out or mended anyway.
 """
 
 import json
-import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from .annotations import Finding, Findings, Objects, read_objects
 from .decode import Limits, decode_image
 from .errors import ItemError, UsageError
 from .sources import folder_of, usage_errors
 from .storage import Storage, is_remote, read_input
 from .stores import join
 from .types import Category
-from .unrle import read_masks
 
-EXAMPLES: Final = 3
-"""How many places a finding names."""
 LIMITS: Final = Limits(max_pixels=10**9, max_bytes=2**31, max_aspect=float("inf"))
 """An image to learn from may be this large; smaller machines fail earlier, by memory."""
 SPLIT: Final = 10_000
@@ -46,24 +41,6 @@ SCHEMA: Final = pa.schema(
 )
 """One row an image, in order of id. `labels` count the dataset's categories from 1; `masks` are COCO's compressed run
 lengths over the whole image. Crowds and empty masks are not among them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One kind of thing that is wrong, or worth knowing, with a dataset."""
-
-    kind: str
-    """What it is, in words."""
-    error: bool
-    """Whether it stops a training, unless what it concerns is left out."""
-    count: int
-    examples: tuple[str, ...]
-    """At most `EXAMPLES` places."""
-
-    def __str__(self) -> str:
-        more = ", …" if self.count > len(self.examples) else ""
-        level = "error" if self.error else "warning"
-        return f"{level}: {self.count:,} × {self.kind}: {', '.join(self.examples)}{more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,26 +64,6 @@ class Dataset:
         return tuple(finding for finding in self.findings if finding.error)
 
 
-@dataclass(slots=True)
-class _Findings:
-    found: dict[tuple[bool, str], list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    def error(self, kind: str, where: object) -> None:
-        self.found[True, kind].append(str(where))
-
-    def warning(self, kind: str, where: object) -> None:
-        self.found[False, kind].append(str(where))
-
-    def listed(self) -> tuple[Finding, ...]:
-        """Return errors first, each kind once."""
-        return tuple(
-            Finding(kind, error, len(places), tuple(places[:EXAMPLES]))
-            for (error, kind), places in sorted(
-                self.found.items(), key=lambda item: (not item[0][0], item[0][1])
-            )
-        )
-
-
 def read_dataset(
     source: str,
     images_root: str | None = None,
@@ -128,7 +85,7 @@ def read_dataset(
         RunError: its store cannot be read at all.
     """
     content = _content(source)
-    findings = _Findings()
+    findings = Findings()
     categories = _categories(source, content["categories"], findings)
     if expected is not None and categories != expected:
         raise UsageError(
@@ -138,7 +95,7 @@ def read_dataset(
     if not images:
         raise UsageError(f"{source} lists no image")
     root = images_root or _root_of(source, next(iter(images.values()))["file_name"])
-    objects = _objects(content["annotations"], images, categories, findings)
+    objects = read_objects(content["annotations"], images, categories, findings)
     sound = _sound_images(images, root, findings, progress)
     table = _table(sound, root, objects)
     _count(table, categories, findings)
@@ -205,7 +162,7 @@ def _names(categories: Iterable[Category]) -> str:
     return ", ".join(f"{category.id} {category.name}" for category in categories)
 
 
-def _categories(source: str, entries: list[Mapping[str, Any]], findings: _Findings) -> tuple[Category, ...]:
+def _categories(source: str, entries: list[Mapping[str, Any]], findings: Findings) -> tuple[Category, ...]:
     by_id: dict[int, Category] = {}
     names: set[str] = set()
     for entry in entries:
@@ -229,7 +186,7 @@ def _categories(source: str, entries: list[Mapping[str, Any]], findings: _Findin
     return tuple(by_id[number] for number in sorted(by_id))
 
 
-def _images(entries: list[Mapping[str, Any]], findings: _Findings) -> dict[int, Mapping[str, Any]]:
+def _images(entries: list[Mapping[str, Any]], findings: Findings) -> dict[int, Mapping[str, Any]]:
     images: dict[int, Mapping[str, Any]] = {}
     for entry in entries:
         number, name = entry.get("id"), entry.get("file_name")
@@ -254,138 +211,13 @@ def _root_of(source: str, first: str) -> str:
     return folder
 
 
-# --- annotations --------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Objects:
-    """Masks that have a place in the table, as columns."""
-
-    image_ids: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    masks: list[bytes] = field(default_factory=list)
-
-
-def _objects(
-    entries: list[Mapping[str, Any]],
-    images: Mapping[int, Mapping[str, Any]],
-    categories: tuple[Category, ...],
-    findings: _Findings,
-) -> _Objects:
-    labels = {category.id: label for label, category in enumerate(categories, start=1)}
-    drafts, places, boxes = _Objects(), [], []
-    seen: set[Any] = set()
-    for number, entry in enumerate(entries):
-        where = f"annotation {entry.get('id', f'no. {number + 1}')}"
-        image = images.get(entry.get("image_id"))  # type: ignore[arg-type]
-        if type(entry.get("id")) is not int:
-            findings.error("annotation without an integer id", where)
-        elif entry["id"] in seen:
-            findings.error("annotation id used twice", where)
-        elif image is None:
-            findings.error("annotation of an unknown image", f"{where} of image {entry.get('image_id')}")
-        elif entry.get("category_id") not in labels:
-            findings.error("annotation of an unknown category", f"{where}: {entry.get('category_id')}")
-        elif (box := _box(entry.get("bbox"))) is None:
-            findings.error("box that is not four finite numbers", f"{where}: {entry.get('bbox')}")
-        elif isinstance(mask := _mask(entry.get("segmentation"), image), str):
-            findings.error(mask, where)
-        elif entry.get("iscrowd", 0):
-            findings.warning("crowd, which is not learned from", where)
-        else:
-            drafts.image_ids.append(image["id"])
-            drafts.labels.append(labels[entry["category_id"]])
-            drafts.masks.append(mask)
-            places.append(where)
-            boxes.append(box)
-        seen.add(entry.get("id") if type(entry.get("id")) is int else None)
-    return _measured(drafts, places, boxes, images, findings)
-
-
-def _measured(
-    drafts: _Objects,
-    places: list[str],
-    boxes: list[NDArray[np.float64]],
-    images: Mapping[int, Mapping[str, Any]],
-    findings: _Findings,
-) -> _Objects:
-    """Keep the masks that are sound and not empty; compare boxes with them."""
-    kept = _Objects()
-    heights, widths = (
-        np.array([images[i][side] for i in drafts.image_ids], np.int64) for side in ("height", "width")
-    )
-    offsets = np.cumsum([0, *map(len, drafts.masks)])
-    read = read_masks(np.frombuffer(b"".join(drafts.masks), np.uint8), offsets, heights, widths)
-    for i, where in enumerate(places):
-        x, y, width, height = boxes[i]
-        if not read.intact[i]:
-            findings.error("mask whose run lengths are damaged", where)
-            continue
-        if not read.areas[i]:
-            findings.warning("empty mask, left out", where)
-            continue
-        if width <= 0 or height <= 0:
-            findings.warning("box without area; the mask's own is used", where)
-        elif min(x, y) < -1 or x + width > widths[i] + 1 or y + height > heights[i] + 1:
-            findings.warning("box that leaves its image; the mask's own is used", where)
-        elif _iou(np.array([x, y, x + width, y + height]), read.boxes[i]) < 0.5:
-            findings.warning("box that does not fit its mask; the mask's own is used", where)
-        kept.image_ids.append(drafts.image_ids[i])
-        kept.labels.append(drafts.labels[i])
-        kept.masks.append(drafts.masks[i])
-    return kept
-
-
-def _box(value: Any) -> NDArray[np.float64] | None:
-    if not isinstance(value, list) or len(value) != 4:
-        return None
-    if not all(isinstance(side, int | float) and math.isfinite(side) for side in value):
-        return None
-    return np.array(value, np.float64)
-
-
-def _mask(segmentation: Any, image: Mapping[str, Any]) -> bytes | str:
-    """Return the compressed run lengths of a mask, or what is wrong with it."""
-    height, width = image["height"], image["width"]
-    if isinstance(segmentation, dict):
-        counts = segmentation.get("counts")
-        if segmentation.get("size") != [height, width]:
-            return "mask of another size than its image"
-        if isinstance(counts, str):
-            return counts.encode("ascii", "replace")
-        if not isinstance(counts, list) or not all(type(run) is int and run >= 0 for run in counts):
-            return "mask whose run lengths are damaged"
-        if sum(counts) != height * width:
-            return "mask whose run lengths are damaged"
-        return bytes(
-            coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
-        )
-    if not isinstance(segmentation, list) or not segmentation:
-        return "annotation without a mask"
-    for ring in segmentation:
-        if not isinstance(ring, list) or len(ring) < 6 or len(ring) % 2:
-            return "polygon of fewer than three points"
-        if not all(isinstance(value, int | float) and math.isfinite(value) for value in ring):
-            return "polygon with a point that is not finite"
-        # pycocotools walks every pixel of an edge, however far away it leads.
-        if max(map(abs, ring)) > 16 * max(height, width):
-            return "polygon with a point far outside of its image"
-    return bytes(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))["counts"])
-
-
-def _iou(one: NDArray[Any], other: NDArray[Any]) -> float:
-    inner = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
-    shared = float(np.prod(np.maximum(inner, 0)))
-    return shared / (float(np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2])) - shared)
-
-
 # --- images -------------------------------------------------------------------------------------------------
 
 
 def _sound_images(
     images: Mapping[int, Mapping[str, Any]],
     root: str,
-    findings: _Findings,
+    findings: Findings,
     progress: Callable[[int, int], None],
 ) -> list[Mapping[str, Any]]:
     """Return the images that can be decoded and have the size that the dataset says, in order of id."""
@@ -416,7 +248,7 @@ def _shape(uri: str) -> tuple[int, int] | str:
     return pixels.shape[0], pixels.shape[1]
 
 
-def _table(images: list[Mapping[str, Any]], root: str, objects: _Objects) -> pa.Table:
+def _table(images: list[Mapping[str, Any]], root: str, objects: Objects) -> pa.Table:
     of: dict[int, list[int]] = defaultdict(list)
     for position, image_id in enumerate(objects.image_ids):
         of[image_id].append(position)
@@ -433,7 +265,7 @@ def _table(images: list[Mapping[str, Any]], root: str, objects: _Objects) -> pa.
     return pa.table(columns, schema=SCHEMA)
 
 
-def _count(table: pa.Table, categories: tuple[Category, ...], findings: _Findings) -> None:
+def _count(table: pa.Table, categories: tuple[Category, ...], findings: Findings) -> None:
     labels = set(table["labels"].combine_chunks().flatten().to_pylist())
     for label, category in enumerate(categories, start=1):
         if label not in labels:

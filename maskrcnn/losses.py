@@ -15,9 +15,9 @@ numbers of a box as `torchvision.models.detection._utils.BoxCoder` encodes it ag
     smooth(x) = x^2 / (2 beta)  where |x| < beta,  |x| - beta/2  elsewhere,  beta = 1/9
 
 Heads (Girshick 2015, equations 1 to 3; He et al., section 3). Of the proposals and the true boxes
-`roi_heads.fg_bg_sampler.batch_size_per_image` are drawn, up to a quarter (the light network: a third) positive: IoU of at
-least 0.5 with an object. With c_i the class of the drawn box i (0: background), q_i the softmax over the classes,
-N the number drawn:
+`roi_heads.fg_bg_sampler.batch_size_per_image` are drawn, up to a quarter (the light network: a third) positive, which
+means an IoU of at least 0.5 with an object. With c_i the class of the drawn box i (0: background), q_i the softmax over
+the classes, N the number drawn:
 
     loss_classifier   = 1/N  sum_i  -log q_i[c_i]
     loss_box_reg      = 1/N  sum_i  [c_i > 0]  smooth(t_i[c_i] - t*_i)    t scaled by 10, 10, 5, 5; beta = 1/9

@@ -1,9 +1,9 @@
 """Training: one process of possibly many that learn together, from a frozen dataset to one weights file (torch).
 
 The path of one datum: a row of the frozen table, decoded; a crop of it, drawn from (seed, epoch, image); its five
-losses (`losses`), whose samples are drawn from the same seeds; gradients, averaged over the images of the batch wherever
-they were computed; one step. Nothing is drawn from anything else, so that neither the number of workers nor a kill and a
-resume changes what is computed, but for the last digits of sums.
+losses (`losses`), whose samples are drawn from the same seeds; gradients, averaged over the images of the batch
+wherever they were computed; one step. Nothing is drawn from anything else, so that neither the number of workers nor a
+kill and a resume changes what is computed, but for the last digits of sums.
 """
 
 import csv
@@ -15,25 +15,23 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from .augment import apply, draw
-from .dataset import LIMITS, coco_truth
-from .decode import decode_image
+from .batches import Sample, Samples, read_pixels
+from .dataset import coco_truth
 from .errors import RunError, UsageError
 from .evaluate import average_precision
-from .losses import ImageLosses, Target
+from .losses import ImageLosses
 from .model import Model, save_model
 from .recipe import CHECKPOINT, COLUMNS, LOG, LOSSES, MODEL, Recipe, learning_rate, order_of, steps_of
 from .segmenter import MaskRCNNSegmenter
-from .storage import Storage, read_input
-from .types import Category, Pixels
+from .storage import Storage
+from .types import Category
 from .warmstart import Start, freeze, norms_as_they_are, start, trunk_parameters
 from .weights import ModelCard
 
@@ -114,59 +112,6 @@ def train(task: Task, process: Process, tell: Tell = lambda _state, _steps, _not
         learner.run_epoch(state, steps, tell)
         learner.end_epoch(state, steps)
     return state
-
-
-# --- samples ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image to learn from."""
-
-    image: Tensor
-    """(3, crop, crop) float32 in [0, 1]."""
-    target: Target
-    seed: int
-    """Of what the losses draw."""
-    image_id: int
-
-
-class Samples(Dataset[Sample]):
-    """The samples of a training set, by (epoch, row).
-
-    Args:
-        images: of `dataset.SCHEMA`.
-        recipe: how they are augmented.
-        sizes: min_size and max_size of the network.
-        ground: its mean colour, RGB in [0, 1], which stands beside small images.
-    """
-
-    def __init__(
-        self, images: pa.Table, recipe: Recipe, sizes: tuple[int, int], ground: Sequence[float]
-    ) -> None:
-        self._images = images
-        self._recipe = recipe
-        self._sizes = sizes
-        self._ground = tuple(ground)
-
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        """Return a sample. Raises RunError or ItemError where its image has gone."""
-        epoch, row = key
-        entry = self._images.slice(row, 1).to_pylist()[0]
-        recipe = self._recipe
-        generator = np.random.default_rng([recipe.seed, 2, epoch, row])
-        shape = (entry["height"], entry["width"])
-        scale = min(self._sizes[0] / min(shape), self._sizes[1] / max(shape))
-        drawn = draw(generator, shape, recipe.crop, scale, recipe.jitter, recipe.flips, recipe.color)
-        image, target = apply(
-            read_pixels(entry["uri"]), entry["masks"], entry["labels"], drawn, recipe.crop, self._ground
-        )
-        return Sample(image, target, int(generator.integers(2**62)), entry["image_id"])
-
-
-def read_pixels(uri: str) -> Pixels:
-    """Read an image. Raises ItemError and RunError as `read_input` and `decode_image` do."""
-    return decode_image(read_input(uri, LIMITS.max_bytes), LIMITS).pixels
 
 
 # --- steps --------------------------------------------------------------------------------------------------
@@ -258,12 +203,12 @@ class _Learner:
         # On the CPU each image is a forward pass: no slower, and the losses are means over images.
         groups = [batch] if self.device.type == "cuda" else [[sample] for sample in batch]
         sums = torch.zeros(len(LOSSES), dtype=torch.float64)
-        for number, group in enumerate(groups, start=1):
+        for number, share in enumerate(groups, start=1):
             together = nullcontext() if number == len(groups) else _unsynchronised(self.losses)
             with together:
-                values = self._forward(group)
-                (values.sum() * len(group) / len(batch)).backward()  # type: ignore[no-untyped-call]
-            sums += values.detach().double().cpu() * len(group)
+                values = self._forward(share)
+                (values.sum() * len(share) / len(batch)).backward()  # type: ignore[no-untyped-call]
+            sums += values.detach().double().cpu() * len(share)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
         bad = not bool(torch.isfinite(sums).all())
         if self._any(bad or not bool(torch.isfinite(norm))):
@@ -364,8 +309,9 @@ class _Learner:
         if self.process.rank != 0:
             return {}
         truth = coco_truth(images, self.task.categories)
-        masks = average_precision(truth, found, "segm")
-        boxes = average_precision(truth, found, "bbox")
+        most = max(self.task.recipe.max_detections, 11)
+        masks = average_precision(truth, found, "segm", most)
+        boxes = average_precision(truth, found, "bbox", most)
         return {"mask_ap": masks.ap, "mask_ap50": masks.ap50, "box_ap": boxes.ap}
 
     def _model(self) -> Model:
@@ -418,7 +364,7 @@ def _unsynchronised(losses: nn.Module) -> Any:
 
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    trunk = {id(p) for p in trunk_parameters(network)}  # type: ignore[arg-type]
+    trunk = {id(p) for p in trunk_parameters(network)}
     learning = [p for p in network.parameters() if p.requires_grad]
     groups = []
     for of_trunk, scale in ((True, 0.5), (False, 1.0)):

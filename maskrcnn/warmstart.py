@@ -128,7 +128,7 @@ def _with_default_eps(source: nn.Module, target: nn.Module) -> dict[str, Tensor]
     for name, layer in source.named_modules():
         if isinstance(layer, nn.BatchNorm2d):
             variance = f"{name}.running_var"
-            state[variance] = state[variance] + (layer.eps - layers[name].eps)  # type: ignore[operator]
+            state[variance] = state[variance] + (layer.eps - layers[name].eps)
     return state
 
 

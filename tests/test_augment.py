@@ -1,0 +1,116 @@
+"""Whatever is done to an image is done to its masks: painted in colours of their own, they find themselves again."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from maskrcnn.augment import Augmentation, apply, draw
+
+PLAIN = Augmentation(1.0, 0.0, 0.0, False, False, 1.0, 1.0, 1.0, 0.0)
+GROUND = (0.0, 0.0, 0.0)
+COLORS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)], np.uint8)
+
+
+def painted(height, width, boxes):
+    """Return an image with ellipses in colours of their own on black, and their masks."""
+    y, x = np.mgrid[:height, :width] + 0.5
+    pixels, masks = np.zeros((height, width, 3), np.uint8), []
+    for color, (x0, y0, x1, y1) in zip(COLORS, boxes, strict=False):
+        inside = ((x - (x0 + x1) / 2) / ((x1 - x0) / 2)) ** 2 + (
+            (y - (y0 + y1) / 2) / ((y1 - y0) / 2)
+        ) ** 2 <= 1
+        pixels[inside] = color
+        masks.append(inside)
+    encoded = [bytes(coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"]) for mask in masks]
+    return pixels, encoded, masks
+
+
+IMAGE = painted(96, 128, [(4, 6, 40, 50), (60, 10, 120, 40), (20, 60, 60, 90), (80, 50, 126, 94)])
+
+
+def test_nothing_done_changes_nothing():
+    pixels, encoded, masks = painted(64, 64, [(4, 6, 40, 50), (44, 20, 60, 62)])
+    image, target = apply(pixels, encoded, [3, 5], PLAIN, 64, GROUND)
+    assert np.array_equal((image * 255).round().byte().permute(1, 2, 0).numpy(), pixels)
+    assert np.array_equal(target["masks"].bool().numpy(), np.stack(masks))
+    assert target["labels"].tolist() == [3, 5]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([(0.5, 0.5), (0.5, 2.0), (1.7, 1.7)]),
+    st.sampled_from(["none", "horizontal", "both"]),
+    st.sampled_from([64, 96, 160]),
+)
+def test_masks_lie_on_their_objects(seed, jitter, flips, side):
+    pixels, encoded, _ = IMAGE
+    drawn = draw(np.random.default_rng(seed), pixels.shape[:2], side, 1.0, jitter, flips, 0.0)
+    image, target = apply(pixels, encoded, [1, 2, 3, 4], drawn, side, GROUND)
+    assert image.shape == (3, side, side)
+    for label, mask, box in zip(target["labels"], target["masks"].bool(), target["boxes"], strict=True):
+        color = torch.tensor(COLORS[int(label) - 1] / 255).float()
+        like = (image - color[:, None, None]).abs().amax(0) < 0.5
+        assert float((like & mask).sum() / (like | mask).sum()) > 0.9
+        rows, columns = torch.where(mask.any(1))[0], torch.where(mask.any(0))[0]
+        assert box.tolist() == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    # Whoever is not learned from is hardly to be seen.
+    for label in {1, 2, 3, 4} - set(target["labels"].tolist()):
+        color = torch.tensor(COLORS[label - 1] / 255).float()
+        like = (image - color[:, None, None]).abs().amax(0) < 0.5
+        whole = coco_mask.area({"size": [96, 128], "counts": encoded[label - 1]}) * drawn.scale**2
+        assert float(like.sum()) <= max(0.13 * float(whole), 8)
+
+
+def test_a_flip_is_a_flip():
+    pixels, encoded, _ = IMAGE
+    plain = apply(pixels, encoded, [1, 2, 3, 4], PLAIN, 128, GROUND)
+    for field, axis in (("mirrored", -1), ("upside_down", -2)):
+        flipped = Augmentation(**{**{name: getattr(PLAIN, name) for name in PLAIN.__slots__}, field: True})
+        image, target = apply(pixels, encoded, [1, 2, 3, 4], flipped, 128, GROUND)
+        assert torch.equal(image, plain[0].flip(axis))
+        assert torch.equal(target["masks"], plain[1]["masks"].flip(axis))
+
+
+def test_a_seed_is_a_sample():
+    pixels, encoded, _ = IMAGE
+    made = [
+        apply(pixels, encoded, [1, 2, 3, 4],
+              draw(np.random.default_rng(seed), (96, 128), 64, 1.0, (0.5, 2.0), "both", 1.0), 64, GROUND)
+        for seed in (1, 1, 2)
+    ]  # fmt: skip
+    assert torch.equal(made[0][0], made[1][0])
+    assert torch.equal(made[0][1]["masks"], made[1][1]["masks"])
+    assert not torch.equal(made[0][0], made[2][0])
+
+
+def test_colors_change_colors_and_no_mask():
+    pixels, encoded, _ = IMAGE
+    grey = (pixels // 2 + 60).astype(np.uint8)
+    strong = Augmentation(1.0, 0.0, 0.0, False, False, 1.3, 0.7, 1.4, 0.05)
+    image, target = apply(grey, encoded, [1, 2, 3, 4], strong, 128, GROUND)
+    plain, same = apply(grey, encoded, [1, 2, 3, 4], PLAIN, 128, GROUND)
+    assert not torch.allclose(image, plain, atol=0.02)
+    assert torch.equal(target["masks"], same["masks"])
+    assert 0 <= float(image.min()) <= float(image.max()) <= 1
+
+
+def test_what_a_crop_hardly_shows_is_not_learned_from():
+    pixels, encoded, _ = painted(64, 64, [(2, 2, 62, 62)])
+    corner = Augmentation(1.0, 0.0, 0.0, False, False, 1.0, 1.0, 1.0, 0.0)
+    _, target = apply(pixels, encoded, [1], corner, 16, GROUND)
+    assert len(target["labels"]) == len(target["masks"]) == len(target["boxes"]) == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 200), (300, 2)])
+def test_odd_images_make_samples(shape):
+    pixels = np.full((*shape, 3), 200, np.uint8)
+    drawn = draw(np.random.default_rng(0), shape, 64, 0.5, (0.2, 3.0), "both", 1.0)
+    image, target = apply(pixels, [], [], drawn, 64, (0.25, 0.5, 0.75))
+    assert image.shape == (3, 64, 64)
+    assert torch.isfinite(image).all()
+    assert target["boxes"].shape == (0, 4)
+    assert target["masks"].shape == (0, 64, 64)

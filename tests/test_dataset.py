@@ -1,0 +1,252 @@
+"""What a dataset must be before anything is learned from it; each fault is found, named and counted."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from maskrcnn.dataset import SCHEMA, coco_truth, read_dataset, split_dataset
+from maskrcnn.errors import UsageError
+from maskrcnn.types import Category
+
+NAN = float("nan")
+
+
+def rle(height, width, box):
+    mask = np.zeros((height, width), np.uint8, order="F")
+    x0, y0, x1, y1 = box
+    mask[y0:y1, x0:x1] = 1
+    return {"size": [height, width], "counts": coco_mask.encode(mask)["counts"].decode()}
+
+
+def annotation(number, image_id, box=(2, 3, 12, 13), category_id=7, **other):
+    x0, y0, x1, y1 = box
+    entry = {
+        "id": number,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": (x1 - x0) * (y1 - y0),
+        "iscrowd": 0,
+        "segmentation": rle(20, 30, box),
+    }
+    return entry | other
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dataset")
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(folder / name)
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    return folder
+
+
+def good():
+    return {
+        "images": [
+            {"id": i, "file_name": f"{name}.png", "height": 20, "width": 30} for i, name in enumerate("abc")
+        ],
+        "annotations": [annotation(0, 0), annotation(1, 0, (5, 5, 9, 9), 9), annotation(2, 2)],
+        "categories": [{"id": 9, "name": "tree"}, {"id": 7, "name": "house"}],
+    }
+
+
+def read(folder, content, **options):
+    (folder / "labels.json").write_text(json.dumps(content))
+    return read_dataset(str(folder / "labels.json"), **options)
+
+
+def findings_of(folder, content):
+    return {(finding.error, finding.kind): finding.count for finding in read(folder, content).findings}
+
+
+def test_a_good_dataset_becomes_a_table(folder):
+    dataset = read(folder, good())
+    assert dataset.images.schema.equals(SCHEMA)
+    assert dataset.images["image_id"].to_pylist() == [0, 1, 2]
+    assert dataset.images["labels"].to_pylist() == [[1, 2], [], [1]]
+    assert dataset.categories == (Category(7, "house"), Category(9, "tree"))
+    assert dataset.n_objects == 3
+    assert dataset.errors == ()
+    mask = coco_mask.decode({"size": [20, 30], "counts": dataset.images["masks"][0][1].as_py()})
+    assert np.argwhere(mask).min(0).tolist() == [5, 5]
+    assert mask.sum() == 16
+
+
+def test_polygons_and_plain_runs_are_masks(folder):
+    content = good()
+    content["annotations"][0]["segmentation"] = [[2, 3, 12, 3, 12, 13, 2, 13]]
+    plain = [62, 10] + [10, 10] * 9
+    content["annotations"][2]["segmentation"] = {"size": [20, 30], "counts": [*plain, 600 - sum(plain)]}
+    content["annotations"][2]["bbox"] = [3, 2, 10, 10]
+    dataset = read(folder, content)
+    assert dataset.errors == ()
+    polygon, _ = dataset.images["masks"][0].as_py()
+    (runs,) = dataset.images["masks"][2].as_py()
+    assert coco_mask.toBbox({"size": [20, 30], "counts": polygon}).tolist() == [2, 3, 10, 10]
+    assert coco_mask.toBbox({"size": [20, 30], "counts": runs}).tolist() == [3, 2, 10, 10]
+
+
+BROKEN = {
+    "annotation of an unknown category": {"category_id": 8},
+    "annotation id used twice": {"id": 0},
+    "annotation of an unknown image": {"image_id": 77},
+    "annotation without an integer id": {"id": "one"},
+    "box that is not four finite numbers": {"bbox": [1, NAN, 3, 4]},
+    "polygon of fewer than three points": {"segmentation": [[1, 2, 3, 4]]},
+    "polygon with a point that is not finite": {"segmentation": [[1, 2, 3, 4, NAN, 6]]},
+    "polygon with a point far outside of its image": {"segmentation": [[1, 2, 3, 4, 1e9, 6]]},
+    "annotation without a mask": {"segmentation": []},
+    "mask of another size than its image": {"segmentation": rle(30, 20, (1, 1, 3, 3))},
+    "mask whose run lengths are damaged": {"segmentation": {"size": [20, 30], "counts": "oops"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"), BROKEN.items(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_fault_of_an_annotation_is_named_and_the_others_stay(folder, kind, change):
+    content = good()
+    content["annotations"][1] |= change
+    dataset = read(folder, content)
+    (error,) = dataset.errors
+    assert (error.kind, error.count) == (kind, 1)
+    assert error.examples[0].startswith("annotation ")
+    assert dataset.n_objects == 2
+
+
+def test_counts_that_do_not_fill_the_image_are_damaged(folder):
+    for counts in ([5, 5], [-600, 1200], [600.0], "", "0" * 7):
+        content = good()
+        content["annotations"][1]["segmentation"] = {"size": [20, 30], "counts": counts}
+        assert findings_of(folder, content)[True, "mask whose run lengths are damaged"] == 1
+
+
+def test_what_is_learned_from_otherwise_is_a_warning(folder):
+    content = good()
+    content["annotations"][0]["bbox"] = [2, 3, 60, 10]
+    content["annotations"][1] |= {"iscrowd": 1}
+    content["annotations"].append(annotation(3, 1, segmentation=rle(20, 30, (0, 0, 0, 0))))
+    content["annotations"].append(annotation(4, 1, bbox=[1, 1, 0, 5]))
+    content["annotations"].append(annotation(5, 1, bbox=[20, 15, 5, 5]))
+    dataset = read(folder, content)
+    assert dataset.errors == ()
+    assert {finding.kind: finding.count for finding in dataset.findings} == {
+        "box that leaves its image; the mask's own is used": 1,
+        "crowd, which is not learned from": 1,
+        "empty mask, left out": 1,
+        "box without area; the mask's own is used": 1,
+        "box that does not fit its mask; the mask's own is used": 1,
+        "category that no object has": 1,
+    }
+    assert dataset.images["labels"].to_pylist() == [[1], [1, 1], [1]]
+
+
+def test_faults_of_images_are_named(folder):
+    content = good()
+    content["images"] += [
+        {"id": 3, "file_name": "gone.png", "height": 20, "width": 30},
+        {"id": 4, "file_name": "cut.png", "height": 20, "width": 30},
+        {"id": 2, "file_name": "a.png", "height": 20, "width": 30},
+        {"id": 6, "file_name": "a.png"},
+        {"id": 7, "file_name": "b.png", "height": 30, "width": 20},
+        {"id": "8", "file_name": "b.png", "height": 20, "width": 30},
+    ]
+    assert findings_of(folder, content) == {
+        (True, "image that cannot be read"): 2,
+        (True, "image id used twice"): 1,
+        (True, "image without height and width"): 1,
+        (True, "image of another size than stated"): 1,
+        (True, "image without an integer id and a file_name"): 1,
+        (False, "image without an object, learned from as background"): 1,
+    }
+    assert read(folder, content).images["image_id"].to_pylist() == [0, 1, 2]
+
+
+def test_faults_of_categories_are_named(folder):
+    content = good()
+    content["categories"] += [
+        {"id": 7, "name": "x"},
+        {"id": 8, "name": "tree"},
+        {"id": 0, "name": "y"},
+        {"id": 5},
+    ]
+    found = findings_of(folder, content)
+    assert found[True, "category id used twice"] == found[True, "category name used twice"] == 1
+    assert found[True, "category without an id of at least 1 and a name"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[]", "not a COCO dataset"),
+        ("{", "labels.json"),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', "lists no image"),
+        ('{"images": [], "annotations": [], "categories": []}', "has no category"),
+        ('{"images": [1], "annotations": [], "categories": []}', "no list `images`"),
+    ],
+)
+def test_what_is_no_dataset_is_refused_in_a_line(folder, text, says):
+    (folder / "labels.json").write_text(text)
+    with pytest.raises(UsageError, match=says) as raised:
+        read_dataset(str(folder / "labels.json"))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_validation_set_has_the_same_categories(folder):
+    with pytest.raises(UsageError, match="other categories"):
+        read(folder, good(), expected=(Category(1, "house"),))
+
+
+def test_images_are_found_beside_the_json_or_in_a_folder_of_its_name(tmp_path, folder):
+    for below in ("images", "labels"):
+        place = tmp_path / below
+        (place / below).mkdir(parents=True)
+        for name in "abc":
+            (place / below / f"{name}.png").write_bytes((folder / f"{name}.png").read_bytes())
+        assert read(place, good()).errors == ()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(0.05, 0.95), st.permutations(range(40)))
+def test_a_split_is_of_names_not_of_order(share, order):
+    import pyarrow as pa
+
+    rows = [
+        {"image_id": i, "name": f"{i}.png", "uri": "", "height": 1, "width": 1, "labels": [], "masks": []}
+        for i in range(40)
+    ]
+    try:
+        splits = [
+            split_dataset(pa.Table.from_pylist(r, SCHEMA), share) for r in (rows, [rows[i] for i in order])
+        ]
+    except UsageError:
+        assert share < 0.15 or share > 0.85
+        return
+    names = [[set(side["name"].to_pylist()) for side in split] for split in splits]
+    assert names[0] == names[1]
+    assert not names[0][0] & names[0][1]
+    assert len(names[0][0] | names[0][1]) == 40
+
+
+def test_the_truth_of_a_table_is_the_dataset(folder):
+    content = good()
+    dataset = read(folder, content)
+    truth = coco_truth(dataset.images, dataset.categories)
+    for ours, theirs in zip(truth["annotations"], content["annotations"], strict=True):
+        assert {key: ours[key] for key in ("image_id", "category_id", "area", "bbox")} == {
+            key: theirs[key] for key in ("image_id", "category_id", "area", "bbox")
+        }
+
+
+def test_reading_changes_nothing_of_the_content(folder):
+    content = good()
+    before = copy.deepcopy(content)
+    read(folder, content)
+    assert content == before
