@@ -5,6 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 
 from maskrcnn.losses import ImageLosses, SeededSampler
@@ -84,7 +86,9 @@ def cross_entropy(logits, truth):
     return -(truth * np.log(p) + (1 - truth) * np.log1p(-p))
 
 
-def test_each_loss_is_its_equation(network, sample):
+@pytest.fixture(scope="module")
+def witnessed(network, sample):
+    """One forward pass: the losses, the network, its witness, and its features."""
     network = copy.deepcopy(network)
     image, target = sample
     losses = ImageLosses(network)
@@ -92,41 +96,53 @@ def test_each_loss_is_its_equation(network, sample):
     with torch.no_grad():
         found = {name: float(loss) for name, loss in losses([image], [target], [11]).items()}
         features = network.backbone(network.transform.normalize(image)[None])
-        objectness, deltas = network.rpn.head(list(features.values()))
+    return found, network, witness, features
+
+
+def test_the_losses_of_the_rpn_are_their_equations(witnessed, sample):
+    found, network, witness, features = witnessed
+    image, target = sample
     truth = target["boxes"].double().numpy()
-
-    # RPN: anchors are labelled by IoU, some are drawn.
-    from torchvision.models.detection.image_list import ImageList
-
+    with torch.no_grad():
+        objectness, deltas = network.rpn.head(list(features.values()))
     batch = ImageList(image[None], [(SIDE, SIDE)])
     anchors = network.rpn.anchor_generator(batch, list(features.values()))[0].double().numpy()
     logits = np.concatenate([m[0].permute(1, 2, 0).flatten().double().numpy() for m in objectness])
     offsets = [
         m[0].view(-1, 4, *m.shape[-2:]).permute(2, 3, 0, 1).reshape(-1, 4).double().numpy() for m in deltas
     ]
+
+    # Anchors are labelled by IoU, some are drawn.
     iou = iou_of(anchors, truth)
     positive, negative = witness.drawn["rpn"]
     best_of_an_object = (iou == iou.max(0)).any(1)
     assert ((iou.max(1) >= 0.7) | best_of_an_object)[positive].all()
     assert (iou.max(1) < 0.3)[negative].all()
     drawn = positive | negative
-    assert drawn.sum() == 128
+    assert drawn.sum() == network.rpn.fg_bg_sampler.batch_size_per_image
+
     expected = cross_entropy(logits[drawn], positive[drawn]).sum() / drawn.sum()
     assert found["loss_objectness"] == pytest.approx(expected, rel=1e-4)
     goals = encoded(truth[iou.argmax(1)], anchors)
     expected = smooth(np.concatenate(offsets)[positive] - goals[positive]).sum() / drawn.sum()
     assert found["loss_rpn_box_reg"] == pytest.approx(expected, rel=1e-4)
 
-    # Heads: the drawn boxes, their classes by IoU.
+
+def test_the_losses_of_the_heads_are_their_equations(witnessed, sample):
+    found, network, witness, features = witnessed
+    truth = sample[1]["boxes"].double().numpy()
     boxes, matched, labels, _ = (values[0] for values in witness.chosen)
+    heads = network.roi_heads
     with torch.no_grad():
-        heads = network.roi_heads
         pooled = heads.box_head(heads.box_roi_pool(features, [boxes], [(SIDE, SIDE)]))
         scores, regression = (t.double().numpy() for t in heads.box_predictor(pooled))
     boxes, labels, matched = boxes.double().numpy(), labels.numpy(), matched.numpy()
+
+    # The drawn boxes have their classes by IoU.
     iou = iou_of(boxes, truth)
     assert ((iou.max(1) >= 0.5) == (labels > 0)).all()
-    assert (labels[labels > 0] == target["labels"].numpy()[iou.argmax(1)][labels > 0]).all()
+    assert (labels[labels > 0] == sample[1]["labels"].numpy()[iou.argmax(1)][labels > 0]).all()
+
     probabilities = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     expected = -np.log(probabilities[np.arange(len(labels)), labels]).sum() / len(labels)
     assert found["loss_classifier"] == pytest.approx(expected, rel=1e-4)
@@ -135,16 +151,21 @@ def test_each_loss_is_its_equation(network, sample):
     goals = encoded(truth[matched[front]], boxes[front]) * (10, 10, 5, 5)
     assert found["loss_box_reg"] == pytest.approx(smooth(own - goals).sum() / len(labels), rel=1e-4)
 
-    # Mask: the positive boxes, the mask of their own class only.
+
+def test_the_loss_of_the_masks_is_its_equation(witnessed, sample):
+    """Of the positive boxes, and of each the mask of its own class only."""
+    found, network, witness, features = witnessed
+    boxes, matched, labels, _ = (values[0] for values in witness.chosen)
+    front = torch.where(labels > 0)[0]
+    heads = network.roi_heads
     with torch.no_grad():
-        chosen = torch.tensor(boxes[front], dtype=torch.float32)
-        pooled = heads.mask_roi_pool(features, [chosen], [(SIDE, SIDE)])
-        mask_logits = heads.mask_predictor(heads.mask_head(pooled)).double().numpy()
-        side = mask_logits.shape[-1]
-        whole = target["masks"][torch.tensor(matched[front])][:, None].float()
-        rois = torch.cat([torch.arange(len(front))[:, None], chosen], dim=1)
+        pooled = heads.mask_roi_pool(features, [boxes[front]], [(SIDE, SIDE)])
+        logits = heads.mask_predictor(heads.mask_head(pooled)).double().numpy()
+        side = logits.shape[-1]
+        whole = sample[1]["masks"][matched[front]][:, None].float()
+        rois = torch.cat([torch.arange(len(front))[:, None], boxes[front]], dim=1)
         goals = roi_align(whole, rois, (side, side), 1.0)[:, 0].double().numpy()
-    own = mask_logits[np.arange(len(front)), labels[front]]
+    own = logits[np.arange(len(front)), labels[front].numpy()]
     expected = cross_entropy(own, goals).sum() / (len(front) * side**2)
     assert found["loss_mask"] == pytest.approx(expected, rel=1e-4)
 
@@ -178,8 +199,6 @@ def test_what_is_drawn_depends_on_the_seed_alone():
 
 @pytest.mark.parametrize(("positives", "negatives"), [(0, 0), (0, 3), (3, 0), (20, 20), (2, 20), (20, 2)])
 def test_as_many_are_drawn_as_torchvision_draws(positives, negatives):
-    from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
-
     labels = torch.cat([torch.ones(positives), torch.zeros(negatives), -torch.ones(3)]).long()
     sampler = SeededSampler(8, 0.25)
     sampler.seeds = (0,)

@@ -1,0 +1,168 @@
+"""Learning: what is computed depends on recipe and data alone, whatever is killed, and a model comes out."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from maskrcnn import train as training
+from maskrcnn.dataset import read_dataset, split_dataset
+from maskrcnn.errors import ItemError, RunError, UsageError
+from maskrcnn.model import load_model
+from maskrcnn.recipe import COLUMNS, LOSSES, Recipe
+from maskrcnn.scenes import coco_dataset, render_scene
+from maskrcnn.train import Process, Task, train
+
+SIDE = 128
+RECIPE = Recipe(
+    model="scenes", epochs=2, batch_size=2, crop=SIDE, min_size=SIDE, max_size=SIDE, freeze=5, color=0.5
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums in another order have other last digits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    scenes = [render_scene(seed, SIDE) for seed in range(8)]
+    content = coco_dataset(scenes)
+    for image, scene in zip(content["images"], scenes, strict=True):
+        Image.fromarray(scene.image).save(folder / image["file_name"])
+    for entry in content["annotations"]:
+        counts = entry["segmentation"]["counts"]
+        entry["segmentation"]["counts"] = counts.decode() if isinstance(counts, bytes) else counts
+        entry.setdefault("bbox", coco_mask.toBbox(entry["segmentation"]).tolist())
+    (folder / "labels.json").write_text(json.dumps(content))
+    return read_dataset(str(folder / "labels.json"))
+
+
+def task(dataset, folder, recipe=RECIPE, images=None):
+    train_images, validation = split_dataset(dataset.images, 0.4)
+    return Task(
+        recipe,
+        str(folder),
+        images if images is not None else train_images,
+        validation,
+        dataset.categories,
+        "x",
+    )
+
+
+def weights(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["network"]
+
+
+def equal(one, other):
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, train(task(dataset, folder), Process())
+
+
+def test_a_model_a_log_and_a_checkpoint_come_out(dataset, trained):
+    folder, state = trained
+    model = load_model(str(folder / "model.safetensors"))
+    assert model.categories == dataset.categories
+    assert (model.card.min_size, model.card.max_size) == (SIDE, SIDE)
+    lines = (folder / "log.csv").read_text().splitlines()
+    assert lines[0].split(",") == list(COLUMNS)
+    assert [line.split(",")[0] for line in lines[1:]] == ["1", "2"]
+    for row in state.rows:
+        assert row["loss"] == pytest.approx(sum(row[name] for name in LOSSES))
+        assert all(np.isfinite(row[name]) and row[name] > 0 for name in LOSSES)
+        assert 0 <= row["mask_ap"] <= 1
+    assert state.best == max(row["mask_ap"] for row in state.rows)
+
+
+def test_the_model_is_what_was_learned_and_the_rest_stayed(trained):
+    folder, _ = trained
+    learned, scenes = weights(folder), load_model("scenes").module.state_dict()
+    same = {name for name, tensor in learned.items() if torch.equal(tensor, scenes[name])}
+    assert {name for name in learned if name.startswith("backbone.body")} <= same
+    assert not {name for name in learned if name.startswith("roi_heads")} <= same
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_killed_training_goes_on_and_ends_alike(dataset, trained, tmp_path, monkeypatch, step):
+    monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
+    done = []
+
+    def kill(state, _steps, _notes):
+        done.append((state.epoch, state.step))
+        if len(done) == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(task(dataset, tmp_path), Process(), kill)
+    state = train(task(dataset, tmp_path), Process())
+    folder, uninterrupted = trained
+    assert equal(weights(tmp_path), weights(folder))
+    timeless = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in s.rows] for s in (state, uninterrupted)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(dataset, trained):
+    folder, _ = trained
+    wrong = Task(
+        **{**{name: getattr(task(dataset, folder), name) for name in Task.__slots__}, "identity": "y"}
+    )
+    with pytest.raises(UsageError, match="another recipe or dataset"):
+        train(wrong, Process())
+
+
+def test_a_loss_that_is_no_number_stops_with_its_batch(dataset, tmp_path):
+    wild = Recipe(**{**{name: getattr(RECIPE, name) for name in RECIPE.__slots__},
+                     "optimizer": "sgd", "learning_rate": 1e30, "clip": 1e30, "warmup": 0.0})  # fmt: skip
+    with pytest.raises(RunError, match="not finite") as raised:
+        train(task(dataset, tmp_path, wild), Process())
+    saved = torch.load(tmp_path / "diverged-0.pt", weights_only=True)
+    assert len(saved["images"]) == len(saved["targets"]) == len(saved["image_ids"]) == 2
+    assert all(image.shape == (3, SIDE, SIDE) for image in saved["images"])
+    assert str(saved["image_ids"]) in str(raised.value)
+    assert not all(np.isfinite(value) for value in saved["losses"].values()) or not np.isfinite(
+        saved["gradient_norm"]
+    )
+
+
+def test_an_image_that_has_gone_is_named(dataset, tmp_path):
+    images = dataset.images.set_column(
+        2, dataset.images.schema.field("uri"), [["/no/such.png"] * len(dataset.images)]
+    )
+    with pytest.raises(ItemError, match="not_found"):
+        train(task(dataset, tmp_path, images=images), Process())
+
+
+def test_without_a_validation_set_the_last_epoch_is_the_model(dataset, tmp_path):
+    base = task(
+        dataset, tmp_path, Recipe(**{**{n: getattr(RECIPE, n) for n in RECIPE.__slots__}, "epochs": 1})
+    )
+    alone = Task(base.recipe, base.folder, base.train, base.validation.slice(0, 0), base.categories, "x")
+    state = train(alone, Process())
+    assert "mask_ap" not in state.rows[0]
+    assert ",,," in (tmp_path / "log.csv").read_text()
+    assert load_model(str(tmp_path / "model.safetensors")).categories == dataset.categories
+
+
+def test_mixed_precision_learns_too(dataset, tmp_path):
+    mixed = Recipe(**{**{n: getattr(RECIPE, n) for n in RECIPE.__slots__}, "epochs": 1, "dtype": "bfloat16"})
+    state = train(task(dataset, tmp_path, mixed), Process())
+    assert np.isfinite(state.rows[0]["loss"])
