@@ -15,6 +15,7 @@ from maskrcnn.model import ARCHITECTURES, build_network
 
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 CLASSES = 7
+COLUMNS = ("labels", "boxes", "scores", "masks")
 TOLERANCE = 1e-5
 """Of the largest activation. A plain convolution is off by some 1e-6 when it sums in another order."""
 
@@ -107,11 +108,20 @@ def test_the_whole_gives_the_same(networks: tuple[MaskRCNN, MaskRCNN, MaskRCNN])
     assert sum(len(one["boxes"]) for one in expected) > 0
     for other in others:
         for found, one in zip(other(images), expected, strict=True):
-            assert torch.equal(found["labels"], one["labels"])
-            assert float((found["boxes"] - one["boxes"]).abs().max()) < 0.02
-            assert float((found["scores"] - one["scores"]).abs().max()) < 1e-4
-            a, b = found["masks"] > 0.5, one["masks"] > 0.5
-            assert float((a & b).sum() / (a | b).sum().clamp_min(1)) > 0.999
+            assert len(found["labels"]) == len(one["labels"])
+            # Rounding swaps near ties, at the limit of 100 too.
+            limit = one["scores"].min() + 1e-4 if len(one["scores"]) == 100 else 0
+            both, either = 0.0, 0.0
+            for label, box, score, mask in zip(
+                *(one[key][one["scores"] > limit] for key in COLUMNS), strict=True
+            ):
+                away = (found["boxes"] - box).abs().amax(1).where(found["labels"] == label, torch.inf)
+                same = int(away.argmin())
+                assert away[same] < 0.02
+                assert abs(found["scores"][same] - score) < 1e-4
+                a, b = found["masks"][same] > 0.5, mask > 0.5
+                both, either = both + float((a & b).sum()), either + float((a | b).sum())
+            assert both > 0.999 * either
 
 
 @torch.inference_mode()

@@ -10,15 +10,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = (
     "errors types config schema windows stores web s3 objects storage sniff decode geotiff "
-    "radiometry raster rle runs unrle outlines planted mosaic weightfile weights masks model fuse "
+    "radiometry raster rle runs unrle outlines planted mosaic weightfile unpickle weights masks crops detectron model backbones fuse "
     "pooling forward segmenter stats sources plan items tiles sandbox frozen manifest survey parts "
     "breaker visualize prefetch worker strips seams coco export geo vector evaluate charts globe "
-    "maps gallery closeups report ledger overlay assemble reduce retry run laws windowlaws evidence "
-    "verify diff convert scenery scenes baseline scenes_model dataset losses augment train measure samples "
+    "maps gallery closeups report ledger overlay assemble reduce retry run truth pairing "
+    "matching averages scoring partscore evaluation lookup display show worst scoresheet "
+    "laws windowlaws evidence verify alike diff diffpage convert scenery scenes baseline scenes_model annotations dataset recipe curves losses augment batches warmstart train measure samples "
     "peers trials"
 ).split()
 MODULES = sorted(path for path in (ROOT / "maskrcnn").glob("*.py") if path.stem != "__init__")
-NETWORK = {"masks", "model", "fuse", "pooling", "forward", "segmenter"}
+NETWORK = {"masks", "crops", "detectron", "model", "backbones", "fuse", "pooling", "forward", "segmenter"}
+NETWORK |= {"plain", "parity", "layouts", "convert"}
+TRAINING = {"backbones", "losses", "augment", "batches", "warmstart", "train"}
 TYPE_CHECKING_ONLY = "TYPE_CHECKING"
 
 
@@ -56,9 +59,9 @@ def test_third_parties_stay_at_their_rim(path: Path) -> None:
         "click": set(),
         "fsspec": {"stores", "s3", "storage"},
         "s3fs": {"s3"},
-        "PIL": {"sniff", "decode", "visualize", "gallery", "scenery", "scenes", "export", "samples"},
-        "torch": NETWORK | {"scenes_model", "losses", "augment", "train", "peers", "trials"},
-        "torchvision": NETWORK | {"scenes_model", "losses", "augment", "train", "peers", "trials"},
+        "PIL": {"plain", "parity", "sniff", "decode", "visualize", "gallery", "scenery", "scenes", "export", "samples", "display", "worst"},
+        "torch": NETWORK | TRAINING | {"scenes_model", "peers", "trials"},
+        "torchvision": NETWORK | TRAINING | {"scenes_model", "peers", "trials"},
         "matplotlib": set(),
         "rasterio": {"geotiff"},
     }
@@ -98,7 +101,7 @@ def test_the_driver_never_imports_torch(module: str) -> None:
 
 
 def test_only_the_modules_of_the_network_import_torch() -> None:
-    network = NETWORK | {"scenes_model", "losses", "augment", "train", "peers", "trials"}
+    network = NETWORK | TRAINING | {"scenes_model", "peers", "trials"}
     others = "\n".join(f"import maskrcnn.{path.stem}" for path in MODULES if path.stem not in network)
     assert "torch" not in loaded_by(others)
 

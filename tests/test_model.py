@@ -18,7 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn import weights
 from maskrcnn.errors import UsageError
-from maskrcnn.model import _fill, _unpickled, build_network, load_model, save_model
+from maskrcnn.model import _fill, build_network, load_model, save_model, tensors_of_torch
 from maskrcnn.types import Category
 
 LITE = "maskrcnn_efficientnet_lite0_fpn"
@@ -175,11 +175,11 @@ def test_what_only_torch_can_refuse_is_refused_in_our_words(tmp_path):
     buffer = io.BytesIO()
     torch.save({"x": Owner(tmp_path / "owned")}, buffer)
     with pytest.raises(UsageError, match="holds more than weights, which is refused; convert it") as caught:
-        _unpickled("m.pth", buffer.getvalue())
+        tensors_of_torch("m.pth", buffer.getvalue())
     assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "owned").exists()
     with pytest.raises(UsageError, match="is damaged: "):
-        _unpickled("m.pth", buffer.getvalue()[:-50])
+        tensors_of_torch("m.pth", buffer.getvalue()[:-50])
     with pytest.raises(UsageError, match="does not fit its network: "):
         _fill("m.pth", build_network(LITE, 3, 96, 160), {})
 

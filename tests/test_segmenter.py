@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from maskrcnn import segmenter as segmenter_module
 from maskrcnn.errors import ItemError, UsageError
-from maskrcnn.model import build_network, load_model, save_model
+from maskrcnn.model import ARCHITECTURES, build_network, load_model, save_model
 from maskrcnn.scenes import render_scene
 from maskrcnn.segmenter import MaskRCNNSegmenter
 from maskrcnn.types import Category, Segmenter, detection_order
@@ -101,8 +101,8 @@ def test_it_finds_what_torchvision_finds(model, images):
     assert any(one.areas.any() for one in found)
 
 
-@pytest.mark.parametrize("architecture", ["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"])
-def test_it_runs_torchvision_s_own_networks(architecture, tmp_path, images):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_it_finds_what_the_plain_network_does_whichever_it_is(architecture, tmp_path, images):
     torch.manual_seed(2)
     network = build_network(architecture, 4, 64, 96)
     spread(network)
@@ -146,11 +146,23 @@ def test_nothing_found_has_empty_columns(model, images):
     assert not found.capped
 
 
+def test_a_network_looks_at_more_where_more_may_be_found(model, images):
+    """Beyond 2.5 proposals for each detection torchvision's own limit is the smaller one, and is raised alike."""
+    wider = copy.deepcopy(model)
+    for limits in (wider.module.rpn._pre_nms_top_n, wider.module.rpn._post_nms_top_n):
+        limits["testing"] = 1500
+    boxes, labels, scores, counts = stock(wider, images[0], max_detections=600)
+    (found,) = MaskRCNNSegmenter(model, max_detections=600).segment(images[:1])
+    assert found.labels.tolist() == labels.tolist()
+    np.testing.assert_allclose(found.boxes, boxes, rtol=0, atol=1e-3)
+    assert found.masks == counts
+
+
 def test_a_chosen_category_is_not_displaced_by_others(model, images):
-    (every,) = MaskRCNNSegmenter(model, max_detections=1000).segment(images[:1])
+    (every,) = MaskRCNNSegmenter(model, max_detections=400).segment(images[:1])
     horses = every.labels == 20
     assert 0 < horses.sum() < len(every)
-    segmenter = MaskRCNNSegmenter(model, max_detections=1000, categories=["horse"])
+    segmenter = MaskRCNNSegmenter(model, max_detections=400, categories=["horse"])
     (found,) = segmenter.segment(images[:1])
     assert set(found.labels.tolist()) == {20}
     np.testing.assert_allclose(found.boxes, every.boxes[horses], atol=1e-4)

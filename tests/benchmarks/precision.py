@@ -19,7 +19,7 @@ from maskrcnn.evaluate import average_precision
 from maskrcnn.model import load_model
 from maskrcnn.scenes import Scene, coco_dataset, render_scene
 from maskrcnn.segmenter import DTYPES, MaskRCNNSegmenter
-from maskrcnn.train import EVALUATION_SEED, IMAGE_SIZE
+from maskrcnn.scenes_model import EVALUATION_SEED, IMAGE_SIZE
 from maskrcnn.types import Detections
 
 STRONG = 0.5

@@ -1,0 +1,157 @@
+"""COCO's average precision and recall, from matches that were made in pieces.
+
+A `Tally` is what is kept of matches: of a detection its score, its place and two bits for each threshold and range of
+sizes. Tallies of disjoint images are joined in any order and give the same numbers, each equal to `COCOeval`'s.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .matching import AREAS, IOUS, Matches
+
+RECALLS: Final = np.linspace(0.0, 1.0, 101)
+_CELLS: Final = len(IOUS) * len(AREAS)
+STATS: Final = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large", "AR1", "AR10", "AR", "AR small", "AR medium",
+                "AR large")  # fmt: skip
+"""The twelve numbers of `COCOeval.summarize`, in its order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What average precision needs to know of N detections, and of the objects of their images."""
+
+    category: NDArray[np.int32]
+    """(N,) from 0."""
+    score: NDArray[Any]
+    """(N,) floats."""
+    image: NDArray[np.int64]
+    """(N,) place of the image in the order of the ids; detections of one image are in one tally, best first."""
+    rank: NDArray[np.int32]
+    """(N,) place within image and category, from 0."""
+    bits: NDArray[np.uint8]
+    """(N, 10) matched, then ignored, each by threshold and range of sizes, packed."""
+    positives: NDArray[np.int64]
+    """(K, 4) objects that count, by category and range of sizes."""
+
+    @classmethod
+    def of(
+        cls,
+        matches: Matches,
+        category: NDArray[np.int32],
+        score: NDArray[Any],
+        image: NDArray[np.int64],
+        rank: NDArray[np.int32],
+        positives: NDArray[np.int64],
+    ) -> "Tally":
+        """Return the tally of matches at `IOUS` and in the ranges of `AREAS`."""
+        both = np.concatenate([matches.matched.reshape(-1, _CELLS), matches.ignored.reshape(-1, _CELLS)], 1)
+        return cls(category, score, image, rank, np.packbits(both, axis=1), positives)
+
+    def taken(self, rows: Any) -> "Tally":
+        """Return that of some detections: a slice, or numbers."""
+        return Tally(
+            self.category[rows],
+            self.score[rows],
+            self.image[rows],
+            self.rank[rows],
+            self.bits[rows],
+            self.positives,
+        )
+
+    def cell(self, threshold: int, area: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return which detections are matched, and which ignored, at a threshold and in a range of sizes."""
+        at = threshold * len(AREAS) + area
+        places = (at, _CELLS + at)
+        matched, ignored = (self.bits[:, p // 8] & (128 >> p % 8) != 0 for p in places)
+        return matched, ignored
+
+
+def join(tallies: Sequence[Tally]) -> Tally:
+    """Return one tally of several, in order of category, then of score, as `COCOeval` sorts them."""
+    joined = Tally(
+        np.concatenate([tally.category for tally in tallies]),
+        np.concatenate([tally.score for tally in tallies]),
+        np.concatenate([tally.image for tally in tallies]),
+        np.concatenate([tally.rank for tally in tallies]),
+        np.concatenate([tally.bits for tally in tallies]),
+        np.sum([tally.positives for tally in tallies], axis=0),
+    )
+    return joined.taken(np.lexsort((joined.image, -joined.score, joined.category)))  # stable
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Precision and recall of K categories at T thresholds, in A ranges of sizes; -1 where no object counts."""
+
+    precision: NDArray[np.float64]
+    """(T, 101, K, A) at `RECALLS`, with the most detections."""
+    recall: NDArray[np.float64]
+    """(T, K, A, 3) that is reached with 1, 10 and the most detections of a category in an image."""
+
+    def stats(self) -> list[float]:
+        """Return the twelve numbers of `COCOeval.summarize`, named by `STATS`."""
+        sizes = range(1, len(AREAS))
+        return [
+            _mean(self.precision[..., 0]),
+            _mean(self.precision[0, ..., 0]),
+            _mean(self.precision[5, ..., 0]),
+            *(_mean(self.precision[..., area]) for area in sizes),
+            *(_mean(self.recall[:, :, 0, most]) for most in range(3)),
+            *(_mean(self.recall[:, :, area, -1]) for area in sizes),
+        ]
+
+    def of_category(self, k: int) -> list[float]:
+        """Return the twelve numbers of one category."""
+        return Curves(self.precision[:, :, k : k + 1], self.recall[:, k : k + 1]).stats()
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[values > -1]
+    return float(np.mean(known)) if known.size else -1.0
+
+
+def average(tallies: Sequence[Tally], max_dets: int) -> Curves:
+    """Return the curves of tallies, as `COCOeval.accumulate` computes them.
+
+    Args:
+        tallies: at least one, of disjoint images.
+        max_dets: the most detections of a category in an image; the tallies hold no rank beyond.
+    """
+    tally = join(tallies)
+    k_all = len(tally.positives)
+    curves = Curves(
+        -np.ones((len(IOUS), len(RECALLS), k_all, len(AREAS))), -np.ones((len(IOUS), k_all, len(AREAS), 3))
+    )
+    bounds = np.searchsorted(tally.category, np.arange(k_all + 1))
+    for k, area, positives in _counted(tally.positives):
+        part = tally.taken(slice(bounds[k], bounds[k + 1]))
+        for t in range(len(IOUS)):
+            matched, ignored = part.cell(t, area)
+            for m, most in enumerate((1, 10, max_dets)):
+                counts = ~ignored & (part.rank < most)
+                hits = matched[counts]
+                curves.recall[t, k, area, m] = np.count_nonzero(hits) / positives
+            curves.precision[t, :, k, area] = _precision(hits, positives)
+    return curves
+
+
+def _counted(positives: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
+    for k, area in np.argwhere(positives).tolist():
+        yield k, area, int(positives[k, area])
+
+
+def _precision(hits: NDArray[np.bool_], positives: int) -> NDArray[np.float64]:
+    """Return the precision at `RECALLS` of detections by score descending, of which some are right.
+
+    Those that are ignored change neither count: `COCOeval` repeats a point for them, which moves nothing.
+    """
+    right = np.cumsum(hits).astype(np.float64)
+    recall = right / positives
+    precision = right / (np.arange(1.0, len(hits) + 1) + np.spacing(1))
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    at = np.searchsorted(recall, RECALLS, side="left")
+    return np.append(precision, 0.0)[np.minimum(at, len(hits))]

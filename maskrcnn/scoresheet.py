@@ -1,0 +1,174 @@
+"""`evaluation.html`: one file that shows how well a run agrees with its ground truth, and where it does not.
+
+Everything is in the file, as in the report: no script, no font; charts are SVG in the page and follow its colours.
+"""
+
+import base64
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Final
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from .averages import RECALLS, Curves
+from .charts import number_text, percent_text
+from .evaluation import FOLDER, Evaluation, Shares
+from .lookup import RunReader
+from .matching import IOUS
+from .run import open_run
+from .scoring import KINDS, Kind
+from .storage import Storage
+from .worst import Worst, draw_worst
+
+PAGE: Final = f"{FOLDER}/evaluation.html"
+LISTED_CATEGORIES: Final = 25
+MATRIX_CATEGORIES: Final = 20
+MULTIPLES: Final = 12
+_SHOWN_IOUS: Final = (0, 5, 8)
+"""Of `IOUS`: 0.50, 0.75 and 0.90."""
+_WORDS: Final = {"segm": "Masks", "bbox": "Boxes"}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A curve in a plot of 100 x 100, y downwards."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """Precision over recall."""
+
+    title: str
+    note: str
+    lines: list[Line]
+
+
+def write_page(storage: Storage, evaluation: Evaluation, shares: Shares) -> None:
+    """Draw the worst images, and store the page beside the numbers.
+
+    Raises:
+        RunError: a table of the run cannot be read, or the page not stored.
+    """
+    run = open_run(storage.url)
+    with RunReader(run) as reader:
+        worst = draw_worst(reader, evaluation, shares, evaluation.of_run)
+    storage.write(PAGE, render_page(evaluation, worst).encode())
+
+
+def render_page(evaluation: Evaluation, worst: Sequence[Worst] = ()) -> str:
+    """Return the page as one self-contained HTML file."""
+    summary = evaluation.summary
+    kinds = [kind for kind in KINDS[::-1] if kind in evaluation.curves]
+    rows = sorted(
+        ({"name": name} | row for name, row in summary["per_category"].items()),
+        key=lambda row: -row[kinds[0]][0],
+    )
+    return _template().render(
+        summary=summary,
+        kinds=[(kind, _WORDS[kind]) for kind in kinds],
+        main=kinds[0],
+        categories=rows,
+        listed=LISTED_CATEGORIES,
+        plots=[_plot(_WORDS[kind], evaluation.curves[kind]) for kind in kinds],
+        multiples=_multiples(evaluation, kinds[0]),
+        matrix=confusion_rows(evaluation.categories, evaluation.confusion),
+        worst=[(item, *(_data(jpeg) for jpeg in (item.truth, item.found))) for item in worst],
+    )
+
+
+def _data(jpeg: bytes | None) -> str | None:
+    return base64.b64encode(jpeg).decode() if jpeg else None
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent_text, "number": number_text, "score": _score}
+    text = resources.files(__package__).joinpath("evaluation.html.j2").read_text("utf-8")
+    return environment.from_string(text)
+
+
+def _score(value: float) -> str:
+    return "-" if value < 0 else f"{value:.3f}"
+
+
+# Curves
+
+
+def _plot(title: str, curves: Curves) -> Plot:
+    """Return the mean curves over categories, at some thresholds."""
+    overall = curves.precision[..., 0]  # (T, R, K)
+    counted = overall[0, 0] > -1
+    lines = [
+        _line(overall[t][:, counted].mean(axis=1), f"IoU {IOUS[t]:.2f}") for t in _SHOWN_IOUS if counted.any()
+    ]
+    ap = curves.stats()[0]
+    return Plot(title, f"AP {_score(ap)}, the mean over IoU 0.50 to 0.95 and categories", lines)
+
+
+def _multiples(evaluation: Evaluation, kind: Kind) -> list[Plot]:
+    """Return a plot for each of the categories with the most objects."""
+    rows = evaluation.summary["per_category"]
+    if len(rows) < 2:
+        return []
+    curves = evaluation.curves[kind].precision[..., 0]
+    most = sorted(rows, key=lambda name: -rows[name]["objects"])[:MULTIPLES]
+    return [
+        Plot(
+            name,
+            f"AP {_score(rows[name][kind][0])}, {rows[name]['objects']:,} objects",
+            [
+                _line(curves[t][:, evaluation.categories.index(name)], f"IoU {IOUS[t]:.2f}")
+                for t in _SHOWN_IOUS
+            ],
+        )
+        for name in most
+    ]
+
+
+def _line(precision: NDArray[np.float64], text: str) -> Line:
+    points = (f"{100 * x:.1f} {100 * (1 - y):.1f}" for x, y in zip(RECALLS, precision, strict=True))
+    return Line("M" + "L".join(points), f"{text}: AP {precision.mean():.3f}")
+
+
+# What is taken for what
+
+
+def confusion_rows(names: Sequence[str], confusion: NDArray[np.int64]) -> dict[str, Any]:
+    """Return the matrix of the categories with the most objects; the others are left out, "nothing" stays."""
+    order = np.argsort(-(confusion[:-1].sum(axis=1) + confusion[:, :-1].sum(axis=0)), kind="stable")
+    order = order[(confusion[order].sum(axis=1) + confusion[:, order].sum(axis=0)) > 0]
+    shown = [*order[:MATRIX_CATEGORIES].tolist(), len(names)]
+    titles = [*names, "nothing"]
+    rows = []
+    for i in shown:
+        total = int(confusion[i].sum())
+        cells = []
+        for j in shown:
+            count = int(confusion[i, j])
+            share = count / total if total else 0.0
+            what = f"{titles[i]} taken for {titles[j]}" if i != j else f"{titles[i]} found as such"
+            cells.append(
+                {
+                    "own": i == j == len(names),
+                    "right": i == j,
+                    "strength": share,
+                    "text": f"{count:,}" if count else "",
+                    "title": f"{what}: {count:,} of {total:,}",
+                }
+            )
+        rows.append({"name": titles[i], "cells": cells})
+    return {
+        "names": [titles[k] for k in shown],
+        "rows": rows,
+        "left_out": len(order) - min(len(order), MATRIX_CATEGORIES),
+    }

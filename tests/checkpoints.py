@@ -1,0 +1,50 @@
+"""Checkpoints of other programs, in their layout, of random weights that find something."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maskrcnn.layouts import detectron2_names
+from maskrcnn.parity import generated_images
+from maskrcnn.plain import PlainDetectron2, padded
+
+SIZES = (160, 267)
+"""What images are resized to in tests: small, so that a plain computation takes seconds."""
+
+
+def detectron2_tensors(classes: int = 4, seed: int = 0) -> dict[str, Tensor]:
+    """Return the tensors of detectron2's R50-FPN; classes differ between proposals and are sure somewhere."""
+    torch.manual_seed(seed)
+    tensors = {name: _filled(name, shape) for name, (_, shape) in detectron2_names(classes + 1).items()}
+    image = generated_images()[0]
+    reference = PlainDetectron2(tensors, *SIZES)
+    prepared = reference.prepared(image)
+    size = (prepared.shape[1], prepared.shape[2])
+    features = reference.features(padded(prepared))
+    probabilities, _ = reference.heads(features, reference.proposals(features, prepared, size)[:60], size)
+    logits = probabilities.log().roll(-1, 1)  # the background last again
+    scores = "roi_heads.box_predictor.cls_score"
+    factor = 3 / float(logits.std(0).mean())
+    tensors[f"{scores}.bias"] = factor * (tensors[f"{scores}.bias"] - logits.mean(0))
+    tensors[f"{scores}.weight"] = factor * tensors[f"{scores}.weight"]
+    return tensors
+
+
+def _filled(name: str, shape: tuple[int, ...]) -> Tensor:
+    part = name.rpartition(".")[2]
+    if part in ("running_var", "running_mean", "bias"):
+        return torch.rand(shape) + 0.5 if part == "running_var" else 0.1 * torch.randn(shape)
+    if ".norm." in name:
+        return torch.rand(shape) * 0.4 + 0.2
+    gain = 0.02 if "stem" in name else 0.3 if "deltas" in name or "bbox_pred" in name else 1.4
+    fan_in = int(np.prod(shape[1:])) if "deconv" not in name else shape[0]
+    return torch.randn(shape) * gain / fan_in**0.5
+
+
+def zoo_pickle(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return what a `.pkl` of the model zoo holds."""
+    arrays: dict[str, NDArray[np.float32]] = {name: tensor.numpy() for name, tensor in tensors.items()}
+    return {"model": arrays, "__author__": "Detectron2 Model Zoo", "matching_heuristics": False}

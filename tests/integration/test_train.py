@@ -1,0 +1,131 @@
+"""`maskrcnn train` on a real Ray: workers that share a batch, a worker that is killed, faults that are told."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from maskrcnn.model import load_model
+from maskrcnn.recipe import LOSSES
+from maskrcnn.scenes import coco_dataset, render_scene
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+SIDE = 128
+OPTIONS = ["--model", "scenes", "--epochs", "2", "--batch-size", "2", "--crop", str(SIDE), "--min-size", str(SIDE),
+           "--max-size", str(SIDE), "--freeze", "5", "--val-share", "0.4"]  # fmt: skip
+
+
+def maskrcnn(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "maskrcnn_jobs", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def ended(process):
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    scenes = [render_scene(seed, SIDE) for seed in range(12)]
+    content = coco_dataset(scenes)
+    for image, scene in zip(content["images"], scenes, strict=True):
+        Image.fromarray(scene.image).save(folder / image["file_name"])
+    for entry in content["annotations"]:
+        counts = entry["segmentation"]["counts"]
+        entry["segmentation"]["counts"] = counts.decode() if isinstance(counts, bytes) else counts
+        entry.setdefault("bbox", coco_mask.toBbox(entry["segmentation"]).tolist())
+    (folder / "labels.json").write_text(json.dumps(content))
+    return folder / "labels.json"
+
+
+@pytest.fixture(scope="module")
+def alone(labels, tmp_path_factory):
+    """What one worker learns."""
+    output = tmp_path_factory.mktemp("alone") / "out"
+    code, out, err = ended(maskrcnn("train", labels, output, *OPTIONS, "--workers", 1, "--json"))
+    assert code == 0, err
+    return output, json.loads(out)
+
+
+def test_a_training_leaves_a_model_a_log_and_a_page(alone):
+    output, result = alone
+    assert load_model(result["model"]).card.architecture == "maskrcnn_efficientnet_lite0_fpn"
+    assert [row["epoch"] for row in result["rows"]] == [1, 2]
+    assert len((output / "log.csv").read_text().splitlines()) == 3
+    assert "Epoch 2 of 2" in (output / "training.html").read_text()
+
+
+def kill_a_worker_after(output: Path, killed: list[int]) -> None:
+    """Kill a worker of Ray Train as soon as an epoch is done."""
+    until = time.monotonic() + 400
+    while time.monotonic() < until and not (output / "log.csv").exists():
+        time.sleep(0.05)
+    for process in psutil.process_iter(["cmdline"]):
+        if any("RayTrainWorker" in part for part in process.info["cmdline"] or []):
+            process.send_signal(signal.SIGKILL)
+            killed.append(process.pid)
+            return
+
+
+def test_two_workers_one_of_which_is_killed_learn_what_one_learns(alone, labels, tmp_path):
+    output, killed = tmp_path / "out", []
+    killer = threading.Thread(target=kill_a_worker_after, args=(output, killed))
+    killer.start()
+    code, out, err = ended(maskrcnn("train", labels, output, *OPTIONS, "--workers", 2, "--json"))
+    killer.join()
+    assert code == 0, err
+    assert len(killed) == 1
+    rows = json.loads(out)["rows"]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    for ours, theirs in zip(rows, alone[1]["rows"], strict=True):
+        for name in LOSSES:
+            assert ours[name] == pytest.approx(theirs[name], rel=0.02)
+        assert ours["mask_ap"] == pytest.approx(theirs["mask_ap"], abs=0.05)
+
+
+def test_a_finished_training_is_told_again_and_another_recipe_refused(alone, labels):
+    output, result = alone
+    code, out, _ = ended(maskrcnn("train", labels, output, *OPTIONS, "--json"))
+    assert (code, json.loads(out)) == (0, result)
+    code, _, err = ended(maskrcnn("train", labels, output, *OPTIONS, "--epochs", 3))
+    assert code == 2
+    assert "was begun with epochs 2, now 3" in err
+
+
+def test_what_diverges_is_told_and_kept(labels, tmp_path):
+    wild = ["--optimizer", "sgd", "--learning-rate", "1e30", "--clip", "1e30", "--workers", 1]
+    code, _, err = ended(maskrcnn("train", labels, tmp_path / "out", *OPTIONS, *wild))
+    assert code == 3
+    assert "stopped: the loss is not finite any more" in err
+    assert (tmp_path / "out" / "diverged-0.pt").exists()
+
+
+def test_errors_of_the_dataset_are_listed_before_ray_starts(labels, tmp_path):
+    content = json.loads(labels.read_text())
+    content["annotations"][0]["category_id"] = 99
+    content["annotations"][1]["bbox"] = [1, 2, float("nan"), 4]
+    content["annotations"][2]["segmentation"] = [[1, 2, 3, 4]]
+    content["images"][3]["file_name"] = "gone.png"
+    broken = labels.parent / "broken.json"
+    broken.write_text(json.dumps(content))
+    code, _, err = ended(maskrcnn("train", broken, tmp_path / "out", *OPTIONS))
+    assert code == 2
+    for kind in ("unknown category", "not four finite numbers", "fewer than three points", "cannot be read"):
+        assert kind in err
+    assert "starting Ray" not in err
+    assert not (tmp_path / "out").exists()
+    code, out, _ = ended(maskrcnn("train", broken, "--check", "--skip-invalid", "--json"))
+    assert code == 0
+    assert sum(finding["error"] for finding in json.loads(out)[0]["findings"]) == 4

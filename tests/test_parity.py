@@ -1,0 +1,154 @@
+"""A network that was converted wrongly is found out, and by the stage at which it is wrong."""
+
+import copy
+
+import pytest
+import torch
+from checkpoints import SIZES, detectron2_tensors
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import MultiScaleRoIAlign
+
+from maskrcnn.layouts import LAYOUTS, moved
+from maskrcnn.model import Model, build_network
+from maskrcnn.parity import Row, compare, generated_images
+from maskrcnn.plain import PlainDetectron2
+from maskrcnn.types import Category
+from maskrcnn.weights import ModelCard
+
+LEVELS = ["0", "1", "2", "3"]
+
+
+class Remembered:
+    """A reference that computes each stage once: a comparison asks for each once, of the same values."""
+
+    def __init__(self, reference):
+        self.reference, self.known = reference, {}
+
+    def __getattr__(self, stage):
+        def remembered(*given):
+            if stage not in self.known:
+                self.known[stage] = getattr(self.reference, stage)(*given)
+            return self.known[stage]
+
+        return remembered
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return Remembered(PlainDetectron2(detectron2_tensors(), *SIZES))
+
+
+@pytest.fixture(scope="module")
+def network():
+    tensors = detectron2_tensors()
+    architecture, moves = LAYOUTS["detectron2"]("m.pkl", tensors)
+    network = build_network(architecture, 5, *SIZES).eval()
+    network.load_state_dict(moved("m.pkl", tensors, moves)[0])
+    return network.requires_grad_(False)
+
+
+def faulty_stages(reference, network):
+    categories = tuple(Category(label, f"c{label}") for label in range(1, 5))
+    ids = (0, 1, 2, 3, 4)
+    card = ModelCard("m", None, "", "maskrcnn_resnet50_fpn_detectron2", categories, ids, *SIZES, None)
+    rows = compare(reference, Model(network, card), generated_images()[:1])
+    assert len({row.stage for row in rows}) == len(rows)
+    return [row.stage for row in rows if not row.sound]
+
+
+def test_the_network_as_it_is_differs_in_no_stage(reference, network):
+    assert faulty_stages(reference, network) == []
+
+
+def torchvision_resize(network):
+    mean, std = network.transform.image_mean, network.transform.image_std
+    network.transform = GeneralizedRCNNTransform(*SIZES, mean, std)
+
+
+def red_and_blue_swapped(network):
+    weight = network.backbone.body.conv1.weight
+    weight.copy_(weight.flip(1))
+
+
+def stride_in_the_3x3(network):
+    for stage in (network.backbone.body.layer2, network.backbone.body.layer3, network.backbone.body.layer4):
+        stage[0].conv1.stride, stage[0].conv2.stride = (1, 1), (2, 2)
+
+
+def another_epsilon(network):
+    for layer in network.backbone.body.modules():
+        if hasattr(layer, "running_var"):
+            layer.eps = 1e-3
+
+
+def rounded_anchors(network):
+    anchors = network.rpn.anchor_generator
+    anchors.cell_anchors = [cell.round() for cell in anchors.cell_anchors]
+
+
+def anchors_in_the_middle_of_a_stride(network):
+    anchors = network.rpn.anchor_generator
+    anchors.cell_anchors = [cell + 2 * 2**level for level, cell in enumerate(anchors.cell_anchors)]
+
+
+def fewer_proposals(network):
+    network.rpn._post_nms_top_n = {"training": 500, "testing": 500}
+
+
+def suppression_at_a_half(network):
+    network.rpn.nms_thresh = 0.5
+
+
+def samples_by_two(network):
+    network.roi_heads.box_roi_pool = MultiScaleRoIAlign(LEVELS, 7, 2)
+    network.roi_heads.mask_roi_pool = MultiScaleRoIAlign(LEVELS, 14, 2)
+
+
+def background_last(network):
+    for tensor in network.roi_heads.box_predictor.cls_score.parameters():
+        tensor.copy_(tensor.roll(-1, 0))
+
+
+def boxes_of_the_next_class(network):
+    for tensor in network.roi_heads.box_predictor.bbox_pred.parameters():
+        tensor.copy_(tensor.roll(4, 0))
+
+
+def box_weights_of_one(network):
+    network.roi_heads.box_coder.weights = (1.0, 1.0, 1.0, 1.0)
+
+
+def masks_of_the_next_class(network):
+    for tensor in network.roi_heads.mask_predictor.mask_fcn_logits.parameters():
+        tensor.copy_(tensor.roll(1, 0))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "stage"),
+    [
+        (torchvision_resize, "resized and normalised, mean"),
+        (red_and_blue_swapped, "features 0"),
+        (stride_in_the_3x3, "features 0"),
+        (another_epsilon, "features 0"),
+        (rounded_anchors, "proposals, unmatched"),
+        (anchors_in_the_middle_of_a_stride, "proposals, unmatched"),
+        (fewer_proposals, "proposals, unmatched"),
+        (suppression_at_a_half, "proposals, unmatched"),
+        (samples_by_two, "class probabilities"),
+        (background_last, "class probabilities"),
+        (boxes_of_the_next_class, "boxes of all classes"),
+        (box_weights_of_one, "boxes of all classes"),
+        (masks_of_the_next_class, "mask probabilities"),
+    ],
+)
+def test_a_planted_mistake_is_found_at_its_stage(mistake, stage, reference, network):
+    broken = copy.deepcopy(network)
+    with torch.no_grad():
+        mistake(broken)
+    assert faulty_stages(reference, broken)[0] == stage
+
+
+def test_where_nothing_was_compared_nothing_is_sound():
+    assert not Row("masks", 0.0, "px", 1.0, 0).sound
+    assert not Row("masks", float("nan"), "px", 1.0, 5).sound
+    assert Row("masks", 1.0, "px", 1.0, 5).sound
