@@ -17,6 +17,11 @@ import click
 from maskrcnn.config import Compute, Speed
 from maskrcnn.errors import RunError, UsageError
 
+from .cli_convert import convert
+from .cli_diff import diff
+from .cli_evaluate import evaluate
+from .cli_show import show
+from .cli_train import train
 from .options import cluster_options, coco_option, compute_options, json_option
 from .terminal import PlainFormatter, plain
 
@@ -402,3 +407,10 @@ def submit(address: str, working_dir: str | None, no_wait: bool, command: tuple[
     from .submit import submit_job
 
     sys.exit(submit_job(address, command, working_dir=working_dir, wait=not no_wait))
+
+
+main.add_command(convert)
+main.add_command(evaluate)
+main.add_command(show)
+main.add_command(diff)
+main.add_command(train)

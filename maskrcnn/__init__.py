@@ -16,6 +16,7 @@ from .types import Category, Detections
 
 if TYPE_CHECKING:
     from .decode import Limits, decode_image
+    from .display import display_instances, display_masks
     from .model import Model, load_model
     from .planted import PlantedSegmenter
     from .run import Run, open_run
@@ -30,6 +31,8 @@ _LAZY = {
     "Segmenter": "segmenter",
     "contact_sheet": "visualize",
     "decode_image": "decode",
+    "display_instances": "display",
+    "display_masks": "display",
     "draw_instances": "visualize",
     "draw_mask": "visualize",
     "load_model": "model",
@@ -51,6 +54,8 @@ __all__ = [
     "UsageError",
     "contact_sheet",
     "decode_image",
+    "display_instances",
+    "display_masks",
     "draw_instances",
     "draw_mask",
     "load_model",

@@ -159,10 +159,17 @@ def region_around(box: dict[str, float], height: int, width: int) -> Rect:
 # What is in a picture
 
 
-def look_around(storage: Storage, foci: Sequence[Focus]) -> list[GalleryPick]:
+def look_around(
+    storage: Storage, foci: Sequence[Focus], min_score: float = SHOWN_SCORE
+) -> list[GalleryPick]:
     """Return what was found in the regions, as detections in the frame of each region.
 
     An image's instances are read a row group at a time: first scores and boxes, masks only where one is shown.
+
+    Args:
+        storage: of the run.
+        foci: what to look at.
+        min_score: weaker instances are left out, but for those in focus and what is as good.
 
     Raises:
         RunError: a part cannot be read.
@@ -175,7 +182,7 @@ def look_around(storage: Storage, foci: Sequence[Focus]) -> list[GalleryPick]:
             firsts = _firsts(parquet)
             for group, (first, stop) in enumerate(pairwise(firsts)):
                 reaching = [focus for focus in here if focus.start < stop and focus.stop > first]
-                seen = list(_seen(parquet, group, first, reaching)) if reaching else []
+                seen = list(_seen(parquet, group, first, reaching, min_score)) if reaching else []
                 if not seen:
                     continue
                 table = parquet.read_row_group(group, columns=_COLUMNS)
@@ -191,7 +198,7 @@ def look_around(storage: Storage, foci: Sequence[Focus]) -> list[GalleryPick]:
 
 
 def _seen(
-    parquet: pq.ParquetFile, group: int, first: int, foci: Sequence[Focus]
+    parquet: pq.ParquetFile, group: int, first: int, foci: Sequence[Focus], min_score: float
 ) -> Iterator[tuple[Focus, NDArray[np.intp]]]:
     """Give the rows of a row group that are to be seen around some instances, where there are any."""
     table = parquet.read_row_group(group, columns=["score", "box"])
@@ -202,7 +209,7 @@ def _seen(
         region = focus.region
         inside = (xmin < region.right) & (ymin < region.bottom)
         inside &= (xmax > region.col_off) & (ymax > region.row_off)
-        inside &= (row >= focus.start) & (row < focus.stop) & (scores >= min(SHOWN_SCORE, focus.score))
+        inside &= (row >= focus.start) & (row < focus.stop) & (scores >= min(min_score, focus.score))
         inside |= row == focus.start + focus.number
         if inside.any():
             yield focus, np.flatnonzero(inside)
@@ -277,7 +284,7 @@ def draw_closeups(
         for focus, pick in zip(foci, look_around(storage, foci), strict=True):
             caption = caption_of(pick, categories)
             try:
-                pixels = _pixels(decoders, run, items, focus)
+                pixels = region_pixels(decoders, run, items, focus)
             except (ItemError, RunError) as fault:
                 why = ERROR_CODES[fault.code] if isinstance(fault, ItemError) else "not from this machine"
                 note = f"The image cannot be read any more: {why}."
@@ -287,8 +294,13 @@ def draw_closeups(
     return drawn
 
 
-def _pixels(decoders: Decoders, run: dict[str, Any], items: Items, focus: Focus) -> Pixels:
-    """Return the pixels of a region, as the run saw them. Raises ItemError, RunError."""
+def region_pixels(decoders: Decoders, run: dict[str, Any], items: Items, focus: Focus) -> Pixels:
+    """Return the pixels of the region of a focus, as the run saw them.
+
+    Raises:
+        ItemError: the image cannot be read any more, or has changed.
+        RunError: it cannot be reached from this machine.
+    """
     settings, region = run["settings"], focus.region
     if items.sized(focus.row).block_size is not None:
         radiometry = Radiometry.from_json(run["radiometry"])

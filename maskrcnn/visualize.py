@@ -185,6 +185,8 @@ def draw_instances(
     min_side: int = 1,
     region: Rectangle | None = None,
     scale: float = 1.0,
+    colors: Sequence[Color] | None = None,
+    texts: Sequence[str] | None = None,
 ) -> Pixels:
     """Return the image with its instances drawn: translucent masks, outlines, boxes, and labels with scores.
 
@@ -200,6 +202,8 @@ def draw_instances(
         min_side: smaller pictures are enlarged to this longest side.
         region: the rectangle of the image to draw: left, top, right, bottom. None: all of it.
         scale: of lines and type, above 1 for pictures that will be shown smaller than they are.
+        colors: of the instances, N; None: `instance_color` of each.
+        texts: of the labels, N, "" for none; None: category and score.
 
     Returns:
         (h, w, 3) uint8, RGB.
@@ -216,11 +220,12 @@ def draw_instances(
     canvas = view.crop(pixels)
     names = {category.id: category.name for category in categories}
     shown = [int(i) for i in np.flatnonzero(detections.scores >= np.float32(min_score))]
+    color_of = instance_color if colors is None else colors.__getitem__
 
     # Large masks first, so that small objects in front of them stay visible.
     rles = detections.rles()
     for i in sorted(shown, key=lambda i: (-int(detections.areas[i]), i)):
-        _paint_mask(canvas, view, rles[i], instance_color(i), MASK_OPACITY)
+        _paint_mask(canvas, view, rles[i], color_of(i), MASK_OPACITY)
 
     # Boxes and labels last, the best on top.
     draw = ImageDraw.Draw(canvas)
@@ -228,11 +233,12 @@ def draw_instances(
     boxes = [_box_on(view, detections.boxes[i]) for i in shown]
     for i, box in reversed(list(zip(shown, boxes, strict=True))):
         if box is not None:
-            draw.rectangle(box, outline=instance_color(i), width=view.line_px)
+            draw.rectangle(box, outline=color_of(i), width=view.line_px)
     for i, box in zip(shown, boxes, strict=True):
         if box is not None and max(canvas.size) >= LABELLED_PX:
             label = int(detections.labels[i])
-            placed.add(names.get(label, f"#{label}"), float(detections.scores[i]), box, instance_color(i))
+            named = f"{_short(names.get(label, f'#{label}'))} {detections.scores[i]:.2f}"
+            placed.add(named if texts is None else texts[i], box, color_of(i))
     placed.paint()
     return np.asarray(canvas).copy()
 
@@ -334,8 +340,9 @@ class _Labels:
         self._font = ImageFont.load_default(view.type_px)
         self._plates: list[tuple[Rectangle, str, Color]] = []
 
-    def add(self, name: str, score: float, box: tuple[float, float, float, float], color: Color) -> None:
-        text = f"{_short(name)} {score:.2f}"
+    def add(self, text: str, box: tuple[float, float, float, float], color: Color) -> None:
+        if not text:
+            return
         pad = max(1, self._view.type_px // 5)
         width = round(self._draw.textlength(text, font=self._font)) + 2 * pad
         height = self._view.type_px + 2 * pad

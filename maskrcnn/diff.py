@@ -1,0 +1,257 @@
+"""What differs between two runs over the same images, instance by instance.
+
+Both runs are read side by side in order, a few row groups of each at a time.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .alike import (
+    APPEARED,
+    KINDS,
+    MOVED,
+    RELABELLED,
+    RESCORED,
+    SAME,
+    VANISHED,
+    Pairs,
+    Rules,
+    compare_instances,
+)
+from .display import taken
+from .lookup import ImageRow, RunReader
+from .plan import differences
+from .stats import COCO_EDGES
+from .types import Detections
+
+SIZES: Final = ("small", "medium", "large")
+"""COCO's, by the mask's pixels: below 32², below 96², and above."""
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDiff:
+    """One image in both runs, or in one of them."""
+
+    a: ImageRow | None
+    b: ImageRow | None
+    status: str
+    """`compared`; `only_a`, `only_b`; `failed`, where a run has not seen it; `resized`."""
+    found_a: Detections | None = None
+    """Labels are codes of `Comparison.categories`; None where nothing was compared."""
+    found_b: Detections | None = None
+    pairs: Pairs | None = None
+    kinds: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))
+    """Of the pairs, then of the unmatched of A, then of those of B."""
+    rows_a: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    """The instance of A for each of `kinds`; -1 where there is none."""
+    rows_b: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    iou: Floats = field(default_factory=lambda: np.zeros(0))
+    """Of the masks for each of `kinds`; 0 where there is no partner."""
+    numbers_a: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Numbers of the instances in their image, where weak ones were left out."""
+    numbers_b: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def name(self) -> str:
+        """In A, or where only B has it, in B."""
+        image = self.a or self.b
+        return "" if image is None else image.name
+
+    @property
+    def changed(self) -> NDArray[np.intp]:
+        """Which of `kinds` are not the same."""
+        return np.flatnonzero(self.kinds != SAME)
+
+    @property
+    def status_changed(self) -> bool:
+        """Whether both runs have the image, with different statuses."""
+        return self.a is not None and self.b is not None and self.a.status != self.b.status
+
+    @property
+    def weight(self) -> float:
+        """How much differs: for pictures, the most first."""
+        moved = self.kinds == MOVED
+        whole = np.isin(self.kinds, (RELABELLED, APPEARED, VANISHED)).sum()
+        return float(whole + (1 - self.iou[moved]).sum() + 0.01 * (self.kinds == RESCORED).sum())
+
+
+class Comparison:
+    """Two finished runs side by side; iterate over it once for the images, in order of A's names.
+
+    Args:
+        a: of one run.
+        b: of the other.
+        rules: when instances are the same.
+    """
+
+    def __init__(self, a: RunReader, b: RunReader, rules: Rules) -> None:
+        self._a, self._b = a, b
+        self.rules: Final = rules
+        given = [bool(reader.run.info.get("inputs", {}).get("ids_given")) for reader in (a, b)]
+        self.matched_by: Final[Literal["image_id", "name"]] = "image_id" if all(given) else "name"
+        names = [category.name for reader in (a, b) for category in reader.run.categories]
+        self.categories: Final = tuple(dict.fromkeys(names))
+        """Names in both runs, by code; categories of one name are the same, whatever their ids."""
+        code = {name: number for number, name in enumerate(self.categories)}
+        self._codes = [{c.id: code[c.name] for c in reader.run.categories} for reader in (a, b)]
+
+    @property
+    def settings(self) -> list[str]:
+        """In which settings the runs differ, in words."""
+        infos = [reader.run.info for reader in (self._a, self._b)]
+        facts = [info["settings"] | {"weights": info["model"].get("sha256", "")[:12]} for info in infos]
+        return differences(facts[0], facts[1])
+
+    def __iter__(self) -> Iterator[ImageDiff]:
+        """Give every image of either run.
+
+        Raises:
+            RunError: a part cannot be read.
+        """
+        aligned = self._by_id() if self.matched_by == "image_id" else self._by_name()
+        for a, b in aligned:
+            yield self.image(a, b)
+
+    def image(self, a: ImageRow | None, b: ImageRow | None) -> ImageDiff:
+        """Compare one image."""
+        if a is None or b is None:
+            return ImageDiff(a, b, "only_b" if a is None else "only_a")
+        if "failed" in (a.status, b.status):
+            return ImageDiff(a, b, "failed")
+        if (a.height, a.width) != (b.height, b.width):
+            return ImageDiff(a, b, "resized")
+        found_a, numbers_a = self._found(self._a, a, 0)
+        found_b, numbers_b = self._found(self._b, b, 1)
+        pairs, kinds = compare_instances(found_a, found_b, self.rules)
+        vanished = np.setdiff1d(np.arange(len(found_a)), pairs.a)
+        appeared = np.setdiff1d(np.arange(len(found_b)), pairs.b)
+        none_a, none_b = np.full(len(vanished), -1, np.int64), np.full(len(appeared), -1, np.int64)
+        rest = np.repeat(np.array([VANISHED, APPEARED], np.int8), [len(vanished), len(appeared)])
+        return ImageDiff(
+            a,
+            b,
+            "compared",
+            found_a,
+            found_b,
+            pairs,
+            np.concatenate([kinds, rest]),
+            np.concatenate([pairs.a, vanished, none_b]),
+            np.concatenate([pairs.b, none_a, appeared]),
+            np.concatenate([pairs.iou, np.zeros(len(rest))]),
+            numbers_a,
+            numbers_b,
+        )
+
+    def _found(self, reader: RunReader, image: ImageRow, side: int) -> tuple[Detections, Ints]:
+        found = reader.detections(image)
+        keep = np.flatnonzero(found.scores >= np.float32(self.rules.min_score))
+        some = found if len(keep) == len(found) else taken(found, keep)
+        codes = self._codes[side]
+        labels = np.array([codes[label] for label in some.labels.tolist()], np.int32)
+        return replace(some, labels=labels), keep
+
+    def _by_name(self) -> Iterator[tuple[ImageRow | None, ImageRow | None]]:
+        """Give images of one name together; both runs are in the order of names, as UTF-8 bytes."""
+        ours, theirs = self._a.images(), self._b.images()
+        a, b = next(ours, None), next(theirs, None)
+        while a is not None or b is not None:
+            if b is None or (a is not None and a.name.encode() < b.name.encode()):
+                yield a, None
+                a = next(ours, None)
+            elif a is None or b.name.encode() < a.name.encode():
+                yield None, b
+                b = next(theirs, None)
+            else:
+                yield a, b
+                a, b = next(ours, None), next(theirs, None)
+
+    def _by_id(self) -> Iterator[tuple[ImageRow | None, ImageRow | None]]:
+        """Give images of one id together: those of A in order, then those that only B has."""
+        ours, theirs = (_ids(reader) for reader in (self._a, self._b))
+        order = np.argsort(theirs, kind="stable")
+        place = np.minimum(np.searchsorted(theirs[order], ours), max(len(order) - 1, 0))
+        partner = order[place] if len(order) else np.zeros(len(ours), np.int64)
+        known = theirs[partner] == ours if len(order) else np.zeros(len(ours), np.bool_)
+        for row, (other, both) in enumerate(zip(partner.tolist(), known.tolist(), strict=True)):
+            yield self._a.image(row), self._b.image(other) if both else None
+        for row in np.flatnonzero(~np.isin(theirs, ours)).tolist():
+            yield None, self._b.image(row)
+
+
+def _ids(reader: RunReader) -> Ints:
+    pieces = [column.to_numpy().astype(np.int64) for column in reader.column("image_id")]
+    return np.concatenate([np.zeros(0, np.int64), *pieces])
+
+
+# What it adds up to
+
+
+class Tally:
+    """How much differs, counted image by image."""
+
+    def __init__(self, categories: tuple[str, ...]) -> None:
+        self._categories = categories
+        self._counts = np.zeros((len(KINDS), len(categories), len(SIZES)), np.int64)
+        """By kind, by category in A or, where it appeared, in B, and by size likewise."""
+        self._relabelled = np.zeros((len(categories), len(categories)), np.int64)
+        self.images = dict.fromkeys(
+            ("compared", "only_a", "only_b", "failed", "resized", "changed", "status_changed"), 0
+        )
+
+    def add(self, image: ImageDiff) -> None:
+        """Count an image."""
+        self.images[image.status] += 1
+        self.images["status_changed"] += image.status_changed
+        self.images["changed"] += len(image.changed) > 0
+        a, b = image.found_a, image.found_b
+        if a is None or b is None:
+            return
+        ours = image.rows_a >= 0
+        labels, areas = np.zeros(len(ours), np.int64), np.zeros(len(ours), np.int64)
+        for rows, found, mask in ((image.rows_a, a, ours), (image.rows_b, b, ~ours)):
+            labels[mask], areas[mask] = found.labels[rows[mask]], found.areas[rows[mask]]
+        np.add.at(self._counts, (image.kinds, labels, sizes_of(areas)), 1)
+        changed = image.kinds == RELABELLED
+        both = (a.labels[image.rows_a[changed]], b.labels[image.rows_b[changed]])
+        np.add.at(self._relabelled, both, 1)
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs."""
+        others = ("only_a", "only_b", "resized", "changed", "status_changed")
+        return not any(self.images[name] for name in others)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts: of images, of instances by kind, by category and by size."""
+        pairs = np.argwhere(self._relabelled)
+        relabelled = [
+            (int(self._relabelled[i, j]), self._categories[i], self._categories[j]) for i, j in pairs
+        ]
+        relabelled.sort(key=lambda entry: (-entry[0], *entry[1:]))
+        return {
+            "images": dict(self.images),
+            "instances": _by_kind(self._counts.sum(axis=(1, 2))),
+            "by_category": {
+                name: _by_kind(self._counts[:, code].sum(axis=1))
+                for code, name in enumerate(self._categories)
+                if self._counts[:, code].any()
+            },
+            "by_size": {name: _by_kind(self._counts[:, :, k].sum(axis=1)) for k, name in enumerate(SIZES)},
+            "relabelled": [{"from": a, "to": b, "count": count} for count, a, b in relabelled],
+        }
+
+
+def sizes_of(areas: Ints) -> Ints:
+    """Return the place in `SIZES` of masks of so many pixels."""
+    return np.searchsorted(np.array(COCO_EDGES[1:3]), areas, side="right").astype(np.int64)
+
+
+def _by_kind(counts: Ints) -> dict[str, int]:
+    return dict(zip(KINDS, counts.tolist(), strict=True))

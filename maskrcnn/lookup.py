@@ -1,0 +1,388 @@
+"""Images of a finished run and what was found in them, looked up without reading its tables whole.
+
+A row group is read once for images that are asked for in order. Where an image stands follows from the statistics of
+row groups, so that those of other images are not read.
+"""
+
+import importlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from .errors import RunError, UsageError
+from .parts import Part, read_table
+from .reduce import parts_of
+from .run import Run
+from .schema import INSTANCES, detections_of
+from .storage import Storage
+from .types import Detections
+
+WORST: Final = "evaluation/images.parquet"
+"""Written by `maskrcnn evaluate`: a row an image, with its quality."""
+_IMAGE: Final = [
+    *("image_id", "name", "uri", "status", "error", "message"),
+    *("width", "height", "n_instances", "capped", "bytes", "etag"),
+]
+_FOUND: Final = ["category_id", "score", "box", "area", "segmentation", "mask_box", "frame"]
+_HEAVY: Final = ("segmentation", "frame")
+"""Columns of `instances` that a condition cannot ask for."""
+_HELD_GROUPS: Final = 3
+"""Of each table; images that are asked for out of order, but not far from it, need more than one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """An image of a run."""
+
+    row: int
+    """Of the manifest, from 0."""
+    part: Part
+    start: int
+    """Row of the part's `instances` with which its own begin."""
+    image_id: int
+    name: str
+    uri: str
+    status: str
+    error: str | None
+    message: str | None
+    width: int | None
+    height: int | None
+    n_instances: int
+    capped: bool
+    bytes: int | None
+    etag: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """An image that a condition holds for."""
+
+    row: int
+    instances: tuple[int, ...]
+    """Numbers of those that it holds for; none where it holds for an image in which nothing was found."""
+
+
+class RunReader:
+    """Reads images and instances of a finished run by image, a few row groups at a time.
+
+    Raises:
+        RunError: every method, where a part cannot be read.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run: Final = run
+        self.storage: Final = Storage(run.url)
+        self.parts: Final = parts_of(run.success)
+        self._firsts = np.cumsum([0, *(part.n_images for part in self.parts)])
+        self._open: _OpenPart | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._open is not None:
+            self._open.close()
+        self._open = None
+
+    @property
+    def n_images(self) -> int:
+        """How many images there are, failed ones among them."""
+        return int(self._firsts[-1])
+
+    def image(self, row: int) -> ImageRow:
+        """Return an image by its row of the manifest."""
+        number = int(np.searchsorted(self._firsts, row, side="right")) - 1
+        within = row - int(self._firsts[number])
+        opened = self._part(self.parts[number])
+        return ImageRow(row, opened.part, int(opened.starts[within]), **opened.images.row(within))
+
+    def images(self) -> Iterator[ImageRow]:
+        """Give all images, in order of their names."""
+        return map(self.image, range(self.n_images))
+
+    def instances(self, image: ImageRow) -> pa.Table:
+        """Return an image's rows of `instances`, without what is the same for all of them."""
+        return self._part(image.part).instances.slice(image.start, image.start + image.n_instances)
+
+    def detections(self, image: ImageRow) -> Detections:
+        """Return what was found in an image that did not fail."""
+        size = {"height": image.height, "width": image.width, "capped": image.capped}
+        return detections_of(size, self.instances(image))
+
+    def boxes(self, image: ImageRow) -> pa.Table:
+        """Return `category_id`, `score` and `box` of an image's instances; masks are not read."""
+        columns = ["category_id", "score", "box"]
+        with self.storage.open(image.part.instances) as file, pq.ParquetFile(file) as parquet:
+            groups = _Groups(parquet, columns)
+            return groups.slice(image.start, image.start + image.n_instances)
+
+    def rows_of(self, column: str, values: Iterable[Any]) -> dict[Any, int]:
+        """Return the rows of the images that have one of some values in a column.
+
+        Args:
+            column: `image_id` or `name`, in which no value comes twice.
+            values: of its type.
+
+        Returns:
+            rows of the manifest by value; those that no image has are missing.
+        """
+        wanted = sorted(set(values))
+        found: dict[Any, int] = {}
+        for part, first in zip(self.parts, self._firsts.tolist(), strict=False):
+            if len(found) == len(wanted):
+                break
+            with self.storage.open(part.images) as file, pq.ParquetFile(file) as parquet:
+                groups = _Groups(parquet, [column])
+                for group in range(parquet.num_row_groups):
+                    some = [value for value in wanted if groups.may_hold(group, value)]
+                    if some:
+                        values_here = groups.table(group)[column]
+                        hits = pc.index_in(values_here, pa.array(some, values_here.type)).to_pylist()
+                        begin = first + int(groups.firsts[group])
+                        found |= {some[hit]: begin + row for row, hit in enumerate(hits) if hit is not None}
+        return found
+
+    def column(self, name: str) -> Iterator[pa.ChunkedArray]:
+        """Give a column of `images`, a part at a time."""
+        for part in self.parts:
+            with self.storage.open(part.images) as file:
+                yield pq.read_table(file, columns=[name])[name]
+
+    def tables(self) -> Iterator[tuple[int, pa.Table, pa.Table]]:
+        """Give the first row, all of `images`, and `instances` without masks, a part at a time."""
+        columns = [name for name in INSTANCES.names if name not in _HEAVY]
+        for part, first in zip(self.parts, self._firsts.tolist(), strict=False):
+            with self.storage.open(part.instances) as file:
+                instances = pq.read_table(file, columns=columns)
+            yield first, read_table(self.storage, part.images), instances
+
+    def _part(self, part: Part) -> "_OpenPart":
+        if self._open is None or (self._open.part is not part and self._open.part != part):
+            self.close()
+            self._open = _OpenPart(self.storage, part)
+        return self._open
+
+
+class _Groups:
+    """Row groups of one Parquet file, the last few held."""
+
+    def __init__(self, parquet: pq.ParquetFile, columns: list[str]) -> None:
+        self._parquet = parquet
+        self._columns = columns
+        self._tables: OrderedDict[int, pa.Table] = OrderedDict()
+        self._rows: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
+        sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+        self.firsts: NDArray[np.int64] = np.cumsum([0, *sizes])
+
+    def table(self, group: int) -> pa.Table:
+        """Return a row group."""
+        if group not in self._tables:
+            self._tables[group] = self._parquet.read_row_group(group, columns=self._columns)
+        self._tables.move_to_end(group)
+        while len(self._tables) > _HELD_GROUPS:
+            self._tables.popitem(last=False)
+        return self._tables[group]
+
+    def row(self, row: int) -> dict[str, Any]:
+        """Return one row of the file."""
+        group = int(np.searchsorted(self.firsts, row, side="right")) - 1
+        if group not in self._rows:
+            self._rows[group] = self._parquet.read_row_group(group, columns=self._columns).to_pylist()
+        self._rows.move_to_end(group)
+        while len(self._rows) > _HELD_GROUPS:
+            self._rows.popitem(last=False)
+        return self._rows[group][row - int(self.firsts[group])]
+
+    def slice(self, start: int, stop: int) -> pa.Table:
+        """Return consecutive rows of the file."""
+        low = int(np.searchsorted(self.firsts, start, side="right")) - 1
+        high = int(np.searchsorted(self.firsts, max(stop, start + 1), side="left"))
+        pieces = []
+        for group in range(low, min(high, self._parquet.num_row_groups)):
+            first = int(self.firsts[group])
+            table = self.table(group)
+            begin = max(start - first, 0)
+            pieces.append(table.slice(begin, max(min(stop - first, len(table)) - begin, 0)))
+        if not pieces:
+            schema = self._parquet.schema_arrow
+            return pa.schema([schema.field(name) for name in self._columns]).empty_table()
+        return pieces[0] if len(pieces) == 1 else pa.concat_tables(pieces)
+
+    def may_hold(self, group: int, value: Any) -> bool:
+        """Return whether a value of the first column can be in a row group, by its statistics."""
+        metadata = self._parquet.metadata.row_group(group)
+        for index in range(metadata.num_columns):
+            column = metadata.column(index)
+            if column.path_in_schema == self._columns[0]:
+                statistics = column.statistics
+                known = statistics is not None and statistics.has_min_max
+                return not known or bool(statistics.min <= value <= statistics.max)
+        return True
+
+
+class _OpenPart:
+    """The files of one part, and where in it each image's instances begin."""
+
+    def __init__(self, storage: Storage, part: Part) -> None:
+        self.part = part
+        with ExitStack() as stack:
+            images, instances = (
+                stack.enter_context(pq.ParquetFile(stack.enter_context(storage.open(path))))
+                for path in (part.images, part.instances)
+            )
+            self.images = _Groups(images, _IMAGE)
+            self.instances = _Groups(instances, _FOUND)
+            counts = images.read(columns=["n_instances"])["n_instances"].to_numpy().astype(np.int64)
+            self._stack = stack.pop_all()
+        self.starts: NDArray[np.int64] = np.cumsum(counts) - counts
+
+    def close(self) -> None:
+        """Close the files."""
+        self._stack.close()
+
+
+# Which ones
+
+
+def find_images(reader: RunReader, asked: Sequence[str]) -> list[ImageRow]:
+    """Return images by what a user calls them: their name, their id, or the last part of their name.
+
+    Raises:
+        UsageError: there is no such image, or there are several.
+    """
+    by_name = reader.rows_of("name", asked)
+    ids = [int(text) for text in asked if text not in by_name and text.isdecimal() and len(text) < 19]
+    by_id = reader.rows_of("image_id", ids) if ids else {}
+    rows = {text: by_name.get(text, by_id.get(int(text) if text.isdecimal() else None)) for text in asked}
+    missing = [text for text, row in rows.items() if row is None]
+    if missing:
+        rows |= _by_last_part(reader, missing)
+    return [reader.image(row) for row in rows.values() if row is not None]
+
+
+def _by_last_part(reader: RunReader, asked: Sequence[str]) -> dict[str, int]:
+    found: dict[str, list[tuple[int, str]]] = {text: [] for text in asked}
+    first = 0
+    for names in reader.column("name"):
+        for text, hits in found.items():
+            ends = pc.or_(pc.ends_with(names, f"/{text}"), pc.match_substring(names, f"/{text}."))
+            ends = pc.or_(ends, pc.starts_with(names, f"{text}."))
+            at = np.flatnonzero(ends.to_numpy(zero_copy_only=False))[:4].tolist()
+            hits.extend((first + row, names[row].as_py()) for row in at)
+        first += len(names)
+    for text, hits in found.items():
+        if not hits:
+            raise UsageError(f"{reader.run.url} has no image {text!r}; its table `images` has names and ids")
+        if len(hits) > 1:
+            names_of = ", ".join(repr(name) for _, name in hits[:4])
+            raise UsageError(f"several images are called {text!r}: {names_of}; give one's whole name")
+    return {text: hits[0][0] for text, hits in found.items()}
+
+
+def first_images(reader: RunReader, count: int) -> list[ImageRow]:
+    """Return the first images in which something was found."""
+    found = []
+    for image in reader.images():
+        if image.status == "ok":
+            found.append(image)
+        if len(found) == count:
+            break
+    return found
+
+
+def worst_images(reader: RunReader, count: int) -> list[tuple[ImageRow, float]]:
+    """Return the images of least quality, by `maskrcnn evaluate`, with their quality.
+
+    Raises:
+        UsageError: the run was not evaluated.
+        RunError: what the evaluation wrote is not of this run.
+    """
+    try:
+        table = read_table(reader.storage, WORST)
+    except FileNotFoundError as error:
+        url = reader.run.url
+        raise UsageError(
+            f"{url} was not evaluated; run `maskrcnn evaluate {url} --truth COCO.json` first"
+        ) from error
+    order = pc.sort_indices(table, sort_keys=[("quality", "ascending"), ("image_id", "ascending")])
+    worst = table.select(["image_id", "quality"]).take(order.slice(0, count)).to_pylist()
+    rows = reader.rows_of("image_id", [entry["image_id"] for entry in worst])
+    if len(rows) < len(worst):
+        raise RunError(f"{reader.run.url}/{WORST} is of other images than the run's; evaluate it again")
+    return [(reader.image(rows[entry["image_id"]]), float(entry["quality"])) for entry in worst]
+
+
+def where(reader: RunReader, condition: str, count: int) -> list[Match]:
+    """Return the first images for which a condition in SQL holds, with the instances for which it does.
+
+    It may name the columns of `images` and `instances` but the masks'; an image in which nothing was found has null
+    for those of `instances`. It is asked of each part in turn, in a database in memory that can read and write nothing
+    else.
+
+    Args:
+        reader: of the run.
+        condition: what may stand behind WHERE.
+        count: the most images.
+
+    Raises:
+        UsageError: DuckDB is not installed, or does not understand the condition.
+    """
+    try:
+        duckdb = importlib.import_module("duckdb")
+    except ModuleNotFoundError as error:
+        raise UsageError("--where needs DuckDB: pip install 'maskrcnn-ray[notebooks]'") from error
+    query = (
+        "SELECT image_row, instance FROM images LEFT JOIN instances USING (image_id)\n"  # noqa: S608 (the user's own)
+        f"WHERE (\n{condition}\n) ORDER BY image_row, instance"
+    )
+    found: dict[int, list[int]] = {}
+    try:
+        statements = duckdb.extract_statements(query)
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            raise UsageError(f"--where takes one condition, as it may stand behind WHERE, not {condition!r}")
+        for first, images, instances in reader.tables():
+            with duckdb.connect(":memory:", config=_CLOSED) as connection:
+                numbered = images.append_column("image_row", pa.array(np.arange(first, first + len(images))))
+                connection.register("images", numbered)
+                connection.register("instances", instances)
+                connection.execute("SET lock_configuration = true")
+                answer = connection.execute(query)
+                while rows := answer.fetchmany(10_000):
+                    for row, instance in rows:
+                        if row not in found and len(found) == count:
+                            return _matches(found)
+                        if not isinstance(row, int) or not first <= row < first + len(images):
+                            raise UsageError(f"--where takes one condition, not {condition!r}")
+                        found.setdefault(row, []).extend([] if instance is None else [instance])
+    except duckdb.Error as error:
+        raise UsageError(f"--where: {' '.join(str(error).split())}") from error
+    return _matches(found)
+
+
+_CLOSED: Final = {
+    "enable_external_access": "false",
+    "autoload_known_extensions": "false",
+    "autoinstall_known_extensions": "false",
+    "python_enable_replacements": "false",
+    "temp_directory": "",
+}
+"""No files, no network, no extensions, and no variables of this program as tables."""
+
+
+def _matches(found: dict[int, list[int]]) -> list[Match]:
+    return [Match(row, tuple(instances)) for row, instances in found.items()]

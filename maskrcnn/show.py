@@ -1,0 +1,410 @@
+"""Images of a finished run with what was found in them, chosen by name, by a condition, or as the worst.
+
+A photo is shown whole. Of an image that is too large for that, as rasters in runs of windows are, what is shown is
+around an instance.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .closeups import Focus, look_around, region_around, region_pixels
+from .decode import Limits, decode_image
+from .display import (
+    CELL_PX,
+    DISPLAY_SCORE,
+    SMALLEST_PX,
+    Cell,
+    blank,
+    draw_legibly,
+    mask_cells,
+    short,
+    taken,
+)
+from .errors import ERROR_CODES, ItemError, RunError, UsageError
+from .frozen import read_items
+from .items import Items
+from .lookup import ImageRow, RunReader, find_images, first_images, where, worst_images
+from .sandbox import Decoders
+from .storage import read_input
+from .types import Category, Detections, Pixels
+from .visualize import instance_color
+from .windows import Rect
+
+WHOLE_PIXELS: Final = 2**22
+"""In runs of windows, larger images are shown around instances."""
+PICTURE_PX: Final = 1280
+SHEET_PX: Final = 480
+_CROWD: Final = 20
+_TYPE_SCALE: Final = 1.2
+"""Of lines and type on a sheet, whose pictures are small."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """An image, or a region of one, and the instances to draw on it."""
+
+    name: str
+    image_id: int | None
+    detections: Detections
+    numbers: tuple[int, ...]
+    """Of the instances, in the image."""
+    pixels: Pixels | None
+    """None where the image cannot be shown."""
+    note: str = ""
+    """Why it cannot, or what it was chosen for."""
+    focus: int | None = None
+    """Which of the detections the region is around; None for a whole image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An image to show."""
+
+    image: ImageRow
+    instances: tuple[int, ...] | None = None
+    """Numbers of those to show; None: all."""
+    note: str = ""
+
+
+def choose(
+    reader: RunReader,
+    count: int,
+    images: Sequence[str] = (),
+    condition: str | None = None,
+    worst: int | None = None,
+) -> list[Choice]:
+    """Return what a user asked for; without any wish, the first images in which something was found.
+
+    Args:
+        reader: of the run.
+        count: the most images, where they are not named.
+        images: names or ids.
+        condition: in SQL, see `lookup.where`.
+        worst: so many of the images with the least quality.
+
+    Raises:
+        UsageError: no image is so, the run was not evaluated, or the condition is none.
+        RunError: the run cannot be read.
+    """
+    if images:
+        return [Choice(image) for image in find_images(reader, images)]
+    if condition is not None:
+        matches = where(reader, condition, count)
+        if not matches:
+            raise UsageError(f"no image of {reader.run.url} is so: {condition}")
+        return [Choice(reader.image(match.row), match.instances) for match in matches]
+    if worst is not None:
+        found = worst_images(reader, worst)
+        return [Choice(image, note=f"quality {quality:.2f}") for image, quality in found]
+    first = first_images(reader, count)
+    if not first:
+        raise UsageError(f"nothing was found in any image of {reader.run.url}")
+    return [Choice(image) for image in first]
+
+
+def views(
+    reader: RunReader,
+    choices: Sequence[Choice],
+    *,
+    min_score: float = DISPLAY_SCORE,
+    labels: Collection[int] | None = None,
+    count: int = 12,
+) -> Iterator[View]:
+    """Give the chosen images one by one, with their pixels; of a large one up to `count` regions.
+
+    An image that cannot be shown any more gives a view without pixels, that says why.
+
+    Args:
+        reader: of the run.
+        choices: from `choose`.
+        min_score: weaker instances are left out.
+        labels: category ids of the instances to show; None: all.
+        count: the most regions.
+
+    Raises:
+        RunError: the run cannot be read.
+    """
+    items = read_items(reader.storage)
+    if items is None:
+        for choice in choices:
+            yield _whole(reader, choice, min_score, labels)
+        return
+    left = max(count, len(choices))
+    with Decoders(1) as decoders:
+        for position, choice in enumerate(choices):
+            room = max(1, (left + len(choices) - position - 1) // (len(choices) - position))
+            for view in _windowed(reader, items, decoders, choice, min_score, labels, room):
+                left -= 1
+                yield view
+
+
+def _whole(reader: RunReader, choice: Choice, min_score: float, labels: Collection[int] | None) -> View:
+    image, settings = choice.image, reader.run.info["settings"]
+    refused = _failed(image)
+    if refused is not None:
+        return refused
+    limits = Limits(settings["max_pixels"], settings["max_bytes"], float("inf"))
+    try:
+        pixels = read_image(image, limits)
+    except (ItemError, RunError) as fault:
+        return _without(image, fault)
+    detections = reader.detections(image)
+    return _some(image, choice, detections, pixels, min_score, labels)
+
+
+def read_image(image: ImageRow, limits: Limits) -> Pixels:
+    """Return an image's pixels, as the run saw them.
+
+    Raises:
+        ItemError: it cannot be read any more; `changed`, where its bytes or its size are others now.
+        RunError: it cannot be reached from this machine.
+    """
+    data = read_input(image.uri, limits.max_bytes, image.etag)
+    if image.bytes is not None and len(data) != image.bytes:
+        raise ItemError("changed", f"{len(data)} bytes, planned were {image.bytes}")
+    pixels = decode_image(data, limits).pixels
+    if pixels.shape[:2] != (image.height, image.width):
+        raise ItemError("changed", "another size than planned")
+    return pixels
+
+
+def _failed(image: ImageRow) -> View | None:
+    if image.width is not None and image.height is not None and image.status != "failed":
+        return None
+    why = ERROR_CODES.get(image.error or "", image.status)
+    return View(image.name, image.image_id, nothing(1, 1), (), None, f"It failed in the run: {why}.")
+
+
+def _without(image: ImageRow, fault: ItemError | RunError) -> View:
+    why = ERROR_CODES[fault.code] if isinstance(fault, ItemError) else "not from this machine"
+    found = nothing(image.height or 1, image.width or 1)
+    return View(image.name, image.image_id, found, (), None, f"The image cannot be read any more: {why}.")
+
+
+def _some(
+    image: ImageRow,
+    choice: Choice,
+    detections: Detections,
+    pixels: Pixels,
+    min_score: float,
+    labels: Collection[int] | None,
+) -> View:
+    wanted = _wanted(detections.labels, detections.scores, choice, min_score, labels)
+    numbers = tuple(wanted.tolist())
+    return View(image.name, image.image_id, taken(detections, wanted), numbers, pixels, choice.note)
+
+
+def _wanted(
+    found: NDArray[np.int32],
+    scores: NDArray[np.float32],
+    choice: Choice,
+    min_score: float,
+    labels: Collection[int] | None,
+) -> NDArray[np.intp]:
+    keep = scores >= np.float32(min_score)
+    if labels is not None:
+        keep &= np.isin(found, list(labels))
+    if choice.instances is not None:
+        keep &= np.isin(np.arange(len(found)), choice.instances)
+    return np.flatnonzero(keep)
+
+
+def nothing(height: int, width: int) -> Detections:
+    """Return the detections of an image in which nothing was found."""
+    return Detections(
+        height=height,
+        width=width,
+        boxes=np.zeros((0, 4), np.float32),
+        labels=np.zeros(0, np.int32),
+        scores=np.zeros(0, np.float32),
+        masks=(),
+        areas=np.zeros(0, np.int64),
+        mask_boxes=np.zeros((0, 4), np.int32),
+        capped=False,
+    )
+
+
+# Runs of windows
+
+
+def _windowed(
+    reader: RunReader,
+    items: Items,
+    decoders: Decoders,
+    choice: Choice,
+    min_score: float,
+    labels: Collection[int] | None,
+    room: int,
+) -> Iterator[View]:
+    image, run = choice.image, reader.run.info
+    refused = _failed(image)
+    if refused is not None or image.height is None or image.width is None:
+        yield refused or _without(image, ItemError("corrupt", "its size is not known"))
+        return
+    if image.height * image.width <= WHOLE_PIXELS:
+        whole = focus_on(image, 0, 0, 0.0, Rect(0, 0, image.width, image.height))
+        try:
+            pixels = region_pixels(decoders, run, items, whole)
+        except (ItemError, RunError) as fault:
+            yield _without(image, fault)
+            return
+        yield _some(image, choice, reader.detections(image), pixels, min_score, labels)
+        return
+    foci = _foci(reader, choice, min_score, labels, room)
+    for focus, pick in zip(foci, look_around(reader.storage, foci, min_score), strict=True):
+        try:
+            pixels = region_pixels(decoders, run, items, focus)
+        except (ItemError, RunError) as fault:
+            yield _without(image, fault)
+            return
+        keep = np.arange(len(pick.detections)) == pick.focus
+        if choice.instances is None:
+            keep |= _is_in(pick.detections.labels, labels)
+        found = taken(pick.detections, np.flatnonzero(keep))
+        at = int(keep[: pick.focus].sum())
+        numbers = tuple(focus.number if place == at else -1 for place in range(len(found)))
+        note = f"from column {focus.region.col_off:,}, row {focus.region.row_off:,}"
+        yield View(image.name, image.image_id, found, numbers, pixels, note, at)
+
+
+def _is_in(found: NDArray[np.int32], labels: Collection[int] | None) -> NDArray[np.bool_]:
+    return np.ones(len(found), np.bool_) if labels is None else np.isin(found, list(labels))
+
+
+def _foci(
+    reader: RunReader, choice: Choice, min_score: float, labels: Collection[int] | None, room: int
+) -> list[Focus]:
+    """Return regions around instances of an image, the best first, none of which is much like another."""
+    image, table = choice.image, reader.boxes(choice.image)
+    found, scores = table["category_id"].to_numpy(), table["score"].to_numpy()
+    wanted = _wanted(found, scores, choice, min_score, labels)
+    foci: list[Focus] = []
+    for number in wanted.tolist():
+        box = table["box"][number].as_py()
+        region = region_around(box, image.height or 1, image.width or 1)
+        shared = [region.shared(other.region) for other in foci]
+        if all(4 * part.width * part.height < region.width * region.height for part in shared):
+            foci.append(focus_on(image, number, int(found[number]), float(scores[number]), region))
+        if len(foci) == room:
+            break
+    return foci
+
+
+def focus_on(image: ImageRow, number: int, label: int, score: float, region: Rect) -> Focus:
+    """Return a region of an image, as `closeups` takes it."""
+    return Focus(
+        part=image.part,
+        row=image.row,
+        start=image.start,
+        stop=image.start + image.n_instances,
+        number=number,
+        label=label,
+        score=score,
+        region=region,
+        height=image.height or 0,
+        width=image.width or 0,
+        name=image.name,
+        uri=image.uri,
+        etag=image.etag,
+    )
+
+
+# Pictures
+
+
+def picture_of(view: View, categories: Sequence[Category], side: int, *, small: bool = False) -> Pixels:
+    """Return a view drawn; a grey picture that says why, where it cannot be.
+
+    Args:
+        view: what to draw.
+        categories: of the run.
+        side: the longest side in pixels; images of less than 800 are enlarged.
+        small: with larger type, for a sheet.
+    """
+    if view.pixels is None:
+        found = view.detections
+        height, width = (found.height, found.width) if found.height > 1 else (3, 4)
+        scale = (side if small else min(side, SMALLEST_PX)) / max(height, width)
+        return blank(max(160, round(width * scale)), max(80, round(height * scale)), view.note)
+    # Crowds need room, in which their labels can be told apart.
+    crowded = len(view.detections) > _CROWD
+    least = side if small or crowded else min(SMALLEST_PX, side)
+    return draw_legibly(
+        view.pixels,
+        view.detections,
+        categories,
+        min(side, max(least, *view.pixels.shape[:2])),
+        scale=_TYPE_SCALE if small else 1.0,
+        colors=[instance_color(number if number >= 0 else 1000 + k) for k, number in enumerate(view.numbers)],
+    )
+
+
+def cells_of(view: View, categories: Sequence[Category], side: int, *, masks: bool = False) -> list[Cell]:
+    """Return the cells of a view on a sheet: the picture, or the picture and each mask apart."""
+    count = len(view.detections)
+    what = f"{count:,} instance{'' if count == 1 else 's'}"
+    note = "" if view.pixels is None else view.note
+    lines = (view.name, ", ".join(filter(None, (note, "" if view.pixels is None else what))))
+    cells = [Cell(picture_of(view, categories, side, small=True), lines)]
+    if masks and view.pixels is not None:
+        some = view if view.focus is None else _in_focus(view)
+        cells += mask_cells(
+            view.pixels, some.detections, categories, min_score=0.0, cell_px=side, numbers=some.numbers
+        )
+    return cells
+
+
+def _in_focus(view: View) -> View:
+    focus = view.focus or 0
+    only = taken(view.detections, np.array([focus]))
+    return View(view.name, view.image_id, only, (view.numbers[focus],), view.pixels)
+
+
+def facts_of(view: View, categories: Sequence[Category]) -> dict[str, Any]:
+    """Return what a view shows, as JSON: name, id, and category, score, box and area of each instance."""
+    names = {category.id: category.name for category in categories}
+    found = view.detections
+    return {
+        "name": view.name,
+        "image_id": view.image_id,
+        "shown": view.pixels is not None,
+        "note": view.note,
+        "instances": [
+            {
+                "instance": number if number >= 0 else None,
+                "category": names.get(label, f"#{label}"),
+                "score": round(score, 4),
+                "box": [round(side, 2) for side in box],
+                "area": area,
+            }
+            for number, label, score, box, area in zip(
+                view.numbers,
+                found.labels.tolist(),
+                found.scores.tolist(),
+                found.boxes.tolist(),
+                found.areas.tolist(),
+                strict=True,
+            )
+        ],
+    }
+
+
+def summary_of(view: View, categories: Sequence[Category]) -> str:
+    """Return in one line how many of each category a view shows; or why there is no picture."""
+    if view.pixels is None:
+        return f"{view.name}: {view.note}"
+    names = {category.id: category.name for category in categories}
+    labels, counts = np.unique(view.detections.labels, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    each = [f"{counts[k]} {short(names.get(int(labels[k]), f'#{labels[k]}'))}" for k in order]
+    noted = f" ({view.note})" if view.note else ""
+    return f"{view.name}{noted}: {', '.join(each) or 'nothing'}"
+
+
+def side_of(cells: int, *, masks: bool) -> int:
+    """Return how large the pictures on a sheet of so many cells are, pixels."""
+    return CELL_PX if masks or cells > 16 else SHEET_PX
