@@ -5,6 +5,7 @@ A test of a store runs on each by asking for `store_url`. A test that wants S3 a
 that. A fixture of a wider scope takes `moto_process` or `weed_process`, and enters `S3Server.environment()`.
 """
 
+import atexit
 import contextlib
 import os
 import shutil
@@ -24,6 +25,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+ENDED = pytest.StashKey[int]()
 BUCKET = "test-bkt"
 ACCESS_KEY = "testkey"
 SECRET_KEY = "testsecret"
@@ -172,3 +174,23 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"memory://{uuid.uuid4().hex[:12]}"
     server: S3Server = request.getfixturevalue(f"{request.param}_server")
     return server.prefix()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Remember how it ended, for the end of the process."""
+    session.config.stash[ENDED] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the process once Python's own exit handlers have run, before its native libraries are taken down.
+
+    This one process has loaded torch, Arrow, DuckDB, GDAL twice (rasterio's and pyogrio's), gRPC and their threads, as no
+    process of a user does; taken down in whatever order, they ended a passed run with a segmentation fault, once of two times.
+    """
+    if ENDED in config.stash:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash[ENDED])

@@ -10,7 +10,12 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
 def test_there_are_notebooks() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["01_segment_an_image", "02_run_and_query", "03_rasters"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "01_segment_an_image",
+        "02_run_and_query",
+        "03_rasters",
+        "04_train_your_own",
+    ]
 
 
 @pytest.mark.notebook
