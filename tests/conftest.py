@@ -186,8 +186,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End the process once Python's own exit handlers have run, before its native libraries are taken down.
 
-    This one process has loaded torch, Arrow, DuckDB, GDAL twice (rasterio's and pyogrio's), gRPC and their threads, as no
-    process of a user does; taken down in whatever order, they ended a passed run with a segmentation fault, once of two times.
+    This one process has loaded torch, Arrow, DuckDB, gRPC and two GDALs (rasterio's and pyogrio's), as no process of a
+    user does. Taken down in whatever order, with their threads, they once ended a run that had passed with a
+    segmentation fault.
     """
     if ENDED in config.stash:
         atexit._run_exitfuncs()

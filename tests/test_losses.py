@@ -119,7 +119,7 @@ def test_the_losses_of_the_rpn_are_their_equations(witnessed, sample):
     assert ((iou.max(1) >= 0.7) | best_of_an_object)[positive].all()
     assert (iou.max(1) < 0.3)[negative].all()
     drawn = positive | negative
-    assert drawn.sum() == network.rpn.fg_bg_sampler.batch_size_per_image
+    assert drawn.sum() == 128  # of the light network
 
     expected = cross_entropy(logits[drawn], positive[drawn]).sum() / drawn.sum()
     assert found["loss_objectness"] == pytest.approx(expected, rel=1e-4)
