@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from torchvision.transforms.v2 import functional as T  # noqa: N812
 
 from .losses import Target
+from .rle import rle_areas, rle_boxes_xywh
 from .types import Pixels
 
 MIN_VISIBLE: Final = 0.1
@@ -147,12 +148,12 @@ def _crops(
     """Return what a region shows of masks, which of them it shows, and the whole area of each of these."""
     y0, x0, y1, x1 = region
     rles = [{"size": [height, width], "counts": counts} for counts in masks]
-    boxes = coco_mask.toBbox(rles).reshape(-1, 4) if rles else np.zeros((0, 4))
+    boxes = rle_boxes_xywh(rles)
     near = [
         i for i, (x, y, w, h) in enumerate(boxes.tolist()) if x < x1 and y < y1 and x + w > x0 and y + h > y0
     ]
     crops = [coco_mask.decode(rles[i])[y0:y1, x0:x1] for i in near]
-    areas = [int(area) for area in coco_mask.area([rles[i] for i in near])] if near else []
+    areas = rle_areas([rles[i] for i in near]).tolist()
     return np.stack(crops) if crops else np.zeros((0, y1 - y0, x1 - x0), np.uint8), near, areas
 
 

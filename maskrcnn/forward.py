@@ -8,6 +8,7 @@ the boxes above the score, and of those that remain. (On CUDA torchvision's `nms
 from the host to the device.) None of it depends on how many instances there are.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,10 +21,16 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.ops import nms
 
-from .pooling import Pyramid, pool
+from .pooling import Pyramid, pool, pyramid_of
 
 MIN_BOX_SIDE_PX: Final = 1e-2
 """Thinner boxes are dropped, as torchvision does."""
+
+_SMALLEST_PX: Final = torch.finfo(torch.float32).tiny
+"""What is not empty is wider than this."""
+
+PROPOSALS: Final = 2.5
+"""The least for each detection that an image may have; where a network was trained with fewer, it looks at more."""
 
 _MAX_AT_ONCE: Final = 100_000
 """Boxes that CUDA compares with each other: a bit a pair, 1.2 GB."""
@@ -83,9 +90,9 @@ class Forward:
         if isinstance(features, Tensor):
             features = OrderedDict([("0", features)])
         limits = sizes.flip(1).repeat(1, 2)  # width, height, width, height
-        proposals, present, finite = self._propose(features, (batch.shape[2], batch.shape[3]), limits)
+        proposals, present, finite = self.propose(features, (batch.shape[2], batch.shape[3]), limits)
         heads = self._network.roi_heads
-        pyramid = Pyramid.of(features, heads.box_roi_pool.featmap_names, batch.shape[-2])
+        pyramid = pyramid_of(features, heads.box_roi_pool, batch.shape[-2])
 
         image = torch.arange(len(batch), device=batch.device).repeat_interleave(proposals.shape[1])
         pooled = pool(pyramid, heads.box_roi_pool, proposals.flatten(0, 1), image)
@@ -94,8 +101,8 @@ class Forward:
         logits, deltas = logits.float().view(shape), deltas.float().view(shape)
         finite = finite & _finite(logits) & _finite(deltas)
 
-        image, boxes, labels, scores = self._choose(logits, deltas, proposals, present, limits)
-        masks = self._probabilities(pyramid, image, boxes, labels)
+        image, boxes, labels, scores = self.choose(logits, deltas, proposals, present, limits)
+        masks = self.probabilities(pyramid, image, boxes, labels)
         faults = torch.zeros(len(batch), device=batch.device)
         faults.index_add_(0, image, (~_finite(masks)).float())
         return Found(image, boxes, labels, scores, masks, finite & (faults == 0))
@@ -116,7 +123,7 @@ class Forward:
             torch.cuda.current_stream(device).synchronize()
         return levels
 
-    def _propose(
+    def propose(
         self, features: dict[str, Tensor], canvas: tuple[int, int], limits: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the region proposals.
@@ -127,13 +134,14 @@ class Forward:
         Reference: `RegionProposalNetwork.filter_proposals`, which decodes the boxes of all anchors first.
         """
         rpn = self._network.rpn
+        enough = math.ceil(PROPOSALS * self._max_detections)
         maps = list(features.values())
         anchors = self._anchors(canvas, tuple((m.shape[-2], m.shape[-1]) for m in maps))
         boxes, scores = [], []
         for objectness, offsets, level_anchors in zip(*rpn.head(maps), anchors, strict=True):
             # (B, A, H, W) to (B, H * W * A), the order of the anchors.
             score = objectness.permute(0, 2, 3, 1).flatten(1).float()
-            score, best = score.topk(min(rpn.pre_nms_top_n(), score.shape[1]), dim=1)
+            score, best = score.topk(min(max(rpn.pre_nms_top_n(), enough), score.shape[1]), dim=1)
             deltas = offsets.permute(0, 2, 3, 1).reshape(len(offsets), -1, 4)
             deltas = _rows(deltas, best).float()
             decoded = rpn.box_coder.decode_single(deltas.flatten(0, 1), level_anchors[best.flatten()])
@@ -148,10 +156,10 @@ class Forward:
         score = score.where(_wide(box, rpn.min_size) & (score >= rpn.score_thresh), _ABSENT)
         kept = _not_suppressed(box.flatten(0, 1), score.flatten(), counts * len(box), rpn.nms_thresh)
         score = score.where(kept.view_as(score), _ABSENT)
-        score, best = score.topk(min(rpn.post_nms_top_n(), score.shape[1]), dim=1)
+        score, best = score.topk(min(max(rpn.post_nms_top_n(), enough), score.shape[1]), dim=1)
         return _rows(box, best), score > _ABSENT, finite
 
-    def _choose(
+    def choose(
         self, logits: Tensor, deltas: Tensor, proposals: Tensor, present: Tensor, limits: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return image, box, label and score of what is above the score, not suppressed, and among the best.
@@ -174,7 +182,10 @@ class Forward:
         picked = deltas.view(n_images, n_proposals, n_labels, 4)[image, row, label]
         boxes = heads.box_coder.decode_single(picked, proposals[image, row])
         boxes = _clipped(boxes.nan_to_num(), limits[image])
-        score = score.where(_wide(boxes, MIN_BOX_SIDE_PX), _ABSENT)
+        # detectron2 lets empty boxes take a place among the best, and drops them then.
+        last = getattr(heads, "drops_empty_boxes_last", False)
+        wide = _wide(boxes, _SMALLEST_PX if last else MIN_BOX_SIDE_PX)
+        score = score if last else score.where(wide, _ABSENT)
 
         # By image and label for the suppression, …
         group = image * n_labels + label
@@ -191,10 +202,13 @@ class Forward:
         before = counts.view(n_images, n_labels).sum(1).cumsum(0).roll(1)
         before[0] = 0
         rank = torch.arange(len(order), device=order.device) - before[image[order]]
-        best = order[((rank < self._max_detections) & (score[order] > _ABSENT)).nonzero().squeeze(1)]
+        chosen = (rank < self._max_detections) & (score[order] > _ABSENT) & (wide[order] | (not last))
+        best = order[chosen.nonzero().squeeze(1)]
         return image[best], boxes[best], label[best], score[best]
 
-    def _probabilities(self, pyramid: Pyramid, image: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+    def probabilities(
+        self, pyramid: Pyramid | list[Tensor], image: Tensor, boxes: Tensor, labels: Tensor
+    ) -> Tensor:
         """Return what the mask head says of each box for its own label, (N, M, M) float32.
 
         Reference: `MaskRCNNPredictor`, which computes the masks of all labels.

@@ -17,7 +17,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.models.resnet import Bottleneck
+from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 
 __all__ = ["for_cpu", "fused"]
@@ -112,6 +112,7 @@ def _converted(module: nn.Module) -> nn.Module:
     counterparts: dict[type, Callable[[Any], nn.Module]] = {
         nn.Conv2d: _Convolution,
         nn.Linear: _Linear,
+        BasicBlock: _Block,
         Bottleneck: _Block,
         FeaturePyramidNetwork: _FeaturePyramid,
     }
@@ -186,18 +187,18 @@ class _Linear(nn.Module):
 
 
 class _Block(nn.Module):
-    """A bottleneck of ResNet. Without a downsampling the sum overwrites the input, which nobody else reads."""
+    """A block of ResNet. Without a downsampling the sum overwrites the input, which nobody else reads."""
 
-    def __init__(self, block: Bottleneck) -> None:
+    def __init__(self, block: BasicBlock | Bottleneck) -> None:
         super().__init__()
-        self.conv1 = _Convolution(block.conv1, block.relu)
-        self.conv2 = _Convolution(block.conv2, block.relu)
-        self.conv3 = _Convolution(block.conv3, block.relu)
+        convolutions = [child for child in block.children() if isinstance(child, nn.Conv2d)]
+        *before, self.last = (_Convolution(convolution, block.relu) for convolution in convolutions)
+        self.before = nn.Sequential(*before)
         self.downsample = None if block.downsample is None else _converted(block.downsample)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv2(self.conv1(x))
-        return self.conv3.added_to(x if self.downsample is None else self.downsample(x), out)
+        out = self.before(x)
+        return self.last.added_to(x if self.downsample is None else self.downsample(x), out)
 
 
 class _FeaturePyramid(nn.Module):

@@ -13,7 +13,7 @@ Reference: `paste_masks_in_image` in torchvision/models/detection/roi_heads.py.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -45,6 +45,8 @@ _MAX_UNDECIDED: Final = 2**18
 
 Float32s = NDArray[np.float32]
 Ints = NDArray[np.int64]
+Encoder = Callable[[Float32s, Float32s, int, int], EncodedMasks]
+"""What takes the arguments of `encode_masks` and returns what it does."""
 
 
 def detections_from_network(
@@ -56,6 +58,7 @@ def detections_from_network(
     height: int,
     width: int,
     capped: bool,
+    encode: Encoder | None = None,
 ) -> Detections:
     """Return a network's findings in one image, in their final order, masks encoded.
 
@@ -67,10 +70,11 @@ def detections_from_network(
         height: of the image, pixels.
         width: of the image, pixels.
         capped: whether the limit on detections was reached.
+        encode: how masks become run lengths; None: `encode_masks`.
     """
     order = detection_order(boxes, labels, scores)
     boxes = boxes[order]
-    masks = encode_masks(boxes, probabilities[order], height, width)
+    masks = (encode or encode_masks)(boxes, probabilities[order], height, width)
     return Detections(
         height=height,
         width=width,

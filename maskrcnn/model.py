@@ -24,19 +24,35 @@ from torchvision.models.detection import (
     maskrcnn_resnet50_fpn_v2,
 )
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
+from .detectron import build_detectron2
 from .errors import UsageError
 from .types import Category
 from .weightfile import state_dict_in
 from .weights import ModelCard, read_model
 
-__all__ = ["ARCHITECTURES", "EfficientNetLite0", "Model", "build_network", "load_model", "save_model"]
+__all__ = [
+    "ARCHITECTURES",
+    "EfficientNetLite0",
+    "Model",
+    "build_network",
+    "load_model",
+    "save_model",
+    "tensors_of_torch",
+]
 
-ARCHITECTURES = ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "maskrcnn_efficientnet_lite0_fpn")
+ARCHITECTURES = (
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
+    "maskrcnn_resnet18_fpn",
+    "maskrcnn_efficientnet_lite0_fpn",
+    "maskrcnn_resnet50_fpn_detectron2",
+)
 
 
 def build_network(architecture: str, num_classes: int, min_size: int, max_size: int) -> MaskRCNN:
@@ -51,6 +67,11 @@ def build_network(architecture: str, num_classes: int, min_size: int, max_size: 
     sizes: dict[str, Any] = {"min_size": min_size, "max_size": max_size}
     if architecture == "maskrcnn_efficientnet_lite0_fpn":
         return _maskrcnn_efficientnet_lite0_fpn(num_classes, **sizes)
+    if architecture == "maskrcnn_resnet18_fpn":
+        trunk = {"backbone_name": "resnet18", "norm_layer": nn.BatchNorm2d, "trainable_layers": 5}
+        return MaskRCNN(resnet_fpn_backbone(weights=None, **trunk), num_classes, **sizes)
+    if architecture == "maskrcnn_resnet50_fpn_detectron2":
+        return build_detectron2(num_classes, **sizes)
     builders = {
         "maskrcnn_resnet50_fpn": maskrcnn_resnet50_fpn,
         "maskrcnn_resnet50_fpn_v2": maskrcnn_resnet50_fpn_v2,
@@ -69,8 +90,10 @@ def save_model(
     min_size: int,
     max_size: int,
     provenance: Mapping[str, object],
+    *,
+    dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write a model as one safetensors file: fp16 tensors, and metadata that says how to rebuild it.
+    """Write a model as one safetensors file: its tensors, and metadata that says how to rebuild it.
 
     Args:
         path: the file to write.
@@ -80,9 +103,10 @@ def save_model(
         min_size: as given to `build_network`.
         max_size: as given to `build_network`.
         provenance: how the weights came to be; must be JSON.
+        dtype: of what is floating point in the file.
     """
     tensors = {
-        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in network.state_dict().items()
     }
     metadata = {
@@ -280,7 +304,7 @@ def load_model(name: str, labels: str | None = None, *, expected_sha256: str | N
     if expected_sha256 is not None and card.sha256 != expected_sha256:
         raise UsageError(f"{name} has changed: its sha256 is {card.sha256}, not {expected_sha256}")
     safe = name == "scenes" or card.name.lower().endswith(".safetensors")
-    tensors = load_safetensors(data) if safe else _unpickled(name, data)
+    tensors = load_safetensors(data) if safe else tensors_of_torch(name, data)
     network = build_network(card.architecture, len(card.category_ids), card.min_size, card.max_size)
     _fill(name, network, tensors)
     if name == "coco-v1":
@@ -291,8 +315,12 @@ def load_model(name: str, labels: str | None = None, *, expected_sha256: str | N
     return Model(network.eval(), card)
 
 
-def _unpickled(name: str, data: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a file of `torch.save`; a pickle that would run code is refused."""
+def tensors_of_torch(name: str, data: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a file of `torch.save`; a pickle that would run code is refused.
+
+    Raises:
+        UsageError: it is damaged, or holds more than weights and plain values.
+    """
     refused = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError)
     try:
         # torchvision's training scripts keep their arguments beside the weights: plain values.

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torchvision.ops import MultiScaleRoIAlign
 
+from .detectron import AdaptiveRoIAlign
+
 
 class Pyramid(NamedTuple):
     """The maps of a batch as one table, a row for each place of each map."""
@@ -34,7 +36,18 @@ class Pyramid(NamedTuple):
         return Pyramid(rows, counts.cumsum(0) - counts, sizes[:, 1], sizes[:, 2], strides)
 
 
-def pool(pyramid: Pyramid, aligner: MultiScaleRoIAlign, boxes: Tensor, image: Tensor) -> Tensor:
+def pyramid_of(
+    features: dict[str, Tensor], aligner: MultiScaleRoIAlign, canvas_height: int
+) -> "Pyramid | list[Tensor]":
+    """Return a batch's maps in the form in which `pool` takes them for this aligner."""
+    if isinstance(aligner, AdaptiveRoIAlign):
+        return [features[name].float() for name in aligner.featmap_names]
+    return Pyramid.of(features, aligner.featmap_names, canvas_height)
+
+
+def pool(
+    pyramid: Pyramid | list[Tensor], aligner: MultiScaleRoIAlign, boxes: Tensor, image: Tensor
+) -> Tensor:
     """Pool what lies in each box, as torchvision's `MultiScaleRoIAlign` does.
 
     A pooled value is the mean of some samples, a sample the mean of four places by their distances: a weighted
@@ -42,7 +55,7 @@ def pool(pyramid: Pyramid, aligner: MultiScaleRoIAlign, boxes: Tensor, image: Te
     goes through a map for each channel, and through the boxes of each level in turn.
 
     Args:
-        pyramid: the maps.
+        pyramid: the maps, of `pyramid_of` for an aligner of this kind.
         aligner: its sizes, sampling ratio and choice of levels.
         boxes: (N, 4) float32, finite, pixels of the resized images.
         image: (N,) int64, the image of each box.
@@ -53,6 +66,9 @@ def pool(pyramid: Pyramid, aligner: MultiScaleRoIAlign, boxes: Tensor, image: Te
     Reference: `roi_align_forward_kernel_impl` in torchvision/csrc/ops/cpu/roi_align_kernel.cpp, not aligned; the
     levels are those of https://arxiv.org/abs/1612.03144, equation 1.
     """
+    if not isinstance(pyramid, Pyramid):
+        adaptive: Tensor = aligner.pool(pyramid, boxes, image)
+        return adaptive.contiguous(memory_format=torch.channels_last)
     finest, coarsest = (int(math.log2(stride)) for stride in pyramid.strides)
     side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     level = aligner.canonical_level + torch.log2(side / aligner.canonical_scale) + 1e-6

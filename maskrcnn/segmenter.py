@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from .crops import encode_crops
+from .detectron import ShortestEdgeTransform
 from .errors import ItemError, UsageError
 from .forward import Forward
 from .fuse import for_cpu, fused
-from .masks import detections_from_network
+from .masks import detections_from_network, encode_masks
 from .model import Model
 from .types import Category, Detections, Pixels
 from .weights import category_ids_named
@@ -38,7 +40,8 @@ class MaskRCNNSegmenter:
     Args:
         model: of `load_model`; it is copied, not changed.
         min_score: weaker detections are left out.
-        max_detections: the most an image may have, the best by score.
+        max_detections: the most an image may have, the best by score. A network that keeps fewer than 2.5 proposals
+            for each of them keeps so many.
         categories: names of the categories to keep; empty: all. The others do not displace them.
         device: `cpu`, `cuda`, or `auto`: CUDA if there is one.
         batch_size: images a forward pass; None: 1 on CPU, 8 on CUDA.
@@ -190,6 +193,8 @@ class MaskRCNNSegmenter:
         if not self._rescale:
             return height, width
         transform = self._transform
+        if isinstance(transform, ShortestEdgeTransform):
+            return transform.resized(height, width)
         scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
         return int(height * scale), int(width * scale)
 
@@ -278,6 +283,8 @@ class MaskRCNNSegmenter:
 
         Reference: `GeneralizedRCNNTransform`, which also normalises the pixels that its resize does not read.
         """
+        if isinstance(self._transform, ShortestEdgeTransform):
+            return self._transform.prepared(pixels, size)
         if size[0] < _SPARSE * pixels.shape[0] and size[1] < _SPARSE * pixels.shape[1]:
             return self._shrunk(pixels, size)
         image = (pixels.permute(2, 0, 1).to(torch.float32) / 255 - self._mean) / self._std
@@ -309,6 +316,7 @@ class MaskRCNNSegmenter:
         resized = np.array(self._resized(height, width), np.float32)
         ratio = np.array([height, width], np.float32) / resized
         side = round(float(rows.shape[1] - 7) ** 0.5)
+        own_paste = isinstance(self._transform, ShortestEdgeTransform)
         return detections_from_network(
             rows[:, 3:7] * ratio[[1, 0, 1, 0]],
             self._category_ids[rows[:, 1].astype(np.int64)],
@@ -317,6 +325,7 @@ class MaskRCNNSegmenter:
             height=height,
             width=width,
             capped=len(rows) == self._max_detections,
+            encode=encode_crops if own_paste else encode_masks,
         )
 
 

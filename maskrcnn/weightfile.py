@@ -320,7 +320,7 @@ _OLDER: Final = {
 def check_tensors(shown: str, architecture: str, shapes: Mapping[str, Shape], labels: int) -> None:
     """Raise UsageError if a tensor of a network is missing, unknown, or of another shape."""
     expected = network_shapes(architecture, labels)
-    shapes = {_current(name): shape for name, shape in shapes.items()}
+    shapes = {current_name(name): shape for name, shape in shapes.items()}
     # Frozen norms count no batches.
     missing = [name for name in expected.keys() - shapes.keys() if not name.endswith(".num_batches_tracked")]
     for names, fault in ((missing, "lacks"), (shapes.keys() - expected.keys(), "has the unknown")):
@@ -340,11 +340,12 @@ def network_shapes(architecture: str, labels: int) -> dict[str, Shape]:
         shapes[f"{name}.weight"] = shape
         for part in ("bias",) if norm is None else ("weight", "bias", "running_mean", "running_var"):
             shapes[f"{norm or name}.{part}"] = shape[:1]
-        if norm is not None:
+        if norm is not None and not frozen:
             shapes[f"{norm}.num_batches_tracked"] = ()
 
+    frozen = architecture == "maskrcnn_resnet50_fpn_detectron2"  # norms which count no batches
     second, lite = architecture == "maskrcnn_resnet50_fpn_v2", architecture.endswith("lite0_fpn")
-    trunk = _lite0(layer) if lite else _resnet50(layer)
+    trunk = _lite0(layer) if lite else _resnet18(layer) if "resnet18" in architecture else _resnet50(layer)
     width, inner = (96, 256) if lite else (256, 1024)
     blocks = [(f"backbone.fpn.inner_blocks.{i}", channels, 1) for i, channels in enumerate(trunk)]
     blocks += [(f"backbone.fpn.layer_blocks.{i}", width, 3) for i in range(4)]
@@ -380,6 +381,20 @@ def _resnet50(layer: Callable[..., None]) -> tuple[int, ...]:
     return 256, 512, 1024, 2048
 
 
+def _resnet18(layer: Callable[..., None]) -> tuple[int, ...]:
+    layer("backbone.body.conv1", 64, 3, 7, 7, norm="backbone.body.bn1")
+    before = 64
+    for stage, width in enumerate((64, 128, 256, 512), start=1):
+        for i in range(2):
+            name = f"backbone.body.layer{stage}.{i}"
+            layer(f"{name}.conv1", width, before, 3, 3, norm=f"{name}.bn1")
+            layer(f"{name}.conv2", width, width, 3, 3, norm=f"{name}.bn2")
+            if before != width:
+                layer(f"{name}.downsample.0", width, before, 1, 1, norm=f"{name}.downsample.1")
+            before = width
+    return 64, 128, 256, 512
+
+
 def _lite0(layer: Callable[..., None]) -> tuple[int, ...]:
     layer("backbone.body.stem.1", 32, 3, 3, 3)
     before, block = 32, 0
@@ -395,6 +410,7 @@ def _lite0(layer: Callable[..., None]) -> tuple[int, ...]:
     return 24, 40, 112, 192
 
 
-def _current(name: str) -> str:
+def current_name(name: str) -> str:
+    """Return what torchvision calls a tensor today, from a name of today or before 0.13."""
     layer, dot, part = name.rpartition(".")
     return _OLDER.get(layer + dot, layer + dot) + part

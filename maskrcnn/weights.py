@@ -50,9 +50,12 @@ COCO_CATEGORIES: Final = tuple(
 ARCHITECTURES: Final = (
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
+    "maskrcnn_resnet18_fpn",
     "maskrcnn_efficientnet_lite0_fpn",
+    "maskrcnn_resnet50_fpn_detectron2",
 )
-"""What can be loaded: torchvision's two networks, and the small one of the embedded model."""
+"""What can be loaded: torchvision's two networks, two smaller ones, the last of them that of the embedded model, and
+detectron2's."""
 
 CLASS_SCORES: Final = "roi_heads.box_predictor.cls_score.weight"
 """The tensor whose first dimension is the number of labels, the background included."""
@@ -109,6 +112,15 @@ _PUBLISHED: Final = {
         "maskrcnn_resnet50_fpn",
     ),
 }
+
+_RESNET50: Final = ("resnet50-0676ba61.pth", "ResNet50_Weights")
+_IMAGENET: Final[Mapping[str, tuple[str, str]]] = {
+    "maskrcnn_resnet50_fpn": _RESNET50,
+    "maskrcnn_resnet50_fpn_v2": _RESNET50,
+    "maskrcnn_resnet18_fpn": ("resnet18-f37072fd.pth", "ResNet18_Weights"),
+}
+"""What torchvision publishes for a trunk: the file in torch's cache, and the enumeration whose member
+`IMAGENET1K_V1` it is."""
 
 NAMES: Final = (*_PUBLISHED, "scenes", "planted", "planted-mosaic")
 """Models that need no file."""
@@ -173,11 +185,12 @@ def category_ids_named(categories: Sequence[Category], names: Collection[str]) -
 
 
 def architecture_of(tensors: Collection[str]) -> str | None:
-    """Tell torchvision's two networks apart by the names of their tensors; None if it is neither."""
+    """Tell torchvision's networks apart by the names of their tensors; None if it is none of them."""
     if CLASS_SCORES not in tensors or "backbone.body.layer1.0.conv1.weight" not in tensors:
         return None
     if "roi_heads.box_head.fc6.weight" in tensors:
-        return "maskrcnn_resnet50_fpn"
+        deep = "backbone.body.layer1.0.conv3.weight" in tensors
+        return "maskrcnn_resnet50_fpn" if deep else "maskrcnn_resnet18_fpn"
     return "maskrcnn_resnet50_fpn_v2" if "roi_heads.box_head.0.0.weight" in tensors else None
 
 
@@ -225,15 +238,41 @@ def _read_scenes() -> tuple[ModelCard, bytes]:
     return _card_of_safetensors("scenes", None, data, notice), data
 
 
-def _read_published(name: str) -> tuple[ModelCard, bytes]:
-    published = _PUBLISHED[name]
-    path = _torch_hub() / "checkpoints" / published.file
+def read_imagenet(architecture: str) -> tuple[Path, bytes]:
+    """Return torchvision's ImageNet weights for a network's trunk: where they are, and their bytes.
+
+    Raises:
+        UsageError: there are none for this network, or they are not in torch's cache and cannot be downloaded.
+    """
+    if architecture not in _IMAGENET:
+        raise UsageError(f"torchvision publishes no ImageNet weights for {architecture}")
+    file, enumeration = _IMAGENET[architecture]
+    path = _torch_hub() / "checkpoints" / file
     if not path.exists():
-        _download(name, published, path)
+        way_out = f"put {file} there (TORCH_HOME moves the place)"
+        _download(f"imagenet:{architecture}", f"{enumeration}.IMAGENET1K_V1", path, way_out)
+    return path, _whole(path)[0]
+
+
+def _whole(path: Path) -> tuple[bytes, str]:
+    """Return a file of torch's cache and its sha256, of which its name holds the beginning."""
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if not digest.startswith(path.stem.rpartition("-")[2]):
         raise UsageError(f"{path} is damaged: its sha256 begins with {digest[:8]}; delete it and try again")
+    return data, digest
+
+
+def _read_published(name: str) -> tuple[ModelCard, bytes]:
+    published = _PUBLISHED[name]
+    path = _torch_hub() / "checkpoints" / published.file
+    if not path.exists():
+        way_out = (
+            f"put {published.file} there (TORCH_HOME moves the place), or use --model PATH.safetensors, "
+            "or --model scenes, which knows only generated scenes"
+        )
+        _download(name, f"detection.{published.weights}.COCO_V1", path, way_out)
+    data, digest = _whole(path)
     used = {category.id for category in COCO_CATEGORIES}
     card = ModelCard(
         name=name,
@@ -256,20 +295,16 @@ def _torch_hub() -> Path:
     return Path(home).expanduser() / "hub"
 
 
-def _download(name: str, published: _Published, path: Path) -> None:
-    """Let torchvision download its weights, in another process."""
-    code = (
-        f"from torchvision.models.detection import {published.weights} as weights; "
-        "weights.COCO_V1.get_state_dict(progress=False, check_hash=True)"
-    )
+def _download(name: str, member: str, path: Path, way_out: str) -> None:
+    """Let torchvision download its weights, a member of an enumeration of its models, in another process."""
+    code = f"from torchvision import models; models.{member}.get_state_dict(progress=False, check_hash=True)"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)  # noqa: S603
     if done.returncode == 0 and path.exists():
         return
     cause = (done.stderr.strip() or "no reason given").splitlines()[-1]
     raise UsageError(
         f"the weights of --model {name} are not at {path} and could not be downloaded ({cause}). Without a "
-        f"network: put {published.file} there (TORCH_HOME moves the place), or use --model PATH.safetensors, "
-        "or --model scenes, which knows only generated scenes"
+        f"network: {way_out}"
     )
 
 

@@ -114,3 +114,16 @@ def test_odd_images_make_samples(shape):
     assert torch.isfinite(image).all()
     assert target["boxes"].shape == (0, 4)
     assert target["masks"].shape == (0, 64, 64)
+
+
+def test_a_crowd_of_objects_makes_a_sample():
+    """pycocotools counts the areas of at most 255 masks at once."""
+    boxes = [(x, y, x + 3, y + 3) for y in range(0, 64, 4) for x in range(0, 80, 4)]
+    encoded = []
+    for x0, y0, x1, y1 in boxes:
+        mask = np.zeros((64, 80), np.uint8, order="F")
+        mask[y0:y1, x0:x1] = 1
+        encoded.append(bytes(coco_mask.encode(mask)["counts"]))
+    assert len(encoded) > 300
+    _, target = apply(np.zeros((64, 80, 3), np.uint8), encoded, [1] * len(encoded), PLAIN, 80, GROUND)
+    assert target["boxes"].tolist() == [list(map(float, box)) for box in boxes]

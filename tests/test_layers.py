@@ -15,7 +15,7 @@ ORDER = (
     "breaker visualize prefetch worker strips seams coco export geo vector evaluate charts globe "
     "maps gallery closeups report ledger overlay assemble reduce retry run truth pairing "
     "matching averages scoring partscore evaluation lookup display show worst scoresheet "
-    "laws windowlaws evidence verify alike diff diffpage convert scenery scenes baseline scenes_model annotations dataset recipe curves losses augment batches warmstart train measure samples "
+    "laws windowlaws evidence verify alike diff diffpage plain parity layouts convert scenery scenes baseline scenes_model annotations dataset recipe curves losses augment batches warmstart train measure samples "
     "peers trials"
 ).split()
 MODULES = sorted(path for path in (ROOT / "maskrcnn").glob("*.py") if path.stem != "__init__")

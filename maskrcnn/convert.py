@@ -1,0 +1,263 @@
+"""Weights of other programs, brought into this project's file: every tensor accounted for, or refused by name.
+
+A further source is a layout in `layouts`, a reader of its files in `_READERS`, and a reference in `_reference`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import UsageError
+from .layouts import LAYOUTS, Step, moved, source_of, without_eps
+from .model import build_network, load_model, save_model, tensors_of_torch
+from .parity import Reference, Row, StockTorchvision, compare, generated_images
+from .plain import PlainDetectron2
+from .storage import is_remote
+from .types import Category
+from .unpickle import arrays_in_pickle
+from .weightfile import (
+    Shape,
+    current_name,
+    read_labels,
+    read_weights,
+    tensors_in_pickle,
+)
+from .weights import COCO_CATEGORIES
+
+__all__ = ["SOURCES", "Converted", "convert"]
+
+SOURCES: Final = ("torchvision", "detectron2")
+
+_EPS_ZERO_SHA256: Final = "bf2d0c1e"
+"""How the digest of torchvision's published v1 begins, whose norms have an epsilon of 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What a conversion did."""
+
+    source: str
+    architecture: str
+    categories: tuple[Category, ...]
+    sha256: str
+    """Of the source file, hexadecimal."""
+    steps: tuple[Step, ...]
+    parity: tuple[Row, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether every stage computes what the source would."""
+        return all(row.sound for row in self.parity)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many tensors were taken, flipped, … in this order of first appearance."""
+        counts: dict[str, int] = {}
+        for step in self.steps:
+            counts[step.action] = counts.get(step.action, 0) + 1
+        return counts
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report."""
+        return {
+            "source": self.source,
+            "architecture": self.architecture,
+            "sha256_of_source": self.sha256,
+            "categories": [asdict(category) for category in self.categories],
+            "tensors": self.counts(),
+            "sound": self.sound,
+            "parity": [row.to_json() for row in self.parity],
+            "parity_note": _PARITY_NOTES[self.source],
+            "steps": [asdict(step) for step in self.steps],
+        }
+
+
+_PARITY_NOTES: Final = {
+    "torchvision": "Compared with torchvision's own network on the source's tensors, on generated images.",
+    "detectron2": "Compared with a plain second computation of detectron2's forward pass (maskrcnn/plain.py) on the "
+    "source's own tensors, on generated images. detectron2 itself was not run. What a checkpoint does not say is taken "
+    "from the model zoo's configuration: BGR input, STRIDE_IN_1X1, ROIAlignV2, frozen norms with epsilon 1e-5.",
+}
+
+
+def convert(
+    weights: str,
+    output: str,
+    labels: str | None = None,
+    source: str = "auto",
+    *,
+    min_size: int = 800,
+    max_size: int = 1333,
+) -> Converted:
+    """Convert a weights file, and write beside it what was done and how it compares.
+
+    Args:
+        weights: path or URL of a `.pth`, `.pt` or `.pkl` file.
+        output: path of the `.safetensors` file to write; the reports are `OUTPUT.report.json` and `.md`.
+        labels: path or URL of category names, one a line, from the first category on; None: COCO's, where there are
+            as many.
+        source: one of `SOURCES`, or `auto`.
+        min_size: what the shorter side of an image is resized to, pixels, …
+        max_size: … unless the longer side would then exceed this.
+
+    Raises:
+        UsageError: the file is damaged, of another network, or a tensor is missing, unknown or misshapen; the output
+            exists or is no local `.safetensors` path; labels and classes are not as many.
+    """
+    path = _checked_output(output)
+    if not 1 <= min_size <= max_size:
+        raise UsageError(f"the sizes {min_size} and {max_size} cannot be: give at least 1, the smaller first")
+    data = read_weights(weights)
+    digest = hashlib.sha256(data).hexdigest()
+    tensors = _read(weights, data)
+    source = source_of(weights, tensors, source)
+    architecture, moves = LAYOUTS[source](weights, tensors)
+    if source == "torchvision" and digest.startswith(_EPS_ZERO_SHA256):
+        moves = [without_eps(move) for move in moves]
+    converted, steps = moved(weights, tensors, moves)
+    n_labels = len(converted["roi_heads.box_predictor.cls_score.bias"])
+    categories = _categories(weights, n_labels, labels)
+
+    network = build_network(architecture, n_labels, min_size, max_size)
+    network.load_state_dict(converted)
+    provenance = {"converted_from": source, "file": Path(weights).name, "sha256": digest}
+    part = path.with_name(path.name + ".part.safetensors")
+    try:
+        save_model(
+            part, network, architecture, categories, min_size, max_size, provenance, dtype=torch.float32
+        )
+        reference = _reference(source, architecture, tensors, n_labels, (min_size, max_size), digest)
+        rows = compare(reference, load_model(str(part)), generated_images())
+        report = Converted(source, architecture, categories, digest, tuple(steps), tuple(rows))
+        part.chmod(0o644)  # safetensors writes for the owner alone
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    path.with_name(path.name + ".report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")
+    path.with_name(path.name + ".report.md").write_text(_markdown(report, Path(weights).name, path.name))
+    return report
+
+
+def _checked_output(output: str) -> Path:
+    if is_remote(output) or not output.lower().endswith(".safetensors"):
+        raise UsageError(f"OUT is a local path that ends in .safetensors, not {output}")
+    path = Path(output)
+    if path.exists():
+        raise UsageError(f"{output} exists; remove it, or give another name")
+    if not path.parent.is_dir():
+        raise UsageError(f"the folder of {output} does not exist")
+    return path
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+def _read(uri: str, data: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a file, by its suffix."""
+    suffix = Path(uri).suffix.lower()
+    if suffix not in _READERS:
+        raise UsageError(f"{uri} is no weights file of others: give one of {', '.join(_READERS)}")
+    tensors = _READERS[suffix](uri, data)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UsageError(f"{uri}: the tensor {name} is not finite: the training had diverged")
+    return tensors
+
+
+def _read_pickle(uri: str, data: bytes) -> dict[str, Tensor]:
+    arrays, _ = arrays_in_pickle(uri, data)
+    return {name: torch.from_numpy(_plain(array)) for name, array in arrays.items()}
+
+
+def _plain(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return what torch has a type for."""
+    return array if array.dtype.kind != "u" or array.dtype.itemsize == 1 else array.astype(np.int64)
+
+
+def _read_torch(uri: str, data: bytes) -> dict[str, Tensor]:
+    tensors_in_pickle(uri, data)  # which refuses by name, before torch sees it
+    return tensors_of_torch(uri, data)
+
+
+_READERS: Final[Mapping[str, Callable[[str, bytes], dict[str, Tensor]]]] = {
+    ".pth": _read_torch,
+    ".pt": _read_torch,
+    ".pkl": _read_pickle,
+}
+
+
+def _categories(uri: str, n_labels: int, labels: str | None) -> tuple[Category, ...]:
+    """Return the categories, in the order of their labels; a label without a name is not among them."""
+    count = n_labels - 1
+    if labels is None:
+        if count not in (80, 90):
+            raise UsageError(
+                f"{uri} has {count} classes and does not say what they mean: name them with --labels FILE, one a line"
+            )
+        return COCO_CATEGORIES
+    names = read_labels(labels)
+    if len(names) != count:
+        raise UsageError(f"{uri} is a network of {count} categories, but {len(names)} labels are named")
+    if not names[-1]:
+        raise UsageError(f"the labels file {labels} must name the last of the {count} classes")
+    return tuple(Category(label, name) for label, name in enumerate(names, start=1) if name)
+
+
+# --- reports ------------------------------------------------------------------------------------------------
+
+
+def _reference(
+    source: str,
+    architecture: str,
+    tensors: Mapping[str, Tensor],
+    n_labels: int,
+    sizes: tuple[int, int],
+    digest: str,
+) -> Reference:
+    """Return what the source would compute."""
+    if source == "detectron2":
+        return PlainDetectron2(tensors, *sizes)
+    network = build_network(architecture, n_labels, *sizes)
+    state = {current_name(name): tensor for name, tensor in tensors.items()}
+    network.load_state_dict(network.state_dict() | state)
+    if digest.startswith(_EPS_ZERO_SHA256):
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.eps = 0.0
+    return StockTorchvision(network)
+
+
+def _markdown(report: Converted, weights: str, output: str) -> str:
+    lines = [f"# {output}", "", f"Converted from `{weights}` ({report.source}, sha256 {report.sha256})."]
+    lines += [
+        f"Architecture `{report.architecture}`, {len(report.categories)} categories.",
+        "",
+        "## Parity",
+        "",
+    ]
+    lines += [_PARITY_NOTES[report.source], "", "| stage | largest difference | | limit | compared | |"]
+    lines += ["|---|---|---|---|---|---|"]
+    lines += [
+        f"| {row.stage} | {row.difference:.2g} | {row.unit} | {row.limit:g} | {row.compared:,} | "
+        f"{'sound' if row.sound else 'DIFFERS'} |"
+        for row in report.parity
+    ]
+    counts = ", ".join(f"{count} {action}" for action, count in report.counts().items())
+    lines += ["", "## Tensors", "", counts, "", "| source | shape | what | target | shape | why |"]
+    lines += ["|---|---|---|---|---|---|"]
+    lines += [
+        f"| {step.source} | {_sides(step.shape)} | {step.action} | {step.target} | {_sides(step.new_shape)} | "
+        f"{step.note} |"
+        for step in report.steps
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _sides(shape: Shape) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,230 @@
+"""detectron2's Mask R-CNN with ResNet-50 and FPN: torchvision's parts where they are equal, own ones where not.
+
+The network of `mask_rcnn_R_50_FPN_1x` and `_3x`, with the settings of its model zoo. Where it differs from
+torchvision's `maskrcnn_resnet50_fpn`:
+
+| | torchvision | detectron2 |
+|---|---|---|
+| resize | of floats, four neighbours a pixel | of bytes, Pillow's bilinear filter, which widens as it shrinks |
+| its size | rounded down | rounded |
+| a block that halves the map | stride in the 3x3 convolution | stride in the first 1x1 convolution |
+| normalisation | (x / 255 - mean) / deviation | x - mean |
+| anchors | rounded to whole pixels | not rounded |
+| their distance on a level | the canvas by the map, 61 where 64 does not divide it | 4, 8, 16, 32, 64 |
+| proposals | at least 0.001 px wide and high | of any area |
+| RoIAlign | two samples along a bin, not moved | as many as a bin has pixels, moved by half a pixel |
+| boxes thinner than 0.01 px | left out before the suppression | empty ones, after the limit on detections |
+| mask to image | box moved to whole pixels | box as it is (`crops`) |
+
+Equal are pyramid, heads, box coder, suppression (0.7 a level, 0.5 a class) and limits (1,000 a level and 1,000 of all,
+100). detectron2 keeps the background last, reads BGR and regresses no box for the background; these are matters of
+order, which `convert` brings into torchvision's.
+
+References: https://github.com/facebookresearch/detectron2, the folders layers/ and modeling/, data/transforms/.
+"""
+
+from collections.abc import Sequence
+from typing import Final, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.ops import MultiScaleRoIAlign, roi_align
+
+from .crops import pasted
+
+__all__ = [
+    "PIXEL_MEAN",
+    "AdaptiveRoIAlign",
+    "ShortestEdgeTransform",
+    "build_detectron2",
+    "cell_anchors",
+]
+
+PIXEL_MEAN: Final = (123.675, 116.28, 103.53)
+"""Of red, green and blue, of 255."""
+
+SIZES: Final = (32, 64, 128, 256, 512)
+RATIOS: Final = (0.5, 1.0, 2.0)
+STRIDES: Final = (4, 8, 16, 32, 64)
+"""Of the pyramid's levels, pixels of the resized image; so are the sides of anchors, `SIZES`."""
+
+_LEVELS: Final = ("0", "1", "2", "3")
+
+
+def build_detectron2(num_classes: int, min_size: int, max_size: int) -> MaskRCNN:
+    """Build the network with random weights; the arguments are those of `model.build_network`."""
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=5)
+    for stage in (backbone.body.layer2, backbone.body.layer3, backbone.body.layer4):
+        stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    network = MaskRCNN(
+        backbone,
+        num_classes,
+        rpn_anchor_generator=CellAnchors(),
+        rpn_post_nms_top_n_train=1000,
+        box_roi_pool=AdaptiveRoIAlign(_LEVELS, 7),
+        mask_roi_pool=AdaptiveRoIAlign(_LEVELS, 14),
+    )
+    network.transform = ShortestEdgeTransform(min_size, max_size)
+    network.rpn.min_size = float(np.finfo(np.float32).tiny)
+    network.roi_heads.drops_empty_boxes_last = True  # `forward` looks at it
+    return network
+
+
+def cell_anchors(size: int) -> list[list[float]]:
+    """Return the anchors of a level around the origin, (3, 4) xmin, ymin, xmax, ymax, pixels."""
+    sides = [(size / ratio**0.5, size * ratio**0.5) for ratio in RATIOS]
+    return [[-width / 2, -height / 2, width / 2, height / 2] for width, height in sides]
+
+
+class CellAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
+    """Anchors of exact sizes at exact distances."""
+
+    def __init__(self) -> None:
+        super().__init__(tuple((size,) for size in SIZES), (RATIOS,) * len(SIZES))
+        self.cell_anchors = [torch.tensor(cell_anchors(size)) for size in SIZES]
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """Return the anchors of each image, (H * W * 3 over all levels, 4) pixels."""
+        device = feature_maps[0].device
+        self.set_cell_anchors(torch.float32, device)
+        grids = [list(feature.shape[-2:]) for feature in feature_maps]
+        strides = [[torch.tensor(stride, device=device)] * 2 for stride in STRIDES]
+        anchors = torch.cat(self.grid_anchors(grids, strides))
+        return [anchors] * len(image_list.image_sizes)
+
+
+class AdaptiveRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision has no types
+    """RoIAlign with as many samples as a bin has pixels of its map, at the middles of pixels.
+
+    Args:
+        featmap_names: of the maps, of strides 4 to 32.
+        output_size: bins along a side.
+    """
+
+    def __init__(self, featmap_names: Sequence[str], output_size: int) -> None:
+        super().__init__(list(featmap_names), output_size, sampling_ratio=0)
+
+    def forward(
+        self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> Tensor:
+        """Pool as torchvision's `MultiScaleRoIAlign` does: (N, C, S, S) of all boxes."""
+        del image_shapes  # strides are powers of two by construction
+        counts = torch.tensor([len(each) for each in boxes], device=boxes[0].device)
+        image = torch.arange(len(boxes), device=counts.device).repeat_interleave(counts)
+        return self.pool([x[name] for name in self.featmap_names], torch.cat(boxes), image)
+
+    def pool(self, maps: Sequence[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
+        """Pool what lies in each box.
+
+        On levels that are not its own a box is empty: it costs nothing there and adds zeros, and no list of the boxes
+        of a level is needed, for which the host would wait.
+
+        Args:
+            maps: (B, C, H, W) of strides 4, 8, 16, 32.
+            boxes: (N, 4) float32, pixels of the resized images.
+            image: (N,) int64, the image of each box.
+
+        Returns:
+            (N, C, S, S), of the dtype of the boxes.
+
+        Reference: `ROIPooler` in detectron2/modeling/poolers.py.
+        """
+        side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+        level = (4 + torch.log2(side / 224 + 1e-8)).floor().clamp(2, 5) - 2
+        regions = torch.cat([image[:, None].to(boxes.dtype), boxes], 1)
+        pooled: Tensor | None = None
+        for nth, (feature, stride) in enumerate(zip(maps, STRIDES, strict=False)):
+            own = torch.cat([regions[:, :1], boxes * (level == nth)[:, None]], 1)
+            part = roi_align(feature.to(boxes.dtype), own, self.output_size, 1 / stride, 0, aligned=True)
+            pooled = (
+                part if pooled is None else pooled.add_(part) if not part.requires_grad else pooled + part
+            )
+        return cast(Tensor, pooled)
+
+
+class ShortestEdgeTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types
+    """Bytes resized as Pillow does, then centred; masks back by the middles of their pixels.
+
+    Args:
+        min_size: as of `model.build_network`.
+        max_size: as of `model.build_network`.
+    """
+
+    def __init__(self, min_size: int, max_size: int) -> None:
+        mean = [value / 255 for value in PIXEL_MEAN]
+        super().__init__(min_size, max_size, mean, [1 / 255] * 3)
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Return an image's size after the resize.
+
+        Reference: `ResizeShortestEdge.get_output_shape` in detectron2/data/transforms/augmentation_impl.py.
+        """
+        smallest = self.torch_choice(self.min_size) if self.training else self.min_size[-1]
+        scale = smallest / min(height, width)
+        new = (smallest, scale * width) if height < width else (scale * height, smallest)
+        if max(new) > self.max_size:
+            scale = self.max_size / max(new)
+            new = (new[0] * scale, new[1] * scale)
+        return int(new[0] + 0.5), int(new[1] + 0.5)
+
+    def prepared(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return an image resized and centred, (3, height, width) float32.
+
+        torch's filter for bytes is Pillow's but for the precision of its weights: of 10,000 values 4 to 11 differ, by
+        1 of 255. It has none for bytes on CUDA, where floats are rounded.
+
+        Args:
+            pixels: (H, W, 3) uint8, RGB.
+            size: height and width of the result.
+        """
+        image = pixels.permute(2, 0, 1)[None]
+        if image.shape[-2:] != size:
+            image = image.float() if image.is_cuda else image
+            image = F.interpolate(image, size=size, mode="bilinear", antialias=True)
+            image = image.round() if image.is_cuda else image
+        return image[0].float() - torch.tensor(PIXEL_MEAN, device=image.device)[:, None, None]
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Do nothing: `resize` does it, after its own."""
+        return image
+
+    def resize(
+        self, image: Tensor, target: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Resize and centre an image of values from 0 to 1, and what is known of it."""
+        height, width = image.shape[-2:]
+        size = self.resized(height, width)
+        pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+        if target is not None:
+            target["boxes"] = resize_boxes(target["boxes"], [height, width], list(size))
+            if "masks" in target:
+                target["masks"] = F.interpolate(target["masks"][None].float(), size=size)[0].byte()
+        return self.prepared(pixels, size), target
+
+    def postprocess(
+        self,
+        result: list[dict[str, Tensor]],
+        image_shapes: list[tuple[int, int]],
+        original_image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """Bring boxes and masks to each image's own pixels."""
+        if self.training:
+            return result
+        for found, size, (height, width) in zip(result, image_shapes, original_image_sizes, strict=True):
+            boxes = resize_boxes(found["boxes"], list(size), [height, width])
+            found["boxes"] = boxes
+            rows, columns = (index.ravel() for index in np.indices((height, width)))
+            pixels = [
+                torch.from_numpy(pasted(box, mask, rows, columns)).view(1, height, width)
+                for box, mask in zip(boxes.cpu().numpy(), found["masks"][:, 0].cpu().numpy(), strict=True)
+            ]
+            empty = torch.zeros((0, 1, height, width))
+            found["masks"] = (torch.stack(pixels) if pixels else empty).to(boxes.device)
+        return result

@@ -1,0 +1,235 @@
+"""How other programs call and shape the tensors of Mask R-CNN, where each goes here, and what is done on the way.
+
+A source is a function of `LAYOUTS`, which plans a move for each tensor of a network: all of them must be there, none
+besides, and each of its shape.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from .detectron import PIXEL_MEAN, SIZES, cell_anchors
+from .errors import UsageError
+from .weightfile import Shape, current_name, network_shapes
+from .weights import architecture_of
+
+__all__ = ["LAYOUTS", "Move", "Step", "detectron2_names", "moved", "source_of", "without_eps"]
+
+DETECTRON2: Final = "maskrcnn_resnet50_fpn_detectron2"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What became of one tensor."""
+
+    source: str
+    """Its name in the source; empty: the source has none."""
+    target: str
+    """Its name in the file that was written; empty: dropped."""
+    action: str
+    """taken, flipped, reordered, padded, shifted, added or dropped."""
+    shape: Shape
+    """In the source."""
+    new_shape: Shape
+    """In the file that was written."""
+    note: str
+    """Why, where it was not just taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Where a tensor goes, and what is done on the way."""
+
+    source: str
+    target: str
+    shape: Shape
+    action: str = "taken"
+    note: str = ""
+    change: Callable[[Tensor], Tensor] | None = None
+
+
+def _torchvision(_: str, tensors: Mapping[str, Tensor]) -> tuple[str, list[Move]]:
+    """Plan the moves of a torchvision state dict, under its names of today or those before 0.13."""
+    current = {current_name(name): name for name in tensors}
+    architecture = architecture_of(current)
+    if architecture is None:
+        # Which one it would be is seen by the part that the first two do not share.
+        older = any(name.startswith("roi_heads.box_head.fc") for name in current)
+        deep = any(name.startswith("backbone.body.layer1.0.conv3.") for name in current)
+        architecture = "maskrcnn_resnet50_fpn" + ("" if older else "_v2")
+        architecture = architecture if deep or not older else "maskrcnn_resnet18_fpn"
+    scores = current.get("roi_heads.box_predictor.cls_score.weight")
+    labels = _first(tensors, scores) if scores else _first(tensors, "roi_heads.box_predictor.cls_score.bias")
+    moves = []
+    for target, shape in network_shapes(architecture, labels).items():
+        if target in current or not target.endswith(".num_batches_tracked"):
+            moves.append(Move(current.get(target, target), target, shape))
+        else:
+            moves.append(Move("", target, shape, "added", "frozen norms count no batches", torch.Tensor.long))
+    return architecture, moves
+
+
+def _first(tensors: Mapping[str, Tensor], name: str) -> int:
+    """Return the first dimension of a tensor; 2 where there is none, which is then found missing."""
+    return tensors[name].shape[0] if name in tensors and tensors[name].ndim else 2
+
+
+def without_eps(move: Move) -> Move:
+    """Return the move of a network whose norms were trained with an epsilon of 0."""
+    if not move.target.endswith(".running_var"):
+        return move
+    note = "trained with an epsilon of 0, which is made up for: less 1e-5"
+    return Move(move.source, move.target, move.shape, "shifted", note, lambda tensor: tensor - 1e-5)
+
+
+def detectron2_names(labels: int) -> dict[str, tuple[str, Shape]]:
+    """Return the tensors of detectron2's Mask R-CNN R50-FPN: name to our name and shape in the source.
+
+    Args:
+        labels: of the network, the background included.
+    """
+    names = {}
+    for target, shape in network_shapes(DETECTRON2, labels).items():
+        layer, _, part = target.rpartition(".")
+        source = _detectron2_layer(layer)
+        if source.startswith("roi_heads.box_predictor.bbox_pred"):
+            shape = (shape[0] - 4, *shape[1:])  # noqa: PLW2901
+        if source.startswith("roi_heads.mask_head.predictor"):
+            shape = (shape[0] - 1, *shape[1:])  # noqa: PLW2901
+        names[f"{source}.{part}"] = (target, shape)
+    return names
+
+
+def _detectron2_layer(layer: str) -> str:
+    """Return what detectron2 calls a layer."""
+    if layer in _DETECTRON2_LAYERS:
+        return _DETECTRON2_LAYERS[layer]
+    _, kind, *rest = layer.split(".")
+    if kind == "fpn":
+        block, level = rest[0], int(rest[1]) + 2
+        return f"backbone.fpn_{'lateral' if block == 'inner_blocks' else 'output'}{level}"
+    stage, block, *names = rest
+    name = {"downsample.0": "shortcut", "downsample.1": "shortcut.norm"}.get(".".join(names), names[0])
+    name = f"conv{name[2:]}.norm" if name.startswith("bn") else name
+    return f"backbone.bottom_up.res{int(stage[5:]) + 1}.{block}.{name}"
+
+
+_DETECTRON2_LAYERS: Final = {
+    "backbone.body.conv1": "backbone.bottom_up.stem.conv1",
+    "backbone.body.bn1": "backbone.bottom_up.stem.conv1.norm",
+    "rpn.head.conv.0.0": "proposal_generator.rpn_head.conv",
+    "rpn.head.cls_logits": "proposal_generator.rpn_head.objectness_logits",
+    "rpn.head.bbox_pred": "proposal_generator.rpn_head.anchor_deltas",
+    "roi_heads.box_head.fc6": "roi_heads.box_head.fc1",
+    "roi_heads.box_head.fc7": "roi_heads.box_head.fc2",
+    "roi_heads.box_predictor.cls_score": "roi_heads.box_predictor.cls_score",
+    "roi_heads.box_predictor.bbox_pred": "roi_heads.box_predictor.bbox_pred",
+    **{f"roi_heads.mask_head.{i}.0": f"roi_heads.mask_head.mask_fcn{i + 1}" for i in range(4)},
+    "roi_heads.mask_predictor.conv5_mask": "roi_heads.mask_head.deconv",
+    "roi_heads.mask_predictor.mask_fcn_logits": "roi_heads.mask_head.predictor",
+}
+
+
+def _detectron2(uri: str, tensors: Mapping[str, Tensor]) -> tuple[str, list[Move]]:
+    """Plan the moves of detectron2's R50-FPN."""
+    labels = _first(tensors, "roi_heads.box_predictor.cls_score.weight")
+    moves = [_detectron2_move(*item) for item in detectron2_names(labels).items()]
+    extra = _detectron2_constants()
+    for name in tensors:
+        if name in extra:
+            expected = extra[name]
+            if tuple(tensors[name].shape) != tuple(expected.shape):
+                raise UsageError(_misshapen(uri, name, tensors[name], tuple(expected.shape)))
+            if not torch.allclose(tensors[name].float(), expected, rtol=1e-5, atol=1e-4):
+                raise UsageError(
+                    f"{uri}: the tensor {name} differs from the model zoo's R50-FPN, which alone is understood"
+                )
+            moves.append(Move(name, "", tuple(expected.shape), "dropped", "equal to what the network has"))
+        elif name.endswith(".norm.num_batches_tracked"):
+            moves.append(Move(name, "", (), "dropped", "a frozen norm counts no batches"))
+    return DETECTRON2, moves
+
+
+def _detectron2_move(source: str, placed: tuple[str, Shape]) -> Move:
+    target, shape = placed
+    if source == "backbone.bottom_up.stem.conv1.weight":
+        note = "input channels from BGR to RGB"
+        return Move(source, target, shape, "flipped", note, lambda tensor: tensor.flip(1))
+    if source.startswith("roi_heads.box_predictor.cls_score"):
+        return Move(source, target, shape, "reordered", "background from last to first", _last_first)
+    if source.startswith("roi_heads.box_predictor.bbox_pred"):
+        return Move(source, target, shape, "padded", "4 rows of zeros for the background", _padding(4))
+    if source.startswith("roi_heads.mask_head.predictor"):
+        return Move(source, target, shape, "padded", "a row of zeros for the background", _padding(1))
+    return Move(source, target, shape)
+
+
+def _last_first(tensor: Tensor) -> Tensor:
+    return tensor.roll(1, 0)
+
+
+def _padding(rows: int) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: torch.cat([tensor.new_zeros(rows, *tensor.shape[1:]), tensor])
+
+
+def _detectron2_constants() -> dict[str, Tensor]:
+    """Return what older checkpoints hold besides weights."""
+    mean = torch.tensor(PIXEL_MEAN[::-1])[:, None, None]
+    anchors = "proposal_generator.anchor_generator.cell_anchors"
+    return {"pixel_mean": mean, "pixel_std": torch.ones_like(mean)} | {
+        f"{anchors}.{level}": torch.tensor(cell_anchors(size)) for level, size in enumerate(SIZES)
+    }
+
+
+LAYOUTS: Final[Mapping[str, Callable[[str, Mapping[str, Tensor]], tuple[str, list[Move]]]]] = {
+    "torchvision": _torchvision,
+    "detectron2": _detectron2,
+}
+
+
+def moved(uri: str, tensors: Mapping[str, Tensor], moves: list[Move]) -> tuple[dict[str, Tensor], list[Step]]:
+    """Return the tensors in their places and what was done; each must be there, be known, and fit."""
+    wanted = {move.source for move in moves if move.source}
+    faults = [f"lacks the tensor {name}" for name in wanted - tensors.keys()]
+    faults = [min(faults) + _others(len(faults))] if faults else []
+    unknown = tensors.keys() - wanted
+    if unknown:
+        faults.append(f"has the unknown tensor {min(unknown)}{_others(len(unknown))}")
+    if faults:
+        raise UsageError(f"{uri} does not fit: it {', and '.join(faults)}")
+    placed, steps = {}, []
+    for move in moves:
+        tensor = tensors[move.source] if move.source else torch.zeros(move.shape)
+        if tuple(tensor.shape) != move.shape:
+            raise UsageError(_misshapen(uri, move.source, tensor, move.shape))
+        new = move.change(tensor) if move.change is not None else tensor
+        if move.target:
+            placed[move.target] = (new.float() if new.is_floating_point() else new).contiguous()
+        new_shape = tuple(new.shape) if move.target else ()
+        shape = move.shape if move.source else ()
+        steps.append(Step(move.source, move.target, move.action, shape, new_shape, move.note))
+    return placed, steps
+
+
+def _others(count: int) -> str:
+    return f" and {count - 1} more" if count > 1 else ""
+
+
+def _misshapen(uri: str, name: str, tensor: Tensor, expected: Shape) -> str:
+    return f"{uri}: the tensor {name} has the shape {tuple(tensor.shape)}, not {expected}"
+
+
+def source_of(uri: str, tensors: Mapping[str, Tensor], source: str) -> str:
+    """Return whose tensors these are, by how most of them are called."""
+    starts = {"detectron2": "backbone.bottom_up.", "torchvision": "backbone.body."}
+    counts = {name: sum(key.startswith(start) for key in tensors) for name, start in starts.items()}
+    likely = max(counts, key=lambda name: counts[name])
+    if not counts[likely]:
+        some = ", ".join(list(tensors)[:3])
+        raise UsageError(f"{uri} holds no Mask R-CNN of torchvision or detectron2: its tensors are {some}, …")
+    if source not in ("auto", likely):
+        raise UsageError(f"{uri} has the tensors of {likely}, not of {source}; leave --from out")
+    return likely

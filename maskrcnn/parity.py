@@ -1,0 +1,305 @@
+"""Whether a converted network computes what its source would: stage by stage, against a plain second reckoning.
+
+For detectron2 the reference is `plain`, written from what detectron2 does; detectron2 itself is not run. For
+torchvision it is torchvision's own network.
+
+Each stage is given what the reference computed before it, so that a difference stands where it arises. What is judged
+is the fast path, as runs use it: folded, rearranged, pooled as sums of rows. Last, both go from pixels to instances.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.image_list import ImageList
+
+from .fuse import for_cpu, fused
+from .model import Model
+from .plain import Instances, best, clipped, padded
+from .pooling import pool, pyramid_of
+from .segmenter import MaskRCNNSegmenter
+from .types import Detections, Pixels
+
+__all__ = ["Row", "StockTorchvision", "compare", "generated_images"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The largest difference of one stage over all images."""
+
+    stage: str
+    difference: float
+    unit: str
+    limit: float
+    """What rounding explains; more is a fault."""
+    compared: int
+    """Values or instances."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether it is within the limit, and something was compared."""
+        return self.difference <= self.limit and self.compared > 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the columns and the verdict."""
+        return asdict(self) | {"sound": self.sound}
+
+
+class Reference(Protocol):
+    """A network in stages. Boxes are in pixels of the resized image, labels count from the background, 0."""
+
+    def prepared(self, image: Pixels) -> Tensor:
+        """Return (3, h, w), resized and normalised, RGB."""
+
+    def features(self, batch: Tensor) -> dict[str, Tensor]:
+        """Return the maps "0" to "3" and "pool" of a padded (1, 3, H, W)."""
+
+    def rpn_head(self, features: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return objectness (1, A, H, W) and offsets (1, 4 * A, H, W) of each map."""
+
+    def proposals(self, features: dict[str, Tensor], batch: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return (P, 4), the best first."""
+
+    def heads(
+        self, features: dict[str, Tensor], proposals: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return probabilities (P, C + 1) and boxes (P, C, 4) of the C classes, within the image."""
+
+    def masks(
+        self, features: dict[str, Tensor], boxes: Tensor, labels: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """Return (N, 28, 28) probabilities."""
+
+    def instances(self, image: Pixels) -> Instances:
+        """Go all the way."""
+
+
+# --- torchvision --------------------------------------------------------------------------------------------
+
+
+class StockTorchvision:
+    """torchvision's own network; its parts are called as its own `forward` calls them."""
+
+    def __init__(self, network: MaskRCNN) -> None:
+        self._network = network.eval()
+
+    def prepared(self, image: Pixels) -> Tensor:
+        """Normalise and resize."""
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+        images, _ = self._network.transform([pixels])
+        height, width = images.image_sizes[0]
+        prepared: Tensor = images.tensors[0, :, :height, :width]
+        return prepared
+
+    def features(self, batch: Tensor) -> dict[str, Tensor]:
+        """Run trunk and pyramid."""
+        features: dict[str, Tensor] = self._network.backbone(batch)
+        return features
+
+    def rpn_head(self, features: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Run the region proposal network's convolutions."""
+        objectness, offsets = self._network.rpn.head(list(features.values()))
+        return objectness, offsets
+
+    def proposals(self, features: dict[str, Tensor], batch: Tensor, size: tuple[int, int]) -> Tensor:
+        """Run the region proposal network."""
+        boxes, _ = self._network.rpn(ImageList(batch, [size]), features)
+        proposals: Tensor = boxes[0]
+        return proposals
+
+    def heads(
+        self, features: dict[str, Tensor], proposals: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Classify proposals and move them."""
+        roi = self._network.roi_heads
+        pooled = roi.box_roi_pool(features, [proposals], [size])
+        logits, deltas = roi.box_predictor(roi.box_head(pooled))
+        boxes = roi.box_coder.decode(deltas, [proposals])[:, 1:]
+        return logits.softmax(1), clipped(boxes.reshape(-1, 4), size).view_as(boxes)
+
+    def masks(
+        self, features: dict[str, Tensor], boxes: Tensor, labels: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """Run the mask head on boxes."""
+        roi = self._network.roi_heads
+        logits = roi.mask_predictor(roi.mask_head(roi.mask_roi_pool(features, [boxes], [size])))
+        masks: Tensor = logits[torch.arange(len(labels)), labels].sigmoid()
+        return masks
+
+    def instances(self, image: Pixels) -> Instances:
+        """Go all the way."""
+        (found,) = self._network([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255])
+        masks = (found["masks"][:, 0] > 0.5).numpy()
+        return Instances(found["boxes"], found["labels"], found["scores"], masks)
+
+
+# --- comparing ----------------------------------------------------------------------------------------------
+
+_RELATIVE: Final = "of the largest"
+_PROPOSAL_PX: Final = 0.05
+
+
+def generated_images() -> list[Pixels]:
+    """Return a landscape and a portrait: colours that change slowly, and rectangles on them."""
+    images = []
+    for seed, (height, width) in enumerate(((240, 330), (300, 210))):
+        rng = np.random.Generator(np.random.PCG64(seed))
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8))
+        image = np.array(coarse.resize((width, height), Image.Resampling.BICUBIC))
+        for _ in range(14):
+            y, x = rng.integers(0, height - 20), rng.integers(0, width - 20)
+            h, w = rng.integers(12, 110, 2)
+            image[y : y + h, x : x + w] = rng.integers(0, 256, 3)
+        images.append(image)
+    return images
+
+
+@torch.inference_mode()
+def compare(reference: Reference, model: Model, images: Sequence[Pixels]) -> list[Row]:
+    """Compare a model's fast path with a reference on images.
+
+    Returns:
+        a row a stage, in the order of the stages.
+    """
+    rows: dict[str, Row] = {}
+    segmenter = MaskRCNNSegmenter(model)
+    for image in images:
+        for row in [
+            *_stages(reference, model, segmenter, image),
+            *_whole(reference, segmenter, model, image),
+        ]:
+            before = rows.get(row.stage, row)
+            more = before.compared if before is not row else 0
+            worst = max(before.difference, row.difference)
+            rows[row.stage] = Row(row.stage, worst, row.unit, row.limit, row.compared + more)
+    return list(rows.values())
+
+
+def _stages(reference: Reference, model: Model, segmenter: MaskRCNNSegmenter, image: Pixels) -> list[Row]:
+    network, forward = for_cpu(fused(model.module)), segmenter.forward
+    prepared = reference.prepared(image)
+    size = (prepared.shape[1], prepared.shape[2])
+    batch, sizes = segmenter.batch_of([image])
+    own = batch[0, :, : int(sizes[0, 0]), : int(sizes[0, 1])]
+    if own.shape != prepared.shape:
+        return [Row("resized and normalised", math.inf, "of a deviation of the input", 0, own.numel())]
+    deviation = float(prepared.std())
+    away = (own - prepared).abs()
+    rows = [
+        Row(
+            "resized and normalised, mean",
+            float(away.mean()) / deviation,
+            "of the input's deviation",
+            1e-4,
+            away.numel(),
+        )
+    ]
+
+    batch = padded(prepared)
+    features = reference.features(batch)
+    found = network.backbone(batch.contiguous(memory_format=torch.channels_last))
+    for name, expected in features.items():
+        rows.append(_row(f"features {name}", found[name], expected))
+    for what, mine, theirs in zip(
+        ("RPN objectness", "RPN offsets"),
+        network.rpn.head(list(features.values())),
+        reference.rpn_head(features),
+        strict=True,
+    ):
+        rows.append(_row(what, _flat(mine), _flat(theirs)))
+
+    proposals = reference.proposals(features, batch, size)
+    limits = torch.tensor([[size[1], size[0], size[1], size[0]]], dtype=torch.float32)
+    boxes, present, _ = forward.propose(features, (batch.shape[2], batch.shape[3]), limits)
+    rows.append(_of_proposals(boxes[0][present[0]], proposals))
+
+    roi = network.roi_heads
+    pyramid = pyramid_of(features, roi.box_roi_pool, batch.shape[2])
+    pooled = pool(pyramid, roi.box_roi_pool, proposals, torch.zeros(len(proposals), dtype=torch.int64))
+    logits, deltas = roi.box_predictor(roi.box_head(pooled))
+    probabilities, expected = reference.heads(features, proposals, size)
+    decoded = roi.box_coder.decode(deltas, [proposals])[:, 1:]
+    decoded = clipped(decoded.reshape(-1, 4), size).view_as(expected)
+    rows.append(_row("class probabilities", logits.softmax(1), probabilities, "absolute", 1e-4))
+    rows.append(_row("boxes of all classes", decoded, expected, "px", 0.05))
+
+    box, label, _ = best(probabilities, expected, min_score=0.05, most=30)
+    squares = reference.masks(features, box, label, size)
+    mine = forward.probabilities(pyramid, torch.zeros(len(box), dtype=torch.int64), box, label)
+    rows.append(_row("mask probabilities", mine.view_as(squares), squares, "absolute", 1e-3))
+    return rows
+
+
+def _flat(maps: list[Tensor]) -> Tensor:
+    return torch.cat([each.flatten() for each in maps])
+
+
+def _row(stage: str, found: Tensor, expected: Tensor, unit: str = _RELATIVE, limit: float = 1e-4) -> Row:
+    if found.shape != expected.shape:
+        return Row(stage, math.inf, unit, limit, found.numel())
+    if not expected.numel():
+        return Row(stage, 0.0, unit, limit, 0)
+    scale = float(expected.abs().max()) if unit == _RELATIVE else 1.0
+    return Row(
+        stage, float((found - expected).abs().max()) / max(scale, 1e-30), unit, limit, expected.numel()
+    )
+
+
+def _of_proposals(found: Tensor, expected: Tensor) -> Row:
+    """Compare as sets: neighbours of almost equal score swap, and at the limit one may be displaced."""
+    if not len(expected) or not len(found):
+        return Row("proposals, unmatched", float(len(expected) + len(found)), "of all", 0.01, len(expected))
+    nearest = torch.cdist(expected, found, p=math.inf).amin(1)
+    share = float((nearest > _PROPOSAL_PX).float().mean())
+    surplus = abs(len(found) - len(expected)) / len(expected)
+    return Row("proposals, unmatched", max(share, surplus), "of all", 0.01, len(expected))
+
+
+def _whole(reference: Reference, segmenter: MaskRCNNSegmenter, model: Model, image: Pixels) -> list[Row]:
+    """Compare what comes out in the end, pixels to run lengths."""
+    expected = reference.instances(image)
+    (found,) = segmenter.segment([image])
+    ids = torch.tensor(model.card.category_ids)
+    used = ids[expected.labels] > 0
+    matched, unmatched, score, iou = 0, 0, 0.0, 1.0
+    # At the limit of 100 rounding decides which ones are the last.
+    floor = float(expected.scores.min()) + 1e-3 if len(expected.scores) >= 100 else 0.0
+    for nth in used.nonzero().flatten().tolist():
+        near = _nearest(found, int(ids[expected.labels[nth]]), expected.boxes[nth].numpy())
+        if near is None:
+            unmatched += int(expected.scores[nth] > floor)
+            continue
+        matched += 1
+        score = max(score, abs(float(found.scores[near]) - float(expected.scores[nth])))
+        iou = min(iou, _iou(found, near, expected.masks[nth]))
+    total = matched + unmatched
+    return [
+        Row("instances, unmatched", unmatched / max(total, 1), "of all", 0.02, total),
+        Row("instances, scores", score, "absolute", 5e-3, matched),
+        Row("instances, masks, 1 - IoU", 1 - iou, "absolute", 0.05, matched),
+    ]
+
+
+def _nearest(found: Detections, category: int, box: NDArray[np.float32]) -> int | None:
+    """Return the instance of this category whose box is within 1 px, or a hundredth of its size."""
+    away = np.abs(found.boxes - box).max(1, initial=0.0)
+    away = np.where(found.labels == category, away, np.inf)
+    if not len(away) or away.min() > 1 + 0.01 * float((box[2:] - box[:2]).max()):
+        return None
+    return int(away.argmin())
+
+
+def _iou(found: Detections, nth: int, mask: NDArray[np.bool_]) -> float:
+    theirs = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    if not coco_mask.area(theirs) and not found.areas[nth]:
+        return 1.0
+    ours = {"size": [found.height, found.width], "counts": found.masks[nth]}
+    return float(coco_mask.iou([ours], [theirs], [0])[0, 0])

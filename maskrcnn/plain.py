@@ -1,0 +1,287 @@
+"""detectron2's Mask R-CNN R50-FPN, reckoned plainly: what a converted network is compared with.
+
+Written from what detectron2 does, on a checkpoint's own tensors under their own names, one image, box and pair after
+another; no code is shared with the network that is judged. It takes seconds an image.
+
+References: https://github.com/facebookresearch/detectron2, modeling/ and layers/; configs/Base-RCNN-FPN.yaml.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from .types import Pixels
+
+__all__ = ["Instances", "PlainDetectron2", "best", "clipped", "padded"]
+
+
+@dataclass(frozen=True, slots=True)
+class Instances:
+    """What a reference finds in an image, its own pixels."""
+
+    boxes: Tensor
+    """(N, 4) xmin, ymin, xmax, ymax."""
+    labels: Tensor
+    """(N,) from 1."""
+    scores: Tensor
+    """(N,)"""
+    masks: NDArray[np.bool_]
+    """(N, H, W)"""
+
+
+class PlainDetectron2:
+    """Mask R-CNN R50-FPN as detectron2 computes it, on its own tensors.
+
+    Args:
+        tensors: of the checkpoint, by their names there.
+        min_size: what the shorter side is resized to, …
+        max_size: … unless the longer side would then exceed this.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], min_size: int, max_size: int) -> None:
+        self._tensors = {name: tensor.float() for name, tensor in tensors.items()}
+        self._min_size, self._max_size = min_size, max_size
+
+    def _of(self, name: str) -> tuple[Tensor, Tensor]:
+        return self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]
+
+    def _normed(self, x: Tensor, name: str, stride: int = 1, padding: int = 0) -> Tensor:
+        """Return a convolution and its frozen norm."""
+        x = F.conv2d(x, self._tensors[f"{name}.weight"], None, stride, padding)
+        weight, bias, mean, var = (
+            self._tensors[f"{name}.norm.{part}"][:, None, None]
+            for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        return (x - mean) / (var + 1e-5).sqrt() * weight + bias
+
+    def prepared(self, image: Pixels) -> Tensor:
+        """Resize with Pillow, and subtract the mean."""
+        height, width = image.shape[:2]
+        scale = self._min_size / min(height, width)
+        if scale * max(height, width) > self._max_size:
+            scale = self._max_size / max(height, width)
+        size = int(width * scale + 0.5), int(height * scale + 0.5)
+        resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+        mean = np.array([103.53, 116.28, 123.675], np.float32)[::-1]  # written for BGR
+        return torch.from_numpy(resized.astype(np.float32) - mean).permute(2, 0, 1)
+
+    def features(self, batch: Tensor) -> dict[str, Tensor]:
+        """Run trunk and pyramid."""
+        trunk = "backbone.bottom_up."
+        x = batch.flip(1)  # to BGR
+        x = self._normed(x, f"{trunk}stem.conv1", 2, 3).relu()
+        x = F.max_pool2d(x, 3, 2, 1)
+        levels = []
+        for stage, blocks in ((2, 3), (3, 4), (4, 6), (5, 3)):
+            for nth in range(blocks):
+                name, stride = f"{trunk}res{stage}.{nth}.", 2 if stage > 2 and nth == 0 else 1
+                out = self._normed(x, f"{name}conv1", stride).relu()  # STRIDE_IN_1X1
+                out = self._normed(out, f"{name}conv2", 1, 1).relu()
+                out = self._normed(out, f"{name}conv3")
+                x = (out + (self._normed(x, f"{name}shortcut", stride) if nth == 0 else x)).relu()
+            levels.append(x)
+        above: Tensor | None = None
+        maps: list[Tensor] = []
+        for level in (5, 4, 3, 2):
+            lateral = F.conv2d(levels[level - 2], *self._of(f"backbone.fpn_lateral{level}"))
+            above = (
+                lateral if above is None else lateral + above.repeat_interleave(2, 2).repeat_interleave(2, 3)
+            )
+            maps.insert(0, F.conv2d(above, *self._of(f"backbone.fpn_output{level}"), padding=1))
+        maps.append(maps[-1][:, :, ::2, ::2])
+        return dict(zip(("0", "1", "2", "3", "pool"), maps, strict=True))
+
+    def rpn_head(self, features: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Run the region proposal network's convolutions."""
+        head = "proposal_generator.rpn_head."
+        hidden = [F.conv2d(x, *self._of(f"{head}conv"), padding=1).relu() for x in features.values()]
+        return (
+            [F.conv2d(x, *self._of(f"{head}objectness_logits")) for x in hidden],
+            [F.conv2d(x, *self._of(f"{head}anchor_deltas")) for x in hidden],
+        )
+
+    def proposals(self, features: dict[str, Tensor], batch: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return the best 1,000 of the best 1,000 of each level."""
+        del batch
+        boxes, scores = [], []
+        for level, (logits, deltas) in enumerate(zip(*self.rpn_head(features), strict=True)):
+            _, a, height, width = logits.shape
+            logit = logits[0].permute(1, 2, 0).reshape(-1)
+            delta = deltas[0].view(a, 4, height, width).permute(2, 3, 0, 1).reshape(-1, 4)
+            top = logit.sort(descending=True, stable=True).indices[:1000]
+            box = clipped(_moved(_anchors(level, height, width)[top], delta[top]), size)
+            wide = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
+            box, logit = box[wide], logit[top][wide]
+            kept = _suppressed(box, logit, 0.7)
+            boxes.append(box[kept])
+            scores.append(logit[kept])
+        return torch.cat(boxes)[torch.cat(scores).sort(descending=True, stable=True).indices[:1000]]
+
+    def heads(
+        self, features: dict[str, Tensor], proposals: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Classify proposals and move them."""
+        x = _pooled(features, proposals, 7).flatten(1)
+        for layer in ("fc1", "fc2"):
+            x = F.linear(x, *self._of(f"roi_heads.box_head.{layer}")).relu()
+        scores = F.linear(x, *self._of("roi_heads.box_predictor.cls_score")).softmax(1)
+        deltas = F.linear(x, *self._of("roi_heads.box_predictor.bbox_pred")).view(len(x), -1, 4)
+        classes = deltas.shape[1]
+        weights = torch.tensor([10.0, 10.0, 5.0, 5.0])
+        boxes = _moved(proposals.repeat_interleave(classes, 0), (deltas / weights).reshape(-1, 4))
+        boxes = clipped(boxes, size).view(-1, classes, 4)
+        return torch.cat([scores[:, -1:], scores[:, :-1]], 1), boxes  # theirs has the background last
+
+    def masks(
+        self, features: dict[str, Tensor], boxes: Tensor, labels: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """Run the mask head on boxes."""
+        del size
+        x = _pooled(features, boxes, 14)
+        for nth in range(1, 5):
+            x = F.conv2d(x, *self._of(f"roi_heads.mask_head.mask_fcn{nth}"), padding=1).relu()
+        x = F.conv_transpose2d(x, *self._of("roi_heads.mask_head.deconv"), stride=2).relu()
+        logits = F.conv2d(x, *self._of("roi_heads.mask_head.predictor"))
+        return logits[torch.arange(len(labels)), labels - 1].sigmoid()
+
+    def instances(self, image: Pixels) -> Instances:
+        """Go all the way: 100 instances above 0.05, masks pasted."""
+        prepared = self.prepared(image)
+        size = (prepared.shape[1], prepared.shape[2])
+        features = self.features(padded(prepared))
+        probabilities, every = self.heads(features, self.proposals(features, prepared, size), size)
+        boxes, labels, scores = best(probabilities, every, min_score=0.05, most=100)
+        height, width = image.shape[:2]
+        squares = self.masks(features, boxes, labels, size)
+        boxes = boxes * torch.tensor([width / size[1], height / size[0]]).repeat(2)
+        boxes = clipped(boxes, (height, width))
+        masks = [_pasted(box, square, height, width) for box, square in zip(boxes, squares, strict=True)]
+        empty = np.zeros((0, height, width), np.bool_)
+        return Instances(boxes, labels, scores, np.stack(masks) if masks else empty)
+
+
+def _anchors(level: int, height: int, width: int) -> Tensor:
+    """Return the anchors of a level, row by row: (height * width * 3, 4)."""
+    stride, side = 4 * 2**level, 32.0 * 2**level
+    anchors = []
+    for ratio in (0.5, 1.0, 2.0):
+        w = math.sqrt(side * side / ratio)
+        h = ratio * w
+        anchors.append([-w / 2, -h / 2, w / 2, h / 2])
+    y, x = np.mgrid[:height, :width].astype(np.float32) * stride
+    shifts = torch.from_numpy(np.stack([x, y, x, y], -1).reshape(-1, 1, 4))
+    return (shifts + torch.tensor(anchors)).reshape(-1, 4)
+
+
+def _moved(boxes: Tensor, deltas: Tensor) -> Tensor:
+    """Move boxes by dx, dy, of their size, and by the logarithms of two factors, at most of 1000 / 16."""
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    x = deltas[:, 0] * width + boxes[:, 0] + 0.5 * width
+    y = deltas[:, 1] * height + boxes[:, 1] + 0.5 * height
+    w = width * deltas[:, 2].clamp(max=math.log(1000 / 16)).exp()
+    h = height * deltas[:, 3].clamp(max=math.log(1000 / 16)).exp()
+    return torch.stack([x - 0.5 * w, y - 0.5 * h, x + 0.5 * w, y + 0.5 * h], 1)
+
+
+def clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return boxes, (N, 4), moved into an image of this height and width."""
+    height, width = size
+    return torch.stack([boxes[:, i].clamp(0, (width, height)[i % 2]) for i in range(4)], 1)
+
+
+def _suppressed(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Return what greedy suppression keeps, the best first."""
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    left = scores.sort(descending=True, stable=True).indices
+    kept = []
+    while len(left):
+        first, left = left[0], left[1:]
+        kept.append(first)
+        low, high = (
+            torch.maximum(boxes[first, :2], boxes[left, :2]),
+            torch.minimum(boxes[first, 2:], boxes[left, 2:]),
+        )
+        both = (high - low).clamp(min=0).prod(1)
+        left = left[~(both / (areas[first] + areas[left] - both) > threshold)]
+    return torch.stack(kept) if kept else torch.zeros(0, dtype=torch.int64)
+
+
+def _pooled(features: Mapping[str, Tensor], boxes: Tensor, bins: int) -> Tensor:
+    """Return RoIAlign, aligned, with as many samples as a bin has pixels: (N, C, bins, bins)."""
+    pooled = []
+    for box in boxes:
+        width, height = (box[2] - box[0]).item(), (box[3] - box[1]).item()
+        level = math.floor(4 + math.log2(max(math.sqrt(width * height) / 224 + 1e-8, 1e-30)))
+        nth = min(max(level, 2), 5) - 2
+        feature = features[str(nth)][0]
+        scaled = box / (4 * 2**nth) - 0.5
+        down = _bins(scaled[1].item(), scaled[3].item(), feature.shape[1], bins)
+        across = _bins(scaled[0].item(), scaled[2].item(), feature.shape[2], bins)
+        y, x = (slice(*_span(weights)) for weights in (down, across))
+        pooled.append(torch.einsum("by,cyx,ax->cba", down[:, y], feature[:, y, x], across[:, x]))
+    channels = features["0"].shape[1]
+    return torch.stack(pooled) if pooled else torch.zeros(0, channels, bins, bins)
+
+
+def _span(weights: Tensor) -> tuple[int, int]:
+    """Return the first and past the last place that counts in any bin."""
+    places = weights.any(0).nonzero().flatten().tolist()
+    return (places[0], places[-1] + 1) if places else (0, 1)
+
+
+def _bins(low: float, high: float, limit: int, bins: int) -> Tensor:
+    """Return how much each place of a map's axis counts in each bin, (bins, limit)."""
+    weights = torch.zeros(bins, limit)
+    side = (high - low) / bins
+    samples = math.ceil((high - low) / bins)
+    for nth in range(bins * samples):
+        position = low + (nth // samples) * side + (nth % samples + 0.5) * side / samples
+        if not -1 <= position <= limit:
+            continue
+        position = min(max(position, 0.0), limit - 1.0)
+        first = int(position)
+        weights[nth // samples, first] += (1 - (position - first)) / samples
+        if first + 1 < limit:
+            weights[nth // samples, first + 1] += (position - first) / samples
+    return weights
+
+
+def best(probabilities: Tensor, boxes: Tensor, min_score: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return boxes, labels and scores of the instances of an image, suppressed class by class."""
+    found = []
+    for nth in range(1, probabilities.shape[1]):
+        above = (probabilities[:, nth] > min_score).nonzero().flatten()
+        box, score = boxes[above, nth - 1], probabilities[above, nth]
+        kept = _suppressed(box, score, 0.5)
+        found.append((box[kept], torch.full((len(kept),), nth), score[kept]))
+    box, label, score = (torch.cat(parts) for parts in zip(*found, strict=True))
+    order = score.sort(descending=True, stable=True).indices[:most]
+    order = order[((box[order, 2] > box[order, 0]) & (box[order, 3] > box[order, 1]))]
+    return box[order], label[order], score[order]
+
+
+def _pasted(box: Tensor, square: Tensor, height: int, width: int) -> NDArray[np.bool_]:
+    """Return a mask over the image: what the square holds where each pixel's centre lies, bilinear, zeros around."""
+    side = len(square)
+    padded = np.pad(square.double().numpy(), 1)
+    x0, y0, x1, y1 = box.double().tolist()
+    x = (np.arange(width) + 0.5 - x0) / (x1 - x0) * side - 0.5
+    y = (np.arange(height) + 0.5 - y0) / (y1 - y0) * side - 0.5
+    x, y = np.clip(x, -1, side) + 1, np.clip(y, -1, side) + 1
+    left, top = np.minimum(x.astype(int), side), np.minimum(y.astype(int), side)
+    wx, wy = x - left, (y - top)[:, None]
+    upper = padded[top][:, left] * (1 - wx) + padded[top][:, left + 1] * wx
+    lower = padded[top + 1][:, left] * (1 - wx) + padded[top + 1][:, left + 1] * wx
+    return np.asarray(upper * (1 - wy) + lower * wy >= 0.5)
+
+
+def padded(image: Tensor) -> Tensor:
+    """Return a batch of one, padded with zeros to multiples of 32."""
+    return F.pad(image, (0, -image.shape[2] % 32, 0, -image.shape[1] % 32))[None]
