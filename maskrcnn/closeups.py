@@ -159,9 +159,7 @@ def region_around(box: dict[str, float], height: int, width: int) -> Rect:
 # What is in a picture
 
 
-def look_around(
-    storage: Storage, foci: Sequence[Focus], min_score: float = SHOWN_SCORE
-) -> list[GalleryPick]:
+def look_around(storage: Storage, foci: Sequence[Focus], min_score: float = SHOWN_SCORE) -> list[GalleryPick]:
     """Return what was found in the regions, as detections in the frame of each region.
 
     An image's instances are read a row group at a time: first scores and boxes, masks only where one is shown.

@@ -9,14 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "errors types config schema windows stores web s3 objects storage sniff decode geotiff "
-    "radiometry raster rle runs unrle outlines planted mosaic weightfile unpickle weights masks crops detectron model backbones fuse "
-    "pooling forward segmenter stats sources plan items tiles sandbox frozen manifest survey parts "
-    "breaker visualize prefetch worker strips seams coco export geo vector evaluate charts globe "
-    "maps gallery closeups report ledger overlay assemble reduce retry run truth pairing "
-    "matching averages scoring partscore evaluation lookup display show worst scoresheet "
-    "laws windowlaws evidence verify alike diff diffpage plain parity layouts convert scenery scenes baseline scenes_model annotations dataset recipe curves losses augment batches warmstart train measure samples "
-    "peers trials"
+    "errors types config schema windows stores web s3 objects storage sniff decode geotiff radiometry "
+    "raster rle runs unrle outlines planted mosaic weightfile unpickle weights masks crops detectron "
+    "model backbones fuse pooling forward segmenter stats sources plan items tiles sandbox frozen "
+    "manifest survey parts breaker visualize prefetch worker strips seams coco export geo vector "
+    "evaluate charts globe maps gallery closeups report ledger overlay assemble reduce retry run "
+    "truth pairing matching averages scoring partscore evaluation lookup display show worst "
+    "scoresheet laws windowlaws evidence verify alike diff diffpage plain parity layouts convert "
+    "scenery scenes baseline scenes_model annotations dataset recipe curves losses augment batches "
+    "warmstart train measure samples peers trials"
 ).split()
 MODULES = sorted(path for path in (ROOT / "maskrcnn").glob("*.py") if path.stem != "__init__")
 NETWORK = {"masks", "crops", "detectron", "model", "backbones", "fuse", "pooling", "forward", "segmenter"}
@@ -59,7 +60,20 @@ def test_third_parties_stay_at_their_rim(path: Path) -> None:
         "click": set(),
         "fsspec": {"stores", "s3", "storage"},
         "s3fs": {"s3"},
-        "PIL": {"plain", "parity", "sniff", "decode", "visualize", "gallery", "scenery", "scenes", "export", "samples", "display", "worst"},
+        "PIL": {
+            "plain",
+            "parity",
+            "sniff",
+            "decode",
+            "visualize",
+            "gallery",
+            "scenery",
+            "scenes",
+            "export",
+            "samples",
+            "display",
+            "worst",
+        },
         "torch": NETWORK | TRAINING | {"scenes_model", "peers", "trials"},
         "torchvision": NETWORK | TRAINING | {"scenes_model", "peers", "trials"},
         "matplotlib": set(),

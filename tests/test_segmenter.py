@@ -151,7 +151,7 @@ def test_a_network_looks_at_more_where_more_may_be_found(model, images):
     wider = copy.deepcopy(model)
     for limits in (wider.module.rpn._pre_nms_top_n, wider.module.rpn._post_nms_top_n):
         limits["testing"] = 1500
-    boxes, labels, scores, counts = stock(wider, images[0], max_detections=600)
+    boxes, labels, _scores, counts = stock(wider, images[0], max_detections=600)
     (found,) = MaskRCNNSegmenter(model, max_detections=600).segment(images[:1])
     assert found.labels.tolist() == labels.tolist()
     np.testing.assert_allclose(found.boxes, boxes, rtol=0, atol=1e-3)
