@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from maskrcnn.evaluate import average_precision
 from maskrcnn.model import load_model
 from maskrcnn.scenes import Scene, coco_dataset, render_scene
-from maskrcnn.segmenter import DTYPES, MaskRCNNSegmenter
 from maskrcnn.scenes_model import EVALUATION_SEED, IMAGE_SIZE
+from maskrcnn.segmenter import DTYPES, MaskRCNNSegmenter
 from maskrcnn.types import Detections
 
 STRONG = 0.5
