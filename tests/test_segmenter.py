@@ -159,16 +159,19 @@ def test_a_network_looks_at_more_where_more_may_be_found(model, images):
 
 
 def test_a_chosen_category_is_not_displaced_by_others(model, images):
-    (every,) = MaskRCNNSegmenter(model, max_detections=400).segment(images[:1])
+    (best,) = MaskRCNNSegmenter(model, max_detections=400).segment(images[:1])
+    least = float(best.scores[300])  # so that the limit cuts nothing off
+    (every,) = MaskRCNNSegmenter(model, min_score=least, max_detections=400).segment(images[:1])
     horses = every.labels == 20
-    assert 0 < horses.sum() < len(every)
-    segmenter = MaskRCNNSegmenter(model, max_detections=400, categories=["horse"])
+    assert 0 < horses.sum() < len(every) < 400
+    options = {"min_score": least, "categories": ["horse"]}
+    segmenter = MaskRCNNSegmenter(model, max_detections=400, **options)
     (found,) = segmenter.segment(images[:1])
     assert set(found.labels.tolist()) == {20}
     np.testing.assert_allclose(found.boxes, every.boxes[horses], atol=1e-4)
     np.testing.assert_allclose(found.scores, every.scores[horses], atol=1e-5)
     limit = int(horses.sum()) - 1
-    (limited,) = MaskRCNNSegmenter(model, max_detections=limit, categories=["horse"]).segment(images[:1])
+    (limited,) = MaskRCNNSegmenter(model, max_detections=limit, **options).segment(images[:1])
     assert len(limited) == limit
     assert limited.capped
     assert segmenter.categories == CATEGORIES
@@ -298,8 +301,9 @@ def test_a_large_image_is_resized_like_a_small_one(model, shape):
     image, _ = model.module.transform([pixels.permute(2, 0, 1) / 255])
     assert (size,) == tuple(image.image_sizes)
     expected = image.tensors[0, :, : size[0], : size[1]]
-    torch.testing.assert_close(segmenter._shrunk(pixels, size), expected, rtol=0, atol=2e-6)
-    torch.testing.assert_close(segmenter._prepared(pixels, size), expected, rtol=0, atol=2e-6)
+    # torch's own resize differs from itself by as much between one thread and two.
+    torch.testing.assert_close(segmenter._shrunk(pixels, size), expected, rtol=0, atol=5e-6)
+    torch.testing.assert_close(segmenter._prepared(pixels, size), expected, rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 160), (160, 1), (1, 2), (3000, 20)])
