@@ -170,7 +170,7 @@ def test_a_chosen_category_is_not_displaced_by_others(model, images):
     assert set(found.labels.tolist()) == {20}
     np.testing.assert_allclose(found.boxes, every.boxes[horses], atol=1e-4)
     np.testing.assert_allclose(found.scores, every.scores[horses], atol=1e-5)
-    limit = int(horses.sum()) - 1
+    limit = 10  # of fewer proposals, too
     (limited,) = MaskRCNNSegmenter(model, max_detections=limit, **options).segment(images[:1])
     assert len(limited) == limit
     assert limited.capped
@@ -302,8 +302,8 @@ def test_a_large_image_is_resized_like_a_small_one(model, shape):
     assert (size,) == tuple(image.image_sizes)
     expected = image.tensors[0, :, : size[0], : size[1]]
     # torch's own resize differs from itself by as much between one thread and two.
-    torch.testing.assert_close(segmenter._shrunk(pixels, size), expected, rtol=0, atol=5e-6)
-    torch.testing.assert_close(segmenter._prepared(pixels, size), expected, rtol=0, atol=5e-6)
+    torch.testing.assert_close(segmenter._shrunk(pixels, size), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(segmenter._prepared(pixels, size), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 160), (160, 1), (1, 2), (3000, 20)])
