@@ -100,6 +100,7 @@ def train(
     """
     from maskrcnn.config import Speed
 
+    _check_installed()
     request = _request(dataset, output or "", options)
     speed = Speed(device=device, threads=threads, actors=workers)
     if check_only:
@@ -116,6 +117,13 @@ def train(
     best = result["best"]
     measured = f": mask AP {best['mask_ap']:.3f}, AP50 {best['mask_ap50']:.3f}" if "mask_ap" in best else ""
     click.echo(f"{result['epochs']} epochs; {result['model']} is epoch {best['epoch']}{measured}")
+
+
+def _check_installed() -> None:
+    try:
+        import ray.train  # noqa: F401
+    except ImportError as error:
+        raise UsageError("`maskrcnn train` needs Ray Train: pip install 'maskrcnn-ray[train]'") from error
 
 
 def _request(dataset: str, output: str, options: dict[str, Any]) -> Any:

