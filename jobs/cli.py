@@ -40,7 +40,7 @@ class Group(click.Group):
         except RunError as error:
             _fail(f"stopped: {error}", 3)
         except KeyboardInterrupt:
-            _fail("stopped: interrupted; if it was `segment`, the same command continues it", 3)
+            _fail("stopped: interrupted; if it was `segment` or `train`, the same command continues it", 3)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception:

@@ -36,8 +36,19 @@ def write_dataset(folder, images, side):
 
 
 def train(labels, output, workers, side):
-    options = ["--model", "scenes", "--epochs", 2, "--batch-size", 4, "--crop", side, "--min-size", side, "--max-size", side,
-               "--val-share", 0.1, "--workers", workers, "--threads", 1, "--address", "local"]  # fmt: skip
+    options = ["--model", "scenes", "--epochs", 2, "--batch-size", 4, "--crop", side, "--min-size", side]
+    options += [
+        "--max-size",
+        side,
+        "--val-share",
+        0.1,
+        "--workers",
+        workers,
+        "--threads",
+        1,
+        "--address",
+        "local",
+    ]
     command = [sys.executable, "-m", "maskrcnn_jobs", "-q", "train", labels, output, *options]
     subprocess.run([*map(str, command)], check=True, capture_output=True)
     with (output / "log.csv").open() as file:
