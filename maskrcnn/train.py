@@ -135,9 +135,7 @@ class _Learner:
         self.losses: nn.Module = ImageLosses(network)
         self.network = network
         if process.world > 1:
-            self.losses = DistributedDataParallel(
-                self.losses, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            self.losses = DistributedDataParallel(self.losses, gradient_as_bucket_view=True)
         self.saved = time.monotonic()
 
     def resume(self) -> State:

@@ -5,6 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
@@ -50,10 +52,10 @@ class Witness:
         witness = self
 
         class Watched:
-            seeds = ()
+            seeds, boxes = (), None
 
             def __call__(self, matched):
-                sampler.seeds = self.seeds
+                sampler.seeds, sampler.boxes = self.seeds, self.boxes
                 positive, negative = sampler(matched)
                 witness.drawn[name] = (positive[0].bool().numpy(), negative[0].bool().numpy())
                 return positive, negative
@@ -176,7 +178,7 @@ def test_the_losses_are_torchvisions_own(network, sample):
     ours = copy.deepcopy(network)
     losses = ImageLosses(ours)
     found = losses([image], [target], [3])
-    ours.rpn.fg_bg_sampler.seeds = ours.roi_heads.fg_bg_sampler.seeds = (3,)
+    ours.rpn.fg_bg_sampler.seeds = ours.roi_heads.fg_bg_sampler.seeds = (3,)  # and the boxes are still known
     ours.transform.min_size, ours.transform.max_size = (SIDE,), SIDE
     stock = ours([image], [target])
     assert set(stock) == set(LOSSES)
@@ -206,6 +208,29 @@ def test_as_many_are_drawn_as_torchvision_draws(positives, negatives):
     for ours, stock in zip(sampler([labels]), theirs, strict=True):
         assert ours[0].sum() == stock[0].sum()
         assert ours[0].dtype == stock[0].dtype
+
+
+def test_a_candidate_more_takes_no_others_place():
+    boxes = torch.rand(300, 4) * 200
+    labels = (torch.arange(300) % 3 == 0).long()
+    drawn = []
+    for keep in (slice(0, 300), slice(1, 300)):
+        sampler = SeededSampler(64, 0.25)
+        sampler.seeds, sampler.boxes = (5,), [boxes[keep]]
+        positive, negative = sampler([labels[keep]])
+        drawn.append({tuple(box) for box in boxes[keep][(positive[0] | negative[0]).bool()].tolist()})
+    assert len(drawn[0] & drawn[1]) >= 63
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**62))
+def test_every_candidate_is_drawn_as_often_as_another(seed):
+    sampler = SeededSampler(50, 1.0)
+    sampler.seeds = tuple(seed + i for i in range(200))
+    positive, _ = sampler([torch.ones(100, dtype=torch.long)] * 200)
+    times = torch.stack(positive).long().sum(0)  # 100 expected, with a deviation of 7
+    assert int(times.min()) > 60
+    assert int(times.max()) < 140
 
 
 def test_an_image_without_objects_teaches_background(network, sample):
