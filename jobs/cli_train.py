@@ -69,9 +69,15 @@ from .options import json_option
     help="bfloat16: mixed precision.",
 )  # fmt: skip
 @click.option(
-    "--workers", type=int, help="The most workers; by default one a CPU or GPU. They share a batch."
+    "--workers",
+    type=click.IntRange(1),
+    help="The most workers; by default one a CPU or GPU. They share a batch.",
 )
-@click.option("--threads", type=int, help="CPUs of a worker; by default 1, with CUDA a GPU's share of them.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="CPUs of a worker; by default 1, with CUDA a GPU's share of them.",
+)
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -149,20 +155,14 @@ def _request(dataset: str, output: str, options: dict[str, Any]) -> Any:
 
 
 def _check(request: Any, as_json: bool) -> None:
-    from .train import check, refuse_errors
+    from .train import check
 
-    datasets = [dataset for dataset in check(request) if dataset is not None]
-    if as_json:
-        facts = [
-            {
-                "images": dataset.images.num_rows,
-                "objects": dataset.n_objects,
-                "categories": [category.name for category in dataset.categories],
-                "findings": [dataclasses.asdict(finding) for finding in dataset.findings],
-            }
-            for dataset in datasets
-        ]
-        click.echo(json.dumps(facts))
-    refuse_errors(request, *datasets)
-    if not as_json:
-        click.echo("nothing that stops a training")
+    dataset, images, apart = check(request)
+    facts = {
+        "images": images.num_rows,
+        "validation_images": apart.num_rows,
+        "objects": dataset.n_objects,
+        "categories": [category.name for category in dataset.categories],
+        "findings": [dataclasses.asdict(finding) for finding in dataset.findings],
+    }
+    click.echo(json.dumps(facts) if as_json else "nothing that stops a training")

@@ -29,6 +29,7 @@ from maskrcnn.errors import MaskrcnnError, RunError, UsageError
 from maskrcnn.recipe import LOG, MODEL, RESULT, Recipe, identity_of
 from maskrcnn.storage import Storage
 from maskrcnn.types import Category
+from maskrcnn.weights import ARCHITECTURES, describe_model
 
 from .cluster import check_device, connected
 from .progress import LOG_EVERY_S, duration
@@ -68,9 +69,12 @@ def train(request: Request, speed: Speed, address: str | None) -> dict[str, Any]
     """
     check_device(address, speed)
     storage = Storage(request.output)
+    if storage.exists("run.json"):
+        raise UsageError(f"{request.output} holds a run of `maskrcnn segment`; name another OUTPUT")
     facts = prepare(request)
     if storage.exists(RESULT):
         log.info("%s is finished", request.output)
+        _draw(storage, facts)  # whoever finished it may have died before
         return dict(json.loads(storage.read(RESULT)))
     if storage.exists(FAILURE):
         storage.remove(FAILURE)
@@ -98,17 +102,48 @@ def prepare(request: Request) -> dict[str, Any]:
     return facts
 
 
-def check(request: Request) -> tuple[Dataset, Dataset | None]:
-    """Read and check the datasets of a request; list what is found in the log."""
+def check(request: Request) -> tuple[Dataset, pa.Table, pa.Table]:
+    """Read and check the datasets of a request, and the model; list what is found in the log.
+
+    Returns:
+        the training set, and the images to learn from and to validate on, of `dataset.SCHEMA`.
+
+    Raises:
+        UsageError: they have errors, nothing to learn from, or cannot be split; there is no such model.
+    """
+    _check_model(request.recipe.model)
     dataset = read_dataset(request.source, request.images_root, progress=_count)
     _list(request.source, dataset)
-    if request.validation is None:
-        return dataset, None
-    validation = read_dataset(
-        request.validation, request.validation_root, expected=dataset.categories, progress=_count
-    )
-    _list(request.validation, validation)
-    return dataset, validation
+    validation = None
+    if request.validation is not None:
+        validation = read_dataset(
+            request.validation, request.validation_root, expected=dataset.categories, progress=_count
+        )
+        _list(request.validation, validation)
+    kinds = sum(len(part.errors) for part in (dataset, validation) if part)
+    if kinds and not request.skip_invalid:
+        raise UsageError(
+            f"the data has {kinds} {'kind' if kinds == 1 else 'kinds'} of errors, listed above; mend them, or leave "
+            "out what they concern with --skip-invalid"
+        )
+    if validation is not None:
+        images, apart = dataset.images, validation.images
+    else:
+        images, apart = split_dataset(dataset.images, request.share)
+    if not pa.compute.any(pa.compute.greater(pa.compute.list_value_length(images["labels"]), 0)).as_py():
+        raise UsageError(f"{request.source} has no object to learn from")
+    return dataset, images, apart
+
+
+def _check_model(model: str) -> None:
+    """Raise UsageError where there is no such model, before anything is started for it."""
+    source, _, architecture = model.partition(":")
+    if source not in ("imagenet", "random"):
+        card = describe_model(model)
+        if card.architecture not in ARCHITECTURES:
+            raise UsageError(f"--model {model} is no network that could learn")
+    elif architecture not in ARCHITECTURES:
+        raise UsageError(f"--model {model}: name one of {', '.join(ARCHITECTURES)} after {source}:")
 
 
 def _list(source: str, dataset: Dataset) -> None:
@@ -126,17 +161,7 @@ def _count(done: int, total: int) -> None:
 
 
 def _frozen(request: Request, storage: Storage, asked: dict[str, Any]) -> dict[str, Any]:
-    dataset, validation = check(request)
-    refuse_errors(request, dataset, validation)
-    train_images = dataset.images
-    if validation is not None:
-        validation_images = validation.images
-    else:
-        train_images, validation_images = split_dataset(dataset.images, request.share)
-    if not pa.compute.any(
-        pa.compute.greater(pa.compute.list_value_length(train_images["labels"]), 0)
-    ).as_py():
-        raise UsageError(f"{request.source} has no object to learn from")
+    dataset, train_images, validation_images = check(request)
     digests = []
     for name, table in zip(TABLES, (train_images, validation_images), strict=True):
         data = io.BytesIO()
@@ -148,21 +173,11 @@ def _frozen(request: Request, storage: Storage, asked: dict[str, Any]) -> dict[s
         "identity": identity_of(request.recipe, *digests),
         "categories": [dataclasses.asdict(category) for category in dataset.categories],
         "images": {"train": train_images.num_rows, "validation": validation_images.num_rows},
-        "findings": [str(finding) for part in (dataset, validation) if part for finding in part.findings],
+        "findings": [str(finding) for finding in dataset.findings],
     }
     if not storage.create(TRAINING, json.dumps(facts, indent=2).encode()):
         raise RunError(f"{request.output} was begun by another process meanwhile; the same command joins it")
     return facts
-
-
-def refuse_errors(request: Request, *datasets: Dataset | None) -> None:
-    """Raise UsageError where a dataset has errors, and they were not to be skipped."""
-    errors = [finding for dataset in datasets if dataset for finding in dataset.errors]
-    if errors and not request.skip_invalid:
-        listed = "".join(f"\n  {finding}" for finding in errors)
-        raise UsageError(
-            f"the dataset has errors; mend them, or leave out what they concern with --skip-invalid{listed}"
-        )
 
 
 def _check_same(output: str, begun: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -2,9 +2,9 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class Finding:
     def __str__(self) -> str:
         more = ", …" if self.count > len(self.examples) else ""
         level = "error" if self.error else "warning"
-        return f"{level}: {self.count:,} {self.kind}: {', '.join(self.examples)}{more}"
+        return f"{level}: {self.kind} ({self.count:,}): {', '.join(self.examples)}{more}"
 
 
 @dataclass(slots=True)
@@ -46,11 +46,11 @@ class Findings:
 
     def error(self, kind: str, where: object) -> None:
         """Note what stops a training."""
-        self.found[True, kind].append(str(where))
+        self.found[True, kind].append(shortened(where))
 
     def warning(self, kind: str, where: object) -> None:
         """Note what is worth knowing."""
-        self.found[False, kind].append(str(where))
+        self.found[False, kind].append(shortened(where))
 
     def listed(self) -> tuple[Finding, ...]:
         """Return errors first, each kind once."""
@@ -60,6 +60,17 @@ class Findings:
                 self.found.items(), key=lambda item: (not item[0][0], item[0][1])
             )
         )
+
+
+def shortened(value: object) -> str:
+    """Return a value as text of at most 80 characters."""
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Return whether a value of a JSON is an integer that fits into 64 bits; `true` is none."""
+    return type(value) is int and abs(value) < 2**63
 
 
 @dataclass(slots=True)
@@ -76,6 +87,9 @@ def read_objects(
     images: Mapping[int, Mapping[str, Any]],
     categories: tuple[Category, ...],
     findings: Findings,
+    *,
+    faulty: Collection[int] = (),
+    faulty_categories: Collection[int] = (),
 ) -> Objects:
     """Return the masks that can be learned from, and note what is wrong with the others.
 
@@ -84,21 +98,32 @@ def read_objects(
         images: the sound entries of the images, by id.
         categories: in the order of their labels.
         findings: where it is noted.
+        faulty: images that have been noted: of their annotations nothing more is said.
+        faulty_categories: the same of categories.
     """
     labels = {category.id: label for label, category in enumerate(categories, start=1)}
     drafts, places, boxes = Objects(), [], []
     seen: set[Any] = set()
     for number, entry in enumerate(entries):
-        where = f"annotation {entry.get('id', f'no. {number + 1}')}"
-        image = images.get(entry.get("image_id"))  # type: ignore[arg-type]
-        if type(entry.get("id")) is not int:
+        where = f"annotation {shortened(entry.get('id', f'no. {number + 1}'))}"
+        own, image_id, category_id = (entry.get(key) for key in ("id", "image_id", "category_id"))
+        image = images.get(image_id) if is_integer(image_id) else None
+        known = is_integer(category_id) and category_id in labels
+        if not is_integer(own):
             findings.error("annotation without an integer id", where)
-        elif entry["id"] in seen:
+            continue
+        doubled = own in seen
+        seen.add(own)
+        if doubled:
             findings.error("annotation id used twice", where)
         elif image is None:
-            findings.error("annotation of an unknown image", f"{where} of image {entry.get('image_id')}")
-        elif entry.get("category_id") not in labels:
-            findings.error("annotation of an unknown category", f"{where}: {entry.get('category_id')}")
+            if not is_integer(image_id) or image_id not in faulty:
+                findings.error("annotation of an unknown image", f"{where} of image {image_id}")
+        elif not known:
+            if not is_integer(category_id) or category_id not in faulty_categories:
+                findings.error("annotation of an unknown category", f"{where}: {category_id}")
+        elif entry.get("iscrowd", 0) not in (0, 1):
+            findings.error("iscrowd that is neither 0 nor 1", f"{where}: {entry['iscrowd']}")
         elif (box := _box(entry.get("bbox"))) is None:
             findings.error("box that is not four finite numbers", f"{where}: {entry.get('bbox')}")
         elif isinstance(mask := _mask(entry.get("segmentation"), image), str):
@@ -107,11 +132,10 @@ def read_objects(
             findings.warning("crowd, which is not learned from", where)
         else:
             drafts.image_ids.append(image["id"])
-            drafts.labels.append(labels[entry["category_id"]])
+            drafts.labels.append(labels[int(entry["category_id"])])
             drafts.masks.append(mask)
             places.append(where)
             boxes.append(box)
-        seen.add(entry.get("id") if type(entry.get("id")) is int else None)
     return _measured(drafts, places, boxes, images, findings)
 
 
@@ -152,9 +176,14 @@ def _measured(
 def _box(value: Any) -> NDArray[np.float64] | None:
     if not isinstance(value, list) or len(value) != 4:
         return None
-    if not all(isinstance(side, int | float) and math.isfinite(side) for side in value):
+    if not all(map(_is_number, value)):
         return None
     return np.array(value, np.float64)
+
+
+def _is_number(value: object) -> bool:
+    # JSON has integers of any size, of which no float can be made.
+    return type(value) in (int, float) and abs(value) < 2**53 and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _mask(segmentation: Any, image: Mapping[str, Any]) -> bytes | str:
@@ -167,7 +196,7 @@ def _mask(segmentation: Any, image: Mapping[str, Any]) -> bytes | str:
     for ring in segmentation:
         if not isinstance(ring, list) or len(ring) < 6 or len(ring) % 2:
             return "polygon of fewer than three points"
-        if not all(isinstance(value, int | float) and math.isfinite(value) for value in ring):
+        if not all(map(_is_number, ring)):
             return "polygon with a point that is not finite"
         # pycocotools walks every pixel of an edge, however far away it leads.
         if max(map(abs, ring)) > _FAR * max(height, width):
@@ -181,7 +210,7 @@ def _mask_of_runs(segmentation: Mapping[str, Any], height: int, width: int) -> b
         return "mask of another size than its image"
     if isinstance(counts, str):
         return counts.encode("ascii", "replace")  # whether it is one is seen for all masks at once
-    if not isinstance(counts, list) or not all(type(run) is int and run >= 0 for run in counts):
+    if not isinstance(counts, list) or not all(is_integer(run) and run >= 0 for run in counts):
         return DAMAGED
     if sum(counts) != height * width:
         return DAMAGED

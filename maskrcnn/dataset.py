@@ -6,17 +6,18 @@ the user says so; a warning names what is left out or mended anyway.
 
 import json
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 from pycocotools import mask as coco_mask
 
-from .annotations import Finding, Findings, Objects, read_objects
+from .annotations import Finding, Findings, Objects, is_integer, read_objects
 from .decode import Limits, decode_image
 from .errors import ItemError, UsageError
 from .sources import folder_of, usage_errors
@@ -24,9 +25,10 @@ from .storage import Storage, is_remote, read_input
 from .stores import join
 from .types import Category
 
-LIMITS: Final = Limits(max_pixels=10**9, max_bytes=2**31, max_aspect=float("inf"))
-"""An image to learn from may be this large; smaller machines fail earlier, by memory."""
+LIMITS: Final = Limits(max_pixels=178_956_970, max_bytes=2**31, max_aspect=float("inf"))
+"""Larger images are refused by their headers; `segment` does not read them whole either."""
 SPLIT: Final = 10_000
+_PROBES: Final = 20
 
 SCHEMA: Final = pa.schema(
     [
@@ -86,16 +88,23 @@ def read_dataset(
     """
     content = _content(source)
     findings = Findings()
-    categories = _categories(source, content["categories"], findings)
+    categories, faulty_categories = _categories(source, content["categories"], findings)
     if expected is not None and categories != expected:
         raise UsageError(
             f"{source} has other categories than the training set: {_names(categories)} instead of {_names(expected)}"
         )
-    images = _images(content["images"], findings)
-    if not images:
+    if not content["images"]:
         raise UsageError(f"{source} lists no image")
-    root = images_root or _root_of(source, next(iter(images.values()))["file_name"])
-    objects = read_objects(content["annotations"], images, categories, findings)
+    images, faulty = _images(content["images"], findings)
+    root = images_root or _root_of(source, [entry["file_name"] for entry in images.values()])
+    objects = read_objects(
+        content["annotations"],
+        images,
+        categories,
+        findings,
+        faulty=faulty,
+        faulty_categories=faulty_categories,
+    )
     sound = _sound_images(images, root, findings, progress)
     table = _table(sound, root, objects)
     _count(table, categories, findings)
@@ -109,7 +118,7 @@ def split_dataset(images: pa.Table, share: float) -> tuple[pa.Table, pa.Table]:
         UsageError: nothing would be left on one side.
     """
     drawn = [int(sha256(name.encode()).hexdigest()[:12], 16) % SPLIT for name in images["name"].to_pylist()]
-    apart = pa.array([number < share * SPLIT for number in drawn])
+    apart = pa.array([number < share * SPLIT for number in drawn], pa.bool_())
     train, validation = images.filter(pa.compute.invert(apart)), images.filter(apart)
     if not train.num_rows or not validation.num_rows:
         raise UsageError(
@@ -162,53 +171,90 @@ def _names(categories: Iterable[Category]) -> str:
     return ", ".join(f"{category.id} {category.name}" for category in categories)
 
 
-def _categories(source: str, entries: list[Mapping[str, Any]], findings: Findings) -> tuple[Category, ...]:
+def _categories(
+    source: str, entries: list[Mapping[str, Any]], findings: Findings
+) -> tuple[tuple[Category, ...], set[int]]:
+    """Return the sound categories, and the ids of the others."""
     by_id: dict[int, Category] = {}
-    names: set[str] = set()
+    faulty: set[int] = set()
     for entry in entries:
         number, name = entry.get("id"), entry.get("name")
         if (
-            type(number) is not int
+            not is_integer(number)
             or not 1 <= number < 2**31
             or not isinstance(name, str)
-            or not name.strip()
+            or not _is_name(name)
         ):
-            findings.error("category without an id of at least 1 and a name", json.dumps(entry)[:80])
+            findings.error("category without an id of at least 1 and a name", json.dumps(entry))
         elif number in by_id:
             findings.error("category id used twice", f"{number} {name!r}")
-        elif name in names:
+        elif name in (category.name for category in by_id.values()):
             findings.error("category name used twice", f"{number} {name!r}")
+            faulty.add(number)
         else:
             by_id[number] = Category(number, name)
-            names.add(name)
+    alike = Counter(category.name.strip().casefold() for category in by_id.values())
+    for category in by_id.values():
+        if alike[category.name.strip().casefold()] > 1:
+            findings.warning(
+                "category name that differs from another in case or blanks alone", repr(category.name)
+            )
     if not by_id:
         raise UsageError(f"{source} has no category with an id of at least 1 and a name")
-    return tuple(by_id[number] for number in sorted(by_id))
+    return tuple(by_id[number] for number in sorted(by_id)), faulty
 
 
-def _images(entries: list[Mapping[str, Any]], findings: Findings) -> dict[int, Mapping[str, Any]]:
+def _is_name(name: str) -> bool:
+    return bool(name.strip()) and name.replace(" ", "").isprintable()
+
+
+def _images(
+    entries: list[Mapping[str, Any]], findings: Findings
+) -> tuple[dict[int, Mapping[str, Any]], set[int]]:
+    """Return the sound images by id, and the ids of the others."""
     images: dict[int, Mapping[str, Any]] = {}
+    faulty: set[int] = set()
+    names: set[str] = set()
     for entry in entries:
         number, name = entry.get("id"), entry.get("file_name")
-        sizes = (entry.get("height"), entry.get("width"))
-        if type(number) is not int or not 0 <= number < 2**63 or not isinstance(name, str) or not name:
-            findings.error("image without an integer id and a file_name", json.dumps(entry)[:80])
-        elif number in images:
+        sizes = [side for side in (entry.get("height"), entry.get("width")) if is_integer(side)]
+        if not is_integer(number) or number < 0 or not isinstance(name, str) or not name:
+            findings.error("image without an integer id and a file_name", json.dumps(entry))
+            faulty.update([number] if is_integer(number) and number not in images else [])
+            continue
+        if number in images:
             findings.error("image id used twice", f"{number} {name}")
-        elif not all(type(side) is int and side > 0 for side in sizes):
+            continue
+        faulty.add(number)
+        if not _is_below(name):
+            findings.error("image whose file_name is no path below the images' folder", repr(name))
+        elif len(sizes) < 2 or min(sizes) < 1:
             findings.error("image without height and width", name)
+        elif sizes[0] * sizes[1] > LIMITS.max_pixels:
+            findings.error("image of more pixels than are learned from", f"{name}: {sizes[0]} x {sizes[1]}")
         else:
+            if name in names:
+                findings.warning("file_name of two images", name)
+            names.add(name)
+            faulty.discard(number)
             images[number] = entry
-    return images
+    return images, faulty
 
 
-def _root_of(source: str, first: str) -> str:
+def _is_below(name: str) -> bool:
+    return name.isprintable() and "://" not in name and not {"", ".", ".."} & set(name.split("/"))
+
+
+def _root_of(source: str, names: Sequence[str]) -> str:
+    """Return the folder in which most of some images exist: the JSON's, or one in there."""
     folder, stem = folder_of(source), source.rpartition("/")[2].rpartition(".")[0]
     storage = Storage(folder)
-    for below in ("", "images/", f"{stem}/"):
-        if storage.exists(below + first):
-            return join(folder, below) if below else folder
-    return folder
+    some = names[:: max(1, len(names) // _PROBES)][:_PROBES]
+    found = {
+        below: sum(storage.exists(below + name) for name in some) for below in ("", "images/", f"{stem}/")
+    }
+    below = max(found, key=lambda place: found[place])
+    return join(folder, below) if below else folder
 
 
 # --- images -------------------------------------------------------------------------------------------------
@@ -241,6 +287,8 @@ def _sound_images(
 
 
 def _shape(uri: str) -> tuple[int, int] | str:
+    if not is_remote(uri) and not Path(uri).is_file():  # a pipe would be waited for
+        return "not_found"
     try:
         pixels = decode_image(read_input(uri, LIMITS.max_bytes), LIMITS).pixels
     except ItemError as error:

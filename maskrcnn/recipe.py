@@ -14,6 +14,8 @@ from .errors import UsageError
 
 LOSSES: Final = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
 """torchvision's names, in the order of the equations of `losses`."""
+STAGES: Final = 5
+"""Of each trunk; stage n halves the image for the n-th time."""
 FLIPS: Final = ("none", "horizontal", "both")
 SCHEDULES: Final = ("cosine", "step")
 OPTIMIZERS: Final = ("adamw", "sgd")
@@ -79,6 +81,7 @@ class Recipe:
             "--color is from 0 to 2": 0 <= self.color <= 2,
             "--seed is from 0 to 2^31 - 1": 0 <= self.seed < 2**31,
             "--max-detections is at least 1": self.max_detections >= 1,
+            f"--freeze is from 0 to {STAGES}": 0 <= self.freeze <= STAGES,
             f"--dtype is one of {', '.join(DTYPES)}": self.dtype in DTYPES,
         }
         for rule, kept in checks.items():

@@ -16,14 +16,13 @@ from torchvision.models.detection import MaskRCNN
 from .backbones import load_imagenet
 from .errors import UsageError
 from .model import ARCHITECTURES, Model, build_network, load_model
+from .recipe import STAGES
 from .types import Category
 from .weights import ModelCard
 
 HEAD: Final = ("roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred",
                "roi_heads.mask_predictor.mask_fcn_logits")  # fmt: skip
 """The layers whose rows are classes: one each, or four."""
-STAGES: Final = 5
-"""Of each trunk; stage n halves the image for the n-th time."""
 
 
 @dataclass(frozen=True, slots=True)

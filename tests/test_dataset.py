@@ -105,7 +105,9 @@ BROKEN = {
     "annotation without a mask": {"segmentation": []},
     "mask of another size than its image": {"segmentation": rle(30, 20, (1, 1, 3, 3))},
     "mask whose run lengths are damaged": {"segmentation": {"size": [20, 30], "counts": "oops"}},
+    "iscrowd that is neither 0 nor 1": {"iscrowd": "0"},
 }
+ODD = [None, True, 1.0, "1", [1], {}, 10**400, -(10**400), 2**63, float("inf")]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +121,63 @@ def test_a_fault_of_an_annotation_is_named_and_the_others_stay(folder, kind, cha
     assert (error.kind, error.count) == (kind, 1)
     assert error.examples[0].startswith("annotation ")
     assert dataset.n_objects == 2
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: str(odd)[:8])
+@pytest.mark.parametrize("key", ["id", "image_id", "category_id", "bbox", "segmentation", "iscrowd", "area"])
+def test_no_value_of_a_json_is_more_than_a_finding(folder, key, odd):
+    content = good()
+    for value in (odd, [odd] * 4, [[odd] * 6]):
+        content["annotations"][1][key] = value
+        assert read(folder, content).n_objects in (2, 3)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [*ODD, "/etc/passwd", "../a.png", ".", "s3://x/a.png", "a\0.png", "i1.png/"],
+    ids=lambda odd: repr(odd)[:12],
+)
+@pytest.mark.parametrize("key", ["id", "file_name", "height", "width"])
+def test_no_value_of_an_image_is_more_than_a_finding(folder, key, odd):
+    content = good()
+    content["images"][0][key] = odd  # of the first, by which the folder is found
+    errors = read(folder, content).errors
+    assert {"image" in error.kind for error in errors} == {True}
+    assert len(errors) == (2 if key == "id" else 1)  # whose annotations it has is not known then
+
+
+def test_one_image_that_is_missing_is_one(tmp_path, folder):
+    (tmp_path / "images").mkdir()
+    for name in "bc":
+        (tmp_path / "images" / f"{name}.png").write_bytes((folder / f"{name}.png").read_bytes())
+    (error,) = read(tmp_path, good()).errors
+    assert (error.kind, error.count) == ("image that cannot be read", 1)
+
+
+def test_a_pipe_is_no_image(tmp_path, folder):
+    import os
+
+    for name in "bc":
+        (tmp_path / f"{name}.png").write_bytes((folder / f"{name}.png").read_bytes())
+    os.mkfifo(tmp_path / "a.png")
+    (error,) = read(tmp_path, good()).errors
+    assert error.examples == ("a.png (not_found)",)
+
+
+def test_a_finding_is_short(folder):
+    content = good()
+    content["annotations"][0]["bbox"] = ["x" * 100_000] * 4
+    (error,) = read(folder, content).errors
+    assert len(str(error)) < 300
+
+
+def test_names_that_look_alike_are_told(folder):
+    content = good()
+    content["categories"].append({"id": 11, "name": " House"})
+    content["categories"].append({"id": 12, "name": "a\0b"})
+    found = findings_of(folder, content)
+    assert found[False, "category name that differs from another in case or blanks alone"] == 2
+    assert found[True, "category without an id of at least 1 and a name"] == 1
 
 
 def test_counts_that_do_not_fill_the_image_are_damaged(folder):
@@ -165,6 +224,7 @@ def test_faults_of_images_are_named(folder):
         (True, "image of another size than stated"): 1,
         (True, "image without an integer id and a file_name"): 1,
         (False, "image without an object, learned from as background"): 1,
+        (False, "file_name of two images"): 1,
     }
     assert read(folder, content).images["image_id"].to_pylist() == [0, 1, 2]
 
@@ -178,6 +238,7 @@ def test_faults_of_categories_are_named(folder):
         {"id": 5},
     ]
     found = findings_of(folder, content)
+    assert (True, "annotation of an unknown category") not in found
     assert found[True, "category id used twice"] == found[True, "category name used twice"] == 1
     assert found[True, "category without an id of at least 1 and a name"] == 2
 

@@ -41,7 +41,7 @@ def test_after_the_warm_up_the_rate_only_falls(schedule, warmup, one, other):
     "wrong",
     [{"epochs": 0}, {"batch_size": 0}, {"optimizer": "lion"}, {"learning_rate": 0.0}, {"learning_rate": float("nan")},
      {"schedule": "none"}, {"crop": 100}, {"crop": 32}, {"jitter": (2.0, 1.0)}, {"flips": "up"}, {"color": 3.0},
-     {"seed": -1}, {"clip": 0.0}, {"dtype": "float16"}, {"weight_decay": -1.0}, {"max_detections": 0}],
+     {"seed": -1}, {"clip": 0.0}, {"dtype": "float16"}, {"weight_decay": -1.0}, {"max_detections": 0}, {"freeze": 9}],
     ids=str,
 )  # fmt: skip
 def test_a_value_out_of_range_names_its_option(wrong):

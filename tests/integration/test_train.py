@@ -126,6 +126,30 @@ def test_errors_of_the_dataset_are_listed_before_ray_starts(labels, tmp_path):
         assert kind in err
     assert "starting Ray" not in err
     assert not (tmp_path / "out").exists()
-    code, out, _ = ended(maskrcnn("train", broken, "--check", "--skip-invalid", "--json"))
+    code, out, _ = ended(
+        maskrcnn("train", broken, "--check", "--skip-invalid", "--model", "scenes", "--json")
+    )
     assert code == 0
-    assert sum(finding["error"] for finding in json.loads(out)[0]["findings"]) == 4
+    assert sum(finding["error"] for finding in json.loads(out)["findings"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [(["--freeze", 9], "--freeze"), (["--model", "nope"], "nope"), (["--model", "imagenet:x"], "name one of"),
+     (["--val-share", 0.0001], "cannot be split"), (["--workers", 0], "--workers")],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_option_is_told_before_anything_is_begun(labels, tmp_path, options, says):
+    for last in (["--check"], [tmp_path / "out"]):
+        code, _, err = ended(maskrcnn("train", labels, *last, "--model", "scenes", *options))
+        assert code == 2
+        assert says in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_not_trained_into(labels, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    code, _, err = ended(maskrcnn("train", labels, tmp_path, "--model", "scenes"))
+    assert code == 2
+    assert "holds a run" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
