@@ -23,7 +23,7 @@ def _renamed(_context: click.Context, _option: click.Parameter, values: tuple[st
 @click.option("--truth", required=True, metavar="COCO.json", help="The ground truth, a path or s3:// url.")
 @click.option(
     "--max-dets",
-    type=click.IntRange(10),
+    type=click.IntRange(11),
     default=100,
     show_default=True,
     help="The most detections of a category in an image that count; COCO's is 100.",

@@ -228,8 +228,8 @@ def source_of(uri: str, tensors: Mapping[str, Tensor], source: str) -> str:
     counts = {name: sum(key.startswith(start) for key in tensors) for name, start in starts.items()}
     likely = max(counts, key=lambda name: counts[name])
     if not counts[likely]:
-        some = ", ".join(list(tensors)[:3])
-        raise UsageError(f"{uri} holds no Mask R-CNN of torchvision or detectron2: its tensors are {some}, …")
+        told = f"its tensors are {', '.join(list(tensors)[:3])}, …" if tensors else "it has no tensor"
+        raise UsageError(f"{uri} holds no Mask R-CNN of torchvision or detectron2: {told}")
     if source not in ("auto", likely):
         raise UsageError(f"{uri} has the tensors of {likely}, not of {source}; leave --from out")
     return likely
