@@ -238,15 +238,14 @@ def _run(storage: Storage, facts: dict[str, Any], speed: Speed, workers: int) ->
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            raise RunError(_cause(storage, error)) from error
+            last = str(error).strip().splitlines()[-1]
+            raise RunError(
+                f"workers died {MAX_FAILURES} times: {last}; the same command continues"
+            ) from error
         finally:
             watch.end()
-
-
-def _cause(storage: Storage, error: TrainingFailedError) -> str:
     if storage.exists(FAILURE):
-        return str(json.loads(storage.read(FAILURE))["message"])
-    return f"workers died {MAX_FAILURES} times: {str(error).strip().splitlines()[-1]}; the same command continues"
+        raise RunError(str(json.loads(storage.read(FAILURE))["message"]))
 
 
 def work(config: dict[str, Any]) -> None:
@@ -254,12 +253,12 @@ def work(config: dict[str, Any]) -> None:
     # Not in the driver, which needs no network.
     import torch
 
-    from maskrcnn.train import Process, State, Task
+    from maskrcnn.train import DivergedError, Process, State, Task
     from maskrcnn.train import train as learn
 
     storage = Storage(config["folder"])
-    if storage.exists(FAILURE):  # what is no accident happens again
-        raise RunError(json.loads(storage.read(FAILURE))["message"])
+    if storage.exists(FAILURE):  # what is no accident would happen again
+        return
     context = ray.train.get_context()
     cuda = config["device"] == "cuda"
     torch.set_num_threads(config["threads"])
@@ -296,6 +295,8 @@ def work(config: dict[str, Any]) -> None:
         state = learn(task, process, tell)
     except MaskrcnnError as error:
         storage.create(FAILURE, json.dumps({"rank": rank, "message": str(error)}).encode())
+        if isinstance(error, DivergedError):  # in all processes at once: none waits for another
+            return
         raise
     if rank == 0:
         best = max(state.rows, key=lambda row: (row.get("mask_ap", -1), row["epoch"]))

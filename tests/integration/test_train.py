@@ -67,13 +67,13 @@ def test_a_training_leaves_a_model_a_log_and_a_page(alone):
     assert "Epoch 2 of 2" in (output / "training.html").read_text()
 
 
-def kill_a_worker_after(output: Path, killed: list[int]) -> None:
-    """Kill a worker of Ray Train as soon as an epoch is done."""
+def kill_a_worker_after(driver: int, output: Path, killed: list[int]) -> None:
+    """Kill a worker of a driver's Ray Train as soon as an epoch is done."""
     until = time.monotonic() + 400
     while time.monotonic() < until and not (output / "log.csv").exists():
         time.sleep(0.05)
-    for process in psutil.process_iter(["cmdline"]):
-        if any("RayTrainWorker" in part for part in process.info["cmdline"] or []):
+    for process in psutil.Process(driver).children(recursive=True):
+        if any("RayTrainWorker" in part for part in process.cmdline()):
             process.send_signal(signal.SIGKILL)
             killed.append(process.pid)
             return
@@ -81,9 +81,10 @@ def kill_a_worker_after(output: Path, killed: list[int]) -> None:
 
 def test_two_workers_one_of_which_is_killed_learn_what_one_learns(alone, labels, tmp_path):
     output, killed = tmp_path / "out", []
-    killer = threading.Thread(target=kill_a_worker_after, args=(output, killed))
+    driver = maskrcnn("train", labels, output, *OPTIONS, "--workers", 2, "--json")
+    killer = threading.Thread(target=kill_a_worker_after, args=(driver.pid, output, killed))
     killer.start()
-    code, out, err = ended(maskrcnn("train", labels, output, *OPTIONS, "--workers", 2, "--json"))
+    code, out, err = ended(driver)
     killer.join()
     assert code == 0, err
     assert len(killed) == 1
