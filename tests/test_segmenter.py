@@ -155,7 +155,7 @@ def test_a_network_looks_at_more_where_more_may_be_found(model, images):
     _, _, of_fewer, _ = stock(model, images[0], max_detections=600)
     (found,) = MaskRCNNSegmenter(model, max_detections=600).segment(images[:1])
     np.testing.assert_allclose(np.sort(found.scores), np.sort(scores), rtol=0, atol=1e-5)
-    assert not np.allclose(np.sort(found.scores), np.sort(of_fewer), rtol=0, atol=1e-5)
+    assert len(of_fewer) < len(found) == 600
     # Random weights rate neighbours alike: rounding may prefer another one.
     assert len(set(found.masks) & set(counts)) > 0.98 * len(set(counts))
 
