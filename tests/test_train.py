@@ -1,19 +1,15 @@
 """Learning: what is computed depends on recipe and data alone, whatever is killed, and a model comes out."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from pycocotools import mask as coco_mask
+from labelled import write_labels
 
 from maskrcnn import train as training
 from maskrcnn.dataset import read_dataset, split_dataset
 from maskrcnn.errors import ItemError, RunError, UsageError
 from maskrcnn.model import load_model
 from maskrcnn.recipe import COLUMNS, LOSSES, Recipe
-from maskrcnn.scenes import coco_dataset, render_scene
 from maskrcnn.train import Process, Task, train
 
 SIDE = 128
@@ -33,17 +29,8 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
-    scenes = [render_scene(seed, SIDE) for seed in range(8)]
-    content = coco_dataset(scenes)
-    for image, scene in zip(content["images"], scenes, strict=True):
-        Image.fromarray(scene.image).save(folder / image["file_name"])
-    for entry in content["annotations"]:
-        counts = entry["segmentation"]["counts"]
-        entry["segmentation"]["counts"] = counts.decode() if isinstance(counts, bytes) else counts
-        entry.setdefault("bbox", coco_mask.toBbox(entry["segmentation"]).tolist())
-    (folder / "labels.json").write_text(json.dumps(content))
-    return read_dataset(str(folder / "labels.json"))
+    labels = write_labels(tmp_path_factory.mktemp("scenes"), range(8), SIDE)
+    return read_dataset(str(labels))
 
 
 def task(dataset, folder, recipe=RECIPE, images=None):

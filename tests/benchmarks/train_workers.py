@@ -8,31 +8,16 @@ compares the second epoch's time and every epoch's mean losses.
 
 import argparse
 import csv
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from PIL import Image
-from pycocotools import mask as coco_mask
-
 from maskrcnn.recipe import LOSSES
-from maskrcnn.scenes import coco_dataset, render_scene
+from tests.labelled import write_labels
 
-
-def write_dataset(folder, images, side):
-    scenes = [render_scene(seed, side) for seed in range(50_000_000, 50_000_000 + images)]
-    content = coco_dataset(scenes)
-    for image, scene in zip(content["images"], scenes, strict=True):
-        Image.fromarray(scene.image).save(folder / image["file_name"])
-    for entry in content["annotations"]:
-        rle = entry["segmentation"]
-        entry["bbox"] = coco_mask.toBbox(rle).tolist()
-        rle["counts"] = rle["counts"].decode() if isinstance(rle["counts"], bytes) else rle["counts"]
-    (folder / "labels.json").write_text(json.dumps(content))
-    return folder / "labels.json"
+FIRST = 50_000_000
 
 
 def train(labels, output, workers, side):
@@ -63,7 +48,7 @@ def main():
     options = parser.parse_args()
     ratios, differences = [], []
     with tempfile.TemporaryDirectory() as scratch:
-        labels = write_dataset(Path(scratch), options.images, options.side)
+        labels = write_labels(Path(scratch), range(FIRST, FIRST + options.images), options.side)
         for repeat in range(options.repeats):
             logs = {}
             for workers in ((1, 2), (2, 1))[repeat % 2]:

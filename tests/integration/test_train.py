@@ -10,12 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from PIL import Image
-from pycocotools import mask as coco_mask
+from labelled import write_labels
 
 from maskrcnn.model import load_model
 from maskrcnn.recipe import LOSSES
-from maskrcnn.scenes import coco_dataset, render_scene
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 SIDE = 128
@@ -37,17 +35,7 @@ def ended(process):
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
-    scenes = [render_scene(seed, SIDE) for seed in range(12)]
-    content = coco_dataset(scenes)
-    for image, scene in zip(content["images"], scenes, strict=True):
-        Image.fromarray(scene.image).save(folder / image["file_name"])
-    for entry in content["annotations"]:
-        counts = entry["segmentation"]["counts"]
-        entry["segmentation"]["counts"] = counts.decode() if isinstance(counts, bytes) else counts
-        entry.setdefault("bbox", coco_mask.toBbox(entry["segmentation"]).tolist())
-    (folder / "labels.json").write_text(json.dumps(content))
-    return folder / "labels.json"
+    return write_labels(tmp_path_factory.mktemp("scenes"), range(12), SIDE)
 
 
 @pytest.fixture(scope="module")
