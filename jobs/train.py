@@ -27,6 +27,7 @@ from maskrcnn.curves import render_training
 from maskrcnn.dataset import Dataset, read_dataset, split_dataset
 from maskrcnn.errors import MaskrcnnError, RunError, UsageError
 from maskrcnn.recipe import LOG, MODEL, RESULT, Recipe, identity_of
+from maskrcnn.sandbox import keep_freed_memory
 from maskrcnn.storage import Storage
 from maskrcnn.types import Category
 from maskrcnn.weights import ARCHITECTURES, describe_model
@@ -262,6 +263,7 @@ def work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     cuda = config["device"] == "cuda"
     torch.set_num_threads(config["threads"])
+    keep_freed_memory()
     facts = json.loads(storage.read(TRAINING))
     train_images, validation_images = (pq.read_table(io.BytesIO(storage.read(name))) for name in TABLES)
     recipe = facts["request"]["recipe"]

@@ -43,7 +43,7 @@ def train(labels, output, workers, side):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--side", type=int, default=320, help="of the scenes, pixels")
+    parser.add_argument("--side", type=int, default=512, help="of the scenes, pixels")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     ratios, differences = [], []
