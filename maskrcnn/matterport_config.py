@@ -1,0 +1,158 @@
+"""What matterport's `InferenceConfig` says of a network, and where each of its names stands here.
+
+Nothing here imports torch: a model's file says these things in its header.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final
+
+from .errors import UsageError
+
+__all__ = ["ELSEWHERE", "MATTERPORT", "MatterportConfig", "config_of", "configured"]
+
+MATTERPORT: Final[Mapping[str, int]] = {"maskrcnn_matterport_resnet50": 50, "maskrcnn_matterport_resnet101": 101}
+"""The architectures, and how deep their trunks are."""
+
+STRIDE: Final = 64
+"""Of the coarsest map, pixels: canvases are multiples of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MatterportConfig:
+    """The part of an `InferenceConfig` that a network was trained with; the names are matterport's in lower case."""
+
+    image_resize_mode: str = "square"
+    """`square`: to `max_size` on both sides; `pad64`: to the next multiples of 64."""
+    image_min_scale: float = 0.0
+    """Images are enlarged at least so much; 0: not for this."""
+    mean_pixel: tuple[float, ...] = (123.7, 116.8, 103.9)
+    """Of red, green and blue, of 255."""
+    rpn_anchor_scales: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    """Sides of the anchors of the levels, pixels of the canvas."""
+    rpn_anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Width by height."""
+    rpn_bbox_std_dev: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2)
+    """What offsets dy, dx, log dh, log dw are multiplied with, from anchors to proposals, …"""
+    bbox_std_dev: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2)
+    """… and from proposals to boxes."""
+    pre_nms_limit: int = 6000
+    """Anchors that become boxes, …"""
+    rpn_nms_threshold: float = 0.7
+    """… of which those remain that overlap no better one by more, …"""
+    post_nms_rois_inference: int = 1000
+    """… and of these so many."""
+    detection_nms_threshold: float = 0.3
+    """Instances of a class overlap by no more."""
+
+    def __post_init__(self) -> None:
+        for name, count in _COUNTS.items():
+            if len(getattr(self, name)) != count:
+                raise ValueError(f"{name.upper()} has {len(getattr(self, name))} numbers, not {count}")
+        for name in ("rpn_nms_threshold", "detection_nms_threshold"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name.upper()} is above 0 and at most 1, not {getattr(self, name)}")
+        for name in ("rpn_anchor_scales", "rpn_anchor_ratios", "rpn_bbox_std_dev", "bbox_std_dev"):
+            if min(getattr(self, name)) <= 0:
+                raise ValueError(f"{name.upper()} is above 0")
+        if min(self.pre_nms_limit, self.post_nms_rois_inference) < 1:
+            raise ValueError("PRE_NMS_LIMIT and POST_NMS_ROIS_INFERENCE are at least 1")
+        if self.image_resize_mode not in ("square", "pad64"):
+            raise ValueError(f"IMAGE_RESIZE_MODE is square or pad64, not {self.image_resize_mode!r}")
+        if not 0 <= self.image_min_scale <= 64:
+            raise ValueError(f"IMAGE_MIN_SCALE is from 0 to 64, not {self.image_min_scale}")
+
+    def to_json(self) -> str:
+        """Return it as it stands in a model's file."""
+        return json.dumps(asdict(self))
+
+
+_COUNTS: Final = {
+    "mean_pixel": 3,
+    "rpn_anchor_scales": 5,
+    "rpn_anchor_ratios": 3,
+    "rpn_bbox_std_dev": 4,
+    "bbox_std_dev": 4,
+}
+
+ELSEWHERE: Final[Mapping[str, str]] = {
+    "IMAGE_MIN_DIM": "--min-size of convert",
+    "IMAGE_MAX_DIM": "--max-size of convert",
+    "IMAGE_SHAPE": "--max-size of convert",
+    "DETECTION_MIN_CONFIDENCE": "--min-score of segment",
+    "DETECTION_MAX_INSTANCES": "--max-detections of segment",
+    "IMAGES_PER_GPU": "--batch-size of segment",
+    "BATCH_SIZE": "--batch-size of segment",
+    "GPU_COUNT": "--actors of segment",
+    "NUM_CLASSES": "what the file has",
+    "BACKBONE": "what the file has",
+    "NAME": "the name of OUT",
+}
+"""Names of `InferenceConfig` that are said elsewhere."""
+
+
+def configured(assignments: Sequence[str]) -> MatterportConfig:
+    """Return the configuration with some values changed.
+
+    Args:
+        assignments: such as `RPN_ANCHOR_SCALES=8,16,32,64,128`.
+
+    Raises:
+        UsageError: there is no such name, or its value cannot be.
+    """
+    known = {field.name.upper(): field.default for field in fields(MatterportConfig)}
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        name = name.strip().upper()
+        if name in ELSEWHERE:
+            raise UsageError(f"--set {name}: this is {ELSEWHERE[name]}")
+        if not equals or name not in known:
+            raise UsageError(f"--set {assignment}: give NAME=VALUE with one of {', '.join(known)}")
+        try:
+            values[name.lower()] = _value(known[name], text)
+        except ValueError as error:
+            raise UsageError(f"--set {assignment}: {error}") from error
+    try:
+        return MatterportConfig(**values)
+    except ValueError as error:
+        raise UsageError(f"--set: {error}") from error
+
+
+def _value(like: Any, text: str) -> Any:
+    if isinstance(like, str):
+        return text.strip()
+    if isinstance(like, tuple):
+        return tuple(_number(part) for part in text.strip(" ()[]").rstrip(",").split(","))
+    return int(text) if isinstance(like, int) else _number(text)
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not finite")
+    return number
+
+
+def config_of(text: str) -> MatterportConfig:
+    """Return the configuration of a model's file.
+
+    Raises:
+        ValueError, TypeError: it is none.
+    """
+    entries = json.loads(text)
+    if not isinstance(entries, dict):
+        raise TypeError("the configuration is no object")
+    defaults = {field.name: field.default for field in fields(MatterportConfig)}
+    values = {}
+    for name, value in entries.items():
+        like = defaults.get(name)
+        if isinstance(like, tuple):
+            values[name] = tuple(_number(number) for number in value)
+        elif isinstance(like, str | int | float) and isinstance(value, str) == isinstance(like, str):
+            values[name] = type(like)(value)
+        else:
+            raise ValueError(f"the configuration has {name} = {value!r}")
+    return MatterportConfig(**values)
