@@ -21,16 +21,23 @@ from .terminal import plain
 @click.option(
     "--from",
     "source",
-    type=click.Choice(["auto", "torchvision", "detectron2"]),
+    type=click.Choice(["auto", "torchvision", "detectron2", "matterport"]),
     default="auto",
     show_default=True,
     help="Whose weights they are.",
 )
-@click.option("--min-size", type=int, default=800, show_default=True, help="Shorter side of a resized image.")
-@click.option("--max-size", type=int, default=1333, show_default=True, help="Its longer side at most.")
+@click.option("--min-size", type=int, help="Shorter side of a resized image; by default 800.")
+@click.option("--max-size", type=int, help="Its longer side at most; by default 1333, of matterport's 1024.")
+@click.option(
+    "--set",
+    "settings",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Of matterport's networks: what InferenceConfig says, as RPN_ANCHOR_SCALES=8,16,32,64,128; repeatable.",
+)
 @json_option
 def convert(weights: str, out: str, as_json: bool, **options: Any) -> None:
-    """Convert WEIGHTS of torchvision (.pth) or detectron2 (.pkl, .pth) to OUT.safetensors.
+    """Convert WEIGHTS of torchvision (.pth), detectron2 (.pkl, .pth) or matterport (.h5) to OUT.safetensors.
 
     Nothing in WEIGHTS is executed. A tensor that is missing, unknown or misshapen is refused by name. The network is
     compared stage by stage with what WEIGHTS would compute; what became of each tensor, and the comparison, stand in

@@ -5,7 +5,7 @@ A further source is a layout in `layouts`, a reader of its files in `_READERS`, 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 
 from .errors import UsageError
+from .h5file import arrays_in_h5
 from .layouts import LAYOUTS, Step, moved, source_of, without_eps
+from .matterport_config import STRIDE, configured
 from .model import build_network, load_model, save_model, tensors_of_torch
 from .parity import Reference, Row, StockTorchvision, compare, generated_images
+from .parity_matterport import compare_matterport
 from .plain import PlainDetectron2
+from .plain_matterport import PlainMatterport
 from .storage import is_remote
 from .types import Category
 from .unpickle import arrays_in_pickle
@@ -33,7 +37,7 @@ from .weights import COCO_CATEGORIES
 
 __all__ = ["SOURCES", "Converted", "convert"]
 
-SOURCES: Final = ("torchvision", "detectron2")
+SOURCES: Final = ("torchvision", "detectron2", "matterport")
 
 _EPS_ZERO_SHA256: Final = "bf2d0c1e"
 """How the digest of torchvision's published v1 begins, whose norms have an epsilon of 0."""
@@ -83,6 +87,10 @@ _PARITY_NOTES: Final = {
     "detectron2": "Compared with a plain second computation of detectron2's forward pass (maskrcnn/plain.py) on the "
     "source's own tensors, on generated images. detectron2 itself was not run. What a checkpoint does not say is taken "
     "from the model zoo's configuration: BGR input, STRIDE_IN_1X1, ROIAlignV2, frozen norms with epsilon 1e-5.",
+    "matterport": "Compared with a plain second computation of matterport's forward pass (maskrcnn/plain_matterport.py) "
+    "on the source's own tensors, on generated images. TensorFlow was not run; the plain computation is tested against "
+    "tensors that matterport's code gave under TensorFlow. What a file does not say is taken from its `Config`, or from "
+    "--set.",
 }
 
 
@@ -92,31 +100,35 @@ def convert(
     labels: str | None = None,
     source: str = "auto",
     *,
-    min_size: int = 800,
-    max_size: int = 1333,
+    min_size: int | None = None,
+    max_size: int | None = None,
+    settings: Sequence[str] = (),
 ) -> Converted:
     """Convert a weights file, and write beside it what was done and how it compares.
 
     Args:
-        weights: path or URL of a `.pth`, `.pt` or `.pkl` file.
+        weights: path or URL of a `.pth`, `.pt`, `.pkl` or `.h5` file.
         output: path of the `.safetensors` file to write; the reports are `OUTPUT.report.json` and `.md`.
         labels: path or URL of category names, one a line, from the first category on; None: COCO's, where there are
             as many.
         source: one of `SOURCES`, or `auto`.
-        min_size: what the shorter side of an image is resized to, pixels, …
-        max_size: … unless the longer side would then exceed this.
+        min_size: what the shorter side of an image is resized to, pixels, …; None: 800.
+        max_size: … unless the longer side would then exceed this; None: 1333, for matterport's networks 1024.
+        settings: of matterport's networks: what its `InferenceConfig` says, as `RPN_NMS_THRESHOLD=0.7`.
 
     Raises:
         UsageError: the file is damaged, of another network, or a tensor is missing, unknown or misshapen; the output
             exists or is no local `.safetensors` path; labels and classes are not as many.
     """
     path = _checked_output(output)
-    if not 1 <= min_size <= max_size:
-        raise UsageError(f"the sizes {min_size} and {max_size} cannot be: give at least 1, the smaller first")
+    config = configured(settings)
     data = read_weights(weights)
     digest = hashlib.sha256(data).hexdigest()
     tensors = _read(weights, data)
     source = source_of(weights, tensors, source)
+    if settings and source != "matterport":
+        raise UsageError(f"--set is for weights of matterport; {weights} has those of {source}")
+    min_size, max_size = _sizes(source, min_size, max_size)
     architecture, moves = LAYOUTS[source](weights, tensors)
     if source == "torchvision" and digest.startswith(_EPS_ZERO_SHA256):
         moves = [without_eps(move) for move in moves]
@@ -124,7 +136,7 @@ def convert(
     n_labels = len(converted["roi_heads.box_predictor.cls_score.bias"])
     categories = _categories(weights, n_labels, labels)
 
-    network = build_network(architecture, n_labels, min_size, max_size)
+    network = build_network(architecture, n_labels, min_size, max_size, config)
     network.load_state_dict(converted)
     provenance = {"converted_from": source, "file": Path(weights).name, "sha256": digest}
     part = path.with_name(path.name + ".part.safetensors")
@@ -132,8 +144,13 @@ def convert(
         save_model(
             part, network, architecture, categories, min_size, max_size, provenance, dtype=torch.float32
         )
-        reference = _reference(source, architecture, tensors, n_labels, (min_size, max_size), digest)
-        rows = compare(reference, load_model(str(part)), generated_images())
+        model = load_model(str(part))
+        if source == "matterport":
+            plain = PlainMatterport(tensors, min_size, max_size, config)
+            rows = compare_matterport(plain, model, generated_images())
+        else:
+            reference = _reference(source, architecture, tensors, n_labels, (min_size, max_size), digest)
+            rows = compare(reference, model, generated_images())
         report = Converted(source, architecture, categories, digest, tuple(steps), tuple(rows))
         part.chmod(0o644)  # safetensors writes for the owner alone
         part.replace(path)
@@ -142,6 +159,18 @@ def convert(
     path.with_name(path.name + ".report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")
     path.with_name(path.name + ".report.md").write_text(_markdown(report, Path(weights).name, path.name))
     return report
+
+
+def _sizes(source: str, min_size: int | None, max_size: int | None) -> tuple[int, int]:
+    """Return what images are resized to; by default what the source does."""
+    matterport = source == "matterport"
+    low = 800 if min_size is None else min_size
+    high = (1024 if matterport else 1333) if max_size is None else max_size
+    if not 1 <= low <= high:
+        raise UsageError(f"the sizes {low} and {high} cannot be: give at least 1, the smaller first")
+    if matterport and high % STRIDE:
+        raise UsageError(f"--max-size is the side of matterport's square: a multiple of {STRIDE}, not {high}")
+    return low, high
 
 
 def _checked_output(output: str) -> Path:
@@ -185,10 +214,16 @@ def _read_torch(uri: str, data: bytes) -> dict[str, Tensor]:
     return tensors_of_torch(uri, data)
 
 
+def _read_h5(uri: str, data: bytes) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays_in_h5(uri, data).items()}
+
+
 _READERS: Final[Mapping[str, Callable[[str, bytes], dict[str, Tensor]]]] = {
     ".pth": _read_torch,
     ".pt": _read_torch,
     ".pkl": _read_pickle,
+    ".h5": _read_h5,
+    ".hdf5": _read_h5,
 }
 
 

@@ -5,9 +5,12 @@ pixel's centre where in the box it lies, and takes what the square holds there. 
 from columns, and so the crop is a product of three matrices. What is too near to the threshold for this arithmetic to
 decide is computed again by the operator that detectron2 calls.
 
-Reference: `paste_masks_in_image` in detectron2/layers/mask_ops.py.
+matterport's boxes are whole pixels, and its masks are resized to them as scikit-image does: a product of matrices too.
+
+References: `paste_masks_in_image` in detectron2/layers/mask_ops.py; `unmold_mask` in matterport's mrcnn/utils.py.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -39,9 +42,40 @@ def encode_crops(boxes: Float32s, probabilities: Float32s, height: int, width: i
     Raises:
         ValueError: a box is not finite, or the image has 2^32 pixels or more.
     """
+    return _encoded(_changes_of_crop, boxes, probabilities, height, width)
+
+
+def encode_resized(boxes: Float32s, probabilities: Float32s, height: int, width: int) -> EncodedMasks:
+    """Encode each mask as matterport's `unmold_mask` makes it: resized to its box, and what is 0.5 or more.
+
+    Args:
+        boxes: (N, 4) xmin, ymin, xmax, ymax, whole pixels of the image, the last two exclusive.
+        probabilities: (N, M, M) in [0, 1].
+        height: of the image, pixels.
+        width: of the image, pixels.
+
+    Returns:
+        the N masks over the whole image; one of an empty box is empty.
+
+    Raises:
+        ValueError: a box is not finite, or the image has 2^32 pixels or more.
+    """
+    return _encoded(_changes_of_resized, boxes, probabilities, height, width)
+
+
+_Changes = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def _encoded(
+    changes_of: Callable[[Float32s, Float32s, int, int], _Changes],
+    boxes: Float32s,
+    probabilities: Float32s,
+    height: int,
+    width: int,
+) -> EncodedMasks:
     if not np.isfinite(boxes).all():
         raise ValueError("a box is not finite")
-    parts = [_changes_of_crop(*one, height, width) for one in zip(boxes, probabilities, strict=True)]
+    parts = [changes_of(*one, height, width) for one in zip(boxes, probabilities, strict=True)]
     instance = np.repeat(np.arange(len(parts)), [len(column) for column, _ in parts])
     column, row = (
         np.concatenate([part[axis] for part in parts] or [np.zeros(0, np.int64)]) for axis in (0, 1)
@@ -66,9 +100,7 @@ def pasted(
     return np.asarray(F.grid_sample(square, grid, align_corners=False)[0, 0, 0].numpy())
 
 
-def _changes_of_crop(
-    box: Float32s, probability: Float32s, height: int, width: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _changes_of_crop(box: Float32s, probability: Float32s, height: int, width: int) -> _Changes:
     """Return column and row of each change of a mask, as `encode_changes` takes them."""
     # Outside of its box a mask is never above the threshold: the square fades to zero there.
     limits = np.array([width, height, width, height])
@@ -89,6 +121,33 @@ def _changes_of_crop(
             above[y, x] = pasted(box, probability, rows[start + y], columns[x]) >= THRESHOLD
         crop[start : start + step] = above
     return crop_changes(crop, left, top)
+
+
+def _changes_of_resized(box: Float32s, probability: Float32s, height: int, width: int) -> _Changes:
+    """Return the same for a box of whole pixels.
+
+    The sums are float64 and then float32, as in the reference. There, values are brought back into the square's range,
+    which zeros around it have left: this decides where all of the square is above the threshold.
+    """
+    x1, y1, x2, y2 = box.astype(np.int64).tolist()
+    left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+    if right <= left or bottom <= top:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    crop = np.ones((bottom - top, right - left), np.bool_)
+    if probability.min() < THRESHOLD:
+        down = _linear_weights(y2 - y1, len(probability))[top - y1 : bottom - y1]
+        across = _linear_weights(x2 - x1, len(probability))[left - x1 : right - x1].T
+        step = max(_MAX_PIXELS // crop.shape[1], 1)
+        for start in range(0, len(crop), step):
+            value = down[start : start + step] @ probability.astype(np.float64) @ across
+            crop[start : start + step] = value.astype(np.float32) >= np.float32(THRESHOLD)
+    return crop_changes(crop, left, top)
+
+
+def _linear_weights(count: int, size: int) -> NDArray[np.float64]:
+    """Return how much each of `size` values counts for each of `count` pixels, (count, size); zeros are around them."""
+    centre = (np.arange(count) + 0.5) * (size / count) - 0.5
+    return np.asarray(np.maximum(1 - np.abs(centre[:, None] - np.arange(size)), 0))
 
 
 def _relative(pixels: NDArray[np.int64], low: np.float32, high: np.float32) -> Float32s:

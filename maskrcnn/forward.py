@@ -35,7 +35,7 @@ PROPOSALS: Final = 2.5
 _MAX_AT_ONCE: Final = 100_000
 """Boxes that CUDA compares with each other: a bit a pair, 1.2 GB."""
 
-_ABSENT: Final = -1.0
+ABSENT: Final = -1.0
 """The score of what is not chosen."""
 
 
@@ -89,7 +89,7 @@ class Forward:
         features = self._network.backbone(batch.to(self._dtype, memory_format=torch.channels_last))
         if isinstance(features, Tensor):
             features = OrderedDict([("0", features)])
-        limits = sizes.flip(1).repeat(1, 2)  # width, height, width, height
+        limits = self.limits((batch.shape[2], batch.shape[3]), sizes)
         proposals, present, finite = self.propose(features, (batch.shape[2], batch.shape[3]), limits)
         heads = self._network.roi_heads
         pyramid = pyramid_of(features, heads.box_roi_pool, batch.shape[-2])
@@ -99,13 +99,18 @@ class Forward:
         logits, deltas = heads.box_predictor(heads.box_head(pooled.to(self._dtype)))
         shape = (*proposals.shape[:2], -1)
         logits, deltas = logits.float().view(shape), deltas.float().view(shape)
-        finite = finite & _finite(logits) & _finite(deltas)
+        finite = finite & all_finite(logits) & all_finite(deltas)
 
         image, boxes, labels, scores = self.choose(logits, deltas, proposals, present, limits)
         masks = self.probabilities(pyramid, image, boxes, labels)
         faults = torch.zeros(len(batch), device=batch.device)
-        faults.index_add_(0, image, (~_finite(masks)).float())
+        faults.index_add_(0, image, (~all_finite(masks)).float())
         return Found(image, boxes, labels, scores, masks, finite & (faults == 0))
+
+    def limits(self, canvas: tuple[int, int], sizes: Tensor) -> Tensor:
+        """Return (B, 4): within what boxes are kept; here width, height, width, height of each image, pixels."""
+        del canvas
+        return sizes.flip(1).repeat(1, 2)
 
     def _make_anchors(
         self, canvas: tuple[int, int], grids: tuple[tuple[int, int], ...]
@@ -143,21 +148,21 @@ class Forward:
             score = objectness.permute(0, 2, 3, 1).flatten(1).float()
             score, best = score.topk(min(max(rpn.pre_nms_top_n(), enough), score.shape[1]), dim=1)
             deltas = offsets.permute(0, 2, 3, 1).reshape(len(offsets), -1, 4)
-            deltas = _rows(deltas, best).float()
+            deltas = rows_of(deltas, best).float()
             decoded = rpn.box_coder.decode_single(deltas.flatten(0, 1), level_anchors[best.flatten()])
             boxes.append(decoded.view_as(deltas))
             scores.append(score)
         counts = [score.shape[1] for score in scores]
         box, score = torch.cat(boxes, 1), torch.cat(scores, 1)
         # A NaN sorts above all numbers: where there is one, it is among the best.
-        finite = _finite(box) & _finite(score)
+        finite = all_finite(box) & all_finite(score)
         score = score.sigmoid()
         box = _clipped(box.nan_to_num(), limits[:, None])
-        score = score.where(_wide(box, rpn.min_size) & (score >= rpn.score_thresh), _ABSENT)
-        kept = _not_suppressed(box.flatten(0, 1), score.flatten(), counts * len(box), rpn.nms_thresh)
-        score = score.where(kept.view_as(score), _ABSENT)
+        score = score.where(_wide(box, rpn.min_size) & (score >= rpn.score_thresh), ABSENT)
+        kept = not_suppressed(box.flatten(0, 1), score.flatten(), counts * len(box), rpn.nms_thresh)
+        score = score.where(kept.view_as(score), ABSENT)
         score, best = score.topk(min(max(rpn.post_nms_top_n(), enough), score.shape[1]), dim=1)
-        return _rows(box, best), score > _ABSENT, finite
+        return rows_of(box, best), score > ABSENT, finite
 
     def choose(
         self, logits: Tensor, deltas: Tensor, proposals: Tensor, present: Tensor, limits: Tensor
@@ -176,7 +181,7 @@ class Forward:
         heads = self._network.roi_heads
         n_images, n_proposals, n_labels = logits.shape
         scores = logits.softmax(-1)[..., self._labels]
-        scores = scores.where(present[..., None], _ABSENT)
+        scores = scores.where(present[..., None], ABSENT)
         image, row, column = (scores > self._min_score).nonzero().unbind(1)
         score, label = scores[image, row, column], self._labels[column]
         picked = deltas.view(n_images, n_proposals, n_labels, 4)[image, row, label]
@@ -185,16 +190,24 @@ class Forward:
         # detectron2 lets empty boxes take a place among the best, and drops them then.
         last = getattr(heads, "drops_empty_boxes_last", False)
         wide = _wide(boxes, _SMALLEST_PX if last else MIN_BOX_SIDE_PX)
-        score = score if last else score.where(wide, _ABSENT)
+        score = score if last else score.where(wide, ABSENT)
 
+        order, chosen = self.ranked(image, label, boxes, score, n_images, n_labels)
+        best = order[(chosen & (wide[order] | (not last))).nonzero().squeeze(1)]
+        return image[best], boxes[best], label[best], score[best]
+
+    def ranked(
+        self, image: Tensor, label: Tensor, boxes: Tensor, score: Tensor, n_images: int, n_labels: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the order by image and score, (N,), and in it what is not suppressed and among the best, (N,)."""
         # By image and label for the suppression, …
         group = image * n_labels + label
         order = group.argsort(stable=True)
         counts = torch.zeros(n_images * n_labels, dtype=torch.int64, device=group.device)
         counts.index_add_(0, group, torch.ones_like(group))
         kept = torch.empty_like(order, dtype=torch.bool)
-        kept[order] = _not_suppressed(boxes[order], score[order], counts, heads.nms_thresh)
-        score = score.where(kept, _ABSENT)
+        kept[order] = not_suppressed(boxes[order], score[order], counts, self._network.roi_heads.nms_thresh)
+        score = score.where(kept, ABSENT)
 
         # … by image and score for the limit.
         order = score.argsort(descending=True, stable=True)
@@ -202,9 +215,7 @@ class Forward:
         before = counts.view(n_images, n_labels).sum(1).cumsum(0).roll(1)
         before[0] = 0
         rank = torch.arange(len(order), device=order.device) - before[image[order]]
-        chosen = (rank < self._max_detections) & (score[order] > _ABSENT) & (wide[order] | (not last))
-        best = order[chosen.nonzero().squeeze(1)]
-        return image[best], boxes[best], label[best], score[best]
+        return order, (rank < self._max_detections) & (score[order] > ABSENT)
 
     def probabilities(
         self, pyramid: Pyramid | list[Tensor], image: Tensor, boxes: Tensor, labels: Tensor
@@ -233,12 +244,12 @@ class Forward:
 # Boxes
 
 
-def _rows(table: Tensor, index: Tensor) -> Tensor:
+def rows_of(table: Tensor, index: Tensor) -> Tensor:
     """Return rows of each image, (B, K, 4), from (B, R, 4) by (B, K)."""
     return table.gather(1, index[..., None].expand(-1, -1, table.shape[2]))
 
 
-def _finite(values: Tensor) -> Tensor:
+def all_finite(values: Tensor) -> Tensor:
     """Return for each of the first axis whether all its values are finite."""
     return torch.isfinite(values).flatten(1).all(1)
 
@@ -251,7 +262,7 @@ def _wide(boxes: Tensor, side_px: float) -> Tensor:
     return ((boxes[..., 2] - boxes[..., 0]) >= side_px) & ((boxes[..., 3] - boxes[..., 1]) >= side_px)
 
 
-def _not_suppressed(boxes: Tensor, scores: Tensor, counts: Tensor | list[int], threshold: float) -> Tensor:
+def not_suppressed(boxes: Tensor, scores: Tensor, counts: Tensor | list[int], threshold: float) -> Tensor:
     """Return which boxes no better one of their group overlaps.
 
     On CUDA all groups go at once, if they are not too many, apart by whole multiples of a distance, in float64, where

@@ -230,15 +230,15 @@ class _RPNHead(nn.Module):
     def __init__(self, head: RPNHead) -> None:
         super().__init__()
         self.conv = cast(nn.Sequential, _converted(head.conv))
-        self.anchors = head.cls_logits.out_channels
-        joint = nn.Conv2d(head.cls_logits.in_channels, 5 * self.anchors, 1)
+        self.scores = head.cls_logits.out_channels
+        joint = nn.Conv2d(head.cls_logits.in_channels, self.scores + head.bbox_pred.out_channels, 1)
         joint.weight = _parameter(head.cls_logits.weight, head.bbox_pred.weight)
         joint.bias = _parameter(head.cls_logits.bias, head.bbox_pred.bias)
         self.joint = _Convolution(joint)
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         maps = [self.joint(self.conv(feature)) for feature in x]
-        return [m[:, : self.anchors] for m in maps], [m[:, self.anchors :] for m in maps]
+        return [m[:, : self.scores] for m in maps], [m[:, self.scores :] for m in maps]
 
 
 def _parameter(*tensors: Tensor) -> nn.Parameter:
@@ -251,14 +251,14 @@ def _parts(x: Tensor) -> Sequence[Tensor]:
 
 
 class _BoxHead(nn.Module):
-    """`TwoMLPHead` or `FastRCNNConvFCHead`."""
+    """`TwoMLPHead`, `FastRCNNConvFCHead`, or `matterport.ClassHead`, whose convolutions have one place each."""
 
     def __init__(self, head: nn.Module, channels: int) -> None:
         super().__init__()
         layers = list(head.children())
         convolutions = [layer for layer in layers if isinstance(layer, nn.Sequential)]
         self.convolutions = cast(nn.Sequential, _converted(nn.Sequential(*convolutions)))
-        first, *others = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        first, *others = [_linear(layer) for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)]
         # Its columns are those of maps flattened with channels first.
         columns = first.weight.view(first.out_features, channels, -1).transpose(1, 2).flatten(1)
         first.weight = _parameter(columns)
@@ -268,6 +268,16 @@ class _BoxHead(nn.Module):
         if len(self.convolutions):
             x = torch.cat([self.convolutions(part) for part in _parts(x)])
         return cast(Tensor, self.linears(x.permute(0, 2, 3, 1).flatten(1)))
+
+
+def _linear(layer: nn.Linear | nn.Conv2d) -> nn.Linear:
+    """Return a convolution whose kernel covers its whole input as what it is."""
+    if isinstance(layer, nn.Linear):
+        return layer
+    weight = layer.weight.flatten(1)
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    linear.weight, linear.bias = _parameter(weight), cast(nn.Parameter, layer.bias)
+    return linear
 
 
 class _MaskPredictor(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .detectron import PIXEL_MEAN, SIZES, cell_anchors
 from .errors import UsageError
+from .matterport_config import MATTERPORT
 from .weightfile import Shape, current_name, network_shapes
 from .weights import architecture_of
 
@@ -30,7 +31,7 @@ class Step:
     target: str
     """Its name in the file that was written; empty: dropped."""
     action: str
-    """taken, flipped, reordered, padded, shifted, added or dropped."""
+    """taken, flipped, transposed, reordered, padded, shifted, added or dropped."""
     shape: Shape
     """In the source."""
     new_shape: Shape
@@ -184,9 +185,88 @@ def _detectron2_constants() -> dict[str, Tensor]:
     }
 
 
+def _matterport(_: str, tensors: Mapping[str, Tensor]) -> tuple[str, list[Move]]:
+    """Plan the moves of a file of matterport's, whose axes and coordinates are in another order."""
+    depth = 101 if any(name.startswith("res4g_") for name in tensors) else 50
+    architecture = next(name for name, layers in MATTERPORT.items() if layers == depth)
+    scores = tensors.get("mrcnn_class_logits/kernel")
+    labels = scores.shape[1] if scores is not None and scores.ndim == 2 else 2
+    shapes = network_shapes(architecture, labels)
+    return architecture, [_matterport_move(target, shape) for target, shape in shapes.items()]
+
+
+def _matterport_move(target: str, shape: Shape) -> Move:
+    layer, _, part = target.rpartition(".")
+    name = _matterport_layer(layer)
+    norm = name.startswith("bn") or "_bn" in name
+    source = f"{name}/{_KERAS_NORM[part] if norm else {'weight': 'kernel'}.get(part, part)}"
+    boxes = name in ("rpn_bbox_pred", "mrcnn_bbox_fc")
+    if len(shape) == 1:
+        if boxes:
+            return Move(source, target, shape, "reordered", _YX, _x_first)
+        return Move(source, target, shape)
+    theirs = (*shape[2:], shape[1], shape[0])
+    axes = "axes from height, width, in, out" if len(shape) == 4 else "axes from in, out"
+    if name == "mrcnn_mask_deconv":
+        axes = "axes from height, width, out, in"
+    if boxes:
+        return Move(source, target, theirs, "transposed", f"{axes}; {_YX}", lambda t: _x_first(_out_first(t)))
+    return Move(source, target, theirs, "transposed", axes, _out_first)
+
+
+_YX: Final = "rows from dy, dx, dh, dw to dx, dy, dw, dh"
+
+
+def _out_first(tensor: Tensor) -> Tensor:
+    return tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T
+
+
+def _x_first(tensor: Tensor) -> Tensor:
+    return tensor.unflatten(0, (-1, 4))[:, [1, 0, 3, 2]].flatten(0, 1)
+
+
+def _matterport_layer(layer: str) -> str:
+    """Return what matterport calls a layer."""
+    if layer in _MATTERPORT_LAYERS:
+        return _MATTERPORT_LAYERS[layer]
+    _, kind, block, *rest = layer.split(".")
+    if kind == "fpn":
+        level = int(rest[0]) + 2
+        return f"fpn_c{level}p{level}" if block == "inner_blocks" else f"fpn_p{level}"
+    nth, *names = rest
+    place = f"{int(block[5:]) + 1}{chr(ord('a') + int(nth))}_branch"
+    name = ".".join(names)
+    if name.startswith("downsample"):
+        return f"{'res' if name.endswith('0') else 'bn'}{place}1"
+    return f"{'res' if name.startswith('conv') else 'bn'}{place}2{'abc'[int(name[-1]) - 1]}"
+
+
+_KERAS_NORM: Final = {
+    "weight": "gamma",
+    "bias": "beta",
+    "running_mean": "moving_mean",
+    "running_var": "moving_variance",
+}
+_MATTERPORT_LAYERS: Final = {
+    "backbone.body.conv1": "conv1",
+    "backbone.body.bn1": "bn_conv1",
+    "rpn.head.conv.0.0": "rpn_conv_shared",
+    "rpn.head.cls_logits": "rpn_class_raw",
+    "rpn.head.bbox_pred": "rpn_bbox_pred",
+    **{f"roi_heads.box_head.{kind}{i}": f"mrcnn_class_{kind}{i}" for kind in ("conv", "bn") for i in (1, 2)},
+    "roi_heads.box_predictor.cls_score": "mrcnn_class_logits",
+    "roi_heads.box_predictor.bbox_pred": "mrcnn_bbox_fc",
+    **{f"roi_heads.mask_head.{i}.0": f"mrcnn_mask_conv{i + 1}" for i in range(4)},
+    **{f"roi_heads.mask_head.{i}.1": f"mrcnn_mask_bn{i + 1}" for i in range(4)},
+    "roi_heads.mask_predictor.conv5_mask": "mrcnn_mask_deconv",
+    "roi_heads.mask_predictor.mask_fcn_logits": "mrcnn_mask",
+}
+
+
 LAYOUTS: Final[Mapping[str, Callable[[str, Mapping[str, Tensor]], tuple[str, list[Move]]]]] = {
     "torchvision": _torchvision,
     "detectron2": _detectron2,
+    "matterport": _matterport,
 }
 
 
@@ -224,12 +304,12 @@ def _misshapen(uri: str, name: str, tensor: Tensor, expected: Shape) -> str:
 
 def source_of(uri: str, tensors: Mapping[str, Tensor], source: str) -> str:
     """Return whose tensors these are, by how most of them are called."""
-    starts = {"detectron2": "backbone.bottom_up.", "torchvision": "backbone.body."}
+    starts = {"detectron2": "backbone.bottom_up.", "torchvision": "backbone.body.", "matterport": "mrcnn_"}
     counts = {name: sum(key.startswith(start) for key in tensors) for name, start in starts.items()}
     likely = max(counts, key=lambda name: counts[name])
     if not counts[likely]:
         told = f"its tensors are {', '.join(list(tensors)[:3])}, …" if tensors else "it has no tensor"
-        raise UsageError(f"{uri} holds no Mask R-CNN of torchvision or detectron2: {told}")
+        raise UsageError(f"{uri} holds no Mask R-CNN of torchvision, detectron2 or matterport: {told}")
     if source not in ("auto", likely):
         raise UsageError(f"{uri} has the tensors of {likely}, not of {source}; leave --from out")
     return likely

@@ -1,7 +1,7 @@
 """The networks, and the one file that a model is stored in.
 
 Every network is a plain torchvision `MaskRCNN`: `.transform`, `.backbone`, `.rpn` and `.roi_heads` are where
-torchvision's documentation says.
+torchvision's documentation says. Of matterport's only its parts are there.
 """
 
 import argparse
@@ -32,6 +32,8 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
 from .detectron import build_detectron2
 from .errors import UsageError
+from .matterport import MatterportRCNN, build_matterport
+from .matterport_config import MATTERPORT, MatterportConfig
 from .types import Category
 from .weightfile import state_dict_in
 from .weights import ModelCard, read_model
@@ -52,10 +54,17 @@ ARCHITECTURES = (
     "maskrcnn_resnet18_fpn",
     "maskrcnn_efficientnet_lite0_fpn",
     "maskrcnn_resnet50_fpn_detectron2",
+    *MATTERPORT,
 )
 
 
-def build_network(architecture: str, num_classes: int, min_size: int, max_size: int) -> MaskRCNN:
+def build_network(
+    architecture: str,
+    num_classes: int,
+    min_size: int,
+    max_size: int,
+    config: MatterportConfig | None = None,
+) -> MaskRCNN:
     """Build a network with random weights.
 
     Args:
@@ -63,7 +72,11 @@ def build_network(architecture: str, num_classes: int, min_size: int, max_size: 
         num_classes: labels, the background (0) included.
         min_size: what the shorter side of an image is resized to, pixels,
         max_size: unless the longer side would then exceed this.
+        config: of matterport's networks; None: as its `Config` is by default.
     """
+    if architecture in MATTERPORT:
+        config = config or MatterportConfig()
+        return build_matterport(MATTERPORT[architecture], num_classes, min_size, max_size, config)
     sizes: dict[str, Any] = {"min_size": min_size, "max_size": max_size}
     if architecture == "maskrcnn_efficientnet_lite0_fpn":
         return _maskrcnn_efficientnet_lite0_fpn(num_classes, **sizes)
@@ -118,6 +131,8 @@ def save_model(
         "max_size": str(max_size),
         "provenance": json.dumps(dict(provenance)),
     }
+    if isinstance(network, MatterportRCNN):
+        metadata["config"] = network.config.to_json()
     save_file(tensors, str(path), metadata=metadata)
 
 
@@ -305,7 +320,9 @@ def load_model(name: str, labels: str | None = None, *, expected_sha256: str | N
         raise UsageError(f"{name} has changed: its sha256 is {card.sha256}, not {expected_sha256}")
     safe = name == "scenes" or card.name.lower().endswith(".safetensors")
     tensors = load_safetensors(data) if safe else tensors_of_torch(name, data)
-    network = build_network(card.architecture, len(card.category_ids), card.min_size, card.max_size)
+    network = build_network(
+        card.architecture, len(card.category_ids), card.min_size, card.max_size, card.config
+    )
     _fill(name, network, tensors)
     if name == "coco-v1":
         # These weights were trained with batch norms of eps 0, which torchvision sets when it loads them.

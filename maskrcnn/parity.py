@@ -28,7 +28,7 @@ from .pooling import pool, pyramid_of
 from .segmenter import MaskRCNNSegmenter
 from .types import Detections, Pixels
 
-__all__ = ["Row", "StockTorchvision", "compare", "generated_images"]
+__all__ = ["Row", "StockTorchvision", "compare", "generated_images", "matched_row", "stage_row"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,11 @@ class Row:
     def sound(self) -> bool:
         """Whether it is within the limit, and something was compared."""
         return self.difference <= self.limit and self.compared > 0
+
+    def joined(self, other: "Row") -> "Row":
+        """Return the row of this stage over the images of both."""
+        worst = max(self.difference, other.difference)
+        return Row(self.stage, worst, self.unit, self.limit, self.compared + other.compared)
 
     def to_json(self) -> dict[str, Any]:
         """Return the columns and the verdict."""
@@ -176,10 +181,7 @@ def compare(reference: Reference, model: Model, images: Sequence[Pixels]) -> lis
             *_stages(reference, model, segmenter, image),
             *_whole(reference, segmenter, model, image),
         ]:
-            before = rows.get(row.stage, row)
-            more = before.compared if before is not row else 0
-            worst = max(before.difference, row.difference)
-            rows[row.stage] = Row(row.stage, worst, row.unit, row.limit, row.compared + more)
+            rows[row.stage] = row.joined(rows[row.stage]) if row.stage in rows else row
     return list(rows.values())
 
 
@@ -207,19 +209,19 @@ def _stages(reference: Reference, model: Model, segmenter: MaskRCNNSegmenter, im
     features = reference.features(batch)
     found = network.backbone(batch.contiguous(memory_format=torch.channels_last))
     for name, expected in features.items():
-        rows.append(_row(f"features {name}", found[name], expected))
+        rows.append(stage_row(f"features {name}", found[name], expected))
     for what, mine, theirs in zip(
         ("RPN objectness", "RPN offsets"),
         network.rpn.head(list(features.values())),
         reference.rpn_head(features),
         strict=True,
     ):
-        rows.append(_row(what, _flat(mine), _flat(theirs)))
+        rows.append(stage_row(what, _flat(mine), _flat(theirs)))
 
     proposals = reference.proposals(features, batch, size)
     limits = torch.tensor([[size[1], size[0], size[1], size[0]]], dtype=torch.float32)
     boxes, present, _ = forward.propose(features, (batch.shape[2], batch.shape[3]), limits)
-    rows.append(_of_proposals(boxes[0][present[0]], proposals))
+    rows.append(matched_row(boxes[0][present[0]], proposals, _PROPOSAL_PX))
 
     roi = network.roi_heads
     pyramid = pyramid_of(features, roi.box_roi_pool, batch.shape[2])
@@ -228,13 +230,13 @@ def _stages(reference: Reference, model: Model, segmenter: MaskRCNNSegmenter, im
     probabilities, expected = reference.heads(features, proposals, size)
     decoded = roi.box_coder.decode(deltas, [proposals])[:, 1:]
     decoded = clipped(decoded.reshape(-1, 4), size).view_as(expected)
-    rows.append(_row("class probabilities", logits.softmax(1), probabilities, "absolute", 1e-4))
-    rows.append(_row("boxes of all classes", decoded, expected, "px", 0.05))
+    rows.append(stage_row("class probabilities", logits.softmax(1), probabilities, "absolute", 1e-4))
+    rows.append(stage_row("boxes of all classes", decoded, expected, "px", 0.05))
 
     box, label, _ = best(probabilities, expected, min_score=0.05, most=30)
     squares = reference.masks(features, box, label, size)
     mine = forward.probabilities(pyramid, torch.zeros(len(box), dtype=torch.int64), box, label)
-    rows.append(_row("mask probabilities", mine.view_as(squares), squares, "absolute", 1e-3))
+    rows.append(stage_row("mask probabilities", mine.view_as(squares), squares, "absolute", 1e-3))
     return rows
 
 
@@ -242,7 +244,10 @@ def _flat(maps: list[Tensor]) -> Tensor:
     return torch.cat([each.flatten() for each in maps])
 
 
-def _row(stage: str, found: Tensor, expected: Tensor, unit: str = _RELATIVE, limit: float = 1e-4) -> Row:
+def stage_row(
+    stage: str, found: Tensor, expected: Tensor, unit: str = _RELATIVE, limit: float = 1e-4
+) -> Row:
+    """Return the largest difference of two tensors, of the larger of them or as it is."""
     if found.shape != expected.shape:
         return Row(stage, math.inf, unit, limit, found.numel())
     if not expected.numel():
@@ -253,12 +258,12 @@ def _row(stage: str, found: Tensor, expected: Tensor, unit: str = _RELATIVE, lim
     )
 
 
-def _of_proposals(found: Tensor, expected: Tensor) -> Row:
+def matched_row(found: Tensor, expected: Tensor, near: float) -> Row:
     """Compare as sets: neighbours of almost equal score swap, and at the limit one may be displaced."""
     if not len(expected) or not len(found):
         return Row("proposals, unmatched", float(len(expected) + len(found)), "of all", 0.01, len(expected))
     nearest = torch.cdist(expected, found, p=math.inf).amin(1)
-    share = float((nearest > _PROPOSAL_PX).float().mean())
+    share = float((nearest > near).float().mean())
     surplus = abs(len(found) - len(expected)) / len(expected)
     return Row("proposals, unmatched", max(share, surplus), "of all", 0.01, len(expected))
 

@@ -307,20 +307,25 @@ def _cropped(feature: Floats, box: Floats, size: int) -> Floats:
     (upper, lower, down), (left, right, across) = (
         _taps(box[axis], box[axis + 2], feature.shape[axis], size) for axis in (0, 1)
     )
+    outside = np.isnan(down)[:, None] | np.isnan(across)[None]
     down, across = down[:, None, None], across[None, :, None]
     above = feature[upper][:, left] * (1 - across) + feature[upper][:, right] * across
     below = feature[lower][:, left] * (1 - across) + feature[lower][:, right] * across
-    return above * (1 - down) + below * down
+    return np.where(outside[..., None], np.float32(0), above * (1 - down) + below * down)
 
 
 def _taps(
     low: np.float32, high: np.float32, side: int, size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-    """Return the two places of an axis that each sample lies between, and the second's weight."""
+    """Return the two places of an axis that each sample lies between, and the second's weight.
+
+    It is NaN where the last sample, by rounding, lies behind the last place: there the reference has zeros.
+    """
     last = np.float32(side - 1)
     position = low * last + np.arange(size, dtype=np.float32) * ((high - low) * last / np.float32(size - 1))
     first = np.floor(position).astype(np.int64).clip(0, side - 1)
-    return first, (first + 1).clip(0, side - 1), position - first
+    weight = np.where((position < 0) | (position > last), np.float32(np.nan), position - first)
+    return first, (first + 1).clip(0, side - 1), weight
 
 
 def _resized(image: NDArray[np.floating], height: int, width: int) -> NDArray[np.floating]:

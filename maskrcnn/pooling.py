@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from torchvision.ops import MultiScaleRoIAlign
 
 from .detectron import AdaptiveRoIAlign
+from .matterport import CropAndResize
 
 
 class Pyramid(NamedTuple):
@@ -57,7 +58,7 @@ def pool(
     Args:
         pyramid: the maps, of `pyramid_of` for an aligner of this kind.
         aligner: its sizes, sampling ratio and choice of levels.
-        boxes: (N, 4) float32, finite, pixels of the resized images.
+        boxes: (N, 4) float32, finite, pixels of the resized images; for a `CropAndResize` normalised.
         image: (N,) int64, the image of each box.
 
     Returns:
@@ -69,6 +70,27 @@ def pool(
     if not isinstance(pyramid, Pyramid):
         adaptive: Tensor = aligner.pool(pyramid, boxes, image)
         return adaptive.contiguous(memory_format=torch.channels_last)
+    places = _cropped if isinstance(aligner, CropAndResize) else _aligned
+    level, (y, weight_y), (x, weight_x) = places(pyramid, aligner, boxes)
+    height, width = pyramid.heights[level], pyramid.widths[level]
+
+    # (N, rows, columns, places of a bin along y, places along x) and their weights.
+    first = (pyramid.starts[level] + image * height * width).to(torch.int32)
+    y = first[:, None, None] + y * width.to(torch.int32)[:, None, None]
+    place = y[:, :, None, :, None] + x[:, None, :, None, :]
+    weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
+    n_terms = y.shape[2] * x.shape[2]
+    pooled = F.embedding_bag(
+        place.reshape(-1, n_terms), pyramid.rows, mode="sum", per_sample_weights=weight.reshape(-1, n_terms)
+    )
+    return pooled.view(len(boxes), *aligner.output_size, -1).permute(0, 3, 1, 2)
+
+
+_Places = tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""The level of each box, (N,); along y, and along x, the places of each bin, (N, bins, places), and their weights."""
+
+
+def _aligned(pyramid: Pyramid, aligner: MultiScaleRoIAlign, boxes: Tensor) -> _Places:
     finest, coarsest = (int(math.log2(stride)) for stride in pyramid.strides)
     side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     level = aligner.canonical_level + torch.log2(side / aligner.canonical_scale) + 1e-6
@@ -77,19 +99,17 @@ def pool(
     height, width = pyramid.heights[level], pyramid.widths[level]
     n_rows, n_columns = aligner.output_size
     per_bin = aligner.sampling_ratio
-    y, weight_y = _samples(boxes[:, 1] * scale, boxes[:, 3] * scale, height, n_rows, per_bin)
-    x, weight_x = _samples(boxes[:, 0] * scale, boxes[:, 2] * scale, width, n_columns, per_bin)
+    y = _samples(boxes[:, 1] * scale, boxes[:, 3] * scale, height, n_rows, per_bin)
+    x = _samples(boxes[:, 0] * scale, boxes[:, 2] * scale, width, n_columns, per_bin)
+    return level, y, x
 
-    # (N, rows, columns, 2 * samples of a bin along y, 2 * samples along x) of places and weights.
-    first = (pyramid.starts[level] + image * height * width).to(torch.int32)
-    y = first[:, None, None] + y * width.to(torch.int32)[:, None, None]
-    place = y[:, :, None, :, None] + x[:, None, :, None, :]
-    weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
-    n_terms = (2 * per_bin) ** 2
-    pooled = F.embedding_bag(
-        place.reshape(-1, n_terms), pyramid.rows, mode="sum", per_sample_weights=weight.reshape(-1, n_terms)
-    )
-    return pooled.view(len(boxes), n_rows, n_columns, -1).permute(0, 3, 1, 2)
+
+def _cropped(pyramid: Pyramid, aligner: CropAndResize, boxes: Tensor) -> _Places:
+    finest = pyramid.strides[0]
+    level = aligner.level(boxes, pyramid.heights[0] * pyramid.widths[0] * finest**2)
+    y = aligner.samples(boxes[:, 1], boxes[:, 3], pyramid.heights[level])
+    x = aligner.samples(boxes[:, 0], boxes[:, 2], pyramid.widths[level])
+    return level, y, x
 
 
 def _samples(low: Tensor, high: Tensor, limit: Tensor, n_bins: int, per_bin: int) -> tuple[Tensor, Tensor]:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .crops import encode_crops
+from .crops import encode_crops, encode_resized
 from .detectron import ShortestEdgeTransform
 from .errors import ItemError, UsageError
-from .forward import Forward
 from .fuse import for_cpu, fused
 from .masks import detections_from_network, encode_masks
+from .matterport import SquareTransform, corner
+from .matterport_forward import forward_class
 from .model import Model
 from .types import Category, Detections, Pixels
 from .weights import category_ids_named
@@ -84,7 +85,7 @@ class MaskRCNNSegmenter:
         network = fused(model.module).to(self._device, self._dtype)
         if not cuda and self._dtype == torch.float32:
             network = for_cpu(network)
-        self.forward = Forward(network, labels, min_score, max_detections)
+        self.forward = forward_class(model)(network, labels, min_score, max_detections)
         self._transform = model.module.transform
         self._rescale = rescale
         self._mean, self._std = (
@@ -186,6 +187,8 @@ class MaskRCNNSegmenter:
         """Return an image's size after resize and padding, pixels."""
         stride = self._transform.size_divisible
         resized = self._resized(height, width)
+        if isinstance(self._transform, SquareTransform):
+            return self._transform.canvas(resized, rescaled=self._rescale)
         return -(-resized[0] // stride) * stride, -(-resized[1] // stride) * stride
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
@@ -193,7 +196,7 @@ class MaskRCNNSegmenter:
         if not self._rescale:
             return height, width
         transform = self._transform
-        if isinstance(transform, ShortestEdgeTransform):
+        if isinstance(transform, ShortestEdgeTransform | SquareTransform):
             return transform.resized(height, width)
         scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
         return int(height * scale), int(width * scale)
@@ -258,9 +261,14 @@ class MaskRCNNSegmenter:
             (B, 3, H, W) float32, and (B, 2) float32: height and width of each image after its resize.
         """
         sizes = [self._resized(*image.shape[:2]) for image in images]
-        batch = torch.zeros((len(images), 3, *self.canvas(*images[0].shape[:2])), device=self._device)
+        canvas, centred = self.canvas(*images[0].shape[:2]), isinstance(self._transform, SquareTransform)
+        if centred:
+            batch = self._transform.empty(len(images), canvas, self._device)
+        else:
+            batch = torch.zeros((len(images), 3, *canvas), device=self._device)
         for slot, pixels, size in zip(batch, self._upload(images), sizes, strict=True):
-            slot[:, : size[0], : size[1]] = self._prepared(pixels, size)
+            top, left = corner(size, canvas) if centred else (0, 0)
+            slot[:, top : top + size[0], left : left + size[1]] = self._prepared(pixels, size)
         return batch, torch.tensor(sizes, dtype=torch.float32, device=self._device)
 
     def _upload(self, images: Sequence[Pixels]) -> list[Tensor]:
@@ -283,7 +291,7 @@ class MaskRCNNSegmenter:
 
         Reference: `GeneralizedRCNNTransform`, which also normalises the pixels that its resize does not read.
         """
-        if isinstance(self._transform, ShortestEdgeTransform):
+        if isinstance(self._transform, ShortestEdgeTransform | SquareTransform):
             return self._transform.prepared(pixels, size)
         if size[0] < _SPARSE * pixels.shape[0] and size[1] < _SPARSE * pixels.shape[1]:
             return self._shrunk(pixels, size)
@@ -313,19 +321,28 @@ class MaskRCNNSegmenter:
         return outcomes
 
     def _detections_of(self, rows: NDArray[np.float32], height: int, width: int) -> Detections:
-        resized = np.array(self._resized(height, width), np.float32)
-        ratio = np.array([height, width], np.float32) / resized
+        size, capped = self._resized(height, width), len(rows) == self._max_detections
+        transform = self._transform
+        if isinstance(transform, SquareTransform):
+            canvas = transform.canvas(size, rescaled=self._rescale)
+            boxes = transform.boxes(rows[:, 3:7], size, canvas, (height, width))
+            # By rounding to whole pixels boxes become empty, after the limit on their number.
+            wide = (boxes[:, 2:] > boxes[:, :2]).all(1)
+            rows, boxes, encode = rows[wide], boxes[wide], encode_resized
+        else:
+            ratio = np.array([height, width], np.float32) / np.array(size, np.float32)
+            boxes = rows[:, 3:7] * ratio[[1, 0, 1, 0]]
+            encode = encode_crops if isinstance(transform, ShortestEdgeTransform) else encode_masks
         side = round(float(rows.shape[1] - 7) ** 0.5)
-        own_paste = isinstance(self._transform, ShortestEdgeTransform)
         return detections_from_network(
-            rows[:, 3:7] * ratio[[1, 0, 1, 0]],
+            boxes,
             self._category_ids[rows[:, 1].astype(np.int64)],
             np.ascontiguousarray(rows[:, 2]),
             rows[:, 7:].reshape(-1, side, side),
             height=height,
             width=width,
-            capped=len(rows) == self._max_detections,
-            encode=encode_crops if own_paste else encode_masks,
+            capped=capped,
+            encode=encode,
         )
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from safetensors import SafetensorError, deserialize
 
 from .errors import ItemError, RunError, UsageError
+from .matterport_config import MATTERPORT
 from .storage import is_remote, read_input
 from .stores import check_url
 
@@ -343,6 +344,8 @@ def network_shapes(architecture: str, labels: int) -> dict[str, Shape]:
         if norm is not None and not frozen:
             shapes[f"{norm}.num_batches_tracked"] = ()
 
+    if architecture in MATTERPORT:
+        return _matterport(MATTERPORT[architecture], labels)
     frozen = architecture == "maskrcnn_resnet50_fpn_detectron2"  # norms which count no batches
     second, lite = architecture == "maskrcnn_resnet50_fpn_v2", architecture.endswith("lite0_fpn")
     trunk = _lite0(layer) if lite else _resnet18(layer) if "resnet18" in architecture else _resnet50(layer)
@@ -366,10 +369,39 @@ def network_shapes(architecture: str, labels: int) -> dict[str, Shape]:
     return shapes
 
 
-def _resnet50(layer: Callable[..., None]) -> tuple[int, ...]:
+def _matterport(depth: int, labels: int) -> dict[str, Shape]:
+    """Return the tensors of matterport's network: convolutions have biases, and norms count no batches."""
+    shapes: dict[str, Shape] = {}
+
+    def layer(name: str, *shape: int, norm: str | None = None) -> None:
+        shapes[f"{name}.weight"] = shape
+        shapes[f"{name}.bias"] = shape[:1]
+        for part in () if norm is None else ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{norm}.{part}"] = shape[:1]
+
+    for i, channels in enumerate(_resnet50(layer, 23 if depth == 101 else 6)):
+        layer(f"backbone.fpn.inner_blocks.{i}.0", 256, channels, 1, 1)
+        layer(f"backbone.fpn.layer_blocks.{i}.0", 256, 256, 3, 3)
+    layer("rpn.head.conv.0.0", 512, 256, 3, 3)
+    layer("rpn.head.cls_logits", 6, 512, 1, 1)
+    layer("rpn.head.bbox_pred", 12, 512, 1, 1)
+    heads = "roi_heads"
+    layer(f"{heads}.box_head.conv1", 1024, 256, 7, 7, norm=f"{heads}.box_head.bn1")
+    layer(f"{heads}.box_head.conv2", 1024, 1024, 1, 1, norm=f"{heads}.box_head.bn2")
+    layer(f"{heads}.box_predictor.cls_score", labels, 1024)
+    layer(f"{heads}.box_predictor.bbox_pred", labels * 4, 1024)
+    for i in range(4):
+        layer(f"{heads}.mask_head.{i}.0", 256, 256, 3, 3, norm=f"{heads}.mask_head.{i}.1")
+    layer(f"{heads}.mask_predictor.conv5_mask", 256, 256, 2, 2)
+    layer(f"{heads}.mask_predictor.mask_fcn_logits", labels, 256, 1, 1)
+    return shapes
+
+
+def _resnet50(layer: Callable[..., None], third: int = 6) -> tuple[int, ...]:
+    """Name the layers of a ResNet whose third stage has so many blocks: 6 of 50 layers, 23 of 101."""
     layer("backbone.body.conv1", 64, 3, 7, 7, norm="backbone.body.bn1")
     before = 64
-    for stage, (blocks, width) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), start=1):
+    for stage, (blocks, width) in enumerate(((3, 64), (4, 128), (third, 256), (3, 512)), start=1):
         for i in range(blocks):
             name = f"backbone.body.layer{stage}.{i}"
             layer(f"{name}.conv1", width, before, 1, 1, norm=f"{name}.bn1")

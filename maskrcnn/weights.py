@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .errors import UsageError
+from .matterport_config import MATTERPORT, STRIDE, MatterportConfig, config_of
 from .planted import PLANTED_CATEGORIES
 from .storage import is_remote
 from .types import Category
@@ -53,9 +54,10 @@ ARCHITECTURES: Final = (
     "maskrcnn_resnet18_fpn",
     "maskrcnn_efficientnet_lite0_fpn",
     "maskrcnn_resnet50_fpn_detectron2",
+    *MATTERPORT,
 )
-"""What can be loaded: torchvision's two networks, two smaller ones, the last of them that of the embedded model, and
-detectron2's."""
+"""What can be loaded: torchvision's two networks, two smaller ones, the last of them that of the embedded model,
+detectron2's, and matterport's two."""
 
 CLASS_SCORES: Final = "roi_heads.box_predictor.cls_score.weight"
 """The tensor whose first dimension is the number of labels, the background included."""
@@ -87,6 +89,8 @@ class ModelCard:
     """… unless the longer side would then exceed this."""
     notice: str | None
     """What its user must know before trusting it."""
+    config: MatterportConfig | None = None
+    """Of matterport's networks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,12 +338,13 @@ def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | 
         categories = _categories(json.loads(metadata["categories"]))
         architecture = str(metadata["architecture"])
         min_size, max_size = int(metadata["min_size"]), int(metadata["max_size"])
+        config = config_of(metadata["config"]) if architecture in MATTERPORT else None
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"{shown} has damaged metadata: {type(error).__name__}: {error}") from error
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UsageError(f"{shown} is for the unknown architecture {architecture!r}; known are {known}")
-    if not 1 <= min_size <= max_size:
+    if not 1 <= min_size <= max_size or (config is not None and max_size % STRIDE):
         raise UsageError(f"{shown} has damaged metadata: sizes {min_size} and {max_size}")
     labels = _labels_of(shapes)
     check_tensors(shown, architecture, shapes, labels)
@@ -354,6 +359,7 @@ def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | 
         min_size=min_size,
         max_size=max_size,
         notice=notice,
+        config=config,
     )
 
 

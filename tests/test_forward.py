@@ -23,8 +23,8 @@ def test_suppression_is_torchvision_s_group_by_group():
     expected = torch.zeros(900, dtype=torch.bool)
     expected[batched_nms(boxes, scores, group, 0.3)] = True
     for given in (counts, torch.tensor(counts)):
-        assert torch.equal(forward_module._not_suppressed(boxes, scores, given, 0.3), expected)
-    nothing = forward_module._not_suppressed(boxes[:0], scores[:0], [0, 0], 0.3)
+        assert torch.equal(forward_module.not_suppressed(boxes, scores, given, 0.3), expected)
+    nothing = forward_module.not_suppressed(boxes[:0], scores[:0], [0, 0], 0.3)
     assert nothing.shape == (0,)
 
 

@@ -10,18 +10,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = (
     "errors types config schema windows stores web s3 objects storage sniff decode geotiff radiometry "
-    "raster rle runs unrle outlines planted mosaic weightfile unpickle weights masks crops detectron "
-    "model backbones fuse pooling forward segmenter stats sources plan items tiles sandbox frozen "
-    "manifest survey parts breaker visualize prefetch worker strips seams coco export geo vector "
-    "evaluate charts globe maps gallery closeups report ledger overlay assemble reduce retry run "
-    "truth pairing matching averages scoring partscore evaluation lookup display show worst "
-    "scoresheet laws windowlaws evidence verify alike diff diffpage plain parity layouts convert "
-    "scenery scenes baseline scenes_model annotations dataset recipe curves losses augment batches "
-    "warmstart train measure samples peers trials"
+    "raster rle runs unrle outlines planted mosaic matterport_config weightfile unpickle weights masks "
+    "crops detectron matterport model backbones fuse pooling forward matterport_forward segmenter stats "
+    "sources plan items tiles sandbox frozen manifest survey parts breaker visualize prefetch worker "
+    "strips seams coco export geo vector evaluate charts globe maps gallery closeups report ledger "
+    "overlay assemble reduce retry run truth pairing matching averages scoring partscore evaluation "
+    "lookup display show worst scoresheet laws windowlaws evidence verify alike diff diffpage plain "
+    "plain_matterport parity parity_matterport layouts h5file convert scenery scenes baseline "
+    "scenes_model annotations dataset recipe curves losses augment batches warmstart train measure "
+    "samples peers trials"
 ).split()
 MODULES = sorted(path for path in (ROOT / "maskrcnn").glob("*.py") if path.stem != "__init__")
 NETWORK = {"masks", "crops", "detectron", "model", "backbones", "fuse", "pooling", "forward", "segmenter"}
-NETWORK |= {"plain", "parity", "layouts", "convert"}
+NETWORK |= {"matterport", "matterport_forward", "plain", "plain_matterport", "parity", "parity_matterport"}
+NETWORK |= {"layouts", "convert"}
 TRAINING = {"backbones", "losses", "augment", "batches", "warmstart", "train"}
 TYPE_CHECKING_ONLY = "TYPE_CHECKING"
 
@@ -78,6 +80,7 @@ def test_third_parties_stay_at_their_rim(path: Path) -> None:
         "torchvision": NETWORK | TRAINING | {"scenes_model", "peers", "trials"},
         "matplotlib": set(),
         "rasterio": {"geotiff"},
+        "h5py": {"h5file"},
     }
     strangers = [
         name

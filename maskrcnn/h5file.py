@@ -1,0 +1,83 @@
+"""Arrays in a Keras weights file, read by HDF5's own library; needs the extra `convert`.
+
+Only what the file itself holds is read: links to other files, and data that lies in them, are refused.
+"""
+
+import io
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import UsageError
+
+__all__ = ["arrays_in_h5"]
+
+_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
+_MAX_BYTES: Final = 4 * 2**30
+_MAX_DEPTH: Final = 8
+_MAX_ARRAYS: Final = 10_000
+
+
+def arrays_in_h5(uri: str, data: bytes) -> dict[str, NDArray[np.float32]]:
+    """Return the arrays of a file of `save_weights` or `model.save`, by layer and name, as `conv1/kernel`.
+
+    Raises:
+        UsageError: it is truncated or damaged, no such file, holds other than floats, or a tensor twice; or h5py is
+            not installed.
+    """
+    if not data.startswith(_SIGNATURE):
+        raise UsageError(f"{uri} is no HDF5 file: it is {_likely(data)}")
+    try:
+        import h5py  # noqa: PLC0415  an extra, which nothing else needs
+    except ImportError as error:
+        raise UsageError(f"{uri} needs h5py: pip install 'maskrcnn-ray[convert]'") from error
+    arrays: dict[str, NDArray[np.float32]] = {}
+    try:
+        with h5py.File(io.BytesIO(data), "r") as file:
+            root = file.get("model_weights", file)  # where `model.save` puts them
+            if not isinstance(root, h5py.Group):
+                raise UsageError(f"{uri} is an HDF5 file, but not of Keras: its model_weights are no group")
+            found = list(_datasets(h5py, uri, root, ""))
+            if sum(dataset.nbytes for _, dataset in found) > _MAX_BYTES:
+                raise UsageError(f"{uri} holds more than {_MAX_BYTES // 2**30} GiB of tensors")
+            for path, dataset in found:
+                name = "/".join(path.split("/")[-2:]).partition(":")[0]
+                if name in arrays:
+                    raise UsageError(f"{uri} holds the tensor {name} twice")
+                if dataset.dtype.kind != "f":
+                    raise UsageError(f"{uri}: the tensor {name} is of {dataset.dtype}, not of floats")
+                arrays[name] = np.asarray(dataset[()], np.float32)
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
+        cause = " ".join(str(error).split())
+        raise UsageError(f"{uri} is truncated or damaged: {cause}") from error
+    return arrays
+
+
+def _datasets(h5py: Any, uri: str, group: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield path and dataset of all below a group."""
+    if path.count("/") > _MAX_DEPTH:
+        raise UsageError(f"{uri} is no file of Keras weights: its groups are too deep")
+    for nth, name in enumerate(group):
+        below = f"{path}/{name}" if path else str(name)
+        if nth > _MAX_ARRAYS:
+            raise UsageError(f"{uri} is no file of Keras weights: it holds too many things")
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise UsageError(f"{uri}: {below} is a link, which is refused")
+        item = group[name]
+        if isinstance(item, h5py.Group):
+            yield from _datasets(h5py, uri, item, below)
+        elif isinstance(item, h5py.Dataset):
+            if item.external or item.is_virtual:
+                raise UsageError(f"{uri}: the data of {below} is in another file, which is refused")
+            yield below, item
+
+
+def _likely(data: bytes) -> str:
+    """Say what a file is instead."""
+    if data[:1] == b"\x80":
+        return "a pickle, which is not opened"
+    if data.startswith(b"PK"):
+        return "a zip archive, as .pth and .keras files are"
+    return "empty" if not data else "something else"

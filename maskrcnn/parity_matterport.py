@@ -1,0 +1,225 @@
+"""Whether a network converted from matterport computes what its file would: stage by stage, as `parity` does.
+
+The reference is `plain_matterport`, on the file's own tensors; TensorFlow is not run. What is judged is the fast path.
+Each stage is given what the reference computed before it, so that a difference stands where it arises.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from .fuse import for_cpu, fused
+from .matterport_forward import MatterportForward
+from .model import Model
+from .parity import Row, matched_row, stage_row
+from .plain_matterport import Found, PlainMatterport, normalised
+from .pooling import pool, pyramid_of
+from .segmenter import MaskRCNNSegmenter
+from .types import Detections, Pixels
+
+__all__ = ["FastStages", "compare_matterport"]
+
+Floats = NDArray[np.float32]
+_MAPS: Final = {"0": "P2", "1": "P3", "2": "P4", "3": "P5", "pool": "P6"}
+_LEAST: Final = 0.7
+_YX: Final = [1, 0, 3, 2]
+
+
+class FastStages:
+    """The fast path of a converted network, one stage at a time, in the reference's order of axes and coordinates.
+
+    Args:
+        model: of one of matterport's architectures.
+        min_score: DETECTION_MIN_CONFIDENCE.
+    """
+
+    def __init__(self, model: Model, min_score: float = _LEAST) -> None:
+        self.segmenter = MaskRCNNSegmenter(model, min_score=min_score)
+        self._network = for_cpu(fused(model.module))
+        self._labels = len(model.card.category_ids)
+        steps = self.segmenter.forward
+        if not isinstance(steps, MatterportForward):
+            raise TypeError(f"{model.card.architecture} is not of matterport")
+        self.forward: MatterportForward = steps
+
+    @torch.inference_mode()
+    def molded(self, image: Pixels) -> Floats:
+        """Return an image on its canvas, (H, W, 3), less the mean."""
+        batch, _ = self.segmenter.batch_of([image])
+        return np.asarray(batch[0].permute(1, 2, 0).numpy())
+
+    @torch.inference_mode()
+    def features(self, molded: Floats) -> dict[str, Tensor]:
+        """Return C1 to C5 and P2 to P6, (1, C, H, W)."""
+        found: dict[str, Tensor] = {}
+        body = self._network.backbone.body
+        names = {"maxpool": "C1", "layer1": "C2", "layer2": "C3", "layer3": "C4", "layer4": "C5"}
+        hooks = [
+            body[layer].register_forward_hook(
+                lambda _, __, out, name=name: found.__setitem__(name, out.clone())
+            )
+            for layer, name in names.items()
+        ]
+        batch = torch.from_numpy(molded).permute(2, 0, 1)[None]
+        maps = self._network.backbone(batch.contiguous(memory_format=torch.channels_last))
+        for hook in hooks:
+            hook.remove()
+        return found | {name: maps[key] for key, name in _MAPS.items()}
+
+    @torch.inference_mode()
+    def rpn(self, pyramid: Mapping[str, Tensor]) -> tuple[Floats, Floats]:
+        """Return logits, (A, 2), and offsets, (A, 4)."""
+        logits, offsets = (
+            torch.cat([m[0].permute(1, 2, 0).flatten() for m in maps])
+            for maps in self._network.rpn.head([pyramid[name] for name in _MAPS.values()])
+        )
+        return logits.view(-1, 2).numpy(), offsets.view(-1, 4)[:, _YX].numpy()
+
+    def anchors(self, pyramid: Mapping[str, Tensor]) -> Floats:
+        """Return the anchors, (A, 4) normalised."""
+        grids = tuple((pyramid[name].shape[2], pyramid[name].shape[3]) for name in _MAPS.values())
+        anchors: Floats = torch.cat(self.forward._anchors(_canvas(pyramid), grids))[:, _YX].numpy()  # noqa: SLF001
+        return anchors
+
+    @torch.inference_mode()
+    def proposals(self, pyramid: Mapping[str, Tensor]) -> Floats:
+        """Return the proposals, (P, 4) normalised, the best first."""
+        maps = {key: pyramid[name] for key, name in _MAPS.items()}
+        boxes, _, _ = self.forward.propose(maps, _canvas(pyramid), torch.empty(1, 4))
+        return np.asarray(boxes[0][:, _YX].numpy())
+
+    @torch.inference_mode()
+    def pooled(self, pyramid: Mapping[str, Tensor], boxes: Floats, size: int) -> Floats:
+        """Return what is pooled of boxes, (N, size, size, 256)."""
+        heads = self._network.roi_heads
+        aligner = heads.box_roi_pool if size == 7 else heads.mask_roi_pool
+        rows = pyramid_of(self._maps(pyramid), aligner, _canvas(pyramid)[0])
+        image = torch.zeros(len(boxes), dtype=torch.int64)
+        return np.asarray(pool(rows, aligner, _xyxy(boxes), image).permute(0, 2, 3, 1).numpy())
+
+    @torch.inference_mode()
+    def classify(self, pooled: Floats) -> tuple[Floats, Floats]:
+        """Return logits, (N, C), and offsets, (N, C, 4)."""
+        heads = self._network.roi_heads
+        x = torch.from_numpy(np.ascontiguousarray(pooled)).permute(0, 3, 1, 2)
+        logits, offsets = heads.box_predictor(heads.box_head(x))
+        return logits.numpy(), offsets.view(len(x), -1, 4)[..., _YX].numpy()
+
+    @torch.inference_mode()
+    def refined(self, proposals: Floats, logits: Floats, offsets: Floats, window: Floats) -> Floats:
+        """Return the instances, (N, 6): a normalised box, its class and its score, the best first."""
+        _, boxes, labels, scores = self.forward.choose(
+            torch.from_numpy(logits)[None],
+            torch.from_numpy(np.ascontiguousarray(offsets[..., _YX])).view(1, len(logits), -1),
+            _xyxy(proposals)[None],
+            torch.ones(1, len(proposals), dtype=torch.bool),
+            _xyxy(window[None]),
+        )
+        return np.asarray(torch.cat([boxes[:, _YX], labels[:, None], scores[:, None]], 1).numpy())
+
+    @torch.inference_mode()
+    def masks(self, pyramid: Mapping[str, Tensor], boxes: Floats, labels: NDArray[np.int64]) -> Floats:
+        """Return what the mask head says of each box for its own class, (N, 28, 28)."""
+        aligner = self._network.roi_heads.mask_roi_pool
+        rows = pyramid_of(self._maps(pyramid), aligner, _canvas(pyramid)[0])
+        image = torch.zeros(len(boxes), dtype=torch.int64)
+        masks = self.forward.probabilities(rows, image, _xyxy(boxes), torch.from_numpy(labels))
+        return np.asarray(masks.numpy())
+
+    def _maps(self, pyramid: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: pyramid[name] for key, name in _MAPS.items() if key != "pool"}
+
+
+def _canvas(pyramid: Mapping[str, Tensor]) -> tuple[int, int]:
+    return 4 * pyramid["P2"].shape[2], 4 * pyramid["P2"].shape[3]
+
+
+def _xyxy(boxes: Floats) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(boxes[:, _YX]))
+
+
+@torch.inference_mode()
+def compare_matterport(
+    reference: PlainMatterport, model: Model, images: Sequence[Pixels]
+) -> list[Row]:
+    """Compare a model's fast path with a reference on images.
+
+    Returns:
+        a row a stage, in the order of the stages.
+    """
+    fast = FastStages(model)
+    rows: dict[str, Row] = {}
+    for image in images:
+        for row in _stages(reference, fast, model, image):
+            rows[row.stage] = row.joined(rows[row.stage]) if row.stage in rows else row
+    return list(rows.values())
+
+
+def _stages(reference: PlainMatterport, fast: FastStages, model: Model, image: Pixels) -> list[Row]:
+    """Return a row a stage for one image."""
+    molded = reference.molded(image)
+    canvas = molded.resized.shape[:2]
+    own = fast.molded(image)
+    rows = [_row("resized and padded", own, molded.pixels, "of 255", 1e-4)]
+    if own.shape != molded.pixels.shape:
+        return rows
+    trunk = reference.trunk(molded.pixels)
+    pyramid = reference.pyramid(trunk)
+    found = fast.features(molded.pixels)
+    rows += [stage_row(f"features {name}", found[name], each) for name, each in (trunk | pyramid).items()]
+    logits, scores, offsets = reference.rpn(pyramid)
+    for what, mine, theirs in zip(("logits", "offsets"), fast.rpn(pyramid), (logits, offsets), strict=True):
+        rows.append(_row(f"RPN {what}", mine, theirs))
+    anchors = normalised(reference.anchors(*canvas), *canvas).astype(np.float32)
+    rows.append(_row("anchors", fast.anchors(pyramid) * max(canvas), anchors * max(canvas), "px", 1e-2))
+    proposals = reference.proposals(scores[:, 1], offsets, anchors)
+    mine = fast.proposals(pyramid)
+    rows.append(matched_row(torch.from_numpy(mine), torch.from_numpy(proposals), 1e-4))
+    pooled = reference.pooled(pyramid, proposals, 7)
+    rows.append(_row("pooled regions", fast.pooled(pyramid, proposals, 7), pooled))
+    logits, scores, moves = reference.classify(pooled)
+    for what, mine, theirs in zip(("logits", "offsets"), fast.classify(pooled), (logits, moves), strict=True):
+        rows.append(_row(f"class {what}", mine, theirs))
+    window = normalised(np.array(molded.window, np.float32), *canvas)
+    detections = reference.refined(proposals, scores, moves, window, _LEAST, 100)
+    rows.append(_of_detections(fast.refined(proposals, logits, moves, window), detections))
+    labels = detections[:, 4].astype(np.int64)
+    masks = reference.masks(reference.pooled(pyramid, detections[:, :4], 14), labels)
+    rows.append(_row("mask probabilities", fast.masks(pyramid, detections[:, :4], labels), masks, "absolute", 1e-3))
+    expected = reference.unmolded(detections, masks, window, *image.shape[:2])
+    return rows + _whole(expected, fast.segmenter.segment([image])[0], model)
+
+
+def _row(stage: str, found: Floats, expected: Floats, *rest: object) -> Row:
+    return stage_row(stage, torch.from_numpy(found), torch.from_numpy(expected), *rest)  # type: ignore[arg-type]
+
+
+def _of_detections(found: Floats, expected: Floats) -> Row:
+    if len(found) != len(expected):
+        return Row("choice of instances", math.inf, "absolute", 1e-4, len(expected))
+    return _row("choice of instances", found, expected, "absolute", 1e-4)
+
+
+def _whole(expected: Found, found: Detections, model: Model) -> list[Row]:
+    """Compare what comes out in the end, pixels to run lengths: instances in the same order."""
+    ids = np.array(model.card.category_ids)
+    same = len(found) == len(expected.labels) and np.array_equal(found.labels, ids[expected.labels])
+    total = max(len(expected.labels), len(found))
+    if not same:
+        return [Row("instances, classes", 1.0, "of all differ", 0.0, total)]
+    away = [
+        int((coco_mask.decode(rle) != mask).sum()) for rle, mask in zip(found.rles(), expected.masks, strict=True)
+    ]
+    boxes = expected.boxes[:, _YX].astype(np.float32)
+    return [
+        Row("instances, classes", 0.0, "of all differ", 0.0, total),
+        _row("instances, boxes", found.boxes, boxes, "px", 1.0),
+        _row("instances, scores", found.scores, expected.scores, "absolute", 1e-3),
+        Row("instances, masks", float(max(away, default=0)), "px", 10.0, total),
+    ]
