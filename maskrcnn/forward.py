@@ -78,6 +78,11 @@ class Forward:
         # Anchors follow from the padded size, of which there are fewer than a hundred.
         self._anchors = lru_cache(maxsize=128)(self._make_anchors)
 
+    @property
+    def network(self) -> MaskRCNN:
+        """What it runs."""
+        return self._network
+
     @torch.inference_mode()
     def __call__(self, batch: Tensor, sizes: Tensor) -> Found:
         """Find the instances of a batch.

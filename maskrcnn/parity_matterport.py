@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from .fuse import for_cpu, fused
 from .matterport_forward import MatterportForward
 from .model import Model
 from .parity import Row, matched_row, stage_row
@@ -41,12 +40,11 @@ class FastStages:
 
     def __init__(self, model: Model, min_score: float = _LEAST) -> None:
         self.segmenter = MaskRCNNSegmenter(model, min_score=min_score)
-        self._network = for_cpu(fused(model.module))
-        self._labels = len(model.card.category_ids)
         steps = self.segmenter.forward
         if not isinstance(steps, MatterportForward):
             raise TypeError(f"{model.card.architecture} is not of matterport")
         self.forward: MatterportForward = steps
+        self._network = steps.network
 
     @torch.inference_mode()
     def molded(self, image: Pixels) -> Floats:

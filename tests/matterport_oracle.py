@@ -49,13 +49,19 @@ def tensors_of(backbone: str) -> dict[str, Tensor]:
     }
 
 
-def model_of(backbone: str, tensors: dict[str, Tensor], config: MatterportConfig | None = None) -> Model:
+def model_of(
+    backbone: str,
+    tensors: dict[str, Tensor],
+    config: MatterportConfig | None = None,
+    sizes: tuple[int, int] | None = None,
+) -> Model:
     """Return the network of these tensors."""
+    sizes = sizes or SIZES[backbone]
     architecture, moves = LAYOUTS["matterport"]("oracle.h5", tensors)
-    network = build_network(architecture, 81, *SIZES[backbone], config)
+    network = build_network(architecture, 81, *sizes, config)
     network.load_state_dict(moved("oracle.h5", tensors, moves)[0])
     ids = (0, *(category.id for category in COCO_CATEGORIES))
-    card = ModelCard("oracle", None, "", architecture, COCO_CATEGORIES, ids, *SIZES[backbone], None, config)
+    card = ModelCard("oracle", None, "", architecture, COCO_CATEGORIES, ids, *sizes, None, config)
     return Model(network.eval().requires_grad_(False), card)
 
 
