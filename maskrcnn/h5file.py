@@ -80,4 +80,4 @@ def _likely(data: bytes) -> str:
         return "a pickle, which is not opened"
     if data.startswith(b"PK"):
         return "a zip archive, as .pth and .keras files are"
-    return "empty" if not data else "something else"
+    return "something else"

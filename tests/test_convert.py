@@ -271,7 +271,7 @@ NAN = torch.full((), torch.nan)
         ),
         (
             {"conv1.weight": torch.zeros(1)},
-            "holds no Mask R-CNN of torchvision or detectron2: its tensors are conv1",
+            "holds no Mask R-CNN of torchvision, detectron2 or matterport: its tensors are conv1",
         ),
     ],
 )
@@ -325,7 +325,7 @@ def test_files_that_are_none_are_one_line_and_the_exit_code_two(tmp_path, folder
     assert "is truncated, or no pickle of weights" in run(tmp_path, whole[:-100])
     assert "is truncated" in run(tmp_path, b"PK\x03\x04", name="m.pth")
     assert "is a web page" in run(tmp_path, b"<!doctype html>")
-    assert "give one of .pth, .pt, .pkl" in run(tmp_path, b"x", name="m.h5")
+    assert "give one of .pth, .pt, .pkl, .h5" in run(tmp_path, b"x", name="m.onnx")
     assert (
         "cannot be read"
         in CliRunner().invoke(main, ["convert", "/no/m.pkl", f"{tmp_path}/x.safetensors"]).output

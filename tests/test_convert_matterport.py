@@ -1,0 +1,249 @@
+"""matterport's `.h5` files: converted with parity, of any class count, and refused in a line where they are not right."""
+
+import json
+import pickle
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from keras_files import arrays_of, filled, hollow, names_of
+from maskrcnn_jobs.cli import main
+from matterport_oracle import Stored, far
+from safetensors.torch import load_file
+
+from maskrcnn import convert as convert_module
+from maskrcnn.convert import convert
+from maskrcnn.errors import UsageError
+from maskrcnn.h5file import arrays_in_h5
+from maskrcnn.matterport_config import ELSEWHERE, MatterportConfig, config_of, configured
+from maskrcnn.model import load_model
+from maskrcnn.segmenter import MaskRCNNSegmenter
+from maskrcnn.weightfile import network_shapes
+from maskrcnn.weights import COCO_CATEGORIES, describe_model
+
+LOGITS = "mrcnn_class_logits/mrcnn_class_logits/kernel:0"
+STEM = "conv1/conv1/kernel:0"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The oracle's file of `save_weights`, and what it was converted to."""
+    folder = tmp_path_factory.mktemp("matterport")
+    filled(folder / "mask_rcnn_coco.h5", arrays_of())
+    sizes = ["--min-size=320", "--max-size=384"]
+    result = CliRunner().invoke(
+        main, ["convert", f"{folder}/mask_rcnn_coco.h5", f"{folder}/coco.safetensors", *sizes]
+    )
+    assert result.exit_code == 0, result.output
+    (folder / "output.txt").write_text(result.output)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(folder):
+    return json.loads((folder / "coco.safetensors.report.json").read_text())
+
+
+def test_the_published_layout_needs_no_labels_and_finds_what_the_reference_did(folder):
+    model = load_model(f"{folder}/coco.safetensors")
+    assert model.card.architecture == "maskrcnn_matterport_resnet50"
+    assert model.card.categories == COCO_CATEGORIES
+    assert model.card.category_ids == (0, *(category.id for category in COCO_CATEGORIES))
+    assert model.card.config == MatterportConfig()
+    stored = Stored("resnet50", "d_200x210")
+    (found,) = MaskRCNNSegmenter(model, min_score=0.7).segment([stored.pixels])
+    ids = np.array(model.card.category_ids)
+    assert np.array_equal(found.labels, ids[stored["final_class_ids"]])
+    assert np.array_equal(found.boxes[:, [1, 0, 3, 2]], stored["final_rois"])
+    assert far(found.areas, stored["final_mask_area"]) <= 2
+
+
+def test_every_tensor_is_accounted_for_and_each_stage_is_sound(report, folder):
+    sources = sorted(step["source"] for step in report["steps"])
+    assert sources == sorted("/".join(name.split("/")[-2:])[:-2] for name in names_of())
+    targets = {step["target"]: tuple(step["new_shape"]) for step in report["steps"]}
+    assert targets == network_shapes("maskrcnn_matterport_resnet50", 81)
+    assert sum(report["tensors"].values()) == 384
+    assert report["sound"]
+    assert [row["stage"] for row in report["parity"]][:2] == ["resized and padded", "features C1"]
+    assert all(row["compared"] for row in report["parity"])
+    assert "TensorFlow was not run" in report["parity_note"]
+    assert "| mrcnn_mask_deconv/kernel | 2 x 2 x 256 x 256 | transposed |" in (
+        folder / "coco.safetensors.report.md"
+    ).read_text()
+    assert "ok   instances, masks" in (folder / "output.txt").read_text()
+
+
+def test_axes_and_coordinates_are_where_they_belong(folder):
+    found, arrays = load_file(folder / "coco.safetensors"), arrays_of()
+    assert np.array_equal(found["backbone.body.conv1.weight"][5, 2], arrays[STEM][:, :, 2, 5])
+    offsets = arrays["mrcnn_bbox_fc/mrcnn_bbox_fc/kernel:0"]
+    for ours, theirs in enumerate((1, 0, 3, 2)):
+        row = found["roi_heads.box_predictor.bbox_pred.weight"][4 * 7 + ours]
+        assert np.array_equal(row, offsets[:, 4 * 7 + theirs])
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Leave the comparison out: another test has it."""
+    monkeypatch.setattr(convert_module, "compare_matterport", lambda *_: [])
+
+
+def test_a_file_of_model_save_with_a_user_s_classes_is_the_same_network(quick, tmp_path):
+    arrays = arrays_of(4)
+    filled(tmp_path / "mask_rcnn_balloon_0030.h5", arrays, "model_weights")
+    with h5py.File(tmp_path / "mask_rcnn_balloon_0030.h5", "a") as file:
+        file.create_dataset("optimizer_weights/SGD/iterations:0", data=7)  # none of the network's
+    filled(tmp_path / "weights.h5", {name[:-2]: array for name, array in arrays.items()})  # names without `:0`
+    (tmp_path / "labels.txt").write_text("cat\ndog\nbird\n")
+    made = [
+        convert(f"{tmp_path}/{name}.h5", f"{tmp_path}/{name}.safetensors", f"{tmp_path}/labels.txt")
+        for name in ("mask_rcnn_balloon_0030", "weights")
+    ]
+    assert [category.name for category in made[0].categories] == ["cat", "dog", "bird"]
+    card = describe_model(f"{tmp_path}/weights.safetensors")
+    assert card.category_ids == (0, 1, 2, 3)
+    assert (card.min_size, card.max_size) == (800, 1024)
+    first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("mask_rcnn_balloon_0030", "weights"))
+    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
+
+
+def test_the_deeper_trunk_is_told_by_its_blocks(quick, tmp_path):
+    hollow(tmp_path / "deep.h5", names_of(backbone="resnet101"))
+    made = convert(f"{tmp_path}/deep.h5", f"{tmp_path}/deep.safetensors")
+    assert made.architecture == "maskrcnn_matterport_resnet101"
+    assert len(made.steps) == 690
+
+
+def test_what_inference_config_says_is_kept_in_the_file(quick, tmp_path):
+    hollow(tmp_path / "m.h5", names_of())
+    settings = ("RPN_ANCHOR_SCALES=(8, 16, 32, 64, 128)", "MEAN_PIXEL=43.53,39.56,48.22", "IMAGE_RESIZE_MODE=pad64",
+                "DETECTION_NMS_THRESHOLD=0.2", "POST_NMS_ROIS_INFERENCE=2000")  # fmt: skip
+    convert(f"{tmp_path}/m.h5", f"{tmp_path}/m.safetensors", min_size=512, max_size=512, settings=settings)
+    model = load_model(f"{tmp_path}/m.safetensors")
+    assert model.card.config == configured(settings)
+    assert model.card.config.rpn_anchor_scales == (8, 16, 32, 64, 128)
+    assert model.module.roi_heads.nms_thresh == 0.2
+    assert model.module.rpn.post_nms_top_n() == 2000
+    assert config_of(model.card.config.to_json()) == model.card.config
+
+
+# --- what is refused ------------------------------------------------------------------------------------------
+
+
+def told(tmp_path, *options, name="m.h5"):
+    result = CliRunner().invoke(main, ["convert", f"{tmp_path}/{name}", f"{tmp_path}/m.safetensors", *options])
+    assert result.exit_code == 2, result.output
+    assert result.output.count("\n") == 1
+    assert not (tmp_path / "m.safetensors").exists()
+    return result.output
+
+
+def without(names, *left_out):
+    return {name: shape for name, shape in names.items() if name not in left_out}
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        (without(names_of(), STEM), "lacks the tensor conv1/kernel"),
+        (without(names_of(), LOGITS), "lacks the tensor mrcnn_class_logits/kernel"),
+        (names_of() | {"extra/extra/kernel:0": (3, 3)}, "has the unknown tensor extra/kernel"),
+        (names_of() | {STEM: (3, 3, 3, 64)}, "conv1/kernel has the shape (3, 3, 3, 64), not (7, 7, 3, 64)"),
+        (names_of() | {"mrcnn_mask/mrcnn_mask/bias:0": (80,)}, "mrcnn_mask/bias has the shape (80,), not (81,)"),
+        (names_of() | {"other/conv1/kernel:0": (7, 7, 3, 64)}, "holds the tensor conv1/kernel twice"),
+        ({"block1_conv1/block1_conv1/kernel:0": (3, 3, 3, 64)}, "holds no Mask R-CNN of"),
+        ({}, "holds no Mask R-CNN of"),
+    ],
+)
+def test_a_tensor_that_is_not_right_is_named_in_one_line(names, complaint, tmp_path):
+    hollow(tmp_path / "m.h5", names)
+    assert complaint in told(tmp_path)
+
+
+def test_files_that_are_none_are_one_line_and_the_exit_code_two(tmp_path):
+    hollow(tmp_path / "whole.h5", names_of(4))
+    data = (tmp_path / "whole.h5").read_bytes()
+    for content, complaint in (
+        (data[: len(data) // 2], "is truncated or damaged"),
+        (data[:600], "is truncated or damaged"),
+        (pickle.dumps({"model": {}}), "is a pickle, which is not opened"),
+        (b"PK\x03\x04" + bytes(100), "is a zip archive"),
+        (b"", "zero bytes"),
+        (b"no such thing", "is no HDF5 file"),
+        (b"<!doctype html>", "is a web page"),
+    ):
+        (tmp_path / "m.h5").write_bytes(content)
+        assert complaint in told(tmp_path)
+
+
+def test_a_file_that_is_damaged_somewhere_is_read_or_refused(tmp_path):
+    hollow(tmp_path / "whole.h5", {name: shape for name, shape in list(names_of().items())[:12]})
+    data = bytearray((tmp_path / "whole.h5").read_bytes())
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        damaged = data.copy()
+        for place in rng.integers(8, len(data), 4):
+            damaged[place] = rng.integers(256)
+        try:
+            arrays_in_h5("m.h5", bytes(damaged))
+        except UsageError as error:
+            assert "\n" not in str(error)  # noqa: PT017  most are read: zeros are anything
+
+
+def test_labels_and_sizes_must_fit(tmp_path):
+    hollow(tmp_path / "m.h5", names_of(4))
+    (tmp_path / "two.txt").write_text("cat\ndog\n")
+    assert "a network of 3 categories, but 2 labels" in told(tmp_path, f"--labels={tmp_path}/two.txt")
+    assert "name them with --labels FILE" in told(tmp_path)
+    assert "a multiple of 64, not 1000" in told(tmp_path, "--max-size=1000")
+    assert "the smaller first" in told(tmp_path, "--min-size=900", "--max-size=832")
+    assert "leave --from out" in told(tmp_path, "--from=detectron2")
+    assert "this is --min-score of segment" in told(tmp_path, "--set=DETECTION_MIN_CONFIDENCE=0.9")
+    assert "give NAME=VALUE with one of IMAGE_RESIZE_MODE" in told(tmp_path, "--set=LEARNING_RATE=1")
+    assert "RPN_ANCHOR_SCALES has 2 numbers, not 5" in told(tmp_path, "--set=RPN_ANCHOR_SCALES=8,16")
+    assert "could not convert" in told(tmp_path, "--set=RPN_NMS_THRESHOLD=high")
+    assert "square or pad64" in told(tmp_path, "--set=IMAGE_RESIZE_MODE=crop")
+    torch.save({"x": torch.zeros(1), "backbone.body.x": torch.zeros(1)}, tmp_path / "m.pth")
+    assert "--set is for weights of matterport" in told(tmp_path, "--set=RPN_NMS_THRESHOLD=0.6", name="m.pth")
+
+
+def test_numbers_that_are_none_are_named(tmp_path):
+    arrays = arrays_of()
+    arrays[STEM][0, 0, 0, 0] = np.nan
+    filled(tmp_path / "m.h5", arrays)
+    assert "the tensor conv1/kernel is not finite" in told(tmp_path)
+    hollow(tmp_path / "m.h5", names_of(), dtype="i4")
+    assert "is of int32, not of floats" in told(tmp_path)
+
+
+def test_nothing_outside_of_the_file_is_read(tmp_path):
+    (tmp_path / "secret").write_bytes(bytes(4 * 64))
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file.create_dataset("conv1/conv1/bias:0", (64,), "f4", external=[(f"{tmp_path}/secret", 0, 256)])
+    assert "is in another file, which is refused" in told(tmp_path)
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file["conv1"] = h5py.ExternalLink("other.h5", "/conv1")
+    assert "conv1 is a link, which is refused" in told(tmp_path)
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file["conv1/self"] = file["/"]
+    assert "groups are too deep" in told(tmp_path)
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file.create_dataset("conv1/conv1/kernel:0", (2**16, 2**16), "f4", chunks=(64, 64))
+    assert "more than 4 GiB" in told(tmp_path)
+
+
+def test_without_h5py_the_line_says_how_to_get_it(tmp_path, monkeypatch):
+    hollow(tmp_path / "m.h5", names_of(4))
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert "pip install 'maskrcnn-ray[convert]'" in told(tmp_path)
+
+
+def test_a_damaged_configuration_is_found_before_a_run(quick, tmp_path):
+    for text in ("[]", '{"other": 1}', '{"mean_pixel": 3}', '{"rpn_nms_threshold": 7}', '{"image_resize_mode": 1}'):
+        with pytest.raises((ValueError, TypeError)):
+            config_of(text)
+    assert not {name.lower() for name in ELSEWHERE} & set(MatterportConfig.__dataclass_fields__)
