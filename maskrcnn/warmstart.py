@@ -15,6 +15,7 @@ from torchvision.models.detection import MaskRCNN
 
 from .backbones import load_imagenet
 from .errors import UsageError
+from .matterport_config import MATTERPORT
 from .model import ARCHITECTURES, Model, build_network, load_model
 from .recipe import STAGES
 from .types import Category
@@ -55,6 +56,7 @@ def start(
     if source in ("imagenet", "random"):
         if architecture not in ARCHITECTURES:
             raise UsageError(f"--model {model}: name one of {', '.join(ARCHITECTURES)} after {source}:")
+        _check_trainable(model, architecture)
         sizes = _sizes(min_size, max_size, 800, 1333)
         network = build_network(architecture, len(categories) + 1, *sizes)
         if source == "imagenet":
@@ -64,9 +66,19 @@ def start(
                  f"{len(categories)} classes",)  # fmt: skip
         return Start(network, architecture, *sizes, notes)
     loaded = load_model(model)
+    _check_trainable(model, loaded.card.architecture)
     sizes = _sizes(min_size, max_size, loaded.card.min_size, loaded.card.max_size)
     network = build_network(loaded.card.architecture, len(categories) + 1, *sizes)
     return Start(network, loaded.card.architecture, *sizes, _take_over(network, loaded, categories))
+
+
+def _check_trainable(model: str, architecture: str) -> None:
+    """Raise UsageError for a network whose losses are not known here."""
+    if architecture in MATTERPORT:
+        raise UsageError(
+            f"--model {model}: matterport's networks are run here, not trained; start from "
+            "imagenet:maskrcnn_resnet50_fpn, coco, or a converted detectron2 model"
+        )
 
 
 def _sizes(min_size: int | None, max_size: int | None, known_min: int, known_max: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ def test_there_are_notebooks() -> None:
         "02_run_and_query",
         "03_rasters",
         "04_train_your_own",
+        "05_from_matterport",
     ]
 
 
