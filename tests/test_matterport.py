@@ -322,7 +322,7 @@ def test_what_is_folded_and_rearranged_computes_what_the_plain_network_does(mode
     assert len(pairs) == 5 + 10 + 2 + 1
     for one, other in pairs:
         assert float((one - other).abs().max() / other.abs().max()) < 2e-5
-    assert not [layer for layer in norms_of(folded)]
+    assert not norms_of(folded)
 
 
 def test_a_batch_is_its_images_one_by_one(model):

@@ -18,6 +18,7 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights
 
 from maskrcnn import model, weights
 from maskrcnn.errors import UsageError
+from maskrcnn.matterport_config import MatterportConfig
 from maskrcnn.planted import PLANTED_CATEGORIES
 from maskrcnn.types import Category
 from maskrcnn.weightfile import GLOBALS, network_shapes
@@ -179,13 +180,14 @@ def test_where_a_network_has_more_labels_the_ids_are_the_labels(write):
 def test_each_architecture_can_be_described(write):
     assert weights.ARCHITECTURES == model.ARCHITECTURES
     for architecture in weights.ARCHITECTURES:
-        path = write(f"{architecture}.safetensors", safetensors(architecture=architecture))
+        own = {"config": MatterportConfig().to_json(), "max_size": "192"} if "matterport" in architecture else {}
+        path = write(f"{architecture}.safetensors", safetensors(architecture=architecture, **own))
         assert describe_model(path).architecture == architecture
 
 
 @pytest.mark.parametrize("architecture", model.ARCHITECTURES)
 def test_the_tensors_of_a_network_are_known_without_torch(architecture):
-    network = model.build_network(architecture, 7, 96, 160)
+    network = model.build_network(architecture, 7, 96, 192)
     assert network_shapes(architecture, 7) == {k: tuple(t.shape) for k, t in network.state_dict().items()}
 
 
