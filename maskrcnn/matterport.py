@@ -70,7 +70,9 @@ class MatterportRCNN(MaskRCNN):  # type: ignore[misc]  # torchvision has no type
         Raises:
             NotImplementedError: always.
         """
-        raise NotImplementedError("matterport's network is run by maskrcnn.segmenter, and cannot be trained here")
+        raise NotImplementedError(
+            "matterport's network is run by maskrcnn.segmenter, and cannot be trained here"
+        )
 
 
 def build_matterport(
@@ -275,7 +277,11 @@ class SquareTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchv
         return (pixels.permute(2, 0, 1).double() - mean[:, None, None]).float()
 
     def boxes(
-        self, boxes: NDArray[np.float32], size: tuple[int, int], canvas: tuple[int, int], original: tuple[int, int]
+        self,
+        boxes: NDArray[np.float32],
+        size: tuple[int, int],
+        canvas: tuple[int, int],
+        original: tuple[int, int],
     ) -> NDArray[np.float32]:
         """Return boxes in whole pixels of the image, (N, 4) xmin, ymin, xmax, ymax; some may be empty.
 

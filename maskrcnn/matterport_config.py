@@ -13,7 +13,10 @@ from .errors import UsageError
 
 __all__ = ["ELSEWHERE", "MATTERPORT", "MatterportConfig", "config_of", "configured"]
 
-MATTERPORT: Final[Mapping[str, int]] = {"maskrcnn_matterport_resnet50": 50, "maskrcnn_matterport_resnet101": 101}
+MATTERPORT: Final[Mapping[str, int]] = {
+    "maskrcnn_matterport_resnet50": 50,
+    "maskrcnn_matterport_resnet101": 101,
+}
 """The architectures, and how deep their trunks are."""
 
 STRIDE: Final = 64

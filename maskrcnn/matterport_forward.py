@@ -1,6 +1,7 @@
 """The steps of matterport's network between its layers, over a batch: how it proposes, and how it chooses.
 
-The rest is `forward`'s, and so is the way: what is not chosen keeps its place, and the host is not asked for each image.
+The rest is `forward`'s, and so is the way: what is not chosen keeps its place, and the host is not asked for each
+image.
 """
 
 import math
@@ -79,7 +80,9 @@ class MatterportForward(Forward):
         label, score = labels[image, row], scores[image, row]
         picked = deltas.view(n_images, n_proposals, n_labels, 4)[image, row, label]
         boxes = self._network.roi_heads.box_coder.decode_single(picked, proposals[image, row]).nan_to_num()
-        boxes = torch.minimum(torch.maximum(boxes, limits[image][:, [0, 1, 0, 1]]), limits[image][:, [2, 3, 2, 3]])
+        boxes = torch.minimum(
+            torch.maximum(boxes, limits[image][:, [0, 1, 0, 1]]), limits[image][:, [2, 3, 2, 3]]
+        )
         order, chosen = self.ranked(image, label, boxes, score, n_images, n_labels)
         best = order[chosen.nonzero().squeeze(1)]
         return image[best], boxes[best], label[best], score[best]

@@ -244,9 +244,7 @@ def _flat(maps: list[Tensor]) -> Tensor:
     return torch.cat([each.flatten() for each in maps])
 
 
-def stage_row(
-    stage: str, found: Tensor, expected: Tensor, unit: str = _RELATIVE, limit: float = 1e-4
-) -> Row:
+def stage_row(stage: str, found: Tensor, expected: Tensor, unit: str = _RELATIVE, limit: float = 1e-4) -> Row:
     """Return the largest difference of two tensors, of the larger of them or as it is."""
     if found.shape != expected.shape:
         return Row(stage, math.inf, unit, limit, found.numel())

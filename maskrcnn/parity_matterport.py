@@ -143,9 +143,7 @@ def _xyxy(boxes: Floats) -> Tensor:
 
 
 @torch.inference_mode()
-def compare_matterport(
-    reference: PlainMatterport, model: Model, images: Sequence[Pixels]
-) -> list[Row]:
+def compare_matterport(reference: PlainMatterport, model: Model, images: Sequence[Pixels]) -> list[Row]:
     """Compare a model's fast path with a reference on images.
 
     Returns:
@@ -189,7 +187,9 @@ def _stages(reference: PlainMatterport, fast: FastStages, model: Model, image: P
     rows.append(_of_detections(fast.refined(proposals, logits, moves, window), detections))
     labels = detections[:, 4].astype(np.int64)
     masks = reference.masks(reference.pooled(pyramid, detections[:, :4], 14), labels)
-    rows.append(_row("mask probabilities", fast.masks(pyramid, detections[:, :4], labels), masks, "absolute", 1e-3))
+    rows.append(
+        _row("mask probabilities", fast.masks(pyramid, detections[:, :4], labels), masks, "absolute", 1e-3)
+    )
     expected = reference.unmolded(detections, masks, window, *image.shape[:2])
     return rows + _whole(expected, fast.segmenter.segment([image])[0], model)
 
@@ -205,7 +205,7 @@ def _of_detections(found: Floats, expected: Floats) -> Row:
 
 
 def _whole(expected: Found, found: Detections, model: Model) -> list[Row]:
-    """Compare what comes out in the end, pixels to run lengths: as sets, since neighbours of almost equal score swap."""
+    """Compare what comes out in the end, pixels to run lengths: as sets, since near ties swap."""
     labels = np.array(model.card.category_ids)[expected.labels]
     left = set(range(len(found)))
     score, pixels, matched = 0.0, 0, 0

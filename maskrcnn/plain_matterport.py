@@ -202,7 +202,13 @@ class PlainMatterport:
         return logits.numpy(), logits.softmax(1).numpy(), offsets.numpy()
 
     def refined(
-        self, proposals: Floats, probabilities: Floats, offsets: Floats, window: Floats, least: float, most: int
+        self,
+        proposals: Floats,
+        probabilities: Floats,
+        offsets: Floats,
+        window: Floats,
+        least: float,
+        most: int,
     ) -> Floats:
         """Return the instances, (N, 6): a normalised box, its class and its score, the best first.
 
@@ -239,9 +245,7 @@ class PlainMatterport:
         x = self._conv(x, "mrcnn_mask").sigmoid()
         return x[torch.arange(len(x)), torch.from_numpy(labels)].numpy()
 
-    def unmolded(
-        self, detections: Floats, masks: Floats, window: Floats, height: int, width: int
-    ) -> Found:
+    def unmolded(self, detections: Floats, masks: Floats, window: Floats, height: int, width: int) -> Found:
         """Bring instances to the image's own pixels, and paste their masks."""
         origin, extent = window[[0, 1, 0, 1]], (window[2:] - window[:2])[[0, 1, 0, 1]]
         scale = np.array([height - 1, width - 1, height - 1, width - 1])
@@ -330,7 +334,9 @@ def _taps(
 
 def _resized(image: NDArray[np.floating], height: int, width: int) -> NDArray[np.floating]:
     """Return scikit-image's linear resize, (h, w, …): zeros around, and then within the range of what there was."""
-    y, x = ((np.arange(n) + 0.5) * (old / n) - 0.5 for n, old in zip((height, width), image.shape, strict=False))
+    y, x = (
+        (np.arange(n) + 0.5) * (old / n) - 0.5 for n, old in zip((height, width), image.shape, strict=False)
+    )
     top, left = np.floor(y).astype(int), np.floor(x).astype(int)
     each = (slice(None),) + (None,) * (image.ndim - 2)
     down, across = (y - top)[:, None][(..., *each[1:])], (x - left)[None][(..., *each[1:])]

@@ -1,4 +1,4 @@
-"""What matterport's own code gave under TensorFlow, for weights and images that follow from rules: tests/data/matterport.
+"""What matterport's own code gave under TensorFlow, for weights and images of rules: tests/data/matterport.
 
 `faulty_stages` compares the fast path with it, each stage given what is stored of the one before.
 """
@@ -21,7 +21,7 @@ from maskrcnn.matterport_config import MatterportConfig
 from maskrcnn.model import Model, build_network
 from maskrcnn.parity_matterport import FastStages
 from maskrcnn.plain_matterport import normalised
-from maskrcnn.types import Pixels
+from maskrcnn.types import Detections, Pixels
 from maskrcnn.weights import COCO_CATEGORIES, ModelCard
 
 HERE = Path(__file__).parent / "data" / "matterport"
@@ -45,7 +45,8 @@ def script(name: str) -> ModuleType:
 def tensors_of(backbone: str) -> dict[str, Tensor]:
     """Return the tensors of the rule, as a reader of the `.h5` gives them."""
     return {
-        f"{layer}/{base}": torch.from_numpy(array) for _, layer, base, array in script("make_weights").generate(backbone)
+        f"{layer}/{base}": torch.from_numpy(array)
+        for _, layer, base, array in script("make_weights").generate(backbone)
     }
 
 
@@ -75,11 +76,13 @@ class Tolerances:
     detections: float
     masks: float
     pixels: int
+    swapped: float = 0.0
+    """Instances whose scores are nearer to each other than this may change places."""
 
 
 TOLERANCES = {
     "resnet50": Tolerances(2e-4, 5e-4, 1e-3, 1e-4, 2e-3, 2),
-    "resnet101": Tolerances(1e-3, 2e-3, 1e-3, 1e-3, 2e-2, 10),
+    "resnet101": Tolerances(1e-3, 2e-3, 1e-3, 1e-3, 2e-2, 10, 2e-4),
 }
 
 
@@ -114,7 +117,10 @@ class Stored:
 
 def images_of(backbone: str) -> list[str]:
     """Return the names of the images of a network."""
-    config = {"resnet50": ["a_152x220", "b_384x384", "c_400x300", "d_200x210"], "resnet101": ["e_480x640", "d_200x210"]}
+    config = {
+        "resnet50": ["a_152x220", "b_384x384", "c_400x300", "d_200x210"],
+        "resnet101": ["e_480x640", "d_200x210"],
+    }
     return config[backbone]
 
 
@@ -162,7 +168,11 @@ def differences(fast: FastStages, stored: Stored, allowed: Tolerances) -> Iterat
     detections = stored.detections()
     yield "det_conf070", far(fast.refined(rois, logits, offsets, window), detections), allowed.detections
     boxes, labels = detections[:, :4], detections[:, 4].astype(np.int64)
-    yield "mask_feat", stored.sampled("mask_feat", fast.pooled(maps, stored["det_conf070"][:, :4], 14)), allowed.features
+    yield (
+        "mask_feat",
+        stored.sampled("mask_feat", fast.pooled(maps, stored["det_conf070"][:, :4], 14)),
+        allowed.features,
+    )
     masks, squares = fast.masks(maps, boxes, labels), stored["det_masks28_first24"]
     count = min(len(squares), len(labels))
     yield "det_masks28", far(masks[:count], squares[:count]), allowed.masks
@@ -174,13 +184,32 @@ def _final(fast: FastStages, stored: Stored, allowed: Tolerances) -> Iterator[tu
     from pycocotools import mask as coco_mask
 
     (found,) = fast.segmenter.segment([stored.pixels])
-    ids = np.array([category.id for category in COCO_CATEGORIES])
-    yield "final_class_ids", far(found.labels, ids[stored["final_class_ids"] - 1]), 0
-    yield "final_rois", far(found.boxes[:, [1, 0, 3, 2]], stored["final_rois"]), 0
-    yield "final_scores", far(found.scores, stored["final_scores"]), allowed.detections
-    yield "final_mask_area", far(found.areas, stored["final_mask_area"]), allowed.pixels
+    ids = np.array([0, *(category.id for category in COCO_CATEGORIES)])[stored["final_class_ids"]]
+    rois = stored["final_rois"][:, [1, 0, 3, 2]]
+    order = _order(found, ids, rois, stored["final_scores"], allowed.swapped)
+    yield "final_class_ids", far(found.labels[order], ids), 0
+    yield "final_rois", far(found.boxes[order], rois), 0
+    yield "final_scores", far(found.scores[order], stored["final_scores"]), allowed.detections
+    yield "final_mask_area", far(found.areas[order], stored["final_mask_area"]), allowed.pixels
     masks = stored.masks()
-    decoded = [coco_mask.decode(rle).astype(np.bool_) for rle in found.rles()[: len(masks)]]
+    decoded = [
+        coco_mask.decode(rle).astype(np.bool_) for rle in [found.rles()[row] for row in order[: len(masks)]]
+    ]
     away = [int((mine != theirs).sum()) for mine, theirs in zip(decoded, masks, strict=True)]
     yield "final_masks", max(away, default=0), allowed.pixels
 
+
+def _order(
+    found: Detections, labels: NDArray[Any], rois: NDArray[Any], scores: NDArray[Any], swapped: float
+) -> list[int]:
+    """Return the rows of what was found in the reference's order, where only near ties changed places.
+
+    In one image of the deeper network two scores are 1.3e-4 apart; with float64 throughout, they swap too.
+    """
+    order = list(range(len(found)))
+    for row in range(min(len(order), len(labels)) - 1):
+        here, following = order[row], order[row + 1]
+        same = found.labels[here] == labels[row] and np.array_equal(found.boxes[here], rois[row])
+        if not same and scores[row] - scores[row + 1] < swapped:
+            order[row], order[row + 1] = following, here
+    return order

@@ -1,4 +1,4 @@
-"""matterport's `.h5` files: converted with parity, of any class count, and refused in a line where they are not right."""
+"""matterport's `.h5` files: converted with parity, of any class count, or refused in a line."""
 
 import json
 import pickle
@@ -71,9 +71,10 @@ def test_every_tensor_is_accounted_for_and_each_stage_is_sound(report, folder):
     assert [row["stage"] for row in report["parity"]][:2] == ["resized and padded", "features C1"]
     assert all(row["compared"] for row in report["parity"])
     assert "TensorFlow was not run" in report["parity_note"]
-    assert "| mrcnn_mask_deconv/kernel | 2 x 2 x 256 x 256 | transposed |" in (
-        folder / "coco.safetensors.report.md"
-    ).read_text()
+    assert (
+        "| mrcnn_mask_deconv/kernel | 2 x 2 x 256 x 256 | transposed |"
+        in (folder / "coco.safetensors.report.md").read_text()
+    )
     assert "ok   instances, masks" in (folder / "output.txt").read_text()
 
 
@@ -97,7 +98,9 @@ def test_a_file_of_model_save_with_a_user_s_classes_is_the_same_network(quick, t
     filled(tmp_path / "mask_rcnn_balloon_0030.h5", arrays, "model_weights")
     with h5py.File(tmp_path / "mask_rcnn_balloon_0030.h5", "a") as file:
         file.create_dataset("optimizer_weights/SGD/iterations:0", data=7)  # none of the network's
-    filled(tmp_path / "weights.h5", {name[:-2]: array for name, array in arrays.items()})  # names without `:0`
+    filled(
+        tmp_path / "weights.h5", {name[:-2]: array for name, array in arrays.items()}
+    )  # names without `:0`
     (tmp_path / "labels.txt").write_text("cat\ndog\nbird\n")
     made = [
         convert(f"{tmp_path}/{name}.h5", f"{tmp_path}/{name}.safetensors", f"{tmp_path}/labels.txt")
@@ -107,7 +110,9 @@ def test_a_file_of_model_save_with_a_user_s_classes_is_the_same_network(quick, t
     card = describe_model(f"{tmp_path}/weights.safetensors")
     assert card.category_ids == (0, 1, 2, 3)
     assert (card.min_size, card.max_size) == (800, 1024)
-    first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("mask_rcnn_balloon_0030", "weights"))
+    first, second = (
+        load_file(tmp_path / f"{name}.safetensors") for name in ("mask_rcnn_balloon_0030", "weights")
+    )
     assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
 
 
@@ -135,7 +140,9 @@ def test_what_inference_config_says_is_kept_in_the_file(quick, tmp_path):
 
 
 def told(tmp_path, *options, name="m.h5"):
-    result = CliRunner().invoke(main, ["convert", f"{tmp_path}/{name}", f"{tmp_path}/m.safetensors", *options])
+    result = CliRunner().invoke(
+        main, ["convert", f"{tmp_path}/{name}", f"{tmp_path}/m.safetensors", *options]
+    )
     assert result.exit_code == 2, result.output
     assert result.output.count("\n") == 1
     assert not (tmp_path / "m.safetensors").exists()
@@ -153,7 +160,10 @@ def without(names, *left_out):
         (without(names_of(), LOGITS), "lacks the tensor mrcnn_class_logits/kernel"),
         (names_of() | {"extra/extra/kernel:0": (3, 3)}, "has the unknown tensor extra/kernel"),
         (names_of() | {STEM: (3, 3, 3, 64)}, "conv1/kernel has the shape (3, 3, 3, 64), not (7, 7, 3, 64)"),
-        (names_of() | {"mrcnn_mask/mrcnn_mask/bias:0": (80,)}, "mrcnn_mask/bias has the shape (80,), not (81,)"),
+        (
+            names_of() | {"mrcnn_mask/mrcnn_mask/bias:0": (80,)},
+            "mrcnn_mask/bias has the shape (80,), not (81,)",
+        ),
         (names_of() | {"other/conv1/kernel:0": (7, 7, 3, 64)}, "holds the tensor conv1/kernel twice"),
         ({"block1_conv1/block1_conv1/kernel:0": (3, 3, 3, 64)}, "holds no Mask R-CNN of"),
         ({}, "holds no Mask R-CNN of"),
@@ -181,7 +191,7 @@ def test_files_that_are_none_are_one_line_and_the_exit_code_two(tmp_path):
 
 
 def test_a_file_that_is_damaged_somewhere_is_read_or_refused(tmp_path):
-    hollow(tmp_path / "whole.h5", {name: shape for name, shape in list(names_of().items())[:12]})
+    hollow(tmp_path / "whole.h5", dict(list(names_of().items())[:12]))
     data = bytearray((tmp_path / "whole.h5").read_bytes())
     rng = np.random.default_rng(0)
     for _ in range(150):
@@ -243,7 +253,13 @@ def test_without_h5py_the_line_says_how_to_get_it(tmp_path, monkeypatch):
 
 
 def test_a_damaged_configuration_is_found_before_a_run(quick, tmp_path):
-    for text in ("[]", '{"other": 1}', '{"mean_pixel": 3}', '{"rpn_nms_threshold": 7}', '{"image_resize_mode": 1}'):
+    for text in (
+        "[]",
+        '{"other": 1}',
+        '{"mean_pixel": 3}',
+        '{"rpn_nms_threshold": 7}',
+        '{"image_resize_mode": 1}',
+    ):
         with pytest.raises((ValueError, TypeError)):
             config_of(text)
     assert not {name.lower() for name in ELSEWHERE} & set(MatterportConfig.__dataclass_fields__)

@@ -313,10 +313,15 @@ def test_what_is_folded_and_rearranged_computes_what_the_plain_network_does(mode
         maps = plain.backbone(images)
         mine = folded.backbone(images.contiguous(memory_format=torch.channels_last))
         pairs = list(zip(mine.values(), maps.values(), strict=True))
-        for one, other in zip(folded.rpn.head(list(maps.values())), plain.rpn.head(list(maps.values())), strict=True):
+        for one, other in zip(
+            folded.rpn.head(list(maps.values())), plain.rpn.head(list(maps.values())), strict=True
+        ):
             pairs += zip(one, other, strict=True)
         boxes, squares = torch.randn(5, 256, 7, 7), torch.randn(5, 256, 14, 14)
-        pairs += zip(*(net.roi_heads.box_predictor(net.roi_heads.box_head(boxes)) for net in (folded, plain)), strict=True)
+        pairs += zip(
+            *(net.roi_heads.box_predictor(net.roi_heads.box_head(boxes)) for net in (folded, plain)),
+            strict=True,
+        )
         mask = [net.roi_heads.mask_predictor(net.roi_heads.mask_head(squares)) for net in (folded, plain)]
         pairs.append(tuple(mask))
     assert len(pairs) == 5 + 10 + 2 + 1
@@ -393,7 +398,9 @@ SIDES = st.integers(1, 60)
 
 
 @settings(max_examples=60, deadline=None)
-@given(old=st.tuples(SIDES, SIDES), new=st.tuples(SIDES, SIDES), low=st.integers(0, 100), seed=st.integers(0, 99))
+@given(
+    old=st.tuples(SIDES, SIDES), new=st.tuples(SIDES, SIDES), low=st.integers(0, 100), seed=st.integers(0, 99)
+)
 def test_bytes_are_resized_bit_for_bit(old, new, low, seed):
     image = np.random.default_rng(seed).integers(low, 256, (*old, 3)).astype(np.uint8)
     expected = script("preprocess_reference").resize_linear(image, *new).astype(np.uint8)
@@ -430,7 +437,9 @@ def test_run_lengths_are_those_of_the_reference_s_pasted_masks(corner, side, lev
     (y, x), (height, width) = corner, side
     expected = np.zeros((130, 130), np.bool_)
     if height and width:
-        expected = script("preprocess_reference").paste_mask(square, (y, x, y + height, x + width), (130, 130))
+        expected = script("preprocess_reference").paste_mask(
+            square, (y, x, y + height, x + width), (130, 130)
+        )
     box = np.array([[x, y, x + width, y + height]], np.float32)
     encoded = encode_resized(box, square[None], 130, 130)
     found = coco_mask.decode({"size": [130, 130], "counts": encoded.counts[0]}).astype(np.bool_)

@@ -180,7 +180,11 @@ def test_where_a_network_has_more_labels_the_ids_are_the_labels(write):
 def test_each_architecture_can_be_described(write):
     assert weights.ARCHITECTURES == model.ARCHITECTURES
     for architecture in weights.ARCHITECTURES:
-        own = {"config": MatterportConfig().to_json(), "max_size": "192"} if "matterport" in architecture else {}
+        own = (
+            {"config": MatterportConfig().to_json(), "max_size": "192"}
+            if "matterport" in architecture
+            else {}
+        )
         path = write(f"{architecture}.safetensors", safetensors(architecture=architecture, **own))
         assert describe_model(path).architecture == architecture
 

@@ -1,4 +1,4 @@
-"""A converted file of matterport's on a run: photos seen whole, and a raster in windows; one row an image, and proven."""
+"""A converted file of matterport's on a run: photos seen whole, and a raster in windows; one row an image."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,9 @@ def test_images_and_what_is_found_in_them(weights: Path, tmp_path: Path) -> None
     found = run.instances().to_pandas()
     of_b = next(row["image_id"] for row in rows if "b_384x384" in row["uri"])
     assert (found.image_id == of_b).sum() == 21  # as the reference
-    assert set(found.category_id) <= {category.id for category in maskrcnn.load_model(str(weights)).categories}
+    assert set(found.category_id) <= {
+        category.id for category in maskrcnn.load_model(str(weights)).categories
+    }
     proven(tmp_path / "out")
 
 
@@ -60,7 +62,18 @@ def test_a_raster_in_windows(weights: Path, tmp_path: Path) -> None:
     pytest.importorskip("rasterio")
     image = np.tile(script("make_images").make_image("c_400x300"), (1, 2, 1))
     write_geotiff(tmp_path / "in" / "a.tif", image)
-    options = ("--model", str(weights), "--window", "320", "--overlap", "64", "--min-score", "0.7", "--actors", "1")
+    options = (
+        "--model",
+        str(weights),
+        "--window",
+        "320",
+        "--overlap",
+        "64",
+        "--min-score",
+        "0.7",
+        "--actors",
+        "1",
+    )
     done = maskrcnn_command("segment", str(tmp_path / "in"), str(tmp_path / "out"), *options)
     assert done.returncode == 0, done.stderr
     run = maskrcnn.open_run(str(tmp_path / "out"))
