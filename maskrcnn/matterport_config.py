@@ -149,7 +149,7 @@ def config_of(text: str) -> MatterportConfig:
     if not isinstance(entries, dict):
         raise TypeError("the configuration is no object")
     defaults = {field.name: field.default for field in fields(MatterportConfig)}
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in entries.items():
         like = defaults.get(name)
         if isinstance(like, tuple):

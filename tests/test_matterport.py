@@ -76,6 +76,16 @@ def test_without_a_least_score_there_are_as_many_as_allowed(model):
     assert far(found.scores, stored["final_conf000_scores"]) < 1e-4
 
 
+def test_the_plain_computation_is_the_reference_too(tensors):
+    stored = Stored("resnet50", "c_400x300")  # a box's last sample lies behind the map, by rounding
+    found = PlainMatterport(tensors, *SIZES["resnet50"], MatterportConfig()).found(stored.pixels)
+    assert np.array_equal(found.labels, stored["final_class_ids"])
+    assert np.array_equal(found.boxes, stored["final_rois"])
+    assert far(found.scores, stored["final_scores"]) < 1e-4
+    assert far(found.masks.sum((1, 2)), stored["final_mask_area"]) <= 2
+    assert np.abs(found.masks[:10] ^ stored.masks()).sum((1, 2)).max() <= 2
+
+
 # Mistakes
 
 
