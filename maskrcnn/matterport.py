@@ -152,7 +152,8 @@ class ClassHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the features of boxes."""
         x = self.bn1(self.conv1(x)).relu()
-        return self.bn2(self.conv2(x)).relu().flatten(1)
+        features: Tensor = self.bn2(self.conv2(x)).relu().flatten(1)
+        return features
 
 
 class NormalisedAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
@@ -167,7 +168,7 @@ class NormalisedAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision h
         """Return the anchors of each image, (H * W * 3 over all levels, 4)."""
         height, width = image_list.tensors.shape[-2:]
         anchors = torch.cat([
-            torch.from_numpy(self._level(level, *feature.shape[-2:], height, width))
+            torch.from_numpy(self._level(level, feature.shape[-2], feature.shape[-1], height, width))
             for level, feature in enumerate(feature_maps)
         ]).to(feature_maps[0].device)  # fmt: skip
         return [anchors] * len(image_list.image_sizes)
@@ -180,7 +181,7 @@ class NormalisedAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision h
         half_height, half_width = (scale / roots / 2)[nth.ravel()], (scale * roots / 2)[nth.ravel()]
         corners = [x - half_width, y - half_height, x + half_width - 1, y + half_height - 1]
         span = np.array([width - 1, height - 1, width - 1, height - 1])
-        return (np.stack(corners, 1) / span).astype(np.float32)
+        return np.asarray((np.stack(corners, 1) / span).astype(np.float32))
 
 
 class CropAndResize(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision has no types
@@ -297,7 +298,7 @@ class SquareTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchv
         window_low, extent = np.tile(low, 2), np.tile(high - low, 2)
         span = np.array([original[1] - 1, original[0] - 1] * 2)
         inner = (boxes - window_low) / extent
-        return np.around(inner * span + np.array([0, 0, 1, 1])).astype(np.float32)
+        return np.asarray(np.around(inner * span + np.array([0, 0, 1, 1])).astype(np.float32))
 
 
 def corner(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:

@@ -294,7 +294,8 @@ def _moved(boxes: Floats, offsets: Floats, deviations: tuple[float, ...]) -> Flo
 def _kept(boxes: Floats, threshold: float, most: int) -> list[int]:
     """Return which boxes, the best first, no better one overlaps; empty boxes overlap nothing."""
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    left, kept = np.arange(len(boxes)), []
+    left = np.arange(len(boxes))
+    kept: list[int] = []
     while len(left) and len(kept) < most:
         first, left = int(left[0]), left[1:]
         kept.append(first)
@@ -315,7 +316,7 @@ def _cropped(feature: Floats, box: Floats, size: int) -> Floats:
     down, across = down[:, None, None], across[None, :, None]
     above = feature[upper][:, left] * (1 - across) + feature[upper][:, right] * across
     below = feature[lower][:, left] * (1 - across) + feature[lower][:, right] * across
-    return np.where(outside[..., None], np.float32(0), above * (1 - down) + below * down)
+    return np.asarray(np.where(outside[..., None], np.float32(0), above * (1 - down) + below * down))
 
 
 def _taps(

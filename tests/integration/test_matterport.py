@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commandline import maskrcnn_command
-from keras_files import arrays_of, filled
-from matterport_oracle import images_of, script
+from matterport_oracle import images_of, model_of, script, tensors_of
 from PIL import Image
 from windowed import write_geotiff
 
 import maskrcnn
+from maskrcnn.model import save_model
 
 pytestmark = pytest.mark.ray
 
@@ -21,10 +22,18 @@ COCO = Path(__file__).parents[3] / "shared" / "data" / "coco_sample" / "images"
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("matterport")
-    filled(folder / "mask_rcnn_coco.h5", arrays_of())
-    sizes = ("--min-size", "320", "--max-size", "384")
-    done = maskrcnn_command("convert", f"{folder}/mask_rcnn_coco.h5", f"{folder}/coco.safetensors", *sizes)
-    assert done.returncode == 0, done.stderr
+    model = model_of("resnet50", tensors_of("resnet50"))
+    card = model.card
+    sizes = card.min_size, card.max_size
+    save_model(
+        folder / "coco.safetensors",
+        model.module,
+        card.architecture,
+        card.categories,
+        *sizes,
+        {},
+        dtype=torch.float32,
+    )
     return folder / "coco.safetensors"
 
 
