@@ -48,7 +48,7 @@ bench: install  ## Print the ratios of README; the longer runs stand beside thei
 
 lock: ## Pin what pyproject.toml asks for
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-	  --extra dev --extra gcs --extra geo --extra notebooks --extra train pyproject.toml --output-file requirements.lock
+	  --extra convert --extra dev --extra gcs --extra geo --extra notebooks --extra train pyproject.toml --output-file requirements.lock
 
 clean:  ## Remove the environment and what the demo wrote
 	rm -rf $(VENV) demo

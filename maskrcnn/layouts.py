@@ -222,7 +222,7 @@ def _out_first(tensor: Tensor) -> Tensor:
 
 
 def _x_first(tensor: Tensor) -> Tensor:
-    return tensor.unflatten(0, (-1, 4))[:, [1, 0, 3, 2]].flatten(0, 1)
+    return tensor.reshape(-1, 4, *tensor.shape[1:])[:, [1, 0, 3, 2]].reshape(tensor.shape)
 
 
 def _matterport_layer(layer: str) -> str:

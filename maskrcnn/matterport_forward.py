@@ -46,13 +46,13 @@ class MatterportForward(Forward):
             torch.cat([m.permute(0, 2, 3, 1).flatten(1) for m in each], 1).float() for each in rpn.head(maps)
         )
         finite = all_finite(logits) & all_finite(offsets)
-        score = logits.nan_to_num().unflatten(1, (-1, 2)).softmax(-1)[..., 1]
+        score = logits.nan_to_num().view(len(logits), -1, 2).softmax(-1)[..., 1]
         # Scores that round to 1 are equal: the first one counts, on every device.
         score, best = score.sort(dim=1, descending=True, stable=True)
         count = min(max(rpn.pre_nms_top_n(), enough), score.shape[1])
         score, best = score[:, :count], best[:, :count]
         anchors = torch.cat(self._anchors(canvas, tuple((m.shape[-2], m.shape[-1]) for m in maps)))
-        deltas = rows_of(offsets.unflatten(1, (-1, 4)), best)
+        deltas = rows_of(offsets.view(len(offsets), -1, 4), best)
         boxes = rpn.box_coder.decode_single(deltas.flatten(0, 1), anchors[best.flatten()])
         boxes = boxes.nan_to_num().clamp(0, 1).view_as(deltas)
 

@@ -331,7 +331,7 @@ class MaskRCNNSegmenter:
             rows, boxes, encode = rows[wide], boxes[wide], encode_resized
         else:
             ratio = np.array([height, width], np.float32) / np.array(size, np.float32)
-            boxes = rows[:, 3:7] * ratio[[1, 0, 1, 0]]
+            boxes = np.multiply(rows[:, 3:7], ratio[[1, 0, 1, 0]])
             encode = encode_crops if isinstance(transform, ShortestEdgeTransform) else encode_masks
         side = round(float(rows.shape[1] - 7) ** 0.5)
         return detections_from_network(
