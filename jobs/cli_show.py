@@ -37,9 +37,7 @@ from .options import json_option
 @click.option("--each", metavar="DIR", help="A PNG an image in there, not one contact sheet.")
 @click.option(
     "--model",
-    default="coco",
-    show_default=True,
-    help="Of an IMAGE: coco, coco-v1, scenes, or the path or URL of weights.",
+    help="Of an IMAGE: coco (by default), coco-v1, scenes, or the path or URL of weights.",
 )
 @click.option("--labels", metavar="FILE", help="Category names of a .pth file, one a line.")
 @json_option

@@ -50,7 +50,8 @@ class ShowRequest:
     output: str | None = None
     each: str | None = None
     """A directory that gets a picture an image; else there is one picture of all."""
-    model: str = "coco"
+    model: str | None = None
+    """Of an image; None: `coco`."""
     labels: str | None = None
 
     def __post_init__(self) -> None:
@@ -97,6 +98,10 @@ def show(request: ShowRequest) -> Showed:
             raise UsageError(f"{wrong[0]} is for the directory of a run; {request.source} is an image")
         view, categories = _segmented(request)
         return _drawn(request, [view], categories)
+    if request.model or request.labels:
+        raise UsageError(
+            f"--model and --labels are for an image; {request.source} is a run, which had its own"
+        )
     run = maskrcnn.open_run(request.source)
     labels = category_ids_named(run.categories, request.categories) if request.categories else None
     with RunReader(run) as reader:
@@ -116,22 +121,23 @@ def _is_run(source: str) -> bool:
 
 def _segmented(request: ShowRequest) -> tuple[View, tuple[Category, ...]]:
     """Find the instances of one image, in this process."""
-    defaults = Compute(request.model)
+    name = request.model or "coco"
+    defaults = Compute(name)
     limits = Limits(defaults.max_pixels, defaults.max_bytes, 1333.0)
     try:
         pixels = decode_image(read_input(request.source, limits.max_bytes), limits).pixels
     except ItemError as fault:
         raise UsageError(f"{request.source}: {fault.message} ({ERROR_CODES[fault.code]})") from fault
-    card = describe_model(request.model, request.labels)
+    card = describe_model(name, request.labels)
     if card.notice:
         log.warning("%s", card.notice)
     kept = category_ids_named(card.categories, request.categories)
-    if request.model == "planted":
+    if name == "planted":
         from maskrcnn.planted import PlantedSegmenter
 
         found = PlantedSegmenter(min_score=request.least, max_detections=_ALL).segment([pixels])[0]
     else:
-        model = maskrcnn.load_model(request.model, request.labels)
+        model = maskrcnn.load_model(name, request.labels)
         segmenter = maskrcnn.Segmenter(
             model,
             min_score=min(request.least, 0.999),
@@ -146,8 +152,8 @@ def _segmented(request: ShowRequest) -> tuple[View, tuple[Category, ...]]:
     from maskrcnn.display import taken
 
     keep = np.flatnonzero(np.isin(found.labels, list(kept)) if kept else np.ones(len(found), np.bool_))
-    name = request.source.rstrip("/").rpartition("/")[2]
-    return View(name, None, taken(found, keep), tuple(keep.tolist()), pixels), card.categories
+    shown = request.source.rstrip("/").rpartition("/")[2]
+    return View(shown, None, taken(found, keep), tuple(keep.tolist()), pixels), card.categories
 
 
 def _drawn(request: ShowRequest, shown: Iterable[View], categories: tuple[Category, ...]) -> Showed:
@@ -162,7 +168,10 @@ def _drawn(request: ShowRequest, shown: Iterable[View], categories: tuple[Catego
         facts.append(facts_of(view, categories))
         if request.each is not None:
             if view.pixels is not None:
-                name = f"{safe_name(view.name, view.image_id or 0)}{_suffix(view)}.png"
+                stem = f"{safe_name(view.name, view.image_id or 0)}{_suffix(view)}"
+                name = f"{stem.removesuffix('.png')}.png"
+                if f"{request.each.rstrip('/')}/{name}" in files:  # of an image without a suffix
+                    name = f"{stem}.png"
                 files.append(_write(request.each, name, _picture(request, view, categories)))
             continue
         side = request.max_side or side_of(request.count, masks=request.masks)

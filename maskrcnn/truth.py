@@ -8,6 +8,7 @@ import codecs
 import itertools
 import json
 import math
+import operator
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -217,7 +218,7 @@ def _shape(entry: Mapping[str, Any], number: int) -> tuple[int, int, bytes | Non
         return 0, 0, None, []
     try:
         if isinstance(shape, dict):
-            height, width = shape["size"]
+            height, width = _size(shape["size"])
             counts = shape["counts"]
             if isinstance(counts, list):
                 counts = coco_mask.frPyObjects(shape, height, width)["counts"]
@@ -232,6 +233,13 @@ def _shape(entry: Mapping[str, Any], number: int) -> tuple[int, int, bytes | Non
         raise UsageError(
             f"{_called(number, entry)} has a segmentation that is neither polygons nor RLE"
         ) from error
+
+
+def _size(size: Sequence[Any]) -> tuple[int, int]:
+    height, width = map(operator.index, size)
+    if min(height, width) < 1 or height * width >= 2**32:
+        raise ValueError(f"no RLE has the size {height} x {width}")
+    return height, width
 
 
 def _places(ids: Sequence[Any], listed: Sequence[Any], rows: pa.Table, what: str) -> pa.Array:

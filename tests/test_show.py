@@ -372,7 +372,7 @@ def test_one_image_is_a_picture_and_several_are_a_sheet(run: str, tmp_path: Path
 
 def test_each_image_gets_a_picture_of_its_own(run: str, tmp_path: Path) -> None:
     ran = cli(run, "--each", "all", "--count", "2")
-    assert ran.stdout.splitlines()[2:] == ["all/site-0/0.png.png", "all/site-0/2.png.png"]
+    assert ran.stdout.splitlines()[2:] == ["all/site-0/0.png", "all/site-0/2.png"]
     assert all((tmp_path / line).exists() for line in ran.stdout.splitlines()[2:])
 
 
@@ -496,6 +496,7 @@ def test_wrong_use_is_told_in_one_line(run: str, tmp_path: Path) -> None:
         (run, "--image", "1", "--worst", "2"),
         (run, "--each", "d", "--output", "x.png"),
         (run, "--min-score", "2"),
+        (run, "--model", "scenes"),
     ):
         ran = cli(*arguments)
         assert (ran.exit_code, ran.stdout) == (2, ""), arguments

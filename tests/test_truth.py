@@ -131,6 +131,8 @@ def test_the_size_of_a_piece_and_the_order_of_the_lists_change_nothing(
         (dataset(annotation(segmentation=[["a"] * 6])), "neither polygons nor RLE"),
         (dataset(annotation(segmentation=[1, 2, 3, 4, 5, 6])), "neither polygons nor RLE"),
         (dataset(annotation(segmentation={"counts": "abc"})), "neither polygons nor RLE"),
+        (dataset(annotation(segmentation={"size": [10**12, 2], "counts": [3]})), "neither polygons nor RLE"),
+        (dataset(annotation(segmentation={"size": [2.5, 2], "counts": [3]})), "neither polygons nor RLE"),
         (dataset(annotation(segmentation={"size": [2, 2], "counts": [-1, 5]})), "neither polygons nor RLE"),
         (
             dataset(annotation(), annotation(segmentation=[])),
