@@ -30,7 +30,7 @@ from maskrcnn.recipe import LOG, MODEL, RESULT, Recipe, identity_of
 from maskrcnn.sandbox import keep_freed_memory
 from maskrcnn.storage import Storage
 from maskrcnn.types import Category
-from maskrcnn.weights import ARCHITECTURES, describe_model
+from maskrcnn.weights import TRAINABLE, describe_model
 
 from .cluster import check_device, connected
 from .progress import LOG_EVERY_S, duration
@@ -141,10 +141,13 @@ def _check_model(model: str) -> None:
     source, _, architecture = model.partition(":")
     if source not in ("imagenet", "random"):
         card = describe_model(model)
-        if card.architecture not in ARCHITECTURES:
-            raise UsageError(f"--model {model} is no network that could learn")
-    elif architecture not in ARCHITECTURES:
-        raise UsageError(f"--model {model}: name one of {', '.join(ARCHITECTURES)} after {source}:")
+        if card.architecture not in TRAINABLE:
+            raise UsageError(
+                f"--model {model}: {card.architecture} is run here, not trained; start from coco, "
+                "imagenet:maskrcnn_resnet50_fpn, or a model converted from torchvision or detectron2"
+            )
+    elif architecture not in TRAINABLE:
+        raise UsageError(f"--model {model}: name one of {', '.join(TRAINABLE)} after {source}:")
 
 
 def _list(source: str, dataset: Dataset) -> None:

@@ -39,6 +39,9 @@ __all__ = ["SOURCES", "Converted", "convert"]
 
 SOURCES: Final = ("torchvision", "detectron2", "matterport")
 
+_MAX_SIZE: Final = 4096
+"""Of a resized image, pixels: the maps of a square of this side take 3 GiB."""
+
 _EPS_ZERO_SHA256: Final = "bf2d0c1e"
 """How the digest of torchvision's published v1 begins, whose norms have an epsilon of 0."""
 
@@ -52,6 +55,8 @@ class Converted:
     categories: tuple[Category, ...]
     sha256: str
     """Of the source file, hexadecimal."""
+    assumed: dict[str, Any]
+    """What the file does not say, and was told or is the source's default."""
     steps: tuple[Step, ...]
     parity: tuple[Row, ...]
 
@@ -74,6 +79,7 @@ class Converted:
             "architecture": self.architecture,
             "sha256_of_source": self.sha256,
             "categories": [asdict(category) for category in self.categories],
+            "assumed": self.assumed,
             "tensors": self.counts(),
             "sound": self.sound,
             "parity": [row.to_json() for row in self.parity],
@@ -146,12 +152,16 @@ def convert(
         )
         model = load_model(str(part))
         if source == "matterport":
-            plain = PlainMatterport(tensors, min_size, max_size, config)
+            named = [label for label, category in enumerate(model.card.category_ids) if category]
+            plain = PlainMatterport(tensors, min_size, max_size, config, named)
             rows = compare_matterport(plain, model, generated_images())
         else:
             reference = _reference(source, architecture, tensors, n_labels, (min_size, max_size), digest)
             rows = compare(reference, model, generated_images())
-        report = Converted(source, architecture, categories, digest, tuple(steps), tuple(rows))
+        assumed = {"min_size": min_size, "max_size": max_size}
+        if source == "matterport":
+            assumed |= asdict(config)
+        report = Converted(source, architecture, categories, digest, assumed, tuple(steps), tuple(rows))
         part.chmod(0o644)  # safetensors writes for the owner alone
         part.replace(path)
     finally:
@@ -166,8 +176,11 @@ def _sizes(source: str, min_size: int | None, max_size: int | None) -> tuple[int
     matterport = source == "matterport"
     low = 800 if min_size is None else min_size
     high = (1024 if matterport else 1333) if max_size is None else max_size
-    if not 1 <= low <= high:
-        raise UsageError(f"the sizes {low} and {high} cannot be: give at least 1, the smaller first")
+    if not 1 <= low <= high <= _MAX_SIZE:
+        raise UsageError(
+            f"the sizes {low} and {high} cannot be: give 1 to {_MAX_SIZE}, the smaller first; larger images are cut "
+            "into windows"
+        )
     if matterport and high % STRIDE:
         raise UsageError(f"--max-size is the side of matterport's square: a multiple of {STRIDE}, not {high}")
     return low, high
@@ -195,7 +208,9 @@ def _read(uri: str, data: bytes) -> dict[str, Tensor]:
     tensors = _READERS[suffix](uri, data)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UsageError(f"{uri}: the tensor {name} is not finite: the training had diverged")
+            raise UsageError(
+                f"{uri}: the tensor {name} is not finite: the training had diverged, or it is no float32"
+            )
     return tensors
 
 
@@ -238,7 +253,8 @@ def _categories(uri: str, n_labels: int, labels: str | None) -> tuple[Category, 
         return COCO_CATEGORIES
     names = read_labels(labels)
     if len(names) != count:
-        raise UsageError(f"{uri} is a network of {count} categories, but {len(names)} labels are named")
+        hint = "; leave the background out" if len(names) == count + 1 else ""
+        raise UsageError(f"{uri} is a network of {count} categories, but {len(names)} labels are named{hint}")
     if not names[-1]:
         raise UsageError(f"the labels file {labels} must name the last of the {count} classes")
     return tuple(Category(label, name) for label, name in enumerate(names, start=1) if name)
@@ -271,7 +287,10 @@ def _reference(
 def _markdown(report: Converted, weights: str, output: str) -> str:
     lines = [f"# {output}", "", f"Converted from `{weights}` ({report.source}, sha256 {report.sha256})."]
     lines += [
-        f"Architecture `{report.architecture}`, {len(report.categories)} categories.",
+        f"Architecture `{report.architecture}`, {len(report.categories)} categories: "
+        f"{', '.join(f'{category.name} ({category.id})' for category in report.categories)}.",
+        "",
+        f"The file does not say, and was taken: {', '.join(f'{k} {_shown(v)}' for k, v in report.assumed.items())}.",
         "",
         "## Parity",
         "",
@@ -292,6 +311,10 @@ def _markdown(report: Converted, weights: str, output: str) -> str:
         for step in report.steps
     ]
     return "\n".join(lines) + "\n"
+
+
+def _shown(value: Any) -> str:
+    return " ".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
 
 
 def _sides(shape: Shape) -> str:

@@ -48,7 +48,10 @@ def arrays_in_h5(uri: str, data: bytes) -> dict[str, NDArray[np.float32]]:
                     raise UsageError(f"{uri} holds the tensor {name} twice")
                 if dataset.dtype.kind != "f":
                     raise UsageError(f"{uri}: the tensor {name} is of {dataset.dtype}, not of floats")
-                arrays[name] = np.asarray(dataset[()], np.float32)
+                with np.errstate(
+                    over="ignore"
+                ):  # what is too large becomes infinite, which is refused by name
+                    arrays[name] = np.asarray(dataset[()], np.float32)
     except (OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
         cause = " ".join(str(error).split())
         raise UsageError(f"{uri} is truncated or damaged: {cause}") from error

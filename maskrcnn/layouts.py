@@ -187,7 +187,8 @@ def _detectron2_constants() -> dict[str, Tensor]:
 
 def _matterport(_: str, tensors: Mapping[str, Tensor]) -> tuple[str, list[Move]]:
     """Plan the moves of a file of matterport's, whose axes and coordinates are in another order."""
-    depth = 101 if any(name.startswith("res4g_") for name in tensors) else 50
+    blocks = {name[:5] for name in tensors if name.startswith("res4")}
+    depth = 101 if len(blocks) > (6 + 23) / 2 else 50
     architecture = next(name for name, layers in MATTERPORT.items() if layers == depth)
     scores = tensors.get("mrcnn_class_logits/kernel")
     labels = scores.shape[1] if scores is not None and scores.ndim == 2 else 2
@@ -285,6 +286,8 @@ def moved(uri: str, tensors: Mapping[str, Tensor], moves: list[Move]) -> tuple[d
         tensor = tensors[move.source] if move.source else torch.zeros(move.shape)
         if tuple(tensor.shape) != move.shape:
             raise UsageError(_misshapen(uri, move.source, tensor, move.shape))
+        if move.target.endswith("running_var") and bool((tensor < 0).any()):
+            raise UsageError(f"{uri}: the tensor {move.source} holds variances, and one is negative")
         new = move.change(tensor) if move.change is not None else tensor
         if move.target:
             placed[move.target] = (new.float() if new.is_floating_point() else new).contiguous()

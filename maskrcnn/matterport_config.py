@@ -5,6 +5,7 @@ Nothing here imports torch: a model's file says these things in its header.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
@@ -60,6 +61,8 @@ class MatterportConfig:
         for name in ("rpn_anchor_scales", "rpn_anchor_ratios", "rpn_bbox_std_dev", "bbox_std_dev"):
             if min(getattr(self, name)) <= 0:
                 raise ValueError(f"{name.upper()} is above 0")
+        if not (min(self.mean_pixel) >= 0 and max(self.mean_pixel) <= 255):
+            raise ValueError("MEAN_PIXEL is from 0 to 255")
         if min(self.pre_nms_limit, self.post_nms_rois_inference) < 1:
             raise ValueError("PRE_NMS_LIMIT and POST_NMS_ROIS_INFERENCE are at least 1")
         if self.image_resize_mode not in ("square", "pad64"):
@@ -95,6 +98,17 @@ ELSEWHERE: Final[Mapping[str, str]] = {
 }
 """Names of `InferenceConfig` that are said elsewhere."""
 
+_FIXED: Final = {
+    "BACKBONE_STRIDES", "COMPUTE_BACKBONE_SHAPE", "FPN_CLASSIF_FC_LAYERS_SIZE", "IMAGE_CHANNEL_COUNT",
+    "IMAGE_META_SIZE", "MASK_POOL_SIZE", "MASK_SHAPE", "POOL_SIZE", "RPN_ANCHOR_STRIDE", "TOP_DOWN_PYRAMID_SIZE",
+}  # fmt: skip
+"""Names that have matterport's default here, and no other value."""
+_OF_TRAINING: Final = {
+    "GRADIENT_CLIP_NORM", "LEARNING_MOMENTUM", "LEARNING_RATE", "LOSS_WEIGHTS", "MAX_GT_INSTANCES", "MINI_MASK_SHAPE",
+    "POST_NMS_ROIS_TRAINING", "ROI_POSITIVE_RATIO", "RPN_TRAIN_ANCHORS_PER_IMAGE", "STEPS_PER_EPOCH", "TRAIN_BN",
+    "TRAIN_ROIS_PER_IMAGE", "USE_MINI_MASK", "USE_RPN_ROIS", "VALIDATION_STEPS", "WEIGHT_DECAY",
+}  # fmt: skip
+
 
 def configured(assignments: Sequence[str]) -> MatterportConfig:
     """Return the configuration with some values changed.
@@ -112,6 +126,14 @@ def configured(assignments: Sequence[str]) -> MatterportConfig:
         name = name.strip().upper()
         if name in ELSEWHERE:
             raise UsageError(f"--set {name}: this is {ELSEWHERE[name]}")
+        if name in _FIXED:
+            raise UsageError(
+                f"--set {name}: this is matterport's default here, and cannot be changed; leave it out"
+            )
+        if name in _OF_TRAINING:
+            raise UsageError(f"--set {name}: this is for training alone; leave it out")
+        if name.lower() in values:
+            raise UsageError(f"--set {name} is given twice")
         if not equals or name not in known:
             raise UsageError(f"--set {assignment}: give NAME=VALUE with one of {', '.join(known)}")
         try:
@@ -128,8 +150,12 @@ def _value(like: Any, text: str) -> Any:
     if isinstance(like, str):
         return text.strip()
     if isinstance(like, tuple):
-        return tuple(_number(part) for part in text.strip(" ()[]").rstrip(",").split(","))
-    return int(text) if isinstance(like, int) else _number(text)
+        bare = re.sub(r"^ *(np|numpy)\.array|[()\[\]]", "", text)
+        return tuple(_number(part) for part in bare.strip().rstrip(",").split(","))
+    number = _number(text)
+    if isinstance(like, int) and not number.is_integer():
+        raise ValueError(f"{text} is no whole number")
+    return type(like)(number)
 
 
 def _number(text: str) -> float:

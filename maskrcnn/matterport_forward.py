@@ -4,12 +4,10 @@ The rest is `forward`'s, and so is the way: what is not chosen keeps its place, 
 image.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
-from .forward import ABSENT, PROPOSALS, Forward, all_finite, not_suppressed, rows_of
+from .forward import ABSENT, Forward, all_finite, not_suppressed, rows_of
 from .matterport import MatterportRCNN
 from .model import Model
 
@@ -34,13 +32,13 @@ class MatterportForward(Forward):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the region proposals: as many for each image, the last of them zeros where there are fewer.
 
-        Zeros are boxes like others to what follows, as they are in the reference.
+        Zeros are boxes like others to what follows, as they are in the reference. How many detections are asked for
+        changes nothing here, as it does there.
 
         Reference: `ProposalLayer` in mrcnn/model.py.
         """
         del limits
         rpn = self._network.rpn
-        enough = math.ceil(PROPOSALS * self._max_detections)
         maps = list(features.values())
         logits, offsets = (
             torch.cat([m.permute(0, 2, 3, 1).flatten(1) for m in each], 1).float() for each in rpn.head(maps)
@@ -49,7 +47,7 @@ class MatterportForward(Forward):
         score = logits.nan_to_num().view(len(logits), -1, 2).softmax(-1)[..., 1]
         # Scores that round to 1 are equal: the first one counts, on every device.
         score, best = score.sort(dim=1, descending=True, stable=True)
-        count = min(max(rpn.pre_nms_top_n(), enough), score.shape[1])
+        count = min(rpn.pre_nms_top_n(), score.shape[1])
         score, best = score[:, :count], best[:, :count]
         anchors = torch.cat(self._anchors(canvas, tuple((m.shape[-2], m.shape[-1]) for m in maps)))
         deltas = rows_of(offsets.view(len(offsets), -1, 4), best)
@@ -58,7 +56,7 @@ class MatterportForward(Forward):
 
         kept = not_suppressed(boxes.flatten(0, 1), score.flatten(), [count] * len(boxes), rpn.nms_thresh)
         kept = kept.view_as(score)
-        wanted = max(rpn.post_nms_top_n(), enough)
+        wanted = rpn.post_nms_top_n()
         order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, :wanted]
         proposals = rows_of(boxes, order) * kept.gather(1, order)[..., None]
         missing = max(wanted - count, 0)

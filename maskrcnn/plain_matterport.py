@@ -8,7 +8,7 @@ Reference: https://github.com/matterport/Mask_RCNN, mrcnn/model.py and mrcnn/uti
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -58,14 +58,22 @@ class PlainMatterport:
         min_size: IMAGE_MIN_DIM.
         max_size: IMAGE_MAX_DIM.
         config: the rest.
+        labels: the classes that have names, from 1; None: all.
     """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], min_size: int, max_size: int, config: MatterportConfig
+        self,
+        tensors: Mapping[str, Tensor],
+        min_size: int,
+        max_size: int,
+        config: MatterportConfig,
+        labels: Sequence[int] | None = None,
     ) -> None:
         self._tensors = tensors
         self._min_size, self._max_size = min_size, max_size
         self._config = config
+        n_labels = len(tensors["mrcnn_class_logits/bias"])
+        self._labels = range(1, n_labels) if labels is None else labels
 
     # Layers
 
@@ -226,7 +234,7 @@ class PlainMatterport:
         boxes = _moved(proposals, offsets[rows, label], self._config.bbox_std_dev)
         boxes = np.clip(boxes, window[[0, 1, 0, 1]], window[[2, 3, 2, 3]])
         kept = []
-        for each in np.unique(label[(label > 0) & (score >= least)]):
+        for each in self._labels:
             own = np.flatnonzero((label == each) & (score >= least))
             own = own[np.argsort(-score[own], kind="stable")]
             kept += own[_kept(boxes[own], self._config.detection_nms_threshold, most)].tolist()

@@ -59,6 +59,9 @@ ARCHITECTURES: Final = (
 """What can be loaded: torchvision's two networks, two smaller ones, the last of them that of the embedded model,
 detectron2's, and matterport's two."""
 
+TRAINABLE: Final = tuple(name for name in ARCHITECTURES if name not in MATTERPORT)
+"""Those whose losses are known here."""
+
 CLASS_SCORES: Final = "roi_heads.box_predictor.cls_score.weight"
 """The tensor whose first dimension is the number of labels, the background included."""
 

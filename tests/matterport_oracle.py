@@ -25,9 +25,6 @@ from maskrcnn.types import Detections, Pixels
 from maskrcnn.weights import COCO_CATEGORIES, ModelCard
 
 HERE = Path(__file__).parent / "data" / "matterport"
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "matterport_oracle"
-"""Where the larger network's numbers are, if they are; they are not in the repository."""
-
 SIZES = {"resnet50": (320, 384), "resnet101": (800, 1024)}
 
 
@@ -90,7 +87,7 @@ class Stored:
     """The stored numbers of one image."""
 
     def __init__(self, backbone: str, image: str) -> None:
-        names = {"resnet50": HERE / "expected_r50_384.npz", "resnet101": SHARED / "expected_r101_1024.npz"}
+        names = {"resnet50": HERE / "expected_r50_384.npz", "resnet101": HERE / "expected_r101_1024.npz"}
         self._file = np.load(names[backbone])
         self._image = image
         self.pixels: Pixels = script("make_images").make_image(image)

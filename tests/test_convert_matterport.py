@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from keras_files import arrays_of, filled, hollow, names_of
 from maskrcnn_jobs.cli import main
+from maskrcnn_jobs.train import Request, prepare
 from matterport_oracle import Stored, far
 from safetensors.torch import load_file
 
@@ -20,6 +21,7 @@ from maskrcnn.errors import UsageError
 from maskrcnn.h5file import arrays_in_h5
 from maskrcnn.matterport_config import ELSEWHERE, MatterportConfig, config_of, configured
 from maskrcnn.model import load_model
+from maskrcnn.recipe import Recipe
 from maskrcnn.segmenter import MaskRCNNSegmenter
 from maskrcnn.weightfile import network_shapes
 from maskrcnn.weights import COCO_CATEGORIES, describe_model
@@ -75,7 +77,7 @@ def test_every_tensor_is_accounted_for_and_each_stage_is_sound(report, folder):
         "| mrcnn_mask_deconv/kernel | 2 x 2 x 256 x 256 | transposed |"
         in (folder / "coco.safetensors.report.md").read_text()
     )
-    assert "ok   instances, masks" in (folder / "output.txt").read_text()
+    assert "ok   masks in the image" in (folder / "output.txt").read_text()
 
 
 def test_axes_and_coordinates_are_where_they_belong(folder):
@@ -136,6 +138,33 @@ def test_what_inference_config_says_is_kept_in_the_file(quick, tmp_path):
     assert config_of(model.card.config.to_json()) == model.card.config
 
 
+def test_a_class_without_a_name_is_found_by_neither_side(tmp_path):
+    filled(tmp_path / "m.h5", arrays_of(4))
+    (tmp_path / "labels.txt").write_text("cat\n\nbird\n")
+    sizes = {"min_size": 128, "max_size": 128}
+    made = convert(f"{tmp_path}/m.h5", f"{tmp_path}/m.safetensors", f"{tmp_path}/labels.txt", **sizes)
+    assert [row for row in made.parity if not row.sound] == []
+    assert [category.id for category in made.categories] == [1, 3]
+    assert (
+        "min_size 128, max_size 128, image_resize_mode square"
+        in (tmp_path / "m.safetensors.report.md").read_text()
+    )
+
+
+def test_numbers_of_the_configuration_may_be_written_as_there():
+    assert configured(["MEAN_PIXEL=np.array([43.5, 39.6, 48.2])"]).mean_pixel == (43.5, 39.6, 48.2)
+    assert configured(["PRE_NMS_LIMIT=6000.0"]).pre_nms_limit == 6000
+
+
+def test_it_is_not_trained_and_that_is_told_before_anything_is_begun(quick, tmp_path):
+    hollow(tmp_path / "m.h5", names_of())
+    convert(f"{tmp_path}/m.h5", f"{tmp_path}/m.safetensors")
+    for name in (f"{tmp_path}/m.safetensors", "imagenet:maskrcnn_matterport_resnet50"):
+        asked = Request(f"{tmp_path}/none.json", f"{tmp_path}/out", Recipe(model=name))
+        with pytest.raises(UsageError, match=r"is run here, not trained|name one of maskrcnn_resnet50_fpn"):
+            prepare(asked)
+
+
 # --- what is refused ------------------------------------------------------------------------------------------
 
 
@@ -159,6 +188,10 @@ def without(names, *left_out):
         (without(names_of(), STEM), "lacks the tensor conv1/kernel"),
         (without(names_of(), LOGITS), "lacks the tensor mrcnn_class_logits/kernel"),
         (names_of() | {"extra/extra/kernel:0": (3, 3)}, "has the unknown tensor extra/kernel"),
+        (
+            names_of() | {"res4g_branch2a/res4g_branch2a/bias:0": (3,)},
+            "has the unknown tensor res4g_branch2a/bias",
+        ),
         (names_of() | {STEM: (3, 3, 3, 64)}, "conv1/kernel has the shape (3, 3, 3, 64), not (7, 7, 3, 64)"),
         (
             names_of() | {"mrcnn_mask/mrcnn_mask/bias:0": (80,)},
@@ -213,7 +246,15 @@ def test_labels_and_sizes_must_fit(tmp_path):
     assert "the smaller first" in told(tmp_path, "--min-size=900", "--max-size=832")
     assert "leave --from out" in told(tmp_path, "--from=detectron2")
     assert "this is --min-score of segment" in told(tmp_path, "--set=DETECTION_MIN_CONFIDENCE=0.9")
-    assert "give NAME=VALUE with one of IMAGE_RESIZE_MODE" in told(tmp_path, "--set=LEARNING_RATE=1")
+    assert "give NAME=VALUE with one of IMAGE_RESIZE_MODE" in told(tmp_path, "--set=IMAGE_SIDE=1")
+    assert "this is for training alone" in told(tmp_path, "--set=LEARNING_RATE=1")
+    assert "cannot be changed" in told(tmp_path, "--set=RPN_ANCHOR_STRIDE=2")
+    assert "given twice" in told(tmp_path, "--set=PRE_NMS_LIMIT=6000", "--set=PRE_NMS_LIMIT=7000")
+    assert "MEAN_PIXEL is from 0 to 255" in told(tmp_path, "--set=MEAN_PIXEL=300,0,1")
+    assert "no whole number" in told(tmp_path, "--set=PRE_NMS_LIMIT=0.5")
+    assert "give 1 to 4096" in told(tmp_path, "--max-size=640000000")
+    (tmp_path / "four.txt").write_text("BG\ncat\ndog\nbird\n")
+    assert "leave the background out" in told(tmp_path, f"--labels={tmp_path}/four.txt")
     assert "RPN_ANCHOR_SCALES has 2 numbers, not 5" in told(tmp_path, "--set=RPN_ANCHOR_SCALES=8,16")
     assert "could not convert" in told(tmp_path, "--set=RPN_NMS_THRESHOLD=high")
     assert "square or pad64" in told(tmp_path, "--set=IMAGE_RESIZE_MODE=crop")
@@ -226,6 +267,12 @@ def test_numbers_that_are_none_are_named(tmp_path):
     arrays[STEM][0, 0, 0, 0] = np.nan
     filled(tmp_path / "m.h5", arrays)
     assert "the tensor conv1/kernel is not finite" in told(tmp_path)
+    arrays[STEM][0, 0, 0, 0] = 0
+    filled(tmp_path / "m.h5", arrays | {STEM: arrays[STEM].astype(np.float64) + 1e300})
+    assert "the tensor conv1/kernel is not finite" in told(tmp_path)
+    variance = "bn_conv1/bn_conv1/moving_variance:0"
+    filled(tmp_path / "m.h5", arrays | {variance: -arrays[variance]})
+    assert "bn_conv1/moving_variance holds variances, and one is negative" in told(tmp_path)
     hollow(tmp_path / "m.h5", names_of(), dtype="i4")
     assert "is of int32, not of floats" in told(tmp_path)
 

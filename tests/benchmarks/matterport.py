@@ -3,21 +3,18 @@
     python -m tests.benchmarks.matterport
 
 Prints, of ResNet-50 and four images, the largest difference of each stage of the fast path, given what is stored of the
-stage before, and from end to end (`final_`); of ResNet-101 and two images where its numbers are at hand.
+stage before, and from end to end (`final_`); and of ResNet-101 and two images.
 """
 
 import torch
 
 from maskrcnn.parity_matterport import FastStages
-from tests.matterport_oracle import SHARED, TOLERANCES, Stored, differences, images_of, model_of, tensors_of
+from tests.matterport_oracle import TOLERANCES, Stored, differences, images_of, model_of, tensors_of
 
 
 def main():
     torch.set_num_threads(1)
     for backbone, tolerances in TOLERANCES.items():
-        if backbone == "resnet101" and not SHARED.is_dir():
-            print("resnet101: its numbers are not here")
-            continue
         fast = FastStages(model_of(backbone, tensors_of(backbone)))
         worst = {}
         for image in images_of(backbone):
