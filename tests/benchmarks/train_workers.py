@@ -3,15 +3,18 @@
     python -m tests.benchmarks.train_workers --repeats 3
 
 Trains the embedded model on generated scenes by `maskrcnn train`, both by turns, with the same global batch, and
-compares the second epoch's time and every epoch's mean losses.
+compares the second epoch's time and every epoch's mean losses. Then the same of convolutions that share nothing, which
+is what this machine has to give.
 """
 
 import argparse
 import csv
+import multiprocessing
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from maskrcnn.recipe import LOSSES
@@ -40,6 +43,30 @@ def train(labels, output, workers, side):
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
+def convolve(steps):
+    """Return the seconds that so many steps take."""
+    import torch
+
+    torch.set_num_threads(1)
+    layers = torch.nn.Sequential(*(torch.nn.Conv2d(64, 64, 3, padding=1) for _ in range(6)))
+    images = torch.randn(1, 64, 128, 128)
+    start = time.monotonic()
+    for _ in range(steps):
+        layers(images).sum().backward()
+    return time.monotonic() - start
+
+
+def machine(repeats):
+    """Return the time of two processes with half the work each over that of one with all."""
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        pool.map(convolve, [2, 2], chunksize=1)
+        pairs = [
+            (max(pool.map(convolve, [50, 50], chunksize=1)), pool.apply(convolve, (100,)))
+            for _ in range(repeats)
+        ]
+    return [two / one for two, one in pairs]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=64)
@@ -65,6 +92,10 @@ def main():
             )
     print(
         f"time of two workers over one: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+    shared = machine(3)
+    print(
+        f"of work that shares nothing: {statistics.median(shared):.2f} ({min(shared):.2f} to {max(shared):.2f})"
     )
     print(f"largest difference of an epoch's mean loss: {max(differences):.2%}")
 
