@@ -311,8 +311,9 @@ def reduce(output: str, coco: str, as_json: bool) -> None:
     The exit code is 0 whatever share of the images failed.
     """
     from maskrcnn.reduce import reduce_run
+    from maskrcnn.report import write_report
 
-    success = reduce_run(output, coco_mode=coco)
+    success = reduce_run(output, coco_mode=coco, write_report=write_report)
     click.echo(json.dumps(success["counts"]) if as_json else _summary(success["counts"], output))
 
 
@@ -331,8 +332,8 @@ def export(output: str, destination: str, form: Any) -> None:
     import maskrcnn
     from maskrcnn.export import export_coco, export_csv, export_png_masks
     from maskrcnn.plan import read_plans
-    from maskrcnn.reduce import coco_info, parts_of
     from maskrcnn.storage import Storage
+    from maskrcnn.success import coco_info, parts_of
 
     run = maskrcnn.open_run(output)
     storage, parts = Storage(run.url), parts_of(run.success)

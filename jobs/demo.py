@@ -136,8 +136,8 @@ def write_overlay(root: Path) -> Path:
     from PIL import Image
 
     import maskrcnn
+    from maskrcnn.inputs import read_input
     from maskrcnn.schema import detections_of
-    from maskrcnn.storage import read_input
 
     run = maskrcnn.open_run(str(root / "run"))
     images, instances = run.images(), run.instances()

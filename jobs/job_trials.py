@@ -316,7 +316,8 @@ def check_sizes(
 
 def check_all_images(output: Path, sizes: Sequence[tuple[int, int]], count: int) -> None:
     """Raise RunError unless a sweep has a row of the right size for each image, none failed."""
-    from maskrcnn.parts import read_checked, read_receipt, standing_receipts
+    from maskrcnn.parquet import read_checked
+    from maskrcnn.parts import read_receipt, standing_receipts
     from maskrcnn.storage import Storage
 
     storage = Storage(str(output))
@@ -532,7 +533,8 @@ def first_detections(output: Path, count: int) -> list["Detections"]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from maskrcnn.parts import read_checked, read_receipt, standing_receipts
+    from maskrcnn.parquet import read_checked
+    from maskrcnn.parts import read_receipt, standing_receipts
     from maskrcnn.schema import detections_of
     from maskrcnn.storage import Storage
 

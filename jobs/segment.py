@@ -33,9 +33,12 @@ from maskrcnn.plan import (
     write_run,
 )
 from maskrcnn.radiometry import Radiometry
-from maskrcnn.reduce import finished, read_success, reduce_run
+from maskrcnn.reduce import reduce_run
+from maskrcnn.report import write_report
 from maskrcnn.schema import SCHEMA_VERSION
-from maskrcnn.storage import Storage, is_remote
+from maskrcnn.storage import Storage
+from maskrcnn.stores import is_remote
+from maskrcnn.success import finished, read_success
 from maskrcnn.survey import plan_windows
 from maskrcnn.weights import ModelCard, category_ids_named, describe_model
 
@@ -319,6 +322,7 @@ def finish(request: Request, plan: Plan, speed: Speed, address: str | None) -> d
             run_all=run_all,
             wall_s=wall_s,
             keep_standing=True,
+            write_report=write_report,
         )
 
 

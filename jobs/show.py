@@ -17,10 +17,12 @@ from maskrcnn.decode import Limits, decode_image
 from maskrcnn.display import DISPLAY_SCORE, sheet
 from maskrcnn.errors import ERROR_CODES, ItemError, RunError, UsageError
 from maskrcnn.export import safe_name
+from maskrcnn.inputs import read_input
 from maskrcnn.lookup import RunReader
 from maskrcnn.plan import RUN
 from maskrcnn.show import PICTURE_PX, View, cells_of, choose, facts_of, picture_of, side_of, summary_of, views
-from maskrcnn.storage import Storage, is_remote, read_input
+from maskrcnn.storage import Storage
+from maskrcnn.stores import is_remote
 from maskrcnn.types import Category, Pixels
 from maskrcnn.weights import category_ids_named, describe_model
 
@@ -149,11 +151,10 @@ def _segmented(request: ShowRequest) -> tuple[View, tuple[Category, ...]]:
             found = segmenter.segment([pixels])[0]
         except ItemError as fault:
             raise UsageError(f"{request.source}: {fault.message} ({ERROR_CODES[fault.code]})") from fault
-    from maskrcnn.display import taken
 
     keep = np.flatnonzero(np.isin(found.labels, list(kept)) if kept else np.ones(len(found), np.bool_))
     shown = request.source.rstrip("/").rpartition("/")[2]
-    return View(shown, None, taken(found, keep), tuple(keep.tolist()), pixels), card.categories
+    return View(shown, None, found.take(keep), tuple(keep.tolist()), pixels), card.categories
 
 
 def _drawn(request: ShowRequest, shown: Iterable[View], categories: tuple[Category, ...]) -> Showed:

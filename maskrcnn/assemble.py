@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from .geo import geo_table
-from .items import Items, Sized
+from .geometry import Sized
+from .items import Items
 from .schema import (
     INSTANCES,
     INSTANCES_PER_RASTER,

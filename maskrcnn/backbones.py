@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
+from .efficientnet import EfficientNetLite0
 from .errors import UsageError
-from .model import EfficientNetLite0, tensors_of_torch
+from .model import tensors_of_torch
 from .weights import read_imagenet
 
 __all__ = ["load_imagenet"]

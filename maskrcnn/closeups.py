@@ -6,7 +6,7 @@ row group, and those that a picture shows; of a raster, the blocks around them.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
@@ -15,28 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from .crop import crop_detections
 from .decode import Limits
 from .errors import ERROR_CODES, ItemError, RunError
-from .gallery import (
-    ASPECT,
-    SHOWN_SCORE,
-    GalleryItem,
-    GalleryPick,
-    caption_of,
-    draw_pick,
-    scattered,
-    spread,
-)
+from .gallery import ASPECT, SHOWN_SCORE, GalleryItem, GalleryPick, caption_of, draw_pick, scattered, spread
+from .geometry import Rect
+from .inputs import read_input
 from .items import Items
-from .parts import Part
+from .parquet import Part
 from .radiometry import Radiometry
-from .rle import encode_changes
 from .sandbox import Decoders, RasterSource
 from .schema import detections_of
-from .storage import Storage, read_input
-from .types import Category, Detections, Pixels
-from .unrle import read_runs
-from .windows import Rect
+from .storage import Storage
+from .types import Category, Pixels
 
 LEAST_PX: Final = 240
 """A picture shows so many columns, if the image has them."""
@@ -215,38 +206,9 @@ def _seen(
 
 def _pick(focus: Focus, rows: pa.Table, focused: int) -> GalleryPick:
     image = {"height": focus.height, "width": focus.width, "capped": False}
-    detections = cropped(detections_of(image, rows), focus.region)
+    detections = crop_detections(detections_of(image, rows), focus.region)
     name = f"{focus.name}, from column {focus.region.col_off:,}, row {focus.region.row_off:,}"
     return GalleryPick(focus.row, name, focus.uri, detections, focused)
-
-
-def cropped(detections: Detections, region: Rect) -> Detections:
-    """Return detections as a part of their image shows them: masks and areas are those of the part."""
-    n = len(detections)
-    moved = np.zeros((n, 2), np.int64) if detections.frames is None else detections.frames[:, :2]
-    masks, areas = [b""] * n, np.zeros(n, np.int64)
-    mask_boxes = np.zeros((n, 4), np.int32)
-    sizes = detections.mask_sizes
-    for size in np.unique(sizes, axis=0):
-        members = np.flatnonzero((sizes == size).all(axis=1))
-        runs = read_runs([detections.masks[member] for member in members], *size.tolist())
-        runs = runs.shifted(moved[members, 0] - region.col_off, moved[members, 1] - region.row_off)
-        runs = runs.within(np.array([0, 0, region.width, region.height]))
-        encoded = encode_changes(*runs.changes, len(members), region.height, region.width)
-        for member, counts in zip(members.tolist(), encoded.counts, strict=True):
-            masks[member] = counts
-        areas[members], mask_boxes[members] = encoded.areas, encoded.boxes
-    origin = np.array([region.col_off, region.row_off] * 2)
-    return replace(
-        detections,
-        height=region.height,
-        width=region.width,
-        boxes=(detections.boxes - origin).astype(np.float32),
-        masks=tuple(masks),
-        areas=areas,
-        mask_boxes=mask_boxes,
-        frames=None,
-    )
 
 
 # Pictures

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import RunError, UsageError
-from .parts import Part
+from .parquet import Part
 from .storage import Storage
 from .types import Category
 

@@ -23,16 +23,10 @@ from .parity import Reference, Row, StockTorchvision, compare, generated_images
 from .parity_matterport import compare_matterport
 from .plain import PlainDetectron2
 from .plain_matterport import PlainMatterport
-from .storage import is_remote
+from .stores import is_remote
 from .types import Category
 from .unpickle import arrays_in_pickle
-from .weightfile import (
-    Shape,
-    current_name,
-    read_labels,
-    read_weights,
-    tensors_in_pickle,
-)
+from .weightfile import Shape, current_name, read_labels, read_weights, tensors_in_pickle
 from .weights import COCO_CATEGORIES
 
 __all__ = ["SOURCES", "Converted", "convert"]

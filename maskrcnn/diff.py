@@ -22,7 +22,6 @@ from .alike import (
     Rules,
     compare_instances,
 )
-from .display import taken
 from .lookup import ImageRow, RunReader
 from .plan import differences
 from .stats import COCO_EDGES
@@ -152,7 +151,7 @@ class Comparison:
     def _found(self, reader: RunReader, image: ImageRow, side: int) -> tuple[Detections, Ints]:
         found = reader.detections(image)
         keep = np.flatnonzero(found.scores >= np.float32(self.rules.min_score))
-        some = found if len(keep) == len(found) else taken(found, keep)
+        some = found if len(keep) == len(found) else found.take(keep)
         codes = self._codes[side]
         labels = np.array([codes[label] for label in some.labels.tolist()], np.int32)
         return replace(some, labels=labels), keep

@@ -18,20 +18,21 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .alike import APPEARED, KINDS, MOVED, RELABELLED, RESCORED, SAME, VANISHED
-from .closeups import cropped, region_pixels
+from .closeups import region_pixels
+from .crop import crop_detections
 from .decode import Limits
 from .diff import Comparison, ImageDiff, Tally
-from .display import jpeg_of, short, taken
+from .display import jpeg_of, short
 from .errors import ERROR_CODES, ItemError, RunError
 from .frozen import read_items
+from .geometry import Rect
 from .lookup import ImageRow, RunReader
-from .parts import write_tables
+from .parquet import write_tables
 from .sandbox import Decoders
 from .show import focus_on, read_image
 from .storage import Storage
 from .types import Detections, Pixels
 from .visualize import Color, draw_instances
-from .windows import Rect
 
 PICTURE_PX: Final = 560
 _SCALE: Final = 1.2
@@ -334,7 +335,7 @@ def _drawn(
     here = here[np.argsort(kinds[here] == SAME, kind="stable")]
     return draw_instances(
         pixels,
-        cropped(taken(found, here), region),
+        crop_detections(found.take(here), region),
         [],
         min_score=0.0,
         min_side=PICTURE_PX,

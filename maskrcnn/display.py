@@ -7,7 +7,7 @@ Takes the library's `Detections`, and what torchvision's networks return, withou
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
-from .closeups import cropped
+from .crop import crop_detections
+from .geometry import Rect
 from .rle import rle_areas, rle_boxes_xyxy
 from .types import Category, Detections, Pixels
 from .visualize import LABEL_CHARACTERS, Color, draw_instances, draw_mask
-from .windows import Rect
 
 ClassNames: TypeAlias = Sequence[Category] | Sequence[str] | Mapping[int, str]
 """Categories; or names by label, as a mapping or as a list that begins with the background."""
@@ -79,7 +79,7 @@ def display_instances(
     detections = as_detections(result, pixels.shape)
     if pixels.shape[:2] != (detections.height, detections.width):
         raise ValueError(f"detections of {detections.height} x {detections.width}, image of {pixels.shape}")
-    shown = taken(detections, np.flatnonzero(detections.scores >= np.float32(min_score)))
+    shown = detections.take(np.flatnonzero(detections.scores >= np.float32(min_score)))
     side = max(SMALLEST_PX, *pixels.shape[:2])
     side = side if max_side is None else min(side, max_side)
     return Image.fromarray(draw_legibly(pixels, shown, as_categories(class_names), side))
@@ -209,20 +209,6 @@ def as_categories(class_names: ClassNames | None) -> list[Category]:
 # Pieces of pictures
 
 
-def taken(detections: Detections, chosen: NDArray[np.intp]) -> Detections:
-    """Return some of the instances, by their numbers."""
-    return replace(
-        detections,
-        boxes=detections.boxes[chosen],
-        labels=detections.labels[chosen],
-        scores=detections.scores[chosen],
-        masks=tuple(detections.masks[i] for i in chosen.tolist()),
-        areas=detections.areas[chosen],
-        mask_boxes=detections.mask_boxes[chosen],
-        frames=None if detections.frames is None else detections.frames[chosen],
-    )
-
-
 def around(detections: Detections, number: int, least_px: int = 64) -> Rect:
     """Return the part of an image that shows an instance with its surroundings, square where the image allows it."""
     corners = detections.mask_boxes[number] if detections.areas[number] else detections.boxes[number]
@@ -328,11 +314,11 @@ def mask_cells(
     names = {category.id: category.name for category in categories}
     cells = []
     for number in np.flatnonzero(detections.scores >= np.float32(min_score)).tolist():
-        one, shown = taken(detections, np.array([number])), pixels
+        one, shown = detections.take(np.array([number])), pixels
         if crop:
             region = around(detections, number)
             shown = pixels[region.row_off : region.bottom, region.col_off : region.right]
-            one = cropped(one, region)
+            one = crop_detections(one, region)
         label = int(detections.labels[number])
         picture = draw_mask(shown, one.rles()[0], max_side=cell_px, min_side=cell_px)
         lines = (

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from .averages import STATS, Curves, average
 from .errors import RunError, UsageError
 from .pairing import PairedCategories, PairedImages, pair_categories, pair_images
-from .parts import Part, write_table
+from .parquet import Part, write_table
 from .partscore import SHARE, PartScore, Task, Terms, weigh_part
-from .reduce import RunAll, parts_of, run_here
 from .run import Run, open_run
 from .scoring import KINDS, SURE, Kind
 from .storage import Storage
+from .success import RunAll, parts_of, run_here
 from .truth import Truth, read_truth
 
 log = logging.getLogger("maskrcnn")

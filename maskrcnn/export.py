@@ -23,7 +23,7 @@ from pycocotools import mask as coco_mask
 
 from .coco import image_batches, instance_batches, plan_files, write_dataset, write_results
 from .errors import RunError, UsageError
-from .parts import Part
+from .parquet import Part
 from .rle import rle_boxes_xywh
 from .schema import INSTANCES
 from .storage import Storage

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .errors import ERROR_CODES, ItemError, RunError
-from .parts import Part
+from .parquet import Part
 from .schema import detections_of
 from .storage import Storage
 from .types import Category, Detections, Pixels

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from .errors import RunError, UsageError
 from .outlines import trace
-from .parts import File, parquet_options
+from .parquet import File, parquet_options
 from .runs import Runs
 from .schema import METADATA
 from .storage import Storage

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from .errors import UsageError
 from .geo import extra, parse_crs
-from .items import Items, Sized
+from .geometry import Sized
+from .items import Items
 
 SIDE: Final = 1000
 """Units that a map is wide."""

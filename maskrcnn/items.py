@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .errors import ItemError
+from .geometry import Sized
 from .schema import ITEMS, MANIFEST, METADATA
 from .windows import TILE_WINDOWS, Grid, Tiling, tiling_of
 
@@ -34,22 +35,6 @@ GRID: Final = pa.schema(
 )
 """One row an input: the number of its first window, its size as its header said when the run was planned (null where
 that could not be read, with the error), the blocks of what is read in parts, and where it lies on Earth."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sized:
-    """What is known of an image before it is read; sizes are None where its header could not be read."""
-
-    height: int | None = None
-    width: int | None = None
-    block_size: tuple[int, int] | None = None
-    """(height, width) of the file's blocks, pixels; None where it can only be read as a whole."""
-    crs_wkt: str | None = None
-    """WKT; None: its pixels lie nowhere."""
-    transform: tuple[float, ...] | None = None
-    """a … f of x = a * column + b * row + c, y = d * column + e * row + f."""
-    error: ItemError | None = None
-    """Why its size is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .errors import RunError, UsageError
-from .parts import Part, read_table
-from .reduce import parts_of
+from .parquet import Part, read_table
 from .run import Run
 from .schema import INSTANCES, detections_of
 from .storage import Storage
+from .success import parts_of
 from .types import Detections
 
 WORST: Final = "evaluation/images.parquet"

@@ -20,7 +20,7 @@ from .errors import UsageError
 from .frozen import FILE_NAME, ManifestReader, ShardReader, write_manifest
 from .schema import IMAGES, MANIFEST, METADATA
 from .sources import USER, as_json, folder_of, is_manifest, read_listing, read_manifest, source_of
-from .storage import is_remote
+from .stores import is_remote
 
 __all__ = [
     "FILE_NAME",

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from .errors import RunError
-from .ledger import Chosen
-from .parts import read_checked
+from .parquet import read_checked
+from .parts import Chosen
 from .stats import Stats
 from .storage import Storage
 from .types import Category

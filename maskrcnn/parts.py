@@ -1,80 +1,34 @@
-"""Files of results: built locally, read back, put in one PUT; and the receipts that make them count.
+"""Receipts: the commit records of shards, of which one counts for each shard of every generation of the plan.
 
-A writer that streams to its final name leaves a truncated but *readable* Parquet when its caller raises
-(apache/arrow#40502). So a file is built under a name that no reader looks for, opened again and counted, and only
-then stored. The receipt is
-stored last: an attempt without one never happened.
+An attempt at a shard stores its files and last its receipt; an attempt without one never happened. Every attempt at a
+shard found the same, so any of its receipts will do; the first by name is taken, so that the same receipts give the
+same choice.
 """
 
 import dataclasses
-import hashlib
+import functools
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from .errors import RunError
-from .plan import Shard
-from .schema import INSTANCES as INSTANCES_SCHEMA
+from .parquet import IMAGES, INSTANCES, File, write_table
+from .plan import Plan, Shard
+from .stats import Stats
 from .storage import Storage
+from .types import Category
 
 SHARDS: Final = "shards"
 RECEIPTS: Final = "receipts"
-IMAGES: Final = "images"
-INSTANCES: Final = "instances"
-WINDOWS: Final = "windows"
-PIECES: Final = "pieces"
-GEO: Final = "geo"
-TABLES: Final = (IMAGES, INSTANCES, WINDOWS, PIECES, GEO)
-"""What users read, in Parquet; the last three are of runs of windows."""
-ROW_GROUP_ROWS: Final = 61_440
-"""Half of DuckDB's own: the masks of one image are found in half the time, and a whole column takes no longer."""
-
-# What repeats within a file. A dictionary of anything else (run-length strings, ids, names) only costs.
-_REPEATING: Final = ("status", "error", "category_id", "category", "segmentation.size.list.element")
-_ENCODINGS: Final = {
-    "id": "DELTA_BINARY_PACKED",
-    "image_id": "DELTA_BINARY_PACKED",
-    "instance": "DELTA_BINARY_PACKED",
-    "area": "DELTA_BINARY_PACKED",
-    "score": "BYTE_STREAM_SPLIT",
-    "box.xmin": "BYTE_STREAM_SPLIT",
-    "box.ymin": "BYTE_STREAM_SPLIT",
-    "box.xmax": "BYTE_STREAM_SPLIT",
-    "box.ymax": "BYTE_STREAM_SPLIT",
-    "mask_box.xmin": "DELTA_BINARY_PACKED",
-    "mask_box.ymin": "DELTA_BINARY_PACKED",
-    "mask_box.xmax": "DELTA_BINARY_PACKED",
-    "mask_box.ymax": "DELTA_BINARY_PACKED",
-    "segmentation.counts": "DELTA_LENGTH_BYTE_ARRAY",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """A stored file, with what is needed to prove that it is still the same."""
-
-    path: str
-    """Below the run's directory."""
-    sha256: str
-    bytes: int
-    rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The users' files of consecutive images: their rows, and their instances in the same order."""
-
-    images: str
-    """Path below the run's directory."""
-    instances: str
-    n_images: int
-    n_instances: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,72 +109,6 @@ def receipt_path(shard: str, attempt: str) -> str:
     return f"{RECEIPTS}/{shard}.{attempt}.json"
 
 
-def write_table(storage: Storage, path: str, table: pa.Table) -> File:
-    """Store a table as one Parquet file, in one PUT, after it was read back."""
-    return write_tables(storage, path, table.schema, [table])
-
-
-def write_tables(storage: Storage, path: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> File:
-    """Store tables of one schema as one Parquet file, in one PUT, after it was read back.
-
-    The row groups are of `ROW_GROUP_ROWS`, however the rows come; at most one group is held in memory. Equal
-    rows give equal bytes with one version of pyarrow.
-
-    Raises:
-        RunError: what was built does not read back, or cannot be stored.
-    """
-    with storage.building(path) as local:
-        rows = 0
-        with pq.ParquetWriter(local, schema, **parquet_options(schema)) as writer:
-            for group in _row_groups(tables):
-                writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
-                rows += len(group)
-        with pq.ParquetFile(local, pre_buffer=False) as readback:  # else all of it is held at once
-            intact = readback.metadata.num_rows == rows and readback.schema_arrow.equals(schema)
-            if intact:
-                for _ in readback.iter_batches():  # decodes every page
-                    pass
-        if not intact:
-            raise RunError(f"{path} does not read back as it was written; is the local disk sound?")
-        with local.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        size = local.stat().st_size
-    return File(path, sha256, size, rows)
-
-
-def parquet_options(schema: pa.Schema) -> dict[str, Any]:
-    """Return how a table of a run is encoded, as arguments of `ParquetWriter`.
-
-    Chosen among those that `tests/benchmarks/writers.py --parquet` compares.
-    """
-    # Of the columns that a manifest adds, one may have a name of ours and another type.
-    ours = {field.name for field in schema if field in list(INSTANCES_SCHEMA)}
-    return {
-        "compression": "zstd",
-        "compression_level": 3,
-        "use_dictionary": list(_REPEATING),
-        "column_encoding": {
-            path: encoding for path, encoding in _ENCODINGS.items() if path.partition(".")[0] in ours
-        },
-        "write_page_index": True,
-    }
-
-
-def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    waiting: list[pa.Table] = []
-    n_waiting = 0
-    for table in tables:
-        waiting.append(table)
-        n_waiting += len(table)
-        if n_waiting >= ROW_GROUP_ROWS:
-            joined = pa.concat_tables(waiting)
-            whole = n_waiting - n_waiting % ROW_GROUP_ROWS
-            yield joined.slice(0, whole)
-            waiting, n_waiting = [joined.slice(whole)], n_waiting - whole
-    if n_waiting:
-        yield pa.concat_tables(waiting)
-
-
 def write_shard(
     storage: Storage,
     shard: Shard,
@@ -263,26 +151,128 @@ def commit(storage: Storage, receipt: Receipt) -> None:
     storage.write(receipt_path(receipt.shard, receipt.attempt), receipt.to_json().encode())
 
 
-def read_table(storage: Storage, path: str) -> pa.Table:
-    """Return a whole Parquet file of the run."""
-    return pq.read_table(pa.BufferReader(storage.read(path)))
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What the reduce keeps of a receipt: little, since there may be a million of them."""
+
+    shard: str
+    attempt: str
+    images: File
+    instances: File
 
 
-def read_checked(storage: Storage, file: File) -> pa.Table:
-    """Return a whole Parquet file of the run, after its digest was compared.
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """All chosen receipts of a finished sweep, and what they add up to."""
+
+    chosen: tuple[tuple[Chosen, ...], ...]
+    """By generation, in the order of its plan."""
+    stats: Stats
+    """Of those shards of the first generation of which nothing was done again."""
+    timings: dict[str, Any]
+    """Of all of them."""
+
+
+Choice = list[dict[int, str]]
+"""For each generation the path of the receipt that counts, by the index of its shard; without those that have none."""
+
+
+def choose(storage: Storage, plans: Sequence[Plan]) -> Choice:
+    """Pick a receipt for each shard that has one."""
+    choice: Choice = [{} for _ in plans]
+    for path in standing_receipts(storage):
+        shard = path.rpartition("/")[2].partition(".")[0]
+        for plan, of_plan in zip(plans, choice, strict=True):
+            index = plan.index_of(shard)
+            if index is not None:
+                of_plan.setdefault(index, path)
+    return choice
+
+
+def check_complete(plans: Sequence[Plan], choice: Choice) -> None:
+    """Raise RunError where a shard has no receipt."""
+    for plan, of_plan in zip(plans, choice, strict=True):
+        if missing := len(plan) - len(of_plan):
+            which, again = "", "segment` again"
+            if plan.generation > 1:
+                which, again = f" of generation {plan.generation}", "retry`"
+            raise RunError(
+                f"{missing} of {len(plan)} shards{which} are not finished; run `maskrcnn {again} to continue"
+            )
+
+
+def collect(
+    storage: Storage,
+    plans: Sequence[Plan],
+    choice: Choice,
+    touched: NDArray[np.bool_],
+    categories: Sequence[Category],
+) -> Ledger:
+    """Read the receipts of a complete choice, and fold their statistics and timings.
+
+    Args:
+        touched: (shards of the first generation,) whether a later one did something of it again.
 
     Raises:
-        RunError: it is missing, or not what was written.
+        RunError: a receipt is broken, or of another plan.
     """
-    try:
-        data = storage.read(file.path)
-    except FileNotFoundError as error:
-        raise RunError(f"{storage.url}/{file.path} is missing") from error
-    intact = hashlib.sha256(data).hexdigest() == file.sha256
-    table = pq.read_table(pa.BufferReader(data)) if intact else None
-    if table is None or len(table) != file.rows:
-        raise RunError(
-            f"{storage.url}/{file.path} is not what its receipt says: it was changed or damaged; "
-            "remove its folder, and run `maskrcnn segment` again"
-        )
-    return table
+    stats = Stats.zero(categories)
+    timings = _TimingsFold()
+    chosen: list[tuple[Chosen, ...]] = []
+    for plan, of_plan in zip(plans, choice, strict=True):
+        kept: list[Chosen] = []
+        paths = [of_plan[index] for index in range(len(plan))]
+        for shard, path, receipt in zip(plan, paths, _read_receipts(storage, paths), strict=True):
+            described = (receipt.shard, receipt.start, receipt.stop, receipt.images.rows)
+            if described != (shard.name, shard.start, shard.stop, len(shard)):
+                raise RunError(
+                    f"{storage.url}/{path} is of another plan; remove it, and run `maskrcnn segment` again"
+                )
+            if plan.generation == 1 and not touched[len(kept)]:
+                stats = stats + Stats.from_json(receipt.stats)
+            timings.add(receipt)
+            kept.append(Chosen(receipt.shard, receipt.attempt, receipt.images, receipt.instances))
+        chosen.append(tuple(kept))
+    return Ledger(tuple(chosen), stats, timings.to_json())
+
+
+def _read_receipts(storage: Storage, paths: Sequence[str]) -> Iterator[Receipt]:
+    with ThreadPoolExecutor(8) as pool:
+        for start in range(0, len(paths), 64):
+            yield from pool.map(functools.partial(read_receipt, storage), paths[start : start + 64])
+
+
+class _TimingsFold:
+    """Adds up what the receipts say of time and place; kept apart from the statistics, which are exact."""
+
+    def __init__(self) -> None:
+        self._seconds: Counter[str] = Counter()
+        self._executions: Counter[str] = Counter()
+        self._actors: set[tuple[str, int]] = set()
+        self._images = self._shards = self._retries = 0
+
+    def add(self, receipt: Receipt) -> None:
+        self._seconds.update(receipt.timings)
+        execution = dict(receipt.execution)
+        self._actors.add((execution.pop("node", ""), execution.pop("pid", 0)))
+        self._executions[json.dumps(execution, sort_keys=True)] += 1
+        self._images += receipt.stop - receipt.start
+        self._shards += 1
+        self._retries += receipt.storage_retries
+
+    def to_json(self) -> dict[str, Any]:
+        stages = {
+            name: round(seconds, 3) for name, seconds in sorted(self._seconds.items()) if name != "wall"
+        }
+        return {
+            "images": self._images,
+            "shards": self._shards,
+            "actors": len(self._actors),
+            "storage_retries": self._retries,
+            "shard_wall_s": round(self._seconds["wall"], 3),
+            "stages_s": stages,
+            "execution": [
+                json.loads(execution) | {"shards": shards}
+                for execution, shards in sorted(self._executions.items())
+            ],
+        }

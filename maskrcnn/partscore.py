@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from .averages import Tally
 from .errors import RunError, UsageError
-from .parts import Part
+from .parquet import Part
 from .scoring import Expected, Found, Kind, Objects, Weighed, weigh
 from .storage import Storage
 from .truth import ANNOTATIONS

@@ -23,7 +23,7 @@ from torchvision.ops import box_iou
 
 from .decode import Limits, decode_image
 from .model import Model, build_network, save_model
-from .parts import Part, read_table
+from .parquet import Part, read_table
 from .rle import rle_areas, rle_boxes_xyxy
 from .schema import ImageResult, instances_table
 from .storage import Storage

@@ -35,9 +35,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ItemError, MaskrcnnError
+from .geometry import Rect
 from .geotiff import MAX_BLOCK_BYTES, RasterInfo, Source, faults, open_tiff, parse_crs, raster_info, read_info
 from .radiometry import Radiometry, ToRgb, check_radiometry, parse_radiometry, percentiles_of, resolved
-from .windows import Rect
 
 __all__ = [
     "MAX_BLOCK_BYTES",

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,62 +26,48 @@ import pyarrow.compute as pc
 
 from . import coco
 from .assemble import assemble, located
-from .closeups import draw_closeups
-from .decode import Limits, decode_image
 from .errors import RunError, UsageError
 from .frozen import ManifestReader, check_manifest, read_items, read_rows
-from .gallery import draw_gallery, pick_gallery
 from .geo import write_geoparquet
 from .items import Items
-from .ledger import Ledger, check_complete, choose, collect
-from .maps import draw_maps
 from .overlay import Group, GroupReader, Redone, group_shards
-from .parts import (
+from .parquet import (
     GEO,
     IMAGES,
     INSTANCES,
     PIECES,
-    SHARDS,
     TABLES,
     WINDOWS,
     File,
-    Part,
     read_checked,
     write_table,
     write_tables,
 )
+from .parts import SHARDS, Ledger, check_complete, choose, collect
 from .plan import Plan, check_run, plan_file, read_plans, read_run
-from .report import render_report
 from .rle import MAX_PIXELS
 from .schema import INSTANCES as INSTANCES_SCHEMA
 from .schema import SCHEMA_VERSION
 from .stats import Stats
-from .storage import Storage, read_input
-from .types import Category, Pixels
+from .storage import Storage
+from .success import (
+    COCO,
+    SUCCESS,
+    RunAll,
+    categories_of,
+    coco_info,
+    finished,
+    parts_of,
+    refuse_outdated,
+    run_here,
+)
+from .types import Category
 
 log = logging.getLogger("maskrcnn")
 
-SUCCESS: Final = "_SUCCESS"
-COCO: Final = "coco"
-GALLERY_IMAGES: Final = 12
-
-
-class RunAll(Protocol):
-    """Applies a function to each argument, anywhere, and gives the results in order."""
-
-    def __call__(self, function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:
-        """Return `[function(argument) for argument in arguments]`."""
-        ...
-
-
-def run_here(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:
-    """Apply a function to each argument in this process."""
-    return [function(argument) for argument in arguments]
-
-
-def categories_of(run: dict[str, Any]) -> tuple[Category, ...]:
-    """Return the categories that `run.json` records."""
-    return tuple(Category(entry["id"], entry["name"]) for entry in run["model"]["categories"])
+WriteReport = Callable[[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]], str]
+"""Writes `report.html` from the run's directory and the content of `run.json`, `stats.json`, `timings.json` and
+`_SUCCESS`; returns its path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,20 +193,6 @@ def _write_whole(storage: Storage, group: Group, items: Items, reader: GroupRead
     return Written(tuple(files), whole.stats, {row["values"]: row["counts"] for row in status})
 
 
-def refuse_outdated(storage: Storage, generation: int) -> None:
-    """Raise RunError where a generation was planned after this one, whose tables are the ones that count."""
-    if storage.exists(plan_file(generation + 1)):
-        raise RunError(
-            f"{storage.url}: generation {generation + 1} was planned meanwhile by another command; "
-            "`maskrcnn retry` continues that"
-        )
-
-
-def coco_info(run: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    """Return the field `info` of a run's COCO files; the date is that of the first plan, which nobody overwrites."""
-    return {"description": f"maskrcnn-ray, model {run['model']['name']}", "date_created": plan.created}
-
-
 def _write_coco(
     url: str, categories: Sequence[Category], info: dict[str, Any], file: coco.CocoFile
 ) -> list[str]:
@@ -230,43 +202,10 @@ def _write_coco(
     return [file.dataset_target, file.results_target]
 
 
-def _write_report(
-    url: str, sources: tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]
-) -> str:
-    storage = Storage(url)
-    run, stats, timings, success = sources
-    parts, items = parts_of(success), read_items(storage)
-    if items is not None:
-        page = _windowed_report(storage, sources, parts, items)
-        storage.write("report.html", page.encode())
-        return "report.html"
-    limits = Limits(run["settings"]["max_pixels"], run["settings"]["max_bytes"], float("inf"))
-
-    def read_pixels(uri: str) -> Pixels:
-        return decode_image(read_input(uri, limits.max_bytes), limits).pixels
-
-    gallery = draw_gallery(pick_gallery(storage, parts, GALLERY_IMAGES), read_pixels, categories_of(run))
-    storage.write("report.html", render_report(run, stats, timings, gallery).encode())
-    return "report.html"
-
-
-def _windowed_report(
-    storage: Storage,
-    sources: tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]],
-    parts: Sequence[Part],
-    items: Items,
-) -> str:
-    run, stats, timings, success = sources
-    gallery = draw_closeups(storage, run, items, parts, categories_of(run), GALLERY_IMAGES)
-    images, geo = ([entry["path"] for entry in success["parts"][table]] for table in (IMAGES, GEO))
-    maps = draw_maps(storage, items, images, geo, Stats.from_json(stats))
-    pieces = sum(entry["rows"] for entry in success["parts"][PIECES])
-    return render_report(run, stats, timings, gallery, maps, success["windows"] | {"pieces": pieces})
-
-
 def reduce_run(
     url: str,
     *,
+    write_report: WriteReport | None,
     coco_mode: str = "auto",
     run_all: RunAll = run_here,
     wall_s: float | None = None,
@@ -278,6 +217,8 @@ def reduce_run(
 
     Args:
         url: the run's directory.
+        write_report: writes the report of the finished tables, `visualization.run_report.write_report`; None: no
+            report.
         coco_mode: `auto`, `always` or `never`; see `coco.plan_files`.
         run_all: how the heavy steps are spread.
         wall_s: seconds that the sweep of the latest generation took, for `timings.json`; None where it was not
@@ -301,7 +242,7 @@ def reduce_run(
     refuse_outdated(storage, gathered.latest.generation)
     storage.remove(SUCCESS)
     try:
-        return _write_all(storage, gathered, coco_mode, run_all, wall_s)
+        return _write_all(storage, gathered, coco_mode, write_report, run_all, wall_s)
     except (RunError, FileNotFoundError) as error:
         # What a late reduce wrote may have replaced what the later generation wrote, which is to be reduced again.
         if storage.exists(plan_file(gathered.latest.generation + 1)):
@@ -312,7 +253,12 @@ def reduce_run(
 
 
 def _write_all(
-    storage: Storage, gathered: Gathered, coco_mode: str, run_all: RunAll, wall_s: float | None
+    storage: Storage,
+    gathered: Gathered,
+    coco_mode: str,
+    write_report: WriteReport | None,
+    run_all: RunAll,
+    wall_s: float | None,
 ) -> dict[str, Any]:
     """Write all that users read, and last `_SUCCESS`; return its content."""
     url = storage.url
@@ -327,7 +273,8 @@ def _write_all(
     info, categories = coco_info(gathered.run, gathered.plans[0]), categories_of(gathered.run)
     written = run_all(functools.partial(_write_coco, url, categories, info), files)
     success["coco"] = [path for paths in written for path in paths]
-    run_all(functools.partial(_write_report, url), [(gathered.run, stats, timings, success)])
+    if write_report is not None:
+        run_all(functools.partial(write_report, url), [(gathered.run, stats, timings, success)])
     _commit(storage, success)
     return success
 
@@ -399,39 +346,6 @@ def _commit(storage: Storage, success: dict[str, Any]) -> None:
 
 def _written(storage: Storage) -> set[str]:
     return {path for folder in (*TABLES, COCO) for path in storage.list(folder)}
-
-
-def finished(storage: Storage, plan: Plan) -> dict[str, Any] | None:
-    """Return the content of `_SUCCESS` where it is of this plan's generation, else None.
-
-    Raises:
-        RunError: it is broken.
-    """
-    success = read_success(storage)
-    return success if success is not None and success["generation"] == plan.generation else None
-
-
-def read_success(storage: Storage) -> dict[str, Any] | None:
-    """Return the content of `_SUCCESS`, or None while the run is not finished.
-
-    Raises:
-        RunError: it is broken.
-    """
-    try:
-        success: dict[str, Any] = json.loads(storage.read(SUCCESS))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise RunError(
-            f"{storage.url}/{SUCCESS} is broken; remove it, and run `maskrcnn segment` again"
-        ) from error
-    return success
-
-
-def parts_of(success: dict[str, Any]) -> list[Part]:
-    """Return the parts that `_SUCCESS` lists."""
-    both = zip(success["parts"][IMAGES], success["parts"][INSTANCES], strict=True)
-    return [Part(i["path"], j["path"], i["rows"], j["rows"]) for i, j in both]
 
 
 def _pace(wall_s: float | None, images: int) -> dict[str, Any]:

@@ -23,12 +23,19 @@ from .charts import (
     seconds_text,
     size_map,
 )
+from .closeups import draw_closeups
+from .decode import Limits, decode_image
 from .errors import ERROR_CODES
-from .gallery import GalleryItem, GalleryPick, draw_gallery, pick_gallery
-from .maps import Maps
+from .frozen import read_items
+from .gallery import GalleryItem, draw_gallery, pick_gallery
+from .inputs import read_input
+from .items import Items
+from .maps import Maps, draw_maps
+from .parquet import GEO, IMAGES, PIECES, Part
 from .stats import HALF, Stats, summary
-
-__all__ = ["GalleryItem", "GalleryPick", "draw_gallery", "pick_gallery", "render_report"]
+from .storage import Storage
+from .success import categories_of, parts_of
+from .types import Pixels
 
 LISTED_CATEGORIES: Final = 25
 """Rows of the table of categories that are seen at once; the others unfold."""
@@ -165,3 +172,49 @@ def render_report(
             ("Versions", _facts(run.get("versions", {}))),
         ],
     )
+
+
+GALLERY_IMAGES: Final = 12
+
+
+def write_report(
+    url: str, sources: tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]
+) -> str:
+    """Write `report.html` of a run whose tables stand; what `reduce_run` is passed to do so.
+
+    Args:
+        url: the run's directory.
+        sources: the content of `run.json`, `stats.json`, `timings.json` and `_SUCCESS`.
+
+    Returns:
+        The path of the page below the run's directory.
+    """
+    storage = Storage(url)
+    run, stats, timings, success = sources
+    parts, items = parts_of(success), read_items(storage)
+    if items is not None:
+        page = _windowed_report(storage, sources, parts, items)
+        storage.write("report.html", page.encode())
+        return "report.html"
+    limits = Limits(run["settings"]["max_pixels"], run["settings"]["max_bytes"], float("inf"))
+
+    def read_pixels(uri: str) -> Pixels:
+        return decode_image(read_input(uri, limits.max_bytes), limits).pixels
+
+    gallery = draw_gallery(pick_gallery(storage, parts, GALLERY_IMAGES), read_pixels, categories_of(run))
+    storage.write("report.html", render_report(run, stats, timings, gallery).encode())
+    return "report.html"
+
+
+def _windowed_report(
+    storage: Storage,
+    sources: tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]],
+    parts: Sequence[Part],
+    items: Items,
+) -> str:
+    run, stats, timings, success = sources
+    gallery = draw_closeups(storage, run, items, parts, categories_of(run), GALLERY_IMAGES)
+    images, geo = ([entry["path"] for entry in success["parts"][table]] for table in (IMAGES, GEO))
+    maps = draw_maps(storage, items, images, geo, Stats.from_json(stats))
+    pieces = sum(entry["rows"] for entry in success["parts"][PIECES])
+    return render_report(run, stats, timings, gallery, maps, success["windows"] | {"pieces": pieces})

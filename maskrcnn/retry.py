@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 from .config import default_shard_images
 from .errors import ERROR_CODES, ItemError, RunError, UsageError
 from .frozen import ROWS, ManifestReader, read_items, write_rows
+from .inputs import stat_input
 from .items import Items
-from .ledger import choose
-from .parts import WINDOWS
+from .objects import InputStat
+from .parquet import WINDOWS
+from .parts import choose
 from .plan import Plan, create_plan
-from .reduce import finished, parts_of
-from .storage import InputStat, Storage, stat_input
+from .storage import Storage
+from .success import finished, parts_of
 from .web import is_web
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from .errors import UsageError
-from .parts import IMAGES, INSTANCES, read_table
+from .parquet import IMAGES, INSTANCES, read_table
 from .plan import read_run
-from .reduce import categories_of, read_success
 from .storage import Storage
+from .success import categories_of, read_success
 from .types import Category
 
 

@@ -31,14 +31,12 @@ from numpy.typing import NDArray
 
 from .decode import DecodedImage, Limits, decode_image, image_size
 from .errors import ItemError, RunError, UsageError
+from .geometry import Rect, Sized, Strip
 from .geotiff import raster_info
-from .items import Sized
+from .inputs import open_input
 from .radiometry import Radiometry, check_radiometry
 from .raster import RasterReader, sample
 from .sniff import format_of
-from .storage import open_input
-from .tiles import Strip
-from .windows import Rect
 
 DECODE_TIMEOUT_S: Final = 60.0
 """For one image. The largest that the limits allow takes some five seconds."""

@@ -28,8 +28,9 @@ from torch.multiprocessing.spawn import spawn
 from torchvision.models.detection import MaskRCNN
 
 from .baseline import color_meanings, threshold_colors
+from .efficientnet import EfficientNetLite0
 from .evaluate import average_precision
-from .model import EfficientNetLite0, build_network, save_model
+from .model import build_network, save_model
 from .scenes import CATEGORIES, Scene, coco_dataset, render_scene, statistics
 
 logger = logging.getLogger(__name__)

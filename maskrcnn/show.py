@@ -13,26 +13,16 @@ from numpy.typing import NDArray
 
 from .closeups import Focus, look_around, region_around, region_pixels
 from .decode import Limits, decode_image
-from .display import (
-    CELL_PX,
-    DISPLAY_SCORE,
-    SMALLEST_PX,
-    Cell,
-    blank,
-    draw_legibly,
-    mask_cells,
-    short,
-    taken,
-)
+from .display import CELL_PX, DISPLAY_SCORE, SMALLEST_PX, Cell, blank, draw_legibly, mask_cells, short
 from .errors import ERROR_CODES, ItemError, RunError, UsageError
 from .frozen import read_items
+from .geometry import Rect
+from .inputs import read_input
 from .items import Items
 from .lookup import ImageRow, RunReader, find_images, first_images, where, worst_images
 from .sandbox import Decoders
-from .storage import read_input
 from .types import Category, Detections, Pixels
 from .visualize import instance_color
-from .windows import Rect
 
 WHOLE_PIXELS: Final = 2**22
 """In runs of windows, larger images are shown around instances."""
@@ -176,12 +166,12 @@ def _failed(image: ImageRow) -> View | None:
     if image.width is not None and image.height is not None and image.status != "failed":
         return None
     why = ERROR_CODES.get(image.error or "", image.status)
-    return View(image.name, image.image_id, nothing(1, 1), (), None, f"It failed in the run: {why}.")
+    return View(image.name, image.image_id, Detections.empty(1, 1), (), None, f"It failed in the run: {why}.")
 
 
 def _without(image: ImageRow, fault: ItemError | RunError) -> View:
     why = ERROR_CODES[fault.code] if isinstance(fault, ItemError) else "not from this machine"
-    found = nothing(image.height or 1, image.width or 1)
+    found = Detections.empty(image.height or 1, image.width or 1)
     return View(image.name, image.image_id, found, (), None, f"The image cannot be read any more: {why}.")
 
 
@@ -195,7 +185,7 @@ def _some(
 ) -> View:
     wanted = _wanted(detections.labels, detections.scores, choice, min_score, labels)
     numbers = tuple(wanted.tolist())
-    return View(image.name, image.image_id, taken(detections, wanted), numbers, pixels, choice.note)
+    return View(image.name, image.image_id, detections.take(wanted), numbers, pixels, choice.note)
 
 
 def _wanted(
@@ -211,21 +201,6 @@ def _wanted(
     if choice.instances is not None:
         keep &= np.isin(np.arange(len(found)), choice.instances)
     return np.flatnonzero(keep)
-
-
-def nothing(height: int, width: int) -> Detections:
-    """Return the detections of an image in which nothing was found."""
-    return Detections(
-        height=height,
-        width=width,
-        boxes=np.zeros((0, 4), np.float32),
-        labels=np.zeros(0, np.int32),
-        scores=np.zeros(0, np.float32),
-        masks=(),
-        areas=np.zeros(0, np.int64),
-        mask_boxes=np.zeros((0, 4), np.int32),
-        capped=False,
-    )
 
 
 # Runs of windows
@@ -264,7 +239,7 @@ def _windowed(
         keep = np.arange(len(pick.detections)) == pick.focus
         if choice.instances is None:
             keep |= _is_in(pick.detections.labels, labels)
-        found = taken(pick.detections, np.flatnonzero(keep))
+        found = pick.detections.take(np.flatnonzero(keep))
         at = int(keep[: pick.focus].sum())
         numbers = tuple(focus.number if place == at else -1 for place in range(len(found)))
         note = f"from column {focus.region.col_off:,}, row {focus.region.row_off:,}"
@@ -360,7 +335,7 @@ def cells_of(view: View, categories: Sequence[Category], side: int, *, masks: bo
 
 def _in_focus(view: View) -> View:
     focus = view.focus or 0
-    only = taken(view.detections, np.array([focus]))
+    only = view.detections.take(np.array([focus]))
     return View(view.name, view.image_id, only, (view.numbers[focus],), view.pixels)
 
 

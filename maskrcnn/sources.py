@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from .errors import RunError, UsageError
-from .storage import Storage, is_remote, list_inputs
-from .stores import split_url
+from .inputs import list_inputs
+from .storage import Storage
+from .stores import is_remote, split_url
 from .web import is_web, shown
 
 MANIFEST_SUFFIXES: Final = (".txt", ".csv", ".parquet", ".json")

@@ -10,9 +10,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .geometry import Rect
 from .runs import Ints, Runs, ranges
 from .unrle import read_runs
-from .windows import Grid, Rect
+from .windows import Grid
 
 TOLERANCE_PX: Final = 4
 """By so much may two windows' masks of one object differ, each by half of it from the truth."""

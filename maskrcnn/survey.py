@@ -18,8 +18,9 @@ from .config import Compute
 from .decode import Limits
 from .errors import STORAGE_CODES, ItemError, RunError
 from .frozen import write_grid
+from .geometry import Sized
 from .geotiff import parse_crs
-from .items import Cutting, Sized, number_windows
+from .items import Cutting, number_windows
 from .plan import Plan
 from .radiometry import Radiometry, parse_radiometry, percentiles_of, resolved
 from .raster import sampling

@@ -6,34 +6,14 @@ all its windows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .decode import DecodedImage
 from .errors import ItemError
-from .types import Pixels
-from .windows import Rect
-
-Entry = dict[str, Any]
-"""A row of the table `schema.ITEMS`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Strip:
-    """A rectangle of a raster."""
-
-    pixels: Pixels
-    """(height, width, 3), RGB, uint8; zeros where nothing is valid."""
-    valid: NDArray[np.bool_]
-    """(height, width) whether a pixel is neither nodata, nor masked, nor transparent."""
-    broken: tuple[tuple[Rect, ItemError], ...] = ()
-    """Where blocks could not be read, in the raster's pixels, and why."""
-
+from .geometry import Entry, Rect, Strip
 
 ReadWhole = Callable[[Entry], DecodedImage]
 """Reads and decodes an image. Raises ItemError."""

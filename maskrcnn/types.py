@@ -5,7 +5,7 @@ area`) from there; `schema.instances_table` is the one place that renames.
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -90,6 +90,34 @@ class Detections:
         if self.frames is not None:
             return self.frames[:, [3, 2]]
         return np.tile(np.array([self.height, self.width], np.int32), (len(self), 1))
+
+    @staticmethod
+    def empty(height: int, width: int) -> "Detections":
+        """Return the detections of an image of this size in which nothing was found."""
+        return Detections(
+            height=height,
+            width=width,
+            boxes=np.zeros((0, 4), np.float32),
+            labels=np.zeros(0, np.int32),
+            scores=np.zeros(0, np.float32),
+            masks=(),
+            areas=np.zeros(0, np.int64),
+            mask_boxes=np.zeros((0, 4), np.int32),
+            capped=False,
+        )
+
+    def take(self, indices: NDArray[np.intp]) -> "Detections":
+        """Return some of the instances, by (K,) indices, in that order."""
+        return replace(
+            self,
+            boxes=self.boxes[indices],
+            labels=self.labels[indices],
+            scores=self.scores[indices],
+            masks=tuple(self.masks[i] for i in indices.tolist()),
+            areas=self.areas[indices],
+            mask_boxes=self.mask_boxes[indices],
+            frames=None if self.frames is None else self.frames[indices],
+        )
 
     def rles(self) -> list[dict[str, Any]]:
         """Return the masks as `pycocotools.mask` takes them: [{"size": [height, width], "counts": bytes}]."""

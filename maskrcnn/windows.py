@@ -8,41 +8,18 @@ shard, so that each block of the file is decoded once for all of them. All of it
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .geometry import Rect
 
 TILE_WINDOWS: Final = 144
 """At most so many windows a tile, where a file can be read in parts. Of 1024 pixels, a quarter shared, on blocks of
 512, 5 columns by 28 rows decode 1.16 times the pixels of the raster."""
 TILE_COLUMNS: Final = 5
 """A reader holds a row of a tile's windows."""
-
-
-class Rect(NamedTuple):
-    """A rectangle of pixels, in rasterio's words and order."""
-
-    col_off: int
-    row_off: int
-    width: int
-    height: int
-
-    @property
-    def right(self) -> int:
-        """The column after the last."""
-        return self.col_off + self.width
-
-    @property
-    def bottom(self) -> int:
-        """The row after the last."""
-        return self.row_off + self.height
-
-    def shared(self, other: "Rect") -> "Rect":
-        """Return what two rectangles share; width or height is zero where that is nothing."""
-        left, top = max(self.col_off, other.col_off), max(self.row_off, other.row_off)
-        right, bottom = min(self.right, other.right), min(self.bottom, other.bottom)
-        return Rect(left, top, max(right - left, 0), max(bottom - top, 0))
 
 
 @dataclass(frozen=True)

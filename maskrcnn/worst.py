@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from .closeups import cropped, region_around, region_pixels
+from .closeups import region_around, region_pixels
+from .crop import crop_detections
 from .decode import Limits
-from .display import taken
 from .errors import ERROR_CODES, ItemError, RunError
 from .evaluation import Evaluation, Shares
 from .frozen import read_items
+from .geometry import Rect
 from .lookup import ImageRow, RunReader
 from .matching import Edges, match, overlaps
 from .partscore import masks_of
 from .rle import rle_areas, rle_boxes_xyxy
 from .sandbox import Decoders
 from .scoring import SURE
-from .show import WHOLE_PIXELS, focus_on, nothing, read_image
+from .show import WHOLE_PIXELS, focus_on, read_image
 from .types import Category, Detections, Pixels
 from .visualize import Color, draw_instances
-from .windows import Rect
 
 PICTURES: Final = 9
 PICTURE_PX: Final = 520
@@ -134,7 +134,7 @@ def _sides(
     """Return both sides of an image, labelled by category from 1."""
     found = reader.detections(image)
     known = np.array([of_run.get(label, -1) for label in found.labels.tolist()], np.int64)
-    found = taken(found, np.flatnonzero((known >= 0) & (found.scores >= SURE)))
+    found = found.take(np.flatnonzero((known >= 0) & (found.scores >= SURE)))
     labels = np.array([of_run[label] + 1 for label in found.labels.tolist()], np.int32)
     truth, crowd = _truth(image, share, place)
     fitting = len(truth) > 0 and len(found) > 0
@@ -176,7 +176,7 @@ def _truth(image: ImageRow, share: pa.Table, place: int) -> tuple[Detections, ND
         masks = masks_of(share, pa.table({"height": heights, "width": widths}))
     kept = [k for k, mask in enumerate(masks) if list(mask["size"]) == size]
     if not kept:
-        return nothing(*size), np.zeros(0, np.bool_)
+        return Detections.empty(*size), np.zeros(0, np.bool_)
     share, masks = share.take(pa.array(kept)), [masks[k] for k in kept]
     left, top, width, height = (share[name].to_numpy() for name in ("x", "y", "width", "height"))
     texts = [mask["counts"] for mask in masks]
@@ -208,7 +208,7 @@ def _within(sides: _Sides, region: Rect) -> _Sides:
         xmin, ymin, xmax, ymax = detections.boxes.T
         inside = (xmin < region.right) & (ymin < region.bottom)
         inside &= (xmax > region.col_off) & (ymax > region.row_off)
-        yield cropped(taken(detections, np.flatnonzero(inside)), region)
+        yield crop_detections(detections.take(np.flatnonzero(inside)), region)
         yield right[inside]
 
     return _Sides(*seen(sides.truth, sides.truth_right), *seen(sides.found, sides.found_right))

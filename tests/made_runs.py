@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn.parts import write_table
+from maskrcnn.parquet import write_table
 from maskrcnn.planted import PLANTED_CATEGORIES, png
 from maskrcnn.rle import encode_changes
 from maskrcnn.runs import ranges

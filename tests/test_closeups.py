@@ -17,18 +17,19 @@ from pycocotools import mask as coco_mask
 from windowed import compute_of, mosaic, run_windows, write_geotiff
 
 from maskrcnn import closeups, schema
-from maskrcnn.closeups import cropped, draw_closeups, look_around, pick_foci, region_around
+from maskrcnn.closeups import draw_closeups, look_around, pick_foci, region_around
+from maskrcnn.crop import crop_detections
 from maskrcnn.frozen import read_items
+from maskrcnn.geometry import Rect
 from maskrcnn.mosaic import color_of, ground, objects_in, paint
-from maskrcnn.parts import Part, write_table
+from maskrcnn.parquet import Part, write_table
 from maskrcnn.plan import read_run
 from maskrcnn.planted import PLANTED_CATEGORIES, PlantedInstance, png
-from maskrcnn.reduce import parts_of
 from maskrcnn.rle import crop_to_rle
 from maskrcnn.schema import ImageResult
 from maskrcnn.storage import Storage
+from maskrcnn.success import parts_of
 from maskrcnn.types import Category, Detections, Pixels
-from maskrcnn.windows import Rect
 
 pytest.importorskip("rasterio")
 
@@ -157,7 +158,7 @@ def test_cropped_masks_are_the_cropped_pixels(data: st.DataObject) -> None:
     region = Rect(left, top, data.draw(st.integers(1, width - left)), data.draw(st.integers(1, height - top)))
     whole = _detections(masks, height, width)
     inside = masks[:, top : region.bottom, left : region.right]
-    found = cropped(whole, region)
+    found = crop_detections(whole, region)
     assert [coco_mask.decode(rle).tolist() for rle in found.rles()] == inside.astype(int).tolist()
     assert found.areas.tolist() == inside.sum(axis=(1, 2)).tolist()
     # The same, each drawn in a frame of its own.
@@ -168,7 +169,10 @@ def test_cropped_masks_are_the_cropped_pixels(data: st.DataObject) -> None:
         frames[k] = x, y, width - x, height - y
         texts.append(crop_to_rle(mask[y:, x:], 0, 0, height - y, width - x))
     framed = replace(_detections(masks, height, width), masks=tuple(texts), frames=frames)
-    assert cropped(framed, region).masks == cropped(_detections(masks, height, width), region).masks
+    assert (
+        crop_detections(framed, region).masks
+        == crop_detections(_detections(masks, height, width), region).masks
+    )
 
 
 def _detections(masks: NDArray[np.bool_], height: int, width: int, box: float = 1.0) -> Detections:

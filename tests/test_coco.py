@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from maskrcnn import coco
 from maskrcnn.errors import RunError, UsageError
-from maskrcnn.parts import Part, write_table
+from maskrcnn.parquet import Part, write_table
 from maskrcnn.rle import rle_areas, rle_boxes_xyxy
 from maskrcnn.schema import INSTANCES, MANIFEST, ImageResult, images_table, instances_table
 from maskrcnn.storage import Storage

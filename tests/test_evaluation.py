@@ -27,14 +27,9 @@ from maskrcnn.evaluate import average_precision
 from maskrcnn.evaluation import Asked, evaluating
 from maskrcnn.mosaic import MosaicSegmenter
 from maskrcnn.overlay import group_shards
-from maskrcnn.planted import (
-    PLANTED_CATEGORIES,
-    PlantedSegmenter,
-    best_of,
-    planted_instances,
-    write_planted,
-)
+from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter, best_of, planted_instances, write_planted
 from maskrcnn.reduce import reduce_run
+from maskrcnn.report import write_report
 from maskrcnn.rle import crop_to_rle
 from maskrcnn.storage import Storage
 from maskrcnn.types import Detections, Pixels
@@ -80,7 +75,7 @@ def finish(output: Path, source: str, segmenter: PlantedSegmenter) -> None:
         worker.run_shard(shard)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("maskrcnn.reduce.group_shards", functools.partial(group_shards, part_bytes=1))
-        reduce_run(str(output))
+        reduce_run(str(output), write_report=write_report)
 
 
 @pytest.fixture(scope="module")

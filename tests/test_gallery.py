@@ -14,7 +14,7 @@ from PIL import Image
 from maskrcnn import schema
 from maskrcnn.errors import ItemError
 from maskrcnn.gallery import draw_gallery, pick_gallery
-from maskrcnn.parts import Part, write_table
+from maskrcnn.parquet import Part, write_table
 from maskrcnn.rle import crop_to_rle
 from maskrcnn.schema import ImageResult
 from maskrcnn.storage import Storage

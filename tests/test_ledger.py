@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskrcnn.errors import RunError
-from maskrcnn.ledger import Ledger, check_complete, choose, collect
-from maskrcnn.parts import File, Receipt, commit
+from maskrcnn.parquet import File
+from maskrcnn.parts import Ledger, Receipt, check_complete, choose, collect, commit
 from maskrcnn.plan import Plan
 from maskrcnn.stats import Stats
 from maskrcnn.storage import Storage

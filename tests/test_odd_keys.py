@@ -17,6 +17,7 @@ from maskrcnn.config import Compute
 from maskrcnn.decode import Limits
 from maskrcnn.planted import PlantedInstance, PlantedSegmenter, plant, png
 from maskrcnn.reduce import reduce_run
+from maskrcnn.report import write_report
 from maskrcnn.storage import Storage
 from maskrcnn.worker import ShardWorker
 
@@ -122,7 +123,7 @@ def run(source: str, output: str, images_root: str | None = None) -> list[dict[s
     worker = ShardWorker(storage, PlantedSegmenter(), LIMITS, {"node": "here"})
     for shard in plan:
         worker.run_shard(shard)
-    reduce_run(output)
+    reduce_run(output, write_report=write_report)
     done = maskrcnn.open_run(output)
     scores: dict[int, list[float]] = {}
     for row in done.instances().select(["image_id", "score"]).to_pylist():

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskrcnn.errors import RunError
-from maskrcnn.ledger import Chosen
 from maskrcnn.overlay import Group, GroupReader, Piece, Redone, group_shards, overlaid
-from maskrcnn.parts import File, write_table
+from maskrcnn.parquet import File, write_table
+from maskrcnn.parts import Chosen
 from maskrcnn.schema import INSTANCES_PER_IMAGE, METADATA, ImageResult, images_table, instances_table
 from maskrcnn.stats import Stats
 from maskrcnn.storage import Storage

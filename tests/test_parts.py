@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from maskrcnn import parts
-from maskrcnn.parts import write_table, write_tables
+from maskrcnn import parquet
+from maskrcnn.parquet import write_table, write_tables
 from maskrcnn.schema import INSTANCES, MANIFEST, ImageResult, images_table
 from maskrcnn.storage import Storage
 
@@ -67,7 +67,7 @@ def test_every_reader_takes_a_file_and_finds_the_rows(tmp_path, table):
     again = pq.read_table(path)
     assert again.schema.equals(table.schema, check_metadata=True)
     assert again.equals(table)
-    assert parts.read_table(Storage(str(tmp_path)), "t.parquet").equals(table)
+    assert parquet.read_table(Storage(str(tmp_path)), "t.parquet").equals(table)
 
     by_duckdb = duckdb.sql(f"SELECT * FROM '{path}'").fetchall()
     assert by_duckdb == [tuple(row.values()) for row in table.to_pylist()]
@@ -80,7 +80,7 @@ def test_every_reader_takes_a_file_and_finds_the_rows(tmp_path, table):
 
 
 def test_equal_rows_give_equal_bytes_however_they_come(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "ROW_GROUP_ROWS", 100)
+    monkeypatch.setattr(parquet, "ROW_GROUP_ROWS", 100)
     storage, table = Storage(str(tmp_path)), instances(1234)
     cuts = [[table], [table.slice(k, 7) for k in range(0, len(table), 7)], [table.slice(0, 0), table]]
     files = [write_tables(storage, f"{k}.parquet", table.schema, pieces) for k, pieces in enumerate(cuts)]
@@ -91,7 +91,7 @@ def test_equal_rows_give_equal_bytes_however_they_come(tmp_path, monkeypatch):
 
 
 def test_a_reader_can_pass_over_row_groups_without_an_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "ROW_GROUP_ROWS", 100)
+    monkeypatch.setattr(parquet, "ROW_GROUP_ROWS", 100)
     table = instances(400)
     write_table(Storage(str(tmp_path)), "t.parquet", table)
     footer = pq.read_metadata(tmp_path / "t.parquet")

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from maskrcnn.errors import ItemError, RunError, UsageError
+from maskrcnn.geometry import Rect
 from maskrcnn.raster import (
     Radiometry,
     RasterInfo,
@@ -29,7 +30,6 @@ from maskrcnn.raster import (
     sampling,
 )
 from maskrcnn.storage import Storage
-from maskrcnn.windows import Rect
 
 rasterio = pytest.importorskip("rasterio")
 pyproj = pytest.importorskip("pyproj")

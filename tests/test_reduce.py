@@ -13,9 +13,11 @@ from maskrcnn.errors import RunError, UsageError
 from maskrcnn.manifest import read_inputs, write_manifest
 from maskrcnn.plan import Plan, write_run
 from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
-from maskrcnn.reduce import parts_of, read_success, reduce_run
+from maskrcnn.reduce import reduce_run
+from maskrcnn.report import write_report
 from maskrcnn.stats import Stats
 from maskrcnn.storage import Storage
+from maskrcnn.success import parts_of, read_success
 from maskrcnn.worker import ShardWorker
 
 ROWS = 30
@@ -51,7 +53,7 @@ def images(tmp_path: Path) -> Path:
 
 def test_tables_coco_and_statistics_agree(tmp_path: Path, images: Path) -> None:
     storage = swept(tmp_path / "run", images)
-    success = reduce_run(storage.url)
+    success = reduce_run(storage.url, write_report=write_report)
     run = maskrcnn.open_run(storage.url)
     by_parquet = dict(
         duckdb.sql(
@@ -74,33 +76,33 @@ def test_tables_coco_and_statistics_agree(tmp_path: Path, images: Path) -> None:
 
 def test_recomputing_the_statistics_from_parquet_gives_the_file(tmp_path: Path, images: Path) -> None:
     storage = swept(tmp_path / "run", images)
-    reduce_run(storage.url)
+    reduce_run(storage.url, write_report=write_report)
     run = maskrcnn.open_run(storage.url)
     assert Stats.of_tables(run.images(), run.instances(), run.categories).to_json() == run.stats
 
 
 def test_reducing_again_gives_the_same_files(tmp_path: Path, images: Path) -> None:
     storage = swept(tmp_path / "run", images)
-    first = reduce_run(storage.url)
+    first = reduce_run(storage.url, write_report=write_report)
     storage.write("images/part-0-00000.parquet", b"left over from a reduce that died")
-    second = reduce_run(storage.url)
+    second = reduce_run(storage.url, write_report=write_report)
     assert first["parts"] == second["parts"]
     assert storage.list("images") == [part.images for part in parts_of(second)]
 
 
 def test_several_attempts_at_a_shard_count_once(tmp_path: Path, images: Path) -> None:
     storage = swept(tmp_path / "run", images)
-    once = reduce_run(storage.url)
+    once = reduce_run(storage.url, write_report=write_report)
     worker = ShardWorker(storage, PlantedSegmenter(), Limits(10**8, 10**8, 1333.0), {})
     worker.run_shard(Plan(1, ROWS, 7, "", "", "")[2])
-    assert reduce_run(storage.url)["parts"] == once["parts"]
+    assert reduce_run(storage.url, write_report=write_report)["parts"] == once["parts"]
 
 
 def test_how_shards_are_cut_changes_no_row(tmp_path: Path, images: Path) -> None:
     runs = []
     for shard_images in (1, 7, 100):
         storage = swept(tmp_path / f"run-{shard_images}", images, shard_images)
-        reduce_run(storage.url)
+        reduce_run(storage.url, write_report=write_report)
         runs.append(maskrcnn.open_run(storage.url))
     assert all(run.instances().equals(runs[0].instances()) for run in runs)
     assert all(run.images().equals(runs[0].images()) for run in runs)
@@ -109,10 +111,10 @@ def test_how_shards_are_cut_changes_no_row(tmp_path: Path, images: Path) -> None
 
 def test_an_unfinished_sweep_is_not_reduced_and_what_stood_stays(tmp_path: Path, images: Path) -> None:
     storage = swept(tmp_path / "run", images)
-    reduce_run(storage.url)
+    reduce_run(storage.url, write_report=write_report)
     storage.remove(storage.list("receipts")[1])
     with pytest.raises(RunError, match="1 of 5 shards are not finished"):
-        reduce_run(storage.url)
+        reduce_run(storage.url, write_report=write_report)
     assert read_success(storage) is not None
 
 
@@ -131,14 +133,14 @@ def test_a_damaged_shard_stops_the_reduce_and_the_tables_stand(
     tmp_path: Path, images: Path, damage: str
 ) -> None:
     storage = swept(tmp_path / "run", images)
-    reduce_run(storage.url)
+    reduce_run(storage.url, write_report=write_report)
     before = {path: storage.read(path) for path in storage.list("images") + storage.list("instances")}
     path = next(p for p in storage.list("shards") if "1-00000002" in p and p.endswith("instances.parquet"))
     damaged(storage, path, damage)
     with pytest.raises(
         RunError, match="not finished" if damage == "missing" else "not what its receipt says"
     ):
-        reduce_run(storage.url)
+        reduce_run(storage.url, write_report=write_report)
     assert read_success(storage) is not None
     assert {path: storage.read(path) for path in before} == before
 
@@ -149,29 +151,29 @@ def test_a_damaged_shard_never_reaches_the_tables(tmp_path: Path, images: Path, 
     path = next(p for p in storage.list("shards") if "1-00000002" in p and p.endswith("instances.parquet"))
     damaged(storage, path, damage)
     with pytest.raises(RunError, match="not what its receipt says"):
-        reduce_run(storage.url)
+        reduce_run(storage.url, write_report=write_report)
     assert read_success(storage) is None
 
 
 def test_after_gc_the_tables_stand_and_cannot_be_made_again(tmp_path: Path, images: Path) -> None:
     storage = swept(tmp_path / "run", images)
-    reduce_run(storage.url)
+    reduce_run(storage.url, write_report=write_report)
     storage.remove_tree("shards")
     with pytest.raises(UsageError, match="they stand"):
-        reduce_run(storage.url)
+        reduce_run(storage.url, write_report=write_report)
     assert maskrcnn.open_run(storage.url).images().num_rows == ROWS
 
 
 def test_a_broken_record_is_named(tmp_path: Path, images: Path) -> None:
     storage = swept(tmp_path / "run", images)
-    reduce_run(storage.url)
+    reduce_run(storage.url, write_report=write_report)
     storage.write("_SUCCESS", b"{")
     with pytest.raises(RunError, match="_SUCCESS is broken"):
         read_success(storage)
     broken = storage.list("receipts")[0]
     storage.write(broken, b"{")
     with pytest.raises(RunError, match="is no receipt"):
-        reduce_run(storage.url)
+        reduce_run(storage.url, write_report=write_report)
 
 
 def test_an_unfinished_run_is_not_opened(tmp_path: Path, images: Path) -> None:
@@ -186,7 +188,7 @@ def test_pandas_reads_the_tables(tmp_path: Path, images: Path) -> None:
     import pandas as pd
 
     storage = swept(tmp_path / "run", images)
-    reduce_run(storage.url)
+    reduce_run(storage.url, write_report=write_report)
     frame = pd.read_parquet(f"{storage.url}/instances").merge(
         pd.read_parquet(f"{storage.url}/images"), on="image_id"
     )

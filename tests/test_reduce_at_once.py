@@ -27,8 +27,10 @@ from maskrcnn.manifest import read_inputs
 from maskrcnn.overlay import group_shards
 from maskrcnn.plan import Plan, create_plan, read_plan, write_run
 from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
-from maskrcnn.reduce import finished, reduce_run
+from maskrcnn.reduce import reduce_run
+from maskrcnn.report import write_report
 from maskrcnn.storage import Storage
+from maskrcnn.success import finished
 from maskrcnn.worker import ShardWorker
 
 GATED = ("write", "create", "remove", "remove_tree", "exists", "size", "list")
@@ -142,7 +144,7 @@ def gated(stage: Stage) -> Iterator[None]:
             patch.setattr(Storage, name, functools.wraps(method)(stopping))
         patch.setattr(Storage, "building", gated_building)
         patch.setattr(reduce, "ThreadPoolExecutor", InOrder)
-        patch.setattr(reduce, "GALLERY_IMAGES", 0)
+        patch.setattr("maskrcnn.report.GALLERY_IMAGES", 0)
         patch.setattr(reduce, "group_shards", functools.partial(group_shards, part_bytes=1))
         try:
             yield
@@ -192,7 +194,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     again = Storage(str(folder / "again"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reduce, "group_shards", functools.partial(group_shards, part_bytes=1))
-        reduce_run(again.url, coco_mode="always")
+        reduce_run(again.url, coco_mode="always", write_report=write_report)
     shutil.copytree(folder / "again", folder / "retry")
     (folder / "images" / "planted-000001.png").write_bytes(sound)
     retry = Storage(str(folder / "retry"))
@@ -231,7 +233,9 @@ def play(
     order = itertools.chain.from_iterable(
         itertools.repeat(name, n) for name, n in zip(itertools.cycle("ab"), turns, strict=False)
     )
-    work = functools.partial(reduce_run, str(output), coco_mode="always", keep_standing=keep)
+    work = functools.partial(
+        reduce_run, str(output), coco_mode="always", keep_standing=keep, write_report=write_report
+    )
     with gated(stage):
         threads = [stage.begin(name, work) for name in steps]
         while living := stage.living(steps):
@@ -270,7 +274,7 @@ def test_a_record_that_stands_is_true_at_every_step(
 ) -> None:
     output = tmp_path_factory.mktemp("run") / "out"
     play(runs, output, kind, turns, keep=keep, kill=kill)
-    reduce_run(str(output), coco_mode="always")
+    reduce_run(str(output), coco_mode="always", write_report=write_report)
     look(output)
     assert (output / "_SUCCESS").exists()
 
@@ -289,9 +293,9 @@ def test_reduces_that_want_different_coco_files_end_with_what_the_record_names(
     for first, second in (("always", "never"), ("never", "always")):
         output = tmp_path / first
         shutil.copytree(runs / "again", output)
-        reduce_run(str(output), coco_mode=first)
+        reduce_run(str(output), coco_mode=first, write_report=write_report)
         look(output)
-        reduce_run(str(output), coco_mode=second)
+        reduce_run(str(output), coco_mode=second, write_report=write_report)
         look(output)
         assert bool(Storage(str(output)).list("coco")) == (second == "always")
 
@@ -315,9 +319,9 @@ def test_a_part_that_goes_before_the_record_is_written_prevents_it(
             with pytest.raises(
                 RunError, match="another command is writing these tables; run `maskrcnn reduce`"
             ):
-                reduce_run(str(output))
+                reduce_run(str(output), write_report=write_report)
         assert not (output / "_SUCCESS").exists()
-        reduce_run(str(output))
+        reduce_run(str(output), write_report=write_report)
         look(output)
 
 
@@ -325,8 +329,8 @@ def test_a_reduce_that_comes_too_late_adds_nothing(runs: Path, tmp_path: Path) -
     output = tmp_path / "run"
     shutil.copytree(runs / "retry", output)
     late = reduce.gather(Storage(str(runs / "again")))
-    success = reduce_run(str(output))
-    categories = reduce.categories_of(late.run)
+    success = reduce_run(str(output), write_report=write_report)
+    categories = success.categories_of(late.run)
     with pytest.raises(
         RunError, match=r"generation 2 was planned meanwhile .* `maskrcnn retry` continues that"
     ):

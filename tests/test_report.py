@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from maskrcnn.errors import RunError
-from maskrcnn.report import GalleryItem, render_report
+from maskrcnn.gallery import GalleryItem
+from maskrcnn.report import render_report
 from maskrcnn.stats import Stats
 from maskrcnn.types import Category
 

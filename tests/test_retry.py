@@ -21,10 +21,12 @@ from maskrcnn.frozen import read_rows
 from maskrcnn.parts import standing_receipts
 from maskrcnn.plan import Plan, pending_of, read_plan, read_plans
 from maskrcnn.planted import PlantedSegmenter, write_planted
-from maskrcnn.reduce import finished, read_success, reduce_run
+from maskrcnn.reduce import reduce_run
+from maskrcnn.report import write_report
 from maskrcnn.retry import failed_inputs, plan_retry
 from maskrcnn.stats import Stats
 from maskrcnn.storage import Storage
+from maskrcnn.success import finished, read_success
 from maskrcnn.worker import ShardWorker
 
 IMAGES = 12
@@ -73,14 +75,14 @@ def swept(storage: Storage, at_most: int = 10**6) -> Storage:
 
 def segmented(collection: Collection, output: Path, shard_images: int = 5) -> Storage:
     storage = swept(planned(collection, output, shard_images))
-    reduce_run(storage.url)
+    reduce_run(storage.url, write_report=write_report)
     return storage
 
 
 def retried(storage: Storage, *only: str) -> Plan | None:
     plan = plan_retry(storage, read_plans(storage), only or None)
     if plan is not None:
-        reduce_run(swept(storage).url)
+        reduce_run(swept(storage).url, write_report=write_report)
     return plan
 
 
@@ -104,7 +106,7 @@ def comparable(storage: Storage) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the report take half of a run's time here."""
-    monkeypatch.setattr("maskrcnn.reduce.GALLERY_IMAGES", 0)
+    monkeypatch.setattr("maskrcnn.report.GALLERY_IMAGES", 0)
 
 
 @pytest.fixture
@@ -180,7 +182,7 @@ def test_a_code_that_is_none_is_refused_with_those_that_are(collection: Collecti
 def test_an_input_that_was_replaced_is_taken_as_it_is_now(collection: Collection, tmp_path: Path) -> None:
     storage = planned(collection, tmp_path / "run")
     (collection.folder / collection.names[4]).write_bytes(b"another file")
-    reduce_run(swept(storage).url)
+    reduce_run(swept(storage).url, write_report=write_report)
     collection.mend(4)
     retry = planned_retry(storage)
     listed = read_rows(storage, retry).to_pylist()
@@ -188,7 +190,7 @@ def test_an_input_that_was_replaced_is_taken_as_it_is_now(collection: Collection
     assert listed == [{"row": 4, "bytes": now.st_size, "etag": f"{now.st_size}-{now.st_mtime_ns}"}]
     # What is changed after that is again none of what was planned.
     (collection.folder / collection.names[4]).write_bytes(b"and another")
-    reduce_run(swept(storage).url)
+    reduce_run(swept(storage).url, write_report=write_report)
     assert errors(storage) == {4: "changed"}
     collection.mend(4)
     retried(storage)
@@ -202,7 +204,7 @@ def test_inputs_on_the_web_are_not_asked_what_they_are_now(tmp_path: Path) -> No
     )
     prepare(request)
     storage = swept(Storage(request.output))
-    reduce_run(storage.url)
+    reduce_run(storage.url, write_report=write_report)
     assert list(errors(storage)) == [0]
     listed = read_rows(storage, planned_retry(storage)).to_pylist()
     assert listed == [{"row": 0, "bytes": None, "etag": None}]
@@ -217,7 +219,7 @@ def test_reducing_a_retry_again_gives_the_same_bytes(collection: Collection, tmp
     before = parts(tmp_path / "run")
     assert sorted(before) == ["images/part-2-00000.parquet", "instances/part-2-00000.parquet"]
     statistics = storage.read("stats.json")
-    reduce_run(storage.url)
+    reduce_run(storage.url, write_report=write_report)
     assert parts(tmp_path / "run") == before
     assert storage.read("stats.json") == statistics
     timings = json.loads(storage.read("timings.json"))
@@ -259,7 +261,7 @@ def test_until_a_retry_is_reduced_the_tables_stand_as_they_are(
     with pytest.raises(
         RunError, match="1 of 2 shards of generation 2 are not finished; run `maskrcnn retry`"
     ):
-        reduce_run(storage.url)
+        reduce_run(storage.url, write_report=write_report)
     with pytest.raises(RunError, match="not finished"):
         collect_garbage(storage.url)
     with pytest.raises(UsageError, match="not finished"):
@@ -268,7 +270,7 @@ def test_until_a_retry_is_reduced_the_tables_stand_as_they_are(
     assert parts(tmp_path / "run") == before
 
     assert status(swept(storage).url)["state"] == "swept"
-    reduce_run(storage.url)
+    reduce_run(storage.url, write_report=write_report)
     assert (status(storage.url)["state"], status(storage.url)["retry"]) == ("finished", None)
     assert errors(storage) == {}
 
@@ -322,8 +324,8 @@ def test_a_shard_whose_files_are_gone_is_done_again_with_the_retry(
     storage.remove_tree("shards/1-00000000")
     assert status(storage.url)["images_done"] == IMAGES - 5
     with pytest.raises(RunError, match="1 of 3 shards are not finished"):
-        reduce_run(swept(Storage(storage.url), at_most=0).url)
-    reduce_run(swept(storage).url)
+        reduce_run(swept(Storage(storage.url), at_most=0).url, write_report=write_report)
+    reduce_run(swept(storage).url, write_report=write_report)
     # What was mended succeeds in both generations, and counts once.
     whole = segmented(collection, tmp_path / "whole")
     assert all(ours == theirs for ours, theirs in zip(comparable(storage), comparable(whole), strict=True))

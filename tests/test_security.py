@@ -39,6 +39,7 @@ from maskrcnn.decode import Limits
 from maskrcnn.errors import MaskrcnnError, UsageError
 from maskrcnn.planted import PlantedSegmenter, write_planted
 from maskrcnn.reduce import reduce_run
+from maskrcnn.report import write_report
 from maskrcnn.storage import Storage
 from maskrcnn.web import read_web
 from maskrcnn.weights import describe_model
@@ -54,7 +55,7 @@ def run_job(source: str, output: str, compute: Compute | None = None) -> None:
     worker = ShardWorker(Storage(output), PlantedSegmenter(), LIMITS, {"node": "here"})
     for shard in plan:
         worker.run_shard(shard)
-    reduce_run(output)
+    reduce_run(output, write_report=write_report)
 
 
 # Canaries: secrets that exist nowhere else

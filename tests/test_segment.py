@@ -17,6 +17,7 @@ from maskrcnn.parts import standing_receipts
 from maskrcnn.plan import check_run, read_plan, read_plans, read_run
 from maskrcnn.planted import PlantedSegmenter, write_planted
 from maskrcnn.reduce import reduce_run
+from maskrcnn.report import write_report
 from maskrcnn.storage import Storage
 from maskrcnn.worker import ShardWorker
 
@@ -104,13 +105,13 @@ def test_a_manifest_that_is_another_is_neither_swept_nor_reduced(request_: Reque
         sweep(request_, plan, Speed("cpu", actors=1))
     storage.write("manifest.parquet", sound)
     run_shards(storage)
-    before = reduce_run(storage.url)
+    before = reduce_run(storage.url, write_report=write_report)
     storage.write("manifest.parquet", sound[:-1])
     with pytest.raises(RunError, match="is not the one that was planned"):
-        reduce_run(storage.url)
+        reduce_run(storage.url, write_report=write_report)
     assert json.loads(storage.read("_SUCCESS")) == before
     storage.write("manifest.parquet", sound)
-    assert reduce_run(storage.url)["parts"] == before["parts"]
+    assert reduce_run(storage.url, write_report=write_report)["parts"] == before["parts"]
 
 
 # How far it is
@@ -127,7 +128,7 @@ def test_status_follows_a_run_to_its_end(request_: Request) -> None:
         facts = status(request_.output)
         seen.append((facts["state"], facts["images_done"], facts["shards_done"], facts["counts"]))
     assert seen == [("unfinished", 0, 0, None), ("unfinished", 2, 1, None), ("swept", 7, 4, None)]
-    reduce_run(storage.url)
+    reduce_run(storage.url, write_report=write_report)
     facts = status(request_.output)
     assert (facts["state"], facts["generation"], facts["retry"]) == ("finished", 1, None)
     assert facts["counts"]["images"] == 7
@@ -153,7 +154,7 @@ def test_only_a_finished_run_is_collected(request_: Request) -> None:
     run_shards(storage)
     with pytest.raises(RunError, match="not finished"):
         collect_garbage(request_.output)
-    reduce_run(storage.url)
+    reduce_run(storage.url, write_report=write_report)
     removed = collect_garbage(request_.output)
     assert removed.pop("files in shards/") == 8
     assert set(removed.values()) == {0}

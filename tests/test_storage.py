@@ -18,8 +18,9 @@ import pytest
 from moto.s3.models import s3_backends
 
 from maskrcnn.errors import ItemError, RunError
-from maskrcnn.storage import Storage, is_remote, join, list_inputs, read_input, stat_input
-from maskrcnn.stores import input_faults, output_faults
+from maskrcnn.inputs import list_inputs, read_input, stat_input
+from maskrcnn.storage import Storage
+from maskrcnn.stores import input_faults, is_remote, join, output_faults
 
 ODD_NAMES = [
     "plain.jpg",

@@ -33,7 +33,8 @@ from hypothesis import strategies as st
 
 from maskrcnn import s3, storage, stores
 from maskrcnn.errors import ItemError, RunError
-from maskrcnn.storage import Storage, list_inputs, read_input, stat_input
+from maskrcnn.inputs import list_inputs, read_input, stat_input
+from maskrcnn.storage import Storage
 from maskrcnn.stores import client_of, count_retry, take_retries
 
 BODY = os.urandom(20_000)

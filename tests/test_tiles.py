@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from maskrcnn.decode import DecodedImage
 from maskrcnn.errors import ItemError
-from maskrcnn.items import Cutting, Sized
-from maskrcnn.tiles import Entry, Strip, read_windows, rect_of
-from maskrcnn.windows import Rect
+from maskrcnn.geometry import Entry, Rect, Sized, Strip
+from maskrcnn.items import Cutting
+from maskrcnn.tiles import read_windows, rect_of
 
 
 def entries_of(image: Sized, cutting: Cutting, row: int = 0, tile: int | None = None) -> list[Entry]:

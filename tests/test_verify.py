@@ -33,10 +33,11 @@ from maskrcnn.decode import Limits
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.evidence import digest_and_size, row_groups
 from maskrcnn.overlay import group_shards
-from maskrcnn.parts import write_tables
+from maskrcnn.parquet import write_tables
 from maskrcnn.plan import Plan, read_plans
 from maskrcnn.planted import PlantedSegmenter, write_planted
 from maskrcnn.reduce import reduce_run
+from maskrcnn.report import write_report
 from maskrcnn.retry import plan_retry
 from maskrcnn.schema import INSTANCES
 from maskrcnn.storage import Storage
@@ -78,7 +79,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_shards(Storage(str(output)), plan)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("maskrcnn.reduce.group_shards", functools.partial(group_shards, part_bytes=1))
-        reduce_run(str(output))
+        reduce_run(str(output), write_report=write_report)
     return output
 
 
@@ -173,7 +174,7 @@ def test_how_rows_are_grouped_is_nothing_to_it(
 def test_whatever_coco_was_asked_for(output: Output, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("maskrcnn.coco.MAX_ANNOTATIONS", 20)
     monkeypatch.setattr("maskrcnn.reduce.group_shards", functools.partial(group_shards, part_bytes=1))
-    success = reduce_run(str(output.path), coco_mode=mode)
+    success = reduce_run(str(output.path), coco_mode=mode, write_report=write_report)
     assert len(success["coco"]) == {"auto": 10, "always": 2, "never": 0}[mode]
     assert verify_run(str(output.path)).proven
 
@@ -184,7 +185,7 @@ def test_a_retry_is_proven_and_until_then_the_run_is_unfinished(output: Output) 
     assert plan is not None
     assert "generation 2" in (verify_run(storage.url).unfinished or "")
     run_shards(storage, plan)
-    reduce_run(storage.url)
+    reduce_run(storage.url, write_report=write_report)
     assert verify_run(storage.url).proven
     assert plan.rows_file is not None
     rows = output.path / plan.rows_file

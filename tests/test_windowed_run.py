@@ -17,6 +17,7 @@ from maskrcnn.mosaic import objects_in, score_of
 from maskrcnn.plan import read_plans
 from maskrcnn.planted import png
 from maskrcnn.reduce import reduce_run
+from maskrcnn.report import write_report
 from maskrcnn.retry import plan_retry
 from maskrcnn.run import Run
 from maskrcnn.storage import Storage
@@ -158,7 +159,7 @@ def test_a_raster_with_a_broken_block_keeps_its_other_windows_and_a_retry_mends_
     assert plan is not None
     assert plan.rows == success["windows"]["failed"]
     sweep(storage.url, compute_of())
-    assert "failed" not in reduce_run(storage.url)["windows"]
+    assert "failed" not in reduce_run(storage.url, write_report=write_report)["windows"]
     assert found_in(maskrcnn.open_run(storage.url), "a.tif") == truth(pixels)
     assert_proven(storage.url)
     assert plan_retry(storage, read_plans(storage)) is None
@@ -183,7 +184,7 @@ def test_an_image_that_was_replaced_since_the_plan_fails_as_changed(tmp_path: Pa
     write_geotiff(raster, mosaic(200, 210, 5, 2))
     picture.write_bytes(png(mosaic(210, 200, 5, 2)))
     sweep(str(tmp_path / "out"), compute_of())
-    reduce_run(str(tmp_path / "out"))
+    reduce_run(str(tmp_path / "out"), write_report=write_report)
     images = maskrcnn.open_run(str(tmp_path / "out")).images().to_pylist()
     assert [row["error"] for row in images] == ["changed", "changed"]
     assert_proven(tmp_path / "out")
@@ -239,7 +240,7 @@ def test_a_convicted_window_fails_alone(tmp_path: Path) -> None:
     prepare(Request(str(tmp_path / "in"), str(tmp_path / "out"), compute_of()))
     verdict = ItemError("worker_crash", "alone in its process")
     sweep(str(tmp_path / "out"), compute_of(), convicted={4: verdict})
-    success = reduce_run(str(tmp_path / "out"))
+    success = reduce_run(str(tmp_path / "out"), write_report=write_report)
     assert success["windows"]["failed"] == 1
     [image] = maskrcnn.open_run(str(tmp_path / "out")).images().to_pylist()
     assert (image["status"], image["error"]) == ("ok", "partial")

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskrcnn.windows import TILE_WINDOWS, Grid, Rect, tiling_of
+from maskrcnn.geometry import Rect
+from maskrcnn.windows import TILE_WINDOWS, Grid, tiling_of
 
 
 @st.composite

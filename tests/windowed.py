@@ -11,16 +11,16 @@ from maskrcnn_jobs.segment import Request, prepare
 from maskrcnn.config import Compute
 from maskrcnn.decode import Limits
 from maskrcnn.errors import ItemError
+from maskrcnn.geometry import Entry, Rect, Strip
 from maskrcnn.mosaic import MosaicSegmenter, ground, paint
 from maskrcnn.plan import pending_of, read_plans, read_run
 from maskrcnn.planted import PLANTED_CATEGORIES, PlantedInstance
 from maskrcnn.radiometry import Radiometry
 from maskrcnn.reduce import reduce_run
+from maskrcnn.report import write_report
 from maskrcnn.sandbox import Decoders, RasterSource
 from maskrcnn.storage import Storage
-from maskrcnn.tiles import Entry, Strip
 from maskrcnn.types import Pixels, Segmenter
-from maskrcnn.windows import Rect
 from maskrcnn.worker import ShardWorker
 
 NORTH_UP = (0.5, 0.0, 450_000.0, 0.0, -0.5, 36_000.0)
@@ -118,4 +118,4 @@ def run_windows(
     compute = compute or compute_of()
     prepare(Request(str(source), str(output), compute, shard_images))
     sweep(str(output), compute, segmenter, order)
-    return reduce_run(str(output))
+    return reduce_run(str(output), write_report=write_report)

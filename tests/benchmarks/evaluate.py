@@ -26,7 +26,7 @@ import pyarrow as pa
 from maskrcnn import coco
 from maskrcnn.config import Compute, Cut, settings_of
 from maskrcnn.frozen import write_manifest
-from maskrcnn.parts import IMAGES, INSTANCES, Part, write_tables
+from maskrcnn.parquet import IMAGES, INSTANCES, Part, write_tables
 from maskrcnn.plan import Plan, run_digest, write_run
 from maskrcnn.schema import INSTANCES as INSTANCES_SCHEMA
 from maskrcnn.schema import MANIFEST, images_schema

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from maskrcnn_jobs.segment import receipts_of
 
-from maskrcnn.parts import IMAGES, INSTANCES, SHARDS, receipt_path
+from maskrcnn.parquet import IMAGES, INSTANCES
+from maskrcnn.parts import SHARDS, receipt_path
 from maskrcnn.plan import Plan, create_plan, pending_of, read_plans
 from maskrcnn.storage import Storage
 from tests.conftest import S3Server, free_port, start_weed

@@ -23,6 +23,7 @@ from maskrcnn.frozen import write_manifest
 from maskrcnn.parts import commit, write_shard
 from maskrcnn.plan import Plan, Shard, run_digest, write_run
 from maskrcnn.reduce import reduce_run
+from maskrcnn.report import write_report
 from maskrcnn.schema import INSTANCES, MANIFEST, ImageResult, images_table
 from maskrcnn.stats import Stats
 from maskrcnn.storage import Storage
@@ -56,7 +57,7 @@ def make_run(folder: Path, images: int) -> Storage:
     write_run(storage, run | {"versions": {}}, plan)
     for shard in plan:
         write_rows(storage, shard, manifest.slice(shard.start, len(shard)))
-    reduce_run(storage.url)
+    reduce_run(storage.url, write_report=write_report)
     storage.remove_tree("shards")
     return storage
 

@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maskrcnn import coco
-from maskrcnn.parts import ROW_GROUP_ROWS, Part, parquet_options, read_table, write_table, write_tables
+from maskrcnn.parquet import ROW_GROUP_ROWS, Part, parquet_options, read_table, write_table, write_tables
 from maskrcnn.rle import rle_areas, rle_boxes_xyxy
 from maskrcnn.schema import INSTANCES, MANIFEST, ImageResult, images_table
 from maskrcnn.storage import Storage

@@ -52,6 +52,7 @@ from maskrcnn.errors import MaskrcnnError
 from maskrcnn.parts import standing_receipts
 from maskrcnn.plan import pending_of, read_plans
 from maskrcnn.reduce import reduce_run
+from maskrcnn.report import write_report
 from maskrcnn.storage import Storage
 from maskrcnn.stores import is_remote
 
@@ -70,7 +71,7 @@ class Scenario:
 
 
 def _reduce(job: Job) -> object:
-    return reduce_run(job.output)
+    return reduce_run(job.output, write_report=write_report)
 
 
 def _gc(job: Job) -> object:
@@ -325,7 +326,7 @@ def _check_crashed(case: Case) -> None:
         return
     with planted(case.defect):
         try:
-            reduce_run(url)
+            reduce_run(url, write_report=write_report)
         except MaskrcnnError:
             check_promises(url, case.truth)
             return

@@ -24,8 +24,8 @@ from maskrcnn.frozen import write_manifest
 from maskrcnn.manifest import read_inputs
 from maskrcnn.parts import Receipt, receipt_path, write_shard
 from maskrcnn.plan import PLAN, RUN, read_plan, read_run
-from maskrcnn.reduce import SUCCESS
 from maskrcnn.storage import Storage
+from maskrcnn.success import SUCCESS
 
 Defect = Callable[[], AbstractContextManager[Any]]
 

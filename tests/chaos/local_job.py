@@ -25,6 +25,7 @@ from maskrcnn.parts import standing_receipts
 from maskrcnn.plan import Plan, check_run, pending_of, read_plans, read_run
 from maskrcnn.planted import PlantedSegmenter, plant, png, random_instances, write_planted
 from maskrcnn.reduce import reduce_run
+from maskrcnn.report import write_report
 from maskrcnn.storage import Storage
 from maskrcnn.worker import ShardWorker
 
@@ -124,4 +125,4 @@ def _finish(request: Request, plan: Plan, _speed: Speed, _address: str | None) -
     worker = _worker(storage)
     for shard in shards:
         worker.run_shard(shard)
-    return reduce_run(storage.url, coco_mode=request.coco_mode, keep_standing=True)
+    return reduce_run(storage.url, coco_mode=request.coco_mode, keep_standing=True, write_report=write_report)

@@ -19,6 +19,7 @@ from maskrcnn.config import Compute
 from maskrcnn.decode import Limits
 from maskrcnn.planted import PlantedSegmenter, plant, planted_instances, png, random_instances
 from maskrcnn.reduce import reduce_run
+from maskrcnn.report import write_report
 from maskrcnn.sandbox import Decoders
 from maskrcnn.storage import Storage
 from maskrcnn.verify import verify_run
@@ -99,7 +100,7 @@ def test_exactly_the_bad_ones_fail_each_with_its_code(tmp_path: Path) -> None:
         chance("order").shuffle(shards)
         for shard in shards:
             worker.run_shard(shard)
-    success = reduce_run(str(tmp_path / "run"))
+    success = reduce_run(str(tmp_path / "run"), write_report=write_report)
     run = maskrcnn.open_run(str(tmp_path / "run"))
     assert verify_run(run.url).proven
 

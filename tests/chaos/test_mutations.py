@@ -29,6 +29,7 @@ from maskrcnn.decode import DecodedImage, Limits
 from maskrcnn.errors import ERROR_CODES, ItemError
 from maskrcnn.planted import PlantedSegmenter
 from maskrcnn.reduce import reduce_run
+from maskrcnn.report import write_report
 from maskrcnn.sandbox import Decoders
 from maskrcnn.storage import Storage
 from maskrcnn.verify import verify_run
@@ -249,5 +250,5 @@ def whole_job(images: Path, output: Path, decode: Callable[[bytes, Limits], Deco
     worker = ShardWorker(Storage(str(output)), PlantedSegmenter(), LIMITS, {"node": "here"}, 2, decode)
     for shard in plan:
         worker.run_shard(shard)
-    reduce_run(str(output))
+    reduce_run(str(output), write_report=write_report)
     assert verify_run(str(output)).proven

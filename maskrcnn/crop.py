@@ -1,0 +1,46 @@
+"""Detections as a part of their image shows them."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from .rle import encode_changes
+from .types import Detections
+from .unrle import read_runs
+
+
+def crop_detections(detections: Detections, region: tuple[int, int, int, int]) -> Detections:
+    """Return detections in the frame of a region; masks and areas are those of the part inside.
+
+    Args:
+        detections: N instances of an image.
+        region: col_off, row_off, width, height in pixels of the image.
+
+    Returns:
+        N instances in the same order; the mask of one that lies outside is empty.
+    """
+    col_off, row_off, width, height = region
+    n = len(detections)
+    moved = np.zeros((n, 2), np.int64) if detections.frames is None else detections.frames[:, :2]
+    masks, areas = [b""] * n, np.zeros(n, np.int64)
+    mask_boxes = np.zeros((n, 4), np.int32)
+    sizes = detections.mask_sizes
+    for size in np.unique(sizes, axis=0):
+        members = np.flatnonzero((sizes == size).all(axis=1))
+        runs = read_runs([detections.masks[member] for member in members], *size.tolist())
+        runs = runs.shifted(moved[members, 0] - col_off, moved[members, 1] - row_off)
+        runs = runs.within(np.array([0, 0, width, height]))
+        encoded = encode_changes(*runs.changes, len(members), height, width)
+        for member, counts in zip(members.tolist(), encoded.counts, strict=True):
+            masks[member] = counts
+        areas[members], mask_boxes[members] = encoded.areas, encoded.boxes
+    return replace(
+        detections,
+        height=height,
+        width=width,
+        boxes=(detections.boxes - np.array([col_off, row_off] * 2)).astype(np.float32),
+        masks=tuple(masks),
+        areas=areas,
+        mask_boxes=mask_boxes,
+        frames=None,
+    )

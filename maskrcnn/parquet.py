@@ -1,0 +1,159 @@
+"""Parquet files of results: built locally, read back, stored in one PUT.
+
+A writer that streams to its final name leaves a truncated but *readable* Parquet file when its caller raises
+(apache/arrow#40502). So a file is built under a name that no reader looks for, opened again and counted, and only
+then stored.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import RunError
+from .schema import INSTANCES as INSTANCES_SCHEMA
+from .storage import Storage
+
+IMAGES: Final = "images"
+INSTANCES: Final = "instances"
+WINDOWS: Final = "windows"
+PIECES: Final = "pieces"
+GEO: Final = "geo"
+TABLES: Final = (IMAGES, INSTANCES, WINDOWS, PIECES, GEO)
+"""What users read, in Parquet; the last three are of runs of windows."""
+ROW_GROUP_ROWS: Final = 61_440
+"""Half of DuckDB's own: the masks of one image are found in half the time, and a whole column takes no longer."""
+# What repeats within a file. A dictionary of anything else (run-length strings, ids, names) only costs.
+_REPEATING: Final = ("status", "error", "category_id", "category", "segmentation.size.list.element")
+_ENCODINGS: Final = {
+    "id": "DELTA_BINARY_PACKED",
+    "image_id": "DELTA_BINARY_PACKED",
+    "instance": "DELTA_BINARY_PACKED",
+    "area": "DELTA_BINARY_PACKED",
+    "score": "BYTE_STREAM_SPLIT",
+    "box.xmin": "BYTE_STREAM_SPLIT",
+    "box.ymin": "BYTE_STREAM_SPLIT",
+    "box.xmax": "BYTE_STREAM_SPLIT",
+    "box.ymax": "BYTE_STREAM_SPLIT",
+    "mask_box.xmin": "DELTA_BINARY_PACKED",
+    "mask_box.ymin": "DELTA_BINARY_PACKED",
+    "mask_box.xmax": "DELTA_BINARY_PACKED",
+    "mask_box.ymax": "DELTA_BINARY_PACKED",
+    "segmentation.counts": "DELTA_LENGTH_BYTE_ARRAY",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A stored file, with what is needed to prove that it is still the same."""
+
+    path: str
+    """Below the run's directory."""
+    sha256: str
+    bytes: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The users' files of consecutive images: their rows, and their instances in the same order."""
+
+    images: str
+    """Path below the run's directory."""
+    instances: str
+    n_images: int
+    n_instances: int
+
+
+def write_table(storage: Storage, path: str, table: pa.Table) -> File:
+    """Store a table as one Parquet file, in one PUT, after it was read back."""
+    return write_tables(storage, path, table.schema, [table])
+
+
+def write_tables(storage: Storage, path: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> File:
+    """Store tables of one schema as one Parquet file, in one PUT, after it was read back.
+
+    The row groups are of `ROW_GROUP_ROWS`, however the rows come; at most one group is held in memory. Equal
+    rows give equal bytes with one version of pyarrow.
+
+    Raises:
+        RunError: what was built does not read back, or cannot be stored.
+    """
+    with storage.building(path) as local:
+        rows = 0
+        with pq.ParquetWriter(local, schema, **parquet_options(schema)) as writer:
+            for group in _row_groups(tables):
+                writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
+                rows += len(group)
+        with pq.ParquetFile(local, pre_buffer=False) as readback:  # else all of it is held at once
+            intact = readback.metadata.num_rows == rows and readback.schema_arrow.equals(schema)
+            if intact:
+                for _ in readback.iter_batches():  # decodes every page
+                    pass
+        if not intact:
+            raise RunError(f"{path} does not read back as it was written; is the local disk sound?")
+        with local.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = local.stat().st_size
+    return File(path, sha256, size, rows)
+
+
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """Return how a table of a run is encoded, as arguments of `ParquetWriter`.
+
+    Chosen among those that `tests/benchmarks/writers.py --parquet` compares.
+    """
+    # Of the columns that a manifest adds, one may have a name of ours and another type.
+    ours = {field.name for field in schema if field in list(INSTANCES_SCHEMA)}
+    return {
+        "compression": "zstd",
+        "compression_level": 3,
+        "use_dictionary": list(_REPEATING),
+        "column_encoding": {
+            path: encoding for path, encoding in _ENCODINGS.items() if path.partition(".")[0] in ours
+        },
+        "write_page_index": True,
+    }
+
+
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    waiting: list[pa.Table] = []
+    n_waiting = 0
+    for table in tables:
+        waiting.append(table)
+        n_waiting += len(table)
+        if n_waiting >= ROW_GROUP_ROWS:
+            joined = pa.concat_tables(waiting)
+            whole = n_waiting - n_waiting % ROW_GROUP_ROWS
+            yield joined.slice(0, whole)
+            waiting, n_waiting = [joined.slice(whole)], n_waiting - whole
+    if n_waiting:
+        yield pa.concat_tables(waiting)
+
+
+def read_table(storage: Storage, path: str) -> pa.Table:
+    """Return a whole Parquet file of the run."""
+    return pq.read_table(pa.BufferReader(storage.read(path)))
+
+
+def read_checked(storage: Storage, file: File) -> pa.Table:
+    """Return a whole Parquet file of the run, after its digest was compared.
+
+    Raises:
+        RunError: it is missing, or not what was written.
+    """
+    try:
+        data = storage.read(file.path)
+    except FileNotFoundError as error:
+        raise RunError(f"{storage.url}/{file.path} is missing") from error
+    intact = hashlib.sha256(data).hexdigest() == file.sha256
+    table = pq.read_table(pa.BufferReader(data)) if intact else None
+    if table is None or len(table) != file.rows:
+        raise RunError(
+            f"{storage.url}/{file.path} is not what its receipt says: it was changed or damaged; "
+            "remove its folder, and run `maskrcnn segment` again"
+        )
+    return table

@@ -1,0 +1,79 @@
+"""What a finished run says of itself: `_SUCCESS`, its parts, its categories."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+
+from .errors import RunError
+from .parquet import IMAGES, INSTANCES, Part
+from .plan import Plan, plan_file
+from .storage import Storage
+from .types import Category
+
+SUCCESS: Final = "_SUCCESS"
+COCO: Final = "coco"
+
+
+class RunAll(Protocol):
+    """Applies a function to each argument, anywhere, and gives the results in order."""
+
+    def __call__(self, function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:
+        """Return `[function(argument) for argument in arguments]`."""
+        ...
+
+
+def run_here(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:
+    """Apply a function to each argument in this process."""
+    return [function(argument) for argument in arguments]
+
+
+def categories_of(run: dict[str, Any]) -> tuple[Category, ...]:
+    """Return the categories that `run.json` records."""
+    return tuple(Category(entry["id"], entry["name"]) for entry in run["model"]["categories"])
+
+
+def refuse_outdated(storage: Storage, generation: int) -> None:
+    """Raise RunError where a generation was planned after this one, whose tables are the ones that count."""
+    if storage.exists(plan_file(generation + 1)):
+        raise RunError(
+            f"{storage.url}: generation {generation + 1} was planned meanwhile by another command; "
+            "`maskrcnn retry` continues that"
+        )
+
+
+def coco_info(run: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """Return the field `info` of a run's COCO files; the date is that of the first plan, which nobody overwrites."""
+    return {"description": f"maskrcnn-ray, model {run['model']['name']}", "date_created": plan.created}
+
+
+def finished(storage: Storage, plan: Plan) -> dict[str, Any] | None:
+    """Return the content of `_SUCCESS` where it is of this plan's generation, else None.
+
+    Raises:
+        RunError: it is broken.
+    """
+    success = read_success(storage)
+    return success if success is not None and success["generation"] == plan.generation else None
+
+
+def read_success(storage: Storage) -> dict[str, Any] | None:
+    """Return the content of `_SUCCESS`, or None while the run is not finished.
+
+    Raises:
+        RunError: it is broken.
+    """
+    try:
+        success: dict[str, Any] = json.loads(storage.read(SUCCESS))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise RunError(
+            f"{storage.url}/{SUCCESS} is broken; remove it, and run `maskrcnn segment` again"
+        ) from error
+    return success
+
+
+def parts_of(success: dict[str, Any]) -> list[Part]:
+    """Return the parts that `_SUCCESS` lists."""
+    both = zip(success["parts"][IMAGES], success["parts"][INSTANCES], strict=True)
+    return [Part(i["path"], j["path"], i["rows"], j["rows"]) for i, j in both]
