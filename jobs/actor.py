@@ -21,13 +21,13 @@ from maskrcnn.config import Compute, Speed
 from maskrcnn.decode import Limits
 from maskrcnn.errors import ItemError, RunError
 from maskrcnn.geometry import Entry, Rect, Strip
-from maskrcnn.inputs import stat_input
+from maskrcnn.io.http import is_web
+from maskrcnn.io.inputs import stat_input
+from maskrcnn.io.storage import Storage
 from maskrcnn.parts import Receipt
 from maskrcnn.radiometry import Radiometry
 from maskrcnn.sandbox import DECODE_TIMEOUT_S, EXECUTIONS, Decoders, RasterSource, keep_freed_memory
-from maskrcnn.storage import Storage
 from maskrcnn.types import Segmenter
-from maskrcnn.web import is_web
 from maskrcnn.worker import Announcement, ShardWorker
 
 from .inquest import Task

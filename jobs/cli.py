@@ -331,8 +331,8 @@ def export(output: str, destination: str, form: Any) -> None:
     """Write a finished run in another format into an empty DESTINATION."""
     import maskrcnn
     from maskrcnn.export import export_coco, export_csv, export_png_masks
+    from maskrcnn.io.storage import Storage
     from maskrcnn.plan import read_plans
-    from maskrcnn.storage import Storage
     from maskrcnn.success import coco_info, parts_of
 
     run = maskrcnn.open_run(output)

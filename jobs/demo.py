@@ -136,7 +136,7 @@ def write_overlay(root: Path) -> Path:
     from PIL import Image
 
     import maskrcnn
-    from maskrcnn.inputs import read_input
+    from maskrcnn.io.inputs import read_input
     from maskrcnn.schema import detections_of
 
     run = maskrcnn.open_run(str(root / "run"))

@@ -10,8 +10,8 @@ from maskrcnn.alike import KINDS, Rules
 from maskrcnn.diff import Comparison
 from maskrcnn.diffpage import compare_runs, draw_diffs, write_page
 from maskrcnn.errors import UsageError
+from maskrcnn.io.storage import Storage
 from maskrcnn.lookup import RunReader
-from maskrcnn.storage import Storage
 
 log = logging.getLogger("maskrcnn")
 

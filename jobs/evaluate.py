@@ -6,7 +6,7 @@ from typing import Any, Final
 from maskrcnn.config import Speed
 from maskrcnn.errors import UsageError
 from maskrcnn.evaluation import Asked, Evaluation, evaluating, write_evaluation
-from maskrcnn.storage import Storage
+from maskrcnn.io.storage import Storage
 from maskrcnn.success import RunAll, read_success, run_here
 
 from .segment import output_of

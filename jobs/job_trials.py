@@ -121,8 +121,8 @@ class Span:
 
 def shard_spans(output: Path) -> list[Span]:
     """Return when each shard was worked on, from its receipt and the time of the receipt's file."""
+    from maskrcnn.io.storage import Storage
     from maskrcnn.parts import read_receipt, standing_receipts
-    from maskrcnn.storage import Storage
 
     storage = Storage(str(output))
     spans = []
@@ -316,9 +316,9 @@ def check_sizes(
 
 def check_all_images(output: Path, sizes: Sequence[tuple[int, int]], count: int) -> None:
     """Raise RunError unless a sweep has a row of the right size for each image, none failed."""
-    from maskrcnn.parquet import read_checked
+    from maskrcnn.io.parquet import read_checked
+    from maskrcnn.io.storage import Storage
     from maskrcnn.parts import read_receipt, standing_receipts
-    from maskrcnn.storage import Storage
 
     storage = Storage(str(output))
     tables = [
@@ -533,10 +533,10 @@ def first_detections(output: Path, count: int) -> list["Detections"]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from maskrcnn.parquet import read_checked
+    from maskrcnn.io.parquet import read_checked
+    from maskrcnn.io.storage import Storage
     from maskrcnn.parts import read_receipt, standing_receipts
     from maskrcnn.schema import detections_of
-    from maskrcnn.storage import Storage
 
     storage = Storage(str(output))
     receipts = sorted(

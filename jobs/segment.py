@@ -14,6 +14,8 @@ from typing import Any
 from maskrcnn.config import Compute, Cut, Speed, default_shard_images, settings_of
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.frozen import check_manifest
+from maskrcnn.io.storage import Storage
+from maskrcnn.io.stores import is_remote
 from maskrcnn.manifest import FILE_NAME as MANIFEST
 from maskrcnn.manifest import Inputs, ManifestReader, read_inputs, source_of, write_manifest
 from maskrcnn.parts import SHARDS, standing_receipts
@@ -36,8 +38,6 @@ from maskrcnn.radiometry import Radiometry
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
 from maskrcnn.schema import SCHEMA_VERSION
-from maskrcnn.storage import Storage
-from maskrcnn.stores import is_remote
 from maskrcnn.success import finished, read_success
 from maskrcnn.survey import plan_windows
 from maskrcnn.weights import ModelCard, category_ids_named, describe_model

@@ -17,12 +17,12 @@ from maskrcnn.decode import Limits, decode_image
 from maskrcnn.display import DISPLAY_SCORE, sheet
 from maskrcnn.errors import ERROR_CODES, ItemError, RunError, UsageError
 from maskrcnn.export import safe_name
-from maskrcnn.inputs import read_input
+from maskrcnn.io.inputs import read_input
+from maskrcnn.io.storage import Storage
+from maskrcnn.io.stores import is_remote
 from maskrcnn.lookup import RunReader
 from maskrcnn.plan import RUN
 from maskrcnn.show import PICTURE_PX, View, cells_of, choose, facts_of, picture_of, side_of, summary_of, views
-from maskrcnn.storage import Storage
-from maskrcnn.stores import is_remote
 from maskrcnn.types import Category, Pixels
 from maskrcnn.weights import category_ids_named, describe_model
 

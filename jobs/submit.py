@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from maskrcnn.errors import RunError, UsageError
-from maskrcnn.sources import refuse_user
+from maskrcnn.io.sources import refuse_user
 
 log = logging.getLogger("maskrcnn")
 

@@ -27,9 +27,9 @@ from maskrcnn.errors import (
     StoreFailingError,
     UsageError,
 )
+from maskrcnn.io.storage import Storage
 from maskrcnn.parts import Receipt, commit
 from maskrcnn.plan import Shard
-from maskrcnn.storage import Storage
 from maskrcnn.worker import Announcement
 
 from .actor import Done, SegmentActor, Welcome, WorkerSpec

@@ -20,13 +20,13 @@ from .decode import Limits
 from .errors import ERROR_CODES, ItemError, RunError
 from .gallery import ASPECT, SHOWN_SCORE, GalleryItem, GalleryPick, caption_of, draw_pick, scattered, spread
 from .geometry import Rect
-from .inputs import read_input
+from .io.inputs import read_input
+from .io.parquet import Part
+from .io.storage import Storage
 from .items import Items
-from .parquet import Part
 from .radiometry import Radiometry
 from .sandbox import Decoders, RasterSource
 from .schema import detections_of
-from .storage import Storage
 from .types import Category, Pixels
 
 LEAST_PX: Final = 240

@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import RunError, UsageError
-from .parquet import Part
-from .storage import Storage
+from .io.parquet import Part
+from .io.storage import Storage
 from .types import Category
 
 MODES: Final = ("auto", "always", "never")

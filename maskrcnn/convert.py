@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .errors import UsageError
 from .h5file import arrays_in_h5
+from .io.stores import is_remote
 from .layouts import LAYOUTS, Step, moved, source_of, without_eps
 from .matterport_config import STRIDE, configured
 from .model import build_network, load_model, save_model, tensors_of_torch
@@ -23,7 +24,6 @@ from .parity import Reference, Row, StockTorchvision, compare, generated_images
 from .parity_matterport import compare_matterport
 from .plain import PlainDetectron2
 from .plain_matterport import PlainMatterport
-from .stores import is_remote
 from .types import Category
 from .unpickle import arrays_in_pickle
 from .weightfile import Shape, current_name, read_labels, read_weights, tensors_in_pickle

@@ -20,10 +20,10 @@ from pycocotools import mask as coco_mask
 from .annotations import Finding, Findings, Objects, is_integer, read_objects
 from .decode import Limits, decode_image
 from .errors import ItemError, UsageError
-from .inputs import read_input
-from .sources import folder_of, usage_errors
-from .storage import Storage
-from .stores import is_remote, join
+from .io.inputs import read_input
+from .io.sources import folder_of, usage_errors
+from .io.storage import Storage
+from .io.stores import is_remote, join
 from .types import Category
 
 LIMITS: Final = Limits(max_pixels=178_956_970, max_bytes=2**31, max_aspect=float("inf"))

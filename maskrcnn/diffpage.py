@@ -26,11 +26,11 @@ from .display import jpeg_of, short
 from .errors import ERROR_CODES, ItemError, RunError
 from .frozen import read_items
 from .geometry import Rect
+from .io.parquet import write_tables
+from .io.storage import Storage
 from .lookup import ImageRow, RunReader
-from .parquet import write_tables
 from .sandbox import Decoders
 from .show import focus_on, read_image
-from .storage import Storage
 from .types import Detections, Pixels
 from .visualize import Color, draw_instances
 

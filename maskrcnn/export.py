@@ -23,10 +23,10 @@ from pycocotools import mask as coco_mask
 
 from .coco import image_batches, instance_batches, plan_files, write_dataset, write_results
 from .errors import RunError, UsageError
-from .parquet import Part
+from .io.parquet import Part
+from .io.storage import Storage
 from .rle import rle_boxes_xywh
 from .schema import INSTANCES
-from .storage import Storage
 from .types import Category
 
 CSV: Final = pa.schema(

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .errors import ERROR_CODES, ItemError, RunError
-from .parquet import Part
+from .io.parquet import Part
+from .io.storage import Storage
 from .schema import detections_of
-from .storage import Storage
 from .types import Category, Detections, Pixels
 from .visualize import Rectangle, draw_instances
 

@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .errors import RunError, UsageError
+from .io.parquet import File, parquet_options
+from .io.storage import Storage
 from .outlines import trace
-from .parquet import File, parquet_options
 from .runs import Runs
 from .schema import METADATA
-from .storage import Storage
 from .unrle import read_runs
 
 GEO_ROWS: Final = 75_000

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .errors import RunError, UsageError
-from .parquet import Part, read_table
+from .io.parquet import Part, read_table
+from .io.storage import Storage
 from .run import Run
 from .schema import INSTANCES, detections_of
-from .storage import Storage
 from .success import parts_of
 from .types import Detections
 

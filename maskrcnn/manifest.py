@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from .errors import UsageError
 from .frozen import FILE_NAME, ManifestReader, ShardReader, write_manifest
+from .io.sources import USER, as_json, folder_of, is_manifest, read_listing, read_manifest, source_of
+from .io.stores import is_remote
 from .schema import IMAGES, MANIFEST, METADATA
-from .sources import USER, as_json, folder_of, is_manifest, read_listing, read_manifest, source_of
-from .stores import is_remote
 
 __all__ = [
     "FILE_NAME",

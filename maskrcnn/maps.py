@@ -19,9 +19,9 @@ from .charts import Mark, number_text
 from .errors import UsageError
 from .geo import extra, parse_crs
 from .globe import SIDE, Floats, Frame, Place, World, area, places_of, ticks, transformer, turned, world_of
+from .io.storage import Storage
 from .items import Items
 from .stats import HALF, Stats
-from .storage import Storage
 from .types import Category
 from .vector import crs_of
 

@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from .errors import RunError
-from .parquet import read_checked
+from .io.parquet import read_checked
+from .io.storage import Storage
 from .parts import Chosen
 from .stats import Stats
-from .storage import Storage
 from .types import Category
 
 PART_BYTES: Final = 128 * 2**20

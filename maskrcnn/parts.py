@@ -21,10 +21,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from .errors import RunError
-from .parquet import IMAGES, INSTANCES, File, write_table
+from .io.parquet import IMAGES, INSTANCES, File, write_table
+from .io.storage import Storage
 from .plan import Plan, Shard
 from .stats import Stats
-from .storage import Storage
 from .types import Category
 
 SHARDS: Final = "shards"

@@ -16,9 +16,9 @@ from pycocotools import mask as coco_mask
 
 from .averages import Tally
 from .errors import RunError, UsageError
-from .parquet import Part
+from .io.parquet import Part
+from .io.storage import Storage
 from .scoring import Expected, Found, Kind, Objects, Weighed, weigh
-from .storage import Storage
 from .truth import ANNOTATIONS
 from .unrle import read_masks
 

@@ -22,12 +22,12 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import box_iou
 
 from .decode import Limits, decode_image
+from .io.parquet import Part, read_table
+from .io.storage import Storage
+from .io.stores import client_of, split_url
 from .model import Model, build_network, save_model
-from .parquet import Part, read_table
 from .rle import rle_areas, rle_boxes_xyxy
 from .schema import ImageResult, instances_table
-from .storage import Storage
-from .stores import client_of, split_url
 from .types import Category, Detections, Pixels
 from .weights import COCO_CATEGORIES
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .config import digest_of
 from .errors import RunError, UsageError
-from .storage import Storage
+from .io.storage import Storage
 
 PLAN: Final = "plan.json"
 RUN: Final = "run.json"

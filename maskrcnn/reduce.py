@@ -29,9 +29,7 @@ from .assemble import assemble, located
 from .errors import RunError, UsageError
 from .frozen import ManifestReader, check_manifest, read_items, read_rows
 from .geo import write_geoparquet
-from .items import Items
-from .overlay import Group, GroupReader, Redone, group_shards
-from .parquet import (
+from .io.parquet import (
     GEO,
     IMAGES,
     INSTANCES,
@@ -43,13 +41,15 @@ from .parquet import (
     write_table,
     write_tables,
 )
+from .io.storage import Storage
+from .items import Items
+from .overlay import Group, GroupReader, Redone, group_shards
 from .parts import SHARDS, Ledger, check_complete, choose, collect
 from .plan import Plan, check_run, plan_file, read_plans, read_run
 from .rle import MAX_PIXELS
 from .schema import INSTANCES as INSTANCES_SCHEMA
 from .schema import SCHEMA_VERSION
 from .stats import Stats
-from .storage import Storage
 from .success import (
     COCO,
     SUCCESS,

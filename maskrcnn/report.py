@@ -28,12 +28,12 @@ from .decode import Limits, decode_image
 from .errors import ERROR_CODES
 from .frozen import read_items
 from .gallery import GalleryItem, draw_gallery, pick_gallery
-from .inputs import read_input
+from .io.inputs import read_input
+from .io.parquet import GEO, IMAGES, PIECES, Part
+from .io.storage import Storage
 from .items import Items
 from .maps import Maps, draw_maps
-from .parquet import GEO, IMAGES, PIECES, Part
 from .stats import HALF, Stats, summary
-from .storage import Storage
 from .success import categories_of, parts_of
 from .types import Pixels
 

@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 from .config import default_shard_images
 from .errors import ERROR_CODES, ItemError, RunError, UsageError
 from .frozen import ROWS, ManifestReader, read_items, write_rows
-from .inputs import stat_input
+from .io.atomic import InputStat
+from .io.http import is_web
+from .io.inputs import stat_input
+from .io.parquet import WINDOWS
+from .io.storage import Storage
 from .items import Items
-from .objects import InputStat
-from .parquet import WINDOWS
 from .parts import choose
 from .plan import Plan, create_plan
-from .storage import Storage
 from .success import finished, parts_of
-from .web import is_web
 
 
 def check_codes(only: Collection[str] | None) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 from .errors import UsageError
-from .parquet import IMAGES, INSTANCES, read_table
+from .io.parquet import IMAGES, INSTANCES, read_table
+from .io.storage import Storage
 from .plan import read_run
-from .storage import Storage
 from .success import categories_of, read_success
 from .types import Category
 

@@ -33,7 +33,7 @@ from .decode import DecodedImage, Limits, decode_image, image_size
 from .errors import ItemError, RunError, UsageError
 from .geometry import Rect, Sized, Strip
 from .geotiff import raster_info
-from .inputs import open_input
+from .io.inputs import open_input
 from .radiometry import Radiometry, check_radiometry
 from .raster import RasterReader, sample
 from .sniff import format_of

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from .averages import RECALLS, Curves
 from .charts import number_text, percent_text
 from .evaluation import FOLDER, Evaluation, Shares
+from .io.storage import Storage
 from .lookup import RunReader
 from .matching import IOUS
 from .run import open_run
 from .scoring import KINDS, Kind
-from .storage import Storage
 from .worst import Worst, draw_worst
 
 PAGE: Final = f"{FOLDER}/evaluation.html"

@@ -17,7 +17,7 @@ from .display import CELL_PX, DISPLAY_SCORE, SMALLEST_PX, Cell, blank, draw_legi
 from .errors import ERROR_CODES, ItemError, RunError, UsageError
 from .frozen import read_items
 from .geometry import Rect
-from .inputs import read_input
+from .io.inputs import read_input
 from .items import Items
 from .lookup import ImageRow, RunReader, find_images, first_images, where, worst_images
 from .sandbox import Decoders

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from .errors import RunError
-from .parquet import IMAGES, INSTANCES, Part
+from .io.parquet import IMAGES, INSTANCES, Part
+from .io.storage import Storage
 from .plan import Plan, plan_file
-from .storage import Storage
 from .types import Category
 
 SUCCESS: Final = "_SUCCESS"

@@ -20,12 +20,12 @@ from .errors import STORAGE_CODES, ItemError, RunError
 from .frozen import write_grid
 from .geometry import Sized
 from .geotiff import parse_crs
+from .io.storage import Storage
 from .items import Cutting, number_windows
 from .plan import Plan
 from .radiometry import Radiometry, parse_radiometry, percentiles_of, resolved
 from .raster import sampling
 from .sandbox import Decoders
-from .storage import Storage
 
 log = logging.getLogger("maskrcnn")
 

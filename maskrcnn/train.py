@@ -26,11 +26,11 @@ from .batches import Sample, Samples, read_pixels
 from .dataset import coco_truth
 from .errors import RunError, UsageError
 from .evaluate import average_precision
+from .io.storage import Storage
 from .losses import ImageLosses
 from .model import Model, save_model
 from .recipe import CHECKPOINT, COLUMNS, LOG, LOSSES, MODEL, Recipe, learning_rate, order_of, steps_of
 from .segmenter import MaskRCNNSegmenter
-from .storage import Storage
 from .types import Category
 from .warmstart import Start, freeze, norms_as_they_are, start, trunk_parameters
 from .weights import ModelCard

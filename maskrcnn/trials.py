@@ -19,16 +19,16 @@ import torch
 from . import peers
 from .coco import write_dataset
 from .errors import RunError, UsageError
-from .inputs import read_input
+from .io.inputs import read_input
+from .io.parquet import Part, write_tables
+from .io.storage import Storage
+from .io.stores import is_remote
 from .manifest import read_inputs
 from .masks import detections_from_network
 from .measure import Row, Settings, alternate, row, seconds
-from .parquet import Part, write_tables
 from .prefetch import Pool, Stopwatch, prefetch
 from .samples import COCO_SIZE, MEAN_AREA, PHOTO_SIZE, smooth_instances
 from .schema import IMAGES, INSTANCES, MANIFEST, ImageResult, images_table, instances_table
-from .storage import Storage
-from .stores import is_remote
 from .types import Detections
 from .weights import COCO_CATEGORIES
 from .worker import FETCH_THREADS

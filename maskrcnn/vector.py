@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .errors import UsageError
 from .geo import extra
-from .storage import Storage
+from .io.storage import Storage
 
 DECIMALS: Final = 9
 """Of degrees in GeoJSON: a tenth of a millimetre."""

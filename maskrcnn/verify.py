@@ -35,14 +35,14 @@ from .evidence import (
 )
 from .frozen import FILE_NAME, ManifestReader
 from .geo import GEO as GEO_SCHEMA
+from .io.parquet import GEO, IMAGES, PIECES, TABLES, WINDOWS, File, read_table
+from .io.storage import Storage
 from .laws import Fault, carried_faults, instance_faults, place, place_faults, status_faults
-from .parquet import GEO, IMAGES, PIECES, TABLES, WINDOWS, File, read_table
 from .plan import RUN, run_digest
 from .schema import MANIFEST, METADATA, SCHEMA_VERSION, images_schema
 from .schema import PIECES as PIECES_SCHEMA
 from .schema import WINDOWS as WINDOWS_SCHEMA
 from .stats import STATUSES, Stats
-from .storage import Storage
 from .success import COCO, SUCCESS, coco_info
 from .windowlaws import geo_faults, piece_faults, window_faults
 

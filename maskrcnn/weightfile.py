@@ -17,9 +17,9 @@ from typing import Any, Final, NamedTuple
 from safetensors import SafetensorError, deserialize
 
 from .errors import ItemError, RunError, UsageError
-from .inputs import read_input
+from .io.inputs import read_input
+from .io.stores import check_url, is_remote
 from .matterport_config import MATTERPORT
-from .stores import check_url, is_remote
 
 Shape = tuple[int, ...]
 

@@ -27,17 +27,17 @@ from .decode import DecodedImage, Limits, decode_image
 from .errors import COSTLY_CODES, STORAGE_CODES, HandedBackError, ItemError, MaskrcnnError, SegmenterError
 from .frozen import ShardReader
 from .geometry import Rect, Strip
-from .inputs import LOCAL_ETAG, read_input, stat_input
+from .io.http import is_web
+from .io.inputs import LOCAL_ETAG, read_input, stat_input
+from .io.storage import Storage
+from .io.stores import is_remote, take_retries
 from .parts import Receipt, commit, write_shard
 from .plan import Shard
 from .prefetch import Pool, Stopwatch, Turns, prefetch
 from .schema import ITEMS, ImageResult, images_table, instances_table
 from .stats import Stats
-from .storage import Storage
-from .stores import is_remote, take_retries
 from .tiles import ReadStrip, read_windows
 from .types import Detections, Segmenter
-from .web import is_web
 
 GROUPED_BYTES: Final = 2**30
 """Of decoded pixels that may wait for others to fill their batch."""

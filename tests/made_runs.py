@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn.parquet import write_table
+from maskrcnn.io.parquet import write_table
+from maskrcnn.io.storage import Storage
 from maskrcnn.planted import PLANTED_CATEGORIES, png
 from maskrcnn.rle import encode_changes
 from maskrcnn.runs import ranges
 from maskrcnn.schema import MANIFEST, ImageResult, images_table, instances_table
-from maskrcnn.storage import Storage
 from maskrcnn.types import Category, Detections
 
 SETTINGS = {"max_pixels": 10**7, "max_bytes": 10**7, "min_score": 0.05, "categories": [], "window": None}

@@ -18,11 +18,11 @@ from maskrcnn import peers, trials
 from maskrcnn.config import Compute
 from maskrcnn.decode import Limits
 from maskrcnn.errors import RunError, UsageError
+from maskrcnn.io.storage import Storage
 from maskrcnn.measure import Pairs, Row, Settings, row
 from maskrcnn.model import load_model
 from maskrcnn.samples import write_manifest, write_photos
 from maskrcnn.segmenter import MaskRCNNSegmenter
-from maskrcnn.storage import Storage
 from maskrcnn.worker import ShardWorker
 
 

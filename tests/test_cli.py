@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 from maskrcnn_jobs.cli import main
 
+from maskrcnn.io.storage import Storage
 from maskrcnn.planted import write_planted
-from maskrcnn.storage import Storage
 
 
 def run(*arguments: str) -> Result:

@@ -21,13 +21,13 @@ from maskrcnn.closeups import draw_closeups, look_around, pick_foci, region_arou
 from maskrcnn.crop import crop_detections
 from maskrcnn.frozen import read_items
 from maskrcnn.geometry import Rect
+from maskrcnn.io.parquet import Part, write_table
+from maskrcnn.io.storage import Storage
 from maskrcnn.mosaic import color_of, ground, objects_in, paint
-from maskrcnn.parquet import Part, write_table
 from maskrcnn.plan import read_run
 from maskrcnn.planted import PLANTED_CATEGORIES, PlantedInstance, png
 from maskrcnn.rle import crop_to_rle
 from maskrcnn.schema import ImageResult
-from maskrcnn.storage import Storage
 from maskrcnn.success import parts_of
 from maskrcnn.types import Category, Detections, Pixels
 

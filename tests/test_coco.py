@@ -15,10 +15,10 @@ from pycocotools.coco import COCO
 
 from maskrcnn import coco
 from maskrcnn.errors import RunError, UsageError
-from maskrcnn.parquet import Part, write_table
+from maskrcnn.io.parquet import Part, write_table
+from maskrcnn.io.storage import Storage
 from maskrcnn.rle import rle_areas, rle_boxes_xyxy
 from maskrcnn.schema import INSTANCES, MANIFEST, ImageResult, images_table, instances_table
-from maskrcnn.storage import Storage
 from maskrcnn.types import Category, Detections, detection_order
 
 CATEGORIES = (Category(1, "plank"), Category(3, "naïve “coin”"))

@@ -25,13 +25,13 @@ from maskrcnn.config import Compute
 from maskrcnn.decode import Limits
 from maskrcnn.evaluate import average_precision
 from maskrcnn.evaluation import Asked, evaluating
+from maskrcnn.io.storage import Storage
 from maskrcnn.mosaic import MosaicSegmenter
 from maskrcnn.overlay import group_shards
 from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter, best_of, planted_instances, write_planted
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
 from maskrcnn.rle import crop_to_rle
-from maskrcnn.storage import Storage
 from maskrcnn.types import Detections, Pixels
 from maskrcnn.verify import verify_run
 from maskrcnn.worker import ShardWorker

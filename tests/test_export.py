@@ -16,10 +16,10 @@ from pycocotools.coco import COCO
 
 from maskrcnn import coco, export
 from maskrcnn.errors import RunError, UsageError
-from maskrcnn.parquet import Part, write_table
+from maskrcnn.io.parquet import Part, write_table
+from maskrcnn.io.storage import Storage
 from maskrcnn.rle import crop_to_rle, rle_areas, rle_boxes_xyxy
 from maskrcnn.schema import MANIFEST, ImageResult, images_table, instances_table
-from maskrcnn.storage import Storage
 from maskrcnn.types import Category, Detections
 
 CATEGORIES = (Category(1, "plank"), Category(2, "=coin()"))

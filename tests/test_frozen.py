@@ -21,9 +21,9 @@ from maskrcnn.frozen import (
     write_manifest,
     write_rows,
 )
+from maskrcnn.io.storage import Storage
 from maskrcnn.plan import Plan, Shard, create_plan
 from maskrcnn.schema import MANIFEST, METADATA
-from maskrcnn.storage import Storage
 
 
 def table_of(rows: int) -> pa.Table:

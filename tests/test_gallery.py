@@ -14,10 +14,10 @@ from PIL import Image
 from maskrcnn import schema
 from maskrcnn.errors import ItemError
 from maskrcnn.gallery import draw_gallery, pick_gallery
-from maskrcnn.parquet import Part, write_table
+from maskrcnn.io.parquet import Part, write_table
+from maskrcnn.io.storage import Storage
 from maskrcnn.rle import crop_to_rle
 from maskrcnn.schema import ImageResult
-from maskrcnn.storage import Storage
 from maskrcnn.types import Category, Detections, Pixels
 
 CATEGORIES = tuple(Category(k, f"kind {k}") for k in range(1, 9))

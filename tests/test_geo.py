@@ -19,8 +19,8 @@ from pycocotools import mask as coco_mask
 
 from maskrcnn import geo
 from maskrcnn.errors import RunError, UsageError
+from maskrcnn.io.storage import Storage
 from maskrcnn.schema import INSTANCES
-from maskrcnn.storage import Storage
 
 rasterio = pytest.importorskip("rasterio", reason="needs the extra geo")
 geopandas = pytest.importorskip("geopandas", reason="needs the extra geo")

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskrcnn.errors import RunError
-from maskrcnn.parquet import File
+from maskrcnn.io.parquet import File
+from maskrcnn.io.storage import Storage
 from maskrcnn.parts import Ledger, Receipt, check_complete, choose, collect, commit
 from maskrcnn.plan import Plan
 from maskrcnn.stats import Stats
-from maskrcnn.storage import Storage
 from maskrcnn.types import Category
 
 CATEGORIES = (Category(1, "plank"),)

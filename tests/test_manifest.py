@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskrcnn.errors import UsageError
-from maskrcnn.inputs import list_inputs
+from maskrcnn.io.inputs import list_inputs
+from maskrcnn.io.storage import Storage
+from maskrcnn.io.stores import join
 from maskrcnn.manifest import Inputs, ManifestReader, read_inputs, source_of, write_manifest
 from maskrcnn.schema import IMAGES, MANIFEST, METADATA, images_schema
-from maskrcnn.storage import Storage
-from maskrcnn.stores import join
 
 
 def inputs_of(source: Path | str, images_root: str | None = None, limit: int | None = None) -> Inputs:

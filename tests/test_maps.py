@@ -17,12 +17,12 @@ from maskrcnn import maps as maps_module
 from maskrcnn.errors import ItemError
 from maskrcnn.geometry import Sized
 from maskrcnn.globe import SIDE, Frame, World, cut_of, places_of, ticks, transformer, world_of
+from maskrcnn.io.parquet import write_table
+from maskrcnn.io.storage import Storage
 from maskrcnn.items import Cutting, Items, number_windows
 from maskrcnn.maps import DOTS, Map, Maps, draw_maps
-from maskrcnn.parquet import write_table
 from maskrcnn.report import render_report
 from maskrcnn.stats import Stats
-from maskrcnn.storage import Storage
 from maskrcnn.types import Category
 
 pyproj = pytest.importorskip("pyproj")

@@ -15,10 +15,10 @@ from maskrcnn_jobs.segment import Request, prepare
 import maskrcnn
 from maskrcnn.config import Compute
 from maskrcnn.decode import Limits
+from maskrcnn.io.storage import Storage
 from maskrcnn.planted import PlantedInstance, PlantedSegmenter, plant, png
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
-from maskrcnn.storage import Storage
 from maskrcnn.worker import ShardWorker
 
 LIMITS: Final = Limits(10**6, 10**6, 1333.0)

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskrcnn.errors import RunError
+from maskrcnn.io.parquet import File, write_table
+from maskrcnn.io.storage import Storage
 from maskrcnn.overlay import Group, GroupReader, Piece, Redone, group_shards, overlaid
-from maskrcnn.parquet import File, write_table
 from maskrcnn.parts import Chosen
 from maskrcnn.schema import INSTANCES_PER_IMAGE, METADATA, ImageResult, images_table, instances_table
 from maskrcnn.stats import Stats
-from maskrcnn.storage import Storage
 from maskrcnn.types import Category, Detections
 
 CATEGORIES = (Category(1, "plank"), Category(2, "coin"))

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from maskrcnn import parquet
-from maskrcnn.parquet import write_table, write_tables
+from maskrcnn.io import parquet
+from maskrcnn.io.parquet import write_table, write_tables
+from maskrcnn.io.storage import Storage
 from maskrcnn.schema import INSTANCES, MANIFEST, ImageResult, images_table
-from maskrcnn.storage import Storage
 
 
 def instances(n, seed=0):

@@ -201,7 +201,7 @@ def test_nothing_is_fetched_unless_a_prefix_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.s3
 def test_objects_fetched_ahead_are_those_fetched_one_by_one(weed_server: object, tmp_path: Path) -> None:
-    from maskrcnn.storage import Storage
+    from maskrcnn.io.storage import Storage
 
     prefix = weed_server.prefix()  # type: ignore[attr-defined]
     store = Storage(prefix)

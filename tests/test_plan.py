@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskrcnn.errors import RunError, UsageError
+from maskrcnn.io.storage import Storage
 from maskrcnn.plan import (
     Plan,
     check_run,
@@ -20,7 +21,6 @@ from maskrcnn.plan import (
     run_digest,
     write_run,
 )
-from maskrcnn.storage import Storage
 
 
 def a_plan(rows: int = 100, shard_images: int = 16, generation: int = 1) -> Plan:

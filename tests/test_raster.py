@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from maskrcnn.errors import ItemError, RunError, UsageError
 from maskrcnn.geometry import Rect
+from maskrcnn.io.storage import Storage
 from maskrcnn.raster import (
     Radiometry,
     RasterInfo,
@@ -29,7 +30,6 @@ from maskrcnn.raster import (
     sample_percentiles,
     sampling,
 )
-from maskrcnn.storage import Storage
 
 rasterio = pytest.importorskip("rasterio")
 pyproj = pytest.importorskip("pyproj")

@@ -10,13 +10,13 @@ from pycocotools.coco import COCO
 import maskrcnn
 from maskrcnn.decode import Limits
 from maskrcnn.errors import RunError, UsageError
+from maskrcnn.io.storage import Storage
 from maskrcnn.manifest import read_inputs, write_manifest
 from maskrcnn.plan import Plan, write_run
 from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
 from maskrcnn.stats import Stats
-from maskrcnn.storage import Storage
 from maskrcnn.success import parts_of, read_success
 from maskrcnn.worker import ShardWorker
 

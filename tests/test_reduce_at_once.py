@@ -23,13 +23,13 @@ from maskrcnn import reduce
 from maskrcnn.decode import Limits
 from maskrcnn.errors import RunError
 from maskrcnn.frozen import ROWS, write_manifest, write_rows
+from maskrcnn.io.storage import Storage
 from maskrcnn.manifest import read_inputs
 from maskrcnn.overlay import group_shards
 from maskrcnn.plan import Plan, create_plan, read_plan, write_run
 from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
-from maskrcnn.storage import Storage
 from maskrcnn.success import finished
 from maskrcnn.worker import ShardWorker
 

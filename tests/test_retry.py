@@ -18,6 +18,7 @@ from maskrcnn.config import Compute
 from maskrcnn.decode import Limits
 from maskrcnn.errors import ERROR_CODES, RunError, UsageError
 from maskrcnn.frozen import read_rows
+from maskrcnn.io.storage import Storage
 from maskrcnn.parts import standing_receipts
 from maskrcnn.plan import Plan, pending_of, read_plan, read_plans
 from maskrcnn.planted import PlantedSegmenter, write_planted
@@ -25,7 +26,6 @@ from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
 from maskrcnn.retry import failed_inputs, plan_retry
 from maskrcnn.stats import Stats
-from maskrcnn.storage import Storage
 from maskrcnn.success import finished, read_success
 from maskrcnn.worker import ShardWorker
 

@@ -33,15 +33,15 @@ from maskrcnn_jobs.segment import Request, prepare
 from maskrcnn_jobs.terminal import PlainFormatter, plain
 from webserver import Site, answer
 
-from maskrcnn import storage as storage_module
 from maskrcnn.config import Compute
 from maskrcnn.decode import Limits
 from maskrcnn.errors import MaskrcnnError, UsageError
+from maskrcnn.io import storage as storage_module
+from maskrcnn.io.http import read_web
+from maskrcnn.io.storage import Storage
 from maskrcnn.planted import PlantedSegmenter, write_planted
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
-from maskrcnn.storage import Storage
-from maskrcnn.web import read_web
 from maskrcnn.weights import describe_model
 from maskrcnn.worker import ShardWorker
 

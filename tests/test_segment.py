@@ -13,12 +13,12 @@ from maskrcnn.config import Compute, Speed
 from maskrcnn.decode import Limits
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.frozen import check_manifest
+from maskrcnn.io.storage import Storage
 from maskrcnn.parts import standing_receipts
 from maskrcnn.plan import check_run, read_plan, read_plans, read_run
 from maskrcnn.planted import PlantedSegmenter, write_planted
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
-from maskrcnn.storage import Storage
 from maskrcnn.worker import ShardWorker
 
 

@@ -18,9 +18,9 @@ import pytest
 from moto.s3.models import s3_backends
 
 from maskrcnn.errors import ItemError, RunError
-from maskrcnn.inputs import list_inputs, read_input, stat_input
-from maskrcnn.storage import Storage
-from maskrcnn.stores import input_faults, is_remote, join, output_faults
+from maskrcnn.io.inputs import list_inputs, read_input, stat_input
+from maskrcnn.io.storage import Storage
+from maskrcnn.io.stores import input_faults, is_remote, join, output_faults
 
 ODD_NAMES = [
     "plain.jpg",
@@ -488,7 +488,7 @@ def test_public_buckets_need_no_credentials(moto_server: Any) -> None:
         "FSSPEC_S3_ANON": "true",
         "PYTHONPATH": ".",
     }
-    program = "from maskrcnn.storage import Storage; print(Storage('s3://test-bkt/public').read('x'))"
+    program = "from maskrcnn.io.storage import Storage; print(Storage('s3://test-bkt/public').read('x'))"
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
     assert done.stdout == b"b'1'\n"
 

@@ -31,11 +31,11 @@ from fault_proxy import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from maskrcnn import s3, storage, stores
 from maskrcnn.errors import ItemError, RunError
-from maskrcnn.inputs import list_inputs, read_input, stat_input
-from maskrcnn.storage import Storage
-from maskrcnn.stores import client_of, count_retry, take_retries
+from maskrcnn.io import s3, storage, stores
+from maskrcnn.io.inputs import list_inputs, read_input, stat_input
+from maskrcnn.io.storage import Storage
+from maskrcnn.io.stores import client_of, count_retry, take_retries
 
 BODY = os.urandom(20_000)
 LIMIT = 100_000
@@ -482,7 +482,7 @@ def test_a_lost_reply_is_no_success_where_other_content_stands(
 def test_large_files_are_compared_piece_by_piece(
     proxy: FaultProxy, store: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("maskrcnn.objects._COMPARED_BYTES", 7_000)
+    monkeypatch.setattr("maskrcnn.io.atomic._COMPARED_BYTES", 7_000)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     (tmp_path / "local").write_bytes(BODY)
     proxy.on("PUT", lose_reply)
@@ -497,7 +497,7 @@ def test_large_files_are_compared_piece_by_piece(
 def test_what_exceeds_one_put_is_left_to_s3fs_and_compared_too(
     proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("maskrcnn.objects._ONE_PUT_BYTES", 1)
+    monkeypatch.setattr("maskrcnn.io.atomic._ONE_PUT_BYTES", 1)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     (tmp_path / "local").write_bytes(BODY)
     store.put_file("x", tmp_path / "local")

@@ -10,7 +10,7 @@ from test_geo import NORTH_UP, ROTATED, UTM, blob, instances_of
 
 from maskrcnn import geo, vector
 from maskrcnn.errors import UsageError
-from maskrcnn.storage import Storage
+from maskrcnn.io.storage import Storage
 
 geopandas = pytest.importorskip("geopandas", reason="needs the extra geo")
 pyogrio = pytest.importorskip("pyogrio", reason="needs the extra geo")

@@ -32,15 +32,15 @@ from maskrcnn.config import Compute
 from maskrcnn.decode import Limits
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.evidence import digest_and_size, row_groups
+from maskrcnn.io.parquet import write_tables
+from maskrcnn.io.storage import Storage
 from maskrcnn.overlay import group_shards
-from maskrcnn.parquet import write_tables
 from maskrcnn.plan import Plan, read_plans
 from maskrcnn.planted import PlantedSegmenter, write_planted
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
 from maskrcnn.retry import plan_retry
 from maskrcnn.schema import INSTANCES
-from maskrcnn.storage import Storage
 from maskrcnn.verify import Verdict, verify_run
 from maskrcnn.worker import ShardWorker
 

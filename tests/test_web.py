@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from webserver import Site, answer
 
-from maskrcnn import web
 from maskrcnn.errors import ItemError
-from maskrcnn.stores import take_retries
-from maskrcnn.web import is_public, read_web, shown
+from maskrcnn.io import http
+from maskrcnn.io.http import is_public, read_web, shown
+from maskrcnn.io.stores import take_retries
 
 BODY = bytes(range(256)) * 1000
 
@@ -143,9 +143,9 @@ def test_a_body_without_a_length_ends_with_the_connection(site: Site) -> None:
         (206, "storage_error", 1),
         (304, "storage_error", 1),
         (451, "storage_error", 1),
-        (500, "storage_error", web.ATTEMPTS),
-        (503, "storage_error", web.ATTEMPTS),
-        (429, "storage_error", web.ATTEMPTS),
+        (500, "storage_error", http.ATTEMPTS),
+        (503, "storage_error", http.ATTEMPTS),
+        (429, "storage_error", http.ATTEMPTS),
     ],
 )
 def test_a_status_has_its_code(site: Site, status: int, code: str, requests: int) -> None:
@@ -205,7 +205,7 @@ def test_no_retry_is_endless(site: Site, fault: Callable[[Any], None]) -> None:
     assert error.code == "storage_error"
     assert "after 4 attempts" in error.message
     assert pauses == [0.5, 1.0, 2.0]
-    assert len(site.asked) == web.ATTEMPTS
+    assert len(site.asked) == http.ATTEMPTS
 
 
 def test_a_server_may_ask_for_a_longer_pause_within_reason(site: Site) -> None:
@@ -279,7 +279,7 @@ def drip_without_a_length(request: Any) -> None:
 def test_a_server_that_drips_is_left(
     site: Site, drip: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web, "DEADLINE_S", 0.6)
+    monkeypatch.setattr(http, "DEADLINE_S", 0.6)
     site.answers["/a"] = drip
     assert failure(f"{site.url}/a").code == "storage_error"
 
@@ -514,7 +514,7 @@ def secure_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sit
     context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
     site.server.socket = context.wrap_socket(site.server.socket, server_side=True)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
-    web._tls.cache_clear()
+    http._tls.cache_clear()
     genuine = socket.getaddrinfo
     monkeypatch.setattr(
         socket,
@@ -525,7 +525,7 @@ def secure_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sit
     )
     yield site
     site.stop()
-    web._tls.cache_clear()
+    http._tls.cache_clear()
 
 
 def test_the_certificate_must_be_the_hosts_not_the_addresss(secure_site: Site) -> None:

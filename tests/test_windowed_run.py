@@ -13,6 +13,7 @@ from windowed import compute_of, mosaic, run_windows, sweep, write_geotiff
 
 import maskrcnn
 from maskrcnn.errors import ItemError, UsageError
+from maskrcnn.io.storage import Storage
 from maskrcnn.mosaic import objects_in, score_of
 from maskrcnn.plan import read_plans
 from maskrcnn.planted import png
@@ -20,7 +21,6 @@ from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
 from maskrcnn.retry import plan_retry
 from maskrcnn.run import Run
-from maskrcnn.storage import Storage
 from maskrcnn.types import Pixels
 from maskrcnn.verify import verify_run
 

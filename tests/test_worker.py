@@ -13,15 +13,15 @@ import pytest
 
 from maskrcnn.decode import DecodedImage, Limits, decode_image
 from maskrcnn.errors import HandedBackError, ItemError, RunError, SegmenterError, StoreFailingError
-from maskrcnn.inputs import read_input
+from maskrcnn.io.inputs import read_input
+from maskrcnn.io.parquet import read_table
+from maskrcnn.io.storage import Storage
 from maskrcnn.manifest import read_inputs, write_manifest
-from maskrcnn.parquet import read_table
 from maskrcnn.parts import Receipt, commit, standing_receipts
 from maskrcnn.plan import Plan
 from maskrcnn.planted import PlantedSegmenter, plant, planted_instances, png, write_planted
 from maskrcnn.prefetch import Pool, Stopwatch, Turns, prefetch
 from maskrcnn.stats import Stats
-from maskrcnn.storage import Storage
 from maskrcnn.types import Detections, Pixels
 from maskrcnn.worker import Announcement, Loaded, ShardWorker, filled_groups
 

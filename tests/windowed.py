@@ -12,6 +12,7 @@ from maskrcnn.config import Compute
 from maskrcnn.decode import Limits
 from maskrcnn.errors import ItemError
 from maskrcnn.geometry import Entry, Rect, Strip
+from maskrcnn.io.storage import Storage
 from maskrcnn.mosaic import MosaicSegmenter, ground, paint
 from maskrcnn.plan import pending_of, read_plans, read_run
 from maskrcnn.planted import PLANTED_CATEGORIES, PlantedInstance
@@ -19,7 +20,6 @@ from maskrcnn.radiometry import Radiometry
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
 from maskrcnn.sandbox import Decoders, RasterSource
-from maskrcnn.storage import Storage
 from maskrcnn.types import Pixels, Segmenter
 from maskrcnn.worker import ShardWorker
 

@@ -40,6 +40,7 @@ from torchvision.models.detection import MaskRCNN
 from maskrcnn import peers
 from maskrcnn.config import Compute
 from maskrcnn.decode import Limits, decode_image
+from maskrcnn.io.storage import Storage
 from maskrcnn.manifest import read_inputs
 from maskrcnn.manifest import write_manifest as freeze
 from maskrcnn.measure import Pairs, Row, machine, number, rounds, row, seconds, table, to_json
@@ -48,7 +49,6 @@ from maskrcnn.parts import Receipt
 from maskrcnn.plan import Plan
 from maskrcnn.samples import COCO_SIZE, write_manifest, write_photos
 from maskrcnn.segmenter import DTYPES, MaskRCNNSegmenter
-from maskrcnn.storage import Storage
 from maskrcnn.types import Detections, Pixels
 from maskrcnn.worker import ShardWorker
 

@@ -26,11 +26,11 @@ import pyarrow as pa
 from maskrcnn import coco
 from maskrcnn.config import Compute, Cut, settings_of
 from maskrcnn.frozen import write_manifest
-from maskrcnn.parquet import IMAGES, INSTANCES, Part, write_tables
+from maskrcnn.io.parquet import IMAGES, INSTANCES, Part, write_tables
+from maskrcnn.io.storage import Storage
 from maskrcnn.plan import Plan, run_digest, write_run
 from maskrcnn.schema import INSTANCES as INSTANCES_SCHEMA
 from maskrcnn.schema import MANIFEST, images_schema
-from maskrcnn.storage import Storage
 from maskrcnn.types import Category
 
 CATEGORIES = tuple(Category(number + 1, f"category {number}") for number in range(80))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from maskrcnn_jobs.bench import run_bench
 
+from maskrcnn.io.storage import Storage
 from maskrcnn.samples import COCO_SIZE, write_photos
-from maskrcnn.storage import Storage
 from tests.conftest import S3Server, free_port, start_weed
 
 if __name__ == "__main__":

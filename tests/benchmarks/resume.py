@@ -20,10 +20,10 @@ from pathlib import Path
 
 from maskrcnn_jobs.segment import receipts_of
 
-from maskrcnn.parquet import IMAGES, INSTANCES
+from maskrcnn.io.parquet import IMAGES, INSTANCES
+from maskrcnn.io.storage import Storage
 from maskrcnn.parts import SHARDS, receipt_path
 from maskrcnn.plan import Plan, create_plan, pending_of, read_plans
-from maskrcnn.storage import Storage
 from tests.conftest import S3Server, free_port, start_weed
 
 ATTEMPT = "0" * 32

@@ -61,10 +61,10 @@ def run(raster: str, model: str) -> None:
 
     from maskrcnn.config import Compute, Speed
     from maskrcnn.decode import Limits
+    from maskrcnn.io.storage import Storage
     from maskrcnn.plan import read_plans
     from maskrcnn.radiometry import Radiometry
     from maskrcnn.sandbox import Decoders, RasterSource, keep_freed_memory
-    from maskrcnn.storage import Storage
     from maskrcnn.worker import ShardWorker
 
     keep_freed_memory()

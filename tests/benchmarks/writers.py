@@ -35,10 +35,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maskrcnn import coco
-from maskrcnn.parquet import ROW_GROUP_ROWS, Part, parquet_options, read_table, write_table, write_tables
+from maskrcnn.io.parquet import ROW_GROUP_ROWS, Part, parquet_options, read_table, write_table, write_tables
+from maskrcnn.io.storage import Storage
 from maskrcnn.rle import rle_areas, rle_boxes_xyxy
 from maskrcnn.schema import INSTANCES, MANIFEST, ImageResult, images_table
-from maskrcnn.storage import Storage
 from maskrcnn.types import Category
 
 CATEGORIES = tuple(Category(number + 1, f"category {number}") for number in range(80))
@@ -308,7 +308,7 @@ import sys
 from pathlib import Path
 from maskrcnn import coco
 from maskrcnn.parts import Part
-from maskrcnn.storage import Storage
+from maskrcnn.io.storage import Storage
 from maskrcnn.types import Category
 
 def status(key):

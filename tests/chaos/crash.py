@@ -49,12 +49,12 @@ from chaos.local_job import (
     write_collection,
 )
 from maskrcnn.errors import MaskrcnnError
+from maskrcnn.io.storage import Storage
+from maskrcnn.io.stores import is_remote
 from maskrcnn.parts import standing_receipts
 from maskrcnn.plan import pending_of, read_plans
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
-from maskrcnn.storage import Storage
-from maskrcnn.stores import is_remote
 
 WORKERS: Final = min(os.cpu_count() or 1, 4)
 _NOT_APPLICABLE: Final = 99

@@ -21,10 +21,10 @@ import maskrcnn.retry
 import maskrcnn.worker
 from maskrcnn.errors import RunError
 from maskrcnn.frozen import write_manifest
+from maskrcnn.io.storage import Storage
 from maskrcnn.manifest import read_inputs
 from maskrcnn.parts import Receipt, receipt_path, write_shard
 from maskrcnn.plan import PLAN, RUN, read_plan, read_run
-from maskrcnn.storage import Storage
 from maskrcnn.success import SUCCESS
 
 Defect = Callable[[], AbstractContextManager[Any]]

@@ -21,7 +21,7 @@ from chaos.crash import Case, in_child, prepared
 from chaos.faulty_storage import Fault, Step, faulty, watched
 from chaos.invariants import check_is_final, check_promises, law
 from chaos.local_job import SHARD_IMAGES, Job, run_job
-from maskrcnn.storage import Storage
+from maskrcnn.io.storage import Storage
 
 PAGE: Final = 4096
 BALLAST: Final = "ballast"

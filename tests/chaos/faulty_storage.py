@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from maskrcnn.errors import RunError
-from maskrcnn.storage import Storage
-from maskrcnn.stores import bucket_and_key, client_of, is_remote
+from maskrcnn.io.storage import Storage
+from maskrcnn.io.stores import bucket_and_key, client_of, is_remote
 
 MUTATING: Final = (
     *("write", "put_file", "building", "create"),

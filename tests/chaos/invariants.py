@@ -29,9 +29,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from maskrcnn.io.storage import Storage
+from maskrcnn.io.stores import bucket_and_key, client_of, is_remote
 from maskrcnn.stats import Stats
-from maskrcnn.storage import Storage
-from maskrcnn.stores import bucket_and_key, client_of, is_remote
 from maskrcnn.types import Category
 from maskrcnn.verify import verify_run
 

@@ -26,7 +26,7 @@ from chaos.faulty_storage import MUTATING, READING, Step, watched
 from chaos.invariants import BrokenError, Truth, check_is_final, check_promises, law, truth_of
 from chaos.local_job import Job
 from maskrcnn.errors import MaskrcnnError
-from maskrcnn.storage import Storage
+from maskrcnn.io.storage import Storage
 from maskrcnn.verify import verify_run
 
 PATIENCE_S: Final = 120.0

@@ -16,7 +16,7 @@ from typing import Final
 
 import psutil
 
-from maskrcnn.storage import Storage
+from maskrcnn.io.storage import Storage
 
 PHASES: Final = ("fetch", "model", "part", "receipt", "reduce")
 """An input is read; the segmenter is called; a shard's file is put; its receipt is put; a user's file is put."""

@@ -28,7 +28,7 @@ from chaos.cluster import standing
 from chaos.invariants import truth_of
 from chaos.probes import PHASES, Held, Probes, receipts_of
 from chaos.runs import PLANTED, RUN_S, Killed, Outcome, driver, end_in_order, judge, write_collection
-from maskrcnn.storage import Storage
+from maskrcnn.io.storage import Storage
 
 DOWN_S: Final = (0.5, 3.0)
 """For how long the server is away, beside the second that it takes to start."""

@@ -12,7 +12,7 @@ from chaos.crash import Case, Outcome, Stage, all_of, run_case
 from chaos.faulty_storage import MODES, MUTATING, PHASES, READING, Fault, Mode
 from chaos.invariants import check_is_final
 from chaos.local_job import N_SHARDS
-from maskrcnn.storage import Storage
+from maskrcnn.io.storage import Storage
 
 MOST_TELLING: tuple[Mode, ...] = MODES if SIZE > 1 else ("raise half", "kill after")
 """To be killed before a call leaves what being killed after the one before it leaves."""

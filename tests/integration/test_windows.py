@@ -9,8 +9,8 @@ from commandline import maskrcnn_command
 from windowed import compute_of, mosaic, run_windows, write_geotiff
 
 import maskrcnn
+from maskrcnn.io.storage import Storage
 from maskrcnn.planted import png
-from maskrcnn.storage import Storage
 
 pytest.importorskip("rasterio")
 pytestmark = [pytest.mark.ray, pytest.mark.s3]

@@ -254,7 +254,7 @@ def _allocate_for_ever():
 
 changes = {}
 if CHAOS:
-    changes |= {"maskrcnn.storage": change_storage, "maskrcnn.worker": change_worker}
+    changes |= {"maskrcnn.io.storage": change_storage, "maskrcnn.worker": change_worker}
 if POISON:
     changes |= {"PIL.Image": change_pillow}
 if changes:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from . import objects, s3
-from .errors import RunError
+from ..errors import RunError
+from . import atomic, s3
+from .atomic import TEMPORARY, look, look_local
 from .inputs import scan
-from .objects import TEMPORARY, look, look_local
 from .stores import RangeReader, check_url, is_remote, is_s3, join, output_faults, split_url
 
 LEFTOVER_S: Final = 3600.0
@@ -56,7 +56,7 @@ class Storage:
         with output_faults("read", url, missing=True):
             if not is_remote(url):
                 return Path(url).read_bytes()
-            return objects.fetch(url)
+            return atomic.fetch(url)
 
     def open(self, path: str) -> BinaryIO:
         """Open a file for random access. Raises FileNotFoundError where there is none.
@@ -81,7 +81,7 @@ class Storage:
         """
         url = self._at(path)
         with output_faults("write", url):
-            return objects.create(url, data)
+            return atomic.create(url, data)
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file whole, replacing any other, by one PUT; locally by a temporary file and a rename.
@@ -90,13 +90,13 @@ class Storage:
         """
         url = self._at(path)
         with output_faults("write", url):
-            objects.replace(url, data)
+            atomic.replace(url, data)
 
     def put_file(self, path: str, local: Path) -> None:
         """Write a local file as `write` does; above 5 GiB as a multipart upload, which is as atomic."""
         url = self._at(path)
         with output_faults("write", url):
-            objects.replace_by_file(url, local)
+            atomic.replace_by_file(url, local)
 
     @contextlib.contextmanager
     def building(self, path: str) -> Iterator[Path]:
@@ -111,7 +111,7 @@ class Storage:
                 yield folder / "built"
                 self.put_file(path, folder / "built")
         else:
-            with output_faults("write", url), objects.beside(Path(url)) as temporary:
+            with output_faults("write", url), atomic.beside(Path(url)) as temporary:
                 yield temporary
 
     def exists(self, path: str) -> bool:
@@ -153,7 +153,7 @@ class Storage:
         """Remove a file; that it is missing is fine."""
         url = self._at(path)
         with output_faults("remove", url), contextlib.suppress(FileNotFoundError):
-            objects.remove(url)
+            atomic.remove(url)
 
     def remove_tree(self, prefix: str) -> None:
         """Remove all files below a folder; that it is missing is fine."""
@@ -190,7 +190,7 @@ class Storage:
 def _range_reader(url: str) -> Callable[[int, int], bytes]:
     def read_range(start: int, stop: int) -> bytes:
         with output_faults("read", url):
-            return objects.fetch(url, start, stop)
+            return atomic.fetch(url, start, stop)
 
     return read_range
 

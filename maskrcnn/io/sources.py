@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from .errors import RunError, UsageError
+from ..errors import RunError, UsageError
+from .http import is_web, shown
 from .inputs import list_inputs
 from .storage import Storage
 from .stores import is_remote, split_url
-from .web import is_web, shown
 
 MANIFEST_SUFFIXES: Final = (".txt", ".csv", ".parquet", ".json")
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")

@@ -13,8 +13,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import RunError
-from .schema import INSTANCES as INSTANCES_SCHEMA
+from ..errors import RunError
+from ..schema import INSTANCES as INSTANCES_SCHEMA
 from .storage import Storage
 
 IMAGES: Final = "images"

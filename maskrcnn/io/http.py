@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from .errors import ItemError
+from ..errors import ItemError
 from .stores import count_retry
 
 SCHEMES: Final = ("http", "https")

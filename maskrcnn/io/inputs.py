@@ -15,9 +15,10 @@ from typing import BinaryIO, Final, cast
 import pyarrow as pa
 from fsspec.utils import glob_translate
 
-from . import objects, s3
-from .errors import ItemError
-from .objects import InputStat, look, look_local, stat_of
+from ..errors import ItemError
+from . import atomic, s3
+from .atomic import InputStat, look, look_local, stat_of
+from .http import is_web, read_web
 from .stores import (
     RangeReader,
     bucket_and_key,
@@ -30,7 +31,6 @@ from .stores import (
     split_url,
     text_of,
 )
-from .web import is_web, read_web
 
 _READ_AHEAD_BYTES: Final = 64 * 2**10
 LOCAL_ETAG: Final = re.compile(r"\d+-\d+")
@@ -66,7 +66,7 @@ def read_input(uri: str, max_bytes: int, etag: str | None = None) -> bytes:
             except s3.ChangedError as error:
                 raise ItemError("changed", str(error.strerror)) from error
         else:
-            data = objects.fetch(uri, 0, max_bytes + 1)
+            data = atomic.fetch(uri, 0, max_bytes + 1)
     if len(data) > max_bytes:
         raise ItemError("too_many_bytes", f"more than the limit of {max_bytes} bytes")
     if not data:
@@ -110,7 +110,7 @@ def open_input(uri: str, etag: str | None = None) -> BinaryIO:
     def read_range(start: int, stop: int) -> bytes:
         with input_faults(uri):
             if planned is None:
-                return objects.fetch(uri, start, stop)
+                return atomic.fetch(uri, start, stop)
             try:
                 return s3.get(uri, start, stop, etag=planned)
             except s3.ChangedError as error:

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from fsspec import filesystem
 
-from .errors import ItemError, RunError
+from ..errors import ItemError, RunError
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 S3_SCHEMES: Final = ("s3", "s3a")

@@ -1,0 +1,1 @@
+"""URLs, stores and Parquet files."""
