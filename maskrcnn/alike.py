@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UsageError
-from .runs import Runs
+from .masks.rle_decode import read_runs
+from .masks.spans import Runs
 from .types import Detections
-from .unrle import read_runs
 
 KINDS: Final = ("same", "rescored", "moved", "relabelled", "appeared", "vanished")
 """What became of an instance, each exactly one: of matched ones the last that applies."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from torchvision.transforms.v2 import functional as T  # noqa: N812
 
 from .losses import Target
-from .rle import rle_areas, rle_boxes_xywh
+from .masks.rle import rle_areas, rle_boxes_xywh
 from .types import Pixels
 
 MIN_VISIBLE: Final = 0.1

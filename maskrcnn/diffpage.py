@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from .alike import APPEARED, KINDS, MOVED, RELABELLED, RESCORED, SAME, VANISHED
 from .closeups import region_pixels
-from .crop import crop_detections
 from .decode import Limits
 from .diff import Comparison, ImageDiff, Tally
 from .display import jpeg_of, short
@@ -29,6 +28,7 @@ from .geometry import Rect
 from .io.parquet import write_tables
 from .io.storage import Storage
 from .lookup import ImageRow, RunReader
+from .masks.crop import crop_detections
 from .sandbox import Decoders
 from .show import focus_on, read_image
 from .types import Detections, Pixels

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
-from .crop import crop_detections
 from .geometry import Rect
-from .rle import rle_areas, rle_boxes_xyxy
+from .masks.crop import crop_detections
+from .masks.rle import rle_areas, rle_boxes_xyxy
 from .types import Category, Detections, Pixels
 from .visualize import LABEL_CHARACTERS, Color, draw_instances, draw_mask
 

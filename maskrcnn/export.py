@@ -25,7 +25,7 @@ from .coco import image_batches, instance_batches, plan_files, write_dataset, wr
 from .errors import RunError, UsageError
 from .io.parquet import Part
 from .io.storage import Storage
-from .rle import rle_boxes_xywh
+from .masks.rle import rle_boxes_xywh
 from .schema import INSTANCES
 from .types import Category
 

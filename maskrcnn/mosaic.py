@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from .masks.rle import crop_to_rle
 from .planted import PLANTED_CATEGORIES, PlantedInstance, PlantedSegmenter, best_of
-from .rle import crop_to_rle
 from .types import Detections, Pixels
 
 _OBJECT: Final = 128

@@ -18,9 +18,9 @@ from .averages import Tally
 from .errors import RunError, UsageError
 from .io.parquet import Part
 from .io.storage import Storage
+from .masks.rle_decode import read_masks
 from .scoring import Expected, Found, Kind, Objects, Weighed, weigh
 from .truth import ANNOTATIONS
-from .unrle import read_masks
 
 BATCH_OBJECTS: Final = 16_384
 """Found and true, weighed at once; an image is never divided."""

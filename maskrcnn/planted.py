@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ItemError
-from .rle import crop_to_rle, rle_areas, rle_boxes_xywh, rle_boxes_xyxy
+from .masks.rle import crop_to_rle, rle_areas, rle_boxes_xywh, rle_boxes_xyxy
 from .types import Category, Detections, Pixels, detection_order
 
 PLANTED_CATEGORIES: Final = (

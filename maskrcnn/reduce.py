@@ -43,10 +43,10 @@ from .io.parquet import (
 )
 from .io.storage import Storage
 from .items import Items
+from .masks.rle import MAX_PIXELS
 from .overlay import Group, GroupReader, Redone, group_shards
 from .parts import SHARDS, Ledger, check_complete, choose, collect
 from .plan import Plan, check_run, plan_file, read_plans, read_run
-from .rle import MAX_PIXELS
 from .schema import INSTANCES as INSTANCES_SCHEMA
 from .schema import SCHEMA_VERSION
 from .stats import Stats

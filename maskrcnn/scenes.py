@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from pycocotools import mask as coco_mask
 
 from .geotiff import write_geotiff
-from .rle import crop_to_rle
+from .masks.rle import crop_to_rle
 from .scenery import (
     CATEGORIES,
     CELL,

@@ -35,8 +35,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .rle import MAX_PIXELS, EncodedMasks, encode_changes
-from .runs import Ints, Runs
+from .masks.rle import MAX_PIXELS, EncodedMasks, encode_changes
+from .masks.spans import Ints, Runs
 from .strips import TOLERANCE_PX, Found, box_of, clusters_of
 from .types import Detections, detection_order
 from .windows import Grid

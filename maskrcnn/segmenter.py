@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .crops import encode_crops, encode_resized
 from .detectron import ShortestEdgeTransform
 from .errors import ItemError, UsageError
 from .fuse import for_cpu, fused
-from .masks import detections_from_network, encode_masks
+from .masks.encode import detections_from_network, encode_masks
+from .masks.encode_resized import encode_crops, encode_resized
 from .matterport import SquareTransform, corner
 from .matterport_forward import forward_class
 from .model import Model

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .geometry import Rect
-from .runs import Ints, Runs, ranges
-from .unrle import read_runs
+from .masks.rle_decode import read_runs
+from .masks.spans import Ints, Runs, ranges
 from .windows import Grid
 
 TOLERANCE_PX: Final = 4

@@ -24,7 +24,7 @@ from .io.parquet import Part, write_tables
 from .io.storage import Storage
 from .io.stores import is_remote
 from .manifest import read_inputs
-from .masks import detections_from_network
+from .masks.encode import detections_from_network
 from .measure import Row, Settings, alternate, row, seconds
 from .prefetch import Pool, Stopwatch, prefetch
 from .samples import COCO_SIZE, MEAN_AREA, PHOTO_SIZE, smooth_instances

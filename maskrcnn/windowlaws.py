@@ -13,7 +13,7 @@ from .errors import ERROR_CODES
 from .geo import geo_table
 from .items import Items
 from .laws import Fault
-from .unrle import read_masks
+from .masks.rle_decode import read_masks
 
 _RECT: Final = ("col_off", "row_off", "width", "height")
 

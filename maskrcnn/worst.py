@@ -13,16 +13,16 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from .closeups import region_around, region_pixels
-from .crop import crop_detections
 from .decode import Limits
 from .errors import ERROR_CODES, ItemError, RunError
 from .evaluation import Evaluation, Shares
 from .frozen import read_items
 from .geometry import Rect
 from .lookup import ImageRow, RunReader
+from .masks.crop import crop_detections
+from .masks.rle import rle_areas, rle_boxes_xyxy
 from .matching import Edges, match, overlaps
 from .partscore import masks_of
-from .rle import rle_areas, rle_boxes_xyxy
 from .sandbox import Decoders
 from .scoring import SURE
 from .show import WHOLE_PIXELS, focus_on, read_image

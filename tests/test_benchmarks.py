@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import device, precision
+from maskrcnn.masks.encode.encode import detections_from_network
 
 from maskrcnn import peers
-from maskrcnn.masks import detections_from_network
 from maskrcnn.measure import table, to_json
 from maskrcnn.samples import photo
 from maskrcnn.scenes import render_scene

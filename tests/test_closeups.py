@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from maskrcnn.masks.encode.crop import crop_detections
+from maskrcnn.masks.encode.rle import crop_to_rle
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -18,7 +20,6 @@ from windowed import compute_of, mosaic, run_windows, write_geotiff
 
 from maskrcnn import closeups, schema
 from maskrcnn.closeups import draw_closeups, look_around, pick_foci, region_around
-from maskrcnn.crop import crop_detections
 from maskrcnn.frozen import read_items
 from maskrcnn.geometry import Rect
 from maskrcnn.io.parquet import Part, write_table
@@ -26,7 +27,6 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.mosaic import color_of, ground, objects_in, paint
 from maskrcnn.plan import read_run
 from maskrcnn.planted import PLANTED_CATEGORIES, PlantedInstance, png
-from maskrcnn.rle import crop_to_rle
 from maskrcnn.schema import ImageResult
 from maskrcnn.success import parts_of
 from maskrcnn.types import Category, Detections, Pixels

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from maskrcnn.masks.encode.rle import rle_areas, rle_boxes_xyxy
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
@@ -17,7 +18,6 @@ from maskrcnn import coco
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.io.parquet import Part, write_table
 from maskrcnn.io.storage import Storage
-from maskrcnn.rle import rle_areas, rle_boxes_xyxy
 from maskrcnn.schema import INSTANCES, MANIFEST, ImageResult, images_table, instances_table
 from maskrcnn.types import Category, Detections, detection_order
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from maskrcnn.masks.encode.encode_resized import encode_crops, pasted
 from pycocotools import mask as coco_mask
 from torch.nn import functional as F
 
-from maskrcnn import crops
-from maskrcnn.crops import encode_crops, pasted
+from maskrcnn.masks.encode import encode_resized
 
 
 def painted(boxes, squares, height, width):
@@ -46,7 +46,7 @@ def test_a_large_mask_is_computed_in_strips_and_is_the_same(monkeypatch):
     rng = np.random.default_rng(1)
     boxes, squares = np.array([[3.2, 5.1, 70.9, 55.5]], np.float32), rng.random((1, 28, 28), np.float32)
     whole = encode_crops(boxes, squares, 60, 80)
-    monkeypatch.setattr(crops, "_MAX_PIXELS", 100)
+    monkeypatch.setattr(encode_resized, "_MAX_PIXELS", 100)
     assert encode_crops(boxes, squares, 60, 80).counts == whole.counts
     assert whole.areas[0] > 100
 

@@ -14,13 +14,13 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import picture, rectangles, result, write_run
+from maskrcnn.masks.encode.rle import crop_to_rle
 from maskrcnn_jobs.cli import main
 from pycocotools import mask as coco_mask
 
 from maskrcnn.alike import KINDS, Rules, box_iou, compare_instances, match_instances
 from maskrcnn.errors import UsageError
 from maskrcnn.planted import PLANTED_CATEGORIES, best_of
-from maskrcnn.rle import crop_to_rle
 from maskrcnn.run import open_run
 from maskrcnn.schema import ImageResult
 from maskrcnn.types import Category, Detections

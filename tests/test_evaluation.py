@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from conftest import S3Server
+from maskrcnn.masks.encode.rle import crop_to_rle
 from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.segment import Request, prepare
 from pycocotools import mask as coco_mask
@@ -31,7 +32,6 @@ from maskrcnn.overlay import group_shards
 from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter, best_of, planted_instances, write_planted
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
-from maskrcnn.rle import crop_to_rle
 from maskrcnn.types import Detections, Pixels
 from maskrcnn.verify import verify_run
 from maskrcnn.worker import ShardWorker

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from maskrcnn.masks.encode.rle import crop_to_rle, rle_areas, rle_boxes_xyxy
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -18,7 +19,6 @@ from maskrcnn import coco, export
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.io.parquet import Part, write_table
 from maskrcnn.io.storage import Storage
-from maskrcnn.rle import crop_to_rle, rle_areas, rle_boxes_xyxy
 from maskrcnn.schema import MANIFEST, ImageResult, images_table, instances_table
 from maskrcnn.types import Category, Detections
 

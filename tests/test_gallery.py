@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from maskrcnn.masks.encode.rle import crop_to_rle
 from PIL import Image
 
 from maskrcnn import schema
@@ -16,7 +17,6 @@ from maskrcnn.errors import ItemError
 from maskrcnn.gallery import draw_gallery, pick_gallery
 from maskrcnn.io.parquet import Part, write_table
 from maskrcnn.io.storage import Storage
-from maskrcnn.rle import crop_to_rle
 from maskrcnn.schema import ImageResult
 from maskrcnn.types import Category, Detections, Pixels
 

@@ -6,12 +6,12 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from maskrcnn.masks.encode.encode import detections_from_network, encode_masks
+from maskrcnn.masks.encode.rle import rle_areas, rle_boxes_xyxy
 from pycocotools import mask as coco_mask
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from maskrcnn import masks as masks_module
-from maskrcnn.masks import detections_from_network, encode_masks
-from maskrcnn.rle import rle_areas, rle_boxes_xyxy
+from maskrcnn.masks.encode import encode as masks_module
 from maskrcnn.types import detection_order
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from maskrcnn.masks.encode.encode import encode_masks
+from maskrcnn.masks.encode.encode_resized import encode_resized
 from matterport_oracle import (
     SIZES,
     TOLERANCES,
@@ -24,9 +26,7 @@ from torch import nn
 from torchvision.models.detection._utils import BoxCoder
 
 from maskrcnn import segmenter as segmenter_module
-from maskrcnn.crops import encode_resized
 from maskrcnn.fuse import for_cpu, fused
-from maskrcnn.masks import encode_masks
 from maskrcnn.matterport import CropAndResize, NormalisedAnchors, SquareTransform, _resized
 from maskrcnn.matterport_config import MatterportConfig
 from maskrcnn.model import Model

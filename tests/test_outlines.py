@@ -5,11 +5,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from maskrcnn.masks.encode.contours import Rings, trace
+from maskrcnn.masks.encode.rle_decode import read_runs
+from maskrcnn.masks.encode.spans import Runs
 from pycocotools import mask as coco_mask
-
-from maskrcnn.outlines import Rings, trace
-from maskrcnn.runs import Runs
-from maskrcnn.unrle import read_runs
 
 rasterio = pytest.importorskip("rasterio")
 shapely = pytest.importorskip("shapely")

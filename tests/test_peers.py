@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from maskrcnn.masks.encode.encode import detections_from_network
 
 from maskrcnn import peers, trials
 from maskrcnn.errors import RunError, UsageError
-from maskrcnn.masks import detections_from_network
 from maskrcnn.measure import Settings
 from maskrcnn.model import Model, load_model
 from maskrcnn.samples import jpeg, photo, smooth_instances, write_manifest, write_photos

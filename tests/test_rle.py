@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from maskrcnn.masks.encode.rle import crop_to_rle, rle_areas, rle_boxes_xywh, rle_boxes_xyxy
 from pycocotools import mask as coco_mask
-
-from maskrcnn.rle import crop_to_rle, rle_areas, rle_boxes_xywh, rle_boxes_xyxy
 
 
 @st.composite

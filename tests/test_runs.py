@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from maskrcnn.masks.encode.rle import encode_changes
+from maskrcnn.masks.encode.rle_decode import read_runs
+from maskrcnn.masks.encode.spans import Runs, ranges
 from pycocotools import mask as coco_mask
-
-from maskrcnn.rle import encode_changes
-from maskrcnn.runs import Runs, ranges
-from maskrcnn.unrle import read_runs
 
 PAD = 5
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from maskrcnn.masks.encode.rle import crop_to_rle
+from maskrcnn.masks.encode.rle_decode import read_runs
 from pycocotools import mask as coco_mask
 
 from maskrcnn.geometry import Rect
 from maskrcnn.planted import PlantedInstance
-from maskrcnn.rle import crop_to_rle
 from maskrcnn.seams import Objects, Pieces, merge
 from maskrcnn.strips import TOLERANCE_PX
-from maskrcnn.unrle import read_runs
 from maskrcnn.windows import Grid
 
 JITTER_PX = TOLERANCE_PX // 2

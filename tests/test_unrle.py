@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from maskrcnn.masks.encode.rle import rle_areas, rle_boxes_xyxy
+from maskrcnn.masks.encode.rle_decode import ReadMasks, read_masks
 from pycocotools import mask as coco_mask
-
-from maskrcnn.rle import rle_areas, rle_boxes_xyxy
-from maskrcnn.unrle import ReadMasks, read_masks
 
 MASKS = hnp.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 

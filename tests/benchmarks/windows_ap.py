@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from maskrcnn.masks.encode.rle import rle_boxes_xywh
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskrcnn.geotiff import need_rasterio
 from maskrcnn.model import load_model
-from maskrcnn.rle import rle_boxes_xywh
 from maskrcnn.scenes import write_mosaic
 from maskrcnn.seams import Pieces, merge
 from maskrcnn.segmenter import MaskRCNNSegmenter

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..types import Detections
 from .rle import encode_changes
-from .types import Detections
-from .unrle import read_runs
+from .rle_decode import read_runs
 
 
 def crop_detections(detections: Detections, region: tuple[int, int, int, int]) -> Detections:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .runs import Ints, Runs
+from .spans import Ints, Runs
 
 
 class Rings(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .rle import MAX_PIXELS
-from .runs import Runs, ranges
+from .spans import Runs, ranges
 
 _MAX_GROUPS: Final = 7
 """Of five bits: more are in no count of an image below 2^32 pixels, nor in the difference of two."""

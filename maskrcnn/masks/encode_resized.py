@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812
 
-from .masks import MARGIN, THRESHOLD
+from .encode import MARGIN, THRESHOLD
 from .rle import EncodedMasks, crop_changes, encode_changes
 
 Float32s = NDArray[np.float32]

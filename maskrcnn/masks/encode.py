@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812
 
+from ..types import Detections, detection_order
 from .rle import EncodedMasks, crop_changes, encode_changes
-from .types import Detections, detection_order
 
 THRESHOLD: Final = 0.5
 """A pixel belongs to the mask where its probability is above this."""
