@@ -18,15 +18,21 @@ import pyarrow as pa
 import ray
 
 from maskrcnn.config import Compute, Speed
-from maskrcnn.decode import Limits
 from maskrcnn.errors import ItemError, RunError
-from maskrcnn.geometry import Entry, Rect, Strip
+from maskrcnn.imaging.decode import Limits
+from maskrcnn.imaging.decode_pool import (
+    DECODE_TIMEOUT_S,
+    EXECUTIONS,
+    Decoders,
+    RasterSource,
+    keep_freed_memory,
+)
+from maskrcnn.imaging.geometry import Entry, Rect, Strip
+from maskrcnn.imaging.radiometry import Radiometry
 from maskrcnn.io.http import is_web
 from maskrcnn.io.inputs import stat_input
 from maskrcnn.io.storage import Storage
 from maskrcnn.parts import Receipt
-from maskrcnn.radiometry import Radiometry
-from maskrcnn.sandbox import DECODE_TIMEOUT_S, EXECUTIONS, Decoders, RasterSource, keep_freed_memory
 from maskrcnn.types import Segmenter
 from maskrcnn.worker import Announcement, ShardWorker
 

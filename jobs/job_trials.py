@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import numpy as np
 
 from maskrcnn.config import Compute, Speed
-from maskrcnn.decode import Limits, decode_image
 from maskrcnn.errors import RunError, UsageError
-from maskrcnn.sandbox import keep_freed_memory
+from maskrcnn.imaging.decode import Limits, decode_image
+from maskrcnn.imaging.decode_pool import keep_freed_memory
 
 if TYPE_CHECKING:
     from torch import Tensor

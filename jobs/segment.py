@@ -14,6 +14,7 @@ from typing import Any
 from maskrcnn.config import Compute, Cut, Speed, default_shard_images, settings_of
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.frozen import check_manifest
+from maskrcnn.imaging.radiometry import Radiometry
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.stores import is_remote
 from maskrcnn.manifest import FILE_NAME as MANIFEST
@@ -34,7 +35,6 @@ from maskrcnn.plan import (
     run_digest,
     write_run,
 )
-from maskrcnn.radiometry import Radiometry
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
 from maskrcnn.schema import SCHEMA_VERSION

@@ -13,10 +13,10 @@ from PIL import Image
 
 import maskrcnn
 from maskrcnn.config import Compute
-from maskrcnn.decode import Limits, decode_image
 from maskrcnn.display import DISPLAY_SCORE, sheet
 from maskrcnn.errors import ERROR_CODES, ItemError, RunError, UsageError
 from maskrcnn.export import safe_name
+from maskrcnn.imaging.decode import Limits, decode_image
 from maskrcnn.io.inputs import read_input
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.stores import is_remote

@@ -26,9 +26,9 @@ from maskrcnn.config import Speed
 from maskrcnn.curves import render_training
 from maskrcnn.dataset import Dataset, read_dataset, split_dataset
 from maskrcnn.errors import MaskrcnnError, RunError, UsageError
+from maskrcnn.imaging.decode_pool import keep_freed_memory
 from maskrcnn.io.storage import Storage
 from maskrcnn.recipe import LOG, MODEL, RESULT, Recipe, identity_of
-from maskrcnn.sandbox import keep_freed_memory
 from maskrcnn.types import Category
 from maskrcnn.weights import TRAINABLE, describe_model
 

@@ -15,8 +15,8 @@ from .errors import ERROR_CODES, ItemError, MaskrcnnError, RunError, UsageError
 from .types import Category, Detections
 
 if TYPE_CHECKING:
-    from .decode import Limits, decode_image
     from .display import display_instances, display_masks
+    from .imaging.decode import Limits, decode_image
     from .model import Model, load_model
     from .planted import PlantedSegmenter
     from .run import Run, open_run

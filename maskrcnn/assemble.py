@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from .geo import geo_table
-from .geometry import Sized
+from .imaging.geometry import Sized
 from .items import Items
 from .schema import (
     INSTANCES,

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from .augment import apply, draw
 from .dataset import LIMITS
-from .decode import decode_image
+from .imaging.decode import decode_image
 from .io.inputs import read_input
 from .losses import Target
 from .recipe import Recipe

@@ -15,17 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .decode import Limits
 from .errors import ERROR_CODES, ItemError, RunError
 from .gallery import ASPECT, SHOWN_SCORE, GalleryItem, GalleryPick, caption_of, draw_pick, scattered, spread
-from .geometry import Rect
+from .imaging.decode import Limits
+from .imaging.decode_pool import Decoders, RasterSource
+from .imaging.geometry import Rect
+from .imaging.radiometry import Radiometry
 from .io.inputs import read_input
 from .io.parquet import Part
 from .io.storage import Storage
 from .items import Items
 from .masks.crop import crop_detections
-from .radiometry import Radiometry
-from .sandbox import Decoders, RasterSource
 from .schema import detections_of
 from .types import Category, Pixels
 

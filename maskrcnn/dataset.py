@@ -18,8 +18,8 @@ import pyarrow as pa
 from pycocotools import mask as coco_mask
 
 from .annotations import Finding, Findings, Objects, is_integer, read_objects
-from .decode import Limits, decode_image
 from .errors import ItemError, UsageError
+from .imaging.decode import Limits, decode_image
 from .io.inputs import read_input
 from .io.sources import folder_of, usage_errors
 from .io.storage import Storage

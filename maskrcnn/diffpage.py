@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 
 from .alike import APPEARED, KINDS, MOVED, RELABELLED, RESCORED, SAME, VANISHED
 from .closeups import region_pixels
-from .decode import Limits
 from .diff import Comparison, ImageDiff, Tally
 from .display import jpeg_of, short
 from .errors import ERROR_CODES, ItemError, RunError
 from .frozen import read_items
-from .geometry import Rect
+from .imaging.decode import Limits
+from .imaging.decode_pool import Decoders
+from .imaging.geometry import Rect
 from .io.parquet import write_tables
 from .io.storage import Storage
 from .lookup import ImageRow, RunReader
 from .masks.crop import crop_detections
-from .sandbox import Decoders
 from .show import focus_on, read_image
 from .types import Detections, Pixels
 from .visualize import Color, draw_instances

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
-from .geometry import Rect
+from .imaging.geometry import Rect
 from .masks.crop import crop_detections
 from .masks.rle import rle_areas, rle_boxes_xyxy
 from .types import Category, Detections, Pixels

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .errors import UsageError
 from .geo import extra, parse_crs
-from .geometry import Sized
+from .imaging.geometry import Sized
 from .items import Items
 
 SIDE: Final = 1000

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from .errors import ItemError
-from .geometry import Sized
+from .imaging.geometry import Sized
 from .schema import ITEMS, MANIFEST, METADATA
 from .windows import TILE_WINDOWS, Grid, Tiling, tiling_of
 

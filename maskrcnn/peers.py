@@ -21,7 +21,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import box_iou
 
-from .decode import Limits, decode_image
+from .imaging.decode import Limits, decode_image
 from .io.parquet import Part, read_table
 from .io.storage import Storage
 from .io.stores import client_of, split_url

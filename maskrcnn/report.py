@@ -24,10 +24,10 @@ from .charts import (
     size_map,
 )
 from .closeups import draw_closeups
-from .decode import Limits, decode_image
 from .errors import ERROR_CODES
 from .frozen import read_items
 from .gallery import GalleryItem, draw_gallery, pick_gallery
+from .imaging.decode import Limits, decode_image
 from .io.inputs import read_input
 from .io.parquet import GEO, IMAGES, PIECES, Part
 from .io.storage import Storage

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from pycocotools import mask as coco_mask
 
-from .geotiff import write_geotiff
+from .imaging.geotiff import write_geotiff
 from .masks.rle import crop_to_rle
 from .scenery import (
     CATEGORIES,

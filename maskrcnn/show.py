@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .closeups import Focus, look_around, region_around, region_pixels
-from .decode import Limits, decode_image
 from .display import CELL_PX, DISPLAY_SCORE, SMALLEST_PX, Cell, blank, draw_legibly, mask_cells, short
 from .errors import ERROR_CODES, ItemError, RunError, UsageError
 from .frozen import read_items
-from .geometry import Rect
+from .imaging.decode import Limits, decode_image
+from .imaging.decode_pool import Decoders
+from .imaging.geometry import Rect
 from .io.inputs import read_input
 from .items import Items
 from .lookup import ImageRow, RunReader, find_images, first_images, where, worst_images
-from .sandbox import Decoders
 from .types import Category, Detections, Pixels
 from .visualize import instance_color
 

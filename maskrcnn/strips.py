@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .geometry import Rect
+from .imaging.geometry import Rect
 from .masks.rle_decode import read_runs
 from .masks.spans import Ints, Runs, ranges
 from .windows import Grid

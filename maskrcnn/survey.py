@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import Compute
-from .decode import Limits
 from .errors import STORAGE_CODES, ItemError, RunError
 from .frozen import write_grid
-from .geometry import Sized
-from .geotiff import parse_crs
+from .imaging.decode import Limits
+from .imaging.decode_pool import Decoders
+from .imaging.geometry import Sized
+from .imaging.geotiff import parse_crs
+from .imaging.radiometry import Radiometry, parse_radiometry, percentiles_of, resolved
+from .imaging.raster import sampling
 from .io.storage import Storage
 from .items import Cutting, number_windows
 from .plan import Plan
-from .radiometry import Radiometry, parse_radiometry, percentiles_of, resolved
-from .raster import sampling
-from .sandbox import Decoders
 
 log = logging.getLogger("maskrcnn")
 

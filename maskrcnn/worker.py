@@ -23,10 +23,10 @@ from typing import Any, Final
 import pyarrow as pa
 
 from .breaker import Batch, Breaker
-from .decode import DecodedImage, Limits, decode_image
 from .errors import COSTLY_CODES, STORAGE_CODES, HandedBackError, ItemError, MaskrcnnError, SegmenterError
 from .frozen import ShardReader
-from .geometry import Rect, Strip
+from .imaging.decode import DecodedImage, Limits, decode_image
+from .imaging.geometry import Rect, Strip
 from .io.http import is_web
 from .io.inputs import LOCAL_ETAG, read_input, stat_input
 from .io.storage import Storage

@@ -16,8 +16,8 @@ from maskrcnn_jobs.segment import Request, prepare
 
 from maskrcnn import peers, trials
 from maskrcnn.config import Compute
-from maskrcnn.decode import Limits
 from maskrcnn.errors import RunError, UsageError
+from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.measure import Pairs, Row, Settings, row
 from maskrcnn.model import load_model

@@ -21,7 +21,7 @@ from windowed import compute_of, mosaic, run_windows, write_geotiff
 from maskrcnn import closeups, schema
 from maskrcnn.closeups import draw_closeups, look_around, pick_foci, region_around
 from maskrcnn.frozen import read_items
-from maskrcnn.geometry import Rect
+from maskrcnn.imaging.geometry import Rect
 from maskrcnn.io.parquet import Part, write_table
 from maskrcnn.io.storage import Storage
 from maskrcnn.mosaic import color_of, ground, objects_in, paint

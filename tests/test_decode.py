@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
-from maskrcnn.decode import DecodedImage, Limits, decode_image
 from maskrcnn.errors import ItemError
-from maskrcnn.sniff import format_of, webp_size
+from maskrcnn.imaging.decode import DecodedImage, Limits, decode_image
+from maskrcnn.imaging.sniff import format_of, webp_size
 
 LIMITS = Limits(max_pixels=1_000_000, max_bytes=10_000_000, max_aspect=100)
 SIZE = (24, 16)  # width, height

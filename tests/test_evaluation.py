@@ -23,9 +23,9 @@ from windowed import mosaic, run_windows, write_geotiff
 
 from maskrcnn import partscore
 from maskrcnn.config import Compute
-from maskrcnn.decode import Limits
 from maskrcnn.evaluate import average_precision
 from maskrcnn.evaluation import Asked, evaluating
+from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.mosaic import MosaicSegmenter
 from maskrcnn.overlay import group_shards

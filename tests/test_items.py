@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskrcnn.errors import ItemError
-from maskrcnn.geometry import Sized
+from maskrcnn.imaging.geometry import Sized
 from maskrcnn.items import Cutting, Items, number_windows
 from maskrcnn.schema import ITEMS, MANIFEST
 from maskrcnn.windows import TILE_WINDOWS

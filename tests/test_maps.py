@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from maskrcnn import maps as maps_module
 from maskrcnn.errors import ItemError
-from maskrcnn.geometry import Sized
 from maskrcnn.globe import SIDE, Frame, World, cut_of, places_of, ticks, transformer, world_of
+from maskrcnn.imaging.geometry import Sized
 from maskrcnn.io.parquet import write_table
 from maskrcnn.io.storage import Storage
 from maskrcnn.items import Cutting, Items, number_windows

@@ -14,7 +14,7 @@ from maskrcnn_jobs.segment import Request, prepare
 
 import maskrcnn
 from maskrcnn.config import Compute
-from maskrcnn.decode import Limits
+from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.planted import PlantedInstance, PlantedSegmenter, plant, png
 from maskrcnn.reduce import reduce_run

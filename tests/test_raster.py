@@ -17,9 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from maskrcnn.errors import ItemError, RunError, UsageError
-from maskrcnn.geometry import Rect
-from maskrcnn.io.storage import Storage
-from maskrcnn.raster import (
+from maskrcnn.imaging.geometry import Rect
+from maskrcnn.imaging.raster import (
     Radiometry,
     RasterInfo,
     RasterReader,
@@ -30,6 +29,7 @@ from maskrcnn.raster import (
     sample_percentiles,
     sampling,
 )
+from maskrcnn.io.storage import Storage
 
 rasterio = pytest.importorskip("rasterio")
 pyproj = pytest.importorskip("pyproj")
@@ -781,7 +781,7 @@ def test_two_rasters_at_once_keep_apart(tmp_path: Path) -> None:
 
 MEMORY = """
 import resource, sys
-from maskrcnn.raster import RasterReader, parse_radiometry
+from maskrcnn.imaging.raster import RasterReader, parse_radiometry
 from maskrcnn.windows import Rect
 with open(sys.argv[1], "rb") as file, RasterReader(file, parse_radiometry(None, "0,10")) as reader:
     for top in range(0, reader.info.height, 512):
@@ -807,7 +807,7 @@ def test_memory_does_not_grow_with_the_raster(tmp_path: Path) -> None:
 def test_without_the_extra_it_says_what_to_install() -> None:
     script = (
         "import sys, io\nsys.modules['rasterio'] = None\nfrom maskrcnn.errors import UsageError\n"
-        "from maskrcnn.raster import raster_info\n"
+        "from maskrcnn.imaging.raster import raster_info\n"
         "try:\n    raster_info(io.BytesIO(b'II*\\0'))\nexcept UsageError as error:\n    print(error)"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

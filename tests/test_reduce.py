@@ -8,8 +8,8 @@ import pytest
 from pycocotools.coco import COCO
 
 import maskrcnn
-from maskrcnn.decode import Limits
 from maskrcnn.errors import RunError, UsageError
+from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.manifest import read_inputs, write_manifest
 from maskrcnn.plan import Plan, write_run

@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskrcnn import reduce
-from maskrcnn.decode import Limits
 from maskrcnn.errors import RunError
 from maskrcnn.frozen import ROWS, write_manifest, write_rows
+from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.manifest import read_inputs
 from maskrcnn.overlay import group_shards

@@ -15,9 +15,9 @@ from maskrcnn_jobs.segment import Request, collect_garbage, prepare, status
 
 import maskrcnn
 from maskrcnn.config import Compute
-from maskrcnn.decode import Limits
 from maskrcnn.errors import ERROR_CODES, RunError, UsageError
 from maskrcnn.frozen import read_rows
+from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.parts import standing_receipts
 from maskrcnn.plan import Plan, pending_of, read_plan, read_plans

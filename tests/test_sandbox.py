@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from maskrcnn.decode import Limits, decode_image
 from maskrcnn.errors import ItemError
-from maskrcnn.sandbox import EXECUTIONS, Decoders
+from maskrcnn.imaging.decode import Limits, decode_image
+from maskrcnn.imaging.decode_pool import EXECUTIONS, Decoders
 
 PILLOWS_GUARD = 2**30 // 4 // 3
 LIMITS = Limits(10**7, 10**7, 1333.0)

@@ -11,7 +11,7 @@ from maskrcnn.masks.encode.rle import crop_to_rle
 from maskrcnn.masks.encode.rle_decode import read_runs
 from pycocotools import mask as coco_mask
 
-from maskrcnn.geometry import Rect
+from maskrcnn.imaging.geometry import Rect
 from maskrcnn.planted import PlantedInstance
 from maskrcnn.seams import Objects, Pieces, merge
 from maskrcnn.strips import TOLERANCE_PX

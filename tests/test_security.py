@@ -34,8 +34,8 @@ from maskrcnn_jobs.terminal import PlainFormatter, plain
 from webserver import Site, answer
 
 from maskrcnn.config import Compute
-from maskrcnn.decode import Limits
 from maskrcnn.errors import MaskrcnnError, UsageError
+from maskrcnn.imaging.decode import Limits
 from maskrcnn.io import storage as storage_module
 from maskrcnn.io.http import read_web
 from maskrcnn.io.storage import Storage

@@ -10,9 +10,9 @@ from maskrcnn_jobs import segment
 from maskrcnn_jobs.segment import Request, collect_garbage, prepare, receipts_of, status, sweep
 
 from maskrcnn.config import Compute, Speed
-from maskrcnn.decode import Limits
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.frozen import check_manifest
+from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.parts import standing_receipts
 from maskrcnn.plan import check_run, read_plan, read_plans, read_run

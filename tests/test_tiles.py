@@ -7,9 +7,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskrcnn.decode import DecodedImage
 from maskrcnn.errors import ItemError
-from maskrcnn.geometry import Entry, Rect, Sized, Strip
+from maskrcnn.imaging.decode import DecodedImage
+from maskrcnn.imaging.geometry import Entry, Rect, Sized, Strip
 from maskrcnn.items import Cutting
 from maskrcnn.tiles import read_windows, rect_of
 

@@ -29,9 +29,9 @@ from maskrcnn_jobs.segment import Request, prepare
 
 from maskrcnn import evidence, laws, verify
 from maskrcnn.config import Compute
-from maskrcnn.decode import Limits
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.evidence import digest_and_size, row_groups
+from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.parquet import write_tables
 from maskrcnn.io.storage import Storage
 from maskrcnn.overlay import group_shards

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskrcnn.geometry import Rect
+from maskrcnn.imaging.geometry import Rect
 from maskrcnn.windows import TILE_WINDOWS, Grid, tiling_of
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from maskrcnn.decode import DecodedImage, Limits, decode_image
 from maskrcnn.errors import HandedBackError, ItemError, RunError, SegmenterError, StoreFailingError
+from maskrcnn.imaging.decode import DecodedImage, Limits, decode_image
 from maskrcnn.io.inputs import read_input
 from maskrcnn.io.parquet import read_table
 from maskrcnn.io.storage import Storage

@@ -9,17 +9,17 @@ import numpy as np
 from maskrcnn_jobs.segment import Request, prepare
 
 from maskrcnn.config import Compute
-from maskrcnn.decode import Limits
 from maskrcnn.errors import ItemError
-from maskrcnn.geometry import Entry, Rect, Strip
+from maskrcnn.imaging.decode import Limits
+from maskrcnn.imaging.decode_pool import Decoders, RasterSource
+from maskrcnn.imaging.geometry import Entry, Rect, Strip
+from maskrcnn.imaging.radiometry import Radiometry
 from maskrcnn.io.storage import Storage
 from maskrcnn.mosaic import MosaicSegmenter, ground, paint
 from maskrcnn.plan import pending_of, read_plans, read_run
 from maskrcnn.planted import PLANTED_CATEGORIES, PlantedInstance
-from maskrcnn.radiometry import Radiometry
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
-from maskrcnn.sandbox import Decoders, RasterSource
 from maskrcnn.types import Pixels, Segmenter
 from maskrcnn.worker import ShardWorker
 

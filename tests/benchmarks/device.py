@@ -39,7 +39,7 @@ from torchvision.models.detection import MaskRCNN
 
 from maskrcnn import peers
 from maskrcnn.config import Compute
-from maskrcnn.decode import Limits, decode_image
+from maskrcnn.imaging.decode import Limits, decode_image
 from maskrcnn.io.storage import Storage
 from maskrcnn.manifest import read_inputs
 from maskrcnn.manifest import write_manifest as freeze

@@ -17,7 +17,7 @@ from maskrcnn.masks.encode.rle import rle_boxes_xywh
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskrcnn.geotiff import need_rasterio
+from maskrcnn.imaging.geotiff import need_rasterio
 from maskrcnn.model import load_model
 from maskrcnn.scenes import write_mosaic
 from maskrcnn.seams import Pieces, merge

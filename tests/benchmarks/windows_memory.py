@@ -26,7 +26,7 @@ WIDTH, HEIGHT = 36_000, 18_000
 
 def generate(path: Path, width: int, height: int) -> None:
     """Write a raster of noise and shapes, strip by strip."""
-    from maskrcnn.geotiff import need_rasterio
+    from maskrcnn.imaging.geotiff import need_rasterio
 
     rasterio = need_rasterio()
     rng = np.random.default_rng(0)
@@ -43,7 +43,7 @@ def generate(path: Path, width: int, height: int) -> None:
 
 def shrink(source: Path, target: Path) -> None:
     """Write a raster at a tenth of its side."""
-    from maskrcnn.geotiff import need_rasterio
+    from maskrcnn.imaging.geotiff import need_rasterio
 
     rasterio = need_rasterio()
     with rasterio.open(source) as file:
@@ -60,11 +60,11 @@ def run(raster: str, model: str) -> None:
     from maskrcnn_jobs.segment import Request, prepare
 
     from maskrcnn.config import Compute, Speed
-    from maskrcnn.decode import Limits
+    from maskrcnn.imaging.decode import Limits
+    from maskrcnn.imaging.decode_pool import Decoders, RasterSource, keep_freed_memory
+    from maskrcnn.imaging.radiometry import Radiometry
     from maskrcnn.io.storage import Storage
     from maskrcnn.plan import read_plans
-    from maskrcnn.radiometry import Radiometry
-    from maskrcnn.sandbox import Decoders, RasterSource, keep_freed_memory
     from maskrcnn.worker import ShardWorker
 
     keep_freed_memory()

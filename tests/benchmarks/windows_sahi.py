@@ -21,7 +21,7 @@ import torch
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from maskrcnn.geotiff import need_rasterio
+from maskrcnn.imaging.geotiff import need_rasterio
 from maskrcnn.model import load_model
 from maskrcnn.scenes import write_mosaic
 from maskrcnn.segmenter import MaskRCNNSegmenter

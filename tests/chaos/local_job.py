@@ -18,8 +18,8 @@ from maskrcnn_jobs.segment import Request
 import maskrcnn.reduce
 from chaos.chance import chance
 from maskrcnn.config import Compute, Speed
-from maskrcnn.decode import Limits
 from maskrcnn.frozen import check_manifest
+from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.overlay import group_shards
 from maskrcnn.parts import standing_receipts

@@ -16,12 +16,12 @@ from PIL import Image
 import maskrcnn
 from chaos.chance import chance, dice
 from maskrcnn.config import Compute
-from maskrcnn.decode import Limits
+from maskrcnn.imaging.decode import Limits
+from maskrcnn.imaging.decode_pool import Decoders
 from maskrcnn.io.storage import Storage
 from maskrcnn.planted import PlantedSegmenter, plant, planted_instances, png, random_instances
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
-from maskrcnn.sandbox import Decoders
 from maskrcnn.verify import verify_run
 from maskrcnn.worker import ShardWorker
 

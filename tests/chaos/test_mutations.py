@@ -25,13 +25,13 @@ from PIL import Image
 import maskrcnn
 from chaos.chance import SIZE, chance, dice
 from maskrcnn.config import Compute
-from maskrcnn.decode import DecodedImage, Limits
 from maskrcnn.errors import ERROR_CODES, ItemError
+from maskrcnn.imaging.decode import DecodedImage, Limits
+from maskrcnn.imaging.decode_pool import Decoders
 from maskrcnn.io.storage import Storage
 from maskrcnn.planted import PlantedSegmenter
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
-from maskrcnn.sandbox import Decoders
 from maskrcnn.verify import verify_run
 from maskrcnn.worker import ShardWorker
 

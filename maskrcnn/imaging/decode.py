@@ -43,9 +43,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from .errors import ItemError
+from ..errors import ItemError
+from ..types import Pixels
 from .sniff import format_of, kind_of_text, webp_size
-from .types import Pixels
 
 # Pillow logs some refusals as errors, which Python prints where no logging is set up.
 logging.getLogger("PIL").addHandler(logging.NullHandler())

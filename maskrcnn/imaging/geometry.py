@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ItemError
-from .types import Pixels
+from ..errors import ItemError
+from ..types import Pixels
 
 
 class Rect(NamedTuple):

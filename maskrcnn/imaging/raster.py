@@ -34,7 +34,7 @@ from typing import Any, BinaryIO, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ItemError, MaskrcnnError
+from ..errors import ItemError, MaskrcnnError
 from .geometry import Rect
 from .geotiff import MAX_BLOCK_BYTES, RasterInfo, Source, faults, open_tiff, parse_crs, raster_info, read_info
 from .radiometry import Radiometry, ToRgb, check_radiometry, parse_radiometry, percentiles_of, resolved

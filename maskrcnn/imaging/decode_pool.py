@@ -29,11 +29,11 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ItemError, RunError, UsageError
+from ..io.inputs import open_input
 from .decode import DecodedImage, Limits, decode_image, image_size
-from .errors import ItemError, RunError, UsageError
 from .geometry import Rect, Sized, Strip
 from .geotiff import raster_info
-from .io.inputs import open_input
 from .radiometry import Radiometry, check_radiometry
 from .raster import RasterReader, sample
 from .sniff import format_of
@@ -192,7 +192,7 @@ class _Decoder:
         with theirs:
             try:
                 self._process = subprocess.Popen(  # noqa: S603 (this interpreter and two numbers)
-                    [sys.executable, "-m", "maskrcnn.sandbox", str(theirs.fileno()), str(memory)],
+                    [sys.executable, "-m", "maskrcnn.imaging.decode_pool", str(theirs.fileno()), str(memory)],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
@@ -392,7 +392,7 @@ def _limit_memory(spare_bytes: int) -> None:
 
 
 def main() -> None:
-    """Serve the socket that was inherited: `python -m maskrcnn.sandbox SOCKET SPARE_BYTES`."""
+    """Serve the socket that was inherited: `python -m maskrcnn.imaging.decode_pool SOCKET SPARE_BYTES`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business, and the terminal tells both
     # libtiff prints a line for whatever it does not like, hundreds for one file; only Python's words are for the log.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)

@@ -4,7 +4,7 @@ import codecs
 import contextlib
 from typing import Final
 
-from .errors import ItemError
+from ..errors import ItemError
 
 _ALLOWED: Final = (
     (b"\xff\xd8\xff", 0, "JPEG"),

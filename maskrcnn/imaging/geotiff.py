@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ItemError, MaskrcnnError, UsageError
+from ..errors import ItemError, MaskrcnnError, UsageError
 from .sniff import format_of
 
 # rasterio logs whatever GDAL does not like, which Python prints where no logging is set up.

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ItemError, UsageError
+from ..errors import ItemError, UsageError
 from .geotiff import RasterInfo, from_plain, plain
 
 _WHOLE: Final = {"uint8": 8, "int8": 8, "uint16": 16, "int16": 16}  # types of which a table has all values
