@@ -343,7 +343,7 @@ def export(output: str, destination: str, form: Any) -> None:
         )
         click.echo(f"{count:,} annotations in {destination}")
     elif form in ("geojson", "gpkg"):
-        from maskrcnn.vector import export_vector
+        from maskrcnn.formats.vector import export_vector
 
         polygons = [part["path"] for part in run.success["parts"].get("geo", [])]
         click.echo(f"{export_vector(storage, polygons, destination, form):,} polygons in {destination}")

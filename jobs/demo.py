@@ -99,7 +99,7 @@ def segment_mosaic(root: Path) -> Path | None:
     Returns:
         The run's directory; None where the extra `geo` is missing.
     """
-    from maskrcnn.geo import extra
+    from maskrcnn.formats.geoparquet import extra
     from maskrcnn.scenes import write_mosaic
 
     try:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from .geo import geo_table
+from .formats.geoparquet import geo_table
 from .imaging.geometry import Sized
 from .items import Items
 from .schema import (

@@ -17,8 +17,8 @@ from typing import Any, Final
 import pyarrow as pa
 from pycocotools import mask as coco_mask
 
-from .annotations import Finding, Findings, Objects, is_integer, read_objects
 from .errors import ItemError, UsageError
+from .formats.coco_checks import Finding, Findings, Objects, is_integer, read_objects
 from .imaging.decode import Limits, decode_image
 from .io.inputs import read_input
 from .io.sources import folder_of, usage_errors

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .averages import STATS, Curves, average
 from .errors import RunError, UsageError
+from .formats.coco_reader import Truth, read_truth
 from .io.parquet import Part, write_table
 from .io.storage import Storage
 from .pairing import PairedCategories, PairedImages, pair_categories, pair_images
@@ -27,7 +28,6 @@ from .partscore import SHARE, PartScore, Task, Terms, weigh_part
 from .run import Run, open_run
 from .scoring import KINDS, SURE, Kind
 from .success import RunAll, parts_of, run_here
-from .truth import Truth, read_truth
 
 log = logging.getLogger("maskrcnn")
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from .coco import image_batches, instance_batches, plan_files, write_dataset, write_results
 from .errors import RunError, UsageError
+from .formats.coco_writer import image_batches, instance_batches, plan_files, write_dataset, write_results
 from .io.parquet import Part
 from .io.storage import Storage
 from .masks.rle import rle_boxes_xywh

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UsageError
-from .geo import extra, parse_crs
+from .formats.geoparquet import extra, parse_crs
 from .imaging.geometry import Sized
 from .items import Items
 

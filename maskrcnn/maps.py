@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from .charts import Mark, number_text
 from .errors import UsageError
-from .geo import extra, parse_crs
+from .formats.geoparquet import extra, parse_crs
+from .formats.vector import crs_of
 from .globe import SIDE, Floats, Frame, Place, World, area, places_of, ticks, transformer, turned, world_of
 from .io.storage import Storage
 from .items import Items
 from .stats import HALF, Stats
 from .types import Category
-from .vector import crs_of
 
 COLUMNS: Final = 72
 """Of cells, in a map; half as many in those of single categories."""

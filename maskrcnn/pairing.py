@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UsageError
-from .truth import Truth, TruthCategory
+from .formats.coco_reader import Truth, TruthCategory
 from .types import Category
 
 _EXAMPLES: Final = 3

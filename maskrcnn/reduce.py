@@ -24,11 +24,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from . import coco
 from .assemble import assemble, located
 from .errors import RunError, UsageError
+from .formats import coco_writer
+from .formats.geoparquet import write_geoparquet
 from .frozen import ManifestReader, check_manifest, read_items, read_rows
-from .geo import write_geoparquet
 from .io.parquet import (
     GEO,
     IMAGES,
@@ -194,11 +194,11 @@ def _write_whole(storage: Storage, group: Group, items: Items, reader: GroupRead
 
 
 def _write_coco(
-    url: str, categories: Sequence[Category], info: dict[str, Any], file: coco.CocoFile
+    url: str, categories: Sequence[Category], info: dict[str, Any], file: coco_writer.CocoFile
 ) -> list[str]:
     storage = Storage(url)
-    coco.write_dataset(storage, file.parts, categories, file.dataset_target, info)
-    coco.write_results(storage, file.parts, file.results_target)
+    coco_writer.write_dataset(storage, file.parts, categories, file.dataset_target, info)
+    coco_writer.write_results(storage, file.parts, file.results_target)
     return [file.dataset_target, file.results_target]
 
 
@@ -269,7 +269,7 @@ def _write_all(
         success["coco_left_out"] = "an image has 2^32 pixels or more, for which COCO has no masks"
         log.warning("no COCO JSON: %s", success["coco_left_out"])
         coco_mode = "never"
-    files = coco.plan_files(parts, coco_mode)
+    files = coco_writer.plan_files(parts, coco_mode)
     info, categories = coco_info(gathered.run, gathered.plans[0]), categories_of(gathered.run)
     written = run_all(functools.partial(_write_coco, url, categories, info), files)
     success["coco"] = [path for paths in written for path in paths]

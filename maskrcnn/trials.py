@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from . import peers
-from .coco import write_dataset
 from .errors import RunError, UsageError
+from .formats.coco_writer import write_dataset
 from .io.inputs import read_input
 from .io.parquet import Part, write_tables
 from .io.storage import Storage

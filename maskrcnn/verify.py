@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import coco
 from .assemble import ranges_of
 from .evidence import (
     BLOCK_BYTES,
@@ -33,8 +32,9 @@ from .evidence import (
     told,
     why_unfinished,
 )
+from .formats import coco_writer
+from .formats.geoparquet import GEO as GEO_SCHEMA
 from .frozen import FILE_NAME, ManifestReader
-from .geo import GEO as GEO_SCHEMA
 from .io.parquet import GEO, IMAGES, PIECES, TABLES, WINDOWS, File, read_table
 from .io.storage import Storage
 from .laws import Fault, carried_faults, instance_faults, place, place_faults, status_faults
@@ -381,7 +381,7 @@ _OF_WINDOWS: Final = ((WINDOWS, WINDOWS_SCHEMA), (PIECES, PIECES_SCHEMA))
 
 def check_coco(evidence: Evidence) -> Checking:
     """COCO JSON is what this version writes from the tables, byte for byte."""
-    plans = [coco.plan_files(evidence.parts, mode) for mode in coco.MODES]
+    plans = [coco_writer.plan_files(evidence.parts, mode) for mode in coco_writer.MODES]
     by_targets = {
         tuple(t for f in plan for t in (f.dataset_target, f.results_target)): plan for plan in plans
     }
@@ -390,13 +390,13 @@ def check_coco(evidence: Evidence) -> Checking:
     storage, info = evidence.storage, coco_info(evidence.run, evidence.plans[0])
     for file in by_targets[evidence.coco]:
         dataset = functools.partial(
-            coco.render_dataset,
+            coco_writer.render_dataset,
             storage=storage,
             parts=file.parts,
             categories=evidence.categories,
             info=info,
         )
-        results = functools.partial(coco.render_results, storage=storage, parts=file.parts)
+        results = functools.partial(coco_writer.render_results, storage=storage, parts=file.parts)
         for target, render in ((file.dataset_target, dataset), (file.results_target, results)):
             log.info("comparing %s", target)
             with reading(target), storage.open(target) as stored:

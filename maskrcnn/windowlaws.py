@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .assemble import ranges_of
 from .errors import ERROR_CODES
-from .geo import geo_table
+from .formats.geoparquet import geo_table
 from .items import Items
 from .laws import Fault
 from .masks.rle_decode import read_masks

@@ -14,8 +14,8 @@ from maskrcnn.masks.encode.rle import rle_areas, rle_boxes_xyxy
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from maskrcnn import coco
 from maskrcnn.errors import RunError, UsageError
+from maskrcnn.formats import coco_writer
 from maskrcnn.io.parquet import Part, write_table
 from maskrcnn.io.storage import Storage
 from maskrcnn.schema import INSTANCES, MANIFEST, ImageResult, images_table, instances_table
@@ -81,8 +81,8 @@ def tables(folder):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     storage, parts, _ = random_run(folder, [9, 4, 0, 20])
-    coco.write_dataset(storage, parts, CATEGORIES, "coco/instances.json", INFO)
-    coco.write_results(storage, parts, "coco/results.json")
+    coco_writer.write_dataset(storage, parts, CATEGORIES, "coco/instances.json", INFO)
+    coco_writer.write_results(storage, parts, "coco/results.json")
     return folder
 
 
@@ -158,17 +158,17 @@ def test_a_run_in_which_nothing_was_found_gives_valid_files(tmp_path):
     write_table(storage, "instances/0.parquet", instances_table([], CATEGORIES))
     parts = [Part(f"images/{n}.parquet", "instances/0.parquet", 1, 0) for n in (0, 1)]
 
-    assert coco.write_dataset(storage, parts, CATEGORIES, "d.json", {}) == 0
-    assert coco.write_results(storage, parts, "r.json") == 0
+    assert coco_writer.write_dataset(storage, parts, CATEGORIES, "d.json", {}) == 0
+    assert coco_writer.write_results(storage, parts, "r.json") == 0
     assert [i["file_name"] for i in COCO(str(tmp_path / "d.json")).dataset["images"]] == ["b"]
     assert json.loads((tmp_path / "r.json").read_text()) == []
 
 
 def test_no_part_at_all_gives_valid_files(tmp_path):
     storage = Storage(str(tmp_path))
-    [file] = coco.plan_files([], "auto")
-    coco.write_dataset(storage, file.parts, CATEGORIES, file.dataset_target, {})
-    coco.write_results(storage, file.parts, file.results_target)
+    [file] = coco_writer.plan_files([], "auto")
+    coco_writer.write_dataset(storage, file.parts, CATEGORIES, file.dataset_target, {})
+    coco_writer.write_results(storage, file.parts, file.results_target)
     assert COCO(str(tmp_path / "coco/instances.json")).dataset["annotations"] == []
     assert json.loads((tmp_path / "coco/results.json").read_text()) == []
 
@@ -177,7 +177,7 @@ def test_no_part_at_all_gives_valid_files(tmp_path):
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False)))
 def test_a_float32_is_written_as_strict_json_and_read_back_the_same(values):
     column = pa.array(values, pa.float32())
-    texts = coco._joined(column).to_pylist()
+    texts = coco_writer._joined(column).to_pylist()
     assert np.array_equal(np.array([json.loads(text) for text in texts], np.float32), column.to_numpy())
     shortest = [np.format_float_scientific(v, unique=True, trim="-") for v in np.array(values, np.float32)]
     digits = [sum(c.isdigit() for c in text.split("e")[0].replace(".", "").strip("-0")) for text in texts]
@@ -194,23 +194,23 @@ def test_any_name_is_written_as_ascii_and_read_back_the_same(names):
         "width": pa.array([7] * len(names), pa.int32()),
         "height": pa.array([9] * len(names), pa.int32()),
     }
-    texts = coco._image_rows(pa.RecordBatch.from_pydict(columns)).to_pylist()
+    texts = coco_writer._image_rows(pa.RecordBatch.from_pydict(columns)).to_pylist()
     assert all(text.isascii() for text in texts)
     assert [json.loads(text[2:]) for text in texts] == [
         {"id": number, "file_name": name, "width": 7, "height": 9} for number, name in enumerate(names)
     ]
 
 
-@given(st.lists(st.integers(-(2**31), 2**31 - 1) | st.integers(0, 2 * coco._TABLE_ROWS)))
+@given(st.lists(st.integers(-(2**31), 2**31 - 1) | st.integers(0, 2 * coco_writer._TABLE_ROWS)))
 def test_a_pixel_is_written_alike_from_the_table_and_beyond_it(values):
-    texts = coco._small("<", pa.array(values, pa.int32()), ">").to_pylist()
+    texts = coco_writer._small("<", pa.array(values, pa.int32()), ">").to_pylist()
     assert texts == [f"<{value}>" for value in values]
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7])
 def test_the_ends_of_a_slice_are_its_own(run, length):
     [batch] = pq.read_table(run / "instances").combine_chunks().to_batches()
-    for rows in (coco._annotation_rows, coco._result_rows):
+    for rows in (coco_writer._annotation_rows, coco_writer._result_rows):
         whole = rows(batch).to_pylist()
         for start in range(0, len(batch), 5):
             assert rows(batch.slice(start, length)).to_pylist() == whole[start : start + length]
@@ -222,8 +222,8 @@ def test_a_float_at_the_ends_of_its_range_stays_the_same(tmp_path):
         [extremes.max, extremes.smallest_normal, extremes.smallest_subnormal, -0.0], np.float32
     )
     storage, parts = with_column(tmp_path, "score", numbers.tolist())
-    coco.write_dataset(storage, parts, CATEGORIES, "d.json", {})
-    coco.write_results(storage, parts, "r.json")
+    coco_writer.write_dataset(storage, parts, CATEGORIES, "d.json", {})
+    coco_writer.write_results(storage, parts, "r.json")
     for rows in (json.loads(storage.read("d.json"))["annotations"], json.loads(storage.read("r.json"))):
         written = np.array([row["score"] for row in rows[: len(numbers)]], np.float32)
         assert np.array_equal(written, numbers)
@@ -231,10 +231,10 @@ def test_a_float_at_the_ends_of_its_range_stays_the_same(tmp_path):
 
 def test_rows_in_many_batches_read_like_rows_in_one(run, tmp_path, monkeypatch):
     storage, (folder, parts) = Storage(str(run)), (tmp_path, all_parts(run))
-    monkeypatch.setattr(coco, "BATCH_ROWS", 3)
+    monkeypatch.setattr(coco_writer, "BATCH_ROWS", 3)
     destination = Storage(str(folder))
-    coco.write_dataset(storage, parts, CATEGORIES, "instances.json", INFO, destination=destination)
-    coco.write_results(storage, parts, "results.json", destination=destination)
+    coco_writer.write_dataset(storage, parts, CATEGORIES, "instances.json", INFO, destination=destination)
+    coco_writer.write_results(storage, parts, "results.json", destination=destination)
     for name in ("instances.json", "results.json"):
         assert (folder / name).read_bytes() == (run / "coco" / name).read_bytes()
 
@@ -254,7 +254,7 @@ def test_memory_does_not_grow_with_the_number_of_instances(tmp_path):
         pa.set_memory_pool(arrow)
         tracemalloc.start()
         try:
-            coco.write_dataset(storage, parts * repeats, CATEGORIES, "d.json", {})
+            coco_writer.write_dataset(storage, parts * repeats, CATEGORIES, "d.json", {})
             peaks[repeats] = np.array([tracemalloc.get_traced_memory()[1], arrow.max_memory()])
         finally:
             tracemalloc.stop()
@@ -267,8 +267,8 @@ def test_masks_in_a_frame_of_their_own_are_refused(tmp_path):
     frame = {"col_off": 0, "row_off": 0, "width": 9, "height": 9}
     storage, parts = with_column(tmp_path, "frame", [frame])
     for write in (
-        lambda: coco.write_dataset(storage, parts, CATEGORIES, "d.json", {}),
-        lambda: coco.write_results(storage, parts, "r.json"),
+        lambda: coco_writer.write_dataset(storage, parts, CATEGORIES, "d.json", {}),
+        lambda: coco_writer.write_results(storage, parts, "r.json"),
     ):
         with pytest.raises(UsageError, match="2\\^32 pixels"):
             write()
@@ -278,7 +278,7 @@ def test_masks_in_a_frame_of_their_own_are_refused(tmp_path):
 def test_a_number_that_json_cannot_say_stops_the_file(tmp_path):
     storage, parts = with_column(tmp_path, "score", [float("nan")])
     with pytest.raises(RunError, match="not a finite number"):
-        coco.write_results(storage, parts, "r.json")
+        coco_writer.write_results(storage, parts, "r.json")
     assert not storage.exists("r.json")
 
 
@@ -299,11 +299,11 @@ def with_column(folder, name, values):
 @given(st.lists(st.integers(0, 1_500_000), max_size=12))
 def test_each_part_lies_in_one_file_and_no_file_is_too_large(counts):
     parts = [Part(f"i{n}", f"j{n}", 1, count) for n, count in enumerate(counts)]
-    files = coco.plan_files(parts, "auto")
+    files = coco_writer.plan_files(parts, "auto")
     assert [part for file in files for part in file.parts] == parts
-    assert all(sum(part.n_instances for part in file.parts) <= coco.MAX_ANNOTATIONS for file in files)
+    assert all(sum(part.n_instances for part in file.parts) <= coco_writer.MAX_ANNOTATIONS for file in files)
     if len(files) > 1:
-        assert sum(counts) > coco.MAX_ANNOTATIONS
+        assert sum(counts) > coco_writer.MAX_ANNOTATIONS
         assert [file.dataset_target for file in files] == [
             f"coco/instances-{n:05d}.json" for n in range(len(files))
         ]
@@ -319,25 +319,25 @@ def test_each_part_lies_in_one_file_and_no_file_is_too_large(counts):
 
 def test_modes_of_planning():
     parts = [Part("a", "b", 1, 3_000_000), Part("c", "d", 1, 0)]
-    assert coco.plan_files(parts, "never") == []
-    assert coco.plan_files(parts, "always") == [
-        coco.CocoFile(tuple(parts), "coco/instances.json", "coco/results.json")
+    assert coco_writer.plan_files(parts, "never") == []
+    assert coco_writer.plan_files(parts, "always") == [
+        coco_writer.CocoFile(tuple(parts), "coco/instances.json", "coco/results.json")
     ]
-    assert len(coco.plan_files(parts, "auto")) == 2
+    assert len(coco_writer.plan_files(parts, "auto")) == 2
     with pytest.raises(UsageError, match="sometimes"):
-        coco.plan_files(parts, "sometimes")
+        coco_writer.plan_files(parts, "sometimes")
 
 
 def test_several_files_together_hold_what_one_holds(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(coco, "MAX_ANNOTATIONS", 25)
+    monkeypatch.setattr(coco_writer, "MAX_ANNOTATIONS", 25)
     storage, destination = Storage(str(run)), Storage(str(tmp_path))
-    files = coco.plan_files(all_parts(run), "auto")
+    files = coco_writer.plan_files(all_parts(run), "auto")
     assert len(files) > 1
     for file in files:
-        coco.write_dataset(
+        coco_writer.write_dataset(
             storage, file.parts, CATEGORIES, file.dataset_target, INFO, destination=destination
         )
-        coco.write_results(storage, file.parts, file.results_target, destination=destination)
+        coco_writer.write_results(storage, file.parts, file.results_target, destination=destination)
     loaded = [COCO(str(tmp_path / file.dataset_target)) for file in files]
     for one, file in zip(loaded, files, strict=True):
         assert {a["image_id"] for a in one.dataset["annotations"]} <= set(one.imgs)
@@ -348,6 +348,6 @@ def test_several_files_together_hold_what_one_holds(run, tmp_path, monkeypatch):
 
 
 def test_a_plan_is_a_value():
-    [file] = coco.plan_files([Part("a", "b", 1, 1)], "auto")
+    [file] = coco_writer.plan_files([Part("a", "b", 1, 1)], "auto")
     with pytest.raises(dataclasses.FrozenInstanceError):
         file.parts = ()

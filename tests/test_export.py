@@ -15,8 +15,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from maskrcnn import coco, export
+from maskrcnn import export
 from maskrcnn.errors import RunError, UsageError
+from maskrcnn.formats import coco_writer
 from maskrcnn.io.parquet import Part, write_table
 from maskrcnn.io.storage import Storage
 from maskrcnn.schema import MANIFEST, ImageResult, images_table, instances_table
@@ -76,7 +77,7 @@ def run(tmp_path_factory):
 @pytest.fixture(params=[3, 10_000], ids=["batches of 3", "one batch"])
 def batches(request, monkeypatch):
     """Batches cut across images, and images across batches."""
-    monkeypatch.setattr(coco, "BATCH_ROWS", request.param)
+    monkeypatch.setattr(coco_writer, "BATCH_ROWS", request.param)
 
 
 def rows_of(path):

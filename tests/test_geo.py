@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from maskrcnn import geo
 from maskrcnn.errors import RunError, UsageError
+from maskrcnn.formats import geoparquet
 from maskrcnn.io.storage import Storage
 from maskrcnn.schema import INSTANCES
 
@@ -45,7 +45,7 @@ def counts_of(mask):
 
 
 def polygon_of(mask, transform, **options):
-    return geo.mask_polygon(counts_of(mask), mask.shape, transform, **options)
+    return geoparquet.mask_polygon(counts_of(mask), mask.shape, transform, **options)
 
 
 def instances_of(masks, *, image_id=1, frames=None):
@@ -130,14 +130,15 @@ def test_an_offset_moves_the_mask_by_pixels():
 def test_masks_of_several_sizes_are_one_column():
     masks = [blob(n, m) for n in range(1, 5) for m in range(1, 4)] + [np.zeros((4, 4), np.bool_)]
     texts = pa.array([counts_of(mask).decode() for mask in masks])
-    found = geo.polygons(texts, np.array([mask.shape for mask in masks]), NORTH_UP)
+    found = geoparquet.polygons(texts, np.array([mask.shape for mask in masks]), NORTH_UP)
     assert [polygon_of(mask, NORTH_UP) for mask in masks] == found.tolist()
     assert found[-1] is None
     # And so are slices of a column, and nothing.
     assert (
-        geo.polygons(texts.slice(3, 2), np.array([[2, 1], [2, 2]]), NORTH_UP).tolist() == found[3:5].tolist()
+        geoparquet.polygons(texts.slice(3, 2), np.array([[2, 1], [2, 2]]), NORTH_UP).tolist()
+        == found[3:5].tolist()
     )
-    assert geo.polygons(texts.slice(0, 0), np.empty((0, 2), np.int32), NORTH_UP).shape == (0,)
+    assert geoparquet.polygons(texts.slice(0, 0), np.empty((0, 2), np.int32), NORTH_UP).shape == (0,)
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
@@ -145,21 +146,21 @@ def test_the_size_of_a_batch_changes_nothing(monkeypatch, at_once):
     rng = np.random.default_rng(1)
     masks = [rng.random((20, 30)) < 0.6 for _ in range(8)]
     texts, sizes = pa.array([counts_of(mask) for mask in masks]), np.full((8, 2), (20, 30))
-    expected = geo.polygons(texts, sizes, ROTATED).tolist()
-    monkeypatch.setattr(geo, "_MASKS_AT_ONCE", at_once)
-    assert geo.polygons(texts, sizes, ROTATED).tolist() == expected
+    expected = geoparquet.polygons(texts, sizes, ROTATED).tolist()
+    monkeypatch.setattr(geoparquet, "_MASKS_AT_ONCE", at_once)
+    assert geoparquet.polygons(texts, sizes, ROTATED).tolist() == expected
 
 
 def test_what_is_no_mask_is_refused():
     with pytest.raises(ValueError, match="mask 0"):
-        geo.mask_polygon(b"abc", (3, 3), NORTH_UP)
+        geoparquet.mask_polygon(b"abc", (3, 3), NORTH_UP)
     damaged = instances_of([blob()])
     broken = pa.StructArray.from_arrays(
         [pa.array([[3, 2]], pa.list_(pa.int32())), pa.array(["999"])], ["size", "counts"]
     )
     at = damaged.schema.get_field_index("segmentation")
     with pytest.raises(RunError, match="image 1"):
-        geo.geo_table(damaged.set_column(at, "segmentation", broken), UTM, NORTH_UP)
+        geoparquet.geo_table(damaged.set_column(at, "segmentation", broken), UTM, NORTH_UP)
 
 
 @given(mask=hnp.arrays(np.bool_, (12, 12)), tolerance=st.floats(0.1, 3))
@@ -182,28 +183,36 @@ def test_simplified_polygons_are_valid_and_near(mask, tolerance):
 
 
 def test_the_table_has_a_row_for_each_mask_that_is_not_empty():
-    table = geo.geo_table(instances_of([blob(), np.zeros((3, 2), np.bool_), blob(1, 2)]), UTM, NORTH_UP)
-    assert table.schema.equals(geo.GEO, check_metadata=True)
+    table = geoparquet.geo_table(
+        instances_of([blob(), np.zeros((3, 2), np.bool_), blob(1, 2)]), UTM, NORTH_UP
+    )
+    assert table.schema.equals(geoparquet.GEO, check_metadata=True)
     assert table["instance"].to_pylist() == [0, 2]
     assert table["category"].to_pylist() == ["roof", "roof"]
     assert table["area_m2"].to_pylist() == [1.5, 0.5]
     assert table["bbox"].to_pylist()[1] == {"xmin": 5e5, "ymin": 4e6 - 0.5, "xmax": 5e5 + 1, "ymax": 4e6}
-    assert geo.geo_table(instances_of([blob()])[:0], UTM, NORTH_UP).equals(geo.GEO.empty_table())
+    assert geoparquet.geo_table(instances_of([blob()])[:0], UTM, NORTH_UP).equals(
+        geoparquet.GEO.empty_table()
+    )
 
 
 def test_rows_of_a_slice_are_those_of_the_table():
     masks = [blob(n, 2) for n in range(1, 6)]
     for frames in (None, [(n, 2 * n) for n in range(5)]):
         rows = instances_of(masks, frames=frames)
-        whole = geo.geo_table(rows, UTM, NORTH_UP)
+        whole = geoparquet.geo_table(rows, UTM, NORTH_UP)
         for start, length in ((2, 2), (4, 1), (3, 0)):
-            assert geo.geo_table(rows.slice(start, length), UTM, NORTH_UP).equals(whole.slice(start, length))
+            assert geoparquet.geo_table(rows.slice(start, length), UTM, NORTH_UP).equals(
+                whole.slice(start, length)
+            )
         halves = pa.concat_tables([rows[:2], rows[2:]])
-        assert geo.geo_table(halves, UTM, NORTH_UP).equals(whole)
+        assert geoparquet.geo_table(halves, UTM, NORTH_UP).equals(whole)
 
 
 def test_a_mask_with_a_frame_lies_where_its_frame_does():
-    table = geo.geo_table(instances_of([blob(), blob()], frames=[(100, 7), (0, 70_000)]), UTM, NORTH_UP)
+    table = geoparquet.geo_table(
+        instances_of([blob(), blob()], frames=[(100, 7), (0, 70_000)]), UTM, NORTH_UP
+    )
     assert [(box["xmin"], box["ymax"]) for box in table["bbox"].to_pylist()] == [
         (5e5 + 50, 4e6 - 3.5),
         (5e5, 4e6 - 35_000),
@@ -222,36 +231,36 @@ def test_the_area_of_degrees_is_geodesic(latitude, code):
     crs = pyproj.CRS.from_epsg(code)
     mask = np.pad(np.ones((9, 14), np.bool_), 3)
     mask[6:8, 5:9] = False
-    table = geo.geo_table(instances_of([mask]), crs.to_wkt(), (1e-3, 0, 12.0, 0, -1e-3, latitude))
+    table = geoparquet.geo_table(instances_of([mask]), crs.to_wkt(), (1e-3, 0, 12.0, 0, -1e-3, latitude))
     [wkb] = table["geometry"].to_pylist()
     assert table["area_m2"][0].as_py() == pytest.approx(geodesic(shapely.from_wkb(wkb), crs), rel=1e-6)
 
 
 def test_the_whole_globe_has_its_area():
     """Of WGS 84: 510,065,621.7 square kilometres."""
-    table = geo.geo_table(instances_of([blob(180, 360)]), WGS84, (1.0, 0, -180.0, 0, -1.0, 90.0))
+    table = geoparquet.geo_table(instances_of([blob(180, 360)]), WGS84, (1.0, 0, -180.0, 0, -1.0, 90.0))
     assert table["area_m2"][0].as_py() == pytest.approx(510_065_621_724_089, rel=1e-9)
     sphere = pyproj.CRS.from_user_input("+proj=longlat +R=6371000 +type=crs").to_wkt()
-    table = geo.geo_table(instances_of([blob(180, 360)]), sphere, (1.0, 0, -180.0, 0, -1.0, 90.0))
+    table = geoparquet.geo_table(instances_of([blob(180, 360)]), sphere, (1.0, 0, -180.0, 0, -1.0, 90.0))
     assert table["area_m2"][0].as_py() == pytest.approx(4 * np.pi * 6_371_000**2, rel=1e-9)
 
 
 def test_areas_are_square_metres_whatever_the_unit():
     feet = pyproj.CRS.from_epsg(2263)
-    table = geo.geo_table(instances_of([blob(10, 10)]), feet.to_wkt(), (1, 0, 9.8e5, 0, -1, 2e5))
+    table = geoparquet.geo_table(instances_of([blob(10, 10)]), feet.to_wkt(), (1, 0, 9.8e5, 0, -1, 2e5))
     assert table["area_m2"][0].as_py() == pytest.approx(100 * (1200 / 3937) ** 2, rel=1e-12)
 
 
 def test_a_raster_without_a_crs_lies_nowhere():
     for wkt in (None, "", "LOCAL_NONSENSE"):
         with pytest.raises(UsageError, match="reference system"):
-            geo.geo_table(instances_of([blob()]), wkt, NORTH_UP)
+            geoparquet.geo_table(instances_of([blob()]), wkt, NORTH_UP)
 
 
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "shapely", None)
     with pytest.raises(UsageError, match=r"pip install 'maskrcnn-ray\[geo\]'"):
-        geo.mask_polygon(counts_of(blob()), (3, 2), NORTH_UP)
+        geoparquet.mask_polygon(counts_of(blob()), (3, 2), NORTH_UP)
     for name in ("outlines", "geo", "vector"):
         importlib.import_module(f"maskrcnn.{name}")
 
@@ -260,7 +269,7 @@ def test_without_the_extra_the_message_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize("version", ["WKT1_GDAL", "WKT2_2019"])
 def test_a_registered_crs_is_found_by_its_wkt(epsg, version):
     wkt = rasterio.crs.CRS.from_epsg(epsg).to_wkt(version=version)
-    assert geo.parse_crs(wkt).to_epsg() == epsg
+    assert geoparquet.parse_crs(wkt).to_epsg() == epsg
 
 
 # Real rasters
@@ -370,7 +379,7 @@ def many(n, seed=0, transform=NORTH_UP, size=40_000):
     columns = {"frame": frame, "instance": pa.array(np.arange(n, dtype=np.int32))}
     for name, column in columns.items():
         rows = rows.set_column(INSTANCES.get_field_index(name), INSTANCES.field(name), column)
-    return geo.geo_table(rows, UTM, transform)
+    return geoparquet.geo_table(rows, UTM, transform)
 
 
 def geo_metadata(path):
@@ -382,7 +391,7 @@ def large(tmp_path_factory):
     """A file of several row groups."""
     folder = tmp_path_factory.mktemp("large")
     table = many(160_000)
-    file = geo.write_geoparquet(Storage(str(folder)), "geo/part-1-00000.parquet", table, UTM)
+    file = geoparquet.write_geoparquet(Storage(str(folder)), "geo/part-1-00000.parquet", table, UTM)
     return table, file, folder / file.path
 
 
@@ -392,7 +401,7 @@ def test_the_file_is_what_it_says(large):
     assert file.bytes == path.stat().st_size
     assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     stored = pq.read_table(path)
-    assert stored.schema.equals(geo.GEO)
+    assert stored.schema.equals(geoparquet.GEO)
     assert stored.schema.metadata[b"maskrcnn.schema_version"] == b"1"
     assert stored.sort_by("instance").equals(table.sort_by("instance"))
 
@@ -424,7 +433,7 @@ def ensemble_members(projjson):
 def test_the_crs_is_projjson(crs, tmp_path):
     folder = Path(pyproj.datadir.get_data_dir())
     wkt = pyproj.CRS.from_user_input(crs).to_wkt()
-    geo.write_geoparquet(Storage(str(tmp_path)), "a.parquet", many(3), wkt)
+    geoparquet.write_geoparquet(Storage(str(tmp_path)), "a.parquet", many(3), wkt)
     projjson = geo_metadata(tmp_path / "a.parquet")["columns"]["geometry"]["crs"]
     schema = json.loads((folder / "projjson.schema.json").read_text())
     jsonschema.validate(projjson, schema)
@@ -437,8 +446,8 @@ def test_the_crs_is_projjson(crs, tmp_path):
     ("masks", "types"), [([blob()], ["Polygon"]), ([np.eye(2)], ["MultiPolygon"]), ([], [])]
 )
 def test_geometry_types_are_exact(masks, types, tmp_path):
-    table = geo.geo_table(instances_of([m.astype(np.bool_) for m in masks]), UTM, NORTH_UP)
-    geo.write_geoparquet(Storage(str(tmp_path)), "a.parquet", table, UTM)
+    table = geoparquet.geo_table(instances_of([m.astype(np.bool_) for m in masks]), UTM, NORTH_UP)
+    geoparquet.write_geoparquet(Storage(str(tmp_path)), "a.parquet", table, UTM)
     column = geo_metadata(tmp_path / "a.parquet")["columns"]["geometry"]
     jsonschema.validate(
         {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}, RULES
@@ -451,7 +460,7 @@ def test_geometry_types_are_exact(masks, types, tmp_path):
 @pytest.mark.parametrize("rows", [1, 49_999, 100_000, 112_499, 112_501, 150_001, 187_501])
 def test_row_groups_have_fifty_to_a_hundred_and_fifty_thousand_rows(rows, tmp_path):
     table = many(4).take(pa.array(np.arange(rows) % 4))
-    geo.write_geoparquet(Storage(str(tmp_path)), "a.parquet", table, UTM)
+    geoparquet.write_geoparquet(Storage(str(tmp_path)), "a.parquet", table, UTM)
     metadata = pq.read_metadata(tmp_path / "a.parquet")
     groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     assert sum(groups) == rows
@@ -473,9 +482,9 @@ def bounds_of_groups(path):
 
 def test_a_small_window_meets_few_row_groups(tmp_path, monkeypatch):
     """Sixty-four groups, of which most windows of a hundredth of the area meet a few."""
-    monkeypatch.setattr(geo, "GEO_ROWS", 1000)
+    monkeypatch.setattr(geoparquet, "GEO_ROWS", 1000)
     table = many(64_000)
-    geo.write_geoparquet(Storage(str(tmp_path)), "a.parquet", table, UTM)
+    geoparquet.write_geoparquet(Storage(str(tmp_path)), "a.parquet", table, UTM)
     groups = shapely.box(*np.array(list(bounds_of_groups(tmp_path / "a.parquet"))).T)
     assert len(groups) == 64
     rng = np.random.default_rng(2)
@@ -489,11 +498,11 @@ def test_a_small_window_meets_few_row_groups(tmp_path, monkeypatch):
 
 def test_rows_of_any_order_give_the_same_bytes(tmp_path):
     table = pa.concat_tables([many(500), many(500, seed=1)])
-    table = table.set_column(0, geo.GEO.field(0), pa.array(np.arange(1000) // 500))
+    table = table.set_column(0, geoparquet.GEO.field(0), pa.array(np.arange(1000) // 500))
     shuffled = table.take(pa.array(np.random.default_rng(4).permutation(1000)))
     storage = Storage(str(tmp_path))
     first, second = (
-        geo.write_geoparquet(storage, f"{n}.parquet", t, UTM) for n, t in enumerate((table, shuffled))
+        geoparquet.write_geoparquet(storage, f"{n}.parquet", t, UTM) for n, t in enumerate((table, shuffled))
     )
     assert first.sha256 == second.sha256
 
@@ -502,25 +511,27 @@ def test_rows_of_any_order_give_the_same_bytes(tmp_path):
 def test_objects_in_one_line_have_an_order(side, tmp_path):
     table = many(100)
     box = table["bbox"].combine_chunks()
-    assert len(np.unique(geo._hilbert_order(table))) == 100
+    assert len(np.unique(geoparquet._hilbert_order(table))) == 100
     flat = pa.StructArray.from_arrays(
         [pa.array(np.zeros(100)) if at % 2 == side else box.field(at) for at in range(4)],
-        fields=list(geo.GEO.field("bbox").type),
+        fields=list(geoparquet.GEO.field("bbox").type),
     )
-    table = table.set_column(7, geo.GEO.field(7), flat)
+    table = table.set_column(7, geoparquet.GEO.field(7), flat)
     middle = np.stack([s.to_numpy() for s in flat.flatten()]).reshape(2, 2, -1).mean(axis=0)[1 - side]
-    assert (np.diff(middle[geo._hilbert_order(table)]) >= 0).all()
+    assert (np.diff(middle[geoparquet._hilbert_order(table)]) >= 0).all()
 
 
 def test_an_empty_file_reads_as_one(tmp_path):
-    file = geo.write_geoparquet(Storage(str(tmp_path)), "a.parquet", geo.GEO.empty_table(), WGS84)
+    file = geoparquet.write_geoparquet(
+        Storage(str(tmp_path)), "a.parquet", geoparquet.GEO.empty_table(), WGS84
+    )
     assert file.rows == 0
     assert geopandas.read_parquet(tmp_path / "a.parquet").crs == "EPSG:4326"
 
 
 def test_files_go_to_any_store(store_url):
     storage = Storage(store_url)
-    file = geo.write_geoparquet(storage, "geo/a.parquet", many(10), UTM)
+    file = geoparquet.write_geoparquet(storage, "geo/a.parquet", many(10), UTM)
     assert hashlib.sha256(storage.read("geo/a.parquet")).hexdigest() == file.sha256
 
 

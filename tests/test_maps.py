@@ -61,7 +61,7 @@ class Collection:
     """The part of a run that maps are drawn from: rasters, and the middles of objects in their pixels."""
 
     def __init__(self, folder: Path, images: list[Sized], objects: list[int], failed: set[int] = frozenset()):
-        from maskrcnn.geo import GEO, write_geoparquet
+        from maskrcnn.formats.geoparquet import GEO, write_geoparquet
 
         self.storage, self.items, rng = Storage(str(folder)), items_of(images), np.random.default_rng(0)
         self.lonlat, self.labels, self.scores = [], [], []

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from maskrcnn.errors import UsageError
+from maskrcnn.formats.coco_reader import ANNOTATIONS, Truth, TruthCategory
 from maskrcnn.pairing import PairedCategories, PairedImages, pair_categories, pair_images
-from maskrcnn.truth import ANNOTATIONS, Truth, TruthCategory
 from maskrcnn.types import Category
 from maskrcnn.weights import COCO_CATEGORIES
 

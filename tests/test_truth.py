@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from maskrcnn import truth as truth_module
 from maskrcnn.errors import UsageError
-from maskrcnn.truth import read_truth
+from maskrcnn.formats import coco_reader as truth_module
+from maskrcnn.formats.coco_reader import read_truth
 
 IMAGES = [{"id": 7, "file_name": "a.png", "width": 30, "height": 20}, {"id": 3, "file_name": "b.png"}]
 CATEGORIES = [{"id": 2, "name": "leaf"}, {"id": 9, "name": "coin"}]

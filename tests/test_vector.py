@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_geo import NORTH_UP, ROTATED, UTM, blob, instances_of
 
-from maskrcnn import geo, vector
 from maskrcnn.errors import UsageError
+from maskrcnn.formats import geoparquet, vector
 from maskrcnn.io.storage import Storage
 
 geopandas = pytest.importorskip("geopandas", reason="needs the extra geo")
@@ -26,8 +26,8 @@ def write_run(folder, *rasters):
     """A file of `geo` for each raster: (masks, crs, transform)."""
     storage, parts = Storage(str(folder)), []
     for number, (masks, wkt, transform) in enumerate(rasters):
-        table = geo.geo_table(instances_of(masks, image_id=number), wkt, transform)
-        parts.append(geo.write_geoparquet(storage, f"geo/part-1-{number:05}.parquet", table, wkt).path)
+        table = geoparquet.geo_table(instances_of(masks, image_id=number), wkt, transform)
+        parts.append(geoparquet.write_geoparquet(storage, f"geo/part-1-{number:05}.parquet", table, wkt).path)
     return storage, parts
 
 
@@ -122,14 +122,14 @@ def test_exports_go_to_any_store(run, store_url, form):
 
 def sphere_area(geometry):
     """Square metres of a polygon of degrees on WGS 84."""
-    return float(geo.areas_m2(np.array([geometry], object), pyproj.CRS.from_epsg(4326))[0])
+    return float(geoparquet.areas_m2(np.array([geometry], object), pyproj.CRS.from_epsg(4326))[0])
 
 
 def exported(masks, crs, transform):
     """Polygons before and after, and their ellipsoidal areas as found without any cut."""
     texts = instances_of(masks)["segmentation"].combine_chunks()
     sizes = texts.field("size").flatten().to_numpy().reshape(-1, 2)
-    found = geo.polygons(texts.field("counts"), sizes, transform)
+    found = geoparquet.polygons(texts.field("counts"), sizes, transform)
     return found, vector.to_wgs84(found, crs)
 
 
@@ -154,7 +154,7 @@ def test_a_raster_of_degrees_that_crosses_180_is_cut(turn):
     east, west = sorted(shapely.get_parts(after), key=lambda part: -part.bounds[0])
     assert east.bounds == (170, 40, 180, 50)
     assert west.bounds == (-180, 40, -160, 50)
-    assert [before] == geo.polygons(
+    assert [before] == geoparquet.polygons(
         instances_of([mask])["segmentation"].combine_chunks().field("counts"),
         np.array([mask.shape]),
         (1.0, 0, 170.0 + turn, 0, -1.0, 50.0),

@@ -172,7 +172,7 @@ def test_how_rows_are_grouped_is_nothing_to_it(
 
 @pytest.mark.parametrize("mode", ["auto", "always", "never"])
 def test_whatever_coco_was_asked_for(output: Output, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskrcnn.coco.MAX_ANNOTATIONS", 20)
+    monkeypatch.setattr("maskrcnn.formats.coco_writer.MAX_ANNOTATIONS", 20)
     monkeypatch.setattr("maskrcnn.reduce.group_shards", functools.partial(group_shards, part_bytes=1))
     success = reduce_run(str(output.path), coco_mode=mode, write_report=write_report)
     assert len(success["coco"]) == {"auto": 10, "always": 2, "never": 0}[mode]

@@ -23,8 +23,8 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from maskrcnn import coco
 from maskrcnn.config import Compute, Cut, settings_of
+from maskrcnn.formats import coco_writer
 from maskrcnn.frozen import write_manifest
 from maskrcnn.io.parquet import IMAGES, INSTANCES, Part, write_tables
 from maskrcnn.io.storage import Storage
@@ -126,7 +126,7 @@ def make_run(folder: Path, images: int) -> None:
         "parts": entries,
     }
     storage.write("_SUCCESS", json.dumps(success | {"coco": [], "receipts": []}).encode())
-    coco.write_results(storage, parts, "coco/results.json")
+    coco_writer.write_results(storage, parts, "coco/results.json")
     print(f"made {images:,} images in {run}", flush=True)
 
 

@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from maskrcnn.masks.encode.rle import rle_areas, rle_boxes_xyxy
 
-from maskrcnn import coco
+from maskrcnn.formats import coco_writer
 from maskrcnn.io.parquet import ROW_GROUP_ROWS, Part, parquet_options, read_table, write_table, write_tables
 from maskrcnn.io.storage import Storage
 from maskrcnn.schema import INSTANCES, MANIFEST, ImageResult, images_table
@@ -217,7 +217,7 @@ class Unstored(Storage):
 
 def write_ours(storage: Storage, parts: list[Part], destination: Storage) -> None:
     """Write COCO JSON from the tables."""
-    coco.write_dataset(storage, parts, CATEGORIES, "ours.json", INFO, destination=destination)
+    coco_writer.write_dataset(storage, parts, CATEGORIES, "ours.json", INFO, destination=destination)
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
@@ -416,7 +416,9 @@ def measure_encoding(table: pa.Table, encoding: Encoding, path: Path, repeats: i
 
     def read_for_coco() -> None:
         with pq.ParquetFile(path) as file:
-            for _ in file.iter_batches(16_384, columns=list(coco.ANNOTATION_COLUMNS), use_threads=False):
+            for _ in file.iter_batches(
+                16_384, columns=list(coco_writer.ANNOTATION_COLUMNS), use_threads=False
+            ):
                 pass
 
     rows = len(table)

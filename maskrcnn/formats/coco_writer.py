@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .errors import RunError, UsageError
-from .io.parquet import Part
-from .io.storage import Storage
-from .types import Category
+from ..errors import RunError, UsageError
+from ..io.parquet import Part
+from ..io.storage import Storage
+from ..types import Category
 
 MODES: Final = ("auto", "always", "never")
 MAX_ANNOTATIONS: Final = 2_000_000

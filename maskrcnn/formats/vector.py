@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .errors import UsageError
-from .geo import extra
-from .io.storage import Storage
+from ..errors import UsageError
+from ..io.storage import Storage
+from .geoparquet import extra
 
 DECIMALS: Final = 9
 """Of degrees in GeoJSON: a tenth of a millimetre."""

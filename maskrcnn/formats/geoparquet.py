@@ -21,13 +21,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .errors import RunError, UsageError
-from .io.parquet import File, parquet_options
-from .io.storage import Storage
-from .masks.contours import trace
-from .masks.rle_decode import read_runs
-from .masks.spans import Runs
-from .schema import METADATA
+from ..errors import RunError, UsageError
+from ..io.parquet import File, parquet_options
+from ..io.storage import Storage
+from ..masks.contours import trace
+from ..masks.rle_decode import read_runs
+from ..masks.spans import Runs
+from ..schema import METADATA
 
 GEO_ROWS: Final = 75_000
 """About so many rows a row group: not below 50,000, nor above 150,000, but in a file with fewer than 50,000."""

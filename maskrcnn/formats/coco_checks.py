@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from .masks.rle_decode import read_masks
-from .types import Category
+from ..masks.rle_decode import read_masks
+from ..types import Category
 
 EXAMPLES: Final = 3
 """How many places a finding names."""

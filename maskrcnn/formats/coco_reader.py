@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from .errors import UsageError
-from .io.sources import folder_of, usage_errors
-from .io.storage import Storage
+from ..errors import UsageError
+from ..io.sources import folder_of, usage_errors
+from ..io.storage import Storage
 
 _READ_CHARACTERS: Final = 2**22
 _BATCH: Final = 8192
