@@ -67,7 +67,7 @@ def build_segmenter(spec: WorkerSpec) -> Segmenter:
     """
     kind, _, sleep_s = spec.compute.model.partition(":")
     if kind == "planted":
-        from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter
+        from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter
 
         return PlantedSegmenter(
             PLANTED_CATEGORIES,
@@ -77,7 +77,7 @@ def build_segmenter(spec: WorkerSpec) -> Segmenter:
             spec.compute.categories,
         )
     if kind == "planted-mosaic":
-        from maskrcnn.mosaic import MosaicSegmenter
+        from maskrcnn.synthetic.planted_mosaic import MosaicSegmenter
 
         return MosaicSegmenter(
             int(sleep_s or 0),

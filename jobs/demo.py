@@ -65,7 +65,7 @@ def run_demo(directory: str, scenes: int) -> None:
     Raises:
         UsageError: the directory holds something already.
     """
-    from maskrcnn.scenes import write_scenes
+    from maskrcnn.synthetic.scenes import write_scenes
 
     root = Path(directory)
     try:
@@ -100,7 +100,7 @@ def segment_mosaic(root: Path) -> Path | None:
         The run's directory; None where the extra `geo` is missing.
     """
     from maskrcnn.formats.geoparquet import extra
-    from maskrcnn.scenes import write_mosaic
+    from maskrcnn.synthetic.scenes import write_mosaic
 
     try:
         write_mosaic(root / "mosaic", MOSAIC_SIDE, MOSAIC_SIDE, seed=SEED + 1_000_000)

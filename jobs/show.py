@@ -135,7 +135,7 @@ def _segmented(request: ShowRequest) -> tuple[View, tuple[Category, ...]]:
         log.warning("%s", card.notice)
     kept = category_ids_named(card.categories, request.categories)
     if name == "planted":
-        from maskrcnn.planted import PlantedSegmenter
+        from maskrcnn.synthetic.planted import PlantedSegmenter
 
         found = PlantedSegmenter(min_score=request.least, max_detections=_ALL).segment([pixels])[0]
     else:

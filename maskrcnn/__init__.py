@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from .display import display_instances, display_masks
     from .imaging.decode import Limits, decode_image
     from .model import Model, load_model
-    from .planted import PlantedSegmenter
     from .run import Run, open_run
     from .segmenter import MaskRCNNSegmenter as Segmenter
+    from .synthetic.planted import PlantedSegmenter
     from .visualize import contact_sheet, draw_instances, draw_mask
 
 _LAZY = {

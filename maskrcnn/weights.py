@@ -18,7 +18,7 @@ from typing import Any, Final
 from .errors import UsageError
 from .io.stores import is_remote
 from .matterport_config import MATTERPORT, STRIDE, MatterportConfig, config_of
-from .planted import PLANTED_CATEGORIES
+from .synthetic.planted import PLANTED_CATEGORIES
 from .types import Category
 from .weightfile import (
     check_safetensors,

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from maskrcnn.scenes import coco_dataset, render_scene
+from maskrcnn.synthetic.scenes import coco_dataset, render_scene
 
 
 def write_labels(folder: Path, seeds: Iterable[int], side: int) -> Path:

@@ -12,8 +12,8 @@ from maskrcnn.masks.encode.spans import ranges
 
 from maskrcnn.io.parquet import write_table
 from maskrcnn.io.storage import Storage
-from maskrcnn.planted import PLANTED_CATEGORIES, png
 from maskrcnn.schema import MANIFEST, ImageResult, images_table, instances_table
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, png
 from maskrcnn.types import Category, Detections
 
 SETTINGS = {"max_pixels": 10**7, "max_bytes": 10**7, "min_score": 0.05, "categories": [], "window": None}

@@ -13,7 +13,7 @@ from maskrcnn.masks.encode.encode import detections_from_network
 from maskrcnn import peers
 from maskrcnn.measure import table, to_json
 from maskrcnn.samples import photo
-from maskrcnn.scenes import render_scene
+from maskrcnn.synthetic.scenes import render_scene
 from maskrcnn.types import Detections
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from maskrcnn_jobs.cli import main
 
 from maskrcnn.io.storage import Storage
-from maskrcnn.planted import write_planted
+from maskrcnn.synthetic.planted import write_planted
 
 
 def run(*arguments: str) -> Result:

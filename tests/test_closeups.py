@@ -24,11 +24,11 @@ from maskrcnn.frozen import read_items
 from maskrcnn.imaging.geometry import Rect
 from maskrcnn.io.parquet import Part, write_table
 from maskrcnn.io.storage import Storage
-from maskrcnn.mosaic import color_of, ground, objects_in, paint
 from maskrcnn.plan import read_run
-from maskrcnn.planted import PLANTED_CATEGORIES, PlantedInstance, png
 from maskrcnn.schema import ImageResult
 from maskrcnn.success import parts_of
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedInstance, png
+from maskrcnn.synthetic.planted_mosaic import color_of, ground, objects_in, paint
 from maskrcnn.types import Category, Detections, Pixels
 
 pytest.importorskip("rasterio")

@@ -20,9 +20,9 @@ from pycocotools import mask as coco_mask
 
 from maskrcnn.alike import KINDS, Rules, box_iou, compare_instances, match_instances
 from maskrcnn.errors import UsageError
-from maskrcnn.planted import PLANTED_CATEGORIES, best_of
 from maskrcnn.run import open_run
 from maskrcnn.schema import ImageResult
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, best_of
 from maskrcnn.types import Category, Detections
 
 CELL, CELLS = 24, 4

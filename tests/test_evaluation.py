@@ -27,11 +27,17 @@ from maskrcnn.evaluate import average_precision
 from maskrcnn.evaluation import Asked, evaluating
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
-from maskrcnn.mosaic import MosaicSegmenter
 from maskrcnn.overlay import group_shards
-from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter, best_of, planted_instances, write_planted
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
+from maskrcnn.synthetic.planted import (
+    PLANTED_CATEGORIES,
+    PlantedSegmenter,
+    best_of,
+    planted_instances,
+    write_planted,
+)
+from maskrcnn.synthetic.planted_mosaic import MosaicSegmenter
 from maskrcnn.types import Detections, Pixels
 from maskrcnn.verify import verify_run
 from maskrcnn.worker import ShardWorker

@@ -14,8 +14,8 @@ from torchvision.ops import roi_align
 from maskrcnn.losses import ImageLosses, SeededSampler
 from maskrcnn.model import load_model
 from maskrcnn.recipe import LOSSES
-from maskrcnn.scenes import render_scene
-from maskrcnn.scenes_model import to_target, to_tensor
+from maskrcnn.synthetic.scenes import render_scene
+from maskrcnn.synthetic.train_scenes import to_target, to_tensor
 
 SIDE = 192
 

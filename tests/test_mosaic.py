@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from maskrcnn.mosaic import MAX_OBJECTS, MosaicSegmenter, color_of, ground, objects_in, paint, score_of
-from maskrcnn.planted import PLANTED_CATEGORIES, PlantedInstance, random_instances
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedInstance, random_instances
+from maskrcnn.synthetic.planted_mosaic import (
+    MAX_OBJECTS,
+    MosaicSegmenter,
+    color_of,
+    ground,
+    objects_in,
+    paint,
+    score_of,
+)
 from maskrcnn.types import Detections
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from maskrcnn import planted
-from maskrcnn.planted import (
+from maskrcnn.synthetic import planted
+from maskrcnn.synthetic.planted import (
     PLANTED_CATEGORIES,
     PlantedInstance,
     PlantedSegmenter,
@@ -169,5 +169,5 @@ def test_a_png_is_read_back_by_pillow():
 
 
 def test_neither_torch_nor_ray_is_imported():
-    code = "import sys, maskrcnn.planted; sys.exit(bool({'torch', 'ray'} & sys.modules.keys()))"
+    code = "import sys, maskrcnn.synthetic.planted; sys.exit(bool({'torch', 'ray'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,11 +13,11 @@ from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.manifest import read_inputs, write_manifest
 from maskrcnn.plan import Plan, write_run
-from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
 from maskrcnn.stats import Stats
 from maskrcnn.success import parts_of, read_success
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
 from maskrcnn.worker import ShardWorker
 
 ROWS = 30

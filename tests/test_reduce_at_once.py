@@ -27,10 +27,10 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.manifest import read_inputs
 from maskrcnn.overlay import group_shards
 from maskrcnn.plan import Plan, create_plan, read_plan, write_run
-from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
 from maskrcnn.success import finished
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
 from maskrcnn.worker import ShardWorker
 
 GATED = ("write", "create", "remove", "remove_tree", "exists", "size", "list")

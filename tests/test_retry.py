@@ -21,12 +21,12 @@ from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.parts import standing_receipts
 from maskrcnn.plan import Plan, pending_of, read_plan, read_plans
-from maskrcnn.planted import PlantedSegmenter, write_planted
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
 from maskrcnn.retry import failed_inputs, plan_retry
 from maskrcnn.stats import Stats
 from maskrcnn.success import finished, read_success
+from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
 from maskrcnn.worker import ShardWorker
 
 IMAGES = 12

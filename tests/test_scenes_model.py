@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from maskrcnn.baseline import components, threshold_colors
-from maskrcnn.scenes import CATEGORIES, Scene, render_scene
-from maskrcnn.scenes_model import learning_rate, measure, to_target
+from maskrcnn.synthetic.color_baseline import components, threshold_colors
+from maskrcnn.synthetic.scenes import CATEGORIES, Scene, render_scene
+from maskrcnn.synthetic.train_scenes import learning_rate, measure, to_target
 
 
 def test_the_rate_warms_up_and_falls() -> None:

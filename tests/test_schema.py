@@ -4,7 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from maskrcnn.planted import PLANTED_CATEGORIES, PlantedSegmenter, plant, random_instances
 from maskrcnn.schema import (
     IMAGES,
     INSTANCES,
@@ -14,6 +13,7 @@ from maskrcnn.schema import (
     images_table,
     instances_table,
 )
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, plant, random_instances
 
 
 def manifest_rows(n: int, **further: pa.Array) -> pa.Table:

@@ -12,9 +12,9 @@ from maskrcnn.masks.encode.rle_decode import read_runs
 from pycocotools import mask as coco_mask
 
 from maskrcnn.imaging.geometry import Rect
-from maskrcnn.planted import PlantedInstance
 from maskrcnn.seams import Objects, Pieces, merge
 from maskrcnn.strips import TOLERANCE_PX
+from maskrcnn.synthetic.planted import PlantedInstance
 from maskrcnn.windows import Grid
 
 JITTER_PX = TOLERANCE_PX // 2

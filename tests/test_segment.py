@@ -16,9 +16,9 @@ from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.parts import standing_receipts
 from maskrcnn.plan import check_run, read_plan, read_plans, read_run
-from maskrcnn.planted import PlantedSegmenter, write_planted
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
+from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
 from maskrcnn.worker import ShardWorker
 
 

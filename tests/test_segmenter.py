@@ -16,8 +16,8 @@ from maskrcnn import segmenter as segmenter_module
 from maskrcnn.errors import ItemError, UsageError
 from maskrcnn.matterport_config import MATTERPORT
 from maskrcnn.model import ARCHITECTURES, build_network, load_model, save_model
-from maskrcnn.scenes import render_scene
 from maskrcnn.segmenter import MaskRCNNSegmenter
+from maskrcnn.synthetic.scenes import render_scene
 from maskrcnn.types import Category, Segmenter, detection_order
 
 CATEGORIES = (Category(3, "cat"), Category(7, "dog"), Category(20, "horse"))

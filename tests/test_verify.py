@@ -36,11 +36,11 @@ from maskrcnn.io.parquet import write_tables
 from maskrcnn.io.storage import Storage
 from maskrcnn.overlay import group_shards
 from maskrcnn.plan import Plan, read_plans
-from maskrcnn.planted import PlantedSegmenter, write_planted
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
 from maskrcnn.retry import plan_retry
 from maskrcnn.schema import INSTANCES
+from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
 from maskrcnn.verify import Verdict, verify_run
 from maskrcnn.worker import ShardWorker
 

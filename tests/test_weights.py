@@ -19,7 +19,7 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights
 from maskrcnn import model, weights
 from maskrcnn.errors import UsageError
 from maskrcnn.matterport_config import MatterportConfig
-from maskrcnn.planted import PLANTED_CATEGORIES
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES
 from maskrcnn.types import Category
 from maskrcnn.weightfile import GLOBALS, network_shapes
 from maskrcnn.weights import CLASS_SCORES, category_ids_named, describe_model

@@ -14,13 +14,13 @@ from windowed import compute_of, mosaic, run_windows, sweep, write_geotiff
 import maskrcnn
 from maskrcnn.errors import ItemError, UsageError
 from maskrcnn.io.storage import Storage
-from maskrcnn.mosaic import objects_in, score_of
 from maskrcnn.plan import read_plans
-from maskrcnn.planted import png
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
 from maskrcnn.retry import plan_retry
 from maskrcnn.run import Run
+from maskrcnn.synthetic.planted import png
+from maskrcnn.synthetic.planted_mosaic import objects_in, score_of
 from maskrcnn.types import Pixels
 from maskrcnn.verify import verify_run
 
@@ -112,7 +112,7 @@ def test_the_order_of_shards_and_their_size_change_nothing(
 
 
 def test_the_jitter_of_windows_doubles_splits_and_loses_nothing(tmp_path: Path) -> None:
-    from maskrcnn.mosaic import MosaicSegmenter
+    from maskrcnn.synthetic.planted_mosaic import MosaicSegmenter
 
     pixels = mosaic(700, 900, 60, 7)
     (tmp_path / "in").mkdir()

@@ -19,9 +19,9 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.manifest import read_inputs, write_manifest
 from maskrcnn.parts import Receipt, commit, standing_receipts
 from maskrcnn.plan import Plan
-from maskrcnn.planted import PlantedSegmenter, plant, planted_instances, png, write_planted
 from maskrcnn.prefetch import Pool, Stopwatch, Turns, prefetch
 from maskrcnn.stats import Stats
+from maskrcnn.synthetic.planted import PlantedSegmenter, plant, planted_instances, png, write_planted
 from maskrcnn.types import Detections, Pixels
 from maskrcnn.worker import Announcement, Loaded, ShardWorker, filled_groups
 

@@ -23,7 +23,7 @@ from maskrcnn_jobs.segment import Request, prepare, sweep
 
 from maskrcnn.config import Compute, Speed
 from maskrcnn.samples import write_manifest
-from maskrcnn.scenes import write_scenes
+from maskrcnn.synthetic.scenes import write_scenes
 
 DISTINCT = 50
 WARM_UP = 0.2

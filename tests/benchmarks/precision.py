@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from maskrcnn.evaluate import average_precision
 from maskrcnn.model import load_model
-from maskrcnn.scenes import Scene, coco_dataset, render_scene
-from maskrcnn.scenes_model import EVALUATION_SEED, IMAGE_SIZE
 from maskrcnn.segmenter import DTYPES, MaskRCNNSegmenter
+from maskrcnn.synthetic.scenes import Scene, coco_dataset, render_scene
+from maskrcnn.synthetic.train_scenes import EVALUATION_SEED, IMAGE_SIZE
 from maskrcnn.types import Detections
 
 STRONG = 0.5

@@ -20,8 +20,8 @@ import time
 
 import numpy as np
 
-from maskrcnn.planted import PlantedInstance
 from maskrcnn.seams import Pieces, merge
+from maskrcnn.synthetic.planted import PlantedInstance
 from maskrcnn.windows import Grid
 from tests.test_seams import Truth, is_about, is_exactly, mosaic, offsets, segmented, tight
 

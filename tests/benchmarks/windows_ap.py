@@ -19,9 +19,9 @@ from pycocotools.cocoeval import COCOeval
 
 from maskrcnn.imaging.geotiff import need_rasterio
 from maskrcnn.model import load_model
-from maskrcnn.scenes import write_mosaic
 from maskrcnn.seams import Pieces, merge
 from maskrcnn.segmenter import MaskRCNNSegmenter
+from maskrcnn.synthetic.scenes import write_mosaic
 from maskrcnn.types import Detections, Pixels
 from maskrcnn.windows import Grid
 

@@ -23,8 +23,8 @@ from pycocotools.coco import COCO
 
 from maskrcnn.imaging.geotiff import need_rasterio
 from maskrcnn.model import load_model
-from maskrcnn.scenes import write_mosaic
 from maskrcnn.segmenter import MaskRCNNSegmenter
+from maskrcnn.synthetic.scenes import write_mosaic
 from maskrcnn.types import Pixels
 from maskrcnn.windows import Grid
 

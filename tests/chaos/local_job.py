@@ -24,9 +24,9 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.overlay import group_shards
 from maskrcnn.parts import standing_receipts
 from maskrcnn.plan import Plan, check_run, pending_of, read_plans, read_run
-from maskrcnn.planted import PlantedSegmenter, plant, png, random_instances, write_planted
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
+from maskrcnn.synthetic.planted import PlantedSegmenter, plant, png, random_instances, write_planted
 from maskrcnn.worker import ShardWorker
 
 SHARD_IMAGES: Final = 2

@@ -28,7 +28,7 @@ import maskrcnn
 from chaos.cluster import standing
 from chaos.probes import INSIDE
 from chaos.runs import driver, end_in_order
-from maskrcnn.planted import PlantedInstance, plant, png, random_instances
+from maskrcnn.synthetic.planted import PlantedInstance, plant, png, random_instances
 
 MAX_EXECUTIONS: Final = 3
 TIMEOUT_S: Final = 20

@@ -14,7 +14,7 @@ from typing import Final
 
 import maskrcnn
 from chaos.invariants import BrokenError, Truth, check_is_final
-from maskrcnn.planted import write_planted
+from maskrcnn.synthetic.planted import write_planted
 
 IMAGES: Final = 44
 BROKEN: Final = 4

@@ -24,8 +24,8 @@ from local import LocalCluster
 
 from chaos.cluster import standing
 from chaos.runs import RUN_S, driver, end_in_order, names_in
-from maskrcnn.planted import write_planted
 from maskrcnn.samples import write_manifest
+from maskrcnn.synthetic.planted import write_planted
 
 ACTORS: Final = 8
 EVERY_S: Final = 5.0

@@ -29,9 +29,9 @@ from maskrcnn.errors import ERROR_CODES, ItemError
 from maskrcnn.imaging.decode import DecodedImage, Limits
 from maskrcnn.imaging.decode_pool import Decoders
 from maskrcnn.io.storage import Storage
-from maskrcnn.planted import PlantedSegmenter
 from maskrcnn.reduce import reduce_run
 from maskrcnn.report import write_report
+from maskrcnn.synthetic.planted import PlantedSegmenter
 from maskrcnn.verify import verify_run
 from maskrcnn.worker import ShardWorker
 

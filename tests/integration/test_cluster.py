@@ -12,7 +12,7 @@ from commandline import maskrcnn_command, parts
 from local import LocalCluster, local_cluster
 
 import maskrcnn
-from maskrcnn.planted import write_planted
+from maskrcnn.synthetic.planted import write_planted
 
 pytestmark = pytest.mark.ray
 

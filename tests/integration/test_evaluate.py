@@ -9,7 +9,7 @@ import pytest
 from commandline import maskrcnn_command
 from test_evaluation import CarelessSegmenter, finish
 
-from maskrcnn.planted import write_planted
+from maskrcnn.synthetic.planted import write_planted
 
 
 @pytest.mark.ray

@@ -14,8 +14,8 @@ from commandline import maskrcnn_command, parts
 from maskrcnn_jobs.demo import QUERIES
 
 import maskrcnn
-from maskrcnn.planted import write_planted
-from maskrcnn.scenes import write_scenes
+from maskrcnn.synthetic.planted import write_planted
+from maskrcnn.synthetic.scenes import write_scenes
 
 pytestmark = pytest.mark.ray
 

@@ -18,8 +18,8 @@ from maskrcnn_jobs.cluster import connected
 
 import maskrcnn
 from maskrcnn.config import Speed
-from maskrcnn.planted import write_planted
 from maskrcnn.run import Run
+from maskrcnn.synthetic.planted import write_planted
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("_ray")]
 

@@ -8,7 +8,7 @@ from commandline import maskrcnn_command
 
 import maskrcnn
 from maskrcnn.io.storage import Storage
-from maskrcnn.planted import write_planted
+from maskrcnn.synthetic.planted import write_planted
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 

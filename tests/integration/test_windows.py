@@ -10,7 +10,7 @@ from windowed import compute_of, mosaic, run_windows, write_geotiff
 
 import maskrcnn
 from maskrcnn.io.storage import Storage
-from maskrcnn.planted import png
+from maskrcnn.synthetic.planted import png
 
 pytest.importorskip("rasterio")
 pytestmark = [pytest.mark.ray, pytest.mark.s3]

@@ -258,5 +258,5 @@ if CHAOS:
 if POISON:
     changes |= {"PIL.Image": change_pillow}
 if changes:
-    changes |= {"maskrcnn.planted": change_planted}
+    changes |= {"maskrcnn.synthetic.planted": change_planted}
     sys.meta_path.insert(0, Wrapping(changes))

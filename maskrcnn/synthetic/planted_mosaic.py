@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .masks.rle import crop_to_rle
+from ..masks.rle import crop_to_rle
+from ..types import Detections, Pixels
 from .planted import PLANTED_CATEGORIES, PlantedInstance, PlantedSegmenter, best_of
-from .types import Detections, Pixels
 
 _OBJECT: Final = 128
 MAX_OBJECTS: Final = 2**21

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from pycocotools import mask as coco_mask
 
-from .imaging.geotiff import write_geotiff
-from .masks.rle import crop_to_rle
-from .scenery import (
+from ..imaging.geotiff import write_geotiff
+from ..masks.rle import crop_to_rle
+from .scene_parts import (
     CATEGORIES,
     CELL,
     LAND,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from .types import Category
+from ..types import Category
 
 CATEGORIES: tuple[Category, ...] = (
     Category(1, "building"),

