@@ -85,8 +85,8 @@ def build_segmenter(spec: WorkerSpec) -> Segmenter:
             max_detections=spec.compute.max_detections,
             keep=spec.compute.categories,
         )
-    from maskrcnn.model import load_model
-    from maskrcnn.segmenter import MaskRCNNSegmenter
+    from maskrcnn.models.build import load_model
+    from maskrcnn.models.segmenter import MaskRCNNSegmenter
 
     model = load_model(spec.compute.model, spec.compute.labels, expected_sha256=spec.model_sha256)
     return MaskRCNNSegmenter(

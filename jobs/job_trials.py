@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from maskrcnn.measure import Row, Settings
-    from maskrcnn.segmenter import MaskRCNNSegmenter
+    from maskrcnn.models.segmenter import MaskRCNNSegmenter
     from maskrcnn.types import Detections
 
 log = logging.getLogger("maskrcnn")
@@ -401,7 +401,7 @@ class ForwardActor:
 
 def card_sha256(model: str) -> str:
     """Return the digest of a model's weights."""
-    from maskrcnn.weights import describe_model
+    from maskrcnn.models.registry import describe_model
 
     return describe_model(model).sha256
 
@@ -437,7 +437,7 @@ def _job_rows(settings: "Settings", size: tuple[int, int]) -> Iterator["Row"]:
 
     from maskrcnn import peers
     from maskrcnn.measure import Pairs, Row, rounds, row
-    from maskrcnn.model import load_model
+    from maskrcnn.models.build import load_model
 
     distinct, count, shard_images = (2, 2, 1) if settings.quick else (5, 10 * cores(), 10)
     images = photos_of(settings, size, distinct)

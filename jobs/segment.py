@@ -19,6 +19,7 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.io.stores import is_remote
 from maskrcnn.manifest import FILE_NAME as MANIFEST
 from maskrcnn.manifest import Inputs, ManifestReader, read_inputs, source_of, write_manifest
+from maskrcnn.models.registry import ModelCard, category_ids_named, describe_model
 from maskrcnn.parts import SHARDS, standing_receipts
 from maskrcnn.plan import (
     GRID_PREFIX,
@@ -40,7 +41,6 @@ from maskrcnn.report import write_report
 from maskrcnn.schema import SCHEMA_VERSION
 from maskrcnn.success import finished, read_success
 from maskrcnn.survey import plan_windows
-from maskrcnn.weights import ModelCard, category_ids_named, describe_model
 
 from .actor import PROBES, WorkerSpec
 from .progress import Progress

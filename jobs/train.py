@@ -28,9 +28,9 @@ from maskrcnn.dataset import Dataset, read_dataset, split_dataset
 from maskrcnn.errors import MaskrcnnError, RunError, UsageError
 from maskrcnn.imaging.decode_pool import keep_freed_memory
 from maskrcnn.io.storage import Storage
+from maskrcnn.models.registry import TRAINABLE, describe_model
 from maskrcnn.recipe import LOG, MODEL, RESULT, Recipe, identity_of
 from maskrcnn.types import Category
-from maskrcnn.weights import TRAINABLE, describe_model
 
 from .cluster import check_device, connected
 from .progress import LOG_EVERY_S, duration

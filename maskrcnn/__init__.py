@@ -17,9 +17,9 @@ from .types import Category, Detections
 if TYPE_CHECKING:
     from .display import display_instances, display_masks
     from .imaging.decode import Limits, decode_image
-    from .model import Model, load_model
+    from .models.build import Model, load_model
+    from .models.segmenter import MaskRCNNSegmenter as Segmenter
     from .run import Run, open_run
-    from .segmenter import MaskRCNNSegmenter as Segmenter
     from .synthetic.planted import PlantedSegmenter
     from .visualize import contact_sheet, draw_instances, draw_mask
 

@@ -18,16 +18,16 @@ from .errors import UsageError
 from .h5file import arrays_in_h5
 from .io.stores import is_remote
 from .layouts import LAYOUTS, Step, moved, source_of, without_eps
-from .matterport_config import STRIDE, configured
-from .model import build_network, load_model, save_model, tensors_of_torch
+from .models.build import build_network, load_model, save_model, tensors_of_torch
+from .models.checkpoint_files import Shape, current_name, read_labels, read_weights, tensors_in_pickle
+from .models.matterport_config import STRIDE, configured
+from .models.registry import COCO_CATEGORIES
 from .parity import Reference, Row, StockTorchvision, compare, generated_images
 from .parity_matterport import compare_matterport
 from .plain import PlainDetectron2
 from .plain_matterport import PlainMatterport
 from .types import Category
 from .unpickle import arrays_in_pickle
-from .weightfile import Shape, current_name, read_labels, read_weights, tensors_in_pickle
-from .weights import COCO_CATEGORIES
 
 __all__ = ["SOURCES", "Converted", "convert"]
 

@@ -21,11 +21,11 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 
-from .fuse import for_cpu, fused
-from .model import Model
+from .models.build import Model
+from .models.fuse import for_cpu, fused
+from .models.roi_align import pool, pyramid_of
+from .models.segmenter import MaskRCNNSegmenter
 from .plain import Instances, best, clipped, padded
-from .pooling import pool, pyramid_of
-from .segmenter import MaskRCNNSegmenter
 from .types import Detections, Pixels
 
 __all__ = ["Row", "StockTorchvision", "compare", "generated_images", "matched_row", "stage_row"]

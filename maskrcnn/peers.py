@@ -26,10 +26,10 @@ from .io.parquet import Part, read_table
 from .io.storage import Storage
 from .io.stores import client_of, split_url
 from .masks.rle import rle_areas, rle_boxes_xyxy
-from .model import Model, build_network, save_model
+from .models.build import Model, build_network, save_model
+from .models.registry import COCO_CATEGORIES
 from .schema import ImageResult, instances_table
 from .types import Category, Detections, Pixels
-from .weights import COCO_CATEGORIES
 
 
 def paste_and_encode(

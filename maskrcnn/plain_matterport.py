@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .matterport_config import MatterportConfig
+from .models.matterport_config import MatterportConfig
 from .types import Pixels
 
 __all__ = ["Found", "Molded", "PlainMatterport"]

@@ -28,12 +28,12 @@ from .errors import RunError, UsageError
 from .evaluate import average_precision
 from .io.storage import Storage
 from .losses import ImageLosses
-from .model import Model, save_model
+from .models.build import Model, save_model
+from .models.registry import ModelCard
+from .models.segmenter import MaskRCNNSegmenter
 from .recipe import CHECKPOINT, COLUMNS, LOG, LOSSES, MODEL, Recipe, learning_rate, order_of, steps_of
-from .segmenter import MaskRCNNSegmenter
 from .types import Category
 from .warmstart import Start, freeze, norms_as_they_are, start, trunk_parameters
-from .weights import ModelCard
 
 log = logging.getLogger("maskrcnn")
 

@@ -26,11 +26,11 @@ from .io.stores import is_remote
 from .manifest import read_inputs
 from .masks.encode import detections_from_network
 from .measure import Row, Settings, alternate, row, seconds
+from .models.registry import COCO_CATEGORIES
 from .prefetch import Pool, Stopwatch, prefetch
 from .samples import COCO_SIZE, MEAN_AREA, PHOTO_SIZE, smooth_instances
 from .schema import IMAGES, INSTANCES, MANIFEST, ImageResult, images_table, instances_table
 from .types import Detections
-from .weights import COCO_CATEGORIES
 from .worker import FETCH_THREADS
 
 AT_LEAST_S: Final = 0.2

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maskrcnn.layouts import LAYOUTS, moved
-from maskrcnn.matterport_config import MatterportConfig
-from maskrcnn.model import Model, build_network
+from maskrcnn.models.build import Model, build_network
+from maskrcnn.models.matterport_config import MatterportConfig
+from maskrcnn.models.registry import COCO_CATEGORIES, ModelCard
 from maskrcnn.parity_matterport import FastStages
 from maskrcnn.plain_matterport import normalised
 from maskrcnn.types import Detections, Pixels
-from maskrcnn.weights import COCO_CATEGORIES, ModelCard
 
 HERE = Path(__file__).parent / "data" / "matterport"
 SIZES = {"resnet50": (320, 384), "resnet101": (800, 1024)}

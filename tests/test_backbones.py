@@ -7,10 +7,10 @@ import pytest
 import torch
 from torchvision.models import resnet18, resnet50
 
-from maskrcnn import weights
-from maskrcnn.backbones import load_imagenet
 from maskrcnn.errors import UsageError
-from maskrcnn.model import build_network
+from maskrcnn.models import registry
+from maskrcnn.models.build import build_network
+from maskrcnn.models.imagenet import load_imagenet
 
 BUILDERS = {"maskrcnn_resnet18_fpn": resnet18, "maskrcnn_resnet50_fpn": resnet50}
 
@@ -32,7 +32,7 @@ def publish(state, architecture, hub, monkeypatch):
     torch.save(state, buffer)
     file = f"trunk-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pth"
     (hub / file).write_bytes(buffer.getvalue())
-    monkeypatch.setitem(weights._IMAGENET, architecture, (file, "None"))
+    monkeypatch.setitem(registry._IMAGENET, architecture, (file, "None"))
 
 
 @pytest.mark.parametrize("architecture", sorted(BUILDERS))

@@ -20,9 +20,9 @@ from maskrcnn.errors import RunError, UsageError
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.measure import Pairs, Row, Settings, row
-from maskrcnn.model import load_model
+from maskrcnn.models.build import load_model
+from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.samples import write_manifest, write_photos
-from maskrcnn.segmenter import MaskRCNNSegmenter
 from maskrcnn.worker import ShardWorker
 
 

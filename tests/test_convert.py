@@ -18,10 +18,10 @@ from maskrcnn import convert as convert_module
 from maskrcnn.convert import convert
 from maskrcnn.errors import UsageError
 from maskrcnn.layouts import detectron2_names
-from maskrcnn.model import build_network, load_model
-from maskrcnn.segmenter import MaskRCNNSegmenter
-from maskrcnn.weightfile import network_shapes
-from maskrcnn.weights import COCO_CATEGORIES, describe_model
+from maskrcnn.models.build import build_network, load_model
+from maskrcnn.models.checkpoint_files import network_shapes
+from maskrcnn.models.registry import COCO_CATEGORIES, describe_model
+from maskrcnn.models.segmenter import MaskRCNNSegmenter
 
 LABELS = "cat\ndog\nbird\nfish\n"
 

@@ -19,12 +19,12 @@ from maskrcnn import convert as convert_module
 from maskrcnn.convert import convert
 from maskrcnn.errors import UsageError
 from maskrcnn.h5file import arrays_in_h5
-from maskrcnn.matterport_config import ELSEWHERE, MatterportConfig, config_of, configured
-from maskrcnn.model import load_model
+from maskrcnn.models.build import load_model
+from maskrcnn.models.checkpoint_files import network_shapes
+from maskrcnn.models.matterport_config import ELSEWHERE, MatterportConfig, config_of, configured
+from maskrcnn.models.registry import COCO_CATEGORIES, describe_model
+from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.recipe import Recipe
-from maskrcnn.segmenter import MaskRCNNSegmenter
-from maskrcnn.weightfile import network_shapes
-from maskrcnn.weights import COCO_CATEGORIES, describe_model
 
 LOGITS = "mrcnn_class_logits/mrcnn_class_logits/kernel:0"
 STEM = "conv1/conv1/kernel:0"

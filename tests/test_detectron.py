@@ -10,11 +10,11 @@ from test_pooling import boxes_in, maps_of
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 
-from maskrcnn.detectron import AdaptiveRoIAlign, CellAnchors, ShortestEdgeTransform
-from maskrcnn.forward import Forward
-from maskrcnn.model import build_network
+from maskrcnn.models.build import build_network
+from maskrcnn.models.detectron2 import AdaptiveRoIAlign, CellAnchors, ShortestEdgeTransform
+from maskrcnn.models.forward import Forward
+from maskrcnn.models.roi_align import pool, pyramid_of
 from maskrcnn.plain import _anchors, _pooled
-from maskrcnn.pooling import pool, pyramid_of
 
 
 @given(height=st.integers(1, 5000), width=st.integers(1, 5000))

@@ -9,9 +9,9 @@ from test_segmenter import spread
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import batched_nms
 
-from maskrcnn import forward as forward_module
-from maskrcnn.forward import Forward
-from maskrcnn.model import build_network
+from maskrcnn.models import forward as forward_module
+from maskrcnn.models.build import build_network
+from maskrcnn.models.forward import Forward
 
 
 def test_suppression_is_torchvision_s_group_by_group():

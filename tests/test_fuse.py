@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
-from maskrcnn import fuse
-from maskrcnn.fuse import for_cpu, fused
-from maskrcnn.matterport_config import MATTERPORT
-from maskrcnn.model import ARCHITECTURES, build_network
+from maskrcnn.models import fuse
+from maskrcnn.models.build import ARCHITECTURES, build_network
+from maskrcnn.models.fuse import for_cpu, fused
+from maskrcnn.models.matterport_config import MATTERPORT
 
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 CLASSES = 7

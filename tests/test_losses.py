@@ -12,7 +12,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 
 from maskrcnn.losses import ImageLosses, SeededSampler
-from maskrcnn.model import load_model
+from maskrcnn.models.build import load_model
 from maskrcnn.recipe import LOSSES
 from maskrcnn.synthetic.scenes import render_scene
 from maskrcnn.synthetic.train_scenes import to_target, to_tensor

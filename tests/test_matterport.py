@@ -25,15 +25,15 @@ from pycocotools import mask as coco_mask
 from torch import nn
 from torchvision.models.detection._utils import BoxCoder
 
-from maskrcnn import segmenter as segmenter_module
-from maskrcnn.fuse import for_cpu, fused
-from maskrcnn.matterport import CropAndResize, NormalisedAnchors, SquareTransform, _resized
-from maskrcnn.matterport_config import MatterportConfig
-from maskrcnn.model import Model
+from maskrcnn.models import segmenter as segmenter_module
+from maskrcnn.models.build import Model
+from maskrcnn.models.fuse import for_cpu, fused
+from maskrcnn.models.matterport import CropAndResize, NormalisedAnchors, SquareTransform, _resized
+from maskrcnn.models.matterport_config import MatterportConfig
+from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.parity import generated_images
 from maskrcnn.parity_matterport import FastStages, compare_matterport
 from maskrcnn.plain_matterport import PlainMatterport
-from maskrcnn.segmenter import MaskRCNNSegmenter
 
 BLANK = np.zeros((100, 150, 3), np.uint8)
 

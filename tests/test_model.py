@@ -16,9 +16,9 @@ from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
-from maskrcnn import weights
 from maskrcnn.errors import UsageError
-from maskrcnn.model import _fill, build_network, load_model, save_model, tensors_of_torch
+from maskrcnn.models import registry
+from maskrcnn.models.build import _fill, build_network, load_model, save_model, tensors_of_torch
 from maskrcnn.types import Category
 
 LITE = "maskrcnn_efficientnet_lite0_fpn"
@@ -227,8 +227,8 @@ def test_the_first_coco_model_is_torchvision_s_with_frozen_norms(tmp_path, monke
     folder.mkdir(parents=True)
     (folder / f"v1-{digest[:8]}.pth").write_bytes(buffer.getvalue())
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    published = weights._Published(f"v1-{digest[:8]}.pth", "None", "maskrcnn_resnet50_fpn")
-    monkeypatch.setitem(weights._PUBLISHED, "coco-v1", published)
+    published = registry._Published(f"v1-{digest[:8]}.pth", "None", "maskrcnn_resnet50_fpn")
+    monkeypatch.setitem(registry._PUBLISHED, "coco-v1", published)
 
     model = load_model("coco-v1")
     assert len(model.categories) == 80

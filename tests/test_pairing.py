@@ -7,9 +7,9 @@ import pytest
 
 from maskrcnn.errors import UsageError
 from maskrcnn.formats.coco_reader import ANNOTATIONS, Truth, TruthCategory
+from maskrcnn.models.registry import COCO_CATEGORIES
 from maskrcnn.pairing import PairedCategories, PairedImages, pair_categories, pair_images
 from maskrcnn.types import Category
-from maskrcnn.weights import COCO_CATEGORIES
 
 
 def truth(**names: int) -> Truth:

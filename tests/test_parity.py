@@ -9,11 +9,11 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from maskrcnn.layouts import LAYOUTS, moved
-from maskrcnn.model import Model, build_network
+from maskrcnn.models.build import Model, build_network
+from maskrcnn.models.registry import ModelCard
 from maskrcnn.parity import Row, compare, generated_images
 from maskrcnn.plain import PlainDetectron2
 from maskrcnn.types import Category
-from maskrcnn.weights import ModelCard
 
 LEVELS = ["0", "1", "2", "3"]
 

@@ -13,10 +13,10 @@ from maskrcnn.masks.encode.encode import detections_from_network
 from maskrcnn import peers, trials
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.measure import Settings
-from maskrcnn.model import Model, load_model
+from maskrcnn.models.build import Model, load_model
+from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.samples import jpeg, photo, smooth_instances, write_manifest, write_photos
 from maskrcnn.schema import INSTANCES
-from maskrcnn.segmenter import MaskRCNNSegmenter
 from maskrcnn.types import Detections
 
 SMALL = {"architecture": "maskrcnn_efficientnet_lite0_fpn", "min_size": 128, "max_size": 192}

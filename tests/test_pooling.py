@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign
 
-from maskrcnn.pooling import Pyramid, pool
+from maskrcnn.models.roi_align import Pyramid, pool
 
 
 def maps_of(canvas, channels, n_images):

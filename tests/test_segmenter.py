@@ -12,11 +12,11 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from maskrcnn import segmenter as segmenter_module
 from maskrcnn.errors import ItemError, UsageError
-from maskrcnn.matterport_config import MATTERPORT
-from maskrcnn.model import ARCHITECTURES, build_network, load_model, save_model
-from maskrcnn.segmenter import MaskRCNNSegmenter
+from maskrcnn.models import segmenter as segmenter_module
+from maskrcnn.models.build import ARCHITECTURES, build_network, load_model, save_model
+from maskrcnn.models.matterport_config import MATTERPORT
+from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import render_scene
 from maskrcnn.types import Category, Segmenter, detection_order
 

@@ -8,7 +8,7 @@ from labelled import write_labels
 from maskrcnn import train as training
 from maskrcnn.dataset import read_dataset, split_dataset
 from maskrcnn.errors import ItemError, RunError, UsageError
-from maskrcnn.model import load_model
+from maskrcnn.models.build import load_model
 from maskrcnn.recipe import COLUMNS, LOSSES, Recipe
 from maskrcnn.train import Process, Task, train
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from maskrcnn.errors import UsageError
-from maskrcnn.model import build_network, load_model, save_model
+from maskrcnn.models.build import build_network, load_model, save_model
 from maskrcnn.types import Category
 from maskrcnn.warmstart import HEAD, freeze, norms_as_they_are, start
 

@@ -16,13 +16,13 @@ from safetensors.torch import save
 from torch._weights_only_unpickler import _get_allowed_globals
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights
 
-from maskrcnn import model, weights
 from maskrcnn.errors import UsageError
-from maskrcnn.matterport_config import MatterportConfig
+from maskrcnn.models import build, registry
+from maskrcnn.models.checkpoint_files import GLOBALS, network_shapes
+from maskrcnn.models.matterport_config import MatterportConfig
+from maskrcnn.models.registry import CLASS_SCORES, category_ids_named, describe_model
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES
 from maskrcnn.types import Category
-from maskrcnn.weightfile import GLOBALS, network_shapes
-from maskrcnn.weights import CLASS_SCORES, category_ids_named, describe_model
 
 LITE = "maskrcnn_efficientnet_lite0_fpn"
 METADATA = {
@@ -40,7 +40,7 @@ def safetensors(labels=3, fault=lambda tensors: None, **metadata):
     """The bytes of a file with all of the tensors and metadata, but for a fault."""
     known = {key: value for key, value in (METADATA | metadata).items() if value is not None}
     architecture = known.get("architecture")
-    shapes = network_shapes(architecture if architecture in model.ARCHITECTURES else LITE, labels)
+    shapes = network_shapes(architecture if architecture in build.ARCHITECTURES else LITE, labels)
     tensors = {name: torch.zeros(shape, dtype=torch.int8) for name, shape in shapes.items()}
     fault(tensors)
     return save(tensors, metadata=known)
@@ -73,19 +73,19 @@ def write(tmp_path):
 def test_coco_s_categories_are_those_of_torchvision_s_weights():
     names = MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1.meta["categories"]
     used = [Category(label, name) for label, name in enumerate(names) if label and name != "N/A"]
-    assert list(weights.COCO_CATEGORIES) == used
+    assert list(registry.COCO_CATEGORIES) == used
     assert len(used) == 80
     assert used[-1] == Category(90, "toothbrush")
 
 
 def test_the_embedded_model_says_what_it_knows():
-    if not weights._EMBEDDED.exists():
+    if not registry._EMBEDDED.exists():
         pytest.skip("the embedded model was not trained yet")
     card = describe_model("scenes")
     assert "only generated" in card.notice
     assert card.uri is None
     assert card.category_ids == (0, *(category.id for category in card.categories))
-    assert card.sha256 == hashlib.sha256(weights._EMBEDDED.read_bytes()).hexdigest()
+    assert card.sha256 == hashlib.sha256(registry._EMBEDDED.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("name", ["planted", "planted:0.5"])
@@ -122,11 +122,11 @@ def test_a_cached_file_is_described_and_not_opened(hub, monkeypatch):
     content = b"no pickle at all"
     digest = hashlib.sha256(content).hexdigest()
     (hub / f"weights-{digest[:8]}.pth").write_bytes(content)
-    published = weights._Published(f"weights-{digest[:8]}.pth", "None", "maskrcnn_resnet50_fpn_v2")
-    monkeypatch.setitem(weights._PUBLISHED, "coco", published)
+    published = registry._Published(f"weights-{digest[:8]}.pth", "None", "maskrcnn_resnet50_fpn_v2")
+    monkeypatch.setitem(registry._PUBLISHED, "coco", published)
     card = describe_model("coco")
     assert card.sha256 == digest
-    assert card.categories == weights.COCO_CATEGORIES
+    assert card.categories == registry.COCO_CATEGORIES
     assert len(card.category_ids) == 91
     assert [card.category_ids[label] for label in (0, 1, 12, 90)] == [0, 1, 0, 90]
     assert (card.min_size, card.max_size) == (800, 1333)
@@ -155,7 +155,7 @@ def test_the_cache_is_where_torch_has_it(environment, expected, monkeypatch):
     monkeypatch.setenv("HOME", "/home/x")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert str(weights._torch_hub()) == expected == torch.hub.get_dir()
+    assert str(registry._torch_hub()) == expected == torch.hub.get_dir()
 
 
 # --- safetensors ----------------------------------------------------------------------------------------------
@@ -178,8 +178,8 @@ def test_where_a_network_has_more_labels_the_ids_are_the_labels(write):
 
 
 def test_each_architecture_can_be_described(write):
-    assert weights.ARCHITECTURES == model.ARCHITECTURES
-    for architecture in weights.ARCHITECTURES:
+    assert registry.ARCHITECTURES == build.ARCHITECTURES
+    for architecture in registry.ARCHITECTURES:
         own = (
             {"config": MatterportConfig().to_json(), "max_size": "192"}
             if "matterport" in architecture
@@ -189,9 +189,9 @@ def test_each_architecture_can_be_described(write):
         assert describe_model(path).architecture == architecture
 
 
-@pytest.mark.parametrize("architecture", model.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", build.ARCHITECTURES)
 def test_the_tensors_of_a_network_are_known_without_torch(architecture):
-    network = model.build_network(architecture, 7, 96, 192)
+    network = build.build_network(architecture, 7, 96, 192)
     assert network_shapes(architecture, 7) == {k: tuple(t.shape) for k, t in network.state_dict().items()}
 
 
@@ -454,11 +454,11 @@ def test_a_directory_is_refused(name, tmp_path):
 
 
 def test_categories_are_chosen_by_name():
-    assert category_ids_named(weights.COCO_CATEGORIES, ["toothbrush", "person"]) == {90, 1}
+    assert category_ids_named(registry.COCO_CATEGORIES, ["toothbrush", "person"]) == {90, 1}
     with pytest.raises(UsageError, match="no category 'prson'; did you mean 'person'"):
-        category_ids_named(weights.COCO_CATEGORIES, ["prson"])
+        category_ids_named(registry.COCO_CATEGORIES, ["prson"])
 
 
 def test_torch_is_not_imported():
-    code = "import sys, maskrcnn.weights; sys.exit('torch' in sys.modules)"
+    code = "import sys, maskrcnn.models.registry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

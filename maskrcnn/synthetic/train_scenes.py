@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torchvision.models.detection import MaskRCNN
 
-from ..efficientnet import EfficientNetLite0
 from ..evaluate import average_precision
-from ..model import build_network, save_model
+from ..models.build import build_network, save_model
+from ..models.efficientnet import EfficientNetLite0
 from .color_baseline import color_meanings, threshold_colors
 from .scenes import CATEGORIES, Scene, coco_dataset, render_scene, statistics
 

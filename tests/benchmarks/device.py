@@ -44,11 +44,11 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.manifest import read_inputs
 from maskrcnn.manifest import write_manifest as freeze
 from maskrcnn.measure import Pairs, Row, machine, number, rounds, row, seconds, table, to_json
-from maskrcnn.model import Model, load_model
+from maskrcnn.models.build import Model, load_model
+from maskrcnn.models.segmenter import DTYPES, MaskRCNNSegmenter
 from maskrcnn.parts import Receipt
 from maskrcnn.plan import Plan
 from maskrcnn.samples import COCO_SIZE, write_manifest, write_photos
-from maskrcnn.segmenter import DTYPES, MaskRCNNSegmenter
 from maskrcnn.types import Detections, Pixels
 from maskrcnn.worker import ShardWorker
 

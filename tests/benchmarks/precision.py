@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskrcnn.evaluate import average_precision
-from maskrcnn.model import load_model
-from maskrcnn.segmenter import DTYPES, MaskRCNNSegmenter
+from maskrcnn.models.build import load_model
+from maskrcnn.models.segmenter import DTYPES, MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import Scene, coco_dataset, render_scene
 from maskrcnn.synthetic.train_scenes import EVALUATION_SEED, IMAGE_SIZE
 from maskrcnn.types import Detections

@@ -18,9 +18,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskrcnn.imaging.geotiff import need_rasterio
-from maskrcnn.model import load_model
+from maskrcnn.models.build import load_model
+from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.seams import Pieces, merge
-from maskrcnn.segmenter import MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import write_mosaic
 from maskrcnn.types import Detections, Pixels
 from maskrcnn.windows import Grid

@@ -22,8 +22,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from maskrcnn.imaging.geotiff import need_rasterio
-from maskrcnn.model import load_model
-from maskrcnn.segmenter import MaskRCNNSegmenter
+from maskrcnn.models.build import load_model
+from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import write_mosaic
 from maskrcnn.types import Pixels
 from maskrcnn.windows import Grid

@@ -12,7 +12,7 @@ from PIL import Image
 from windowed import write_geotiff
 
 import maskrcnn
-from maskrcnn.model import save_model
+from maskrcnn.models.build import save_model
 
 pytestmark = pytest.mark.ray
 

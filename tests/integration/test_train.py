@@ -12,7 +12,7 @@ import psutil
 import pytest
 from labelled import write_labels
 
-from maskrcnn.model import load_model
+from maskrcnn.models.build import load_model
 from maskrcnn.recipe import LOSSES
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]

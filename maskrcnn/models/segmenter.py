@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .detectron import ShortestEdgeTransform
-from .errors import ItemError, UsageError
+from ..errors import ItemError, UsageError
+from ..masks.encode import detections_from_network, encode_masks
+from ..masks.encode_resized import encode_crops, encode_resized
+from ..types import Category, Detections, Pixels
+from .build import Model
+from .detectron2 import ShortestEdgeTransform
+from .forward_matterport import forward_class
 from .fuse import for_cpu, fused
-from .masks.encode import detections_from_network, encode_masks
-from .masks.encode_resized import encode_crops, encode_resized
 from .matterport import SquareTransform, corner
-from .matterport_forward import forward_class
-from .model import Model
-from .types import Category, Detections, Pixels
-from .weights import category_ids_named
+from .registry import category_ids_named
 
 log = logging.getLogger("maskrcnn")
 

@@ -24,14 +24,14 @@ from torchvision.models.detection import (
 )
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from .detectron import build_detectron2
+from ..errors import UsageError
+from ..types import Category
+from .checkpoint_files import state_dict_in
+from .detectron2 import build_detectron2
 from .efficientnet import EfficientNetLite0, _maskrcnn_efficientnet_lite0_fpn
-from .errors import UsageError
 from .matterport import MatterportRCNN, build_matterport
 from .matterport_config import MATTERPORT, MatterportConfig
-from .types import Category
-from .weightfile import state_dict_in
-from .weights import ModelCard, read_model
+from .registry import ModelCard, read_model
 
 __all__ = [
     "ARCHITECTURES",

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torchvision.ops import MultiScaleRoIAlign
 
-from .detectron import AdaptiveRoIAlign
+from .detectron2 import AdaptiveRoIAlign
 from .matterport import CropAndResize
 
 

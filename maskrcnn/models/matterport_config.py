@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
-from .errors import UsageError
+from ..errors import UsageError
 
 __all__ = ["ELSEWHERE", "MATTERPORT", "MatterportConfig", "config_of", "configured"]
 

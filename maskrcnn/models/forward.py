@@ -21,7 +21,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.ops import nms
 
-from .pooling import Pyramid, pool, pyramid_of
+from .roi_align import Pyramid, pool, pyramid_of
 
 MIN_BOX_SIDE_PX: Final = 1e-2
 """Thinner boxes are dropped, as torchvision does."""

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .errors import UsageError
-from .io.stores import is_remote
-from .matterport_config import MATTERPORT, STRIDE, MatterportConfig, config_of
-from .synthetic.planted import PLANTED_CATEGORIES
-from .types import Category
-from .weightfile import (
+from ..errors import UsageError
+from ..io.stores import is_remote
+from ..synthetic.planted import PLANTED_CATEGORIES
+from ..types import Category
+from .checkpoint_files import (
     check_safetensors,
     check_store,
     check_tensors,
@@ -29,6 +28,7 @@ from .weightfile import (
     safetensors_header,
     tensors_in_pickle,
 )
+from .matterport_config import MATTERPORT, STRIDE, MatterportConfig, config_of
 
 COCO_NAMES: Final = """
 person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, -,
@@ -333,7 +333,7 @@ def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | 
     if not isinstance(metadata, dict) or metadata.get("format") != "maskrcnn-ray":
         raise UsageError(
             f"{shown} does not say what its labels mean: it lacks maskrcnn-ray's metadata (architecture, "
-            "categories, min_size, max_size), which `maskrcnn.model.save_model` writes"
+            "categories, min_size, max_size), which `maskrcnn.models.build.save_model` writes"
         )
     if metadata.get("version") != "1":
         raise UsageError(f"{shown} has version {metadata.get('version')} of the format; known is 1: upgrade")

@@ -16,9 +16,9 @@ from typing import Any, Final, NamedTuple
 
 from safetensors import SafetensorError, deserialize
 
-from .errors import ItemError, RunError, UsageError
-from .io.inputs import read_input
-from .io.stores import check_url, is_remote
+from ..errors import ItemError, RunError, UsageError
+from ..io.inputs import read_input
+from ..io.stores import check_url, is_remote
 from .matterport_config import MATTERPORT
 
 Shape = tuple[int, ...]

@@ -71,7 +71,7 @@ class MatterportRCNN(MaskRCNN):  # type: ignore[misc]  # torchvision has no type
             NotImplementedError: always.
         """
         raise NotImplementedError(
-            "matterport's network is run by maskrcnn.segmenter, and cannot be trained here"
+            "matterport's network is run by maskrcnn.models.segmenter, and cannot be trained here"
         )
 
 

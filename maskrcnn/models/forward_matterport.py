@@ -7,9 +7,9 @@ image.
 import torch
 from torch import Tensor
 
+from .build import Model
 from .forward import ABSENT, Forward, all_finite, not_suppressed, rows_of
 from .matterport import MatterportRCNN
-from .model import Model
 
 __all__ = ["MatterportForward", "forward_class"]
 

@@ -37,7 +37,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from .masks.encode_resized import pasted
+from ..masks.encode_resized import pasted
 
 __all__ = [
     "PIXEL_MEAN",

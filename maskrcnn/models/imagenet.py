@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
+from ..errors import UsageError
+from .build import tensors_of_torch
 from .efficientnet import EfficientNetLite0
-from .errors import UsageError
-from .model import tensors_of_torch
-from .weights import read_imagenet
+from .registry import read_imagenet
 
 __all__ = ["load_imagenet"]
 
