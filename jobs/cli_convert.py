@@ -43,7 +43,7 @@ def convert(weights: str, out: str, as_json: bool, **options: Any) -> None:
     compared stage by stage with what WEIGHTS would compute; what became of each tensor, and the comparison, stand in
     OUT.report.md and OUT.report.json. The exit code is 1 where a stage differs by more than rounding.
     """
-    from maskrcnn.convert import convert as convert_weights
+    from maskrcnn.models.conversion.convert import convert as convert_weights
 
     report = convert_weights(weights, out, **options)
     click.echo(json.dumps(report.to_json()) if as_json else _summary(report, out))

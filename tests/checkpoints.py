@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskrcnn.layouts import detectron2_names
-from maskrcnn.parity import generated_images
-from maskrcnn.plain import PlainDetectron2, padded
+from maskrcnn.models.conversion.key_mapping import detectron2_names
+from maskrcnn.models.conversion.parity import generated_images
+from maskrcnn.models.conversion.reference_detectron2 import PlainDetectron2, padded
 
 SIZES = (160, 267)
 """What images are resized to in tests: small, so that a plain computation takes seconds."""

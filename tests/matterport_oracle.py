@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskrcnn.layouts import LAYOUTS, moved
 from maskrcnn.models.build import Model, build_network
+from maskrcnn.models.conversion.key_mapping import LAYOUTS, moved
+from maskrcnn.models.conversion.parity_matterport import FastStages
+from maskrcnn.models.conversion.reference_matterport import normalised
 from maskrcnn.models.matterport_config import MatterportConfig
 from maskrcnn.models.registry import COCO_CATEGORIES, ModelCard
-from maskrcnn.parity_matterport import FastStages
-from maskrcnn.plain_matterport import normalised
 from maskrcnn.types import Detections, Pixels
 
 HERE = Path(__file__).parent / "data" / "matterport"

@@ -14,12 +14,12 @@ from maskrcnn_jobs.cli import main
 from safetensors.torch import load_file
 from test_segmenter import spread
 
-from maskrcnn import convert as convert_module
-from maskrcnn.convert import convert
 from maskrcnn.errors import UsageError
-from maskrcnn.layouts import detectron2_names
 from maskrcnn.models.build import build_network, load_model
 from maskrcnn.models.checkpoint_files import network_shapes
+from maskrcnn.models.conversion import convert as convert_module
+from maskrcnn.models.conversion.convert import convert
+from maskrcnn.models.conversion.key_mapping import detectron2_names
 from maskrcnn.models.registry import COCO_CATEGORIES, describe_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 

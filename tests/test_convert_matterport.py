@@ -15,12 +15,12 @@ from maskrcnn_jobs.train import Request, prepare
 from matterport_oracle import Stored, far
 from safetensors.torch import load_file
 
-from maskrcnn import convert as convert_module
-from maskrcnn.convert import convert
 from maskrcnn.errors import UsageError
-from maskrcnn.h5file import arrays_in_h5
 from maskrcnn.models.build import load_model
 from maskrcnn.models.checkpoint_files import network_shapes
+from maskrcnn.models.conversion import convert as convert_module
+from maskrcnn.models.conversion.convert import convert
+from maskrcnn.models.conversion.h5_reader import arrays_in_h5
 from maskrcnn.models.matterport_config import ELSEWHERE, MatterportConfig, config_of, configured
 from maskrcnn.models.registry import COCO_CATEGORIES, describe_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter

@@ -11,10 +11,10 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 
 from maskrcnn.models.build import build_network
+from maskrcnn.models.conversion.reference_detectron2 import _anchors, _pooled
 from maskrcnn.models.detectron2 import AdaptiveRoIAlign, CellAnchors, ShortestEdgeTransform
 from maskrcnn.models.forward import Forward
 from maskrcnn.models.roi_align import pool, pyramid_of
-from maskrcnn.plain import _anchors, _pooled
 
 
 @given(height=st.integers(1, 5000), width=st.integers(1, 5000))

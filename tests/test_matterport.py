@@ -27,13 +27,13 @@ from torchvision.models.detection._utils import BoxCoder
 
 from maskrcnn.models import segmenter as segmenter_module
 from maskrcnn.models.build import Model
+from maskrcnn.models.conversion.parity import generated_images
+from maskrcnn.models.conversion.parity_matterport import FastStages, compare_matterport
+from maskrcnn.models.conversion.reference_matterport import PlainMatterport
 from maskrcnn.models.fuse import for_cpu, fused
 from maskrcnn.models.matterport import CropAndResize, NormalisedAnchors, SquareTransform, _resized
 from maskrcnn.models.matterport_config import MatterportConfig
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
-from maskrcnn.parity import generated_images
-from maskrcnn.parity_matterport import FastStages, compare_matterport
-from maskrcnn.plain_matterport import PlainMatterport
 
 BLANK = np.zeros((100, 150, 3), np.uint8)
 

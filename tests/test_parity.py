@@ -8,11 +8,11 @@ from checkpoints import SIZES, detectron2_tensors
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
-from maskrcnn.layouts import LAYOUTS, moved
 from maskrcnn.models.build import Model, build_network
+from maskrcnn.models.conversion.key_mapping import LAYOUTS, moved
+from maskrcnn.models.conversion.parity import Row, compare, generated_images
+from maskrcnn.models.conversion.reference_detectron2 import PlainDetectron2
 from maskrcnn.models.registry import ModelCard
-from maskrcnn.parity import Row, compare, generated_images
-from maskrcnn.plain import PlainDetectron2
 from maskrcnn.types import Category
 
 LEVELS = ["0", "1", "2", "3"]

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from maskrcnn import unpickle
 from maskrcnn.errors import UsageError
-from maskrcnn.unpickle import arrays_in_pickle
+from maskrcnn.models.conversion import pickle_reader
+from maskrcnn.models.conversion.pickle_reader import arrays_in_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 numbers = st.sampled_from(["<f2", "<f4", ">f4", "<f8", "i1", "<i4", ">i8", "u1", "<u4", "?"])
@@ -135,6 +135,6 @@ def test_a_key_whose_hash_would_take_for_ever_is_not_hashed():
 
 
 def test_a_pickle_of_endless_operations_is_refused(monkeypatch):
-    monkeypatch.setattr(unpickle, "MAX_OPERATIONS", 10)
+    monkeypatch.setattr(pickle_reader, "MAX_OPERATIONS", 10)
     with pytest.raises(UsageError, match="has more than 10 operations"):
         arrays_in_pickle("m.pkl", WHOLE)

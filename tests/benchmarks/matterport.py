@@ -8,7 +8,7 @@ stage before, and from end to end (`final_`); and of ResNet-101 and two images.
 
 import torch
 
-from maskrcnn.parity_matterport import FastStages
+from maskrcnn.models.conversion.parity_matterport import FastStages
 from tests.matterport_oracle import TOLERANCES, Stored, differences, images_of, model_of, tensors_of
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import UsageError
+from ...errors import UsageError
 
 __all__ = ["arrays_in_pickle"]
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .models.matterport_config import MatterportConfig
-from .types import Pixels
+from ...types import Pixels
+from ..matterport_config import MatterportConfig
 
 __all__ = ["Found", "Molded", "PlainMatterport"]
 

@@ -14,20 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import UsageError
-from .h5file import arrays_in_h5
-from .io.stores import is_remote
-from .layouts import LAYOUTS, Step, moved, source_of, without_eps
-from .models.build import build_network, load_model, save_model, tensors_of_torch
-from .models.checkpoint_files import Shape, current_name, read_labels, read_weights, tensors_in_pickle
-from .models.matterport_config import STRIDE, configured
-from .models.registry import COCO_CATEGORIES
+from ...errors import UsageError
+from ...io.stores import is_remote
+from ...types import Category
+from ..build import build_network, load_model, save_model, tensors_of_torch
+from ..checkpoint_files import Shape, current_name, read_labels, read_weights, tensors_in_pickle
+from ..matterport_config import STRIDE, configured
+from ..registry import COCO_CATEGORIES
+from .h5_reader import arrays_in_h5
+from .key_mapping import LAYOUTS, Step, moved, source_of, without_eps
 from .parity import Reference, Row, StockTorchvision, compare, generated_images
 from .parity_matterport import compare_matterport
-from .plain import PlainDetectron2
-from .plain_matterport import PlainMatterport
-from .types import Category
-from .unpickle import arrays_in_pickle
+from .pickle_reader import arrays_in_pickle
+from .reference_detectron2 import PlainDetectron2
+from .reference_matterport import PlainMatterport
 
 __all__ = ["SOURCES", "Converted", "convert"]
 
@@ -84,11 +84,11 @@ class Converted:
 
 _PARITY_NOTES: Final = {
     "torchvision": "Compared with torchvision's own network on the source's tensors, on generated images.",
-    "detectron2": "Compared with a plain second computation of detectron2's forward pass (maskrcnn/plain.py) on the "
+    "detectron2": "Compared with a plain second computation of detectron2's forward pass (maskrcnn/models/conversion/reference_detectron2.py) on the "
     "source's own tensors, on generated images. detectron2 itself was not run. What a checkpoint does not say is taken "
     "from the model zoo's configuration: BGR input, STRIDE_IN_1X1, ROIAlignV2, frozen norms with epsilon 1e-5.",
     "matterport": "Compared with a plain second computation of matterport's forward pass "
-    "(maskrcnn/plain_matterport.py) on the source's own tensors, on generated images. TensorFlow was not run; the "
+    "(maskrcnn/models/conversion/reference_matterport.py) on the source's own tensors, on generated images. TensorFlow was not run; the "
     "plain computation is tested against tensors that matterport's code gave under TensorFlow. What a file does not "
     "say is taken from its `Config`, or from --set.",
 }

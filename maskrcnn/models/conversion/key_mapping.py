@@ -11,11 +11,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from .errors import UsageError
-from .models.checkpoint_files import Shape, current_name, network_shapes
-from .models.detectron2 import PIXEL_MEAN, SIZES, cell_anchors
-from .models.matterport_config import MATTERPORT
-from .models.registry import architecture_of
+from ...errors import UsageError
+from ..checkpoint_files import Shape, current_name, network_shapes
+from ..detectron2 import PIXEL_MEAN, SIZES, cell_anchors
+from ..matterport_config import MATTERPORT
+from ..registry import architecture_of
 
 __all__ = ["LAYOUTS", "Move", "Step", "detectron2_names", "moved", "source_of", "without_eps"]
 

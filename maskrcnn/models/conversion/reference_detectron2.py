@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .types import Pixels
+from ...types import Pixels
 
 __all__ = ["Instances", "PlainDetectron2", "best", "clipped", "padded"]
 

@@ -21,12 +21,12 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 
-from .models.build import Model
-from .models.fuse import for_cpu, fused
-from .models.roi_align import pool, pyramid_of
-from .models.segmenter import MaskRCNNSegmenter
-from .plain import Instances, best, clipped, padded
-from .types import Detections, Pixels
+from ...types import Detections, Pixels
+from ..build import Model
+from ..fuse import for_cpu, fused
+from ..roi_align import pool, pyramid_of
+from ..segmenter import MaskRCNNSegmenter
+from .reference_detectron2 import Instances, best, clipped, padded
 
 __all__ = ["Row", "StockTorchvision", "compare", "generated_images", "matched_row", "stage_row"]
 

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from .models.build import Model
-from .models.forward_matterport import MatterportForward
-from .models.roi_align import pool, pyramid_of
-from .models.segmenter import MaskRCNNSegmenter
+from ...types import Detections, Pixels
+from ..build import Model
+from ..forward_matterport import MatterportForward
+from ..roi_align import pool, pyramid_of
+from ..segmenter import MaskRCNNSegmenter
 from .parity import Row, matched_row, stage_row
-from .plain_matterport import Found, PlainMatterport, normalised
-from .types import Detections, Pixels
+from .reference_matterport import Found, PlainMatterport, normalised
 
 __all__ = ["FastStages", "compare_matterport"]
 
