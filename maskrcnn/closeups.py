@@ -24,9 +24,9 @@ from .imaging.radiometry import Radiometry
 from .io.inputs import read_input
 from .io.parquet import Part
 from .io.storage import Storage
-from .items import Items
 from .masks.crop import crop_detections
 from .schema import detections_of
+from .tiling.index import Items
 from .types import Category, Pixels
 
 LEAST_PX: Final = 240

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from .errors import RunError
 from .io.storage import Storage
-from .items import GRID, Cutting, Items
 from .plan import Plan, Shard, grid_file, plan_file, read_generation, read_run, rows_file
 from .schema import METADATA
+from .tiling.index import GRID, Cutting, Items
 
 FILE_NAME: Final = "manifest.parquet"
 ROW_GROUP: Final = 8192

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .errors import UsageError
 from .formats.geoparquet import extra, parse_crs
 from .imaging.geometry import Sized
-from .items import Items
+from .tiling.index import Items
 
 SIDE: Final = 1000
 """Units that a map is wide."""

@@ -21,8 +21,8 @@ from .formats.geoparquet import extra, parse_crs
 from .formats.vector import crs_of
 from .globe import SIDE, Floats, Frame, Place, World, area, places_of, ticks, transformer, turned, world_of
 from .io.storage import Storage
-from .items import Items
 from .stats import HALF, Stats
+from .tiling.index import Items
 from .types import Category
 
 COLUMNS: Final = 72

@@ -24,7 +24,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .assemble import assemble, located
 from .errors import RunError, UsageError
 from .formats import coco_writer
 from .formats.geoparquet import write_geoparquet
@@ -42,7 +41,6 @@ from .io.parquet import (
     write_tables,
 )
 from .io.storage import Storage
-from .items import Items
 from .masks.rle import MAX_PIXELS
 from .overlay import Group, GroupReader, Redone, group_shards
 from .parts import SHARDS, Ledger, check_complete, choose, collect
@@ -61,6 +59,8 @@ from .success import (
     refuse_outdated,
     run_here,
 )
+from .tiling.assemble import assemble, located
+from .tiling.index import Items
 from .types import Category
 
 log = logging.getLogger("maskrcnn")

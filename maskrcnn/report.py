@@ -31,10 +31,10 @@ from .imaging.decode import Limits, decode_image
 from .io.inputs import read_input
 from .io.parquet import GEO, IMAGES, PIECES, Part
 from .io.storage import Storage
-from .items import Items
 from .maps import Maps, draw_maps
 from .stats import HALF, Stats, summary
 from .success import categories_of, parts_of
+from .tiling.index import Items
 from .types import Pixels
 
 LISTED_CATEGORIES: Final = 25

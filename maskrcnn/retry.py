@@ -26,10 +26,10 @@ from .io.http import is_web
 from .io.inputs import stat_input
 from .io.parquet import WINDOWS
 from .io.storage import Storage
-from .items import Items
 from .parts import choose
 from .plan import Plan, create_plan
 from .success import finished, parts_of
+from .tiling.index import Items
 
 
 def check_codes(only: Collection[str] | None) -> None:

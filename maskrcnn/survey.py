@@ -24,8 +24,8 @@ from .imaging.geotiff import parse_crs
 from .imaging.radiometry import Radiometry, parse_radiometry, percentiles_of, resolved
 from .imaging.raster import sampling
 from .io.storage import Storage
-from .items import Cutting, number_windows
 from .plan import Plan
+from .tiling.index import Cutting, number_windows
 
 log = logging.getLogger("maskrcnn")
 

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .assemble import ranges_of
 from .evidence import (
     BLOCK_BYTES,
     BrokenError,
@@ -44,6 +43,7 @@ from .schema import PIECES as PIECES_SCHEMA
 from .schema import WINDOWS as WINDOWS_SCHEMA
 from .stats import STATUSES, Stats
 from .success import COCO, SUCCESS, coco_info
+from .tiling.assemble import ranges_of
 from .windowlaws import geo_faults, piece_faults, window_faults
 
 log = logging.getLogger("maskrcnn")

@@ -36,7 +36,7 @@ from .plan import Shard
 from .prefetch import Pool, Stopwatch, Turns, prefetch
 from .schema import ITEMS, ImageResult, images_table, instances_table
 from .stats import Stats
-from .tiles import ReadStrip, read_windows
+from .tiling.reader import ReadStrip, read_windows
 from .types import Detections, Segmenter
 
 GROUPED_BYTES: Final = 2**30

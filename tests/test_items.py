@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from maskrcnn.errors import ItemError
 from maskrcnn.imaging.geometry import Sized
-from maskrcnn.items import Cutting, Items, number_windows
 from maskrcnn.schema import ITEMS, MANIFEST
-from maskrcnn.windows import TILE_WINDOWS
+from maskrcnn.tiling.grid import TILE_WINDOWS
+from maskrcnn.tiling.index import Cutting, Items, number_windows
 
 CUTTING = Cutting(16, 4)
 

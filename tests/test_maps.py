@@ -19,10 +19,10 @@ from maskrcnn.globe import SIDE, Frame, World, cut_of, places_of, ticks, transfo
 from maskrcnn.imaging.geometry import Sized
 from maskrcnn.io.parquet import write_table
 from maskrcnn.io.storage import Storage
-from maskrcnn.items import Cutting, Items, number_windows
 from maskrcnn.maps import DOTS, Map, Maps, draw_maps
 from maskrcnn.report import render_report
 from maskrcnn.stats import Stats
+from maskrcnn.tiling.index import Cutting, Items, number_windows
 from maskrcnn.types import Category
 
 pyproj = pytest.importorskip("pyproj")

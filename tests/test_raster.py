@@ -782,7 +782,7 @@ def test_two_rasters_at_once_keep_apart(tmp_path: Path) -> None:
 MEMORY = """
 import resource, sys
 from maskrcnn.imaging.raster import RasterReader, parse_radiometry
-from maskrcnn.windows import Rect
+from maskrcnn.tiling.grid import Rect
 with open(sys.argv[1], "rb") as file, RasterReader(file, parse_radiometry(None, "0,10")) as reader:
     for top in range(0, reader.info.height, 512):
         for left in range(0, reader.info.width, 4096):

@@ -12,10 +12,10 @@ from maskrcnn.masks.encode.rle_decode import read_runs
 from pycocotools import mask as coco_mask
 
 from maskrcnn.imaging.geometry import Rect
-from maskrcnn.seams import Objects, Pieces, merge
-from maskrcnn.strips import TOLERANCE_PX
 from maskrcnn.synthetic.planted import PlantedInstance
-from maskrcnn.windows import Grid
+from maskrcnn.tiling.grid import Grid
+from maskrcnn.tiling.overlap_matching import TOLERANCE_PX
+from maskrcnn.tiling.stitching import Objects, Pieces, merge
 
 JITTER_PX = TOLERANCE_PX // 2
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from maskrcnn.errors import ItemError
 from maskrcnn.imaging.decode import DecodedImage
 from maskrcnn.imaging.geometry import Entry, Rect, Sized, Strip
-from maskrcnn.items import Cutting
-from maskrcnn.tiles import read_windows, rect_of
+from maskrcnn.tiling.index import Cutting
+from maskrcnn.tiling.reader import read_windows, rect_of
 
 
 def entries_of(image: Sized, cutting: Cutting, row: int = 0, tile: int | None = None) -> list[Entry]:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskrcnn.imaging.geometry import Rect
-from maskrcnn.windows import TILE_WINDOWS, Grid, tiling_of
+from maskrcnn.tiling.grid import TILE_WINDOWS, Grid, tiling_of
 
 
 @st.composite

@@ -20,9 +20,9 @@ import time
 
 import numpy as np
 
-from maskrcnn.seams import Pieces, merge
 from maskrcnn.synthetic.planted import PlantedInstance
-from maskrcnn.windows import Grid
+from maskrcnn.tiling.grid import Grid
+from maskrcnn.tiling.stitching import Pieces, merge
 from tests.test_seams import Truth, is_about, is_exactly, mosaic, offsets, segmented, tight
 
 OBJECTS_A_WINDOW = 30

@@ -20,10 +20,10 @@ from pycocotools.cocoeval import COCOeval
 from maskrcnn.imaging.geotiff import need_rasterio
 from maskrcnn.models.build import load_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
-from maskrcnn.seams import Pieces, merge
 from maskrcnn.synthetic.scenes import write_mosaic
+from maskrcnn.tiling.grid import Grid
+from maskrcnn.tiling.stitching import Pieces, merge
 from maskrcnn.types import Detections, Pixels
-from maskrcnn.windows import Grid
 
 LIMIT = 5000
 SEED = 20_000_000

@@ -25,8 +25,8 @@ from maskrcnn.imaging.geotiff import need_rasterio
 from maskrcnn.models.build import load_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import write_mosaic
+from maskrcnn.tiling.grid import Grid
 from maskrcnn.types import Pixels
-from maskrcnn.windows import Grid
 
 from .windows_ap import SEED, in_windows, mask_ap
 

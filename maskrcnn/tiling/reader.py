@@ -11,9 +11,9 @@ from operator import itemgetter
 
 import numpy as np
 
-from .errors import ItemError
-from .imaging.decode import DecodedImage
-from .imaging.geometry import Entry, Rect, Strip
+from ..errors import ItemError
+from ..imaging.decode import DecodedImage
+from ..imaging.geometry import Entry, Rect, Strip
 
 ReadWhole = Callable[[Entry], DecodedImage]
 """Reads and decodes an image. Raises ItemError."""

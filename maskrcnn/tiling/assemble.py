@@ -15,10 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from .formats.geoparquet import geo_table
-from .imaging.geometry import Sized
-from .items import Items
-from .schema import (
+from ..formats.geoparquet import geo_table
+from ..imaging.geometry import Sized
+from ..schema import (
     INSTANCES,
     INSTANCES_PER_RASTER,
     PIECES,
@@ -27,10 +26,11 @@ from .schema import (
     images_table,
     instances_table,
 )
-from .seams import Pieces, merge
-from .stats import Stats
-from .types import Category, Detections
-from .windows import Grid
+from ..stats import Stats
+from ..types import Category, Detections
+from .grid import Grid
+from .index import Items
+from .stitching import Pieces, merge
 
 
 @dataclass(frozen=True, slots=True)

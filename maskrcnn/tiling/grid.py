@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .imaging.geometry import Rect
+from ..imaging.geometry import Rect
 
 TILE_WINDOWS: Final = 144
 """At most so many windows a tile, where a file can be read in parts. Of 1024 pixels, a quarter shared, on blocks of

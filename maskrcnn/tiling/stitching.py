@@ -35,11 +35,11 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .masks.rle import MAX_PIXELS, EncodedMasks, encode_changes
-from .masks.spans import Ints, Runs
-from .strips import TOLERANCE_PX, Found, box_of, clusters_of
-from .types import Detections, detection_order
-from .windows import Grid
+from ..masks.rle import MAX_PIXELS, EncodedMasks, encode_changes
+from ..masks.spans import Ints, Runs
+from ..types import Detections, detection_order
+from .grid import Grid
+from .overlap_matching import TOLERANCE_PX, Found, box_of, clusters_of
 
 _AT_ONCE: Final = 4096  # masks encoded
 

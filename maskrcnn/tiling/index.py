@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .errors import ItemError
-from .imaging.geometry import Sized
-from .schema import ITEMS, MANIFEST, METADATA
-from .windows import TILE_WINDOWS, Grid, Tiling, tiling_of
+from ..errors import ItemError
+from ..imaging.geometry import Sized
+from ..schema import ITEMS, MANIFEST, METADATA
+from .grid import TILE_WINDOWS, Grid, Tiling, tiling_of
 
 GRID: Final = pa.schema(
     [

@@ -10,10 +10,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .imaging.geometry import Rect
-from .masks.rle_decode import read_runs
-from .masks.spans import Ints, Runs, ranges
-from .windows import Grid
+from ..imaging.geometry import Rect
+from ..masks.rle_decode import read_runs
+from ..masks.spans import Ints, Runs, ranges
+from .grid import Grid
 
 TOLERANCE_PX: Final = 4
 """By so much may two windows' masks of one object differ, each by half of it from the truth."""

@@ -1,0 +1,1 @@
+"""Windows of large images, and whole images of windows."""
