@@ -32,9 +32,9 @@ from maskrcnn.imaging.radiometry import Radiometry
 from maskrcnn.io.http import is_web
 from maskrcnn.io.inputs import stat_input
 from maskrcnn.io.storage import Storage
-from maskrcnn.parts import Receipt
+from maskrcnn.pipeline.receipts import Receipt
+from maskrcnn.pipeline.worker import Announcement, ShardWorker
 from maskrcnn.types import Segmenter
-from maskrcnn.worker import Announcement, ShardWorker
 
 from .inquest import Task
 

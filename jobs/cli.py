@@ -310,7 +310,7 @@ def reduce(output: str, coco: str, as_json: bool) -> None:
 
     The exit code is 0 whatever share of the images failed.
     """
-    from maskrcnn.reduce import reduce_run
+    from maskrcnn.pipeline.reduce import reduce_run
     from maskrcnn.report import write_report
 
     success = reduce_run(output, coco_mode=coco, write_report=write_report)
@@ -332,8 +332,8 @@ def export(output: str, destination: str, form: Any) -> None:
     import maskrcnn
     from maskrcnn.export import export_coco, export_csv, export_png_masks
     from maskrcnn.io.storage import Storage
-    from maskrcnn.plan import read_plans
-    from maskrcnn.success import coco_info, parts_of
+    from maskrcnn.pipeline.plan import read_plans
+    from maskrcnn.pipeline.success import coco_info, parts_of
 
     run = maskrcnn.open_run(output)
     storage, parts = Storage(run.url), parts_of(run.success)

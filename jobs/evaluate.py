@@ -7,7 +7,7 @@ from maskrcnn.config import Speed
 from maskrcnn.errors import UsageError
 from maskrcnn.evaluation import Asked, Evaluation, evaluating, write_evaluation
 from maskrcnn.io.storage import Storage
-from maskrcnn.success import RunAll, read_success, run_here
+from maskrcnn.pipeline.success import RunAll, read_success, run_here
 
 from .segment import output_of
 

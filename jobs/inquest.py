@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from maskrcnn.errors import ItemError, RunError
-from maskrcnn.plan import Shard
-from maskrcnn.worker import Announcement
+from maskrcnn.pipeline.plan import Shard
+from maskrcnn.pipeline.worker import Announcement
 
 MAX_UNEXPLAINED: Final = 5
 """Executions of a shard in a row that end badly and convict nobody, before the run stops."""

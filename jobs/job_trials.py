@@ -122,7 +122,7 @@ class Span:
 def shard_spans(output: Path) -> list[Span]:
     """Return when each shard was worked on, from its receipt and the time of the receipt's file."""
     from maskrcnn.io.storage import Storage
-    from maskrcnn.parts import read_receipt, standing_receipts
+    from maskrcnn.pipeline.receipts import read_receipt, standing_receipts
 
     storage = Storage(str(output))
     spans = []
@@ -318,7 +318,7 @@ def check_all_images(output: Path, sizes: Sequence[tuple[int, int]], count: int)
     """Raise RunError unless a sweep has a row of the right size for each image, none failed."""
     from maskrcnn.io.parquet import read_checked
     from maskrcnn.io.storage import Storage
-    from maskrcnn.parts import read_receipt, standing_receipts
+    from maskrcnn.pipeline.receipts import read_receipt, standing_receipts
 
     storage = Storage(str(output))
     tables = [
@@ -535,7 +535,7 @@ def first_detections(output: Path, count: int) -> list["Detections"]:
 
     from maskrcnn.io.parquet import read_checked
     from maskrcnn.io.storage import Storage
-    from maskrcnn.parts import read_receipt, standing_receipts
+    from maskrcnn.pipeline.receipts import read_receipt, standing_receipts
     from maskrcnn.schema import detections_of
 
     storage = Storage(str(output))

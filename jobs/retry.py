@@ -8,9 +8,9 @@ from typing import Any
 from maskrcnn.config import Compute, Speed
 from maskrcnn.errors import UsageError
 from maskrcnn.models.registry import describe_model
-from maskrcnn.plan import PLAN, check_run, read_plans, read_run
-from maskrcnn.retry import check_codes, plan_retry
-from maskrcnn.success import finished
+from maskrcnn.pipeline.plan import PLAN, check_run, read_plans, read_run
+from maskrcnn.pipeline.plan_retry import check_codes, plan_retry
+from maskrcnn.pipeline.success import finished
 
 from .segment import Request, finish, output_of
 

@@ -13,15 +13,14 @@ from typing import Any
 
 from maskrcnn.config import Compute, Cut, Speed, default_shard_images, settings_of
 from maskrcnn.errors import RunError, UsageError
-from maskrcnn.frozen import check_manifest
 from maskrcnn.imaging.radiometry import Radiometry
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.stores import is_remote
-from maskrcnn.manifest import FILE_NAME as MANIFEST
-from maskrcnn.manifest import Inputs, ManifestReader, read_inputs, source_of, write_manifest
 from maskrcnn.models.registry import ModelCard, category_ids_named, describe_model
-from maskrcnn.parts import SHARDS, standing_receipts
-from maskrcnn.plan import (
+from maskrcnn.pipeline.inputs import FILE_NAME as MANIFEST
+from maskrcnn.pipeline.inputs import Inputs, ManifestReader, read_inputs, source_of, write_manifest
+from maskrcnn.pipeline.manifest import check_manifest
+from maskrcnn.pipeline.plan import (
     GRID_PREFIX,
     PLAN,
     RUN,
@@ -36,11 +35,12 @@ from maskrcnn.plan import (
     run_digest,
     write_run,
 )
-from maskrcnn.reduce import reduce_run
+from maskrcnn.pipeline.plan_windows import plan_windows
+from maskrcnn.pipeline.receipts import SHARDS, standing_receipts
+from maskrcnn.pipeline.reduce import reduce_run
+from maskrcnn.pipeline.success import finished, read_success
 from maskrcnn.report import write_report
 from maskrcnn.schema import SCHEMA_VERSION
-from maskrcnn.success import finished, read_success
-from maskrcnn.survey import plan_windows
 
 from .actor import PROBES, WorkerSpec
 from .progress import Progress

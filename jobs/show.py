@@ -22,7 +22,7 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.io.stores import is_remote
 from maskrcnn.lookup import RunReader
 from maskrcnn.models.registry import category_ids_named, describe_model
-from maskrcnn.plan import RUN
+from maskrcnn.pipeline.plan import RUN
 from maskrcnn.show import PICTURE_PX, View, cells_of, choose, facts_of, picture_of, side_of, summary_of, views
 from maskrcnn.types import Category, Pixels
 

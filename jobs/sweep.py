@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import ray
 
-from maskrcnn.breaker import Batch, Breaker
 from maskrcnn.errors import (
     HandedBackError,
     ItemError,
@@ -28,9 +27,10 @@ from maskrcnn.errors import (
     UsageError,
 )
 from maskrcnn.io.storage import Storage
-from maskrcnn.parts import Receipt, commit
-from maskrcnn.plan import Shard
-from maskrcnn.worker import Announcement
+from maskrcnn.pipeline.circuit_breaker import Batch, Breaker
+from maskrcnn.pipeline.plan import Shard
+from maskrcnn.pipeline.receipts import Receipt, commit
+from maskrcnn.pipeline.worker import Announcement
 
 from .actor import Done, SegmentActor, Welcome, WorkerSpec
 from .cluster import cause_of, node_answers

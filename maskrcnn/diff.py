@@ -23,7 +23,7 @@ from .alike import (
     compare_instances,
 )
 from .lookup import ImageRow, RunReader
-from .plan import differences
+from .pipeline.plan import differences
 from .stats import COCO_EDGES
 from .types import Detections
 

@@ -22,7 +22,6 @@ from .closeups import region_pixels
 from .diff import Comparison, ImageDiff, Tally
 from .display import jpeg_of, short
 from .errors import ERROR_CODES, ItemError, RunError
-from .frozen import read_items
 from .imaging.decode import Limits
 from .imaging.decode_pool import Decoders
 from .imaging.geometry import Rect
@@ -30,6 +29,7 @@ from .io.parquet import write_tables
 from .io.storage import Storage
 from .lookup import ImageRow, RunReader
 from .masks.crop import crop_detections
+from .pipeline.manifest import read_items
 from .show import focus_on, read_image
 from .types import Detections, Pixels
 from .visualize import Color, draw_instances

@@ -25,9 +25,9 @@ from .io.parquet import Part, write_table
 from .io.storage import Storage
 from .pairing import PairedCategories, PairedImages, pair_categories, pair_images
 from .partscore import SHARE, PartScore, Task, Terms, weigh_part
+from .pipeline.success import RunAll, parts_of, run_here
 from .run import Run, open_run
 from .scoring import KINDS, SURE, Kind
-from .success import RunAll, parts_of, run_here
 
 log = logging.getLogger("maskrcnn")
 

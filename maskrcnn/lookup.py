@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from .errors import RunError, UsageError
 from .io.parquet import Part, read_table
 from .io.storage import Storage
+from .pipeline.success import parts_of
 from .run import Run
 from .schema import INSTANCES, detections_of
-from .success import parts_of
 from .types import Detections
 
 WORST: Final = "evaluation/images.parquet"

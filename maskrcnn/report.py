@@ -25,15 +25,15 @@ from .charts import (
 )
 from .closeups import draw_closeups
 from .errors import ERROR_CODES
-from .frozen import read_items
 from .gallery import GalleryItem, draw_gallery, pick_gallery
 from .imaging.decode import Limits, decode_image
 from .io.inputs import read_input
 from .io.parquet import GEO, IMAGES, PIECES, Part
 from .io.storage import Storage
 from .maps import Maps, draw_maps
+from .pipeline.manifest import read_items
+from .pipeline.success import categories_of, parts_of
 from .stats import HALF, Stats, summary
-from .success import categories_of, parts_of
 from .tiling.index import Items
 from .types import Pixels
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 from .errors import UsageError
 from .io.parquet import IMAGES, INSTANCES, read_table
 from .io.storage import Storage
-from .plan import read_run
-from .success import categories_of, read_success
+from .pipeline.plan import read_run
+from .pipeline.success import categories_of, read_success
 from .types import Category
 
 

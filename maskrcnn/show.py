@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from .closeups import Focus, look_around, region_around, region_pixels
 from .display import CELL_PX, DISPLAY_SCORE, SMALLEST_PX, Cell, blank, draw_legibly, mask_cells, short
 from .errors import ERROR_CODES, ItemError, RunError, UsageError
-from .frozen import read_items
 from .imaging.decode import Limits, decode_image
 from .imaging.decode_pool import Decoders
 from .imaging.geometry import Rect
 from .io.inputs import read_input
 from .lookup import ImageRow, RunReader, find_images, first_images, where, worst_images
+from .pipeline.manifest import read_items
 from .tiling.index import Items
 from .types import Category, Detections, Pixels
 from .visualize import instance_color

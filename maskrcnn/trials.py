@@ -23,15 +23,15 @@ from .io.inputs import read_input
 from .io.parquet import Part, write_tables
 from .io.storage import Storage
 from .io.stores import is_remote
-from .manifest import read_inputs
 from .masks.encode import detections_from_network
 from .measure import Row, Settings, alternate, row, seconds
 from .models.registry import COCO_CATEGORIES
-from .prefetch import Pool, Stopwatch, prefetch
+from .pipeline.inputs import read_inputs
+from .pipeline.prefetch import Pool, Stopwatch, prefetch
+from .pipeline.worker import FETCH_THREADS
 from .samples import COCO_SIZE, MEAN_AREA, PHOTO_SIZE, smooth_instances
 from .schema import IMAGES, INSTANCES, MANIFEST, ImageResult, images_table, instances_table
 from .types import Detections
-from .worker import FETCH_THREADS
 
 AT_LEAST_S: Final = 0.2
 """Short calls are repeated for so long, and their mean is taken."""

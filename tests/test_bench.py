@@ -22,8 +22,8 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.measure import Pairs, Row, Settings, row
 from maskrcnn.models.build import load_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
+from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.samples import write_manifest, write_photos
-from maskrcnn.worker import ShardWorker
 
 
 @pytest.fixture(autouse=True)

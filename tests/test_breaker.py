@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskrcnn.breaker import WINDOW_IMAGES, Batch, Breaker
 from maskrcnn.errors import ERROR_CODES, STORAGE_CODES, StoreFailingError
+from maskrcnn.pipeline.circuit_breaker import WINDOW_IMAGES, Batch, Breaker
 
 
 def test_the_store_is_at_fault_when_half_of_the_window_fails_with_one_of_its_codes() -> None:

@@ -20,13 +20,13 @@ from windowed import compute_of, mosaic, run_windows, write_geotiff
 
 from maskrcnn import closeups, schema
 from maskrcnn.closeups import draw_closeups, look_around, pick_foci, region_around
-from maskrcnn.frozen import read_items
 from maskrcnn.imaging.geometry import Rect
 from maskrcnn.io.parquet import Part, write_table
 from maskrcnn.io.storage import Storage
-from maskrcnn.plan import read_run
+from maskrcnn.pipeline.manifest import read_items
+from maskrcnn.pipeline.plan import read_run
+from maskrcnn.pipeline.success import parts_of
 from maskrcnn.schema import ImageResult
-from maskrcnn.success import parts_of
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedInstance, png
 from maskrcnn.synthetic.planted_mosaic import color_of, ground, objects_in, paint
 from maskrcnn.types import Category, Detections, Pixels

@@ -27,8 +27,9 @@ from maskrcnn.evaluate import average_precision
 from maskrcnn.evaluation import Asked, evaluating
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
-from maskrcnn.overlay import group_shards
-from maskrcnn.reduce import reduce_run
+from maskrcnn.pipeline.merge_retries import group_shards
+from maskrcnn.pipeline.reduce import reduce_run
+from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.report import write_report
 from maskrcnn.synthetic.planted import (
     PLANTED_CATEGORIES,
@@ -40,7 +41,6 @@ from maskrcnn.synthetic.planted import (
 from maskrcnn.synthetic.planted_mosaic import MosaicSegmenter
 from maskrcnn.types import Detections, Pixels
 from maskrcnn.verify import verify_run
-from maskrcnn.worker import ShardWorker
 
 Json = dict[str, Any]
 IMAGES = 30
@@ -80,7 +80,7 @@ def finish(output: Path, source: str, segmenter: PlantedSegmenter) -> None:
     for shard in plan:
         worker.run_shard(shard)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("maskrcnn.reduce.group_shards", functools.partial(group_shards, part_bytes=1))
+        patch.setattr("maskrcnn.pipeline.reduce.group_shards", functools.partial(group_shards, part_bytes=1))
         reduce_run(str(output), write_report=write_report)
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskrcnn.errors import RunError
-from maskrcnn.frozen import (
+from maskrcnn.io.storage import Storage
+from maskrcnn.pipeline.manifest import (
     ROWS,
     ManifestReader,
     ShardReader,
@@ -21,8 +22,7 @@ from maskrcnn.frozen import (
     write_manifest,
     write_rows,
 )
-from maskrcnn.io.storage import Storage
-from maskrcnn.plan import Plan, Shard, create_plan
+from maskrcnn.pipeline.plan import Plan, Shard, create_plan
 from maskrcnn.schema import MANIFEST, METADATA
 
 
@@ -144,7 +144,7 @@ def test_a_manifest_is_known_by_its_digest(store_url: str) -> None:
 def test_a_manifest_of_many_chunks_is_read_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maskrcnn.frozen._CHUNK_BYTES", 100)
+    monkeypatch.setattr("maskrcnn.pipeline.manifest._CHUNK_BYTES", 100)
     store = Storage(str(tmp_path))
     plan = planned(store, table_of(5000))
     check_manifest(store, plan)

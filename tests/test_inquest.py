@@ -21,8 +21,8 @@ from maskrcnn_jobs.inquest import (
 )
 
 from maskrcnn.errors import ItemError, RunError
-from maskrcnn.plan import Shard
-from maskrcnn.worker import Announcement
+from maskrcnn.pipeline.plan import Shard
+from maskrcnn.pipeline.worker import Announcement
 
 CRASH = BadEnd("worker_crash", "its process died")
 NODE = BadEnd("worker_crash", "its node is gone", blameless=True)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from maskrcnn.errors import RunError
 from maskrcnn.io.parquet import File
 from maskrcnn.io.storage import Storage
-from maskrcnn.parts import Ledger, Receipt, check_complete, choose, collect, commit
-from maskrcnn.plan import Plan
+from maskrcnn.pipeline.plan import Plan
+from maskrcnn.pipeline.receipts import Ledger, Receipt, check_complete, choose, collect, commit
 from maskrcnn.stats import Stats
 from maskrcnn.types import Category
 

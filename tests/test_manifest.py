@@ -19,7 +19,7 @@ from maskrcnn.errors import UsageError
 from maskrcnn.io.inputs import list_inputs
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.stores import join
-from maskrcnn.manifest import Inputs, ManifestReader, read_inputs, source_of, write_manifest
+from maskrcnn.pipeline.inputs import Inputs, ManifestReader, read_inputs, source_of, write_manifest
 from maskrcnn.schema import IMAGES, MANIFEST, METADATA, images_schema
 
 

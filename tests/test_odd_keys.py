@@ -16,10 +16,10 @@ import maskrcnn
 from maskrcnn.config import Compute
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
-from maskrcnn.reduce import reduce_run
+from maskrcnn.pipeline.reduce import reduce_run
+from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.report import write_report
 from maskrcnn.synthetic.planted import PlantedInstance, PlantedSegmenter, plant, png
-from maskrcnn.worker import ShardWorker
 
 LIMITS: Final = Limits(10**6, 10**6, 1333.0)
 

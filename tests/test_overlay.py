@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from maskrcnn.errors import RunError
 from maskrcnn.io.parquet import File, write_table
 from maskrcnn.io.storage import Storage
-from maskrcnn.overlay import Group, GroupReader, Piece, Redone, group_shards, overlaid
-from maskrcnn.parts import Chosen
+from maskrcnn.pipeline.merge_retries import Group, GroupReader, Piece, Redone, group_shards, overlaid
+from maskrcnn.pipeline.receipts import Chosen
 from maskrcnn.schema import INSTANCES_PER_IMAGE, METADATA, ImageResult, images_table, instances_table
 from maskrcnn.stats import Stats
 from maskrcnn.types import Category, Detections

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.io.storage import Storage
-from maskrcnn.plan import (
+from maskrcnn.pipeline.plan import (
     Plan,
     check_run,
     create_plan,

@@ -11,14 +11,14 @@ import maskrcnn
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
-from maskrcnn.manifest import read_inputs, write_manifest
-from maskrcnn.plan import Plan, write_run
-from maskrcnn.reduce import reduce_run
+from maskrcnn.pipeline.inputs import read_inputs, write_manifest
+from maskrcnn.pipeline.plan import Plan, write_run
+from maskrcnn.pipeline.reduce import reduce_run
+from maskrcnn.pipeline.success import parts_of, read_success
+from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.report import write_report
 from maskrcnn.stats import Stats
-from maskrcnn.success import parts_of, read_success
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
-from maskrcnn.worker import ShardWorker
 
 ROWS = 30
 

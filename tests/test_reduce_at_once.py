@@ -19,19 +19,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskrcnn import reduce
 from maskrcnn.errors import RunError
-from maskrcnn.frozen import ROWS, write_manifest, write_rows
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
-from maskrcnn.manifest import read_inputs
-from maskrcnn.overlay import group_shards
-from maskrcnn.plan import Plan, create_plan, read_plan, write_run
-from maskrcnn.reduce import reduce_run
+from maskrcnn.pipeline import reduce
+from maskrcnn.pipeline.inputs import read_inputs
+from maskrcnn.pipeline.manifest import ROWS, write_manifest, write_rows
+from maskrcnn.pipeline.merge_retries import group_shards
+from maskrcnn.pipeline.plan import Plan, create_plan, read_plan, write_run
+from maskrcnn.pipeline.reduce import reduce_run
+from maskrcnn.pipeline.success import finished
+from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.report import write_report
-from maskrcnn.success import finished
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
-from maskrcnn.worker import ShardWorker
 
 GATED = ("write", "create", "remove", "remove_tree", "exists", "size", "list")
 

@@ -16,18 +16,18 @@ from maskrcnn_jobs.segment import Request, collect_garbage, prepare, status
 import maskrcnn
 from maskrcnn.config import Compute
 from maskrcnn.errors import ERROR_CODES, RunError, UsageError
-from maskrcnn.frozen import read_rows
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
-from maskrcnn.parts import standing_receipts
-from maskrcnn.plan import Plan, pending_of, read_plan, read_plans
-from maskrcnn.reduce import reduce_run
+from maskrcnn.pipeline.manifest import read_rows
+from maskrcnn.pipeline.plan import Plan, pending_of, read_plan, read_plans
+from maskrcnn.pipeline.plan_retry import failed_inputs, plan_retry
+from maskrcnn.pipeline.receipts import standing_receipts
+from maskrcnn.pipeline.reduce import reduce_run
+from maskrcnn.pipeline.success import finished, read_success
+from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.report import write_report
-from maskrcnn.retry import failed_inputs, plan_retry
 from maskrcnn.stats import Stats
-from maskrcnn.success import finished, read_success
 from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
-from maskrcnn.worker import ShardWorker
 
 IMAGES = 12
 

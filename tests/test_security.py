@@ -40,10 +40,10 @@ from maskrcnn.io import storage as storage_module
 from maskrcnn.io.http import read_web
 from maskrcnn.io.storage import Storage
 from maskrcnn.models.registry import describe_model
-from maskrcnn.reduce import reduce_run
+from maskrcnn.pipeline.reduce import reduce_run
+from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.report import write_report
 from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
-from maskrcnn.worker import ShardWorker
 
 ROOT: Final = Path(__file__).parent.parent
 LIMITS: Final = Limits(10**6, 10**6, 1333.0)

@@ -11,15 +11,15 @@ from maskrcnn_jobs.segment import Request, collect_garbage, prepare, receipts_of
 
 from maskrcnn.config import Compute, Speed
 from maskrcnn.errors import RunError, UsageError
-from maskrcnn.frozen import check_manifest
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
-from maskrcnn.parts import standing_receipts
-from maskrcnn.plan import check_run, read_plan, read_plans, read_run
-from maskrcnn.reduce import reduce_run
+from maskrcnn.pipeline.manifest import check_manifest
+from maskrcnn.pipeline.plan import check_run, read_plan, read_plans, read_run
+from maskrcnn.pipeline.receipts import standing_receipts
+from maskrcnn.pipeline.reduce import reduce_run
+from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.report import write_report
 from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
-from maskrcnn.worker import ShardWorker
 
 
 @pytest.fixture

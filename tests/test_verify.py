@@ -34,15 +34,15 @@ from maskrcnn.evidence import digest_and_size, row_groups
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.parquet import write_tables
 from maskrcnn.io.storage import Storage
-from maskrcnn.overlay import group_shards
-from maskrcnn.plan import Plan, read_plans
-from maskrcnn.reduce import reduce_run
+from maskrcnn.pipeline.merge_retries import group_shards
+from maskrcnn.pipeline.plan import Plan, read_plans
+from maskrcnn.pipeline.plan_retry import plan_retry
+from maskrcnn.pipeline.reduce import reduce_run
+from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.report import write_report
-from maskrcnn.retry import plan_retry
 from maskrcnn.schema import INSTANCES
 from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
 from maskrcnn.verify import Verdict, verify_run
-from maskrcnn.worker import ShardWorker
 
 ROWS = 25
 PARTS = 5
@@ -78,7 +78,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan = prepare(Request(source, str(output), Compute("planted"), shard_images=5))
     run_shards(Storage(str(output)), plan)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("maskrcnn.reduce.group_shards", functools.partial(group_shards, part_bytes=1))
+        patch.setattr("maskrcnn.pipeline.reduce.group_shards", functools.partial(group_shards, part_bytes=1))
         reduce_run(str(output), write_report=write_report)
     return output
 
@@ -173,7 +173,9 @@ def test_how_rows_are_grouped_is_nothing_to_it(
 @pytest.mark.parametrize("mode", ["auto", "always", "never"])
 def test_whatever_coco_was_asked_for(output: Output, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("maskrcnn.formats.coco_writer.MAX_ANNOTATIONS", 20)
-    monkeypatch.setattr("maskrcnn.reduce.group_shards", functools.partial(group_shards, part_bytes=1))
+    monkeypatch.setattr(
+        "maskrcnn.pipeline.reduce.group_shards", functools.partial(group_shards, part_bytes=1)
+    )
     success = reduce_run(str(output.path), coco_mode=mode, write_report=write_report)
     assert len(success["coco"]) == {"auto": 10, "always": 2, "never": 0}[mode]
     assert verify_run(str(output.path)).proven

@@ -14,10 +14,10 @@ from windowed import compute_of, mosaic, run_windows, sweep, write_geotiff
 import maskrcnn
 from maskrcnn.errors import ItemError, UsageError
 from maskrcnn.io.storage import Storage
-from maskrcnn.plan import read_plans
-from maskrcnn.reduce import reduce_run
+from maskrcnn.pipeline.plan import read_plans
+from maskrcnn.pipeline.plan_retry import plan_retry
+from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.report import write_report
-from maskrcnn.retry import plan_retry
 from maskrcnn.run import Run
 from maskrcnn.synthetic.planted import png
 from maskrcnn.synthetic.planted_mosaic import objects_in, score_of

@@ -16,14 +16,14 @@ from maskrcnn.imaging.decode import DecodedImage, Limits, decode_image
 from maskrcnn.io.inputs import read_input
 from maskrcnn.io.parquet import read_table
 from maskrcnn.io.storage import Storage
-from maskrcnn.manifest import read_inputs, write_manifest
-from maskrcnn.parts import Receipt, commit, standing_receipts
-from maskrcnn.plan import Plan
-from maskrcnn.prefetch import Pool, Stopwatch, Turns, prefetch
+from maskrcnn.pipeline.inputs import read_inputs, write_manifest
+from maskrcnn.pipeline.plan import Plan
+from maskrcnn.pipeline.prefetch import Pool, Stopwatch, Turns, prefetch
+from maskrcnn.pipeline.receipts import Receipt, commit, standing_receipts
+from maskrcnn.pipeline.worker import Announcement, Loaded, ShardWorker, filled_groups
 from maskrcnn.stats import Stats
 from maskrcnn.synthetic.planted import PlantedSegmenter, plant, planted_instances, png, write_planted
 from maskrcnn.types import Detections, Pixels
-from maskrcnn.worker import Announcement, Loaded, ShardWorker, filled_groups
 
 LIMITS = Limits(10**7, 10**7, 1333.0)
 
@@ -246,7 +246,7 @@ def test_an_input_whose_reading_hangs_fails_and_its_neighbours_are_kept(
             released.wait()
         return read_input(uri, max_bytes, etag)
 
-    monkeypatch.setattr("maskrcnn.worker.read_input", read)
+    monkeypatch.setattr("maskrcnn.pipeline.worker.read_input", read)
     worker = ShardWorker(run, PlantedSegmenter(), LIMITS, {}, patience_s=1.5)
     images = read_table(run, worker.run_shard(shard).receipt.images.path)
     released.set()

@@ -15,13 +15,13 @@ from maskrcnn.imaging.decode_pool import Decoders, RasterSource
 from maskrcnn.imaging.geometry import Entry, Rect, Strip
 from maskrcnn.imaging.radiometry import Radiometry
 from maskrcnn.io.storage import Storage
-from maskrcnn.plan import pending_of, read_plans, read_run
-from maskrcnn.reduce import reduce_run
+from maskrcnn.pipeline.plan import pending_of, read_plans, read_run
+from maskrcnn.pipeline.reduce import reduce_run
+from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.report import write_report
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedInstance
 from maskrcnn.synthetic.planted_mosaic import MosaicSegmenter, ground, paint
 from maskrcnn.types import Pixels, Segmenter
-from maskrcnn.worker import ShardWorker
 
 NORTH_UP = (0.5, 0.0, 450_000.0, 0.0, -0.5, 36_000.0)
 

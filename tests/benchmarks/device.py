@@ -41,16 +41,16 @@ from maskrcnn import peers
 from maskrcnn.config import Compute
 from maskrcnn.imaging.decode import Limits, decode_image
 from maskrcnn.io.storage import Storage
-from maskrcnn.manifest import read_inputs
-from maskrcnn.manifest import write_manifest as freeze
 from maskrcnn.measure import Pairs, Row, machine, number, rounds, row, seconds, table, to_json
 from maskrcnn.models.build import Model, load_model
 from maskrcnn.models.segmenter import DTYPES, MaskRCNNSegmenter
-from maskrcnn.parts import Receipt
-from maskrcnn.plan import Plan
+from maskrcnn.pipeline.inputs import read_inputs
+from maskrcnn.pipeline.inputs import write_manifest as freeze
+from maskrcnn.pipeline.plan import Plan
+from maskrcnn.pipeline.receipts import Receipt
+from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.samples import COCO_SIZE, write_manifest, write_photos
 from maskrcnn.types import Detections, Pixels
-from maskrcnn.worker import ShardWorker
 
 from .precision import STRONG, moved
 

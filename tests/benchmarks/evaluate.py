@@ -25,10 +25,10 @@ import pyarrow as pa
 
 from maskrcnn.config import Compute, Cut, settings_of
 from maskrcnn.formats import coco_writer
-from maskrcnn.frozen import write_manifest
 from maskrcnn.io.parquet import IMAGES, INSTANCES, Part, write_tables
 from maskrcnn.io.storage import Storage
-from maskrcnn.plan import Plan, run_digest, write_run
+from maskrcnn.pipeline.manifest import write_manifest
+from maskrcnn.pipeline.plan import Plan, run_digest, write_run
 from maskrcnn.schema import INSTANCES as INSTANCES_SCHEMA
 from maskrcnn.schema import MANIFEST, images_schema
 from maskrcnn.types import Category

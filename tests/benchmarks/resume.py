@@ -22,8 +22,8 @@ from maskrcnn_jobs.segment import receipts_of
 
 from maskrcnn.io.parquet import IMAGES, INSTANCES
 from maskrcnn.io.storage import Storage
-from maskrcnn.parts import SHARDS, receipt_path
-from maskrcnn.plan import Plan, create_plan, pending_of, read_plans
+from maskrcnn.pipeline.plan import Plan, create_plan, pending_of, read_plans
+from maskrcnn.pipeline.receipts import SHARDS, receipt_path
 from tests.conftest import S3Server, free_port, start_weed
 
 ATTEMPT = "0" * 32

@@ -19,11 +19,11 @@ import pyarrow as pa
 from writers import AN_IMAGE, CATEGORIES, instances
 
 from maskrcnn.config import Compute, Cut, settings_of
-from maskrcnn.frozen import write_manifest
 from maskrcnn.io.storage import Storage
-from maskrcnn.parts import commit, write_shard
-from maskrcnn.plan import Plan, Shard, run_digest, write_run
-from maskrcnn.reduce import reduce_run
+from maskrcnn.pipeline.manifest import write_manifest
+from maskrcnn.pipeline.plan import Plan, Shard, run_digest, write_run
+from maskrcnn.pipeline.receipts import commit, write_shard
+from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.report import write_report
 from maskrcnn.schema import INSTANCES, MANIFEST, ImageResult, images_table
 from maskrcnn.stats import Stats

@@ -64,8 +64,8 @@ def run(raster: str, model: str) -> None:
     from maskrcnn.imaging.decode_pool import Decoders, RasterSource, keep_freed_memory
     from maskrcnn.imaging.radiometry import Radiometry
     from maskrcnn.io.storage import Storage
-    from maskrcnn.plan import read_plans
-    from maskrcnn.worker import ShardWorker
+    from maskrcnn.pipeline.plan import read_plans
+    from maskrcnn.pipeline.worker import ShardWorker
 
     keep_freed_memory()
     compute = Compute(model=model, window=1024, overlap=256)

@@ -307,7 +307,7 @@ _CHILD = """
 import sys
 from pathlib import Path
 from maskrcnn import coco
-from maskrcnn.parts import Part
+from maskrcnn.pipeline.receipts import Part
 from maskrcnn.io.storage import Storage
 from maskrcnn.types import Category
 

@@ -51,9 +51,9 @@ from chaos.local_job import (
 from maskrcnn.errors import MaskrcnnError
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.stores import is_remote
-from maskrcnn.parts import standing_receipts
-from maskrcnn.plan import pending_of, read_plans
-from maskrcnn.reduce import reduce_run
+from maskrcnn.pipeline.plan import pending_of, read_plans
+from maskrcnn.pipeline.receipts import standing_receipts
+from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.report import write_report
 
 WORKERS: Final = min(os.cpu_count() or 1, 4)

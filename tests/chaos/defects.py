@@ -15,17 +15,17 @@ from unittest import mock
 import maskrcnn_jobs.segment
 import pyarrow as pa
 
-import maskrcnn.overlay
-import maskrcnn.reduce
-import maskrcnn.retry
-import maskrcnn.worker
+import maskrcnn.pipeline.merge_retries
+import maskrcnn.pipeline.plan_retry
+import maskrcnn.pipeline.reduce
+import maskrcnn.pipeline.worker
 from maskrcnn.errors import RunError
-from maskrcnn.frozen import write_manifest
 from maskrcnn.io.storage import Storage
-from maskrcnn.manifest import read_inputs
-from maskrcnn.parts import Receipt, receipt_path, write_shard
-from maskrcnn.plan import PLAN, RUN, read_plan, read_run
-from maskrcnn.success import SUCCESS
+from maskrcnn.pipeline.inputs import read_inputs
+from maskrcnn.pipeline.manifest import write_manifest
+from maskrcnn.pipeline.plan import PLAN, RUN, read_plan, read_run
+from maskrcnn.pipeline.receipts import Receipt, receipt_path, write_shard
+from maskrcnn.pipeline.success import SUCCESS
 
 Defect = Callable[[], AbstractContextManager[Any]]
 
@@ -41,7 +41,7 @@ def receipt_first() -> AbstractContextManager[Any]:
                 storage.put_file(file.path, Path(folder, file.path))
         return receipt
 
-    return _patched(maskrcnn.worker, write_shard=write, commit=lambda *_: None)
+    return _patched(maskrcnn.pipeline.worker, write_shard=write, commit=lambda *_: None)
 
 
 class _Part:
@@ -59,7 +59,7 @@ class _Part:
 
 def incomplete_reduce() -> AbstractContextManager[Any]:
     """The tables are made of the receipts that there are."""
-    collect = maskrcnn.reduce.collect
+    collect = maskrcnn.pipeline.reduce.collect
 
     def collected(storage: Storage, plans: Any, choice: Any, touched: Any, categories: Any) -> Any:
         indices = [sorted(of_plan) for of_plan in choice]
@@ -69,18 +69,18 @@ def incomplete_reduce() -> AbstractContextManager[Any]:
         choice = [{i: of[n] for i, n in enumerate(sorted(of))} for of in choice]
         return collect(storage, plans, choice, touched[indices[0]], categories)
 
-    return _patched(maskrcnn.reduce, check_complete=lambda *_: None, collect=collected)
+    return _patched(maskrcnn.pipeline.reduce, check_complete=lambda *_: None, collect=collected)
 
 
 def forgetful_retry() -> AbstractContextManager[Any]:
     """A retry leaves out the last of the inputs that failed."""
-    failed_inputs = maskrcnn.retry.failed_inputs
+    failed_inputs = maskrcnn.pipeline.plan_retry.failed_inputs
 
     def found(*arguments: Any) -> Any:
         rows, uris = failed_inputs(*arguments)
         return rows[:-1], uris[:-1]
 
-    return _patched(maskrcnn.retry, failed_inputs=found)
+    return _patched(maskrcnn.pipeline.plan_retry, failed_inputs=found)
 
 
 def retry_alone() -> AbstractContextManager[Any]:
@@ -91,7 +91,7 @@ def retry_alone() -> AbstractContextManager[Any]:
             return images, instances
         return pa.concat_tables(p.images for p in pieces), pa.concat_tables(p.instances for p in pieces)
 
-    return _patched(maskrcnn.overlay, overlaid=overlaid)
+    return _patched(maskrcnn.pipeline.merge_retries, overlaid=overlaid)
 
 
 def streamed_parts() -> AbstractContextManager[Any]:
@@ -108,7 +108,7 @@ def streamed_parts() -> AbstractContextManager[Any]:
 
 def success_first() -> AbstractContextManager[Any]:
     """`_SUCCESS` is written before what it lists."""
-    write_tables = maskrcnn.reduce._write_tables
+    write_tables = maskrcnn.pipeline.reduce._write_tables
 
     def written(storage: Storage, *arguments: Any) -> Any:
         with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +117,7 @@ def success_first() -> AbstractContextManager[Any]:
         storage.write(SUCCESS, json.dumps(success).encode())
         return write_tables(storage, *arguments)
 
-    return _patched(maskrcnn.reduce, _write_tables=written)
+    return _patched(maskrcnn.pipeline.reduce, _write_tables=written)
 
 
 def listed_again() -> AbstractContextManager[Any]:
@@ -141,14 +141,14 @@ def listed_again() -> AbstractContextManager[Any]:
 
 def ids_as_they_come() -> AbstractContextManager[Any]:
     """Instances are numbered in the order in which shards are done."""
-    instances_table, numbers = maskrcnn.worker.instances_table, itertools.count(1)
+    instances_table, numbers = maskrcnn.pipeline.worker.instances_table, itertools.count(1)
 
     def numbered(*arguments: Any) -> pa.Table:
         table = instances_table(*arguments)
         ids = pa.array([next(numbers) for _ in range(len(table))], pa.int64())
         return table.set_column(0, table.schema.field(0), ids)
 
-    return _patched(maskrcnn.worker, instances_table=numbered)
+    return _patched(maskrcnn.pipeline.worker, instances_table=numbered)
 
 
 def plan_before_manifest() -> AbstractContextManager[Any]:

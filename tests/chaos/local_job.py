@@ -15,19 +15,19 @@ import maskrcnn_jobs.segment
 import numpy as np
 from maskrcnn_jobs.segment import Request
 
-import maskrcnn.reduce
+import maskrcnn.pipeline.reduce
 from chaos.chance import chance
 from maskrcnn.config import Compute, Speed
-from maskrcnn.frozen import check_manifest
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
-from maskrcnn.overlay import group_shards
-from maskrcnn.parts import standing_receipts
-from maskrcnn.plan import Plan, check_run, pending_of, read_plans, read_run
-from maskrcnn.reduce import reduce_run
+from maskrcnn.pipeline.manifest import check_manifest
+from maskrcnn.pipeline.merge_retries import group_shards
+from maskrcnn.pipeline.plan import Plan, check_run, pending_of, read_plans, read_run
+from maskrcnn.pipeline.receipts import standing_receipts
+from maskrcnn.pipeline.reduce import reduce_run
+from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.report import write_report
 from maskrcnn.synthetic.planted import PlantedSegmenter, plant, png, random_instances, write_planted
-from maskrcnn.worker import ShardWorker
 
 SHARD_IMAGES: Final = 2
 N_SHARDS: Final = 4
@@ -78,7 +78,7 @@ def without_ray() -> Iterator[None]:
     """Let `segment` and `retry` sweep here, for the time of a block, in all threads; two shards make a part."""
     cut = functools.partial(group_shards, part_bytes=PART_BYTES)
     with (
-        mock.patch.object(maskrcnn.reduce, "group_shards", cut),
+        mock.patch.object(maskrcnn.pipeline.reduce, "group_shards", cut),
         mock.patch.object(maskrcnn_jobs.segment, "finish", _finish),
         mock.patch.object(maskrcnn_jobs.retry, "finish", _finish),
     ):

@@ -19,8 +19,8 @@ from unittest import mock
 
 import maskrcnn_jobs.segment
 
-import maskrcnn.reduce
-import maskrcnn.retry
+import maskrcnn.pipeline.plan_retry
+import maskrcnn.pipeline.reduce
 from chaos.crash import SCENARIOS, Case, in_child, prepared
 from chaos.faulty_storage import MUTATING, READING, Step, watched
 from chaos.invariants import BrokenError, Truth, check_is_final, check_promises, law, truth_of
@@ -220,8 +220,8 @@ def _done_in_turn(
         yield
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(maskrcnn.reduce, "ThreadPoolExecutor", Serial))
-        for module in (maskrcnn_jobs.segment, maskrcnn.retry, maskrcnn.reduce):
+        stack.enter_context(mock.patch.object(maskrcnn.pipeline.reduce, "ThreadPoolExecutor", Serial))
+        for module in (maskrcnn_jobs.segment, maskrcnn.pipeline.plan_retry, maskrcnn.pipeline.reduce):
             stack.enter_context(mock.patch.object(module, "datetime", Clock()))
         stack.enter_context(watched(hook, (*MUTATING, *READING) if meeting.reads else MUTATING, built=True))
         for command in commands:

@@ -19,11 +19,11 @@ from maskrcnn.config import Compute
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.imaging.decode_pool import Decoders
 from maskrcnn.io.storage import Storage
-from maskrcnn.reduce import reduce_run
+from maskrcnn.pipeline.reduce import reduce_run
+from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.report import write_report
 from maskrcnn.synthetic.planted import PlantedSegmenter, plant, planted_instances, png, random_instances
 from maskrcnn.verify import verify_run
-from maskrcnn.worker import ShardWorker
 
 GOOD, EACH = 1600, 40
 MAX_BYTES: Final = 100_000

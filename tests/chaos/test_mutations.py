@@ -29,11 +29,11 @@ from maskrcnn.errors import ERROR_CODES, ItemError
 from maskrcnn.imaging.decode import DecodedImage, Limits
 from maskrcnn.imaging.decode_pool import Decoders
 from maskrcnn.io.storage import Storage
-from maskrcnn.reduce import reduce_run
+from maskrcnn.pipeline.reduce import reduce_run
+from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.report import write_report
 from maskrcnn.synthetic.planted import PlantedSegmenter
 from maskrcnn.verify import verify_run
-from maskrcnn.worker import ShardWorker
 
 COUNT: Final = int(os.environ.get("CHAOS_MUTATIONS", "300" if SIZE == 1 else "2000"))
 HANG_S: Final = 10.0

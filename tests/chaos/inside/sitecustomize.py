@@ -129,7 +129,7 @@ def change_storage(module):
 
     @functools.wraps(read_input)
     def read_input_observed(*arguments, **options):
-        if sys._getframe(1).f_globals["__name__"] != "maskrcnn.reduce":
+        if sys._getframe(1).f_globals["__name__"] != "maskrcnn.pipeline.reduce":
             at("fetch", "before", f"read_input({str(arguments[0]).rpartition('/')[2]})")
         return read_input(*arguments, **options)
 
@@ -254,7 +254,7 @@ def _allocate_for_ever():
 
 changes = {}
 if CHAOS:
-    changes |= {"maskrcnn.io.storage": change_storage, "maskrcnn.worker": change_worker}
+    changes |= {"maskrcnn.io.storage": change_storage, "maskrcnn.pipeline.worker": change_worker}
 if POISON:
     changes |= {"PIL.Image": change_pillow}
 if changes:

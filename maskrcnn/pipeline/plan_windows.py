@@ -14,18 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import Compute
-from .errors import STORAGE_CODES, ItemError, RunError
-from .frozen import write_grid
-from .imaging.decode import Limits
-from .imaging.decode_pool import Decoders
-from .imaging.geometry import Sized
-from .imaging.geotiff import parse_crs
-from .imaging.radiometry import Radiometry, parse_radiometry, percentiles_of, resolved
-from .imaging.raster import sampling
-from .io.storage import Storage
+from ..config import Compute
+from ..errors import STORAGE_CODES, ItemError, RunError
+from ..imaging.decode import Limits
+from ..imaging.decode_pool import Decoders
+from ..imaging.geometry import Sized
+from ..imaging.geotiff import parse_crs
+from ..imaging.radiometry import Radiometry, parse_radiometry, percentiles_of, resolved
+from ..imaging.raster import sampling
+from ..io.storage import Storage
+from ..tiling.index import Cutting, number_windows
+from .manifest import write_grid
 from .plan import Plan
-from .tiling.index import Cutting, number_windows
 
 log = logging.getLogger("maskrcnn")
 

@@ -22,22 +22,22 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from .breaker import Batch, Breaker
-from .errors import COSTLY_CODES, STORAGE_CODES, HandedBackError, ItemError, MaskrcnnError, SegmenterError
-from .frozen import ShardReader
-from .imaging.decode import DecodedImage, Limits, decode_image
-from .imaging.geometry import Rect, Strip
-from .io.http import is_web
-from .io.inputs import LOCAL_ETAG, read_input, stat_input
-from .io.storage import Storage
-from .io.stores import is_remote, take_retries
-from .parts import Receipt, commit, write_shard
+from ..errors import COSTLY_CODES, STORAGE_CODES, HandedBackError, ItemError, MaskrcnnError, SegmenterError
+from ..imaging.decode import DecodedImage, Limits, decode_image
+from ..imaging.geometry import Rect, Strip
+from ..io.http import is_web
+from ..io.inputs import LOCAL_ETAG, read_input, stat_input
+from ..io.storage import Storage
+from ..io.stores import is_remote, take_retries
+from ..schema import ITEMS, ImageResult, images_table, instances_table
+from ..stats import Stats
+from ..tiling.reader import ReadStrip, read_windows
+from ..types import Detections, Segmenter
+from .circuit_breaker import Batch, Breaker
+from .manifest import ShardReader
 from .plan import Shard
 from .prefetch import Pool, Stopwatch, Turns, prefetch
-from .schema import ITEMS, ImageResult, images_table, instances_table
-from .stats import Stats
-from .tiling.reader import ReadStrip, read_windows
-from .types import Detections, Segmenter
+from .receipts import Receipt, commit, write_shard
 
 GROUPED_BYTES: Final = 2**30
 """Of decoded pixels that may wait for others to fill their batch."""

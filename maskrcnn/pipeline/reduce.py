@@ -24,11 +24,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .errors import RunError, UsageError
-from .formats import coco_writer
-from .formats.geoparquet import write_geoparquet
-from .frozen import ManifestReader, check_manifest, read_items, read_rows
-from .io.parquet import (
+from ..errors import RunError, UsageError
+from ..formats import coco_writer
+from ..formats.geoparquet import write_geoparquet
+from ..io.parquet import (
     GEO,
     IMAGES,
     INSTANCES,
@@ -40,14 +39,18 @@ from .io.parquet import (
     write_table,
     write_tables,
 )
-from .io.storage import Storage
-from .masks.rle import MAX_PIXELS
-from .overlay import Group, GroupReader, Redone, group_shards
-from .parts import SHARDS, Ledger, check_complete, choose, collect
+from ..io.storage import Storage
+from ..masks.rle import MAX_PIXELS
+from ..schema import INSTANCES as INSTANCES_SCHEMA
+from ..schema import SCHEMA_VERSION
+from ..stats import Stats
+from ..tiling.assemble import assemble, located
+from ..tiling.index import Items
+from ..types import Category
+from .manifest import ManifestReader, check_manifest, read_items, read_rows
+from .merge_retries import Group, GroupReader, Redone, group_shards
 from .plan import Plan, check_run, plan_file, read_plans, read_run
-from .schema import INSTANCES as INSTANCES_SCHEMA
-from .schema import SCHEMA_VERSION
-from .stats import Stats
+from .receipts import SHARDS, Ledger, check_complete, choose, collect
 from .success import (
     COCO,
     SUCCESS,
@@ -59,9 +62,6 @@ from .success import (
     refuse_outdated,
     run_here,
 )
-from .tiling.assemble import assemble, located
-from .tiling.index import Items
-from .types import Category
 
 log = logging.getLogger("maskrcnn")
 

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .errors import UsageError
-from .frozen import FILE_NAME, ManifestReader, ShardReader, write_manifest
-from .io.sources import USER, as_json, folder_of, is_manifest, read_listing, read_manifest, source_of
-from .io.stores import is_remote
-from .schema import IMAGES, MANIFEST, METADATA
+from ..errors import UsageError
+from ..io.sources import USER, as_json, folder_of, is_manifest, read_listing, read_manifest, source_of
+from ..io.stores import is_remote
+from ..schema import IMAGES, MANIFEST, METADATA
+from .manifest import FILE_NAME, ManifestReader, ShardReader, write_manifest
 
 __all__ = [
     "FILE_NAME",

@@ -18,9 +18,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import digest_of
-from .errors import RunError, UsageError
-from .io.storage import Storage
+from ..config import digest_of
+from ..errors import RunError, UsageError
+from ..io.storage import Storage
 
 PLAN: Final = "plan.json"
 RUN: Final = "run.json"

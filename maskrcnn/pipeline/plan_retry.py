@@ -18,18 +18,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .config import default_shard_images
-from .errors import ERROR_CODES, ItemError, RunError, UsageError
-from .frozen import ROWS, ManifestReader, read_items, write_rows
-from .io.atomic import InputStat
-from .io.http import is_web
-from .io.inputs import stat_input
-from .io.parquet import WINDOWS
-from .io.storage import Storage
-from .parts import choose
+from ..config import default_shard_images
+from ..errors import ERROR_CODES, ItemError, RunError, UsageError
+from ..io.atomic import InputStat
+from ..io.http import is_web
+from ..io.inputs import stat_input
+from ..io.parquet import WINDOWS
+from ..io.storage import Storage
+from ..tiling.index import Items
+from .manifest import ROWS, ManifestReader, read_items, write_rows
 from .plan import Plan, create_plan
+from .receipts import choose
 from .success import finished, parts_of
-from .tiling.index import Items
 
 
 def check_codes(only: Collection[str] | None) -> None:

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from .errors import RunError
-from .io.parquet import read_checked
-from .io.storage import Storage
-from .parts import Chosen
-from .stats import Stats
-from .types import Category
+from ..errors import RunError
+from ..io.parquet import read_checked
+from ..io.storage import Storage
+from ..stats import Stats
+from ..types import Category
+from .receipts import Chosen
 
 PART_BYTES: Final = 128 * 2**20
 

@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from .errors import RunError
-from .io.parquet import IMAGES, INSTANCES, File, write_table
-from .io.storage import Storage
+from ..errors import RunError
+from ..io.parquet import IMAGES, INSTANCES, File, write_table
+from ..io.storage import Storage
+from ..stats import Stats
+from ..types import Category
 from .plan import Plan, Shard
-from .stats import Stats
-from .types import Category
 
 SHARDS: Final = "shards"
 RECEIPTS: Final = "receipts"

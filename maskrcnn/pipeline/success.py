@@ -4,11 +4,11 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from .errors import RunError
-from .io.parquet import IMAGES, INSTANCES, Part
-from .io.storage import Storage
+from ..errors import RunError
+from ..io.parquet import IMAGES, INSTANCES, Part
+from ..io.storage import Storage
+from ..types import Category
 from .plan import Plan, plan_file
-from .types import Category
 
 SUCCESS: Final = "_SUCCESS"
 COCO: Final = "coco"

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .errors import RunError
-from .io.storage import Storage
+from ..errors import RunError
+from ..io.storage import Storage
+from ..schema import METADATA
+from ..tiling.index import GRID, Cutting, Items
 from .plan import Plan, Shard, grid_file, plan_file, read_generation, read_run, rows_file
-from .schema import METADATA
-from .tiling.index import GRID, Cutting, Items
 
 FILE_NAME: Final = "manifest.parquet"
 ROW_GROUP: Final = 8192

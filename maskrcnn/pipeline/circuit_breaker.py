@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from .errors import STORAGE_CODES, StoreFailingError
+from ..errors import STORAGE_CODES, StoreFailingError
 
 WINDOW_IMAGES: Final = 200
 """The fewest images from which anything follows."""
