@@ -282,7 +282,7 @@ def verify(output: str, as_json: bool) -> None:
     It reads all of OUTPUT, and nothing else. The exit code is 0 if it is proven, 1 if not, and 3 if the run is not
     finished.
     """
-    from maskrcnn.verify import verify_run
+    from maskrcnn.results.verify import verify_run
 
     from .segment import output_of
 
@@ -330,10 +330,10 @@ def reduce(output: str, coco: str, as_json: bool) -> None:
 def export(output: str, destination: str, form: Any) -> None:
     """Write a finished run in another format into an empty DESTINATION."""
     import maskrcnn
-    from maskrcnn.export import export_coco, export_csv, export_png_masks
     from maskrcnn.io.storage import Storage
     from maskrcnn.pipeline.plan import read_plans
     from maskrcnn.pipeline.success import coco_info, parts_of
+    from maskrcnn.results.export import export_coco, export_csv, export_png_masks
 
     run = maskrcnn.open_run(output)
     storage, parts = Storage(run.url), parts_of(run.success)

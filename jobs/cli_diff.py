@@ -53,7 +53,7 @@ def diff(
     or relabelled; what is not has appeared in B or vanished from A. The exit code is 0 if the runs are equal within
     --iou and --score, 1 if they differ, and 2 or 3 where they cannot be compared.
     """
-    from maskrcnn.alike import Rules
+    from maskrcnn.results.diff_matching import Rules
 
     from .diff import diff as diff_runs
     from .diff import table_of

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .imaging.decode import Limits, decode_image
     from .models.build import Model, load_model
     from .models.segmenter import MaskRCNNSegmenter as Segmenter
-    from .run import Run, open_run
+    from .results.run import Run, open_run
     from .synthetic.planted import PlantedSegmenter
     from .visualize import contact_sheet, draw_instances, draw_mask
 

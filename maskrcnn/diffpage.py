@@ -17,9 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .alike import APPEARED, KINDS, MOVED, RELABELLED, RESCORED, SAME, VANISHED
 from .closeups import region_pixels
-from .diff import Comparison, ImageDiff, Tally
 from .display import jpeg_of, short
 from .errors import ERROR_CODES, ItemError, RunError
 from .imaging.decode import Limits
@@ -27,9 +25,11 @@ from .imaging.decode_pool import Decoders
 from .imaging.geometry import Rect
 from .io.parquet import write_tables
 from .io.storage import Storage
-from .lookup import ImageRow, RunReader
 from .masks.crop import crop_detections
 from .pipeline.manifest import read_items
+from .results.diff import Comparison, ImageDiff, Tally
+from .results.diff_matching import APPEARED, KINDS, MOVED, RELABELLED, RESCORED, SAME, VANISHED
+from .results.reader import ImageRow, RunReader
 from .show import focus_on, read_image
 from .types import Detections, Pixels
 from .visualize import Color, draw_instances

@@ -26,7 +26,7 @@ from .io.storage import Storage
 from .pairing import PairedCategories, PairedImages, pair_categories, pair_images
 from .partscore import SHARE, PartScore, Task, Terms, weigh_part
 from .pipeline.success import RunAll, parts_of, run_here
-from .run import Run, open_run
+from .results.run import Run, open_run
 from .scoring import KINDS, SURE, Kind
 
 log = logging.getLogger("maskrcnn")

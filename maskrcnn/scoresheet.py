@@ -18,9 +18,9 @@ from .averages import RECALLS, Curves
 from .charts import number_text, percent_text
 from .evaluation import FOLDER, Evaluation, Shares
 from .io.storage import Storage
-from .lookup import RunReader
 from .matching import IOUS
-from .run import open_run
+from .results.reader import RunReader
+from .results.run import open_run
 from .scoring import KINDS, Kind
 from .worst import Worst, draw_worst
 

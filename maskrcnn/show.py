@@ -18,8 +18,8 @@ from .imaging.decode import Limits, decode_image
 from .imaging.decode_pool import Decoders
 from .imaging.geometry import Rect
 from .io.inputs import read_input
-from .lookup import ImageRow, RunReader, find_images, first_images, where, worst_images
 from .pipeline.manifest import read_items
+from .results.reader import ImageRow, RunReader, find_images, first_images, where, worst_images
 from .tiling.index import Items
 from .types import Category, Detections, Pixels
 from .visualize import instance_color

@@ -18,12 +18,12 @@ from .evaluation import Evaluation, Shares
 from .imaging.decode import Limits
 from .imaging.decode_pool import Decoders
 from .imaging.geometry import Rect
-from .lookup import ImageRow, RunReader
 from .masks.crop import crop_detections
 from .masks.rle import rle_areas, rle_boxes_xyxy
 from .matching import Edges, match, overlaps
 from .partscore import masks_of
 from .pipeline.manifest import read_items
+from .results.reader import ImageRow, RunReader
 from .scoring import SURE
 from .show import WHOLE_PIXELS, focus_on, read_image
 from .types import Category, Detections, Pixels

@@ -18,9 +18,9 @@ from maskrcnn.masks.encode.rle import crop_to_rle
 from maskrcnn_jobs.cli import main
 from pycocotools import mask as coco_mask
 
-from maskrcnn.alike import KINDS, Rules, box_iou, compare_instances, match_instances
 from maskrcnn.errors import UsageError
-from maskrcnn.run import open_run
+from maskrcnn.results.diff_matching import KINDS, Rules, box_iou, compare_instances, match_instances
+from maskrcnn.results.run import open_run
 from maskrcnn.schema import ImageResult
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, best_of
 from maskrcnn.types import Category, Detections

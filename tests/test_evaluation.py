@@ -31,6 +31,7 @@ from maskrcnn.pipeline.merge_retries import group_shards
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.report import write_report
+from maskrcnn.results.verify import verify_run
 from maskrcnn.synthetic.planted import (
     PLANTED_CATEGORIES,
     PlantedSegmenter,
@@ -40,7 +41,6 @@ from maskrcnn.synthetic.planted import (
 )
 from maskrcnn.synthetic.planted_mosaic import MosaicSegmenter
 from maskrcnn.types import Detections, Pixels
-from maskrcnn.verify import verify_run
 
 Json = dict[str, Any]
 IMAGES = 30

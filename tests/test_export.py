@@ -15,11 +15,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from maskrcnn import export
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.formats import coco_writer
 from maskrcnn.io.parquet import Part, write_table
 from maskrcnn.io.storage import Storage
+from maskrcnn.results import export
 from maskrcnn.schema import MANIFEST, ImageResult, images_table, instances_table
 from maskrcnn.types import Category, Detections
 

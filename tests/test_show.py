@@ -30,8 +30,8 @@ from maskrcnn.display import (
 )
 from maskrcnn.errors import UsageError
 from maskrcnn.io.storage import Storage
-from maskrcnn.lookup import RunReader, find_images, where
-from maskrcnn.run import open_run
+from maskrcnn.results.reader import RunReader, find_images, where
+from maskrcnn.results.run import open_run
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, plant, png, random_instances
 from maskrcnn.types import Category, Detections
 

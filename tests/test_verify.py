@@ -27,10 +27,8 @@ from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.segment import Request, prepare
 
-from maskrcnn import evidence, laws, verify
 from maskrcnn.config import Compute
 from maskrcnn.errors import RunError, UsageError
-from maskrcnn.evidence import digest_and_size, row_groups
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.parquet import write_tables
 from maskrcnn.io.storage import Storage
@@ -40,9 +38,11 @@ from maskrcnn.pipeline.plan_retry import plan_retry
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.report import write_report
+from maskrcnn.results import invariants, verify, verify_loading
+from maskrcnn.results.verify import Verdict, verify_run
+from maskrcnn.results.verify_loading import digest_and_size, row_groups
 from maskrcnn.schema import INSTANCES
 from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
-from maskrcnn.verify import Verdict, verify_run
 
 ROWS = 25
 PARTS = 5
@@ -161,7 +161,7 @@ def test_it_needs_neither_shards_nor_receipts(output: Output) -> None:
 def test_how_rows_are_grouped_is_nothing_to_it(
     output: Output, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evidence, "CHUNK_INSTANCES", rows)
+    monkeypatch.setattr(verify_loading, "CHUNK_INSTANCES", rows)
     for table in ("images", "instances"):
         for number in range(PARTS):
             path = output.part(table, number)
@@ -500,7 +500,7 @@ def test_one_lost_image_is_one_finding(
 
 
 def test_the_examples_hold() -> None:
-    assert doctest.testmod(laws).failed == 0
+    assert doctest.testmod(invariants).failed == 0
 
 
 @given(
@@ -510,8 +510,8 @@ def test_the_examples_hold() -> None:
 def test_every_lost_row_is_named_or_still_expected(ids: list[int], data: st.DataObject) -> None:
     kept = data.draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
     expected, found = np.array(ids), np.array(ids)[np.array(kept)]
-    placed = laws.place(found, expected)
-    faults = list(laws.place_faults(found, expected, placed))
+    placed = invariants.place(found, expected)
+    faults = list(invariants.place_faults(found, expected, placed))
     assert all(fault.line == "is missing" for fault in faults)
     named = {fault.where for fault in faults}
     expected_next = {f"image {i}" for i in ids[placed.passed :]}

@@ -7,9 +7,9 @@ import pytest
 from windowed import compute_of, run_windows, write_geotiff
 
 import maskrcnn
+from maskrcnn.results.verify import verify_run
 from maskrcnn.synthetic.planted import PlantedSegmenter
 from maskrcnn.synthetic.planted_mosaic import color_of, ground
-from maskrcnn.verify import verify_run
 
 rasterio = pytest.importorskip("rasterio")
 geopandas = pytest.importorskip("geopandas")

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from windowed import mosaic, run_windows, write_geotiff
 
-from maskrcnn.verify import verify_run
+from maskrcnn.results.verify import verify_run
 
 pytest.importorskip("rasterio")
 

@@ -97,7 +97,7 @@ def write_rows(storage: Storage, shard: Shard, inputs: pa.Table) -> None:
 _CHILD = """
 import json, sys, time
 from pathlib import Path
-from maskrcnn.verify import verify_run
+from maskrcnn.results.verify import verify_run
 
 def status_mb(key):
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)]

@@ -31,9 +31,9 @@ import pyarrow.parquet as pq
 
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.stores import bucket_and_key, client_of, is_remote
+from maskrcnn.results.verify import verify_run
 from maskrcnn.stats import Stats
 from maskrcnn.types import Category
-from maskrcnn.verify import verify_run
 
 TABLES = ("images", "instances")
 

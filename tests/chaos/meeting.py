@@ -27,7 +27,7 @@ from chaos.invariants import BrokenError, Truth, check_is_final, check_promises,
 from chaos.local_job import Job
 from maskrcnn.errors import MaskrcnnError
 from maskrcnn.io.storage import Storage
-from maskrcnn.verify import verify_run
+from maskrcnn.results.verify import verify_run
 
 PATIENCE_S: Final = 120.0
 

@@ -22,8 +22,8 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.report import write_report
+from maskrcnn.results.verify import verify_run
 from maskrcnn.synthetic.planted import PlantedSegmenter, plant, planted_instances, png, random_instances
-from maskrcnn.verify import verify_run
 
 GOOD, EACH = 1600, 40
 MAX_BYTES: Final = 100_000

@@ -18,7 +18,7 @@ from maskrcnn_jobs.cluster import connected
 
 import maskrcnn
 from maskrcnn.config import Speed
-from maskrcnn.run import Run
+from maskrcnn.results.run import Run
 from maskrcnn.synthetic.planted import write_planted
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("_ray")]

@@ -13,10 +13,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import UsageError
-from .masks.rle_decode import read_runs
-from .masks.spans import Runs
-from .types import Detections
+from ..errors import UsageError
+from ..masks.rle_decode import read_runs
+from ..masks.spans import Runs
+from ..types import Detections
 
 KINDS: Final = ("same", "rescored", "moved", "relabelled", "appeared", "vanished")
 """What became of an instance, each exactly one: of matched ones the last that applies."""

@@ -6,12 +6,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from .errors import UsageError
-from .io.parquet import IMAGES, INSTANCES, read_table
-from .io.storage import Storage
-from .pipeline.plan import read_run
-from .pipeline.success import categories_of, read_success
-from .types import Category
+from ..errors import UsageError
+from ..io.parquet import IMAGES, INSTANCES, read_table
+from ..io.storage import Storage
+from ..pipeline.plan import read_run
+from ..pipeline.success import categories_of, read_success
+from ..types import Category
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from .errors import RunError, UsageError
-from .formats.coco_writer import image_batches, instance_batches, plan_files, write_dataset, write_results
-from .io.parquet import Part
-from .io.storage import Storage
-from .masks.rle import rle_boxes_xywh
-from .schema import INSTANCES
-from .types import Category
+from ..errors import RunError, UsageError
+from ..formats.coco_writer import image_batches, instance_batches, plan_files, write_dataset, write_results
+from ..io.parquet import Part
+from ..io.storage import Storage
+from ..masks.rle import rle_boxes_xywh
+from ..schema import INSTANCES
+from ..types import Category
 
 CSV: Final = pa.schema(
     [

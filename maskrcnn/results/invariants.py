@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from .errors import ERROR_CODES
-from .masks.rle import MAX_PIXELS
-from .masks.rle_decode import ReadMasks, read_masks
-from .schema import INSTANCES_PER_IMAGE
-from .stats import STATUSES
+from ..errors import ERROR_CODES
+from ..masks.rle import MAX_PIXELS
+from ..masks.rle_decode import ReadMasks, read_masks
+from ..schema import INSTANCES_PER_IMAGE
+from ..stats import STATUSES
 
 _BITS: Final = {pa.float16(): pa.int16(), pa.float32(): pa.int32(), pa.float64(): pa.int64()}
 _MASKS_AT_ONCE: Final = 1024

@@ -18,7 +18,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .evidence import (
+from ..formats import coco_writer
+from ..formats.geoparquet import GEO as GEO_SCHEMA
+from ..io.parquet import GEO, IMAGES, PIECES, TABLES, WINDOWS, File, read_table
+from ..io.storage import Storage
+from ..pipeline.manifest import FILE_NAME, ManifestReader
+from ..pipeline.plan import RUN, run_digest
+from ..pipeline.success import COCO, SUCCESS, coco_info
+from ..schema import MANIFEST, METADATA, SCHEMA_VERSION, images_schema
+from ..schema import PIECES as PIECES_SCHEMA
+from ..schema import WINDOWS as WINDOWS_SCHEMA
+from ..stats import STATUSES, Stats
+from ..tiling.assemble import ranges_of
+from .invariants import Fault, carried_faults, instance_faults, place, place_faults, status_faults
+from .invariants_windows import geo_faults, piece_faults, window_faults
+from .verify_loading import (
     BLOCK_BYTES,
     BrokenError,
     Evidence,
@@ -31,20 +45,6 @@ from .evidence import (
     told,
     why_unfinished,
 )
-from .formats import coco_writer
-from .formats.geoparquet import GEO as GEO_SCHEMA
-from .io.parquet import GEO, IMAGES, PIECES, TABLES, WINDOWS, File, read_table
-from .io.storage import Storage
-from .laws import Fault, carried_faults, instance_faults, place, place_faults, status_faults
-from .pipeline.manifest import FILE_NAME, ManifestReader
-from .pipeline.plan import RUN, run_digest
-from .pipeline.success import COCO, SUCCESS, coco_info
-from .schema import MANIFEST, METADATA, SCHEMA_VERSION, images_schema
-from .schema import PIECES as PIECES_SCHEMA
-from .schema import WINDOWS as WINDOWS_SCHEMA
-from .stats import STATUSES, Stats
-from .tiling.assemble import ranges_of
-from .windowlaws import geo_faults, piece_faults, window_faults
 
 log = logging.getLogger("maskrcnn")
 

@@ -10,7 +10,10 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .alike import (
+from ..pipeline.plan import differences
+from ..stats import COCO_EDGES
+from ..types import Detections
+from .diff_matching import (
     APPEARED,
     KINDS,
     MOVED,
@@ -22,10 +25,7 @@ from .alike import (
     Rules,
     compare_instances,
 )
-from .lookup import ImageRow, RunReader
-from .pipeline.plan import differences
-from .stats import COCO_EDGES
-from .types import Detections
+from .reader import ImageRow, RunReader
 
 SIZES: Final = ("small", "medium", "large")
 """COCO's, by the mask's pixels: below 32², below 96², and above."""

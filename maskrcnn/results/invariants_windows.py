@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from .errors import ERROR_CODES
-from .formats.geoparquet import geo_table
-from .laws import Fault
-from .masks.rle_decode import read_masks
-from .tiling.assemble import ranges_of
-from .tiling.index import Items
+from ..errors import ERROR_CODES
+from ..formats.geoparquet import geo_table
+from ..masks.rle_decode import read_masks
+from ..tiling.assemble import ranges_of
+from ..tiling.index import Items
+from .invariants import Fault
 
 _RECT: Final = ("col_off", "row_off", "width", "height")
 

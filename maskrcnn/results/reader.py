@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .errors import RunError, UsageError
-from .io.parquet import Part, read_table
-from .io.storage import Storage
-from .pipeline.success import parts_of
+from ..errors import RunError, UsageError
+from ..io.parquet import Part, read_table
+from ..io.storage import Storage
+from ..pipeline.success import parts_of
+from ..schema import INSTANCES, detections_of
+from ..types import Detections
 from .run import Run
-from .schema import INSTANCES, detections_of
-from .types import Detections
 
 WORST: Final = "evaluation/images.parquet"
 """Written by `maskrcnn evaluate`: a row an image, with its quality."""

@@ -20,18 +20,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import RunError, UsageError
-from .io.parquet import File, Part
-from .io.storage import Storage
-from .laws import Chunk, Fault, Found
-from .pipeline.manifest import FILE_NAME, ManifestReader, read_grid
-from .pipeline.plan import PLAN, RUN, Plan, plan_file
-from .pipeline.success import SUCCESS, categories_of, coco_info, parts_of
-from .schema import INSTANCES as INSTANCES_SCHEMA
-from .schema import INSTANCES_PER_IMAGE, INSTANCES_PER_RASTER, images_schema
-from .stats import Stats
-from .tiling.index import Cutting, Items
-from .types import Category
+from ..errors import RunError, UsageError
+from ..io.parquet import File, Part
+from ..io.storage import Storage
+from ..pipeline.manifest import FILE_NAME, ManifestReader, read_grid
+from ..pipeline.plan import PLAN, RUN, Plan, plan_file
+from ..pipeline.success import SUCCESS, categories_of, coco_info, parts_of
+from ..schema import INSTANCES as INSTANCES_SCHEMA
+from ..schema import INSTANCES_PER_IMAGE, INSTANCES_PER_RASTER, images_schema
+from ..stats import Stats
+from ..tiling.index import Cutting, Items
+from ..types import Category
+from .invariants import Chunk, Fault, Found
 
 log = logging.getLogger("maskrcnn")
 T = TypeVar("T")
