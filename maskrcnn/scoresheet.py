@@ -14,14 +14,14 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from .averages import RECALLS, Curves
 from .charts import number_text, percent_text
-from .evaluation import FOLDER, Evaluation, Shares
+from .evaluation.average_precision import RECALLS, Curves
+from .evaluation.evaluate_run import FOLDER, Evaluation, Shares
+from .evaluation.image_scores import KINDS, Kind
+from .evaluation.matching import IOUS
 from .io.storage import Storage
-from .matching import IOUS
 from .results.reader import RunReader
 from .results.run import open_run
-from .scoring import KINDS, Kind
 from .worst import Worst, draw_worst
 
 PAGE: Final = f"{FOLDER}/evaluation.html"

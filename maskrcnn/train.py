@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from .batches import Sample, Samples, read_pixels
 from .dataset import coco_truth
 from .errors import RunError, UsageError
-from .evaluate import average_precision
+from .evaluation.pycocotools_reference import average_precision
 from .io.storage import Storage
 from .losses import ImageLosses
 from .models.build import Model, save_model

@@ -14,17 +14,17 @@ from pycocotools import mask as coco_mask
 
 from .closeups import region_around, region_pixels
 from .errors import ERROR_CODES, ItemError, RunError
-from .evaluation import Evaluation, Shares
+from .evaluation.evaluate_part import masks_of
+from .evaluation.evaluate_run import Evaluation, Shares
+from .evaluation.image_scores import SURE
+from .evaluation.matching import Edges, match, overlaps
 from .imaging.decode import Limits
 from .imaging.decode_pool import Decoders
 from .imaging.geometry import Rect
 from .masks.crop import crop_detections
 from .masks.rle import rle_areas, rle_boxes_xyxy
-from .matching import Edges, match, overlaps
-from .partscore import masks_of
 from .pipeline.manifest import read_items
 from .results.reader import ImageRow, RunReader
-from .scoring import SURE
 from .show import WHOLE_PIXELS, focus_on, read_image
 from .types import Category, Detections, Pixels
 from .visualize import Color, draw_instances

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from maskrcnn.evaluation.evaluate_run.pycocotools_reference import average_precision
 from pycocotools import mask as coco_mask
 
 from maskrcnn.errors import UsageError
-from maskrcnn.evaluate import average_precision
 
 FIXTURE = Path(__file__).parent.parent.parent / "shared" / "data" / "eval_fixture"
 needs_fixture = pytest.mark.skipif(

@@ -15,16 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from conftest import S3Server
+from maskrcnn.evaluation.evaluate_run.evaluate_run import Asked, evaluating
+from maskrcnn.evaluation.evaluate_run.pycocotools_reference import average_precision
 from maskrcnn.masks.encode.rle import crop_to_rle
 from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.segment import Request, prepare
 from pycocotools import mask as coco_mask
 from windowed import mosaic, run_windows, write_geotiff
 
-from maskrcnn import partscore
 from maskrcnn.config import Compute
-from maskrcnn.evaluate import average_precision
-from maskrcnn.evaluation import Asked, evaluating
+from maskrcnn.evaluation.evaluate_run import evaluate_part
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.merge_retries import group_shards
@@ -169,7 +169,7 @@ def test_how_images_are_batched_changes_nothing(
 ) -> None:
     whole = evaluated(place)
     table = pq.read_table(place / "run" / "evaluation" / "images.parquet")
-    monkeypatch.setattr(partscore, "BATCH_OBJECTS", objects)
+    monkeypatch.setattr(evaluate_part, "BATCH_OBJECTS", objects)
     assert evaluated(place) == whole
     assert pq.read_table(place / "run" / "evaluation" / "images.parquet").equals(table)
 

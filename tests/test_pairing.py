@@ -4,11 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from maskrcnn.evaluation.evaluate_run.alignment import (
+    PairedCategories,
+    PairedImages,
+    pair_categories,
+    pair_images,
+)
 
 from maskrcnn.errors import UsageError
 from maskrcnn.formats.coco_reader import ANNOTATIONS, Truth, TruthCategory
 from maskrcnn.models.registry import COCO_CATEGORIES
-from maskrcnn.pairing import PairedCategories, PairedImages, pair_categories, pair_images
 from maskrcnn.types import Category
 
 

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from maskrcnn.evaluation.evaluate_run.average_precision import Curves, average
+from maskrcnn.evaluation.evaluate_run.image_scores import Expected, Found, Objects, Weighed, weigh
 from maskrcnn.masks.encode.rle import rle_areas
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-
-from maskrcnn.averages import Curves, average
-from maskrcnn.scoring import Expected, Found, Objects, Weighed, weigh
 
 FIXTURE = Path(__file__).parent.parent.parent / "shared" / "data" / "eval_fixture"
 needs_fixture = pytest.mark.skipif(

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torchvision.models.detection import MaskRCNN
 
-from ..evaluate import average_precision
+from ..evaluation.pycocotools_reference import average_precision
 from ..models.build import build_network, save_model
 from ..models.efficientnet import EfficientNetLite0
 from .color_baseline import color_meanings, threshold_colors

@@ -13,9 +13,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import UsageError
-from .formats.coco_reader import Truth, TruthCategory
-from .types import Category
+from ..errors import UsageError
+from ..formats.coco_reader import Truth, TruthCategory
+from ..types import Category
 
 _EXAMPLES: Final = 3
 

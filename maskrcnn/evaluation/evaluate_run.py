@@ -18,16 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .averages import STATS, Curves, average
-from .errors import RunError, UsageError
-from .formats.coco_reader import Truth, read_truth
-from .io.parquet import Part, write_table
-from .io.storage import Storage
-from .pairing import PairedCategories, PairedImages, pair_categories, pair_images
-from .partscore import SHARE, PartScore, Task, Terms, weigh_part
-from .pipeline.success import RunAll, parts_of, run_here
-from .results.run import Run, open_run
-from .scoring import KINDS, SURE, Kind
+from ..errors import RunError, UsageError
+from ..formats.coco_reader import Truth, read_truth
+from ..io.parquet import Part, write_table
+from ..io.storage import Storage
+from ..pipeline.success import RunAll, parts_of, run_here
+from ..results.run import Run, open_run
+from .alignment import PairedCategories, PairedImages, pair_categories, pair_images
+from .average_precision import STATS, Curves, average
+from .evaluate_part import SHARE, PartScore, Task, Terms, weigh_part
+from .image_scores import KINDS, SURE, Kind
 
 log = logging.getLogger("maskrcnn")
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .errors import UsageError
+from ..errors import UsageError
 
 IouType = Literal["bbox", "segm"]
 _SHAPE: Final[Mapping[IouType, str]] = MappingProxyType({"bbox": "bbox", "segm": "segmentation"})

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from .averages import Tally
-from .errors import RunError, UsageError
-from .formats.coco_reader import ANNOTATIONS
-from .io.parquet import Part
-from .io.storage import Storage
-from .masks.rle_decode import read_masks
-from .scoring import Expected, Found, Kind, Objects, Weighed, weigh
+from ..errors import RunError, UsageError
+from ..formats.coco_reader import ANNOTATIONS
+from ..io.parquet import Part
+from ..io.storage import Storage
+from ..masks.rle_decode import read_masks
+from .average_precision import Tally
+from .image_scores import Expected, Found, Kind, Objects, Weighed, weigh
 
 BATCH_OBJECTS: Final = 16_384
 """Found and true, weighed at once; an image is never divided."""

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .averages import Tally
+from .average_precision import Tally
 from .matching import IOUS, Edges, Matches, joined, match, outside, overlaps
 
 Kind = Literal["segm", "bbox"]

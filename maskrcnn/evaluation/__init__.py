@@ -1,0 +1,1 @@
+"""Detections aligned with ground truth, matched, and scored."""
