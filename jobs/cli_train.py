@@ -133,7 +133,7 @@ def _check_installed() -> None:
 
 
 def _request(dataset: str, output: str, options: dict[str, Any]) -> Any:
-    from maskrcnn.recipe import Recipe
+    from maskrcnn.training.config import Recipe
 
     from .train import Request
 

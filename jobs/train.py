@@ -24,12 +24,12 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from maskrcnn.config import Speed
 from maskrcnn.curves import render_training
-from maskrcnn.dataset import Dataset, read_dataset, split_dataset
 from maskrcnn.errors import MaskrcnnError, RunError, UsageError
 from maskrcnn.imaging.decode_pool import keep_freed_memory
 from maskrcnn.io.storage import Storage
 from maskrcnn.models.registry import TRAINABLE, describe_model
-from maskrcnn.recipe import LOG, MODEL, RESULT, Recipe, identity_of
+from maskrcnn.training.config import LOG, MODEL, RESULT, Recipe, identity_of
+from maskrcnn.training.dataset import Dataset, read_dataset, split_dataset
 from maskrcnn.types import Category
 
 from .cluster import check_device, connected
@@ -257,8 +257,8 @@ def work(config: dict[str, Any]) -> None:
     # Not in the driver, which needs no network.
     import torch
 
-    from maskrcnn.train import DivergedError, Process, State, Task
-    from maskrcnn.train import train as learn
+    from maskrcnn.training.trainer import DivergedError, Process, State, Task
+    from maskrcnn.training.trainer import train as learn
 
     storage = Storage(config["folder"])
     if storage.exists(FAILURE):  # what is no accident would happen again

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from maskrcnn.augment import Augmentation, apply, draw
+from maskrcnn.training.augmentation import Augmentation, apply, draw
 
 PLAIN = Augmentation(1.0, 0.0, 0.0, False, False, 1.0, 1.0, 1.0, 0.0)
 GROUND = (0.0, 0.0, 0.0)

@@ -24,7 +24,7 @@ from maskrcnn.models.conversion.h5_reader import arrays_in_h5
 from maskrcnn.models.matterport_config import ELSEWHERE, MatterportConfig, config_of, configured
 from maskrcnn.models.registry import COCO_CATEGORIES, describe_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
-from maskrcnn.recipe import Recipe
+from maskrcnn.training.config import Recipe
 
 LOGITS = "mrcnn_class_logits/mrcnn_class_logits/kernel:0"
 STEM = "conv1/conv1/kernel:0"

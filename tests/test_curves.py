@@ -4,7 +4,7 @@ import re
 from html.parser import HTMLParser
 
 from maskrcnn.curves import render_training
-from maskrcnn.recipe import LOSSES
+from maskrcnn.training.config import LOSSES
 
 FACTS = {
     "request": {

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from maskrcnn.dataset import SCHEMA, coco_truth, read_dataset, split_dataset
 from maskrcnn.errors import UsageError
+from maskrcnn.training.dataset import SCHEMA, coco_truth, read_dataset, split_dataset
 from maskrcnn.types import Category
 
 NAN = float("nan")

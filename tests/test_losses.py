@@ -11,11 +11,11 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 
-from maskrcnn.losses import ImageLosses, SeededSampler
 from maskrcnn.models.build import load_model
-from maskrcnn.recipe import LOSSES
 from maskrcnn.synthetic.scenes import render_scene
 from maskrcnn.synthetic.train_scenes import to_target, to_tensor
+from maskrcnn.training.config import LOSSES
+from maskrcnn.training.losses import ImageLosses, SeededSampler
 
 SIDE = 192
 

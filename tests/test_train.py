@@ -5,12 +5,12 @@ import pytest
 import torch
 from labelled import write_labels
 
-from maskrcnn import train as training
-from maskrcnn.dataset import read_dataset, split_dataset
 from maskrcnn.errors import ItemError, RunError, UsageError
 from maskrcnn.models.build import load_model
-from maskrcnn.recipe import COLUMNS, LOSSES, Recipe
-from maskrcnn.train import Process, Task, train
+from maskrcnn.training import trainer as training
+from maskrcnn.training.config import COLUMNS, LOSSES, Recipe
+from maskrcnn.training.dataset import read_dataset, split_dataset
+from maskrcnn.training.trainer import Process, Task, train
 
 SIDE = 128
 RECIPE = Recipe(

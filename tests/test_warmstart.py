@@ -8,8 +8,8 @@ from torch import nn
 
 from maskrcnn.errors import UsageError
 from maskrcnn.models.build import build_network, load_model, save_model
+from maskrcnn.training.initialization import HEAD, freeze, norms_as_they_are, start
 from maskrcnn.types import Category
-from maskrcnn.warmstart import HEAD, freeze, norms_as_they_are, start
 
 LITE = "maskrcnn_efficientnet_lite0_fpn"
 RESNET18 = "maskrcnn_resnet18_fpn"
@@ -113,7 +113,7 @@ def test_every_trunk_has_five_stages():
 
 def test_norms_that_add_another_epsilon_are_carried_over(tmp_path, monkeypatch):
     """`coco-v1` was trained with an epsilon of 0; the file that comes out has torch's."""
-    from maskrcnn import warmstart
+    from maskrcnn.training import initialization
 
     network = build_network(RESNET18, 2, 64, 64).eval()
     for layer in network.modules():
@@ -125,7 +125,7 @@ def test_norms_that_add_another_epsilon_are_carried_over(tmp_path, monkeypatch):
     for layer in loaded.module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.eps = 0.0
-    monkeypatch.setattr(warmstart, "load_model", lambda _name: loaded)
+    monkeypatch.setattr(initialization, "load_model", lambda _name: loaded)
     begun = start("ours", [Category(1, "a")])
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():

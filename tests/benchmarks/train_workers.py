@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from maskrcnn.recipe import LOSSES
+from maskrcnn.training.config import LOSSES
 from tests.labelled import write_labels
 
 FIRST = 50_000_000

@@ -13,7 +13,7 @@ import pytest
 from labelled import write_labels
 
 from maskrcnn.models.build import load_model
-from maskrcnn.recipe import LOSSES
+from maskrcnn.training.config import LOSSES
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 SIDE = 128

@@ -17,14 +17,14 @@ from typing import Any, Final
 import pyarrow as pa
 from pycocotools import mask as coco_mask
 
-from .errors import ItemError, UsageError
-from .formats.coco_checks import Finding, Findings, Objects, is_integer, read_objects
-from .imaging.decode import Limits, decode_image
-from .io.inputs import read_input
-from .io.sources import folder_of, usage_errors
-from .io.storage import Storage
-from .io.stores import is_remote, join
-from .types import Category
+from ..errors import ItemError, UsageError
+from ..formats.coco_checks import Finding, Findings, Objects, is_integer, read_objects
+from ..imaging.decode import Limits, decode_image
+from ..io.inputs import read_input
+from ..io.sources import folder_of, usage_errors
+from ..io.storage import Storage
+from ..io.stores import is_remote, join
+from ..types import Category
 
 LIMITS: Final = Limits(max_pixels=178_956_970, max_bytes=2**31, max_aspect=float("inf"))
 """Larger images are refused by their headers; `segment` does not read them whole either."""

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from .errors import UsageError
+from ..errors import UsageError
 
 LOSSES: Final = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
 """torchvision's names, in the order of the equations of `losses`."""

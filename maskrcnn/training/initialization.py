@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
-from .errors import UsageError
-from .models.build import ARCHITECTURES, Model, build_network, load_model
-from .models.imagenet import load_imagenet
-from .models.matterport_config import MATTERPORT
-from .models.registry import ModelCard
-from .recipe import STAGES
-from .types import Category
+from ..errors import UsageError
+from ..models.build import ARCHITECTURES, Model, build_network, load_model
+from ..models.imagenet import load_imagenet
+from ..models.matterport_config import MATTERPORT
+from ..models.registry import ModelCard
+from ..types import Category
+from .config import STAGES
 
 HEAD: Final = ("roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred",
                "roi_heads.mask_predictor.mask_fcn_logits")  # fmt: skip

@@ -22,18 +22,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from .batches import Sample, Samples, read_pixels
+from ..errors import RunError, UsageError
+from ..evaluation.pycocotools_reference import average_precision
+from ..io.storage import Storage
+from ..models.build import Model, save_model
+from ..models.registry import ModelCard
+from ..models.segmenter import MaskRCNNSegmenter
+from ..types import Category
+from .config import CHECKPOINT, COLUMNS, LOG, LOSSES, MODEL, Recipe, learning_rate, order_of, steps_of
+from .data_loading import Sample, Samples, read_pixels
 from .dataset import coco_truth
-from .errors import RunError, UsageError
-from .evaluation.pycocotools_reference import average_precision
-from .io.storage import Storage
+from .initialization import Start, freeze, norms_as_they_are, start, trunk_parameters
 from .losses import ImageLosses
-from .models.build import Model, save_model
-from .models.registry import ModelCard
-from .models.segmenter import MaskRCNNSegmenter
-from .recipe import CHECKPOINT, COLUMNS, LOG, LOSSES, MODEL, Recipe, learning_rate, order_of, steps_of
-from .types import Category
-from .warmstart import Start, freeze, norms_as_they_are, start, trunk_parameters
 
 log = logging.getLogger("maskrcnn")
 

@@ -56,7 +56,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 
-from .recipe import LOSSES
+from .config import LOSSES
 
 Target = dict[str, Tensor]
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)

@@ -8,13 +8,13 @@ import pyarrow as pa
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .augment import apply, draw
+from ..imaging.decode import decode_image
+from ..io.inputs import read_input
+from ..types import Pixels
+from .augmentation import apply, draw
+from .config import Recipe
 from .dataset import LIMITS
-from .imaging.decode import decode_image
-from .io.inputs import read_input
 from .losses import Target
-from .recipe import Recipe
-from .types import Pixels
 
 
 @dataclass(frozen=True, slots=True)

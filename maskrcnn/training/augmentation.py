@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torchvision.transforms.v2 import functional as T  # noqa: N812
 
+from ..masks.rle import rle_areas, rle_boxes_xywh
+from ..types import Pixels
 from .losses import Target
-from .masks.rle import rle_areas, rle_boxes_xywh
-from .types import Pixels
 
 MIN_VISIBLE: Final = 0.1
 """An object of which a crop shows less than this share, or less than four pixels, is not learned from there."""

@@ -1,0 +1,1 @@
+"""The dataset, augmentation, losses, and the trainer."""
