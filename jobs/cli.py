@@ -311,7 +311,7 @@ def reduce(output: str, coco: str, as_json: bool) -> None:
     The exit code is 0 whatever share of the images failed.
     """
     from maskrcnn.pipeline.reduce import reduce_run
-    from maskrcnn.report import write_report
+    from maskrcnn.visualization.run_report import write_report
 
     success = reduce_run(output, coco_mode=coco, write_report=write_report)
     click.echo(json.dumps(success["counts"]) if as_json else _summary(success["counts"], output))

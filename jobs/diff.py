@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import maskrcnn
-from maskrcnn.diffpage import compare_runs, draw_diffs, write_page
 from maskrcnn.errors import UsageError
 from maskrcnn.io.storage import Storage
 from maskrcnn.results.diff import Comparison
 from maskrcnn.results.diff_matching import KINDS, Rules
 from maskrcnn.results.reader import RunReader
+from maskrcnn.visualization.diff_report import compare_runs, draw_diffs, write_page
 
 log = logging.getLogger("maskrcnn")
 

@@ -40,7 +40,7 @@ def evaluate(output: str, truth: str, asked: Asked, address: str | None, *, page
 
 
 def _evaluate(storage: Storage, truth: str, asked: Asked, run_all: RunAll, *, page: bool) -> Evaluation:
-    from maskrcnn.scoresheet import write_page
+    from maskrcnn.visualization.evaluation_report import write_page
 
     with evaluating(storage.url, truth, asked, run_all) as (evaluation, shares):
         write_evaluation(storage, evaluation)

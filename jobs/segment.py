@@ -39,8 +39,8 @@ from maskrcnn.pipeline.plan_windows import plan_windows
 from maskrcnn.pipeline.receipts import SHARDS, standing_receipts
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import finished, read_success
-from maskrcnn.report import write_report
 from maskrcnn.schema import SCHEMA_VERSION
+from maskrcnn.visualization.run_report import write_report
 
 from .actor import PROBES, WorkerSpec
 from .progress import Progress

@@ -13,7 +13,6 @@ from PIL import Image
 
 import maskrcnn
 from maskrcnn.config import Compute
-from maskrcnn.display import DISPLAY_SCORE, sheet
 from maskrcnn.errors import ERROR_CODES, ItemError, RunError, UsageError
 from maskrcnn.imaging.decode import Limits, decode_image
 from maskrcnn.io.inputs import read_input
@@ -23,8 +22,19 @@ from maskrcnn.models.registry import category_ids_named, describe_model
 from maskrcnn.pipeline.plan import RUN
 from maskrcnn.results.export import safe_name
 from maskrcnn.results.reader import RunReader
-from maskrcnn.show import PICTURE_PX, View, cells_of, choose, facts_of, picture_of, side_of, summary_of, views
 from maskrcnn.types import Category, Pixels
+from maskrcnn.visualization.display import DISPLAY_SCORE, sheet
+from maskrcnn.visualization.run_images import (
+    PICTURE_PX,
+    View,
+    cells_of,
+    choose,
+    facts_of,
+    picture_of,
+    side_of,
+    summary_of,
+    views,
+)
 
 log = logging.getLogger("maskrcnn")
 

@@ -23,7 +23,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from maskrcnn.config import Speed
-from maskrcnn.curves import render_training
 from maskrcnn.errors import MaskrcnnError, RunError, UsageError
 from maskrcnn.imaging.decode_pool import keep_freed_memory
 from maskrcnn.io.storage import Storage
@@ -31,6 +30,7 @@ from maskrcnn.models.registry import TRAINABLE, describe_model
 from maskrcnn.training.config import LOG, MODEL, RESULT, Recipe, identity_of
 from maskrcnn.training.dataset import Dataset, read_dataset, split_dataset
 from maskrcnn.types import Category
+from maskrcnn.visualization.training_report import render_training
 
 from .cluster import check_device, connected
 from .progress import LOG_EVERY_S, duration

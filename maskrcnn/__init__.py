@@ -15,13 +15,13 @@ from .errors import ERROR_CODES, ItemError, MaskrcnnError, RunError, UsageError
 from .types import Category, Detections
 
 if TYPE_CHECKING:
-    from .display import display_instances, display_masks
     from .imaging.decode import Limits, decode_image
     from .models.build import Model, load_model
     from .models.segmenter import MaskRCNNSegmenter as Segmenter
     from .results.run import Run, open_run
     from .synthetic.planted import PlantedSegmenter
-    from .visualize import contact_sheet, draw_instances, draw_mask
+    from .visualization.display import display_instances, display_masks
+    from .visualization.draw import contact_sheet, draw_instances, draw_mask
 
 _LAZY = {
     "Limits": "decode",

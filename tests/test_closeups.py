@@ -18,8 +18,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from windowed import compute_of, mosaic, run_windows, write_geotiff
 
-from maskrcnn import closeups, schema
-from maskrcnn.closeups import draw_closeups, look_around, pick_foci, region_around
+from maskrcnn import schema
 from maskrcnn.imaging.geometry import Rect
 from maskrcnn.io.parquet import Part, write_table
 from maskrcnn.io.storage import Storage
@@ -30,6 +29,8 @@ from maskrcnn.schema import ImageResult
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedInstance, png
 from maskrcnn.synthetic.planted_mosaic import color_of, ground, objects_in, paint
 from maskrcnn.types import Category, Detections, Pixels
+from maskrcnn.visualization import gallery_windows
+from maskrcnn.visualization.gallery_windows import draw_closeups, look_around, pick_foci, region_around
 
 pytest.importorskip("rasterio")
 
@@ -66,7 +67,10 @@ def test_masks_of_a_region_are_those_of_its_pixels(run: tuple[Path, dict[str, Pi
         for number, category, crop, x, y in objects_in(pixels):
             mask = np.zeros((height, width), np.uint8)
             mask[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
-            if np.float32(0.1 + 0.9 * (number * 2_654_435_761 % 2**16) / 2**16) >= closeups.SHOWN_SCORE:
+            if (
+                np.float32(0.1 + 0.9 * (number * 2_654_435_761 % 2**16) / 2**16)
+                >= gallery_windows.SHOWN_SCORE
+            ):
                 truth.add(np.asfortranarray(mask).tobytes())
             assert category < 3
         assert masks == truth
@@ -128,7 +132,7 @@ def test_an_image_that_is_gone_or_was_replaced_says_so(tmp_path: Path) -> None:
 def test_an_object_that_is_larger_than_a_picture_is_shown_in_its_middle() -> None:
     box = {"xmin": 1000.0, "ymin": 2000.0, "xmax": 31_000.0, "ymax": 12_000.0}
     region = region_around(box, 18_000, 36_000)
-    assert region.width == closeups.MOST_PX
+    assert region.width == gallery_windows.MOST_PX
     assert (region.col_off + region.width / 2, region.row_off + region.height / 2) == (16_000, 7_000)
 
 

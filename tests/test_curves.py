@@ -3,8 +3,8 @@
 import re
 from html.parser import HTMLParser
 
-from maskrcnn.curves import render_training
 from maskrcnn.training.config import LOSSES
+from maskrcnn.visualization.training_report import render_training
 
 FACTS = {
     "request": {

@@ -30,7 +30,6 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.merge_retries import group_shards
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.report import write_report
 from maskrcnn.results.verify import verify_run
 from maskrcnn.synthetic.planted import (
     PLANTED_CATEGORIES,
@@ -41,6 +40,7 @@ from maskrcnn.synthetic.planted import (
 )
 from maskrcnn.synthetic.planted_mosaic import MosaicSegmenter
 from maskrcnn.types import Detections, Pixels
+from maskrcnn.visualization.run_report import write_report
 
 Json = dict[str, Any]
 IMAGES = 30
@@ -469,7 +469,7 @@ def test_a_run_of_windows_is_weighed_by_its_whole_objects(
 
     # Of a large image the page shows what is around a fault.
     changed(tmp_path, annotations=lambda a: None if a["id"] == 0 else a)
-    monkeypatch.setattr("maskrcnn.worst.WHOLE_PIXELS", 1000)
+    monkeypatch.setattr("maskrcnn.visualization.worst_images.WHOLE_PIXELS", 1000)
     assert evaluated(tmp_path)["at_half"]["spurious"] == 1
     page = (tmp_path / "run" / "evaluation" / "evaluation.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 2

@@ -14,11 +14,11 @@ from PIL import Image
 
 from maskrcnn import schema
 from maskrcnn.errors import ItemError
-from maskrcnn.gallery import draw_gallery, pick_gallery
 from maskrcnn.io.parquet import Part, write_table
 from maskrcnn.io.storage import Storage
 from maskrcnn.schema import ImageResult
 from maskrcnn.types import Category, Detections, Pixels
+from maskrcnn.visualization.gallery import draw_gallery, pick_gallery
 
 CATEGORIES = tuple(Category(k, f"kind {k}") for k in range(1, 9))
 HEIGHT, WIDTH = 300, 400

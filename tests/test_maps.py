@@ -13,17 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from maskrcnn import maps as maps_module
 from maskrcnn.errors import ItemError
-from maskrcnn.globe import SIDE, Frame, World, cut_of, places_of, ticks, transformer, world_of
 from maskrcnn.imaging.geometry import Sized
 from maskrcnn.io.parquet import write_table
 from maskrcnn.io.storage import Storage
-from maskrcnn.maps import DOTS, Map, Maps, draw_maps
-from maskrcnn.report import render_report
 from maskrcnn.stats import Stats
 from maskrcnn.tiling.index import Cutting, Items, number_windows
 from maskrcnn.types import Category
+from maskrcnn.visualization import maps as maps_module
+from maskrcnn.visualization.basemap import SIDE, Frame, World, cut_of, places_of, ticks, transformer, world_of
+from maskrcnn.visualization.maps import DOTS, Map, Maps, draw_maps
+from maskrcnn.visualization.run_report import render_report
 
 pyproj = pytest.importorskip("pyproj")
 

@@ -18,8 +18,8 @@ from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.report import write_report
 from maskrcnn.synthetic.planted import PlantedInstance, PlantedSegmenter, plant, png
+from maskrcnn.visualization.run_report import write_report
 
 LIMITS: Final = Limits(10**6, 10**6, 1333.0)
 

@@ -16,9 +16,9 @@ from maskrcnn.pipeline.plan import Plan, write_run
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import parts_of, read_success
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.report import write_report
 from maskrcnn.stats import Stats
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
+from maskrcnn.visualization.run_report import write_report
 
 ROWS = 30
 

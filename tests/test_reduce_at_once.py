@@ -30,8 +30,8 @@ from maskrcnn.pipeline.plan import Plan, create_plan, read_plan, write_run
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import finished
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.report import write_report
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
+from maskrcnn.visualization.run_report import write_report
 
 GATED = ("write", "create", "remove", "remove_tree", "exists", "size", "list")
 
@@ -144,7 +144,7 @@ def gated(stage: Stage) -> Iterator[None]:
             patch.setattr(Storage, name, functools.wraps(method)(stopping))
         patch.setattr(Storage, "building", gated_building)
         patch.setattr(reduce, "ThreadPoolExecutor", InOrder)
-        patch.setattr("maskrcnn.report.GALLERY_IMAGES", 0)
+        patch.setattr("maskrcnn.visualization.run_report.GALLERY_IMAGES", 0)
         patch.setattr(reduce, "group_shards", functools.partial(group_shards, part_bytes=1))
         try:
             yield

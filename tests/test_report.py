@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from maskrcnn.errors import RunError
-from maskrcnn.gallery import GalleryItem
-from maskrcnn.report import render_report
 from maskrcnn.stats import Stats
 from maskrcnn.types import Category
+from maskrcnn.visualization.gallery import GalleryItem
+from maskrcnn.visualization.run_report import render_report
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}&amp;"
 VOID = {"meta", "img", "br"}

@@ -25,9 +25,9 @@ from maskrcnn.pipeline.receipts import standing_receipts
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import finished, read_success
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.report import write_report
 from maskrcnn.stats import Stats
 from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
+from maskrcnn.visualization.run_report import write_report
 
 IMAGES = 12
 
@@ -106,7 +106,7 @@ def comparable(storage: Storage) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the report take half of a run's time here."""
-    monkeypatch.setattr("maskrcnn.report.GALLERY_IMAGES", 0)
+    monkeypatch.setattr("maskrcnn.visualization.run_report.GALLERY_IMAGES", 0)
 
 
 @pytest.fixture

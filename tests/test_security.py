@@ -42,8 +42,8 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.models.registry import describe_model
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.report import write_report
 from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
+from maskrcnn.visualization.run_report import write_report
 
 ROOT: Final = Path(__file__).parent.parent
 LIMITS: Final = Limits(10**6, 10**6, 1333.0)

@@ -18,8 +18,8 @@ from maskrcnn.pipeline.plan import check_run, read_plan, read_plans, read_run
 from maskrcnn.pipeline.receipts import standing_receipts
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.report import write_report
 from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
+from maskrcnn.visualization.run_report import write_report
 
 
 @pytest.fixture

@@ -18,7 +18,13 @@ from PIL import Image
 from windowed import compute_of, mosaic, run_windows, write_geotiff
 
 import maskrcnn
-from maskrcnn.display import (
+from maskrcnn.errors import UsageError
+from maskrcnn.io.storage import Storage
+from maskrcnn.results.reader import RunReader, find_images, where
+from maskrcnn.results.run import open_run
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, plant, png, random_instances
+from maskrcnn.types import Category, Detections
+from maskrcnn.visualization.display import (
     Cell,
     as_categories,
     as_detections,
@@ -28,12 +34,6 @@ from maskrcnn.display import (
     draw_legibly,
     sheet,
 )
-from maskrcnn.errors import UsageError
-from maskrcnn.io.storage import Storage
-from maskrcnn.results.reader import RunReader, find_images, where
-from maskrcnn.results.run import open_run
-from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, plant, png, random_instances
-from maskrcnn.types import Category, Detections
 
 HEIGHT, WIDTH = 120, 160
 ONE = rectangles(
@@ -446,7 +446,7 @@ def test_of_a_large_raster_what_is_around_instances_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("rasterio")
-    monkeypatch.setattr("maskrcnn.show.WHOLE_PIXELS", 300 * 400)
+    monkeypatch.setattr("maskrcnn.visualization.run_images.WHOLE_PIXELS", 300 * 400)
     write_geotiff(tmp_path / "in" / "large.tif", mosaic(700, 800, 30, 1))
     small = mosaic(300, 400, 8, 2)
     (tmp_path / "in" / "small.png").write_bytes(png(small))

@@ -37,12 +37,12 @@ from maskrcnn.pipeline.plan import Plan, read_plans
 from maskrcnn.pipeline.plan_retry import plan_retry
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.report import write_report
 from maskrcnn.results import invariants, verify, verify_loading
 from maskrcnn.results.verify import Verdict, verify_run
 from maskrcnn.results.verify_loading import digest_and_size, row_groups
 from maskrcnn.schema import INSTANCES
 from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
+from maskrcnn.visualization.run_report import write_report
 
 ROWS = 25
 PARTS = 5

@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from maskrcnn.types import Category, Detections
-from maskrcnn.visualize import contact_sheet, draw_instances, draw_mask, instance_color
+from maskrcnn.visualization.draw import contact_sheet, draw_instances, draw_mask, instance_color
 
 CATEGORIES = (Category(1, "person"), Category(3, "car"))
 

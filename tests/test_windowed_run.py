@@ -17,12 +17,12 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.plan import read_plans
 from maskrcnn.pipeline.plan_retry import plan_retry
 from maskrcnn.pipeline.reduce import reduce_run
-from maskrcnn.report import write_report
 from maskrcnn.results.run import Run
 from maskrcnn.results.verify import verify_run
 from maskrcnn.synthetic.planted import png
 from maskrcnn.synthetic.planted_mosaic import objects_in, score_of
 from maskrcnn.types import Pixels
+from maskrcnn.visualization.run_report import write_report
 
 pytest.importorskip("rasterio")
 

@@ -18,10 +18,10 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.plan import pending_of, read_plans, read_run
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.report import write_report
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedInstance
 from maskrcnn.synthetic.planted_mosaic import MosaicSegmenter, ground, paint
 from maskrcnn.types import Pixels, Segmenter
+from maskrcnn.visualization.run_report import write_report
 
 NORTH_UP = (0.5, 0.0, 450_000.0, 0.0, -0.5, 36_000.0)
 

@@ -24,9 +24,9 @@ from maskrcnn.pipeline.manifest import write_manifest
 from maskrcnn.pipeline.plan import Plan, Shard, run_digest, write_run
 from maskrcnn.pipeline.receipts import commit, write_shard
 from maskrcnn.pipeline.reduce import reduce_run
-from maskrcnn.report import write_report
 from maskrcnn.schema import INSTANCES, MANIFEST, ImageResult, images_table
 from maskrcnn.stats import Stats
+from maskrcnn.visualization.run_report import write_report
 
 SHARD_IMAGES = 1000
 

@@ -54,7 +54,7 @@ from maskrcnn.io.stores import is_remote
 from maskrcnn.pipeline.plan import pending_of, read_plans
 from maskrcnn.pipeline.receipts import standing_receipts
 from maskrcnn.pipeline.reduce import reduce_run
-from maskrcnn.report import write_report
+from maskrcnn.visualization.run_report import write_report
 
 WORKERS: Final = min(os.cpu_count() or 1, 4)
 _NOT_APPLICABLE: Final = 99

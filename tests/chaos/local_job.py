@@ -26,8 +26,8 @@ from maskrcnn.pipeline.plan import Plan, check_run, pending_of, read_plans, read
 from maskrcnn.pipeline.receipts import standing_receipts
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.report import write_report
 from maskrcnn.synthetic.planted import PlantedSegmenter, plant, png, random_instances, write_planted
+from maskrcnn.visualization.run_report import write_report
 
 SHARD_IMAGES: Final = 2
 N_SHARDS: Final = 4

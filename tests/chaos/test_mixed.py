@@ -21,9 +21,9 @@ from maskrcnn.imaging.decode_pool import Decoders
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.report import write_report
 from maskrcnn.results.verify import verify_run
 from maskrcnn.synthetic.planted import PlantedSegmenter, plant, planted_instances, png, random_instances
+from maskrcnn.visualization.run_report import write_report
 
 GOOD, EACH = 1600, 40
 MAX_BYTES: Final = 100_000

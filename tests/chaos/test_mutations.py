@@ -31,9 +31,9 @@ from maskrcnn.imaging.decode_pool import Decoders
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.report import write_report
 from maskrcnn.results.verify import verify_run
 from maskrcnn.synthetic.planted import PlantedSegmenter
+from maskrcnn.visualization.run_report import write_report
 
 COUNT: Final = int(os.environ.get("CHAOS_MUTATIONS", "300" if SIZE == 1 else "2000"))
 HANG_S: Final = 10.0

@@ -10,8 +10,8 @@ import pyarrow.dataset
 import s3fs
 
 import chaos.crash
-from maskrcnn import report
+from maskrcnn.visualization import run_report
 
 LOADED = (importlib.readers, numpy.ma, pandas, PIL.PpmImagePlugin, pyarrow.dataset, s3fs, chaos.crash)
-report._template()
+run_report._template()
 gc.freeze()  # what is here stays, and its pages need not be copied into each fork

@@ -15,15 +15,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ..errors import UsageError
+from ..formats.geoparquet import extra, parse_crs
+from ..formats.vector import crs_of
+from ..io.storage import Storage
+from ..stats import HALF, Stats
+from ..tiling.index import Items
+from ..types import Category
+from .basemap import SIDE, Floats, Frame, Place, World, area, places_of, ticks, transformer, turned, world_of
 from .charts import Mark, number_text
-from .errors import UsageError
-from .formats.geoparquet import extra, parse_crs
-from .formats.vector import crs_of
-from .globe import SIDE, Floats, Frame, Place, World, area, places_of, ticks, transformer, turned, world_of
-from .io.storage import Storage
-from .stats import HALF, Stats
-from .tiling.index import Items
-from .types import Category
 
 COLUMNS: Final = 72
 """Of cells, in a map; half as many in those of single categories."""

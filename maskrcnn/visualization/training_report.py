@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import jinja2
 
+from ..training.config import COLUMNS, LOSSES
 from .charts import Mark
-from .training.config import COLUMNS, LOSSES
 
 MEASURED: Final = {"mask_ap": "mask AP", "mask_ap50": "mask AP at IoU 0.50", "box_ap": "box AP"}
 

@@ -14,15 +14,15 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..evaluation.average_precision import RECALLS, Curves
+from ..evaluation.evaluate_run import FOLDER, Evaluation, Shares
+from ..evaluation.image_scores import KINDS, Kind
+from ..evaluation.matching import IOUS
+from ..io.storage import Storage
+from ..results.reader import RunReader
+from ..results.run import open_run
 from .charts import number_text, percent_text
-from .evaluation.average_precision import RECALLS, Curves
-from .evaluation.evaluate_run import FOLDER, Evaluation, Shares
-from .evaluation.image_scores import KINDS, Kind
-from .evaluation.matching import IOUS
-from .io.storage import Storage
-from .results.reader import RunReader
-from .results.run import open_run
-from .worst import Worst, draw_worst
+from .worst_images import Worst, draw_worst
 
 PAGE: Final = f"{FOLDER}/evaluation.html"
 LISTED_CATEGORIES: Final = 25

@@ -17,22 +17,22 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .closeups import region_pixels
+from ..errors import ERROR_CODES, ItemError, RunError
+from ..imaging.decode import Limits
+from ..imaging.decode_pool import Decoders
+from ..imaging.geometry import Rect
+from ..io.parquet import write_tables
+from ..io.storage import Storage
+from ..masks.crop import crop_detections
+from ..pipeline.manifest import read_items
+from ..results.diff import Comparison, ImageDiff, Tally
+from ..results.diff_matching import APPEARED, KINDS, MOVED, RELABELLED, RESCORED, SAME, VANISHED
+from ..results.reader import ImageRow, RunReader
+from ..types import Detections, Pixels
 from .display import jpeg_of, short
-from .errors import ERROR_CODES, ItemError, RunError
-from .imaging.decode import Limits
-from .imaging.decode_pool import Decoders
-from .imaging.geometry import Rect
-from .io.parquet import write_tables
-from .io.storage import Storage
-from .masks.crop import crop_detections
-from .pipeline.manifest import read_items
-from .results.diff import Comparison, ImageDiff, Tally
-from .results.diff_matching import APPEARED, KINDS, MOVED, RELABELLED, RESCORED, SAME, VANISHED
-from .results.reader import ImageRow, RunReader
-from .show import focus_on, read_image
-from .types import Detections, Pixels
-from .visualize import Color, draw_instances
+from .draw import Color, draw_instances
+from .gallery_windows import region_pixels
+from .run_images import focus_on, read_image
 
 PICTURE_PX: Final = 560
 _SCALE: Final = 1.2

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
-from .imaging.geometry import Rect
-from .masks.crop import crop_detections
-from .masks.rle import rle_areas, rle_boxes_xyxy
-from .types import Category, Detections, Pixels
-from .visualize import LABEL_CHARACTERS, Color, draw_instances, draw_mask
+from ..imaging.geometry import Rect
+from ..masks.crop import crop_detections
+from ..masks.rle import rle_areas, rle_boxes_xyxy
+from ..types import Category, Detections, Pixels
+from .draw import LABEL_CHARACTERS, Color, draw_instances, draw_mask
 
 ClassNames: TypeAlias = Sequence[Category] | Sequence[str] | Mapping[int, str]
 """Categories; or names by label, as a mapping or as a list that begins with the background."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .stats import AREA_EDGES, COCO_EDGES, COUNT_EDGES, RELATIVE_EDGES, SCORE_BINS, SIZE_EDGES, Stats
+from ..stats import AREA_EDGES, COCO_EDGES, COUNT_EDGES, RELATIVE_EDGES, SCORE_BINS, SIZE_EDGES, Stats
 
 MATRIX_CATEGORIES: Final = 20
 

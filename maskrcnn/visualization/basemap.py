@@ -13,10 +13,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import UsageError
-from .formats.geoparquet import extra, parse_crs
-from .imaging.geometry import Sized
-from .tiling.index import Items
+from ..errors import UsageError
+from ..formats.geoparquet import extra, parse_crs
+from ..imaging.geometry import Sized
+from ..tiling.index import Items
 
 SIDE: Final = 1000
 """Units that a map is wide."""

@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from .closeups import region_around, region_pixels
-from .errors import ERROR_CODES, ItemError, RunError
-from .evaluation.evaluate_part import masks_of
-from .evaluation.evaluate_run import Evaluation, Shares
-from .evaluation.image_scores import SURE
-from .evaluation.matching import Edges, match, overlaps
-from .imaging.decode import Limits
-from .imaging.decode_pool import Decoders
-from .imaging.geometry import Rect
-from .masks.crop import crop_detections
-from .masks.rle import rle_areas, rle_boxes_xyxy
-from .pipeline.manifest import read_items
-from .results.reader import ImageRow, RunReader
-from .show import WHOLE_PIXELS, focus_on, read_image
-from .types import Category, Detections, Pixels
-from .visualize import Color, draw_instances
+from ..errors import ERROR_CODES, ItemError, RunError
+from ..evaluation.evaluate_part import masks_of
+from ..evaluation.evaluate_run import Evaluation, Shares
+from ..evaluation.image_scores import SURE
+from ..evaluation.matching import Edges, match, overlaps
+from ..imaging.decode import Limits
+from ..imaging.decode_pool import Decoders
+from ..imaging.geometry import Rect
+from ..masks.crop import crop_detections
+from ..masks.rle import rle_areas, rle_boxes_xyxy
+from ..pipeline.manifest import read_items
+from ..results.reader import ImageRow, RunReader
+from ..types import Category, Detections, Pixels
+from .draw import Color, draw_instances
+from .gallery_windows import region_around, region_pixels
+from .run_images import WHOLE_PIXELS, focus_on, read_image
 
 PICTURES: Final = 9
 PICTURE_PX: Final = 520

@@ -15,19 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .errors import ERROR_CODES, ItemError, RunError
+from ..errors import ERROR_CODES, ItemError, RunError
+from ..imaging.decode import Limits
+from ..imaging.decode_pool import Decoders, RasterSource
+from ..imaging.geometry import Rect
+from ..imaging.radiometry import Radiometry
+from ..io.inputs import read_input
+from ..io.parquet import Part
+from ..io.storage import Storage
+from ..masks.crop import crop_detections
+from ..schema import detections_of
+from ..tiling.index import Items
+from ..types import Category, Pixels
 from .gallery import ASPECT, SHOWN_SCORE, GalleryItem, GalleryPick, caption_of, draw_pick, scattered, spread
-from .imaging.decode import Limits
-from .imaging.decode_pool import Decoders, RasterSource
-from .imaging.geometry import Rect
-from .imaging.radiometry import Radiometry
-from .io.inputs import read_input
-from .io.parquet import Part
-from .io.storage import Storage
-from .masks.crop import crop_detections
-from .schema import detections_of
-from .tiling.index import Items
-from .types import Category, Pixels
 
 LEAST_PX: Final = 240
 """A picture shows so many columns, if the image has them."""

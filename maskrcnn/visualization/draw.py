@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
-from .types import Category, Detections, Pixels
+from ..types import Category, Detections, Pixels
 
 Color = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]

@@ -14,6 +14,16 @@ from typing import Any, Final
 import jinja2
 import numpy as np
 
+from ..errors import ERROR_CODES
+from ..imaging.decode import Limits, decode_image
+from ..io.inputs import read_input
+from ..io.parquet import GEO, IMAGES, PIECES, Part
+from ..io.storage import Storage
+from ..pipeline.manifest import read_items
+from ..pipeline.success import categories_of, parts_of
+from ..stats import HALF, Stats, summary
+from ..tiling.index import Items
+from ..types import Pixels
 from .charts import (
     cooccurrence_matrix,
     histograms,
@@ -23,19 +33,9 @@ from .charts import (
     seconds_text,
     size_map,
 )
-from .closeups import draw_closeups
-from .errors import ERROR_CODES
 from .gallery import GalleryItem, draw_gallery, pick_gallery
-from .imaging.decode import Limits, decode_image
-from .io.inputs import read_input
-from .io.parquet import GEO, IMAGES, PIECES, Part
-from .io.storage import Storage
+from .gallery_windows import draw_closeups
 from .maps import Maps, draw_maps
-from .pipeline.manifest import read_items
-from .pipeline.success import categories_of, parts_of
-from .stats import HALF, Stats, summary
-from .tiling.index import Items
-from .types import Pixels
 
 LISTED_CATEGORIES: Final = 25
 """Rows of the table of categories that are seen at once; the others unfold."""

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import ERROR_CODES, ItemError, RunError
-from .io.parquet import Part
-from .io.storage import Storage
-from .schema import detections_of
-from .types import Category, Detections, Pixels
-from .visualize import Rectangle, draw_instances
+from ..errors import ERROR_CODES, ItemError, RunError
+from ..io.parquet import Part
+from ..io.storage import Storage
+from ..schema import detections_of
+from ..types import Category, Detections, Pixels
+from .draw import Rectangle, draw_instances
 
 SHOWN_SCORE: Final = 0.5
 PICTURE_PX: Final = 560

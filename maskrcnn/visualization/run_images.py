@@ -11,18 +11,18 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .closeups import Focus, look_around, region_around, region_pixels
+from ..errors import ERROR_CODES, ItemError, RunError, UsageError
+from ..imaging.decode import Limits, decode_image
+from ..imaging.decode_pool import Decoders
+from ..imaging.geometry import Rect
+from ..io.inputs import read_input
+from ..pipeline.manifest import read_items
+from ..results.reader import ImageRow, RunReader, find_images, first_images, where, worst_images
+from ..tiling.index import Items
+from ..types import Category, Detections, Pixels
 from .display import CELL_PX, DISPLAY_SCORE, SMALLEST_PX, Cell, blank, draw_legibly, mask_cells, short
-from .errors import ERROR_CODES, ItemError, RunError, UsageError
-from .imaging.decode import Limits, decode_image
-from .imaging.decode_pool import Decoders
-from .imaging.geometry import Rect
-from .io.inputs import read_input
-from .pipeline.manifest import read_items
-from .results.reader import ImageRow, RunReader, find_images, first_images, where, worst_images
-from .tiling.index import Items
-from .types import Category, Detections, Pixels
-from .visualize import instance_color
+from .draw import instance_color
+from .gallery_windows import Focus, look_around, region_around, region_pixels
 
 WHOLE_PIXELS: Final = 2**22
 """In runs of windows, larger images are shown around instances."""
