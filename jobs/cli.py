@@ -388,7 +388,7 @@ def demo(directory: str, scenes: int) -> None:
 @click.option("--json", "json_path", metavar="PATH", help="Write the rows and the machine's record there.")
 def bench(only: str | None, json_path: str | None, **options: Any) -> None:
     """Measure this machine: ratios against what others would do, in the same run, after results were compared."""
-    from .bench import run_bench
+    from tests.benchmarks.run import run_bench
 
     run_bench(only, json_path, **options)
 

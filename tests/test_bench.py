@@ -7,23 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from benchmarks import baselines, run, suites, suites_ray
+from benchmarks.inputs import write_manifest, write_photos
+from benchmarks.measure import Pairs, Row, Settings, row
+from benchmarks.suites_ray import Slope, Span, Swept
 from click.testing import CliRunner
 from commandline import maskrcnn_command
-from maskrcnn_jobs import bench, job_trials
 from maskrcnn_jobs.cli import main
-from maskrcnn_jobs.job_trials import Slope, Span, Swept
 from maskrcnn_jobs.segment import Request, prepare
 
-from maskrcnn import peers, trials
 from maskrcnn.config import Compute
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
-from maskrcnn.measure import Pairs, Row, Settings, row
 from maskrcnn.models.build import load_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.samples import write_manifest, write_photos
 
 
 @pytest.fixture(autouse=True)
@@ -34,18 +33,18 @@ def _logging_as_it_was() -> Iterator[None]:
 
 
 def sections(monkeypatch: pytest.MonkeyPatch, *rows: Row) -> None:
-    monkeypatch.setattr(bench, "SECTIONS", {"one": lambda _settings: iter(rows), "two": lambda _settings: []})
+    monkeypatch.setattr(run, "SECTIONS", {"one": lambda _settings: iter(rows), "two": lambda _settings: []})
 
 
 def test_the_examples_hold() -> None:
-    assert doctest.testmod(job_trials).failed == 0
+    assert doctest.testmod(suites_ray).failed == 0
 
 
 # --- the command ---
 
 
 def test_masks_are_measured_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "AT_LEAST_S", 0.0)
+    monkeypatch.setattr(suites, "AT_LEAST_S", 0.0)
     target = tmp_path / "bench.json"
     command = ["-q", "bench", "--only", "masks", "--quick", "--repeats", "2", "--json", str(target)]
     result = CliRunner().invoke(main, command)
@@ -59,7 +58,7 @@ def test_masks_are_measured_from_the_command_line(tmp_path: Path, monkeypatch: p
 
 
 def test_a_difference_is_one_line_and_exit_code_3(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "paste_and_encode", lambda *_arguments: ())
+    monkeypatch.setattr(baselines, "paste_and_encode", lambda *_arguments: ())
     result = CliRunner().invoke(main, ["-q", "bench", "--only", "masks", "--quick"])
     assert result.exit_code == 3
     assert "results differ" in result.stderr
@@ -81,8 +80,8 @@ def test_wrong_options_are_one_line_and_exit_code_2(options: list[str], message:
 
 
 def test_sections_are_chosen_by_name_in_their_own_order() -> None:
-    assert list(bench.chosen_sections("job, masks")) == ["masks", "job"]
-    assert list(bench.chosen_sections(None)) == list(bench.SECTIONS)
+    assert list(run.chosen_sections("job, masks")) == ["masks", "job"]
+    assert list(run.chosen_sections(None)) == list(run.SECTIONS)
 
 
 def test_rows_of_all_sections_are_printed_with_the_machine(
@@ -91,7 +90,7 @@ def test_rows_of_all_sections_are_printed_with_the_machine(
     sections(
         monkeypatch, row("one", "a thing", Pairs((1.0,), (2.0,)), unit="s"), Row("one", "b", note="left out")
     )
-    bench.run_bench(None, None, images=None, model=None, s3=None, repeats=1, quick=True)
+    run.run_bench(None, None, images=None, model=None, s3=None, repeats=1, quick=True)
     printed = capsys.readouterr().out.splitlines()
     assert printed[1].split() == "one a thing 1 2 s 2 2-2".split()
     assert printed[2].endswith("left out")
@@ -104,12 +103,12 @@ def test_rows_of_all_sections_are_printed_with_the_machine(
 def test_a_slope_leaves_the_start_out() -> None:
     small = Swept(images=10, start_s=5, work_s=3, cpu_s=4, output="a")
     large = Swept(images=30, start_s=7, work_s=7, cpu_s=6, output="b")
-    assert job_trials.slope_of(small, large) == Slope(wall_s=0.2, cpu_s=0.1, start_s=7, output="b")
+    assert suites_ray.slope_of(small, large) == Slope(wall_s=0.2, cpu_s=0.1, start_s=7, output="b")
 
 
 def test_the_steady_rate_is_of_the_time_when_all_work() -> None:
     late = [Span(("n", 1), 0.0, 4.0, 40), Span(("n", 2), 2.0, 4.0, 20), Span(("n", 2), 4.0, 6.0, 20)]
-    assert job_trials.steady_rate(late) == 20.0
+    assert suites_ray.steady_rate(late) == 20.0
 
 
 # --- photos ---
@@ -120,19 +119,19 @@ def test_the_users_photos_are_taken(tmp_path: Path) -> None:
     (tmp_path / "deep" / "b.JPG").touch()
     (tmp_path / "a.png").touch()
     (tmp_path / "notes.txt").touch()
-    found = job_trials.photos_of(Settings(tmp_path, images=tmp_path), (4, 4), 2)
+    found = suites_ray.photos_of(Settings(tmp_path, images=tmp_path), (4, 4), 2)
     assert [path.name for path in found] == ["a.png", "b.JPG"]
     (tmp_path / "none").mkdir()
     with pytest.raises(UsageError, match="holds no"):
-        job_trials.photos_of(Settings(tmp_path, images=tmp_path / "none"), (4, 4), 2)
+        suites_ray.photos_of(Settings(tmp_path, images=tmp_path / "none"), (4, 4), 2)
 
 
 def test_decoding_alone_is_timed_without_reading(tmp_path: Path) -> None:
     paths = [str(path) for path in write_photos(tmp_path, 2, (48, 64))]
-    wall_s, cpu_s = job_trials.decode_files(paths)
+    wall_s, cpu_s = suites_ray.decode_files(paths)
     assert wall_s > 0
     assert cpu_s >= 0
-    job_trials.keep_freed_memory()
+    suites_ray.keep_freed_memory()
 
 
 # --- the whole job, with workers in this process ---
@@ -158,9 +157,9 @@ def job_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, limit: int = 10
         )
         return Slope(0.5, 0.5, 1.0, str(settings.folder / "out"))
 
-    monkeypatch.setattr(job_trials, "run_job", run_job)
-    monkeypatch.setattr(job_trials, "forward_alone", lambda *_arguments: 0.4)
-    return list(job_trials.job(Settings(tmp_path, repeats=1, quick=True)))
+    monkeypatch.setattr(suites_ray, "run_job", run_job)
+    monkeypatch.setattr(suites_ray, "forward_alone", lambda *_arguments: 0.4)
+    return list(suites_ray.job(Settings(tmp_path, repeats=1, quick=True)))
 
 
 def test_the_job_is_compared_with_stock_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,12 +167,12 @@ def test_the_job_is_compared_with_stock_torchvision(tmp_path: Path, monkeypatch:
     assert stock.ratio is not None
     assert "instances, 0 ties" in stock.equal
     assert forward.ratio == pytest.approx(0.8)
-    spans = job_trials.shard_spans(tmp_path / "out")
+    spans = suites_ray.shard_spans(tmp_path / "out")
     assert {(span.actor, span.images) for span in spans} == {(("here", 1), 1)}
-    job_trials.check_all_images(tmp_path / "out", [(240, 320)], 6)
+    suites_ray.check_all_images(tmp_path / "out", [(240, 320)], 6)
     for sizes, count in ([(240, 320)], 7), ([(240, 321)], 6):
         with pytest.raises(RunError, match=r"did not bring . images through"):
-            job_trials.check_all_images(tmp_path / "out", sizes, count)
+            suites_ray.check_all_images(tmp_path / "out", sizes, count)
 
 
 def test_a_job_that_finds_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks import device, precision
+from benchmarks import baselines, device, precision
+from benchmarks.inputs import photo
+from benchmarks.measure import table, to_json
 from maskrcnn.masks.encode.encode import detections_from_network
 
-from maskrcnn import peers
-from maskrcnn.measure import table, to_json
-from maskrcnn.samples import photo
 from maskrcnn.synthetic.scenes import render_scene
 from maskrcnn.types import Detections
 
@@ -90,7 +89,7 @@ def test_tf32_is_put_back() -> None:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("model") / "random.safetensors"
     sizes = {"min_size": 96, "max_size": 160}
-    peers.write_random_model(
+    baselines.write_random_model(
         path, [photo(90, 120, seed=0)], architecture="maskrcnn_efficientnet_lite0_fpn", **sizes
     )
     return str(path)
@@ -112,7 +111,7 @@ def test_everything_runs_without_an_accelerator(weights: str, tmp_path: Path) ->
 
 
 def test_a_difference_ends_it(weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "BOX_TOLERANCE_PX", -1.0)
+    monkeypatch.setattr(baselines, "BOX_TOLERANCE_PX", -1.0)
     options = device.parsed(["--device", "cpu", "--quick", "--weights", weights])
     with pytest.raises(SystemExit, match="stock torchvision finds something else"):
         device.measure(options, tmp_path)

@@ -7,9 +7,8 @@ import sys
 import time
 
 import pytest
-
-from maskrcnn import measure
-from maskrcnn.measure import CpuMeter, Pairs, Row, alternate, machine, rounds, row, seconds, table, to_json
+from benchmarks import measure
+from benchmarks.measure import CpuMeter, Pairs, Row, alternate, machine, rounds, row, seconds, table, to_json
 
 
 def test_the_examples_hold() -> None:

@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from benchmarks import baselines, suites
+from benchmarks.inputs import jpeg, photo, smooth_instances, write_manifest, write_photos
+from benchmarks.measure import Settings
 from maskrcnn.masks.encode.encode import detections_from_network
 
-from maskrcnn import peers, trials
 from maskrcnn.errors import RunError, UsageError
-from maskrcnn.measure import Settings
 from maskrcnn.models.build import Model, load_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
-from maskrcnn.samples import jpeg, photo, smooth_instances, write_manifest, write_photos
 from maskrcnn.schema import INSTANCES
 from maskrcnn.types import Detections
 
@@ -25,13 +25,13 @@ SMALL = {"architecture": "maskrcnn_efficientnet_lite0_fpn", "min_size": 128, "ma
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     path = tmp_path_factory.mktemp("model") / "random.safetensors"
-    peers.write_random_model(path, [photo(120, 160, seed=0)], **SMALL)  # type: ignore[arg-type]
+    baselines.write_random_model(path, [photo(120, 160, seed=0)], **SMALL)  # type: ignore[arg-type]
     return load_model(str(path))
 
 
 def made_up(count: int = 6) -> Detections:
     boxes, squares = smooth_instances(120, 160, count)
-    return trials._detections(boxes, squares, 120, 160)
+    return suites._detections(boxes, squares, 120, 160)
 
 
 # --- samples ---
@@ -73,8 +73,8 @@ def test_boxes_have_the_mean_area_that_was_asked_for(mean_area: float) -> None:
 def test_both_pastes_give_the_engines_bytes() -> None:
     boxes, squares = smooth_instances(120, 160, 12)
     ours = made_up(12).masks
-    assert peers.paste_and_encode(boxes, squares, 120, 160) == ours
-    assert peers.paste_all_and_encode(boxes, squares, 120, 160) == ours
+    assert baselines.paste_and_encode(boxes, squares, 120, 160) == ours
+    assert baselines.paste_all_and_encode(boxes, squares, 120, 160) == ours
 
 
 # --- the whole ---
@@ -82,23 +82,23 @@ def test_both_pastes_give_the_engines_bytes() -> None:
 
 def test_the_random_network_finds_many_and_stock_agrees(model: Model, tmp_path: Path) -> None:
     paths = write_photos(tmp_path / "photos", 2, (120, 160))
-    stock = peers.stock_job(model, paths, tmp_path / "stock.parquet")
+    stock = baselines.stock_job(model, paths, tmp_path / "stock.parquet")
     assert all(len(found) > 30 for found in stock)
     assert pq.read_table(tmp_path / "stock.parquet").schema.names == INSTANCES.names
     assert pq.read_metadata(tmp_path / "stock.parquet").num_rows == sum(len(found) for found in stock)
     segmenter = MaskRCNNSegmenter(model)
-    total = peers.Agreement(0, 0, 0, ())
+    total = baselines.Agreement(0, 0, 0, ())
     for path, theirs in zip(paths, stock, strict=True):
-        pixels = peers.decode_image(path.read_bytes(), peers.Limits(10**9, 10**9, 1e9)).pixels
+        pixels = baselines.decode_image(path.read_bytes(), baselines.Limits(10**9, 10**9, 1e9)).pixels
         [ours] = segmenter.segment([pixels])
-        total += peers.agreement(ours, theirs, 0.05)
+        total += baselines.agreement(ours, theirs, 0.05)
     assert total.problems == ()
     assert total.instances > 60
 
 
 def test_the_random_network_is_the_same_by_seed(tmp_path: Path, model: Model) -> None:
     path = tmp_path / "again.safetensors"
-    peers.write_random_model(path, [photo(120, 160, seed=0)], **SMALL)  # type: ignore[arg-type]
+    baselines.write_random_model(path, [photo(120, 160, seed=0)], **SMALL)  # type: ignore[arg-type]
     again = load_model(str(path)).module.state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in model.module.state_dict().items())
 
@@ -119,47 +119,49 @@ def without_last(found: Detections) -> Detections:
 
 
 def test_equal_findings_agree() -> None:
-    assert peers.agreement(made_up(), made_up(), 0.05) == peers.Agreement(6, 0, 0, ())
+    assert baselines.agreement(made_up(), made_up(), 0.05) == baselines.Agreement(6, 0, 0, ())
     empty = detections_from_network(
         np.empty((0, 4), np.float32), np.empty(0, np.int32), np.empty(0, np.float32),
         np.empty((0, 28, 28), np.float32), height=4, width=4, capped=False,
     )  # fmt: skip
-    assert peers.agreement(empty, empty, 0.05) == peers.Agreement(0, 0, 0, ())
+    assert baselines.agreement(empty, empty, 0.05) == baselines.Agreement(0, 0, 0, ())
 
 
 def test_boxes_further_than_the_tolerance_and_other_labels_disagree() -> None:
     found = made_up()
-    assert peers.agreement(changed(found, boxes=found.boxes + np.float32(0.01)), found, 0.05).problems == ()
-    moved = peers.agreement(changed(found, boxes=found.boxes + np.float32(0.1)), found, 0.05)
+    assert (
+        baselines.agreement(changed(found, boxes=found.boxes + np.float32(0.01)), found, 0.05).problems == ()
+    )
+    moved = baselines.agreement(changed(found, boxes=found.boxes + np.float32(0.1)), found, 0.05)
     assert (moved.instances, moved.swaps, moved.problems) == (0, 6, ())
-    far = peers.agreement(changed(found, boxes=found.boxes + np.float32(1000)), found, 0.05)
+    far = baselines.agreement(changed(found, boxes=found.boxes + np.float32(1000)), found, 0.05)
     assert len(far.problems) == 12  # six of each side alone
-    assert peers.agreement(changed(found, labels=found.labels + np.int32(1)), found, 0.05).instances == 0
+    assert baselines.agreement(changed(found, labels=found.labels + np.int32(1)), found, 0.05).instances == 0
 
 
 def test_one_more_at_the_threshold_is_a_tie_and_elsewhere_a_problem() -> None:
     found = made_up()
-    more = peers.agreement(found, without_last(found), 0.05)
+    more = baselines.agreement(found, without_last(found), 0.05)
     assert (more.ties, len(more.problems)) == (0, 1)
-    at_threshold = peers.agreement(found, without_last(found), 0.5)  # the score of the last
+    at_threshold = baselines.agreement(found, without_last(found), 0.5)  # the score of the last
     assert (at_threshold.ties, at_threshold.problems) == (1, ())
 
 
 def test_a_mask_of_another_shape_is_counted() -> None:
     found = made_up()
     masks = (found.masks[1], *found.masks[1:])
-    assert peers.agreement(changed(found, masks=masks), found, 0.05).thin == 1
+    assert baselines.agreement(changed(found, masks=masks), found, 0.05).thin == 1
 
 
 # --- trials ---
 
 
 def test_coco_of_ready_dictionaries_says_what_ours_does(tmp_path: Path) -> None:
-    storage, parts = trials.coco_run(tmp_path / "run", 64)
-    content = peers.coco_content(storage, parts, trials.COCO_CATEGORIES, {"a": 1})
-    assert trials.write_dataset(storage, parts, trials.COCO_CATEGORIES, "ours.json", {"a": 1}) == 64
+    storage, parts = suites.coco_run(tmp_path / "run", 64)
+    content = baselines.coco_content(storage, parts, suites.COCO_CATEGORIES, {"a": 1})
+    assert suites.write_dataset(storage, parts, suites.COCO_CATEGORIES, "ours.json", {"a": 1}) == 64
     assert json.loads(storage.read("ours.json")) == content
-    peers.json_dump(content, tmp_path / "json.json")
+    baselines.json_dump(content, tmp_path / "json.json")
     assert json.loads((tmp_path / "json.json").read_bytes()) == content
 
 
@@ -171,32 +173,32 @@ def test_coco_rows_and_a_missing_peer_is_a_note(tmp_path: Path, monkeypatch: pyt
     def missing(_content: object, _path: Path) -> None:
         raise ImportError(name="orjson")
 
-    monkeypatch.setattr(peers, "orjson_dump", missing)
-    monkeypatch.setattr(trials, "AT_LEAST_S", 0.0)
-    monkeypatch.setattr(trials, "peak_of_writing", lambda _url, _parts: 1.0)
-    json_row, orjson_row, memory = trials.coco(settings_in(tmp_path))
+    monkeypatch.setattr(baselines, "orjson_dump", missing)
+    monkeypatch.setattr(suites, "AT_LEAST_S", 0.0)
+    monkeypatch.setattr(suites, "peak_of_writing", lambda _url, _parts: 1.0)
+    json_row, orjson_row, memory = suites.coco(settings_in(tmp_path))
     assert json_row.ratio is not None
     assert (orjson_row.ratio, orjson_row.note) == (None, "orjson is not installed")
     assert memory.ours == 1.0
 
 
 def test_the_peak_of_writing_is_measured(tmp_path: Path) -> None:
-    storage, parts = trials.coco_run(tmp_path / "run", 16)
-    peak = trials._peak(storage.url, parts)
+    storage, parts = suites.coco_run(tmp_path / "run", 16)
+    peak = suites._peak(storage.url, parts)
     assert peak is None or peak >= 0
 
 
 def test_results_that_differ_end_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "paste_and_encode", lambda *_arguments: ())
+    monkeypatch.setattr(baselines, "paste_and_encode", lambda *_arguments: ())
     with pytest.raises(RunError, match="differ, so no ratio"):
-        list(trials.masks(settings_in(tmp_path)))
+        list(suites.masks(settings_in(tmp_path)))
 
 
 def test_nothing_is_fetched_unless_a_prefix_is_named(tmp_path: Path) -> None:
-    [row] = trials.fetch(settings_in(tmp_path))
+    [row] = suites.fetch(settings_in(tmp_path))
     assert "--s3" in row.note
     with pytest.raises(UsageError, match="no s3://"):
-        list(trials.fetch(settings_in(tmp_path, s3=str(tmp_path))))
+        list(suites.fetch(settings_in(tmp_path, s3=str(tmp_path))))
 
 
 @pytest.mark.s3
@@ -207,7 +209,7 @@ def test_objects_fetched_ahead_are_those_fetched_one_by_one(weed_server: object,
     store = Storage(prefix)
     for index in range(5):
         store.write(f"{index}.jpg", jpeg(photo(16, 16, seed=index)))
-    [row] = trials.fetch(settings_in(tmp_path, s3=prefix))
+    [row] = suites.fetch(settings_in(tmp_path, s3=prefix))
     assert row.equal == "bytes"
     assert row.ratio is not None
     assert row.note == "5 objects"

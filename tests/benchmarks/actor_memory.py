@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 from maskrcnn_jobs.cluster import connected
-from maskrcnn_jobs.job_trials import shard_spans
 from maskrcnn_jobs.segment import Request, prepare, sweep
 
 from maskrcnn.config import Compute, Speed
-from maskrcnn.samples import write_manifest
 from maskrcnn.synthetic.scenes import write_scenes
+from tests.benchmarks.inputs import write_manifest
+from tests.benchmarks.suites_ray import shard_spans
 
 DISTINCT = 50
 WARM_UP = 0.2

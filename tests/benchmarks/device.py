@@ -37,11 +37,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
-from maskrcnn import peers
 from maskrcnn.config import Compute
 from maskrcnn.imaging.decode import Limits, decode_image
 from maskrcnn.io.storage import Storage
-from maskrcnn.measure import Pairs, Row, machine, number, rounds, row, seconds, table, to_json
 from maskrcnn.models.build import Model, load_model
 from maskrcnn.models.segmenter import DTYPES, MaskRCNNSegmenter
 from maskrcnn.pipeline.inputs import read_inputs
@@ -49,8 +47,10 @@ from maskrcnn.pipeline.inputs import write_manifest as freeze
 from maskrcnn.pipeline.plan import Plan
 from maskrcnn.pipeline.receipts import Receipt
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.samples import COCO_SIZE, write_manifest, write_photos
 from maskrcnn.types import Detections, Pixels
+from tests.benchmarks import baselines
+from tests.benchmarks.inputs import COCO_SIZE, write_manifest, write_photos
+from tests.benchmarks.measure import Pairs, Row, machine, number, rounds, row, seconds, table, to_json
 
 from .precision import STRONG, moved
 
@@ -210,15 +210,15 @@ def check_equal(case: Case, found: Sequence[Detections], expected: Sequence[Dete
     Raises:
         SystemExit: they differ by more than ties.
     """
-    total = peers.Agreement(0, 0, 0, ())
+    total = baselines.Agreement(0, 0, 0, ())
     for ours, theirs in zip(found, expected, strict=True):
-        total += peers.agreement(ours, theirs, COMPUTE.min_score)
+        total += baselines.agreement(ours, theirs, COMPUTE.min_score)
     if total.problems or max(total.thin, total.swaps) > max(1, THIN_SHARE * total.instances):
         for problem in total.problems[:10]:
             print(problem, file=sys.stderr)
         sys.exit(f"stock torchvision finds something else: {len(total.problems)} problems, {total.thin} of "
-                 f"{total.instances} masks below an IoU of {peers.MASK_IOU}")  # fmt: skip
-    boxes = f"labels equal, boxes within {peers.BOX_TOLERANCE_PX} px"
+                 f"{total.instances} masks below an IoU of {baselines.MASK_IOU}")  # fmt: skip
+    boxes = f"labels equal, boxes within {baselines.BOX_TOLERANCE_PX} px"
     return Row(
         "equality",
         f"float32 against stock, {len(found)} images",
@@ -226,7 +226,7 @@ def check_equal(case: Case, found: Sequence[Detections], expected: Sequence[Dete
         ours=float(sum(map(len, found))),
         peer=float(sum(map(len, expected))),
         equal=f"{total.instances} matched, {boxes}; {total.ties} ties",
-        note=f"{total.thin} masks below an IoU of {peers.MASK_IOU}",
+        note=f"{total.thin} masks below an IoU of {baselines.MASK_IOU}",
     )
 
 
@@ -235,7 +235,7 @@ def equality(case: Case) -> Iterator[Row]:
     pixels = case.pixels[:: max(1, len(case.pixels) // COMPARED)][:COMPARED]
     with tf32(False):
         stock = Model(Stock(case.model.module, case.device), case.model.card)  # type: ignore[arg-type]
-        expected = [peers.stock_predict(stock, image) for image in pixels]
+        expected = [baselines.stock_predict(stock, image) for image in pixels]
         for dtype in case.dtypes:
             found = case.segmenter(dtype).segment(pixels)
             if dtype == "float32":
@@ -525,7 +525,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> Case:
     if weights is None:
         weights = str(folder / "random.safetensors")
         small = {"min_size": 160, "max_size": 256} if options.quick else {}
-        peers.write_random_model(Path(weights), pixels[:2], **small)
+        baselines.write_random_model(Path(weights), pixels[:2], **small)
     model = load_model(weights)
     canvas = MaskRCNNSegmenter(model).canvas
     count = options.count or (2000 if device.type == "cuda" else len(files))

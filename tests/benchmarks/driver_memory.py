@@ -22,8 +22,8 @@ from maskrcnn_jobs.cluster import connected
 from maskrcnn_jobs.segment import Request, prepare, sweep
 
 from maskrcnn.config import Compute, Speed
-from maskrcnn.samples import write_manifest
 from maskrcnn.synthetic.planted import write_planted
+from tests.benchmarks.inputs import write_manifest
 
 DISTINCT = 500
 LIMIT_MB = 32

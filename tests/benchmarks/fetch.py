@@ -10,10 +10,9 @@ import signal
 import tempfile
 from pathlib import Path
 
-from maskrcnn_jobs.bench import run_bench
-
 from maskrcnn.io.storage import Storage
-from maskrcnn.samples import COCO_SIZE, write_photos
+from tests.benchmarks.inputs import COCO_SIZE, write_photos
+from tests.benchmarks.run import run_bench
 from tests.conftest import S3Server, free_port, start_weed
 
 if __name__ == "__main__":

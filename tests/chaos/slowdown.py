@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+from benchmarks.inputs import write_manifest
 from local import LocalCluster
 
 from chaos.cluster import standing
 from chaos.runs import RUN_S, driver, end_in_order, names_in
-from maskrcnn.samples import write_manifest
 from maskrcnn.synthetic.planted import write_planted
 
 ACTORS: Final = 8

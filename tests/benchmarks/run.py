@@ -1,6 +1,6 @@
 """`maskrcnn bench`: ratios against peers, measured in the same run, and the machine they hold for.
 
-The sections that need Ray are here; the others are in `maskrcnn.trials`. A whole job is measured in its steady
+The sections that need Ray are here; the others are in `tests.benchmarks.suites`. A whole job is measured in its steady
 state: by the slope between N and 3N images. What it takes until the first shard begins is told apart.
 """
 
@@ -14,10 +14,10 @@ import click
 
 from maskrcnn.errors import UsageError
 
-from .job_trials import job, pipeline, scaling
+from .suites_ray import job, pipeline, scaling
 
 if TYPE_CHECKING:
-    from maskrcnn.measure import Row, Settings
+    from tests.benchmarks.measure import Row, Settings
 
 log = logging.getLogger("maskrcnn")
 
@@ -48,7 +48,7 @@ def run_bench(
         RunError: two sides' results differ.
     """
     try:
-        from maskrcnn.measure import Settings, machine, table, to_json
+        from tests.benchmarks.measure import Settings, machine, table, to_json
     except ImportError as error:
         raise UsageError(
             f"maskrcnn bench needs the package {error.name}; pip install {error.name}"
@@ -93,19 +93,19 @@ def chosen_sections(only: str | None) -> dict[str, "Section"]:
 
 
 def _masks(settings: "Settings") -> Iterable["Row"]:
-    from maskrcnn.trials import masks
+    from tests.benchmarks.suites import masks
 
     return masks(settings)
 
 
 def _coco(settings: "Settings") -> Iterable["Row"]:
-    from maskrcnn.trials import coco
+    from tests.benchmarks.suites import coco
 
     return coco(settings)
 
 
 def _fetch(settings: "Settings") -> Iterable["Row"]:
-    from maskrcnn.trials import fetch
+    from tests.benchmarks.suites import fetch
 
     return fetch(settings)
 

@@ -26,9 +26,9 @@ from maskrcnn.imaging.decode_pool import keep_freed_memory
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from maskrcnn.measure import Row, Settings
     from maskrcnn.models.segmenter import MaskRCNNSegmenter
     from maskrcnn.types import Detections
+    from tests.benchmarks.measure import Row, Settings
 
 log = logging.getLogger("maskrcnn")
 
@@ -81,9 +81,9 @@ class Slope:
 
 def sweep_once(source: Path, output: Path, compute: Compute, speed: Speed, shard_images: int | None) -> Swept:
     """Plan and sweep a collection on the Ray that is connected; planning is not timed."""
-    from maskrcnn.measure import CpuMeter
+    from maskrcnn_jobs.segment import Request, prepare, sweep
 
-    from .segment import Request, prepare, sweep
+    from tests.benchmarks.measure import CpuMeter
 
     request = Request(str(source), str(output), compute, shard_images)
     plan = prepare(request)
@@ -155,9 +155,9 @@ def run_job(
     settings: "Settings", images: Sequence[Path], count: int, compute: Compute, shard_images: int | None
 ) -> Slope:
     """Run the job on `count` and on three times as many images, on a Ray of its own."""
-    from maskrcnn.samples import write_manifest
+    from maskrcnn_jobs.cluster import connected
 
-    from .cluster import connected
+    from tests.benchmarks.inputs import write_manifest
 
     folder = Path(tempfile.mkdtemp(dir=settings.folder))
     swept = []
@@ -170,7 +170,7 @@ def run_job(
 
 def photos_of(settings: "Settings", size: tuple[int, int], count: int) -> list[Path]:
     """Return the user's photos, at most `count`, or generated ones of (height, width)."""
-    from maskrcnn.samples import write_photos
+    from tests.benchmarks.inputs import write_photos
 
     if settings.images is None:
         log.info("generating %s photos of %s x %s", count, size[1], size[0])
@@ -258,8 +258,8 @@ def sizes_of(batch: dict[str, Any]) -> dict[str, Any]:
 
 def pipeline(settings: "Settings") -> Iterator["Row"]:
     """Measure the whole job with a segmenter that finds nothing, against decoding alone and plain Ray Data."""
-    from maskrcnn.measure import Pairs, rounds, row
-    from maskrcnn.samples import COCO_SIZE
+    from tests.benchmarks.inputs import COCO_SIZE
+    from tests.benchmarks.measure import Pairs, rounds, row
 
     count, distinct = (100, 8) if settings.quick else (2000, DISTINCT_PHOTOS)
     images = photos_of(settings, COCO_SIZE, distinct)
@@ -336,8 +336,8 @@ def scaling(settings: "Settings") -> Iterator["Row"]:
     """Measure weak scaling from one actor to many, with a segmenter that sleeps."""
     import ray
 
-    from maskrcnn.measure import alternate, row
-    from maskrcnn.samples import COCO_SIZE, write_manifest
+    from tests.benchmarks.inputs import COCO_SIZE, write_manifest
+    from tests.benchmarks.measure import alternate, row
 
     actors, each = (2, 32) if settings.quick else (SCALED_ACTORS, 480)
     images = photos_of(settings, COCO_SIZE, 8 if settings.quick else DISTINCT_PHOTOS)
@@ -382,7 +382,7 @@ class ForwardActor:
     """Holds a segmenter and resized images, and times the network alone."""
 
     def __init__(self, compute: Compute, speed: Speed, paths: Sequence[str]) -> None:
-        from .actor import WorkerSpec, build_segmenter
+        from maskrcnn_jobs.actor import WorkerSpec, build_segmenter
 
         keep_freed_memory()
         self._segmenter = cast(
@@ -409,8 +409,7 @@ def card_sha256(model: str) -> str:
 def forward_alone(compute: Compute, images: Sequence[Path], count: int) -> float:
     """Return seconds an image of the bare network, on as many actors and threads as the job has."""
     import ray
-
-    from .cluster import connected
+    from maskrcnn_jobs.cluster import connected
 
     paths = [str(images[index % len(images)].absolute()) for index in range(count)]
     with connected("local", Speed(device="cpu")) as speed:
@@ -423,7 +422,7 @@ def forward_alone(compute: Compute, images: Sequence[Path], count: int) -> float
 
 def job(settings: "Settings") -> Iterator["Row"]:
     """Measure the whole job with a network, against stock torchvision in a loop and against its own network."""
-    from maskrcnn.samples import COCO_SIZE, PHOTO_SIZE
+    from tests.benchmarks.inputs import COCO_SIZE, PHOTO_SIZE
 
     for size in (COCO_SIZE, PHOTO_SIZE):
         yield from _job_rows(settings, (240, 320) if settings.quick else size)
@@ -435,9 +434,9 @@ def _job_rows(settings: "Settings", size: tuple[int, int]) -> Iterator["Row"]:
     import psutil  # type: ignore[import-untyped]
     import torch
 
-    from maskrcnn import peers
-    from maskrcnn.measure import Pairs, Row, rounds, row
     from maskrcnn.models.build import load_model
+    from tests.benchmarks import baselines
+    from tests.benchmarks.measure import Pairs, Row, rounds, row
 
     distinct, count, shard_images = (2, 2, 1) if settings.quick else (5, 10 * cores(), 10)
     images = photos_of(settings, size, distinct)
@@ -457,12 +456,12 @@ def _job_rows(settings: "Settings", size: tuple[int, int]) -> Iterator["Row"]:
     model = load_model(name)
     model.module.roi_heads.score_thresh = compute.min_score
     model.module.roi_heads.detections_per_img = compute.max_detections
-    peers.stock_predict(model, decode_image(images[0].read_bytes(), LIMITS).pixels)  # warms up
+    baselines.stock_predict(model, decode_image(images[0].read_bytes(), LIMITS).pixels)  # warms up
     found: list[Detections] = []
 
     def stock() -> float:
         started = time.perf_counter()
-        found[:] = peers.stock_job(model, images, settings.folder / "stock.parquet")
+        found[:] = baselines.stock_job(model, images, settings.folder / "stock.parquet")
         return (time.perf_counter() - started) / len(images)
 
     measured = rounds(
@@ -477,7 +476,7 @@ def _job_rows(settings: "Settings", size: tuple[int, int]) -> Iterator["Row"]:
     agreed = _agreement(Path(jobs[-1].output), found, compute.min_score)
     equal = (
         f"{agreed.instances} instances, {agreed.ties} ties, {agreed.swaps} swaps, "
-        f"{agreed.thin} masks below IoU {peers.MASK_IOU}"
+        f"{agreed.thin} masks below IoU {baselines.MASK_IOU}"
     )
     ours = tuple(job.wall_s for job in jobs)
     start = (
@@ -498,7 +497,7 @@ def _job_rows(settings: "Settings", size: tuple[int, int]) -> Iterator["Row"]:
 
 
 def _random_model(settings: "Settings", image: Path) -> Path:
-    from maskrcnn.peers import write_random_model
+    from tests.benchmarks.baselines import write_random_model
 
     path = settings.folder / "random.safetensors"
     if not path.exists():
@@ -515,7 +514,7 @@ def _agreement(output: Path, stock: Sequence["Detections"], min_score: float) ->
     Raises:
         RunError: they differ by more than ties.
     """
-    from maskrcnn.peers import Agreement, agreement
+    from tests.benchmarks.baselines import Agreement, agreement
 
     total = Agreement(0, 0, 0, ())
     for ours, peer in zip(first_detections(output, len(stock)), stock, strict=True):

@@ -16,22 +16,23 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from . import peers
-from .errors import RunError, UsageError
-from .formats.coco_writer import write_dataset
-from .io.inputs import read_input
-from .io.parquet import Part, write_tables
-from .io.storage import Storage
-from .io.stores import is_remote
-from .masks.encode import detections_from_network
+from maskrcnn.errors import RunError, UsageError
+from maskrcnn.formats.coco_writer import write_dataset
+from maskrcnn.io.inputs import read_input
+from maskrcnn.io.parquet import Part, write_tables
+from maskrcnn.io.storage import Storage
+from maskrcnn.io.stores import is_remote
+from maskrcnn.masks.encode import detections_from_network
+from maskrcnn.models.registry import COCO_CATEGORIES
+from maskrcnn.pipeline.inputs import read_inputs
+from maskrcnn.pipeline.prefetch import Pool, Stopwatch, prefetch
+from maskrcnn.pipeline.worker import FETCH_THREADS
+from maskrcnn.schema import IMAGES, INSTANCES, MANIFEST, ImageResult, images_table, instances_table
+from maskrcnn.types import Detections
+
+from . import baselines
+from .inputs import COCO_SIZE, MEAN_AREA, PHOTO_SIZE, smooth_instances
 from .measure import Row, Settings, alternate, row, seconds
-from .models.registry import COCO_CATEGORIES
-from .pipeline.inputs import read_inputs
-from .pipeline.prefetch import Pool, Stopwatch, prefetch
-from .pipeline.worker import FETCH_THREADS
-from .samples import COCO_SIZE, MEAN_AREA, PHOTO_SIZE, smooth_instances
-from .schema import IMAGES, INSTANCES, MANIFEST, ImageResult, images_table, instances_table
-from .types import Detections
 
 AT_LEAST_S: Final = 0.2
 """Short calls are repeated for so long, and their mean is taken."""
@@ -49,10 +50,10 @@ def masks(settings: Settings) -> Iterator[Row]:
     torch.set_num_threads(1)
     try:
         for size in ((120, 160), (240, 320)) if settings.quick else (COCO_SIZE, PHOTO_SIZE):
-            yield _masks_row(settings, size, MEAN_AREA, peers.paste_and_encode, "pasted one by one")
-            yield _masks_row(settings, size, MEAN_AREA, peers.paste_all_and_encode, "pasted in one call")
+            yield _masks_row(settings, size, MEAN_AREA, baselines.paste_and_encode, "pasted one by one")
+            yield _masks_row(settings, size, MEAN_AREA, baselines.paste_all_and_encode, "pasted in one call")
             for mean_area in MEAN_AREAS:
-                yield _masks_row(settings, size, mean_area, peers.paste_and_encode, "pasted one by one")
+                yield _masks_row(settings, size, mean_area, baselines.paste_and_encode, "pasted one by one")
     finally:
         torch.set_num_threads(threads)
 
@@ -106,7 +107,7 @@ def coco(settings: Settings) -> Iterator[Row]:
     """
     annotations = 4000 if settings.quick else 1_000_000
     storage, parts = coco_run(settings.folder / "run", annotations)
-    content = peers.coco_content(storage, parts, COCO_CATEGORIES, _INFO)
+    content = baselines.coco_content(storage, parts, COCO_CATEGORIES, _INFO)
     target = settings.folder / "peer.json"
 
     def ours() -> None:
@@ -117,7 +118,7 @@ def coco(settings: Settings) -> Iterator[Row]:
     gc.collect()
     gc.freeze()  # else a collection, on whichever side it falls, walks through all dictionaries
     try:
-        for name, write in (("json.dump", peers.json_dump), ("orjson", peers.orjson_dump)):
+        for name, write in (("json.dump", baselines.json_dump), ("orjson", baselines.orjson_dump)):
             try:
                 write(content, target)
             except ImportError:
@@ -228,10 +229,10 @@ def fetch(settings: Settings) -> Iterator[Row]:
         raise UsageError(f"--s3 {settings.s3} is no s3:// prefix")
     listed = read_inputs(settings.s3, images_root=None, limit=100 if settings.quick else MAX_OBJECTS)
     uris = listed.table["uri"].to_pylist()
-    expect_equal("fetched objects", fetch_ahead(uris), [_sha256(data) for data in peers.fetch_each(uris)])
+    expect_equal("fetched objects", fetch_ahead(uris), [_sha256(data) for data in baselines.fetch_each(uris)])
     measured = alternate(
         lambda: len(uris) / seconds(lambda: fetch_ahead(uris)),
-        lambda: len(uris) / seconds(lambda: [_sha256(data) for data in peers.fetch_each(uris)]),
+        lambda: len(uris) / seconds(lambda: [_sha256(data) for data in baselines.fetch_each(uris)]),
         settings.repeats,
     )
     yield row(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from .types import Pixels
+from maskrcnn.types import Pixels
 
 COCO_SIZE: Final = (480, 640)
 """(height, width) of most photos of COCO."""

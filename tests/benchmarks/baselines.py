@@ -21,15 +21,15 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import box_iou
 
-from .imaging.decode import Limits, decode_image
-from .io.parquet import Part, read_table
-from .io.storage import Storage
-from .io.stores import client_of, split_url
-from .masks.rle import rle_areas, rle_boxes_xyxy
-from .models.build import Model, build_network, save_model
-from .models.registry import COCO_CATEGORIES
-from .schema import ImageResult, instances_table
-from .types import Category, Detections, Pixels
+from maskrcnn.imaging.decode import Limits, decode_image
+from maskrcnn.io.parquet import Part, read_table
+from maskrcnn.io.storage import Storage
+from maskrcnn.io.stores import client_of, split_url
+from maskrcnn.masks.rle import rle_areas, rle_boxes_xyxy
+from maskrcnn.models.build import Model, build_network, save_model
+from maskrcnn.models.registry import COCO_CATEGORIES
+from maskrcnn.schema import ImageResult, instances_table
+from maskrcnn.types import Category, Detections, Pixels
 
 
 def paste_and_encode(
