@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from maskrcnn_jobs.inquest import (
+from maskrcnn_jobs.driver.poison_isolation import (
     MAX_BLAMELESS,
     MAX_STORE_FAILURES,
     MAX_UNEXPLAINED,

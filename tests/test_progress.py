@@ -5,7 +5,7 @@ import logging
 import re
 
 import pytest
-from maskrcnn_jobs.progress import Progress, duration
+from maskrcnn_jobs.driver.progress import Progress, duration
 
 
 class Terminal(io.StringIO):

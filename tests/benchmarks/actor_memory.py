@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from maskrcnn_jobs.cluster import connected
+from maskrcnn_jobs.driver.cluster import connected
 from maskrcnn_jobs.segment import Request, prepare, sweep
 
 from maskrcnn.config import Compute, Speed

@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import psutil
-from maskrcnn_jobs.cluster import connected
+from maskrcnn_jobs.driver.cluster import connected
 from maskrcnn_jobs.segment import Request, prepare, sweep
 
 from maskrcnn.config import Compute, Speed

@@ -155,7 +155,7 @@ def run_job(
     settings: "Settings", images: Sequence[Path], count: int, compute: Compute, shard_images: int | None
 ) -> Slope:
     """Run the job on `count` and on three times as many images, on a Ray of its own."""
-    from maskrcnn_jobs.cluster import connected
+    from maskrcnn_jobs.driver.cluster import connected
 
     from tests.benchmarks.inputs import write_manifest
 
@@ -382,7 +382,7 @@ class ForwardActor:
     """Holds a segmenter and resized images, and times the network alone."""
 
     def __init__(self, compute: Compute, speed: Speed, paths: Sequence[str]) -> None:
-        from maskrcnn_jobs.actor import WorkerSpec, build_segmenter
+        from maskrcnn_jobs.driver.actor import WorkerSpec, build_segmenter
 
         keep_freed_memory()
         self._segmenter = cast(
@@ -409,7 +409,7 @@ def card_sha256(model: str) -> str:
 def forward_alone(compute: Compute, images: Sequence[Path], count: int) -> float:
     """Return seconds an image of the bare network, on as many actors and threads as the job has."""
     import ray
-    from maskrcnn_jobs.cluster import connected
+    from maskrcnn_jobs.driver.cluster import connected
 
     paths = [str(images[index % len(images)].absolute()) for index in range(count)]
     with connected("local", Speed(device="cpu")) as speed:

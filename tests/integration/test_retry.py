@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from commandline import parts
 from maskrcnn_jobs.cli import main
-from maskrcnn_jobs.cluster import connected
+from maskrcnn_jobs.driver.cluster import connected
 
 import maskrcnn
 from maskrcnn.config import Speed

@@ -36,7 +36,7 @@ from maskrcnn.pipeline.receipts import Receipt
 from maskrcnn.pipeline.worker import Announcement, ShardWorker
 from maskrcnn.types import Segmenter
 
-from .inquest import Task
+from .poison_isolation import Task
 
 PROBES: Final = "probes"
 NOTICE_S: Final = 60.0

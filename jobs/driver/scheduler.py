@@ -34,7 +34,7 @@ from maskrcnn.pipeline.worker import Announcement
 
 from .actor import Done, SegmentActor, Welcome, WorkerSpec
 from .cluster import cause_of, node_answers
-from .inquest import BadEnd, Inquest, Task
+from .poison_isolation import BadEnd, Inquest, Task
 from .progress import Progress
 
 log = logging.getLogger("maskrcnn")

@@ -1,0 +1,1 @@
+"""The driver of a run on Ray: scheduler, actors, poison isolation."""
