@@ -17,13 +17,13 @@ import click
 from maskrcnn.config import Compute, Speed
 from maskrcnn.errors import RunError, UsageError
 
-from .cli_convert import convert
-from .cli_diff import diff
-from .cli_evaluate import evaluate
-from .cli_show import show
-from .cli_train import train
-from .options import cluster_options, coco_option, compute_options, json_option
-from .terminal import PlainFormatter, plain
+from .commands.cli_convert import convert
+from .commands.cli_diff import diff
+from .commands.cli_evaluate import evaluate
+from .commands.cli_show import show
+from .commands.cli_train import train
+from .commands.options import cluster_options, coco_option, compute_options, json_option
+from .commands.terminal import PlainFormatter, plain
 
 log = logging.getLogger("maskrcnn")
 
@@ -138,7 +138,7 @@ def segment(
     INPUT is a folder, a glob, an s3:// prefix, a manifest (.txt, .csv or .parquet with a column `uri`) or a COCO
     JSON. OUTPUT is a directory or an s3:// prefix.
     """
-    from .segment import segment as run_job
+    from .commands.segment import segment as run_job
 
     request = _request(input, output, options, coco)
     success = run_job(request, Speed(**options), address)
@@ -175,7 +175,7 @@ def _tell(success: dict[str, Any], output: str, as_json: bool, max_failure_rate:
 
 
 def _request(source: str, output: str, options: dict[str, Any], coco: str) -> Any:
-    from .segment import Request
+    from .commands.segment import Request
 
     shard_images, images_root = options.pop("shard_images"), options.pop("images_root")
     if images_root and "://" not in images_root:
@@ -197,7 +197,7 @@ def _summary(counts: dict[str, int], output: str) -> str:
 @json_option
 def plan(input: str, output: str, as_json: bool, **options: Any) -> None:  # noqa: A002
     """List the inputs and freeze the plan, without running it."""
-    from .segment import prepare
+    from .commands.segment import prepare
 
     made = prepare(_request(input, output, options, "auto"))
     facts = {
@@ -218,7 +218,7 @@ def plan(input: str, output: str, as_json: bool, **options: Any) -> None:  # noq
 @json_option
 def status(output: str, as_json: bool) -> None:
     """Say how far a run is; exit code 0 if it is finished, 3 if not."""
-    from .segment import status as status_of
+    from .commands.segment import status as status_of
 
     facts = status_of(output)
     if as_json:
@@ -261,7 +261,7 @@ def retry(
     Inputs that were replaced meanwhile are taken as they are now. Until the retry is finished, the tables stand as
     they are.
     """
-    from .retry import retry as run_retry
+    from .commands.retry import retry as run_retry
 
     codes = None if only is None else {code.strip() for code in only.split(",") if code.strip()}
     if only is not None and not codes:
@@ -284,7 +284,7 @@ def verify(output: str, as_json: bool) -> None:
     """
     from maskrcnn.results.verify import verify_run
 
-    from .segment import output_of
+    from .commands.segment import output_of
 
     verdict = verify_run(output_of(output).url)
     click.echo(json.dumps(verdict.to_json()) if as_json else _verdict(verdict, output))
@@ -360,7 +360,7 @@ def gc(output: str) -> None:
 
     Without shards/ nothing can be retried, and the tables cannot be written again.
     """
-    from .segment import collect_garbage
+    from .commands.segment import collect_garbage
 
     removed = [f"{count:,} {what}" for what, count in collect_garbage(output).items() if count]
     click.echo(f"removed {', '.join(removed) or 'nothing'}")
@@ -371,7 +371,7 @@ def gc(output: str) -> None:
 @click.option("--scenes", type=click.IntRange(1), default=60, show_default=True, help="How many to generate.")
 def demo(directory: str, scenes: int) -> None:
     """Generate a collection, run the whole chain on it, and show what comes out."""
-    from .demo import run_demo
+    from .commands.demo import run_demo
 
     run_demo(directory, scenes)
 
@@ -405,7 +405,7 @@ def submit(address: str, working_dir: str | None, no_wait: bool, command: tuple[
 
     For example: maskrcnn submit --address http://HOST:8265 -- segment s3://in s3://out --device cuda
     """
-    from .submit import submit_job
+    from .commands.submit import submit_job
 
     sys.exit(submit_job(address, command, working_dir=working_dir, wait=not no_wait))
 

@@ -14,7 +14,7 @@ from benchmarks.suites_ray import Slope, Span, Swept
 from click.testing import CliRunner
 from commandline import maskrcnn_command
 from maskrcnn_jobs.cli import main
-from maskrcnn_jobs.segment import Request, prepare
+from maskrcnn_jobs.commands.segment import Request, prepare
 
 from maskrcnn.config import Compute
 from maskrcnn.errors import RunError, UsageError

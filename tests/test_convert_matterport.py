@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from keras_files import arrays_of, filled, hollow, names_of
 from maskrcnn_jobs.cli import main
-from maskrcnn_jobs.train import Request, prepare
+from maskrcnn_jobs.commands.train import Request, prepare
 from matterport_oracle import Stored, far
 from safetensors.torch import load_file
 

@@ -19,7 +19,7 @@ from maskrcnn.evaluation.evaluate_run.evaluate_run import Asked, evaluating
 from maskrcnn.evaluation.evaluate_run.pycocotools_reference import average_precision
 from maskrcnn.masks.encode.rle import crop_to_rle
 from maskrcnn_jobs.cli import main
-from maskrcnn_jobs.segment import Request, prepare
+from maskrcnn_jobs.commands.segment import Request, prepare
 from pycocotools import mask as coco_mask
 from windowed import mosaic, run_windows, write_geotiff
 

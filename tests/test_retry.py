@@ -11,7 +11,7 @@ import pytest
 from commandline import parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskrcnn_jobs.segment import Request, collect_garbage, prepare, status
+from maskrcnn_jobs.commands.segment import Request, collect_garbage, prepare, status
 
 import maskrcnn
 from maskrcnn.config import Compute

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from maskrcnn_jobs import segment
-from maskrcnn_jobs.segment import Request, collect_garbage, prepare, receipts_of, status, sweep
+from maskrcnn_jobs.commands import segment
+from maskrcnn_jobs.commands.segment import Request, collect_garbage, prepare, receipts_of, status, sweep
 
 from maskrcnn.config import Compute, Speed
 from maskrcnn.errors import RunError, UsageError

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from maskrcnn_jobs.segment import Request, prepare
+from maskrcnn_jobs.commands.segment import Request, prepare
 
 from maskrcnn.config import Compute
 from maskrcnn.errors import ItemError

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from maskrcnn_jobs.commands.segment import Request, prepare, sweep
 from maskrcnn_jobs.driver.cluster import connected
-from maskrcnn_jobs.segment import Request, prepare, sweep
 
 from maskrcnn.config import Compute, Speed
 from maskrcnn.synthetic.scenes import write_scenes

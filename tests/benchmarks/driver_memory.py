@@ -18,8 +18,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import psutil
+from maskrcnn_jobs.commands.segment import Request, prepare, sweep
 from maskrcnn_jobs.driver.cluster import connected
-from maskrcnn_jobs.segment import Request, prepare, sweep
 
 from maskrcnn.config import Compute, Speed
 from maskrcnn.synthetic.planted import write_planted

@@ -81,7 +81,7 @@ class Slope:
 
 def sweep_once(source: Path, output: Path, compute: Compute, speed: Speed, shard_images: int | None) -> Swept:
     """Plan and sweep a collection on the Ray that is connected; planning is not timed."""
-    from maskrcnn_jobs.segment import Request, prepare, sweep
+    from maskrcnn_jobs.commands.segment import Request, prepare, sweep
 
     from tests.benchmarks.measure import CpuMeter
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
-import maskrcnn_jobs.retry
-import maskrcnn_jobs.segment
+import maskrcnn_jobs.commands.retry
+import maskrcnn_jobs.commands.segment
 import numpy as np
-from maskrcnn_jobs.segment import Request
+from maskrcnn_jobs.commands.segment import Request
 
 import maskrcnn.pipeline.reduce
 from chaos.chance import chance
@@ -79,8 +79,8 @@ def without_ray() -> Iterator[None]:
     cut = functools.partial(group_shards, part_bytes=PART_BYTES)
     with (
         mock.patch.object(maskrcnn.pipeline.reduce, "group_shards", cut),
-        mock.patch.object(maskrcnn_jobs.segment, "finish", _finish),
-        mock.patch.object(maskrcnn_jobs.retry, "finish", _finish),
+        mock.patch.object(maskrcnn_jobs.commands.segment, "finish", _finish),
+        mock.patch.object(maskrcnn_jobs.commands.retry, "finish", _finish),
     ):
         yield
 
@@ -89,13 +89,13 @@ def run_job(job: Job) -> object:
     """Do what `maskrcnn segment` does."""
     _mine.order = job.order
     request = Request(job.source, job.output, Compute("planted"), SHARD_IMAGES)
-    return maskrcnn_jobs.segment.segment(request, Speed(device="cpu"), None)
+    return maskrcnn_jobs.commands.segment.segment(request, Speed(device="cpu"), None)
 
 
 def run_retry(job: Job) -> object:
     """Do what `maskrcnn retry --only not_found` does: the page that is no image stays as it is."""
     _mine.order = job.order
-    return maskrcnn_jobs.retry.retry(job.output, ["not_found"], "auto", Speed(device="cpu"), None)
+    return maskrcnn_jobs.commands.retry.retry(job.output, ["not_found"], "auto", Speed(device="cpu"), None)
 
 
 def continue_retry(job: Job) -> object:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Final
 from unittest import mock
 
-import maskrcnn_jobs.segment
+import maskrcnn_jobs.commands.segment
 
 import maskrcnn.pipeline.plan_retry
 import maskrcnn.pipeline.reduce
@@ -221,7 +221,11 @@ def _done_in_turn(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(maskrcnn.pipeline.reduce, "ThreadPoolExecutor", Serial))
-        for module in (maskrcnn_jobs.segment, maskrcnn.pipeline.plan_retry, maskrcnn.pipeline.reduce):
+        for module in (
+            maskrcnn_jobs.commands.segment,
+            maskrcnn.pipeline.plan_retry,
+            maskrcnn.pipeline.reduce,
+        ):
             stack.enter_context(mock.patch.object(module, "datetime", Clock()))
         stack.enter_context(watched(hook, (*MUTATING, *READING) if meeting.reads else MUTATING, built=True))
         for command in commands:

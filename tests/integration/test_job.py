@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from commandline import maskrcnn_command, parts
-from maskrcnn_jobs.demo import QUERIES
+from maskrcnn_jobs.commands.demo import QUERIES
 
 import maskrcnn
 from maskrcnn.synthetic.planted import write_planted

@@ -33,7 +33,7 @@ def retry(
         UsageError: there is no finished run, `maskrcnn gc` removed what is needed, or the command is wrong.
         RunError: the retry stopped before its end; `maskrcnn retry` continues it.
     """
-    from .driver.cluster import check_device
+    from ..driver.cluster import check_device
 
     check_device(address, speed)
     check_codes(only)

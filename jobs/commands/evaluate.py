@@ -33,7 +33,7 @@ def evaluate(output: str, truth: str, asked: Asked, address: str | None, *, page
     counts = success["counts"]
     if address is None and counts["images"] <= HERE_IMAGES and counts["instances"] <= HERE_INSTANCES:
         return _evaluate(storage, truth, asked, run_here, page=page)
-    from .driver.cluster import connected, run_all
+    from ..driver.cluster import connected, run_all
 
     with connected(address, Speed(device="cpu")):
         return _evaluate(storage, truth, asked, run_all, page=page)

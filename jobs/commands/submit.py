@@ -31,7 +31,7 @@ def submit_job(address: str, command: Sequence[str], *, working_dir: str | None,
     """
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    from .cli import main
+    from ..cli import main
 
     if command[0] not in main.commands:
         raise UsageError(f"maskrcnn has no command {command[0]!r}; it has {', '.join(main.commands)}")

@@ -32,8 +32,8 @@ from maskrcnn.training.dataset import Dataset, read_dataset, split_dataset
 from maskrcnn.types import Category
 from maskrcnn.visualization.training_report import render_training
 
-from .driver.cluster import check_device, connected
-from .driver.progress import LOG_EVERY_S, duration
+from ..driver.cluster import check_device, connected
+from ..driver.progress import LOG_EVERY_S, duration
 
 log = logging.getLogger("maskrcnn")
 

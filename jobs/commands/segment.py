@@ -42,8 +42,8 @@ from maskrcnn.pipeline.success import finished, read_success
 from maskrcnn.schema import SCHEMA_VERSION
 from maskrcnn.visualization.run_report import write_report
 
-from .driver.actor import PROBES, WorkerSpec
-from .driver.progress import Progress
+from ..driver.actor import PROBES, WorkerSpec
+from ..driver.progress import Progress
 
 log = logging.getLogger("maskrcnn")
 
@@ -242,7 +242,7 @@ def sweep(request: Request, plan: Plan, speed: Speed) -> float | None:
     Raises:
         RunError: the run stopped before its end.
     """
-    from .driver.scheduler import Sweep
+    from ..driver.scheduler import Sweep
 
     storage = Storage(request.output)
     plans = [plan] if plan.generation == 1 else read_plans(storage)
@@ -294,7 +294,7 @@ def segment(request: Request, speed: Speed, address: str | None) -> dict[str, An
         UsageError: the command is wrong.
         RunError: the run stopped before its end; the same command continues it.
     """
-    from .driver.cluster import check_device
+    from ..driver.cluster import check_device
 
     check_device(address, speed)
     plan = prepare(request)
@@ -311,7 +311,7 @@ def finish(request: Request, plan: Plan, speed: Speed, address: str | None) -> d
     Raises:
         RunError: the run stopped before its end.
     """
-    from .driver.cluster import connected, run_all
+    from ..driver.cluster import connected, run_all
 
     with connected(address, speed) as resolved:
         wall_s = sweep(request, plan, resolved)
