@@ -376,23 +376,6 @@ def demo(directory: str, scenes: int) -> None:
     run_demo(directory, scenes)
 
 
-@main.command()
-@click.option(
-    "--only", metavar="SECTION,…", help="masks, coco, fetch, pipeline, scaling, job; by default all."
-)
-@click.option("--images", metavar="DIR", help="Photos to measure with; by default they are generated.")
-@click.option("--model", metavar="NAME", help="By default ResNet-50-FPN with random weights.")
-@click.option("--s3", metavar="URL", help="A prefix s3://… whose objects are fetched.")
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Pairs of runs a row.")
-@click.option("--quick", is_flag=True, help="Small sizes, to see that it runs; the figures mean little.")
-@click.option("--json", "json_path", metavar="PATH", help="Write the rows and the machine's record there.")
-def bench(only: str | None, json_path: str | None, **options: Any) -> None:
-    """Measure this machine: ratios against what others would do, in the same run, after results were compared."""
-    from tests.benchmarks.run import run_bench
-
-    run_bench(only, json_path, **options)
-
-
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--address", required=True, help="Of the cluster's dashboard, http://HOST:8265.")
 @click.option(
@@ -407,7 +390,7 @@ def submit(address: str, working_dir: str | None, no_wait: bool, command: tuple[
     """
     from .commands.submit import submit_job
 
-    sys.exit(submit_job(address, command, working_dir=working_dir, wait=not no_wait))
+    sys.exit(submit_job(address, command, known=main.commands, working_dir=working_dir, wait=not no_wait))
 
 
 main.add_command(convert)

@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from .visualization.draw import contact_sheet, draw_instances, draw_mask
 
 _LAZY = {
-    "Limits": "decode",
-    "Model": "model",
-    "PlantedSegmenter": "planted",
-    "Run": "run",
-    "Segmenter": "segmenter",
-    "contact_sheet": "visualize",
-    "decode_image": "decode",
-    "display_instances": "display",
-    "display_masks": "display",
-    "draw_instances": "visualize",
-    "draw_mask": "visualize",
-    "load_model": "model",
-    "open_run": "run",
+    "Limits": "imaging.decode",
+    "Model": "models.build",
+    "PlantedSegmenter": "synthetic.planted",
+    "Run": "results.run",
+    "Segmenter": "models.segmenter",
+    "contact_sheet": "visualization.draw",
+    "decode_image": "imaging.decode",
+    "display_instances": "visualization.display",
+    "display_masks": "visualization.display",
+    "draw_instances": "visualization.draw",
+    "draw_mask": "visualization.draw",
+    "load_model": "models.build",
+    "open_run": "results.run",
 }
 
 __all__ = [

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from maskrcnn.masks.encode.rle import encode_changes
-from maskrcnn.masks.encode.spans import ranges
 
 from maskrcnn.io.parquet import write_table
 from maskrcnn.io.storage import Storage
+from maskrcnn.masks.rle import encode_changes
+from maskrcnn.masks.spans import ranges
 from maskrcnn.schema import MANIFEST, ImageResult, images_table, instances_table
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, png
 from maskrcnn.types import Category, Detections

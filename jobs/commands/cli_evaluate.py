@@ -63,9 +63,8 @@ def evaluate(
     Images are matched by id where the run's ids were given, else by name; categories by name. OUTPUT/evaluation/ gets
     the numbers, a table of the images and of the categories, and a page with curves and the worst images.
     """
-    from maskrcnn.evaluation.evaluate_run.evaluate_run import Asked
-
     from maskrcnn.errors import UsageError
+    from maskrcnn.evaluation.evaluate_run import Asked
 
     from .evaluate import evaluate as run_evaluate
     from .evaluate import table_of

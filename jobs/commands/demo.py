@@ -121,7 +121,7 @@ def segment_mosaic(root: Path) -> Path | None:
 
 def print_accuracy(root: Path) -> None:
     """Print box and mask AP of the run against the planted truth."""
-    from maskrcnn.evaluation.evaluate_run.pycocotools_reference import average_precision
+    from maskrcnn.evaluation.pycocotools_reference import average_precision
 
     truth, results = root / "scenes" / "instances.json", root / "run" / "coco" / "results.json"
     click.echo("\nAgainst the planted truth (COCO average precision)")

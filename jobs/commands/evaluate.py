@@ -3,10 +3,9 @@
 import logging
 from typing import Any, Final
 
-from maskrcnn.evaluation.evaluate_run.evaluate_run import Asked, Evaluation, evaluating, write_evaluation
-
 from maskrcnn.config import Speed
 from maskrcnn.errors import UsageError
+from maskrcnn.evaluation.evaluate_run import Asked, Evaluation, evaluating, write_evaluation
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.success import RunAll, read_success, run_here
 

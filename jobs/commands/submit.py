@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import click
@@ -17,10 +17,19 @@ STOPPED: Final = 3
 """The exit code of a run that stopped before its end."""
 
 
-def submit_job(address: str, command: Sequence[str], *, working_dir: str | None, wait: bool) -> int:
+def submit_job(
+    address: str, command: Sequence[str], *, known: Collection[str], working_dir: str | None, wait: bool
+) -> int:
     """Submit `maskrcnn COMMAND` to the cluster and follow its log.
 
     Credentials never travel: the job reads them from its node's role or environment.
+
+    Args:
+        address: of the cluster's dashboard.
+        command: its name and arguments.
+        known: the commands that `maskrcnn` has.
+        working_dir: a folder to send along.
+        wait: follow the log until the job ends.
 
     Returns:
         The command's exit code; 0 where it is not waited for, `STOPPED` where the job ended without one.
@@ -31,10 +40,8 @@ def submit_job(address: str, command: Sequence[str], *, working_dir: str | None,
     """
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    from ..cli import main
-
-    if command[0] not in main.commands:
-        raise UsageError(f"maskrcnn has no command {command[0]!r}; it has {', '.join(main.commands)}")
+    if command[0] not in known:
+        raise UsageError(f"maskrcnn has no command {command[0]!r}; it has {', '.join(known)}")
     for argument in command:
         for url in (argument, argument.partition("=")[2]):
             refuse_user(url, "the command")

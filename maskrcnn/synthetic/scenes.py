@@ -3,7 +3,7 @@
 A scene is fields, roads, water, yards and plots seen from above, with seven kinds of objects in them. Colours
 are shared between the kinds and with the ground on purpose (blue roofs, cars, pools and water; grey roofs,
 trucks and asphalt; crowns and meadows), so that shape and context tell them apart, not a colour threshold.
-The embedded model `maskrcnn/scenes.safetensors` is trained on these scenes and knows nothing else: whoever
+The embedded model `maskrcnn/models/scenes.safetensors` is trained on these scenes and knows nothing else: whoever
 changes the drawing, here or in `scenery`, must train it anew.
 """
 

@@ -354,7 +354,7 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    text = resources.files(__package__).joinpath("diff.html.j2").read_text("utf-8")
+    text = resources.files(__package__).joinpath("templates", "diff.html.j2").read_text("utf-8")
     return environment.from_string(text)
 
 

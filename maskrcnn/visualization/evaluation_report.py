@@ -93,7 +93,7 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": percent_text, "number": number_text, "score": _score}
-    text = resources.files(__package__).joinpath("evaluation.html.j2").read_text("utf-8")
+    text = resources.files(__package__).joinpath("templates", "evaluation.html.j2").read_text("utf-8")
     return environment.from_string(text)
 
 

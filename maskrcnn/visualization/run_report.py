@@ -119,7 +119,7 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": percent_text, "number": number_text, "seconds": seconds_text}
-    text = resources.files(__package__).joinpath("report.html.j2").read_text("utf-8")
+    text = resources.files(__package__).joinpath("templates", "report.html.j2").read_text("utf-8")
     return environment.from_string(text)
 
 

@@ -42,7 +42,7 @@ def render_training(rows: Sequence[Mapping[str, float]], facts: Mapping[str, Any
         rows: of the log, one an epoch, with the columns `recipe.COLUMNS`; what was not measured is absent.
         facts: the content of `training.json`.
     """
-    path = Path(__file__).with_name("training.html.j2")
+    path = Path(__file__).with_name("templates") / "training.html.j2"
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -296,7 +296,7 @@ def orjson_dump(content: dict[str, Any], path: Path) -> None:
     Raises:
         ImportError: it is not installed.
     """
-    import orjson  # noqa: PLC0415
+    import orjson
 
     path.write_bytes(orjson.dumps(content))
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from maskrcnn.evaluation.evaluate_run.pycocotools_reference import average_precision
 from numpy.typing import NDArray
 
+from maskrcnn.evaluation.pycocotools_reference import average_precision
 from maskrcnn.models.build import load_model
 from maskrcnn.models.segmenter import DTYPES, MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import Scene, coco_dataset, render_scene
-from maskrcnn.synthetic.train_scenes import EVALUATION_SEED, IMAGE_SIZE
+from maskrcnn.training.train_scenes import EVALUATION_SEED, IMAGE_SIZE
 from maskrcnn.types import Detections
 
 STRONG = 0.5

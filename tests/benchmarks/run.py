@@ -1,25 +1,52 @@
-"""`maskrcnn bench`: ratios against peers, measured in the same run, and the machine they hold for.
+"""Ratios against other libraries, measured in one run, with the machine they hold for: `python -m tests.benchmarks`.
 
 The sections that need Ray are here; the others are in `tests.benchmarks.suites`. A whole job is measured in its steady
 state: by the slope between N and 3N images. What it takes until the first shard begins is told apart.
 """
 
 import logging
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from maskrcnn.errors import UsageError
+from maskrcnn.errors import RunError, UsageError
 
 from .suites_ray import job, pipeline, scaling
 
 if TYPE_CHECKING:
-    from tests.benchmarks.measure import Row, Settings
+    from .measure import Row, Settings
 
 log = logging.getLogger("maskrcnn")
+
+
+@click.command()
+@click.option(
+    "--only", metavar="SECTION,…", help="masks, coco, fetch, pipeline, scaling, job; by default all."
+)
+@click.option("--images", metavar="DIR", help="Photos to measure with; by default they are generated.")
+@click.option("--model", metavar="NAME", help="By default ResNet-50-FPN with random weights.")
+@click.option("--s3", metavar="URL", help="A prefix s3://… whose objects are fetched.")
+@click.option(
+    "--repeats", type=click.IntRange(1), default=5, show_default=True, help="Pairs of runs per row."
+)
+@click.option("--quick", is_flag=True, help="Small sizes, to see that it runs; the figures mean little.")
+@click.option("--json", "json_path", metavar="PATH", help="Write the rows and the machine's record there.")
+def main(only: str | None, json_path: str | None, **options: Any) -> None:
+    """Measure this machine: ratios against other libraries, in one run, after results were compared."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    log.setLevel(logging.INFO)
+    try:
+        run_bench(only, json_path, **options)
+    except UsageError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except RunError as error:
+        click.echo(f"stopped: {error}", err=True)
+        sys.exit(3)
 
 
 def run_bench(
@@ -48,11 +75,9 @@ def run_bench(
         RunError: two sides' results differ.
     """
     try:
-        from tests.benchmarks.measure import Settings, machine, table, to_json
+        from .measure import Settings, machine, table, to_json
     except ImportError as error:
-        raise UsageError(
-            f"maskrcnn bench needs the package {error.name}; pip install {error.name}"
-        ) from error
+        raise UsageError(f"the benchmarks need the package {error.name}; pip install {error.name}") from error
     chosen = chosen_sections(only)
     folder_of_images = None if images is None else Path(images)
     if folder_of_images is not None and not folder_of_images.is_dir():
@@ -93,19 +118,19 @@ def chosen_sections(only: str | None) -> dict[str, "Section"]:
 
 
 def _masks(settings: "Settings") -> Iterable["Row"]:
-    from tests.benchmarks.suites import masks
+    from .suites import masks
 
     return masks(settings)
 
 
 def _coco(settings: "Settings") -> Iterable["Row"]:
-    from tests.benchmarks.suites import coco
+    from .suites import coco
 
     return coco(settings)
 
 
 def _fetch(settings: "Settings") -> Iterable["Row"]:
-    from tests.benchmarks.suites import fetch
+    from .suites import fetch
 
     return fetch(settings)
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from maskrcnn.masks.encode.rle import rle_boxes_xywh
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskrcnn.imaging.geotiff import need_rasterio
+from maskrcnn.masks.rle import rle_boxes_xywh
 from maskrcnn.models.build import load_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import write_mosaic

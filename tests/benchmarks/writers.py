@@ -33,11 +33,11 @@ import orjson
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from maskrcnn.masks.encode.rle import rle_areas, rle_boxes_xyxy
 
 from maskrcnn.formats import coco_writer
 from maskrcnn.io.parquet import ROW_GROUP_ROWS, Part, parquet_options, read_table, write_table, write_tables
 from maskrcnn.io.storage import Storage
+from maskrcnn.masks.rle import rle_areas, rle_boxes_xyxy
 from maskrcnn.schema import INSTANCES, MANIFEST, ImageResult, images_table
 from maskrcnn.types import Category
 

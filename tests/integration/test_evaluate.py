@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from commandline import maskrcnn_command
-from test_evaluation import CarelessSegmenter, finish
+from evaluated_runs import CarelessSegmenter, finish
 
 from maskrcnn.synthetic.planted import write_planted
 

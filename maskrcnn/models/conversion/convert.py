@@ -84,13 +84,14 @@ class Converted:
 
 _PARITY_NOTES: Final = {
     "torchvision": "Compared with torchvision's own network on the source's tensors, on generated images.",
-    "detectron2": "Compared with a plain second computation of detectron2's forward pass (maskrcnn/models/conversion/reference_detectron2.py) on the "
-    "source's own tensors, on generated images. detectron2 itself was not run. What a checkpoint does not say is taken "
-    "from the model zoo's configuration: BGR input, STRIDE_IN_1X1, ROIAlignV2, frozen norms with epsilon 1e-5.",
-    "matterport": "Compared with a plain second computation of matterport's forward pass "
-    "(maskrcnn/models/conversion/reference_matterport.py) on the source's own tensors, on generated images. TensorFlow was not run; the "
-    "plain computation is tested against tensors that matterport's code gave under TensorFlow. What a file does not "
-    "say is taken from its `Config`, or from --set.",
+    "detectron2": "Compared with a reference implementation of detectron2's forward pass "
+    "(maskrcnn/models/conversion/reference_detectron2.py) on the source's own tensors, on generated images. "
+    "detectron2 itself was not run. What a checkpoint does not say is taken from the model zoo's "
+    "configuration: BGR input, STRIDE_IN_1X1, ROIAlignV2, frozen norms with epsilon 1e-5.",
+    "matterport": "Compared with a reference implementation of matterport's forward pass "
+    "(maskrcnn/models/conversion/reference_matterport.py) on the source's own tensors, on generated images. "
+    "TensorFlow was not run; the reference implementation is tested against tensors that matterport's code "
+    "gave under TensorFlow. What a file does not say is taken from its `Config`, or from --set.",
 }
 
 

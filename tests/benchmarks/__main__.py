@@ -1,0 +1,5 @@
+"""`python -m tests.benchmarks`, which `make bench` calls."""
+
+from .run import main
+
+main()

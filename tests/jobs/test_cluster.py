@@ -1,0 +1,335 @@
+"""The files that start clusters: valid by their owners' schemas, closed to strangers, and in step with the project."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+LAUNCHERS = [CLUSTER / "aws.yaml", CLUSTER / "gcp.yaml"]
+FILES = [*LAUNCHERS, CLUSTER / "rayjob.yaml", CLUSTER / "Dockerfile", CLUSTER / "README.md"]
+launcher = pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+
+
+def loaded(path):
+    return yaml.safe_load(path.read_text())
+
+
+def pinned(package):
+    return re.search(rf"^{package}==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)[1]
+
+
+# The cluster launcher
+
+
+@launcher
+def test_a_launcher_file_is_valid_by_the_schema_that_ray_ships(path):
+    ray = Path(importlib.util.find_spec("ray").origin).parent
+    schema = json.loads((ray / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(loaded(path), schema)
+
+
+@launcher
+def test_a_launcher_starts_gpu_spot_nodes_from_none(path):
+    config = loaded(path)
+    nodes = config["available_node_types"]
+    head = nodes.pop(config["head_node_type"])
+    assert head["resources"] == {"CPU": 0}
+    for node in nodes.values():
+        assert node["min_workers"] == 0
+        assert 0 < node["max_workers"] <= config["max_workers"]
+        assert node["resources"]["GPU"] == 1
+        spot = json.dumps(node["node_config"])
+        assert '"MarketType": "spot"' in spot or '"preemptible": true' in spot
+
+
+@launcher
+def test_every_node_of_a_launcher_asks_for_the_token(path):
+    config = loaded(path)
+    assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+    assert config["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+@launcher
+def test_the_dashboard_of_a_launcher_listens_to_its_own_machine_alone(path):
+    config = loaded(path)
+    starts = {
+        group: [
+            shlex.split(command)
+            for command in config[f"{group}_start_ray_commands"]
+            if "ray start" in command
+        ]
+        for group in ("head", "worker")
+    }
+    [head], [worker] = starts["head"], starts["worker"]
+    assert "--dashboard-host=127.0.0.1" in head
+    assert not [
+        word for word in (*head, *worker) if word.startswith("--dashboard") and "127.0.0.1" not in word
+    ]
+    assert not [
+        word for word in (*head, *worker) if word.startswith(("--ray-client-server-port", "--node-ip"))
+    ]
+
+
+@launcher
+def test_what_a_launcher_copies_and_leaves_out_is_there(path):
+    config = loaded(path)
+    setup = " ".join(config["setup_commands"])
+    assert "/home/ray/maskrcnn-ray" in config["file_mounts"]
+    assert "requirements.lock" in setup
+    assert not {"maskrcnn", "jobs", "pyproject.toml", "requirements.lock"} & set(config["rsync_exclude"])
+
+
+# Kubernetes
+
+
+def fields(required, optional):
+    return {
+        "type": "object",
+        "properties": required | optional,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+ANY, TEXT, FLAG, COUNT = {}, {"type": "string"}, {"type": "boolean"}, {"type": "integer", "minimum": 0}
+POD = fields({"spec": {"type": "object", "required": ["containers"]}}, {"metadata": ANY})
+PARAMS = {"type": "object", "additionalProperties": TEXT}  # "0", not 0: KubeRay takes strings
+WORKERS = fields(
+    {
+        "groupName": TEXT,
+        "replicas": COUNT,
+        "minReplicas": COUNT,
+        "maxReplicas": COUNT,
+        "rayStartParams": PARAMS,
+    }
+    | {"template": POD},
+    {"numOfHosts": COUNT, "idleTimeoutSeconds": COUNT, "resources": ANY, "labels": ANY, "priority": ANY}
+    | {"scaleStrategy": ANY, "suspend": FLAG},
+)
+RAY_CLUSTER = fields(
+    {"rayVersion": TEXT, "headGroupSpec": ANY, "workerGroupSpecs": {"type": "array", "items": WORKERS}}
+    | {"authOptions": fields({"mode": {"enum": ["token", "disabled"]}}, {"secretName": TEXT})},
+    {
+        "autoscalerOptions": ANY,
+        "enableInTreeAutoscaling": FLAG,
+        "gcsFaultToleranceOptions": ANY,
+        "tlsOptions": ANY,
+    }
+    | {"networkPolicy": ANY, "upgradeStrategy": ANY, "historyServerOptions": ANY},
+)
+RAY_JOB = fields(
+    {"entrypoint": TEXT, "rayClusterSpec": RAY_CLUSTER},
+    {"activeDeadlineSeconds": COUNT, "backoffLimit": COUNT, "clusterSelector": ANY, "deletionStrategy": ANY}
+    | {"entrypointNumCpus": ANY, "entrypointNumGpus": ANY, "entrypointResources": TEXT, "jobId": TEXT}
+    | {"managedBy": TEXT, "metadata": ANY, "preRunningDeadlineSeconds": COUNT, "runtimeEnvYAML": TEXT}
+    | {"shutdownAfterJobFinishes": FLAG, "submitterConfig": ANY, "submitterPodTemplate": ANY, "suspend": FLAG}
+    | {"submissionMode": {"enum": ["K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode"]}}
+    | {"ttlSecondsAfterFinished": COUNT},
+)
+"""The fields of KubeRay's custom resources, ray.io/v1."""
+
+
+@pytest.fixture
+def rayjob():
+    return loaded(CLUSTER / "rayjob.yaml")
+
+
+def test_the_rayjob_has_the_fields_that_kuberay_knows(rayjob):
+    kind = {"apiVersion": {"const": "ray.io/v1"}, "kind": {"const": "RayJob"}}
+    jsonschema.validate(rayjob, fields(kind | {"metadata": ANY, "spec": RAY_JOB}, {}))
+
+
+def test_the_schema_of_the_rayjob_refuses_what_kuberay_would_drop(rayjob):
+    rayjob["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["minReplica"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="minReplica"):
+        jsonschema.validate(rayjob["spec"], RAY_JOB)
+
+
+def test_the_rayjob_retries_and_leaves_nothing_behind(rayjob):
+    spec = rayjob["spec"]
+    assert spec["backoffLimit"] == 2
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert spec["ttlSecondsAfterFinished"] > 0
+
+
+def test_the_rayjob_scales_gpu_workers_from_none_and_asks_for_the_token(rayjob):
+    cluster = rayjob["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["enableInTreeAutoscaling"] is True
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    [workers] = cluster["workerGroupSpecs"]
+    assert (workers["replicas"], workers["minReplicas"]) == (0, 0)
+    [container] = workers["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_no_pod_of_the_rayjob_is_reached_from_outside_or_holds_a_secret(rayjob):
+    cluster = rayjob["spec"]["rayClusterSpec"]
+    assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert "runtimeEnvYAML" not in rayjob["spec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert not {"dashboard-host", "node-ip-address"} & set(group["rayStartParams"])
+        pod = group["template"]["spec"]
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        assert pod["serviceAccountName"]
+        for container in pod["containers"]:
+            assert not {"env", "envFrom"} & set(container)
+            assert not [port for port in container.get("ports", []) if "hostPort" in port]
+
+
+def test_no_pod_of_the_rayjob_is_root(rayjob):
+    cluster = rayjob["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert all(c["securityContext"]["allowPrivilegeEscalation"] is False for c in pod["containers"])
+
+
+# Docker
+
+
+def test_the_image_is_pinned_and_its_user_is_not_root():
+    lines = [line.split() for line in (CLUSTER / "Dockerfile").read_text().splitlines() if line.strip()]
+    assert ["ARG", f"RAY_TAG={pinned('ray')}-py311-gpu"] in lines
+    assert ["FROM", "rayproject/ray:${RAY_TAG}"] in lines
+    assert [words[1] for words in lines if words[0] == "USER"] == ["1000"]
+    assert "--constraint requirements.lock" in (CLUSTER / "Dockerfile").read_text()
+
+
+def test_what_the_image_is_built_from_is_sent_to_the_builder():
+    copied = re.findall(r"^COPY --chown=\S+ (.+) \S+$", (CLUSTER / "Dockerfile").read_text(), re.MULTILINE)
+    names = {name for line in copied for name in line.split()}
+    sent = set(re.findall(r"^!(\S+)$", (CLUSTER / "Dockerfile.dockerignore").read_text(), re.MULTILINE))
+    assert names == sent
+    # `packages` of pyproject.toml, and what it reads.
+    assert {"maskrcnn", "jobs", "pyproject.toml", "requirements.lock"} <= names
+
+
+# All of them
+
+SECRETS = re.compile(
+    r"AKIA[0-9A-Z]{16}|AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN)|RAY_AUTH_TOKEN=|PRIVATE KEY"
+    r"|gcp_credentials|password|passwd|secretKey|://[^/\s]*:[^/\s]*@",
+    re.IGNORECASE,
+)
+EXPOSED = re.compile(r"0\.0\.0\.0|LoadBalancer|NodePort|hostNetwork|dashboard-host=(?!127\.0\.0\.1)")
+
+
+@each_file
+def test_no_file_holds_a_secret_or_opens_the_dashboard(path):
+    text = path.read_text()
+    assert SECRETS.search(text) is None
+    assert EXPOSED.search(text) is None
+
+
+def test_the_search_for_secrets_finds_some():
+    assert SECRETS.search("- --env AWS_SECRET_ACCESS_KEY=abc")
+    assert SECRETS.search("s3://key:word@bucket")
+    assert EXPOSED.search("ray start --dashboard-host=0.0.0.0")
+    assert EXPOSED.search("--dashboard-host=:: ")
+
+
+@each_file
+def test_all_files_name_the_ray_that_is_pinned(path):
+    versions = set(re.findall(r'(?:rayproject/ray:|RAY_TAG=|rayVersion: ")(\d+\.\d+\.\d+)', path.read_text()))
+    assert versions in ({pinned("ray")}, set())
+    assert versions or path.name == "README.md"
+
+
+def commands_of(text):
+    """Yield the arguments of each `maskrcnn` command in a text, comments and code blocks included."""
+    text = re.sub(r"\\\n[ #]*", " ", text)
+    for line in text.splitlines():
+        match = re.match(r"(?:#? {2,}|entrypoint: )(?:ray job submit .* -- )?maskrcnn (.*)", line)
+        if match:
+            yield shlex.split(match[1], comments=True)
+
+
+def parse(arguments):
+    """Read a command as the command line does, without running it."""
+    from maskrcnn_jobs.cli import main
+
+    name, *rest = arguments
+    context = main.commands[name].make_context(name, rest)
+    if name == "submit":
+        parse(list(context.params["command"]))
+
+
+@each_file
+def test_every_command_that_is_shown_exists_with_its_options(path):
+    text = path.read_text()
+    if path.name == "rayjob.yaml":
+        text = f"entrypoint: {loaded(path)['spec']['entrypoint']}"
+    commands = list(commands_of(text))
+    assert commands or path.name == "Dockerfile"
+    for command in commands:
+        parse(command)
+
+
+def test_commands_that_do_not_exist_are_noticed():
+    import click
+
+    with pytest.raises(click.NoSuchOption):
+        parse(["segment", "a", "b", "--gpus", "8"])
+    with pytest.raises(KeyError):
+        parse(["submit", "--address", "http://h", "--", "segmnt", "a", "b"])
+
+
+def test_a_run_on_a_cluster_says_its_device():
+    """Where Ray is not started by the command itself, `--device auto` is refused."""
+    for path in FILES:
+        text = path.read_text()
+        if path.name == "rayjob.yaml":
+            text = f"entrypoint: {loaded(path)['spec']['entrypoint']}"
+        for command in commands_of(text):
+            if "submit" in command or "--address" in command or "s3://BUCKET/images" in command:
+                assert command[command.index("--device") + 1] in ("cuda", "cpu")
+
+
+# The cluster on this machine
+
+
+@pytest.mark.ray
+def test_the_local_cluster_starts_asks_for_its_token_and_stops():
+    command = [sys.executable, str(CLUSTER / "local.py"), "--nodes", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as script:
+        try:
+            said = ""
+            while "Ctrl-C stops 2 nodes" not in said:
+                said += (line := script.stdout.readline())
+                assert line, f"it ended, and had said: {said}"
+            exports = dict(re.findall(r"^export (\w+)=(.*)$", said, re.MULTILINE))
+            assert set(exports) == {"RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"}
+            jobs = re.search(r"dashboard: (\S+)", said)[1] + "/api/jobs/"
+
+            assert alive_nodes(exports) == 2
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(jobs, timeout=30)
+            token = Path(exports["RAY_AUTH_TOKEN_PATH"]).read_text()
+            bearer = urllib.request.Request(jobs, headers={"Authorization": f"Bearer {token}"})
+            assert urllib.request.urlopen(bearer, timeout=30).status == 200
+        finally:
+            script.send_signal(signal.SIGINT)
+    assert script.returncode == 0
+    assert not Path(exports["RAY_AUTH_TOKEN_PATH"]).exists()
+
+
+def alive_nodes(environment):
+    """Ask a cluster as its users do, from a process of their own."""
+    code = "import ray; ray.init(log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
+    environment = os.environ | environment
+    return int(subprocess.check_output([sys.executable, "-c", code], env=environment, timeout=120))

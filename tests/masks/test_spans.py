@@ -1,0 +1,143 @@
+"""Masks as runs: what numpy says of the same masks, painted."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pycocotools import mask as coco_mask
+
+from maskrcnn.masks.rle import encode_changes
+from maskrcnn.masks.rle_decode import read_runs
+from maskrcnn.masks.spans import Runs, ranges
+
+PAD = 5
+
+
+@st.composite
+def stacks(draw: st.DrawFn, least: int = 0) -> np.ndarray:
+    """Masks of one size, (N, height, width), which may be empty, full, or touch the border."""
+    shape = draw(st.tuples(st.integers(least, 4), st.integers(1, 9), st.integers(1, 9)))
+    return draw(hnp.arrays(np.bool_, shape, fill=st.booleans()))
+
+
+def texts(masks: np.ndarray) -> list[bytes]:
+    return [coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"] for mask in masks]
+
+
+def read(masks: np.ndarray) -> Runs:
+    return read_runs(texts(masks), masks.shape[1], masks.shape[2])
+
+
+def painted(runs: Runs, height: int, width: int, pad: int = 0) -> np.ndarray:
+    """Paint runs, and check the order that they promise."""
+    masks = np.zeros((runs.n, height + 2 * pad, width + 2 * pad), np.bool_)
+    for of, column, start, stop in zip(runs.of, runs.column, runs.start, runs.stop, strict=True):
+        assert start < stop
+        masks[of, start + pad : stop + pad, column + pad] = True
+    order = np.lexsort((runs.start, runs.column, runs.of))
+    assert order.tolist() == list(range(len(runs.of)))
+    together = (np.diff(runs.of) == 0) & (np.diff(runs.column) == 0)
+    assert (runs.start[1:] > runs.stop[:-1])[together].all()
+    return masks
+
+
+def neighbours(masks: np.ndarray, pixels: int) -> np.ndarray:
+    """All pixels around each, (K, N, height, width); outside there are none."""
+    _, height, width = masks.shape
+    padded = np.pad(masks, ((0, 0), (pixels, pixels), (pixels, pixels)))
+    around = range(2 * pixels + 1)
+    return np.array([padded[:, y : y + height, x : x + width] for y in around for x in around])
+
+
+@given(stacks())
+def test_what_is_read_is_what_was_written(masks: np.ndarray) -> None:
+    n, height, width = masks.shape
+    runs = read(masks)
+    assert (painted(runs, height, width) == masks).all()
+    assert runs.areas.tolist() == masks.sum((1, 2)).tolist()
+    encoded = encode_changes(*runs.changes, n, height, width)
+    assert list(encoded.counts) == texts(masks)
+    assert encoded.boxes.tolist() == runs.boxes.tolist()
+
+
+def test_stretches_without_a_zero_between_them_are_one() -> None:
+    rle = coco_mask.frPyObjects([{"size": [4, 2], "counts": [1, 1, 0, 2, 0, 1, 3]}], 4, 2)[0]
+    runs = read_runs([rle["counts"]], 4, 2)
+    assert [values.tolist() for values in runs[:4]] == [[0, 0], [0, 1], [1, 0], [4, 1]]
+
+
+@pytest.mark.parametrize("text", [b"", b"0", b"21", b"~~~"])
+def test_what_is_no_mask_of_the_frame_is_refused(text: bytes) -> None:
+    with pytest.raises(ValueError, match="mask 1 is none of 2 x 4 pixels"):
+        read_runs([b"21102", text], 2, 4)
+
+
+def test_an_empty_box_cuts_no_run_in_two() -> None:
+    runs = read(np.ones((1, 2, 1), np.bool_))
+    assert (painted(runs.outside(np.array([0, 1, 1, 1])), 2, 1) == 1).all()
+
+
+@given(stacks(1), st.data())
+def test_masks_are_taken_moved_and_cropped(masks: np.ndarray, data: st.DataObject) -> None:
+    n, height, width = masks.shape
+    runs = read(masks)
+    ids = np.array(data.draw(st.lists(st.integers(0, n - 1), max_size=5)), np.intp)
+    taken = runs.take(ids)
+    assert (painted(taken, height, width) == masks[ids]).all()
+    moves = np.array(data.draw(st.lists(st.tuples(*[st.integers(-PAD, PAD)] * 2), min_size=n, max_size=n)))
+    moved = painted(runs.shifted(moves[:, 0], moves[:, 1]), height, width, PAD)
+    back = [
+        mask[PAD + y : PAD + y + height, PAD + x : PAD + x + width]
+        for mask, (x, y) in zip(moved, moves, strict=True)
+    ]
+    assert (np.array(back) == masks).all()
+    box = np.array(data.draw(st.tuples(*[st.integers(-2, 11)] * 4)))
+    y, x = np.mgrid[:height, :width]
+    inside = (x >= box[0]) & (x < box[2]) & (y >= box[1]) & (y < box[3])
+    assert (painted(runs.within(box), height, width) == (masks & inside)).all()
+    if (box[:2] <= box[2:]).all():
+        assert (painted(runs.outside(box), height, width) == (masks & ~inside)).all()
+
+
+@given(stacks(), st.integers(0, 3))
+def test_what_is_near_and_what_is_deep_inside(masks: np.ndarray, pixels: int) -> None:
+    _, height, width = masks.shape
+    runs = read(masks)
+    grown = painted(runs.grown(pixels), height, width, PAD)
+    padded = np.pad(masks, ((0, 0), (PAD, PAD), (PAD, PAD)))
+    assert (grown == neighbours(padded, pixels).any(0)).all()
+    assert (painted(runs.shrunk(pixels), height, width) == neighbours(masks, pixels).all(0)).all()
+
+
+@given(st.data())
+def test_overlaps_are_counted_mask_by_mask(data: st.DataObject) -> None:
+    ours = data.draw(stacks())
+    theirs = data.draw(hnp.arrays(np.bool_, ours.shape))
+    assert read(ours).overlaps(read(theirs)).tolist() == (ours & theirs).sum((1, 2)).tolist()
+
+
+@given(stacks(1), st.data())
+def test_unions(masks: np.ndarray, data: st.DataObject) -> None:
+    n, height, width = masks.shape
+    of = np.array(data.draw(st.lists(st.integers(0, 2), min_size=n, max_size=n)))
+    united = painted(read(masks).as_one(of, 3), height, width)
+    assert (united == [masks[of == one].any(0) for one in range(3)]).all()
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**40), st.integers(0, 2**20))
+def test_far_from_the_origin_nothing_changes(far: int, farther: int) -> None:
+    moves: Callable[[int], np.ndarray] = lambda by: np.array([by])  # noqa: E731
+    here = read(np.eye(5, dtype=np.bool_)[None])
+    there = here.shifted(moves(far), moves(farther))
+    back = there.grown(2).shrunk(1).shifted(moves(-far), moves(-farther))
+    assert [v.tolist() for v in back[:4]] == [v.tolist() for v in here.grown(2).shrunk(1)[:4]]
+    assert there.overlaps(there).tolist() == [5]
+
+
+def test_ranges_may_be_empty() -> None:
+    assert ranges(np.array([4, 9, 2]), np.array([2, 0, 1])).tolist() == [4, 5, 2]
+    assert ranges(np.array([], np.int64), np.array([], np.int64)).tolist() == []

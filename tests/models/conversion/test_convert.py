@@ -1,0 +1,345 @@
+"""Weights of others: each tensor in its place, the same network, or a line that says which tensor is wrong."""
+
+import hashlib
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import SIZES, detectron2_tensors, zoo_pickle
+from click.testing import CliRunner
+from maskrcnn_jobs.cli import main
+from networks import spread
+from safetensors.torch import load_file
+
+from maskrcnn.errors import UsageError
+from maskrcnn.models.build import build_network, load_model
+from maskrcnn.models.checkpoint_files import network_shapes
+from maskrcnn.models.conversion import convert as convert_module
+from maskrcnn.models.conversion.convert import convert
+from maskrcnn.models.conversion.key_mapping import detectron2_names
+from maskrcnn.models.registry import COCO_CATEGORIES, describe_model
+from maskrcnn.models.segmenter import MaskRCNNSegmenter
+
+LABELS = "cat\ndog\nbird\nfish\n"
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    """Of detectron2's R50-FPN, four classes."""
+    return detectron2_tensors()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tensors):
+    """A `.pkl` of the model zoo's kind, its labels, and what it was converted to."""
+    folder = tmp_path_factory.mktemp("zoo")
+    (folder / "labels.txt").write_text(LABELS)
+    (folder / "zoo.pkl").write_bytes(pickle.dumps(zoo_pickle(tensors)))
+    arguments = ["convert", f"{folder}/zoo.pkl", f"{folder}/zoo.safetensors", f"--labels={folder}/labels.txt"]
+    sizes = [f"--min-size={SIZES[0]}", f"--max-size={SIZES[1]}"]
+    result = CliRunner().invoke(main, [*arguments, *sizes])
+    assert result.exit_code == 0, result.output
+    (folder / "output.txt").write_text(result.output)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(folder):
+    return json.loads((folder / "zoo.safetensors.report.json").read_text())
+
+
+def by_source(report):
+    return {step["source"]: step for step in report["steps"]}
+
+
+# --- detectron2 -----------------------------------------------------------------------------------------------
+
+
+def test_a_converted_file_is_a_model_like_any_other(folder):
+    model = load_model(str(folder / "zoo.safetensors"))
+    assert model.card.architecture == "maskrcnn_resnet50_fpn_detectron2"
+    assert [category.name for category in model.categories] == LABELS.split()
+    assert (model.card.min_size, model.card.max_size) == SIZES
+    image = np.random.default_rng(1).integers(0, 256, (90, 120, 3)).astype(np.uint8)
+    (found,) = MaskRCNNSegmenter(model).segment([image])
+    assert len(found) > 10
+
+
+def test_every_tensor_of_the_source_is_accounted_for_once(report, tensors):
+    sources = [step["source"] for step in report["steps"]]
+    assert sorted(sources) == sorted(tensors)
+    targets = {step["target"]: tuple(step["new_shape"]) for step in report["steps"] if step["target"]}
+    assert targets == network_shapes("maskrcnn_resnet50_fpn_detectron2", 5)
+    assert report["tensors"] == {"taken": len(tensors) - 7, "flipped": 1, "reordered": 2, "padded": 4}
+
+
+def test_what_is_not_just_taken_is_changed_as_the_report_says(folder, tensors, report):
+    found, steps = load_file(folder / "zoo.safetensors"), by_source(report)
+    expected = {
+        "backbone.bottom_up.stem.conv1.weight": lambda t: t[:, [2, 1, 0]],
+        "roi_heads.box_predictor.cls_score.bias": lambda t: t[[4, 0, 1, 2, 3]],
+        "roi_heads.box_predictor.bbox_pred.bias": lambda t: torch.cat([torch.zeros(4), t]),
+        "roi_heads.mask_head.predictor.bias": lambda t: torch.cat([torch.zeros(1), t]),
+        "proposal_generator.rpn_head.conv.weight": lambda t: t,
+    }
+    for name, change in expected.items():
+        assert torch.equal(found[steps[name]["target"]], change(tensors[name])), name
+    assert steps["backbone.bottom_up.stem.conv1.weight"]["action"] == "flipped"
+    assert "background" in steps["roi_heads.box_predictor.cls_score.bias"]["note"]
+
+
+def test_the_report_says_how_near_each_stage_is_and_what_it_was_compared_with(report, folder):
+    assert report["sound"]
+    assert {row["stage"] for row in report["parity"]} >= {
+        "features 0",
+        "class probabilities",
+        "mask probabilities",
+    }
+    assert all(row["difference"] <= row["limit"] and row["compared"] for row in report["parity"])
+    assert "detectron2 itself was not run" in report["parity_note"]
+    assert report["sha256_of_source"] == hashlib.sha256((folder / "zoo.pkl").read_bytes()).hexdigest()
+    text = (folder / "zoo.safetensors.report.md").read_text()
+    for line in (
+        "| class probabilities |",
+        "input channels from BGR to RGB",
+        "detectron2 itself was not run",
+    ):
+        assert line in text
+    summary = (folder / "output.txt").read_text().splitlines()
+    assert "tensors: 1 flipped, 300 taken, 2 reordered, 4 padded" in summary
+    assert any(line.startswith("ok   mask probabilities: ") for line in summary)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Leave the comparison out: another test has it."""
+    monkeypatch.setattr(convert_module, "compare", lambda *_: [])
+
+
+def test_a_checkpoint_of_its_trainer_gives_the_same_file(quick, folder, tensors, tmp_path):
+    older = {  # what checkpoints held besides, before these were no longer saved
+        "pixel_mean": torch.tensor([103.53, 116.28, 123.675])[:, None, None],
+        "pixel_std": torch.ones(3, 1, 1),
+        "proposal_generator.anchor_generator.cell_anchors.0": torch.tensor(
+            [
+                [-22.6274, -11.3137, 22.6274, 11.3137],
+                [-16, -16, 16, 16],
+                [-11.3137, -22.6274, 11.3137, 22.6274],
+            ]
+        ),
+    }
+    torch.save({"model": tensors | older, "iteration": 89_999}, tmp_path / "model_final.pth")
+    report = convert(f"{tmp_path}/model_final.pth", f"{tmp_path}/m.safetensors", f"{folder}/labels.txt")
+    assert report.counts()["dropped"] == 3
+    found, expected = load_file(tmp_path / "m.safetensors"), load_file(folder / "zoo.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_eighty_classes_are_coco_s(quick, tmp_path):
+    torch.save({"model": hollow(detectron2_names(81))}, tmp_path / "coco.pth")
+    convert(f"{tmp_path}/coco.pth", f"{tmp_path}/coco.safetensors")
+    card = describe_model(f"{tmp_path}/coco.safetensors")
+    assert card.categories == COCO_CATEGORIES
+    assert card.category_ids == (0, *(category.id for category in COCO_CATEGORIES))
+
+
+def test_a_difference_is_the_exit_code_one_and_is_written_down(folder, tensors, tmp_path, monkeypatch):
+    row = convert_module.Row("features 0", 0.5, "of the largest", 1e-4, 10)
+    monkeypatch.setattr(convert_module, "compare", lambda *_: [row])
+    torch.save({"model": tensors}, tmp_path / "m.pth")
+    arguments = ["convert", f"{tmp_path}/m.pth", f"{tmp_path}/m.safetensors", f"--labels={folder}/labels.txt"]
+    result = CliRunner().invoke(main, [*arguments, "--json"])
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["sound"] is False
+    assert "DIFFERS" in (tmp_path / "m.safetensors.report.md").read_text()
+
+
+# --- torchvision ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["resnet50_fpn", "resnet50_fpn_v2", "resnet18_fpn"])
+def test_a_state_dict_of_torchvision_is_converted_with_parity(version, tmp_path):
+    torch.manual_seed(2)
+    network = build_network(f"maskrcnn_{version}", 5, *SIZES)
+    spread(network)
+    torch.save(network.state_dict(), tmp_path / "m.pth")
+    (tmp_path / "labels.txt").write_text(LABELS)
+    report = convert(
+        f"{tmp_path}/m.pth",
+        f"{tmp_path}/m.safetensors",
+        f"{tmp_path}/labels.txt",
+        min_size=SIZES[0],
+        max_size=SIZES[1],
+    )
+    assert report.architecture == f"maskrcnn_{version}"
+    assert report.counts() == {"taken": len(network.state_dict())}
+    assert [row for row in report.parity if not row.sound] == []
+    found = load_file(tmp_path / "m.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_an_epsilon_of_zero_is_made_up_for(tmp_path, monkeypatch):
+    # torchvision's published v1 has it, and variances so small that it matters.
+    torch.manual_seed(3)
+    network = build_network("maskrcnn_resnet50_fpn", 5, *SIZES)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.eps = 0.0
+            layer.running_var.uniform_(1e-6, 1e-4)
+            layer.weight.data.fill_(0.003)
+    spread(network)
+    torch.save(network.state_dict(), tmp_path / "m.pth")
+    digest = hashlib.sha256((tmp_path / "m.pth").read_bytes()).hexdigest()
+    monkeypatch.setattr(convert_module, "_EPS_ZERO_SHA256", digest[:8])
+    (tmp_path / "labels.txt").write_text(LABELS)
+    report = convert(
+        f"{tmp_path}/m.pth",
+        f"{tmp_path}/m.safetensors",
+        f"{tmp_path}/labels.txt",
+        min_size=SIZES[0],
+        max_size=SIZES[1],
+    )
+    assert report.counts()["shifted"] == 53
+    assert [row for row in report.parity if not row.sound] == []
+
+
+# --- what is refused ------------------------------------------------------------------------------------------
+
+
+def hollow(names):
+    """Tensors that repeat one number in the file."""
+    return {name: torch.zeros(()).expand(shape) for name, (_, shape) in names.items()}
+
+
+def hollow_torchvision(version="_v2"):
+    shapes = network_shapes(f"maskrcnn_resnet50_fpn{version}", 5)
+    return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+
+
+def renamed(state, old, new):
+    return {new if name == old else name: tensor for name, tensor in state.items()}
+
+
+DETECTRON2 = hollow(detectron2_names(5))
+FC1 = "roi_heads.box_head.fc1.weight"
+STEM = "backbone.bottom_up.stem.conv1.weight"
+CLASS = "roi_heads.box_predictor.cls_score.weight"
+NAN = torch.full((), torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("state", "complaint"),
+    [
+        (
+            renamed(DETECTRON2, FC1, "roi_heads.box_head.fc3.weight"),
+            rf"lacks the tensor {FC1}, and has the unknown tensor roi_heads\.box_head\.fc3\.weight",
+        ),
+        (renamed(DETECTRON2, CLASS, "x"), f"lacks the tensor {CLASS}, and has the unknown tensor x"),
+        (renamed(DETECTRON2, STEM, "stem"), f"lacks the tensor {STEM}, and has the unknown tensor stem"),
+        (
+            DETECTRON2 | {STEM: torch.zeros(64, 3, 3, 3)},
+            rf"{STEM} has the shape \(64, 3, 3, 3\), not \(64, 3, 7, 7\)",
+        ),
+        (DETECTRON2 | {STEM: NAN.expand(64, 3, 7, 7)}, f"the tensor {STEM} is not finite"),
+        (
+            DETECTRON2 | {"pixel_std": torch.full((3, 1, 1), 58.0)},
+            "the tensor pixel_std differs from the model zoo's",
+        ),
+        (DETECTRON2 | {"pixel_mean": torch.zeros(1)}, r"pixel_mean has the shape \(1,\), not \(3, 1, 1\)"),
+        *(
+            (
+                renamed(hollow_torchvision(v), "backbone.fpn.inner_blocks.0.0.weight", "lateral"),
+                r"lacks the tensor backbone\.fpn\.inner_blocks\.0\.0\.weight, and has the unknown tensor lateral",
+            )
+            for v in ("", "_v2")
+        ),
+        (
+            renamed(hollow_torchvision(), CLASS, "x"),
+            f"lacks the tensor {CLASS}, and has the unknown tensor x",
+        ),
+        (
+            renamed(hollow_torchvision(""), FC1.replace("fc1", "fc6"), "y"),
+            r"lacks the tensor roi_heads\.box_head\.fc6\.weight, and has the unknown tensor y",
+        ),
+        (
+            hollow_torchvision() | {"rpn.head.bbox_pred.bias": torch.zeros(5)},
+            r"rpn\.head\.bbox_pred\.bias has the shape \(5,\), not \(12,\)",
+        ),
+        (
+            {"conv1.weight": torch.zeros(1)},
+            "holds no Mask R-CNN of torchvision, detectron2 or matterport: its tensors are conv1",
+        ),
+    ],
+)
+def test_a_tensor_that_is_not_right_is_named_in_one_line(state, complaint, tmp_path):
+    torch.save({"model": state}, tmp_path / "m.pth")
+    (tmp_path / "labels.txt").write_text(LABELS)
+    with pytest.raises(UsageError, match=complaint) as caught:
+        convert(f"{tmp_path}/m.pth", f"{tmp_path}/m.safetensors", f"{tmp_path}/labels.txt")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_a_renamed_tensor_of_the_model_zoo_s_pickle_is_named(tensors, tmp_path):
+    content = zoo_pickle(renamed(tensors, FC1, "roi_heads.box_head.fc9.weight"))
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(UsageError, match=rf"lacks the tensor {FC1}, and has the unknown tensor .*fc9"):
+        convert(f"{tmp_path}/m.pkl", f"{tmp_path}/m.safetensors")
+
+
+class Owner:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def run(tmp_path, content, *options, name="m.pkl", out="m.safetensors"):
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    else:
+        torch.save(content, tmp_path / name)
+    (tmp_path / "labels.txt").write_text(LABELS)
+    result = CliRunner().invoke(main, ["convert", f"{tmp_path}/{name}", f"{tmp_path}/{out}", *options])
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    return result.output
+
+
+def test_files_that_are_none_are_one_line_and_the_exit_code_two(tmp_path, folder):
+    whole = pickle.dumps({"model": {STEM: np.zeros((64, 3, 7, 7))}})
+    owner = pickle.dumps({"model": {"x": Owner(tmp_path / "owned")}})
+    labels = f"--labels={folder}/labels.txt"
+    assert "mkdir', which could run any code" in run(tmp_path, owner)
+    assert "mkdir', which could run any code" in run(
+        tmp_path, {"model": {"x": Owner(tmp_path / "owned")}}, name="m.pth"
+    )
+    assert not (tmp_path / "owned").exists()
+    assert "is truncated, or no pickle of weights" in run(tmp_path, whole[:-100])
+    assert "is truncated" in run(tmp_path, b"PK\x03\x04", name="m.pth")
+    assert "is a web page" in run(tmp_path, b"<!doctype html>")
+    assert "give one of .pth, .pt, .pkl, .h5" in run(tmp_path, b"x", name="m.onnx")
+    assert (
+        "cannot be read"
+        in CliRunner().invoke(main, ["convert", "/no/m.pkl", f"{tmp_path}/x.safetensors"]).output
+    )
+    assert "leave --from out" in run(tmp_path, DETECTRON2, "--from=torchvision", name="m.pth")
+    assert "ends in .safetensors" in run(tmp_path, DETECTRON2, name="m.pth", out="m.pth2")
+    assert "does not exist" in run(tmp_path, DETECTRON2, name="m.pth", out="no/m.safetensors")
+    assert "sizes 0 and 1333" in run(tmp_path, DETECTRON2, "--min-size=0", name="m.pth")
+    assert "name them with --labels FILE" in run(tmp_path, DETECTRON2, name="m.pth")
+    (tmp_path / "m.safetensors").write_bytes(b"")
+    assert "exists; remove it" in run(tmp_path, DETECTRON2, labels, name="m.pth")
+
+
+def test_labels_and_classes_must_be_as_many(tmp_path):
+    (tmp_path / "two.txt").write_text("cat\ndog\n")
+    told = run(tmp_path, DETECTRON2, f"--labels={tmp_path}/two.txt", name="m.pth")
+    assert "is a network of 4 categories, but 2 labels are named" in told

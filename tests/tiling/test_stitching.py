@@ -1,0 +1,536 @@
+"""Objects that window borders cut come out once and whole: against the truth they were cut from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from maskrcnn.imaging.geometry import Rect
+from maskrcnn.masks.rle import crop_to_rle
+from maskrcnn.masks.rle_decode import read_runs
+from maskrcnn.synthetic.planted import PlantedInstance
+from maskrcnn.tiling.grid import Grid
+from maskrcnn.tiling.overlap_matching import TOLERANCE_PX
+from maskrcnn.tiling.stitching import Objects, Pieces, merge
+
+JITTER_PX = TOLERANCE_PX // 2
+
+
+@dataclass(frozen=True)
+class Truth:
+    """An object: its mask inside of a crop, and where that lies in the image."""
+
+    crop: np.ndarray
+    left: int
+    top: int
+    label: int = 1
+    score: float = 0.5
+
+    @property
+    def rect(self) -> Rect:
+        return Rect(self.left, self.top, self.crop.shape[1], self.crop.shape[0])
+
+
+def box(left: int, top: int, width: int, height: int, label: int = 1, score: float = 0.5) -> Truth:
+    return Truth(np.ones((height, width), np.bool_), left, top, label, score)
+
+
+def tight(crop: np.ndarray, left: int, top: int, label: int, score: float) -> Truth | None:
+    rows, columns = np.flatnonzero(crop.any(1)), np.flatnonzero(crop.any(0))
+    if not len(rows):
+        return None
+    crop = crop[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return Truth(crop, left + int(columns[0]), top + int(rows[0]), label, score)
+
+
+# --- a segmenter that sees the truth, window by window ---
+
+
+def spread(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """Dilate by squares."""
+    h, w = mask.shape
+    padded = np.pad(mask, pixels)
+    out = np.zeros_like(mask)
+    for y in range(2 * pixels + 1):
+        for x in range(2 * pixels + 1):
+            out |= padded[y : y + h, x : x + w]
+    return out
+
+
+def eroded(mask: np.ndarray, pixels: int) -> np.ndarray:
+    return ~spread(np.pad(~mask, pixels, constant_values=True), pixels)[
+        pixels : pixels + mask.shape[0], pixels : pixels + mask.shape[1]
+    ]
+
+
+def jittered(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Move, dilate or erode a mask by up to `JITTER_PX`; around it is as much room."""
+    kind = rng.integers(3)
+    if kind == 0:
+        return np.roll(canvas, rng.integers(-JITTER_PX, JITTER_PX + 1, 2), (0, 1))
+    pixels = int(rng.integers(1, JITTER_PX + 1))
+    return spread(canvas, pixels) if kind == 1 else eroded(canvas, pixels)
+
+
+def seen(truth: Truth, window: Rect, rng: np.random.Generator | None, early: bool) -> Truth | None:
+    """Return what a window sees of an object, in the window's frame.
+
+    Args:
+        rng: jitters the mask.
+        early: whether that happens before the window cuts it.
+    """
+    room = JITTER_PX if rng else 0
+    near = Rect(
+        window.col_off - room, window.row_off - room, window.width + 2 * room, window.height + 2 * room
+    )
+    shared = truth.rect.shared(near if early else window)
+    if not (shared.width and shared.height):
+        return None
+    y, x = shared.row_off - truth.top, shared.col_off - truth.left
+    canvas = np.pad(truth.crop[y : y + shared.height, x : x + shared.width], room)
+    if rng:
+        canvas = jittered(canvas, rng)
+    left, top = shared.col_off - room - window.col_off, shared.row_off - room - window.row_off
+    canvas = canvas[max(-top, 0) : max(window.height - top, 0), max(-left, 0) : max(window.width - left, 0)]
+    return tight(canvas, max(left, 0), max(top, 0), truth.label, truth.score)
+
+
+def segmented(grid: Grid, truths: Sequence[Truth], seed: int | None = None) -> tuple[Pieces, np.ndarray]:
+    """Return what a segmenter finds in the windows, and of which truth each piece is.
+
+    Args:
+        seed: of the jitter, which is another for each window and object; None: there is none.
+    """
+    rows = []
+    for of, truth in enumerate(truths):
+        rect = truth.rect
+        columns = np.flatnonzero((grid.lefts < rect.right) & (grid.lefts + grid.window > rect.col_off))
+        for row in np.flatnonzero((grid.tops < rect.bottom) & (grid.tops + grid.window > rect.row_off)):
+            for column in columns:
+                window_id = int(row * len(grid.lefts) + column)
+                rng = None if seed is None else np.random.default_rng((seed, of, window_id))
+                piece = seen(truth, grid[window_id], rng, early=rng is not None and bool(rng.integers(2)))
+                if piece:
+                    rows.append((window_id, -piece.score, of, piece))
+    rows.sort(key=lambda row: row[:3])
+    return pieces_of(grid, [(row[0], row[3]) for row in rows]), np.array([row[2] for row in rows], np.int64)
+
+
+def pieces_of(grid: Grid, found: Sequence[tuple[int, Truth]]) -> Pieces:
+    height, width = min(grid.window, grid.height), min(grid.window, grid.width)
+    boxes = np.array([(p.left, p.top, p.rect.right, p.rect.bottom) for _, p in found]).reshape(-1, 4)
+    return Pieces(
+        window_id=np.array([window for window, _ in found], np.int32),
+        labels=np.array([p.label for _, p in found], np.int32),
+        scores=np.array([p.score for _, p in found], np.float32),
+        boxes=boxes.astype(np.float32),
+        masks=[crop_to_rle(p.crop, p.left, p.top, height, width) for _, p in found],
+        mask_boxes=boxes.astype(np.int32),
+    )
+
+
+# --- what must hold ---
+
+
+def drawn(objects: Objects, index: int, rect: Rect) -> np.ndarray:
+    """Paint an object's mask inside of a rectangle of the image."""
+    if objects.frames is None:
+        left, top, size = 0, 0, (objects.height, objects.width)
+    else:
+        left, top, width, height = objects.frames[index].tolist()
+        size = (height, width)
+    runs = read_runs([objects.masks[index]], *size)
+    canvas = np.zeros((rect.height, rect.width), np.bool_)
+    dx, dy = left - rect.col_off, top - rect.row_off
+    for column, start, stop in zip(runs.column + dx, runs.start + dy, runs.stop + dy, strict=True):
+        if 0 <= column < rect.width:
+            canvas[max(start, 0) : max(stop, 0), column] = True
+    return canvas
+
+
+def is_exactly(objects: Objects, truths: Sequence[Truth], of: np.ndarray) -> None:
+    """Each truth is one object: box, label, score, and every pixel; and its pieces say so."""
+    assert len(objects.masks) == len(truths)
+    object_of = {}
+    for piece, truth in enumerate(of):
+        assert object_of.setdefault(truth, objects.object_of[piece]) == objects.object_of[piece]
+    assert sorted(object_of.values()) == list(range(len(truths)))
+    for index, truth in enumerate(truths):
+        found, rect = object_of[index], truth.rect
+        corners = [rect.col_off, rect.row_off, rect.right, rect.bottom]
+        assert objects.labels[found] == truth.label
+        assert objects.scores[found] == np.float32(truth.score)
+        assert objects.boxes[found].tolist() == corners
+        assert objects.mask_boxes[found].tolist() == corners
+        assert objects.areas[found] == truth.crop.sum()
+        assert (drawn(objects, found, rect) == truth.crop).all()
+
+
+def off(objects: Objects, index: int, truth: Truth) -> int:
+    """Return how far the farthest differing pixel is from the truth's outline, columns or rows; 9 at most."""
+    room = 24
+    rect = Rect(
+        truth.left - room, truth.top - room, truth.rect.width + 2 * room, truth.rect.height + 2 * room
+    )
+    canvas = drawn(objects, index, rect)
+    if canvas.sum() != objects.areas[index]:
+        return 9
+    true = np.pad(truth.crop, room)
+    wrong = canvas != true
+    for pixels in range(9):
+        # Within so many pixels of the outline: not deep inside, and not far outside.
+        if not (wrong & (eroded(true, pixels) | ~spread(true, pixels))).any():
+            return pixels
+    return 9
+
+
+def is_about(objects: Objects, truths: Sequence[Truth]) -> None:
+    """Each truth is one object, of which no differing pixel lies more than the jitter from the outline."""
+    assert len(objects.masks) == len(truths)
+    left = set(range(len(truths)))
+    for index in range(len(truths)):
+        xmin, ymin, xmax, ymax = objects.mask_boxes[index].tolist()
+        near = [
+            t
+            for t in left
+            if truths[t].label == objects.labels[index]
+            and abs(np.array(truths[t].rect[:2]) - [xmin, ymin]).max() <= 24
+            and abs(np.array([truths[t].rect.right, truths[t].rect.bottom]) - [xmax, ymax]).max() <= 24
+        ]
+        best = min(near, key=lambda t: off(objects, index, truths[t]), default=None)
+        assert best is not None, f"nothing is like {objects.mask_boxes[index]}"
+        assert off(objects, index, truths[best]) <= JITTER_PX, (objects.mask_boxes[index], truths[best].rect)
+        left.remove(best)
+
+
+# --- mosaics ---
+
+
+class Mosaic:
+    """Objects of which no two of a category overlap, but for small ones inside of large ones.
+
+    Args:
+        least: what is smaller, or shows less of itself in the image, is not added; pixels a side.
+    """
+
+    def __init__(self, height: int, width: int, least: int) -> None:
+        self.truths: list[Truth] = []
+        self._height, self._width, self._least = height, width, least
+        self._taken: dict[tuple[int, bool], np.ndarray] = {}
+
+    def add(self, truth: Truth | None, *, inner: bool = False) -> bool:
+        """Add an object where there is room for it in its category."""
+        if truth is None or min(truth.crop.shape) < self._least:
+            return False
+        if truth.rect.shared(Rect(0, 0, self._width, self._height)) != truth.rect:
+            return False
+        rect, layer = truth.rect, (truth.label, inner)
+        if layer not in self._taken:
+            self._taken[layer] = np.zeros((self._height, self._width), np.bool_)
+        view = self._taken[layer][rect.row_off : rect.bottom, rect.col_off : rect.right]
+        if (view & truth.crop).any():
+            return False
+        view |= truth.crop
+        self.truths.append(replace(truth, score=round(0.1 + len(self.truths) % 800 / 1000, 3)))
+        return True
+
+    def add_random(self, rng: np.random.Generator, most: float) -> None:
+        """Add an ellipse or a rectangle, turned; long ones and round ones."""
+        a, b = np.exp(rng.uniform(np.log(self._least), np.log(most), 2))
+        shape = ("rectangle", "ellipse")[rng.integers(2)]
+        x, y = rng.uniform(0, self._width), rng.uniform(0, self._height)
+        planted = PlantedInstance(
+            shape, 1, 0.5, x, y, max(a, b / 6), max(b, a / 6), rng.choice([0.0, rng.uniform(0, 180)])
+        )
+        crop, left, top = planted.crop(self._height, self._width)
+        self.add(tight(crop, left, top, int(rng.integers(1, 4)), 0.5))
+
+    def add_cells(self, rng: np.random.Generator, left: int, top: int, count: int, side: int) -> None:
+        """Add count by count touching neighbours of one category, about so large."""
+        sites = (np.mgrid[:count, :count].reshape(2, -1).T + rng.uniform(0.2, 0.8, (count**2, 2))) * side
+        y, x = np.mgrid[: count * side, : count * side]
+        nearest = np.argmin([(y - row) ** 2 + (x - column) ** 2 for row, column in sites], axis=0)
+        for cell in range(count**2):
+            self.add(tight(nearest == cell, left, top, 1, 0.5))
+
+    def add_large(self, rng: np.random.Generator, left: int, top: int, side: int) -> None:
+        """Add a large object, and small ones of its category inside of it and beside it."""
+        if not self.add(box(left, top, side, side, 2)):
+            return
+        for _ in range(6):
+            x, y = (int(v) for v in rng.integers(2, side - 26, 2))
+            self.add(box(left + x, top + y, 18, 24, 2), inner=True)
+        self.add(box(left + side, top + side // 2, 20, 20, 2))
+
+    def add_slivers(self, grid: Grid, rng: np.random.Generator, side: int) -> None:
+        """Add objects that reach one to three pixels into a window, from each of its sides."""
+        for window in rng.permutation(len(grid))[:60]:
+            rect, deep = grid[int(window)], int(rng.integers(1, 4))
+            along = int(rng.integers(0, grid.window))
+            for left, top in (
+                (rect.col_off + deep - side, rect.row_off + along),
+                (rect.right - deep, rect.row_off + along),
+                (rect.col_off + along, rect.row_off + deep - side),
+                (rect.col_off + along, rect.bottom - deep),
+            ):
+                self.add(box(left, top, side, side, int(rng.integers(1, 4))))
+
+
+def mosaic(grid: Grid, seed: int, count: int, least: int) -> list[Truth]:
+    """Plant objects of at least so many pixels a side, up to twice a window."""
+    rng = np.random.default_rng(seed)
+    made = Mosaic(grid.height, grid.width, least)
+    window = grid.window
+    for planned in (grid.lefts[1:], grid.tops[1:]):
+        at = int(rng.choice(planned)) if len(planned) else 0
+        made.add_cells(rng, max(at - 90, 0), max(int(rng.choice(grid.tops)) - 90, 0), 5, 36)
+        made.add_cells(rng, max(at - 40, 0), int(rng.integers(0, grid.height)), 4, window // 4)
+    made.add_large(rng, window // 2, window // 3, window - 40)
+    made.add_large(rng, int(rng.integers(grid.width)), int(rng.integers(grid.height)), grid.overlap + 30)
+    made.add_slivers(grid, rng, max(least, 16))
+    made.add(box(0, grid.height // 2, min(grid.width, 2 * window), 19, 3))
+    made.add(box(grid.width // 3, 0, 17, min(grid.height, 3 * window), 3))
+    for _ in range(count):
+        made.add_random(rng, window if rng.random() < 0.2 else window / 6)
+    return made.truths
+
+
+def offsets(window: int, overlap: int, count: int, seed: int) -> list[tuple[int, int]]:
+    """Return (0, 0) and others, within what a grid allows."""
+    rng = np.random.default_rng(seed)
+    return [(0, 0), *map(tuple, rng.integers(0, window - overlap, (count - 1, 2)).tolist())]  # type: ignore[list-item]
+
+
+# --- the laws ---
+
+
+@pytest.mark.parametrize(("overlap", "jitter"), [(128, False), (256, False), (128, True), (256, True)])
+def test_planted_mosaics_come_out_once_and_whole_wherever_the_grid_lies(overlap: int, jitter: bool) -> None:
+    """One place of the grid each; `python -m tests.benchmarks.seams --offsets 16` goes through sixteen."""
+    grid = Grid(4096, 4500, 1024, overlap, offsets(1024, overlap, 2, seed=overlap)[1])
+    truths = mosaic(grid, 1, 500, 16 if jitter else 3)
+    pieces, of = segmented(grid, truths, 1 if jitter else None)
+    objects = merge(grid, pieces, capped=False)
+    if jitter:
+        is_about(objects, truths)
+    else:
+        is_exactly(objects, truths, of)
+
+
+@st.composite
+def grids(draw: st.DrawFn, *narrow: int) -> Grid:
+    """Grids of any place and size of image, from one window to many; overlaps of a quarter to a half, or narrow."""
+    overlap = draw(st.sampled_from([*narrow, 64, 96, 128]))
+    offset = draw(st.tuples(*[st.integers(0, 255 - overlap)] * 2))
+    return Grid(draw(st.integers(100, 1100)), draw(st.integers(100, 1100)), 256, overlap, offset)
+
+
+SEEDS = st.integers(0, 2**31)
+
+
+@settings(max_examples=25, deadline=None)
+@given(grids(3, 8, 16), SEEDS)
+def test_without_jitter_every_pixel_is_right(grid: Grid, seed: int) -> None:
+    truths = mosaic(grid, seed, 60, 1)
+    pieces, of = segmented(grid, truths)
+    is_exactly(merge(grid, pieces, capped=False), truths, of)
+
+
+@settings(max_examples=25, deadline=None)
+@given(grids(), SEEDS)
+@example(Grid(1008, 630, 256, 96, (36, 66)), 205)  # two windows that are no neighbours share 6 x 2 pixels
+def test_with_jitter_nothing_is_lost_or_doubled_or_further_off(grid: Grid, seed: int) -> None:
+    truths = mosaic(grid, seed, 60, 16)
+    pieces, _ = segmented(grid, truths, seed)
+    is_about(merge(grid, pieces, capped=False), truths)
+
+
+@settings(max_examples=10, deadline=None)
+@given(grids(), SEEDS)
+def test_the_order_of_windows_changes_nothing(grid: Grid, seed: int) -> None:
+    pieces, _ = segmented(grid, mosaic(grid, seed, 60, 8), seed)
+    windows = np.random.default_rng(seed).permutation(len(grid))
+    order = np.argsort(windows[pieces.window_id], kind="stable")
+    names = ("window_id", "labels", "scores", "boxes", "mask_boxes")
+    columns = {name: getattr(pieces, name)[order] for name in names}
+    shuffled = Pieces(masks=[pieces.masks[i] for i in order], **columns)
+    one, other = merge(grid, pieces, capped=False), merge(grid, shuffled, capped=False)
+    assert one.masks == other.masks
+    for name in ("boxes", "labels", "scores", "areas", "mask_boxes"):
+        assert (getattr(one, name) == getattr(other, name)).all()
+    assert (one.object_of[order] == other.object_of).all()
+
+
+# --- single cases ---
+
+GRID = Grid(256, 448, 256, 64)
+"""Two windows side by side, which share the columns from 192 to 255."""
+FOUR = Grid(448, 448, 256, 64)
+"""Four windows, which share the middle 64 pixels a side."""
+
+
+def merged(grid: Grid, found: Sequence[tuple[int, Truth]]) -> Objects:
+    return merge(grid, pieces_of(grid, found), capped=False)
+
+
+def test_nothing_found_is_nothing() -> None:
+    objects = merge(GRID, pieces_of(GRID, []), capped=True)
+    assert objects.masks == ()
+    assert objects.object_of.shape == (0,)
+    assert objects.object_of.dtype == np.int32
+    assert objects.capped
+    assert len(objects) == 0
+
+
+def test_the_result_is_an_image_s_like_any_other() -> None:
+    truths = [box(30, 30, 20, 30, 2, 0.9), box(100, 40, 300, 50, 1, 0.7), box(180, 200, 30, 20, 1, 0.8)]
+    pieces, _ = segmented(GRID, truths)
+    found = merge(GRID, pieces, capped=False)
+    assert (found.height, found.width) == (256, 448)
+    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
+    assert coco_mask.toBbox(found.rles()).tolist() == [
+        [30, 30, 20, 30],
+        [180, 200, 30, 20],
+        [100, 40, 300, 50],
+    ]
+
+
+def test_a_piece_that_one_window_alone_saw_is_kept() -> None:
+    alone = [(0, box(200, 10, 20, 20)), (1, box(20, 100, 20, 20)), (1, box(0, 200, 3, 30))]
+    objects = merged(GRID, alone)
+    assert sorted(objects.mask_boxes[:, 0].tolist()) == [192, 200, 212]
+
+
+def test_categories_are_not_united() -> None:
+    assert len(merged(GRID, [(0, box(200, 10, 20, 20, 1)), (1, box(8, 10, 20, 20, 2))]).masks) == 2
+
+
+def test_empty_masks_are_kept_and_united_with_nothing() -> None:
+    nothing = Truth(np.zeros((0, 0), np.bool_), 0, 0)
+    pieces = pieces_of(GRID, [(0, nothing), (1, nothing), (1, box(0, 0, 20, 20))])
+    objects = merge(GRID, pieces, capped=False)
+    assert sorted(objects.areas.tolist()) == [0, 0, 400]
+    assert objects.mask_boxes[objects.areas == 0].tolist() == [[0, 0, 0, 0]] * 2
+
+
+def test_a_whole_piece_speaks_for_its_object() -> None:
+    """The window whose core holds the middle of it decides, whatever the scores."""
+    left, right = box(195, 50, 40, 40, score=0.4), box(3 + 4, 51, 40, 40, score=0.9)
+    objects = merged(GRID, [(0, left), (1, right)])
+    assert objects.scores.tolist() == pytest.approx([0.4])
+    assert objects.mask_boxes.tolist() == [[195, 50, 235, 90]]
+
+
+def test_a_patchwork_takes_each_pixel_from_the_window_whose_own_it_is() -> None:
+    objects = merged(GRID, [(0, box(100, 50, 156, 40, score=0.4)), (1, box(0, 52, 200, 40, score=0.9))])
+    assert objects.object_of.tolist() == [0, 0]
+    assert objects.scores.tolist() == pytest.approx([0.9])
+    assert objects.boxes.tolist() == [[100, 50, 392, 92]]
+    mask = drawn(objects, 0, Rect(0, 0, 448, 256))
+    expected = np.zeros((256, 448), np.bool_)
+    expected[50:90, 100:224] = True
+    expected[52:92, 224:392] = True
+    assert (mask == expected).all()
+
+
+def test_what_one_window_saw_in_two_parts_is_one_object_if_another_saw_it_so() -> None:
+    """A U on its side: the left window has it all but its ends, the right one two arms."""
+    u = np.zeros((100, 150), np.bool_)
+    u[:40], u[60:], u[:, :40] = True, True, True
+    arms = [(1, box(0, 50, 108, 40)), (1, box(0, 110, 108, 40))]
+    objects = merged(GRID, [(0, Truth(u, 106, 50)), *arms])
+    assert objects.object_of.tolist() == [0, 0, 0]
+    assert objects.areas.tolist() == [u.sum() + 2 * 40 * 44]
+
+
+def test_a_blob_does_not_unite_what_another_window_saw_apart() -> None:
+    """The upper right window makes one of two; the chain through it, and one through the lower right, is cut."""
+    first, second = box(200, 200, 30, 26), box(200, 226, 30, 28)
+    blob = box(8, 200, 30, 54)
+    low = [(3, box(8, 8, 30, 54)), (2, box(200, 8, 30, 26)), (2, box(200, 34, 30, 28))]
+    objects = merged(FOUR, [(0, first), (0, second), (1, blob), *low])
+    assert len({int(i) for i in objects.object_of[:2]}) == 2
+    assert objects.object_of[0] != objects.object_of[1]
+    assert len(objects.masks) == 2
+
+
+def test_of_a_chain_that_would_unite_two_pieces_of_a_window_the_weakest_match_is_left_out() -> None:
+    """The upper right window's piece is one with the lower left's, which is the first; and more like the second."""
+    first, second = box(200, 196, 30, 56), box(200, 100, 30, 92)
+    objects = merged(FOUR, [(0, first), (0, second), (1, box(8, 100, 30, 152)), (2, box(200, 4, 30, 56))])
+    assert objects.object_of[0] == objects.object_of[2] == objects.object_of[3]
+    assert len(objects.masks) == 2
+
+
+def test_a_scrap_between_touching_neighbours_unites_them_not() -> None:
+    """The right window's scrap of the left one lies where the left window, two pixels off, has the right one."""
+    left = [(0, box(150, 50, 41, 60)), (0, box(191, 50, 40, 60))]
+    right = [(1, box(0, 50, 3, 60)), (1, box(3, 50, 36, 60))]
+    objects = merged(GRID, left + right)
+    assert len(objects.masks) == 2
+    assert objects.object_of[0] != objects.object_of[1] == objects.object_of[3]
+
+
+def test_a_scrap_adds_nothing_to_its_object() -> None:
+    """The right window's scrap, two pixels below the object, could be a neighbour's that the left one missed."""
+    across = [(0, box(100, 50, 156, 40, score=0.4)), (1, box(0, 50, 200, 40, score=0.5))]
+    objects = merged(GRID, [*across, (1, box(0, 92, 3, 3, score=0.9))])
+    assert objects.object_of.tolist() == [0, 0, 0]
+    assert objects.scores.tolist() == [0.5]
+    assert objects.boxes.tolist() == [[100, 50, 392, 90]]
+    assert objects.areas.tolist() == [292 * 40]
+
+
+@pytest.mark.parametrize(
+    ("upper_left", "lower_right"),
+    [
+        (box(186, 250, 9, 6), box(0, 58, 3, 150)),  # equal where both are seen
+        (box(186, 250, 8, 6), box(0, 58, 5, 150)),  # near to each other
+        (box(186, 240, 70, 16), box(0, 48, 3, 150)),  # one in the other
+    ],
+)
+def test_a_few_pixels_at_the_corner_of_four_windows_unite_nothing(
+    upper_left: Truth, lower_right: Truth
+) -> None:
+    """They could be neighbours' whose masks are off; if they are one's, the other two windows say so."""
+    assert len(merged(FOUR, [(0, upper_left), (3, lower_right)]).masks) == 2
+
+
+def test_a_damaged_mask_is_refused() -> None:
+    pieces = replace(pieces_of(GRID, [(0, box(200, 9, 9, 9))]), masks=[b"0"])
+    with pytest.raises(ValueError, match="mask 0 is none of 256 x 256 pixels"):
+        merge(GRID, pieces, capped=False)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 2**31))
+def test_masks_of_the_largest_images_are_drawn_in_frames(seed: int) -> None:
+    """The same objects, near the far corner of an image of 2^32 pixels and more."""
+    small = Grid(616, 616, 256, 64)
+    truths = [truth for truth in mosaic(small, seed, 30, 2) if truth.left and truth.top]
+    far = 65_536 - 192 * 3 - 64
+    large = Grid(65_536 + 3, 65_536, 256, 64)
+    moved = [replace(truth, left=truth.left + far, top=truth.top + far) for truth in truths]
+    pieces, of = segmented(large, moved)
+    empty = replace(
+        pieces_of(large, [(0, Truth(np.zeros((0, 0), np.bool_), 0, 0, 1, 0.01))]),
+        labels=np.array([9], np.int32),
+    )
+    columns = {
+        name: np.concatenate([getattr(empty, name), getattr(pieces, name)])
+        for name in ("window_id", "labels", "scores", "boxes", "mask_boxes")
+    }
+    objects = merge(large, Pieces(masks=[*empty.masks, *pieces.masks], **columns), capped=False)
+    assert objects.frames is not None
+    assert objects.object_of[0] == len(moved)
+    assert objects.frames[-1].tolist() == [0, 0, 1, 1]
+    assert coco_mask.area({"size": [1, 1], "counts": objects.masks[-1]}) == 0
+    columns = ("boxes", "labels", "scores", "masks", "areas", "mask_boxes", "frames")
+    but_the_last = {name: getattr(objects, name)[:-1] for name in columns}
+    trimmed = replace(objects, object_of=objects.object_of[1:], **but_the_last)
+    is_exactly(trimmed, moved, of)
+    assert [rle["size"] for rle in objects.rles()] == objects.frames[:, [3, 2]].tolist()
