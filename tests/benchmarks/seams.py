@@ -19,7 +19,7 @@ import statistics
 import time
 
 import numpy as np
-from tests.test_seams import GroundTruth, is_about, is_exactly, mosaic, offsets, segmented, tight
+from tests.tiling.test_stitching import GroundTruth, is_about, is_exactly, mosaic, offsets, segmented, tight
 
 from maskrcnn.synthetic.planted import PlantedInstance
 from maskrcnn.tiling.grid import Grid
