@@ -11,6 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+import maskrcnn
+from maskrcnn.errors import ERROR_CODES
+
 DOCS = Path(__file__).parent
 SCHEMAS = {
     "manifest": "maskrcnn.schema:MANIFEST",
@@ -32,8 +37,6 @@ def on_page_markdown(markdown: str, **_context: Any) -> str:
 
 def error_codes() -> str:
     """Return the closed table of error codes."""
-    from maskrcnn.errors import ERROR_CODES
-
     rows = (f"| `{code}` | {meaning} |" for code, meaning in ERROR_CODES.items())
     return "\n".join(["| Code | Meaning |", "|---|---|", *rows])
 
@@ -66,8 +69,6 @@ def _type_of(field: Any) -> str:
 
 
 def _spelled(type_: Any) -> str:
-    import pyarrow as pa
-
     if pa.types.is_dictionary(type_):
         return _spelled(type_.value_type)
     if pa.types.is_list(type_):
@@ -79,8 +80,6 @@ def _spelled(type_: Any) -> str:
 
 def python_api() -> str:
     """Return a request to mkdocstrings for each public name of the package, functions first."""
-    import maskrcnn
-
     return "\n\n".join(f"::: maskrcnn.{name}" for name in _public(maskrcnn))
 
 

@@ -12,12 +12,11 @@ import click
 import duckdb
 import duckdb_extension_spatial
 import pytest
-from click.testing import CliRunner
-from maskrcnn_jobs.cli import main
-
 from chaos.local_job import without_ray
+from click.testing import CliRunner
 from docs.pages import DOCS, GUIDES, blocks, commands
 from docs.workspace import write_workspace
+from maskrcnn_jobs.cli import main
 
 QUICK = {"status", "verify", "show", "evaluate", "export", "diff", "reduce", "retry", "gc"}
 """Commands that are run where the workspace has what they read."""
@@ -129,9 +128,7 @@ def test_what_cannot_run_here_is_for_other_tools_only() -> None:
 # SQL
 
 
-@pytest.mark.parametrize(
-    "page", [*GUIDES, DOCS / "reference" / "error-codes.md"], ids=lambda page: page.stem
-)
+@pytest.mark.parametrize("page", [*GUIDES, DOCS / "reference" / "error-codes.md"], ids=lambda page: page.stem)
 def test_sql_gives_rows(page: Path, workspace: Path) -> None:
     statements = [
         (block.place, statement.strip())

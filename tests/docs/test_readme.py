@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 from docs.pages import PAGES, README, ROOT, blocks
+
 from maskrcnn.schema import ImageResult, images_table, instances_table
 from maskrcnn.types import Category, Detections
 

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from docs.pages import DOCS, ROOT, generator
 from maskrcnn_jobs.cli import main
 
 import maskrcnn
-from docs.pages import DOCS, ROOT, generator
 from maskrcnn.errors import ERROR_CODES
 
 GENERATE = generator()
@@ -42,9 +42,11 @@ def test_types_are_spelled_for_readers() -> None:
     assert "size list of int32, counts string" in text
 
 
-def test_a_column_without_description_stops_the_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_column_without_description_stops_the_build(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     text = (DOCS / "columns.toml").read_text(encoding="utf-8")
-    (tmp_path / "columns.toml").write_text(re.sub(r'^status = .*\n', "", text, count=1, flags=re.MULTILINE))
+    (tmp_path / "columns.toml").write_text(re.sub(r"^status = .*\n", "", text, count=1, flags=re.MULTILINE))
     monkeypatch.setattr(GENERATE, "DOCS", tmp_path)
     with pytest.raises(KeyError, match="describe the column 'status'"):
         GENERATE.columns("images")
@@ -64,7 +66,9 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     commands = (tmp_path / "reference" / "command-line" / "index.html").read_text(encoding="utf-8")
     for name, command in main.commands.items():
         assert f'id="maskrcnn-{name}"' in commands
-        options = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]
+        options = [
+            option for parameter in command.params for option in parameter.opts if option.startswith("--")
+        ]
         assert [option for option in options if option not in commands] == []
     api = (tmp_path / "reference" / "python" / "index.html").read_text(encoding="utf-8")
     names = [name for name in maskrcnn.__all__ if not name.isupper()]
@@ -72,5 +76,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     codes = (tmp_path / "reference" / "error-codes" / "index.html").read_text(encoding="utf-8")
     assert [code for code in ERROR_CODES if f"<code>{code}</code>" not in codes] == []
     for page in tmp_path.rglob("*.html"):
-        loaded = re.findall(r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=\"(https?:[^\"]*)", page.read_text())
+        loaded = re.findall(
+            r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=\"(https?:[^\"]*)", page.read_text()
+        )
         assert [url for url in loaded if "canonical" not in url] == [], page

@@ -4,14 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+from chaos.local_job import without_ray
 from maskrcnn_jobs.commands import segment as segment_command
 from PIL import Image
+from windowed import mosaic, run_windows, write_geotiff
 
-from chaos.local_job import without_ray
 from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.synthetic.planted import write_planted
 from maskrcnn.synthetic.scenes import render_scene
-from windowed import mosaic, run_windows, write_geotiff
 
 PHOTOS = 12
 
@@ -33,7 +33,9 @@ def write_workspace(root: Path) -> None:
     (root / "euros.json").write_text(json.dumps(dataset))
     with without_ray():
         _segment(root / "val.json", root / "val-out", images_root=str(photos))
-        (photos / "page.png").write_text("<html>404</html>")  # not an image: a row of the queries about failures
+        (photos / "page.png").write_text(
+            "<html>404</html>"
+        )  # not an image: a row of the queries about failures
         _segment(photos, root / "out")
     shutil.copytree(root / "out", root / "other")
     Image.fromarray(render_scene(seed=20_000_007, size=192).image).save(root / "photo.png")
