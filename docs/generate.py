@@ -1,12 +1,11 @@
 """Fill the generated parts of the site: an MkDocs hook that reads schemas, error codes and public names from the code.
 
 A page asks for a part with a comment on a line of its own: `<!-- generate: error-codes -->`,
-`<!-- generate: columns NAME -->`, `<!-- generate: python-api -->`.
+`<!-- generate: columns NAME -->`, `<!-- generate: python-api -->` (the public names that the page does not have yet).
 """
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,20 @@ _REQUEST = re.compile(r"^<!-- generate: ([\w-]+)(?: ([\w-]+))? -->$", re.MULTILI
 
 def on_page_markdown(markdown: str, **_context: Any) -> str:
     """Replace each request of a page by the part it names (called by MkDocs for every page)."""
-    return _REQUEST.sub(lambda request: _PARTS[request[1]](*filter(None, [request[2]])), markdown)
+    return _REQUEST.sub(lambda request: _part(request, markdown), markdown)
+
+
+def on_page_content(html: str, **_context: Any) -> str:
+    """Empty the cells of options without a default, for which click has a sentinel (called by MkDocs)."""
+    return html.replace("<code>Sentinel.UNSET</code>", "")
+
+
+def _part(request: re.Match[str], page: str) -> str:
+    kind, name = request.groups()
+    if kind == "python-api":
+        return python_api(page)
+    table = error_codes() if kind == "error-codes" else columns(name)
+    return f'<div class="generated" markdown>\n\n{table}\n\n</div>'
 
 
 def error_codes() -> str:
@@ -78,19 +90,7 @@ def _spelled(type_: Any) -> str:
     return {"float": "float32", "double": "float64"}.get(str(type_), str(type_))
 
 
-def python_api() -> str:
-    """Return a request to mkdocstrings for each public name of the package, functions first."""
-    return "\n\n".join(f"::: maskrcnn.{name}" for name in _public(maskrcnn))
-
-
-def _public(package: Any) -> Iterator[str]:
-    functions = [name for name in package.__all__ if name.islower()]
-    yield from functions
-    yield from (name for name in package.__all__ if name not in functions and not name.isupper())
-
-
-_PARTS: dict[str, Callable[..., str]] = {
-    "error-codes": error_codes,
-    "columns": columns,
-    "python-api": python_api,
-}
+def python_api(page: str) -> str:
+    """Return a request to mkdocstrings for each public name of the package that a page does not request itself."""
+    names = [name for name in maskrcnn.__all__ if not name.isupper()]
+    return "\n\n".join(f"::: maskrcnn.{name}" for name in names if f"::: maskrcnn.{name}\n" not in page)
