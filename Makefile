@@ -43,7 +43,7 @@ format: install  ## Format and sort
 
 bench: install  ## Print the ratios of README; the longer runs stand beside their figures there
 	$(BIN)/maskrcnn bench
-	$(BIN)/python tests/benchmarks/plan_and_sweep.py
+	$(BIN)/python tests/benchmarks/planning.py
 	$(BIN)/python -m tests.benchmarks.equality
 
 docs: install  ## Serve the documentation on http://127.0.0.1:8000
