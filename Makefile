@@ -41,7 +41,7 @@ format: install  ## Format and sort
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install  ## Print the ratios of README; the longer runs stand beside their figures there
+bench: install  ## Print the ratios of the benchmarks page; the longer runs are listed beside their figures there
 	$(BIN)/maskrcnn bench
 	$(BIN)/python tests/benchmarks/planning.py
 	$(BIN)/python -m tests.benchmarks.equality
