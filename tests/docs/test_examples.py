@@ -79,6 +79,7 @@ def test_a_command_that_does_not_exist_is_noticed() -> None:
         parse(["submit", "--address", "http://h", "--", "segment", "a", "b", "--gpus", "8"])
 
 
+@pytest.mark.slow
 @each_guide
 def test_quick_commands_succeed(page: Path, workspace: Path) -> None:
     for place, command in commands(page):
@@ -111,6 +112,7 @@ def _succeeds(place: str, arguments: list[str]) -> None:
 # Python
 
 
+@pytest.mark.slow
 @each_guide
 def test_python_runs(page: Path, workspace: Path) -> None:
     """All blocks of a page, one after the other, in one namespace."""

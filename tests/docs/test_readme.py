@@ -60,7 +60,8 @@ def test_files_that_pages_name_exist(page: Path) -> None:
     )
     named = {path for path in named if not path.startswith("tests/<")}
     named |= {
-        module.replace(".", "/") for module in re.findall(r"python -m (tests\.[\w.]+)", page.read_text())
+        module.replace(".", "/")
+        for module in re.findall(r"python -m ((?:tests|maskrcnn)\.[\w.]+)", page.read_text())
     }
     exists = {
         path

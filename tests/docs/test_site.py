@@ -55,7 +55,7 @@ def test_a_column_without_description_stops_the_build(
         GENERATE.columns("instances")
 
 
-@pytest.mark.site
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     """And has each command and public name, and loads nothing from other hosts."""
     done = subprocess.run(
