@@ -130,6 +130,7 @@ def test_what_cannot_run_here_is_for_other_tools_only() -> None:
 # SQL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [*GUIDES, DOCS / "reference" / "error-codes.md"], ids=lambda page: page.stem)
 def test_sql_gives_rows(page: Path, workspace: Path) -> None:
     statements = [
