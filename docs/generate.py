@@ -34,9 +34,14 @@ def on_page_markdown(markdown: str, **_context: Any) -> str:
     return _REQUEST.sub(lambda request: _part(request, markdown), markdown)
 
 
-def on_page_content(html: str, **_context: Any) -> str:
-    """Empty the cells of options without a default, for which click has a sentinel (called by MkDocs)."""
-    return html.replace("<code>Sentinel.UNSET</code>", "")
+def on_page_content(html: str, page: Any, **_context: Any) -> str:
+    """Style the command line, and empty the cells of options that have no default or help (called by MkDocs)."""
+    if page.file.src_uri != "reference/command-line.md":
+        return html
+    html = html.replace("<td><code>Sentinel.UNSET</code></td>", "<td></td>").replace(
+        "<td>N/A</td>", "<td></td>"
+    )
+    return f'<div class="generated">{html}</div>'
 
 
 def _part(request: re.Match[str], page: str) -> str:

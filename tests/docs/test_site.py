@@ -70,6 +70,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
             option for parameter in command.params for option in parameter.opts if option.startswith("--")
         ]
         assert [option for option in options if option not in commands] == []
+    assert "Sentinel" not in commands
+    assert "N/A" not in commands
     api = (tmp_path / "reference" / "python" / "index.html").read_text(encoding="utf-8")
     names = [name for name in maskrcnn.__all__ if not name.isupper()]
     assert [name for name in names if f'id="maskrcnn.{name}"' not in api] == []
