@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = sorted(path.name for path in (ROOT / "maskrcnn").iterdir() if (path / "__init__.py").exists())
-GROUND_TRUTH = r"(?<!ground )(?<!ground_)(?<!ground-)"
+GROUND_TRUTH = r"(?<!ground )(?<!ground_)(?<!ground-)(?<!--)(?<!=)"  # the option --truth, and its RUN=TRUTH
 IN_NAMES = (
     r"weigh(s|ed|ing)?|scoresheet|reckon(s|ed)?|trunks?|inquest|convict(s|ed)?|verdicts?|ledger|sweep(s|ing)?|swept"
     r"|seams?|scraps?|unrle|recipes?|warm ?start|spurious|told|tells?|mend(s|ed|ing)?|survey|closeups?|scenery"
