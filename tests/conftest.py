@@ -26,10 +26,9 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from chaos.chance import SEED, dice
 from local import LocalCluster
 from standing import standing_cluster
-
-from chaos.chance import SEED, dice
 
 ENDED = pytest.StashKey[int]()
 BUCKET = "test-bkt"
