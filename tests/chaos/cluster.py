@@ -81,6 +81,7 @@ class Arena:
         with self._driver(self.undisturbed, log) as process:
             if process.wait(RUN_S):
                 raise RuntimeError(log.read_text())
+        self.probes.check_changed()
         return self.probes.counts()
 
     def _driver(self, output: str, log: Path) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
