@@ -4,6 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEED := $(or $(SEED),$(shell date +%s))
+# Processes that pytest-xdist runs side by side: one waits for Ray most of the time, the others compute.
+WORKERS := 3
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+FAST := not (ray or s3 or notebook or slow)
+# Where it is set, as in many images, each process compiles torch and Ray anew, which takes seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -11,8 +17,9 @@ help:  ## Show this help
 $(VENV)/.installed: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --requirement requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	$(BIN)/python -m compileall -q maskrcnn jobs
 	touch $@
 
 install: $(VENV)/.installed  ## Create .venv with everything pinned
@@ -21,8 +28,14 @@ demo: install  ## Generate a collection, segment it, and show what comes out
 	rm -rf demo
 	$(BIN)/maskrcnn demo demo
 
-test: install lint  ## Lint, type-check and run all tests with branch coverage
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+test: lint  ## Lint, type-check and run all tests
+	$(PYTEST)
+
+test-fast: lint  ## Lint, type-check and run the tests that need no Ray, server or process of their own
+	$(PYTEST) -m "$(FAST)" --ignore tests/chaos --ignore tests/integration
+
+coverage: install  ## Run all tests with branch coverage, and fail below 90 %
+	$(PYTEST) --cov --cov-report=term:skip-covered
 
 chaos: install  ## Everything that kills jobs, at length; some two hours on two CPUs, SEED=N repeats one
 	@echo "SEED=$(SEED)"
@@ -59,4 +72,4 @@ lock: ## Pin what pyproject.toml asks for
 clean:  ## Remove the environment and what the demo and the site's build wrote
 	rm -rf $(VENV) demo site
 
-.PHONY: help install demo test chaos lint format bench docs docs-build lock clean
+.PHONY: help install demo test test-fast coverage chaos lint format bench docs docs-build lock clean
