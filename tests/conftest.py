@@ -26,7 +26,7 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from chaos.chance import SEED, dice
+from chaos.chance import SEED, SIZE, chance, dice
 from local import LocalCluster
 from standing import standing_cluster
 
@@ -198,9 +198,25 @@ def pytest_report_header() -> str:
     return f"samples: {dice()} draws them again"
 
 
+def draw_samples(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return the items that are left out: parameters of tests marked `sampled` beyond today's sample.
+
+    `make chaos` runs all of them. Where parameters are selected by name, no more are left out than the mark says.
+    """
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sampled"):
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out: list[pytest.Item] = []
+    for name, parameters in tests.items() if SIZE == 1 else ():
+        [count] = parameters[0].get_closest_marker("sampled").args
+        left_out += chance("sampled", name).sample(parameters, max(len(parameters) - count, 0))
+    return left_out
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Divide the tests among the processes of pytest-xdist: by file, and all that start Ray or a kernel in one.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Draw the samples, and divide the tests among the processes of pytest-xdist: by file, and those of Ray in one.
 
     Ray misses deadlines of its own where several start at once on few CPUs; and most of these tests wait. They take
     longest, so they begin first; then those of `chaos`, which use all CPUs.
@@ -213,9 +229,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def order(item: pytest.Item) -> tuple[bool, bool]:
         return group(item) != "ray", "chaos" not in item.path.parts
 
-    items.sort(key=order)
+    left_out = set(draw_samples(items))
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = sorted((item for item in items if item not in left_out), key=order)
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let each process of pytest-xdist compute on one thread: they share the CPUs, and OpenMP's threads spin."""
+    if hasattr(session.config, "workerinput") and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.hookimpl(trylast=True)

@@ -400,6 +400,7 @@ FORBIDDEN: Final = re.compile(
 )
 
 
+@pytest.mark.slow
 def test_nothing_is_unpickled_and_no_text_is_run() -> None:
     modules = [path for folder in ("maskrcnn", "jobs") for path in sorted((ROOT / folder).glob("*.py"))]
     calls = [call for path in modules for call in calls_in(path)]
@@ -471,6 +472,7 @@ TRAVERSING: Final = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.text(min_size=1) | st.sampled_from(TRAVERSING), min_size=1, max_size=20, unique=True))
 def test_no_output_is_named_by_an_input(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
@@ -588,6 +590,7 @@ def test_tracebacks_keep_their_lines_and_nothing_else() -> None:
     assert not {"\x1b", "\x07", "\r", "\x9b"} & set(said)
 
 
+@pytest.mark.slow
 def test_names_do_not_reach_the_terminal_raw(tmp_path: Path) -> None:
     images = tmp_path / "images"
     write_planted(images, 2, seed=3)
