@@ -37,25 +37,27 @@ test-fast: lint  ## Lint, type-check and run the tests that need no Ray, server 
 coverage: install  ## Run all tests with branch coverage, and fail below 90 %
 	$(PYTEST) --cov --cov-report=term:skip-covered
 
-chaos: install  ## Everything that kills jobs, at length; some two hours on two CPUs, SEED=N repeats one
+chaos: install  ## All that kills jobs, and all parameters that are sampled elsewhere; two hours and more, SEED=N repeats one
 	@echo "SEED=$(SEED)"
 	CHAOS_SEED=$(SEED) CHAOS_SIZE=10 $(BIN)/python -m pytest tests/chaos -m "not ray"
+	CHAOS_SEED=$(SEED) CHAOS_SIZE=10 $(PYTEST) -m sampled
 	$(BIN)/python -m tests.chaos.poison --seed $(SEED)
 	$(BIN)/python -m tests.chaos.s3_restarts --seed $(SEED) --rounds 10
 	$(BIN)/python -m tests.chaos.slowdown --seed $(SEED)
 	$(BIN)/python -m tests.chaos.kills --seed $(SEED) --runs 100
 
-lint: install  ## Ruff and mypy
+lint: install  ## Ruff, mypy and the layers of the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: install  ## Format and sort
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: install  ## Print the ratios of the benchmarks page; the longer runs are listed beside their figures there
-	$(BIN)/maskrcnn bench
+	$(BIN)/python -m tests.benchmarks
 	$(BIN)/python tests/benchmarks/planning.py
 	$(BIN)/python -m tests.benchmarks.equality
 
