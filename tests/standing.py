@@ -10,7 +10,9 @@ START_TRIES = 4
 
 
 @contextlib.contextmanager
-def standing_cluster(nodes: int = 1, cpus: int = 2, head_cpus: int | None = None) -> Iterator[LocalCluster]:
+def standing_cluster(
+    nodes: int = 1, cpus: int = 2, head_cpus: int | None = None, *, dashboard: bool = False
+) -> Iterator[LocalCluster]:
     """Run a cluster for the time of a block, as `local_cluster` does; try again where a node does not start.
 
     Raises:
@@ -19,7 +21,7 @@ def standing_cluster(nodes: int = 1, cpus: int = 2, head_cpus: int | None = None
     with contextlib.ExitStack() as stack:
         for tries_left in reversed(range(START_TRIES)):
             try:
-                cluster = stack.enter_context(local_cluster(nodes, cpus, head_cpus))
+                cluster = stack.enter_context(local_cluster(nodes, cpus, head_cpus, dashboard=dashboard))
             except RuntimeError:
                 if not tries_left:
                     raise

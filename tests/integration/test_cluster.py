@@ -34,7 +34,7 @@ def cluster() -> Iterator[LocalCluster]:
     with pytest.MonkeyPatch.context() as patch:
         # As in an environment that is activated: jobs find `maskrcnn` on the head's PATH.
         patch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
-        with standing_cluster(nodes=3, cpus=1, head_cpus=0) as started:
+        with standing_cluster(nodes=3, cpus=1, head_cpus=0, dashboard=True) as started:
             yield started
 
 
