@@ -23,7 +23,7 @@ from pyarrow import csv
 from ..errors import RunError, UsageError
 from .inputs import list_inputs
 from .storage import Storage
-from .url import USER_PATTERN, Url
+from .url import USER_PATTERN, Url, redact
 
 MANIFEST_SUFFIXES: Final = (".txt", ".csv", ".parquet", ".json")
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -53,7 +53,7 @@ def source_of(source: str) -> tuple[str, str | None]:
     refuse_user(source, "the input")
     if url.is_web:
         raise UsageError(
-            f"{url.redacted}: the web cannot be listed; name its uris in a manifest on a local path, s3:// or gs://, "
+            f"{redact(source)}: the web cannot be listed; name its uris in a manifest on a local path, s3:// or gs://, "
             "and add --allow-http"
         )
     if source.encode(errors="replace").decode() != source:

@@ -76,15 +76,6 @@ class Url:
     def __str__(self) -> str:
         return self.text
 
-    @property
-    def redacted(self) -> str:
-        """The text for logs and messages: on the web, without query and fragment, which may hold a signature.
-
-        >>> Url.parse("https://host/a.jpg?X-Amz-Signature=0123").redacted, Url.parse("s3://bucket/what?.jpg").redacted
-        ('https://host/a.jpg', 's3://bucket/what?.jpg')
-        """
-        return re.split(r"[?#]", self.text, maxsplit=1)[0] if self.is_web else self.text
-
     def join(self, name: str) -> "Url":
         """Return the URL of `name` below this one.
 
@@ -107,3 +98,12 @@ class Url:
         """
         folder = "".join(self.key.rpartition("/")[:2])
         return Url(self.scheme, self.bucket, folder or ("." if self.is_local else ""))
+
+
+def redact(text: str) -> str:
+    """Return a URL for logs and messages: on the web, without query and fragment, which may hold a signature.
+
+    >>> redact("https://host/a.jpg?X-Amz-Signature=0123"), redact("s3://bucket/what?.jpg")
+    ('https://host/a.jpg', 's3://bucket/what?.jpg')
+    """
+    return re.split(r"[?#]", text, maxsplit=1)[0] if Url.parse(text).is_web else text
