@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from maskrcnn.config import Compute, Speed
+from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.errors import RunError, UsageError
 
 from .commands.cli_convert import convert
@@ -22,7 +22,7 @@ from .commands.cli_diff import diff
 from .commands.cli_evaluate import evaluate
 from .commands.cli_show import show
 from .commands.cli_train import train
-from .commands.options import cluster_options, coco_option, compute_options, json_option
+from .commands.options import cluster_options, coco_option, inference_options, json_option
 from .commands.terminal import PlainFormatter, plain
 
 log = logging.getLogger("maskrcnn")
@@ -95,7 +95,7 @@ failure_option = click.option(
 )
 
 
-def _compute(options: dict[str, Any]) -> Compute:
+def _compute(options: dict[str, Any]) -> InferenceConfig:
     listed = options.pop("categories")
     categories = tuple(sorted({name.strip() for name in (listed or "").split(",") if name.strip()}))
     if listed is not None and not categories:
@@ -106,7 +106,7 @@ def _compute(options: dict[str, Any]) -> Compute:
         *("model", "labels", "min_score", "max_detections", "limit", "allow_http"),
         *("window", "overlap", "bands", "scale", "assume_crs"),
     )
-    return Compute(categories=categories, **{name: options.pop(name) for name in names})
+    return InferenceConfig(categories=categories, **{name: options.pop(name) for name in names})
 
 
 def _absolute(name: str | None) -> str | None:
@@ -119,7 +119,7 @@ def _absolute(name: str | None) -> str | None:
 @main.command()
 @click.argument("input")
 @click.argument("output")
-@compute_options
+@inference_options
 @cluster_options
 @coco_option
 @failure_option
@@ -141,7 +141,7 @@ def segment(
     from .commands.segment import segment as run_job
 
     request = _request(input, output, options, coco)
-    success = run_job(request, Speed(**options), address)
+    success = run_job(request, ResourceConfig(**options), address)
     _tell(success, output, as_json, max_failure_rate)
 
 
@@ -193,7 +193,7 @@ def _summary(counts: dict[str, int], output: str) -> str:
 @main.command()
 @click.argument("input")
 @click.argument("output")
-@compute_options
+@inference_options
 @json_option
 def plan(input: str, output: str, as_json: bool, **options: Any) -> None:  # noqa: A002
     """List the inputs and freeze the plan, without running it."""
@@ -266,7 +266,7 @@ def retry(
     codes = None if only is None else {code.strip() for code in only.split(",") if code.strip()}
     if only is not None and not codes:
         raise UsageError("--only names no code")
-    success = run_retry(output, codes, coco, Speed(**options), address)
+    success = run_retry(output, codes, coco, ResourceConfig(**options), address)
     if success is None:
         click.echo(json.dumps({"retried": 0, "output": output}) if as_json else "nothing to retry")
         return

@@ -17,7 +17,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True)
-class Compute:
+class InferenceConfig:
     """What to compute."""
 
     model: str
@@ -72,7 +72,7 @@ class Compute:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class ShardingConfig:
     """How to cut the work."""
 
     shard_images: int
@@ -84,7 +84,7 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class ResourceConfig:
     """How fast."""
 
     device: Device = "auto"
@@ -124,6 +124,6 @@ def digest_of(settings: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def settings_of(compute: Compute, cut: Cut) -> dict[str, Any]:
+def settings_of(compute: InferenceConfig, cut: ShardingConfig) -> dict[str, Any]:
     """Return the settings that enter the digest, as JSON values."""
     return {**dataclasses.asdict(compute), **dataclasses.asdict(cut), "categories": list(compute.categories)}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .types import Category, Detections
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 INSTANCES_PER_IMAGE: Final = 2**20
 """The ids that an image may use: `id = row * INSTANCES_PER_IMAGE + instance + 1`, below 2^53 for 2^33 rows."""
 
@@ -81,7 +81,7 @@ INSTANCES: Final = pa.schema(
         _field("mask_box", _MASK_BOX),
         _field("segmentation", _SEGMENTATION),
         _field("frame", _FRAME, null=True),
-        _field("edge", pa.bool_()),
+        _field("touches_border", pa.bool_()),
     ],
     metadata=METADATA,
 )
@@ -251,7 +251,7 @@ def instances_table(
         _struct(column("mask_boxes", np.empty((0, 4), np.int32)), _MASK_BOX),
         segmentation,
         _frames([d for _, d in found]),
-        pa.array(column("edges", np.empty(0, np.bool_))),
+        pa.array(column("touches_border", np.empty(0, np.bool_))),
     ]
     return pa.table(arrays, schema=INSTANCES)
 

@@ -78,7 +78,7 @@ class Detections:
         return len(self.masks)
 
     @property
-    def edges(self) -> NDArray[np.bool_]:
+    def touches_border(self) -> NDArray[np.bool_]:
         """(N,) whether the mask touches the image's border."""
         xmin, ymin, xmax, ymax = self.mask_boxes.T
         touching = (xmin == 0) | (ymin == 0) | (xmax == self.width) | (ymax == self.height)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maskrcnn.models.conversion.key_mapping import detectron2_names
 from maskrcnn.models.conversion.parity import generated_images
-from maskrcnn.models.conversion.reference_detectron2 import PlainDetectron2, padded
+from maskrcnn.models.conversion.reference_detectron2 import ReferenceDetectron2, padded
 
 SIZES = (160, 267)
 """What images are resized to in tests: small, so that a plain computation takes seconds."""
@@ -20,7 +20,7 @@ def detectron2_tensors(classes: int = 4, seed: int = 0) -> dict[str, Tensor]:
     torch.manual_seed(seed)
     tensors = {name: _filled(name, shape) for name, (_, shape) in detectron2_names(classes + 1).items()}
     image = generated_images()[0]
-    reference = PlainDetectron2(tensors, *SIZES)
+    reference = ReferenceDetectron2(tensors, *SIZES)
     prepared = reference.prepared(image)
     size = (prepared.shape[1], prepared.shape[2])
     features = reference.features(padded(prepared))

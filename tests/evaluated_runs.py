@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from maskrcnn_jobs.commands.segment import Request, prepare
 
-from maskrcnn.config import Compute
+from maskrcnn.config import InferenceConfig
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.masks.rle import crop_to_rle
@@ -54,7 +54,7 @@ class CarelessSegmenter(PlantedSegmenter):
 
 def finish(output: Path, source: str, segmenter: PlantedSegmenter) -> None:
     """Run what is planned, and write tables in several parts."""
-    plan = prepare(Request(source, str(output), Compute("planted"), shard_images=6))
+    plan = prepare(Request(source, str(output), InferenceConfig("planted"), shard_images=6))
     worker = ShardWorker(Storage(str(output)), segmenter, Limits(10**7, 10**7, 1333.0), {"node": "here"})
     for shard in plan:
         worker.run_shard(shard)

@@ -37,7 +37,7 @@ def instances_of(masks, *, image_id=1, frames=None):
             else {"col_off": at[0], "row_off": at[1], "width": m.shape[1], "height": m.shape[0]}
             for m, at in zip(masks, frames or [None] * n, strict=True)
         ],
-        "edge": [False] * n,
+        "touches_border": [False] * n,
     }
     return pa.table([pa.array(rows[f.name], f.type) for f in INSTANCES], schema=INSTANCES)
 

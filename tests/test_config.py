@@ -7,25 +7,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskrcnn.config import Compute, Cut, Speed, default_shard_images, digest_of, settings_of
+from maskrcnn.config import (
+    InferenceConfig,
+    ResourceConfig,
+    ShardingConfig,
+    default_shard_images,
+    digest_of,
+    settings_of,
+)
 from maskrcnn.errors import UsageError
 
 
 @pytest.mark.parametrize(
     ("group", "fields", "message"),
     [
-        (Compute, {"min_score": 1.0}, "--min-score"),
-        (Compute, {"min_score": -0.1}, "--min-score"),
-        (Compute, {"max_detections": 0}, "--max-detections"),
-        (Compute, {"limit": 0}, "--limit"),
-        (Cut, {"shard_images": 0}, "--shard-images"),
-        (Speed, {"threads": 0}, "--threads"),
-        (Speed, {"batch_size": 0}, "--batch-size"),
-        (Speed, {"actors": -1}, "--actors"),
+        (InferenceConfig, {"min_score": 1.0}, "--min-score"),
+        (InferenceConfig, {"min_score": -0.1}, "--min-score"),
+        (InferenceConfig, {"max_detections": 0}, "--max-detections"),
+        (InferenceConfig, {"limit": 0}, "--limit"),
+        (ShardingConfig, {"shard_images": 0}, "--shard-images"),
+        (ResourceConfig, {"threads": 0}, "--threads"),
+        (ResourceConfig, {"batch_size": 0}, "--batch-size"),
+        (ResourceConfig, {"actors": -1}, "--actors"),
     ],
 )
 def test_a_wrong_value_names_its_option(group: Any, fields: dict[str, Any], message: str) -> None:
-    model = {"model": "scenes"} if group is Compute else {}
+    model = {"model": "scenes"} if group is InferenceConfig else {}
     with pytest.raises(UsageError, match=message):
         group(**model, **fields)
 
@@ -36,7 +43,7 @@ def test_shards_are_neither_tiny_nor_huge(rows: int) -> None:
 
 
 def test_every_setting_of_what_to_compute_and_how_to_cut_enters_the_digest() -> None:
-    compute, cut = Compute(model="scenes"), Cut(16)
+    compute, cut = InferenceConfig(model="scenes"), ShardingConfig(16)
     settings = settings_of(compute, cut)
     names = {field.name for group in (compute, cut) for field in dataclasses.fields(group)}
     assert set(settings) == names
@@ -49,4 +56,4 @@ def test_every_setting_of_what_to_compute_and_how_to_cut_enters_the_digest() -> 
     }.items():
         changed = settings_of(dataclasses.replace(compute, **{name: other}), cut)
         assert digest_of(changed) != digest_of(settings)
-    assert not names & {field.name for field in dataclasses.fields(Speed)}
+    assert not names & {field.name for field in dataclasses.fields(ResourceConfig)}

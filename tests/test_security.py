@@ -33,7 +33,7 @@ from maskrcnn_jobs.commands.segment import Request, prepare
 from maskrcnn_jobs.commands.terminal import PlainFormatter, plain
 from webserver import Site, answer
 
-from maskrcnn.config import Compute
+from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import MaskrcnnError, UsageError
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io import http_store
@@ -49,9 +49,9 @@ ROOT: Final = Path(__file__).parent.parent
 LIMITS: Final = Limits(10**6, 10**6, 1333.0)
 
 
-def run_job(source: str, output: str, compute: Compute | None = None) -> None:
+def run_job(source: str, output: str, compute: InferenceConfig | None = None) -> None:
     """Plan, sweep and reduce in this process."""
-    plan = prepare(Request(source, output, compute or Compute("planted"), shard_images=16))
+    plan = prepare(Request(source, output, compute or InferenceConfig("planted"), shard_images=16))
     worker = ShardWorker(Storage(output), PlantedSegmenter(), LIMITS, {"node": "here"})
     for shard in plan:
         worker.run_shard(shard)
@@ -189,9 +189,9 @@ def test_no_credential_stands_in_what_ray_keeps(canaries: S3Server, local: Path,
 WITH_PASSWORD: Final = "s3://somebody:hush-hush@bucket/key"
 
 
-def refused(source: str, output: str, compute: Compute | None = None, **options: Any) -> str:
+def refused(source: str, output: str, compute: InferenceConfig | None = None, **options: Any) -> str:
     with pytest.raises(UsageError) as caught:
-        prepare(Request(source, output, compute or Compute("planted"), **options))
+        prepare(Request(source, output, compute or InferenceConfig("planted"), **options))
     return str(caught.value)
 
 
@@ -210,11 +210,11 @@ def test_urls_with_a_password_are_refused_everywhere_and_not_repeated(
         refused(url, str(output)),
         refused(f"{url}.csv", str(output)),
         refused(str(rows), str(output)),
-        refused(str(rows), str(output), Compute("planted", allow_http=True)),
+        refused(str(rows), str(output), InferenceConfig("planted", allow_http=True)),
         refused(str(relative), str(output), images_root=url),
         refused(str(local), url),
-        refused(str(local), str(output), Compute(f"{url}.safetensors")),
-        refused(str(local), str(output), Compute(f"{url}.pth", labels=url)),
+        refused(str(local), str(output), InferenceConfig(f"{url}.safetensors")),
+        refused(str(local), str(output), InferenceConfig(f"{url}.pth", labels=url)),
     ]
     assert [line for line in said if "hush" in line or "\n" in line] == []
     assert [line for line in said if "password" not in line and "is not a supported store" not in line] == []
@@ -257,7 +257,7 @@ def test_the_web_is_read_on_request_only(tmp_path: Path) -> None:
     assert "2 uris on the web, which are read with --allow-http only: 'https://host/a.jpg" in said
     assert "hush" not in said
     plan = prepare(
-        Request(listed(tmp_path, *uris), str(tmp_path / "run"), Compute("planted", allow_http=True))
+        Request(listed(tmp_path, *uris), str(tmp_path / "run"), InferenceConfig("planted", allow_http=True))
     )
     assert plan.rows == 2
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["allow_http"] is True
@@ -286,21 +286,23 @@ def test_a_root_on_the_web_is_read_on_request_only(tmp_path: Path) -> None:
         said
         == "--images-root: 1 uris on the web, which are read with --allow-http only: 'https://host/images/'"
     )
-    prepare(Request(source, str(tmp_path / "run"), Compute("planted", allow_http=True), images_root=root))
+    prepare(
+        Request(source, str(tmp_path / "run"), InferenceConfig("planted", allow_http=True), images_root=root)
+    )
     [row] = pq.read_table(tmp_path / "run" / "manifest.parquet").to_pylist()
     assert (row["name"], row["uri"]) == ("a.jpg", "https://host/images/a.jpg")
 
 
 def test_names_that_differ_in_their_query_only_are_refused(tmp_path: Path) -> None:
     source = listed(tmp_path, "https://host/a?id=1&key=hush", "https://host/a?id=2&key=hush")
-    said = refused(source, str(tmp_path / "run"), Compute("planted", allow_http=True))
+    said = refused(source, str(tmp_path / "run"), InferenceConfig("planted", allow_http=True))
     assert "1 rows repeat the uri (of a web address, without its query) of another: 'https://host/a'" in said
 
 
 def test_a_run_never_reaches_into_the_network_that_it_stands_in(tmp_path: Path, site: Site) -> None:
     site.answers["/a.png"] = lambda request: answer(request, 200, b"x")
     uris = [f"http://{host}:{site.port}/a.png" for host in ("127.0.0.1", "localhost", "2130706433", "[::1]")]
-    compute = Compute("planted", allow_http=True)
+    compute = InferenceConfig("planted", allow_http=True)
     run_job(listed(tmp_path, *uris), str(tmp_path / "run"), compute)
     rows = pq.read_table(tmp_path / "run" / "images").to_pylist()
     assert [(row["status"], row["error"]) for row in rows] == [("failed", "access_denied")] * 4
@@ -324,7 +326,7 @@ def test_a_signature_stands_in_the_column_uri_and_nowhere_else(
     monkeypatch.setattr(http_store, "read_web", allowed)
     names = [*sound, "broken", "away", "missing"]
     uris = [f"{site.url}/{name}?X-Amz-Signature=hush-hush" for name in names]
-    run_job(listed(tmp_path, *uris), str(tmp_path / "run"), Compute("planted", allow_http=True))
+    run_job(listed(tmp_path, *uris), str(tmp_path / "run"), InferenceConfig("planted", allow_http=True))
 
     rows = pq.read_table(tmp_path / "run" / "images").to_pylist()
     assert {row["name"]: row["error"] for row in rows} == {f"{site.url}/{name}": None for name in sound} | {
@@ -364,7 +366,7 @@ def test_a_signature_stands_in_the_column_uri_and_nowhere_else(
 @pytest.mark.parametrize("allow_http", [False, True])
 def test_schemes_are_allow_listed(uri: str, allow_http: bool, tmp_path: Path) -> None:
     source = listed(tmp_path, f"{uri}?sig=hush")
-    said = refused(source, str(tmp_path / "run"), Compute("planted", allow_http=allow_http))
+    said = refused(source, str(tmp_path / "run"), InferenceConfig("planted", allow_http=allow_http))
     assert "1 uris that are neither paths nor s3:// or gs://" in said
     assert "hush" not in said
 

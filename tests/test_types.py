@@ -51,7 +51,7 @@ def test_an_edge_is_touched_by_the_mask_s_own_box() -> None:
     detections = Detections(
         height=3, width=4, capped=False, **(columns | {"masks": (b"4",) * 6, "mask_boxes": boxes})
     )
-    assert detections.edges.tolist() == [True, True, True, True, False, False]
+    assert detections.touches_border.tolist() == [True, True, True, True, False, False]
 
 
 def test_the_order_is_by_score_then_category_then_box() -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from maskrcnn_jobs.commands.segment import Request, prepare
 
-from maskrcnn.config import Compute
+from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import ItemError
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.imaging.decode_pool import Decoders, RasterSource
-from maskrcnn.imaging.geometry import Entry, Rect, Strip
+from maskrcnn.imaging.geometry import Entry, RasterRegion, Rect
 from maskrcnn.imaging.radiometry import Radiometry
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.plan import pending_of, read_plans, read_run
@@ -74,17 +74,19 @@ def write_geotiff(
         file.write(np.moveaxis(pixels, 2, 0))
 
 
-def compute_of(window: int = 128, overlap: int = 32, **options: Any) -> Compute:
+def compute_of(window: int = 128, overlap: int = 32, **options: Any) -> InferenceConfig:
     """Return what the runs of these tests compute."""
-    return Compute(model="planted-mosaic", max_detections=10_000, window=window, overlap=overlap, **options)
+    return InferenceConfig(
+        model="planted-mosaic", max_detections=10_000, window=window, overlap=overlap, **options
+    )
 
 
 def sweep(
     output: str,
-    compute: Compute,
+    compute: InferenceConfig,
     segmenter: Segmenter | None = None,
     order: int = 0,
-    convicted: Mapping[int, ItemError] | None = None,
+    quarantined: Mapping[int, ItemError] | None = None,
 ) -> None:
     """Run all shards that have no receipt, in an order that follows from a seed; 0: that of the plan."""
     storage = Storage(output)
@@ -94,21 +96,21 @@ def sweep(
         random.Random(order).shuffle(shards)
     with Decoders(2) as decoders:
 
-        def read_strip(entry: Entry, rect: Rect) -> Strip:
+        def read_region(entry: Entry, rect: Rect) -> RasterRegion:
             source = RasterSource(entry["uri"], entry["etag"], radiometry, compute.assume_crs)
-            return decoders.read_strip(source, rect)
+            return decoders.read_region(source, rect)
 
         limits = Limits(compute.max_pixels, compute.max_bytes, 1333.0)
         finder = segmenter or MosaicSegmenter(max_detections=compute.max_detections)
-        worker = ShardWorker(storage, finder, limits, {}, decode=decoders.decode, read_strip=read_strip)
+        worker = ShardWorker(storage, finder, limits, {}, decode=decoders.decode, read_region=read_region)
         for shard in shards:
-            worker.run_shard(shard, convicted=convicted or {})
+            worker.run_shard(shard, quarantined=quarantined or {})
 
 
 def run_windows(
     source: Path | str,
     output: Path | str,
-    compute: Compute | None = None,
+    compute: InferenceConfig | None = None,
     *,
     segmenter: Segmenter | None = None,
     order: int = 0,

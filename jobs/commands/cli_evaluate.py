@@ -64,7 +64,7 @@ def evaluate(
     the numbers, a table of the images and of the categories, and a page with curves and the worst images.
     """
     from maskrcnn.errors import UsageError
-    from maskrcnn.evaluation.evaluate_run import Asked
+    from maskrcnn.evaluation.evaluate_run import EvaluationOptions
 
     from .evaluate import evaluate as run_evaluate
     from .evaluate import table_of
@@ -72,7 +72,7 @@ def evaluate(
     only = tuple(name.strip() for name in (categories or "").split(",") if name.strip())
     if categories is not None and not only:
         raise UsageError("--categories names no category")
-    asked = Asked(max_dets, rename, only, class_agnostic, allow_missing)
+    asked = EvaluationOptions(max_dets, rename, only, class_agnostic, allow_missing)
     summary = run_evaluate(output, truth, asked, address).summary
     lines = [json.dumps(summary)] if as_json else map(plain, table_of(summary, output).split("\n"))
     click.echo("\n".join(lines))

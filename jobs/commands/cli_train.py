@@ -104,11 +104,11 @@ def train(
     `maskrcnn segment --model` takes, and training.html. Results do not depend on the number of workers but for the last
     digits.
     """
-    from maskrcnn.config import Speed
+    from maskrcnn.config import ResourceConfig
 
     _check_installed()
     request = _request(dataset, output or "", options)
-    speed = Speed(device=device, threads=threads, actors=workers)
+    speed = ResourceConfig(device=device, threads=threads, actors=workers)
     if check_only:
         _check(request, as_json)
         return
@@ -133,7 +133,7 @@ def _check_installed() -> None:
 
 
 def _request(dataset: str, output: str, options: dict[str, Any]) -> Any:
-    from maskrcnn.training.config import Recipe
+    from maskrcnn.training.config import TrainingConfig
 
     from .train import Request
 
@@ -144,10 +144,10 @@ def _request(dataset: str, output: str, options: dict[str, Any]) -> Any:
         raise UsageError("--jitter takes two factors, as in 0.6,1.4") from error
     if not 0 < options["share"] < 1:
         raise UsageError(f"--val-share is between 0 and 1, not {options['share']}")
-    recipe = Recipe(
+    recipe = TrainingConfig(
         **{
             field.name: options.pop(field.name)
-            for field in dataclasses.fields(Recipe)
+            for field in dataclasses.fields(TrainingConfig)
             if field.name in options
         }
     )

@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from maskrcnn.config import Compute, Speed
+from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.errors import UsageError
 
 from .segment import Request, segment
@@ -78,9 +78,9 @@ def run_demo(directory: str, scenes: int) -> None:
     log.info("generating %s scenes in %s", scenes, root / "scenes")
     write_scenes(root / "scenes", scenes, seed=SEED)
     run = root / "run"
-    request = Request(str(root / "scenes" / "instances.json"), str(run), Compute(model="scenes"))
+    request = Request(str(root / "scenes" / "instances.json"), str(run), InferenceConfig(model="scenes"))
     # The truth's file names its images, so that ids agree and the results can be weighed against it.
-    segment(request, Speed(), "local")
+    segment(request, ResourceConfig(), "local")
     print_accuracy(root)
     overlay = write_overlay(root)
     print_queries(run)
@@ -110,8 +110,10 @@ def segment_mosaic(root: Path) -> Path | None:
         return None
     run = root / "mosaic-run"
     log.info("segmenting %s in windows", root / "mosaic" / "mosaic.tif")
-    compute = Compute(model="scenes", window=512, overlap=128)
-    success = segment(Request(str(root / "mosaic" / "mosaic.tif"), str(run), compute), Speed(), "local")
+    compute = InferenceConfig(model="scenes", window=512, overlap=128)
+    success = segment(
+        Request(str(root / "mosaic" / "mosaic.tif"), str(run), compute), ResourceConfig(), "local"
+    )
     click.echo(
         f"\nA mosaic in {sum(success['windows'].values())} windows: {success['counts']['instances']} whole objects"
     )

@@ -3,9 +3,9 @@
 import logging
 from typing import Any, Final
 
-from maskrcnn.config import Speed
+from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import UsageError
-from maskrcnn.evaluation.evaluate_run import Asked, Evaluation, evaluating, write_evaluation
+from maskrcnn.evaluation.evaluate_run import Evaluation, EvaluationOptions, evaluate_run, write_evaluation
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.success import RunAll, read_success, run_here
 
@@ -18,7 +18,9 @@ HERE_INSTANCES: Final = 100_000
 """Up to so many a run is weighed in this process: it takes less time than Ray does to start."""
 
 
-def evaluate(output: str, truth: str, asked: Asked, address: str | None, *, page: bool = True) -> Evaluation:
+def evaluate(
+    output: str, truth: str, asked: EvaluationOptions, address: str | None, *, page: bool = True
+) -> Evaluation:
     """Weigh a finished run, and store what is known below its `evaluation/`.
 
     Raises:
@@ -34,14 +36,16 @@ def evaluate(output: str, truth: str, asked: Asked, address: str | None, *, page
         return _evaluate(storage, truth, asked, run_here, page=page)
     from ..driver.cluster import connected, run_all
 
-    with connected(address, Speed(device="cpu")):
+    with connected(address, ResourceConfig(device="cpu")):
         return _evaluate(storage, truth, asked, run_all, page=page)
 
 
-def _evaluate(storage: Storage, truth: str, asked: Asked, run_all: RunAll, *, page: bool) -> Evaluation:
+def _evaluate(
+    storage: Storage, truth: str, asked: EvaluationOptions, run_all: RunAll, *, page: bool
+) -> Evaluation:
     from maskrcnn.visualization.evaluation_report import write_page
 
-    with evaluating(storage.url, truth, asked, run_all) as (evaluation, shares):
+    with evaluate_run(storage.url, truth, asked, run_all) as (evaluation, shares):
         write_evaluation(storage, evaluation)
         if page:
             write_page(storage, evaluation, shares)

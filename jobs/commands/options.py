@@ -8,7 +8,7 @@ import click
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def compute_options(command: Command) -> Command:
+def inference_options(command: Command) -> Command:
     """Add the options that say what to compute and how to cut."""
     for option in reversed(
         [

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Collection
 from typing import Any
 
-from maskrcnn.config import Compute, Speed
+from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.errors import UsageError
 from maskrcnn.models.registry import describe_model
 from maskrcnn.pipeline.plan import PLAN, check_run, read_plans, read_run
@@ -18,7 +18,7 @@ log = logging.getLogger("maskrcnn")
 
 
 def retry(
-    output: str, only: Collection[str] | None, coco_mode: str, speed: Speed, address: str | None
+    output: str, only: Collection[str] | None, coco_mode: str, speed: ResourceConfig, address: str | None
 ) -> dict[str, Any] | None:
     """Run the failed inputs of a finished run again, or continue a retry that is not finished.
 
@@ -61,9 +61,9 @@ def retry(
 def _request_of(output: str, run: dict[str, Any], coco_mode: str) -> Request:
     """Return the request that the run was planned with."""
     settings = run["settings"]
-    names = {field.name for field in dataclasses.fields(Compute)}
+    names = {field.name for field in dataclasses.fields(InferenceConfig)}
     values = {name: value for name, value in settings.items() if name in names}
-    compute = Compute(**values | {"categories": tuple(values["categories"])})
+    compute = InferenceConfig(**values | {"categories": tuple(values["categories"])})
     inputs = run["inputs"]
     return Request(
         inputs["source"], output, compute, settings["shard_images"], inputs["images_root"], coco_mode

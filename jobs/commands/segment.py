@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskrcnn.config import Compute, Cut, Speed, default_shard_images, settings_of
+from maskrcnn.config import InferenceConfig, ResourceConfig, ShardingConfig, default_shard_images, settings_of
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.imaging.radiometry import Radiometry
 from maskrcnn.io.storage import Storage
@@ -55,7 +55,7 @@ class Request:
     source: str
     """The inputs: a folder, glob, prefix, manifest or COCO JSON."""
     output: str
-    compute: Compute
+    compute: InferenceConfig
     shard_images: int | None = None
     """None: by the number of inputs, see `config.default_shard_images`."""
     images_root: str | None = None
@@ -132,7 +132,7 @@ def _plan_anew(request: Request, storage: Storage, card: ModelCard) -> tuple[Pla
     )
     _tell_skipped(inputs)
     asked = request.shard_images
-    cut = Cut(default_shard_images(len(inputs.table)) if asked is None else asked)
+    cut = ShardingConfig(default_shard_images(len(inputs.table)) if asked is None else asked)
     settings = settings_of(request.compute, cut)
     if (standing := read_plan(storage)) is not None:  # listing took its time, and another's files must not go
         return standing, False
@@ -182,7 +182,7 @@ def _check_same(request: Request, storage: Storage, plan: Plan, card: ModelCard)
     check_run(storage, run, plan)
     planned_cut = run["settings"]["shard_images"]
     shard_images = planned_cut if request.shard_images is None else request.shard_images
-    asked = settings_of(request.compute, Cut(shard_images))
+    asked = settings_of(request.compute, ShardingConfig(shard_images))
     source, source_sha256 = source_of(request.source)
     planned = _facts(run["inputs"], run["model"])
     now = {"source": source, "source_sha256": source_sha256, "images_root": request.images_root}
@@ -230,7 +230,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
 
 
-def sweep(request: Request, plan: Plan, speed: Speed) -> float | None:
+def sweep(request: Request, plan: Plan, speed: ResourceConfig) -> float | None:
     """Run the shards that have no receipt, on the Ray that is connected.
 
     Args:
@@ -242,7 +242,7 @@ def sweep(request: Request, plan: Plan, speed: Speed) -> float | None:
     Raises:
         RunError: the run stopped before its end.
     """
-    from ..driver.scheduler import Sweep
+    from ..driver.scheduler import Scheduler
 
     storage = Storage(request.output)
     plans = [plan] if plan.generation == 1 else read_plans(storage)
@@ -271,7 +271,7 @@ def sweep(request: Request, plan: Plan, speed: Speed) -> float | None:
     started = time.monotonic()
     progress = Progress(plan.rows + lost, done, unit=plan.unit)
     try:
-        Sweep(spec, first_uri, speed.actors or 1, progress).run(pending_of(plans, receipts), n_pending)
+        Scheduler(spec, first_uri, speed.actors or 1, progress).run(pending_of(plans, receipts), n_pending)
     finally:
         progress.close()
     storage.remove_tree(probes)
@@ -287,7 +287,7 @@ def receipts_of(storage: Storage, plans: Sequence[Plan]) -> list[str]:
     return receipts if any(True for _ in pending_of(plans, receipts)) else standing_receipts(storage)
 
 
-def segment(request: Request, speed: Speed, address: str | None) -> dict[str, Any]:
+def segment(request: Request, speed: ResourceConfig, address: str | None) -> dict[str, Any]:
     """Run the whole job, or what is left of it; return the content of `_SUCCESS`.
 
     Raises:
@@ -305,7 +305,7 @@ def segment(request: Request, speed: Speed, address: str | None) -> dict[str, An
     return finish(request, plan, speed, address)
 
 
-def finish(request: Request, plan: Plan, speed: Speed, address: str | None) -> dict[str, Any]:
+def finish(request: Request, plan: Plan, speed: ResourceConfig, address: str | None) -> dict[str, Any]:
     """Do what is left of the latest generation; return the content of `_SUCCESS`.
 
     Raises:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 import maskrcnn
-from maskrcnn.config import Compute
+from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import ERROR_CODES, ItemError, RunError, UsageError
 from maskrcnn.imaging.decode import Limits, decode_image
 from maskrcnn.io.inputs import read_input
@@ -134,7 +134,7 @@ def _is_run(source: str) -> bool:
 def _segmented(request: ShowRequest) -> tuple[View, tuple[Category, ...]]:
     """Find the instances of one image, in this process."""
     name = request.model or "coco"
-    defaults = Compute(name)
+    defaults = InferenceConfig(name)
     limits = Limits(defaults.max_pixels, defaults.max_bytes, 1333.0)
     try:
         pixels = decode_image(read_input(request.source, limits.max_bytes), limits).pixels

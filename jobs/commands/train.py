@@ -22,12 +22,12 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from maskrcnn.config import Speed
+from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import MaskrcnnError, RunError, UsageError
 from maskrcnn.imaging.decode_pool import keep_freed_memory
 from maskrcnn.io.storage import Storage
 from maskrcnn.models.registry import TRAINABLE, describe_model
-from maskrcnn.training.config import LOG, MODEL, RESULT, Recipe, identity_of
+from maskrcnn.training.config import LOG, MODEL, RESULT, TrainingConfig, identity_of
 from maskrcnn.training.dataset import Dataset, read_dataset, split_dataset
 from maskrcnn.types import Category
 from maskrcnn.visualization.training_report import render_training
@@ -50,7 +50,7 @@ class Request:
 
     source: str
     output: str
-    recipe: Recipe
+    recipe: TrainingConfig
     validation: str | None = None
     """A COCO JSON; None: `share` of the images of `source`."""
     share: float = 0.1
@@ -60,7 +60,7 @@ class Request:
     """Leave out what has errors, instead of stopping."""
 
 
-def train(request: Request, speed: Speed, address: str | None) -> dict[str, Any]:
+def train(request: Request, speed: ResourceConfig, address: str | None) -> dict[str, Any]:
     """Train; continue an unfinished OUTPUT. Return the content of `result.json`.
 
     Raises:
@@ -203,7 +203,7 @@ def _check_same(output: str, begun: dict[str, Any], asked: dict[str, Any]) -> No
 # --- the workers --------------------------------------------------------------------------------------------
 
 
-def _workers(batch_size: int, speed: Speed) -> int:
+def _workers(batch_size: int, speed: ResourceConfig) -> int:
     """Return how many workers share a batch evenly."""
     most = speed.actors or 1
     if speed.actors is not None and batch_size % most and batch_size > most:
@@ -220,7 +220,7 @@ def _divisor(batch_size: int, most: int) -> int:
     return max(n for n in range(1, min(batch_size, most) + 1) if batch_size % n == 0)
 
 
-def _run(storage: Storage, facts: dict[str, Any], speed: Speed, workers: int) -> None:
+def _run(storage: Storage, facts: dict[str, Any], speed: ResourceConfig, workers: int) -> None:
     threads = speed.threads or 1
     config = {"folder": storage.url, "device": speed.device, "threads": threads}
     cuda = speed.device == "cuda"
@@ -271,7 +271,7 @@ def work(config: dict[str, Any]) -> None:
     train_images, validation_images = (pq.read_table(io.BytesIO(storage.read(name))) for name in TABLES)
     recipe = facts["request"]["recipe"]
     task = Task(
-        recipe=Recipe(**recipe | {"jitter": tuple(recipe["jitter"])}),
+        recipe=TrainingConfig(**recipe | {"jitter": tuple(recipe["jitter"])}),
         folder=storage.url,
         train=train_images,
         validation=validation_images,

@@ -17,7 +17,7 @@ from typing import Final
 import pyarrow as pa
 import ray
 
-from maskrcnn.config import Compute, Speed
+from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.errors import ItemError, RunError
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.imaging.decode_pool import (
@@ -27,7 +27,7 @@ from maskrcnn.imaging.decode_pool import (
     RasterSource,
     keep_freed_memory,
 )
-from maskrcnn.imaging.geometry import Entry, Rect, Strip
+from maskrcnn.imaging.geometry import Entry, RasterRegion, Rect
 from maskrcnn.imaging.radiometry import Radiometry
 from maskrcnn.io.inputs import stat_input
 from maskrcnn.io.storage import Storage
@@ -51,8 +51,8 @@ class WorkerSpec:
     """The run's directory."""
     model_sha256: str
     """Of the weights that the run was planned with; others are refused."""
-    compute: Compute
-    speed: Speed
+    compute: InferenceConfig
+    speed: ResourceConfig
     probes: str = PROBES
     """The folder of the run's directory where actors write probes; a driver has its own, and removes it."""
     radiometry: Radiometry = field(default_factory=Radiometry)
@@ -176,16 +176,16 @@ class SegmentActor:
             threads,
             self._decoders.decode,
             self._spec.speed.timeout_s / 2,
-            self._read_strip,
+            self._read_region,
         )
         if self._told_to_go.is_set():
             self._worker.go()
         return Welcome(self._host, ray.get_runtime_context().get_node_id(), probe)
 
-    def _read_strip(self, entry: Entry, rect: Rect) -> Strip:
+    def _read_region(self, entry: Entry, rect: Rect) -> RasterRegion:
         assume_crs = self._spec.compute.assume_crs
         source = RasterSource(entry["uri"], entry["etag"], self._spec.radiometry, assume_crs)
-        return self._decoders.read_strip(source, rect)
+        return self._decoders.read_region(source, rect)
 
     def pulse(self) -> tuple[int, bool]:
         """Return a number that grows as long as there is progress, and whether this actor was told to go."""
@@ -212,7 +212,7 @@ class SegmentActor:
             storage.write(str(trace), json.dumps(words).encode())
 
         finished = self._worker.run_shard(
-            task.shard, convicted=task.convicted, announce=announce if trace else None, withhold=True
+            task.shard, quarantined=task.quarantined, announce=announce if trace else None, withhold=True
         )
         return Done(
             finished.receipt.counts,

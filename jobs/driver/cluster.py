@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from maskrcnn.config import Speed
+from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import MaskrcnnError, RunError, UsageError
 
 log = logging.getLogger("maskrcnn")
@@ -30,7 +30,7 @@ def _cluster_of(address: str | None) -> str | None:
     return None if address in (None, "", "local") else address
 
 
-def check_device(address: str | None, speed: Speed) -> None:
+def check_device(address: str | None, speed: ResourceConfig) -> None:
     """Raise UsageError where the device would have to be guessed: on a cluster that is there."""
     cluster = _cluster_of(address)
     if cluster is not None and speed.device == "auto":
@@ -41,7 +41,7 @@ def check_device(address: str | None, speed: Speed) -> None:
 
 
 @contextmanager
-def connected(address: str | None, speed: Speed) -> Iterator[Speed]:
+def connected(address: str | None, speed: ResourceConfig) -> Iterator[ResourceConfig]:
     """Connect to Ray for the time of a block; give back how fast to go there, with nothing left open.
 
     Args:
@@ -116,7 +116,7 @@ def _check_reachable(address: str) -> None:
         raise RunError(f"cannot connect to Ray at {address}: {error.strerror or error}") from error
 
 
-def _resolved(speed: Speed, resources: dict[str, float], *, local: bool) -> Speed:
+def _resolved(speed: ResourceConfig, resources: dict[str, float], *, local: bool) -> ResourceConfig:
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     device = speed.device
     if device == "auto":

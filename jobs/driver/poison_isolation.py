@@ -40,7 +40,7 @@ class Task:
     """Where to announce groups before they are computed: a path in the run's directory."""
     alone: int | None = None
     """The only row of the manifest to compute; what comes out is dropped."""
-    convicted: Mapping[int, ItemError] = field(default_factory=dict)
+    quarantined: Mapping[int, ItemError] = field(default_factory=dict)
     """Rows of the manifest that are failed without another look."""
 
     @property
@@ -60,7 +60,7 @@ class BadEnd:
     """Whether the node or a notice ended it, so that nothing follows for the images."""
 
 
-class Inquest:
+class PoisonIsolation:
     """Into one shard.
 
     Args:
@@ -94,7 +94,7 @@ class Inquest:
         if self._suspects:
             return Task(self.shard, alone=self._suspects[0])
         trace = f"{self._folder}/{self.shard.name}.{uuid.uuid4().hex}.json" if self._unexplained else None
-        return Task(self.shard, trace, convicted=dict(self._convicted))
+        return Task(self.shard, trace, quarantined=dict(self._convicted))
 
     def ended_badly(self, task: Task, end: BadEnd, said: Announcement = _SILENCE) -> ItemError | None:
         """Take note of an execution's bad end; return the verdict, if it convicts an image.

@@ -27,14 +27,14 @@ from maskrcnn.errors import (
     UsageError,
 )
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.circuit_breaker import Batch, Breaker
+from maskrcnn.pipeline.circuit_breaker import Batch, CircuitBreaker
 from maskrcnn.pipeline.plan import Shard
 from maskrcnn.pipeline.receipts import Receipt, commit
 from maskrcnn.pipeline.worker import Announcement
 
 from .actor import Done, SegmentActor, Welcome, WorkerSpec
 from .cluster import cause_of, node_answers
-from .poison_isolation import BadEnd, Inquest, Task
+from .poison_isolation import BadEnd, PoisonIsolation, Task
 from .progress import Progress
 
 log = logging.getLogger("maskrcnn")
@@ -66,7 +66,7 @@ class Slot:
     """When it was last known to make progress, monotonic seconds."""
 
 
-class Sweep:
+class Scheduler:
     """Runs shards on up to `max_actors` actors.
 
     Args:
@@ -83,9 +83,9 @@ class Sweep:
         self._progress = progress
         self._storage = Storage(spec.url)
         self._slots: list[Slot] = []
-        self._inquests: dict[str, Inquest] = {}
-        self._again: deque[Inquest] = deque()
-        self._breaker = Breaker()
+        self._inquests: dict[str, PoisonIsolation] = {}
+        self._again: deque[PoisonIsolation] = deque()
+        self._breaker = CircuitBreaker()
         self._failed_starts = 0
         self._asked = 0.0
         gpus = 1 if spec.speed.device == "cuda" else 0
@@ -151,16 +151,16 @@ class Sweep:
 
     def _next_task(self, slot: Slot, shards: Iterator[Shard]) -> Task | None:
         """Return what an actor can do next: what ended badly comes first."""
-        for inquest in self._again:
-            if inquest.due and (slot.fresh or not inquest.needs_fresh_process):
-                self._again.remove(inquest)
-                return inquest.next_task()
+        for isolation in self._again:
+            if isolation.due and (slot.fresh or not isolation.needs_fresh_process):
+                self._again.remove(isolation)
+                return isolation.next_task()
         shard = next(shards, None)
         return None if shard is None else Task(shard)
 
     def _make_fresh(self) -> None:
         """End an idle actor, if an image waits for a fresh process and none will come of itself."""
-        waiting = any(inquest.needs_fresh_process for inquest in self._again)
+        waiting = any(isolation.needs_fresh_process for isolation in self._again)
         if not waiting or any(not slot.ready or slot.fresh for slot in self._slots):
             return
         idle = next((slot for slot in self._slots if not slot.queue), None)
@@ -202,9 +202,9 @@ class Sweep:
 
     def _finished(self, task: Task, done: Done) -> int:
         if task.alone is not None:
-            inquest = self._inquests[task.shard.name]
-            inquest.survived(task)
-            self._again.append(inquest)
+            isolation = self._inquests[task.shard.name]
+            isolation.survived(task)
+            self._again.append(isolation)
             return 0
         self._inquests.pop(task.shard.name, None)
         if task.trace is not None:
@@ -247,8 +247,8 @@ class Sweep:
             _, task = slot.queue.popleft()
             slot.moved = time.monotonic()
             log.warning("shard %s: %s", task.shard.name, cause)
-            self._inquest_of(task).store_failed(cause)
-            self._again.append(self._inquest_of(task))
+            self._isolation_of(task).store_failed(cause)
+            self._again.append(self._isolation_of(task))
             return
         # What a network did when it raised may have spoilt the process, as an illegal access on a GPU does.
         code = cause.code if isinstance(cause, SegmenterError) else "worker_crash"
@@ -285,14 +285,14 @@ class Sweep:
         where = f" on shard {' and '.join(held)}" if held else ""
         log.warning("an actor ended%s: %s", where, end.message)
         for _, task in slot.queue:
-            inquest = self._inquest_of(task)
-            verdict = inquest.ended_badly(task, end, self._last_words(task))
+            isolation = self._isolation_of(task)
+            verdict = isolation.ended_badly(task, end, self._last_words(task))
             if verdict is not None:
                 log.warning("shard %s: row %s fails with %s", task.shard.name, task.alone, verdict)
-            self._again.append(inquest)
+            self._again.append(isolation)
 
-    def _inquest_of(self, task: Task) -> Inquest:
-        return self._inquests.setdefault(task.shard.name, Inquest(task.shard, self._spec.probes))
+    def _isolation_of(self, task: Task) -> PoisonIsolation:
+        return self._inquests.setdefault(task.shard.name, PoisonIsolation(task.shard, self._spec.probes))
 
     def _last_words(self, task: Task) -> Announcement:
         """Return what a dead actor was computing, as far as it said."""

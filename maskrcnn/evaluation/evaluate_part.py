@@ -20,7 +20,7 @@ from ..io.parquet import Part
 from ..io.storage import Storage
 from ..masks.rle_decode import read_masks
 from .average_precision import Tally
-from .image_scores import Expected, Found, Kind, Objects, Weighed, weigh
+from .image_scores import Expected, Found, Kind, Objects, ScoredImages, score_images
 
 BATCH_OBJECTS: Final = 16_384
 """Found and true, weighed at once; an image is never divided."""
@@ -76,7 +76,7 @@ class PartScore:
     """Of weighed categories in weighed images."""
 
 
-def weigh_part(url: str, terms: Terms, task: Task) -> PartScore:
+def score_part(url: str, terms: Terms, task: Task) -> PartScore:
     """Weigh one part.
 
     Raises:
@@ -110,7 +110,7 @@ def weigh_part(url: str, terms: Terms, task: Task) -> PartScore:
                 terms,
             )
             order = task.order[start + weighed]
-            batches.append(weigh(found, expected, order, terms.categories, terms.max_dets))
+            batches.append(score_images(found, expected, order, terms.categories, terms.max_dets))
             detections += len(found.objects)
             rows.append(start + weighed)
     return _score(batches, rows, terms, detections)
@@ -258,7 +258,7 @@ def _check(share: pa.Table) -> None:
 
 
 def _score(
-    batches: Sequence[Weighed], rows: Sequence[NDArray[np.intp]], terms: Terms, detections: int
+    batches: Sequence[ScoredImages], rows: Sequence[NDArray[np.intp]], terms: Terms, detections: int
 ) -> PartScore:
     names = ("n_truth", "n_found", "matched", "missed", "spurious", "quality")
     types = [np.int32] * 5 + [np.float32]

@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..errors import RunError, UsageError
-from ..formats.coco_reader import Truth, read_truth
+from ..formats.coco_reader import GroundTruth, read_ground_truth
 from ..io.parquet import Part, write_table
 from ..io.storage import Storage
 from ..pipeline.success import RunAll, parts_of, run_here
 from ..results.run import Run, open_run
 from .alignment import PairedCategories, PairedImages, pair_categories, pair_images
 from .average_precision import STATS, Curves, average
-from .evaluate_part import SHARE, PartScore, Task, Terms, weigh_part
+from .evaluate_part import SHARE, PartScore, Task, Terms, score_part
 from .image_scores import KINDS, SURE, Kind
 
 log = logging.getLogger("maskrcnn")
@@ -48,7 +48,7 @@ IMAGES: Final = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EvaluationOptions:
     """How a user wants a run to be weighed."""
 
     max_dets: int = MAX_DETS
@@ -75,14 +75,14 @@ class Evaluation:
     places: NDArray[np.int64]
     """(N, 2) part, and row in the part, of each row of `images`."""
     confusion: NDArray[np.int64]
-    """(K + 1, K + 1) as in `scoring.Weighed`."""
+    """(K + 1, K + 1) as in `scoring.ScoredImages`."""
     of_run: Mapping[int, int]
     """Place in `categories` by the run's category id."""
 
 
 @contextmanager
-def evaluating(
-    url: str, truth_source: str, asked: Asked | None = None, run_all: RunAll = run_here
+def evaluate_run(
+    url: str, truth_source: str, asked: EvaluationOptions | None = None, run_all: RunAll = run_here
 ) -> Iterator[tuple[Evaluation, "Shares"]]:
     """Weigh a finished run; give what is known, and the truth's shares, which are there until the block ends.
 
@@ -96,10 +96,10 @@ def evaluating(
         UsageError: the run is not finished, the truth is none, or images or categories do not pair.
         RunError: something cannot be read or stored.
     """
-    asked = asked or Asked()
+    asked = asked or EvaluationOptions()
     run = open_run(url)
     storage = Storage(run.url)
-    truth = read_truth(truth_source)
+    truth = read_ground_truth(truth_source)
     parts = parts_of(run.success)
     listed = _listed(storage, parts)
     ids_given = bool(run.info.get("inputs", {}).get("ids_given"))
@@ -125,7 +125,7 @@ def evaluating(
         truth_facts = _facts(truth, truth_source, paired, categories, listed)
         del truth
         log.info("weighing %s parts against %s objects", f"{len(parts):,}", f"{n_objects:,}")
-        scores = run_all(partial(weigh_part, run.url, terms), shares.tasks)
+        scores = run_all(partial(score_part, run.url, terms), shares.tasks)
         yield _folded(run, scores, terms, categories, listed, truth_facts), shares
     finally:
         storage.remove_tree(shares.folder)
@@ -140,7 +140,7 @@ def _listed(storage: Storage, parts: Sequence[Part]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _check_missing(truth: Truth, paired: PairedImages, asked: Asked) -> None:
+def _check_missing(truth: GroundTruth, paired: PairedImages, asked: EvaluationOptions) -> None:
     if not len(paired.missing) or asked.allow_missing:
         return
     some = [truth.names[at] or truth.image_ids[at] for at in paired.missing[:3].tolist()]
@@ -156,7 +156,7 @@ def _check_missing(truth: Truth, paired: PairedImages, asked: Asked) -> None:
     )
 
 
-def _tell(truth: Truth, paired: PairedImages, listed: pa.Table) -> None:
+def _tell(truth: GroundTruth, paired: PairedImages, listed: pa.Table) -> None:
     """Say what does not stop an evaluation, and may be meant otherwise."""
     if len(paired.missing):
         log.warning("%s images of the truth are not in the run, and are left out", f"{len(paired.missing):,}")
@@ -170,7 +170,7 @@ def _tell(truth: Truth, paired: PairedImages, listed: pa.Table) -> None:
         log.warning("the truth has no segmentations: only boxes are weighed")
 
 
-def _other_size(truth: Truth, paired: PairedImages, listed: pa.Table) -> int:
+def _other_size(truth: GroundTruth, paired: PairedImages, listed: pa.Table) -> int:
     both = paired.truth >= 0
     ours = np.stack([listed[side].fill_null(0).to_numpy() for side in ("height", "width")], axis=1)[both]
     theirs = truth.sizes[paired.truth[both]]
@@ -180,7 +180,9 @@ def _other_size(truth: Truth, paired: PairedImages, listed: pa.Table) -> int:
 # The truth, cut by parts
 
 
-def _tasks(truth: Truth, parts: Sequence[Part], paired: PairedImages) -> list[tuple[Part, NDArray[np.int64]]]:
+def _tasks(
+    truth: GroundTruth, parts: Sequence[Part], paired: PairedImages
+) -> list[tuple[Part, NDArray[np.int64]]]:
     """Return each part with the place of its images in the order of the truth's ids, by which COCO orders them."""
     rank = np.empty(len(truth.image_ids), np.int64)
     rank[sorted(range(len(rank)), key=lambda at: truth.image_ids[at])] = np.arange(len(rank))
@@ -201,7 +203,7 @@ class Shares:
             Task(part, f"{folder}/{number:05d}.parquet", order) for number, (part, order) in enumerate(parts)
         ]
 
-    def write(self, truth: Truth, paired: PairedImages, categories: PairedCategories) -> None:
+    def write(self, truth: GroundTruth, paired: PairedImages, categories: PairedCategories) -> None:
         """Write all files, one at a time."""
         row_of = np.full(len(truth.image_ids), -1, np.int64)
         weighed = np.flatnonzero(paired.truth >= 0)
@@ -238,7 +240,7 @@ class Shares:
 
 
 def _facts(
-    truth: Truth, source: str, paired: PairedImages, categories: PairedCategories, listed: pa.Table
+    truth: GroundTruth, source: str, paired: PairedImages, categories: PairedCategories, listed: pa.Table
 ) -> dict[str, Any]:
     weighed = paired.truth >= 0
     failed = np.array(listed["status"].to_pylist()) == "failed"

@@ -78,7 +78,7 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Weighed:
+class ScoredImages:
     """What is known of a batch."""
 
     tallies: Mapping[Kind, Tally]
@@ -89,9 +89,9 @@ class Weighed:
     """(I,) images with more detections of a category than were weighed."""
 
 
-def weigh(
+def score_images(
     found: Found, expected: Expected, order: NDArray[np.int64], categories: int, max_dets: int
-) -> Weighed:
+) -> ScoredImages:
     """Weigh a batch of images.
 
     Args:
@@ -132,7 +132,7 @@ def weigh(
     # By masks where there are masks: the last of the kinds.
     counts, free = _counts(found, expected, matches, n_images)
     confusion = _confusion(found, expected, matches, edges.taken(~same), free, categories)
-    return Weighed(tallies, counts, confusion, over)
+    return ScoredImages(tallies, counts, confusion, over)
 
 
 def _ranked(found: Found, categories: int) -> tuple[Found, NDArray[np.int64], NDArray[np.int32]]:

@@ -51,7 +51,7 @@ float64 one behind the other; or null."""
 
 
 @dataclass(frozen=True, slots=True)
-class TruthCategory:
+class GroundTruthCategory:
     """A category of the ground truth."""
 
     id: int
@@ -59,7 +59,7 @@ class TruthCategory:
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
+class GroundTruth:
     """What a COCO dataset says."""
 
     image_ids: Sequence[Any]
@@ -68,7 +68,7 @@ class Truth:
     """`file_name` of each image."""
     sizes: NDArray[np.int32]
     """(N, 2) height and width of each image in pixels; zeros where they are not stated."""
-    categories: Sequence[TruthCategory]
+    categories: Sequence[GroundTruthCategory]
     annotations: pa.Table
     """`ANNOTATIONS`, in the order of the file."""
 
@@ -78,7 +78,7 @@ class Truth:
         return not len(self.annotations) or self.annotations["shape"].null_count == 0
 
 
-def read_truth(source: str) -> Truth:
+def read_ground_truth(source: str) -> GroundTruth:
     """Read a ground truth in COCO dataset form.
 
     Args:
@@ -91,7 +91,7 @@ def read_truth(source: str) -> Truth:
         return _truth(file, source)
 
 
-def _truth(file: BinaryIO, source: str) -> Truth:
+def _truth(file: BinaryIO, source: str) -> GroundTruth:
     images: list[dict[str, Any]] = []
     categories: list[dict[str, Any]] = []
     batches: list[_Batch] = []
@@ -108,7 +108,7 @@ def _truth(file: BinaryIO, source: str) -> Truth:
     if absent := [name for name in _LISTS if name not in seen]:
         raise UsageError(f"{source} is not a COCO dataset: {', '.join(absent)} missing")
     ids = [_id_of(image, "an image") for image in images]
-    known = [TruthCategory(_id_of(c, "a category"), _name_of(c)) for c in categories]
+    known = [GroundTruthCategory(_id_of(c, "a category"), _name_of(c)) for c in categories]
     if len({type(value) for value in ids}) > 1 or any(isinstance(category.id, str) for category in known):
         raise UsageError("the truth's ids are numbers here and texts there; categories have numbers")
     if not known:
@@ -126,7 +126,7 @@ def _truth(file: BinaryIO, source: str) -> Truth:
     _check_shapes(annotations)
     names = [image["file_name"] if isinstance(image["file_name"], str) else None for image in images]
     sizes = [[_side(image["height"]), _side(image["width"])] for image in images]
-    return Truth(ids, names, np.array(sizes, np.int32).reshape(-1, 2), known, annotations)
+    return GroundTruth(ids, names, np.array(sizes, np.int32).reshape(-1, 2), known, annotations)
 
 
 _IMAGE_KEYS: Final = ("id", "file_name", "height", "width")

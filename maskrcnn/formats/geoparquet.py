@@ -25,8 +25,8 @@ from ..errors import RunError, UsageError
 from ..io.parquet import File, parquet_options
 from ..io.storage import Storage
 from ..masks.contours import trace
-from ..masks.rle_decode import read_runs
-from ..masks.spans import Runs
+from ..masks.rle_decode import read_spans
+from ..masks.spans import Spans
 from ..schema import METADATA
 
 GEO_ROWS: Final = 75_000
@@ -147,20 +147,20 @@ def _in_pixels(
     return found
 
 
-def _runs(counts: pa.Array, sizes: NDArray[Any]) -> Runs:
+def _runs(counts: pa.Array, sizes: NDArray[Any]) -> Spans:
     """Return the runs of masks, each in the frame that it is drawn in."""
     texts = counts.cast(pa.binary()).to_pylist()
     pieces = []
     for size in np.unique(sizes, axis=0):
         members = np.flatnonzero((sizes == size).all(axis=1))
-        of_size = read_runs([texts[member] for member in members], *size.tolist())
+        of_size = read_spans([texts[member] for member in members], *size.tolist())
         pieces.append(of_size._replace(of=members[of_size.of]))
     of, column, start, stop = (
         np.concatenate([getattr(piece, name) for piece in pieces])
         for name in ("of", "column", "start", "stop")
     )
     order = np.argsort(of, kind="stable")
-    return Runs(of[order], column[order], start[order], stop[order], len(texts))
+    return Spans(of[order], column[order], start[order], stop[order], len(texts))
 
 
 # The table

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from ..errors import ItemError, RunError, UsageError
 from ..io.inputs import open_input
 from .decode import DecodedImage, Limits, decode_image, image_size
-from .geometry import Rect, Sized, Strip
+from .geometry import ImageHeader, RasterRegion, Rect
 from .geotiff import raster_info
 from .radiometry import Radiometry, check_radiometry
 from .raster import RasterReader, sample
@@ -48,7 +48,7 @@ _READY: Final = b"!"
 _SPARE_BYTES: Final = 2**30
 _BUFFER_BYTES: Final = 2**20
 _BYTES_PER_PIXEL: Final = 16  # of the worst path, 16-bit grey
-_STRIP_BYTES: Final = 2**32
+_REGION_BYTES: Final = 2**32
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +91,19 @@ class Decoders:
         reply, [pixels] = self._ask(request, data, _memory(limits))
         return DecodedImage(pixels, reply["exif_orientation"])
 
-    def read_strip(self, source: RasterSource, rect: Rect) -> Strip:
-        """Read a rectangle of a raster, as `raster.RasterReader.read_strip` does, elsewhere.
+    def read_region(self, source: RasterSource, rect: Rect) -> RasterRegion:
+        """Read a rectangle of a raster, as `raster.RasterReader.read_region` does, elsewhere.
 
         Raises:
             ItemError: as there, and as in `decode`.
             RunError: the store failed.
         """
         request = {"do": "strip", "source": dataclasses.asdict(source), "rect": rect}
-        reply, [pixels, valid] = self._ask(request, b"", _STRIP_BYTES)
+        reply, [pixels, valid] = self._ask(request, b"", _REGION_BYTES)
         broken = [(Rect(*where), ItemError(*why)) for *where, why in reply["broken"]]
-        return Strip(pixels, valid.view(np.bool_), tuple(broken))
+        return RasterRegion(pixels, valid.view(np.bool_), tuple(broken))
 
-    def survey(self, uri: str, limits: Limits, radiometry: Radiometry, assume_crs: str | None) -> Sized:
+    def survey(self, uri: str, limits: Limits, radiometry: Radiometry, assume_crs: str | None) -> ImageHeader:
         """Read the header of an image or a raster, elsewhere.
 
         Raises:
@@ -119,7 +119,7 @@ class Decoders:
         }
         reply, _ = self._ask(request, b"", _memory(limits))
         block, transform = reply["block_size"], reply["transform"]
-        return Sized(
+        return ImageHeader(
             reply["height"],
             reply["width"],
             block and (block[0], block[1]),
@@ -143,7 +143,7 @@ class Decoders:
             "count": count,
             "assume_crs": assume_crs,
         }
-        reply, [values] = self._ask(request, b"", _STRIP_BYTES)
+        reply, [values] = self._ask(request, b"", _REGION_BYTES)
         return values.view(np.float64), reply["weight"]
 
     def _ask(
@@ -339,7 +339,7 @@ def _decode(request: dict[str, Any], data: bytes) -> _Answer:
 
 
 def _strip(request: dict[str, Any], _: bytes) -> _Answer:
-    pixels, valid, broken = _reader(json.dumps(request["source"])).read_strip(Rect(*request["rect"]))
+    pixels, valid, broken = _reader(json.dumps(request["source"])).read_region(Rect(*request["rect"]))
     why = [(*rect, (error.code, error.message)) for rect, error in broken]
     return {"broken": why}, [pixels, valid]
 
@@ -359,10 +359,10 @@ def _survey(request: dict[str, Any], _: bytes) -> _Answer:
             info = raster_info(file, request["assume_crs"])
             check_radiometry(info, Radiometry.from_json(request["radiometry"]))
             return dataclasses.asdict(
-                Sized(info.height, info.width, info.block_size, info.crs_wkt, info.transform)
+                ImageHeader(info.height, info.width, info.block_size, info.crs_wkt, info.transform)
             ), []
         file.seek(0)
-        return dataclasses.asdict(Sized(*image_size(file, Limits(*request["limits"])))), []
+        return dataclasses.asdict(ImageHeader(*image_size(file, Limits(*request["limits"])))), []
 
 
 def _sample(request: dict[str, Any], _: bytes) -> _Answer:

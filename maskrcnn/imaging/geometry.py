@@ -40,7 +40,7 @@ Entry = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Strip:
+class RasterRegion:
     """A rectangle of a raster."""
 
     pixels: Pixels
@@ -52,7 +52,7 @@ class Strip:
 
 
 @dataclass(frozen=True, slots=True)
-class Sized:
+class ImageHeader:
     """What is known of an image before it is read; sizes are None where its header could not be read."""
 
     height: int | None = None

@@ -126,7 +126,7 @@ class RasterReader:
             self._read_into(part, rgb[rows], valid[rows])
         return rgb, valid
 
-    def read_strip(
+    def read_region(
         self, rect: Rect
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], list[tuple[Rect, ItemError]]]:
         """Read a rectangle as `read` does, but for blocks that cannot be read: these are invalid.

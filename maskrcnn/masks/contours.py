@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .spans import Ints, Runs
+from .spans import Ints, Spans
 
 
 class Rings(NamedTuple):
@@ -45,7 +45,7 @@ class _Edges(NamedTuple):
     """Whether the mask is below, not above."""
 
 
-def trace(runs: Runs) -> Rings:
+def trace(runs: Spans) -> Rings:
     """Return the outlines of masks."""
     # Along a column a change is where a run begins, and the next one where it ends.
     mask, column = np.repeat(runs.of, 2), np.repeat(runs.column, 2)

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..types import Detections
 from .rle import encode_changes
-from .rle_decode import read_runs
+from .rle_decode import read_spans
 
 
 def crop_detections(detections: Detections, region: tuple[int, int, int, int]) -> Detections:
@@ -27,7 +27,7 @@ def crop_detections(detections: Detections, region: tuple[int, int, int, int]) -
     sizes = detections.mask_sizes
     for size in np.unique(sizes, axis=0):
         members = np.flatnonzero((sizes == size).all(axis=1))
-        runs = read_runs([detections.masks[member] for member in members], *size.tolist())
+        runs = read_spans([detections.masks[member] for member in members], *size.tolist())
         runs = runs.shifted(moved[members, 0] - col_off, moved[members, 1] - row_off)
         runs = runs.within(np.array([0, 0, width, height]))
         encoded = encode_changes(*runs.changes, len(members), height, width)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .rle import MAX_PIXELS
-from .spans import Runs, ranges
+from .spans import Spans, ranges
 
 _MAX_GROUPS: Final = 7
 """Of five bits: more are in no count of an image below 2^32 pixels, nor in the difference of two."""
@@ -47,7 +47,7 @@ def read_masks(
     return ReadMasks(sound, areas, _boxes(of, start, start + length - 1, heights))
 
 
-def read_runs(masks: Sequence[bytes], height: int, width: int) -> Runs:
+def read_spans(masks: Sequence[bytes], height: int, width: int) -> Spans:
     """Return the runs of masks that are drawn in one frame.
 
     Args:
@@ -75,7 +75,7 @@ def read_runs(masks: Sequence[bytes], height: int, width: int) -> Runs:
     column = ranges(left, counts)
     of, start, stop = (np.repeat(values, counts) for values in (of, start, stop))
     top = column * height
-    return Runs(of, column, np.maximum(start - top, 0), np.minimum(stop - top, height), len(masks))
+    return Spans(of, column, np.maximum(start - top, 0), np.minimum(stop - top, height), len(masks))
 
 
 def _stretches(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 
-class Runs(NamedTuple):
+class Spans(NamedTuple):
     """N masks in one frame, which need not hold them: rows and columns may be negative.
 
     Ordered by mask, then column, then row; the runs of a column neither overlap nor touch.
@@ -49,28 +49,28 @@ class Runs(NamedTuple):
             )
         return boxes
 
-    def take(self, masks: NDArray[np.intp]) -> "Runs":
+    def take(self, masks: NDArray[np.intp]) -> "Spans":
         """Return some of the masks, any of them any number of times, in the order asked for."""
         cuts = np.searchsorted(self.of, np.arange(self.n + 1))
         counts = cuts[masks + 1] - cuts[masks]
         runs = ranges(cuts[masks], counts)
         of = np.repeat(np.arange(len(masks)), counts)
-        return Runs(of, self.column[runs], self.start[runs], self.stop[runs], len(masks))
+        return Spans(of, self.column[runs], self.start[runs], self.stop[runs], len(masks))
 
-    def shifted(self, columns: Ints, rows: Ints) -> "Runs":
+    def shifted(self, columns: Ints, rows: Ints) -> "Spans":
         """Return each mask moved by so many columns and rows, (N,) each."""
         down = rows[self.of]
         return self._replace(
             column=self.column + columns[self.of], start=self.start + down, stop=self.stop + down
         )
 
-    def within(self, boxes: Ints) -> "Runs":
+    def within(self, boxes: Ints) -> "Spans":
         """Return what lies inside of boxes, (4,) or one for each mask, (N, 4)."""
         left, top, right, bottom = np.broadcast_to(boxes, (self.n, 4))[self.of].T
         start, stop = np.maximum(self.start, top), np.minimum(self.stop, bottom)
         return self._kept((self.column >= left) & (self.column < right) & (start < stop), start, stop)
 
-    def outside(self, boxes: Ints) -> "Runs":
+    def outside(self, boxes: Ints) -> "Spans":
         """Return what lies outside of boxes, (4,) or one for each mask, (N, 4); an empty one takes nothing."""
         left, top, right, bottom = np.broadcast_to(boxes, (self.n, 4))[self.of].T
         beside = (self.column < left) | (self.column >= right) | (top >= bottom)
@@ -78,23 +78,23 @@ class Runs(NamedTuple):
         below = np.where(beside, self.stop, np.maximum(self.start, bottom))
         start = np.stack([self.start, below], axis=1).ravel()
         stop = np.stack([above, self.stop], axis=1).ravel()
-        twice = Runs(np.repeat(self.of, 2), np.repeat(self.column, 2), start, stop, self.n)
+        twice = Spans(np.repeat(self.of, 2), np.repeat(self.column, 2), start, stop, self.n)
         return twice._kept(start < stop, start, stop)
 
-    def as_one(self, of: Ints, n: int) -> "Runs":
+    def as_one(self, of: Ints, n: int) -> "Spans":
         """Return n masks, each the union of those that `of`, (N,), gives to it."""
         return _covered(of[self.of], self.column, self.start, self.stop, n, times=1)
 
-    def grown(self, pixels: int) -> "Runs":
+    def grown(self, pixels: int) -> "Spans":
         """Return what is at most so many columns and rows away from each mask."""
         return _copied(self._replace(start=self.start - pixels, stop=self.stop + pixels), pixels, times=1)
 
-    def shrunk(self, pixels: int) -> "Runs":
+    def shrunk(self, pixels: int) -> "Spans":
         """Return what has all of its neighbours, so many columns and rows around, in the mask."""
         start, stop = self.start + pixels, self.stop - pixels
         return _copied(self._kept(start < stop, start, stop), pixels, times=2 * pixels + 1)
 
-    def overlaps(self, other: "Runs") -> Ints:
+    def overlaps(self, other: "Spans") -> Ints:
         """Return how many pixels each mask shares with the other's of its number, (N,)."""
         if not len(self.of) or not len(other.of):
             return np.zeros(self.n, np.int64)
@@ -120,8 +120,8 @@ class Runs(NamedTuple):
             np.stack([self.start, self.stop], axis=1).ravel(),
         )
 
-    def _kept(self, keep: NDArray[np.bool_], start: Ints, stop: Ints) -> "Runs":
-        return Runs(self.of[keep], self.column[keep], start[keep], stop[keep], self.n)
+    def _kept(self, keep: NDArray[np.bool_], start: Ints, stop: Ints) -> "Spans":
+        return Spans(self.of[keep], self.column[keep], start[keep], stop[keep], self.n)
 
 
 class _Keys(NamedTuple):
@@ -133,7 +133,7 @@ class _Keys(NamedTuple):
     rows: int
 
     @classmethod
-    def of(cls, *many: Runs) -> "_Keys":
+    def of(cls, *many: Spans) -> "_Keys":
         some = [runs for runs in many if len(runs.of)]
         left, right = min(int(r.column.min()) for r in some), max(int(r.column.max()) for r in some)
         top, bottom = min(int(r.start.min()) for r in some), max(int(r.stop.max()) for r in some)
@@ -143,7 +143,7 @@ class _Keys(NamedTuple):
         return (of * self.columns + (column - self.first_column)) * self.rows + (row - self.first_row)
 
 
-def _copied(runs: Runs, pixels: int, times: int) -> Runs:
+def _copied(runs: Spans, pixels: int, times: int) -> Spans:
     """Return what is covered so many times by copies that are moved by up to so many columns."""
     moves = np.arange(-pixels, pixels + 1)
     columns = (runs.column + moves[:, None]).ravel()
@@ -151,11 +151,11 @@ def _copied(runs: Runs, pixels: int, times: int) -> Runs:
     return _covered(of, columns, start, stop, runs.n, times)
 
 
-def _covered(of: Ints, column: Ints, start: Ints, stop: Ints, n: int, times: int) -> Runs:
+def _covered(of: Ints, column: Ints, start: Ints, stop: Ints, n: int, times: int) -> Spans:
     """Return what lies in so many of the given runs at least; these may be in any order, and overlap."""
     if not len(of):
-        return Runs(of, column, start, stop, n)
-    keys = _Keys.of(Runs(of, column, start, stop, n))
+        return Spans(of, column, start, stop, n)
+    keys = _Keys.of(Spans(of, column, start, stop, n))
     # Beginnings come before ends at the same place, so that runs that touch become one.
     ends = np.concatenate([keys(of, column, start), keys(of, column, stop)])
     order = np.argsort(ends, kind="stable")
@@ -165,7 +165,7 @@ def _covered(of: Ints, column: Ints, start: Ints, stop: Ints, n: int, times: int
     first, last = first[first < last], last[first < last]
     line, row = np.divmod(first, keys.rows)
     mask, beside = np.divmod(line, keys.columns)
-    return Runs(
+    return Spans(
         mask, beside + keys.first_column, row + keys.first_row, row + keys.first_row + (last - first), n
     )
 

@@ -28,7 +28,7 @@ class Batch:
     """What is to be kept back as long as the batch is in the window."""
 
 
-class Breaker:
+class CircuitBreaker:
     """The latest batches, of at least `WINDOW_IMAGES` images together; not for several threads at once."""
 
     def __init__(self) -> None:

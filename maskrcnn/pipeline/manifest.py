@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import RunError
 from ..io.storage import Storage
 from ..schema import METADATA
-from ..tiling.index import GRID, Cutting, Items
+from ..tiling.index import GRID, Cutting, WindowIndex
 from .plan import Plan, Shard, grid_file, plan_file, read_generation, read_run, rows_file
 
 FILE_NAME: Final = "manifest.parquet"
@@ -210,7 +210,7 @@ class ManifestReader:
         self.close()
 
 
-def read_items(storage: Storage) -> Items | None:
+def read_window_index(storage: Storage) -> WindowIndex | None:
     """Return the windows of a run; None where its images are not cut.
 
     Raises:
@@ -220,7 +220,7 @@ def read_items(storage: Storage) -> Items | None:
     if plan is None or plan.grid_file is None:
         return None
     settings = read_run(storage)["settings"]
-    return Items(read_grid(storage, plan), Cutting(settings["window"], settings["overlap"]), plan.rows)
+    return WindowIndex(read_grid(storage, plan), Cutting(settings["window"], settings["overlap"]), plan.rows)
 
 
 class ShardReader:
@@ -236,7 +236,7 @@ class ShardReader:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._manifest = ManifestReader(storage)
-        self._items = read_items(storage)
+        self._items = read_window_index(storage)
         self._lists: dict[int, pa.Table] = {}
 
     def rows(self, shard: Shard) -> tuple[NDArray[np.int64], pa.Table]:

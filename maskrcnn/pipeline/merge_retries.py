@@ -19,7 +19,7 @@ from ..io.parquet import read_checked
 from ..io.storage import Storage
 from ..stats import Stats
 from ..types import Category
-from .receipts import Chosen
+from .receipts import ChosenReceipt
 
 PART_BYTES: Final = 128 * 2**20
 
@@ -28,7 +28,7 @@ PART_BYTES: Final = 128 * 2**20
 class Redone:
     """A shard of a retry, with the rows of the manifest that it did: (N,) int64, ascending."""
 
-    shard: Chosen
+    shard: ChosenReceipt
     rows: NDArray[np.int64]
 
 
@@ -39,7 +39,7 @@ class Group:
     number: int
     start: int
     """Row of the manifest with which the first shard begins."""
-    shards: tuple[Chosen, ...]
+    shards: tuple[ChosenReceipt, ...]
     """Consecutive, of the first generation."""
     redone: tuple[tuple[Redone, ...], ...]
     """By later generation, in order: its shards that did rows of this group, and perhaps others besides."""
@@ -57,7 +57,7 @@ class Piece:
 
 
 def group_shards(
-    chosen: Sequence[Chosen],
+    chosen: Sequence[ChosenReceipt],
     redone: Sequence[Sequence[Redone]] = (),
     part_bytes: int = PART_BYTES,
     may_begin: Callable[[int], bool] = lambda _: True,
@@ -159,7 +159,7 @@ class GroupReader:
                 self.stats = self.stats + Stats.of_tables(images, instances, self.stats.categories)
             yield instances
 
-    def _shards(self) -> Iterator[tuple[int, Chosen]]:
+    def _shards(self) -> Iterator[tuple[int, ChosenReceipt]]:
         start = self._group.start
         for shard in self._group.shards:
             yield start, shard

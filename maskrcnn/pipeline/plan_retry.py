@@ -25,8 +25,8 @@ from ..io.parquet import WINDOWS
 from ..io.storage import Storage
 from ..io.store import ObjectStat
 from ..io.url import Url
-from ..tiling.index import Items
-from .manifest import ROWS, ManifestReader, read_items, write_rows
+from ..tiling.index import WindowIndex
+from .manifest import ROWS, ManifestReader, read_window_index, write_rows
 from .plan import Plan, create_plan
 from .receipts import choose
 from .success import finished, parts_of
@@ -68,7 +68,7 @@ def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | 
             f"{storage.url}: the files of {gone} shards are gone (`maskrcnn gc` removes all of them); "
             "without them the tables cannot be made again, so nothing can be retried"
         )
-    items = read_items(storage)
+    items = read_window_index(storage)
     if items is None:
         rows, uris = failed_inputs(storage, success, only)
     else:
@@ -121,7 +121,7 @@ def failed_inputs(
 
 
 def failed_windows(
-    storage: Storage, success: dict[str, Any], items: Items, only: Collection[str] | None
+    storage: Storage, success: dict[str, Any], items: WindowIndex, only: Collection[str] | None
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Return the numbers of the windows that failed, with these codes if any are named, and their images' uris.
 

@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import Compute
+from ..config import InferenceConfig
 from ..errors import STORAGE_CODES, ItemError, RunError
 from ..imaging.decode import Limits
 from ..imaging.decode_pool import Decoders
-from ..imaging.geometry import Sized
+from ..imaging.geometry import ImageHeader
 from ..imaging.geotiff import parse_crs
 from ..imaging.radiometry import Radiometry, parse_radiometry, percentiles_of, resolved
 from ..imaging.raster import sampling
@@ -37,7 +37,7 @@ MAX_ASPECT = float("inf")
 
 
 def plan_windows(
-    storage: Storage, plan: Plan, uris: Sequence[str], compute: Compute
+    storage: Storage, plan: Plan, uris: Sequence[str], compute: InferenceConfig
 ) -> tuple[Plan, Radiometry]:
     """Plan the windows of images, and write the list that the plan names.
 
@@ -69,7 +69,7 @@ def plan_windows(
     return dataclasses.replace(plan, rows=cuts[-1], cuts=cuts, grid_sha256=grid_sha256), radiometry
 
 
-def _tell_broken(images: Sequence[Sized]) -> None:
+def _tell_broken(images: Sequence[ImageHeader]) -> None:
     errors = [image.error for image in images if image.error is not None]
     if errors:
         codes = Counter(error.code for error in errors).most_common()
@@ -78,7 +78,7 @@ def _tell_broken(images: Sequence[Sized]) -> None:
         log.warning(what, f"{len(errors):,}", listed, errors[0].message)
 
 
-def survey(uris: Sequence[str], compute: Compute, radiometry: Radiometry) -> list[Sized]:
+def survey(uris: Sequence[str], compute: InferenceConfig, radiometry: Radiometry) -> list[ImageHeader]:
     """Read the headers of images and rasters.
 
     Raises:
@@ -93,7 +93,7 @@ def survey(uris: Sequence[str], compute: Compute, radiometry: Radiometry) -> lis
 
 
 def find_range(
-    uris: Sequence[str], images: Sequence[Sized], compute: Compute, radiometry: Radiometry
+    uris: Sequence[str], images: Sequence[ImageHeader], compute: InferenceConfig, radiometry: Radiometry
 ) -> Radiometry:
     """Return the policy with the range that percentiles of the collection mean, if it asks for them.
 
@@ -131,8 +131,8 @@ def _sample(
 
 def _look(
     decoders: Decoders, limits: Limits, radiometry: Radiometry, assume_crs: str | None, uri: str
-) -> Sized:
+) -> ImageHeader:
     try:
         return decoders.survey(uri, limits, radiometry, assume_crs)
     except ItemError as error:
-        return Sized(error=error)
+        return ImageHeader(error=error)

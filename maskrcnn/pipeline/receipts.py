@@ -152,7 +152,7 @@ def commit(storage: Storage, receipt: Receipt) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ChosenReceipt:
     """What the reduce keeps of a receipt: little, since there may be a million of them."""
 
     shard: str
@@ -162,10 +162,10 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class ChosenReceipts:
     """All chosen receipts of a finished sweep, and what they add up to."""
 
-    chosen: tuple[tuple[Chosen, ...], ...]
+    chosen: tuple[tuple[ChosenReceipt, ...], ...]
     """By generation, in the order of its plan."""
     stats: Stats
     """Of those shards of the first generation of which nothing was done again."""
@@ -207,7 +207,7 @@ def collect(
     choice: Choice,
     touched: NDArray[np.bool_],
     categories: Sequence[Category],
-) -> Ledger:
+) -> ChosenReceipts:
     """Read the receipts of a complete choice, and fold their statistics and timings.
 
     Args:
@@ -218,9 +218,9 @@ def collect(
     """
     stats = Stats.zero(categories)
     timings = _TimingsFold()
-    chosen: list[tuple[Chosen, ...]] = []
+    chosen: list[tuple[ChosenReceipt, ...]] = []
     for plan, of_plan in zip(plans, choice, strict=True):
-        kept: list[Chosen] = []
+        kept: list[ChosenReceipt] = []
         paths = [of_plan[index] for index in range(len(plan))]
         for shard, path, receipt in zip(plan, paths, _read_receipts(storage, paths), strict=True):
             described = (receipt.shard, receipt.start, receipt.stop, receipt.images.rows)
@@ -231,9 +231,9 @@ def collect(
             if plan.generation == 1 and not touched[len(kept)]:
                 stats = stats + Stats.from_json(receipt.stats)
             timings.add(receipt)
-            kept.append(Chosen(receipt.shard, receipt.attempt, receipt.images, receipt.instances))
+            kept.append(ChosenReceipt(receipt.shard, receipt.attempt, receipt.images, receipt.instances))
         chosen.append(tuple(kept))
-    return Ledger(tuple(chosen), stats, timings.to_json())
+    return ChosenReceipts(tuple(chosen), stats, timings.to_json())
 
 
 def _read_receipts(storage: Storage, paths: Sequence[str]) -> Iterator[Receipt]:

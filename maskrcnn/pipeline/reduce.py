@@ -45,12 +45,12 @@ from ..schema import INSTANCES as INSTANCES_SCHEMA
 from ..schema import SCHEMA_VERSION
 from ..stats import Stats
 from ..tiling.assemble import assemble, located
-from ..tiling.index import Items
+from ..tiling.index import WindowIndex
 from ..types import Category
-from .manifest import ManifestReader, check_manifest, read_items, read_rows
+from .manifest import ManifestReader, check_manifest, read_rows, read_window_index
 from .merge_retries import Group, GroupReader, Redone, group_shards
 from .plan import Plan, check_run, plan_file, read_plans, read_run
-from .receipts import SHARDS, Ledger, check_complete, choose, collect
+from .receipts import SHARDS, ChosenReceipts, check_complete, choose, collect
 from .success import (
     COCO,
     SUCCESS,
@@ -76,7 +76,7 @@ class Gathered:
 
     plans: tuple[Plan, ...]
     run: dict[str, Any]
-    ledger: Ledger
+    chosen_receipts: ChosenReceipts
     groups: tuple[Group, ...]
     n_images: int
 
@@ -107,18 +107,18 @@ def gather(storage: Storage) -> Gathered:
     touched = np.zeros(len(plans[0]), np.bool_)
     for rows in lists:
         touched[plans[0].shards_of(rows)] = True
-    ledger = collect(storage, plans, choice, touched, categories_of(run))
+    chosen_receipts = collect(storage, plans, choice, touched, categories_of(run))
     redone = [
         [Redone(chosen, rows[shard.start : shard.stop]) for chosen, shard in zip(kept, plan, strict=True)]
-        for kept, plan, rows in zip(ledger.chosen[1:], plans[1:], lists, strict=True)
+        for kept, plan, rows in zip(chosen_receipts.chosen[1:], plans[1:], lists, strict=True)
     ]
-    items = read_items(storage)
+    items = read_window_index(storage)
     if items is None:
-        groups, n_images = group_shards(ledger.chosen[0], redone), plans[0].rows
+        groups, n_images = group_shards(chosen_receipts.chosen[0], redone), plans[0].rows
     else:
-        groups = group_shards(ledger.chosen[0], redone, may_begin=items.begins_image)
+        groups = group_shards(chosen_receipts.chosen[0], redone, may_begin=items.begins_image)
         n_images = items.n_images
-    return Gathered(tuple(plans), run, ledger, tuple(groups), n_images)
+    return Gathered(tuple(plans), run, chosen_receipts, tuple(groups), n_images)
 
 
 def check_group(url: str, group: Group) -> None:
@@ -156,7 +156,7 @@ def write_part(url: str, generation: int, categories: Sequence[Category], group:
         yield from tables
         refuse_outdated(storage, generation)
 
-    items = read_items(storage)
+    items = read_window_index(storage)
     if items is not None:
         return _write_whole(storage, group, items, reader, name)
     schema = read_checked(storage, group.shards[0].images).schema
@@ -165,7 +165,9 @@ def write_part(url: str, generation: int, categories: Sequence[Category], group:
     return Written(((IMAGES, images), (INSTANCES, instances)), reader.stats)
 
 
-def _write_whole(storage: Storage, group: Group, items: Items, reader: GroupReader, name: str) -> Written:
+def _write_whole(
+    storage: Storage, group: Group, items: WindowIndex, reader: GroupReader, name: str
+) -> Written:
     """Write one part of each table from the shards of a group of windows."""
     windows = pa.concat_tables(reader.images()).combine_chunks()
     found = pa.concat_tables(reader.instances()).combine_chunks()
@@ -264,7 +266,7 @@ def _write_all(
     url = storage.url
     success, stats, timings = _write_tables(storage, gathered, run_all, wall_s)
     parts = parts_of(success)
-    items = read_items(storage)
+    items = read_window_index(storage)
     if items is not None and items.largest > MAX_PIXELS and coco_mode != "never":
         success["coco_left_out"] = "an image has 2^32 pixels or more, for which COCO has no masks"
         log.warning("no COCO JSON: %s", success["coco_left_out"])
@@ -283,11 +285,11 @@ def _write_tables(
     storage: Storage, gathered: Gathered, run_all: RunAll, wall_s: float | None
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Write the parts and what they add up to; return what `_SUCCESS` will say, statistics and timings."""
-    plan, ledger, rows = gathered.latest, gathered.ledger, gathered.n_images
+    plan, chosen_receipts, rows = gathered.latest, gathered.chosen_receipts, gathered.n_images
     write = functools.partial(write_part, storage.url, plan.generation, categories_of(gathered.run))
     written: list[Written] = run_all(write, gathered.groups)
-    stats = sum((of_part.stats for of_part in written), start=ledger.stats).to_json()
-    timings = ledger.timings | _pace(wall_s, plan.rows)
+    stats = sum((of_part.stats for of_part in written), start=chosen_receipts.stats).to_json()
+    timings = chosen_receipts.timings | _pace(wall_s, plan.rows)
     storage.write("stats.json", json.dumps(stats, ensure_ascii=False, allow_nan=False).encode())
     storage.write("timings.json", _json_bytes(timings))
     counts = {"images": rows, **stats["images"]["status"], "instances": stats["instances"]}
@@ -305,7 +307,9 @@ def _write_tables(
             if windows or table in (IMAGES, INSTANCES)
         },
         "coco": [],
-        "receipts": [f"{chosen.shard}.{chosen.attempt}" for kept in ledger.chosen for chosen in kept],
+        "receipts": [
+            f"{chosen.shard}.{chosen.attempt}" for kept in chosen_receipts.chosen for chosen in kept
+        ],
     }
     return success, stats, timings
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from ..errors import COSTLY_CODES, STORAGE_CODES, HandedBackError, ItemError, MaskrcnnError, SegmenterError
 from ..imaging.decode import DecodedImage, Limits, decode_image
-from ..imaging.geometry import Rect, Strip
+from ..imaging.geometry import RasterRegion, Rect
 from ..io.inputs import read_input, stat_input
 from ..io.local_store import LOCAL_ETAG
 from ..io.retries import take_retries
@@ -32,9 +32,9 @@ from ..io.storage import Storage
 from ..io.url import Url
 from ..schema import ITEMS, ImageResult, images_table, instances_table
 from ..stats import Stats
-from ..tiling.reader import ReadStrip, read_windows
+from ..tiling.reader import ReadRegion, read_windows
 from ..types import Detections, Segmenter
-from .circuit_breaker import Batch, Breaker
+from .circuit_breaker import Batch, CircuitBreaker
 from .manifest import ShardReader
 from .plan import Shard
 from .prefetch import Pool, Stopwatch, Turns, prefetch
@@ -119,7 +119,7 @@ class ShardWorker:
         threads: int = 1,
         decode: Callable[[bytes, Limits], DecodedImage] = decode_image,
         patience_s: float = math.inf,
-        read_strip: ReadStrip | None = None,
+        read_region: ReadRegion | None = None,
     ) -> None:
         self._storage = storage
         self._segmenter = segmenter
@@ -134,7 +134,7 @@ class ShardWorker:
         self._turns = Turns()
         self._n_fetchers = max(FETCH_THREADS, threads)
         self._fetchers = Pool(self._n_fetchers)
-        self._read_strip = read_strip
+        self._read_region = read_region
         self._tiles = Pool(1)  # windows follow from one another
         self._patience_s = patience_s
         self._read_since: dict[int, float] = {}
@@ -153,7 +153,7 @@ class ShardWorker:
         self,
         shard: Shard,
         *,
-        convicted: Mapping[int, ItemError] = _NOBODY,
+        quarantined: Mapping[int, ItemError] = _NOBODY,
         announce: Announce | None = None,
         withhold: bool = False,
     ) -> Finished:
@@ -174,7 +174,7 @@ class ShardWorker:
         with self._turns.queue() as my_turn:
             with self._reading:
                 numbers, rows = self._shards.rows(shard)
-            verdicts = dict(convicted)
+            verdicts = dict(quarantined)
             # Nothing is decoded while a traced group is computed: its verdict would not be among the last words.
             # Windows are loaded by one thread: more than the next groups are only memory.
             cut = WINDOW in rows.schema.names
@@ -291,7 +291,7 @@ class ShardWorker:
 
         def load(position: int) -> Loaded:
             number, entry = numbers[position], entries[position]
-            if number in convicted:
+            if number in quarantined:
                 return Loaded(number, entry, entry["bytes"], verdicts[number])
             self._check_stays()
             image = next(windows)
@@ -300,7 +300,7 @@ class ShardWorker:
             self._steps += 1
             return Loaded(number, entry, entry["bytes"], image)
 
-        convicted = frozenset(verdicts)
+        quarantined = frozenset(verdicts)
         return prefetch(load, range(len(entries)), watch, self._tiles, ahead=ahead)
 
     def _read_whole(self, watch: Stopwatch, entry: dict[str, Any]) -> DecodedImage:
@@ -310,12 +310,12 @@ class ShardWorker:
         with watch.stage("decode"):
             return self._decode(data, self._limits)
 
-    def _read_part(self, watch: Stopwatch, entry: dict[str, Any], rect: Rect) -> Strip:
-        if self._read_strip is None:
+    def _read_part(self, watch: Stopwatch, entry: dict[str, Any], rect: Rect) -> RasterRegion:
+        if self._read_region is None:
             raise RuntimeError("there is nothing that reads rasters")
         self._steps += 1
         with watch.stage("decode"):
-            return self._read_strip(entry, rect)
+            return self._read_region(entry, rect)
 
     def _outcomes(
         self,
@@ -389,14 +389,14 @@ class ShardWorker:
 
 def _watched(loaded: Iterator[Loaded]) -> Iterator[Loaded]:
     """Pass inputs on; raise StoreFailingError where half of 200 in a row failed with one storage code."""
-    breaker = Breaker()
+    circuit_breaker = CircuitBreaker()
     for item in loaded:
         failure = (
             item.image
             if isinstance(item.image, ItemError) and not Url.parse(item.entry["uri"]).is_web
             else None
         )
-        breaker.add(
+        circuit_breaker.add(
             Batch(1, {failure.code: 1}, f"{item.entry['uri']}: {failure.message}") if failure else Batch(1)
         )
         yield item

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..masks.rle_decode import read_runs
-from ..masks.spans import Runs
+from ..masks.rle_decode import read_spans
+from ..masks.spans import Spans
 from ..types import Detections
 
 KINDS: Final = ("same", "rescored", "moved", "relabelled", "appeared", "vanished")
@@ -157,7 +157,7 @@ def _meeting(
     return ours[i], theirs[j]
 
 
-def _runs(found: Detections, chosen: Ints) -> Runs:
+def _runs(found: Detections, chosen: Ints) -> Spans:
     """Return masks in the image's frame, any of them any number of times."""
     some, again = np.unique(chosen, return_inverse=True)
     sizes = found.mask_sizes[some]
@@ -166,7 +166,7 @@ def _runs(found: Detections, chosen: Ints) -> Runs:
     done = 0
     for height, width in np.unique(sizes, axis=0).tolist():
         members = np.flatnonzero((sizes == (height, width)).all(axis=1))
-        runs = read_runs([found.masks[some[member]] for member in members.tolist()], height, width)
+        runs = read_spans([found.masks[some[member]] for member in members.tolist()], height, width)
         if found.frames is not None:
             frames = found.frames[some[members]].astype(np.int64)
             runs = runs.shifted(frames[:, 0], frames[:, 1])
@@ -174,7 +174,7 @@ def _runs(found: Detections, chosen: Ints) -> Runs:
         order[members] = done + np.arange(len(members))
         done += len(members)
     of, column, start, stop = (np.concatenate([piece[side] for piece in columns]) for side in range(4))
-    return Runs(of, column, start, stop, done).take(order[again])
+    return Spans(of, column, start, stop, done).take(order[again])
 
 
 def box_iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> Floats:

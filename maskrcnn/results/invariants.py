@@ -312,7 +312,7 @@ def _mask_rules(table: pa.Table, owned: _Owned) -> Iterator[_Rule]:
         masks.intact & (box != placed).any(axis=1),
         lambda i: f"mask_box is {box[i].tolist()}, that of the mask {placed[i].tolist()}",
     )
-    edge = table["edge"].to_numpy()
+    edge = table["touches_border"].to_numpy()
     xmin, ymin, xmax, ymax = placed.T
     touches = ((xmin == 0) | (ymin == 0) | (xmax == owned.width) | (ymax == owned.height)) & (xmax > 0)
     yield masks.intact & (edge != touches), lambda i: f"edge is {edge[i]}, the mask says {touches[i]}"

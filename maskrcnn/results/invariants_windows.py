@@ -12,13 +12,15 @@ from ..errors import ERROR_CODES
 from ..formats.geoparquet import geo_table
 from ..masks.rle_decode import read_masks
 from ..tiling.assemble import ranges_of
-from ..tiling.index import Items
+from ..tiling.index import WindowIndex
 from .invariants import Fault
 
 _RECT: Final = ("col_off", "row_off", "width", "height")
 
 
-def window_faults(items: Items, image_row: int, image: dict[str, Any], windows: pa.Table) -> Iterator[Fault]:
+def window_faults(
+    items: WindowIndex, image_row: int, image: dict[str, Any], windows: pa.Table
+) -> Iterator[Fault]:
     """Yield what does not hold of the windows of one image.
 
     Args:
@@ -114,7 +116,7 @@ def _mask_faults(
 
 
 def geo_faults(
-    items: Items, first_row: int, image_ids: list[int], instances: pa.Table, geo: pa.Table
+    items: WindowIndex, first_row: int, image_ids: list[int], instances: pa.Table, geo: pa.Table
 ) -> Iterator[Fault]:
     """Yield what does not hold of the polygons of some whole images: they are made again, and compared.
 

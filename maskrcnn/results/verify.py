@@ -35,10 +35,10 @@ from .invariants_windows import geo_faults, piece_faults, window_faults
 from .verify_loading import (
     BLOCK_BYTES,
     BrokenError,
-    Evidence,
+    LoadedOutput,
     chunks,
     digest_and_size,
-    open_evidence,
+    load_output,
     read_json,
     reading,
     row_groups,
@@ -82,7 +82,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class VerificationReport:
     """What is known of an output."""
 
     unfinished: str | None
@@ -106,7 +106,7 @@ class Verdict:
         }
 
 
-def verify_run(url: str) -> Verdict:
+def verify_run(url: str) -> VerificationReport:
     """Check a finished run.
 
     Args:
@@ -118,16 +118,16 @@ def verify_run(url: str) -> Verdict:
     """
     storage = Storage(url)
     if unfinished := why_unfinished(storage):
-        return Verdict(unfinished)
+        return VerificationReport(unfinished)
     done: dict[str, Outcome] = {}
     findings: list[Finding] = []
     try:
-        evidence = open_evidence(storage)
+        evidence = load_output(storage)
     except BrokenError as error:
         findings.append(Finding("records", *error.fault))
         done["records"] = Outcome("records", passed=False, line="1 finding", findings=1)
         done |= {name: _not_done(name, ["records"]) for name, _, _ in CHECKS[1:]}
-        return Verdict(None, tuple(done.values()), tuple(findings))
+        return VerificationReport(None, tuple(done.values()), tuple(findings))
     for name, check, needed in CHECKS:
         if failed := [other for other in needed if not done[other].passed]:
             done[name] = _not_done(name, failed)
@@ -135,7 +135,7 @@ def verify_run(url: str) -> Verdict:
         log.info("checking %s", name)
         done[name], kept = _conclude(name, check(evidence))
         findings += kept
-    return Verdict(None, tuple(done.values()), tuple(findings))
+    return VerificationReport(None, tuple(done.values()), tuple(findings))
 
 
 Checking = Generator[Fault, None, str]
@@ -170,7 +170,7 @@ def _not_done(name: str, failed: Sequence[str]) -> Outcome:
 # Records and files
 
 
-def check_records(evidence: Evidence) -> Checking:
+def check_records(evidence: LoadedOutput) -> Checking:
     """`run.json`, the plans and `_SUCCESS` speak of the same run."""
     run, inputs, success = evidence.run, evidence.inputs, evidence.success
     first, latest = evidence.plans[0], evidence.plans[-1]
@@ -197,7 +197,7 @@ def check_records(evidence: Evidence) -> Checking:
     return f"{RUN}, {plans} and {SUCCESS} are of one run"
 
 
-def check_manifest(evidence: Evidence) -> Checking:
+def check_manifest(evidence: LoadedOutput) -> Checking:
     """`manifest.parquet` is the one that was planned, with as many rows."""
     sha256, _ = digest_and_size(evidence.storage, FILE_NAME)
     if sha256 != evidence.plans[0].manifest_sha256:
@@ -212,7 +212,7 @@ def check_manifest(evidence: Evidence) -> Checking:
     return f"{rows:,} rows, the ones that were planned"
 
 
-def check_listing(evidence: Evidence) -> Checking:
+def check_listing(evidence: LoadedOutput) -> Checking:
     """Nothing stands where users read that `_SUCCESS` does not list, and the report is there."""
     listed = {*(file.path for file in evidence.files), *evidence.coco}
     standing = [path for folder in FOLDERS for path in evidence.storage.list(folder)]
@@ -225,7 +225,7 @@ def check_listing(evidence: Evidence) -> Checking:
     return f"{len(standing):,} files stand in the tables' folders, all of them listed"
 
 
-def check_parts(evidence: Evidence) -> Checking:
+def check_parts(evidence: LoadedOutput) -> Checking:
     """Each part that `_SUCCESS` lists is there, with its bytes and rows, in this version's schema."""
     for path, count in Counter(file.path for file in evidence.files).items():
         if count > 1:
@@ -262,7 +262,7 @@ def _version_faults(path: str, schema: pa.Schema) -> Iterator[Fault]:
 # Rows
 
 
-def check_images(evidence: Evidence) -> Checking:
+def check_images(evidence: LoadedOutput) -> Checking:
     """Each row of the manifest is one row of `images`, in order; it contradicts neither that nor itself."""
     storage, rows = evidence.storage, evidence.rows
     counts: Counter[str] = Counter()
@@ -291,7 +291,7 @@ def check_images(evidence: Evidence) -> Checking:
     return f"{rows:,} rows, each manifest row exactly once and in order: {by_status}"
 
 
-def check_instances(evidence: Evidence) -> Checking:
+def check_instances(evidence: LoadedOutput) -> Checking:
     """Each instance is there once, belongs to its image, and is measured as its mask says."""
     count, last_id = 0, 0
     for chunk in chunks("instances", evidence, ("image_id", "n_instances", "height", "width")):
@@ -301,7 +301,7 @@ def check_instances(evidence: Evidence) -> Checking:
     return f"{count:,} rows, ids ascending, as many as n_instances says; areas and boxes are their masks'"
 
 
-def check_statistics(evidence: Evidence) -> Checking:
+def check_statistics(evidence: LoadedOutput) -> Checking:
     """`stats.json` and the counts of `_SUCCESS` are what the tables add up to."""
     recorded = read_json(evidence.storage, STATS)
     stats = Stats.zero(evidence.categories)
@@ -331,7 +331,7 @@ def _differences(where: str, recorded: Any, recomputed: Any) -> Iterator[Fault]:
 # Windows
 
 
-def check_windows(evidence: Evidence) -> Checking:
+def check_windows(evidence: LoadedOutput) -> Checking:
     """Each window of each image is there once; images, instances, pieces and polygons are what follows from them."""
     if evidence.items is None:
         return "none: images were not cut"
@@ -358,7 +358,7 @@ def check_windows(evidence: Evidence) -> Checking:
     return f"{counts.total():,}, each once: {by_status}; {n_pieces:,} pieces, {n_polygons:,} polygons"
 
 
-def _whole(evidence: Evidence, path: str, schema: pa.Schema | None) -> pa.Table:
+def _whole(evidence: LoadedOutput, path: str, schema: pa.Schema | None) -> pa.Table:
     with reading(path):
         table = read_table(evidence.storage, path)
     if schema is not None and not table.schema.equals(schema):
@@ -366,7 +366,7 @@ def _whole(evidence: Evidence, path: str, schema: pa.Schema | None) -> pa.Table:
     return table
 
 
-def _polygons(evidence: Evidence, stem: str) -> pa.Table:
+def _polygons(evidence: LoadedOutput, stem: str) -> pa.Table:
     """Return the rows of `geo` of a part, in as many files as there are coordinate reference systems."""
     paths = [file.path for file in evidence.files if file.path.startswith(f"{GEO}/{stem}")]
     tables = [GEO_SCHEMA.empty_table(), *(_whole(evidence, path, None) for path in paths)]
@@ -379,7 +379,7 @@ _OF_WINDOWS: Final = ((WINDOWS, WINDOWS_SCHEMA), (PIECES, PIECES_SCHEMA))
 # COCO JSON
 
 
-def check_coco(evidence: Evidence) -> Checking:
+def check_coco(evidence: LoadedOutput) -> Checking:
     """COCO JSON is what this version writes from the tables, byte for byte."""
     plans = [coco_writer.plan_files(evidence.parts, mode) for mode in coco_writer.MODES]
     by_targets = {
@@ -450,7 +450,7 @@ class _Comparison:
             raise _DifferentError(self._at)
 
 
-CHECKS: Final[tuple[tuple[str, Callable[[Evidence], Checking], tuple[str, ...]], ...]] = (
+CHECKS: Final[tuple[tuple[str, Callable[[LoadedOutput], Checking], tuple[str, ...]], ...]] = (
     ("records", check_records, ()),
     ("manifest", check_manifest, ()),
     ("listing", check_listing, ()),

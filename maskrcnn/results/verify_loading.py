@@ -29,7 +29,7 @@ from ..pipeline.success import SUCCESS, categories_of, coco_info, parts_of
 from ..schema import INSTANCES as INSTANCES_SCHEMA
 from ..schema import INSTANCES_PER_IMAGE, INSTANCES_PER_RASTER, images_schema
 from ..stats import Stats
-from ..tiling.index import Cutting, Items
+from ..tiling.index import Cutting, WindowIndex
 from ..types import Category
 from .invariants import Chunk, Fault, Found
 
@@ -51,7 +51,7 @@ class BrokenError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class LoadedOutput:
     """A run that says of itself that it is finished, and what its records say."""
 
     storage: Storage
@@ -68,7 +68,7 @@ class Evidence:
     parts: tuple[Part, ...]
     """Those of `images` and `instances`."""
     coco: tuple[str, ...]
-    items: Items | None
+    items: WindowIndex | None
     """The windows of the inputs; None where these were not cut."""
 
     @property
@@ -111,7 +111,7 @@ def why_unfinished(storage: Storage) -> str | None:
     return None
 
 
-def open_evidence(storage: Storage) -> Evidence:
+def load_output(storage: Storage) -> LoadedOutput:
     """Read what a finished run says of itself.
 
     Raises:
@@ -137,12 +137,12 @@ def open_evidence(storage: Storage) -> Evidence:
         written = tuple(map(str, success["coco"]))
         dict(success["counts"]), success["generation"], success["schema_version"]
     items = _items(storage, plans[0], settings)
-    return Evidence(
+    return LoadedOutput(
         storage, run, inputs, plans, success, categories, found, tuple(files), parts, written, items
     )
 
 
-def _items(storage: Storage, plan: Plan, settings: dict[str, Any]) -> Items | None:
+def _items(storage: Storage, plan: Plan, settings: dict[str, Any]) -> WindowIndex | None:
     if plan.grid_file is None:
         return None
     try:
@@ -150,7 +150,7 @@ def _items(storage: Storage, plan: Plan, settings: dict[str, Any]) -> Items | No
     except RunError as error:
         raise BrokenError(plan.grid_file, error) from error
     with _fields_of(RUN):
-        return Items(grid, Cutting(int(settings["window"]), int(settings["overlap"])), plan.rows)
+        return WindowIndex(grid, Cutting(int(settings["window"]), int(settings["overlap"])), plan.rows)
 
 
 def _plans(storage: Storage) -> tuple[Plan, ...]:
@@ -270,7 +270,7 @@ def _other_fields(found: pa.Schema, expected: pa.Schema) -> str:
 
 
 def chunks(
-    check: str, evidence: Evidence, of_image: Sequence[str], of_instance: Sequence[str] | None = None
+    check: str, evidence: LoadedOutput, of_image: Sequence[str], of_instance: Sequence[str] | None = None
 ) -> Iterator[Chunk]:
     """Yield all images in order, each chunk with the instances that are its own by their ids.
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..formats.geoparquet import geo_table
-from ..imaging.geometry import Sized
+from ..imaging.geometry import ImageHeader
 from ..schema import (
     INSTANCES,
     INSTANCES_PER_RASTER,
@@ -29,7 +29,7 @@ from ..schema import (
 from ..stats import Stats
 from ..types import Category, Detections
 from .grid import Grid
-from .index import Items
+from .index import WindowIndex
 from .stitching import Pieces, merge
 
 
@@ -45,7 +45,7 @@ class Assembled:
 
 
 def assemble(
-    items: Items,
+    items: WindowIndex,
     first_row: int,
     manifest_rows: pa.Table,
     windows: pa.Table,
@@ -87,7 +87,7 @@ def assemble(
 
 
 def located(
-    image_ids: Sequence[int], images: Sequence[Sized], instances: pa.Table
+    image_ids: Sequence[int], images: Sequence[ImageHeader], instances: pa.Table
 ) -> Iterator[tuple[str, pa.Table]]:
     """Yield each CRS in which images lie, and the polygons of their instances, of schema `geo.GEO`.
 

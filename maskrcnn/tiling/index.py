@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..errors import ItemError
-from ..imaging.geometry import Sized
+from ..imaging.geometry import ImageHeader
 from ..schema import ITEMS, MANIFEST, METADATA
 from .grid import TILE_WINDOWS, Grid, Tiling, tiling_of
 
@@ -60,7 +60,7 @@ def _tiling(cutting: Cutting, height: int, width: int, block_size: tuple[int, in
 
 
 def number_windows(
-    images: Sequence[Sized], cutting: Cutting, shard_images: int
+    images: Sequence[ImageHeader], cutting: Cutting, shard_images: int
 ) -> tuple[pa.Table, tuple[int, ...]]:
     """Give numbers to the windows of all images.
 
@@ -104,7 +104,7 @@ def number_windows(
     return pa.table([pa.array(columns[f.name], f.type) for f in GRID], schema=GRID), tuple(cuts)
 
 
-class Items:
+class WindowIndex:
     """The numbered windows of a run.
 
     Args:
@@ -153,12 +153,12 @@ class Items:
         """Return whether a window is the first of its image; so is the end of all."""
         return bool(self._first[np.searchsorted(self._first, number)] == number)
 
-    def sized(self, image_row: int) -> Sized:
+    def sized(self, image_row: int) -> ImageHeader:
         """Return what the plan knows of an image."""
         size = self._sizes.slice(image_row, 1).to_pylist()[0]
         other = self._others.slice(image_row, 1).to_pylist()[0]
         block = (size["block_height"], size["block_width"])
-        return Sized(
+        return ImageHeader(
             size["height"],
             size["width"],
             None if block[0] is None else block,
@@ -188,7 +188,7 @@ class Items:
         for name in MANIFEST.names[1:]:
             columns[name] = inputs[name].combine_chunks()
         columns |= {name: np.zeros(len(numbers), np.int32) for name in ITEMS.names if name not in columns}
-        images: list[Sized] = []
+        images: list[ImageHeader] = []
         for row in rows.tolist():
             of_image = np.flatnonzero(image_rows == row)
             tiling = self.tiling(row)

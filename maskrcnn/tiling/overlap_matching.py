@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..imaging.geometry import Rect
-from ..masks.rle_decode import read_runs
-from ..masks.spans import Ints, Runs, ranges
+from ..masks.rle_decode import read_spans
+from ..masks.spans import Ints, Spans, ranges
 from .grid import Grid
 
 TOLERANCE_PX: Final = 4
@@ -48,10 +48,10 @@ class Found:
     whole: Bools
     """(N,) whether the mask keeps away from all borders of its window that are not the image's."""
 
-    def runs(self, ids: Ints) -> Runs:
+    def runs(self, ids: Ints) -> Spans:
         """Return masks in the image's frame."""
         size = min(self.grid.window, self.grid.height), min(self.grid.window, self.grid.width)
-        runs = read_runs([self.masks[i] for i in ids], *size)
+        runs = read_spans([self.masks[i] for i in ids], *size)
         return runs.shifted(self.frames[ids, 0], self.frames[ids, 1])
 
 
@@ -92,9 +92,9 @@ class _Side(NamedTuple):
     """One window's pieces of the pairs that are compared, (P,)."""
 
     ids: Ints
-    near: Runs
+    near: Spans
     """In the strip, and around it by `_REACH_PX`."""
-    here: Runs
+    here: Spans
     """In the strip."""
     area: Ints
     """Of what is here."""
@@ -120,7 +120,7 @@ class _Side(NamedTuple):
             inside=self.inside[pairs],
         )
 
-    def deep(self, strip: Ints) -> Runs:
+    def deep(self, strip: Ints) -> Spans:
         """Return what must belong to the object, by however much the mask is off."""
         return self.near.shrunk(TOLERANCE_PX // 2).within(strip)
 

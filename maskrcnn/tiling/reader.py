@@ -13,16 +13,16 @@ import numpy as np
 
 from ..errors import ItemError
 from ..imaging.decode import DecodedImage
-from ..imaging.geometry import Entry, Rect, Strip
+from ..imaging.geometry import Entry, RasterRegion, Rect
 
 ReadWhole = Callable[[Entry], DecodedImage]
 """Reads and decodes an image. Raises ItemError."""
-ReadStrip = Callable[[Entry, Rect], Strip]
+ReadRegion = Callable[[Entry, Rect], RasterRegion]
 """Reads a rectangle of a raster, aligned to its blocks. Raises ItemError."""
 
 
 def read_windows(
-    entries: Sequence[Entry], read_whole: ReadWhole, read_strip: ReadStrip
+    entries: Sequence[Entry], read_whole: ReadWhole, read_region: ReadRegion
 ) -> Iterator[DecodedImage | ItemError | None]:
     """Yield each window's pixels, or why there are none; None where no pixel is valid.
 
@@ -37,7 +37,7 @@ def read_windows(
         elif of_image[0]["block_width"] is None:
             yield from _of_whole(of_image, read_whole)
         else:
-            yield from _of_raster(of_image, read_strip)
+            yield from _of_raster(of_image, read_region)
 
 
 def rect_of(entry: Entry) -> Rect:
@@ -66,9 +66,11 @@ def _check_size(image: DecodedImage, entry: Entry) -> None:
         raise ItemError("changed", f"{width} x {height} pixels; when it was planned its header said {said}")
 
 
-def _of_raster(entries: Sequence[Entry], read_strip: ReadStrip) -> Iterator[DecodedImage | ItemError | None]:
+def _of_raster(
+    entries: Sequence[Entry], read_region: ReadRegion
+) -> Iterator[DecodedImage | ItemError | None]:
     first = entries[0]
-    held = _Held(first, read_strip)
+    held = _Held(first, read_region)
     for _, group in groupby(entries, itemgetter("row_off")):
         row = [rect_of(entry) for entry in group]
         left, right = min(rect.col_off for rect in row), max(rect.right for rect in row)
@@ -85,11 +87,11 @@ def _of_raster(entries: Sequence[Entry], read_strip: ReadStrip) -> Iterator[Deco
 class _Held:
     """The part of a raster that is in memory: whole blocks, and the rows that the windows need."""
 
-    def __init__(self, raster: Entry, read_strip: ReadStrip) -> None:
+    def __init__(self, raster: Entry, read_region: ReadRegion) -> None:
         self._raster = raster
-        self._read_strip = read_strip
+        self._read_region = read_region
         self._rect = Rect(0, 0, 0, 0)
-        self._strip: Strip | None = None
+        self._strip: RasterRegion | None = None
 
     def hold(self, wanted: Rect) -> None:
         """Have a rectangle in memory. Raises ItemError."""
@@ -103,7 +105,7 @@ class _Held:
             and held.row_off <= needed.row_off <= held.bottom
         )
         if not goes_on or strip is None:
-            self._strip, self._rect = self._read_strip(self._raster, needed), needed
+            self._strip, self._rect = self._read_region(self._raster, needed), needed
             return
         kept = slice(needed.row_off - held.row_off, None)
         rect = Rect(
@@ -113,12 +115,12 @@ class _Held:
         pixels, valid, broken = strip.pixels[kept].copy(), strip.valid[kept].copy(), strip.broken
         del strip
         if rect.bottom > held.bottom:
-            below = self._read_strip(
+            below = self._read_region(
                 self._raster, Rect(held.col_off, held.bottom, held.width, rect.bottom - held.bottom)
             )
             pixels, valid = np.concatenate([pixels, below.pixels]), np.concatenate([valid, below.valid])
             broken = (*(each for each in broken if each[0].bottom > rect.row_off), *below.broken)
-        self._strip, self._rect = Strip(pixels, valid, broken), rect
+        self._strip, self._rect = RasterRegion(pixels, valid, broken), rect
 
     def window(self, rect: Rect) -> DecodedImage | ItemError | None:
         """Return a window of what is held; None where no pixel is valid."""

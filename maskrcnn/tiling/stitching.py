@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..masks.rle import MAX_PIXELS, EncodedMasks, encode_changes
-from ..masks.spans import Ints, Runs
+from ..masks.spans import Ints, Spans
 from ..types import Detections, detection_order
 from .grid import Grid
 from .overlap_matching import TOLERANCE_PX, Found, box_of, clusters_of
@@ -204,7 +204,7 @@ def _drawn(found: Found, sources: _Sources) -> tuple[EncodedMasks, NDArray[np.in
     return masks, _frames(masks.boxes) if framed else None
 
 
-def _patched(found: Found, sources: _Sources, start: int, stop: int) -> Runs:
+def _patched(found: Found, sources: _Sources, start: int, stop: int) -> Spans:
     """Return the masks of some of the objects, in the image's frame."""
     cuts = sources.first[start : stop + 1] - sources.first[start]
     ids = sources.ids[sources.first[start] : sources.first[stop]]
@@ -243,7 +243,7 @@ def _frames(boxes: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.concatenate([boxes[:, :2], sizes], axis=1)
 
 
-def _framed(runs: Runs) -> EncodedMasks:
+def _framed(runs: Spans) -> EncodedMasks:
     """Encode masks in their own frames."""
     boxes = runs.boxes.astype(np.int32)
     frames = _frames(boxes)

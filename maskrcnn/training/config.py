@@ -28,7 +28,7 @@ COLUMNS: Final = ("epoch", *LOSSES, "loss", "mask_ap", "mask_ap50", "box_ap", "l
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class TrainingConfig:
     """What is computed. Equal recipes on equal datasets give equal weights on one kind of device.
 
     Raises:
@@ -94,7 +94,7 @@ def steps_of(images: int, batch_size: int) -> int:
     return max(1, images // batch_size)
 
 
-def order_of(epoch: int, images: int, recipe: Recipe) -> list[list[int]]:
+def order_of(epoch: int, images: int, recipe: TrainingConfig) -> list[list[int]]:
     """Return the rows of each batch of an epoch.
 
     Images that fill no whole batch wait for another epoch; fewer than a batch are taken again and again.
@@ -106,7 +106,7 @@ def order_of(epoch: int, images: int, recipe: Recipe) -> list[list[int]]:
     return [order[at : at + size] for at in range(0, steps * size, size)]
 
 
-def learning_rate(done: float, recipe: Recipe) -> float:
+def learning_rate(done: float, recipe: TrainingConfig) -> float:
     """Compute the share of the peak rate after a share of the steps.
 
     >>> recipe = Recipe(warmup=0.1)
@@ -122,7 +122,7 @@ def learning_rate(done: float, recipe: Recipe) -> float:
     )
 
 
-def identity_of(recipe: Recipe, train_sha256: str, validation_sha256: str) -> str:
+def identity_of(recipe: TrainingConfig, train_sha256: str, validation_sha256: str) -> str:
     """Return what a checkpoint must agree with, as JSON."""
     return json.dumps(
         {"recipe": asdict(recipe), "train": train_sha256, "validation": validation_sha256}, sort_keys=True

@@ -12,7 +12,7 @@ from ..imaging.decode import decode_image
 from ..io.inputs import read_input
 from ..types import Pixels
 from .augmentation import apply, draw
-from .config import Recipe
+from .config import TrainingConfig
 from .dataset import LIMITS
 from .losses import Target
 
@@ -40,7 +40,7 @@ class Samples(Dataset[Sample]):
     """
 
     def __init__(
-        self, images: pa.Table, recipe: Recipe, sizes: tuple[int, int], ground: Sequence[float]
+        self, images: pa.Table, recipe: TrainingConfig, sizes: tuple[int, int], ground: Sequence[float]
     ) -> None:
         self._images = images
         self._recipe = recipe

@@ -128,7 +128,7 @@ def split_dataset(images: pa.Table, share: float) -> tuple[pa.Table, pa.Table]:
     return train, validation
 
 
-def coco_truth(images: pa.Table, categories: tuple[Category, ...]) -> dict[str, Any]:
+def coco_ground_truth(images: pa.Table, categories: tuple[Category, ...]) -> dict[str, Any]:
     """Return a frozen table in COCO dataset form, as `evaluate` takes it."""
     annotations: list[dict[str, Any]] = []
     for row in images.to_pylist():

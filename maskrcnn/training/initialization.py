@@ -183,7 +183,7 @@ def _stages(network: MaskRCNN) -> list[list[nn.Module]]:
     return [first, *([getattr(body, f"layer{i}")] for i in range(1, STAGES))]
 
 
-def trunk_parameters(network: MaskRCNN) -> list[nn.Parameter]:
+def backbone_parameters(network: MaskRCNN) -> list[nn.Parameter]:
     """Return the weights of the trunk that will learn."""
     return [p for p in network.backbone.body.parameters() if p.requires_grad]
 

@@ -29,10 +29,10 @@ from ..models.build import Model, save_model
 from ..models.registry import ModelCard
 from ..models.segmenter import MaskRCNNSegmenter
 from ..types import Category
-from .config import CHECKPOINT, COLUMNS, LOG, LOSSES, MODEL, Recipe, learning_rate, order_of, steps_of
+from .config import CHECKPOINT, COLUMNS, LOG, LOSSES, MODEL, TrainingConfig, learning_rate, order_of, steps_of
 from .data_loading import Sample, Samples, read_pixels
-from .dataset import coco_truth
-from .initialization import Start, freeze, norms_as_they_are, start, trunk_parameters
+from .dataset import coco_ground_truth
+from .initialization import Start, backbone_parameters, freeze, norms_as_they_are, start
 from .losses import ImageLosses
 
 log = logging.getLogger("maskrcnn")
@@ -56,7 +56,7 @@ class Process:
 class Task:
     """What is learned from, and where to: the same in all processes."""
 
-    recipe: Recipe
+    recipe: TrainingConfig
     folder: str
     train: pa.Table
     """Of `dataset.SCHEMA`, as is `validation`, which may be empty."""
@@ -328,7 +328,7 @@ class _Learner:
             found = [entry for share in shares or [] for entry in share]
         if self.process.rank != 0:
             return {}
-        truth = coco_truth(images, self.task.categories)
+        truth = coco_ground_truth(images, self.task.categories)
         most = max(self.task.recipe.max_detections, 11)
         masks = average_precision(truth, found, "segm", most)
         boxes = average_precision(truth, found, "bbox", most)
@@ -388,8 +388,8 @@ def _joined_gradients(parameters: Sequence[nn.Parameter]) -> Tensor:
     return gradient
 
 
-def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    trunk = {id(p) for p in trunk_parameters(network)}
+def _optimizer(network: nn.Module, recipe: TrainingConfig) -> torch.optim.Optimizer:
+    trunk = {id(p) for p in backbone_parameters(network)}
     learning = [p for p in network.parameters() if p.requires_grad]
     groups = []
     for of_trunk, scale in ((True, 0.5), (False, 1.0)):

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from ..formats.geoparquet import extra, parse_crs
-from ..imaging.geometry import Sized
-from ..tiling.index import Items
+from ..imaging.geometry import ImageHeader
+from ..tiling.index import WindowIndex
 
 SIDE: Final = 1000
 """Units that a map is wide."""
@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 class World:
     """The N rasters that lie on Earth."""
 
-    images: list[Sized]
+    images: list[ImageHeader]
     rows: NDArray[np.int64]
     """(N,) of the manifest."""
     boxes: Floats
@@ -56,7 +56,7 @@ class World:
         return ring
 
 
-def world_of(items: Items) -> World | None:
+def world_of(items: WindowIndex) -> World | None:
     """Return the rasters of a run; None where none lies on Earth.
 
     Raises:
@@ -101,7 +101,7 @@ def cut_of(west: Floats, east: Floats) -> float:
     return float((reached[widest] + gaps[widest] / 2 + 180) % 360 - 180)
 
 
-def _ring(image: Sized) -> Floats | None:
+def _ring(image: ImageHeader) -> Floats | None:
     """Return a raster's border in one piece, (P, 2); None where it lies nowhere."""
     if image.crs_wkt is None or image.transform is None or image.width is None or image.height is None:
         return None

@@ -24,7 +24,7 @@ from ..imaging.geometry import Rect
 from ..io.parquet import write_tables
 from ..io.storage import Storage
 from ..masks.crop import crop_detections
-from ..pipeline.manifest import read_items
+from ..pipeline.manifest import read_window_index
 from ..results.diff import Comparison, ImageDiff, Tally
 from ..results.diff_matching import APPEARED, KINDS, MOVED, RELABELLED, RESCORED, SAME, VANISHED
 from ..results.reader import ImageRow, RunReader
@@ -219,7 +219,7 @@ class _Eyes:
 
     def __init__(self, reader: RunReader, decoders: Decoders) -> None:
         self._run = reader.run.info
-        self._items = read_items(reader.storage)
+        self._items = read_window_index(reader.storage)
         self._decoders = decoders
 
     def see(self, image: ImageRow, region: Rect) -> tuple[Pixels, str]:

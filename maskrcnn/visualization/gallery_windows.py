@@ -25,7 +25,7 @@ from ..io.parquet import Part
 from ..io.storage import Storage
 from ..masks.crop import crop_detections
 from ..schema import detections_of
-from ..tiling.index import Items
+from ..tiling.index import WindowIndex
 from ..types import Category, Pixels
 from .gallery import ASPECT, SHOWN_SCORE, GalleryItem, GalleryPick, caption_of, draw_pick, scattered, spread
 
@@ -214,10 +214,10 @@ def _pick(focus: Focus, rows: pa.Table, focused: int) -> GalleryPick:
 # Pictures
 
 
-def draw_closeups(
+def draw_window_gallery(
     storage: Storage,
     run: dict[str, Any],
-    items: Items,
+    items: WindowIndex,
     parts: Sequence[Part],
     categories: Sequence[Category],
     count: int = 12,
@@ -254,7 +254,7 @@ def draw_closeups(
     return drawn
 
 
-def region_pixels(decoders: Decoders, run: dict[str, Any], items: Items, focus: Focus) -> Pixels:
+def region_pixels(decoders: Decoders, run: dict[str, Any], items: WindowIndex, focus: Focus) -> Pixels:
     """Return the pixels of the region of a focus, as the run saw them.
 
     Raises:
@@ -265,7 +265,7 @@ def region_pixels(decoders: Decoders, run: dict[str, Any], items: Items, focus: 
     if items.sized(focus.row).block_size is not None:
         radiometry = Radiometry.from_json(run["radiometry"])
         source = RasterSource(focus.uri, focus.etag, radiometry, settings["assume_crs"])
-        return decoders.read_strip(source, region).pixels
+        return decoders.read_region(source, region).pixels
     limits = Limits(settings["max_pixels"], settings["max_bytes"], float("inf"))
     pixels = decoders.decode(read_input(focus.uri, limits.max_bytes), limits).pixels
     if pixels.shape[:2] != (focus.height, focus.width):

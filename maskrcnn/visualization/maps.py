@@ -20,7 +20,7 @@ from ..formats.geoparquet import extra, parse_crs
 from ..formats.vector import crs_of
 from ..io.storage import Storage
 from ..stats import HALF, Stats
-from ..tiling.index import Items
+from ..tiling.index import WindowIndex
 from ..types import Category
 from .basemap import SIDE, Floats, Frame, Place, World, area, places_of, ticks, transformer, turned, world_of
 from .charts import Mark, number_text
@@ -97,7 +97,7 @@ class Maps:
 
 
 def draw_maps(
-    storage: Storage, items: Items, images: Sequence[str], geo: Sequence[str], stats: Stats
+    storage: Storage, items: WindowIndex, images: Sequence[str], geo: Sequence[str], stats: Stats
 ) -> Maps | None:
     """Draw the maps of a run of windows; None where no image lies on Earth, or the extra `geo` is missing.
 

@@ -16,9 +16,9 @@ from ..imaging.decode import Limits, decode_image
 from ..imaging.decode_pool import Decoders
 from ..imaging.geometry import Rect
 from ..io.inputs import read_input
-from ..pipeline.manifest import read_items
+from ..pipeline.manifest import read_window_index
 from ..results.reader import ImageRow, RunReader, find_images, first_images, where, worst_images
-from ..tiling.index import Items
+from ..tiling.index import WindowIndex
 from ..types import Category, Detections, Pixels
 from .display import CELL_PX, DISPLAY_SCORE, SMALLEST_PX, Cell, blank, draw_legibly, mask_cells, short
 from .draw import instance_color
@@ -118,7 +118,7 @@ def views(
     Raises:
         RunError: the run cannot be read.
     """
-    items = read_items(reader.storage)
+    items = read_window_index(reader.storage)
     if items is None:
         for choice in choices:
             yield _whole(reader, choice, min_score, labels)
@@ -208,7 +208,7 @@ def _wanted(
 
 def _windowed(
     reader: RunReader,
-    items: Items,
+    items: WindowIndex,
     decoders: Decoders,
     choice: Choice,
     min_score: float,

@@ -19,10 +19,10 @@ from ..imaging.decode import Limits, decode_image
 from ..io.inputs import read_input
 from ..io.parquet import GEO, IMAGES, PIECES, Part
 from ..io.storage import Storage
-from ..pipeline.manifest import read_items
+from ..pipeline.manifest import read_window_index
 from ..pipeline.success import categories_of, parts_of
 from ..stats import HALF, Stats, summary
-from ..tiling.index import Items
+from ..tiling.index import WindowIndex
 from ..types import Pixels
 from .charts import (
     cooccurrence_matrix,
@@ -34,7 +34,7 @@ from .charts import (
     size_map,
 )
 from .gallery import GalleryItem, draw_gallery, pick_gallery
-from .gallery_windows import draw_closeups
+from .gallery_windows import draw_window_gallery
 from .maps import Maps, draw_maps
 
 LISTED_CATEGORIES: Final = 25
@@ -191,7 +191,7 @@ def write_report(
     """
     storage = Storage(url)
     run, stats, timings, success = sources
-    parts, items = parts_of(success), read_items(storage)
+    parts, items = parts_of(success), read_window_index(storage)
     if items is not None:
         page = _windowed_report(storage, sources, parts, items)
         storage.write("report.html", page.encode())
@@ -210,10 +210,10 @@ def _windowed_report(
     storage: Storage,
     sources: tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]],
     parts: Sequence[Part],
-    items: Items,
+    items: WindowIndex,
 ) -> str:
     run, stats, timings, success = sources
-    gallery = draw_closeups(storage, run, items, parts, categories_of(run), GALLERY_IMAGES)
+    gallery = draw_window_gallery(storage, run, items, parts, categories_of(run), GALLERY_IMAGES)
     images, geo = ([entry["path"] for entry in success["parts"][table]] for table in (IMAGES, GEO))
     maps = draw_maps(storage, items, images, geo, Stats.from_json(stats))
     pieces = sum(entry["rows"] for entry in success["parts"][PIECES])

@@ -22,7 +22,7 @@ from ..imaging.decode_pool import Decoders
 from ..imaging.geometry import Rect
 from ..masks.crop import crop_detections
 from ..masks.rle import rle_areas, rle_boxes_xyxy
-from ..pipeline.manifest import read_items
+from ..pipeline.manifest import read_window_index
 from ..results.reader import ImageRow, RunReader
 from ..types import Category, Detections, Pixels
 from .draw import Color, draw_instances
@@ -84,7 +84,7 @@ def draw_worst(
     Raises:
         RunError: a table of the run cannot be read.
     """
-    items = read_items(reader.storage)
+    items = read_window_index(reader.storage)
     settings = reader.run.info.get("settings", {})
     drawn = []
     categories = [Category(k + 1, name) for k, name in enumerate(evaluation.categories)]

@@ -20,7 +20,7 @@ import psutil
 from maskrcnn_jobs.commands.segment import Request, prepare, sweep
 from maskrcnn_jobs.driver.cluster import connected
 
-from maskrcnn.config import Compute, Speed
+from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.synthetic.scenes import write_scenes
 from tests.benchmarks.inputs import write_manifest
 from tests.benchmarks.suites_ray import shard_spans
@@ -38,7 +38,7 @@ def watch(folder: Path, images: int, actors: int | None, every_s: float = 0.5) -
     write_scenes(folder / "scenes", min(DISTINCT, images), seed=20_000_000, size=512)
     files = sorted((folder / "scenes").glob("**/*.[jp][pn]g"))
     manifest = write_manifest(folder / "many.csv", files, images)
-    request = Request(str(manifest), str(folder / "swept"), Compute(model="scenes"))
+    request = Request(str(manifest), str(folder / "swept"), InferenceConfig(model="scenes"))
     made = prepare(request)
     samples: dict[int, list[Sample]] = defaultdict(list)
     done = threading.Event()
@@ -51,7 +51,7 @@ def watch(folder: Path, images: int, actors: int | None, every_s: float = 0.5) -
                 except psutil.Error:
                     continue
 
-    with connected("local", Speed(actors=actors)) as speed:
+    with connected("local", ResourceConfig(actors=actors)) as speed:
         thread = threading.Thread(target=sample)
         thread.start()
         started = time.time()

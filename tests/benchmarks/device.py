@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
-from maskrcnn.config import Compute
+from maskrcnn.config import InferenceConfig
 from maskrcnn.imaging.decode import Limits, decode_image
 from maskrcnn.io.storage import Storage
 from maskrcnn.models.build import Model, load_model
@@ -54,7 +54,7 @@ from tests.benchmarks.measure import Pairs, Row, machine, number, rounds, row, s
 
 from .precision import STRONG, moved
 
-COMPUTE = Compute(model="coco")
+COMPUTE = InferenceConfig(model="coco")
 """A run's defaults."""
 LIMITS = Limits(COMPUTE.max_pixels, COMPUTE.max_bytes, 1e9)
 

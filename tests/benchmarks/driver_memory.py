@@ -21,7 +21,7 @@ import psutil
 from maskrcnn_jobs.commands.segment import Request, prepare, sweep
 from maskrcnn_jobs.driver.cluster import connected
 
-from maskrcnn.config import Compute, Speed
+from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.synthetic.planted import write_planted
 from tests.benchmarks.inputs import write_manifest
 
@@ -35,7 +35,9 @@ def request_for(folder: Path, images: int, shard_images: int | None = None) -> R
         write_planted(folder / "images", DISTINCT, seed=0)
     files = sorted((folder / "images").glob("*.png"))
     manifest = write_manifest(folder / f"{images}.csv", files, images)
-    return Request(str(manifest), str(folder / f"swept-{images}"), Compute(model="planted"), shard_images)
+    return Request(
+        str(manifest), str(folder / f"swept-{images}"), InferenceConfig(model="planted"), shard_images
+    )
 
 
 def plan(request: Request) -> int:
@@ -59,7 +61,7 @@ def watch(request: Request, every_s: float = 0.25) -> dict[str, float]:
         while not done.wait(every_s):
             samples.append((time.time(), process.memory_info().rss))
 
-    with connected("local", Speed()) as speed:
+    with connected("local", ResourceConfig()) as speed:
         thread = threading.Thread(target=sample)
         thread.start()
         began = time.time()

@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from maskrcnn.config import Compute, Cut, settings_of
+from maskrcnn.config import InferenceConfig, ShardingConfig, settings_of
 from maskrcnn.formats import coco_writer
 from maskrcnn.io.parquet import IMAGES, INSTANCES, Part, write_tables
 from maskrcnn.io.storage import Storage
@@ -89,7 +89,7 @@ def make_run(folder: Path, images: int) -> None:
         "sha256": "0" * 64,
         "categories": [{"id": c.id, "name": c.name} for c in CATEGORIES],
     }
-    settings = settings_of(Compute("ellipses"), Cut(1000))
+    settings = settings_of(InferenceConfig("ellipses"), ShardingConfig(1000))
     plan = Plan(1, images, 1000, write_manifest(storage, manifest), run_digest(settings, model), "2026-11-23")
     record = {"digest": plan.digest, "settings": settings, "model": model, "versions": {}}
     write_run(storage, record | {"inputs": {"rows": images, "ids_given": True}}, plan)
@@ -119,7 +119,7 @@ def make_run(folder: Path, images: int) -> None:
         truth.write("]}\n")
     counts = {"images": images, "ok": images, "empty": 0, "failed": 0, "instances": images * FOUND}
     success = {
-        "schema_version": 1,
+        "schema_version": 2,
         "generation": 1,
         "created": "2026-11-23",
         "counts": counts,
@@ -217,7 +217,7 @@ def instance_rows(
         "mask_box": struct(corners.astype(np.int32), "mask_box"),
         "segmentation": pa.array(segmentation, field("segmentation").type),
         "frame": pa.nulls(n, field("frame").type),
-        "edge": pa.array(np.zeros(n, np.bool_)),
+        "touches_border": pa.array(np.zeros(n, np.bool_)),
     }
     return pa.table([arrays[name] for name in INSTANCES_SCHEMA.names], schema=INSTANCES_SCHEMA)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from driver_memory import LIMIT_MB, request_for, watch
 from maskrcnn_jobs.commands.segment import Request, prepare
 
-from maskrcnn.config import Compute
+from maskrcnn.config import InferenceConfig
 
 
 def plan(folder: Path, rows: int) -> dict[str, float]:
@@ -26,7 +26,7 @@ def plan(folder: Path, rows: int) -> dict[str, float]:
     with manifest.open("w") as file:
         file.writelines(f"s3://bucket/images/{i * 7919 % rows:09d}.jpg\n" for i in range(rows))
     started = time.perf_counter()
-    made = prepare(Request(str(manifest), str(folder / "planned"), Compute(model="planted")))
+    made = prepare(Request(str(manifest), str(folder / "planned"), InferenceConfig(model="planted")))
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"rows": made.rows, "plan_s": round(seconds, 2), "peak_rss_mb": round(peak)}

@@ -19,17 +19,17 @@ import statistics
 import time
 
 import numpy as np
+from tests.test_seams import GroundTruth, is_about, is_exactly, mosaic, offsets, segmented, tight
 
 from maskrcnn.synthetic.planted import PlantedInstance
 from maskrcnn.tiling.grid import Grid
 from maskrcnn.tiling.stitching import Pieces, merge
-from tests.test_seams import Truth, is_about, is_exactly, mosaic, offsets, segmented, tight
 
 OBJECTS_A_WINDOW = 30
 WINDOW, OVERLAP = 1024, 256
 
 
-def planted(grid: Grid, seed: int) -> list[Truth]:
+def planted(grid: Grid, seed: int) -> list[GroundTruth]:
     """Return ellipses of 16 to 600 pixels, small ones more often, some of them over each other."""
     rng = np.random.default_rng(seed)
     truths = []

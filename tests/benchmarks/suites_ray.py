@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
-from maskrcnn.config import Compute, Speed
+from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.imaging.decode import Limits, decode_image
 from maskrcnn.imaging.decode_pool import keep_freed_memory
@@ -79,7 +79,9 @@ class Slope:
     """Of the larger sweep."""
 
 
-def sweep_once(source: Path, output: Path, compute: Compute, speed: Speed, shard_images: int | None) -> Swept:
+def sweep_once(
+    source: Path, output: Path, compute: InferenceConfig, speed: ResourceConfig, shard_images: int | None
+) -> Swept:
     """Plan and sweep a collection on the Ray that is connected; planning is not timed."""
     from maskrcnn_jobs.commands.segment import Request, prepare, sweep
 
@@ -152,7 +154,11 @@ def steady_rate(spans: Sequence[Span]) -> float:
 
 
 def run_job(
-    settings: "Settings", images: Sequence[Path], count: int, compute: Compute, shard_images: int | None
+    settings: "Settings",
+    images: Sequence[Path],
+    count: int,
+    compute: InferenceConfig,
+    shard_images: int | None,
 ) -> Slope:
     """Run the job on `count` and on three times as many images, on a Ray of its own."""
     from maskrcnn_jobs.driver.cluster import connected
@@ -161,7 +167,7 @@ def run_job(
 
     folder = Path(tempfile.mkdtemp(dir=settings.folder))
     swept = []
-    with connected("local", Speed(device="cpu")) as speed:
+    with connected("local", ResourceConfig(device="cpu")) as speed:
         for rows in (count, 3 * count):
             manifest = write_manifest(folder / f"{rows}.csv", images, rows)
             swept.append(sweep_once(manifest, folder / f"out-{rows}", compute, speed, shard_images))
@@ -263,7 +269,7 @@ def pipeline(settings: "Settings") -> Iterator["Row"]:
 
     count, distinct = (100, 8) if settings.quick else (2000, DISTINCT_PHOTOS)
     images = photos_of(settings, COCO_SIZE, distinct)
-    compute = Compute(model="planted")
+    compute = InferenceConfig(model="planted")
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(cores(), spawn, initializer=keep_freed_memory) as pool:
         decode_alone(pool, images, 2)  # imports
@@ -347,8 +353,8 @@ def scaling(settings: "Settings") -> Iterator["Row"]:
     def rate(n: int) -> float:
         folder = Path(tempfile.mkdtemp(dir=settings.folder))
         manifest = write_manifest(folder / "images.csv", images, n * each)
-        speed = Speed(device="cpu", actors=n)
-        compute = Compute(model=f"planted:{SLEEP_S}")
+        speed = ResourceConfig(device="cpu", actors=n)
+        compute = InferenceConfig(model=f"planted:{SLEEP_S}")
         swept = sweep_once(manifest, folder / "out", compute, speed, 16)
         check_all_images(Path(swept.output), sizes, n * each)
         return steady_rate(shard_spans(Path(swept.output)))
@@ -381,7 +387,7 @@ def bare_forward(segmenter: "MaskRCNNSegmenter", batches: Sequence[tuple["Tensor
 class ForwardActor:
     """Holds a segmenter and resized images, and times the network alone."""
 
-    def __init__(self, compute: Compute, speed: Speed, paths: Sequence[str]) -> None:
+    def __init__(self, compute: InferenceConfig, speed: ResourceConfig, paths: Sequence[str]) -> None:
         from maskrcnn_jobs.driver.actor import WorkerSpec, build_segmenter
 
         keep_freed_memory()
@@ -406,13 +412,13 @@ def card_sha256(model: str) -> str:
     return describe_model(model).sha256
 
 
-def forward_alone(compute: Compute, images: Sequence[Path], count: int) -> float:
+def forward_alone(compute: InferenceConfig, images: Sequence[Path], count: int) -> float:
     """Return seconds an image of the bare network, on as many actors and threads as the job has."""
     import ray
     from maskrcnn_jobs.driver.cluster import connected
 
     paths = [str(images[index % len(images)].absolute()) for index in range(count)]
-    with connected("local", Speed(device="cpu")) as speed:
+    with connected("local", ResourceConfig(device="cpu")) as speed:
         actor_class: Any = ray.remote(num_cpus=speed.threads or 1)(ForwardActor)
         actors: list[Any] = [actor_class.remote(compute, speed, paths) for _ in range(speed.actors or 1)]
         ray.get([actor.__ray_ready__.remote() for actor in actors])
@@ -441,7 +447,7 @@ def _job_rows(settings: "Settings", size: tuple[int, int]) -> Iterator["Row"]:
     distinct, count, shard_images = (2, 2, 1) if settings.quick else (5, 10 * cores(), 10)
     images = photos_of(settings, size, distinct)
     name = settings.model or str(_random_model(settings, images[0]))
-    compute = Compute(model=name)
+    compute = InferenceConfig(model=name)
     what = f"{size[1]}x{size[0]}" if settings.images is None else settings.images.name
     largest = max(height * width for height, width in sizes_in(images))
     if largest > 2**22 and psutil.virtual_memory().available < MIN_MEMORY_BYTES:

@@ -17,7 +17,7 @@ from benchmarks.suites_ray import Slope, Span, Swept
 from click.testing import CliRunner
 from maskrcnn_jobs.commands.segment import Request, prepare
 
-from maskrcnn.config import Compute
+from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
@@ -138,7 +138,7 @@ def test_decoding_alone_is_timed_without_reading(tmp_path: Path) -> None:
 # --- the whole job, with workers in this process ---
 
 
-def swept_here(manifest: Path, output: Path, compute: Compute, shard_images: int) -> None:
+def swept_here(manifest: Path, output: Path, compute: InferenceConfig, shard_images: int) -> None:
     """Do what a sweep's actors do."""
     plan = prepare(Request(str(manifest), str(output), compute, shard_images))
     segmenter = MaskRCNNSegmenter(load_model(compute.model), max_detections=compute.max_detections)
@@ -150,11 +150,14 @@ def swept_here(manifest: Path, output: Path, compute: Compute, shard_images: int
 
 def job_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, limit: int = 100) -> list[Row]:
     def run_job(
-        settings: Settings, images: list[Path], count: int, compute: Compute, shard_images: int
+        settings: Settings, images: list[Path], count: int, compute: InferenceConfig, shard_images: int
     ) -> Slope:
         manifest = write_manifest(settings.folder / "m.csv", images, 3 * count)
         swept_here(
-            manifest, settings.folder / "out", Compute(compute.model, max_detections=limit), shard_images
+            manifest,
+            settings.folder / "out",
+            InferenceConfig(compute.model, max_detections=limit),
+            shard_images,
         )
         return Slope(0.5, 0.5, 1.0, str(settings.folder / "out"))
 

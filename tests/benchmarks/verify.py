@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from writers import AN_IMAGE, CATEGORIES, instances
 
-from maskrcnn.config import Compute, Cut, settings_of
+from maskrcnn.config import InferenceConfig, ShardingConfig, settings_of
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.manifest import write_manifest
 from maskrcnn.pipeline.plan import Plan, Shard, run_digest, write_run
@@ -43,7 +43,7 @@ def make_run(folder: Path, images: int) -> Storage:
         "sha256": "0" * 64,
         "categories": [{"id": c.id, "name": c.name} for c in CATEGORIES],
     }
-    settings = settings_of(Compute("blobs"), Cut(SHARD_IMAGES))
+    settings = settings_of(InferenceConfig("blobs"), ShardingConfig(SHARD_IMAGES))
     created = "2026-11-23T00:00:00+00:00"
     sha256, digest = write_manifest(storage, manifest), run_digest(settings, model)
     plan = Plan(1, images, SHARD_IMAGES, sha256, digest, created)
@@ -72,7 +72,7 @@ def write_rows(storage: Storage, shard: Shard, inputs: pa.Table) -> None:
     sizes = np.array([segmentation["size"] for segmentation in rows["segmentation"].to_pylist()])
     xmin, ymin, xmax, ymax = (side.to_numpy() for side in rows["mask_box"].combine_chunks().flatten())
     edges = (xmin == 0) | (ymin == 0) | (xmax == sizes[:, 1]) | (ymax == sizes[:, 0])
-    for name, column in (("score", scores), ("edge", edges)):
+    for name, column in (("score", scores), ("touches_border", edges)):
         field = INSTANCES.field(name)
         rows = rows.set_column(INSTANCES.get_field_index(name), field, pa.array(column))
     columns = zip(

@@ -59,7 +59,7 @@ def run(raster: str, model: str) -> None:
     from maskrcnn_jobs.commands.segment import Request, prepare
     from maskrcnn_jobs.driver.actor import WorkerSpec, build_segmenter
 
-    from maskrcnn.config import Compute, Speed
+    from maskrcnn.config import InferenceConfig, ResourceConfig
     from maskrcnn.imaging.decode import Limits
     from maskrcnn.imaging.decode_pool import Decoders, RasterSource, keep_freed_memory
     from maskrcnn.imaging.radiometry import Radiometry
@@ -68,12 +68,12 @@ def run(raster: str, model: str) -> None:
     from maskrcnn.pipeline.worker import ShardWorker
 
     keep_freed_memory()
-    compute = Compute(model=model, window=1024, overlap=256)
+    compute = InferenceConfig(model=model, window=1024, overlap=256)
     watch = Watch()
     with tempfile.TemporaryDirectory() as output:
         prepare(Request(raster, output, compute))
         storage = Storage(output)
-        segmenter = build_segmenter(WorkerSpec(output, "", compute, Speed(device="cpu", threads=1)))
+        segmenter = build_segmenter(WorkerSpec(output, "", compute, ResourceConfig(device="cpu", threads=1)))
         with Decoders(1) as decoders:
             worker = ShardWorker(
                 storage,
@@ -81,7 +81,7 @@ def run(raster: str, model: str) -> None:
                 Limits(compute.max_pixels, compute.max_bytes, 1e9),
                 {},
                 decode=decoders.decode,
-                read_strip=lambda entry, rect: decoders.read_strip(
+                read_region=lambda entry, rect: decoders.read_region(
                     RasterSource(entry["uri"], entry["etag"], Radiometry()), rect
                 ),
             )

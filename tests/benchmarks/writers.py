@@ -125,7 +125,7 @@ def instances(rng: np.random.Generator, first_image: int, n: int) -> pa.Table:
         "category": pa.DictionaryArray.from_arrays(codes, [category.name for category in CATEGORIES]),
         "score": -np.sort(-scores, axis=1).ravel()[:n],
         "area": found.areas,
-        "edge": rng.random(n) < 0.05,
+        "touches_border": rng.random(n) < 0.05,
     }
     boxes = (found.boxes + rng.normal(0, 1, (n, 4))).astype(np.float32)
     sizes = pa.array(found.sizes.ravel().astype(np.int32))
@@ -426,7 +426,7 @@ def measure_encoding(table: pa.Table, encoding: Encoding, path: Path, repeats: i
     figures["bytes a row"] = path.stat().st_size / rows
     figures["read us"] = median(lambda: pq.read_table(path, use_threads=False)) / rows * 1e6
     figures["coco us"] = median(read_for_coco) / rows * 1e6
-    flat = ["image_id", "category", "score", "area", "edge"]
+    flat = ["image_id", "category", "score", "area", "touches_border"]
     figures["pandas us"] = median(lambda: pd.read_parquet(path, columns=flat)) / rows * 1e6
     with duckdb.connect() as connection:
         connection.execute("SET threads = 1")

@@ -30,7 +30,7 @@ from chaos.defects import planted
 from chaos.faulty_storage import Fault, NotApplicableError, Step, faulty, steps_of
 from chaos.invariants import (
     BrokenError,
-    Truth,
+    GroundTruth,
     check_collected,
     check_is_final,
     check_promises,
@@ -94,7 +94,7 @@ class Case:
     scenario: str
     job: Job
     faults: tuple[Fault, ...]
-    truth: Truth
+    truth: GroundTruth
     start: str | None = None
     """A folder to begin with a copy of."""
     defect: str | None = None
@@ -153,7 +153,7 @@ class Stage:
         """Return an output that nobody had before."""
         return str(self._folder / f"out-{next(self._names)}")
 
-    def truth(self, scenario: str) -> Truth:
+    def truth(self, scenario: str) -> GroundTruth:
         """Return what a scenario ends with."""
         return self._truths[scenario if scenario in self._truths else "job"]
 

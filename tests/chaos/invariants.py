@@ -45,7 +45,7 @@ class BrokenError(AssertionError):
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """What an undisturbed run wrote."""
 
     tables: dict[str, str]
@@ -64,11 +64,11 @@ def law(number: str, holds: bool, what: object) -> None:
         raise BrokenError(f"{number}: {what}")
 
 
-def truth_of(url: str, earlier: Truth | None = None) -> Truth:
+def truth_of(url: str, earlier: GroundTruth | None = None) -> GroundTruth:
     """Return what an undisturbed run wrote, and what the generation before it did."""
     storage = Storage(url)
     listed = [entry["path"] for name in TABLES for entry in _success(storage)["parts"][name]]
-    return Truth(
+    return GroundTruth(
         tables=(earlier.tables if earlier else {}) | {path: _digest(storage, path) for path in listed},
         final=frozenset(listed),
         shards={shard: digests for shard, digests, _ in _receipts(storage)},
@@ -76,7 +76,7 @@ def truth_of(url: str, earlier: Truth | None = None) -> Truth:
     )
 
 
-def check_promises(url: str, truth: Truth, *, attempts_kept: bool = True, prove: bool = True) -> None:
+def check_promises(url: str, truth: GroundTruth, *, attempts_kept: bool = True, prove: bool = True) -> None:
     """Check what must hold at any moment, in mid-run and after any crash.
 
     Args:
@@ -102,7 +102,7 @@ def check_promises(url: str, truth: Truth, *, attempts_kept: bool = True, prove:
         law("verify", seen, verdict and verdict.findings[:3])
 
 
-def check_finished(url: str, truth: Truth, *, attempts_kept: bool = True) -> None:
+def check_finished(url: str, truth: GroundTruth, *, attempts_kept: bool = True) -> None:
     """Check what must hold of a finished run."""
     storage = Storage(url)
     law("I5", storage.exists("_SUCCESS"), "no _SUCCESS")
@@ -122,7 +122,7 @@ def check_finished(url: str, truth: Truth, *, attempts_kept: bool = True) -> Non
         law("I4", _others(storage) == truth.others, "other statistics or COCO JSON")
 
 
-def check_is_final(url: str, truth: Truth) -> None:
+def check_is_final(url: str, truth: GroundTruth) -> None:
     """Check that a finished run is the one that was asked for, and not the generation before it."""
     check_finished(url, truth)
     listed = [file["path"] for name in TABLES for file in _success(Storage(url))["parts"][name]]
@@ -131,7 +131,7 @@ def check_is_final(url: str, truth: Truth) -> None:
     law("verify", verdict.proven, verdict.unfinished or verdict.findings[:3])
 
 
-def check_collected(url: str, truth: Truth) -> None:
+def check_collected(url: str, truth: GroundTruth) -> None:
     """Check what must hold after `gc`."""
     check_finished(url, truth, attempts_kept=False)
     left = raw_files(url, "shards")

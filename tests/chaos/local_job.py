@@ -17,7 +17,7 @@ from maskrcnn_jobs.commands.segment import Request
 
 import maskrcnn.pipeline.reduce
 from chaos.chance import chance
-from maskrcnn.config import Compute, Speed
+from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.manifest import check_manifest
@@ -88,14 +88,16 @@ def without_ray() -> Iterator[None]:
 def run_job(job: Job) -> object:
     """Do what `maskrcnn segment` does."""
     _mine.order = job.order
-    request = Request(job.source, job.output, Compute("planted"), SHARD_IMAGES)
-    return maskrcnn_jobs.commands.segment.segment(request, Speed(device="cpu"), None)
+    request = Request(job.source, job.output, InferenceConfig("planted"), SHARD_IMAGES)
+    return maskrcnn_jobs.commands.segment.segment(request, ResourceConfig(device="cpu"), None)
 
 
 def run_retry(job: Job) -> object:
     """Do what `maskrcnn retry --only not_found` does: the page that is no image stays as it is."""
     _mine.order = job.order
-    return maskrcnn_jobs.commands.retry.retry(job.output, ["not_found"], "auto", Speed(device="cpu"), None)
+    return maskrcnn_jobs.commands.retry.retry(
+        job.output, ["not_found"], "auto", ResourceConfig(device="cpu"), None
+    )
 
 
 def continue_retry(job: Job) -> object:
@@ -115,7 +117,7 @@ def _worker(storage: Storage) -> ShardWorker:
     return ShardWorker(storage, PlantedSegmenter(), Limits(10**7, 10**7, 1333.0), {"node": "here"})
 
 
-def _finish(request: Request, plan: Plan, _speed: Speed, _address: str | None) -> dict[str, Any]:
+def _finish(request: Request, plan: Plan, _speed: ResourceConfig, _address: str | None) -> dict[str, Any]:
     storage = Storage(request.output)
     check_run(storage, read_run(storage), plan)
     check_manifest(storage, plan)

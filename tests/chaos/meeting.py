@@ -23,7 +23,7 @@ import maskrcnn.pipeline.plan_retry
 import maskrcnn.pipeline.reduce
 from chaos.crash import SCENARIOS, Case, in_child, prepared
 from chaos.faulty_storage import MUTATING, READING, Step, watched
-from chaos.invariants import BrokenError, Truth, check_is_final, check_promises, law, truth_of
+from chaos.invariants import BrokenError, GroundTruth, check_is_final, check_promises, law, truth_of
 from chaos.local_job import Job
 from maskrcnn.errors import MaskrcnnError
 from maskrcnn.io.storage import Storage
@@ -152,7 +152,7 @@ def meet(meeting: Meeting) -> Ends:
     return Ends((said[0], said[1]), (commands[0].steps, commands[1].steps), resumed)
 
 
-def contend(meeting: Meeting, other: Job, truth: Truth) -> Ends:
+def contend(meeting: Meeting, other: Job, truth: GroundTruth) -> Ends:
     """Let two commands of different inputs meet in one output: nothing that mixes them may ever be proven.
 
     Args:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import maskrcnn
-from chaos.invariants import BrokenError, Truth, check_is_final
+from chaos.invariants import BrokenError, GroundTruth, check_is_final
 from maskrcnn.synthetic.planted import write_planted
 
 IMAGES: Final = 44
@@ -100,7 +100,7 @@ def driver(
         process.wait()
 
 
-def judge(outcome: Outcome, undisturbed: str, truth: Truth) -> None:
+def judge(outcome: Outcome, undisturbed: str, truth: GroundTruth) -> None:
     """Compare a run that should be finished with the undisturbed one, and note what is wrong."""
     if outcome.exits[-1] != 0:
         hangs = " (it hung)" if outcome.exits[-1] == -signal.SIGKILL else ""

@@ -15,7 +15,7 @@ from PIL import Image
 
 import maskrcnn
 from chaos.chance import chance, dice
-from maskrcnn.config import Compute
+from maskrcnn.config import InferenceConfig
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.imaging.decode_pool import Decoders
 from maskrcnn.io.storage import Storage
@@ -86,7 +86,7 @@ def write_mixed(folder: Path, draw: random.Random) -> dict[str, str]:
 
 def test_exactly_the_bad_ones_fail_each_with_its_code(tmp_path: Path) -> None:
     codes = write_mixed(tmp_path / "images", chance("mixed"))
-    compute = Compute("planted", max_bytes=MAX_BYTES, max_pixels=10**7)
+    compute = InferenceConfig("planted", max_bytes=MAX_BYTES, max_pixels=10**7)
     plan = prepare(
         Request(str(tmp_path / "images" / "list.csv"), str(tmp_path / "run"), compute, shard_images=200)
     )

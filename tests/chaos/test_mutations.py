@@ -24,7 +24,7 @@ from PIL import Image
 
 import maskrcnn
 from chaos.chance import SIZE, chance, dice
-from maskrcnn.config import Compute
+from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import ERROR_CODES, ItemError
 from maskrcnn.imaging.decode import DecodedImage, Limits
 from maskrcnn.imaging.decode_pool import Decoders
@@ -246,7 +246,7 @@ class Timed:
 
 def whole_job(images: Path, output: Path, decode: Callable[[bytes, Limits], DecodedImage]) -> None:
     """Plan, run all shards in one worker, and reduce."""
-    plan = prepare(Request(str(images), str(output), Compute("planted"), shard_images=500))
+    plan = prepare(Request(str(images), str(output), InferenceConfig("planted"), shard_images=500))
     worker = ShardWorker(Storage(str(output)), PlantedSegmenter(), LIMITS, {"node": "here"}, 2, decode)
     for shard in plan:
         worker.run_shard(shard)

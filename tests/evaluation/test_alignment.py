@@ -7,15 +7,15 @@ import pytest
 
 from maskrcnn.errors import UsageError
 from maskrcnn.evaluation.alignment import PairedCategories, PairedImages, pair_categories, pair_images
-from maskrcnn.formats.coco_reader import ANNOTATIONS, Truth, TruthCategory
+from maskrcnn.formats.coco_reader import ANNOTATIONS, GroundTruth, GroundTruthCategory
 from maskrcnn.models.registry import COCO_CATEGORIES
 from maskrcnn.types import Category
 
 
-def truth(**names: int) -> Truth:
+def truth(**names: int) -> GroundTruth:
     """A ground truth whose images have these names, each with its id."""
     sizes = np.zeros((len(names), 2), np.int32)
-    return Truth(list(names.values()), list(names), sizes, [], ANNOTATIONS.empty_table())
+    return GroundTruth(list(names.values()), list(names), sizes, [], ANNOTATIONS.empty_table())
 
 
 def paired(
@@ -71,7 +71,7 @@ def test_an_exact_name_is_clear_whatever_its_last_part() -> None:
 
 
 def test_two_images_of_one_name_are_refused() -> None:
-    twice = Truth([1, 2], ["a.png", "a.png"], np.zeros((2, 2), np.int32), [], ANNOTATIONS.empty_table())
+    twice = GroundTruth([1, 2], ["a.png", "a.png"], np.zeros((2, 2), np.int32), [], ANNOTATIONS.empty_table())
     with pytest.raises(UsageError, match=r"two images of one file_name: 'a.png'"):
         pair_images(twice, [1], ["a.png"], ids_given=False)
 
@@ -79,8 +79,8 @@ def test_two_images_of_one_name_are_refused() -> None:
 # Categories
 
 
-def listed(*names: str | None, first: int = 1) -> list[TruthCategory]:
-    return [TruthCategory(number, name) for number, name in enumerate(names, first)]
+def listed(*names: str | None, first: int = 1) -> list[GroundTruthCategory]:
+    return [GroundTruthCategory(number, name) for number, name in enumerate(names, first)]
 
 
 def weighed(pairs: PairedCategories, run: Sequence[Category]) -> dict[str, str]:
@@ -93,7 +93,7 @@ RUN = (Category(4, "car"), Category(2, "nuclei"), Category(9, "boat"))
 
 
 def test_categories_go_by_name_in_the_order_of_the_truths_ids() -> None:
-    given = [TruthCategory(8, "car"), TruthCategory(3, "boat"), TruthCategory(5, "kite")]
+    given = [GroundTruthCategory(8, "car"), GroundTruthCategory(3, "boat"), GroundTruthCategory(5, "kite")]
     pairs = pair_categories(given, {0, 1}, RUN)
     assert pairs.names == ("boat", "kite", "car")
     assert pairs.of_truth.tolist() == [2, 0, 1]
@@ -136,15 +136,15 @@ def test_cocos_categories_in_a_row_are_recognised_without_names(first: int) -> N
 
 
 def test_cocos_own_ids_are_recognised_without_names() -> None:
-    given = [TruthCategory(category.id, None) for category in COCO_CATEGORIES]
+    given = [GroundTruthCategory(category.id, None) for category in COCO_CATEGORIES]
     assert pair_categories(given, {0}, COCO_CATEGORIES).by == "id"
-    some = [TruthCategory(1, "1"), TruthCategory(90, "90")]
+    some = [GroundTruthCategory(1, "1"), GroundTruthCategory(90, "90")]
     assert pair_categories(some, {0}, COCO_CATEGORIES).names == ("person", "toothbrush")
 
 
 def test_ids_between_two_countings_are_refused() -> None:
     with pytest.raises(UsageError, match="have no names"):
-        pair_categories([TruthCategory(18, None)], {0}, COCO_CATEGORIES)
+        pair_categories([GroundTruthCategory(18, None)], {0}, COCO_CATEGORIES)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 from windowed import mosaic, run_windows, write_geotiff
 
 from maskrcnn.evaluation import evaluate_part
-from maskrcnn.evaluation.evaluate_run import Asked, evaluating
+from maskrcnn.evaluation.evaluate_run import EvaluationOptions, evaluate_run
 from maskrcnn.evaluation.pycocotools_reference import average_precision
 from maskrcnn.io.storage import Storage
 from maskrcnn.results.verify import verify_run
@@ -165,7 +165,9 @@ def test_class_agnostic_is_as_if_all_were_of_one_category(place: Path) -> None:
 def test_detections_beyond_the_most_are_told(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     with (
         caplog.at_level(logging.WARNING, "maskrcnn"),
-        evaluating(str(place / "run"), str(place / "truth.json"), Asked(max_dets=2, class_agnostic=True)) as (
+        evaluate_run(
+            str(place / "run"), str(place / "truth.json"), EvaluationOptions(max_dets=2, class_agnostic=True)
+        ) as (
             few,
             _,
         ),
@@ -222,7 +224,7 @@ def greedily(found: Sequence[Json], there: Sequence[Json]) -> tuple[list[float],
 
 
 def test_what_is_taken_for_what_adds_up(place: Path) -> None:
-    with evaluating(str(place / "run"), str(place / "truth.json")) as (evaluation, _):
+    with evaluate_run(str(place / "run"), str(place / "truth.json")) as (evaluation, _):
         table = evaluation.confusion
     truth = json.loads((place / "truth.json").read_text())
     half = evaluation.summary["at_half"]

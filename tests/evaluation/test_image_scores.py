@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskrcnn.evaluation.average_precision import Curves, average
-from maskrcnn.evaluation.image_scores import Expected, Found, Objects, Weighed, weigh
+from maskrcnn.evaluation.image_scores import Expected, Found, Objects, ScoredImages, score_images
 from maskrcnn.masks.rle import rle_areas
 
 FIXTURE = Path(__file__).parents[3] / "shared" / "data" / "eval_fixture"
@@ -84,7 +84,7 @@ def columns(
 
 def by_us(
     truth: dict[str, Any], results: Entries, max_dets: int, batches: int = 1, seed: int = 0
-) -> tuple[dict[str, Curves], list[Weighed]]:
+) -> tuple[dict[str, Curves], list[ScoredImages]]:
     """Weigh images in so many batches, shuffled, as if they came from different parts of a run."""
     ids = np.random.default_rng(seed).permutation([image["id"] for image in truth["images"]]).tolist()
     categories = sorted(category["id"] for category in truth["categories"])
@@ -100,7 +100,7 @@ def by_us(
         areas = rle_areas(found.masks)
         order = np.array([rank[image] for image in batch], np.int64)
         weighed.append(
-            weigh(
+            score_images(
                 Found(found, np.array([e["score"] for e in here], np.float64), np.array(areas, np.int64)),
                 Expected(
                     columns(there, batch, categories, sizes),

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from maskrcnn.errors import UsageError
 from maskrcnn.formats import coco_reader as truth_module
-from maskrcnn.formats.coco_reader import read_truth
+from maskrcnn.formats.coco_reader import read_ground_truth
 
 IMAGES = [{"id": 7, "file_name": "a.png", "width": 30, "height": 20}, {"id": 3, "file_name": "b.png"}]
 CATEGORIES = [{"id": 2, "name": "leaf"}, {"id": 9, "name": "coin"}]
@@ -54,7 +54,7 @@ def test_columns_say_what_the_file_says(tmp_path: Path) -> None:
     crowd = annotation(image_id=3, category_id=9, iscrowd=1, segmentation=uncompressed)
     text = annotation(segmentation={"size": [20, 30], "counts": compressed["counts"].decode()})
     two = annotation(segmentation=[TRIANGLE, [*TRIANGLE, 3, 3]])
-    truth = read_truth(written(tmp_path, dataset(annotation(), crowd, text, two)))
+    truth = read_ground_truth(written(tmp_path, dataset(annotation(), crowd, text, two)))
 
     assert truth.image_ids == [7, 3]
     assert truth.names == ["a.png", "b.png"]
@@ -99,7 +99,7 @@ def test_the_size_of_a_piece_and_the_order_of_the_lists_change_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(truth_module, "_READ_CHARACTERS", characters)
         patch.setattr(truth_module, "_BATCH", 2)
-        truth = read_truth(written(tmp_path, text))
+        truth = read_ground_truth(written(tmp_path, text))
     assert truth.names == [name]
     assert truth.annotations["area"].to_pylist() == areas
     assert len(truth.categories) == 2
@@ -152,20 +152,20 @@ def test_the_size_of_a_piece_and_the_order_of_the_lists_change_nothing(
 )
 def test_what_is_no_ground_truth_is_refused_in_one_line(tmp_path: Path, content: Any, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint) as refused:
-        read_truth(written(tmp_path, content))
+        read_ground_truth(written(tmp_path, content))
     assert "\n" not in str(refused.value)
 
 
 def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
-        read_truth(str(tmp_path / "none.json"))
+        read_ground_truth(str(tmp_path / "none.json"))
     (tmp_path / "image.json").write_bytes(b"\x89PNG\r\n")
     with pytest.raises(UsageError, match=r"image\.json"):
-        read_truth(str(tmp_path / "image.json"))
+        read_ground_truth(str(tmp_path / "image.json"))
 
 
 def test_a_truth_of_boxes_alone_has_no_masks(tmp_path: Path) -> None:
-    assert not read_truth(written(tmp_path, dataset(annotation(segmentation=...)))).has_masks
-    assert not read_truth(written(tmp_path, dataset(annotation(segmentation=[])))).has_masks
-    assert read_truth(written(tmp_path, dataset(annotation()))).has_masks
-    assert read_truth(written(tmp_path, dataset())).has_masks
+    assert not read_ground_truth(written(tmp_path, dataset(annotation(segmentation=...)))).has_masks
+    assert not read_ground_truth(written(tmp_path, dataset(annotation(segmentation=[])))).has_masks
+    assert read_ground_truth(written(tmp_path, dataset(annotation()))).has_masks
+    assert read_ground_truth(written(tmp_path, dataset())).has_masks

@@ -366,7 +366,7 @@ def test_the_file_is_what_it_says(large):
     assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     stored = pq.read_table(path)
     assert stored.schema.equals(geoparquet.GEO)
-    assert stored.schema.metadata[b"maskrcnn.schema_version"] == b"1"
+    assert stored.schema.metadata[b"maskrcnn.schema_version"] == b"2"
     assert stored.sort_by("instance").equals(table.sort_by("instance"))
 
 

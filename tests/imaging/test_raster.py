@@ -101,7 +101,7 @@ def by_rasterio(path: Path, bands: tuple[int, ...], low: float, high: float) -> 
 
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
-LAYOUTS: dict[str, dict[str, Any]] = {
+KEY_MAPPINGS: dict[str, dict[str, Any]] = {
     "tiles": TILES,
     "tiles, bands in one": {**TILES, "interleave": "pixel"},
     "strips": {"tiled": False, "blockysize": 3, "compress": "lzw"},
@@ -110,12 +110,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", KEY_MAPPINGS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_any_rectangle_of_any_type_and_layout_is_what_rasterio_reads(
     tmp_path: Path, dtype: str, layout: str
 ) -> None:
-    profile = LAYOUTS[layout]
+    profile = KEY_MAPPINGS[layout]
     if "predictor" in profile and np.dtype(dtype).kind == "f":
         profile = {**profile, "predictor": 3}
     path = write(tmp_path / "r.tif", noise(dtype, (5, 83, 97)), nodata=7, **profile)
@@ -562,7 +562,7 @@ def test_of_damaged_blocks_the_others_are_kept(tmp_path: Path, threads: int) -> 
     everything = Rect(3, 1, 190, 98)
     with path.open("rb") as file, RasterReader(file, AS_IS, threads=threads) as reader:
         assert code_of(lambda: reader.read(everything)) == "corrupt"
-        rgb, valid, lost = reader.read_strip(everything)
+        rgb, valid, lost = reader.read_region(everything)
         good = next(rect for rect in blocks if rect not in broken)
         np.testing.assert_array_equal(
             reader.read(good)[0], whole[good.row_off : good.bottom, good.col_off : good.right]
@@ -590,7 +590,7 @@ def test_a_truncated_raster_keeps_the_blocks_before_its_end(tmp_path: Path, shar
             assert code in ("empty_file", "not_an_image", "truncated", "corrupt", "no_crs")
             return
         with RasterReader(file, AS_IS) as reader:
-            rgb, valid, lost = reader.read_strip(Rect(0, 0, 200, 100))
+            rgb, valid, lost = reader.read_region(Rect(0, 0, 200, 100))
     expected = lost_pixels([rect for rect, (start, size) in blocks.items() if start + size > end], (100, 200))
     np.testing.assert_array_equal(~valid, expected)
     np.testing.assert_array_equal(rgb[valid], whole[valid])
@@ -650,7 +650,7 @@ def test_whatever_is_damaged_ends_in_a_result_or_a_code(tmp_path: Path) -> None:
             RasterReader(io.BytesIO(content), parse_radiometry(None, scale)) as reader,
         ):
             rect = Rect(0, 0, min(reader.info.width, 100), min(reader.info.height, 100))
-            rgb, valid, _ = reader.read_strip(rect)
+            rgb, valid, _ = reader.read_region(rect)
             assert rgb.shape == (*valid.shape, 3)
             assert not rgb[~valid].any()
             json.dumps(reader.info.to_json())
@@ -721,7 +721,7 @@ def test_what_the_file_raises_is_what_is_raised(tmp_path: Path, error: Exception
 
     def work(file: BinaryIO) -> None:
         with RasterReader(file, AS_IS) as reader:
-            reader.read_strip(Rect(0, 0, 800, 600))
+            reader.read_region(Rect(0, 0, 800, 600))
 
     work(whole := Watched(content))
     assert len(whole.reads) > 5
@@ -841,7 +841,7 @@ def test_real_rasters_are_what_rasterio_reads(path: Path) -> None:
         rect = Rect(
             info.width // 3, info.height // 3, min(info.width // 2, 2000), min(info.height // 2, 2000)
         )
-        rgb, valid, lost = reader.read_strip(rect)
+        rgb, valid, lost = reader.read_region(rect)
     bands = (3, 2, 1) if path.stem == "all-nodata" else (1, 2, 3) if info.bands > 2 else (1, 1, 1)
     window = rasterio.windows.Window(*rect)
     rest = ~lost_pixels([at for at, _ in lost], (info.height, info.width))[window.toslices()]

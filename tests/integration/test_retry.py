@@ -17,7 +17,7 @@ from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.driver.cluster import connected
 
 import maskrcnn
-from maskrcnn.config import Speed
+from maskrcnn.config import ResourceConfig
 from maskrcnn.results.run import Run
 from maskrcnn.synthetic.planted import write_planted
 
@@ -30,7 +30,7 @@ SPOILT = {3: b"", 4: b"<html>gone</html>", 17: b"", 25: b"\x89PNG\r\n\x1a\n", 39
 @pytest.fixture(scope="module")
 def _ray() -> Iterator[None]:
     """One Ray for all commands that are run in this process."""
-    with connected("local", Speed()):
+    with connected("local", ResourceConfig()):
         yield
 
 

@@ -38,7 +38,7 @@ def instances(n, seed=0):
         "mask_box": mask_box,
         "segmentation": [{"size": [k, 7], "counts": text} for k, text in enumerate(texts)],
         "frame": [frame if k % 3 == 0 else None for k in range(n)],
-        "edge": rng.random(n) < 0.5,
+        "touches_border": rng.random(n) < 0.5,
     }
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in INSTANCES]
     return pa.table(arrays, schema=INSTANCES)

@@ -16,7 +16,7 @@ from maskrcnn_jobs.driver.poison_isolation import (
     MAX_UNEXPLAINED,
     STORE_PAUSE_S,
     BadEnd,
-    Inquest,
+    PoisonIsolation,
     Task,
 )
 
@@ -44,26 +44,26 @@ class Trial:
         self.executions: Counter[int] = Counter()
         self.codes: dict[int, str] = {}
 
-    def run(self, inquest: Inquest, interruptions: random.Random | None = None) -> None:
+    def run(self, isolation: PoisonIsolation, interruptions: random.Random | None = None) -> None:
         task = Task(self.shard)
         while True:
             if interruptions and interruptions.random() < 0.3:
-                inquest.ended_badly(task, NODE)
+                isolation.ended_badly(task, NODE)
             elif task.alone is not None:
                 self.executions[task.alone] += 1
                 if task.alone in self.poison:
-                    verdict = inquest.ended_badly(task, CRASH)
+                    verdict = isolation.ended_badly(task, CRASH)
                     assert verdict is not None
                     self.codes[task.alone] = verdict.code
                 else:
-                    inquest.survived(task)
+                    isolation.survived(task)
             else:
                 fatal = self.sweep(task)
                 if fatal is None:
                     return
                 said = Announcement(fatal, self.before(fatal)) if task.trace else Announcement(())
-                assert inquest.ended_badly(task, CRASH, said) is None
-            task = inquest.next_task()
+                assert isolation.ended_badly(task, CRASH, said) is None
+            task = isolation.next_task()
 
     def before(self, group: list[int]) -> list[int]:
         """Return the group that was computed before one."""
@@ -73,7 +73,7 @@ class Trial:
     def sweep(self, task: Task) -> list[int] | None:
         """Compute group by group; return the one that ended the process."""
         for group in self.groups:
-            todo = [row for row in group if row not in task.convicted]
+            todo = [row for row in group if row not in task.quarantined]
             self.executions.update(todo)
             if self.poison & set(todo):
                 return todo
@@ -85,87 +85,90 @@ def test_exactly_the_poison_is_convicted_whatever_happens_to_nodes(
     rows: int, group: int, poison: set[int], interrupted: bool
 ) -> None:
     trial = Trial(rows, group, {row for row in poison if row < rows})
-    trial.run(Inquest(trial.shard, "probes"), random.Random(rows) if interrupted else None)
+    trial.run(PoisonIsolation(trial.shard, "probes"), random.Random(rows) if interrupted else None)
     assert trial.codes == dict.fromkeys(trial.poison, "worker_crash")
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 39))
 def test_a_poison_item_is_executed_three_times(rows: int, group: int, poison: int) -> None:
     trial = Trial(rows, group, {poison % rows})
-    trial.run(Inquest(trial.shard, "probes"))
+    trial.run(PoisonIsolation(trial.shard, "probes"))
     assert trial.executions[poison % rows] == 3
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.sets(st.integers(0, 39), max_size=8))
 def test_no_poison_item_is_executed_more_than_three_times(rows: int, group: int, poison: set[int]) -> None:
     trial = Trial(rows, group, {row for row in poison if row < rows})
-    trial.run(Inquest(trial.shard, "probes"))
+    trial.run(PoisonIsolation(trial.shard, "probes"))
     assert all(trial.executions[row] <= 3 for row in trial.poison)
 
 
 @pytest.mark.parametrize("code", ["worker_crash", "timeout", "out_of_memory"])
 def test_the_verdict_is_how_the_image_ended_its_process_alone(code: str) -> None:
-    inquest = Inquest(Shard("1-00000000", 0, 9), "probes")
-    inquest.ended_badly(Task(inquest.shard), CRASH)
-    inquest.ended_badly(inquest.next_task(), CRASH, Announcement([4]))
-    assert inquest.needs_fresh_process
-    assert inquest.next_task().alone == 4
-    verdict = inquest.ended_badly(inquest.next_task(), BadEnd(code, "so it was"))
+    isolation = PoisonIsolation(Shard("1-00000000", 0, 9), "probes")
+    isolation.ended_badly(Task(isolation.shard), CRASH)
+    isolation.ended_badly(isolation.next_task(), CRASH, Announcement([4]))
+    assert isolation.needs_fresh_process
+    assert isolation.next_task().alone == 4
+    verdict = isolation.ended_badly(isolation.next_task(), BadEnd(code, "so it was"))
     assert verdict is not None
     assert (verdict.code, verdict.message) == (code, "alone in its process: so it was")
-    assert inquest.next_task().convicted == {4: verdict}
+    assert isolation.next_task().quarantined == {4: verdict}
 
 
 def test_deaths_that_convict_nobody_come_to_an_end() -> None:
-    inquest = Inquest(Shard("1-00000007", 70, 80), "probes")
+    isolation = PoisonIsolation(Shard("1-00000007", 70, 80), "probes")
     for _ in range(MAX_UNEXPLAINED - 1):
-        inquest.ended_badly(inquest.next_task(), CRASH)
+        isolation.ended_badly(isolation.next_task(), CRASH)
     with pytest.raises(RunError, match=r"shard 1-00000007 \(rows 70 to 79\) ended its worker 5 times"):
-        inquest.ended_badly(inquest.next_task(), CRASH)
+        isolation.ended_badly(isolation.next_task(), CRASH)
 
 
 def test_nodes_may_go_often_but_not_for_ever() -> None:
-    inquest = Inquest(Shard("1-00000000", 0, 9), "probes")
+    isolation = PoisonIsolation(Shard("1-00000000", 0, 9), "probes")
     for _ in range(MAX_BLAMELESS):
-        assert inquest.ended_badly(inquest.next_task(), NODE) is None
-        assert inquest.next_task().trace is None  # no suspicion follows from it
+        assert isolation.ended_badly(isolation.next_task(), NODE) is None
+        assert isolation.next_task().trace is None  # no suspicion follows from it
     with pytest.raises(RunError):
-        inquest.ended_badly(inquest.next_task(), NODE)
+        isolation.ended_badly(isolation.next_task(), NODE)
 
 
 def test_a_failing_store_is_given_time_and_then_up() -> None:
     now = [0.0]
-    inquest = Inquest(Shard("1-00000000", 0, 9), "probes", clock=lambda: now[0])
+    isolation = PoisonIsolation(Shard("1-00000000", 0, 9), "probes", clock=lambda: now[0])
     for number in range(MAX_STORE_FAILURES - 1):
-        inquest.store_failed(RunError("cannot write"))
-        assert not inquest.due
+        isolation.store_failed(RunError("cannot write"))
+        assert not isolation.due
         now[0] += STORE_PAUSE_S * 2**number
-        assert inquest.due
-        assert not inquest.next_task().careful
+        assert isolation.due
+        assert not isolation.next_task().careful
     with pytest.raises(RunError, match="cannot write"):
-        inquest.store_failed(RunError("cannot write"))
+        isolation.store_failed(RunError("cannot write"))
 
 
 def test_with_a_culprit_found_the_group_before_is_left_in_peace() -> None:
-    inquest = Inquest(Shard("1-00000000", 0, 9), "probes")
-    inquest.ended_badly(Task(inquest.shard), CRASH)
-    inquest.ended_badly(inquest.next_task(), CRASH, Announcement([4], [3]))
-    inquest.ended_badly(inquest.next_task(), CRASH)
-    assert not inquest.needs_fresh_process
-    assert inquest.next_task().convicted.keys() == {4}
+    isolation = PoisonIsolation(Shard("1-00000000", 0, 9), "probes")
+    isolation.ended_badly(Task(isolation.shard), CRASH)
+    isolation.ended_badly(isolation.next_task(), CRASH, Announcement([4], [3]))
+    isolation.ended_badly(isolation.next_task(), CRASH)
+    assert not isolation.needs_fresh_process
+    assert isolation.next_task().quarantined.keys() == {4}
 
 
 def test_what_took_effect_a_moment_later_is_found_in_the_group_before() -> None:
-    inquest = Inquest(Shard("1-00000000", 0, 9), "probes")
-    inquest.ended_badly(Task(inquest.shard), CRASH)
-    inquest.ended_badly(inquest.next_task(), CRASH, Announcement([4], [3]))
-    inquest.survived(inquest.next_task())
-    assert inquest.next_task().alone == 3
+    isolation = PoisonIsolation(Shard("1-00000000", 0, 9), "probes")
+    isolation.ended_badly(Task(isolation.shard), CRASH)
+    isolation.ended_badly(isolation.next_task(), CRASH, Announcement([4], [3]))
+    isolation.survived(isolation.next_task())
+    assert isolation.next_task().alone == 3
 
 
 def test_what_decoding_has_found_out_is_not_found_out_again() -> None:
-    inquest, verdict = Inquest(Shard("1-00000000", 0, 9), "probes"), ItemError("timeout", "not decoded")
-    inquest.ended_badly(Task(inquest.shard), CRASH)
-    inquest.ended_badly(inquest.next_task(), CRASH, Announcement([4], [], {2: verdict}))
-    inquest.survived(inquest.next_task())
-    assert inquest.next_task().convicted == {2: verdict}
+    isolation, verdict = (
+        PoisonIsolation(Shard("1-00000000", 0, 9), "probes"),
+        ItemError("timeout", "not decoded"),
+    )
+    isolation.ended_badly(Task(isolation.shard), CRASH)
+    isolation.ended_badly(isolation.next_task(), CRASH, Announcement([4], [], {2: verdict}))
+    isolation.survived(isolation.next_task())
+    assert isolation.next_task().quarantined == {2: verdict}

@@ -9,7 +9,7 @@ import pytest
 from maskrcnn_jobs.commands import segment
 from maskrcnn_jobs.commands.segment import Request, collect_garbage, prepare, receipts_of, status, sweep
 
-from maskrcnn.config import Compute, Speed
+from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
@@ -25,7 +25,9 @@ from maskrcnn.visualization.run_report import write_report
 @pytest.fixture
 def request_(tmp_path: Path) -> Request:
     write_planted(tmp_path / "images", 7, seed=2)
-    return Request(str(tmp_path / "images"), str(tmp_path / "run"), Compute("planted"), shard_images=2)
+    return Request(
+        str(tmp_path / "images"), str(tmp_path / "run"), InferenceConfig("planted"), shard_images=2
+    )
 
 
 def run_shards(storage: Storage, at_most: int = 10**6) -> None:
@@ -80,7 +82,10 @@ def test_one_that_planned_something_else_at_the_same_time_is_refused(
 def test_files_that_two_plannings_wrote_over_each_other_are_not_run(
     request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, other = segment.write_manifest, dataclasses.replace(request_, compute=Compute("planted", limit=3))
+    real, other = (
+        segment.write_manifest,
+        dataclasses.replace(request_, compute=InferenceConfig("planted", limit=3)),
+    )
 
     def other_comes_first(*arguments: Any) -> Any:
         monkeypatch.setattr(segment, "write_manifest", real)
@@ -102,7 +107,7 @@ def test_a_manifest_that_is_another_is_neither_swept_nor_reduced(request_: Reque
     sound = storage.read("manifest.parquet")
     storage.write("manifest.parquet", sound + b" ")
     with pytest.raises(RunError, match="is not the one that was planned"):
-        sweep(request_, plan, Speed("cpu", actors=1))
+        sweep(request_, plan, ResourceConfig("cpu", actors=1))
     storage.write("manifest.parquet", sound)
     run_shards(storage)
     before = reduce_run(storage.url, write_report=write_report)

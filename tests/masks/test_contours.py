@@ -8,8 +8,8 @@ from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
 from maskrcnn.masks.contours import Rings, trace
-from maskrcnn.masks.rle_decode import read_runs
-from maskrcnn.masks.spans import Runs
+from maskrcnn.masks.rle_decode import read_spans
+from maskrcnn.masks.spans import Spans
 
 rasterio = pytest.importorskip("rasterio")
 shapely = pytest.importorskip("shapely")
@@ -29,7 +29,7 @@ STAIRS = np.tri(7, dtype=np.bool_)
 
 def traced(masks: list[np.ndarray]) -> Rings:
     texts = [coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"] for mask in masks]
-    return trace(read_runs(texts, *masks[0].shape))
+    return trace(read_spans(texts, *masks[0].shape))
 
 
 def polygons_of(rings: Rings) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +92,7 @@ def test_every_corner_is_a_turn_and_shells_go_clockwise_on_the_screen(masks: lis
 
 
 def test_masks_far_from_the_origin_or_before_it_are_traced() -> None:
-    runs = Runs(
+    runs = Spans(
         *(np.array(v) for v in ([0, 1, 1], [-5, 7, 8], [-3, 2**40, 2**40], [4, 2**40 + 1, 2**40 + 1])), 2
     )
     polygons, owner = polygons_of(trace(runs))
@@ -102,14 +102,14 @@ def test_masks_far_from_the_origin_or_before_it_are_traced() -> None:
 
 def test_nothing_has_no_outline() -> None:
     nothing = np.empty(0, np.int64)
-    rings = trace(Runs(nothing, nothing, nothing, nothing, 3))
+    rings = trace(Spans(nothing, nothing, nothing, nothing, 3))
     assert [len(column) for column in rings] == [0] * 5
 
 
 def test_a_large_mask_costs_its_outline() -> None:
     """A comb of 20,000 teeth in an image of a billion pixels is one ring of 80,000 corners."""
     columns = np.arange(40_001)
-    runs = Runs(np.zeros_like(columns), columns, np.zeros_like(columns), np.where(columns % 2, 1, 25_000), 1)
+    runs = Spans(np.zeros_like(columns), columns, np.zeros_like(columns), np.where(columns % 2, 1, 25_000), 1)
     rings = trace(runs)
     assert len(rings.polygon) == len(rings.mask) == 1
     assert len(rings.rows) == 80_004

@@ -197,9 +197,9 @@ def test_detections_come_in_their_final_order_with_areas_and_edges():
     whole = coco_mask.decode(found.rles())
     assert found.areas.tolist() == whole.sum((0, 1)).tolist()
     border = np.concatenate([whole[0], whole[-1], whole[:, 0], whole[:, -1]])
-    assert found.edges.tolist() == border.any(0).tolist()
+    assert found.touches_border.tolist() == border.any(0).tolist()
     assert found.capped
-    assert 0 < np.count_nonzero(found.edges) < 40
+    assert 0 < np.count_nonzero(found.touches_border) < 40
     assert 0 in found.areas  # an empty mask is kept
 
 

@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
 from maskrcnn.masks.rle import encode_changes
-from maskrcnn.masks.rle_decode import read_runs
-from maskrcnn.masks.spans import Runs, ranges
+from maskrcnn.masks.rle_decode import read_spans
+from maskrcnn.masks.spans import Spans, ranges
 
 PAD = 5
 
@@ -27,11 +27,11 @@ def texts(masks: np.ndarray) -> list[bytes]:
     return [coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"] for mask in masks]
 
 
-def read(masks: np.ndarray) -> Runs:
-    return read_runs(texts(masks), masks.shape[1], masks.shape[2])
+def read(masks: np.ndarray) -> Spans:
+    return read_spans(texts(masks), masks.shape[1], masks.shape[2])
 
 
-def painted(runs: Runs, height: int, width: int, pad: int = 0) -> np.ndarray:
+def painted(runs: Spans, height: int, width: int, pad: int = 0) -> np.ndarray:
     """Paint runs, and check the order that they promise."""
     masks = np.zeros((runs.n, height + 2 * pad, width + 2 * pad), np.bool_)
     for of, column, start, stop in zip(runs.of, runs.column, runs.start, runs.stop, strict=True):
@@ -65,14 +65,14 @@ def test_what_is_read_is_what_was_written(masks: np.ndarray) -> None:
 
 def test_stretches_without_a_zero_between_them_are_one() -> None:
     rle = coco_mask.frPyObjects([{"size": [4, 2], "counts": [1, 1, 0, 2, 0, 1, 3]}], 4, 2)[0]
-    runs = read_runs([rle["counts"]], 4, 2)
+    runs = read_spans([rle["counts"]], 4, 2)
     assert [values.tolist() for values in runs[:4]] == [[0, 0], [0, 1], [1, 0], [4, 1]]
 
 
 @pytest.mark.parametrize("text", [b"", b"0", b"21", b"~~~"])
 def test_what_is_no_mask_of_the_frame_is_refused(text: bytes) -> None:
     with pytest.raises(ValueError, match="mask 1 is none of 2 x 4 pixels"):
-        read_runs([b"21102", text], 2, 4)
+        read_spans([b"21102", text], 2, 4)
 
 
 def test_an_empty_box_cuts_no_run_in_two() -> None:

@@ -29,7 +29,7 @@ from maskrcnn.models import segmenter as segmenter_module
 from maskrcnn.models.build import Model
 from maskrcnn.models.conversion.parity import generated_images
 from maskrcnn.models.conversion.parity_matterport import FastStages, compare_matterport
-from maskrcnn.models.conversion.reference_matterport import PlainMatterport
+from maskrcnn.models.conversion.reference_matterport import ReferenceMatterport
 from maskrcnn.models.fuse import for_cpu, fused
 from maskrcnn.models.matterport import CropAndResize, NormalisedAnchors, SquareTransform, _resized
 from maskrcnn.models.matterport_config import MatterportConfig
@@ -88,7 +88,7 @@ def test_asking_for_more_finds_more_among_the_same_proposals(model):
 
 def test_the_plain_computation_is_the_reference_too(tensors):
     stored = Stored("resnet50", "c_400x300")  # a box's last sample lies behind the map, by rounding
-    found = PlainMatterport(tensors, *SIZES["resnet50"], MatterportConfig()).found(stored.pixels)
+    found = ReferenceMatterport(tensors, *SIZES["resnet50"], MatterportConfig()).found(stored.pixels)
     assert np.array_equal(found.labels, stored["final_class_ids"])
     assert np.array_equal(found.boxes, stored["final_rois"])
     assert far(found.scores, stored["final_scores"]) < 1e-4
@@ -372,7 +372,7 @@ def test_where_proposals_are_few_zeros_follow_and_both_reckon_with_them(tensors)
     # Few anchors, and most of them suppressed: the zeros are classified, and may be found.
     config = MatterportConfig(pre_nms_limit=120, rpn_nms_threshold=0.3, post_nms_rois_inference=150)
     rows = compare_matterport(
-        PlainMatterport(tensors, *SIZES["resnet50"], config),
+        ReferenceMatterport(tensors, *SIZES["resnet50"], config),
         model_of("resnet50", tensors, config),
         generated_images()[:1],
     )
@@ -391,7 +391,7 @@ def test_another_configuration_is_computed_by_both(tensors):
         detection_nms_threshold=0.5,
     )
     rows = compare_matterport(
-        PlainMatterport(tensors, 200, 384, config),
+        ReferenceMatterport(tensors, 200, 384, config),
         model_of("resnet50", tensors, config, (200, 384)),
         generated_images()[1:],
     )

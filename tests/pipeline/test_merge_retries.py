@@ -14,7 +14,7 @@ from maskrcnn.errors import RunError
 from maskrcnn.io.parquet import File, write_table
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.merge_retries import Group, GroupReader, Piece, Redone, group_shards, overlaid
-from maskrcnn.pipeline.receipts import Chosen
+from maskrcnn.pipeline.receipts import ChosenReceipt
 from maskrcnn.schema import INSTANCES_PER_IMAGE, METADATA, ImageResult, images_table, instances_table
 from maskrcnn.stats import Stats
 from maskrcnn.types import Category, Detections
@@ -109,9 +109,9 @@ def test_a_piece_of_other_images_is_refused() -> None:
 # From files
 
 
-def stored(storage: Storage, name: str, rows: Sequence[int], found: Sequence[int | None]) -> Chosen:
+def stored(storage: Storage, name: str, rows: Sequence[int], found: Sequence[int | None]) -> ChosenReceipt:
     images, instances = tables(rows, found)
-    return Chosen(
+    return ChosenReceipt(
         name,
         "a",
         write_table(storage, f"shards/{name}/a/images.parquet", images),
@@ -121,7 +121,7 @@ def stored(storage: Storage, name: str, rows: Sequence[int], found: Sequence[int
 
 def in_shards(
     storage: Storage, generation: int, found: dict[int, int | None], size: int
-) -> list[tuple[Chosen, list[int]]]:
+) -> list[tuple[ChosenReceipt, list[int]]]:
     rows = list(found)
     cut = [rows[k : k + size] for k in range(0, len(rows), size)]
     return [
@@ -187,7 +187,8 @@ def test_a_group_reads_only_the_retries_that_did_its_rows(tmp_path: Path) -> Non
 @pytest.mark.parametrize("part_bytes", [1, 250, 10**6])
 def test_parts_are_whole_shards_in_order(part_bytes: int) -> None:
     shards = [
-        Chosen(str(i), "a", File("", "", 10 * i % 70, 2), File("", "", 37 * i % 110, 1)) for i in range(40)
+        ChosenReceipt(str(i), "a", File("", "", 10 * i % 70, 2), File("", "", 37 * i % 110, 1))
+        for i in range(40)
     ]
     groups = group_shards(shards, part_bytes=part_bytes)
     assert [shard for group in groups for shard in group.shards] == shards
@@ -198,8 +199,8 @@ def test_parts_are_whole_shards_in_order(part_bytes: int) -> None:
 
 
 def test_what_a_retry_found_makes_the_parts_smaller() -> None:
-    shards = [Chosen(str(i), "a", File("", "", 10, 100), File("", "", 10, 0)) for i in range(10)]
-    large = Chosen("2-0", "a", File("", "", 0, 1000), File("", "", 10_000, 1))
+    shards = [ChosenReceipt(str(i), "a", File("", "", 10, 100), File("", "", 10, 0)) for i in range(10)]
+    large = ChosenReceipt("2-0", "a", File("", "", 0, 1000), File("", "", 10_000, 1))
     assert len(group_shards(shards, part_bytes=2500)) == 1
     groups: list[Group] = group_shards(shards, [[Redone(large, np.arange(1000))]], part_bytes=2500)
     assert [len(group.shards) for group in groups] == [2] * 5

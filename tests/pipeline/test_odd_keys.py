@@ -13,7 +13,7 @@ from conftest import BUCKET, S3Server
 from maskrcnn_jobs.commands.segment import Request, prepare
 
 import maskrcnn
-from maskrcnn.config import Compute
+from maskrcnn.config import InferenceConfig
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.reduce import reduce_run
@@ -119,7 +119,9 @@ def collection(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, lis
 def run(source: str, output: str, images_root: str | None = None) -> list[dict[str, Any]]:
     """Process a source, and return its rows of `images`, each with the scores that were found."""
     storage = Storage(output)
-    plan = prepare(Request(source, output, Compute("planted"), shard_images=50, images_root=images_root))
+    plan = prepare(
+        Request(source, output, InferenceConfig("planted"), shard_images=50, images_root=images_root)
+    )
     worker = ShardWorker(storage, PlantedSegmenter(), LIMITS, {"node": "here"})
     for shard in plan:
         worker.run_shard(shard)

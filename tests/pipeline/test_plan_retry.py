@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from maskrcnn_jobs.commands.segment import Request, collect_garbage, prepare, status
 
 import maskrcnn
-from maskrcnn.config import Compute
+from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import ERROR_CODES, RunError, UsageError
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
@@ -60,7 +60,7 @@ SPOILT = ("not_found", "empty_file", "not_an_image", "truncated")
 
 
 def planned(collection: Collection, output: Path, shard_images: int = 5) -> Storage:
-    prepare(Request(str(collection.manifest), str(output), Compute("planted"), shard_images))
+    prepare(Request(str(collection.manifest), str(output), InferenceConfig("planted"), shard_images))
     return Storage(str(output))
 
 
@@ -200,7 +200,7 @@ def test_an_input_that_was_replaced_is_taken_as_it_is_now(collection: Collection
 def test_inputs_on_the_web_are_not_asked_what_they_are_now(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("uri\nhttp://127.0.0.1:9/a.png\n")
     request = Request(
-        str(tmp_path / "list.csv"), str(tmp_path / "run"), Compute("planted", allow_http=True), 1
+        str(tmp_path / "list.csv"), str(tmp_path / "run"), InferenceConfig("planted", allow_http=True), 1
     )
     prepare(request)
     storage = swept(Storage(request.output))
@@ -286,9 +286,9 @@ def test_the_command_of_the_run_continues_its_retry(collection: Collection, tmp_
     storage = segmented(collection, tmp_path / "run")
     collection.mend(1)
     retry = planned_retry(storage)
-    request = Request(str(collection.manifest), storage.url, Compute("planted"), 5)
+    request = Request(str(collection.manifest), storage.url, InferenceConfig("planted"), 5)
     assert prepare(request) == retry
-    assert prepare(Request(str(collection.manifest), storage.url, Compute("planted"))) == retry
+    assert prepare(Request(str(collection.manifest), storage.url, InferenceConfig("planted"))) == retry
 
 
 def test_of_two_retries_planned_at_once_both_do_one(collection: Collection, tmp_path: Path) -> None:

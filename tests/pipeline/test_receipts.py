@@ -13,7 +13,7 @@ from maskrcnn.errors import RunError
 from maskrcnn.io.parquet import File
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.plan import Plan
-from maskrcnn.pipeline.receipts import Ledger, Receipt, check_complete, choose, collect, commit
+from maskrcnn.pipeline.receipts import ChosenReceipts, Receipt, check_complete, choose, collect, commit
 from maskrcnn.stats import Stats
 from maskrcnn.types import Category
 
@@ -55,7 +55,7 @@ def written(storage: Storage, shard: str, attempt: str = "a", **changed: Any) ->
 EVERY = [shard.name for plan in PLANS for shard in plan]
 
 
-def collected(storage: Storage, touched: list[bool]) -> Ledger:
+def collected(storage: Storage, touched: list[bool]) -> ChosenReceipts:
     return collect(storage, PLANS, choose(storage, PLANS), np.array(touched), CATEGORIES)
 
 
@@ -63,10 +63,10 @@ def test_what_is_collected_is_the_sum_of_what_was_not_done_again(tmp_path: Path)
     storage = Storage(str(tmp_path))
     for shard in EVERY:
         written(storage, shard)
-    ledger = collected(storage, [False, True, False])
-    assert [[chosen.shard for chosen in kept] for kept in ledger.chosen] == [EVERY[:3], EVERY[3:]]
-    assert ledger.stats == stats(4 + 2)
-    timings = ledger.timings
+    chosen_receipts = collected(storage, [False, True, False])
+    assert [[chosen.shard for chosen in kept] for kept in chosen_receipts.chosen] == [EVERY[:3], EVERY[3:]]
+    assert chosen_receipts.stats == stats(4 + 2)
+    timings = chosen_receipts.timings
     assert (timings["images"], timings["shards"], timings["actors"]) == (13, 5, 1)
     assert timings["storage_retries"] == 15
     assert (timings["shard_wall_s"], timings["stages_s"]) == (10.0, {"model": 7.5})

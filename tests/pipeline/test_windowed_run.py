@@ -213,10 +213,10 @@ def test_a_picture_is_cut_upright(tmp_path: Path) -> None:
     [{"window": 16}, {"overlap": 20}, {"window": 100, "overlap": 51}, {"bands": "1,2,3"}, {"scale": "0,255"}],
 )
 def test_what_makes_no_windows_is_refused_in_one_line(options: dict[str, object]) -> None:
-    from maskrcnn.config import Compute
+    from maskrcnn.config import InferenceConfig
 
     with pytest.raises(UsageError, match="--"):
-        Compute("planted", **options)  # type: ignore[arg-type]
+        InferenceConfig("planted", **options)  # type: ignore[arg-type]
 
 
 def test_a_tiff_without_coordinates_is_a_picture_where_that_is_asked_for(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_convicted_window_fails_alone(tmp_path: Path) -> None:
     write_geotiff(tmp_path / "in" / "a.tif", mosaic(300, 300, 20, 4))
     prepare(Request(str(tmp_path / "in"), str(tmp_path / "out"), compute_of()))
     verdict = ItemError("worker_crash", "alone in its process")
-    sweep(str(tmp_path / "out"), compute_of(), convicted={4: verdict})
+    sweep(str(tmp_path / "out"), compute_of(), quarantined={4: verdict})
     success = reduce_run(str(tmp_path / "out"), write_report=write_report)
     assert success["windows"]["failed"] == 1
     [image] = maskrcnn.open_run(str(tmp_path / "out")).images().to_pylist()

@@ -191,7 +191,7 @@ def test_a_convicted_image_is_not_touched_and_its_neighbours_are_kept(run: Stora
     row = next(n for n, image in enumerate(whole) if image["status"] == "ok")
     Path(whole[row]["uri"]).unlink()  # who looked at it would find `not_found`
     verdict = ItemError("worker_crash", "it did it")
-    again = worker.run_shard(shard, convicted={row: verdict}).receipt
+    again = worker.run_shard(shard, quarantined={row: verdict}).receipt
     images = read_table(run, again.images.path).to_pylist()
     assert (images[row]["status"], images[row]["error"]) == ("failed", "worker_crash")
     assert images[row]["message"] == "it did it"

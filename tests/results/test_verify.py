@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.commands.segment import Request, prepare
 
-from maskrcnn.config import Compute
+from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.parquet import write_tables
@@ -38,7 +38,7 @@ from maskrcnn.pipeline.plan_retry import plan_retry
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.results import invariants, verify, verify_loading
-from maskrcnn.results.verify import Verdict, verify_run
+from maskrcnn.results.verify import VerificationReport, verify_run
 from maskrcnn.results.verify_loading import digest_and_size, row_groups
 from maskrcnn.schema import INSTANCES
 from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
@@ -75,7 +75,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of 25 inputs in five parts of each table."""
     folder = tmp_path_factory.mktemp("whole")
     source, output = write_inputs(folder / "images"), folder / "run"
-    plan = prepare(Request(source, str(output), Compute("planted"), shard_images=5))
+    plan = prepare(Request(source, str(output), InferenceConfig("planted"), shard_images=5))
     run_shards(Storage(str(output)), plan)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("maskrcnn.pipeline.reduce.group_shards", functools.partial(group_shards, part_bytes=1))
@@ -124,7 +124,7 @@ def output(whole: Path, tmp_path: Path) -> Output:
     return Output(tmp_path / "run")
 
 
-def found_by(verdict: Verdict) -> list[str]:
+def found_by(verdict: VerificationReport) -> list[str]:
     """Return the names of the checks that found something."""
     assert {finding.check for finding in verdict.findings} == {
         o.check for o in verdict.outcomes if o.findings
@@ -347,7 +347,7 @@ FILES: list[tuple[str, Tampering, str]] = [
     ("_SUCCESS has odd entries", edited("_SUCCESS", lambda s: s["parts"].update(images=[1])), "records"),
     ("_SUCCESS has text for rows", edited("_SUCCESS", lambda s: s["parts"]["images"][0].update(rows="5")), "records"),
     ("_SUCCESS is of a generation to come", edited("_SUCCESS", lambda s: s.update(generation=2)), "records"),
-    ("_SUCCESS is of another schema", edited("_SUCCESS", lambda s: s.update(schema_version=2)), "records"),
+    ("_SUCCESS is of another schema", edited("_SUCCESS", lambda s: s.update(schema_version=1)), "records"),
     ("a count of _SUCCESS", edited("_SUCCESS", lambda s: s["counts"].update(ok=s["counts"]["ok"] + 1)), "statistics"),
     ("a count of _SUCCESS is missing", edited("_SUCCESS", lambda s: s["counts"].pop("empty")), "statistics"),
     ("_SUCCESS counts what is not there", edited("_SUCCESS", lambda s: s["counts"].update(lost=0)), "statistics"),
@@ -555,7 +555,7 @@ INSTANCES_ROWS: list[tuple[str, Callable[[pa.Table], pa.Table], str]] = [
     ("weaker before stronger", set_value("score", 0, 0.06), "by score, category and box"),
     ("an area", set_value("area", 0, lambda area: area + 1), "that of the mask"),
     ("a box of a mask", set_value("mask_box", 0, moved("xmin", 1)), "mask_box is"),
-    ("the edge", set_value("edge", 0, lambda edge: not edge), "the mask says"),
+    ("the edge", set_value("touches_border", 0, lambda edge: not edge), "the mask says"),
     ("another size", set_value("segmentation", 0, lambda s: s | {"size": [s["size"][0], 7]}), "segmentation.size is"),
     ("no size", set_value("segmentation", 0, lambda s: s | {"size": []}), "segmentation.size is []"),
     ("a size of none", set_value("segmentation", 0, lambda s: s | {"size": [0, 0]}), "segmentation.size is [0, 0]"),
@@ -641,9 +641,9 @@ def widened(table: pa.Table) -> pa.Table:
     ("change", "check"),
     [
         (widened, "instances"),
-        (lambda table: table.drop_columns(["edge"]), "instances"),
+        (lambda table: table.drop_columns(["touches_border"]), "instances"),
         (lambda table: table.append_column("more", pa.array(range(len(table)))), "instances"),
-        (lambda table: table.replace_schema_metadata({b"maskrcnn.schema_version": b"2"}), "parts"),
+        (lambda table: table.replace_schema_metadata({b"maskrcnn.schema_version": b"1"}), "parts"),
         (lambda table: table.replace_schema_metadata(None), "parts"),
     ],
     ids=["another type", "a column less", "a column more", "another version", "no version"],

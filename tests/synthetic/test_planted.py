@@ -62,13 +62,13 @@ def test_a_mask_has_the_pixels_whose_centres_the_shape_covers():
     assert (masks == expected).all()
     assert found.boxes.tolist() == [[35, 20, 45, 40], [30, 25, 50, 35], [0, 30, 32, 64]]
     assert found.areas.tolist() == [200, 200, int(expected[:, :, 2].sum())]
-    assert found.edges.tolist() == [False, False, True]
+    assert found.touches_border.tolist() == [False, False, True]
 
 
 def test_an_instance_outside_of_the_image_is_kept_with_an_empty_mask():
     (found,) = PlantedSegmenter().segment([plant((64, 64), [coin(0.9, x=500.0)])])
     assert found.areas.tolist() == [0]
-    assert found.edges.tolist() == [False]
+    assert found.touches_border.tolist() == [False]
     assert found.boxes.tolist() == [[0, 0, 0, 0]]
 
 

@@ -8,23 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskrcnn.errors import ItemError
-from maskrcnn.imaging.geometry import Sized
+from maskrcnn.imaging.geometry import ImageHeader
 from maskrcnn.schema import ITEMS, MANIFEST
 from maskrcnn.tiling.grid import TILE_WINDOWS
-from maskrcnn.tiling.index import Cutting, Items, number_windows
+from maskrcnn.tiling.index import Cutting, WindowIndex, number_windows
 
 CUTTING = Cutting(16, 4)
 
-plain = st.builds(Sized, st.integers(1, 60), st.integers(1, 60))
+plain = st.builds(ImageHeader, st.integers(1, 60), st.integers(1, 60))
 rasters = st.builds(
-    Sized,
+    ImageHeader,
     st.integers(1, 400),
     st.integers(1, 400),
     st.sampled_from([(8, 8), (1, 10**6)]),
     st.just("EPSG:4326"),
     st.just((1.0, 0.0, 2.0, 0.0, -1.0, 3.0)),
 )
-unknown = st.just(Sized(error=ItemError("no_crs", "nowhere")))
+unknown = st.just(ImageHeader(error=ItemError("no_crs", "nowhere")))
 collections = st.lists(st.one_of(plain, rasters, unknown), min_size=1, max_size=8)
 
 
@@ -34,7 +34,7 @@ def manifest_of(n: int) -> pa.Table:
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, MANIFEST, strict=True)], schema=MANIFEST)
 
 
-def n_windows(image: Sized) -> int:
+def n_windows(image: ImageHeader) -> int:
     if image.height is None or image.width is None:
         return 1
     return len(CUTTING.tiling(image.height, image.width, image.block_size).grid)
@@ -43,10 +43,10 @@ def n_windows(image: Sized) -> int:
 @settings(deadline=None, max_examples=60)
 @given(collections, st.integers(1, 5))
 def test_every_window_has_a_number_and_shards_are_tiles_or_whole_images(
-    images: list[Sized], shard_images: int
+    images: list[ImageHeader], shard_images: int
 ) -> None:
     grid, cuts = number_windows(images, CUTTING, shard_images)
-    items = Items(grid, CUTTING, cuts[-1])
+    items = WindowIndex(grid, CUTTING, cuts[-1])
     assert cuts[-1] == sum(map(n_windows, images))
     assert list(cuts) == sorted(set(cuts))
     for start, stop in itertools.pairwise(cuts):
@@ -63,9 +63,9 @@ def test_every_window_has_a_number_and_shards_are_tiles_or_whole_images(
 
 @settings(deadline=None, max_examples=60)
 @given(collections, st.data())
-def test_a_number_leads_to_its_window_and_back(images: list[Sized], data: st.DataObject) -> None:
+def test_a_number_leads_to_its_window_and_back(images: list[ImageHeader], data: st.DataObject) -> None:
     grid, cuts = number_windows(images, CUTTING, 3)
-    items = Items(grid, CUTTING, cuts[-1])
+    items = WindowIndex(grid, CUTTING, cuts[-1])
     assert items.largest == max((image.height or 0) * (image.width or 0) for image in images)
     numbers = np.array(data.draw(st.lists(st.integers(0, cuts[-1] - 1), unique=True, min_size=1).map(sorted)))
     rows = np.unique(items.rows_of(numbers))

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from maskrcnn.errors import ItemError
 from maskrcnn.imaging.decode import DecodedImage
-from maskrcnn.imaging.geometry import Entry, Rect, Sized, Strip
+from maskrcnn.imaging.geometry import Entry, ImageHeader, RasterRegion, Rect
 from maskrcnn.tiling.index import Cutting
 from maskrcnn.tiling.reader import read_windows, rect_of
 
 
-def entries_of(image: Sized, cutting: Cutting, row: int = 0, tile: int | None = None) -> list[Entry]:
+def entries_of(image: ImageHeader, cutting: Cutting, row: int = 0, tile: int | None = None) -> list[Entry]:
     assert image.height is not None
     assert image.width is not None
     tiling = cutting.tiling(image.height, image.width, image.block_size)
@@ -41,7 +41,7 @@ def entries_of(image: Sized, cutting: Cutting, row: int = 0, tile: int | None = 
 class Raster:
     """Random pixels in blocks; counts how often each block is read, and some are broken."""
 
-    def __init__(self, image: Sized, seed: int, broken: Sequence[tuple[int, int]] = ()) -> None:
+    def __init__(self, image: ImageHeader, seed: int, broken: Sequence[tuple[int, int]] = ()) -> None:
         assert image.height is not None
         assert image.width is not None
         assert image.block_size is not None
@@ -52,7 +52,7 @@ class Raster:
         self.read: Counter[tuple[int, int]] = Counter()
         self.broken = set(broken)
 
-    def __call__(self, entry: Entry, rect: Rect) -> Strip:
+    def __call__(self, entry: Entry, rect: Rect) -> RasterRegion:
         height, width = self.block
         assert rect.col_off % width == rect.row_off % height == 0
         broken = []
@@ -63,26 +63,26 @@ class Raster:
                 if block in self.broken:
                     broken.append((Rect(left, top, width, height), ItemError("corrupt", "no block")))
         part = (slice(rect.row_off, rect.bottom), slice(rect.col_off, rect.right))
-        return Strip(self.pixels[part], self.valid[part], tuple(broken))
+        return RasterRegion(self.pixels[part], self.valid[part], tuple(broken))
 
 
 def no_whole(entry: Entry) -> DecodedImage:
     raise AssertionError
 
 
-def no_strip(entry: Entry, rect: Rect) -> Strip:
+def no_strip(entry: Entry, rect: Rect) -> RasterRegion:
     raise AssertionError
 
 
 rasters = st.builds(
-    Sized, st.integers(1, 90), st.integers(1, 90), st.tuples(st.integers(1, 20), st.integers(1, 100))
+    ImageHeader, st.integers(1, 90), st.integers(1, 90), st.tuples(st.integers(1, 20), st.integers(1, 100))
 )
 
 
 @settings(deadline=None)
 @given(rasters, st.integers(2, 20), st.integers(0, 10), st.integers(0, 99), st.data())
 def test_windows_are_those_cut_from_the_whole(
-    image: Sized, window: int, overlap: int, seed: int, data: st.DataObject
+    image: ImageHeader, window: int, overlap: int, seed: int, data: st.DataObject
 ) -> None:
     cutting = Cutting(window, min(overlap, window // 2))
     raster = Raster(image, seed)
@@ -103,7 +103,7 @@ def test_windows_are_those_cut_from_the_whole(
 
 @settings(deadline=None)
 @given(rasters, st.integers(2, 20), st.integers(0, 10), st.integers(0, 99))
-def test_each_block_is_read_once_for_a_tile(image: Sized, window: int, overlap: int, seed: int) -> None:
+def test_each_block_is_read_once_for_a_tile(image: ImageHeader, window: int, overlap: int, seed: int) -> None:
     cutting = Cutting(window, min(overlap, window // 2))
     tiling = cutting.tiling(image.height or 0, image.width or 0, image.block_size)
     for tile in range(len(tiling.cuts) - 1):
@@ -115,7 +115,7 @@ def test_each_block_is_read_once_for_a_tile(image: Sized, window: int, overlap: 
 @settings(deadline=None)
 @given(rasters, st.integers(2, 20), st.integers(0, 10), st.integers(0, 99), st.data())
 def test_a_broken_block_costs_the_windows_that_touch_it_and_no_other(
-    image: Sized, window: int, overlap: int, seed: int, data: st.DataObject
+    image: ImageHeader, window: int, overlap: int, seed: int, data: st.DataObject
 ) -> None:
     cutting = Cutting(window, min(overlap, window // 2))
     height, width = image.block_size or (1, 1)
@@ -137,7 +137,10 @@ def test_an_image_without_blocks_is_decoded_once_and_one_that_changed_fails() ->
         return DecodedImage(pixels, 3)
 
     cutting = Cutting(16, 4)
-    entries = [*entries_of(Sized(30, 40), cutting, row=5), *entries_of(Sized(40, 30), cutting, row=6)]
+    entries = [
+        *entries_of(ImageHeader(30, 40), cutting, row=5),
+        *entries_of(ImageHeader(40, 30), cutting, row=6),
+    ]
     found = list(read_windows(entries, read_whole, no_strip))
     assert decoded == [5, 6]
     for entry, window in zip(entries, found, strict=True):
@@ -154,11 +157,11 @@ def test_an_image_without_blocks_is_decoded_once_and_one_that_changed_fails() ->
 
 
 def test_a_reader_that_fails_costs_the_windows_of_that_row_only() -> None:
-    image, cutting = Sized(60, 20, (10, 20)), Cutting(20, 0)
+    image, cutting = ImageHeader(60, 20, (10, 20)), Cutting(20, 0)
     raster = Raster(image, 1)
     raster.valid[:] = True
 
-    def read(entry: Entry, rect: Rect) -> Strip:
+    def read(entry: Entry, rect: Rect) -> RasterRegion:
         if rect.row_off == 20:
             raise ItemError("timeout", "not read")
         return raster(entry, rect)
@@ -168,7 +171,7 @@ def test_a_reader_that_fails_costs_the_windows_of_that_row_only() -> None:
 
 
 def test_an_image_whose_header_was_broken_stays_failed() -> None:
-    entry = entries_of(Sized(9, 9), Cutting(32, 4))[0]
+    entry = entries_of(ImageHeader(9, 9), Cutting(32, 4))[0]
     entry |= {"image_height": 0, "image_width": 0, "header_error": "no_crs", "header_message": "none"}
     [found] = read_windows([entry], no_whole, no_strip)
     assert isinstance(found, ItemError)

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from maskrcnn.imaging.geometry import Rect
 from maskrcnn.masks.rle import crop_to_rle
-from maskrcnn.masks.rle_decode import read_runs
+from maskrcnn.masks.rle_decode import read_spans
 from maskrcnn.synthetic.planted import PlantedInstance
 from maskrcnn.tiling.grid import Grid
 from maskrcnn.tiling.overlap_matching import TOLERANCE_PX
@@ -21,7 +21,7 @@ JITTER_PX = TOLERANCE_PX // 2
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """An object: its mask inside of a crop, and where that lies in the image."""
 
     crop: np.ndarray
@@ -35,16 +35,16 @@ class Truth:
         return Rect(self.left, self.top, self.crop.shape[1], self.crop.shape[0])
 
 
-def box(left: int, top: int, width: int, height: int, label: int = 1, score: float = 0.5) -> Truth:
-    return Truth(np.ones((height, width), np.bool_), left, top, label, score)
+def box(left: int, top: int, width: int, height: int, label: int = 1, score: float = 0.5) -> GroundTruth:
+    return GroundTruth(np.ones((height, width), np.bool_), left, top, label, score)
 
 
-def tight(crop: np.ndarray, left: int, top: int, label: int, score: float) -> Truth | None:
+def tight(crop: np.ndarray, left: int, top: int, label: int, score: float) -> GroundTruth | None:
     rows, columns = np.flatnonzero(crop.any(1)), np.flatnonzero(crop.any(0))
     if not len(rows):
         return None
     crop = crop[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return Truth(crop, left + int(columns[0]), top + int(rows[0]), label, score)
+    return GroundTruth(crop, left + int(columns[0]), top + int(rows[0]), label, score)
 
 
 # --- a segmenter that sees the truth, window by window ---
@@ -76,7 +76,9 @@ def jittered(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return spread(canvas, pixels) if kind == 1 else eroded(canvas, pixels)
 
 
-def seen(truth: Truth, window: Rect, rng: np.random.Generator | None, early: bool) -> Truth | None:
+def seen(
+    truth: GroundTruth, window: Rect, rng: np.random.Generator | None, early: bool
+) -> GroundTruth | None:
     """Return what a window sees of an object, in the window's frame.
 
     Args:
@@ -99,7 +101,9 @@ def seen(truth: Truth, window: Rect, rng: np.random.Generator | None, early: boo
     return tight(canvas, max(left, 0), max(top, 0), truth.label, truth.score)
 
 
-def segmented(grid: Grid, truths: Sequence[Truth], seed: int | None = None) -> tuple[Pieces, np.ndarray]:
+def segmented(
+    grid: Grid, truths: Sequence[GroundTruth], seed: int | None = None
+) -> tuple[Pieces, np.ndarray]:
     """Return what a segmenter finds in the windows, and of which truth each piece is.
 
     Args:
@@ -120,7 +124,7 @@ def segmented(grid: Grid, truths: Sequence[Truth], seed: int | None = None) -> t
     return pieces_of(grid, [(row[0], row[3]) for row in rows]), np.array([row[2] for row in rows], np.int64)
 
 
-def pieces_of(grid: Grid, found: Sequence[tuple[int, Truth]]) -> Pieces:
+def pieces_of(grid: Grid, found: Sequence[tuple[int, GroundTruth]]) -> Pieces:
     height, width = min(grid.window, grid.height), min(grid.window, grid.width)
     boxes = np.array([(p.left, p.top, p.rect.right, p.rect.bottom) for _, p in found]).reshape(-1, 4)
     return Pieces(
@@ -143,7 +147,7 @@ def drawn(objects: Objects, index: int, rect: Rect) -> np.ndarray:
     else:
         left, top, width, height = objects.frames[index].tolist()
         size = (height, width)
-    runs = read_runs([objects.masks[index]], *size)
+    runs = read_spans([objects.masks[index]], *size)
     canvas = np.zeros((rect.height, rect.width), np.bool_)
     dx, dy = left - rect.col_off, top - rect.row_off
     for column, start, stop in zip(runs.column + dx, runs.start + dy, runs.stop + dy, strict=True):
@@ -152,7 +156,7 @@ def drawn(objects: Objects, index: int, rect: Rect) -> np.ndarray:
     return canvas
 
 
-def is_exactly(objects: Objects, truths: Sequence[Truth], of: np.ndarray) -> None:
+def is_exactly(objects: Objects, truths: Sequence[GroundTruth], of: np.ndarray) -> None:
     """Each truth is one object: box, label, score, and every pixel; and its pieces say so."""
     assert len(objects.masks) == len(truths)
     object_of = {}
@@ -170,7 +174,7 @@ def is_exactly(objects: Objects, truths: Sequence[Truth], of: np.ndarray) -> Non
         assert (drawn(objects, found, rect) == truth.crop).all()
 
 
-def off(objects: Objects, index: int, truth: Truth) -> int:
+def off(objects: Objects, index: int, truth: GroundTruth) -> int:
     """Return how far the farthest differing pixel is from the truth's outline, columns or rows; 9 at most."""
     room = 24
     rect = Rect(
@@ -188,7 +192,7 @@ def off(objects: Objects, index: int, truth: Truth) -> int:
     return 9
 
 
-def is_about(objects: Objects, truths: Sequence[Truth]) -> None:
+def is_about(objects: Objects, truths: Sequence[GroundTruth]) -> None:
     """Each truth is one object, of which no differing pixel lies more than the jitter from the outline."""
     assert len(objects.masks) == len(truths)
     left = set(range(len(truths)))
@@ -218,11 +222,11 @@ class Mosaic:
     """
 
     def __init__(self, height: int, width: int, least: int) -> None:
-        self.truths: list[Truth] = []
+        self.truths: list[GroundTruth] = []
         self._height, self._width, self._least = height, width, least
         self._taken: dict[tuple[int, bool], np.ndarray] = {}
 
-    def add(self, truth: Truth | None, *, inner: bool = False) -> bool:
+    def add(self, truth: GroundTruth | None, *, inner: bool = False) -> bool:
         """Add an object where there is room for it in its category."""
         if truth is None or min(truth.crop.shape) < self._least:
             return False
@@ -280,7 +284,7 @@ class Mosaic:
                 self.add(box(left, top, side, side, int(rng.integers(1, 4))))
 
 
-def mosaic(grid: Grid, seed: int, count: int, least: int) -> list[Truth]:
+def mosaic(grid: Grid, seed: int, count: int, least: int) -> list[GroundTruth]:
     """Plant objects of at least so many pixels a side, up to twice a window."""
     rng = np.random.default_rng(seed)
     made = Mosaic(grid.height, grid.width, least)
@@ -373,7 +377,7 @@ FOUR = Grid(448, 448, 256, 64)
 """Four windows, which share the middle 64 pixels a side."""
 
 
-def merged(grid: Grid, found: Sequence[tuple[int, Truth]]) -> Objects:
+def merged(grid: Grid, found: Sequence[tuple[int, GroundTruth]]) -> Objects:
     return merge(grid, pieces_of(grid, found), capped=False)
 
 
@@ -410,7 +414,7 @@ def test_categories_are_not_united() -> None:
 
 
 def test_empty_masks_are_kept_and_united_with_nothing() -> None:
-    nothing = Truth(np.zeros((0, 0), np.bool_), 0, 0)
+    nothing = GroundTruth(np.zeros((0, 0), np.bool_), 0, 0)
     pieces = pieces_of(GRID, [(0, nothing), (1, nothing), (1, box(0, 0, 20, 20))])
     objects = merge(GRID, pieces, capped=False)
     assert sorted(objects.areas.tolist()) == [0, 0, 400]
@@ -442,7 +446,7 @@ def test_what_one_window_saw_in_two_parts_is_one_object_if_another_saw_it_so() -
     u = np.zeros((100, 150), np.bool_)
     u[:40], u[60:], u[:, :40] = True, True, True
     arms = [(1, box(0, 50, 108, 40)), (1, box(0, 110, 108, 40))]
-    objects = merged(GRID, [(0, Truth(u, 106, 50)), *arms])
+    objects = merged(GRID, [(0, GroundTruth(u, 106, 50)), *arms])
     assert objects.object_of.tolist() == [0, 0, 0]
     assert objects.areas.tolist() == [u.sum() + 2 * 40 * 44]
 
@@ -494,7 +498,7 @@ def test_a_scrap_adds_nothing_to_its_object() -> None:
     ],
 )
 def test_a_few_pixels_at_the_corner_of_four_windows_unite_nothing(
-    upper_left: Truth, lower_right: Truth
+    upper_left: GroundTruth, lower_right: GroundTruth
 ) -> None:
     """They could be neighbours' whose masks are off; if they are one's, the other two windows say so."""
     assert len(merged(FOUR, [(0, upper_left), (3, lower_right)]).masks) == 2
@@ -517,7 +521,7 @@ def test_masks_of_the_largest_images_are_drawn_in_frames(seed: int) -> None:
     moved = [replace(truth, left=truth.left + far, top=truth.top + far) for truth in truths]
     pieces, of = segmented(large, moved)
     empty = replace(
-        pieces_of(large, [(0, Truth(np.zeros((0, 0), np.bool_), 0, 0, 1, 0.01))]),
+        pieces_of(large, [(0, GroundTruth(np.zeros((0, 0), np.bool_), 0, 0, 1, 0.01))]),
         labels=np.array([9], np.int32),
     )
     columns = {

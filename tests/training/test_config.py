@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskrcnn.errors import UsageError
-from maskrcnn.training.config import Recipe, identity_of, learning_rate, order_of, steps_of
+from maskrcnn.training.config import TrainingConfig, identity_of, learning_rate, order_of, steps_of
 
 
 @given(st.integers(1, 50), st.integers(1, 8), st.integers(0, 5), st.integers(0, 3))
 def test_an_epoch_takes_each_image_once(images, batch_size, epoch, seed):
-    recipe = Recipe(batch_size=batch_size, seed=seed)
+    recipe = TrainingConfig(batch_size=batch_size, seed=seed)
     batches = order_of(epoch, images, recipe)
     assert len(batches) == steps_of(images, batch_size)
     assert {len(batch) for batch in batches} == {batch_size}
@@ -24,13 +24,13 @@ def test_an_epoch_takes_each_image_once(images, batch_size, epoch, seed):
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = [order_of(epoch, 40, Recipe(seed=seed)) for epoch in range(3) for seed in range(3)]
+    orders = [order_of(epoch, 40, TrainingConfig(seed=seed)) for epoch in range(3) for seed in range(3)]
     assert all(orders.count(order) == 1 for order in orders)
 
 
 @given(st.sampled_from(["cosine", "step"]), st.floats(0.0, 0.5), st.floats(0, 1), st.floats(0, 1))
 def test_after_the_warm_up_the_rate_only_falls(schedule, warmup, one, other):
-    recipe = Recipe(schedule=schedule, warmup=warmup)
+    recipe = TrainingConfig(schedule=schedule, warmup=warmup)
     early, late = sorted((one, other))
     assert 0 < learning_rate(late, recipe) <= 1.0
     if early >= warmup:
@@ -47,16 +47,16 @@ def test_after_the_warm_up_the_rate_only_falls(schedule, warmup, one, other):
 def test_a_value_out_of_range_names_its_option(wrong):
     option = next(iter(wrong)).replace("_", "-")
     with pytest.raises(UsageError, match=f"--{option}"):
-        Recipe(**wrong)
+        TrainingConfig(**wrong)
 
 
 def test_whatever_changes_a_weight_changes_the_identity():
-    plain = Recipe()
+    plain = TrainingConfig()
     changed = {"model": "scenes", "epochs": 3, "batch_size": 2, "optimizer": "sgd", "learning_rate": 1.0,
                "weight_decay": 0.0, "schedule": "step", "warmup": 0.5, "clip": 1.0, "freeze": 0, "min_size": 64,
                "max_size": 64, "crop": 64, "jitter": (1.0, 1.0), "flips": "none", "color": 0.0, "seed": 1,
                "max_detections": 1, "dtype": "bfloat16"}  # fmt: skip
-    assert set(changed) == {field.name for field in dataclasses.fields(Recipe)}
+    assert set(changed) == {field.name for field in dataclasses.fields(TrainingConfig)}
     identities = {identity_of(dataclasses.replace(plain, **{k: v}), "a", "b") for k, v in changed.items()}
     identities |= {identity_of(plain, "a", "b"), identity_of(plain, "c", "b"), identity_of(plain, "a", "c")}
     assert len(identities) == len(changed) + 3

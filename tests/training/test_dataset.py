@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskrcnn.errors import UsageError
-from maskrcnn.training.dataset import SCHEMA, coco_truth, read_dataset, split_dataset
+from maskrcnn.training.dataset import SCHEMA, coco_ground_truth, read_dataset, split_dataset
 from maskrcnn.types import Category
 
 NAN = float("nan")
@@ -299,7 +299,7 @@ def test_a_split_is_of_names_not_of_order(share, order):
 def test_the_truth_of_a_table_is_the_dataset(folder):
     content = good()
     dataset = read(folder, content)
-    truth = coco_truth(dataset.images, dataset.categories)
+    truth = coco_ground_truth(dataset.images, dataset.categories)
     for ours, theirs in zip(truth["annotations"], content["annotations"], strict=True):
         assert {key: ours[key] for key in ("image_id", "category_id", "area", "bbox")} == {
             key: theirs[key] for key in ("image_id", "category_id", "area", "bbox")

@@ -8,12 +8,12 @@ from labelled import write_labels
 from maskrcnn.errors import ItemError, RunError, UsageError
 from maskrcnn.models.build import load_model
 from maskrcnn.training import trainer as training
-from maskrcnn.training.config import COLUMNS, LOSSES, Recipe
+from maskrcnn.training.config import COLUMNS, LOSSES, TrainingConfig
 from maskrcnn.training.dataset import read_dataset, split_dataset
 from maskrcnn.training.trainer import Process, Task, train
 
 SIDE = 128
-RECIPE = Recipe(
+RECIPE = TrainingConfig(
     model="scenes", epochs=2, batch_size=2, crop=SIDE, min_size=SIDE, max_size=SIDE, freeze=5, color=0.5
 )
 
@@ -117,7 +117,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(dataset, trained):
 
 
 def test_a_loss_that_is_no_number_stops_with_its_batch(dataset, tmp_path):
-    wild = Recipe(**{**{name: getattr(RECIPE, name) for name in RECIPE.__slots__},
+    wild = TrainingConfig(**{**{name: getattr(RECIPE, name) for name in RECIPE.__slots__},
                      "optimizer": "sgd", "learning_rate": 1e30, "clip": 1e30, "warmup": 0.0})  # fmt: skip
     with pytest.raises(RunError, match="not finite") as raised:
         train(task(dataset, tmp_path, wild), Process())
@@ -140,7 +140,9 @@ def test_an_image_that_has_gone_is_named(dataset, tmp_path):
 
 def test_without_a_validation_set_the_last_epoch_is_the_model(dataset, tmp_path):
     base = task(
-        dataset, tmp_path, Recipe(**{**{n: getattr(RECIPE, n) for n in RECIPE.__slots__}, "epochs": 1})
+        dataset,
+        tmp_path,
+        TrainingConfig(**{**{n: getattr(RECIPE, n) for n in RECIPE.__slots__}, "epochs": 1}),
     )
     alone = Task(base.recipe, base.folder, base.train, base.validation.slice(0, 0), base.categories, "x")
     state = train(alone, Process())
@@ -150,6 +152,8 @@ def test_without_a_validation_set_the_last_epoch_is_the_model(dataset, tmp_path)
 
 
 def test_mixed_precision_learns_too(dataset, tmp_path):
-    mixed = Recipe(**{**{n: getattr(RECIPE, n) for n in RECIPE.__slots__}, "epochs": 1, "dtype": "bfloat16"})
+    mixed = TrainingConfig(
+        **{**{n: getattr(RECIPE, n) for n in RECIPE.__slots__}, "epochs": 1, "dtype": "bfloat16"}
+    )
     state = train(task(dataset, tmp_path, mixed), Process())
     assert np.isfinite(state.rows[0]["loss"])

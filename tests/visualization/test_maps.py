@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from maskrcnn.errors import ItemError
-from maskrcnn.imaging.geometry import Sized
+from maskrcnn.imaging.geometry import ImageHeader
 from maskrcnn.io.parquet import write_table
 from maskrcnn.io.storage import Storage
 from maskrcnn.stats import Stats
-from maskrcnn.tiling.index import Cutting, Items, number_windows
+from maskrcnn.tiling.index import Cutting, WindowIndex, number_windows
 from maskrcnn.types import Category
 from maskrcnn.visualization import maps as maps_module
 from maskrcnn.visualization.basemap import SIDE, Frame, World, cut_of, places_of, ticks, transformer, world_of
@@ -38,20 +38,20 @@ def raster(
     width: int = 4000,
     height: int = 3000,
     error: ItemError | None = None,
-) -> Sized:
-    return Sized(height, width, (512, 512), pyproj.CRS(crs).to_wkt("WKT2_2019"), transform, error)
+) -> ImageHeader:
+    return ImageHeader(height, width, (512, 512), pyproj.CRS(crs).to_wkt("WKT2_2019"), transform, error)
 
 
-def utm(x: float, y: float, pixel: float = 0.25) -> Sized:
+def utm(x: float, y: float, pixel: float = 0.25) -> ImageHeader:
     return raster(UTM, (pixel, 0, x, 0, -pixel, y))
 
 
-def items_of(images: list[Sized]) -> Items:
+def items_of(images: list[ImageHeader]) -> WindowIndex:
     table, cuts = number_windows(images, CUTTING, 16)
-    return Items(table, CUTTING, cuts[-1])
+    return WindowIndex(table, CUTTING, cuts[-1])
 
 
-def world(*images: Sized) -> World:
+def world(*images: ImageHeader) -> World:
     found = world_of(items_of(list(images)))
     assert found is not None
     return found
@@ -60,7 +60,9 @@ def world(*images: Sized) -> World:
 class Collection:
     """The part of a run that maps are drawn from: rasters, and the middles of objects in their pixels."""
 
-    def __init__(self, folder: Path, images: list[Sized], objects: list[int], failed: set[int] = frozenset()):
+    def __init__(
+        self, folder: Path, images: list[ImageHeader], objects: list[int], failed: set[int] = frozenset()
+    ):
         from maskrcnn.formats.geoparquet import GEO, write_geoparquet
 
         self.storage, self.items, rng = Storage(str(folder)), items_of(images), np.random.default_rng(0)
@@ -141,7 +143,7 @@ def within(text: str) -> tuple[int, int]:
     ],
     ids=["utm", "rotated", "south-up degrees", "mercator"],
 )
-def test_an_outline_goes_through_the_corners_that_proj_gives(image: Sized) -> None:
+def test_an_outline_goes_through_the_corners_that_proj_gives(image: ImageHeader) -> None:
     outline = world(image).outline(0)
     a, b, c, d, e, f = image.transform or ()
     to_lonlat = pyproj.Transformer.from_crs(image.crs_wkt, "EPSG:4326", always_xy=True)
@@ -170,14 +172,14 @@ def test_a_raster_around_a_pole_reaches_it() -> None:
 
 def test_images_that_lie_nowhere_are_left_out() -> None:
     nowhere = [
-        Sized(100, 100),
-        Sized(error=ItemError("corrupt", "it is")),
-        Sized(9, 9, (9, 9), "nonsense", (1,) * 6),
+        ImageHeader(100, 100),
+        ImageHeader(error=ItemError("corrupt", "it is")),
+        ImageHeader(9, 9, (9, 9), "nonsense", (1,) * 6),
     ]
     found = world(nowhere[0], utm(450_000, 36_000), *nowhere[1:])
     assert found.rows.tolist() == [1]
     assert world_of(items_of(nowhere)) is None
-    assert world_of(items_of([Sized(100, 100)])) is None
+    assert world_of(items_of([ImageHeader(100, 100)])) is None
 
 
 @given(st.lists(st.tuples(st.floats(-400, 400), st.floats(0, 200)), min_size=1, max_size=12))
@@ -316,7 +318,7 @@ def test_rasters_far_apart_have_maps_of_their_own(tmp_path: Path) -> None:
 
 
 def test_rasters_that_failed_are_drawn_apart_and_images_without_a_place_are_counted(tmp_path: Path) -> None:
-    images = [utm(450_000, 36_000), utm(451_000, 36_000), Sized(100, 100)]
+    images = [utm(450_000, 36_000), utm(451_000, 36_000), ImageHeader(100, 100)]
     drawn = Collection(tmp_path, images, [30, 0, 0], failed={1}).draw()
     assert drawn.main.rasters.count("M") == drawn.main.failed.count("M") == 1
     assert points(drawn.main.failed)[:, 0].min() >= points(drawn.main.rasters)[:, 0].max() - 0.2
@@ -348,7 +350,7 @@ def test_without_the_extra_or_a_place_on_earth_there_is_no_map(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collection = Collection(tmp_path, [utm(450_000, 36_000)], [10])
-    nowhere = items_of([Sized(100, 100)])
+    nowhere = items_of([ImageHeader(100, 100)])
     assert draw_maps(collection.storage, nowhere, ["images/a.parquet"], [], collection.stats) is None
     transformer.cache_clear()
     monkeypatch.setitem(sys.modules, "pyproj", None)

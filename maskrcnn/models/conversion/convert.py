@@ -22,12 +22,12 @@ from ..checkpoint_files import Shape, current_name, read_labels, read_weights, t
 from ..matterport_config import STRIDE, configured
 from ..registry import COCO_CATEGORIES
 from .h5_reader import arrays_in_h5
-from .key_mapping import LAYOUTS, Step, moved, source_of, without_eps
+from .key_mapping import KEY_MAPPINGS, Step, moved, source_of, without_eps
 from .parity import Reference, Row, StockTorchvision, compare, generated_images
 from .parity_matterport import compare_matterport
 from .pickle_reader import arrays_in_pickle
-from .reference_detectron2 import PlainDetectron2
-from .reference_matterport import PlainMatterport
+from .reference_detectron2 import ReferenceDetectron2
+from .reference_matterport import ReferenceMatterport
 
 __all__ = ["SOURCES", "Converted", "convert"]
 
@@ -130,7 +130,7 @@ def convert(
     if settings and source != "matterport":
         raise UsageError(f"--set is for weights of matterport; {weights} has those of {source}")
     min_size, max_size = _sizes(source, min_size, max_size)
-    architecture, moves = LAYOUTS[source](weights, tensors)
+    architecture, moves = KEY_MAPPINGS[source](weights, tensors)
     if source == "torchvision" and digest.startswith(_EPS_ZERO_SHA256):
         moves = [without_eps(move) for move in moves]
     converted, steps = moved(weights, tensors, moves)
@@ -148,7 +148,7 @@ def convert(
         model = load_model(str(part))
         if source == "matterport":
             named = [label for label, category in enumerate(model.card.category_ids) if category]
-            plain = PlainMatterport(tensors, min_size, max_size, config, named)
+            plain = ReferenceMatterport(tensors, min_size, max_size, config, named)
             rows = compare_matterport(plain, model, generated_images())
         else:
             reference = _reference(source, architecture, tensors, n_labels, (min_size, max_size), digest)
@@ -268,7 +268,7 @@ def _reference(
 ) -> Reference:
     """Return what the source would compute."""
     if source == "detectron2":
-        return PlainDetectron2(tensors, *sizes)
+        return ReferenceDetectron2(tensors, *sizes)
     network = build_network(architecture, n_labels, *sizes)
     state = {current_name(name): tensor for name, tensor in tensors.items()}
     network.load_state_dict(network.state_dict() | state)

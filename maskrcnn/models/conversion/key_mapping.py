@@ -1,7 +1,7 @@
 """How other programs call and shape the tensors of Mask R-CNN, where each goes here, and what is done on the way.
 
-A source is a function of `LAYOUTS`, which plans a move for each tensor of a network: all of them must be there, none
-besides, and each of its shape.
+A source is a function of `KEY_MAPPINGS`, which plans a move for each tensor of a network: all of them must be present,
+no others, and each of its shape.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from ..detectron2 import PIXEL_MEAN, SIZES, cell_anchors
 from ..matterport_config import MATTERPORT
 from ..registry import architecture_of
 
-__all__ = ["LAYOUTS", "Move", "Step", "detectron2_names", "moved", "source_of", "without_eps"]
+__all__ = ["KEY_MAPPINGS", "Move", "Step", "detectron2_names", "moved", "source_of", "without_eps"]
 
 DETECTRON2: Final = "maskrcnn_resnet50_fpn_detectron2"
 
@@ -264,7 +264,7 @@ _MATTERPORT_LAYERS: Final = {
 }
 
 
-LAYOUTS: Final[Mapping[str, Callable[[str, Mapping[str, Tensor]], tuple[str, list[Move]]]]] = {
+KEY_MAPPINGS: Final[Mapping[str, Callable[[str, Mapping[str, Tensor]], tuple[str, list[Move]]]]] = {
     "torchvision": _torchvision,
     "detectron2": _detectron2,
     "matterport": _matterport,

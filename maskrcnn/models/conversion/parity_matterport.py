@@ -20,7 +20,7 @@ from ..forward_matterport import MatterportForward
 from ..roi_align import pool, pyramid_of
 from ..segmenter import MaskRCNNSegmenter
 from .parity import Row, matched_row, stage_row
-from .reference_matterport import Found, PlainMatterport, normalised
+from .reference_matterport import Found, ReferenceMatterport, normalised
 
 __all__ = ["FastStages", "compare_matterport"]
 
@@ -150,7 +150,7 @@ def _xyxy(boxes: Floats) -> Tensor:
 
 
 @torch.inference_mode()
-def compare_matterport(reference: PlainMatterport, model: Model, images: Sequence[Pixels]) -> list[Row]:
+def compare_matterport(reference: ReferenceMatterport, model: Model, images: Sequence[Pixels]) -> list[Row]:
     """Compare a model's fast path with a reference on images.
 
     Returns:
@@ -164,7 +164,7 @@ def compare_matterport(reference: PlainMatterport, model: Model, images: Sequenc
     return list(rows.values())
 
 
-def _stages(reference: PlainMatterport, fast: FastStages, model: Model, image: Pixels) -> list[Row]:
+def _stages(reference: ReferenceMatterport, fast: FastStages, model: Model, image: Pixels) -> list[Row]:
     """Return a row a stage for one image."""
     molded = reference.molded(image)
     canvas = molded.resized.shape[:2]

@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from ...types import Pixels
 
-__all__ = ["Instances", "PlainDetectron2", "best", "clipped", "padded"]
+__all__ = ["Instances", "ReferenceDetectron2", "best", "clipped", "padded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Instances:
     """(N, H, W)"""
 
 
-class PlainDetectron2:
+class ReferenceDetectron2:
     """Mask R-CNN R50-FPN as detectron2 computes it, on its own tensors.
 
     Args:

@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 from ...types import Pixels
 from ..matterport_config import MatterportConfig
 
-__all__ = ["Found", "Molded", "PlainMatterport"]
+__all__ = ["Found", "Molded", "ReferenceMatterport"]
 
 Floats = NDArray[np.float32]
 _LEVELS: Final = ("P2", "P3", "P4", "P5", "P6")
@@ -50,7 +50,7 @@ class Found(NamedTuple):
     """(N, H, W)"""
 
 
-class PlainMatterport:
+class ReferenceMatterport:
     """Mask R-CNN as matterport computes it.
 
     Args:

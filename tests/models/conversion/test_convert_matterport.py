@@ -24,7 +24,7 @@ from maskrcnn.models.conversion.h5_reader import arrays_in_h5
 from maskrcnn.models.matterport_config import ELSEWHERE, MatterportConfig, config_of, configured
 from maskrcnn.models.registry import COCO_CATEGORIES, describe_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
-from maskrcnn.training.config import Recipe
+from maskrcnn.training.config import TrainingConfig
 
 LOGITS = "mrcnn_class_logits/mrcnn_class_logits/kernel:0"
 STEM = "conv1/conv1/kernel:0"
@@ -160,7 +160,7 @@ def test_it_is_not_trained_and_that_is_told_before_anything_is_begun(quick, tmp_
     hollow(tmp_path / "m.h5", names_of())
     convert(f"{tmp_path}/m.h5", f"{tmp_path}/m.safetensors")
     for name in (f"{tmp_path}/m.safetensors", "imagenet:maskrcnn_matterport_resnet50"):
-        asked = Request(f"{tmp_path}/none.json", f"{tmp_path}/out", Recipe(model=name))
+        asked = Request(f"{tmp_path}/none.json", f"{tmp_path}/out", TrainingConfig(model=name))
         with pytest.raises(UsageError, match=r"is run here, not trained|name one of maskrcnn_resnet50_fpn"):
             prepare(asked)
 

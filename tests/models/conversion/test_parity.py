@@ -9,9 +9,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from maskrcnn.models.build import Model, build_network
-from maskrcnn.models.conversion.key_mapping import LAYOUTS, moved
+from maskrcnn.models.conversion.key_mapping import KEY_MAPPINGS, moved
 from maskrcnn.models.conversion.parity import Row, compare, generated_images
-from maskrcnn.models.conversion.reference_detectron2 import PlainDetectron2
+from maskrcnn.models.conversion.reference_detectron2 import ReferenceDetectron2
 from maskrcnn.models.registry import ModelCard
 from maskrcnn.types import Category
 
@@ -35,13 +35,13 @@ class Remembered:
 
 @pytest.fixture(scope="module")
 def reference():
-    return Remembered(PlainDetectron2(detectron2_tensors(), *SIZES))
+    return Remembered(ReferenceDetectron2(detectron2_tensors(), *SIZES))
 
 
 @pytest.fixture(scope="module")
 def network():
     tensors = detectron2_tensors()
-    architecture, moves = LAYOUTS["detectron2"]("m.pkl", tensors)
+    architecture, moves = KEY_MAPPINGS["detectron2"]("m.pkl", tensors)
     network = build_network(architecture, 5, *SIZES).eval()
     network.load_state_dict(moved("m.pkl", tensors, moves)[0])
     return network.requires_grad_(False)
