@@ -19,7 +19,7 @@ RIMS = {
     "ray": set(),
     "click": set(),
     "fsspec": {"io"},
-    "s3fs": {"io.s3"},
+    "s3fs": {"io.s3_client"},
     "PIL": {
         "imaging",
         "visualization",
