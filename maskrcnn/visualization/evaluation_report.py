@@ -3,14 +3,10 @@
 Everything is in the file, as in the report: no script, no font; charts are SVG in the page and follow its colours.
 """
 
-import base64
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, Final
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +17,7 @@ from ..evaluation.matching import IOUS
 from ..io.storage import Storage
 from ..results.reader import RunReader
 from ..results.run import open_run
-from .charts import number_text, percent_text
+from .templates import render, score_text
 from .worst_images import Worst, draw_worst
 
 PAGE: Final = f"{FOLDER}/evaluation.html"
@@ -58,7 +54,7 @@ def write_page(storage: Storage, evaluation: Evaluation, shares: Shares) -> None
     """
     run = open_run(storage.url)
     with RunReader(run) as reader:
-        worst = draw_worst(reader, evaluation, shares, evaluation.of_run)
+        worst = draw_worst(reader, evaluation, shares)
     storage.write(PAGE, render_page(evaluation, worst).encode())
 
 
@@ -70,7 +66,8 @@ def render_page(evaluation: Evaluation, worst: Sequence[Worst] = ()) -> str:
         ({"name": name} | row for name, row in summary["per_category"].items()),
         key=lambda row: -row[kinds[0]][0],
     )
-    return _template().render(
+    return render(
+        "evaluation.html.j2",
         summary=summary,
         kinds=[(kind, _WORDS[kind]) for kind in kinds],
         main=kinds[0],
@@ -79,26 +76,8 @@ def render_page(evaluation: Evaluation, worst: Sequence[Worst] = ()) -> str:
         plots=[_plot(_WORDS[kind], evaluation.curves[kind]) for kind in kinds],
         multiples=_multiples(evaluation, kinds[0]),
         matrix=confusion_rows(evaluation.categories, evaluation.confusion),
-        worst=[(item, *(_data(jpeg) for jpeg in (item.truth, item.found))) for item in worst],
+        worst=worst,
     )
-
-
-def _data(jpeg: bytes | None) -> str | None:
-    return base64.b64encode(jpeg).decode() if jpeg else None
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": percent_text, "number": number_text, "score": _score}
-    text = resources.files(__package__).joinpath("templates", "evaluation.html.j2").read_text("utf-8")
-    return environment.from_string(text)
-
-
-def _score(value: float) -> str:
-    return "-" if value < 0 else f"{value:.3f}"
 
 
 # Curves
@@ -112,7 +91,7 @@ def _plot(title: str, curves: Curves) -> Plot:
         _line(overall[t][:, counted].mean(axis=1), f"IoU {IOUS[t]:.2f}") for t in _SHOWN_IOUS if counted.any()
     ]
     ap = curves.stats()[0]
-    return Plot(title, f"AP {_score(ap)}, the mean over IoU 0.50 to 0.95 and categories", lines)
+    return Plot(title, f"AP {score_text(ap)}, the mean over IoU 0.50 to 0.95 and categories", lines)
 
 
 def _multiples(evaluation: Evaluation, kind: Kind) -> list[Plot]:
@@ -125,7 +104,7 @@ def _multiples(evaluation: Evaluation, kind: Kind) -> list[Plot]:
     return [
         Plot(
             name,
-            f"AP {_score(rows[name][kind][0])}, {rows[name]['objects']:,} objects",
+            f"AP {score_text(rows[name][kind][0])}, {rows[name]['objects']:,} objects",
             [
                 _line(curves[t][:, evaluation.categories.index(name)], f"IoU {IOUS[t]:.2f}")
                 for t in _SHOWN_IOUS
