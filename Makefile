@@ -41,16 +41,22 @@ format: install  ## Format and sort
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install  ## Print the ratios of README; the longer runs stand beside their figures there
+bench: install  ## Print the ratios of the benchmarks page; the longer runs are listed beside their figures there
 	$(BIN)/maskrcnn bench
-	$(BIN)/python tests/benchmarks/plan_and_sweep.py
+	$(BIN)/python tests/benchmarks/planning.py
 	$(BIN)/python -m tests.benchmarks.equality
+
+docs: install  ## Serve the documentation on http://127.0.0.1:8000
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+docs-build: install  ## Build the documentation into site/, with warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lock: ## Pin what pyproject.toml asks for
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-	  --extra convert --extra dev --extra gcs --extra geo --extra notebooks --extra train pyproject.toml --output-file requirements.lock
+	  --extra convert --extra dev --extra docs --extra gcs --extra geo --extra notebooks --extra train pyproject.toml --output-file requirements.lock
 
-clean:  ## Remove the environment and what the demo wrote
-	rm -rf $(VENV) demo
+clean:  ## Remove the environment and what the demo and the site's build wrote
+	rm -rf $(VENV) demo site
 
-.PHONY: help install demo test chaos lint format bench lock clean
+.PHONY: help install demo test chaos lint format bench docs docs-build lock clean

@@ -314,7 +314,7 @@ def offsets(window: int, overlap: int, count: int, seed: int) -> list[tuple[int,
 
 @pytest.mark.parametrize(("overlap", "jitter"), [(128, False), (256, False), (128, True), (256, True)])
 def test_planted_mosaics_come_out_once_and_whole_wherever_the_grid_lies(overlap: int, jitter: bool) -> None:
-    """One place of the grid each; `python -m tests.benchmarks.seams --offsets 16` goes through sixteen."""
+    """One place of the grid each; `python -m tests.benchmarks.stitching --offsets 16` goes through sixteen."""
     grid = Grid(4096, 4500, 1024, overlap, offsets(1024, overlap, 2, seed=overlap)[1])
     truths = mosaic(grid, 1, 500, 16 if jitter else 3)
     pieces, of = segmented(grid, truths, 1 if jitter else None)
