@@ -11,10 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluation.average_precision import RECALLS, Curves
-from ..evaluation.evaluate_run import FOLDER, Evaluation, Shares
+from ..evaluation.evaluate_run import (
+    FOLDER,
+    Evaluation,
+    EvaluationOptions,
+    Shares,
+    evaluate_run,
+    write_evaluation,
+)
 from ..evaluation.image_scores import KINDS, Kind
 from ..evaluation.matching import IOUS
 from ..io.storage import Storage
+from ..pipeline.success import RunAll, run_here
 from ..results.reader import RunReader
 from ..results.run import open_run
 from .templates import render, score_text
@@ -44,6 +52,39 @@ class Plot:
     title: str
     note: str
     lines: list[Line]
+
+
+def evaluate(
+    run: str,
+    truth: str,
+    options: EvaluationOptions | None = None,
+    *,
+    run_all: RunAll = run_here,
+    page: bool = True,
+) -> Evaluation:
+    """Evaluate a finished run against a COCO ground truth, and store the results below its `evaluation/`.
+
+    Args:
+        run: the run's directory, local or remote.
+        truth: path or URL of the ground truth, a COCO dataset.
+        options: by default as COCO does.
+        run_all: executes the parts; by default one after the other in this process.
+        page: whether to draw the worst images and to write `evaluation.html`.
+
+    Returns:
+        `summary` has the content of `evaluation/summary.json`: COCO's twelve numbers for boxes and masks, counts, and
+        the numbers of each category; `images` is a table with a row per image.
+
+    Raises:
+        UsageError: the run is not finished, the ground truth is not valid, or images or categories do not match.
+        RunError: something cannot be read or stored.
+    """
+    storage = Storage(run)
+    with evaluate_run(storage.url, truth, options, run_all) as (evaluation, shares):
+        write_evaluation(storage, evaluation)
+        if page:
+            write_page(storage, evaluation, shares)
+    return evaluation
 
 
 def write_page(storage: Storage, evaluation: Evaluation, shares: Shares) -> None:
