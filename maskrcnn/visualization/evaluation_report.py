@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import plural
 from ..evaluation.average_precision import RECALLS, Curves
 from ..evaluation.evaluate_run import (
     FOLDER,
@@ -132,7 +133,7 @@ def _plot(title: str, curves: Curves) -> Plot:
         _line(overall[t][:, counted].mean(axis=1), f"IoU {IOUS[t]:.2f}") for t in _SHOWN_IOUS if counted.any()
     ]
     ap = curves.stats()[0]
-    return Plot(title, f"AP {score_text(ap)}, the mean over IoU 0.50 to 0.95 and categories", lines)
+    return Plot(title, f"AP {score_text(ap)}, mean over IoU 0.50 to 0.95 and categories", lines)
 
 
 def _multiples(evaluation: Evaluation, kind: Kind) -> list[Plot]:
@@ -145,7 +146,7 @@ def _multiples(evaluation: Evaluation, kind: Kind) -> list[Plot]:
     return [
         Plot(
             name,
-            f"AP {score_text(rows[name][kind][0])}, {rows[name]['objects']:,} objects",
+            f"AP {score_text(rows[name][kind][0])}, {plural(rows[name]['objects'], 'object')}",
             [
                 _line(curves[t][:, evaluation.categories.index(name)], f"IoU {IOUS[t]:.2f}")
                 for t in _SHOWN_IOUS
@@ -160,15 +161,15 @@ def _line(precision: NDArray[np.float64], text: str) -> Line:
     return Line("M" + "L".join(points), f"{text}: AP {precision.mean():.3f}")
 
 
-# What is taken for what
+# Confusion matrix
 
 
 def confusion_rows(names: Sequence[str], confusion: NDArray[np.int64]) -> dict[str, Any]:
-    """Return the matrix of the categories with the most objects; the others are left out, "nothing" stays."""
+    """Return the confusion matrix of the categories with the most objects, and of the background."""
     order = np.argsort(-(confusion[:-1].sum(axis=1) + confusion[:, :-1].sum(axis=0)), kind="stable")
     order = order[(confusion[order].sum(axis=1) + confusion[:, order].sum(axis=0)) > 0]
     shown = [*order[:MATRIX_CATEGORIES].tolist(), len(names)]
-    titles = [*names, "nothing"]
+    titles = [*names, "background"]
     rows = []
     for i in shown:
         total = int(confusion[i].sum())
@@ -176,7 +177,7 @@ def confusion_rows(names: Sequence[str], confusion: NDArray[np.int64]) -> dict[s
         for j in shown:
             count = int(confusion[i, j])
             share = count / total if total else 0.0
-            what = f"{titles[i]} taken for {titles[j]}" if i != j else f"{titles[i]} found as such"
+            what = f"{titles[i]} detected as {titles[j]}"
             cells.append(
                 {
                     "own": i == j == len(names),

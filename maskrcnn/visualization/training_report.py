@@ -44,13 +44,15 @@ def render_training(rows: Sequence[Mapping[str, float]], facts: Mapping[str, Any
     losses = {name: name.removeprefix("loss_").replace("_", " ") for name in LOSSES}
     plots = [
         _curves("Losses", "means over the images of an epoch", rows, losses, epochs, None),
-        _curves("Precision", "on the validation set, as COCO measures it", rows, MEASURED, epochs, 1.0),
+        _curves(
+            "Average precision", "on the validation set, as defined by COCO", rows, MEASURED, epochs, 1.0
+        ),
     ]
     shown = [column for column in COLUMNS if any(column in row for row in rows)]
     best = max(rows, key=lambda row: (row.get("mask_ap", -1.0), row["epoch"]), default=None)
     return render(
         "training.html.j2",
-        facts=facts, recipe=facts["request"]["recipe"], plots=[plot for plot in plots if plot.curves],
+        facts=facts, config=facts["request"]["recipe"], plots=[plot for plot in plots if plot.curves],
         columns=shown, rows=rows, best=best, epochs=epochs, text=_text,
     )  # fmt: skip
 

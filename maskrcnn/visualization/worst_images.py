@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from ..errors import ERROR_CODES, ItemError, RunError
+from ..errors import ERROR_CODES, ItemError, RunError, plural
 from ..evaluation.evaluate_part import ImageOutcome, masks_of
 from ..evaluation.evaluate_run import Evaluation, Shares
 from ..imaging.geometry import Rect
@@ -95,8 +95,8 @@ def draw_worst(reader: RunReader, evaluation: Evaluation, shares: Shares) -> lis
 
 def _caption(row: Mapping[str, Any]) -> str:
     return (
-        f"quality {row['quality']:.2f}: {row['n_truth']:,} objects, {row['matched']:,} found, "
-        f"{row['missed']:,} missed, {row['spurious']:,} spurious"
+        f"PQ {row['quality']:.2f}: {plural(row['n_truth'], 'object')}, {plural(row['matched'], 'true positive')}, "
+        f"{plural(row['missed'], 'false negative')}, {plural(row['spurious'], 'false positive')}"
     )
 
 
