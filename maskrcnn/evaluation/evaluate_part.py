@@ -20,7 +20,7 @@ from ..io.parquet import Part
 from ..io.storage import Storage
 from ..masks.rle_decode import read_masks
 from .average_precision import Tally
-from .image_scores import Expected, Found, Kind, Objects, ScoredImages, score_images
+from .image_scores import Expected, Found, Kind, Objects, ScoredImages, score_images, worst_first
 
 BATCH_OBJECTS: Final = 16_384
 """Found and true, weighed at once; an image is never divided."""
@@ -62,6 +62,27 @@ class Terms:
     """Whether the truth has masks."""
 
 
+WORST: Final = 9
+"""Images with the lowest quality, of each part, whose matches are kept for pictures."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOutcome:
+    """Which detections and objects of an image were matched, at a score of `SURE` and an IoU of 0.5."""
+
+    row: int
+    """The image's place in the part."""
+    quality: float
+    faults: int
+    """False positives and false negatives."""
+    detections: NDArray[np.int64]
+    """(D,) numbers in the image of the detections with that score, of the evaluated categories."""
+    detections_matched: NDArray[np.bool_]
+    """(D,) as in `image_scores.Outcomes`."""
+    objects_matched: NDArray[np.bool_]
+    """(G,) of the image's rows of `SHARE`, in their order, as in `image_scores.Outcomes`."""
+
+
 @dataclass(frozen=True, slots=True)
 class PartScore:
     """What is known of a part."""
@@ -74,6 +95,8 @@ class PartScore:
     """Images with more detections of a category than were weighed."""
     detections: int
     """Of weighed categories in weighed images."""
+    worst: Sequence[ImageOutcome]
+    """Of the at most `WORST` images with the lowest quality, those first."""
 
 
 def score_part(url: str, terms: Terms, task: Task) -> PartScore:
@@ -92,6 +115,7 @@ def score_part(url: str, terms: Terms, task: Task) -> PartScore:
     firsts = np.concatenate([[0], np.cumsum(counts)])
     things = np.searchsorted(share["row"].to_numpy(), np.arange(len(counts) + 1))
     batches, rows, detections = [], [], 0
+    worst: list[ImageOutcome] = []
     with storage.open(task.part.instances) as file, pq.ParquetFile(file) as parquet:
         if parquet.metadata.num_rows != firsts[-1]:
             raise RunError(f"{task.part.instances} does not follow the rows of {task.part.images}")
@@ -101,7 +125,7 @@ def score_part(url: str, terms: Terms, task: Task) -> PartScore:
             weighed = np.flatnonzero(task.order[start:stop] >= 0)
             if not len(weighed):
                 continue
-            found = _found(table, counts[start:stop], weighed, terms)
+            found, numbers = _found(table, counts[start:stop], weighed, terms)
             expected = _expected(
                 share.slice(things[start], things[stop] - things[start]),
                 start + weighed,
@@ -113,7 +137,36 @@ def score_part(url: str, terms: Terms, task: Task) -> PartScore:
             batches.append(score_images(found, expected, order, terms.categories, terms.max_dets))
             detections += len(found.objects)
             rows.append(start + weighed)
-    return _score(batches, rows, terms, detections)
+            worst = _worst(worst, _outcomes(batches[-1], rows[-1], found, expected, numbers))
+    return _score(batches, rows, terms, detections, worst)
+
+
+def _outcomes(
+    batch: ScoredImages,
+    rows: NDArray[np.intp],
+    found: Found,
+    expected: Expected,
+    numbers: NDArray[np.int64],
+) -> Iterator[ImageOutcome]:
+    """Give the outcomes of the worst images of a batch."""
+    counts, outcomes = batch.counts, batch.outcomes
+    faults = counts.missed + counts.spurious
+    image = found.objects.image[outcomes.detections]
+    for place in worst_first(counts.quality, faults, WORST).tolist():
+        own = slice(*np.searchsorted(image, [place, place + 1]))
+        objects = slice(*np.searchsorted(expected.objects.image, [place, place + 1]))
+        yield ImageOutcome(
+            row=int(rows[place]),
+            quality=float(counts.quality[place]),
+            faults=int(faults[place]),
+            detections=numbers[outcomes.detections[own]],
+            detections_matched=outcomes.detections_matched[own],
+            objects_matched=outcomes.objects_matched[objects],
+        )
+
+
+def _worst(held: list[ImageOutcome], more: Iterator[ImageOutcome]) -> list[ImageOutcome]:
+    return sorted([*held, *more], key=lambda image: (image.quality, -image.faults))[:WORST]
 
 
 def _batches(sizes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -145,8 +198,13 @@ class _Reader:
         return table.slice(0, count)
 
 
-def _found(table: pa.Table, counts: NDArray[np.int64], weighed: NDArray[np.intp], terms: Terms) -> Found:
-    """Return the instances of weighed images and categories; images count from 0 among those weighed."""
+def _found(
+    table: pa.Table, counts: NDArray[np.int64], weighed: NDArray[np.intp], terms: Terms
+) -> tuple[Found, NDArray[np.int64]]:
+    """Return the instances of weighed images and categories, and the number of each in its image.
+
+    Images count from 0 among those weighed.
+    """
     place = np.full(len(counts), -1, np.int64)
     place[weighed] = np.arange(len(weighed))
     image = np.repeat(place, counts)
@@ -170,7 +228,8 @@ def _found(table: pa.Table, counts: NDArray[np.int64], weighed: NDArray[np.intp]
     objects = Objects(
         image[kept], category[at[kept]] if len(ids) else np.empty(0, np.int32), _boxes(table), masks
     )
-    return Found(objects, table["score"].to_numpy(), table["area"].to_numpy())
+    numbers = kept - np.repeat(np.cumsum(counts) - counts, counts)[kept]
+    return Found(objects, table["score"].to_numpy(), table["area"].to_numpy()), numbers
 
 
 def _boxes(table: pa.Table) -> NDArray[np.float64]:
@@ -258,7 +317,11 @@ def _check(share: pa.Table) -> None:
 
 
 def _score(
-    batches: Sequence[ScoredImages], rows: Sequence[NDArray[np.intp]], terms: Terms, detections: int
+    batches: Sequence[ScoredImages],
+    rows: Sequence[NDArray[np.intp]],
+    terms: Terms,
+    detections: int,
+    worst: Sequence[ImageOutcome],
 ) -> PartScore:
     names = ("n_truth", "n_found", "matched", "missed", "spurious", "quality")
     types = [np.int32] * 5 + [np.float32]
@@ -272,4 +335,5 @@ def _score(
         sum((b.confusion for b in batches), start=np.zeros((size, size), np.int64)),
         sum(int(b.truncated.sum()) for b in batches),
         detections,
+        worst,
     )

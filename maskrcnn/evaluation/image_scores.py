@@ -78,6 +78,18 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcomes:
+    """Which detections and objects of a batch were matched, at a score of `SURE` and an IoU of 0.5."""
+
+    detections: NDArray[np.int64]
+    """(D,) places in `Found` of the detections with that score, ascending."""
+    detections_matched: NDArray[np.bool_]
+    """(D,) false: the detection is a false positive; true also if it was matched with a crowd."""
+    objects_matched: NDArray[np.bool_]
+    """(G,) of `Expected`; false: the object is a false negative; true also for crowds."""
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredImages:
     """What is known of a batch."""
 
@@ -87,6 +99,19 @@ class ScoredImages:
     """(K + 1, K + 1) true category by found category; the last row and column are "nothing"."""
     truncated: NDArray[np.bool_]
     """(I,) images with more detections of a category than were weighed."""
+    outcomes: Outcomes
+
+
+def worst_first(quality: NDArray[Any], faults: NDArray[Any], count: int) -> NDArray[np.intp]:
+    """Return the places of at most `count` images with faults: the lowest quality first, then the most faults.
+
+    Args:
+        quality: (I,) of `Counts`.
+        faults: (I,) false positives and false negatives.
+        count: maximum number of images.
+    """
+    order = np.lexsort((-faults, quality))[:count]
+    return order[faults[order] > 0]
 
 
 def score_images(
@@ -101,12 +126,12 @@ def score_images(
         categories: how many there are, K.
         max_dets: the most detections of a category in an image that count for average precision.
     """
-    found, group, rank = _ranked(found, categories)
+    found, group, rank, place = _ranked(found, categories)
     things, truths = found.objects, expected.objects
     n_images = len(order)
     over = np.bincount(things.image[rank >= max_dets], minlength=n_images) > 0
     kept = (rank < max_dets) | (found.score >= SURE)
-    found, group, rank = _taken(found, kept), group[kept], rank[kept]
+    found, group, rank, place = _taken(found, kept), group[kept], rank[kept], place[kept]
     things = found.objects
 
     size = outside(expected.area)
@@ -132,18 +157,27 @@ def score_images(
     # By masks where there are masks: the last of the kinds.
     counts, free = _counts(found, expected, matches, n_images)
     confusion = _confusion(found, expected, matches, edges.taken(~same), free, categories)
-    return ScoredImages(tallies, counts, confusion, over)
+    return ScoredImages(tallies, counts, confusion, over, _outcomes(place, found.score >= SURE, *free))
 
 
-def _ranked(found: Found, categories: int) -> tuple[Found, NDArray[np.int64], NDArray[np.int32]]:
-    """Return detections by image, category and score; the number of each one's group, and its place in that."""
+def _outcomes(
+    place: NDArray[np.intp], sure: NDArray[np.bool_], lonely: NDArray[np.bool_], unmet: NDArray[np.bool_]
+) -> Outcomes:
+    order = np.flatnonzero(sure)[np.argsort(place[sure])]
+    return Outcomes(place[order].astype(np.int64), ~lonely[order], ~unmet)
+
+
+def _ranked(
+    found: Found, categories: int
+) -> tuple[Found, NDArray[np.int64], NDArray[np.int32], NDArray[np.intp]]:
+    """Return detections by image, category and score; for each its group, its rank in that, and its former place."""
     things = found.objects
     order = np.lexsort((-found.score, things.category, things.image))  # stable
     found = _taken(found, order)
     group = found.objects.image * categories + found.objects.category
     begins = np.flatnonzero(np.diff(group, prepend=-1))
     rank = np.arange(len(group)) - np.repeat(begins, np.diff(begins, append=len(group)))
-    return found, group, rank.astype(np.int32)
+    return found, group, rank.astype(np.int32), order
 
 
 def _taken(found: Found, rows: NDArray[Any]) -> Found:
