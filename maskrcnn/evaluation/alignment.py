@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..formats.coco_reader import GroundTruth, GroundTruthCategory
+from ..formats.coco_reader import CocoCategory, CocoImages
 from ..types import Category
 
 _EXAMPLES: Final = 3
@@ -35,7 +35,7 @@ class PairedImages:
 
 
 def pair_images(
-    truth: GroundTruth, image_ids: Sequence[int], names: Sequence[str], *, ids_given: bool
+    truth: CocoImages, image_ids: Sequence[int], names: Sequence[str], *, ids_given: bool
 ) -> PairedImages:
     """Find each image of a run in the truth.
 
@@ -50,7 +50,7 @@ def pair_images(
     """
     place = np.full(len(image_ids), -1, np.int64)
     if ids_given:
-        known = {value: at for at, value in enumerate(truth.image_ids)}
+        known = {value: at for at, value in enumerate(truth.ids)}
         place[:] = [known.get(value, -1) for value in image_ids]
         if (place >= 0).any():
             pairs = ((names[row], truth.names[place[row]]) for row in np.flatnonzero(place >= 0).tolist())
@@ -67,8 +67,8 @@ def pair_images(
     return PairedImages(place, by, _without(truth, place), 0)
 
 
-def _without(truth: GroundTruth, place: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.setdiff1d(np.arange(len(truth.image_ids)), place)
+def _without(truth: CocoImages, place: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.setdiff1d(np.arange(len(truth.ids)), place)
 
 
 def _base(name: str) -> str:
@@ -84,7 +84,7 @@ def _unique(names: Sequence[str | None]) -> dict[str, int]:
     return places
 
 
-def _pair_bases(truth: GroundTruth, names: Sequence[str], place: NDArray[np.int64]) -> None:
+def _pair_bases(truth: CocoImages, names: Sequence[str], place: NDArray[np.int64]) -> None:
     """Pair what is left by the last part of its name. Raises UsageError where that is not unique."""
     left = set(_without(truth, place).tolist())
     if not left:
@@ -110,13 +110,13 @@ def _pair_bases(truth: GroundTruth, names: Sequence[str], place: NDArray[np.int6
 
 
 def _refuse_strangers(
-    truth: GroundTruth, image_ids: Sequence[int], names: Sequence[str], *, ids_given: bool
+    truth: CocoImages, image_ids: Sequence[int], names: Sequence[str], *, ids_given: bool
 ) -> None:
     ours = f"{_some(names)}" + (f" (ids {_some(image_ids)})" if ids_given else "")
     theirs = _some([name for name in truth.names if name is not None]) or "no names"
     raise UsageError(
         f"the run and the truth have no image in common: the run has {ours}; the truth has {theirs} "
-        f"(ids {_some(truth.image_ids)})"
+        f"(ids {_some(truth.ids)})"
     )
 
 
@@ -142,7 +142,7 @@ class PairedCategories:
 
 
 def pair_categories(
-    categories: Sequence[GroundTruthCategory],
+    categories: Sequence[CocoCategory],
     used: Collection[int],
     run: Sequence[Category],
     *,
@@ -194,7 +194,7 @@ def pair_categories(
     return PairedCategories(tuple(names[at] for at in kept), of_truth, of_run, by)
 
 
-def _names(categories: Sequence[GroundTruthCategory], run: Sequence[Category]) -> tuple[list[str], str]:
+def _names(categories: Sequence[CocoCategory], run: Sequence[Category]) -> tuple[list[str], str]:
     """Return the truth's names, of those that it only numbers the run's; and how they were found."""
     named = [category.name for category in categories]
     if any(name is not None and not name.strip().isdecimal() for name in named):

@@ -12,28 +12,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from ..errors import RunError, UsageError
-from ..formats.coco_reader import ANNOTATIONS
+from ..formats.coco_checks import ANNOTATIONS
 from ..io.parquet import Part
 from ..io.storage import Storage
-from ..masks.rle_decode import read_masks
 from .average_precision import Tally
 from .image_scores import Expected, Found, Kind, Objects, ScoredImages, score_images
 
 BATCH_OBJECTS: Final = 16_384
 """Found and true, weighed at once; an image is never divided."""
-_FARTHEST: Final = 1e7
-"""Pixels: beyond it no corner of a polygon lies."""
 _FOUND_COLUMNS: Final = ["category_id", "score", "box", "area", "segmentation", "frame"]
 
 SHARE: Final = pa.schema(
     [
         ("row", pa.int64()),
-        ("image_height", pa.int32()),
-        ("image_width", pa.int32()),
-        *[field for field in ANNOTATIONS if field.name != "image"],
+        *[field for field in ANNOTATIONS if field.name not in ("image", "mask_area")],
     ]
 )
 """A part's share of the truth, in order of `row`, the image's place in the part; `category` counts as weighed."""
@@ -85,7 +79,7 @@ def score_part(url: str, terms: Terms, task: Task) -> PartScore:
     """
     storage = Storage(url)
     with storage.open(task.part.images) as file:
-        images = pq.read_table(file, columns=["n_instances", "height", "width"])
+        images = pq.read_table(file, columns=["n_instances"])
     with storage.open(task.share) as file:
         share = pq.read_table(file)
     counts = images["n_instances"].to_numpy().astype(np.int64)
@@ -106,7 +100,6 @@ def score_part(url: str, terms: Terms, task: Task) -> PartScore:
                 share.slice(things[start], things[stop] - things[start]),
                 start + weighed,
                 found,
-                images,
                 terms,
             )
             order = task.order[start + weighed]
@@ -183,9 +176,7 @@ def _boxes(table: pa.Table) -> NDArray[np.float64]:
     return np.stack([side.cast(pa.string()).cast(pa.float64()).to_numpy() for side in sides], axis=1)
 
 
-def _expected(
-    share: pa.Table, rows: NDArray[np.intp], found: Found, images: pa.Table, terms: Terms
-) -> Expected:
+def _expected(share: pa.Table, rows: NDArray[np.intp], found: Found, terms: Terms) -> Expected:
     """Return the objects of some images; masks only where something was found, for else nobody asks for them."""
     image = np.searchsorted(rows, share["row"].to_numpy())
     masks: list[dict[str, Any]] | None = None
@@ -193,7 +184,7 @@ def _expected(
         needed = np.flatnonzero(np.isin(image, found.objects.image))
         asked = share.take(pa.array(needed))
         masks = [{} for _ in range(len(share))]
-        for at, mask in zip(needed.tolist(), masks_of(asked, images), strict=True):
+        for at, mask in zip(needed.tolist(), masks_of(asked), strict=True):
             masks[at] = mask
     boxes = np.stack([share[side].to_numpy() for side in ("x", "y", "width", "height")], axis=1)
     objects = Objects(image, share["category"].to_numpy(), boxes, masks)
@@ -201,60 +192,12 @@ def _expected(
     return Expected(objects, share["area"].to_numpy(), crowd)
 
 
-def masks_of(share: pa.Table, images: pa.Table) -> list[dict[str, Any]]:
-    """Return the masks of rows of a share as `pycocotools.mask` takes them.
-
-    Args:
-        share: rows of `SHARE`.
-        images: `height` and `width` of the part's images, for those whose size the truth does not state.
-
-    Raises:
-        UsageError: one is no mask.
-    """
-    stated = [share[name].to_numpy() for name in ("image_height", "image_width")]
-    place = share["row"].to_numpy()
-    seen = [images[name].fill_null(0).to_numpy()[place] for name in ("height", "width")]
-    heights, widths = (np.where(ours > 0, ours, theirs) for ours, theirs in zip(stated, seen, strict=True))
-    _check(share)
-    columns = (share[name].to_pylist() for name in ("shape", "rings", "mask_height", "mask_width"))
-    masks = []
-    for shape, rings, mask_height, mask_width, height, width in zip(
-        *columns, heights.tolist(), widths.tolist(), strict=True
-    ):
-        if not rings:
-            masks.append({"size": [mask_height, mask_width], "counts": shape})
-            continue
-        bounds = np.cumsum(rings)[:-1]
-        polygons = [ring.tolist() for ring in np.split(np.frombuffer(shape, np.float64), bounds)]
-        masks.append(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
-    return masks
-
-
-def _check(share: pa.Table) -> None:
-    """Raise UsageError where a shape would be read as something else, or beyond its end."""
-    is_rle = pc.equal(pc.list_value_length(share["rings"]), 0).to_numpy(zero_copy_only=False)
-    texts = share.filter(pa.array(is_rle))
-    shapes = texts["shape"].combine_chunks()
-    offsets, data = shapes.buffers()[1:]
-    bounds = (
-        np.frombuffer(offsets, np.int64)[shapes.offset : shapes.offset + len(shapes) + 1]
-        if len(shapes)
-        else [0]
-    )
-    text = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
-    sides = (texts[name].to_numpy() for name in ("mask_height", "mask_width"))
-    intact = read_masks(text, np.asarray(bounds), *sides).intact
-    bad = texts["number"].to_numpy()[~intact].tolist()
-    polygons = share.filter(pa.array(~is_rle))
-    for number, shape in zip(polygons["number"].to_pylist(), polygons["shape"].to_pylist(), strict=True):
-        corners = np.frombuffer(shape, np.float64)
-        if not (np.abs(corners) < _FARTHEST).all():  # also what is not a number
-            bad.append(number)
-    if bad:
-        raise UsageError(
-            f"annotation {min(bad)} of the truth has a segmentation that is no mask of its image "
-            f"({len(bad)} such annotations in this part)"
-        )
+def masks_of(share: pa.Table) -> list[dict[str, Any]]:
+    """Return the masks of rows of a share, `SHARE`, as `pycocotools.mask` takes them."""
+    columns = (share[name].to_pylist() for name in ("mask_height", "mask_width", "counts"))
+    return [
+        {"size": [height, width], "counts": counts} for height, width, counts in zip(*columns, strict=True)
+    ]
 
 
 def _score(

@@ -28,6 +28,8 @@ BY_ROW: Final = "box that fits its mask only if the run lengths go by row (COCO'
 CORNERS: Final = (
     "box that fits its mask only as xmin, ymin, xmax, ymax (COCO's are xmin, ymin, width, height)"
 )
+IMAGE_LEFT_OUT: Final = "annotation of an image that is left out"
+CATEGORY_LEFT_OUT: Final = "annotation of a category that is left out"
 FLAT: Final = "box without area"
 LEAVES: Final = "box that leaves its image"
 MISFIT: Final = "box that does not fit its mask"
@@ -290,12 +292,12 @@ def _usable(
             findings.error(NOT_AN_OBJECT, where)
         elif image < 0:
             kind = images.left_out.get(image_id, "annotation of an unknown image")
-            findings.error(kind, f"{where}: image {shortened(image_id)!r}")
+            findings.add(kind, f"{where}: image {shortened(image_id)!r}", error=kind != IMAGE_LEFT_OUT)
         elif category < 0:
             kind = categories.left_out.get(category_id, "annotation of an unknown category")
-            findings.error(kind, f"{where}: category {shortened(category_id)!r}")
+            findings.add(kind, f"{where}: category {shortened(category_id)!r}", error=kind != CATEGORY_LEFT_OUT)
         elif left_out[image]:
-            findings.warning("annotation of an image that is left out", where)
+            findings.warning(IMAGE_LEFT_OUT, where)
         elif row in draft.faults:
             findings.error(draft.faults[row], where)
         elif masks and not shaped[row]:

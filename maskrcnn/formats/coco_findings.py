@@ -1,9 +1,12 @@
 """What is wrong with a COCO dataset, or worth knowing: counted by kind, in two severities."""
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeGuard
+
+log = logging.getLogger("maskrcnn")
 
 EXAMPLES: Final = 3
 """The number of places that a finding names."""
@@ -37,13 +40,15 @@ class Findings:
 
     def error(self, kind: str, where: object) -> None:
         """Add something that cannot be used."""
-        self._add((True, kind), where)
+        self.add(kind, where, error=True)
 
     def warning(self, kind: str, where: object) -> None:
         """Add something that is used all the same."""
-        self._add((False, kind), where)
+        self.add(kind, where, error=False)
 
-    def _add(self, key: tuple[bool, str], where: object) -> None:
+    def add(self, kind: str, where: object, *, error: bool) -> None:
+        """Add one of either severity."""
+        key = error, kind
         self._counts[key] = self._counts.get(key, 0) + 1
         examples = self._examples.setdefault(key, [])
         if len(examples) < EXAMPLES:
@@ -63,6 +68,12 @@ def summary_of_errors(findings: Iterable[Finding]) -> str:
     """Return the first errors as part of a line, or an empty string where there are none."""
     errors = [str(finding).removeprefix("error: ") for finding in findings if finding.error]
     return "; ".join(errors[:EXAMPLES])
+
+
+def log_findings(source: str, findings: Iterable[Finding]) -> None:
+    """Log findings with the dataset that they are about, one per line."""
+    for finding in findings:
+        log.warning("%s: %s", source, finding)
 
 
 def shortened(value: object) -> str:

@@ -18,7 +18,7 @@ from ..errors import UsageError
 from ..io.sources import as_json, folder_of, usage_errors
 from ..io.storage import Storage
 from ..masks.rle import MAX_PIXELS
-from .coco_checks import ANNOTATIONS, Draft, Listed, check_draft, draft_of
+from .coco_checks import ANNOTATIONS, CATEGORY_LEFT_OUT, IMAGE_LEFT_OUT, Draft, Listed, check_draft, draft_of
 from .coco_findings import Findings, id_of, integer_of, summary_of_errors
 from .json_stream import read_lists
 
@@ -60,14 +60,12 @@ class CocoFile:
     """In the order of the file, each id and each name once."""
     findings: Findings
     """What is wrong with it; `read_annotations` adds to it."""
+    n_annotations: int
+    has_masks: bool
+    """Whether the annotations have masks, and not only boxes."""
     _drafts: list[Draft]
     _images_left_out: Mapping[int | str | None, str]
     _categories_left_out: Mapping[int | str | None, str]
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether the annotations have masks, and not only boxes."""
-        return not self._drafts or any(draft.has_shapes for draft in self._drafts)
 
     def read_annotations(
         self,
@@ -149,7 +147,10 @@ def read_coco(source: str) -> CocoFile:
             f"{source} has no category that can be used"
             + (f": {why}" if why else ": list them under `categories`")
         )
-    return CocoFile(source, listed, known, findings, drafts, images_left_out, categories_left_out)
+    has_masks = not drafts or any(draft.has_shapes for draft in drafts)
+    return CocoFile(
+        source, listed, known, findings, count - 1, has_masks, drafts, images_left_out, categories_left_out
+    )
 
 
 def read_coco_images(source: str) -> pa.Table:
@@ -231,14 +232,14 @@ def _images(
             findings.error("image without an id", json.dumps(dict(zip(_IMAGE_KEYS, entry, strict=True))))
         elif mixed and isinstance(id_, str):
             findings.error("image whose id is a text, where others are integers", shown)
-            left_out[id_] = "annotation of an image that is left out"
+            left_out[id_] = IMAGE_LEFT_OUT
         elif counts[id_] > 1:
             if id_ not in left_out:
                 findings.error("image id used twice", shown)
             left_out[id_] = "annotation of an image id used twice"
         elif stated and height * width > MAX_PIXELS:
             findings.error("image of 2^32 pixels or more, for which COCO has no masks", shown)
-            left_out[id_] = "annotation of an image that is left out"
+            left_out[id_] = IMAGE_LEFT_OUT
         else:
             if not stated:
                 findings.warning("image without height and width; the file's are used", shown)
@@ -312,7 +313,7 @@ def _categories(
         if number is None or not 0 <= number <= MAX_CATEGORY_ID:
             findings.error("category without an id that is an integer from 0", json.dumps(entry))
             if number is not None:
-                left_out[number] = "annotation of a category that is left out"
+                left_out[number] = CATEGORY_LEFT_OUT
         else:
             numbered.append((number, entry.get("name")))
     by_id = Counter(number for number, _ in numbered)
@@ -329,7 +330,7 @@ def _categories(
             kept.append(CocoCategory(number, None))
         elif not isinstance(name, str) or not name.replace(" ", "").isprintable():
             findings.error("category whose name is not printable text", f"{number} {name!r}")
-            left_out[number] = "annotation of a category that is left out"
+            left_out[number] = CATEGORY_LEFT_OUT
         else:
             kept.append(CocoCategory(number, name))
     return _without_doubled_names(kept, left_out, findings), left_out

@@ -100,7 +100,7 @@ def draw_worst(
                 why = ERROR_CODES.get(image.error or "", "it failed")
                 drawn.append(Worst(image.name, caption, None, None, f"It failed in the run: {why}."))
                 continue
-            sides = _sides(reader, image, shares.read(part, place), place, of_run)
+            sides = _sides(reader, image, shares.read(part, place), of_run)
             large = items is not None and image.height * image.width > WHOLE_PIXELS
             region = _region(sides, image) if large else Rect(0, 0, image.width, image.height)
             try:
@@ -129,14 +129,14 @@ def _caption(row: Mapping[str, Any]) -> str:
 
 
 def _sides(
-    reader: RunReader, image: ImageRow, share: pa.Table, place: int, of_run: Mapping[int, int]
+    reader: RunReader, image: ImageRow, share: pa.Table, of_run: Mapping[int, int]
 ) -> _Sides:
     """Return both sides of an image, labelled by category from 1."""
     found = reader.detections(image)
     known = np.array([of_run.get(label, -1) for label in found.labels.tolist()], np.int64)
     found = found.take(np.flatnonzero((known >= 0) & (found.scores >= SURE)))
     labels = np.array([of_run[label] + 1 for label in found.labels.tolist()], np.int32)
-    truth, crowd = _truth(image, share, place)
+    truth, crowd = _truth(image, share)
     fitting = len(truth) > 0 and len(found) > 0
     edges = overlaps(found.rles(), truth.rles(), crowd) if fitting else overlaps([], [], crowd)
     same = labels[edges.found] == truth.labels[edges.truth]
@@ -165,15 +165,14 @@ def _labelled(found: Detections, labels: NDArray[np.int32]) -> Detections:
     return Detections(labels=labels, **{name: getattr(found, name) for name in fields})
 
 
-def _truth(image: ImageRow, share: pa.Table, place: int) -> tuple[Detections, NDArray[np.bool_]]:
+def _truth(image: ImageRow, share: pa.Table) -> tuple[Detections, NDArray[np.bool_]]:
     """Return what is there as if it had been found, and which of it are crowds; masks of another size are left out."""
     size = [image.height or 1, image.width or 1]
-    if share["shape"].null_count:
+    if share["counts"].null_count:
         empty = coco_mask.frPyObjects({"size": size, "counts": [size[0] * size[1]]}, *size)
         masks = [empty] * len(share)
     else:
-        heights, widths = (pa.array([side] * (place + 1), pa.int32()) for side in size)
-        masks = masks_of(share, pa.table({"height": heights, "width": widths}))
+        masks = masks_of(share)
     kept = [k for k, mask in enumerate(masks) if list(mask["size"]) == size]
     if not kept:
         return Detections.empty(*size), np.zeros(0, np.bool_)
