@@ -15,8 +15,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..io.sources import as_json, folder_of, usage_errors
+from ..io.sources import as_json, open_source, usage_errors
 from ..io.storage import Storage
+from ..io.url import Url
 from ..masks.rle import MAX_PIXELS
 from .coco_checks import ANNOTATIONS, CATEGORY_LEFT_OUT, IMAGE_LEFT_OUT, Draft, Listed, check_draft, draft_of
 from .coco_findings import Findings, id_of, integer_of, summary_of_errors
@@ -190,7 +191,7 @@ def _array(values: Sequence[Any]) -> pa.Array:
 def _lists(source: str, names: Sequence[str]) -> Iterable[tuple[str, list[Any]]]:
     """Yield the entries of the lists of a dataset. Raises UsageError where one is missing, or it cannot be read."""
     seen = set()
-    with usage_errors(source), Storage(folder_of(source)).open(source.rpartition("/")[2]) as file:
+    with usage_errors(source), open_source(source) as file:
         for name, entries in read_lists(file, source, names):
             seen.add(name)
             yield name, entries
@@ -262,36 +263,29 @@ def find_images_root(source: str, names: Sequence[str], probes: int = 20) -> str
     Raises:
         UsageError: none of them exists in any of the folders.
     """
-    folder, stem = folder_of(source), source.rpartition("/")[2].rpartition(".")[0]
+    folder, stem = Url.parse(source).folder, source.rpartition("/")[2].rpartition(".")[0]
     split = stem.rpartition("_")[2]
-    above = _folder_above(folder)
-    places = [folder, *(f"{_with_slash(folder)}{below}/" for below in ("images", stem, split) if below)]
-    if above is not None:
-        below = ("", "images/", f"{split}/", f"images/{split}/")
-        places += [f"{_with_slash(above)}{place}" for place in below]
-    places = list(dict.fromkeys(places))
+    places = [folder, *(folder.join(below) for below in ("images", stem, split) if below)]
+    if (above := _folder_above(folder)) is not None:
+        places += [above, *(above.join(below) for below in ("images", split, f"images/{split}") if below)]
     some = names[:: max(1, len(names) // probes)][:probes]
-    found = {place: _count_existing(place, some) for place in places}
-    best = max(places, key=lambda place: found[place])
+    found = {place.text: _count_existing(place.text, some) for place in places}
+    best = max(found, key=lambda place: found[place])
     if not found[best]:
         raise UsageError(
             f"{source}: none of its images ({', '.join(map(repr, some[:3]))}{', …' if len(some) > 3 else ''}) is in "
-            f"{', '.join(places)}: name their folder with --images-root"
+            f"{', '.join(found)}: name their folder with --images-root"
         )
     return best
 
 
-def _with_slash(folder: str) -> str:
-    return folder if folder.endswith("/") else f"{folder}/"
-
-
-def _folder_above(folder: str) -> str | None:
-    if folder in (".", "./"):
-        return ".."
-    head, _, last = folder.rstrip("/").rpartition("/")
-    if not last or head.endswith(":/") or (not head and not folder.startswith("/")):
-        return "." if last and not head else None
-    return f"{head}/"
+def _folder_above(folder: Url) -> Url | None:
+    """Return the folder that contains a folder; None at the root of a store."""
+    if folder.is_local:
+        path = folder.local_path.absolute()
+        return Url.parse(str(path.parent)) if path.parent != path else None
+    head, slash, _ = folder.key.rstrip("/").rpartition("/")
+    return Url(folder.scheme, folder.bucket, head + slash) if folder.key.strip("/") else None
 
 
 def _count_existing(folder: str, names: Sequence[str]) -> int:

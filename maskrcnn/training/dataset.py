@@ -23,8 +23,7 @@ from ..formats.coco_findings import Finding, Findings, summary_of_errors
 from ..formats.coco_reader import CocoImages, find_images_root, read_coco
 from ..imaging.decode import Limits, decode_image
 from ..io.inputs import read_input
-from ..io.sources import folder_of
-from ..io.stores import is_remote, join
+from ..io.url import Url
 from ..types import Category
 
 LIMITS: Final = Limits(max_pixels=178_956_970, max_bytes=2**31, max_aspect=float("inf"))
@@ -103,7 +102,7 @@ def read_dataset(
         raise UsageError(f"{source} lists no image that can be used" + (f": {why}" if why else ""))
     named = _named(file.images, findings)
     names = [name for name, sound in zip(file.images.names, named, strict=True) if name and sound]
-    root = images_root or (find_images_root(source, names) if names else folder_of(source))
+    root = images_root or (find_images_root(source, names) if names else Url.parse(source).folder.text)
     sizes, sound = _checked_images(file.images, named, root, findings, progress)
     annotations = _trainable(file.read_annotations(sizes, ~sound), findings)
     labels = np.empty(len(order), np.int64)
@@ -203,7 +202,7 @@ def _checked_images(
     """Return the (N, 2) height and width of all images, and which can be decoded and have the size that is stated."""
     sizes, sound = images.sizes.copy(), np.zeros(len(images), np.bool_)
     places = np.flatnonzero(named).tolist()
-    uris = [join(root, str(images.names[at])) for at in places]
+    uris = [Url.parse(root).join(str(images.names[at])).text for at in places]
     with ThreadPoolExecutor(max_workers=min(32, 2 * (os.cpu_count() or 1))) as pool:
         for done, (at, image) in enumerate(zip(places, pool.map(_look, uris), strict=True), start=1):
             name, stated = images.names[at], tuple(images.sizes[at].tolist())
@@ -232,7 +231,7 @@ class _Image(NamedTuple):
 
 def _look(uri: str) -> _Image | str:
     """Decode an image; return what is known of it, or the code of why it cannot be read."""
-    if not is_remote(uri) and not Path(uri).is_file():  # reading a pipe would block
+    if Url.parse(uri).is_local and not Path(uri).is_file():  # reading a pipe would block
         return "not_found"
     try:
         image = decode_image(read_input(uri, LIMITS.max_bytes), LIMITS)
@@ -271,11 +270,11 @@ def _table(
     label = labels[annotations["category"].to_numpy()].tolist()
     masks = annotations["counts"].to_pylist()
     names = [str(images.names[at]) for at in by_id]
-    uris = [join(root, name) for name in names]
+    uris = [Url.parse(root).join(name).text for name in names]
     columns = {
         "image_id": [n if are_texts else images.ids[at] for n, at in enumerate(by_id, start=1)],
         "name": names,
-        "uri": [uri if is_remote(uri) else os.path.abspath(uri) for uri in uris],  # noqa: PTH100 (keeps links)
+        "uri": [os.path.abspath(uri) if Url.parse(uri).is_local else uri for uri in uris],  # noqa: PTH100 (keeps links)
         "height": sizes[by_id, 0],
         "width": sizes[by_id, 1],
         "labels": [[label[i] for i in of[at]] for at in by_id],
