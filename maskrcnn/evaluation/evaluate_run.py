@@ -7,7 +7,7 @@ its score, its place and eighty bits, so memory follows the number of detections
 import json
 import logging
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..errors import RunError, UsageError
+from ..errors import RunError, UsageError, plural
 from ..formats.coco_findings import log_findings, summary_of_errors
 from ..formats.coco_reader import CocoFile, CocoImages, read_coco
 from ..io.parquet import Part, write_table
@@ -30,7 +30,7 @@ from .alignment import PairedCategories, PairedImages, pair_categories, pair_ima
 from .average_precision import STATS, Curves, average
 from .evaluate_part import PartScore, Terms, score_part
 from .ground_truth_shares import Shares, image_order
-from .image_scores import KINDS, SURE, Kind
+from .image_scores import COUNTS, KINDS, SURE, Kind
 
 log = logging.getLogger("maskrcnn")
 
@@ -40,11 +40,7 @@ IMAGES: Final = pa.schema(
     [
         pa.field("image_id", pa.int64(), nullable=False),
         pa.field("name", pa.string(), nullable=False),
-        *[
-            pa.field(name, pa.int32(), nullable=False)
-            for name in ("n_truth", "n_found", "true_positives", "false_negatives", "false_positives")
-        ],
-        pa.field("pq", pa.float32(), nullable=False),
+        *[pa.field(name, pa.from_numpy_dtype(kind), nullable=False) for name, kind in COUNTS.items()],
     ]
 )
 """Of `evaluation/images.parquet`; see `image_scores.Counts`."""
@@ -316,8 +312,8 @@ def _folded(
 
 def _at_half(images: pa.Table) -> dict[str, Any]:
     """Return the counts of all images at a score of `SURE` and an IoU of 0.5."""
-    names = ("n_truth", "n_found", "true_positives", "false_negatives", "false_positives")
-    sums = {name: int(images[name].to_numpy().astype(np.int64).sum()) for name in names}
+    counts = [name for name in COUNTS if name != "pq"]
+    sums = {name: int(images[name].to_numpy().astype(np.int64).sum()) for name in counts}
     return {
         "score": SURE,
         **sums,

@@ -295,7 +295,9 @@ def _usable(
             findings.add(kind, f"{where}: image {shortened(image_id)!r}", error=kind != IMAGE_LEFT_OUT)
         elif category < 0:
             kind = categories.left_out.get(category_id, "annotation of an unknown category")
-            findings.add(kind, f"{where}: category {shortened(category_id)!r}", error=kind != CATEGORY_LEFT_OUT)
+            findings.add(
+                kind, f"{where}: category {shortened(category_id)!r}", error=kind != CATEGORY_LEFT_OUT
+            )
         elif left_out[image]:
             findings.warning(IMAGE_LEFT_OUT, where)
         elif row in draft.faults:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluation.average_precision import RECALLS, Curves
-from ..evaluation.evaluate_run import FOLDER, Evaluation, Shares
+from ..evaluation.evaluate_run import FOLDER, Evaluation
+from ..evaluation.ground_truth_shares import Shares
 from ..evaluation.image_scores import KINDS, Kind
 from ..evaluation.matching import IOUS
 from ..io.storage import Storage

@@ -14,7 +14,8 @@ from pycocotools import mask as coco_mask
 
 from ..errors import ERROR_CODES, ItemError, RunError
 from ..evaluation.evaluate_part import masks_of
-from ..evaluation.evaluate_run import Evaluation, Shares
+from ..evaluation.evaluate_run import Evaluation
+from ..evaluation.ground_truth_shares import Shares
 from ..evaluation.image_scores import SURE
 from ..evaluation.matching import Edges, match, overlaps
 from ..imaging.decode import Limits
@@ -128,9 +129,7 @@ def _caption(row: Mapping[str, Any]) -> str:
     )
 
 
-def _sides(
-    reader: RunReader, image: ImageRow, share: pa.Table, of_run: Mapping[int, int]
-) -> _Sides:
+def _sides(reader: RunReader, image: ImageRow, share: pa.Table, of_run: Mapping[int, int]) -> _Sides:
     """Return both sides of an image, labelled by category from 1."""
     found = reader.detections(image)
     known = np.array([of_run.get(label, -1) for label in found.labels.tolist()], np.int64)
