@@ -18,7 +18,16 @@ from ..formats.coco_checks import ANNOTATIONS
 from ..io.parquet import Part
 from ..io.storage import Storage
 from .average_precision import Tally
-from .image_scores import COUNTS, Detected, Expected, Kind, Objects, ScoredImages, score_images
+from .image_scores import (
+    COUNTS,
+    Detected,
+    Expected,
+    Kind,
+    Objects,
+    ScoredImages,
+    score_images,
+    worst_first,
+)
 
 BATCH_OBJECTS: Final = 16_384
 """Detections and ground-truth objects evaluated at once; an image is never divided."""
@@ -57,6 +66,27 @@ class Terms:
     """Whether the ground truth has masks."""
 
 
+WORST: Final = 9
+"""The number of images with the lowest panoptic quality, of each part, whose matches are kept for pictures."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOutcome:
+    """Which detections and objects of an image were matched, at a score of `SURE` and an IoU of 0.5."""
+
+    row: int
+    """The image's place in the part."""
+    pq: float
+    faults: int
+    """False positives and false negatives."""
+    detections: NDArray[np.int64]
+    """(D,) numbers in the image of the detections with that score, of the evaluated categories."""
+    detections_matched: NDArray[np.bool_]
+    """(D,) as in `image_scores.Outcomes`."""
+    objects_matched: NDArray[np.bool_]
+    """(G,) of the image's rows of `SHARE`, in their order, as in `image_scores.Outcomes`."""
+
+
 @dataclass(frozen=True, slots=True)
 class PartScore:
     """The result of one part."""
@@ -69,6 +99,8 @@ class PartScore:
     """The number of images with more detections of a category than count."""
     detections: int
     """The number of detections of evaluated categories in evaluated images."""
+    worst: Sequence[ImageOutcome]
+    """Of the at most `WORST` images with the lowest panoptic quality, in ascending order."""
 
 
 def score_part(url: str, terms: Terms, task: Task) -> PartScore:
@@ -87,6 +119,7 @@ def score_part(url: str, terms: Terms, task: Task) -> PartScore:
     firsts = np.concatenate([[0], np.cumsum(counts)])
     objects = np.searchsorted(share["row"].to_numpy(), np.arange(len(counts) + 1))
     batches, rows, detections = [], [], 0
+    worst: list[ImageOutcome] = []
     with storage.open(task.part.instances) as file, pq.ParquetFile(file) as parquet:
         if parquet.metadata.num_rows != firsts[-1]:
             raise RunError(f"{task.part.instances} does not follow the rows of {task.part.images}")
@@ -96,7 +129,7 @@ def score_part(url: str, terms: Terms, task: Task) -> PartScore:
             evaluated = np.flatnonzero(task.order[start:stop] >= 0)
             if not len(evaluated):
                 continue
-            detected = _detections(table, counts[start:stop], evaluated, terms)
+            detected, numbers = _detections(table, counts[start:stop], evaluated, terms)
             expected = _expected(
                 share.slice(objects[start], objects[stop] - objects[start]),
                 start + evaluated,
@@ -107,7 +140,36 @@ def score_part(url: str, terms: Terms, task: Task) -> PartScore:
             batches.append(score_images(detected, expected, order, terms.categories, terms.max_dets))
             detections += len(detected.objects)
             rows.append(start + evaluated)
-    return _score(batches, rows, terms, detections)
+            worst = _worst(worst, _outcomes(batches[-1], rows[-1], detected, expected, numbers))
+    return _score(batches, rows, terms, detections, worst)
+
+
+def _outcomes(
+    batch: ScoredImages,
+    rows: NDArray[np.intp],
+    detected: Detected,
+    expected: Expected,
+    numbers: NDArray[np.int64],
+) -> Iterator[ImageOutcome]:
+    """Yield the outcomes of the worst images of a batch."""
+    counts, outcomes = batch.counts, batch.outcomes
+    faults = counts.false_negatives + counts.false_positives
+    image = detected.objects.image[outcomes.detections]
+    for place in worst_first(counts.pq, faults, WORST).tolist():
+        own = slice(*np.searchsorted(image, [place, place + 1]))
+        objects = slice(*np.searchsorted(expected.objects.image, [place, place + 1]))
+        yield ImageOutcome(
+            row=int(rows[place]),
+            pq=float(counts.pq[place]),
+            faults=int(faults[place]),
+            detections=numbers[outcomes.detections[own]],
+            detections_matched=outcomes.detections_matched[own],
+            objects_matched=outcomes.objects_matched[objects],
+        )
+
+
+def _worst(held: list[ImageOutcome], more: Iterator[ImageOutcome]) -> list[ImageOutcome]:
+    return sorted([*held, *more], key=lambda image: (image.pq, -image.faults))[:WORST]
 
 
 def _batches(sizes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -141,8 +203,11 @@ class _Reader:
 
 def _detections(
     table: pa.Table, counts: NDArray[np.int64], evaluated: NDArray[np.intp], terms: Terms
-) -> Detected:
-    """Return the instances of evaluated images and categories; images count from 0 among the evaluated ones."""
+) -> tuple[Detected, NDArray[np.int64]]:
+    """Return the instances of evaluated images and categories, and the number of each in its image.
+
+    Images count from 0 among the evaluated ones.
+    """
     place = np.full(len(counts), -1, np.int64)
     place[evaluated] = np.arange(len(evaluated))
     image = np.repeat(place, counts)
@@ -166,7 +231,8 @@ def _detections(
     objects = Objects(
         image[kept], category[at[kept]] if len(ids) else np.empty(0, np.int32), _boxes(table), masks
     )
-    return Detected(objects, table["score"].to_numpy(), table["area"].to_numpy())
+    numbers = kept - np.repeat(np.cumsum(counts) - counts, counts)[kept]
+    return Detected(objects, table["score"].to_numpy(), table["area"].to_numpy()), numbers
 
 
 def _boxes(table: pa.Table) -> NDArray[np.float64]:
@@ -204,7 +270,11 @@ def masks_of(share: pa.Table) -> list[dict[str, Any]]:
 
 
 def _score(
-    batches: Sequence[ScoredImages], rows: Sequence[NDArray[np.intp]], terms: Terms, detections: int
+    batches: Sequence[ScoredImages],
+    rows: Sequence[NDArray[np.intp]],
+    terms: Terms,
+    detections: int,
+    worst: Sequence[ImageOutcome],
 ) -> PartScore:
     columns = {"row": np.concatenate([np.empty(0, np.int64), *rows])}
     for name, kind in COUNTS.items():
@@ -216,4 +286,5 @@ def _score(
         sum((b.confusion for b in batches), start=np.zeros((size, size), np.int64)),
         sum(int(b.truncated.sum()) for b in batches),
         detections,
+        worst,
     )

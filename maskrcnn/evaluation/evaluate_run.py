@@ -28,9 +28,9 @@ from ..pipeline.success import RunAll, parts_of, run_here
 from ..results.run import Run, open_run
 from .alignment import PairedCategories, PairedImages, pair_categories, pair_images
 from .average_precision import STATS, Curves, average
-from .evaluate_part import PartScore, Terms, score_part
+from .evaluate_part import WORST, ImageOutcome, PartScore, Terms, score_part
 from .ground_truth_shares import Shares, image_order
-from .image_scores import COUNTS, KINDS, SURE, Kind
+from .image_scores import COUNTS, KINDS, SURE, Kind, worst_first
 
 log = logging.getLogger("maskrcnn")
 
@@ -77,6 +77,8 @@ class Evaluation:
     """(K + 1, K + 1) as in `image_scores.ScoredImages`."""
     of_run: Mapping[int, int]
     """Place in `categories` by the run's category id."""
+    worst: Mapping[int, ImageOutcome]
+    """What was matched in the images with the lowest panoptic quality, by their row of `images`, in ascending order."""
 
 
 @contextmanager
@@ -306,8 +308,25 @@ def _folded(
     confusion = sum(score.confusion for score in scores)
     places = np.stack([part, row], axis=1)
     return Evaluation(
-        summary, categories.names, curves, images, places, np.asarray(confusion), categories.of_run
+        summary,
+        categories.names,
+        curves,
+        images,
+        places,
+        np.asarray(confusion),
+        categories.of_run,
+        _worst(images, places, scores),
     )
+
+
+def _worst(
+    images: pa.Table, places: NDArray[np.int64], scores: Sequence[PartScore]
+) -> dict[int, ImageOutcome]:
+    """Return the outcomes of the worst images; each part kept those of its own worst ones."""
+    faults = images["false_negatives"].to_numpy() + images["false_positives"].to_numpy()
+    kept = {(number, image.row): image for number, score in enumerate(scores) for image in score.worst}
+    rows = worst_first(images["pq"].to_numpy(), faults, WORST).tolist()
+    return {at: kept[number, row] for at, (number, row) in zip(rows, places[rows].tolist(), strict=True)}
 
 
 def _at_half(images: pa.Table) -> dict[str, Any]:

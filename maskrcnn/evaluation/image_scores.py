@@ -93,6 +93,18 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcomes:
+    """Which detections and objects of a batch were matched, at a score of `SURE` and an IoU of 0.5."""
+
+    detections: NDArray[np.int64]
+    """(D,) places in `Detected` of the detections with that score, ascending."""
+    detections_matched: NDArray[np.bool_]
+    """(D,) false: the detection is a false positive; true also if it was matched with a crowd."""
+    objects_matched: NDArray[np.bool_]
+    """(G,) of `Expected`; false: the object is a false negative; true also for crowds."""
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredImages:
     """The result of a batch."""
 
@@ -103,6 +115,19 @@ class ScoredImages:
     background."""
     truncated: NDArray[np.bool_]
     """(I,) images with more detections of a category than count."""
+    outcomes: Outcomes
+
+
+def worst_first(pq: NDArray[Any], faults: NDArray[Any], count: int) -> NDArray[np.intp]:
+    """Return the places of at most `count` images with faults: the lowest panoptic quality first, then the most faults.
+
+    Args:
+        pq: (I,) of `Counts`.
+        faults: (I,) false positives and false negatives.
+        count: maximum number of images.
+    """
+    order = np.lexsort((-faults, pq))[:count]
+    return order[faults[order] > 0]
 
 
 def score_images(
@@ -117,12 +142,12 @@ def score_images(
         categories: their number, K.
         max_dets: the maximum number of detections of a category in an image that count for average precision.
     """
-    detected, group, rank = _ranked(detected, categories)
+    detected, group, rank, place = _ranked(detected, categories)
     detections, objects = detected.objects, expected.objects
     n_images = len(order)
     over = np.bincount(detections.image[rank >= max_dets], minlength=n_images) > 0
     kept = (rank < max_dets) | (detected.score >= SURE)
-    detected, group, rank = _taken(detected, kept), group[kept], rank[kept]
+    detected, group, rank, place = _taken(detected, kept), group[kept], rank[kept], place[kept]
     detections = detected.objects
 
     size = outside(expected.area)
@@ -150,18 +175,27 @@ def score_images(
     # By masks where there are masks: the last of the kinds.
     counts, free = _counts(detected, expected, matches, n_images)
     confusion = _confusion(detected, expected, matches, edges.taken(~same), free, categories)
-    return ScoredImages(tallies, counts, confusion, over)
+    return ScoredImages(tallies, counts, confusion, over, _outcomes(place, detected.score >= SURE, *free))
 
 
-def _ranked(detected: Detected, categories: int) -> tuple[Detected, NDArray[np.int64], NDArray[np.int32]]:
-    """Return detections by image, category and score; the number of each one's group, and its rank in the group."""
+def _outcomes(
+    place: NDArray[np.intp], sure: NDArray[np.bool_], lonely: NDArray[np.bool_], unmet: NDArray[np.bool_]
+) -> Outcomes:
+    order = np.flatnonzero(sure)[np.argsort(place[sure])]
+    return Outcomes(place[order].astype(np.int64), ~lonely[order], ~unmet)
+
+
+def _ranked(
+    detected: Detected, categories: int
+) -> tuple[Detected, NDArray[np.int64], NDArray[np.int32], NDArray[np.intp]]:
+    """Return detections by image, category and score; for each its group, its rank in that, and its former place."""
     detections = detected.objects
     order = np.lexsort((-detected.score, detections.category, detections.image))  # stable
     detected = _taken(detected, order)
     group = detected.objects.image * categories + detected.objects.category
     begins = np.flatnonzero(np.diff(group, prepend=-1))
     rank = np.arange(len(group)) - np.repeat(begins, np.diff(begins, append=len(group)))
-    return detected, group, rank.astype(np.int32)
+    return detected, group, rank.astype(np.int32), order
 
 
 def _taken(detected: Detected, rows: NDArray[Any]) -> Detected:
