@@ -70,7 +70,7 @@ def choose(
         count: the most images, where they are not named.
         images: names or ids.
         condition: in SQL, see `lookup.where`.
-        worst: so many of the images with the least quality.
+        worst: number of images with the lowest panoptic quality.
 
     Raises:
         UsageError: no image is so, the run was not evaluated, or the condition is none.
@@ -85,7 +85,7 @@ def choose(
         return [Choice(reader.image(match.row), match.instances) for match in matches]
     if worst is not None:
         found = worst_images(reader, worst)
-        return [Choice(image, note=f"quality {quality:.2f}") for image, quality in found]
+        return [Choice(image, note=f"PQ {pq:.2f}") for image, pq in found]
     first = first_images(reader, count)
     if not first:
         raise UsageError(f"nothing was found in any image of {reader.run.url}")

@@ -54,16 +54,16 @@ def test_pictures_agree_with_the_table_of_images(
     ):
         drawn = draw_worst(reader, evaluation, shares)
     rows = evaluation.images.to_pylist()
-    faults = [row["missed"] + row["spurious"] for row in rows]
-    order = sorted(range(len(rows)), key=lambda at: (rows[at]["quality"], -faults[at], at))
+    faults = [row["false_negatives"] + row["false_positives"] for row in rows]
+    order = sorted(range(len(rows)), key=lambda at: (rows[at]["pq"], -faults[at], at))
     worst = [at for at in order[:9] if faults[at]]
     assert len(worst) > 6
     assert list(evaluation.worst) == worst
     assert [item.name for item in drawn] == [rows[at]["name"] for at in worst]
     for at, sides in zip(worst, shown, strict=True):
         assert len(sides.found) == rows[at]["n_found"]
-        assert np.sum(~sides.found_right) == rows[at]["spurious"]
-        assert np.sum(~sides.truth_right) == rows[at]["missed"]
+        assert np.sum(~sides.found_right) == rows[at]["false_positives"]
+        assert np.sum(~sides.truth_right) == rows[at]["false_negatives"]
         assert (sides.found.scores >= np.float32(0.5)).all()
 
 
