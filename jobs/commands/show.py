@@ -17,7 +17,7 @@ from maskrcnn.errors import ERROR_CODES, ItemError, RunError, UsageError
 from maskrcnn.imaging.decode import Limits, decode_image
 from maskrcnn.io.inputs import read_input
 from maskrcnn.io.storage import Storage
-from maskrcnn.io.stores import is_remote
+from maskrcnn.io.url import Url
 from maskrcnn.models.factory import build_segmenter
 from maskrcnn.models.registry import category_ids_named, describe_model
 from maskrcnn.pipeline.plan import RUN
@@ -124,7 +124,7 @@ def show(request: ShowRequest) -> Showed:
 
 
 def _is_run(source: str) -> bool:
-    if not is_remote(source):
+    if Url.parse(source).is_local:
         path = Path(source.removeprefix("file://"))
         if not path.exists():
             raise UsageError(f"{source} does not exist; name an image, or the directory of a finished run")

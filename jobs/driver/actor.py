@@ -29,9 +29,9 @@ from maskrcnn.imaging.decode_pool import (
 )
 from maskrcnn.imaging.geometry import Entry, RasterRegion, Rect
 from maskrcnn.imaging.radiometry import Radiometry
-from maskrcnn.io.http import is_web
 from maskrcnn.io.inputs import stat_input
 from maskrcnn.io.storage import Storage
+from maskrcnn.io.url import Url
 from maskrcnn.models import factory
 from maskrcnn.pipeline.receipts import Receipt
 from maskrcnn.pipeline.worker import Announcement, ShardWorker
@@ -137,7 +137,7 @@ class SegmentActor:
         # The web is not asked: it says nothing of the others, and of this one a row will.
         with contextlib.suppress(ItemError):  # the first input's own fault; it becomes a row
             try:
-                if not is_web(first_uri):
+                if not Url.parse(first_uri).is_web:
                     stat_input(first_uri)
             except RunError as error:
                 raise RunError(f"node {self._host} cannot read the inputs: {error}") from error

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from ..errors import UsageError
-from ..io.sources import folder_of, usage_errors
-from ..io.storage import Storage
+from ..io.sources import open_source, usage_errors
 
 _READ_CHARACTERS: Final = 2**22
 _BATCH: Final = 8192
@@ -88,7 +87,7 @@ def read_ground_truth(source: str) -> GroundTruth:
     Raises:
         UsageError: it cannot be read, or is no COCO dataset; the message names the first fault.
     """
-    with usage_errors(source), Storage(folder_of(source)).open(source.rpartition("/")[2]) as file:
+    with usage_errors(source), open_source(source) as file:
         return _truth(file, source)
 
 

@@ -17,7 +17,8 @@ from safetensors import SafetensorError, deserialize
 
 from ..errors import ItemError, RunError, UsageError
 from ..io.inputs import read_input
-from ..io.stores import check_url, is_remote
+from ..io.stores import store_of
+from ..io.url import Url
 from .network_shapes import Shape
 from .restricted_pickle import CONTAINERS, PickleRules, dict_of_pairs, kind_of, read_pickle
 
@@ -28,8 +29,7 @@ _MAX_LABELS_BYTES: Final = 2**20
 def check_store(uri: str, what: str) -> None:
     """Raise UsageError if a uri is of no store that is known here, as https:// is."""
     try:
-        if is_remote(uri):
-            check_url(uri)
+        store_of(Url.parse(uri))
     except RunError as error:
         raise UsageError(f"the {what} cannot be read: {error}") from error
 
@@ -72,7 +72,7 @@ def read_labels(uri: str) -> list[str]:
 
 def _read(uri: str, what: str, max_bytes: int) -> bytes:
     check_store(uri, what)
-    if not is_remote(uri) and Path(uri).is_dir():
+    if Url.parse(uri).is_local and Path(uri).is_dir():
         raise UsageError(f"{uri} is a directory, not a {what} file")
     try:
         return read_input(uri, max_bytes)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import UsageError
-from ..io.stores import is_remote
+from ..io.url import Url
 from ..synthetic.planted_models import PlantedModel, parse_planted
 from ..types import Category
 from .checkpoint_files import (
@@ -280,9 +280,9 @@ def _read_published(model: PublishedModel) -> tuple[ModelCard, bytes]:
 
 
 def _no_such_model(name: str, suffix: str) -> str:
-    if not is_remote(name) and Path(name).is_dir():
+    if Url.parse(name).is_local and Path(name).is_dir():
         return f"--model {name} is a directory; give {_FILES} in it"
-    if suffix or is_remote(name) or "/" in name or Path(name).exists():
+    if suffix or not Url.parse(name).is_local or "/" in name or Path(name).exists():
         what = f"a {suffix} file" if suffix else "without a suffix"
         return f"--model {name} is {what}; weights are {_FILES}"
     return f"unknown model {name!r}{_near(name, NAMES)} Known are {', '.join(NAMES)}, or {_FILES}"

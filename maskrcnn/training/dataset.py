@@ -21,9 +21,9 @@ from ..errors import ItemError, UsageError
 from ..formats.coco_checks import Finding, Findings, Objects, is_integer, read_objects
 from ..imaging.decode import Limits, decode_image
 from ..io.inputs import read_input
-from ..io.sources import folder_of, usage_errors
+from ..io.sources import open_source, usage_errors
 from ..io.storage import Storage
-from ..io.stores import is_remote, join
+from ..io.url import Url
 from ..types import Category
 
 LIMITS: Final = Limits(max_pixels=178_956_970, max_bytes=2**31, max_aspect=float("inf"))
@@ -159,7 +159,7 @@ def coco_ground_truth(images: pa.Table, categories: tuple[Category, ...]) -> dic
 
 
 def _content(source: str) -> dict[str, Any]:
-    with usage_errors(source), Storage(folder_of(source)).open(source.rpartition("/")[2]) as file:
+    with usage_errors(source), open_source(source) as file:
         content = json.loads(file.read())
     for key in ("images", "annotations", "categories"):
         entries = content.get(key) if isinstance(content, dict) else None
@@ -248,14 +248,14 @@ def _is_below(name: str) -> bool:
 
 def _root_of(source: str, names: Sequence[str]) -> str:
     """Return the folder in which most of some images exist: the JSON's, or one in there."""
-    folder, stem = folder_of(source), source.rpartition("/")[2].rpartition(".")[0]
-    storage = Storage(folder)
+    folder, stem = Url.parse(source).folder, source.rpartition("/")[2].rpartition(".")[0]
+    storage = Storage(folder.text)
     some = names[:: max(1, len(names) // _PROBES)][:_PROBES]
     found = {
         below: sum(storage.exists(below + name) for name in some) for below in ("", "images/", f"{stem}/")
     }
     below = max(found, key=lambda place: found[place])
-    return join(folder, below) if below else folder
+    return (folder.join(below) if below else folder).text
 
 
 # --- images -------------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def _sound_images(
     sound = []
     with ThreadPoolExecutor(max_workers=min(32, 2 * (os.cpu_count() or 1))) as pool:
         entries = [images[number] for number in sorted(images)]
-        uris = [join(root, entry["file_name"]) for entry in entries]
+        uris = [Url.parse(root).join(entry["file_name"]).text for entry in entries]
         for done, (entry, shape) in enumerate(zip(entries, pool.map(_shape, uris), strict=True), start=1):
             expected = (entry["height"], entry["width"])
             if isinstance(shape, str):
@@ -288,7 +288,7 @@ def _sound_images(
 
 
 def _shape(uri: str) -> tuple[int, int] | str:
-    if not is_remote(uri) and not Path(uri).is_file():  # a pipe would be waited for
+    if Url.parse(uri).is_local and not Path(uri).is_file():  # a pipe would be waited for
         return "not_found"
     try:
         pixels = decode_image(read_input(uri, LIMITS.max_bytes), LIMITS).pixels
@@ -301,11 +301,11 @@ def _table(images: list[Mapping[str, Any]], root: str, objects: Objects) -> pa.T
     of: dict[int, list[int]] = defaultdict(list)
     for position, image_id in enumerate(objects.image_ids):
         of[image_id].append(position)
-    uris = [join(root, entry["file_name"]) for entry in images]
+    uris = [Url.parse(root).join(entry["file_name"]).text for entry in images]
     columns = {
         "image_id": [entry["id"] for entry in images],
         "name": [entry["file_name"] for entry in images],
-        "uri": [uri if is_remote(uri) else os.path.abspath(uri) for uri in uris],  # noqa: PTH100 (keeps links)
+        "uri": [os.path.abspath(uri) if Url.parse(uri).is_local else uri for uri in uris],  # noqa: PTH100 (keeps links)
         "height": [entry["height"] for entry in images],
         "width": [entry["width"] for entry in images],
         "labels": [[objects.labels[i] for i in of[entry["id"]]] for entry in images],

@@ -128,6 +128,7 @@ def as_reference_scripts(state):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [lambda state: state, as_reference_scripts], ids=["plain", "wrapped"])
 def test_a_state_dict_of_torchvision_is_loaded(wrap, resnet, tmp_path):
     expected = half(resnet)
@@ -190,6 +191,7 @@ def older(name):
     return re.sub(r"(_blocks\.\d)\.0\.", r"\1.", name.replace("rpn.head.conv.0.0.", "rpn.head.conv."))
 
 
+@pytest.mark.slow
 def test_older_names_are_understood(resnet, tmp_path):
     # Before torchvision 0.13 the convolutions of the first network's heads and pyramid were not numbered.
     torch.manual_seed(5)
@@ -210,6 +212,7 @@ def test_older_names_are_understood(resnet, tmp_path):
 # --- models by name -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_first_coco_model_is_torchvision_s_with_frozen_norms(tmp_path, monkeypatch):
     # What torchvision builds around these weights, here with random ones.
     torch.manual_seed(6)

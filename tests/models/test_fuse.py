@@ -14,6 +14,8 @@ from maskrcnn.models.build import build_network
 from maskrcnn.models.fuse import for_cpu, fused
 from maskrcnn.models.networks import TRAINABLE
 
+pytestmark = pytest.mark.slow
+
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 CLASSES = 7
 COLUMNS = ("labels", "boxes", "scores", "masks")

@@ -38,6 +38,7 @@ def publish(state, architecture, hub, monkeypatch):
     monkeypatch.setitem(NETWORKS, architecture, entry)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", sorted(BUILDERS))
 def test_a_resnet_gives_the_maps_of_the_published_one(architecture, hub, monkeypatch):
     torch.manual_seed(1)
@@ -61,6 +62,7 @@ def test_the_light_trunk_takes_the_weights_of_its_package():
     assert not torch.equal(network.backbone.body.stem[1].weight, stem)
 
 
+@pytest.mark.slow
 def test_a_missing_file_is_named_with_its_place(hub):
     network = build_network("maskrcnn_resnet18_fpn", 3, 64, 96)
     with pytest.raises(UsageError) as caught:

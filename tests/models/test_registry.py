@@ -111,6 +111,7 @@ def hub(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_without_a_network_the_way_out_is_said(hub):
     with pytest.raises(UsageError) as caught:
         describe_model("coco")
@@ -180,6 +181,7 @@ def test_where_a_network_has_more_labels_the_ids_are_the_labels(write):
     assert card.category_ids == (0, 0, 0, 0, 4, 0, 0, 0, 0, 9)
 
 
+@pytest.mark.slow
 def test_each_architecture_can_be_described(write):
     for architecture in ARCHITECTURES:
         own = (
@@ -461,6 +463,7 @@ def test_categories_are_chosen_by_name():
         category_ids_named(registry.COCO_CATEGORIES, ["prson"])
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported():
     code = "import sys, maskrcnn.models.registry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

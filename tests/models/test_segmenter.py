@@ -21,6 +21,8 @@ from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import render_scene
 from maskrcnn.types import Category, Segmenter, detection_order
 
+pytestmark = pytest.mark.slow
+
 CATEGORIES = (Category(3, "cat"), Category(7, "dog"), Category(20, "horse"))
 
 

@@ -32,6 +32,8 @@ from maskrcnn.types import Category, Detections, Pixels
 from maskrcnn.visualization import gallery_windows
 from maskrcnn.visualization.gallery_windows import draw_window_gallery, look_around, pick_foci, region_around
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("rasterio")
 
 

@@ -442,6 +442,7 @@ def test_runs_in_any_store_are_shown(store_url: str, tmp_path: Path) -> None:
 # --- large images --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_of_a_large_raster_what_is_around_instances_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

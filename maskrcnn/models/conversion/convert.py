@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
-from ...io.stores import is_remote
+from ...io.url import Url
 from ...types import Category
 from ..build import build_network, load_model, save_model, tensors_of_torch
 from ..checkpoint_files import read_labels, read_weights, tensors_in_pickle
@@ -186,7 +186,7 @@ def _sizes(resize: Resize, min_size: int | None, max_size: int | None) -> tuple[
 
 
 def _checked_output(output: str) -> Path:
-    if is_remote(output) or not output.lower().endswith(".safetensors"):
+    if not Url.parse(output).is_local or not output.lower().endswith(".safetensors"):
         raise UsageError(f"OUT is a local path that ends in .safetensors, not {output}")
     path = Path(output)
     if path.exists():

@@ -25,6 +25,8 @@ from maskrcnn.models.published_weights import PublishedWeights
 from maskrcnn.models.registry import COCO_CATEGORIES, describe_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 
+pytestmark = pytest.mark.slow
+
 LABELS = "cat\ndog\nbird\nfish\n"
 
 
@@ -163,6 +165,7 @@ def test_a_difference_is_the_exit_code_one_and_is_written_down(folder, tensors, 
 # --- torchvision ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("version", ["resnet50_fpn", "resnet50_fpn_v2", "resnet18_fpn"])
 def test_a_state_dict_of_torchvision_is_converted_with_parity(version, tmp_path):
     torch.manual_seed(2)

@@ -26,6 +26,8 @@ from maskrcnn.models.registry import COCO_CATEGORIES, describe_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.training.config import TrainingConfig
 
+pytestmark = pytest.mark.slow
+
 LOGITS = "mrcnn_class_logits/mrcnn_class_logits/kernel:0"
 STEM = "conv1/conv1/kernel:0"
 
