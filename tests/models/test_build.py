@@ -19,6 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from maskrcnn.errors import UsageError
 from maskrcnn.models import registry
 from maskrcnn.models.build import _fill, build_network, load_model, save_model, tensors_of_torch
+from maskrcnn.models.published_weights import PublishedWeights
 from maskrcnn.types import Category
 
 LITE = "maskrcnn_efficientnet_lite0_fpn"
@@ -101,7 +102,7 @@ def test_a_tensor_that_is_not_right_is_named(fault, complaint, saved, tmp_path):
 
 
 def test_planted_is_no_network():
-    with pytest.raises(UsageError, match="is no network; use PlantedSegmenter"):
+    with pytest.raises(UsageError, match="is not a network; use PlantedSegmenter"):
         load_model("planted")
 
 
@@ -230,7 +231,12 @@ def test_the_first_coco_model_is_torchvision_s_with_frozen_norms(tmp_path, monke
     folder.mkdir(parents=True)
     (folder / f"v1-{digest[:8]}.pth").write_bytes(buffer.getvalue())
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    published = registry._Published(f"v1-{digest[:8]}.pth", "None", "maskrcnn_resnet50_fpn")
+    published = registry.PublishedModel(
+        "coco-v1",
+        "maskrcnn_resnet50_fpn",
+        PublishedWeights(f"v1-{digest[:8]}.pth", "None"),
+        batch_norm_eps=0.0,
+    )
     monkeypatch.setitem(registry._PUBLISHED, "coco-v1", published)
 
     model = load_model("coco-v1")
