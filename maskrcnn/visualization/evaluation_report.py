@@ -16,10 +16,10 @@ from ..evaluation.evaluate_run import (
     FOLDER,
     Evaluation,
     EvaluationOptions,
-    Shares,
     evaluate_run,
     write_evaluation,
 )
+from ..evaluation.ground_truth_shares import Shares
 from ..evaluation.image_scores import KINDS, Kind
 from ..evaluation.matching import IOUS
 from ..io.storage import Storage

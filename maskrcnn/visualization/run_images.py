@@ -88,7 +88,7 @@ def choose(
         return [Choice(reader.image(match.row), match.instances) for match in matches]
     if worst is not None:
         found = worst_images(reader, worst)
-        return [Choice(image, note=f"PQ {quality:.2f}") for image, quality in found]
+        return [Choice(image, note=f"PQ {pq:.2f}") for image, pq in found]
     first = first_images(reader, count)
     if not first:
         raise UsageError(f"no image of {reader.run.url} has detections: nothing to show")

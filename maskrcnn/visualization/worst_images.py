@@ -14,7 +14,8 @@ from pycocotools import mask as coco_mask
 
 from ..errors import ERROR_CODES, ItemError, RunError, plural
 from ..evaluation.evaluate_part import ImageOutcome, masks_of
-from ..evaluation.evaluate_run import Evaluation, Shares
+from ..evaluation.evaluate_run import Evaluation
+from ..evaluation.ground_truth_shares import Shares
 from ..imaging.geometry import Rect
 from ..masks.crop import crop_detections
 from ..masks.rle import rle_areas, rle_boxes_xyxy
@@ -95,8 +96,8 @@ def draw_worst(reader: RunReader, evaluation: Evaluation, shares: Shares) -> lis
 
 def _caption(row: Mapping[str, Any]) -> str:
     return (
-        f"PQ {row['quality']:.2f}: {plural(row['n_truth'], 'object')}, {plural(row['matched'], 'true positive')}, "
-        f"{plural(row['missed'], 'false negative')}, {plural(row['spurious'], 'false positive')}"
+        f"PQ {row['pq']:.2f}: {plural(row['n_truth'], 'object')}, {plural(row['true_positives'], 'true positive')}, "
+        f"{plural(row['false_negatives'], 'false negative')}, {plural(row['false_positives'], 'false positive')}"
     )
 
 
@@ -115,12 +116,11 @@ def _sides(
 def _ground_truth(image: ImageRow, share: pa.Table) -> tuple[Detections, list[int]]:
     """Return objects as detections with a score of 1, and their rows; those with masks of another size are left out."""
     size = [image.height or 1, image.width or 1]
-    if share["shape"].null_count:
+    if share["counts"].null_count:
         empty = coco_mask.frPyObjects({"size": size, "counts": [size[0] * size[1]]}, *size)
         masks = [empty] * len(share)
     else:
-        alone = share.set_column(0, "row", pa.array([0] * len(share), pa.int64()))
-        masks = masks_of(alone, pa.table({"height": size[:1], "width": size[1:]}))
+        masks = masks_of(share)
     kept = [k for k, mask in enumerate(masks) if list(mask["size"]) == size]
     if not kept:
         return Detections.empty(*size), kept

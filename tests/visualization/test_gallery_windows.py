@@ -32,6 +32,8 @@ from maskrcnn.visualization import gallery_windows
 from maskrcnn.visualization.gallery_windows import draw_window_gallery, look_around, pick_foci, region_around
 from maskrcnn.visualization.run_pixels import RunPixels
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("rasterio")
 
 
