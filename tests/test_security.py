@@ -29,8 +29,8 @@ from conftest import S3Server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
-from maskrcnn_jobs.commands.segment import Request, prepare
 from maskrcnn_jobs.commands.terminal import PlainFormatter, plain
+from maskrcnn_jobs.driver.planning import Request, prepare
 from webserver import Site, answer
 
 from maskrcnn.config import InferenceConfig

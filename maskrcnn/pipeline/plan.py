@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..config import digest_of
 from ..errors import RunError, UsageError
 from ..io.storage import Storage
+from ..schema import SCHEMA_VERSION
 
 PLAN: Final = "plan.json"
 RUN: Final = "run.json"
@@ -98,8 +99,8 @@ class Plan:
 
     @property
     def unit(self) -> str:
-        """What a row is, in words."""
-        return "images" if self.grid_sha256 is None else "windows"
+        """What a row is, in the singular: `image` or `window`."""
+        return "image" if self.grid_sha256 is None else "window"
 
     def __len__(self) -> int:
         return math.ceil(self.rows / self.shard_images) if self.cuts is None else len(self.cuts) - 1
@@ -236,15 +237,36 @@ def read_run(storage: Storage) -> dict[str, Any]:
     """Return `run.json`.
 
     Raises:
-        UsageError: the directory holds no run.
+        UsageError: the directory holds no run, or one of another schema version.
+        RunError: the file is broken.
     """
     try:
-        run: dict[str, Any] = json.loads(storage.read(RUN))
+        run = json.loads(storage.read(RUN))
     except FileNotFoundError as error:
         raise UsageError(f"{storage.url} holds no run (no {RUN})") from error
     except ValueError as error:
         raise RunError(f"{storage.url}/{RUN} is not valid JSON") from error
+    if not isinstance(run, dict):
+        raise RunError(f"{storage.url}/{RUN} is not a JSON object")
+    check_version(storage, run)
     return run
+
+
+def check_version(storage: Storage, run: dict[str, Any]) -> None:
+    """Refuse a run whose files are of another schema version than this program reads and writes.
+
+    Raises:
+        UsageError: they are; the message names the version of maskrcnn-ray that wrote them.
+    """
+    found = run.get("schema_version")
+    if found == SCHEMA_VERSION:
+        return
+    versions = run.get("versions")
+    writer = versions.get("maskrcnn-ray") if isinstance(versions, dict) else None
+    raise UsageError(
+        f"{storage.url} was written by schema version {found}, this is version {SCHEMA_VERSION}: read it with "
+        f"maskrcnn-ray {writer or 'of that version'}, or segment the images again into an empty directory"
+    )
 
 
 def check_run(storage: Storage, run: dict[str, Any], plan: Plan) -> None:

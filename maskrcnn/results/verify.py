@@ -5,6 +5,7 @@ It rests on what stands in the output alone, and needs neither `shards/` nor `re
 where those passed, and is not passed where it was not done.
 """
 
+import contextlib
 import functools
 import io
 import json
@@ -23,7 +24,7 @@ from ..formats.geoparquet import GEO as GEO_SCHEMA
 from ..io.parquet import GEO, IMAGES, PIECES, TABLES, WINDOWS, File, read_table
 from ..io.storage import Storage
 from ..pipeline.manifest import FILE_NAME, ManifestReader
-from ..pipeline.plan import RUN, run_digest
+from ..pipeline.plan import RUN, check_version, run_digest
 from ..pipeline.success import COCO, SUCCESS, coco_info
 from ..schema import MANIFEST, METADATA, SCHEMA_VERSION, images_schema
 from ..schema import PIECES as PIECES_SCHEMA
@@ -113,10 +114,12 @@ def verify_run(url: str) -> VerificationReport:
         url: its directory, local or remote.
 
     Raises:
-        UsageError: there is no run.
+        UsageError: there is no run, or it is of another schema version.
         RunError: the store failed.
     """
     storage = Storage(url)
+    with contextlib.suppress(BrokenError):  # a missing or broken record is a finding
+        check_version(storage, read_json(storage, RUN))
     if unfinished := why_unfinished(storage):
         return VerificationReport(unfinished)
     done: dict[str, Outcome] = {}

@@ -46,7 +46,7 @@ def render_training(rows: Sequence[Mapping[str, float]], facts: Mapping[str, Any
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    epochs = int(facts["request"]["recipe"]["epochs"])
+    epochs = int(facts["request"]["config"]["epochs"])
     losses = {name: name.removeprefix("loss_").replace("_", " ") for name in LOSSES}
     plots = [
         _curves("Losses", "means over the images of an epoch", rows, losses, epochs, None),
@@ -55,7 +55,7 @@ def render_training(rows: Sequence[Mapping[str, float]], facts: Mapping[str, Any
     shown = [column for column in COLUMNS if any(column in row for row in rows)]
     best = max(rows, key=lambda row: (row.get("mask_ap", -1.0), row["epoch"]), default=None)
     return environment.from_string(path.read_text()).render(
-        facts=facts, recipe=facts["request"]["recipe"], plots=[plot for plot in plots if plot.curves],
+        facts=facts, recipe=facts["request"]["config"], plots=[plot for plot in plots if plot.curves],
         columns=shown, rows=rows, best=best, epochs=epochs, text=_text,
     )  # fmt: skip
 

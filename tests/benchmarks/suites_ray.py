@@ -83,7 +83,8 @@ def sweep_once(
     source: Path, output: Path, compute: InferenceConfig, speed: ResourceConfig, shard_images: int | None
 ) -> Swept:
     """Plan and sweep a collection on the Ray that is connected; planning is not timed."""
-    from maskrcnn_jobs.commands.segment import Request, prepare, sweep
+    from maskrcnn_jobs.driver.planning import Request, prepare
+    from maskrcnn_jobs.driver.run import run_shards
 
     from tests.benchmarks.measure import CpuMeter
 
@@ -91,7 +92,7 @@ def sweep_once(
     plan = prepare(request)
     began = time.time()
     with CpuMeter() as meter:
-        sweep(request, plan, speed)
+        run_shards(request, plan, speed)
     spans = shard_spans(output)
     first = min(span.start for span in spans)
     log.debug("CPU seconds by process: %s", meter.by_process())

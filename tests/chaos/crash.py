@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
-from maskrcnn_jobs.commands.segment import collect_garbage
+from maskrcnn_jobs.commands.gc import collect_garbage
 
 from chaos.chance import chance
 from chaos.defects import planted

@@ -11,7 +11,9 @@ import pytest
 from commandline import parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskrcnn_jobs.commands.segment import Request, collect_garbage, prepare, status
+from maskrcnn_jobs.commands.gc import collect_garbage
+from maskrcnn_jobs.commands.status import run_status
+from maskrcnn_jobs.driver.planning import Request, prepare
 
 import maskrcnn
 from maskrcnn.config import InferenceConfig
@@ -246,12 +248,12 @@ def test_until_a_retry_is_reduced_the_tables_stand_as_they_are(
         collection.spoil(row, "empty_file")
     storage = segmented(collection, tmp_path / "run", 3)
     standing, before = maskrcnn.open_run(storage.url).success, parts(tmp_path / "run")
-    assert status(storage.url)["state"] == "finished"
+    assert run_status(storage.url)["state"] == "finished"
     collection.mend(*range(6))
     retry = planned_retry(storage)
     swept(storage, at_most=1)
 
-    facts = status(storage.url)
+    facts = run_status(storage.url)
     assert (facts["state"], facts["generation"]) == ("unfinished", 2)
     assert (facts["images"], facts["images_done"]) == (IMAGES, IMAGES)
     again = facts["retry"]
@@ -269,9 +271,9 @@ def test_until_a_retry_is_reduced_the_tables_stand_as_they_are(
     assert maskrcnn.open_run(storage.url).success == standing
     assert parts(tmp_path / "run") == before
 
-    assert status(swept(storage).url)["state"] == "swept"
+    assert run_status(swept(storage).url)["state"] == "unreduced"
     reduce_run(storage.url, write_report=write_report)
-    assert (status(storage.url)["state"], status(storage.url)["retry"]) == ("finished", None)
+    assert (run_status(storage.url)["state"], run_status(storage.url)["retry"]) == ("finished", None)
     assert errors(storage) == {}
 
 
@@ -322,7 +324,7 @@ def test_a_shard_whose_files_are_gone_is_done_again_with_the_retry(
     collection.mend(1, 6)
     planned_retry(storage)
     storage.remove_tree("shards/1-00000000")
-    assert status(storage.url)["images_done"] == IMAGES - 5
+    assert run_status(storage.url)["images_done"] == IMAGES - 5
     with pytest.raises(RunError, match="1 of 3 shards are not finished"):
         reduce_run(swept(Storage(storage.url), at_most=0).url, write_report=write_report)
     reduce_run(swept(storage).url, write_report=write_report)
@@ -344,7 +346,7 @@ def test_after_gc_nothing_is_retried_and_the_tables_stand(collection: Collection
     assert [path for name in ("shards", "probes") for path in storage.list(name)] == []
     with pytest.raises(UsageError, match="the files of 3 shards are gone"):
         plan_retry(storage, read_plans(storage))
-    assert (status(storage.url)["state"], read_plan(storage)) == ("finished", read_plans(storage)[0])
+    assert (run_status(storage.url)["state"], read_plan(storage)) == ("finished", read_plans(storage)[0])
     assert parts(tmp_path / "run") == before
     assert set(collect_garbage(storage.url).values()) == {0}
 
@@ -403,4 +405,4 @@ def test_a_record_of_the_generation_before_is_no_end_of_a_retry(
         storage.remove("_SUCCESS")
     assert finished(storage, plan) == read_success(storage)
     assert finished(storage, retry) is None
-    assert (status(storage.url)["counts"] is None) == (record is None)
+    assert (run_status(storage.url)["counts"] is None) == (record is None)
