@@ -1,7 +1,7 @@
 """Options that several commands share, and the values that they become."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,124 +16,6 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def inference_options(command: Command) -> Command:
-    """Add the options of `InferenceConfig` and `ShardingConfig`."""
-    for option in reversed(
-        [
-            click.option(
-                "--model",
-                default="coco",
-                show_default=True,
-                help="coco, coco-v1, scenes (embedded; knows only generated scenes), or the path or URL of a "
-                ".safetensors file or a .pth state dict.",
-            ),
-            labels_option,
-            click.option(
-                "--min-score",
-                type=float,
-                default=0.05,
-                show_default=True,
-                help="Lowest score of a stored instance.",
-            ),
-            click.option(
-                "--max-detections",
-                type=int,
-                default=100,
-                show_default=True,
-                help="Maximum number of instances per image.",
-            ),
-            click.option("--categories", metavar="NAME,…", help="Keep only these categories."),
-            click.option("--limit", type=int, metavar="N", help="Only the first N inputs, by name."),
-            click.option(
-                "--images-root", metavar="URL", help="Folder that relative names in a manifest refer to."
-            ),
-            click.option(
-                "--window",
-                type=int,
-                metavar="PX",
-                help="Cut large images and rasters into square windows of this side, in pixels.",
-            ),
-            click.option(
-                "--overlap",
-                type=int,
-                metavar="PX",
-                help="Overlap of neighbouring windows; by default an eighth of a window.",
-            ),
-            click.option(
-                "--bands",
-                metavar="R,G,B",
-                help="Bands of a raster to use; by default chosen by their color interpretation.",
-            ),
-            click.option(
-                "--scale",
-                metavar="LOW,HIGH|p2,p98|dataset",
-                help="How values of a raster are mapped to 0 to 255; by default bytes are used unchanged.",
-            ),
-            click.option(
-                "--assume-crs",
-                metavar="CRS",
-                help="CRS of rasters that state none: EPSG:…, or `none` for plain pictures.",
-            ),
-            click.option(
-                "--allow-http",
-                is_flag=True,
-                help="Allow http(s) inputs in a manifest; only public addresses are read.",
-            ),
-            click.option(
-                "--shard-images",
-                type=int,
-                metavar="N",
-                help="Images per shard; by default 16 to 1000, by the number of images.",
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
-def cluster_options(command: Command) -> Command:
-    """Add the options of `ResourceConfig` and the cluster's address."""
-    for option in reversed(
-        [
-            click.option(
-                "--device",
-                type=click.Choice(["auto", "cpu", "cuda"]),
-                default="auto",
-                show_default=True,
-                help="auto chooses by this machine, if Ray is started here.",
-            ),
-            click.option(
-                "--batch-size", type=int, help="Images per forward pass; by default 1 on CPU, 8 on CUDA."
-            ),
-            click.option(
-                "--dtype",
-                type=click.Choice(["float32", "bfloat16", "float16"]),
-                help="Data type of the network's convolutions; by default float32 on CPU, float16 on CUDA.",
-            ),
-            click.option(
-                "--threads",
-                type=int,
-                help="CPUs per actor; by default 1 on CPU, an equal share per GPU on CUDA.",
-            ),
-            click.option(
-                "--actors", type=int, help="Maximum number of actors; by default one per CPU or GPU."
-            ),
-            click.option(
-                "--timeout",
-                "timeout_s",
-                type=float,
-                metavar="SECONDS",
-                default=300.0,
-                show_default=True,
-                help="End an actor that makes no progress for this long.",
-            ),
-            address_option,
-        ]
-    ):
-        command = option(command)
-    return command
-
-
 address_option = click.option(
     "--address", help="Address of a Ray cluster; by default RAY_ADDRESS, else Ray is started here."
 )
@@ -146,6 +28,120 @@ coco_option = click.option(
     help="Write COCO JSON; auto splits it above 2,000,000 annotations.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+_INFERENCE = [
+    click.option(
+        "--model",
+        default="coco",
+        show_default=True,
+        help="coco, coco-v1, scenes (embedded; knows only generated scenes), or the path or URL of a "
+        ".safetensors file or a .pth state dict.",
+    ),
+    labels_option,
+    click.option(
+        "--min-score",
+        type=float,
+        default=0.05,
+        show_default=True,
+        help="Lowest score of a stored instance.",
+    ),
+    click.option(
+        "--max-detections",
+        type=int,
+        default=100,
+        show_default=True,
+        help="Maximum number of instances per image.",
+    ),
+    click.option("--categories", metavar="NAME,…", help="Keep only these categories."),
+    click.option("--limit", type=int, metavar="N", help="Only the first N inputs, by name."),
+    click.option("--images-root", metavar="URL", help="Folder that relative names in a manifest refer to."),
+    click.option(
+        "--window",
+        type=int,
+        metavar="PX",
+        help="Cut large images and rasters into square windows of this side, in pixels.",
+    ),
+    click.option(
+        "--overlap",
+        type=int,
+        metavar="PX",
+        help="Overlap of adjacent windows; by default an eighth of a window.",
+    ),
+    click.option(
+        "--bands",
+        metavar="R,G,B",
+        help="Bands of a raster to use; by default chosen by their color interpretation.",
+    ),
+    click.option(
+        "--scale",
+        metavar="LOW,HIGH|p2,p98|dataset",
+        help="How values of a raster are mapped to 0 to 255; by default bytes are used unchanged.",
+    ),
+    click.option(
+        "--assume-crs",
+        metavar="CRS",
+        help="CRS of rasters that state none: EPSG:…, or `none` for plain pictures.",
+    ),
+    click.option(
+        "--allow-http",
+        is_flag=True,
+        help="Allow http(s) inputs in a manifest; only public addresses are read.",
+    ),
+    click.option(
+        "--shard-images",
+        type=int,
+        metavar="N",
+        help="Images per shard; by default 16 to 1000, by the number of images.",
+    ),
+]
+_CLUSTER = [
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="auto chooses by this machine, if Ray is started here.",
+    ),
+    click.option("--batch-size", type=int, help="Images per forward pass; by default 1 on CPU, 8 on CUDA."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16", "float16"]),
+        help="Data type of the network's convolutions; by default float32 on CPU, float16 on CUDA.",
+    ),
+    click.option(
+        "--threads",
+        type=int,
+        help="CPUs per actor; by default 1 on CPU, an equal share per GPU on CUDA.",
+    ),
+    click.option("--actors", type=int, help="Maximum number of actors; by default one per CPU or GPU."),
+    click.option(
+        "--timeout",
+        "timeout_s",
+        type=float,
+        metavar="SECONDS",
+        default=300.0,
+        show_default=True,
+        help="End an actor that makes no progress for this long.",
+    ),
+    address_option,
+]
+
+
+def inference_options(command: Command) -> Command:
+    """Add the options of `InferenceConfig` and `ShardingConfig`."""
+    return _with_options(command, _INFERENCE)
+
+
+def cluster_options(command: Command) -> Command:
+    """Add the options of `ResourceConfig` and the cluster's address."""
+    return _with_options(command, _CLUSTER)
+
+
+def _with_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def _checked_rate(_context: click.Context, _option: click.Parameter, rate: float) -> float:
