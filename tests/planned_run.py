@@ -8,7 +8,7 @@ from maskrcnn.config import InferenceConfig
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.plan import read_plan
-from maskrcnn.pipeline.receipts import standing_receipts
+from maskrcnn.pipeline.receipts import complete_receipts
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
@@ -26,7 +26,7 @@ def process_shards(storage: Storage, at_most: int = 10**6) -> None:
     plan = read_plan(storage)
     assert plan is not None
     worker = ShardWorker(storage, PlantedSegmenter(), Limits(10**8, 10**8, 1333.0), {})
-    for shard in list(plan.pending(standing_receipts(storage)))[:at_most]:
+    for shard in list(plan.pending(complete_receipts(storage)))[:at_most]:
         worker.run_shard(shard)
 
 

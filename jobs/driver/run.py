@@ -13,7 +13,7 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.inputs import ManifestReader
 from maskrcnn.pipeline.manifest import check_manifest
 from maskrcnn.pipeline.plan import Plan, check_run, pending_of, read_plans, read_run
-from maskrcnn.pipeline.receipts import standing_receipts
+from maskrcnn.pipeline.receipts import complete_receipts
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.visualization.run_report import write_report
 
@@ -99,5 +99,5 @@ def receipts_of(storage: Storage, plans: Sequence[Plan]) -> list[str]:
 
     The files of each receipt are checked only if nothing would be left to run otherwise: the reduce would miss them.
     """
-    receipts = standing_receipts(storage, closely=False)
-    return receipts if any(True for _ in pending_of(plans, receipts)) else standing_receipts(storage)
+    receipts = complete_receipts(storage, check_files=False)
+    return receipts if any(True for _ in pending_of(plans, receipts)) else complete_receipts(storage)

@@ -86,12 +86,12 @@ def forgetful_retry() -> AbstractContextManager[Any]:
 def retry_alone() -> AbstractContextManager[Any]:
     """The tables of a retry have the rows that it did, and forget the others of their shards."""
 
-    def overlaid(start: int, images: Any, instances: Any, pieces: Any) -> Any:
+    def merge_results(start: int, images: Any, instances: Any, pieces: Any) -> Any:
         if not pieces:
             return images, instances
         return pa.concat_tables(p.images for p in pieces), pa.concat_tables(p.instances for p in pieces)
 
-    return _patched(maskrcnn.pipeline.merge_retries, overlaid=overlaid)
+    return _patched(maskrcnn.pipeline.merge_retries, merge_results=merge_results)
 
 
 def streamed_parts() -> AbstractContextManager[Any]:

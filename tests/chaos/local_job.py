@@ -24,7 +24,7 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.manifest import check_manifest
 from maskrcnn.pipeline.merge_retries import group_shards
 from maskrcnn.pipeline.plan import Plan, check_run, pending_of, read_plans, read_run
-from maskrcnn.pipeline.receipts import standing_receipts
+from maskrcnn.pipeline.receipts import complete_receipts
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.synthetic.planted import PlantedSegmenter, plant, png, random_instances, write_planted
@@ -121,7 +121,7 @@ def _run_plan(
     storage = Storage(request.output)
     check_run(storage, read_run(storage), plan)
     check_manifest(storage, plan)
-    shards = list(pending_of(read_plans(storage), standing_receipts(storage)))
+    shards = list(pending_of(read_plans(storage), complete_receipts(storage)))
     if order := getattr(_mine, "order", 0):
         chance("order of shards", order).shuffle(shards)
     worker = _worker(storage)

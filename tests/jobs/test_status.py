@@ -12,7 +12,7 @@ from planned_run import process_shards, request_in
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.plan import read_plans
-from maskrcnn.pipeline.receipts import standing_receipts
+from maskrcnn.pipeline.receipts import complete_receipts
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.visualization.run_report import write_report
 
@@ -43,7 +43,7 @@ def test_where_nothing_is_left_to_run_every_file_is_looked_for(request_: Request
     prepare(request_)
     storage = Storage(request_.output)
     process_shards(storage)
-    plans, every = read_plans(storage), standing_receipts(storage)
+    plans, every = read_plans(storage), complete_receipts(storage)
     storage.remove(next(path for path in storage.list("shards") if "1-00000002" in path))
     assert receipts_of(storage, plans) == [path for path in every if "1-00000002" not in path]
     # While others are left anyway, a folder is enough.

@@ -23,7 +23,7 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.manifest import read_rows
 from maskrcnn.pipeline.plan import Plan, pending_of, read_plan, read_plans
 from maskrcnn.pipeline.plan_retry import failed_inputs, plan_retry
-from maskrcnn.pipeline.receipts import standing_receipts
+from maskrcnn.pipeline.receipts import complete_receipts
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import finished, read_success
 from maskrcnn.pipeline.worker import ShardWorker
@@ -69,7 +69,7 @@ def planned(collection: Collection, output: Path, shard_images: int = 5) -> Stor
 def swept(storage: Storage, at_most: int = 10**6) -> Storage:
     """Do what is pending, as the actors of a sweep do."""
     worker = ShardWorker(storage, PlantedSegmenter(), Limits(10**8, 10**8, 1333.0), {})
-    shards = list(pending_of(read_plans(storage), standing_receipts(storage)))
+    shards = list(pending_of(read_plans(storage), complete_receipts(storage)))
     for shard in shards[:at_most]:
         worker.run_shard(shard)
     return storage
@@ -260,9 +260,7 @@ def test_until_a_retry_is_reduced_the_tables_stand_as_they_are(
     assert [again[name] for name in ("images", "images_done", "shards", "shards_done")] == [6, 3, 2, 1]
     assert facts["counts"]["failed"] == 6
     assert finished(storage, retry) is None
-    with pytest.raises(
-        RunError, match="1 of 2 shards of generation 2 are not finished; run `maskrcnn retry`"
-    ):
+    with pytest.raises(RunError, match="1 of 2 shards of generation 2 unfinished; run `maskrcnn retry`"):
         reduce_run(storage.url, write_report=write_report)
     with pytest.raises(RunError, match="not finished"):
         collect_garbage(storage.url)
@@ -325,7 +323,7 @@ def test_a_shard_whose_files_are_gone_is_done_again_with_the_retry(
     planned_retry(storage)
     storage.remove_tree("shards/1-00000000")
     assert run_status(storage.url)["images_done"] == IMAGES - 5
-    with pytest.raises(RunError, match="1 of 3 shards are not finished"):
+    with pytest.raises(RunError, match="1 of 3 shards unfinished"):
         reduce_run(swept(Storage(storage.url), at_most=0).url, write_report=write_report)
     reduce_run(swept(storage).url, write_report=write_report)
     # What was mended succeeds in both generations, and counts once.

@@ -20,7 +20,7 @@ from maskrcnn.pipeline.batching import Loaded, filled_groups
 from maskrcnn.pipeline.inputs import read_inputs, write_manifest
 from maskrcnn.pipeline.plan import Plan
 from maskrcnn.pipeline.prefetch import Pool, Stopwatch, Turns, prefetch
-from maskrcnn.pipeline.receipts import Receipt, commit, standing_receipts
+from maskrcnn.pipeline.receipts import Receipt, commit, complete_receipts
 from maskrcnn.pipeline.worker import Announcement, ShardWorker
 from maskrcnn.stats import Stats
 from maskrcnn.synthetic.planted import PlantedSegmenter, plant, planted_instances, png, write_planted
@@ -317,7 +317,7 @@ def test_a_shard_in_which_the_store_refused_inputs_is_withheld(
     storage = Storage(str(tmp_path / "run"))
     assert storage.list("receipts") == []
     commit(storage, finished.receipt)
-    assert len(standing_receipts(storage)) == 1
+    assert len(complete_receipts(storage)) == 1
 
 
 @pytest.mark.parametrize(("refused", "stops"), [(99, False), (100, True)])
