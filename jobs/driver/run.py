@@ -40,7 +40,7 @@ def run_plan(request: Request, plan: Plan, resources: ResourceConfig, address: s
             coco_mode=request.coco_mode,
             run_all=run_all,
             wall_s=wall_s,
-            keep_standing=True,
+            keep_finished=True,
             write_report=write_report,
         )
 

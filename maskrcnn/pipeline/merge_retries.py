@@ -47,7 +47,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RetryResult:
-    """The results of one generation for rows of the manifest, (N,) int64: one row of `images` each, and their `instances`."""
+    """The results of one generation for rows of the manifest, (N,) int64: their `images` and `instances`."""
 
     rows: NDArray[np.int64]
     images: pa.Table

@@ -150,8 +150,8 @@ def failed_windows(
             row, n_windows = int(rows[-1]) + 1, n_windows + len(windows)
     if (row, n_windows) != (window_index.n_images, window_index.range_of(window_index.n_images - 1)[1]):
         raise RunError(
-            f"{storage.url}: the tables have {plural(n_windows, 'window')} of {plural(row, 'image')}, other than planned; "
-            "`maskrcnn reduce` writes them again"
+            f"{storage.url}: the tables have {plural(n_windows, 'window')} of {plural(row, 'image')}, "
+            "other than planned; `maskrcnn reduce` writes them again"
         )
     order = np.argsort(numbers)
     return np.array(numbers, np.int64)[order], [uris[index] for index in order]

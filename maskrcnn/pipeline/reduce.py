@@ -308,7 +308,7 @@ def _write_tables(
         "generation": plan.generation,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "counts": counts,
-        **({"windows": dict(sorted(windows.window_index()))} if windows else {}),
+        **({"windows": dict(sorted(windows.items()))} if windows else {}),
         "parts": {
             table: [_file_entry(file) for of_table, file in files if of_table == table]
             for table in TABLES

@@ -127,4 +127,4 @@ def _run_plan(
     worker = _worker(storage)
     for shard in shards:
         worker.run_shard(shard)
-    return reduce_run(storage.url, coco_mode=request.coco_mode, keep_standing=True, write_report=write_report)
+    return reduce_run(storage.url, coco_mode=request.coco_mode, keep_finished=True, write_report=write_report)

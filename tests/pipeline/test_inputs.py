@@ -292,7 +292,7 @@ def test_other_ids_are_counted_and_carried(
         (
             "maskrcnn",
             logging.WARNING,
-            "the ids are not all integers >= 0; images are numbered by name, "
+            "the ids are not all integers >= 0; images are numbered in order of name, and "
             "the given ids are in the column input_image_id",
         )
     ]

@@ -159,7 +159,7 @@ def test_after_gc_the_tables_stand_and_cannot_be_made_again(tmp_path: Path, imag
     storage = swept(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
     storage.remove_tree("shards")
-    with pytest.raises(UsageError, match="they stand"):
+    with pytest.raises(UsageError, match="they are unchanged"):
         reduce_run(storage.url, write_report=write_report)
     assert maskrcnn.open_run(storage.url).images().num_rows == ROWS
 

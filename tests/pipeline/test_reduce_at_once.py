@@ -234,7 +234,7 @@ def play(
         itertools.repeat(name, n) for name, n in zip(itertools.cycle("ab"), turns, strict=False)
     )
     work = functools.partial(
-        reduce_run, str(output), coco_mode="always", keep_standing=keep, write_report=write_report
+        reduce_run, str(output), coco_mode="always", keep_finished=keep, write_report=write_report
     )
     with gated(stage):
         threads = [stage.begin(name, work) for name in steps]
