@@ -468,13 +468,13 @@ def test_a_limit_keeps_the_first_by_name(tmp_path: Path) -> None:
         ("m.json", {"images": [{"id": 1}]}, "without `file_name`"),
         ("m.json", {"images": [{"file_name": "a\ud800"}]}, r"'a\ud800' is no valid text"),
         ("m.json", {"images": [{"file_name": "a", "b\ud800": 1}]}, r"'b\ud800' is no valid text"),
-        ("m.json", {"images": [{"file_name": "a"}] * 2}, "1 rows repeat the file_name of another: 'a'"),
+        ("m.json", {"images": [{"file_name": "a"}] * 2}, "1 row with the same file_name as another row: 'a'"),
         ("m.json", "[" * 99_999, "recursion"),
         ("m.json", '{"images": [' + "9" * 9999 + "]}", "integer string"),
         (
             "m.json",
             {"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]},
-            "repeat the image_id",
+            "same image_id as another",
         ),
     ],
 )

@@ -353,7 +353,7 @@ def test_without_some_of_its_shards_nothing_is_retried(collection: Collection, t
     collection.spoil(1, "empty_file")
     storage = segmented(collection, tmp_path / "run")
     storage.remove(storage.list("shards")[0])
-    with pytest.raises(UsageError, match="the files of 1 shards are gone"):
+    with pytest.raises(UsageError, match="the files of 1 shard are gone"):
         plan_retry(storage, read_plans(storage))
 
 

@@ -16,6 +16,7 @@ from maskrcnn.pipeline.plan import Plan, write_run
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import parts_of, read_success
 from maskrcnn.pipeline.worker import ShardWorker
+from maskrcnn.schema import SCHEMA_VERSION
 from maskrcnn.stats import Stats
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
 from maskrcnn.visualization.run_report import write_report
@@ -31,6 +32,7 @@ def swept(folder: Path, images: Path, shard_images: int = 7) -> Storage:
     plan = Plan(1, ROWS, shard_images, sha256, "d" * 64, "2026-11-23T00:00:00+00:00")
     model = {"name": "planted", "sha256": "0" * 64, "architecture": "planted"}
     run = {
+        "schema_version": SCHEMA_VERSION,
         "created": plan.created,
         "digest": plan.digest,
         "settings": {"max_pixels": 10**8, "max_bytes": 10**8},

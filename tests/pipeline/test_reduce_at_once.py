@@ -30,6 +30,7 @@ from maskrcnn.pipeline.plan import Plan, create_plan, read_plan, write_run
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import finished
 from maskrcnn.pipeline.worker import ShardWorker
+from maskrcnn.schema import SCHEMA_VERSION
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
 from maskrcnn.visualization.run_report import write_report
 
@@ -180,6 +181,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = read_inputs(str(folder / "images"), images_root=None, limit=None).table
     plan = Plan(1, 4, 2, write_manifest(storage, table), "d" * 64, "2026-11-23T00:00:00+00:00")
     run = {
+        "schema_version": SCHEMA_VERSION,
         "created": plan.created,
         "digest": plan.digest,
         "settings": {"max_pixels": 10**8, "max_bytes": 10**8},
