@@ -115,7 +115,7 @@ def test_an_unfinished_sweep_is_not_reduced_and_what_stood_stays(tmp_path: Path,
     storage = swept(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
     storage.remove(storage.list("receipts")[1])
-    with pytest.raises(RunError, match="1 of 5 shards are not finished"):
+    with pytest.raises(RunError, match="1 of 5 shards unfinished"):
         reduce_run(storage.url, write_report=write_report)
     assert read_success(storage) is not None
 
@@ -140,7 +140,7 @@ def test_a_damaged_shard_stops_the_reduce_and_the_tables_stand(
     path = next(p for p in storage.list("shards") if "1-00000002" in p and p.endswith("instances.parquet"))
     damaged(storage, path, damage)
     with pytest.raises(
-        RunError, match="not finished" if damage == "missing" else "not what its receipt says"
+        RunError, match="unfinished" if damage == "missing" else "not what its receipt says"
     ):
         reduce_run(storage.url, write_report=write_report)
     assert read_success(storage) is not None
@@ -174,7 +174,7 @@ def test_a_broken_record_is_named(tmp_path: Path, images: Path) -> None:
         read_success(storage)
     broken = storage.list("receipts")[0]
     storage.write(broken, b"{")
-    with pytest.raises(RunError, match="is no receipt"):
+    with pytest.raises(RunError, match="is not a valid receipt"):
         reduce_run(storage.url, write_report=write_report)
 
 

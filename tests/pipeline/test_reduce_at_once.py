@@ -334,7 +334,7 @@ def test_a_reduce_that_comes_too_late_adds_nothing(runs: Path, tmp_path: Path) -
     success = reduce_run(str(output), write_report=write_report)
     categories = success.categories_of(late.run)
     with pytest.raises(
-        RunError, match=r"generation 2 was planned meanwhile .* `maskrcnn retry` continues that"
+        RunError, match=r"generation 2 was planned meanwhile .* `maskrcnn retry` continues it"
     ):
         reduce.write_part(str(output), 1, categories, late.groups[0])
     look(output)
