@@ -110,8 +110,9 @@ def run_diff(a: str, b: str, rules: "Rules", output: str | None, pictures: int) 
     """
     import maskrcnn
     from maskrcnn.results.diff import Comparison
+    from maskrcnn.results.diff_tables import compare_runs
     from maskrcnn.results.reader import RunReader
-    from maskrcnn.visualization.diff_report import compare_runs, draw_diffs, write_page
+    from maskrcnn.visualization.diff_report import draw_diffs, write_page
 
     target = None if output is None else _empty(output)
     with RunReader(maskrcnn.open_run(a)) as one, RunReader(maskrcnn.open_run(b)) as other:

@@ -165,8 +165,8 @@ def _sentence(summary: dict[str, Any]) -> str:
     images, half = summary["images"], summary["at_half"]
     failed = f" ({images['failed']:,} failed, counted as without detections)" if images["failed"] else ""
     return (
-        f"{plural(images['weighed'], 'image')}{failed}, matched by {images['matched_by']}; "
+        f"{plural(images['evaluated'], 'image')}{failed}, matched by {images['matched_by']}; "
         f"{plural(summary['objects'], 'object')}, {plural(summary['detections'], 'detection')}. At score 0.5: "
-        f"{plural(half['matched'], 'true positive')}, {plural(half['missed'], 'false negative')}, "
-        f"{plural(half['spurious'], 'false positive')}"
+        f"{plural(half['true_positives'], 'true positive')}, {plural(half['false_negatives'], 'false negative')}, "
+        f"{plural(half['false_positives'], 'false positive')}"
     )

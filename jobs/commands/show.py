@@ -171,10 +171,10 @@ def draw_pictures(request: ShowRequest) -> Shown:
 
 def _is_run(source: str) -> bool:
     from maskrcnn.io.storage import Storage
-    from maskrcnn.io.stores import is_remote
+    from maskrcnn.io.url import Url
     from maskrcnn.pipeline.plan import RUN
 
-    if not is_remote(source):
+    if Url.parse(source).is_local:
         path = Path(source.removeprefix("file://"))
         if not path.exists():
             raise UsageError(f"{source} does not exist; name an image, or the directory of a finished run")
@@ -186,10 +186,10 @@ def _segmented(request: ShowRequest) -> "tuple[View, tuple[Category, ...]]":
     """Segment one image in this process."""
     import numpy as np
 
-    import maskrcnn
     from maskrcnn.config import InferenceConfig
     from maskrcnn.imaging.decode import Limits, decode_image
     from maskrcnn.io.inputs import read_input
+    from maskrcnn.models.factory import build_segmenter
     from maskrcnn.models.registry import category_ids_named, describe_model
     from maskrcnn.visualization.run_images import View
 
@@ -204,24 +204,17 @@ def _segmented(request: ShowRequest) -> "tuple[View, tuple[Category, ...]]":
     if card.notice:
         log.warning("%s", card.notice)
     kept = category_ids_named(card.categories, request.categories)
-    if name == "planted":
-        from maskrcnn.synthetic.planted import PlantedSegmenter
-
-        planted = PlantedSegmenter(min_score=request.threshold, max_detections=_ALL)
-        detections = planted.segment([pixels])[0]
-    else:
-        model = maskrcnn.load_model(name, request.labels)
-        segmenter = maskrcnn.Segmenter(
-            model,
-            min_score=min(request.threshold, 0.999),
-            max_detections=_ALL,
-            categories=request.categories,
-            device="auto",
-        )
-        try:
-            detections = segmenter.segment([pixels])[0]
-        except ItemError as fault:
-            raise UsageError(f"{request.source}: {fault.message} ({ERROR_CODES[fault.code]})") from fault
+    segmenter = build_segmenter(
+        name,
+        request.labels,
+        min_score=min(request.threshold, 0.999),
+        max_detections=_ALL,
+        categories=request.categories,
+        device="auto",
+    )
+    (detections,) = segmenter.outcomes([pixels])
+    if isinstance(detections, ItemError):
+        raise UsageError(f"{request.source}: {detections.message} ({ERROR_CODES[detections.code]})")
 
     keep = np.flatnonzero(
         np.isin(detections.labels, list(kept)) if kept else np.ones(len(detections), np.bool_)

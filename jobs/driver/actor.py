@@ -29,9 +29,10 @@ from maskrcnn.imaging.decode_pool import (
 )
 from maskrcnn.imaging.geometry import Entry, RasterRegion, Rect
 from maskrcnn.imaging.radiometry import Radiometry
-from maskrcnn.io.http import is_web
 from maskrcnn.io.inputs import stat_input
 from maskrcnn.io.storage import Storage
+from maskrcnn.io.url import Url
+from maskrcnn.models import factory
 from maskrcnn.pipeline.receipts import Receipt
 from maskrcnn.pipeline.worker import Announcement, ShardWorker
 from maskrcnn.types import Segmenter
@@ -60,37 +61,14 @@ class WorkerSpec:
 
 
 def build_segmenter(spec: WorkerSpec) -> Segmenter:
-    """Build the segmenter of a run; imports torch only for a network.
+    """Build the segmenter of a run; imports torch only if its model is a network.
 
     Raises:
         UsageError: the model cannot be loaded.
     """
-    kind, _, sleep_s = spec.inference.model.partition(":")
-    if kind == "planted":
-        from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter
-
-        return PlantedSegmenter(
-            PLANTED_CATEGORIES,
-            float(sleep_s or 0),
-            spec.inference.min_score,
-            spec.inference.max_detections,
-            spec.inference.categories,
-        )
-    if kind == "planted-mosaic":
-        from maskrcnn.synthetic.planted_mosaic import MosaicSegmenter
-
-        return MosaicSegmenter(
-            int(sleep_s or 0),
-            min_score=spec.inference.min_score,
-            max_detections=spec.inference.max_detections,
-            keep=spec.inference.categories,
-        )
-    from maskrcnn.models.build import load_model
-    from maskrcnn.models.segmenter import MaskRCNNSegmenter
-
-    model = load_model(spec.inference.model, spec.inference.labels, expected_sha256=spec.model_sha256)
-    return MaskRCNNSegmenter(
-        model,
+    return factory.build_segmenter(
+        spec.inference.model,
+        spec.inference.labels,
         min_score=spec.inference.min_score,
         max_detections=spec.inference.max_detections,
         categories=spec.inference.categories,
@@ -99,6 +77,7 @@ def build_segmenter(spec: WorkerSpec) -> Segmenter:
         threads=spec.resources.threads,
         dtype=spec.resources.dtype,
         rescale=spec.inference.window is None,  # all windows at one scale, including those of small images
+        expected_sha256=spec.model_sha256,
     )
 
 
@@ -160,7 +139,7 @@ class SegmentActor:
         # A web server is not tested: it says nothing about other servers, and its own failure becomes a row.
         with contextlib.suppress(ItemError):  # a failure of the input itself, which becomes a row
             try:
-                if not is_web(first_uri):
+                if not Url.parse(first_uri).is_web:
                     stat_input(first_uri)
             except RunError as error:
                 raise RunError(f"node {self._host} cannot read the inputs: {error}") from error

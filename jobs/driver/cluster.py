@@ -92,7 +92,7 @@ def _init(address: str | None) -> None:
             # Ray installs its own handlers, which end the process at once.
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         where = address or "this machine"
         raise RunError(f"cannot connect to Ray at {where}: {str(error).splitlines()[0]}") from error
     except Exception as error:  # Ray raises nothing narrower if a node does not start in time

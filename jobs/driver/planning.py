@@ -12,7 +12,7 @@ from typing import Any, Final
 from maskrcnn.config import InferenceConfig, ShardingConfig, default_shard_images, settings_of
 from maskrcnn.errors import RunError, UsageError, plural
 from maskrcnn.io.storage import Storage
-from maskrcnn.io.stores import is_remote
+from maskrcnn.io.url import Url
 from maskrcnn.models.registry import ModelCard, category_ids_named, describe_model
 from maskrcnn.pipeline.inputs import FILE_NAME as MANIFEST
 from maskrcnn.pipeline.inputs import Inputs, read_inputs, source_of, write_manifest
@@ -56,7 +56,7 @@ def output_storage(url: str) -> Storage:
     Raises:
         UsageError: the name is not a valid output, or is that of a file.
     """
-    if not is_remote(url) and Path(url).is_file():
+    if Url.parse(url).is_local and Path(url).is_file():
         raise UsageError(f"the output {url} is a file; name a directory")
     try:
         return Storage(url)

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from maskrcnn.errors import RunError, UsageError, plural
 from maskrcnn.io.storage import Storage
-from maskrcnn.models.registry import TRAINABLE, describe_model
+from maskrcnn.models.networks import TRAINABLE
+from maskrcnn.models.registry import describe_model
 from maskrcnn.training.config import TrainingConfig, identity_of
 from maskrcnn.training.dataset import Dataset, read_dataset, split_dataset
 

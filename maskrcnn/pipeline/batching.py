@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ..errors import STORAGE_CODES, ItemError
 from ..imaging.decode import DecodedImage
-from ..io.http import is_web
+from ..io.url import Url
 from ..schema import ImageResult
 from ..types import Detections, Segmenter
 from .circuit_breaker import Batch, CircuitBreaker
@@ -71,7 +71,11 @@ def check_store(loaded: Iterator[Loaded]) -> Iterator[Loaded]:
     """
     circuit_breaker = CircuitBreaker()
     for item in loaded:
-        failure = item.image if isinstance(item.image, ItemError) and not is_web(item.entry["uri"]) else None
+        failure = (
+            item.image
+            if isinstance(item.image, ItemError) and not Url.parse(item.entry["uri"]).is_web
+            else None
+        )
         circuit_breaker.add(
             Batch(1, {failure.code: 1}, f"{item.entry['uri']}: {failure.message}") if failure else Batch(1)
         )
@@ -80,7 +84,9 @@ def check_store(loaded: Iterator[Loaded]) -> Iterator[Loaded]:
 
 def storage_failures(results: Iterable[ImageResult]) -> tuple[dict[str, int], str]:
     """Return the number of images by storage error code, and the message of the last of these failures."""
-    failed = [result for result in results if result.error in STORAGE_CODES and not is_web(result.uri)]
+    failed = [
+        result for result in results if result.error in STORAGE_CODES and not Url.parse(result.uri).is_web
+    ]
     example = f"{failed[-1].uri}: {failed[-1].message}" if failed else ""
     return dict(Counter(str(result.error) for result in failed)), example
 

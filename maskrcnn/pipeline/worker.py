@@ -25,9 +25,11 @@ import pyarrow as pa
 from ..errors import COSTLY_CODES, HandedBackError, ItemError, MaskrcnnError, SegmenterError
 from ..imaging.decode import DecodedImage, Limits, decode_image
 from ..imaging.geometry import RasterRegion, Rect
-from ..io.inputs import LOCAL_ETAG, read_input, stat_input
+from ..io.inputs import read_input, stat_input
+from ..io.local_store import LOCAL_ETAG
+from ..io.retries import take_retries
 from ..io.storage import Storage
-from ..io.stores import is_remote, take_retries
+from ..io.url import Url
 from ..schema import ITEMS, ImageResult, images_table, instances_table
 from ..stats import Stats
 from ..tiling.reader import ReadRegion, read_windows
@@ -375,7 +377,7 @@ def _check_unchanged(entry: dict[str, Any], n_bytes: int) -> None:
     planned = entry["etag"]
     if entry["bytes"] not in (None, n_bytes):
         raise ItemError("changed", f"it has {n_bytes} bytes, planned were {entry['bytes']}")
-    if planned is not None and LOCAL_ETAG.fullmatch(planned) and not is_remote(entry["uri"]):
+    if planned is not None and LOCAL_ETAG.fullmatch(planned) and Url.parse(entry["uri"]).is_local:
         now = stat_input(entry["uri"]).etag
         if now != planned:
             raise ItemError("changed", f"its etag is {now}, planned was {planned}")

@@ -1,6 +1,7 @@
 """Pixels or a code: nothing else comes out of a file, whatever is in it."""
 
 import contextlib
+import gc
 import io
 import pickle
 import struct
@@ -341,11 +342,15 @@ def calls_of(function: Callable[[], object]) -> int:
         nonlocal count
         count += event in ("call", "c_call")
 
+    # The garbage collector may call finalizers of objects that other tests left.
+    gc.collect()
+    gc.disable()
     sys.setprofile(seen)
     try:
         function()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return count
 
 

@@ -44,6 +44,7 @@ def extreme(test):
     return example([CHECKERS, ~CHECKERS])(example([STAIRS, STAIRS[::-1], STAIRS.T])(test))
 
 
+@pytest.mark.slow
 @given(MASKS)
 @extreme
 @settings(max_examples=300, deadline=None)

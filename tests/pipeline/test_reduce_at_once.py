@@ -34,6 +34,8 @@ from maskrcnn.schema import SCHEMA_VERSION
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
 from maskrcnn.visualization.run_report import write_report
 
+pytestmark = pytest.mark.slow
+
 GATED = ("write", "create", "remove", "remove_tree", "exists", "size", "list")
 
 

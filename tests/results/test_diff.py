@@ -87,6 +87,7 @@ def edited(draw: st.DrawFn) -> tuple[list[Thing], list[Thing], list[tuple[Any, .
     return before, draw(st.permutations(after)), edits
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(images=st.lists(edited(), min_size=1, max_size=7), per_part=st.sampled_from([1, 3, 50]))
 def test_a_run_and_a_copy_with_edits_differ_in_exactly_the_edits(
@@ -229,6 +230,7 @@ def test_masks_in_frames_of_their_own_are_matched_where_they_lie() -> None:
     assert pairs.iou.tolist() == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_a_crowd_is_matched_without_a_matrix_of_all_pairs() -> None:
     """Forty thousand in one image: all pairs would be 1.6 thousand million."""
     side = 2000
