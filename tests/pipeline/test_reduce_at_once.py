@@ -28,7 +28,7 @@ from maskrcnn.pipeline.manifest import ROWS, write_manifest, write_rows
 from maskrcnn.pipeline.merge_retries import group_shards
 from maskrcnn.pipeline.plan import Plan, create_plan, read_plan, write_run
 from maskrcnn.pipeline.reduce import reduce_run
-from maskrcnn.pipeline.success import finished
+from maskrcnn.pipeline.success import categories_of, finished
 from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.schema import SCHEMA_VERSION
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
@@ -334,7 +334,7 @@ def test_a_reduce_that_comes_too_late_adds_nothing(runs: Path, tmp_path: Path) -
     shutil.copytree(runs / "retry", output)
     late = reduce.gather(Storage(str(runs / "again")))
     success = reduce_run(str(output), write_report=write_report)
-    categories = success.categories_of(late.run)
+    categories = categories_of(late.run)
     with pytest.raises(
         RunError, match=r"generation 2 was planned meanwhile .* `maskrcnn retry` continues it"
     ):
