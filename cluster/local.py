@@ -58,7 +58,7 @@ class LocalCluster:
     address: str
     """For `--address` and `ray.init`."""
     dashboard: str
-    """For `maskrcnn submit --address` and Ray Jobs."""
+    """For `maskrcnn submit --address` and Ray Jobs; "" without a dashboard."""
     environment: dict[str, str]
     """What a client adds to its environment: the token is required of it."""
     folder: Path
@@ -104,13 +104,16 @@ class LocalCluster:
 
 
 @contextlib.contextmanager
-def local_cluster(nodes: int = 3, cpus: int = 1, head_cpus: int | None = None) -> Iterator[LocalCluster]:
+def local_cluster(
+    nodes: int = 3, cpus: int = 1, head_cpus: int | None = None, *, dashboard: bool = True
+) -> Iterator[LocalCluster]:
     """Run a cluster for the time of a block.
 
     Args:
         nodes: how many, the head included.
         cpus: of each node, whatever the machine has.
         head_cpus: of the head; None: as many as of the others.
+        dashboard: whether the head serves the dashboard and Ray Jobs, in ten processes of their own.
 
     Raises:
         RuntimeError: a node did not start; with what it said.
@@ -123,11 +126,12 @@ def local_cluster(nodes: int = 3, cpus: int = 1, head_cpus: int | None = None) -
         token.touch(0o600)
         token.write_text(secrets.token_hex(32))
         environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        cluster = LocalCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", environment, folder)
+        pages = f"http://127.0.0.1:{dashboard_port}" if dashboard else ""
+        cluster = LocalCluster(f"127.0.0.1:{port}", pages, environment, folder)
         with contextlib.ExitStack() as started:
             started.callback(cluster.stop)
             head = ["--head", "--port", str(port), "--dashboard-port", str(dashboard_port)]
-            head += ["--ray-client-server-port", str(client_port)]
+            head += ["--ray-client-server-port", str(client_port), f"--include-dashboard={dashboard}"]
             cluster.start(head, cpus if head_cpus is None else head_cpus)
             # One after the other: at once, on few CPUs, they miss Ray's own deadlines.
             for _ in range(nodes - 1):

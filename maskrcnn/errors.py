@@ -108,3 +108,27 @@ class ItemError(MaskrcnnError):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+
+def plural(count: int, noun: str, nouns: str | None = None) -> str:
+    """Return a count with its noun in the right number, for messages.
+
+    Args:
+        count: the number; thousands are separated by commas.
+        noun: the singular; its last word is made plural.
+        nouns: the plural, where it does not follow the usual spelling.
+
+    >>> plural(1, "image"), plural(0, "image"), plural(1200, "category"), plural(2, "box")
+    ('1 image', '0 images', '1,200 categories', '2 boxes')
+    >>> plural(2, "kind of error", "kinds of errors")
+    '2 kinds of errors'
+    """
+    return f"{count:,} {noun if count == 1 else nouns or _plural_of(noun)}"
+
+
+def _plural_of(noun: str) -> str:
+    if noun.endswith(("s", "x", "z", "ch", "sh")):
+        return f"{noun}es"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}s"

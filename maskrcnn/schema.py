@@ -1,6 +1,6 @@
 """The tables' columns, and the one function in which torchvision's words become COCO's.
 
-The contract is printed in README, section "What comes out". `SCHEMA_VERSION` stands in each Parquet footer.
+The contract is documented in `docs/reference/tables.md`, generated from here. `SCHEMA_VERSION` is in each footer.
 """
 
 from collections.abc import Sequence

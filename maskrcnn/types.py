@@ -22,12 +22,12 @@ class Category:
     """One class of objects."""
 
     id: int
-    """The id in the outputs, as in COCO: > 0, int32, gaps allowed. It is also the label that the network gives."""
+    """The id in the outputs: a name, >= 0, int32, gaps allowed. `ModelCard.category_ids` states the label of each."""
     name: str
 
     def __post_init__(self) -> None:
-        if not 1 <= self.id < 2**31:
-            raise ValueError(f"a category id is from 1 (0 is the background) to {2**31 - 1}, not {self.id}")
+        if not 0 <= self.id < 2**31:
+            raise ValueError(f"a category id is from 0 to {2**31 - 1}, not {self.id}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,8 +36,8 @@ from webserver import Site, answer
 from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import MaskrcnnError, UsageError
 from maskrcnn.imaging.decode import Limits
-from maskrcnn.io import storage as storage_module
-from maskrcnn.io.http import read_web
+from maskrcnn.io import http_store
+from maskrcnn.io.http_store import read_web
 from maskrcnn.io.storage import Storage
 from maskrcnn.models.registry import describe_model
 from maskrcnn.pipeline.reduce import reduce_run
@@ -217,7 +217,7 @@ def test_urls_with_a_password_are_refused_everywhere_and_not_repeated(
         refused(str(local), str(output), InferenceConfig(f"{url}.pth", labels=url)),
     ]
     assert [line for line in said if "hush" in line or "\n" in line] == []
-    assert [line for line in said if "password" not in line and "no store that is known" not in line] == []
+    assert [line for line in said if "password" not in line and "is not a supported store" not in line] == []
     assert not any("hush" in path.read_text(errors="replace") for path in output.rglob("*") if path.is_file())
     for command in (["status"], ["reduce"], ["verify"], ["gc"]):
         result = CliRunner().invoke(main, [*command, url])
@@ -323,7 +323,7 @@ def test_a_signature_stands_in_the_column_uri_and_nowhere_else(
     allowed = functools.partial(
         read_web, is_allowed=lambda address: address == "127.0.0.1", pause=lambda _: None
     )
-    monkeypatch.setattr(storage_module, "read_web", allowed)
+    monkeypatch.setattr(http_store, "read_web", allowed)
     names = [*sound, "broken", "away", "missing"]
     uris = [f"{site.url}/{name}?X-Amz-Signature=hush-hush" for name in names]
     run_job(listed(tmp_path, *uris), str(tmp_path / "run"), InferenceConfig("planted", allow_http=True))
@@ -400,6 +400,7 @@ FORBIDDEN: Final = re.compile(
 )
 
 
+@pytest.mark.slow
 def test_nothing_is_unpickled_and_no_text_is_run() -> None:
     modules = [path for folder in ("maskrcnn", "jobs") for path in sorted((ROOT / folder).glob("*.py"))]
     calls = [call for path in modules for call in calls_in(path)]
@@ -471,6 +472,7 @@ TRAVERSING: Final = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.text(min_size=1) | st.sampled_from(TRAVERSING), min_size=1, max_size=20, unique=True))
 def test_no_output_is_named_by_an_input(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
@@ -588,6 +590,7 @@ def test_tracebacks_keep_their_lines_and_nothing_else() -> None:
     assert not {"\x1b", "\x07", "\r", "\x9b"} & set(said)
 
 
+@pytest.mark.slow
 def test_names_do_not_reach_the_terminal_raw(tmp_path: Path) -> None:
     images = tmp_path / "images"
     write_planted(images, 2, seed=3)

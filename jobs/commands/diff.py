@@ -10,8 +10,9 @@ from maskrcnn.errors import UsageError
 from maskrcnn.io.storage import Storage
 from maskrcnn.results.diff import Comparison
 from maskrcnn.results.diff_matching import KINDS, Rules
+from maskrcnn.results.diff_tables import compare_runs
 from maskrcnn.results.reader import RunReader
-from maskrcnn.visualization.diff_report import compare_runs, draw_diffs, write_page
+from maskrcnn.visualization.diff_report import draw_diffs, write_page
 
 log = logging.getLogger("maskrcnn")
 

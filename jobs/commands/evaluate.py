@@ -83,7 +83,7 @@ def _sentence(summary: dict[str, Any]) -> str:
     images, half = summary["images"], summary["at_half"]
     failed = f" ({images['failed']:,} failed, in which nothing was found)" if images["failed"] else ""
     return (
-        f"{images['weighed']:,} images{failed}, matched by {images['matched_by']}; {summary['objects']:,} objects, "
-        f"{summary['detections']:,} detections. At score 0.5: {half['matched']:,} objects found, "
-        f"{half['missed']:,} missed, {half['spurious']:,} spurious"
+        f"{images['evaluated']:,} images{failed}, matched by {images['matched_by']}; {summary['objects']:,} objects, "
+        f"{summary['detections']:,} detections. At score 0.5: {half['true_positives']:,} true positives, "
+        f"{half['false_negatives']:,} false negatives, {half['false_positives']:,} false positives"
     )

@@ -15,7 +15,7 @@ from maskrcnn.config import InferenceConfig, ResourceConfig, ShardingConfig, def
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.imaging.radiometry import Radiometry
 from maskrcnn.io.storage import Storage
-from maskrcnn.io.stores import is_remote
+from maskrcnn.io.url import Url
 from maskrcnn.models.registry import ModelCard, category_ids_named, describe_model
 from maskrcnn.pipeline.inputs import FILE_NAME as MANIFEST
 from maskrcnn.pipeline.inputs import Inputs, ManifestReader, read_inputs, source_of, write_manifest
@@ -68,7 +68,7 @@ def output_of(url: str) -> Storage:
     Raises:
         UsageError: the name is none, or a file's.
     """
-    if not is_remote(url) and Path(url).is_file():
+    if Url.parse(url).is_local and Path(url).is_file():
         raise UsageError(f"the output {url} is a file; name a directory")
     try:
         return Storage(url)

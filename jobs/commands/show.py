@@ -17,7 +17,8 @@ from maskrcnn.errors import ERROR_CODES, ItemError, RunError, UsageError
 from maskrcnn.imaging.decode import Limits, decode_image
 from maskrcnn.io.inputs import read_input
 from maskrcnn.io.storage import Storage
-from maskrcnn.io.stores import is_remote
+from maskrcnn.io.url import Url
+from maskrcnn.models.factory import build_segmenter
 from maskrcnn.models.registry import category_ids_named, describe_model
 from maskrcnn.pipeline.plan import RUN
 from maskrcnn.results.export import safe_name
@@ -123,7 +124,7 @@ def show(request: ShowRequest) -> Showed:
 
 
 def _is_run(source: str) -> bool:
-    if not is_remote(source):
+    if Url.parse(source).is_local:
         path = Path(source.removeprefix("file://"))
         if not path.exists():
             raise UsageError(f"{source} does not exist; name an image, or the directory of a finished run")
@@ -144,23 +145,17 @@ def _segmented(request: ShowRequest) -> tuple[View, tuple[Category, ...]]:
     if card.notice:
         log.warning("%s", card.notice)
     kept = category_ids_named(card.categories, request.categories)
-    if name == "planted":
-        from maskrcnn.synthetic.planted import PlantedSegmenter
-
-        found = PlantedSegmenter(min_score=request.least, max_detections=_ALL).segment([pixels])[0]
-    else:
-        model = maskrcnn.load_model(name, request.labels)
-        segmenter = maskrcnn.Segmenter(
-            model,
-            min_score=min(request.least, 0.999),
-            max_detections=_ALL,
-            categories=request.categories,
-            device="auto",
-        )
-        try:
-            found = segmenter.segment([pixels])[0]
-        except ItemError as fault:
-            raise UsageError(f"{request.source}: {fault.message} ({ERROR_CODES[fault.code]})") from fault
+    segmenter = build_segmenter(
+        name,
+        request.labels,
+        min_score=min(request.least, 0.999),
+        max_detections=_ALL,
+        categories=request.categories,
+        device="auto",
+    )
+    (found,) = segmenter.outcomes([pixels])
+    if isinstance(found, ItemError):
+        raise UsageError(f"{request.source}: {found.message} ({ERROR_CODES[found.code]})")
 
     keep = np.flatnonzero(np.isin(found.labels, list(kept)) if kept else np.ones(len(found), np.bool_))
     shown = request.source.rstrip("/").rpartition("/")[2]

@@ -26,7 +26,8 @@ from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import MaskrcnnError, RunError, UsageError
 from maskrcnn.imaging.decode_pool import keep_freed_memory
 from maskrcnn.io.storage import Storage
-from maskrcnn.models.registry import TRAINABLE, describe_model
+from maskrcnn.models.networks import TRAINABLE
+from maskrcnn.models.registry import describe_model
 from maskrcnn.training.config import LOG, MODEL, RESULT, TrainingConfig, identity_of
 from maskrcnn.training.dataset import Dataset, read_dataset, split_dataset
 from maskrcnn.types import Category

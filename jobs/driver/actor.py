@@ -29,9 +29,10 @@ from maskrcnn.imaging.decode_pool import (
 )
 from maskrcnn.imaging.geometry import Entry, RasterRegion, Rect
 from maskrcnn.imaging.radiometry import Radiometry
-from maskrcnn.io.http import is_web
 from maskrcnn.io.inputs import stat_input
 from maskrcnn.io.storage import Storage
+from maskrcnn.io.url import Url
+from maskrcnn.models import factory
 from maskrcnn.pipeline.receipts import Receipt
 from maskrcnn.pipeline.worker import Announcement, ShardWorker
 from maskrcnn.types import Segmenter
@@ -60,37 +61,14 @@ class WorkerSpec:
 
 
 def build_segmenter(spec: WorkerSpec) -> Segmenter:
-    """Build what finds the instances; imports torch only where a network is asked for.
+    """Build the segmenter of a run; imports torch only if its model is a network.
 
     Raises:
         UsageError: the model cannot be loaded.
     """
-    kind, _, sleep_s = spec.compute.model.partition(":")
-    if kind == "planted":
-        from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter
-
-        return PlantedSegmenter(
-            PLANTED_CATEGORIES,
-            float(sleep_s or 0),
-            spec.compute.min_score,
-            spec.compute.max_detections,
-            spec.compute.categories,
-        )
-    if kind == "planted-mosaic":
-        from maskrcnn.synthetic.planted_mosaic import MosaicSegmenter
-
-        return MosaicSegmenter(
-            int(sleep_s or 0),
-            min_score=spec.compute.min_score,
-            max_detections=spec.compute.max_detections,
-            keep=spec.compute.categories,
-        )
-    from maskrcnn.models.build import load_model
-    from maskrcnn.models.segmenter import MaskRCNNSegmenter
-
-    model = load_model(spec.compute.model, spec.compute.labels, expected_sha256=spec.model_sha256)
-    return MaskRCNNSegmenter(
-        model,
+    return factory.build_segmenter(
+        spec.compute.model,
+        spec.compute.labels,
         min_score=spec.compute.min_score,
         max_detections=spec.compute.max_detections,
         categories=spec.compute.categories,
@@ -99,6 +77,7 @@ def build_segmenter(spec: WorkerSpec) -> Segmenter:
         threads=spec.speed.threads,
         dtype=spec.speed.dtype,
         rescale=spec.compute.window is None,  # all windows at one scale, also those of small images
+        expected_sha256=spec.model_sha256,
     )
 
 
@@ -158,7 +137,7 @@ class SegmentActor:
         # The web is not asked: it says nothing of the others, and of this one a row will.
         with contextlib.suppress(ItemError):  # the first input's own fault; it becomes a row
             try:
-                if not is_web(first_uri):
+                if not Url.parse(first_uri).is_web:
                     stat_input(first_uri)
             except RunError as error:
                 raise RunError(f"node {self._host} cannot read the inputs: {error}") from error

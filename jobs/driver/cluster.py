@@ -92,7 +92,7 @@ def _init(address: str | None) -> None:
             # Ray puts handlers of its own there, which end the process in mid-air.
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         where = address or "this machine"
         raise RunError(f"cannot connect to Ray at {where}: {str(error).splitlines()[0]}") from error
     except (

@@ -21,10 +21,9 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from ..errors import RunError, UsageError
-from .http import is_web, shown
 from .inputs import list_inputs
 from .storage import Storage
-from .stores import is_remote, split_url
+from .url import USER_PATTERN, Url, redact
 
 MANIFEST_SUFFIXES: Final = (".txt", ".csv", ".parquet", ".json")
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -32,13 +31,9 @@ _IS_IMAGE: Final = r"(?i)\.(jpe?g|png|webp|bmp|gif|tiff?)$"
 _LARGEST_CSV_BYTES: Final = 2**30
 
 
-USER: Final = r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*@"
-"""Where a url has a user or a password, which credentials must not be."""
-
-
 def refuse_user(url: str, what: str) -> None:
     """Raise UsageError where a url has a user or a password in it, and do not repeat it."""
-    if re.match(USER, url):
+    if re.match(USER_PATTERN, url):
         raise UsageError(f"{what}: a url takes no user and password; credentials come from the environment")
 
 
@@ -50,23 +45,24 @@ def source_of(source: str) -> tuple[str, str | None]:
     Raises:
         UsageError: it is empty, has a password, is on the web, or cannot be read.
     """
-    if not split_url(source)[1].strip(" /" if is_remote(source) else " "):
+    url = Url.parse(source)
+    if not url.path.strip(" " if url.is_local else " /"):
         raise UsageError(
             f"{source!r} names no input (a variable that is not set?); name a folder or a manifest"
         )
     refuse_user(source, "the input")
-    if is_web(source):
+    if url.is_web:
         raise UsageError(
-            f"{shown(source)}: the web cannot be listed; name its uris in a manifest on a local path, s3:// or gs://, "
+            f"{redact(source)}: the web cannot be listed; name its uris in a manifest on a local path, s3:// or gs://, "
             "and add --allow-http"
         )
     if source.encode(errors="replace").decode() != source:
         raise UsageError(f"{source!a}: a name that is not UTF-8; rename it")
-    whole = source if is_remote(source) else os.path.normpath(Path(split_url(source)[1]).absolute())
+    whole = os.path.normpath(url.local_path.absolute()) if url.is_local else source
     if not is_manifest(source):
         return whole, None
     digest = hashlib.sha256()
-    with usage_errors(source), _open(whole) as file:
+    with usage_errors(source), open_source(whole) as file:
         for piece in iter(lambda: file.read(2**23), b""):
             digest.update(piece)
     return whole, digest.hexdigest()
@@ -74,18 +70,13 @@ def source_of(source: str) -> tuple[str, str | None]:
 
 def is_manifest(source: str) -> bool:
     """Return whether a source lists its inputs, by its suffix; others, and folders of such a name, are listed."""
-    folder = source.endswith("/") if is_remote(source) else Path(split_url(source)[1]).is_dir()
+    url = Url.parse(source)
+    folder = url.local_path.is_dir() if url.is_local else source.endswith("/")
     return not folder and _is_named_as_manifest(source)
 
 
 def _is_named_as_manifest(source: str) -> bool:
     return Path(source).suffix.lower() in MANIFEST_SUFFIXES
-
-
-def folder_of(source: str) -> str:
-    """Return the folder of a file."""
-    folder, slash, _ = source.rpartition("/")
-    return folder + slash if folder + slash else "."
 
 
 @contextlib.contextmanager
@@ -95,7 +86,7 @@ def usage_errors(source: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         why = error.strerror or "it does not exist"
-        if why == "it does not exist" and is_remote(source) and is_manifest(source):
+        if why == "it does not exist" and not Url.parse(source).is_local and is_manifest(source):
             why += "; if it is a folder of images, end its name with /"
         raise UsageError(f"{source}: {why}") from error
     except UnicodeEncodeError as error:
@@ -134,8 +125,10 @@ def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
 # Manifests
 
 
-def _open(source: str) -> BinaryIO:
-    return Storage(folder_of(source)).open(source.rpartition("/")[2])
+def open_source(source: str) -> BinaryIO:
+    """Open a file of the user's for random access. Raises FileNotFoundError, RunError."""
+    url = Url.parse(source)
+    return Storage(url.folder.text).open(url.name)
 
 
 def _plain_text(source: str, data: bytes) -> bytes:
@@ -150,7 +143,7 @@ def _trimmed(uris: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
 
 def _read_txt(source: str) -> pa.Table:
-    with _open(source) as file:
+    with open_source(source) as file:
         data = _plain_text(source, file.read())
     # Lines are the spans between line ends, which `rtrim` then takes off: no loop, one copy.
     ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
@@ -163,7 +156,7 @@ def _read_txt(source: str) -> pa.Table:
 
 
 def _read_csv(source: str) -> pa.Table:
-    with _open(source) as file:
+    with open_source(source) as file:
         data = file.read(_LARGEST_CSV_BYTES + 1)
     if len(data) > _LARGEST_CSV_BYTES:
         raise UsageError(f"{source}: a CSV of more than 1 GiB; make it a Parquet file")
@@ -189,12 +182,12 @@ def _read_csv(source: str) -> pa.Table:
 
 
 def _read_parquet(source: str) -> pa.Table:
-    with _open(source) as file:
+    with open_source(source) as file:
         return pq.ParquetFile(file).read()
 
 
 def _read_coco(source: str) -> pa.Table:
-    with _open(source) as file:
+    with open_source(source) as file:
         content = json.loads(file.read())
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):

@@ -11,46 +11,22 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torchvision.models.detection import (
-    MaskRCNN,
-    maskrcnn_resnet50_fpn,
-    maskrcnn_resnet50_fpn_v2,
-)
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection import MaskRCNN
 
 from ..errors import UsageError
 from ..types import Category
 from .checkpoint_files import state_dict_in
-from .detectron2 import build_detectron2
-from .efficientnet import EfficientNetLite0, _maskrcnn_efficientnet_lite0_fpn
-from .matterport import MatterportRCNN, build_matterport
-from .matterport_config import MATTERPORT, MatterportConfig
-from .registry import ModelCard, read_model
+from .matterport import MatterportRCNN
+from .matterport_config import MatterportConfig
+from .networks import NETWORKS
+from .registry import EmbeddedModel, ModelCard, ModelFile, PublishedModel, read_model, resolve
 
-__all__ = [
-    "ARCHITECTURES",
-    "EfficientNetLite0",
-    "Model",
-    "build_network",
-    "load_model",
-    "save_model",
-    "tensors_of_torch",
-]
-
-ARCHITECTURES = (
-    "maskrcnn_resnet50_fpn",
-    "maskrcnn_resnet50_fpn_v2",
-    "maskrcnn_resnet18_fpn",
-    "maskrcnn_efficientnet_lite0_fpn",
-    "maskrcnn_resnet50_fpn_detectron2",
-    *MATTERPORT,
-)
+__all__ = ["Model", "build_network", "load_model", "save_model", "tensors_of_torch"]
 
 
 def build_network(
@@ -63,31 +39,15 @@ def build_network(
     """Build a network with random weights.
 
     Args:
-        architecture: one of `ARCHITECTURES`.
+        architecture: one of `networks.ARCHITECTURES`.
         num_classes: labels, the background (0) included.
         min_size: what the shorter side of an image is resized to, pixels,
         max_size: unless the longer side would then exceed this.
         config: of matterport's networks; None: as its `Config` is by default.
     """
-    if architecture in MATTERPORT:
-        config = config or MatterportConfig()
-        return build_matterport(MATTERPORT[architecture], num_classes, min_size, max_size, config)
-    sizes: dict[str, Any] = {"min_size": min_size, "max_size": max_size}
-    if architecture == "maskrcnn_efficientnet_lite0_fpn":
-        return _maskrcnn_efficientnet_lite0_fpn(num_classes, **sizes)
-    if architecture == "maskrcnn_resnet18_fpn":
-        trunk = {"backbone_name": "resnet18", "norm_layer": nn.BatchNorm2d, "trainable_layers": 5}
-        return MaskRCNN(resnet_fpn_backbone(weights=None, **trunk), num_classes, **sizes)
-    if architecture == "maskrcnn_resnet50_fpn_detectron2":
-        return build_detectron2(num_classes, **sizes)
-    builders = {
-        "maskrcnn_resnet50_fpn": maskrcnn_resnet50_fpn,
-        "maskrcnn_resnet50_fpn_v2": maskrcnn_resnet50_fpn_v2,
-    }
-    if architecture not in builders:
-        raise ValueError(f"unknown architecture {architecture!r}; known are {', '.join(ARCHITECTURES)}")
-    network = builders[architecture](weights=None, weights_backbone=None, num_classes=num_classes, **sizes)
-    return cast(MaskRCNN, network)
+    if architecture not in NETWORKS:
+        raise ValueError(f"unknown architecture {architecture!r}; known are {', '.join(NETWORKS)}")
+    return NETWORKS[architecture].build(num_classes, min_size, max_size, config)
 
 
 def save_model(
@@ -106,7 +66,7 @@ def save_model(
     Args:
         path: the file to write.
         network: built by `build_network` with these sizes.
-        architecture: one of `ARCHITECTURES`.
+        architecture: one of `networks.ARCHITECTURES`.
         categories: what the labels 1, 2, … mean, in their order.
         min_size: as given to `build_network`.
         max_size: as given to `build_network`.
@@ -129,9 +89,6 @@ def save_model(
     if isinstance(network, MatterportRCNN):
         metadata["config"] = network.config.to_json()
     save_file(tensors, str(path), metadata=metadata)
-
-
-# --- EfficientNet-Lite0 ---
 
 
 # --- loading ------------------------------------------------------------------------------------------------
@@ -172,22 +129,24 @@ def load_model(name: str, labels: str | None = None, *, expected_sha256: str | N
         UsageError: there is no such model, or its file does not hold one; the message says what to do.
         RunError: its store cannot be read at all.
     """
+    source = resolve(name)
+    if not isinstance(source, EmbeddedModel | PublishedModel | ModelFile):
+        raise UsageError(f"{name} is not a network; use PlantedSegmenter")
     card, data = read_model(name, labels)
-    if card.architecture not in ARCHITECTURES:
-        raise UsageError(f"{name} is no network; use PlantedSegmenter")
     if expected_sha256 is not None and card.sha256 != expected_sha256:
         raise UsageError(f"{name} has changed: its sha256 is {card.sha256}, not {expected_sha256}")
-    safe = name == "scenes" or card.name.lower().endswith(".safetensors")
-    tensors = load_safetensors(data) if safe else tensors_of_torch(name, data)
+    pickled = isinstance(source, PublishedModel) or (
+        isinstance(source, ModelFile) and source.suffix != ".safetensors"
+    )
+    tensors = tensors_of_torch(name, data) if pickled else load_safetensors(data)
     network = build_network(
         card.architecture, len(card.category_ids), card.min_size, card.max_size, card.config
     )
     _fill(name, network, tensors)
-    if name == "coco-v1":
-        # These weights were trained with batch norms of eps 0, which torchvision sets when it loads them.
+    if isinstance(source, PublishedModel) and source.batch_norm_eps is not None:
         for layer in network.modules():
             if isinstance(layer, nn.BatchNorm2d):
-                layer.eps = 0.0
+                layer.eps = source.batch_norm_eps
     return Model(network.eval(), card)
 
 

@@ -6,9 +6,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import (
-    MaskRCNN,
-)
+from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -121,7 +119,7 @@ class _Pyramid(nn.Module):
         return cast(dict[str, Tensor], self.fpn(self.body(x)))
 
 
-def _maskrcnn_efficientnet_lite0_fpn(num_classes: int, min_size: int, max_size: int) -> MaskRCNN:
+def build_efficientnet_lite0(num_classes: int, min_size: int, max_size: int) -> MaskRCNN:
     """Build a Mask R-CNN of 5 M parameters for objects of 12 to 100 pixels."""
     levels = ["0", "1", "2", "3"]
     pooling = {"sampling_ratio": 2, "canonical_scale": 96, "canonical_level": 4}

@@ -12,13 +12,7 @@ from typing import Any, Final
 
 from ..errors import UsageError
 
-__all__ = ["ELSEWHERE", "MATTERPORT", "MatterportConfig", "config_of", "configured"]
-
-MATTERPORT: Final[Mapping[str, int]] = {
-    "maskrcnn_matterport_resnet50": 50,
-    "maskrcnn_matterport_resnet101": 101,
-}
-"""The architectures, and how deep their trunks are."""
+__all__ = ["ELSEWHERE", "STRIDE", "MatterportConfig", "config_of", "configured"]
 
 STRIDE: Final = 64
 """Of the coarsest map, pixels: canvases are multiples of it."""

@@ -8,7 +8,6 @@ import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
@@ -17,8 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import UsageError
-from ..io.sources import USER, as_json, folder_of, is_manifest, read_listing, read_manifest, source_of
-from ..io.stores import is_remote
+from ..io.sources import as_json, is_manifest, read_listing, read_manifest, source_of
+from ..io.stores import REMOTE_SCHEMES
+from ..io.url import LOCAL_SCHEMES, USER_PATTERN, Url
 from ..schema import IMAGES, MANIFEST, METADATA
 from .manifest import FILE_NAME, ManifestReader, ShardReader, write_manifest
 
@@ -35,9 +35,9 @@ __all__ = [
 log = logging.getLogger("maskrcnn")
 
 _SCHEME: Final = r"^[A-Za-z][A-Za-z0-9+.-]*://"
-_KNOWN_SCHEME: Final = r"^(?i:s3|s3a|gs|gcs|memory|file|local)://"
+_KNOWN_SCHEME: Final = rf"^(?i:{'|'.join((*REMOTE_SCHEMES, *LOCAL_SCHEMES))})://"
 _WEB: Final = r"^(?i:https?)://"
-_RELATIVE_FILE: Final = r"^(?i:file|local)://([^/]|$)"
+_RELATIVE_FILE: Final = rf"^(?i:{'|'.join(LOCAL_SCHEMES)})://([^/]|$)"
 _QUERY: Final = r"(?s)[?#].*"
 """Of a uri on the web: it may be a signature, and is in no name and no message."""
 _URI_SYNONYMS: Final = (
@@ -100,7 +100,7 @@ def read_inputs(
             named_by = "file_name"
         elif "name" not in rows.column_names:
             named_by = "uri (of a web address, without its query)" if allow_http else "uri"
-        rows = _resolved(rows, images_root or folder_of(whole), source, allow_http=allow_http)
+        rows = _resolved(rows, images_root or Url.parse(whole).folder.text, source, allow_http=allow_http)
     elif images_root:
         raise UsageError(f"{source}: --images-root is for manifests and COCO JSON; this is neither")
     else:
@@ -127,7 +127,8 @@ def _resolved(rows: pa.Table, root: str, source: str, *, allow_http: bool) -> pa
         named = pc.coalesce(pc.if_else(pc.equal(names, ""), None, names), named)
 
     _refuse_foreign(pa.chunked_array([[root]]), "--images-root", allow_http=allow_http)
-    root = root if is_remote(root) else str(Path(root.removeprefix("file://")).absolute())
+    place = Url.parse(root)
+    root = str(place.local_path.absolute()) if place.is_local else root
     absolute = pc.or_(pc.match_substring_regex(uris, _SCHEME), pc.starts_with(uris, "/"))
     below = pc.replace_substring_regex(uris, r"^(\./+)+", "")
     uris = pc.if_else(absolute, uris, pc.binary_join_element_wise(root.rstrip("/"), below, "/"))
@@ -146,13 +147,13 @@ def _refuse_foreign(uris: pa.ChunkedArray, source: str, *, allow_http: bool) -> 
     on_the_web = matching(_WEB, schemed)
     unknown = schemed.filter(pc.invert(pc.match_substring_regex(schemed, f"{_KNOWN_SCHEME}|{_WEB}")))
     for refused, why in (
-        (matching(USER, schemed), "with a user or a password; credentials come from the environment"),
+        (matching(USER_PATTERN, schemed), "with a user or a password; credentials come from the environment"),
         (unknown, "that are neither paths nor s3:// or gs://"),
         (matching(_RELATIVE_FILE, schemed), "of files without a whole path, file:///…"),
         (uris.slice(0, 0) if allow_http else on_the_web, "on the web, which are read with --allow-http only"),
     ):
         if len(refused):
-            hidden = pc.replace_substring_regex(refused, f"{USER}|{_QUERY}", "…")
+            hidden = pc.replace_substring_regex(refused, f"{USER_PATTERN}|{_QUERY}", "…")
             raise UsageError(f"{source}: {len(refused)} uris {why}: {_some(hidden)}")
 
 

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from ..config import default_shard_images
 from ..errors import ERROR_CODES, ItemError, RunError, UsageError
-from ..io.atomic import InputStat
-from ..io.http import is_web
 from ..io.inputs import stat_input
 from ..io.parquet import WINDOWS
 from ..io.storage import Storage
+from ..io.store import ObjectStat
+from ..io.url import Url
 from ..tiling.index import WindowIndex
 from .manifest import ROWS, ManifestReader, read_window_index, write_rows
 from .plan import Plan, create_plan
@@ -179,8 +179,8 @@ def _wanted(rows: pa.Table, only: Collection[str] | None) -> NDArray[np.bool_]:
     return np.asarray(wanted.to_numpy())
 
 
-def _stat(uri: str) -> InputStat | None:
-    if is_web(uri):
+def _stat(uri: str) -> ObjectStat | None:
+    if Url.parse(uri).is_web:
         return None
     try:
         return stat_input(uri)

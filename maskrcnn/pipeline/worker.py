@@ -25,10 +25,11 @@ import pyarrow as pa
 from ..errors import COSTLY_CODES, STORAGE_CODES, HandedBackError, ItemError, MaskrcnnError, SegmenterError
 from ..imaging.decode import DecodedImage, Limits, decode_image
 from ..imaging.geometry import RasterRegion, Rect
-from ..io.http import is_web
-from ..io.inputs import LOCAL_ETAG, read_input, stat_input
+from ..io.inputs import read_input, stat_input
+from ..io.local_store import LOCAL_ETAG
+from ..io.retries import take_retries
 from ..io.storage import Storage
-from ..io.stores import is_remote, take_retries
+from ..io.url import Url
 from ..schema import ITEMS, ImageResult, images_table, instances_table
 from ..stats import Stats
 from ..tiling.reader import ReadRegion, read_windows
@@ -390,7 +391,11 @@ def _watched(loaded: Iterator[Loaded]) -> Iterator[Loaded]:
     """Pass inputs on; raise StoreFailingError where half of 200 in a row failed with one storage code."""
     circuit_breaker = CircuitBreaker()
     for item in loaded:
-        failure = item.image if isinstance(item.image, ItemError) and not is_web(item.entry["uri"]) else None
+        failure = (
+            item.image
+            if isinstance(item.image, ItemError) and not Url.parse(item.entry["uri"]).is_web
+            else None
+        )
         circuit_breaker.add(
             Batch(1, {failure.code: 1}, f"{item.entry['uri']}: {failure.message}") if failure else Batch(1)
         )
@@ -399,7 +404,9 @@ def _watched(loaded: Iterator[Loaded]) -> Iterator[Loaded]:
 
 def _storage_failures(results: Iterable[ImageResult]) -> tuple[dict[str, int], str]:
     """Return how many images failed with each storage code, and the last of these failures in words."""
-    failed = [result for result in results if result.error in STORAGE_CODES and not is_web(result.uri)]
+    failed = [
+        result for result in results if result.error in STORAGE_CODES and not Url.parse(result.uri).is_web
+    ]
     example = f"{failed[-1].uri}: {failed[-1].message}" if failed else ""
     return dict(Counter(str(result.error) for result in failed)), example
 
@@ -440,7 +447,7 @@ def _check_unchanged(entry: dict[str, Any], n_bytes: int) -> None:
     planned = entry["etag"]
     if entry["bytes"] not in (None, n_bytes):
         raise ItemError("changed", f"{n_bytes} bytes, planned were {entry['bytes']}")
-    if planned is not None and LOCAL_ETAG.fullmatch(planned) and not is_remote(entry["uri"]):
+    if planned is not None and LOCAL_ETAG.fullmatch(planned) and Url.parse(entry["uri"]).is_local:
         now = stat_input(entry["uri"]).etag
         if now != planned:
             raise ItemError("changed", f"its etag is {now}, planned was {planned}")

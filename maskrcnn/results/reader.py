@@ -27,7 +27,7 @@ from ..types import Detections
 from .run import Run
 
 WORST: Final = "evaluation/images.parquet"
-"""Written by `maskrcnn evaluate`: a row an image, with its quality."""
+"""Written by `maskrcnn evaluate`: one row per image, with its panoptic quality."""
 _IMAGE: Final = [
     *("image_id", "name", "uri", "status", "error", "message"),
     *("width", "height", "n_instances", "capped", "bytes", "etag"),
@@ -306,7 +306,7 @@ def first_images(reader: RunReader, count: int) -> list[ImageRow]:
 
 
 def worst_images(reader: RunReader, count: int) -> list[tuple[ImageRow, float]]:
-    """Return the images of least quality, by `maskrcnn evaluate`, with their quality.
+    """Return the images with the lowest panoptic quality by `maskrcnn evaluate`, and the quality of each.
 
     Raises:
         UsageError: the run was not evaluated.
@@ -319,12 +319,12 @@ def worst_images(reader: RunReader, count: int) -> list[tuple[ImageRow, float]]:
         raise UsageError(
             f"{url} was not evaluated; run `maskrcnn evaluate {url} --truth COCO.json` first"
         ) from error
-    order = pc.sort_indices(table, sort_keys=[("quality", "ascending"), ("image_id", "ascending")])
-    worst = table.select(["image_id", "quality"]).take(order.slice(0, count)).to_pylist()
+    order = pc.sort_indices(table, sort_keys=[("pq", "ascending"), ("image_id", "ascending")])
+    worst = table.select(["image_id", "pq"]).take(order.slice(0, count)).to_pylist()
     rows = reader.rows_of("image_id", [entry["image_id"] for entry in worst])
     if len(rows) < len(worst):
         raise RunError(f"{reader.run.url}/{WORST} is of other images than the run's; evaluate it again")
-    return [(reader.image(rows[entry["image_id"]]), float(entry["quality"])) for entry in worst]
+    return [(reader.image(rows[entry["image_id"]]), float(entry["pq"])) for entry in worst]
 
 
 def where(reader: RunReader, condition: str, count: int) -> list[Match]:

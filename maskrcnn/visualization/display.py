@@ -5,7 +5,6 @@
 Takes the library's `Detections`, and what torchvision's networks return, without importing torch.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -333,13 +332,6 @@ def short(name: str) -> str:
     """Return a name on one line, shortened where it is long."""
     line = " ".join(name.split())
     return line if len(line) <= LABEL_CHARACTERS else f"{line[: LABEL_CHARACTERS - 1]}…"
-
-
-def jpeg_of(picture: Pixels) -> bytes:
-    """Return a picture as JPEG, for a page."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
 
 
 def blank(width: int, height: int, text: str) -> Pixels:

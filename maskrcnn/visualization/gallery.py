@@ -3,7 +3,6 @@
 The choice depends on the tables only, and reads a bounded part of them however large the run is.
 """
 
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,21 +13,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
-from ..errors import ERROR_CODES, ItemError, RunError
+from ..errors import ItemError, RunError
 from ..io.parquet import Part
 from ..io.storage import Storage
 from ..schema import detections_of
 from ..types import Category, Detections, Pixels
 from .draw import Rectangle, draw_instances
+from .run_pixels import unreadable_note
+from .templates import encode_jpeg
 
 SHOWN_SCORE: Final = 0.5
 PICTURE_PX: Final = 560
 PICTURE_SCALE: Final = 1.6
 """Of lines and type, since pictures are shown at some 60 % of their pixels."""
 ASPECT: Final = 4 / 3
-JPEG_QUALITY: Final = 80
 _LARGEST: Final = 2**32
 """From so many pixels on, masks are drawn in a frame of their own; no such image is shown."""
 
@@ -39,10 +38,18 @@ T = TypeVar("T")
 class GalleryPick:
     """An image to be shown, with what was found in it."""
 
+    row: int
+    """Row of the manifest, from 0."""
     image_id: int
     name: str
     uri: str
+    etag: str | None
+    bytes: int | None
+    """Size of the file as planned."""
+    height: int
+    width: int
     detections: Detections
+    """Of the image; of a run of windows, in the frame of the region that is shown."""
     focus: int
     """The instance around which the picture is cropped."""
 
@@ -91,6 +98,7 @@ def pick_gallery(storage: Storage, parts: Sequence[Part], count: int = 12) -> li
     Raises:
         RunError: a part cannot be read.
     """
+    firsts = dict(zip(parts, np.cumsum([0, *(part.n_images for part in parts)]).tolist(), strict=False))
     chosen = spread([part for part in parts if part.n_instances], count)
     if not chosen:
         return []
@@ -98,7 +106,10 @@ def pick_gallery(storage: Storage, parts: Sequence[Part], count: int = 12) -> li
     candidates = [c for part in chosen for c in _candidates(storage, part, groups_each, 16 * count)]
     picked = _most_varied(candidates, count)
     rows = _rows(storage, [candidate for candidate, _ in picked])
-    return [_pick(candidate, focus, *row) for (candidate, focus), row in zip(picked, rows, strict=True)]
+    return [
+        _pick(candidate, firsts[candidate.part] + candidate.row, focus, *found)
+        for (candidate, focus), found in zip(picked, rows, strict=True)
+    ]
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
@@ -164,49 +175,56 @@ def _most_varied(candidates: Sequence[_Candidate], count: int) -> list[tuple[_Ca
     return picked
 
 
-def _rows(storage: Storage, candidates: Sequence[_Candidate]) -> list[tuple[str, str, pa.Table]]:
-    """Return name, uri and instances of each candidate; a row group is read once."""
-    found: dict[int, tuple[str, str, pa.Table]] = {}
+_FILE: Final = ["name", "uri", "etag", "bytes"]
+
+
+def _rows(storage: Storage, candidates: Sequence[_Candidate]) -> list[tuple[dict[str, Any], pa.Table]]:
+    """Return `_FILE` and the instances of each candidate; a row group is read once."""
+    found: dict[int, tuple[dict[str, Any], pa.Table]] = {}
     columns = ["category_id", "score", "box", "area", "segmentation", "mask_box", "frame"]
     for part in dict.fromkeys(candidate.part for candidate in candidates):
         here = [(k, candidate) for k, candidate in enumerate(candidates) if candidate.part == part]
         with storage.open(part.images) as file:
-            names = _take(file, [candidate.row for _, candidate in here], ["name", "uri"])
+            files = _take(file, [candidate.row for _, candidate in here], _FILE)
         with storage.open(part.instances) as file, pq.ParquetFile(file) as instances:
             for group in sorted({candidate.group for _, candidate in here}):
                 table = instances.read_row_group(group, columns=columns)
-                for (k, candidate), (name, uri) in zip(here, names, strict=True):
+                for (k, candidate), stored in zip(here, files, strict=True):
                     if candidate.group == group:
-                        found[k] = (name, uri, table.slice(candidate.start, len(candidate.labels)))
+                        found[k] = (stored, table.slice(candidate.start, len(candidate.labels)))
     return [found[k] for k in range(len(candidates))]
 
 
-def _take(file: Any, rows: Sequence[int], columns: list[str]) -> list[tuple[Any, ...]]:
+def _take(file: Any, rows: Sequence[int], columns: list[str]) -> list[dict[str, Any]]:
     """Return some rows of a Parquet file, reading their row groups only."""
     with pq.ParquetFile(file) as parquet:
         ends = np.cumsum([parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)])
-        values: dict[int, tuple[Any, ...]] = {}
+        values: dict[int, dict[str, Any]] = {}
         groups = np.searchsorted(ends, rows, side="right")
         for group in np.unique(groups).tolist():
             table = parquet.read_row_group(group, columns=columns)
             first = int(ends[group - 1]) if group else 0
             for row, its_group in zip(rows, groups.tolist(), strict=True):
                 if its_group == group:
-                    values[row] = tuple(table[column][row - first].as_py() for column in columns)
+                    values[row] = {column: table[column][row - first].as_py() for column in columns}
     return [values[row] for row in rows]
 
 
-def _pick(candidate: _Candidate, focus: int, name: str, uri: str, rows: pa.Table) -> GalleryPick:
-    image = {"height": candidate.height, "width": candidate.width, "capped": False}
-    detections = detections_of(image, rows)
-    return GalleryPick(candidate.image_id, name, uri, detections, focus)
+def _pick(
+    candidate: _Candidate, row: int, focus: int, stored: dict[str, Any], instances: pa.Table
+) -> GalleryPick:
+    size: dict[str, Any] = {"height": candidate.height, "width": candidate.width}
+    detections = detections_of(size | {"capped": False}, instances)
+    return GalleryPick(row, candidate.image_id, **stored, **size, detections=detections, focus=focus)
 
 
 # Drawn
 
 
 def draw_gallery(
-    picks: Sequence[GalleryPick], read_pixels: Callable[[str], Pixels], categories: Sequence[Category]
+    picks: Sequence[GalleryPick],
+    read_pixels: Callable[[GalleryPick], Pixels],
+    categories: Sequence[Category],
 ) -> list[GalleryItem]:
     """Draw the picked images, each around its instance in focus.
 
@@ -214,19 +232,18 @@ def draw_gallery(
 
     Args:
         picks: from `pick_gallery`.
-        read_pixels: gives the image at a uri, as the run saw it; may raise `ItemError`.
+        read_pixels: returns the pixels of an image as the run read them, `RunPixels.read`; may raise `ItemError`
+            and `RunError`.
         categories: of the run.
     """
     items = []
     for pick in picks:
         caption = caption_of(pick, categories)
         try:
-            pixels = read_pixels(pick.uri)
+            pixels = read_pixels(pick)
         except (ItemError, RunError) as fault:
-            # Also where this machine cannot reach the inputs at all: a report without pictures is still one.
-            why = ERROR_CODES[fault.code] if isinstance(fault, ItemError) else "not from this machine"
-            note = f"The image cannot be read any more: {why}."
-            items.append(GalleryItem(pick.name, caption, None, note))
+            # Also if the inputs are not accessible from this machine: a report without pictures is still a report.
+            items.append(GalleryItem(pick.name, caption, None, unreadable_note(fault)))
             continue
         if pixels.shape[:2] != (pick.detections.height, pick.detections.width):
             items.append(GalleryItem(pick.name, caption, None, "The image has another size now."))
@@ -263,9 +280,7 @@ def draw_pick(
         scale=PICTURE_SCALE,
         region=region,
     )
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
+    return encode_jpeg(picture)
 
 
 def _region(pick: GalleryPick) -> Rectangle:

@@ -8,26 +8,22 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..errors import ERROR_CODES, ItemError, RunError
-from ..imaging.decode import Limits
-from ..imaging.decode_pool import Decoders, RasterSource
+from ..errors import ItemError, RunError
 from ..imaging.geometry import Rect
-from ..imaging.radiometry import Radiometry
-from ..io.inputs import read_input
 from ..io.parquet import Part
 from ..io.storage import Storage
 from ..masks.crop import crop_detections
 from ..schema import detections_of
-from ..tiling.index import WindowIndex
-from ..types import Category, Pixels
+from ..types import Category
 from .gallery import ASPECT, SHOWN_SCORE, GalleryItem, GalleryPick, caption_of, draw_pick, scattered, spread
+from .run_pixels import RunPixels, unreadable_note
 
 LEAST_PX: Final = 240
 """A picture shows so many columns, if the image has them."""
@@ -35,6 +31,7 @@ MOST_PX: Final = 2048
 """And no more; of a larger object its middle."""
 MOST_INSTANCES: Final = 500
 """In a picture, the best by score."""
+_IMAGE: Final = ["width", "height", "image_id", "name", "uri", "etag", "bytes"]
 _COLUMNS: Final = ["category_id", "score", "box", "area", "segmentation", "mask_box", "frame"]
 
 
@@ -57,9 +54,12 @@ class Focus:
     height: int
     """Of the image."""
     width: int
+    image_id: int
     name: str
     uri: str
     etag: str | None
+    bytes: int | None
+    """Size of the file as planned."""
 
 
 def pick_foci(storage: Storage, parts: Sequence[Part], count: int = 12) -> list[Focus]:
@@ -101,7 +101,7 @@ def _alike(one: Rect, other: Rect) -> bool:
 def _foci(storage: Storage, part: Part, first_row: int, groups: int, each: int) -> Iterator[Focus]:
     """Give instances of a part, at most `each` of a category of each of `groups` row groups."""
     with storage.open(part.images) as file:
-        images = pq.read_table(file, columns=["n_instances", "width", "height", "name", "uri", "etag"])
+        images = pq.read_table(file, columns=["n_instances", *_IMAGE])
     ends = np.cumsum(images["n_instances"].to_numpy().astype(np.int64))
     with storage.open(part.instances) as file, pq.ParquetFile(file) as parquet:
         for group, first in spread(list(enumerate(_firsts(parquet)[:-1])), groups):
@@ -206,9 +206,18 @@ def _seen(
 
 def _pick(focus: Focus, rows: pa.Table, focused: int) -> GalleryPick:
     image = {"height": focus.height, "width": focus.width, "capped": False}
-    detections = crop_detections(detections_of(image, rows), focus.region)
-    name = f"{focus.name}, from column {focus.region.col_off:,}, row {focus.region.row_off:,}"
-    return GalleryPick(focus.row, name, focus.uri, detections, focused)
+    return GalleryPick(
+        row=focus.row,
+        image_id=focus.image_id,
+        name=f"{focus.name}, from column {focus.region.col_off:,}, row {focus.region.row_off:,}",
+        uri=focus.uri,
+        etag=focus.etag,
+        bytes=focus.bytes,
+        height=focus.height,
+        width=focus.width,
+        detections=crop_detections(detections_of(image, rows), focus.region),
+        focus=focused,
+    )
 
 
 # Pictures
@@ -216,58 +225,33 @@ def _pick(focus: Focus, rows: pa.Table, focused: int) -> GalleryPick:
 
 def draw_window_gallery(
     storage: Storage,
-    run: dict[str, Any],
-    items: WindowIndex,
+    pixels: RunPixels,
     parts: Sequence[Part],
     categories: Sequence[Category],
     count: int = 12,
 ) -> list[GalleryItem]:
     """Choose and draw pictures of a run of windows.
 
-    Pixels are read by processes of their own, as in the run. An image that cannot be read any more gives an item that
-    says so.
+    An image that cannot be read any more gives an item that says so.
 
     Args:
         storage: of the run.
-        run: the content of `run.json`.
-        items: of the run.
+        pixels: reads the run's images.
         parts: of the run, in order.
         categories: of the run.
         count: the most pictures.
 
     Raises:
-        RunError: a part cannot be read, or no process can be started.
+        RunError: a part cannot be read.
     """
     foci = pick_foci(storage, parts, count)
     drawn = []
-    with Decoders(1) as decoders:
-        for focus, pick in zip(foci, look_around(storage, foci), strict=True):
-            caption = caption_of(pick, categories)
-            try:
-                pixels = region_pixels(decoders, run, items, focus)
-            except (ItemError, RunError) as fault:
-                why = ERROR_CODES[fault.code] if isinstance(fault, ItemError) else "not from this machine"
-                note = f"The image cannot be read any more: {why}."
-                drawn.append(GalleryItem(pick.name, caption, None, note))
-                continue
-            drawn.append(GalleryItem(pick.name, caption, draw_pick(pick, pixels, categories)))
+    for focus, pick in zip(foci, look_around(storage, foci), strict=True):
+        caption = caption_of(pick, categories)
+        try:
+            shown = pixels.read(focus, focus.region)
+        except (ItemError, RunError) as fault:
+            drawn.append(GalleryItem(pick.name, caption, None, unreadable_note(fault)))
+            continue
+        drawn.append(GalleryItem(pick.name, caption, draw_pick(pick, shown, categories)))
     return drawn
-
-
-def region_pixels(decoders: Decoders, run: dict[str, Any], items: WindowIndex, focus: Focus) -> Pixels:
-    """Return the pixels of the region of a focus, as the run saw them.
-
-    Raises:
-        ItemError: the image cannot be read any more, or has changed.
-        RunError: it cannot be reached from this machine.
-    """
-    settings, region = run["settings"], focus.region
-    if items.sized(focus.row).block_size is not None:
-        radiometry = Radiometry.from_json(run["radiometry"])
-        source = RasterSource(focus.uri, focus.etag, radiometry, settings["assume_crs"])
-        return decoders.read_region(source, region).pixels
-    limits = Limits(settings["max_pixels"], settings["max_bytes"], float("inf"))
-    pixels = decoders.decode(read_input(focus.uri, limits.max_bytes), limits).pixels
-    if pixels.shape[:2] != (focus.height, focus.width):
-        raise ItemError("changed", "another size than planned")
-    return pixels[region.row_off : region.bottom, region.col_off : region.right]

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..errors import UsageError
+from ..errors import UsageError, plural
 from ..formats.geoparquet import extra, parse_crs
 from ..formats.vector import crs_of
 from ..io.storage import Storage
@@ -130,7 +130,7 @@ def draw_maps(
         for lonlat, labels in _objects(storage, path, world.cut, min_score):
             for sheet in sheets:
                 sheet.add(lonlat, labels)
-    titles = ["What was found"] if together else [f"Place {number}" for number in range(1, PLACES + 1)]
+    titles = ["Detections"] if together else [f"Place {number}" for number in range(1, PLACES + 1)]
     maps = [_drawn(sheet, world, failed, title) for sheet, title in zip(sheets, titles, strict=False)]
     several = [
         _of_category(sheets[0], maps[0], slot, category.name if together else f"{category.name}, place 1")
@@ -220,7 +220,7 @@ def _drawn(sheet: _Sheet, world: World, failed: NDArray[np.bool_], title: str) -
     densities, dots, said = _marks(sheet, 0, coarser=1)
     return Map(
         title,
-        f"{_counted(len(inside), 'raster')}{left_out}. {said}",
+        f"{plural(len(inside), 'raster')}{left_out}. {said}",
         frame.height,
         _outlines(frame, world, some[~failed[some]]),
         _outlines(frame, world, some[failed[some]]),
@@ -248,15 +248,15 @@ def _overview(world: World, places: Sequence[Place], found: NDArray[np.int64]) -
             y,
             6 + 18 * math.sqrt(count / max(*objects, 1)),
             str(number) if number <= PLACES else "",
-            f"{_counted(len(place.members), 'raster')}, {_counted(count, 'object')}",
+            f"{plural(len(place.members), 'raster')}, {plural(count, 'object')}",
         )
         for number, (place, count, (x, y)) in enumerate(
             zip(places, objects, middles.tolist(), strict=True), 1
         )
     ]
-    follow = f"; the {PLACES} with most objects follow" if len(places) > PLACES else ""
-    note = f"{_counted(len(places), 'place')}; circles by the number of objects{follow}"
-    return Map("Where the rasters are", note, frame.height, spots=spots, **_graticule(frame))
+    follow = f"; maps of the {PLACES} with the most objects follow" if len(places) > PLACES else ""
+    note = f"{plural(len(places), 'place')}; circles are scaled by the number of objects{follow}"
+    return Map("Raster locations", note, frame.height, spots=spots, **_graticule(frame))
 
 
 def _outlines(frame: Frame, world: World, rasters: NDArray[np.intp]) -> str:
@@ -280,7 +280,7 @@ def _marks(sheet: _Sheet, slot: int, coarser: int) -> tuple[list[Density], str, 
     if total <= DOTS:
         points = np.concatenate([np.zeros((0, 2)), *sheet.dots[slot]])
         dots = "".join(f"M{_point(at)}h0" for at in points.tolist())
-        return [], dots, f"{_counted(total, 'object')}, a dot each" if total else "No objects"
+        return [], dots, f"{plural(total, 'object')}, one dot per object" if total else "No objects"
     rows, columns = counts.shape
     counts = counts.reshape(rows // coarser, coarser, columns // coarser, coarser).sum(axis=(1, 3))
     most = int(counts.max())
@@ -294,7 +294,7 @@ def _marks(sheet: _Sheet, slot: int, coarser: int) -> tuple[list[Density], str, 
         )
         for number, end in enumerate(ends)
     ]
-    return densities, "", f"{_counted(total, 'object')}, at most {number_text(most)} in a cell"
+    return densities, "", f"{plural(total, 'object')}, at most {number_text(most)} per cell"
 
 
 def _cells(taken: NDArray[np.bool_], side: float) -> str:
@@ -334,18 +334,14 @@ def _note(world: World, n_images: int, min_score: float) -> str:
         names[parse_crs(crs_wkt).name] += count
     listed = [name for name, _ in names.most_common(3)]
     if len(names) > 3:
-        listed.append(_counted(len(names) - 3, "other"))
+        listed.append(plural(len(names) - 3, "other"))
     systems = " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
     nowhere = n_images - len(world.images)
-    without = f" {_counted(nowhere, 'image')} without a place on Earth." if nowhere else ""
-    rasters = _counted(len(world.images), "raster")
-    shown = " Objects with a score of 0.5 and more are shown." if min_score else ""
+    without = f" {plural(nowhere, 'image')} without georeferencing." if nowhere else ""
+    rasters = plural(len(world.images), "raster")
+    shown = " Objects with a score of 0.5 or more are shown." if min_score else ""
     return f"{rasters} in {systems}, drawn in longitude and latitude.{shown}{without}"
 
 
 def _range_text(low: int, high: int) -> str:
     return number_text(high) if low == high else f"{number_text(low)} to {number_text(high)}"
-
-
-def _counted(count: int, thing: str) -> str:
-    return f"{number_text(count)} {thing}{'' if count == 1 else 's'}"

@@ -11,18 +11,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ERROR_CODES, ItemError, RunError, UsageError
-from ..imaging.decode import Limits, decode_image
-from ..imaging.decode_pool import Decoders
+from ..errors import ERROR_CODES, ItemError, RunError, UsageError, plural
 from ..imaging.geometry import Rect
-from ..io.inputs import read_input
-from ..pipeline.manifest import read_window_index
 from ..results.reader import ImageRow, RunReader, find_images, first_images, where, worst_images
-from ..tiling.index import WindowIndex
 from ..types import Category, Detections, Pixels
 from .display import CELL_PX, DISPLAY_SCORE, SMALLEST_PX, Cell, blank, draw_legibly, mask_cells, short
 from .draw import instance_color
-from .gallery_windows import Focus, look_around, region_around, region_pixels
+from .gallery_windows import Focus, look_around, region_around
+from .run_pixels import RunPixels, unreadable_note
 
 WHOLE_PIXELS: Final = 2**22
 """In runs of windows, larger images are shown around instances."""
@@ -74,7 +70,7 @@ def choose(
         count: the most images, where they are not named.
         images: names or ids.
         condition: in SQL, see `lookup.where`.
-        worst: so many of the images with the least quality.
+        worst: number of images with the lowest panoptic quality.
 
     Raises:
         UsageError: no image is so, the run was not evaluated, or the condition is none.
@@ -89,7 +85,7 @@ def choose(
         return [Choice(reader.image(match.row), match.instances) for match in matches]
     if worst is not None:
         found = worst_images(reader, worst)
-        return [Choice(image, note=f"quality {quality:.2f}") for image, quality in found]
+        return [Choice(image, note=f"PQ {pq:.2f}") for image, pq in found]
     first = first_images(reader, count)
     if not first:
         raise UsageError(f"nothing was found in any image of {reader.run.url}")
@@ -118,48 +114,36 @@ def views(
     Raises:
         RunError: the run cannot be read.
     """
-    items = read_window_index(reader.storage)
-    if items is None:
-        for choice in choices:
-            yield _whole(reader, choice, min_score, labels)
-        return
     left = max(count, len(choices))
-    with Decoders(1) as decoders:
+    with RunPixels(reader.storage, reader.run.info) as pixels:
         for position, choice in enumerate(choices):
-            room = max(1, (left + len(choices) - position - 1) // (len(choices) - position))
-            for view in _windowed(reader, items, decoders, choice, min_score, labels, room):
+            image = choice.image
+            refused = _failed(image)
+            if refused is not None:
                 left -= 1
-                yield view
+                yield refused
+            elif pixels.windows is None or (image.height or 0) * (image.width or 0) <= WHOLE_PIXELS:
+                left -= 1
+                yield _whole(reader, pixels, choice, min_score, labels)
+            else:
+                room = max(1, (left + len(choices) - position - 1) // (len(choices) - position))
+                for view in _regions(reader, pixels, choice, min_score, labels, room):
+                    left -= 1
+                    yield view
 
 
-def _whole(reader: RunReader, choice: Choice, min_score: float, labels: Collection[int] | None) -> View:
-    image, settings = choice.image, reader.run.info["settings"]
-    refused = _failed(image)
-    if refused is not None:
-        return refused
-    limits = Limits(settings["max_pixels"], settings["max_bytes"], float("inf"))
+def _whole(
+    reader: RunReader, pixels: RunPixels, choice: Choice, min_score: float, labels: Collection[int] | None
+) -> View:
+    image = choice.image
     try:
-        pixels = read_image(image, limits)
+        shown = pixels.read(image)
     except (ItemError, RunError) as fault:
         return _without(image, fault)
     detections = reader.detections(image)
-    return _some(image, choice, detections, pixels, min_score, labels)
-
-
-def read_image(image: ImageRow, limits: Limits) -> Pixels:
-    """Return an image's pixels, as the run saw them.
-
-    Raises:
-        ItemError: it cannot be read any more; `changed`, where its bytes or its size are others now.
-        RunError: it cannot be reached from this machine.
-    """
-    data = read_input(image.uri, limits.max_bytes, image.etag)
-    if image.bytes is not None and len(data) != image.bytes:
-        raise ItemError("changed", f"{len(data)} bytes, planned were {image.bytes}")
-    pixels = decode_image(data, limits).pixels
-    if pixels.shape[:2] != (image.height, image.width):
-        raise ItemError("changed", "another size than planned")
-    return pixels
+    wanted = _wanted(detections.labels, detections.scores, choice, min_score, labels)
+    found, numbers = detections.take(wanted), tuple(wanted.tolist())
+    return View(image.name, image.image_id, found, numbers, shown, choice.note)
 
 
 def _failed(image: ImageRow) -> View | None:
@@ -170,22 +154,8 @@ def _failed(image: ImageRow) -> View | None:
 
 
 def _without(image: ImageRow, fault: ItemError | RunError) -> View:
-    why = ERROR_CODES[fault.code] if isinstance(fault, ItemError) else "not from this machine"
     found = Detections.empty(image.height or 1, image.width or 1)
-    return View(image.name, image.image_id, found, (), None, f"The image cannot be read any more: {why}.")
-
-
-def _some(
-    image: ImageRow,
-    choice: Choice,
-    detections: Detections,
-    pixels: Pixels,
-    min_score: float,
-    labels: Collection[int] | None,
-) -> View:
-    wanted = _wanted(detections.labels, detections.scores, choice, min_score, labels)
-    numbers = tuple(wanted.tolist())
-    return View(image.name, image.image_id, detections.take(wanted), numbers, pixels, choice.note)
+    return View(image.name, image.image_id, found, (), None, unreadable_note(fault))
 
 
 def _wanted(
@@ -203,36 +173,23 @@ def _wanted(
     return np.flatnonzero(keep)
 
 
-# Runs of windows
+# Large images
 
 
-def _windowed(
+def _regions(
     reader: RunReader,
-    items: WindowIndex,
-    decoders: Decoders,
+    pixels: RunPixels,
     choice: Choice,
     min_score: float,
     labels: Collection[int] | None,
     room: int,
 ) -> Iterator[View]:
-    image, run = choice.image, reader.run.info
-    refused = _failed(image)
-    if refused is not None or image.height is None or image.width is None:
-        yield refused or _without(image, ItemError("corrupt", "its size is not known"))
-        return
-    if image.height * image.width <= WHOLE_PIXELS:
-        whole = focus_on(image, 0, 0, 0.0, Rect(0, 0, image.width, image.height))
-        try:
-            pixels = region_pixels(decoders, run, items, whole)
-        except (ItemError, RunError) as fault:
-            yield _without(image, fault)
-            return
-        yield _some(image, choice, reader.detections(image), pixels, min_score, labels)
-        return
+    """Give up to `room` regions of a large image."""
+    image = choice.image
     foci = _foci(reader, choice, min_score, labels, room)
     for focus, pick in zip(foci, look_around(reader.storage, foci, min_score), strict=True):
         try:
-            pixels = region_pixels(decoders, run, items, focus)
+            shown = pixels.read(focus, focus.region)
         except (ItemError, RunError) as fault:
             yield _without(image, fault)
             return
@@ -243,7 +200,7 @@ def _windowed(
         at = int(keep[: pick.focus].sum())
         numbers = tuple(focus.number if place == at else -1 for place in range(len(found)))
         note = f"from column {focus.region.col_off:,}, row {focus.region.row_off:,}"
-        yield View(image.name, image.image_id, found, numbers, pixels, note, at)
+        yield View(image.name, image.image_id, found, numbers, shown, note, at)
 
 
 def _is_in(found: NDArray[np.int32], labels: Collection[int] | None) -> NDArray[np.bool_]:
@@ -263,14 +220,13 @@ def _foci(
         region = region_around(box, image.height or 1, image.width or 1)
         shared = [region.shared(other.region) for other in foci]
         if all(4 * part.width * part.height < region.width * region.height for part in shared):
-            foci.append(focus_on(image, number, int(found[number]), float(scores[number]), region))
+            foci.append(_focus_on(image, number, int(found[number]), float(scores[number]), region))
         if len(foci) == room:
             break
     return foci
 
 
-def focus_on(image: ImageRow, number: int, label: int, score: float, region: Rect) -> Focus:
-    """Return a region of an image, as `closeups` takes it."""
+def _focus_on(image: ImageRow, number: int, label: int, score: float, region: Rect) -> Focus:
     return Focus(
         part=image.part,
         row=image.row,
@@ -282,9 +238,11 @@ def focus_on(image: ImageRow, number: int, label: int, score: float, region: Rec
         region=region,
         height=image.height or 0,
         width=image.width or 0,
+        image_id=image.image_id,
         name=image.name,
         uri=image.uri,
         etag=image.etag,
+        bytes=image.bytes,
     )
 
 
@@ -321,7 +279,7 @@ def picture_of(view: View, categories: Sequence[Category], side: int, *, small: 
 def cells_of(view: View, categories: Sequence[Category], side: int, *, masks: bool = False) -> list[Cell]:
     """Return the cells of a view on a sheet: the picture, or the picture and each mask apart."""
     count = len(view.detections)
-    what = f"{count:,} instance{'' if count == 1 else 's'}"
+    what = plural(count, "instance")
     note = "" if view.pixels is None else view.note
     lines = (view.name, ", ".join(filter(None, (note, "" if view.pixels is None else what))))
     cells = [Cell(picture_of(view, categories, side, small=True), lines)]

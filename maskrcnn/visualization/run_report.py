@@ -5,37 +5,23 @@ they follow its colours, light or dark. All text is escaped by the template engi
 forbids scripts besides.
 """
 
-import base64
-import functools
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any, Final
 
-import jinja2
 import numpy as np
 
 from ..errors import ERROR_CODES
-from ..imaging.decode import Limits, decode_image
-from ..io.inputs import read_input
 from ..io.parquet import GEO, IMAGES, PIECES, Part
 from ..io.storage import Storage
-from ..pipeline.manifest import read_window_index
 from ..pipeline.success import categories_of, parts_of
 from ..stats import HALF, Stats, summary
 from ..tiling.index import WindowIndex
-from ..types import Pixels
-from .charts import (
-    cooccurrence_matrix,
-    histograms,
-    number_text,
-    percent_text,
-    position_map,
-    seconds_text,
-    size_map,
-)
+from .charts import cooccurrence_matrix, histograms, number_text, position_map, size_map
 from .gallery import GalleryItem, draw_gallery, pick_gallery
 from .gallery_windows import draw_window_gallery
 from .maps import Maps, draw_maps
+from .run_pixels import RunPixels
+from .templates import render
 
 LISTED_CATEGORIES: Final = 25
 """Rows of the table of categories that are seen at once; the others unfold."""
@@ -113,16 +99,6 @@ def _fact(entry: object) -> str:
 # The page
 
 
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": percent_text, "number": number_text, "seconds": seconds_text}
-    text = resources.files(__package__).joinpath("templates", "report.html.j2").read_text("utf-8")
-    return environment.from_string(text)
-
-
 def render_report(
     run: Mapping[str, Any],
     stats: Mapping[str, Any],
@@ -148,11 +124,12 @@ def render_report(
     figures = summary(values)
     categories = _category_rows(values)
     found = {row["id"] for row in categories}
-    return _template().render(
+    return render(
+        "report.html.j2",
         run=run,
         figures=figures,
         failures=_failures(values),
-        gallery=[(item, base64.b64encode(item.jpeg).decode() if item.jpeg else None) for item in gallery],
+        gallery=gallery,
         maps=maps,
         windows=windows,
         categories=categories,
@@ -191,18 +168,14 @@ def write_report(
     """
     storage = Storage(url)
     run, stats, timings, success = sources
-    parts, items = parts_of(success), read_window_index(storage)
-    if items is not None:
-        page = _windowed_report(storage, sources, parts, items)
-        storage.write("report.html", page.encode())
-        return "report.html"
-    limits = Limits(run["settings"]["max_pixels"], run["settings"]["max_bytes"], float("inf"))
-
-    def read_pixels(uri: str) -> Pixels:
-        return decode_image(read_input(uri, limits.max_bytes), limits).pixels
-
-    gallery = draw_gallery(pick_gallery(storage, parts, GALLERY_IMAGES), read_pixels, categories_of(run))
-    storage.write("report.html", render_report(run, stats, timings, gallery).encode())
+    parts = parts_of(success)
+    with RunPixels(storage, run) as pixels:
+        if pixels.windows is not None:
+            page = _windowed_report(storage, sources, parts, pixels, pixels.windows)
+        else:
+            picks = pick_gallery(storage, parts, GALLERY_IMAGES)
+            page = render_report(run, stats, timings, draw_gallery(picks, pixels.read, categories_of(run)))
+    storage.write("report.html", page.encode())
     return "report.html"
 
 
@@ -210,10 +183,11 @@ def _windowed_report(
     storage: Storage,
     sources: tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]],
     parts: Sequence[Part],
+    pixels: RunPixels,
     items: WindowIndex,
 ) -> str:
     run, stats, timings, success = sources
-    gallery = draw_window_gallery(storage, run, items, parts, categories_of(run), GALLERY_IMAGES)
+    gallery = draw_window_gallery(storage, pixels, parts, categories_of(run), GALLERY_IMAGES)
     images, geo = ([entry["path"] for entry in success["parts"][table]] for table in (IMAGES, GEO))
     maps = draw_maps(storage, items, images, geo, Stats.from_json(stats))
     pieces = sum(entry["rows"] for entry in success["parts"][PIECES])

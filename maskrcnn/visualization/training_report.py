@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
-
-import jinja2
 
 from ..training.config import COLUMNS, LOSSES
 from .charts import Mark
+from .templates import render
 
 MEASURED: Final = {"mask_ap": "mask AP", "mask_ap50": "mask AP at IoU 0.50", "box_ap": "box AP"}
 
@@ -42,20 +40,19 @@ def render_training(rows: Sequence[Mapping[str, float]], facts: Mapping[str, Any
         rows: of the log, one an epoch, with the columns `recipe.COLUMNS`; what was not measured is absent.
         facts: the content of `training.json`.
     """
-    path = Path(__file__).with_name("templates") / "training.html.j2"
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     epochs = int(facts["request"]["recipe"]["epochs"])
     losses = {name: name.removeprefix("loss_").replace("_", " ") for name in LOSSES}
     plots = [
         _curves("Losses", "means over the images of an epoch", rows, losses, epochs, None),
-        _curves("Precision", "on the validation set, as COCO measures it", rows, MEASURED, epochs, 1.0),
+        _curves(
+            "Average precision", "on the validation set, as defined by COCO", rows, MEASURED, epochs, 1.0
+        ),
     ]
     shown = [column for column in COLUMNS if any(column in row for row in rows)]
     best = max(rows, key=lambda row: (row.get("mask_ap", -1.0), row["epoch"]), default=None)
-    return environment.from_string(path.read_text()).render(
-        facts=facts, recipe=facts["request"]["recipe"], plots=[plot for plot in plots if plot.curves],
+    return render(
+        "training.html.j2",
+        facts=facts, config=facts["request"]["recipe"], plots=[plot for plot in plots if plot.curves],
         columns=shown, rows=rows, best=best, epochs=epochs, text=_text,
     )  # fmt: skip
 

@@ -23,8 +23,10 @@ from torchvision.ops import box_iou
 
 from maskrcnn.imaging.decode import Limits, decode_image
 from maskrcnn.io.parquet import Part, read_table
+from maskrcnn.io.remote_store import RemoteStore
 from maskrcnn.io.storage import Storage
-from maskrcnn.io.stores import client_of, split_url
+from maskrcnn.io.stores import store_of
+from maskrcnn.io.url import Url
 from maskrcnn.masks.rle import rle_areas, rle_boxes_xyxy
 from maskrcnn.models.build import Model, build_network, save_model
 from maskrcnn.models.registry import COCO_CATEGORIES
@@ -304,7 +306,10 @@ def orjson_dump(content: dict[str, Any], path: Path) -> None:
 def fetch_each(uris: Sequence[str]) -> Iterator[bytes]:
     """Yield objects, fetched by s3fs one after the other."""
     for uri in uris:
-        yield client_of(uri).cat_file(split_url(uri)[1])
+        url = Url.parse(uri)
+        store = store_of(url)
+        assert isinstance(store, RemoteStore)
+        yield store.client().cat_file(url.path)
 
 
 # --- comparing ---

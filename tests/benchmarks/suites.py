@@ -21,7 +21,7 @@ from maskrcnn.formats.coco_writer import write_dataset
 from maskrcnn.io.inputs import read_input
 from maskrcnn.io.parquet import Part, write_tables
 from maskrcnn.io.storage import Storage
-from maskrcnn.io.stores import is_remote
+from maskrcnn.io.url import Url
 from maskrcnn.masks.encode import detections_from_network
 from maskrcnn.models.registry import COCO_CATEGORIES
 from maskrcnn.pipeline.inputs import read_inputs
@@ -225,7 +225,7 @@ def fetch(settings: Settings) -> Iterator[Row]:
     if settings.s3 is None:
         yield Row("fetch", what, note="not measured: name a prefix with --s3 s3://bucket/prefix")
         return
-    if not is_remote(settings.s3):
+    if Url.parse(settings.s3).is_local:
         raise UsageError(f"--s3 {settings.s3} is no s3:// prefix")
     listed = read_inputs(settings.s3, images_root=None, limit=100 if settings.quick else MAX_OBJECTS)
     uris = listed.table["uri"].to_pylist()

@@ -50,7 +50,7 @@ from chaos.local_job import (
 )
 from maskrcnn.errors import MaskrcnnError
 from maskrcnn.io.storage import Storage
-from maskrcnn.io.stores import is_remote
+from maskrcnn.io.url import Url
 from maskrcnn.pipeline.plan import pending_of, read_plans
 from maskrcnn.pipeline.receipts import standing_receipts
 from maskrcnn.pipeline.reduce import reduce_run
@@ -246,7 +246,7 @@ def prepared(case: Case) -> Iterator[Path]:
         raise BrokenError(f"{error} [{case}]") from None
     finally:
         shutil.rmtree(scratch)
-        if not is_remote(case.job.output):
+        if Url.parse(case.job.output).is_local:
             shutil.rmtree(case.job.output, ignore_errors=True)
 
 
@@ -344,7 +344,7 @@ def _mended(case: Case) -> None:
             raise BrokenError(f"end: the resume stopped: {type(error).__name__}: {error}") from error
     if scenario.attempts_kept:
         check_is_final(url, case.truth)
-    for path in [] if is_remote(url) else raw_files(url, ""):
+    for path in raw_files(url, "") if Url.parse(url).is_local else []:
         if is_temporary(path):
             os.utime(Path(url, path), (0, 0))  # `gc` leaves alone what may still be in the making
     collect_garbage(url)

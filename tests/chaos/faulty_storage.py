@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from maskrcnn.errors import RunError
+from maskrcnn.io.s3_store import S3Store
 from maskrcnn.io.storage import Storage
-from maskrcnn.io.stores import bucket_and_key, client_of, is_remote
+from maskrcnn.io.stores import store_of
+from maskrcnn.io.url import Url
 
 MUTATING: Final = (
     *("write", "put_file", "building", "create"),
@@ -168,7 +170,11 @@ def faulty(fault: Fault | None, trace: Path) -> Iterator[None]:
         if when == "half" and step.method.startswith("remove"):
             _remove_half(storage, step)
             _end(deed, step)
-        elif when == "half" and is_remote(storage.url) and step.method in ("write", "create", "put_file"):
+        elif (
+            when == "half"
+            and not Url.parse(storage.url).is_local
+            and step.method in ("write", "create", "put_file")
+        ):
             _leave_upload(storage, step)
             _end(deed, step)
         with _no_file_above(size, deed) if when == "half" else contextlib.nullcontext():
@@ -202,8 +208,10 @@ def _remove_half(storage: Storage, step: Step) -> None:
 
 def _leave_upload(storage: Storage, step: Step) -> None:
     """Leave what a writer of a large object leaves when it dies: an upload that nobody completes."""
-    bucket, key = bucket_and_key(f"{storage.url}/{step.path}")
-    client_of(storage.url).call_s3("create_multipart_upload", Bucket=bucket, Key=key)
+    url = Url.parse(storage.url).join(step.path)
+    store = store_of(url)
+    assert isinstance(store, S3Store)
+    store.client().call_s3("create_multipart_upload", Bucket=url.bucket, Key=url.key)
 
 
 @contextlib.contextmanager

@@ -29,8 +29,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from maskrcnn.io.s3_store import S3Store
 from maskrcnn.io.storage import Storage
-from maskrcnn.io.stores import bucket_and_key, client_of, is_remote
+from maskrcnn.io.stores import store_of
+from maskrcnn.io.url import Url
 from maskrcnn.results.verify import verify_run
 from maskrcnn.stats import Stats
 from maskrcnn.types import Category
@@ -146,17 +148,18 @@ def is_temporary(path: str) -> bool:
 
 def raw_files(url: str, folder: str) -> list[str]:
     """Return the files of a folder, or all; temporary ones too, which `Storage.list` passes over."""
-    if is_remote(url):
+    if not Url.parse(url).is_local:
         return Storage(url).list(folder)
     return sorted(str(path.relative_to(url)) for path in Path(url, folder).rglob("*") if path.is_file())
 
 
 def open_uploads(url: str) -> list[str]:
     """Return the keys below an S3 url whose uploads nobody completed; none elsewhere."""
-    if not url.startswith("s3://"):
+    place = Url.parse(url)
+    store = store_of(place)
+    if not isinstance(store, S3Store):
         return []
-    bucket, key = bucket_and_key(url)
-    answer = client_of(url).call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/")
+    answer = store.client().call_s3("list_multipart_uploads", Bucket=place.bucket, Prefix=f"{place.key}/")
     return [upload["Key"] for upload in answer.get("Uploads", [])]
 
 

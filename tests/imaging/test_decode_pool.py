@@ -18,6 +18,8 @@ from maskrcnn.errors import ItemError
 from maskrcnn.imaging.decode import Limits, decode_image
 from maskrcnn.imaging.decode_pool import EXECUTIONS, Decoders
 
+pytestmark = pytest.mark.slow
+
 PILLOW_LIMIT = 2**30 // 4 // 3
 LIMITS = Limits(10**7, 10**7, 1333.0)
 

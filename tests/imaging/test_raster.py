@@ -340,6 +340,7 @@ def test_percentiles_of_a_small_collection_are_those_of_all_its_valid_pixels(tmp
     np.testing.assert_array_equal(rgb[..., 0], stretched(arrays[0][2], lows[0], highs[0]))
 
 
+@pytest.mark.slow
 def test_rasters_are_weighted_by_their_pixels_even_if_few_are_read(tmp_path: Path) -> None:
     large = write(tmp_path / "large.tif", np.full((1, 1500, 1500), 100, np.uint16), compress="deflate")
     small = write(tmp_path / "small.tif", np.full((1, 1500, 100), 900, np.uint16))
@@ -647,6 +648,7 @@ def a_few_rasters(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in paths]
 
 
+@pytest.mark.slow
 def test_damaged_files_give_a_result_or_a_code(tmp_path: Path) -> None:
     rasters = a_few_rasters(tmp_path)
 
@@ -687,6 +689,7 @@ class RecordingFile(io.BytesIO):
         return data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interleave", ["pixel", "band"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_each_block_of_an_aligned_rectangle_is_read_once(
@@ -801,6 +804,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_raster(tmp_path: Path) -> None:
     def peak(rows: int, columns: int) -> int:
         path = tmp_path / f"{rows}.tif"
@@ -814,6 +818,7 @@ def test_memory_does_not_grow_with_the_raster(tmp_path: Path) -> None:
     assert peak(10, 3) <= 1.15 * peak(2, 1)
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_named_in_the_message() -> None:
     script = (
         "import sys, io\nsys.modules['rasterio'] = None\nfrom maskrcnn.errors import UsageError\n"

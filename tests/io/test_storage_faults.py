@@ -32,10 +32,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from maskrcnn.errors import ItemError, RunError
-from maskrcnn.io import s3, storage, stores
+from maskrcnn.io import local_store, s3_client, s3_store
 from maskrcnn.io.inputs import list_inputs, read_input, stat_input
+from maskrcnn.io.retries import count_retry, take_retries
+from maskrcnn.io.s3_store import S3Store
 from maskrcnn.io.storage import Storage
-from maskrcnn.io.stores import client_of, count_retry, take_retries
+from maskrcnn.io.stores import store_of
+from maskrcnn.io.url import Url
 
 BODY = os.urandom(20_000)
 LIMIT = 100_000
@@ -211,7 +214,9 @@ def test_what_stands_after_a_write_is_whole_and_what_was_promised(
 
 def test_repetitions_are_counted_on_every_connection(proxy: FaultProxy, store: Storage, behind: Any) -> None:
     behind.put("in", BODY)
-    client_of(store.url).connect(refresh=True)
+    s3 = store_of(Url.parse(store.url))
+    assert isinstance(s3, S3Store)
+    s3.client().connect(refresh=True)
     proxy.on("GET", BUSY)
     assert read_input(f"{store.url}/in", LIMIT) == BODY
     assert take_retries() == 1
@@ -245,7 +250,7 @@ def test_a_request_that_was_signed_too_long_ago_is_signed_again(
 def test_a_body_that_comes_too_slowly_is_asked_for_once_more_on_another_connection(
     proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "DEADLINE_S", 2.0)
+    monkeypatch.setattr(s3_client, "DEADLINE_S", 2.0)
     behind.put("in", BODY)
     proxy.on("GET", drip)
     assert read_input(f"{store.url}/in", LIMIT) == BODY
@@ -260,7 +265,7 @@ def test_a_body_that_always_comes_too_slowly_is_asked_for_twice_and_not_for_ever
     behind: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(s3, "DEADLINE_S", 0.5)
+    monkeypatch.setattr(s3_client, "DEADLINE_S", 0.5)
     behind.put("in", BODY)
     proxy.on("GET", drip, times=ALWAYS)
     with pytest.raises(ItemError, match="storage_error: the store was too slow"):
@@ -273,7 +278,7 @@ def test_a_body_that_always_comes_too_slowly_is_asked_for_twice_and_not_for_ever
 def test_a_body_that_stops_coming_is_asked_for_again(
     proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "READ_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(s3_client, "READ_TIMEOUT_S", 1.0)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "4")  # makes another connection
     behind.put("in", BODY)
     proxy.on("GET", stall)
@@ -284,8 +289,8 @@ def test_a_body_that_stops_coming_is_asked_for_again(
 def test_the_deadline_grows_with_the_object(
     proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "DEADLINE_S", 2.0)
-    monkeypatch.setattr(s3, "BYTES_PER_S", 1)
+    monkeypatch.setattr(s3_client, "DEADLINE_S", 2.0)
+    monkeypatch.setattr(s3_client, "BYTES_PER_S", 1)
     behind.put("in", b"four")
     proxy.on("GET", drip)
     assert read_input(f"{store.url}/in", LIMIT) == b"four"
@@ -482,7 +487,7 @@ def test_a_lost_reply_is_no_success_where_other_content_stands(
 def test_large_files_are_compared_piece_by_piece(
     proxy: FaultProxy, store: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("maskrcnn.io.atomic._COMPARED_BYTES", 7_000)
+    monkeypatch.setattr("maskrcnn.io.remote_store._COMPARED_BYTES", 7_000)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     (tmp_path / "local").write_bytes(BODY)
     proxy.on("PUT", lose_reply)
@@ -497,7 +502,7 @@ def test_large_files_are_compared_piece_by_piece(
 def test_what_exceeds_one_put_is_left_to_s3fs_and_compared_too(
     proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("maskrcnn.io.atomic._ONE_PUT_BYTES", 1)
+    monkeypatch.setattr("maskrcnn.io.s3_store._ONE_PUT_BYTES", 1)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     (tmp_path / "local").write_bytes(BODY)
     store.put_file("x", tmp_path / "local")
@@ -588,7 +593,7 @@ def test_of_racing_writers_one_content_stands(
 def test_open_uploads_below_the_output_are_aborted_and_no_others(
     proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "_PAGE", 2)
+    monkeypatch.setattr(s3_store, "_PAGE", 2)
     keys = [f"{behind.prefix}/shards/{i}/images.parquet" for i in range(3)]
     for key in (*keys, keys[0], behind.prefix + "-other/x"):
         begun = behind.client.create_multipart_upload(Bucket=behind.bucket, Key=key)
@@ -608,7 +613,7 @@ def test_open_uploads_below_the_output_are_aborted_and_no_others(
 def test_old_temporary_files_are_removed_and_no_others(tmp_path: Path) -> None:
     store = Storage(str(tmp_path / "out"))
     store.write("shards/a/part", b"1")
-    old = time.time() - storage.LEFTOVER_S - 60
+    old = time.time() - local_store.LEFTOVER_S - 60
     leftover, young, users = f".{'0a' * 16}.tmp", f".{'1b' * 16}.tmp", ".mine.tmp"
     for name in (leftover, young, users):
         (tmp_path / "out" / "shards" / "a" / name).write_bytes(b"half")
@@ -626,7 +631,7 @@ def test_old_temporary_files_are_removed_and_no_others(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_is_one_clear_line(store: Storage, tmp_path: Path, remote: bool) -> None:
     output = store if remote else Storage(str(tmp_path / "out"))
     line = (
-        r"cannot build shards/x in TMPDIR .*: the disk is full"
+        r"cannot build s3://.*/shards/x in TMPDIR .*: the disk is full"
         if remote
         else r"/out/shards/x: the disk is full"
     )
@@ -650,10 +655,10 @@ def test_a_scratch_folder_that_cannot_be_used_is_named(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
-    with pytest.raises(RunError, match=r"cannot build x in TMPDIR .*/file: a part of the path is a file"):
+    with pytest.raises(RunError, match=r"cannot build .*/x in TMPDIR .*/file: a part of the path is a file"):
         store.building("x").__enter__()
     monkeypatch.setattr(tempfile, "tempdir", "/proc")  # a file system in which nobody makes a folder
-    with pytest.raises(RunError, match=r"cannot build x in TMPDIR /proc: "):
+    with pytest.raises(RunError, match=r"cannot build .*/x in TMPDIR /proc: "):
         store.building("x").__enter__()
 
 

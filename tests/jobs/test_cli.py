@@ -202,6 +202,7 @@ def test_limit_takes_the_first_by_name(images: Path, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["images"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [[], ["segment"], ["retry"], ["status"], ["demo"], ["submit"], ["export"]]
 )

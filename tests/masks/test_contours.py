@@ -50,6 +50,7 @@ def with_edge_cases(test):
     return example([CHECKERS, ~CHECKERS])(example([STAIRS, STAIRS[::-1], STAIRS.T])(test))
 
 
+@pytest.mark.slow
 @given(MASKS)
 @with_edge_cases
 @settings(max_examples=300, deadline=None)

@@ -70,6 +70,7 @@ def disagreements(boxes, probabilities, height, width):
     return sum(ours != theirs for ours, theirs in zip(seen, expected, strict=True)), found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("height", "width", "count"),
     [(1, 1, 300), (1, 97, 500), (40, 30, 3000), (97, 61, 4000), (160, 210, 3000), (300, 430, 600)],

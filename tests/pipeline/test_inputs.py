@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from maskrcnn.errors import UsageError
 from maskrcnn.io.inputs import list_inputs
 from maskrcnn.io.storage import Storage
-from maskrcnn.io.stores import join
+from maskrcnn.io.url import Url
 from maskrcnn.pipeline.inputs import Inputs, ManifestReader, read_inputs, source_of, write_manifest
 from maskrcnn.schema import IMAGES, MANIFEST, METADATA, images_schema
 
@@ -70,11 +70,11 @@ def test_a_folder_in_every_kind_of_store(store_url: str) -> None:
     store = Storage(store_url)
     for name in ("b.JPG", "a/é.png", "a/z z.tiff", "notes.txt", "a/b.json", "README", "c.jpg.bak", "d.TXT"):
         store.write(f"in/{name}", b"12")
-    root = join(store_url, "in")
+    root = Url.parse(store_url).join("in").text
     inputs = inputs_of(root)
     names = ["a/z z.tiff", "a/é.png", "b.JPG"]
     assert rows_of(inputs, "image_id", "name", "uri", "bytes") == [
-        (i, name, join(root, name), 2) for i, name in enumerate(names, 1)
+        (i, name, Url.parse(root).join(name).text, 2) for i, name in enumerate(names, 1)
     ]
     assert inputs.table["etag"].to_pylist() == [
         dict(zip(*list_inputs(root).select(["name", "etag"]).to_pydict().values(), strict=True))[name]
@@ -84,7 +84,7 @@ def test_a_folder_in_every_kind_of_store(store_url: str) -> None:
     assert (inputs.kind, inputs.ids_given) == ("listing", False)
     assert inputs.source == root
     assert inputs.source_sha256 is None
-    assert inputs_of(join(root, "**/*.png")).table["name"].to_pylist() == ["a/é.png"]
+    assert inputs_of(Url.parse(root).join("**/*.png").text).table["name"].to_pylist() == ["a/é.png"]
 
 
 def test_a_single_image(tmp_path: Path) -> None:
@@ -196,13 +196,13 @@ def test_each_kind_of_manifest_says_the_same(kind: str, tmp_path: Path) -> None:
 def test_a_manifest_in_every_kind_of_store(store_url: str) -> None:
     store = Storage(store_url)
     store.write("lists/m.txt", b"sub/a.jpg\n/abs/b.jpg\ns3://bucket/c.jpg\n")
-    inputs = inputs_of(join(store_url, "lists/m.txt"))
+    inputs = inputs_of(Url.parse(store_url).join("lists/m.txt").text)
     assert inputs.table["uri"].to_pylist() == [
         "/abs/b.jpg",
         "s3://bucket/c.jpg",
-        join(store_url, "lists/sub/a.jpg"),
+        Url.parse(store_url).join("lists/sub/a.jpg").text,
     ]
-    rooted = inputs_of(join(store_url, "lists/m.txt"), images_root="s3://pictures/all/")
+    rooted = inputs_of(Url.parse(store_url).join("lists/m.txt").text, images_root="s3://pictures/all/")
     assert rooted.table["uri"].to_pylist()[2] == "s3://pictures/all/sub/a.jpg"
 
 

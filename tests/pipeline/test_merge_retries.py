@@ -130,6 +130,7 @@ def in_shards(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part_bytes", [1, 20_000, 10**9])
 @pytest.mark.parametrize("size", [1, 3, 50])
 def test_groups_give_every_row_once_with_its_latest_outcome(

@@ -117,6 +117,7 @@ def collection(tmp_path: Path) -> Collection:
 # What comes out
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
     spoilt=st.dictionaries(st.integers(0, IMAGES - 1), st.sampled_from(SPOILT), min_size=1),

@@ -33,6 +33,8 @@ from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
 from maskrcnn.visualization.run_report import write_report
 
+pytestmark = pytest.mark.slow
+
 GATED = ("write", "create", "remove", "remove_tree", "exists", "size", "list")
 
 

@@ -24,6 +24,8 @@ from maskrcnn.synthetic.planted_mosaic import objects_in, score_of
 from maskrcnn.types import Pixels
 from maskrcnn.visualization.run_report import write_report
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("rasterio")
 
 

@@ -231,6 +231,7 @@ def test_nothing_is_decoded_while_a_traced_group_is_computed(run: Storage) -> No
     assert set(meanwhile) == {0}
 
 
+@pytest.mark.slow
 def test_an_input_whose_reading_hangs_fails_and_its_neighbours_are_kept(
     run: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

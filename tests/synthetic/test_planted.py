@@ -168,6 +168,7 @@ def test_pillow_reads_the_png():
     assert (np.asarray(Image.open(io.BytesIO(planted.png(pixels)))) == pixels).all()
 
 
+@pytest.mark.slow
 def test_neither_torch_nor_ray_is_imported():
     code = "import sys, maskrcnn.synthetic.planted; sys.exit(bool({'torch', 'ray'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

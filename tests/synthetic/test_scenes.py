@@ -19,6 +19,7 @@ def scenes() -> list[Scene]:
     return [render_scene(seed) for seed in SEEDS]
 
 
+@pytest.mark.slow
 def test_a_scene_is_reproducible_from_its_seed(scenes: list[Scene]) -> None:
     for seed in (0, 7):
         again = render_scene(seed)
@@ -38,6 +39,7 @@ def test_shapes(size: int) -> None:
     assert len(scene.category_ids) <= 60
 
 
+@pytest.mark.slow
 def test_masks_are_exact_and_disjoint(scenes: list[Scene]) -> None:
     for scene in scenes:
         masks = scene.masks
@@ -47,6 +49,7 @@ def test_masks_are_exact_and_disjoint(scenes: list[Scene]) -> None:
         assert set(scene.category_ids.tolist()) <= {category.id for category in CATEGORIES}
 
 
+@pytest.mark.slow
 def test_the_image_changes_along_the_rims_of_masks(scenes: list[Scene]) -> None:
     """The ground truth is aligned with the drawing."""
     across, elsewhere = [], []

@@ -45,6 +45,7 @@ def test_windows_lie_in_the_image_have_one_size_and_overlap_as_much_as_asked(gri
         assert (np.diff(starts) > 0).all()
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(grids())
 def test_neighbours_are_the_pairs_that_share_pixels(grid: Grid) -> None:

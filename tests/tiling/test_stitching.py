@@ -312,9 +312,11 @@ def offsets(window: int, overlap: int, count: int, seed: int) -> list[tuple[int,
 # --- the laws ---
 
 
+@pytest.mark.slow
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("overlap", "jitter"), [(128, False), (256, False), (128, True), (256, True)])
 def test_planted_mosaics_come_out_once_and_whole_wherever_the_grid_lies(overlap: int, jitter: bool) -> None:
-    """One place of the grid each; `python -m tests.benchmarks.seams --offsets 16` goes through sixteen."""
+    """One place of the grid each; `python -m tests.benchmarks.stitching --offsets 16` goes through sixteen."""
     grid = Grid(4096, 4500, 1024, overlap, offsets(1024, overlap, 2, seed=overlap)[1])
     truths = mosaic(grid, 1, 500, 16 if jitter else 3)
     pieces, of = segmented(grid, truths, 1 if jitter else None)
@@ -336,6 +338,7 @@ def grids(draw: st.DrawFn, *narrow: int) -> Grid:
 SEEDS = st.integers(0, 2**31)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(grids(3, 8, 16), SEEDS)
 def test_without_jitter_every_pixel_is_right(grid: Grid, seed: int) -> None:
@@ -344,6 +347,7 @@ def test_without_jitter_every_pixel_is_right(grid: Grid, seed: int) -> None:
     is_exactly(merge(grid, pieces, capped=False), truths, of)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(grids(), SEEDS)
 @example(Grid(1008, 630, 256, 96, (36, 66)), 205)  # two windows that are no neighbours share 6 x 2 pixels
@@ -353,6 +357,7 @@ def test_with_jitter_nothing_is_lost_or_doubled_or_further_off(grid: Grid, seed:
     is_about(merge(grid, pieces, capped=False), truths)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(grids(), SEEDS)
 def test_the_order_of_windows_changes_nothing(grid: Grid, seed: int) -> None:
@@ -506,10 +511,11 @@ def test_a_few_pixels_at_the_corner_of_four_windows_unite_nothing(
 
 def test_a_damaged_mask_is_refused() -> None:
     pieces = replace(pieces_of(GRID, [(0, box(200, 9, 9, 9))]), masks=[b"0"])
-    with pytest.raises(ValueError, match="mask 0 is not a valid mask of 256 x 256 pixels"):
+    with pytest.raises(ValueError, match="mask 0 is none of 256 x 256 pixels"):
         merge(GRID, pieces, capped=False)
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 2**31))
 def test_masks_of_the_largest_images_are_drawn_in_frames(seed: int) -> None:

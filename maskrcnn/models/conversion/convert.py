@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
-from ...io.stores import is_remote
+from ...io.url import Url
 from ...types import Category
 from ..build import build_network, load_model, save_model, tensors_of_torch
-from ..checkpoint_files import Shape, current_name, read_labels, read_weights, tensors_in_pickle
-from ..matterport_config import STRIDE, configured
-from ..registry import COCO_CATEGORIES
+from ..checkpoint_files import read_labels, read_weights, tensors_in_pickle
+from ..matterport_config import configured
+from ..network_shapes import Shape, current_name
+from ..networks import NETWORKS, Resize
+from ..registry import COCO_CATEGORIES, published_model_of
 from .h5_reader import arrays_in_h5
 from .key_mapping import KEY_MAPPINGS, Step, moved, source_of, without_eps
 from .parity import Reference, Row, StockTorchvision, compare, generated_images
@@ -35,9 +37,6 @@ SOURCES: Final = ("torchvision", "detectron2", "matterport")
 
 _MAX_SIZE: Final = 4096
 """Of a resized image, pixels: the maps of a square of this side take 3 GiB."""
-
-_EPS_ZERO_SHA256: Final = "bf2d0c1e"
-"""How the digest of torchvision's published v1 begins, whose norms have an epsilon of 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +128,9 @@ def convert(
     source = source_of(weights, tensors, source)
     if settings and source != "matterport":
         raise UsageError(f"--set is for weights of matterport; {weights} has those of {source}")
-    min_size, max_size = _sizes(source, min_size, max_size)
     architecture, moves = KEY_MAPPINGS[source](weights, tensors)
-    if source == "torchvision" and digest.startswith(_EPS_ZERO_SHA256):
+    min_size, max_size = _sizes(NETWORKS[architecture].resize, min_size, max_size)
+    if source == "torchvision" and _trained_without_eps(digest):
         moves = [without_eps(move) for move in moves]
     converted, steps = moved(weights, tensors, moves)
     n_labels = len(converted["roi_heads.box_predictor.cls_score.bias"])
@@ -166,23 +165,28 @@ def convert(
     return report
 
 
-def _sizes(source: str, min_size: int | None, max_size: int | None) -> tuple[int, int]:
-    """Return what images are resized to; by default what the source does."""
-    matterport = source == "matterport"
-    low = 800 if min_size is None else min_size
-    high = (1024 if matterport else 1333) if max_size is None else max_size
+def _trained_without_eps(digest: str) -> bool:
+    """Return whether a file is a published one whose batch norms were trained with an epsilon of 0."""
+    published = published_model_of(digest)
+    return published is not None and published.batch_norm_eps == 0
+
+
+def _sizes(resize: Resize, min_size: int | None, max_size: int | None) -> tuple[int, int]:
+    """Return what images are resized to, by default what the network's authors do."""
+    low = resize.min_size if min_size is None else min_size
+    high = resize.max_size if max_size is None else max_size
     if not 1 <= low <= high <= _MAX_SIZE:
         raise UsageError(
             f"the sizes {low} and {high} cannot be: give 1 to {_MAX_SIZE}, the smaller first; larger images are cut "
             "into windows"
         )
-    if matterport and high % STRIDE:
-        raise UsageError(f"--max-size is the side of matterport's square: a multiple of {STRIDE}, not {high}")
+    if high % resize.multiple:
+        raise UsageError(f"--max-size {high} does not fit this network: give a multiple of {resize.multiple}")
     return low, high
 
 
 def _checked_output(output: str) -> Path:
-    if is_remote(output) or not output.lower().endswith(".safetensors"):
+    if not Url.parse(output).is_local or not output.lower().endswith(".safetensors"):
         raise UsageError(f"OUT is a local path that ends in .safetensors, not {output}")
     path = Path(output)
     if path.exists():
@@ -272,7 +276,7 @@ def _reference(
     network = build_network(architecture, n_labels, *sizes)
     state = {current_name(name): tensor for name, tensor in tensors.items()}
     network.load_state_dict(network.state_dict() | state)
-    if digest.startswith(_EPS_ZERO_SHA256):
+    if _trained_without_eps(digest):
         for layer in network.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
                 layer.eps = 0.0

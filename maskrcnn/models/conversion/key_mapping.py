@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
-from ..checkpoint_files import Shape, current_name, network_shapes
 from ..detectron2 import PIXEL_MEAN, SIZES, cell_anchors
-from ..matterport_config import MATTERPORT
-from ..registry import architecture_of
+from ..network_shapes import Shape, current_name
+from ..networks import NETWORKS, architecture_of
 
 __all__ = ["KEY_MAPPINGS", "Move", "Step", "detectron2_names", "moved", "source_of", "without_eps"]
 
@@ -65,7 +64,7 @@ def _torchvision(_: str, tensors: Mapping[str, Tensor]) -> tuple[str, list[Move]
     scores = current.get("roi_heads.box_predictor.cls_score.weight")
     labels = _first(tensors, scores) if scores else _first(tensors, "roi_heads.box_predictor.cls_score.bias")
     moves = []
-    for target, shape in network_shapes(architecture, labels).items():
+    for target, shape in NETWORKS[architecture].shapes(labels).items():
         if target in current or not target.endswith(".num_batches_tracked"):
             moves.append(Move(current.get(target, target), target, shape))
         else:
@@ -93,7 +92,7 @@ def detectron2_names(labels: int) -> dict[str, tuple[str, Shape]]:
         labels: of the network, the background included.
     """
     names = {}
-    for target, shape in network_shapes(DETECTRON2, labels).items():
+    for target, shape in NETWORKS[DETECTRON2].shapes(labels).items():
         layer, _, part = target.rpartition(".")
         source = _detectron2_layer(layer)
         if source.startswith("roi_heads.box_predictor.bbox_pred"):
@@ -189,10 +188,10 @@ def _matterport(_: str, tensors: Mapping[str, Tensor]) -> tuple[str, list[Move]]
     """Plan the moves of a file of matterport's, whose axes and coordinates are in another order."""
     blocks = {name[:5] for name in tensors if name.startswith("res4")}
     depth = 101 if len(blocks) > (6 + 23) / 2 else 50
-    architecture = next(name for name, layers in MATTERPORT.items() if layers == depth)
+    architecture = next(name for name, network in NETWORKS.items() if network.depth == depth)
     scores = tensors.get("mrcnn_class_logits/kernel")
     labels = scores.shape[1] if scores is not None and scores.ndim == 2 else 2
-    shapes = network_shapes(architecture, labels)
+    shapes = NETWORKS[architecture].shapes(labels)
     return architecture, [_matterport_move(target, shape) for target, shape in shapes.items()]
 
 

@@ -7,14 +7,13 @@ at the end, from its bytes, of a type and a shape that agree with their number.
 """
 
 import math
-import pickletools
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UsageError
+from ..restricted_pickle import CONTAINERS, GlobalName, PickleRules, dict_of_pairs, kind_of, read_pickle
 
 __all__ = ["arrays_in_pickle"]
 
@@ -29,7 +28,7 @@ _GLOBALS: Final = frozenset(
         *(f"{core}multiarray.{name}" for core in _NUMPY for name in ("_reconstruct", "scalar")),
         *(f"{core}numeric._frombuffer" for core in _NUMPY),
         *("numpy.ndarray", "numpy.dtype", "_codecs.encode", "collections.OrderedDict"),
-        *("builtins.bytes", "__builtin__.bytes"),  # of an empty array
+        "builtins.bytes",  # of an empty array
     ]
 )
 _KINDS: Final = frozenset("f2 f4 f8 i1 i2 i4 i8 u1 u2 u4 u8 b1".split())
@@ -38,29 +37,6 @@ _LITERALS: Final = frozenset(
     """INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 STRING
     BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8""".split()
 )
-_NEW: Final[Mapping[str, Callable[[], Any]]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-}
-_TAKES: Final = {
-    **dict.fromkeys(("TUPLE", "LIST", "DICT", "APPENDS", "SETITEMS"), 0),  # down to the last mark
-    **dict.fromkeys(("TUPLE1", "APPEND", "BUILD"), 1),
-    **dict.fromkeys(("TUPLE2", "SETITEM", "REDUCE", "STACK_GLOBAL"), 2),
-    "TUPLE3": 3,
-}
-_PUTS: Final = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
-_GETS: Final = frozenset(("GET", "BINGET", "LONG_BINGET"))
-_IGNORED: Final = frozenset(("PROTO", "FRAME", "STOP"))
-
-
-class _Named(NamedTuple):
-    """What a pickle has by a name; it is neither imported nor called."""
-
-    name: str
 
 
 class _Dtype:
@@ -89,7 +65,7 @@ def arrays_in_pickle(uri: str, data: bytes) -> tuple[dict[str, Array], dict[str,
         UsageError: it is truncated, no pickle, names what is not allowed, or holds something else.
     """
     try:
-        content = _content(uri, data)
+        content = read_pickle(uri, data, _RULES)
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             keys = (
                 ", ".join(map(str, list(content)[:3]))
@@ -103,7 +79,7 @@ def arrays_in_pickle(uri: str, data: bytes) -> tuple[dict[str, Array], dict[str,
         arrays = {}
         for name, value in content["model"].items():
             if not isinstance(name, str) or not isinstance(value, _Array):
-                raise UsageError(f"{uri} holds a {_kind(value)} at {name!r}, not an array")
+                raise UsageError(f"{uri} holds a {kind_of(value).lower()} at {name!r}, not an array")
             arrays[name] = _made(name, value)
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UsageError(f"{uri} is truncated, or no pickle of weights: {str(error)[:200]}") from error
@@ -111,84 +87,9 @@ def arrays_in_pickle(uri: str, data: bytes) -> tuple[dict[str, Array], dict[str,
     return arrays, beside
 
 
-def _content(uri: str, data: bytes) -> Any:
-    stack: list[Any] = []
-    marked: list[list[Any]] = []
-    memo: dict[int, Any] = {}
-    for nth, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        operation = opcode.name
-        if nth > MAX_OPERATIONS:
-            raise UsageError(f"{uri} has more than {MAX_OPERATIONS:,} operations, which no weights need")
-        if operation in _LITERALS:
-            stack.append(argument)
-        elif operation in _NEW:
-            stack.append(_NEW[operation]())
-        elif operation == "GLOBAL":
-            stack.append(_named(uri, str(argument).replace(" ", ".")))
-        elif operation == "MARK":
-            marked.append(stack)
-            stack = []
-        elif operation in _PUTS:
-            memo[len(memo) if operation == "MEMOIZE" else int(argument or 0)] = stack[-1]
-        elif operation in _GETS:
-            stack.append(memo[int(argument or 0)])
-        elif operation in _TAKES:
-            items, stack = _taken(_TAKES[operation], stack, marked)
-            _apply(uri, operation, stack, items)
-        elif operation not in _IGNORED:
-            raise UsageError(
-                f"{uri} uses the pickle operation {operation}, which weights do not need; refused"
-            )
-    return stack.pop()
-
-
-def _taken(count: int, stack: list[Any], marked: list[list[Any]]) -> tuple[list[Any], list[Any]]:
-    """Return the items that an operation takes, and the stack below them."""
-    if not count:
-        return stack, marked.pop()
-    if len(stack) < count:
-        raise ValueError("its stack is empty")
-    return stack[-count:], stack[:-count]
-
-
-def _apply(uri: str, operation: str, stack: list[Any], items: list[Any]) -> None:
-    if operation == "STACK_GLOBAL":
-        stack.append(_named(uri, f"{items[0]}.{items[1]}"))
-    elif operation.startswith("TUPLE"):
-        stack.append(tuple(items))
-    elif operation == "LIST":
-        stack.append(items)
-    elif operation == "DICT":
-        stack.append(_entries(items))
-    elif operation.startswith("APPEND"):
-        stack[-1].extend(items)
-    elif operation.startswith("SETITEM"):
-        stack[-1].update(_entries(items))
-    elif operation == "BUILD":
-        _build(stack[-1], items[0])
-    else:
-        stack.append(_called(*items))
-
-
-def _entries(items: list[Any]) -> dict[str | int, Any]:
-    # Other keys are not those of weights, and the hash of a tuple may take for ever.
-    return {
-        key: value for key, value in zip(items[::2], items[1::2], strict=True) if isinstance(key, str | int)
-    }
-
-
-def _named(uri: str, name: str) -> _Named:
-    if name not in _GLOBALS:
-        raise UsageError(
-            f"{uri} holds more than arrays: its pickle names {name!r}, which could run any code when it is loaded "
-            "and is refused"
-        )
-    return _Named(name)
-
-
 def _called(function: Any, arguments: Any) -> Any:
     """Return what the function of a name would make of its arguments, as far as it is needed."""
-    if not isinstance(function, _Named) or not isinstance(arguments, tuple):
+    if not isinstance(function, GlobalName) or not isinstance(arguments, tuple):
         raise TypeError("it calls what is no function")
     name = function.name.rpartition(".")[2]
     if name == "_reconstruct":
@@ -203,7 +104,7 @@ def _called(function: Any, arguments: Any) -> Any:
     if name == "bytes" and not arguments:
         return b""
     if name == "OrderedDict":
-        return _entries([part for pair in (arguments[0] if arguments else ()) for part in pair])
+        return dict_of_pairs(arguments[0] if arguments else ())
     made = _Array()
     if name == "scalar":
         made.dtype, made.data = arguments
@@ -246,5 +147,14 @@ def _made(name: str, array: _Array) -> Array:
     return np.array(flat.reshape(shape, order="F" if array.columns_first else "C"), order="C")
 
 
-def _kind(value: object) -> str:
-    return value.name if isinstance(value, _Named) else type(value).__name__.strip("_").lower()
+_RULES: Final = PickleRules(
+    literals=_LITERALS,
+    operations=CONTAINERS | {"STACK_GLOBAL", "LIST", "DICT", "PUT", "GET", "MEMOIZE", "FRAME"},
+    global_names=_GLOBALS,
+    refused_global="{uri} holds more than arrays: its pickle names {name}, which could run any code when it is loaded "
+    "and is refused",
+    refused_operation="{uri} uses the pickle operation {operation}, which weights do not need; refused",
+    call=_called,
+    set_state=_build,
+    max_operations=MAX_OPERATIONS,
+)

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from webserver import Site, answer
 
 from maskrcnn.errors import ItemError
-from maskrcnn.io import http
-from maskrcnn.io.http import is_public, read_web, shown
-from maskrcnn.io.stores import take_retries
+from maskrcnn.io import http_store
+from maskrcnn.io.http_store import is_public, read_web
+from maskrcnn.io.retries import take_retries
+from maskrcnn.io.url import redact
 
 BODY = bytes(range(256)) * 1000
 
@@ -143,9 +144,9 @@ def test_a_body_without_a_length_ends_with_the_connection(site: Site) -> None:
         (206, "storage_error", 1),
         (304, "storage_error", 1),
         (451, "storage_error", 1),
-        (500, "storage_error", http.ATTEMPTS),
-        (503, "storage_error", http.ATTEMPTS),
-        (429, "storage_error", http.ATTEMPTS),
+        (500, "storage_error", http_store.ATTEMPTS),
+        (503, "storage_error", http_store.ATTEMPTS),
+        (429, "storage_error", http_store.ATTEMPTS),
     ],
 )
 def test_a_status_has_its_code(site: Site, status: int, code: str, requests: int) -> None:
@@ -205,7 +206,7 @@ def test_no_retry_is_endless(site: Site, fault: Callable[[Any], None]) -> None:
     assert error.code == "storage_error"
     assert "after 4 attempts" in error.message
     assert pauses == [0.5, 1.0, 2.0]
-    assert len(site.asked) == http.ATTEMPTS
+    assert len(site.asked) == http_store.ATTEMPTS
 
 
 def test_a_server_may_ask_for_a_longer_pause_within_reason(site: Site) -> None:
@@ -279,7 +280,7 @@ def drip_without_a_length(request: Any) -> None:
 def test_a_server_that_drips_is_left(
     site: Site, drip: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "DEADLINE_S", 0.6)
+    monkeypatch.setattr(http_store, "DEADLINE_S", 0.6)
     site.answers["/a"] = drip
     assert failure(f"{site.url}/a").code == "storage_error"
 
@@ -514,7 +515,7 @@ def secure_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sit
     context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
     site.server.socket = context.wrap_socket(site.server.socket, server_side=True)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
-    http._tls.cache_clear()
+    http_store._tls.cache_clear()
     genuine = socket.getaddrinfo
     monkeypatch.setattr(
         socket,
@@ -525,7 +526,7 @@ def secure_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sit
     )
     yield site
     site.stop()
-    http._tls.cache_clear()
+    http_store._tls.cache_clear()
 
 
 def test_the_certificate_must_be_the_hosts_not_the_addresss(secure_site: Site) -> None:
@@ -594,6 +595,6 @@ def test_a_server_puts_no_words_into_our_mouth(site: Site) -> None:
 
 
 def test_what_may_be_shown() -> None:
-    assert shown("HTTP://host/a?b#c") == "HTTP://host/a"
-    assert shown("https://host/#c") == "https://host/"
-    assert shown("/data/what?#.jpg") == "/data/what?#.jpg"
+    assert redact("HTTP://host/a?b#c") == "HTTP://host/a"
+    assert redact("https://host/#c") == "https://host/"
+    assert redact("/data/what?#.jpg") == "/data/what?#.jpg"

@@ -1,7 +1,7 @@
 """Whether the time of a seam merge follows the number of windows, and whether its objects are the planted ones.
 
-    python -m tests.benchmarks.seams [--rows 24] [--columns 12] [--repeats 5]
-    python -m tests.benchmarks.seams --offsets 16
+    python -m tests.benchmarks.stitching [--rows 24] [--columns 12] [--repeats 5]
+    python -m tests.benchmarks.stitching --offsets 16
 
 The first merges what a segmenter whose masks are off by up to two pixels finds in rows times columns windows of 1024
 pixels that share 256, and in ten times as many rows. The small one is merged ten times for each time the large one
@@ -19,11 +19,11 @@ import statistics
 import time
 
 import numpy as np
-from tests.test_seams import GroundTruth, is_about, is_exactly, mosaic, offsets, segmented, tight
 
 from maskrcnn.synthetic.planted import PlantedInstance
 from maskrcnn.tiling.grid import Grid
 from maskrcnn.tiling.stitching import Pieces, merge
+from tests.tiling.test_stitching import GroundTruth, is_about, is_exactly, mosaic, offsets, segmented, tight
 
 OBJECTS_A_WINDOW = 30
 WINDOW, OVERLAP = 1024, 256

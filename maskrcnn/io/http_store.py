@@ -25,12 +25,13 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import BinaryIO, Final
 
 from ..errors import ItemError
-from .stores import count_retry
+from .retries import count_retry
+from .store import InputStore
+from .url import WEB_SCHEMES, Url
 
-SCHEMES: Final = ("http", "https")
 REDIRECTS: Final = 5
 ATTEMPTS: Final = 4
 CONNECT_S: Final = 10
@@ -46,24 +47,6 @@ _CODES: Final = {404: "not_found", 410: "not_found", 401: "access_denied", 403: 
 _AGAIN: Final = (429, 500, 502, 503, 504)
 
 AddressCheck = Callable[[str], bool]
-
-
-def is_web(uri: str) -> bool:
-    """Return whether a uri is http or https.
-
-    >>> is_web("HTTPS://host/a.jpg"), is_web("s3://bucket/a.jpg"), is_web("/http://a.jpg")
-    (True, False, False)
-    """
-    return re.match(r"https?://", uri, re.IGNORECASE) is not None
-
-
-def shown(uri: str) -> str:
-    """Return a uri as logs and messages may have it; of a web address, without query and fragment.
-
-    >>> shown("https://host/a.jpg?X-Amz-Signature=0123"), shown("s3://bucket/what?.jpg")
-    ('https://host/a.jpg', 's3://bucket/what?.jpg')
-    """
-    return re.split(r"[?#]", uri, maxsplit=1)[0] if is_web(uri) else uri
 
 
 # Where it goes
@@ -129,7 +112,7 @@ def _place_of(uri: str) -> _Place:
         host = host if ":" in host else host.encode("idna").decode()
     except ValueError as error:  # UnicodeError is one
         raise _refused("a malformed url") from error
-    if parts.scheme not in SCHEMES:
+    if parts.scheme not in WEB_SCHEMES:
         raise _refused(f"a redirect to {parts.scheme}://")
     if "@" in parts.netloc:
         raise _refused("a url with a user or a password in it")
@@ -283,6 +266,24 @@ def _body(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
 
 
 # One input
+
+
+class HttpStore(InputStore):
+    """Inputs on the web."""
+
+    def failures(self) -> tuple[type[BaseException], ...]:
+        """Return nothing: `read_web` raises ItemError alone."""
+        return ()
+
+    def read_input(self, url: Url, max_bytes: int, etag: str | None) -> bytes:  # noqa: ARG002
+        """Read what a URL gives; its etag is not compared. Raises ItemError, as `read_web`."""
+        return read_web(url.text, max_bytes)
+
+    def open_input(self, url: Url, etag: str | None) -> BinaryIO:  # noqa: ARG002
+        """Refuse: ranges of what is on the web are not read. Raises ItemError: `unsupported_format`."""
+        raise ItemError(
+            "unsupported_format", "rasters on the web are not read in parts; copy them to a store"
+        )
 
 
 def read_web(

@@ -1,0 +1,189 @@
+"""Requests to S3, each repeated in one layer, and none without an end.
+
+botocore repeats what the store refused or did not answer (503, 500, resets, time-outs), with back-off
+(`AWS_MAX_ATTEMPTS`, 6 by default, some 15 s in all). Of its modes it is the one named legacy: in the standard one, all
+requests of a process share one budget of retries, and once a burst of refusals has used it up, every further refusal
+is final.
+
+What remains to be repeated here, because botocore does not: answers whose body was cut off, and those that come so
+slowly that a deadline passes. s3fs, which would repeat all that once more, only holds the connection. All repetitions
+are counted (`take_retries`).
+"""
+
+import asyncio
+import errno
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from fsspec import filesystem
+from fsspec.asyn import sync
+
+from .retries import count_retry
+
+DEADLINE_S: Final = 120.0
+"""How long a request and its repetitions may take, …"""
+BYTES_PER_S: Final = 2**16
+"""… plus the time that its body takes at this rate; then it is tried once more, on another connection."""
+READ_TIMEOUT_S: Final = 60.0
+"""How long to wait for the next byte of an answer."""
+_PAUSES_S: Final = (0.1, 0.2)
+"""Before a body that was cut off is requested again."""
+
+
+class _CutOffError(OSError):
+    """The body of an answer was incomplete."""
+
+
+class _TooSlowError(OSError):
+    """An answer did not arrive in time."""
+
+
+# Connections
+
+
+def connect(environment: Mapping[str, str]) -> Any:
+    """Return a new s3fs file system that caches no listing. Raises ImportError."""
+    config = {
+        "retries": {
+            "mode": environment.get("AWS_RETRY_MODE", "legacy"),
+            "total_max_attempts": int(environment.get("AWS_MAX_ATTEMPTS", 6)),
+        },
+        "connect_timeout": 5,
+        "read_timeout": READ_TIMEOUT_S,
+        "max_pool_connections": 64,
+        "http_session_cls": _http_session_class(),
+    }
+    caches = {"skip_instance_cache": True, "use_listings_cache": False}
+    s3 = filesystem("s3", config_kwargs=config, session=_session(), **caches)
+    s3.retries = 1
+    return s3
+
+
+def _session() -> Any:
+    """Return a session whose clients, also those that s3fs makes anew, count what they send again."""
+    from aiobotocore.session import AioSession  # noqa: PLC0415
+
+    session = AioSession()
+    session.register("before-send.s3", _count_repeats)
+    session.register("needs-retry.s3", _sign_again)
+    return session
+
+
+def _http_session_class() -> type:
+    """Return the usual HTTP session, but one that sends nothing twice on its own, without back-off and uncounted."""
+    from aiobotocore.httpsession import AIOHTTPSession  # noqa: PLC0415
+
+    class SendingOnce(AIOHTTPSession):  # type: ignore[misc]  # without types
+        async def _get_session(self, proxy_url: str | None) -> Any:
+            session = await super()._get_session(proxy_url)
+            session._retry_connection = False  # noqa: SLF001  # aiohttp has no other name for it
+            return session
+
+    return SendingOnce
+
+
+def _count_repeats(request: Any, **_: object) -> None:
+    # botocore numbers its attempts: `attempt=2; max=6`
+    header = request.headers.get("amz-sdk-request", b"")
+    number = re.search(r"attempt=(\d+)", header.decode() if isinstance(header, bytes) else header)
+    if number and int(number[1]) > 1:
+        count_retry()
+
+
+def _sign_again(response: Any, attempts: int, **_: object) -> float | None:
+    """Repeat a request once that was too old when it arrived: its process may have been suspended."""
+    code = response[1].get("Error", {}).get("Code") if response else None
+    return 0.0 if code == "RequestTimeTooSkewed" and attempts == 1 else None
+
+
+# Requests
+
+
+def call(client: Any, operation: str, **request: Any) -> dict[str, Any]:
+    """Send a request and return the answer, its `Body` as bytes if it has one.
+
+    Args:
+        client: from `connect`.
+        operation: botocore's name of it, like `get_object`.
+        request: its parameters.
+
+    Raises:
+        OSError: the store refused, failed or was too slow; refusals in s3fs's translation.
+        BotoCoreError: there was no answer, or no request could be sent.
+    """
+    answer: dict[str, Any] = sync(client.loop, _in_time, client, operation, client.req_kw | request)
+    return answer
+
+
+def error_code(error: BaseException) -> str:
+    """Return the code of S3's answer, like `NoSuchBucket`, or "" if something else failed."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))
+
+
+async def _in_time(client: Any, operation: str, request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return await _within(client, operation, request)
+    except _TooSlowError:
+        count_retry()
+        return await _within(client, operation, request)
+
+
+async def _within(client: Any, operation: str, request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(DEADLINE_S + len(request.get("Body", b"")) / BYTES_PER_S) as limit:
+            return await _whole(client, operation, request, limit)
+    except TimeoutError as error:
+        if limit.expired():
+            raise _TooSlowError(errno.ETIMEDOUT, "the store was too slow") from error
+        raise
+
+
+async def _whole(
+    client: Any, operation: str, request: dict[str, Any], limit: asyncio.Timeout
+) -> dict[str, Any]:
+    """Return an answer with its body, requesting it again where that was cut off."""
+    send = getattr(await client.set_session(), operation)
+    until = limit.when() or 0.0
+    for pause in _PAUSES_S:
+        try:
+            return await _sent(send, request, limit, until)
+        except _cut_off():
+            count_retry()
+            await asyncio.sleep(pause)
+    return await _sent(send, request, limit, until)
+
+
+async def _sent(
+    send: Callable[..., Awaitable[dict[str, Any]]],
+    request: dict[str, Any],
+    limit: asyncio.Timeout,
+    until: float,
+) -> dict[str, Any]:
+    from botocore import exceptions as boto  # noqa: PLC0415
+    from s3fs.errors import translate_boto_error  # noqa: PLC0415
+
+    try:
+        answer = await send(**request)
+    except boto.ClientError as error:
+        raise translate_boto_error(error) from error
+    if (body := answer.get("Body")) is not None:
+        try:
+            limit.reschedule(until + answer.get("ContentLength", 0) / BYTES_PER_S)
+            answer["Body"] = await body.read()
+        # Raised by a request as a whole, they mean that botocore gave up, and are not repeated.
+        except (boto.HTTPClientError, boto.IncompleteReadError, boto.FlexibleChecksumError) as error:
+            raise _CutOffError(errno.EIO, f"the store cut off its answer: {error}") from error
+        finally:
+            body.close()  # otherwise a body that was abandoned would keep its connection
+    return answer
+
+
+def _cut_off() -> tuple[type[BaseException], ...]:
+    """Return what an incomplete answer raises; the store may have done what was requested."""
+    # Imported only where S3 is used.
+    from aiohttp import ClientError  # noqa: PLC0415
+    from botocore.parsers import ResponseParserError  # noqa: PLC0415
+
+    return _CutOffError, ClientError, ResponseParserError

@@ -1,0 +1,109 @@
+"""URLs and local paths, parsed once: where a file is, without any connection to it.
+
+The rest of the library passes URLs as text; whoever needs a part of one parses it here.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+USER_PATTERN: Final = r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*@"
+"""Matches a URL with a user or a password, which are refused: credentials come from the environment."""
+WEB_SCHEMES: Final = ("http", "https")
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+LOCAL_SCHEMES: Final = ("file", "local")
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """The place of a file or a folder: a local path, an object in a store, or an address on the web."""
+
+    scheme: str
+    """In lower case; "" for local files."""
+    bucket: str
+    """What stands between `scheme://` and the next slash: a bucket, or a host. "" for local files."""
+    key: str
+    """What follows the bucket and its slash; for local files, their path."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse a URL or a path; every text is one. `file://` and `local://` are paths.
+
+        >>> Url.parse("s3://bucket/a/b.jpg")
+        Url(scheme='s3', bucket='bucket', key='a/b.jpg')
+        >>> Url.parse("file:///data/a.jpg")
+        Url(scheme='', bucket='', key='/data/a.jpg')
+        """
+        match = _SCHEME.match(text)
+        if match is None:
+            return cls("", "", text)
+        scheme, rest = match[1].lower(), text[match.end() :]
+        if scheme in LOCAL_SCHEMES:
+            return cls("", "", rest)
+        bucket, _, key = rest.partition("/")
+        return cls(scheme, bucket, key)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a path in the file system."""
+        return not self.scheme
+
+    @property
+    def is_web(self) -> bool:
+        """Whether this is an address on the web, http or https."""
+        return self.scheme in WEB_SCHEMES
+
+    @property
+    def path(self) -> str:
+        """Bucket and key, the name by which fsspec knows a file; for local files, their path."""
+        return f"{self.bucket}/{self.key}" if self.key and not self.is_local else self.bucket or self.key
+
+    @property
+    def local_path(self) -> Path:
+        """The path of a local file."""
+        return Path(self.key)
+
+    @property
+    def text(self) -> str:
+        """The URL as text; for local files, their path.
+
+        >>> Url.parse("S3://bucket/a b.jpg").text, Url.parse("memory:///out").text, Url.parse("a.jpg").text
+        ('s3://bucket/a b.jpg', 'memory:///out', 'a.jpg')
+        """
+        return self.path if self.is_local else f"{self.scheme}://{self.path}"
+
+    def __str__(self) -> str:
+        return self.text
+
+    def join(self, name: str) -> "Url":
+        """Return the URL of `name` below this one.
+
+        >>> [Url.parse(root).join("a b.jpg").text for root in ("s3://bucket/images/", "s3://bucket", "/", "")]
+        ['s3://bucket/images/a b.jpg', 's3://bucket/a b.jpg', '/a b.jpg', 'a b.jpg']
+        """
+        return Url(self.scheme, self.bucket, f"{self.key.rstrip('/')}/{name}" if self.key else name)
+
+    @property
+    def name(self) -> str:
+        """What follows the last slash of the key."""
+        return self.key.rpartition("/")[2]
+
+    @property
+    def folder(self) -> "Url":
+        """The folder of this file.
+
+        >>> [Url.parse(file).folder.text for file in ("s3://bucket/a/b.json", "s3://bucket/b.json", "/b.json", "b")]
+        ['s3://bucket/a/', 's3://bucket', '/', '.']
+        """
+        folder = "".join(self.key.rpartition("/")[:2])
+        return Url(self.scheme, self.bucket, folder or ("." if self.is_local else ""))
+
+
+def redact(text: str) -> str:
+    """Return a URL for logs and messages: on the web, without query and fragment, which may hold a signature.
+
+    >>> redact("https://host/a.jpg?X-Amz-Signature=0123"), redact("s3://bucket/what?.jpg")
+    ('https://host/a.jpg', 's3://bucket/what?.jpg')
+    """
+    return re.split(r"[?#]", text, maxsplit=1)[0] if Url.parse(text).is_web else text
