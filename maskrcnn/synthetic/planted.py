@@ -1,8 +1,8 @@
-"""Images whose pixels carry their own truth, and a segmenter that reads it.
+"""Images whose pixels contain their own ground truth, and a segmenter that reads it.
 
-They stand in where the network is not what is tested: whole runs, with kills and retries, then cost
-milliseconds. The truth is exact, so a run over planted images has one right result. It survives lossless
-formats only.
+They replace the network in tests of everything else: whole runs, with kills and retries, then take milliseconds. The
+ground truth is exact, so that a run over planted images has exactly one correct result. It survives only in lossless
+formats.
 
 The first bytes of the pixels, row by row, are `SIGNATURE`, the payload's length (uint32, little-endian), its
 CRC-32, and the payload: JSON, a list of the fields of each `PlantedInstance`.
@@ -30,7 +30,7 @@ PLANTED_CATEGORIES: Final = (
     Category(2, "coin"),
     Category(5, "leaf"),
 )
-"""What can be planted; the ids have a gap, as COCO's have."""
+"""The categories of planted instances; the ids have a gap, as COCO's have."""
 
 SIGNATURE: Final = b"maskrcnn-planted"
 _HEADER: Final = struct.Struct("<16sII")
@@ -39,22 +39,22 @@ _COLORS: Final = np.array([[176, 132, 84], [212, 180, 60], [72, 148, 84]], np.ui
 
 @dataclass(frozen=True, slots=True)
 class PlantedInstance:
-    """One object to plant: a rectangle or an ellipse, turned; it may leave the image."""
+    """One object to plant: a rotated rectangle or ellipse, which may extend beyond the image."""
 
     shape: Literal["rectangle", "ellipse"]
     category_id: int
     score: float
     x: float
-    """Of the centre, pixels; pixel (0, 0) has its centre at (0.5, 0.5)."""
+    """The centre, pixels; pixel (0, 0) has its centre at (0.5, 0.5)."""
     y: float
     width: float
-    """Pixels, before the turn."""
+    """In pixels, before the rotation."""
     height: float
     degrees: float = 0.0
-    """Clockwise."""
+    """The rotation, clockwise."""
 
     def crop(self, image_height: int, image_width: int) -> tuple[NDArray[np.bool_], int, int]:
-        """Return the mask inside its bounds within the image, (h, w), and the crop's left and top."""
+        """Return the mask cropped to its bounds within the image, (h, w), and the crop's left and top."""
         turn = np.deg2rad(self.degrees)
         cos, sin = np.cos(turn), np.sin(turn)
         reach_x = (abs(self.width * cos) + abs(self.height * sin)) / 2
@@ -75,15 +75,15 @@ def plant(
     instances: Sequence[PlantedInstance],
     background: tuple[int, int, int] = (96, 104, 112),
 ) -> Pixels:
-    """Draw an image that carries its instances in its first pixels.
+    """Draw an image that contains its instances in its first pixels.
 
     Args:
         image_size: (height, width) in pixels.
-        instances: in any order; later ones are drawn over earlier ones, which the truth does not mind.
+        instances: in any order; later ones are drawn over earlier ones, which does not affect the ground truth.
         background: RGB.
 
     Raises:
-        ValueError: the image has too few pixels to carry them, some 25 for each instance.
+        ValueError: the image has too few pixels to contain them, about 25 per instance.
     """
     height, width = image_size
     payload = json.dumps([dataclasses.astuple(i) for i in instances], separators=(",", ":")).encode()
@@ -100,7 +100,7 @@ def plant(
 
 
 def planted_instances(image: Pixels) -> list[PlantedInstance]:
-    """Return what an image carries; nothing if it is not a planted one, or not lossless any more."""
+    """Return the instances that an image contains; none if it was not planted, or stored in a lossy format."""
     flat = image.reshape(-1)
     header = flat[: _HEADER.size].tobytes()
     if len(header) < _HEADER.size:
@@ -113,13 +113,14 @@ def planted_instances(image: Pixels) -> list[PlantedInstance]:
 
 
 class PlantedSegmenter:
-    """A `types.Segmenter` that finds exactly what was planted; in any other image, nothing.
+    """A `types.Segmenter` that finds exactly the planted instances, and none in other images.
 
     Args:
-        categories: what it can find; instances of others are not there.
-        sleep_s: seconds it takes for each image, to stand in for a slow network.
-        min_score: weaker instances are left out.
-        max_detections: the most an image may have, the best by score.
+        categories: those that it detects; instances of others are ignored.
+        sleep_s: seconds that each image takes, to simulate a slow network.
+        min_score: instances of this score or less are dropped.
+        max_detections: the maximum number of detections per image, the best by score.
+        keep: names of the categories to keep; empty: all.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class PlantedSegmenter:
 
     @property
     def categories(self) -> tuple[Category, ...]:
-        """What it can find."""
+        """The categories that it detects."""
         return self._categories
 
     @property
@@ -148,28 +149,28 @@ class PlantedSegmenter:
 
     @property
     def max_side(self) -> int:
-        """Pixels; that of torchvision's networks, so that aspect ratios fail alike."""
+        """In pixels; that of torchvision's networks, so that the same aspect ratios fail."""
         return 1333
 
     @property
     def execution(self) -> dict[str, Any]:
-        """Return what decides the last digits: nothing but the batch, which does not."""
+        """Return the fixed execution settings; results do not depend on them."""
         return {"device": "cpu", "dtype": "planted", "batch_size": 1, "threads": 1}
 
     @property
     def lanes(self) -> int:
-        """One: nothing computes beside it."""
+        """One: calls do not run concurrently."""
         return 1
 
     def canvas(self, height: int, width: int) -> None:
-        """Return the same for all sizes."""
+        """Return None for all sizes: any images may share a batch."""
 
     def segment(self, images: Sequence[Pixels]) -> list[Detections]:
         """Find the planted instances of each image."""
         return [self._segment(image) for image in images]
 
     def outcomes(self, images: Sequence[Pixels]) -> list[Detections | ItemError]:
-        """Find the planted instances of each image; there is always an answer."""
+        """Find the planted instances of each image; no image fails."""
         return list(self.segment(images))
 
     def _sleep(self) -> None:
@@ -178,7 +179,7 @@ class PlantedSegmenter:
 
     def _segment(self, image: Pixels) -> Detections:
         self._sleep()
-        # A network's scores are float32, and so is its comparison.
+        # Compare as float32, as a network does.
         instances = [
             instance
             for instance in planted_instances(image)
@@ -189,7 +190,7 @@ class PlantedSegmenter:
 
 
 def _detections(instances: Sequence[PlantedInstance], height: int, width: int, limit: int) -> Detections:
-    """Return the best of the instances, each with its exact mask, and the mask's tight box as its box."""
+    """Return the best instances, each with its exact mask and the tight box of the mask."""
     masks = [crop_to_rle(*instance.crop(height, width), height, width) for instance in instances]
     labels = np.array([instance.category_id for instance in instances], dtype=np.int32)
     scores = np.array([instance.score for instance in instances], dtype=np.float32)
@@ -205,12 +206,12 @@ def best_of(
     limit: int,
     moved: Callable[[NDArray[np.int32]], NDArray[np.float32]] = lambda boxes: boxes.astype(np.float32),
 ) -> Detections:
-    """Return the best of some instances, in their order.
+    """Return the best of some instances, in the order of `types.detection_order`.
 
     Args:
         masks: COCO run lengths over an image of `height` x `width` pixels.
-        limit: the most that are kept.
-        moved: makes boxes of the masks' tight boxes.
+        limit: the maximum number that is kept.
+        moved: returns the boxes, given the tight boxes of the masks, (N, 4).
     """
     rles = [{"size": [height, width], "counts": mask} for mask in masks]
     mask_boxes = rle_boxes_xyxy(rles)
@@ -233,7 +234,7 @@ def best_of(
 
 
 def random_instances(rng: np.random.Generator, height: int, width: int, count: int) -> list[PlantedInstance]:
-    """Return instances of all categories and shapes, scores from 0.1, some of them across the border."""
+    """Return instances of all categories and shapes, with scores from 0.1, some of them across the border."""
     instances = []
     for _ in range(count):
         category = int(rng.integers(len(PLANTED_CATEGORIES)))
@@ -253,7 +254,7 @@ def random_instances(rng: np.random.Generator, height: int, width: int, count: i
 
 
 def write_planted(folder: str | Path, count: int, seed: int) -> None:
-    """Write `count` planted PNG files of 64 to 96 pixels a side, and their truth as `instances.json`.
+    """Write `count` planted PNG files of 64 to 96 pixels a side, and their ground truth as `instances.json`.
 
     Each has up to six instances, some none. The JSON is a COCO dataset: compressed RLE, mask area, tight
     bbox, ids from 1, instances in the order of `Detections`; categories are `PLANTED_CATEGORIES`.
@@ -270,9 +271,11 @@ def write_planted(folder: str | Path, count: int, seed: int) -> None:
         name = f"planted-{index:06d}.png"
         (folder / name).write_bytes(png(pixels))
         images.append({"id": index + 1, "file_name": name, "width": width, "height": height})
-        (truth,) = segmenter.segment([pixels])
-        boxes = rle_boxes_xywh(truth.rles()).tolist()
-        for label, counts, area, bbox in zip(truth.labels, truth.masks, truth.areas, boxes, strict=True):
+        (ground_truth,) = segmenter.segment([pixels])
+        boxes = rle_boxes_xywh(ground_truth.rles()).tolist()
+        for label, counts, area, bbox in zip(
+            ground_truth.labels, ground_truth.masks, ground_truth.areas, boxes, strict=True
+        ):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -290,12 +293,14 @@ def write_planted(folder: str | Path, count: int, seed: int) -> None:
 
 
 def png(image: Pixels) -> bytes:
-    """Return the bytes of a PNG file, the same whatever libraries are installed but zlib.
+    """Return the bytes of a PNG file, which depend on no library but zlib.
 
     Reference: https://www.w3.org/TR/png-3/, section 5: signature and chunks.
     """
     height, width, _ = image.shape
-    rows = np.zeros((height, 1 + width * 3), np.uint8)  # each row begins with its filter, 0: none
+    rows = np.zeros(
+        (height, 1 + width * 3), np.uint8
+    )  # each row starts with its filter type, 0 for no filter
     rows[:, 1:] = image.reshape(height, -1)
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),  # 8 bits, RGB

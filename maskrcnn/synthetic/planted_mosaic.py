@@ -1,10 +1,10 @@
-"""Rasters whose pixels say which object they show, and a segmenter that reads it in any window.
+"""Rasters whose pixels encode the object that they show, and a segmenter that reads it in any window.
 
-They stand in for large images where the network is not what is tested: a window's right answer follows from its
-pixels alone. The truth is that of visible pixels, exact, and survives lossless formats only.
+They replace the network in tests of large images: the correct detections in a window follow from its pixels alone. The
+ground truth covers the visible pixels, is exact, and survives only in lossless formats.
 
-A pixel of an object is red 128 + 32 * category + the number's bits 16 to 20, green bits 8 to 15, blue bits 0 to 7, the
-numbers from 0; whatever has less red is ground.
+Objects are numbered from 0. A pixel of an object has red 128 + 32 * category + bits 16 to 20 of the number, green bits
+8 to 15, blue bits 0 to 7; a pixel with less red is ground.
 """
 
 import zlib
@@ -26,7 +26,7 @@ def paint(image: Pixels, instances: Sequence[PlantedInstance], first: int = 0) -
     """Draw objects into an image, later ones over earlier ones, the first with the number `first`.
 
     Raises:
-        ValueError: there are more than 2^21.
+        ValueError: there are more than 2^21 objects.
     """
     if first + len(instances) > MAX_OBJECTS:
         raise ValueError(f"more than {MAX_OBJECTS} objects")
@@ -39,19 +39,19 @@ def paint(image: Pixels, instances: Sequence[PlantedInstance], first: int = 0) -
 
 
 def color_of(number: int, category: int) -> tuple[int, int, int]:
-    """Return the colour of an object, given the place of its category among `PLANTED_CATEGORIES`."""
+    """Return the colour of an object, given the index of its category in `PLANTED_CATEGORIES`."""
     return _OBJECT + 32 * category + (number >> 16), number >> 8 & 255, number & 255
 
 
 def ground(height: int, width: int) -> Pixels:
-    """Return ground without objects, with something to see."""
+    """Return ground without objects, with a checkered texture, (height, width, 3) uint8."""
     rows, columns = np.arange(height)[:, None], np.arange(width)
     shade = (rows // 16 + columns // 16) % 2 * 12
     return np.stack([shade + 60, shade + 76, shade + 56], axis=2).astype(np.uint8)
 
 
 def objects_in(image: Pixels) -> list[tuple[int, int, NDArray[np.bool_], int, int]]:
-    """Return what a part of a mosaic shows: number, category's place, mask's crop, its left, and its top."""
+    """Return the objects in a part of a mosaic: number, category index, cropped mask, left and top of the crop."""
     red = image[..., 0]
     at = np.flatnonzero(red >= _OBJECT)
     flat = image.reshape(-1, 3)[at].astype(np.int64)
@@ -59,9 +59,9 @@ def objects_in(image: Pixels) -> list[tuple[int, int, NDArray[np.bool_], int, in
     order = np.argsort(key, kind="stable")
     keys, starts = np.unique(key[order], return_index=True)
     found = []
-    # Of nothing, `split` makes one piece.
+    # `split` returns one piece for an empty array.
     for value, pixels in zip(keys.tolist(), np.split(at[order], starts[1:]), strict=False):
-        if value >> 21 >= len(PLANTED_CATEGORIES):  # no mosaic
+        if value >> 21 >= len(PLANTED_CATEGORIES):  # not a mosaic
             continue
         row, column = np.divmod(pixels, image.shape[1])
         top, left = int(row.min()), int(column.min())
@@ -77,14 +77,15 @@ def score_of(number: int) -> float:
 
 
 class MosaicSegmenter(PlantedSegmenter):
-    """A `types.Segmenter` that finds what a window of a mosaic shows.
+    """A `types.Segmenter` that finds the objects in a window of a mosaic.
 
     Args:
-        jitter: pixels by which each window sees each object otherwise, at most: moved, grown or shrunk, the box too.
-        sleep_s: seconds it takes for each window, to stand in for a slow network.
-        min_score: weaker instances are left out.
-        max_detections: the most a window may have, the best by score.
-        keep: names of categories; none: all.
+        jitter: the maximum number of pixels by which windows disagree about an object: its mask is moved, grown or
+            shrunk, and its box changed.
+        sleep_s: seconds that each window takes, to simulate a slow network.
+        min_score: instances of this score or less are dropped.
+        max_detections: the maximum number of detections per window, the best by score.
+        keep: names of the categories to keep; empty: all.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class MosaicSegmenter(PlantedSegmenter):
     def _segment(self, image: Pixels) -> Detections:
         self._sleep()
         height, width = image.shape[:2]
-        # A window sees an object the same way each time, another window otherwise.
+        # The same window always yields the same jitter, other windows yield another one.
         rng = np.random.default_rng(zlib.crc32(image.tobytes()))
         masks, labels, scores = [], [], []
         for number, category, crop, left, top in objects_in(image):
@@ -132,7 +133,7 @@ def _jittered(
     height: int,
     width: int,
 ) -> tuple[NDArray[np.bool_], int, int]:
-    """Return a mask that is moved, grown or shrunk by up to so many pixels, cut at the window's border."""
+    """Return a mask moved, grown or shrunk by up to `jitter` px, cut at the window's border; and its left and top."""
     padded = np.pad(crop, jitter)
     by = int(rng.integers(0, jitter + 1))
     kind = int(rng.integers(3))
@@ -146,7 +147,7 @@ def _jittered(
 
 
 def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return a mask with the pixels beside it, left, right, above and below."""
+    """Return a mask dilated by one pixel to the left, right, top and bottom."""
     grown = mask.copy()
     grown[1:] |= mask[:-1]
     grown[:-1] |= mask[1:]

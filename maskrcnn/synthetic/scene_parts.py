@@ -1,7 +1,7 @@
-"""The parts of a generated scene: a canvas that knows what stands where, the ground, each kind of object.
+"""The parts of a generated scene: a canvas that records occupied cells, the ground, and each kind of object.
 
-Everything is drawn with Pillow at twice the size, in pixels of the finished scene, and every choice comes from
-the canvas's one random generator, in the order of the calls.
+Everything is drawn with Pillow at twice the size; coordinates are pixels of the finished scene. Every random choice
+comes from the one random generator of the canvas, in the order of the calls.
 """
 
 from dataclasses import dataclass, field
@@ -25,13 +25,13 @@ CATEGORIES: tuple[Category, ...] = (
 BUILDING, CAR, TRUCK, BOAT, POOL, TREE, TANK = (category.id for category in CATEGORIES)
 
 LAND, ROAD, WATER, YARD = range(4)
-"""Kinds of ground, which decide what may stand where."""
+"""Kinds of ground, which determine the objects that may be placed on it."""
 
 SCALE = 2
-"""Supersampling of the drawing: pixels drawn per pixel kept, each way."""
+"""Supersampling of the drawing: pixels drawn per pixel kept, along each axis."""
 
 CELL = 4
-"""Pixels a cell of the occupancy grid is wide."""
+"""The side of a cell of the occupancy grid, pixels."""
 
 MAX_OBJECTS = 60
 
@@ -56,26 +56,26 @@ _LEAF = np.array([[1, 0.2], [0.5, 0.9], [-0.3, 1], [-1, 0.3], [-0.8, -0.6], [0, 
 
 @dataclass(slots=True)
 class Canvas:
-    """A picture being drawn, its labels, and what stands where; coordinates are the finished scene's."""
+    """An image being drawn, its labels, and its occupied cells; coordinates are those of the finished scene."""
 
     rng: np.random.Generator
     size: int
     image: Image.Image
     labels: Image.Image
     ground: Image.Image
-    """Kinds of ground, one pixel a cell."""
+    """The kind of ground, one pixel per cell."""
 
     taken: Image.Image
-    """Cells where an object stands, one pixel a cell."""
+    """Cells that an object occupies, one pixel per cell."""
 
     sun: Points
-    """Where a shadow falls, per pixel of height."""
+    """The displacement of a shadow, per pixel of height."""
 
     category_ids: list[int] = field(default_factory=list)
 
     @classmethod
     def of_ground(cls, rng: np.random.Generator, size: int) -> Self:
-        """Paint fields and water."""
+        """Return a canvas with fields and water."""
         cells = size // CELL
         pixels, water = _paint_ground(rng, size)
         image = Image.fromarray(pixels).resize((size * SCALE, size * SCALE), Image.Resampling.BILINEAR)
@@ -88,17 +88,17 @@ class Canvas:
 
     @property
     def full(self) -> bool:
-        """Whether no further object may be placed."""
+        """Whether the maximum number of objects is reached."""
         return len(self.category_ids) >= MAX_OBJECTS
 
     def paint(self, points: Points, color: Color, alpha: float = 1.0) -> None:
-        """Fill a polygon, blended with what is below."""
+        """Fill a polygon, blended with the image below it."""
         red, green, blue = (int(value) for value in np.clip(color, 0, 255))
         draw = ImageDraw.Draw(self.image, "RGBA")
         draw.polygon(flat(points, SCALE), fill=(red, green, blue, int(255 * alpha)))
 
     def shade(self, points: Points, height: float) -> None:
-        """Darken where an object of that height throws its shadow."""
+        """Darken the shadow that an object of this height casts."""
         steps = max(1, int(height / 3))
         hull = [points + self.sun * height * (step + 1) / steps for step in range(steps)]
         mask = Image.new("L", self.image.size)
@@ -110,7 +110,7 @@ class Canvas:
             self.image.paste((16, 20, 30), box, mask.crop(box))
 
     def fits(self, outlines: list[Points], kinds: tuple[int, ...], overlap: float = 0.0) -> bool:
-        """Whether the outlines lie on ground of these kinds, at most that share of them on other objects."""
+        """Return whether the outlines lie on ground of these kinds, at most this share of them on other objects."""
         stamp = Image.new("L", self.taken.size)
         draw = ImageDraw.Draw(stamp)
         for outline in outlines:
@@ -122,7 +122,7 @@ class Canvas:
         return bool(on_ground > 0.9 and (np.asarray(self.taken)[inside] > 0).mean() <= overlap)
 
     def claim(self, outlines: list[Points], category_id: int) -> None:
-        """Make the outlines an instance: everything drawn there before is hidden by it."""
+        """Record the outlines as an instance, which hides everything drawn there before."""
         self.category_ids.append(category_id)
         draw, cells = ImageDraw.Draw(self.labels), ImageDraw.Draw(self.taken)
         for outline in outlines:
@@ -131,12 +131,12 @@ class Canvas:
 
 
 def flat(points: Points, scale: float) -> list[tuple[float, float]]:
-    """Turn points into what Pillow takes, scaled."""
+    """Return scaled points as the list of tuples that Pillow takes."""
     return [(x * scale, y * scale) for x, y in points.tolist()]
 
 
 def turned(points: Points, centre: Points, angle: float) -> Points:
-    """Take points from an object's own frame to where it stands, turned clockwise by `angle` on the screen."""
+    """Transform points from an object's own frame to the scene, rotated clockwise by `angle` on the screen."""
     cos, sin = np.cos(angle), np.sin(angle)
     return np.asarray(points @ np.array([[cos, sin], [-sin, cos]]) + centre)
 
@@ -147,13 +147,13 @@ def rectangle(x0: float, y0: float, x1: float, y1: float) -> Points:
 
 
 def _vary(rng: np.random.Generator, colors: Color, shade: float = 14) -> Color:
-    """Pick a row of a palette, made lighter or darker, its hue a little different."""
+    """Return a random row of a palette with a random shade and a slightly different hue."""
     color = colors[rng.integers(len(colors))]
     return np.asarray(color + rng.normal(scale=shade) + rng.normal(scale=5, size=3))
 
 
 def _blob(rng: np.random.Generator, radius: float, rough: float, corners: int = 28) -> Points:
-    """Draw a closed curve about the origin whose radius wanders by the share `rough`."""
+    """Return a closed curve around the origin whose radius varies by the share `rough`."""
     turn = np.linspace(0, 2 * np.pi, corners, endpoint=False)
     radii = np.ones(corners)
     for wave in range(2, 7):
@@ -163,7 +163,7 @@ def _blob(rng: np.random.Generator, radius: float, rough: float, corners: int = 
 
 
 def noise(rng: np.random.Generator, size: int, grain: int) -> NDArray[np.float32]:
-    """Draw smooth noise of unit strength whose spots are about `grain` pixels wide, shape (size, size)."""
+    """Return smooth noise of unit strength with spots about `grain` pixels wide, shape (size, size)."""
     few = size // grain + 2
     coarse = Image.fromarray(rng.normal(size=(few, few)).astype(np.float32))
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32)
@@ -173,7 +173,7 @@ def noise(rng: np.random.Generator, size: int, grain: int) -> NDArray[np.float32
 
 
 def _paint_ground(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Paint ploughed fields and meadows cut by lines, and in most scenes water along one side."""
+    """Paint ploughed fields and meadows divided by lines, and in most scenes water along one side."""
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     parcel = np.zeros((size, size), dtype=np.intp)
     for _ in range(3):
@@ -201,7 +201,7 @@ def _paint_ground(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8
     return np.clip(pixels, 0, 255).astype(np.uint8), water
 
 
-# --- the objects: each returns whether it found room ---
+# --- the objects: each function returns whether there was room for it ---
 
 
 def draw_building(canvas: Canvas, centre: Points, angle: float) -> bool:
@@ -234,7 +234,7 @@ def draw_building(canvas: Canvas, centre: Points, angle: float) -> bool:
 
 
 def _roof(canvas: Canvas, wing: Points, centre: Points, angle: float, color: Color) -> None:
-    """Paint a hipped roof: four faces, lit by how far they lean to the sun."""
+    """Paint a hipped roof: four faces, lit according to their inclination to the sun."""
     (x0, y0), (x1, y1) = wing[0], wing[2]
     inset = min(x1 - x0, y1 - y0) / 2
     wide = x1 - x0 >= y1 - y0
@@ -299,7 +299,7 @@ def draw_truck(canvas: Canvas, centre: Points, angle: float, kinds: tuple[int, .
 
 
 def draw_boat(canvas: Canvas, centre: Points, angle: float, length: float, alone: bool) -> bool:
-    """Draw a boat with a pointed bow, a deck and a cabin; one alone may leave a wake."""
+    """Draw a boat with a pointed bow, a deck and a cabin; a single one may leave a wake."""
     rng = canvas.rng
     half = length * rng.uniform(0.15, 0.18)
     turn = np.linspace(-np.pi / 2, np.pi / 2, 11)
@@ -354,7 +354,7 @@ def draw_pool(canvas: Canvas, centre: Points) -> bool:
 
 
 def draw_tree(canvas: Canvas, centre: Points) -> bool:
-    """Draw a crown: an irregular outline with leaves, those to the sun brighter."""
+    """Draw a crown: an irregular outline with leaves, brighter toward the sun."""
     rng = canvas.rng
     radius = rng.uniform(10, 23)
     crown = _blob(rng, radius, 0.13) * (1.0, rng.uniform(0.72, 1.0))

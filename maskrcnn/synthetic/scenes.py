@@ -1,10 +1,10 @@
 """Synthetic aerial scenes with exact instance masks, deterministic by seed.
 
-A scene is fields, roads, water, yards and plots seen from above, with seven kinds of objects in them. Colours
-are shared between the kinds and with the ground on purpose (blue roofs, cars, pools and water; grey roofs,
-trucks and asphalt; crowns and meadows), so that shape and context tell them apart, not a colour threshold.
-The embedded model `maskrcnn/models/scenes.safetensors` is trained on these scenes and knows nothing else: whoever
-changes the drawing, here or in `scenery`, must train it anew.
+A scene consists of fields, roads, water, yards and plots seen from above, with seven kinds of objects. The kinds share
+colours with each other and with the ground on purpose (blue roofs, cars, pools and water; grey roofs, trucks and
+asphalt; crowns and meadows), so that only shape and context distinguish them, not a colour threshold.
+The embedded model `maskrcnn/models/scenes.safetensors` was trained on these scenes and knows nothing else: after a
+change to the drawing, here or in `scene_parts`, it must be trained again.
 """
 
 import json
@@ -55,12 +55,12 @@ __all__ = [
 ]
 
 MIN_VISIBLE_PX = 40
-"""An object of which fewer pixels can be seen is scenery, not an instance."""
+"""An object with fewer visible pixels is background, not an instance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One picture and what stands in it."""
+    """One image and its instances."""
 
     image: NDArray[np.uint8]
     """Shape (height, width, 3), RGB."""
@@ -81,7 +81,7 @@ class Scene:
 def render_scene(seed: int, size: int = 384) -> Scene:
     """Draw the scene of a seed, a square of `size` pixels.
 
-    Objects keep their size in pixels; a larger scene holds more of them, up to 60.
+    The objects do not scale with the scene; a larger scene contains more of them, up to 60.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     canvas = Canvas.of_ground(rng, size)
@@ -95,7 +95,7 @@ def render_scene(seed: int, size: int = 384) -> Scene:
 
 
 def write_scenes(folder: str | Path, count: int, seed: int, size: int = 384) -> None:
-    """Write the scenes of seeds `seed … seed + count - 1` as PNG files, and `instances.json` beside them."""
+    """Write the scenes of the seeds from `seed` to `seed + count - 1` as PNG files, and their `instances.json`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -111,20 +111,20 @@ def write_scenes(folder: str | Path, count: int, seed: int, size: int = 384) -> 
 def write_mosaic(
     folder: str | Path, rows: int, columns: int, seed: int, size: int = 384, ground_m: float = 0.25
 ) -> None:
-    """Write scenes side by side as one raster, `mosaic.tif`, and its truth, `instances.json`.
+    """Write scenes side by side as one raster, `mosaic.tif`, and its ground truth, `instances.json`.
 
-    It lies in UTM zone 36 north, near the equator, north up.
+    The raster lies in UTM zone 36 north, near the equator, north up.
 
     Args:
-        folder: is made if it is missing.
-        rows: of scenes.
-        columns: of scenes.
-        seed: of the first scene; they are counted row by row.
-        size: of a scene, pixels a side.
-        ground_m: of a pixel, metres a side.
+        folder: is created if it does not exist.
+        rows: the number of rows of scenes.
+        columns: the number of columns of scenes.
+        seed: of the first scene; the others follow row by row.
+        size: the side of a scene, pixels.
+        ground_m: the side of a pixel, metres.
 
     Raises:
-        UsageError: the extra `geo` is missing.
+        UsageError: the extra `geo` is not installed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def write_mosaic(
 
 
 def coco_dataset(scenes: Iterable[Scene]) -> dict[str, Any]:
-    """Describe scenes in COCO dataset form: compressed RLE, mask area, tight bbox, ids from 1."""
+    """Return scenes as a COCO dataset: compressed RLE, mask area, tight bbox, ids from 1."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index, scene in enumerate(scenes):
@@ -187,11 +187,11 @@ def _file_name(index: int) -> str:
     return f"scene-{index:05d}.png"
 
 
-# --- what stands where ---
+# --- placing the objects ---
 
 
 def _draw_roads(canvas: Canvas) -> list[tuple[Points, float]]:
-    """Draw one or two bent roads from border to border; each is its centre line, 40 points, and its width."""
+    """Draw one or two bent roads from border to border; return centre line (40 points) and width of each."""
     rng, size, roads = canvas.rng, canvas.size, []
     heading = rng.uniform(0, np.pi)
     for number in range(1 + int(rng.random() < 0.5)):
@@ -214,14 +214,14 @@ def _draw_roads(canvas: Canvas) -> list[tuple[Points, float]]:
 
 
 def _stroke(image: Image.Image, line: Points, width: float, color: Color) -> None:
-    """Draw a bent line of a width in pixels."""
+    """Draw a bent line with a width in pixels."""
     red, green, blue = (int(value) for value in np.clip(color, 0, 255))
     draw = ImageDraw.Draw(image)
     draw.line(flat(line, SCALE), fill=(red, green, blue), width=round(width * SCALE), joint="curve")
 
 
 def _fill_yard(canvas: Canvas) -> None:
-    """Lay a paved yard with rows of parked cars and trucks, or with tanks and a hall."""
+    """Draw a paved yard with rows of parked cars and trucks, and perhaps tanks."""
     rng = canvas.rng
     if rng.random() < 0.2:
         return
@@ -257,7 +257,7 @@ def _fill_yard(canvas: Canvas) -> None:
 
 
 def _fill_plots(canvas: Canvas, roads: list[tuple[Points, float]]) -> None:
-    """Line the roads with plots: a house, and perhaps a pool, a parked car and trees."""
+    """Draw plots along the roads: a house, and perhaps a pool and a parked car."""
     rng = canvas.rng
     wanted = round(rng.uniform(4, 9) * (canvas.size / 384) ** 2) + 1
     for _ in range(8 * wanted):
@@ -284,7 +284,7 @@ def _fill_plots(canvas: Canvas, roads: list[tuple[Points, float]]) -> None:
 
 
 def _fill_roads(canvas: Canvas, roads: list[tuple[Points, float]]) -> None:
-    """Put cars and trucks into the lanes."""
+    """Draw cars and trucks in the lanes."""
     rng = canvas.rng
     for line, width in roads:
         for _ in range(rng.integers(5, 12)):
@@ -301,7 +301,7 @@ def _fill_roads(canvas: Canvas, roads: list[tuple[Points, float]]) -> None:
 
 
 def _fill_water(canvas: Canvas) -> None:
-    """Put boats on the water, some moored side by side."""
+    """Draw boats on the water, some of them moored side by side."""
     rng = canvas.rng
     wanted = int(rng.integers(3, 9))
     for _ in range(60):
@@ -316,7 +316,7 @@ def _fill_water(canvas: Canvas) -> None:
 
 
 def _fill_trees(canvas: Canvas) -> None:
-    """Plant single trees and groves, some of them over roofs, cars and shores."""
+    """Draw single trees and groves, some of them over roofs, cars and shores."""
     rng = canvas.rng
     room = MAX_OBJECTS - len(canvas.category_ids)
     wanted = min(room, max(12 - len(canvas.category_ids), int(rng.integers(5, 20))))
@@ -334,7 +334,7 @@ def _fill_trees(canvas: Canvas) -> None:
 
 
 def _finish(canvas: Canvas) -> Scene:
-    """Bring the drawing to its size, add light, blur and noise, and number the instances that can be seen."""
+    """Reduce the drawing to its size, add light, blur and noise, and number the visible instances."""
     rng, size = canvas.rng, canvas.size
     image = canvas.image.reduce(SCALE).filter(ImageFilter.GaussianBlur(float(rng.uniform(0.2, 0.8))))
     pixels = np.asarray(image, dtype=np.float32)
@@ -357,11 +357,11 @@ def _finish(canvas: Canvas) -> Scene:
     return Scene(pixels, renumber[drawn], np.array(canvas.category_ids, dtype=np.int64)[seen[1:]])
 
 
-# --- what they are like ---
+# --- statistics ---
 
 
 def statistics(scenes: Iterable[Scene]) -> dict[str, float]:
-    """Describe scenes: how many objects, how many small or touching another, how unlike their boxes."""
+    """Return statistics: objects per scene, shares of small and of touching objects, mask area per box area."""
     counts, areas, fills, touching = [], [], [], 0
     for scene in scenes:
         masks = scene.masks
@@ -382,7 +382,7 @@ def statistics(scenes: Iterable[Scene]) -> dict[str, float]:
 
 
 def _touching(labels: NDArray[np.uint8]) -> set[int]:
-    """Find the instances with a pixel beside (8 neighbours) a pixel of another."""
+    """Return the instances with a pixel next to (8 neighbours) a pixel of another one."""
     height, width = labels.shape
     around = np.pad(labels, 1)
     found: set[int] = set()
