@@ -88,7 +88,7 @@ class Canvas:
 
     @property
     def full(self) -> bool:
-        """Whether no further object may be placed."""
+        """Whether the maximum number of objects is reached."""
         return len(self.category_ids) >= MAX_OBJECTS
 
     def paint(self, points: Points, color: Color, alpha: float = 1.0) -> None:

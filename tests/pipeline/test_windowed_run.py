@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maskrcnn_jobs.commands.segment import Request, prepare
+from maskrcnn_jobs.driver.planning import Request, prepare
 from PIL import Image
 from pycocotools import mask as coco_mask
 from windowed import compute_of, mosaic, run_windows, sweep, write_geotiff
