@@ -1,6 +1,6 @@
 """The columns of the tables, and the only function that converts torchvision's names to COCO's.
 
-`docs/reference/tables.md` is generated from here. `SCHEMA_VERSION` is recorded in `run.json` and in each Parquet footer.
+`docs/reference/tables.md` is generated from here. `SCHEMA_VERSION` is in `run.json` and in each Parquet footer.
 """
 
 from collections.abc import Sequence
