@@ -53,7 +53,7 @@ def _renamed(_context: click.Context, _option: click.Parameter, values: tuple[st
     multiple=True,
     metavar="RUN=TRUTH",
     callback=_renamed,
-    help="The run's category RUN corresponds to the ground truth's category TRUTH; repeatable.",
+    help="Match the run's category RUN to this category of the ground truth; repeatable.",
 )
 @click.option("--categories", metavar="NAME,…", help="Evaluate only these categories of the ground truth.")
 @click.option("--class-agnostic", is_flag=True, help="Treat all categories as one.")
