@@ -98,12 +98,14 @@ class Decoders:
             ItemError: as there, and as in `decode`.
             RunError: the store failed.
         """
-        request = {"do": "strip", "source": dataclasses.asdict(source), "rect": rect}
+        request = {"do": "read_region", "source": dataclasses.asdict(source), "rect": rect}
         reply, [pixels, valid] = self._ask(request, b"", _REGION_BYTES)
         broken = [(Rect(*where), ItemError(*why)) for *where, why in reply["broken"]]
         return RasterRegion(pixels, valid.view(np.bool_), tuple(broken))
 
-    def survey(self, uri: str, limits: Limits, radiometry: Radiometry, assume_crs: str | None) -> ImageHeader:
+    def read_header(
+        self, uri: str, limits: Limits, radiometry: Radiometry, assume_crs: str | None
+    ) -> ImageHeader:
         """Read the header of an image or a raster, elsewhere.
 
         Raises:
@@ -111,7 +113,7 @@ class Decoders:
             RunError: the store failed.
         """
         request = {
-            "do": "survey",
+            "do": "read_header",
             "uri": uri,
             "limits": dataclasses.astuple(limits),
             "radiometry": radiometry.to_json(),
@@ -158,7 +160,7 @@ class Decoders:
                     return decoder.ask(request | {"seconds": self._timeout_s, "bytes": len(data)}, data)
                 except _DecoderDiedError:
                     status, decoder = decoder.end(), None
-            raise _verdict(status, self._timeout_s)
+            raise _error_of_status(status, self._timeout_s)
         finally:
             self._idle.put(decoder)
 
@@ -239,7 +241,7 @@ def _memory(limits: Limits) -> int:
     return _SPARE_BYTES + _BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes
 
 
-def _verdict(status: int, timeout_s: float) -> ItemError:
+def _error_of_status(status: int, timeout_s: float) -> ItemError:
     """Return why an image is given up whose decoder ended with a status."""
     if status == -signal.SIGALRM:
         return ItemError("timeout", f"not decoded within {timeout_s:g} s")
@@ -338,7 +340,7 @@ def _decode(request: dict[str, Any], data: bytes) -> _Answer:
     return {"exif_orientation": image.exif_orientation}, [image.pixels]
 
 
-def _strip(request: dict[str, Any], _: bytes) -> _Answer:
+def _read_region(request: dict[str, Any], _: bytes) -> _Answer:
     pixels, valid, broken = _reader(json.dumps(request["source"])).read_region(Rect(*request["rect"]))
     why = [(*rect, (error.code, error.message)) for rect, error in broken]
     return {"broken": why}, [pixels, valid]
@@ -353,7 +355,7 @@ def _reader(source: str) -> RasterReader:
     return RasterReader(file, raster.radiometry, assume_crs=raster.assume_crs)
 
 
-def _survey(request: dict[str, Any], _: bytes) -> _Answer:
+def _read_header(request: dict[str, Any], _: bytes) -> _Answer:
     with open_input(request["uri"]) as file:
         if format_of(file.read(1024)) == "TIFF":
             info = raster_info(file, request["assume_crs"])
@@ -374,8 +376,8 @@ def _sample(request: dict[str, Any], _: bytes) -> _Answer:
 
 _DO: Final[dict[str, Callable[[dict[str, Any], bytes], _Answer]]] = {
     "decode": _decode,
-    "strip": _strip,
-    "survey": _survey,
+    "read_region": _read_region,
+    "read_header": _read_header,
     "sample": _sample,
 }
 

@@ -142,13 +142,13 @@ class RasterReader:
         rgb, valid = _canvas(rect)
         lost: list[tuple[Rect, ItemError]] = []
         for top, bottom in self._steps(rect):
-            strip = Rect(rect.col_off, top, rect.width, bottom - top)
+            part = Rect(rect.col_off, top, rect.width, bottom - top)
             try:
-                self._read_into(strip, *_parts(rect, strip, rgb, valid))
+                self._read_into(part, *_parts(rect, part, rgb, valid))
             except ItemError as error:
                 if error.code not in _DAMAGED:
                     raise
-                for block in self._blocks(strip):
+                for block in self._blocks(part):
                     views = _parts(rect, block, rgb, valid)
                     try:
                         self._read_into(block, *views)

@@ -45,11 +45,11 @@ class _Edges(NamedTuple):
     """Whether the mask is below, not above."""
 
 
-def trace(runs: Spans) -> Rings:
+def trace(spans: Spans) -> Rings:
     """Return the outlines of masks."""
     # Along a column a change is where a run begins, and the next one where it ends.
-    mask, column = np.repeat(runs.of, 2), np.repeat(runs.column, 2)
-    row = np.stack([runs.start, runs.stop], axis=1).reshape(-1)
+    mask, column = np.repeat(spans.of, 2), np.repeat(spans.column, 2)
+    row = np.stack([spans.start, spans.stop], axis=1).reshape(-1)
     edges, edge_of, first = _edges(mask, column, row)
     following = _following(edges)
     leader, rank = _ranked(following)

@@ -27,10 +27,10 @@ def crop_detections(detections: Detections, region: tuple[int, int, int, int]) -
     sizes = detections.mask_sizes
     for size in np.unique(sizes, axis=0):
         members = np.flatnonzero((sizes == size).all(axis=1))
-        runs = read_spans([detections.masks[member] for member in members], *size.tolist())
-        runs = runs.shifted(moved[members, 0] - col_off, moved[members, 1] - row_off)
-        runs = runs.within(np.array([0, 0, width, height]))
-        encoded = encode_changes(*runs.changes, len(members), height, width)
+        spans = read_spans([detections.masks[member] for member in members], *size.tolist())
+        spans = spans.shifted(moved[members, 0] - col_off, moved[members, 1] - row_off)
+        spans = spans.within(np.array([0, 0, width, height]))
+        encoded = encode_changes(*spans.changes, len(members), height, width)
         for member, counts in zip(members.tolist(), encoded.counts, strict=True):
             masks[member] = counts
         areas[members], mask_boxes[members] = encoded.areas, encoded.boxes

@@ -53,9 +53,9 @@ class Spans(NamedTuple):
         """Return some of the masks, any of them any number of times, in the order asked for."""
         cuts = np.searchsorted(self.of, np.arange(self.n + 1))
         counts = cuts[masks + 1] - cuts[masks]
-        runs = ranges(cuts[masks], counts)
+        spans = ranges(cuts[masks], counts)
         of = np.repeat(np.arange(len(masks)), counts)
-        return Spans(of, self.column[runs], self.start[runs], self.stop[runs], len(masks))
+        return Spans(of, self.column[spans], self.start[spans], self.stop[spans], len(masks))
 
     def shifted(self, columns: Ints, rows: Ints) -> "Spans":
         """Return each mask moved by so many columns and rows, (N,) each."""
@@ -134,7 +134,7 @@ class _Keys(NamedTuple):
 
     @classmethod
     def of(cls, *many: Spans) -> "_Keys":
-        some = [runs for runs in many if len(runs.of)]
+        some = [spans for spans in many if len(spans.of)]
         left, right = min(int(r.column.min()) for r in some), max(int(r.column.max()) for r in some)
         top, bottom = min(int(r.start.min()) for r in some), max(int(r.stop.max()) for r in some)
         return cls(left, right - left + 1, top, bottom - top + 1)
@@ -143,12 +143,12 @@ class _Keys(NamedTuple):
         return (of * self.columns + (column - self.first_column)) * self.rows + (row - self.first_row)
 
 
-def _copied(runs: Spans, pixels: int, times: int) -> Spans:
+def _copied(spans: Spans, pixels: int, times: int) -> Spans:
     """Return what is covered so many times by copies that are moved by up to so many columns."""
     moves = np.arange(-pixels, pixels + 1)
-    columns = (runs.column + moves[:, None]).ravel()
-    of, start, stop = (np.tile(values, len(moves)) for values in (runs.of, runs.start, runs.stop))
-    return _covered(of, columns, start, stop, runs.n, times)
+    columns = (spans.column + moves[:, None]).ravel()
+    of, start, stop = (np.tile(values, len(moves)) for values in (spans.of, spans.start, spans.stop))
+    return _covered(of, columns, start, stop, spans.n, times)
 
 
 def _covered(of: Ints, column: Ints, start: Ints, stop: Ints, n: int, times: int) -> Spans:

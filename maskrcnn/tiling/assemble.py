@@ -30,7 +30,7 @@ from ..stats import Stats
 from ..types import Category, Detections
 from .grid import Grid
 from .index import WindowIndex
-from .stitching import Pieces, merge
+from .stitching import WindowDetections, stitch
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Assembled:
 
 
 def assemble(
-    items: WindowIndex,
+    window_index: WindowIndex,
     first_row: int,
     manifest_rows: pa.Table,
     windows: pa.Table,
@@ -55,7 +55,7 @@ def assemble(
     """Merge the windows of whole images.
 
     Args:
-        items: of the run.
+        window_index: of the run.
         first_row: of the manifest, of the first image.
         manifest_rows: the images' rows of the manifest.
         windows: what the shards' tables `images` say of all of their windows, in order of number.
@@ -67,11 +67,11 @@ def assemble(
     piece_tables = [PIECES.empty_table()]
     for index, entry in enumerate(manifest_rows.select(["image_id", "name", "uri"]).to_pylist()):
         row = first_row + index
-        start, stop = items.range_of(row)
+        start, stop = window_index.range_of(row)
         of_image = windows.slice(*_slice(numbers, start, stop))
         of_found = found.slice(*_slice(owners, start, stop))
-        tiling = items.tiling(row)
-        detections, pieces = _merged(tiling.grid if tiling else None, of_image, of_found, entry["image_id"])
+        tiling = window_index.tiling(row)
+        detections, pieces = _stitched(tiling.grid if tiling else None, of_image, of_found, entry["image_id"])
         window_tables.append(_windows(of_image, entry["image_id"]))
         piece_tables.append(pieces)
         results.append(_result(row, entry, of_image, detections, tiling.grid if tiling else None))
@@ -119,7 +119,7 @@ def _slice(numbers: NDArray[np.int64], start: int, stop: int) -> tuple[int, int]
     return low, high - low
 
 
-def _merged(
+def _stitched(
     grid: Grid | None, windows: pa.Table, found: pa.Table, image_id: int
 ) -> tuple[Detections | None, pa.Table]:
     """Return an image's whole objects, and the rows of `pieces` that they were made of."""
@@ -130,7 +130,7 @@ def _merged(
     order = np.lexsort((found["instance"].to_numpy(), window_id))
     found, window_id = found.take(pa.array(order)).combine_chunks(), window_id[order]
     counts = found["segmentation"].combine_chunks().field("counts")
-    pieces = Pieces(
+    pieces = WindowDetections(
         window_id=window_id,
         labels=found["category_id"].to_numpy(),
         scores=found["score"].to_numpy(),
@@ -138,7 +138,7 @@ def _merged(
         masks=tuple(text.encode("ascii") for text in counts.to_pylist()),
         mask_boxes=_columns(found["mask_box"]),
     )
-    merged = merge(grid, pieces, capped=bool(pc.any(windows["capped"]).as_py()))
+    merged = stitch(grid, pieces, capped=bool(pc.any(windows["capped"]).as_py()))
     columns: dict[str, Any] = {
         "image_id": pa.array(np.full(len(found), image_id)),
         "window_id": pa.array(window_id),

@@ -113,9 +113,9 @@ class WindowIndex:
         n_items: how many windows there are.
     """
 
-    def __init__(self, table: pa.Table, cutting: Cutting, n_items: int) -> None:
+    def __init__(self, table: pa.Table, cutting: Cutting, n_windows: int) -> None:
         self._cutting = cutting
-        self._first = np.append(table["first"].to_numpy(), n_items)
+        self._first = np.append(table["first"].to_numpy(), n_windows)
         self._sizes = table.select(["height", "width", "block_height", "block_width"])
         self._others = table.select(["crs", "transform", "error", "message"])
 

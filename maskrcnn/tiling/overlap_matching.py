@@ -23,7 +23,7 @@ MIN_SHARE: Final = 0.8
 """Of a piece inside of a strip that lies within the tolerance of the other, to be a part or a scrap of it."""
 
 _REACH_PX: Final = 2 * TOLERANCE_PX  # how far a thin scrap may be
-_SCRAP_PX: Final = 4 * TOLERANCE_PX  # what is no longer than this in a strip can be a neighbour's, or thin
+_FRAGMENT_PX: Final = 4 * TOLERANCE_PX  # what is no longer than this in a strip can be a neighbour's, or thin
 _OUTWARDS: Final = np.array([-1, -1, 1, 1])
 _CELL_PX: Final = 64  # of the mesh in which pieces that are close are found
 
@@ -32,7 +32,7 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PlacedDetections:
     """The pieces in the order of their windows, and where they lie in the image; box columns as everywhere."""
 
     grid: Grid
@@ -48,11 +48,11 @@ class Found:
     whole: Bools
     """(N,) whether the mask keeps away from all borders of its window that are not the image's."""
 
-    def runs(self, ids: Ints) -> Spans:
+    def spans(self, ids: Ints) -> Spans:
         """Return masks in the image's frame."""
         size = min(self.grid.window, self.grid.height), min(self.grid.window, self.grid.width)
-        runs = read_spans([self.masks[i] for i in ids], *size)
-        return runs.shifted(self.frames[ids, 0], self.frames[ids, 1])
+        spans = read_spans([self.masks[i] for i in ids], *size)
+        return spans.shifted(self.frames[ids, 0], self.frames[ids, 1])
 
 
 # --- what two windows share -----------------------------------------------------------------------------------
@@ -61,30 +61,30 @@ class Found:
 class _Links(NamedTuple):
     """What the windows' strips say of the pieces: IoU in the strip, and two pieces."""
 
-    alike: list[tuple[float, int, int]]
+    matched: list[tuple[float, int, int]]
     parts: list[tuple[float, int, int]]
     """The first is part of the second."""
-    scraps: dict[int, list[tuple[float, int, int]]]
+    fragments: dict[int, list[tuple[float, int, int]]]
     """By their first piece, a scrap of the second."""
 
 
-def _links(found: Found) -> _Links:
+def _links(placed: PlacedDetections) -> _Links:
     links = _Links([], [], {})
-    grid = found.grid
-    windows, first, count = np.unique(found.window, return_index=True, return_counts=True)
+    grid = placed.grid
+    windows, first, count = np.unique(placed.window, return_index=True, return_counts=True)
     slices = dict(zip(windows.tolist(), zip(first, first + count, strict=True), strict=True))
     # What crosses from one window into the next is no scrap, however little they share.
-    scrap_px = min(_SCRAP_PX, grid.overlap - _REACH_PX)
+    fragment_px = min(_FRAGMENT_PX, grid.overlap - _REACH_PX)
     for a, ours in slices.items():
         for b in grid.later_neighbours(a):
             if b not in slices:
                 continue
             shared = grid[a].shared(grid[b])
-            pairs = _close(found, np.arange(*ours), np.arange(*slices[b]), box_of(shared))
+            pairs = _close(placed, np.arange(*ours), np.arange(*slices[b]), box_of(shared))
             if len(pairs[0]):
-                one = _side(found, pairs[0], shared, grid[a], grid[b])
-                other = _side(found, pairs[1], shared, grid[b], grid[a])
-                _compare(one, other, box_of(shared), scrap_px, links)
+                one = _side(placed, pairs[0], shared, grid[a], grid[b])
+                other = _side(placed, pairs[1], shared, grid[b], grid[a])
+                _compare(one, other, box_of(shared), fragment_px, links)
     return links
 
 
@@ -120,47 +120,47 @@ class _Side(NamedTuple):
             inside=self.inside[pairs],
         )
 
-    def deep(self, strip: Ints) -> Spans:
+    def deep(self, overlap: Ints) -> Spans:
         """Return what must belong to the object, by however much the mask is off."""
-        return self.near.shrunk(TOLERANCE_PX // 2).within(strip)
+        return self.near.shrunk(TOLERANCE_PX // 2).within(overlap)
 
 
-def _side(found: Found, ids: Ints, shared: Rect, own: Rect, other: Rect) -> _Side:
-    pieces, pair = np.unique(ids, return_inverse=True)
-    runs, strip = found.runs(pieces), box_of(shared)
-    near = runs.within(strip + _REACH_PX * _OUTWARDS)
-    here = near.within(strip)
+def _side(placed: PlacedDetections, ids: Ints, shared: Rect, own: Rect, other: Rect) -> _Side:
+    detections, pair = np.unique(ids, return_inverse=True)
+    spans, overlap = placed.spans(detections), box_of(shared)
+    near = spans.within(overlap + _REACH_PX * _OUTWARDS)
+    here = near.within(overlap)
     area, box = here.areas, here.boxes
     borders = (_OUTWARDS * (box_of(other) - box_of(own)) > 0) & (area > 0)[:, None]
-    cut = ((np.abs(box - strip) <= TOLERANCE_PX) & borders).any(axis=1)
-    thin = ((np.abs(box[:, [2, 3, 0, 1]] - strip) <= _SCRAP_PX) & borders).any(axis=1)
-    return _Side(pieces, near, here, area, box, cut, cut & thin, area == runs.areas).take(pair)
+    cut = ((np.abs(box - overlap) <= TOLERANCE_PX) & borders).any(axis=1)
+    thin = ((np.abs(box[:, [2, 3, 0, 1]] - overlap) <= _FRAGMENT_PX) & borders).any(axis=1)
+    return _Side(detections, near, here, area, box, cut, cut & thin, area == spans.areas).take(pair)
 
 
-def _compare(ours: _Side, theirs: _Side, strip: Ints, scrap_px: int, links: _Links) -> None:
+def _compare(ours: _Side, theirs: _Side, overlap: Ints, fragment_px: int, links: _Links) -> None:
     """Add what a strip says of pairs of pieces that are close in it."""
     iou = _iou(ours, theirs)
     common = np.minimum(ours.box, theirs.box)[:, 2:] - np.maximum(ours.box, theirs.box)[:, :2]
-    scrap = (common.max(axis=1) <= scrap_px) & (ours.cut | theirs.cut)
+    fragment = (common.max(axis=1) <= fragment_px) & (ours.cut | theirs.cut)
     taken: set[int] = set()
-    links.alike.extend(_partners(iou, ours.ids, theirs.ids, (iou >= MIN_IOU) & ~scrap, taken))
+    links.matched.extend(_partners(iou, ours.ids, theirs.ids, (iou >= MIN_IOU) & ~fragment, taken))
 
     rest = np.flatnonzero(~(np.isin(ours.ids, list(taken)) & np.isin(theirs.ids, list(taken))))
     if not len(rest):
         return
     ours, theirs, iou = ours.take(rest), theirs.take(rest), iou[rest]
-    deep = ours.deep(strip).overlaps(theirs.deep(strip)) > 0
+    deep = ours.deep(overlap).overlaps(theirs.deep(overlap)) > 0
     shares = (_share(ours, theirs, TOLERANCE_PX), _share(theirs, ours, TOLERANCE_PX))
-    alike = deep & ((iou >= MIN_IOU) | (np.minimum(*shares) >= MIN_SHARE))
-    links.alike.extend(_partners(iou, ours.ids, theirs.ids, alike, taken))
+    matched = deep & ((iou >= MIN_IOU) | (np.minimum(*shares) >= MIN_SHARE))
+    links.matched.extend(_partners(iou, ours.ids, theirs.ids, matched, taken))
 
     for one, other, share in ((ours, theirs, shares[0]), (theirs, ours, shares[1])):
         free = one.cut & ~np.isin(one.ids, list(taken))
         held = share >= MIN_SHARE
-        scraps = free & one.inside & (held | (one.thin & (_share(one, other, _REACH_PX) >= MIN_SHARE)))
-        for pair in np.flatnonzero(scraps):
+        fragments = free & one.inside & (held | (one.thin & (_share(one, other, _REACH_PX) >= MIN_SHARE)))
+        for pair in np.flatnonzero(fragments):
             link = (float(iou[pair] + share[pair]), int(one.ids[pair]), int(other.ids[pair]))
-            links.scraps.setdefault(link[1], []).append(link)
+            links.fragments.setdefault(link[1], []).append(link)
         for pair in np.flatnonzero(free & ~one.inside & held & deep):
             links.parts.append((float(iou[pair]), int(one.ids[pair]), int(other.ids[pair])))
 
@@ -192,22 +192,22 @@ def box_of(rect: Rect) -> Ints:
     return np.array([rect.col_off, rect.row_off, rect.right, rect.bottom])
 
 
-def _close(found: Found, a: Ints, b: Ints, strip: Ints) -> tuple[Ints, Ints]:
+def _close(placed: PlacedDetections, a: Ints, b: Ints, overlap: Ints) -> tuple[Ints, Ints]:
     """Return the pairs of pieces of one label whose boxes come close in or at a strip."""
-    strip = strip + _REACH_PX * _OUTWARDS
+    overlap = overlap + _REACH_PX * _OUTWARDS
     sides = []
     for ids in (a, b):
-        boxes = found.mask_boxes[ids]
+        boxes = placed.mask_boxes[ids]
         boxes = np.concatenate(
-            [np.maximum(boxes[:, :2], strip[:2]), np.minimum(boxes[:, 2:], strip[2:])], axis=1
+            [np.maximum(boxes[:, :2], overlap[:2]), np.minimum(boxes[:, 2:], overlap[2:])], axis=1
         )
         some = (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
-        sides.append((ids[some], boxes[some] - np.tile(strip[:2], 2)))
+        sides.append((ids[some], boxes[some] - np.tile(overlap[:2], 2)))
     (a, ours), (b, theirs) = sides
     ours = ours + _REACH_PX * np.array([0, 0, 2, 2])  # grown, and moved so that nothing is negative
     theirs = theirs + _REACH_PX
-    i, cells = _cells(ours, found.labels[a])
-    j, other_cells = _cells(theirs, found.labels[b])
+    i, cells = _cells(ours, placed.labels[a])
+    j, other_cells = _cells(theirs, placed.labels[b])
     order = np.argsort(other_cells, kind="stable")
     low, high = (np.searchsorted(other_cells[order], cells, side=side) for side in ("left", "right"))
     i, j = np.repeat(i, high - low), j[order[ranges(low, high - low)]]
@@ -241,67 +241,72 @@ class Clusters(NamedTuple):
 class _Forest:
     """Sets of pieces that are united unless two of one window must be different objects."""
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, placed: PlacedDetections) -> None:
         self._parent: dict[int, int] = {}
-        self._found = found
+        self._placed = placed
         self.members: dict[int, dict[int, list[int]]] = {}
         """Of each root with more than one piece: its pieces by window."""
 
-    def root(self, piece: int) -> int:
+    def root(self, detection: int) -> int:
         """Return the piece that stands for the set."""
         path = []
-        while (parent := self._parent.get(piece, piece)) != piece:
-            path.append(piece)
-            piece = parent
-        self._parent.update(dict.fromkeys(path, piece))
-        return piece
+        while (parent := self._parent.get(detection, detection)) != detection:
+            path.append(detection)
+            detection = parent
+        self._parent.update(dict.fromkeys(path, detection))
+        return detection
 
-    def pieces(self, root: int) -> dict[int, list[int]]:
+    def detections(self, root: int) -> dict[int, list[int]]:
         """Return a set's pieces by window."""
-        return self.members.get(root) or {int(self._found.window[root]): [root]}
+        return self.members.get(root) or {int(self._placed.window[root]): [root]}
 
     def unite(self, p: int, q: int, *, parts: bool) -> None:
         """Unite two sets, if they have no window in common; parts also where both were cut in it."""
         large, small = self.root(p), self.root(q)
         if large == small:
             return
-        into, other = self.pieces(large), self.pieces(small)
+        into, other = self.detections(large), self.detections(small)
         if len(into) < len(other):
             large, small, into, other = small, large, other, into
         for window in other.keys() & into.keys():
-            if not parts or self._found.whole[other[window] + into[window]].any():
+            if not parts or self._placed.whole[other[window] + into[window]].any():
                 return
-        for window, pieces in other.items():
-            into.setdefault(window, []).extend(pieces)
+        for window, detections in other.items():
+            into.setdefault(window, []).extend(detections)
         self._parent[small] = large
         self.members[large] = into
         self.members.pop(small, None)
 
 
-def clusters_of(found: Found) -> Clusters:
+def clusters_of(placed: PlacedDetections) -> Clusters:
     """Return which pieces are one object."""
-    links = _links(found)
-    forest = _Forest(found)
-    for together, parts in ((links.alike, False), (links.parts, True)):
+    links = _links(placed)
+    forest = _Forest(placed)
+    for together, parts in ((links.matched, False), (links.parts, True)):
         for _, p, q in sorted(together, key=_best):
             forest.unite(p, q, parts=parts)
-    host = _hosts(links.scraps, forest)
-    label, composes = np.arange(len(found.window)), np.ones(len(found.window), np.bool_)
+    host = _hosts(links.fragments, forest)
+    label, composes = np.arange(len(placed.window)), np.ones(len(placed.window), np.bool_)
     for root in forest.members.keys() | host.keys():
         last, own = _last_host(root, host)
-        for several in forest.pieces(root).values():
+        for several in forest.detections(root).values():
             label[several] = last
             composes[several] = own
     return Clusters(label, composes)
 
 
-def _hosts(scraps: dict[int, list[tuple[float, int, int]]], forest: _Forest) -> dict[int, int]:
+def _hosts(fragments: dict[int, list[tuple[float, int, int]]], forest: _Forest) -> dict[int, int]:
     """Return for each set of nothing but scraps the one that it goes to: of the best, one that is more than scraps."""
     held: dict[int, list[tuple[float, int, int]]] = {}
-    for root in {forest.root(scrap) for scrap in scraps}:
-        pieces = [piece for several in forest.pieces(root).values() for piece in several]
-        links = [link for piece in pieces for link in scraps.get(piece, ()) if forest.root(link[2]) != root]
-        if links and all(piece in scraps for piece in pieces):
+    for root in {forest.root(fragment) for fragment in fragments}:
+        detections = [detection for several in forest.detections(root).values() for detection in several]
+        links = [
+            link
+            for detection in detections
+            for link in fragments.get(detection, ())
+            if forest.root(link[2]) != root
+        ]
+        if links and all(detection in fragments for detection in detections):
             held[root] = links
     host = {}
     for root, links in held.items():

@@ -91,50 +91,50 @@ class _Held:
         self._raster = raster
         self._read_region = read_region
         self._rect = Rect(0, 0, 0, 0)
-        self._strip: RasterRegion | None = None
+        self._region: RasterRegion | None = None
 
     def hold(self, wanted: Rect) -> None:
         """Have a rectangle in memory. Raises ItemError."""
         needed = self._aligned(wanted)
-        held, strip = self._rect, self._strip
-        self._strip = None  # what is read next may take as much again
+        held, region = self._rect, self._region
+        self._region = None  # what is read next may take as much again
         goes_on = (
-            strip is not None
+            region is not None
             and held.col_off <= needed.col_off
             and needed.right <= held.right
             and held.row_off <= needed.row_off <= held.bottom
         )
-        if not goes_on or strip is None:
-            self._strip, self._rect = self._read_region(self._raster, needed), needed
+        if not goes_on or region is None:
+            self._region, self._rect = self._read_region(self._raster, needed), needed
             return
         kept = slice(needed.row_off - held.row_off, None)
         rect = Rect(
             held.col_off, needed.row_off, held.width, max(needed.bottom, held.bottom) - needed.row_off
         )
         # Copies, so that what is not kept is free before more is read.
-        pixels, valid, broken = strip.pixels[kept].copy(), strip.valid[kept].copy(), strip.broken
-        del strip
+        pixels, valid, broken = region.pixels[kept].copy(), region.valid[kept].copy(), region.broken
+        del region
         if rect.bottom > held.bottom:
             below = self._read_region(
                 self._raster, Rect(held.col_off, held.bottom, held.width, rect.bottom - held.bottom)
             )
             pixels, valid = np.concatenate([pixels, below.pixels]), np.concatenate([valid, below.valid])
             broken = (*(each for each in broken if each[0].bottom > rect.row_off), *below.broken)
-        self._strip, self._rect = RasterRegion(pixels, valid, broken), rect
+        self._region, self._rect = RasterRegion(pixels, valid, broken), rect
 
     def window(self, rect: Rect) -> DecodedImage | ItemError | None:
         """Return a window of what is held; None where no pixel is valid."""
-        if self._strip is None:
+        if self._region is None:
             raise RuntimeError("hold() comes first")
-        for where, why in self._strip.broken:
+        for where, why in self._region.broken:
             shared = where.shared(rect)
             if shared.width and shared.height:
                 return why
         top, left = rect.row_off - self._rect.row_off, rect.col_off - self._rect.col_off
         part = (slice(top, top + rect.height), slice(left, left + rect.width))
-        if not self._strip.valid[part].any():
+        if not self._region.valid[part].any():
             return None
-        return DecodedImage(np.ascontiguousarray(self._strip.pixels[part]), None)
+        return DecodedImage(np.ascontiguousarray(self._region.pixels[part]), None)
 
     def _aligned(self, rect: Rect) -> Rect:
         """Return the blocks that a rectangle touches."""

@@ -39,13 +39,13 @@ from ..masks.rle import MAX_PIXELS, EncodedMasks, encode_changes
 from ..masks.spans import Ints, Spans
 from ..types import Detections, detection_order
 from .grid import Grid
-from .overlap_matching import TOLERANCE_PX, Found, box_of, clusters_of
+from .overlap_matching import TOLERANCE_PX, PlacedDetections, box_of, clusters_of
 
 _AT_ONCE: Final = 4096  # masks encoded
 
 
 @dataclass(frozen=True, slots=True)
-class Pieces:
+class WindowDetections:
     """The raw detections in the windows of one image, as columns of equal length N."""
 
     window_id: NDArray[np.int32]
@@ -63,7 +63,7 @@ class Pieces:
 
 
 @dataclass(frozen=True, slots=True)
-class Objects(Detections):
+class StitchedDetections(Detections):
     """The whole objects of one image, and what they were made of.
 
     Where there are `frames`, they are the masks' tight boxes; one pixel where a mask is empty.
@@ -73,7 +73,7 @@ class Objects(Detections):
     """(N,) the object that each of the given pieces became part of."""
 
 
-def merge(grid: Grid, pieces: Pieces, *, capped: bool) -> Objects:
+def stitch(grid: Grid, detections: WindowDetections, *, capped: bool) -> StitchedDetections:
     """Return the whole objects of an image.
 
     Args:
@@ -84,15 +84,15 @@ def merge(grid: Grid, pieces: Pieces, *, capped: bool) -> Objects:
     Raises:
         ValueError: a mask is none of its window's size, or an object's own box has 2^32 pixels or more.
     """
-    order = np.argsort(pieces.window_id, kind="stable")
-    found = _found(grid, pieces, order)
-    clusters = clusters_of(found)
+    order = np.argsort(detections.window_id, kind="stable")
+    placed = _placed(grid, detections, order)
+    clusters = clusters_of(placed)
     first, owner = np.unique(clusters.label, return_index=True, return_inverse=True)[1:]
     composing = np.flatnonzero(clusters.composes)
     members = composing[np.argsort(owner[composing], kind="stable")]
-    sources = _sources(found, members, owner[members], len(first))
-    masks, frames = _drawn(found, sources)
-    boxes, labels, scores = _summed(found, sources)
+    sources = _sources(placed, members, owner[members], len(first))
+    masks, frames = _drawn(placed, sources)
+    boxes, labels, scores = _summed(placed, sources)
     # Where all that users see is equal, what was found first comes first.
     tie = np.lexsort((first, *masks.boxes.T))
     final = tie[detection_order(boxes[tie], labels[tie], scores[tie])]
@@ -100,7 +100,7 @@ def merge(grid: Grid, pieces: Pieces, *, capped: bool) -> Objects:
     place[final] = np.arange(len(final))
     object_of = np.empty(len(order), np.int32)
     object_of[order] = place[owner]
-    return Objects(
+    return StitchedDetections(
         height=grid.height,
         width=grid.width,
         boxes=boxes[final],
@@ -115,24 +115,24 @@ def merge(grid: Grid, pieces: Pieces, *, capped: bool) -> Objects:
     )
 
 
-def _found(grid: Grid, pieces: Pieces, order: NDArray[np.intp]) -> Found:
+def _placed(grid: Grid, detections: WindowDetections, order: NDArray[np.intp]) -> PlacedDetections:
     """Return the pieces in the image's frame."""
-    window = pieces.window_id[order].astype(np.int64)
+    window = detections.window_id[order].astype(np.int64)
     row, column = np.divmod(window, len(grid.lefts))
     origin = np.stack([grid.lefts[column], grid.tops[row]] * 2, axis=1)
     frames = origin + np.array([0, 0, min(grid.window, grid.width), min(grid.window, grid.height)])
-    local = pieces.mask_boxes[order].astype(np.int64)
+    local = detections.mask_boxes[order].astype(np.int64)
     some = local[:, 2:3] > 0
     mask_boxes = np.where(some, local + origin, 0)
     image = np.array([0, 0, grid.width, grid.height])
     gap = np.abs(mask_boxes - frames)
-    return Found(
+    return PlacedDetections(
         grid=grid,
-        masks=[pieces.masks[i] for i in order],
+        masks=[detections.masks[i] for i in order],
         window=window,
-        labels=pieces.labels[order],
-        scores=pieces.scores[order],
-        boxes=pieces.boxes[order].astype(np.float64) + origin,
+        labels=detections.labels[order],
+        scores=detections.scores[order],
+        boxes=detections.boxes[order].astype(np.float64) + origin,
         mask_boxes=mask_boxes,
         frames=frames,
         whole=((gap > TOLERANCE_PX) | (frames == image)).all(axis=1) & some[:, 0],
@@ -151,13 +151,13 @@ class _Sources(NamedTuple):
     """(M + 1,) where each object's begin in `ids`, and where the last's end."""
 
 
-def _sources(found: Found, members: Ints, owner: Ints, n: int) -> _Sources:
-    whole = found.whole[members]
+def _sources(placed: PlacedDetections, members: Ints, owner: Ints, n: int) -> _Sources:
+    whole = placed.whole[members]
     witnesses, of = members[whole], owner[whole]
-    cores = _cores(found, witnesses)
-    middle = found.mask_boxes[witnesses, :2] + found.mask_boxes[witnesses, 2:]
+    cores = _cores(placed, witnesses)
+    middle = placed.mask_boxes[witnesses, :2] + placed.mask_boxes[witnesses, 2:]
     owns = ((2 * cores[:, :2] <= middle) & (middle < 2 * cores[:, 2:])).all(axis=1)
-    order = np.lexsort((witnesses, -found.scores[witnesses], ~owns, of))
+    order = np.lexsort((witnesses, -placed.scores[witnesses], ~owns, of))
     seen, first = np.unique(of[order], return_index=True)
     others = ~np.isin(owner, seen)
     ids = np.concatenate([witnesses[order][first], members[others]])
@@ -166,36 +166,36 @@ def _sources(found: Found, members: Ints, owner: Ints, n: int) -> _Sources:
     return _Sources(ids[together], np.searchsorted(of[together], np.arange(n + 1)))
 
 
-def _cores(found: Found, ids: Ints) -> Ints:
+def _cores(placed: PlacedDetections, ids: Ints) -> Ints:
     """Return the cores of pieces' windows, (N, 4)."""
-    windows, which = np.unique(found.window[ids], return_inverse=True)
-    return np.array([box_of(found.grid.core(int(w))) for w in windows], np.int64).reshape(-1, 4)[which]
+    windows, which = np.unique(placed.window[ids], return_inverse=True)
+    return np.array([box_of(placed.grid.core(int(w))) for w in windows], np.int64).reshape(-1, 4)[which]
 
 
 def _summed(
-    found: Found, sources: _Sources
+    placed: PlacedDetections, sources: _Sources
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
     """Return boxes, labels and scores of the objects."""
     first = sources.first[:-1]
-    boxes, scores = found.boxes[sources.ids], found.scores[sources.ids]
+    boxes, scores = placed.boxes[sources.ids], placed.scores[sources.ids]
     if not len(first):
-        return boxes.astype(np.float32), found.labels[sources.ids], scores
+        return boxes.astype(np.float32), placed.labels[sources.ids], scores
     hulls = [np.minimum.reduceat(boxes[:, :2], first), np.maximum.reduceat(boxes[:, 2:], first)]
-    labels = found.labels[sources.ids[first]]
+    labels = placed.labels[sources.ids[first]]
     return np.concatenate(hulls, axis=1).astype(np.float32), labels, np.maximum.reduceat(scores, first)
 
 
-def _drawn(found: Found, sources: _Sources) -> tuple[EncodedMasks, NDArray[np.int32] | None]:
+def _drawn(placed: PlacedDetections, sources: _Sources) -> tuple[EncodedMasks, NDArray[np.int32] | None]:
     """Return the masks of the objects, and their frames where they are not drawn in the whole image."""
-    height, width = found.grid.height, found.grid.width
+    height, width = placed.grid.height, placed.grid.width
     framed = height * width > MAX_PIXELS
     done = [EncodedMasks((), np.empty(0, np.int64), np.empty((0, 4), np.int32))]
     start = 0
     while start < len(sources.first) - 1:
         stop = int(np.searchsorted(sources.first, sources.first[start] + _AT_ONCE, side="right")) - 1
         stop = max(stop, start + 1)
-        runs = _patched(found, sources, start, stop)
-        done.append(_framed(runs) if framed else encode_changes(*runs.changes, stop - start, height, width))
+        spans = _patched(placed, sources, start, stop)
+        done.append(_framed(spans) if framed else encode_changes(*spans.changes, stop - start, height, width))
         start = stop
     counts, areas, boxes = zip(*done, strict=True)
     masks = EncodedMasks(
@@ -204,38 +204,38 @@ def _drawn(found: Found, sources: _Sources) -> tuple[EncodedMasks, NDArray[np.in
     return masks, _frames(masks.boxes) if framed else None
 
 
-def _patched(found: Found, sources: _Sources, start: int, stop: int) -> Spans:
+def _patched(placed: PlacedDetections, sources: _Sources, start: int, stop: int) -> Spans:
     """Return the masks of some of the objects, in the image's frame."""
     cuts = sources.first[start : stop + 1] - sources.first[start]
     ids = sources.ids[sources.first[start] : sources.first[stop]]
     of = np.repeat(np.arange(stop - start), np.diff(cuts))
-    runs = found.runs(ids)
-    piece, cores = _foreign(found, ids, cuts)
-    rank = np.arange(len(piece)) - np.searchsorted(piece, piece)
+    spans = placed.spans(ids)
+    detection, cores = _foreign(placed, ids, cuts)
+    rank = np.arange(len(detection)) - np.searchsorted(detection, detection)
     for turn in range(int(rank.max(initial=-1)) + 1):
         boxes = np.zeros((len(ids), 4), np.int64)
-        boxes[piece[rank == turn]] = cores[rank == turn]
-        runs = runs.outside(boxes)
+        boxes[detection[rank == turn]] = cores[rank == turn]
+        spans = spans.outside(boxes)
     # About the objects' own origins, so that numbers stay small in an image of any size.
-    origin = np.minimum.reduceat(found.frames[ids, :2], cuts[:-1])
+    origin = np.minimum.reduceat(placed.frames[ids, :2], cuts[:-1])
     left, top = origin.T
-    return runs.shifted(-left[of], -top[of]).as_one(of, stop - start).shifted(left, top)
+    return spans.shifted(-left[of], -top[of]).as_one(of, stop - start).shifted(left, top)
 
 
-def _foreign(found: Found, ids: Ints, cuts: Ints) -> tuple[Ints, Ints]:
+def _foreign(placed: PlacedDetections, ids: Ints, cuts: Ints) -> tuple[Ints, Ints]:
     """Return where other windows of an object decide about a piece: which one, ascending, and their cores."""
-    pieces, cores = [np.empty(0, np.int64)], [np.empty((0, 4), np.int64)]
+    detections, cores = [np.empty(0, np.int64)], [np.empty((0, 4), np.int64)]
     for index in np.flatnonzero(np.diff(cuts) > 1):
         here = np.arange(cuts[index], cuts[index + 1])
-        windows, which = np.unique(found.window[ids[here]], return_index=True)
-        owned, boxes = _cores(found, ids[here[which]]), found.mask_boxes[ids[here]]
+        windows, which = np.unique(placed.window[ids[here]], return_index=True)
+        owned, boxes = _cores(placed, ids[here[which]]), placed.mask_boxes[ids[here]]
         meet = (boxes[:, None, :2] < owned[:, 2:]).all(axis=2) & (owned[:, :2] < boxes[:, None, 2:]).all(
             axis=2
         )
-        piece, window = np.nonzero(meet & (found.window[ids[here], None] != windows))
-        pieces.append(here[piece])
+        detection, window = np.nonzero(meet & (placed.window[ids[here], None] != windows))
+        detections.append(here[detection])
         cores.append(owned[window])
-    return np.concatenate(pieces), np.concatenate(cores)
+    return np.concatenate(detections), np.concatenate(cores)
 
 
 def _frames(boxes: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -243,12 +243,12 @@ def _frames(boxes: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.concatenate([boxes[:, :2], sizes], axis=1)
 
 
-def _framed(runs: Spans) -> EncodedMasks:
+def _framed(spans: Spans) -> EncodedMasks:
     """Encode masks in their own frames."""
-    boxes = runs.boxes.astype(np.int32)
+    boxes = spans.boxes.astype(np.int32)
     frames = _frames(boxes)
-    of, column, row = runs.changes
-    cuts = np.searchsorted(of, np.arange(runs.n + 1))
+    of, column, row = spans.changes
+    cuts = np.searchsorted(of, np.arange(spans.n + 1))
     counts: list[bytes] = []
     for frame, start, stop in zip(frames.tolist(), cuts, cuts[1:], strict=False):
         left, top, width, height = frame
@@ -257,4 +257,4 @@ def _framed(runs: Spans) -> EncodedMasks:
             np.zeros(stop - start, np.int64), column[here] - left, row[here] - top, 1, height, width
         )
         counts.extend(one.counts)
-    return EncodedMasks(tuple(counts), runs.areas, boxes)
+    return EncodedMasks(tuple(counts), spans.areas, boxes)

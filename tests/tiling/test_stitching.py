@@ -15,7 +15,7 @@ from maskrcnn.masks.rle_decode import read_spans
 from maskrcnn.synthetic.planted import PlantedInstance
 from maskrcnn.tiling.grid import Grid
 from maskrcnn.tiling.overlap_matching import TOLERANCE_PX
-from maskrcnn.tiling.stitching import Objects, Pieces, merge
+from maskrcnn.tiling.stitching import StitchedDetections, WindowDetections, stitch
 
 JITTER_PX = TOLERANCE_PX // 2
 
@@ -103,7 +103,7 @@ def seen(
 
 def segmented(
     grid: Grid, truths: Sequence[GroundTruth], seed: int | None = None
-) -> tuple[Pieces, np.ndarray]:
+) -> tuple[WindowDetections, np.ndarray]:
     """Return what a segmenter finds in the windows, and of which truth each piece is.
 
     Args:
@@ -124,10 +124,10 @@ def segmented(
     return pieces_of(grid, [(row[0], row[3]) for row in rows]), np.array([row[2] for row in rows], np.int64)
 
 
-def pieces_of(grid: Grid, found: Sequence[tuple[int, GroundTruth]]) -> Pieces:
+def pieces_of(grid: Grid, found: Sequence[tuple[int, GroundTruth]]) -> WindowDetections:
     height, width = min(grid.window, grid.height), min(grid.window, grid.width)
     boxes = np.array([(p.left, p.top, p.rect.right, p.rect.bottom) for _, p in found]).reshape(-1, 4)
-    return Pieces(
+    return WindowDetections(
         window_id=np.array([window for window, _ in found], np.int32),
         labels=np.array([p.label for _, p in found], np.int32),
         scores=np.array([p.score for _, p in found], np.float32),
@@ -140,7 +140,7 @@ def pieces_of(grid: Grid, found: Sequence[tuple[int, GroundTruth]]) -> Pieces:
 # --- what must hold ---
 
 
-def drawn(objects: Objects, index: int, rect: Rect) -> np.ndarray:
+def drawn(objects: StitchedDetections, index: int, rect: Rect) -> np.ndarray:
     """Paint an object's mask inside of a rectangle of the image."""
     if objects.frames is None:
         left, top, size = 0, 0, (objects.height, objects.width)
@@ -156,7 +156,7 @@ def drawn(objects: Objects, index: int, rect: Rect) -> np.ndarray:
     return canvas
 
 
-def is_exactly(objects: Objects, truths: Sequence[GroundTruth], of: np.ndarray) -> None:
+def is_exactly(objects: StitchedDetections, truths: Sequence[GroundTruth], of: np.ndarray) -> None:
     """Each truth is one object: box, label, score, and every pixel; and its pieces say so."""
     assert len(objects.masks) == len(truths)
     object_of = {}
@@ -174,7 +174,7 @@ def is_exactly(objects: Objects, truths: Sequence[GroundTruth], of: np.ndarray) 
         assert (drawn(objects, found, rect) == truth.crop).all()
 
 
-def off(objects: Objects, index: int, truth: GroundTruth) -> int:
+def off(objects: StitchedDetections, index: int, truth: GroundTruth) -> int:
     """Return how far the farthest differing pixel is from the truth's outline, columns or rows; 9 at most."""
     room = 24
     rect = Rect(
@@ -192,7 +192,7 @@ def off(objects: Objects, index: int, truth: GroundTruth) -> int:
     return 9
 
 
-def is_about(objects: Objects, truths: Sequence[GroundTruth]) -> None:
+def is_about(objects: StitchedDetections, truths: Sequence[GroundTruth]) -> None:
     """Each truth is one object, of which no differing pixel lies more than the jitter from the outline."""
     assert len(objects.masks) == len(truths)
     left = set(range(len(truths)))
@@ -318,7 +318,7 @@ def test_planted_mosaics_come_out_once_and_whole_wherever_the_grid_lies(overlap:
     grid = Grid(4096, 4500, 1024, overlap, offsets(1024, overlap, 2, seed=overlap)[1])
     truths = mosaic(grid, 1, 500, 16 if jitter else 3)
     pieces, of = segmented(grid, truths, 1 if jitter else None)
-    objects = merge(grid, pieces, capped=False)
+    objects = stitch(grid, pieces, capped=False)
     if jitter:
         is_about(objects, truths)
     else:
@@ -341,7 +341,7 @@ SEEDS = st.integers(0, 2**31)
 def test_without_jitter_every_pixel_is_right(grid: Grid, seed: int) -> None:
     truths = mosaic(grid, seed, 60, 1)
     pieces, of = segmented(grid, truths)
-    is_exactly(merge(grid, pieces, capped=False), truths, of)
+    is_exactly(stitch(grid, pieces, capped=False), truths, of)
 
 
 @settings(max_examples=25, deadline=None)
@@ -350,7 +350,7 @@ def test_without_jitter_every_pixel_is_right(grid: Grid, seed: int) -> None:
 def test_with_jitter_nothing_is_lost_or_doubled_or_further_off(grid: Grid, seed: int) -> None:
     truths = mosaic(grid, seed, 60, 16)
     pieces, _ = segmented(grid, truths, seed)
-    is_about(merge(grid, pieces, capped=False), truths)
+    is_about(stitch(grid, pieces, capped=False), truths)
 
 
 @settings(max_examples=10, deadline=None)
@@ -361,8 +361,8 @@ def test_the_order_of_windows_changes_nothing(grid: Grid, seed: int) -> None:
     order = np.argsort(windows[pieces.window_id], kind="stable")
     names = ("window_id", "labels", "scores", "boxes", "mask_boxes")
     columns = {name: getattr(pieces, name)[order] for name in names}
-    shuffled = Pieces(masks=[pieces.masks[i] for i in order], **columns)
-    one, other = merge(grid, pieces, capped=False), merge(grid, shuffled, capped=False)
+    shuffled = WindowDetections(masks=[pieces.masks[i] for i in order], **columns)
+    one, other = stitch(grid, pieces, capped=False), stitch(grid, shuffled, capped=False)
     assert one.masks == other.masks
     for name in ("boxes", "labels", "scores", "areas", "mask_boxes"):
         assert (getattr(one, name) == getattr(other, name)).all()
@@ -377,12 +377,12 @@ FOUR = Grid(448, 448, 256, 64)
 """Four windows, which share the middle 64 pixels a side."""
 
 
-def merged(grid: Grid, found: Sequence[tuple[int, GroundTruth]]) -> Objects:
-    return merge(grid, pieces_of(grid, found), capped=False)
+def merged(grid: Grid, found: Sequence[tuple[int, GroundTruth]]) -> StitchedDetections:
+    return stitch(grid, pieces_of(grid, found), capped=False)
 
 
 def test_nothing_found_is_nothing() -> None:
-    objects = merge(GRID, pieces_of(GRID, []), capped=True)
+    objects = stitch(GRID, pieces_of(GRID, []), capped=True)
     assert objects.masks == ()
     assert objects.object_of.shape == (0,)
     assert objects.object_of.dtype == np.int32
@@ -393,7 +393,7 @@ def test_nothing_found_is_nothing() -> None:
 def test_the_result_is_an_image_s_like_any_other() -> None:
     truths = [box(30, 30, 20, 30, 2, 0.9), box(100, 40, 300, 50, 1, 0.7), box(180, 200, 30, 20, 1, 0.8)]
     pieces, _ = segmented(GRID, truths)
-    found = merge(GRID, pieces, capped=False)
+    found = stitch(GRID, pieces, capped=False)
     assert (found.height, found.width) == (256, 448)
     assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
     assert coco_mask.toBbox(found.rles()).tolist() == [
@@ -416,7 +416,7 @@ def test_categories_are_not_united() -> None:
 def test_empty_masks_are_kept_and_united_with_nothing() -> None:
     nothing = GroundTruth(np.zeros((0, 0), np.bool_), 0, 0)
     pieces = pieces_of(GRID, [(0, nothing), (1, nothing), (1, box(0, 0, 20, 20))])
-    objects = merge(GRID, pieces, capped=False)
+    objects = stitch(GRID, pieces, capped=False)
     assert sorted(objects.areas.tolist()) == [0, 0, 400]
     assert objects.mask_boxes[objects.areas == 0].tolist() == [[0, 0, 0, 0]] * 2
 
@@ -507,7 +507,7 @@ def test_a_few_pixels_at_the_corner_of_four_windows_unite_nothing(
 def test_a_damaged_mask_is_refused() -> None:
     pieces = replace(pieces_of(GRID, [(0, box(200, 9, 9, 9))]), masks=[b"0"])
     with pytest.raises(ValueError, match="mask 0 is none of 256 x 256 pixels"):
-        merge(GRID, pieces, capped=False)
+        stitch(GRID, pieces, capped=False)
 
 
 @settings(max_examples=5, deadline=None)
@@ -528,7 +528,7 @@ def test_masks_of_the_largest_images_are_drawn_in_frames(seed: int) -> None:
         name: np.concatenate([getattr(empty, name), getattr(pieces, name)])
         for name in ("window_id", "labels", "scores", "boxes", "mask_boxes")
     }
-    objects = merge(large, Pieces(masks=[*empty.masks, *pieces.masks], **columns), capped=False)
+    objects = stitch(large, WindowDetections(masks=[*empty.masks, *pieces.masks], **columns), capped=False)
     assert objects.frames is not None
     assert objects.object_of[0] == len(moved)
     assert objects.frames[-1].tolist() == [0, 0, 1, 1]
