@@ -1,21 +1,21 @@
-"""From bytes to RGB pixels, or to a code that says why not.
+"""Decode image files to RGB pixels, or to an error code with the reason.
 
-The header is read first, and no pixel before the limits hold. The rules, which are the contract of `images`:
+The header is read first, and no pixel before the limits are checked. These rules are the contract of `images`:
 
-- JPEG, PNG, WebP, BMP, GIF and TIFF, known by their content; names mean nothing. Of an animation, a
-  multi-page TIFF or a multi-picture JPEG, the first picture.
-- EXIF orientation is applied, before anyone sees a width or a height (where there is none, XMP's, as Pillow
+- JPEG, PNG, WebP, BMP, GIF and TIFF, recognized by their content; names mean nothing. Of an animation, a
+  multi-page TIFF or a multi-picture JPEG, the first picture is decoded.
+- EXIF orientation is applied before any width or height is reported (without EXIF, XMP's orientation, as Pillow
   does it). Values outside of 1..8 and EXIF that cannot be parsed are ignored.
-- One bit becomes 0 and 255; grey is repeated; a palette gives its colours; CMYK, YCbCr, HSV and LAB are
+- One bit becomes 0 and 255; grey is repeated; palette indices become their colours; CMYK, YCbCr, HSV and LAB are
   converted by Pillow. Alpha is dropped: colours stay as stored, whatever others blend them with. Colour profiles
   are not applied.
 - 16-bit grey is scaled by round(v / 257), TIFF's 12-bit grey likewise from 4095. Where all of it lies in the lowest
   sixteenth of its range, as 12-bit values in a 16-bit file do, it would be black: `unsupported_pixels`. (PNG's
-  sBIT changes nothing: it says of how many bits values were that have been scaled up since.) PNG's 16-bit colours
+  sBIT changes nothing: it records the bits of values that have been scaled up since.) PNG's 16-bit colours
   keep their high byte, under the same condition.
 - Float, 32-bit and signed pixels, and TIFFs of several bands beyond 8 bits, mean nothing without a stated
-  scaling: `unsupported_pixels`. GeoTIFFs of such are for the raster mode.
-- Damage that the decoder does not notice (bytes changed inside a JPEG's scan) passes.
+  scaling: `unsupported_pixels`. GeoTIFFs with such pixels are for the raster mode.
+- Damage that the decoder does not notice (bytes changed inside a JPEG's scan) is not detected.
 """
 
 import contextlib
@@ -60,33 +60,33 @@ _PLUGINS: Final[dict[str, Any]] = {
 }
 
 _BROKEN: Final = (
-    OSError,  # the decoders' own word, and UnidentifiedImageError
-    SyntaxError,  # Pillow's word for a header that is not as it should be
+    OSError,  # the decoders' own error, and UnidentifiedImageError
+    SyntaxError,  # Pillow's error for an invalid header
     ValueError,  # sizes and offsets that contradict each other; undecodable text
     TypeError,  # a tag that holds a tuple where a number belongs
     LookupError,  # indices and tags that point nowhere
     ArithmeticError,  # a resolution divided by zero; sizes beyond C's
-    EOFError,  # a frame that is not there
-    AttributeError,  # a chunk that should have come before
+    EOFError,  # a missing frame
+    AttributeError,  # a chunk that should have come earlier
     NotImplementedError,  # a TIFF feature
-    RuntimeError,  # a decoder in a state that it does not expect
+    RuntimeError,  # a decoder in an unexpected state
     AssertionError,  # Pillow's checks
     struct.error,  # a header cut short
     zlib.error,  # a PNG's or a TIFF's compressed text
 )
-"""All that Pillow was seen to raise on mutated files."""
+"""All that Pillow was observed to raise on mutated files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is too large to decode."""
+    """The largest image that is decoded."""
 
     max_pixels: int
     """Width times height."""
     max_bytes: int
-    """Of the file."""
+    """Size of the file."""
     max_aspect: float
-    """The long side over the short side."""
+    """Ratio of the long side to the short side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +100,10 @@ class DecodedImage:
 
 
 class _Quiet:
-    """Keep Pillow's warnings from users while any thread decodes.
+    """Suppress Pillow's warnings while any thread decodes.
 
-    `warnings.catch_warnings` alone changes what all threads share: the one that leaves last would restore
-    what the first had put in place.
+    `warnings.catch_warnings` alone changes a state that all threads share: the last to leave would restore
+    what the first had set.
     """
 
     def __init__(self) -> None:
@@ -161,12 +161,12 @@ def decode_image(data: bytes, limits: Limits) -> DecodedImage:
 
 
 def image_size(file: BinaryIO, limits: Limits) -> tuple[int, int]:
-    """Return the height and width that `decode_image` will give, by the header alone.
+    """Return the height and width that `decode_image` will return, from the header alone.
 
-    An orientation that stands behind the pixels, as a PNG or a WebP may have it, is not seen.
+    An orientation stored after the pixels, as a PNG or a WebP may have it, is not seen.
 
     Raises:
-        ItemError: as `decode_image`, as far as a header can say.
+        ItemError: as `decode_image`, as far as the header shows it.
     """
     head = file.read(1024)
     kind = format_of(head)
@@ -196,8 +196,8 @@ def image_size(file: BinaryIO, limits: Limits) -> tuple[int, int]:
 
 
 def _raise_pillows_guard(max_pixels: int) -> None:
-    # Pillow refuses more than twice this, in the whole process. It must not get in the way of a larger limit of
-    # ours, and stays as it is for a smaller one. It only ever rises, so threads need no lock.
+    # Pillow refuses more than twice this, in the whole process. It must not prevent a larger limit of
+    # this project, and is kept for a smaller one. It only ever rises, so threads need no lock.
     half = (max_pixels + 1) // 2
     if Image.MAX_IMAGE_PIXELS is not None and half > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = half
@@ -211,7 +211,7 @@ def _load(data: bytes, kind: str, limits: Limits) -> tuple[Image.Image, int | No
     _check_size(image, limits)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _check_tiff(image, limits)
-        # Pillow turns a TIFF upright as it loads it, and forgets the tag.
+        # Pillow rotates a TIFF upright as it loads it, and drops the tag.
         orientation = _valid(_numbers(image.tag_v2, _ORIENTATION, 0)[0])
         image.load()
         return image, orientation, True
@@ -220,18 +220,18 @@ def _load(data: bytes, kind: str, limits: Limits) -> tuple[Image.Image, int | No
 
 
 def _check_canvas(webp: bytes, limits: Limits) -> None:
-    """Refuse a WebP before it is opened, for which Pillow takes eight bytes for each pixel of the canvas."""
+    """Refuse a WebP before it is opened, for which Pillow allocates eight bytes for each pixel of the canvas."""
     if (size := webp_size(webp)) is not None and size[0] * size[1] > limits.max_pixels:
-        # Its EXIF stands at the end: this size is as stored.
+        # Its EXIF is at the end of the file: this size is as stored.
         why = f"{size[0]} x {size[1]} pixels, more than the limit of {limits.max_pixels}"
         raise ItemError("too_many_pixels", why, width=size[0], height=size[1])
 
 
 def _check_size(image: Image.Image, limits: Limits) -> None:
-    """Refuse an image that is only open, by its header."""
+    """Refuse an opened image by its header."""
     width, height = image.size
     if width < 1 or height < 1:
-        raise ItemError("corrupt", f"the header says {width} x {height} pixels")
+        raise ItemError("corrupt", f"its header states {width} x {height} pixels")
     if width * height > limits.max_pixels:
         raise _refused("too_many_pixels", image, f", more than the limit of {limits.max_pixels}")
     if max(image.size) > limits.max_aspect * min(image.size):
@@ -242,16 +242,16 @@ def _refused(code: str, image: Image.Image, why: str) -> ItemError:
     """Return the error of an image of which only the header was read, with its size, upright."""
     width, height = image.size
     if not isinstance(image, TiffImagePlugin.TiffImageFile) and _headers_orientation(image) in (5, 6, 7, 8):
-        # Of a TIFF Pillow has turned the size already.
+        # Pillow has swapped the size of a TIFF already.
         width, height = height, width
     what = f"{width} x {height} pixels{why}"
-    if max(width, height) >= 2**31:  # more than the columns hold; no such image exists
+    if max(width, height) >= 2**31:  # more than the tables' columns can hold; no such image exists
         return ItemError(code, what)
     return ItemError(code, what, width=width, height=height)
 
 
 def _bomb(kind: str, data: bytes, limits: Limits) -> ItemError:
-    """Return the error of an image that Pillow finds too large, with its size if the header says it."""
+    """Return the error of an image that Pillow finds too large, with its size if the header states it."""
     try:
         _check_size(_PLUGINS[kind](BytesIO(data)), limits)
     except ItemError as error:
@@ -273,7 +273,7 @@ def _numbers(tags: Any, tag: int, default: int) -> tuple[Any, ...]:
 
 
 def _unscaled(tags: Any) -> str | None:
-    """Return what a TIFF holds if Pillow would refuse it, or open it with other colours than it has."""
+    """Return a description of a TIFF that Pillow would refuse, or open with wrong colours; None for others."""
     bits = max(_numbers(tags, TiffImagePlugin.BITSPERSAMPLE, 1))
     bands = _numbers(tags, TiffImagePlugin.SAMPLESPERPIXEL, 1)[0]
     signed = any(kind != _UNSIGNED for kind in _numbers(tags, TiffImagePlugin.SAMPLEFORMAT, _UNSIGNED))
@@ -285,7 +285,7 @@ def _unscaled(tags: Any) -> str | None:
 def _check_tiff(image: TiffImagePlugin.TiffImageFile, limits: Limits) -> None:
     if (what := _unscaled(image.tag_v2)) is not None:
         raise _unsupported("TIFF", what)
-    # A small image may still be one corner of a huge block.
+    # A small image may be one corner of a huge block.
     block = [
         _numbers(image.tag_v2, tag, 1)[0] for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
     ]
@@ -321,7 +321,7 @@ def _rgb(image: Image.Image) -> Pixels:
 
 
 def _has_16_bit_colors(png: bytes) -> bool:
-    """Return whether a PNG's header says 16 bits a channel, and more than grey: colours or alpha."""
+    """Return whether a PNG's header states 16 bits per channel, and more than grey: colours or alpha."""
     return png[24] == 16 and png[25] != 0
 
 
@@ -330,7 +330,7 @@ def _grey(image: Image.Image) -> NDArray[np.uint8]:
     white, inverted = 65_535, False
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         white = 2 ** int(_numbers(image.tag_v2, TiffImagePlugin.BITSPERSAMPLE, 16)[0]) - 1
-        # White at zero is turned round by Pillow up to 8 bits, not beyond.
+        # Where zero is white, Pillow inverts up to 8 bits, but not more.
         inverted = _numbers(image.tag_v2, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1)[0] == 0
     values = np.asarray(image).astype(np.uint32)
     largest = int(values.max())
@@ -359,7 +359,7 @@ def _exif_orientation(image: Image.Image) -> int | None:
 
 
 def _headers_orientation(image: Image.Image) -> int | None:
-    """Return the orientation that stands before the pixels, which `getexif` of a PNG would decode."""
+    """Return the orientation stored before the pixels; `getexif` of a PNG would decode them."""
     try:
         return _valid(Image.Image.getexif(image).get(_ORIENTATION))
     except _BROKEN:
@@ -367,7 +367,7 @@ def _headers_orientation(image: Image.Image) -> int | None:
 
 
 def _upright(pixels: Pixels, orientation: int | None) -> Pixels:
-    """Undo an EXIF orientation. Reference: CIPA DC-008, tag 274, where row 0 and column 0 lie."""
+    """Undo an EXIF orientation. Reference: CIPA DC-008, tag 274: the positions of row 0 and column 0."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
@@ -381,13 +381,13 @@ def _upright(pixels: Pixels, orientation: int | None) -> Pixels:
 
 
 def _broken(kind: str, data: bytes, error: Exception) -> ItemError:
-    """Return what is wrong with a file that Pillow gave up on."""
+    """Return the error of a file that Pillow could not decode."""
     reason: BaseException = error
-    # Two letters are little to know a bitmap by.
+    # Two letters are weak evidence of a bitmap.
     if kind == "BMP" and (text := kind_of_text(data)) is not None:
         return ItemError("not_an_image", f"the content is {text}")
     if isinstance(error, UnidentifiedImageError):
-        # `open` keeps the plugin's reason to itself.
+        # `open` does not pass the plugin's reason on.
         try:
             _PLUGINS[kind](BytesIO(data))
         except _BROKEN as inner:
@@ -403,7 +403,7 @@ def _broken(kind: str, data: bytes, error: Exception) -> ItemError:
 
 
 def _ends_early(kind: str, data: bytes) -> bool:
-    """Return whether a file that could not be decoded lacks its end."""
+    """Return whether the end of a file that could not be decoded is missing."""
     if kind == "PNG":
         return b"IEND" not in data
     if kind == "GIF":

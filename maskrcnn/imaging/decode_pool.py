@@ -1,10 +1,10 @@
-"""Decoding in processes of its own, so that a decoder's crash costs one image and never the model.
+"""Decode in child processes, so that a decoder's crash costs one image and never the model.
 
-Images, parts of rasters, and headers, when a run of windows is planned.
+They decode images, regions of rasters, and headers, when a windowed run is planned.
 
-Image decoders are C code that reads hostile bytes: a process that hosts a network must not run them. A child has
-one image at a time, and therefore is alone with whatever kills it. It ends by itself when the time is up (the
-kernel's alarm needs no help from a decoder that hangs), when memory is short, and when its parent is gone.
+Image decoders are C code that reads untrusted bytes: a process that hosts a network must not run them. A child decodes
+one image at a time, so that the image that ends it is known. It ends by itself at a timeout (the kernel's alarm works
+even if a decoder hangs), when it exceeds its memory limit, and when its parent has ended.
 
 Bytes and pixels pass through a socket pair. Reference: socketpair(2), setitimer(2), setrlimit(2).
 """
@@ -39,40 +39,40 @@ from .raster import RasterReader, sample
 from .sniff import format_of
 
 DECODE_TIMEOUT_S: Final = 60.0
-"""For one image. The largest that the limits allow takes some five seconds."""
+"""Timeout for one image. The largest that the limits allow takes some five seconds."""
 EXECUTIONS: Final = 2
-"""Of an image that kills its decoder, each in a fresh process, before it is given up; see `Decoders.executions`."""
+"""Attempts at an image that ends its decoder, each in a new process, before it fails; see `Decoders.executions`."""
 
-_HEADER: Final = struct.Struct("<I")  # bytes of the JSON that follows, which says what follows that
+_HEADER: Final = struct.Struct("<I")  # length of the JSON that follows, which describes what follows it
 _READY: Final = b"!"
 _SPARE_BYTES: Final = 2**30
 _BUFFER_BYTES: Final = 2**20
-_BYTES_PER_PIXEL: Final = 16  # of the worst path, 16-bit grey
+_BYTES_PER_PIXEL: Final = 16  # in the worst case, 16-bit grey
 _REGION_BYTES: Final = 2**32
 
 
 @dataclass(frozen=True, slots=True)
 class RasterSource:
-    """A raster, and how it is to be read."""
+    """A raster, and how to read it."""
 
     uri: str
     etag: str | None
-    """As planned; see `storage.open_input`."""
+    """As planned; see `inputs.open_input`."""
     radiometry: Radiometry
     assume_crs: str | None = None
 
 
 class Decoders:
-    """Up to `count` decoding processes, started when they are needed; for any number of threads.
+    """Up to `count` decoding processes, started when needed; usable by any number of threads.
 
     Args:
-        count: how many images are decoded at once; further callers wait.
-        timeout_s: seconds that one image may take.
+        count: maximum number of images decoded at once; further callers wait.
+        timeout_s: timeout for one image, in seconds.
     """
 
     def __init__(self, count: int, timeout_s: float = DECODE_TIMEOUT_S) -> None:
         self.executions = EXECUTIONS
-        """Of an image from now on; one, where it may have had others before."""
+        """Attempts at an image from now on; set to one if earlier processes may have attempted it."""
         self._timeout_s = timeout_s
         self._idle: queue.SimpleQueue[_Decoder | None] = queue.SimpleQueue()
         self._count = count
@@ -80,10 +80,10 @@ class Decoders:
             self._idle.put(None)
 
     def decode(self, data: bytes, limits: Limits) -> DecodedImage:
-        """Do what `decode.decode_image` does, elsewhere.
+        """Run `decode.decode_image` in a child process.
 
         Raises:
-            ItemError: as `decode_image`; also `worker_crash`, `timeout` and `out_of_memory`, where the image
+            ItemError: as `decode_image`; also `worker_crash`, `timeout` and `out_of_memory`, if the image
                 ended its decoder, alone, each of `executions` times.
             RunError: no decoder can be started.
         """
@@ -92,10 +92,10 @@ class Decoders:
         return DecodedImage(pixels, reply["exif_orientation"])
 
     def read_region(self, source: RasterSource, rect: Rect) -> RasterRegion:
-        """Read a rectangle of a raster, as `raster.RasterReader.read_region` does, elsewhere.
+        """Run `raster.RasterReader.read_region` in a child process.
 
         Raises:
-            ItemError: as there, and as in `decode`.
+            ItemError: as `read_region`, and as in `decode`.
             RunError: the store failed.
         """
         request = {"do": "read_region", "source": dataclasses.asdict(source), "rect": rect}
@@ -106,7 +106,7 @@ class Decoders:
     def read_header(
         self, uri: str, limits: Limits, radiometry: Radiometry, assume_crs: str | None
     ) -> ImageHeader:
-        """Read the header of an image or a raster, elsewhere.
+        """Read the header of an image or a raster in a child process.
 
         Raises:
             ItemError: it cannot be read, or the image cannot be used.
@@ -132,7 +132,7 @@ class Decoders:
     def sample(
         self, uri: str, radiometry: Radiometry, count: int, assume_crs: str | None
     ) -> tuple[NDArray[np.float64], float]:
-        """Do what `raster.sample` does, elsewhere.
+        """Run `raster.sample` in a child process.
 
         Raises:
             ItemError: the raster cannot be read.
@@ -151,7 +151,7 @@ class Decoders:
     def _ask(
         self, request: dict[str, Any], data: bytes, memory: int
     ) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
-        """Have a request answered by the next process that is idle."""
+        """Send a request to the next idle process and return its reply."""
         decoder, executions = self._idle.get(), self.executions
         try:
             for _ in range(executions):
@@ -181,7 +181,7 @@ class Decoders:
 
 
 class _DecoderDiedError(Exception):
-    """The process ended before it answered."""
+    """The process ended before it replied."""
 
 
 class _Decoder:
@@ -206,11 +206,11 @@ class _Decoder:
             _receive(self._socket, len(_READY))
         except _DecoderDiedError:
             raise RunError(
-                f"a process to decode images ended at once (status {self.end()}); see the worker's log"
+                f"a process to decode images ended as it started (status {self.end()}): see the worker's log"
             ) from None
 
     def ask(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
-        """Have a request answered. Raises ItemError, RunError, _DecoderDiedError."""
+        """Send a request and return the reply. Raises ItemError, RunError, UsageError, _DecoderDiedError."""
         try:
             _send(self._socket, request, [data])
         except OSError as error:
@@ -229,7 +229,7 @@ class _Decoder:
         return reply, arrays
 
     def end(self) -> int:
-        """End the process, if it has not ended; return its status, negative for a signal."""
+        """End the process if it is still running; return its status, negative for a signal."""
         self._socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(5.0)
@@ -242,11 +242,11 @@ def _memory(limits: Limits) -> int:
 
 
 def _error_of_status(status: int, timeout_s: float) -> ItemError:
-    """Return why an image is given up whose decoder ended with a status."""
+    """Return the error of an image whose decoder ended with a status."""
     if status == -signal.SIGALRM:
         return ItemError("timeout", f"not decoded within {timeout_s:g} s")
     if status == -signal.SIGKILL:
-        return ItemError("out_of_memory", "its decoder was killed, as the kernel does when memory is short")
+        return ItemError("out_of_memory", "its decoder was killed, as the kernel does when memory runs out")
     how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
     return ItemError("worker_crash", f"it ended its decoder ({how})")
 
@@ -282,11 +282,11 @@ def _receive_into(connection: socket.socket, view: memoryview) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed, where it is glibc.
+    """Let glibc keep freed memory; without effect on other C libraries.
 
-    By default it returns every decoded image's memory to the kernel, which then clears as many pages for the next
-    one: half of the time of decoding a small photo. One arena instead of one a thread, so that what one thread
-    frees another can use.
+    By default glibc returns every decoded image's memory to the kernel, which then clears as many pages for the next
+    one: half of the time of decoding a small photo. One arena instead of one per thread, so that one thread can use
+    what another has freed.
 
     Reference: mallopt(3).
     """
@@ -299,11 +299,11 @@ def keep_freed_memory() -> None:
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
-# In the child
+# In the child process
 
 
 def _serve(connection: socket.socket) -> None:
-    """Answer requests until the parent is gone."""
+    """Answer requests until the parent ends."""
     connection.sendall(_READY)
     while True:
         request = _receive_json(connection)
@@ -348,7 +348,7 @@ def _read_region(request: dict[str, Any], _: bytes) -> _Answer:
 
 @functools.lru_cache(maxsize=1)
 def _reader(source: str) -> RasterReader:
-    """Return the raster that was asked for last, still open."""
+    """Return the reader of a raster; the last one stays open."""
     fields = json.loads(source)
     raster = RasterSource(**fields | {"radiometry": Radiometry.from_json(fields["radiometry"])})
     file = open_input(raster.uri, raster.etag)
@@ -383,7 +383,7 @@ _DO: Final[dict[str, Callable[[dict[str, Any], bytes], _Answer]]] = {
 
 
 def _limit_memory(spare_bytes: int) -> None:
-    """Let the process grow by so much, and then meet MemoryError; where the system can."""
+    """Raise MemoryError once the process has grown by so much, where the system supports limits."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource  # noqa: PLC0415 (not on every system)
 
@@ -394,9 +394,9 @@ def _limit_memory(spare_bytes: int) -> None:
 
 
 def main() -> None:
-    """Serve the socket that was inherited: `python -m maskrcnn.imaging.decode_pool SOCKET SPARE_BYTES`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business, and the terminal tells both
-    # libtiff prints a line for whatever it does not like, hundreds for one file; only Python's words are for the log.
+    """Serve the inherited socket: `python -m maskrcnn.imaging.decode_pool SOCKET SPARE_BYTES`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both; the parent handles it
+    # libtiff prints a line for each irregularity, hundreds for one file; only Python's messages are for the log.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     keep_freed_memory()

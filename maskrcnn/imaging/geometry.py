@@ -1,4 +1,4 @@
-"""Rectangles of pixels, and what is known of an image before it is read."""
+"""Rectangles of pixels, regions of rasters, and the headers of images."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ class Rect(NamedTuple):
         return self.row_off + self.height
 
     def shared(self, other: "Rect") -> "Rect":
-        """Return what two rectangles share; width or height is zero where that is nothing."""
+        """Return the intersection of two rectangles; width or height is zero if it is empty."""
         left, top = max(self.col_off, other.col_off), max(self.row_off, other.row_off)
         right, bottom = min(self.right, other.right), min(self.bottom, other.bottom)
         return Rect(left, top, max(right - left, 0), max(bottom - top, 0))
@@ -44,7 +44,7 @@ class RasterRegion:
     """A rectangle of a raster."""
 
     pixels: Pixels
-    """(height, width, 3), RGB, uint8; zeros where nothing is valid."""
+    """(height, width, 3), RGB, uint8; zeros where not valid."""
     valid: NDArray[np.bool_]
     """(height, width) whether a pixel is neither nodata, nor masked, nor transparent."""
     broken: tuple[tuple[Rect, ItemError], ...] = ()
@@ -53,15 +53,15 @@ class RasterRegion:
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What is known of an image before it is read; sizes are None where its header could not be read."""
+    """An image's header, read when the run is planned; sizes are None if it could not be read."""
 
     height: int | None = None
     width: int | None = None
     block_size: tuple[int, int] | None = None
-    """(height, width) of the file's blocks, pixels; None where it can only be read as a whole."""
+    """(height, width) of the file's blocks, pixels; None if it can only be read as a whole."""
     crs_wkt: str | None = None
-    """WKT; None: its pixels lie nowhere."""
+    """WKT; None: the image is not georeferenced."""
     transform: tuple[float, ...] | None = None
     """a … f of x = a * column + b * row + c, y = d * column + e * row + f."""
     error: ItemError | None = None
-    """Why its size is not known."""
+    """The reason why its size is not known."""

@@ -1,7 +1,6 @@
-"""GeoTIFFs opened by GDAL: from an open file, its header first, every fault a code.
+"""GeoTIFFs opened by GDAL: from an open file, the header first, every failure with a code.
 
-rasterio calls files by names; here a file is what was opened for it, and there is nothing beside it: no sidecar, no
-other file, no network.
+rasterio opens files by name; here it sees only the file that was opened for it: no sidecar, no other file, no network.
 """
 
 import contextlib
@@ -22,15 +21,15 @@ from numpy.typing import NDArray
 from ..errors import ItemError, MaskrcnnError, UsageError
 from .sniff import format_of
 
-# rasterio logs whatever GDAL does not like, which Python prints where no logging is set up.
+# rasterio logs GDAL's complaints, which Python prints where no logging is set up.
 logging.getLogger("rasterio").addHandler(logging.NullHandler())
 
 NOWHERE: Final = "none"
-"""What is assumed of rasters that are to be taken as pictures, if they do not say where they lie."""
+"""The value of `assume_crs` that reads rasters without a georeference as pictures."""
 MAX_BLOCK_BYTES: Final = 2**28
-"""Of a decoded block with all bands that are stored in it."""
+"""Maximum size of a decoded block, with all bands that are stored in it."""
 TYPES: Final = frozenset(["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"])
-"""Of numbers that can become a brightness."""
+"""The number types that can be converted to brightness."""
 
 _CACHE_BYTES: Final = 2**24
 _PAGE_BYTES: Final = 2**16
@@ -43,52 +42,52 @@ _BROKEN: Final = (
     LookupError,  # tables without entries
     TypeError,  # a tag that is missing where a number belongs
     ArithmeticError,  # sizes beyond C's
-    AttributeError,  # a mask, a colour table that is not there
+    AttributeError,  # a missing mask or colour table
     RuntimeError,  # GDAL's errors that have no class of their own
 )
-"""What rasterio may raise on a damaged file, beside its own errors."""
+"""What rasterio may raise on a damaged file, besides its own errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class RasterInfo:
-    """What the header of a raster says."""
+    """The header of a raster."""
 
     height: int
     """Pixels."""
     width: int
     block_size: tuple[int, int]
-    """(height, width) of what is decoded at once, pixels."""
+    """(height, width) of a block, which is decoded as a whole, pixels."""
     bands: int
-    """All of the file, alpha too."""
+    """The number of bands in the file, including alpha."""
     dtype: str
-    """Of each band, as numpy calls it."""
+    """The numpy type of each band."""
     bits: int
-    """Of each value that are used; fewer than the type's where the file packs them."""
+    """The used bits of each value; fewer than the type's if the file packs them."""
     crs_wkt: str | None
     """Its CRS, or the assumed one; WKT2:2019."""
     transform: tuple[float, ...]
     """Six numbers a to f: x = a·col + b·row + c, y = d·col + e·row + f, of a pixel's upper left corner."""
     nodata: float | None
     scales: tuple[float, ...]
-    """Of each band; 1 where there is none."""
+    """Of each band; 1 if not stated."""
     offsets: tuple[float, ...]
-    """Of each band; 0 where there is none."""
+    """Of each band; 0 if not stated."""
     colorinterp: tuple[str, ...]
     """Of each band: `red`, `gray`, `alpha`, …"""
     palette: bool
-    """The first band indexes colours."""
+    """Whether the first band indexes colours."""
     alpha_band: int | None
     """From 1."""
     mask: bool
-    """There is a mask beside the bands."""
+    """Whether the file has a mask besides the bands."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values; `nodata` may be NaN, which Python's JSON writes and reads."""
+        """Return JSON values; `nodata` may be NaN, which Python's JSON writes and reads."""
         return plain(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """Do the reverse."""
+        """Do the reverse of `to_json`."""
         return cls(**from_plain(values))
 
 
@@ -101,9 +100,9 @@ def raster_info(file: BinaryIO, assume_crs: str | None = None) -> RasterInfo:
 
     Raises:
         ItemError: `empty_file`, `not_an_image`, `unsupported_format`, `truncated`, `corrupt`, `no_crs`,
-            `unsupported_pixels`, `too_many_pixels`, `out_of_memory`; `storage_error`, or another code of the file's.
-        RunError: the file's.
-        UsageError: the extra geo is missing; nobody knows that CRS.
+            `unsupported_pixels`, `too_many_pixels`, `out_of_memory`; `storage_error`, or what the file's methods raise.
+        RunError: raised by the file's methods.
+        UsageError: the extra `geo` is not installed, or the CRS is unknown.
     """
     source = Source(file)
     with contextlib.closing(open_tiff(source, 1)) as dataset:
@@ -111,7 +110,7 @@ def raster_info(file: BinaryIO, assume_crs: str | None = None) -> RasterInfo:
 
 
 def read_info(source: "Source", dataset: Any, assume_crs: str | None) -> RasterInfo:
-    """Read the header of what `open_tiff` opened. Raises as `raster_info`."""
+    """Read the header of a dataset from `open_tiff`. Raises as `raster_info`."""
     with faults(source):
         dtype = dataset.dtypes[0]
         colors = tuple(color.name for color in dataset.colorinterp)
@@ -119,12 +118,12 @@ def read_info(source: "Source", dataset: Any, assume_crs: str | None) -> RasterI
         block = dataset.block_shapes[0]
         interleaved = str(dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE", "")).upper() == "PIXEL"
         if dtype not in TYPES:
-            raise ItemError("unsupported_pixels", f"{dtype} numbers mean no brightness")
+            raise ItemError("unsupported_pixels", f"{dtype} numbers cannot be converted to brightness")
         stored = math.prod(block) * np.dtype(dtype).itemsize * (dataset.count if interleaved else 1)
         if stored > MAX_BLOCK_BYTES:
             raise ItemError(
                 "too_many_pixels",
-                f"its blocks of {block[1]}x{block[0]} pixels are decoded as a whole; rewrite it in tiles",
+                f"its blocks of {block[1]}x{block[0]} pixels are too large to decode: rewrite it in tiles",
                 width=dataset.width,
                 height=dataset.height,
             )
@@ -148,33 +147,31 @@ def read_info(source: "Source", dataset: Any, assume_crs: str | None) -> RasterI
 
 
 def _georeference(dataset: Any, assume_crs: str | None) -> str | None:
-    """Return the CRS as WKT; None for one without, if that was asked for. Raises ItemError, UsageError."""
+    """Return the CRS as WKT; None for a raster without one, if `assume_crs` permits. Raises ItemError, UsageError."""
     transform = dataset.transform
     if assume_crs == NOWHERE and (transform.is_identity or not dataset.crs):
         return None
     if transform.is_identity:
         if dataset.gcps[0]:
-            raise ItemError("no_crs", "it has ground control points only; warp it (gdalwarp) to go on")
+            raise ItemError("no_crs", "it has ground control points only: warp it (gdalwarp)")
         if dataset.rpcs is not None:
-            raise ItemError(
-                "no_crs", "it has rational polynomial coefficients only; orthorectify it to go on"
-            )
+            raise ItemError("no_crs", "it has rational polynomial coefficients only: orthorectify it")
         raise ItemError(
-            "no_crs", "no transform from pixels to coordinates; --assume-crs none takes it as a picture"
+            "no_crs", "no transform from pixels to coordinates: --assume-crs none reads it as a picture"
         )
-    # The product of tiny pixels is tiny; only none, or no number, is no area.
+    # The determinant of tiny pixels is tiny; only zero or NaN means that there is no area.
     if not all(map(math.isfinite, transform[:6])) or transform.determinant == 0:
         raise ItemError("no_crs", "its transform from pixels to coordinates has no area")
     crs = dataset.crs
     if not crs:
         if assume_crs is None:
-            raise ItemError("no_crs", "no coordinate reference system; say one with --assume-crs to go on")
+            raise ItemError("no_crs", "no coordinate reference system: give one with --assume-crs")
         crs = parse_crs(assume_crs)
     return str(crs.to_wkt(version="WKT2_2019"))
 
 
 def parse_crs(text: str) -> Any:
-    """Return what a user means by a CRS; None for `none`. Raises UsageError."""
+    """Parse a CRS as a user writes it; None for `none`. Raises UsageError."""
     rasterio = need_rasterio()
     if text == NOWHERE:
         return None
@@ -198,7 +195,7 @@ def write_geotiff(
         block: side of its blocks, pixels; a multiple of 16.
 
     Raises:
-        UsageError: the extra `geo` is missing.
+        UsageError: the extra `geo` is not installed.
     """
     rasterio = need_rasterio()
     height, width, count = pixels.shape
@@ -225,7 +222,7 @@ def write_geotiff(
 
 
 def need_rasterio() -> Any:
-    """Return the module. Raises UsageError where it is not installed."""
+    """Import rasterio and return it. Raises UsageError if it is not installed."""
     try:
         import rasterio  # noqa: PLC0415 (an extra)
         import rasterio.session  # noqa: PLC0415
@@ -244,14 +241,14 @@ def open_tiff(source: "Source", threads: int) -> Any:
     source.check()
     if (kind := format_of(head)) != "TIFF":
         raise ItemError(
-            "unsupported_format", f"{kind} under the name of a raster; only GeoTIFF is read in windows"
+            "unsupported_format", f"{kind} under a raster's name; only GeoTIFFs are read in windows"
         )
     if source.size < 8:
         raise ItemError("truncated", "it ends within its first bytes")
     with faults(source), warnings.catch_warnings():
-        # A raster without a transform has a code; it needs no warning.
+        # A raster without a transform gets an error code, so no warning is needed.
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        # GDAL tells files apart by their names, and rasterio by their folders.
+        # GDAL identifies files by their names, and rasterio by their folders.
         return rasterio.open(
             f"/{next(_names)}/raster.tif",
             opener=source.open,
@@ -264,7 +261,7 @@ def open_tiff(source: "Source", threads: int) -> Any:
 
 @contextlib.contextmanager
 def faults(source: "Source") -> Iterator[None]:
-    """Set GDAL up, and turn what it raises into codes."""
+    """Configure GDAL, and convert its exceptions to error codes."""
     rasterio = need_rasterio()
     settings = {
         "GDAL_CACHEMAX": _CACHE_BYTES,
@@ -274,7 +271,7 @@ def faults(source: "Source") -> Iterator[None]:
     }
     source.short = False
     try:
-        # Without a session, rasterio would hand credentials of the environment to GDAL.
+        # Without a session, rasterio would pass credentials of the environment to GDAL.
         with rasterio.Env(session=rasterio.session.DummySession(), **settings):
             yield
     except MaskrcnnError:
@@ -289,10 +286,10 @@ def faults(source: "Source") -> Iterator[None]:
 
 
 class Source:
-    """A file as GDAL may see it: reads never raise, for GDAL would not notice.
+    """A file for GDAL: reads never raise, because GDAL would ignore it; `check` raises afterwards.
 
-    Small reads are served from pages, since a header is read by a few bytes at a time, each of which would be a
-    request.
+    Small reads are served from cached pages, since GDAL reads a header a few bytes at a time, each of which would be
+    a request.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -300,21 +297,21 @@ class Source:
         self._pages: dict[int, bytes] = {}
         self._failure: Exception | None = None
         self.short = False
-        """Something was asked for that lies behind the end."""
+        """Whether a read went beyond the end."""
         self.size = 0
         with self._caught():
             self.size = file.seek(0, 2)
 
     def open(self, _path: str, mode: str = "rb", **_: Any) -> "_Handle":
-        """Return a file of its own position, for GDAL."""
+        """Return a file object with its own position, for GDAL."""
         if mode not in ("r", "rb"):
             raise FileNotFoundError(mode)
         return _Handle(self)
 
     def at(self, start: int, count: int) -> bytes:
-        """Return so many bytes, fewer at the end."""
+        """Return `count` bytes from `start`, fewer at the end."""
         stop = min(start + count, self.size)
-        if start and start + count > self.size:  # the beginning is read before anything is known
+        if start and start + count > self.size:  # the first read may always go beyond the end
             self.short = True
         if stop <= start or self._failure:
             return b""
@@ -327,11 +324,11 @@ class Source:
         return b""
 
     def check(self) -> None:
-        """Raise what the file raised; from then on it gives nothing.
+        """Raise what the file's methods raised; after that, reads return nothing until `forget`.
 
         Raises:
-            ItemError: the file's, or `storage_error`.
-            RunError: the file's.
+            ItemError: raised by the file's methods, or `storage_error`.
+            RunError: raised by the file's methods.
         """
         if isinstance(self._failure, MaskrcnnError):
             raise self._failure
@@ -339,7 +336,7 @@ class Source:
             raise ItemError("storage_error", f"{self._failure}") from self._failure
 
     def forget(self) -> None:
-        """Begin anew, after a failure."""
+        """Forget a failure and all cached pages."""
         self._pages.clear()
         self._failure = None
 
@@ -370,7 +367,7 @@ class Source:
 
 
 class _Handle(io.RawIOBase):
-    """One of GDAL's views of a source."""
+    """A file object on a source, with its own position."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -384,25 +381,21 @@ class _Handle(io.RawIOBase):
         """Return True."""
         return True
 
-    def tell(self) -> int:
-        """Return the position in bytes."""
-        return self._position
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move."""
+        """Set the position and return it."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._source.size}[whence]
         self._position = max(base + offset, 0)
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        """Return up to so many bytes."""
+        """Return up to `size` bytes."""
         data = self._source.at(self._position, self._source.size if size < 0 else size)
         self._position += len(data)
         return data
 
 
 def plain(value: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass as JSON knows them."""
+    """Return the fields of a dataclass as JSON values."""
     fields = dataclasses.asdict(value)
     return {name: list(field) if isinstance(field, tuple) else field for name, field in fields.items()}
 

@@ -1,26 +1,26 @@
-"""GeoTIFFs and COGs read in parts, as RGB by a stated radiometry.
+"""Read GeoTIFFs and COGs in parts, as RGB by a stated radiometry.
 
 The rules, which are part of the contract of `images`:
 
 - TIFF by its content, opened by GDAL's GTiff driver alone, from an open file: no sidecar, no other file, no network.
   Its first image; overviews are not used. Rotated and south-up rasters are read as stored.
-- It needs a coordinate reference system and an affine transform of its own, else `no_crs`: pixel coordinates never
-  pass as degrees. A CRS may be assumed for a raster without one; a transform may not. Ground control points and RPCs
-  are no transform.
-- Bands as told, else red, green and blue by their colour interpretation, else the first three, else the first one,
-  repeated. Alpha is none of these. CMYK of 8 bits is converted; other inks and colour spaces are
-  `unsupported_pixels` unless bands are told.
+- It needs a coordinate reference system and an affine transform of its own, otherwise `no_crs`: pixel coordinates are
+  never taken for degrees. A CRS may be assumed for a raster without one; a transform may not. Ground control points
+  and RPCs do not replace a transform.
+- The bands that the user chose, otherwise red, green and blue by their colour interpretation, otherwise the first
+  three, otherwise the first one, repeated. Alpha is never one of them. CMYK of 8 bits is converted; other inks and
+  colour spaces are `unsupported_pixels` unless the user chose bands.
 - Numbers of 8, 16 and 32 bits and float64; complex ones and 64-bit integers are `unsupported_pixels`. 8-bit unsigned
-  numbers are taken as they are (of fewer bits: stretched); all others need a scale, the same for all windows of a run:
-  low becomes 0, high becomes 255, what lies beyond is clipped, values between are rounded to the nearest. The
-  dataset's own scale and offset make reflectance, of which 0 becomes 0 and 1 becomes 255.
-- A palette gives its colours, which are not scaled.
-- A pixel is invalid where each used band is nodata or NaN, or alpha is 0, or the mask says so; it comes out black.
-  Blocks that a sparse file leaves out are nodata, or 0 where it has none.
+  numbers are used as they are (of fewer bits: stretched); all others need a scale, the same for all windows of a run:
+  low becomes 0, high becomes 255, values beyond are clipped, values between are rounded to the nearest. The
+  dataset's own scale and offset give reflectance, of which 0 becomes 0 and 1 becomes 255.
+- Palette indices become their colours, which are not scaled.
+- A pixel is invalid if each used band is nodata or NaN, alpha is 0, or the file's mask excludes it; it becomes black.
+  Blocks that a sparse file omits are nodata, or 0 if it has no nodata value.
 - Blocks are decoded as a whole; a file with blocks of more than `MAX_BLOCK_BYTES` is `too_many_pixels`.
 
-GDAL's own memory is bounded: a block is decoded once in a call of `read`, and never again in it, but nothing is kept
-between calls. Who reads windows that overlap keeps what they share.
+GDAL's own memory is bounded: each call of `read` decodes a block at most once, but nothing is kept between calls.
+Callers that read overlapping windows keep what they share.
 
 Reference: GDAL's GTiff driver; RFC 15 of GDAL (masks); OGC 19-008r4 (GeoTIFF).
 """
@@ -56,26 +56,26 @@ __all__ = [
 ]
 
 _DAMAGED: Final = ("corrupt", "truncated")
-_RAW_BYTES: Final = 2**25  # of the bands as stored, at once
+_RAW_BYTES: Final = 2**25  # of the bands as stored, read at once
 _SAMPLED_RASTERS: Final = 1000
-_SAMPLED_WINDOWS: Final = 4  # a side, in each raster
+_SAMPLED_WINDOWS: Final = 4  # along each side of a raster
 _SAMPLED_SIDE: Final = 256
-_SAMPLED_VALUES: Final = 2**22  # a channel, of all rasters
+_SAMPLED_VALUES: Final = 2**22  # per channel, over all rasters
 
 
 class RasterReader:
-    """One open raster, for one thread; a context manager. After an error it can be read on.
+    """One open raster, for one thread; a context manager. It can still be read after an error.
 
     Args:
-        file: open, with random access; it stays open, and is nobody else's meanwhile.
+        file: open, with random access; it stays open, and must not be used elsewhere meanwhile.
         radiometry: percentiles must be `resolved`.
         assume_crs: as in `raster_info`.
-        threads: that decode blocks.
+        threads: number of threads that decode blocks.
 
     Raises:
-        ItemError, RunError, UsageError: as `raster_info`; `unsupported_pixels` also for what the radiometry does not
-            fit.
-        ValueError: percentiles that are not resolved.
+        ItemError, RunError, UsageError: as `raster_info`; `unsupported_pixels` also if the radiometry does not suit the
+            raster.
+        ValueError: percentiles are not resolved.
     """
 
     def __init__(
@@ -104,19 +104,19 @@ class RasterReader:
         self.close()
 
     def close(self) -> None:
-        """Free what GDAL holds."""
+        """Close GDAL's dataset; the file stays open."""
         self._dataset.close()
 
     def read(self, rect: Rect) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Read a rectangle that lies in the raster. If it begins and ends with blocks, each is decoded once.
+        """Read a rectangle within the raster. If it is aligned to blocks, each is decoded once.
 
         Returns:
-            (height, width, 3) RGB, 0 where invalid; (height, width), where pixels are valid.
+            (height, width, 3) RGB, 0 where invalid; (height, width), whether pixels are valid.
 
         Raises:
-            ItemError: `corrupt`, `truncated`: a block cannot be read; `out_of_memory`; the file's codes.
-            RunError: the file's.
-            ValueError: the rectangle leaves the raster, or is empty.
+            ItemError: `corrupt`, `truncated`: a block cannot be read; `out_of_memory`; or raised by the file's methods.
+            RunError: raised by the file's methods.
+            ValueError: the rectangle is not within the raster, or is empty.
         """
         self._check(rect)
         rgb, valid = _canvas(rect)
@@ -129,13 +129,13 @@ class RasterReader:
     def read_region(
         self, rect: Rect
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], list[tuple[Rect, ItemError]]]:
-        """Read a rectangle as `read` does, but for blocks that cannot be read: these are invalid.
+        """Read a rectangle as `read` does, except that blocks that cannot be read become invalid pixels.
 
         Returns:
-            RGB, where valid, and the parts of the rectangle that could not be read, each with why.
+            RGB, where valid, and the parts of the rectangle that could not be read, each with its error.
 
         Raises:
-            ItemError: `out_of_memory`; the file's codes.
+            ItemError: `out_of_memory`; or raised by the file's methods.
             RunError, ValueError: as in `read`.
         """
         self._check(rect)
@@ -163,12 +163,12 @@ class RasterReader:
     def _check(self, rect: Rect) -> None:
         inside = rect.col_off >= 0 and rect.row_off >= 0
         if not (inside and rect.right <= self.info.width and rect.bottom <= self.info.height):
-            raise ValueError(f"{rect} leaves the raster of {self.info.width}x{self.info.height}")
+            raise ValueError(f"{rect} is not within the raster of {self.info.width}x{self.info.height}")
         if min(rect.width, rect.height) < 1:
             raise ValueError(f"{rect} is empty")
 
     def _steps(self, rect: Rect) -> Iterator[tuple[int, int]]:
-        """Yield (top, bottom) of rows of blocks that are read at once: as stored, they take little memory."""
+        """Yield (top, bottom) of rows of blocks that are read at once, with bounded memory for values as stored."""
         block = self.info.block_size[0]
         row_bytes = rect.width * np.dtype(self.info.dtype).itemsize * 4
         rows = max(_RAW_BYTES // row_bytes // block, 1) * block
@@ -190,7 +190,7 @@ class RasterReader:
         self._to_rgb.paint(planes, valid, rgb)
 
     def _raw(self, rect: Rect) -> dict[int, NDArray[Any]]:
-        """Return the bands that are used, and alpha, as stored."""
+        """Return the used bands, and alpha, as stored."""
         wanted = sorted({*self._to_rgb.channels, *([self.info.alpha_band] if self.info.alpha_band else [])})
         with self._faults():
             planes = self._dataset.read(wanted, window=_window(rect))
@@ -215,19 +215,19 @@ class RasterReader:
                 yield
         except MaskrcnnError as error:
             damaged = isinstance(error, ItemError) and error.code in _DAMAGED
-            # After a block that cannot be decoded, GDAL's threads leave others in its cache that never were; and what
-            # it has made of a read that failed is unknown.
+            # After a block that cannot be decoded, GDAL's threads leave blocks in its cache that were never
+            # decoded; and after a read that failed, the state of its cache is unknown.
             self._stale = self._threads > 1 or not damaged
             self._threads = 1 if damaged else self._threads
             raise
 
     def sample(self, count: int) -> tuple[NDArray[np.float64], float]:
-        """Return (3, N) values as stored of at most `count` pixels, and of how many pixels each is one.
+        """Return (3, N) values as stored of at most `count` pixels, and the number of pixels that each represents.
 
-        Always the same pixels; of these, the valid ones, in windows that are not damaged. Of a palette, none.
+        The same pixels each time, without invalid ones and those of damaged windows. A palette yields none.
 
         Raises:
-            ItemError, RunError: the file's.
+            ItemError, RunError: raised by the file's methods.
         """
         info, looked = self.info, 0
         found = [np.zeros((3, 0))]
@@ -260,22 +260,23 @@ class RasterReader:
 def sample_percentiles(
     files: Sequence[Callable[[], BinaryIO]], radiometry: Radiometry, assume_crs: str | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Find the ends of the range that percentiles of a collection mean, for red, green and blue.
+    """Compute the range that the percentiles of a collection are, for red, green and blue.
 
-    Of at most 1,000 rasters, spread evenly over the list, up to 16 windows each are read; always the same ones.
-    Rasters count by their valid pixels. Values are compared as stored, whatever the type. Those that cannot be read
-    are passed over: they fail in the run.
+    Up to 16 windows are read of each of at most 1,000 rasters, spread evenly over the list; the same ones each time.
+    Rasters are weighted by their valid pixels. Values are compared as stored, whatever the type. Rasters that cannot be
+    read are skipped: they fail in the run.
 
     Args:
-        files: open a raster each; it is closed again.
+        files: each opens a raster, which is closed again.
         radiometry: with `percentiles`.
+        assume_crs: as in `raster_info`.
 
     Returns:
         Lows and highs for `resolved`.
 
     Raises:
         UsageError: no raster has a valid pixel.
-        RunError: the files'.
+        RunError: raised by the files' methods.
     """
     chosen, count = sampling(len(files))
     samples = []
@@ -286,7 +287,7 @@ def sample_percentiles(
 
 
 def sampling(rasters: int) -> tuple[list[int], int]:
-    """Return which of so many rasters are sampled, and at most how many pixels of each."""
+    """Return the indices of the rasters that are sampled, given their number, and the maximum pixels of each."""
     chosen = min(rasters, _SAMPLED_RASTERS)
     return [index * rasters // chosen for index in range(chosen)], _SAMPLED_VALUES // max(chosen, 1)
 
@@ -294,7 +295,7 @@ def sampling(rasters: int) -> tuple[list[int], int]:
 def sample(
     file: BinaryIO, radiometry: Radiometry, count: int, assume_crs: str | None = None
 ) -> tuple[NDArray[np.float64], float]:
-    """Return what `RasterReader.sample` does, of a file. Raises what `RasterReader` raises."""
+    """Run `RasterReader.sample` on a file. Raises what `RasterReader` raises."""
     any_range = dataclasses.replace(radiometry, lows=(0.0,), highs=(1.0,))
     with RasterReader(file, any_range, assume_crs=assume_crs) as reader:
         return reader.sample(count)
@@ -313,7 +314,7 @@ def _parts(
 
 
 def _add(lost: list[tuple[Rect, ItemError]], rect: Rect, error: ItemError) -> None:
-    """Add a part that could not be read, in one piece with the last one if both are one rectangle and one code."""
+    """Add a part that could not be read, joined with the last one if they form a rectangle and share a code."""
     if lost and lost[-1][1].code == error.code:
         last = lost[-1][0]
         beside = (last.right, last.row_off, last.height) == (rect.col_off, rect.row_off, rect.height)
@@ -328,7 +329,7 @@ def _add(lost: list[tuple[Rect, ItemError]], rect: Rect, error: ItemError) -> No
 
 
 def _spread(length: int) -> list[int]:
-    """Return where windows begin that cover a length, or are spread evenly over a longer one."""
+    """Return the starts of windows that cover a length, or are spread evenly over it if it is too long."""
     last = max(length - _SAMPLED_SIDE, 0)
     if length <= _SAMPLED_WINDOWS * _SAMPLED_SIDE:
         return list(range(0, length, _SAMPLED_SIDE))

@@ -1,4 +1,4 @@
-"""What bytes look like, by their beginning; names and suffixes mean nothing."""
+"""Recognize the format of a file by its first bytes; names and suffixes mean nothing."""
 
 import codecs
 import contextlib
@@ -74,13 +74,13 @@ def _starts(data: bytes, table: tuple[tuple[bytes, int, str], ...]) -> str | Non
 
 
 def format_of(data: bytes) -> str:
-    """Return which of the six formats it is, as Pillow names it, by the first bytes.
+    """Return which of the six formats the first bytes show, as Pillow names it.
 
     >>> format_of(b"GIF89a and so on")
     'GIF'
 
     Raises:
-        ItemError: `unsupported_format` or `not_an_image`, and what it is instead.
+        ItemError: `unsupported_format` or `not_an_image`, with what the file is instead.
     """
     if (kind := _starts(data, _ALLOWED)) is not None:
         return kind
@@ -93,7 +93,7 @@ def format_of(data: bytes) -> str:
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
-    r"""Return the width and height that the header of a WebP says, as stored. Reference: RFC 9649, section 2.
+    r"""Return the width and height in the header of a WebP, as stored. Reference: RFC 9649, section 2.
 
     >>> webp_size(b"RIFF....WEBPVP8X...." + bytes(4) + b"\x0f\0\0" + b"\x17\0\0")
     (16, 24)
@@ -110,7 +110,7 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def kind_of_text(data: bytes) -> str | None:
-    """Return what kind of text it is, or None where it is none."""
+    """Return the kind of text that the data are, or None if they are not text."""
     head = data[:1024].removeprefix(b"\xef\xbb\xbf")
     if any(byte < 9 or 13 < byte < 32 for byte in head):
         return None
@@ -124,7 +124,7 @@ def kind_of_text(data: bytes) -> str | None:
     ):
         if found:
             return kind
-    # The last character may be cut in two, which the decoder of streams does not mind.
+    # The last character may be incomplete, which the incremental decoder accepts.
     with contextlib.suppress(UnicodeDecodeError):
         codecs.getincrementaldecoder("utf-8")().decode(head)
         return "text"

@@ -1,11 +1,11 @@
-"""Outlines of masks, from their runs: rings along the borders of pixels, at a cost that no area enters.
+"""Contours of masks, from their spans: rings along the borders of pixels, at a cost that does not depend on areas.
 
-A run of a column begins and ends in a horizontal border of one pixel's width; borders of neighbouring columns join to
+A span of a column begins and ends with a horizontal border one pixel wide; borders of neighbouring columns join to
 *edges*, and what lies between an edge's end and the next edge's start is a vertical border. So all rings of all masks
 are one permutation of their edges, which numpy follows by doubling its steps.
 
-Pixels are one polygon where they share a side. Where only corners touch, the mask could be left in two ways; rings
-are cut there so that none passes a point twice, as the OGC's simple features ask for.
+Pixels belong to one polygon where they share a side. Where only corners touch, a ring could continue in two ways; rings
+are cut there so that none passes a point twice, as the OGC's simple features require.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Rings(NamedTuple):
     """
 
     columns: Ints
-    """(C,) corners, ring by ring: the border on the left of this column of pixels."""
+    """(C,) corners, ring by ring: the border to the left of this column of pixels."""
     rows: Ints
     """(C,) the border above this row of pixels."""
     ring: Ints
@@ -35,7 +35,7 @@ class Rings(NamedTuple):
 
 
 class _Edges(NamedTuple):
-    """Horizontal borders, as long as they go on; ordered by mask, row and column."""
+    """Horizontal borders, each as long as possible; ordered by mask, row and column."""
 
     mask: Ints
     row: Ints
@@ -46,16 +46,16 @@ class _Edges(NamedTuple):
 
 
 def trace(spans: Spans) -> Rings:
-    """Return the outlines of masks."""
-    # Along a column a change is where a run begins, and the next one where it ends.
+    """Return the contours of masks."""
+    # Along a column, changes are alternately the start and the end of a span.
     mask, column = np.repeat(spans.of, 2), np.repeat(spans.column, 2)
     row = np.stack([spans.start, spans.stop], axis=1).reshape(-1)
     edges, edge_of, first = _edges(mask, column, row)
     following = _following(edges)
     leader, rank = _ranked(following)
 
-    # A ring is numbered by its topmost edge, its leader. Above a hole's begins a run of the polygon it belongs to: with
-    # the shell's border, or with that of a hole further up.
+    # A ring is numbered by its topmost edge, its leader. Above a hole's leader a span of its polygon begins: at the
+    # shell's border, or at that of a hole further up.
     leaders, ring_of = np.unique(leader, return_inverse=True)
     hole = ~edges.below[leaders]
     shell = np.arange(len(leaders))
@@ -79,7 +79,7 @@ def trace(spans: Spans) -> Rings:
 
 
 def _edges(mask: Ints, column: Ints, row: Ints) -> tuple[_Edges, Ints, Ints]:
-    """Return the edges; of each change the edge it is part of; and of each edge its leftmost change."""
+    """Return the edges, the edge of each change, and the leftmost change of each edge."""
     order = np.lexsort((column, row, mask))
     mask, column, row, below = mask[order], column[order], row[order], order % 2 == 0
     begins = np.ones(len(order), np.bool_)
@@ -100,16 +100,16 @@ def _following(edges: _Edges) -> Ints:
     """Return the edge that follows each, with the mask on the right hand."""
     n = len(edges.row)
     # Vertex 2e is the left end of edge e, 2e + 1 the right end. Along a column of corners every second pair of
-    # neighbours is the two ends of a vertical border. Of two ends in one corner, that goes first from which the border
-    # leads up along the same pixel: so corners that touch are parted.
+    # neighbours is the two ends of a vertical border. Of two ends in one corner, the one from which the border leads
+    # up along the same pixel comes first: this separates pixels that only touch at a corner.
     column = np.stack([edges.left, edges.right], axis=1).reshape(-1)
     order_in_corner = np.stack([np.ones(n, np.int64), np.where(edges.below, 2, 0)], axis=1)
     row = (3 * edges.row[:, np.newaxis] + order_in_corner).reshape(-1)
     vertices = np.lexsort((row, column, np.repeat(edges.mask, 2)))
     following = _joined(vertices, edges.below)
 
-    # Where a ring meets itself, it is cut in two by joining the ends the other way. Of such places all lie outside of
-    # the mask, so that none parts what another joins.
+    # Where a ring meets itself, it is cut in two by joining the ends the other way. All such places lie outside of the
+    # mask, so that none separates what another joins.
     same = (edges.mask[1:] == edges.mask[:-1]) & (edges.row[1:] == edges.row[:-1])
     pinched = np.flatnonzero(same & (edges.right[:-1] == edges.left[1:]))
     if len(pinched):
@@ -124,7 +124,7 @@ def _following(edges: _Edges) -> Ints:
 
 
 def _joined(vertices: Ints, below: NDArray[np.bool_]) -> Ints:
-    """Return the edge that follows each, where the vertices of vertical borders stand side by side."""
+    """Return the edge that follows each, given vertices in which the two ends of vertical borders are neighbours."""
     partner = np.empty(len(vertices), np.int64)
     partner[vertices[0::2]] = vertices[1::2]
     partner[vertices[1::2]] = vertices[0::2]

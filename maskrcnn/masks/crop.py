@@ -1,4 +1,4 @@
-"""Detections as a part of their image shows them."""
+"""Crop detections to a region of their image."""
 
 from dataclasses import replace
 
@@ -10,14 +10,14 @@ from .rle_decode import read_spans
 
 
 def crop_detections(detections: Detections, region: tuple[int, int, int, int]) -> Detections:
-    """Return detections in the frame of a region; masks and areas are those of the part inside.
+    """Return detections in the frame of a region; masks and areas are those of the parts inside.
 
     Args:
         detections: N instances of an image.
         region: col_off, row_off, width, height in pixels of the image.
 
     Returns:
-        N instances in the same order; the mask of one that lies outside is empty.
+        N instances in the same order; an instance outside of the region has an empty mask.
     """
     col_off, row_off, width, height = region
     n = len(detections)

@@ -1,12 +1,12 @@
-"""From what a network gives, boxes and small squares of probabilities, to run lengths: never pasted.
+"""Encode a network's masks, small squares of probabilities in boxes, to run lengths without pasting them.
 
-torchvision pastes each mask into an image-sized array of float32, pycocotools then reads all of it. Here not
+torchvision pastes each mask into an image-sized array of float32, and pycocotools then reads all of it. Here not
 even the box is filled. A mask is bilinear between the centres of its square, so along a column of the image it
-is piecewise linear, with a break where a row of the square lies: a column changes only in pieces whose ends are
-on two sides of the threshold, and where it changes follows from the two ends. The cost is that of the outline
-and of a square's rows for each column of the box, for all instances of an image at once.
+is piecewise linear, with a break at each row of the square: a column changes only in segments whose ends are
+on opposite sides of the threshold, and the position of the change follows from the two ends. The cost is that of the
+outline and of a square's rows for each column of the box, for all instances of an image at once.
 
-The bytes are torchvision's and pycocotools', because no pixel is decided by this arithmetic that rounding could
+The bytes equal those of torchvision and pycocotools, because this arithmetic decides no pixel that rounding could
 decide otherwise: values within `MARGIN` of the threshold are computed again as torch computes them.
 
 Reference: `paste_masks_in_image` in torchvision/models/detection/roi_heads.py.
@@ -29,24 +29,24 @@ THRESHOLD: Final = 0.5
 """A pixel belongs to the mask where its probability is above this."""
 
 MARGIN: Final = 1e-6
-"""A value this near to the threshold is computed again; five times the error of the arithmetic here."""
+"""A value this close to the threshold is computed again; five times the error of the arithmetic here."""
 
 _POSITION_ERROR: Final = 1e-5
-"""Of a row's position in the square, in rows of it: float32 rounds 30 to 2e-6."""
+"""Error of a row's position in the square, in rows of the square: float32 rounds 30 to 2e-6."""
 
 _MAX_COORDINATE: Final = 2**30
-"""Corners further away are moved here; int64 arithmetic on them cannot overflow."""
+"""Corners further away are clipped to this; int64 arithmetic on them cannot overflow."""
 
 _MAX_VALUES: Final = 2**20
-"""Interpolated at once, columns times rows of the square: some 20 MB. An image's instances go in groups."""
+"""Values interpolated at once, columns times rows of the square: some 20 MB. An image's instances go in groups."""
 
 _MAX_UNDECIDED: Final = 2**18
-"""Pixels of a mask that are decided one by one; a mask of more is resized as a whole."""
+"""Maximum pixels of a mask that are decided one by one; a mask with more is resized as a whole."""
 
 Float32s = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Encoder = Callable[[Float32s, Float32s, int, int], EncodedMasks]
-"""What takes the arguments of `encode_masks` and returns what it does."""
+"""A function with the arguments and the result of `encode_masks`."""
 
 
 def detections_from_network(
@@ -60,7 +60,7 @@ def detections_from_network(
     capped: bool,
     encode: Encoder | None = None,
 ) -> Detections:
-    """Return a network's findings in one image, in their final order, masks encoded.
+    """Return a network's detections in one image, in their final order, with encoded masks.
 
     Args:
         boxes: (N, 4) xmin, ymin, xmax, ymax, pixels of the image; finite, may leave the image.
@@ -91,7 +91,7 @@ def detections_from_network(
 def encode_masks(boxes: Float32s, probabilities: Float32s, height: int, width: int) -> EncodedMasks:
     """Encode each mask as `pycocotools.mask.encode(paste_masks_in_image(…) > 0.5)` would, byte for byte.
 
-    Time and memory follow the widths of the boxes and the lengths of the outlines, not areas.
+    Time and memory depend on the widths of the boxes and the lengths of the outlines, not on areas.
 
     Args:
         boxes: (N, 4) xmin, ymin, xmax, ymax, pixels of the image; finite.
@@ -107,7 +107,7 @@ def encode_masks(boxes: Float32s, probabilities: Float32s, height: int, width: i
     """
     if not np.isfinite(boxes).all():
         raise ValueError("a box is not finite")
-    # [instance, column, row]: along a column, values lie side by side.
+    # [instance, column, row]: the values of a column are adjacent in memory.
     squares = np.pad(probabilities.transpose(0, 2, 1), ((0, 0), (1, 1), (1, 1)))
     frames = _frames(boxes, probabilities.shape[-1])
     encoded = []
@@ -119,7 +119,7 @@ def encode_masks(boxes: Float32s, probabilities: Float32s, height: int, width: i
 
 
 def _frames(boxes: Float32s, size: int) -> Ints:
-    """Return the pixels that the padded masks cover, (N, 4) xmin, ymin, xmax, ymax, the last two exclusive.
+    """Return the frames of pixels that the padded masks cover, (N, 4) xmin, ymin, xmax, ymax, the last two exclusive.
 
     The operations, their order and float32 are those of `expand_boxes`: corners are truncated, not rounded.
     """
@@ -137,7 +137,7 @@ def _frames(boxes: Float32s, size: int) -> Ints:
 
 
 def _groups(frames: Ints, width: int, size: int) -> Iterator[slice]:
-    """Yield consecutive instances that are computed at once; one group at least."""
+    """Yield slices of consecutive instances that are computed at once; at least one."""
     columns = np.clip(frames[:, 2], 0, width) - np.clip(frames[:, 0], 0, width)
     ends = np.cumsum(np.maximum(columns, 0)) * size
     start = 0
@@ -154,7 +154,7 @@ def _groups(frames: Ints, width: int, size: int) -> Iterator[slice]:
 
 
 class _Axis(NamedTuple):
-    """Positions along one axis of the image, for all instances one behind the other, and where they read."""
+    """Positions along one axis of the image, for all instances one after the other, and the values that they read."""
 
     instance: Ints
     """(P,)"""
@@ -163,11 +163,11 @@ class _Axis(NamedTuple):
     first: Ints
     """(P,) the row or column of the square before the position; the next one is `first + 1` or the same."""
     weight: Float32s
-    """(P,) of the next one."""
+    """(P,) the weight of the next one."""
 
 
 def _axis(begin: Ints, end: Ints, limit: int, size: int) -> _Axis:
-    """Return the visible positions of frames that begin and end somewhere, on an axis of `limit` pixels."""
+    """Return the visible positions of frames, given where they begin and end on an axis of `limit` pixels."""
     visible_begin, visible_end = np.clip(begin, 0, limit), np.clip(end, 0, limit)
     counts = np.maximum(visible_end - visible_begin, 0)
     instance = np.repeat(np.arange(len(begin)), counts)
@@ -190,14 +190,14 @@ def _taps(size: int, resized: Ints, position: Ints) -> tuple[Ints, Float32s]:
 
 
 def _scales(size: int, resized: Ints) -> Float32s:
-    """Return how much of the square a pixel takes."""
+    """Return the size of a pixel in units of the square's values."""
     return np.asarray(np.float32(size) / np.maximum(resized, 1).astype(np.float32))
 
 
 def _changes_of_heavy(
     squares: Float32s, frames: Ints, height: int, width: int, heavy: NDArray[np.bool_]
 ) -> tuple[Ints, Ints, Ints]:
-    """Return what `_changes` does, some masks being so full of undecided pixels that they are resized as a whole."""
+    """Return what `_changes` does; masks with too many undecided pixels are resized as a whole."""
     changes = []
     for i, is_heavy in enumerate(heavy.tolist()):
         xmin, ymin, xmax, ymax = frames[i].tolist()
@@ -213,18 +213,18 @@ def _changes_of_heavy(
     return instance, column, row
 
 
-class _Pieces(NamedTuple):
+class _Segments(NamedTuple):
     """Stretches of columns between two rows of the square, in which a mask may change: (P,) each."""
 
     instance: Ints
     column: Ints
     """Of all visible columns."""
-    piece: Ints
+    start: Ints
     """The row of the square where it begins."""
     above: Float32s
-    """The value there, …"""
+    """The value at that row."""
     below: Float32s
-    """… and at the next row of the square."""
+    """The value at the next row of the square."""
 
 
 def _changes(
@@ -237,18 +237,18 @@ def _changes(
         frames: (N, 4) of `_frames`.
         height: of the image, pixels.
         width: of the image, pixels.
-        max_undecided: pixels of a mask that are decided one by one; of more, some 100 bytes each.
+        max_undecided: maximum pixels of a mask that are decided one by one, at some 100 bytes each.
 
     Returns:
         instance, column and row, each (C,), as `encode_changes` takes them.
     """
     xmin, ymin, xmax, _ = frames.T
     x = _axis(xmin, xmax, width, squares.shape[1])
-    pieces = _open_pieces(squares, x)
-    sure_end, sure_begin = _sure_rows(pieces, frames, height, squares.shape[1])
+    segments = _open_segments(squares, x)
+    sure_end, sure_begin = _sure_rows(segments, frames, height, squares.shape[1])
 
-    # A piece gives its undecided rows, decided one by one, and then its end: (row, value) in turn.
-    instance, column, row, value = pieces.instance, pieces.column, sure_begin, pieces.below > THRESHOLD
+    # A segment gives its undecided rows, decided one by one, and then its end: (row, value) in turn.
+    instance, column, row, value = segments.instance, segments.column, sure_begin, segments.below > THRESHOLD
     undecided = sure_begin - sure_end
     heavy = np.bincount(instance, undecided, len(frames)) > max_undecided
     if heavy.any():
@@ -263,7 +263,7 @@ def _changes(
         row, value = np.insert(row, before, rows), np.insert(value, before, decided)
         column, instance = (np.insert(each, before, each[before]) for each in (column, instance))
 
-    # Into the image. Of several at one row the last holds: pieces may have no row, or lie outside.
+    # To rows of the image. Of several at one row the last counts: segments may have no row, or lie outside.
     row = np.clip(row + ymin.take(instance), 0, height)
     last = np.ones(len(row), np.bool_)
     last[:-1] = (row[1:] != row[:-1]) | (column[1:] != column[:-1])
@@ -276,8 +276,8 @@ def _changes(
     return instance, x.position.take(column) + xmin.take(instance), row.take(changed)
 
 
-def _open_pieces(squares: Float32s, x: _Axis) -> _Pieces:
-    """Return the pieces whose ends are on two sides of the threshold, or too near to it to say."""
+def _open_segments(squares: Float32s, x: _Axis) -> _Segments:
+    """Return the segments whose ends are on opposite sides of the threshold, or too close to it to decide."""
     n, size, _ = squares.shape
     # Each column of the image, interpolated between two columns of the square: (columns, S).
     steps = np.zeros_like(squares)
@@ -287,36 +287,36 @@ def _open_pieces(squares: Float32s, x: _Axis) -> _Pieces:
     values *= x.weight[:, None]
     values += squares.reshape(n * size, size).take(source, axis=0)
 
-    # 0 below the threshold, 2 above it, 1 too near to it.
+    # 0 below the threshold, 2 above it, 1 too close to it.
     level = (values > np.float32(THRESHOLD - MARGIN)).view(np.int8)
     level += (values > np.float32(THRESHOLD + MARGIN)).view(np.int8)
     found = np.flatnonzero((level[:, 1:] != level[:, :-1]) | (level[:, :-1] == 1))
     column = found // (size - 1)
-    begin = found + column  # in `values`, where a column has one value more than it has pieces
+    begin = found + column  # in `values`, where a column has one value more than it has segments
     flat = values.ravel()
-    return _Pieces(
+    return _Segments(
         x.instance.take(column), column, begin - column * size, flat.take(begin), flat.take(begin + 1)
     )
 
 
-def _sure_rows(pieces: _Pieces, frames: Ints, height: int, size: int) -> tuple[Ints, Ints]:
-    """Return up to which row a piece is surely like its beginning, and from which row like its end.
+def _sure_rows(segments: _Segments, frames: Ints, height: int, size: int) -> tuple[Ints, Ints]:
+    """Return the row up to which a segment is certainly like its beginning, and the row from which it is like its end.
 
     Returns:
-        (P,) and (P,), rows of the frame, within the visible rows of the piece; the first at most the second.
+        (P,) and (P,), rows of the frame, within the visible rows of the segment; the first at most the second.
     """
     _, ymin, _, ymax = frames.T
     starts = _row_starts(ymin, ymax, height, size)
-    at = pieces.instance * starts.shape[1] + pieces.piece
+    at = segments.instance * starts.shape[1] + segments.start
     begin, end = starts.take(at), starts.take(at + 1)
 
-    above = pieces.above.astype(np.float64)
-    slope = pieces.below - above
+    above = segments.above.astype(np.float64)
+    slope = segments.below - above
     flat = np.abs(slope) < 4 * MARGIN
     slope[flat] = 1.0
-    crossing = pieces.piece + (THRESHOLD - above) / slope
+    crossing = segments.start + (THRESHOLD - above) / slope
     reach = MARGIN / np.abs(slope) + _POSITION_ERROR
-    scale = _scales(size, ymax - ymin).astype(np.float64).take(pieces.instance)
+    scale = _scales(size, ymax - ymin).astype(np.float64).take(segments.instance)
     sure_end = np.ceil((crossing - reach + 0.5) / scale - 0.5)
     sure_begin = np.floor((crossing + reach + 0.5) / scale - 0.5) + 1
     sure_end[flat], sure_begin[flat] = 0, 2.0**60
@@ -327,7 +327,7 @@ def _sure_rows(pieces: _Pieces, frames: Ints, height: int, size: int) -> tuple[I
 
 
 def _row_starts(ymin: Ints, ymax: Ints, height: int, size: int) -> Ints:
-    """Return the first visible row of each piece, and of the end, (N, S + 1), in rows of the frame."""
+    """Return the first visible row of each segment, and the end of the last, (N, S + 1), in rows of the frame."""
     y = _axis(ymin, ymax, height, size)
     counts = np.bincount(y.instance * size + y.first, minlength=len(ymin) * size).reshape(-1, size)
     starts = np.zeros((len(ymin), size + 1), np.int64)
@@ -342,10 +342,10 @@ def _row_starts(ymin: Ints, ymax: Ints, height: int, size: int) -> Ints:
 def _decide(squares: Float32s, frames: Ints, instance: Ints, column: Ints, row: Ints) -> NDArray[np.bool_]:
     """Return whether pixels of the frames are above the threshold in `F.interpolate`, bit for bit.
 
-    torch has two ways to resize, a small one and a large one. What the large one computes is known here, pixel
-    by pixel; where it is the small one, or where this processor's arithmetic is another, the whole frame is
-    resized. A frame of which most lies outside of the image may be too large for that: there a pixel within
-    1e-6 of the threshold may fall to the other side.
+    torch has two kernels that resize, for small and for large images. The large one is reproduced here, pixel
+    by pixel; where torch uses the small one, or where this processor's arithmetic differs, the whole frame is
+    resized. A frame that lies mostly outside of the image may be too large for that: there a pixel within
+    1e-6 of the threshold may be decided otherwise.
 
     Args:
         squares: (N, S, S) padded probabilities, [instance, column, row].
@@ -368,14 +368,14 @@ def _decide(squares: Float32s, frames: Ints, instance: Ints, column: Ints, row: 
 
 
 _SMALL_SIDES_PX: Final = 128
-"""Height and width in all, up to which torch resizes the small way: `_use_vectorized_kernel_cond_2d`."""
+"""Sum of height and width up to which torch uses the small kernel: `_use_vectorized_kernel_cond_2d`."""
 _MAX_WHOLE_PX: Final = 2**26
 
 
 def _interpolated(
     squares: Float32s, widths: Ints, heights: Ints, size: int, instance: Ints, column: Ints, row: Ints
 ) -> Float32s:
-    """Return pixels of resized squares, (P,), with the roundings of torch's large way.
+    """Return pixels of resized squares, (P,), with the roundings of torch's large kernel.
 
     Two products and a sum are `fma(a, v, b * w)`: the second product is rounded, the first is not.
 
@@ -390,7 +390,7 @@ def _interpolated(
 
 
 def _fused(first: Float32s, second: Float32s, weight: Float32s) -> Float32s:
-    """Return `first * (1 - weight) + second * weight`, the first product not rounded on its own."""
+    """Return `first * (1 - weight) + second * weight`, without rounding the first product on its own."""
     rounded = (second * weight).astype(np.float64)
     exact = first.astype(np.float64) * (np.float32(1) - weight).astype(np.float64)
     return (exact + rounded).astype(np.float32)
@@ -405,7 +405,7 @@ def _resize(probability: Float32s, shape: tuple[int, int]) -> Float32s:
 
 @functools.cache
 def _is_fused() -> bool:
-    """Return whether `_interpolated` has the bits of this machine's torch, just above its small way and far above."""
+    """Return whether `_interpolated` equals this machine's torch bit for bit, near the kernels' limit and far above."""
     rng = np.random.Generator(np.random.PCG64(0))
     square = rng.random((30, 30), np.float32)
     for height, width in ((64, _SMALL_SIDES_PX + 1 - 64), (157, 201)):

@@ -1,11 +1,11 @@
-"""Masks whose boxes stay where they are: from squares of probabilities to run lengths, by the box's crop.
+"""Encode masks by the rules of detectron2 and matterport: squares of probabilities, resized to a crop, to run lengths.
 
-torchvision moves a box to whole pixels and resizes its mask to it (`masks`). detectron2 does not: it asks of each
-pixel's centre where in the box it lies, and takes what the square holds there. A pixel's value is bilinear, rows apart
-from columns, and so the crop is a product of three matrices. What is too near to the threshold for this arithmetic to
-decide is computed again by the operator that detectron2 calls.
+torchvision moves a box to whole pixels and resizes its mask to it (`encode`). detectron2 does not: it locates each
+pixel's centre in the box, and samples the square there. A pixel's value is bilinear, and separable into rows and
+columns, so the crop is a product of three matrices. Values too close to the threshold for this arithmetic to decide
+are computed again by the operator that detectron2 calls.
 
-matterport's boxes are whole pixels, and its masks are resized to them as scikit-image does: a product of matrices too.
+matterport's boxes are whole pixels, and its masks are resized to them as by scikit-image: a product of matrices too.
 
 References: `paste_masks_in_image` in detectron2/layers/mask_ops.py; `unmold_mask` in matterport's mrcnn/utils.py.
 """
@@ -24,7 +24,7 @@ from .rle import EncodedMasks, crop_changes, encode_changes
 Float32s = NDArray[np.float32]
 
 _MAX_PIXELS: Final = 2**22
-"""Of a crop that are computed at once: some 16 MB."""
+"""Pixels of a crop that are computed at once: some 16 MB."""
 
 
 def encode_crops(boxes: Float32s, probabilities: Float32s, height: int, width: int) -> EncodedMasks:
@@ -46,7 +46,7 @@ def encode_crops(boxes: Float32s, probabilities: Float32s, height: int, width: i
 
 
 def encode_resized(boxes: Float32s, probabilities: Float32s, height: int, width: int) -> EncodedMasks:
-    """Encode each mask as matterport's `unmold_mask` makes it: resized to its box, and what is 0.5 or more.
+    """Encode each mask as matterport's `unmold_mask` computes it: resized to its box, set where it is 0.5 or more.
 
     Args:
         boxes: (N, 4) xmin, ymin, xmax, ymax, whole pixels of the image, the last two exclusive.
@@ -86,7 +86,7 @@ def _encoded(
 def pasted(
     box: Float32s, probability: Float32s, rows: NDArray[np.int64], columns: NDArray[np.int64]
 ) -> Float32s:
-    """Return a mask's probability at pixels, which stand side by side: (P,) from a box and its (M, M) square.
+    """Return a mask's probability at P pixels, (P,), from a box and its (M, M) square.
 
     Args:
         box: (4,) xmin, ymin, xmax, ymax, pixels.
@@ -124,10 +124,10 @@ def _changes_of_crop(box: Float32s, probability: Float32s, height: int, width: i
 
 
 def _changes_of_resized(box: Float32s, probability: Float32s, height: int, width: int) -> _Changes:
-    """Return the same for a box of whole pixels.
+    """Return the changes of a mask in a box of whole pixels.
 
-    The sums are float64 and then float32, as in the reference. There, values are brought back into the square's range,
-    which zeros around it have left: this decides where all of the square is above the threshold.
+    Sums are computed in float64 and then rounded to float32, as in the reference. There, values are clipped to the
+    square's range, which the zeros around it have left: this matters where all of the square is above the threshold.
     """
     x1, y1, x2, y2 = box.astype(np.int64).tolist()
     left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
@@ -145,19 +145,19 @@ def _changes_of_resized(box: Float32s, probability: Float32s, height: int, width
 
 
 def _linear_weights(count: int, size: int) -> NDArray[np.float64]:
-    """Return how much each of `size` values counts for each of `count` pixels, (count, size); zeros are around them."""
+    """Return the weight of each of `size` values for each of `count` pixels, (count, size); zeros surround them."""
     centre = (np.arange(count) + 0.5) * (size / count) - 0.5
     return np.asarray(np.maximum(1 - np.abs(centre[:, None] - np.arange(size)), 0))
 
 
 def _relative(pixels: NDArray[np.int64], low: np.float32, high: np.float32) -> Float32s:
-    """Return where in a box the centres of pixels lie, from -1 to 1; float32 and the order are detectron2's."""
+    """Return the positions of pixels' centres in a box, -1 to 1; float32, with detectron2's order of operations."""
     centres = pixels.astype(np.float32) + np.float32(0.5)
     return np.asarray((centres - low) / (high - low) * np.float32(2) - np.float32(1))
 
 
 def _weights(relative: Float32s, size: int) -> Float32s:
-    """Return how much each of `size` values counts at each position, (P, size); zeros are around them."""
+    """Return the weight of each of `size` values at each position, (P, size); outside, values are zero."""
     source = ((relative + np.float32(1)) * np.float32(size) - np.float32(1)) / np.float32(2)
     distance = np.abs(source[:, None] - np.arange(size, dtype=np.float32))
     return np.asarray(np.maximum(np.float32(1) - distance, np.float32(0)))

@@ -1,8 +1,8 @@
-"""Masks as COCO's compressed run lengths, made from where they change at a cost that the image's area does not enter.
+"""Masks as COCO's compressed run lengths, encoded from the places where they change; the image's area costs nothing.
 
-A COCO mask is read column by column: counts of zeros and ones in turn, zeros first, packed into ASCII.
+A COCO mask is read column by column: alternating counts of zeros and ones, zeros first, packed into ASCII.
 
-Reference: `maskApi.c` of pycocotools, whose bytes these are.
+Reference: `maskApi.c` of pycocotools, whose bytes are reproduced.
 """
 
 import itertools
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 MAX_PIXELS = 2**32 - 1
-"""A count is a uint32: no larger image can be written as one mask."""
+"""A count is a uint32: no larger image can be encoded as one mask."""
 
 
 class EncodedMasks(NamedTuple):
-    """N masks and what is known of them."""
+    """N masks with their areas and boxes."""
 
     counts: tuple[bytes, ...]
     """The `counts` of `pycocotools.mask.encode`, byte for byte."""
@@ -36,15 +36,15 @@ def encode_changes(
     height: int,
     width: int,
 ) -> EncodedMasks:
-    """Encode masks of one image that are given by the changes along their columns.
+    """Encode masks of one image, given by the changes along their columns.
 
     Args:
         instance: (C,) the mask of each change, ascending.
-        column: (C,) within an instance ascending.
-        row: (C,) within a column ascending: the first pixel that differs from the one above it, at most
-            `height`. The row above the first counts as zeros, the one below the last too: each column has an
-            even number of changes.
-        n: how many masks there are.
+        column: (C,) ascending within an instance.
+        row: (C,) ascending within a column: the first pixel that differs from the one above it, at most
+            `height`. The row above the first counts as zeros, and so does the one below the last: each column has
+            an even number of changes.
+        n: the number of masks.
         height: of the image, pixels.
         width: of the image, pixels.
 
@@ -58,12 +58,12 @@ def encode_changes(
     areas = _sums(position[1::2] - position[::2], n_runs)
     boxes = _tight_boxes(column, row, n_runs)
 
-    # A run may go on at the top of the next column: there its end and the next run's start are one.
+    # A run may continue at the top of the next column: its end and the next run's start are then the same position.
     apart = np.ones(len(position), np.bool_)
     if len(position):
-        goes_on = (position[1:] == position[:-1]) & (instance[1:] == instance[:-1])
-        apart[1:] &= ~goes_on
-        apart[:-1] &= ~goes_on
+        continues = (position[1:] == position[:-1]) & (instance[1:] == instance[:-1])
+        apart[1:] &= ~continues
+        apart[:-1] &= ~continues
     return EncodedMasks(_compressed(position[apart], instance[apart], n, height * width), areas, boxes)
 
 
@@ -88,13 +88,15 @@ def crop_to_rle(crop: NDArray[np.bool_], left: int, top: int, height: int, width
     """
     h, w = crop.shape
     if not (0 <= left <= width - w and 0 <= top <= height - h):
-        raise ValueError(f"a crop of {h} x {w} at row {top}, column {left} leaves {height} x {width} pixels")
+        raise ValueError(
+            f"a crop of {h} x {w} at row {top}, column {left} does not lie within {height} x {width} pixels"
+        )
     column, row = crop_changes(crop, left, top)
     return encode_changes(np.zeros(len(row), np.int64), column, row, 1, height, width).counts[0]
 
 
 def crop_changes(crop: NDArray[np.bool_], left: int, top: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where a mask that is zero outside of a crop changes: column and row, as `encode_changes` takes them."""
+    """Return the changes of a mask that is zero outside of a crop: column and row, as `encode_changes` takes them."""
     h, w = crop.shape
     padded = np.zeros((w, h + 2), np.bool_)
     padded[:, 1:-1] = crop.T
@@ -103,7 +105,7 @@ def crop_changes(crop: NDArray[np.bool_], left: int, top: int) -> tuple[NDArray[
 
 
 def rle_areas(rles: Sequence[dict[str, Any]]) -> NDArray[np.int64]:
-    """Return the number of pixels of each mask, (N,); `rles` as from `Detections.rles`."""
+    """Return the number of pixels of each mask, (N,); `rles` are as `Detections.rles` returns them."""
     # pycocotools 2.0.11 with numpy 2 overflows at 256 masks (its count becomes a uint8), though not for boxes.
     chunks = [coco_mask.area(list(rles[start : start + 255])) for start in range(0, len(rles), 255)]
     return np.concatenate([np.empty(0, np.int64), *chunks]).astype(np.int64)
@@ -131,7 +133,7 @@ def _sums(values: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.i
 def _tight_boxes(
     column: NDArray[np.int64], row: NDArray[np.int64], n_runs: NDArray[np.int64]
 ) -> NDArray[np.int32]:
-    """Return the tight boxes of masks that have so many runs, each within a column."""
+    """Return the tight boxes of masks, given the number of runs of each; a run lies within one column."""
     boxes = np.zeros((len(n_runs), 4), np.int32)
     some = n_runs > 0
     first = (np.cumsum(n_runs) - n_runs)[some]
@@ -149,24 +151,24 @@ def _compressed(
 ) -> tuple[bytes, ...]:
     """Return the compressed counts of masks whose value changes at positions of their column-major order.
 
-    Reference: `rleToString` in `maskApi.c`: a count from the third on is written as its difference to the one
-    before the last, in groups of five bits, the lowest first; a sixth bit says that another group follows.
+    Reference: `rleToString` in `maskApi.c`: from the third on, a count is written as its difference from the count
+    two places before, in groups of five bits, the lowest first; a sixth bit indicates that another group follows.
     """
-    # Each mask's changes between 0 and the image's end; their distances are the counts.
+    # Each mask's changes, between 0 and the image's end; their distances are the counts.
     n_changes = np.bincount(instance, minlength=n)
     lengths = n_changes + 2
     starts = np.cumsum(lengths) - lengths
     bounds = np.full(len(position) + 2 * n, n_pixels, np.int64)
     bounds[starts] = 0
     bounds[np.arange(len(position)) + 2 * instance + 1] = position
-    plain = np.diff(bounds, append=0)
-    # From a mask's end to the next one's start is no count; nor are no zeros after a mask that ends the image.
-    kept = np.ones(len(plain), np.bool_)
+    raw = np.diff(bounds, append=0)
+    # The step from a mask's end to the next one's start is not a count, nor are zero zeros at the end of an image.
+    kept = np.ones(len(raw), np.bool_)
     kept[starts + lengths - 1] = False
-    kept[starts + lengths - 2] = (plain[starts + lengths - 2] > 0) | (n_changes == 0)
-    counts = plain.copy()
-    nth = np.arange(len(plain)) - np.repeat(starts, lengths)
-    counts[3:] -= np.where(nth[3:] > 2, plain[1:-2], 0)
+    kept[starts + lengths - 2] = (raw[starts + lengths - 2] > 0) | (n_changes == 0)
+    counts = raw.copy()
+    nth = np.arange(len(raw)) - np.repeat(starts, lengths)
+    counts[3:] -= np.where(nth[3:] > 2, raw[1:-2], 0)
     values = counts[kept]
     sizes = _sums(kept.astype(np.int64), lengths)
 
@@ -178,9 +180,9 @@ def _compressed(
     text = np.empty(int(ends[-1]) if n else 0, np.uint8)
     at, rest, groups = ends - n_groups, values, n_groups
     while len(at):
-        goes_on = groups > 1
-        text[at] = (rest & 31) + 48 + 32 * goes_on
-        at, rest, groups = at[goes_on] + 1, rest[goes_on] >> 5, groups[goes_on] - 1
+        continues = groups > 1
+        text[at] = (rest & 31) + 48 + 32 * continues
+        at, rest, groups = at[continues] + 1, rest[continues] >> 5, groups[continues] - 1
     whole = text.tobytes()
     cuts = [0, *ends[np.cumsum(sizes) - 1].tolist()] if n else [0]
     return tuple(whole[start:stop] for start, stop in itertools.pairwise(cuts))

@@ -1,7 +1,7 @@
-"""COCO's compressed run lengths read back: areas, boxes and runs of a column of masks, and which of them are none.
+"""Decode COCO's compressed run lengths: areas, boxes and spans of many masks at once, and which of them are invalid.
 
 The inverse of `rle`, for texts that may be damaged: `maskApi.c` of pycocotools reads beyond the end of a text that
-is cut off, and divides by a height of zero. Whole columns at once, at the speed of numpy.
+is cut off, and divides by a height of zero. All masks are decoded at once, at the speed of numpy.
 
 Reference: `rleFrString`, `rleArea` and `rleToBbox` in `maskApi.c`.
 """
@@ -16,14 +16,14 @@ from .rle import MAX_PIXELS
 from .spans import Spans, ranges
 
 _MAX_GROUPS: Final = 7
-"""Of five bits: more are in no count of an image below 2^32 pixels, nor in the difference of two."""
+"""Maximum number of groups of five bits in a count of an image below 2^32 pixels, or in the difference of two."""
 
 
 class ReadMasks(NamedTuple):
-    """What N texts say."""
+    """The measurements of N masks."""
 
     intact: NDArray[np.bool_]
-    """(N,) whether it is a mask of exactly the image's pixels; where not, area and box are zeros."""
+    """(N,) whether the text is a mask of exactly the image's pixels; if not, area and box are zeros."""
     areas: NDArray[np.int64]
     """(N,) pixels."""
     boxes: NDArray[np.int32]
@@ -33,10 +33,10 @@ class ReadMasks(NamedTuple):
 def read_masks(
     text: NDArray[np.uint8], offsets: NDArray[Any], heights: NDArray[Any], widths: NDArray[Any]
 ) -> ReadMasks:
-    """Measure masks that are given by their compressed run lengths.
+    """Measure masks, given as compressed run lengths.
 
     Args:
-        text: all texts, one behind the other.
+        text: all texts, one after the other.
         offsets: (N + 1,) where each begins in `text`, and where the last ends.
         heights: (N,) of the images, pixels.
         widths: (N,) of the images, pixels.
@@ -48,7 +48,7 @@ def read_masks(
 
 
 def read_spans(masks: Sequence[bytes], height: int, width: int) -> Spans:
-    """Return the runs of masks that are drawn in one frame.
+    """Decode masks of one frame to spans.
 
     Args:
         masks: N COCO compressed RLE strings.
@@ -56,20 +56,20 @@ def read_spans(masks: Sequence[bytes], height: int, width: int) -> Spans:
         width: of the frame, pixels.
 
     Raises:
-        ValueError: one of them is no mask of this frame.
+        ValueError: one of them is not a mask of this frame.
     """
     text = np.frombuffer(b"".join(masks), np.uint8)
     offsets = np.cumsum([0, *map(len, masks)])
     sizes = (np.full(len(masks), side, np.int64) for side in (height, width))
     sound, of, start, length = _stretches(text, offsets, *sizes)
     if not sound.all():
-        raise ValueError(f"mask {int(np.argmin(sound))} is none of {height} x {width} pixels")
-    # Stretches that no zero keeps apart are one.
+        raise ValueError(f"mask {int(np.argmin(sound))} does not have {height} x {width} pixels")
+    # Stretches without a zero between them are one.
     stop = start + length
     apart = (start[1:] > stop[:-1]) | (of[1:] > of[:-1])
     first, last = np.append(True, apart)[: len(of)], np.append(apart, True)[: len(of)]
     of, start, stop = of[first], start[first], stop[last]
-    # A stretch that goes on in the next column is a run in each.
+    # A stretch that continues in the next column is a span in each.
     left, right = start // height, (stop - 1) // height
     counts = right - left + 1
     column = ranges(left, counts)
@@ -81,7 +81,7 @@ def read_spans(masks: Sequence[bytes], height: int, width: int) -> Spans:
 def _stretches(
     text: NDArray[np.uint8], offsets: NDArray[Any], heights: NDArray[np.int64], widths: NDArray[np.int64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.intp], NDArray[np.int64], NDArray[np.int64]]:
-    """Return which masks are intact, and of their stretches of ones the mask, first pixel and length."""
+    """Return which masks are intact, and for their stretches of ones the mask, first pixel and length."""
     n = len(offsets) - 1
     text = text[offsets[0] : offsets[-1]]
     bounds = (offsets - offsets[0]).astype(np.int64)
@@ -108,12 +108,12 @@ def _stretches(
 def _numbers(
     text: NDArray[np.uint8], bounds: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the numbers of all texts, where each text's begin (and the last's end), and which cannot be right."""
+    """Return the numbers of all texts, where each text's begin (and the last's end), and which are malformed."""
     digits = text - np.uint8(48)
     last = digits & 32 == 0
     cut = bounds[1:][bounds[1:] > bounds[:-1]] - 1
     cut = cut[~last[cut]]
-    last[cut] = True  # a text that stops within a number takes nothing of the next
+    last[cut] = True  # a text that ends within a number does not continue in the next text
     end = np.flatnonzero(last)
     start = np.empty_like(end)
     start[:1] = 0
@@ -134,18 +134,18 @@ def _numbers(
 def _undone(
     numbers: NDArray[np.int64], first: NDArray[np.int64], odd: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return the counts, of which each from the fourth on is written as its difference to the one before the last.
+    """Return the counts, of which each from the fourth on is written as its difference from the one two places before.
 
     Args:
         numbers: of all texts.
         first: where each text's begin, and where the last's end.
-        odd: 1 for the second of a text, the fourth, …; else 0.
+        odd: 1 for the second, the fourth, … number of a text; otherwise 0.
     """
-    sums = np.empty(len(numbers) + 2, np.int64)  # of every second number; two zeros lead
+    sums = np.empty(len(numbers) + 2, np.int64)  # of every second number, after two zeros
     sums[:2] = 0
     np.cumsum(numbers[0::2], out=sums[2::2])
     np.cumsum(numbers[1::2], out=sums[3::2])
-    # What a sum holds of numbers before the chain's first, which is the text's second number, or third.
+    # The part of a sum that precedes the chain's first number, which is the text's second or third.
     base = np.repeat(first[:-1] + 2, np.diff(first)) - odd
     begin = first[:-1][first[1:] > first[:-1]]
     base[begin] = begin

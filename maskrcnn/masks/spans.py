@@ -1,7 +1,7 @@
-"""Masks as runs, many at once: set arithmetic at the cost of outlines, which areas do not enter.
+"""Masks as spans, many at once: set operations whose cost depends on outlines, not on areas.
 
-A run is a stretch of one column. Nothing is painted: intersections, unions, what is near and what is deep inside
-follow from where runs begin and end, for a whole column of masks in a few calls of numpy.
+A span is a stretch of one column. Nothing is rasterized: intersections, unions, dilations and erosions follow from
+where spans begin and end, for many masks in a few calls of numpy.
 """
 
 from typing import NamedTuple
@@ -13,21 +13,21 @@ Ints = NDArray[np.int64]
 
 
 class Spans(NamedTuple):
-    """N masks in one frame, which need not hold them: rows and columns may be negative.
+    """N masks in one frame, which they may leave: rows and columns may be negative.
 
-    Ordered by mask, then column, then row; the runs of a column neither overlap nor touch.
+    Ordered by mask, then column, then row; the spans of a column neither overlap nor touch.
     """
 
     of: Ints
-    """(R,) the mask of each run, from 0 to N - 1."""
+    """(S,) the mask of each span, from 0 to N - 1."""
     column: Ints
-    """(R,)"""
+    """(S,)"""
     start: Ints
-    """(R,) its first row."""
+    """(S,) its first row."""
     stop: Ints
-    """(R,) the row after its last."""
+    """(S,) the row after its last."""
     n: int
-    """How many masks there are; some may be empty."""
+    """The number of masks; some may be empty."""
 
     @property
     def areas(self) -> Ints:
@@ -38,7 +38,7 @@ class Spans(NamedTuple):
 
     @property
     def boxes(self) -> Ints:
-        """(N, 4) xmin, ymin, xmax, ymax of the pixels, the last two exclusive; zeros where there are none."""
+        """(N, 4) xmin, ymin, xmax, ymax of the pixels, the last two exclusive; zeros where a mask is empty."""
         boxes = np.zeros((self.n, 4), np.int64)
         first = np.flatnonzero(np.diff(self.of, prepend=-1))
         if len(first):
@@ -50,7 +50,7 @@ class Spans(NamedTuple):
         return boxes
 
     def take(self, masks: NDArray[np.intp]) -> "Spans":
-        """Return some of the masks, any of them any number of times, in the order asked for."""
+        """Return the masks of these indices, in their order; an index may occur several times."""
         cuts = np.searchsorted(self.of, np.arange(self.n + 1))
         counts = cuts[masks + 1] - cuts[masks]
         spans = ranges(cuts[masks], counts)
@@ -58,20 +58,20 @@ class Spans(NamedTuple):
         return Spans(of, self.column[spans], self.start[spans], self.stop[spans], len(masks))
 
     def shifted(self, columns: Ints, rows: Ints) -> "Spans":
-        """Return each mask moved by so many columns and rows, (N,) each."""
+        """Return each mask moved by its number of columns and rows, (N,) each."""
         down = rows[self.of]
         return self._replace(
             column=self.column + columns[self.of], start=self.start + down, stop=self.stop + down
         )
 
     def within(self, boxes: Ints) -> "Spans":
-        """Return what lies inside of boxes, (4,) or one for each mask, (N, 4)."""
+        """Return the parts of the masks inside boxes: (4,), or (N, 4), one per mask."""
         left, top, right, bottom = np.broadcast_to(boxes, (self.n, 4))[self.of].T
         start, stop = np.maximum(self.start, top), np.minimum(self.stop, bottom)
         return self._kept((self.column >= left) & (self.column < right) & (start < stop), start, stop)
 
     def outside(self, boxes: Ints) -> "Spans":
-        """Return what lies outside of boxes, (4,) or one for each mask, (N, 4); an empty one takes nothing."""
+        """Return the parts of the masks outside boxes: (4,), or (N, 4), one per mask; an empty box removes nothing."""
         left, top, right, bottom = np.broadcast_to(boxes, (self.n, 4))[self.of].T
         beside = (self.column < left) | (self.column >= right) | (top >= bottom)
         above = np.where(beside, self.stop, np.minimum(self.stop, top))
@@ -82,20 +82,20 @@ class Spans(NamedTuple):
         return twice._kept(start < stop, start, stop)
 
     def as_one(self, of: Ints, n: int) -> "Spans":
-        """Return n masks, each the union of those that `of`, (N,), gives to it."""
+        """Return n masks, each the union of those that have its index in `of`, (N,)."""
         return _covered(of[self.of], self.column, self.start, self.stop, n, times=1)
 
     def grown(self, pixels: int) -> "Spans":
-        """Return what is at most so many columns and rows away from each mask."""
+        """Return each mask dilated by so many columns and rows."""
         return _copied(self._replace(start=self.start - pixels, stop=self.stop + pixels), pixels, times=1)
 
     def shrunk(self, pixels: int) -> "Spans":
-        """Return what has all of its neighbours, so many columns and rows around, in the mask."""
+        """Return each mask eroded by so many columns and rows."""
         start, stop = self.start + pixels, self.stop - pixels
         return _copied(self._kept(start < stop, start, stop), pixels, times=2 * pixels + 1)
 
     def overlaps(self, other: "Spans") -> Ints:
-        """Return how many pixels each mask shares with the other's of its number, (N,)."""
+        """Return how many pixels each mask shares with the other's mask of the same index, (N,)."""
         if not len(self.of) or not len(other.of):
             return np.zeros(self.n, np.int64)
         keys = _Keys.of(self, other)
@@ -103,7 +103,7 @@ class Spans(NamedTuple):
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(stop - start)])
 
         def covered(at: Ints) -> Ints:
-            """Return how many pixels lie before."""
+            """Return how many pixels precede each key."""
             begun = np.searchsorted(start, at, side="right")
             return np.asarray(before[begun] - np.where(begun, np.maximum(stop[begun - 1] - at, 0), 0))
 
@@ -125,7 +125,7 @@ class Spans(NamedTuple):
 
 
 class _Keys(NamedTuple):
-    """One number for a mask's pixel, in the order of runs; the ends of columns stay apart."""
+    """One number for each pixel of each mask, in the order of spans; the ends of neighbouring columns differ."""
 
     first_column: int
     columns: int
@@ -144,7 +144,7 @@ class _Keys(NamedTuple):
 
 
 def _copied(spans: Spans, pixels: int, times: int) -> Spans:
-    """Return what is covered so many times by copies that are moved by up to so many columns."""
+    """Return what is covered `times` times by copies that are moved by up to `pixels` columns to each side."""
     moves = np.arange(-pixels, pixels + 1)
     columns = (spans.column + moves[:, None]).ravel()
     of, start, stop = (np.tile(values, len(moves)) for values in (spans.of, spans.start, spans.stop))
@@ -152,11 +152,11 @@ def _copied(spans: Spans, pixels: int, times: int) -> Spans:
 
 
 def _covered(of: Ints, column: Ints, start: Ints, stop: Ints, n: int, times: int) -> Spans:
-    """Return what lies in so many of the given runs at least; these may be in any order, and overlap."""
+    """Return what lies in at least `times` of the given spans, which may overlap and be in any order."""
     if not len(of):
         return Spans(of, column, start, stop, n)
     keys = _Keys.of(Spans(of, column, start, stop, n))
-    # Beginnings come before ends at the same place, so that runs that touch become one.
+    # Starts come before ends at the same place, so that spans that touch become one.
     ends = np.concatenate([keys(of, column, start), keys(of, column, stop)])
     order = np.argsort(ends, kind="stable")
     enough = np.cumsum(np.where(order < len(of), 1, -1)) >= times
@@ -171,7 +171,7 @@ def _covered(of: Ints, column: Ints, start: Ints, stop: Ints, n: int, times: int
 
 
 def ranges(starts: Ints, counts: Ints) -> Ints:
-    """Return so many numbers from each start on, one stretch behind the other.
+    """Return the consecutive numbers from each start, `counts` of them, one stretch after the other.
 
     >>> ranges(np.array([5, 0]), np.array([3, 2])).tolist()
     [5, 6, 7, 0, 1]

@@ -1,8 +1,8 @@
-"""From windows to whole images: what a run of windows writes in the place of what its shards hold.
+"""From windows to whole images: the tables of a windowed run, made from those of its shards.
 
-A shard's tables are those of any run, of which each image is a window. Here the windows of an image come together:
-their pieces are merged at the seams, and become rows of `windows`, `pieces`, `images` and `instances`. One image at a
-time; memory is that of a group's tables, never of pixels.
+A shard's tables are those of any run, with a window in the place of an image. Here an image's windows come together:
+their detections are stitched in the overlaps, and become rows of `windows`, `pieces`, `images` and `instances`. Images
+are processed one at a time; memory is that of a group's tables, never of pixels.
 """
 
 from collections import Counter
@@ -52,14 +52,15 @@ def assemble(
     found: pa.Table,
     categories: Sequence[Category],
 ) -> Assembled:
-    """Merge the windows of whole images.
+    """Stitch the windows of whole images.
 
     Args:
         window_index: of the run.
-        first_row: of the manifest, of the first image.
+        first_row: the row of the manifest of the first image.
         manifest_rows: the images' rows of the manifest.
-        windows: what the shards' tables `images` say of all of their windows, in order of number.
-        found: what the shards' tables `instances` say of these, in order of id.
+        windows: all of their windows' rows of the shards' tables `images`, in order of number.
+        found: their rows of the shards' tables `instances`, in order of id.
+        categories: of the model.
     """
     numbers, owners = windows["image_id"].to_numpy(), found["image_id"].to_numpy()
     results: list[ImageResult] = []
@@ -89,12 +90,12 @@ def assemble(
 def located(
     image_ids: Sequence[int], images: Sequence[ImageHeader], instances: pa.Table
 ) -> Iterator[tuple[str, pa.Table]]:
-    """Yield each CRS in which images lie, and the polygons of their instances, of schema `geo.GEO`.
+    """Yield each CRS of the images, and the polygons of their instances, of schema `geoparquet.GEO`.
 
     Args:
         image_ids: of consecutive images.
-        images: the same.
-        instances: all of theirs, in order of image.
+        images: the headers of these.
+        instances: all of their instances, in order of image.
     """
     ranges = ranges_of(instances["image_id"].to_numpy())
     tables: dict[str, list[pa.Table]] = {}
@@ -108,7 +109,7 @@ def located(
 
 
 def ranges_of(image_ids: NDArray[np.int64]) -> dict[int, tuple[int, int]]:
-    """Return where the rows of each image begin and end, in a table in which they stand together."""
+    """Return where the rows of each image begin and end, in a table in which they are consecutive."""
     starts = np.flatnonzero(np.diff(image_ids, prepend=image_ids[:1] - 1)).tolist()
     stops = [*starts[1:], len(image_ids)]
     return {int(image_ids[low]): (low, high) for low, high in zip(starts, stops, strict=False)}
@@ -122,7 +123,7 @@ def _slice(numbers: NDArray[np.int64], start: int, stop: int) -> tuple[int, int]
 def _stitched(
     grid: Grid | None, windows: pa.Table, found: pa.Table, image_id: int
 ) -> tuple[Detections | None, pa.Table]:
-    """Return an image's whole objects, and the rows of `pieces` that they were made of."""
+    """Return an image's whole objects, and the rows of `pieces` that they were stitched from."""
     if grid is None or not pc.any(pc.not_equal(windows["status"], "failed")).as_py():
         return None, PIECES.empty_table()
     at = np.searchsorted(windows["image_id"].to_numpy(), found["image_id"].to_numpy())
@@ -157,7 +158,7 @@ def _columns(structs: pa.ChunkedArray) -> NDArray[Any]:
 
 
 def _windows(of_image: pa.Table, image_id: int) -> pa.Table:
-    """Return the rows of `windows` of one image, row by row."""
+    """Return the rows of `windows` of one image, in order of window."""
     of_image = of_image.take(pc.sort_indices(of_image["window_id"]))
     named = {
         "image_id": pa.array(np.full(len(of_image), image_id)),
@@ -173,7 +174,7 @@ def _windows(of_image: pa.Table, image_id: int) -> pa.Table:
 def _result(
     row: int, entry: dict[str, Any], windows: pa.Table, detections: Detections | None, grid: Grid | None
 ) -> ImageResult:
-    """Return what became of an image."""
+    """Return the result of an image."""
     error, message = _failure(windows, whole=detections is None)
     orientation = windows["exif_orientation"].drop_null()
     return ImageResult(
@@ -193,7 +194,7 @@ def _result(
 
 
 def _failure(windows: pa.Table, *, whole: bool) -> tuple[str | None, str | None]:
-    """Return the code and the message of an image, given its windows; none where no window failed."""
+    """Return the error code and the message of an image, given its windows; None if no window failed."""
     failed = windows.filter(pc.equal(windows["status"], "failed"))
     if not len(failed):
         return None, None

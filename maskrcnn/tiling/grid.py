@@ -1,7 +1,7 @@
-"""Windows: how a large image is cut into overlapping rectangles of one size, and these into tiles.
+"""Windows: overlapping rectangles of one size that cover a large image, grouped into tiles.
 
-A *window* is what the segmenter sees; neighbours overlap. A window's *core* is the part of it that is its own: the
-overlap is shared in halves, and the cores partition the image. A *tile* is a rectangle of windows that belong to one
+A *window* is what the segmenter sees; neighbours overlap. A window's *core* is the part of it that belongs to no other:
+overlaps are divided in halves, and the cores partition the image. A *tile* is a rectangle of windows that belong to one
 shard, so that each block of the file is decoded once for all of them. All of it follows from a few numbers.
 """
 
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from ..imaging.geometry import Rect
 
 TILE_WINDOWS: Final = 144
-"""At most so many windows a tile, where a file can be read in parts. Of 1024 pixels, a quarter shared, on blocks of
-512, 5 columns by 28 rows decode 1.16 times the pixels of the raster."""
+"""Maximum number of windows per tile, where a file can be read in parts. With windows of 1024 pixels, a quarter of them
+shared, and blocks of 512, tiles of 5 columns by 28 rows decode 1.16 times the pixels of the raster."""
 TILE_COLUMNS: Final = 5
-"""A reader holds a row of a tile's windows."""
+"""Maximum columns of windows per tile: a reader holds a row of a tile's windows in memory."""
 
 
 @dataclass(frozen=True)
 class Grid:
     """The windows of one image, numbered row by row from 0.
 
-    Those at the right and the bottom are moved inwards, so that all have one size; an image smaller than that is one
-    window.
+    Those at the right and the bottom are moved inwards, so that all have the same size; an image smaller than a window
+    is one window.
 
     Args:
         height: of the image, pixels.
@@ -37,7 +37,7 @@ class Grid:
         offset: columns and rows by which all but the first windows move towards the origin; less than a stride.
 
     Raises:
-        ValueError: these numbers make no grid.
+        ValueError: the numbers do not define a grid.
     """
 
     height: int
@@ -48,9 +48,9 @@ class Grid:
 
     def __post_init__(self) -> None:
         if not (0 <= self.overlap <= self.window // 2 and min(self.height, self.width, self.window) >= 1):
-            raise ValueError(f"no grid: {self}")
+            raise ValueError(f"not a grid: {self}")
         if not all(0 <= offset < self.window - self.overlap for offset in self.offset):
-            raise ValueError(f"an offset is less than {self.window - self.overlap}, not {self.offset}")
+            raise ValueError(f"an offset must be less than {self.window - self.overlap}, not {self.offset}")
 
     @cached_property
     def lefts(self) -> NDArray[np.int64]:
@@ -76,7 +76,7 @@ class Grid:
         return (self[window_id] for window_id in range(len(self)))
 
     def core(self, window_id: int) -> Rect:
-        """Return the part of the image that is this window's own."""
+        """Return the part of the image that belongs to this window."""
         row, column = divmod(window_id, len(self.lefts))
         columns, rows = self._column_cuts, self._row_cuts
         left, top = int(columns[column]), int(rows[row])
@@ -91,7 +91,7 @@ class Grid:
         return _cuts(self.tops, self.window, self.height)
 
     def later_neighbours(self, window_id: int) -> Iterator[int]:
-        """Yield the windows of a greater number that share pixels with one."""
+        """Yield the windows with a greater number that share pixels with this one."""
         row, column = divmod(window_id, len(self.lefts))
         first = int(np.searchsorted(self.lefts, self.lefts[column] - self.window, side="right"))
         last = int(np.searchsorted(self.lefts, self.lefts[column] + self.window))
@@ -103,7 +103,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Tiling:
-    """A grid's windows in the order in which they are worked on: tile by tile, row by row within a tile."""
+    """A grid's windows in the order in which they are processed: tile by tile, row by row within a tile."""
 
     grid: Grid
     columns: int
@@ -133,15 +133,16 @@ class Tiling:
 
 
 def tiling_of(grid: Grid, block_size: tuple[int, int] | None) -> Tiling:
-    """Return how a grid is cut into tiles.
+    """Divide a grid into tiles.
 
     Args:
+        grid: of the image.
         block_size: (height, width) of the file's blocks, pixels; None where it can only be read as a whole.
     """
     down, across = len(grid.tops), len(grid.lefts)
     if block_size is None:
         return Tiling(grid, across, down)
-    # A strip is decoded as a whole, so that tiles side by side would decode it again.
+    # Blocks as wide as the image are decoded as a whole: tiles side by side would decode them again.
     columns = across if block_size[1] >= grid.width else min(TILE_COLUMNS, across)
     return Tiling(grid, columns, min(max(TILE_WINDOWS // columns, 1), down))
 

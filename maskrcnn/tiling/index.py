@@ -1,8 +1,8 @@
-"""The windows of a run, numbered through all its images: what the plan of a windowed run cuts into shards.
+"""The windows of a run, numbered through all its images: what the plan of a windowed run divides into shards.
 
-An image's windows have consecutive numbers, tile by tile, so that a tile is a range; see `windows.Tiling`. An image
-whose header could not be read has one, of no pixels, which will fail. All follows from the images' sizes, which are
-frozen with the plan as the table `GRID`.
+An image's windows have consecutive numbers, tile by tile, so that a tile is a range; see `grid.Tiling`. An image
+whose header could not be read has one window, without pixels, which will fail. All of this follows from the images'
+sizes, which are stored with the plan as the table `GRID`.
 """
 
 from collections.abc import Sequence
@@ -33,20 +33,20 @@ GRID: Final = pa.schema(
     ],
     metadata=METADATA,
 )
-"""One row an input: the number of its first window, its size as its header said when the run was planned (null where
-that could not be read, with the error), the blocks of what is read in parts, and where it lies on Earth."""
+"""One row per input: the number of its first window, its size in the header when the run was planned (null where that
+could not be read, with the error), the block size of an image that is read in parts, and its georeference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cutting:
-    """How images are cut into windows."""
+    """How images are divided into windows."""
 
     window: int
     overlap: int
     offset: tuple[int, int] = (0, 0)
 
     def tiling(self, height: int, width: int, block_size: tuple[int, int] | None) -> Tiling:
-        """Return the tiles of an image of so many pixels."""
+        """Return the tiles of an image of this size, in pixels."""
         return _tiling(self, height, width, block_size)
 
 
@@ -62,14 +62,16 @@ def _tiling(cutting: Cutting, height: int, width: int, block_size: tuple[int, in
 def number_windows(
     images: Sequence[ImageHeader], cutting: Cutting, shard_images: int
 ) -> tuple[pa.Table, tuple[int, ...]]:
-    """Give numbers to the windows of all images.
+    """Assign numbers to the windows of all images.
 
     Args:
-        shard_images: at most so many images in a shard.
+        images: in the order of the manifest.
+        cutting: how they are divided.
+        shard_images: maximum number of images in a shard.
 
     Returns:
-        The table `GRID`, and where the shards begin, and where the last ends. A shard is a tile, or some whole
-        images of one tile each, of together no more windows than a tile may have.
+        The table `GRID`, and the numbers at which the shards begin and the last ends. A shard is a tile, or several
+        whole images of one tile each, which together have no more windows than a tile may have.
     """
     firsts, cuts, n, held = [], [0], 0, 0
     for image in images:
@@ -109,8 +111,8 @@ class WindowIndex:
 
     Args:
         table: of schema `GRID`.
-        cutting: how its images are cut.
-        n_items: how many windows there are.
+        cutting: how its images are divided.
+        n_windows: the number of windows.
     """
 
     def __init__(self, table: pa.Table, cutting: Cutting, n_windows: int) -> None:
@@ -121,7 +123,7 @@ class WindowIndex:
 
     @property
     def largest(self) -> int:
-        """The most pixels that an image has; 0 where no size is known."""
+        """Pixels of the largest image; 0 if no size is known."""
         height, width = (
             self._sizes[name].combine_chunks().fill_null(0).to_numpy() for name in ("height", "width")
         )
@@ -129,7 +131,7 @@ class WindowIndex:
 
     @property
     def n_images(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         return len(self._first) - 1
 
     def range_of(self, image_row: int) -> tuple[int, int]:
@@ -146,15 +148,15 @@ class WindowIndex:
         return first + inverse[window_ids]
 
     def rows_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the images, as rows of the manifest, of some windows: (N,) int64."""
+        """Return the images of windows, as rows of the manifest: (N,) int64."""
         return np.asarray(np.searchsorted(self._first, numbers, side="right") - 1)
 
     def begins_image(self, number: int) -> bool:
-        """Return whether a window is the first of its image; so is the end of all."""
+        """Return whether a window is the first of its image; true also of the number after the last."""
         return bool(self._first[np.searchsorted(self._first, number)] == number)
 
     def sized(self, image_row: int) -> ImageHeader:
-        """Return what the plan knows of an image."""
+        """Return an image's header as planned."""
         size = self._sizes.slice(image_row, 1).to_pylist()[0]
         other = self._others.slice(image_row, 1).to_pylist()[0]
         block = (size["block_height"], size["block_width"])
@@ -168,7 +170,7 @@ class WindowIndex:
         )
 
     def tiling(self, image_row: int) -> Tiling | None:
-        """Return an image's windows; None where its size is not known."""
+        """Return an image's windows; None if its size is not known."""
         image = self.sized(image_row)
         if image.height is None or image.width is None:
             return None
@@ -179,8 +181,8 @@ class WindowIndex:
 
         Args:
             numbers: (N,) int64, ascending.
-            manifest_rows: the rows of the manifest of their images, each once, in order.
-            rows: (R,) int64, which rows these are.
+            manifest_rows: their images' rows of the manifest, each once, in order.
+            rows: (R,) int64, the numbers of these rows.
         """
         image_rows = self.rows_of(numbers)
         columns: dict[str, Any] = {"image_id": numbers, "image_row": image_rows}

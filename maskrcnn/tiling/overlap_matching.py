@@ -1,6 +1,6 @@
-"""Which pieces of which windows are one object: matched inside of the strips that windows share.
+"""Which detections of which windows are one object: matched in the overlaps that windows share.
 
-How that is decided stands in `seams`.
+The rules are those of `stitching`.
 """
 
 from collections.abc import Iterator
@@ -16,16 +16,19 @@ from ..masks.spans import Ints, Spans, ranges
 from .grid import Grid
 
 TOLERANCE_PX: Final = 4
-"""By so much may two windows' masks of one object differ, each by half of it from the truth."""
+"""How far two windows' masks of one object may differ, each by half of it from the object."""
 MIN_IOU: Final = 0.5
-"""Of two pieces inside of a strip, to be alike."""
+"""Least IoU of two detections within an overlap that match."""
 MIN_SHARE: Final = 0.8
-"""Of a piece inside of a strip that lies within the tolerance of the other, to be a part or a scrap of it."""
+"""Least share of a detection within an overlap that lies within the tolerance of another, for it to be a part or a
+fragment of that."""
 
-_REACH_PX: Final = 2 * TOLERANCE_PX  # how far a thin scrap may be
-_FRAGMENT_PX: Final = 4 * TOLERANCE_PX  # what is no longer than this in a strip can be a neighbour's, or thin
+_REACH_PX: Final = 2 * TOLERANCE_PX  # how far away a thin fragment may be
+_FRAGMENT_PX: Final = (
+    4 * TOLERANCE_PX
+)  # what is no longer than this in an overlap can be a neighbour's, or thin
 _OUTWARDS: Final = np.array([-1, -1, 1, 1])
-_CELL_PX: Final = 64  # of the mesh in which pieces that are close are found
+_CELL_PX: Final = 64  # of the mesh in which close detections are found
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -33,7 +36,10 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class PlacedDetections:
-    """The pieces in the order of their windows, and where they lie in the image; box columns as everywhere."""
+    """The detections in the order of their windows, and their places in the image.
+
+    Boxes are xmin, ymin, xmax, ymax in pixels of the image.
+    """
 
     grid: Grid
     masks: list[bytes]
@@ -46,7 +52,7 @@ class PlacedDetections:
     frames: Ints
     """(N, 4) of the windows."""
     whole: Bools
-    """(N,) whether the mask keeps away from all borders of its window that are not the image's."""
+    """(N,) whether the mask stays away from all borders of its window that are not the image's."""
 
     def spans(self, ids: Ints) -> Spans:
         """Return masks in the image's frame."""
@@ -59,13 +65,13 @@ class PlacedDetections:
 
 
 class _Links(NamedTuple):
-    """What the windows' strips say of the pieces: IoU in the strip, and two pieces."""
+    """What the overlaps say of the detections: IoU within the overlap, and two detections."""
 
     matched: list[tuple[float, int, int]]
     parts: list[tuple[float, int, int]]
     """The first is part of the second."""
     fragments: dict[int, list[tuple[float, int, int]]]
-    """By their first piece, a scrap of the second."""
+    """By their first detection, which is a fragment of the second."""
 
 
 def _links(placed: PlacedDetections) -> _Links:
@@ -73,7 +79,7 @@ def _links(placed: PlacedDetections) -> _Links:
     grid = placed.grid
     windows, first, count = np.unique(placed.window, return_index=True, return_counts=True)
     slices = dict(zip(windows.tolist(), zip(first, first + count, strict=True), strict=True))
-    # What crosses from one window into the next is no scrap, however little they share.
+    # What crosses from one window into the next is not a fragment, however little they share.
     fragment_px = min(_FRAGMENT_PX, grid.overlap - _REACH_PX)
     for a, ours in slices.items():
         for b in grid.later_neighbours(a):
@@ -89,23 +95,23 @@ def _links(placed: PlacedDetections) -> _Links:
 
 
 class _Side(NamedTuple):
-    """One window's pieces of the pairs that are compared, (P,)."""
+    """One window's detections of the pairs that are compared, (P,)."""
 
     ids: Ints
     near: Spans
-    """In the strip, and around it by `_REACH_PX`."""
+    """The masks within the overlap, and around it by `_REACH_PX`."""
     here: Spans
-    """In the strip."""
+    """The masks within the overlap."""
     area: Ints
-    """Of what is here."""
+    """Of `here`, pixels."""
     box: Ints
-    """(P, 4) of what is here."""
+    """(P, 4) of `here`."""
     cut: Bools
-    """Whether it comes near to the border of its window, inside of the other."""
+    """Whether the mask comes near the border of its window, inside the other window."""
     thin: Bools
-    """Whether it does, and goes no further from there than `_SCRAP_PX`."""
+    """Whether it does, and extends no further from there than `_FRAGMENT_PX`."""
     inside: Bools
-    """Whether all of the mask is here."""
+    """Whether all of the mask is within the overlap."""
 
     def take(self, pairs: NDArray[np.intp]) -> "_Side":
         """Return some of the pairs."""
@@ -121,7 +127,7 @@ class _Side(NamedTuple):
         )
 
     def deep(self, overlap: Ints) -> Spans:
-        """Return what must belong to the object, by however much the mask is off."""
+        """Return the pixels that belong to the object even if the mask is off by the tolerance."""
         return self.near.shrunk(TOLERANCE_PX // 2).within(overlap)
 
 
@@ -138,7 +144,7 @@ def _side(placed: PlacedDetections, ids: Ints, shared: Rect, own: Rect, other: R
 
 
 def _compare(ours: _Side, theirs: _Side, overlap: Ints, fragment_px: int, links: _Links) -> None:
-    """Add what a strip says of pairs of pieces that are close in it."""
+    """Add to the links what an overlap says of pairs of detections that are close in it."""
     iou = _iou(ours, theirs)
     common = np.minimum(ours.box, theirs.box)[:, 2:] - np.maximum(ours.box, theirs.box)[:, :2]
     fragment = (common.max(axis=1) <= fragment_px) & (ours.cut | theirs.cut)
@@ -171,14 +177,14 @@ def _iou(ours: _Side, theirs: _Side) -> Floats:
 
 
 def _share(one: _Side, other: _Side, pixels: int) -> Floats:
-    """Return which share of the one's pixels in the strip is so near to the other."""
+    """Return the share of the one's pixels in the overlap that are at most so many pixels away from the other."""
     return np.asarray(one.here.overlaps(other.near.grown(pixels)) / np.maximum(one.area, 1))
 
 
 def _partners(
     iou: Floats, p: Ints, q: Ints, able: Bools, taken: set[int]
 ) -> Iterator[tuple[float, int, int]]:
-    """Yield the best pairs, in which each piece that is not yet taken is at most once."""
+    """Yield the best of the pairs that are `able`; each detection that is not yet taken is in at most one."""
     order = np.lexsort((q, p, -iou))
     for pair in order[able[order]]:
         ours, theirs = int(p[pair]), int(q[pair])
@@ -193,7 +199,7 @@ def box_of(rect: Rect) -> Ints:
 
 
 def _close(placed: PlacedDetections, a: Ints, b: Ints, overlap: Ints) -> tuple[Ints, Ints]:
-    """Return the pairs of pieces of one label whose boxes come close in or at a strip."""
+    """Return the pairs of detections of one label whose boxes come close in or at an overlap."""
     overlap = overlap + _REACH_PX * _OUTWARDS
     sides = []
     for ids in (a, b):
@@ -217,7 +223,7 @@ def _close(placed: PlacedDetections, a: Ints, b: Ints, overlap: Ints) -> tuple[I
 
 
 def _cells(boxes: Ints, labels: NDArray[np.int32]) -> tuple[Ints, Ints]:
-    """Return the cells of a mesh that boxes cover: which box, and a number of label and cell."""
+    """Return the cells of a mesh that boxes cover: the index of the box, and a number for label and cell."""
     first, last = boxes[:, :2] // _CELL_PX, (boxes[:, 2:] - 1) // _CELL_PX
     across, down = (last - first + 1).T
     owner = np.repeat(np.arange(len(boxes)), across * down)
@@ -226,29 +232,29 @@ def _cells(boxes: Ints, labels: NDArray[np.int32]) -> tuple[Ints, Ints]:
     return owner, (labels[owner].astype(np.int64) << 32) + (row << 16) + column
 
 
-# --- which pieces are one object ------------------------------------------------------------------------------
+# --- which detections are one object --------------------------------------------------------------------------
 
 
 class Clusters(NamedTuple):
-    """What becomes of each piece, (N,)."""
+    """The object of each detection, (N,)."""
 
     label: Ints
-    """Equal for pieces of one object."""
+    """Equal for the detections of one object."""
     composes: Bools
-    """Whether the piece makes the object, or is a scrap of it."""
+    """Whether the detection composes the object; otherwise it is a fragment of it."""
 
 
 class _Forest:
-    """Sets of pieces that are united unless two of one window must be different objects."""
+    """Sets of detections, united unless two of one window must be different objects."""
 
     def __init__(self, placed: PlacedDetections) -> None:
         self._parent: dict[int, int] = {}
         self._placed = placed
         self.members: dict[int, dict[int, list[int]]] = {}
-        """Of each root with more than one piece: its pieces by window."""
+        """For each root of more than one detection: its detections by window."""
 
     def root(self, detection: int) -> int:
-        """Return the piece that stands for the set."""
+        """Return the detection that represents the set."""
         path = []
         while (parent := self._parent.get(detection, detection)) != detection:
             path.append(detection)
@@ -257,11 +263,11 @@ class _Forest:
         return detection
 
     def detections(self, root: int) -> dict[int, list[int]]:
-        """Return a set's pieces by window."""
+        """Return a set's detections by window."""
         return self.members.get(root) or {int(self._placed.window[root]): [root]}
 
     def unite(self, p: int, q: int, *, parts: bool) -> None:
-        """Unite two sets, if they have no window in common; parts also where both were cut in it."""
+        """Unite two sets if they have no window in common; as parts, also where both were cut in it."""
         large, small = self.root(p), self.root(q)
         if large == small:
             return
@@ -279,7 +285,7 @@ class _Forest:
 
 
 def clusters_of(placed: PlacedDetections) -> Clusters:
-    """Return which pieces are one object."""
+    """Return which detections are one object."""
     links = _links(placed)
     forest = _Forest(placed)
     for together, parts in ((links.matched, False), (links.parts, True)):
@@ -296,7 +302,7 @@ def clusters_of(placed: PlacedDetections) -> Clusters:
 
 
 def _hosts(fragments: dict[int, list[tuple[float, int, int]]], forest: _Forest) -> dict[int, int]:
-    """Return for each set of nothing but scraps the one that it goes to: of the best, one that is more than scraps."""
+    """Return the set that each set of fragments alone belongs to: among the best, one that has more than fragments."""
     held: dict[int, list[tuple[float, int, int]]] = {}
     for root in {forest.root(fragment) for fragment in fragments}:
         detections = [detection for several in forest.detections(root).values() for detection in several]
@@ -321,9 +327,9 @@ def _best(link: tuple[float, int, int]) -> tuple[float, int, int]:
 
 
 def _last_host(root: int, host: dict[int, int]) -> tuple[int, bool]:
-    """Return to which set one goes at last, and whether it is a scrap of none.
+    """Return the set that one belongs to in the end, and whether it is itself (part of) the object.
 
-    Sets may be scraps of each other, where nothing but scraps was found: together they are the object.
+    Sets may be fragments of each other, where only fragments were found: together they are the object.
     """
     path = [root]
     while (following := host.get(path[-1], path[-1])) not in path:

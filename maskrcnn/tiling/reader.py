@@ -1,8 +1,8 @@
 """The windows of a shard, read in their order, each block of a raster decoded once.
 
-Of a raster a row of windows is held, and of that the rows which the next one shares are kept; memory follows from the
-width of a tile, never from the raster's size. What can only be read as a whole (a JPEG, a PNG) is decoded once for
-all its windows.
+Of a raster one row of windows is held in memory, and of that the pixel rows are kept which the next row of windows
+shares; memory depends on the width of a tile, never on the raster's size. What can only be read as a whole (a JPEG, a
+PNG) is decoded once for all its windows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +24,12 @@ ReadRegion = Callable[[Entry, Rect], RasterRegion]
 def read_windows(
     entries: Sequence[Entry], read_whole: ReadWhole, read_region: ReadRegion
 ) -> Iterator[DecodedImage | ItemError | None]:
-    """Yield each window's pixels, or why there are none; None where no pixel is valid.
+    """Yield each window's pixels, or the error that left it without; None where no pixel is valid.
 
     Args:
-        entries: the windows of one image after the other, of each row by row.
+        entries: the windows, image by image, and row by row within an image.
+        read_whole: for images that can only be read as a whole.
+        read_region: for rasters.
     """
     for _, group in groupby(entries, itemgetter("image_row")):
         of_image = list(group)
@@ -62,8 +64,8 @@ def _of_whole(entries: Sequence[Entry], read_whole: ReadWhole) -> Iterator[Decod
 def _check_size(image: DecodedImage, entry: Entry) -> None:
     height, width = image.pixels.shape[:2]
     if (height, width) != (entry["image_height"], entry["image_width"]):
-        said = f"{entry['image_width']} x {entry['image_height']}"
-        raise ItemError("changed", f"{width} x {height} pixels; when it was planned its header said {said}")
+        planned = f"{entry['image_width']} x {entry['image_height']}"
+        raise ItemError("changed", f"it has {width} x {height} pixels, planned were {planned}")
 
 
 def _of_raster(
@@ -85,7 +87,7 @@ def _of_raster(
 
 
 class _Held:
-    """The part of a raster that is in memory: whole blocks, and the rows that the windows need."""
+    """The part of a raster that is held in memory: whole blocks, and the rows that the windows need."""
 
     def __init__(self, raster: Entry, read_region: ReadRegion) -> None:
         self._raster = raster
@@ -94,24 +96,24 @@ class _Held:
         self._region: RasterRegion | None = None
 
     def hold(self, wanted: Rect) -> None:
-        """Have a rectangle in memory. Raises ItemError."""
+        """Read a rectangle into memory, as far as it is not held yet. Raises ItemError."""
         needed = self._aligned(wanted)
         held, region = self._rect, self._region
-        self._region = None  # what is read next may take as much again
-        goes_on = (
+        self._region = None  # what is read next may take as much memory again
+        continues = (
             region is not None
             and held.col_off <= needed.col_off
             and needed.right <= held.right
             and held.row_off <= needed.row_off <= held.bottom
         )
-        if not goes_on or region is None:
+        if not continues or region is None:
             self._region, self._rect = self._read_region(self._raster, needed), needed
             return
         kept = slice(needed.row_off - held.row_off, None)
         rect = Rect(
             held.col_off, needed.row_off, held.width, max(needed.bottom, held.bottom) - needed.row_off
         )
-        # Copies, so that what is not kept is free before more is read.
+        # Copies, so that what is not kept is freed before more is read.
         pixels, valid, broken = region.pixels[kept].copy(), region.valid[kept].copy(), region.broken
         del region
         if rect.bottom > held.bottom:
@@ -123,9 +125,9 @@ class _Held:
         self._region, self._rect = RasterRegion(pixels, valid, broken), rect
 
     def window(self, rect: Rect) -> DecodedImage | ItemError | None:
-        """Return a window of what is held; None where no pixel is valid."""
+        """Return a window of the held rectangle; None if no pixel is valid."""
         if self._region is None:
-            raise RuntimeError("hold() comes first")
+            raise RuntimeError("call hold() first")
         for where, why in self._region.broken:
             shared = where.shared(rect)
             if shared.width and shared.height:
@@ -137,7 +139,7 @@ class _Held:
         return DecodedImage(np.ascontiguousarray(self._region.pixels[part]), None)
 
     def _aligned(self, rect: Rect) -> Rect:
-        """Return the blocks that a rectangle touches."""
+        """Return the rectangle of the blocks that a rectangle touches."""
         width, height = self._raster["block_width"], self._raster["block_height"]
         left, top = rect.col_off // width * width, rect.row_off // height * height
         right = min(-(-rect.right // width) * width, self._raster["image_width"])

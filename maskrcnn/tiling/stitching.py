@@ -1,31 +1,33 @@
-"""Pieces of one image, found in windows that overlap, become whole objects.
+"""Stitch the detections of one image's overlapping windows into whole objects.
 
-Where two windows overlap both see the same pixels. So pieces of one object look alike there, whatever they look like
-elsewhere, and are matched by what they share inside of that strip; matched pieces are united across windows. Two
-windows' masks of one thing may differ by up to `TOLERANCE_PX`, which matters where little of it is in the strip:
+Where two windows overlap, both see the same pixels. So the detections of one object look the same there, whatever they
+look like elsewhere: they are matched by what they share within that overlap, and matched detections are united across
+windows. Two windows' masks of one object may differ by up to `TOLERANCE_PX`, which matters where little of it is in
+the overlap:
 
-- **Alike**: most of what two pieces have in the strip is shared. Each piece has one partner in a window at most, the
-  best first. What a strip's border leaves of an object can be smaller than the tolerance, and then lie where the other
-  window has its neighbour. Such a scrap proves nothing: it counts only if pixels are shared that lie deep in both.
-- **Part**: a piece that its window's border cuts, unmatched, lies in the other window's piece: a window saw in two
-  parts what another saw as one. It too must share what is deep in both.
-- **Scrap**: what a window's border left of an object lies in the strip as a whole, near to the other window's piece.
-  Of a pointed end that is cut off, masks can differ by more than the tolerance, so a thin one may be twice as far.
-  It is counted to that piece's object, adds nothing to it, and connects it with nothing, so that a scrap that is
-  counted to a touching neighbour instead changes no mask.
+- **Match**: two detections share most of what they have in the overlap. Each detection has at most one partner per
+  window, the best first. What an overlap's border leaves of an object can be smaller than the tolerance, and then lie
+  where the other window has a neighbour of it. That is no evidence: it counts only if the two share pixels that lie
+  deep inside both.
+- **Part**: a detection that its window's border cuts, unmatched, lies in the other window's detection: one window saw
+  as two parts what the other saw as one. It too must share pixels that lie deep inside both.
+- **Fragment**: what a window's border left of an object lies entirely in the overlap, near the other window's
+  detection. At a pointed end that is cut off, masks can differ by more than the tolerance, so a thin fragment may be
+  twice as far away. It is assigned to that detection's object, adds nothing to it, and connects it with nothing, so
+  that a fragment assigned to a touching neighbour instead changes no mask.
 
-What matches nothing is kept. Pieces of one window are different objects: a match that would unite two of them is
-left out, the weakest of a chain first; only two that are both cut may be parts of one.
+What matches nothing is kept. Detections of one window are different objects: a match that would unite two of them is
+ignored, the weakest of a chain first; only two that are both cut may be parts of one object.
 
-An object that some window saw with a margin is that window's piece. Any other is a patchwork, in which each window
+An object that some window saw with a margin is that window's detection. Any other is a patchwork, in which each window
 decides about its core.
 
-The result does not depend on where the grid lies, if every object is seen whole by some window, which holds where it
-is no larger than the overlap less twice the tolerance, and if the segmenter gives an object one mask, the same
-wherever its window lies. Larger objects too are whole then, as patchworks of equal masks.
+The result does not depend on the position of the grid if some window sees every object whole, which holds for objects
+no larger than the overlap less twice the tolerance, and if the segmenter gives an object one mask, the same wherever
+its window lies. Larger objects are then whole too, as patchworks of equal masks.
 
-Time follows the number of pieces and the lengths of their outlines; memory beyond the result, those of a pair of
-windows. Nothing is painted.
+Time grows with the number of detections and the lengths of their outlines; so does memory beyond the result, for those
+of a pair of windows. Nothing is rasterized.
 """
 
 from collections.abc import Sequence
@@ -49,7 +51,7 @@ class WindowDetections:
     """The raw detections in the windows of one image, as columns of equal length N."""
 
     window_id: NDArray[np.int32]
-    """(N,) the window of each; those of one window follow the order in which it gave them."""
+    """(N,) the window of each; those of one window are in its own order."""
     labels: NDArray[np.int32]
     """(N,) category ids."""
     scores: NDArray[np.float32]
@@ -64,13 +66,13 @@ class WindowDetections:
 
 @dataclass(frozen=True, slots=True)
 class StitchedDetections(Detections):
-    """The whole objects of one image, and what they were made of.
+    """The whole objects of one image, and the detections that they were stitched from.
 
-    Where there are `frames`, they are the masks' tight boxes; one pixel where a mask is empty.
+    `frames`, if there are any, are the masks' tight boxes; one pixel where a mask is empty.
     """
 
     object_of: NDArray[np.int32] = field(kw_only=True)
-    """(N,) the object that each of the given pieces became part of."""
+    """(N,) the object that each of the windows' detections became part of."""
 
 
 def stitch(grid: Grid, detections: WindowDetections, *, capped: bool) -> StitchedDetections:
@@ -78,11 +80,11 @@ def stitch(grid: Grid, detections: WindowDetections, *, capped: bool) -> Stitche
 
     Args:
         grid: the image's windows.
-        pieces: what was found in them; the windows in any order, which changes nothing.
+        detections: of all windows, which may be in any order.
         capped: whether a window reached the limit on detections.
 
     Raises:
-        ValueError: a mask is none of its window's size, or an object's own box has 2^32 pixels or more.
+        ValueError: a mask does not have its window's size, or an object's own box has 2^32 pixels or more.
     """
     order = np.argsort(detections.window_id, kind="stable")
     placed = _placed(grid, detections, order)
@@ -93,7 +95,7 @@ def stitch(grid: Grid, detections: WindowDetections, *, capped: bool) -> Stitche
     sources = _sources(placed, members, owner[members], len(first))
     masks, frames = _drawn(placed, sources)
     boxes, labels, scores = _summed(placed, sources)
-    # Where all that users see is equal, what was found first comes first.
+    # Of objects that are equal in all that users see, the first detected comes first.
     tie = np.lexsort((first, *masks.boxes.T))
     final = tie[detection_order(boxes[tie], labels[tie], scores[tie])]
     place = np.empty(len(final), np.int32)
@@ -116,7 +118,7 @@ def stitch(grid: Grid, detections: WindowDetections, *, capped: bool) -> Stitche
 
 
 def _placed(grid: Grid, detections: WindowDetections, order: NDArray[np.intp]) -> PlacedDetections:
-    """Return the pieces in the image's frame."""
+    """Return the detections in the image's frame."""
     window = detections.window_id[order].astype(np.int64)
     row, column = np.divmod(window, len(grid.lefts))
     origin = np.stack([grid.lefts[column], grid.tops[row]] * 2, axis=1)
@@ -139,16 +141,16 @@ def _placed(grid: Grid, detections: WindowDetections, order: NDArray[np.intp]) -
     )
 
 
-# --- how an object looks --------------------------------------------------------------------------------------
+# --- the mask, box and score of an object ---------------------------------------------------------------------
 
 
 class _Sources(NamedTuple):
-    """The pieces that an object is drawn from: one that saw it whole, or all that compose it."""
+    """The detections that an object is drawn from: one that saw it whole, or all that compose it."""
 
     ids: Ints
-    """(S,) pieces, those of one object together."""
+    """(S,) detections, those of one object together."""
     first: Ints
-    """(M + 1,) where each object's begin in `ids`, and where the last's end."""
+    """(M + 1,) where each object's detections begin in `ids`, and where the last's end."""
 
 
 def _sources(placed: PlacedDetections, members: Ints, owner: Ints, n: int) -> _Sources:
@@ -167,7 +169,7 @@ def _sources(placed: PlacedDetections, members: Ints, owner: Ints, n: int) -> _S
 
 
 def _cores(placed: PlacedDetections, ids: Ints) -> Ints:
-    """Return the cores of pieces' windows, (N, 4)."""
+    """Return the cores of detections' windows, (N, 4)."""
     windows, which = np.unique(placed.window[ids], return_inverse=True)
     return np.array([box_of(placed.grid.core(int(w))) for w in windows], np.int64).reshape(-1, 4)[which]
 
@@ -186,7 +188,7 @@ def _summed(
 
 
 def _drawn(placed: PlacedDetections, sources: _Sources) -> tuple[EncodedMasks, NDArray[np.int32] | None]:
-    """Return the masks of the objects, and their frames where they are not drawn in the whole image."""
+    """Return the masks of the objects, and their frames unless they are drawn in the whole image."""
     height, width = placed.grid.height, placed.grid.width
     framed = height * width > MAX_PIXELS
     done = [EncodedMasks((), np.empty(0, np.int64), np.empty((0, 4), np.int32))]
@@ -205,7 +207,7 @@ def _drawn(placed: PlacedDetections, sources: _Sources) -> tuple[EncodedMasks, N
 
 
 def _patched(placed: PlacedDetections, sources: _Sources, start: int, stop: int) -> Spans:
-    """Return the masks of some of the objects, in the image's frame."""
+    """Return the masks of objects `start` to `stop`, in the image's frame."""
     cuts = sources.first[start : stop + 1] - sources.first[start]
     ids = sources.ids[sources.first[start] : sources.first[stop]]
     of = np.repeat(np.arange(stop - start), np.diff(cuts))
@@ -216,14 +218,14 @@ def _patched(placed: PlacedDetections, sources: _Sources, start: int, stop: int)
         boxes = np.zeros((len(ids), 4), np.int64)
         boxes[detection[rank == turn]] = cores[rank == turn]
         spans = spans.outside(boxes)
-    # About the objects' own origins, so that numbers stay small in an image of any size.
+    # Relative to the objects' own origins, so that numbers stay small in an image of any size.
     origin = np.minimum.reduceat(placed.frames[ids, :2], cuts[:-1])
     left, top = origin.T
     return spans.shifted(-left[of], -top[of]).as_one(of, stop - start).shifted(left, top)
 
 
 def _foreign(placed: PlacedDetections, ids: Ints, cuts: Ints) -> tuple[Ints, Ints]:
-    """Return where other windows of an object decide about a piece: which one, ascending, and their cores."""
+    """Return where other windows of an object decide about a detection: its index, ascending, and their cores."""
     detections, cores = [np.empty(0, np.int64)], [np.empty((0, 4), np.int64)]
     for index in np.flatnonzero(np.diff(cuts) > 1):
         here = np.arange(cuts[index], cuts[index + 1])

@@ -123,11 +123,11 @@ def test_the_margin_is_more_than_the_arithmetic_here_can_err():
     squares = np.pad(rng.random((1, 28, 28), np.float32), ((0, 0), (1, 1), (1, 1))).transpose(0, 2, 1)
     columns = 331
     x = masks_module._axis(np.array([0]), np.array([columns]), columns, 30)
-    pieces = masks_module._open_pieces(squares, x)
+    segments = masks_module._open_segments(squares, x)
     whole = masks_module._resize(squares[0].T, (30, columns))  # as high as the square: its rows as they are
-    at = whole[pieces.piece, pieces.column]
+    at = whole[segments.start, segments.column]
     assert len(at) > 1000
-    assert np.abs(at - pieces.above).max() < masks_module.MARGIN / 5
+    assert np.abs(at - segments.above).max() < masks_module.MARGIN / 5
 
 
 @pytest.mark.parametrize("size", [14, 28, 56])

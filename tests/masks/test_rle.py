@@ -96,10 +96,10 @@ def test_no_masks_give_empty_columns():
 @pytest.mark.parametrize(
     ("left", "top", "height", "width", "complaint"),
     [
-        (-1, 0, 9, 9, "leaves"),
-        (0, -1, 9, 9, "leaves"),
-        (7, 0, 9, 9, "leaves"),
-        (0, 8, 9, 9, "leaves"),
+        (-1, 0, 9, 9, "does not lie within"),
+        (0, -1, 9, 9, "does not lie within"),
+        (7, 0, 9, 9, "does not lie within"),
+        (0, 8, 9, 9, "does not lie within"),
         (0, 0, 65_536, 65_536, "do not fit"),
     ],
 )

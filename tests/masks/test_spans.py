@@ -71,7 +71,7 @@ def test_stretches_without_a_zero_between_them_are_one() -> None:
 
 @pytest.mark.parametrize("text", [b"", b"0", b"21", b"~~~"])
 def test_what_is_no_mask_of_the_frame_is_refused(text: bytes) -> None:
-    with pytest.raises(ValueError, match="mask 1 is none of 2 x 4 pixels"):
+    with pytest.raises(ValueError, match="mask 1 does not have 2 x 4 pixels"):
         read_spans([b"21102", text], 2, 4)
 
 

@@ -506,7 +506,7 @@ def test_a_few_pixels_at_the_corner_of_four_windows_unite_nothing(
 
 def test_a_damaged_mask_is_refused() -> None:
     pieces = replace(pieces_of(GRID, [(0, box(200, 9, 9, 9))]), masks=[b"0"])
-    with pytest.raises(ValueError, match="mask 0 is none of 256 x 256 pixels"):
+    with pytest.raises(ValueError, match="mask 0 does not have 256 x 256 pixels"):
         stitch(GRID, pieces, capped=False)
 
 
