@@ -4,6 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEED := $(or $(SEED),$(shell date +%s))
+# Processes that pytest-xdist runs side by side: one waits for Ray most of the time, the others compute.
+WORKERS := 3
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+FAST := not (ray or s3 or notebook or slow)
+# Where it is set, as in many images, each process compiles torch and Ray anew, which takes seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -11,8 +17,9 @@ help:  ## Show this help
 $(VENV)/.installed: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --requirement requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	$(BIN)/python -m compileall -q maskrcnn jobs
 	touch $@
 
 install: $(VENV)/.installed  ## Create .venv with everything pinned
@@ -21,28 +28,36 @@ demo: install  ## Generate a collection, segment it, and show what comes out
 	rm -rf demo
 	$(BIN)/maskrcnn demo demo
 
-test: install lint  ## Lint, type-check and run all tests with branch coverage
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+test: lint  ## Lint, type-check and run all tests
+	$(PYTEST)
 
-chaos: install  ## Everything that kills jobs, at length; some two hours on two CPUs, SEED=N repeats one
+test-fast: lint  ## Lint, type-check and run the tests that need no Ray, server or process of their own
+	$(PYTEST) -n 2 -m "$(FAST)" --ignore tests/chaos --ignore tests/integration
+
+coverage: install  ## Run all tests with branch coverage, and fail below 90 %
+	$(PYTEST) --cov --cov-report=term:skip-covered
+
+chaos: install  ## All that kills jobs, and all parameters that are sampled elsewhere; two hours and more, SEED=N repeats one
 	@echo "SEED=$(SEED)"
 	CHAOS_SEED=$(SEED) CHAOS_SIZE=10 $(BIN)/python -m pytest tests/chaos -m "not ray"
+	CHAOS_SEED=$(SEED) CHAOS_SIZE=10 $(PYTEST) -m sampled
 	$(BIN)/python -m tests.chaos.poison --seed $(SEED)
 	$(BIN)/python -m tests.chaos.s3_restarts --seed $(SEED) --rounds 10
 	$(BIN)/python -m tests.chaos.slowdown --seed $(SEED)
 	$(BIN)/python -m tests.chaos.kills --seed $(SEED) --runs 100
 
-lint: install  ## Ruff and mypy
+lint: install  ## Ruff, mypy and the layers of the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: install  ## Format and sort
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: install  ## Print the ratios of the benchmarks page; the longer runs are listed beside their figures there
-	$(BIN)/maskrcnn bench
+	$(BIN)/python -m tests.benchmarks
 	$(BIN)/python tests/benchmarks/planning.py
 	$(BIN)/python -m tests.benchmarks.equality
 
@@ -59,4 +74,4 @@ lock: ## Pin what pyproject.toml asks for
 clean:  ## Remove the environment and what the demo and the site's build wrote
 	rm -rf $(VENV) demo site
 
-.PHONY: help install demo test chaos lint format bench docs docs-build lock clean
+.PHONY: help install demo test test-fast coverage chaos lint format bench docs docs-build lock clean

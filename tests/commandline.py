@@ -5,11 +5,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+from local import LocalCluster
+
 
 def maskrcnn_command(
-    *arguments: str, cwd: Path | None = None, **environment: str
+    *arguments: str, cwd: Path | None = None, cluster: LocalCluster | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
+    """Run the command line in a process of its own.
+
+    Args:
+        arguments: the command and its arguments.
+        cwd: working directory.
+        cluster: the Ray that the command connects to, on its CPUs; None: one that it starts, if it needs any.
+        environment: variables added to this process's own.
+    """
+    if cluster is not None:
+        arguments += ("--address", cluster.address)
+        # Where Ray is not started by the command itself, the device must be given.
+        arguments += ("--device", "cpu") if arguments[0] in ("segment", "retry", "train") else ()
+        environment |= cluster.environment
     return subprocess.run(
         [sys.executable, "-m", "maskrcnn_jobs", *arguments],
         capture_output=True,

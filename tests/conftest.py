@@ -3,6 +3,8 @@
 A test of a store runs on each by asking for `store_url`. A test that wants S3 asks for `moto_server` or
 `weed_server`: for its duration the environment points there, and what it starts, like Ray workers, inherits
 that. A fixture of a wider scope takes `moto_process` or `weed_process`, and enters `S3Server.environment()`.
+
+A test that needs a Ray, but does not test how one starts, asks for `ray_cluster`, one for all tests.
 """
 
 import atexit
@@ -24,6 +26,9 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from chaos.chance import SEED, SIZE, chance, dice
+from local import LocalCluster
+from standing import standing_cluster
 
 ENDED = pytest.StashKey[int]()
 BUCKET = "test-bkt"
@@ -157,6 +162,13 @@ def weed_server(weed_process: S3Server) -> Iterator[S3Server]:
         yield weed_process
 
 
+@pytest.fixture(scope="session")
+def ray_cluster(weed_process: S3Server) -> Iterator[LocalCluster]:
+    """One standing Ray of two CPUs, whose workers reach SeaweedFS as those of a cloud reach its buckets."""
+    with weed_process.environment(), standing_cluster(cpus=2) as cluster:
+        yield cluster
+
+
 STORES = (
     "local",
     "memory",
@@ -176,6 +188,60 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return server.prefix()
 
 
+def pytest_configure() -> None:
+    """Let the processes of pytest-xdist, and what tests start, draw the samples that this process draws."""
+    os.environ["CHAOS_SEED"] = str(SEED)
+
+
+def pytest_report_header() -> str:
+    """Say what repeats this run's samples."""
+    return f"samples: {dice()} draws them again"
+
+
+def draw_samples(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return the items that are left out: parameters of tests marked `sampled` beyond today's sample.
+
+    `make chaos` runs all of them. Where parameters are selected by name, no more are left out than the mark says.
+    """
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sampled"):
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out: list[pytest.Item] = []
+    for name, parameters in tests.items() if SIZE == 1 else ():
+        [count] = parameters[0].get_closest_marker("sampled").args
+        left_out += chance("sampled", name).sample(parameters, max(len(parameters) - count, 0))
+    return left_out
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Draw the samples, and divide the tests among the processes of pytest-xdist: by file, and those of Ray in one.
+
+    Ray misses deadlines of its own where several start at once on few CPUs; and most of its tests wait. They take
+    longest, so they begin first; then the notebooks; then those of `chaos`, which use all CPUs.
+    """
+
+    def group(item: pytest.Item) -> str:
+        return "ray" if item.get_closest_marker("ray") else item.location[0].removesuffix(".py")
+
+    def order(item: pytest.Item) -> tuple[bool, bool, bool]:
+        notebook = item.get_closest_marker("notebook") is not None
+        return group(item) != "ray", not notebook, "chaos" not in item.path.parts
+
+    left_out = set(draw_samples(items))
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = sorted((item for item in items if item not in left_out), key=order)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let each process of pytest-xdist compute on one thread: they share the CPUs, and OpenMP's threads spin."""
+    if hasattr(session.config, "workerinput") and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Remember how it ended, for the end of the process."""
@@ -190,7 +256,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     user does. Taken down in whatever order, with their threads, they once ended a run that had passed with a
     segmentation fault.
     """
-    if ENDED in config.stash:
+    if ENDED in config.stash and not hasattr(config, "workerinput"):  # those of pytest-xdist are ended for it
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

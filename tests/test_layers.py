@@ -13,6 +13,8 @@ MODULES = sorted((ROOT / "maskrcnn").rglob("*.py"))
 VALUES = {"__init__", "config", "errors", "schema", "stats", "types"}
 TORCH = {"models", "training", "masks.encode", "masks.encode_resized"}
 WITHOUT_TORCH = {"models", "models.registry", "models.checkpoint_files", "models.matterport_config"}
+WITHOUT_TORCH |= {"models.factory", "models.networks", "models.network_shapes", "models.published_weights"}
+WITHOUT_TORCH |= {"models.restricted_pickle"}
 WITHOUT_TORCH |= {"models.conversion", "models.conversion.h5_reader", "models.conversion.pickle_reader"}
 WITHOUT_TORCH |= {"training", "training.config", "training.dataset", "training.color_baseline"}
 RIMS = {
@@ -110,29 +112,34 @@ def loaded_by(code: str) -> set[str]:
     return set(run.stdout.split())
 
 
+@pytest.mark.slow
 def test_importing_the_library_is_cheap() -> None:
     assert loaded_by("import maskrcnn").isdisjoint({"torch", "ray", "pyarrow", "PIL", "fsspec"})
 
 
+@pytest.mark.slow
 def test_the_command_line_starts_without_heavy_imports() -> None:
     assert loaded_by("import maskrcnn_jobs.cli").isdisjoint({"torch", "ray", "pyarrow", "matplotlib"})
 
 
+@pytest.mark.slow
 def test_the_driver_never_imports_torch() -> None:
     modules = sorted((ROOT / "jobs").rglob("*.py"))
     names = [".".join(path.relative_to(ROOT / "jobs").with_suffix("").parts) for path in modules]
-    skipped = ("__init__", "__main__", "commands.train")
+    skipped = ("__init__", "__main__", "driver.training")
     imports = [f"import maskrcnn_jobs.{name}" for name in names if not name.endswith(skipped)]
     assert len(imports) > 15
     assert "torch" not in loaded_by("\n".join(imports))
 
 
+@pytest.mark.slow
 def test_only_the_modules_of_the_network_import_torch() -> None:
     others = [name for name in map(name_of, MODULES) if not allowed(name, TORCH) or name in WITHOUT_TORCH]
     imports = "\n".join(f"import maskrcnn.{name}" for name in others if name != "__init__")
     assert "torch" not in loaded_by(imports)
 
 
+@pytest.mark.slow
 def test_decoding_in_a_child_process_stays_light() -> None:
     assert loaded_by("import maskrcnn.imaging.decode_pool").isdisjoint({"torch", "ray", "pandas", "jinja2"})
 

@@ -1,6 +1,6 @@
-"""Which detections of which windows are one object: matched in the overlaps that windows share.
+"""Determine which window detections belong to one object, by matching them inside the overlaps of windows.
 
-The rules are those of `stitching`.
+The rules are described in `stitching`.
 """
 
 from collections.abc import Iterator
@@ -16,19 +16,18 @@ from ..masks.spans import Ints, Spans, ranges
 from .grid import Grid
 
 TOLERANCE_PX: Final = 4
-"""How far two windows' masks of one object may differ, each by half of it from the object."""
+"""The maximum difference of two windows' masks of one object; each differs from the ground truth by up to half."""
 MIN_IOU: Final = 0.5
-"""Least IoU of two detections within an overlap that match."""
+"""The minimum IoU of two matched detections inside an overlap."""
 MIN_SHARE: Final = 0.8
-"""Least share of a detection within an overlap that lies within the tolerance of another, for it to be a part or a
-fragment of that."""
+"""The minimum share of a part or fragment, inside an overlap, within the tolerance of the other detection."""
 
-_REACH_PX: Final = 2 * TOLERANCE_PX  # how far away a thin fragment may be
+_REACH_PX: Final = 2 * TOLERANCE_PX  # the maximum distance of a thin fragment
 _FRAGMENT_PX: Final = (
     4 * TOLERANCE_PX
-)  # what is no longer than this in an overlap can be a neighbour's, or thin
+)  # anything up to this length in an overlap may belong to a neighbour, or be thin
 _OUTWARDS: Final = np.array([-1, -1, 1, 1])
-_CELL_PX: Final = 64  # of the mesh in which close detections are found
+_CELL_PX: Final = 64  # the cell size of the mesh used to find detections that are close
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -36,9 +35,9 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class PlacedDetections:
-    """The detections in the order of their windows, and their places in the image.
+    """The window detections in the order of their windows, as columns of length N, in pixels of the image.
 
-    Boxes are xmin, ymin, xmax, ymax in pixels of the image.
+    Boxes are (N, 4) xmin, ymin, xmax, ymax.
     """
 
     grid: Grid
@@ -48,28 +47,28 @@ class PlacedDetections:
     scores: NDArray[np.float32]
     boxes: Floats
     mask_boxes: Ints
-    """Zeros where a mask is empty."""
+    """(N, 4) tight boxes of the masks, the last two exclusive; zeros for an empty mask."""
     frames: Ints
-    """(N, 4) of the windows."""
+    """(N, 4) boxes of the windows."""
     whole: Bools
-    """(N,) whether the mask stays away from all borders of its window that are not the image's."""
+    """(N,) whether the mask is further than the tolerance from all borders of its window inside the image."""
 
     def spans(self, ids: Ints) -> Spans:
-        """Return masks in the image's frame."""
+        """Return the masks of detections in the frame of the image."""
         size = min(self.grid.window, self.grid.height), min(self.grid.window, self.grid.width)
         spans = read_spans([self.masks[i] for i in ids], *size)
         return spans.shifted(self.frames[ids, 0], self.frames[ids, 1])
 
 
-# --- what two windows share -----------------------------------------------------------------------------------
+# --- the overlap of two windows -----------------------------------------------------------------------------------
 
 
 class _Links(NamedTuple):
-    """What the overlaps say of the detections: IoU within the overlap, and two detections."""
+    """The links between detections in the overlaps of windows: IoU in the overlap, and two detections."""
 
     matched: list[tuple[float, int, int]]
     parts: list[tuple[float, int, int]]
-    """The first is part of the second."""
+    """The first detection is part of the second."""
     fragments: dict[int, list[tuple[float, int, int]]]
     """By their first detection, which is a fragment of the second."""
 
@@ -79,7 +78,7 @@ def _links(placed: PlacedDetections) -> _Links:
     grid = placed.grid
     windows, first, count = np.unique(placed.window, return_index=True, return_counts=True)
     slices = dict(zip(windows.tolist(), zip(first, first + count, strict=True), strict=True))
-    # What crosses from one window into the next is not a fragment, however little they share.
+    # A detection that crosses the whole overlap is not a fragment, however small the overlap.
     fragment_px = min(_FRAGMENT_PX, grid.overlap - _REACH_PX)
     for a, ours in slices.items():
         for b in grid.later_neighbours(a):
@@ -95,26 +94,26 @@ def _links(placed: PlacedDetections) -> _Links:
 
 
 class _Side(NamedTuple):
-    """One window's detections of the pairs that are compared, (P,)."""
+    """The detections of one window in P pairs to compare, (P,) each."""
 
     ids: Ints
     near: Spans
-    """The masks within the overlap, and around it by `_REACH_PX`."""
+    """The masks in the overlap extended by `_REACH_PX`."""
     here: Spans
-    """The masks within the overlap."""
+    """The masks in the overlap."""
     area: Ints
-    """Of `here`, pixels."""
+    """The area of each mask in the overlap."""
     box: Ints
-    """(P, 4) of `here`."""
+    """(P, 4) the box of each mask in the overlap."""
     cut: Bools
-    """Whether the mask comes near the border of its window, inside the other window."""
+    """Whether the mask comes close to a border of its window that lies inside the other window."""
     thin: Bools
-    """Whether it does, and extends no further from there than `_FRAGMENT_PX`."""
+    """Whether it is cut, and extends no further than `_FRAGMENT_PX` from that border."""
     inside: Bools
-    """Whether all of the mask is within the overlap."""
+    """Whether the whole mask is in the overlap."""
 
     def take(self, pairs: NDArray[np.intp]) -> "_Side":
-        """Return some of the pairs."""
+        """Return the pairs with the given indices."""
         return _Side(
             ids=self.ids[pairs],
             near=self.near.take(pairs),
@@ -127,7 +126,7 @@ class _Side(NamedTuple):
         )
 
     def deep(self, overlap: Ints) -> Spans:
-        """Return the pixels that belong to the object even if the mask is off by the tolerance."""
+        """Return the pixels that belong to the object whatever the error of the mask within the tolerance."""
         return self.near.shrunk(TOLERANCE_PX // 2).within(overlap)
 
 
@@ -144,7 +143,7 @@ def _side(placed: PlacedDetections, ids: Ints, shared: Rect, own: Rect, other: R
 
 
 def _compare(ours: _Side, theirs: _Side, overlap: Ints, fragment_px: int, links: _Links) -> None:
-    """Add to the links what an overlap says of pairs of detections that are close in it."""
+    """Add the links of pairs of detections that are close in an overlap."""
     iou = _iou(ours, theirs)
     common = np.minimum(ours.box, theirs.box)[:, 2:] - np.maximum(ours.box, theirs.box)[:, :2]
     fragment = (common.max(axis=1) <= fragment_px) & (ours.cut | theirs.cut)
@@ -177,14 +176,14 @@ def _iou(ours: _Side, theirs: _Side) -> Floats:
 
 
 def _share(one: _Side, other: _Side, pixels: int) -> Floats:
-    """Return the share of the one's pixels in the overlap that are at most so many pixels away from the other."""
+    """Return the share of the pixels of `one` in the overlap that are within `pixels` of `other`."""
     return np.asarray(one.here.overlaps(other.near.grown(pixels)) / np.maximum(one.area, 1))
 
 
 def _partners(
     iou: Floats, p: Ints, q: Ints, able: Bools, taken: set[int]
 ) -> Iterator[tuple[float, int, int]]:
-    """Yield the best of the pairs that are `able`; each detection that is not yet taken is in at most one."""
+    """Yield the best pairs; each detection is in at most one pair, and those in `taken` in none."""
     order = np.lexsort((q, p, -iou))
     for pair in order[able[order]]:
         ours, theirs = int(p[pair]), int(q[pair])
@@ -194,12 +193,12 @@ def _partners(
 
 
 def box_of(rect: Rect) -> Ints:
-    """Return a rectangle as a box: left, top, right, bottom."""
+    """Return a rectangle as a box: left, top, right, bottom; the last two exclusive."""
     return np.array([rect.col_off, rect.row_off, rect.right, rect.bottom])
 
 
 def _close(placed: PlacedDetections, a: Ints, b: Ints, overlap: Ints) -> tuple[Ints, Ints]:
-    """Return the pairs of detections of one label whose boxes come close in or at an overlap."""
+    """Return the pairs of detections with the same label whose boxes are close in or near an overlap."""
     overlap = overlap + _REACH_PX * _OUTWARDS
     sides = []
     for ids in (a, b):
@@ -210,7 +209,9 @@ def _close(placed: PlacedDetections, a: Ints, b: Ints, overlap: Ints) -> tuple[I
         some = (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
         sides.append((ids[some], boxes[some] - np.tile(overlap[:2], 2)))
     (a, ours), (b, theirs) = sides
-    ours = ours + _REACH_PX * np.array([0, 0, 2, 2])  # grown, and moved so that nothing is negative
+    ours = ours + _REACH_PX * np.array(
+        [0, 0, 2, 2]
+    )  # extended, and shifted so that no coordinate is negative
     theirs = theirs + _REACH_PX
     i, cells = _cells(ours, placed.labels[a])
     j, other_cells = _cells(theirs, placed.labels[b])
@@ -223,7 +224,7 @@ def _close(placed: PlacedDetections, a: Ints, b: Ints, overlap: Ints) -> tuple[I
 
 
 def _cells(boxes: Ints, labels: NDArray[np.int32]) -> tuple[Ints, Ints]:
-    """Return the cells of a mesh that boxes cover: the index of the box, and a number for label and cell."""
+    """Return the cells of a mesh that boxes cover: the index of the box, and a key of label and cell."""
     first, last = boxes[:, :2] // _CELL_PX, (boxes[:, 2:] - 1) // _CELL_PX
     across, down = (last - first + 1).T
     owner = np.repeat(np.arange(len(boxes)), across * down)
@@ -232,29 +233,29 @@ def _cells(boxes: Ints, labels: NDArray[np.int32]) -> tuple[Ints, Ints]:
     return owner, (labels[owner].astype(np.int64) << 32) + (row << 16) + column
 
 
-# --- which detections are one object --------------------------------------------------------------------------
+# --- clusters of detections ------------------------------------------------------------------------------
 
 
 class Clusters(NamedTuple):
-    """The object of each detection, (N,)."""
+    """The assignment of detections to objects, (N,) each."""
 
     label: Ints
     """Equal for the detections of one object."""
     composes: Bools
-    """Whether the detection composes the object; otherwise it is a fragment of it."""
+    """Whether the detection contributes to the object; otherwise it is a fragment of it."""
 
 
 class _Forest:
-    """Sets of detections, united unless two of one window must be different objects."""
+    """Disjoint sets of detections, not united if two detections of one window must be different objects."""
 
     def __init__(self, placed: PlacedDetections) -> None:
         self._parent: dict[int, int] = {}
         self._placed = placed
         self.members: dict[int, dict[int, list[int]]] = {}
-        """For each root of more than one detection: its detections by window."""
+        """The detections of each set with more than one, by root and by window."""
 
     def root(self, detection: int) -> int:
-        """Return the detection that represents the set."""
+        """Return the representative of the set of a detection."""
         path = []
         while (parent := self._parent.get(detection, detection)) != detection:
             path.append(detection)
@@ -263,11 +264,11 @@ class _Forest:
         return detection
 
     def detections(self, root: int) -> dict[int, list[int]]:
-        """Return a set's detections by window."""
+        """Return the detections of a set by window."""
         return self.members.get(root) or {int(self._placed.window[root]): [root]}
 
     def unite(self, p: int, q: int, *, parts: bool) -> None:
-        """Unite two sets if they have no window in common; as parts, also where both were cut in it."""
+        """Unite two sets if they have no window in common; with `parts`, also if both are cut in the common ones."""
         large, small = self.root(p), self.root(q)
         if large == small:
             return
@@ -285,7 +286,7 @@ class _Forest:
 
 
 def clusters_of(placed: PlacedDetections) -> Clusters:
-    """Return which detections are one object."""
+    """Return the assignment of window detections to objects."""
     links = _links(placed)
     forest = _Forest(placed)
     for together, parts in ((links.matched, False), (links.parts, True)):
@@ -302,7 +303,7 @@ def clusters_of(placed: PlacedDetections) -> Clusters:
 
 
 def _hosts(fragments: dict[int, list[tuple[float, int, int]]], forest: _Forest) -> dict[int, int]:
-    """Return the set that each set of fragments alone belongs to: among the best, one that has more than fragments."""
+    """Return the host of each set that consists of fragments only: the best one, preferably not only of fragments."""
     held: dict[int, list[tuple[float, int, int]]] = {}
     for root in {forest.root(fragment) for fragment in fragments}:
         detections = [detection for several in forest.detections(root).values() for detection in several]
@@ -327,12 +328,12 @@ def _best(link: tuple[float, int, int]) -> tuple[float, int, int]:
 
 
 def _last_host(root: int, host: dict[int, int]) -> tuple[int, bool]:
-    """Return the set that one belongs to in the end, and whether it is itself (part of) the object.
+    """Return the final host of a set, and whether the set contributes to the object.
 
-    Sets may be fragments of each other, where only fragments were found: together they are the object.
+    Sets may be fragments of each other if only fragments were detected: together they form the object.
     """
     path = [root]
-    while (following := host.get(path[-1], path[-1])) not in path:
-        path.append(following)
-    ring = path[path.index(following) :]
-    return min(ring), root in ring
+    while (next_root := host.get(path[-1], path[-1])) not in path:
+        path.append(next_root)
+    cycle = path[path.index(next_root) :]
+    return min(cycle), root in cycle

@@ -1,33 +1,34 @@
-"""Stitch the detections of one image's overlapping windows into whole objects.
+"""Stitch the detections of one image, made in overlapping windows, into whole objects.
 
-Where two windows overlap, both see the same pixels. So the detections of one object look the same there, whatever they
-look like elsewhere: they are matched by what they share within that overlap, and matched detections are united across
-windows. Two windows' masks of one object may differ by up to `TOLERANCE_PX`, which matters where little of it is in
-the overlap:
+Where two windows overlap, both contain the same pixels. Detections of one object therefore agree there, whatever they
+look like elsewhere, and are matched by the pixels they share inside the overlap; matched detections are united across
+windows. Two windows' masks of one object may differ by up to `TOLERANCE_PX`, which matters if only a small part of
+the object is in the overlap:
 
-- **Match**: two detections share most of what they have in the overlap. Each detection has at most one partner per
-  window, the best first. What an overlap's border leaves of an object can be smaller than the tolerance, and then lie
-  where the other window has a neighbour of it. That is no evidence: it counts only if the two share pixels that lie
-  deep inside both.
-- **Part**: a detection that its window's border cuts, unmatched, lies in the other window's detection: one window saw
-  as two parts what the other saw as one. It too must share pixels that lie deep inside both.
-- **Fragment**: what a window's border left of an object lies entirely in the overlap, near the other window's
-  detection. At a pointed end that is cut off, masks can differ by more than the tolerance, so a thin fragment may be
-  twice as far away. It is assigned to that detection's object, adds nothing to it, and connects it with nothing, so
-  that a fragment assigned to a touching neighbour instead changes no mask.
+- **Match**: two detections share most of their pixels in the overlap. Each detection has at most one partner per
+  window; the best pairs are chosen first. The remainder of an object at the border of an overlap can be smaller than
+  the tolerance, and then lie where the other window has a neighbouring object. Such a fragment is not evidence by
+  itself: it is matched only if the two share pixels deep inside both.
+- **Part**: an unmatched detection that is cut by the border of its window lies inside a detection of the other
+  window: one window detected in two parts what the other detected as one object. They must also share pixels deep
+  inside both.
+- **Fragment**: the remainder of an object at the border of a window lies completely in the overlap, close to a
+  detection of the other window. At a pointed end that is cut off, masks can differ by more than the tolerance, so a
+  thin fragment may be twice as far. A fragment is assigned to the object of that detection, but adds no pixels to it
+  and links it to no other object, so that a fragment assigned to a touching neighbour instead changes no mask.
 
-What matches nothing is kept. Detections of one window are different objects: a match that would unite two of them is
-ignored, the weakest of a chain first; only two that are both cut may be parts of one object.
+Unmatched detections are kept. Detections of one window are different objects: a match that would unite two of them
+is dropped, starting with the weakest of a chain; only two that are both cut may be parts of one object.
 
-An object that some window saw with a margin is that window's detection. Any other is a patchwork, in which each window
-decides about its core.
+If a window contains an object with a margin, the object is that window's detection. Any other object is composed of
+several detections, each of which determines the pixels in the core of its window.
 
-The result does not depend on the position of the grid if some window sees every object whole, which holds for objects
-no larger than the overlap less twice the tolerance, and if the segmenter gives an object one mask, the same wherever
-its window lies. Larger objects are then whole too, as patchworks of equal masks.
+The result does not depend on the position of the grid, provided that every object is completely inside some window,
+which holds if it is no larger than the overlap minus twice the tolerance, and that the segmenter gives an object the
+same mask in every window. Larger objects are then also complete, composed of equal masks.
 
-Time grows with the number of detections and the lengths of their outlines; so does memory beyond the result, for those
-of a pair of windows. Nothing is rasterized.
+The time depends on the number of detections and the lengths of their contours; the memory beyond the result, on the
+detections of one pair of windows. No mask is filled.
 """
 
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ from ..types import Detections, detection_order
 from .grid import Grid
 from .overlap_matching import TOLERANCE_PX, PlacedDetections, box_of, clusters_of
 
-_AT_ONCE: Final = 4096  # masks encoded
+_AT_ONCE: Final = 4096  # the number of masks encoded at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class WindowDetections:
     """The raw detections in the windows of one image, as columns of equal length N."""
 
     window_id: NDArray[np.int32]
-    """(N,) the window of each; those of one window are in its own order."""
+    """(N,) the window of each detection; those of one window keep the order of its results."""
     labels: NDArray[np.int32]
     """(N,) category ids."""
     scores: NDArray[np.float32]
@@ -66,25 +67,25 @@ class WindowDetections:
 
 @dataclass(frozen=True, slots=True)
 class StitchedDetections(Detections):
-    """The whole objects of one image, and the detections that they were stitched from.
+    """The stitched objects of one image, and the assignment of the window detections to them.
 
-    `frames`, if there are any, are the masks' tight boxes; one pixel where a mask is empty.
+    If there are `frames`, they are the tight boxes of the masks; one pixel for an empty mask.
     """
 
     object_of: NDArray[np.int32] = field(kw_only=True)
-    """(N,) the object that each of the windows' detections became part of."""
+    """(N,) the index of the object of each of the N given window detections."""
 
 
 def stitch(grid: Grid, detections: WindowDetections, *, capped: bool) -> StitchedDetections:
-    """Return the whole objects of an image.
+    """Stitch the window detections of an image into whole objects.
 
     Args:
         grid: the image's windows.
-        detections: of all windows, which may be in any order.
+        detections: the detections in the windows, in any order of windows, which does not affect the result.
         capped: whether a window reached the limit on detections.
 
     Raises:
-        ValueError: a mask does not have its window's size, or an object's own box has 2^32 pixels or more.
+        ValueError: a mask is not a valid mask of its window's size, or the box of an object has 2^32 pixels or more.
     """
     order = np.argsort(detections.window_id, kind="stable")
     placed = _placed(grid, detections, order)
@@ -93,9 +94,9 @@ def stitch(grid: Grid, detections: WindowDetections, *, capped: bool) -> Stitche
     composing = np.flatnonzero(clusters.composes)
     members = composing[np.argsort(owner[composing], kind="stable")]
     sources = _sources(placed, members, owner[members], len(first))
-    masks, frames = _drawn(placed, sources)
-    boxes, labels, scores = _summed(placed, sources)
-    # Of objects that are equal in all that users see, the first detected comes first.
+    masks, frames = _encoded(placed, sources)
+    boxes, labels, scores = _combined_columns(placed, sources)
+    # If all visible columns are equal, the order of the windows decides.
     tie = np.lexsort((first, *masks.boxes.T))
     final = tie[detection_order(boxes[tie], labels[tie], scores[tie])]
     place = np.empty(len(final), np.int32)
@@ -118,7 +119,7 @@ def stitch(grid: Grid, detections: WindowDetections, *, capped: bool) -> Stitche
 
 
 def _placed(grid: Grid, detections: WindowDetections, order: NDArray[np.intp]) -> PlacedDetections:
-    """Return the detections in the image's frame."""
+    """Return the window detections in the frame of the image."""
     window = detections.window_id[order].astype(np.int64)
     row, column = np.divmod(window, len(grid.lefts))
     origin = np.stack([grid.lefts[column], grid.tops[row]] * 2, axis=1)
@@ -141,40 +142,40 @@ def _placed(grid: Grid, detections: WindowDetections, order: NDArray[np.intp]) -
     )
 
 
-# --- the mask, box and score of an object ---------------------------------------------------------------------
+# --- masks and boxes of objects --------------------------------------------------------------------------------------
 
 
 class _Sources(NamedTuple):
-    """The detections that an object is drawn from: one that saw it whole, or all that compose it."""
+    """The detections that determine an object: one that contains it completely, or all that compose it."""
 
     ids: Ints
-    """(S,) detections, those of one object together."""
+    """(S,) detections, grouped by object."""
     first: Ints
-    """(M + 1,) where each object's detections begin in `ids`, and where the last's end."""
+    """(M + 1,) the start of each object's detections in `ids`, and the end of the last."""
 
 
 def _sources(placed: PlacedDetections, members: Ints, owner: Ints, n: int) -> _Sources:
     whole = placed.whole[members]
-    witnesses, of = members[whole], owner[whole]
-    cores = _cores(placed, witnesses)
-    middle = placed.mask_boxes[witnesses, :2] + placed.mask_boxes[witnesses, 2:]
+    complete, of = members[whole], owner[whole]
+    cores = _cores(placed, complete)
+    middle = placed.mask_boxes[complete, :2] + placed.mask_boxes[complete, 2:]
     owns = ((2 * cores[:, :2] <= middle) & (middle < 2 * cores[:, 2:])).all(axis=1)
-    order = np.lexsort((witnesses, -placed.scores[witnesses], ~owns, of))
-    seen, first = np.unique(of[order], return_index=True)
-    others = ~np.isin(owner, seen)
-    ids = np.concatenate([witnesses[order][first], members[others]])
-    of = np.concatenate([seen, owner[others]])
+    order = np.lexsort((complete, -placed.scores[complete], ~owns, of))
+    objects, first = np.unique(of[order], return_index=True)
+    others = ~np.isin(owner, objects)
+    ids = np.concatenate([complete[order][first], members[others]])
+    of = np.concatenate([objects, owner[others]])
     together = np.argsort(of, kind="stable")
     return _Sources(ids[together], np.searchsorted(of[together], np.arange(n + 1)))
 
 
 def _cores(placed: PlacedDetections, ids: Ints) -> Ints:
-    """Return the cores of detections' windows, (N, 4)."""
+    """Return the cores of the windows of detections as boxes, (N, 4)."""
     windows, which = np.unique(placed.window[ids], return_inverse=True)
     return np.array([box_of(placed.grid.core(int(w))) for w in windows], np.int64).reshape(-1, 4)[which]
 
 
-def _summed(
+def _combined_columns(
     placed: PlacedDetections, sources: _Sources
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
     """Return boxes, labels and scores of the objects."""
@@ -187,8 +188,8 @@ def _summed(
     return np.concatenate(hulls, axis=1).astype(np.float32), labels, np.maximum.reduceat(scores, first)
 
 
-def _drawn(placed: PlacedDetections, sources: _Sources) -> tuple[EncodedMasks, NDArray[np.int32] | None]:
-    """Return the masks of the objects, and their frames unless they are drawn in the whole image."""
+def _encoded(placed: PlacedDetections, sources: _Sources) -> tuple[EncodedMasks, NDArray[np.int32] | None]:
+    """Return the masks of the objects, and their frames if they are not encoded over the whole image."""
     height, width = placed.grid.height, placed.grid.width
     framed = height * width > MAX_PIXELS
     done = [EncodedMasks((), np.empty(0, np.int64), np.empty((0, 4), np.int32))]
@@ -196,8 +197,12 @@ def _drawn(placed: PlacedDetections, sources: _Sources) -> tuple[EncodedMasks, N
     while start < len(sources.first) - 1:
         stop = int(np.searchsorted(sources.first, sources.first[start] + _AT_ONCE, side="right")) - 1
         stop = max(stop, start + 1)
-        spans = _patched(placed, sources, start, stop)
-        done.append(_framed(spans) if framed else encode_changes(*spans.changes, stop - start, height, width))
+        spans = _composed(placed, sources, start, stop)
+        done.append(
+            _encoded_in_frames(spans)
+            if framed
+            else encode_changes(*spans.changes, stop - start, height, width)
+        )
         start = stop
     counts, areas, boxes = zip(*done, strict=True)
     masks = EncodedMasks(
@@ -206,26 +211,26 @@ def _drawn(placed: PlacedDetections, sources: _Sources) -> tuple[EncodedMasks, N
     return masks, _frames(masks.boxes) if framed else None
 
 
-def _patched(placed: PlacedDetections, sources: _Sources, start: int, stop: int) -> Spans:
-    """Return the masks of objects `start` to `stop`, in the image's frame."""
+def _composed(placed: PlacedDetections, sources: _Sources, start: int, stop: int) -> Spans:
+    """Return the masks of the objects from `start` to `stop`, in the frame of the image."""
     cuts = sources.first[start : stop + 1] - sources.first[start]
     ids = sources.ids[sources.first[start] : sources.first[stop]]
     of = np.repeat(np.arange(stop - start), np.diff(cuts))
     spans = placed.spans(ids)
-    detection, cores = _foreign(placed, ids, cuts)
+    detection, cores = _foreign_cores(placed, ids, cuts)
     rank = np.arange(len(detection)) - np.searchsorted(detection, detection)
     for turn in range(int(rank.max(initial=-1)) + 1):
         boxes = np.zeros((len(ids), 4), np.int64)
         boxes[detection[rank == turn]] = cores[rank == turn]
         spans = spans.outside(boxes)
-    # Relative to the objects' own origins, so that numbers stay small in an image of any size.
+    # Use coordinates relative to each object, which stay small in an image of any size.
     origin = np.minimum.reduceat(placed.frames[ids, :2], cuts[:-1])
     left, top = origin.T
-    return spans.shifted(-left[of], -top[of]).as_one(of, stop - start).shifted(left, top)
+    return spans.shifted(-left[of], -top[of]).merged(of, stop - start).shifted(left, top)
 
 
-def _foreign(placed: PlacedDetections, ids: Ints, cuts: Ints) -> tuple[Ints, Ints]:
-    """Return where other windows of an object decide about a detection: its index, ascending, and their cores."""
+def _foreign_cores(placed: PlacedDetections, ids: Ints, cuts: Ints) -> tuple[Ints, Ints]:
+    """Return the cores of other windows that take precedence over a detection: its index, ascending, and the core."""
     detections, cores = [np.empty(0, np.int64)], [np.empty((0, 4), np.int64)]
     for index in np.flatnonzero(np.diff(cuts) > 1):
         here = np.arange(cuts[index], cuts[index + 1])
@@ -245,8 +250,8 @@ def _frames(boxes: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.concatenate([boxes[:, :2], sizes], axis=1)
 
 
-def _framed(spans: Spans) -> EncodedMasks:
-    """Encode masks in their own frames."""
+def _encoded_in_frames(spans: Spans) -> EncodedMasks:
+    """Encode each mask in its own frame."""
     boxes = spans.boxes.astype(np.int32)
     frames = _frames(boxes)
     of, column, row = spans.changes

@@ -19,6 +19,8 @@ from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.schema import INSTANCES
 from maskrcnn.types import Detections
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"architecture": "maskrcnn_efficientnet_lite0_fpn", "min_size": 128, "max_size": 192}
 
 

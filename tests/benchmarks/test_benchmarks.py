@@ -15,6 +15,8 @@ from maskrcnn.masks.encode import detections_from_network
 from maskrcnn.synthetic.scenes import render_scene
 from maskrcnn.types import Detections
 
+pytestmark = pytest.mark.slow
+
 
 def found(boxes: list[list[float]], labels: list[int], scores: list[float]) -> Detections:
     count = len(boxes)

@@ -10,6 +10,8 @@ import pytest
 from benchmarks import measure
 from benchmarks.measure import CpuMeter, Pairs, Row, alternate, machine, rounds, row, seconds, table, to_json
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_examples_hold() -> None:
     assert doctest.testmod(measure).failed == 0

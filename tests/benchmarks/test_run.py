@@ -15,7 +15,7 @@ from benchmarks.measure import Pairs, Row, Settings, row
 from benchmarks.run import main
 from benchmarks.suites_ray import Slope, Span, Swept
 from click.testing import CliRunner
-from maskrcnn_jobs.commands.segment import Request, prepare
+from maskrcnn_jobs.driver.planning import Request, prepare
 
 from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import RunError, UsageError
@@ -24,6 +24,8 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.models.build import load_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.pipeline.worker import ShardWorker
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -185,9 +187,11 @@ def test_a_job_that_finds_something_else_is_refused(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.ray
-def test_job_peer_and_scaling_run_on_a_real_ray(tmp_path: Path) -> None:
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize(("section", "count"), [("pipeline", 3), ("scaling", 1)])
+def test_job_peer_and_scaling_run_on_a_real_ray(section: str, count: int, tmp_path: Path) -> None:
     target = tmp_path / "bench.json"
-    options = ["--only", "pipeline,scaling", "--quick", "--repeats", "1", "--json", str(target)]
+    options = ["--only", section, "--quick", "--repeats", "1", "--json", str(target)]
     run = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks", *options],
         cwd=Path(__file__).parents[2],
@@ -198,5 +202,5 @@ def test_job_peer_and_scaling_run_on_a_real_ray(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     rows = json.loads(target.read_text())["rows"]
-    assert [one["section"] for one in rows] == ["pipeline"] * 3 + ["scaling"]
+    assert [one["section"] for one in rows] == [section] * count
     assert all(one["ratio"] is not None for one in rows)

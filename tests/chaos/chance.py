@@ -1,10 +1,14 @@
-"""How large the chaos is, and the seed of its choices: `CHAOS_SIZE` and `CHAOS_SEED`, both printed by each test."""
+"""How large the chaos is, and the seed of its choices: `CHAOS_SIZE` and `CHAOS_SEED`, both printed by each test.
+
+The seed is by default the date, so that each day other samples are drawn.
+"""
 
 import os
 import random
+from datetime import UTC, datetime
 from typing import Final
 
-SEED: Final = int(os.environ.get("CHAOS_SEED", "20261123"))
+SEED: Final = int(os.environ.get("CHAOS_SEED") or f"{datetime.now(UTC):%Y%m%d}")
 SIZE: Final = int(os.environ.get("CHAOS_SIZE", "1"))
 """1 fits into CI; what is sampled there is sampled so many times as often."""
 

@@ -20,7 +20,8 @@ from typing import Final
 
 import psutil
 import pytest
-from local import LocalCluster, Node, local_cluster
+from local import LocalCluster, Node
+from standing import START_TRIES, standing_cluster
 
 from chaos.invariants import truth_of
 from chaos.probes import Held, Probes, receipts_of, wait_until_gone
@@ -30,8 +31,6 @@ VICTIMS: Final = ("worker", "node", "driver")
 NODES: Final = 3
 """The head, which hosts no actors, and two others."""
 CPUS_OF_A_NODE: Final = 2
-START_TRIES: Final = 4
-"""On a busy machine a node may miss a deadline of Ray's own (15 s for its agent), and end."""
 # A killed node refuses connections at once: this notices it in some 2 s, without taking a slow one for dead.
 TEMPER: Final = {
     "RAY_health_check_initial_delay_ms": "2000",
@@ -82,6 +81,7 @@ class Arena:
         with self._driver(self.undisturbed, log) as process:
             if process.wait(RUN_S):
                 raise RuntimeError(log.read_text())
+        self.probes.check_changed()
         return self.probes.counts()
 
     def _driver(self, output: str, log: Path) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
@@ -199,18 +199,11 @@ def kill_node(node: Node) -> None:
 @contextlib.contextmanager
 def standing(environment: Mapping[str, str], nodes: int, cpus: int, head_cpus: int) -> Iterator[LocalCluster]:
     """Run a cluster whose processes have this environment too, for the time of a block."""
-    with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in (TEMPER | environment).items():
             patch.setenv(name, value)
-        for tries_left in reversed(range(START_TRIES)):
-            try:
-                cluster = stack.enter_context(local_cluster(nodes=nodes, cpus=cpus, head_cpus=head_cpus))
-            except RuntimeError:
-                if not tries_left:
-                    raise
-            else:
-                break
-        yield cluster
+        with standing_cluster(nodes, cpus, head_cpus) as cluster:
+            yield cluster
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ import numpy as np
 
 import maskrcnn
 from chaos.cluster import standing
-from chaos.probes import INSIDE
+from chaos.probes import CHANGED_FOR_POISON, INSIDE, check_changed
 from chaos.runs import driver, end_in_order
 from maskrcnn.synthetic.planted import PlantedInstance, plant, png, random_instances
 
@@ -132,6 +132,7 @@ def run_poisoned(
         undisturbed, _, said = _segment([*arguments, str(folder / "undisturbed")], cluster.environment)
         if undisturbed or (notes / "executed").exists():
             raise RuntimeError(said)
+        check_changed(notes, CHANGED_FOR_POISON)
         (notes / "armed").touch()
         exit_code, seconds, said = _segment([*arguments, str(folder / "poisoned")], cluster.environment)
     executed = [json.loads(line)[0] for line in (notes / "executed").read_text().splitlines()]

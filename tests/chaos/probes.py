@@ -8,6 +8,7 @@ who waits there, `<token>/released` that it may go on, and `flight/<run>/<shard>
 import itertools
 import json
 import os
+import runpy
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from maskrcnn.io.storage import Storage
 PHASES: Final = ("fetch", "model", "part", "receipt", "reduce")
 """An input is read; the segmenter is called; a shard's file is put; its receipt is put; a user's file is put."""
 INSIDE: Final = Path(__file__).parent / "inside"
+_SITECUSTOMIZE: Final = runpy.run_path(str(INSIDE / "sitecustomize.py"))
+CHANGED_FOR_CHAOS: Final = frozenset(_SITECUSTOMIZE["CHANGES_FOR_CHAOS"])
+CHANGED_FOR_POISON: Final = frozenset(_SITECUSTOMIZE["CHANGES_FOR_POISON"])
+"""The modules that must have been changed in the processes of a run, or nothing was done to it."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,10 @@ class Probes:
         """Let it go on, and hold nobody any more."""
         (self._folder / self._token / "released").touch()
 
+    def check_changed(self) -> None:
+        """Raise RuntimeError where what `inside/sitecustomize.py` changes was not changed in any process."""
+        check_changed(self._folder, CHANGED_FOR_CHAOS)
+
     def counts(self) -> Counter[tuple[str, str]]:
         """Return how often each (role, phase) was come to since it was asked."""
         names = [path.name.split(".") for path in (self._folder / self._token).iterdir()]
@@ -94,6 +103,17 @@ class Probes:
         marks = [path.name.rpartition(".") for path in flight.iterdir()] if flight.exists() else []
         begun = {shard for shard, _, pid in marks if alive(int(pid))}
         return len(begun - {receipt.partition(".")[0] for receipt in receipts_of(output)})
+
+
+def check_changed(folder: Path, modules: frozenset[str]) -> None:
+    """Raise RuntimeError where no process has noted in a folder that it changed one of these modules."""
+    changed = (
+        {path.name for path in (folder / "changed").iterdir()} if (folder / "changed").exists() else set()
+    )
+    if missing := modules - changed:
+        raise RuntimeError(
+            f"never changed, so that nothing was done to the run: {', '.join(sorted(missing))}"
+        )
 
 
 def name_of(url: str) -> str:

@@ -81,6 +81,7 @@ class Shore:
         with self._driver(self.undisturbed, log) as process:
             if process.wait(RUN_S):
                 raise RuntimeError(log.read_text())
+        probes.check_changed()
         self.counts = probes.counts()
         self.truth = truth_of(self.undisturbed)
 

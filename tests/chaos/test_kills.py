@@ -2,8 +2,12 @@
 
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +15,7 @@ from chaos import kills
 from chaos.chance import SEED, chance, dice
 from chaos.cluster import VICTIMS, Arena, Kill, arena
 from chaos.kills import TRIES, line_of, record_of, schedule
-from chaos.probes import PHASES
+from chaos.probes import CHANGED_FOR_CHAOS, CHANGED_FOR_POISON, INSIDE, PHASES, check_changed
 
 pytestmark = pytest.mark.ray
 
@@ -99,3 +103,21 @@ def test_what_is_wrong_with_runs_is_found() -> None:
     assert kills.faults(every[1:] * 8, 30) == ["fetch was hit 0 times"]
     for bad in ({"lost": 1}, {"doubled": 1}, {"orphans": 1}, {"broken": "I3"}):
         assert len(kills.faults([*every, good | bad], 5)) == 1
+
+
+# --- what is put into the processes of a run ---
+
+
+def test_each_change_is_of_a_module_and_a_function_that_exist(tmp_path: Path) -> None:
+    """A process that loads the modules has changed all of them."""
+    modules = CHANGED_FOR_CHAOS | CHANGED_FOR_POISON
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(INSIDE), *sys.path]),
+        "MASKRCNN_CHAOS": str(tmp_path),
+        "MASKRCNN_POISON": str(tmp_path),
+    }
+    code = "".join(f"import {module}\n" for module in sorted(modules))
+    subprocess.run([sys.executable, "-c", code], env=os.environ | environment, check=True)
+    check_changed(tmp_path, modules)
+    with pytest.raises(RuntimeError, match=r"maskrcnn\.gone"):
+        check_changed(tmp_path, modules | {"maskrcnn.gone"})

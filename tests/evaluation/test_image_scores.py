@@ -175,6 +175,7 @@ def problems(draw: st.DrawFn) -> tuple[dict[str, Any], Entries, int]:
     return truth, results, draw(st.sampled_from([11, 12, 100]))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(problems(), st.integers(1, 3), st.integers(0, 3))
 def test_each_of_the_twelve_numbers_is_that_of_pycocotools(
@@ -187,6 +188,7 @@ def test_each_of_the_twelve_numbers_is_that_of_pycocotools(
         np.testing.assert_allclose(curves[kind].stats(), expected, atol=1e-12, rtol=0, err_msg=kind)
 
 
+@pytest.mark.slow
 def test_more_objects_than_a_byte_counts_are_weighed_alike() -> None:
     """Nuclei: some hundred objects of one category in one image, and as many detections."""
     rng = np.random.default_rng(0)

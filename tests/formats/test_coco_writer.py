@@ -246,6 +246,7 @@ def all_parts(folder):
     ]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_instances(tmp_path):
     storage, parts, _ = random_run(tmp_path, [400])
     parents, peaks = pa.default_memory_pool(), {}

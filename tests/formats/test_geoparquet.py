@@ -359,6 +359,7 @@ def large(tmp_path_factory):
     return table, file, folder / file.path
 
 
+@pytest.mark.slow
 def test_the_file_is_what_it_says(large):
     table, file, path = large
     assert file.rows == len(table) == 160_000
@@ -370,6 +371,7 @@ def test_the_file_is_what_it_says(large):
     assert stored.sort_by("instance").equals(table.sort_by("instance"))
 
 
+@pytest.mark.slow
 def test_the_metadata_follows_the_rules_of_geoparquet(large):
     table, _, path = large
     metadata = geo_metadata(path)
@@ -421,6 +423,7 @@ def test_geometry_types_are_exact(masks, types, tmp_path):
     assert len(geopandas.read_parquet(tmp_path / "a.parquet")) == len(masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 49_999, 100_000, 112_499, 112_501, 150_001, 187_501])
 def test_row_groups_have_fifty_to_a_hundred_and_fifty_thousand_rows(rows, tmp_path):
     table = many(4).take(pa.array(np.arange(rows) % 4))
@@ -444,6 +447,7 @@ def bounds_of_groups(path):
         yield sides["xmin"].min, sides["ymin"].min, sides["xmax"].max, sides["ymax"].max
 
 
+@pytest.mark.slow
 def test_a_small_window_meets_few_row_groups(tmp_path, monkeypatch):
     """Sixty-four groups, of which most windows of a hundredth of the area meet a few."""
     monkeypatch.setattr(geoparquet, "GEO_ROWS", 1000)
@@ -499,6 +503,7 @@ def test_files_go_to_any_store(store_url):
     assert hashlib.sha256(storage.read("geo/a.parquet")).hexdigest() == file.sha256
 
 
+@pytest.mark.slow
 def test_geopandas_reads_it_and_asks_for_windows(large):
     _, _, path = large
     frame = geopandas.read_parquet(path)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from commandline import maskrcnn_command, parts
-from local import LocalCluster, local_cluster
+from local import LocalCluster
+from standing import standing_cluster
 
 import maskrcnn
 from maskrcnn.synthetic.planted import write_planted
@@ -33,7 +34,7 @@ def cluster() -> Iterator[LocalCluster]:
     with pytest.MonkeyPatch.context() as patch:
         # As in an environment that is activated: jobs find `maskrcnn` on the head's PATH.
         patch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
-        with local_cluster(nodes=3, cpus=1, head_cpus=0) as started:
+        with standing_cluster(nodes=3, cpus=1, head_cpus=0, dashboard=True) as started:
             yield started
 
 

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from commandline import maskrcnn_command
 from evaluated_runs import CarelessSegmenter, finish
+from local import LocalCluster
 
 from maskrcnn.synthetic.planted import write_planted
 
@@ -30,15 +31,17 @@ def test_by_ray_tasks_the_numbers_and_the_table_are_the_same(tmp_path: Path) -> 
 
 
 @pytest.mark.ray
-def test_what_is_wrong_with_the_truth_is_one_line_from_a_task_too(tmp_path: Path) -> None:
+def test_what_is_wrong_with_the_truth_is_one_line_from_a_task_too(
+    tmp_path: Path, ray_cluster: LocalCluster
+) -> None:
     write_planted(tmp_path / "images", 6, seed=6)
     truth = json.loads((tmp_path / "images" / "instances.json").read_text())
     truth["annotations"][0]["segmentation"]["counts"] += "1"
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     (tmp_path / "images" / "instances.json").unlink()
     finish(tmp_path / "run", str(tmp_path / "images"), CarelessSegmenter())
-    arguments = ["-q", "evaluate", "run", "--truth", "truth.json", "--address", "local"]
-    result = maskrcnn_command(*arguments, cwd=tmp_path)
+    arguments = ["-q", "evaluate", "run", "--truth", "truth.json"]
+    result = maskrcnn_command(*arguments, cwd=tmp_path, cluster=ray_cluster)
     assert result.returncode == 2
     assert result.stderr.startswith("error: annotation 1 of the truth has a segmentation that is no mask")
     assert result.stderr.count("\n") == 1

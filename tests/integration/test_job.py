@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from commandline import maskrcnn_command, parts
+from local import LocalCluster
 from maskrcnn_jobs.commands.demo import QUERIES
 
 import maskrcnn
@@ -52,10 +53,11 @@ def test_a_run_says_what_it_did(images: Path, undisturbed: Path) -> None:
     assert "Traceback" not in report
 
 
-def test_two_actors_give_the_bytes_of_one(images: Path, undisturbed: Path, tmp_path: Path) -> None:
-    run = maskrcnn_command(
-        "segment", str(images), str(tmp_path / "two"), "--model", "planted", "--actors", "2", "--json"
-    )
+def test_two_actors_give_the_bytes_of_one(
+    images: Path, undisturbed: Path, tmp_path: Path, ray_cluster: LocalCluster
+) -> None:
+    command = ["segment", str(images), str(tmp_path / "two"), "--model", "planted", "--actors", "2", "--json"]
+    run = maskrcnn_command(*command, cluster=ray_cluster)
     assert json.loads(run.stdout)["failed"] == 1
     assert "Traceback" not in run.stderr
     assert parts(tmp_path / "two") == parts(undisturbed)
@@ -81,7 +83,7 @@ def wait_for_receipts(output: Path, at_least: int, process: subprocess.Popen[str
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
 def test_a_driver_that_dies_in_mid_run_is_continued(
-    images: Path, undisturbed: Path, tmp_path: Path, stop: signal.Signals
+    images: Path, undisturbed: Path, tmp_path: Path, stop: signal.Signals, ray_cluster: LocalCluster
 ) -> None:
     output = tmp_path / "run"
     command = [
@@ -116,7 +118,7 @@ def test_a_driver_that_dies_in_mid_run_is_continued(
     assert 1 <= len(first) < 4
     assert maskrcnn_command("status", str(output)).returncode == 3
 
-    again = maskrcnn_command(*command)
+    again = maskrcnn_command(*command, cluster=ray_cluster)
     assert again.returncode == 1, again.stderr
     assert "keeping to the plan" in again.stderr
     both = {path.name for path in (output / "receipts").glob("*.json")}
@@ -151,12 +153,14 @@ def test_a_worker_that_dies_is_replaced(images: Path, undisturbed: Path, tmp_pat
     assert parts(output) == parts(undisturbed)
 
 
-def test_the_network_gives_the_same_bytes_with_one_actor_and_with_two(tmp_path: Path) -> None:
+def test_the_network_gives_the_same_bytes_with_one_actor_and_with_two(
+    tmp_path: Path, ray_cluster: LocalCluster
+) -> None:
     write_scenes(tmp_path / "scenes", 8, seed=40_000_000, size=256)
     for actors in ("1", "2"):
         run = maskrcnn_command(
             "segment", str(tmp_path / "scenes"), str(tmp_path / actors), "--model", "scenes",
-            "--actors", actors, "--shard-images", "2",
+            "--actors", actors, "--shard-images", "2", cluster=ray_cluster,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
         assert "knows only generated" in run.stderr

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from commandline import maskrcnn_command
+from local import LocalCluster
 from matterport_oracle import images_of, model_of, script, tensors_of
 from PIL import Image
 from windowed import write_geotiff
@@ -42,7 +43,7 @@ def proven(output: Path) -> None:
     assert json.loads(proof.stdout)["proven"], proof.stdout
 
 
-def test_images_and_what_is_found_in_them(weights: Path, tmp_path: Path) -> None:
+def test_images_and_what_is_found_in_them(weights: Path, tmp_path: Path, ray_cluster: LocalCluster) -> None:
     images = tmp_path / "in"
     images.mkdir()
     for name in images_of("resnet50")[:2]:
@@ -52,7 +53,7 @@ def test_images_and_what_is_found_in_them(weights: Path, tmp_path: Path) -> None
         (images / photo.name).write_bytes(photo.read_bytes())
     (images / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
     options = ("--model", str(weights), "--min-score", "0.7", "--actors", "1")
-    done = maskrcnn_command("segment", str(images), str(tmp_path / "out"), *options)
+    done = maskrcnn_command("segment", str(images), str(tmp_path / "out"), *options, cluster=ray_cluster)
     assert done.returncode == 1, done.stderr  # one image is none
     run = maskrcnn.open_run(str(tmp_path / "out"))
     rows = run.images().to_pylist()
@@ -67,7 +68,7 @@ def test_images_and_what_is_found_in_them(weights: Path, tmp_path: Path) -> None
     proven(tmp_path / "out")
 
 
-def test_a_raster_in_windows(weights: Path, tmp_path: Path) -> None:
+def test_a_raster_in_windows(weights: Path, tmp_path: Path, ray_cluster: LocalCluster) -> None:
     pytest.importorskip("rasterio")
     image = np.tile(script("make_images").make_image("c_400x300"), (1, 2, 1))
     write_geotiff(tmp_path / "in" / "a.tif", image)
@@ -83,7 +84,8 @@ def test_a_raster_in_windows(weights: Path, tmp_path: Path) -> None:
         "--actors",
         "1",
     )
-    done = maskrcnn_command("segment", str(tmp_path / "in"), str(tmp_path / "out"), *options)
+    command = ["segment", str(tmp_path / "in"), str(tmp_path / "out"), *options]
+    done = maskrcnn_command(*command, cluster=ray_cluster)
     assert done.returncode == 0, done.stderr
     run = maskrcnn.open_run(str(tmp_path / "out"))
     assert run.images().num_rows == 1

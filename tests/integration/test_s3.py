@@ -5,6 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from commandline import maskrcnn_command
+from local import LocalCluster
 
 import maskrcnn
 from maskrcnn.io.storage import Storage
@@ -29,11 +30,10 @@ def local(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("server", ["weed_server", "moto_server"])
 def test_s3_to_s3_gives_the_rows_of_local_files(
-    server: str, local: Path, tmp_path: Path, request: pytest.FixtureRequest
+    server: str, local: Path, tmp_path: Path, request: pytest.FixtureRequest, ray_cluster: LocalCluster
 ) -> None:
-    here = maskrcnn_command(
-        "segment", str(local), str(tmp_path / "run"), "--model", "planted", "--actors", "1"
-    )
+    command = ["segment", str(local), str(tmp_path / "run"), "--model", "planted", "--actors", "1"]
+    here = maskrcnn_command(*command, cluster=ray_cluster)
     assert here.returncode == 1, here.stderr
     prefix = request.getfixturevalue(server).prefix()
     bucket = Storage(f"{prefix}/images")
@@ -41,7 +41,10 @@ def test_s3_to_s3_gives_the_rows_of_local_files(
         if path.is_file():
             bucket.write(str(path.relative_to(local)), path.read_bytes())
 
-    there = maskrcnn_command("segment", f"{prefix}/images", f"{prefix}/run", "--model", "planted")
+    # The standing Ray reaches SeaweedFS alone.
+    standing = ray_cluster if server == "weed_server" else None
+    command = ["segment", f"{prefix}/images", f"{prefix}/run", "--model", "planted"]
+    there = maskrcnn_command(*command, cluster=standing)
     assert there.returncode == 1, there.stderr
     assert "Traceback" not in there.stderr
     on_s3, on_disk = maskrcnn.open_run(f"{prefix}/run"), maskrcnn.open_run(str(tmp_path / "run"))
@@ -59,9 +62,12 @@ def test_an_output_that_cannot_be_reached_is_one_clear_line(local: Path, moto_se
     assert "Traceback" not in run.stderr
 
 
-def test_no_secret_stands_in_any_output(local: Path, weed_server: object, tmp_path: Path) -> None:
+def test_no_secret_stands_in_any_output(
+    local: Path, weed_server: object, tmp_path: Path, ray_cluster: LocalCluster
+) -> None:
     prefix = weed_server.prefix()  # type: ignore[attr-defined]
-    run = maskrcnn_command("segment", str(local), f"{prefix}/run", "--model", "planted", "--actors", "1")
+    command = ["segment", str(local), f"{prefix}/run", "--model", "planted", "--actors", "1"]
+    run = maskrcnn_command(*command, cluster=ray_cluster)
     assert "testsecret" not in run.stdout + run.stderr
     storage = Storage(f"{prefix}/run")
     assert all(b"testsecret" not in storage.read(path) for path in storage.list())

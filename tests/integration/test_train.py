@@ -10,7 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from click.testing import CliRunner
+from commandline import maskrcnn_command
 from labelled import write_labels
+from maskrcnn_jobs.cli import main
 
 from maskrcnn.models.build import load_model
 from maskrcnn.training.config import LOSSES
@@ -31,6 +34,12 @@ def maskrcnn(*arguments):
 def ended(process):
     out, err = process.communicate()
     return process.returncode, out, err
+
+
+def ended_here(*arguments):
+    """Run a command for which no Ray is started in this process."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -86,18 +95,19 @@ def test_two_workers_one_of_which_is_killed_learn_what_one_learns(alone, labels,
 
 def test_a_finished_training_is_told_again_and_another_recipe_refused(alone, labels):
     output, result = alone
-    code, out, _ = ended(maskrcnn("train", labels, output, *OPTIONS, "--json"))
+    code, out, _ = ended_here("train", labels, output, *OPTIONS, "--json")
     assert (code, json.loads(out)) == (0, result)
-    code, _, err = ended(maskrcnn("train", labels, output, *OPTIONS, "--epochs", 3))
+    code, _, err = ended_here("train", labels, output, *OPTIONS, "--epochs", 3)
     assert code == 2
     assert "was begun with epochs 2, now 3" in err
 
 
-def test_what_diverges_is_told_and_kept(labels, tmp_path):
-    wild = ["--optimizer", "sgd", "--learning-rate", "1e30", "--clip", "1e30", "--workers", 1]
-    code, _, err = ended(maskrcnn("train", labels, tmp_path / "out", *OPTIONS, *wild))
-    assert code == 3
-    assert "stopped: the loss is not finite any more" in err
+def test_what_diverges_is_told_and_kept(labels, tmp_path, ray_cluster):
+    wild = ["--optimizer", "sgd", "--learning-rate", "1e30", "--clip", "1e30", "--workers", "1"]
+    command = ["train", str(labels), str(tmp_path / "out"), *OPTIONS, *wild]
+    done = maskrcnn_command(*command, cluster=ray_cluster)
+    assert done.returncode == 3
+    assert "stopped: the loss is not finite any more" in done.stderr
     assert (tmp_path / "out" / "diverged-0.pt").exists()
 
 
@@ -115,9 +125,7 @@ def test_errors_of_the_dataset_are_listed_before_ray_starts(labels, tmp_path):
         assert kind in err
     assert "starting Ray" not in err
     assert not (tmp_path / "out").exists()
-    code, out, _ = ended(
-        maskrcnn("train", broken, "--check", "--skip-invalid", "--model", "scenes", "--json")
-    )
+    code, out, _ = ended_here("train", broken, "--check", "--skip-invalid", "--model", "scenes", "--json")
     assert code == 0
     assert sum(finding["error"] for finding in json.loads(out)["findings"]) == 4
 
@@ -130,7 +138,7 @@ def test_errors_of_the_dataset_are_listed_before_ray_starts(labels, tmp_path):
 )  # fmt: skip
 def test_a_wrong_option_is_told_before_anything_is_begun(labels, tmp_path, options, says):
     for last in (["--check"], [tmp_path / "out"]):
-        code, _, err = ended(maskrcnn("train", labels, *last, "--model", "scenes", *options))
+        code, _, err = ended_here("train", labels, *last, "--model", "scenes", *options)
         assert code == 2
         assert says in err
     assert not (tmp_path / "out").exists()
@@ -138,7 +146,7 @@ def test_a_wrong_option_is_told_before_anything_is_begun(labels, tmp_path, optio
 
 def test_a_run_is_not_trained_into(labels, tmp_path):
     (tmp_path / "run.json").write_text("{}")
-    code, _, err = ended(maskrcnn("train", labels, tmp_path, "--model", "scenes"))
+    code, _, err = ended_here("train", labels, tmp_path, "--model", "scenes")
     assert code == 2
     assert "holds a run" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from commandline import maskrcnn_command
+from local import LocalCluster
 from windowed import compute_of, mosaic, run_windows, write_geotiff
 
 import maskrcnn
@@ -23,7 +24,7 @@ def without_places(images: pa.Table) -> pa.Table:
 
 
 def test_actors_that_share_a_raster_on_s3_give_the_rows_of_one_process(
-    tmp_path: Path, weed_server: object
+    tmp_path: Path, weed_server: object, ray_cluster: LocalCluster
 ) -> None:
     images = tmp_path / "in"
     write_geotiff(images / "a.tif", mosaic(700, 900, 60, 1))
@@ -35,7 +36,8 @@ def test_actors_that_share_a_raster_on_s3_give_the_rows_of_one_process(
     for path in images.iterdir():
         bucket.write(path.name, path.read_bytes())
 
-    there = maskrcnn_command("segment", f"{prefix}/images", f"{prefix}/run", *OPTIONS, "--actors", "2")
+    command = ["segment", f"{prefix}/images", f"{prefix}/run", *OPTIONS]
+    there = maskrcnn_command(*command, "--actors", "2", cluster=ray_cluster)
     assert there.returncode == 1, there.stderr
     assert "Traceback" not in there.stderr
     on_s3, on_disk = maskrcnn.open_run(f"{prefix}/run"), maskrcnn.open_run(str(tmp_path / "run"))
@@ -47,7 +49,7 @@ def test_actors_that_share_a_raster_on_s3_give_the_rows_of_one_process(
 
     proof = maskrcnn_command("verify", f"{prefix}/run", "--json")
     assert json.loads(proof.stdout)["proven"], proof.stdout
-    again = maskrcnn_command("segment", f"{prefix}/images", f"{prefix}/run", *OPTIONS)
+    again = maskrcnn_command(*command)
     assert again.returncode == 1
     assert "finished already" in again.stderr
     exported = maskrcnn_command("export", f"{prefix}/run", str(tmp_path / "json"), "--format", "geojson")

@@ -480,6 +480,7 @@ def test_no_credentials_say_what_to_set(
         Storage("s3://test-bkt/x").write("x", b"1")
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_public_buckets_need_no_credentials(moto_server: Any) -> None:
     moto_server.client().put_object(Bucket="test-bkt", Key="public/x", Body=b"1", ACL="public-read")

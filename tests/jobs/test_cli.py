@@ -173,7 +173,7 @@ def test_a_fault_of_the_program_is_no_complete_run(monkeypatch: pytest.MonkeyPat
     def broken(_output: str) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("maskrcnn_jobs.commands.segment.status", broken)
+    monkeypatch.setattr("maskrcnn_jobs.commands.status.run_status", broken)
     assert run("status", str(tmp_path)).exit_code == 3
 
 
@@ -202,6 +202,7 @@ def test_limit_takes_the_first_by_name(images: Path, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["images"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [[], ["segment"], ["retry"], ["status"], ["demo"], ["submit"], ["export"]]
 )

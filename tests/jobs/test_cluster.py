@@ -211,6 +211,11 @@ def test_the_image_is_pinned_and_its_user_is_not_root():
     assert "--constraint requirements.lock" in (CLUSTER / "Dockerfile").read_text()
 
 
+def test_the_image_compiles_what_it_installs():
+    text = (CLUSTER / "Dockerfile").read_text()
+    assert text.count("pip install --no-cache-dir --compile ") == text.count("pip install") == 2
+
+
 def test_what_the_image_is_built_from_is_sent_to_the_builder():
     copied = re.findall(r"^COPY --chown=\S+ (.+) \S+$", (CLUSTER / "Dockerfile").read_text(), re.MULTILINE)
     names = {name for line in copied for name in line.split()}

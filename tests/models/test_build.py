@@ -19,6 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from maskrcnn.errors import UsageError
 from maskrcnn.models import registry
 from maskrcnn.models.build import _fill, build_network, load_model, save_model, tensors_of_torch
+from maskrcnn.models.published_weights import PublishedWeights
 from maskrcnn.types import Category
 
 LITE = "maskrcnn_efficientnet_lite0_fpn"
@@ -101,7 +102,7 @@ def test_a_tensor_that_is_not_right_is_named(fault, complaint, saved, tmp_path):
 
 
 def test_planted_is_no_network():
-    with pytest.raises(UsageError, match="is no network; use PlantedSegmenter"):
+    with pytest.raises(UsageError, match="is not a network; use PlantedSegmenter"):
         load_model("planted")
 
 
@@ -127,6 +128,7 @@ def as_reference_scripts(state):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [lambda state: state, as_reference_scripts], ids=["plain", "wrapped"])
 def test_a_state_dict_of_torchvision_is_loaded(wrap, resnet, tmp_path):
     expected = half(resnet)
@@ -189,6 +191,7 @@ def older(name):
     return re.sub(r"(_blocks\.\d)\.0\.", r"\1.", name.replace("rpn.head.conv.0.0.", "rpn.head.conv."))
 
 
+@pytest.mark.slow
 def test_older_names_are_understood(resnet, tmp_path):
     # Before torchvision 0.13 the convolutions of the first network's heads and pyramid were not numbered.
     torch.manual_seed(5)
@@ -209,6 +212,7 @@ def test_older_names_are_understood(resnet, tmp_path):
 # --- models by name -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_first_coco_model_is_torchvision_s_with_frozen_norms(tmp_path, monkeypatch):
     # What torchvision builds around these weights, here with random ones.
     torch.manual_seed(6)
@@ -227,7 +231,12 @@ def test_the_first_coco_model_is_torchvision_s_with_frozen_norms(tmp_path, monke
     folder.mkdir(parents=True)
     (folder / f"v1-{digest[:8]}.pth").write_bytes(buffer.getvalue())
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    published = registry._Published(f"v1-{digest[:8]}.pth", "None", "maskrcnn_resnet50_fpn")
+    published = registry.PublishedModel(
+        "coco-v1",
+        "maskrcnn_resnet50_fpn",
+        PublishedWeights(f"v1-{digest[:8]}.pth", "None"),
+        batch_norm_eps=0.0,
+    )
     monkeypatch.setitem(registry._PUBLISHED, "coco-v1", published)
 
     model = load_model("coco-v1")

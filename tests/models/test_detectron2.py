@@ -102,6 +102,7 @@ def test_an_empty_box_takes_its_place_among_the_best_and_is_then_dropped():
     assert scores[0] == pytest.approx(torch.sigmoid(torch.tensor(2.0)).item())
 
 
+@pytest.mark.slow
 def test_it_can_be_trained_a_step():
     torch.manual_seed(0)
     network = build_network("maskrcnn_resnet50_fpn_detectron2", 2, 64, 96).train()

@@ -12,6 +12,8 @@ from maskrcnn.models import forward as forward_module
 from maskrcnn.models.build import build_network
 from maskrcnn.models.forward import Forward
 
+pytestmark = pytest.mark.slow
+
 
 def test_suppression_is_torchvision_s_group_by_group():
     torch.manual_seed(1)

@@ -10,9 +10,11 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn.models import fuse
-from maskrcnn.models.build import ARCHITECTURES, build_network
+from maskrcnn.models.build import build_network
 from maskrcnn.models.fuse import for_cpu, fused
-from maskrcnn.models.matterport_config import MATTERPORT
+from maskrcnn.models.networks import TRAINABLE
+
+pytestmark = pytest.mark.slow
 
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 CLASSES = 7
@@ -43,7 +45,7 @@ def plain(architecture: str) -> MaskRCNN:
     return network.requires_grad_(False)
 
 
-@pytest.fixture(scope="module", params=[name for name in ARCHITECTURES if name not in MATTERPORT])
+@pytest.fixture(scope="module", params=TRAINABLE)
 def networks(request: pytest.FixtureRequest) -> tuple[MaskRCNN, MaskRCNN, MaskRCNN]:
     """Return the plain, the fused and the rearranged."""
     network = plain(request.param)

@@ -35,6 +35,8 @@ from maskrcnn.models.matterport import CropAndResize, NormalisedAnchors, SquareT
 from maskrcnn.models.matterport_config import MatterportConfig
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 
+pytestmark = pytest.mark.slow
+
 BLANK = np.zeros((100, 150, 3), np.uint8)
 
 
@@ -299,6 +301,7 @@ def first_faulty(model, image="a_152x220"):
     return next(stages, (None, 0))[0]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("mistake", "stage"), MISTAKES, ids=lambda value: getattr(value, "__name__", value))
 def test_a_planted_mistake_is_found_at_its_stage(mistake, stage, model):
     broken = copy.deepcopy(model.module)

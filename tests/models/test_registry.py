@@ -18,9 +18,11 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights
 
 from maskrcnn.errors import UsageError
 from maskrcnn.models import build, registry
-from maskrcnn.models.checkpoint_files import GLOBALS, network_shapes
+from maskrcnn.models.checkpoint_files import GLOBALS
 from maskrcnn.models.matterport_config import MatterportConfig
-from maskrcnn.models.registry import CLASS_SCORES, category_ids_named, describe_model
+from maskrcnn.models.networks import ARCHITECTURES, CLASS_SCORES, NETWORKS
+from maskrcnn.models.published_weights import PublishedWeights, torch_hub
+from maskrcnn.models.registry import category_ids_named, describe_model
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES
 from maskrcnn.types import Category
 
@@ -40,7 +42,7 @@ def safetensors(labels=3, fault=lambda tensors: None, **metadata):
     """The bytes of a file with all of the tensors and metadata, but for a fault."""
     known = {key: value for key, value in (METADATA | metadata).items() if value is not None}
     architecture = known.get("architecture")
-    shapes = network_shapes(architecture if architecture in build.ARCHITECTURES else LITE, labels)
+    shapes = NETWORKS.get(architecture, NETWORKS[LITE]).shapes(labels)
     tensors = {name: torch.zeros(shape, dtype=torch.int8) for name, shape in shapes.items()}
     fault(tensors)
     return save(tensors, metadata=known)
@@ -48,7 +50,7 @@ def safetensors(labels=3, fault=lambda tensors: None, **metadata):
 
 def state_dict(version=1, prefix="", labels=3):
     """A whole network, whose tensors repeat one number in the file."""
-    shapes = network_shapes(f"maskrcnn_resnet50_fpn{'_v2' if version == 2 else ''}", labels)
+    shapes = NETWORKS[f"maskrcnn_resnet50_fpn{'_v2' if version == 2 else ''}"].shapes(labels)
     return {prefix + name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
 
 
@@ -93,7 +95,7 @@ def test_planted_is_described_as_no_model(name):
     card = describe_model(name)
     assert card.categories == PLANTED_CATEGORIES
     assert card.architecture == "planted"
-    assert "no model" in card.notice
+    assert "not a model" in card.notice
     assert card.sha256 == describe_model("planted").sha256
 
 
@@ -109,6 +111,7 @@ def hub(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_without_a_network_the_way_out_is_said(hub):
     with pytest.raises(UsageError) as caught:
         describe_model("coco")
@@ -122,7 +125,8 @@ def test_a_cached_file_is_described_and_not_opened(hub, monkeypatch):
     content = b"no pickle at all"
     digest = hashlib.sha256(content).hexdigest()
     (hub / f"weights-{digest[:8]}.pth").write_bytes(content)
-    published = registry._Published(f"weights-{digest[:8]}.pth", "None", "maskrcnn_resnet50_fpn_v2")
+    weights = PublishedWeights(f"weights-{digest[:8]}.pth", "None")
+    published = registry.PublishedModel("coco", "maskrcnn_resnet50_fpn_v2", weights)
     monkeypatch.setitem(registry._PUBLISHED, "coco", published)
     card = describe_model("coco")
     assert card.sha256 == digest
@@ -155,7 +159,7 @@ def test_the_cache_is_where_torch_has_it(environment, expected, monkeypatch):
     monkeypatch.setenv("HOME", "/home/x")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert str(registry._torch_hub()) == expected == torch.hub.get_dir()
+    assert str(torch_hub()) == expected == torch.hub.get_dir()
 
 
 # --- safetensors ----------------------------------------------------------------------------------------------
@@ -177,9 +181,9 @@ def test_where_a_network_has_more_labels_the_ids_are_the_labels(write):
     assert card.category_ids == (0, 0, 0, 0, 4, 0, 0, 0, 0, 9)
 
 
+@pytest.mark.slow
 def test_each_architecture_can_be_described(write):
-    assert registry.ARCHITECTURES == build.ARCHITECTURES
-    for architecture in registry.ARCHITECTURES:
+    for architecture in ARCHITECTURES:
         own = (
             {"config": MatterportConfig().to_json(), "max_size": "192"}
             if "matterport" in architecture
@@ -189,10 +193,10 @@ def test_each_architecture_can_be_described(write):
         assert describe_model(path).architecture == architecture
 
 
-@pytest.mark.parametrize("architecture", build.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_tensors_of_a_network_are_known_without_torch(architecture):
     network = build.build_network(architecture, 7, 96, 192)
-    assert network_shapes(architecture, 7) == {k: tuple(t.shape) for k, t in network.state_dict().items()}
+    assert NETWORKS[architecture].shapes(7) == {k: tuple(t.shape) for k, t in network.state_dict().items()}
 
 
 def named(*categories):
@@ -249,7 +253,7 @@ FOREIGN = save({"x": torch.zeros(1)})
         (struct.pack("<Q", 2) + b"{}", "its header cannot be read"),
         (b"<!DOCTYPE html><html>" + b" " * 99, "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
-        (FOREIGN, r"lacks maskrcnn-ray's metadata .*, which `maskrcnn\.model\.save_model` writes"),
+        (FOREIGN, r"lacks maskrcnn-ray's metadata .*, which `maskrcnn\.models\.build\.save_model` writes"),
         (safetensors(format="pt"), "does not say what its labels mean"),
         (safetensors(version="2"), "has version 2 of the format"),
         (safetensors(categories="[1]"), "has damaged metadata"),
@@ -428,13 +432,13 @@ def test_labels_are_asked_for_where_they_are_needed_and_only_there(write):
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("", "no model is named; known are coco"),
+        ("", "--model is empty: give one of coco"),
         ("COCO", "did you mean 'coco'"),
         ("planted:abc", "give the seconds to sleep"),
         ("planted:-1", "give the seconds to sleep"),
         ("planted:nan", "give the seconds to sleep"),
         ("https://host/m.pth?download=1", "https:// is no store .* use a local path, s3:// or gs://"),
-        ("cocco", "did you mean 'coco'.*coco, coco-v1, scenes, planted"),
+        ("cocco", "did you mean 'coco'.*coco, coco-v1, scenes, or the path or URL"),
         ("something", "unknown model 'something'. Known are coco"),
         ("./weights/none.pth", r"none\.pth cannot be read: it does not exist"),
         ("model.onnx", r"is a \.onnx file; weights are the path or URL of a \.safetensors"),
@@ -459,6 +463,7 @@ def test_categories_are_chosen_by_name():
         category_ids_named(registry.COCO_CATEGORIES, ["prson"])
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported():
     code = "import sys, maskrcnn.models.registry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

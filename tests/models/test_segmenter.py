@@ -15,11 +15,13 @@ from pycocotools import mask as coco_mask
 
 from maskrcnn.errors import ItemError, UsageError
 from maskrcnn.models import segmenter as segmenter_module
-from maskrcnn.models.build import ARCHITECTURES, build_network, load_model, save_model
-from maskrcnn.models.matterport_config import MATTERPORT
+from maskrcnn.models.build import build_network, load_model, save_model
+from maskrcnn.models.networks import TRAINABLE
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import render_scene
 from maskrcnn.types import Category, Segmenter, detection_order
+
+pytestmark = pytest.mark.slow
 
 CATEGORIES = (Category(3, "cat"), Category(7, "dog"), Category(20, "horse"))
 
@@ -91,7 +93,7 @@ def test_it_finds_what_torchvision_finds(model, images):
     assert any(one.areas.any() for one in found)
 
 
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in MATTERPORT])
+@pytest.mark.parametrize("architecture", TRAINABLE)
 def test_it_finds_what_the_plain_network_does_whichever_it_is(architecture, tmp_path, images):
     torch.manual_seed(2)
     network = build_network(architecture, 4, 64, 96)

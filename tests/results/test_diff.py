@@ -87,6 +87,7 @@ def edited(draw: st.DrawFn) -> tuple[list[Thing], list[Thing], list[tuple[Any, .
     return before, draw(st.permutations(after)), edits
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(images=st.lists(edited(), min_size=1, max_size=7), per_part=st.sampled_from([1, 3, 50]))
 def test_a_run_and_a_copy_with_edits_differ_in_exactly_the_edits(
@@ -170,6 +171,7 @@ def test_pairs_are_those_of_greedy_matching_on_pycocotools_iou(
     assert len(set(pairs.a.tolist())) == len(pairs.a)
     assert len(set(pairs.b.tolist())) == len(pairs.b)
     iou = np.array(coco_mask.iou(a.rles(), b.rles(), [0] * len(b))).reshape(len(a), len(b))
+    iou[np.ix_(a.areas == 0, b.areas == 0)] = 1.0  # two empty masks are equal; pycocotools gives them 0
     assert np.allclose(iou[pairs.a, pairs.b], pairs.iou, atol=1e-12)
     assert (pairs.iou >= least).all()
 
@@ -229,6 +231,7 @@ def test_masks_in_frames_of_their_own_are_matched_where_they_lie() -> None:
     assert pairs.iou.tolist() == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_a_crowd_is_matched_without_a_matrix_of_all_pairs() -> None:
     """Forty thousand in one image: all pairs would be 1.6 thousand million."""
     side = 2000

@@ -111,6 +111,7 @@ def test_every_trunk_has_five_stages():
         freeze(network, 6)
 
 
+@pytest.mark.slow
 def test_norms_that_add_another_epsilon_are_carried_over(tmp_path, monkeypatch):
     """`coco-v1` was trained with an epsilon of 0; the file that comes out has torch's."""
     from maskrcnn.training import initialization

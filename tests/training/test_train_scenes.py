@@ -10,6 +10,8 @@ from maskrcnn.synthetic.scenes import CATEGORIES, Scene, render_scene
 from maskrcnn.training.color_baseline import components, threshold_colors
 from maskrcnn.training.train_scenes import learning_rate, measure, to_target
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_rate_warms_up_and_falls() -> None:
     rates = [learning_rate(done) for done in np.linspace(0, 1, 101)]

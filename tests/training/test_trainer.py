@@ -12,6 +12,8 @@ from maskrcnn.training.config import COLUMNS, LOSSES, TrainingConfig
 from maskrcnn.training.dataset import read_dataset, split_dataset
 from maskrcnn.training.trainer import Process, Task, train
 
+pytestmark = pytest.mark.slow
+
 SIDE = 128
 RECIPE = TrainingConfig(
     model="scenes", epochs=2, batch_size=2, crop=SIDE, min_size=SIDE, max_size=SIDE, freeze=5, color=0.5

@@ -5,6 +5,9 @@ The functions of the package stay as they are, and are wrapped as they are impor
 - `MASKRCNN_CHAOS=FOLDER`: a process that comes to a phase of a run (fetch, model, PUT part, PUT receipt, reduce)
   says so there, and stops if the test waits for it, so that it can be killed just there; see `chaos.probes`.
 - `MASKRCNN_POISON=FOLDER`: images that carry an order do to their process what it says; see `chaos.poison`.
+
+Each change leaves `FOLDER/changed/<module>`, so that a test can see that it was made: a module that was renamed would
+never be found here, and nothing would happen to the run. A function that was renamed raises as its module is loaded.
 """
 
 import contextlib
@@ -21,6 +24,7 @@ from pathlib import Path
 CHAOS = os.environ.get("MASKRCNN_CHAOS", "")
 ROLE = os.environ.get("MASKRCNN_CHAOS_ROLE", "worker")
 POISON = os.environ.get("MASKRCNN_POISON", "")
+WORKER = "maskrcnn.pipeline.worker"
 HELD_S = 60
 """A process that nobody kills or releases goes on after so many seconds."""
 
@@ -43,6 +47,10 @@ class Wrapping:
             def load_and_change(module):
                 load(module)
                 change(module)
+                for folder in filter(None, (CHAOS, POISON)):
+                    mark = Path(folder, "changed", name)
+                    mark.parent.mkdir(parents=True, exist_ok=True)
+                    mark.touch()
 
             spec.loader.exec_module = load_and_change
         return spec
@@ -112,7 +120,7 @@ def storing(method, path):
 
 def change_storage(module):
     storage = module.Storage
-    init, building, read_input = storage.__init__, storage.building, module.read_input
+    init, building = storage.__init__, storage.building
 
     @functools.wraps(init)
     def noting_the_output(self, url, *arguments, **options):
@@ -127,17 +135,9 @@ def change_storage(module):
             yield local
             put.enter_context(storing("building", path))
 
-    @functools.wraps(read_input)
-    def read_input_observed(*arguments, **options):
-        if sys._getframe(1).f_globals["__name__"] != "maskrcnn.pipeline.reduce":
-            at("fetch", "before", f"read_input({str(arguments[0]).rpartition('/')[2]})")
-        return read_input(*arguments, **options)
-
     storage.__init__, storage.building = noting_the_output, building_observed
-    module.read_input = read_input_observed
     for name in ("write", "create", "put_file", "remove", "remove_tree"):
-        if hasattr(storage, name):
-            setattr(storage, name, _stored(getattr(storage, name)))
+        setattr(storage, name, _stored(getattr(storage, name)))
 
 
 def _stored(method):
@@ -147,6 +147,19 @@ def _stored(method):
             return method(self, path, *arguments, **options)
 
     return observed
+
+
+def change_inputs(module):
+    read_input = module.read_input
+
+    @functools.wraps(read_input)
+    def read_input_observed(*arguments, **options):
+        # The report reads images too, and is no fetch.
+        if sys._getframe(1).f_globals["__name__"] == WORKER:
+            at("fetch", "before", f"read_input({str(arguments[0]).rpartition('/')[2]})")
+        return read_input(*arguments, **options)
+
+    module.read_input = read_input_observed
 
 
 def change_worker(module):
@@ -252,11 +265,13 @@ def _allocate_for_ever():
     raise MemoryError
 
 
-changes = {}
-if CHAOS:
-    changes |= {"maskrcnn.io.storage": change_storage, "maskrcnn.pipeline.worker": change_worker}
-if POISON:
-    changes |= {"PIL.Image": change_pillow}
-if changes:
-    changes |= {"maskrcnn.synthetic.planted": change_planted}
+CHANGES_FOR_CHAOS = {
+    "maskrcnn.io.storage": change_storage,
+    "maskrcnn.io.inputs": change_inputs,
+    WORKER: change_worker,
+    "maskrcnn.synthetic.planted": change_planted,
+}
+CHANGES_FOR_POISON = {"PIL.Image": change_pillow, "maskrcnn.synthetic.planted": change_planted}
+if CHAOS or POISON:
+    changes = (CHANGES_FOR_CHAOS if CHAOS else {}) | (CHANGES_FOR_POISON if POISON else {})
     sys.meta_path.insert(0, Wrapping(changes))

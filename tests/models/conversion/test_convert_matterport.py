@@ -11,20 +11,22 @@ import torch
 from click.testing import CliRunner
 from keras_files import arrays_of, filled, hollow, names_of
 from maskrcnn_jobs.cli import main
-from maskrcnn_jobs.commands.train import Request, prepare
+from maskrcnn_jobs.driver.training_set import TrainingRequest, prepare_training
 from matterport_oracle import Stored, far
 from safetensors.torch import load_file
 
 from maskrcnn.errors import UsageError
 from maskrcnn.models.build import load_model
-from maskrcnn.models.checkpoint_files import network_shapes
 from maskrcnn.models.conversion import convert as convert_module
 from maskrcnn.models.conversion.convert import convert
 from maskrcnn.models.conversion.h5_reader import arrays_in_h5
 from maskrcnn.models.matterport_config import ELSEWHERE, MatterportConfig, config_of, configured
+from maskrcnn.models.networks import NETWORKS
 from maskrcnn.models.registry import COCO_CATEGORIES, describe_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.training.config import TrainingConfig
+
+pytestmark = pytest.mark.slow
 
 LOGITS = "mrcnn_class_logits/mrcnn_class_logits/kernel:0"
 STEM = "conv1/conv1/kernel:0"
@@ -67,7 +69,7 @@ def test_every_tensor_is_accounted_for_and_each_stage_is_sound(report, folder):
     sources = sorted(step["source"] for step in report["steps"])
     assert sources == sorted("/".join(name.split("/")[-2:])[:-2] for name in names_of())
     targets = {step["target"]: tuple(step["new_shape"]) for step in report["steps"]}
-    assert targets == network_shapes("maskrcnn_matterport_resnet50", 81)
+    assert targets == NETWORKS["maskrcnn_matterport_resnet50"].shapes(81)
     assert sum(report["tensors"].values()) == 384
     assert report["sound"]
     assert [row["stage"] for row in report["parity"]][:2] == ["resized and padded", "features C1"]
@@ -160,9 +162,9 @@ def test_it_is_not_trained_and_that_is_told_before_anything_is_begun(quick, tmp_
     hollow(tmp_path / "m.h5", names_of())
     convert(f"{tmp_path}/m.h5", f"{tmp_path}/m.safetensors")
     for name in (f"{tmp_path}/m.safetensors", "imagenet:maskrcnn_matterport_resnet50"):
-        asked = Request(f"{tmp_path}/none.json", f"{tmp_path}/out", TrainingConfig(model=name))
-        with pytest.raises(UsageError, match=r"is run here, not trained|name one of maskrcnn_resnet50_fpn"):
-            prepare(asked)
+        request = TrainingRequest(f"{tmp_path}/none.json", f"{tmp_path}/out", TrainingConfig(model=name))
+        with pytest.raises(UsageError, match=r"cannot be trained|name one of maskrcnn_resnet50_fpn"):
+            prepare_training(request)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------
@@ -242,7 +244,9 @@ def test_labels_and_sizes_must_fit(tmp_path):
     (tmp_path / "two.txt").write_text("cat\ndog\n")
     assert "a network of 3 categories, but 2 labels" in told(tmp_path, f"--labels={tmp_path}/two.txt")
     assert "name them with --labels FILE" in told(tmp_path)
-    assert "a multiple of 64, not 1000" in told(tmp_path, "--max-size=1000")
+    assert "--max-size 1000 does not fit this network: give a multiple of 64" in told(
+        tmp_path, "--max-size=1000"
+    )
     assert "the smaller first" in told(tmp_path, "--min-size=900", "--max-size=832")
     assert "leave --from out" in told(tmp_path, "--from=detectron2")
     assert "this is --min-score of segment" in told(tmp_path, "--set=DETECTION_MIN_CONFIDENCE=0.9")

@@ -15,6 +15,8 @@ from maskrcnn.models.conversion.reference_detectron2 import ReferenceDetectron2
 from maskrcnn.models.registry import ModelCard
 from maskrcnn.types import Category
 
+pytestmark = pytest.mark.slow
+
 LEVELS = ["0", "1", "2", "3"]
 
 
@@ -123,6 +125,7 @@ def masks_of_the_next_class(network):
         tensor.copy_(tensor.roll(1, 0))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("mistake", "stage"),
     [

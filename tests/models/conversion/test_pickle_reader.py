@@ -1,6 +1,7 @@
 """Arrays come out of a pickle as they went in; what is not an array comes to nothing, and nothing is run."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import pickle
@@ -135,6 +136,6 @@ def test_a_key_whose_hash_would_take_for_ever_is_not_hashed():
 
 
 def test_a_pickle_of_endless_operations_is_refused(monkeypatch):
-    monkeypatch.setattr(pickle_reader, "MAX_OPERATIONS", 10)
+    monkeypatch.setattr(pickle_reader, "_RULES", dataclasses.replace(pickle_reader._RULES, max_operations=10))
     with pytest.raises(UsageError, match="has more than 10 operations"):
         arrays_in_pickle("m.pkl", WHOLE)
