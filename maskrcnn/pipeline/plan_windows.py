@@ -139,6 +139,6 @@ def _read_header(
     decoders: Decoders, limits: Limits, radiometry: Radiometry, assume_crs: str | None, uri: str
 ) -> ImageHeader:
     try:
-        return decoders.survey(uri, limits, radiometry, assume_crs)
+        return decoders.read_header(uri, limits, radiometry, assume_crs)
     except ItemError as error:
         return ImageHeader(error=error)

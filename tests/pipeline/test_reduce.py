@@ -150,7 +150,7 @@ def test_a_damaged_shard_never_reaches_the_tables(tmp_path: Path, images: Path, 
     storage = processed(tmp_path / "run", images)
     path = next(p for p in storage.list("shards") if "1-00000002" in p and p.endswith("instances.parquet"))
     damaged(storage, path, damage)
-    with pytest.raises(RunError, match="not what its receipt says"):
+    with pytest.raises(RunError, match="differs from its receipt"):
         reduce_run(storage.url, write_report=write_report)
     assert read_success(storage) is None
 
