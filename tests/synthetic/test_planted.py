@@ -1,4 +1,4 @@
-"""What is planted is found: exactly, whole, and nothing else."""
+"""Planted instances are found exactly and completely, and nothing else."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def coin(score, x=30.0, category_id=COIN):
 
 
 @given(st.integers(0, 2**32), st.integers(0, 6), st.integers(40, 90), st.integers(40, 90))
-def test_an_image_gives_back_what_was_planted(seed, count, height, width):
+def test_the_planted_instances_are_read_back(seed, count, height, width):
     instances = random_instances(np.random.default_rng(seed), height, width, count)
     image = plant((height, width), instances)
     assert image.shape == (height, width, 3)
@@ -65,14 +65,14 @@ def test_a_mask_has_the_pixels_whose_centres_the_shape_covers():
     assert found.touches_border.tolist() == [False, False, True]
 
 
-def test_an_instance_outside_of_the_image_is_kept_with_an_empty_mask():
+def test_an_instance_outside_the_image_is_kept_with_an_empty_mask():
     (found,) = PlantedSegmenter().segment([plant((64, 64), [coin(0.9, x=500.0)])])
     assert found.areas.tolist() == [0]
     assert found.touches_border.tolist() == [False]
     assert found.boxes.tolist() == [[0, 0, 0, 0]]
 
 
-def test_weak_instances_are_left_out_and_the_limit_keeps_the_best():
+def test_instances_of_low_scores_are_dropped_and_the_limit_keeps_the_best():
     image = plant((64, 64), [coin(score) for score in (0.3, 0.9, 0.04, 0.5, 0.7)])
     (at_all,) = PlantedSegmenter().segment([image])
     assert at_all.scores == pytest.approx([0.9, 0.7, 0.5, 0.3])
@@ -80,7 +80,7 @@ def test_weak_instances_are_left_out_and_the_limit_keeps_the_best():
     (best,) = PlantedSegmenter(min_score=0.5, max_detections=1).segment([image])
     assert best.scores == pytest.approx([0.9])
     assert best.capped
-    # As in a network, what equals the least score is not above it.
+    # As in a network, a score equal to the minimum is not above it.
     (above,) = PlantedSegmenter(min_score=0.5).segment([image])
     assert above.scores == pytest.approx([0.9, 0.7])
 
@@ -110,7 +110,7 @@ def test_nothing_is_found_in_other_images(image):
 
 
 @pytest.mark.parametrize("at", [3, 17, 21, 60], ids=["signature", "length", "checksum", "payload"])
-def test_nothing_is_found_where_a_byte_was_changed(at):
+def test_nothing_is_found_after_a_byte_was_changed(at):
     image = plant((64, 64), [coin(0.9)])
     image.reshape(-1)[at] ^= 1
     assert planted_instances(image) == []
@@ -135,7 +135,7 @@ def test_it_is_a_segmenter():
     assert json.loads(json.dumps(segmenter.execution))["device"] == "cpu"
 
 
-def test_a_folder_holds_the_images_and_their_truth(tmp_path, capsys):
+def test_a_folder_contains_the_images_and_their_ground_truth(tmp_path, capsys):
     write_planted(tmp_path, count=12, seed=3)
     truth = COCO(tmp_path / "instances.json")
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""The generated scenes: the same for a seed, exact, and worth detecting."""
+"""The generated scenes are reproducible, exact, and not trivial to detect."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def scenes() -> list[Scene]:
 
 
 @pytest.mark.slow
-def test_a_seed_is_a_scene(scenes: list[Scene]) -> None:
+def test_a_seed_determines_a_scene(scenes: list[Scene]) -> None:
     for seed in (0, 7):
         again = render_scene(seed)
         assert np.array_equal(again.image, scenes[seed].image)
@@ -50,8 +50,8 @@ def test_masks_are_exact_and_disjoint(scenes: list[Scene]) -> None:
 
 
 @pytest.mark.slow
-def test_the_picture_shows_what_the_masks_say(scenes: list[Scene]) -> None:
-    """Along a mask's rim the picture changes: the truth is not beside the drawing."""
+def test_the_image_changes_at_the_borders_of_masks(scenes: list[Scene]) -> None:
+    """The image changes along the border of a mask: the ground truth fits the drawing."""
     across, elsewhere = [], []
     for scene in scenes[:8]:
         light = scene.image.astype(float).mean(axis=2)
@@ -62,7 +62,7 @@ def test_the_picture_shows_what_the_masks_say(scenes: list[Scene]) -> None:
     assert np.mean(across) > 2 * np.mean(elsewhere)
 
 
-def test_the_scenes_are_worth_detecting(scenes: list[Scene]) -> None:
+def test_the_scenes_are_not_trivial(scenes: list[Scene]) -> None:
     laws = statistics(scenes)
     assert len(CATEGORIES) >= 6
     assert laws["objects_least"] >= 10
@@ -74,7 +74,7 @@ def test_the_scenes_are_worth_detecting(scenes: list[Scene]) -> None:
     assert drawn.tolist() == [category.id for category in CATEGORIES]
 
 
-def test_statistics_count_what_they_say() -> None:
+def test_statistics_of_a_known_scene() -> None:
     """Three squares of 4 pixels: two that meet at a corner, one alone; and a diagonal of 3."""
     labels = np.zeros((12, 12), dtype=np.uint8)
     labels[0:2, 0:2], labels[2:4, 2:4], labels[8:10, 0:2] = 1, 2, 3
