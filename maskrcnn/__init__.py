@@ -4,6 +4,8 @@
 >>> model = maskrcnn.load_model("scenes")            # doctest: +SKIP
 >>> segmenter = maskrcnn.Segmenter(model)            # doctest: +SKIP
 >>> [detections] = segmenter.segment([pixels])       # doctest: +SKIP
+>>> run = maskrcnn.open_run("output")                # doctest: +SKIP
+>>> maskrcnn.verify("output").proven                 # doctest: +SKIP
 
 Importing this package is cheap; torch is imported with the first name that needs it.
 """
@@ -15,34 +17,62 @@ from .errors import ERROR_CODES, ItemError, MaskrcnnError, RunError, UsageError
 from .types import Category, Detections
 
 if TYPE_CHECKING:
+    from .evaluation.evaluate_run import Evaluation, EvaluationOptions
     from .imaging.decode import Limits, decode_image
     from .models.build import Model, load_model
+    from .models.conversion.convert import Converted, convert
     from .models.segmenter import MaskRCNNSegmenter as Segmenter
+    from .results.diff_matching import Rules as DiffRules
     from .results.run import Run, open_run
+    from .results.verify import VerificationReport
+    from .results.verify import verify_run as verify
     from .synthetic.planted import PlantedSegmenter
+    from .visualization.diff_report import diff_runs as diff
     from .visualization.display import display_instances, display_masks
     from .visualization.draw import contact_sheet, draw_instances, draw_mask
+    from .visualization.evaluation_report import evaluate
 
 _LAZY = {
+    "Converted": "models.conversion.convert",
+    "DiffRules": "results.diff_matching",
+    "Evaluation": "evaluation.evaluate_run",
+    "EvaluationOptions": "evaluation.evaluate_run",
     "Limits": "imaging.decode",
     "Model": "models.build",
     "PlantedSegmenter": "synthetic.planted",
     "Run": "results.run",
     "Segmenter": "models.segmenter",
+    "VerificationReport": "results.verify",
     "contact_sheet": "visualization.draw",
+    "convert": "models.conversion.convert",
     "decode_image": "imaging.decode",
+    "diff": "visualization.diff_report",
     "display_instances": "visualization.display",
     "display_masks": "visualization.display",
     "draw_instances": "visualization.draw",
     "draw_mask": "visualization.draw",
+    "evaluate": "visualization.evaluation_report",
     "load_model": "models.build",
     "open_run": "results.run",
+    "verify": "results.verify",
 }
+"""The module of each public name that is imported on first use."""
+_NAMED_THERE = {
+    "DiffRules": "Rules",
+    "Segmenter": "MaskRCNNSegmenter",
+    "diff": "diff_runs",
+    "verify": "verify_run",
+}
+"""The name in that module, if it is another."""
 
 __all__ = [
     "ERROR_CODES",
     "Category",
+    "Converted",
     "Detections",
+    "DiffRules",
+    "Evaluation",
+    "EvaluationOptions",
     "ItemError",
     "Limits",
     "MaskrcnnError",
@@ -52,14 +82,19 @@ __all__ = [
     "RunError",
     "Segmenter",
     "UsageError",
+    "VerificationReport",
     "contact_sheet",
+    "convert",
     "decode_image",
+    "diff",
     "display_instances",
     "display_masks",
     "draw_instances",
     "draw_mask",
+    "evaluate",
     "load_model",
     "open_run",
+    "verify",
 ]
 
 
@@ -67,7 +102,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(f".{_LAZY[name]}", __name__)
-    return getattr(module, "MaskRCNNSegmenter" if name == "Segmenter" else name)
+    return getattr(module, _NAMED_THERE.get(name, name))
 
 
 def __dir__() -> list[str]:

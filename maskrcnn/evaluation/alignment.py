@@ -1,7 +1,7 @@
-"""Which image of a run is which of a ground truth, and which category which; where it is not sure, an error that says.
+"""Pair the images and categories of a run with those of a ground truth; where that is ambiguous, raise an error.
 
-Images go by id only where the run took its ids from the user; else by name, then by the last part of the name where
-that is unique. Categories go by name, whatever their ids.
+Images are paired by id only where the run took its ids from the user; else by name, then by the last part of the name
+where that is unique. Categories are paired by name, whatever their ids.
 """
 
 import difflib
@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
-from ..formats.coco_reader import GroundTruth, GroundTruthCategory
+from ..errors import UsageError, plural
+from ..formats.coco_reader import CocoCategory, CocoImages
 from ..types import Category
 
 _EXAMPLES: Final = 3
@@ -22,53 +22,55 @@ _EXAMPLES: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class PairedImages:
-    """The images that both have."""
+    """The images that are in both."""
 
-    truth: NDArray[np.int64]
-    """(N,) for each image of the run its place in the truth; -1: the truth does not have it."""
+    ground_truth: NDArray[np.int64]
+    """(N,) for each image of the run its place in the ground truth; -1: the ground truth does not have it."""
     by: str
     """How: `id`, `name`, `base name` or `name and base name`."""
     missing: NDArray[np.int64]
-    """Places in the truth of images that the run does not have."""
+    """Places in the ground truth of images that the run does not have."""
     renamed: int
-    """Images of one id whose names end differently."""
+    """The number of images with the same id whose names end differently."""
 
 
 def pair_images(
-    truth: GroundTruth, image_ids: Sequence[int], names: Sequence[str], *, ids_given: bool
+    ground_truth: CocoImages, image_ids: Sequence[int], names: Sequence[str], *, ids_given: bool
 ) -> PairedImages:
-    """Find each image of a run in the truth.
+    """Find each image of a run in the ground truth.
 
     Args:
-        truth: the ground truth.
+        ground_truth: the ground truth's images.
         image_ids: of the run's images.
-        names: of the run's images, each once.
-        ids_given: whether the ids are the user's, and not counted by the run.
+        names: of the run's images, without repetition.
+        ids_given: whether the ids are the user's, and not numbers assigned by the run.
 
     Raises:
-        UsageError: no image is in both, or it is not clear which is which.
+        UsageError: no image is in both, or the pairing is ambiguous.
     """
     place = np.full(len(image_ids), -1, np.int64)
     if ids_given:
-        known = {value: at for at, value in enumerate(truth.image_ids)}
+        known = {value: at for at, value in enumerate(ground_truth.ids)}
         place[:] = [known.get(value, -1) for value in image_ids]
         if (place >= 0).any():
-            pairs = ((names[row], truth.names[place[row]]) for row in np.flatnonzero(place >= 0).tolist())
+            pairs = (
+                (names[row], ground_truth.names[place[row]]) for row in np.flatnonzero(place >= 0).tolist()
+            )
             renamed = sum(their is not None and _base(our) != _base(their) for our, their in pairs)
-            return PairedImages(place, "id", _without(truth, place), renamed)
-    by_name = _unique(truth.names)
+            return PairedImages(place, "id", _without(ground_truth, place), renamed)
+    by_name = _unique(ground_truth.names)
     place[:] = [by_name.get(name, -1) for name in names]
     named = int((place >= 0).sum())
-    _pair_bases(truth, names, place)
+    _pair_bases(ground_truth, names, place)
     if not (place >= 0).any():
-        _refuse_strangers(truth, image_ids, names, ids_given=ids_given)
+        _refuse_strangers(ground_truth, image_ids, names, ids_given=ids_given)
     together = int((place >= 0).sum())
     by = "name" if named == together else "name and base name" if named else "base name"
-    return PairedImages(place, by, _without(truth, place), 0)
+    return PairedImages(place, by, _without(ground_truth, place), 0)
 
 
-def _without(truth: GroundTruth, place: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.setdiff1d(np.arange(len(truth.image_ids)), place)
+def _without(ground_truth: CocoImages, place: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.setdiff1d(np.arange(len(ground_truth.ids)), place)
 
 
 def _base(name: str) -> str:
@@ -76,24 +78,26 @@ def _base(name: str) -> str:
 
 
 def _unique(names: Sequence[str | None]) -> dict[str, int]:
-    """Return the place of each name. Raises UsageError where a name stands twice."""
+    """Return the place of each name. Raises UsageError where a name occurs twice."""
     places = {name: at for at, name in enumerate(names) if name is not None}
     if len(places) < sum(name is not None for name in names):
         again = [name for name, count in Counter(names).items() if count > 1 and name is not None]
-        raise UsageError(f"the truth has two images of one file_name: {_some(again)}")
+        raise UsageError(
+            f"the ground truth has two images with the same file_name: {_some(again)}: give each its own"
+        )
     return places
 
 
-def _pair_bases(truth: GroundTruth, names: Sequence[str], place: NDArray[np.int64]) -> None:
-    """Pair what is left by the last part of its name. Raises UsageError where that is not unique."""
-    left = set(_without(truth, place).tolist())
+def _pair_bases(ground_truth: CocoImages, names: Sequence[str], place: NDArray[np.int64]) -> None:
+    """Pair the rest by the last part of the name. Raises UsageError where that is not unique."""
+    left = set(_without(ground_truth, place).tolist())
     if not left:
         return
     ours: dict[str, list[int]] = {}
     theirs: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         ours.setdefault(_base(name), []).append(row)
-    for at, named in enumerate(truth.names):
+    for at, named in enumerate(ground_truth.names):
         if named is not None:
             theirs.setdefault(_base(named), []).append(at)
     for base, places in theirs.items():
@@ -101,22 +105,22 @@ def _pair_bases(truth: GroundTruth, names: Sequence[str], place: NDArray[np.int6
         if not rows or left.isdisjoint(places):
             continue
         if len(rows) > 1 or len(places) > 1:
-            both = [names[row] for row in rows[:2]] + [str(truth.names[at]) for at in places[:2]]
+            both = [names[row] for row in rows[:2]] + [str(ground_truth.names[at]) for at in places[:2]]
             raise UsageError(
-                f"it is not clear which image is {base!r}: the run has {len(rows)} and the truth {len(places)} "
-                f"of that name in different folders ({_some(both, 4)}); give the truth the run's names"
+                f"it is ambiguous which image is {base!r}: the run has {len(rows)} and the ground truth {len(places)} "
+                f"with that name in different folders ({_some(both, 4)}): give the ground truth the run's names"
             )
         place[rows[0]] = places[0]
 
 
 def _refuse_strangers(
-    truth: GroundTruth, image_ids: Sequence[int], names: Sequence[str], *, ids_given: bool
+    ground_truth: CocoImages, image_ids: Sequence[int], names: Sequence[str], *, ids_given: bool
 ) -> None:
     ours = f"{_some(names)}" + (f" (ids {_some(image_ids)})" if ids_given else "")
-    theirs = _some([name for name in truth.names if name is not None]) or "no names"
+    theirs = _some([name for name in ground_truth.names if name is not None]) or "no names"
     raise UsageError(
-        f"the run and the truth have no image in common: the run has {ours}; the truth has {theirs} "
-        f"(ids {_some(truth.image_ids)})"
+        f"the run and the ground truth have no image in common: the run has {ours}; the ground truth has {theirs} "
+        f"(ids {_some(ground_truth.ids)}): evaluate against the dataset of these images"
     )
 
 
@@ -130,19 +134,19 @@ def _some(values: Sequence[Any], most: int = _EXAMPLES) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PairedCategories:
-    """The categories that are weighed, in the order of the truth's ids."""
+    """The categories that are evaluated, in the order of the ground truth's ids."""
 
     names: tuple[str, ...]
-    of_truth: NDArray[np.int32]
-    """(N,) for each category of the truth its place in `names`; -1: not weighed."""
+    of_ground_truth: NDArray[np.int32]
+    """(N,) for each category of the ground truth its place in `names`; -1: not evaluated."""
     of_run: Mapping[int, int]
-    """Place in `names` by the run's category id; those that are missing are not weighed."""
+    """Place in `names` by the run's category id; those that are missing are not evaluated."""
     by: str
     """How: `name`, `id`, `order`, or `agnostic`."""
 
 
 def pair_categories(
-    categories: Sequence[GroundTruthCategory],
+    categories: Sequence[CocoCategory],
     used: Collection[int],
     run: Sequence[Category],
     *,
@@ -150,32 +154,34 @@ def pair_categories(
     only: Collection[str] = (),
     class_agnostic: bool = False,
 ) -> PairedCategories:
-    """Find each category of the truth in the run.
+    """Find each category of the ground truth in the run.
 
     Args:
-        categories: of the truth.
-        used: places of those that have annotations; others need no partner.
-        run: what the run's model could find.
-        rename: the truth's name by a name of the run.
-        only: names of the truth's categories to weigh; all, if empty.
-        class_agnostic: take all categories as one.
+        categories: of the ground truth.
+        used: places of those that have annotations; others need no counterpart.
+        run: the categories of the run's model.
+        rename: the ground truth's name by a name of the run.
+        only: names of the ground truth's categories to evaluate; all, if empty.
+        class_agnostic: treat all categories as one.
 
     Raises:
-        UsageError: a category that is used has no partner, or a name is unknown; with the nearest names.
+        UsageError: a category that is used has no counterpart, or a name is unknown; with the nearest names.
     """
     if class_agnostic:
         if rename or only:
-            raise UsageError("--class-agnostic takes all categories as one; leave out --map and --categories")
+            raise UsageError(
+                "--class-agnostic treats all categories as one: leave out --map and --categories"
+            )
         ones = np.zeros(len(categories), np.int32)
         return PairedCategories(("object",), ones, {category.id: 0 for category in run}, "agnostic")
     order = sorted(range(len(categories)), key=lambda at: categories[at].id)
     names, by = _names(categories, run)
     doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
-        raise UsageError(f"the truth has two categories of the name {_some(doubled)}")
+        raise UsageError(f"the ground truth has two categories with the name {_some(doubled)}: rename one")
     if unknown := sorted(set(only) - set(names)):
         raise UsageError(
-            f"--categories: the truth has no category {_some(unknown)}{_nearest(unknown, names)}"
+            f"--categories: the ground truth has no category {_some(unknown)}{_nearest(unknown, names)}"
         )
     ours = _renamed(run, rename or {}, names)
     kept = [at for at in order if not only or names[at] in only]
@@ -183,19 +189,19 @@ def pair_categories(
     if strangers:
         left = sorted(set(ours.values()) - set(names))
         raise UsageError(
-            f"{len(strangers)} of the truth's categories with annotations are none of the run's: "
+            f"the run has no counterpart of {plural(len(strangers), 'category')} with annotations in the ground truth: "
             f"{_some(strangers)}{_suggestion(strangers, left or sorted(set(ours.values())))}; rename with --map "
-            "RUN=TRUTH, weigh some with --categories, or all as one with --class-agnostic"
+            "RUN=TRUTH, evaluate some with --categories, or all as one with --class-agnostic"
         )
-    of_truth = np.full(len(categories), -1, np.int32)
-    of_truth[kept] = np.arange(len(kept))
+    of_ground_truth = np.full(len(categories), -1, np.int32)
+    of_ground_truth[kept] = np.arange(len(kept))
     place = {names[at]: k for k, at in enumerate(kept)}
     of_run = {id_: place[name] for id_, name in ours.items() if name in place}
-    return PairedCategories(tuple(names[at] for at in kept), of_truth, of_run, by)
+    return PairedCategories(tuple(names[at] for at in kept), of_ground_truth, of_run, by)
 
 
-def _names(categories: Sequence[GroundTruthCategory], run: Sequence[Category]) -> tuple[list[str], str]:
-    """Return the truth's names, of those that it only numbers the run's; and how they were found."""
+def _names(categories: Sequence[CocoCategory], run: Sequence[Category]) -> tuple[list[str], str]:
+    """Return the ground truth's names, or the run's where it has only numbers; and how they were paired."""
     named = [category.name for category in categories]
     if any(name is not None and not name.strip().isdecimal() for name in named):
         return [name or f"#{category.id}" for name, category in zip(named, categories, strict=True)], "name"
@@ -208,13 +214,13 @@ def _names(categories: Sequence[GroundTruthCategory], run: Sequence[Category]) -
     if ids in (
         list(range(len(known))),
         list(range(1, len(known) + 1)),
-    ):  # as YOLO's files, and many conversions
+    ):  # as in YOLO's files and many conversions
         return [in_order[category.id - ids[0]] for category in categories], "order"
     if set(named) <= set(known.values()):
         return [str(name) for name in named], "name"
     raise UsageError(
-        f"the truth's categories have no names, and their ids ({_some(ids)}) are neither those of the run "
-        f"({_some(list(known))}) nor as many in a row; give them names"
+        f"the ground truth's categories have no names, and their ids ({_some(ids)}) are neither those of the run "
+        f"({_some(list(known))}) nor as many consecutive ones: give them names"
     )
 
 
@@ -224,7 +230,9 @@ def _renamed(run: Sequence[Category], rename: Mapping[str, str], names: Sequence
         if old not in known:
             raise UsageError(f"--map {old}={new}: the run has no category {old!r}{_nearest([old], known)}")
         if new not in names:
-            raise UsageError(f"--map {old}={new}: the truth has no category {new!r}{_nearest([new], names)}")
+            raise UsageError(
+                f"--map {old}={new}: the ground truth has no category {new!r}{_nearest([new], names)}"
+            )
     return {category.id: rename.get(category.name, category.name) for category in run}
 
 

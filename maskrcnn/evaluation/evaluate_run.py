@@ -1,13 +1,13 @@
-"""A finished run weighed against a COCO ground truth: COCO's twelve numbers, and what became of each image.
+"""A finished run evaluated against a COCO ground truth: COCO's twelve numbers, and the counts of each image.
 
-Parts are weighed on their own (`partscore`), here or by Ray tasks, and folded here. What is kept of a detection is
+Parts are evaluated separately (`evaluate_part`), here or by Ray tasks, and folded here. What is kept of a detection is
 its score, its place and eighty bits, so memory follows the number of detections and not that of masks.
 """
 
 import json
 import logging
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,19 +15,22 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..errors import RunError, UsageError
-from ..formats.coco_reader import GroundTruth, read_ground_truth
+from ..errors import RunError, UsageError, plural
+from ..formats.coco_findings import log_findings, summary_of_errors
+from ..formats.coco_reader import CocoFile, CocoImages, read_coco
 from ..io.parquet import Part, write_table
 from ..io.storage import Storage
 from ..pipeline.success import RunAll, parts_of, run_here
 from ..results.run import Run, open_run
 from .alignment import PairedCategories, PairedImages, pair_categories, pair_images
 from .average_precision import STATS, Curves, average
-from .evaluate_part import SHARE, PartScore, Task, Terms, score_part
-from .image_scores import KINDS, SURE, Kind
+from .evaluate_part import WORST, ImageOutcome, PartScore, Terms, score_part
+from .ground_truth_shares import Shares, image_order
+from .image_scores import COUNTS, KINDS, SURE, Kind, worst_first
 
 log = logging.getLogger("maskrcnn")
 
@@ -37,102 +40,126 @@ IMAGES: Final = pa.schema(
     [
         pa.field("image_id", pa.int64(), nullable=False),
         pa.field("name", pa.string(), nullable=False),
-        *[
-            pa.field(name, pa.int32(), nullable=False)
-            for name in ("n_truth", "n_found", "matched", "missed", "spurious")
-        ],
-        pa.field("quality", pa.float32(), nullable=False),
+        *[pa.field(name, pa.from_numpy_dtype(kind), nullable=False) for name, kind in COUNTS.items()],
     ]
 )
-"""Of `evaluation/images.parquet`; see `scoring.Counts`."""
+"""Of `evaluation/images.parquet`; see `image_scores.Counts`."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationOptions:
-    """How a user wants a run to be weighed."""
+    """How a user wants a run to be evaluated."""
 
     max_dets: int = MAX_DETS
-    """The most detections of a category in an image that count."""
+    """The maximum number of detections of a category in an image that count."""
     rename: Mapping[str, str] = field(default_factory=dict)
-    """The truth's category by one of the run."""
+    """The ground truth's name of a category by the run's."""
     only: tuple[str, ...] = ()
-    """Names of the truth's categories; all, if empty."""
+    """Names of the ground truth's categories; all, if empty."""
     class_agnostic: bool = False
     allow_missing: bool = False
-    """Weigh the images that both have, where the run lacks some of the truth."""
+    """Evaluate the images that are in both, where the run lacks some of the ground truth's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What is known of a run by its ground truth."""
+    """The result of evaluating a run."""
 
     summary: dict[str, Any]
     """The content of `evaluation/summary.json`."""
     categories: tuple[str, ...]
     curves: Mapping[Kind, Curves]
     images: pa.Table
-    """`IMAGES`, a row for each image that was weighed."""
+    """`IMAGES`, a row for each image that was evaluated."""
     places: NDArray[np.int64]
     """(N, 2) part, and row in the part, of each row of `images`."""
     confusion: NDArray[np.int64]
-    """(K + 1, K + 1) as in `scoring.ScoredImages`."""
+    """(K + 1, K + 1) as in `image_scores.ScoredImages`."""
     of_run: Mapping[int, int]
     """Place in `categories` by the run's category id."""
+    worst: Mapping[int, ImageOutcome]
+    """What was matched in the images with the lowest panoptic quality, by their row of `images`, in ascending order."""
 
 
 @contextmanager
 def evaluate_run(
-    url: str, truth_source: str, asked: EvaluationOptions | None = None, run_all: RunAll = run_here
-) -> Iterator[tuple[Evaluation, "Shares"]]:
-    """Weigh a finished run; give what is known, and the truth's shares, which are there until the block ends.
+    url: str, ground_truth: str, options: EvaluationOptions | None = None, run_all: RunAll = run_here
+) -> Iterator[tuple[Evaluation, Shares]]:
+    """Evaluate a finished run; yield the result, and the shares of the ground truth, which exist until the block ends.
+
+    Annotations of the ground truth that cannot be used are left out, counted by kind in the log and in the summary.
 
     Args:
         url: the run's directory, local or remote.
-        truth_source: a COCO dataset, path or url.
-        asked: how to weigh; by default as COCO does.
-        run_all: how the parts are spread.
+        ground_truth: a COCO dataset, path or URL.
+        options: how to evaluate; by default as COCO does.
+        run_all: how the parts are distributed.
 
     Raises:
-        UsageError: the run is not finished, the truth is none, or images or categories do not pair.
+        UsageError: the run is not finished, the ground truth is not a COCO dataset or none of its annotations can be
+            used, or images or categories do not pair.
         RunError: something cannot be read or stored.
     """
-    asked = asked or EvaluationOptions()
+    options = options or EvaluationOptions()
     run = open_run(url)
     storage = Storage(run.url)
-    truth = read_ground_truth(truth_source)
+    file = read_coco(ground_truth)
+    log_findings(ground_truth, file.findings.listed())
     parts = parts_of(run.success)
     listed = _listed(storage, parts)
     ids_given = bool(run.info.get("inputs", {}).get("ids_given"))
     paired = pair_images(
-        truth, listed["image_id"].to_pylist(), listed["name"].to_pylist(), ids_given=ids_given
+        file.images, listed["image_id"].to_pylist(), listed["name"].to_pylist(), ids_given=ids_given
     )
-    _check_missing(truth, paired, asked)
-    used = set(np.unique(truth.annotations["category"].to_numpy()).tolist())
+    _check_missing(file.images, paired, options)
+    has_masks = file.has_masks
+    annotations = _annotations(file, _sizes(file.images, paired, listed))
+    used = set(np.unique(annotations["category"].to_numpy()).tolist())
     categories = pair_categories(
-        truth.categories,
+        file.categories,
         used,
         run.categories,
-        rename=asked.rename,
-        only=asked.only,
-        class_agnostic=asked.class_agnostic,
+        rename=options.rename,
+        only=options.only,
+        class_agnostic=options.class_agnostic,
     )
-    terms = Terms(categories.of_run, len(categories.names), asked.max_dets, truth.has_masks)
-    _tell(truth, paired, listed)
-    shares = Shares(storage, f"{FOLDER}/truth-{uuid.uuid4().hex}", _tasks(truth, parts, paired))
+    terms = Terms(categories.of_run, len(categories.names), options.max_dets, has_masks)
+    _log_differences(file, paired, listed)
+    order = image_order(file.images, parts, paired)
+    shares = Shares(storage, f"{FOLDER}/ground-truth-{uuid.uuid4().hex}", order)
     try:
-        shares.write(truth, paired, categories)
-        n_objects = len(truth.annotations)
-        truth_facts = _facts(truth, truth_source, paired, categories, listed)
-        del truth
-        log.info("weighing %s parts against %s objects", f"{len(parts):,}", f"{n_objects:,}")
+        shares.write(annotations, paired, categories)
+        facts = _facts(file, paired, categories, listed)
+        log.info(
+            "evaluating %s against %s",
+            plural(len(parts), "part"),
+            plural(len(annotations), "annotation"),
+        )
+        del file, annotations
         scores = run_all(partial(score_part, run.url, terms), shares.tasks)
-        yield _folded(run, scores, terms, categories, listed, truth_facts), shares
+        yield _folded(run, scores, terms, categories, listed, facts), shares
     finally:
         storage.remove_tree(shares.folder)
 
 
+def _annotations(file: CocoFile, sizes: NDArray[np.int64]) -> pa.Table:
+    """Return the annotations that can be used, and log what is wrong with the others."""
+    before = {finding.kind for finding in file.findings.listed()}
+    count, masks = file.n_annotations, file.has_masks
+    annotations = file.read_annotations(sizes, masks=masks)
+    if masks:
+        empty = annotations["number"].filter(pc.equal(annotations["mask_area"], 0))
+        for number in empty.to_pylist():
+            file.findings.warning("empty mask, which no detection can match", f"annotation no. {number}")
+    findings = file.findings.listed()
+    log_findings(file.source, [finding for finding in findings if finding.kind not in before])
+    if count and not len(annotations) and (why := summary_of_errors(findings)):
+        raise UsageError(f"none of the {plural(count, 'annotation')} of {file.source} can be used: {why}")
+    return annotations
+
+
 def _listed(storage: Storage, parts: Sequence[Part]) -> pa.Table:
-    """Return what is to be known of the run's images, part by part."""
+    """Return what the evaluation needs of the run's images, part by part."""
     tables = []
     for part in parts:
         with storage.open(part.images) as file:
@@ -140,121 +167,96 @@ def _listed(storage: Storage, parts: Sequence[Part]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _check_missing(truth: GroundTruth, paired: PairedImages, asked: EvaluationOptions) -> None:
-    if not len(paired.missing) or asked.allow_missing:
+def _sizes(images: CocoImages, paired: PairedImages, listed: pa.Table) -> NDArray[np.int64]:
+    """Return (N, 2) height and width of the ground truth's images: as stated, else as the run has them, else zeros."""
+    sizes = images.sizes.copy()
+    rows = np.flatnonzero(paired.ground_truth >= 0)
+    at = paired.ground_truth[rows]
+    seen = np.stack([listed[side].fill_null(0).to_numpy() for side in ("height", "width")], axis=1)[rows]
+    sizes[at] = np.where(sizes[at] > 0, sizes[at], seen)
+    return sizes
+
+
+def _check_missing(images: CocoImages, paired: PairedImages, options: EvaluationOptions) -> None:
+    if not len(paired.missing) or options.allow_missing:
         return
-    some = [truth.names[at] or truth.image_ids[at] for at in paired.missing[:3].tolist()]
+    some = [images.names[at] or images.ids[at] for at in paired.missing[:3].tolist()]
     doubt = (
-        f"; {paired.renamed:,} of those it has bear other names: is it the right truth?"
+        f"; {paired.renamed:,} of those in both have other names: is it the right ground truth?"
         if paired.renamed
         else ""
     )
     raise UsageError(
-        f"{len(paired.missing):,} of the truth's {len(truth.image_ids):,} images are not in the run "
+        f"{len(paired.missing):,} of the ground truth's {plural(len(images), 'image')} are not in the run "
         f"({', '.join(map(repr, some))}{', …' if len(paired.missing) > 3 else ''}; images were matched by "
-        f"{paired.by}{doubt}); --allow-missing weighs those that both have"
+        f"{paired.by}{doubt}); --allow-missing evaluates the images that are in both"
     )
 
 
-def _tell(truth: GroundTruth, paired: PairedImages, listed: pa.Table) -> None:
-    """Say what does not stop an evaluation, and may be meant otherwise."""
-    if len(paired.missing):
-        log.warning("%s images of the truth are not in the run, and are left out", f"{len(paired.missing):,}")
-    if strangers := int((paired.truth < 0).sum()):
-        log.info("%s images of the run are not in the truth, and are left out", f"{strangers:,}")
+def _log_differences(file: CocoFile, paired: PairedImages, listed: pa.Table) -> None:
+    """Log what does not stop an evaluation, and may not be intended."""
+    if missing := len(paired.missing):
+        log.warning("%s of the ground truth left out: not in the run", plural(missing, "image"))
+    if strangers := int((paired.ground_truth < 0).sum()):
+        log.info("%s of the run left out: not in the ground truth", plural(strangers, "image"))
     if paired.renamed:
-        log.warning("%s images of one id have different names; is it the right truth?", f"{paired.renamed:,}")
-    if other := _other_size(truth, paired, listed):
-        log.warning("%s images have another size in the truth; no mask of theirs can match", f"{other:,}")
-    if not truth.has_masks:
-        log.warning("the truth has no segmentations: only boxes are weighed")
+        log.warning(
+            "%s with the same id but another name: is it the right ground truth?",
+            plural(paired.renamed, "image"),
+        )
+    if other := _other_size(file.images, paired, listed):
+        log.warning(
+            "%s with another size in the ground truth than in the run: no mask of theirs can match%s",
+            plural(other, "image"),
+            "; EXIF may turn the files" if _all_turned(file.images, paired, listed) else "",
+        )
+    if not file.has_masks:
+        log.warning("the ground truth has no segmentations: only boxes are evaluated")
 
 
-def _other_size(truth: GroundTruth, paired: PairedImages, listed: pa.Table) -> int:
-    both = paired.truth >= 0
+def _both_sizes(
+    images: CocoImages, paired: PairedImages, listed: pa.Table
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return (N, 2) height and width in the run, and in the ground truth, of images where both are known."""
+    both = paired.ground_truth >= 0
     ours = np.stack([listed[side].fill_null(0).to_numpy() for side in ("height", "width")], axis=1)[both]
-    theirs = truth.sizes[paired.truth[both]]
-    return int(((ours != theirs) & (ours > 0) & (theirs > 0)).any(axis=1).sum())
+    theirs = images.sizes[paired.ground_truth[both]]
+    known = ((ours > 0) & (theirs > 0)).all(axis=1)
+    return ours[known], theirs[known]
 
 
-# The truth, cut by parts
+def _other_size(images: CocoImages, paired: PairedImages, listed: pa.Table) -> int:
+    ours, theirs = _both_sizes(images, paired, listed)
+    return int((ours != theirs).any(axis=1).sum())
 
 
-def _tasks(
-    truth: GroundTruth, parts: Sequence[Part], paired: PairedImages
-) -> list[tuple[Part, NDArray[np.int64]]]:
-    """Return each part with the place of its images in the order of the truth's ids, by which COCO orders them."""
-    rank = np.empty(len(truth.image_ids), np.int64)
-    rank[sorted(range(len(rank)), key=lambda at: truth.image_ids[at])] = np.arange(len(rank))
-    order = np.where(paired.truth >= 0, rank[paired.truth], -1)
-    bounds = np.cumsum([part.n_images for part in parts])[:-1]
-    return list(zip(parts, np.split(order, bounds), strict=True))
-
-
-class Shares:
-    """The truth cut by the run's parts, in files that tasks anywhere can read."""
-
-    def __init__(
-        self, storage: Storage, folder: str, parts: Iterable[tuple[Part, NDArray[np.int64]]]
-    ) -> None:
-        self._storage = storage
-        self.folder = folder
-        self.tasks = [
-            Task(part, f"{folder}/{number:05d}.parquet", order) for number, (part, order) in enumerate(parts)
-        ]
-
-    def write(self, truth: GroundTruth, paired: PairedImages, categories: PairedCategories) -> None:
-        """Write all files, one at a time."""
-        row_of = np.full(len(truth.image_ids), -1, np.int64)
-        weighed = np.flatnonzero(paired.truth >= 0)
-        row_of[paired.truth[weighed]] = weighed
-        rows = row_of[truth.annotations["image"].to_numpy()]
-        category = categories.of_truth[truth.annotations["category"].to_numpy()]
-        rows[category < 0] = -1
-        by_row = np.argsort(rows, kind="stable")  # of an image in the order of the file
-        first = 0
-        for task in self.tasks:
-            stop = first + task.part.n_images
-            chosen = by_row[slice(*np.searchsorted(rows, [first, stop], sorter=by_row))]
-            mine = truth.annotations.take(pa.array(chosen))
-            sizes = truth.sizes[mine["image"].to_numpy()]
-            own = {
-                "row": pa.array(rows[chosen] - first),
-                "image_height": pa.array(sizes[:, 0]),
-                "image_width": pa.array(sizes[:, 1]),
-                "category": pa.array(category[chosen]),
-            }
-            columns = [
-                own.get(name, mine[name] if name in mine.column_names else None) for name in SHARE.names
-            ]
-            write_table(self._storage, task.share, pa.table(columns, schema=SHARE))
-            first = stop
-
-    def read(self, number: int, row: int) -> pa.Table:
-        """Return the rows of one image of a part, `SHARE`."""
-        with self._storage.open(self.tasks[number].share) as file:
-            return pq.read_table(file, filters=[("row", "=", row)])
+def _all_turned(images: CocoImages, paired: PairedImages, listed: pa.Table) -> bool:
+    """Return whether in all images of another size height and width are exchanged."""
+    ours, theirs = _both_sizes(images, paired, listed)
+    other = (ours != theirs).any(axis=1)
+    return bool((ours[other] == theirs[other, ::-1]).all())
 
 
 # The fold
 
 
 def _facts(
-    truth: GroundTruth, source: str, paired: PairedImages, categories: PairedCategories, listed: pa.Table
+    file: CocoFile, paired: PairedImages, categories: PairedCategories, listed: pa.Table
 ) -> dict[str, Any]:
-    weighed = paired.truth >= 0
+    evaluated = paired.ground_truth >= 0
     failed = np.array(listed["status"].to_pylist()) == "failed"
     return {
-        "truth": source,
+        "ground_truth": file.source,
+        "findings": [str(finding) for finding in file.findings.listed()],
         "images": {
-            "weighed": int(weighed.sum()),
-            "failed": int((failed & weighed).sum()),
+            "evaluated": int(evaluated.sum()),
+            "failed": int((failed & evaluated).sum()),
             "missing_in_run": len(paired.missing),
-            "missing_in_truth": int((~weighed).sum()),
-            "other_size": _other_size(truth, paired, listed),
+            "missing_in_ground_truth": int((~evaluated).sum()),
+            "other_size": _other_size(file.images, paired, listed),
             "matched_by": paired.by,
         },
-        "categories": {"weighed": len(categories.names), "matched_by": categories.by},
+        "categories": {"evaluated": len(categories.names), "matched_by": categories.by},
     }
 
 
@@ -269,7 +271,7 @@ def _folded(
     kinds = [kind for kind in KINDS if any(score.tallies.get(kind) for score in scores)]
     tallies = {kind: [t for score in scores for t in score.tallies.get(kind, ())] for kind in kinds}
     if not kinds:
-        raise RunError("no image was weighed")
+        raise RunError("no image was evaluated: the run has no part with images of the ground truth")
     positives = np.sum([tally.positives for tally in tallies[kinds[0]]], axis=0)
     curves: dict[Kind, Curves] = {}
     for kind in kinds:
@@ -284,10 +286,10 @@ def _folded(
     truncated = sum(score.truncated for score in scores)
     if truncated:
         log.warning(
-            "%s images have more than %s detections of a category, of which the weakest do not count; "
-            "raise --max-dets to weigh all",
-            f"{truncated:,}",
-            f"{terms.max_dets:,}",
+            "%s with more than %s of a category, of which those of the lowest scores do not count: raise --max-dets "
+            "to count all",
+            plural(truncated, "image"),
+            plural(terms.max_dets, "detection"),
         )
     facts["images"]["truncated"] = truncated
     summary = {
@@ -306,20 +308,37 @@ def _folded(
     confusion = sum(score.confusion for score in scores)
     places = np.stack([part, row], axis=1)
     return Evaluation(
-        summary, categories.names, curves, images, places, np.asarray(confusion), categories.of_run
+        summary,
+        categories.names,
+        curves,
+        images,
+        places,
+        np.asarray(confusion),
+        categories.of_run,
+        _worst(images, places, scores),
     )
+
+
+def _worst(
+    images: pa.Table, places: NDArray[np.int64], scores: Sequence[PartScore]
+) -> dict[int, ImageOutcome]:
+    """Return the outcomes of the worst images; each part kept those of its own worst ones."""
+    faults = images["false_negatives"].to_numpy() + images["false_positives"].to_numpy()
+    kept = {(number, image.row): image for number, score in enumerate(scores) for image in score.worst}
+    rows = worst_first(images["pq"].to_numpy(), faults, WORST).tolist()
+    return {at: kept[number, row] for at, (number, row) in zip(rows, places[rows].tolist(), strict=True)}
 
 
 def _at_half(images: pa.Table) -> dict[str, Any]:
     """Return the counts of all images at a score of `SURE` and an IoU of 0.5."""
-    names = ("n_truth", "n_found", "matched", "missed", "spurious")
-    sums = {name: int(images[name].to_numpy().astype(np.int64).sum()) for name in names}
+    counts = [name for name in COUNTS if name != "pq"]
+    sums = {name: int(images[name].to_numpy().astype(np.int64).sum()) for name in counts}
     return {
         "score": SURE,
         **sums,
-        "precision": sums["matched"] / max(sums["matched"] + sums["spurious"], 1),
-        "recall": sums["matched"] / max(sums["n_truth"], 1),
-        "mean_quality": float(images["quality"].to_numpy().astype(np.float64).mean()),
+        "precision": sums["true_positives"] / max(sums["true_positives"] + sums["false_positives"], 1),
+        "recall": sums["true_positives"] / max(sums["n_truth"], 1),
+        "mean_pq": float(images["pq"].to_numpy().astype(np.float64).mean()),
     }
 
 
@@ -338,7 +357,7 @@ def _per_category(
 
 
 def write_evaluation(storage: Storage, evaluation: Evaluation) -> None:
-    """Store the tables and numbers below `evaluation/`; nothing that `maskrcnn verify` looks at."""
+    """Store the tables and numbers below `evaluation/`, which `maskrcnn verify` does not check."""
     write_table(storage, f"{FOLDER}/images.parquet", evaluation.images)
     write_table(storage, f"{FOLDER}/per_category.parquet", per_category_table(evaluation))
     text = json.dumps(evaluation.summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -346,7 +365,7 @@ def write_evaluation(storage: Storage, evaluation: Evaluation) -> None:
 
 
 def per_category_table(evaluation: Evaluation) -> pa.Table:
-    """Return a row a category that has objects: category, objects, and the twelve numbers of each kind."""
+    """Return one row per category that has objects: category, objects, and the twelve numbers of each kind."""
     rows = evaluation.summary["per_category"]
     columns: dict[str, Any] = {
         "category": pa.array(rows, pa.string()),

@@ -1,224 +1,430 @@
-"""The annotations of a COCO dataset, checked one by one: what is wrong with each is found, named and counted."""
+"""The annotations of a COCO dataset, checked one by one: what is wrong with each is named and counted.
 
-import math
-from collections import defaultdict
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, TypeGuard
+A `Draft` holds some thousand annotations as the file has them, without what needs the images: the lists of images and
+categories may follow the annotations in the file. `check_draft` then turns it into columns. A faulty annotation costs
+only itself. Area and box follow from the mask where they are missing.
+"""
+
+import itertools
+from array import array
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from ..masks.rle_decode import read_masks
-from ..types import Category
+from ..masks.rle import MAX_PIXELS
+from ..masks.rle_decode import ReadMasks, read_masks
+from .coco_findings import Findings, id_of, integer_of, is_number, shortened
 
-EXAMPLES: Final = 3
-"""How many places a finding names."""
+NOT_AN_OBJECT: Final = "annotation that is not an object"
+_CROWD: Final = "iscrowd that is neither 0 nor 1"
 DAMAGED: Final = "mask whose run lengths are damaged"
+OTHER_SIZE: Final = "mask of another size than its image"
+BY_ROW: Final = "box that fits its mask only if the run lengths go by row (COCO's go by column)"
+CORNERS: Final = (
+    "box that fits its mask only as xmin, ymin, xmax, ymax (COCO's are xmin, ymin, width, height)"
+)
+IMAGE_LEFT_OUT: Final = "annotation of an image that is left out"
+CATEGORY_LEFT_OUT: Final = "annotation of a category that is left out"
+FLAT: Final = "box without area"
+LEAVES: Final = "box that leaves its image"
+MISFIT: Final = "box that does not fit its mask"
+_FITS_IOU: Final = 0.5
 _FAR: Final = 16
-"""A point so many times the image's side away from its corner is no point of it."""
+"""A point further from the origin than this many times the image's longer side is an error."""
+
+ANNOTATIONS: Final = pa.schema(
+    [
+        ("number", pa.int64()),
+        ("image", pa.int32()),
+        ("category", pa.int32()),
+        ("crowd", pa.bool_()),
+        ("area", pa.float64()),
+        *[(side, pa.float64()) for side in ("x", "y", "width", "height")],
+        ("mask_height", pa.int32()),
+        ("mask_width", pa.int32()),
+        ("mask_area", pa.int64()),
+        ("counts", pa.large_binary()),
+    ]
+)
+"""`number` is the place in the file, from 1; `image` and `category` are places in the dataset's lists. `counts` is a
+compressed RLE of mask_height x mask_width pixels, the image's, or null where the dataset has boxes alone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One kind of thing that is wrong, or worth knowing, with a dataset."""
+class Draft:
+    """Consecutive annotations, without their places in the lists of images and categories."""
 
-    kind: str
-    """What it is, in words."""
-    error: bool
-    """Whether it stops a training, unless what it concerns is left out."""
-    count: int
-    examples: tuple[str, ...]
-    """At most `EXAMPLES` places."""
+    first: int
+    """The place of the first in the file, from 1."""
+    ids: NDArray[np.int64]
+    """(n,) the annotation's id, or of a text a hash of it."""
+    has_id: NDArray[np.bool_]
+    text_ids: Collection[int]
+    """Rows whose id is a text."""
+    image_ids: Sequence[int | str | None] | NDArray[np.int64]
+    category_ids: Sequence[int | str | None] | NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+    numbers: NDArray[np.float64]
+    """(n, 5) area, x, y, width, height; NaN where they are missing or invalid."""
+    mask_sizes: NDArray[np.int64]
+    """(n, 2) height and width that an RLE states; zeros for polygons."""
+    shapes: pa.Array
+    """(n,) compressed RLE, or the float64 of all rings of a polygon; null where there is none."""
+    rings: pa.Array
+    """(n,) the count of numbers of each ring; empty for an RLE."""
+    faults: Mapping[int, str]
+    """What is wrong with a row in itself, by row."""
 
-    def __str__(self) -> str:
-        more = ", …" if self.count > len(self.examples) else ""
-        level = "error" if self.error else "warning"
-        return f"{level}: {self.kind} ({self.count:,}): {', '.join(self.examples)}{more}"
+    def __len__(self) -> int:
+        return len(self.crowd)
 
-
-@dataclass(slots=True)
-class Findings:
-    """Findings as they come up."""
-
-    found: dict[tuple[bool, str], list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    def error(self, kind: str, where: object) -> None:
-        """Note what stops a training."""
-        self.found[True, kind].append(shortened(where))
-
-    def warning(self, kind: str, where: object) -> None:
-        """Note what is worth knowing."""
-        self.found[False, kind].append(shortened(where))
-
-    def listed(self) -> tuple[Finding, ...]:
-        """Return errors first, each kind once."""
-        return tuple(
-            Finding(kind, error, len(places), tuple(places[:EXAMPLES]))
-            for (error, kind), places in sorted(
-                self.found.items(), key=lambda item: (not item[0][0], item[0][1])
-            )
-        )
+    @property
+    def has_shapes(self) -> bool:
+        """Whether any annotation has a segmentation, be it valid or not."""
+        others = (_CROWD, NOT_AN_OBJECT)
+        return self.shapes.null_count < len(self) or any(f not in others for f in self.faults.values())
 
 
-def shortened(value: object) -> str:
-    """Return a value as text of at most 80 characters."""
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
-
-
-def is_integer(value: object) -> TypeGuard[int]:
-    """Return whether a value of a JSON is an integer that fits into 64 bits; `true` is none."""
-    return type(value) is int and abs(value) < 2**63
-
-
-@dataclass(slots=True)
-class Objects:
-    """Masks that have a place in the table, as columns."""
-
-    image_ids: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    masks: list[bytes] = field(default_factory=list)
-
-
-def read_objects(
-    entries: list[Mapping[str, Any]],
-    images: Mapping[int, Mapping[str, Any]],
-    categories: tuple[Category, ...],
-    findings: Findings,
-    *,
-    faulty: Collection[int] = (),
-    faulty_categories: Collection[int] = (),
-) -> Objects:
-    """Return the masks that can be learned from, and note what is wrong with the others.
+def draft_of(entries: Sequence[Any], first: int) -> Draft:
+    """Return entries of the list `annotations` as columns.
 
     Args:
-        entries: of the JSON.
-        images: the sound entries of the images, by id.
-        categories: in the order of their labels.
-        findings: where it is noted.
-        faulty: images that have been noted: of their annotations nothing more is said.
-        faulty_categories: the same of categories.
+        entries: values of the JSON.
+        first: the place of the first in the file, from 1.
     """
-    labels = {category.id: label for label, category in enumerate(categories, start=1)}
-    drafts, places, boxes = Objects(), [], []
-    seen: set[Any] = set()
-    for number, entry in enumerate(entries):
-        where = f"annotation {shortened(entry.get('id', f'no. {number + 1}'))}"
-        own, image_id, category_id = (entry.get(key) for key in ("id", "image_id", "category_id"))
-        image = images.get(image_id) if is_integer(image_id) else None
-        known = is_integer(category_id) and category_id in labels
-        if not is_integer(own):
-            findings.error("annotation without an integer id", where)
-            continue
-        doubled = own in seen
-        seen.add(own)
-        if doubled:
-            findings.error("annotation id used twice", where)
-        elif image is None:
-            if not is_integer(image_id) or image_id not in faulty:
-                findings.error("annotation of an unknown image", f"{where} of image {image_id}")
-        elif not known:
-            if not is_integer(category_id) or category_id not in faulty_categories:
-                findings.error("annotation of an unknown category", f"{where}: {category_id}")
-        elif entry.get("iscrowd", 0) not in (0, 1):
-            findings.error("iscrowd that is neither 0 nor 1", f"{where}: {entry['iscrowd']}")
-        elif (box := _box(entry.get("bbox"))) is None:
-            findings.error("box that is not four finite numbers", f"{where}: {entry.get('bbox')}")
-        elif isinstance(mask := _mask(entry.get("segmentation"), image), str):
-            findings.error(mask, where)
-        elif entry.get("iscrowd", 0):
-            findings.warning("crowd, which is not learned from", where)
-        else:
-            drafts.image_ids.append(image["id"])
-            drafts.labels.append(labels[int(entry["category_id"])])
-            drafts.masks.append(mask)
-            places.append(where)
-            boxes.append(box)
-    return _measured(drafts, places, boxes, images, findings)
-
-
-def _measured(
-    drafts: Objects,
-    places: list[str],
-    boxes: list[NDArray[np.float64]],
-    images: Mapping[int, Mapping[str, Any]],
-    findings: Findings,
-) -> Objects:
-    """Keep the masks that are sound and not empty; compare boxes with them."""
-    kept = Objects()
-    heights, widths = (
-        np.array([images[i][side] for i in drafts.image_ids], np.int64) for side in ("height", "width")
+    faults = {row: NOT_AN_OBJECT for row, e in enumerate(entries) if type(e) is not dict}
+    entries = [{} if row in faults else entry for row, entry in enumerate(entries)]
+    ids = [id_of(entry.get("id")) for entry in entries]
+    shapes: list[bytes | None] = []
+    rings: list[list[int]] = []
+    sizes: list[tuple[int, int]] = []
+    for row, entry in enumerate(entries):
+        shape = _shape(entry.get("segmentation"))
+        if isinstance(shape, str):
+            faults.setdefault(row, shape)
+            shape = 0, 0, None, []
+        sizes.append(shape[:2])
+        shapes.append(shape[2])
+        rings.append(shape[3])
+    crowds = [entry.get("iscrowd") or 0 for entry in entries]
+    for row, crowd in enumerate(crowds):
+        if crowd not in (0, 1):
+            faults.setdefault(row, _CROWD)
+    return Draft(
+        first,
+        np.array([hash(i) if isinstance(i, str) else i or 0 for i in ids], np.int64),
+        np.array([i is not None for i in ids], np.bool_),
+        {row for row, value in enumerate(ids) if isinstance(value, str)},
+        _compact([id_of(entry.get("image_id")) for entry in entries]),
+        _compact([id_of(entry.get("category_id")) for entry in entries]),
+        np.array([crowd == 1 for crowd in crowds], np.bool_),
+        np.array([_numbers(entry) for entry in entries], np.float64).reshape(-1, 5),
+        np.array(sizes, np.int64).reshape(-1, 2),
+        pa.array(shapes, pa.large_binary()),
+        pa.array(rings, pa.list_(pa.int32())),
+        faults,
     )
-    offsets = np.cumsum([0, *map(len, drafts.masks)])
-    read = read_masks(np.frombuffer(b"".join(drafts.masks), np.uint8), offsets, heights, widths)
-    for i, where in enumerate(places):
-        x, y, width, height = boxes[i]
-        if not read.intact[i]:
-            findings.error(DAMAGED, where)
-            continue
-        if not read.areas[i]:
-            findings.warning("empty mask, left out", where)
-            continue
-        if width <= 0 or height <= 0:
-            findings.warning("box without area; the mask's own is used", where)
-        elif min(x, y) < -1 or x + width > widths[i] + 1 or y + height > heights[i] + 1:
-            findings.warning("box that leaves its image; the mask's own is used", where)
-        elif _iou(np.array([x, y, x + width, y + height]), read.boxes[i]) < 0.5:
-            findings.warning("box that does not fit its mask; the mask's own is used", where)
-        kept.image_ids.append(drafts.image_ids[i])
-        kept.labels.append(drafts.labels[i])
-        kept.masks.append(drafts.masks[i])
-    return kept
 
 
-def _box(value: Any) -> NDArray[np.float64] | None:
-    if not isinstance(value, list) or len(value) != 4:
-        return None
-    if not all(map(_is_number, value)):
-        return None
-    return np.array(value, np.float64)
+def _compact(ids: list[int | str | None]) -> list[int | str | None] | NDArray[np.int64]:
+    return np.array(ids, np.int64) if all(type(value) is int for value in ids) else ids
 
 
-def _is_number(value: object) -> bool:
-    # JSON has integers of any size, of which no float can be made.
-    return type(value) in (int, float) and abs(value) < 2**53 and math.isfinite(value)  # type: ignore[arg-type]
+def _numbers(entry: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return area and box of an annotation, NaN where they are missing or invalid."""
+    area, box = entry.get("area"), entry.get("bbox")
+    sides = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
+    return (
+        area if is_number(area) and area >= 0 else float("nan"),
+        *(box if sides and isinstance(box, list) else [float("nan")] * 4),
+    )
 
 
-def _mask(segmentation: Any, image: Mapping[str, Any]) -> bytes | str:
-    """Return the compressed run lengths of a mask, or what is wrong with it."""
-    height, width = image["height"], image["width"]
+def _shape(segmentation: Any) -> tuple[int, int, bytes | None, list[int]] | str:
+    """Return mask height, mask width, shape and rings as in `Draft`, or what is wrong."""
+    if not segmentation:
+        return 0, 0, None, []
     if isinstance(segmentation, dict):
-        return _mask_of_runs(segmentation, height, width)
-    if not isinstance(segmentation, list) or not segmentation:
-        return "annotation without a mask"
-    for ring in segmentation:
-        if not isinstance(ring, list) or len(ring) < 6 or len(ring) % 2:
-            return "polygon of fewer than three points"
-        if not all(map(_is_number, ring)):
-            return "polygon with a point that is not finite"
-        # pycocotools walks every pixel of an edge, however far away it leads.
-        if max(map(abs, ring)) > _FAR * max(height, width):
-            return "polygon with a point far outside of its image"
-    return bytes(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))["counts"])
+        return _run_lengths(segmentation)
+    if not isinstance(segmentation, list):
+        return "segmentation that is neither polygons nor run lengths"
+    if all(type(value) in (int, float) for value in segmentation):
+        return "segmentation that is one list of numbers (COCO's is a list of polygons, each a list)"
+    return _polygons(segmentation)
 
 
-def _mask_of_runs(segmentation: Mapping[str, Any], height: int, width: int) -> bytes | str:
-    counts = segmentation.get("counts")
-    if segmentation.get("size") != [height, width]:
-        return "mask of another size than its image"
+def _polygons(rings: Sequence[Any]) -> tuple[int, int, bytes | None, list[int]] | str:
+    if not all(isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 for ring in rings):
+        return "polygon of fewer than three points"
+    if not all(map(is_number, itertools.chain.from_iterable(rings))):
+        return "polygon with a point that is not finite"
+    points = array("d", itertools.chain.from_iterable(rings)).tobytes()
+    return 0, 0, points, [len(ring) for ring in rings]
+
+
+def _run_lengths(segmentation: Mapping[str, Any]) -> tuple[int, int, bytes | None, list[int]] | str:
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    sides = [integer_of(side) for side in size] if isinstance(size, list) else []
+    if len(sides) != 2 or (height := sides[0]) is None or (width := sides[1]) is None:
+        return OTHER_SIZE
+    if min(height, width) < 1 or height * width > MAX_PIXELS:
+        return OTHER_SIZE
     if isinstance(counts, str):
-        return counts.encode("ascii", "replace")  # whether it is one is seen for all masks at once
-    if not isinstance(counts, list) or not all(is_integer(run) and run >= 0 for run in counts):
+        return height, width, counts.encode("ascii", "replace"), []  # checked for all masks at once
+    runs = [integer_of(run) for run in counts] if isinstance(counts, list) else []
+    if not runs or any(run is None or run < 0 for run in runs):
         return DAMAGED
-    if sum(counts) != height * width:
+    if sum(run or 0 for run in runs) != height * width:
         return DAMAGED
-    rle = {"size": [height, width], "counts": counts}
-    return bytes(coco_mask.frPyObjects(rle, height, width)["counts"])
+    rle = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+    return height, width, bytes(rle["counts"]), []
 
 
-def _iou(one: NDArray[Any], other: NDArray[Any]) -> float:
-    inner = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
-    shared = float(np.prod(np.maximum(inner, 0)))
-    return shared / (float(np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2])) - shared)
+# --- with the images --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The images, or the categories, that annotations name."""
+
+    places: Mapping[int | str | None, int]
+    """The place of each usable one in its list, by id."""
+    left_out: Mapping[int | str | None, str]
+    """Why annotations of the others are left out, by id."""
+
+
+def check_draft(
+    draft: Draft,
+    doubled: NDArray[np.bool_],
+    images: Listed,
+    categories: Listed,
+    sizes: NDArray[np.int64],
+    left_out: NDArray[np.bool_],
+    findings: Findings,
+    *,
+    masks: bool,
+) -> pa.Table:
+    """Return the annotations that can be used, of `ANNOTATIONS`, and add what is wrong with the others.
+
+    Args:
+        draft: the annotations.
+        doubled: (n,) whether an earlier annotation has the same id.
+        images: the dataset's.
+        categories: the dataset's.
+        sizes: (N, 2) height and width of each image in pixels; masks of images without a size are left out silently.
+        left_out: (N,) images that the caller has reported and does not use.
+        findings: where it is added.
+        masks: whether annotations must have masks; else only their boxes are used.
+    """
+    rows, image, category = _usable(draft, doubled, images, categories, left_out, findings, masks=masks)
+    texts: list[bytes | None] = [None] * len(rows)
+    found = None
+    if masks:
+        texts = _masks(draft, rows, sizes[image], findings)
+        kept = np.array([text is not None for text in texts], np.bool_)
+        known = [text for text in texts if text is not None]
+        rows, image, category = rows[kept], image[kept], category[kept]
+        lengths = np.cumsum([0, *map(len, known)])
+        found = read_masks(np.frombuffer(b"".join(known), np.uint8), lengths, *sizes[image].T)
+        for row in rows[~found.intact].tolist():
+            findings.error(DAMAGED, _where(draft, row))
+        sound = np.flatnonzero(found.intact)
+        rows, image, category = rows[sound], image[sound], category[sound]
+        known = [known[at] for at in sound.tolist()]
+        found = ReadMasks(found.intact[sound], found.areas[sound], found.boxes[sound])
+        _check_boxes(draft, rows, sizes[image], found, known, findings)
+        texts = [*known]
+    area, boxes, usable = _filled(draft, rows, found, findings)
+    if found is None:
+        _check_boxes_alone(draft, rows[usable], sizes[image[usable]], findings)
+    table = pa.table(
+        [
+            pa.array(rows + draft.first, pa.int64()),
+            pa.array(image, pa.int32()),
+            pa.array(category, pa.int32()),
+            pa.array(draft.crowd[rows]),
+            pa.array(area),
+            *(pa.array(side) for side in boxes.T),
+            *(pa.array(side, pa.int32()) for side in sizes[image].T),
+            pa.array(np.zeros(len(rows), np.int64) if found is None else found.areas),
+            pa.array(texts, pa.large_binary()),
+        ],
+        schema=ANNOTATIONS,
+    )
+    return table if usable.all() else table.filter(pa.array(usable))
+
+
+def _where(draft: Draft, row: int) -> str:
+    if draft.has_id[row] and row not in draft.text_ids:
+        return f"annotation {draft.ids[row]}"
+    return f"annotation no. {draft.first + row}"
+
+
+def _usable(
+    draft: Draft,
+    doubled: NDArray[np.bool_],
+    images: Listed,
+    categories: Listed,
+    left_out: NDArray[np.bool_],
+    findings: Findings,
+    *,
+    masks: bool,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows without a fault of their own, and the places of their images and categories."""
+    kept: list[tuple[int, int, int]] = []
+    shaped = draft.shapes.is_valid().to_numpy(zero_copy_only=False)
+    image_ids, category_ids = (
+        ids.tolist() if isinstance(ids, np.ndarray) else ids for ids in (draft.image_ids, draft.category_ids)
+    )
+    for row, (image_id, category_id) in enumerate(zip(image_ids, category_ids, strict=True)):
+        where = _where(draft, row)
+        image, category = images.places.get(image_id, -1), categories.places.get(category_id, -1)
+        if not draft.has_id[row] and draft.faults.get(row) != NOT_AN_OBJECT:
+            findings.warning("annotation without an id", where)
+        if doubled[row]:
+            findings.error("annotation id used twice", where)
+        elif draft.faults.get(row) == NOT_AN_OBJECT:
+            findings.error(NOT_AN_OBJECT, where)
+        elif image < 0:
+            kind = images.left_out.get(image_id, "annotation of an unknown image")
+            findings.add(kind, f"{where}: image {shortened(image_id)!r}", error=kind != IMAGE_LEFT_OUT)
+        elif category < 0:
+            kind = categories.left_out.get(category_id, "annotation of an unknown category")
+            findings.add(
+                kind, f"{where}: category {shortened(category_id)!r}", error=kind != CATEGORY_LEFT_OUT
+            )
+        elif left_out[image]:
+            findings.warning(IMAGE_LEFT_OUT, where)
+        elif row in draft.faults:
+            findings.error(draft.faults[row], where)
+        elif masks and not shaped[row]:
+            findings.error("annotation without a mask", where)
+        else:
+            kept.append((row, image, category))
+    rows, image_places, category_places = np.array(kept, np.int64).reshape(-1, 3).T
+    return rows, image_places, category_places
+
+
+def _masks(
+    draft: Draft, rows: NDArray[np.int64], sizes: NDArray[np.int64], findings: Findings
+) -> list[bytes | None]:
+    """Return the compressed run lengths of each row; None where they are faulty or the image's size is unknown."""
+    chosen = pa.array(rows)
+    shapes, rings = (column.take(chosen).to_pylist() for column in (draft.shapes, draft.rings))
+    masks: list[bytes | None] = []
+    for row, shape, lengths, stated, (height, width) in zip(
+        rows.tolist(), shapes, rings, draft.mask_sizes[rows].tolist(), sizes.tolist(), strict=True
+    ):
+        masks.append(None)
+        if not height:
+            continue
+        if not lengths:
+            if stated == [height, width]:
+                masks[-1] = shape
+            else:
+                findings.error(OTHER_SIZE, _where(draft, row))
+            continue
+        points = np.frombuffer(shape, np.float64)
+        # pycocotools visits every pixel of an edge, however far outside of the image it leads.
+        if np.abs(points).max() > _FAR * max(height, width):
+            findings.error("polygon with a point far outside of its image", _where(draft, row))
+            continue
+        polygons = [ring.tolist() for ring in np.split(points, np.cumsum(lengths)[:-1])]
+        masks[-1] = bytes(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))["counts"])
+    return masks
+
+
+def _filled(
+    draft: Draft, rows: NDArray[np.int64], found: ReadMasks | None, findings: Findings
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Return areas, boxes as x, y, width, height, and which rows can be used; what is missing follows from masks."""
+    area, boxes = draft.numbers[rows, 0].copy(), draft.numbers[rows, 1:].copy()
+    no_area, no_box = np.isnan(area), np.isnan(boxes[:, 0])
+    usable = np.ones(len(rows), np.bool_)
+    if found is None:
+        usable = ~no_box
+        for row in rows[no_box].tolist():
+            findings.error(
+                "box that is not four finite numbers, and no mask to take it from", _where(draft, row)
+            )
+        area[no_area] = boxes[no_area, 2] * boxes[no_area, 3]
+    else:
+        for row in rows[no_box].tolist():
+            findings.warning("box that is not four finite numbers; the mask's is used", _where(draft, row))
+        tight = found.boxes[no_box].astype(np.float64)
+        boxes[no_box] = np.concatenate([tight[:, :2], tight[:, 2:] - tight[:, :2]], axis=1)
+        area[no_area] = found.areas[no_area]
+    for row in rows[no_area & usable].tolist():
+        source = "box's" if found is None else "mask's"
+        findings.warning(f"area that is not a number of at least 0; the {source} is used", _where(draft, row))
+    return area, boxes, usable
+
+
+def _check_boxes_alone(
+    draft: Draft, rows: NDArray[np.int64], sizes: NDArray[np.int64], findings: Findings
+) -> None:
+    x, y, width, height = draft.numbers[rows, 1:].T
+    flat, leaving = _faulty(x, y, width, height, sizes)
+    for row in rows[flat].tolist():
+        findings.warning(FLAT, _where(draft, row))
+    for row in rows[leaving & ~flat & (sizes[:, 0] > 0)].tolist():
+        findings.warning(LEAVES, _where(draft, row))
+
+
+def _check_boxes(
+    draft: Draft,
+    rows: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    found: ReadMasks,
+    texts: Sequence[bytes],
+    findings: Findings,
+) -> None:
+    """Add a warning for each stated box that does not fit its mask, with the reading by which it would."""
+    x, y, width, height = draft.numbers[rows, 1:].T
+    flat, leaving = _faulty(x, y, width, height, sizes)
+    fits = _iou(np.stack([x, y, x + width, y + height], axis=1), found.boxes) >= _FITS_IOU
+    corners = ~fits & (_iou(draft.numbers[rows, 1:], found.boxes) >= _FITS_IOU)
+    strange = (flat | leaving | ~fits) & ~np.isnan(x) & (found.areas > 0)
+    at = np.flatnonzero(strange)
+    chosen = [texts[k] for k in at.tolist()]
+    offsets = np.cumsum([0, *map(len, chosen)])
+    # The same run lengths along the rows are those of the transposed mask along its columns.
+    turned = read_masks(np.frombuffer(b"".join(chosen), np.uint8), offsets, sizes[at, 1], sizes[at, 0])
+    boxes = np.stack([x, y, x + width, y + height], axis=1)[at]
+    by_row = _iou(boxes, turned.boxes[:, [1, 0, 3, 2]]) >= _FITS_IOU
+    is_rle = pa.compute.list_value_length(draft.rings).to_numpy(zero_copy_only=False)[rows[at]] == 0
+    for k, row_wise in zip(at.tolist(), (by_row & is_rle).tolist(), strict=True):
+        kind = LEAVES if leaving[k] else MISFIT
+        if flat[k]:
+            kind = FLAT
+        elif corners[k]:
+            kind = CORNERS
+        elif row_wise and not fits[k]:
+            kind = BY_ROW
+        findings.warning(kind, _where(draft, int(rows[k])))
+
+
+def _faulty(
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    width: NDArray[np.float64],
+    height: NDArray[np.float64],
+    sizes: NDArray[np.int64],
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which boxes have no area, and which leave their image by more than a pixel."""
+    leaving = (np.minimum(x, y) < -1) | (x + width > sizes[:, 1] + 1) | (y + height > sizes[:, 0] + 1)
+    return (width <= 0) | (height <= 0), leaving
+
+
+def _iou(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the IoU of (N, 4) boxes xmin, ymin, xmax, ymax with others, one by one."""
+    inner = np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2])
+    shared = np.prod(np.maximum(inner, 0), axis=1)
+    areas = [np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1) for boxes in (one, other)]
+    union = areas[0] + areas[1] - shared
+    return np.asarray(np.divide(shared, union, out=np.zeros(len(union)), where=union > 0))

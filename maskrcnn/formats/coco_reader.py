@@ -1,358 +1,348 @@
-"""A COCO ground truth as columns, read in pieces: a file of any size costs what its columns cost.
+"""The one reader of COCO JSON, for `train`, `evaluate` and `segment`: a file of any size costs what its columns cost.
 
-`json.loads` of 300 MB takes over 2 GB. Here the text is decoded some megabytes at a time, an annotation at a time,
-and what is kept of it is numbers and the bytes of its shape.
+Ids are names: any integer or text. What cannot be used costs itself alone, and is counted by kind; see `coco_findings`.
+An annotation whose image id or category id is used twice belongs to nobody: it is left out.
 """
 
-import codecs
-import itertools
 import json
-import math
-import operator
-import re
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from ..errors import UsageError
-from ..io.sources import open_source, usage_errors
+from ..io.sources import as_json, open_source, usage_errors
+from ..io.storage import Storage
+from ..io.url import Url
+from ..masks.rle import MAX_PIXELS
+from .coco_checks import ANNOTATIONS, CATEGORY_LEFT_OUT, IMAGE_LEFT_OUT, Draft, Listed, check_draft, draft_of
+from .coco_findings import Findings, id_of, integer_of, summary_of_errors
+from .json_stream import read_lists
 
-_READ_CHARACTERS: Final = 2**22
-_BATCH: Final = 8192
+MAX_CATEGORY_ID: Final = 2**31 - 1
 _LISTS: Final = ("images", "annotations", "categories")
-_BLANK: Final = re.compile(r"[ \t\n\r]*")
-_NEAR_END: Final = 16
-"""Characters: a fault so near to the end of what was read may be the end's."""
-
-ANNOTATIONS: Final = pa.schema(
-    [
-        ("number", pa.int64()),
-        ("image", pa.int32()),
-        ("category", pa.int32()),
-        ("crowd", pa.bool_()),
-        ("area", pa.float64()),
-        *[(side, pa.float64()) for side in ("x", "y", "width", "height")],
-        ("mask_height", pa.int32()),
-        ("mask_width", pa.int32()),
-        ("shape", pa.large_binary()),
-        ("rings", pa.list_(pa.int32())),
-    ]
-)
-"""`number` is the place in the file, from 1; `image` and `category` are places in the truth's lists. `shape` is a
-compressed RLE of mask_height x mask_width pixels; or, where `rings` has the count of numbers of each ring, their
-float64 one behind the other; or null."""
 
 
 @dataclass(frozen=True, slots=True)
-class GroundTruthCategory:
-    """A category of the ground truth."""
+class CocoImages:
+    """The images of a COCO dataset."""
+
+    ids: Sequence[int | str]
+    """Integers, or texts, each once."""
+    names: Sequence[str | None]
+    """`file_name` of each image."""
+    sizes: NDArray[np.int64]
+    """(N, 2) height and width of each image in pixels; zeros where they are not stated."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class CocoCategory:
+    """A category of a COCO dataset."""
 
     id: int
+    """From 0."""
     name: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class GroundTruth:
-    """What a COCO dataset says."""
+@dataclass(slots=True)
+class CocoFile:
+    """A COCO dataset whose annotations are still to be checked against the images."""
 
-    image_ids: Sequence[Any]
-    """Whole numbers or texts, each once."""
-    names: Sequence[str | None]
-    """`file_name` of each image."""
-    sizes: NDArray[np.int32]
-    """(N, 2) height and width of each image in pixels; zeros where they are not stated."""
-    categories: Sequence[GroundTruthCategory]
-    annotations: pa.Table
-    """`ANNOTATIONS`, in the order of the file."""
+    source: str
+    images: CocoImages
+    categories: tuple[CocoCategory, ...]
+    """In the order of the file, each id and each name once."""
+    findings: Findings
+    """What is wrong with it; `read_annotations` adds to it."""
+    n_annotations: int
+    has_masks: bool
+    """Whether the annotations have masks, and not only boxes."""
+    _drafts: list[Draft]
+    _images_left_out: Mapping[int | str | None, str]
+    _categories_left_out: Mapping[int | str | None, str]
 
-    @property
-    def has_masks(self) -> bool:
-        """Whether the annotations have shapes, and not only boxes."""
-        return not len(self.annotations) or self.annotations["shape"].null_count == 0
+    def read_annotations(
+        self,
+        sizes: NDArray[np.int64],
+        left_out: NDArray[np.bool_] | None = None,
+        *,
+        masks: bool = True,
+    ) -> pa.Table:
+        """Return the annotations that can be used, and add what is wrong with the others to `findings`.
+
+        This empties the file of its annotations, so that they are held once.
+
+        Args:
+            sizes: (N, 2) height and width of each image in pixels, as stated or, where not, as they are. Zeros:
+                unknown, and masks of its annotations are left out silently.
+            left_out: (N,) images that the caller has reported and does not use.
+            masks: whether annotations must have masks.
+
+        Returns:
+            `coco_checks.ANNOTATIONS`, in the order of the file.
+        """
+        left_out = np.zeros(len(self.images), np.bool_) if left_out is None else left_out
+        images = Listed({id_: at for at, id_ in enumerate(self.images.ids)}, self._images_left_out)
+        categories = Listed({c.id: at for at, c in enumerate(self.categories)}, self._categories_left_out)
+        tables = [ANNOTATIONS.empty_table()]
+        doubled = _doubled(self._drafts)
+        self._drafts.reverse()
+        for again in doubled:
+            draft = self._drafts.pop()
+            tables.append(
+                check_draft(draft, again, images, categories, sizes, left_out, self.findings, masks=masks)
+            )
+        return pa.concat_tables(tables)
 
 
-def read_ground_truth(source: str) -> GroundTruth:
-    """Read a ground truth in COCO dataset form.
+def _doubled(drafts: Sequence[Draft]) -> list[NDArray[np.bool_]]:
+    """Return for each draft which of its annotations have the id of an earlier one."""
+    if not drafts:
+        return []
+    has_id = np.concatenate([draft.has_id for draft in drafts])
+    ids = np.concatenate([draft.ids for draft in drafts])
+    places = np.flatnonzero(has_id)
+    again = np.zeros(len(ids), np.bool_)
+    again[places] = True
+    again[places[np.unique(ids[places], return_index=True)[1]]] = False
+    return np.split(again, np.cumsum([len(draft) for draft in drafts])[:-1])
+
+
+def read_coco(source: str) -> CocoFile:
+    """Read a COCO dataset.
 
     Args:
-        source: a path or a url.
+        source: a path or a URL.
 
     Raises:
-        UsageError: it cannot be read, or is no COCO dataset; the message names the first fault.
+        UsageError: it cannot be read, is not a COCO dataset, or has no category that can be used.
     """
-    with usage_errors(source), open_source(source) as file:
-        return _truth(file, source)
-
-
-def _truth(file: BinaryIO, source: str) -> GroundTruth:
-    images: list[dict[str, Any]] = []
+    images: list[tuple[Any, ...]] = []
     categories: list[dict[str, Any]] = []
-    batches: list[_Batch] = []
-    seen = set()
-    for name, entries in _members(_Text(file), source):
-        seen.add(name)
+    drafts: list[Draft] = []
+    count = 1
+    for name, entries in _lists(source, _LISTS):
         if name == "annotations":
-            first = sum(len(batch.rows) for batch in batches) + 1
-            batches += [_batch(entries, first)] if entries else []
-        elif name == "images":
-            images += [{key: entry.get(key) for key in _IMAGE_KEYS} for entry in entries]
+            if entries:
+                drafts.append(draft_of(entries, count))
+                count += len(entries)
+            continue
+        _check_objects(source, name, entries)
+        if name == "images":
+            images += [tuple(entry.get(key) for key in _IMAGE_KEYS) for entry in entries]
         else:
             categories += entries
-    if absent := [name for name in _LISTS if name not in seen]:
-        raise UsageError(f"{source} is not a COCO dataset: {', '.join(absent)} missing")
-    ids = [_id_of(image, "an image") for image in images]
-    known = [GroundTruthCategory(_id_of(c, "a category"), _name_of(c)) for c in categories]
-    if len({type(value) for value in ids}) > 1 or any(isinstance(category.id, str) for category in known):
-        raise UsageError("the truth's ids are numbers here and texts there; categories have numbers")
+    findings = Findings()
+    listed, images_left_out = _images(images, findings)
+    known, categories_left_out = _categories(categories, findings)
     if not known:
-        raise UsageError(f"{source} has no categories")
-    _refuse_doubles(ids, "images of the id")
-    _refuse_doubles([category.id for category in known], "categories of the id")
-    annotations = pa.concat_tables([ANNOTATIONS.empty_table(), *(batch.rows for batch in batches)])
-    for column, listed, what in (
-        ("image", ids, "an image"),
-        ("category", [category.id for category in known], "a category"),
-    ):
-        places = [_places(getattr(batch, column), listed, batch.rows, what) for batch in batches]
-        places = pa.chunked_array(places, pa.int32())
-        annotations = annotations.set_column(ANNOTATIONS.get_field_index(column), column, places)
-    _check_shapes(annotations)
-    names = [image["file_name"] if isinstance(image["file_name"], str) else None for image in images]
-    sizes = [[_side(image["height"]), _side(image["width"])] for image in images]
-    return GroundTruth(ids, names, np.array(sizes, np.int32).reshape(-1, 2), known, annotations)
+        why = summary_of_errors(findings.listed())
+        raise UsageError(
+            f"{source} has no category that can be used"
+            + (f": {why}" if why else ": list them under `categories`")
+        )
+    has_masks = not drafts or any(draft.has_shapes for draft in drafts)
+    return CocoFile(
+        source, listed, known, findings, count - 1, has_masks, drafts, images_left_out, categories_left_out
+    )
 
+
+def read_coco_images(source: str) -> pa.Table:
+    """Return the images of a COCO dataset as inputs to segment: `uri`, `name`, `image_id`, and all further keys.
+
+    Raises:
+        UsageError: it cannot be read, has no list `images`, or an image has no `file_name`.
+    """
+    images: list[dict[str, Any]] = []
+    for name, entries in _lists(source, ("images",)):
+        _check_objects(source, name, entries)
+        images += entries
+    nameless = sum(not isinstance(image.get("file_name"), str) for image in images)
+    if nameless:
+        raise UsageError(f"{source}: {nameless:,} of {len(images):,} images are without `file_name`: add it")
+    names = [image["file_name"] for image in images]
+    keys = dict.fromkeys(key for image in images for key in image if key != "file_name")
+    with usage_errors(source):
+        columns = {"uri": pa.array(names, pa.string()), "name": pa.array(names, pa.string())}
+        for key in keys:
+            column = "image_id" if key == "id" else key
+            while key != "id" and (
+                column in ("uri", "name", "image_id") or (column != key and column in keys)
+            ):
+                column = f"input_{column}"
+            columns[column] = _array([image.get(key) for image in images])
+        return pa.table(columns)
+
+
+def _array(values: Sequence[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+        return as_json(values)
+
+
+def _lists(source: str, names: Sequence[str]) -> Iterable[tuple[str, list[Any]]]:
+    """Yield the entries of the lists of a dataset. Raises UsageError where one is missing, or it cannot be read."""
+    seen = set()
+    with usage_errors(source), open_source(source) as file:
+        for name, entries in read_lists(file, source, names):
+            seen.add(name)
+            yield name, entries
+    if absent := [name for name in names if name not in seen]:
+        raise UsageError(
+            f"{source} is not a COCO dataset: it has no list {', '.join(f'`{n}`' for n in absent)}"
+        )
+
+
+def _check_objects(source: str, name: str, entries: Sequence[Any]) -> None:
+    for entry in entries:
+        if not isinstance(entry, dict):
+            raise UsageError(
+                f"{source} is not a COCO dataset: `{name}` holds {json.dumps(entry)[:80]} instead of objects"
+            )
+
+
+# --- images -------------------------------------------------------------------------------------------------
 
 _IMAGE_KEYS: Final = ("id", "file_name", "height", "width")
 
 
-def _side(value: Any) -> int:
-    return value if isinstance(value, int) and 0 < value < 2**31 else 0
-
-
-def _id_of(entry: dict[str, Any], what: str) -> Any:
-    value = entry.get("id")
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise UsageError(f"the truth has {what} without an id: {json.dumps(entry)[:120]}")
-    return value
-
-
-def _name_of(category: dict[str, Any]) -> str | None:
-    name = category.get("name")
-    return name if isinstance(name, str) and name.strip() else None
-
-
-def _refuse_doubles(values: Sequence[Any], what: str) -> None:
-    if len(set(values)) != len(values):
-        again = next(value for place, value in enumerate(values) if value in values[:place])
-        raise UsageError(f"the truth has two {what} {again}")
-
-
-# Annotations
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    rows: pa.Table
-    """Without places in the lists, which may stand behind the annotations."""
-    image: list[Any]
-    category: list[Any]
-
-
-def _batch(entries: Sequence[dict[str, Any]], first: int) -> _Batch:
-    required = ("image_id", "category_id", "area", "bbox")
-    for number, entry in enumerate(entries, first):
-        if any(key not in entry for key in required):
-            absent = ", ".join(key for key in required if key not in entry)
-            raise UsageError(f"{_called(number, entry)} lacks {absent}")
-    numbers = np.array(
-        [_numbers(entry, number) for number, entry in enumerate(entries, first)], np.float64
-    ).reshape(-1, 5)
-    shapes = [_shape(entry, number) for number, entry in enumerate(entries, first)]
-    n = len(entries)
-    arrays = [
-        pa.array(range(first, first + n), pa.int64()),
-        pa.nulls(n, pa.int32()),
-        pa.nulls(n, pa.int32()),
-        pa.array([bool(entry.get("iscrowd")) for entry in entries]),
-        *(pa.array(column) for column in numbers.T),
-        pa.array([shape[0] for shape in shapes], pa.int32()),
-        pa.array([shape[1] for shape in shapes], pa.int32()),
-        pa.array([shape[2] for shape in shapes], pa.large_binary()),
-        pa.array([shape[3] for shape in shapes], pa.list_(pa.int32())),
-    ]
-    rows = pa.table(arrays, schema=ANNOTATIONS)
-    return _Batch(rows, [entry["image_id"] for entry in entries], [entry["category_id"] for entry in entries])
-
-
-def _called(number: int, entry: Mapping[str, Any]) -> str:
-    return f"annotation {number} of the truth (id {entry.get('id', 'none')})"
-
-
-def _numbers(entry: Mapping[str, Any], number: int) -> tuple[float, ...]:
-    area, box = entry["area"], entry["bbox"]
-    values = (area, *box) if isinstance(box, list) else (area,)
-    try:
-        right = len(values) == 5 and all(map(math.isfinite, values))
-    except (TypeError, OverflowError):
-        right = False
-    if not right or area < 0:
-        raise UsageError(
-            f"{_called(number, entry)} has the area {area} and the bbox {json.dumps(box)[:80]}; "
-            "they are a number and a list of four, finite"
-        )
-    return values
-
-
-def _shape(entry: Mapping[str, Any], number: int) -> tuple[int, int, bytes | None, list[int]]:
-    """Return mask height, mask width, shape and rings, as in `ANNOTATIONS`."""
-    shape = entry.get("segmentation")
-    if not shape:
-        return 0, 0, None, []
-    try:
-        if isinstance(shape, dict):
-            height, width = _size(shape["size"])
-            counts = shape["counts"]
-            if isinstance(counts, list):
-                counts = coco_mask.frPyObjects(shape, height, width)["counts"]
-            return height, width, counts if isinstance(counts, bytes) else counts.encode("ascii"), []
-        lengths = [len(ring) for ring in shape]
-        if min(lengths) < 6 or any(length % 2 for length in lengths):
-            raise UsageError(
-                f"{_called(number, entry)} has a polygon of {min(lengths)} numbers; three points and more make one"
-            )
-        return 0, 0, array("d", itertools.chain.from_iterable(shape)).tobytes(), lengths
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UsageError(
-            f"{_called(number, entry)} has a segmentation that is neither polygons nor RLE"
-        ) from error
-
-
-def _size(size: Sequence[Any]) -> tuple[int, int]:
-    height, width = map(operator.index, size)
-    if min(height, width) < 1 or height * width >= 2**32:
-        raise ValueError(f"no RLE has the size {height} x {width}")
-    return height, width
-
-
-def _places(ids: Sequence[Any], listed: Sequence[Any], rows: pa.Table, what: str) -> pa.Array:
-    """Return where ids stand in a list."""
-    place = {value: at for at, value in enumerate(listed)}
-    try:
-        return pa.array([place[value] for value in ids], pa.int32())
-    except (KeyError, TypeError):
-        at = next(k for k, value in enumerate(ids) if isinstance(value, list | dict) or value not in place)
-        raise UsageError(
-            f"annotation {rows['number'][at]} of the truth is of {what} {ids[at]}, which the truth does not list"
-        ) from None
-
-
-def _check_shapes(annotations: pa.Table) -> None:
-    without = annotations["shape"].null_count
-    if 0 < without < len(annotations):
-        number = annotations.filter(pc.is_null(annotations["shape"]))["number"][0]
-        raise UsageError(
-            f"{without} annotations of the truth have no segmentation, the first is annotation {number}, "
-            "and others have one; remove either, or give all of them one"
-        )
-
-
-# Text
-
-
-class _Text:
-    """JSON, of which some megabytes are held."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._bytes = codecs.getincrementaldecoder("utf-8-sig")()
-        self._json = json.JSONDecoder()
-        self._text = ""
-        self._at = 0
-        self._ended = False
-
-    def peek(self) -> str:
-        """Return the next character that is not blank, or none at the end."""
-        while True:
-            self._at = _BLANK.match(self._text, self._at).end()  # type: ignore[union-attr]
-            if self._at < len(self._text) or self._ended:
-                return self._text[self._at : self._at + 1]
-            self._more()
-
-    def take(self, expected: str) -> str:
-        """Return the next character, which must be one of these.
-
-        Raises:
-            ValueError: it is another.
-        """
-        character = self.peek()
-        if not character or character not in expected:
-            raise ValueError(f"not JSON: expected one of {expected}, found {character or 'the end'!r}")
-        self._at += 1
-        return character
-
-    def value(self) -> Any:
-        """Return the next value. Raises ValueError where there is none."""
-        self.peek()
-        while True:
-            try:
-                value, end = self._json.raw_decode(self._text, self._at)
-            except json.JSONDecodeError as error:
-                cut = error.pos >= len(self._text) - _NEAR_END or error.msg.startswith("Unterminated")
-                if self._ended or not cut:
-                    raise ValueError(f"not JSON: {error.msg}") from error
-            else:
-                if end < len(self._text) or self._ended:  # else a number may go on
-                    self._at = end
-                    return value
-            self._more()
-
-    def _more(self) -> None:
-        held = self._text[self._at :]
-        data = self._file.read(max(_READ_CHARACTERS, len(held)))
-        self._text, self._at, self._ended = held + self._bytes.decode(data, not data), 0, not data
-
-
-def _members(text: _Text, source: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Give the entries of the lists of a dataset, some thousands at a time, and each list at least once."""
-    if text.peek() == "[":
-        raise UsageError(
-            f"{source} is not a COCO dataset but a list, as results are; --truth is what is there"
-        )
-    text.take("{")
-    ended = text.peek() == "}"
-    while not ended:
-        name = text.value()
-        text.take(":")
-        if name in _LISTS:
-            for entries in _entries(text):
-                strange = [entry for entry in entries if not isinstance(entry, dict)]
-                if strange:
-                    raise UsageError(
-                        f"{source} is not a COCO dataset: {name} holds {json.dumps(strange[0])[:80]}"
-                    )
-                yield name, entries
+def _images(
+    entries: Sequence[tuple[Any, ...]], findings: Findings
+) -> tuple[CocoImages, dict[int | str | None, str]]:
+    """Return the images that can be used; and by id, why annotations of the others are left out."""
+    ids = [id_of(entry[0]) for entry in entries]
+    counts = Counter(ids)
+    kinds = {type(value) for value in counts}
+    mixed = {int, str} <= kinds
+    kept: list[tuple[int | str, str | None, tuple[int, int]]] = []
+    left_out: dict[int | str | None, str] = {}
+    for id_, entry in zip(ids, entries, strict=True):
+        name = entry[1] if isinstance(entry[1], str) and entry[1] else None
+        shown = f"{id_!r} {name or ''}".rstrip()
+        height, width = (integer_of(side) or 0 for side in entry[2:])
+        stated = min(height, width) >= 1
+        if id_ is None:
+            findings.error("image without an id", json.dumps(dict(zip(_IMAGE_KEYS, entry, strict=True))))
+        elif mixed and isinstance(id_, str):
+            findings.error("image whose id is a text, where others are integers", shown)
+            left_out[id_] = IMAGE_LEFT_OUT
+        elif counts[id_] > 1:
+            if id_ not in left_out:
+                findings.error("image id used twice", shown)
+            left_out[id_] = "annotation of an image id used twice"
+        elif stated and height * width > MAX_PIXELS:
+            findings.error("image of 2^32 pixels or more, for which COCO has no masks", shown)
+            left_out[id_] = IMAGE_LEFT_OUT
         else:
-            text.value()
-        ended = text.take(",}") == "}"
+            if not stated:
+                findings.warning("image without height and width; the file's are used", shown)
+            kept.append((id_, name, (height, width) if stated else (0, 0)))
+    sizes = np.array([size for _, _, size in kept], np.int64).reshape(-1, 2)
+    return CocoImages([id_ for id_, _, _ in kept], [name for _, name, _ in kept], sizes), left_out
 
 
-def _entries(text: _Text) -> Iterator[list[Any]]:
-    text.take("[")
-    entries: list[Any] = []
-    ended = text.peek() == "]"
-    if ended:
-        text.take("]")
-    while not ended:
-        entries.append(text.value())
-        ended = text.take(",]") == "]"
-        if len(entries) == _BATCH:
-            yield entries
-            entries = []
-    yield entries
+def find_images_root(source: str, names: Sequence[str], probes: int = 20) -> str:
+    """Return the folder in which most of some images exist.
+
+    The places are those that datasets use: beside the JSON, `images/`, a folder of the JSON's name; and, for COCO's own
+    layout of `annotations/instances_train2017.json` and `train2017/`, the same places in the folder above.
+
+    Args:
+        source: path or URL of the JSON.
+        names: `file_name` of the images.
+        probes: the number of images that are looked for.
+
+    Raises:
+        UsageError: none of them exists in any of the folders.
+    """
+    folder, stem = Url.parse(source).folder, source.rpartition("/")[2].rpartition(".")[0]
+    split = stem.rpartition("_")[2]
+    places = [folder, *(folder.join(below) for below in ("images", stem, split) if below)]
+    if (above := _folder_above(folder)) is not None:
+        places += [above, *(above.join(below) for below in ("images", split, f"images/{split}") if below)]
+    some = names[:: max(1, len(names) // probes)][:probes]
+    found = {place.text: _count_existing(place.text, some) for place in places}
+    best = max(found, key=lambda place: found[place])
+    if not found[best]:
+        raise UsageError(
+            f"{source}: none of its images ({', '.join(map(repr, some[:3]))}{', …' if len(some) > 3 else ''}) is in "
+            f"{', '.join(found)}: name their folder with --images-root"
+        )
+    return best
+
+
+def _folder_above(folder: Url) -> Url | None:
+    """Return the folder that contains a folder; None at the root of a store."""
+    if folder.is_local:
+        path = folder.local_path.absolute()
+        return Url.parse(str(path.parent)) if path.parent != path else None
+    head, slash, _ = folder.key.rstrip("/").rpartition("/")
+    return Url(folder.scheme, folder.bucket, head + slash) if folder.key.strip("/") else None
+
+
+def _count_existing(folder: str, names: Sequence[str]) -> int:
+    storage = Storage(folder)
+    return sum(storage.exists(name) for name in names)
+
+
+# --- categories ---------------------------------------------------------------------------------------------
+
+
+def _categories(
+    entries: Sequence[Mapping[str, Any]], findings: Findings
+) -> tuple[tuple[CocoCategory, ...], dict[int | str | None, str]]:
+    """Return the categories that can be used; and by id, why annotations of the others are left out."""
+    left_out: dict[int | str | None, str] = {}
+    numbered: list[tuple[int, Any]] = []
+    for entry in entries:
+        number = integer_of(entry.get("id"))
+        if number is None or not 0 <= number <= MAX_CATEGORY_ID:
+            findings.error("category without an id that is an integer from 0", json.dumps(entry))
+            if number is not None:
+                left_out[number] = CATEGORY_LEFT_OUT
+        else:
+            numbered.append((number, entry.get("name")))
+    by_id = Counter(number for number, _ in numbered)
+    for number in [number for number, count in by_id.items() if count > 1]:
+        names = [repr(name) for other, name in numbered if other == number]
+        findings.error("category id used twice", f"{number} {', '.join(names)}")
+        left_out[number] = "annotation of a category id used twice"
+    kept: list[CocoCategory] = []
+    for number, name in numbered:
+        if number in left_out:
+            continue
+        if name is None or (isinstance(name, str) and not name.strip()):
+            findings.warning("category without a name; it is named by its id", number)
+            kept.append(CocoCategory(number, None))
+        elif not isinstance(name, str) or not name.replace(" ", "").isprintable():
+            findings.error("category whose name is not printable text", f"{number} {name!r}")
+            left_out[number] = CATEGORY_LEFT_OUT
+        else:
+            kept.append(CocoCategory(number, name))
+    return _without_doubled_names(kept, left_out, findings), left_out
+
+
+def _without_doubled_names(
+    categories: Sequence[CocoCategory], left_out: dict[int | str | None, str], findings: Findings
+) -> tuple[CocoCategory, ...]:
+    by_name = Counter(category.name for category in categories if category.name is not None)
+    for name in [name for name, count in by_name.items() if count > 1]:
+        ids = [category.id for category in categories if category.name == name]
+        findings.error("category name used twice", f"{name!r} ({', '.join(map(str, ids))})")
+        left_out |= dict.fromkeys(ids, "annotation of a category name used twice")
+    kept = [category for category in categories if by_name.get(category.name or "", 1) == 1]
+    alike = Counter(category.name.strip().casefold() for category in kept if category.name)
+    for category in kept:
+        if category.name and alike[category.name.strip().casefold()] > 1:
+            findings.warning(
+                "category name that differs from another in case or blanks alone", repr(category.name)
+            )
+    return tuple(kept)

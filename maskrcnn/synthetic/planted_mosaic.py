@@ -1,10 +1,10 @@
-"""Rasters whose pixels encode the object that they show, and a segmenter that reads it in any window.
+"""Rasters whose pixels encode the object they show, and a segmenter that reads it in any window.
 
-They replace the network in tests of large images: the correct detections in a window follow from its pixels alone. The
-ground truth covers the visible pixels, is exact, and survives only in lossless formats.
+They are used as large images in tests that do not need the network: the correct result of a window follows from its
+pixels alone. The ground truth consists of the visible pixels; it is exact, and survives lossless formats only.
 
-Objects are numbered from 0. A pixel of an object has red 128 + 32 * category + bits 16 to 20 of the number, green bits
-8 to 15, blue bits 0 to 7; a pixel with less red is ground.
+The colour of an object's pixels encodes its category and its number, from 0: red is 128 + 32 * category + bits 16 to
+20 of the number, green is bits 8 to 15, blue is bits 0 to 7. Pixels with less red are ground.
 """
 
 import zlib
@@ -23,10 +23,10 @@ MAX_OBJECTS: Final = 2**21
 
 
 def paint(image: Pixels, instances: Sequence[PlantedInstance], first: int = 0) -> None:
-    """Draw objects into an image, later ones over earlier ones, the first with the number `first`.
+    """Draw objects into an image, later ones over earlier ones; they are numbered from `first`.
 
     Raises:
-        ValueError: there are more than 2^21 objects.
+        ValueError: a number is 2^21 or more.
     """
     if first + len(instances) > MAX_OBJECTS:
         raise ValueError(f"more than {MAX_OBJECTS} objects")
@@ -39,19 +39,19 @@ def paint(image: Pixels, instances: Sequence[PlantedInstance], first: int = 0) -
 
 
 def color_of(number: int, category: int) -> tuple[int, int, int]:
-    """Return the colour of an object, given the index of its category in `PLANTED_CATEGORIES`."""
+    """Return the RGB colour of an object, given the index of its category in `PLANTED_CATEGORIES`."""
     return _OBJECT + 32 * category + (number >> 16), number >> 8 & 255, number & 255
 
 
 def ground(height: int, width: int) -> Pixels:
-    """Return ground without objects, with a checkered texture, (height, width, 3) uint8."""
+    """Return ground without objects, (height, width, 3) uint8: a chequered pattern."""
     rows, columns = np.arange(height)[:, None], np.arange(width)
     shade = (rows // 16 + columns // 16) % 2 * 12
     return np.stack([shade + 60, shade + 76, shade + 56], axis=2).astype(np.uint8)
 
 
 def objects_in(image: Pixels) -> list[tuple[int, int, NDArray[np.bool_], int, int]]:
-    """Return the objects in a part of a mosaic: number, category index, cropped mask, left and top of the crop."""
+    """Return the objects in a part of a mosaic: number, index of the category, cropped mask, crop's left and top."""
     red = image[..., 0]
     at = np.flatnonzero(red >= _OBJECT)
     flat = image.reshape(-1, 3)[at].astype(np.int64)
@@ -59,9 +59,9 @@ def objects_in(image: Pixels) -> list[tuple[int, int, NDArray[np.bool_], int, in
     order = np.argsort(key, kind="stable")
     keys, starts = np.unique(key[order], return_index=True)
     found = []
-    # `split` returns one piece for an empty array.
+    # `np.split` returns one part even of an empty array, so the lengths may differ.
     for value, pixels in zip(keys.tolist(), np.split(at[order], starts[1:]), strict=False):
-        if value >> 21 >= len(PLANTED_CATEGORIES):  # not a mosaic
+        if value >> 21 >= len(PLANTED_CATEGORIES):  # not a pixel of a mosaic
             continue
         row, column = np.divmod(pixels, image.shape[1])
         top, left = int(row.min()), int(column.min())
@@ -77,13 +77,13 @@ def score_of(number: int) -> float:
 
 
 class MosaicSegmenter(PlantedSegmenter):
-    """A `types.Segmenter` that finds the objects in a window of a mosaic.
+    """A `types.Segmenter` that detects the objects in a window of a mosaic.
 
     Args:
-        jitter: the maximum number of pixels by which windows disagree about an object: its mask is moved, grown or
-            shrunk, and its box changed.
-        sleep_s: seconds that each window takes, to simulate a slow network.
-        min_score: instances of this score or less are dropped.
+        jitter: the maximum number of pixels by which the mask of an object is shifted, dilated or eroded in a window;
+            its box is jittered by as much.
+        sleep_s: seconds to sleep for each window, to simulate a slow network.
+        min_score: instances that do not score above this are dropped.
         max_detections: the maximum number of detections per window, the best by score.
         keep: names of the categories to keep; empty: all.
     """
@@ -102,7 +102,7 @@ class MosaicSegmenter(PlantedSegmenter):
     def _segment(self, image: Pixels) -> Detections:
         self._sleep()
         height, width = image.shape[:2]
-        # The same window always yields the same jitter, other windows yield another one.
+        # The jitter of a window is the same each time, and differs between windows.
         rng = np.random.default_rng(zlib.crc32(image.tobytes()))
         masks, labels, scores = [], [], []
         for number, category, crop, left, top in objects_in(image):
@@ -133,24 +133,24 @@ def _jittered(
     height: int,
     width: int,
 ) -> tuple[NDArray[np.bool_], int, int]:
-    """Return a mask moved, grown or shrunk by up to `jitter` px, cut at the window's border; and its left and top."""
+    """Return a mask shifted, dilated or eroded by up to `jitter` pixels and clipped to the window, its left and top."""
     padded = np.pad(crop, jitter)
     by = int(rng.integers(0, jitter + 1))
     kind = int(rng.integers(3))
     if kind == 0:
         padded = np.roll(padded, rng.integers(-jitter, jitter + 1, 2), axis=(0, 1))
     for _ in range(by if kind else 0):
-        padded = _grown(padded) if kind == 1 else ~_grown(~padded)
+        padded = _dilated(padded) if kind == 1 else ~_dilated(~padded)
     rows, columns = np.arange(padded.shape[0]) + top - jitter, np.arange(padded.shape[1]) + left - jitter
     inside = padded[(rows >= 0) & (rows < height)][:, (columns >= 0) & (columns < width)]
     return inside, max(left - jitter, 0), max(top - jitter, 0)
 
 
-def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return a mask dilated by one pixel to the left, right, top and bottom."""
-    grown = mask.copy()
-    grown[1:] |= mask[:-1]
-    grown[:-1] |= mask[1:]
-    grown[:, 1:] |= mask[:, :-1]
-    grown[:, :-1] |= mask[:, 1:]
-    return grown
+def _dilated(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Dilate a mask by one pixel to the left, right, top and bottom."""
+    dilated = mask.copy()
+    dilated[1:] |= mask[:-1]
+    dilated[:-1] |= mask[1:]
+    dilated[:, 1:] |= mask[:, :-1]
+    dilated[:, :-1] |= mask[:, 1:]
+    return dilated

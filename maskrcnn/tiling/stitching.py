@@ -219,7 +219,7 @@ def _patched(found: Found, sources: _Sources, start: int, stop: int) -> Spans:
     # About the objects' own origins, so that numbers stay small in an image of any size.
     origin = np.minimum.reduceat(found.frames[ids, :2], cuts[:-1])
     left, top = origin.T
-    return runs.shifted(-left[of], -top[of]).as_one(of, stop - start).shifted(left, top)
+    return runs.shifted(-left[of], -top[of]).merged(of, stop - start).shifted(left, top)
 
 
 def _foreign(found: Found, ids: Ints, cuts: Ints) -> tuple[Ints, Ints]:

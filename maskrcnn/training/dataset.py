@@ -1,35 +1,34 @@
-"""A COCO dataset to learn from: read, checked before the first step, and frozen as one table.
+"""A COCO dataset to train on: read, checked before the first step, and frozen as one table.
 
-What cannot be learned from is listed by kind: an error stops a training, or its image or annotation is left out where
-the user says so; a warning names what is left out or mended anyway.
+What cannot be used is listed by kind: an error stops a training, or its image or annotation is left out with
+`--skip-invalid`; a warning names what is used otherwise than stated. Boxes and areas are always those of the masks.
 """
 
-import json
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from ..errors import ItemError, UsageError
-from ..formats.coco_checks import Finding, Findings, Objects, is_integer, read_objects
+from ..formats.coco_findings import Finding, Findings, summary_of_errors
+from ..formats.coco_reader import CocoImages, find_images_root, read_coco
 from ..imaging.decode import Limits, decode_image
 from ..io.inputs import read_input
-from ..io.sources import open_source, usage_errors
-from ..io.storage import Storage
 from ..io.url import Url
 from ..types import Category
 
 LIMITS: Final = Limits(max_pixels=178_956_970, max_bytes=2**31, max_aspect=float("inf"))
 """Larger images are refused by their headers; `segment` does not read them whole either."""
 SPLIT: Final = 10_000
-_PROBES: Final = 20
 
 SCHEMA: Final = pa.schema(
     [
@@ -42,23 +41,23 @@ SCHEMA: Final = pa.schema(
         pa.field("masks", pa.list_(pa.binary()), nullable=False),
     ]
 )
-"""One row an image, in order of id. `labels` count the dataset's categories from 1; `masks` are COCO's compressed run
+"""One row per image, in order of id. `labels` count the dataset's categories from 1; `masks` are COCO's compressed run
 lengths over the whole image. Crowds and empty masks are not among them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """What can be learned from, and what could not."""
+    """What can be trained on, and what is wrong with the rest."""
 
     images: pa.Table
     """Of `SCHEMA`."""
     categories: tuple[Category, ...]
-    """In the order of their ids; label 1 is the first."""
+    """In the order of their ids, which are names and may begin at 0; label 1 is the first."""
     findings: tuple[Finding, ...]
 
     @property
     def n_objects(self) -> int:
-        """How many masks there are."""
+        """The number of masks."""
         return int(self.images["labels"].combine_chunks().values.__len__()) if self.images.num_rows else 0
 
     @property
@@ -78,36 +77,37 @@ def read_dataset(
 
     Args:
         source: path or URL of a COCO JSON: `images`, `annotations` with polygons or run lengths, `categories`.
-        images_root: what `file_name` is relative to; None: the JSON's folder, or `images` or the JSON's own name
-            without its suffix in there, the first in which the first image exists.
+        images_root: what `file_name` is relative to; None: found by `find_images_root`.
         expected: categories that it must have, as those of the training set for a validation set.
-        progress: told how many images of all were looked at.
+        progress: called with the number of images checked, and that of all.
 
     Raises:
-        UsageError: it is no COCO JSON, has no image, no category, or other categories than expected.
+        UsageError: it is not a COCO dataset, has no image or category that can be used, or other categories than
+            expected, or its images are not found.
         RunError: its store cannot be read at all.
     """
-    content = _content(source)
-    findings = Findings()
-    categories, faulty_categories = _categories(source, content["categories"], findings)
+    file = read_coco(source)
+    findings = file.findings
+    order = sorted(range(len(file.categories)), key=lambda at: file.categories[at].id)
+    categories = tuple(
+        Category(category.id, category.name or str(category.id))
+        for category in (file.categories[at] for at in order)
+    )
     if expected is not None and categories != expected:
         raise UsageError(
             f"{source} has other categories than the training set: {_names(categories)} instead of {_names(expected)}"
         )
-    if not content["images"]:
-        raise UsageError(f"{source} lists no image")
-    images, faulty = _images(content["images"], findings)
-    root = images_root or _root_of(source, [entry["file_name"] for entry in images.values()])
-    objects = read_objects(
-        content["annotations"],
-        images,
-        categories,
-        findings,
-        faulty=faulty,
-        faulty_categories=faulty_categories,
-    )
-    sound = _sound_images(images, root, findings, progress)
-    table = _table(sound, root, objects)
+    if not len(file.images):
+        why = summary_of_errors(findings.listed())
+        raise UsageError(f"{source} lists no image that can be used" + (f": {why}" if why else ""))
+    named = _named(file.images, findings)
+    names = [name for name, sound in zip(file.images.names, named, strict=True) if name and sound]
+    root = images_root or (find_images_root(source, names) if names else Url.parse(source).folder.text)
+    sizes, sound = _checked_images(file.images, named, root, findings, progress)
+    annotations = _trainable(file.read_annotations(sizes, ~sound), findings)
+    labels = np.empty(len(order), np.int64)
+    labels[order] = np.arange(1, len(order) + 1)
+    table = _table(file.images, sizes, sound, root, annotations, labels)
     _count(table, categories, findings)
     return Dataset(table, categories, findings.listed())
 
@@ -158,158 +158,127 @@ def coco_ground_truth(images: pa.Table, categories: tuple[Category, ...]) -> dic
 # --- the JSON -----------------------------------------------------------------------------------------------
 
 
-def _content(source: str) -> dict[str, Any]:
-    with usage_errors(source), open_source(source) as file:
-        content = json.loads(file.read())
-    for key in ("images", "annotations", "categories"):
-        entries = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise UsageError(f"{source}: not a COCO dataset: it has no list `{key}`")
-    return dict(content)
-
-
 def _names(categories: Iterable[Category]) -> str:
     return ", ".join(f"{category.id} {category.name}" for category in categories)
-
-
-def _categories(
-    source: str, entries: list[Mapping[str, Any]], findings: Findings
-) -> tuple[tuple[Category, ...], set[int]]:
-    """Return the sound categories, and the ids of the others."""
-    by_id: dict[int, Category] = {}
-    faulty: set[int] = set()
-    for entry in entries:
-        number, name = entry.get("id"), entry.get("name")
-        if (
-            not is_integer(number)
-            or not 1 <= number < 2**31
-            or not isinstance(name, str)
-            or not _is_name(name)
-        ):
-            findings.error("category without an id of at least 1 and a name", json.dumps(entry))
-        elif number in by_id:
-            findings.error("category id used twice", f"{number} {name!r}")
-        elif name in (category.name for category in by_id.values()):
-            findings.error("category name used twice", f"{number} {name!r}")
-            faulty.add(number)
-        else:
-            by_id[number] = Category(number, name)
-    alike = Counter(category.name.strip().casefold() for category in by_id.values())
-    for category in by_id.values():
-        if alike[category.name.strip().casefold()] > 1:
-            findings.warning(
-                "category name that differs from another in case or blanks alone", repr(category.name)
-            )
-    if not by_id:
-        raise UsageError(f"{source} has no category with an id of at least 1 and a name")
-    return tuple(by_id[number] for number in sorted(by_id)), faulty
-
-
-def _is_name(name: str) -> bool:
-    return bool(name.strip()) and name.replace(" ", "").isprintable()
-
-
-def _images(
-    entries: list[Mapping[str, Any]], findings: Findings
-) -> tuple[dict[int, Mapping[str, Any]], set[int]]:
-    """Return the sound images by id, and the ids of the others."""
-    images: dict[int, Mapping[str, Any]] = {}
-    faulty: set[int] = set()
-    names: set[str] = set()
-    for entry in entries:
-        number, name = entry.get("id"), entry.get("file_name")
-        sizes = [side for side in (entry.get("height"), entry.get("width")) if is_integer(side)]
-        if not is_integer(number) or number < 0 or not isinstance(name, str) or not name:
-            findings.error("image without an integer id and a file_name", json.dumps(entry))
-            faulty.update([number] if is_integer(number) and number not in images else [])
-            continue
-        if number in images:
-            findings.error("image id used twice", f"{number} {name}")
-            continue
-        faulty.add(number)
-        if not _is_below(name):
-            findings.error("image whose file_name is no path below the images' folder", repr(name))
-        elif len(sizes) < 2 or min(sizes) < 1:
-            findings.error("image without height and width", name)
-        elif sizes[0] * sizes[1] > LIMITS.max_pixels:
-            findings.error("image of more pixels than are learned from", f"{name}: {sizes[0]} x {sizes[1]}")
-        else:
-            if name in names:
-                findings.warning("file_name of two images", name)
-            names.add(name)
-            faulty.discard(number)
-            images[number] = entry
-    return images, faulty
 
 
 def _is_below(name: str) -> bool:
     return name.isprintable() and "://" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
-def _root_of(source: str, names: Sequence[str]) -> str:
-    """Return the folder in which most of some images exist: the JSON's, or one in there."""
-    folder, stem = Url.parse(source).folder, source.rpartition("/")[2].rpartition(".")[0]
-    storage = Storage(folder.text)
-    some = names[:: max(1, len(names) // _PROBES)][:_PROBES]
-    found = {
-        below: sum(storage.exists(below + name) for name in some) for below in ("", "images/", f"{stem}/")
-    }
-    below = max(found, key=lambda place: found[place])
-    return (folder.join(below) if below else folder).text
-
-
 # --- images -------------------------------------------------------------------------------------------------
 
 
-def _sound_images(
-    images: Mapping[int, Mapping[str, Any]],
-    root: str,
-    findings: Findings,
-    progress: Callable[[int, int], None],
-) -> list[Mapping[str, Any]]:
-    """Return the images that can be decoded and have the size that the dataset says, in order of id."""
-    sound = []
-    with ThreadPoolExecutor(max_workers=min(32, 2 * (os.cpu_count() or 1))) as pool:
-        entries = [images[number] for number in sorted(images)]
-        uris = [Url.parse(root).join(entry["file_name"]).text for entry in entries]
-        for done, (entry, shape) in enumerate(zip(entries, pool.map(_shape, uris), strict=True), start=1):
-            expected = (entry["height"], entry["width"])
-            if isinstance(shape, str):
-                findings.error("image that cannot be read", f"{entry['file_name']} ({shape})")
-            elif shape != expected:
-                is_, said = (f"{height} x {width}" for height, width in (shape, expected))
-                findings.error(
-                    "image of another size than stated", f"{entry['file_name']} ({is_}, not {said})"
-                )
-            else:
-                sound.append(entry)
-            progress(done, len(entries))
+def _named(images: CocoImages, findings: Findings) -> NDArray[np.bool_]:
+    """Return (N,) which images have a file_name that can be read, and a size that can be trained on."""
+    sound = np.zeros(len(images), np.bool_)
+    seen: set[str] = set()
+    for at, (id_, name) in enumerate(zip(images.ids, images.names, strict=True)):
+        height, width = images.sizes[at].tolist()
+        if name is None:
+            findings.error("image without a file_name", f"id {id_}")
+        elif not _is_below(name):
+            findings.error("image whose file_name is not a path below the images' folder", repr(name))
+        elif height * width > LIMITS.max_pixels:
+            findings.error(
+                f"image of more than {LIMITS.max_pixels:,} pixels",
+                f"{name}: {height} x {width} (height x width)",
+            )
+        else:
+            if name in seen:
+                findings.warning("file_name of two images", name)
+            seen.add(name)
+            sound[at] = True
     return sound
 
 
-def _shape(uri: str) -> tuple[int, int] | str:
-    if Url.parse(uri).is_local and not Path(uri).is_file():  # a pipe would be waited for
+def _checked_images(
+    images: CocoImages,
+    named: NDArray[np.bool_],
+    root: str,
+    findings: Findings,
+    progress: Callable[[int, int], None],
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the (N, 2) height and width of all images, and which can be decoded and have the size that is stated."""
+    sizes, sound = images.sizes.copy(), np.zeros(len(images), np.bool_)
+    places = np.flatnonzero(named).tolist()
+    uris = [Url.parse(root).join(str(images.names[at])).text for at in places]
+    with ThreadPoolExecutor(max_workers=min(32, 2 * (os.cpu_count() or 1))) as pool:
+        for done, (at, image) in enumerate(zip(places, pool.map(_look, uris), strict=True), start=1):
+            name, stated = images.names[at], tuple(images.sizes[at].tolist())
+            if isinstance(image, str):
+                findings.error("image that cannot be read", f"{name} ({image})")
+            elif stated not in (image.size, (0, 0)):
+                findings.error("image of another size than stated", _other_size(str(name), image, stated))
+            else:
+                sizes[at], sound[at] = image.size, True
+            progress(done, len(places))
+    return sizes, sound
+
+
+def _other_size(name: str, image: "_Image", stated: tuple[int, int]) -> str:
+    turned = (image.exif_orientation or 1) > 4 and stated == image.size[::-1]
+    why = f"; EXIF orientation {image.exif_orientation} turns the file" if turned else ""
+    is_, said = (f"{height} x {width}" for height, width in (image.size, stated))
+    return f"{name} (height x width is {is_}, stated {said}{why})"
+
+
+class _Image(NamedTuple):
+    size: tuple[int, int]
+    """Height and width in pixels, after EXIF."""
+    exif_orientation: int | None
+
+
+def _look(uri: str) -> _Image | str:
+    """Decode an image; return what is known of it, or the code of why it cannot be read."""
+    if Url.parse(uri).is_local and not Path(uri).is_file():  # reading a pipe would block
         return "not_found"
     try:
-        pixels = decode_image(read_input(uri, LIMITS.max_bytes), LIMITS).pixels
+        image = decode_image(read_input(uri, LIMITS.max_bytes), LIMITS)
     except ItemError as error:
         return error.code
-    return pixels.shape[0], pixels.shape[1]
+    return _Image((image.pixels.shape[0], image.pixels.shape[1]), image.exif_orientation)
 
 
-def _table(images: list[Mapping[str, Any]], root: str, objects: Objects) -> pa.Table:
+# --- objects ------------------------------------------------------------------------------------------------
+
+
+def _trainable(annotations: pa.Table, findings: Findings) -> pa.Table:
+    """Return the annotations that are trained on."""
+    crowd = annotations["crowd"].to_numpy()
+    empty = (annotations["mask_area"].to_numpy() == 0) & ~crowd
+    for kind, rows in (("crowd, which is not trained on", crowd), ("empty mask, left out", empty)):
+        for number in annotations["number"].filter(pa.array(rows)).to_pylist():
+            findings.warning(kind, f"annotation no. {number}")
+    return annotations.filter(pa.array(~(crowd | empty)))
+
+
+def _table(
+    images: CocoImages,
+    sizes: NDArray[np.int64],
+    sound: NDArray[np.bool_],
+    root: str,
+    annotations: pa.Table,
+    labels: NDArray[np.int64],
+) -> pa.Table:
+    """Return the table of the images that can be used, `SCHEMA`; ids that are texts become 1, 2, … in their order."""
+    are_texts = any(isinstance(id_, str) for id_ in images.ids)
+    by_id = sorted(np.flatnonzero(sound).tolist(), key=lambda at: images.ids[at])
     of: dict[int, list[int]] = defaultdict(list)
-    for position, image_id in enumerate(objects.image_ids):
-        of[image_id].append(position)
-    uris = [Url.parse(root).join(entry["file_name"]).text for entry in images]
+    for position, image in enumerate(annotations["image"].to_pylist()):
+        of[image].append(position)
+    label = labels[annotations["category"].to_numpy()].tolist()
+    masks = annotations["counts"].to_pylist()
+    names = [str(images.names[at]) for at in by_id]
+    uris = [Url.parse(root).join(name).text for name in names]
     columns = {
-        "image_id": [entry["id"] for entry in images],
-        "name": [entry["file_name"] for entry in images],
+        "image_id": [n if are_texts else images.ids[at] for n, at in enumerate(by_id, start=1)],
+        "name": names,
         "uri": [os.path.abspath(uri) if Url.parse(uri).is_local else uri for uri in uris],  # noqa: PTH100 (keeps links)
-        "height": [entry["height"] for entry in images],
-        "width": [entry["width"] for entry in images],
-        "labels": [[objects.labels[i] for i in of[entry["id"]]] for entry in images],
-        "masks": [[objects.masks[i] for i in of[entry["id"]]] for entry in images],
+        "height": sizes[by_id, 0],
+        "width": sizes[by_id, 1],
+        "labels": [[label[i] for i in of[at]] for at in by_id],
+        "masks": [[masks[i] for i in of[at]] for at in by_id],
     }
     return pa.table(columns, schema=SCHEMA)
 
@@ -321,4 +290,4 @@ def _count(table: pa.Table, categories: tuple[Category, ...], findings: Findings
             findings.warning("category that no object has", category.name)
     empty = table.filter(pa.compute.equal(pa.compute.list_value_length(table["labels"]), 0))
     for name in empty["name"].to_pylist():
-        findings.warning("image without an object, learned from as background", name)
+        findings.warning("image without an object, trained on as background", name)

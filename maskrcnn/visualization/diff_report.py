@@ -1,43 +1,40 @@
-"""What two runs differ in, written down: a row an instance, the counts as JSON, and a page with pictures.
+"""Compare two runs and report the differences: tables, counts as JSON, and `diff.html` with pictures.
 
-The pictures are of the images that differ most: A beside B, what changed in colour, all else in grey.
+The pictures show the images with the most differences: A beside B, changed instances in color, others in grey.
 """
 
-import base64
-import functools
-import heapq
+import dataclasses
 import json
-from collections.abc import Iterator
+import logging
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, Final
 
-import jinja2
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..errors import ERROR_CODES, ItemError, RunError
-from ..imaging.decode import Limits
-from ..imaging.decode_pool import Decoders
+from ..errors import ItemError, RunError, UsageError
 from ..imaging.geometry import Rect
-from ..io.parquet import write_tables
 from ..io.storage import Storage
 from ..masks.crop import crop_detections
-from ..pipeline.manifest import read_window_index
-from ..results.diff import Comparison, ImageDiff, Tally
-from ..results.diff_matching import APPEARED, KINDS, MOVED, RELABELLED, RESCORED, SAME, VANISHED
+from ..results.diff import Comparison, ImageDiff
+from ..results.diff_matching import APPEARED, KINDS, MOVED, RELABELLED, RESCORED, SAME, VANISHED, Rules
+from ..results.diff_tables import compare_runs
 from ..results.reader import ImageRow, RunReader
+from ..results.run import open_run
 from ..types import Detections, Pixels
-from .display import jpeg_of, short
+from .display import short
 from .draw import Color, draw_instances
-from .gallery_windows import region_pixels
-from .run_images import focus_on, read_image
+from .run_pixels import RunPixels, why_unreadable
+from .templates import encode_jpeg, render
 
+log = logging.getLogger("maskrcnn")
+
+PICTURES: Final = 12
+"""Default number on the page."""
 PICTURE_PX: Final = 560
 _SCALE: Final = 1.2
 _MOST_PX: Final = 1024
-"""Of an image, in one picture; of changes that are further apart, those around the largest are shown."""
+"""Maximum side of a region in a picture; if changes are further apart, those around the largest are shown."""
 _LEAST_PX: Final = 160
 COLORS: Final[dict[int, Color]] = {
     SAME: (150, 150, 150),
@@ -47,39 +44,11 @@ COLORS: Final[dict[int, Color]] = {
     APPEARED: (60, 210, 110),
     VANISHED: (255, 90, 80),
 }
-_BOX: Final = pa.struct([pa.field(side, pa.float32()) for side in ("xmin", "ymin", "xmax", "ymax")])
-INSTANCES: Final = pa.schema(
-    [
-        pa.field("name", pa.string(), nullable=False),
-        ("image_id_a", pa.int64()),
-        ("image_id_b", pa.int64()),
-        pa.field("kind", pa.string(), nullable=False),
-        *[(f"instance_{run}", pa.int32()) for run in "ab"],
-        *[(f"category_{run}", pa.string()) for run in "ab"],
-        *[(f"score_{run}", pa.float32()) for run in "ab"],
-        *[(f"area_{run}", pa.int64()) for run in "ab"],
-        *[(f"box_{run}", _BOX) for run in "ab"],
-        ("iou", pa.float32()),
-    ]
-)
-"""Of `diff.parquet`: one row an instance that is not the same; null where a run does not have it."""
-IMAGES: Final = pa.schema(
-    [
-        pa.field("name", pa.string(), nullable=False),
-        ("image_id_a", pa.int64()),
-        ("image_id_b", pa.int64()),
-        pa.field("outcome", pa.string(), nullable=False),
-        ("status_a", pa.string()),
-        ("status_b", pa.string()),
-        *[pa.field(kind, pa.int32(), nullable=False) for kind in KINDS],
-    ]
-)
-"""Of `images.parquet`: one row an image that differs."""
 
 
 @dataclass(frozen=True, slots=True)
 class DiffPicture:
-    """An image in both runs, drawn."""
+    """The pictures of an image in both runs."""
 
     name: str
     caption: str
@@ -87,107 +56,53 @@ class DiffPicture:
     """Of A, of B."""
 
 
-# Tables
+# Two runs
 
 
-def compare_runs(
-    comparison: Comparison, output: Storage | None, count: int
-) -> tuple[Tally, list[tuple[ImageRow, ImageRow]]]:
-    """Compare two runs, and write what differs as tables.
+def diff_runs(
+    a: str, b: str, rules: Rules | None = None, output: str | None = None, pictures: int = PICTURES
+) -> dict[str, Any]:
+    """Compare two finished runs over the same images, instance by instance; return the differences as JSON values.
+
+    Images are matched by id if both runs were given ids, else by name.
 
     Args:
-        comparison: of the runs.
-        output: gets `diff.parquet` and `images.parquet`; None: nothing is written.
-        count: how many of the images that differ most are wanted.
+        a: directory of one run, local or remote.
+        b: directory of the other run.
+        rules: when two instances are the same; by default if mask, box, category and score are equal.
+        output: an empty directory or prefix that gets `diff.parquet`, `images.parquet`, `diff.json` and `diff.html`;
+            None: nothing is written.
+        pictures: maximum number of images on the page.
 
     Returns:
-        What it adds up to, and the images that differ most, the most first.
+        `equal`, whether the runs are equal by the rules; counts of `images`, and of `instances` by kind, by category
+        and by size; the differing `settings`; the content of `diff.json`.
 
     Raises:
-        RunError: a run cannot be read, or a table not be stored.
+        UsageError: a run is missing or not finished, or the output is not empty.
+        RunError: a run cannot be read, or the output not be written.
     """
-    tally = Tally(comparison.categories)
-    most: list[tuple[float, int, tuple[ImageRow, ImageRow]]] = []
-    rows: list[dict[str, Any]] = []
-
-    def changed() -> Iterator[pa.Table]:
-        for number, image in enumerate(comparison):
-            tally.add(image)
-            if image.a is not None and image.b is not None and image.weight:
-                heapq.heappush(most, (image.weight, -number, (image.a, image.b)))
-                if len(most) > count:
-                    heapq.heappop(most)
-            if output is not None:
-                rows.extend(_image_row(image))
-                if len(image.changed):
-                    yield _instance_rows(image, comparison.categories)
-
-    if output is None:
-        for _ in changed():
-            pass
-    else:
-        write_tables(output, "diff.parquet", INSTANCES, changed())
-        write_tables(output, "images.parquet", IMAGES, [pa.Table.from_pylist(rows, IMAGES)])
-    return tally, [entry[2] for entry in sorted(most, key=lambda entry: (-entry[0], -entry[1]))]
-
-
-def _image_row(image: ImageDiff) -> list[dict[str, Any]]:
-    counts = np.bincount(image.kinds, minlength=len(KINDS)).tolist()
-    differs = image.status in ("only_a", "only_b", "resized") or image.status_changed
-    if not differs and not len(image.changed):
-        return []
-    a, b = image.a, image.b
-    one = {
-        "name": image.name,
-        "image_id_a": a and a.image_id,
-        "image_id_b": b and b.image_id,
-        "outcome": image.status,
-        "status_a": a and a.status,
-        "status_b": b and b.status,
-    }
-    return [one | dict(zip(KINDS, counts, strict=True))]
-
-
-def _instance_rows(image: ImageDiff, categories: tuple[str, ...]) -> pa.Table:
-    changed = image.changed
-    a, b = image.a, image.b
-    kinds = image.kinds[changed]
-    columns: dict[str, Any] = {
-        "name": [image.name] * len(changed),
-        "image_id_a": [a and a.image_id] * len(changed),
-        "image_id_b": [b and b.image_id] * len(changed),
-        "kind": [KINDS[kind] for kind in kinds.tolist()],
-    }
-    for run, found, rows, numbers in (
-        ("a", image.found_a, image.rows_a[changed], image.numbers_a),
-        ("b", image.found_b, image.rows_b[changed], image.numbers_b),
-    ):
-        here = [row if row >= 0 else None for row in rows.tolist()]
-        columns |= _side(found, here, numbers, categories, run) if found is not None else {}
-    matched = (image.rows_a[changed] >= 0) & (image.rows_b[changed] >= 0)
-    columns["iou"] = pa.array(image.iou[changed].astype(np.float32), mask=~matched)
-    return pa.table([pa.array(columns[f.name], f.type) for f in INSTANCES], schema=INSTANCES)
-
-
-def _side(
-    found: Detections,
-    rows: list[int | None],
-    numbers: NDArray[np.int64],
-    categories: tuple[str, ...],
-    run: str,
-) -> dict[str, Any]:
-    def of(values: list[Any]) -> list[Any]:
-        return [None if row is None else values[row] for row in rows]
-
-    sides = ("xmin", "ymin", "xmax", "ymax")
-    boxes = [dict(zip(sides, box, strict=True)) for box in found.boxes.tolist()]
-    return {
-        f"instance_{run}": of(numbers.tolist()),
-        f"category_{run}": of([categories[label] for label in found.labels.tolist()]),
-        f"score_{run}": of(found.scores.tolist()),
-        f"area_{run}": of(found.areas.tolist()),
-        f"box_{run}": of(boxes),
-    }
+    rules = rules or Rules()
+    target = None if output is None else Storage(output)
+    if target is not None and target.list():
+        raise UsageError(f"{output} is not empty: name another directory")
+    with RunReader(open_run(a)) as one, RunReader(open_run(b)) as other:
+        comparison = Comparison(one, other, rules)
+        tally, most = compare_runs(comparison, target, pictures)
+        if not tally.images["compared"] and not tally.images["failed"]:
+            log.warning("the runs have no image in common by %s", comparison.matched_by)
+        facts = {
+            "a": one.run.url,
+            "b": other.run.url,
+            "equal": tally.equal,
+            "matched_by": comparison.matched_by,
+            "rules": dataclasses.asdict(rules),
+            "settings": comparison.settings,
+            **tally.to_json(),
+        }
+        if target is not None:
+            write_page(target, facts, draw_diffs(comparison, one, other, most))
+    return facts
 
 
 # Pictures
@@ -196,59 +111,44 @@ def _side(
 def draw_diffs(
     comparison: Comparison, a: RunReader, b: RunReader, images: list[tuple[ImageRow, ImageRow]]
 ) -> list[DiffPicture]:
-    """Draw images in which runs differ, in each run.
+    """Draw images in which two runs differ, once per run.
 
-    An image that cannot be read any more is drawn as a grey ground.
+    An image that cannot be read any more is drawn as a grey background.
 
     Args:
         comparison: of the runs.
-        a: of one run.
-        b: of the other.
-        images: in both, compared.
+        a: reader of one run.
+        b: reader of the other run.
+        images: pairs of compared images.
 
     Raises:
         RunError: a run cannot be read.
     """
-    with Decoders(1) as decoders:
-        eyes = [_Eyes(reader, decoders) for reader in (a, b)]
-        return [_draw(comparison.image(*pair), comparison.categories, eyes) for pair in images]
+    with RunPixels(a.storage, a.run.info) as of_a, RunPixels(b.storage, b.run.info) as of_b:
+        return [_draw(comparison.image(*pair), comparison.categories, of_a, of_b) for pair in images]
 
 
-class _Eyes:
-    """Reads the pixels of a run's images."""
-
-    def __init__(self, reader: RunReader, decoders: Decoders) -> None:
-        self._run = reader.run.info
-        self._items = read_window_index(reader.storage)
-        self._decoders = decoders
-
-    def see(self, image: ImageRow, region: Rect) -> tuple[Pixels, str]:
-        """Return the pixels of a region; or a grey ground, and why."""
-        settings = self._run["settings"]
-        try:
-            if self._items is not None:
-                focus = focus_on(image, 0, 0, 0.0, region)
-                return region_pixels(self._decoders, self._run, self._items, focus), ""
-            limits = Limits(settings["max_pixels"], settings["max_bytes"], float("inf"))
-            pixels = read_image(image, limits)
-        except (ItemError, RunError) as fault:
-            why = ERROR_CODES[fault.code] if isinstance(fault, ItemError) else "not from this machine"
-            return np.full((region.height, region.width, 3), 70, np.uint8), f"image not read: {why}"
-        return pixels[region.row_off : region.bottom, region.col_off : region.right], ""
+def _read(pixels: RunPixels, image: ImageRow, region: Rect) -> tuple[Pixels, str]:
+    """Return the pixels of a region; or a grey background, and why."""
+    try:
+        return pixels.read(image, region), ""
+    except (ItemError, RunError) as fault:
+        grey = np.full((region.height, region.width, 3), 70, np.uint8)
+        return grey, f"image not read: {why_unreadable(fault)}"
 
 
-def _draw(image: ImageDiff, categories: tuple[str, ...], eyes: list[_Eyes]) -> DiffPicture:
+def _draw(image: ImageDiff, categories: tuple[str, ...], of_a: RunPixels, of_b: RunPixels) -> DiffPicture:
     a, b = image.a, image.b
     found_a, found_b = image.found_a, image.found_b
     if a is None or b is None or found_a is None or found_b is None:
         raise ValueError("the image was not compared")
     region = _region(image, found_a, found_b)
     jpegs, notes = [], []
-    for row, found, rows, others, eye in (
-        (a, found_a, image.rows_a, image.rows_b, eyes[0]),
-        (b, found_b, image.rows_b, image.rows_a, eyes[1]),
+    for row, found, rows, others, reader in (
+        (a, found_a, image.rows_a, image.rows_b, of_a),
+        (b, found_b, image.rows_b, image.rows_a, of_b),
     ):
-        pixels, note = eye.see(row, region)
+        pixels, note = _read(reader, row, region)
         notes += [note] if note else []
         partner = found_b if found is found_a else found_a
         here = rows >= 0
@@ -267,7 +167,7 @@ def _draw(image: ImageDiff, categories: tuple[str, ...], eyes: list[_Eyes]) -> D
                 categories,
                 found is found_a,
             )
-        jpegs.append(jpeg_of(_drawn(pixels, found, kinds, texts, region)))
+        jpegs.append(encode_jpeg(_drawn(pixels, found, kinds, texts, region)))
     counts = np.bincount(image.kinds, minlength=len(KINDS))
     said = [f"{counts[kind]} {KINDS[kind]}" for kind in (VANISHED, APPEARED, MOVED, RELABELLED, RESCORED)]
     caption = ", ".join(text for text in said if not text.startswith("0 "))
@@ -302,7 +202,7 @@ def _text(
 
 
 def _region(image: ImageDiff, a: Detections, b: Detections) -> Rect:
-    """Return the part of the image to show: all changes with their surroundings, or those around the largest."""
+    """Return the part of the image to show: all changes with their surroundings, or the surroundings of the largest."""
     boxes, areas = [], []
     for rows, found in ((image.rows_a, a), (image.rows_b, b)):
         changed = rows[(image.kinds != SAME) & (rows >= 0)]
@@ -316,7 +216,7 @@ def _region(image: ImageDiff, a: Detections, b: Detections) -> Rect:
     side = max(*(1.3 * (around[2:] - around[:2])), least)
     longest = max(a.height, a.width)
     if 0.6 * longest <= side and longest <= _MOST_PX:
-        side = longest  # what is nearly all of the image is better shown as all of it
+        side = longest  # nearly the whole image is better shown as the whole image
     side = min(side, _MOST_PX)
     width, height = min(round(side), a.width), min(round(side), a.height)
     left = int(np.clip(round((around[0] + around[2] - width) / 2), 0, a.width - width))
@@ -330,7 +230,7 @@ def _drawn(
     left, top, right, bottom = found.boxes.T
     inside = (left < region.right) & (right > region.col_off)
     inside &= (top < region.bottom) & (bottom > region.row_off)
-    # What changed is drawn last, and named first.
+    # Changed instances first: they are drawn on top, and their labels are placed first.
     here = np.flatnonzero(inside)
     here = here[np.argsort(kinds[here] == SAME, kind="stable")]
     return draw_instances(
@@ -349,32 +249,15 @@ def _drawn(
 # The page
 
 
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    text = resources.files(__package__).joinpath("templates", "diff.html.j2").read_text("utf-8")
-    return environment.from_string(text)
-
-
 def render_diff(facts: dict[str, Any], pictures: list[DiffPicture]) -> str:
     """Return the page as one self-contained HTML file.
 
     Args:
-        facts: `Tally.to_json` with the runs, the rules and the settings in which they differ.
+        facts: `Tally.to_json` with the runs, the rules and the differing settings.
         pictures: from `draw_diffs`.
     """
     colors = {KINDS[kind]: f"rgb{color}" for kind, color in COLORS.items()}
-    shown = [
-        {
-            "name": picture.name,
-            "caption": picture.caption,
-            "jpegs": [base64.b64encode(jpeg).decode("ascii") for jpeg in picture.jpegs],
-        }
-        for picture in pictures
-    ]
-    return _template().render(facts=facts, pictures=shown, kinds=KINDS, colors=colors)
+    return render("diff.html.j2", facts=facts, pictures=pictures, kinds=KINDS, colors=colors)
 
 
 def write_page(output: Storage, facts: dict[str, Any], pictures: list[DiffPicture]) -> None:

@@ -1,27 +1,32 @@
-"""`evaluation.html`: one file that shows how well a run agrees with its ground truth, and where it does not.
+"""Write `evaluation.html`: one file that shows how well a run agrees with its ground truth, and where it does not.
 
-Everything is in the file, as in the report: no script, no font; charts are SVG in the page and follow its colours.
+As in the report, everything is in the file: no scripts, no fonts; charts are inline SVG in the colors of the page.
 """
 
-import base64
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, Final
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import plural
 from ..evaluation.average_precision import RECALLS, Curves
-from ..evaluation.evaluate_run import FOLDER, Evaluation, Shares
+from ..evaluation.evaluate_run import (
+    FOLDER,
+    Evaluation,
+    EvaluationOptions,
+    evaluate_run,
+    write_evaluation,
+)
+from ..evaluation.ground_truth_shares import Shares
 from ..evaluation.image_scores import KINDS, Kind
 from ..evaluation.matching import IOUS
 from ..io.storage import Storage
+from ..pipeline.success import RunAll, run_here
 from ..results.reader import RunReader
 from ..results.run import open_run
-from .charts import number_text, percent_text
+from .templates import render, score_text
 from .worst_images import Worst, draw_worst
 
 PAGE: Final = f"{FOLDER}/evaluation.html"
@@ -29,13 +34,13 @@ LISTED_CATEGORIES: Final = 25
 MATRIX_CATEGORIES: Final = 20
 MULTIPLES: Final = 12
 _SHOWN_IOUS: Final = (0, 5, 8)
-"""Of `IOUS`: 0.50, 0.75 and 0.90."""
+"""Indices in `IOUS`: 0.50, 0.75 and 0.90."""
 _WORDS: Final = {"segm": "Masks", "bbox": "Boxes"}
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A curve in a plot of 100 x 100, y downwards."""
+    """A curve in a plot of 100 x 100 units, y downwards."""
 
     path: str
     text: str
@@ -43,22 +48,55 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Precision over recall."""
+    """A plot of precision over recall."""
 
     title: str
     note: str
     lines: list[Line]
 
 
+def evaluate(
+    run: str,
+    ground_truth: str,
+    options: EvaluationOptions | None = None,
+    *,
+    run_all: RunAll = run_here,
+    page: bool = True,
+) -> Evaluation:
+    """Evaluate a finished run against a COCO ground truth, and store the results below its `evaluation/`.
+
+    Args:
+        run: the run's directory, local or remote.
+        ground_truth: path or URL of a COCO dataset.
+        options: by default as COCO does.
+        run_all: executes the parts; by default one after the other in this process.
+        page: whether to draw the worst images and to write `evaluation.html`.
+
+    Returns:
+        `summary` has the content of `evaluation/summary.json`: COCO's twelve numbers for boxes and masks, counts, and
+        the numbers of each category; `images` is a table with a row per image.
+
+    Raises:
+        UsageError: the run is not finished, the ground truth is not valid, or images or categories do not match.
+        RunError: something cannot be read or stored.
+    """
+    storage = Storage(run)
+    with evaluate_run(storage.url, ground_truth, options, run_all) as (evaluation, shares):
+        write_evaluation(storage, evaluation)
+        if page:
+            write_page(storage, evaluation, shares)
+    return evaluation
+
+
 def write_page(storage: Storage, evaluation: Evaluation, shares: Shares) -> None:
-    """Draw the worst images, and store the page beside the numbers.
+    """Draw the worst images, and store the page beside the tables.
 
     Raises:
         RunError: a table of the run cannot be read, or the page not stored.
     """
     run = open_run(storage.url)
     with RunReader(run) as reader:
-        worst = draw_worst(reader, evaluation, shares, evaluation.of_run)
+        worst = draw_worst(reader, evaluation, shares)
     storage.write(PAGE, render_page(evaluation, worst).encode())
 
 
@@ -70,7 +108,8 @@ def render_page(evaluation: Evaluation, worst: Sequence[Worst] = ()) -> str:
         ({"name": name} | row for name, row in summary["per_category"].items()),
         key=lambda row: -row[kinds[0]][0],
     )
-    return _template().render(
+    return render(
+        "evaluation.html.j2",
         summary=summary,
         kinds=[(kind, _WORDS[kind]) for kind in kinds],
         main=kinds[0],
@@ -79,40 +118,22 @@ def render_page(evaluation: Evaluation, worst: Sequence[Worst] = ()) -> str:
         plots=[_plot(_WORDS[kind], evaluation.curves[kind]) for kind in kinds],
         multiples=_multiples(evaluation, kinds[0]),
         matrix=confusion_rows(evaluation.categories, evaluation.confusion),
-        worst=[(item, *(_data(jpeg) for jpeg in (item.truth, item.found))) for item in worst],
+        worst=worst,
     )
-
-
-def _data(jpeg: bytes | None) -> str | None:
-    return base64.b64encode(jpeg).decode() if jpeg else None
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": percent_text, "number": number_text, "score": _score}
-    text = resources.files(__package__).joinpath("templates", "evaluation.html.j2").read_text("utf-8")
-    return environment.from_string(text)
-
-
-def _score(value: float) -> str:
-    return "-" if value < 0 else f"{value:.3f}"
 
 
 # Curves
 
 
 def _plot(title: str, curves: Curves) -> Plot:
-    """Return the mean curves over categories, at some thresholds."""
+    """Return the curves at some IoU thresholds, each the mean over categories."""
     overall = curves.precision[..., 0]  # (T, R, K)
     counted = overall[0, 0] > -1
     lines = [
         _line(overall[t][:, counted].mean(axis=1), f"IoU {IOUS[t]:.2f}") for t in _SHOWN_IOUS if counted.any()
     ]
     ap = curves.stats()[0]
-    return Plot(title, f"AP {_score(ap)}, the mean over IoU 0.50 to 0.95 and categories", lines)
+    return Plot(title, f"AP {score_text(ap)}, mean over IoU 0.50 to 0.95 and categories", lines)
 
 
 def _multiples(evaluation: Evaluation, kind: Kind) -> list[Plot]:
@@ -125,7 +146,7 @@ def _multiples(evaluation: Evaluation, kind: Kind) -> list[Plot]:
     return [
         Plot(
             name,
-            f"AP {_score(rows[name][kind][0])}, {rows[name]['objects']:,} objects",
+            f"AP {score_text(rows[name][kind][0])}, {plural(rows[name]['objects'], 'object')}",
             [
                 _line(curves[t][:, evaluation.categories.index(name)], f"IoU {IOUS[t]:.2f}")
                 for t in _SHOWN_IOUS
@@ -140,15 +161,15 @@ def _line(precision: NDArray[np.float64], text: str) -> Line:
     return Line("M" + "L".join(points), f"{text}: AP {precision.mean():.3f}")
 
 
-# What is taken for what
+# Confusion matrix
 
 
 def confusion_rows(names: Sequence[str], confusion: NDArray[np.int64]) -> dict[str, Any]:
-    """Return the matrix of the categories with the most objects; the others are left out, "nothing" stays."""
+    """Return the confusion matrix of the categories with the most objects, and of the background."""
     order = np.argsort(-(confusion[:-1].sum(axis=1) + confusion[:, :-1].sum(axis=0)), kind="stable")
     order = order[(confusion[order].sum(axis=1) + confusion[:, order].sum(axis=0)) > 0]
     shown = [*order[:MATRIX_CATEGORIES].tolist(), len(names)]
-    titles = [*names, "nothing"]
+    titles = [*names, "background"]
     rows = []
     for i in shown:
         total = int(confusion[i].sum())
@@ -156,7 +177,7 @@ def confusion_rows(names: Sequence[str], confusion: NDArray[np.int64]) -> dict[s
         for j in shown:
             count = int(confusion[i, j])
             share = count / total if total else 0.0
-            what = f"{titles[i]} taken for {titles[j]}" if i != j else f"{titles[i]} found as such"
+            what = f"{titles[i]} detected as {titles[j]}"
             cells.append(
                 {
                     "own": i == j == len(names),

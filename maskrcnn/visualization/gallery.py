@@ -1,9 +1,8 @@
-"""A few pictures that show what a run found: which ones, and drawn.
+"""Choose and draw the sample pictures of a report.
 
-The choice depends on the tables only, and reads a bounded part of them however large the run is.
+The choice depends on the tables only, and reads a bounded part of them whatever the size of the run.
 """
 
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,35 +13,43 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
-from ..errors import ERROR_CODES, ItemError, RunError
+from ..errors import ItemError, RunError
 from ..io.parquet import Part
 from ..io.storage import Storage
 from ..schema import detections_of
 from ..types import Category, Detections, Pixels
 from .draw import Rectangle, draw_instances
+from .run_pixels import unreadable_note
+from .templates import encode_jpeg
 
 SHOWN_SCORE: Final = 0.5
 PICTURE_PX: Final = 560
 PICTURE_SCALE: Final = 1.6
-"""Of lines and type, since pictures are shown at some 60 % of their pixels."""
+"""Scale of lines and type, because pictures are displayed at about 60 % of their size."""
 ASPECT: Final = 4 / 3
-JPEG_QUALITY: Final = 80
 _LARGEST: Final = 2**32
-"""From so many pixels on, masks are drawn in a frame of their own; no such image is shown."""
+"""Images with this many pixels or more have masks in their own frames; they are not shown."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class GalleryPick:
-    """An image to be shown, with what was found in it."""
+    """An image to show, with its detections."""
 
+    row: int
+    """Row of the manifest, from 0."""
     image_id: int
     name: str
     uri: str
+    etag: str | None
+    bytes: int | None
+    """Size of the file as planned."""
+    height: int
+    width: int
     detections: Detections
+    """Of the image; of a run of windows, in the frame of the region that is shown."""
     focus: int
     """The instance around which the picture is cropped."""
 
@@ -55,21 +62,21 @@ class GalleryItem:
     caption: str
     jpeg: bytes | None
     note: str | None = None
-    """Why there is no picture."""
+    """Why there is no picture; None if there is one."""
 
 
-# Which ones
+# Selection
 
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     part: Part
     row: int
-    """Of the image in its part."""
+    """Row of the image in its part."""
     group: int
-    """The row group that holds all of its instances."""
+    """The row group that contains all of its instances."""
     start: int
-    """Of its instances in that row group."""
+    """Row in that row group where its instances begin."""
     image_id: int
     height: int
     width: int
@@ -78,19 +85,20 @@ class _Candidate:
 
 
 def pick_gallery(storage: Storage, parts: Sequence[Part], count: int = 12) -> list[GalleryPick]:
-    """Choose images to show: spread over the parts, and over the categories found in them.
+    """Choose images to show, spread over the parts and over their categories.
 
-    At most `count` parts are opened, and at most `count` row groups of instances are read. Within one, images
-    come in the order of a hash of their id, those with a strong instance of a category not shown yet first.
+    At most `count` parts are opened, and at most `count` row groups of instances are read. Within a row group, images
+    are ordered by a hash of their id; those with a high-scoring instance of a category not shown yet come first.
 
     Args:
         storage: of the run.
         parts: of the run, in order.
-        count: the most images.
+        count: maximum number of images.
 
     Raises:
         RunError: a part cannot be read.
     """
+    firsts = dict(zip(parts, np.cumsum([0, *(part.n_images for part in parts)]).tolist(), strict=False))
     chosen = spread([part for part in parts if part.n_instances], count)
     if not chosen:
         return []
@@ -98,7 +106,10 @@ def pick_gallery(storage: Storage, parts: Sequence[Part], count: int = 12) -> li
     candidates = [c for part in chosen for c in _candidates(storage, part, groups_each, 16 * count)]
     picked = _most_varied(candidates, count)
     rows = _rows(storage, [candidate for candidate, _ in picked])
-    return [_pick(candidate, focus, *row) for (candidate, focus), row in zip(picked, rows, strict=True)]
+    return [
+        _pick(candidate, firsts[candidate.part] + candidate.row, focus, *found)
+        for (candidate, focus), found in zip(picked, rows, strict=True)
+    ]
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
@@ -108,7 +119,7 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def _candidates(storage: Storage, part: Part, groups: int, most: int) -> Iterator[_Candidate]:
-    """Give images of a part, at most `most` of each of `groups` row groups of its instances."""
+    """Yield images of a part, at most `most` from each of `groups` row groups of its instances."""
     with storage.open(part.images) as file:
         images = pq.read_table(file, columns=["image_id", "status", "n_instances", "width", "height"])
     counts = images["n_instances"].to_numpy().astype(np.int64)
@@ -135,7 +146,7 @@ def _candidates(storage: Storage, part: Part, groups: int, most: int) -> Iterato
 
 
 def scattered(ids: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Return numbers in no order that the ids know of (the finalizer of splitmix64)."""
+    """Return a hash of each id, to order ids pseudo-randomly (the finalizer of splitmix64)."""
     mixed = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -156,7 +167,7 @@ def _most_varied(candidates: Sequence[_Candidate], count: int) -> list[tuple[_Ca
             for k, (candidate, strong) in enumerate(left)
         )
         candidate, strong = left.pop(min(ranks)[-1])
-        # Instances stand by score, so that the first of a new category is its strongest.
+        # Instances are ordered by score, so the first of a new category has its highest score.
         focus = next((i for i, label in enumerate(strong) if label not in seen), 0)
         uses[candidate.part.instances, candidate.group] += 1
         seen.update(candidate.labels[focus : focus + 1].tolist())
@@ -164,69 +175,75 @@ def _most_varied(candidates: Sequence[_Candidate], count: int) -> list[tuple[_Ca
     return picked
 
 
-def _rows(storage: Storage, candidates: Sequence[_Candidate]) -> list[tuple[str, str, pa.Table]]:
-    """Return name, uri and instances of each candidate; a row group is read once."""
-    found: dict[int, tuple[str, str, pa.Table]] = {}
+_FILE: Final = ["name", "uri", "etag", "bytes"]
+
+
+def _rows(storage: Storage, candidates: Sequence[_Candidate]) -> list[tuple[dict[str, Any], pa.Table]]:
+    """Return `_FILE` and the instances of each candidate; a row group is read once."""
+    found: dict[int, tuple[dict[str, Any], pa.Table]] = {}
     columns = ["category_id", "score", "box", "area", "segmentation", "mask_box", "frame"]
     for part in dict.fromkeys(candidate.part for candidate in candidates):
         here = [(k, candidate) for k, candidate in enumerate(candidates) if candidate.part == part]
         with storage.open(part.images) as file:
-            names = _take(file, [candidate.row for _, candidate in here], ["name", "uri"])
+            files = _take(file, [candidate.row for _, candidate in here], _FILE)
         with storage.open(part.instances) as file, pq.ParquetFile(file) as instances:
             for group in sorted({candidate.group for _, candidate in here}):
                 table = instances.read_row_group(group, columns=columns)
-                for (k, candidate), (name, uri) in zip(here, names, strict=True):
+                for (k, candidate), stored in zip(here, files, strict=True):
                     if candidate.group == group:
-                        found[k] = (name, uri, table.slice(candidate.start, len(candidate.labels)))
+                        found[k] = (stored, table.slice(candidate.start, len(candidate.labels)))
     return [found[k] for k in range(len(candidates))]
 
 
-def _take(file: Any, rows: Sequence[int], columns: list[str]) -> list[tuple[Any, ...]]:
-    """Return some rows of a Parquet file, reading their row groups only."""
+def _take(file: Any, rows: Sequence[int], columns: list[str]) -> list[dict[str, Any]]:
+    """Return some rows of a Parquet file; only their row groups are read."""
     with pq.ParquetFile(file) as parquet:
         ends = np.cumsum([parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)])
-        values: dict[int, tuple[Any, ...]] = {}
+        values: dict[int, dict[str, Any]] = {}
         groups = np.searchsorted(ends, rows, side="right")
         for group in np.unique(groups).tolist():
             table = parquet.read_row_group(group, columns=columns)
             first = int(ends[group - 1]) if group else 0
             for row, its_group in zip(rows, groups.tolist(), strict=True):
                 if its_group == group:
-                    values[row] = tuple(table[column][row - first].as_py() for column in columns)
+                    values[row] = {column: table[column][row - first].as_py() for column in columns}
     return [values[row] for row in rows]
 
 
-def _pick(candidate: _Candidate, focus: int, name: str, uri: str, rows: pa.Table) -> GalleryPick:
-    image = {"height": candidate.height, "width": candidate.width, "capped": False}
-    detections = detections_of(image, rows)
-    return GalleryPick(candidate.image_id, name, uri, detections, focus)
+def _pick(
+    candidate: _Candidate, row: int, focus: int, stored: dict[str, Any], instances: pa.Table
+) -> GalleryPick:
+    size: dict[str, Any] = {"height": candidate.height, "width": candidate.width}
+    detections = detections_of(size | {"capped": False}, instances)
+    return GalleryPick(row, candidate.image_id, **stored, **size, detections=detections, focus=focus)
 
 
-# Drawn
+# Drawing
 
 
 def draw_gallery(
-    picks: Sequence[GalleryPick], read_pixels: Callable[[str], Pixels], categories: Sequence[Category]
+    picks: Sequence[GalleryPick],
+    read_pixels: Callable[[GalleryPick], Pixels],
+    categories: Sequence[Category],
 ) -> list[GalleryItem]:
-    """Draw the picked images, each around its instance in focus.
+    """Draw the picked images, each cropped around its instance in focus.
 
-    An image that cannot be read any more, or has another size now, gives an item that says so.
+    An image that cannot be read any more, or that now has a different size, gets a note instead of a picture.
 
     Args:
         picks: from `pick_gallery`.
-        read_pixels: gives the image at a uri, as the run saw it; may raise `ItemError`.
+        read_pixels: returns the pixels of an image as the run read them, `RunPixels.read`; may raise `ItemError`
+            and `RunError`.
         categories: of the run.
     """
     items = []
     for pick in picks:
         caption = caption_of(pick, categories)
         try:
-            pixels = read_pixels(pick.uri)
+            pixels = read_pixels(pick)
         except (ItemError, RunError) as fault:
-            # Also where this machine cannot reach the inputs at all: a report without pictures is still one.
-            why = ERROR_CODES[fault.code] if isinstance(fault, ItemError) else "not from this machine"
-            note = f"The image cannot be read any more: {why}."
-            items.append(GalleryItem(pick.name, caption, None, note))
+            # Also if the inputs are not accessible from this machine: a report without pictures is still a report.
+            items.append(GalleryItem(pick.name, caption, None, unreadable_note(fault)))
             continue
         if pixels.shape[:2] != (pick.detections.height, pick.detections.width):
             items.append(GalleryItem(pick.name, caption, None, "The image has another size now."))
@@ -236,12 +253,12 @@ def draw_gallery(
 
 
 def _shown_score(pick: GalleryPick) -> float:
-    """Return 0.5, or less where the instance in focus is weaker."""
+    """Return 0.5, or the score of the instance in focus if that is lower."""
     return min(SHOWN_SCORE, float(pick.detections.scores[pick.focus]))
 
 
 def caption_of(pick: GalleryPick, categories: Sequence[Category]) -> str:
-    """Return what a picture shows, in a few words."""
+    """Return the caption of a picture: category and score in focus, and the number of other instances."""
     detections = pick.detections
     label = int(detections.labels[pick.focus])
     name = next((category.name for category in categories if category.id == label), f"#{label}")
@@ -252,7 +269,7 @@ def caption_of(pick: GalleryPick, categories: Sequence[Category]) -> str:
 def draw_pick(
     pick: GalleryPick, pixels: Pixels, categories: Sequence[Category], region: Rectangle | None = None
 ) -> bytes:
-    """Return a picture as JPEG: of a region of the image, or of all that there are pixels of."""
+    """Return a picture as JPEG, of a region of the pixels or of all of them."""
     picture = draw_instances(
         pixels,
         pick.detections,
@@ -263,17 +280,15 @@ def draw_pick(
         scale=PICTURE_SCALE,
         region=region,
     )
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
+    return encode_jpeg(picture)
 
 
 def _region(pick: GalleryPick) -> Rectangle:
-    """Return the rectangle to show: the instance with its surroundings, 4:3 where the image allows it."""
+    """Return the rectangle to show: the instance with its surroundings, 4:3 if the image allows it."""
     height, width = pick.detections.height, pick.detections.width
     xmin, ymin, xmax, ymax = (float(side) for side in pick.detections.boxes[pick.focus])
 
-    # The instance takes at most 60 % of the picture's side, the picture at least a fifth of the image's.
+    # The instance covers at most 60 % of the picture's side, the picture at least a fifth of the image's.
     wanted = max((xmax - xmin) / 0.6, (ymax - ymin) / 0.6 * ASPECT, min(width, height * ASPECT) / 5, 160.0)
     out_width, out_height = min(round(wanted), width), min(round(wanted / ASPECT), height)
     left = round((xmin + xmax - out_width) / 2)

@@ -1,51 +1,36 @@
-"""The report: one HTML file that shows in a minute what a run found, how it went, and where it came from.
+"""Write `report.html`: one file that shows the detections of a run, its failures, timings and provenance.
 
-Everything is in the file: no script, no font, no picture from elsewhere. Charts are SVG in the page, so that
-they follow its colours, light or dark. All text is escaped by the template engine; a content security policy
-forbids scripts besides.
+The file is self-contained: no scripts, no fonts, no external pictures. Charts are inline SVG, so that they follow the
+page's light or dark colors. The template engine escapes all text; a content security policy forbids scripts as well.
 """
 
-import base64
-import functools
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any, Final
 
-import jinja2
 import numpy as np
 
 from ..errors import ERROR_CODES
-from ..imaging.decode import Limits, decode_image
-from ..io.inputs import read_input
 from ..io.parquet import GEO, IMAGES, PIECES, Part
 from ..io.storage import Storage
-from ..pipeline.manifest import read_window_index
 from ..pipeline.success import categories_of, parts_of
 from ..stats import HALF, Stats, summary
 from ..tiling.index import WindowIndex
-from ..types import Pixels
-from .charts import (
-    cooccurrence_matrix,
-    histograms,
-    number_text,
-    percent_text,
-    position_map,
-    seconds_text,
-    size_map,
-)
+from .charts import cooccurrence_matrix, histograms, number_text, position_map, size_map
 from .gallery import GalleryItem, draw_gallery, pick_gallery
 from .gallery_windows import draw_window_gallery
 from .maps import Maps, draw_maps
+from .run_pixels import RunPixels
+from .templates import render
 
 LISTED_CATEGORIES: Final = 25
-"""Rows of the table of categories that are seen at once; the others unfold."""
+"""Rows of the table of categories that are visible at first; the others can be unfolded."""
 STAGES: Final = ("fetch", "decode", "model", "encode", "write", "other")
 
 # Tables
 
 
 def _category_rows(stats: Stats) -> list[dict[str, Any]]:
-    """Return what is known of each category that was found, most instances first."""
+    """Return the statistics of each category with detections, ordered by the number of instances."""
     order = np.argsort(-stats.category_instances, kind="stable")
     most = max(int(stats.category_instances.max(initial=0)), 1)
     rows = []
@@ -78,7 +63,7 @@ def _failures(stats: Stats) -> list[dict[str, Any]]:
 
 
 def _stages(timings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the stages of the work with their share of all worker time, in the order of the work."""
+    """Return the stages of processing with their share of the worker time, in order of execution."""
     seconds: Mapping[str, float] = timings.get("stages_s") or {}
     total = sum(seconds.values())
     names = [*(name for name in STAGES if name in seconds), *sorted(set(seconds) - set(STAGES))]
@@ -90,7 +75,7 @@ def _stages(timings: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _facts(value: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return a mapping as rows of text, without what is empty."""
+    """Return a mapping as rows of text; empty values are left out."""
     return [
         (key.replace("_", " "), _fact(entry))
         for key, entry in value.items()
@@ -113,16 +98,6 @@ def _fact(entry: object) -> str:
 # The page
 
 
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": percent_text, "number": number_text, "seconds": seconds_text}
-    text = resources.files(__package__).joinpath("templates", "report.html.j2").read_text("utf-8")
-    return environment.from_string(text)
-
-
 def render_report(
     run: Mapping[str, Any],
     stats: Mapping[str, Any],
@@ -136,23 +111,24 @@ def render_report(
     Args:
         run: the content of `run.json`.
         stats: the content of `stats.json`.
-        timings: the content of `timings.json`; what it does not have is left out.
+        timings: the content of `timings.json`; missing values are left out.
         gallery: pictures, from `draw_gallery`.
         maps: from `maps.draw_maps`.
-        windows: of a run of windows, how many there are by their status, and how many `pieces` were found in them.
+        windows: of a run of windows, the number of windows by status, and the number of window detections as `pieces`.
 
     Raises:
-        RunError: `stats` were written by a version with other bins.
+        RunError: `stats` was written by a version with other histogram bins.
     """
     values = Stats.from_json(stats)
     figures = summary(values)
     categories = _category_rows(values)
     found = {row["id"] for row in categories}
-    return _template().render(
+    return render(
+        "report.html.j2",
         run=run,
         figures=figures,
         failures=_failures(values),
-        gallery=[(item, base64.b64encode(item.jpeg).decode() if item.jpeg else None) for item in gallery],
+        gallery=gallery,
         maps=maps,
         windows=windows,
         categories=categories,
@@ -180,29 +156,25 @@ GALLERY_IMAGES: Final = 12
 def write_report(
     url: str, sources: tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]
 ) -> str:
-    """Write `report.html` of a run whose tables stand; what `reduce_run` is passed to do so.
+    """Write `report.html` of a run whose tables are complete; passed to `reduce_run` as `write_report`.
 
     Args:
         url: the run's directory.
         sources: the content of `run.json`, `stats.json`, `timings.json` and `_SUCCESS`.
 
     Returns:
-        The path of the page below the run's directory.
+        The path of the page, relative to the run's directory.
     """
     storage = Storage(url)
     run, stats, timings, success = sources
-    parts, items = parts_of(success), read_window_index(storage)
-    if items is not None:
-        page = _windowed_report(storage, sources, parts, items)
-        storage.write("report.html", page.encode())
-        return "report.html"
-    limits = Limits(run["settings"]["max_pixels"], run["settings"]["max_bytes"], float("inf"))
-
-    def read_pixels(uri: str) -> Pixels:
-        return decode_image(read_input(uri, limits.max_bytes), limits).pixels
-
-    gallery = draw_gallery(pick_gallery(storage, parts, GALLERY_IMAGES), read_pixels, categories_of(run))
-    storage.write("report.html", render_report(run, stats, timings, gallery).encode())
+    parts = parts_of(success)
+    with RunPixels(storage, run) as pixels:
+        if pixels.windows is not None:
+            page = _windowed_report(storage, sources, parts, pixels, pixels.windows)
+        else:
+            picks = pick_gallery(storage, parts, GALLERY_IMAGES)
+            page = render_report(run, stats, timings, draw_gallery(picks, pixels.read, categories_of(run)))
+    storage.write("report.html", page.encode())
     return "report.html"
 
 
@@ -210,10 +182,11 @@ def _windowed_report(
     storage: Storage,
     sources: tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]],
     parts: Sequence[Part],
+    pixels: RunPixels,
     items: WindowIndex,
 ) -> str:
     run, stats, timings, success = sources
-    gallery = draw_window_gallery(storage, run, items, parts, categories_of(run), GALLERY_IMAGES)
+    gallery = draw_window_gallery(storage, pixels, parts, categories_of(run), GALLERY_IMAGES)
     images, geo = ([entry["path"] for entry in success["parts"][table]] for table in (IMAGES, GEO))
     maps = draw_maps(storage, items, images, geo, Stats.from_json(stats))
     pieces = sum(entry["rows"] for entry in success["parts"][PIECES])

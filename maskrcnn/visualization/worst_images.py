@@ -1,182 +1,129 @@
-"""The images in which a run and its ground truth agree least, as pictures: what is there beside what was found."""
+"""Draw the images in which a run and its ground truth agree least: ground truth beside detections.
 
-import io
+Which detections and objects are matched is taken from the evaluation, so that pictures agree with its numbers.
+"""
+
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ..errors import ERROR_CODES, ItemError, RunError
-from ..evaluation.evaluate_part import masks_of
-from ..evaluation.evaluate_run import Evaluation, Shares
-from ..evaluation.image_scores import SURE
-from ..evaluation.matching import Edges, match, overlaps
-from ..imaging.decode import Limits
-from ..imaging.decode_pool import Decoders
+from ..errors import ERROR_CODES, ItemError, RunError, plural
+from ..evaluation.evaluate_part import ImageOutcome, masks_of
+from ..evaluation.evaluate_run import Evaluation
+from ..evaluation.ground_truth_shares import Shares
 from ..imaging.geometry import Rect
 from ..masks.crop import crop_detections
 from ..masks.rle import rle_areas, rle_boxes_xyxy
-from ..pipeline.manifest import read_window_index
 from ..results.reader import ImageRow, RunReader
 from ..types import Category, Detections, Pixels
 from .draw import Color, draw_instances
-from .gallery_windows import region_around, region_pixels
-from .run_images import WHOLE_PIXELS, focus_on, read_image
+from .gallery_windows import region_around
+from .run_images import WHOLE_PIXELS
+from .run_pixels import RunPixels, unreadable_note
+from .templates import encode_jpeg
 
-PICTURES: Final = 9
 PICTURE_PX: Final = 520
 RIGHT: Final[Color] = (86, 180, 233)
 WRONG: Final[Color] = (240, 128, 20)
-"""Blue and orange are told apart by all eyes, and on light and dark ground."""
-_JPEG_QUALITY: Final = 80
+"""Blue and orange, which color-blind readers can distinguish, on light and dark pictures."""
 _LABELLED: Final = 12
-"""More objects in a picture are drawn without labels, which would hide them."""
+"""If a picture has more objects, they are drawn without labels, which would hide them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Worst:
-    """An image, as the page shows it."""
+    """An image as shown on the page."""
 
     name: str
     caption: str
-    truth: bytes | None
+    ground_truth: bytes | None
     """JPEG."""
-    found: bytes | None
+    detections: bytes | None
     note: str = ""
-    """Why there are no pictures."""
+    """Why there are no pictures; empty if there are."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Sides:
-    """What is there and what was found in one frame, and which of each was matched."""
+    """Ground truth and detections in one frame, and which of each were matched."""
 
-    truth: Detections
-    truth_right: NDArray[np.bool_]
-    found: Detections
-    found_right: NDArray[np.bool_]
-
-
-def worst_rows(images: pa.Table, count: int = PICTURES) -> list[int]:
-    """Return the rows of `images.parquet` with the least quality, of equal ones those with more faults first."""
-    quality = images["quality"].to_numpy()
-    faults = images["missed"].to_numpy() + images["spurious"].to_numpy()
-    order = np.lexsort((-faults, quality))
-    return [row for row in order[:count].tolist() if faults[row]]
+    ground_truth: Detections
+    ground_truth_matched: NDArray[np.bool_]
+    detections: Detections
+    detections_matched: NDArray[np.bool_]
 
 
-def draw_worst(
-    reader: RunReader, evaluation: Evaluation, shares: Shares, of_run: Mapping[int, int]
-) -> list[Worst]:
-    """Draw the worst images of an evaluation; one that cannot be read any more gives a note.
+def draw_worst(reader: RunReader, evaluation: Evaluation, shares: Shares) -> list[Worst]:
+    """Draw the worst images of an evaluation. An image that cannot be read any more gets a note instead.
 
     Args:
         reader: of the run.
         evaluation: of the run.
-        shares: of the truth.
-        of_run: category from 0 by the run's category id.
+        shares: of the ground truth.
 
     Raises:
         RunError: a table of the run cannot be read.
     """
-    items = read_window_index(reader.storage)
-    settings = reader.run.info.get("settings", {})
-    drawn = []
     categories = [Category(k + 1, name) for k, name in enumerate(evaluation.categories)]
     firsts = np.cumsum([0, *(part.n_images for part in reader.parts)])
-    with nullcontext() if items is None else Decoders(1) as decoders:
-        for row in worst_rows(evaluation.images):
+    drawn = []
+    with RunPixels(reader.storage, reader.run.info) as pixels:
+        for row, outcome in evaluation.worst.items():
             part, place = evaluation.places[row].tolist()
             image = reader.image(int(firsts[part]) + place)
-            caption = _caption(
-                {name: evaluation.images[name][row].as_py() for name in evaluation.images.column_names}
-            )
+            caption = _caption(evaluation.images.slice(row, 1).to_pylist()[0])
             if image.status == "failed" or image.height is None or image.width is None:
-                why = ERROR_CODES.get(image.error or "", "it failed")
+                why = ERROR_CODES.get(image.error or "", "no reason is stored")
                 drawn.append(Worst(image.name, caption, None, None, f"It failed in the run: {why}."))
                 continue
-            sides = _sides(reader, image, shares.read(part, place), place, of_run)
-            large = items is not None and image.height * image.width > WHOLE_PIXELS
-            region = _region(sides, image) if large else Rect(0, 0, image.width, image.height)
+            sides = _sides(reader, image, shares.read(part, place), outcome, evaluation.of_run)
+            large = pixels.windows is not None and image.height * image.width > WHOLE_PIXELS
+            region = _region(sides, image) if large else None
             try:
-                if items is None or decoders is None:
-                    limits = Limits(settings["max_pixels"], settings["max_bytes"], float("inf"))
-                    pixels = read_image(image, limits)
-                else:
-                    focus = focus_on(image, 0, 0, 0.0, region)
-                    pixels = region_pixels(decoders, reader.run.info, items, focus)
+                shown = pixels.read(image, region)
             except (ItemError, RunError) as fault:
-                why = ERROR_CODES[fault.code] if isinstance(fault, ItemError) else "not from this machine"
-                drawn.append(
-                    Worst(image.name, caption, None, None, f"The image cannot be read any more: {why}.")
-                )
+                drawn.append(Worst(image.name, caption, None, None, unreadable_note(fault)))
                 continue
-            sides = _within(sides, region) if large else sides
-            drawn.append(Worst(image.name, caption, *_drawn(pixels, sides, categories)))
+            sides = sides if region is None else _within(sides, region)
+            drawn.append(Worst(image.name, caption, *_drawn(shown, sides, categories)))
     return drawn
 
 
 def _caption(row: Mapping[str, Any]) -> str:
     return (
-        f"quality {row['quality']:.2f}: {row['n_truth']:,} objects, {row['matched']:,} found, "
-        f"{row['missed']:,} missed, {row['spurious']:,} spurious"
+        f"PQ {row['pq']:.2f}: {plural(row['n_truth'], 'object')}, {plural(row['true_positives'], 'true positive')}, "
+        f"{plural(row['false_negatives'], 'false negative')}, {plural(row['false_positives'], 'false positive')}"
     )
 
 
 def _sides(
-    reader: RunReader, image: ImageRow, share: pa.Table, place: int, of_run: Mapping[int, int]
+    reader: RunReader, image: ImageRow, share: pa.Table, outcome: ImageOutcome, of_run: Mapping[int, int]
 ) -> _Sides:
     """Return both sides of an image, labelled by category from 1."""
-    found = reader.detections(image)
-    known = np.array([of_run.get(label, -1) for label in found.labels.tolist()], np.int64)
-    found = found.take(np.flatnonzero((known >= 0) & (found.scores >= SURE)))
+    found = reader.detections(image).take(outcome.detections)
     labels = np.array([of_run[label] + 1 for label in found.labels.tolist()], np.int32)
-    truth, crowd = _truth(image, share, place)
-    fitting = len(truth) > 0 and len(found) > 0
-    edges = overlaps(found.rles(), truth.rles(), crowd) if fitting else overlaps([], [], crowd)
-    same = labels[edges.found] == truth.labels[edges.truth]
-    # Instances stand by score; the group is the category.
-    order = np.argsort(labels, kind="stable")
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    edges = Edges(back[edges.found[same]], edges.truth[same], edges.iou[same])
-    matches = match(
-        edges,
-        labels[order].astype(np.int64),
-        crowd,
-        crowd[:, None],
-        np.zeros((len(labels), 1), np.bool_),
-        np.array([0.5]),
+    ground_truth, kept = _ground_truth(image, share)
+    return _Sides(
+        ground_truth, outcome.objects_matched[kept], replace(found, labels=labels), outcome.detections_matched
     )
-    truth_right = crowd.copy()
-    truth_right[matches.partner[matches.partner >= 0]] = True
-    right = np.zeros(len(labels), np.bool_)
-    right[order] = matches.partner >= 0
-    return _Sides(truth, truth_right, _labelled(found, labels), right)
 
 
-def _labelled(found: Detections, labels: NDArray[np.int32]) -> Detections:
-    fields = ("height", "width", "boxes", "scores", "masks", "areas", "mask_boxes", "capped", "frames")
-    return Detections(labels=labels, **{name: getattr(found, name) for name in fields})
-
-
-def _truth(image: ImageRow, share: pa.Table, place: int) -> tuple[Detections, NDArray[np.bool_]]:
-    """Return what is there as if it had been found, and which of it are crowds; masks of another size are left out."""
+def _ground_truth(image: ImageRow, share: pa.Table) -> tuple[Detections, list[int]]:
+    """Return objects as detections with a score of 1, and their rows; those with masks of another size are left out."""
     size = [image.height or 1, image.width or 1]
-    if share["shape"].null_count:
+    if share["counts"].null_count:
         empty = coco_mask.frPyObjects({"size": size, "counts": [size[0] * size[1]]}, *size)
         masks = [empty] * len(share)
     else:
-        heights, widths = (pa.array([side] * (place + 1), pa.int32()) for side in size)
-        masks = masks_of(share, pa.table({"height": heights, "width": widths}))
+        masks = masks_of(share)
     kept = [k for k, mask in enumerate(masks) if list(mask["size"]) == size]
     if not kept:
-        return Detections.empty(*size), np.zeros(0, np.bool_)
+        return Detections.empty(*size), kept
     share, masks = share.take(pa.array(kept)), [masks[k] for k in kept]
     left, top, width, height = (share[name].to_numpy() for name in ("x", "y", "width", "height"))
     texts = [mask["counts"] for mask in masks]
@@ -190,19 +137,24 @@ def _truth(image: ImageRow, share: pa.Table, place: int) -> tuple[Detections, ND
         areas=rle_areas(masks),
         mask_boxes=rle_boxes_xyxy(masks),
         capped=False,
-    ), share["crowd"].to_numpy(zero_copy_only=False)
+    ), kept
 
 
 def _region(sides: _Sides, image: ImageRow) -> Rect:
-    """Return what to show of a large image: around the first fault."""
-    boxes = np.concatenate([sides.truth.boxes[~sides.truth_right], sides.found.boxes[~sides.found_right]])
+    """Return the region of a large image to show: around the first false negative or false positive."""
+    boxes = np.concatenate(
+        [
+            sides.ground_truth.boxes[~sides.ground_truth_matched],
+            sides.detections.boxes[~sides.detections_matched],
+        ]
+    )
     boxes = boxes if len(boxes) else np.zeros((1, 4), np.float32)
     box = dict(zip(("xmin", "ymin", "xmax", "ymax"), boxes[0].tolist(), strict=True))
     return region_around(box, image.height or 1, image.width or 1)
 
 
 def _within(sides: _Sides, region: Rect) -> _Sides:
-    """Return both sides as a region shows them."""
+    """Return both sides cropped to a region."""
 
     def seen(detections: Detections, right: NDArray[np.bool_]) -> Iterator[Any]:
         xmin, ymin, xmax, ymax = detections.boxes.T
@@ -211,16 +163,19 @@ def _within(sides: _Sides, region: Rect) -> _Sides:
         yield crop_detections(detections.take(np.flatnonzero(inside)), region)
         yield right[inside]
 
-    return _Sides(*seen(sides.truth, sides.truth_right), *seen(sides.found, sides.found_right))
+    return _Sides(
+        *seen(sides.ground_truth, sides.ground_truth_matched),
+        *seen(sides.detections, sides.detections_matched),
+    )
 
 
 def _drawn(pixels: Pixels, sides: _Sides, categories: Sequence[Category]) -> tuple[bytes, bytes]:
-    """Return the two pictures as JPEG."""
+    """Return the two pictures, ground truth and detections, as JPEG."""
     names = {category.id: category.name for category in categories}
     pictures = []
     for found, right, scored in (
-        (sides.truth, sides.truth_right, False),
-        (sides.found, sides.found_right, True),
+        (sides.ground_truth, sides.ground_truth_matched, False),
+        (sides.detections, sides.detections_matched, True),
     ):
         crowded = len(found) > _LABELLED
         texts = [
@@ -238,7 +193,5 @@ def _drawn(pixels: Pixels, sides: _Sides, categories: Sequence[Category]) -> tup
             colors=[RIGHT if fine else WRONG for fine in right.tolist()],
             texts=texts,
         )
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "JPEG", quality=_JPEG_QUALITY)
-        pictures.append(buffer.getvalue())
+        pictures.append(encode_jpeg(picture))
     return pictures[0], pictures[1]

@@ -10,8 +10,8 @@ import pyarrow.dataset
 import s3fs
 
 import chaos.crash
-from maskrcnn.visualization import run_report
+from maskrcnn.visualization import templates
 
 LOADED = (importlib.readers, numpy.ma, pandas, PIL.PpmImagePlugin, pyarrow.dataset, s3fs, chaos.crash)
-run_report._template()
+templates.load("report.html.j2")
 gc.freeze()  # what is here stays, and its pages need not be copied into each fork

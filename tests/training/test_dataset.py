@@ -97,12 +97,15 @@ BROKEN = {
     "annotation of an unknown category": {"category_id": 8},
     "annotation id used twice": {"id": 0},
     "annotation of an unknown image": {"image_id": 77},
-    "annotation without an integer id": {"id": "one"},
-    "box that is not four finite numbers": {"bbox": [1, NAN, 3, 4]},
+    "annotation that is not an object": None,
     "polygon of fewer than three points": {"segmentation": [[1, 2, 3, 4]]},
     "polygon with a point that is not finite": {"segmentation": [[1, 2, 3, 4, NAN, 6]]},
     "polygon with a point far outside of its image": {"segmentation": [[1, 2, 3, 4, 1e9, 6]]},
     "annotation without a mask": {"segmentation": []},
+    "segmentation that is neither polygons nor run lengths": {"segmentation": "polygon"},
+    "segmentation that is one list of numbers (COCO's is a list of polygons, each a list)": {
+        "segmentation": [1, 2, 9, 2, 9, 8]
+    },
     "mask of another size than its image": {"segmentation": rle(30, 20, (1, 1, 3, 3))},
     "mask whose run lengths are damaged": {"segmentation": {"size": [20, 30], "counts": "oops"}},
     "iscrowd that is neither 0 nor 1": {"iscrowd": "0"},
@@ -115,12 +118,54 @@ ODD = [None, True, 1.0, "1", [1], {}, 10**400, -(10**400), 2**63, float("inf")]
 )
 def test_a_fault_of_an_annotation_is_named_and_the_others_stay(folder, kind, change):
     content = good()
-    content["annotations"][1] |= change
+    entries = content["annotations"]
+    entries[1] = None if change is None else entries[1] | change
     dataset = read(folder, content)
     (error,) = dataset.errors
     assert (error.kind, error.count) == (kind, 1)
     assert error.examples[0].startswith("annotation ")
     assert dataset.n_objects == 2
+
+
+USED_ALL_THE_SAME = {
+    "annotation without an id": {"id": ...},
+    "box that is not four finite numbers; the mask's is used": {"bbox": [1, NAN, 3, 4]},
+    "area that is not a number of at least 0; the mask's is used": {"area": ...},
+    "box that fits its mask only as xmin, ymin, xmax, ymax (COCO's are xmin, ymin, width, height)": {
+        "bbox": [5, 5, 9, 9]
+    },
+    "box that fits its mask only if the run lengths go by row (COCO's go by column)": {
+        "bbox": [16, 2, 6, 3],
+        "segmentation": {"size": [20, 30], "counts": [2 * 30 + 16, *[6, 24] * 2, 6, 600 - 76 - 6 - 60]},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"), USED_ALL_THE_SAME.items(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_what_is_odd_with_an_annotation_is_a_warning_and_it_stays(folder, kind, change):
+    content = good()
+    entry = content["annotations"][1] | change
+    content["annotations"][1] = {key: value for key, value in entry.items() if value is not ...}
+    dataset = read(folder, content)
+    assert dataset.n_objects == 3
+    assert {(f.error, f.kind): f.count for f in dataset.findings if "image without" not in f.kind} == {
+        (False, kind): 1
+    }
+
+
+@pytest.mark.parametrize(
+    "change", [{"id": 1.0}, {"id": "one"}, {"image_id": 0.0}, {"category_id": 9.0}], ids=str
+)
+def test_ids_are_names_and_an_integral_float_is_its_integer(folder, change):
+    content = good()
+    content["annotations"][1] |= change
+    dataset = read(folder, content)
+    assert dataset.images["labels"].to_pylist() == [[1, 2], [], [1]]
+    assert {finding.kind for finding in dataset.findings} == {
+        "image without an object, trained on as background"
+    }
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: str(odd)[:8])
@@ -141,9 +186,22 @@ def test_no_value_of_a_json_is_more_than_a_finding(folder, key, odd):
 def test_no_value_of_an_image_is_more_than_a_finding(folder, key, odd):
     content = good()
     content["images"][0][key] = odd  # of the first, by which the folder is found
-    errors = read(folder, content).errors
-    assert {"image" in error.kind for error in errors} == {True}
-    assert len(errors) == (2 if key == "id" else 1)  # whose annotations it has is not known then
+    if key in ("height", "width"):
+        dataset = read(folder, content)
+        if odd == 1.0 and odd is not True:  # which is 1, and no fault of the JSON but of the size
+            assert [error.kind for error in dataset.errors] == ["image of another size than stated"]
+            return
+        assert dataset.errors == ()
+        found = {finding.kind: finding.count for finding in dataset.findings}
+        assert found["image without height and width; the file's are used"] == 1
+        assert dataset.images["height"].to_pylist() == [20] * 3
+        return
+    dataset = read(folder, content)
+    assert {"image" in error.kind for error in dataset.errors} == {True}
+    doubled = key == "id" and odd == 1.0 and odd is not True  # which is the id of the second
+    assert dataset.images["image_id"].to_pylist() == ([2] if doubled else [1, 2])
+    lost = {finding.kind: finding.count for finding in dataset.findings if "annotation" in finding.kind}
+    assert sum(lost.values()) == 2
 
 
 def test_one_image_that_is_missing_is_one(tmp_path, folder):
@@ -166,7 +224,7 @@ def test_a_pipe_is_no_image(tmp_path, folder):
 
 def test_a_finding_is_short(folder):
     content = good()
-    content["annotations"][0]["bbox"] = ["x" * 100_000] * 4
+    content["annotations"][0] |= {"category_id": "x" * 100_000}
     (error,) = read(folder, content).errors
     assert len(str(error)) < 300
 
@@ -177,11 +235,11 @@ def test_names_that_look_alike_are_told(folder):
     content["categories"].append({"id": 12, "name": "a\0b"})
     found = findings_of(folder, content)
     assert found[False, "category name that differs from another in case or blanks alone"] == 2
-    assert found[True, "category without an id of at least 1 and a name"] == 1
+    assert found[True, "category whose name is not printable text"] == 1
 
 
 def test_counts_that_do_not_fill_the_image_are_damaged(folder):
-    for counts in ([5, 5], [-600, 1200], [600.0], "", "0" * 7):
+    for counts in ([5, 5], [-600, 1200], [599.5, 0.5], "", "0" * 7):
         content = good()
         content["annotations"][1]["segmentation"] = {"size": [20, 30], "counts": counts}
         assert findings_of(folder, content)[True, "mask whose run lengths are damaged"] == 1
@@ -197,11 +255,11 @@ def test_what_is_learned_from_otherwise_is_a_warning(folder):
     dataset = read(folder, content)
     assert dataset.errors == ()
     assert {finding.kind: finding.count for finding in dataset.findings} == {
-        "box that leaves its image; the mask's own is used": 1,
-        "crowd, which is not learned from": 1,
+        "box that leaves its image": 1,
+        "crowd, which is not trained on": 1,
         "empty mask, left out": 1,
-        "box without area; the mask's own is used": 1,
-        "box that does not fit its mask; the mask's own is used": 1,
+        "box without area": 1,
+        "box that does not fit its mask": 1,
         "category that no object has": 1,
     }
     assert dataset.images["labels"].to_pylist() == [[1], [1, 1], [1]]
@@ -220,13 +278,14 @@ def test_faults_of_images_are_named(folder):
     assert findings_of(folder, content) == {
         (True, "image that cannot be read"): 2,
         (True, "image id used twice"): 1,
-        (True, "image without height and width"): 1,
+        (True, "annotation of an image id used twice"): 1,
+        (False, "image without height and width; the file's are used"): 1,
         (True, "image of another size than stated"): 1,
-        (True, "image without an integer id and a file_name"): 1,
-        (False, "image without an object, learned from as background"): 1,
-        (False, "file_name of two images"): 1,
+        (True, "image whose id is a text, where others are integers"): 1,
+        (False, "image without an object, trained on as background"): 2,
+        (False, "file_name of two images"): 2,
     }
-    assert read(folder, content).images["image_id"].to_pylist() == [0, 1, 2]
+    assert read(folder, content).images["image_id"].to_pylist() == [0, 1, 6]
 
 
 def test_faults_of_categories_are_named(folder):
@@ -236,11 +295,16 @@ def test_faults_of_categories_are_named(folder):
         {"id": 8, "name": "tree"},
         {"id": 0, "name": "y"},
         {"id": 5},
+        {"id": -1, "name": "z"},
     ]
     found = findings_of(folder, content)
     assert (True, "annotation of an unknown category") not in found
     assert found[True, "category id used twice"] == found[True, "category name used twice"] == 1
-    assert found[True, "category without an id of at least 1 and a name"] == 2
+    assert found[True, "annotation of a category id used twice"] == 2
+    assert found[True, "annotation of a category name used twice"] == 1
+    assert found[True, "category without an id that is an integer from 0"] == 1
+    assert found[False, "category without a name; it is named by its id"] == 1
+    assert read(folder, content).categories == (Category(0, "y"), Category(5, "5"))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +314,7 @@ def test_faults_of_categories_are_named(folder):
         ("{", "labels.json"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', "lists no image"),
         ('{"images": [], "annotations": [], "categories": []}', "has no category"),
-        ('{"images": [1], "annotations": [], "categories": []}', "no list `images`"),
+        ('{"images": [1], "annotations": [], "categories": []}', "`images` holds 1 instead of objects"),
     ],
 )
 def test_what_is_no_dataset_is_refused_in_a_line(folder, text, says):

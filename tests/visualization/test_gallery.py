@@ -18,7 +18,7 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.masks.rle import crop_to_rle
 from maskrcnn.schema import ImageResult
 from maskrcnn.types import Category, Detections, Pixels
-from maskrcnn.visualization.gallery import draw_gallery, pick_gallery
+from maskrcnn.visualization.gallery import GalleryPick, draw_gallery, pick_gallery
 
 CATEGORIES = tuple(Category(k, f"kind {k}") for k in range(1, 9))
 HEIGHT, WIDTH = 300, 400
@@ -76,7 +76,7 @@ def _store(folder: Path, parts: list[list[ImageResult]]) -> tuple[CountingStorag
     return storage, written
 
 
-def _read(_: str) -> Pixels:
+def _read(_: GalleryPick) -> Pixels:
     return np.full((HEIGHT, WIDTH, 3), 200, np.uint8)
 
 
@@ -183,7 +183,7 @@ def test_the_instance_in_focus_is_in_the_picture(tmp_path: Path):
         boxes=np.array([[390, 290, 400, 300]], np.float32),
         masks=(crop_to_rle(np.ones((10, 10), np.bool_), 390, 290, HEIGHT, WIDTH),),
     )
-    pixels = _read("")
+    pixels = _read(pick)
     pixels[290:, 390:] = (255, 0, 255)
     [item] = draw_gallery([replace(pick, detections=corner)], lambda _: pixels, CATEGORIES)
     picture = np.asarray(Image.open(io.BytesIO(item.jpeg or b""))).astype(int)
@@ -196,8 +196,8 @@ def test_a_picture_that_is_gone_or_changed_says_so(tmp_path: Path):
     storage, parts = _store(tmp_path, [[_result(row, [(1, 0.9)]) for row in range(2)]])
     picks = pick_gallery(storage, parts)
 
-    def read(uri: str) -> Pixels:
-        if uri == picks[0].uri:
+    def read(pick: GalleryPick) -> Pixels:
+        if pick.uri == picks[0].uri:
             raise ItemError("not_found", "no such object")
         return np.zeros((10, 10, 3), np.uint8)
 
@@ -209,7 +209,7 @@ def test_a_picture_that_is_gone_or_changed_says_so(tmp_path: Path):
 def test_other_faults_are_not_swallowed(tmp_path: Path):
     storage, parts = _store(tmp_path, [[_result(0, [(1, 0.9)])]])
 
-    def read(_: str) -> Pixels:
+    def read(_: GalleryPick) -> Pixels:
         raise MemoryError
 
     with pytest.raises(MemoryError):

@@ -22,7 +22,6 @@ from maskrcnn.io.parquet import Part, write_table
 from maskrcnn.io.storage import Storage
 from maskrcnn.masks.crop import crop_detections
 from maskrcnn.masks.rle import crop_to_rle
-from maskrcnn.pipeline.manifest import read_window_index
 from maskrcnn.pipeline.plan import read_run
 from maskrcnn.pipeline.success import parts_of
 from maskrcnn.schema import ImageResult
@@ -31,6 +30,7 @@ from maskrcnn.synthetic.planted_mosaic import color_of, ground, objects_in, pain
 from maskrcnn.types import Category, Detections, Pixels
 from maskrcnn.visualization import gallery_windows
 from maskrcnn.visualization.gallery_windows import draw_window_gallery, look_around, pick_foci, region_around
+from maskrcnn.visualization.run_pixels import RunPixels
 
 pytestmark = pytest.mark.slow
 
@@ -50,9 +50,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Pixel
 
 def drawn(output: Path, parts: list[Part], count: int = 12) -> list[Any]:
     storage = Storage(str(output))
-    items = read_window_index(storage)
-    assert items is not None
-    return draw_window_gallery(storage, read_run(storage), items, parts, PLANTED_CATEGORIES, count)
+    with RunPixels(storage, read_run(storage)) as pixels:
+        assert pixels.windows is not None
+        return draw_window_gallery(storage, pixels, parts, PLANTED_CATEGORIES, count)
 
 
 def test_masks_of_a_region_are_those_of_its_pixels(run: tuple[Path, dict[str, Pixels], list[Part]]) -> None:

@@ -265,21 +265,21 @@ def test_a_look_for_one_image_reads_its_row_groups_only(
     assert len(read) == 3  # to find it, its image, its instances
 
 
-def test_the_worst_images_come_by_quality_then_id(run: str, tmp_path: Path) -> None:
+def test_the_worst_images_come_by_panoptic_quality_then_id(run: str, tmp_path: Path) -> None:
     run = str(shutil.copytree(run, tmp_path / "evaluated"))
     ran = cli(run, "--worst", "2")
     assert ran.exit_code == 2
     assert "run `maskrcnn evaluate" in ran.stderr
     table = {
         "image_id": pa.array([102, 104, 100, 106], pa.int64()),
-        "quality": pa.array([0.5, 0.25, 0.25, 1], pa.float32()),
+        "pq": pa.array([0.5, 0.25, 0.25, 1], pa.float32()),
     }
     folder = Path(run) / "evaluation"
     folder.mkdir()
     pq.write_table(pa.table(table), folder / "images.parquet")
     found = shown(run, "--worst", "3")
     assert [image["image_id"] for image in found] == [100, 104, 102]
-    assert found[0]["note"] == "quality 0.25"
+    assert found[0]["note"] == "PQ 0.25"
     pq.write_table(
         pa.table(table | {"image_id": pa.array([1, 2, 3, 4], pa.int64())}), folder / "images.parquet"
     )

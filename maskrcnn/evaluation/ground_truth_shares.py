@@ -1,0 +1,68 @@
+"""The ground truth cut by the run's parts, in files beside the run that tasks anywhere can read."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ..formats.coco_reader import CocoImages
+from ..io.parquet import Part, write_table
+from ..io.storage import Storage
+from .alignment import PairedCategories, PairedImages
+from .evaluate_part import SHARE, Task
+
+
+def image_order(
+    images: CocoImages, parts: Sequence[Part], paired: PairedImages
+) -> list[tuple[Part, NDArray[np.int64]]]:
+    """Return each part with the rank of its images by the ground truth's ids, the order in which COCO takes them."""
+    rank = np.empty(len(images), np.int64)
+    rank[sorted(range(len(rank)), key=lambda at: images.ids[at])] = np.arange(len(rank))
+    order = np.where(paired.ground_truth >= 0, rank[paired.ground_truth], -1)
+    bounds = np.cumsum([part.n_images for part in parts])[:-1]
+    return list(zip(parts, np.split(order, bounds), strict=True))
+
+
+class Shares:
+    """The share of the ground truth of each part, a Parquet file of `SHARE`.
+
+    Args:
+        storage: the run's directory.
+        folder: where the files go, below it.
+        parts: each part with the rank of its images; see `image_order`.
+    """
+
+    def __init__(
+        self, storage: Storage, folder: str, parts: Iterable[tuple[Part, NDArray[np.int64]]]
+    ) -> None:
+        self._storage = storage
+        self.folder = folder
+        self.tasks = [
+            Task(part, f"{folder}/{number:05d}.parquet", order) for number, (part, order) in enumerate(parts)
+        ]
+
+    def write(self, annotations: pa.Table, paired: PairedImages, categories: PairedCategories) -> None:
+        """Write all files, one at a time, from `coco_checks.ANNOTATIONS`."""
+        row_of = np.full(len(paired.missing) + int((paired.ground_truth >= 0).sum()), -1, np.int64)
+        evaluated = np.flatnonzero(paired.ground_truth >= 0)
+        row_of[paired.ground_truth[evaluated]] = evaluated
+        rows = row_of[annotations["image"].to_numpy()]
+        category = categories.of_ground_truth[annotations["category"].to_numpy()]
+        rows[category < 0] = -1
+        by_row = np.argsort(rows, kind="stable")  # within an image, in the order of the file
+        first = 0
+        for task in self.tasks:
+            stop = first + task.part.n_images
+            chosen = by_row[slice(*np.searchsorted(rows, [first, stop], sorter=by_row))]
+            share = annotations.take(pa.array(chosen))
+            own = {"row": pa.array(rows[chosen] - first), "category": pa.array(category[chosen])}
+            columns = [own[name] if name in own else share[name] for name in SHARE.names]
+            write_table(self._storage, task.share, pa.table(columns, schema=SHARE))
+            first = stop
+
+    def read(self, number: int, row: int) -> pa.Table:
+        """Return the rows of one image of a part, `SHARE`."""
+        with self._storage.open(self.tasks[number].share) as file:
+            return pq.read_table(file, filters=[("row", "=", row)])

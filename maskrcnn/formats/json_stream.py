@@ -1,0 +1,117 @@
+"""JSON of any size, read in pieces: the lists of one object, some thousands of entries at a time.
+
+`json.loads` of 300 MB takes over 2 GB. Here the text is decoded some megabytes at a time, and an entry at a time.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Collection, Iterator
+from typing import Any, BinaryIO, Final
+
+from ..errors import UsageError
+
+_READ_CHARACTERS: Final = 2**22
+_BATCH: Final = 8192
+_BLANK: Final = re.compile(r"[ \t\n\r]*")
+_NEAR_END: Final = 16
+"""Characters: a syntax error this close to the end of what was read may come from the missing rest."""
+
+
+class _Text:
+    """JSON text, of which some megabytes are held at a time."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._bytes = codecs.getincrementaldecoder("utf-8-sig")()
+        self._json = json.JSONDecoder()
+        self._text = ""
+        self._at = 0
+        self._ended = False
+
+    def peek(self) -> str:
+        """Return the next character that is not blank, or an empty string at the end."""
+        while True:
+            self._at = _BLANK.match(self._text, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1]
+            self._more()
+
+    def take(self, expected: str) -> str:
+        """Return the next character, which must be one of `expected`.
+
+        Raises:
+            ValueError: it is not.
+        """
+        character = self.peek()
+        if not character or character not in expected:
+            raise ValueError(f"not JSON: expected one of {expected}, found {character or 'the end'!r}")
+        self._at += 1
+        return character
+
+    def value(self) -> Any:
+        """Return the next value. Raises ValueError where it is not valid JSON."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._json.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                cut = error.pos >= len(self._text) - _NEAR_END or error.msg.startswith("Unterminated")
+                if self._ended or not cut:
+                    raise ValueError(f"not JSON: {error.msg}") from error
+            else:
+                if end < len(self._text) or self._ended:  # otherwise a number may continue
+                    self._at = end
+                    return value
+            self._more()
+
+    def _more(self) -> None:
+        held = self._text[self._at :]
+        data = self._file.read(max(_READ_CHARACTERS, len(held)))
+        self._text, self._at, self._ended = held + self._bytes.decode(data, not data), 0, not data
+
+
+def read_lists(file: BinaryIO, source: str, names: Collection[str]) -> Iterator[tuple[str, list[Any]]]:
+    """Yield the entries of some lists of a COCO dataset, thousands at a time, and each list at least once.
+
+    Args:
+        file: the JSON, UTF-8.
+        source: its name, for messages.
+        names: of the lists to read; all else is skipped.
+
+    Raises:
+        UsageError: it is a list, as COCO results are, and not a dataset.
+        ValueError: it is not valid JSON, or one of `names` is not a list.
+    """
+    text = _Text(file)
+    if text.peek() == "[":
+        raise UsageError(
+            f"{source} is not a COCO dataset but a list, as COCO results are: give the dataset, an object with the "
+            "lists images, annotations and categories"
+        )
+    text.take("{")
+    ended = text.peek() == "}"
+    while not ended:
+        name = text.value()
+        text.take(":")
+        if name in names:
+            for entries in _entries(text):
+                yield name, entries
+        else:
+            text.value()
+        ended = text.take(",}") == "}"
+
+
+def _entries(text: _Text) -> Iterator[list[Any]]:
+    text.take("[")
+    entries: list[Any] = []
+    ended = text.peek() == "]"
+    if ended:
+        text.take("]")
+    while not ended:
+        entries.append(text.value())
+        ended = text.take(",]") == "]"
+        if len(entries) == _BATCH:
+            yield entries
+            entries = []
+    yield entries
