@@ -90,7 +90,7 @@ def test_a_higher_maximum_finds_more_among_the_same_proposals(model):
 
 def test_the_reference_implementation_matches_the_oracle(tensors):
     stored = Stored("resnet50", "c_400x300")  # rounding puts the last sample of a box behind the map
-    found = ReferenceMatterport(tensors, *SIZES["resnet50"], MatterportConfig()).found(stored.pixels)
+    found = ReferenceMatterport(tensors, *SIZES["resnet50"], MatterportConfig()).instances(stored.pixels)
     assert np.array_equal(found.labels, stored["final_class_ids"])
     assert np.array_equal(found.boxes, stored["final_rois"])
     assert far(found.scores, stored["final_scores"]) < 1e-4

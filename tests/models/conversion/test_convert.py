@@ -152,7 +152,7 @@ def test_eighty_classes_are_coco_s(quick, tmp_path):
 
 
 def test_a_difference_ends_in_exit_code_one_and_is_reported(folder, tensors, tmp_path, monkeypatch):
-    row = convert_module.Row("features 0", 0.5, "of the largest", 1e-4, 10)
+    row = convert_module.Row("features 0", 0.5, "of the largest value", 1e-4, 10)
     monkeypatch.setattr(convert_module, "compare", lambda *_: [row])
     torch.save({"model": tensors}, tmp_path / "m.pth")
     arguments = ["convert", f"{tmp_path}/m.pth", f"{tmp_path}/m.safetensors", f"--labels={folder}/labels.txt"]
