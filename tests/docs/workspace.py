@@ -7,10 +7,10 @@ from pathlib import Path
 from chaos.local_job import without_ray
 from maskrcnn_jobs.commands import segment as segment_command
 from PIL import Image
+from planted_images import write_planted
 from windowed import mosaic, run_windows, write_geotiff
 
 from maskrcnn.config import InferenceConfig, ResourceConfig
-from maskrcnn.synthetic.planted import write_planted
 from maskrcnn.synthetic.scenes import render_scene
 
 PHOTOS = 12
