@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.driver.planning import Request, prepare
+from planted_images import write_planted
 
 from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import RunError, UsageError
@@ -41,7 +42,7 @@ from maskrcnn.results import invariants, verify, verify_loading
 from maskrcnn.results.verify import VerificationReport, verify_run
 from maskrcnn.results.verify_loading import digest_and_size, row_groups
 from maskrcnn.schema import INSTANCES
-from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
+from maskrcnn.synthetic.planted import PlantedSegmenter
 from maskrcnn.visualization.run_report import write_report
 
 ROWS = 25

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from made_runs import picture, rectangles, result, write_run
 from maskrcnn_jobs.cli import main
 from PIL import Image
+from planted_images import random_instances
 from windowed import compute_of, mosaic, run_windows, write_geotiff
 
 import maskrcnn
@@ -22,7 +23,7 @@ from maskrcnn.errors import UsageError
 from maskrcnn.io.storage import Storage
 from maskrcnn.results.reader import RunReader, find_images, where
 from maskrcnn.results.run import open_run
-from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, plant, png, random_instances
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, plant, png
 from maskrcnn.types import Category, Detections
 from maskrcnn.visualization.display import (
     Cell,
