@@ -141,7 +141,7 @@ def test_results_without_masks_or_scores_and_empty_ones_are_drawn_too() -> None:
     assert len(as_detections(empty | {"masks": np.zeros((0, 1, HEIGHT, WIDTH))}, (HEIGHT, WIDTH))) == 0
     with pytest.raises(ValueError, match="masks of shape"):
         as_detections(empty, (HEIGHT, WIDTH))
-    with pytest.raises(ValueError, match="a result is"):
+    with pytest.raises(ValueError, match="the result is neither"):
         display_instances(grey(), {"boxes": ONE.boxes})
     with pytest.raises(ValueError, match="detections of 120 x 160"):
         display_instances(grey()[:50], ONE)
@@ -155,7 +155,7 @@ def test_images_come_in_all_shapes_that_have_three_colours() -> None:
         np.zeros((5, 5, 3), np.int32),
         np.zeros((0, 5, 3), np.uint8),
     ):
-        with pytest.raises(ValueError, match="an image is"):
+        with pytest.raises(ValueError, match="the image has"):
             as_pixels(wrong)
 
 
@@ -507,7 +507,7 @@ def test_wrong_use_is_told_in_one_line(run: str, tmp_path: Path) -> None:
 def test_nothing_found_is_a_picture_too(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(grey()))
     ran = cli("a.png", "--model", "planted")
-    assert ran.stdout.splitlines() == ["a.png: nothing", "a-instances.png"]
+    assert ran.stdout.splitlines() == ["a.png: no instance", "a-instances.png"]
     none = write_run(tmp_path / "none", [result(0, "a.png", rectangles(HEIGHT, WIDTH))])
     ran = cli(none)
     assert ran.exit_code == 2
