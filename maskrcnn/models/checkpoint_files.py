@@ -1,7 +1,7 @@
-"""Reading the files that weights come in, without torch and without unpickling anything.
+"""Read weights files without torch and without unpickling: the names and shapes of their tensors, and their metadata.
 
-Both kinds say which tensors they hold, and of what shapes: a safetensors file in its header, a pickle in its
-operations, followed here only as far as they make plain values. What does not fit is refused before a run.
+A safetensors file has the names and shapes in its header, a file of `torch.save` in the operations of its pickle, which
+`restricted_pickle` follows. A file that does not fit its network is thus refused before a run starts.
 """
 
 import io
@@ -27,7 +27,7 @@ _MAX_LABELS_BYTES: Final = 2**20
 
 
 def check_store(uri: str, what: str) -> None:
-    """Raise UsageError if a uri is of no store that is known here, as https:// is."""
+    """Raise UsageError if a URI names a store that is not supported, such as https://."""
     try:
         store_of(Url.parse(uri))
     except RunError as error:
@@ -38,7 +38,7 @@ def read_weights(uri: str) -> bytes:
     """Return the bytes of a weights file, local or remote.
 
     Raises:
-        UsageError: it cannot be read, or is a web page or a Git LFS pointer.
+        UsageError: the file cannot be read, or is a web page or a Git LFS pointer.
     """
     data = _read(uri, "weights", _MAX_BYTES)
     start = data[:512].lstrip().lower()
@@ -50,18 +50,18 @@ def read_weights(uri: str) -> bytes:
 
 
 def read_labels(uri: str) -> list[str]:
-    """Return the category names of labels 1, 2, … from a file of one a line; empty for unused labels.
+    """Return the category names of labels 1, 2, … from a file with one per line; empty for unused labels.
 
     Raises:
-        UsageError: it cannot be read, or names the background, nothing, or a category twice.
+        UsageError: the file cannot be read, or names the background, no category at all, or a category twice.
     """
     try:
         text = _read(uri, "labels", _MAX_LABELS_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"the labels file {uri} is no UTF-8 text") from error
+        raise UsageError(f"the labels file {uri} is not UTF-8 text: save it as UTF-8") from error
     names = ["" if line.strip() == "N/A" else line.strip() for line in text.rstrip().splitlines()]
     if not any(names):
-        raise UsageError(f"the labels file {uri} names no category")
+        raise UsageError(f"the labels file {uri} names no category: write one per line, from label 1")
     if names[0].strip("_").lower() == "background":
         raise UsageError(f"the labels file {uri} begins with the background: begin with label 1")
     for line, name in enumerate(names, start=1):
@@ -86,10 +86,10 @@ _DTYPES: Final = frozenset("F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL".split())
 
 
 def safetensors_header(shown: str, data: bytes) -> tuple[Any, dict[str, Shape]]:
-    """Read the metadata and the tensors' shapes, and check that the file is as long as it says.
+    """Return the metadata and the shapes of the tensors; check that the file has the length that its header implies.
 
     Raises:
-        UsageError: it is truncated, or no such file.
+        UsageError: the file is truncated, or not a safetensors file.
 
     Reference: https://github.com/huggingface/safetensors#format
     """
@@ -97,7 +97,9 @@ def safetensors_header(shown: str, data: bytes) -> tuple[Any, dict[str, Shape]]:
         raise UsageError(f"{shown} is truncated: {len(data)} bytes")
     (length,) = struct.unpack("<Q", data[:8])
     if length > len(data) - 8:
-        raise UsageError(f"{shown} is truncated, or no safetensors file: its header is longer than the file")
+        raise UsageError(
+            f"{shown} is truncated, or not a safetensors file: its header is longer than the file"
+        )
     try:
         header = json.loads(data[8 : 8 + length])
         metadata = header.pop("__metadata__", None)
@@ -105,7 +107,7 @@ def safetensors_header(shown: str, data: bytes) -> tuple[Any, dict[str, Shape]]:
         shapes = {name: _shape(entry["shape"]) for name, entry in header.items()}
         unknown = {str(entry["dtype"]) for entry in header.values()} - _DTYPES
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
-        raise UsageError(f"{shown} is no safetensors file: its header cannot be read") from error
+        raise UsageError(f"{shown} is not a safetensors file: its header cannot be read") from error
     if size != len(data):
         truncated = "is truncated: it " if size > len(data) else ""
         raise UsageError(f"{shown} {truncated}has {len(data)} bytes, its header says {size}")
@@ -115,16 +117,16 @@ def safetensors_header(shown: str, data: bytes) -> tuple[Any, dict[str, Shape]]:
 
 
 def check_safetensors(shown: str, data: bytes) -> None:
-    """Raise UsageError if shapes, types and places of the tensors contradict each other."""
+    """Raise UsageError if shapes, types and offsets of the tensors contradict each other."""
     try:
         deserialize(data)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
-        raise UsageError(f"{shown} is no valid safetensors file: {error}") from error
+        raise UsageError(f"{shown} is not a valid safetensors file: {error}") from error
 
 
 def _shape(sizes: Any) -> Shape:
     if not all(type(size) is int and size >= 0 for size in sizes):
-        raise ValueError("a shape is no list of sizes")
+        raise ValueError("a shape is not a list of sizes")
     return tuple(sizes)
 
 
@@ -144,7 +146,7 @@ torch.bool torch.Size torch.device builtins.set builtins.bytearray builtins.comp
 collections.OrderedDict collections.Counter argparse.Namespace
 """
 GLOBALS: Final = frozenset((*_TENSORS, *_PARAMETERS, *_PLAIN.split()))
-"""What a pickle may name: what weights are made of, and what torchvision's training scripts keep beside them."""
+"""The globals that a pickle may name: the parts of weights, and what torchvision's training scripts store with them."""
 
 _LITERALS: Final = frozenset("BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINSTRING".split())
 _DAMAGES: Final = (ValueError, LookupError, TypeError, AttributeError, OSError, RuntimeError, zlib.error)
@@ -156,31 +158,31 @@ class _Tensor(NamedTuple):
 
 
 def tensors_in_pickle(uri: str, data: bytes) -> dict[str, Shape]:
-    """Return the shapes of the tensors of a state dict that `torch.save` wrote, without running its pickle.
+    """Return the shapes of the tensors of a state dict that `torch.save` wrote, without unpickling it.
 
     Raises:
-        UsageError: it is truncated, no such file, or holds anything else than a state dict and plain values.
+        UsageError: the file is truncated, not of `torch.save`, or contains more than a state dict and plain values.
     """
     try:
         for stream in _pickles(data):
             content = read_pickle(uri, stream, _RULES)
     except (*_DAMAGES, zipfile.BadZipFile) as error:
-        what = "truncated or damaged" if data.startswith(b"PK") else "truncated, or no file of torch.save"
+        what = "truncated or damaged" if data.startswith(b"PK") else "truncated, or not a file of torch.save"
         raise UsageError(f"{uri} is {what}: {error}") from error
     state = state_dict_in(content)
     if not isinstance(state, dict):
-        raise UsageError(f"{uri} holds a {kind_of(state)}, not a state dict")
+        raise UsageError(f"{uri} contains a {kind_of(state)}, not a state dict")
     shapes: dict[str, Shape] = {}
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, _Tensor):
-            raise UsageError(f"{uri} is no state dict: it holds a {kind_of(value)} at {key!r}")
-        # Weights saved from a parallel wrapper have its prefix.
+            raise UsageError(f"{uri} is not a state dict: it contains a {kind_of(value)} at {key!r}")
+        # Weights saved from a DataParallel wrapper have its prefix.
         shapes[key.removeprefix("module.")] = value.shape
     return shapes
 
 
 def state_dict_in(content: Any) -> Any:
-    """Return the state dict of a checkpoint, where one stands beside other things, or else the content."""
+    """Return the state dict of a checkpoint that stores it under `model` or `state_dict`, else the content itself."""
     for wrapper in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -188,15 +190,15 @@ def state_dict_in(content: Any) -> Any:
 
 
 def _pickles(data: bytes) -> Iterator[io.BytesIO]:
-    """Yield where the pickles begin; the last one has the content."""
+    """Yield a stream at the start of each pickle; the last one has the content."""
     if data.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             (name,) = (name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
             if archive.getinfo(name).file_size > len(data):
-                raise ValueError("its pickle is compressed")
+                raise ValueError("its pickle is compressed, which torch.save does not do")
             yield io.BytesIO(archive.read(name))
         return
-    # Before torch 1.6: a magic number, a version, the machine and the object, one pickle after another.
+    # Before torch 1.6: magic number, version, machine and object, one pickle after another.
     if not data.startswith(_MAGIC):
         raise ValueError("it lacks torch's magic number")
     stream = io.BytesIO(data)
@@ -205,7 +207,7 @@ def _pickles(data: bytes) -> Iterator[io.BytesIO]:
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """Return what a call makes, as far as shapes need it."""
+    """Return the result of a call, as far as the shapes depend on it."""
     name = function.name
     if name == "collections.OrderedDict":
         return dict_of_pairs(arguments[0] if arguments else ())
@@ -218,10 +220,10 @@ _RULES: Final = PickleRules(
     literals=_LITERALS,
     operations=CONTAINERS | {"EMPTY_SET", "BINPERSID", "NEWOBJ"},
     global_names=GLOBALS,
-    refused_global="{uri} holds more than weights: its pickle names {name}, which could run any code when it is loaded "
-    "and is not allowed; have its author convert the weights to safetensors",
-    refused_operation="{uri} uses the pickle operation {operation}, which weights do not need and which is refused: "
-    "write it with torch.save and its own protocol, or convert it to safetensors",
+    refused_global="{uri} contains more than weights: its pickle names {name}, which could run any code when it is "
+    "loaded and is not allowed; ask its author to convert the weights to safetensors",
+    refused_operation="{uri} uses the pickle operation {operation}, which weights do not need: write it with "
+    "torch.save and its default protocol, or convert it to safetensors",
     call=_call,
-    set_state=lambda _, __: None,  # attributes carry no shapes
+    set_state=lambda _, __: None,  # attributes have no effect on shapes
 )

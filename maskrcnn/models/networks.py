@@ -68,7 +68,7 @@ class Network:
     trainable: bool = True
     """Whether its losses are implemented here."""
     backbone_weights: PublishedWeights | PackagedWeights | None = None
-    """ImageNet weights of its backbone; None: there are none that fit."""
+    """ImageNet weights of its backbone; None: no published weights fit it."""
     depth: int | None = None
     """Of the ResNet of a network of matterport, the only ones with a `MatterportConfig`."""
 

@@ -56,7 +56,7 @@ cake, chair, couch, potted plant, bed, -, dining table, -, -, toilet, -, tv, lap
 keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, -, book, clock, vase, scissors,
 teddy bear, hair drier, toothbrush
 """
-"""The meaning of labels 1 to 90 of models trained on COCO; labels marked `-` were never used."""
+"""The category names of labels 1 to 90 of models trained on COCO; labels marked `-` are unused."""
 
 COCO_CATEGORIES: Final = tuple(
     Category(label, name)
@@ -71,28 +71,28 @@ _EMBEDDED: Final = Path(__file__).with_name("scenes.safetensors")
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a run records of its model."""
+    """The description of a model that a run records."""
 
     name: str
-    """A known name, or the file's."""
+    """The name of a published or embedded model, or the name of the weights file."""
     uri: str | None
-    """Where the file was read, if the user named one."""
+    """The weights file as the user named it; None for a published or embedded model."""
     sha256: str
-    """Of the weights file, hexadecimal."""
+    """The sha256 of the weights file, hexadecimal."""
     architecture: str
-    """One of `ARCHITECTURES`, or `planted`."""
+    """One of `networks.ARCHITECTURES`, or `planted`."""
     categories: tuple[Category, ...]
-    """What it can find, in the order of its labels."""
+    """The categories that it detects, in the order of its labels."""
     category_ids: tuple[int, ...]
-    """The category id of each label, from label 0, the background; 0 where a label means nothing."""
+    """The category id of each label, from label 0, the background; 0 for an unused label."""
     min_size: int
-    """What the shorter side of an image is resized to, pixels, …"""
+    """The length that the shorter side of an image is resized to, pixels, …"""
     max_size: int
     """… unless the longer side would then exceed this."""
     notice: str | None
-    """What its user must know before trusting it."""
+    """A warning for its user, or None."""
     config: MatterportConfig | None = None
-    """Of matterport's networks."""
+    """The configuration of one of matterport's networks; None for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,22 +180,22 @@ def resolve(name: str) -> ModelSource:
 
 
 def describe_model(name: str, labels: str | None = None) -> ModelCard:
-    """Say what a model is; downloads COCO weights if they are not in torch's cache.
+    """Return the description of a model; downloads COCO weights if they are not in torch's cache.
 
     Args:
         name: `coco`, `coco-v1`, `scenes`, `planted`, `planted-mosaic`, or the path or URL of a weights file.
         labels: for `.pth` and `.pt` files: path or URL of a text file that names a category on each line,
-            from label 1; a blank line or `N/A` is a label that means nothing.
+            from label 1; a blank line or `N/A` marks an unused label.
 
     Raises:
-        UsageError: there is no such model, or its file is not one; the message says what to do.
+        UsageError: there is no such model, or its file is not valid; the message says what to do.
         RunError: its store cannot be read at all.
     """
     return read_model(name, labels)[0]
 
 
 def read_model(name: str, labels: str | None = None) -> tuple[ModelCard, bytes]:
-    """Return what `describe_model` returns, and the bytes of the weights file; none of a planted model.
+    """Return the description of a model and the bytes of its weights file; no bytes for a planted model.
 
     Raises:
         UsageError: as `describe_model`.
@@ -203,7 +203,9 @@ def read_model(name: str, labels: str | None = None) -> tuple[ModelCard, bytes]:
     """
     source = resolve(name)
     if labels is not None and not (isinstance(source, ModelFile) and source.suffix != ".safetensors"):
-        raise UsageError(f"--labels is for .pth and .pt weights; the model {name} has its own categories")
+        raise UsageError(
+            f"--labels is for .pth and .pt weights: leave it out, since the model {name} has its own categories"
+        )
     if isinstance(source, PlantedModel):
         return _card_of_planted(source), b""
     if isinstance(source, EmbeddedModel):
@@ -226,7 +228,7 @@ def category_ids_named(categories: Sequence[Category], names: Collection[str]) -
     for name in names:
         if name not in ids:
             listed = ", ".join(list(ids)[:100])
-            raise UsageError(f"the model has no category {name!r}{_near(name, ids)} It has {listed}")
+            raise UsageError(f"the model has no category {name!r}{_near(name, ids)} It has: {listed}")
     return frozenset(ids[name] for name in names)
 
 
@@ -281,10 +283,10 @@ def _read_published(model: PublishedModel) -> tuple[ModelCard, bytes]:
 
 def _no_such_model(name: str, suffix: str) -> str:
     if Url.parse(name).is_local and Path(name).is_dir():
-        return f"--model {name} is a directory; give {_FILES} in it"
+        return f"--model {name} is a directory: give {_FILES}"
     if suffix or not Url.parse(name).is_local or "/" in name or Path(name).exists():
-        what = f"a {suffix} file" if suffix else "without a suffix"
-        return f"--model {name} is {what}; weights are {_FILES}"
+        what = f"is a {suffix} file" if suffix else "has no suffix"
+        return f"--model {name} {what}: give {_FILES}"
     return f"unknown model {name!r}{_near(name, NAMES)} Known are {', '.join(NAMES)}, or {_FILES}"
 
 
@@ -293,11 +295,13 @@ def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | 
     metadata, shapes = safetensors_header(shown, data)
     if not isinstance(metadata, dict) or metadata.get("format") != "maskrcnn-ray":
         raise UsageError(
-            f"{shown} does not say what its labels mean: it lacks maskrcnn-ray's metadata (architecture, "
-            "categories, min_size, max_size), which `maskrcnn.models.build.save_model` writes"
+            f"{shown} lacks maskrcnn-ray's metadata (architecture, categories, min_size, max_size): write it with "
+            "`maskrcnn.models.build.save_model` or `maskrcnn convert`"
         )
     if metadata.get("version") != "1":
-        raise UsageError(f"{shown} has version {metadata.get('version')} of the format; known is 1: upgrade")
+        raise UsageError(
+            f"{shown} has version {metadata.get('version')} of the format, and this program reads version 1: upgrade it"
+        )
     try:
         categories = _categories(json.loads(metadata["categories"]))
         architecture = str(metadata["architecture"])
@@ -308,7 +312,7 @@ def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | 
         raise UsageError(f"{shown} has damaged metadata: {type(error).__name__}: {error}") from error
     if network is None:
         known = ", ".join(NETWORKS)
-        raise UsageError(f"{shown} is for the unknown architecture {architecture!r}; known are {known}")
+        raise UsageError(f"{shown} has the unknown architecture {architecture!r}: supported are {known}")
     if not 1 <= min_size <= max_size or max_size % network.resize.multiple:
         raise UsageError(f"{shown} has damaged metadata: sizes {min_size} and {max_size}")
     labels = _labels_of(shapes)
@@ -329,13 +333,13 @@ def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | 
 
 
 def _categories(entries: Sequence[Mapping[str, Any]]) -> tuple[Category, ...]:
-    """Return the categories of the metadata. Raises ValueError, KeyError, TypeError."""
+    """Return the categories of a file's metadata; raise ValueError, KeyError or TypeError if they are not valid."""
     categories = []
     for entry in entries:
         number, name = entry["id"], entry["name"]
         if type(number) is not int or not isinstance(name, str):
             raise ValueError(f"the category {number!r} is named {name!r}")
-        name.encode()  # A half of a surrogate pair cannot be written.
+        name.encode()  # raises for half of a surrogate pair, which could not be written
         if not name.strip():
             raise ValueError(f"the category {number} has an empty name")
         categories.append(Category(number, name))
@@ -349,15 +353,15 @@ def _categories(entries: Sequence[Mapping[str, Any]]) -> tuple[Category, ...]:
 
 
 def _labels_of(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return how many labels a network has, the background included; 0 if its tensors do not say so."""
+    """Return the number of labels of a network, the background included; 0 if the tensor that shows it is missing."""
     return (*shapes.get(CLASS_SCORES, ()), 0)[0]
 
 
 def _ids_of_labels(shown: str, categories: Sequence[Category], labels: int) -> tuple[int, ...]:
     """Return the category id of each label.
 
-    Categories are those of the labels 1, 2, … in their order; where a network has further labels, as COCO's
-    91 for 80 categories, the ids are the labels, and the last label is used.
+    The categories are those of the labels 1, 2, … in their order. If a network has more labels than categories, as
+    COCO's 91 for 80, the ids are the labels, and the last label is used.
     """
     ids = [category.id for category in categories]
     if len(ids) == labels - 1:
@@ -371,11 +375,14 @@ def _card_of_state_dict(uri: str, data: bytes, labels: str | None) -> ModelCard:
     shapes = tensors_in_pickle(uri, data)
     architecture = architecture_of(shapes)
     if architecture is None:
-        raise UsageError(f"{uri} holds no weights of torchvision's Mask R-CNN with ResNet-50 and FPN")
+        raise UsageError(
+            f"{uri} has no weights of torchvision's Mask R-CNN with ResNet and FPN: convert others with "
+            "`maskrcnn convert`"
+        )
     known = _labels_of(shapes)
     check_tensors(uri, architecture, shapes, known)
     if labels is None:
-        raise UsageError(f"{uri} does not say what its labels mean: name them with --labels FILE, one a line")
+        raise UsageError(f"{uri} does not name its categories: give --labels FILE with one name per line")
     category_names = read_labels(labels)
     if len(category_names) != known - 1:
         raise UsageError(

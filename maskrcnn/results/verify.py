@@ -5,6 +5,7 @@ is a function that yields what is wrong with an output. A check that depends on 
 otherwise it counts as not passed.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from typing import Any, Final
 
 from ..errors import plural
 from ..io.storage import Storage
+from ..pipeline.plan import RUN, check_version
 from .verify_checks import (
     Checking,
     check_coco,
@@ -24,7 +26,7 @@ from .verify_checks import (
     check_statistics,
     check_windows,
 )
-from .verify_loading import BrokenError, LoadedOutput, load_output, why_unfinished
+from .verify_loading import BrokenError, LoadedOutput, load_output, read_json, why_unfinished
 
 log = logging.getLogger("maskrcnn")
 
@@ -88,10 +90,12 @@ def verify_run(url: str) -> VerificationReport:
         url: its directory, local or remote.
 
     Raises:
-        UsageError: there is no run.
+        UsageError: there is no run, or it is of another schema version.
         RunError: the store failed.
     """
     storage = Storage(url)
+    with contextlib.suppress(BrokenError):  # a missing or broken record is a finding
+        check_version(storage, read_json(storage, RUN))
     if unfinished := why_unfinished(storage):
         return VerificationReport(unfinished)
     done: dict[str, Outcome] = {}

@@ -40,7 +40,7 @@ def render_training(rows: Sequence[Mapping[str, float]], facts: Mapping[str, Any
         rows: of the log, one per epoch, with the columns `training.config.COLUMNS`; values not measured are absent.
         facts: the content of `training.json`.
     """
-    epochs = int(facts["request"]["recipe"]["epochs"])
+    epochs = int(facts["request"]["config"]["epochs"])
     losses = {name: name.removeprefix("loss_").replace("_", " ") for name in LOSSES}
     plots = [
         _curves("Losses", "means over the images of an epoch", rows, losses, epochs, None),
@@ -52,7 +52,7 @@ def render_training(rows: Sequence[Mapping[str, float]], facts: Mapping[str, Any
     best = max(rows, key=lambda row: (row.get("mask_ap", -1.0), row["epoch"]), default=None)
     return render(
         "training.html.j2",
-        facts=facts, config=facts["request"]["recipe"], plots=[plot for plot in plots if plot.curves],
+        facts=facts, config=facts["request"]["config"], plots=[plot for plot in plots if plot.curves],
         columns=shown, rows=rows, best=best, epochs=epochs, text=_text,
     )  # fmt: skip
 

@@ -293,7 +293,7 @@ def test_a_terminal_gets_a_table(place: Path) -> None:
     assert lines[0].split() == ["mask", "box"]
     assert lines[1].split()[0] == "AP"
     assert any(line.startswith("plank") for line in lines)
-    assert "1 failed, in which nothing was found" in result.stdout
+    assert "1 failed, counted as without detections" in result.stdout
     assert lines[-1].endswith("evaluation/evaluation.html")
 
 

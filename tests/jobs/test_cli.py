@@ -173,7 +173,7 @@ def test_a_fault_of_the_program_is_no_complete_run(monkeypatch: pytest.MonkeyPat
     def broken(_output: str) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("maskrcnn_jobs.commands.segment.status", broken)
+    monkeypatch.setattr("maskrcnn_jobs.commands.status.run_status", broken)
     assert run("status", str(tmp_path)).exit_code == 3
 
 

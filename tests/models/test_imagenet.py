@@ -1,4 +1,4 @@
-"""Trunks start from ImageNet, or it is said which file is missing where."""
+"""Backbones start from ImageNet, or it is said which file is missing where."""
 
 import dataclasses
 import hashlib
@@ -32,7 +32,7 @@ def hub(tmp_path, monkeypatch):
 def publish(state, architecture, hub, monkeypatch):
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    file = f"trunk-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pth"
+    file = f"backbone-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pth"
     (hub / file).write_bytes(buffer.getvalue())
     entry = dataclasses.replace(NETWORKS[architecture], backbone_weights=PublishedWeights(file, "None"))
     monkeypatch.setitem(NETWORKS, architecture, entry)
@@ -55,7 +55,7 @@ def test_a_resnet_gives_the_maps_of_the_published_one(architecture, hub, monkeyp
     assert torch.equal(network.rpn.head.cls_logits.weight, before)
 
 
-def test_the_light_trunk_takes_the_weights_of_its_package():
+def test_the_light_backbone_takes_the_weights_of_its_package():
     network = build_network("maskrcnn_efficientnet_lite0_fpn", 3, 64, 96)
     stem = network.backbone.body.stem[1].weight.clone()
     load_imagenet(network, "maskrcnn_efficientnet_lite0_fpn")
@@ -73,7 +73,7 @@ def test_a_missing_file_is_named_with_its_place(hub):
     assert "\n" not in message
 
 
-def test_a_file_of_another_trunk_is_refused_by_a_tensor(hub, monkeypatch):
+def test_a_file_of_another_backbone_is_refused_by_a_tensor(hub, monkeypatch):
     publish({"stem.weight": torch.zeros(2)}, "maskrcnn_resnet18_fpn", hub, monkeypatch)
     network = build_network("maskrcnn_resnet18_fpn", 3, 64, 96)
     with pytest.raises(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from botocore.exceptions import ClientError
 from conftest import BUCKET, S3Server
-from maskrcnn_jobs.commands.segment import Request, prepare
+from maskrcnn_jobs.driver.planning import Request, prepare
 
 import maskrcnn
 from maskrcnn.config import InferenceConfig

@@ -11,7 +11,9 @@ import pytest
 from commandline import parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskrcnn_jobs.commands.segment import Request, collect_garbage, prepare, status
+from maskrcnn_jobs.commands.gc import collect_garbage
+from maskrcnn_jobs.commands.status import run_status
+from maskrcnn_jobs.driver.planning import Request, prepare
 
 import maskrcnn
 from maskrcnn.config import InferenceConfig
@@ -21,7 +23,7 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.manifest import read_rows
 from maskrcnn.pipeline.plan import Plan, pending_of, read_plan, read_plans
 from maskrcnn.pipeline.plan_retry import failed_inputs, plan_retry
-from maskrcnn.pipeline.receipts import standing_receipts
+from maskrcnn.pipeline.receipts import complete_receipts
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import finished, read_success
 from maskrcnn.pipeline.worker import ShardWorker
@@ -67,7 +69,7 @@ def planned(collection: Collection, output: Path, shard_images: int = 5) -> Stor
 def swept(storage: Storage, at_most: int = 10**6) -> Storage:
     """Do what is pending, as the actors of a sweep do."""
     worker = ShardWorker(storage, PlantedSegmenter(), Limits(10**8, 10**8, 1333.0), {})
-    shards = list(pending_of(read_plans(storage), standing_receipts(storage)))
+    shards = list(pending_of(read_plans(storage), complete_receipts(storage)))
     for shard in shards[:at_most]:
         worker.run_shard(shard)
     return storage
@@ -247,21 +249,19 @@ def test_until_a_retry_is_reduced_the_tables_stand_as_they_are(
         collection.spoil(row, "empty_file")
     storage = segmented(collection, tmp_path / "run", 3)
     standing, before = maskrcnn.open_run(storage.url).success, parts(tmp_path / "run")
-    assert status(storage.url)["state"] == "finished"
+    assert run_status(storage.url)["state"] == "finished"
     collection.mend(*range(6))
     retry = planned_retry(storage)
     swept(storage, at_most=1)
 
-    facts = status(storage.url)
+    facts = run_status(storage.url)
     assert (facts["state"], facts["generation"]) == ("unfinished", 2)
     assert (facts["images"], facts["images_done"]) == (IMAGES, IMAGES)
     again = facts["retry"]
     assert [again[name] for name in ("images", "images_done", "shards", "shards_done")] == [6, 3, 2, 1]
     assert facts["counts"]["failed"] == 6
     assert finished(storage, retry) is None
-    with pytest.raises(
-        RunError, match="1 of 2 shards of generation 2 are not finished; run `maskrcnn retry`"
-    ):
+    with pytest.raises(RunError, match="1 of 2 shards of generation 2 unfinished; run `maskrcnn retry`"):
         reduce_run(storage.url, write_report=write_report)
     with pytest.raises(RunError, match="not finished"):
         collect_garbage(storage.url)
@@ -270,9 +270,9 @@ def test_until_a_retry_is_reduced_the_tables_stand_as_they_are(
     assert maskrcnn.open_run(storage.url).success == standing
     assert parts(tmp_path / "run") == before
 
-    assert status(swept(storage).url)["state"] == "swept"
+    assert run_status(swept(storage).url)["state"] == "unreduced"
     reduce_run(storage.url, write_report=write_report)
-    assert (status(storage.url)["state"], status(storage.url)["retry"]) == ("finished", None)
+    assert (run_status(storage.url)["state"], run_status(storage.url)["retry"]) == ("finished", None)
     assert errors(storage) == {}
 
 
@@ -323,8 +323,8 @@ def test_a_shard_whose_files_are_gone_is_done_again_with_the_retry(
     collection.mend(1, 6)
     planned_retry(storage)
     storage.remove_tree("shards/1-00000000")
-    assert status(storage.url)["images_done"] == IMAGES - 5
-    with pytest.raises(RunError, match="1 of 3 shards are not finished"):
+    assert run_status(storage.url)["images_done"] == IMAGES - 5
+    with pytest.raises(RunError, match="1 of 3 shards unfinished"):
         reduce_run(swept(Storage(storage.url), at_most=0).url, write_report=write_report)
     reduce_run(swept(storage).url, write_report=write_report)
     # What was mended succeeds in both generations, and counts once.
@@ -345,7 +345,7 @@ def test_after_gc_nothing_is_retried_and_the_tables_stand(collection: Collection
     assert [path for name in ("shards", "probes") for path in storage.list(name)] == []
     with pytest.raises(UsageError, match="the files of 3 shards are gone"):
         plan_retry(storage, read_plans(storage))
-    assert (status(storage.url)["state"], read_plan(storage)) == ("finished", read_plans(storage)[0])
+    assert (run_status(storage.url)["state"], read_plan(storage)) == ("finished", read_plans(storage)[0])
     assert parts(tmp_path / "run") == before
     assert set(collect_garbage(storage.url).values()) == {0}
 
@@ -354,7 +354,7 @@ def test_without_some_of_its_shards_nothing_is_retried(collection: Collection, t
     collection.spoil(1, "empty_file")
     storage = segmented(collection, tmp_path / "run")
     storage.remove(storage.list("shards")[0])
-    with pytest.raises(UsageError, match="the files of 1 shards are gone"):
+    with pytest.raises(UsageError, match="the files of 1 shard are gone"):
         plan_retry(storage, read_plans(storage))
 
 
@@ -404,4 +404,4 @@ def test_a_record_of_the_generation_before_is_no_end_of_a_retry(
         storage.remove("_SUCCESS")
     assert finished(storage, plan) == read_success(storage)
     assert finished(storage, retry) is None
-    assert (status(storage.url)["counts"] is None) == (record is None)
+    assert (run_status(storage.url)["counts"] is None) == (record is None)

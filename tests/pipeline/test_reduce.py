@@ -16,6 +16,7 @@ from maskrcnn.pipeline.plan import Plan, write_run
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import parts_of, read_success
 from maskrcnn.pipeline.worker import ShardWorker
+from maskrcnn.schema import SCHEMA_VERSION
 from maskrcnn.stats import Stats
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
 from maskrcnn.visualization.run_report import write_report
@@ -31,6 +32,7 @@ def swept(folder: Path, images: Path, shard_images: int = 7) -> Storage:
     plan = Plan(1, ROWS, shard_images, sha256, "d" * 64, "2026-11-23T00:00:00+00:00")
     model = {"name": "planted", "sha256": "0" * 64, "architecture": "planted"}
     run = {
+        "schema_version": SCHEMA_VERSION,
         "created": plan.created,
         "digest": plan.digest,
         "settings": {"max_pixels": 10**8, "max_bytes": 10**8},
@@ -113,7 +115,7 @@ def test_an_unfinished_sweep_is_not_reduced_and_what_stood_stays(tmp_path: Path,
     storage = swept(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
     storage.remove(storage.list("receipts")[1])
-    with pytest.raises(RunError, match="1 of 5 shards are not finished"):
+    with pytest.raises(RunError, match="1 of 5 shards unfinished"):
         reduce_run(storage.url, write_report=write_report)
     assert read_success(storage) is not None
 
@@ -137,9 +139,7 @@ def test_a_damaged_shard_stops_the_reduce_and_the_tables_stand(
     before = {path: storage.read(path) for path in storage.list("images") + storage.list("instances")}
     path = next(p for p in storage.list("shards") if "1-00000002" in p and p.endswith("instances.parquet"))
     damaged(storage, path, damage)
-    with pytest.raises(
-        RunError, match="not finished" if damage == "missing" else "not what its receipt says"
-    ):
+    with pytest.raises(RunError, match="unfinished" if damage == "missing" else "not what its receipt says"):
         reduce_run(storage.url, write_report=write_report)
     assert read_success(storage) is not None
     assert {path: storage.read(path) for path in before} == before
@@ -150,7 +150,7 @@ def test_a_damaged_shard_never_reaches_the_tables(tmp_path: Path, images: Path, 
     storage = swept(tmp_path / "run", images)
     path = next(p for p in storage.list("shards") if "1-00000002" in p and p.endswith("instances.parquet"))
     damaged(storage, path, damage)
-    with pytest.raises(RunError, match="not what its receipt says"):
+    with pytest.raises(RunError, match="differs from its receipt"):
         reduce_run(storage.url, write_report=write_report)
     assert read_success(storage) is None
 
@@ -159,7 +159,7 @@ def test_after_gc_the_tables_stand_and_cannot_be_made_again(tmp_path: Path, imag
     storage = swept(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
     storage.remove_tree("shards")
-    with pytest.raises(UsageError, match="they stand"):
+    with pytest.raises(UsageError, match="they are unchanged"):
         reduce_run(storage.url, write_report=write_report)
     assert maskrcnn.open_run(storage.url).images().num_rows == ROWS
 
@@ -172,7 +172,7 @@ def test_a_broken_record_is_named(tmp_path: Path, images: Path) -> None:
         read_success(storage)
     broken = storage.list("receipts")[0]
     storage.write(broken, b"{")
-    with pytest.raises(RunError, match="is no receipt"):
+    with pytest.raises(RunError, match="is not a valid receipt"):
         reduce_run(storage.url, write_report=write_report)
 
 

@@ -28,8 +28,9 @@ from maskrcnn.pipeline.manifest import ROWS, write_manifest, write_rows
 from maskrcnn.pipeline.merge_retries import group_shards
 from maskrcnn.pipeline.plan import Plan, create_plan, read_plan, write_run
 from maskrcnn.pipeline.reduce import reduce_run
-from maskrcnn.pipeline.success import finished
+from maskrcnn.pipeline.success import categories_of, finished
 from maskrcnn.pipeline.worker import ShardWorker
+from maskrcnn.schema import SCHEMA_VERSION
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
 from maskrcnn.visualization.run_report import write_report
 
@@ -182,6 +183,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = read_inputs(str(folder / "images"), images_root=None, limit=None).table
     plan = Plan(1, 4, 2, write_manifest(storage, table), "d" * 64, "2026-11-23T00:00:00+00:00")
     run = {
+        "schema_version": SCHEMA_VERSION,
         "created": plan.created,
         "digest": plan.digest,
         "settings": {"max_pixels": 10**8, "max_bytes": 10**8},
@@ -236,7 +238,7 @@ def play(
         itertools.repeat(name, n) for name, n in zip(itertools.cycle("ab"), turns, strict=False)
     )
     work = functools.partial(
-        reduce_run, str(output), coco_mode="always", keep_standing=keep, write_report=write_report
+        reduce_run, str(output), coco_mode="always", keep_finished=keep, write_report=write_report
     )
     with gated(stage):
         threads = [stage.begin(name, work) for name in steps]
@@ -332,9 +334,9 @@ def test_a_reduce_that_comes_too_late_adds_nothing(runs: Path, tmp_path: Path) -
     shutil.copytree(runs / "retry", output)
     late = reduce.gather(Storage(str(runs / "again")))
     success = reduce_run(str(output), write_report=write_report)
-    categories = success.categories_of(late.run)
+    categories = categories_of(late.run)
     with pytest.raises(
-        RunError, match=r"generation 2 was planned meanwhile .* `maskrcnn retry` continues that"
+        RunError, match=r"generation 2 was planned meanwhile .* `maskrcnn retry` continues it"
     ):
         reduce.write_part(str(output), 1, categories, late.groups[0])
     look(output)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maskrcnn_jobs.commands.segment import Request, prepare
+from maskrcnn_jobs.driver.planning import Request, prepare
 from PIL import Image
 from pycocotools import mask as coco_mask
 from windowed import compute_of, mosaic, run_windows, sweep, write_geotiff
@@ -233,7 +233,9 @@ def test_a_tiff_without_coordinates_is_a_picture_where_that_is_asked_for(tmp_pat
 
 def test_a_crs_that_nobody_knows_is_refused_before_anything_is_planned(tmp_path: Path) -> None:
     write_geotiff(tmp_path / "in" / "a.tif", mosaic(100, 100, 2, 9))
-    with pytest.raises(UsageError, match="--assume-crs takes a CRS like EPSG:32636, or none, not 'nonsense'"):
+    with pytest.raises(
+        UsageError, match="--assume-crs takes a CRS such as EPSG:32636, or none, not 'nonsense'"
+    ):
         run_windows(tmp_path / "in", tmp_path / "out", compute_of(assume_crs="nonsense"))
 
 

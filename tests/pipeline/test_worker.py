@@ -16,11 +16,12 @@ from maskrcnn.imaging.decode import DecodedImage, Limits, decode_image
 from maskrcnn.io.inputs import read_input
 from maskrcnn.io.parquet import read_table
 from maskrcnn.io.storage import Storage
+from maskrcnn.pipeline.batching import Loaded, filled_groups
 from maskrcnn.pipeline.inputs import read_inputs, write_manifest
 from maskrcnn.pipeline.plan import Plan
 from maskrcnn.pipeline.prefetch import Pool, Stopwatch, Turns, prefetch
-from maskrcnn.pipeline.receipts import Receipt, commit, standing_receipts
-from maskrcnn.pipeline.worker import Announcement, Loaded, ShardWorker, filled_groups
+from maskrcnn.pipeline.receipts import Receipt, commit, complete_receipts
+from maskrcnn.pipeline.worker import Announcement, ShardWorker
 from maskrcnn.stats import Stats
 from maskrcnn.synthetic.planted import PlantedSegmenter, plant, planted_instances, png, write_planted
 from maskrcnn.types import Detections, Pixels
@@ -209,7 +210,7 @@ def test_what_ended_its_decoder_is_announced_so_that_it_is_not_decoded_again(run
     announced: list[Announcement] = []
     worker = ShardWorker(run, PlantedSegmenter(), LIMITS, {}, decode=decode)
     worker.run_shard(Plan(1, 17, 17, "", "", "")[0], announce=announced.append)
-    [verdict] = announced[-1].verdicts.values()
+    [verdict] = announced[-1].failures.values()
     assert verdict.code == "timeout"
 
 
@@ -268,7 +269,7 @@ def test_an_image_tried_alone_is_alone_and_leaves_no_trace(run: Storage) -> None
 def test_a_worker_told_to_go_hands_its_shard_back(run: Storage) -> None:
     segmenter = Sequential()
     worker = ShardWorker(run, segmenter, LIMITS, {})
-    segmenter.before = worker.go
+    segmenter.before = worker.stop
     with pytest.raises(HandedBackError):
         worker.run_shard(Plan(1, 17, 17, "", "", "")[0])
     assert run.list("receipts") == []
@@ -317,7 +318,7 @@ def test_a_shard_in_which_the_store_refused_inputs_is_withheld(
     storage = Storage(str(tmp_path / "run"))
     assert storage.list("receipts") == []
     commit(storage, finished.receipt)
-    assert len(standing_receipts(storage)) == 1
+    assert len(complete_receipts(storage)) == 1
 
 
 @pytest.mark.parametrize(("refused", "stops"), [(99, False), (100, True)])

@@ -25,7 +25,7 @@ from fault_proxy import FaultProxy, answer, refuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
-from maskrcnn_jobs.commands.segment import Request, prepare
+from maskrcnn_jobs.driver.planning import Request, prepare
 
 from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import RunError, UsageError

@@ -9,7 +9,7 @@ from maskrcnn.visualization.training_report import render_training
 FACTS = {
     "request": {
         "source": "<b>my</b>.json",
-        "recipe": {"epochs": 4, "model": "scenes", "jitter": [0.5, 2.0], "min_size": None},
+        "config": {"epochs": 4, "model": "scenes", "jitter": [0.5, 2.0], "min_size": None},
     },
     "categories": [{"id": 1, "name": "<i>cat</i>"}],
     "images": {"train": 1200, "validation": 30},

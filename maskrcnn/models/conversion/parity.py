@@ -1,10 +1,11 @@
-"""Whether a converted network computes what its source would: stage by stage, against a plain second reckoning.
+"""Compare a converted network with a reference implementation of its source, stage by stage.
 
-For detectron2 the reference is `plain`, written from what detectron2 does; detectron2 itself is not run. For
-torchvision it is torchvision's own network.
+For detectron2 the reference is `reference_detectron2`, written from what detectron2 does; detectron2 itself is not run.
+For torchvision it is torchvision's own network.
 
-Each stage is given what the reference computed before it, so that a difference stands where it arises. What is judged
-is the fast path, as runs use it: folded, rearranged, pooled as sums of rows. Last, both go from pixels to instances.
+Each stage gets as input what the reference computed in the stages before, so that a difference shows up in the stage
+that causes it. The code under test is the fast path that runs use: folded, rearranged, pooled as sums of rows. Finally
+both process whole images, from pixels to instances.
 """
 
 import math
@@ -39,13 +40,13 @@ class Row:
     difference: float
     unit: str
     limit: float
-    """What rounding explains; more is a fault."""
+    """The difference that rounding can cause; a larger one is an error."""
     compared: int
-    """Values or instances."""
+    """The number of values or instances."""
 
     @property
     def sound(self) -> bool:
-        """Whether it is within the limit, and something was compared."""
+        """Whether the difference is within the limit, and something was compared."""
         return self.difference <= self.limit and self.compared > 0
 
     def joined(self, other: "Row") -> "Row":
@@ -54,7 +55,7 @@ class Row:
         return Row(self.stage, worst, self.unit, self.limit, self.compared + other.compared)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the columns and the verdict."""
+        """Return the fields and whether the stage is sound."""
         return asdict(self) | {"sound": self.sound}
 
 
@@ -84,7 +85,7 @@ class Reference(Protocol):
         """Return (N, 28, 28) probabilities."""
 
     def instances(self, image: Pixels) -> Instances:
-        """Go all the way."""
+        """Return the final instances of an image."""
 
 
 # --- torchvision --------------------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ class StockTorchvision:
         return prepared
 
     def features(self, batch: Tensor) -> dict[str, Tensor]:
-        """Run trunk and pyramid."""
+        """Run the backbone with its pyramid."""
         features: dict[str, Tensor] = self._network.backbone(batch)
         return features
 
@@ -123,7 +124,7 @@ class StockTorchvision:
     def heads(
         self, features: dict[str, Tensor], proposals: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Classify proposals and move them."""
+        """Classify proposals and refine their boxes."""
         roi = self._network.roi_heads
         pooled = roi.box_roi_pool(features, [proposals], [size])
         logits, deltas = roi.box_predictor(roi.box_head(pooled))
@@ -140,7 +141,7 @@ class StockTorchvision:
         return masks
 
     def instances(self, image: Pixels) -> Instances:
-        """Go all the way."""
+        """Return the final instances of an image."""
         (found,) = self._network([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255])
         masks = (found["masks"][:, 0] > 0.5).numpy()
         return Instances(found["boxes"], found["labels"], found["scores"], masks)
@@ -153,7 +154,7 @@ _PROPOSAL_PX: Final = 0.05
 
 
 def generated_images() -> list[Pixels]:
-    """Return a landscape and a portrait: colours that change slowly, and rectangles on them."""
+    """Return two images, one wide and one high: rectangles on smooth colours."""
     images = []
     for seed, (height, width) in enumerate(((240, 330), (300, 210))):
         rng = np.random.Generator(np.random.PCG64(seed))
@@ -172,7 +173,7 @@ def compare(reference: Reference, model: Model, images: Sequence[Pixels]) -> lis
     """Compare a model's fast path with a reference on images.
 
     Returns:
-        a row a stage, in the order of the stages.
+        one row per stage, in the order of the stages.
     """
     rows: dict[str, Row] = {}
     segmenter = MaskRCNNSegmenter(model)
@@ -257,7 +258,7 @@ def stage_row(stage: str, found: Tensor, expected: Tensor, unit: str = _RELATIVE
 
 
 def matched_row(found: Tensor, expected: Tensor, near: float) -> Row:
-    """Compare as sets: neighbours of almost equal score swap, and at the limit one may be displaced."""
+    """Compare proposals as sets: those of almost equal scores may swap, and one may be displaced at the limit."""
     if not len(expected) or not len(found):
         return Row("proposals, unmatched", float(len(expected) + len(found)), "of all", 0.01, len(expected))
     nearest = torch.cdist(expected, found, p=math.inf).amin(1)
@@ -267,13 +268,13 @@ def matched_row(found: Tensor, expected: Tensor, near: float) -> Row:
 
 
 def _whole(reference: Reference, segmenter: MaskRCNNSegmenter, model: Model, image: Pixels) -> list[Row]:
-    """Compare what comes out in the end, pixels to run lengths."""
+    """Compare the final instances, from pixels to run lengths."""
     expected = reference.instances(image)
     (found,) = segmenter.segment([image])
     ids = torch.tensor(model.card.category_ids)
     used = ids[expected.labels] > 0
     matched, unmatched, score, iou = 0, 0, 0.0, 1.0
-    # At the limit of 100 rounding decides which ones are the last.
+    # At the limit of 100 rounding decides which instances are the last.
     floor = float(expected.scores.min()) + 1e-3 if len(expected.scores) >= 100 else 0.0
     for nth in used.nonzero().flatten().tolist():
         near = _nearest(found, int(ids[expected.labels[nth]]), expected.boxes[nth].numpy())
@@ -292,7 +293,7 @@ def _whole(reference: Reference, segmenter: MaskRCNNSegmenter, model: Model, ima
 
 
 def _nearest(found: Detections, category: int, box: NDArray[np.float32]) -> int | None:
-    """Return the instance of this category whose box is within 1 px, or a hundredth of its size."""
+    """Return the instance of this category whose box is nearest, within 1 px plus a hundredth of its size; or None."""
     away = np.abs(found.boxes - box).max(1, initial=0.0)
     away = np.where(found.labels == category, away, np.inf)
     if not len(away) or away.min() > 1 + 0.01 * float((box[2:] - box[:2]).max()):

@@ -1,7 +1,8 @@
-"""Whether a network converted from matterport computes what its file would: stage by stage, as `parity` does.
+"""Compare a network converted from matterport with a reference implementation, stage by stage, as `parity` does.
 
-The reference is `plain_matterport`, on the file's own tensors; TensorFlow is not run. What is judged is the fast path.
-Each stage is given what the reference computed before it, so that a difference stands where it arises.
+The reference is `reference_matterport`, on the file's own tensors; TensorFlow is not run. The code under test is the
+fast path. Each stage gets as input what the reference computed in the stages before, so that a difference shows up in
+the stage that causes it.
 """
 
 import math
@@ -34,7 +35,7 @@ class FastStages:
     """The fast path of a converted network, one stage at a time, in the reference's order of axes and coordinates.
 
     Args:
-        model: of one of matterport's architectures.
+        model: with one of matterport's architectures.
         min_score: DETECTION_MIN_CONFIDENCE.
     """
 
@@ -42,7 +43,7 @@ class FastStages:
         self.segmenter = MaskRCNNSegmenter(model, min_score=min_score)
         steps = self.segmenter.forward
         if not isinstance(steps, MatterportForward):
-            raise TypeError(f"{model.card.architecture} is not of matterport")
+            raise TypeError(f"{model.card.architecture} is not an architecture of matterport")
         self.forward: MatterportForward = steps
         self._network = steps.network
 
@@ -94,7 +95,7 @@ class FastStages:
 
     @torch.inference_mode()
     def pooled(self, pyramid: Mapping[str, Tensor], boxes: Floats, size: int) -> Floats:
-        """Return what is pooled of boxes, (N, size, size, 256)."""
+        """Return the pooled features of boxes, (N, size, size, 256)."""
         heads = self._network.roi_heads
         aligner = heads.box_roi_pool if size == 7 else heads.mask_roi_pool
         rows = pyramid_of(self._maps(pyramid), aligner, _canvas(pyramid)[0])
@@ -111,7 +112,7 @@ class FastStages:
 
     @torch.inference_mode()
     def refined(self, proposals: Floats, logits: Floats, offsets: Floats, window: Floats) -> Floats:
-        """Return the instances, (N, 6): a normalised box, its class and its score, the best first."""
+        """Return the detections, (N, 6): normalised box, class and score, the best first."""
         _, boxes, labels, scores = self.forward.choose(
             torch.from_numpy(logits)[None],
             torch.from_numpy(np.ascontiguousarray(offsets[..., _YX])).view(1, len(logits), -1),
@@ -123,7 +124,7 @@ class FastStages:
 
     @torch.inference_mode()
     def masks(self, pyramid: Mapping[str, Tensor], boxes: Floats, labels: NDArray[np.int64]) -> Floats:
-        """Return what the mask head says of each box for its own class, (N, 28, 28)."""
+        """Return the mask probabilities of each box for its own class, (N, 28, 28)."""
         aligner = self._network.roi_heads.mask_roi_pool
         rows = pyramid_of(self._maps(pyramid), aligner, _canvas(pyramid)[0])
         image = torch.zeros(len(boxes), dtype=torch.int64)
@@ -131,7 +132,7 @@ class FastStages:
         return np.asarray(masks.numpy())
 
     def pasted(self, detections: Floats, masks: Floats, height: int, width: int) -> list[dict[str, Any]]:
-        """Return the masks of detections in an image of this size, as run lengths; none of empty boxes."""
+        """Return the masks of detections in an image of this size, as run lengths; empty boxes have none."""
         squares = masks.reshape(len(masks), -1)
         images = np.zeros((len(masks), 1), np.float32)
         rows = np.concatenate([images, detections[:, 4:6], detections[:, _YX], squares], 1)
@@ -154,7 +155,7 @@ def compare_matterport(reference: ReferenceMatterport, model: Model, images: Seq
     """Compare a model's fast path with a reference on images.
 
     Returns:
-        a row a stage, in the order of the stages.
+        one row per stage, in the order of the stages.
     """
     fast = FastStages(model)
     rows: dict[str, Row] = {}
@@ -165,17 +166,17 @@ def compare_matterport(reference: ReferenceMatterport, model: Model, images: Seq
 
 
 def _stages(reference: ReferenceMatterport, fast: FastStages, model: Model, image: Pixels) -> list[Row]:
-    """Return a row a stage for one image."""
+    """Return one row per stage for one image."""
     molded = reference.molded(image)
     canvas = molded.resized.shape[:2]
     own = fast.molded(image)
     rows = [_row("resized and padded", own, molded.pixels, "of 255", 1e-4)]
     if own.shape != molded.pixels.shape:
         return rows
-    trunk = reference.trunk(molded.pixels)
-    pyramid = reference.pyramid(trunk)
+    backbone = reference.backbone(molded.pixels)
+    pyramid = reference.pyramid(backbone)
     found = fast.features(molded.pixels)
-    rows += [stage_row(f"features {name}", found[name], each) for name, each in (trunk | pyramid).items()]
+    rows += [stage_row(f"features {name}", found[name], each) for name, each in (backbone | pyramid).items()]
     logits, scores, offsets = reference.rpn(pyramid)
     for what, mine, theirs in zip(("logits", "offsets"), fast.rpn(pyramid), (logits, offsets), strict=True):
         rows.append(_row(f"RPN {what}", mine, theirs))
@@ -201,7 +202,7 @@ def _stages(reference: ReferenceMatterport, fast: FastStages, model: Model, imag
     pasted = fast.pasted(detections, masks, *image.shape[:2])
     away = [_away(rle, mask) for rle, mask in zip(pasted, expected.masks, strict=True)]
     rows.append(Row("masks in the image", float(max(away, default=0)), "px", 2.0, len(away)))
-    # The last sample of a box that ends with the canvas is behind it or not, by the last bit of where the box begins.
+    # Whether the last sample of a box that ends with the canvas lies behind it depends on the last bit of its start.
     low, high = expected.boxes[:, 2:] == image.shape[:2], np.array(molded.window[2:]) == canvas
     return rows + _whole(expected, fast.segmenter.segment([image])[0], model, (low & high).any(1))
 
@@ -221,7 +222,7 @@ def _away(rle: dict[str, Any], mask: NDArray[np.bool_]) -> int:
 
 
 def _whole(expected: Found, found: Detections, model: Model, unsure: NDArray[np.bool_]) -> list[Row]:
-    """Compare what comes out in the end, pixels to run lengths: as sets, since near ties swap; no unsure masks."""
+    """Compare the final instances as sets, since those of almost equal scores may swap; skip the masks in `unsure`."""
     labels = np.array(model.card.category_ids)[expected.labels]
     left = set(range(len(found)))
     rles = found.rles()

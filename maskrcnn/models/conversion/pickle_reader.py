@@ -1,9 +1,6 @@
-"""Arrays in a pickle, which is followed and never run.
+"""Read numpy arrays from the pickles of detectron2's model zoo with `restricted_pickle`, without unpickling.
 
-Python's own unpickler, even where it may name only what is allowed, still calls it with what the file says: shapes
-that fill the memory, states that a C extension trusts, keys whose hash takes for ever. Here a pickle's operations are
-read one after another, and only those that make plain values, dicts and numpy arrays mean anything. Each array is made
-at the end, from its bytes, of a type and a shape that agree with their number.
+Each array is made last, from its bytes, after its type and shape were checked against their number.
 """
 
 import math
@@ -45,7 +42,7 @@ class _Dtype:
 
 
 class _Array:
-    """An array as far as the pickle has told of it."""
+    """An array as far as the pickle has described it."""
 
     def __init__(self) -> None:
         self.shape: Any = None
@@ -55,14 +52,14 @@ class _Array:
 
 
 def arrays_in_pickle(uri: str, data: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Return the arrays below "model" of a detectron2 pickle, and the plain values beside it.
+    """Return the arrays under `model` in a detectron2 pickle, and the plain values next to it.
 
     Args:
-        uri: what messages call the file.
+        uri: the file's name in messages.
         data: its bytes.
 
     Raises:
-        UsageError: it is truncated, no pickle, names what is not allowed, or holds something else.
+        UsageError: the file is truncated, not a pickle, names what is not allowed, or contains something else.
     """
     try:
         content = read_pickle(uri, data, _RULES)
@@ -73,24 +70,24 @@ def arrays_in_pickle(uri: str, data: bytes) -> tuple[dict[str, Array], dict[str,
                 else type(content).__name__
             )
             raise UsageError(
-                f"{uri} is no model of detectron2, which has a dict at 'model' (this holds {keys}); "
+                f"{uri} is not a model of detectron2, which has a dict at 'model' (this contains {keys}): "
                 "files of Caffe2 and Detectron1 are not supported"
             )
         arrays = {}
         for name, value in content["model"].items():
             if not isinstance(name, str) or not isinstance(value, _Array):
-                raise UsageError(f"{uri} holds a {kind_of(value).lower()} at {name!r}, not an array")
+                raise UsageError(f"{uri} contains a {kind_of(value).lower()} at {name!r}, not an array")
             arrays[name] = _made(name, value)
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise UsageError(f"{uri} is truncated, or no pickle of weights: {str(error)[:200]}") from error
+        raise UsageError(f"{uri} is truncated, or not a pickle of weights: {str(error)[:200]}") from error
     beside = {key: value for key, value in content.items() if isinstance(value, str | int | float)}
     return arrays, beside
 
 
 def _called(function: Any, arguments: Any) -> Any:
-    """Return what the function of a name would make of its arguments, as far as it is needed."""
+    """Return what the named function would return for its arguments, as far as it is needed."""
     if not isinstance(function, GlobalName) or not isinstance(arguments, tuple):
-        raise TypeError("it calls what is no function")
+        raise TypeError("it calls something that is not a function")
     name = function.name.rpartition(".")[2]
     if name == "_reconstruct":
         return _Array()
@@ -118,11 +115,11 @@ def _called(function: Any, arguments: Any) -> Any:
 
 
 def _build(thing: Any, state: Any) -> None:
-    """Do what `__setstate__` of an array or a dtype does."""
+    """Set the state of an array or a dtype, as its `__setstate__` would."""
     if isinstance(thing, _Dtype):
         thing.order = state[1]
         if state[2] is not None or state[3] is not None:
-            raise ValueError("an array has a type with parts")
+            raise ValueError("an array has a structured type")
     elif isinstance(thing, _Array):
         _, thing.shape, thing.dtype, thing.columns_first, thing.data = state
     else:
@@ -130,10 +127,10 @@ def _build(thing: Any, state: Any) -> None:
 
 
 def _made(name: str, array: _Array) -> Array:
-    """Return the array, of its own memory."""
+    """Return the array, in its own memory."""
     kind = array.dtype.kind if isinstance(array.dtype, _Dtype) else None
     if kind not in _KINDS or array.dtype.order not in ("<", ">", "|", "="):
-        raise ValueError(f"the tensor {name} has the type {kind}, not one of numbers")
+        raise ValueError(f"the tensor {name} has the type {kind}, which is not numeric")
     data = array.data.encode("latin-1") if isinstance(array.data, str) else array.data
     shape = array.shape
     if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape):
@@ -142,7 +139,7 @@ def _made(name: str, array: _Array) -> Array:
         raise TypeError(f"the tensor {name} has no bytes")
     dtype = np.dtype((">" if array.dtype.order == ">" else "<") + kind)
     if math.prod(shape) * dtype.itemsize != len(data):
-        raise ValueError(f"the tensor {name} has {len(data)} bytes, and the shape {shape}")
+        raise ValueError(f"the tensor {name} has {len(data)} bytes, which do not fit its shape {shape}")
     flat = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))
     return np.array(flat.reshape(shape, order="F" if array.columns_first else "C"), order="C")
 
@@ -151,9 +148,10 @@ _RULES: Final = PickleRules(
     literals=_LITERALS,
     operations=CONTAINERS | {"STACK_GLOBAL", "LIST", "DICT", "PUT", "GET", "MEMOIZE", "FRAME"},
     global_names=_GLOBALS,
-    refused_global="{uri} holds more than arrays: its pickle names {name}, which could run any code when it is loaded "
-    "and is refused",
-    refused_operation="{uri} uses the pickle operation {operation}, which weights do not need; refused",
+    refused_global="{uri} contains more than arrays: its pickle names {name}, which could run any code when it is "
+    "loaded and is not allowed",
+    refused_operation="{uri} uses the pickle operation {operation}, which weights do not need and which is "
+    "not allowed",
     call=_called,
     set_state=_build,
     max_operations=MAX_OPERATIONS,

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from keras_files import arrays_of, filled, hollow, names_of
 from maskrcnn_jobs.cli import main
-from maskrcnn_jobs.commands.train import Request, prepare
+from maskrcnn_jobs.driver.training_set import TrainingRequest, prepare_training
 from matterport_oracle import Stored, far
 from safetensors.torch import load_file
 
@@ -162,9 +162,9 @@ def test_it_is_not_trained_and_that_is_told_before_anything_is_begun(quick, tmp_
     hollow(tmp_path / "m.h5", names_of())
     convert(f"{tmp_path}/m.h5", f"{tmp_path}/m.safetensors")
     for name in (f"{tmp_path}/m.safetensors", "imagenet:maskrcnn_matterport_resnet50"):
-        asked = Request(f"{tmp_path}/none.json", f"{tmp_path}/out", TrainingConfig(model=name))
-        with pytest.raises(UsageError, match=r"is run here, not trained|name one of maskrcnn_resnet50_fpn"):
-            prepare(asked)
+        request = TrainingRequest(f"{tmp_path}/none.json", f"{tmp_path}/out", TrainingConfig(model=name))
+        with pytest.raises(UsageError, match=r"cannot be trained|name one of maskrcnn_resnet50_fpn"):
+            prepare_training(request)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------
