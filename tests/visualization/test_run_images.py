@@ -413,8 +413,8 @@ def test_an_image_that_is_gone_or_has_changed_is_told_in_one_line(tmp_path: Path
     (tmp_path / "in" / "2.png").write_text("no image any more")
     for number, why in (
         (0, "does not exist"),
-        (1, "not the one that was planned"),
-        (2, "not the one that was planned"),
+        (1, "changed since planning"),
+        (2, "changed since planning"),
     ):
         ran = cli(url, "--image", f"{number}.png")
         assert (ran.exit_code, ran.stdout) == (2, "")
@@ -511,7 +511,7 @@ def test_nothing_found_is_a_picture_too(tmp_path: Path) -> None:
     none = write_run(tmp_path / "none", [result(0, "a.png", rectangles(HEIGHT, WIDTH))])
     ran = cli(none)
     assert ran.exit_code == 2
-    assert "nothing was found" in ran.stderr
+    assert "has detections: nothing to show" in ran.stderr
 
 
 def test_detections_are_passed_through() -> None:

@@ -134,7 +134,7 @@ def test_the_headline_numbers_are_those_of_the_statistics():
     text = " ".join(page.text.split())
     assert f"{stats.instances:,} instances in 1,234 images" in text
     assert f"{int(stats.category_scores[:, 10:].sum()):,} with score ≥ 0.5" in text
-    assert "40 of 80 categories found" in text
+    assert "40 of 80 categories detected" in text
     assert "12.3 images per second" in text
     assert "34 images failed (2.76%)" in text
     assert "corrupt the file cannot be decoded 30 2.43%" in text
