@@ -174,7 +174,7 @@ def _parity(
     """Compare the converted model with what the source's own network computes, stage by stage."""
     if source == "matterport":
         return _compare_matterport(tensors, model, *sizes, config)
-    n_labels = len(model.categories) + 1
+    n_labels = len(model.categories) + 1  # the background
     return compare(
         _reference(source, architecture, tensors, n_labels, sizes, digest), model, generated_images()
     )
