@@ -57,7 +57,7 @@ class LocalCluster:
     address: str
     """Address for `--address` and `ray.init`."""
     dashboard: str
-    """For `maskrcnn submit --address` and Ray Jobs; "" without a dashboard."""
+    """Address for `maskrcnn submit --address` and Ray Jobs; "" without a dashboard."""
     environment: dict[str, str]
     """Environment variables of a client, which needs the token."""
     folder: Path
@@ -106,16 +106,16 @@ class LocalCluster:
 def local_cluster(
     nodes: int = 3, cpus: int = 1, head_cpus: int | None = None, *, dashboard: bool = True
 ) -> Iterator[LocalCluster]:
-    """Run a cluster for the time of a block.
+    """Run a cluster for the duration of a block.
 
     Args:
-        nodes: how many, the head included.
-        cpus: of each node, whatever the machine has.
-        head_cpus: of the head; None: as many as of the others.
-        dashboard: whether the head serves the dashboard and Ray Jobs, in ten processes of their own.
+        nodes: number of nodes, including the head.
+        cpus: CPUs that each node offers, independent of the machine.
+        head_cpus: CPUs of the head; None: the same as the other nodes.
+        dashboard: whether the head serves the dashboard and Ray Jobs, in ten additional processes.
 
     Raises:
-        RuntimeError: a node did not start; with what it said.
+        RuntimeError: a node did not start; the message contains its log.
     """
     port, dashboard_port, client_port = _free_ports(3)
     # A short path: the path of a socket is limited to 107 bytes.

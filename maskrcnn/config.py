@@ -91,7 +91,7 @@ class ResourceConfig:
     batch_size: int | None = None
     """Images per forward pass; None: 1 on CPU, 8 on CUDA."""
     dtype: str | None = None
-    """Data type of the network's convolutions: `float32`, `bfloat16` or `float16`; None: float32 on CPU, float16 on CUDA."""
+    """Data type of the convolutions: `float32`, `bfloat16` or `float16`; None: float32 on CPU, float16 on CUDA."""
     threads: int | None = None
     """CPUs per actor; None: 1 on CPU, an equal share of the CPUs per GPU on CUDA, at most 8."""
     actors: int | None = None

@@ -1,6 +1,6 @@
-"""The tables' columns, and the one function in which torchvision's words become COCO's.
+"""The columns of the tables, and the only function that converts torchvision's names to COCO's.
 
-The contract is documented in `docs/reference/tables.md`, generated from here. `SCHEMA_VERSION` is in each footer.
+`docs/reference/tables.md` is generated from here. `SCHEMA_VERSION` is in `run.json` and in each Parquet footer.
 """
 
 from collections.abc import Sequence
@@ -121,7 +121,7 @@ PIECES: Final = pa.schema(
     ],
     metadata=METADATA,
 )
-"""One row per detection in a window, in window coordinates, with the whole object (`instances.instance`) it is part of."""
+"""One row per detection in a window, in window coordinates, with the object (`instances.instance`) it is part of."""
 
 ITEMS: Final = pa.schema(
     [
@@ -142,7 +142,7 @@ ITEMS: Final = pa.schema(
     metadata=METADATA,
 )
 """The inputs of a shard of windows: a manifest whose inputs are windows, numbered through the run as `image_id`. If the
-image's header could not be read, sizes are zero and the error is set; blocks are null if the image is read as a whole."""
+image's header could not be read, sizes are zero and the error is set; blocks are null for images read as a whole."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,5 +86,5 @@ def test_detections_come_back_from_the_tables_as_they_went_in() -> None:
         before, after = result.detections, detections_of(image | {"height": 80, "width": 96}, rows)
         assert before is not None
         assert (after.masks, after.capped) == (before.masks, before.capped)
-        for column in ("boxes", "labels", "scores", "areas", "edges"):
+        for column in ("boxes", "labels", "scores", "areas", "touches_border"):
             np.testing.assert_array_equal(getattr(after, column), getattr(before, column))

@@ -28,7 +28,7 @@ QUERIES: Final = (
            GROUP BY category ORDER BY instances DESC""",
     ),
     (
-        "Which scenes have the most instances?",
+        "Which scenes have the highest numbers of instances?",
         """SELECT name, count(*) AS instances, round(sum(area) / any_value(width * height), 3) AS covered
            FROM 'OUT/images/*.parquet' JOIN 'OUT/instances/*.parquet' USING (image_id)
            WHERE score >= 0.5 GROUP BY name ORDER BY instances DESC, name LIMIT 5""",

@@ -97,7 +97,7 @@ class DecodedImage:
     pixels: Pixels
     """(height, width, 3), RGB, uint8, C-contiguous."""
     exif_orientation: int | None
-    """The value in the file, 1 to 8, which has been applied; None if there is no valid one."""
+    """The value in the file, 1 to 8, which has been applied; None without a valid one."""
 
 
 class _SuppressedWarnings:
@@ -226,7 +226,7 @@ def _check_size(image: Image.Image, limits: Limits) -> None:
     """Check the size in the header of an image that is not loaded yet. Raises ItemError."""
     width, height = image.size
     if width < 1 or height < 1:
-        raise ItemError("corrupt", f"the header says {width} x {height} pixels")
+        raise ItemError("corrupt", f"the header states a size of {width} x {height} pixels")
     if width * height > limits.max_pixels:
         raise _size_error("too_many_pixels", image, f", more than the limit of {limits.max_pixels}")
     if max(image.size) > limits.max_aspect * min(image.size):

@@ -78,7 +78,7 @@ class RasterInfo:
     palette: bool
     """Whether the first band contains indices into a palette."""
     alpha_band: int | None
-    """The number of the alpha band, from 1; None if there is none."""
+    """The number of the alpha band, from 1; None without alpha."""
     mask: bool
     """Whether the file contains a mask in addition to the bands."""
 
@@ -150,7 +150,7 @@ def read_info(source: "Source", dataset: Any, assume_crs: str | None) -> RasterI
 
 
 def _georeference(dataset: Any, assume_crs: str | None) -> str | None:
-    """Return the CRS as WKT, or None if there is none and `assume_crs` permits it. Raises ItemError, UsageError."""
+    """Return the CRS as WKT; None for a raster without one, if `assume_crs` permits. Raises ItemError, UsageError."""
     transform = dataset.transform
     if assume_crs == NO_CRS and (transform.is_identity or not dataset.crs):
         return None
@@ -389,10 +389,6 @@ class _Handle(io.RawIOBase):
     def seekable(self) -> bool:
         """Return True."""
         return True
-
-    def tell(self) -> int:
-        """Return the position in bytes."""
-        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Set the position and return it."""

@@ -39,7 +39,7 @@ class Radiometry:
 
     def __post_init__(self) -> None:
         if self.bands is not None and (len(self.bands) not in (1, 3) or min(self.bands) < 1):
-            raise ValueError(f"bands are one or three numbers from 1, not {self.bands}")
+            raise ValueError(f"bands must be one or three numbers from 1, not {self.bands}")
         if (self.lows is None) != (self.highs is None):
             raise ValueError("lows and highs must be given together")
         if self.lows is not None and self.highs is not None:
@@ -198,7 +198,7 @@ def _reflectance(info: RasterInfo, band: int) -> tuple[float, float]:
     scale, offset = info.scales[band - 1], info.offsets[band - 1]
     if (scale, offset) == (1.0, 0.0) and np.dtype(info.dtype).kind != "f":
         raise ItemError(
-            "unsupported_pixels", f"band {band} has no scale and offset; give a range with --scale"
+            "unsupported_pixels", f"band {band} has no scale and offset: give a range with --scale"
         )
     if not (math.isfinite(scale) and math.isfinite(offset) and scale != 0):
         raise ItemError(

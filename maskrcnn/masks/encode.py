@@ -126,7 +126,7 @@ def encode_masks(boxes: Float32s, probabilities: Float32s, height: int, width: i
 
 
 def _frames(boxes: Float32s, size: int) -> Ints:
-    """Return the pixels that the padded masks cover, (N, 4) xmin, ymin, xmax, ymax, the last two exclusive.
+    """Return the frames of pixels that the padded masks cover, (N, 4) xmin, ymin, xmax, ymax, the last two exclusive.
 
     The operations, their order and their float32 precision are those of `expand_boxes`: corners are truncated, not
     rounded.
@@ -162,7 +162,7 @@ def _groups(frames: Ints, width: int, size: int) -> Iterator[slice]:
 
 
 class _Axis(NamedTuple):
-    """Positions along one axis of the image, for all instances one behind the other, and where they read."""
+    """Positions along one axis of the image, for all instances one after the other, and the values that they read."""
 
     instance: Ints
     """(P,)"""

@@ -20,7 +20,7 @@ WINDOW: Final = "window_id"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """One loaded input: its row, and its image or the reason why there is none."""
+    """One loaded input: its row, and its image or the failure that prevented it."""
 
     row: int
     """Of the manifest, or the number of a window."""

@@ -192,7 +192,7 @@ def pending_of(plans: Iterable[Plan], receipts: Sequence[str]) -> Iterator[Shard
 
 
 def read_plan(storage: Storage) -> Plan | None:
-    """Return the latest plan of a run, or None if there is none.
+    """Return the latest plan of a run, or None if it does not exist.
 
     Raises:
         RunError: as in `read_plans`.
@@ -202,7 +202,7 @@ def read_plan(storage: Storage) -> Plan | None:
 
 
 def read_plans(storage: Storage) -> list[Plan]:
-    """Return the plans of all generations of a run, in order; an empty list if there is none.
+    """Return the plans of all generations of a run, in order; an empty list if it does not exist.
 
     Raises:
         RunError: one is not a plan of this version.
@@ -214,7 +214,7 @@ def read_plans(storage: Storage) -> list[Plan]:
 
 
 def read_generation(storage: Storage, generation: int) -> Plan | None:
-    """Return the plan of a generation, or None if there is none.
+    """Return the plan of a generation, or None if it does not exist.
 
     Raises:
         RunError: it is not a plan of this version.

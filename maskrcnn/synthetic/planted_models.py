@@ -15,31 +15,31 @@ __all__ = ["PlantedModel", "parse_planted"]
 
 @dataclass(frozen=True, slots=True)
 class PlantedModel:
-    """A planted segmenter that is yet to be built; it stands in for a network in tests."""
+    """A planted segmenter that has not been built yet; it replaces a network in tests."""
 
     name: Literal["planted", "planted-mosaic"]
     sleep_s: float = 0.0
-    """Seconds that each image takes, to stand in for a slow network."""
+    """Seconds to sleep for each image, to simulate a slow network."""
     jitter_px: int = 0
-    """Of `planted-mosaic`: how far windows disagree about an object."""
+    """The maximum jitter of an object's mask in a window, pixels; for `planted-mosaic` only."""
 
     @property
     def sha256(self) -> str:
-        """Of what decides its detections, hexadecimal; it has no weights file."""
+        """The hexadecimal SHA-256 of the settings that determine its detections; it has no weights file."""
         identity = f"{self.name} 1" + (f" {self.jitter_px}" if self.name == "planted-mosaic" else "")
         return hashlib.sha256(identity.encode()).hexdigest()
 
     @property
     def categories(self) -> tuple[Category, ...]:
-        """All categories that it can find."""
+        """All categories that it can detect."""
         return PLANTED_CATEGORIES
 
     def build(self, min_score: float, max_detections: int, categories: Collection[str]) -> PlantedSegmenter:
         """Build the segmenter.
 
         Args:
-            min_score: detections of this score or less are left out.
-            max_detections: the maximum number of detections in an image, the best by score.
+            min_score: detections with this score or less are dropped.
+            max_detections: the maximum number of detections per image, the best by score.
             categories: names of the categories to keep; empty: all.
         """
         if self.name == "planted-mosaic":
@@ -50,10 +50,10 @@ class PlantedModel:
 
 
 def parse_planted(name: str) -> PlantedModel | None:
-    """Return the planted model of a name; None if the name is not one of a planted model.
+    """Return the planted model with a name; None if no planted model has that name.
 
     Raises:
-        UsageError: what follows the colon is not valid.
+        UsageError: the argument after the colon is not valid.
     """
     kind, _, argument = name.partition(":")
     if kind == "planted":

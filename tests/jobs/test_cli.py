@@ -1,4 +1,4 @@
-"""The command line: one clear line and exit code 2 for what the user can mend; no Ray is started for it."""
+"""The command line: one clear line and exit code 2 for what the user can repair; no Ray is started for it."""
 
 import json
 import subprocess

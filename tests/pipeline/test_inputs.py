@@ -123,7 +123,7 @@ def test_a_folder_with_the_name_of_a_manifest_is_a_folder(tmp_path: Path) -> Non
     written(tmp_path / "m.parquet" / "part-0.parquet", pa.table({"uri": ["a"]}))
     said = refusal(tmp_path / "m.parquet")
     assert "no images; found 1 .parquet" in said
-    assert said.endswith("; this is a folder, and a manifest is one file")
+    assert said.endswith("; this is a folder, but a manifest is one file")
 
 
 @pytest.mark.s3
@@ -142,7 +142,7 @@ def test_an_input_has_a_name(source: str) -> None:
 
 
 def test_an_input_whose_own_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"in\\udce9': a name that is not UTF-8; rename it"):
+    with pytest.raises(UsageError, match=r"in\\udce9': the name is not UTF-8: rename it"):
         inputs_of(os.fsdecode(os.fsencode(tmp_path) + b"/in\xe9"))
 
 
@@ -417,7 +417,7 @@ def test_a_limit_keeps_the_first_by_name(tmp_path: Path) -> None:
         ("m.txt", "", "no rows"),
         ("m.txt", "\n \n\r\n", "no rows"),
         ("m.txt", b"\xff\n", "UTF8"),
-        ("m.txt", "a\n".encode("utf-16"), "UTF-16 text, or none; save it as UTF-8"),
+        ("m.txt", "a\n".encode("utf-16"), "it is UTF-16 or not text: save it as UTF-8"),
         ("m.txt", "a\n".encode("utf-16-be"), "save it as UTF-8"),
         ("m.csv", "uri\na\n".encode("utf-16"), "save it as UTF-8"),
         ("m.csv", "uri,größe\na,1\n".encode("latin-1"), "utf-8"),
@@ -445,9 +445,9 @@ def test_a_limit_keeps_the_first_by_name(tmp_path: Path) -> None:
         (
             "m.csv",
             "uri;name\na;b\n",
-            "no column `uri`; its columns stand between semicolons: separate by commas",
+            "no column `uri`, its columns are separated by semicolons: separate them by commas",
         ),
-        ("m.csv", "uri\tname\na\tb\n", "between tabs: separate by commas"),
+        ("m.csv", "uri\tname\na\tb\n", "separated by tabs: separate them by commas"),
         ("m.csv", "uri,uri\na,b\n", "several columns have the name 'uri'"),
         ("m.csv", "uri,n\na,1\nb\n", "Expected 2 columns, got 1"),
         ("m.csv", "uri,n\na,1\n,2\n  ,3\n", "2 rows without a uri"),
