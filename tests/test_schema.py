@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from planted_images import random_instances
 
 from maskrcnn.schema import (
     IMAGES,
@@ -13,7 +14,7 @@ from maskrcnn.schema import (
     images_table,
     instances_table,
 )
-from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, plant, random_instances
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, plant
 
 
 def manifest_rows(n: int, **further: pa.Array) -> pa.Table:

@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.commands.terminal import PlainFormatter, plain
 from maskrcnn_jobs.driver.planning import Request, prepare
+from planted_images import write_planted
 from webserver import Site, answer
 
 from maskrcnn.config import InferenceConfig
@@ -42,7 +43,7 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.models.registry import describe_model
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
+from maskrcnn.synthetic.planted import PlantedSegmenter
 from maskrcnn.visualization.run_report import write_report
 
 ROOT: Final = Path(__file__).parent.parent

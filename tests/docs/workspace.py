@@ -8,10 +8,10 @@ from chaos.local_job import without_ray
 from maskrcnn_jobs.commands.segment import run_segment
 from maskrcnn_jobs.driver.planning import Request
 from PIL import Image
+from planted_images import write_planted
 from windowed import mosaic, run_windows, write_geotiff
 
 from maskrcnn.config import InferenceConfig, ResourceConfig
-from maskrcnn.synthetic.planted import write_planted
 from maskrcnn.synthetic.scenes import render_scene
 
 PHOTOS = 12

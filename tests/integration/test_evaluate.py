@@ -9,8 +9,7 @@ import pytest
 from commandline import maskrcnn_command
 from evaluated_runs import CarelessSegmenter, finish
 from local import LocalCluster
-
-from maskrcnn.synthetic.planted import write_planted
+from planted_images import write_planted
 
 
 @pytest.mark.ray

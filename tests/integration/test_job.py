@@ -13,9 +13,9 @@ import pytest
 from commandline import maskrcnn_command, parts
 from local import LocalCluster
 from maskrcnn_jobs.commands.demo import QUERIES
+from planted_images import write_planted
 
 import maskrcnn
-from maskrcnn.synthetic.planted import write_planted
 from maskrcnn.synthetic.scenes import write_scenes
 
 pytestmark = pytest.mark.ray

@@ -15,11 +15,11 @@ from click.testing import CliRunner, Result
 from commandline import parts
 from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.driver.cluster import connected
+from planted_images import write_planted
 
 import maskrcnn
 from maskrcnn.config import ResourceConfig
 from maskrcnn.results.run import Run
-from maskrcnn.synthetic.planted import write_planted
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("_ray")]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from maskrcnn_jobs.cli import main
+from planted_images import write_planted
 
 from maskrcnn.io.storage import Storage
-from maskrcnn.synthetic.planted import write_planted
 
 
 def run(*arguments: str) -> Result:

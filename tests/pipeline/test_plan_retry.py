@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from maskrcnn_jobs.commands.gc import collect_garbage
 from maskrcnn_jobs.commands.status import run_status
 from maskrcnn_jobs.driver.planning import Request, prepare
+from planted_images import write_planted
 
 import maskrcnn
 from maskrcnn.config import InferenceConfig
@@ -28,7 +29,7 @@ from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import finished, read_success
 from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.stats import Stats
-from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
+from maskrcnn.synthetic.planted import PlantedSegmenter
 from maskrcnn.visualization.run_report import write_report
 
 IMAGES = 12

@@ -5,6 +5,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pytest
+from planted_images import write_planted
 from pycocotools.coco import COCO
 
 import maskrcnn
@@ -18,7 +19,7 @@ from maskrcnn.pipeline.success import parts_of, read_success
 from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.schema import SCHEMA_VERSION
 from maskrcnn.stats import Stats
-from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter
 from maskrcnn.visualization.run_report import write_report
 
 ROWS = 30

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted_images import write_planted
 
 from maskrcnn.errors import RunError
 from maskrcnn.imaging.decode import Limits
@@ -31,7 +32,7 @@ from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import categories_of, finished
 from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.schema import SCHEMA_VERSION
-from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter
 from maskrcnn.visualization.run_report import write_report
 
 pytestmark = pytest.mark.slow

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from planted_images import write_planted
 
 from maskrcnn.errors import HandedBackError, ItemError, RunError, SegmenterError, StoreFailingError
 from maskrcnn.imaging.decode import DecodedImage, Limits, decode_image
@@ -23,7 +24,7 @@ from maskrcnn.pipeline.prefetch import Pool, Stopwatch, Turns, prefetch
 from maskrcnn.pipeline.receipts import Receipt, commit, complete_receipts
 from maskrcnn.pipeline.worker import Announcement, ShardWorker
 from maskrcnn.stats import Stats
-from maskrcnn.synthetic.planted import PlantedSegmenter, plant, planted_instances, png, write_planted
+from maskrcnn.synthetic.planted import PlantedSegmenter, plant, planted_instances, png
 from maskrcnn.types import Detections, Pixels
 
 LIMITS = Limits(10**7, 10**7, 1333.0)
