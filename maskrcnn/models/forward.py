@@ -204,7 +204,7 @@ class Forward:
     def ranked(
         self, image: Tensor, label: Tensor, boxes: Tensor, score: Tensor, n_images: int, n_labels: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the order by image and score, (N,), and whether each box in it is kept: not suppressed, and among the best.
+        """Return the order by image and score, (N,), and which boxes in it are kept: not suppressed, among the best.
 
         The second tensor is (N,) bool.
         """

@@ -333,7 +333,7 @@ def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _taps(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the first of the two positions in the padded frame that a new pixel reads, and the weight of the second."""
+    """Return the first of the two positions in the padded frame that a new pixel reads, and the second's weight."""
     centre = (torch.arange(new, dtype=torch.float64, device=device) + 0.5) * (old / new) - 0.5
     first = centre.floor()
     return first.to(torch.int64) + 1, centre - first

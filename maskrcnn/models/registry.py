@@ -146,7 +146,7 @@ NAMES: Final = (*_PUBLISHED, "scenes")
 
 
 def published_model_of(sha256: str) -> PublishedModel | None:
-    """Return the published model whose weights file has this sha256, hexadecimal; None if there is none."""
+    """Return the published model whose weights file has this sha256, hexadecimal, or None."""
     for model in _PUBLISHED.values():
         if sha256.startswith(model.weights.sha256_start):
             return model

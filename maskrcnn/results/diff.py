@@ -49,7 +49,7 @@ class ImageDiff:
     kinds: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))
     """(K,) of the pairs, then of the unmatched instances of A, then of those of B."""
     rows_a: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
-    """(K,) index in `found_a` for each of `kinds`; -1 if there is none."""
+    """(K,) index in `found_a` for each of `kinds`; -1 for instances that only B has."""
     rows_b: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     """(K,) likewise in `found_b`."""
     iou: Floats = field(default_factory=lambda: np.zeros(0))

@@ -192,7 +192,7 @@ def instance_faults(chunk: Chunk, previous_id: int, detectable: Detectable) -> I
     """Yield the violations of a chunk's instances, in themselves and against their images.
 
     Args:
-        previous_id: the id of the instance before the first; 0 if there is none.
+        previous_id: the id of the instance before the first; 0 before the first of all.
         detectable: what the run may contain.
     """
     table, owned = chunk.instances.combine_chunks(), _owned(chunk)

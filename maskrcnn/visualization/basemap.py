@@ -57,7 +57,7 @@ class World:
 
 
 def world_of(items: WindowIndex) -> World | None:
-    """Return the georeferenced rasters of a run; None if there are none.
+    """Return the georeferenced rasters of a run; None if no image is georeferenced.
 
     Raises:
         UsageError: the extra `geo` is missing.
@@ -84,7 +84,7 @@ def turned(lon: Floats, cut: float) -> Floats:
 
 
 def cut_of(west: Floats, east: Floats) -> float:
-    """Return the middle of the widest range of longitudes without rasters; if there is none, the west of one.
+    """Return the middle of the widest range of longitudes without rasters; without such a range, the west of a raster.
 
     >>> cut_of(np.array([170.0, -170.0]), np.array([180.0, -160.0]))
     5.0

@@ -159,7 +159,7 @@ class _View:
 
 
 def _outline(coverage: NDArray[np.uint8], line_px: int) -> NDArray[np.uint8]:
-    """Return the inner border of a mask, `line_px` wide; there is none where the picture crops the mask."""
+    """Return the inner border of a mask, `line_px` wide; not drawn where the picture crops the mask."""
     eroded = np.pad(coverage, line_px, mode="edge")
     for _ in range(2):
         # The minimum over 2 * line_px + 1 neighbours in a column, by doubling; then the same in rows.

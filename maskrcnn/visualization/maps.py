@@ -60,7 +60,7 @@ class Spot:
     y: float
     radius: float
     number: str
-    """Number of the map that shows them; empty if there is none."""
+    """Number of the map that shows them; empty if no map does."""
     title: str
 
 
@@ -102,7 +102,7 @@ def draw_maps(
 ) -> Maps | None:
     """Draw the maps of a run of windows; None if no image is georeferenced, or the extra `geo` is not installed.
 
-    They show the objects with a score of at least 0.5, or all objects if there are none.
+    They show the objects with a score of at least 0.5, or all objects if no score is that high.
 
     Args:
         storage: of the run.

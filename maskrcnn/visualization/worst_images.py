@@ -95,10 +95,12 @@ def draw_worst(reader: RunReader, evaluation: Evaluation, shares: Shares) -> lis
 
 
 def _caption(row: Mapping[str, Any]) -> str:
-    return (
-        f"PQ {row['pq']:.2f}: {plural(row['n_truth'], 'object')}, {plural(row['true_positives'], 'true positive')}, "
-        f"{plural(row['false_negatives'], 'false negative')}, {plural(row['false_positives'], 'false positive')}"
-    )
+    counts = {
+        name: row[f"{name.replace(' ', '_')}s"]
+        for name in ("true positive", "false negative", "false positive")
+    }
+    objects = plural(counts["true positive"] + counts["false negative"], "object")
+    return f"PQ {row['pq']:.2f}: " + ", ".join([objects, *(plural(n, name) for name, n in counts.items())])
 
 
 def _sides(

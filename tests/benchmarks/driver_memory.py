@@ -23,8 +23,8 @@ from maskrcnn_jobs.driver.planning import Request, prepare
 from maskrcnn_jobs.driver.run import run_shards
 
 from maskrcnn.config import InferenceConfig, ResourceConfig
-from maskrcnn.synthetic.planted import write_planted
 from tests.benchmarks.inputs import write_manifest
+from tests.planted_images import write_planted
 
 DISTINCT = 500
 LIMIT_MB = 32

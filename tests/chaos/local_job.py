@@ -15,6 +15,7 @@ import numpy as np
 from maskrcnn_jobs.commands.retry import run_retry as retry_failed
 from maskrcnn_jobs.commands.segment import run_segment
 from maskrcnn_jobs.driver.planning import Request
+from planted_images import random_instances, write_planted
 
 import maskrcnn.pipeline.reduce
 from chaos.chance import chance
@@ -27,7 +28,7 @@ from maskrcnn.pipeline.plan import Plan, check_run, pending_of, read_plans, read
 from maskrcnn.pipeline.receipts import complete_receipts
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.synthetic.planted import PlantedSegmenter, plant, png, random_instances, write_planted
+from maskrcnn.synthetic.planted import PlantedSegmenter, plant, png
 from maskrcnn.visualization.run_report import write_report
 
 SHARD_IMAGES: Final = 2

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from conftest import S3Server
 from evaluated_runs import IDS, CarelessSegmenter, finish
 from maskrcnn_jobs.cli import main
+from planted_images import write_planted
 from pycocotools import mask as coco_mask
 from windowed import mosaic, run_windows, write_geotiff
 
@@ -24,11 +25,7 @@ from maskrcnn.evaluation.evaluate_run import EvaluationOptions, evaluate_run
 from maskrcnn.evaluation.pycocotools_reference import average_precision
 from maskrcnn.io.storage import Storage
 from maskrcnn.results.verify import verify_run
-from maskrcnn.synthetic.planted import (
-    PLANTED_CATEGORIES,
-    PlantedSegmenter,
-    write_planted,
-)
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter
 from maskrcnn.synthetic.planted_mosaic import MosaicSegmenter
 
 Json = dict[str, Any]

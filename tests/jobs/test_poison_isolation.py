@@ -1,7 +1,7 @@
-"""Who ended the worker: the guilty are found in at most three executions, the innocent never, and nothing is endless.
+"""Which image ended the worker: it is found in at most three executions, no other image is, and nothing is endless.
 
-`Trial` plays the driver against images of known nature, without Ray: it runs what the inquest asks for, and dies
-where a poisonous image is among those that are computed.
+`Trial` plays the driver against images of known nature, without Ray: it runs the tasks of the isolation, and dies if a
+poisonous image is among those that are computed.
 """
 
 import random
@@ -52,13 +52,13 @@ class Trial:
             elif task.alone is not None:
                 self.executions[task.alone] += 1
                 if task.alone in self.poison:
-                    verdict = isolation.execution_failed(task, CRASH)
-                    assert verdict is not None
-                    self.codes[task.alone] = verdict.code
+                    failure = isolation.execution_failed(task, CRASH)
+                    assert failure is not None
+                    self.codes[task.alone] = failure.code
                 else:
                     isolation.survived(task)
             else:
-                fatal = self.sweep(task)
+                fatal = self.process(task)
                 if fatal is None:
                     return
                 said = Announcement(fatal, self.before(fatal)) if task.trace else Announcement(())
@@ -70,7 +70,7 @@ class Trial:
         index = next(n for n, each in enumerate(self.groups) if group[0] in each)
         return list(self.groups[index - 1]) if index else []
 
-    def sweep(self, task: Task) -> list[int] | None:
+    def process(self, task: Task) -> list[int] | None:
         """Compute group by group; return the one that ended the process."""
         for group in self.groups:
             todo = [row for row in group if row not in task.quarantined]
@@ -81,7 +81,7 @@ class Trial:
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.sets(st.integers(0, 39), max_size=6), st.booleans())
-def test_exactly_the_poison_is_convicted_whatever_happens_to_nodes(
+def test_exactly_the_poison_is_quarantined_whatever_happens_to_nodes(
     rows: int, group: int, poison: set[int], interrupted: bool
 ) -> None:
     trial = Trial(rows, group, {row for row in poison if row < rows})
@@ -104,19 +104,19 @@ def test_no_poison_item_is_executed_more_than_three_times(rows: int, group: int,
 
 
 @pytest.mark.parametrize("code", ["worker_crash", "timeout", "out_of_memory"])
-def test_the_verdict_is_how_the_image_ended_its_process_alone(code: str) -> None:
+def test_the_error_is_how_the_image_ended_its_process_alone(code: str) -> None:
     isolation = PoisonIsolation(Shard("1-00000000", 0, 9), "probes")
     isolation.execution_failed(Task(isolation.shard), CRASH)
     isolation.execution_failed(isolation.next_task(), CRASH, Announcement([4]))
     assert isolation.needs_fresh_process
     assert isolation.next_task().alone == 4
-    verdict = isolation.execution_failed(isolation.next_task(), Failure(code, "so it was"))
-    assert verdict is not None
-    assert (verdict.code, verdict.message) == (code, "alone in its process: so it was")
-    assert isolation.next_task().quarantined == {4: verdict}
+    failure = isolation.execution_failed(isolation.next_task(), Failure(code, "so it was"))
+    assert failure is not None
+    assert (failure.code, failure.message) == (code, "alone in its process: so it was")
+    assert isolation.next_task().quarantined == {4: failure}
 
 
-def test_deaths_that_convict_nobody_come_to_an_end() -> None:
+def test_deaths_that_quarantines_nobody_come_to_an_end() -> None:
     isolation = PoisonIsolation(Shard("1-00000007", 70, 80), "probes")
     for _ in range(MAX_UNEXPLAINED - 1):
         isolation.execution_failed(isolation.next_task(), CRASH)
@@ -164,11 +164,11 @@ def test_what_took_effect_a_moment_later_is_found_in_the_group_before() -> None:
 
 
 def test_what_decoding_has_found_out_is_not_found_out_again() -> None:
-    isolation, verdict = (
+    isolation, failure = (
         PoisonIsolation(Shard("1-00000000", 0, 9), "probes"),
         ItemError("timeout", "not decoded"),
     )
     isolation.execution_failed(Task(isolation.shard), CRASH)
-    isolation.execution_failed(isolation.next_task(), CRASH, Announcement([4], [], {2: verdict}))
+    isolation.execution_failed(isolation.next_task(), CRASH, Announcement([4], [], {2: failure}))
     isolation.survived(isolation.next_task())
-    assert isolation.next_task().quarantined == {2: verdict}
+    assert isolation.next_task().quarantined == {2: failure}

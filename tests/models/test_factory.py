@@ -55,6 +55,7 @@ def run(folder, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ACCEPTED)
 def test_segment_and_show_accept_the_same_names(model, run, folder):
     assert run("plan", model)[0] == 0  # `segment` is `plan`, and then builds the segmenter in its actors

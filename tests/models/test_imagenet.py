@@ -1,4 +1,4 @@
-"""Backbones start from ImageNet, or it is said which file is missing where."""
+"""Backbones take ImageNet weights, or the message says which file is missing where."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ BUILDERS = {"maskrcnn_resnet18_fpn": resnet18, "maskrcnn_resnet50_fpn": resnet50
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """An empty cache of torch's, and no way to the network."""
+    """An empty cache of torch, without network access."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -40,7 +40,7 @@ def publish(state, architecture, hub, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", sorted(BUILDERS))
-def test_a_resnet_gives_the_maps_of_the_published_one(architecture, hub, monkeypatch):
+def test_a_resnet_computes_the_maps_of_the_published_one(architecture, hub, monkeypatch):
     torch.manual_seed(1)
     published = BUILDERS[architecture]().eval()
     published.bn1.running_mean.normal_()
@@ -73,11 +73,11 @@ def test_a_missing_file_is_named_with_its_place(hub):
     assert "\n" not in message
 
 
-def test_a_file_of_another_backbone_is_refused_by_a_tensor(hub, monkeypatch):
+def test_a_file_of_another_backbone_is_refused_by_the_name_of_a_tensor(hub, monkeypatch):
     publish({"stem.weight": torch.zeros(2)}, "maskrcnn_resnet18_fpn", hub, monkeypatch)
     network = build_network("maskrcnn_resnet18_fpn", 3, 64, 96)
     with pytest.raises(
-        UsageError, match=r"not a backbone of maskrcnn_resnet18_fpn: see its tensor 'stem\.weight'"
+        UsageError, match=r"not a backbone of maskrcnn_resnet18_fpn: see tensor 'stem\.weight'"
     ):
         load_imagenet(network, "maskrcnn_resnet18_fpn")
 
@@ -89,7 +89,7 @@ def test_a_damaged_file_is_refused(hub):
         load_imagenet(network, "maskrcnn_resnet18_fpn")
 
 
-def test_where_no_weights_fit_it_is_said():
+def test_without_fitting_weights_the_message_says_so():
     architecture = "maskrcnn_resnet50_fpn_detectron2"
     with pytest.raises(
         UsageError, match="no ImageNet weights fit the backbone of maskrcnn_resnet50_fpn_detectron2"

@@ -447,7 +447,7 @@ def test_a_limit_keeps_the_first_by_name(tmp_path: Path) -> None:
             "uri;name\na;b\n",
             "no column `uri`, its columns are separated by semicolons: separate them by commas",
         ),
-        ("m.csv", "uri\tname\na\tb\n", "between tabs: separate by commas"),
+        ("m.csv", "uri\tname\na\tb\n", "separated by tabs: separate them by commas"),
         ("m.csv", "uri,uri\na,b\n", "several columns have the name 'uri'"),
         ("m.csv", "uri,n\na,1\nb\n", "Expected 2 columns, got 1"),
         ("m.csv", "uri,n\na,1\n,2\n  ,3\n", "2 rows without a uri"),

@@ -144,7 +144,7 @@ def test_of_two_plans_the_first_stands(store_url: str) -> None:
     assert read_plan(storage) == a_plan(100)
 
 
-def test_a_plan_that_goes_as_soon_as_it_is_written_is_none(
+def test_a_plan_that_goes_as_soon_as_it_is_written_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def create(self: Storage, path: str, data: bytes) -> bool:
@@ -184,7 +184,7 @@ def test_a_broken_plan_is_refused(tmp_path: Path, text: str) -> None:
         read_plan(storage)
 
 
-def test_the_digest_tells_settings_weights_and_categories_apart_but_not_their_order() -> None:
+def test_the_digest_reports_settings_weights_and_categories_apart_but_not_their_order() -> None:
     settings, model = (
         {"min_score": 0.05, "limit": None},
         {"sha256": "a", "categories": [{"id": 1, "name": "car"}]},

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from maskrcnn_jobs.commands.gc import collect_garbage
 from maskrcnn_jobs.commands.status import run_status
 from maskrcnn_jobs.driver.planning import Request, prepare
+from planted_images import write_planted
 
 import maskrcnn
 from maskrcnn.config import InferenceConfig
@@ -28,14 +29,14 @@ from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import finished, read_success
 from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.stats import Stats
-from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
+from maskrcnn.synthetic.planted import PlantedSegmenter
 from maskrcnn.visualization.run_report import write_report
 
 IMAGES = 12
 
 
 class Collection:
-    """Planted images under a manifest that names all of them, some of which can be spoilt and mended."""
+    """Planted images under a manifest that names all of them, some of which can be spoilt and repaired."""
 
     def __init__(self, folder: Path, n: int = IMAGES) -> None:
         self.folder = folder
@@ -53,7 +54,7 @@ class Collection:
             sound = self._sound[path.name]
             path.write_bytes({"empty_file": b"", "not_an_image": b"<html>", "truncated": sound[:99]}[how])
 
-    def mend(self, *rows: int) -> None:
+    def repair(self, *rows: int) -> None:
         for row in rows:
             (self.folder / self.names[row]).write_bytes(self._sound[self.names[row]])
 
@@ -66,8 +67,8 @@ def planned(collection: Collection, output: Path, shard_images: int = 5) -> Stor
     return Storage(str(output))
 
 
-def swept(storage: Storage, at_most: int = 10**6) -> Storage:
-    """Do what is pending, as the actors of a sweep do."""
+def processed(storage: Storage, at_most: int = 10**6) -> Storage:
+    """Do what is pending, as actors do."""
     worker = ShardWorker(storage, PlantedSegmenter(), Limits(10**8, 10**8, 1333.0), {})
     shards = list(pending_of(read_plans(storage), complete_receipts(storage)))
     for shard in shards[:at_most]:
@@ -76,7 +77,7 @@ def swept(storage: Storage, at_most: int = 10**6) -> Storage:
 
 
 def segmented(collection: Collection, output: Path, shard_images: int = 5) -> Storage:
-    storage = swept(planned(collection, output, shard_images))
+    storage = processed(planned(collection, output, shard_images))
     reduce_run(storage.url, write_report=write_report)
     return storage
 
@@ -84,7 +85,7 @@ def segmented(collection: Collection, output: Path, shard_images: int = 5) -> St
 def retried(storage: Storage, *only: str) -> Plan | None:
     plan = plan_retry(storage, read_plans(storage), only or None)
     if plan is not None:
-        reduce_run(swept(storage).url, write_report=write_report)
+        reduce_run(processed(storage).url, write_report=write_report)
     return plan
 
 
@@ -126,7 +127,7 @@ def collection(tmp_path: Path) -> Collection:
     rounds=st.lists(st.sets(st.integers(0, IMAGES - 1)), max_size=2),
     shard_images=st.sampled_from([1, 4, 100]),
 )
-def test_retries_end_where_a_run_over_the_mended_files_ends(
+def test_retries_end_where_a_run_over_the_repaired_files_ends(
     tmp_path_factory: pytest.TempPathFactory,
     spoilt: dict[int, str],
     rounds: list[set[int]],
@@ -139,11 +140,11 @@ def test_retries_end_where_a_run_over_the_mended_files_ends(
     storage = segmented(collection, folder / "run", shard_images)
     assert set(errors(storage)) == set(spoilt)
     left = dict(spoilt)
-    for mended in rounds:
-        collection.mend(*mended)
+    for repaired in rounds:
+        collection.repair(*repaired)
         plan = retried(storage)
         assert (None if plan is None else plan.rows) == (len(left) or None)
-        left = {row: how for row, how in left.items() if row not in mended}
+        left = {row: how for row, how in left.items() if row not in repaired}
         assert set(errors(storage)) == set(left)
     whole = segmented(collection, folder / "whole", 5)
     assert all(ours == theirs for ours, theirs in zip(comparable(storage), comparable(whole), strict=True))
@@ -158,7 +159,7 @@ def test_only_the_codes_that_are_named_are_retried(collection: Collection, tmp_p
         collection.spoil(row, how)
     storage = segmented(collection, tmp_path / "run")
     assert list(errors(storage).values()) == list(SPOILT)
-    collection.mend(*range(IMAGES))
+    collection.repair(*range(IMAGES))
     plan = retried(storage, "not_found", "truncated")
     assert plan is not None
     assert read_rows(storage, plan)["row"].to_pylist() == [0, 3]
@@ -173,7 +174,9 @@ def test_only_the_codes_that_are_named_are_retried(collection: Collection, tmp_p
     assert generations == ["1"] * 3 + ["2", "3"]
 
 
-def test_a_code_that_is_none_is_refused_with_those_that_are(collection: Collection, tmp_path: Path) -> None:
+def test_a_code_that_is_missing_is_refused_with_those_that_are(
+    collection: Collection, tmp_path: Path
+) -> None:
     storage = segmented(collection, tmp_path / "run")
     with pytest.raises(UsageError) as refusal:
         plan_retry(storage, read_plans(storage), ["no_such_code"])
@@ -185,17 +188,17 @@ def test_a_code_that_is_none_is_refused_with_those_that_are(collection: Collecti
 def test_an_input_that_was_replaced_is_taken_as_it_is_now(collection: Collection, tmp_path: Path) -> None:
     storage = planned(collection, tmp_path / "run")
     (collection.folder / collection.names[4]).write_bytes(b"another file")
-    reduce_run(swept(storage).url, write_report=write_report)
-    collection.mend(4)
+    reduce_run(processed(storage).url, write_report=write_report)
+    collection.repair(4)
     retry = planned_retry(storage)
     listed = read_rows(storage, retry).to_pylist()
     now = (collection.folder / collection.names[4]).stat()
     assert listed == [{"row": 4, "bytes": now.st_size, "etag": f"{now.st_size}-{now.st_mtime_ns}"}]
     # What is changed after that is again none of what was planned.
     (collection.folder / collection.names[4]).write_bytes(b"and another")
-    reduce_run(swept(storage).url, write_report=write_report)
+    reduce_run(processed(storage).url, write_report=write_report)
     assert errors(storage) == {4: "changed"}
-    collection.mend(4)
+    collection.repair(4)
     retried(storage)
     assert errors(storage) == {}
 
@@ -206,7 +209,7 @@ def test_inputs_on_the_web_are_not_asked_what_they_are_now(tmp_path: Path) -> No
         str(tmp_path / "list.csv"), str(tmp_path / "run"), InferenceConfig("planted", allow_http=True), 1
     )
     prepare(request)
-    storage = swept(Storage(request.output))
+    storage = processed(Storage(request.output))
     reduce_run(storage.url, write_report=write_report)
     assert list(errors(storage)) == [0]
     listed = read_rows(storage, planned_retry(storage)).to_pylist()
@@ -217,7 +220,7 @@ def test_reducing_a_retry_again_gives_the_same_bytes(collection: Collection, tmp
     collection.spoil(2, "truncated")
     collection.spoil(9, "empty_file")
     storage = segmented(collection, tmp_path / "run")
-    collection.mend(2)
+    collection.repair(2)
     retried(storage)
     before = parts(tmp_path / "run")
     assert sorted(before) == ["images/part-2-00000.parquet", "instances/part-2-00000.parquet"]
@@ -250,9 +253,9 @@ def test_until_a_retry_is_reduced_the_tables_stand_as_they_are(
     storage = segmented(collection, tmp_path / "run", 3)
     standing, before = maskrcnn.open_run(storage.url).success, parts(tmp_path / "run")
     assert run_status(storage.url)["state"] == "finished"
-    collection.mend(*range(6))
+    collection.repair(*range(6))
     retry = planned_retry(storage)
-    swept(storage, at_most=1)
+    processed(storage, at_most=1)
 
     facts = run_status(storage.url)
     assert (facts["state"], facts["generation"]) == ("unfinished", 2)
@@ -270,14 +273,14 @@ def test_until_a_retry_is_reduced_the_tables_stand_as_they_are(
     assert maskrcnn.open_run(storage.url).success == standing
     assert parts(tmp_path / "run") == before
 
-    assert run_status(swept(storage).url)["state"] == "unreduced"
+    assert run_status(processed(storage).url)["state"] == "unreduced"
     reduce_run(storage.url, write_report=write_report)
     assert (run_status(storage.url)["state"], run_status(storage.url)["retry"]) == ("finished", None)
     assert errors(storage) == {}
 
 
 def test_a_run_that_is_not_finished_is_not_retried(collection: Collection, tmp_path: Path) -> None:
-    storage = swept(planned(collection, tmp_path / "run"), at_most=1)
+    storage = processed(planned(collection, tmp_path / "run"), at_most=1)
     with pytest.raises(UsageError, match="continue it with `maskrcnn segment`"):
         plan_retry(storage, read_plans(storage))
 
@@ -285,7 +288,7 @@ def test_a_run_that_is_not_finished_is_not_retried(collection: Collection, tmp_p
 def test_the_command_of_the_run_continues_its_retry(collection: Collection, tmp_path: Path) -> None:
     collection.spoil(1, "empty_file")
     storage = segmented(collection, tmp_path / "run")
-    collection.mend(1)
+    collection.repair(1)
     retry = planned_retry(storage)
     request = Request(str(collection.manifest), storage.url, InferenceConfig("planted"), 5)
     assert prepare(request) == retry
@@ -320,14 +323,14 @@ def test_a_shard_whose_files_are_gone_is_done_again_with_the_retry(
     for row in (1, 6):
         collection.spoil(row, "truncated")
     storage = segmented(collection, tmp_path / "run")
-    collection.mend(1, 6)
+    collection.repair(1, 6)
     planned_retry(storage)
     storage.remove_tree("shards/1-00000000")
     assert run_status(storage.url)["images_done"] == IMAGES - 5
     with pytest.raises(RunError, match="1 of 3 shards unfinished"):
-        reduce_run(swept(Storage(storage.url), at_most=0).url, write_report=write_report)
-    reduce_run(swept(storage).url, write_report=write_report)
-    # What was mended succeeds in both generations, and counts once.
+        reduce_run(processed(Storage(storage.url), at_most=0).url, write_report=write_report)
+    reduce_run(processed(storage).url, write_report=write_report)
+    # What was repaired succeeds in both generations, and counts once.
     whole = segmented(collection, tmp_path / "whole")
     assert all(ours == theirs for ours, theirs in zip(comparable(storage), comparable(whole), strict=True))
 

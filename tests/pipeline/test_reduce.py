@@ -5,6 +5,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pytest
+from planted_images import write_planted
 from pycocotools.coco import COCO
 
 import maskrcnn
@@ -18,13 +19,13 @@ from maskrcnn.pipeline.success import parts_of, read_success
 from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.schema import SCHEMA_VERSION
 from maskrcnn.stats import Stats
-from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter
 from maskrcnn.visualization.run_report import write_report
 
 ROWS = 30
 
 
-def swept(folder: Path, images: Path, shard_images: int = 7) -> Storage:
+def processed(folder: Path, images: Path, shard_images: int = 7) -> Storage:
     """Return a run over planted images whose shards all have receipts."""
     storage = Storage(str(folder))
     inputs = read_inputs(str(images), images_root=None, limit=None)
@@ -54,7 +55,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def test_tables_coco_and_statistics_agree(tmp_path: Path, images: Path) -> None:
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     success = reduce_run(storage.url, write_report=write_report)
     run = maskrcnn.open_run(storage.url)
     by_parquet = dict(
@@ -77,14 +78,14 @@ def test_tables_coco_and_statistics_agree(tmp_path: Path, images: Path) -> None:
 
 
 def test_recomputing_the_statistics_from_parquet_gives_the_file(tmp_path: Path, images: Path) -> None:
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
     run = maskrcnn.open_run(storage.url)
     assert Stats.of_tables(run.images(), run.instances(), run.categories).to_json() == run.stats
 
 
 def test_reducing_again_gives_the_same_files(tmp_path: Path, images: Path) -> None:
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     first = reduce_run(storage.url, write_report=write_report)
     storage.write("images/part-0-00000.parquet", b"left over from a reduce that died")
     second = reduce_run(storage.url, write_report=write_report)
@@ -93,7 +94,7 @@ def test_reducing_again_gives_the_same_files(tmp_path: Path, images: Path) -> No
 
 
 def test_several_attempts_at_a_shard_count_once(tmp_path: Path, images: Path) -> None:
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     once = reduce_run(storage.url, write_report=write_report)
     worker = ShardWorker(storage, PlantedSegmenter(), Limits(10**8, 10**8, 1333.0), {})
     worker.run_shard(Plan(1, ROWS, 7, "", "", "")[2])
@@ -103,7 +104,7 @@ def test_several_attempts_at_a_shard_count_once(tmp_path: Path, images: Path) ->
 def test_how_shards_are_cut_changes_no_row(tmp_path: Path, images: Path) -> None:
     runs = []
     for shard_images in (1, 7, 100):
-        storage = swept(tmp_path / f"run-{shard_images}", images, shard_images)
+        storage = processed(tmp_path / f"run-{shard_images}", images, shard_images)
         reduce_run(storage.url, write_report=write_report)
         runs.append(maskrcnn.open_run(storage.url))
     assert all(run.instances().equals(runs[0].instances()) for run in runs)
@@ -111,8 +112,8 @@ def test_how_shards_are_cut_changes_no_row(tmp_path: Path, images: Path) -> None
     assert all(run.stats == runs[0].stats for run in runs)
 
 
-def test_an_unfinished_sweep_is_not_reduced_and_what_stood_stays(tmp_path: Path, images: Path) -> None:
-    storage = swept(tmp_path / "run", images)
+def test_an_unfinished_map_stage_is_not_reduced_and_what_stood_stays(tmp_path: Path, images: Path) -> None:
+    storage = processed(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
     storage.remove(storage.list("receipts")[1])
     with pytest.raises(RunError, match="1 of 5 shards unfinished"):
@@ -134,7 +135,7 @@ def damaged(storage: Storage, path: str, damage: str) -> None:
 def test_a_damaged_shard_stops_the_reduce_and_the_tables_stand(
     tmp_path: Path, images: Path, damage: str
 ) -> None:
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
     before = {path: storage.read(path) for path in storage.list("images") + storage.list("instances")}
     path = next(p for p in storage.list("shards") if "1-00000002" in p and p.endswith("instances.parquet"))
@@ -147,7 +148,7 @@ def test_a_damaged_shard_stops_the_reduce_and_the_tables_stand(
 
 @pytest.mark.parametrize("damage", ["truncated", "another shard's"])
 def test_a_damaged_shard_never_reaches_the_tables(tmp_path: Path, images: Path, damage: str) -> None:
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     path = next(p for p in storage.list("shards") if "1-00000002" in p and p.endswith("instances.parquet"))
     damaged(storage, path, damage)
     with pytest.raises(RunError, match="differs from its receipt"):
@@ -156,7 +157,7 @@ def test_a_damaged_shard_never_reaches_the_tables(tmp_path: Path, images: Path, 
 
 
 def test_after_gc_the_tables_stand_and_cannot_be_made_again(tmp_path: Path, images: Path) -> None:
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
     storage.remove_tree("shards")
     with pytest.raises(UsageError, match="they are unchanged"):
@@ -165,7 +166,7 @@ def test_after_gc_the_tables_stand_and_cannot_be_made_again(tmp_path: Path, imag
 
 
 def test_a_broken_record_is_named(tmp_path: Path, images: Path) -> None:
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
     storage.write("_SUCCESS", b"{")
     with pytest.raises(RunError, match="_SUCCESS is broken"):
@@ -177,7 +178,7 @@ def test_a_broken_record_is_named(tmp_path: Path, images: Path) -> None:
 
 
 def test_an_unfinished_run_is_not_opened(tmp_path: Path, images: Path) -> None:
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     with pytest.raises(UsageError, match="not finished"):
         maskrcnn.open_run(storage.url)
     with pytest.raises(UsageError, match="holds no run"):
@@ -187,7 +188,7 @@ def test_an_unfinished_run_is_not_opened(tmp_path: Path, images: Path) -> None:
 def test_pandas_reads_the_tables(tmp_path: Path, images: Path) -> None:
     import pandas as pd
 
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
     frame = pd.read_parquet(f"{storage.url}/instances").merge(
         pd.read_parquet(f"{storage.url}/images"), on="image_id"

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted_images import write_planted
 
 from maskrcnn.errors import RunError
 from maskrcnn.imaging.decode import Limits
@@ -31,7 +32,7 @@ from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import categories_of, finished
 from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.schema import SCHEMA_VERSION
-from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter
 from maskrcnn.visualization.run_report import write_report
 
 pytestmark = pytest.mark.slow
@@ -44,7 +45,7 @@ class KilledError(BaseException):
 
 
 class Stage:
-    """Lets named threads take one step at a time, when told to."""
+    """Lets named threads take one step at a time, when the test allows it."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -174,7 +175,7 @@ def look(output: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directories `first`, swept; `again`, reduced; `retry`, reduced, then retried and swept."""
+    """The directories `first`, processed; `again`, reduced; `retry`, reduced, then retried and processed."""
     folder = tmp_path_factory.mktemp("runs")
     write_planted(folder / "images", 4, seed=11)
     sound = (folder / "images" / "planted-000001.png").read_bytes()
@@ -193,7 +194,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     }
     write_run(storage, run, plan)
-    sweep(storage, plan)
+    process_shards(storage, plan)
     shutil.copytree(folder / "first", folder / "again")
     again = Storage(str(folder / "again"))
     with pytest.MonkeyPatch.context() as patch:
@@ -203,11 +204,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "images" / "planted-000001.png").write_bytes(sound)
     retry = Storage(str(folder / "retry"))
     rows = write_rows(retry, 2, ROWS.empty_table().from_pylist([{"row": 1}], schema=ROWS))
-    sweep(retry, create_plan(retry, Plan(2, 1, 2, plan.manifest_sha256, plan.digest, "later", rows)))
+    process_shards(retry, create_plan(retry, Plan(2, 1, 2, plan.manifest_sha256, plan.digest, "later", rows)))
     return folder
 
 
-def sweep(storage: Storage, plan: Plan) -> None:
+def process_shards(storage: Storage, plan: Plan) -> None:
     worker = ShardWorker(storage, PlantedSegmenter(), Limits(10**8, 10**8, 1333.0), {})
     for shard in plan:
         worker.run_shard(shard)

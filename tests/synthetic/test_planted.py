@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from planted_images import random_instances, write_planted
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
@@ -21,8 +22,6 @@ from maskrcnn.synthetic.planted import (
     PlantedSegmenter,
     plant,
     planted_instances,
-    random_instances,
-    write_planted,
 )
 from maskrcnn.types import Category, Segmenter
 

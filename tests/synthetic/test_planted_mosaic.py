@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from planted_images import random_instances
 from pycocotools import mask as coco_mask
 
-from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedInstance, random_instances
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedInstance
 from maskrcnn.synthetic.planted_mosaic import (
     MAX_OBJECTS,
     MosaicSegmenter,

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluated_runs import CarelessSegmenter, finish
+from planted_images import write_planted
 
 from maskrcnn.evaluation import evaluate_part
 from maskrcnn.evaluation.evaluate_run import EvaluationOptions, evaluate_run
 from maskrcnn.results.reader import RunReader
 from maskrcnn.results.run import open_run
-from maskrcnn.synthetic.planted import write_planted
 from maskrcnn.visualization import worst_images
 from maskrcnn.visualization.worst_images import draw_worst
 

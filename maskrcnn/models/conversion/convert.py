@@ -18,9 +18,9 @@ from torch import Tensor
 from ...errors import UsageError
 from ...io.url import Url
 from ...types import Category
-from ..build import build_network, load_model, save_model, tensors_of_torch
+from ..build import Model, build_network, load_model, save_model, tensors_of_torch
 from ..checkpoint_files import read_labels, read_weights, tensors_in_pickle
-from ..matterport_config import configured
+from ..matterport_config import MatterportConfig, configured
 from ..network_shapes import Shape, current_name
 from ..networks import NETWORKS, Resize
 from ..registry import COCO_CATEGORIES, published_model_of
@@ -148,13 +148,7 @@ def convert(
             part, network, architecture, categories, min_size, max_size, provenance, dtype=torch.float32
         )
         model = load_model(str(part))
-        if source == "matterport":
-            named = [label for label, category in enumerate(model.card.category_ids) if category]
-            own = ReferenceMatterport(tensors, min_size, max_size, config, named)
-            rows = compare_matterport(own, model, generated_images())
-        else:
-            reference = _reference(source, architecture, tensors, n_labels, (min_size, max_size), digest)
-            rows = compare(reference, model, generated_images())
+        rows = _parity(source, architecture, tensors, model, (min_size, max_size), config, digest)
         assumed = {"min_size": min_size, "max_size": max_size}
         if source == "matterport":
             assumed |= asdict(config)
@@ -166,6 +160,24 @@ def convert(
     path.with_name(path.name + ".report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")
     path.with_name(path.name + ".report.md").write_text(_markdown(report, Path(weights).name, path.name))
     return report
+
+
+def _parity(
+    source: str,
+    architecture: str,
+    tensors: Mapping[str, Any],
+    model: Model,
+    sizes: tuple[int, int],
+    config: MatterportConfig,
+    digest: str,
+) -> Sequence[Row]:
+    """Compare the converted model with what the source's own network computes, stage by stage."""
+    if source == "matterport":
+        return _compare_matterport(tensors, model, *sizes, config)
+    n_labels = len(model.categories) + 1
+    return compare(
+        _reference(source, architecture, tensors, n_labels, sizes, digest), model, generated_images()
+    )
 
 
 def _trained_without_eps(digest: str) -> bool:
@@ -265,6 +277,15 @@ def _categories(uri: str, n_labels: int, labels: str | None) -> tuple[Category, 
 
 
 # --- reports ------------------------------------------------------------------------------------------------
+
+
+def _compare_matterport(
+    tensors: Mapping[str, Tensor], model: Model, min_size: int, max_size: int, config: MatterportConfig
+) -> list[Row]:
+    """Compare a converted model with the reference implementation of matterport's network."""
+    named = [label for label, category in enumerate(model.card.category_ids) if category]
+    reference = ReferenceMatterport(tensors, min_size, max_size, config, named)
+    return compare_matterport(reference, model, generated_images())
 
 
 def _reference(

@@ -62,9 +62,9 @@ def _datasets(h5py: Any, uri: str, group: Any, path: str) -> Iterator[tuple[str,
     """Yield the path and the dataset of each dataset below a group."""
     if path.count("/") > _MAX_DEPTH:
         raise UsageError(f"{uri} is not a file of Keras weights: its groups are nested too deeply")
-    for nth, name in enumerate(group):
+    for index, name in enumerate(group):
         below = f"{path}/{name}" if path else str(name)
-        if nth > _MAX_ARRAYS:
+        if index > _MAX_ARRAYS:
             raise UsageError(f"{uri} is not a file of Keras weights: it has too many entries")
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             raise UsageError(f"{uri}: {below} is a link, which is refused")

@@ -237,8 +237,8 @@ def _matterport_layer(layer: str) -> str:
     if kind == "fpn":
         level = int(rest[0]) + 2
         return f"fpn_c{level}p{level}" if block == "inner_blocks" else f"fpn_p{level}"
-    nth, *names = rest
-    place = f"{int(block[5:]) + 1}{chr(ord('a') + int(nth))}_branch"
+    index, *names = rest
+    place = f"{int(block[5:]) + 1}{chr(ord('a') + int(index))}_branch"
     name = ".".join(names)
     if name.startswith("downsample"):
         return f"{'res' if name.endswith('0') else 'bn'}{place}1"

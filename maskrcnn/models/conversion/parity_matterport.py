@@ -21,13 +21,13 @@ from ..forward_matterport import MatterportForward
 from ..roi_align import pool, pyramid_of
 from ..segmenter import MaskRCNNSegmenter
 from .parity import Row, matched_row, stage_row
-from .reference_matterport import Found, ReferenceMatterport, normalised
+from .reference_matterport import ReferenceInstances, ReferenceMatterport, normalised
 
 __all__ = ["FastStages", "compare_matterport"]
 
 Floats = NDArray[np.float32]
 _MAPS: Final = {"0": "P2", "1": "P3", "2": "P4", "3": "P5", "pool": "P6"}
-_LEAST: Final = 0.7
+_MIN_SCORE: Final = 0.7
 _YX: Final = [1, 0, 3, 2]
 
 
@@ -39,7 +39,7 @@ class FastStages:
         min_score: DETECTION_MIN_CONFIDENCE.
     """
 
-    def __init__(self, model: Model, min_score: float = _LEAST) -> None:
+    def __init__(self, model: Model, min_score: float = _MIN_SCORE) -> None:
         self.segmenter = MaskRCNNSegmenter(model, min_score=min_score)
         steps = self.segmenter.forward
         if not isinstance(steps, MatterportForward):
@@ -178,20 +178,24 @@ def _stages(reference: ReferenceMatterport, fast: FastStages, model: Model, imag
     found = fast.features(molded.pixels)
     rows += [stage_row(f"features {name}", found[name], each) for name, each in (backbone | pyramid).items()]
     logits, scores, offsets = reference.rpn(pyramid)
-    for what, mine, theirs in zip(("logits", "offsets"), fast.rpn(pyramid), (logits, offsets), strict=True):
-        rows.append(_row(f"RPN {what}", mine, theirs))
+    for what, values, reference_values in zip(
+        ("logits", "offsets"), fast.rpn(pyramid), (logits, offsets), strict=True
+    ):
+        rows.append(_row(f"RPN {what}", values, reference_values))
     anchors = normalised(reference.anchors(*canvas), *canvas).astype(np.float32)
     rows.append(_row("anchors", fast.anchors(pyramid) * max(canvas), anchors * max(canvas), "px", 1e-2))
     proposals = reference.proposals(scores[:, 1], offsets, anchors)
-    mine = fast.proposals(pyramid)
-    rows.append(matched_row(torch.from_numpy(mine), torch.from_numpy(proposals), 1e-4))
+    actual = fast.proposals(pyramid)
+    rows.append(matched_row(torch.from_numpy(actual), torch.from_numpy(proposals), 1e-4))
     pooled = reference.pooled(pyramid, proposals, 7)
     rows.append(_row("pooled regions", fast.pooled(pyramid, proposals, 7), pooled))
     logits, scores, moves = reference.classify(pooled)
-    for what, mine, theirs in zip(("logits", "offsets"), fast.classify(pooled), (logits, moves), strict=True):
-        rows.append(_row(f"class {what}", mine, theirs))
+    for what, values, reference_values in zip(
+        ("logits", "offsets"), fast.classify(pooled), (logits, moves), strict=True
+    ):
+        rows.append(_row(f"class {what}", values, reference_values))
     window = normalised(np.array(molded.window, np.float32), *canvas)
-    detections = reference.refined(proposals, scores, moves, window, _LEAST, 100)
+    detections = reference.refined(proposals, scores, moves, window, _MIN_SCORE, 100)
     rows.append(_of_detections(fast.refined(proposals, logits, moves, window), detections))
     labels = detections[:, 4].astype(np.int64)
     masks = reference.masks(reference.pooled(pyramid, detections[:, :4], 14), labels)
@@ -200,11 +204,11 @@ def _stages(reference: ReferenceMatterport, fast: FastStages, model: Model, imag
     )
     expected = reference.unmolded(detections, masks, window, *image.shape[:2])
     pasted = fast.pasted(detections, masks, *image.shape[:2])
-    away = [_away(rle, mask) for rle, mask in zip(pasted, expected.masks, strict=True)]
-    rows.append(Row("masks in the image", float(max(away, default=0)), "px", 2.0, len(away)))
+    difference = [_differing_pixels(rle, mask) for rle, mask in zip(pasted, expected.masks, strict=True)]
+    rows.append(Row("masks in the image", float(max(difference, default=0)), "px", 2.0, len(difference)))
     # Whether the last sample of a box that ends with the canvas lies behind it depends on the last bit of its start.
     low, high = expected.boxes[:, 2:] == image.shape[:2], np.array(molded.window[2:]) == canvas
-    return rows + _whole(expected, fast.segmenter.segment([image])[0], model, (low & high).any(1))
+    return rows + _final_rows(expected, fast.segmenter.segment([image])[0], model, (low & high).any(1))
 
 
 def _row(stage: str, found: Floats, expected: Floats, *rest: object) -> Row:
@@ -217,32 +221,39 @@ def _of_detections(found: Floats, expected: Floats) -> Row:
     return _row("choice of instances", found, expected, "absolute", 1e-4)
 
 
-def _away(rle: dict[str, Any], mask: NDArray[np.bool_]) -> int:
+def _differing_pixels(rle: dict[str, Any], mask: NDArray[np.bool_]) -> int:
     return int((coco_mask.decode(rle) != mask).sum())
 
 
-def _whole(expected: Found, found: Detections, model: Model, unsure: NDArray[np.bool_]) -> list[Row]:
-    """Compare the final instances as sets, since those of almost equal scores may swap; skip the masks in `unsure`."""
+def _final_rows(
+    expected: ReferenceInstances, found: Detections, model: Model, ambiguous: NDArray[np.bool_]
+) -> list[Row]:
+    """Compare the final instances as sets, since those of almost equal scores may swap; skip `ambiguous` masks."""
     labels = np.array(model.card.category_ids)[expected.labels]
     left = set(range(len(found)))
     rles = found.rles()
-    score, pixels, matched, n_sure = 0.0, 0, 0, 0
-    for nth, (label, box) in enumerate(zip(labels, expected.boxes[:, _YX], strict=True)):
-        alike = [
+    score, pixels, matched, n_compared = 0.0, 0, 0, 0
+    for index, (label, box) in enumerate(zip(labels, expected.boxes[:, _YX], strict=True)):
+        candidates = [
             row for row in left if found.labels[row] == label and np.abs(found.boxes[row] - box).max() <= 1
         ]
-        if not alike:
+        if not candidates:
             continue
-        away = {row: abs(float(found.scores[row]) - float(expected.scores[nth])) for row in alike}
-        row = min(alike, key=lambda each: away[each])
+        difference = {
+            row: abs(float(found.scores[row]) - float(expected.scores[index])) for row in candidates
+        }
+        row = min(candidates, key=lambda each: difference[each])
         left.remove(row)
         matched += 1
-        score = max(score, away[row])
-        if not unsure[nth]:
-            pixels, n_sure = max(pixels, _away(rles[row], expected.masks[nth])), n_sure + 1
+        score = max(score, difference[row])
+        if not ambiguous[index]:
+            pixels, n_compared = (
+                max(pixels, _differing_pixels(rles[row], expected.masks[index])),
+                n_compared + 1,
+            )
     total = max(len(labels), len(found))
     return [
-        Row("instances, unmatched", (total - matched) / max(total, 1), "of all", 0.05, total),
+        Row("instances, unmatched", (total - matched) / max(total, 1), "fraction", 0.05, total),
         Row("instances, scores", score, "absolute", 1e-2, matched),
-        Row("instances, masks", float(pixels), "px", 20.0, n_sure),
+        Row("instances, masks", float(pixels), "px", 20.0, n_compared),
     ]

@@ -80,12 +80,12 @@ class ReferenceDetectron2:
         x = F.max_pool2d(x, 3, 2, 1)
         levels = []
         for stage, blocks in ((2, 3), (3, 4), (4, 6), (5, 3)):
-            for nth in range(blocks):
-                name, stride = f"{prefix}res{stage}.{nth}.", 2 if stage > 2 and nth == 0 else 1
+            for index in range(blocks):
+                name, stride = f"{prefix}res{stage}.{index}.", 2 if stage > 2 and index == 0 else 1
                 out = self._normed(x, f"{name}conv1", stride).relu()  # STRIDE_IN_1X1
                 out = self._normed(out, f"{name}conv2", 1, 1).relu()
                 out = self._normed(out, f"{name}conv3")
-                x = (out + (self._normed(x, f"{name}shortcut", stride) if nth == 0 else x)).relu()
+                x = (out + (self._normed(x, f"{name}shortcut", stride) if index == 0 else x)).relu()
             levels.append(x)
         above: Tensor | None = None
         maps: list[Tensor] = []
@@ -145,8 +145,8 @@ class ReferenceDetectron2:
         """Run the mask head on boxes."""
         del size
         x = _pooled(features, boxes, 14)
-        for nth in range(1, 5):
-            x = F.conv2d(x, *self._of(f"roi_heads.mask_head.mask_fcn{nth}"), padding=1).relu()
+        for index in range(1, 5):
+            x = F.conv2d(x, *self._of(f"roi_heads.mask_head.mask_fcn{index}"), padding=1).relu()
         x = F.conv_transpose2d(x, *self._of("roi_heads.mask_head.deconv"), stride=2).relu()
         logits = F.conv2d(x, *self._of("roi_heads.mask_head.predictor"))
         return logits[torch.arange(len(labels)), labels - 1].sigmoid()
@@ -157,7 +157,7 @@ class ReferenceDetectron2:
         size = (prepared.shape[1], prepared.shape[2])
         features = self.features(padded(prepared))
         probabilities, every = self.heads(features, self.proposals(features, prepared, size), size)
-        boxes, labels, scores = best(probabilities, every, min_score=0.05, most=100)
+        boxes, labels, scores = best(probabilities, every, min_score=0.05, max_detections=100)
         height, width = image.shape[:2]
         squares = self.masks(features, boxes, labels, size)
         boxes = boxes * torch.tensor([width / size[1], height / size[0]]).repeat(2)
@@ -219,9 +219,9 @@ def _pooled(features: Mapping[str, Tensor], boxes: Tensor, bins: int) -> Tensor:
     for box in boxes:
         width, height = (box[2] - box[0]).item(), (box[3] - box[1]).item()
         level = math.floor(4 + math.log2(max(math.sqrt(width * height) / 224 + 1e-8, 1e-30)))
-        nth = min(max(level, 2), 5) - 2
-        feature = features[str(nth)][0]
-        scaled = box / (4 * 2**nth) - 0.5
+        index = min(max(level, 2), 5) - 2
+        feature = features[str(index)][0]
+        scaled = box / (4 * 2**index) - 0.5
         down = _bins(scaled[1].item(), scaled[3].item(), feature.shape[1], bins)
         across = _bins(scaled[0].item(), scaled[2].item(), feature.shape[2], bins)
         y, x = (slice(*_span(weights)) for weights in (down, across))
@@ -241,28 +241,30 @@ def _bins(low: float, high: float, limit: int, bins: int) -> Tensor:
     weights = torch.zeros(bins, limit)
     side = (high - low) / bins
     samples = math.ceil((high - low) / bins)
-    for nth in range(bins * samples):
-        position = low + (nth // samples) * side + (nth % samples + 0.5) * side / samples
+    for index in range(bins * samples):
+        position = low + (index // samples) * side + (index % samples + 0.5) * side / samples
         if not -1 <= position <= limit:
             continue
         position = min(max(position, 0.0), limit - 1.0)
         first = int(position)
-        weights[nth // samples, first] += (1 - (position - first)) / samples
+        weights[index // samples, first] += (1 - (position - first)) / samples
         if first + 1 < limit:
-            weights[nth // samples, first + 1] += (position - first) / samples
+            weights[index // samples, first + 1] += (position - first) / samples
     return weights
 
 
-def best(probabilities: Tensor, boxes: Tensor, min_score: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
+def best(
+    probabilities: Tensor, boxes: Tensor, min_score: float, max_detections: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return boxes, labels and scores of the best instances of an image, suppressed class by class."""
     found = []
-    for nth in range(1, probabilities.shape[1]):
-        above = (probabilities[:, nth] > min_score).nonzero().flatten()
-        box, score = boxes[above, nth - 1], probabilities[above, nth]
+    for index in range(1, probabilities.shape[1]):
+        above = (probabilities[:, index] > min_score).nonzero().flatten()
+        box, score = boxes[above, index - 1], probabilities[above, index]
         kept = _suppressed(box, score, 0.5)
-        found.append((box[kept], torch.full((len(kept),), nth), score[kept]))
+        found.append((box[kept], torch.full((len(kept),), index), score[kept]))
     box, label, score = (torch.cat(parts) for parts in zip(*found, strict=True))
-    order = score.sort(descending=True, stable=True).indices[:most]
+    order = score.sort(descending=True, stable=True).indices[:max_detections]
     order = order[((box[order, 2] > box[order, 0]) & (box[order, 3] > box[order, 1]))]
     return box[order], label[order], score[order]
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 from ...types import Pixels
 from ..matterport_config import MatterportConfig
 
-__all__ = ["Found", "Molded", "ReferenceMatterport"]
+__all__ = ["Molded", "ReferenceInstances", "ReferenceMatterport"]
 
 Floats = NDArray[np.float32]
 _LEVELS: Final = ("P2", "P3", "P4", "P5", "P6")
@@ -37,7 +37,7 @@ class Molded(NamedTuple):
     """y1, x1, y2, x2 of the image on the canvas, pixels."""
 
 
-class Found(NamedTuple):
+class ReferenceInstances(NamedTuple):
     """The instances of an image, in the pixels of the image."""
 
     boxes: NDArray[np.int32]
@@ -159,8 +159,8 @@ class ReferenceMatterport:
     def anchors(self, height: int, width: int) -> NDArray[np.float64]:
         """Return y1, x1, y2, x2 of the anchors of a canvas, (A, 4) pixels."""
         anchors = []
-        for nth, side in enumerate(self._config.rpn_anchor_scales):
-            stride = 4 * 2**nth
+        for index, side in enumerate(self._config.rpn_anchor_scales):
+            stride = 4 * 2**index
             for y in range(0, height, stride):
                 for x in range(0, width, stride):
                     for ratio in self._config.rpn_anchor_ratios:
@@ -188,8 +188,8 @@ class ReferenceMatterport:
         canvas = tuple(4 * side for side in pyramid["P2"].shape[2:])
         maps = {level: pyramid[level][0].permute(1, 2, 0).numpy() for level in _LEVELS}
         pooled = np.zeros((len(boxes), size, size, 256), np.float32)
-        for nth, (box, level) in enumerate(zip(boxes, self.levels(boxes, *canvas), strict=True)):
-            pooled[nth] = _cropped(maps[f"P{level}"], box, size)
+        for index, (box, level) in enumerate(zip(boxes, self.levels(boxes, *canvas), strict=True)):
+            pooled[index] = _cropped(maps[f"P{level}"], box, size)
         return pooled
 
     def levels(self, boxes: Floats, height: int, width: int) -> NDArray[np.int64]:
@@ -215,8 +215,8 @@ class ReferenceMatterport:
         probabilities: Floats,
         offsets: Floats,
         window: Floats,
-        least: float,
-        most: int,
+        min_score: float,
+        max_detections: int,
     ) -> Floats:
         """Return the detections, (N, 6): normalised box, class and score, the best first.
 
@@ -225,8 +225,8 @@ class ReferenceMatterport:
             probabilities: (P, C)
             offsets: (P, C, 4)
             window: (4,) normalised.
-            least: DETECTION_MIN_CONFIDENCE.
-            most: DETECTION_MAX_INSTANCES.
+            min_score: DETECTION_MIN_CONFIDENCE.
+            max_detections: DETECTION_MAX_INSTANCES.
         """
         rows = np.arange(len(proposals))
         label = probabilities.argmax(1)
@@ -235,10 +235,10 @@ class ReferenceMatterport:
         boxes = np.clip(boxes, window[[0, 1, 0, 1]], window[[2, 3, 2, 3]])
         kept = []
         for each in self._labels:
-            own = np.flatnonzero((label == each) & (score >= least))
+            own = np.flatnonzero((label == each) & (score >= min_score))
             own = own[np.argsort(-score[own], kind="stable")]
-            kept += own[_kept(boxes[own], self._config.detection_nms_threshold, most)].tolist()
-        order = np.array(sorted(kept, key=lambda row: (-score[row], row))[:most], np.int64)
+            kept += own[_kept(boxes[own], self._config.detection_nms_threshold, max_detections)].tolist()
+        order = np.array(sorted(kept, key=lambda row: (-score[row], row))[:max_detections], np.int64)
         return np.concatenate([boxes, label[:, None], score[:, None]], 1).astype(np.float32)[order]
 
     def masks(self, pooled: Floats, labels: NDArray[np.int64]) -> Floats:
@@ -253,7 +253,9 @@ class ReferenceMatterport:
         x = self._conv(x, "mrcnn_mask").sigmoid()
         return x[torch.arange(len(x)), torch.from_numpy(labels)].numpy()
 
-    def unmolded(self, detections: Floats, masks: Floats, window: Floats, height: int, width: int) -> Found:
+    def unmolded(
+        self, detections: Floats, masks: Floats, window: Floats, height: int, width: int
+    ) -> ReferenceInstances:
         """Map detections to the pixels of the image, and paste their masks."""
         origin, extent = window[[0, 1, 0, 1]], (window[2:] - window[:2])[[0, 1, 0, 1]]
         scale = np.array([height - 1, width - 1, height - 1, width - 1])
@@ -261,14 +263,16 @@ class ReferenceMatterport:
         boxes = np.around(boxes * scale + np.array([0, 0, 1, 1])).astype(np.int32)
         kept = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
         pasted = np.zeros((len(kept), height, width), np.bool_)
-        for nth, row in enumerate(kept):
+        for index, row in enumerate(kept):
             y1, x1, y2, x2 = boxes[row]
             square = _resized(masks[row], y2 - y1, x2 - x1)
-            pasted[nth, y1:y2, x1:x2] = square >= 0.5
+            pasted[index, y1:y2, x1:x2] = square >= 0.5
         labels = detections[kept, 4].astype(np.int32)
-        return Found(boxes[kept], labels, detections[kept, 5], pasted)
+        return ReferenceInstances(boxes[kept], labels, detections[kept, 5], pasted)
 
-    def found(self, image: Pixels, least: float = 0.7, most: int = 100) -> Found:
+    def instances(
+        self, image: Pixels, min_score: float = 0.7, max_detections: int = 100
+    ) -> ReferenceInstances:
         """Return the final instances of an image."""
         molded = self.molded(image)
         canvas = molded.resized.shape[:2]
@@ -278,7 +282,7 @@ class ReferenceMatterport:
         anchors = normalised(self.anchors(*canvas), *canvas).astype(np.float32)
         proposals = self.proposals(probabilities[:, 1], offsets, anchors)
         _, scores, moves = self.classify(self.pooled(pyramid, proposals, 7))
-        detections = self.refined(proposals, scores, moves, window, least, most)
+        detections = self.refined(proposals, scores, moves, window, min_score, max_detections)
         masks = self.masks(self.pooled(pyramid, detections[:, :4], 14), detections[:, 4].astype(np.int64))
         return self.unmolded(detections, masks, window, *image.shape[:2])
 
@@ -299,12 +303,12 @@ def _moved(boxes: Floats, offsets: Floats, deviations: tuple[float, ...]) -> Flo
     return np.stack([y, x, y + height, x + width], 1)
 
 
-def _kept(boxes: Floats, threshold: float, most: int) -> list[int]:
+def _kept(boxes: Floats, threshold: float, max_detections: int) -> list[int]:
     """Return the indices that greedy suppression keeps, given boxes in order; empty boxes overlap nothing."""
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     left = np.arange(len(boxes))
     kept: list[int] = []
-    while len(left) and len(kept) < most:
+    while len(left) and len(kept) < max_detections:
         first, left = int(left[0]), left[1:]
         kept.append(first)
         low = np.maximum(boxes[first, :2], boxes[left, :2])
