@@ -19,8 +19,8 @@ SURE: Final = 0.5
 """The score from which a detection is in an image's counts and in the confusion matrix, at an IoU of at least 0.5."""
 
 COUNTS: Final[Mapping[str, type[np.generic]]] = {
-    "n_truth": np.int32,
-    "n_found": np.int32,
+    "n_ground_truth": np.int32,
+    "n_detections": np.int32,
     "true_positives": np.int32,
     "false_negatives": np.int32,
     "false_positives": np.int32,
@@ -88,7 +88,7 @@ class Counts:
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return the columns of `COUNTS`."""
-        own = {"n_truth": self.objects, "n_found": self.detections}
+        own = {"n_ground_truth": self.objects, "n_detections": self.detections}
         return {name: own[name] if name in own else getattr(self, name) for name in COUNTS}
 
 
