@@ -96,7 +96,8 @@ def draw_worst(reader: RunReader, evaluation: Evaluation, shares: Shares) -> lis
 
 def _caption(row: Mapping[str, Any]) -> str:
     return (
-        f"PQ {row['pq']:.2f}: {plural(row['n_ground_truth'], 'object')}, {plural(row['true_positives'], 'true positive')}, "
+        f"PQ {row['pq']:.2f}: {plural(row['n_ground_truth'], 'object')}, "
+        f"{plural(row['true_positives'], 'true positive')}, "
         f"{plural(row['false_negatives'], 'false negative')}, {plural(row['false_positives'], 'false positive')}"
     )
 
