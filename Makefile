@@ -32,7 +32,7 @@ test: lint  ## Lint, type-check and run all tests
 	$(PYTEST)
 
 test-fast: lint  ## Lint, type-check and run the tests that need no Ray, server or process of their own
-	$(PYTEST) -m "$(FAST)" --ignore tests/chaos --ignore tests/integration
+	$(PYTEST) -n 2 -m "$(FAST)" --ignore tests/chaos --ignore tests/integration
 
 coverage: install  ## Run all tests with branch coverage, and fail below 90 %
 	$(PYTEST) --cov --cov-report=term:skip-covered

@@ -1,11 +1,10 @@
-"""A Ray cluster of several nodes on this machine, to try out and to test what happens between nodes.
+"""Run a Ray cluster of several nodes on this machine, for trials and for tests of what happens between nodes.
 
     python cluster/local.py --nodes 3
 
-prints the address and what a client must have in its environment; Ctrl-C stops the cluster. Tests use
-`local_cluster`, and kill single nodes. The nodes are those that `ray start` gives everywhere, with processes, ports
-and a name of their own. Ray listens on all interfaces, so each cluster has a token of its own, without which
-nobody can use it.
+prints the address and the environment variables that a client needs; Ctrl-C stops the cluster. Tests use
+`local_cluster`, and kill single nodes. The nodes are ordinary nodes of `ray start`, each with its own processes, ports
+and name. Ray listens on all interfaces, so each cluster has its own token, which clients need.
 """
 
 import argparse
@@ -25,7 +24,7 @@ from pathlib import Path
 
 RAY = str(Path(sys.executable).with_name("ray"))
 START_S = 120
-"""Seconds that a node may take to start; it takes some 5, more where nodes start at once on few CPUs."""
+"""Maximum number of seconds for the start of a node; it takes about 5, more if several start on few CPUs."""
 OBJECT_STORE_BYTES = 100 * 2**20
 
 
@@ -38,13 +37,13 @@ class Node:
     log: Path
 
     def kill(self) -> None:
-        """End the node as a lost machine ends: at once, and without a word to the others."""
+        """End the node as a lost machine ends: at once, without notifying the others."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> None:
-        """End the node in order, and by force if it does not."""
+        """Stop the node regularly, or kill it after 30 seconds."""
         self.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(30)
@@ -56,17 +55,17 @@ class LocalCluster:
     """A running cluster."""
 
     address: str
-    """For `--address` and `ray.init`."""
+    """Address for `--address` and `ray.init`."""
     dashboard: str
-    """For `maskrcnn submit --address` and Ray Jobs; "" without a dashboard."""
+    """Address for `maskrcnn submit --address` and Ray Jobs; "" without a dashboard."""
     environment: dict[str, str]
-    """What a client adds to its environment: the token is required of it."""
+    """Environment variables of a client, which needs the token."""
     folder: Path
     nodes: list[Node] = field(default_factory=list)
-    """The head first."""
+    """All nodes, the head first."""
 
     def add_node(self, cpus: int = 1) -> Node:
-        """Start one more node, and return when it has joined."""
+        """Start another node; return when it has joined."""
         return self.start(["--address", self.address], cpus)
 
     def stop(self) -> None:
@@ -75,13 +74,13 @@ class LocalCluster:
             node.stop()
 
     def start(self, arguments: Sequence[str], cpus: int) -> Node:
-        """Start a node by `ray start`, and return when it has joined.
+        """Start a node by `ray start`; return when it has joined.
 
         Raises:
-            RuntimeError: it did not start; with what it said.
+            RuntimeError: it did not start; the message contains its log.
         """
         log = self.folder / f"node-{len(self.nodes)}.log"
-        # By default all nodes' agents ask for one port, and Jobs fail on a node whose agent did not get it.
+        # By default the agents of all nodes use one port, and Jobs fail on a node whose agent did not get it.
         [agent_port] = _free_ports(1)
         common = [
             *("--block", "--disable-usage-stats", "--node-ip-address", "127.0.0.1"),
@@ -89,13 +88,13 @@ class LocalCluster:
             *("--object-store-memory", str(OBJECT_STORE_BYTES), "--temp-dir", str(self.folder)),
         ]
         with log.open("wb") as output:
-            process = subprocess.Popen(  # noqa: S603 (our own arguments)
+            process = subprocess.Popen(  # noqa: S603 (fixed arguments)
                 [RAY, "start", *common, *arguments],
                 env=os.environ | self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # so that all of a node can be killed, and Ctrl-C does not reach it
+                start_new_session=True,  # so that all processes of a node can be killed, and Ctrl-C does not reach them
             )
         node = Node(process, log)
         self.nodes.append(node)
@@ -107,19 +106,19 @@ class LocalCluster:
 def local_cluster(
     nodes: int = 3, cpus: int = 1, head_cpus: int | None = None, *, dashboard: bool = True
 ) -> Iterator[LocalCluster]:
-    """Run a cluster for the time of a block.
+    """Run a cluster for the duration of a block.
 
     Args:
-        nodes: how many, the head included.
-        cpus: of each node, whatever the machine has.
-        head_cpus: of the head; None: as many as of the others.
-        dashboard: whether the head serves the dashboard and Ray Jobs, in ten processes of their own.
+        nodes: number of nodes, including the head.
+        cpus: CPUs that each node offers, independent of the machine.
+        head_cpus: CPUs of the head; None: the same as the other nodes.
+        dashboard: whether the head serves the dashboard and Ray Jobs, in ten additional processes.
 
     Raises:
-        RuntimeError: a node did not start; with what it said.
+        RuntimeError: a node did not start; the message contains its log.
     """
     port, dashboard_port, client_port = _free_ports(3)
-    # A short path: a socket's may have 107 bytes.
+    # A short path: the path of a socket is limited to 107 bytes.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         token = folder / "token"
@@ -133,7 +132,7 @@ def local_cluster(
             head = ["--head", "--port", str(port), "--dashboard-port", str(dashboard_port)]
             head += ["--ray-client-server-port", str(client_port), f"--include-dashboard={dashboard}"]
             cluster.start(head, cpus if head_cpus is None else head_cpus)
-            # One after the other: at once, on few CPUs, they miss Ray's own deadlines.
+            # One after the other: if they start at once on few CPUs, they miss Ray's own deadlines.
             for _ in range(nodes - 1):
                 cluster.add_node(cpus)
             yield cluster
@@ -141,7 +140,7 @@ def local_cluster(
 
 def _await(node: Node) -> None:
     deadline = time.monotonic() + START_S
-    # Its last words before it blocks, when the node has joined.
+    # `ray start` prints this when the node has joined.
     while b"This command will now block" not in node.log.read_bytes():
         if node.process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"a node did not start:\n{node.log.read_text(errors='replace')}")
@@ -157,13 +156,13 @@ def _free_ports(count: int) -> list[int]:
 
 
 def main() -> None:
-    """Start a cluster, say how to use it, and wait for Ctrl-C."""
+    """Start a cluster, print how to use it, and wait for Ctrl-C."""
     parser = argparse.ArgumentParser(description="Run a Ray cluster of several nodes on this machine.")
-    parser.add_argument("--nodes", type=int, default=3, help="how many, the head included (3)")
-    parser.add_argument("--cpus", type=int, default=1, help="CPUs that each node offers (1)")
+    parser.add_argument("--nodes", type=int, default=3, help="number of nodes, including the head (3)")
+    parser.add_argument("--cpus", type=int, default=1, help="CPUs per node (1)")
     arguments = parser.parse_args()
     if arguments.nodes < 1 or arguments.cpus < 0:
-        parser.error("a cluster has at least one node, and a node no negative CPUs")
+        parser.error("--nodes must be at least 1, and --cpus at least 0")
 
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,7 +1,7 @@
-"""What a run is told, in three groups of frozen values.
+"""The configuration of a run, in three groups of frozen values.
 
-*What to compute* and *how to cut* decide the rows: they enter the digest, and a resume with another digest is
-refused. *How fast* does not; each receipt records it.
+`InferenceConfig` and `ShardingConfig` decide the rows: they enter the digest, and a resume with another digest is
+refused. `ResourceConfig` does not; each receipt records it.
 """
 
 import dataclasses
@@ -18,36 +18,36 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True, slots=True)
 class InferenceConfig:
-    """What to compute."""
+    """What to compute from the inputs."""
 
     model: str
     """`coco`, `coco-v1`, `scenes`, `planted`, or the path or URL of a weights file."""
     labels: str | None = None
-    """For `.pth` weights: a file that names the categories, one a line, in the order of the labels from 1."""
+    """For `.pth` weights: a file with the names of the categories, one per line, in the order of the labels from 1."""
     min_score: float = 0.05
-    """Weaker detections are not stored."""
+    """Detections with lower scores are not stored."""
     max_detections: int = 100
-    """The most detections an image may have, the best by score."""
+    """Maximum number of detections per image; those with the highest scores are kept."""
     categories: tuple[str, ...] = ()
     """Names of the categories to keep; empty: all."""
     limit: int | None = None
-    """Only the first so many inputs, in the order of the manifest."""
+    """Only this many inputs, the first in the order of the manifest."""
     max_pixels: int = 178_956_970
     """Larger images fail with `too_many_pixels`. Pillow's own limit: 1/4 GiB of RGB, twice."""
     max_bytes: int = 512 * 2**20
     """Larger files fail with `too_many_bytes`."""
     allow_http: bool = False
-    """Whether a manifest may name inputs on the web, see `web`."""
+    """Whether a manifest may name inputs on the web, see `io.http`."""
     window: int | None = None
-    """Side in pixels of the square windows that large images are cut into; None: each image is seen as a whole."""
+    """Side in pixels of the square windows that large images are cut into; None: each image is processed as a whole."""
     overlap: int | None = None
-    """Of neighbouring windows, pixels; by default an eighth of a window."""
+    """Overlap of adjacent windows in pixels; None: an eighth of a window."""
     bands: str | None = None
-    """Of rasters: the bands that are red, green and blue, see `raster.parse_radiometry`."""
+    """Bands of rasters for red, green and blue, see `radiometry.parse_radiometry`."""
     scale: str | None = None
-    """Of rasters: how values become 0 to 255, see `raster.parse_radiometry`."""
+    """How values of rasters are mapped to 0 to 255, see `radiometry.parse_radiometry`."""
     assume_crs: str | None = None
-    """Of rasters that state none."""
+    """CRS of rasters that state none."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.min_score < 1.0:
@@ -59,7 +59,7 @@ class InferenceConfig:
         if self.window is None:
             for name in ("overlap", "bands", "scale", "assume_crs"):
                 if getattr(self, name) is not None:
-                    raise UsageError(f"--{name.replace('_', '-')} goes with --window")
+                    raise UsageError(f"--{name.replace('_', '-')} needs --window: add it")
             return
         if not 32 <= self.window <= 16_384:
             raise UsageError(f"--window must be from 32 to 16384 pixels, not {self.window}")
@@ -73,10 +73,10 @@ class InferenceConfig:
 
 @dataclass(frozen=True, slots=True)
 class ShardingConfig:
-    """How to cut the work."""
+    """How to divide the inputs into shards."""
 
     shard_images: int
-    """Images in a shard, the unit of work, commit and restart."""
+    """Images per shard, the unit of work, commit and restart."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.shard_images <= 100_000:
@@ -85,20 +85,20 @@ class ShardingConfig:
 
 @dataclass(frozen=True, slots=True)
 class ResourceConfig:
-    """How fast."""
+    """Devices, processes and threads to use."""
 
     device: Device = "auto"
     batch_size: int | None = None
-    """Images a forward pass; None: 1 on CPU, 8 on CUDA."""
+    """Images per forward pass; None: 1 on CPU, 8 on CUDA."""
     dtype: str | None = None
-    """Of the network's convolutions: `float32`, `bfloat16` or `float16`; None: float32 on CPU, float16 on CUDA."""
+    """Data type of the convolutions: `float32`, `bfloat16` or `float16`; None: float32 on CPU, float16 on CUDA."""
     threads: int | None = None
-    """CPUs of an actor; None: 1 on CPU, an equal share of the CPUs for each GPU on CUDA, at most 8."""
+    """CPUs per actor; None: 1 on CPU, an equal share of the CPUs per GPU on CUDA, at most 8."""
     actors: int | None = None
-    """The most actors; None: one a GPU, or one a `threads` CPUs."""
+    """Maximum number of actors; None: one per GPU, or one per `threads` CPUs."""
     timeout_s: float = 300.0
-    """An actor that makes no progress for so long is ended, and an image with which, alone, that happens again
-    fails with `timeout`."""
+    """An actor that makes no progress for this long, in seconds, is ended; an image with which this happens again while
+    it is processed alone fails with `timeout`."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "threads", "actors"):
@@ -110,7 +110,7 @@ class ResourceConfig:
 
 
 def default_shard_images(rows: int) -> int:
-    """Return the shard size where none is asked for: as many shards as images in one, of 16 to 1000.
+    """Return the default shard size: about as many shards as images per shard, at least 16 and at most 1000 images.
 
     >>> default_shard_images(60), default_shard_images(50_000), default_shard_images(10_000_000)
     (16, 223, 1000)
@@ -124,6 +124,10 @@ def digest_of(settings: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def settings_of(compute: InferenceConfig, cut: ShardingConfig) -> dict[str, Any]:
+def settings_of(inference: InferenceConfig, sharding: ShardingConfig) -> dict[str, Any]:
     """Return the settings that enter the digest, as JSON values."""
-    return {**dataclasses.asdict(compute), **dataclasses.asdict(cut), "categories": list(compute.categories)}
+    return {
+        **dataclasses.asdict(inference),
+        **dataclasses.asdict(sharding),
+        "categories": list(inference.categories),
+    }

@@ -1,14 +1,15 @@
-"""Everything that can go wrong, by who must act.
+"""The errors of this project, by who must act, and the counts in their messages.
 
     MaskrcnnError
     ├── UsageError          the user's command, configuration or input collection; exit code 2
     ├── RunError            the run cannot go on (storage, weights, cluster), and can be resumed; exit code 3
-    │   ├── StoreFailingError   the store refuses or fails on so many inputs that it is not theirs
-    │   └── HandedBackError     a worker was told to go, and gives its shard back
-    ├── SegmenterError      the network raised on a group of images; which one is at fault must be found out
+    │   ├── StoreFailingError   the store refuses or fails so many reads that the images are not the cause
+    │   └── HandedBackError     a worker was asked to stop, and hands its shard back
+    ├── SegmenterError      the network raised an exception for a group of images; the image is to be identified
     └── ItemError           one image cannot be processed; it becomes a row of `images` with a code
 
-An item's fault never stops a run, a run's fault never becomes a row. `ItemError` becomes a row in one place, `worker`.
+The failure of an image never stops a run, and the failure of a run never becomes a row. `ItemError` becomes a row in
+one place, `pipeline.worker`.
 """
 
 from collections.abc import Mapping
@@ -20,60 +21,60 @@ ERROR_CODES: Final[Mapping[str, str]] = MappingProxyType(
         "not_found": "the object does not exist",
         "access_denied": "the store refused the read (403)",
         "storage_error": "the store failed, after retries",
-        "changed": "the object is not the one that was planned: its size or etag differs, or the local file's time",
-        "empty_file": "zero bytes",
+        "changed": "the object changed since planning: its size or etag differs, or the local file's modification time",
+        "empty_file": "the file has zero bytes",
         "too_many_bytes": "the file is larger than the limit on bytes",
-        "not_an_image": "the content is no image (HTML, text, an archive, …)",
+        "not_an_image": "the content is not an image (HTML, text, an archive, …)",
         "unsupported_format": "an image, but not JPEG, PNG, WebP, BMP, GIF or TIFF",
-        "unsupported_pixels": "float, 32-bit or multi-band pixels, which need the raster mode's stated scaling",
-        "no_crs": "a raster that does not say where it lies: no coordinate reference system, or no transform",
+        "unsupported_pixels": "float, 32-bit or multi-band pixels, which need --window and a stated --scale",
+        "no_crs": "a raster without a location: no coordinate reference system, or no transform",
         "truncated": "the file ends before the image does",
         "corrupt": "the file cannot be decoded",
-        "too_many_pixels": "the header promises more pixels than the limit",
-        "aspect": "so elongated that the model's resize would make it less than a pixel high or wide",
-        "not_finite": "the network gave values that are not finite for this image",
+        "too_many_pixels": "the header states more pixels than the limit",
+        "aspect": "so elongated that the model's resize would reduce a side to less than a pixel",
+        "not_finite": "the network returned non-finite values for this image",
         "out_of_memory": "the image alone does not fit into memory",
         "partial": "some windows of the image failed; the others are kept",
-        "timeout": "the image, alone, made no progress until its deadline",
-        "worker_crash": "the image, alone, ended its process",
+        "timeout": "the image, processed alone, made no progress until its deadline",
+        "worker_crash": "the image, processed alone, ended its process",
     }
 )
-"""The closed table of what may stand in the column `error`, with the meaning of each code."""
+"""The complete table of the values of the column `error`, with the meaning of each code."""
 
 
 STORAGE_CODES: Final = frozenset({"access_denied", "storage_error"})
-"""Codes that say more of the store than of the image. `not_found` is none: keys vanish one by one."""
+"""Codes whose cause is usually the store. `not_found` is not one of them: objects disappear one by one."""
 
 
 COSTLY_CODES: Final = frozenset({"worker_crash", "timeout", "out_of_memory"})
-"""Codes of images that ended or held up a process, and are not to be tried again without need."""
+"""Codes of images that ended or blocked a process, and are not tried again unnecessarily."""
 
 
 class MaskrcnnError(Exception):
-    """Base of every error this project raises on purpose."""
+    """Base class of the errors that this project raises deliberately."""
 
 
 class UsageError(MaskrcnnError):
-    """The command, its configuration or its inputs are wrong; the message says what to do."""
+    """The command, its configuration or its inputs are wrong; the message states what to do."""
 
 
 class RunError(MaskrcnnError):
-    """The run stopped before its end for a reason outside of its inputs; it can be resumed."""
+    """The run stopped before its end for a reason other than its inputs; it can be resumed."""
 
 
 class StoreFailingError(RunError):
-    """So many inputs failed alike that the store or the credentials are at fault; no attempt can mend that."""
+    """So many inputs failed with one code that the store or the credentials are the cause; repeating does not help."""
 
 
 class HandedBackError(RunError):
-    """A worker was told to go (a preemption notice) and did not finish; nobody is at fault."""
+    """A worker was asked to stop (a preemption notice) and did not finish; no image is the cause."""
 
 
 class SegmenterError(MaskrcnnError):
-    """The network raised something unexpected on a group of images.
+    """The network raised an unexpected exception for a group of images.
 
     Attributes:
-        code: what the image at fault will be failed with, `worker_crash` or `out_of_memory`.
+        code: error code of the image that is the cause, `worker_crash` or `out_of_memory`.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -91,8 +92,8 @@ class ItemError(MaskrcnnError):
     Attributes:
         code: one of `ERROR_CODES`.
         message: one line for a person, without the code.
-        width, height: of the image in pixels, int32, where its header could be read and said that it is too large or
-            too elongated; else None. Upright, where the orientation stands near the header.
+        width, height: of the image in pixels, int32, if its header could be read and the image is too large or too
+            elongated; else None. In upright orientation, if the orientation is stored near the header.
     """
 
     def __init__(

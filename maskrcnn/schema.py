@@ -1,6 +1,6 @@
-"""The tables' columns, and the one function in which torchvision's words become COCO's.
+"""The columns of the tables, and the only function that converts torchvision's names to COCO's.
 
-The contract is documented in `docs/reference/tables.md`, generated from here. `SCHEMA_VERSION` is in each footer.
+`docs/reference/tables.md` is generated from here. `SCHEMA_VERSION` is in `run.json` and in each Parquet footer.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from .types import Category, Detections
 
 SCHEMA_VERSION: Final = 2
 INSTANCES_PER_IMAGE: Final = 2**20
-"""The ids that an image may use: `id = row * INSTANCES_PER_IMAGE + instance + 1`, below 2^53 for 2^33 rows."""
+"""Number of ids reserved for each image: `id = row * INSTANCES_PER_IMAGE + instance + 1`, below 2^53 for 2^33 rows."""
 
 INSTANCES_PER_RASTER: Final = 2**28
-"""The same in runs of windows: below 2^53 for 2^25 rows."""
+"""Number of ids reserved for each image in a run of windows: below 2^53 for 2^25 rows."""
 
 METADATA: Final = {b"maskrcnn.schema_version": str(SCHEMA_VERSION).encode()}
 
@@ -37,7 +37,7 @@ MANIFEST: Final = pa.schema(
     ],
     metadata=METADATA,
 )
-"""The frozen inputs, in the order of `name`; a user's further columns follow."""
+"""The inputs, in the order of `name`; the user's additional columns follow."""
 
 IMAGES: Final = pa.schema(
     [
@@ -57,13 +57,13 @@ IMAGES: Final = pa.schema(
     ],
     metadata=METADATA,
 )
-"""One row an input; the manifest's further columns follow."""
+"""One row per input; the manifest's additional columns follow."""
 
 _BOX: Final = pa.struct([_field(name, pa.float32()) for name in ("xmin", "ymin", "xmax", "ymax")])
 _MASK_BOX: Final = pa.struct([_field(name, pa.int32()) for name in ("xmin", "ymin", "xmax", "ymax")])
 _SIZE: Final = pa.list_(_field("element", pa.int32()))
 _SEGMENTATION: Final = pa.struct([_field("size", _SIZE), _field("counts", pa.string())])
-# Parquet's writer takes a null struct only where its fields may be null; of a frame that is set, none is.
+# Parquet's writer accepts a null struct only if its fields are nullable; the fields of a frame never are null.
 _FRAME: Final = pa.struct(
     [_field(name, pa.int32(), null=True) for name in ("col_off", "row_off", "width", "height")]
 )
@@ -85,7 +85,7 @@ INSTANCES: Final = pa.schema(
     ],
     metadata=METADATA,
 )
-"""One row an object, in the image's frame."""
+"""One row per object, in image coordinates."""
 
 WINDOWS: Final = pa.schema(
     [
@@ -103,7 +103,7 @@ WINDOWS: Final = pa.schema(
     ],
     metadata=METADATA,
 )
-"""One row a window of an image, row by row from 0; of an image whose size nobody knows, one of no pixels."""
+"""One row per window of an image, row by row from 0; one window without pixels if the image's size is unknown."""
 
 PIECES: Final = pa.schema(
     [
@@ -121,7 +121,7 @@ PIECES: Final = pa.schema(
     ],
     metadata=METADATA,
 )
-"""One row a detection in a window, in the window's frame, with the whole object (`instances.instance`) it became."""
+"""One row per detection in a window, in window coordinates, with the object (`instances.instance`) it is part of."""
 
 ITEMS: Final = pa.schema(
     [
@@ -141,16 +141,16 @@ ITEMS: Final = pa.schema(
     ],
     metadata=METADATA,
 )
-"""What a shard of windows works on: as a manifest whose inputs are windows, numbered through the run as `image_id`;
-sizes are zero where the image's header could not be read, with the error; blocks null where it is read as a whole."""
+"""The inputs of a shard of windows: a manifest whose inputs are windows, numbered through the run as `image_id`. If the
+image's header could not be read, sizes are zero and the error is set; blocks are null for images read as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """What became of one input: detections, or an error."""
+    """The result of one input: detections, or an error."""
 
     row: int
-    """Of the manifest, from 0."""
+    """Row of the manifest, from 0."""
     image_id: int
     name: str
     uri: str
@@ -161,15 +161,15 @@ class ImageResult:
     error: str | None = None
     message: str | None = None
     width: int | None = None
-    """After EXIF orientation; None where the image could not even be opened."""
+    """After EXIF orientation, in pixels; None if the image could not be opened."""
     height: int | None = None
     exif_orientation: int | None = None
     skipped: bool = False
-    """A window in which no pixel is valid."""
+    """Whether it is a window without any valid pixel."""
 
     @property
     def status(self) -> str:
-        """`ok`, `empty` (nothing found), `failed` or `skipped`."""
+        """`ok`, `empty` (no detections), `failed` or `skipped`."""
         if self.skipped:
             return "skipped"
         if self.detections is None:
@@ -178,17 +178,17 @@ class ImageResult:
 
 
 def images_schema(manifest: pa.Schema) -> pa.Schema:
-    """Return the schema of `images`: the contract's columns, then the manifest's further ones."""
-    further = [field for field in manifest if field.name not in MANIFEST.names]
-    return pa.schema([*IMAGES, *further], metadata=METADATA)
+    """Return the schema of `images`: the fixed columns, then the manifest's additional ones."""
+    additional = [field for field in manifest if field.name not in MANIFEST.names]
+    return pa.schema([*IMAGES, *additional], metadata=METADATA)
 
 
 def images_table(results: Sequence[ImageResult], manifest_rows: pa.Table) -> pa.Table:
     """Return the rows of `images` for consecutive rows of the manifest.
 
     Args:
-        results: one for each row of `manifest_rows`, in its order.
-        manifest_rows: the manifest's rows, whose further columns are carried along.
+        results: one for each row of `manifest_rows`, in the same order.
+        manifest_rows: the manifest's rows, whose additional columns are copied.
     """
     columns: dict[str, Any] = {
         "n_instances": [0 if r.detections is None else len(r.detections) for r in results],
@@ -212,7 +212,7 @@ def instances_table(
     categories: Sequence[Category],
     ids_per_image: int = INSTANCES_PER_IMAGE,
 ) -> pa.Table:
-    """Return the rows of `instances`: where `labels` become `category_id`, and `masks` `segmentation`."""
+    """Return the rows of `instances`: `labels` become `category_id`, and `masks` become `segmentation`."""
     found = [(r, r.detections) for r in results if r.detections is not None]
     counts = np.array([len(d) for _, d in found], dtype=np.int64)
     rows = np.repeat(np.array([r.row for r, _ in found], dtype=np.int64), counts)
@@ -227,7 +227,7 @@ def instances_table(
     sizes = column("mask_sizes", np.empty((0, 2), np.int32))
     masks = [counts_.decode("ascii") for _, d in found for counts_ in d.masks]
 
-    # One dictionary for all shards, so that the parts' dictionaries agree.
+    # The same dictionary for all shards, so that the dictionaries of the parts are equal.
     order = {category.id: position for position, category in enumerate(categories)}
     dictionary = pa.array([category.name for category in categories], pa.string())
     codes = pa.array([order[int(label)] for label in labels], pa.int32())
@@ -264,7 +264,7 @@ def _frames(found: Sequence[Detections]) -> pa.StructArray:
 
 
 def detections_of(image: dict[str, Any], instances: pa.Table) -> Detections:
-    """Return an image's rows of the tables as `Detections` again: the inverse of `instances_table`.
+    """Return the rows of an image as `Detections`: the inverse of `instances_table`.
 
     Args:
         image: its row of `images`.

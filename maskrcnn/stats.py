@@ -1,12 +1,11 @@
-"""What a collection holds, as integers: counts, histograms of fixed bins, and sums.
+"""Statistics of a collection as integers: counts, histograms with fixed bins, and sums.
 
-Integers, so that merging is exactly associative and commutative: statistics of shards may be added in any
-order and grouping, and recomputing them from Parquet gives the same file. Means and quantiles are derived at
-the end, in `summary`.
+With integers, addition is exactly associative and commutative: statistics of shards may be added in any order and
+grouping, and recomputing them from Parquet gives the same file. Means and quantiles are derived at the end, in
+`summary`.
 
 A histogram with edges e0 < e1 < … counts values in [e0, e1), [e1, e2), …; the last bin includes its upper
-edge. In JSON an infinite edge is `null`. Failed images count in `images.status` and `images.error`, and
-nowhere else.
+edge. In JSON an infinite edge is `null`. Failed images are counted in `images.status` and `images.error` only.
 """
 
 import dataclasses
@@ -37,17 +36,17 @@ SCORE_BINS: Final = 20
 SCORE_EDGES: Final = np.arange(SCORE_BINS + 1, dtype=np.float32) / np.float32(SCORE_BINS)
 """21 edges 0, 0.05, …, 1 as float32, as scores are: a score of float32(0.05) lies in the second bin."""
 HALF: Final = SCORE_BINS // 2
-"""Bins from this one on hold the scores >= 0.5."""
+"""Index of the first bin of scores >= 0.5."""
 
 COUNT_EDGES: Final = (*range(102), *(2**k for k in range(7, 21)), None)
-"""Instances of an image: one bin a number up to 100, then up to 128, 256, …, 2^20 and beyond."""
+"""Instances per image: one bin per number up to 100, then up to 128, 256, …, 2^20 and above."""
 
 AREA_EDGES: Final = (0, 1, 2, *_one_and_a_half(1, 30)[1:], None)
-"""Mask pixels: an empty mask, 1, 2, then two bins a doubling up to 2^30 and beyond."""
+"""Mask pixels: an empty mask, 1, 2, then two bins per doubling up to 2^30 and above."""
 
 RELATIVE_SCALE: Final = 10**7
 RELATIVE_TICKS: Final = (0, *(m * 10**k for k in range(6) for m in (10, 15, 20, 30, 50, 70)), RELATIVE_SCALE)
-"""Mask area by image area, from 1e-6 to 1, six bins a decade; in units of 1e-7, to compare without rounding.
+"""Mask area / image area, from 1e-6 to 1, six bins per decade; in units of 1e-7, to compare without rounding.
 
 area * 10^7 stays below 2^63 up to masks of 9e11 pixels.
 """
@@ -56,8 +55,8 @@ RELATIVE_EDGES: Final = tuple(tick / RELATIVE_SCALE for tick in RELATIVE_TICKS)
 COCO_EDGES: Final = (0, 32**2, 96**2, None)
 """COCO's small < 1024 <= medium < 9216 <= large, by mask pixels.
 
-COCO's evaluation closes its ranges on both sides, so that an area of exactly 1024 or 9216 counts in two of
-them; here each instance counts once, in the larger.
+COCO's evaluation includes both ends of its ranges, so that an area of exactly 1024 or 9216 is counted in two of
+them; here each instance is counted once, in the larger.
 """
 
 POSITION_BINS: Final = 32
@@ -65,7 +64,7 @@ POSITION_EDGES: Final = tuple(k / POSITION_BINS for k in range(POSITION_BINS + 1
 """Fractions of the image's width and height."""
 
 SIZE_EDGES: Final = (0, *_one_and_a_half(4, 16), None)
-"""Width and height of images in pixels: two bins a doubling from 16 to 65536 and beyond."""
+"""Width and height of images in pixels: two bins per doubling from 16 to 65536 and above."""
 
 _FIXED: Final[Mapping[str, tuple[float | None, ...]]] = {
     "instances_per_image": COUNT_EDGES,
@@ -83,20 +82,20 @@ _SQUARE: Final = ("position", "image_size")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stats:  # noqa: PLW1641 - arrays have no hash
-    """Statistics of some images and their instances; values with equal categories can be added.
+    """Statistics of images and their instances; values with equal categories can be added.
 
     All arrays are int64 and read-only. K is the number of categories.
 
     Raises:
-        ValueError: the categories are not sorted by distinct ids, or an array has another shape or dtype.
+        ValueError: the categories are not sorted by distinct ids, or an array has a wrong shape or dtype.
     """
 
     categories: tuple[Category, ...]
     """By id, ascending."""
     status: Ints
-    """(3,) images by `STATUSES`."""
+    """(3,) images by status, in the order of `STATUSES`."""
     error: tuple[tuple[str, int], ...]
-    """(code, images) by code, only those that occur."""
+    """(code, number of images), sorted by code; only codes that occur."""
     category_instances: Ints
     """(K,)"""
     category_images: Ints
@@ -106,7 +105,7 @@ class Stats:  # noqa: PLW1641 - arrays have no hash
     category_scores: Ints
     """(K, 20) instances by score, `SCORE_EDGES`."""
     instances_per_image: Ints
-    """(116,) images by their number of instances, `COUNT_EDGES`."""
+    """(116,) images by number of instances, `COUNT_EDGES`."""
     area_px: Ints
     """(61,) instances by mask pixels, `AREA_EDGES`."""
     area_relative: Ints
@@ -139,7 +138,7 @@ class Stats:  # noqa: PLW1641 - arrays have no hash
 
     def __add__(self, other: "Stats") -> "Stats":
         if self.categories != other.categories:
-            raise ValueError("only statistics over the same categories can be added")
+            raise ValueError("statistics with different categories cannot be added")
         error = dict(self.error)
         for code, count in other.error:
             error[code] = error.get(code, 0) + count
@@ -194,17 +193,19 @@ class Stats:  # noqa: PLW1641 - arrays have no hash
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Stats":
-        """Return the value of which `content` is the `to_json`.
+        """Return the value that `to_json` converted to `content`.
 
         Raises:
             RunError: it was written by a version with another schema or other bins.
         """
         version = content.get("schema_version")
         if version != STATS_VERSION:
-            raise RunError(f"statistics of schema version {version}, expected {STATS_VERSION}")
+            raise RunError(
+                f"the statistics have schema version {version}, expected {STATS_VERSION}: segment the images again"
+            )
         for name, edges in _FIXED.items():
             if content[name]["edges"] != list(edges):
-                raise RunError(f"statistics with other bins of {name}, written by another version")
+                raise RunError(f"the statistics have other bins of {name}: segment the images again")
         rows = content["categories"]
         shapes = _shapes(len(rows))
         arrays: dict[str, Any] = {
@@ -226,7 +227,7 @@ class Stats:  # noqa: PLW1641 - arrays have no hash
         """Return the statistics of rows of `images` and all of their instances, each in any order.
 
         Raises:
-            ValueError: an instance belongs to none of the images that succeeded, or to no known category.
+            ValueError: an instance does not belong to an image that succeeded, or to a known category.
         """
         zero = cls.zero(categories)
         status = pc.index_in(images["status"], pa.array(STATUSES)).to_numpy()
@@ -265,7 +266,9 @@ def _of_instances(
     image_ids: Ints, width: Ints, height: Ints, instances: pa.Table, categories: Sequence[Category]
 ) -> dict[str, Ints]:
     """Return the arrays that count instances, given the ids and sizes of their images."""
-    image = _positions(instances["image_id"].to_numpy(), image_ids, "instance of an image that is not there")
+    image = _positions(
+        instances["image_id"].to_numpy(), image_ids, "instance of an image that does not exist"
+    )
     ids = np.array([category.id for category in categories], np.int64)
     category = _positions(instances["category_id"].to_numpy(), ids, "instance of an unknown category")
     area = instances["area"].to_numpy()
@@ -305,7 +308,7 @@ def _position_bins(centre: NDArray[np.float64], side: Ints) -> Ints:
 
 
 def _positions(keys: NDArray[Any], table: Ints, fault: str) -> NDArray[np.intp]:
-    """Return where in `table`, whose values are distinct, each of `keys` stands."""
+    """Return the index of each of `keys` in `table`, whose values are distinct."""
     order = np.argsort(table, kind="stable")
     if not len(keys):
         return np.empty(0, np.intp)
@@ -319,7 +322,7 @@ def _positions(keys: NDArray[Any], table: Ints, fault: str) -> NDArray[np.intp]:
 
 
 def _cooccurrence(image: NDArray[np.intp], category: NDArray[np.intp], k: int) -> Ints:
-    """Return for each two categories the number of images with both, (k, k)."""
+    """Return for each pair of categories the number of images with both, (k, k)."""
     if not len(image):
         return np.zeros((k, k), np.int64)
     present = np.unique(image * k + category)
@@ -351,12 +354,11 @@ def _counts_2d(rows: NDArray[Any], columns: NDArray[Any], n: int) -> Ints:
 
 
 def summary(stats: Stats) -> dict[str, Any]:
-    """Return the figures that `stats` answers: totals, means, and quantiles.
+    """Return totals, means, and quantiles of the statistics.
 
-    Counts and means are exact. A quantile is known up to its bin, so it is given as that bin's edges, [low,
-    high) (None: no upper end); instances per image up to 100 have bins of one number, `low` being it. The
-    quantile q is the smallest value that at least a share q of the values do not exceed. What nothing was
-    counted for is None.
+    Counts and means are exact. A quantile is known up to its bin, so it is given as the bin's edges, [low, high)
+    (None: no upper end); instances per image up to 100 have bins of one number, which is `low`. The quantile q is the
+    smallest value that at least a share q of the values do not exceed. Values without data are None.
     """
     total, done, n = int(stats.status.sum()), int(stats.status[:2].sum()), stats.instances
     scores = stats.category_scores

@@ -1,7 +1,7 @@
-"""The values that flow: frozen, and valid or not there.
+"""Values that pass between rooms: frozen, and checked when they are constructed.
 
-torchvision's words (`boxes, labels, scores, masks`) hold up to Parquet, COCO's (`category_id, segmentation,
-area`) from there; `schema.instances_table` is the one place that renames.
+torchvision's names (`boxes, labels, scores, masks`) are used up to Parquet, COCO's (`category_id, segmentation, area`)
+from there on; only `schema.instances_table` converts between them.
 """
 
 from collections.abc import Hashable, Sequence
@@ -35,12 +35,13 @@ class Detections:
     """The instances of one image, as columns of equal length N, in their final order.
 
     Raises:
-        ValueError: the columns disagree in length, or have another shape or dtype than stated.
+        ValueError: the columns differ in length, or have another shape or dtype than stated.
     """
 
     height: int
-    """Of the image, pixels."""
+    """Height of the image in pixels."""
     width: int
+    """Width of the image in pixels."""
     boxes: NDArray[np.float32]
     """(N, 4) xmin, ymin, xmax, ymax in pixels of the image, the model's own boxes."""
     labels: NDArray[np.int32]
@@ -48,16 +49,16 @@ class Detections:
     scores: NDArray[np.float32]
     """(N,) in [0, 1]."""
     masks: tuple[bytes, ...]
-    """N COCO compressed RLE strings over the whole image."""
+    """N COCO compressed RLE strings of the whole image."""
     areas: NDArray[np.int64]
-    """(N,) mask pixels."""
+    """(N,) number of mask pixels."""
     mask_boxes: NDArray[np.int32]
-    """(N, 4) xmin, ymin, xmax, ymax of the mask's pixels, the last two exclusive; zeros where it is empty."""
+    """(N, 4) xmin, ymin, xmax, ymax of the mask's pixels, the last two exclusive; zeros for an empty mask."""
     capped: bool
-    """Whether the limit on detections was reached, so that weaker ones may be missing."""
+    """Whether the limit on detections was reached, so that some with lower scores may be missing."""
     frames: NDArray[np.int32] | None = None
-    """(N, 4) col_off, row_off, width, height of the rectangle that each mask is drawn in; None: the whole image. Only
-    images of 2^32 pixels and more have them, which no COCO mask can cover."""
+    """(N, 4) col_off, row_off, width, height of the rectangle that each mask covers; None: the whole image. Only
+    images of 2^32 pixels and more have frames, since a COCO mask cannot cover them."""
 
     def __post_init__(self) -> None:
         n = len(self.masks)
@@ -86,14 +87,14 @@ class Detections:
 
     @property
     def mask_sizes(self) -> NDArray[np.int32]:
-        """(N, 2) height and width of what each mask is drawn in."""
+        """(N, 2) height and width of the rectangle that each mask covers."""
         if self.frames is not None:
             return self.frames[:, [3, 2]]
         return np.tile(np.array([self.height, self.width], np.int32), (len(self), 1))
 
     @staticmethod
     def empty(height: int, width: int) -> "Detections":
-        """Return the detections of an image of this size in which nothing was found."""
+        """Return zero detections, of an image of this size."""
         return Detections(
             height=height,
             width=width,
@@ -107,7 +108,7 @@ class Detections:
         )
 
     def take(self, indices: NDArray[np.intp]) -> "Detections":
-        """Return some of the instances, by (K,) indices, in that order."""
+        """Return the instances with these (K,) indices, in that order."""
         return replace(
             self,
             boxes=self.boxes[indices],
@@ -120,7 +121,7 @@ class Detections:
         )
 
     def rles(self) -> list[dict[str, Any]]:
-        """Return the masks as `pycocotools.mask` takes them: [{"size": [height, width], "counts": bytes}]."""
+        """Return the masks in the form of `pycocotools.mask`: [{"size": [height, width], "counts": bytes}]."""
         sizes = self.mask_sizes.tolist()
         return [{"size": size, "counts": counts} for size, counts in zip(sizes, self.masks, strict=True)]
 
@@ -133,37 +134,37 @@ def detection_order(
 
 
 class Segmenter(Protocol):
-    """What turns pixels into instances: a network, or `planted.PlantedSegmenter` in tests."""
+    """Finds instances in pixels: a network, or `planted.PlantedSegmenter` in tests."""
 
     @property
     def categories(self) -> tuple[Category, ...]:
-        """What it can find."""
+        """The categories that it can detect."""
         ...
 
     @property
     def batch_size(self) -> int:
-        """How many images of a shard are handed to `outcomes` at once, if there are so many of one canvas."""
+        """Number of images of a shard in one call of `outcomes`, if enough of them share a canvas."""
         ...
 
     @property
     def max_side(self) -> int:
-        """The longest side in pixels after the network's resize; an aspect ratio above it cannot be resized."""
+        """Maximum side in pixels after the network's resize; an image with a larger aspect ratio cannot be resized."""
         ...
 
     @property
     def execution(self) -> dict[str, Any]:
-        """What the last digits depend on, for the receipts: device, dtype, batch_size, threads, libraries."""
+        """Values that the last digits depend on, for the receipts: device, dtype, batch_size, threads, libraries."""
         ...
 
     @property
     def lanes(self) -> int:
-        """How many calls of `outcomes` may run at once, each in a thread of its own."""
+        """Number of calls of `outcomes` that may run at the same time, in separate threads."""
         ...
 
     def canvas(self, height: int, width: int) -> Hashable:
-        """Return what images must have in common to share a batch."""
+        """Return a key that is equal for images that may share a batch."""
         ...
 
     def outcomes(self, images: Sequence[Pixels]) -> list[Detections | ItemError]:
-        """Find the instances of each image, or say why there are none: `out_of_memory` or `not_finite`."""
+        """Return the instances of each image, or its failure: `out_of_memory` or `not_finite`."""
         ...

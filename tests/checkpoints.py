@@ -1,4 +1,4 @@
-"""Checkpoints of other programs, in their layout, of random weights that find something."""
+"""Checkpoints of other programs, under their keys, with random weights that detect something."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from maskrcnn.models.conversion.parity import generated_images
 from maskrcnn.models.conversion.reference_detectron2 import ReferenceDetectron2, padded
 
 SIZES = (160, 267)
-"""What images are resized to in tests: small, so that a plain computation takes seconds."""
+"""The sizes that images are resized to in tests: small, so that the reference implementation takes seconds."""
 
 
 def detectron2_tensors(classes: int = 4, seed: int = 0) -> dict[str, Tensor]:
-    """Return the tensors of detectron2's R50-FPN; classes differ between proposals and are sure somewhere."""
+    """Return the tensors of detectron2's R50-FPN; scores differ between proposals and are high somewhere."""
     torch.manual_seed(seed)
     tensors = {name: _filled(name, shape) for name, (_, shape) in detectron2_names(classes + 1).items()}
     image = generated_images()[0]
@@ -25,7 +25,7 @@ def detectron2_tensors(classes: int = 4, seed: int = 0) -> dict[str, Tensor]:
     size = (prepared.shape[1], prepared.shape[2])
     features = reference.features(padded(prepared))
     probabilities, _ = reference.heads(features, reference.proposals(features, prepared, size)[:60], size)
-    logits = probabilities.log().roll(-1, 1)  # the background last again
+    logits = probabilities.log().roll(-1, 1)  # back to the background last
     scores = "roi_heads.box_predictor.cls_score"
     factor = 3 / float(logits.std(0).mean())
     tensors[f"{scores}.bias"] = factor * (tensors[f"{scores}.bias"] - logits.mean(0))
@@ -45,6 +45,6 @@ def _filled(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def zoo_pickle(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Return what a `.pkl` of the model zoo holds."""
+    """Return the content of a `.pkl` of the model zoo."""
     arrays: dict[str, NDArray[np.float32]] = {name: tensor.numpy() for name, tensor in tensors.items()}
     return {"model": arrays, "__author__": "Detectron2 Model Zoo", "matching_heuristics": False}

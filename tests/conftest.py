@@ -218,16 +218,16 @@ def draw_samples(items: list[pytest.Item]) -> list[pytest.Item]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Draw the samples, and divide the tests among the processes of pytest-xdist: by file, and those of Ray in one.
 
-    Ray misses deadlines of its own where several start at once on few CPUs; and most of these tests wait. They take
-    longest, so they begin first; then those of `chaos`, which use all CPUs.
+    Ray misses deadlines of its own where several start at once on few CPUs; and most of its tests wait. They take
+    longest, so they begin first; then the notebooks; then those of `chaos`, which use all CPUs.
     """
 
     def group(item: pytest.Item) -> str:
-        apart = item.get_closest_marker("ray") or item.get_closest_marker("notebook")
-        return "ray" if apart else item.location[0].removesuffix(".py")
+        return "ray" if item.get_closest_marker("ray") else item.location[0].removesuffix(".py")
 
-    def order(item: pytest.Item) -> tuple[bool, bool]:
-        return group(item) != "ray", "chaos" not in item.path.parts
+    def order(item: pytest.Item) -> tuple[bool, bool, bool]:
+        notebook = item.get_closest_marker("notebook") is not None
+        return group(item) != "ray", not notebook, "chaos" not in item.path.parts
 
     left_out = set(draw_samples(items))
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])

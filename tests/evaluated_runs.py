@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maskrcnn_jobs.commands.segment import Request, prepare
+from maskrcnn_jobs.driver.planning import Request, prepare
 
 from maskrcnn.config import InferenceConfig
 from maskrcnn.imaging.decode import Limits

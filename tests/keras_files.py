@@ -1,4 +1,4 @@
-"""Keras weights files in matterport's layout, whole and damaged."""
+"""Keras weights files with matterport's keys, complete and damaged."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from matterport_oracle import script
 
 
 def names_of(classes: int = 81, backbone: str = "resnet50") -> dict[str, tuple[int, ...]]:
-    """Return path and shape of each dataset, for so many classes, the background included."""
+    """Return path and shape of each dataset, for a number of classes, the background included."""
     names = {}
     for group, layer, base, shape, _ in script("make_weights").weights(backbone):
         own = tuple(classes * side // 81 if side in (81, 324) else side for side in shape)
@@ -18,7 +18,7 @@ def names_of(classes: int = 81, backbone: str = "resnet50") -> dict[str, tuple[i
 
 
 def hollow(path: Path, names: dict[str, tuple[int, ...]], root: str = "", **changes: Any) -> None:
-    """Write a file of zeros that takes no space."""
+    """Write a file of zeros that takes no disk space."""
     with h5py.File(path, "w") as file:
         group = file.require_group(root) if root else file
         group.attrs["layer_names"] = [b"input_image"]
@@ -35,7 +35,7 @@ def filled(path: Path, arrays: dict[str, np.ndarray], root: str = "") -> None:
 
 
 def arrays_of(classes: int = 81) -> dict[str, np.ndarray]:
-    """Return the oracle's arrays by path; the last layers of another class count have their first rows."""
+    """Return the oracle's arrays by path; with another number of classes the last layers keep their first rows."""
     arrays = {}
     shapes = names_of(classes)
     for group, layer, base, array in script("make_weights").generate("resnet50"):

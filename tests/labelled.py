@@ -1,4 +1,4 @@
-"""A COCO dataset of generated scenes, to learn from."""
+"""A COCO dataset of generated scenes, for training."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Finished runs made of detections, with no sweep: the tables, `run.json` and `_SUCCESS`, as a reduce leaves them."""
+"""Finished runs made of detections, without a map stage: tables, `run.json` and `_SUCCESS`, as a reduce writes them."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from maskrcnn.io.parquet import write_table
 from maskrcnn.io.storage import Storage
 from maskrcnn.masks.rle import encode_changes
 from maskrcnn.masks.spans import ranges
-from maskrcnn.schema import MANIFEST, ImageResult, images_table, instances_table
+from maskrcnn.schema import MANIFEST, SCHEMA_VERSION, ImageResult, images_table, instances_table
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, png
 from maskrcnn.types import Category, Detections
 
@@ -85,6 +85,7 @@ def write_run(
                 {"path": file.path, "rows": file.rows, "sha256": file.sha256, "bytes": file.bytes}
             )
     run = {
+        "schema_version": SCHEMA_VERSION,
         "settings": SETTINGS,
         "model": {
             "name": "made",

@@ -1,6 +1,6 @@
-"""What matterport's own code gave under TensorFlow, for weights and images of rules: tests/data/matterport.
+"""Results of matterport's own code under TensorFlow, for generated weights and images: tests/data/matterport.
 
-`faulty_stages` compares the fast path with it, each stage given what is stored of the one before.
+`faulty_stages` compares the fast path with them; each stage gets as input the stored results of the one before.
 """
 
 import functools
@@ -40,7 +40,7 @@ def script(name: str) -> ModuleType:
 
 
 def tensors_of(backbone: str) -> dict[str, Tensor]:
-    """Return the tensors of the rule, as a reader of the `.h5` gives them."""
+    """Return the generated tensors, as a reader of the `.h5` returns them."""
     return {
         f"{layer}/{base}": torch.from_numpy(array)
         for _, layer, base, array in script("make_weights").generate(backbone)
@@ -65,7 +65,7 @@ def model_of(
 
 @dataclass(frozen=True)
 class Tolerances:
-    """The largest differences that rounding explains, of the oracle's section 6."""
+    """The largest differences that rounding can cause, from section 6 of the oracle's README."""
 
     features: float
     logits: float
@@ -74,7 +74,7 @@ class Tolerances:
     masks: float
     pixels: int
     swapped: float = 0.0
-    """Instances whose scores are nearer to each other than this may change places."""
+    """Instances whose scores differ by less than this may swap."""
 
 
 TOLERANCES = {
@@ -129,14 +129,14 @@ def far(found: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def faulty_stages(fast: FastStages, stored: Stored, allowed: Tolerances) -> Iterator[tuple[str, float]]:
-    """Yield each stage whose numbers are not the stored ones, and how far it is off."""
+    """Yield each stage whose numbers differ from the stored ones, and its difference."""
     for stage, difference, limit in differences(fast, stored, allowed):
         if not difference <= limit:
             yield stage, difference
 
 
 def differences(fast: FastStages, stored: Stored, allowed: Tolerances) -> Iterator[tuple[str, float, float]]:
-    """Yield stage, largest difference, and what rounding explains."""
+    """Yield stage, largest difference, and the limit of rounding."""
     mold = script("preprocess_reference").mold
     molded = mold(stored["resized_u8"])
     yield "molded", far(fast.molded(stored.pixels), molded), 0.0
@@ -177,7 +177,7 @@ def differences(fast: FastStages, stored: Stored, allowed: Tolerances) -> Iterat
 
 
 def _final(fast: FastStages, stored: Stored, allowed: Tolerances) -> Iterator[tuple[str, float, float]]:
-    """Compare what a run would store, masks by their run lengths."""
+    """Compare the results that a run would store, masks by their run lengths."""
     from pycocotools import mask as coco_mask
 
     (found,) = fast.segmenter.segment([stored.pixels])
@@ -199,7 +199,7 @@ def _final(fast: FastStages, stored: Stored, allowed: Tolerances) -> Iterator[tu
 def _order(
     found: Detections, labels: NDArray[Any], rois: NDArray[Any], scores: NDArray[Any], swapped: float
 ) -> list[int]:
-    """Return the rows of what was found in the reference's order, where only near ties changed places.
+    """Return the rows of what was found in the reference's order, where only detections of almost equal scores swapped.
 
     In one image of the deeper network two scores are 1.3e-4 apart; with float64 throughout, they swap too.
     """

@@ -6,7 +6,7 @@ import torch
 
 
 def spread(network, factor=10):
-    """Let the scores of a random network differ between proposals, and be high for each label somewhere."""
+    """Make the scores of a random network differ between proposals, and high for each label somewhere."""
     scores = network.roi_heads.box_predictor.cls_score
     seen = []
     hook = scores.register_forward_hook(lambda layer, inputs, output: seen.append(output))
@@ -26,7 +26,7 @@ def maps_of(canvas, channels, n_images):
 
 
 def boxes_in(canvas, count):
-    """Boxes inside the canvas: of all sizes, at its borders, thinner than a place, of no size."""
+    """Boxes inside the canvas: of all sizes, at its borders, thinner than a position of the map, of no size."""
     corners = torch.rand(count, 2) * torch.tensor([canvas[1], canvas[0]])
     sides = torch.exp(torch.rand(count, 2) * 8 - 2) * (torch.rand(count, 1) > 0.1)
     return torch.cat([corners, torch.minimum(corners + sides, torch.tensor([canvas[1], canvas[0]]))], 1)

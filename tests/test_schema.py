@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from planted_images import random_instances
 
 from maskrcnn.schema import (
     IMAGES,
@@ -13,7 +14,7 @@ from maskrcnn.schema import (
     images_table,
     instances_table,
 )
-from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, plant, random_instances
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, plant
 
 
 def manifest_rows(n: int, **further: pa.Array) -> pa.Table:
@@ -85,5 +86,5 @@ def test_detections_come_back_from_the_tables_as_they_went_in() -> None:
         before, after = result.detections, detections_of(image | {"height": 80, "width": 96}, rows)
         assert before is not None
         assert (after.masks, after.capped) == (before.masks, before.capped)
-        for column in ("boxes", "labels", "scores", "areas", "edges"):
+        for column in ("boxes", "labels", "scores", "areas", "touches_border"):
             np.testing.assert_array_equal(getattr(after, column), getattr(before, column))

@@ -29,8 +29,9 @@ from conftest import S3Server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
-from maskrcnn_jobs.commands.segment import Request, prepare
 from maskrcnn_jobs.commands.terminal import PlainFormatter, plain
+from maskrcnn_jobs.driver.planning import Request, prepare
+from planted_images import write_planted
 from webserver import Site, answer
 
 from maskrcnn.config import InferenceConfig
@@ -42,7 +43,7 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.models.registry import describe_model
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
+from maskrcnn.synthetic.planted import PlantedSegmenter
 from maskrcnn.visualization.run_report import write_report
 
 ROOT: Final = Path(__file__).parent.parent
@@ -50,7 +51,7 @@ LIMITS: Final = Limits(10**6, 10**6, 1333.0)
 
 
 def run_job(source: str, output: str, compute: InferenceConfig | None = None) -> None:
-    """Plan, sweep and reduce in this process."""
+    """Plan, process the shards and reduce in this process."""
     plan = prepare(Request(source, output, compute or InferenceConfig("planted"), shard_images=16))
     worker = ShardWorker(Storage(output), PlantedSegmenter(), LIMITS, {"node": "here"})
     for shard in plan:
@@ -254,7 +255,7 @@ def listed(folder: Path, *uris: str) -> str:
 def test_the_web_is_read_on_request_only(tmp_path: Path) -> None:
     uris = ("https://host/a.jpg?X-Amz-Signature=hush", "HTTP://host/b.jpg")
     said = refused(listed(tmp_path, *uris), str(tmp_path / "run"))
-    assert "2 uris on the web, which are read with --allow-http only: 'https://host/a.jpg" in said
+    assert "2 uris on the web, without --allow-http: 'https://host/a.jpg" in said
     assert "hush" not in said
     plan = prepare(
         Request(listed(tmp_path, *uris), str(tmp_path / "run"), InferenceConfig("planted", allow_http=True))
@@ -282,10 +283,7 @@ def test_the_command_line_asks_for_the_web(tmp_path: Path) -> None:
 def test_a_root_on_the_web_is_read_on_request_only(tmp_path: Path) -> None:
     source, root = listed(tmp_path, "a.jpg"), "https://host/images/"
     said = refused(source, str(tmp_path / "run"), images_root=root)
-    assert (
-        said
-        == "--images-root: 1 uris on the web, which are read with --allow-http only: 'https://host/images/'"
-    )
+    assert said == "--images-root has 1 uri on the web, without --allow-http: 'https://host/images/'"
     prepare(
         Request(source, str(tmp_path / "run"), InferenceConfig("planted", allow_http=True), images_root=root)
     )
@@ -296,7 +294,10 @@ def test_a_root_on_the_web_is_read_on_request_only(tmp_path: Path) -> None:
 def test_names_that_differ_in_their_query_only_are_refused(tmp_path: Path) -> None:
     source = listed(tmp_path, "https://host/a?id=1&key=hush", "https://host/a?id=2&key=hush")
     said = refused(source, str(tmp_path / "run"), InferenceConfig("planted", allow_http=True))
-    assert "1 rows repeat the uri (of a web address, without its query) of another: 'https://host/a'" in said
+    assert (
+        "1 row with the same uri (of a web address, without its query) as another row: 'https://host/a'"
+        in said
+    )
 
 
 def test_a_run_never_reaches_into_the_network_that_it_stands_in(tmp_path: Path, site: Site) -> None:
@@ -367,7 +368,7 @@ def test_a_signature_stands_in_the_column_uri_and_nowhere_else(
 def test_schemes_are_allow_listed(uri: str, allow_http: bool, tmp_path: Path) -> None:
     source = listed(tmp_path, f"{uri}?sig=hush")
     said = refused(source, str(tmp_path / "run"), InferenceConfig("planted", allow_http=allow_http))
-    assert "1 uris that are neither paths nor s3:// or gs://" in said
+    assert "1 uri of an unsupported scheme, not s3:// or gs://" in said
     assert "hush" not in said
 
 
@@ -594,7 +595,7 @@ def test_tracebacks_keep_their_lines_and_nothing_else() -> None:
 def test_names_do_not_reach_the_terminal_raw(tmp_path: Path) -> None:
     images = tmp_path / "images"
     write_planted(images, 2, seed=3)
-    (images / f"notes.{OBEYED}").write_text("passed over")
+    (images / f"notes.{OBEYED}").write_text("skipped")
     (images / f"{OBEYED}.png").write_text("<html>")
     done = maskrcnn_command("plan", str(images), str(tmp_path / "run"), "--model", "planted")
     assert done.returncode == 0, done.stderr

@@ -244,13 +244,13 @@ def test_a_failed_image_counts_in_status_and_error_only():
 
 
 def test_only_statistics_over_equal_categories_add_up():
-    with pytest.raises(ValueError, match="same categories"):
+    with pytest.raises(ValueError, match="different categories"):
         Stats.zero(CATEGORIES) + Stats.zero(CATEGORIES[:2])
 
 
 def test_instances_must_belong_to_the_images_and_categories():
     images, instances = _tables([_result(0, _detections(64, 64, [(1, 0.5, 0.5, 0.5, 1)]))])
-    with pytest.raises(ValueError, match="image that is not there: 1000"):
+    with pytest.raises(ValueError, match="image that does not exist: 1000"):
         Stats.of_tables(images[:0], instances, CATEGORIES)
     with pytest.raises(ValueError, match="unknown category: 1"):
         Stats.of_tables(images, instances, CATEGORIES[1:])

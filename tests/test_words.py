@@ -19,7 +19,8 @@ IN_NAMES = (
 )
 IN_PROSE = (
     IN_NAMES
-    + r"|learns?|learned from|(?-i:is none|are none)|is no number|are no numbers|none other|how sure|one a line"
+    + r"|learns?|learned from|(?<!there )(?-i:is none|are none)|is no number|are no numbers|none other|how sure"
+    r"|one a line"
     r"|the most (actors|images|instances|pixels|pictures)|passed over|what is taken for what|plain(ly)? (re)?computed"
     r"|1 images|1 instances|1 windows|1 shards|what is there|purse|in the crowd|last words"
 )
@@ -87,9 +88,10 @@ def test_pages_speak_them_too() -> None:
     pages += [*sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "cluster").glob("*.md"))]
     assert templates
     assert len(pages) > 3
-    assert [
-        offence for path in [*templates, *pages] for offence in offences_in_text(path, path.read_text())
-    ] == []
+    texts = {path: path.read_text() for path in [*templates, *pages]}
+    changelog = ROOT / "CHANGELOG.md"
+    texts[changelog] = re.sub(r"`[^`\n]+`", "", texts[changelog])  # it lists what is now called otherwise
+    assert [offence for path, text in texts.items() for offence in offences_in_text(path, text)] == []
 
 
 def test_notebooks_speak_them_too() -> None:

@@ -1,4 +1,4 @@
-"""Runs of windows without Ray: the commands' own code, but for the sweep, which is a loop here."""
+"""Runs of windows without Ray: the commands' own code, but for the map stage, which is a loop here."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from maskrcnn_jobs.commands.segment import Request, prepare
+from maskrcnn_jobs.driver.planning import Request, prepare
 
 from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import ItemError
@@ -81,7 +81,7 @@ def compute_of(window: int = 128, overlap: int = 32, **options: Any) -> Inferenc
     )
 
 
-def sweep(
+def process_shards(
     output: str,
     compute: InferenceConfig,
     segmenter: Segmenter | None = None,
@@ -116,8 +116,8 @@ def run_windows(
     order: int = 0,
     shard_images: int | None = None,
 ) -> dict[str, Any]:
-    """Plan, sweep and reduce; return the content of `_SUCCESS`."""
+    """Plan, process the shards and reduce; return the content of `_SUCCESS`."""
     compute = compute or compute_of()
     prepare(Request(str(source), str(output), compute, shard_images))
-    sweep(str(output), compute, segmenter, order)
+    process_shards(str(output), compute, segmenter, order)
     return reduce_run(str(output), write_report=write_report)

@@ -1,4 +1,4 @@
-"""`maskrcnn demo`: the whole chain on a generated collection, with nothing from the network."""
+"""The command `maskrcnn demo`: all steps on a generated collection, without a network connection."""
 
 import logging
 import time
@@ -8,33 +8,33 @@ from typing import Final
 import click
 
 from maskrcnn.config import InferenceConfig, ResourceConfig
-from maskrcnn.errors import UsageError
+from maskrcnn.errors import UsageError, plural
 
-from .segment import Request, segment
+from .segment import run_segment
 
 log = logging.getLogger("maskrcnn")
 
 SEED: Final = 20_000_000
-"""Far from the seeds that the embedded model was trained on."""
+"""Outside the range of seeds that the embedded model was trained on."""
 
 OVERLAY_PX: Final = 720
-"""Of a scene in the picture: its labels need more room than its 384 pixels give."""
+"""Side of a scene in the picture: its labels need more room than its 384 pixels offer."""
 
 QUERIES: Final = (
     (
-        "How many of each category, and how large?",
+        "How many instances has each category, and how large are they?",
         """SELECT category, count(*) AS instances, round(avg(area))::INT AS mean_area_px
            FROM 'OUT/instances/*.parquet' WHERE score >= 0.5
            GROUP BY category ORDER BY instances DESC""",
     ),
     (
-        "Which scenes are the fullest?",
+        "Which scenes have the highest numbers of instances?",
         """SELECT name, count(*) AS instances, round(sum(area) / any_value(width * height), 3) AS covered
            FROM 'OUT/images/*.parquet' JOIN 'OUT/instances/*.parquet' USING (image_id)
            WHERE score >= 0.5 GROUP BY name ORDER BY instances DESC, name LIMIT 5""",
     ),
     (
-        "What stands within 40 pixels of a pool?",
+        "What lies within 40 pixels of a pool?",
         """WITH centre AS (SELECT image_id, category, (box.xmin + box.xmax) / 2 AS x, (box.ymin + box.ymax) / 2 AS y
                            FROM 'OUT/instances/*.parquet' WHERE score >= 0.5)
            SELECT near.category, count(*) AS pairs FROM centre AS pool JOIN centre AS near USING (image_id)
@@ -46,7 +46,7 @@ QUERIES: Final = (
 
 
 MOSAIC_SIDE: Final = 3
-"""Scenes a side of the mosaic."""
+"""Scenes along each side of the mosaic."""
 MOSAIC_QUERY: Final = (
     "How much ground does each category cover?",
     """SELECT category, count(*) AS objects, round(sum(area_m2))::INT AS m2
@@ -54,18 +54,30 @@ MOSAIC_QUERY: Final = (
 )
 
 
+@click.command()
+@click.argument("directory", required=False, default="demo", metavar="[DIR]")
+@click.option(
+    "--scenes", type=click.IntRange(1), default=60, show_default=True, help="Number of generated scenes."
+)
+def demo(directory: str, scenes: int) -> None:
+    """Generate a collection, run all steps on it, and print the results."""
+    run_demo(directory, scenes)
+
+
 def run_demo(directory: str, scenes: int) -> None:
     """Generate scenes, segment them on a local Ray, and print accuracy and queries.
 
     Args:
-        directory: gets `scenes/` (images and planted truth), `run/`, `overlay.png`, and with the extra `geo`
-            `mosaic/` and `mosaic-run/`; must not exist or be empty.
-        scenes: how many to generate.
+        directory: gets `scenes/` (images and their ground truth), `run/`, `overlay.png`, and with the extra `geo`
+            `mosaic/` and `mosaic-run/`; must be empty or not exist.
+        scenes: number of scenes.
 
     Raises:
-        UsageError: the directory holds something already.
+        UsageError: the directory is not empty.
     """
     from maskrcnn.synthetic.scenes import write_scenes
+
+    from ..driver.planning import Request
 
     root = Path(directory)
     try:
@@ -75,12 +87,12 @@ def run_demo(directory: str, scenes: int) -> None:
     if any(root.iterdir()):
         raise UsageError(f"{root} is not empty; name another directory, or remove it")
     started = time.monotonic()
-    log.info("generating %s scenes in %s", scenes, root / "scenes")
+    log.info("generating %s in %s", plural(scenes, "scene"), root / "scenes")
     write_scenes(root / "scenes", scenes, seed=SEED)
     run = root / "run"
+    # The ground truth names the images, so that ids agree and the results can be evaluated against it.
     request = Request(str(root / "scenes" / "instances.json"), str(run), InferenceConfig(model="scenes"))
-    # The truth's file names its images, so that ids agree and the results can be weighed against it.
-    segment(request, ResourceConfig(), "local")
+    run_segment(request, ResourceConfig(), "local")
     print_accuracy(root)
     overlay = write_overlay(root)
     print_queries(run)
@@ -94,13 +106,15 @@ def run_demo(directory: str, scenes: int) -> None:
 
 
 def segment_mosaic(root: Path) -> Path | None:
-    """Lay scenes side by side as a GeoTIFF, segment it in windows, and print what is on how much ground.
+    """Join scenes to a GeoTIFF, segment it in windows, and print the ground area of each category.
 
     Returns:
-        The run's directory; None where the extra `geo` is missing.
+        The run's directory; None if the extra `geo` is not installed.
     """
     from maskrcnn.formats.geoparquet import extra
     from maskrcnn.synthetic.scenes import write_mosaic
+
+    from ..driver.planning import Request
 
     try:
         write_mosaic(root / "mosaic", MOSAIC_SIDE, MOSAIC_SIDE, seed=SEED + 1_000_000)
@@ -110,26 +124,25 @@ def segment_mosaic(root: Path) -> Path | None:
         return None
     run = root / "mosaic-run"
     log.info("segmenting %s in windows", root / "mosaic" / "mosaic.tif")
-    compute = InferenceConfig(model="scenes", window=512, overlap=128)
-    success = segment(
-        Request(str(root / "mosaic" / "mosaic.tif"), str(run), compute), ResourceConfig(), "local"
-    )
-    click.echo(
-        f"\nA mosaic in {sum(success['windows'].values())} windows: {success['counts']['instances']} whole objects"
-    )
+    inference = InferenceConfig(model="scenes", window=512, overlap=128)
+    request = Request(str(root / "mosaic" / "mosaic.tif"), str(run), inference)
+    success = run_segment(request, ResourceConfig(), "local")
+    windows = plural(sum(success["windows"].values()), "window")
+    click.echo(f"\nA mosaic in {windows}: {plural(success['counts']['instances'], 'whole object')}")
     _print_query(run, *MOSAIC_QUERY)
     return run
 
 
 def print_accuracy(root: Path) -> None:
-    """Print box and mask AP of the run against the planted truth."""
+    """Print box and mask AP of the run against the ground truth of the generated scenes."""
     from maskrcnn.evaluation.pycocotools_reference import average_precision
 
-    truth, results = root / "scenes" / "instances.json", root / "run" / "coco" / "results.json"
-    click.echo("\nAgainst the planted truth (COCO average precision)")
-    boxes, masks = average_precision(truth, results, "bbox"), average_precision(truth, results, "segm")
-    for name, found in (("box", boxes), ("mask", masks)):
-        click.echo(f"{name} AP {found.ap:.3f}  (AP50 {found.ap50:.3f}, AP75 {found.ap75:.3f})")
+    ground_truth, results = root / "scenes" / "instances.json", root / "run" / "coco" / "results.json"
+    click.echo("\nAgainst the ground truth of the generated scenes (COCO average precision)")
+    boxes = average_precision(ground_truth, results, "bbox")
+    masks = average_precision(ground_truth, results, "segm")
+    for name, precision in (("box", boxes), ("mask", masks)):
+        click.echo(f"{name} AP {precision.ap:.3f}  (AP50 {precision.ap50:.3f}, AP75 {precision.ap75:.3f})")
 
 
 def write_overlay(root: Path) -> Path:
@@ -146,10 +159,10 @@ def write_overlay(root: Path) -> Path:
     limits = maskrcnn.Limits(10**8, 10**9, 100.0)
     drawn = []
     for row in images.slice(0, 4).to_pylist():
-        found = instances.filter(pc.equal(instances["image_id"], row["image_id"]))
+        rows = instances.filter(pc.equal(instances["image_id"], row["image_id"]))
         pixels = maskrcnn.decode_image(read_input(row["uri"], limits.max_bytes), limits).pixels
         drawn.append(
-            maskrcnn.draw_instances(pixels, detections_of(row, found), run.categories, min_side=OVERLAY_PX)
+            maskrcnn.draw_instances(pixels, detections_of(row, rows), run.categories, min_side=OVERLAY_PX)
         )
     target = root / "overlay.png"
     Image.fromarray(maskrcnn.contact_sheet(drawn, columns=2, cell_px=OVERLAY_PX)).save(target)
@@ -164,7 +177,7 @@ def print_queries(run: Path) -> None:
 
 
 def _print_query(run: Path, question: str, query: str) -> bool:
-    """Print a query and its answer; return whether DuckDB is there."""
+    """Print a query and its answer; return whether DuckDB is installed."""
     try:
         import duckdb
     except ImportError:

@@ -1,78 +1,95 @@
-"""`maskrcnn diff`: two finished runs over the same images, compared in this process."""
+"""The command `maskrcnn diff`: two finished runs over the same images, compared in this process."""
 
-import dataclasses
-import logging
+import json
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
-import maskrcnn
-from maskrcnn.errors import UsageError
-from maskrcnn.io.storage import Storage
-from maskrcnn.results.diff import Comparison
-from maskrcnn.results.diff_matching import KINDS, Rules
-from maskrcnn.results.diff_tables import compare_runs
-from maskrcnn.results.reader import RunReader
-from maskrcnn.visualization.diff_report import draw_diffs, write_page
+import click
 
-log = logging.getLogger("maskrcnn")
+from maskrcnn.errors import plural
+
+from .options import json_option
+from .terminal import plain
 
 _ROWS: Final = 20
-"""The most categories in the terminal's table."""
+"""Maximum number of categories in the terminal's table."""
 
 
-def diff(a: str, b: str, rules: Rules, output: str | None, pictures: int) -> dict[str, Any]:
-    """Compare two finished runs; return what differs, as JSON.
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@click.option(
+    "--iou",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Matched instances are equal if masks and boxes have at least this IoU,",
+)
+@click.option(
+    "--score",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="and scores differ by at most this.",
+)
+@click.option(
+    "--match-iou",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Lowest IoU of two masks that are matched as one object.",
+)
+@click.option(
+    "--min-score",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Ignore instances of both runs with lower scores.",
+)
+@click.option("--output", metavar="DIR", help="An empty directory for tables, JSON and a page with pictures.")
+@click.option(
+    "--pictures",
+    type=click.IntRange(0, 200),
+    default=12,
+    show_default=True,
+    help="Maximum number of pictures on the page.",
+)
+@json_option
+def diff(
+    a: str,
+    b: str,
+    iou: float,
+    score: float,
+    match_iou: float,
+    min_score: float,
+    output: str | None,
+    pictures: int,
+    as_json: bool,
+) -> None:
+    """Compare two finished runs A and B over the same images, instance by instance.
 
-    Args:
-        a: directory of one run.
-        b: of the other.
-        rules: when instances are the same.
-        output: an empty directory or prefix that gets `diff.parquet`, `images.parquet`, `diff.json` and `diff.html`.
-        pictures: the most images on the page.
-
-    Raises:
-        UsageError: there is no finished run, or the output is not empty.
-        RunError: something cannot be read or written.
+    Images are matched by id if both runs were given ids, else by name. A matched instance is the same, rescored, moved
+    or relabelled; an unmatched one appeared in B or vanished from A. The exit code is 0 if the runs are equal within
+    --iou and --score, 1 if they differ, and 2 or 3 if they cannot be compared.
     """
-    target = None if output is None else _empty(output)
-    with RunReader(maskrcnn.open_run(a)) as one, RunReader(maskrcnn.open_run(b)) as other:
-        comparison = Comparison(one, other, rules)
-        tally, most = compare_runs(comparison, target, pictures)
-        if not tally.images["compared"] and not tally.images["failed"]:
-            log.warning("the runs have no image in common, by %s", comparison.matched_by)
-        facts = {
-            "a": one.run.url,
-            "b": other.run.url,
-            "equal": tally.equal,
-            "matched_by": comparison.matched_by,
-            "rules": dataclasses.asdict(rules),
-            "settings": comparison.settings,
-            **tally.to_json(),
-        }
-        if target is not None:
-            write_page(target, facts, draw_diffs(comparison, one, other, most))
-    return facts
+    import maskrcnn
+
+    facts = maskrcnn.diff(a, b, maskrcnn.DiffRules(match_iou, iou, score, min_score), output, pictures)
+    if as_json:
+        click.echo(json.dumps(facts))
+    else:
+        for line in _text(facts).split("\n"):
+            click.echo(plain(line))
+        if output is not None:
+            click.echo(plain(f"{output.rstrip('/')}/diff.html"))
+    sys.exit(0 if facts["equal"] else 1)
 
 
-def _empty(output: str) -> Storage:
-    target = Storage(output)
-    if target.list():
-        raise UsageError(f"{output} is not empty; name another directory")
-    return target
+def _text(facts: Mapping[str, Any]) -> str:
+    """Return the differences as a table for a terminal."""
+    from maskrcnn.results.diff_matching import KINDS
 
-
-def table_of(facts: Mapping[str, Any]) -> str:
-    """Return what differs as a table for a terminal."""
-    images = facts["images"]
-    said = [
-        f"{images['compared']:,} images compared by {facts['matched_by']}",
-        *_if(images["changed"], "differ in their instances"),
-        *_if(images["only_a"], "only in A"),
-        *_if(images["only_b"], "only in B"),
-        *_if(images["status_changed"], "have another status"),
-        *_if(images["failed"], "not compared, since a run could not see them"),
-        *_if(images["resized"], "not compared, since they have another size"),
-    ]
     by_category = facts["by_category"]
     order = sorted(
         by_category, key=lambda name: (by_category[name]["same"] - sum(by_category[name].values()), name)
@@ -80,15 +97,32 @@ def table_of(facts: Mapping[str, Any]) -> str:
     shown = {name: by_category[name] for name in order[:_ROWS]}
     rows = {"all": facts["instances"], **shown, **facts["by_size"]}
     width = max(len("instances"), *(len(name) for name in rows))
-    lines = ["; ".join(said), f"{'instances':{width}}  " + "  ".join(f"{kind:>10}" for kind in KINDS)]
+    lines = [_images_line(facts), f"{'instances':{width}}  " + "  ".join(f"{kind:>10}" for kind in KINDS)]
     for name, counts in rows.items():
         lines.append(f"{name:{width}}  " + "  ".join(f"{counts[kind]:>10,}" for kind in KINDS))
-        if name == list(shown)[-1:] and len(order) > _ROWS:
-            lines.append(f"and {len(order) - _ROWS} more categories")
+        if len(order) > _ROWS and name == order[_ROWS - 1]:
+            lines.append(f"and {plural(len(order) - _ROWS, 'more category', 'more categories')}")
     lines += [f"{row['count']:,} {row['from']} → {row['to']}" for row in facts["relabelled"][:10]]
     lines += [f"settings: {line}" for line in facts["settings"]]
     return "\n".join([*lines, "equal" if facts["equal"] else "different"])
 
 
-def _if(count: int, what: str) -> list[str]:
-    return [f"{count:,} {what}"] if count else []
+def _images_line(facts: Mapping[str, Any]) -> str:
+    images = facts["images"]
+    parts = {
+        "changed": ("differs in its instances", "differ in their instances"),
+        "only_a": ("is only in A", "are only in A"),
+        "only_b": ("is only in B", "are only in B"),
+        "status_changed": ("has another status", "have another status"),
+        "failed": (
+            "was not compared because it failed in a run",
+            "were not compared because they failed in a run",
+        ),
+        "resized": (
+            "was not compared because its size differs",
+            "were not compared because their sizes differ",
+        ),
+    }
+    said = [f"{images[name]:,} {words[images[name] != 1]}" for name, words in parts.items() if images[name]]
+    compared = f"{plural(images['compared'], 'image')} compared by {facts['matched_by']}"
+    return "; ".join([compared, *said])

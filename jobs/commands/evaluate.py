@@ -1,59 +1,127 @@
-"""`maskrcnn evaluate`: where the parts of a run are weighed, and what is told of it."""
+"""The command `maskrcnn evaluate`: a finished run scored against a COCO ground truth."""
 
-import logging
-from typing import Any, Final
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import click
 
 from maskrcnn.config import ResourceConfig
-from maskrcnn.errors import UsageError
-from maskrcnn.evaluation.evaluate_run import Evaluation, EvaluationOptions, evaluate_run, write_evaluation
-from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.success import RunAll, read_success, run_here
+from maskrcnn.errors import UsageError, plural
 
-from .segment import output_of
+from .options import json_option, names_of
+from .terminal import plain
 
-log = logging.getLogger("maskrcnn")
+if TYPE_CHECKING:
+    from maskrcnn.evaluation.evaluate_run import Evaluation, EvaluationOptions
 
-HERE_IMAGES: Final = 5_000
-HERE_INSTANCES: Final = 100_000
-"""Up to so many a run is weighed in this process: it takes less time than Ray does to start."""
+LOCAL_IMAGES: Final = 5_000
+LOCAL_INSTANCES: Final = 100_000
+"""Runs of at most this size are evaluated in this process, which takes less time than Ray needs to start."""
 
 
+def _renamed(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for value in values:
+        old, equals, new = value.partition("=")
+        if not (old.strip() and equals and new.strip()):
+            raise click.BadParameter(f"{value!r} is not RUN=TRUTH")
+        pairs[old.strip()] = new.strip()
+    return pairs
+
+
+@click.command()
+@click.argument("output")
+@click.option(
+    "--truth",
+    "ground_truth",
+    required=True,
+    metavar="COCO.json",
+    help="The ground truth, a path or s3:// URL.",
+)
+@click.option(
+    "--max-dets",
+    type=click.IntRange(11),
+    default=100,
+    show_default=True,
+    help="Maximum number of detections of a category per image that are evaluated; COCO's is 100.",
+)
+@click.option(
+    "--map",
+    "rename",
+    multiple=True,
+    metavar="RUN=TRUTH",
+    callback=_renamed,
+    help="Match the run's category RUN to this category of the ground truth; repeatable.",
+)
+@click.option("--categories", metavar="NAME,…", help="Evaluate only these categories of the ground truth.")
+@click.option("--class-agnostic", is_flag=True, help="Treat all categories as one.")
+@click.option(
+    "--allow-missing",
+    is_flag=True,
+    help="If the run lacks images of the ground truth, evaluate the images that both have.",
+)
+@click.option(
+    "--address",
+    help="Address of a Ray cluster. Without it small runs (5,000 images) are evaluated in this process, and larger "
+    "ones on a Ray at RAY_ADDRESS or started here.",
+)
+@json_option
 def evaluate(
-    output: str, truth: str, asked: EvaluationOptions, address: str | None, *, page: bool = True
-) -> Evaluation:
-    """Weigh a finished run, and store what is known below its `evaluation/`.
+    output: str,
+    ground_truth: str,
+    max_dets: int,
+    rename: dict[str, str],
+    categories: str | None,
+    class_agnostic: bool,
+    allow_missing: bool,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Evaluate a finished OUTPUT against a COCO ground truth: box and mask AP and AR, as COCO defines them.
+
+    Images are matched by id if the run's ids were given, else by name; categories by name. OUTPUT/evaluation/ gets
+    the results, tables of the images and of the categories, and a page with curves and the worst images.
+    """
+    from maskrcnn.evaluation.evaluate_run import EvaluationOptions
+
+    only = names_of(categories, "--categories")
+    options = EvaluationOptions(max_dets, rename, only, class_agnostic, allow_missing)
+    summary = run_evaluate(output, ground_truth, options, address).summary
+    lines = [json.dumps(summary)] if as_json else map(plain, _text(summary, output).split("\n"))
+    click.echo("\n".join(lines))
+
+
+def run_evaluate(
+    output: str, ground_truth: str, options: "EvaluationOptions", address: str | None, *, page: bool = True
+) -> "Evaluation":
+    """Evaluate a finished run, and store the results in its folder `evaluation/`.
 
     Raises:
-        UsageError: the run is not finished, the truth is none, or images or categories do not pair.
+        UsageError: the run is not finished, the ground truth is invalid, or images or categories cannot be matched.
         RunError: something cannot be read or stored, or the cluster cannot be reached.
     """
-    storage = output_of(output)
+    import maskrcnn
+    from maskrcnn.pipeline.plan import read_run
+    from maskrcnn.pipeline.success import read_success
+
+    from ..driver.planning import output_storage
+
+    storage = output_storage(output)
     success = read_success(storage)
     if success is None:
-        raise UsageError(f"{output} is no finished run; see `maskrcnn status {output}`")
+        raise UsageError(f"{output} is not a finished run; see `maskrcnn status {output}`")
+    read_run(storage)
     counts = success["counts"]
-    if address is None and counts["images"] <= HERE_IMAGES and counts["instances"] <= HERE_INSTANCES:
-        return _evaluate(storage, truth, asked, run_here, page=page)
+    if address is None and counts["images"] <= LOCAL_IMAGES and counts["instances"] <= LOCAL_INSTANCES:
+        return maskrcnn.evaluate(storage.url, ground_truth, options, page=page)
     from ..driver.cluster import connected, run_all
 
     with connected(address, ResourceConfig(device="cpu")):
-        return _evaluate(storage, truth, asked, run_all, page=page)
+        return maskrcnn.evaluate(storage.url, ground_truth, options, run_all=run_all, page=page)
 
 
-def _evaluate(
-    storage: Storage, truth: str, asked: EvaluationOptions, run_all: RunAll, *, page: bool
-) -> Evaluation:
-    from maskrcnn.visualization.evaluation_report import write_page
-
-    with evaluate_run(storage.url, truth, asked, run_all) as (evaluation, shares):
-        write_evaluation(storage, evaluation)
-        if page:
-            write_page(storage, evaluation, shares)
-    return evaluation
-
-
-def table_of(summary: dict[str, Any], output: str) -> str:
-    """Return what a person reads in a terminal."""
+def _text(summary: dict[str, Any], output: str) -> str:
+    """Return what a terminal shows: AP and AR, the categories by AP, and the counts at score 0.5."""
     kinds = [kind for kind in ("segm", "bbox") if summary[kind] is not None]
     words = {"segm": "mask", "bbox": "box"}
     lines = [f"{'':12}" + "".join(f"{words[kind]:>9}" for kind in kinds)]
@@ -81,9 +149,10 @@ def _number(value: float) -> str:
 
 def _sentence(summary: dict[str, Any]) -> str:
     images, half = summary["images"], summary["at_half"]
-    failed = f" ({images['failed']:,} failed, in which nothing was found)" if images["failed"] else ""
+    failed = f" ({images['failed']:,} failed, counted as without detections)" if images["failed"] else ""
     return (
-        f"{images['evaluated']:,} images{failed}, matched by {images['matched_by']}; {summary['objects']:,} objects, "
-        f"{summary['detections']:,} detections. At score 0.5: {half['true_positives']:,} true positives, "
-        f"{half['false_negatives']:,} false negatives, {half['false_positives']:,} false positives"
+        f"{plural(images['evaluated'], 'image')}{failed}, matched by {images['matched_by']}; "
+        f"{plural(summary['objects'], 'object')}, {plural(summary['detections'], 'detection')}. At score 0.5: "
+        f"{plural(half['true_positives'], 'true positive')}, {plural(half['false_negatives'], 'false negative')}, "
+        f"{plural(half['false_positives'], 'false positive')}"
     )

@@ -1,117 +1,25 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the values that they become."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from maskrcnn.config import InferenceConfig
+from maskrcnn.errors import UsageError
+
+if TYPE_CHECKING:
+    from ..driver.planning import Request
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def inference_options(command: Command) -> Command:
-    """Add the options that say what to compute and how to cut."""
-    for option in reversed(
-        [
-            click.option(
-                "--model",
-                default="coco",
-                show_default=True,
-                help="coco, coco-v1, scenes (embedded; knows only generated scenes), or the path or URL of a "
-                ".safetensors file or a .pth state dict.",
-            ),
-            click.option("--labels", metavar="FILE", help="Category names of a .pth file, one a line."),
-            click.option(
-                "--min-score", type=float, default=0.05, show_default=True, help="Weakest stored score."
-            ),
-            click.option(
-                "--max-detections",
-                type=int,
-                default=100,
-                show_default=True,
-                help="The most instances an image.",
-            ),
-            click.option("--categories", metavar="NAME,…", help="Keep only these categories."),
-            click.option("--limit", type=int, metavar="N", help="Only the first N inputs, by name."),
-            click.option("--images-root", metavar="URL", help="Where relative names of a manifest lie."),
-            click.option(
-                "--window",
-                type=int,
-                metavar="PX",
-                help="Cut large images and rasters into windows of so many pixels a side.",
-            ),
-            click.option(
-                "--overlap", type=int, metavar="PX", help="Of neighbouring windows; by default an eighth."
-            ),
-            click.option(
-                "--bands",
-                metavar="R,G,B",
-                help="Of rasters: which bands to see; by default by their colours.",
-            ),
-            click.option(
-                "--scale",
-                metavar="LOW,HIGH|p2,p98|dataset",
-                help="Of rasters: how values become 0 to 255; by default bytes as they are.",
-            ),
-            click.option(
-                "--assume-crs",
-                metavar="CRS",
-                help="Of rasters that state none: EPSG:…, or `none` for pictures.",
-            ),
-            click.option(
-                "--allow-http",
-                is_flag=True,
-                help="Let a manifest name http(s) inputs; only public addresses are read.",
-            ),
-            click.option(
-                "--shard-images", type=int, metavar="N", help="Images a shard; by default 16 to 1000."
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
-def cluster_options(command: Command) -> Command:
-    """Add the options that say where to run, and how fast."""
-    for option in reversed(
-        [
-            click.option(
-                "--device",
-                type=click.Choice(["auto", "cpu", "cuda"]),
-                default="auto",
-                show_default=True,
-                help="auto looks at this machine, where Ray is started here.",
-            ),
-            click.option(
-                "--batch-size", type=int, help="Images a forward pass; by default 1 on CPU, 8 on CUDA."
-            ),
-            click.option(
-                "--dtype",
-                type=click.Choice(["float32", "bfloat16", "float16"]),
-                help="Of the network's convolutions; by default float32 on CPU, float16 on CUDA.",
-            ),
-            click.option(
-                "--threads", type=int, help="CPUs of an actor; by default 1, with CUDA a GPU's share of them."
-            ),
-            click.option("--actors", type=int, help="The most actors; by default one a CPU or GPU."),
-            click.option(
-                "--timeout",
-                "timeout_s",
-                type=float,
-                metavar="SECONDS",
-                default=300.0,
-                show_default=True,
-                help="End an actor that makes no progress for so long.",
-            ),
-            click.option(
-                "--address", help="Of a Ray cluster; by default RAY_ADDRESS, else Ray is started here."
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
+address_option = click.option(
+    "--address", help="Address of a Ray cluster; by default RAY_ADDRESS, else Ray is started here."
+)
+labels_option = click.option("--labels", metavar="FILE", help="Category names of a .pth file, one per line.")
 coco_option = click.option(
     "--coco",
     type=click.Choice(["auto", "always", "never"]),
@@ -120,3 +28,177 @@ coco_option = click.option(
     help="Write COCO JSON; auto splits it above 2,000,000 annotations.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+_INFERENCE = [
+    click.option(
+        "--model",
+        default="coco",
+        show_default=True,
+        help="coco, coco-v1, scenes (embedded; knows only generated scenes), or the path or URL of a "
+        ".safetensors file or a .pth state dict.",
+    ),
+    labels_option,
+    click.option(
+        "--min-score",
+        type=float,
+        default=0.05,
+        show_default=True,
+        help="Lowest score of a stored instance.",
+    ),
+    click.option(
+        "--max-detections",
+        type=int,
+        default=100,
+        show_default=True,
+        help="Maximum number of instances per image.",
+    ),
+    click.option("--categories", metavar="NAME,…", help="Keep only these categories."),
+    click.option("--limit", type=int, metavar="N", help="Only the first N inputs, by name."),
+    click.option("--images-root", metavar="URL", help="Folder that relative names in a manifest refer to."),
+    click.option(
+        "--window",
+        type=int,
+        metavar="PX",
+        help="Cut large images and rasters into square windows of this side, in pixels.",
+    ),
+    click.option(
+        "--overlap",
+        type=int,
+        metavar="PX",
+        help="Overlap of adjacent windows; by default an eighth of a window.",
+    ),
+    click.option(
+        "--bands",
+        metavar="R,G,B",
+        help="Bands of a raster to use; by default chosen by their color interpretation.",
+    ),
+    click.option(
+        "--scale",
+        metavar="LOW,HIGH|p2,p98|dataset",
+        help="How values of a raster are mapped to 0 to 255; by default bytes are used unchanged.",
+    ),
+    click.option(
+        "--assume-crs",
+        metavar="CRS",
+        help="CRS of rasters that state none: EPSG:…, or `none` for plain pictures.",
+    ),
+    click.option(
+        "--allow-http",
+        is_flag=True,
+        help="Allow http(s) inputs in a manifest; only public addresses are read.",
+    ),
+    click.option(
+        "--shard-images",
+        type=int,
+        metavar="N",
+        help="Images per shard; by default 16 to 1000, by the number of images.",
+    ),
+]
+_CLUSTER = [
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="auto chooses by this machine, if Ray is started here.",
+    ),
+    click.option("--batch-size", type=int, help="Images per forward pass; by default 1 on CPU, 8 on CUDA."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16", "float16"]),
+        help="Data type of the network's convolutions; by default float32 on CPU, float16 on CUDA.",
+    ),
+    click.option(
+        "--threads",
+        type=int,
+        help="CPUs per actor; by default 1 on CPU, an equal share per GPU on CUDA.",
+    ),
+    click.option("--actors", type=int, help="Maximum number of actors; by default one per CPU or GPU."),
+    click.option(
+        "--timeout",
+        "timeout_s",
+        type=float,
+        metavar="SECONDS",
+        default=300.0,
+        show_default=True,
+        help="End an actor that makes no progress for this long.",
+    ),
+    address_option,
+]
+
+
+def inference_options(command: Command) -> Command:
+    """Add the options of `InferenceConfig` and `ShardingConfig`."""
+    return _with_options(command, _INFERENCE)
+
+
+def cluster_options(command: Command) -> Command:
+    """Add the options of `ResourceConfig` and the cluster's address."""
+    return _with_options(command, _CLUSTER)
+
+
+def _with_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _checked_rate(_context: click.Context, _option: click.Parameter, rate: float) -> float:
+    if not 0.0 <= rate <= 1.0:
+        raise UsageError(f"--max-failure-rate must be in [0, 1], not {rate}")
+    return rate
+
+
+failure_option = click.option(
+    "--max-failure-rate",
+    type=float,
+    default=0.01,
+    show_default=True,
+    callback=_checked_rate,
+    help="Exit with code 1 if a larger share of the images or windows fails.",
+)
+
+
+def run_request(source: str, output: str, options: dict[str, Any], coco: str) -> "Request":
+    """Take the options of `inference_options` out of a command's options; return the run that they request.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+    from ..driver.planning import Request
+
+    shard_images, images_root = options.pop("shard_images"), options.pop("images_root")
+    if images_root and "://" not in images_root:
+        images_root = os.path.abspath(images_root)  # noqa: PTH100 (Path.absolute keeps `..`, which is another name)
+    return Request(source, output, _inference_config(options), shard_images, images_root, coco)
+
+
+def _inference_config(options: dict[str, Any]) -> InferenceConfig:
+    for name in ("model", "labels"):
+        options[name] = _absolute(options[name])
+    categories = tuple(sorted(names_of(options.pop("categories"), "--categories")))
+    names = (
+        *("model", "labels", "min_score", "max_detections", "limit", "allow_http"),
+        *("window", "overlap", "bands", "scale", "assume_crs"),
+    )
+    return InferenceConfig(categories=categories, **{name: options.pop(name) for name in names})
+
+
+def _absolute(name: str | None) -> str | None:
+    """Return a local file's absolute path: workers and later commands have other working directories."""
+    return str(Path(name).absolute()) if name and "://" not in name and Path(name).is_file() else name
+
+
+def names_of(value: str | None, option: str, kind: str = "category") -> tuple[str, ...]:
+    """Return the distinct names of an option's value, separated by commas, in their order; empty if not given.
+
+    Raises:
+        UsageError: the option was given without any name.
+    """
+    if value is None:
+        return ()
+    names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+    if not names:
+        raise UsageError(f"{option} names no {kind}")
+    return names

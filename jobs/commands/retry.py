@@ -1,81 +1,127 @@
-"""The job once more, for the inputs that failed: plan or continue a retry, sweep, reduce."""
+"""The command `maskrcnn retry`: process the failed inputs of a finished run again."""
 
 import dataclasses
+import json
 import logging
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from maskrcnn.config import InferenceConfig, ResourceConfig
-from maskrcnn.errors import UsageError
-from maskrcnn.models.registry import describe_model
-from maskrcnn.pipeline.plan import PLAN, check_run, read_plans, read_run
-from maskrcnn.pipeline.plan_retry import check_codes, plan_retry
-from maskrcnn.pipeline.success import finished
+from maskrcnn.errors import UsageError, plural
 
-from .segment import Request, finish, output_of
+from .options import cluster_options, coco_option, failure_option, json_option, names_of
+from .summary import conclude
+
+if TYPE_CHECKING:
+    from ..driver.planning import Request
 
 log = logging.getLogger("maskrcnn")
 
 
+@click.command()
+@click.argument("output")
+@click.option(
+    "--only", metavar="CODE,…", help="Only images that failed with these error codes; by default all."
+)
+@cluster_options
+@coco_option
+@failure_option
+@json_option
 def retry(
-    output: str, only: Collection[str] | None, coco_mode: str, speed: ResourceConfig, address: str | None
+    output: str,
+    only: str | None,
+    coco: str,
+    address: str | None,
+    max_failure_rate: float,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Process the failed images of a finished OUTPUT again; continue a retry that is unfinished.
+
+    Inputs that were replaced meanwhile are read as they are now. Until the retry is finished, the tables remain
+    unchanged.
+    """
+    codes = names_of(only, "--only", "code") or None
+    success = run_retry(output, codes, coco, ResourceConfig(**options), address)
+    if success is None:
+        click.echo(json.dumps({"retried": 0, "output": output}) if as_json else "nothing to retry")
+        return
+    conclude(success, output, as_json, max_failure_rate)
+
+
+def run_retry(
+    output: str, only: Collection[str] | None, coco_mode: str, resources: ResourceConfig, address: str | None
 ) -> dict[str, Any] | None:
-    """Run the failed inputs of a finished run again, or continue a retry that is not finished.
+    """Process the failed inputs of a finished run again, or continue a retry that is not finished.
 
     Args:
         output: the run's directory.
-        only: codes of the failures to retry; None: all. A retry that is continued keeps to its own list.
+        only: error codes of the inputs to retry; None: all. A retry that is continued keeps its own list.
+        coco_mode: `auto`, `always` or `never`.
+        resources: as requested.
+        address: of a Ray cluster.
 
     Returns:
-        The content of `_SUCCESS`; None where there is nothing to retry.
+        The content of `_SUCCESS`; None if there is nothing to retry.
 
     Raises:
         UsageError: there is no finished run, `maskrcnn gc` removed what is needed, or the command is wrong.
         RunError: the retry stopped before its end; `maskrcnn retry` continues it.
     """
+    from maskrcnn.pipeline.plan import PLAN, check_run, read_plans, read_run
+    from maskrcnn.pipeline.plan_retry import check_codes, plan_retry
+    from maskrcnn.pipeline.success import finished
+
+    from ..driver import planning, run
     from ..driver.cluster import check_device
 
-    check_device(address, speed)
+    check_device(address, resources)
     check_codes(only)
-    storage = output_of(output)
+    storage = planning.output_storage(output)
     plans = read_plans(storage)
     if not plans:
         raise UsageError(f"{output} holds no plan (no {PLAN})")
-    plan, run = plans[-1], read_run(storage)
-    check_run(storage, run, plan)
-    request = _request_of(output, run, coco_mode)
-    _check_weights(request, run)
+    plan, info = plans[-1], read_run(storage)
+    check_run(storage, info, plan)
+    request = _planned_request(output, info, coco_mode)
+    _check_weights(request, info)
     if plan.generation > 1 and finished(storage, plan) is None:
-        log.info("continuing the retry of %s: %s images", plan.created, f"{plan.rows:,}")
+        log.info("continuing the retry of %s: %s", plan.created, plural(plan.rows, plan.unit))
         if only is not None:
-            log.warning("it keeps to the images that it was planned with; --only counts for the next retry")
+            log.warning("it keeps the images that it was planned with; --only applies to the next retry")
     else:
         planned = plan_retry(storage, plans, only)
         if planned is None:
             return None
         plan = planned
-        log.info("planned %s images again, in %s shards", f"{plan.rows:,}", f"{len(plan):,}")
-    return finish(request, plan, speed, address)
+        log.info("planned a retry of %s in %s", plural(plan.rows, plan.unit), plural(len(plan), "shard"))
+    return run.run_plan(request, plan, resources, address)
 
 
-def _request_of(output: str, run: dict[str, Any], coco_mode: str) -> Request:
+def _planned_request(output: str, info: dict[str, Any], coco_mode: str) -> "Request":
     """Return the request that the run was planned with."""
-    settings = run["settings"]
+    from ..driver.planning import Request
+
+    settings = info["settings"]
     names = {field.name for field in dataclasses.fields(InferenceConfig)}
     values = {name: value for name, value in settings.items() if name in names}
-    compute = InferenceConfig(**values | {"categories": tuple(values["categories"])})
-    inputs = run["inputs"]
+    inference = InferenceConfig(**values | {"categories": tuple(values["categories"])})
+    inputs = info["inputs"]
     return Request(
-        inputs["source"], output, compute, settings["shard_images"], inputs["images_root"], coco_mode
+        inputs["source"], output, inference, settings["shard_images"], inputs["images_root"], coco_mode
     )
 
 
-def _check_weights(request: Request, run: dict[str, Any]) -> None:
-    card = describe_model(request.compute.model, request.compute.labels)
-    if card.sha256 != run["model"]["sha256"]:
+def _check_weights(request: "Request", info: dict[str, Any]) -> None:
+    from maskrcnn.models.registry import describe_model
+
+    card = describe_model(request.inference.model, request.inference.labels)
+    if card.sha256 != info["model"]["sha256"]:
         raise UsageError(
-            f"{request.compute.model} holds other weights than the run was planned with "
-            f"(sha256 {run['model']['sha256']}, now {card.sha256})"
+            f"{request.inference.model} holds other weights than the run was planned with "
+            f"(sha256 {info['model']['sha256']}, now {card.sha256}); restore that file"
         )
     if card.notice:
         log.warning("%s", card.notice)

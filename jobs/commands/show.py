@@ -1,51 +1,91 @@
-"""`maskrcnn show`: what was found, as pictures; in one image, or in images of a finished run."""
+"""The command `maskrcnn show`: instances as pictures, of one image or of images of a finished run."""
 
 import io
+import json
 import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-from PIL import Image
+import click
 
-import maskrcnn
-from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import ERROR_CODES, ItemError, RunError, UsageError
-from maskrcnn.imaging.decode import Limits, decode_image
-from maskrcnn.io.inputs import read_input
-from maskrcnn.io.storage import Storage
-from maskrcnn.io.url import Url
-from maskrcnn.models.registry import category_ids_named, describe_model
-from maskrcnn.pipeline.plan import RUN
-from maskrcnn.results.export import safe_name
-from maskrcnn.results.reader import RunReader
-from maskrcnn.types import Category, Pixels
-from maskrcnn.visualization.display import DISPLAY_SCORE, sheet
-from maskrcnn.visualization.run_images import (
-    PICTURE_PX,
-    View,
-    cells_of,
-    choose,
-    facts_of,
-    picture_of,
-    side_of,
-    summary_of,
-    views,
-)
+
+from .options import json_option, labels_option, names_of
+from .terminal import plain
+
+if TYPE_CHECKING:
+    from maskrcnn.types import Category, Pixels
+    from maskrcnn.visualization.run_images import View
 
 log = logging.getLogger("maskrcnn")
 
 _FORMATS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _ALL: Final = 10_000
-"""The most instances that one image is asked for."""
+"""Maximum number of instances of one image."""
+
+
+@click.command()
+@click.argument("source", metavar="IMAGE|OUTPUT")
+@click.option(
+    "--image", "images", metavar="NAME|ID", multiple=True, help="Of a run: show this image; repeatable."
+)
+@click.option("--where", metavar="SQL", help="Of a run: show images and instances that match (needs DuckDB).")
+@click.option(
+    "--worst",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Of an evaluated run: show the N images with the lowest quality.",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(1, 1000),
+    default=12,
+    show_default=True,
+    help="Maximum number of pictures, unless images are named.",
+)
+@click.option("--masks", is_flag=True, help="Show each mask in a picture of its own.")
+@click.option(
+    "--min-score",
+    type=float,
+    help="Leave out instances with lower scores; by default 0.5, with --where no limit.",
+)
+@click.option("--categories", metavar="NAME,…", help="Show only these categories.")
+@click.option("--columns", type=click.IntRange(1), help="Columns of the contact sheet.")
+@click.option(
+    "--max-side", type=click.IntRange(64, 20_000), metavar="PX", help="Maximum side of each picture."
+)
+@click.option("--output", metavar="FILE", help="By default NAME-instances.png here; .png, .jpg or .webp.")
+@click.option("--each", metavar="DIR", help="Write one PNG per image to this folder, not a contact sheet.")
+@click.option(
+    "--model",
+    help="Model for an IMAGE: coco (by default), coco-v1, scenes, or the path or URL of weights.",
+)
+@labels_option
+@json_option
+def show(
+    source: str, images: tuple[str, ...], categories: str | None, as_json: bool, **options: object
+) -> None:
+    """Draw instances: masks, boxes and labels, as a PNG or a contact sheet.
+
+    An IMAGE is segmented here, without Ray. Of the OUTPUT of a finished run the selected images are drawn, by default
+    the first ones with instances; of large rasters, the surroundings of an instance. SQL may use the columns of
+    `images` and `instances`, as in --where "category = 'car' AND score < 0.6".
+    """
+    names = names_of(categories, "--categories")
+    shown = draw_pictures(ShowRequest(source, images, categories=names, **options))  # type: ignore[arg-type]
+    if as_json:
+        click.echo(json.dumps({"files": list(shown.files), "images": list(shown.facts)}))
+        return
+    for line in (*shown.lines, *shown.files):
+        click.echo(plain(line))
 
 
 @dataclass(frozen=True, slots=True)
 class ShowRequest:
-    """What `maskrcnn show` is asked for."""
+    """What `maskrcnn show` is to draw."""
 
     source: str
     """An image, or the directory of a finished run."""
@@ -61,9 +101,9 @@ class ShowRequest:
     max_side: int | None = None
     output: str | None = None
     each: str | None = None
-    """A directory that gets a picture an image; else there is one picture of all."""
+    """A directory that gets one picture per image; None: one picture of all."""
     model: str | None = None
-    """Of an image; None: `coco`."""
+    """For an image; None: `coco`."""
     labels: str | None = None
 
     def __post_init__(self) -> None:
@@ -76,53 +116,64 @@ class ShowRequest:
         if self.output is not None:
             _format_of(self.output)
             if self.output == self.source:
-                raise UsageError(f"--output {self.output} is the image itself")
+                raise UsageError(f"--output {self.output} is the image itself; name another file")
 
     @property
-    def least(self) -> float:
-        """The score below which nothing is drawn."""
+    def threshold(self) -> float:
+        """The lowest score that is drawn."""
+        from maskrcnn.visualization.display import DISPLAY_SCORE
+
         if self.min_score is not None:
             return self.min_score
         return DISPLAY_SCORE if self.where is None else 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Showed:
+class Shown:
     """What was drawn."""
 
     files: tuple[str, ...]
     lines: tuple[str, ...]
-    """One a picture, for the terminal."""
+    """One per picture, for the terminal."""
     facts: tuple[dict[str, Any], ...]
-    """The same as JSON."""
+    """The same as JSON values."""
 
 
-def show(request: ShowRequest) -> Showed:
-    """Draw what is asked for.
+def draw_pictures(request: ShowRequest) -> Shown:
+    """Draw and write the requested pictures.
 
     Raises:
-        UsageError: the source or a wish is wrong, or none of the images can be shown.
-        RunError: the run cannot be read, or a picture not be written.
+        UsageError: the source or an option is wrong, or none of the images can be shown.
+        RunError: the run cannot be read, or a picture cannot be written.
     """
     if not _is_run(request.source):
-        wishes = {"--image": request.images, "--where": request.where, "--worst": request.worst}
-        if wrong := [name for name, value in wishes.items() if value]:
+        run_options = {"--image": request.images, "--where": request.where, "--worst": request.worst}
+        if wrong := [name for name, value in run_options.items() if value]:
             raise UsageError(f"{wrong[0]} is for the directory of a run; {request.source} is an image")
         view, categories = _segmented(request)
         return _drawn(request, [view], categories)
     if request.model or request.labels:
         raise UsageError(
-            f"--model and --labels are for an image; {request.source} is a run, which had its own"
+            f"--model and --labels are for an image; {request.source} is a run, which has its own model"
         )
+    import maskrcnn
+    from maskrcnn.models.registry import category_ids_named
+    from maskrcnn.results.reader import RunReader
+    from maskrcnn.visualization.run_images import choose, views
+
     run = maskrcnn.open_run(request.source)
     labels = category_ids_named(run.categories, request.categories) if request.categories else None
     with RunReader(run) as reader:
         chosen = choose(reader, request.count, request.images, request.where, request.worst)
-        shown = views(reader, chosen, min_score=request.least, labels=labels, count=request.count)
+        shown = views(reader, chosen, min_score=request.threshold, labels=labels, count=request.count)
         return _drawn(request, shown, run.categories)
 
 
 def _is_run(source: str) -> bool:
+    from maskrcnn.io.storage import Storage
+    from maskrcnn.io.url import Url
+    from maskrcnn.pipeline.plan import RUN
+
     if Url.parse(source).is_local:
         path = Path(source.removeprefix("file://"))
         if not path.exists():
@@ -131,8 +182,17 @@ def _is_run(source: str) -> bool:
     return not PurePosixPath(source).suffix or Storage(source).exists(RUN)
 
 
-def _segmented(request: ShowRequest) -> tuple[View, tuple[Category, ...]]:
-    """Find the instances of one image, in this process."""
+def _segmented(request: ShowRequest) -> "tuple[View, tuple[Category, ...]]":
+    """Segment one image in this process."""
+    import numpy as np
+
+    from maskrcnn.config import InferenceConfig
+    from maskrcnn.imaging.decode import Limits, decode_image
+    from maskrcnn.io.inputs import read_input
+    from maskrcnn.models.factory import build_segmenter
+    from maskrcnn.models.registry import category_ids_named, describe_model
+    from maskrcnn.visualization.run_images import View
+
     name = request.model or "coco"
     defaults = InferenceConfig(name)
     limits = Limits(defaults.max_pixels, defaults.max_bytes, 1333.0)
@@ -144,36 +204,43 @@ def _segmented(request: ShowRequest) -> tuple[View, tuple[Category, ...]]:
     if card.notice:
         log.warning("%s", card.notice)
     kept = category_ids_named(card.categories, request.categories)
-    if name == "planted":
-        from maskrcnn.synthetic.planted import PlantedSegmenter
+    segmenter = build_segmenter(
+        name,
+        request.labels,
+        min_score=min(request.threshold, 0.999),
+        max_detections=_ALL,
+        categories=request.categories,
+        device="auto",
+    )
+    (detections,) = segmenter.outcomes([pixels])
+    if isinstance(detections, ItemError):
+        raise UsageError(f"{request.source}: {detections.message} ({ERROR_CODES[detections.code]})")
 
-        found = PlantedSegmenter(min_score=request.least, max_detections=_ALL).segment([pixels])[0]
-    else:
-        model = maskrcnn.load_model(name, request.labels)
-        segmenter = maskrcnn.Segmenter(
-            model,
-            min_score=min(request.least, 0.999),
-            max_detections=_ALL,
-            categories=request.categories,
-            device="auto",
-        )
-        try:
-            found = segmenter.segment([pixels])[0]
-        except ItemError as fault:
-            raise UsageError(f"{request.source}: {fault.message} ({ERROR_CODES[fault.code]})") from fault
-
-    keep = np.flatnonzero(np.isin(found.labels, list(kept)) if kept else np.ones(len(found), np.bool_))
+    keep = np.flatnonzero(
+        np.isin(detections.labels, list(kept)) if kept else np.ones(len(detections), np.bool_)
+    )
     shown = request.source.rstrip("/").rpartition("/")[2]
-    return View(shown, None, found.take(keep), tuple(keep.tolist()), pixels), card.categories
+    return View(shown, None, detections.take(keep), tuple(keep.tolist()), pixels), card.categories
 
 
-def _drawn(request: ShowRequest, shown: Iterable[View], categories: tuple[Category, ...]) -> Showed:
-    """Draw views one by one, so that no more than one image is held."""
+def _drawn(request: ShowRequest, shown: "Iterable[View]", categories: "tuple[Category, ...]") -> Shown:
+    """Draw views one after the other, so that at most one image is in memory."""
+    from maskrcnn.results.export import safe_name
+    from maskrcnn.visualization.display import sheet
+    from maskrcnn.visualization.run_images import (
+        PICTURE_PX,
+        cells_of,
+        facts_of,
+        picture_of,
+        side_of,
+        summary_of,
+    )
+
     files: list[str] = []
     lines: list[str] = []
     facts: list[dict[str, Any]] = []
     cells = []
-    held: View | None = None
+    first: View | None = None
     for number, view in enumerate(shown):
         lines.append(summary_of(view, categories))
         facts.append(facts_of(view, categories))
@@ -187,21 +254,24 @@ def _drawn(request: ShowRequest, shown: Iterable[View], categories: tuple[Catego
             continue
         side = request.max_side or side_of(request.count, masks=request.masks)
         cells += cells_of(view, categories, side, masks=request.masks)
-        held = view if number == 0 else None
+        first = view if number == 0 else None
     if not any(fact["shown"] for fact in facts):
         raise UsageError(f"nothing can be shown: {lines[0] if lines else 'no image'}")
     if request.each is None:
-        if held is not None and not request.masks:
-            picture = picture_of(held, categories, request.max_side or PICTURE_PX)
+        if first is not None and not request.masks:
+            picture = picture_of(first, categories, request.max_side or PICTURE_PX)
         else:
             side = request.max_side or side_of(request.count, masks=request.masks)
             picture = sheet(cells, request.columns or _columns(len(cells)), cell_px=side)
         folder, _, name = (request.output or _default_name(request)).rpartition("/")
         files.append(_write(folder or ".", name, picture))
-    return Showed(tuple(files), tuple(lines), tuple(facts))
+    return Shown(tuple(files), tuple(lines), tuple(facts))
 
 
-def _picture(request: ShowRequest, view: View, categories: tuple[Category, ...]) -> Pixels:
+def _picture(request: ShowRequest, view: "View", categories: "tuple[Category, ...]") -> "Pixels":
+    from maskrcnn.visualization.display import sheet
+    from maskrcnn.visualization.run_images import PICTURE_PX, cells_of, picture_of, side_of
+
     if not request.masks:
         return picture_of(view, categories, request.max_side or PICTURE_PX)
     side = request.max_side or side_of(1, masks=True)
@@ -209,12 +279,12 @@ def _picture(request: ShowRequest, view: View, categories: tuple[Category, ...])
     return sheet(cells, request.columns or _columns(len(cells)), cell_px=side)
 
 
-def _suffix(view: View) -> str:
+def _suffix(view: "View") -> str:
     return "" if view.focus is None else f"-{view.numbers[view.focus]}"
 
 
 def _columns(cells: int) -> int:
-    """Return how many columns make a sheet somewhat wider than high.
+    """Return the number of columns that makes a sheet somewhat wider than high.
 
     >>> [_columns(cells) for cells in (1, 2, 4, 12, 40, 400)]
     [1, 2, 2, 4, 7, 8]
@@ -230,11 +300,15 @@ def _default_name(request: ShowRequest) -> str:
 def _format_of(name: str) -> str:
     suffix = PurePosixPath(name).suffix.lower()
     if suffix not in _FORMATS:
-        raise UsageError(f"--output {name}: a picture ends in {', '.join(_FORMATS)}")
+        raise UsageError(f"--output {name}: the name of a picture must end in {', '.join(_FORMATS)}")
     return _FORMATS[suffix]
 
 
-def _write(folder: str, name: str, picture: Pixels) -> str:
+def _write(folder: str, name: str, picture: "Pixels") -> str:
+    from PIL import Image
+
+    from maskrcnn.io.storage import Storage
+
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, _format_of(name), quality=90)
     try:

@@ -1,15 +1,15 @@
-"""`maskrcnn submit`: the same command line, as a Ray job on a cluster."""
+"""The command `maskrcnn submit`: run another command as a Ray job on a cluster."""
 
 import asyncio
 import logging
 import shlex
+import sys
 from collections.abc import Collection, Sequence
 from typing import Final
 
 import click
 
 from maskrcnn.errors import RunError, UsageError
-from maskrcnn.io.sources import refuse_user
 
 log = logging.getLogger("maskrcnn")
 
@@ -17,28 +17,50 @@ STOPPED: Final = 3
 """The exit code of a run that stopped before its end."""
 
 
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--address", required=True, help="Address of the cluster's dashboard, http://HOST:8265.")
+@click.option(
+    "--working-dir", help="A folder to upload with the job; the cluster's nodes need maskrcnn-ray installed."
+)
+@click.option("--no-wait", is_flag=True, help="Return once the job is submitted.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_context
+def submit(
+    context: click.Context, address: str, working_dir: str | None, no_wait: bool, command: tuple[str, ...]
+) -> None:
+    """Run a command on a cluster through Ray Jobs.
+
+    For example: maskrcnn submit --address http://HOST:8265 -- segment s3://in s3://out --device cuda
+    """
+    group = context.find_root().command
+    known = group.list_commands(context) if isinstance(group, click.Group) else []
+    sys.exit(submit_job(address, command, known=known, working_dir=working_dir, wait=not no_wait))
+
+
 def submit_job(
     address: str, command: Sequence[str], *, known: Collection[str], working_dir: str | None, wait: bool
 ) -> int:
     """Submit `maskrcnn COMMAND` to the cluster and follow its log.
 
-    Credentials never travel: the job reads them from its node's role or environment.
+    Credentials are never sent: the job reads them from its node's role or environment.
 
     Args:
         address: of the cluster's dashboard.
         command: its name and arguments.
         known: the commands that `maskrcnn` has.
-        working_dir: a folder to send along.
+        working_dir: a folder to upload with the job.
         wait: follow the log until the job ends.
 
     Returns:
-        The command's exit code; 0 where it is not waited for, `STOPPED` where the job ended without one.
+        The command's exit code; 0 without waiting, `STOPPED` if the job ended without an exit code.
 
     Raises:
-        UsageError: the command is not one of maskrcnn's, or has a password in it, which Ray would keep in plain text.
+        UsageError: the command does not exist, or contains a password, which Ray would store in plain text.
         RunError: the cluster cannot be reached.
     """
     from ray.job_submission import JobStatus, JobSubmissionClient
+
+    from maskrcnn.io.sources import refuse_user
 
     if command[0] not in known:
         raise UsageError(f"maskrcnn has no command {command[0]!r}; it has {', '.join(known)}")
@@ -57,7 +79,7 @@ def submit_job(
     try:
         asyncio.run(_follow(client, job))
     except KeyboardInterrupt:
-        log.warning("the job goes on; stop it with: ray job stop --address %s %s", address, job)
+        log.warning("the job keeps running; stop it with: ray job stop --address %s %s", address, job)
         raise
     info = client.get_job_info(job)
     log.info("%s: %s", job, info.status)

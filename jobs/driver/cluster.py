@@ -1,4 +1,4 @@
-"""Where the job runs: a Ray that is there, or one that is started on this machine for the job."""
+"""Where the job runs: an existing Ray cluster, or a Ray that is started on this machine for the job."""
 
 import dataclasses
 import logging
@@ -15,44 +15,44 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from maskrcnn.config import ResourceConfig
-from maskrcnn.errors import MaskrcnnError, RunError, UsageError
+from maskrcnn.errors import MaskrcnnError, RunError, UsageError, plural
 
 log = logging.getLogger("maskrcnn")
 
 MAX_GPU_THREADS = 8
-"""CPUs of a GPU actor where none are asked for: at some 2 ms a photo, they decode faster than one GPU segments."""
-_LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # only shards and receipts' counts cross Ray
+"""CPUs of a GPU actor by default: at about 2 ms per photo, they decode faster than one GPU segments."""
+_LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # only shards and the counts of receipts pass through Ray
 
 
 def _cluster_of(address: str | None) -> str | None:
-    """Return the address of the cluster that is meant, or None for a Ray on this machine."""
+    """Return the address of the cluster to use, or None for a Ray on this machine."""
     address = address or os.environ.get("RAY_ADDRESS")
     return None if address in (None, "", "local") else address
 
 
-def check_device(address: str | None, speed: ResourceConfig) -> None:
-    """Raise UsageError where the device would have to be guessed: on a cluster that is there."""
+def check_device(address: str | None, resources: ResourceConfig) -> None:
+    """Raise UsageError if the device would have to be guessed: on an existing cluster."""
     cluster = _cluster_of(address)
-    if cluster is not None and speed.device == "auto":
+    if cluster is not None and resources.device == "auto":
         raise UsageError(
-            f"on the cluster at {cluster} say --device cpu or --device cuda: "
-            "its GPUs may not have been scaled up yet, so it cannot be guessed"
+            f"on the cluster at {cluster} the device cannot be detected, since its GPUs may not be up yet: "
+            "add --device cpu or --device cuda"
         )
 
 
 @contextmanager
-def connected(address: str | None, speed: ResourceConfig) -> Iterator[ResourceConfig]:
-    """Connect to Ray for the time of a block; give back how fast to go there, with nothing left open.
+def connected(address: str | None, resources: ResourceConfig) -> Iterator[ResourceConfig]:
+    """Connect to Ray for the duration of a block; yield the resources with every default resolved.
 
     Args:
         address: of a cluster; None: `RAY_ADDRESS`, else a Ray that is started here and ends with the block.
-        speed: as asked for; `device="auto"` and `actors=None` are resolved.
+        resources: as requested; `device="auto"`, `threads=None` and `actors=None` are resolved.
 
     Raises:
-        UsageError: an existing cluster, and no `--device`.
+        UsageError: an existing cluster without `--device`.
         RunError: the cluster cannot be reached.
     """
-    check_device(address, speed)
+    check_device(address, resources)
     address = _cluster_of(address)
     local = address is None
     started_here = not ray.is_initialized()
@@ -60,9 +60,9 @@ def connected(address: str | None, speed: ResourceConfig) -> Iterator[ResourceCo
         log.info("starting Ray on this machine" if local else f"connecting to Ray at {address}")
         _init(address)
     try:
-        # Ray reports workers that died on stdout, where a command's result belongs, and nothing else.
+        # Ray reports workers that died on stdout, which is reserved for a command's result.
         with redirect_stdout(sys.stderr):
-            yield _resolved(speed, dict(ray.cluster_resources()), local=local)  # type: ignore[no-untyped-call]
+            yield _resolved(resources, dict(ray.cluster_resources()), local=local)  # type: ignore[no-untyped-call]
     finally:
         if started_here:
             ray.shutdown()
@@ -70,9 +70,9 @@ def connected(address: str | None, speed: ResourceConfig) -> Iterator[ResourceCo
 
 def _init(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Of an actor that dies with two tasks only the first is asked for its end.
+    # If an actor dies with two tasks, only the result of the first is fetched.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    # A notice about GPUs' environment variables that concerns nobody here.
+    # Silences a notice about GPUs' environment variables that does not apply here.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
@@ -89,55 +89,55 @@ def _init(address: str | None) -> None:
     try:
         ray.init(**options)
         if threading.current_thread() is threading.main_thread():
-            # Ray puts handlers of its own there, which end the process in mid-air.
+            # Ray installs its own handlers, which end the process at once.
             for number, handler in handlers.items():
                 signal.signal(number, handler)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         where = address or "this machine"
         raise RunError(f"cannot connect to Ray at {where}: {str(error).splitlines()[0]}") from error
-    except (
-        Exception
-    ) as error:  # what Ray raises, and nothing narrower, where a node does not start in its time
+    except Exception as error:  # Ray raises nothing narrower if a node does not start in time
         if "timed out" not in str(error):
             raise
         raise RunError(
-            "Ray did not start in its time; is the machine busy? Run the same command again"
+            "Ray did not start in time, perhaps because the machine is busy: run the same command again"
         ) from error
 
 
 def _check_reachable(address: str) -> None:
-    """Raise RunError where nothing listens; Ray itself would try for minutes."""
+    """Raise RunError if nothing listens at the address; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
-        return  # `auto`, or an address that Ray understands and we need not
+        return  # `auto`, or another form that only Ray interprets
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
         raise RunError(f"cannot connect to Ray at {address}: {error.strerror or error}") from error
 
 
-def _resolved(speed: ResourceConfig, resources: dict[str, float], *, local: bool) -> ResourceConfig:
-    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    device = speed.device
+def _resolved(resources: ResourceConfig, available: dict[str, float], *, local: bool) -> ResourceConfig:
+    cpus, gpus = int(available.get("CPU", 0)), int(available.get("GPU", 0))
+    device = resources.device
     if device == "auto":
         device = "cuda" if gpus else "cpu"
-    # A cluster may still grow; this machine will not, and its actors would wait for ever.
+    # A cluster may still grow; this machine will not, and its actors would wait forever.
     if local and device == "cuda" and not gpus:
         raise UsageError("this machine has no GPU that Ray sees; use --device cpu")
-    threads = speed.threads or (min(max(cpus // max(gpus, 1), 1), MAX_GPU_THREADS) if device == "cuda" else 1)
+    threads = resources.threads or (
+        min(max(cpus // max(gpus, 1), 1), MAX_GPU_THREADS) if device == "cuda" else 1
+    )
     if local and threads > cpus:
-        raise UsageError(f"--threads {threads}, but this machine has {cpus} CPUs")
-    actors = speed.actors or max(gpus if device == "cuda" else cpus // threads, 1)
-    return dataclasses.replace(speed, device=device, threads=threads, actors=actors)
+        raise UsageError(f"--threads {threads}, but this machine has {plural(cpus, 'CPU')}: use fewer")
+    actors = resources.actors or max(gpus if device == "cuda" else cpus // threads, 1)
+    return dataclasses.replace(resources, device=device, threads=threads, actors=actors)
 
 
 def node_answers(node_id: str, within_s: float = 60.0) -> bool:
-    """Return whether a node of the cluster still runs what it is given."""
+    """Return whether a node of the cluster still runs tasks."""
     on_it = NodeAffinitySchedulingStrategy(node_id, soft=False)
     answer: Any = ray.remote(num_cpus=0, max_retries=0)(_nothing).options(scheduling_strategy=on_it).remote()
     try:
         ray.get(answer, timeout=within_s)
-    except ray.exceptions.RayError:  # also that its time is over
+    except ray.exceptions.RayError:  # including a timeout
         return False
     return True
 
@@ -147,7 +147,7 @@ def _nothing() -> None:
 
 
 def cause_of(error: ray.exceptions.RayTaskError) -> BaseException:
-    """Return what a task raised, without the remote traceback that Ray puts into its text."""
+    """Return the exception of a task, without the remote traceback that Ray adds to its text."""
     return error.cause if isinstance(error.cause, BaseException) else error
 
 
@@ -168,7 +168,9 @@ def run_all(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[An
             raise cause from None
         raise
     except ray.exceptions.RayError as error:
-        raise RunError(f"a task of the reduce died: {str(error).splitlines()[0]}") from error
+        raise RunError(
+            f"a task of the reduce died: {str(error).splitlines()[0]}; run the same command again"
+        ) from error
     return results
 
 

@@ -1,9 +1,11 @@
-"""How far the sweep is: one line that rewrites itself on a terminal, log lines elsewhere."""
+"""Progress of the map stage: one line that is redrawn on a terminal, log lines elsewhere."""
 
 import logging
 import sys
 import time
 from typing import TextIO
+
+from maskrcnn.errors import plural
 
 log = logging.getLogger("maskrcnn")
 
@@ -12,7 +14,7 @@ REDRAW_EVERY_S = 0.2
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as people read them.
+    """Return seconds in the units that people use.
 
     >>> duration(42.4), duration(125), duration(7325)
     ('42 s', '2 min 05 s', '2 h 02 min')
@@ -29,10 +31,10 @@ class Progress:
     """Counts images as shards finish.
 
     Args:
-        total: images of the whole run.
-        done: images that an earlier start finished.
-        stream: where the line goes; a terminal gets one line that is redrawn.
-        unit: what they are, if not images.
+        total: number of images of the whole run.
+        done: number of images that an earlier command finished.
+        stream: where the line is written; on a terminal it is redrawn.
+        unit: what is counted, in the plural.
     """
 
     def __init__(self, total: int, done: int, stream: TextIO = sys.stderr, unit: str = "images") -> None:
@@ -52,7 +54,7 @@ class Progress:
         self.show()
 
     def show(self, *, actors: int | None = None, force: bool = False) -> None:
-        """Show the line, unless it was shown a moment ago."""
+        """Show the line, unless it was shown very recently."""
         now = time.monotonic()
         if not force and now - self._shown < (REDRAW_EVERY_S if self._terminal else LOG_EVERY_S):
             return
@@ -66,19 +68,19 @@ class Progress:
     def line(self, actors: int | None = None) -> str:
         """Return the line: images done, failed, images/s, time left."""
         elapsed = time.monotonic() - self._started
-        fresh = self._done - self._before
-        pace = fresh / elapsed if fresh else 0.0
-        left = f"{duration((self._total - self._done) / pace)} left" if pace else "starting"
+        processed = self._done - self._before
+        rate = processed / elapsed if processed else 0.0
+        left = f"{duration((self._total - self._done) / rate)} left" if rate else "starting"
         share = 100 * self._done // self._total
         since = " since the restart" if self._before else ""
         text = (
             f"{self._done:,}/{self._total:,} {self._unit} ({share} %), {self._failed:,} failed, "
-            f"{self._instances:,} instances{since}, {pace:.1f} {self._unit}/s, {left}"
+            f"{plural(self._instances, 'instance')}{since}, {rate:.1f} {self._unit}/s, {left}"
         )
-        return text if actors is None else f"{text}, {actors} actors"
+        return text if actors is None else f"{text}, {plural(actors, 'actor')}"
 
     def close(self) -> None:
-        """Show the last state and leave the line."""
+        """Show the last state and end the line."""
         self.show(force=True)
         if self._terminal:
             self._stream.write("\n")

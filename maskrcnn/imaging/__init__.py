@@ -1,1 +1,1 @@
-"""Bytes to RGB pixels, and rasters."""
+"""Decoding of images to RGB pixels, and reading of rasters."""

@@ -1,21 +1,22 @@
-"""From bytes to RGB pixels, or to a code that says why not.
+"""Decode image bytes to RGB pixels, or raise an error code that states the cause.
 
-The header is read first, and no pixel before the limits hold. The rules, which are the contract of `images`:
+The header is read first, and no pixel is decoded before the limits are checked. The rules, which are part of the
+contract of the table `images`:
 
-- JPEG, PNG, WebP, BMP, GIF and TIFF, known by their content; names mean nothing. Of an animation, a
-  multi-page TIFF or a multi-picture JPEG, the first picture.
-- EXIF orientation is applied, before anyone sees a width or a height (where there is none, XMP's, as Pillow
-  does it). Values outside of 1..8 and EXIF that cannot be parsed are ignored.
-- One bit becomes 0 and 255; grey is repeated; a palette gives its colours; CMYK, YCbCr, HSV and LAB are
-  converted by Pillow. Alpha is dropped: colours stay as stored, whatever others blend them with. Colour profiles
-  are not applied.
-- 16-bit grey is scaled by round(v / 257), TIFF's 12-bit grey likewise from 4095. Where all of it lies in the lowest
-  sixteenth of its range, as 12-bit values in a 16-bit file do, it would be black: `unsupported_pixels`. (PNG's
-  sBIT changes nothing: it says of how many bits values were that have been scaled up since.) PNG's 16-bit colours
-  keep their high byte, under the same condition.
-- Float, 32-bit and signed pixels, and TIFFs of several bands beyond 8 bits, mean nothing without a stated
-  scaling: `unsupported_pixels`. GeoTIFFs of such are for the raster mode.
-- Damage that the decoder does not notice (bytes changed inside a JPEG's scan) passes.
+- JPEG, PNG, WebP, BMP, GIF and TIFF are recognized by their content; file names are ignored. Of an animation, a
+  multi-page TIFF or a multi-picture JPEG, the first picture is decoded.
+- The EXIF orientation is applied before any width or height is reported (without EXIF, the orientation in XMP is
+  used, as in Pillow). Values outside 1..8 and EXIF that cannot be parsed are ignored.
+- 1-bit pixels become 0 and 255; grey is repeated in the three channels; palette indices become the colours of the
+  palette; CMYK, YCbCr, HSV and LAB are converted by Pillow. Alpha is dropped: colours are kept as stored and are not
+  blended. Colour profiles are not applied.
+- 16-bit grey is scaled by round(v / 257), 12-bit grey of a TIFF in the same way from 4095. If all values lie in the
+  lowest sixteenth of the range, as 12-bit values in a 16-bit file do, the image would be black: `unsupported_pixels`.
+  (PNG's sBIT is ignored: it states the original number of bits of values that are already scaled up.) 16-bit colours
+  of a PNG keep their high byte, under the same condition.
+- Float, 32-bit and signed pixels, and TIFFs with several bands of more than 8 bits, cannot be converted without a
+  stated scaling: `unsupported_pixels`. GeoTIFFs with such pixels are read by the raster mode.
+- Damage that the decoder does not detect (bytes changed inside a JPEG's scan) is not reported.
 """
 
 import contextlib
@@ -47,7 +48,7 @@ from ..errors import ItemError
 from ..types import Pixels
 from .sniff import format_of, kind_of_text, webp_size
 
-# Pillow logs some refusals as errors, which Python prints where no logging is set up.
+# Pillow logs some unreadable files as errors, which Python prints if logging is not configured.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _PLUGINS: Final[dict[str, Any]] = {
@@ -59,51 +60,51 @@ _PLUGINS: Final[dict[str, Any]] = {
     "TIFF": TiffImagePlugin.TiffImageFile,
 }
 
-_BROKEN: Final = (
-    OSError,  # the decoders' own word, and UnidentifiedImageError
-    SyntaxError,  # Pillow's word for a header that is not as it should be
+_DECODER_ERRORS: Final = (
+    OSError,  # raised by the decoders; UnidentifiedImageError is a subclass
+    SyntaxError,  # raised by Pillow for an invalid header
     ValueError,  # sizes and offsets that contradict each other; undecodable text
     TypeError,  # a tag that holds a tuple where a number belongs
-    LookupError,  # indices and tags that point nowhere
-    ArithmeticError,  # a resolution divided by zero; sizes beyond C's
-    EOFError,  # a frame that is not there
-    AttributeError,  # a chunk that should have come before
-    NotImplementedError,  # a TIFF feature
-    RuntimeError,  # a decoder in a state that it does not expect
+    LookupError,  # invalid indices and tags
+    ArithmeticError,  # a resolution divided by zero; sizes that overflow C integers
+    EOFError,  # a missing frame
+    AttributeError,  # a missing chunk that must precede the current one
+    NotImplementedError,  # an unsupported TIFF feature
+    RuntimeError,  # a decoder in an unexpected state
     AssertionError,  # Pillow's checks
     struct.error,  # a header cut short
-    zlib.error,  # a PNG's or a TIFF's compressed text
+    zlib.error,  # compressed text of a PNG or a TIFF
 )
-"""All that Pillow was seen to raise on mutated files."""
+"""All exception types that Pillow raised on mutated files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is too large to decode."""
+    """The limits above which an image is not decoded."""
 
     max_pixels: int
-    """Width times height."""
+    """Width times height, in pixels."""
     max_bytes: int
-    """Of the file."""
+    """The file size, in bytes."""
     max_aspect: float
-    """The long side over the short side."""
+    """The ratio of the long side to the short side."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """An image, upright."""
+    """An image with its EXIF orientation applied."""
 
     pixels: Pixels
     """(height, width, 3), RGB, uint8, C-contiguous."""
     exif_orientation: int | None
-    """The value in the file, 1 to 8; it has been applied."""
+    """The value in the file, 1 to 8, which has been applied; None without a valid one."""
 
 
-class _Quiet:
-    """Keep Pillow's warnings from users while any thread decodes.
+class _SuppressedWarnings:
+    """Suppress Pillow's warnings while at least one thread decodes.
 
-    `warnings.catch_warnings` alone changes what all threads share: the one that leaves last would restore
-    what the first had put in place.
+    `warnings.catch_warnings` alone modifies state that all threads share: the last thread to leave would restore
+    the filters that the first thread had installed.
     """
 
     def __init__(self) -> None:
@@ -129,11 +130,11 @@ class _Quiet:
                 self._saved.__exit__(kind, error, trace)
 
 
-_quiet: Final = _Quiet()
+_suppressed_warnings: Final = _SuppressedWarnings()
 
 
 def decode_image(data: bytes, limits: Limits) -> DecodedImage:
-    """Decode an image by the rules above. Any number of threads may decode at once.
+    """Decode an image by the rules of this module. It is safe to call from several threads at once.
 
     Raises:
         ItemError: `empty_file`, `too_many_bytes`, `not_an_image`, `unsupported_format`, `unsupported_pixels`,
@@ -144,74 +145,68 @@ def decode_image(data: bytes, limits: Limits) -> DecodedImage:
     if len(data) > limits.max_bytes:
         raise ItemError("too_many_bytes", f"{len(data)} bytes, more than the limit of {limits.max_bytes}")
     kind = format_of(data)
-    _raise_pillows_guard(limits.max_pixels)
-    with _quiet:
+    _raise_pillow_limit(limits.max_pixels)
+    with _suppressed_warnings:
         try:
-            image, orientation, turned = _load(data, kind, limits)
+            image, orientation, oriented = _load(data, kind, limits)
         except Image.DecompressionBombError as error:
-            raise _bomb(kind, data, limits) from error
+            raise _bomb_error(kind, data, limits) from error
         except MemoryError as error:
             raise ItemError("out_of_memory", f"{kind}: not enough memory to decode it") from error
-        except _BROKEN as error:
-            raise _broken(kind, data, error) from error
+        except _DECODER_ERRORS as error:
+            raise _decoding_error(kind, data, error) from error
         pixels = _rgb(image)
     if kind == "PNG" and _has_16_bit_colors(data) and 0 < int(pixels.max()) < 16:
         raise _unsupported(kind, "16-bit colours that use only the lowest part of their range")
-    return DecodedImage(pixels if turned else _upright(pixels, orientation), orientation)
+    return DecodedImage(pixels if oriented else _upright(pixels, orientation), orientation)
 
 
 def image_size(file: BinaryIO, limits: Limits) -> tuple[int, int]:
-    """Return the height and width that `decode_image` will give, by the header alone.
+    """Return the height and width that `decode_image` will return, from the header alone.
 
-    An orientation that stands behind the pixels, as a PNG or a WebP may have it, is not seen.
+    An orientation that is stored after the pixels, which PNG and WebP allow, is not taken into account.
 
     Raises:
-        ItemError: as `decode_image`, as far as a header can say.
+        ItemError: as `decode_image`, for the errors that the header shows.
     """
     head = file.read(1024)
     kind = format_of(head)
-    _raise_pillows_guard(limits.max_pixels)
+    _raise_pillow_limit(limits.max_pixels)
     if kind == "WEBP":
         _check_canvas(head, limits)
     file.seek(0)
-    with _quiet:
+    with _suppressed_warnings:
         try:
             image = Image.open(file, formats=(kind,))
             _check_size(image, limits)
-            turned = not isinstance(image, TiffImagePlugin.TiffImageFile) and _headers_orientation(image) in (
-                5,
-                6,
-                7,
-                8,
-            )
+            width, height = _upright_size(image)
         except Image.DecompressionBombError as error:
             raise ItemError(
                 "too_many_pixels", f"{kind}: more than the limit of {limits.max_pixels}"
             ) from error
-        except _BROKEN as error:
+        except _DECODER_ERRORS as error:
             file.seek(0)
-            raise _broken(kind, file.read(), error) from error
-    width, height = image.size
-    return (width, height) if turned else (height, width)
+            raise _decoding_error(kind, file.read(), error) from error
+    return height, width
 
 
-def _raise_pillows_guard(max_pixels: int) -> None:
-    # Pillow refuses more than twice this, in the whole process. It must not get in the way of a larger limit of
-    # ours, and stays as it is for a smaller one. It only ever rises, so threads need no lock.
+def _raise_pillow_limit(max_pixels: int) -> None:
+    # Pillow rejects images of more than twice this number of pixels, in the whole process. It must not be below
+    # `max_pixels`; a smaller `max_pixels` leaves it unchanged. It only increases, so threads need no lock.
     half = (max_pixels + 1) // 2
     if Image.MAX_IMAGE_PIXELS is not None and half > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = half
 
 
 def _load(data: bytes, kind: str, limits: Limits) -> tuple[Image.Image, int | None, bool]:
-    """Return the first picture with its pixels, its EXIF orientation, and whether Pillow has applied that."""
+    """Return the first picture, loaded, its EXIF orientation, and whether Pillow has already applied that."""
     if kind == "WEBP":
         _check_canvas(data, limits)
     image = Image.open(BytesIO(data), formats=(kind,))
     _check_size(image, limits)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _check_tiff(image, limits)
-        # Pillow turns a TIFF upright as it loads it, and forgets the tag.
+        # Pillow applies the orientation of a TIFF when it loads the pixels, and removes the tag.
         orientation = _valid(_numbers(image.tag_v2, _ORIENTATION, 0)[0])
         image.load()
         return image, orientation, True
@@ -220,43 +215,48 @@ def _load(data: bytes, kind: str, limits: Limits) -> tuple[Image.Image, int | No
 
 
 def _check_canvas(webp: bytes, limits: Limits) -> None:
-    """Refuse a WebP before it is opened, for which Pillow takes eight bytes for each pixel of the canvas."""
+    """Check the size of a WebP before opening it, which allocates 8 bytes per pixel. Raises ItemError."""
     if (size := webp_size(webp)) is not None and size[0] * size[1] > limits.max_pixels:
-        # Its EXIF stands at the end: this size is as stored.
+        # The EXIF data is at the end of the file, so this is the size before orientation.
         why = f"{size[0]} x {size[1]} pixels, more than the limit of {limits.max_pixels}"
         raise ItemError("too_many_pixels", why, width=size[0], height=size[1])
 
 
 def _check_size(image: Image.Image, limits: Limits) -> None:
-    """Refuse an image that is only open, by its header."""
+    """Check the size in the header of an image that is not loaded yet. Raises ItemError."""
     width, height = image.size
     if width < 1 or height < 1:
-        raise ItemError("corrupt", f"the header says {width} x {height} pixels")
+        raise ItemError("corrupt", f"the header states a size of {width} x {height} pixels")
     if width * height > limits.max_pixels:
-        raise _refused("too_many_pixels", image, f", more than the limit of {limits.max_pixels}")
+        raise _size_error("too_many_pixels", image, f", more than the limit of {limits.max_pixels}")
     if max(image.size) > limits.max_aspect * min(image.size):
-        raise _refused("aspect", image, f", longer than 1 : {limits.max_aspect:g}")
+        raise _size_error("aspect", image, f", more elongated than 1 : {limits.max_aspect:g}")
 
 
-def _refused(code: str, image: Image.Image, why: str) -> ItemError:
-    """Return the error of an image of which only the header was read, with its size, upright."""
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return the width and height after orientation, from the header."""
     width, height = image.size
-    if not isinstance(image, TiffImagePlugin.TiffImageFile) and _headers_orientation(image) in (5, 6, 7, 8):
-        # Of a TIFF Pillow has turned the size already.
-        width, height = height, width
+    # Pillow has already applied the orientation to the size of a TIFF.
+    is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
+    return (height, width) if not is_tiff and _header_orientation(image) in (5, 6, 7, 8) else (width, height)
+
+
+def _size_error(code: str, image: Image.Image, why: str) -> ItemError:
+    """Return the error for a size above a limit, with the size after orientation; only the header is read."""
+    width, height = _upright_size(image)
     what = f"{width} x {height} pixels{why}"
-    if max(width, height) >= 2**31:  # more than the columns hold; no such image exists
+    if max(width, height) >= 2**31:  # overflows the columns; no real image is that large
         return ItemError(code, what)
     return ItemError(code, what, width=width, height=height)
 
 
-def _bomb(kind: str, data: bytes, limits: Limits) -> ItemError:
-    """Return the error of an image that Pillow finds too large, with its size if the header says it."""
+def _bomb_error(kind: str, data: bytes, limits: Limits) -> ItemError:
+    """Return the error for an image that is too large for Pillow, with its size if the header states it."""
     try:
         _check_size(_PLUGINS[kind](BytesIO(data)), limits)
     except ItemError as error:
         return error
-    except (Image.DecompressionBombError, *_BROKEN):
+    except (Image.DecompressionBombError, *_DECODER_ERRORS):
         pass
     return ItemError("too_many_pixels", f"{kind}: more than the limit of {limits.max_pixels}")
 
@@ -272,25 +272,28 @@ def _numbers(tags: Any, tag: int, default: int) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) and value else (value,)
 
 
-def _unscaled(tags: Any) -> str | None:
-    """Return what a TIFF holds if Pillow would refuse it, or open it with other colours than it has."""
+def _unsupported_pixels_of(tags: Any) -> str | None:
+    """Describe the pixels of a TIFF that Pillow would reject or open with wrong colours; None for any other."""
     bits = max(_numbers(tags, TiffImagePlugin.BITSPERSAMPLE, 1))
     bands = _numbers(tags, TiffImagePlugin.SAMPLESPERPIXEL, 1)[0]
     signed = any(kind != _UNSIGNED for kind in _numbers(tags, TiffImagePlugin.SAMPLEFORMAT, _UNSIGNED))
     if signed or bits > 16 or bands > 6 or (bands > 1 and bits > 8):
-        return f"TIFF of {bands} bands of {bits} bits{', not unsigned integers' if signed else ''}"
+        what = "1 band" if bands == 1 else f"{bands} bands"
+        return (
+            f"TIFF with {what} of {bits}-bit {'signed or float numbers' if signed else 'unsigned integers'}"
+        )
     return None
 
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile, limits: Limits) -> None:
-    if (what := _unscaled(image.tag_v2)) is not None:
+    if (what := _unsupported_pixels_of(image.tag_v2)) is not None:
         raise _unsupported("TIFF", what)
-    # A small image may still be one corner of a huge block.
+    # A small image may still be part of a huge block.
     block = [
         _numbers(image.tag_v2, tag, 1)[0] for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
     ]
     if block[0] * block[1] > limits.max_pixels:
-        raise _refused("too_many_pixels", image, f" in a TIFF of blocks of {block[0]} x {block[1]}")
+        raise _size_error("too_many_pixels", image, f" in a TIFF of blocks of {block[0]} x {block[1]}")
 
 
 def _unsupported(kind: str, what: str) -> ItemError:
@@ -304,7 +307,7 @@ def _unsupported(kind: str, what: str) -> ItemError:
 
 
 def _rgb(image: Image.Image) -> Pixels:
-    """Return a loaded image's colours, (height, width, 3) uint8."""
+    """Return the pixels of a loaded image as RGB, (height, width, 3) uint8. Raises ItemError."""
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
         return np.repeat(_grey(image)[..., None], 3, axis=2)
@@ -321,16 +324,16 @@ def _rgb(image: Image.Image) -> Pixels:
 
 
 def _has_16_bit_colors(png: bytes) -> bool:
-    """Return whether a PNG's header says 16 bits a channel, and more than grey: colours or alpha."""
+    """Return whether a PNG's header states 16 bits per channel, and colours or alpha."""
     return png[24] == 16 and png[25] != 0
 
 
 def _grey(image: Image.Image) -> NDArray[np.uint8]:
-    """Return 16-bit grey, or TIFF's 12-bit, scaled to 8 bits: (height, width)."""
+    """Return 16-bit grey, or 12-bit grey of a TIFF, scaled to 8 bits: (height, width) uint8. Raises ItemError."""
     white, inverted = 65_535, False
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         white = 2 ** int(_numbers(image.tag_v2, TiffImagePlugin.BITSPERSAMPLE, 16)[0]) - 1
-        # White at zero is turned round by Pillow up to 8 bits, not beyond.
+        # Pillow inverts white-is-zero images of up to 8 bits only.
         inverted = _numbers(image.tag_v2, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1)[0] == 0
     values = np.asarray(image).astype(np.uint32)
     largest = int(values.max())
@@ -354,20 +357,20 @@ def _valid(orientation: object) -> int | None:
 def _exif_orientation(image: Image.Image) -> int | None:
     try:
         return _valid(image.getexif().get(_ORIENTATION))
-    except _BROKEN:
+    except _DECODER_ERRORS:
         return None
 
 
-def _headers_orientation(image: Image.Image) -> int | None:
-    """Return the orientation that stands before the pixels, which `getexif` of a PNG would decode."""
+def _header_orientation(image: Image.Image) -> int | None:
+    """Return the orientation stored before the pixels; `getexif` of a PNG would decode the pixels to look further."""
     try:
         return _valid(Image.Image.getexif(image).get(_ORIENTATION))
-    except _BROKEN:
+    except _DECODER_ERRORS:
         return None
 
 
 def _upright(pixels: Pixels, orientation: int | None) -> Pixels:
-    """Undo an EXIF orientation. Reference: CIPA DC-008, tag 274, where row 0 and column 0 lie."""
+    """Apply an EXIF orientation. Reference: CIPA DC-008, tag 274 (the positions of row 0 and column 0)."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
@@ -377,33 +380,33 @@ def _upright(pixels: Pixels, orientation: int | None) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-# Refusals
+# Errors
 
 
-def _broken(kind: str, data: bytes, error: Exception) -> ItemError:
-    """Return what is wrong with a file that Pillow gave up on."""
+def _decoding_error(kind: str, data: bytes, error: Exception) -> ItemError:
+    """Return the error for a file that Pillow could not decode."""
     reason: BaseException = error
-    # Two letters are little to know a bitmap by.
+    # The two letters `BM` alone do not identify a bitmap.
     if kind == "BMP" and (text := kind_of_text(data)) is not None:
         return ItemError("not_an_image", f"the content is {text}")
     if isinstance(error, UnidentifiedImageError):
-        # `open` keeps the plugin's reason to itself.
+        # `Image.open` drops the plugin's error message.
         try:
             _PLUGINS[kind](BytesIO(data))
-        except _BROKEN as inner:
+        except _DECODER_ERRORS as inner:
             reason = inner
         if kind == "TIFF":
-            with contextlib.suppress(*_BROKEN):
-                what = _unscaled(_tiff_tags(data))
+            with contextlib.suppress(*_DECODER_ERRORS):
+                what = _unsupported_pixels_of(_tiff_tags(data))
                 if what is not None or str(reason) == "unknown pixel mode":
-                    return _unsupported(kind, what or "TIFF of a kind of pixels that Pillow does not know")
-    words = str(reason).replace("decoder error -2", "libtiff refused it") or type(reason).__name__
-    early = "runcated" in words or _ends_early(kind, data)
-    return ItemError("truncated" if early else "corrupt", f"{kind}: {words}")
+                    return _unsupported(kind, what or "TIFF with an unknown pixel mode")
+    detail = str(reason).replace("decoder error -2", "libtiff cannot decode it") or type(reason).__name__
+    truncated = "runcated" in detail or _is_truncated(kind, data)
+    return ItemError("truncated" if truncated else "corrupt", f"{kind}: {detail}")
 
 
-def _ends_early(kind: str, data: bytes) -> bool:
-    """Return whether a file that could not be decoded lacks its end."""
+def _is_truncated(kind: str, data: bytes) -> bool:
+    """Return whether a file that could not be decoded is truncated."""
     if kind == "PNG":
         return b"IEND" not in data
     if kind == "GIF":
@@ -414,11 +417,11 @@ def _ends_early(kind: str, data: bytes) -> bool:
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     if kind == "BMP":
         return len(data) < int.from_bytes(data[2:6], "little")
-    return _tiff_ends_early(data)
+    return _tiff_is_truncated(data)
 
 
 def _tiff_tags(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
-    """Return the first directory. Raises EOFError where it lies beyond the end."""
+    """Return the first image file directory. Raises EOFError if it lies beyond the end of the file."""
     big = data[2:4] in (b"+\0", b"\0+")
     tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if big else 8])
     if tags.next >= len(data):
@@ -429,8 +432,8 @@ def _tiff_tags(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
     return tags
 
 
-def _tiff_ends_early(data: bytes) -> bool:
-    """Return whether the directory, or a strip or tile that it lists, lies beyond the end."""
+def _tiff_is_truncated(data: bytes) -> bool:
+    """Return whether the directory, or a strip or tile that it lists, extends beyond the end of the file."""
     try:
         tags = _tiff_tags(data)
         ends = [
@@ -440,6 +443,6 @@ def _tiff_ends_early(data: bytes) -> bool:
         ]
     except EOFError:
         return True
-    except _BROKEN:
+    except _DECODER_ERRORS:
         return False
     return any(end > len(data) for end in ends)

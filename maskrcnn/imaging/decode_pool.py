@@ -1,10 +1,10 @@
-"""Decoding in processes of its own, so that a decoder's crash costs one image and never the model.
+"""Decode in separate processes, so that a crash of a decoder fails one image and does not end the model's process.
 
-Images, parts of rasters, and headers, when a run of windows is planned.
+The processes decode images and regions of rasters, and read headers when a windowed run is planned.
 
-Image decoders are C code that reads hostile bytes: a process that hosts a network must not run them. A child has
-one image at a time, and therefore is alone with whatever kills it. It ends by itself when the time is up (the
-kernel's alarm needs no help from a decoder that hangs), when memory is short, and when its parent is gone.
+Image decoders are C code that parses untrusted bytes: they must not run in a process that holds a network. A child
+process handles one image at a time, so the image that ends it is known. It ends itself at the timeout (the kernel's
+alarm also interrupts a decoder that hangs), at the memory limit, and when its parent has ended.
 
 Bytes and pixels pass through a socket pair. Reference: socketpair(2), setitimer(2), setrlimit(2).
 """
@@ -39,40 +39,40 @@ from .raster import RasterReader, sample
 from .sniff import format_of
 
 DECODE_TIMEOUT_S: Final = 60.0
-"""For one image. The largest that the limits allow takes some five seconds."""
+"""The timeout for one image. The largest image that the limits allow takes about five seconds."""
 EXECUTIONS: Final = 2
-"""Of an image that kills its decoder, each in a fresh process, before it is given up; see `Decoders.executions`."""
+"""How often an image that ends its decoder is tried, each time in a new process; see `Decoders.executions`."""
 
-_HEADER: Final = struct.Struct("<I")  # bytes of the JSON that follows, which says what follows that
+_HEADER: Final = struct.Struct("<I")  # the number of bytes of the JSON header that follows
 _READY: Final = b"!"
 _SPARE_BYTES: Final = 2**30
 _BUFFER_BYTES: Final = 2**20
-_BYTES_PER_PIXEL: Final = 16  # of the worst path, 16-bit grey
+_BYTES_PER_PIXEL: Final = 16  # the maximum over all modes, for 16-bit grey
 _REGION_BYTES: Final = 2**32
 
 
 @dataclass(frozen=True, slots=True)
 class RasterSource:
-    """A raster, and how it is to be read."""
+    """A raster, and how to read it."""
 
     uri: str
     etag: str | None
-    """As planned; see `storage.open_input`."""
+    """The etag at planning time; see `inputs.open_input`."""
     radiometry: Radiometry
     assume_crs: str | None = None
 
 
 class Decoders:
-    """Up to `count` decoding processes, started when they are needed; for any number of threads.
+    """Manage up to `count` decoding processes, started on demand; safe to use from several threads.
 
     Args:
-        count: how many images are decoded at once; further callers wait.
-        timeout_s: seconds that one image may take.
+        count: the number of images decoded at once; further callers wait.
+        timeout_s: the timeout for one image, in seconds.
     """
 
     def __init__(self, count: int, timeout_s: float = DECODE_TIMEOUT_S) -> None:
         self.executions = EXECUTIONS
-        """Of an image from now on; one, where it may have had others before."""
+        """How often an image is tried; set it to 1 if earlier executions are possible."""
         self._timeout_s = timeout_s
         self._idle: queue.SimpleQueue[_Decoder | None] = queue.SimpleQueue()
         self._count = count
@@ -80,44 +80,46 @@ class Decoders:
             self._idle.put(None)
 
     def decode(self, data: bytes, limits: Limits) -> DecodedImage:
-        """Do what `decode.decode_image` does, elsewhere.
+        """Run `decode.decode_image` in a decoding process.
 
         Raises:
-            ItemError: as `decode_image`; also `worker_crash`, `timeout` and `out_of_memory`, where the image
-                ended its decoder, alone, each of `executions` times.
-            RunError: no decoder can be started.
+            ItemError: as `decode_image`; also `worker_crash`, `timeout` or `out_of_memory` if the image ended its
+                decoding process in each of `executions` attempts.
+            RunError: no decoding process can be started.
         """
-        request = {"do": "decode", "limits": dataclasses.astuple(limits)}
-        reply, [pixels] = self._ask(request, data, _memory(limits))
+        request = {"operation": "decode", "limits": dataclasses.astuple(limits)}
+        reply, [pixels] = self._request(request, data, _memory(limits))
         return DecodedImage(pixels, reply["exif_orientation"])
 
     def read_region(self, source: RasterSource, rect: Rect) -> RasterRegion:
-        """Read a rectangle of a raster, as `raster.RasterReader.read_region` does, elsewhere.
+        """Run `raster.RasterReader.read_region` in a decoding process.
 
         Raises:
-            ItemError: as there, and as in `decode`.
+            ItemError: as `read_region` and `decode`.
             RunError: the store failed.
         """
-        request = {"do": "strip", "source": dataclasses.asdict(source), "rect": rect}
-        reply, [pixels, valid] = self._ask(request, b"", _REGION_BYTES)
-        broken = [(Rect(*where), ItemError(*why)) for *where, why in reply["broken"]]
+        request = {"operation": "read_region", "source": dataclasses.asdict(source), "rect": rect}
+        reply, [pixels, valid] = self._request(request, b"", _REGION_BYTES)
+        broken = [(Rect(*part), ItemError(*error)) for *part, error in reply["broken"]]
         return RasterRegion(pixels, valid.view(np.bool_), tuple(broken))
 
-    def survey(self, uri: str, limits: Limits, radiometry: Radiometry, assume_crs: str | None) -> ImageHeader:
-        """Read the header of an image or a raster, elsewhere.
+    def read_header(
+        self, uri: str, limits: Limits, radiometry: Radiometry, assume_crs: str | None
+    ) -> ImageHeader:
+        """Read the header of an image or a raster in a decoding process.
 
         Raises:
-            ItemError: it cannot be read, or the image cannot be used.
+            ItemError: the header cannot be read, or the image does not meet the limits or the radiometry.
             RunError: the store failed.
         """
         request = {
-            "do": "survey",
+            "operation": "read_header",
             "uri": uri,
             "limits": dataclasses.astuple(limits),
             "radiometry": radiometry.to_json(),
             "assume_crs": assume_crs,
         }
-        reply, _ = self._ask(request, b"", _memory(limits))
+        reply, _ = self._request(request, b"", _memory(limits))
         block, transform = reply["block_size"], reply["transform"]
         return ImageHeader(
             reply["height"],
@@ -130,26 +132,26 @@ class Decoders:
     def sample(
         self, uri: str, radiometry: Radiometry, count: int, assume_crs: str | None
     ) -> tuple[NDArray[np.float64], float]:
-        """Do what `raster.sample` does, elsewhere.
+        """Run `raster.sample` in a decoding process.
 
         Raises:
             ItemError: the raster cannot be read.
             RunError: the store failed.
         """
         request = {
-            "do": "sample",
+            "operation": "sample",
             "uri": uri,
             "radiometry": radiometry.to_json(),
             "count": count,
             "assume_crs": assume_crs,
         }
-        reply, [values] = self._ask(request, b"", _REGION_BYTES)
+        reply, [values] = self._request(request, b"", _REGION_BYTES)
         return values.view(np.float64), reply["weight"]
 
-    def _ask(
+    def _request(
         self, request: dict[str, Any], data: bytes, memory: int
     ) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
-        """Have a request answered by the next process that is idle."""
+        """Send a request to the next idle process and return its reply. Raises ItemError, RunError, UsageError."""
         decoder, executions = self._idle.get(), self.executions
         try:
             for _ in range(executions):
@@ -158,12 +160,12 @@ class Decoders:
                     return decoder.ask(request | {"seconds": self._timeout_s, "bytes": len(data)}, data)
                 except _DecoderDiedError:
                     status, decoder = decoder.end(), None
-            raise _verdict(status, self._timeout_s)
+            raise _process_error(status, self._timeout_s)
         finally:
             self._idle.put(decoder)
 
     def close(self) -> None:
-        """End the processes; call it when no thread decodes."""
+        """End the processes. No thread may be decoding."""
         for _ in range(self._count):
             decoder = self._idle.get()
             if decoder is not None:
@@ -179,11 +181,11 @@ class Decoders:
 
 
 class _DecoderDiedError(Exception):
-    """The process ended before it answered."""
+    """The process ended before it replied."""
 
 
 class _Decoder:
-    """One process, and this end of its socket."""
+    """One decoding process, and the parent's end of its socket."""
 
     def __init__(self, memory: int) -> None:
         self._socket, theirs = socket.socketpair()
@@ -191,7 +193,7 @@ class _Decoder:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         with theirs:
             try:
-                self._process = subprocess.Popen(  # noqa: S603 (this interpreter and two numbers)
+                self._process = subprocess.Popen(  # noqa: S603 (only this interpreter and two numbers)
                     [sys.executable, "-m", "maskrcnn.imaging.decode_pool", str(theirs.fileno()), str(memory)],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
@@ -204,11 +206,11 @@ class _Decoder:
             _receive(self._socket, len(_READY))
         except _DecoderDiedError:
             raise RunError(
-                f"a process to decode images ended at once (status {self.end()}); see the worker's log"
+                f"a process to decode images ended at its start (status {self.end()}); see the worker's log"
             ) from None
 
     def ask(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
-        """Have a request answered. Raises ItemError, RunError, _DecoderDiedError."""
+        """Send a request and return the reply. Raises ItemError, RunError, UsageError, _DecoderDiedError."""
         try:
             _send(self._socket, request, [data])
         except OSError as error:
@@ -216,10 +218,10 @@ class _Decoder:
         reply = _receive_json(self._socket)
         if "code" in reply:
             raise ItemError(reply["code"], reply["message"], width=reply["width"], height=reply["height"])
-        if "stopped" in reply:
-            raise RunError(reply["stopped"])
-        if "refused" in reply:
-            raise UsageError(reply["refused"])
+        if "run_error" in reply:
+            raise RunError(reply["run_error"])
+        if "usage_error" in reply:
+            raise UsageError(reply["usage_error"])
         arrays = [np.empty(shape, np.uint8) for shape in reply["shapes"]]
         for array in arrays:
             if array.size:
@@ -227,7 +229,7 @@ class _Decoder:
         return reply, arrays
 
     def end(self) -> int:
-        """End the process, if it has not ended; return its status, negative for a signal."""
+        """End the process if it is still running; return its exit status, negative for a signal."""
         self._socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(5.0)
@@ -239,14 +241,17 @@ def _memory(limits: Limits) -> int:
     return _SPARE_BYTES + _BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes
 
 
-def _verdict(status: int, timeout_s: float) -> ItemError:
-    """Return why an image is given up whose decoder ended with a status."""
+def _process_error(status: int, timeout_s: float) -> ItemError:
+    """Return the error of an image whose decoding process ended with `status`."""
     if status == -signal.SIGALRM:
         return ItemError("timeout", f"not decoded within {timeout_s:g} s")
     if status == -signal.SIGKILL:
-        return ItemError("out_of_memory", "its decoder was killed, as the kernel does when memory is short")
+        return ItemError(
+            "out_of_memory",
+            "the decoding process was killed, probably by the kernel because memory was short",
+        )
     how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-    return ItemError("worker_crash", f"it ended its decoder ({how})")
+    return ItemError("worker_crash", f"the decoding process crashed on this image ({how})")
 
 
 def _send(connection: socket.socket, header: dict[str, Any], contents: Sequence[bytes | memoryview]) -> None:
@@ -280,11 +285,11 @@ def _receive_into(connection: socket.socket, view: memoryview) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed, where it is glibc.
+    """Configure glibc to keep freed memory for reuse; do nothing with another C library.
 
-    By default it returns every decoded image's memory to the kernel, which then clears as many pages for the next
-    one: half of the time of decoding a small photo. One arena instead of one a thread, so that what one thread
-    frees another can use.
+    By default glibc returns the memory of each decoded image to the kernel, which then clears as many pages for the
+    next image: half of the time of decoding a small photo. One arena is used instead of one per thread, so that
+    memory freed by one thread can be reused by another.
 
     Reference: mallopt(3).
     """
@@ -297,11 +302,11 @@ def keep_freed_memory() -> None:
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
-# In the child
+# In the child process
 
 
 def _serve(connection: socket.socket) -> None:
-    """Answer requests until the parent is gone."""
+    """Reply to requests until the parent has ended."""
     connection.sendall(_READY)
     while True:
         request = _receive_json(connection)
@@ -309,7 +314,7 @@ def _serve(connection: socket.socket) -> None:
         signal.setitimer(signal.ITIMER_REAL, request["seconds"])
         arrays: list[NDArray[Any]] = []
         try:
-            reply, arrays = _DO[request["do"]](request, data)
+            reply, arrays = _HANDLERS[request["operation"]](request, data)
         except ItemError as error:
             reply = {
                 "code": error.code,
@@ -318,9 +323,9 @@ def _serve(connection: socket.socket) -> None:
                 "height": error.height,
             }
         except RunError as error:
-            reply = {"stopped": str(error)}
+            reply = {"run_error": str(error)}
         except UsageError as error:
-            reply = {"refused": str(error)}
+            reply = {"usage_error": str(error)}
         signal.setitimer(signal.ITIMER_REAL, 0)
         arrays = [np.ascontiguousarray(array).view(np.uint8) for array in arrays]
         _send(
@@ -330,30 +335,30 @@ def _serve(connection: socket.socket) -> None:
         )
 
 
-_Answer = tuple[dict[str, Any], list[NDArray[Any]]]
+_Reply = tuple[dict[str, Any], list[NDArray[Any]]]
 
 
-def _decode(request: dict[str, Any], data: bytes) -> _Answer:
+def _decode(request: dict[str, Any], data: bytes) -> _Reply:
     image = decode_image(data, Limits(*request["limits"]))
     return {"exif_orientation": image.exif_orientation}, [image.pixels]
 
 
-def _strip(request: dict[str, Any], _: bytes) -> _Answer:
+def _read_region(request: dict[str, Any], _: bytes) -> _Reply:
     pixels, valid, broken = _reader(json.dumps(request["source"])).read_region(Rect(*request["rect"]))
-    why = [(*rect, (error.code, error.message)) for rect, error in broken]
-    return {"broken": why}, [pixels, valid]
+    errors = [(*rect, (error.code, error.message)) for rect, error in broken]
+    return {"broken": errors}, [pixels, valid]
 
 
 @functools.lru_cache(maxsize=1)
 def _reader(source: str) -> RasterReader:
-    """Return the raster that was asked for last, still open."""
+    """Return a reader of a raster; the last one is kept open."""
     fields = json.loads(source)
     raster = RasterSource(**fields | {"radiometry": Radiometry.from_json(fields["radiometry"])})
     file = open_input(raster.uri, raster.etag)
     return RasterReader(file, raster.radiometry, assume_crs=raster.assume_crs)
 
 
-def _survey(request: dict[str, Any], _: bytes) -> _Answer:
+def _read_header(request: dict[str, Any], _: bytes) -> _Reply:
     with open_input(request["uri"]) as file:
         if format_of(file.read(1024)) == "TIFF":
             info = raster_info(file, request["assume_crs"])
@@ -365,25 +370,25 @@ def _survey(request: dict[str, Any], _: bytes) -> _Answer:
         return dataclasses.asdict(ImageHeader(*image_size(file, Limits(*request["limits"])))), []
 
 
-def _sample(request: dict[str, Any], _: bytes) -> _Answer:
+def _sample(request: dict[str, Any], _: bytes) -> _Reply:
     radiometry = Radiometry.from_json(request["radiometry"])
     with open_input(request["uri"]) as file:
         values, weight = sample(file, radiometry, request["count"], request["assume_crs"])
     return {"weight": weight}, [values]
 
 
-_DO: Final[dict[str, Callable[[dict[str, Any], bytes], _Answer]]] = {
+_HANDLERS: Final[dict[str, Callable[[dict[str, Any], bytes], _Reply]]] = {
     "decode": _decode,
-    "strip": _strip,
-    "survey": _survey,
+    "read_region": _read_region,
+    "read_header": _read_header,
     "sample": _sample,
 }
 
 
 def _limit_memory(spare_bytes: int) -> None:
-    """Let the process grow by so much, and then meet MemoryError; where the system can."""
+    """Let the process allocate `spare_bytes` more before a MemoryError, if the system supports the limit."""
     with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource  # noqa: PLC0415 (not on every system)
+        import resource  # noqa: PLC0415 (missing on some systems)
 
         with open("/proc/self/statm", "rb") as file:  # noqa: PTH123
             now = int(file.read().split()[0]) * resource.getpagesize()
@@ -392,9 +397,9 @@ def _limit_memory(spare_bytes: int) -> None:
 
 
 def main() -> None:
-    """Serve the socket that was inherited: `python -m maskrcnn.imaging.decode_pool SOCKET SPARE_BYTES`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business, and the terminal tells both
-    # libtiff prints a line for whatever it does not like, hundreds for one file; only Python's words are for the log.
+    """Serve requests on the inherited socket: `python -m maskrcnn.imaging.decode_pool SOCKET SPARE_BYTES`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal signals both processes; the parent handles it
+    # libtiff prints a line per problem, hundreds for one file; only Python's own output goes to the log.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     keep_freed_memory()

@@ -1,4 +1,4 @@
-"""Rectangles of pixels, and what is known of an image before it is read."""
+"""Rectangles of pixels, regions of rasters, and image headers."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from ..types import Pixels
 
 
 class Rect(NamedTuple):
-    """A rectangle of pixels, in rasterio's words and order."""
+    """A rectangle of pixels, with the field names and order of `rasterio.windows.Window`."""
 
     col_off: int
     row_off: int
@@ -29,14 +29,14 @@ class Rect(NamedTuple):
         return self.row_off + self.height
 
     def shared(self, other: "Rect") -> "Rect":
-        """Return what two rectangles share; width or height is zero where that is nothing."""
+        """Return the intersection of two rectangles; its width or height is zero if they are disjoint."""
         left, top = max(self.col_off, other.col_off), max(self.row_off, other.row_off)
         right, bottom = min(self.right, other.right), min(self.bottom, other.bottom)
         return Rect(left, top, max(right - left, 0), max(bottom - top, 0))
 
 
 Entry = dict[str, Any]
-"""A row of the table `schema.ITEMS`."""
+"""A row of a table with the schema `schema.ITEMS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +44,24 @@ class RasterRegion:
     """A rectangle of a raster."""
 
     pixels: Pixels
-    """(height, width, 3), RGB, uint8; zeros where nothing is valid."""
+    """(height, width, 3), RGB, uint8; 0 where a pixel is not valid."""
     valid: NDArray[np.bool_]
-    """(height, width) whether a pixel is neither nodata, nor masked, nor transparent."""
+    """(height, width): whether a pixel is neither nodata, nor masked, nor transparent."""
     broken: tuple[tuple[Rect, ItemError], ...] = ()
-    """Where blocks could not be read, in the raster's pixels, and why."""
+    """Rectangles of blocks that could not be read, in pixels of the raster, each with its error."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What is known of an image before it is read; sizes are None where its header could not be read."""
+    """The contents of an image header; the sizes are None if it could not be read."""
 
     height: int | None = None
     width: int | None = None
     block_size: tuple[int, int] | None = None
-    """(height, width) of the file's blocks, pixels; None where it can only be read as a whole."""
+    """(height, width) of the file's blocks in pixels; None if the image can only be read as a whole."""
     crs_wkt: str | None = None
-    """WKT; None: its pixels lie nowhere."""
+    """The coordinate reference system as WKT; None for an image that is not georeferenced."""
     transform: tuple[float, ...] | None = None
     """a … f of x = a * column + b * row + c, y = d * column + e * row + f."""
     error: ItemError | None = None
-    """Why its size is not known."""
+    """The error that prevented reading the header."""

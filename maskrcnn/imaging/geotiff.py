@@ -1,7 +1,7 @@
-"""GeoTIFFs opened by GDAL: from an open file, its header first, every fault a code.
+"""Open GeoTIFFs with GDAL from an open file, read their headers, and map GDAL's errors to error codes.
 
-rasterio calls files by names; here a file is what was opened for it, and there is nothing beside it: no sidecar, no
-other file, no network.
+rasterio opens files by name. Here it reads only the file object that the caller opened: no sidecar files, no other
+files, no network.
 """
 
 import contextlib
@@ -22,88 +22,88 @@ from numpy.typing import NDArray
 from ..errors import ItemError, MaskrcnnError, UsageError
 from .sniff import format_of
 
-# rasterio logs whatever GDAL does not like, which Python prints where no logging is set up.
+# rasterio logs GDAL's warnings and errors, which Python prints if logging is not configured.
 logging.getLogger("rasterio").addHandler(logging.NullHandler())
 
-NOWHERE: Final = "none"
-"""What is assumed of rasters that are to be taken as pictures, if they do not say where they lie."""
+NO_CRS: Final = "none"
+"""The value of `assume_crs` that accepts rasters without georeference as ordinary images."""
 MAX_BLOCK_BYTES: Final = 2**28
-"""Of a decoded block with all bands that are stored in it."""
+"""The maximum size of a decoded block with all bands stored in it."""
 TYPES: Final = frozenset(["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"])
-"""Of numbers that can become a brightness."""
+"""The supported data types of pixels, by their numpy names."""
 
 _CACHE_BYTES: Final = 2**24
 _PAGE_BYTES: Final = 2**16
 _PAGES: Final = 32
 _names: Final = itertools.count()
 
-_BROKEN: Final = (
+_GDAL_ERRORS: Final = (
     OSError,  # RasterioIOError
     ValueError,  # CRSError; undecodable text; enumerations
-    LookupError,  # tables without entries
+    LookupError,  # missing entries of tables
     TypeError,  # a tag that is missing where a number belongs
-    ArithmeticError,  # sizes beyond C's
-    AttributeError,  # a mask, a colour table that is not there
-    RuntimeError,  # GDAL's errors that have no class of their own
+    ArithmeticError,  # sizes that overflow C integers
+    AttributeError,  # a missing mask or colour table
+    RuntimeError,  # errors of GDAL without a class of their own
 )
-"""What rasterio may raise on a damaged file, beside its own errors."""
+"""The exception types that rasterio may raise on a damaged file, besides its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class RasterInfo:
-    """What the header of a raster says."""
+    """The contents of a raster's header."""
 
     height: int
     """Pixels."""
     width: int
     block_size: tuple[int, int]
-    """(height, width) of what is decoded at once, pixels."""
+    """(height, width) of a block, the unit of decoding, in pixels."""
     bands: int
-    """All of the file, alpha too."""
+    """The number of bands in the file, including alpha."""
     dtype: str
-    """Of each band, as numpy calls it."""
+    """The numpy name of the data type, which is the same for all bands."""
     bits: int
-    """Of each value that are used; fewer than the type's where the file packs them."""
+    """The number of bits used by each value; fewer than those of the data type if the file packs them."""
     crs_wkt: str | None
-    """Its CRS, or the assumed one; WKT2:2019."""
+    """The CRS of the file, or the assumed one, as WKT2:2019; None if it is not georeferenced."""
     transform: tuple[float, ...]
-    """Six numbers a to f: x = a·col + b·row + c, y = d·col + e·row + f, of a pixel's upper left corner."""
+    """Six numbers a to f that map a pixel's upper left corner: x = a·col + b·row + c, y = d·col + e·row + f."""
     nodata: float | None
     scales: tuple[float, ...]
-    """Of each band; 1 where there is none."""
+    """The scale of each band; 1 by default."""
     offsets: tuple[float, ...]
-    """Of each band; 0 where there is none."""
+    """The offset of each band; 0 by default."""
     colorinterp: tuple[str, ...]
-    """Of each band: `red`, `gray`, `alpha`, …"""
+    """The colour interpretation of each band: `red`, `gray`, `alpha`, …"""
     palette: bool
-    """The first band indexes colours."""
+    """Whether the first band contains indices into a palette."""
     alpha_band: int | None
-    """From 1."""
+    """The number of the alpha band, from 1; None without alpha."""
     mask: bool
-    """There is a mask beside the bands."""
+    """Whether the file contains a mask in addition to the bands."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values; `nodata` may be NaN, which Python's JSON writes and reads."""
-        return plain(self)
+        """Return the fields as JSON values; `nodata` may be NaN, which Python's JSON writes and reads."""
+        return fields_to_json(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """Do the reverse."""
-        return cls(**from_plain(values))
+        """Return the header from the values of `to_json`."""
+        return cls(**fields_from_json(values))
 
 
 def raster_info(file: BinaryIO, assume_crs: str | None = None) -> RasterInfo:
-    """Read the header.
+    """Read the header of a raster.
 
     Args:
-        file: open, with random access; it stays open.
-        assume_crs: like `EPSG:32636`, for a raster that has a transform but no CRS.
+        file: an open file with random access; it is not closed.
+        assume_crs: the CRS of a raster that has a transform but no CRS, such as `EPSG:32636`.
 
     Raises:
         ItemError: `empty_file`, `not_an_image`, `unsupported_format`, `truncated`, `corrupt`, `no_crs`,
-            `unsupported_pixels`, `too_many_pixels`, `out_of_memory`; `storage_error`, or another code of the file's.
-        RunError: the file's.
-        UsageError: the extra geo is missing; nobody knows that CRS.
+            `unsupported_pixels`, `too_many_pixels`, `out_of_memory`; `storage_error`, or a code raised by `file`.
+        RunError: raised by `file`.
+        UsageError: the extra geo is not installed; `assume_crs` is not a valid CRS.
     """
     source = Source(file)
     with contextlib.closing(open_tiff(source, 1)) as dataset:
@@ -111,20 +111,22 @@ def raster_info(file: BinaryIO, assume_crs: str | None = None) -> RasterInfo:
 
 
 def read_info(source: "Source", dataset: Any, assume_crs: str | None) -> RasterInfo:
-    """Read the header of what `open_tiff` opened. Raises as `raster_info`."""
-    with faults(source):
+    """Read the header of a dataset that `open_tiff` opened. Raises as `raster_info`."""
+    with gdal_errors(source):
         dtype = dataset.dtypes[0]
         colors = tuple(color.name for color in dataset.colorinterp)
         flags = [flag.name for flag in dataset.mask_flag_enums[0]]
         block = dataset.block_shapes[0]
         interleaved = str(dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE", "")).upper() == "PIXEL"
         if dtype not in TYPES:
-            raise ItemError("unsupported_pixels", f"{dtype} numbers mean no brightness")
+            raise ItemError(
+                "unsupported_pixels", f"pixels of type {dtype} cannot be converted to a brightness"
+            )
         stored = math.prod(block) * np.dtype(dtype).itemsize * (dataset.count if interleaved else 1)
         if stored > MAX_BLOCK_BYTES:
             raise ItemError(
                 "too_many_pixels",
-                f"its blocks of {block[1]}x{block[0]} pixels are decoded as a whole; rewrite it in tiles",
+                f"its blocks of {block[1]} x {block[0]} pixels are too large to decode; rewrite it in tiles",
                 width=dataset.width,
                 height=dataset.height,
             )
@@ -148,57 +150,56 @@ def read_info(source: "Source", dataset: Any, assume_crs: str | None) -> RasterI
 
 
 def _georeference(dataset: Any, assume_crs: str | None) -> str | None:
-    """Return the CRS as WKT; None for one without, if that was asked for. Raises ItemError, UsageError."""
+    """Return the CRS as WKT; None for a raster without one, if `assume_crs` permits. Raises ItemError, UsageError."""
     transform = dataset.transform
-    if assume_crs == NOWHERE and (transform.is_identity or not dataset.crs):
+    if assume_crs == NO_CRS and (transform.is_identity or not dataset.crs):
         return None
     if transform.is_identity:
         if dataset.gcps[0]:
-            raise ItemError("no_crs", "it has ground control points only; warp it (gdalwarp) to go on")
+            raise ItemError("no_crs", "it has ground control points only; warp it (gdalwarp) first")
         if dataset.rpcs is not None:
-            raise ItemError(
-                "no_crs", "it has rational polynomial coefficients only; orthorectify it to go on"
-            )
+            raise ItemError("no_crs", "it has rational polynomial coefficients only; orthorectify it first")
         raise ItemError(
-            "no_crs", "no transform from pixels to coordinates; --assume-crs none takes it as a picture"
+            "no_crs",
+            "no transform from pixels to coordinates; use --assume-crs none to read it as an ordinary image",
         )
-    # The product of tiny pixels is tiny; only none, or no number, is no area.
+    # Tiny pixels have a tiny determinant, so only zero and non-finite values are rejected.
     if not all(map(math.isfinite, transform[:6])) or transform.determinant == 0:
-        raise ItemError("no_crs", "its transform from pixels to coordinates has no area")
+        raise ItemError("no_crs", "its transform maps pixels to no area; write a valid transform")
     crs = dataset.crs
     if not crs:
         if assume_crs is None:
-            raise ItemError("no_crs", "no coordinate reference system; say one with --assume-crs to go on")
+            raise ItemError("no_crs", "no coordinate reference system; give one with --assume-crs")
         crs = parse_crs(assume_crs)
     return str(crs.to_wkt(version="WKT2_2019"))
 
 
 def parse_crs(text: str) -> Any:
-    """Return what a user means by a CRS; None for `none`. Raises UsageError."""
+    """Return the rasterio CRS that `text` names; None for `none`. Raises UsageError."""
     rasterio = need_rasterio()
-    if text == NOWHERE:
+    if text == NO_CRS:
         return None
     try:
         with rasterio.Env(session=rasterio.session.DummySession()):
             return rasterio.crs.CRS.from_user_input(text)
     except ValueError:  # CRSError is one
-        raise UsageError(f"--assume-crs takes a CRS like EPSG:32636, or none, not {text!r}") from None
+        raise UsageError(f"--assume-crs takes a CRS such as EPSG:32636, or none, not {text!r}") from None
 
 
 def write_geotiff(
     path: str | Path, pixels: NDArray[Any], crs: str, transform: Sequence[float], block: int = 512
 ) -> None:
-    """Write a tiled, deflated GeoTIFF.
+    """Write a tiled GeoTIFF with deflate compression.
 
     Args:
-        path: of a local file.
+        path: the path of a local file.
         pixels: (height, width, bands).
-        crs: like `EPSG:32636`.
+        crs: the coordinate reference system, such as `EPSG:32636`.
         transform: six numbers, a … f of x = a * column + b * row + c, y = d * column + e * row + f.
-        block: side of its blocks, pixels; a multiple of 16.
+        block: the side of a block in pixels; a multiple of 16.
 
     Raises:
-        UsageError: the extra `geo` is missing.
+        UsageError: the extra `geo` is not installed.
     """
     rasterio = need_rasterio()
     height, width, count = pixels.shape
@@ -225,9 +226,9 @@ def write_geotiff(
 
 
 def need_rasterio() -> Any:
-    """Return the module. Raises UsageError where it is not installed."""
+    """Import and return rasterio. Raises UsageError if it is not installed."""
     try:
-        import rasterio  # noqa: PLC0415 (an extra)
+        import rasterio  # noqa: PLC0415 (optional dependency)
         import rasterio.session  # noqa: PLC0415
     except ImportError:
         raise UsageError("GeoTIFFs in windows need the extra geo: pip install 'maskrcnn-ray[geo]'") from None
@@ -235,23 +236,23 @@ def need_rasterio() -> Any:
 
 
 def open_tiff(source: "Source", threads: int) -> Any:
-    """Return a dataset of rasterio. Raises ItemError, RunError, UsageError."""
+    """Open a source as a rasterio dataset. Raises ItemError, RunError, UsageError."""
     rasterio = need_rasterio()
     if not source.size:
         source.check()
         raise ItemError("empty_file", "zero bytes")
-    head = source.at(0, 1024)
+    head = source.read_at(0, 1024)
     source.check()
     if (kind := format_of(head)) != "TIFF":
         raise ItemError(
-            "unsupported_format", f"{kind} under the name of a raster; only GeoTIFF is read in windows"
+            "unsupported_format", f"{kind} with the name of a raster; only GeoTIFFs are read in windows"
         )
     if source.size < 8:
-        raise ItemError("truncated", "it ends within its first bytes")
-    with faults(source), warnings.catch_warnings():
-        # A raster without a transform has a code; it needs no warning.
+        raise ItemError("truncated", "the file ends within the TIFF header")
+    with gdal_errors(source), warnings.catch_warnings():
+        # A missing transform is reported by an error code, so the warning is redundant.
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        # GDAL tells files apart by their names, and rasterio by their folders.
+        # GDAL distinguishes open files by their names, rasterio by their folders.
         return rasterio.open(
             f"/{next(_names)}/raster.tif",
             opener=source.open,
@@ -263,8 +264,13 @@ def open_tiff(source: "Source", threads: int) -> Any:
 
 
 @contextlib.contextmanager
-def faults(source: "Source") -> Iterator[None]:
-    """Set GDAL up, and turn what it raises into codes."""
+def gdal_errors(source: "Source") -> Iterator[None]:
+    """Configure GDAL, and convert the exceptions it raises to error codes.
+
+    Raises:
+        ItemError: `out_of_memory`, `truncated`, `corrupt`; as `Source.check`.
+        RunError: as `Source.check`.
+    """
     rasterio = need_rasterio()
     settings = {
         "GDAL_CACHEMAX": _CACHE_BYTES,
@@ -274,25 +280,25 @@ def faults(source: "Source") -> Iterator[None]:
     }
     source.short = False
     try:
-        # Without a session, rasterio would hand credentials of the environment to GDAL.
+        # Without a dummy session, rasterio would pass credentials of the environment to GDAL.
         with rasterio.Env(session=rasterio.session.DummySession(), **settings):
             yield
     except MaskrcnnError:
         raise
     except MemoryError as error:
         raise ItemError("out_of_memory", "not enough memory to read it") from error
-    except (*_BROKEN, rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:  # noqa: SLF001
+    except (*_GDAL_ERRORS, rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:  # noqa: SLF001
         source.check()
-        words = str(error.__cause__ or error) or type(error).__name__
-        raise ItemError("truncated" if source.short else "corrupt", f"cannot be read: {words}") from error
+        detail = str(error.__cause__ or error) or type(error).__name__
+        raise ItemError("truncated" if source.short else "corrupt", f"cannot be read: {detail}") from error
     source.check()
 
 
 class Source:
-    """A file as GDAL may see it: reads never raise, for GDAL would not notice.
+    """A file for GDAL: reads never raise, because GDAL ignores exceptions; `check` raises the error afterwards.
 
-    Small reads are served from pages, since a header is read by a few bytes at a time, each of which would be a
-    request.
+    Small reads are served from cached pages, because GDAL reads a header a few bytes at a time, each of which would
+    otherwise be a request.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -300,25 +306,25 @@ class Source:
         self._pages: dict[int, bytes] = {}
         self._failure: Exception | None = None
         self.short = False
-        """Something was asked for that lies behind the end."""
+        """Whether bytes beyond the end of the file were requested."""
         self.size = 0
-        with self._caught():
+        with self._record_failure():
             self.size = file.seek(0, 2)
 
     def open(self, _path: str, mode: str = "rb", **_: Any) -> "_Handle":
-        """Return a file of its own position, for GDAL."""
+        """Return a file object with its own position, for GDAL."""
         if mode not in ("r", "rb"):
             raise FileNotFoundError(mode)
         return _Handle(self)
 
-    def at(self, start: int, count: int) -> bytes:
-        """Return so many bytes, fewer at the end."""
+    def read_at(self, start: int, count: int) -> bytes:
+        """Return `count` bytes from `start`, fewer at the end of the file."""
         stop = min(start + count, self.size)
-        if start and start + count > self.size:  # the beginning is read before anything is known
+        if start and start + count > self.size:  # GDAL reads the beginning without knowing the size
             self.short = True
         if stop <= start or self._failure:
             return b""
-        with self._caught():
+        with self._record_failure():
             if stop - start >= _PAGE_BYTES:
                 return self._fetch(start, stop)
             first, last = start // _PAGE_BYTES, (stop - 1) // _PAGE_BYTES
@@ -327,11 +333,11 @@ class Source:
         return b""
 
     def check(self) -> None:
-        """Raise what the file raised; from then on it gives nothing.
+        """Raise the error of an earlier read, after which all reads return no bytes.
 
         Raises:
-            ItemError: the file's, or `storage_error`.
-            RunError: the file's.
+            ItemError: raised by the file, or `storage_error`.
+            RunError: raised by the file.
         """
         if isinstance(self._failure, MaskrcnnError):
             raise self._failure
@@ -339,7 +345,7 @@ class Source:
             raise ItemError("storage_error", f"{self._failure}") from self._failure
 
     def forget(self) -> None:
-        """Begin anew, after a failure."""
+        """Discard the cached pages and the error, to read again after a failure."""
         self._pages.clear()
         self._failure = None
 
@@ -358,11 +364,11 @@ class Source:
             parts.append(part)
             start += len(part)
         if start < stop:
-            self.short = True  # the file has become shorter
+            self.short = True  # the file was shortened while it was read
         return b"".join(parts)
 
     @contextlib.contextmanager
-    def _caught(self) -> Iterator[None]:
+    def _record_failure(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError, MaskrcnnError) as error:
@@ -370,7 +376,7 @@ class Source:
 
 
 class _Handle(io.RawIOBase):
-    """One of GDAL's views of a source."""
+    """A file object on a source, with its own position."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -384,29 +390,25 @@ class _Handle(io.RawIOBase):
         """Return True."""
         return True
 
-    def tell(self) -> int:
-        """Return the position in bytes."""
-        return self._position
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move."""
+        """Set the position and return it."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._source.size}[whence]
         self._position = max(base + offset, 0)
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        """Return up to so many bytes."""
-        data = self._source.at(self._position, self._source.size if size < 0 else size)
+        """Return up to `size` bytes, all that remain if it is negative."""
+        data = self._source.read_at(self._position, self._source.size if size < 0 else size)
         self._position += len(data)
         return data
 
 
-def plain(value: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass as JSON knows them."""
+def fields_to_json(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass as JSON values: tuples become lists."""
     fields = dataclasses.asdict(value)
     return {name: list(field) if isinstance(field, tuple) else field for name, field in fields.items()}
 
 
-def from_plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Do the reverse of `plain`."""
+def fields_from_json(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a dataclass from the values of `fields_to_json`."""
     return {name: tuple(field) if isinstance(field, list) else field for name, field in values.items()}

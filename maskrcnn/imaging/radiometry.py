@@ -1,6 +1,6 @@
-"""Radiometry: how the numbers of a raster's bands become RGB, by a policy that holds for a whole run.
+"""Radiometry: convert the values of a raster's bands to RGB, by one policy for a whole run.
 
-The rules are told in `raster`.
+The rules are described in `raster`.
 """
 
 import dataclasses
@@ -13,69 +13,70 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ItemError, UsageError
-from .geotiff import RasterInfo, from_plain, plain
+from .geotiff import RasterInfo, fields_from_json, fields_to_json
 
-_WHOLE: Final = {"uint8": 8, "int8": 8, "uint16": 16, "int16": 16}  # types of which a table has all values
-_AS_IS: Final = np.arange(256, dtype=np.uint8)
+# Data types small enough for a lookup table, with their number of bits.
+_TABLE_BITS: Final = {"uint8": 8, "int8": 8, "uint16": 16, "int16": 16}
+_IDENTITY: Final = np.arange(256, dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class Radiometry:
-    """How bands become RGB: the policy of a run, the same for all windows of all rasters.
+    """How bands are converted to RGB: the policy of a run, the same for all windows of all rasters.
 
     Raises:
-        ValueError: numbers that make no sense; `parse_radiometry` says so to users.
+        ValueError: invalid bands or ranges; `parse_radiometry` reports them to users.
     """
 
     bands: tuple[int, ...] | None = None
-    """One or three, from 1; None: found for each raster by the rules above."""
+    """One or three band numbers, from 1; None: chosen for each raster by the rules in `raster`."""
     scale: str = "dtype"
-    """`dtype`, `LOW,HIGH`, `pLOW,pHIGH` or `dataset`, as told."""
+    """`dtype`, `LOW,HIGH`, `pLOW,pHIGH` or `dataset`, as given by the user."""
     lows: tuple[float, ...] | None = None
-    """One, or one for each of red, green and blue, of a fixed range: what becomes 0."""
+    """The lower ends of a fixed range, which become 0: one for all channels, or one each for red, green and blue."""
     highs: tuple[float, ...] | None = None
-    """What becomes 255; greater than `lows`."""
+    """The upper ends, which become 255; greater than `lows`."""
 
     def __post_init__(self) -> None:
         if self.bands is not None and (len(self.bands) not in (1, 3) or min(self.bands) < 1):
-            raise ValueError(f"bands are one or three numbers from 1, not {self.bands}")
+            raise ValueError(f"bands must be one or three numbers from 1, not {self.bands}")
         if (self.lows is None) != (self.highs is None):
-            raise ValueError("a range has two ends")
+            raise ValueError("lows and highs must be given together")
         if self.lows is not None and self.highs is not None:
             ends = [*self.lows, *self.highs]
             if len(self.lows) not in (1, 3) or len(self.lows) != len(self.highs):
-                raise ValueError("ranges are one or three")
+                raise ValueError("lows and highs must have one or three values each")
             if not all(map(math.isfinite, ends)) or any(
                 a >= b for a, b in zip(self.lows, self.highs, strict=True)
             ):
-                raise ValueError(f"no range: {self.lows} to {self.highs}")
+                raise ValueError(f"not a valid range: {self.lows} to {self.highs}")
 
     @property
     def percentiles(self) -> tuple[float, float] | None:
-        """The percentiles that are to be found before a raster can be read, or None."""
+        """The percentiles to compute before a raster can be read, or None."""
         if self.lows is None and self.scale.startswith("p"):
             low, high = (float(part.strip()[1:]) for part in self.scale.split(","))
             return low, high
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return plain(self)
+        """Return the fields as JSON values."""
+        return fields_to_json(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """Do the reverse."""
-        return cls(**from_plain(values))
+        """Return the policy from the values of `to_json`."""
+        return cls(**fields_from_json(values))
 
 
 def parse_radiometry(bands: str | None, scale: str | None) -> Radiometry:
-    """Return the policy that a user's words say.
+    """Return the policy for the options `--bands` and `--scale`.
 
     >>> parse_radiometry("4,3,2", "0,10000")
     Radiometry(bands=(4, 3, 2), scale='0,10000', lows=(0.0,), highs=(10000.0,))
 
     Raises:
-        UsageError: they say none.
+        UsageError: an option is not valid.
     """
     chosen, scale = None, (scale or "dtype").strip().lower()
     try:
@@ -84,7 +85,7 @@ def parse_radiometry(bands: str | None, scale: str | None) -> Radiometry:
         if scale in ("dtype", "dataset"):
             return Radiometry(chosen, scale)
     except ValueError:
-        raise UsageError(f"--bands takes one or three numbers from 1, like 4,3,2, not {bands!r}") from None
+        raise UsageError(f"--bands takes one or three numbers from 1, such as 4,3,2, not {bands!r}") from None
     low, _, high = (part.strip() for part in scale.partition(","))
     percentiles = low.startswith("p") and high.startswith("p")
     try:
@@ -92,17 +93,17 @@ def parse_radiometry(bands: str | None, scale: str | None) -> Radiometry:
         if not percentiles:
             return Radiometry(chosen, scale, ends[:1], ends[1:])
         if not 0 <= ends[0] < ends[1] <= 100:
-            raise ValueError(scale)  # noqa: TRY301 (said once, below)
+            raise ValueError(scale)  # noqa: TRY301 (one message for all cases, below)
     except ValueError:
         raise UsageError(
-            "--scale takes LOW,HIGH (like 0,10000), percentiles of the collection (p2,p98) or dataset (the files' own "
-            f"scale and offset), not {scale!r}"
+            "--scale takes LOW,HIGH (such as 0,10000), percentiles of the collection (p2,p98) or dataset (the scale "
+            f"and offset of the files), not {scale!r}"
         ) from None
     return Radiometry(chosen, scale)
 
 
 def resolved(radiometry: Radiometry, lows: Sequence[float], highs: Sequence[float]) -> Radiometry:
-    """Return the policy with the range that percentiles came to; where both ends are one value, that becomes black."""
+    """Return the policy with the range of the percentiles; if both ends are equal, that value becomes black."""
     pairs = [
         (float(a), float(b) if b > a else float(a) + max(1.0, abs(a)))
         for a, b in zip(lows, highs, strict=True)
@@ -111,12 +112,12 @@ def resolved(radiometry: Radiometry, lows: Sequence[float], highs: Sequence[floa
 
 
 def check_radiometry(info: RasterInfo, radiometry: Radiometry) -> None:
-    """Say before any pixel is read what `RasterReader` would say.
+    """Check, before any pixel is read, that a raster fits the radiometry, as `RasterReader` does.
 
     Raises:
         ItemError: `unsupported_pixels`.
     """
-    if radiometry.percentiles is not None:  # which range they will come to does not matter
+    if radiometry.percentiles is not None:  # any range serves for the check
         radiometry = resolved(radiometry, (0.0,), (1.0,))
     ranges_of(info, radiometry, channels_of(info, radiometry))
 
@@ -124,13 +125,26 @@ def check_radiometry(info: RasterInfo, radiometry: Radiometry) -> None:
 def percentiles_of(
     samples: Sequence[tuple[NDArray[np.float64], float]], radiometry: Radiometry
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the ends of the range, from all samples. Raises UsageError where they hold no value."""
+    """Return the ends of the range from all samples.
+
+    Args:
+        samples: (3, N) values of each raster, with the number of pixels that each value represents.
+        radiometry: a policy with `percentiles`.
+
+    Returns:
+        The lows and highs of red, green and blue.
+
+    Raises:
+        UsageError: the samples contain no value.
+    """
     if radiometry.percentiles is None:
-        raise ValueError(f"{radiometry.scale} has no percentiles to find")
+        raise ValueError(f"the scale {radiometry.scale} has no percentiles")
     values = np.concatenate([np.zeros((3, 0)), *(values for values, _ in samples)], axis=1)
     weights = np.concatenate([np.zeros(0), *(np.full(values.shape[1], weight) for values, weight in samples)])
     if not weights.size:
-        raise UsageError("no raster has valid pixels to take percentiles of; see --scale LOW,HIGH")
+        raise UsageError(
+            "no raster has valid pixels to compute percentiles from; give a range with --scale LOW,HIGH"
+        )
     shares = np.array(radiometry.percentiles) / 100
     lows, highs = np.quantile(values, shares, axis=1, weights=weights, method="inverted_cdf").tolist()
     return tuple(lows), tuple(highs)
@@ -140,20 +154,22 @@ def percentiles_of(
 
 
 def channels_of(info: RasterInfo, radiometry: Radiometry) -> tuple[int, int, int]:
-    """Return the bands, from 1, that become red, green and blue. Raises ItemError."""
+    """Return the numbers, from 1, of the bands used for red, green and blue. Raises ItemError."""
     colors, bands = info.colorinterp, radiometry.bands
     if bands is None:
         if {"cyan", "Y", "hue"} & set(colors):
             raise ItemError(
-                "unsupported_pixels", f"bands that mean {', '.join(colors)}; choose some with --bands"
+                "unsupported_pixels", f"its bands are {', '.join(colors)}; choose bands with --bands"
             )
         if {"red", "green", "blue"} <= set(colors):
             bands = tuple(colors.index(name) + 1 for name in ("red", "green", "blue"))
         else:
-            plain = tuple(band for band in range(1, info.bands + 1) if band != info.alpha_band) or (1,)
-            bands = plain[:3] if len(plain) >= 3 else plain[:1]
+            unnamed = tuple(band for band in range(1, info.bands + 1) if band != info.alpha_band) or (1,)
+            bands = unnamed[:3] if len(unnamed) >= 3 else unnamed[:1]
     if max(bands) > info.bands:
-        raise ItemError("unsupported_pixels", f"it has {info.bands} bands, and no band {max(bands)}")
+        raise ItemError(
+            "unsupported_pixels", f"it has no band {max(bands)}; its number of bands is {info.bands}"
+        )
     red, green, blue = bands * (3 // len(bands))
     return red, green, blue
 
@@ -161,67 +177,70 @@ def channels_of(info: RasterInfo, radiometry: Radiometry) -> tuple[int, int, int
 def ranges_of(
     info: RasterInfo, radiometry: Radiometry, channels: tuple[int, ...]
 ) -> list[tuple[float, float]]:
-    """Return for each channel what becomes 0 and what becomes 255. Raises ItemError, ValueError."""
+    """Return for each channel the values that become 0 and 255. Raises ItemError, ValueError."""
     if radiometry.lows is not None and radiometry.highs is not None:
         return list(zip(radiometry.lows, radiometry.highs, strict=True)) * (3 // len(radiometry.lows))
     if radiometry.percentiles is not None:
-        raise ValueError("percentiles must be found first, see sample_percentiles")
+        raise ValueError("percentiles must be computed first, see sample_percentiles")
     if info.palette:
         return [(0.0, 255.0)] * 3
     if radiometry.scale == "dtype":
         if info.dtype != "uint8":
             raise ItemError(
-                "unsupported_pixels", f"{info.dtype} numbers need a stated range; give one with --scale"
+                "unsupported_pixels", f"pixels of type {info.dtype} need a range; give one with --scale"
             )
         return [(0.0, 2.0**info.bits - 1)] * 3
     return [_reflectance(info, band) for band in channels]
 
 
 def _reflectance(info: RasterInfo, band: int) -> tuple[float, float]:
-    """Return the values as stored of reflectance 0 and 1."""
+    """Return the stored values of reflectance 0 and 1. Raises ItemError."""
     scale, offset = info.scales[band - 1], info.offsets[band - 1]
     if (scale, offset) == (1.0, 0.0) and np.dtype(info.dtype).kind != "f":
         raise ItemError(
-            "unsupported_pixels", f"band {band} has no scale and offset; give a range with --scale"
+            "unsupported_pixels", f"band {band} has no scale and offset: give a range with --scale"
         )
     if not (math.isfinite(scale) and math.isfinite(offset) and scale != 0):
-        raise ItemError("unsupported_pixels", f"band {band} has the scale {scale} and the offset {offset}")
+        raise ItemError(
+            "unsupported_pixels",
+            f"band {band} has an invalid scale {scale} or offset {offset}; give a range with --scale",
+        )
     return -offset / scale, (1 - offset) / scale
 
 
 def _scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     with np.errstate(over="ignore", invalid="ignore"):
         shares = (values.astype(np.float64) - low) / (high - low)
-    # NaN has no number; it is invalid, and becomes black.
+    # NaN cannot be converted to an integer; such pixels are invalid and become black.
     return np.asarray(np.rint(np.clip(np.nan_to_num(shares, nan=0.0), 0, 1) * 255), np.uint8)
 
 
 def _table(dtype: str, low: float, high: float) -> NDArray[np.uint8] | None:
-    """Return what becomes of each value, in the order of their bits; None where there are too many."""
-    if dtype not in _WHOLE:
+    """Return the lookup table by the bits of a value as an unsigned index; None for a type of more than 16 bits."""
+    if dtype not in _TABLE_BITS:
         return None
-    unsigned = np.arange(2 ** _WHOLE[dtype]).astype(f"uint{_WHOLE[dtype]}")
+    unsigned = np.arange(2 ** _TABLE_BITS[dtype]).astype(f"uint{_TABLE_BITS[dtype]}")
     return _scaled(unsigned.view(dtype), low, high)
 
 
 class ToRgb:
-    """Values of one raster to RGB.
+    """Convert the values of one raster to RGB.
 
     Args:
-        info: of the raster.
-        radiometry: percentiles are resolved.
-        colors: of its palette, by index.
+        info: the header of the raster.
+        radiometry: the policy, with resolved percentiles.
+        colors: the colours of its palette, by index.
 
     Raises:
         ItemError: `unsupported_pixels`.
-        ValueError: percentiles that are not resolved.
+        ValueError: the percentiles are not resolved.
     """
 
     def __init__(
         self, info: RasterInfo, radiometry: Radiometry, colors: Mapping[int, Sequence[int]] | None
     ) -> None:
         self.channels: Final = channels_of(info, radiometry)
-        """The bands that become red, green and blue."""
+        """The numbers, from 1, of the bands used for red, green and blue."""
         self._info = info
         self._ranges = ranges_of(info, radiometry, self.channels)
         if colors is None:
@@ -229,28 +248,30 @@ class ToRgb:
         else:
             self._tables = _palette(info.dtype, colors)
 
-    def usable(self, planes: Mapping[int, NDArray[Any]]) -> NDArray[np.bool_]:
-        """Return where any band has a value that is neither nodata nor NaN, and alpha is not 0."""
+    def valid_pixels(self, planes: Mapping[int, NDArray[Any]]) -> NDArray[np.bool_]:
+        """Return a mask of the pixels where any band is neither nodata nor NaN, and alpha is not 0."""
         nodata = _typed(self._info.nodata, np.dtype(self._info.dtype))
-        usable = np.zeros(planes[self.channels[0]].shape, bool)
+        valid = np.zeros(planes[self.channels[0]].shape, bool)
         for band in sorted(set(self.channels)):
             plane = planes[band]
             has = np.ones(plane.shape, bool) if nodata is None else plane != nodata
-            usable |= has & ~np.isnan(plane) if plane.dtype.kind == "f" else has
+            valid |= has & ~np.isnan(plane) if plane.dtype.kind == "f" else has
         if self._info.alpha_band is not None:
-            usable &= planes[self._info.alpha_band] > 0
-        return usable
+            valid &= planes[self._info.alpha_band] > 0
+        return valid
 
-    def paint(
+    def convert(
         self, planes: Mapping[int, NDArray[Any]], valid: NDArray[np.bool_], out: NDArray[np.uint8]
     ) -> None:
-        """Fill (height, width, 3) RGB; what is not valid becomes black."""
+        """Fill `out`, (height, width, 3) uint8 RGB; invalid pixels become black."""
         for index, band in enumerate(self.channels):
             table, plane = self._tables[index], planes[band]
-            if table is not None and np.array_equal(table, _AS_IS):
+            if table is not None and np.array_equal(table, _IDENTITY):
                 out[..., index] = plane * valid
                 continue
-            for row, values in enumerate(plane):  # at once, indices or float64 would take most of the memory
+            for row, values in enumerate(
+                plane
+            ):  # by row: indices or float64 of a plane would take most memory
                 shades = (
                     _scaled(values, *self._ranges[index])
                     if table is None
@@ -260,8 +281,8 @@ class ToRgb:
 
 
 def _palette(dtype: str, colors: Mapping[int, Sequence[int]]) -> list[NDArray[np.uint8] | None]:
-    """Return what becomes of each index, for red, green and blue; black where the palette ends before."""
-    table = np.zeros((2 ** _WHOLE.get(dtype, 8), 3), np.uint8)
+    """Return the lookup tables of red, green and blue by palette index; black beyond the end of the palette."""
+    table = np.zeros((2 ** _TABLE_BITS.get(dtype, 8), 3), np.uint8)
     for index, color in colors.items():
         if 0 <= index < len(table):
             table[index] = color[:3]
@@ -269,7 +290,7 @@ def _palette(dtype: str, colors: Mapping[int, Sequence[int]]) -> list[NDArray[np
 
 
 def _typed(nodata: float | None, dtype: np.dtype[Any]) -> Any:
-    """Return nodata as a number of that type, or None where no pixel can have it."""
+    """Return nodata as a value of the data type, or None if no pixel can have that value."""
     if nodata is None or math.isnan(nodata):
         return None
     if dtype.kind == "f":

@@ -1,26 +1,28 @@
-"""GeoTIFFs and COGs read in parts, as RGB by a stated radiometry.
+"""Read regions of GeoTIFFs and COGs as RGB, by a stated radiometry.
 
-The rules, which are part of the contract of `images`:
+The rules, which are part of the contract of the table `images`:
 
-- TIFF by its content, opened by GDAL's GTiff driver alone, from an open file: no sidecar, no other file, no network.
-  Its first image; overviews are not used. Rotated and south-up rasters are read as stored.
-- It needs a coordinate reference system and an affine transform of its own, else `no_crs`: pixel coordinates never
-  pass as degrees. A CRS may be assumed for a raster without one; a transform may not. Ground control points and RPCs
-  are no transform.
-- Bands as told, else red, green and blue by their colour interpretation, else the first three, else the first one,
-  repeated. Alpha is none of these. CMYK of 8 bits is converted; other inks and colour spaces are
-  `unsupported_pixels` unless bands are told.
-- Numbers of 8, 16 and 32 bits and float64; complex ones and 64-bit integers are `unsupported_pixels`. 8-bit unsigned
-  numbers are taken as they are (of fewer bits: stretched); all others need a scale, the same for all windows of a run:
-  low becomes 0, high becomes 255, what lies beyond is clipped, values between are rounded to the nearest. The
-  dataset's own scale and offset make reflectance, of which 0 becomes 0 and 1 becomes 255.
-- A palette gives its colours, which are not scaled.
-- A pixel is invalid where each used band is nodata or NaN, or alpha is 0, or the mask says so; it comes out black.
-  Blocks that a sparse file leaves out are nodata, or 0 where it has none.
+- A TIFF is recognized by its content and opened by GDAL's GTiff driver only, from an open file: no sidecar files, no
+  other files, no network. The first image is read; overviews are not used. Rotated and south-up rasters are read as
+  stored.
+- A coordinate reference system and an affine transform in the file are required, otherwise `no_crs`: pixel
+  coordinates are never mistaken for degrees. A CRS may be assumed for a raster without one; a transform may not.
+  Ground control points and RPCs do not replace a transform.
+- The bands are those given by the user, otherwise red, green and blue by their colour interpretation, otherwise the
+  first three, otherwise the first one, repeated. Alpha is never one of them. 8-bit CMYK is converted; other inks and
+  colour spaces are `unsupported_pixels` unless the user gives bands.
+- Integers of 8, 16 and 32 bits, float32 and float64 are supported; complex numbers and 64-bit integers are
+  `unsupported_pixels`. 8-bit unsigned integers are used unchanged (stretched, if the file stores fewer bits); all other
+  types need a scale, the same for all windows of a run: low becomes 0, high becomes 255, values outside are clipped,
+  values between are rounded to the nearest integer. The dataset's own scale and offset give reflectance, of which 0
+  becomes 0 and 1 becomes 255.
+- Palette indices become the colours of the palette, which are not scaled.
+- A pixel is invalid if each used band is nodata or NaN, or alpha is 0, or the mask excludes it; it becomes black.
+  Blocks that a sparse file omits are nodata, or 0 if the file has no nodata value.
 - Blocks are decoded as a whole; a file with blocks of more than `MAX_BLOCK_BYTES` is `too_many_pixels`.
 
-GDAL's own memory is bounded: a block is decoded once in a call of `read`, and never again in it, but nothing is kept
-between calls. Who reads windows that overlap keeps what they share.
+GDAL's memory is bounded: each block is decoded once per call of `read`, and nothing is cached between calls. Callers
+that read overlapping windows keep the shared pixels themselves.
 
 Reference: GDAL's GTiff driver; RFC 15 of GDAL (masks); OGC 19-008r4 (GeoTIFF).
 """
@@ -36,7 +38,16 @@ from numpy.typing import NDArray
 
 from ..errors import ItemError, MaskrcnnError
 from .geometry import Rect
-from .geotiff import MAX_BLOCK_BYTES, RasterInfo, Source, faults, open_tiff, parse_crs, raster_info, read_info
+from .geotiff import (
+    MAX_BLOCK_BYTES,
+    RasterInfo,
+    Source,
+    gdal_errors,
+    open_tiff,
+    parse_crs,
+    raster_info,
+    read_info,
+)
 from .radiometry import Radiometry, ToRgb, check_radiometry, parse_radiometry, percentiles_of, resolved
 
 __all__ = [
@@ -56,26 +67,26 @@ __all__ = [
 ]
 
 _DAMAGED: Final = ("corrupt", "truncated")
-_RAW_BYTES: Final = 2**25  # of the bands as stored, at once
+_RAW_BYTES: Final = 2**25  # the maximum size of the stored values read at once
 _SAMPLED_RASTERS: Final = 1000
-_SAMPLED_WINDOWS: Final = 4  # a side, in each raster
+_SAMPLED_WINDOWS: Final = 4  # per side of each raster
 _SAMPLED_SIDE: Final = 256
-_SAMPLED_VALUES: Final = 2**22  # a channel, of all rasters
+_SAMPLED_VALUES: Final = 2**22  # per channel, over all rasters
 
 
 class RasterReader:
-    """One open raster, for one thread; a context manager. After an error it can be read on.
+    """Read an open raster; a context manager, for use by one thread. Reading can continue after an error.
 
     Args:
-        file: open, with random access; it stays open, and is nobody else's meanwhile.
-        radiometry: percentiles must be `resolved`.
+        file: an open file with random access; it is not closed, and must not be used otherwise meanwhile.
+        radiometry: the policy; its percentiles must be `resolved`.
         assume_crs: as in `raster_info`.
-        threads: that decode blocks.
+        threads: the number of threads that decode blocks.
 
     Raises:
-        ItemError, RunError, UsageError: as `raster_info`; `unsupported_pixels` also for what the radiometry does not
-            fit.
-        ValueError: percentiles that are not resolved.
+        ItemError, RunError, UsageError: as `raster_info`; `unsupported_pixels` also if the raster does not fit the
+            radiometry.
+        ValueError: the percentiles are not resolved.
     """
 
     def __init__(
@@ -90,7 +101,7 @@ class RasterReader:
             self.info: Final = read_info(self._source, self._dataset, assume_crs)
             colors = None
             if self.info.palette:
-                with faults(self._source):
+                with gdal_errors(self._source):
                     colors = self._dataset.colormap(1)
             self._to_rgb = ToRgb(self.info, radiometry, colors)
             undo.pop_all()
@@ -104,19 +115,19 @@ class RasterReader:
         self.close()
 
     def close(self) -> None:
-        """Free what GDAL holds."""
+        """Free the resources of GDAL."""
         self._dataset.close()
 
     def read(self, rect: Rect) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Read a rectangle that lies in the raster. If it begins and ends with blocks, each is decoded once.
+        """Read a rectangle inside the raster. If it is aligned with the blocks, each block is decoded once.
 
         Returns:
-            (height, width, 3) RGB, 0 where invalid; (height, width), where pixels are valid.
+            (height, width, 3) RGB, uint8, 0 where invalid; (height, width) bool, whether a pixel is valid.
 
         Raises:
-            ItemError: `corrupt`, `truncated`: a block cannot be read; `out_of_memory`; the file's codes.
-            RunError: the file's.
-            ValueError: the rectangle leaves the raster, or is empty.
+            ItemError: `corrupt`, `truncated`: a block cannot be read; `out_of_memory`; codes raised by the file.
+            RunError: raised by the file.
+            ValueError: the rectangle is empty or extends beyond the raster.
         """
         self._check(rect)
         rgb, valid = _canvas(rect)
@@ -129,46 +140,47 @@ class RasterReader:
     def read_region(
         self, rect: Rect
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], list[tuple[Rect, ItemError]]]:
-        """Read a rectangle as `read` does, but for blocks that cannot be read: these are invalid.
+        """Read a rectangle as `read` does, but mark pixels of blocks that cannot be read as invalid.
 
         Returns:
-            RGB, where valid, and the parts of the rectangle that could not be read, each with why.
+            The pixels and valid mask as in `read`, and the parts of the rectangle that could not be read, each with
+            its error.
 
         Raises:
-            ItemError: `out_of_memory`; the file's codes.
+            ItemError: `out_of_memory`; codes raised by the file.
             RunError, ValueError: as in `read`.
         """
         self._check(rect)
         rgb, valid = _canvas(rect)
-        lost: list[tuple[Rect, ItemError]] = []
+        unreadable: list[tuple[Rect, ItemError]] = []
         for top, bottom in self._steps(rect):
-            strip = Rect(rect.col_off, top, rect.width, bottom - top)
+            rows = Rect(rect.col_off, top, rect.width, bottom - top)
             try:
-                self._read_into(strip, *_parts(rect, strip, rgb, valid))
+                self._read_into(rows, *_views(rect, rows, rgb, valid))
             except ItemError as error:
                 if error.code not in _DAMAGED:
                     raise
-                for block in self._blocks(strip):
-                    views = _parts(rect, block, rgb, valid)
+                for block in self._blocks(rows):
+                    views = _views(rect, block, rgb, valid)
                     try:
                         self._read_into(block, *views)
-                    except ItemError as fault:
-                        if fault.code not in _DAMAGED:
+                    except ItemError as block_error:
+                        if block_error.code not in _DAMAGED:
                             raise
                         for view in views:
                             view[:] = 0
-                        _add(lost, block, fault)
-        return rgb, valid, lost
+                        _add(unreadable, block, block_error)
+        return rgb, valid, unreadable
 
     def _check(self, rect: Rect) -> None:
         inside = rect.col_off >= 0 and rect.row_off >= 0
         if not (inside and rect.right <= self.info.width and rect.bottom <= self.info.height):
-            raise ValueError(f"{rect} leaves the raster of {self.info.width}x{self.info.height}")
+            raise ValueError(f"{rect} extends beyond the raster of {self.info.width}x{self.info.height}")
         if min(rect.width, rect.height) < 1:
             raise ValueError(f"{rect} is empty")
 
     def _steps(self, rect: Rect) -> Iterator[tuple[int, int]]:
-        """Yield (top, bottom) of rows of blocks that are read at once: as stored, they take little memory."""
+        """Yield (top, bottom) of groups of block rows to read at once, whose stored values fit `_RAW_BYTES`."""
         block = self.info.block_size[0]
         row_bytes = rect.width * np.dtype(self.info.dtype).itemsize * 4
         rows = max(_RAW_BYTES // row_bytes // block, 1) * block
@@ -187,50 +199,51 @@ class RasterReader:
     def _read_into(self, rect: Rect, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> None:
         planes = self._raw(rect)
         valid[:] = self._valid(rect, planes)
-        self._to_rgb.paint(planes, valid, rgb)
+        self._to_rgb.convert(planes, valid, rgb)
 
     def _raw(self, rect: Rect) -> dict[int, NDArray[Any]]:
-        """Return the bands that are used, and alpha, as stored."""
+        """Return the stored values of the used bands and of alpha, by band number."""
         wanted = sorted({*self._to_rgb.channels, *([self.info.alpha_band] if self.info.alpha_band else [])})
-        with self._faults():
+        with self._gdal_errors():
             planes = self._dataset.read(wanted, window=_window(rect))
         return dict(zip(wanted, planes, strict=True))
 
     def _valid(self, rect: Rect, planes: dict[int, NDArray[Any]]) -> NDArray[np.bool_]:
-        valid = self._to_rgb.usable(planes)
+        valid = self._to_rgb.valid_pixels(planes)
         if self.info.mask:
-            with self._faults():
+            with self._gdal_errors():
                 valid &= self._dataset.read_masks(1, window=_window(rect)) > 0
         return valid
 
     @contextlib.contextmanager
-    def _faults(self) -> Iterator[None]:
+    def _gdal_errors(self) -> Iterator[None]:
         if self._stale:
             self._dataset.close()
             self._source.forget()
             self._dataset = open_tiff(self._source, self._threads)
             self._stale = False
         try:
-            with faults(self._source):
+            with gdal_errors(self._source):
                 yield
         except MaskrcnnError as error:
             damaged = isinstance(error, ItemError) and error.code in _DAMAGED
-            # After a block that cannot be decoded, GDAL's threads leave others in its cache that never were; and what
-            # it has made of a read that failed is unknown.
+            # After a block that cannot be decoded, GDAL's threads leave invalid blocks in its cache; after a failed
+            # read, its state is unknown.
             self._stale = self._threads > 1 or not damaged
             self._threads = 1 if damaged else self._threads
             raise
 
     def sample(self, count: int) -> tuple[NDArray[np.float64], float]:
-        """Return (3, N) values as stored of at most `count` pixels, and of how many pixels each is one.
+        """Return (3, N) stored float64 values of at most `count` pixels, and the number of pixels each represents.
 
-        Always the same pixels; of these, the valid ones, in windows that are not damaged. Of a palette, none.
+        The sampled pixels are always the same; only valid ones in undamaged windows are returned, and none of a
+        raster with a palette.
 
         Raises:
-            ItemError, RunError: the file's.
+            ItemError, RunError: raised by the file.
         """
-        info, looked = self.info, 0
-        found = [np.zeros((3, 0))]
+        info, n_sampled = self.info, 0
+        samples = [np.zeros((3, 0))]
         whole = Rect(0, 0, info.width, info.height)
         rects = [
             whole.shared(Rect(left, top, _SAMPLED_SIDE, _SAMPLED_SIDE))
@@ -252,30 +265,31 @@ class RasterReader:
                 continue
             picked = valid[::step, ::step]
             values = np.stack([planes[band][::step, ::step][picked] for band in self._to_rgb.channels])
-            looked += picked.size
-            found.append(values[:, np.isfinite(values).all(axis=0)].astype(np.float64))
-        return np.concatenate(found, axis=1), info.height * info.width / max(looked, 1)
+            n_sampled += picked.size
+            samples.append(values[:, np.isfinite(values).all(axis=0)].astype(np.float64))
+        return np.concatenate(samples, axis=1), info.height * info.width / max(n_sampled, 1)
 
 
 def sample_percentiles(
     files: Sequence[Callable[[], BinaryIO]], radiometry: Radiometry, assume_crs: str | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Find the ends of the range that percentiles of a collection mean, for red, green and blue.
+    """Compute the ends of the range from percentiles of a collection, for red, green and blue.
 
-    Of at most 1,000 rasters, spread evenly over the list, up to 16 windows each are read; always the same ones.
-    Rasters count by their valid pixels. Values are compared as stored, whatever the type. Those that cannot be read
-    are passed over: they fail in the run.
+    Up to 16 windows each of at most 1,000 rasters, spread evenly over the list, are read; always the same ones.
+    Rasters are weighted by their valid pixels. Stored values are compared, whatever their type. Rasters that cannot be
+    read are skipped: they fail in the run.
 
     Args:
-        files: open a raster each; it is closed again.
-        radiometry: with `percentiles`.
+        files: functions that each open a raster, which is closed again.
+        radiometry: a policy with `percentiles`.
+        assume_crs: as in `raster_info`.
 
     Returns:
-        Lows and highs for `resolved`.
+        The lows and highs for `resolved`.
 
     Raises:
         UsageError: no raster has a valid pixel.
-        RunError: the files'.
+        RunError: raised by the files.
     """
     chosen, count = sampling(len(files))
     samples = []
@@ -286,7 +300,7 @@ def sample_percentiles(
 
 
 def sampling(rasters: int) -> tuple[list[int], int]:
-    """Return which of so many rasters are sampled, and at most how many pixels of each."""
+    """Return the indices of the rasters to sample, out of `rasters`, and the maximum number of pixels of each."""
     chosen = min(rasters, _SAMPLED_RASTERS)
     return [index * rasters // chosen for index in range(chosen)], _SAMPLED_VALUES // max(chosen, 1)
 
@@ -294,7 +308,7 @@ def sampling(rasters: int) -> tuple[list[int], int]:
 def sample(
     file: BinaryIO, radiometry: Radiometry, count: int, assume_crs: str | None = None
 ) -> tuple[NDArray[np.float64], float]:
-    """Return what `RasterReader.sample` does, of a file. Raises what `RasterReader` raises."""
+    """Run `RasterReader.sample` on a file. Raises as `RasterReader`."""
     any_range = dataclasses.replace(radiometry, lows=(0.0,), highs=(1.0,))
     with RasterReader(file, any_range, assume_crs=assume_crs) as reader:
         return reader.sample(count)
@@ -304,7 +318,7 @@ def _canvas(rect: Rect) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     return np.zeros((rect.height, rect.width, 3), np.uint8), np.zeros((rect.height, rect.width), bool)
 
 
-def _parts(
+def _views(
     whole: Rect, part: Rect, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     rows = slice(part.row_off - whole.row_off, part.bottom - whole.row_off)
@@ -312,23 +326,23 @@ def _parts(
     return rgb[rows, columns], valid[rows, columns]
 
 
-def _add(lost: list[tuple[Rect, ItemError]], rect: Rect, error: ItemError) -> None:
-    """Add a part that could not be read, in one piece with the last one if both are one rectangle and one code."""
-    if lost and lost[-1][1].code == error.code:
-        last = lost[-1][0]
+def _add(unreadable: list[tuple[Rect, ItemError]], rect: Rect, error: ItemError) -> None:
+    """Add an unreadable part, merged with the last one if both have the same code and together form a rectangle."""
+    if unreadable and unreadable[-1][1].code == error.code:
+        last = unreadable[-1][0]
         beside = (last.right, last.row_off, last.height) == (rect.col_off, rect.row_off, rect.height)
         below = (last.col_off, last.width, last.bottom) == (rect.col_off, rect.width, rect.row_off)
         if beside or below:
             size = (
                 (last.width + rect.width, last.height) if beside else (last.width, last.height + rect.height)
             )
-            lost[-1] = (Rect(last.col_off, last.row_off, *size), lost[-1][1])
+            unreadable[-1] = (Rect(last.col_off, last.row_off, *size), unreadable[-1][1])
             return
-    lost.append((rect, error))
+    unreadable.append((rect, error))
 
 
 def _spread(length: int) -> list[int]:
-    """Return where windows begin that cover a length, or are spread evenly over a longer one."""
+    """Return the starts of windows that cover `length`, or that are spread evenly over it if it is long."""
     last = max(length - _SAMPLED_SIDE, 0)
     if length <= _SAMPLED_WINDOWS * _SAMPLED_SIDE:
         return list(range(0, length, _SAMPLED_SIDE))

@@ -1,4 +1,4 @@
-"""What bytes look like, by their beginning; names and suffixes mean nothing."""
+"""Recognize file formats by their first bytes; names and suffixes are ignored."""
 
 import codecs
 import contextlib
@@ -47,7 +47,7 @@ _OTHER_IMAGES: Final = (
         for end in (b"\n", b" ")
     ),
 )
-_NO_IMAGES: Final = (
+_OTHER_FILES: Final = (
     (b"PK\x03\x04", 0, "a ZIP archive"),
     (b"PK\x05\x06", 0, "a ZIP archive"),
     (b"\x1f\x8b", 0, "gzip"),
@@ -62,7 +62,7 @@ _NO_IMAGES: Final = (
     (b"AVI ", 8, "a video"),
     (b"\x1a\x45\xdf\xa3", 0, "a video"),
     (b"\x7fELF", 0, "a program"),
-    (b"version https://git-lfs", 0, "a Git LFS pointer, whose content was never fetched"),
+    (b"version https://git-lfs", 0, "a Git LFS pointer, whose content was not fetched"),
 )
 
 
@@ -74,26 +74,30 @@ def _starts(data: bytes, table: tuple[tuple[bytes, int, str], ...]) -> str | Non
 
 
 def format_of(data: bytes) -> str:
-    """Return which of the six formats it is, as Pillow names it, by the first bytes.
+    """Return which of the six supported formats the first bytes indicate, by its Pillow name.
 
-    >>> format_of(b"GIF89a and so on")
+    >>> format_of(b"GIF89a...")
     'GIF'
 
     Raises:
-        ItemError: `unsupported_format` or `not_an_image`, and what it is instead.
+        ItemError: `unsupported_format` or `not_an_image`; the message names the format found.
     """
     if (kind := _starts(data, _ALLOWED)) is not None:
         return kind
     if (kind := _starts(data, _OTHER_IMAGES)) is not None:
         raise ItemError("unsupported_format", f"{kind}; convert it to JPEG, PNG, WebP, BMP, GIF or TIFF")
     kind = (
-        _starts(data, _NO_IMAGES) or kind_of_text(data) or f"unknown, its first bytes are {data[:8].hex(' ')}"
+        _starts(data, _OTHER_FILES)
+        or kind_of_text(data)
+        or f"of an unknown format that begins with {data[:8].hex(' ')}"
     )
     raise ItemError("not_an_image", f"the content is {kind}")
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
-    r"""Return the width and height that the header of a WebP says, as stored. Reference: RFC 9649, section 2.
+    r"""Return the width and height in the header of a WebP, before orientation; None if there is no valid header.
+
+    Reference: RFC 9649, section 2.
 
     >>> webp_size(b"RIFF....WEBPVP8X...." + bytes(4) + b"\x0f\0\0" + b"\x17\0\0")
     (16, 24)
@@ -110,7 +114,7 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def kind_of_text(data: bytes) -> str | None:
-    """Return what kind of text it is, or None where it is none."""
+    """Return the kind of text (HTML, SVG, XML, JSON, …), or None if the data is not text."""
     head = data[:1024].removeprefix(b"\xef\xbb\xbf")
     if any(byte < 9 or 13 < byte < 32 for byte in head):
         return None
@@ -124,7 +128,7 @@ def kind_of_text(data: bytes) -> str | None:
     ):
         if found:
             return kind
-    # The last character may be cut in two, which the decoder of streams does not mind.
+    # The last character may be incomplete, which the incremental decoder accepts.
     with contextlib.suppress(UnicodeDecodeError):
         codecs.getincrementaldecoder("utf-8")().decode(head)
         return "text"

@@ -1,14 +1,14 @@
-"""Inputs on the web: http and https, from public addresses only, and only where a run was told `--allow-http`.
+"""Inputs on the web: http and https, from public addresses only, and only in runs with `--allow-http`.
 
-A manifest may be a stranger's, and who reads it stands inside a network with more in it than the web: metadata
-services that hand out credentials, dashboards, other people's servers. So a url is taken apart once, its host is
-resolved once, every address that it has must be public, and the connection goes to an address that was checked: a
-name that resolves otherwise a moment later changes nothing. A redirect is a url like any other.
+A manifest may come from a stranger, and the run that reads it may have access to a private network: metadata services
+that hand out credentials, dashboards, other servers. So a URL is parsed once, its host is resolved once, every address
+of it must be public, and the connection goes to an address that was checked: a name that resolves differently a moment
+later changes nothing. A redirect is checked like any other URL.
 
-http.client and not a larger client, because it does nothing on its own: it follows no redirect, decompresses nothing,
-keeps no cookie, and knows no proxy. Proxies are not used: a proxy resolves names itself, where nobody checks.
+http.client is used and not a larger client because it does nothing on its own: it follows no redirect, decompresses
+nothing, keeps no cookie, and uses no proxy. Proxies are avoided: a proxy resolves names itself, without these checks.
 
-Messages never repeat what follows the `?` of a url, for that may be a signature.
+Messages never repeat what follows the `?` of a URL, which may be a signature.
 """
 
 import contextlib
@@ -36,9 +36,9 @@ REDIRECTS: Final = 5
 ATTEMPTS: Final = 4
 CONNECT_S: Final = 10
 READ_S: Final = 30
-"""Without a byte."""
+"""How long to wait for the next byte."""
 DEADLINE_S: Final = 120
-"""Of one input, with all redirects and attempts; resolving a name has the system's own."""
+"""For one input, with all redirects and attempts; resolving a name has the system's own."""
 _LONGEST_PAUSE_S: Final = 10.0
 _PIECE_BYTES: Final = 2**18
 _ADDRESSES: Final = 4
@@ -49,7 +49,7 @@ _AGAIN: Final = (429, 500, 502, 503, 504)
 AddressCheck = Callable[[str], bool]
 
 
-# Where it goes
+# Addresses
 
 
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
@@ -58,8 +58,8 @@ _NOT_PUBLIC: Final = tuple(
     map(
         ipaddress.ip_network,
         (
-            "168.63.129.16/32",  # public by its number, and yet Azure's own service to its machines
-            # What older Pythons count as global.
+            "168.63.129.16/32",  # a public number, but Azure's own service to its machines
+            # Considered global by older Python versions.
             *("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2001:db8::/32", "3fff::/20"),
         ),
     )
@@ -67,7 +67,7 @@ _NOT_PUBLIC: Final = tuple(
 
 
 def is_public(address: str) -> bool:
-    """Return whether a numeric address is on the public internet, and so is any IPv4 address that it carries.
+    """Return whether a numeric address is on the public internet, together with any IPv4 address embedded in it.
 
     >>> [is_public(a) for a in ("93.184.215.14", "10.0.0.1", "169.254.169.254", "::ffff:127.0.0.1")]
     [True, False, False, False]
@@ -86,7 +86,7 @@ def is_public(address: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A url, taken apart: nothing reads its text a second time."""
+    """A parsed URL: nothing reads its text a second time."""
 
     secure: bool
     host: str
@@ -97,13 +97,13 @@ class _Place:
 
     @property
     def origin(self) -> str:
-        """Scheme, host and port: all of it that messages may have."""
+        """Scheme, host and port: the part that messages may contain."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http{'s' if self.secure else ''}://{host}:{self.port}"
 
 
 def _place_of(uri: str) -> _Place:
-    """Take a url apart. Raises ItemError: `access_denied`, where it is not one that is read here."""
+    """Parse a URL. Raises ItemError: `access_denied`, if it is not one that may be read."""
     if re.search(r"[\x00-\x20\x7f\\]", uri):
         raise _refused("a url with a blank, a backslash or a control character")
     try:
@@ -119,12 +119,12 @@ def _place_of(uri: str) -> _Place:
     if not re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:.]+", host):
         raise _refused("a url without a valid host")
     secure = parts.scheme == "https"
-    target = urllib.parse.quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), _AS_IT_IS)
+    target = urllib.parse.quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), _UNESCAPED)
     return _Place(secure, host, port or (443 if secure else 80), target)
 
 
-_AS_IT_IS: Final = "%/?:@!$&'()*+,;=-._~[]|"
-"""What is not escaped: what separates, and what may be an escape already."""
+_UNESCAPED: Final = "%/?:@!$&'()*+,;=-._~[]|"
+"""Characters that are not escaped: separators, and those that may be part of an escape already."""
 
 
 def _refused(what: str) -> ItemError:
@@ -132,7 +132,7 @@ def _refused(what: str) -> ItemError:
 
 
 def _addresses(place: _Place, is_allowed: AddressCheck) -> list[str]:
-    """Resolve a host. Raises ItemError: `access_denied`, where one of its addresses is none to connect to."""
+    """Resolve a host. Raises ItemError: `access_denied`, if one of its addresses is not allowed."""
     try:
         found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
@@ -142,7 +142,7 @@ def _addresses(place: _Place, is_allowed: AddressCheck) -> list[str]:
     addresses = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
     for address in addresses:
         if not is_allowed(address):
-            raise _refused(f"{place.host} is at {address}, no public address: it")
+            raise _refused(f"{place.host} is at {address}, which is not a public address: it")
     return addresses[:_ADDRESSES]
 
 
@@ -150,7 +150,7 @@ def _addresses(place: _Place, is_allowed: AddressCheck) -> list[str]:
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection to addresses that were checked, whatever the host's name may resolve to by now."""
+    """A connection to addresses that were checked, whatever the host's name may resolve to now."""
 
     def __init__(self, place: _Place, addresses: list[str]) -> None:
         super().__init__(place.host, place.port)
@@ -161,7 +161,7 @@ class _Connection(http.client.HTTPConnection):
         self.was_cut = False
 
     def connect(self) -> None:
-        """Connect to the first address that answers, and speak TLS to who proves to be the host."""
+        """Connect to the first address that answers; over TLS, verify that it is the host."""
         for address in self._addresses:
             try:
                 raw = socket.create_connection((address, self.port), CONNECT_S)
@@ -171,7 +171,7 @@ class _Connection(http.client.HTTPConnection):
         else:
             raise failure
         raw.settimeout(READ_S)
-        # In two steps, so that `cut` finds the socket while it shakes hands.
+        # In two steps, so that `cut` finds the socket during the handshake.
         self.sock = self._socket = (
             _tls().wrap_socket(raw, server_hostname=self.host, do_handshake_on_connect=False)
             if self._secure
@@ -181,11 +181,11 @@ class _Connection(http.client.HTTPConnection):
             self.sock.do_handshake()
 
     def cut(self) -> None:
-        """End what another thread waits for, which may then look like the end of the answer."""
+        """End a wait of another thread, for which this may look like the end of the answer."""
         self.was_cut = True
         with contextlib.suppress(OSError):
-            # Not `self.sock`, which http.client drops when the body begins; nor its own `shutdown`, which of a TLS
-            # socket takes away what the other thread uses.
+            # Not `self.sock`, which http.client drops when the body begins; nor its own `shutdown`, which removes from
+            # a TLS socket what the other thread uses.
             if self._socket is not None:
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
@@ -197,7 +197,7 @@ def _tls() -> ssl.SSLContext:
 
 @contextlib.contextmanager
 def _cut_at(deadline: float, connection: _Connection) -> Iterator[None]:
-    """End what happens within at a time: a server that sends a byte now and then is never silent."""
+    """Cut the connection at a deadline: a server that sends a byte now and then never triggers a timeout."""
     timer = threading.Timer(max(deadline - time.monotonic(), 0), connection.cut)
     timer.daemon = True
     timer.start()
@@ -209,19 +209,19 @@ def _cut_at(deadline: float, connection: _Connection) -> Iterator[None]:
 
 
 class _Again(Exception):  # noqa: N818 (not an error: another attempt)
-    """What may be gone at another attempt, in words; and how long the server asks to wait, in seconds."""
+    """A failure that another attempt may avoid, and how long the server asks to wait, in seconds."""
 
-    def __init__(self, words: str, pause_s: float = 0.0) -> None:
-        super().__init__(words)
+    def __init__(self, message: str, pause_s: float = 0.0) -> None:
+        super().__init__(message)
         self.pause_s = pause_s
 
 
 def _get(place: _Place, max_bytes: int, is_allowed: AddressCheck, deadline: float) -> bytes | str:
-    """Return the body, or where a redirect leads to.
+    """Return the body, or the target of a redirect.
 
     Raises:
         ItemError: as `read_web`.
-        _Again, OSError, HTTPException: it did not work out.
+        _Again, OSError, HTTPException: the attempt failed.
     """
     connection = _Connection(place, _addresses(place, is_allowed))
     headers = {"User-Agent": "maskrcnn-ray", "Accept": "image/*,*/*", "Connection": "close"}
@@ -246,7 +246,7 @@ def _taken(answer: http.client.HTTPResponse, max_bytes: int) -> bytes | str:
 
 
 def _words(status: int) -> str:
-    # Not the server's phrase, which may hold anything.
+    # Not the server's phrase, which may contain anything.
     return f"the server answered {status} {http.client.responses.get(status, '')}".rstrip()
 
 
@@ -258,10 +258,10 @@ def _body(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
         received += len(piece)
     if max(announced, received) > max_bytes:
         raise ItemError("too_many_bytes", f"more than the limit of {max_bytes} bytes")
-    if received < announced:  # http.client says so only of chunked bodies
+    if received < announced:  # http.client reports this only of chunked bodies
         raise _Again(f"the body ended {announced - received} bytes early")
     if not received and not answer.chunked and "Content-Length" not in answer.headers:
-        raise _Again("the answer ended in its headers")  # which http.client takes for their end
+        raise _Again("the answer ended in its headers")  # http.client takes this for the end of the headers
     return b"".join(pieces)
 
 
@@ -272,17 +272,17 @@ class HttpStore(InputStore):
     """Inputs on the web."""
 
     def failures(self) -> tuple[type[BaseException], ...]:
-        """Return nothing: `read_web` raises ItemError alone."""
+        """Return an empty tuple: `read_web` raises only ItemError."""
         return ()
 
     def read_input(self, url: Url, max_bytes: int, etag: str | None) -> bytes:  # noqa: ARG002
-        """Read what a URL gives; its etag is not compared. Raises ItemError, as `read_web`."""
+        """Read a URL; its etag is not compared. Raises ItemError, as `read_web`."""
         return read_web(url.text, max_bytes)
 
     def open_input(self, url: Url, etag: str | None) -> BinaryIO:  # noqa: ARG002
-        """Refuse: ranges of what is on the web are not read. Raises ItemError: `unsupported_format`."""
+        """Refuse, for no ranges are read on the web. Raises ItemError: `unsupported_format`."""
         raise ItemError(
-            "unsupported_format", "rasters on the web are not read in parts; copy them to a store"
+            "unsupported_format", "rasters on the web are not read in parts: copy them to a store"
         )
 
 
@@ -293,19 +293,19 @@ def read_web(
     is_allowed: AddressCheck = is_public,
     pause: Callable[[float], None] = time.sleep,
 ) -> bytes:
-    """Read what a url gives: at most five redirects, and four attempts where the server or the network falters.
+    """Read a URL, with at most five redirects, and four attempts if the server or the network fails.
 
     Any number of threads may read at once.
 
     Args:
         uri: http or https.
-        max_bytes: more is refused before, or as soon as, it is known.
+        max_bytes: a larger body is refused before, or as soon as, its size is known.
         is_allowed: whether to connect to a numeric address.
-        pause: waits so many seconds between two attempts.
+        pause: waits a number of seconds between two attempts.
 
     Raises:
         ItemError: `not_found` (404, 410, a host without an address), `access_denied` (401, 403, an address that is not
-            public, a url that is not read), `too_many_bytes`, `empty_file`, `storage_error`.
+            public, a URL that is not allowed), `too_many_bytes`, `empty_file`, `storage_error`.
     """
     deadline = time.monotonic() + DEADLINE_S
     for attempt in range(ATTEMPTS):
@@ -353,6 +353,6 @@ def _cause(error: Exception) -> str:
         return str(error)
     if isinstance(error, http.client.IncompleteRead):
         return "the body ended early"
-    # Not its text, in which there may be what the server sent.
+    # Not its text, which may contain what the server sent.
     name = errno.errorcode.get(getattr(error, "errno", None) or 0) or type(error).__name__
     return f"the connection failed ({name})"

@@ -23,10 +23,10 @@ WINDOWS: Final = "windows"
 PIECES: Final = "pieces"
 GEO: Final = "geo"
 TABLES: Final = (IMAGES, INSTANCES, WINDOWS, PIECES, GEO)
-"""What users read, in Parquet; the last three are of runs of windows."""
+"""The tables that users read, in Parquet; the last three belong to windowed runs."""
 ROW_GROUP_ROWS: Final = 61_440
-"""Half of DuckDB's own: the masks of one image are found in half the time, and a whole column takes no longer."""
-# What repeats within a file. A dictionary of anything else (run-length strings, ids, names) only costs.
+"""Half of DuckDB's default: one image's masks are read in half the time, and a whole column takes no longer."""
+# Values that repeat within a file. A dictionary of anything else (run-length strings, ids, names) is only overhead.
 _REPEATING: Final = ("status", "error", "category_id", "category", "segmentation.size.list.element")
 _ENCODINGS: Final = {
     "id": "DELTA_BINARY_PACKED",
@@ -48,7 +48,7 @@ _ENCODINGS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A stored file, with what is needed to prove that it is still the same."""
+    """A stored file, with what is needed to verify that it is unchanged."""
 
     path: str
     """Below the run's directory."""
@@ -59,7 +59,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The users' files of consecutive images: their rows, and their instances in the same order."""
+    """The final files of consecutive images: their rows, and their instances in the same order."""
 
     images: str
     """Path below the run's directory."""
@@ -69,18 +69,18 @@ class Part:
 
 
 def write_table(storage: Storage, path: str, table: pa.Table) -> File:
-    """Store a table as one Parquet file, in one PUT, after it was read back."""
+    """Store a table as one Parquet file, in one PUT, after it has been read back."""
     return write_tables(storage, path, table.schema, [table])
 
 
 def write_tables(storage: Storage, path: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> File:
-    """Store tables of one schema as one Parquet file, in one PUT, after it was read back.
+    """Store tables of one schema as one Parquet file, in one PUT, after it has been read back.
 
-    The row groups are of `ROW_GROUP_ROWS`, however the rows come; at most one group is held in memory. Equal
-    rows give equal bytes with one version of pyarrow.
+    Row groups have `ROW_GROUP_ROWS` rows, whatever the sizes of the tables; at most one group is held in memory. Equal
+    rows give equal bytes with the same version of pyarrow.
 
     Raises:
-        RunError: what was built does not read back, or cannot be stored.
+        RunError: the built file does not read back, or cannot be stored.
     """
     with storage.building(path) as local:
         rows = 0
@@ -88,13 +88,13 @@ def write_tables(storage: Storage, path: str, schema: pa.Schema, tables: Iterabl
             for group in _row_groups(tables):
                 writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
                 rows += len(group)
-        with pq.ParquetFile(local, pre_buffer=False) as readback:  # else all of it is held at once
+        with pq.ParquetFile(local, pre_buffer=False) as readback:  # otherwise all of it is held in memory
             intact = readback.metadata.num_rows == rows and readback.schema_arrow.equals(schema)
             if intact:
                 for _ in readback.iter_batches():  # decodes every page
                     pass
         if not intact:
-            raise RunError(f"{path} does not read back as it was written; is the local disk sound?")
+            raise RunError(f"{path} does not read back as it was written: check the local disk")
         with local.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         size = local.stat().st_size
@@ -102,11 +102,11 @@ def write_tables(storage: Storage, path: str, schema: pa.Schema, tables: Iterabl
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
-    """Return how a table of a run is encoded, as arguments of `ParquetWriter`.
+    """Return the encoding of a table of a run, as arguments of `ParquetWriter`.
 
     Chosen among those that `tests/benchmarks/writers.py --parquet` compares.
     """
-    # Of the columns that a manifest adds, one may have a name of ours and another type.
+    # A column that a manifest adds may have the name of one of these, but another type.
     ours = {field.name for field in schema if field in list(INSTANCES_SCHEMA)}
     return {
         "compression": "zstd",
@@ -140,10 +140,10 @@ def read_table(storage: Storage, path: str) -> pa.Table:
 
 
 def read_checked(storage: Storage, file: File) -> pa.Table:
-    """Return a whole Parquet file of the run, after its digest was compared.
+    """Return a whole Parquet file of the run, after comparing its digest.
 
     Raises:
-        RunError: it is missing, or not what was written.
+        RunError: it is missing, or differs from what was written.
     """
     try:
         data = storage.read(file.path)
@@ -153,7 +153,7 @@ def read_checked(storage: Storage, file: File) -> pa.Table:
     table = pq.read_table(pa.BufferReader(data)) if intact else None
     if table is None or len(table) != file.rows:
         raise RunError(
-            f"{storage.url}/{file.path} is not what its receipt says: it was changed or damaged; "
+            f"{storage.url}/{file.path} differs from its receipt, it was changed or damaged: "
             "remove its folder, and run `maskrcnn segment` again"
         )
     return table

@@ -1,8 +1,8 @@
-"""What a user may point at, read as it stands: columns of text and numbers, not yet a manifest.
+"""Read the input that a user names, as columns of text and numbers: the first step to a manifest.
 
-A list of uris, a CSV, a Parquet file, a COCO JSON, or the images that a listing finds. Lists and CSVs are UTF-8,
-CSVs separated by commas; blanks and tabs around their uris are taken off. What Arrow cannot hold of a COCO JSON
-(values of several types, integers of more than 64 bits) is carried as JSON text.
+It is a list of uris, a CSV, a Parquet file, a COCO JSON, or the images that a listing finds. Lists and CSVs are UTF-8,
+CSVs separated by commas; blanks and tabs around their uris are removed. Values of a COCO JSON that Arrow cannot
+represent (of several types, or integers of more than 64 bits) are kept as JSON text.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ _LARGEST_CSV_BYTES: Final = 2**30
 
 
 def refuse_user(url: str, what: str) -> None:
-    """Raise UsageError where a url has a user or a password in it, and do not repeat it."""
+    """Raise UsageError if a URL has a user or a password in it, without repeating it."""
     if re.match(USER_PATTERN, url):
         raise UsageError(f"{what}: a url takes no user and password; credentials come from the environment")
 
 
 def source_of(source: str) -> tuple[str, str | None]:
-    """Return what identifies an input: its whole url or path, and the sha256 of the file where it is a manifest.
+    """Return the identity of an input: its whole URL or path, and the sha256 of the file if it is a manifest.
 
     A local path becomes absolute and loses its `..`; links stay as they are.
 
@@ -48,16 +48,16 @@ def source_of(source: str) -> tuple[str, str | None]:
     url = Url.parse(source)
     if not url.path.strip(" " if url.is_local else " /"):
         raise UsageError(
-            f"{source!r} names no input (a variable that is not set?); name a folder or a manifest"
+            f"{source!r} names no input (a variable that is not set?): name a folder or a manifest"
         )
     refuse_user(source, "the input")
     if url.is_web:
         raise UsageError(
-            f"{redact(source)}: the web cannot be listed; name its uris in a manifest on a local path, s3:// or gs://, "
+            f"{redact(source)}: the web cannot be listed: list its uris in a manifest on a local path, s3:// or gs://, "
             "and add --allow-http"
         )
     if source.encode(errors="replace").decode() != source:
-        raise UsageError(f"{source!a}: a name that is not UTF-8; rename it")
+        raise UsageError(f"{source!a}: the name is not UTF-8: rename it")
     whole = os.path.normpath(url.local_path.absolute()) if url.is_local else source
     if not is_manifest(source):
         return whole, None
@@ -69,7 +69,7 @@ def source_of(source: str) -> tuple[str, str | None]:
 
 
 def is_manifest(source: str) -> bool:
-    """Return whether a source lists its inputs, by its suffix; others, and folders of such a name, are listed."""
+    """Return whether a source is a manifest, by its suffix; other sources, and folders with such a name, are listed."""
     url = Url.parse(source)
     folder = url.local_path.is_dir() if url.is_local else source.endswith("/")
     return not folder and _is_named_as_manifest(source)
@@ -81,7 +81,7 @@ def _is_named_as_manifest(source: str) -> bool:
 
 @contextlib.contextmanager
 def usage_errors(source: str) -> Iterator[None]:
-    """Turn what goes wrong with a user's input collection into one clear line."""
+    """Convert failures to read a user's input to UsageErrors of one line."""
     try:
         yield
     except FileNotFoundError as error:
@@ -90,8 +90,8 @@ def usage_errors(source: str) -> Iterator[None]:
             why += "; if it is a folder of images, end its name with /"
         raise UsageError(f"{source}: {why}") from error
     except UnicodeEncodeError as error:
-        raise UsageError(f"{source}: {error.object!a} is no valid text; rename it") from error
-    # ValueError: text that is not UTF-8, no JSON, a number of thousands of digits.
+        raise UsageError(f"{source}: {error.object!a} is not valid text: rename it") from error
+    # ValueError: text that is not UTF-8, invalid JSON, a number of thousands of digits.
     except (RunError, pa.ArrowException, ValueError, RecursionError, OSError) as error:
         raise UsageError(f"{source}: {' '.join(str(error).split())[:300]}") from error
 
@@ -100,10 +100,10 @@ def usage_errors(source: str) -> Iterator[None]:
 
 
 def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
-    """Return the images that are there, by their suffix, and the other files counted by suffix.
+    """Return the files whose suffix is an image's, and the number of other files by suffix.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there are no images.
     """
     with usage_errors(source):
         found = list_inputs(source)
@@ -117,7 +117,7 @@ def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
         what = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in skipped.items()) or "no files"
         ends = f"images end in {' '.join(_SUFFIXES)}, lists of them in {' '.join(MANIFEST_SUFFIXES)}"
         if _is_named_as_manifest(source):
-            ends += "; this is a folder, and a manifest is one file"
+            ends += "; this is a folder, but a manifest is one file"
         raise UsageError(f"{source}: no images; found {what}; {ends}")
     return images, skipped
 
@@ -126,15 +126,15 @@ def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
 
 
 def open_source(source: str) -> BinaryIO:
-    """Open a file of the user's for random access. Raises FileNotFoundError, RunError."""
+    """Open a user's file for random access. Raises FileNotFoundError, RunError."""
     url = Url.parse(source)
     return Storage(url.folder.text).open(url.name)
 
 
 def _plain_text(source: str, data: bytes) -> bytes:
-    """Return a text file's bytes without a mark at their beginning."""
+    """Return a text file's bytes without a byte order mark."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:64]:
-        raise UsageError(f"{source}: it is UTF-16 text, or none; save it as UTF-8")
+        raise UsageError(f"{source}: it is UTF-16 or not text: save it as UTF-8")
     return data.removeprefix(b"\xef\xbb\xbf")
 
 
@@ -145,7 +145,7 @@ def _trimmed(uris: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 def _read_txt(source: str) -> pa.Table:
     with open_source(source) as file:
         data = _plain_text(source, file.read())
-    # Lines are the spans between line ends, which `rtrim` then takes off: no loop, one copy.
+    # Lines are the spans up to line ends, which `rtrim` then removes: no loop, one copy.
     ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
     offsets = np.concatenate([[0], ends, [len(data)] if not data.endswith(b"\n") else []]).astype(np.int64)
     spans = pa.LargeBinaryArray.from_buffers(
@@ -159,13 +159,13 @@ def _read_csv(source: str) -> pa.Table:
     with open_source(source) as file:
         data = file.read(_LARGEST_CSV_BYTES + 1)
     if len(data) > _LARGEST_CSV_BYTES:
-        raise UsageError(f"{source}: a CSV of more than 1 GiB; make it a Parquet file")
+        raise UsageError(f"{source}: a CSV of more than 1 GiB: convert it to Parquet")
     data = _plain_text(source, data)
     header = data.partition(b"\n")[0].rstrip(b"\r").decode()
     for separator, word in ((";", "semicolons"), ("\t", "tabs")):
         if separator in header and "," not in header:
             raise UsageError(
-                f"{source}: no column `uri`; its columns stand between {word}: separate by commas"
+                f"{source}: no column `uri`, its columns are separated by {word}: separate them by commas"
             )
     # One block, so that a column's type is decided by all of its rows.
     table = csv.read_csv(
@@ -187,7 +187,7 @@ def _read_parquet(source: str) -> pa.Table:
 
 
 def as_json(values: Sequence[Any]) -> pa.Array:
-    """Return values that are not all of one type, or of none that a table can hold, as JSON text."""
+    """Return values as JSON text, for those of several types, or of a type that a table cannot hold."""
     return pa.array([json.dumps(value, default=str) for value in values], pa.string())
 
 

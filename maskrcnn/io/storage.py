@@ -49,13 +49,13 @@ class Storage:
         return self._root.join(path)
 
     def read(self, path: str) -> bytes:
-        """Return a file's content. Raises FileNotFoundError where there is none."""
+        """Return a file's content. Raises FileNotFoundError if it is missing."""
         url = self._at(path)
         with self._store.output_faults("read", url, missing=True):
             return self._store.read(url)
 
     def open(self, path: str) -> BinaryIO:
-        """Open a file for random access. Raises FileNotFoundError where there is none.
+        """Open a file for random access. Raises FileNotFoundError if it is missing.
 
         Remote files are unbuffered: each `read` is one range request, as pyarrow likes it.
         """
@@ -64,7 +64,7 @@ class Storage:
             return self._store.open(url)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file only where there is none; return whether it has this content now, byte for byte.
+        """Write a file unless it exists; return whether it has this content now, byte for byte.
 
         This holds after a lost reply, and for the second of two writers of equal bytes. Of writers of different bytes
         one wins, on local files, S3, and every store that honours conditions (`If-None-Match`). On a store that ignores
@@ -110,7 +110,7 @@ class Storage:
         return True
 
     def size(self, path: str) -> int:
-        """Return a file's size in bytes. Raises FileNotFoundError where there is none."""
+        """Return a file's size in bytes. Raises FileNotFoundError if it is missing."""
         url = self._at(path)
         with self._store.output_faults("read", url, missing=True):
             return self._store.stat(url).bytes

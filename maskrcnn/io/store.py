@@ -158,7 +158,7 @@ class Store(InputStore):
 
     @abstractmethod
     def folders(self, url: Url) -> list[str]:
-        """Return the names of the folders in a folder, in any order. Raises FileNotFoundError, or returns none."""
+        """Return the names of the folders in a folder, in any order. Raises FileNotFoundError, or returns []."""
 
     @abstractmethod
     def write(self, url: Url, data: bytes) -> None:
@@ -170,7 +170,7 @@ class Store(InputStore):
 
     @abstractmethod
     def create(self, url: Url, data: bytes) -> bool:
-        """Write a file where there is none; return whether it has this content now. See `Storage.create`."""
+        """Write a file unless it exists; return whether it has this content now. See `Storage.create`."""
 
     @abstractmethod
     def building(self, url: Url) -> contextlib.AbstractContextManager[Path]:
@@ -178,11 +178,11 @@ class Store(InputStore):
 
     @abstractmethod
     def remove(self, url: Url) -> None:
-        """Remove a file. May raise FileNotFoundError where there is none."""
+        """Remove a file. May raise FileNotFoundError if it is missing."""
 
     @abstractmethod
     def remove_tree(self, url: Url) -> None:
-        """Remove all files below a folder. May raise FileNotFoundError where there is none."""
+        """Remove all files below a folder. May raise FileNotFoundError if it is missing."""
 
     def abort_uploads(self, url: Url) -> int:  # noqa: ARG002 (not every store has uploads)
         """Abort the multipart uploads below a folder that were never completed; return how many."""

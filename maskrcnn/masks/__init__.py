@@ -1,1 +1,1 @@
-"""Masks as run lengths."""
+"""Masks as run lengths: encoding, decoding, spans and contours."""

@@ -1,11 +1,11 @@
-"""Outlines of masks, from their runs: rings along the borders of pixels, at a cost that no area enters.
+"""Trace the contours of masks from their spans: rings along pixel borders, at a cost independent of the area.
 
-A run of a column begins and ends in a horizontal border of one pixel's width; borders of neighbouring columns join to
-*edges*, and what lies between an edge's end and the next edge's start is a vertical border. So all rings of all masks
-are one permutation of their edges, which numpy follows by doubling its steps.
+A span of a column begins and ends at a horizontal pixel border; borders of neighbouring columns join to *edges*, and
+the end of an edge is connected to the start of the next one by a vertical border. All rings of all masks therefore
+form one permutation of their edges, whose cycles numpy follows by pointer doubling.
 
-Pixels are one polygon where they share a side. Where only corners touch, the mask could be left in two ways; rings
-are cut there so that none passes a point twice, as the OGC's simple features ask for.
+Pixels that share a side belong to one polygon. Where pixels touch only at a corner, the contour could continue in two
+ways; rings are split there so that none passes a point twice, as required by the OGC's simple features.
 """
 
 from typing import NamedTuple
@@ -17,15 +17,16 @@ from .spans import Ints, Spans
 
 
 class Rings(NamedTuple):
-    """R rings of P polygons of some masks; a polygon's first ring is its shell, the others are holes.
+    """R rings of P polygons of a number of masks; a polygon's first ring is its shell, the others are holes.
 
-    With rows downwards, shells run clockwise, holes counterclockwise. The first corner is not repeated as the last.
+    With rows pointing down, shells run clockwise and holes counterclockwise. The first corner is not repeated at the
+    end.
     """
 
     columns: Ints
-    """(C,) corners, ring by ring: the border on the left of this column of pixels."""
+    """(C,) columns of the corners, ring by ring: the border to the left of this pixel column."""
     rows: Ints
-    """(C,) the border above this row of pixels."""
+    """(C,) rows of the corners: the border above this pixel row."""
     ring: Ints
     """(C,) the ring of each corner, ascending."""
     polygon: Ints
@@ -35,27 +36,27 @@ class Rings(NamedTuple):
 
 
 class _Edges(NamedTuple):
-    """Horizontal borders, as long as they go on; ordered by mask, row and column."""
+    """Horizontal borders of maximum length, ordered by mask, row and column."""
 
     mask: Ints
     row: Ints
     left: Ints
     right: Ints
     below: NDArray[np.bool_]
-    """Whether the mask is below, not above."""
+    """Whether the mask is below the edge; otherwise it is above."""
 
 
-def trace(runs: Spans) -> Rings:
-    """Return the outlines of masks."""
-    # Along a column a change is where a run begins, and the next one where it ends.
-    mask, column = np.repeat(runs.of, 2), np.repeat(runs.column, 2)
-    row = np.stack([runs.start, runs.stop], axis=1).reshape(-1)
+def trace(spans: Spans) -> Rings:
+    """Return the contours of masks."""
+    # Along a column, changes are alternately the start and the end of a span.
+    mask, column = np.repeat(spans.of, 2), np.repeat(spans.column, 2)
+    row = np.stack([spans.start, spans.stop], axis=1).reshape(-1)
     edges, edge_of, first = _edges(mask, column, row)
-    following = _following(edges)
-    leader, rank = _ranked(following)
+    successor = _successors(edges)
+    leader, rank = _leaders_and_steps(successor)
 
-    # A ring is numbered by its topmost edge, its leader. Above a hole's begins a run of the polygon it belongs to: with
-    # the shell's border, or with that of a hole further up.
+    # A ring is numbered by its topmost edge, its leader. The span above the leader of a hole belongs to the same
+    # polygon, and starts at the border of the shell or of a hole further up.
     leaders, ring_of = np.unique(leader, return_inverse=True)
     hole = ~edges.below[leaders]
     shell = np.arange(len(leaders))
@@ -63,15 +64,15 @@ def trace(runs: Spans) -> Rings:
     while hole[shell].any():
         shell = shell[shell]
 
-    # Shell by shell, each with its holes, each ring's edges one after the other.
-    places = np.lexsort((rank, leader, hole[ring_of], shell[ring_of]))
-    ring = _numbered(ring_of[places])
-    below, left, right = edges.below[places], edges.left[places], edges.right[places]
+    # Order by shell, each followed by its holes, with the edges of each ring in sequence.
+    order = np.lexsort((rank, leader, hole[ring_of], shell[ring_of]))
+    ring = _group_numbers(ring_of[order])
+    below, left, right = edges.below[order], edges.left[order], edges.right[order]
     ends = np.stack([np.where(below, left, right), np.where(below, right, left)], axis=1)
     shells = np.flatnonzero(~hole)
     return Rings(
         columns=ends.reshape(-1),
-        rows=np.repeat(edges.row[places], 2),
+        rows=np.repeat(edges.row[order], 2),
         ring=np.repeat(ring, 2),
         polygon=np.searchsorted(shells, np.sort(shell)),
         mask=edges.mask[leaders[shells]],
@@ -79,7 +80,7 @@ def trace(runs: Spans) -> Rings:
 
 
 def _edges(mask: Ints, column: Ints, row: Ints) -> tuple[_Edges, Ints, Ints]:
-    """Return the edges; of each change the edge it is part of; and of each edge its leftmost change."""
+    """Return the edges, the edge of each change, and the leftmost change of each edge."""
     order = np.lexsort((column, row, mask))
     mask, column, row, below = mask[order], column[order], row[order], order % 2 == 0
     begins = np.ones(len(order), np.bool_)
@@ -96,57 +97,57 @@ def _edges(mask: Ints, column: Ints, row: Ints) -> tuple[_Edges, Ints, Ints]:
     return _Edges(mask[head], row[head], column[head], column[tail] + 1, below[head]), edge_of, order[head]
 
 
-def _following(edges: _Edges) -> Ints:
-    """Return the edge that follows each, with the mask on the right hand."""
+def _successors(edges: _Edges) -> Ints:
+    """Return the successor of each edge, with the mask on the right-hand side."""
     n = len(edges.row)
-    # Vertex 2e is the left end of edge e, 2e + 1 the right end. Along a column of corners every second pair of
-    # neighbours is the two ends of a vertical border. Of two ends in one corner, that goes first from which the border
-    # leads up along the same pixel: so corners that touch are parted.
+    # Vertex 2e is the left end of edge e, 2e + 1 the right end. Along a column of corners, every second pair of
+    # neighbours forms the two ends of a vertical border. Of two ends in one corner, the one whose border leads up
+    # along the same pixel comes first, so that pixels touching at a corner are separated.
     column = np.stack([edges.left, edges.right], axis=1).reshape(-1)
     order_in_corner = np.stack([np.ones(n, np.int64), np.where(edges.below, 2, 0)], axis=1)
     row = (3 * edges.row[:, np.newaxis] + order_in_corner).reshape(-1)
     vertices = np.lexsort((row, column, np.repeat(edges.mask, 2)))
-    following = _joined(vertices, edges.below)
+    successor = _connected(vertices, edges.below)
 
-    # Where a ring meets itself, it is cut in two by joining the ends the other way. Of such places all lie outside of
-    # the mask, so that none parts what another joins.
+    # Where a ring touches itself, it is split in two by connecting the ends the other way. The space between them is
+    # always outside the mask, so no split undoes the effect of another.
     same = (edges.mask[1:] == edges.mask[:-1]) & (edges.row[1:] == edges.row[:-1])
-    pinched = np.flatnonzero(same & (edges.right[:-1] == edges.left[1:]))
-    if len(pinched):
-        leader = _leaders(following)
-        pinched = pinched[leader[pinched] == leader[pinched + 1]]
+    touching = np.flatnonzero(same & (edges.right[:-1] == edges.left[1:]))
+    if len(touching):
+        leader = _leaders(successor)
+        touching = touching[leader[touching] == leader[touching + 1]]
         place = np.empty(2 * n, np.int64)
         place[vertices] = np.arange(2 * n)
-        ends = np.stack([2 * pinched + 1, 2 * pinched + 2])
+        ends = np.stack([2 * touching + 1, 2 * touching + 2])
         vertices[place[ends]] = ends[::-1]
-        following = _joined(vertices, edges.below)
-    return following
+        successor = _connected(vertices, edges.below)
+    return successor
 
 
-def _joined(vertices: Ints, below: NDArray[np.bool_]) -> Ints:
-    """Return the edge that follows each, where the vertices of vertical borders stand side by side."""
+def _connected(vertices: Ints, below: NDArray[np.bool_]) -> Ints:
+    """Return the successor of each edge, given an order of vertices in which vertical borders are adjacent pairs."""
     partner = np.empty(len(vertices), np.int64)
     partner[vertices[0::2]] = vertices[1::2]
     partner[vertices[1::2]] = vertices[0::2]
     return np.asarray(partner[2 * np.arange(len(below)) + below] // 2)
 
 
-def _leaders(following: Ints) -> Ints:
-    """Return the smallest member of the cycle of each member of a permutation."""
-    leader, ahead = np.arange(len(following)), following
+def _leaders(successor: Ints) -> Ints:
+    """Return for each element of a permutation the smallest element of its cycle."""
+    leader, ahead = np.arange(len(successor)), successor
     while True:
         leader = np.minimum(leader, leader[ahead])
-        if np.array_equal(leader, leader[following]):
+        if np.array_equal(leader, leader[successor]):
             return leader
         ahead = ahead[ahead]
 
 
-def _ranked(following: Ints) -> tuple[Ints, Ints]:
-    """Return the smallest member of each member's cycle, and the number of steps from there to the member."""
-    leader = _leaders(following)
-    itself = np.arange(len(following))
+def _leaders_and_steps(successor: Ints) -> tuple[Ints, Ints]:
+    """Return for each element the smallest element of its cycle, and the number of steps from there."""
+    leader = _leaders(successor)
+    itself = np.arange(len(successor))
     back = np.empty_like(itself)
-    back[following] = itself
+    back[successor] = itself
     back = np.where(leader == itself, itself, back)
     steps = (leader != itself).astype(np.int64)
     while not np.array_equal(back, leader):
@@ -155,6 +156,6 @@ def _ranked(following: Ints) -> tuple[Ints, Ints]:
     return leader, steps
 
 
-def _numbered(values: Ints) -> Ints:
-    """Return 0, 1, … for groups of equal neighbours."""
+def _group_numbers(values: Ints) -> Ints:
+    """Return for each value the index of its group of equal neighbours."""
     return np.cumsum(np.append(False, values[1:] != values[:-1])[: len(values)])

@@ -1,4 +1,4 @@
-"""Detections as a part of their image shows them."""
+"""Crop detections to a region of their image."""
 
 from dataclasses import replace
 
@@ -10,27 +10,27 @@ from .rle_decode import read_spans
 
 
 def crop_detections(detections: Detections, region: tuple[int, int, int, int]) -> Detections:
-    """Return detections in the frame of a region; masks and areas are those of the part inside.
+    """Return detections in the frame of a region, with masks and areas of the part inside the region.
 
     Args:
         detections: N instances of an image.
         region: col_off, row_off, width, height in pixels of the image.
 
     Returns:
-        N instances in the same order; the mask of one that lies outside is empty.
+        N instances in the same order; the mask of an instance outside the region is empty.
     """
     col_off, row_off, width, height = region
     n = len(detections)
-    moved = np.zeros((n, 2), np.int64) if detections.frames is None else detections.frames[:, :2]
+    offsets = np.zeros((n, 2), np.int64) if detections.frames is None else detections.frames[:, :2]
     masks, areas = [b""] * n, np.zeros(n, np.int64)
     mask_boxes = np.zeros((n, 4), np.int32)
     sizes = detections.mask_sizes
     for size in np.unique(sizes, axis=0):
         members = np.flatnonzero((sizes == size).all(axis=1))
-        runs = read_spans([detections.masks[member] for member in members], *size.tolist())
-        runs = runs.shifted(moved[members, 0] - col_off, moved[members, 1] - row_off)
-        runs = runs.within(np.array([0, 0, width, height]))
-        encoded = encode_changes(*runs.changes, len(members), height, width)
+        spans = read_spans([detections.masks[member] for member in members], *size.tolist())
+        spans = spans.shifted(offsets[members, 0] - col_off, offsets[members, 1] - row_off)
+        spans = spans.within(np.array([0, 0, width, height]))
+        encoded = encode_changes(*spans.changes, len(members), height, width)
         for member, counts in zip(members.tolist(), encoded.counts, strict=True):
             masks[member] = counts
         areas[members], mask_boxes[members] = encoded.areas, encoded.boxes

@@ -1,13 +1,14 @@
-"""From what a network gives, boxes and small squares of probabilities, to run lengths: never pasted.
+"""Encode the network's boxes and small square masks of probabilities as run lengths, without pasting the masks.
 
-torchvision pastes each mask into an image-sized array of float32, pycocotools then reads all of it. Here not
-even the box is filled. A mask is bilinear between the centres of its square, so along a column of the image it
-is piecewise linear, with a break where a row of the square lies: a column changes only in pieces whose ends are
-on two sides of the threshold, and where it changes follows from the two ends. The cost is that of the outline
-and of a square's rows for each column of the box, for all instances of an image at once.
+torchvision pastes each mask into an image-sized float32 array, all of which pycocotools then reads. Here not even the
+box is filled. A mask is interpolated bilinearly between the centres of its square, so along a column of the image it
+is piecewise linear, with a break at each row of the square: a column changes only in segments whose ends are on
+opposite sides of the threshold, and the position of the change follows from the two end values. The cost depends on
+the length of the contour and on the rows of the square for each column of the box, for all instances of an image at
+once.
 
-The bytes are torchvision's and pycocotools', because no pixel is decided by this arithmetic that rounding could
-decide otherwise: values within `MARGIN` of the threshold are computed again as torch computes them.
+The bytes equal those of torchvision and pycocotools, because no pixel that rounding could change is decided by this
+arithmetic: values within `MARGIN` of the threshold are computed again with torch's arithmetic.
 
 Reference: `paste_masks_in_image` in torchvision/models/detection/roi_heads.py.
 """
@@ -26,27 +27,30 @@ from ..types import Detections, detection_order
 from .rle import EncodedMasks, crop_changes, encode_changes
 
 THRESHOLD: Final = 0.5
-"""A pixel belongs to the mask where its probability is above this."""
+"""A pixel belongs to the mask if its probability is above this value."""
 
 MARGIN: Final = 1e-6
-"""A value this near to the threshold is computed again; five times the error of the arithmetic here."""
+"""Values within this distance of the threshold are computed again; five times the error of the arithmetic here."""
 
 _POSITION_ERROR: Final = 1e-5
-"""Of a row's position in the square, in rows of it: float32 rounds 30 to 2e-6."""
+"""The error of a row's position in the square, in rows of the square: float32 has a spacing of 2e-6 at 30."""
 
 _MAX_COORDINATE: Final = 2**30
-"""Corners further away are moved here; int64 arithmetic on them cannot overflow."""
+"""Corner coordinates are clipped to this magnitude, so that int64 arithmetic on them cannot overflow."""
 
 _MAX_VALUES: Final = 2**20
-"""Interpolated at once, columns times rows of the square: some 20 MB. An image's instances go in groups."""
+"""The maximum number of values interpolated at once, columns times rows of the square: about 20 MB.
+
+The instances of an image are processed in groups.
+"""
 
 _MAX_UNDECIDED: Final = 2**18
-"""Pixels of a mask that are decided one by one; a mask of more is resized as a whole."""
+"""The maximum number of undecided pixels of a mask; a mask with more of them is resized as a whole."""
 
 Float32s = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Encoder = Callable[[Float32s, Float32s, int, int], EncodedMasks]
-"""What takes the arguments of `encode_masks` and returns what it does."""
+"""A function with the arguments and the return value of `encode_masks`."""
 
 
 def detections_from_network(
@@ -60,17 +64,20 @@ def detections_from_network(
     capped: bool,
     encode: Encoder | None = None,
 ) -> Detections:
-    """Return a network's findings in one image, in their final order, masks encoded.
+    """Return a network's detections in one image, in their final order, with encoded masks.
 
     Args:
-        boxes: (N, 4) xmin, ymin, xmax, ymax, pixels of the image; finite, may leave the image.
+        boxes: (N, 4) xmin, ymin, xmax, ymax, pixels of the image; finite, may extend beyond the image.
         labels: (N,) category ids.
         scores: (N,) in [0, 1].
-        probabilities: (N, M, M) of the mask inside the box.
-        height: of the image, pixels.
-        width: of the image, pixels.
+        probabilities: (N, M, M) probabilities of the mask inside the box.
+        height: the height of the image, pixels.
+        width: the width of the image, pixels.
         capped: whether the limit on detections was reached.
-        encode: how masks become run lengths; None: `encode_masks`.
+        encode: the function that encodes masks as run lengths; None: `encode_masks`.
+
+    Raises:
+        ValueError: as `encode`.
     """
     order = detection_order(boxes, labels, scores)
     boxes = boxes[order]
@@ -89,25 +96,25 @@ def detections_from_network(
 
 
 def encode_masks(boxes: Float32s, probabilities: Float32s, height: int, width: int) -> EncodedMasks:
-    """Encode each mask as `pycocotools.mask.encode(paste_masks_in_image(…) > 0.5)` would, byte for byte.
+    """Encode each mask as `pycocotools.mask.encode(paste_masks_in_image(…) > 0.5)` does, byte for byte.
 
-    Time and memory follow the widths of the boxes and the lengths of the outlines, not areas.
+    Time and memory are proportional to the widths of the boxes and the lengths of the contours, not to areas.
 
     Args:
         boxes: (N, 4) xmin, ymin, xmax, ymax, pixels of the image; finite.
         probabilities: (N, M, M) in [0, 1].
-        height: of the image, pixels.
-        width: of the image, pixels.
+        height: the height of the image, pixels.
+        width: the width of the image, pixels.
 
     Returns:
-        the N masks over the whole image; one outside of it is empty.
+        The N masks over the whole image; a mask outside the image is empty.
 
     Raises:
         ValueError: a box is not finite, or the image has 2^32 pixels or more.
     """
     if not np.isfinite(boxes).all():
         raise ValueError("a box is not finite")
-    # [instance, column, row]: along a column, values lie side by side.
+    # [instance, column, row]: the values of a column are contiguous.
     squares = np.pad(probabilities.transpose(0, 2, 1), ((0, 0), (1, 1), (1, 1)))
     frames = _frames(boxes, probabilities.shape[-1])
     encoded = []
@@ -119,9 +126,10 @@ def encode_masks(boxes: Float32s, probabilities: Float32s, height: int, width: i
 
 
 def _frames(boxes: Float32s, size: int) -> Ints:
-    """Return the pixels that the padded masks cover, (N, 4) xmin, ymin, xmax, ymax, the last two exclusive.
+    """Return the frames of pixels that the padded masks cover, (N, 4) xmin, ymin, xmax, ymax, the last two exclusive.
 
-    The operations, their order and float32 are those of `expand_boxes`: corners are truncated, not rounded.
+    The operations, their order and their float32 precision are those of `expand_boxes`: corners are truncated, not
+    rounded.
     """
     scale = np.float32((size + 2) / size)
     half = np.float32(0.5)
@@ -137,7 +145,7 @@ def _frames(boxes: Float32s, size: int) -> Ints:
 
 
 def _groups(frames: Ints, width: int, size: int) -> Iterator[slice]:
-    """Yield consecutive instances that are computed at once; one group at least."""
+    """Yield groups of consecutive instances to compute at once; at least one group."""
     columns = np.clip(frames[:, 2], 0, width) - np.clip(frames[:, 0], 0, width)
     ends = np.cumsum(np.maximum(columns, 0)) * size
     start = 0
@@ -154,20 +162,20 @@ def _groups(frames: Ints, width: int, size: int) -> Iterator[slice]:
 
 
 class _Axis(NamedTuple):
-    """Positions along one axis of the image, for all instances one behind the other, and where they read."""
+    """Positions along one axis of the image, for all instances one after the other, and the values that they read."""
 
     instance: Ints
     """(P,)"""
     position: Ints
-    """(P,) pixels from the frame's first, visible ones only."""
+    """(P,) pixels from the start of the frame; visible ones only."""
     first: Ints
-    """(P,) the row or column of the square before the position; the next one is `first + 1` or the same."""
+    """(P,) the row or column of the square at or before the position; the next one is `first + 1` or the same."""
     weight: Float32s
-    """(P,) of the next one."""
+    """(P,) the weight of the next row or column."""
 
 
 def _axis(begin: Ints, end: Ints, limit: int, size: int) -> _Axis:
-    """Return the visible positions of frames that begin and end somewhere, on an axis of `limit` pixels."""
+    """Return the visible positions of frames from `begin` to `end`, on an axis of `limit` pixels."""
     visible_begin, visible_end = np.clip(begin, 0, limit), np.clip(end, 0, limit)
     counts = np.maximum(visible_end - visible_begin, 0)
     instance = np.repeat(np.arange(len(begin)), counts)
@@ -178,7 +186,7 @@ def _axis(begin: Ints, end: Ints, limit: int, size: int) -> _Axis:
 
 
 def _taps(size: int, resized: Ints, position: Ints) -> tuple[Ints, Float32s]:
-    """Return what each position of a resized axis reads: the input before it, and the weight of the next one.
+    """Return the inputs of each position of a resized axis: the one before it, and the weight of the next one.
 
     Reference: `area_pixel_compute_source_index` in aten/src/ATen/native/UpSample.h; float32 as there.
     """
@@ -190,18 +198,18 @@ def _taps(size: int, resized: Ints, position: Ints) -> tuple[Ints, Float32s]:
 
 
 def _scales(size: int, resized: Ints) -> Float32s:
-    """Return how much of the square a pixel takes."""
+    """Return the extent of a pixel in rows or columns of the square."""
     return np.asarray(np.float32(size) / np.maximum(resized, 1).astype(np.float32))
 
 
-def _changes_of_heavy(
-    squares: Float32s, frames: Ints, height: int, width: int, heavy: NDArray[np.bool_]
+def _changes_with_whole_masks(
+    squares: Float32s, frames: Ints, height: int, width: int, whole_masks: NDArray[np.bool_]
 ) -> tuple[Ints, Ints, Ints]:
-    """Return what `_changes` does, some masks being so full of undecided pixels that they are resized as a whole."""
+    """Return the result of `_changes`, but resize masks with too many undecided pixels as a whole."""
     changes = []
-    for i, is_heavy in enumerate(heavy.tolist()):
+    for i, is_whole in enumerate(whole_masks.tolist()):
         xmin, ymin, xmax, ymax = frames[i].tolist()
-        if is_heavy and (xmax - xmin) * (ymax - ymin) <= _MAX_WHOLE_PX:
+        if is_whole and (xmax - xmin) * (ymax - ymin) <= _MAX_WHOLE_PX:
             whole = _resize(squares[i].T, (ymax - ymin, xmax - xmin)) > THRESHOLD
             top, left = max(ymin, 0), max(xmin, 0)
             crop = whole[top - ymin : min(ymax, height) - ymin, left - xmin : min(xmax, width) - xmin]
@@ -213,18 +221,18 @@ def _changes_of_heavy(
     return instance, column, row
 
 
-class _Pieces(NamedTuple):
-    """Stretches of columns between two rows of the square, in which a mask may change: (P,) each."""
+class _Segments(NamedTuple):
+    """Segments of columns between two rows of the square in which a mask may change: (P,) each."""
 
     instance: Ints
     column: Ints
-    """Of all visible columns."""
-    piece: Ints
-    """The row of the square where it begins."""
+    """The index in all visible columns."""
+    square_row: Ints
+    """The row of the square where the segment begins."""
     above: Float32s
-    """The value there, …"""
+    """The value at that row."""
     below: Float32s
-    """… and at the next row of the square."""
+    """The value at the next row of the square."""
 
 
 def _changes(
@@ -234,36 +242,41 @@ def _changes(
 
     Args:
         squares: (N, S, S) padded probabilities, [instance, column, row].
-        frames: (N, 4) of `_frames`.
-        height: of the image, pixels.
-        width: of the image, pixels.
-        max_undecided: pixels of a mask that are decided one by one; of more, some 100 bytes each.
+        frames: (N, 4) as from `_frames`.
+        height: the height of the image, pixels.
+        width: the width of the image, pixels.
+        max_undecided: the maximum number of pixels of a mask decided one by one, at about 100 bytes each.
 
     Returns:
         instance, column and row, each (C,), as `encode_changes` takes them.
     """
     xmin, ymin, xmax, _ = frames.T
     x = _axis(xmin, xmax, width, squares.shape[1])
-    pieces = _open_pieces(squares, x)
-    sure_end, sure_begin = _sure_rows(pieces, frames, height, squares.shape[1])
+    segments = _open_segments(squares, x)
+    certain_end, certain_begin = _certain_rows(segments, frames, height, squares.shape[1])
 
-    # A piece gives its undecided rows, decided one by one, and then its end: (row, value) in turn.
-    instance, column, row, value = pieces.instance, pieces.column, sure_begin, pieces.below > THRESHOLD
-    undecided = sure_begin - sure_end
-    heavy = np.bincount(instance, undecided, len(frames)) > max_undecided
-    if heavy.any():
-        return _changes_of_heavy(squares, frames, height, width, heavy)
+    # A segment yields (row, value) for its undecided rows, which are decided one by one, and for its end.
+    instance, column, row, value = (
+        segments.instance,
+        segments.column,
+        certain_begin,
+        segments.below > THRESHOLD,
+    )
+    undecided = certain_begin - certain_end
+    whole_masks = np.bincount(instance, undecided, len(frames)) > max_undecided
+    if whole_masks.any():
+        return _changes_with_whole_masks(squares, frames, height, width, whole_masks)
     some = np.flatnonzero(undecided)
     if len(some):
         counts = undecided[some]
         before = np.repeat(some, counts)
         nth = np.arange(len(before)) - np.repeat(np.cumsum(counts) - counts, counts)
-        rows = sure_end[before] + nth
+        rows = certain_end[before] + nth
         decided = _decide(squares, frames, instance[before], x.position[column[before]], rows)
         row, value = np.insert(row, before, rows), np.insert(value, before, decided)
         column, instance = (np.insert(each, before, each[before]) for each in (column, instance))
 
-    # Into the image. Of several at one row the last holds: pieces may have no row, or lie outside.
+    # Clip to the image. Of several changes at one row the last applies: segments may be empty or outside.
     row = np.clip(row + ymin.take(instance), 0, height)
     last = np.ones(len(row), np.bool_)
     last[:-1] = (row[1:] != row[:-1]) | (column[1:] != column[:-1])
@@ -276,8 +289,8 @@ def _changes(
     return instance, x.position.take(column) + xmin.take(instance), row.take(changed)
 
 
-def _open_pieces(squares: Float32s, x: _Axis) -> _Pieces:
-    """Return the pieces whose ends are on two sides of the threshold, or too near to it to say."""
+def _open_segments(squares: Float32s, x: _Axis) -> _Segments:
+    """Return the segments whose ends are on opposite sides of the threshold, or too close to it to decide."""
     n, size, _ = squares.shape
     # Each column of the image, interpolated between two columns of the square: (columns, S).
     steps = np.zeros_like(squares)
@@ -287,47 +300,47 @@ def _open_pieces(squares: Float32s, x: _Axis) -> _Pieces:
     values *= x.weight[:, None]
     values += squares.reshape(n * size, size).take(source, axis=0)
 
-    # 0 below the threshold, 2 above it, 1 too near to it.
+    # 0: below the threshold; 2: above it; 1: too close to decide.
     level = (values > np.float32(THRESHOLD - MARGIN)).view(np.int8)
     level += (values > np.float32(THRESHOLD + MARGIN)).view(np.int8)
     found = np.flatnonzero((level[:, 1:] != level[:, :-1]) | (level[:, :-1] == 1))
     column = found // (size - 1)
-    begin = found + column  # in `values`, where a column has one value more than it has pieces
+    begin = found + column  # index into `values`, where a column has one value more than it has segments
     flat = values.ravel()
-    return _Pieces(
+    return _Segments(
         x.instance.take(column), column, begin - column * size, flat.take(begin), flat.take(begin + 1)
     )
 
 
-def _sure_rows(pieces: _Pieces, frames: Ints, height: int, size: int) -> tuple[Ints, Ints]:
-    """Return up to which row a piece is surely like its beginning, and from which row like its end.
+def _certain_rows(segments: _Segments, frames: Ints, height: int, size: int) -> tuple[Ints, Ints]:
+    """Return the row up to which a segment certainly has the value of its start, and from which that of its end.
 
     Returns:
-        (P,) and (P,), rows of the frame, within the visible rows of the piece; the first at most the second.
+        (P,) and (P,), rows of the frame, within the visible rows of the segment; the first is at most the second.
     """
     _, ymin, _, ymax = frames.T
     starts = _row_starts(ymin, ymax, height, size)
-    at = pieces.instance * starts.shape[1] + pieces.piece
+    at = segments.instance * starts.shape[1] + segments.square_row
     begin, end = starts.take(at), starts.take(at + 1)
 
-    above = pieces.above.astype(np.float64)
-    slope = pieces.below - above
+    above = segments.above.astype(np.float64)
+    slope = segments.below - above
     flat = np.abs(slope) < 4 * MARGIN
     slope[flat] = 1.0
-    crossing = pieces.piece + (THRESHOLD - above) / slope
+    crossing = segments.square_row + (THRESHOLD - above) / slope
     reach = MARGIN / np.abs(slope) + _POSITION_ERROR
-    scale = _scales(size, ymax - ymin).astype(np.float64).take(pieces.instance)
-    sure_end = np.ceil((crossing - reach + 0.5) / scale - 0.5)
-    sure_begin = np.floor((crossing + reach + 0.5) / scale - 0.5) + 1
-    sure_end[flat], sure_begin[flat] = 0, 2.0**60
+    scale = _scales(size, ymax - ymin).astype(np.float64).take(segments.instance)
+    certain_end = np.ceil((crossing - reach + 0.5) / scale - 0.5)
+    certain_begin = np.floor((crossing + reach + 0.5) / scale - 0.5) + 1
+    certain_end[flat], certain_begin[flat] = 0, 2.0**60
     return (
-        np.minimum(np.maximum(sure_end.astype(np.int64), begin), end),
-        np.minimum(np.maximum(sure_begin.astype(np.int64), begin), end),
+        np.minimum(np.maximum(certain_end.astype(np.int64), begin), end),
+        np.minimum(np.maximum(certain_begin.astype(np.int64), begin), end),
     )
 
 
 def _row_starts(ymin: Ints, ymax: Ints, height: int, size: int) -> Ints:
-    """Return the first visible row of each piece, and of the end, (N, S + 1), in rows of the frame."""
+    """Return the first visible row of each segment, and the end of the last, (N, S + 1), in rows of the frame."""
     y = _axis(ymin, ymax, height, size)
     counts = np.bincount(y.instance * size + y.first, minlength=len(ymin) * size).reshape(-1, size)
     starts = np.zeros((len(ymin), size + 1), np.int64)
@@ -336,23 +349,23 @@ def _row_starts(ymin: Ints, ymax: Ints, height: int, size: int) -> Ints:
     return starts
 
 
-# Single pixels, as torch computes them
+# Single pixels with torch's arithmetic
 
 
 def _decide(squares: Float32s, frames: Ints, instance: Ints, column: Ints, row: Ints) -> NDArray[np.bool_]:
     """Return whether pixels of the frames are above the threshold in `F.interpolate`, bit for bit.
 
-    torch has two ways to resize, a small one and a large one. What the large one computes is known here, pixel
-    by pixel; where it is the small one, or where this processor's arithmetic is another, the whole frame is
-    resized. A frame of which most lies outside of the image may be too large for that: there a pixel within
-    1e-6 of the threshold may fall to the other side.
+    torch has two resize kernels, one for small and one for large sizes. The result of the large one is reproduced
+    here, pixel by pixel; for the small kernel, or on a processor with different arithmetic, the whole frame is
+    resized. A frame that is mostly outside the image may be too large for that: there, a pixel within 1e-6 of the
+    threshold may be decided differently.
 
     Args:
         squares: (N, S, S) padded probabilities, [instance, column, row].
         frames: (N, 4), pixels.
-        instance: (P,)
-        column: (P,) of the frame, pixels.
-        row: (P,) of the frame, pixels.
+        instance: (P,) the instance of each pixel.
+        column: (P,) columns in the frame, pixels.
+        row: (P,) rows in the frame, pixels.
     """
     size = squares.shape[1]
     xmin, ymin, xmax, ymax = frames.T
@@ -368,14 +381,14 @@ def _decide(squares: Float32s, frames: Ints, instance: Ints, column: Ints, row: 
 
 
 _SMALL_SIDES_PX: Final = 128
-"""Height and width in all, up to which torch resizes the small way: `_use_vectorized_kernel_cond_2d`."""
+"""The maximum sum of height and width for torch's small kernel: `_use_vectorized_kernel_cond_2d`."""
 _MAX_WHOLE_PX: Final = 2**26
 
 
 def _interpolated(
     squares: Float32s, widths: Ints, heights: Ints, size: int, instance: Ints, column: Ints, row: Ints
 ) -> Float32s:
-    """Return pixels of resized squares, (P,), with the roundings of torch's large way.
+    """Return pixels of resized squares, (P,), with the rounding of torch's large kernel.
 
     Two products and a sum are `fma(a, v, b * w)`: the second product is rounded, the first is not.
 
@@ -390,14 +403,14 @@ def _interpolated(
 
 
 def _fused(first: Float32s, second: Float32s, weight: Float32s) -> Float32s:
-    """Return `first * (1 - weight) + second * weight`, the first product not rounded on its own."""
+    """Return `first * (1 - weight) + second * weight`, without rounding the first product separately."""
     rounded = (second * weight).astype(np.float64)
     exact = first.astype(np.float64) * (np.float32(1) - weight).astype(np.float64)
     return (exact + rounded).astype(np.float32)
 
 
 def _resize(probability: Float32s, shape: tuple[int, int]) -> Float32s:
-    """Resize a (S, S) square to a shape, bilinear, centres aligned."""
+    """Resize a (S, S) square to `shape`, bilinearly, with half-pixel centres."""
     square = torch.from_numpy(np.ascontiguousarray(probability))[None, None]
     resized = F.interpolate(square, size=shape, mode="bilinear", align_corners=False)
     return np.asarray(resized[0, 0].numpy())
@@ -405,7 +418,7 @@ def _resize(probability: Float32s, shape: tuple[int, int]) -> Float32s:
 
 @functools.cache
 def _is_fused() -> bool:
-    """Return whether `_interpolated` has the bits of this machine's torch, just above its small way and far above."""
+    """Return whether `_interpolated` equals this machine's torch bit for bit, for the large kernel at two sizes."""
     rng = np.random.Generator(np.random.PCG64(0))
     square = rng.random((30, 30), np.float32)
     for height, width in ((64, _SMALL_SIDES_PX + 1 - 64), (157, 201)):

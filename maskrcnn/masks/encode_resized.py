@@ -1,11 +1,11 @@
-"""Masks whose boxes stay where they are: from squares of probabilities to run lengths, by the box's crop.
+"""Encode square masks of probabilities as run lengths in the ways of detectron2 and matterport.
 
-torchvision moves a box to whole pixels and resizes its mask to it (`masks`). detectron2 does not: it asks of each
-pixel's centre where in the box it lies, and takes what the square holds there. A pixel's value is bilinear, rows apart
-from columns, and so the crop is a product of three matrices. What is too near to the threshold for this arithmetic to
-decide is computed again by the operator that detectron2 calls.
+torchvision rounds a box to whole pixels and resizes its mask to it (`encode`). detectron2 does not: it maps the centre
+of each pixel into the unrounded box and samples the square there. The interpolation is bilinear and thus separable
+into rows and columns, so the crop is a product of three matrices. Values too close to the threshold for this
+arithmetic are computed again by the operator that detectron2 calls.
 
-matterport's boxes are whole pixels, and its masks are resized to them as scikit-image does: a product of matrices too.
+matterport's boxes are whole pixels, and its masks are resized to them as scikit-image does: also a matrix product.
 
 References: `paste_masks_in_image` in detectron2/layers/mask_ops.py; `unmold_mask` in matterport's mrcnn/utils.py.
 """
@@ -24,20 +24,20 @@ from .rle import EncodedMasks, crop_changes, encode_changes
 Float32s = NDArray[np.float32]
 
 _MAX_PIXELS: Final = 2**22
-"""Of a crop that are computed at once: some 16 MB."""
+"""The maximum number of pixels of a crop computed at once: about 16 MB."""
 
 
 def encode_crops(boxes: Float32s, probabilities: Float32s, height: int, width: int) -> EncodedMasks:
-    """Encode each mask as `pycocotools.mask.encode(paste_masks_in_image(…))` of detectron2 would.
+    """Encode each mask as `pycocotools.mask.encode(paste_masks_in_image(…))` of detectron2 does.
 
     Args:
         boxes: (N, 4) xmin, ymin, xmax, ymax, pixels of the image; finite.
         probabilities: (N, M, M) in [0, 1].
-        height: of the image, pixels.
-        width: of the image, pixels.
+        height: the height of the image, pixels.
+        width: the width of the image, pixels.
 
     Returns:
-        the N masks over the whole image; one of an empty box, or outside of the image, is empty.
+        The N masks over the whole image; the mask of an empty box, or of arguments outside the image, is empty.
 
     Raises:
         ValueError: a box is not finite, or the image has 2^32 pixels or more.
@@ -46,16 +46,16 @@ def encode_crops(boxes: Float32s, probabilities: Float32s, height: int, width: i
 
 
 def encode_resized(boxes: Float32s, probabilities: Float32s, height: int, width: int) -> EncodedMasks:
-    """Encode each mask as matterport's `unmold_mask` makes it: resized to its box, and what is 0.5 or more.
+    """Encode each mask as matterport's `unmold_mask` does: resize it to its box, threshold at 0.5 (inclusive).
 
     Args:
         boxes: (N, 4) xmin, ymin, xmax, ymax, whole pixels of the image, the last two exclusive.
         probabilities: (N, M, M) in [0, 1].
-        height: of the image, pixels.
-        width: of the image, pixels.
+        height: the height of the image, pixels.
+        width: the width of the image, pixels.
 
     Returns:
-        the N masks over the whole image; one of an empty box is empty.
+        The N masks over the whole image; the mask of an empty box is empty.
 
     Raises:
         ValueError: a box is not finite, or the image has 2^32 pixels or more.
@@ -75,7 +75,7 @@ def _encoded(
 ) -> EncodedMasks:
     if not np.isfinite(boxes).all():
         raise ValueError("a box is not finite")
-    parts = [changes_of(*one, height, width) for one in zip(boxes, probabilities, strict=True)]
+    parts = [changes_of(*arguments, height, width) for arguments in zip(boxes, probabilities, strict=True)]
     instance = np.repeat(np.arange(len(parts)), [len(column) for column, _ in parts])
     column, row = (
         np.concatenate([part[axis] for part in parts] or [np.zeros(0, np.int64)]) for axis in (0, 1)
@@ -86,13 +86,13 @@ def _encoded(
 def pasted(
     box: Float32s, probability: Float32s, rows: NDArray[np.int64], columns: NDArray[np.int64]
 ) -> Float32s:
-    """Return a mask's probability at pixels, which stand side by side: (P,) from a box and its (M, M) square.
+    """Return the probabilities of a mask at P pixels, (P,) float32.
 
     Args:
         box: (4,) xmin, ymin, xmax, ymax, pixels.
-        probability: (M, M) inside the box.
-        rows: (P,) of the image.
-        columns: (P,) of the image.
+        probability: (M, M) probabilities inside the box.
+        rows: (P,) rows of the pixels in the image.
+        columns: (P,) columns of the pixels in the image.
     """
     y, x = _relative(rows, box[1], box[3]), _relative(columns, box[0], box[2])
     grid = torch.from_numpy(np.stack([x, y], axis=-1))[None, None]
@@ -101,8 +101,8 @@ def pasted(
 
 
 def _changes_of_crop(box: Float32s, probability: Float32s, height: int, width: int) -> _Changes:
-    """Return column and row of each change of a mask, as `encode_changes` takes them."""
-    # Outside of its box a mask is never above the threshold: the square fades to zero there.
+    """Return column and row of each change of a mask, in the form of the arguments of `encode_changes`."""
+    # Outside its box a mask is never above the threshold, since the square is padded with zeros.
     limits = np.array([width, height, width, height])
     left, top = np.clip(np.floor(box[:2]) - 1, 0, limits[:2]).astype(np.int64).tolist()
     right, bottom = np.clip(np.ceil(box[2:]) + 1, 0, limits[:2]).astype(np.int64).tolist()
@@ -124,10 +124,10 @@ def _changes_of_crop(box: Float32s, probability: Float32s, height: int, width: i
 
 
 def _changes_of_resized(box: Float32s, probability: Float32s, height: int, width: int) -> _Changes:
-    """Return the same for a box of whole pixels.
+    """Return the result of `_changes_of_crop` for a box of whole pixels.
 
-    The sums are float64 and then float32, as in the reference. There, values are brought back into the square's range,
-    which zeros around it have left: this decides where all of the square is above the threshold.
+    Sums are computed in float64 and rounded to float32, as in the reference. The reference also clips the values to
+    the range of the square, which the zero padding extends: this matters if the whole square is above the threshold.
     """
     x1, y1, x2, y2 = box.astype(np.int64).tolist()
     left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
@@ -145,19 +145,19 @@ def _changes_of_resized(box: Float32s, probability: Float32s, height: int, width
 
 
 def _linear_weights(count: int, size: int) -> NDArray[np.float64]:
-    """Return how much each of `size` values counts for each of `count` pixels, (count, size); zeros are around them."""
+    """Return the weights of `size` values for `count` pixels, (count, size) float64, with zero padding."""
     centre = (np.arange(count) + 0.5) * (size / count) - 0.5
     return np.asarray(np.maximum(1 - np.abs(centre[:, None] - np.arange(size)), 0))
 
 
 def _relative(pixels: NDArray[np.int64], low: np.float32, high: np.float32) -> Float32s:
-    """Return where in a box the centres of pixels lie, from -1 to 1; float32 and the order are detectron2's."""
+    """Return the positions of pixel centres in a box, from -1 to 1, in float32 and in detectron2's order."""
     centres = pixels.astype(np.float32) + np.float32(0.5)
     return np.asarray((centres - low) / (high - low) * np.float32(2) - np.float32(1))
 
 
 def _weights(relative: Float32s, size: int) -> Float32s:
-    """Return how much each of `size` values counts at each position, (P, size); zeros are around them."""
+    """Return the weights of `size` values at each position, (P, size) float32, with zero padding."""
     source = ((relative + np.float32(1)) * np.float32(size) - np.float32(1)) / np.float32(2)
     distance = np.abs(source[:, None] - np.arange(size, dtype=np.float32))
     return np.asarray(np.maximum(np.float32(1) - distance, np.float32(0)))

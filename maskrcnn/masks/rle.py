@@ -1,8 +1,8 @@
-"""Masks as COCO's compressed run lengths, made from where they change at a cost that the image's area does not enter.
+"""Encode masks as COCO's compressed run lengths, from their changes, at a cost independent of the image's area.
 
-A COCO mask is read column by column: counts of zeros and ones in turn, zeros first, packed into ASCII.
+A COCO mask is stored column by column: alternating counts of zeros and ones, zeros first, packed into ASCII.
 
-Reference: `maskApi.c` of pycocotools, whose bytes these are.
+Reference: `maskApi.c` of pycocotools, whose output is reproduced byte for byte.
 """
 
 import itertools
@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 MAX_PIXELS = 2**32 - 1
-"""A count is a uint32: no larger image can be written as one mask."""
+"""The maximum number of pixels of an image that one mask can describe: a count is a uint32."""
 
 
 class EncodedMasks(NamedTuple):
-    """N masks and what is known of them."""
+    """N encoded masks with their areas and boxes."""
 
     counts: tuple[bytes, ...]
     """The `counts` of `pycocotools.mask.encode`, byte for byte."""
     areas: NDArray[np.int64]
     """(N,) pixels."""
     boxes: NDArray[np.int32]
-    """(N, 4) xmin, ymin, xmax, ymax, the last two exclusive; zeros where a mask is empty."""
+    """(N, 4) xmin, ymin, xmax, ymax, the last two exclusive; zeros for an empty mask."""
 
 
 def encode_changes(
@@ -36,17 +36,17 @@ def encode_changes(
     height: int,
     width: int,
 ) -> EncodedMasks:
-    """Encode masks of one image that are given by the changes along their columns.
+    """Encode masks of one image, given by the changes along their columns.
 
     Args:
         instance: (C,) the mask of each change, ascending.
-        column: (C,) within an instance ascending.
-        row: (C,) within a column ascending: the first pixel that differs from the one above it, at most
-            `height`. The row above the first counts as zeros, the one below the last too: each column has an
+        column: (C,) the column of each change, ascending within an instance.
+        row: (C,) the row of each change, ascending within a column: the first pixel that differs from the one above
+            it, at most `height`. The rows above the first and below the last count as zeros, so each column has an
             even number of changes.
-        n: how many masks there are.
-        height: of the image, pixels.
-        width: of the image, pixels.
+        n: the number of masks.
+        height: the height of the image, pixels.
+        width: the width of the image, pixels.
 
     Raises:
         ValueError: the image has 2^32 pixels or more.
@@ -54,47 +54,49 @@ def encode_changes(
     if height * width > MAX_PIXELS:
         raise ValueError(f"{height} x {width} pixels do not fit a COCO mask")
     position = column * height + row
-    n_runs = np.bincount(instance[::2], minlength=n)
-    areas = _sums(position[1::2] - position[::2], n_runs)
-    boxes = _tight_boxes(column, row, n_runs)
+    n_spans = np.bincount(instance[::2], minlength=n)
+    areas = _sums(position[1::2] - position[::2], n_spans)
+    boxes = _tight_boxes(column, row, n_spans)
 
-    # A run may go on at the top of the next column: there its end and the next run's start are one.
+    # A span that continues at the top of the next column is one run: its end and the next start cancel out.
     apart = np.ones(len(position), np.bool_)
     if len(position):
-        goes_on = (position[1:] == position[:-1]) & (instance[1:] == instance[:-1])
-        apart[1:] &= ~goes_on
-        apart[:-1] &= ~goes_on
+        continues = (position[1:] == position[:-1]) & (instance[1:] == instance[:-1])
+        apart[1:] &= ~continues
+        apart[:-1] &= ~continues
     return EncodedMasks(_compressed(position[apart], instance[apart], n, height * width), areas, boxes)
 
 
 def crop_to_rle(crop: NDArray[np.bool_], left: int, top: int, height: int, width: int) -> bytes:
-    """Encode a mask that is zero outside of a crop.
+    """Encode a mask that is zero outside a crop.
 
     >>> crop_to_rle(np.array([[True, True]]), left=1, top=0, height=2, width=4)
     b'21102'
 
     Args:
         crop: (h, w) bool, the mask inside the crop; may be empty.
-        left: column of the image where the crop begins, pixels.
-        top: row of the image where the crop begins, pixels.
-        height: of the image, pixels.
-        width: of the image, pixels.
+        left: the first column of the crop in the image, pixels.
+        top: the first row of the crop in the image, pixels.
+        height: the height of the image, pixels.
+        width: the width of the image, pixels.
 
     Returns:
-        the `counts` of `pycocotools.mask.encode` for the whole (height, width) mask, byte for byte.
+        The `counts` of `pycocotools.mask.encode` for the whole (height, width) mask, byte for byte.
 
     Raises:
-        ValueError: the crop does not lie within the image, or the image has 2^32 pixels or more.
+        ValueError: the crop extends beyond the image, or the image has 2^32 pixels or more.
     """
     h, w = crop.shape
     if not (0 <= left <= width - w and 0 <= top <= height - h):
-        raise ValueError(f"a crop of {h} x {w} at row {top}, column {left} leaves {height} x {width} pixels")
+        raise ValueError(
+            f"a crop of {h} x {w} at row {top}, column {left} extends beyond {height} x {width} pixels"
+        )
     column, row = crop_changes(crop, left, top)
     return encode_changes(np.zeros(len(row), np.int64), column, row, 1, height, width).counts[0]
 
 
 def crop_changes(crop: NDArray[np.bool_], left: int, top: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where a mask that is zero outside of a crop changes: column and row, as `encode_changes` takes them."""
+    """Return the changes of a mask that is zero outside a crop: column and row, as arguments of `encode_changes`."""
     h, w = crop.shape
     padded = np.zeros((w, h + 2), np.bool_)
     padded[:, 1:-1] = crop.T
@@ -103,14 +105,14 @@ def crop_changes(crop: NDArray[np.bool_], left: int, top: int) -> tuple[NDArray[
 
 
 def rle_areas(rles: Sequence[dict[str, Any]]) -> NDArray[np.int64]:
-    """Return the number of pixels of each mask, (N,); `rles` as from `Detections.rles`."""
-    # pycocotools 2.0.11 with numpy 2 overflows at 256 masks (its count becomes a uint8), though not for boxes.
+    """Return the number of pixels of each mask, (N,) int64; `rles` as from `Detections.rles`."""
+    # pycocotools 2.0.11 with numpy 2 overflows at 256 masks (its count becomes a uint8) in `area`, but not in `toBbox`.
     chunks = [coco_mask.area(list(rles[start : start + 255])) for start in range(0, len(rles), 255)]
     return np.concatenate([np.empty(0, np.int64), *chunks]).astype(np.int64)
 
 
 def rle_boxes_xywh(rles: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
-    """Return the tight box of each mask, (N, 4) xmin, ymin, width, height in pixels; zeros if it is empty."""
+    """Return the tight box of each mask, (N, 4) xmin, ymin, width, height in pixels; zeros for an empty mask."""
     return np.array(coco_mask.toBbox(list(rles)), dtype=np.float64).reshape(-1, 4)
 
 
@@ -122,24 +124,24 @@ def rle_boxes_xyxy(rles: Sequence[dict[str, Any]]) -> NDArray[np.int32]:
 
 
 def _sums(values: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the sums of consecutive stretches of the given lengths, which may be zero."""
+    """Return the sums of consecutive segments of the given lengths, which may be zero."""
     ends = np.cumsum(lengths)
     totals = np.concatenate([np.zeros(1, np.int64), np.cumsum(values)])
     return np.asarray(totals[ends] - totals[ends - lengths])
 
 
 def _tight_boxes(
-    column: NDArray[np.int64], row: NDArray[np.int64], n_runs: NDArray[np.int64]
+    column: NDArray[np.int64], row: NDArray[np.int64], n_spans: NDArray[np.int64]
 ) -> NDArray[np.int32]:
-    """Return the tight boxes of masks that have so many runs, each within a column."""
-    boxes = np.zeros((len(n_runs), 4), np.int32)
-    some = n_runs > 0
-    first = (np.cumsum(n_runs) - n_runs)[some]
+    """Return the tight boxes of masks with the given numbers of spans, each within a column."""
+    boxes = np.zeros((len(n_spans), 4), np.int32)
+    some = n_spans > 0
+    first = (np.cumsum(n_spans) - n_spans)[some]
     if len(first):
         starts, ends = row[::2], row[1::2]
         boxes[some, 0] = column[::2][first]
         boxes[some, 1] = np.minimum.reduceat(starts, first)
-        boxes[some, 2] = column[::2][first + n_runs[some] - 1] + 1
+        boxes[some, 2] = column[::2][first + n_spans[some] - 1] + 1
         boxes[some, 3] = np.maximum.reduceat(ends, first)
     return boxes
 
@@ -147,26 +149,26 @@ def _tight_boxes(
 def _compressed(
     position: NDArray[np.int64], instance: NDArray[np.int64], n: int, n_pixels: int
 ) -> tuple[bytes, ...]:
-    """Return the compressed counts of masks whose value changes at positions of their column-major order.
+    """Return the compressed counts of masks whose value changes at positions in column-major order.
 
-    Reference: `rleToString` in `maskApi.c`: a count from the third on is written as its difference to the one
-    before the last, in groups of five bits, the lowest first; a sixth bit says that another group follows.
+    Reference: `rleToString` in `maskApi.c`: each count from the fourth on is written as its difference to the count
+    two before it, in groups of five bits, lowest first; a sixth bit indicates that another group follows.
     """
-    # Each mask's changes between 0 and the image's end; their distances are the counts.
+    # The changes of each mask between 0 and the end of the image; their differences are the counts.
     n_changes = np.bincount(instance, minlength=n)
     lengths = n_changes + 2
     starts = np.cumsum(lengths) - lengths
     bounds = np.full(len(position) + 2 * n, n_pixels, np.int64)
     bounds[starts] = 0
     bounds[np.arange(len(position)) + 2 * instance + 1] = position
-    plain = np.diff(bounds, append=0)
-    # From a mask's end to the next one's start is no count; nor are no zeros after a mask that ends the image.
-    kept = np.ones(len(plain), np.bool_)
+    absolute = np.diff(bounds, append=0)
+    # The difference from the end of a mask to the start of the next is not a count; nor is a final count of 0.
+    kept = np.ones(len(absolute), np.bool_)
     kept[starts + lengths - 1] = False
-    kept[starts + lengths - 2] = (plain[starts + lengths - 2] > 0) | (n_changes == 0)
-    counts = plain.copy()
-    nth = np.arange(len(plain)) - np.repeat(starts, lengths)
-    counts[3:] -= np.where(nth[3:] > 2, plain[1:-2], 0)
+    kept[starts + lengths - 2] = (absolute[starts + lengths - 2] > 0) | (n_changes == 0)
+    counts = absolute.copy()
+    nth = np.arange(len(absolute)) - np.repeat(starts, lengths)
+    counts[3:] -= np.where(nth[3:] > 2, absolute[1:-2], 0)
     values = counts[kept]
     sizes = _sums(kept.astype(np.int64), lengths)
 
@@ -178,9 +180,9 @@ def _compressed(
     text = np.empty(int(ends[-1]) if n else 0, np.uint8)
     at, rest, groups = ends - n_groups, values, n_groups
     while len(at):
-        goes_on = groups > 1
-        text[at] = (rest & 31) + 48 + 32 * goes_on
-        at, rest, groups = at[goes_on] + 1, rest[goes_on] >> 5, groups[goes_on] - 1
+        continues = groups > 1
+        text[at] = (rest & 31) + 48 + 32 * continues
+        at, rest, groups = at[continues] + 1, rest[continues] >> 5, groups[continues] - 1
     whole = text.tobytes()
     cuts = [0, *ends[np.cumsum(sizes) - 1].tolist()] if n else [0]
     return tuple(whole[start:stop] for start, stop in itertools.pairwise(cuts))

@@ -1,7 +1,7 @@
-"""Masks as runs, many at once: set arithmetic at the cost of outlines, which areas do not enter.
+"""Set operations on many masks as spans, at a cost that depends on the contours and not on the areas.
 
-A run is a stretch of one column. Nothing is painted: intersections, unions, what is near and what is deep inside
-follow from where runs begin and end, for a whole column of masks in a few calls of numpy.
+A span is a range of rows in one column. No pixels are filled: intersections, unions, dilations and erosions follow
+from the starts and ends of the spans, for many masks at once in a few calls of numpy.
 """
 
 from typing import NamedTuple
@@ -13,32 +13,32 @@ Ints = NDArray[np.int64]
 
 
 class Spans(NamedTuple):
-    """N masks in one frame, which need not hold them: rows and columns may be negative.
+    """R spans of N masks in one frame, which they may extend beyond: rows and columns may be negative.
 
-    Ordered by mask, then column, then row; the runs of a column neither overlap nor touch.
+    Ordered by mask, then column, then row; the spans of a column of a mask neither overlap nor touch.
     """
 
     of: Ints
-    """(R,) the mask of each run, from 0 to N - 1."""
+    """(R,) the mask of each span, from 0 to N - 1."""
     column: Ints
-    """(R,)"""
+    """(R,) the column of each span."""
     start: Ints
-    """(R,) its first row."""
+    """(R,) the first row of each span."""
     stop: Ints
-    """(R,) the row after its last."""
+    """(R,) the row after the last of each span."""
     n: int
-    """How many masks there are; some may be empty."""
+    """The number of masks, some of which may be empty."""
 
     @property
     def areas(self) -> Ints:
-        """(N,) pixels."""
+        """(N,) the number of pixels of each mask."""
         return np.bincount(self.of, self.stop - self.start, minlength=self.n).astype(
             np.int64
         )  # exact below 2^53
 
     @property
     def boxes(self) -> Ints:
-        """(N, 4) xmin, ymin, xmax, ymax of the pixels, the last two exclusive; zeros where there are none."""
+        """(N, 4) xmin, ymin, xmax, ymax of the pixels, the last two exclusive; zeros for an empty mask."""
         boxes = np.zeros((self.n, 4), np.int64)
         first = np.flatnonzero(np.diff(self.of, prepend=-1))
         if len(first):
@@ -50,28 +50,28 @@ class Spans(NamedTuple):
         return boxes
 
     def take(self, masks: NDArray[np.intp]) -> "Spans":
-        """Return some of the masks, any of them any number of times, in the order asked for."""
+        """Return the masks with the given indices, which may repeat, in that order."""
         cuts = np.searchsorted(self.of, np.arange(self.n + 1))
         counts = cuts[masks + 1] - cuts[masks]
-        runs = ranges(cuts[masks], counts)
+        spans = ranges(cuts[masks], counts)
         of = np.repeat(np.arange(len(masks)), counts)
-        return Spans(of, self.column[runs], self.start[runs], self.stop[runs], len(masks))
+        return Spans(of, self.column[spans], self.start[spans], self.stop[spans], len(masks))
 
     def shifted(self, columns: Ints, rows: Ints) -> "Spans":
-        """Return each mask moved by so many columns and rows, (N,) each."""
+        """Return each mask shifted by a number of columns and rows, (N,) each."""
         down = rows[self.of]
         return self._replace(
             column=self.column + columns[self.of], start=self.start + down, stop=self.stop + down
         )
 
     def within(self, boxes: Ints) -> "Spans":
-        """Return what lies inside of boxes, (4,) or one for each mask, (N, 4)."""
+        """Return the part of each mask inside a box: (4,) xmin, ymin, xmax, ymax, or one per mask, (N, 4)."""
         left, top, right, bottom = np.broadcast_to(boxes, (self.n, 4))[self.of].T
         start, stop = np.maximum(self.start, top), np.minimum(self.stop, bottom)
         return self._kept((self.column >= left) & (self.column < right) & (start < stop), start, stop)
 
     def outside(self, boxes: Ints) -> "Spans":
-        """Return what lies outside of boxes, (4,) or one for each mask, (N, 4); an empty one takes nothing."""
+        """Return the part of each mask outside a box, as in `within`; an empty box removes nothing."""
         left, top, right, bottom = np.broadcast_to(boxes, (self.n, 4))[self.of].T
         beside = (self.column < left) | (self.column >= right) | (top >= bottom)
         above = np.where(beside, self.stop, np.minimum(self.stop, top))
@@ -81,21 +81,23 @@ class Spans(NamedTuple):
         twice = Spans(np.repeat(self.of, 2), np.repeat(self.column, 2), start, stop, self.n)
         return twice._kept(start < stop, start, stop)
 
-    def as_one(self, of: Ints, n: int) -> "Spans":
-        """Return n masks, each the union of those that `of`, (N,), gives to it."""
+    def merged(self, of: Ints, n: int) -> "Spans":
+        """Return n masks, each the union of the masks that `of`, (N,), assigns to it."""
         return _covered(of[self.of], self.column, self.start, self.stop, n, times=1)
 
     def grown(self, pixels: int) -> "Spans":
-        """Return what is at most so many columns and rows away from each mask."""
-        return _copied(self._replace(start=self.start - pixels, stop=self.stop + pixels), pixels, times=1)
+        """Return each mask dilated by a square of `2 * pixels + 1` pixels per side."""
+        return _covered_by_copies(
+            self._replace(start=self.start - pixels, stop=self.stop + pixels), pixels, times=1
+        )
 
     def shrunk(self, pixels: int) -> "Spans":
-        """Return what has all of its neighbours, so many columns and rows around, in the mask."""
+        """Return each mask eroded by a square of `2 * pixels + 1` pixels per side."""
         start, stop = self.start + pixels, self.stop - pixels
-        return _copied(self._kept(start < stop, start, stop), pixels, times=2 * pixels + 1)
+        return _covered_by_copies(self._kept(start < stop, start, stop), pixels, times=2 * pixels + 1)
 
     def overlaps(self, other: "Spans") -> Ints:
-        """Return how many pixels each mask shares with the other's of its number, (N,)."""
+        """Return the number of pixels that each mask shares with the mask of the same index in `other`, (N,)."""
         if not len(self.of) or not len(other.of):
             return np.zeros(self.n, np.int64)
         keys = _Keys.of(self, other)
@@ -103,7 +105,7 @@ class Spans(NamedTuple):
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(stop - start)])
 
         def covered(at: Ints) -> Ints:
-            """Return how many pixels lie before."""
+            """Return the number of pixels of the masks before a key."""
             begun = np.searchsorted(start, at, side="right")
             return np.asarray(before[begun] - np.where(begun, np.maximum(stop[begun - 1] - at, 0), 0))
 
@@ -113,7 +115,7 @@ class Spans(NamedTuple):
 
     @property
     def changes(self) -> tuple[Ints, Ints, Ints]:
-        """Mask, column and row of each change, as `rle.encode_changes` takes them."""
+        """Mask, column and row of each change, as arguments of `rle.encode_changes`."""
         return (
             np.repeat(self.of, 2),
             np.repeat(self.column, 2),
@@ -125,7 +127,7 @@ class Spans(NamedTuple):
 
 
 class _Keys(NamedTuple):
-    """One number for a mask's pixel, in the order of runs; the ends of columns stay apart."""
+    """Map pixels of masks to integers in the order of spans; the ends of adjacent columns have distinct keys."""
 
     first_column: int
     columns: int
@@ -134,7 +136,7 @@ class _Keys(NamedTuple):
 
     @classmethod
     def of(cls, *many: Spans) -> "_Keys":
-        some = [runs for runs in many if len(runs.of)]
+        some = [spans for spans in many if len(spans.of)]
         left, right = min(int(r.column.min()) for r in some), max(int(r.column.max()) for r in some)
         top, bottom = min(int(r.start.min()) for r in some), max(int(r.stop.max()) for r in some)
         return cls(left, right - left + 1, top, bottom - top + 1)
@@ -143,20 +145,20 @@ class _Keys(NamedTuple):
         return (of * self.columns + (column - self.first_column)) * self.rows + (row - self.first_row)
 
 
-def _copied(runs: Spans, pixels: int, times: int) -> Spans:
-    """Return what is covered so many times by copies that are moved by up to so many columns."""
+def _covered_by_copies(spans: Spans, pixels: int, times: int) -> Spans:
+    """Return the pixels covered at least `times` times by copies shifted by up to `pixels` columns."""
     moves = np.arange(-pixels, pixels + 1)
-    columns = (runs.column + moves[:, None]).ravel()
-    of, start, stop = (np.tile(values, len(moves)) for values in (runs.of, runs.start, runs.stop))
-    return _covered(of, columns, start, stop, runs.n, times)
+    columns = (spans.column + moves[:, None]).ravel()
+    of, start, stop = (np.tile(values, len(moves)) for values in (spans.of, spans.start, spans.stop))
+    return _covered(of, columns, start, stop, spans.n, times)
 
 
 def _covered(of: Ints, column: Ints, start: Ints, stop: Ints, n: int, times: int) -> Spans:
-    """Return what lies in so many of the given runs at least; these may be in any order, and overlap."""
+    """Return the pixels in at least `times` of the given spans, which may be in any order and overlap."""
     if not len(of):
         return Spans(of, column, start, stop, n)
     keys = _Keys.of(Spans(of, column, start, stop, n))
-    # Beginnings come before ends at the same place, so that runs that touch become one.
+    # Starts are sorted before ends at the same position, so that touching spans are merged.
     ends = np.concatenate([keys(of, column, start), keys(of, column, stop)])
     order = np.argsort(ends, kind="stable")
     enough = np.cumsum(np.where(order < len(of), 1, -1)) >= times
@@ -171,7 +173,7 @@ def _covered(of: Ints, column: Ints, start: Ints, stop: Ints, n: int, times: int
 
 
 def ranges(starts: Ints, counts: Ints) -> Ints:
-    """Return so many numbers from each start on, one stretch behind the other.
+    """Return the concatenated ranges of `counts` consecutive integers from each of `starts`.
 
     >>> ranges(np.array([5, 0]), np.array([3, 2])).tolist()
     [5, 6, 7, 0, 1]

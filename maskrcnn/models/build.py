@@ -1,7 +1,7 @@
-"""The networks, and the one file that a model is stored in.
+"""Build networks, and load and save models: one safetensors file each.
 
-Every network is a plain torchvision `MaskRCNN`: `.transform`, `.backbone`, `.rpn` and `.roi_heads` are where
-torchvision's documentation says. Of matterport's only its parts are there.
+Every network is a torchvision `MaskRCNN`: `.transform`, `.backbone`, `.rpn` and `.roi_heads` are what torchvision's
+documentation says. Of matterport's networks only these parts work; `forward_matterport` has the steps between them.
 """
 
 import argparse
@@ -11,46 +11,22 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torchvision.models.detection import (
-    MaskRCNN,
-    maskrcnn_resnet50_fpn,
-    maskrcnn_resnet50_fpn_v2,
-)
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection import MaskRCNN
 
 from ..errors import UsageError
 from ..types import Category
 from .checkpoint_files import state_dict_in
-from .detectron2 import build_detectron2
-from .efficientnet import EfficientNetLite0, _maskrcnn_efficientnet_lite0_fpn
-from .matterport import MatterportRCNN, build_matterport
-from .matterport_config import MATTERPORT, MatterportConfig
-from .registry import ModelCard, read_model
+from .matterport import MatterportRCNN
+from .matterport_config import MatterportConfig
+from .networks import NETWORKS
+from .registry import EmbeddedModel, ModelCard, ModelFile, PublishedModel, read_model, resolve
 
-__all__ = [
-    "ARCHITECTURES",
-    "EfficientNetLite0",
-    "Model",
-    "build_network",
-    "load_model",
-    "save_model",
-    "tensors_of_torch",
-]
-
-ARCHITECTURES = (
-    "maskrcnn_resnet50_fpn",
-    "maskrcnn_resnet50_fpn_v2",
-    "maskrcnn_resnet18_fpn",
-    "maskrcnn_efficientnet_lite0_fpn",
-    "maskrcnn_resnet50_fpn_detectron2",
-    *MATTERPORT,
-)
+__all__ = ["Model", "build_network", "load_model", "save_model", "tensors_of_torch"]
 
 
 def build_network(
@@ -63,31 +39,18 @@ def build_network(
     """Build a network with random weights.
 
     Args:
-        architecture: one of `ARCHITECTURES`.
+        architecture: one of `networks.ARCHITECTURES`.
         num_classes: labels, the background (0) included.
-        min_size: what the shorter side of an image is resized to, pixels,
-        max_size: unless the longer side would then exceed this.
-        config: of matterport's networks; None: as its `Config` is by default.
+        min_size: the length that the shorter side of an image is resized to, pixels, …
+        max_size: … unless the longer side would then exceed this.
+        config: of matterport's networks; None: the defaults of matterport's `Config`.
+
+    Raises:
+        ValueError: there is no such architecture, or `max_size` does not fit it.
     """
-    if architecture in MATTERPORT:
-        config = config or MatterportConfig()
-        return build_matterport(MATTERPORT[architecture], num_classes, min_size, max_size, config)
-    sizes: dict[str, Any] = {"min_size": min_size, "max_size": max_size}
-    if architecture == "maskrcnn_efficientnet_lite0_fpn":
-        return _maskrcnn_efficientnet_lite0_fpn(num_classes, **sizes)
-    if architecture == "maskrcnn_resnet18_fpn":
-        trunk = {"backbone_name": "resnet18", "norm_layer": nn.BatchNorm2d, "trainable_layers": 5}
-        return MaskRCNN(resnet_fpn_backbone(weights=None, **trunk), num_classes, **sizes)
-    if architecture == "maskrcnn_resnet50_fpn_detectron2":
-        return build_detectron2(num_classes, **sizes)
-    builders = {
-        "maskrcnn_resnet50_fpn": maskrcnn_resnet50_fpn,
-        "maskrcnn_resnet50_fpn_v2": maskrcnn_resnet50_fpn_v2,
-    }
-    if architecture not in builders:
-        raise ValueError(f"unknown architecture {architecture!r}; known are {', '.join(ARCHITECTURES)}")
-    network = builders[architecture](weights=None, weights_backbone=None, num_classes=num_classes, **sizes)
-    return cast(MaskRCNN, network)
+    if architecture not in NETWORKS:
+        raise ValueError(f"unknown architecture {architecture!r}; known are {', '.join(NETWORKS)}")
+    return NETWORKS[architecture].build(num_classes, min_size, max_size, config)
 
 
 def save_model(
@@ -101,17 +64,17 @@ def save_model(
     *,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write a model as one safetensors file: its tensors, and metadata that says how to rebuild it.
+    """Write a model as one safetensors file: its tensors, and metadata from which it is rebuilt.
 
     Args:
         path: the file to write.
         network: built by `build_network` with these sizes.
-        architecture: one of `ARCHITECTURES`.
-        categories: what the labels 1, 2, … mean, in their order.
-        min_size: as given to `build_network`.
-        max_size: as given to `build_network`.
-        provenance: how the weights came to be; must be JSON.
-        dtype: of what is floating point in the file.
+        architecture: one of `networks.ARCHITECTURES`.
+        categories: of the labels 1, 2, …, in their order.
+        min_size: as passed to `build_network`.
+        max_size: as passed to `build_network`.
+        provenance: the origin of the weights; must be serializable as JSON.
+        dtype: of the floating-point tensors in the file.
     """
     tensors = {
         name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
@@ -131,82 +94,81 @@ def save_model(
     save_file(tensors, str(path), metadata=metadata)
 
 
-# --- EfficientNet-Lite0 ---
-
-
 # --- loading ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A network and what is known of it."""
+    """A network and its description."""
 
     module: MaskRCNN
-    """Plain torchvision, float32, on the CPU, in eval mode; nothing is folded or patched."""
+    """A torchvision network, float32, on the CPU, in eval mode; nothing is folded or patched."""
 
     card: ModelCard
 
     @property
     def categories(self) -> tuple[Category, ...]:
-        """What it can find."""
+        """The categories that it detects."""
         return self.card.categories
 
     @property
     def sha256(self) -> str:
-        """Of the weights file, hexadecimal."""
+        """The sha256 of the weights file, hexadecimal."""
         return self.card.sha256
 
 
 def load_model(name: str, labels: str | None = None, *, expected_sha256: str | None = None) -> Model:
-    """Load a model; nothing in its file is executed.
+    """Load a model; no code in its file is executed.
 
     Args:
         name: `coco`, `coco-v1`, `scenes`, or the path or URL of a `.safetensors`, `.pth` or `.pt` file. A
             `.pth` file holds the state dict of torchvision's `maskrcnn_resnet50_fpn` or
             `maskrcnn_resnet50_fpn_v2`, as such or under "model" or "state_dict".
         labels: for `.pth` and `.pt` files: path or URL of a text file that names a category on each line,
-            from label 1; a blank line or `N/A` is a label that means nothing.
-        expected_sha256: of the weights file; another file is refused.
+            from label 1; a blank line or `N/A` marks an unused label.
+        expected_sha256: of the weights file; a file with another one is refused.
 
     Raises:
-        UsageError: there is no such model, or its file does not hold one; the message says what to do.
+        UsageError: there is no such model, or its file is not valid; the message says what to do.
         RunError: its store cannot be read at all.
     """
+    source = resolve(name)
+    if not isinstance(source, EmbeddedModel | PublishedModel | ModelFile):
+        raise UsageError(f"{name} is not a network; use PlantedSegmenter")
     card, data = read_model(name, labels)
-    if card.architecture not in ARCHITECTURES:
-        raise UsageError(f"{name} is no network; use PlantedSegmenter")
     if expected_sha256 is not None and card.sha256 != expected_sha256:
         raise UsageError(f"{name} has changed: its sha256 is {card.sha256}, not {expected_sha256}")
-    safe = name == "scenes" or card.name.lower().endswith(".safetensors")
-    tensors = load_safetensors(data) if safe else tensors_of_torch(name, data)
+    pickled = isinstance(source, PublishedModel) or (
+        isinstance(source, ModelFile) and source.suffix != ".safetensors"
+    )
+    tensors = tensors_of_torch(name, data) if pickled else load_safetensors(data)
     network = build_network(
         card.architecture, len(card.category_ids), card.min_size, card.max_size, card.config
     )
     _fill(name, network, tensors)
-    if name == "coco-v1":
-        # These weights were trained with batch norms of eps 0, which torchvision sets when it loads them.
+    if isinstance(source, PublishedModel) and source.batch_norm_eps is not None:
         for layer in network.modules():
             if isinstance(layer, nn.BatchNorm2d):
-                layer.eps = 0.0
+                layer.eps = source.batch_norm_eps
     return Model(network.eval(), card)
 
 
 def tensors_of_torch(name: str, data: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a file of `torch.save`; a pickle that would run code is refused.
+    """Return the tensors of a file written by `torch.save`; a pickle that would run code is refused.
 
     Raises:
-        UsageError: it is damaged, or holds more than weights and plain values.
+        UsageError: the file is damaged, or contains more than weights and plain values.
     """
     refused = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError)
     try:
-        # torchvision's training scripts keep their arguments beside the weights: plain values.
+        # torchvision's training scripts store their arguments, plain values, next to the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         state = state_dict_in(loaded).items()
         return {key.removeprefix("module."): value for key, value in state if isinstance(value, Tensor)}
-    except pickle.UnpicklingError as error:  # in torch's words, the way out is to run the code
+    except pickle.UnpicklingError as error:  # torch's own message suggests running the code
         raise UsageError(
-            f"{name} is damaged, or holds more than weights, which is refused; convert it to safetensors"
+            f"{name} is damaged, or contains more than weights: convert it to safetensors"
         ) from error
     except refused as error:
         first = str(error).strip().partition("\n")[0]
@@ -214,11 +176,11 @@ def tensors_of_torch(name: str, data: bytes) -> dict[str, Tensor]:
 
 
 def _fill(name: str, network: MaskRCNN, tensors: Mapping[str, Tensor]) -> None:
-    """Put the tensors into the network, every one of them, as float32."""
+    """Load all tensors into the network, as float32."""
     tensors = {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise UsageError(f"{name}: the tensor {key} is not finite: the training had diverged")
+            raise UsageError(f"{name}: the tensor {key} is not finite: the training diverged")
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

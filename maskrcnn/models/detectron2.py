@@ -1,24 +1,24 @@
-"""detectron2's Mask R-CNN with ResNet-50 and FPN: torchvision's parts where they are equal, own ones where not.
+"""detectron2's Mask R-CNN with ResNet-50 and FPN, built of torchvision's parts where they are equal.
 
 The network of `mask_rcnn_R_50_FPN_1x` and `_3x`, with the settings of its model zoo. Where it differs from
 torchvision's `maskrcnn_resnet50_fpn`:
 
 | | torchvision | detectron2 |
 |---|---|---|
-| resize | of floats, four neighbours a pixel | of bytes, Pillow's bilinear filter, which widens as it shrinks |
-| its size | rounded down | rounded |
+| resize | of floats, four neighbours per pixel | of bytes, Pillow's bilinear filter, which widens when shrinking |
+| size after it | rounded down | rounded |
 | a block that halves the map | stride in the 3x3 convolution | stride in the first 1x1 convolution |
 | normalisation | (x / 255 - mean) / deviation | x - mean |
 | anchors | rounded to whole pixels | not rounded |
-| their distance on a level | the canvas by the map, 61 where 64 does not divide it | 4, 8, 16, 32, 64 |
+| their distance on a level | canvas size / map size, such as 61 if 64 does not divide it | 4, 8, 16, 32, 64 |
 | proposals | at least 0.001 px wide and high | of any area |
-| RoIAlign | two samples along a bin, not moved | as many as a bin has pixels, moved by half a pixel |
-| boxes thinner than 0.01 px | left out before the suppression | empty ones, after the limit on detections |
-| mask to image | box moved to whole pixels | box as it is (`crops`) |
+| RoIAlign | two samples per bin and axis, not shifted | one per pixel of a bin, shifted by half a pixel |
+| dropped boxes | thinner than 0.01 px, before the suppression | empty, after the limit on detections |
+| mask to image | box rounded to whole pixels | box as it is (`masks.encode_resized`) |
 
-Equal are pyramid, heads, box coder, suppression (0.7 a level, 0.5 a class) and limits (1,000 a level and 1,000 of all,
-100). detectron2 keeps the background last, reads BGR and regresses no box for the background; these are matters of
-order, which `convert` brings into torchvision's.
+Equal are pyramid, heads, box coder, suppression (0.7 per level, 0.5 per class) and limits (1,000 proposals per level
+and in total, 100 detections). detectron2 has the background last, reads BGR and regresses no box for the background;
+`conversion` brings these orders into torchvision's.
 
 References: https://github.com/facebookresearch/detectron2, the folders layers/ and modeling/, data/transforms/.
 """
@@ -48,18 +48,18 @@ __all__ = [
 ]
 
 PIXEL_MEAN: Final = (123.675, 116.28, 103.53)
-"""Of red, green and blue, of 255."""
+"""The mean of red, green and blue, from 0 to 255."""
 
 SIZES: Final = (32, 64, 128, 256, 512)
 RATIOS: Final = (0.5, 1.0, 2.0)
 STRIDES: Final = (4, 8, 16, 32, 64)
-"""Of the pyramid's levels, pixels of the resized image; so are the sides of anchors, `SIZES`."""
+"""The strides of the pyramid's levels; like the sides of the anchors, `SIZES`, in pixels of the resized image."""
 
 _LEVELS: Final = ("0", "1", "2", "3")
 
 
 def build_detectron2(num_classes: int, min_size: int, max_size: int) -> MaskRCNN:
-    """Build the network with random weights; the arguments are those of `model.build_network`."""
+    """Build the network with random weights; the arguments are those of `build.build_network`."""
     backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=5)
     for stage in (backbone.body.layer2, backbone.body.layer3, backbone.body.layer4):
         stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
@@ -73,7 +73,7 @@ def build_detectron2(num_classes: int, min_size: int, max_size: int) -> MaskRCNN
     )
     network.transform = ShortestEdgeTransform(min_size, max_size)
     network.rpn.min_size = float(np.finfo(np.float32).tiny)
-    network.roi_heads.drops_empty_boxes_last = True  # `forward` looks at it
+    network.roi_heads.drops_empty_boxes_last = True  # read by `forward.Forward`
     return network
 
 
@@ -101,11 +101,11 @@ class CellAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no 
 
 
 class AdaptiveRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision has no types
-    """RoIAlign with as many samples as a bin has pixels of its map, at the middles of pixels.
+    """RoIAlign with one sample per pixel of a bin, aligned to the centres of pixels.
 
     Args:
-        featmap_names: of the maps, of strides 4 to 32.
-        output_size: bins along a side.
+        featmap_names: names of the maps, of strides 4 to 32.
+        output_size: bins per side.
     """
 
     def __init__(self, featmap_names: Sequence[str], output_size: int) -> None:
@@ -121,10 +121,10 @@ class AdaptiveRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision
         return self.pool([x[name] for name in self.featmap_names], torch.cat(boxes), image)
 
     def pool(self, maps: Sequence[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
-        """Pool what lies in each box.
+        """Pool the features of each box.
 
-        On levels that are not its own a box is empty: it costs nothing there and adds zeros, and no list of the boxes
-        of a level is needed, for which the host would wait.
+        On all levels but its own a box is made empty: there it costs nothing and adds zeros. Selecting the boxes of a
+        level instead would make the host wait for the device.
 
         Args:
             maps: (B, C, H, W) of strides 4, 8, 16, 32.
@@ -150,11 +150,11 @@ class AdaptiveRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision
 
 
 class ShortestEdgeTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types
-    """Bytes resized as Pillow does, then centred; masks back by the middles of their pixels.
+    """Resizes bytes as Pillow does, and subtracts the mean; resizes masks back by the centres of their pixels.
 
     Args:
-        min_size: as of `model.build_network`.
-        max_size: as of `model.build_network`.
+        min_size: as for `build.build_network`.
+        max_size: as for `build.build_network`.
     """
 
     def __init__(self, min_size: int, max_size: int) -> None:
@@ -175,10 +175,10 @@ class ShortestEdgeTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # 
         return int(new[0] + 0.5), int(new[1] + 0.5)
 
     def prepared(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return an image resized and centred, (3, height, width) float32.
+        """Return an image resized, less the mean, (3, height, width) float32.
 
-        torch's filter for bytes is Pillow's but for the precision of its weights: of 10,000 values 4 to 11 differ, by
-        1 of 255. It has none for bytes on CUDA, where floats are rounded.
+        torch's filter for bytes is Pillow's except for the precision of its weights: of 10,000 values 4 to 11
+        differ, by 1 of 255. On CUDA it has no filter for bytes; there floats are resized and rounded.
 
         Args:
             pixels: (H, W, 3) uint8, RGB.
@@ -192,13 +192,13 @@ class ShortestEdgeTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # 
         return image[0].float() - torch.tensor(PIXEL_MEAN, device=image.device)[:, None, None]
 
     def normalize(self, image: Tensor) -> Tensor:
-        """Do nothing: `resize` does it, after its own."""
+        """Return the image unchanged: `resize` normalises it, after the resize."""
         return image
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Resize and centre an image of values from 0 to 1, and what is known of it."""
+        """Resize an image of values from 0 to 1 and its target, and subtract the mean from the image."""
         height, width = image.shape[-2:]
         size = self.resized(height, width)
         pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
@@ -214,7 +214,7 @@ class ShortestEdgeTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # 
         image_shapes: list[tuple[int, int]],
         original_image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        """Bring boxes and masks to each image's own pixels."""
+        """Map boxes and masks back to the pixels of each image."""
         if self.training:
             return result
         for found, size, (height, width) in zip(result, image_shapes, original_image_sizes, strict=True):

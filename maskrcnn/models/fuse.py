@@ -1,8 +1,8 @@
-"""The same network in fewer steps: for inference, on any device, and further on the CPU.
+"""Fuse the layers of a network for inference: on any device, and further on the CPU.
 
-`fused` folds batch norms, which holds anywhere. `for_cpu` then rearranges the work for oneDNN, the library behind
-torch's convolutions on the CPU: channels last throughout, and activations and residuals in the same pass as their
-convolution. No result changes by more than rounding.
+`fused` folds batch norms, which is valid on any device. `for_cpu` then rearranges the layers for oneDNN, the library
+behind torch's convolutions on the CPU: channels last throughout, with activations and residuals in the same pass as
+their convolution. Results change by rounding only.
 """
 
 import copy
@@ -23,8 +23,8 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 __all__ = ["for_cpu", "fused"]
 
 _PART_BYTES: Final = 4 << 20
-"""Of the input of a head that makes larger maps of it: these stay in the last cache, and are small enough for malloc
-to give out again memory that the kernel has already mapped."""
+"""The size of the chunks that a head's input is split into: the larger maps computed from a chunk stay in the last-
+level cache, and are small enough for malloc to reuse memory that the kernel has already mapped."""
 
 
 def fused(network: MaskRCNN) -> MaskRCNN:
@@ -33,7 +33,7 @@ def fused(network: MaskRCNN) -> MaskRCNN:
     It can be moved to any device and dtype. Weights are channels last, and make the activations so.
 
     Raises:
-        ValueError: a norm follows no convolution.
+        ValueError: a norm does not follow a convolution.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(network.modules()):
@@ -42,7 +42,7 @@ def fused(network: MaskRCNN) -> MaskRCNN:
             module.inplace = True
     left = [name for name, module in network.named_modules() if isinstance(module, _NORMS)]
     if left:
-        raise ValueError(f"norms that follow no convolution: {', '.join(left)}")
+        raise ValueError(f"norms do not follow a convolution: {', '.join(left)}")
     return cast(MaskRCNN, network.to(memory_format=torch.channels_last))
 
 
@@ -50,7 +50,7 @@ _NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 
 
 def _fold_children(module: nn.Module) -> None:
-    """Fold each norm that is declared just after a convolution: in torchvision it is also called there."""
+    """Fold each norm that is declared right after a convolution; in torchvision it is also called right after it."""
     before: nn.Module | None = None
     for name, child in list(module.named_children()):
         if isinstance(child, _NORMS) and isinstance(before, nn.Conv2d):
@@ -75,8 +75,8 @@ def _fold(convolution: nn.Conv2d, norm: nn.Module) -> None:
 def for_cpu(network: MaskRCNN) -> MaskRCNN:
     """Rearrange a network of `fused` for float32 on the CPU, in place, and return it.
 
-    Its parts are called as before, and `.roi_heads.mask_predictor` also with labels, see there. Where this torch
-    lacks the operators, which are not public, the network stays as it is.
+    Its parts are called as before; `.roi_heads.mask_predictor` also accepts labels, see there. If this version of torch
+    lacks the operators, which are not public, the network is returned unchanged.
     """
     if not _operators_work():
         return network
@@ -92,7 +92,7 @@ def for_cpu(network: MaskRCNN) -> MaskRCNN:
 
 @torch.inference_mode()
 def _operators_work() -> bool:
-    """Whether the operators are there and do what this module takes them to do."""
+    """Return whether the operators exist and do what this module expects."""
     convolution, linear = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 5)
     shapes = (1, 3, 5, 5), (1, 4, 5, 5)
     x, above = (torch.rand(shape).contiguous(memory_format=torch.channels_last) for shape in shapes)
@@ -108,7 +108,7 @@ def _operators_work() -> bool:
 
 
 def _converted(module: nn.Module) -> nn.Module:
-    """Return the module's counterpart, or itself with what is below it replaced."""
+    """Return the counterpart of a module, or the module itself with its children replaced."""
     counterparts: dict[type, Callable[[Any], nn.Module]] = {
         nn.Conv2d: _Convolution,
         nn.Linear: _Linear,
@@ -131,7 +131,7 @@ def _convert(module: nn.Module) -> None:
 
 
 def _join_activations(module: nn.Module) -> None:
-    """Let the convolutions of a sequence do the activation after them."""
+    """Move each activation of a sequence into the convolution before it."""
     before: nn.Module | None = None
     for name, child in list(module.named_children()):
         if isinstance(child, nn.ReLU | nn.ReLU6) and isinstance(before, nn.Conv2d):
@@ -142,10 +142,10 @@ def _join_activations(module: nn.Module) -> None:
 
 
 class _Convolution(nn.Module):
-    """A convolution and what is done to its sum, in one pass over memory.
+    """A convolution together with its activation or residual, in one pass over memory.
 
-    The operator is the one that torch's own compiler calls. Calling it also spares a detour: for kernels
-    of 1 on one thread torch would not use oneDNN, which is twice as fast.
+    The operator is the one that torch's own compiler calls. Calling it directly is also faster: for kernels of size 1
+    on one thread torch would not use oneDNN, which is twice as fast.
     """
 
     def __init__(self, convolution: nn.Conv2d, activation: nn.Module | None = None) -> None:
@@ -187,7 +187,7 @@ class _Linear(nn.Module):
 
 
 class _Block(nn.Module):
-    """A block of ResNet. Without a downsampling the sum overwrites the input, which nobody else reads."""
+    """A block of a ResNet. Without downsampling the sum overwrites the input, which is not read again."""
 
     def __init__(self, block: BasicBlock | Bottleneck) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class _Block(nn.Module):
 
 
 class _FeaturePyramid(nn.Module):
-    """`FeaturePyramidNetwork`, whose lateral convolutions add themselves to what comes from above."""
+    """`FeaturePyramidNetwork` whose lateral convolutions add their result to the upsampled map in place."""
 
     def __init__(self, pyramid: FeaturePyramidNetwork) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ class _FeaturePyramid(nn.Module):
 
 
 class _RPNHead(nn.Module):
-    """`RPNHead` whose two outputs are one convolution."""
+    """`RPNHead` whose two outputs are computed by one convolution."""
 
     def __init__(self, head: RPNHead) -> None:
         super().__init__()
@@ -246,12 +246,12 @@ def _parameter(*tensors: Tensor) -> nn.Parameter:
 
 
 def _parts(x: Tensor) -> Sequence[Tensor]:
-    """Split by regions, each of which a head treats by itself."""
+    """Split a batch of regions, which a head processes independently of each other."""
     return torch.split(x, max(_PART_BYTES // (4 * x[0].numel()), 1)) if len(x) else (x,)
 
 
 class _BoxHead(nn.Module):
-    """`TwoMLPHead`, `FastRCNNConvFCHead`, or `matterport.ClassHead`, whose convolutions have one place each."""
+    """`TwoMLPHead`, `FastRCNNConvFCHead`, or `matterport.ClassHead`, whose convolutions have one output each."""
 
     def __init__(self, head: nn.Module, channels: int) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ class _BoxHead(nn.Module):
         convolutions = [layer for layer in layers if isinstance(layer, nn.Sequential)]
         self.convolutions = cast(nn.Sequential, _converted(nn.Sequential(*convolutions)))
         first, *others = [_linear(layer) for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)]
-        # Its columns are those of maps flattened with channels first.
+        # The columns of its weight are in the order of maps flattened with channels first.
         columns = first.weight.view(first.out_features, channels, -1).transpose(1, 2).flatten(1)
         first.weight = _parameter(columns)
         self.linears = nn.Sequential(*(_Linear(linear, "relu") for linear in [first, *others]))
@@ -271,7 +271,7 @@ class _BoxHead(nn.Module):
 
 
 def _linear(layer: nn.Linear | nn.Conv2d) -> nn.Linear:
-    """Return a convolution whose kernel covers its whole input as what it is."""
+    """Return the linear layer that a convolution is whose kernel covers its whole input."""
     if isinstance(layer, nn.Linear):
         return layer
     weight = layer.weight.flatten(1)
@@ -281,9 +281,9 @@ def _linear(layer: nn.Linear | nn.Conv2d) -> nn.Linear:
 
 
 class _MaskPredictor(nn.Module):
-    """`MaskRCNNPredictor` as two products of matrices: with a kernel of 2 and a stride of 2 no sums overlap.
+    """`MaskRCNNPredictor` as two matrix products: with kernel and stride 2 the deconvolution's outputs do not overlap.
 
-    Called with labels, (n,), it computes for each region the map of its own label alone: (n, 2 * h, 2 * w).
+    Called with labels, (n,), it computes for each region only the map of its own label: (n, 2 * h, 2 * w).
     """
 
     def __init__(self, predictor: MaskRCNNPredictor) -> None:

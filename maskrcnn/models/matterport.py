@@ -1,33 +1,33 @@
-"""matterport's Mask R-CNN with ResNet-50 or -101 and FPN: torchvision's parts where they are equal, own ones where not.
+"""matterport's Mask R-CNN with ResNet-50 or -101 and FPN, built of torchvision's parts where they are equal.
 
 The network of https://github.com/matterport/Mask_RCNN, version 2.1, for inference. Where it differs from torchvision's
 `maskrcnn_resnet50_fpn`:
 
 | | torchvision | matterport |
 |---|---|---|
-| resize | of floats, to the shorter side, larger or smaller | of bytes, truncated; never smaller for the shorter side |
-| canvas | the image, padded below and right to multiples of 32 | a square, the image in its middle |
+| resize | of floats, shorter side to `min_size`, up or down | of bytes, truncated; never down to `min_size` |
+| canvas | the image, padded below and right to multiples of 32 | a square with the image in its middle |
 | normalisation | (x / 255 - mean) / deviation, then padding | padding, then x - mean |
-| convolutions before norms | no biases | biases |
+| convolutions before norms | without biases | with biases |
 | epsilon of the norms | 1e-5 | 1e-3, and norms in the heads |
-| stem's pooling | a row of padding on each side | one below and right |
+| stem's pooling | padded on each side | padded below and right |
 | a block that halves the map | stride in the 3x3 convolution | stride in the first 1x1 convolution |
-| RPN | 256 channels, a logit an anchor | 512 channels, two logits, softmax |
+| RPN | 256 channels, one logit per anchor | 512 channels, two logits, softmax |
 | anchors | rounded to whole pixels | not rounded |
-| coordinates | pixels | 0 to 1 from the middle of the first pixel to that of the last |
+| coordinates | pixels | 0 to 1 from the centre of the first pixel to that of the last |
 | proposals | the best 1,000 of each level, suppressed by level, those of 0.001 px and more | the best 6,000 of all, \
-suppressed together, of any size; zeros where they are fewer than 1,000 |
+suppressed together, of any size; filled up to 1,000 with zeros |
 | offsets log dw, log dh | at most log(1000 / 16) | of any size |
 | level of a box | floor | round |
-| pooling | RoIAlign, the mean of four samples a bin | crop and resize, one sample, the outer ones on the box's edges |
+| pooling | RoIAlign, the mean of four samples per bin | crop and resize, one sample; outer ones on the box's edges |
 | head of boxes | two dense layers | the same with norms, written as convolutions |
-| classes of a box | each above the score | the best one alone |
-| suppression | 0.5 a class | 0.3 a class |
+| classes of a box | each above the score threshold | only the best one |
+| suppression | 0.5 per class | 0.3 per class |
 | boxes | float | whole pixels |
 | mask to image | bilinear, aligned to an enlarged box | bilinear to the box, zeros around |
 
-Equal are bottlenecks, pyramid, box coder, predictors and the mask head's layers. Order of coordinates and axes are
-matters of `layouts`. In between, boxes are xmin, ymin, xmax, ymax here too, normalised.
+Equal are bottlenecks, pyramid, box coder, predictors and the mask head's layers. The order of coordinates
+and axes is converted by `conversion.key_mapping`. Inside the network boxes are xmin, ymin, xmax, ymax, normalised.
 """
 
 import math
@@ -60,45 +60,45 @@ _Norm: Final = partial(FrozenBatchNorm2d, eps=1e-3)
 
 
 class MatterportRCNN(MaskRCNN):  # type: ignore[misc]  # torchvision has no types
-    """The network's parts, where torchvision's documentation says; `matterport_forward` has its steps."""
+    """The parts of the network, under the names in torchvision's documentation; `forward_matterport` has its steps."""
 
     config: MatterportConfig
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> NoReturn:
-        """Refuse: torchvision's steps between the parts are not this network's.
+        """Raise an error: torchvision's steps between the parts are not those of this network.
 
         Raises:
             NotImplementedError: always.
         """
         raise NotImplementedError(
-            "matterport's network is run by maskrcnn.models.segmenter, and cannot be trained here"
+            "matterport's network cannot be called or trained directly: run it with maskrcnn.models.segmenter"
         )
 
 
 def build_matterport(
     depth: int, num_classes: int, min_size: int, max_size: int, config: MatterportConfig
 ) -> MatterportRCNN:
-    """Build the network with random weights; the other arguments are those of `model.build_network`.
+    """Build the network with random weights; for use by `networks.Network.build`.
 
     Args:
-        depth: of the ResNet, 50 or 101.
+        depth: layers of the ResNet, 50 or 101.
         num_classes: labels, the background (0) included.
         min_size: IMAGE_MIN_DIM, pixels.
         max_size: IMAGE_MAX_DIM, a multiple of 64.
         config: the rest of its configuration.
 
     Raises:
-        ValueError: a canvas of `max_size` cannot be.
+        ValueError: `max_size` is not a multiple of 64.
     """
     if max_size % STRIDE:
-        raise ValueError(f"the side of the square is a multiple of {STRIDE}, not {max_size}")
+        raise ValueError(f"max_size must be a multiple of {STRIDE}, not {max_size}")
     backbone = resnet_fpn_backbone(
         backbone_name=f"resnet{depth}", weights=None, norm_layer=_Norm, trainable_layers=5
     )
     body = backbone.body
     for stage in (body.layer2, body.layer3, body.layer4):
         stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
-    # Behind an activation, zeros are as good as minus infinity.
+    # After a ReLU, padding with zeros is equivalent to padding with minus infinity.
     body["maxpool"] = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(3, 2))
     head = RPNHead(256, 3)
     head.conv = nn.Sequential(Conv2dNormActivation(256, 512, 3, norm_layer=None))
@@ -128,11 +128,11 @@ def build_matterport(
 
 
 def _give_biases(module: nn.Module) -> None:
-    """Replace the convolutions below that have no biases by those that do."""
+    """Replace the convolutions in a module that have no biases by ones that do."""
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Conv2d) and child.bias is None:
             sizes = child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding
-            setattr(module, name, nn.Conv2d(*sizes))  # type: ignore[arg-type]  # its sizes as they are
+            setattr(module, name, nn.Conv2d(*sizes))  # type: ignore[arg-type]  # the sizes of an existing convolution
         _give_biases(child)
 
 
@@ -142,7 +142,7 @@ def _box_coder(deviations: tuple[float, ...]) -> BoxCoder:
 
 
 class ClassHead(nn.Module):
-    """Two layers with norms for what is pooled of a box: (N, 256, 7, 7) to (N, 1024)."""
+    """Two layers with norms for the pooled features of boxes: (N, 256, 7, 7) to (N, 1024)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class ClassHead(nn.Module):
 
 
 class NormalisedAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
-    """Anchors of exact sizes around the corners of places, in the canvas's coordinates from 0 to 1."""
+    """Anchors of exact sizes around the corners of map positions, in canvas coordinates from 0 to 1."""
 
     def __init__(self, config: MatterportConfig) -> None:
         scales = tuple((scale,) for scale in config.rpn_anchor_scales)
@@ -185,10 +185,10 @@ class NormalisedAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision h
 
 
 class CropAndResize(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision has no types
-    """TensorFlow's `crop_and_resize`: one sample a bin, the outer ones on the box's edges; `pooling.pool` adds up.
+    """TensorFlow's `crop_and_resize`: one sample per bin, the outer ones on the box's edges; run by `roi_align.pool`.
 
     Args:
-        output_size: bins along a side.
+        output_size: bins per side.
     """
 
     def __init__(self, output_size: int) -> None:
@@ -199,21 +199,21 @@ class CropAndResize(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision ha
 
         Args:
             boxes: (N, 4) normalised.
-            area: of the canvas, pixels.
+            area: of the canvas, square pixels.
         """
         side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
         return torch.log2(side / (224 / area.to(side.dtype).sqrt())).round().clamp(-2, 1).to(torch.int64) + 2
 
     def samples(self, low: Tensor, high: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
-        """Return which places along one axis each sample reads, and with which weights.
+        """Return the positions along one axis that each sample reads, and their weights.
 
         The operations and their order are TensorFlow's: by rounding, the last sample of a box that ends with the
-        canvas may lie behind the last place, and is then zero.
+        canvas may lie behind the last position, and is then zero.
 
         Args:
-            low: (N,) where the boxes begin, normalised.
-            high: (N,) where they end.
-            sides: (N,) int64, how many places there are.
+            low: (N,) the start of each box, normalised.
+            high: (N,) its end.
+            sides: (N,) int64, the number of positions.
 
         Returns:
             (N, bins, 2) int32 and float32.
@@ -230,12 +230,12 @@ class CropAndResize(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision ha
 
 
 class SquareTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types
-    """An image resized as scikit-image does, in the middle of a canvas; boxes back to whole pixels.
+    """Resizes images as scikit-image does, into the middle of a canvas; maps boxes back to whole pixels.
 
     Args:
-        min_size: as of `build_matterport`.
-        max_size: as of `build_matterport`.
-        config: as of `build_matterport`.
+        min_size: as for `build_matterport`.
+        max_size: as for `build_matterport`.
+        config: as for `build_matterport`.
     """
 
     def __init__(self, min_size: int, max_size: int, config: MatterportConfig) -> None:
@@ -255,18 +255,18 @@ class SquareTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchv
         return round(height * scale), round(width * scale)
 
     def canvas(self, size: tuple[int, int], *, rescaled: bool) -> tuple[int, int]:
-        """Return the size of the canvas of an image of this size; one that is seen pixel by pixel has the least."""
+        """Return the size of the canvas for an image of this size; without a resize the smallest that holds it."""
         if rescaled and self._config.image_resize_mode == "square":
             return self.max_size, self.max_size
         return -(-size[0] // STRIDE) * STRIDE, -(-size[1] // STRIDE) * STRIDE
 
     def empty(self, count: int, canvas: tuple[int, int], device: torch.device) -> Tensor:
-        """Return canvases without images, (B, 3, H, W) float32: black, less the mean."""
+        """Return empty canvases, (B, 3, H, W) float32: black, less the mean."""
         mean = torch.tensor(self._config.mean_pixel, dtype=torch.float64, device=device)
         return (-mean).float()[:, None, None].expand(count, 3, *canvas).contiguous()
 
     def prepared(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return an image resized and centred, (3, height, width) float32.
+        """Return an image resized, less the mean, (3, height, width) float32.
 
         Args:
             pixels: (H, W, 3) uint8, RGB.
@@ -288,11 +288,11 @@ class SquareTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchv
 
         Args:
             boxes: (N, 4) normalised.
-            size: of the image on the canvas, pixels.
-            canvas: pixels.
-            original: of the image, pixels.
+            size: of the resized image on the canvas, (height, width) pixels.
+            canvas: (height, width) pixels.
+            original: size of the image, (height, width) pixels.
 
-        Reference: `unmold_detections` in mrcnn/model.py; float32 and float64 are where they are there.
+        Reference: `unmold_detections` in mrcnn/model.py; float32 and float64 are used as there.
         """
         low, high = window(size, canvas)
         window_low, extent = np.tile(low, 2), np.tile(high - low, 2)
@@ -302,12 +302,12 @@ class SquareTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchv
 
 
 def corner(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
-    """Return the row and column at which an image of a size begins on a canvas."""
+    """Return the row and column on a canvas at which an image of a size starts."""
     return (canvas[0] - size[0]) // 2, (canvas[1] - size[1]) // 2
 
 
 def window(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return x and y, normalised, of where an image begins on a canvas, and of where it ends."""
+    """Return x and y, normalised, of the first pixel of an image on a canvas, and of its last."""
     top, left = corner(size, canvas)
     span = np.array([canvas[1] - 1, canvas[0] - 1], np.float32)
     low = np.array([left, top], np.float32) / span
@@ -316,9 +316,9 @@ def window(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[NDArray[np.f
 
 
 def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return an image resized, (height, width, 3) uint8: bilinear with zeros around, in its range, truncated.
+    """Return an image resized, (height, width, 3) uint8: bilinear with zero padding, clipped to its range, truncated.
 
-    Truncation shows the last bit: the operations and their order are those that give scikit-image's values.
+    Truncation exposes the last bit: the operations and their order are those that yield scikit-image's values.
     """
     frame = F.pad(pixels.double(), (0, 0, 1, 1, 1, 1))
     (y, down), (x, across) = (
@@ -333,7 +333,7 @@ def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _taps(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the first of the two places, of a frame one wider, that each new pixel reads, and the second's weight."""
+    """Return the first of the two positions in the padded frame that a new pixel reads, and the second's weight."""
     centre = (torch.arange(new, dtype=torch.float64, device=device) + 0.5) * (old / new) - 0.5
     first = centre.floor()
     return first.to(torch.int64) + 1, centre - first

@@ -1,14 +1,14 @@
-"""What a model is, before anything is loaded: its file, its digest, and what its labels mean.
+"""What a model name means: its source, and what a run records of it. Nothing here imports torch or unpickles a file.
 
-Nothing here imports torch, and nothing is unpickled.
+`resolve` is the one place that decides between the kinds of models; `read_model`, `build.load_model` and
+`factory.build_segmenter` follow it. To add a kind (such as `package.module:factory`), add a class of `ModelSource`, one
+branch to `resolve`, and one to each of these three.
 """
 
 import difflib
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,18 +17,34 @@ from typing import Any, Final
 
 from ..errors import UsageError
 from ..io.url import Url
-from ..synthetic.planted import PLANTED_CATEGORIES
+from ..synthetic.planted_models import PlantedModel, parse_planted
 from ..types import Category
 from .checkpoint_files import (
     check_safetensors,
     check_store,
-    check_tensors,
     read_labels,
     read_weights,
     safetensors_header,
     tensors_in_pickle,
 )
-from .matterport_config import MATTERPORT, STRIDE, MatterportConfig, config_of
+from .matterport_config import MatterportConfig, config_of
+from .networks import CLASS_SCORES, NETWORKS, architecture_of, check_tensors
+from .published_weights import PublishedWeights, read_published
+
+__all__ = [
+    "COCO_CATEGORIES",
+    "NAMES",
+    "EmbeddedModel",
+    "ModelCard",
+    "ModelFile",
+    "ModelSource",
+    "PublishedModel",
+    "category_ids_named",
+    "describe_model",
+    "published_model_of",
+    "read_model",
+    "resolve",
+]
 
 COCO_NAMES: Final = """
 person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, -,
@@ -40,30 +56,13 @@ cake, chair, couch, potted plant, bed, -, dining table, -, -, toilet, -, tv, lap
 keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, -, book, clock, vase, scissors,
 teddy bear, hair drier, toothbrush
 """
-"""The meaning of labels 1 to 90 of models trained on COCO; labels marked `-` were never used."""
+"""The category names of labels 1 to 90 of models trained on COCO; labels marked `-` are unused."""
 
 COCO_CATEGORIES: Final = tuple(
     Category(label, name)
     for label, name in enumerate(COCO_NAMES.replace("\n", " ").strip().split(", "), start=1)
     if name != "-"
 )
-
-ARCHITECTURES: Final = (
-    "maskrcnn_resnet50_fpn",
-    "maskrcnn_resnet50_fpn_v2",
-    "maskrcnn_resnet18_fpn",
-    "maskrcnn_efficientnet_lite0_fpn",
-    "maskrcnn_resnet50_fpn_detectron2",
-    *MATTERPORT,
-)
-"""What can be loaded: torchvision's two networks, two smaller ones, the last of them that of the embedded model,
-detectron2's, and matterport's two."""
-
-TRAINABLE: Final = tuple(name for name in ARCHITECTURES if name not in MATTERPORT)
-"""Those whose losses are known here."""
-
-CLASS_SCORES: Final = "roi_heads.box_predictor.cls_score.weight"
-"""The tensor whose first dimension is the number of labels, the background included."""
 
 SUFFIXES: Final = (".safetensors", ".pth", ".pt")
 _FILES: Final = "the path or URL of a .safetensors, .pth or .pt file"
@@ -72,107 +71,149 @@ _EMBEDDED: Final = Path(__file__).with_name("scenes.safetensors")
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a run records of its model."""
+    """The description of a model that a run records."""
 
     name: str
-    """A known name, or the file's."""
+    """The name of a published or embedded model, or the name of the weights file."""
     uri: str | None
-    """Where the file was read, if the user named one."""
+    """The weights file as the user named it; None for a published or embedded model."""
     sha256: str
-    """Of the weights file, hexadecimal."""
+    """The sha256 of the weights file, hexadecimal."""
     architecture: str
-    """One of `ARCHITECTURES`, or `planted`."""
+    """One of `networks.ARCHITECTURES`, or `planted`."""
     categories: tuple[Category, ...]
-    """What it can find, in the order of its labels."""
+    """The categories that it detects, in the order of its labels."""
     category_ids: tuple[int, ...]
-    """The category id of each label, from label 0, the background; 0 where a label means nothing."""
+    """The category id of each label, from label 0, the background; 0 for an unused label."""
     min_size: int
-    """What the shorter side of an image is resized to, pixels, …"""
+    """The length that the shorter side of an image is resized to, pixels, …"""
     max_size: int
     """… unless the longer side would then exceed this."""
     notice: str | None
-    """What its user must know before trusting it."""
+    """A warning for its user, or None."""
     config: MatterportConfig | None = None
-    """Of matterport's networks."""
+    """The configuration of one of matterport's networks; None for others."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Published:
-    """Weights that torchvision publishes."""
+class EmbeddedModel:
+    """The model `scenes`, whose weights are part of the package."""
 
-    file: str
-    """In torch's cache; the last part of the stem is the start of its sha256."""
-    weights: str
-    """The torchvision enumeration, whose member `COCO_V1` it is."""
+
+@dataclass(frozen=True, slots=True)
+class PublishedModel:
+    """A model trained on COCO that torchvision publishes."""
+
+    name: str
     architecture: str
+    weights: PublishedWeights
+    batch_norm_eps: float | None = None
+    """The epsilon that its batch norms were trained with; None: the one that its network is built with."""
 
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A weights file of the user's."""
+
+    uri: str
+    suffix: str
+    """One of `SUFFIXES`."""
+
+
+ModelSource = PlantedModel | EmbeddedModel | PublishedModel | ModelFile
+"""Where a model comes from."""
 
 _PUBLISHED: Final = {
-    "coco": _Published(
-        "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
-        "MaskRCNN_ResNet50_FPN_V2_Weights",
+    "coco": PublishedModel(
+        "coco",
         "maskrcnn_resnet50_fpn_v2",
+        PublishedWeights(
+            "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth", "detection.MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1"
+        ),
     ),
-    "coco-v1": _Published(
-        "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
-        "MaskRCNN_ResNet50_FPN_Weights",
+    "coco-v1": PublishedModel(
+        "coco-v1",
         "maskrcnn_resnet50_fpn",
+        PublishedWeights(
+            "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", "detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1"
+        ),
+        batch_norm_eps=0.0,  # torchvision sets it when it loads these weights
     ),
 }
 
-_RESNET50: Final = ("resnet50-0676ba61.pth", "ResNet50_Weights")
-_IMAGENET: Final[Mapping[str, tuple[str, str]]] = {
-    "maskrcnn_resnet50_fpn": _RESNET50,
-    "maskrcnn_resnet50_fpn_v2": _RESNET50,
-    "maskrcnn_resnet18_fpn": ("resnet18-f37072fd.pth", "ResNet18_Weights"),
-}
-"""What torchvision publishes for a trunk: the file in torch's cache, and the enumeration whose member
-`IMAGENET1K_V1` it is."""
+NAMES: Final = (*_PUBLISHED, "scenes")
+"""Models that need no file of the user's; the planted ones, which are for tests, are not offered."""
 
-NAMES: Final = (*_PUBLISHED, "scenes", "planted", "planted-mosaic")
-"""Models that need no file."""
+
+def published_model_of(sha256: str) -> PublishedModel | None:
+    """Return the published model whose weights file has this sha256, hexadecimal, or None."""
+    for model in _PUBLISHED.values():
+        if sha256.startswith(model.weights.sha256_start):
+            return model
+    return None
+
+
+def resolve(name: str) -> ModelSource:
+    """Return what a model name stands for, without reading it.
+
+    Args:
+        name: `coco`, `coco-v1`, `scenes`, the path or URL of a weights file, or in tests `planted[:SECONDS]` and
+            `planted-mosaic[:PIXELS]`.
+
+    Raises:
+        UsageError: there is no such model; the message says which there are.
+    """
+    if not name.strip():
+        raise UsageError(f"--model is empty: give one of {', '.join(NAMES)}, or {_FILES}")
+    check_store(name, "weights")
+    planted = parse_planted(name)
+    if planted is not None:
+        return planted
+    if name == "scenes":
+        return EmbeddedModel()
+    if name in _PUBLISHED:
+        return _PUBLISHED[name]
+    suffix = _suffix(name)
+    if suffix not in SUFFIXES:
+        raise UsageError(_no_such_model(name, suffix))
+    return ModelFile(name, suffix)
 
 
 def describe_model(name: str, labels: str | None = None) -> ModelCard:
-    """Say what a model is; downloads COCO weights if they are not in torch's cache.
+    """Return the description of a model; downloads COCO weights if they are not in torch's cache.
 
     Args:
         name: `coco`, `coco-v1`, `scenes`, `planted`, `planted-mosaic`, or the path or URL of a weights file.
         labels: for `.pth` and `.pt` files: path or URL of a text file that names a category on each line,
-            from label 1; a blank line or `N/A` is a label that means nothing.
+            from label 1; a blank line or `N/A` marks an unused label.
 
     Raises:
-        UsageError: there is no such model, or its file is not one; the message says what to do.
+        UsageError: there is no such model, or its file is not valid; the message says what to do.
         RunError: its store cannot be read at all.
     """
     return read_model(name, labels)[0]
 
 
 def read_model(name: str, labels: str | None = None) -> tuple[ModelCard, bytes]:
-    """Return what `describe_model` does, and the bytes of the weights file, of which it says so.
+    """Return the description of a model and the bytes of its weights file; no bytes for a planted model.
 
     Raises:
         UsageError: as `describe_model`.
         RunError: as `describe_model`.
     """
-    if not name.strip():
-        raise UsageError(f"no model is named; known are {', '.join(NAMES)}, or {_FILES}")
-    check_store(name, "weights")
-    suffix = _suffix(name)
-    if labels is not None and suffix not in (".pth", ".pt"):
-        raise UsageError(f"--labels is for .pth and .pt weights; the model {name} has its own categories")
-    if name.partition(":")[0] == "planted":
-        return _planted(name), b""
-    if name.partition(":")[0] == "planted-mosaic":
-        return _planted_mosaic(name), b""
-    if name == "scenes":
-        return _read_scenes()
-    if name in _PUBLISHED:
-        return _read_published(name)
-    if suffix not in SUFFIXES:
-        raise UsageError(_no_such_model(name, suffix))
+    source = resolve(name)
+    if labels is not None and not (isinstance(source, ModelFile) and source.suffix != ".safetensors"):
+        raise UsageError(
+            f"--labels is for .pth and .pt weights: leave it out, since the model {name} has its own categories"
+        )
+    if isinstance(source, PlantedModel):
+        return _card_of_planted(source), b""
+    if isinstance(source, EmbeddedModel):
+        return _read_embedded()
+    if isinstance(source, PublishedModel):
+        return _read_published(source)
     data = read_weights(name)
-    if suffix == ".safetensors":
+    if source.suffix == ".safetensors":
         return _card_of_safetensors(_last_part(name), name, data), data
     return _card_of_state_dict(name, data, labels), data
 
@@ -187,105 +228,47 @@ def category_ids_named(categories: Sequence[Category], names: Collection[str]) -
     for name in names:
         if name not in ids:
             listed = ", ".join(list(ids)[:100])
-            raise UsageError(f"the model has no category {name!r}{_near(name, ids)} It has {listed}")
+            raise UsageError(f"the model has no category {name!r}{_near(name, ids)} It has: {listed}")
     return frozenset(ids[name] for name in names)
-
-
-def architecture_of(tensors: Collection[str]) -> str | None:
-    """Tell torchvision's networks apart by the names of their tensors; None if it is none of them."""
-    if CLASS_SCORES not in tensors or "backbone.body.layer1.0.conv1.weight" not in tensors:
-        return None
-    if "roi_heads.box_head.fc6.weight" in tensors:
-        deep = "backbone.body.layer1.0.conv3.weight" in tensors
-        return "maskrcnn_resnet50_fpn" if deep else "maskrcnn_resnet18_fpn"
-    return "maskrcnn_resnet50_fpn_v2" if "roi_heads.box_head.0.0.weight" in tensors else None
 
 
 # --- models without a file of the user's --------------------------------------------------------------------
 
 
-def _planted(name: str) -> ModelCard:
-    try:
-        sleep_s = float(name.partition(":")[2] or 0)
-    except ValueError:
-        sleep_s = -1
-    if not 0 <= sleep_s <= 3600:
-        raise UsageError(f"--model {name}: give the seconds to sleep for each image, as in planted:0.05")
-    return _card_of_truth("planted", "planted 1")
-
-
-def _planted_mosaic(name: str) -> ModelCard:
-    jitter = name.partition(":")[2] or "0"
-    if not (jitter.isdecimal() and len(jitter) == 1):
-        raise UsageError(f"--model {name}: give the pixels of jitter, 0 to 9, as in planted-mosaic:2")
-    return _card_of_truth("planted-mosaic", f"planted-mosaic 1 {jitter}")
-
-
-def _card_of_truth(name: str, identity: str) -> ModelCard:
+def _card_of_planted(model: PlantedModel) -> ModelCard:
     return ModelCard(
-        name=name,
+        name=model.name,
         uri=None,
-        sha256=hashlib.sha256(identity.encode()).hexdigest(),
+        sha256=model.sha256,
         architecture="planted",
-        categories=PLANTED_CATEGORIES,
-        category_ids=(0, *(category.id for category in PLANTED_CATEGORIES)),
+        categories=model.categories,
+        category_ids=(0, *(category.id for category in model.categories)),
         min_size=800,
         max_size=1333,
-        notice=f"`{name}` is no model: it reads the truth that test images carry, and finds nothing else",
+        notice=f"`{model.name}` is not a model: it reads the ground truth that test images carry, and finds nothing "
+        "else",
     )
 
 
-def _read_scenes() -> tuple[ModelCard, bytes]:
+def _read_embedded() -> tuple[ModelCard, bytes]:
     if not _EMBEDDED.exists():
         raise UsageError(
-            f"the embedded model is missing: {_EMBEDDED.name} was not installed with the package"
+            f"the embedded model is missing: {_EMBEDDED.name} was not installed with the package; install it again"
         )
     data = _EMBEDDED.read_bytes()
     notice = "the embedded model knows only generated aerial scenes"
     return _card_of_safetensors("scenes", None, data, notice), data
 
 
-def read_imagenet(architecture: str) -> tuple[Path, bytes]:
-    """Return torchvision's ImageNet weights for a network's trunk: where they are, and their bytes.
-
-    Raises:
-        UsageError: there are none for this network, or they are not in torch's cache and cannot be downloaded.
-    """
-    if architecture not in _IMAGENET:
-        raise UsageError(f"torchvision publishes no ImageNet weights for {architecture}")
-    file, enumeration = _IMAGENET[architecture]
-    path = _torch_hub() / "checkpoints" / file
-    if not path.exists():
-        way_out = f"put {file} there (TORCH_HOME moves the place)"
-        _download(f"imagenet:{architecture}", f"{enumeration}.IMAGENET1K_V1", path, way_out)
-    return path, _whole(path)[0]
-
-
-def _whole(path: Path) -> tuple[bytes, str]:
-    """Return a file of torch's cache and its sha256, of which its name holds the beginning."""
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if not digest.startswith(path.stem.rpartition("-")[2]):
-        raise UsageError(f"{path} is damaged: its sha256 begins with {digest[:8]}; delete it and try again")
-    return data, digest
-
-
-def _read_published(name: str) -> tuple[ModelCard, bytes]:
-    published = _PUBLISHED[name]
-    path = _torch_hub() / "checkpoints" / published.file
-    if not path.exists():
-        way_out = (
-            f"put {published.file} there (TORCH_HOME moves the place), or use --model PATH.safetensors, "
-            "or --model scenes, which knows only generated scenes"
-        )
-        _download(name, f"detection.{published.weights}.COCO_V1", path, way_out)
-    data, digest = _whole(path)
+def _read_published(model: PublishedModel) -> tuple[ModelCard, bytes]:
+    alternatives = ", or use --model PATH.safetensors, or --model scenes, which knows only generated scenes"
+    _, data, digest = read_published(model.weights, model.name, alternatives)
     used = {category.id for category in COCO_CATEGORIES}
     card = ModelCard(
-        name=name,
+        name=model.name,
         uri=None,
         sha256=digest,
-        architecture=published.architecture,
+        architecture=model.architecture,
         categories=COCO_CATEGORIES,
         category_ids=tuple(label if label in used else 0 for label in range(91)),
         min_size=800,
@@ -295,35 +278,15 @@ def _read_published(name: str) -> tuple[ModelCard, bytes]:
     return card, data
 
 
-def _torch_hub() -> Path:
-    """Return the directory of torch's downloads by torch's rules, without importing it."""
-    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    home = os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))  # noqa: PTH118 `~` stands for home
-    return Path(home).expanduser() / "hub"
-
-
-def _download(name: str, member: str, path: Path, way_out: str) -> None:
-    """Let torchvision download its weights, a member of an enumeration of its models, in another process."""
-    code = f"from torchvision import models; models.{member}.get_state_dict(progress=False, check_hash=True)"
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)  # noqa: S603
-    if done.returncode == 0 and path.exists():
-        return
-    cause = (done.stderr.strip() or "no reason given").splitlines()[-1]
-    raise UsageError(
-        f"the weights of --model {name} are not at {path} and could not be downloaded ({cause}). Without a "
-        f"network: {way_out}"
-    )
-
-
 # --- weights files ------------------------------------------------------------------------------------------
 
 
 def _no_such_model(name: str, suffix: str) -> str:
     if Url.parse(name).is_local and Path(name).is_dir():
-        return f"--model {name} is a directory; give {_FILES} in it"
+        return f"--model {name} is a directory: give {_FILES}"
     if suffix or not Url.parse(name).is_local or "/" in name or Path(name).exists():
-        what = f"a {suffix} file" if suffix else "without a suffix"
-        return f"--model {name} is {what}; weights are {_FILES}"
+        what = f"is a {suffix} file" if suffix else "has no suffix"
+        return f"--model {name} {what}: give {_FILES}"
     return f"unknown model {name!r}{_near(name, NAMES)} Known are {', '.join(NAMES)}, or {_FILES}"
 
 
@@ -332,22 +295,25 @@ def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | 
     metadata, shapes = safetensors_header(shown, data)
     if not isinstance(metadata, dict) or metadata.get("format") != "maskrcnn-ray":
         raise UsageError(
-            f"{shown} does not say what its labels mean: it lacks maskrcnn-ray's metadata (architecture, "
-            "categories, min_size, max_size), which `maskrcnn.models.build.save_model` writes"
+            f"{shown} lacks maskrcnn-ray's metadata (architecture, categories, min_size, max_size): write it with "
+            "`maskrcnn.models.build.save_model` or `maskrcnn convert`"
         )
     if metadata.get("version") != "1":
-        raise UsageError(f"{shown} has version {metadata.get('version')} of the format; known is 1: upgrade")
+        raise UsageError(
+            f"{shown} has version {metadata.get('version')} of the format, and this program reads version 1: upgrade it"
+        )
     try:
         categories = _categories(json.loads(metadata["categories"]))
         architecture = str(metadata["architecture"])
         min_size, max_size = int(metadata["min_size"]), int(metadata["max_size"])
-        config = config_of(metadata["config"]) if architecture in MATTERPORT else None
+        network = NETWORKS.get(architecture)
+        config = config_of(metadata["config"]) if network is not None and network.configurable else None
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"{shown} has damaged metadata: {type(error).__name__}: {error}") from error
-    if architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise UsageError(f"{shown} is for the unknown architecture {architecture!r}; known are {known}")
-    if not 1 <= min_size <= max_size or (config is not None and max_size % STRIDE):
+    if network is None:
+        known = ", ".join(NETWORKS)
+        raise UsageError(f"{shown} has the unknown architecture {architecture!r}: supported are {known}")
+    if not 1 <= min_size <= max_size or max_size % network.resize.multiple:
         raise UsageError(f"{shown} has damaged metadata: sizes {min_size} and {max_size}")
     labels = _labels_of(shapes)
     check_tensors(shown, architecture, shapes, labels)
@@ -367,13 +333,13 @@ def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | 
 
 
 def _categories(entries: Sequence[Mapping[str, Any]]) -> tuple[Category, ...]:
-    """Return the categories of the metadata. Raises ValueError, KeyError, TypeError."""
+    """Return the categories of a file's metadata; raise ValueError, KeyError or TypeError if they are not valid."""
     categories = []
     for entry in entries:
         number, name = entry["id"], entry["name"]
         if type(number) is not int or not isinstance(name, str):
             raise ValueError(f"the category {number!r} is named {name!r}")
-        name.encode()  # A half of a surrogate pair cannot be written.
+        name.encode()  # raises for half of a surrogate pair, which could not be written
         if not name.strip():
             raise ValueError(f"the category {number} has an empty name")
         categories.append(Category(number, name))
@@ -387,15 +353,15 @@ def _categories(entries: Sequence[Mapping[str, Any]]) -> tuple[Category, ...]:
 
 
 def _labels_of(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return how many labels a network has, the background included; 0 if its tensors do not say so."""
+    """Return the number of labels of a network, the background included; 0 if the tensor that shows it is missing."""
     return (*shapes.get(CLASS_SCORES, ()), 0)[0]
 
 
 def _ids_of_labels(shown: str, categories: Sequence[Category], labels: int) -> tuple[int, ...]:
     """Return the category id of each label.
 
-    Categories are those of the labels 1, 2, … in their order; where a network has further labels, as COCO's
-    91 for 80 categories, the ids are the labels, and the last label is used.
+    The categories are those of the labels 1, 2, … in their order. If a network has more labels than categories, as
+    COCO's 91 for 80, the ids are the labels, and the last label is used.
     """
     ids = [category.id for category in categories]
     if len(ids) == labels - 1:
@@ -409,11 +375,14 @@ def _card_of_state_dict(uri: str, data: bytes, labels: str | None) -> ModelCard:
     shapes = tensors_in_pickle(uri, data)
     architecture = architecture_of(shapes)
     if architecture is None:
-        raise UsageError(f"{uri} holds no weights of torchvision's Mask R-CNN with ResNet-50 and FPN")
+        raise UsageError(
+            f"{uri} has no weights of torchvision's Mask R-CNN with ResNet and FPN: convert others with "
+            "`maskrcnn convert`"
+        )
     known = _labels_of(shapes)
     check_tensors(uri, architecture, shapes, known)
     if labels is None:
-        raise UsageError(f"{uri} does not say what its labels mean: name them with --labels FILE, one a line")
+        raise UsageError(f"{uri} does not name its categories: give --labels FILE with one name per line")
     category_names = read_labels(labels)
     if len(category_names) != known - 1:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""RoIAlign over a pyramid of maps, for all boxes of a batch at once and without asking the host."""
+"""RoIAlign over a pyramid of maps, for all boxes of a batch at once and without synchronizing with the host."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from .matterport import CropAndResize
 
 
 class Pyramid(NamedTuple):
-    """The maps of a batch as one table, a row for each place of each map."""
+    """The maps of a batch as one table, with one row per position of each map."""
 
     rows: Tensor
     """(R, C) float32: level by level, image by image, row by row."""
@@ -24,7 +24,7 @@ class Pyramid(NamedTuple):
     """(L,) int64, of the maps."""
     widths: Tensor
     strides: tuple[int, int]
-    """The smallest and the largest, pixels of the resized image; those between are powers of two too."""
+    """The smallest and the largest stride, pixels of the resized image; those in between are powers of two as well."""
 
     @staticmethod
     def of(features: dict[str, Tensor], names: Sequence[str], canvas_height: int) -> "Pyramid":
@@ -40,7 +40,7 @@ class Pyramid(NamedTuple):
 def pyramid_of(
     features: dict[str, Tensor], aligner: MultiScaleRoIAlign, canvas_height: int
 ) -> "Pyramid | list[Tensor]":
-    """Return a batch's maps in the form in which `pool` takes them for this aligner."""
+    """Return the maps of a batch in the form that `pool` takes for this aligner."""
     if isinstance(aligner, AdaptiveRoIAlign):
         return [features[name].float() for name in aligner.featmap_names]
     return Pyramid.of(features, aligner.featmap_names, canvas_height)
@@ -49,16 +49,16 @@ def pyramid_of(
 def pool(
     pyramid: Pyramid | list[Tensor], aligner: MultiScaleRoIAlign, boxes: Tensor, image: Tensor
 ) -> Tensor:
-    """Pool what lies in each box, as torchvision's `MultiScaleRoIAlign` does.
+    """Pool the features of each box, as torchvision's `MultiScaleRoIAlign` does.
 
-    A pooled value is the mean of some samples, a sample the mean of four places by their distances: a weighted
-    sum of rows. `embedding_bag` adds up rows, all channels of a place at once, which lie side by side; torchvision
-    goes through a map for each channel, and through the boxes of each level in turn.
+    A pooled value is the mean of some samples, and a sample interpolates between four positions: together a weighted
+    sum of rows. `embedding_bag` sums rows, all channels of a position at once, which are contiguous in memory;
+    torchvision loops over the channels of a map, and over the levels.
 
     Args:
-        pyramid: the maps, of `pyramid_of` for an aligner of this kind.
-        aligner: its sizes, sampling ratio and choice of levels.
-        boxes: (N, 4) float32, finite, pixels of the resized images; for a `CropAndResize` normalised.
+        pyramid: the maps, as `pyramid_of` returns them for an aligner of this class.
+        aligner: determines output size, sampling ratio and the level of each box.
+        boxes: (N, 4) float32, finite, pixels of the resized images; normalised for a `CropAndResize`.
         image: (N,) int64, the image of each box.
 
     Returns:
@@ -74,7 +74,7 @@ def pool(
     level, (y, weight_y), (x, weight_x) = places(pyramid, aligner, boxes)
     height, width = pyramid.heights[level], pyramid.widths[level]
 
-    # (N, rows, columns, places of a bin along y, places along x) and their weights.
+    # (N, rows, columns, positions of a bin along y, positions along x) and their weights.
     first = (pyramid.starts[level] + image * height * width).to(torch.int32)
     y = first[:, None, None] + y * width.to(torch.int32)[:, None, None]
     place = y[:, :, None, :, None] + x[:, None, :, None, :]
@@ -87,7 +87,8 @@ def pool(
 
 
 _Places = tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""The level of each box, (N,); along y, and along x, the places of each bin, (N, bins, places), and their weights."""
+"""The level of each box, (N,); along y and along x, the positions that each bin reads, (N, bins, positions), and their
+weights."""
 
 
 def _aligned(pyramid: Pyramid, aligner: MultiScaleRoIAlign, boxes: Tensor) -> _Places:
@@ -113,17 +114,17 @@ def _cropped(pyramid: Pyramid, aligner: CropAndResize, boxes: Tensor) -> _Places
 
 
 def _samples(low: Tensor, high: Tensor, limit: Tensor, n_bins: int, per_bin: int) -> tuple[Tensor, Tensor]:
-    """Return which places along one axis the samples of each bin read, and with which weights.
+    """Return the positions along one axis that the samples of each bin read, and their weights.
 
     Args:
-        low: (N,) where the boxes begin, places of the map.
-        high: (N,) where they end.
-        limit: (N,) how many places there are.
-        n_bins: of each box.
-        per_bin: samples of each bin.
+        low: (N,) the start of each box, in positions of the map.
+        high: (N,) its end.
+        limit: (N,) the number of positions.
+        n_bins: bins per box.
+        per_bin: samples per bin.
 
     Returns:
-        (N, bins, 2 * samples) int32 and float32; the weights of a bin add up to 1, or to less at a border.
+        (N, bins, 2 * samples) int32 and float32; the weights of a bin sum to 1, or to less at a border.
     """
     bin_size = (high - low).clamp(min=1.0) / n_bins
     nth = torch.arange(n_bins * per_bin, device=low.device)

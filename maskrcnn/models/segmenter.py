@@ -1,4 +1,4 @@
-"""From pixels to instances: images into batches, a forward pass each, and boxes and masks in their own pixels."""
+"""Segment images: group them into batches, run a forward pass for each, and map boxes and masks back to the images."""
 
 import logging
 import threading
@@ -29,30 +29,30 @@ log = logging.getLogger("maskrcnn")
 DEFAULT_CUDA_BATCH: Final = 8
 DTYPES: Final = ("float32", "bfloat16", "float16")
 _SPARSE: Final = 0.5
-"""Shrinking below this, a resize reads fewer pixels than there are."""
+"""A resize by a smaller factor reads only some of the pixels."""
 
 
 class MaskRCNNSegmenter:
     """A `types.Segmenter` that runs a network.
 
-    On the CPU images go through one by one, since an image in a batch differs from the same image alone in
-    the last digits. On CUDA images of one padded size share a batch.
+    On the CPU images are processed one by one, because the results for an image in a batch differ from those for the
+    image alone in the last digits. On CUDA images of one padded size share a batch.
 
     Args:
-        model: of `load_model`; it is copied, not changed.
-        min_score: weaker detections are left out.
-        max_detections: the most an image may have, the best by score. A network that keeps fewer than 2.5 proposals
-            for each of them keeps so many.
-        categories: names of the categories to keep; empty: all. The others do not displace them.
-        device: `cpu`, `cuda`, or `auto`: CUDA if there is one.
-        batch_size: images a forward pass; None: 1 on CPU, 8 on CUDA.
-        threads: of torch on the CPU, for the whole process; None: as they are.
+        model: as `load_model` returns it; it is copied, not changed.
+        min_score: detections with a lower score are dropped.
+        max_detections: the maximum number of detections per image, the best by score. A network that keeps fewer than
+            2.5 proposals for each of them keeps that number.
+        categories: names of the categories to keep; empty: all. The others do not count toward the maximum.
+        device: `cpu`, `cuda`, or `auto`: CUDA if available.
+        batch_size: images per forward pass; None: 1 on CPU, 8 on CUDA.
+        threads: of torch on the CPU, for the whole process; None: leave them unchanged.
         dtype: of the convolutions, one of `DTYPES`; None: float32 on CPU, float16 on CUDA. Boxes, scores, RoIAlign
             and suppression are float32 or more.
-        rescale: bring images to the size that the model was trained with; else each is seen pixel by pixel.
+        rescale: resize images as for training; otherwise the network processes them at their own resolution.
 
     Raises:
-        UsageError: the model has no category of a name, or there is no such device or dtype.
+        UsageError: the model lacks a category, or the device or dtype does not exist.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class MaskRCNNSegmenter:
             torch.set_num_threads(threads)
         self._device = _device(device)
         cuda = self._device.type == "cuda"
-        # Convolutions in "float32" would otherwise keep ten bits of each number.
+        # With TF32, "float32" convolutions would round their inputs to ten bits of mantissa.
         torch.backends.cudnn.allow_tf32 = False
         self._batch_size = batch_size or (DEFAULT_CUDA_BATCH if cuda else 1)
         self._dtype = _dtype(dtype or ("float16" if cuda else "float32"))
@@ -99,17 +99,17 @@ class MaskRCNNSegmenter:
 
     @property
     def categories(self) -> tuple[Category, ...]:
-        """All categories of the model, also where only some are kept."""
+        """All categories of the model, including those that are not kept."""
         return self._categories
 
     @property
     def batch_size(self) -> int:
-        """How many images go through the network at once, if their padded sizes are equal."""
+        """The number of images in a forward pass, if their padded sizes are equal."""
         return self._batch_size
 
     @property
     def lanes(self) -> int:
-        """How many calls of `outcomes` may run at once: on CUDA one computes while another is encoded."""
+        """The number of concurrent calls of `outcomes`: on CUDA one computes while another encodes its results."""
         return 2 if self._device.type == "cuda" else 1
 
     @property
@@ -119,7 +119,7 @@ class MaskRCNNSegmenter:
 
     @property
     def execution(self) -> dict[str, Any]:
-        """What the last digits depend on; `halvings` counts the batches that did not fit into memory so far."""
+        """What the last digits depend on; `halvings` counts the batches so far that did not fit into memory."""
         cuda = self._device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self._device) if cuda else "cpu",
@@ -138,10 +138,10 @@ class MaskRCNNSegmenter:
             images: (height, width, 3), RGB, uint8, of any sizes.
 
         Returns:
-            one `Detections` an image, in their order.
+            one `Detections` per image, in their order.
 
         Raises:
-            ItemError: what `outcomes` gives instead of detections, for the first such image.
+            ItemError: the first that `outcomes` returns instead of detections.
         """
         found = []
         for outcome in self.outcomes(images):
@@ -151,15 +151,15 @@ class MaskRCNNSegmenter:
         return found
 
     def outcomes(self, images: Sequence[Pixels]) -> list[Detections | ItemError]:
-        """Find the instances of each image, or say why there are none.
+        """Find the instances of each image, or the reason why the image failed.
 
         Args:
             images: (height, width, 3), RGB, uint8, of any sizes; those of one `canvas` share a forward pass.
 
         Returns:
-            one `Detections` an image, in their order, or an `ItemError`: `out_of_memory`, where an image alone does
-            not fit into the GPU's memory; `not_finite`, where the network gives NaN or infinity for it; `aspect`,
-            where nothing of its shorter side is left after the network's resize.
+            one `Detections` per image, in their order, or an `ItemError`: `out_of_memory` if the image alone does not
+            fit into the GPU's memory; `not_finite` if the network returns NaN or infinity for it; `aspect` if the
+            network's resize leaves no pixel of its shorter side.
         """
         outcomes: dict[int, Detections | ItemError] = {
             i: ItemError("aspect", f"{image.shape[0]} x {image.shape[1]} pixels cannot be resized")
@@ -171,7 +171,7 @@ class MaskRCNNSegmenter:
         return [outcomes[i] for i in range(len(images))]
 
     def _batches(self, images: Sequence[Pixels]) -> list[list[int]]:
-        """Return the images of each forward pass: of one padded size, in order, at most `batch_size`."""
+        """Return the indices of each forward pass: images of one padded size, in order, at most `batch_size`."""
         by_canvas: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
             if 0 in self._resized(*image.shape[:2]):
@@ -192,7 +192,7 @@ class MaskRCNNSegmenter:
         return -(-resized[0] // stride) * stride, -(-resized[1] // stride) * stride
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """Return an image's size after the network's resize; the roundings are torchvision's."""
+        """Return an image's size after the network's resize; rounded as by torchvision."""
         if not self._rescale:
             return height, width
         transform = self._transform
@@ -202,17 +202,17 @@ class MaskRCNNSegmenter:
         return int(height * scale), int(width * scale)
 
     def _halving(self, images: list[Pixels]) -> list[Detections | ItemError]:
-        """Run a batch; where the GPU's memory does not hold it, one half after the other.
+        """Run a batch; if it does not fit into the GPU's memory, run one half after the other.
 
-        What did not fit beside another lane is tried again without one: whether an image fits must not depend on
-        its neighbours.
+        A batch that did not fit while another lane was running is tried again alone: whether an image fits must not
+        depend on other images.
         """
         with self._lanes.one():
             try:
                 return self._run(images)
             except torch.cuda.OutOfMemoryError:
                 pass
-        # Outside of `except`, whose traceback would keep the failed batch's tensors alive.
+        # Outside the `except` block, whose traceback would keep the tensors of the failed batch alive.
         with self._lanes.all():
             return self._halving_alone(images)
 
@@ -234,7 +234,7 @@ class MaskRCNNSegmenter:
         """Run one forward pass over images of one canvas."""
         if self._device.type != "cuda":
             return self._detections(self._transfer(images), images)
-        # Each lane has a stream of its own; what the host waits for below is this stream alone.
+        # Each lane has its own stream; below, the host waits for this stream alone.
         if not hasattr(self._streams, "own"):
             self._streams.own = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._streams.own):
@@ -244,9 +244,9 @@ class MaskRCNNSegmenter:
 
     @torch.inference_mode()
     def _transfer(self, images: list[Pixels]) -> tuple[Tensor, Tensor]:
-        """Return what was found as two tensors on the host: a row an instance, and whether each image is sound.
+        """Return the detections as two tensors on the host: one row per instance, and whether each image is finite.
 
-        A row is image, label, score, box and the M * M probabilities, float32.
+        A row is image, label, score, box and the M * M mask probabilities, float32.
         """
         found = self.forward(*self.batch_of(images))
         columns = [found.image[:, None], found.labels[:, None], found.scores[:, None], found.boxes]
@@ -255,7 +255,7 @@ class MaskRCNNSegmenter:
 
     @torch.inference_mode()
     def batch_of(self, images: Sequence[Pixels]) -> tuple[Tensor, Tensor]:
-        """Return images of one canvas as `forward` takes them: on the device, normalised, resized, padded.
+        """Return images of one canvas as input of `forward`: on the device, normalised, resized, padded.
 
         Returns:
             (B, 3, H, W) float32, and (B, 2) float32: height and width of each image after its resize.
@@ -273,7 +273,7 @@ class MaskRCNNSegmenter:
 
     def _upload(self, images: Sequence[Pixels]) -> list[Tensor]:
         """Return the images on the device, (height, width, 3) uint8; on CUDA by one copy from pinned memory."""
-        # torch warns where an array is read-only, and decoded images are.
+        # torch warns about read-only arrays, such as decoded images.
         if self._device.type != "cuda":
             return [torch.from_numpy(np.require(image, requirements=("C", "W"))) for image in images]
         staging = torch.empty(sum(image.size for image in images), dtype=torch.uint8, pin_memory=True)
@@ -289,7 +289,7 @@ class MaskRCNNSegmenter:
     def _prepared(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
         """Return an image normalised and resized, (3, height, width) float32.
 
-        Reference: `GeneralizedRCNNTransform`, which also normalises the pixels that its resize does not read.
+        Reference: `GeneralizedRCNNTransform`, which normalises also those pixels that its resize does not read.
         """
         if isinstance(self._transform, ShortestEdgeTransform | SquareTransform):
             return self._transform.prepared(pixels, size)
@@ -309,7 +309,7 @@ class MaskRCNNSegmenter:
     def _detections(
         self, packed: tuple[Tensor, Tensor], images: list[Pixels]
     ) -> list[Detections | ItemError]:
-        """Bring what was found back to each image's own pixels."""
+        """Map the detections back to the pixels of each image."""
         rows, finite = (tensor.numpy() for tensor in packed)
         stops = np.searchsorted(rows[:, 0], np.arange(len(images)), side="right").tolist()
         outcomes: list[Detections | ItemError] = []
@@ -317,7 +317,9 @@ class MaskRCNNSegmenter:
             if sound:
                 outcomes.append(self._detections_of(rows[start:stop], *image.shape[:2]))
             else:
-                outcomes.append(ItemError("not_finite", "the network gave NaN or infinity for this image"))
+                outcomes.append(
+                    ItemError("not_finite", "the network returned NaN or infinity for this image")
+                )
         return outcomes
 
     def _detections_of(self, rows: NDArray[np.float32], height: int, width: int) -> Detections:
@@ -326,7 +328,7 @@ class MaskRCNNSegmenter:
         if isinstance(transform, SquareTransform):
             canvas = transform.canvas(size, rescaled=self._rescale)
             boxes = transform.boxes(rows[:, 3:7], size, canvas, (height, width))
-            # By rounding to whole pixels boxes become empty, after the limit on their number.
+            # Rounding to whole pixels makes some boxes empty, after the limit on their number was applied.
             wide = (boxes[:, 2:] > boxes[:, :2]).all(1)
             rows, boxes, encode = rows[wide], boxes[wide], encode_resized
         else:
@@ -347,7 +349,7 @@ class MaskRCNNSegmenter:
 
 
 class _Lanes:
-    """Lets so many threads at once use a device's memory, or one alone."""
+    """Lets up to `count` threads use a device's memory at once, or one thread exclusively."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -366,14 +368,14 @@ class _Lanes:
         with (
             self._taking_all,
             ExitStack() as stack,
-        ):  # two that each wait for the other's lane would wait for ever
+        ):  # without it, two threads could wait for each other's lanes forever
             for _ in range(self._count):
                 stack.enter_context(self._free)
             yield
 
 
 def _neighbours(n: int, resized: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the two pixels that each new pixel reads, (2 * resized,) first and second, and the second's weight.
+    """Return the two pixels that each new pixel reads, (2 * resized,) first and second, and the weight of the second.
 
     Reference: `area_pixel_compute_source_index` in aten/src/ATen/native/UpSample.h; float32 as there.
     """
@@ -389,12 +391,12 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if available else "cpu")
     if name.startswith("cuda") and not available:
-        raise UsageError(f"--device {name}: torch finds no CUDA device here; use --device cpu")
+        raise UsageError(f"--device {name}: torch finds no CUDA device: use --device cpu")
     return torch.device(name)
 
 
 def _dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
-        raise UsageError(f"--dtype is one of {', '.join(DTYPES)}, not {name!r}")
+        raise UsageError(f"--dtype {name}: give one of {', '.join(DTYPES)}")
     dtype: torch.dtype = getattr(torch, name)
     return dtype

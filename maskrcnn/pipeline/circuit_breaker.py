@@ -1,7 +1,7 @@
-"""When failures are not the images' own: a window over the latest, and the line at which a run stops.
+"""Stop a run whose failures are caused by the store, not by the images: a window over the latest images, and a limit.
 
-Expired credentials or a store that is down fail every image alike. Ten million such rows would be a complete
-result of no use; a run that stops leaves the shards concerned undone, so that the same command does them later.
+With expired credentials, or a store that is down, every image fails. Ten million such rows would be complete, but
+useless; a run that stops leaves the shards concerned undone, so that the same command processes them later.
 """
 
 from collections import Counter, deque
@@ -12,24 +12,24 @@ from typing import Any, Final
 from ..errors import STORAGE_CODES, StoreFailingError
 
 WINDOW_IMAGES: Final = 200
-"""The fewest images from which anything follows."""
+"""Minimum number of images in the window before the run may stop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some images that were finished together."""
+    """Images that were finished together."""
 
     images: int
     failures: Mapping[str, int] = field(default_factory=dict)
-    """Images by storage code; other codes are passed over."""
+    """Number of images by storage error code; other codes are ignored."""
     example: str = ""
-    """Of a failure, in words."""
+    """Message of one of the failures."""
     held: Any = None
-    """What is to be kept back as long as the batch is in the window."""
+    """A value to withhold as long as the batch is in the window."""
 
 
 class CircuitBreaker:
-    """The latest batches, of at least `WINDOW_IMAGES` images together; not for several threads at once."""
+    """The latest batches, of at least `WINDOW_IMAGES` images in total; not thread-safe."""
 
     def __init__(self) -> None:
         self._batches: deque[Batch] = deque()
@@ -37,10 +37,10 @@ class CircuitBreaker:
         self._failures: Counter[str] = Counter()
 
     def add(self, batch: Batch) -> list[Batch]:
-        """Take a batch in; return those that leave the window, the oldest first.
+        """Add a batch; return the batches that leave the window, the oldest first.
 
         Raises:
-            StoreFailingError: half of the images in the window, or more, failed with one storage code.
+            StoreFailingError: at least half of the images in the window failed with one storage code.
         """
         batch = Batch(
             batch.images,
@@ -61,7 +61,7 @@ class CircuitBreaker:
         return left
 
     def drain(self) -> list[Batch]:
-        """Return what is in the window, the oldest first, and leave it empty."""
+        """Return the batches in the window, the oldest first, and empty it."""
         left = list(self._batches)
         self._batches.clear()
         self._images = 0
@@ -74,6 +74,6 @@ class CircuitBreaker:
                 example = next(batch.example for batch in reversed(self._batches) if code in batch.failures)
                 raise StoreFailingError(
                     f"{failed} of the last {self._images} images failed with {code} ({example}): "
-                    "the store or the credentials are at fault, not the images. Mend that, and run the same "
-                    "command again; the shards concerned were not counted as done"
+                    "the cause is the store or the credentials, not the images. Fix it, and run the same command "
+                    "again; the shards concerned are not done"
                 )

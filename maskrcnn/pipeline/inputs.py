@@ -1,7 +1,7 @@
-"""The inputs, listed once: a table in order of name, frozen for the run as `manifest.parquet`.
+"""List the inputs once: a table in order of name, stored for the run as `manifest.parquet`.
 
-Whatever a user points at (a folder, a glob, a prefix, a list, a table, a COCO JSON) becomes the columns of
-`schema.MANIFEST` and the user's further columns. All of it is columnar: a million inputs take seconds.
+Each kind of source (a folder, a glob, a prefix, a list, a table, a COCO JSON) becomes the columns of `schema.MANIFEST`
+and the user's additional columns. Everything is columnar: a million inputs take seconds.
 """
 
 import difflib
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..errors import UsageError
+from ..errors import UsageError, plural
 from ..formats.coco_reader import find_images_root, read_coco_images
 from ..io.sources import as_json, is_manifest, read_listing, read_manifest, source_of
 from ..io.stores import REMOTE_SCHEMES
@@ -40,7 +40,7 @@ _KNOWN_SCHEME: Final = rf"^(?i:{'|'.join((*REMOTE_SCHEMES, *LOCAL_SCHEMES))})://
 _WEB: Final = r"^(?i:https?)://"
 _RELATIVE_FILE: Final = rf"^(?i:{'|'.join(LOCAL_SCHEMES)})://([^/]|$)"
 _QUERY: Final = r"(?s)[?#].*"
-"""Of a uri on the web: it may be a signature, and is in no name and no message."""
+"""The query of a web address: it may contain a signature, and is kept out of names and messages."""
 _URI_SYNONYMS: Final = (
     "url",
     "path",
@@ -56,37 +56,37 @@ _URI_SYNONYMS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a user pointed at."""
+    """The inputs of a run, as listed."""
 
     table: pa.Table
-    """`schema.MANIFEST`, then further columns; in order of `name`, as UTF-8 bytes."""
+    """`schema.MANIFEST`, then additional columns; in order of `name`, as UTF-8 bytes."""
     ids_given: bool
-    """Whether `image_id` is the user's; else it counts from 1."""
+    """Whether `image_id` is the user's; otherwise it counts from 1."""
     skipped: dict[str, int]
-    """Files that are no images by their suffix, counted by suffix; "" where there is none."""
+    """Number of files whose suffix is not that of an image, by suffix; "" for files without a suffix."""
     source: str
-    """The whole path or url."""
+    """The absolute path or URL."""
     source_sha256: str | None
-    """Of the manifest's file; None for listings."""
+    """Digest of the manifest's file; None for listings."""
     kind: Literal["listing", "manifest", "coco"]
 
 
 def read_inputs(
     source: str, *, images_root: str | None, limit: int | None, allow_http: bool = False
 ) -> Inputs:
-    """List what a user points at.
+    """List the inputs of a source.
 
     Args:
-        source: a folder, a glob or a prefix, whose files with the suffix of an image count; a `.txt` of one uri
-            a line; a `.csv` or `.parquet` with a column `uri`; a COCO `.json`; or a single image. Blanks around
-            the uris of a `.txt` or `.csv` are taken off.
-        images_root: what the relative uris of a manifest are relative to; None: the manifest's folder.
-        limit: keep only the first so many, in order of name.
+        source: a folder, a glob or a prefix, whose files with the suffix of an image are taken; a `.txt` with one uri
+            per line; a `.csv` or `.parquet` with a column `uri`; a COCO `.json`; or a single image. White space around
+            the uris of a `.txt` or `.csv` is removed.
+        images_root: base of the relative uris of a manifest; None: the manifest's folder.
+        limit: keep only this many inputs, in order of name.
         allow_http: whether a manifest may name inputs on the web.
 
     Raises:
-        UsageError: there is nothing there, it cannot be read, a row cannot stand as it is, a uri is of a scheme that
-            is not read or has a password, or there is an `images_root` without a manifest.
+        UsageError: the source does not exist or cannot be read, a row is invalid, a uri has an unsupported scheme or a
+            password, or `images_root` is given without a manifest.
     """
     whole, sha256 = source_of(source)
     skipped: dict[str, int] = {}
@@ -96,7 +96,7 @@ def read_inputs(
         kind = "coco" if whole.lower().endswith(".json") else "manifest"
         rows = read_coco_images(whole) if kind == "coco" else read_manifest(whole)
         if not rows.num_rows:
-            raise UsageError(f"{source}: no rows")
+            raise UsageError(f"{source} has no rows: list at least one input")
         if kind == "coco":
             named_by = "file_name"
         elif "name" not in rows.column_names:
@@ -121,15 +121,19 @@ def _coco_root(source: str, rows: pa.Table) -> str:
 
 
 def _resolved(rows: pa.Table, root: str, source: str, *, allow_http: bool) -> pa.Table:
-    """Return a manifest's rows with whole uris and with names."""
-    if doubled := sorted({name for name in rows.column_names if rows.column_names.count(name) > 1}):
-        raise UsageError(f"{source}: several columns have the name {', '.join(map(repr, doubled))}")
+    """Return a manifest's rows with absolute uris and with names."""
+    if repeated := sorted({name for name in rows.column_names if rows.column_names.count(name) > 1}):
+        raise UsageError(
+            f"{source}: several columns have the name {', '.join(map(repr, repeated))}; rename all but one"
+        )
     if "uri" not in rows.column_names:
         raise UsageError(f"{source}: no column `uri`; {_near(rows.column_names)}")
     uris = _text(rows, "uri", source)
     missing = pc.sum(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(uris), ""), fill_value=True)).as_py()
     if missing:
-        raise UsageError(f"{source}: {missing} rows without a uri")
+        raise UsageError(
+            f"{source}: {plural(missing, 'row')} without a uri; add one to each, or remove the rows"
+        )
     named = pc.if_else(
         pc.match_substring_regex(uris, _WEB), pc.replace_substring_regex(uris, _QUERY, ""), uris
     )
@@ -149,7 +153,7 @@ def _resolved(rows: pa.Table, root: str, source: str, *, allow_http: bool) -> pa
 
 
 def _refuse_foreign(uris: pa.ChunkedArray, source: str, *, allow_http: bool) -> None:
-    """Refuse uris that are not read here, and those with a password, which is not repeated."""
+    """Refuse uris of unsupported schemes, and those with a password, which is not shown."""
 
     def matching(pattern: str, among: pa.ChunkedArray) -> pa.ChunkedArray:
         return among.filter(pc.match_substring_regex(among, pattern))
@@ -159,13 +163,13 @@ def _refuse_foreign(uris: pa.ChunkedArray, source: str, *, allow_http: bool) -> 
     unknown = schemed.filter(pc.invert(pc.match_substring_regex(schemed, f"{_KNOWN_SCHEME}|{_WEB}")))
     for refused, why in (
         (matching(USER_PATTERN, schemed), "with a user or a password; credentials come from the environment"),
-        (unknown, "that are neither paths nor s3:// or gs://"),
-        (matching(_RELATIVE_FILE, schemed), "of files without a whole path, file:///…"),
-        (uris.slice(0, 0) if allow_http else on_the_web, "on the web, which are read with --allow-http only"),
+        (unknown, "of an unsupported scheme, not s3:// or gs://"),
+        (matching(_RELATIVE_FILE, schemed), "of files without an absolute path, as in file:///…"),
+        (uris.slice(0, 0) if allow_http else on_the_web, "on the web, without --allow-http"),
     ):
         if len(refused):
             hidden = pc.replace_substring_regex(refused, f"{USER_PATTERN}|{_QUERY}", "…")
-            raise UsageError(f"{source}: {len(refused)} uris {why}: {_some(hidden)}")
+            raise UsageError(f"{source} has {plural(len(refused), 'uri')} {why}: {_some(hidden)}")
 
 
 def _near(columns: Sequence[str]) -> str:
@@ -173,12 +177,12 @@ def _near(columns: Sequence[str]) -> str:
     near = [lowered[name] for name in ("uri", *_URI_SYNONYMS) if name in lowered]
     near += [lowered[name] for name in difflib.get_close_matches("uri", lowered)]
     found = f"found {', '.join(map(repr, columns[:12]))}{', …' if len(columns) > 12 else ''}"
-    return f"{found}. Is it {near[0]!r}? Then rename that" if near else found
+    return f"{found}; rename {near[0]!r} if that is meant" if near else found
 
 
 def _text(rows: pa.Table, name: str, source: str) -> pa.ChunkedArray:
     if not _is_text(rows[name].type):
-        raise UsageError(f"{source}: the column `{name}` holds {rows[name].type}, not text")
+        raise UsageError(f"{source}: the column `{name}` contains {rows[name].type}; it must be text")
     return rows[name].cast(pa.string())
 
 
@@ -192,7 +196,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _ordered(rows: pa.Table, source: str, named_by: str) -> tuple[pa.Table, bool]:
-    """Return the rows in order of name, under the columns of the contract; and whether the ids are the user's."""
+    """Return the rows in order of name, with the columns of `MANIFEST`; and whether the ids are the user's."""
     rows = rows.take(pc.sort_indices(rows["name"])).combine_chunks()
     ids = _ids(rows["image_id"]) if "image_id" in rows.column_names else None
     own = {
@@ -209,35 +213,35 @@ def _ordered(rows: pa.Table, source: str, named_by: str) -> tuple[pa.Table, bool
         name: pa.nulls(len(rows), MANIFEST.field(name).type) if column is None else column
         for name, column in own.items()
     }
-    _refuse_doubles(own["name"], source, named_by)
+    _refuse_duplicates(own["name"], source, named_by)
     if ids is not None:
-        _refuse_doubles(pc.take(ids, pc.sort_indices(ids)), source, "image_id")
+        _refuse_duplicates(pc.take(ids, pc.sort_indices(ids)), source, "image_id")
 
-    further: dict[str, pa.ChunkedArray] = {}
+    additional: dict[str, pa.ChunkedArray] = {}
     reserved = {*IMAGES.names, *MANIFEST.names}
     for name in rows.column_names:
         if name not in taken:
             carried = name
             while (
                 carried in reserved
-                or carried in further
+                or carried in additional
                 or (carried != name and carried in rows.column_names)
             ):
                 carried = f"input_{carried}"
-            further[carried] = _plain(rows[name])
+            additional[carried] = _storable(rows[name])
             if name == "image_id":
                 log.warning(
-                    "the ids are not all integers >= 0; images are numbered by name, "
+                    "the ids are not all integers >= 0; images are numbered in order of name, and "
                     "the given ids are in the column %s",
                     carried,
                 )
-    fields = [*MANIFEST, *(pa.field(name, column.type) for name, column in further.items())]
+    fields = [*MANIFEST, *(pa.field(name, column.type) for name, column in additional.items())]
     schema = pa.schema(fields, metadata=METADATA)
-    return pa.table([*own.values(), *further.values()], schema=schema), ids is not None
+    return pa.table([*own.values(), *additional.values()], schema=schema), ids is not None
 
 
 def _ids(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """Return a column as int64, if all of it is integers of at least 0."""
+    """Return a column as int64, if all its values are integers >= 0."""
     if column.null_count or not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         return None
     try:
@@ -259,12 +263,13 @@ def _strings(rows: pa.Table, name: str) -> pa.ChunkedArray | None:
     return rows[name].cast(pa.string())
 
 
-def _refuse_doubles(values: pa.ChunkedArray, source: str, what: str) -> None:
-    """Refuse values that are doubled; they are sorted."""
+def _refuse_duplicates(values: pa.ChunkedArray, source: str, what: str) -> None:
+    """Refuse sorted values that contain duplicates."""
     again = values.slice(1).filter(pc.equal(values.slice(1), values.slice(0, len(values) - 1)))
     if len(again):
         raise UsageError(
-            f"{source}: {len(again)} rows repeat the {what} of another: {_some(pc.unique(again))}"
+            f"{source}: {plural(len(again), 'row')} with the same {what} as another row: {_some(pc.unique(again))}; "
+            "make them unique"
         )
 
 
@@ -274,10 +279,10 @@ def _some(values: pa.ChunkedArray | pa.Array) -> str:
     )
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a further column without its dictionary, as text where Parquet has no such type.
+def _storable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return an additional column without a dictionary, as text if Parquet does not support its type.
 
-    Never of the type null, which readers stumble on.
+    Never of the type null, which many readers do not support.
     """
     if pa.types.is_dictionary(column.type):
         return column.cast(column.type.value_type)

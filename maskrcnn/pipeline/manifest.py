@@ -1,7 +1,7 @@
-"""The frozen inputs of a run: written once, read by ranges of rows and by shards.
+"""The manifest of a run: its inputs, written once, and read by ranges of rows and by shards.
 
-`manifest.parquet` has all of them. A retry adds a list of the rows that it redoes, each with what the store said of
-the input when the retry was planned: a file that was replaced by a sound one is processed as it was then.
+`manifest.parquet` contains all inputs. A retry adds a list of the rows that it processes again, each with the size and
+etag of the input when the retry was planned: a file that was replaced by a valid one is processed as it was then.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from .plan import Plan, Shard, grid_file, plan_file, read_generation, read_run, 
 
 FILE_NAME: Final = "manifest.parquet"
 ROW_GROUP: Final = 8192
-"""Rows of a row group of the frozen manifest: what an actor reads to learn its shard."""
+"""Rows per row group of the manifest; an actor reads whole row groups to get its shard."""
 ROWS: Final = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
@@ -30,7 +30,7 @@ ROWS: Final = pa.schema(
     ],
     metadata=METADATA,
 )
-"""A retry's list: rows of the manifest, ascending, and what the store says of each input, null where nothing."""
+"""A retry's list: rows of the manifest, ascending, with each input's size and etag, null if unknown."""
 
 
 def write_manifest(storage: Storage, table: pa.Table) -> str:
@@ -48,7 +48,7 @@ def check_manifest(storage: Storage, plan: Plan) -> None:
     """Compare `manifest.parquet` with the digest in a plan.
 
     Raises:
-        RunError: it is missing, or another one.
+        RunError: it is missing, or is not the one that was planned.
     """
     try:
         with storage.open(FILE_NAME) as file:
@@ -94,10 +94,10 @@ def read_grid(storage: Storage, plan: Plan) -> pa.Table:
 
     Raises:
         ValueError: the plan has no windows.
-        RunError: the list is missing, or not the one that the plan names.
+        RunError: the list is missing, or is not the one that the plan names.
     """
     if plan.grid_file is None or plan.grid_sha256 is None:
-        raise ValueError("a plan without windows")
+        raise ValueError("the plan has no windows")
     return _read_named(storage, plan.grid_file, plan.grid_sha256)
 
 
@@ -106,7 +106,7 @@ def read_rows(storage: Storage, plan: Plan) -> pa.Table:
 
     Raises:
         ValueError: the plan is of the first generation.
-        RunError: the list is missing, or not the one that the plan names.
+        RunError: the list is missing, or is not the one that the plan names.
     """
     if plan.rows_file is None or plan.rows_sha256 is None:
         raise ValueError("the first generation has no list")
@@ -132,12 +132,12 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 class ManifestReader:
-    """The frozen manifest of a run, of which only the row groups that are asked for are read.
+    """The manifest of a run; only the row groups that are needed are read.
 
-    Not for several threads at once.
+    Not thread-safe.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no manifest.
         RunError: the store failed.
     """
 
@@ -151,45 +151,45 @@ class ManifestReader:
 
     @property
     def num_rows(self) -> int:
-        """How many inputs there are."""
+        """The number of inputs."""
         return int(self._starts[-1])
 
     @property
     def schema(self) -> pa.Schema:
-        """`schema.MANIFEST` and the user's further columns."""
+        """`schema.MANIFEST` and the user's additional columns."""
         return self._file.schema_arrow
 
     def rows(self, start: int, stop: int) -> pa.Table:
         """Return the rows from `start` to before `stop`.
 
         Raises:
-            ValueError: they are not all there.
+            ValueError: the manifest does not have all of them.
         """
         if not 0 <= start <= stop <= self.num_rows:
-            raise ValueError(f"rows {start} to {stop} of {self.num_rows}")
+            raise ValueError(f"rows {start} to {stop} are not within {self.num_rows} rows")
         first = np.searchsorted(self._starts, start, side="right") - 1
         end = np.searchsorted(self._starts, stop, side="left")
-        pieces = [self.schema.empty_table()]
+        tables = [self.schema.empty_table()]
         for group in range(int(first), int(end) if stop > start else 0):
             table, low = self._group(group), int(self._starts[group])
             inside = max(start - low, 0)
-            pieces.append(table.slice(inside, stop - low - inside))
-        return pa.concat_tables(pieces).combine_chunks()
+            tables.append(table.slice(inside, stop - low - inside))
+        return pa.concat_tables(tables).combine_chunks()
 
     def take(self, rows: NDArray[np.int64]) -> pa.Table:
         """Return single rows, (N,) int64 in ascending order.
 
         Raises:
-            ValueError: one is not there, or they do not ascend.
+            ValueError: the manifest does not have all of them, or they do not ascend.
         """
         if len(rows) and not (rows[0] >= 0 and rows[-1] < self.num_rows and (np.diff(rows) > 0).all()):
-            raise ValueError(f"rows {rows} of {self.num_rows}, or not in ascending order")
+            raise ValueError(f"rows {rows} are not within {self.num_rows} rows, or do not ascend")
         groups = np.searchsorted(self._starts, rows, side="right") - 1
-        pieces = [self.schema.empty_table()]
+        tables = [self.schema.empty_table()]
         for of_group in np.split(rows, np.flatnonzero(np.diff(groups)) + 1) if len(rows) else ():
             group = int(np.searchsorted(self._starts, of_group[0], side="right")) - 1
-            pieces.append(self._group(group).take(pa.array(of_group - self._starts[group])))
-        return pa.concat_tables(pieces).combine_chunks()
+            tables.append(self._group(group).take(pa.array(of_group - self._starts[group])))
+        return pa.concat_tables(tables).combine_chunks()
 
     def _group(self, group: int) -> pa.Table:
         if self._last[0] != group:
@@ -211,10 +211,10 @@ class ManifestReader:
 
 
 def read_window_index(storage: Storage) -> WindowIndex | None:
-    """Return the windows of a run; None where its images are not cut.
+    """Return the windows of a run; None if its images are not cut into windows.
 
     Raises:
-        RunError: what was frozen of them is missing, or not what was planned.
+        RunError: the list of windows is missing, or is not the one that was planned.
     """
     plan = read_generation(storage, 1)
     if plan is None or plan.grid_file is None:
@@ -224,9 +224,9 @@ def read_window_index(storage: Storage) -> WindowIndex | None:
 
 
 class ShardReader:
-    """The inputs of shards, of whatever generation.
+    """Reads the inputs of shards of any generation.
 
-    Not for several threads at once.
+    Not thread-safe.
 
     Raises:
         FileNotFoundError: there is no manifest.
@@ -236,27 +236,29 @@ class ShardReader:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._manifest = ManifestReader(storage)
-        self._items = read_window_index(storage)
+        self._windows = read_window_index(storage)
         self._lists: dict[int, pa.Table] = {}
 
     def rows(self, shard: Shard) -> tuple[NDArray[np.int64], pa.Table]:
         """Return the inputs of a shard.
 
         Returns:
-            The numbers of its rows in the manifest, (N,) int64, ascending; and those rows of the manifest, where of
-            a retry `bytes` and `etag` are what the store said when the retry was planned. In a run of windows the
-            numbers are those of windows, and the rows are of schema `ITEMS`.
+            The numbers of its rows in the manifest, (N,) int64, ascending; and those rows of the manifest; for a retry
+            with `bytes` and `etag` as they were when the retry was planned. In a run of windows the numbers are those
+            of windows, and the rows are of schema `ITEMS`.
 
         Raises:
-            ValueError: the shard's rows are not all there.
-            RunError: the list of a retry is missing, or not the one that was planned.
+            ValueError: the manifest or list does not have all rows of the shard.
+            RunError: the list of a retry is missing, or is not the one that was planned.
         """
         if shard.generation == 1:
             rows = np.arange(shard.start, shard.stop)
             return rows, self._table(rows)
         listed = self._list(shard.generation)
         if not 0 <= shard.start <= shard.stop <= len(listed):
-            raise ValueError(f"rows {shard.start} to {shard.stop} of {len(listed)} in a retry")
+            raise ValueError(
+                f"rows {shard.start} to {shard.stop} are not within the {len(listed)} rows of the retry"
+            )
         listed = listed.slice(shard.start, len(shard)).combine_chunks()
         rows = listed["row"].to_numpy()
         table = self._table(rows)
@@ -267,10 +269,10 @@ class ShardReader:
         return rows, table
 
     def _table(self, rows: NDArray[np.int64]) -> pa.Table:
-        if self._items is None:
+        if self._windows is None:
             return self._manifest.take(rows)
-        images = np.unique(self._items.rows_of(rows))
-        return self._items.table(rows, self._manifest.take(images), images)
+        images = np.unique(self._windows.rows_of(rows))
+        return self._windows.table(rows, self._manifest.take(images), images)
 
     def _list(self, generation: int) -> pa.Table:
         if generation not in self._lists:

@@ -1,7 +1,7 @@
-"""What later generations of the plan found, laid over the first: the latest that did a row counts for it.
+"""Merge the results of retries into those of the first generation: for each row, the latest generation counts.
 
-A part of the tables is made from a group of shards of the first generation, one after the other, so that no more is
-held in memory than a shard and those pieces of retries that belong to its rows.
+A part of the tables is made from a group of shards of the first generation, one after the other, so that memory holds
+only one shard and the results of retries for its rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +25,8 @@ PART_BYTES: Final = 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Redone:
-    """A shard of a retry, with the rows of the manifest that it did: (N,) int64, ascending."""
+class RetryShard:
+    """A shard of a retry, with the rows of the manifest that it processed: (N,) int64, ascending."""
 
     shard: ChosenReceipt
     rows: NDArray[np.int64]
@@ -34,40 +34,43 @@ class Redone:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """What becomes one part of each table."""
+    """The shards that become one part of each table."""
 
     number: int
     start: int
-    """Row of the manifest with which the first shard begins."""
+    """First row of the manifest in the first shard."""
     shards: tuple[ChosenReceipt, ...]
-    """Consecutive, of the first generation."""
-    redone: tuple[tuple[Redone, ...], ...]
-    """By later generation, in order: its shards that did rows of this group, and perhaps others besides."""
+    """Consecutive shards of the first generation."""
+    redone: tuple[tuple[RetryShard, ...], ...]
+    """For each later generation, in order, its shards with rows of this group; they may have other rows too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Piece:
-    """Rows of the manifest, (N,) int64, and what a generation found: `images`, one a row, and all their `instances`."""
+class RetryResult:
+    """The results of one generation for rows of the manifest, (N,) int64: their `images` and `instances`."""
 
     rows: NDArray[np.int64]
     images: pa.Table
     instances: pa.Table
     source: str = ""
-    """Where it was read."""
+    """Path of the file that it was read from."""
 
 
 def group_shards(
     chosen: Sequence[ChosenReceipt],
-    redone: Sequence[Sequence[Redone]] = (),
+    redone: Sequence[Sequence[RetryShard]] = (),
     part_bytes: int = PART_BYTES,
     may_begin: Callable[[int], bool] = lambda _: True,
 ) -> list[Group]:
     """Cut the shards, in order, into groups of at most `part_bytes` of instances or images, at least one shard each.
 
-    Of what a retry found, each of its rows counts an equal share.
+    The size of a retry's shard is divided equally among its rows.
 
     Args:
-        may_begin: whether a group may begin with this row; if not, it is the larger for it.
+        chosen: receipts of the first generation, in the order of its plan.
+        redone: shards of the later generations.
+        part_bytes: maximum size of the instances, or of the images, of a group.
+        may_begin: whether a group may begin with this row; otherwise the group before it becomes larger.
     """
     starts = np.cumsum([0, *(shard.images.rows for shard in chosen)])
     sizes = np.array([[shard.images.bytes, shard.instances.bytes] for shard in chosen], np.int64)
@@ -86,35 +89,37 @@ def group_shards(
     ]
 
 
-def _within(redone: Sequence[Sequence[Redone]], start: int, stop: int) -> tuple[tuple[Redone, ...], ...]:
+def _within(
+    redone: Sequence[Sequence[RetryShard]], start: int, stop: int
+) -> tuple[tuple[RetryShard, ...], ...]:
     return tuple(
         tuple(each for each in generation if each.rows[-1] >= start and each.rows[0] < stop)
         for generation in redone
     )
 
 
-def overlaid(
-    start: int, images: pa.Table, instances: pa.Table, pieces: Sequence[Piece]
+def merge_results(
+    start: int, images: pa.Table, instances: pa.Table, results: Sequence[RetryResult]
 ) -> tuple[pa.Table, pa.Table]:
-    """Return a shard's tables with what later generations found in the place of what the first did.
+    """Return a shard's tables, with the results of later generations in place of those of the first.
 
     Args:
-        start: row of the manifest of the first of `images`.
-        images: one for each row from `start` on.
-        instances: of these images, in order of `id`.
-        pieces: of rows of this shard; later ones count where rows repeat.
+        start: row of the manifest of the first row of `images`.
+        images: one row for each row of the manifest from `start` on.
+        instances: those of these images, in order of `id`.
+        results: for rows of this shard; if rows repeat, the last result counts.
 
     Raises:
-        RunError: a piece is of other images than its rows.
+        RunError: a result is of other images than its rows.
     """
-    tables = [Piece(np.arange(start, start + len(images)), images, instances), *pieces]
+    tables = [RetryResult(np.arange(start, start + len(images)), images, instances), *results]
     ends = np.cumsum([len(table.rows) for table in tables])
     source = np.arange(len(images))
-    for piece, end in zip(tables[1:], ends[1:].tolist(), strict=True):
-        places = piece.rows - start
-        if not images["image_id"].take(pa.array(places)).equals(piece.images["image_id"]):
+    for result, end in zip(tables[1:], ends[1:].tolist(), strict=True):
+        places = result.rows - start
+        if not images["image_id"].take(pa.array(places)).equals(result.images["image_id"]):
             raise RunError(
-                f"{piece.source} is of other rows than the retry's plan; remove its receipt, and retry again"
+                f"{result.source} contains other rows than the retry's plan; remove its receipt, and retry again"
             )
         source[places] = np.arange(end - len(places), end)
     every_image = pa.concat_tables([table.images for table in tables])
@@ -128,34 +133,34 @@ def overlaid(
 
 
 class GroupReader:
-    """The tables of a group, shard by shard, in order; each is to be read once, `images` first.
+    """Reads the tables of a group, shard by shard, in order; each may be read once, `images` first.
 
     Raises:
-        RunError: a file is missing, or not what its receipt says.
+        RunError: a file is missing, or does not match its receipt.
     """
 
     def __init__(self, storage: Storage, group: Group, categories: Sequence[Category]) -> None:
         self._storage = storage
         self._group = group
-        self._later = [_Later(storage, generation) for generation in group.redone]
+        self._retries = [_RetryReader(storage, generation) for generation in group.redone]
         self.stats = Stats.zero(categories)
-        """Of the shards of which something was done again; complete once `instances` was read to its end."""
+        """Statistics of the shards with rows of a retry; complete once `instances` was read to its end."""
 
     def images(self) -> Iterator[pa.Table]:
         """Yield the rows of `images`."""
         for start, shard in self._shards():
             images = read_checked(self._storage, shard.images)
-            if pieces := self._pieces(start, len(images)):
-                images, _ = overlaid(start, images, pieces[0].instances.slice(0, 0), pieces)
+            if results := self._results(start, len(images)):
+                images, _ = merge_results(start, images, results[0].instances.slice(0, 0), results)
             yield images
 
     def instances(self) -> Iterator[pa.Table]:
         """Yield the rows of `instances`."""
         for start, shard in self._shards():
             instances = read_checked(self._storage, shard.instances)
-            if pieces := self._pieces(start, shard.images.rows):
+            if results := self._results(start, shard.images.rows):
                 images = read_checked(self._storage, shard.images)
-                images, instances = overlaid(start, images, instances, pieces)
+                images, instances = merge_results(start, images, instances, results)
                 self.stats = self.stats + Stats.of_tables(images, instances, self.stats.categories)
             yield instances
 
@@ -165,21 +170,21 @@ class GroupReader:
             yield start, shard
             start += shard.images.rows
 
-    def _pieces(self, start: int, n_rows: int) -> list[Piece]:
-        return [piece for later in self._later for piece in later.between(start, start + n_rows)]
+    def _results(self, start: int, n_rows: int) -> list[RetryResult]:
+        return [result for reader in self._retries for result in reader.between(start, start + n_rows)]
 
 
-class _Later:
-    """What one later generation found, read shard by shard as the rows ascend."""
+class _RetryReader:
+    """Reads the results of one later generation, shard by shard as the rows ascend."""
 
-    def __init__(self, storage: Storage, shards: Sequence[Redone]) -> None:
+    def __init__(self, storage: Storage, shards: Sequence[RetryShard]) -> None:
         self._storage = storage
         self._shards = shards
         self._firsts = np.array([each.rows[0] for each in shards], np.int64)
         self._lasts = np.array([each.rows[-1] for each in shards], np.int64)
         self._held: tuple[int, pa.Table, pa.Table] | None = None
 
-    def between(self, start: int, stop: int) -> Iterator[Piece]:
+    def between(self, start: int, stop: int) -> Iterator[RetryResult]:
         low, high = np.searchsorted(self._lasts, start), np.searchsorted(self._firsts, stop)
         for index in range(int(low), int(high)):
             rows = self._shards[index].rows
@@ -187,7 +192,7 @@ class _Later:
             if first < end:
                 images, instances = self._tables(index)
                 images = images.slice(first, end - first)
-                yield Piece(
+                yield RetryResult(
                     rows[first:end],
                     images,
                     instances.filter(pc.is_in(instances["image_id"], images["image_id"])),

@@ -1,10 +1,10 @@
-"""The plan: how the manifest is cut into shards, frozen before the first of them runs.
+"""The plan: how the manifest is divided into shards, written before the first of them runs, and never changed.
 
-The plan is a rule and not a list, so it has the same few hundred bytes at ten images and at 10^9. `plan.json` is
+The plan is a rule and not a list, so it has the same few hundred bytes for ten images and for 10^9. `plan.json` is
 the commit point of planning: without it nothing was planned, with it the inputs are never listed again.
 
-A retry is a further generation, `plan-2.json` and so on. It cuts a list of rows, which lies beside it in a file that
-it names by its digest; see `frozen`. The latest generation that did a row counts for it.
+A retry is a further generation, `plan-2.json` and so on. It divides a list of rows, in a file that it names by its
+digest; see `manifest`. For each row, the latest generation that processed it counts.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..config import digest_of
 from ..errors import RunError, UsageError
 from ..io.storage import Storage
+from ..schema import SCHEMA_VERSION
 
 PLAN: Final = "plan.json"
 RUN: Final = "run.json"
@@ -29,18 +30,18 @@ GRID_PREFIX: Final = "grid-"
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The unit of work, commit and restart: consecutive rows of the manifest, or of a retry's list of them."""
+    """The unit of work, commit and restart: consecutive rows of the manifest, or of a retry's list of rows."""
 
     name: str
     """`<generation>-<index>`, the same in every run of the plan."""
     start: int
-    """First row, from 0: of the manifest; from the second generation on, of the generation's list."""
+    """First row, from 0, of the manifest; from the second generation on, of the generation's list."""
     stop: int
-    """Row after the last."""
+    """The row after the last one."""
 
     @property
     def generation(self) -> int:
-        """The generation of the plan that it belongs to, from 1."""
+        """Generation of its plan, from 1."""
         return int(self.name.partition("-")[0])
 
     def __len__(self) -> int:
@@ -49,27 +50,27 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The rule by which rows 0 … rows-1, of the manifest or of a retry's list, become shards.
+    """The rule that divides rows 0 … rows-1, of the manifest or of a retry's list, into shards.
 
     Raises:
         ValueError: no rows, a shard size below one, or a retry without a list.
     """
 
     generation: int
-    """1 does all rows of the manifest; each further one is a retry."""
+    """1 processes all rows of the manifest; each further generation is a retry."""
     rows: int
     shard_images: int
     manifest_sha256: str
     digest: str
-    """Of the settings and the model; see `config.digest_of`."""
+    """Digest of the settings and the model; see `config.digest_of`."""
     created: str
     """UTC, ISO 8601."""
     rows_sha256: str | None = None
-    """Of the file `rows_file`; None for the first generation."""
+    """Digest of the file `rows_file`; None for the first generation."""
     grid_sha256: str | None = None
-    """Of the file `grid_file`; None where images are not cut into windows."""
+    """Digest of the file `grid_file`; None if images are not cut into windows."""
     cuts: tuple[int, ...] | None = None
-    """Where each shard begins, and where the last ends; None: each has `shard_images` rows."""
+    """First row of each shard, and end of the last one; None: each shard has `shard_images` rows."""
 
     def __post_init__(self) -> None:
         if self.cuts is not None:
@@ -77,29 +78,29 @@ class Plan:
             if (self.cuts[:1], self.cuts[-1:]) != ((0,), (self.rows,)) or not all(
                 map(lt, self.cuts, self.cuts[1:])
             ):
-                raise ValueError(f"cuts of {self.rows} rows that do not ascend from the first to the last")
+                raise ValueError(f"the cuts do not ascend from 0 to {self.rows}")
         if self.rows < 1 or self.shard_images < 1:
-            raise ValueError(f"cannot cut {self.rows} rows into shards of {self.shard_images}")
+            raise ValueError(f"cannot divide {self.rows} rows into shards of {self.shard_images}")
         if self.generation < 1 or (self.generation > 1) != (self.rows_sha256 is not None):
             raise ValueError(f"generation {self.generation} with the list {self.rows_sha256}")
 
     @property
     def rows_file(self) -> str | None:
-        """The file that lists the rows of a retry; None for the first generation, which does all.
+        """The file that lists the rows of a retry; None for the first generation, which processes all rows.
 
-        Named by its content, so that of two retries that are planned at once neither overwrites the other's.
+        It is named by its content, so that two retries that are planned at once do not overwrite each other's file.
         """
         return None if self.rows_sha256 is None else rows_file(self.generation, self.rows_sha256)
 
     @property
     def grid_file(self) -> str | None:
-        """The file that lists the images' sizes and first windows; None where there are no windows."""
+        """The file that lists the images' sizes and first windows; None if there are no windows."""
         return None if self.grid_sha256 is None else grid_file(self.grid_sha256)
 
     @property
     def unit(self) -> str:
-        """What a row is, in words."""
-        return "images" if self.grid_sha256 is None else "windows"
+        """What a row is, in the singular: `image` or `window`."""
+        return "image" if self.grid_sha256 is None else "window"
 
     def __len__(self) -> int:
         return math.ceil(self.rows / self.shard_images) if self.cuts is None else len(self.cuts) - 1
@@ -133,7 +134,7 @@ class Plan:
         """Return the shards without a receipt, in order.
 
         Args:
-            receipts: names of receipts, `<shard>.<attempt>.json`; names of other plans are passed over.
+            receipts: names of receipts, `<shard>.<attempt>.json`; those of other plans are ignored.
         """
         done = np.zeros(len(self), dtype=np.bool_)
         for receipt in receipts:
@@ -148,41 +149,41 @@ class Plan:
 
 
 def plan_file(generation: int) -> str:
-    """Return where a generation's plan lies."""
+    """Return the path of a generation's plan."""
     return PLAN if generation == 1 else f"plan-{generation}.json"
 
 
 def rows_file(generation: int, sha256: str) -> str:
-    """Return where a retry's list of rows lies, which has this digest."""
+    """Return the path of a retry's list of rows with this digest."""
     return f"rows-{generation}-{sha256[:16]}.parquet"
 
 
 def grid_file(sha256: str) -> str:
-    """Return where the list of the images' windows lies, which has this digest."""
+    """Return the path of the list of the images' windows with this digest."""
     return f"{GRID_PREFIX}{sha256[:16]}.parquet"
 
 
 def write_run(storage: Storage, run: dict[str, Any], plan: Plan) -> Plan:
-    """Record what the run is, then commit to it by its plan; return the plan that stands, as `create_plan` does.
+    """Write `run.json`, then commit by writing the plan; return the effective plan, as `create_plan` does.
 
-    The manifest must stand already: a plan without its manifest would be a promise that nobody can keep.
+    The manifest must exist already: a plan without its manifest could not be carried out.
     """
     storage.write(RUN, (json.dumps(run, indent=2, ensure_ascii=False) + "\n").encode())
     return create_plan(storage, plan)
 
 
 def create_plan(storage: Storage, plan: Plan) -> Plan:
-    """Write the plan of a generation where there is none; return the one that stands, which may be another's.
+    """Write the plan of a generation unless one exists; return the effective plan, which may be another command's.
 
     Raises:
-        RunError: the store failed, or what stands is no plan of this version.
+        RunError: the store failed, or the existing file is not a plan of this version.
     """
     path = plan_file(plan.generation)
     storage.create(path, plan.to_json().encode())
-    standing = read_generation(storage, plan.generation)
-    if standing is None:
+    effective = read_generation(storage, plan.generation)
+    if effective is None:
         raise RunError(f"{storage.url}/{path} was removed as soon as it was written")
-    return standing
+    return effective
 
 
 def pending_of(plans: Iterable[Plan], receipts: Sequence[str]) -> Iterator[Shard]:
@@ -191,7 +192,7 @@ def pending_of(plans: Iterable[Plan], receipts: Sequence[str]) -> Iterator[Shard
 
 
 def read_plan(storage: Storage) -> Plan | None:
-    """Return the latest plan of a run, or None where none was made.
+    """Return the latest plan of a run, or None if it does not exist.
 
     Raises:
         RunError: as in `read_plans`.
@@ -201,7 +202,7 @@ def read_plan(storage: Storage) -> Plan | None:
 
 
 def read_plans(storage: Storage) -> list[Plan]:
-    """Return the plans of all generations of a run, in order; none where none was made.
+    """Return the plans of all generations of a run, in order; an empty list if it does not exist.
 
     Raises:
         RunError: one is not a plan of this version.
@@ -213,7 +214,7 @@ def read_plans(storage: Storage) -> list[Plan]:
 
 
 def read_generation(storage: Storage, generation: int) -> Plan | None:
-    """Return the plan of a generation, or None where there is none.
+    """Return the plan of a generation, or None if it does not exist.
 
     Raises:
         RunError: it is not a plan of this version.
@@ -236,22 +237,43 @@ def read_run(storage: Storage) -> dict[str, Any]:
     """Return `run.json`.
 
     Raises:
-        UsageError: the directory holds no run.
+        UsageError: the directory holds no run, or one of another schema version.
+        RunError: the file is broken.
     """
     try:
-        run: dict[str, Any] = json.loads(storage.read(RUN))
+        run = json.loads(storage.read(RUN))
     except FileNotFoundError as error:
         raise UsageError(f"{storage.url} holds no run (no {RUN})") from error
     except ValueError as error:
         raise RunError(f"{storage.url}/{RUN} is not valid JSON") from error
+    if not isinstance(run, dict):
+        raise RunError(f"{storage.url}/{RUN} is not a JSON object")
+    check_version(storage, run)
     return run
+
+
+def check_version(storage: Storage, run: dict[str, Any]) -> None:
+    """Refuse a run whose files are of another schema version than this program reads and writes.
+
+    Raises:
+        UsageError: they are; the message names the version of maskrcnn-ray that wrote them.
+    """
+    found = run.get("schema_version")
+    if found == SCHEMA_VERSION:
+        return
+    versions = run.get("versions")
+    writer = versions.get("maskrcnn-ray") if isinstance(versions, dict) else None
+    raise UsageError(
+        f"{storage.url} was written by schema version {found}, this is version {SCHEMA_VERSION}: read it with "
+        f"maskrcnn-ray {writer or 'of that version'}, or segment the images again into an empty directory"
+    )
 
 
 def check_run(storage: Storage, run: dict[str, Any], plan: Plan) -> None:
     """Compare `run.json` with a plan.
 
     Raises:
-        RunError: it is that of another plan.
+        RunError: it belongs to another plan.
     """
     manifest_sha256 = run.get("inputs", {}).get("manifest_sha256", plan.manifest_sha256)
     if (run.get("digest"), manifest_sha256) != (plan.digest, plan.manifest_sha256):
@@ -262,20 +284,20 @@ def check_run(storage: Storage, run: dict[str, Any], plan: Plan) -> None:
 
 
 def run_digest(settings: dict[str, Any], model: dict[str, Any]) -> str:
-    """Return the digest that a resume must repeat: of what to compute, how to cut, weights and categories."""
+    """Return the digest that a resume must repeat: of inference and sharding settings, weights and categories."""
     decisive = {name: model.get(name) for name in ("sha256", "categories")}
     return digest_of({"settings": settings, "model": decisive})
 
 
-def differences(planned: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+def differences(planned: dict[str, Any], requested: dict[str, Any]) -> list[str]:
     """Return one phrase for each setting in which two configurations differ.
 
     >>> differences({"min_score": 0.05, "limit": None}, {"min_score": 0.5, "limit": None})
     ['min-score: planned 0.05, now 0.5']
     """
-    names = sorted(planned.keys() | asked.keys())
+    names = sorted(planned.keys() | requested.keys())
     return [
-        f"{name.replace('_', '-')}: planned {planned.get(name)}, now {asked.get(name)}"
+        f"{name.replace('_', '-')}: planned {planned.get(name)}, now {requested.get(name)}"
         for name in names
-        if planned.get(name) != asked.get(name)
+        if planned.get(name) != requested.get(name)
     ]

@@ -1,8 +1,8 @@
-"""A retry: the failed inputs of a finished run, planned once more as the next generation.
+"""Plan a retry: the failed inputs of a finished run, as the next generation of the plan.
 
-Its list of rows is written first, with what the store says of each input now, so that one which was replaced by a
-sound file is processed; the plan that names the list is the commit point. Until the retry is reduced, the tables of
-the generation before stand.
+Its list of rows is written first, with the current size and etag of each input, so that an input that was replaced by
+a valid file is processed; the plan that names the list is the commit point. Until the retry is reduced, the tables of
+the previous generation remain.
 """
 
 import datetime
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..config import default_shard_images
-from ..errors import ERROR_CODES, ItemError, RunError, UsageError
+from ..errors import ERROR_CODES, ItemError, RunError, UsageError, plural
 from ..io.inputs import stat_input
 from ..io.parquet import WINDOWS
 from ..io.storage import Storage
@@ -33,10 +33,10 @@ from .success import finished, parts_of
 
 
 def check_codes(only: Collection[str] | None) -> None:
-    """Raise UsageError where one is no code of a failure."""
+    """Raise UsageError if one is not an error code."""
     if unknown := sorted(set(only or ()) - ERROR_CODES.keys()):
         raise UsageError(
-            f"--only: no code {', '.join(unknown)}; the codes are {', '.join(sorted(ERROR_CODES))}"
+            f"--only names unknown codes ({', '.join(unknown)}); the codes are {', '.join(sorted(ERROR_CODES))}"
         )
 
 
@@ -44,17 +44,18 @@ log = logging.getLogger("maskrcnn")
 
 
 def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | None = None) -> Plan | None:
-    """Plan the failed inputs of a finished run once more.
+    """Plan the failed inputs of a finished run again.
 
     Args:
+        storage: the run's output.
         plans: of all generations.
-        only: codes of the failures to retry; None: all.
+        only: error codes of the inputs to retry; None: all.
 
     Returns:
-        The plan of the next generation, another's if two retry at once; None where nothing is to be retried.
+        The plan of the next generation, another command's if two retry at once; None if there is nothing to retry.
 
     Raises:
-        UsageError: the latest generation is not finished, `maskrcnn gc` removed what a retry needs, or a code is none.
+        UsageError: the latest generation is not finished, `maskrcnn gc` removed the shards, or a code is unknown.
         RunError: the store failed.
     """
     check_codes(only)
@@ -65,14 +66,14 @@ def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | 
     gone = sum(map(len, plans)) - sum(map(len, choose(storage, plans)))
     if gone:
         raise UsageError(
-            f"{storage.url}: the files of {gone} shards are gone (`maskrcnn gc` removes all of them); "
-            "without them the tables cannot be made again, so nothing can be retried"
+            f"{storage.url}: the files of {plural(gone, 'shard')} are gone (`maskrcnn gc` removes all of them); "
+            "without them the tables cannot be written again, so nothing can be retried"
         )
-    items = read_window_index(storage)
-    if items is None:
+    window_index = read_window_index(storage)
+    if window_index is None:
         rows, uris = failed_inputs(storage, success, only)
     else:
-        rows, uris = failed_windows(storage, success, items, only)
+        rows, uris = failed_windows(storage, success, window_index, only)
     if not len(rows):
         return None
     with ThreadPoolExecutor(32) as pool:
@@ -93,18 +94,18 @@ def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | 
         write_rows(storage, generation, table),
         latest.grid_sha256,
     )
-    standing = create_plan(storage, plan)
-    if standing.rows_sha256 != plan.rows_sha256:
+    effective = create_plan(storage, plan)
+    if effective.rows_sha256 != plan.rows_sha256:
         log.warning(
-            "another command has planned a retry meanwhile; its images are retried, and these are not"
+            "another command has planned a retry meanwhile; its images are retried, not the ones of this command"
         )
-    return standing
+    return effective
 
 
 def failed_inputs(
     storage: Storage, success: dict[str, Any], only: Collection[str] | None
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the rows of the manifest whose inputs failed, with these codes if any are named, and their uris."""
+    """Return the rows of the manifest whose inputs failed, with one of these codes if given, and their uris."""
     rows, uris = [np.empty(0, np.int64)], []
     start = 0
     with ThreadPoolExecutor(8) as pool:
@@ -115,17 +116,18 @@ def failed_inputs(
             start += n_rows
     if start != success["counts"]["images"]:
         raise RunError(
-            f"{storage.url}: the tables have {start} images, `_SUCCESS` {success['counts']['images']}"
+            f"{storage.url}: the tables have {plural(start, 'image')}, `_SUCCESS` {success['counts']['images']:,}; "
+            "`maskrcnn reduce` writes them again"
         )
     return np.concatenate(rows), uris
 
 
 def failed_windows(
-    storage: Storage, success: dict[str, Any], items: WindowIndex, only: Collection[str] | None
+    storage: Storage, success: dict[str, Any], window_index: WindowIndex, only: Collection[str] | None
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the numbers of the windows that failed, with these codes if any are named, and their images' uris.
+    """Return the numbers of the windows that failed, with one of these codes if given, and their images' uris.
 
-    Without those of images whose headers could not be read when the run was planned: nothing was planned of them.
+    Windows of images whose headers could not be read when the run was planned are left out: they have no plan.
     """
     numbers: list[int] = []
     uris: list[str] = []
@@ -136,18 +138,20 @@ def failed_windows(
             wanted, ids = _wanted(windows, only), windows["image_id"].to_numpy()
             rows = row + np.cumsum(np.diff(ids, prepend=ids[:1]) != 0)
             for image_row in np.unique(rows[wanted]).tolist():
-                if items.sized(image_row).error is not None:
+                if window_index.sized(image_row).error is not None:
                     log.warning(
-                        "the header of image %s could not be read: plan a new run for it", image_row + 1
+                        "the header of image %s could not be read when the run was planned: start a new run for it",
+                        image_row + 1,
                     )
                     continue
                 failed = windows["window_id"].to_numpy()[wanted & (rows == image_row)]
-                numbers += items.numbers_of(image_row, failed).tolist()
+                numbers += window_index.numbers_of(image_row, failed).tolist()
                 uris += manifest.rows(image_row, image_row + 1)["uri"].to_pylist() * len(failed)
             row, n_windows = int(rows[-1]) + 1, n_windows + len(windows)
-    if (row, n_windows) != (items.n_images, items.range_of(items.n_images - 1)[1]):
+    if (row, n_windows) != (window_index.n_images, window_index.range_of(window_index.n_images - 1)[1]):
         raise RunError(
-            f"{storage.url}: the tables have {n_windows} windows of {row} images, which is not the plan's"
+            f"{storage.url}: the tables have {plural(n_windows, 'window')} of {plural(row, 'image')}, "
+            "other than planned; `maskrcnn reduce` writes them again"
         )
     order = np.argsort(numbers)
     return np.array(numbers, np.int64)[order], [uris[index] for index in order]
@@ -156,7 +160,7 @@ def failed_windows(
 def _failed_of_part(
     storage: Storage, only: Collection[str] | None, path: str
 ) -> tuple[int, NDArray[np.int64], list[str]]:
-    """Return how many rows a part has, which of them failed, and their uris."""
+    """Return the number of rows of a part, the positions of those that failed, and their uris."""
     images = _columns(storage, path, ["status", "error", "uri"])
     wanted = _wanted(images, only)
     return len(images), np.flatnonzero(wanted), images["uri"].filter(pa.array(wanted)).to_pylist()
@@ -184,5 +188,5 @@ def _stat(uri: str) -> ObjectStat | None:
         return None
     try:
         return stat_input(uri)
-    except ItemError:  # it will fail again, with its code
+    except ItemError:  # it will fail again with this error
         return None

@@ -1,7 +1,7 @@
-"""Headers, before a run of windows is planned: how large each image is, and where it lies.
+"""Read the headers of large images and rasters, and plan their windows.
 
-They are read by the processes that decode, for a header is as hostile as the rest. What cannot be read is an image
-that will fail with the reason.
+Headers are read by the decoding processes, because a header is as untrusted as the rest of a file. An image whose
+header cannot be read will fail with that error.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import InferenceConfig
-from ..errors import STORAGE_CODES, ItemError, RunError
+from ..errors import STORAGE_CODES, ItemError, RunError, plural
 from ..imaging.decode import Limits
 from ..imaging.decode_pool import Decoders
 from ..imaging.geometry import ImageHeader
@@ -31,75 +31,81 @@ log = logging.getLogger("maskrcnn")
 
 PROCESSES = 4
 SMALL_OVERLAP_PX = 32
-"""Some times what windows may differ by, see `strips.TOLERANCE_PX`."""
+"""A multiple of the tolerance between windows, see `overlap_matching.TOLERANCE_PX`."""
 MAX_ASPECT = float("inf")
-"""Windows are squares; of images smaller than one the segmenter judges."""
+"""No limit: windows are square, and for images smaller than a window the segmenter decides."""
 
 
 def plan_windows(
-    storage: Storage, plan: Plan, uris: Sequence[str], compute: InferenceConfig
+    storage: Storage, plan: Plan, uris: Sequence[str], inference: InferenceConfig
 ) -> tuple[Plan, Radiometry]:
     """Plan the windows of images, and write the list that the plan names.
 
     Args:
         storage: the run's output.
         plan: of the images.
-        uris: theirs, in order.
-        compute: with a `window`.
+        uris: of the images, in order.
+        inference: with a `window`.
 
     Returns:
-        The same plan, with windows as its rows, and the radiometry, with the range that was found.
+        The same plan, with windows as its rows, and the radiometry, with the measured range.
 
     Raises:
-        UsageError: the radiometry or the CRS is none, no raster has a valid pixel, or the extra `geo` is missing.
+        UsageError: the radiometry or the CRS is invalid, no raster has a valid pixel, or the extra `geo` is missing.
         RunError: the store failed.
     """
-    radiometry = parse_radiometry(compute.bands, compute.scale)
-    if compute.assume_crs is not None:
-        parse_crs(compute.assume_crs)
-    overlap = compute.overlap or 0
+    radiometry = parse_radiometry(inference.bands, inference.scale)
+    if inference.assume_crs is not None:
+        parse_crs(inference.assume_crs)
+    overlap = inference.overlap or 0
     if overlap < SMALL_OVERLAP_PX:
-        what = "windows share %s pixels: below %s, what a border cuts may stay in pieces"
+        what = "windows overlap by %s pixels: below %s, an object on their border may remain in several parts"
         log.warning(what, overlap, SMALL_OVERLAP_PX)
-    images = survey(uris, compute, radiometry)
-    _tell_broken(images)
-    radiometry = find_range(uris, images, compute, radiometry)
-    grid, cuts = number_windows(images, Cutting(compute.window or 0, overlap), plan.shard_images)
+    images = read_headers(uris, inference, radiometry)
+    _log_broken(images)
+    radiometry = find_range(uris, images, inference, radiometry)
+    grid, cuts = number_windows(images, Cutting(inference.window or 0, overlap), plan.shard_images)
     grid_sha256 = write_grid(storage, grid)
     return dataclasses.replace(plan, rows=cuts[-1], cuts=cuts, grid_sha256=grid_sha256), radiometry
 
 
-def _tell_broken(images: Sequence[ImageHeader]) -> None:
+def _log_broken(images: Sequence[ImageHeader]) -> None:
     errors = [image.error for image in images if image.error is not None]
     if errors:
         codes = Counter(error.code for error in errors).most_common()
         listed = ", ".join(f"{count:,} {code}" for code, count in codes)
-        what = "%s images will fail, as their headers say: %s; %s"
-        log.warning(what, f"{len(errors):,}", listed, errors[0].message)
+        log.warning(
+            "%s will fail because of their headers: %s; %s",
+            plural(len(errors), "image"), listed, errors[0].message,
+        )  # fmt: skip
 
 
-def survey(uris: Sequence[str], compute: InferenceConfig, radiometry: Radiometry) -> list[ImageHeader]:
+def read_headers(
+    uris: Sequence[str], inference: InferenceConfig, radiometry: Radiometry
+) -> list[ImageHeader]:
     """Read the headers of images and rasters.
 
     Raises:
         RunError: the store failed, or no process can be started.
         UsageError: the extra `geo` is missing.
     """
-    limits = Limits(compute.max_pixels, compute.max_bytes, MAX_ASPECT)
-    log.info("reading the headers of %s images", f"{len(uris):,}")
+    limits = Limits(inference.max_pixels, inference.max_bytes, MAX_ASPECT)
+    log.info("reading the headers of %s", plural(len(uris), "image"))
     with Decoders(min(PROCESSES, len(uris))) as decoders, ThreadPoolExecutor(PROCESSES) as pool:
-        look = functools.partial(_look, decoders, limits, radiometry, compute.assume_crs)
-        return list(pool.map(look, uris))
+        read = functools.partial(_read_header, decoders, limits, radiometry, inference.assume_crs)
+        return list(pool.map(read, uris))
 
 
 def find_range(
-    uris: Sequence[str], images: Sequence[ImageHeader], compute: InferenceConfig, radiometry: Radiometry
+    uris: Sequence[str], images: Sequence[ImageHeader], inference: InferenceConfig, radiometry: Radiometry
 ) -> Radiometry:
-    """Return the policy with the range that percentiles of the collection mean, if it asks for them.
+    """Return the radiometry with the range of the collection's percentiles, if it needs one.
 
     Args:
         uris: of all inputs.
-        images: what `survey` said of them.
+        images: their headers, from `read_headers`.
+        inference: of the run.
+        radiometry: as requested.
 
     Raises:
         UsageError: no raster has a valid pixel.
@@ -109,9 +115,9 @@ def find_range(
     if radiometry.percentiles is None or not rasters:
         return radiometry
     chosen, count = sampling(len(rasters))
-    log.info("sampling %s of %s rasters", f"{len(chosen):,}", f"{len(rasters):,}")
+    log.info("sampling %s of %s", f"{len(chosen):,}", plural(len(rasters), "raster"))
     with Decoders(min(PROCESSES, len(chosen))) as decoders, ThreadPoolExecutor(PROCESSES) as pool:
-        draw = functools.partial(_sample, decoders, radiometry, count, compute.assume_crs)
+        draw = functools.partial(_sample, decoders, radiometry, count, inference.assume_crs)
         samples = [
             drawn for drawn in pool.map(draw, (rasters[index] for index in chosen)) if drawn is not None
         ]
@@ -124,15 +130,15 @@ def _sample(
     try:
         return decoders.sample(uri, radiometry, count, assume_crs)
     except ItemError as error:
-        if error.code in STORAGE_CODES:  # the range would depend on the weather
+        if error.code in STORAGE_CODES:  # the range would depend on temporary failures
             raise RunError(f"cannot sample {uri}: {error}") from error
-        return None  # it will fail in the run, with its code
+        return None  # it will fail in the run with this error
 
 
-def _look(
+def _read_header(
     decoders: Decoders, limits: Limits, radiometry: Radiometry, assume_crs: str | None, uri: str
 ) -> ImageHeader:
     try:
-        return decoders.survey(uri, limits, radiometry, assume_crs)
+        return decoders.read_header(uri, limits, radiometry, assume_crs)
     except ItemError as error:
         return ImageHeader(error=error)

@@ -1,4 +1,4 @@
-"""Inputs loaded ahead of who takes them up: threads that are replaced when they hang, bounded by bytes; turns."""
+"""Load inputs ahead of the consumer: a limit in bytes, threads that are replaced when they hang, and turns."""
 
 import threading
 import time
@@ -11,30 +11,30 @@ from typing import Final, Protocol, TypeVar
 
 
 class Held(Protocol):
-    """What takes memory while it waits."""
+    """A value that takes memory while it waits."""
 
     @property
     def held_bytes(self) -> int:
-        """How much."""
+        """Its size in bytes."""
         ...
 
 
 Item = TypeVar("Item", bound=Held)
 PREFETCH_BYTES: Final = 2**30
-"""Of what may wait to be taken up."""
+"""Maximum size of the loaded inputs that wait for the consumer."""
 _PATIENCE_STEP_S: Final = 1.0
 
 
 @dataclass
 class Stopwatch:
-    """Seconds by stage. Stages that overlap in threads add up to more than the wall time."""
+    """Seconds by stage. Stages that overlap in threads sum to more than the wall time."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time spent within to a stage."""
+        """Add the time spent in the block to a stage."""
         started = time.perf_counter()
         try:
             yield
@@ -54,12 +54,12 @@ def prefetch(
     late: Callable[[int], Item | None] = lambda _: None,
     max_bytes: int = PREFETCH_BYTES,
 ) -> Iterator[Item]:
-    """Yield `load(position)` in order, loaded by a pool of threads, at most `ahead` of them under way.
+    """Yield `load(position)` in order, loaded by a pool of threads, at most `ahead` of them at once.
 
-    What `late` gives while a position is waited for stands for it; the thread that hangs on it is replaced.
+    A value that `late` returns while a position is awaited replaces it; the thread that hangs on it is replaced.
 
-    No further one is begun while decoded pixels of more than `max_bytes` wait, or are to be expected: what is still
-    loading counts as much as the largest that was seen, and until one was seen there is one alone.
+    No further one is started while more than `max_bytes` of decoded pixels wait or are expected: one that is still
+    loading counts as much as the largest so far, and until the first has been loaded only one is loaded at a time.
     """
     waiting: deque[tuple[int, Future[Item]]] = deque()
     upcoming = iter(positions)
@@ -92,7 +92,7 @@ def prefetch(
 
 
 class Pool:
-    """Threads that load, and are replaced when they hang."""
+    """Threads that load, which are replaced when they hang."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -100,7 +100,7 @@ class Pool:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
 
     def submit(self, load: Callable[[int], Item], position: int) -> Future[Item]:
-        """Have a position loaded."""
+        """Load a position in a thread."""
         return self._executor.submit(load, position)
 
     def result(
@@ -110,9 +110,11 @@ class Pool:
         load: Callable[[int], Item],
         late: Callable[[int], Item | None],
     ) -> Item:
-        """Wait for a position that was submitted; return what was loaded, or what `late` says stands for it."""
+        """Wait for a submitted position; return what was loaded, or the value of `late` that replaces it."""
         while True:
-            if self._renewed and future.cancel():  # it waited behind threads that hang
+            if (
+                self._renewed and future.cancel()
+            ):  # it waited behind threads that hang, and is submitted again
                 future = self.submit(load, position)
             try:
                 return future.result(_PATIENCE_STEP_S)
@@ -126,20 +128,20 @@ class Pool:
 
 
 class Turns:
-    """Lets threads go one by one, in the order in which they came."""
+    """Lets threads proceed one after the other, in the order of their arrival."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._came = 0
+        self._arrived = 0
         self._now = 0
-        self._gone: set[int] = set()
+        self._left: set[int] = set()
 
     @contextmanager
     def queue(self) -> Iterator[Callable[[], None]]:
-        """Take a place at entry; give a function that waits for its turn; leave at exit, turn or not."""
+        """Take a place at entry; yield a function that waits for its turn; leave the queue at exit."""
         with self._changed:
-            place = self._came
-            self._came += 1
+            place = self._arrived
+            self._arrived += 1
 
         def wait() -> None:
             with self._changed:
@@ -149,8 +151,8 @@ class Turns:
             yield wait
         finally:
             with self._changed:
-                self._gone.add(place)
-                while self._now in self._gone:
-                    self._gone.remove(self._now)
+                self._left.add(place)
+                while self._now in self._left:
+                    self._left.remove(self._now)
                     self._now += 1
                 self._changed.notify_all()

@@ -1,8 +1,8 @@
 """Receipts: the commit records of shards, of which one counts for each shard of every generation of the plan.
 
-An attempt at a shard stores its files and last its receipt; an attempt without one never happened. Every attempt at a
-shard found the same, so any of its receipts will do; the first by name is taken, so that the same receipts give the
-same choice.
+An attempt at a shard stores its files, and last its receipt; an attempt without a receipt does not count. All attempts
+at a shard have equal results, so any of its receipts would do; the first by name is chosen, so that the same receipts
+give the same choice.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ RECEIPTS: Final = "receipts"
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The commit record of one attempt at a shard: what was written, and what was found."""
+    """The commit record of one attempt at a shard: its files, counts and statistics."""
 
     shard: str
     attempt: str
@@ -48,13 +48,13 @@ class Receipt:
     timings: dict[str, float]
     """Seconds by stage."""
     execution: dict[str, Any]
-    """Where and how: node, device, dtype, batch_size, threads, versions."""
+    """Where and how it ran: node, device, dtype, batch_size, threads, versions."""
     storage_retries: int = 0
-    """Requests to the store that had to be repeated meanwhile."""
+    """Number of repeated requests to the store during the attempt."""
 
     def to_json(self) -> str:
         """Return the content of the receipt's file."""
-        # Not `asdict` of all: it copies the statistics number by number.
+        # Not `asdict` of everything: it would copy the statistics number by number.
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         files = {name: dataclasses.asdict(fields[name]) for name in (IMAGES, INSTANCES)}
         return json.dumps(fields | files, ensure_ascii=False, separators=(",", ":"))
@@ -66,15 +66,17 @@ class Receipt:
         return Receipt(**fields | {name: File(**fields[name]) for name in (IMAGES, INSTANCES)})
 
 
-def standing_receipts(storage: Storage, *, closely: bool = True) -> list[str]:
-    """Return the paths of the receipts whose files are there, sorted: the attempts that count.
+def complete_receipts(storage: Storage, *, check_files: bool = True) -> list[str]:
+    """Return the sorted paths of the receipts whose files exist: the attempts that count.
 
-    Files may be gone where somebody removed them, or where a disk was restored in part.
+    Files may be missing because somebody removed them, or because a disk was restored partially.
 
     Args:
-        closely: look for each file; else only for the shard's folder, which takes a tenth of the time in a store.
+        storage: the run's output.
+        check_files: look for each file; otherwise only for the shard's folder, which takes a tenth of the time in an
+            object store.
     """
-    if not closely:
+    if not check_files:
         folders = set(storage.folders(SHARDS))
         return [path for path in storage.list(RECEIPTS) if _folder_of(path).split("/")[1] in folders]
     files = set(storage.list(SHARDS))
@@ -94,18 +96,18 @@ def read_receipt(storage: Storage, path: str) -> Receipt:
     """Return a receipt.
 
     Raises:
-        RunError: it is broken; removing it makes its shard run again.
+        RunError: it is broken; without it, its shard runs again.
     """
     try:
         return Receipt.from_json(storage.read(path))
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(
-            f"{storage.url}/{path} is no receipt; remove it, and run `maskrcnn segment` again"
+            f"{storage.url}/{path} is not a valid receipt; remove it, and run `maskrcnn segment` again"
         ) from error
 
 
 def receipt_path(shard: str, attempt: str) -> str:
-    """Return where the receipt of an attempt lies."""
+    """Return the path of the receipt of an attempt."""
     return f"{RECEIPTS}/{shard}.{attempt}.json"
 
 
@@ -120,10 +122,17 @@ def write_shard(
     timings: dict[str, float],
     execution: dict[str, Any],
 ) -> Receipt:
-    """Store what an attempt at a shard found; it counts from the moment when `commit` stores its receipt.
+    """Store the results of an attempt at a shard; it counts once `commit` has stored its receipt.
 
     Args:
-        timings: seconds by stage, `wall` among them; the time to write is added here.
+        storage: the run's output.
+        shard: the shard.
+        attempt: name of the attempt, unique.
+        images: rows of `images`.
+        instances: rows of `instances`.
+        stats: `Stats` of these rows, as JSON.
+        execution: where and how they were computed.
+        timings: seconds by stage, including `wall`; the time of writing is added here.
     """
     started = time.perf_counter()
     folder = f"{SHARDS}/{shard.name}/{attempt}"
@@ -147,13 +156,13 @@ def write_shard(
 
 
 def commit(storage: Storage, receipt: Receipt) -> None:
-    """Store an attempt's receipt, the last of its files."""
+    """Store an attempt's receipt, after all its other files."""
     storage.write(receipt_path(receipt.shard, receipt.attempt), receipt.to_json().encode())
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenReceipt:
-    """What the reduce keeps of a receipt: little, since there may be a million of them."""
+    """The part of a receipt that the reduce keeps in memory: small, since there may be a million of them."""
 
     shard: str
     attempt: str
@@ -163,24 +172,24 @@ class ChosenReceipt:
 
 @dataclass(frozen=True, slots=True)
 class ChosenReceipts:
-    """All chosen receipts of a finished sweep, and what they add up to."""
+    """The chosen receipts of a finished map stage, with their sums."""
 
     chosen: tuple[tuple[ChosenReceipt, ...], ...]
-    """By generation, in the order of its plan."""
+    """For each generation, in the order of its plan."""
     stats: Stats
-    """Of those shards of the first generation of which nothing was done again."""
+    """Statistics of the shards of the first generation without rows of a retry."""
     timings: dict[str, Any]
-    """Of all of them."""
+    """Sums over all chosen receipts."""
 
 
 Choice = list[dict[int, str]]
-"""For each generation the path of the receipt that counts, by the index of its shard; without those that have none."""
+"""For each generation, the path of the chosen receipt by index of its shard; shards without a receipt are absent."""
 
 
 def choose(storage: Storage, plans: Sequence[Plan]) -> Choice:
     """Pick a receipt for each shard that has one."""
     choice: Choice = [{} for _ in plans]
-    for path in standing_receipts(storage):
+    for path in complete_receipts(storage):
         shard = path.rpartition("/")[2].partition(".")[0]
         for plan, of_plan in zip(plans, choice, strict=True):
             index = plan.index_of(shard)
@@ -190,14 +199,14 @@ def choose(storage: Storage, plans: Sequence[Plan]) -> Choice:
 
 
 def check_complete(plans: Sequence[Plan], choice: Choice) -> None:
-    """Raise RunError where a shard has no receipt."""
+    """Raise RunError if a shard has no receipt."""
     for plan, of_plan in zip(plans, choice, strict=True):
         if missing := len(plan) - len(of_plan):
             which, again = "", "segment` again"
             if plan.generation > 1:
                 which, again = f" of generation {plan.generation}", "retry`"
             raise RunError(
-                f"{missing} of {len(plan)} shards{which} are not finished; run `maskrcnn {again} to continue"
+                f"{missing:,} of {len(plan):,} shards{which} unfinished; run `maskrcnn {again} to continue"
             )
 
 
@@ -211,10 +220,14 @@ def collect(
     """Read the receipts of a complete choice, and fold their statistics and timings.
 
     Args:
-        touched: (shards of the first generation,) whether a later one did something of it again.
+        storage: the run's output.
+        plans: of all generations.
+        choice: as `choose` returns it.
+        touched: (shards of the first generation,) whether a later generation has rows of it.
+        categories: of the run.
 
     Raises:
-        RunError: a receipt is broken, or of another plan.
+        RunError: a receipt is broken, or belongs to another plan.
     """
     stats = Stats.zero(categories)
     timings = _TimingsFold()
@@ -226,7 +239,7 @@ def collect(
             described = (receipt.shard, receipt.start, receipt.stop, receipt.images.rows)
             if described != (shard.name, shard.start, shard.stop, len(shard)):
                 raise RunError(
-                    f"{storage.url}/{path} is of another plan; remove it, and run `maskrcnn segment` again"
+                    f"{storage.url}/{path} belongs to another plan; remove it, and run `maskrcnn segment` again"
                 )
             if plan.generation == 1 and not touched[len(kept)]:
                 stats = stats + Stats.from_json(receipt.stats)
@@ -243,7 +256,7 @@ def _read_receipts(storage: Storage, paths: Sequence[str]) -> Iterator[Receipt]:
 
 
 class _TimingsFold:
-    """Adds up what the receipts say of time and place; kept apart from the statistics, which are exact."""
+    """Sums timings and executions of receipts; separate from the statistics, which are exact."""
 
     def __init__(self) -> None:
         self._seconds: Counter[str] = Counter()

@@ -1,13 +1,13 @@
-"""The reduce: from receipts to what users read.
+"""The reduce: from receipts to the tables that users read.
 
-Of every shard one receipt is taken, completeness is checked, the statistics are folded, and the tables are written
-once, as parts of some 128 MB in image order. Only this module writes below `images/`, `instances/` and `coco/`. The
-heavy steps are functions of plain values, mapped over by `run_all`: in a loop here, by Ray tasks in `jobs/`.
+One receipt of each shard is chosen, completeness is checked, the statistics are summed, and the tables are written
+once, as parts of about 128 MB in image order. Only this module writes to `images/`, `instances/` and `coco/`. The
+expensive steps are functions of plain values, mapped by `run_all`: in a loop here, by Ray tasks in `jobs/`.
 
-There is no lock, and two may reduce one run at once. `_SUCCESS` is removed first and written last. Between, all files
-are written under names that follow from the receipts, equal rows as equal bytes, so that it does not matter who
-writes last; then what the new list does not name is removed; then it is looked whether all that it names stands. A
-part is never removed between a reduce's writing it and its `_SUCCESS`, but by a reduce of another list.
+There is no lock, and two processes may reduce one run at the same time. `_SUCCESS` is removed first and written last.
+In between, all files are written under names that follow from the receipts, equal rows as equal bytes, so that it does
+not matter who writes last; then files that are not on the new list are removed; then it is checked that all files on
+the list exist. Between the writing of a part and of its `_SUCCESS`, only a reduce with another list removes the part.
 """
 
 import datetime
@@ -48,7 +48,7 @@ from ..tiling.assemble import assemble, located
 from ..tiling.index import WindowIndex
 from ..types import Category
 from .manifest import ManifestReader, check_manifest, read_rows, read_window_index
-from .merge_retries import Group, GroupReader, Redone, group_shards
+from .merge_retries import Group, GroupReader, RetryShard, group_shards
 from .plan import Plan, check_run, plan_file, read_plans, read_run
 from .receipts import SHARDS, ChosenReceipts, check_complete, choose, collect
 from .success import (
@@ -72,7 +72,7 @@ WriteReport = Callable[[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """What a reduce works from."""
+    """The input of a reduce."""
 
     plans: tuple[Plan, ...]
     run: dict[str, Any]
@@ -87,21 +87,24 @@ class Gathered:
 
 
 def gather(storage: Storage) -> Gathered:
-    """Read what a finished sweep left.
+    """Read the plans and receipts of a finished map stage.
 
     Raises:
-        RunError: the sweep is not finished, or what it left does not fit together.
-        UsageError: `maskrcnn gc` removed what the tables were made of.
+        RunError: the map stage is not finished, or its files contradict each other.
+        UsageError: `maskrcnn gc` removed the shards, or the run is of another schema version.
     """
     plans = read_plans(storage)
     if not plans:
-        raise RunError(f"{storage.url} was not planned to the end; run `maskrcnn segment` again")
+        raise RunError(f"{storage.url} has no complete plan; run `maskrcnn segment` again")
     run = read_run(storage)
     check_run(storage, run, plans[0])
     check_manifest(storage, plans[0])
     choice = choose(storage, plans)
     if not any(choice) and finished(storage, plans[-1]) is not None and not storage.list(SHARDS):
-        raise UsageError(f"{storage.url}: `maskrcnn gc` removed what the tables were made of; they stand")
+        raise UsageError(
+            f"{storage.url}: `maskrcnn gc` removed the shards, so that the tables cannot be written again; they are "
+            "unchanged"
+        )
     check_complete(plans, choice)
     lists = [read_rows(storage, plan)["row"].to_numpy() for plan in plans[1:]]
     touched = np.zeros(len(plans[0]), np.bool_)
@@ -109,20 +112,20 @@ def gather(storage: Storage) -> Gathered:
         touched[plans[0].shards_of(rows)] = True
     chosen_receipts = collect(storage, plans, choice, touched, categories_of(run))
     redone = [
-        [Redone(chosen, rows[shard.start : shard.stop]) for chosen, shard in zip(kept, plan, strict=True)]
+        [RetryShard(chosen, rows[shard.start : shard.stop]) for chosen, shard in zip(kept, plan, strict=True)]
         for kept, plan, rows in zip(chosen_receipts.chosen[1:], plans[1:], lists, strict=True)
     ]
-    items = read_window_index(storage)
-    if items is None:
+    window_index = read_window_index(storage)
+    if window_index is None:
         groups, n_images = group_shards(chosen_receipts.chosen[0], redone), plans[0].rows
     else:
-        groups = group_shards(chosen_receipts.chosen[0], redone, may_begin=items.begins_image)
-        n_images = items.n_images
+        groups = group_shards(chosen_receipts.chosen[0], redone, may_begin=window_index.begins_image)
+        n_images = window_index.n_images
     return Gathered(tuple(plans), run, chosen_receipts, tuple(groups), n_images)
 
 
 def check_group(url: str, group: Group) -> None:
-    """Read a group's files, and raise RunError where one is not what its receipt says."""
+    """Read a group's files; raise RunError if one does not match its receipt."""
     storage = Storage(url)
     for shard in (*group.shards, *(again.shard for generation in group.redone for again in generation)):
         read_checked(storage, shard.images)
@@ -131,50 +134,52 @@ def check_group(url: str, group: Group) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a group became."""
+    """The files of a group."""
 
     files: tuple[tuple[str, File], ...]
-    """The table of each, and the file; exactly one of `images`, and one of `instances`."""
+    """(table, file); exactly one of `images`, and one of `instances`."""
     stats: Stats
-    """Of that which no receipt has statistics of."""
+    """Statistics of the rows that are in no receipt's statistics."""
     windows: Mapping[str, int] = field(default_factory=dict)
-    """Windows by their status."""
+    """Number of windows by status."""
 
 
 def write_part(url: str, generation: int, categories: Sequence[Category], group: Group) -> Written:
     """Write one part of each table from the shards of a group.
 
     Raises:
-        RunError: a file is not what its receipt says, or a later generation was planned.
+        RunError: a file does not match its receipt, or a later generation was planned.
     """
     storage = Storage(url)
     name = f"part-{generation}-{group.number:05d}.parquet"
     reader = GroupReader(storage, group, categories)
 
-    def wanted(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        # A task that comes too late must not put its rows beside those of a later generation.
+    def still_current(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        # A delayed task must not write its rows next to those of a later generation.
         yield from tables
         refuse_outdated(storage, generation)
 
-    items = read_window_index(storage)
-    if items is not None:
-        return _write_whole(storage, group, items, reader, name)
+    window_index = read_window_index(storage)
+    if window_index is not None:
+        return _write_whole(storage, group, window_index, reader, name)
     schema = read_checked(storage, group.shards[0].images).schema
-    images = write_tables(storage, f"{IMAGES}/{name}", schema, wanted(reader.images()))
-    instances = write_tables(storage, f"{INSTANCES}/{name}", INSTANCES_SCHEMA, wanted(reader.instances()))
+    images = write_tables(storage, f"{IMAGES}/{name}", schema, still_current(reader.images()))
+    instances = write_tables(
+        storage, f"{INSTANCES}/{name}", INSTANCES_SCHEMA, still_current(reader.instances())
+    )
     return Written(((IMAGES, images), (INSTANCES, instances)), reader.stats)
 
 
 def _write_whole(
-    storage: Storage, group: Group, items: WindowIndex, reader: GroupReader, name: str
+    storage: Storage, group: Group, window_index: WindowIndex, reader: GroupReader, name: str
 ) -> Written:
     """Write one part of each table from the shards of a group of windows."""
     windows = pa.concat_tables(reader.images()).combine_chunks()
-    found = pa.concat_tables(reader.instances()).combine_chunks()
-    first, last = items.rows_of(np.array([group.start, group.start + len(windows) - 1])).tolist()
+    detections = pa.concat_tables(reader.instances()).combine_chunks()
+    first, last = window_index.rows_of(np.array([group.start, group.start + len(windows) - 1])).tolist()
     with ManifestReader(storage) as manifest:
         rows = manifest.rows(first, last + 1)
-    whole = assemble(items, first, rows, windows, found, reader.stats.categories)
+    whole = assemble(window_index, first, rows, windows, detections, reader.stats.categories)
     refuse_outdated(storage, int(name.split("-")[1]))
     files = [
         (table, write_table(storage, f"{table}/{name}", content))
@@ -185,7 +190,7 @@ def _write_whole(
             (PIECES, whole.pieces),
         )
     ]
-    places = [items.sized(row) for row in range(first, last + 1)]
+    places = [window_index.sized(row) for row in range(first, last + 1)]
     for number, (crs_wkt, of_crs) in enumerate(
         located(rows["image_id"].to_pylist(), places, whole.instances)
     ):
@@ -211,9 +216,9 @@ def reduce_run(
     coco_mode: str = "auto",
     run_all: RunAll = run_here,
     wall_s: float | None = None,
-    keep_standing: bool = False,
+    keep_finished: bool = False,
 ) -> dict[str, Any]:
-    """Write the tables, COCO JSON, statistics and report of a finished sweep; return the content of `_SUCCESS`.
+    """Write tables, COCO JSON, statistics and report after a finished map stage; return the content of `_SUCCESS`.
 
     Running it again gives the same tables.
 
@@ -221,36 +226,39 @@ def reduce_run(
         url: the run's directory.
         write_report: writes the report of the finished tables, `visualization.run_report.write_report`; None: no
             report.
-        coco_mode: `auto`, `always` or `never`; see `coco.plan_files`.
-        run_all: how the heavy steps are spread.
-        wall_s: seconds that the sweep of the latest generation took, for `timings.json`; None where it was not
-            watched from start to end.
-        keep_standing: leave tables of the latest generation as they are, if another command has finished them.
+        coco_mode: `auto`, `always` or `never`; see `coco_writer.plan_files`.
+        run_all: maps the expensive steps.
+        wall_s: duration of the map stage of the latest generation in seconds, for `timings.json`; None if it was not
+            measured from start to end.
+        keep_finished: keep tables of the latest generation unchanged, if another command has finished them.
 
     Raises:
-        RunError: the sweep is not finished, a file is not what its receipt says, or another command interferes.
+        RunError: the map stage is not finished, a file does not match its receipt, or another command interferes.
+        UsageError: as `gather`.
     """
     storage = Storage(url)
     gathered = gather(storage)
-    standing = finished(storage, gathered.latest) if keep_standing else None
-    if standing is None and storage.exists(SUCCESS):
-        # Tables that stand are given up only for others that can be made.
+    existing = finished(storage, gathered.latest) if keep_finished else None
+    if existing is None and storage.exists(SUCCESS):
+        # Existing tables are replaced only if the new ones can be written.
         run_all(functools.partial(check_group, url), gathered.groups)
-        standing = finished(storage, gathered.latest) if keep_standing else None
-    if standing is not None:
-        return standing
+        existing = finished(storage, gathered.latest) if keep_finished else None
+    if existing is not None:
+        return existing
 
-    # From here on readers see an unfinished run, until _SUCCESS stands again.
+    # From here on readers see an unfinished run, until _SUCCESS is written again.
     refuse_outdated(storage, gathered.latest.generation)
     storage.remove(SUCCESS)
     try:
         return _write_all(storage, gathered, coco_mode, write_report, run_all, wall_s)
     except (RunError, FileNotFoundError) as error:
-        # What a late reduce wrote may have replaced what the later generation wrote, which is to be reduced again.
+        # This reduce may have replaced files of the later generation, which must be reduced again.
         if storage.exists(plan_file(gathered.latest.generation + 1)):
             storage.remove(SUCCESS)
         if isinstance(error, FileNotFoundError):
-            raise RunError(f"{url}: another command removed what this one needs: {error}") from error
+            raise RunError(
+                f"{url}: another command removed a file that this one needs: {error}; run this one again"
+            ) from error
         raise
 
 
@@ -262,13 +270,13 @@ def _write_all(
     run_all: RunAll,
     wall_s: float | None,
 ) -> dict[str, Any]:
-    """Write all that users read, and last `_SUCCESS`; return its content."""
+    """Write everything that users read, and last `_SUCCESS`; return its content."""
     url = storage.url
     success, stats, timings = _write_tables(storage, gathered, run_all, wall_s)
     parts = parts_of(success)
-    items = read_window_index(storage)
-    if items is not None and items.largest > MAX_PIXELS and coco_mode != "never":
-        success["coco_left_out"] = "an image has 2^32 pixels or more, for which COCO has no masks"
+    window_index = read_window_index(storage)
+    if window_index is not None and window_index.largest > MAX_PIXELS and coco_mode != "never":
+        success["coco_left_out"] = "an image has 2^32 pixels or more, which COCO masks do not support"
         log.warning("no COCO JSON: %s", success["coco_left_out"])
         coco_mode = "never"
     files = coco_writer.plan_files(parts, coco_mode)
@@ -284,12 +292,12 @@ def _write_all(
 def _write_tables(
     storage: Storage, gathered: Gathered, run_all: RunAll, wall_s: float | None
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Write the parts and what they add up to; return what `_SUCCESS` will say, statistics and timings."""
+    """Write the parts, statistics and timings; return the content of `_SUCCESS`, statistics and timings."""
     plan, chosen_receipts, rows = gathered.latest, gathered.chosen_receipts, gathered.n_images
     write = functools.partial(write_part, storage.url, plan.generation, categories_of(gathered.run))
     written: list[Written] = run_all(write, gathered.groups)
     stats = sum((of_part.stats for of_part in written), start=chosen_receipts.stats).to_json()
-    timings = chosen_receipts.timings | _pace(wall_s, plan.rows)
+    timings = chosen_receipts.timings | _throughput(wall_s, plan.rows)
     storage.write("stats.json", json.dumps(stats, ensure_ascii=False, allow_nan=False).encode())
     storage.write("timings.json", _json_bytes(timings))
     counts = {"images": rows, **stats["images"]["status"], "instances": stats["instances"]}
@@ -315,10 +323,10 @@ def _write_tables(
 
 
 def _commit(storage: Storage, success: dict[str, Any]) -> None:
-    """Remove what is not on the list, see that all that is on it stands, and write `_SUCCESS`.
+    """Remove files that are not on the list, check that all files on it exist, and write `_SUCCESS`.
 
     Raises:
-        RunError: another command interferes; `_SUCCESS` does not stand, or is that command's.
+        RunError: another command interferes; `_SUCCESS` does not exist, or is that command's.
     """
     sizes: dict[str, int | None] = dict.fromkeys(success["coco"])
     for entries in success["parts"].values():
@@ -327,7 +335,7 @@ def _commit(storage: Storage, success: dict[str, Any]) -> None:
         f"{storage.url}: another command is writing these tables; run `maskrcnn reduce` when it has ended"
     )
 
-    def stands(path: str) -> bool:
+    def exists(path: str) -> bool:
         try:
             return storage.size(path) == sizes[path] or sizes[path] is None
         except FileNotFoundError:
@@ -337,9 +345,9 @@ def _commit(storage: Storage, success: dict[str, Any]) -> None:
     with ThreadPoolExecutor(8) as pool:
         others = _written(storage) - sizes.keys()
         if others:
-            storage.remove(SUCCESS)  # of another reduce, which may list them
+            storage.remove(SUCCESS)  # that of another reduce may list them
             list(pool.map(storage.remove, sorted(others)))
-        if not all(pool.map(stands, sizes)):
+        if not all(pool.map(exists, sizes)):
             raise RunError(interference)
     refuse_outdated(storage, success["generation"])
     storage.write(SUCCESS, _json_bytes(success))
@@ -352,7 +360,7 @@ def _written(storage: Storage) -> set[str]:
     return {path for folder in (*TABLES, COCO) for path in storage.list(folder)}
 
 
-def _pace(wall_s: float | None, images: int) -> dict[str, Any]:
+def _throughput(wall_s: float | None, images: int) -> dict[str, Any]:
     if wall_s is None:
         return {"wall_s": None, "images_per_s": None}
     return {"wall_s": round(wall_s, 3), "images_per_s": round(images / max(wall_s, 1e-9), 3)}

@@ -1,4 +1,4 @@
-"""What a finished run says of itself: `_SUCCESS`, its parts, its categories."""
+"""The record of a finished run: `_SUCCESS`, its parts, its categories."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ COCO: Final = "coco"
 
 
 class RunAll(Protocol):
-    """Applies a function to each argument, anywhere, and gives the results in order."""
+    """Applies a function to each argument, in any process, and returns the results in order."""
 
     def __call__(self, function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:
         """Return `[function(argument) for argument in arguments]`."""
@@ -33,21 +33,21 @@ def categories_of(run: dict[str, Any]) -> tuple[Category, ...]:
 
 
 def refuse_outdated(storage: Storage, generation: int) -> None:
-    """Raise RunError where a generation was planned after this one, whose tables are the ones that count."""
+    """Raise RunError if a later generation was planned, whose tables count."""
     if storage.exists(plan_file(generation + 1)):
         raise RunError(
             f"{storage.url}: generation {generation + 1} was planned meanwhile by another command; "
-            "`maskrcnn retry` continues that"
+            "`maskrcnn retry` continues it"
         )
 
 
 def coco_info(run: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    """Return the field `info` of a run's COCO files; the date is that of the first plan, which nobody overwrites."""
+    """Return the field `info` of a run's COCO files; the date is that of the first plan, which never changes."""
     return {"description": f"maskrcnn-ray, model {run['model']['name']}", "date_created": plan.created}
 
 
 def finished(storage: Storage, plan: Plan) -> dict[str, Any] | None:
-    """Return the content of `_SUCCESS` where it is of this plan's generation, else None.
+    """Return the content of `_SUCCESS` if it is of this plan's generation, else None.
 
     Raises:
         RunError: it is broken.

@@ -1,9 +1,9 @@
-"""The work on one shard: prefetch bytes, decode, segment, encode, write; one forward sweep, its stages at once.
+"""Process one shard: prefetch bytes, decode, segment, encode, write, with all stages running concurrently.
 
-A `ShardWorker` is built on the node where it runs, holds what is expensive (the segmenter), and knows nothing of
-Ray. An item's fault becomes a row here, and nowhere else; whatever else is raised fails the attempt. Whoever runs
-shards may have one *traced*, so that it is known which images were being computed if the process dies, may try an
-image *alone*, and may have images *convicted* of killing their process recorded as failed without another look.
+A `ShardWorker` is built on the node where it runs, holds the segmenter, which is expensive, and does not depend on Ray.
+The failure of an image becomes a row here, and nowhere else; any other exception fails the attempt. The caller may
+have a shard *traced*, so that it is known which images were being computed if the process dies, may process an image
+*alone*, and may have *quarantined* images, which ended their process, recorded as failed without computing them.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ import math
 import threading
 import time
 import uuid
-from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from ..errors import COSTLY_CODES, STORAGE_CODES, HandedBackError, ItemError, MaskrcnnError, SegmenterError
+from ..errors import COSTLY_CODES, HandedBackError, ItemError, MaskrcnnError, SegmenterError
 from ..imaging.decode import DecodedImage, Limits, decode_image
 from ..imaging.geometry import RasterRegion, Rect
 from ..io.inputs import read_input, stat_input
@@ -33,81 +33,61 @@ from ..io.url import Url
 from ..schema import ITEMS, ImageResult, images_table, instances_table
 from ..stats import Stats
 from ..tiling.reader import ReadRegion, read_windows
-from ..types import Detections, Segmenter
-from .circuit_breaker import Batch, CircuitBreaker
+from ..types import Segmenter
+from .batching import WINDOW, Loaded, check_store, filled_groups, result_of, storage_failures
 from .manifest import ShardReader
 from .plan import Shard
 from .prefetch import Pool, Stopwatch, Turns, prefetch
 from .receipts import Receipt, commit, write_shard
 
-GROUPED_BYTES: Final = 2**30
-"""Of decoded pixels that may wait for others to fill their batch."""
 FETCH_THREADS: Final = 4
-"""At least, also where an actor has fewer CPUs: most of a fetch is waiting."""
-WINDOW: Final = "window_id"
-"""The column by which a shard's rows are known to be windows."""
+"""Minimum number of threads that fetch, even if an actor has fewer CPUs: most of a fetch is waiting."""
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """What a traced shard says before it computes a group, in case these are its last words."""
+    """What a traced shard reports before it computes a group, in case the group ends the process."""
 
     now: Sequence[int]
     """The rows of the group."""
     before: Sequence[int] = ()
-    """Those of the group before: what ends a process may take effect a moment later."""
-    verdicts: Mapping[int, ItemError] = field(default_factory=dict)
-    """Rows whose decoding has ended so far as it would end again."""
+    """The rows of the previous group: the cause of a process's end may take effect a moment later."""
+    failures: Mapping[int, ItemError] = field(default_factory=dict)
+    """Failures of decoding so far that would happen again, by row."""
 
 
 Announce = Callable[[Announcement], None]
-_NOBODY: Final[Mapping[int, ItemError]] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """One input on its way to the segmenter: its manifest row, and its image or the reason for its absence."""
-
-    row: int
-    entry: dict[str, Any]
-    n_bytes: int | None
-    image: DecodedImage | ItemError | None
-    """None where no pixel of a window is valid."""
-
-    @property
-    def held_bytes(self) -> int:
-        """Memory that the pixels take."""
-        return self.image.pixels.nbytes if isinstance(self.image, DecodedImage) else 0
+_NO_ROWS: Final[Mapping[int, ItemError]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What became of an attempt at a shard that ran to its end."""
+    """The result of an attempt at a shard that ran to its end."""
 
     receipt: Receipt
     committed: bool
-    """Whether the receipt is stored; if not, that is for the caller to do, or to leave."""
+    """Whether the receipt is stored; if not, the caller decides whether to store it."""
     storage_failures: Mapping[str, int]
-    """Images by the code of their failure, of `errors.STORAGE_CODES` only."""
+    """Number of images by error code, of `errors.STORAGE_CODES` only."""
     example: str
-    """One of these failures in words, or ""."""
+    """Message of one of these failures, or ""."""
 
 
 class ShardWorker:
     """Runs shards with one segmenter.
 
-    Two threads may each run a shard: one is computed at a time, while the inputs of the next are fetched and the
-    results of the one before are written. What shares a batch is of one shard.
+    Two threads may each run a shard: one shard is computed at a time, while the inputs of the next are fetched and the
+    results of the previous one are written. A batch contains images of one shard only.
 
     Args:
         storage: the run's output.
         segmenter: finds the instances.
-        limits: what may be decoded; the aspect ratio is the segmenter's.
-        execution: what the receipts record beside the segmenter's own record.
-        threads: CPUs that it may use.
+        limits: limits on decoded images; the aspect ratio is the segmenter's.
+        execution: values that the receipts record besides the segmenter's own.
+        threads: number of CPUs to use.
         decode: decodes an image, in any thread; raises ItemError.
-        patience_s: an input that takes longer to be read, and for which the shard waits, fails with `timeout`.
-        read_strip: reads a part of a raster, where windows are asked for.
+        patience_s: an input that takes longer to read, while the shard waits for it, fails with `timeout`.
+        read_region: reads a region of a raster; needed for windows.
     """
 
     def __init__(
@@ -128,62 +108,63 @@ class ShardWorker:
         self._decode = decode
         self._shards = ShardReader(storage)
         self._steps = 0
-        self._told_to_go = False
+        self._stopping = False
         self._reading = threading.Lock()
         self._decoding = threading.Semaphore(threads)
         self._turns = Turns()
         self._n_fetchers = max(FETCH_THREADS, threads)
         self._fetchers = Pool(self._n_fetchers)
         self._read_region = read_region
-        self._tiles = Pool(1)  # windows follow from one another
+        self._tiles = Pool(1)  # windows are read in order, each from the regions of the one before
         self._patience_s = patience_s
         self._read_since: dict[int, float] = {}
         self._lanes = ThreadPoolExecutor(segmenter.lanes, thread_name_prefix="lane")
 
     @property
     def steps(self) -> int:
-        """A number that grows as long as there is progress: inputs that were loaded, groups that were computed."""
+        """A number that grows as long as there is progress: loaded inputs and computed groups."""
         return self._steps
 
-    def go(self) -> None:
-        """Give up the shards under way, each before its next group, and begin no other: HandedBackError."""
-        self._told_to_go = True
+    def stop(self) -> None:
+        """Abandon the running shards, each before its next group, and start no other: they raise HandedBackError."""
+        self._stopping = True
 
     def run_shard(
         self,
         shard: Shard,
         *,
-        quarantined: Mapping[int, ItemError] = _NOBODY,
+        quarantined: Mapping[int, ItemError] = _NO_ROWS,
         announce: Announce | None = None,
         withhold: bool = False,
     ) -> Finished:
         """Process the rows of a shard and commit them.
 
         Args:
-            convicted: rows of the manifest to record as failed without another look.
-            announce: is told of each group before it is computed; and one thing is done after the other.
+            shard: the shard.
+            quarantined: rows of the manifest to record as failed without computing them.
+            announce: is called before each group is computed; loading and computing then do not overlap.
             withhold: leave it to the caller to commit a shard in which inputs failed with a storage code.
 
         Raises:
             SegmenterError: the network raised something unexpected.
-            StoreFailingError: half of 200 inputs in a row failed with one storage code.
-            HandedBackError: this worker was told to go.
-            RunError: the output cannot be written, or the manifest not read.
+            StoreFailingError: half of 200 consecutive inputs failed with one storage code.
+            HandedBackError: this worker was asked to stop.
+            RunError: the output cannot be written, or the manifest cannot be read.
         """
         watch = Stopwatch()
         with self._turns.queue() as my_turn:
             with self._reading:
                 numbers, rows = self._shards.rows(shard)
-            verdicts = dict(quarantined)
-            # Nothing is decoded while a traced group is computed: its verdict would not be among the last words.
-            # Windows are loaded by one thread: more than the next groups are only memory.
-            cut = WINDOW in rows.schema.names
-            most = 2 * self._segmenter.batch_size + 2 if cut else 2 * self._n_fetchers
+            failures = dict(quarantined)
+            # Nothing is decoded while a traced group is computed: its failure would be missing from the announcement.
+            # Windows are loaded by one thread: loading more than the next groups would only take memory.
+            windowed = WINDOW in rows.schema.names
+            most = 2 * self._segmenter.batch_size + 2 if windowed else 2 * self._n_fetchers
             ahead = 1 if announce else most
-            loaded = self._loaded(numbers.tolist(), rows, watch, verdicts, ahead)
-            first = list(islice(loaded, 2))  # with which the others are begun, before it is this shard's turn
+            loaded = self._loaded(numbers.tolist(), rows, watch, failures, ahead)
+            first = list(islice(loaded, 2))  # starts the prefetch before it is this shard's turn
             my_turn()
-            results = self._computed(chain(first, loaded), watch, announce, verdicts)
+            results = self._computed(chain(first, loaded), watch, announce, failures)
         with watch.stage("wall"), watch.stage("encode"):
             images, instances, stats = self._tables(results, rows)
         receipt = write_shard(
@@ -197,15 +178,15 @@ class ShardWorker:
             execution=self._execution | self._segmenter.execution,
         )
         receipt = dataclasses.replace(receipt, storage_retries=take_retries())
-        failures, example = _storage_failures(results)
-        committed = not (withhold and failures)
+        by_code, example = storage_failures(results)
+        committed = not (withhold and by_code)
         if committed:
             commit(self._storage, receipt)
         self._steps += 1
-        return Finished(receipt, committed, failures, example)
+        return Finished(receipt, committed, by_code, example)
 
     def try_alone(self, shard: Shard, row: int) -> None:
-        """Compute one row of a shard and nothing else at the time, and drop what comes out.
+        """Compute one row of a shard and nothing else at the same time, and discard the result.
 
         Raises:
             SegmenterError: the network raised something unexpected.
@@ -222,13 +203,13 @@ class ShardWorker:
         loaded: Iterator[Loaded],
         watch: Stopwatch,
         announce: Announce | None = None,
-        verdicts: Mapping[int, ItemError] = _NOBODY,
+        failures: Mapping[int, ItemError] = _NO_ROWS,
     ) -> list[ImageResult]:
-        """Return what became of a shard's inputs, in order."""
+        """Return the results of a shard's inputs, in order."""
         with watch.stage("wall"):
-            groups = filled_groups(_watched(loaded), self._segmenter)
+            groups = filled_groups(check_store(loaded), self._segmenter)
             results = [
-                result for group in self._outcomes(groups, watch, announce, verdicts) for result in group
+                result for group in self._outcomes(groups, watch, announce, failures) for result in group
             ]
             return sorted(results, key=lambda result: result.row)
 
@@ -236,7 +217,7 @@ class ShardWorker:
         """Return a shard's tables and statistics."""
         images = images_table(results, rows)
         instances = instances_table(results, self._segmenter.categories)
-        if WINDOW in rows.schema.names:  # of whole images the reduce makes statistics
+        if WINDOW in rows.schema.names:  # the reduce makes the statistics, of whole images
             return images, instances, Stats.zero(self._segmenter.categories)
         return images, instances, Stats.of_tables(images, instances, self._segmenter.categories)
 
@@ -245,21 +226,21 @@ class ShardWorker:
         numbers: Sequence[int],
         rows: pa.Table,
         watch: Stopwatch,
-        verdicts: dict[int, ItemError],
+        failures: dict[int, ItemError],
         ahead: int = 1,
     ) -> Iterator[Loaded]:
-        """Yield inputs, loaded, in the order of their rows; those with a verdict are not touched, new ones enter."""
+        """Yield loaded inputs in the order of their rows; skip those in `failures`, and add costly ones to it."""
         if WINDOW in rows.schema.names:
-            return self._windows(numbers, rows, watch, verdicts, ahead)
+            return self._windows(numbers, rows, watch, failures, ahead)
         entries = rows.select(["image_id", "name", "uri", "bytes", "etag"]).to_pylist()
 
         def load(position: int) -> Loaded:
             row, entry = numbers[position], entries[position]
-            if row in verdicts:
-                return Loaded(row, entry, entry["bytes"], verdicts[row])
+            if row in failures:
+                return Loaded(row, entry, entry["bytes"], failures[row])
             loaded = self._load(row, entry, watch)
             if isinstance(loaded.image, ItemError) and loaded.image.code in COSTLY_CODES:
-                verdicts[row] = loaded.image
+                failures[row] = loaded.image
             return loaded
 
         def late(position: int) -> Loaded | None:
@@ -267,8 +248,8 @@ class ShardWorker:
             began = self._read_since.get(row)
             if began is None or time.monotonic() - began <= self._patience_s:
                 return None
-            verdicts[row] = ItemError("timeout", f"not read within {self._patience_s:g} s")
-            return Loaded(row, entry, entry["bytes"], verdicts[row])
+            failures[row] = ItemError("timeout", f"not read within {self._patience_s:g} s")
+            return Loaded(row, entry, entry["bytes"], failures[row])
 
         return prefetch(load, range(len(entries)), watch, self._fetchers, late=late, ahead=ahead)
 
@@ -277,14 +258,14 @@ class ShardWorker:
         numbers: Sequence[int],
         rows: pa.Table,
         watch: Stopwatch,
-        verdicts: dict[int, ItemError],
+        failures: dict[int, ItemError],
         ahead: int,
     ) -> Iterator[Loaded]:
-        """Yield windows, loaded, in the order of their numbers; those with a verdict are not touched."""
+        """Yield loaded windows in the order of their numbers; skip those in `failures`, and add costly ones to it."""
         entries = rows.select(ITEMS.names).to_pylist()
-        looked_at = [index for index, number in enumerate(numbers) if number not in verdicts]
+        to_read = [index for index, number in enumerate(numbers) if number not in failures]
         windows = read_windows(
-            [entries[index] for index in looked_at],
+            [entries[index] for index in to_read],
             functools.partial(self._read_whole, watch),
             functools.partial(self._read_part, watch),
         )
@@ -292,15 +273,15 @@ class ShardWorker:
         def load(position: int) -> Loaded:
             number, entry = numbers[position], entries[position]
             if number in quarantined:
-                return Loaded(number, entry, entry["bytes"], verdicts[number])
-            self._check_stays()
+                return Loaded(number, entry, entry["bytes"], failures[number])
+            self._check_stopping()
             image = next(windows)
             if isinstance(image, ItemError) and image.code in COSTLY_CODES:
-                verdicts[number] = image
+                failures[number] = image
             self._steps += 1
             return Loaded(number, entry, entry["bytes"], image)
 
-        quarantined = frozenset(verdicts)
+        quarantined = frozenset(failures)
         return prefetch(load, range(len(entries)), watch, self._tiles, ahead=ahead)
 
     def _read_whole(self, watch: Stopwatch, entry: dict[str, Any]) -> DecodedImage:
@@ -312,7 +293,7 @@ class ShardWorker:
 
     def _read_part(self, watch: Stopwatch, entry: dict[str, Any], rect: Rect) -> RasterRegion:
         if self._read_region is None:
-            raise RuntimeError("there is nothing that reads rasters")
+            raise RuntimeError("rasters cannot be read: pass read_region")
         self._steps += 1
         with watch.stage("decode"):
             return self._read_region(entry, rect)
@@ -322,28 +303,28 @@ class ShardWorker:
         groups: Iterator[list[Loaded]],
         watch: Stopwatch,
         announce: Announce | None,
-        verdicts: Mapping[int, ItemError],
+        failures: Mapping[int, ItemError],
     ) -> Iterator[list[ImageResult]]:
-        """Yield what became of each group, in their order; as many at once as the segmenter has lanes."""
-        if self._segmenter.lanes == 1 or announce:  # nothing to overlap but this thread's own waiting
+        """Yield the results of each group, in their order; as many run at once as the segmenter has lanes."""
+        if self._segmenter.lanes == 1 or announce:  # nothing would overlap except this thread's own waiting
             before: list[int] = []
             for group in groups:
                 rows = [item.row for item in group]
                 if announce:
-                    announce(Announcement(rows, before, dict(verdicts)))
+                    announce(Announcement(rows, before, dict(failures)))
                 yield self._segment(group, watch)
                 before = rows
             return
-        under_way: deque[Future[list[ImageResult]]] = deque()
+        running: deque[Future[list[ImageResult]]] = deque()
         for group in groups:
-            under_way.append(self._lanes.submit(self._segment, group, watch))
-            if len(under_way) > self._segmenter.lanes:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+            running.append(self._lanes.submit(self._segment, group, watch))
+            if len(running) > self._segmenter.lanes:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
 
     def _load(self, row: int, entry: dict[str, Any], watch: Stopwatch) -> Loaded:
-        self._check_stays()
+        self._check_stopping()
         n_bytes = entry["bytes"]
         image: DecodedImage | ItemError
         try:
@@ -359,122 +340,44 @@ class ShardWorker:
                 image = self._decode(data, self._limits)
         except ItemError as error:
             image = error
-        self._steps += 1  # it need not be exact
+        self._steps += 1  # concurrent increments may be lost; any growth is enough
         return Loaded(row, entry, n_bytes, image)
 
-    def _check_stays(self) -> None:
-        if self._told_to_go:
-            raise HandedBackError("the worker was told to go; its shard is handed back")
+    def _check_stopping(self) -> None:
+        if self._stopping:
+            raise HandedBackError("the worker was asked to stop; its shard is handed back")
 
     def _segment(self, group: Sequence[Loaded], watch: Stopwatch) -> list[ImageResult]:
-        """Return what became of each input of a group, in its order."""
-        self._check_stays()
+        """Return the result of each input of a group, in their order."""
+        self._check_stopping()
         images = [item.image.pixels for item in group if isinstance(item.image, DecodedImage)]
         with watch.stage("model"):
             try:
-                found = iter(self._segmenter.outcomes(images) if images else [])
+                outcomes = iter(self._segmenter.outcomes(images) if images else [])
             except MaskrcnnError:
                 raise
             except MemoryError as error:
                 raise SegmenterError("out_of_memory", f"the network ran out of memory: {error}") from error
-            except Exception as error:  # a network may raise anything; it is the caller's to find the image
+            except Exception as error:  # a network may raise anything; the caller finds the image
                 what = f"the network raised {type(error).__name__}: {error}"
                 raise SegmenterError("worker_crash", what) from error
         self._steps += 1
         return [
-            _result(item, next(found) if isinstance(item.image, DecodedImage) else item.image)
+            result_of(item, next(outcomes) if isinstance(item.image, DecodedImage) else item.image)
             for item in group
         ]
 
 
-def _watched(loaded: Iterator[Loaded]) -> Iterator[Loaded]:
-    """Pass inputs on; raise StoreFailingError where half of 200 in a row failed with one storage code."""
-    circuit_breaker = CircuitBreaker()
-    for item in loaded:
-        failure = (
-            item.image
-            if isinstance(item.image, ItemError) and not Url.parse(item.entry["uri"]).is_web
-            else None
-        )
-        circuit_breaker.add(
-            Batch(1, {failure.code: 1}, f"{item.entry['uri']}: {failure.message}") if failure else Batch(1)
-        )
-        yield item
-
-
-def _storage_failures(results: Iterable[ImageResult]) -> tuple[dict[str, int], str]:
-    """Return how many images failed with each storage code, and the last of these failures in words."""
-    failed = [
-        result for result in results if result.error in STORAGE_CODES and not Url.parse(result.uri).is_web
-    ]
-    example = f"{failed[-1].uri}: {failed[-1].message}" if failed else ""
-    return dict(Counter(str(result.error) for result in failed)), example
-
-
-def filled_groups(
-    items: Iterable[Loaded], segmenter: Segmenter, *, max_bytes: int = GROUPED_BYTES
-) -> Iterator[list[Loaded]]:
-    """Yield inputs in groups that share a forward pass: of one canvas, filled to the segmenter's batch size.
-
-    What is in a group follows from the order of the inputs and their sizes alone. A canvas's last group is not
-    filled, nor are those that are given up, the largest first, when more than `max_bytes` of pixels wait.
-    """
-    waiting: dict[Hashable, list[Loaded]] = {}
-    held = 0
-    for item in items:
-        if not isinstance(item.image, DecodedImage):
-            yield [item]
-            continue
-        canvas = segmenter.canvas(*item.image.pixels.shape[:2])
-        waiting.setdefault(canvas, []).append(item)
-        held += item.held_bytes
-        if len(waiting[canvas]) < segmenter.batch_size and held <= max_bytes:
-            continue
-        if len(waiting[canvas]) < segmenter.batch_size:
-            canvas = max(waiting, key=lambda key: sum(one.held_bytes for one in waiting[key]))
-        group = waiting.pop(canvas)
-        held -= sum(one.held_bytes for one in group)
-        yield group
-    yield from waiting.values()
-
-
 def _check_unchanged(entry: dict[str, Any], n_bytes: int) -> None:
-    """Compare an object with what was planned: its size, and of a local file the time of its change.
+    """Compare an object with the manifest: its size, and the modification time of a local file.
 
     Raises:
         ItemError: `changed`.
     """
     planned = entry["etag"]
     if entry["bytes"] not in (None, n_bytes):
-        raise ItemError("changed", f"{n_bytes} bytes, planned were {entry['bytes']}")
+        raise ItemError("changed", f"it has {n_bytes} bytes, planned were {entry['bytes']}")
     if planned is not None and LOCAL_ETAG.fullmatch(planned) and Url.parse(entry["uri"]).is_local:
         now = stat_input(entry["uri"]).etag
         if now != planned:
             raise ItemError("changed", f"its etag is {now}, planned was {planned}")
-
-
-def _result(item: Loaded, outcome: Detections | ItemError | None) -> ImageResult:
-    failure = outcome if isinstance(outcome, ItemError) else None
-    height = width = orientation = None
-    if isinstance(item.image, DecodedImage):
-        height, width = item.image.pixels.shape[:2]
-        orientation = item.image.exif_orientation
-    elif WINDOW in item.entry:
-        height, width = item.entry["window_height"], item.entry["window_width"]
-    elif item.image is not None:
-        height, width = item.image.height, item.image.width
-    return ImageResult(
-        row=item.row,
-        image_id=item.entry["image_id"],
-        name=item.entry["name"],
-        uri=item.entry["uri"],
-        bytes=item.n_bytes,
-        etag=item.entry["etag"],
-        detections=outcome if isinstance(outcome, Detections) else None,
-        error=None if failure is None else failure.code,
-        message=None if failure is None else failure.message,
-        width=width,
-        height=height,
-        exif_orientation=orientation,
-        skipped=outcome is None,
-    )

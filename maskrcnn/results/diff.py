@@ -1,4 +1,4 @@
-"""What differs between two runs over the same images, instance by instance.
+"""Compare two runs over the same images, instance by instance.
 
 Both runs are read side by side in order, a few row groups of each at a time.
 """
@@ -28,7 +28,7 @@ from .diff_matching import (
 from .reader import ImageRow, RunReader
 
 SIZES: Final = ("small", "medium", "large")
-"""COCO's, by the mask's pixels: below 32², below 96², and above."""
+"""COCO's size ranges by mask area in pixels: below 32², below 96², and above."""
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -41,31 +41,32 @@ class ImageDiff:
     a: ImageRow | None
     b: ImageRow | None
     status: str
-    """`compared`; `only_a`, `only_b`; `failed`, where a run has not seen it; `resized`."""
+    """`compared`; `only_a`, `only_b`; `failed`, in either run; `resized`, of different sizes."""
     found_a: Detections | None = None
-    """Labels are codes of `Comparison.categories`; None where nothing was compared."""
+    """Labels are indices in `Comparison.categories`; None if the image was not compared."""
     found_b: Detections | None = None
     pairs: Pairs | None = None
     kinds: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))
-    """Of the pairs, then of the unmatched of A, then of those of B."""
+    """(K,) of the pairs, then of the unmatched instances of A, then of those of B."""
     rows_a: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
-    """The instance of A for each of `kinds`; -1 where there is none."""
+    """(K,) index in `found_a` for each of `kinds`; -1 for instances that only B has."""
     rows_b: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    """(K,) likewise in `found_b`."""
     iou: Floats = field(default_factory=lambda: np.zeros(0))
-    """Of the masks for each of `kinds`; 0 where there is no partner."""
+    """(K,) mask IoU for each of `kinds`; 0 if there is no partner."""
     numbers_a: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Numbers of the instances in their image, where weak ones were left out."""
+    """Numbers of the instances in their image, which differ from indices if low scores are left out."""
     numbers_b: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def name(self) -> str:
-        """In A, or where only B has it, in B."""
+        """Name in A, or in B if only B has the image."""
         image = self.a or self.b
         return "" if image is None else image.name
 
     @property
     def changed(self) -> NDArray[np.intp]:
-        """Which of `kinds` are not the same."""
+        """Indices of `kinds` that are not `SAME`."""
         return np.flatnonzero(self.kinds != SAME)
 
     @property
@@ -75,18 +76,18 @@ class ImageDiff:
 
     @property
     def weight(self) -> float:
-        """How much differs: for pictures, the most first."""
+        """Amount of difference, by which images are chosen for pictures."""
         moved = self.kinds == MOVED
         whole = np.isin(self.kinds, (RELABELLED, APPEARED, VANISHED)).sum()
         return float(whole + (1 - self.iou[moved]).sum() + 0.01 * (self.kinds == RESCORED).sum())
 
 
 class Comparison:
-    """Two finished runs side by side; iterate over it once for the images, in order of A's names.
+    """Two finished runs side by side; iterate over it once for the images, in the order of A.
 
     Args:
-        a: of one run.
-        b: of the other.
+        a: reader of one run.
+        b: reader of the other run.
         rules: when instances are the same.
     """
 
@@ -97,19 +98,19 @@ class Comparison:
         self.matched_by: Final[Literal["image_id", "name"]] = "image_id" if all(given) else "name"
         names = [category.name for reader in (a, b) for category in reader.run.categories]
         self.categories: Final = tuple(dict.fromkeys(names))
-        """Names in both runs, by code; categories of one name are the same, whatever their ids."""
+        """Names in either run; categories with the same name are the same, whatever their ids."""
         code = {name: number for number, name in enumerate(self.categories)}
         self._codes = [{c.id: code[c.name] for c in reader.run.categories} for reader in (a, b)]
 
     @property
     def settings(self) -> list[str]:
-        """In which settings the runs differ, in words."""
+        """The settings in which the runs differ, as text."""
         infos = [reader.run.info for reader in (self._a, self._b)]
         facts = [info["settings"] | {"weights": info["model"].get("sha256", "")[:12]} for info in infos]
         return differences(facts[0], facts[1])
 
     def __iter__(self) -> Iterator[ImageDiff]:
-        """Give every image of either run.
+        """Yield every image of either run.
 
         Raises:
             RunError: a part cannot be read.
@@ -157,7 +158,7 @@ class Comparison:
         return replace(some, labels=labels), keep
 
     def _by_name(self) -> Iterator[tuple[ImageRow | None, ImageRow | None]]:
-        """Give images of one name together; both runs are in the order of names, as UTF-8 bytes."""
+        """Yield images with the same name together; both runs are in the order of names, as UTF-8 bytes."""
         ours, theirs = self._a.images(), self._b.images()
         a, b = next(ours, None), next(theirs, None)
         while a is not None or b is not None:
@@ -172,7 +173,7 @@ class Comparison:
                 a, b = next(ours, None), next(theirs, None)
 
     def _by_id(self) -> Iterator[tuple[ImageRow | None, ImageRow | None]]:
-        """Give images of one id together: those of A in order, then those that only B has."""
+        """Yield images with the same id together: those of A in order, then those that only B has."""
         ours, theirs = (_ids(reader) for reader in (self._a, self._b))
         order = np.argsort(theirs, kind="stable")
         place = np.minimum(np.searchsorted(theirs[order], ours), max(len(order) - 1, 0))
@@ -189,23 +190,23 @@ def _ids(reader: RunReader) -> Ints:
     return np.concatenate([np.zeros(0, np.int64), *pieces])
 
 
-# What it adds up to
+# Totals
 
 
 class Tally:
-    """How much differs, counted image by image."""
+    """Counts of differences, added image by image."""
 
     def __init__(self, categories: tuple[str, ...]) -> None:
         self._categories = categories
         self._counts = np.zeros((len(KINDS), len(categories), len(SIZES)), np.int64)
-        """By kind, by category in A or, where it appeared, in B, and by size likewise."""
+        """By kind, by category and by size in A or, for instances that appeared, in B."""
         self._relabelled = np.zeros((len(categories), len(categories)), np.int64)
         self.images = dict.fromkeys(
             ("compared", "only_a", "only_b", "failed", "resized", "changed", "status_changed"), 0
         )
 
     def add(self, image: ImageDiff) -> None:
-        """Count an image."""
+        """Add an image."""
         self.images[image.status] += 1
         self.images["status_changed"] += image.status_changed
         self.images["changed"] += len(image.changed) > 0
@@ -223,7 +224,7 @@ class Tally:
 
     @property
     def equal(self) -> bool:
-        """Whether nothing differs."""
+        """Whether there are no differences."""
         others = ("only_a", "only_b", "resized", "changed", "status_changed")
         return not any(self.images[name] for name in others)
 
@@ -248,7 +249,7 @@ class Tally:
 
 
 def sizes_of(areas: Ints) -> Ints:
-    """Return the place in `SIZES` of masks of so many pixels."""
+    """Return the indices in `SIZES` of mask areas."""
     return np.searchsorted(np.array(COCO_EDGES[1:3]), areas, side="right").astype(np.int64)
 
 

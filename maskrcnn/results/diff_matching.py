@@ -1,9 +1,9 @@
-"""Which instances of one image are the same objects in two runs, and what became of each.
+"""Match the instances of one image in two runs, and classify the differences.
 
-They are matched one to one: first those that are equal, then by the IoU of their masks, the highest first; those of
-one category before those of two. Greedily, not by the best total: that would give up a pair of equal masks for two
-middling ones, and report what nobody changed. The order is fixed to the last tie, so that the same instances give the
-same answer.
+Instances are matched one to one: first equal ones, then by descending mask IoU, with pairs of the same category before
+those of different categories. Matching is greedy, not optimal in total, which would separate two equal masks in favor
+of two mediocre pairs and report changes that did not happen. All ties are broken in a fixed order, so that the same
+instances give the same result.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,11 +19,11 @@ from ..masks.spans import Spans
 from ..types import Detections
 
 KINDS: Final = ("same", "rescored", "moved", "relabelled", "appeared", "vanished")
-"""What became of an instance, each exactly one: of matched ones the last that applies."""
+"""The kind of difference of an instance, exactly one; of matched instances the last that applies."""
 SAME, RESCORED, MOVED, RELABELLED, APPEARED, VANISHED = range(6)
 _BLOCK: Final = 256
 _PAIRS: Final = 20_000
-"""Pairs of masks that are compared at once."""
+"""Number of pairs of masks compared at once."""
 _BELOW_ONE: Final = float(np.nextafter(1.0, 0.0))
 
 Ints = NDArray[np.int64]
@@ -35,21 +35,21 @@ class Rules:
     """When instances are the same.
 
     Raises:
-        UsageError: a limit is not in its range.
+        UsageError: a limit is out of range.
     """
 
     match_iou: float = 0.5
-    """Masks of less IoU are of different objects."""
+    """Minimum mask IoU of two instances that are matched as one object."""
     iou: float = 1.0
-    """Matched instances have moved where the IoU of masks or boxes is below."""
+    """Matched instances count as moved if the IoU of masks or boxes is lower."""
     score: float = 0.0
-    """Matched instances are rescored where scores differ by more."""
+    """Matched instances count as rescored if scores differ by more."""
     min_score: float = 0.0
-    """Weaker instances are left out of both runs."""
+    """Instances with lower scores are left out of both runs."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.match_iou <= 1.0 or not 0.0 < self.iou <= 1.0:
-            raise UsageError("--match-iou and --iou must be above 0, and at most 1")
+            raise UsageError("--match-iou and --iou must be above 0 and at most 1")
         if not 0.0 <= self.score <= 1.0 or not 0.0 <= self.min_score <= 1.0:
             raise UsageError("--score and --min-score must be in [0, 1]")
 
@@ -60,16 +60,16 @@ class Pairs(NamedTuple):
     a: Ints
     b: Ints
     iou: Floats
-    """Of the masks; exactly 1 where they are equal, and only there."""
+    """Mask IoU; exactly 1 if and only if the masks are equal."""
 
 
 def match_instances(a: Detections, b: Detections, match_iou: float = 0.5) -> Pairs:
-    """Return which instances of one image are the same objects in two runs.
+    """Return the pairs of instances of one image that are the same object in two runs.
 
     Args:
-        a: of one run.
-        b: of the other, of as many pixels; labels mean the same.
-        match_iou: masks of less IoU are not matched.
+        a: detections of one run.
+        b: detections of the other run, of the same size and with the same labels.
+        match_iou: masks with a lower IoU are not matched.
     """
     pairs: list[tuple[int, int, float]] = []
     free_a, free_b = np.ones(len(a), np.bool_), np.ones(len(b), np.bool_)
@@ -97,7 +97,7 @@ def match_instances(a: Detections, b: Detections, match_iou: float = 0.5) -> Pai
 
 
 def _keys(found: Detections, free: NDArray[np.bool_], *, whole: bool) -> list[tuple[int, Any]]:
-    """Return what equal instances have in common: all of it, or category and mask where this is not empty."""
+    """Return keys that are the same for equal instances: of all columns, or of category and non-empty mask."""
     labels, scores, areas = found.labels.tolist(), found.scores.tolist(), found.areas.tolist()
     frames = None if found.frames is None else found.frames.tolist()
     keys: list[tuple[int, Any]] = []
@@ -111,7 +111,7 @@ def _keys(found: Detections, free: NDArray[np.bool_], *, whole: bool) -> list[tu
 
 
 def _equal(ours: list[tuple[int, Any]], theirs: list[tuple[int, Any]]) -> Iterator[tuple[int, int, float]]:
-    """Give pairs of equal keys, in order."""
+    """Yield pairs with equal keys, in order."""
     waiting: dict[Any, list[int]] = {}
     for j, key in reversed(theirs):
         waiting.setdefault(key, []).append(j)
@@ -123,7 +123,7 @@ def _equal(ours: list[tuple[int, Any]], theirs: list[tuple[int, Any]]) -> Iterat
 def _overlapping(
     a: Detections, b: Detections, left_a: NDArray[np.intp], left_b: NDArray[np.intp], least: float
 ) -> tuple[Ints, Ints, Floats]:
-    """Return pairs whose masks have an IoU of `least` and more, with it."""
+    """Return the pairs with a mask IoU of at least `least`, and the IoU."""
     candidates = [_meeting(a, b, block, left_b) for block in _blocks(a, left_a)]
     i, j = (np.concatenate([block[side] for block in candidates]) for side in (0, 1))
     found = [np.zeros(0)]
@@ -139,7 +139,7 @@ def _overlapping(
 
 
 def _blocks(found: Detections, chosen: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-    """Return instances in blocks of those that are near to each other from top to bottom."""
+    """Return instances in blocks, ordered from top to bottom."""
     ordered = chosen[np.argsort(found.mask_boxes[chosen, 1], kind="stable")]
     return [ordered[start : start + _BLOCK] for start in range(0, len(ordered), _BLOCK)]
 
@@ -147,7 +147,7 @@ def _blocks(found: Detections, chosen: NDArray[np.intp]) -> list[NDArray[np.intp
 def _meeting(
     a: Detections, b: Detections, ours: NDArray[np.intp], theirs: NDArray[np.intp]
 ) -> tuple[Ints, Ints]:
-    """Return the pairs whose masks' boxes share pixels."""
+    """Return the pairs whose mask boxes share pixels."""
     one, other = a.mask_boxes[ours], b.mask_boxes[theirs]
     near = (other[:, 1] < one[:, 3].max()) & (other[:, 3] > one[:, 1].min())
     other, theirs = other[near], theirs[near]
@@ -158,7 +158,7 @@ def _meeting(
 
 
 def _runs(found: Detections, chosen: Ints) -> Spans:
-    """Return masks in the image's frame, any of them any number of times."""
+    """Return masks in the image's frame; `chosen` may contain an instance several times."""
     some, again = np.unique(chosen, return_inverse=True)
     sizes = found.mask_sizes[some]
     columns: list[tuple[Ints, Ints, Ints, Ints]] = []
@@ -178,7 +178,7 @@ def _runs(found: Detections, chosen: Ints) -> Spans:
 
 
 def box_iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> Floats:
-    """Return the IoU of boxes of one number, (P, 4) each; exactly 1 where they are equal, and only there."""
+    """Return the IoU of pairs of boxes, (P, 4) each; exactly 1 if and only if they are equal."""
     one, other = a.astype(np.float64), b.astype(np.float64)
     inner = np.minimum(one, other)[:, 2:] - np.maximum(one, other)[:, :2]
     common = np.prod(np.maximum(inner, 0), axis=1)
@@ -188,12 +188,12 @@ def box_iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> Floats:
 
 
 def compare_instances(a: Detections, b: Detections, rules: Rules) -> tuple[Pairs, NDArray[np.int8]]:
-    """Match an image's instances, and return the pairs with what became of each.
+    """Match an image's instances, and return the pairs and the kind of difference of each.
 
     Args:
-        a: of one run.
-        b: of the other, of as many pixels; labels mean the same.
-        rules: when they are the same.
+        a: detections of one run.
+        b: detections of the other run, of the same size and with the same labels.
+        rules: when instances are the same.
     """
     pairs = match_instances(a, b, rules.match_iou)
     kinds = np.full(len(pairs.a), SAME, np.int8)

@@ -30,7 +30,7 @@ INSTANCES: Final = pa.schema(
         ("iou", pa.float32()),
     ]
 )
-"""Of `diff.parquet`: one row an instance that is not the same; null where a run does not have it."""
+"""Of `diff.parquet`: one row per instance that is not the same; null if a run does not have it."""
 IMAGES: Final = pa.schema(
     [
         pa.field("name", pa.string(), nullable=False),
@@ -42,24 +42,24 @@ IMAGES: Final = pa.schema(
         *[pa.field(kind, pa.int32(), nullable=False) for kind in KINDS],
     ]
 )
-"""Of `images.parquet`: one row an image that differs."""
+"""Of `images.parquet`: one row per image that differs."""
 
 
 def compare_runs(
     comparison: Comparison, output: Storage | None, count: int
 ) -> tuple[Tally, list[tuple[ImageRow, ImageRow]]]:
-    """Compare two runs, and write what differs as tables.
+    """Compare two runs, and write the differences as tables.
 
     Args:
         comparison: of the runs.
         output: gets `diff.parquet` and `images.parquet`; None: nothing is written.
-        count: how many of the images that differ most are wanted.
+        count: number of images with the most differences to return.
 
     Returns:
-        What it adds up to, and the images that differ most, the most first.
+        The totals, and the images with the most differences, in descending order.
 
     Raises:
-        RunError: a run cannot be read, or a table not be stored.
+        RunError: a run cannot be read, or a table cannot be stored.
     """
     tally = Tally(comparison.categories)
     most: list[tuple[float, int, tuple[ImageRow, ImageRow]]] = []

@@ -1,7 +1,7 @@
-"""A finished run in the forms that other tools read: COCO JSON, CSV, PNG label maps.
+"""Export a finished run to formats that other tools read: COCO JSON, CSV, PNG label maps.
 
-Each export streams the tables and writes to an empty folder or prefix of its own. The tables stay the truth:
-an export leaves out images that failed, and what its format cannot say.
+Each export streams the tables and writes to an empty folder or prefix. The tables remain authoritative: an export
+leaves out failed images, and values that its format cannot represent.
 """
 
 import csv
@@ -44,9 +44,9 @@ CSV: Final = pa.schema(
 """The columns of `instances.csv`."""
 MASKS_COLUMNS: Final = ("file", "value", "name", "image_id", "instance", "category_id", "category", "score")
 MAX_LABELS: Final = 2**16 - 1
-"""What a 16-bit label map can tell apart, besides the background."""
+"""Maximum number of instances in a 16-bit label map, besides the background."""
 
-# What a spreadsheet takes for a formula, the full-width forms included.
+# Prefixes that spreadsheets interpret as a formula, including the full-width forms.
 # https://owasp.org/www-community/attacks/CSV_Injection
 _FORMULA: Final = "^[=+\\-@\uff1d\uff0b\uff0d\uff20\t\r\n]"
 
@@ -60,18 +60,18 @@ def export_coco(
     *,
     mode: str = "auto",
 ) -> int:
-    """Write the COCO files of a run below `dest`, as `coco.plan_files` lays them out; return the annotations.
+    """Write the COCO files of a run below `dest`, as planned by `coco_writer.plan_files`; return the annotations.
 
     Args:
         run: the run's directory.
         parts: all its parts, in order.
-        categories: what its model can find.
+        categories: of its model.
         dest: path or url of an empty folder or prefix.
         info: `info` of the dataset form.
-        mode: see `coco.plan_files`.
+        mode: see `coco_writer.plan_files`.
 
     Raises:
-        UsageError: `dest` is not empty, or masks are drawn in frames of their own.
+        UsageError: `dest` is not empty, or masks have their own frames.
         RunError: something cannot be read or stored.
     """
     destination = _empty_destination(dest)
@@ -85,10 +85,10 @@ def export_coco(
 
 
 def export_csv(run: Storage, parts: Sequence[Part], dest: str) -> int:
-    """Write `instances.csv` below `dest`, one row an instance (`CSV`), and return the number of rows.
+    """Write `instances.csv` below `dest`, one row per instance (`CSV`), and return the number of rows.
 
-    A name or category that a spreadsheet would take for a formula (it begins with =, +, -, @, a tab or a line
-    break) gets an apostrophe in front. Texts stand in quotes; lines end with a line feed; UTF-8.
+    A name or category that a spreadsheet would interpret as a formula (it begins with =, +, -, @, a tab or a line
+    break) is prefixed with an apostrophe. Texts are quoted; lines end with a line feed; the encoding is UTF-8.
 
     Raises:
         UsageError: `dest` is not empty.
@@ -111,22 +111,22 @@ def export_csv(run: Storage, parts: Sequence[Part], dest: str) -> int:
 def export_png_masks(
     run: Storage, parts: Sequence[Part], dest: str, naming: Literal["name", "id"] = "name"
 ) -> int:
-    """Write one PNG label map an image below `dest`/masks, and `masks.csv`; return the number of label maps.
+    """Write one PNG label map per image below `dest`/masks, and `masks.csv`; return the number of label maps.
 
-    A pixel's value is `instance` + 1, and 0 where there is none; where masks overlap, the higher score is on
-    top. The maps have 8 bits a pixel up to 255 instances, else 16. `masks.csv` (`MASKS_COLUMNS`) has one row
-    an instance: which value in which file is what; formulas are guarded as in `export_csv`. An image in which
-    nothing was found has a map of zeros and no row.
+    The value of a pixel is `instance` + 1, or 0 for background; if masks overlap, the one with the higher score is on
+    top. The maps have 8 bits per pixel for up to 255 instances, else 16. `masks.csv` (`MASKS_COLUMNS`) has one row per
+    instance, which describes a value of a file; formulas are escaped as in `export_csv`. An image without detections
+    has a map of zeros and no row.
 
     Args:
         run: the run's directory.
         parts: all its parts, in order.
         dest: path or url of an empty folder or prefix.
-        naming: `name`: after the image, sub-folders kept (see `safe_name`). `id`: after its `image_id`.
+        naming: `name`: after the image, keeping sub-folders (see `safe_name`). `id`: after its `image_id`.
 
     Raises:
-        UsageError: `dest` is not empty, an image has more than `MAX_LABELS` instances, or masks are drawn in
-            frames of their own.
+        UsageError: `dest` is not empty, an image has more than `MAX_LABELS` instances, or masks have their own
+            frames.
         RunError: something cannot be read or stored.
     """
     destination = _empty_destination(dest)
@@ -150,7 +150,7 @@ def export_png_masks(
 def label_map(
     height: int, width: int, rles: Sequence[dict[str, Any]]
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Draw masks into one picture, the first on top.
+    """Draw masks into one label map, the first on top.
 
     Args:
         height: of the image, pixels.
@@ -160,7 +160,7 @@ def label_map(
     Returns:
         (height, width), uint8 if N <= 255, else uint16: the number of the mask from 1, or 0.
     """
-    # Column-major, as the runs are.
+    # Column-major, like run lengths.
     labels = np.zeros((height, width), np.uint8 if len(rles) <= 255 else np.uint16, order="F")
     boxes = rle_boxes_xywh(rles).astype(np.int64)
     for number in range(len(rles), 0, -1):
@@ -172,33 +172,32 @@ def label_map(
 
 
 def safe_name(name: str, image_id: int) -> str:
-    r"""Return a relative path that is as near to a name as is safe, and differs for different images.
+    r"""Return a safe relative path that is as similar to a name as possible, and unique per image.
 
-    Sub-folders stay. Steps up, drive letters, empty and over-long parts and characters that some file system
-    refuses do not; a name that had to change ends in `~` and its image's id, and so does one that looks as if
-    it had.
+    Sub-folders are kept. Parent references, drive letters, empty and over-long parts, and characters that some file
+    system rejects are not; a changed name ends in `~` and its image's id, and so does a name that looks changed.
 
     >>> safe_name("site 1/übung.jpg", 7), safe_name("../../etc/passwd", 8)
     ('site 1/übung.jpg', 'etc/passwd~8')
     """
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     cleaned = [_safe_part(part) for part in parts]
-    # A folder must not have the name of a label map beside it.
+    # A folder must not have the same name as a label map beside it.
     cleaned[:-1] = [f"{folder}_" if folder.lower().endswith(".png") else folder for folder in cleaned[:-1]]
     safe = "/".join(cleaned) or "_"
     return safe if safe == name and not re.search(r"~\d+$", safe) else f"{safe}~{image_id}"
 
 
 def _safe_part(part: str) -> str:
-    plain = re.sub(r'[\x00-\x1f\x7f<>:"|?*]', "_", part)
-    # File systems take 255 bytes; some are for the id and the suffix. Windows drops final blanks and dots.
-    return plain.encode()[:200].decode(errors="ignore").rstrip(" .") or "_"
+    cleaned = re.sub(r'[\x00-\x1f\x7f<>:"|?*]', "_", part)
+    # File systems allow 255 bytes; some are for the id and the suffix. Windows drops final blanks and dots.
+    return cleaned.encode()[:200].decode(errors="ignore").rstrip(" .") or "_"
 
 
 def _empty_destination(dest: str) -> Storage:
     destination = Storage(dest)
     if destination.list():
-        raise UsageError(f"{dest} is not empty; an export goes to a folder or prefix of its own")
+        raise UsageError(f"{dest} is not empty: export to an empty folder or prefix")
     return destination
 
 
@@ -266,7 +265,7 @@ def _check_labels_fit(run: Storage, parts: Sequence[Part]) -> None:
 
 
 def _labelled_images(run: Storage, parts: Sequence[Part]) -> Iterator[_LabelledImage]:
-    """Walk through images and instances side by side: both are in the order of the manifest."""
+    """Yield images with their instances; both tables are in the order of the manifest."""
     for part in parts:
         stream = instance_batches(run, [part], _LABELLED.names)
         waiting = _LABELLED.empty_table()

@@ -1,7 +1,7 @@
-"""What must hold of the rows of a finished run: functions of values, each of which yields what does not.
+"""The invariants of the rows of a finished run: functions of values, each of which yields the violations.
 
-Arrays of whole chunks, not rows one by one: ten million images are checked in minutes. The tables have the schemas of
-`schema.IMAGES` and `schema.INSTANCES`, and their texts are UTF-8; a reader makes sure of both.
+They work on arrays of whole chunks, so that ten million images are checked in minutes. The tables have the schemas of
+`schema.IMAGES` and `schema.INSTANCES`, and their texts are UTF-8; `verify_loading` validates both.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..errors import ERROR_CODES
+from ..errors import ERROR_CODES, plural
 from ..masks.rle import MAX_PIXELS
 from ..masks.rle_decode import ReadMasks, read_masks
 from ..schema import INSTANCES_PER_IMAGE
@@ -21,11 +21,11 @@ from ..stats import STATUSES
 
 _BITS: Final = {pa.float16(): pa.int16(), pa.float32(): pa.int32(), pa.float64(): pa.int64()}
 _MASKS_AT_ONCE: Final = 1024
-"""Some hundred thousand run lengths: they stay in the processor's cache."""
+"""A few hundred thousand run lengths, which fit in the processor's cache."""
 
 
 class Fault(NamedTuple):
-    """One thing that does not hold."""
+    """One violation."""
 
     where: str
     """A path, or an image or an instance by its id."""
@@ -44,12 +44,12 @@ def _faults(
 
 
 class Placed(NamedTuple):
-    """Where rows of `images` stand in the manifest."""
+    """Positions of rows of `images` in the manifest."""
 
     positions: NDArray[np.int64]
-    """(N,) from the beginning of the expected rows; -1 where a row is none of them."""
+    """(N,) from the beginning of the expected rows; -1 for a row that is not among them."""
     passed: int
-    """How many of the expected rows these have dealt with: the next rows are expected from there."""
+    """Number of expected rows that are accounted for: the next rows are expected from there."""
 
 
 def place(found: NDArray[np.int64], expected: NDArray[np.int64]) -> Placed:
@@ -59,9 +59,9 @@ def place(found: NDArray[np.int64], expected: NDArray[np.int64]) -> Placed:
     Placed(positions=array([0, 2]), passed=3)
 
     Args:
-        found: (N,) ids as they stand in `images`.
-        expected: (M,) the ids of the manifest's next rows, all different; more than N, so that what follows a
-            lost row is recognised.
+        found: (N,) ids in the order of `images`.
+        expected: (M,) the ids of the manifest's next rows, all different; more than N, so that the rows after a lost
+            one are recognized.
     """
     if np.array_equal(found, expected[: len(found)]):
         return Placed(np.arange(len(found)), len(found))
@@ -74,7 +74,7 @@ def place(found: NDArray[np.int64], expected: NDArray[np.int64]) -> Placed:
 
 
 def place_faults(found: NDArray[np.int64], expected: NDArray[np.int64], placed: Placed) -> Iterator[Fault]:
-    """Yield the rows that are lost, doubled, foreign or out of order."""
+    """Yield the rows that are lost, duplicate, foreign or out of order."""
     positions = placed.positions
     before = np.maximum.accumulate(np.concatenate([[-1], positions]))[:-1]
     again = np.ones(len(positions), np.bool_)
@@ -83,7 +83,7 @@ def place_faults(found: NDArray[np.int64], expected: NDArray[np.int64], placed: 
         if positions[i] < 0:
             line = "the manifest has no such row, or has it elsewhere"
         else:
-            line = "stands there again" if again[i] else "is not in the order of the manifest"
+            line = "occurs twice" if again[i] else "is not in the order of the manifest"
         yield Fault(f"image {found[i]}", line)
     if (positions >= 0).any():
         lost = np.ones(placed.passed, np.bool_)
@@ -92,7 +92,7 @@ def place_faults(found: NDArray[np.int64], expected: NDArray[np.int64], placed: 
 
 
 def carried_faults(images: pa.Table, inputs: pa.Table, names: list[str]) -> Iterator[Fault]:
-    """Yield the values that the manifest has otherwise, for rows of `images` and the same rows of the manifest.
+    """Yield the values that differ between rows of `images` and the same rows of the manifest.
 
     Args:
         names: the columns that must be equal.
@@ -101,7 +101,7 @@ def carried_faults(images: pa.Table, inputs: pa.Table, names: list[str]) -> Iter
         ours, theirs = (_comparable(table[name]) for table in (images, inputs))
         if ours.equals(theirs):
             continue
-        # Nested values with NaN are never equal for Arrow.
+        # Arrow never considers nested values with NaN equal.
         pairs = zip(images[name].to_pylist(), inputs[name].to_pylist(), strict=True)
         for row, (a, b) in enumerate(pairs):
             if repr(a) != repr(b):
@@ -110,7 +110,7 @@ def carried_faults(images: pa.Table, inputs: pa.Table, names: list[str]) -> Iter
 
 
 def _comparable(column: pa.ChunkedArray) -> pa.Array:
-    """Return a column as one array, floats by their bits: NaN equals no number, nor itself."""
+    """Return a column as one array, floats by their bits, because NaN does not equal itself."""
     array = column.combine_chunks()
     return array.view(_BITS[array.type]) if array.type in _BITS else array
 
@@ -137,7 +137,7 @@ def status_faults(images: pa.Table) -> Iterator[Fault]:
         (failed & ~has_error, lambda _: "failed without an error"),
         (failed & partial, lambda _: "failed with the error 'partial'"),
         (~failed & has_error & ~partial, lambda i: f"{status[i]} with the error {_short(error[i])}"),
-        (~known, lambda i: f"there is no error code {_short(error[i])}"),
+        (~known, lambda i: f"unknown error code {_short(error[i])}"),
         (ok & (n <= 0), lambda i: f"ok with n_instances {n[i]}"),
         ((empty | failed) & (n != 0), lambda i: f"{status[i]} with n_instances {n[i]}"),
         (~failed & ~sized, lambda i: f"{status[i]} without a width and a height"),
@@ -151,19 +151,19 @@ def status_faults(images: pa.Table) -> Iterator[Fault]:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive rows of `images`, and the rows of `instances` whose ids are theirs."""
+    """Consecutive rows of `images`, and the rows of `instances` that belong to them by their ids."""
 
     first: int
     """The row of the manifest, from 0, of the first image."""
     images: pa.Table
     instances: pa.Table
-    """In the order of the file; before the first chunk's first id and after a part's last, whatever stands there."""
+    """In the order of the file; includes rows before the first chunk's first id and after a part's last."""
     ids_per_image: int = INSTANCES_PER_IMAGE
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a model may find, by the run's record."""
+class Detectable:
+    """The categories and scores that a run may contain, by its records."""
 
     categories: Mapping[int, str]
     """Names by id."""
@@ -172,26 +172,28 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class _Owned:
-    """The columns of a chunk's instances, and those of their images."""
+    """Columns of a chunk's instances, and of their images."""
 
     id: NDArray[np.int64]
     number: NDArray[np.int64]
-    """Within the image, from 0, by the id."""
+    """Number within the image, from 0, derived from the id."""
     image: NDArray[np.int64]
-    """The chunk's image, from 0; where `astray` is set, 0."""
+    """Index of the chunk's image; 0 if `astray`."""
     astray: NDArray[np.bool_]
+    """Whether the id belongs to no image of the chunk."""
     image_id: NDArray[np.int64]
-    """That of the image."""
+    """The id of the image."""
     height: NDArray[np.int64]
-    """Of the image; 0 where it has none."""
+    """Height of the image; 0 if it has none."""
     width: NDArray[np.int64]
 
 
-def instance_faults(chunk: Chunk, previous_id: int, found: Found) -> Iterator[Fault]:
-    """Yield what does not hold of a chunk's instances, each by itself and against its image.
+def instance_faults(chunk: Chunk, previous_id: int, detectable: Detectable) -> Iterator[Fault]:
+    """Yield the violations of a chunk's instances, in themselves and against their images.
 
     Args:
-        previous_id: that of the instance before the first; 0 where there is none.
+        previous_id: the id of the instance before the first; 0 before the first of all.
+        detectable: what the run may contain.
     """
     table, owned = chunk.instances.combine_chunks(), _owned(chunk)
     n = chunk.images["n_instances"].to_numpy()
@@ -199,11 +201,11 @@ def instance_faults(chunk: Chunk, previous_id: int, found: Found) -> Iterator[Fa
     yield from _faults(
         count != n,
         lambda i: f"image {chunk.images['image_id'][i]}",
-        lambda i: f"n_instances is {n[i]}, and {count[i]} rows are in instances",
+        lambda i: f"n_instances is {n[i]}, but instances has {plural(int(count[i]), 'row')} of it",
     )
     if not len(table):
         return
-    rules = [*_identity_rules(table, owned, previous_id), *_value_rules(table, owned, found)]
+    rules = [*_identity_rules(table, owned, previous_id), *_value_rules(table, owned, detectable)]
     for wrong, line in (*rules, *_mask_rules(table, owned)):
         yield from _faults(wrong, lambda i: f"instance {owned.id[i]}", line)
 
@@ -226,28 +228,30 @@ def _owned(chunk: Chunk) -> _Owned:
 
 
 def _identity_rules(table: pa.Table, owned: _Owned, previous_id: int) -> Iterator[_Rule]:
-    """Yield the rules by which an instance is one of its image, and there once."""
+    """Yield the rules by which an instance belongs to its image and occurs once."""
     before = np.concatenate([[previous_id], owned.id[:-1]])
-    yield owned.id <= before, lambda i: f"stands after instance {before[i]}: doubled, or out of order"
-    yield owned.astray, lambda _: "by its id it is of no image that stands here"
+    yield owned.id <= before, lambda i: f"follows instance {before[i]}: duplicate, or out of order"
+    yield owned.astray, lambda _: "belongs to no image of this part by its id"
     image_id = table["image_id"].to_numpy()
     yield (
         ~owned.astray & (image_id != owned.image_id),
-        lambda i: f"image_id is {image_id[i]}, by its id it is of image {owned.image_id[i]}",
+        lambda i: f"image_id is {image_id[i]}, by its id it belongs to image {owned.image_id[i]}",
     )
     instance = table["instance"].to_numpy()
     begins = np.flatnonzero(np.diff(owned.image, prepend=-1))
     nth = np.arange(len(table)) - np.repeat(begins, np.diff(begins, append=len(table)))
     yield (
         ~owned.astray & ((instance != owned.number) | (instance != nth)),
-        lambda i: f"instance is {instance[i]}, by its id {owned.number[i]}; its image has {nth[i]} before it",
+        lambda i: (
+            f"instance is {instance[i]}, by its id {owned.number[i]}; preceded by {nth[i]} of its image"
+        ),
     )
 
 
-def _value_rules(table: pa.Table, owned: _Owned, found: Found) -> Iterator[_Rule]:
+def _value_rules(table: pa.Table, owned: _Owned, detectable: Detectable) -> Iterator[_Rule]:
     """Yield the rules of category, score and box."""
-    ids = np.array(sorted(found.categories), np.int64)
-    names = pa.array([found.categories[i] for i in ids.tolist()], pa.string())
+    ids = np.array(sorted(detectable.categories), np.int64)
+    names = pa.array([detectable.categories[i] for i in ids.tolist()], pa.string())
     category = table["category_id"].to_numpy().astype(np.int64)
     at = np.minimum(np.searchsorted(ids, category), len(ids) - 1)
     name = table["category"].cast(pa.string()).combine_chunks()
@@ -255,8 +259,11 @@ def _value_rules(table: pa.Table, owned: _Owned, found: Found) -> Iterator[_Rule
     yield ~right, lambda i: f"the run has no category {category[i]} {_short(name[i].as_py())}"
 
     score = table["score"].to_numpy()
-    inside = (score >= np.float32(found.min_score)) & (score <= 1)
-    yield ~inside, lambda i: f"score is {score[i]}, the least that is stored {found.min_score}"
+    inside = (score >= np.float32(detectable.min_score)) & (score <= 1)
+    yield (
+        ~inside,
+        lambda i: f"score is {score[i]}, not between the minimum score {detectable.min_score} and 1",
+    )
 
     box = [side.to_numpy() for side in table["box"].combine_chunks().flatten()]
     finite = np.logical_and.reduce([np.isfinite(side) for side in box])
@@ -269,15 +276,18 @@ def _value_rules(table: pa.Table, owned: _Owned, found: Found) -> Iterator[_Rule
         equal = np.concatenate([[False], key[1:] == key[:-1]])
         wrong |= same & lower
         same &= equal
-    yield wrong, lambda _: "comes before the one above it by score, category and box"
+    yield wrong, lambda _: "is out of order by score, category and box"
 
 
 def _mask_rules(table: pa.Table, owned: _Owned) -> Iterator[_Rule]:
-    """Yield the rules by which a mask is one of its image, and area, box and edge are its own."""
+    """Yield the rules by which a mask fits its image, and area, box and touches_border fit the mask."""
     framed = pc.is_valid(table["frame"]).to_numpy()
     large = owned.height * owned.width > MAX_PIXELS
-    yield ~owned.astray & (framed & ~large), lambda _: "has a frame, which only images of 2^32 pixels have"
-    yield ~owned.astray & (large & ~framed), lambda _: "has no frame, in an image of 2^32 pixels or more"
+    yield (
+        ~owned.astray & (framed & ~large),
+        lambda _: "has a frame, which only images with 2^32 pixels or more have",
+    )
+    yield ~owned.astray & (large & ~framed), lambda _: "has no frame, in an image with 2^32 pixels or more"
     left, top, frame_width, frame_height = (
         pc.fill_null(side, 0).to_numpy().astype(np.int64)
         for side in table["frame"].combine_chunks().flatten()
@@ -285,7 +295,7 @@ def _mask_rules(table: pa.Table, owned: _Owned) -> Iterator[_Rule]:
     within = (
         (left >= 0) & (top >= 0) & (left + frame_width <= owned.width) & (top + frame_height <= owned.height)
     )
-    yield ~owned.astray & framed & ~within, lambda _: "has a frame that leaves the image"
+    yield ~owned.astray & framed & ~within, lambda _: "has a frame that exceeds the image"
     size, texts = table["segmentation"].combine_chunks().flatten()
     pair = pc.equal(pc.list_value_length(size), 2).to_numpy(zero_copy_only=False)
     height, width = np.zeros((2, len(table)), np.int64)
@@ -298,24 +308,27 @@ def _mask_rules(table: pa.Table, owned: _Owned) -> Iterator[_Rule]:
         lambda i: f"segmentation.size is {size[i].as_py()}, not [{drawn_height[i]}, {drawn_width[i]}]",
     )
     masks = _read(texts, height, width)
-    yield ~masks.intact, lambda i: f"counts are no mask of {height[i]} x {width[i]} pixels"
+    yield ~masks.intact, lambda i: f"counts are not a valid mask of {height[i]} x {width[i]} pixels"
 
     area = table["area"].to_numpy()
     yield (
         masks.intact & (area != masks.areas),
-        lambda i: f"area is {area[i]}, that of the mask {masks.areas[i]}",
+        lambda i: f"area is {area[i]}, by the mask {masks.areas[i]}",
     )
     box = np.stack([side.to_numpy() for side in table["mask_box"].combine_chunks().flatten()], axis=1)
     some = (masks.areas > 0)[:, None]
     placed = masks.boxes + some * np.stack([left, top, left, top], axis=1)
     yield (
         masks.intact & (box != placed).any(axis=1),
-        lambda i: f"mask_box is {box[i].tolist()}, that of the mask {placed[i].tolist()}",
+        lambda i: f"mask_box is {box[i].tolist()}, by the mask {placed[i].tolist()}",
     )
-    edge = table["touches_border"].to_numpy()
+    border = table["touches_border"].to_numpy()
     xmin, ymin, xmax, ymax = placed.T
     touches = ((xmin == 0) | (ymin == 0) | (xmax == owned.width) | (ymax == owned.height)) & (xmax > 0)
-    yield masks.intact & (edge != touches), lambda i: f"edge is {edge[i]}, the mask says {touches[i]}"
+    yield (
+        masks.intact & (border != touches),
+        lambda i: f"touches_border is {border[i]}, by the mask {touches[i]}",
+    )
 
 
 def _read(texts: pa.StringArray, height: NDArray[np.int64], width: NDArray[np.int64]) -> ReadMasks:

@@ -1,4 +1,4 @@
-"""What must hold of the windows, the pieces and the polygons of a finished run of windows; see `laws`."""
+"""The invariants of the windows, pieces and polygons of a finished run of windows; see `invariants`."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..errors import ERROR_CODES
+from ..errors import ERROR_CODES, plural
 from ..formats.geoparquet import geo_table
 from ..masks.rle_decode import read_masks
 from ..tiling.assemble import ranges_of
@@ -21,18 +21,21 @@ _RECT: Final = ("col_off", "row_off", "width", "height")
 def window_faults(
     items: WindowIndex, image_row: int, image: dict[str, Any], windows: pa.Table
 ) -> Iterator[Fault]:
-    """Yield what does not hold of the windows of one image.
+    """Yield the violations of the windows of one image.
 
     Args:
         image: its row of `images`.
-        windows: what stands in `windows` under its id.
+        windows: the rows of `windows` with its id.
     """
     where = f"image {image['image_id']}"
     tiling = items.tiling(image_row)
     rects = np.array([(0, 0, 0, 0)] if tiling is None else list(tiling.grid), np.int32)
     found = np.stack([windows[name].to_numpy() for name in _RECT], axis=1)
     if windows["window_id"].to_pylist() != list(range(len(rects))):
-        yield Fault(where, f"has {len(windows)} windows, planned were {len(rects)}, each once and in order")
+        yield Fault(
+            where,
+            f"has {plural(len(windows), 'window')}, planned were {len(rects):,}, each once and in order",
+        )
         return
     if not np.array_equal(found, rects):
         first = int(np.flatnonzero((found != rects).any(axis=1))[0])
@@ -48,26 +51,27 @@ def window_faults(
         }
         if not sound.get(state, False):
             yield Fault(
-                where, f"window {window} is {state!r:.40} with the error {code!r:.40} and {count} pieces"
+                where,
+                f"window {window} is {state!r:.40} with the error {code!r:.40} and {plural(count, 'piece')}",
             )
     failed = status.count("failed")
     if (image["status"] == "failed") != (failed == len(status)):
-        yield Fault(where, f"is {image['status']}, and {failed} of its {len(status)} windows failed")
+        yield Fault(where, f"is {image['status']}, but {failed} of {plural(len(status), 'window')} failed")
     if (image["error"] == "partial") != (0 < failed < len(status)):
         yield Fault(
-            where, f"has the error {image['error']}, and {failed} of its {len(status)} windows failed"
+            where, f"has the error {image['error']}, but {failed} of {plural(len(status), 'window')} failed"
         )
     if image["capped"] != bool(pc.any(windows["capped"]).as_py()):
-        yield Fault(where, f"capped is {image['capped']}, its windows say otherwise")
+        yield Fault(where, f"capped is {image['capped']}, which contradicts its windows")
 
 
 def piece_faults(windows: pa.Table, pieces: pa.Table, instances: pa.Table) -> Iterator[Fault]:
-    """Yield what does not hold of pieces.
+    """Yield the violations of pieces.
 
     Args:
-        windows: of some whole images.
-        pieces: of these.
-        instances: of these: `image_id`, `instance` and `category_id`.
+        windows: of some complete images.
+        pieces: of these images.
+        instances: of these images: `image_id`, `instance` and `category_id`.
     """
     named = [
         f"piece {p} of window {w} of image {i}" for i, w, p in _keys(pieces, "image_id", "window_id", "piece")
@@ -82,16 +86,18 @@ def piece_faults(windows: pa.Table, pieces: pa.Table, instances: pa.Table) -> It
         axis=1,
     )
     if _keys(pieces, "image_id", "window_id", "piece") != [tuple(key) for key in expected.tolist()]:
-        yield Fault("pieces", "are not, window by window, as many as n_pieces says")
+        yield Fault("pieces", "do not agree with n_pieces, window by window")
         return
     categories = {key[:2]: key[2] for key in _keys(instances, "image_id", "instance", "category_id")}
     seen = set()
     for index, key in enumerate(_keys(pieces, "image_id", "instance", "category_id")):
         seen.add(key[:2])
         if categories.get(key[:2]) != key[2]:
-            yield Fault(named[index], f"became instance {key[1]}, which is not there or of another category")
+            yield Fault(
+                named[index], f"belongs to instance {key[1]}, which is missing or of another category"
+            )
     for image_id, instance in sorted(categories.keys() - seen):
-        yield Fault(f"instance {instance} of image {image_id}", "was made of no piece")
+        yield Fault(f"instance {instance} of image {image_id}", "has no piece")
     yield from _mask_faults(windows, pieces, per_window, lambda index: named[index])
 
 
@@ -112,19 +118,21 @@ def _mask_faults(
     sound = masks.intact & right.all(axis=1)
     sound &= (masks.areas == pieces["area"].to_numpy()) & (masks.boxes == box).all(axis=1)
     for index in np.flatnonzero(~sound).tolist():
-        yield Fault(where(index), "its mask is none of its window, or its area or mask_box is not the mask's")
+        yield Fault(
+            where(index), "its mask does not fit its window, or its area or mask_box does not fit the mask"
+        )
 
 
 def geo_faults(
     items: WindowIndex, first_row: int, image_ids: list[int], instances: pa.Table, geo: pa.Table
 ) -> Iterator[Fault]:
-    """Yield what does not hold of the polygons of some whole images: they are made again, and compared.
+    """Yield the violations of the polygons of some complete images: they are made again and compared.
 
     Args:
-        first_row: of the manifest, of the first image.
+        first_row: row of the manifest of the first image.
         image_ids: of consecutive images.
-        instances: of these.
-        geo: the rows of `geo` of these, in any order.
+        instances: of these images.
+        geo: the rows of `geo` of these images, in any order.
     """
     ranges = ranges_of(instances["image_id"].to_numpy())
     expected: list[pa.Table] = []
@@ -138,7 +146,8 @@ def geo_faults(
     made, geo = made.sort_by(keys), geo.sort_by(keys)
     if _keys(made, "image_id", "instance") != _keys(geo, "image_id", "instance"):
         yield Fault(
-            "geo", f"has {len(geo)} polygons, {len(made)} instances lie on Earth; or others than these"
+            "geo",
+            f"has {plural(len(geo), 'polygon')} for {plural(len(made), 'georeferenced instance')}, or for others",
         )
         return
     for name in made.schema.names:
@@ -147,4 +156,4 @@ def geo_faults(
             for index, (a, b) in enumerate(zip(ours.to_pylist(), theirs.to_pylist(), strict=True)):
                 if a != b:
                     key = f"instance {geo['instance'][index]} of image {geo['image_id'][index]}"
-                    yield Fault(key, f"its {name} in geo is not what its mask gives")
+                    yield Fault(key, f"its {name} in geo does not follow from its mask")

@@ -1,7 +1,7 @@
-"""Images of a finished run and what was found in them, looked up without reading its tables whole.
+"""Look up images of a finished run and their detections without reading whole tables.
 
-A row group is read once for images that are asked for in order. Where an image stands follows from the statistics of
-row groups, so that those of other images are not read.
+A row group is read once for images that are requested in order. The position of an image is found by the statistics of
+row groups, so that other row groups are not read.
 """
 
 import importlib
@@ -34,9 +34,9 @@ _IMAGE: Final = [
 ]
 _FOUND: Final = ["category_id", "score", "box", "area", "segmentation", "mask_box", "frame"]
 _HEAVY: Final = ("segmentation", "frame")
-"""Columns of `instances` that a condition cannot ask for."""
+"""Columns of `instances` that conditions cannot use."""
 _HELD_GROUPS: Final = 3
-"""Of each table; images that are asked for out of order, but not far from it, need more than one."""
+"""Row groups cached per table; images requested slightly out of order need more than one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,10 @@ class ImageRow:
     """An image of a run."""
 
     row: int
-    """Of the manifest, from 0."""
+    """Row of the manifest, from 0."""
     part: Part
     start: int
-    """Row of the part's `instances` with which its own begin."""
+    """Row of the part's `instances` where its own begin."""
     image_id: int
     name: str
     uri: str
@@ -64,15 +64,15 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An image that a condition holds for."""
+    """An image that matches a condition."""
 
     row: int
     instances: tuple[int, ...]
-    """Numbers of those that it holds for; none where it holds for an image in which nothing was found."""
+    """Numbers of the matching instances; empty for a matching image without detections."""
 
 
 class RunReader:
-    """Reads images and instances of a finished run by image, a few row groups at a time.
+    """Reads a finished run image by image, a few row groups at a time.
 
     Raises:
         RunError: every method, where a part cannot be read.
@@ -101,7 +101,7 @@ class RunReader:
 
     @property
     def n_images(self) -> int:
-        """How many images there are, failed ones among them."""
+        """Number of images, including failed ones."""
         return int(self._firsts[-1])
 
     def image(self, row: int) -> ImageRow:
@@ -112,15 +112,15 @@ class RunReader:
         return ImageRow(row, opened.part, int(opened.starts[within]), **opened.images.row(within))
 
     def images(self) -> Iterator[ImageRow]:
-        """Give all images, in order of their names."""
+        """Yield all images, in order of their names."""
         return map(self.image, range(self.n_images))
 
     def instances(self, image: ImageRow) -> pa.Table:
-        """Return an image's rows of `instances`, without what is the same for all of them."""
+        """Return an image's rows of `instances`, without the columns that are the same for all of them."""
         return self._part(image.part).instances.slice(image.start, image.start + image.n_instances)
 
     def detections(self, image: ImageRow) -> Detections:
-        """Return what was found in an image that did not fail."""
+        """Return the detections of an image that did not fail."""
         size = {"height": image.height, "width": image.width, "capped": image.capped}
         return detections_of(size, self.instances(image))
 
@@ -132,14 +132,14 @@ class RunReader:
             return groups.slice(image.start, image.start + image.n_instances)
 
     def rows_of(self, column: str, values: Iterable[Any]) -> dict[Any, int]:
-        """Return the rows of the images that have one of some values in a column.
+        """Return the rows of the images with given values in a column.
 
         Args:
-            column: `image_id` or `name`, in which no value comes twice.
-            values: of its type.
+            column: `image_id` or `name`, whose values are unique.
+            values: of the column's type.
 
         Returns:
-            rows of the manifest by value; those that no image has are missing.
+            Rows of the manifest by value; values that no image has are missing.
         """
         wanted = sorted(set(values))
         found: dict[Any, int] = {}
@@ -158,13 +158,13 @@ class RunReader:
         return found
 
     def column(self, name: str) -> Iterator[pa.ChunkedArray]:
-        """Give a column of `images`, a part at a time."""
+        """Yield a column of `images`, one part at a time."""
         for part in self.parts:
             with self.storage.open(part.images) as file:
                 yield pq.read_table(file, columns=[name])[name]
 
     def tables(self) -> Iterator[tuple[int, pa.Table, pa.Table]]:
-        """Give the first row, all of `images`, and `instances` without masks, a part at a time."""
+        """Yield the first row, all of `images`, and `instances` without masks, one part at a time."""
         columns = [name for name in INSTANCES.names if name not in _HEAVY]
         for part, first in zip(self.parts, self._firsts.tolist(), strict=False):
             with self.storage.open(part.instances) as file:
@@ -179,7 +179,7 @@ class RunReader:
 
 
 class _Groups:
-    """Row groups of one Parquet file, the last few held."""
+    """Row groups of one Parquet file, the last few cached."""
 
     def __init__(self, parquet: pq.ParquetFile, columns: list[str]) -> None:
         self._parquet = parquet
@@ -236,7 +236,7 @@ class _Groups:
 
 
 class _OpenPart:
-    """The files of one part, and where in it each image's instances begin."""
+    """The files of one part, and the row where each image's instances begin."""
 
     def __init__(self, storage: Storage, part: Part) -> None:
         self.part = part
@@ -256,14 +256,14 @@ class _OpenPart:
         self._stack.close()
 
 
-# Which ones
+# Selection
 
 
 def find_images(reader: RunReader, asked: Sequence[str]) -> list[ImageRow]:
-    """Return images by what a user calls them: their name, their id, or the last part of their name.
+    """Return images by name, by id, or by the last part of their name.
 
     Raises:
-        UsageError: there is no such image, or there are several.
+        UsageError: no image matches, or several do.
     """
     by_name = reader.rows_of("name", asked)
     ids = [int(text) for text in asked if text not in by_name and text.isdecimal() and len(text) < 19]
@@ -287,15 +287,17 @@ def _by_last_part(reader: RunReader, asked: Sequence[str]) -> dict[str, int]:
         first += len(names)
     for text, hits in found.items():
         if not hits:
-            raise UsageError(f"{reader.run.url} has no image {text!r}; its table `images` has names and ids")
+            raise UsageError(
+                f"{reader.run.url} has no image {text!r}: see names and ids in its table `images`"
+            )
         if len(hits) > 1:
             names_of = ", ".join(repr(name) for _, name in hits[:4])
-            raise UsageError(f"several images are called {text!r}: {names_of}; give one's whole name")
+            raise UsageError(f"several images are called {text!r}: {names_of}; pass a full name")
     return {text: hits[0][0] for text, hits in found.items()}
 
 
 def first_images(reader: RunReader, count: int) -> list[ImageRow]:
-    """Return the first images in which something was found."""
+    """Return the first images with detections."""
     found = []
     for image in reader.images():
         if image.status == "ok":
@@ -310,37 +312,36 @@ def worst_images(reader: RunReader, count: int) -> list[tuple[ImageRow, float]]:
 
     Raises:
         UsageError: the run was not evaluated.
-        RunError: what the evaluation wrote is not of this run.
+        RunError: the stored evaluation is of other images than the run's.
     """
     try:
         table = read_table(reader.storage, WORST)
     except FileNotFoundError as error:
         url = reader.run.url
         raise UsageError(
-            f"{url} was not evaluated; run `maskrcnn evaluate {url} --truth COCO.json` first"
+            f"{url} was not evaluated: run `maskrcnn evaluate {url} --truth COCO.json` first"
         ) from error
     order = pc.sort_indices(table, sort_keys=[("pq", "ascending"), ("image_id", "ascending")])
     worst = table.select(["image_id", "pq"]).take(order.slice(0, count)).to_pylist()
     rows = reader.rows_of("image_id", [entry["image_id"] for entry in worst])
     if len(rows) < len(worst):
-        raise RunError(f"{reader.run.url}/{WORST} is of other images than the run's; evaluate it again")
+        raise RunError(f"{reader.run.url}/{WORST} is of other images than the run's: evaluate the run again")
     return [(reader.image(rows[entry["image_id"]]), float(entry["pq"])) for entry in worst]
 
 
 def where(reader: RunReader, condition: str, count: int) -> list[Match]:
-    """Return the first images for which a condition in SQL holds, with the instances for which it does.
+    """Return the first images that match a condition in SQL, with the matching instances.
 
-    It may name the columns of `images` and `instances` but the masks'; an image in which nothing was found has null
-    for those of `instances`. It is asked of each part in turn, in a database in memory that can read and write nothing
-    else.
+    The condition may use the columns of `images` and `instances` except masks; an image without detections has null in
+    those of `instances`. It is evaluated part by part, in an in-memory database that can access nothing else.
 
     Args:
         reader: of the run.
-        condition: what may stand behind WHERE.
-        count: the most images.
+        condition: the expression after WHERE.
+        count: maximum number of images.
 
     Raises:
-        UsageError: DuckDB is not installed, or does not understand the condition.
+        UsageError: DuckDB is not installed, or the condition is not valid.
     """
     try:
         duckdb = importlib.import_module("duckdb")
@@ -354,7 +355,7 @@ def where(reader: RunReader, condition: str, count: int) -> list[Match]:
     try:
         statements = duckdb.extract_statements(query)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            raise UsageError(f"--where takes one condition, as it may stand behind WHERE, not {condition!r}")
+            raise UsageError(f"--where takes one condition, an expression as after WHERE, not {condition!r}")
         for first, images, instances in reader.tables():
             with duckdb.connect(":memory:", config=_CLOSED) as connection:
                 numbered = images.append_column("image_row", pa.array(np.arange(first, first + len(images))))
@@ -381,7 +382,7 @@ _CLOSED: Final = {
     "python_enable_replacements": "false",
     "temp_directory": "",
 }
-"""No files, no network, no extensions, and no variables of this program as tables."""
+"""No files, no network, no extensions, no access to Python variables."""
 
 
 def _matches(found: dict[int, list[int]]) -> list[Match]:

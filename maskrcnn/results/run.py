@@ -1,4 +1,4 @@
-"""A finished run, opened for reading in Python."""
+"""Open a finished run for reading in Python."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from ..types import Category
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A finished run. The tables are read when asked for; for large runs query the files with DuckDB instead."""
+    """A finished run. Tables are read on request; for large runs query the files with DuckDB instead."""
 
     url: str
     info: dict[str, Any]
@@ -26,7 +26,7 @@ class Run:
 
     @property
     def categories(self) -> tuple[Category, ...]:
-        """What the model could find."""
+        """The categories of the model."""
         return categories_of(self.info)
 
     @property
@@ -36,11 +36,11 @@ class Run:
         return stats
 
     def images(self) -> pa.Table:
-        """Return the table `images`, one row an input."""
+        """Return the table `images`, one row per input."""
         return self._table(IMAGES)
 
     def instances(self) -> pa.Table:
-        """Return the table `instances`, one row an object."""
+        """Return the table `instances`, one row per detection."""
         return self._table(INSTANCES)
 
     def _table(self, name: str) -> pa.Table:
@@ -61,5 +61,5 @@ def open_run(url: str) -> Run:
     info = read_run(storage)
     success = read_success(storage)
     if success is None:
-        raise UsageError(f"{url} is not finished; continue it with `maskrcnn segment`")
+        raise UsageError(f"{url} is not finished: continue it with `maskrcnn segment`")
     return Run(url, info, success)

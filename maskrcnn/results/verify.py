@@ -1,16 +1,19 @@
-"""The proof that an output is whole: every input exactly once, every file the one that was written, all in agreement.
+"""Prove that an output is complete: every input exactly once, every file as it was written, all consistent.
 
-It rests on what stands in the output alone, and needs neither `shards/` nor `receipts/`: it holds after
-`maskrcnn gc`. A check is a function from the evidence to what it finds wrong; one that builds upon others is done
-where those passed, and is not passed where it was not done.
+Only the output itself is used, neither `shards/` nor `receipts/`, so the proof also holds after `maskrcnn gc`. A check
+is a function that yields what is wrong with an output. A check that depends on others runs only if they passed;
+otherwise it counts as not passed.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from ..errors import plural
 from ..io.storage import Storage
+from ..pipeline.plan import RUN, check_version
 from .verify_checks import (
     Checking,
     check_coco,
@@ -23,17 +26,17 @@ from .verify_checks import (
     check_statistics,
     check_windows,
 )
-from .verify_loading import BrokenError, LoadedOutput, load_output, why_unfinished
+from .verify_loading import BrokenError, LoadedOutput, load_output, read_json, why_unfinished
 
 log = logging.getLogger("maskrcnn")
 
 KEPT_FINDINGS: Final = 20
-"""Of each check; all are counted."""
+"""Maximum number kept of each check; all are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as it must be."""
+    """One violation."""
 
     check: str
     """The name of the check that found it."""
@@ -45,19 +48,19 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one check."""
+    """The result of one check."""
 
     check: str
     passed: bool
     line: str
-    """What was counted; where it did not pass, why not."""
+    """What was counted; if it did not pass, why not."""
     findings: int
-    """How many there are, also of those that are not kept."""
+    """Number of findings, including those that are not kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerificationReport:
-    """What is known of an output."""
+    """The result of verifying an output."""
 
     unfinished: str | None
     """Why the run is not finished, in one line; then nothing was checked."""
@@ -67,7 +70,7 @@ class VerificationReport:
 
     @property
     def proven(self) -> bool:
-        """Whether all checks were done, and passed."""
+        """Whether all checks were run and passed."""
         return self.unfinished is None and all(outcome.passed for outcome in self.outcomes)
 
     def to_json(self) -> dict[str, Any]:
@@ -81,22 +84,24 @@ class VerificationReport:
 
 
 def verify_run(url: str) -> VerificationReport:
-    """Check a finished run.
+    """Verify a finished run: that its output is complete, intact and consistent.
 
     Args:
         url: its directory, local or remote.
 
     Raises:
-        UsageError: there is no run.
+        UsageError: there is no run, or it is of another schema version.
         RunError: the store failed.
     """
     storage = Storage(url)
+    with contextlib.suppress(BrokenError):  # a missing or broken record is a finding
+        check_version(storage, read_json(storage, RUN))
     if unfinished := why_unfinished(storage):
         return VerificationReport(unfinished)
     done: dict[str, Outcome] = {}
     findings: list[Finding] = []
     try:
-        evidence = load_output(storage)
+        output = load_output(storage)
     except BrokenError as error:
         findings.append(Finding("records", *error.fault))
         done["records"] = Outcome("records", passed=False, line="1 finding", findings=1)
@@ -107,7 +112,7 @@ def verify_run(url: str) -> VerificationReport:
             done[name] = _not_done(name, failed)
             continue
         log.info("checking %s", name)
-        done[name], kept = _conclude(name, check(evidence))
+        done[name], kept = _conclude(name, check(output))
         findings += kept
     return VerificationReport(None, tuple(done.values()), tuple(findings))
 
@@ -129,12 +134,14 @@ def _conclude(name: str, check: Checking) -> tuple[Outcome, list[Finding]]:
         if len(kept) < KEPT_FINDINGS:
             kept.append(Finding(name, *fault))
     if count:
-        line = f"{count:,} finding{'s' if count > 1 else ''}"
+        line = plural(count, "finding")
     return Outcome(name, passed=not count, line=line, findings=count), kept
 
 
 def _not_done(name: str, failed: Sequence[str]) -> Outcome:
-    return Outcome(name, passed=False, line=f"not done, for {' and '.join(failed)} did not pass", findings=0)
+    return Outcome(
+        name, passed=False, line=f"not run, because {' and '.join(failed)} did not pass", findings=0
+    )
 
 
 CHECKS: Final[tuple[tuple[str, Callable[[LoadedOutput], Checking], tuple[str, ...]], ...]] = (
@@ -148,4 +155,4 @@ CHECKS: Final[tuple[tuple[str, Callable[[LoadedOutput], Checking], tuple[str, ..
     ("windows", check_windows, ("instances",)),
     ("coco", check_coco, ("instances",)),
 )
-"""Name, function, and the checks that must have passed before."""
+"""Name, function, and the checks that must pass first."""

@@ -1,6 +1,6 @@
-"""The checks of `verify`: functions that yield what is wrong with a finished output, and return what was counted.
+"""The checks of `verify`: each yields what is wrong with a finished output, and returns a line with its counts.
 
-A check raises `BrokenError` where a file is missing or damaged, which ends it with that finding.
+A check raises `BrokenError` if a file is missing or damaged, which ends it with that finding.
 """
 
 import functools
@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..errors import plural
 from ..formats import coco_writer
 from ..formats.geoparquet import GEO as GEO_SCHEMA
 from ..io.parquet import GEO, IMAGES, PIECES, TABLES, WINDOWS, File, read_table
@@ -35,106 +36,105 @@ from .verify_loading import (
     LoadedOutput,
     chunks,
     digest_and_size,
+    logging_progress,
     read_json,
     reading,
     row_groups,
-    told,
 )
 
 log = logging.getLogger("maskrcnn")
 
 FOLDERS: Final = (*TABLES, COCO)
-"""What users read: nothing may stand there that `_SUCCESS` does not list."""
+"""The folders that users read: they may contain only files that `_SUCCESS` lists."""
 STATS: Final = "stats.json"
 LOOK_AHEAD: Final = 8192
-"""Rows of the manifest beyond those that are expected, among which a row of `images` is looked for."""
+"""Number of rows of the manifest, beyond the expected ones, in which a row of `images` is searched."""
 
 Checking = Generator[Fault, None, str]
-"""Yields what is wrong, and returns what was counted."""
+"""Yields what is wrong, and returns a line with the counts."""
 
 
 # Records and files
 
 
-def check_records(evidence: LoadedOutput) -> Checking:
-    """`run.json`, the plans and `_SUCCESS` speak of the same run."""
-    run, inputs, success = evidence.run, evidence.inputs, evidence.success
-    first, latest = evidence.plans[0], evidence.plans[-1]
+def check_records(output: LoadedOutput) -> Checking:
+    """Check that `run.json`, the plans and `_SUCCESS` belong to the same run."""
+    run, inputs, success = output.run, output.inputs, output.success
+    first, latest = output.plans[0], output.plans[-1]
     manifest_sha256 = inputs.get("manifest_sha256", first.manifest_sha256)
     compared = [
         (RUN, "digest", run["digest"], first.digest),
         (RUN, "the digest of settings and model", run_digest(run["settings"], run["model"]), first.digest),
-        (RUN, "inputs.rows", inputs.get("rows", evidence.rows), evidence.rows),
+        (RUN, "inputs.rows", inputs.get("rows", output.rows), output.rows),
         (RUN, "inputs.manifest_sha256", manifest_sha256, first.manifest_sha256),
         (SUCCESS, "generation", success["generation"], latest.generation),
         (SUCCESS, "schema_version", success["schema_version"], SCHEMA_VERSION),
     ]
-    for plan in evidence.plans[1:]:
+    for plan in output.plans[1:]:
         where = f"the plan of generation {plan.generation}"
         compared.append((where, "digest", plan.digest, first.digest))
         compared.append((where, "manifest_sha256", plan.manifest_sha256, first.manifest_sha256))
         if plan.rows_file is not None:
-            sha256, _ = digest_and_size(evidence.storage, plan.rows_file)
+            sha256, _ = digest_and_size(output.storage, plan.rows_file)
             compared.append((plan.rows_file, "sha256", sha256, plan.rows_sha256))
     for where, name, found, expected in compared:
         if found != expected:
             yield Fault(where, f"{name} is {found}, expected {expected}")
-    plans = f"{len(evidence.plans)} plan{'s' if len(evidence.plans) > 1 else ''}"
-    return f"{RUN}, {plans} and {SUCCESS} are of one run"
+    return f"{RUN}, {plural(len(output.plans), 'plan')} and {SUCCESS} belong to one run"
 
 
-def check_manifest(evidence: LoadedOutput) -> Checking:
-    """`manifest.parquet` is the one that was planned, with as many rows."""
-    sha256, _ = digest_and_size(evidence.storage, FILE_NAME)
-    if sha256 != evidence.plans[0].manifest_sha256:
-        raise BrokenError(FILE_NAME, f"sha256 is {sha256}, planned was {evidence.plans[0].manifest_sha256}")
-    with reading(FILE_NAME), ManifestReader(evidence.storage) as manifest:
+def check_manifest(output: LoadedOutput) -> Checking:
+    """Check that `manifest.parquet` is the planned one, with the planned number of rows."""
+    sha256, _ = digest_and_size(output.storage, FILE_NAME)
+    if sha256 != output.plans[0].manifest_sha256:
+        raise BrokenError(FILE_NAME, f"sha256 is {sha256}, planned was {output.plans[0].manifest_sha256}")
+    with reading(FILE_NAME), ManifestReader(output.storage) as manifest:
         rows, schema = manifest.num_rows, manifest.schema
-    if rows != evidence.rows:
-        yield Fault(FILE_NAME, f"has {rows} rows, the plan {evidence.rows}")
+    if rows != output.rows:
+        yield Fault(FILE_NAME, f"has {plural(rows, 'row')}, planned were {output.rows:,}")
     if list(schema)[: len(MANIFEST)] != list(MANIFEST):
         yield Fault(FILE_NAME, f"has the columns {', '.join(schema.names)}")
     yield from _version_faults(FILE_NAME, schema)
-    return f"{rows:,} rows, the ones that were planned"
+    return f"{plural(rows, 'row')}, as planned"
 
 
-def check_listing(evidence: LoadedOutput) -> Checking:
-    """Nothing stands where users read that `_SUCCESS` does not list, and the report is there."""
-    listed = {*(file.path for file in evidence.files), *evidence.coco}
-    standing = [path for folder in FOLDERS for path in evidence.storage.list(folder)]
+def check_listing(output: LoadedOutput) -> Checking:
+    """Check that the folders of users contain only what `_SUCCESS` lists, and that the report exists."""
+    listed = {*(file.path for file in output.files), *output.coco}
+    standing = [path for folder in FOLDERS for path in output.storage.list(folder)]
     for path in standing:
         if path not in listed:
-            yield Fault(path, f"stands there, and {SUCCESS} does not list it")
+            yield Fault(path, f"is not listed in {SUCCESS}")
     for path in ("report.html", "timings.json"):
-        if not evidence.storage.exists(path) or not evidence.storage.size(path):
+        if not output.storage.exists(path) or not output.storage.size(path):
             yield Fault(path, "is missing or empty; `maskrcnn reduce` writes it again")
-    return f"{len(standing):,} files stand in the tables' folders, all of them listed"
+    return f"{plural(len(standing), 'file')} in the folders of the tables, all of them listed"
 
 
-def check_parts(evidence: LoadedOutput) -> Checking:
-    """Each part that `_SUCCESS` lists is there, with its bytes and rows, in this version's schema."""
-    for path, count in Counter(file.path for file in evidence.files).items():
+def check_parts(output: LoadedOutput) -> Checking:
+    """Check that each part that `_SUCCESS` lists exists, with its bytes and rows, in this version's schema."""
+    for path, count in Counter(file.path for file in output.files).items():
         if count > 1:
-            yield Fault(path, f"{SUCCESS} lists it {count} times")
-    for file in told("parts", evidence.files):
+            yield Fault(path, f"is listed {count} times in {SUCCESS}")
+    for file in logging_progress("parts", output.files):
         try:
-            yield from _part_faults(evidence.storage, file)
+            yield from _part_faults(output.storage, file)
         except BrokenError as error:
             yield error.fault
-    size = sum(file.bytes for file in evidence.files) // 10**6
-    return f"{len(evidence.files):,} of {size:,} MB, each with its sha256, bytes, rows and schema version"
+    size = sum(file.bytes for file in output.files) // 10**6
+    return f"{plural(len(output.files), 'file')}, {size:,} MB, each with its sha256, bytes, rows and schema version"
 
 
 def _part_faults(storage: Storage, file: File) -> Iterator[Fault]:
     sha256, size = digest_and_size(storage, file.path)
     if (sha256, size) != (file.sha256, file.bytes):
-        # What it holds is not asked: bytes that nobody vouches for prove nothing, and may harm their reader.
-        listed = f"listed are {file.bytes} of {file.sha256}"
+        # The content is not read: unverified bytes prove nothing, and may crash their reader.
+        listed = f"listed are {file.bytes} bytes of {file.sha256}"
         raise BrokenError(file.path, f"has {size} bytes of sha256 {sha256}, {listed}")
     with reading(file.path), storage.open(file.path) as stored, pq.ParquetFile(stored) as parquet:
         rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
     if rows != file.rows:
-        yield Fault(file.path, f"has {rows} rows, listed are {file.rows}")
+        yield Fault(file.path, f"has {plural(rows, 'row')}, listed are {file.rows:,}")
     yield from _version_faults(file.path, schema)
 
 
@@ -148,16 +148,16 @@ def _version_faults(path: str, schema: pa.Schema) -> Iterator[Fault]:
 # Rows
 
 
-def check_images(evidence: LoadedOutput) -> Checking:
-    """Each row of the manifest is one row of `images`, in order; it contradicts neither that nor itself."""
-    storage, rows = evidence.storage, evidence.rows
+def check_images(output: LoadedOutput) -> Checking:
+    """Check that each row of the manifest is one row of `images`, in order, consistent with it and in itself."""
+    storage, rows = output.storage, output.rows
     counts: Counter[str] = Counter()
     row = 0
     with ManifestReader(storage) as manifest:
         schema = images_schema(manifest.schema)
-        # What a retry knows of `bytes` and `etag` is newer.
+        # A retry has newer values of `bytes` and `etag`.
         names = [name for name in manifest.schema.names if name not in ("image_id", "bytes", "etag")]
-        for part in told("images", evidence.parts):
+        for part in logging_progress("images", output.parts):
             for table in row_groups(storage, part.images, schema):
                 ids = table["image_id"].to_numpy()
                 inputs = manifest.rows(row, min(row + len(ids) + LOOK_AHEAD, rows))
@@ -174,36 +174,36 @@ def check_images(evidence: LoadedOutput) -> Checking:
             for image_id in manifest.rows(start, min(start + LOOK_AHEAD, rows))["image_id"].to_pylist():
                 yield Fault(f"image {image_id}", "is missing")
     by_status = ", ".join(f"{counts[status]:,} {status}" for status in STATUSES)
-    return f"{rows:,} rows, each manifest row exactly once and in order: {by_status}"
+    return f"{plural(rows, 'row')}, each manifest row exactly once and in order: {by_status}"
 
 
-def check_instances(evidence: LoadedOutput) -> Checking:
-    """Each instance is there once, belongs to its image, and is measured as its mask says."""
+def check_instances(output: LoadedOutput) -> Checking:
+    """Check that each instance occurs once, belongs to its image, and has the area and boxes of its mask."""
     count, last_id = 0, 0
-    for chunk in chunks("instances", evidence, ("image_id", "n_instances", "height", "width")):
-        yield from instance_faults(chunk, last_id, evidence.found)
+    for chunk in chunks("instances", output, ("image_id", "n_instances", "height", "width")):
+        yield from instance_faults(chunk, last_id, output.detectable)
         if len(chunk.instances):
             count, last_id = count + len(chunk.instances), chunk.instances["id"][-1].as_py()
-    return f"{count:,} rows, ids ascending, as many as n_instances says; areas and boxes are their masks'"
+    return f"{plural(count, 'row')}, ids ascending, in agreement with n_instances; areas and boxes match the masks"
 
 
-def check_statistics(evidence: LoadedOutput) -> Checking:
-    """`stats.json` and the counts of `_SUCCESS` are what the tables add up to."""
-    recorded = read_json(evidence.storage, STATS)
-    stats = Stats.zero(evidence.categories)
+def check_statistics(output: LoadedOutput) -> Checking:
+    """Check that `stats.json` and the counts of `_SUCCESS` agree with the tables."""
+    recorded = read_json(output.storage, STATS)
+    stats = Stats.zero(output.categories)
     of_image = ("image_id", "n_instances", "height", "width", "status", "error")
     of_instance = ("id", "image_id", "category_id", "score", "area", "box")
-    for chunk in chunks("statistics", evidence, of_image, of_instance):
-        stats += Stats.of_tables(chunk.images, chunk.instances, evidence.categories)
+    for chunk in chunks("statistics", output, of_image, of_instance):
+        stats += Stats.of_tables(chunk.images, chunk.instances, output.categories)
     recomputed = json.loads(json.dumps(stats.to_json()))
-    counts = {"images": evidence.rows, **recomputed["images"]["status"], "instances": stats.instances}
+    counts = {"images": output.rows, **recomputed["images"]["status"], "instances": stats.instances}
     yield from _differences(STATS, recorded, recomputed)
-    yield from _differences(f"{SUCCESS}: counts", evidence.success["counts"], counts)
-    return f"{STATS} and the counts of {SUCCESS} are those of the tables"
+    yield from _differences(f"{SUCCESS}: counts", output.success["counts"], counts)
+    return f"{STATS} and the counts of {SUCCESS} agree with the tables"
 
 
 def _differences(where: str, recorded: Any, recomputed: Any) -> Iterator[Fault]:
-    """Yield where two JSON values differ."""
+    """Yield the differences of two JSON values."""
     if isinstance(recorded, dict) and isinstance(recomputed, dict):
         for key in sorted({*recorded, *recomputed}):
             yield from _differences(f"{where}.{key}", recorded.get(key), recomputed.get(key))
@@ -211,51 +211,54 @@ def _differences(where: str, recorded: Any, recomputed: Any) -> Iterator[Fault]:
         for index, (ours, theirs) in enumerate(zip(recorded, recomputed, strict=True)):
             yield from _differences(f"{where}[{index}]", ours, theirs)
     elif type(recorded) is not type(recomputed) or recorded != recomputed:
-        yield Fault(where, f"is {recorded!r:.100}, the tables say {recomputed!r:.100}")
+        yield Fault(where, f"is {recorded!r:.100}, by the tables it is {recomputed!r:.100}")
 
 
 # Windows
 
 
-def check_windows(evidence: LoadedOutput) -> Checking:
-    """Each window of each image is there once; images, instances, pieces and polygons are what follows from them."""
-    if evidence.items is None:
-        return "none: images were not cut"
+def check_windows(output: LoadedOutput) -> Checking:
+    """Check that each window occurs once, and that images, instances, pieces and polygons are consistent with them."""
+    if output.items is None:
+        return "no windows: images were not divided"
     counts: Counter[str] = Counter()
     row = n_pieces = n_polygons = 0
-    for part in told("windows", evidence.parts):
+    for part in logging_progress("windows", output.parts):
         name = part.images.removeprefix(f"{IMAGES}/")
-        windows, pieces = (_whole(evidence, f"{table}/{name}", schema) for table, schema in _OF_WINDOWS)
-        images, instances = (_whole(evidence, path, None) for path in (part.images, part.instances))
+        windows, pieces = (_whole(output, f"{table}/{name}", schema) for table, schema in _OF_WINDOWS)
+        images, instances = (_whole(output, path, None) for path in (part.images, part.instances))
         ranges = ranges_of(windows["image_id"].to_numpy())
         for image in images.select(["image_id", "status", "error", "capped"]).to_pylist():
             low, high = ranges.get(image["image_id"], (0, 0))
-            yield from window_faults(evidence.items, row, image, windows.slice(low, high - low))
+            yield from window_faults(output.items, row, image, windows.slice(low, high - low))
             row += 1
         yield from piece_faults(windows, pieces, instances)
-        polygons = _polygons(evidence, name.removesuffix(".parquet"))
+        polygons = _polygons(output, name.removesuffix(".parquet"))
         ids = images["image_id"].to_pylist()
-        yield from geo_faults(evidence.items, row - len(images), ids, instances, polygons)
+        yield from geo_faults(output.items, row - len(images), ids, instances, polygons)
         counts.update(windows["status"].to_pylist())
         n_pieces, n_polygons = n_pieces + len(pieces), n_polygons + len(polygons)
-    if dict(counts) != evidence.success.get(WINDOWS):
-        yield Fault(SUCCESS, f"counts the windows {evidence.success.get(WINDOWS)}, the tables {dict(counts)}")
+    if dict(counts) != output.success.get(WINDOWS):
+        yield Fault(
+            SUCCESS, f"counts of windows are {output.success.get(WINDOWS)}, by the tables {dict(counts)}"
+        )
     by_status = ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items()))
-    return f"{counts.total():,}, each once: {by_status}; {n_pieces:,} pieces, {n_polygons:,} polygons"
+    made = f"{plural(n_pieces, 'piece')}, {plural(n_polygons, 'polygon')}"
+    return f"{plural(counts.total(), 'window')}, each once: {by_status}; {made}"
 
 
-def _whole(evidence: LoadedOutput, path: str, schema: pa.Schema | None) -> pa.Table:
+def _whole(output: LoadedOutput, path: str, schema: pa.Schema | None) -> pa.Table:
     with reading(path):
-        table = read_table(evidence.storage, path)
+        table = read_table(output.storage, path)
     if schema is not None and not table.schema.equals(schema):
-        raise BrokenError(path, "has other columns than it should")
+        raise BrokenError(path, "does not have the expected columns")
     return table
 
 
-def _polygons(evidence: LoadedOutput, stem: str) -> pa.Table:
-    """Return the rows of `geo` of a part, in as many files as there are coordinate reference systems."""
-    paths = [file.path for file in evidence.files if file.path.startswith(f"{GEO}/{stem}")]
-    tables = [GEO_SCHEMA.empty_table(), *(_whole(evidence, path, None) for path in paths)]
+def _polygons(output: LoadedOutput, stem: str) -> pa.Table:
+    """Return the rows of `geo` of a part, from one file per coordinate reference system."""
+    paths = [file.path for file in output.files if file.path.startswith(f"{GEO}/{stem}")]
+    tables = [GEO_SCHEMA.empty_table(), *(_whole(output, path, None) for path in paths)]
     return pa.concat_tables(table.replace_schema_metadata() for table in tables)
 
 
@@ -265,21 +268,21 @@ _OF_WINDOWS: Final = ((WINDOWS, WINDOWS_SCHEMA), (PIECES, PIECES_SCHEMA))
 # COCO JSON
 
 
-def check_coco(evidence: LoadedOutput) -> Checking:
-    """COCO JSON is what this version writes from the tables, byte for byte."""
-    plans = [coco_writer.plan_files(evidence.parts, mode) for mode in coco_writer.MODES]
+def check_coco(output: LoadedOutput) -> Checking:
+    """Check that COCO JSON is what this version writes from the tables, byte for byte."""
+    plans = [coco_writer.plan_files(output.parts, mode) for mode in coco_writer.MODES]
     by_targets = {
         tuple(t for f in plan for t in (f.dataset_target, f.results_target)): plan for plan in plans
     }
-    if evidence.coco not in by_targets:
-        raise BrokenError(SUCCESS, f"lists COCO files as no run has them: {', '.join(evidence.coco)}")
-    storage, info = evidence.storage, coco_info(evidence.run, evidence.plans[0])
-    for file in by_targets[evidence.coco]:
+    if output.coco not in by_targets:
+        raise BrokenError(SUCCESS, f"lists an unknown set of COCO files: {', '.join(output.coco)}")
+    storage, info = output.storage, coco_info(output.run, output.plans[0])
+    for file in by_targets[output.coco]:
         dataset = functools.partial(
             coco_writer.render_dataset,
             storage=storage,
             parts=file.parts,
-            categories=evidence.categories,
+            categories=output.categories,
             info=info,
         )
         results = functools.partial(coco_writer.render_results, storage=storage, parts=file.parts)
@@ -288,13 +291,13 @@ def check_coco(evidence: LoadedOutput) -> Checking:
             with reading(target), storage.open(target) as stored:
                 at = _first_difference(stored, render)
             if at is not None:
-                yield Fault(target, f"is not what the tables give, from byte {at:,} on")
-    return f"{len(evidence.coco):,} files, byte for byte what the tables give"
+                yield Fault(target, f"differs from the tables, from byte {at:,} on")
+    return f"{plural(len(output.coco), 'file')}, byte for byte as written from the tables"
 
 
 def _first_difference(stored: BinaryIO, render: Callable[[BinaryIO], object]) -> int | None:
-    """Return the first byte at which a file is not what is rendered; None if it is."""
-    # A remote file asks for each `read`; asked for by blocks it is read sooner.
+    """Return the first byte at which a file differs from what is rendered; None if it does not."""
+    # A remote file makes a request for each `read`; large blocks are faster.
     raw = isinstance(stored, io.RawIOBase)
     comparison = _Comparison(io.BufferedReader(stored, BLOCK_BYTES) if raw else stored)
     try:
@@ -306,7 +309,7 @@ def _first_difference(stored: BinaryIO, render: Callable[[BinaryIO], object]) ->
 
 
 class _DifferentError(Exception):
-    """What was read is not what is rendered, from a byte on."""
+    """The stored bytes differ from the rendered ones, from a byte on."""
 
     def __init__(self, at: int) -> None:
         super().__init__(at)
@@ -314,14 +317,14 @@ class _DifferentError(Exception):
 
 
 class _Comparison:
-    """Stands in for a file that is written, and compares what it is given with one that was."""
+    """A writable file that compares what is written with a stored file."""
 
     def __init__(self, stored: Any) -> None:
         self._stored = stored
         self._at = 0
 
     def write(self, data: bytes | memoryview) -> int:
-        """Compare what comes next. Raises _DifferentError."""
+        """Compare the next bytes. Raises _DifferentError."""
         expected = bytes(data)
         found = self._stored.read(len(expected))
         if found != expected:
@@ -331,6 +334,6 @@ class _Comparison:
         return len(expected)
 
     def end(self) -> None:
-        """Compare the end. Raises _DifferentError where the file goes on."""
+        """Compare the end. Raises _DifferentError if the stored file is longer."""
         if self._stored.read(1):
             raise _DifferentError(self._at)

@@ -1,8 +1,8 @@
-"""What a finished output says of itself and what it holds, read for `verify`: whatever is broken there is a value.
+"""Load a finished output for `verify`, without trusting it.
 
-Nothing is trusted before it was looked at: records are JSON with the fields that they must have, tables have their
-schema and texts that are UTF-8. What is not so is `BrokenError`, which a check turns into a finding; a store that
-fails is `RunError`. Tables are read by row groups: memory does not grow with the run.
+Everything is validated before it is used: records are JSON with the required fields, tables have their schema and
+UTF-8 texts. Violations raise `BrokenError`, which a check turns into a finding; a failing store raises `RunError`.
+Tables are read by row groups, so that memory does not grow with the run.
 """
 
 import contextlib
@@ -31,15 +31,15 @@ from ..schema import INSTANCES_PER_IMAGE, INSTANCES_PER_RASTER, images_schema
 from ..stats import Stats
 from ..tiling.index import Cutting, WindowIndex
 from ..types import Category
-from .invariants import Chunk, Fault, Found
+from .invariants import Chunk, Detectable, Fault
 
 log = logging.getLogger("maskrcnn")
 T = TypeVar("T")
 
-TELL_EVERY_S: Final = 15.0
+LOG_EVERY_S: Final = 15.0
 BLOCK_BYTES: Final = 8 * 2**20
 CHUNK_INSTANCES: Final = 2**15
-"""Instances that are looked at together, beside those of one image more: some tens of megabytes."""
+"""Instances per chunk, plus those of one more image: some tens of megabytes."""
 
 
 class BrokenError(Exception):
@@ -52,33 +52,33 @@ class BrokenError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoadedOutput:
-    """A run that says of itself that it is finished, and what its records say."""
+    """The records of a run that claims to be finished."""
 
     storage: Storage
     run: dict[str, Any]
     inputs: dict[str, Any]
-    """The field of `run.json`; empty where there is none."""
+    """The field of `run.json`; empty if it is missing."""
     plans: tuple[Plan, ...]
     """Of all generations, at least one."""
     success: dict[str, Any]
     categories: tuple[Category, ...]
-    found: Found
+    detectable: Detectable
     files: tuple[File, ...]
     """The parts of all tables that `_SUCCESS` lists."""
     parts: tuple[Part, ...]
-    """Those of `images` and `instances`."""
+    """The parts of `images` and `instances`."""
     coco: tuple[str, ...]
     items: WindowIndex | None
-    """The windows of the inputs; None where these were not cut."""
+    """The windows of the inputs; None if these were not divided."""
 
     @property
     def rows(self) -> int:
-        """How many inputs there are."""
+        """Number of inputs."""
         return self.plans[0].rows if self.items is None else self.items.n_images
 
     @property
     def ids_per_image(self) -> int:
-        """How many ids of instances an image may use."""
+        """Number of instance ids reserved for each image."""
         return INSTANCES_PER_IMAGE if self.items is None else INSTANCES_PER_RASTER
 
 
@@ -86,7 +86,7 @@ class LoadedOutput:
 
 
 def why_unfinished(storage: Storage) -> str | None:
-    """Return in one line why a run is not finished; None if it says that it is.
+    """Return in one line why a run is not finished; None if it claims to be.
 
     Raises:
         UsageError: there is no run.
@@ -100,22 +100,22 @@ def why_unfinished(storage: Storage) -> str | None:
     except FileNotFoundError:
         if latest:
             command = "retry" if latest > 1 else "segment"
-            return f"there is no {SUCCESS}; `maskrcnn {command}` continues it"
+            return f"there is no {SUCCESS}: continue with `maskrcnn {command}`"
         if storage.exists(RUN):
-            return "it was not planned to the end; `maskrcnn segment` continues it"
+            return "planning did not finish: continue with `maskrcnn segment`"
         raise UsageError(f"{storage.url} holds no run (no {PLAN})") from None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None  # a broken record is a finding
     if isinstance(reduced, int) and reduced < latest:
-        return f"generation {latest}, a retry, is not finished; `maskrcnn retry` continues it"
+        return f"generation {latest}, a retry, is not finished: continue with `maskrcnn retry`"
     return None
 
 
 def load_output(storage: Storage) -> LoadedOutput:
-    """Read what a finished run says of itself.
+    """Read the records of a finished run.
 
     Raises:
-        BrokenError: a record is missing, is no JSON, or lacks something.
+        BrokenError: a record is missing, is not JSON, or lacks a field.
         RunError: the store failed.
     """
     run, plans, success = read_json(storage, RUN), _plans(storage), read_json(storage, SUCCESS)
@@ -126,8 +126,8 @@ def load_output(storage: Storage) -> LoadedOutput:
         kept = settings.get("categories") or [category.name for category in categories]
         names = {category.id: category.name for category in categories if category.name in kept}
         if not names:
-            raise ValueError("there is no category")
-        found = Found(names, float(settings["min_score"]))
+            raise ValueError("there are no categories")
+        detectable = Detectable(names, float(settings["min_score"]))
         Stats.zero(categories), coco_info(run, plans[0]), dict(run["model"]), run["digest"]
     with _fields_of(SUCCESS):
         files = [
@@ -138,7 +138,7 @@ def load_output(storage: Storage) -> LoadedOutput:
         dict(success["counts"]), success["generation"], success["schema_version"]
     items = _items(storage, plans[0], settings)
     return LoadedOutput(
-        storage, run, inputs, plans, success, categories, found, tuple(files), parts, written, items
+        storage, run, inputs, plans, success, categories, detectable, tuple(files), parts, written, items
     )
 
 
@@ -167,11 +167,11 @@ def _plans(storage: Storage) -> tuple[Plan, ...]:
 
 
 def _listed(table: str, file: File) -> File:
-    """Return an entry of `_SUCCESS`, once it can be looked for."""
+    """Return an entry of `_SUCCESS` after validating its path and counts."""
     if not re.fullmatch(rf"{re.escape(table)}/[\w-][\w.-]*", file.path):
-        raise ValueError(f"{file.path!r} is no part of {table}")
+        raise ValueError(f"{file.path!r} is not a part of {table}")
     if not (isinstance(file.rows, int) and isinstance(file.bytes, int)):
-        raise TypeError(f"{file.path}: rows and bytes are whole numbers")
+        raise TypeError(f"{file.path}: rows and bytes must be integers")
     return file
 
 
@@ -179,7 +179,7 @@ def read_json(storage: Storage, path: str) -> dict[str, Any]:
     """Return a JSON object.
 
     Raises:
-        BrokenError: there is none.
+        BrokenError: it is missing or not valid.
     """
     try:
         content = json.loads(storage.read(path))
@@ -188,19 +188,19 @@ def read_json(storage: Storage, path: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BrokenError(path, f"is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise BrokenError(path, "is no JSON object")
+        raise BrokenError(path, "is not a JSON object")
     return content
 
 
 @contextlib.contextmanager
 def _fields_of(path: str) -> Iterator[None]:
-    """Turn what happens where JSON lacks a field, or has one of another type, into BrokenError."""
+    """Turn the exceptions of a missing field, or one of another type, into BrokenError."""
     try:
         yield
     except KeyError as error:
         raise BrokenError(path, f"has no field {error}") from error
     except (TypeError, ValueError, AttributeError) as error:
-        raise BrokenError(path, f"has a field that is not as it should be: {error}") from error
+        raise BrokenError(path, f"has a field that is not valid: {error}") from error
 
 
 # Files
@@ -208,7 +208,7 @@ def _fields_of(path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Turn what happens where a file is missing, or is no Parquet, into BrokenError."""
+    """Turn the exceptions of a file that is missing, or not Parquet, into BrokenError."""
     try:
         yield
     except FileNotFoundError:
@@ -231,11 +231,11 @@ def digest_and_size(storage: Storage, path: str) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def told(check: str, items: Sequence[T]) -> Iterator[T]:
-    """Yield the items, and say now and then how far that is."""
+def logging_progress(check: str, items: Sequence[T]) -> Iterator[T]:
+    """Yield the items, and log the progress from time to time."""
     shown = time.monotonic()
     for number, item in enumerate(items):
-        if time.monotonic() - shown >= TELL_EVERY_S:
+        if time.monotonic() - shown >= LOG_EVERY_S:
             shown = time.monotonic()
             log.info("checking %s: %s of %s parts", check, f"{number:,}", f"{len(items):,}")
         yield item
@@ -247,7 +247,7 @@ def told(check: str, items: Sequence[T]) -> Iterator[T]:
 def row_groups(
     storage: Storage, path: str, schema: pa.Schema, columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Yield a part, a row group at a time, whose texts are UTF-8 and whose offsets are sound.
+    """Yield a part, one row group at a time, after validating offsets and UTF-8.
 
     Raises:
         BrokenError: the file is missing, damaged, or of another schema.
@@ -255,7 +255,7 @@ def row_groups(
     with reading(path), storage.open(path) as stored, pq.ParquetFile(stored, pre_buffer=True) as file:
         if not file.schema_arrow.equals(schema):
             raise BrokenError(
-                path, f"has other columns than it should: {_other_fields(file.schema_arrow, schema)}"
+                path, f"does not have the expected columns: {_other_fields(file.schema_arrow, schema)}"
             )
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=columns, use_threads=False)
@@ -270,38 +270,38 @@ def _other_fields(found: pa.Schema, expected: pa.Schema) -> str:
 
 
 def chunks(
-    check: str, evidence: LoadedOutput, of_image: Sequence[str], of_instance: Sequence[str] | None = None
+    check: str, output: LoadedOutput, of_image: Sequence[str], of_instance: Sequence[str] | None = None
 ) -> Iterator[Chunk]:
-    """Yield all images in order, each chunk with the instances that are its own by their ids.
+    """Yield all images in order, in chunks with the instances that belong to them by their ids.
 
-    What stands in a part behind the instances of its last image comes in a chunk without images.
+    Rows of a part after the instances of its last image come in a chunk without images.
 
     Args:
-        check: the name under which it is told how far that is.
-        of_image: the columns of `images`; `n_instances` among them.
-        of_instance: the columns of `instances`, `id` among them; None: all.
+        check: the name under which progress is logged.
+        of_image: the columns of `images`, including `n_instances`.
+        of_instance: the columns of `instances`, including `id`; None: all.
 
     Raises:
         BrokenError: a part is missing, damaged, or of another schema.
     """
-    storage = evidence.storage
+    storage = output.storage
     with reading(FILE_NAME), ManifestReader(storage) as manifest:
         schema = images_schema(manifest.schema)
-    nothing = INSTANCES_SCHEMA.empty_table().select(of_instance or INSTANCES_SCHEMA.names)
+    no_rows = INSTANCES_SCHEMA.empty_table().select(of_instance or INSTANCES_SCHEMA.names)
     row = 0
-    for part in told(check, evidence.parts):
-        waiting = _Waiting(row_groups(storage, part.instances, INSTANCES_SCHEMA, of_instance), nothing)
+    for part in logging_progress(check, output.parts):
+        waiting = _Waiting(row_groups(storage, part.instances, INSTANCES_SCHEMA, of_instance), no_rows)
         for group in row_groups(storage, part.images, schema, of_image):
             for images in _cut(group):
                 row += len(images)
-                below = waiting.below(row * evidence.ids_per_image + 1)
-                yield Chunk(row - len(images), images, below, evidence.ids_per_image)
+                below = waiting.below(row * output.ids_per_image + 1)
+                yield Chunk(row - len(images), images, below, output.ids_per_image)
         if len(rest := waiting.below(None)):
-            yield Chunk(row, schema.empty_table().select(of_image), rest, evidence.ids_per_image)
+            yield Chunk(row, schema.empty_table().select(of_image), rest, output.ids_per_image)
 
 
 def _cut(images: pa.Table) -> Iterator[pa.Table]:
-    """Cut rows of `images` where their instances become too many for one chunk."""
+    """Divide rows of `images` so that each chunk has a bounded number of instances."""
     counts = np.maximum(images["n_instances"].to_numpy(), 0)
     chunk = np.cumsum(counts, dtype=np.int64) // CHUNK_INSTANCES
     for start, stop in itertools.pairwise([0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(images)]):
@@ -309,16 +309,16 @@ def _cut(images: pa.Table) -> Iterator[pa.Table]:
 
 
 class _Waiting:
-    """Rows of `instances` that are taken from the front, by their ids."""
+    """Rows of `instances`, taken from the front by their ids."""
 
-    def __init__(self, groups: Iterator[pa.Table], nothing: pa.Table) -> None:
+    def __init__(self, groups: Iterator[pa.Table], no_rows: pa.Table) -> None:
         self._groups = groups
-        self._nothing = nothing
+        self._no_rows = no_rows
         self._next: pa.Table | None = next(groups, None)
 
     def below(self, id_limit: int | None) -> pa.Table:
-        """Return the rows up to the first whose id is not below a limit; all if there is none."""
-        taken = [self._nothing]
+        """Return the rows before the first id that is not below a limit; all rows if there is no limit."""
+        taken = [self._no_rows]
         while self._next is not None:
             ids = self._next["id"].to_numpy()
             beyond = np.flatnonzero(ids >= id_limit) if id_limit is not None else ids[:0]

@@ -1,10 +1,9 @@
-"""Images whose pixels carry their own truth, and a segmenter that reads it.
+"""Images whose pixels contain their own ground truth, and a segmenter that reads it.
 
-They stand in where the network is not what is tested: whole runs, with kills and retries, then cost
-milliseconds. The truth is exact, so a run over planted images has one right result. It survives lossless
-formats only.
+They replace the network in tests of other parts: whole runs, with kills and retries, then take milliseconds. The
+ground truth is exact, so a run over planted images has exactly one correct result. It survives lossless formats only.
 
-The first bytes of the pixels, row by row, are `SIGNATURE`, the payload's length (uint32, little-endian), its
+The first bytes of the pixels, row by row, are `SIGNATURE`, the length of the payload (uint32, little-endian), its
 CRC-32, and the payload: JSON, a list of the fields of each `PlantedInstance`.
 """
 
@@ -15,14 +14,13 @@ import time
 import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ItemError
-from ..masks.rle import crop_to_rle, rle_areas, rle_boxes_xywh, rle_boxes_xyxy
+from ..masks.rle import crop_to_rle, rle_areas, rle_boxes_xyxy
 from ..types import Category, Detections, Pixels, detection_order
 
 PLANTED_CATEGORIES: Final = (
@@ -30,7 +28,7 @@ PLANTED_CATEGORIES: Final = (
     Category(2, "coin"),
     Category(5, "leaf"),
 )
-"""What can be planted; the ids have a gap, as COCO's have."""
+"""The categories of planted instances; the ids have a gap, like COCO's."""
 
 SIGNATURE: Final = b"maskrcnn-planted"
 _HEADER: Final = struct.Struct("<16sII")
@@ -39,22 +37,24 @@ _COLORS: Final = np.array([[176, 132, 84], [212, 180, 60], [72, 148, 84]], np.ui
 
 @dataclass(frozen=True, slots=True)
 class PlantedInstance:
-    """One object to plant: a rectangle or an ellipse, turned; it may leave the image."""
+    """One object to plant: a rotated rectangle or ellipse, which may extend beyond the image."""
 
     shape: Literal["rectangle", "ellipse"]
     category_id: int
     score: float
     x: float
-    """Of the centre, pixels; pixel (0, 0) has its centre at (0.5, 0.5)."""
+    """Column of the centre, pixels; pixel (0, 0) has its centre at (0.5, 0.5)."""
     y: float
+    """Row of the centre, pixels."""
     width: float
-    """Pixels, before the turn."""
+    """Pixels, before the rotation."""
     height: float
+    """Pixels, before the rotation."""
     degrees: float = 0.0
-    """Clockwise."""
+    """Rotation, clockwise."""
 
     def crop(self, image_height: int, image_width: int) -> tuple[NDArray[np.bool_], int, int]:
-        """Return the mask inside its bounds within the image, (h, w), and the crop's left and top."""
+        """Return the mask cropped to its bounds within the image, (h, w), and the crop's left and top."""
         turn = np.deg2rad(self.degrees)
         cos, sin = np.cos(turn), np.sin(turn)
         reach_x = (abs(self.width * cos) + abs(self.height * sin)) / 2
@@ -75,32 +75,33 @@ def plant(
     instances: Sequence[PlantedInstance],
     background: tuple[int, int, int] = (96, 104, 112),
 ) -> Pixels:
-    """Draw an image that carries its instances in its first pixels.
+    """Draw an image that contains its instances in its first pixels.
 
     Args:
         image_size: (height, width) in pixels.
-        instances: in any order; later ones are drawn over earlier ones, which the truth does not mind.
+        instances: the instances to draw, in any order; later ones cover earlier ones, but the ground truth is the
+            whole mask of each.
         background: RGB.
 
     Raises:
-        ValueError: the image has too few pixels to carry them, some 25 for each instance.
+        ValueError: the image has too few pixels for the data, about 25 for each instance.
     """
     height, width = image_size
     payload = json.dumps([dataclasses.astuple(i) for i in instances], separators=(",", ":")).encode()
-    carried = _HEADER.pack(SIGNATURE, len(payload), zlib.crc32(payload)) + payload
-    if len(carried) > height * width * 3:
+    data = _HEADER.pack(SIGNATURE, len(payload), zlib.crc32(payload)) + payload
+    if len(data) > height * width * 3:
         raise ValueError(f"{len(instances)} instances do not fit into {height} x {width} pixels")
     image = np.full((height, width, 3), background, np.uint8)
     for instance in instances:
         crop, left, top = instance.crop(height, width)
         h, w = crop.shape
         image[top : top + h, left : left + w][crop] = _COLORS[instance.category_id % len(_COLORS)]
-    image.reshape(-1)[: len(carried)] = np.frombuffer(carried, np.uint8)
+    image.reshape(-1)[: len(data)] = np.frombuffer(data, np.uint8)
     return image
 
 
 def planted_instances(image: Pixels) -> list[PlantedInstance]:
-    """Return what an image carries; nothing if it is not a planted one, or not lossless any more."""
+    """Return the instances in an image; none if it is not planted, or was compressed with loss."""
     flat = image.reshape(-1)
     header = flat[: _HEADER.size].tobytes()
     if len(header) < _HEADER.size:
@@ -113,13 +114,14 @@ def planted_instances(image: Pixels) -> list[PlantedInstance]:
 
 
 class PlantedSegmenter:
-    """A `types.Segmenter` that finds exactly what was planted; in any other image, nothing.
+    """A `types.Segmenter` that detects exactly the planted instances, and nothing in any other image.
 
     Args:
-        categories: what it can find; instances of others are not there.
-        sleep_s: seconds it takes for each image, to stand in for a slow network.
-        min_score: weaker instances are left out.
-        max_detections: the most an image may have, the best by score.
+        categories: the categories it detects; instances of others are ignored.
+        sleep_s: seconds to sleep for each image, to simulate a slow network.
+        min_score: instances that do not score above this are dropped.
+        max_detections: the maximum number of detections per image, the best by score.
+        keep: names of the categories to keep; empty: all.
     """
 
     def __init__(
@@ -138,7 +140,7 @@ class PlantedSegmenter:
 
     @property
     def categories(self) -> tuple[Category, ...]:
-        """What it can find."""
+        """The categories it detects."""
         return self._categories
 
     @property
@@ -148,28 +150,28 @@ class PlantedSegmenter:
 
     @property
     def max_side(self) -> int:
-        """Pixels; that of torchvision's networks, so that aspect ratios fail alike."""
+        """Pixels; the value of torchvision's networks, so that the same aspect ratios fail."""
         return 1333
 
     @property
     def execution(self) -> dict[str, Any]:
-        """Return what decides the last digits: nothing but the batch, which does not."""
+        """The execution settings recorded in receipts; none of them affects the results."""
         return {"device": "cpu", "dtype": "planted", "batch_size": 1, "threads": 1}
 
     @property
     def lanes(self) -> int:
-        """One: nothing computes beside it."""
+        """One: there is no concurrent computation."""
         return 1
 
     def canvas(self, height: int, width: int) -> None:
-        """Return the same for all sizes."""
+        """Return the same value for all sizes."""
 
     def segment(self, images: Sequence[Pixels]) -> list[Detections]:
         """Find the planted instances of each image."""
         return [self._segment(image) for image in images]
 
     def outcomes(self, images: Sequence[Pixels]) -> list[Detections | ItemError]:
-        """Find the planted instances of each image; there is always an answer."""
+        """Find the planted instances of each image; no image fails."""
         return list(self.segment(images))
 
     def _sleep(self) -> None:
@@ -178,7 +180,7 @@ class PlantedSegmenter:
 
     def _segment(self, image: Pixels) -> Detections:
         self._sleep()
-        # A network's scores are float32, and so is its comparison.
+        # A network compares its scores in float32.
         instances = [
             instance
             for instance in planted_instances(image)
@@ -189,7 +191,7 @@ class PlantedSegmenter:
 
 
 def _detections(instances: Sequence[PlantedInstance], height: int, width: int, limit: int) -> Detections:
-    """Return the best of the instances, each with its exact mask, and the mask's tight box as its box."""
+    """Return the best `limit` instances, each with its exact mask, and the tight box of the mask as its box."""
     masks = [crop_to_rle(*instance.crop(height, width), height, width) for instance in instances]
     labels = np.array([instance.category_id for instance in instances], dtype=np.int32)
     scores = np.array([instance.score for instance in instances], dtype=np.float32)
@@ -205,12 +207,16 @@ def best_of(
     limit: int,
     moved: Callable[[NDArray[np.int32]], NDArray[np.float32]] = lambda boxes: boxes.astype(np.float32),
 ) -> Detections:
-    """Return the best of some instances, in their order.
+    """Return the best instances, in the order of `detection_order`.
 
     Args:
         masks: COCO run lengths over an image of `height` x `width` pixels.
-        limit: the most that are kept.
-        moved: makes boxes of the masks' tight boxes.
+        labels: (N,) category ids.
+        scores: (N,) in [0, 1].
+        height: the height of the image, pixels.
+        width: the width of the image, pixels.
+        limit: the maximum number of instances.
+        moved: a function from the masks' tight boxes, (N, 4), to the boxes.
     """
     rles = [{"size": [height, width], "counts": mask} for mask in masks]
     mask_boxes = rle_boxes_xyxy(rles)
@@ -229,73 +235,13 @@ def best_of(
     )
 
 
-# --- collections for tests ----------------------------------------------------------------------------------
-
-
-def random_instances(rng: np.random.Generator, height: int, width: int, count: int) -> list[PlantedInstance]:
-    """Return instances of all categories and shapes, scores from 0.1, some of them across the border."""
-    instances = []
-    for _ in range(count):
-        category = int(rng.integers(len(PLANTED_CATEGORIES)))
-        instances.append(
-            PlantedInstance(
-                shape="rectangle" if category == 0 else "ellipse",
-                category_id=PLANTED_CATEGORIES[category].id,
-                score=round(float(rng.uniform(0.1, 1.0)), 4),
-                x=round(float(rng.uniform(0, width)), 2),
-                y=round(float(rng.uniform(0, height)), 2),
-                width=round(float(rng.uniform(3, width / 2)), 2),
-                height=round(float(rng.uniform(3, height / 2)), 2),
-                degrees=round(float(rng.uniform(0, 180)), 1),
-            )
-        )
-    return instances
-
-
-def write_planted(folder: str | Path, count: int, seed: int) -> None:
-    """Write `count` planted PNG files of 64 to 96 pixels a side, and their truth as `instances.json`.
-
-    Each has up to six instances, some none. The JSON is a COCO dataset: compressed RLE, mask area, tight
-    bbox, ids from 1, instances in the order of `Detections`; categories are `PLANTED_CATEGORIES`.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.Generator(np.random.PCG64(seed))
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    segmenter = PlantedSegmenter()
-    for index in range(count):
-        height, width = (int(side) for side in rng.integers(64, 97, 2))
-        pixels = plant((height, width), random_instances(rng, height, width, int(rng.integers(0, 7))))
-        name = f"planted-{index:06d}.png"
-        (folder / name).write_bytes(png(pixels))
-        images.append({"id": index + 1, "file_name": name, "width": width, "height": height})
-        (truth,) = segmenter.segment([pixels])
-        boxes = rle_boxes_xywh(truth.rles()).tolist()
-        for label, counts, area, bbox in zip(truth.labels, truth.masks, truth.areas, boxes, strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": index + 1,
-                    "category_id": int(label),
-                    "segmentation": {"size": [height, width], "counts": counts.decode("ascii")},
-                    "area": int(area),
-                    "bbox": bbox,
-                    "iscrowd": 0,
-                }
-            )
-    categories = [dataclasses.asdict(category) for category in PLANTED_CATEGORIES]
-    dataset = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "instances.json").write_text(json.dumps(dataset), encoding="utf-8")
-
-
 def png(image: Pixels) -> bytes:
-    """Return the bytes of a PNG file, the same whatever libraries are installed but zlib.
+    """Return the bytes of a PNG file, which depend on no installed library but zlib.
 
     Reference: https://www.w3.org/TR/png-3/, section 5: signature and chunks.
     """
     height, width, _ = image.shape
-    rows = np.zeros((height, 1 + width * 3), np.uint8)  # each row begins with its filter, 0: none
+    rows = np.zeros((height, 1 + width * 3), np.uint8)  # each row starts with its filter type, 0: none
     rows[:, 1:] = image.reshape(height, -1)
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),  # 8 bits, RGB

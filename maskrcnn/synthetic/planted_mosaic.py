@@ -1,10 +1,10 @@
-"""Rasters whose pixels say which object they show, and a segmenter that reads it in any window.
+"""Rasters whose pixels encode the object they show, and a segmenter that reads it in any window.
 
-They stand in for large images where the network is not what is tested: a window's right answer follows from its
-pixels alone. The truth is that of visible pixels, exact, and survives lossless formats only.
+They are used as large images in tests that do not need the network: the correct result of a window follows from its
+pixels alone. The ground truth consists of the visible pixels; it is exact, and survives lossless formats only.
 
-A pixel of an object is red 128 + 32 * category + the number's bits 16 to 20, green bits 8 to 15, blue bits 0 to 7, the
-numbers from 0; whatever has less red is ground.
+The colour of an object's pixels encodes its category and its number, from 0: red is 128 + 32 * category + bits 16 to
+20 of the number, green is bits 8 to 15, blue is bits 0 to 7. Pixels with less red are ground.
 """
 
 import zlib
@@ -23,10 +23,10 @@ MAX_OBJECTS: Final = 2**21
 
 
 def paint(image: Pixels, instances: Sequence[PlantedInstance], first: int = 0) -> None:
-    """Draw objects into an image, later ones over earlier ones, the first with the number `first`.
+    """Draw objects into an image, later ones over earlier ones; they are numbered from `first`.
 
     Raises:
-        ValueError: there are more than 2^21.
+        ValueError: a number is 2^21 or more.
     """
     if first + len(instances) > MAX_OBJECTS:
         raise ValueError(f"more than {MAX_OBJECTS} objects")
@@ -39,19 +39,19 @@ def paint(image: Pixels, instances: Sequence[PlantedInstance], first: int = 0) -
 
 
 def color_of(number: int, category: int) -> tuple[int, int, int]:
-    """Return the colour of an object, given the place of its category among `PLANTED_CATEGORIES`."""
+    """Return the RGB colour of an object, given the index of its category in `PLANTED_CATEGORIES`."""
     return _OBJECT + 32 * category + (number >> 16), number >> 8 & 255, number & 255
 
 
 def ground(height: int, width: int) -> Pixels:
-    """Return ground without objects, with something to see."""
+    """Return ground without objects, (height, width, 3) uint8: a chequered pattern."""
     rows, columns = np.arange(height)[:, None], np.arange(width)
     shade = (rows // 16 + columns // 16) % 2 * 12
     return np.stack([shade + 60, shade + 76, shade + 56], axis=2).astype(np.uint8)
 
 
 def objects_in(image: Pixels) -> list[tuple[int, int, NDArray[np.bool_], int, int]]:
-    """Return what a part of a mosaic shows: number, category's place, mask's crop, its left, and its top."""
+    """Return the objects in a part of a mosaic: number, index of the category, cropped mask, crop's left and top."""
     red = image[..., 0]
     at = np.flatnonzero(red >= _OBJECT)
     flat = image.reshape(-1, 3)[at].astype(np.int64)
@@ -59,9 +59,9 @@ def objects_in(image: Pixels) -> list[tuple[int, int, NDArray[np.bool_], int, in
     order = np.argsort(key, kind="stable")
     keys, starts = np.unique(key[order], return_index=True)
     found = []
-    # Of nothing, `split` makes one piece.
+    # `np.split` returns one part even of an empty array, so the lengths may differ.
     for value, pixels in zip(keys.tolist(), np.split(at[order], starts[1:]), strict=False):
-        if value >> 21 >= len(PLANTED_CATEGORIES):  # no mosaic
+        if value >> 21 >= len(PLANTED_CATEGORIES):  # not a pixel of a mosaic
             continue
         row, column = np.divmod(pixels, image.shape[1])
         top, left = int(row.min()), int(column.min())
@@ -77,14 +77,15 @@ def score_of(number: int) -> float:
 
 
 class MosaicSegmenter(PlantedSegmenter):
-    """A `types.Segmenter` that finds what a window of a mosaic shows.
+    """A `types.Segmenter` that detects the objects in a window of a mosaic.
 
     Args:
-        jitter: pixels by which each window sees each object otherwise, at most: moved, grown or shrunk, the box too.
-        sleep_s: seconds it takes for each window, to stand in for a slow network.
-        min_score: weaker instances are left out.
-        max_detections: the most a window may have, the best by score.
-        keep: names of categories; none: all.
+        jitter: the maximum number of pixels by which the mask of an object is shifted, dilated or eroded in a window;
+            its box is jittered by as much.
+        sleep_s: seconds to sleep for each window, to simulate a slow network.
+        min_score: instances that do not score above this are dropped.
+        max_detections: the maximum number of detections per window, the best by score.
+        keep: names of the categories to keep; empty: all.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class MosaicSegmenter(PlantedSegmenter):
     def _segment(self, image: Pixels) -> Detections:
         self._sleep()
         height, width = image.shape[:2]
-        # A window sees an object the same way each time, another window otherwise.
+        # The jitter of a window is the same each time, and differs between windows.
         rng = np.random.default_rng(zlib.crc32(image.tobytes()))
         masks, labels, scores = [], [], []
         for number, category, crop, left, top in objects_in(image):
@@ -132,24 +133,24 @@ def _jittered(
     height: int,
     width: int,
 ) -> tuple[NDArray[np.bool_], int, int]:
-    """Return a mask that is moved, grown or shrunk by up to so many pixels, cut at the window's border."""
+    """Return a mask shifted, dilated or eroded by up to `jitter` pixels and clipped to the window, its left and top."""
     padded = np.pad(crop, jitter)
     by = int(rng.integers(0, jitter + 1))
     kind = int(rng.integers(3))
     if kind == 0:
         padded = np.roll(padded, rng.integers(-jitter, jitter + 1, 2), axis=(0, 1))
     for _ in range(by if kind else 0):
-        padded = _grown(padded) if kind == 1 else ~_grown(~padded)
+        padded = _dilated(padded) if kind == 1 else ~_dilated(~padded)
     rows, columns = np.arange(padded.shape[0]) + top - jitter, np.arange(padded.shape[1]) + left - jitter
     inside = padded[(rows >= 0) & (rows < height)][:, (columns >= 0) & (columns < width)]
     return inside, max(left - jitter, 0), max(top - jitter, 0)
 
 
-def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return a mask with the pixels beside it, left, right, above and below."""
-    grown = mask.copy()
-    grown[1:] |= mask[:-1]
-    grown[:-1] |= mask[1:]
-    grown[:, 1:] |= mask[:, :-1]
-    grown[:, :-1] |= mask[:, 1:]
-    return grown
+def _dilated(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Dilate a mask by one pixel to the left, right, top and bottom."""
+    dilated = mask.copy()
+    dilated[1:] |= mask[:-1]
+    dilated[:-1] |= mask[1:]
+    dilated[:, 1:] |= mask[:, :-1]
+    dilated[:, :-1] |= mask[:, 1:]
+    return dilated

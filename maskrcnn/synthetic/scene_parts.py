@@ -1,7 +1,7 @@
-"""The parts of a generated scene: a canvas that knows what stands where, the ground, each kind of object.
+"""The parts of a generated scene: a canvas that records occupied cells, the ground, and each kind of object.
 
-Everything is drawn with Pillow at twice the size, in pixels of the finished scene, and every choice comes from
-the canvas's one random generator, in the order of the calls.
+Everything is drawn with Pillow at twice the final size; coordinates are pixels of the final scene. All random numbers
+come from the single generator of the canvas, in the order of the calls.
 """
 
 from dataclasses import dataclass, field
@@ -25,13 +25,13 @@ CATEGORIES: tuple[Category, ...] = (
 BUILDING, CAR, TRUCK, BOAT, POOL, TREE, TANK = (category.id for category in CATEGORIES)
 
 LAND, ROAD, WATER, YARD = range(4)
-"""Kinds of ground, which decide what may stand where."""
+"""Kinds of ground, which determine where objects may be placed."""
 
 SCALE = 2
-"""Supersampling of the drawing: pixels drawn per pixel kept, each way."""
+"""The supersampling factor of the drawing, per axis."""
 
 CELL = 4
-"""Pixels a cell of the occupancy grid is wide."""
+"""The side of a cell of the occupancy grid, pixels."""
 
 MAX_OBJECTS = 60
 
@@ -56,26 +56,26 @@ _LEAF = np.array([[1, 0.2], [0.5, 0.9], [-0.3, 1], [-1, 0.3], [-0.8, -0.6], [0, 
 
 @dataclass(slots=True)
 class Canvas:
-    """A picture being drawn, its labels, and what stands where; coordinates are the finished scene's."""
+    """An image being drawn, its labels and its occupied cells; coordinates are pixels of the final scene."""
 
     rng: np.random.Generator
     size: int
     image: Image.Image
     labels: Image.Image
     ground: Image.Image
-    """Kinds of ground, one pixel a cell."""
+    """The kind of ground, one pixel per cell."""
 
-    taken: Image.Image
-    """Cells where an object stands, one pixel a cell."""
+    occupied: Image.Image
+    """The cells occupied by objects, one pixel per cell."""
 
     sun: Points
-    """Where a shadow falls, per pixel of height."""
+    """The offset of a shadow per pixel of height, (2,)."""
 
     category_ids: list[int] = field(default_factory=list)
 
     @classmethod
     def of_ground(cls, rng: np.random.Generator, size: int) -> Self:
-        """Paint fields and water."""
+        """Return a canvas with fields and water."""
         cells = size // CELL
         pixels, water = _paint_ground(rng, size)
         image = Image.fromarray(pixels).resize((size * SCALE, size * SCALE), Image.Resampling.BILINEAR)
@@ -88,17 +88,17 @@ class Canvas:
 
     @property
     def full(self) -> bool:
-        """Whether no further object may be placed."""
+        """Whether the maximum number of objects is reached."""
         return len(self.category_ids) >= MAX_OBJECTS
 
     def paint(self, points: Points, color: Color, alpha: float = 1.0) -> None:
-        """Fill a polygon, blended with what is below."""
+        """Fill a polygon, blended with the image below it by `alpha`."""
         red, green, blue = (int(value) for value in np.clip(color, 0, 255))
         draw = ImageDraw.Draw(self.image, "RGBA")
         draw.polygon(flat(points, SCALE), fill=(red, green, blue, int(255 * alpha)))
 
     def shade(self, points: Points, height: float) -> None:
-        """Darken where an object of that height throws its shadow."""
+        """Draw the shadow of an object with a height in pixels."""
         steps = max(1, int(height / 3))
         hull = [points + self.sun * height * (step + 1) / steps for step in range(steps)]
         mask = Image.new("L", self.image.size)
@@ -110,8 +110,8 @@ class Canvas:
             self.image.paste((16, 20, 30), box, mask.crop(box))
 
     def fits(self, outlines: list[Points], kinds: tuple[int, ...], overlap: float = 0.0) -> bool:
-        """Whether the outlines lie on ground of these kinds, at most that share of them on other objects."""
-        stamp = Image.new("L", self.taken.size)
+        """Return whether the outlines lie on ground of `kinds`, with at most a share `overlap` on other objects."""
+        stamp = Image.new("L", self.occupied.size)
         draw = ImageDraw.Draw(stamp)
         for outline in outlines:
             draw.polygon(flat(outline, 1 / CELL), fill=1)
@@ -119,24 +119,24 @@ class Canvas:
         if self.full or not inside.any():
             return False
         on_ground = np.isin(np.asarray(self.ground)[inside], kinds).mean()
-        return bool(on_ground > 0.9 and (np.asarray(self.taken)[inside] > 0).mean() <= overlap)
+        return bool(on_ground > 0.9 and (np.asarray(self.occupied)[inside] > 0).mean() <= overlap)
 
-    def claim(self, outlines: list[Points], category_id: int) -> None:
-        """Make the outlines an instance: everything drawn there before is hidden by it."""
+    def add_instance(self, outlines: list[Points], category_id: int) -> None:
+        """Add the outlines as one instance, which covers everything drawn there before."""
         self.category_ids.append(category_id)
-        draw, cells = ImageDraw.Draw(self.labels), ImageDraw.Draw(self.taken)
+        draw, cells = ImageDraw.Draw(self.labels), ImageDraw.Draw(self.occupied)
         for outline in outlines:
             draw.polygon(flat(outline, SCALE), fill=len(self.category_ids))
             cells.polygon(flat(outline, 1 / CELL), fill=1)
 
 
 def flat(points: Points, scale: float) -> list[tuple[float, float]]:
-    """Turn points into what Pillow takes, scaled."""
+    """Return scaled points in the form that Pillow expects."""
     return [(x * scale, y * scale) for x, y in points.tolist()]
 
 
 def turned(points: Points, centre: Points, angle: float) -> Points:
-    """Take points from an object's own frame to where it stands, turned clockwise by `angle` on the screen."""
+    """Rotate points clockwise on the screen by `angle`, in radians, and move their origin to `centre`."""
     cos, sin = np.cos(angle), np.sin(angle)
     return np.asarray(points @ np.array([[cos, sin], [-sin, cos]]) + centre)
 
@@ -147,13 +147,13 @@ def rectangle(x0: float, y0: float, x1: float, y1: float) -> Points:
 
 
 def _vary(rng: np.random.Generator, colors: Color, shade: float = 14) -> Color:
-    """Pick a row of a palette, made lighter or darker, its hue a little different."""
+    """Return a random row of a palette with random changes of brightness and hue."""
     color = colors[rng.integers(len(colors))]
     return np.asarray(color + rng.normal(scale=shade) + rng.normal(scale=5, size=3))
 
 
 def _blob(rng: np.random.Generator, radius: float, rough: float, corners: int = 28) -> Points:
-    """Draw a closed curve about the origin whose radius wanders by the share `rough`."""
+    """Return a closed curve around the origin whose radius varies by about the share `rough`."""
     turn = np.linspace(0, 2 * np.pi, corners, endpoint=False)
     radii = np.ones(corners)
     for wave in range(2, 7):
@@ -163,7 +163,7 @@ def _blob(rng: np.random.Generator, radius: float, rough: float, corners: int = 
 
 
 def noise(rng: np.random.Generator, size: int, grain: int) -> NDArray[np.float32]:
-    """Draw smooth noise of unit strength whose spots are about `grain` pixels wide, shape (size, size)."""
+    """Return smooth noise, (size, size) float32, of unit variance, with features about `grain` pixels wide."""
     few = size // grain + 2
     coarse = Image.fromarray(rng.normal(size=(few, few)).astype(np.float32))
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32)
@@ -173,7 +173,7 @@ def noise(rng: np.random.Generator, size: int, grain: int) -> NDArray[np.float32
 
 
 def _paint_ground(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Paint ploughed fields and meadows cut by lines, and in most scenes water along one side."""
+    """Return an image of fields and meadows, in most scenes with water along one side, and the mask of the water."""
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     parcel = np.zeros((size, size), dtype=np.intp)
     for _ in range(3):
@@ -201,7 +201,7 @@ def _paint_ground(rng: np.random.Generator, size: int) -> tuple[NDArray[np.uint8
     return np.clip(pixels, 0, 255).astype(np.uint8), water
 
 
-# --- the objects: each returns whether it found room ---
+# --- the objects: each function returns whether the object could be placed ---
 
 
 def draw_building(canvas: Canvas, centre: Points, angle: float) -> bool:
@@ -218,7 +218,7 @@ def draw_building(canvas: Canvas, centre: Points, angle: float) -> bool:
         return False
     for outline in outlines:
         canvas.shade(outline, rng.uniform(7, 12))
-    canvas.claim(outlines, BUILDING)
+    canvas.add_instance(outlines, BUILDING)
     roof = _vary(rng, _ROOFS)
     level = rng.random() < 0.25
     for wing, outline in zip(wings, outlines, strict=True):
@@ -234,7 +234,7 @@ def draw_building(canvas: Canvas, centre: Points, angle: float) -> bool:
 
 
 def _roof(canvas: Canvas, wing: Points, centre: Points, angle: float, color: Color) -> None:
-    """Paint a hipped roof: four faces, lit by how far they lean to the sun."""
+    """Draw a hipped roof: four faces, brighter towards the sun."""
     (x0, y0), (x1, y1) = wing[0], wing[2]
     inset = min(x1 - x0, y1 - y0) / 2
     wide = x1 - x0 >= y1 - y0
@@ -253,7 +253,7 @@ def _roof(canvas: Canvas, wing: Points, centre: Points, angle: float, color: Col
 
 
 def draw_car(canvas: Canvas, centre: Points, angle: float, kinds: tuple[int, ...], overlap: float) -> bool:
-    """Draw a car seen from above: body, windows, roof."""
+    """Draw a car from above: body, windows and roof."""
     rng = canvas.rng
     length, width = rng.uniform(25, 33), rng.uniform(12, 15)
     nose, tail = length / 2, -length / 2
@@ -265,7 +265,7 @@ def draw_car(canvas: Canvas, centre: Points, angle: float, kinds: tuple[int, ...
         return False
     paint = _vary(rng, _PAINTS)
     canvas.shade(outline, 3)
-    canvas.claim([outline], CAR)
+    canvas.add_instance([outline], CAR)
     canvas.paint(outline, paint)
     cabin = rectangle(tail + 4, -half * 0.78, nose - 7.5, half * 0.78)
     canvas.paint(turned(cabin, centre, angle), np.array([44, 52, 62]))
@@ -274,7 +274,7 @@ def draw_car(canvas: Canvas, centre: Points, angle: float, kinds: tuple[int, ...
 
 
 def draw_truck(canvas: Canvas, centre: Points, angle: float, kinds: tuple[int, ...], overlap: float) -> bool:
-    """Draw a truck: a ribbed load and a cab of another colour."""
+    """Draw a truck: a ribbed load and a cab with a different colour."""
     rng = canvas.rng
     length, half = rng.uniform(46, 66), rng.uniform(7.5, 9)
     load = rectangle(-length / 2, -half, length / 2 - 13, half)
@@ -284,7 +284,7 @@ def draw_truck(canvas: Canvas, centre: Points, angle: float, kinds: tuple[int, .
         return False
     for outline in outlines:
         canvas.shade(outline, 6)
-    canvas.claim(outlines, TRUCK)
+    canvas.add_instance(outlines, TRUCK)
     cargo = _vary(rng, _PAINTS) * 0.6 + 70
     canvas.paint(outlines[0], cargo)
     for x in np.arange(-length / 2 + 4, length / 2 - 15, rng.uniform(5, 9)):
@@ -299,7 +299,7 @@ def draw_truck(canvas: Canvas, centre: Points, angle: float, kinds: tuple[int, .
 
 
 def draw_boat(canvas: Canvas, centre: Points, angle: float, length: float, alone: bool) -> bool:
-    """Draw a boat with a pointed bow, a deck and a cabin; one alone may leave a wake."""
+    """Draw a boat with a pointed bow, a deck and a cabin; a boat that is `alone` may have a wake."""
     rng = canvas.rng
     half = length * rng.uniform(0.15, 0.18)
     turn = np.linspace(-np.pi / 2, np.pi / 2, 11)
@@ -313,7 +313,7 @@ def draw_boat(canvas: Canvas, centre: Points, angle: float, length: float, alone
         wake = np.array([[near, half * 0.6], [far, broad], [far, -broad], [near, -half * 0.6]])
         canvas.paint(turned(wake, centre, angle), np.array([170, 190, 196]), 0.3)
     canvas.shade(outline, 2.5)
-    canvas.claim([outline], BOAT)
+    canvas.add_instance([outline], BOAT)
     paint = _vary(rng, _PAINTS)
     deck = _vary(rng, _DECKS)
     canvas.paint(outline, paint)
@@ -326,7 +326,7 @@ def draw_boat(canvas: Canvas, centre: Points, angle: float, length: float, alone
 
 
 def draw_pool(canvas: Canvas, centre: Points) -> bool:
-    """Draw a pool with a paved rim: kidney, rectangle or L."""
+    """Draw a pool with a paved rim, in the shape of a kidney, a rectangle or an L."""
     rng = canvas.rng
     length, width, angle = rng.uniform(26, 44), rng.uniform(14, 22), rng.uniform(0, 2 * np.pi)
     shape = rng.random()
@@ -346,7 +346,7 @@ def draw_pool(canvas: Canvas, centre: Points) -> bool:
     middle = basin.mean(0)
     rim = turned(middle + (basin - middle) * (1 + 7 / np.abs(basin - middle).max(0)), centre, angle)
     canvas.paint(rim, np.array([178, 170, 156]) + rng.normal(scale=16))
-    canvas.claim([outline], POOL)
+    canvas.add_instance([outline], POOL)
     water = _vary(rng, _BASINS, 10)
     canvas.paint(outline, water * 0.82)
     canvas.paint(turned(middle + (basin - middle) * 0.84, centre, angle), water)
@@ -354,7 +354,7 @@ def draw_pool(canvas: Canvas, centre: Points) -> bool:
 
 
 def draw_tree(canvas: Canvas, centre: Points) -> bool:
-    """Draw a crown: an irregular outline with leaves, those to the sun brighter."""
+    """Draw a tree crown: an irregular outline with leaves, brighter towards the sun."""
     rng = canvas.rng
     radius = rng.uniform(10, 23)
     crown = _blob(rng, radius, 0.13) * (1.0, rng.uniform(0.72, 1.0))
@@ -362,7 +362,7 @@ def draw_tree(canvas: Canvas, centre: Points) -> bool:
     if not canvas.fits([outline], (LAND, YARD, ROAD), 0.3):
         return False
     canvas.shade(outline, radius * 0.6)
-    canvas.claim([outline], TREE)
+    canvas.add_instance([outline], TREE)
     color = _vary(rng, _CROWNS, 8)
     canvas.paint(outline, color * 0.78)
     canvas.paint(centre + (outline - centre) * 0.8 - canvas.sun * radius * 0.12, color)
@@ -383,7 +383,7 @@ def draw_tank(canvas: Canvas, centre: Points, radius: float) -> bool:
     if not canvas.fits([outline], (YARD,), 0.2):
         return False
     canvas.shade(outline, radius * 0.5 + 3)
-    canvas.claim([outline], TANK)
+    canvas.add_instance([outline], TANK)
     paint = _vary(rng, _TANKS)
     canvas.paint(outline, paint * 0.72)
     for step, share in enumerate((0.88, 0.55, 0.2)):

@@ -1,10 +1,10 @@
 """Synthetic aerial scenes with exact instance masks, deterministic by seed.
 
-A scene is fields, roads, water, yards and plots seen from above, with seven kinds of objects in them. Colours
-are shared between the kinds and with the ground on purpose (blue roofs, cars, pools and water; grey roofs,
-trucks and asphalt; crowns and meadows), so that shape and context tell them apart, not a colour threshold.
-The embedded model `maskrcnn/models/scenes.safetensors` is trained on these scenes and knows nothing else: whoever
-changes the drawing, here or in `scenery`, must train it anew.
+A scene shows fields, roads, water, yards and plots from above, with seven kinds of objects. Colours are
+deliberately shared between the kinds and with the ground (blue roofs, cars, pools and water; grey roofs, trucks and
+asphalt; crowns and meadows), so that shape and context distinguish them, not a colour threshold.
+The embedded model `maskrcnn/models/scenes.safetensors` is trained on these scenes only: it must be trained again after
+any change of the drawing, here or in `scene_parts`.
 """
 
 import json
@@ -55,18 +55,18 @@ __all__ = [
 ]
 
 MIN_VISIBLE_PX = 40
-"""An object of which fewer pixels can be seen is scenery, not an instance."""
+"""The minimum number of visible pixels of an instance; an object with fewer belongs to the background."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One picture and what stands in it."""
+    """One image with its ground truth."""
 
     image: NDArray[np.uint8]
     """Shape (height, width, 3), RGB."""
 
     labels: NDArray[np.uint8]
-    """Shape (height, width): 0 is ground, i + 1 a visible pixel of instance i."""
+    """Shape (height, width): 0 for the ground, i + 1 for a visible pixel of instance i."""
 
     category_ids: NDArray[np.int64]
     """Shape (n,), ids of `CATEGORIES`."""
@@ -79,9 +79,9 @@ class Scene:
 
 
 def render_scene(seed: int, size: int = 384) -> Scene:
-    """Draw the scene of a seed, a square of `size` pixels.
+    """Draw the scene of a seed, a square with sides of `size` pixels.
 
-    Objects keep their size in pixels; a larger scene holds more of them, up to 60.
+    The size of objects in pixels is fixed; a larger scene contains more of them, up to 60.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     canvas = Canvas.of_ground(rng, size)
@@ -95,7 +95,7 @@ def render_scene(seed: int, size: int = 384) -> Scene:
 
 
 def write_scenes(folder: str | Path, count: int, seed: int, size: int = 384) -> None:
-    """Write the scenes of seeds `seed … seed + count - 1` as PNG files, and `instances.json` beside them."""
+    """Write the scenes of seeds `seed … seed + count - 1` as PNG files, and `instances.json` in the same folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -111,20 +111,20 @@ def write_scenes(folder: str | Path, count: int, seed: int, size: int = 384) -> 
 def write_mosaic(
     folder: str | Path, rows: int, columns: int, seed: int, size: int = 384, ground_m: float = 0.25
 ) -> None:
-    """Write scenes side by side as one raster, `mosaic.tif`, and its truth, `instances.json`.
+    """Write scenes side by side as one raster, `mosaic.tif`, and its ground truth, `instances.json`.
 
-    It lies in UTM zone 36 north, near the equator, north up.
+    It is georeferenced in UTM zone 36 north, near the equator, north up.
 
     Args:
-        folder: is made if it is missing.
-        rows: of scenes.
-        columns: of scenes.
-        seed: of the first scene; they are counted row by row.
-        size: of a scene, pixels a side.
-        ground_m: of a pixel, metres a side.
+        folder: the output folder, created if it does not exist.
+        rows: the number of rows of scenes.
+        columns: the number of columns of scenes.
+        seed: the seed of the first scene; seeds are consecutive, row by row.
+        size: the side of a scene, pixels.
+        ground_m: the side of a pixel, metres.
 
     Raises:
-        UsageError: the extra `geo` is missing.
+        UsageError: the extra `geo` is not installed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def write_mosaic(
 
 
 def coco_dataset(scenes: Iterable[Scene]) -> dict[str, Any]:
-    """Describe scenes in COCO dataset form: compressed RLE, mask area, tight bbox, ids from 1."""
+    """Return scenes as a COCO dataset: compressed RLE, mask area, tight bbox, ids from 1."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index, scene in enumerate(scenes):
@@ -187,11 +187,11 @@ def _file_name(index: int) -> str:
     return f"scene-{index:05d}.png"
 
 
-# --- what stands where ---
+# --- placement of objects ---
 
 
 def _draw_roads(canvas: Canvas) -> list[tuple[Points, float]]:
-    """Draw one or two bent roads from border to border; each is its centre line, 40 points, and its width."""
+    """Draw one or two curved roads from border to border; return the centre line (40 points) and width of each."""
     rng, size, roads = canvas.rng, canvas.size, []
     heading = rng.uniform(0, np.pi)
     for number in range(1 + int(rng.random() < 0.5)):
@@ -214,14 +214,14 @@ def _draw_roads(canvas: Canvas) -> list[tuple[Points, float]]:
 
 
 def _stroke(image: Image.Image, line: Points, width: float, color: Color) -> None:
-    """Draw a bent line of a width in pixels."""
+    """Draw a curved line with a width in pixels."""
     red, green, blue = (int(value) for value in np.clip(color, 0, 255))
     draw = ImageDraw.Draw(image)
     draw.line(flat(line, SCALE), fill=(red, green, blue), width=round(width * SCALE), joint="curve")
 
 
 def _fill_yard(canvas: Canvas) -> None:
-    """Lay a paved yard with rows of parked cars and trucks, or with tanks and a hall."""
+    """Draw a paved yard with rows of parked cars and trucks, some with tanks."""
     rng = canvas.rng
     if rng.random() < 0.2:
         return
@@ -257,7 +257,7 @@ def _fill_yard(canvas: Canvas) -> None:
 
 
 def _fill_plots(canvas: Canvas, roads: list[tuple[Points, float]]) -> None:
-    """Line the roads with plots: a house, and perhaps a pool, a parked car and trees."""
+    """Draw plots along the roads: a house, and in some of them a pool or a parked car."""
     rng = canvas.rng
     wanted = round(rng.uniform(4, 9) * (canvas.size / 384) ** 2) + 1
     for _ in range(8 * wanted):
@@ -273,10 +273,10 @@ def _fill_plots(canvas: Canvas, roads: list[tuple[Points, float]]) -> None:
             beside = (
                 spot + turned(np.array([[rng.uniform(34, 60), 0.0]]), np.zeros(2), rng.uniform(0, 6.28))[0]
             )
-            thing = rng.random()
-            if thing < 0.5:
+            choice = rng.random()
+            if choice < 0.5:
                 draw_pool(canvas, beside)
-            elif thing < 0.65:
+            elif choice < 0.65:
                 draw_car(canvas, beside, rng.uniform(0, 2 * np.pi), (LAND,), 0.1)
         wanted -= 1
         if wanted == 0:
@@ -284,7 +284,7 @@ def _fill_plots(canvas: Canvas, roads: list[tuple[Points, float]]) -> None:
 
 
 def _fill_roads(canvas: Canvas, roads: list[tuple[Points, float]]) -> None:
-    """Put cars and trucks into the lanes."""
+    """Draw cars and trucks in the lanes of the roads."""
     rng = canvas.rng
     for line, width in roads:
         for _ in range(rng.integers(5, 12)):
@@ -301,7 +301,7 @@ def _fill_roads(canvas: Canvas, roads: list[tuple[Points, float]]) -> None:
 
 
 def _fill_water(canvas: Canvas) -> None:
-    """Put boats on the water, some moored side by side."""
+    """Draw boats on the water, some moored side by side."""
     rng = canvas.rng
     wanted = int(rng.integers(3, 9))
     for _ in range(60):
@@ -316,7 +316,7 @@ def _fill_water(canvas: Canvas) -> None:
 
 
 def _fill_trees(canvas: Canvas) -> None:
-    """Plant single trees and groves, some of them over roofs, cars and shores."""
+    """Draw single trees and groves, some of them over roofs, cars and shores."""
     rng = canvas.rng
     room = MAX_OBJECTS - len(canvas.category_ids)
     wanted = min(room, max(12 - len(canvas.category_ids), int(rng.integers(5, 20))))
@@ -330,11 +330,11 @@ def _fill_trees(canvas: Canvas) -> None:
             return
 
 
-# --- the camera ---
+# --- simulation of the camera ---
 
 
 def _finish(canvas: Canvas) -> Scene:
-    """Bring the drawing to its size, add light, blur and noise, and number the instances that can be seen."""
+    """Reduce the drawing to its final size, add light, blur and noise, and number the visible instances."""
     rng, size = canvas.rng, canvas.size
     image = canvas.image.reduce(SCALE).filter(ImageFilter.GaussianBlur(float(rng.uniform(0.2, 0.8))))
     pixels = np.asarray(image, dtype=np.float32)
@@ -351,17 +351,17 @@ def _finish(canvas: Canvas) -> Scene:
     grain = grain + rng.uniform(1, 4) * rng.standard_normal(pixels.shape, dtype=np.float32)
     pixels = np.clip(pixels * light[..., None].astype(np.float32) * tint + grain, 0, 255).astype(np.uint8)
     drawn = np.asarray(canvas.labels)[SCALE // 2 :: SCALE, SCALE // 2 :: SCALE]
-    seen = np.bincount(drawn.ravel(), minlength=len(canvas.category_ids) + 1) >= MIN_VISIBLE_PX
-    seen[0] = False
-    renumber = np.where(seen, np.cumsum(seen), 0).astype(np.uint8)
-    return Scene(pixels, renumber[drawn], np.array(canvas.category_ids, dtype=np.int64)[seen[1:]])
+    visible = np.bincount(drawn.ravel(), minlength=len(canvas.category_ids) + 1) >= MIN_VISIBLE_PX
+    visible[0] = False
+    renumber = np.where(visible, np.cumsum(visible), 0).astype(np.uint8)
+    return Scene(pixels, renumber[drawn], np.array(canvas.category_ids, dtype=np.int64)[visible[1:]])
 
 
-# --- what they are like ---
+# --- statistics ---
 
 
 def statistics(scenes: Iterable[Scene]) -> dict[str, float]:
-    """Describe scenes: how many objects, how many small or touching another, how unlike their boxes."""
+    """Return statistics of scenes: object counts, shares of small and of touching objects, mean mask-to-box ratio."""
     counts, areas, fills, touching = [], [], [], 0
     for scene in scenes:
         masks = scene.masks
@@ -382,7 +382,7 @@ def statistics(scenes: Iterable[Scene]) -> dict[str, float]:
 
 
 def _touching(labels: NDArray[np.uint8]) -> set[int]:
-    """Find the instances with a pixel beside (8 neighbours) a pixel of another."""
+    """Return the labels of instances with a pixel adjacent (8 neighbours) to a pixel of another."""
     height, width = labels.shape
     around = np.pad(labels, 1)
     found: set[int] = set()

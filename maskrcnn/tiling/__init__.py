@@ -1,1 +1,1 @@
-"""Windows of large images, and whole images of windows."""
+"""Windows of large images, and the stitching of their detections."""

@@ -1,8 +1,8 @@
-"""From windows to whole images: what a run of windows writes in the place of what its shards hold.
+"""Assemble whole images from windows: the tables of a windowed run, from the tables of its shards.
 
-A shard's tables are those of any run, of which each image is a window. Here the windows of an image come together:
-their pieces are merged at the seams, and become rows of `windows`, `pieces`, `images` and `instances`. One image at a
-time; memory is that of a group's tables, never of pixels.
+In the tables of a shard, each window is an image. Here the windows of an image are combined: their detections are
+stitched where windows overlap, and written as rows of `windows`, `pieces`, `images` and `instances`. Images are
+processed one at a time; memory holds the tables of a group, never pixels.
 """
 
 from collections import Counter
@@ -30,7 +30,7 @@ from ..stats import Stats
 from ..types import Category, Detections
 from .grid import Grid
 from .index import WindowIndex
-from .stitching import Pieces, merge
+from .stitching import WindowDetections, stitch
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +45,25 @@ class Assembled:
 
 
 def assemble(
-    items: WindowIndex,
+    window_index: WindowIndex,
     first_row: int,
     manifest_rows: pa.Table,
     windows: pa.Table,
     found: pa.Table,
     categories: Sequence[Category],
 ) -> Assembled:
-    """Merge the windows of whole images.
+    """Combine the windows of consecutive whole images.
 
     Args:
-        items: of the run.
-        first_row: of the manifest, of the first image.
-        manifest_rows: the images' rows of the manifest.
-        windows: what the shards' tables `images` say of all of their windows, in order of number.
-        found: what the shards' tables `instances` say of these, in order of id.
+        window_index: the window index of the run.
+        first_row: the row of the first image in the manifest.
+        manifest_rows: the rows of the images in the manifest.
+        windows: the rows of all windows of the images in the shards' tables `images`, in order of window number.
+        found: the rows of their detections in the shards' tables `instances`, in order of id.
+        categories: the categories of the model.
+
+    Raises:
+        ValueError: as `stitching.stitch`.
     """
     numbers, owners = windows["image_id"].to_numpy(), found["image_id"].to_numpy()
     results: list[ImageResult] = []
@@ -67,11 +71,11 @@ def assemble(
     piece_tables = [PIECES.empty_table()]
     for index, entry in enumerate(manifest_rows.select(["image_id", "name", "uri"]).to_pylist()):
         row = first_row + index
-        start, stop = items.range_of(row)
+        start, stop = window_index.range_of(row)
         of_image = windows.slice(*_slice(numbers, start, stop))
         of_found = found.slice(*_slice(owners, start, stop))
-        tiling = items.tiling(row)
-        detections, pieces = _merged(tiling.grid if tiling else None, of_image, of_found, entry["image_id"])
+        tiling = window_index.tiling(row)
+        detections, pieces = _stitched(tiling.grid if tiling else None, of_image, of_found, entry["image_id"])
         window_tables.append(_windows(of_image, entry["image_id"]))
         piece_tables.append(pieces)
         results.append(_result(row, entry, of_image, detections, tiling.grid if tiling else None))
@@ -89,12 +93,12 @@ def assemble(
 def located(
     image_ids: Sequence[int], images: Sequence[ImageHeader], instances: pa.Table
 ) -> Iterator[tuple[str, pa.Table]]:
-    """Yield each CRS in which images lie, and the polygons of their instances, of schema `geo.GEO`.
+    """Yield each CRS of georeferenced images, and the polygons of their instances, as from `geoparquet.geo_table`.
 
     Args:
-        image_ids: of consecutive images.
-        images: the same.
-        instances: all of theirs, in order of image.
+        image_ids: the ids of consecutive images.
+        images: the headers of the same images.
+        instances: all instances of these images, in order of image.
     """
     ranges = ranges_of(instances["image_id"].to_numpy())
     tables: dict[str, list[pa.Table]] = {}
@@ -108,7 +112,7 @@ def located(
 
 
 def ranges_of(image_ids: NDArray[np.int64]) -> dict[int, tuple[int, int]]:
-    """Return where the rows of each image begin and end, in a table in which they stand together."""
+    """Return the start and end of the rows of each image in a table that is grouped by image."""
     starts = np.flatnonzero(np.diff(image_ids, prepend=image_ids[:1] - 1)).tolist()
     stops = [*starts[1:], len(image_ids)]
     return {int(image_ids[low]): (low, high) for low, high in zip(starts, stops, strict=False)}
@@ -119,10 +123,10 @@ def _slice(numbers: NDArray[np.int64], start: int, stop: int) -> tuple[int, int]
     return low, high - low
 
 
-def _merged(
+def _stitched(
     grid: Grid | None, windows: pa.Table, found: pa.Table, image_id: int
 ) -> tuple[Detections | None, pa.Table]:
-    """Return an image's whole objects, and the rows of `pieces` that they were made of."""
+    """Return the stitched detections of an image, and the rows of `pieces` with the window detections."""
     if grid is None or not pc.any(pc.not_equal(windows["status"], "failed")).as_py():
         return None, PIECES.empty_table()
     at = np.searchsorted(windows["image_id"].to_numpy(), found["image_id"].to_numpy())
@@ -130,7 +134,7 @@ def _merged(
     order = np.lexsort((found["instance"].to_numpy(), window_id))
     found, window_id = found.take(pa.array(order)).combine_chunks(), window_id[order]
     counts = found["segmentation"].combine_chunks().field("counts")
-    pieces = Pieces(
+    detections = WindowDetections(
         window_id=window_id,
         labels=found["category_id"].to_numpy(),
         scores=found["score"].to_numpy(),
@@ -138,18 +142,18 @@ def _merged(
         masks=tuple(text.encode("ascii") for text in counts.to_pylist()),
         mask_boxes=_columns(found["mask_box"]),
     )
-    merged = merge(grid, pieces, capped=bool(pc.any(windows["capped"]).as_py()))
+    stitched = stitch(grid, detections, capped=bool(pc.any(windows["capped"]).as_py()))
     columns: dict[str, Any] = {
         "image_id": pa.array(np.full(len(found), image_id)),
         "window_id": pa.array(window_id),
         "piece": found["instance"],
-        "instance": pa.array(merged.object_of.astype(np.int32)),
+        "instance": pa.array(stitched.object_of.astype(np.int32)),
     }
     table = [
         columns.get(field.name, found[field.name] if field.name in INSTANCES.names else None)
         for field in PIECES
     ]
-    return merged, pa.table(table, schema=PIECES)
+    return stitched, pa.table(table, schema=PIECES)
 
 
 def _columns(structs: pa.ChunkedArray) -> NDArray[Any]:
@@ -157,7 +161,7 @@ def _columns(structs: pa.ChunkedArray) -> NDArray[Any]:
 
 
 def _windows(of_image: pa.Table, image_id: int) -> pa.Table:
-    """Return the rows of `windows` of one image, row by row."""
+    """Return the rows of `windows` of one image, in order of window id."""
     of_image = of_image.take(pc.sort_indices(of_image["window_id"]))
     named = {
         "image_id": pa.array(np.full(len(of_image), image_id)),
@@ -173,7 +177,7 @@ def _windows(of_image: pa.Table, image_id: int) -> pa.Table:
 def _result(
     row: int, entry: dict[str, Any], windows: pa.Table, detections: Detections | None, grid: Grid | None
 ) -> ImageResult:
-    """Return what became of an image."""
+    """Return the result of an image."""
     error, message = _failure(windows, whole=detections is None)
     orientation = windows["exif_orientation"].drop_null()
     return ImageResult(
@@ -193,7 +197,7 @@ def _result(
 
 
 def _failure(windows: pa.Table, *, whole: bool) -> tuple[str | None, str | None]:
-    """Return the code and the message of an image, given its windows; none where no window failed."""
+    """Return the error code and the message of an image from its windows; None if no window failed."""
     failed = windows.filter(pc.equal(windows["status"], "failed"))
     if not len(failed):
         return None, None

@@ -1,8 +1,9 @@
-"""Windows: how a large image is cut into overlapping rectangles of one size, and these into tiles.
+"""Divide a large image into overlapping windows of one size, and group these into tiles.
 
-A *window* is what the segmenter sees; neighbours overlap. A window's *core* is the part of it that is its own: the
-overlap is shared in halves, and the cores partition the image. A *tile* is a rectangle of windows that belong to one
-shard, so that each block of the file is decoded once for all of them. All of it follows from a few numbers.
+A *window* is the input of the segmenter; neighbouring windows overlap. The *core* of a window is the part that it
+owns: overlaps are divided in halves, so that the cores partition the image. A *tile* is a rectangle of windows that
+belong to one shard, so that each block of the file is decoded once for all of them. A few numbers determine all of
+these.
 """
 
 from collections.abc import Iterator
@@ -16,28 +17,31 @@ from numpy.typing import NDArray
 from ..imaging.geometry import Rect
 
 TILE_WINDOWS: Final = 144
-"""At most so many windows a tile, where a file can be read in parts. Of 1024 pixels, a quarter shared, on blocks of
-512, 5 columns by 28 rows decode 1.16 times the pixels of the raster."""
+"""The maximum number of windows per tile of a file that can be read in parts.
+
+With windows of 1024 pixels, an overlap of a quarter and blocks of 512 pixels, a tile of 5 columns by 28 rows decodes
+1.16 times the pixels of the raster.
+"""
 TILE_COLUMNS: Final = 5
-"""A reader holds a row of a tile's windows."""
+"""The maximum number of columns per tile; a reader keeps a row of the tile's windows in memory."""
 
 
 @dataclass(frozen=True)
 class Grid:
     """The windows of one image, numbered row by row from 0.
 
-    Those at the right and the bottom are moved inwards, so that all have one size; an image smaller than that is one
-    window.
+    Windows at the right and bottom borders are shifted inwards, so that all have the same size; an image smaller than
+    that is one window.
 
     Args:
-        height: of the image, pixels.
-        width: of the image, pixels.
-        window: side of the square windows, pixels.
-        overlap: of neighbours, pixels; at most half a window.
-        offset: columns and rows by which all but the first windows move towards the origin; less than a stride.
+        height: the height of the image, pixels.
+        width: the width of the image, pixels.
+        window: the side of the square windows, pixels.
+        overlap: the overlap of neighbouring windows, pixels; at most half a window.
+        offset: columns and rows by which all but the first windows are shifted towards the origin; less than a stride.
 
     Raises:
-        ValueError: these numbers make no grid.
+        ValueError: the arguments do not form a valid grid.
     """
 
     height: int
@@ -48,18 +52,20 @@ class Grid:
 
     def __post_init__(self) -> None:
         if not (0 <= self.overlap <= self.window // 2 and min(self.height, self.width, self.window) >= 1):
-            raise ValueError(f"no grid: {self}")
+            raise ValueError(f"not a valid grid: {self}")
         if not all(0 <= offset < self.window - self.overlap for offset in self.offset):
-            raise ValueError(f"an offset is less than {self.window - self.overlap}, not {self.offset}")
+            raise ValueError(
+                f"an offset must be from 0 to {self.window - self.overlap - 1}, not {self.offset}"
+            )
 
     @cached_property
     def lefts(self) -> NDArray[np.int64]:
-        """(C,) first column of each column of windows."""
+        """(C,) the first pixel column of each column of windows."""
         return _starts(self.width, self.window, self.overlap, self.offset[0])
 
     @cached_property
     def tops(self) -> NDArray[np.int64]:
-        """(R,) first row of each row of windows."""
+        """(R,) the first pixel row of each row of windows."""
         return _starts(self.height, self.window, self.overlap, self.offset[1])
 
     def __len__(self) -> int:
@@ -76,7 +82,7 @@ class Grid:
         return (self[window_id] for window_id in range(len(self)))
 
     def core(self, window_id: int) -> Rect:
-        """Return the part of the image that is this window's own."""
+        """Return the core of a window."""
         row, column = divmod(window_id, len(self.lefts))
         columns, rows = self._column_cuts, self._row_cuts
         left, top = int(columns[column]), int(rows[row])
@@ -91,7 +97,7 @@ class Grid:
         return _cuts(self.tops, self.window, self.height)
 
     def later_neighbours(self, window_id: int) -> Iterator[int]:
-        """Yield the windows of a greater number that share pixels with one."""
+        """Yield the windows with greater numbers that overlap a window."""
         row, column = divmod(window_id, len(self.lefts))
         first = int(np.searchsorted(self.lefts, self.lefts[column] - self.window, side="right"))
         last = int(np.searchsorted(self.lefts, self.lefts[column] + self.window))
@@ -103,16 +109,17 @@ class Grid:
 
 @dataclass(frozen=True)
 class Tiling:
-    """A grid's windows in the order in which they are worked on: tile by tile, row by row within a tile."""
+    """The windows of a grid in processing order: tile by tile, row by row within a tile."""
 
     grid: Grid
     columns: int
-    """Of windows, in a tile; those at the right may have fewer."""
+    """The number of columns of windows per tile; tiles at the right border may have fewer."""
     rows: int
+    """The number of rows of windows per tile; tiles at the bottom border may have fewer."""
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
-        """(N,) the windows."""
+        """(N,) the window ids in processing order."""
         across = len(self.grid.lefts)
         ids = np.arange(len(self.grid)).reshape(-1, across)
         return np.concatenate(
@@ -125,7 +132,7 @@ class Tiling:
 
     @cached_property
     def cuts(self) -> NDArray[np.int64]:
-        """(T + 1,) where each tile begins in `order`, and where the last ends."""
+        """(T + 1,) the start of each tile in `order`, and the end of the last."""
         down, across = len(self.grid.tops), len(self.grid.lefts)
         heights = [min(self.rows, down - top) for top in range(0, down, self.rows)]
         widths = [min(self.columns, across - left) for left in range(0, across, self.columns)]
@@ -133,15 +140,16 @@ class Tiling:
 
 
 def tiling_of(grid: Grid, block_size: tuple[int, int] | None) -> Tiling:
-    """Return how a grid is cut into tiles.
+    """Return the tiles of a grid.
 
     Args:
-        block_size: (height, width) of the file's blocks, pixels; None where it can only be read as a whole.
+        grid: the windows of an image.
+        block_size: (height, width) of the file's blocks, pixels; None if it can only be read as a whole.
     """
     down, across = len(grid.tops), len(grid.lefts)
     if block_size is None:
         return Tiling(grid, across, down)
-    # A strip is decoded as a whole, so that tiles side by side would decode it again.
+    # A TIFF strip is decoded as a whole, so tiles side by side would decode it repeatedly.
     columns = across if block_size[1] >= grid.width else min(TILE_COLUMNS, across)
     return Tiling(grid, columns, min(max(TILE_WINDOWS // columns, 1), down))
 
@@ -154,6 +162,6 @@ def _starts(length: int, window: int, overlap: int, offset: int) -> NDArray[np.i
 
 
 def _cuts(starts: NDArray[np.int64], window: int, length: int) -> NDArray[np.int64]:
-    """Return where the cores begin, and where the last ends: in the middle of what neighbours share."""
+    """Return the starts of the cores and the end of the last, in the middle of the overlaps of neighbours."""
     middles = (starts[1:] + starts[:-1] + window) // 2
     return np.concatenate([[0], middles, [length]]).astype(np.int64)

@@ -1,8 +1,8 @@
-"""The windows of a run, numbered through all its images: what the plan of a windowed run cuts into shards.
+"""Number the windows of all images of a run consecutively; the plan of a windowed run divides them into shards.
 
-An image's windows have consecutive numbers, tile by tile, so that a tile is a range; see `windows.Tiling`. An image
-whose header could not be read has one, of no pixels, which will fail. All follows from the images' sizes, which are
-frozen with the plan as the table `GRID`.
+The windows of an image have consecutive numbers, tile by tile, so that a tile is a range; see `grid.Tiling`. An image
+whose header could not be read has one window without pixels, which will fail. The numbers follow from the sizes of
+the images, which are stored with the plan as the table `GRID`.
 """
 
 from collections.abc import Sequence
@@ -33,20 +33,23 @@ GRID: Final = pa.schema(
     ],
     metadata=METADATA,
 )
-"""One row an input: the number of its first window, its size as its header said when the run was planned (null where
-that could not be read, with the error), the blocks of what is read in parts, and where it lies on Earth."""
+"""One row per input: the number of its first window, its size in the header when the run was planned (null, with the
+error, if the header could not be read), the block size of a file that is read in parts, and its georeference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cutting:
-    """How images are cut into windows."""
+    """How images are divided into windows."""
 
     window: int
+    """The side of a window, pixels."""
     overlap: int
+    """The overlap of neighbouring windows, pixels."""
     offset: tuple[int, int] = (0, 0)
+    """Columns and rows, as in `grid.Grid`; ignored in a direction in which the image is a single window."""
 
     def tiling(self, height: int, width: int, block_size: tuple[int, int] | None) -> Tiling:
-        """Return the tiles of an image of so many pixels."""
+        """Return the tiles of an image of `height` x `width` pixels."""
         return _tiling(self, height, width, block_size)
 
 
@@ -62,36 +65,38 @@ def _tiling(cutting: Cutting, height: int, width: int, block_size: tuple[int, in
 def number_windows(
     images: Sequence[ImageHeader], cutting: Cutting, shard_images: int
 ) -> tuple[pa.Table, tuple[int, ...]]:
-    """Give numbers to the windows of all images.
+    """Assign numbers to the windows of all images.
 
     Args:
-        shard_images: at most so many images in a shard.
+        images: the headers of all images.
+        cutting: how the images are divided into windows.
+        shard_images: the maximum number of images per shard.
 
     Returns:
-        The table `GRID`, and where the shards begin, and where the last ends. A shard is a tile, or some whole
-        images of one tile each, of together no more windows than a tile may have.
+        The table `GRID`, and the starts of the shards followed by the end of the last. A shard is a tile, or several
+        whole images of one tile each, with at most as many windows in total as a tile.
     """
-    firsts, cuts, n, held = [], [0], 0, 0
+    first_numbers, cuts, n, n_images = [], [0], 0, 0
     for image in images:
-        firsts.append(n)
+        first_numbers.append(n)
         tiles = np.array([0, 1])
         if image.height is not None and image.width is not None:
             tiles = cutting.tiling(image.height, image.width, image.block_size).cuts
         own = int(tiles[-1])
-        if held and (len(tiles) > 2 or held == shard_images or n + own - cuts[-1] > TILE_WINDOWS):
+        if n_images and (len(tiles) > 2 or n_images == shard_images or n + own - cuts[-1] > TILE_WINDOWS):
             cuts.append(n)
-            held = 0
+            n_images = 0
         cuts += (n + tiles[1:-1]).tolist()
         n += own
-        held += 1
+        n_images += 1
         if len(tiles) > 2:
             cuts.append(n)
-            held = 0
+            n_images = 0
     if cuts[-1] != n:
         cuts.append(n)
     block_heights, block_widths = zip(*(image.block_size or (None, None) for image in images), strict=True)
     columns = {
-        "first": firsts,
+        "first": first_numbers,
         "width": [image.width for image in images],
         "height": [image.height for image in images],
         "block_width": block_widths,
@@ -108,20 +113,20 @@ class WindowIndex:
     """The numbered windows of a run.
 
     Args:
-        table: of schema `GRID`.
-        cutting: how its images are cut.
-        n_items: how many windows there are.
+        table: a table with the schema `GRID`.
+        cutting: how the images are divided into windows.
+        n_windows: the number of windows.
     """
 
-    def __init__(self, table: pa.Table, cutting: Cutting, n_items: int) -> None:
+    def __init__(self, table: pa.Table, cutting: Cutting, n_windows: int) -> None:
         self._cutting = cutting
-        self._first = np.append(table["first"].to_numpy(), n_items)
+        self._first = np.append(table["first"].to_numpy(), n_windows)
         self._sizes = table.select(["height", "width", "block_height", "block_width"])
         self._others = table.select(["crs", "transform", "error", "message"])
 
     @property
     def largest(self) -> int:
-        """The most pixels that an image has; 0 where no size is known."""
+        """The maximum number of pixels of an image; 0 if no size is known."""
         height, width = (
             self._sizes[name].combine_chunks().fill_null(0).to_numpy() for name in ("height", "width")
         )
@@ -129,15 +134,15 @@ class WindowIndex:
 
     @property
     def n_images(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         return len(self._first) - 1
 
     def range_of(self, image_row: int) -> tuple[int, int]:
-        """Return an image's first window and the one after its last."""
+        """Return the number of an image's first window, and the number after its last."""
         return int(self._first[image_row]), int(self._first[image_row + 1])
 
     def numbers_of(self, image_row: int, window_ids: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Return the numbers of an image's windows, (N,) int64."""
+        """Return the numbers of windows of an image, (N,) int64, from their ids in the image."""
         first, stop = self.range_of(image_row)
         tiling = self.tiling(image_row)
         inverse = np.zeros(stop - first, np.int64)
@@ -146,15 +151,15 @@ class WindowIndex:
         return first + inverse[window_ids]
 
     def rows_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the images, as rows of the manifest, of some windows: (N,) int64."""
+        """Return the manifest rows of the images of windows, (N,) int64."""
         return np.asarray(np.searchsorted(self._first, numbers, side="right") - 1)
 
     def begins_image(self, number: int) -> bool:
-        """Return whether a window is the first of its image; so is the end of all."""
+        """Return whether a window is the first of its image; also true for the number after the last window."""
         return bool(self._first[np.searchsorted(self._first, number)] == number)
 
     def sized(self, image_row: int) -> ImageHeader:
-        """Return what the plan knows of an image."""
+        """Return the header of an image as stored in the plan."""
         size = self._sizes.slice(image_row, 1).to_pylist()[0]
         other = self._others.slice(image_row, 1).to_pylist()[0]
         block = (size["block_height"], size["block_width"])
@@ -168,19 +173,19 @@ class WindowIndex:
         )
 
     def tiling(self, image_row: int) -> Tiling | None:
-        """Return an image's windows; None where its size is not known."""
+        """Return the windows of an image; None if its size is unknown."""
         image = self.sized(image_row)
         if image.height is None or image.width is None:
             return None
         return self._cutting.tiling(image.height, image.width, image.block_size)
 
     def table(self, numbers: NDArray[np.int64], manifest_rows: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
-        """Return windows as a table of schema `ITEMS`.
+        """Return windows as a table with the schema `ITEMS`.
 
         Args:
-            numbers: (N,) int64, ascending.
-            manifest_rows: the rows of the manifest of their images, each once, in order.
-            rows: (R,) int64, which rows these are.
+            numbers: (N,) int64, ascending window numbers.
+            manifest_rows: the R rows of their images in the manifest, each once, in order.
+            rows: (R,) int64, the numbers of these rows.
         """
         image_rows = self.rows_of(numbers)
         columns: dict[str, Any] = {"image_id": numbers, "image_row": image_rows}

@@ -1,6 +1,6 @@
-"""Which pieces of which windows are one object: matched inside of the strips that windows share.
+"""Determine which window detections belong to one object, by matching them inside the overlaps of windows.
 
-How that is decided stands in `seams`.
+The rules are described in `stitching`.
 """
 
 from collections.abc import Iterator
@@ -16,24 +16,29 @@ from ..masks.spans import Ints, Spans, ranges
 from .grid import Grid
 
 TOLERANCE_PX: Final = 4
-"""By so much may two windows' masks of one object differ, each by half of it from the truth."""
+"""The maximum difference of two windows' masks of one object; each differs from the ground truth by up to half."""
 MIN_IOU: Final = 0.5
-"""Of two pieces inside of a strip, to be alike."""
+"""The minimum IoU of two matched detections inside an overlap."""
 MIN_SHARE: Final = 0.8
-"""Of a piece inside of a strip that lies within the tolerance of the other, to be a part or a scrap of it."""
+"""The minimum share of a part or fragment, inside an overlap, within the tolerance of the other detection."""
 
-_REACH_PX: Final = 2 * TOLERANCE_PX  # how far a thin scrap may be
-_SCRAP_PX: Final = 4 * TOLERANCE_PX  # what is no longer than this in a strip can be a neighbour's, or thin
+_REACH_PX: Final = 2 * TOLERANCE_PX  # the maximum distance of a thin fragment
+_FRAGMENT_PX: Final = (
+    4 * TOLERANCE_PX
+)  # anything up to this length in an overlap may belong to a neighbour, or be thin
 _OUTWARDS: Final = np.array([-1, -1, 1, 1])
-_CELL_PX: Final = 64  # of the mesh in which pieces that are close are found
+_CELL_PX: Final = 64  # the cell size of the mesh used to find detections that are close
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The pieces in the order of their windows, and where they lie in the image; box columns as everywhere."""
+class PlacedDetections:
+    """The window detections in the order of their windows, as columns of length N, in pixels of the image.
+
+    Boxes are (N, 4) xmin, ymin, xmax, ymax.
+    """
 
     grid: Grid
     masks: list[bytes]
@@ -42,73 +47,73 @@ class Found:
     scores: NDArray[np.float32]
     boxes: Floats
     mask_boxes: Ints
-    """Zeros where a mask is empty."""
+    """(N, 4) tight boxes of the masks, the last two exclusive; zeros for an empty mask."""
     frames: Ints
-    """(N, 4) of the windows."""
+    """(N, 4) boxes of the windows."""
     whole: Bools
-    """(N,) whether the mask keeps away from all borders of its window that are not the image's."""
+    """(N,) whether the mask is further than the tolerance from all borders of its window inside the image."""
 
-    def runs(self, ids: Ints) -> Spans:
-        """Return masks in the image's frame."""
+    def spans(self, ids: Ints) -> Spans:
+        """Return the masks of detections in the frame of the image."""
         size = min(self.grid.window, self.grid.height), min(self.grid.window, self.grid.width)
-        runs = read_spans([self.masks[i] for i in ids], *size)
-        return runs.shifted(self.frames[ids, 0], self.frames[ids, 1])
+        spans = read_spans([self.masks[i] for i in ids], *size)
+        return spans.shifted(self.frames[ids, 0], self.frames[ids, 1])
 
 
-# --- what two windows share -----------------------------------------------------------------------------------
+# --- the overlap of two windows -----------------------------------------------------------------------------------
 
 
 class _Links(NamedTuple):
-    """What the windows' strips say of the pieces: IoU in the strip, and two pieces."""
+    """The links between detections in the overlaps of windows: IoU in the overlap, and two detections."""
 
-    alike: list[tuple[float, int, int]]
+    matched: list[tuple[float, int, int]]
     parts: list[tuple[float, int, int]]
-    """The first is part of the second."""
-    scraps: dict[int, list[tuple[float, int, int]]]
-    """By their first piece, a scrap of the second."""
+    """The first detection is part of the second."""
+    fragments: dict[int, list[tuple[float, int, int]]]
+    """By their first detection, which is a fragment of the second."""
 
 
-def _links(found: Found) -> _Links:
+def _links(placed: PlacedDetections) -> _Links:
     links = _Links([], [], {})
-    grid = found.grid
-    windows, first, count = np.unique(found.window, return_index=True, return_counts=True)
+    grid = placed.grid
+    windows, first, count = np.unique(placed.window, return_index=True, return_counts=True)
     slices = dict(zip(windows.tolist(), zip(first, first + count, strict=True), strict=True))
-    # What crosses from one window into the next is no scrap, however little they share.
-    scrap_px = min(_SCRAP_PX, grid.overlap - _REACH_PX)
+    # A detection that crosses the whole overlap is not a fragment, however small the overlap.
+    fragment_px = min(_FRAGMENT_PX, grid.overlap - _REACH_PX)
     for a, ours in slices.items():
         for b in grid.later_neighbours(a):
             if b not in slices:
                 continue
             shared = grid[a].shared(grid[b])
-            pairs = _close(found, np.arange(*ours), np.arange(*slices[b]), box_of(shared))
+            pairs = _close(placed, np.arange(*ours), np.arange(*slices[b]), box_of(shared))
             if len(pairs[0]):
-                one = _side(found, pairs[0], shared, grid[a], grid[b])
-                other = _side(found, pairs[1], shared, grid[b], grid[a])
-                _compare(one, other, box_of(shared), scrap_px, links)
+                one = _side(placed, pairs[0], shared, grid[a], grid[b])
+                other = _side(placed, pairs[1], shared, grid[b], grid[a])
+                _compare(one, other, box_of(shared), fragment_px, links)
     return links
 
 
 class _Side(NamedTuple):
-    """One window's pieces of the pairs that are compared, (P,)."""
+    """The detections of one window in P pairs to compare, (P,) each."""
 
     ids: Ints
     near: Spans
-    """In the strip, and around it by `_REACH_PX`."""
+    """The masks in the overlap extended by `_REACH_PX`."""
     here: Spans
-    """In the strip."""
+    """The masks in the overlap."""
     area: Ints
-    """Of what is here."""
+    """The area of each mask in the overlap."""
     box: Ints
-    """(P, 4) of what is here."""
+    """(P, 4) the box of each mask in the overlap."""
     cut: Bools
-    """Whether it comes near to the border of its window, inside of the other."""
+    """Whether the mask comes close to a border of its window that lies inside the other window."""
     thin: Bools
-    """Whether it does, and goes no further from there than `_SCRAP_PX`."""
+    """Whether it is cut, and extends no further than `_FRAGMENT_PX` from that border."""
     inside: Bools
-    """Whether all of the mask is here."""
+    """Whether the whole mask is in the overlap."""
 
     def take(self, pairs: NDArray[np.intp]) -> "_Side":
-        """Return some of the pairs."""
+        """Return the pairs with the given indices."""
         return _Side(
             ids=self.ids[pairs],
             near=self.near.take(pairs),
@@ -120,47 +125,47 @@ class _Side(NamedTuple):
             inside=self.inside[pairs],
         )
 
-    def deep(self, strip: Ints) -> Spans:
-        """Return what must belong to the object, by however much the mask is off."""
-        return self.near.shrunk(TOLERANCE_PX // 2).within(strip)
+    def deep(self, overlap: Ints) -> Spans:
+        """Return the pixels that belong to the object whatever the error of the mask within the tolerance."""
+        return self.near.shrunk(TOLERANCE_PX // 2).within(overlap)
 
 
-def _side(found: Found, ids: Ints, shared: Rect, own: Rect, other: Rect) -> _Side:
-    pieces, pair = np.unique(ids, return_inverse=True)
-    runs, strip = found.runs(pieces), box_of(shared)
-    near = runs.within(strip + _REACH_PX * _OUTWARDS)
-    here = near.within(strip)
+def _side(placed: PlacedDetections, ids: Ints, shared: Rect, own: Rect, other: Rect) -> _Side:
+    detections, pair = np.unique(ids, return_inverse=True)
+    spans, overlap = placed.spans(detections), box_of(shared)
+    near = spans.within(overlap + _REACH_PX * _OUTWARDS)
+    here = near.within(overlap)
     area, box = here.areas, here.boxes
     borders = (_OUTWARDS * (box_of(other) - box_of(own)) > 0) & (area > 0)[:, None]
-    cut = ((np.abs(box - strip) <= TOLERANCE_PX) & borders).any(axis=1)
-    thin = ((np.abs(box[:, [2, 3, 0, 1]] - strip) <= _SCRAP_PX) & borders).any(axis=1)
-    return _Side(pieces, near, here, area, box, cut, cut & thin, area == runs.areas).take(pair)
+    cut = ((np.abs(box - overlap) <= TOLERANCE_PX) & borders).any(axis=1)
+    thin = ((np.abs(box[:, [2, 3, 0, 1]] - overlap) <= _FRAGMENT_PX) & borders).any(axis=1)
+    return _Side(detections, near, here, area, box, cut, cut & thin, area == spans.areas).take(pair)
 
 
-def _compare(ours: _Side, theirs: _Side, strip: Ints, scrap_px: int, links: _Links) -> None:
-    """Add what a strip says of pairs of pieces that are close in it."""
+def _compare(ours: _Side, theirs: _Side, overlap: Ints, fragment_px: int, links: _Links) -> None:
+    """Add the links of pairs of detections that are close in an overlap."""
     iou = _iou(ours, theirs)
     common = np.minimum(ours.box, theirs.box)[:, 2:] - np.maximum(ours.box, theirs.box)[:, :2]
-    scrap = (common.max(axis=1) <= scrap_px) & (ours.cut | theirs.cut)
+    fragment = (common.max(axis=1) <= fragment_px) & (ours.cut | theirs.cut)
     taken: set[int] = set()
-    links.alike.extend(_partners(iou, ours.ids, theirs.ids, (iou >= MIN_IOU) & ~scrap, taken))
+    links.matched.extend(_partners(iou, ours.ids, theirs.ids, (iou >= MIN_IOU) & ~fragment, taken))
 
     rest = np.flatnonzero(~(np.isin(ours.ids, list(taken)) & np.isin(theirs.ids, list(taken))))
     if not len(rest):
         return
     ours, theirs, iou = ours.take(rest), theirs.take(rest), iou[rest]
-    deep = ours.deep(strip).overlaps(theirs.deep(strip)) > 0
+    deep = ours.deep(overlap).overlaps(theirs.deep(overlap)) > 0
     shares = (_share(ours, theirs, TOLERANCE_PX), _share(theirs, ours, TOLERANCE_PX))
-    alike = deep & ((iou >= MIN_IOU) | (np.minimum(*shares) >= MIN_SHARE))
-    links.alike.extend(_partners(iou, ours.ids, theirs.ids, alike, taken))
+    matched = deep & ((iou >= MIN_IOU) | (np.minimum(*shares) >= MIN_SHARE))
+    links.matched.extend(_partners(iou, ours.ids, theirs.ids, matched, taken))
 
     for one, other, share in ((ours, theirs, shares[0]), (theirs, ours, shares[1])):
         free = one.cut & ~np.isin(one.ids, list(taken))
         held = share >= MIN_SHARE
-        scraps = free & one.inside & (held | (one.thin & (_share(one, other, _REACH_PX) >= MIN_SHARE)))
-        for pair in np.flatnonzero(scraps):
+        fragments = free & one.inside & (held | (one.thin & (_share(one, other, _REACH_PX) >= MIN_SHARE)))
+        for pair in np.flatnonzero(fragments):
             link = (float(iou[pair] + share[pair]), int(one.ids[pair]), int(other.ids[pair]))
-            links.scraps.setdefault(link[1], []).append(link)
+            links.fragments.setdefault(link[1], []).append(link)
         for pair in np.flatnonzero(free & ~one.inside & held & deep):
             links.parts.append((float(iou[pair]), int(one.ids[pair]), int(other.ids[pair])))
 
@@ -171,14 +176,14 @@ def _iou(ours: _Side, theirs: _Side) -> Floats:
 
 
 def _share(one: _Side, other: _Side, pixels: int) -> Floats:
-    """Return which share of the one's pixels in the strip is so near to the other."""
+    """Return the share of the pixels of `one` in the overlap that are within `pixels` of `other`."""
     return np.asarray(one.here.overlaps(other.near.grown(pixels)) / np.maximum(one.area, 1))
 
 
 def _partners(
     iou: Floats, p: Ints, q: Ints, able: Bools, taken: set[int]
 ) -> Iterator[tuple[float, int, int]]:
-    """Yield the best pairs, in which each piece that is not yet taken is at most once."""
+    """Yield the best pairs; each detection is in at most one pair, and those in `taken` in none."""
     order = np.lexsort((q, p, -iou))
     for pair in order[able[order]]:
         ours, theirs = int(p[pair]), int(q[pair])
@@ -188,26 +193,28 @@ def _partners(
 
 
 def box_of(rect: Rect) -> Ints:
-    """Return a rectangle as a box: left, top, right, bottom."""
+    """Return a rectangle as a box: left, top, right, bottom; the last two exclusive."""
     return np.array([rect.col_off, rect.row_off, rect.right, rect.bottom])
 
 
-def _close(found: Found, a: Ints, b: Ints, strip: Ints) -> tuple[Ints, Ints]:
-    """Return the pairs of pieces of one label whose boxes come close in or at a strip."""
-    strip = strip + _REACH_PX * _OUTWARDS
+def _close(placed: PlacedDetections, a: Ints, b: Ints, overlap: Ints) -> tuple[Ints, Ints]:
+    """Return the pairs of detections with the same label whose boxes are close in or near an overlap."""
+    overlap = overlap + _REACH_PX * _OUTWARDS
     sides = []
     for ids in (a, b):
-        boxes = found.mask_boxes[ids]
+        boxes = placed.mask_boxes[ids]
         boxes = np.concatenate(
-            [np.maximum(boxes[:, :2], strip[:2]), np.minimum(boxes[:, 2:], strip[2:])], axis=1
+            [np.maximum(boxes[:, :2], overlap[:2]), np.minimum(boxes[:, 2:], overlap[2:])], axis=1
         )
         some = (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
-        sides.append((ids[some], boxes[some] - np.tile(strip[:2], 2)))
+        sides.append((ids[some], boxes[some] - np.tile(overlap[:2], 2)))
     (a, ours), (b, theirs) = sides
-    ours = ours + _REACH_PX * np.array([0, 0, 2, 2])  # grown, and moved so that nothing is negative
+    ours = ours + _REACH_PX * np.array(
+        [0, 0, 2, 2]
+    )  # extended, and shifted so that no coordinate is negative
     theirs = theirs + _REACH_PX
-    i, cells = _cells(ours, found.labels[a])
-    j, other_cells = _cells(theirs, found.labels[b])
+    i, cells = _cells(ours, placed.labels[a])
+    j, other_cells = _cells(theirs, placed.labels[b])
     order = np.argsort(other_cells, kind="stable")
     low, high = (np.searchsorted(other_cells[order], cells, side=side) for side in ("left", "right"))
     i, j = np.repeat(i, high - low), j[order[ranges(low, high - low)]]
@@ -217,7 +224,7 @@ def _close(found: Found, a: Ints, b: Ints, strip: Ints) -> tuple[Ints, Ints]:
 
 
 def _cells(boxes: Ints, labels: NDArray[np.int32]) -> tuple[Ints, Ints]:
-    """Return the cells of a mesh that boxes cover: which box, and a number of label and cell."""
+    """Return the cells of a mesh that boxes cover: the index of the box, and a key of label and cell."""
     first, last = boxes[:, :2] // _CELL_PX, (boxes[:, 2:] - 1) // _CELL_PX
     across, down = (last - first + 1).T
     owner = np.repeat(np.arange(len(boxes)), across * down)
@@ -226,82 +233,87 @@ def _cells(boxes: Ints, labels: NDArray[np.int32]) -> tuple[Ints, Ints]:
     return owner, (labels[owner].astype(np.int64) << 32) + (row << 16) + column
 
 
-# --- which pieces are one object ------------------------------------------------------------------------------
+# --- clusters of detections ------------------------------------------------------------------------------
 
 
 class Clusters(NamedTuple):
-    """What becomes of each piece, (N,)."""
+    """The assignment of detections to objects, (N,) each."""
 
     label: Ints
-    """Equal for pieces of one object."""
+    """Equal for the detections of one object."""
     composes: Bools
-    """Whether the piece makes the object, or is a scrap of it."""
+    """Whether the detection contributes to the object; otherwise it is a fragment of it."""
 
 
 class _Forest:
-    """Sets of pieces that are united unless two of one window must be different objects."""
+    """Disjoint sets of detections, not united if two detections of one window must be different objects."""
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, placed: PlacedDetections) -> None:
         self._parent: dict[int, int] = {}
-        self._found = found
+        self._placed = placed
         self.members: dict[int, dict[int, list[int]]] = {}
-        """Of each root with more than one piece: its pieces by window."""
+        """The detections of each set with more than one, by root and by window."""
 
-    def root(self, piece: int) -> int:
-        """Return the piece that stands for the set."""
+    def root(self, detection: int) -> int:
+        """Return the representative of the set of a detection."""
         path = []
-        while (parent := self._parent.get(piece, piece)) != piece:
-            path.append(piece)
-            piece = parent
-        self._parent.update(dict.fromkeys(path, piece))
-        return piece
+        while (parent := self._parent.get(detection, detection)) != detection:
+            path.append(detection)
+            detection = parent
+        self._parent.update(dict.fromkeys(path, detection))
+        return detection
 
-    def pieces(self, root: int) -> dict[int, list[int]]:
-        """Return a set's pieces by window."""
-        return self.members.get(root) or {int(self._found.window[root]): [root]}
+    def detections(self, root: int) -> dict[int, list[int]]:
+        """Return the detections of a set by window."""
+        return self.members.get(root) or {int(self._placed.window[root]): [root]}
 
     def unite(self, p: int, q: int, *, parts: bool) -> None:
-        """Unite two sets, if they have no window in common; parts also where both were cut in it."""
+        """Unite two sets if they have no window in common; with `parts`, also if both are cut in the common ones."""
         large, small = self.root(p), self.root(q)
         if large == small:
             return
-        into, other = self.pieces(large), self.pieces(small)
+        into, other = self.detections(large), self.detections(small)
         if len(into) < len(other):
             large, small, into, other = small, large, other, into
         for window in other.keys() & into.keys():
-            if not parts or self._found.whole[other[window] + into[window]].any():
+            if not parts or self._placed.whole[other[window] + into[window]].any():
                 return
-        for window, pieces in other.items():
-            into.setdefault(window, []).extend(pieces)
+        for window, detections in other.items():
+            into.setdefault(window, []).extend(detections)
         self._parent[small] = large
         self.members[large] = into
         self.members.pop(small, None)
 
 
-def clusters_of(found: Found) -> Clusters:
-    """Return which pieces are one object."""
-    links = _links(found)
-    forest = _Forest(found)
-    for together, parts in ((links.alike, False), (links.parts, True)):
+def clusters_of(placed: PlacedDetections) -> Clusters:
+    """Return the assignment of window detections to objects."""
+    links = _links(placed)
+    forest = _Forest(placed)
+    for together, parts in ((links.matched, False), (links.parts, True)):
         for _, p, q in sorted(together, key=_best):
             forest.unite(p, q, parts=parts)
-    host = _hosts(links.scraps, forest)
-    label, composes = np.arange(len(found.window)), np.ones(len(found.window), np.bool_)
+    host = _hosts(links.fragments, forest)
+    label, composes = np.arange(len(placed.window)), np.ones(len(placed.window), np.bool_)
     for root in forest.members.keys() | host.keys():
         last, own = _last_host(root, host)
-        for several in forest.pieces(root).values():
+        for several in forest.detections(root).values():
             label[several] = last
             composes[several] = own
     return Clusters(label, composes)
 
 
-def _hosts(scraps: dict[int, list[tuple[float, int, int]]], forest: _Forest) -> dict[int, int]:
-    """Return for each set of nothing but scraps the one that it goes to: of the best, one that is more than scraps."""
+def _hosts(fragments: dict[int, list[tuple[float, int, int]]], forest: _Forest) -> dict[int, int]:
+    """Return the host of each set that consists of fragments only: the best one, preferably not only of fragments."""
     held: dict[int, list[tuple[float, int, int]]] = {}
-    for root in {forest.root(scrap) for scrap in scraps}:
-        pieces = [piece for several in forest.pieces(root).values() for piece in several]
-        links = [link for piece in pieces for link in scraps.get(piece, ()) if forest.root(link[2]) != root]
-        if links and all(piece in scraps for piece in pieces):
+    for root in {forest.root(fragment) for fragment in fragments}:
+        detections = [detection for several in forest.detections(root).values() for detection in several]
+        links = [
+            link
+            for detection in detections
+            for link in fragments.get(detection, ())
+            if forest.root(link[2]) != root
+        ]
+        if links and all(detection in fragments for detection in detections):
             held[root] = links
     host = {}
     for root, links in held.items():
@@ -316,12 +328,12 @@ def _best(link: tuple[float, int, int]) -> tuple[float, int, int]:
 
 
 def _last_host(root: int, host: dict[int, int]) -> tuple[int, bool]:
-    """Return to which set one goes at last, and whether it is a scrap of none.
+    """Return the final host of a set, and whether the set contributes to the object.
 
-    Sets may be scraps of each other, where nothing but scraps was found: together they are the object.
+    Sets may be fragments of each other if only fragments were detected: together they form the object.
     """
     path = [root]
-    while (following := host.get(path[-1], path[-1])) not in path:
-        path.append(following)
-    ring = path[path.index(following) :]
-    return min(ring), root in ring
+    while (next_root := host.get(path[-1], path[-1])) not in path:
+        path.append(next_root)
+    cycle = path[path.index(next_root) :]
+    return min(cycle), root in cycle

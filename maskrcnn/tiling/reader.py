@@ -1,8 +1,8 @@
-"""The windows of a shard, read in their order, each block of a raster decoded once.
+"""Read the windows of a shard in order, decoding each block of a raster once.
 
-Of a raster a row of windows is held, and of that the rows which the next one shares are kept; memory follows from the
-width of a tile, never from the raster's size. What can only be read as a whole (a JPEG, a PNG) is decoded once for
-all its windows.
+Of a raster, one row of windows is kept in memory, and the pixel rows that the next row of windows shares are reused;
+memory depends on the width of a tile, not on the size of the raster. Files that can only be read as a whole (JPEG,
+PNG) are decoded once for all their windows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,18 +16,20 @@ from ..imaging.decode import DecodedImage
 from ..imaging.geometry import Entry, RasterRegion, Rect
 
 ReadWhole = Callable[[Entry], DecodedImage]
-"""Reads and decodes an image. Raises ItemError."""
+"""A function that reads and decodes a whole image. Raises ItemError."""
 ReadRegion = Callable[[Entry, Rect], RasterRegion]
-"""Reads a rectangle of a raster, aligned to its blocks. Raises ItemError."""
+"""A function that reads a rectangle of a raster, aligned to its blocks. Raises ItemError."""
 
 
 def read_windows(
     entries: Sequence[Entry], read_whole: ReadWhole, read_region: ReadRegion
 ) -> Iterator[DecodedImage | ItemError | None]:
-    """Yield each window's pixels, or why there are none; None where no pixel is valid.
+    """Yield for each window its pixels, the error that prevented reading them, or None if no pixel is valid.
 
     Args:
-        entries: the windows of one image after the other, of each row by row.
+        entries: the windows, image by image, and row by row within an image.
+        read_whole: reads a file without blocks.
+        read_region: reads a region of a raster.
     """
     for _, group in groupby(entries, itemgetter("image_row")):
         of_image = list(group)
@@ -41,7 +43,7 @@ def read_windows(
 
 
 def rect_of(entry: Entry) -> Rect:
-    """Return a window's place in its image."""
+    """Return the rectangle of a window in its image."""
     return Rect(entry["col_off"], entry["row_off"], entry["window_width"], entry["window_height"])
 
 
@@ -62,82 +64,82 @@ def _of_whole(entries: Sequence[Entry], read_whole: ReadWhole) -> Iterator[Decod
 def _check_size(image: DecodedImage, entry: Entry) -> None:
     height, width = image.pixels.shape[:2]
     if (height, width) != (entry["image_height"], entry["image_width"]):
-        said = f"{entry['image_width']} x {entry['image_height']}"
-        raise ItemError("changed", f"{width} x {height} pixels; when it was planned its header said {said}")
+        planned = f"{entry['image_width']} x {entry['image_height']}"
+        raise ItemError("changed", f"{width} x {height} pixels, but {planned} when the run was planned")
 
 
 def _of_raster(
     entries: Sequence[Entry], read_region: ReadRegion
 ) -> Iterator[DecodedImage | ItemError | None]:
     first = entries[0]
-    held = _Held(first, read_region)
+    loaded = _LoadedRegion(first, read_region)
     for _, group in groupby(entries, itemgetter("row_off")):
         row = [rect_of(entry) for entry in group]
         left, right = min(rect.col_off for rect in row), max(rect.right for rect in row)
         try:
-            held.hold(Rect(left, row[0].row_off, right - left, row[0].height))
+            loaded.load(Rect(left, row[0].row_off, right - left, row[0].height))
         except ItemError as error:
             for _ in row:
                 yield error
             continue
         for rect in row:
-            yield held.window(rect)
+            yield loaded.window(rect)
 
 
-class _Held:
-    """The part of a raster that is in memory: whole blocks, and the rows that the windows need."""
+class _LoadedRegion:
+    """The region of a raster in memory: the whole blocks of the rows that the current windows need."""
 
     def __init__(self, raster: Entry, read_region: ReadRegion) -> None:
         self._raster = raster
         self._read_region = read_region
         self._rect = Rect(0, 0, 0, 0)
-        self._strip: RasterRegion | None = None
+        self._region: RasterRegion | None = None
 
-    def hold(self, wanted: Rect) -> None:
-        """Have a rectangle in memory. Raises ItemError."""
+    def load(self, wanted: Rect) -> None:
+        """Load a rectangle into memory. Raises ItemError."""
         needed = self._aligned(wanted)
-        held, strip = self._rect, self._strip
-        self._strip = None  # what is read next may take as much again
-        goes_on = (
-            strip is not None
+        held, region = self._rect, self._region
+        self._region = None  # free it before the next read, which may need as much memory
+        extends = (
+            region is not None
             and held.col_off <= needed.col_off
             and needed.right <= held.right
             and held.row_off <= needed.row_off <= held.bottom
         )
-        if not goes_on or strip is None:
-            self._strip, self._rect = self._read_region(self._raster, needed), needed
+        if not extends or region is None:
+            self._region, self._rect = self._read_region(self._raster, needed), needed
             return
         kept = slice(needed.row_off - held.row_off, None)
         rect = Rect(
             held.col_off, needed.row_off, held.width, max(needed.bottom, held.bottom) - needed.row_off
         )
-        # Copies, so that what is not kept is free before more is read.
-        pixels, valid, broken = strip.pixels[kept].copy(), strip.valid[kept].copy(), strip.broken
-        del strip
+        # Copy the rows to keep, so that the rest is freed before the next read.
+        pixels, valid, broken = region.pixels[kept].copy(), region.valid[kept].copy(), region.broken
+        del region
         if rect.bottom > held.bottom:
             below = self._read_region(
                 self._raster, Rect(held.col_off, held.bottom, held.width, rect.bottom - held.bottom)
             )
             pixels, valid = np.concatenate([pixels, below.pixels]), np.concatenate([valid, below.valid])
             broken = (*(each for each in broken if each[0].bottom > rect.row_off), *below.broken)
-        self._strip, self._rect = RasterRegion(pixels, valid, broken), rect
+        self._region, self._rect = RasterRegion(pixels, valid, broken), rect
 
     def window(self, rect: Rect) -> DecodedImage | ItemError | None:
-        """Return a window of what is held; None where no pixel is valid."""
-        if self._strip is None:
-            raise RuntimeError("hold() comes first")
-        for where, why in self._strip.broken:
-            shared = where.shared(rect)
+        """Return a window of the loaded region, the error of a broken block in it, or None if no pixel is valid."""
+        if self._region is None:
+            raise RuntimeError("call load() before window()")
+        for block, error in self._region.broken:
+            shared = block.shared(rect)
             if shared.width and shared.height:
-                return why
+                return error
         top, left = rect.row_off - self._rect.row_off, rect.col_off - self._rect.col_off
         part = (slice(top, top + rect.height), slice(left, left + rect.width))
-        if not self._strip.valid[part].any():
+        if not self._region.valid[part].any():
             return None
-        return DecodedImage(np.ascontiguousarray(self._strip.pixels[part]), None)
+        return DecodedImage(np.ascontiguousarray(self._region.pixels[part]), None)
 
     def _aligned(self, rect: Rect) -> Rect:
-        """Return the blocks that a rectangle touches."""
+        """Return a rectangle extended to whole blocks."""
         width, height = self._raster["block_width"], self._raster["block_height"]
         left, top = rect.col_off // width * width, rect.row_off // height * height
         right = min(-(-rect.right // width) * width, self._raster["image_width"])

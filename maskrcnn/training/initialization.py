@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
 from ..errors import UsageError
-from ..models.build import ARCHITECTURES, Model, build_network, load_model
+from ..models.build import Model, build_network, load_model
 from ..models.imagenet import load_imagenet
-from ..models.matterport_config import MATTERPORT
+from ..models.networks import NETWORKS
 from ..models.registry import ModelCard
 from ..types import Category
 from .config import STAGES
@@ -54,8 +54,8 @@ def start(
     """
     source, _, architecture = model.partition(":")
     if source in ("imagenet", "random"):
-        if architecture not in ARCHITECTURES:
-            raise UsageError(f"--model {model}: name one of {', '.join(ARCHITECTURES)} after {source}:")
+        if architecture not in NETWORKS:
+            raise UsageError(f"--model {model}: name one of {', '.join(NETWORKS)} after {source}:")
         _check_trainable(model, architecture)
         sizes = _sizes(min_size, max_size, 800, 1333)
         network = build_network(architecture, len(categories) + 1, *sizes)
@@ -74,7 +74,7 @@ def start(
 
 def _check_trainable(model: str, architecture: str) -> None:
     """Raise UsageError for a network whose losses are not known here."""
-    if architecture in MATTERPORT:
+    if not NETWORKS[architecture].trainable:
         raise UsageError(
             f"--model {model}: matterport's networks are run here, not trained; start from "
             "imagenet:maskrcnn_resnet50_fpn, coco, or a converted detectron2 model"

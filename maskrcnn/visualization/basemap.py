@@ -1,7 +1,7 @@
-"""Where rasters lie on Earth: their outlines as longitude and latitude, what lies together, and the frame of a map.
+"""Locate rasters on Earth: their outlines as longitude and latitude, groups of nearby rasters, and the frame of a map.
 
-Degrees on WGS 84. The world is cut at a longitude where no raster lies, so that a collection around 180 degrees stays
-together: longitudes are from there on, and may be beyond 180.
+Degrees on WGS 84. The world is cut at a longitude without rasters, so that a collection around 180 degrees is not
+divided: longitudes begin there, and may exceed 180.
 """
 
 import math
@@ -19,10 +19,10 @@ from ..imaging.geometry import ImageHeader
 from ..tiling.index import WindowIndex
 
 SIDE: Final = 1000
-"""Units that a map is wide."""
-_HEIGHTS: Final = (420.0, 700.0)  # units, the least and the most
+"""Width of a map, in units."""
+_HEIGHTS: Final = (420.0, 700.0)  # units, minimum and maximum
 _STEPS: Final = 16  # along each side of a raster
-_CELLS: Final = 64  # a side, in which rasters that lie together are looked for
+_CELLS: Final = 64  # per side, of the grid in which nearby rasters are grouped
 
 Floats = NDArray[np.float64]
 
@@ -32,11 +32,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class World:
-    """The N rasters that lie on Earth."""
+    """The N georeferenced rasters of a run."""
 
     images: list[ImageHeader]
     rows: NDArray[np.int64]
-    """(N,) of the manifest."""
+    """(N,) rows of the manifest."""
     boxes: Floats
     """(N, 4) west, south, east, north; each west is less than 360 degrees from `cut`."""
     cut: float
@@ -44,7 +44,7 @@ class World:
 
     @property
     def box(self) -> Floats:
-        """West, south, east and north of all."""
+        """West, south, east and north of all rasters."""
         return _around(self.boxes)
 
     def outline(self, index: int) -> Floats:
@@ -57,7 +57,7 @@ class World:
 
 
 def world_of(items: WindowIndex) -> World | None:
-    """Return the rasters of a run; None where none lies on Earth.
+    """Return the georeferenced rasters of a run; None if no image is georeferenced.
 
     Raises:
         UsageError: the extra `geo` is missing.
@@ -79,12 +79,12 @@ def world_of(items: WindowIndex) -> World | None:
 
 
 def turned(lon: Floats, cut: float) -> Floats:
-    """Return longitudes from `cut` to 360 degrees more."""
+    """Return longitudes in the range from `cut` to `cut` + 360 degrees."""
     return np.asarray(cut + (lon - cut) % 360)
 
 
 def cut_of(west: Floats, east: Floats) -> float:
-    """Return the middle of the widest range of longitudes where nothing lies; a west where something lies everywhere.
+    """Return the middle of the widest range of longitudes without rasters; without such a range, the west of a raster.
 
     >>> cut_of(np.array([170.0, -170.0]), np.array([180.0, -160.0]))
     5.0
@@ -92,7 +92,7 @@ def cut_of(west: Floats, east: Floats) -> float:
     starts = west % 360
     order = np.argsort(starts, kind="stable")
     starts, stops = starts[order], (starts + np.minimum(east - west, 360))[order]
-    # What reaches furthest of those that begin before, those of the turn before among them.
+    # The furthest end of the ranges that begin before, including those of the previous revolution.
     reached = np.maximum(np.maximum.accumulate(stops), stops.max() - 360)
     gaps = np.append(starts[1:], starts[0] + 360) - reached
     widest = int(np.argmax(gaps))
@@ -102,7 +102,7 @@ def cut_of(west: Floats, east: Floats) -> float:
 
 
 def _ring(image: ImageHeader) -> Floats | None:
-    """Return a raster's border in one piece, (P, 2); None where it lies nowhere."""
+    """Return a raster's border in one piece, (P, 2); None if it is not georeferenced."""
     if image.crs_wkt is None or image.transform is None or image.width is None or image.height is None:
         return None
     to_lonlat = transformer(image.crs_wkt)
@@ -126,7 +126,7 @@ def _ring(image: ImageHeader) -> Floats | None:
 
 @lru_cache(64)
 def transformer(crs_wkt: str) -> Any:
-    """Return what makes longitude and latitude of a CRS's coordinates; None where PROJ does not know it.
+    """Return the transformer from a CRS to longitude and latitude; None if PROJ does not know the CRS.
 
     Raises:
         UsageError: the extra `geo` is missing.
@@ -138,28 +138,28 @@ def transformer(crs_wkt: str) -> Any:
         return None
 
 
-# Rasters that lie together
+# Groups of nearby rasters
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Place:
-    """Rasters that lie together."""
+    """A group of nearby rasters."""
 
     box: Floats
     """West, south, east, north."""
     members: NDArray[np.intp]
-    """Of the world's rasters."""
+    """Indices of its rasters in the world."""
 
 
 def places_of(world: World) -> list[Place]:
-    """Return the groups of rasters whose cells touch, of 64 by 64 around all of them."""
+    """Return the groups of rasters whose cells touch, in a grid of 64 by 64 cells around all of them."""
     west, south, east, north = world.box
     scale = _CELLS / np.maximum([east - west, north - south] * 2, 1e-12)
     cells = ((world.boxes - [west, south, west, south]) * scale).astype(np.int64).clip(0, _CELLS - 1) + 1
     taken = np.zeros((_CELLS + 2, _CELLS + 2), np.bool_)
     for left, bottom, right, top in cells.tolist():
         taken[bottom : top + 1, left : right + 1] = True
-    # The greatest number among neighbours wins, until nothing changes.
+    # Propagate the highest number among neighbors until nothing changes.
     number = np.where(taken, np.arange(taken.size).reshape(taken.shape), 0)
     while True:
         wider = np.maximum.reduce([number, *(np.roll(number, by, axis) for by in (-1, 1) for axis in (0, 1))])
@@ -174,7 +174,7 @@ def places_of(world: World) -> list[Place]:
 
 
 def area(box: Floats) -> float:
-    """Return the area of a box, square degrees."""
+    """Return the area of a box in square degrees."""
     return float((box[2] - box[0]) * (box[3] - box[1]))
 
 
@@ -187,7 +187,7 @@ def _around(boxes: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What a map shows, on a plate carrée that is true to scale along its middle."""
+    """The extent of a map, in an equirectangular projection that is true to scale along its middle."""
 
     west: float
     south: float
@@ -196,7 +196,7 @@ class Frame:
 
     @classmethod
     def of(cls, box: Floats, margin: float = 1.06) -> "Frame":
-        """Return a frame around a box, so much larger, of a shape that fits a page."""
+        """Return a frame around a box, enlarged by `margin`, with a shape that fits a page."""
         west, south, east, north = box.tolist()
         shrink = _shrink(south, north)
         width, height = max((east - west) * shrink, 1e-9) * margin, max(north - south, 1e-9) * margin
@@ -207,40 +207,40 @@ class Frame:
 
     @property
     def height(self) -> float:
-        """Units."""
+        """Height of the map, in units."""
         return SIDE * (self.north - self.south) / self.width
 
     @property
     def width(self) -> float:
-        """Degrees of latitude that are as long."""
+        """Width of the map in degrees of latitude, which have constant length."""
         return (self.east - self.west) * _shrink(self.south, self.north)
 
     def place(self, lonlat: Floats) -> Floats:
-        """Return where points are, (P, 2) units from the top left."""
+        """Return the positions of points, (P, 2) units from the top left."""
         x = (lonlat[:, 0] - self.west) / (self.east - self.west) * SIDE
         y = (self.north - lonlat[:, 1]) / (self.north - self.south) * self.height
         return np.stack([x, y], axis=1)
 
     def shown(self, boxes: Floats) -> NDArray[np.intp]:
-        """Return which boxes reach into it."""
+        """Return the indices of the boxes that intersect the frame."""
         west, south, east, north = boxes.T
         beside = (east < self.west) | (west > self.east) | (north < self.south) | (south > self.north)
         return np.flatnonzero(~beside)
 
 
 def _shrink(south: float, north: float) -> float:
-    """Return a degree of longitude in degrees of latitude, in the middle between two; not less than a tenth."""
+    """Return the length of a degree of longitude in degrees of latitude, midway between two; at least 0.1."""
     return max(math.cos(math.radians((south + north) / 2)), 0.1)
 
 
 def ticks(low: float, high: float, limit: float, signs: Sequence[str]) -> list[tuple[float, str]]:
-    """Return at most eight round degrees between two, each as a share of the way, and as text.
+    """Return at most eight round values between two degrees, each as a fraction of the way and as text.
 
     Args:
         low: degrees.
         high: degrees.
-        limit: nothing beyond is marked.
-        signs: what stands behind degrees above zero, and below.
+        limit: values beyond it are not marked.
+        signs: suffixes of values above zero and below zero.
     """
     steps = [*(each * 10.0**power for power in range(-9, 1) for each in (1, 2, 5)), 10.0, 20.0, 30.0, 45.0]
     step = next((each for each in steps if (high - low) / each <= 7), 90.0)

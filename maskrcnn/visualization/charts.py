@@ -1,6 +1,6 @@
-"""What the report draws, as coordinates and texts: histograms, maps, and the matrix of what occurs together.
+"""Compute the charts of the report as coordinates and texts: histograms, heat maps and the co-occurrence matrix.
 
-Places are fractions of a plot, from 0 to 1, with y downwards; the template turns them into SVG.
+Coordinates are fractions of a plot, from 0 to 1, with y downwards; the template turns them into SVG.
 """
 
 import math
@@ -24,7 +24,7 @@ Edges = Sequence[float | None]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A text at a place along an axis, from 0 to 1."""
+    """A text at a position along an axis, from 0 to 1."""
 
     at: float
     text: str
@@ -32,7 +32,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A bar or a cell of a map, in fractions of the plot, with what it says when pointed at."""
+    """A bar or a cell of a heat map, in fractions of the plot; `title` is its tooltip."""
 
     x: float
     y: float
@@ -44,7 +44,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Bars or coloured cells on axes."""
+    """Bars or colored cells on axes."""
 
     title: str
     note: str
@@ -52,13 +52,13 @@ class Chart:
     x_marks: list[Mark]
     y_marks: list[Mark]
     lines: list[Mark]
-    """Vertical, with a text each."""
+    """Vertical lines, each with a text."""
     x_label: str = ""
     y_label: str = ""
 
 
 def _occupied(counts: NDArray[np.int64]) -> tuple[int, int]:
-    """Return the range of bins from the first to the last that counted something, and one more each side."""
+    """Return the range of bins from the first to the last with a count, and one more on each side."""
     filled = np.flatnonzero(counts)
     if not len(filled):
         return 0, min(1, len(counts))
@@ -77,18 +77,18 @@ def _histogram(
     lines: Mapping[float, str] | None = None,
     numbers: bool = False,
 ) -> Chart:
-    """Return a chart with bars of equal width, whatever the bins' widths are.
+    """Return a chart with bars of equal width, whatever the widths of the bins.
 
     Args:
         title: of the chart.
         note: a line below the title.
         counts: of the bins.
         edges: of the bins, one more than `counts`.
-        text: how an edge is written.
-        unit: of the edges, for what a bar says when pointed at.
-        nice: which edges may be written at the axis.
-        lines: vertical lines at values, with their texts.
-        numbers: bins are single integers, written below the middle of their bar.
+        text: formats an edge.
+        unit: of the edges, for axis label and tooltips.
+        nice: whether an edge may be labelled on the axis.
+        lines: texts of vertical lines, by the value at which they stand.
+        numbers: bins are single integers, labelled below the middle of their bar.
     """
     low, high = _occupied(counts)
     n = high - low
@@ -123,7 +123,7 @@ def _histogram(
 
 
 def _place(value: float, edges: Edges, low: int, n: int) -> float | None:
-    """Return where a value lies among bins of equal width, or None outside of them; bins are logarithmic."""
+    """Return the position of a value among logarithmic bins drawn with equal width; None outside of them."""
     for k in range(low, low + n):
         start, stop = edges[k], edges[k + 1]
         if start and stop and start <= value < stop:
@@ -138,7 +138,7 @@ def _map(
     strengths: NDArray[np.float64],
     titles: Callable[[int, int], str],
 ) -> Chart:
-    """Return a chart of coloured cells, row by row from the top."""
+    """Return a chart of colored cells, row by row from the top."""
     rows, columns = counts.shape
     cells = [
         Cell(x / columns, y / rows, 1 / columns, 1 / rows, float(strengths[y, x]), titles(y, x))
@@ -152,7 +152,7 @@ def _thinned(marks: list[Mark], most: int) -> list[Mark]:
 
 
 def _nice_ceiling(value: int) -> int:
-    """Return the least of 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, … that is whole and not below `value`.
+    """Return the smallest integer of 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, … that is at least `value`.
 
     >>> [_nice_ceiling(value) for value in (0, 3, 17, 1000, 45_001)]
     [1, 3, 20, 1000, 50000]
@@ -166,7 +166,7 @@ def _nice_ceiling(value: int) -> int:
 
 
 def histograms(stats: Stats, figures: Mapping[str, Any]) -> list[Chart]:
-    """Return the histograms of `stats`, whose `summary` is `figures`."""
+    """Return the histograms of `stats`; `figures` is its `summary`."""
     per_image, area = figures["instances_per_image"], figures["area_px"]
     mean = "" if per_image["mean"] is None else f"Mean {per_image['mean']:.2f}. "
     mean_area = "" if area["mean"] is None else f"Mean {number_text(round(area['mean']))} px. "
@@ -223,12 +223,12 @@ def _median(quantiles: Mapping[str, Any], text: Callable[[float | None], str]) -
 
 
 def position_map(stats: Stats) -> Chart:
-    """Return where in their images the objects are."""
+    """Return the heat map of object positions in the images."""
     counts = stats.position
     most = max(int(counts.max()), 1)
     return _map(
         "Positions",
-        f"Box centres in the image; at most {plural(most, 'instance')} in one of {counts.size:,} cells",
+        f"Box centers in the image; at most {plural(most, 'instance')} in one of {counts.size:,} cells",
         counts,
         counts / most,
         lambda y, x: plural(int(counts[y, x]), "instance"),
@@ -236,7 +236,7 @@ def position_map(stats: Stats) -> Chart:
 
 
 def size_map(stats: Stats) -> Chart:
-    """Return how many images have which size, upwards and to the right the larger ones."""
+    """Return the heat map of image sizes; larger heights are further up, larger widths further right."""
     by_height, by_width = stats.image_size.sum(axis=1), stats.image_size.sum(axis=0)
     (top, bottom), (left, right) = _occupied(by_height), _occupied(by_width)
     counts = stats.image_size[top:bottom, left:right][::-1]
@@ -267,7 +267,7 @@ def size_map(stats: Stats) -> Chart:
 
 
 def cooccurrence_matrix(stats: Stats) -> dict[str, Any]:
-    """Return the co-occurrence of the categories with the most instances."""
+    """Return the co-occurrence matrix of the `MATRIX_CATEGORIES` categories with the highest numbers of instances."""
     order = np.argsort(-stats.category_instances, kind="stable")[:MATRIX_CATEGORIES]
     order = order[stats.category_instances[order] > 0]
     names = [stats.categories[k].name for k in order]
@@ -284,11 +284,11 @@ def cooccurrence_matrix(stats: Stats) -> dict[str, Any]:
     return {"names": names, "rows": rows}
 
 
-# Numbers for people
+# Numbers as text
 
 
 def number_text(value: float | None) -> str:
-    """Return a number with its thousands apart; None is infinity."""
+    """Return a number with thousands separators; None is infinity."""
     return "∞" if value is None else f"{value:,}"
 
 
@@ -298,7 +298,7 @@ def decimal_text(value: float | None) -> str:
 
 
 def percent_text(value: float | None) -> str:
-    """Return a share as a percentage of three digits at most.
+    """Return a fraction as a percentage with at most three significant digits.
 
     >>> percent_text(0.015), percent_text(1e-6), percent_text(1.0), percent_text(0)
     ('1.5%', '0.0001%', '100%', '0%')

@@ -1,6 +1,6 @@
-"""What two runs differ in, written down: a row an instance, the counts as JSON, and a page with pictures.
+"""Compare two runs and report the differences: tables, counts as JSON, and `diff.html` with pictures.
 
-The pictures are of the images that differ most: A beside B, what changed in colour, all else in grey.
+The pictures show the images with the most differences: A beside B, changed instances in color, others in grey.
 """
 
 import dataclasses
@@ -30,11 +30,11 @@ from .templates import encode_jpeg, render
 log = logging.getLogger("maskrcnn")
 
 PICTURES: Final = 12
-"""By default on the page."""
+"""Default number on the page."""
 PICTURE_PX: Final = 560
 _SCALE: Final = 1.2
 _MOST_PX: Final = 1024
-"""Of an image, in one picture; of changes that are further apart, those around the largest are shown."""
+"""Maximum side of a region in a picture; if changes are further apart, those around the largest are shown."""
 _LEAST_PX: Final = 160
 COLORS: Final[dict[int, Color]] = {
     SAME: (150, 150, 150),
@@ -48,7 +48,7 @@ COLORS: Final[dict[int, Color]] = {
 
 @dataclass(frozen=True, slots=True)
 class DiffPicture:
-    """An image in both runs, drawn."""
+    """The pictures of an image in both runs."""
 
     name: str
     caption: str
@@ -111,15 +111,15 @@ def diff_runs(
 def draw_diffs(
     comparison: Comparison, a: RunReader, b: RunReader, images: list[tuple[ImageRow, ImageRow]]
 ) -> list[DiffPicture]:
-    """Draw images in which runs differ, in each run.
+    """Draw images in which two runs differ, once per run.
 
-    An image that cannot be read any more is drawn as a grey ground.
+    An image that cannot be read any more is drawn as a grey background.
 
     Args:
         comparison: of the runs.
-        a: of one run.
-        b: of the other.
-        images: in both, compared.
+        a: reader of one run.
+        b: reader of the other run.
+        images: pairs of compared images.
 
     Raises:
         RunError: a run cannot be read.
@@ -202,7 +202,7 @@ def _text(
 
 
 def _region(image: ImageDiff, a: Detections, b: Detections) -> Rect:
-    """Return the part of the image to show: all changes with their surroundings, or those around the largest."""
+    """Return the part of the image to show: all changes with their surroundings, or the surroundings of the largest."""
     boxes, areas = [], []
     for rows, found in ((image.rows_a, a), (image.rows_b, b)):
         changed = rows[(image.kinds != SAME) & (rows >= 0)]
@@ -216,7 +216,7 @@ def _region(image: ImageDiff, a: Detections, b: Detections) -> Rect:
     side = max(*(1.3 * (around[2:] - around[:2])), least)
     longest = max(a.height, a.width)
     if 0.6 * longest <= side and longest <= _MOST_PX:
-        side = longest  # what is nearly all of the image is better shown as all of it
+        side = longest  # nearly the whole image is better shown as the whole image
     side = min(side, _MOST_PX)
     width, height = min(round(side), a.width), min(round(side), a.height)
     left = int(np.clip(round((around[0] + around[2] - width) / 2), 0, a.width - width))
@@ -230,7 +230,7 @@ def _drawn(
     left, top, right, bottom = found.boxes.T
     inside = (left < region.right) & (right > region.col_off)
     inside &= (top < region.bottom) & (bottom > region.row_off)
-    # What changed is drawn last, and named first.
+    # Changed instances first: they are drawn on top, and their labels are placed first.
     here = np.flatnonzero(inside)
     here = here[np.argsort(kinds[here] == SAME, kind="stable")]
     return draw_instances(
@@ -253,7 +253,7 @@ def render_diff(facts: dict[str, Any], pictures: list[DiffPicture]) -> str:
     """Return the page as one self-contained HTML file.
 
     Args:
-        facts: `Tally.to_json` with the runs, the rules and the settings in which they differ.
+        facts: `Tally.to_json` with the runs, the rules and the differing settings.
         pictures: from `draw_diffs`.
     """
     colors = {KINDS[kind]: f"rgb{color}" for kind, color in COLORS.items()}

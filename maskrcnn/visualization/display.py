@@ -1,8 +1,8 @@
-"""What was found in an image as a picture that a notebook shows, and pictures with captions on one sheet.
+"""Draw detections as pictures for notebooks, and pictures with captions on one sheet.
 
 >>> maskrcnn.display_instances(pixels, segmenter.segment([pixels])[0], model.categories)   # doctest: +SKIP
 
-Takes the library's `Detections`, and what torchvision's networks return, without importing torch.
+Accepts `Detections` and the results of torchvision's networks, without importing torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,16 +21,16 @@ from ..types import Category, Detections, Pixels
 from .draw import LABEL_CHARACTERS, Color, draw_instances, draw_mask
 
 ClassNames: TypeAlias = Sequence[Category] | Sequence[str] | Mapping[int, str]
-"""Categories; or names by label, as a mapping or as a list that begins with the background."""
+"""Categories; or names by label, as a mapping or as a list whose first entry is the background."""
 
 DISPLAY_SCORE: Final = 0.5
 SMALLEST_PX: Final = 800
-"""Smaller images are enlarged to it, so that labels have room."""
+"""Smaller images are enlarged to this longest side, so that labels have room."""
 CELL_PX: Final = 360
 MASK_THRESHOLD: Final = 0.5
-"""torchvision pastes probabilities; those above are the mask."""
+"""torchvision returns masks as probabilities; pixels above this are in the mask."""
 _LABELLED: Final = 1 / 7
-"""Of a picture, at most, is covered by labels."""
+"""Maximum share of a picture that labels may cover."""
 _CROWDED_TYPE_PX: Final = 11
 _GAP_PX: Final = 14
 _TYPE_PX: Final = 14
@@ -41,7 +41,7 @@ _BLANK: Final = (233, 233, 236)
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A picture on a sheet, with what stands below it."""
+    """A picture on a sheet, with the lines below it."""
 
     picture: Pixels
     lines: tuple[str, ...] = ()
@@ -62,17 +62,17 @@ def display_instances(
 
     Args:
         image: (height, width, 3) uint8 RGB; a Pillow image; or a tensor (3, height, width), uint8 or in [0, 1].
-        result: `Detections`, or torchvision's dict: `boxes` (N, 4), `labels` (N,), and where there are any `scores`
-            (N,) and `masks` (N, 1, height, width) or (N, height, width), bool or probabilities.
-        class_names: what the labels mean; a list of names begins with that of the background. None: numbers.
-        min_score: weaker instances are left out.
-        max_side: the longest side of the picture in pixels; None: as large as the image.
+        result: `Detections`, or torchvision's dict: `boxes` (N, 4), `labels` (N,), and optionally `scores` (N,) and
+            `masks` (N, 1, height, width) or (N, height, width), bool or probabilities.
+        class_names: names of the labels; the first of a list is the background's. None: labels are shown as numbers.
+        min_score: instances with lower scores are left out.
+        max_side: the longest side of the picture in pixels; None: the size of the image.
 
     Returns:
-        A Pillow image, which notebooks show.
+        A Pillow image, which notebooks display.
 
     Raises:
-        ValueError: the image has another shape, or the result is of an image of another size.
+        ValueError: the image has another shape, or the result belongs to an image of another size.
     """
     pixels = as_pixels(image)
     detections = as_detections(result, pixels.shape)
@@ -94,16 +94,16 @@ def display_masks(
     cell_px: int = CELL_PX,
     crop: bool = True,
 ) -> Image.Image:
-    """Return a sheet on which each instance stands apart, in colour on a grey ground, with label and score.
+    """Return a sheet with a picture of each instance, in color on a grey background, with label and score.
 
     Args:
         image: as for `display_instances`.
         result: as for `display_instances`.
         class_names: as for `display_instances`.
-        min_score: weaker instances are left out.
-        columns: of the sheet.
-        cell_px: of each picture, pixels.
-        crop: show the instance with its surroundings; else all of the image.
+        min_score: instances with lower scores are left out.
+        columns: number of columns of the sheet.
+        cell_px: longest side of each picture, pixels.
+        crop: show the instance with its surroundings; else the whole image.
 
     Raises:
         ValueError: the image has another shape, or the result is of an image of another size.
@@ -120,7 +120,7 @@ def as_pixels(image: Any) -> Pixels:
     """Return an image as (height, width, 3) uint8; see `display_instances`.
 
     Raises:
-        ValueError: it has another shape.
+        ValueError: the image has another shape or dtype.
     """
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
@@ -133,10 +133,12 @@ def as_pixels(image: Any) -> Pixels:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = np.repeat(pixels, 3, axis=2)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        raise ValueError(f"an image is (height, width, 3), not {pixels.shape}")
+        raise ValueError(f"the image has the shape {pixels.shape}: pass (height, width, 3)")
     if pixels.dtype != np.uint8:
         if not np.issubdtype(pixels.dtype, np.floating):
-            raise ValueError(f"an image is uint8, or floating point in [0, 1], not {pixels.dtype}")
+            raise ValueError(
+                f"the image has the dtype {pixels.dtype}: pass uint8, or floating point in [0, 1]"
+            )
         pixels = np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
     return np.ascontiguousarray(pixels)
 
@@ -154,7 +156,9 @@ def as_detections(result: Detections | Mapping[str, Any], shape: tuple[int, ...]
     if isinstance(result, Detections):
         return result
     if not isinstance(result, Mapping) or not {"boxes", "labels"} <= result.keys():
-        raise ValueError("a result is `Detections`, or a dict with boxes, labels, scores and masks")
+        raise ValueError(
+            "the result is neither `Detections` nor a dict with boxes and labels: pass one of them"
+        )
     height, width = shape[:2]
     boxes = _array(result["boxes"]).reshape(-1, 4).astype(np.float32)
     n = len(boxes)
@@ -192,7 +196,7 @@ def _array(value: Any) -> NDArray[Any]:
 
 
 def as_categories(class_names: ClassNames | None) -> list[Category]:
-    """Return what labels mean as categories; see `display_instances`."""
+    """Return the names of labels as categories; see `display_instances`."""
     if class_names is None:
         return []
     if isinstance(class_names, Mapping):
@@ -205,11 +209,11 @@ def as_categories(class_names: ClassNames | None) -> list[Category]:
     ]
 
 
-# Pieces of pictures
+# Parts of pictures
 
 
 def around(detections: Detections, number: int, least_px: int = 64) -> Rect:
-    """Return the part of an image that shows an instance with its surroundings, square where the image allows it."""
+    """Return the part of an image that shows an instance with its surroundings, square if the image allows it."""
     corners = detections.mask_boxes[number] if detections.areas[number] else detections.boxes[number]
     left, top, right, bottom = (float(side) for side in corners)
     side = max((right - left) / 0.6, (bottom - top) / 0.6, least_px)
@@ -231,21 +235,21 @@ def draw_legibly(
     scale: float = 1.0,
     colors: Sequence[Color] | None = None,
 ) -> Pixels:
-    """Return an image with all of its instances drawn, and as many labels as leave the image to be seen.
+    """Return an image with all of its instances drawn, and as many labels as leave the image visible.
 
-    Where labels would cover more than a seventh of the picture, they are smaller; then without scores; then only on
-    objects that are larger than their label, the best first.
+    If labels would cover more than a seventh of the picture, they become smaller; then scores are left out; then only
+    objects larger than their label have one, highest scores first.
 
     Args:
         pixels: (height, width, 3) uint8.
         detections: of the image, ordered by score.
-        categories: those that the labels mean.
+        categories: the categories of the labels.
         side: the longest side of the picture, pixels.
         scale: of lines and type.
         colors: of the instances; None: by their number.
 
     Raises:
-        ValueError: the detections are of an image of another size.
+        ValueError: the detections belong to an image of another size.
     """
     zoom = side / max(pixels.shape[:2])
     names = {category.id: short(category.name) for category in categories}
@@ -279,7 +283,7 @@ def draw_legibly(
 
 
 def _plate(texts: Sequence[str], side: int, scale: float) -> list[float]:
-    """Return about how many pixels each label covers."""
+    """Return the approximate number of pixels that each label covers."""
     type_px = max(9.0, scale * side / 50)
     return [1.4 * type_px * (0.55 * len(text) + 0.4) * type_px for text in texts]
 
@@ -294,19 +298,19 @@ def mask_cells(
     crop: bool = True,
     numbers: Sequence[int] | None = None,
 ) -> list[Cell]:
-    """Return a picture of each instance apart, with label, score and area; see `display_masks`.
+    """Return one picture per instance, with label, score and area; see `display_masks`.
 
     Args:
         pixels: of the image.
         detections: of the image.
-        categories: those that the labels mean.
-        min_score: weaker instances are left out.
-        cell_px: of each picture, pixels.
-        crop: show the instance with its surroundings.
-        numbers: under which the instances are known, N; None: their place.
+        categories: the categories of the labels.
+        min_score: instances with lower scores are left out.
+        cell_px: longest side of each picture, pixels.
+        crop: show the instance with its surroundings; else the whole image.
+        numbers: N numbers to show; None: the position of each instance.
 
     Raises:
-        ValueError: the detections are of an image of another size.
+        ValueError: the detections belong to an image of another size.
     """
     if pixels.shape[:2] != (detections.height, detections.width):
         raise ValueError(f"detections of {detections.height} x {detections.width}, image of {pixels.shape}")
@@ -329,13 +333,13 @@ def mask_cells(
 
 
 def short(name: str) -> str:
-    """Return a name on one line, shortened where it is long."""
+    """Return a name on one line, shortened if it is long."""
     line = " ".join(name.split())
     return line if len(line) <= LABEL_CHARACTERS else f"{line[: LABEL_CHARACTERS - 1]}…"
 
 
 def blank(width: int, height: int, text: str) -> Pixels:
-    """Return a picture that says why there is none."""
+    """Return a grey picture with a text, in place of a picture that cannot be drawn."""
     picture = Image.new("RGB", (width, height), _BLANK)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_TYPE_PX)
     lines = _wrapped(draw, text, font, width - 2 * _GAP_PX)[: max(1, height // (_TYPE_PX + 5) - 1)]
@@ -347,21 +351,23 @@ def blank(width: int, height: int, text: str) -> Pixels:
 
 
 def sheet(cells: Sequence[Cell], columns: int, *, cell_px: int = CELL_PX) -> Pixels:
-    """Return one picture of many, each with its lines below it, row by row in columns of one width.
+    """Return one picture of many cells, each with its lines below it, row by row in columns of equal width.
 
     Args:
-        cells: pictures of at most `cell_px` a side; larger ones are reduced.
-        columns: cells in a row, at least 1.
-        cell_px: width of a column.
+        cells: pictures of at most `cell_px` per side; larger ones are reduced.
+        columns: cells per row, at least 1.
+        cell_px: width of a column, pixels.
 
     Returns:
         (h, w, 3) uint8.
 
     Raises:
-        ValueError: there is no cell, or no column.
+        ValueError: there are no cells or no columns.
     """
     if columns < 1 or not cells:
-        raise ValueError(f"a sheet of {len(cells)} cells in {columns} columns")
+        raise ValueError(
+            f"a sheet of {len(cells)} cells in {columns} columns: there must be at least one of each"
+        )
     pictures = [_at_most(cell.picture, cell_px) for cell in cells]
     columns = min(columns, len(cells))
     line_px = _TYPE_PX + 5
@@ -375,7 +381,7 @@ def sheet(cells: Sequence[Cell], columns: int, *, cell_px: int = CELL_PX) -> Pix
     for row, tall, lines_px in zip(rows, heights, below, strict=True):
         for column, k in enumerate(row):
             left = _GAP_PX + column * (cell_px + _GAP_PX)
-            # Captions stand right below their picture, so pictures stand on one line.
+            # Pictures of a row are aligned at the bottom, so that captions are right below them.
             canvas.paste(pictures[k], (left, top + tall - pictures[k].height))
             for number, line in enumerate(cells[k].lines):
                 at = (left, top + tall + 3 + number * line_px)
@@ -392,7 +398,7 @@ def _at_most(picture: Pixels, side: int) -> Image.Image:
 
 
 def _fitting(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
-    """Return one line, shortened in its middle, where names differ least."""
+    """Return one line, shortened in its middle, where file names differ least."""
     line = " ".join(text.split())
     kept = len(line)
     while kept > 2 and draw.textlength(line, font=font) > width:

@@ -1,4 +1,4 @@
-"""Pictures of what was found, for people: masks, outlines, boxes and labels drawn on the image.
+"""Draw detections on an image: masks, outlines, boxes and labels.
 
 Deterministic: the same pixels and detections give the same picture. Lines and type scale with the picture.
 """
@@ -22,9 +22,9 @@ Rectangle = tuple[int, int, int, int]
 MASK_OPACITY: Final = 0.38
 LABEL_CHARACTERS: Final = 28
 LABELLED_PX: Final = 160
-"""Smaller pictures get no labels, which would hide what they name."""
+"""Smaller pictures get no labels, which would hide the objects."""
 
-# Colours
+# Colors
 
 _GOLDEN_TURN: Final = 360 / 1.618033988749895**2
 _LIGHTNESS: Final = (0.74, 0.64, 0.82)
@@ -32,10 +32,10 @@ _LIGHTNESS: Final = (0.74, 0.64, 0.82)
 
 @functools.cache
 def instance_color(index: int) -> Color:
-    """Return the colour of the instance of this number, sRGB.
+    """Return the color of the instance with this number, sRGB.
 
-    Hues turn by the golden angle in OKLCH, where equal steps look equal; three lightnesses, all bright enough
-    for dark pictures and dark enough for light ones, part neighbours further.
+    Hues advance by the golden angle in OKLCH, where equal steps look equal. Three lightnesses, bright enough for dark
+    pictures and dark enough for light ones, separate successive colors further.
 
     Reference: https://bottosson.github.io/posts/oklab/
     """
@@ -63,7 +63,7 @@ def instance_color(index: int) -> Color:
 
 
 def _ink_on(color: Color) -> Color:
-    """Return black or white, whichever contrasts more with `color` (WCAG's relative luminance)."""
+    """Return black or white, whichever has more contrast with `color` (WCAG's relative luminance)."""
     linear = [((c / 255 + 0.055) / 1.055) ** 2.4 if c > 10 else c / 255 / 12.92 for c in color]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return (17, 17, 17) if luminance > 0.179 else (255, 255, 255)
@@ -74,7 +74,7 @@ def _ink_on(color: Color) -> Color:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """A rectangle of the image and the size at which it is drawn."""
+    """A rectangle of the image, and the size at which it is drawn."""
 
     left: int
     top: int
@@ -131,9 +131,9 @@ class _View:
         return (y - self.top) * self.out_height / self.height
 
     def coverage(self, rle: Mapping[str, Any]) -> tuple[Image.Image, tuple[int, int]] | None:
-        """Return how much of each pixel of the picture the mask covers, around it, and where that stands.
+        """Return the coverage of the picture's pixels by a mask, as an 8-bit image around it, and its top left corner.
 
-        None if the mask is empty here. A margin of a pixel is left around it where the picture has room.
+        None if the mask is empty here. The image has a margin of one pixel where the picture has room.
         """
         x, y, width, height = (int(value) for value in coco_mask.toBbox(dict(rle)))
         left, right = max(x, self.left), min(x + width, self.left + self.width)
@@ -150,7 +150,7 @@ class _View:
         box = (out_left * scale_x, out_top * scale_y, out_right * scale_x, out_bottom * scale_y)
         size = (out_right - out_left, out_bottom - out_top)
 
-        # The part of the mask that matters, so that large images cost their objects only.
+        # Only the visible part of the mask: the cost depends on the object, not on the image.
         x0, y0 = int(box[0]), int(box[1])
         x1, y1 = min(int(box[2]) + 1, self.width), min(int(box[3]) + 1, self.height)
         part = Image.fromarray(np.ascontiguousarray(mask[y0:y1, x0:x1]) * np.uint8(255))
@@ -159,7 +159,7 @@ class _View:
 
 
 def _outline(coverage: NDArray[np.uint8], line_px: int) -> NDArray[np.uint8]:
-    """Return the rim of a mask, `line_px` wide, inside of it; none where the picture cuts the mask off."""
+    """Return the inner border of a mask, `line_px` wide; not drawn where the picture crops the mask."""
     eroded = np.pad(coverage, line_px, mode="edge")
     for _ in range(2):
         # The minimum over 2 * line_px + 1 neighbours in a column, by doubling; then the same in rows.
@@ -190,18 +190,18 @@ def draw_instances(
 ) -> Pixels:
     """Return the image with its instances drawn: translucent masks, outlines, boxes, and labels with scores.
 
-    An instance has the same colour whatever `min_score` and `region` are. Pictures below 160 pixels are drawn
-    without labels; `min_side` makes room for them.
+    The color of an instance does not depend on `min_score` or `region`. Pictures with a longest side below 160 pixels
+    are drawn without labels; `min_side` makes room for them.
 
     Args:
         pixels: (height, width, 3) uint8, RGB; not changed.
         detections: of this image.
-        categories: those that the labels mean; a label of no known category is shown by its number.
-        min_score: weaker instances are left out.
-        max_side: the longest side of the picture in pixels; larger ones are reduced. None: they are not.
+        categories: the categories of the labels; an unknown label is shown as a number.
+        min_score: instances with lower scores are left out.
+        max_side: the longest side of the picture in pixels; larger ones are reduced. None: no limit.
         min_side: smaller pictures are enlarged to this longest side.
-        region: the rectangle of the image to draw: left, top, right, bottom. None: all of it.
-        scale: of lines and type, above 1 for pictures that will be shown smaller than they are.
+        region: the rectangle of the image to draw: left, top, right, bottom. None: the whole image.
+        scale: of lines and type; above 1 for pictures that will be displayed at a smaller size.
         colors: of the instances, N; None: `instance_color` of each.
         texts: of the labels, N, "" for none; None: category and score.
 
@@ -209,7 +209,7 @@ def draw_instances(
         (h, w, 3) uint8, RGB.
 
     Raises:
-        ValueError: `detections` are those of an image of another size, or `region` is not inside the image.
+        ValueError: `detections` belong to an image of another size, or `region` is not inside the image.
     """
     if pixels.shape[:2] != (detections.height, detections.width):
         raise ValueError(
@@ -222,12 +222,12 @@ def draw_instances(
     shown = [int(i) for i in np.flatnonzero(detections.scores >= np.float32(min_score))]
     color_of = instance_color if colors is None else colors.__getitem__
 
-    # Large masks first, so that small objects in front of them stay visible.
+    # Large masks first, so that small objects in front of them remain visible.
     rles = detections.rles()
     for i in sorted(shown, key=lambda i: (-int(detections.areas[i]), i)):
         _paint_mask(canvas, view, rles[i], color_of(i), MASK_OPACITY)
 
-    # Boxes and labels last, the best on top.
+    # Boxes and labels last, those with the highest scores on top.
     draw = ImageDraw.Draw(canvas)
     placed = _Labels(draw, view)
     boxes = [_box_on(view, detections.boxes[i]) for i in shown]
@@ -246,7 +246,7 @@ def draw_instances(
 def draw_mask(
     pixels: Pixels, rle: Mapping[str, Any], *, max_side: int | None = None, min_side: int = 1
 ) -> Pixels:
-    """Return the image with one instance apart: in colour, outlined, on a dimmed grey ground.
+    """Return the image with one instance highlighted: in color, outlined, on a dimmed grey background.
 
     Args:
         pixels: (height, width, 3) uint8, RGB; not changed.
@@ -255,10 +255,10 @@ def draw_mask(
         min_side: smaller pictures are enlarged to this longest side.
 
     Raises:
-        ValueError: the RLE is that of an image of another size.
+        ValueError: the RLE belongs to an image of another size.
     """
     if tuple(rle["size"]) != pixels.shape[:2]:
-        raise ValueError(f"a mask of size {list(rle['size'])} on an image of {list(pixels.shape[:2])}")
+        raise ValueError(f"the mask has the size {list(rle['size'])}, the image {list(pixels.shape[:2])}")
     view = _View.of(pixels.shape, min_side=min_side, max_side=max_side)
     original = view.crop(pixels)
     grey = original.convert("L").point([round(70 + value * 0.35) for value in range(256)])
@@ -280,21 +280,21 @@ def contact_sheet(
     gap_px: int = 8,
     ground: Color = (255, 255, 255),
 ) -> Pixels:
-    """Return one picture of many, row by row in columns of one width.
+    """Return one picture of many images, row by row in columns of equal width.
 
     Args:
         images: (height, width, 3) uint8 each, of any sizes.
-        columns: cells in a row, at least 1.
-        cell_px: width of a column and the most that an image may be high; larger ones are reduced to it,
-            smaller ones stay as they are.
+        columns: cells per row, at least 1.
+        cell_px: width of a column and maximum height of an image, in pixels; larger images are reduced, smaller ones
+            are not enlarged.
         gap_px: space around the images.
-        ground: the colour behind them.
+        ground: the background color.
 
     Returns:
         (h, w, 3) uint8; one empty cell if there are no images.
     """
     if columns < 1:
-        raise ValueError(f"a contact sheet has at least 1 column, not {columns}")
+        raise ValueError(f"a contact sheet of {columns} columns: there must be at least 1")
     cells = [_View.of(image.shape, max_side=cell_px).crop(image) for image in images]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     heights = [max(cell.height for cell in row) for row in rows] or [cell_px]
@@ -324,7 +324,7 @@ def _paint_mask(
 
 
 def _box_on(view: _View, box: NDArray[np.float32]) -> tuple[float, float, float, float] | None:
-    """Return a box's corners in the picture, inclusive; None where it lies outside."""
+    """Return the corners of a box in the picture, inclusive; None if it is outside."""
     left, top, right, bottom = view.x(box[0]), view.y(box[1]), view.x(box[2]) - 1, view.y(box[3]) - 1
     if right < 0 or bottom < 0 or left >= view.out_width or top >= view.out_height:
         return None
@@ -332,7 +332,7 @@ def _box_on(view: _View, box: NDArray[np.float32]) -> tuple[float, float, float,
 
 
 class _Labels:
-    """Text on coloured plates, each put where it hides no earlier one, if there is such a place."""
+    """Labels on colored plates, each placed where it hides no earlier one, if there is such a place."""
 
     def __init__(self, draw: ImageDraw.ImageDraw, view: _View) -> None:
         self._draw = draw
@@ -348,7 +348,7 @@ class _Labels:
         height = self._view.type_px + 2 * pad
         left, top, right, bottom = (round(value) for value in box)
 
-        # Above the box, inside at its top, below, inside at its bottom; on the left, then on the right.
+        # Above the box, inside at its top, below, inside at its bottom; first on the left, then on the right.
         places = [(x, y) for x in (left, right - width) for y in (top - height, top, bottom, bottom - height)]
         inside = [(self._clamp(x, width, self._view.out_width), self._clamp(y, height, self._view.out_height))
                   for x, y in places]  # fmt: skip
@@ -373,6 +373,6 @@ class _Labels:
 
 
 def _short(name: str) -> str:
-    """Return a name on one line, shortened where it is long."""
+    """Return a name on one line, shortened if it is long."""
     line = " ".join(name.split())
     return line if len(line) <= LABEL_CHARACTERS else f"{line[: LABEL_CHARACTERS - 1]}…"

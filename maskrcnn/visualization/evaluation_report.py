@@ -1,6 +1,6 @@
-"""`evaluation.html`: one file that shows how well a run agrees with its ground truth, and where it does not.
+"""Write `evaluation.html`: one file that shows how well a run agrees with its ground truth, and where it does not.
 
-Everything is in the file, as in the report: no script, no font; charts are SVG in the page and follow its colours.
+As in the report, everything is in the file: no scripts, no fonts; charts are inline SVG in the colors of the page.
 """
 
 from collections.abc import Sequence
@@ -34,13 +34,13 @@ LISTED_CATEGORIES: Final = 25
 MATRIX_CATEGORIES: Final = 20
 MULTIPLES: Final = 12
 _SHOWN_IOUS: Final = (0, 5, 8)
-"""Of `IOUS`: 0.50, 0.75 and 0.90."""
+"""Indices in `IOUS`: 0.50, 0.75 and 0.90."""
 _WORDS: Final = {"segm": "Masks", "bbox": "Boxes"}
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A curve in a plot of 100 x 100, y downwards."""
+    """A curve in a plot of 100 x 100 units, y downwards."""
 
     path: str
     text: str
@@ -48,7 +48,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Precision over recall."""
+    """A plot of precision over recall."""
 
     title: str
     note: str
@@ -57,7 +57,7 @@ class Plot:
 
 def evaluate(
     run: str,
-    truth: str,
+    ground_truth: str,
     options: EvaluationOptions | None = None,
     *,
     run_all: RunAll = run_here,
@@ -67,7 +67,7 @@ def evaluate(
 
     Args:
         run: the run's directory, local or remote.
-        truth: path or URL of the ground truth, a COCO dataset.
+        ground_truth: path or URL of a COCO dataset.
         options: by default as COCO does.
         run_all: executes the parts; by default one after the other in this process.
         page: whether to draw the worst images and to write `evaluation.html`.
@@ -81,7 +81,7 @@ def evaluate(
         RunError: something cannot be read or stored.
     """
     storage = Storage(run)
-    with evaluate_run(storage.url, truth, options, run_all) as (evaluation, shares):
+    with evaluate_run(storage.url, ground_truth, options, run_all) as (evaluation, shares):
         write_evaluation(storage, evaluation)
         if page:
             write_page(storage, evaluation, shares)
@@ -89,7 +89,7 @@ def evaluate(
 
 
 def write_page(storage: Storage, evaluation: Evaluation, shares: Shares) -> None:
-    """Draw the worst images, and store the page beside the numbers.
+    """Draw the worst images, and store the page beside the tables.
 
     Raises:
         RunError: a table of the run cannot be read, or the page not stored.
@@ -126,7 +126,7 @@ def render_page(evaluation: Evaluation, worst: Sequence[Worst] = ()) -> str:
 
 
 def _plot(title: str, curves: Curves) -> Plot:
-    """Return the mean curves over categories, at some thresholds."""
+    """Return the curves at some IoU thresholds, each the mean over categories."""
     overall = curves.precision[..., 0]  # (T, R, K)
     counted = overall[0, 0] > -1
     lines = [

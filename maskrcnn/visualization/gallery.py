@@ -1,6 +1,6 @@
-"""A few pictures that show what a run found: which ones, and drawn.
+"""Choose and draw the sample pictures of a report.
 
-The choice depends on the tables only, and reads a bounded part of them however large the run is.
+The choice depends on the tables only, and reads a bounded part of them whatever the size of the run.
 """
 
 from collections import Counter
@@ -26,17 +26,17 @@ from .templates import encode_jpeg
 SHOWN_SCORE: Final = 0.5
 PICTURE_PX: Final = 560
 PICTURE_SCALE: Final = 1.6
-"""Of lines and type, since pictures are shown at some 60 % of their pixels."""
+"""Scale of lines and type, because pictures are displayed at about 60 % of their size."""
 ASPECT: Final = 4 / 3
 _LARGEST: Final = 2**32
-"""From so many pixels on, masks are drawn in a frame of their own; no such image is shown."""
+"""Images with this many pixels or more have masks in their own frames; they are not shown."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class GalleryPick:
-    """An image to be shown, with what was found in it."""
+    """An image to show, with its detections."""
 
     row: int
     """Row of the manifest, from 0."""
@@ -62,21 +62,21 @@ class GalleryItem:
     caption: str
     jpeg: bytes | None
     note: str | None = None
-    """Why there is no picture."""
+    """Why there is no picture; None if there is one."""
 
 
-# Which ones
+# Selection
 
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     part: Part
     row: int
-    """Of the image in its part."""
+    """Row of the image in its part."""
     group: int
-    """The row group that holds all of its instances."""
+    """The row group that contains all of its instances."""
     start: int
-    """Of its instances in that row group."""
+    """Row in that row group where its instances begin."""
     image_id: int
     height: int
     width: int
@@ -85,15 +85,15 @@ class _Candidate:
 
 
 def pick_gallery(storage: Storage, parts: Sequence[Part], count: int = 12) -> list[GalleryPick]:
-    """Choose images to show: spread over the parts, and over the categories found in them.
+    """Choose images to show, spread over the parts and over their categories.
 
-    At most `count` parts are opened, and at most `count` row groups of instances are read. Within one, images
-    come in the order of a hash of their id, those with a strong instance of a category not shown yet first.
+    At most `count` parts are opened, and at most `count` row groups of instances are read. Within a row group, images
+    are ordered by a hash of their id; those with a high-scoring instance of a category not shown yet come first.
 
     Args:
         storage: of the run.
         parts: of the run, in order.
-        count: the most images.
+        count: maximum number of images.
 
     Raises:
         RunError: a part cannot be read.
@@ -119,7 +119,7 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def _candidates(storage: Storage, part: Part, groups: int, most: int) -> Iterator[_Candidate]:
-    """Give images of a part, at most `most` of each of `groups` row groups of its instances."""
+    """Yield images of a part, at most `most` from each of `groups` row groups of its instances."""
     with storage.open(part.images) as file:
         images = pq.read_table(file, columns=["image_id", "status", "n_instances", "width", "height"])
     counts = images["n_instances"].to_numpy().astype(np.int64)
@@ -146,7 +146,7 @@ def _candidates(storage: Storage, part: Part, groups: int, most: int) -> Iterato
 
 
 def scattered(ids: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Return numbers in no order that the ids know of (the finalizer of splitmix64)."""
+    """Return a hash of each id, to order ids pseudo-randomly (the finalizer of splitmix64)."""
     mixed = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -167,7 +167,7 @@ def _most_varied(candidates: Sequence[_Candidate], count: int) -> list[tuple[_Ca
             for k, (candidate, strong) in enumerate(left)
         )
         candidate, strong = left.pop(min(ranks)[-1])
-        # Instances stand by score, so that the first of a new category is its strongest.
+        # Instances are ordered by score, so the first of a new category has its highest score.
         focus = next((i for i, label in enumerate(strong) if label not in seen), 0)
         uses[candidate.part.instances, candidate.group] += 1
         seen.update(candidate.labels[focus : focus + 1].tolist())
@@ -196,7 +196,7 @@ def _rows(storage: Storage, candidates: Sequence[_Candidate]) -> list[tuple[dict
 
 
 def _take(file: Any, rows: Sequence[int], columns: list[str]) -> list[dict[str, Any]]:
-    """Return some rows of a Parquet file, reading their row groups only."""
+    """Return some rows of a Parquet file; only their row groups are read."""
     with pq.ParquetFile(file) as parquet:
         ends = np.cumsum([parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)])
         values: dict[int, dict[str, Any]] = {}
@@ -218,7 +218,7 @@ def _pick(
     return GalleryPick(row, candidate.image_id, **stored, **size, detections=detections, focus=focus)
 
 
-# Drawn
+# Drawing
 
 
 def draw_gallery(
@@ -226,9 +226,9 @@ def draw_gallery(
     read_pixels: Callable[[GalleryPick], Pixels],
     categories: Sequence[Category],
 ) -> list[GalleryItem]:
-    """Draw the picked images, each around its instance in focus.
+    """Draw the picked images, each cropped around its instance in focus.
 
-    An image that cannot be read any more, or has another size now, gives an item that says so.
+    An image that cannot be read any more, or that now has a different size, gets a note instead of a picture.
 
     Args:
         picks: from `pick_gallery`.
@@ -253,12 +253,12 @@ def draw_gallery(
 
 
 def _shown_score(pick: GalleryPick) -> float:
-    """Return 0.5, or less where the instance in focus is weaker."""
+    """Return 0.5, or the score of the instance in focus if that is lower."""
     return min(SHOWN_SCORE, float(pick.detections.scores[pick.focus]))
 
 
 def caption_of(pick: GalleryPick, categories: Sequence[Category]) -> str:
-    """Return what a picture shows, in a few words."""
+    """Return the caption of a picture: category and score in focus, and the number of other instances."""
     detections = pick.detections
     label = int(detections.labels[pick.focus])
     name = next((category.name for category in categories if category.id == label), f"#{label}")
@@ -269,7 +269,7 @@ def caption_of(pick: GalleryPick, categories: Sequence[Category]) -> str:
 def draw_pick(
     pick: GalleryPick, pixels: Pixels, categories: Sequence[Category], region: Rectangle | None = None
 ) -> bytes:
-    """Return a picture as JPEG: of a region of the image, or of all that there are pixels of."""
+    """Return a picture as JPEG, of a region of the pixels or of all of them."""
     picture = draw_instances(
         pixels,
         pick.detections,
@@ -284,11 +284,11 @@ def draw_pick(
 
 
 def _region(pick: GalleryPick) -> Rectangle:
-    """Return the rectangle to show: the instance with its surroundings, 4:3 where the image allows it."""
+    """Return the rectangle to show: the instance with its surroundings, 4:3 if the image allows it."""
     height, width = pick.detections.height, pick.detections.width
     xmin, ymin, xmax, ymax = (float(side) for side in pick.detections.boxes[pick.focus])
 
-    # The instance takes at most 60 % of the picture's side, the picture at least a fifth of the image's.
+    # The instance covers at most 60 % of the picture's side, the picture at least a fifth of the image's.
     wanted = max((xmax - xmin) / 0.6, (ymax - ymin) / 0.6 * ASPECT, min(width, height * ASPECT) / 5, 160.0)
     out_width, out_height = min(round(wanted), width), min(round(wanted / ASPECT), height)
     left = round((xmin + xmax - out_width) / 2)

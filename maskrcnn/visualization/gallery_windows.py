@@ -1,7 +1,7 @@
-"""The pictures of a run of windows: of images that may be too large to be held, only what is around an instance.
+"""Choose and draw the sample pictures of a run of windows: regions around instances of images of any size.
 
-As in `gallery`, the choice depends on the tables only. Of an image with millions of instances no more is held than a
-row group, and those that a picture shows; of a raster, the blocks around them.
+As in `gallery`, the choice depends on the tables only. Of an image with millions of instances, only one row group and
+the instances shown are in memory at a time; of a raster, only the blocks around them.
 """
 
 from collections import Counter
@@ -26,31 +26,31 @@ from .gallery import ASPECT, SHOWN_SCORE, GalleryItem, GalleryPick, caption_of, 
 from .run_pixels import RunPixels, unreadable_note
 
 LEAST_PX: Final = 240
-"""A picture shows so many columns, if the image has them."""
+"""Minimum width of a region, if the image is that wide."""
 MOST_PX: Final = 2048
-"""And no more; of a larger object its middle."""
+"""Maximum width of a region; a larger object is shown in part, at its middle."""
 MOST_INSTANCES: Final = 500
-"""In a picture, the best by score."""
+"""Maximum number in a picture; those with the highest scores."""
 _IMAGE: Final = ["width", "height", "image_id", "name", "uri", "etag", "bytes"]
 _COLUMNS: Final = ["category_id", "score", "box", "area", "segmentation", "mask_box", "frame"]
 
 
 @dataclass(frozen=True, slots=True)
 class Focus:
-    """An instance that may be shown."""
+    """An instance to show, with its image and region."""
 
     part: Part
     row: int
-    """Of its image in the manifest."""
+    """Row of its image in the manifest."""
     start: int
     """Row of the part's `instances` with which its image begins."""
     stop: int
     number: int
-    """Of the instance in its image."""
+    """Number of the instance in its image."""
     label: int
     score: float
     region: Rect
-    """What is shown of the image."""
+    """The part of the image to show."""
     height: int
     """Of the image."""
     width: int
@@ -63,15 +63,15 @@ class Focus:
 
 
 def pick_foci(storage: Storage, parts: Sequence[Part], count: int = 12) -> list[Focus]:
-    """Choose instances to show: spread over the parts, the images, and the categories; of no two the regions are alike.
+    """Choose instances to show, spread over parts, images and categories, with regions that hardly overlap.
 
-    At most `count` row groups of instances are read, of which those with a score of 0.5 and more come first, in an
-    order that follows from nothing but their numbers.
+    At most `count` row groups of instances are read. Instances with a score of at least 0.5 come first, in a
+    pseudo-random order that depends on their row numbers only.
 
     Args:
         storage: of the run.
         parts: of the run, in order.
-        count: the most instances.
+        count: maximum number of instances.
 
     Raises:
         RunError: a part cannot be read.
@@ -93,13 +93,13 @@ def pick_foci(storage: Storage, parts: Sequence[Part], count: int = 12) -> list[
 
 
 def _alike(one: Rect, other: Rect) -> bool:
-    """Return whether a quarter of the smaller region, or more, is in both."""
+    """Return whether at least a quarter of the smaller region is in both."""
     shared = one.shared(other)
     return 4 * shared.width * shared.height >= min(one.width * one.height, other.width * other.height)
 
 
 def _foci(storage: Storage, part: Part, first_row: int, groups: int, each: int) -> Iterator[Focus]:
-    """Give instances of a part, at most `each` of a category of each of `groups` row groups."""
+    """Yield instances of a part, at most `each` per category from each of `groups` row groups."""
     with storage.open(part.images) as file:
         images = pq.read_table(file, columns=["n_instances", *_IMAGE])
     ends = np.cumsum(images["n_instances"].to_numpy().astype(np.int64))
@@ -130,13 +130,13 @@ def _foci(storage: Storage, part: Part, first_row: int, groups: int, each: int) 
 
 
 def _firsts(parquet: pq.ParquetFile) -> list[int]:
-    """Return the row with which each row group begins, and the one after the last."""
+    """Return the first row of each row group, and the number of rows."""
     sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
     return [int(row) for row in np.cumsum([0, *sizes])]
 
 
 def region_around(box: dict[str, float], height: int, width: int) -> Rect:
-    """Return the part of an image to show: the box with its surroundings, 4:3 where the image allows it."""
+    """Return the part of an image to show: the box with its surroundings, 4:3 if the image allows it."""
     across, down = box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]
     wanted = min(max(across / 0.6, down / 0.6 * ASPECT, LEAST_PX), MOST_PX)
     out_width, out_height = min(round(wanted), width), min(round(wanted / ASPECT), height)
@@ -147,18 +147,18 @@ def region_around(box: dict[str, float], height: int, width: int) -> Rect:
     )
 
 
-# What is in a picture
+# Instances in a picture
 
 
 def look_around(storage: Storage, foci: Sequence[Focus], min_score: float = SHOWN_SCORE) -> list[GalleryPick]:
-    """Return what was found in the regions, as detections in the frame of each region.
+    """Return the detections in each region, in the region's frame.
 
-    An image's instances are read a row group at a time: first scores and boxes, masks only where one is shown.
+    An image's instances are read one row group at a time: first scores and boxes; masks only if one is shown.
 
     Args:
         storage: of the run.
-        foci: what to look at.
-        min_score: weaker instances are left out, but for those in focus and what is as good.
+        foci: the regions.
+        min_score: instances with lower scores are left out, except the one in focus and those with scores as high.
 
     Raises:
         RunError: a part cannot be read.
@@ -178,7 +178,7 @@ def look_around(storage: Storage, foci: Sequence[Focus], min_score: float = SHOW
                 for focus, shown in seen:
                     held = sum(map(len, rows[focus]))
                     own = shown == focus.start + focus.number - first
-                    # Stored by score: what is too much is weaker.
+                    # Ordered by score, so those beyond the limit have lower scores.
                     kept = own | (np.arange(len(shown)) < MOST_INSTANCES - held)
                     if own.any():
                         focused[focus] = held + int(np.argmax(own[kept]))
@@ -189,7 +189,7 @@ def look_around(storage: Storage, foci: Sequence[Focus], min_score: float = SHOW
 def _seen(
     parquet: pq.ParquetFile, group: int, first: int, foci: Sequence[Focus], min_score: float
 ) -> Iterator[tuple[Focus, NDArray[np.intp]]]:
-    """Give the rows of a row group that are to be seen around some instances, where there are any."""
+    """Yield the rows of a row group that are visible around each instance in focus, if there are any."""
     table = parquet.read_row_group(group, columns=["score", "box"])
     scores, sides = table["score"].to_numpy(), table["box"].combine_chunks().flatten()
     xmin, ymin, xmax, ymax = (side.to_numpy() for side in sides)
@@ -232,14 +232,14 @@ def draw_window_gallery(
 ) -> list[GalleryItem]:
     """Choose and draw pictures of a run of windows.
 
-    An image that cannot be read any more gives an item that says so.
+    An image that cannot be read any more gets a note instead of a picture.
 
     Args:
         storage: of the run.
         pixels: reads the run's images.
         parts: of the run, in order.
         categories: of the run.
-        count: the most pictures.
+        count: maximum number of pictures.
 
     Raises:
         RunError: a part cannot be read.

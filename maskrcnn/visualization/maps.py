@@ -1,7 +1,7 @@
-"""The report's maps: where the rasters of a run lie on Earth, and how densely what was found lies in them.
+"""Draw the maps of a report: the georeferenced rasters of a run, and the density of detections in them.
 
-Rasters that lie far apart get a map each, beside one that shows where these are. Objects are counted in cells, or
-drawn as dots where they are few: memory follows from the number of rasters, never from that of objects.
+Rasters that are far apart get a map each, and an overview map shows their locations. Objects are counted in cells, or
+drawn as dots if they are few: memory depends on the number of rasters, not on the number of objects.
 """
 
 import math
@@ -26,16 +26,17 @@ from .basemap import SIDE, Floats, Frame, Place, World, area, places_of, ticks, 
 from .charts import Mark, number_text
 
 COLUMNS: Final = 72
-"""Of cells, in a map; half as many in those of single categories."""
+"""Columns of cells in a map; half as many in the maps of single categories."""
 DOTS: Final = 1000
-"""Up to so many objects are drawn as dots."""
+"""Up to this number, objects are drawn as dots."""
 OUTLINES: Final = 500
-"""At most so many rasters are drawn in a map."""
+"""Maximum number of rasters drawn in a map."""
 PLACES: Final = 4
-"""At most so many have maps of their own."""
+"""Maximum number of places with their own maps."""
 CATEGORIES: Final = 6
+"""Maximum number of categories with their own maps."""
 CLASSES: Final = 5
-"""Of density."""
+"""Number of density classes."""
 
 _SPARSE: Final = 1 / 16
 _METRES: Final = 111_320.0  # in a degree of latitude
@@ -43,44 +44,44 @@ _METRES: Final = 111_320.0  # in a degree of latitude
 
 @dataclass(frozen=True, slots=True)
 class Density:
-    """The cells that hold some number of objects."""
+    """The cells of one density class."""
 
     path: str
     strength: float
     text: str
-    """How many objects each holds."""
+    """The range of objects per cell."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Rasters that lie together, as a circle."""
+    """Nearby rasters, as a circle."""
 
     x: float
     y: float
     radius: float
     number: str
-    """Of the map that shows them; empty for none."""
+    """Number of the map that shows them; empty if no map does."""
     title: str
 
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """A map of `globe.SIDE` units by `height`. Paths are SVG, in these units; marks in shares of the sides."""
+    """A map of `basemap.SIDE` units by `height`. Paths are SVG, in these units; marks in fractions of the sides."""
 
     title: str
     note: str
     height: float
     rasters: str = ""
-    """Outlines of those that were processed."""
+    """Outlines of the processed rasters."""
     failed: str = ""
-    """Outlines of the others."""
+    """Outlines of the failed rasters."""
     densities: list[Density] = field(default_factory=list)
     dots: str = ""
     spots: list[Spot] = field(default_factory=list)
     x_marks: list[Mark] = field(default_factory=list)
     y_marks: list[Mark] = field(default_factory=list)
     scale: Mark | None = None
-    """How long a bar is, as a share of the width, and what it means."""
+    """The scale bar: its length as a fraction of the width, and its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,23 +90,23 @@ class Maps:
 
     note: str
     main: Map
-    """Of the whole collection; of rasters that lie far apart only where they are."""
+    """The whole collection; if rasters are far apart, only their locations."""
     places: list[Map]
-    """Then some of these places."""
+    """If rasters are far apart, some of the places."""
     categories: list[Map]
-    """Of each of the most frequent categories: the whole collection, or the first place."""
+    """One per frequent category: the whole collection, or the first place."""
 
 
 def draw_maps(
     storage: Storage, items: WindowIndex, images: Sequence[str], geo: Sequence[str], stats: Stats
 ) -> Maps | None:
-    """Draw the maps of a run of windows; None where no image lies on Earth, or the extra `geo` is missing.
+    """Draw the maps of a run of windows; None if no image is georeferenced, or the extra `geo` is not installed.
 
-    They show the objects with a score of 0.5 and more; where there are none, all.
+    They show the objects with a score of at least 0.5, or all objects if no score is that high.
 
     Args:
         storage: of the run.
-        items: of the run.
+        items: the window index of the run.
         images: paths of its files below `images/`, in order.
         geo: paths of its files below `geo/`.
         stats: of the run.
@@ -144,7 +145,7 @@ def draw_maps(
 
 
 def _often(stats: Stats) -> tuple[float, list[Category]]:
-    """Return the least score that is shown, and the categories that have most objects of it."""
+    """Return the minimum score to show, and the categories with the most objects that have it."""
     strong = stats.category_scores[:, HALF:].sum(axis=1)
     counts = strong if strong.any() else stats.category_instances
     order = np.argsort(-counts, kind="stable")[:CATEGORIES]
@@ -152,7 +153,7 @@ def _often(stats: Stats) -> tuple[float, list[Category]]:
 
 
 def _outcomes(storage: Storage, paths: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return how many objects each image has, and whether it failed, in the order of the manifest."""
+    """Return the number of objects of each image and whether it failed, in the order of the manifest."""
     counts, failed = [], []
     for path in paths:
         with storage.open(path) as file:
@@ -165,7 +166,7 @@ def _outcomes(storage: Storage, paths: Sequence[str]) -> tuple[NDArray[np.int64]
 def _objects(
     storage: Storage, path: str, cut: float, min_score: float
 ) -> Iterator[tuple[Floats, NDArray[np.int32]]]:
-    """Yield the middle of objects' boxes as longitude and latitude, (N, 2), and their categories."""
+    """Yield the centers of the objects' boxes as longitude and latitude, (N, 2), and their categories."""
     to_lonlat = transformer(crs_of(storage, path).to_wkt())
     if to_lonlat is None:
         return
@@ -182,7 +183,7 @@ def _objects(
 
 
 class _Sheet:
-    """What is counted for a map: all objects, and those of some categories."""
+    """Counts for a map: of all objects, and of those of some categories."""
 
     def __init__(self, frame: Frame, categories: Sequence[int]) -> None:
         self.frame = frame
@@ -190,7 +191,7 @@ class _Sheet:
         rows = 2 * math.ceil(frame.height * COLUMNS / SIDE / 2)
         self.counts = np.zeros((1 + len(categories), rows, COLUMNS), np.int64)
         self.dots: list[list[Floats]] = [[] for _ in self.counts]
-        """Of each, as long as they are few."""
+        """Positions for each entry of `counts`, while they are few."""
 
     def add(self, lonlat: Floats, labels: NDArray[np.int32]) -> None:
         at = self.frame.place(lonlat)
@@ -232,13 +233,13 @@ def _drawn(sheet: _Sheet, world: World, failed: NDArray[np.bool_], title: str) -
 
 
 def _of_category(sheet: _Sheet, whole: Map, slot: int, name: str) -> Map:
-    """Return the map of a sheet with the objects of one category alone."""
+    """Return the map of a sheet with the objects of one category."""
     densities, dots, said = _marks(sheet, slot, coarser=2)
     return Map(name, said, whole.height, whole.rasters, whole.failed, densities, dots)
 
 
 def _overview(world: World, places: Sequence[Place], found: NDArray[np.int64]) -> Map:
-    """Return the map that shows where the places are."""
+    """Return the map with the locations of the places."""
     frame = Frame.of(world.box, margin=1.2)
     objects = [int(found[place.members].sum()) for place in places]
     middles = frame.place(np.array([(place.box[:2] + place.box[2:]) / 2 for place in places]))
@@ -274,7 +275,7 @@ def _point(at: Sequence[float]) -> str:
 
 
 def _marks(sheet: _Sheet, slot: int, coarser: int) -> tuple[list[Density], str, str]:
-    """Return cells, or dots where objects are few, and what they are."""
+    """Return cells, or dots if objects are few, and a description."""
     counts = sheet.counts[slot]
     total = int(counts.sum())
     if total <= DOTS:
@@ -298,7 +299,7 @@ def _marks(sheet: _Sheet, slot: int, coarser: int) -> tuple[list[Density], str, 
 
 
 def _cells(taken: NDArray[np.bool_], side: float) -> str:
-    """Return cells as an SVG path, a rectangle for those of a row that touch."""
+    """Return cells as an SVG path, with one rectangle for adjacent cells of a row."""
     edges = np.diff(np.pad(taken, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     ends = zip(np.argwhere(edges == 1).tolist(), np.argwhere(edges == -1).tolist(), strict=True)
     return "".join(
@@ -315,7 +316,7 @@ def _graticule(frame: Frame) -> dict[str, Any]:
 
 
 def _scale(frame: Frame) -> Mark | None:
-    """Return a bar of a round length; None where the map is so large that none holds for all of it."""
+    """Return a scale bar of a round length; None if the scale varies too much across the map."""
     if frame.north - frame.south > 10:
         return None
     metres = frame.width * _METRES
@@ -324,11 +325,11 @@ def _scale(frame: Frame) -> Mark | None:
     return Mark(length / metres, f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m")
 
 
-# Words
+# Texts
 
 
 def _note(world: World, n_images: int, min_score: float) -> str:
-    """Return what lies on Earth, and what does not."""
+    """Return a description: the number of georeferenced rasters, their systems, and the images without."""
     names: Counter[str] = Counter()
     for crs_wkt, count in Counter(image.crs_wkt for image in world.images).items():
         names[parse_crs(crs_wkt).name] += count

@@ -1,7 +1,7 @@
-"""Images of a finished run with what was found in them, chosen by name, by a condition, or as the worst.
+"""Show images of a finished run with their detections, chosen by name, by a condition, or by lowest quality.
 
-A photo is shown whole. Of an image that is too large for that, as rasters in runs of windows are, what is shown is
-around an instance.
+A photo is shown whole. An image that is too large for that, such as a raster in a run of windows, is shown as regions
+around instances.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -21,12 +21,13 @@ from .gallery_windows import Focus, look_around, region_around
 from .run_pixels import RunPixels, unreadable_note
 
 WHOLE_PIXELS: Final = 2**22
-"""In runs of windows, larger images are shown around instances."""
+"""In runs of windows, images with more pixels are shown as regions around instances."""
 PICTURE_PX: Final = 1280
 SHEET_PX: Final = 480
-_CROWD: Final = 20
+_CROWDED: Final = 20
+"""With more instances a picture is enlarged, so that labels have room."""
 _TYPE_SCALE: Final = 1.2
-"""Of lines and type on a sheet, whose pictures are small."""
+"""Scale of lines and type on a sheet, whose pictures are small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +38,13 @@ class View:
     image_id: int | None
     detections: Detections
     numbers: tuple[int, ...]
-    """Of the instances, in the image."""
+    """Of the instances in the image; -1 for those beside the one in focus."""
     pixels: Pixels | None
-    """None where the image cannot be shown."""
+    """None if the image cannot be shown."""
     note: str = ""
-    """Why it cannot, or what it was chosen for."""
+    """Why it cannot be shown, or why it was chosen."""
     focus: int | None = None
-    """Which of the detections the region is around; None for a whole image."""
+    """Index of the detection that the region surrounds; None for a whole image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Choice:
 
     image: ImageRow
     instances: tuple[int, ...] | None = None
-    """Numbers of those to show; None: all."""
+    """Numbers of the instances to show; None: all."""
     note: str = ""
 
 
@@ -63,17 +64,17 @@ def choose(
     condition: str | None = None,
     worst: int | None = None,
 ) -> list[Choice]:
-    """Return what a user asked for; without any wish, the first images in which something was found.
+    """Return the images a user asked for; by default the first images with detections.
 
     Args:
         reader: of the run.
-        count: the most images, where they are not named.
+        count: maximum number of images, if they are not named.
         images: names or ids.
-        condition: in SQL, see `lookup.where`.
-        worst: number of images with the lowest panoptic quality.
+        condition: in SQL, see `results.reader.where`.
+        worst: number of images with the lowest panoptic quality (PQ).
 
     Raises:
-        UsageError: no image is so, the run was not evaluated, or the condition is none.
+        UsageError: no image matches, the run was not evaluated, or the condition is not valid.
         RunError: the run cannot be read.
     """
     if images:
@@ -81,14 +82,16 @@ def choose(
     if condition is not None:
         matches = where(reader, condition, count)
         if not matches:
-            raise UsageError(f"no image of {reader.run.url} is so: {condition}")
+            raise UsageError(
+                f"no image of {reader.run.url} matches --where {condition!r}: use another condition"
+            )
         return [Choice(reader.image(match.row), match.instances) for match in matches]
     if worst is not None:
         found = worst_images(reader, worst)
         return [Choice(image, note=f"PQ {pq:.2f}") for image, pq in found]
     first = first_images(reader, count)
     if not first:
-        raise UsageError(f"nothing was found in any image of {reader.run.url}")
+        raise UsageError(f"no image of {reader.run.url} has detections: nothing to show")
     return [Choice(image) for image in first]
 
 
@@ -100,16 +103,16 @@ def views(
     labels: Collection[int] | None = None,
     count: int = 12,
 ) -> Iterator[View]:
-    """Give the chosen images one by one, with their pixels; of a large one up to `count` regions.
+    """Yield the chosen images one by one, with their pixels; of large images up to `count` regions.
 
-    An image that cannot be shown any more gives a view without pixels, that says why.
+    An image that cannot be shown any more yields a view without pixels, whose note says why.
 
     Args:
         reader: of the run.
         choices: from `choose`.
-        min_score: weaker instances are left out.
+        min_score: instances with lower scores are left out.
         labels: category ids of the instances to show; None: all.
-        count: the most regions.
+        count: maximum number of regions.
 
     Raises:
         RunError: the run cannot be read.
@@ -184,7 +187,7 @@ def _regions(
     labels: Collection[int] | None,
     room: int,
 ) -> Iterator[View]:
-    """Give up to `room` regions of a large image."""
+    """Yield up to `room` regions of a large image."""
     image = choice.image
     foci = _foci(reader, choice, min_score, labels, room)
     for focus, pick in zip(foci, look_around(reader.storage, foci, min_score), strict=True):
@@ -210,7 +213,7 @@ def _is_in(found: NDArray[np.int32], labels: Collection[int] | None) -> NDArray[
 def _foci(
     reader: RunReader, choice: Choice, min_score: float, labels: Collection[int] | None, room: int
 ) -> list[Focus]:
-    """Return regions around instances of an image, the best first, none of which is much like another."""
+    """Return regions around instances of an image, highest scores first, that hardly overlap."""
     image, table = choice.image, reader.boxes(choice.image)
     found, scores = table["category_id"].to_numpy(), table["score"].to_numpy()
     wanted = _wanted(found, scores, choice, min_score, labels)
@@ -250,21 +253,21 @@ def _focus_on(image: ImageRow, number: int, label: int, score: float, region: Re
 
 
 def picture_of(view: View, categories: Sequence[Category], side: int, *, small: bool = False) -> Pixels:
-    """Return a view drawn; a grey picture that says why, where it cannot be.
+    """Return the picture of a view; a grey one with the reason if there are no pixels.
 
     Args:
         view: what to draw.
         categories: of the run.
-        side: the longest side in pixels; images of less than 800 are enlarged.
-        small: with larger type, for a sheet.
+        side: the longest side in pixels; images with less than 800 pixels are enlarged.
+        small: with larger type, for a contact sheet.
     """
     if view.pixels is None:
         found = view.detections
         height, width = (found.height, found.width) if found.height > 1 else (3, 4)
         scale = (side if small else min(side, SMALLEST_PX)) / max(height, width)
         return blank(max(160, round(width * scale)), max(80, round(height * scale)), view.note)
-    # Crowds need room, in which their labels can be told apart.
-    crowded = len(view.detections) > _CROWD
+    # Many labels need room to be legible.
+    crowded = len(view.detections) > _CROWDED
     least = side if small or crowded else min(SMALLEST_PX, side)
     return draw_legibly(
         view.pixels,
@@ -277,7 +280,7 @@ def picture_of(view: View, categories: Sequence[Category], side: int, *, small: 
 
 
 def cells_of(view: View, categories: Sequence[Category], side: int, *, masks: bool = False) -> list[Cell]:
-    """Return the cells of a view on a sheet: the picture, or the picture and each mask apart."""
+    """Return the cells of a view on a sheet: the picture, and with `masks` a picture of each mask."""
     count = len(view.detections)
     what = plural(count, "instance")
     note = "" if view.pixels is None else view.note
@@ -298,7 +301,7 @@ def _in_focus(view: View) -> View:
 
 
 def facts_of(view: View, categories: Sequence[Category]) -> dict[str, Any]:
-    """Return what a view shows, as JSON: name, id, and category, score, box and area of each instance."""
+    """Return the content of a view as JSON values: name, id, and category, score, box and area of each instance."""
     names = {category.id: category.name for category in categories}
     found = view.detections
     return {
@@ -327,7 +330,7 @@ def facts_of(view: View, categories: Sequence[Category]) -> dict[str, Any]:
 
 
 def summary_of(view: View, categories: Sequence[Category]) -> str:
-    """Return in one line how many of each category a view shows; or why there is no picture."""
+    """Return a line with the number of instances of each category in a view, or why there is no picture."""
     if view.pixels is None:
         return f"{view.name}: {view.note}"
     names = {category.id: category.name for category in categories}
@@ -335,9 +338,9 @@ def summary_of(view: View, categories: Sequence[Category]) -> str:
     order = np.argsort(-counts, kind="stable")
     each = [f"{counts[k]} {short(names.get(int(labels[k]), f'#{labels[k]}'))}" for k in order]
     noted = f" ({view.note})" if view.note else ""
-    return f"{view.name}{noted}: {', '.join(each) or 'nothing'}"
+    return f"{view.name}{noted}: {', '.join(each) or 'no instance'}"
 
 
 def side_of(cells: int, *, masks: bool) -> int:
-    """Return how large the pictures on a sheet of so many cells are, pixels."""
+    """Return the side of the pictures on a sheet with this many cells, in pixels."""
     return CELL_PX if masks or cells > 16 else SHEET_PX

@@ -1,8 +1,7 @@
-"""The report: one HTML file that shows in a minute what a run found, how it went, and where it came from.
+"""Write `report.html`: one file that shows the detections of a run, its failures, timings and provenance.
 
-Everything is in the file: no script, no font, no picture from elsewhere. Charts are SVG in the page, so that
-they follow its colours, light or dark. All text is escaped by the template engine; a content security policy
-forbids scripts besides.
+The file is self-contained: no scripts, no fonts, no external pictures. Charts are inline SVG, so that they follow the
+page's light or dark colors. The template engine escapes all text; a content security policy forbids scripts as well.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +23,14 @@ from .run_pixels import RunPixels
 from .templates import render
 
 LISTED_CATEGORIES: Final = 25
-"""Rows of the table of categories that are seen at once; the others unfold."""
+"""Rows of the table of categories that are visible at first; the others can be unfolded."""
 STAGES: Final = ("fetch", "decode", "model", "encode", "write", "other")
 
 # Tables
 
 
 def _category_rows(stats: Stats) -> list[dict[str, Any]]:
-    """Return what is known of each category that was found, most instances first."""
+    """Return the statistics of each category with detections, ordered by the number of instances."""
     order = np.argsort(-stats.category_instances, kind="stable")
     most = max(int(stats.category_instances.max(initial=0)), 1)
     rows = []
@@ -64,7 +63,7 @@ def _failures(stats: Stats) -> list[dict[str, Any]]:
 
 
 def _stages(timings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the stages of the work with their share of all worker time, in the order of the work."""
+    """Return the stages of processing with their share of the worker time, in order of execution."""
     seconds: Mapping[str, float] = timings.get("stages_s") or {}
     total = sum(seconds.values())
     names = [*(name for name in STAGES if name in seconds), *sorted(set(seconds) - set(STAGES))]
@@ -76,7 +75,7 @@ def _stages(timings: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _facts(value: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return a mapping as rows of text, without what is empty."""
+    """Return a mapping as rows of text; empty values are left out."""
     return [
         (key.replace("_", " "), _fact(entry))
         for key, entry in value.items()
@@ -112,13 +111,13 @@ def render_report(
     Args:
         run: the content of `run.json`.
         stats: the content of `stats.json`.
-        timings: the content of `timings.json`; what it does not have is left out.
+        timings: the content of `timings.json`; missing values are left out.
         gallery: pictures, from `draw_gallery`.
         maps: from `maps.draw_maps`.
-        windows: of a run of windows, how many there are by their status, and how many `pieces` were found in them.
+        windows: of a run of windows, the number of windows by status, and the number of window detections as `pieces`.
 
     Raises:
-        RunError: `stats` were written by a version with other bins.
+        RunError: `stats` was written by a version with other histogram bins.
     """
     values = Stats.from_json(stats)
     figures = summary(values)
@@ -157,14 +156,14 @@ GALLERY_IMAGES: Final = 12
 def write_report(
     url: str, sources: tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]
 ) -> str:
-    """Write `report.html` of a run whose tables stand; what `reduce_run` is passed to do so.
+    """Write `report.html` of a run whose tables are complete; passed to `reduce_run` as `write_report`.
 
     Args:
         url: the run's directory.
         sources: the content of `run.json`, `stats.json`, `timings.json` and `_SUCCESS`.
 
     Returns:
-        The path of the page below the run's directory.
+        The path of the page, relative to the run's directory.
     """
     storage = Storage(url)
     run, stats, timings, success = sources

@@ -1,4 +1,4 @@
-"""The templates of the four pages: one Jinja environment, one JPEG encoder, one form for embedded pictures.
+"""Render the four pages: one Jinja environment, one JPEG encoder, one form for embedded pictures.
 
 All text is escaped, and a name that a template uses and is not given is an error. Templates are package data, so that
 they are found in an installed wheel, also one that is imported from an archive.

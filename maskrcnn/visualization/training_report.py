@@ -1,4 +1,4 @@
-"""`training.html`: the losses and the precision of each epoch, as curves and as a table."""
+"""Render `training.html`: the losses and the average precision of each epoch, as curves and as a table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ MEASURED: Final = {"mask_ap": "mask AP", "mask_ap50": "mask AP at IoU 0.50", "bo
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A line through points, in fractions of the plot with y downwards, and what stands in the legend."""
+    """A line through points, in fractions of the plot with y downwards, with its name in the legend."""
 
     name: str
     path: str
-    """Of SVG, in a plot of 1000 x 1000."""
+    """SVG path data, in a plot of 1000 x 1000 units."""
     points: tuple[tuple[float, float, str], ...]
-    """Each with what it says when pointed at."""
+    """Each x, y and its tooltip."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Lines over epochs on one pair of axes."""
+    """Curves over epochs on one pair of axes."""
 
     title: str
     note: str
@@ -34,13 +34,13 @@ class Curves:
 
 
 def render_training(rows: Sequence[Mapping[str, float]], facts: Mapping[str, Any]) -> str:
-    """Return the page of a training.
+    """Return the page of a training run as HTML.
 
     Args:
-        rows: of the log, one an epoch, with the columns `recipe.COLUMNS`; what was not measured is absent.
+        rows: of the log, one per epoch, with the columns `training.config.COLUMNS`; values not measured are absent.
         facts: the content of `training.json`.
     """
-    epochs = int(facts["request"]["recipe"]["epochs"])
+    epochs = int(facts["request"]["config"]["epochs"])
     losses = {name: name.removeprefix("loss_").replace("_", " ") for name in LOSSES}
     plots = [
         _curves("Losses", "means over the images of an epoch", rows, losses, epochs, None),
@@ -52,7 +52,7 @@ def render_training(rows: Sequence[Mapping[str, float]], facts: Mapping[str, Any
     best = max(rows, key=lambda row: (row.get("mask_ap", -1.0), row["epoch"]), default=None)
     return render(
         "training.html.j2",
-        facts=facts, config=facts["request"]["recipe"], plots=[plot for plot in plots if plot.curves],
+        facts=facts, config=facts["request"]["config"], plots=[plot for plot in plots if plot.curves],
         columns=shown, rows=rows, best=best, epochs=epochs, text=_text,
     )  # fmt: skip
 
@@ -81,8 +81,8 @@ def _curves(
         if points:
             places = [((x - 0.5) / epochs, 1 - min(max(y / top, 0.0), 1.0)) for x, y in points]
             path = "M" + "L".join(f"{1000 * x:.1f} {1000 * y:.1f}" for x, y in places)
-            told = [f"{names[column]} after epoch {x:.0f}: {y:.3f}" for x, y in points]
-            dots = tuple((x, y, text) for (x, y), text in zip(places, told, strict=True))
+            titles = [f"{names[column]} after epoch {x:.0f}: {y:.3f}" for x, y in points]
+            dots = tuple((x, y, text) for (x, y), text in zip(places, titles, strict=True))
             curves.append(Curve(names[column], path, dots))
     step = max(1, -(-epochs // 12))
     x_marks = [Mark((x - 0.5) / epochs, str(x)) for x in range(1, epochs + 1) if (x - 1) % step == 0]
@@ -91,7 +91,7 @@ def _curves(
 
 
 def nice_ceiling(value: float) -> float:
-    """Return the least of 1, 2, 4, 5 times a power of ten that is not below a value.
+    """Return the smallest of 1, 2, 4, 5 times a power of ten that is at least a value.
 
     >>> nice_ceiling(0.73), nice_ceiling(1.2), nice_ceiling(37)
     (1.0, 2.0, 40.0)

@@ -1,6 +1,6 @@
-"""The images in which a run and its ground truth agree least, as pictures: ground truth beside detections.
+"""Draw the images in which a run and its ground truth agree least: ground truth beside detections.
 
-Which detections and objects were matched is what the evaluation found, so pictures agree with the numbers.
+Which detections and objects are matched is taken from the evaluation, so that pictures agree with its numbers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,36 +30,36 @@ from .templates import encode_jpeg
 PICTURE_PX: Final = 520
 RIGHT: Final[Color] = (86, 180, 233)
 WRONG: Final[Color] = (240, 128, 20)
-"""Blue and orange are told apart by all eyes, and on light and dark ground."""
+"""Blue and orange, which color-blind readers can distinguish, on light and dark pictures."""
 _LABELLED: Final = 12
-"""More objects in a picture are drawn without labels, which would hide them."""
+"""If a picture has more objects, they are drawn without labels, which would hide them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Worst:
-    """An image, as the page shows it."""
+    """An image as shown on the page."""
 
     name: str
     caption: str
-    truth: bytes | None
+    ground_truth: bytes | None
     """JPEG."""
-    found: bytes | None
+    detections: bytes | None
     note: str = ""
-    """Why there are no pictures."""
+    """Why there are no pictures; empty if there are."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Sides:
-    """What is there and what was found in one frame, and which of each was matched."""
+    """Ground truth and detections in one frame, and which of each were matched."""
 
-    truth: Detections
-    truth_right: NDArray[np.bool_]
-    found: Detections
-    found_right: NDArray[np.bool_]
+    ground_truth: Detections
+    ground_truth_matched: NDArray[np.bool_]
+    detections: Detections
+    detections_matched: NDArray[np.bool_]
 
 
 def draw_worst(reader: RunReader, evaluation: Evaluation, shares: Shares) -> list[Worst]:
-    """Draw the worst images of an evaluation; one that cannot be read any more gets a note.
+    """Draw the worst images of an evaluation. An image that cannot be read any more gets a note instead.
 
     Args:
         reader: of the run.
@@ -95,11 +95,12 @@ def draw_worst(reader: RunReader, evaluation: Evaluation, shares: Shares) -> lis
 
 
 def _caption(row: Mapping[str, Any]) -> str:
-    return (
-        f"PQ {row['pq']:.2f}: {plural(row['n_ground_truth'], 'object')}, "
-        f"{plural(row['true_positives'], 'true positive')}, "
-        f"{plural(row['false_negatives'], 'false negative')}, {plural(row['false_positives'], 'false positive')}"
-    )
+    counts = {
+        name: row[f"{name.replace(' ', '_')}s"]
+        for name in ("true positive", "false negative", "false positive")
+    }
+    objects = plural(counts["true positive"] + counts["false negative"], "object")
+    return f"PQ {row['pq']:.2f}: " + ", ".join([objects, *(plural(n, name) for name, n in counts.items())])
 
 
 def _sides(
@@ -108,13 +109,13 @@ def _sides(
     """Return both sides of an image, labelled by category from 1."""
     found = reader.detections(image).take(outcome.detections)
     labels = np.array([of_run[label] + 1 for label in found.labels.tolist()], np.int32)
-    truth, kept = _truth(image, share)
+    ground_truth, kept = _ground_truth(image, share)
     return _Sides(
-        truth, outcome.objects_matched[kept], replace(found, labels=labels), outcome.detections_matched
+        ground_truth, outcome.objects_matched[kept], replace(found, labels=labels), outcome.detections_matched
     )
 
 
-def _truth(image: ImageRow, share: pa.Table) -> tuple[Detections, list[int]]:
+def _ground_truth(image: ImageRow, share: pa.Table) -> tuple[Detections, list[int]]:
     """Return objects as detections with a score of 1, and their rows; those with masks of another size are left out."""
     size = [image.height or 1, image.width or 1]
     if share["counts"].null_count:
@@ -142,15 +143,20 @@ def _truth(image: ImageRow, share: pa.Table) -> tuple[Detections, list[int]]:
 
 
 def _region(sides: _Sides, image: ImageRow) -> Rect:
-    """Return what to show of a large image: around the first fault."""
-    boxes = np.concatenate([sides.truth.boxes[~sides.truth_right], sides.found.boxes[~sides.found_right]])
+    """Return the region of a large image to show: around the first false negative or false positive."""
+    boxes = np.concatenate(
+        [
+            sides.ground_truth.boxes[~sides.ground_truth_matched],
+            sides.detections.boxes[~sides.detections_matched],
+        ]
+    )
     boxes = boxes if len(boxes) else np.zeros((1, 4), np.float32)
     box = dict(zip(("xmin", "ymin", "xmax", "ymax"), boxes[0].tolist(), strict=True))
     return region_around(box, image.height or 1, image.width or 1)
 
 
 def _within(sides: _Sides, region: Rect) -> _Sides:
-    """Return both sides as a region shows them."""
+    """Return both sides cropped to a region."""
 
     def seen(detections: Detections, right: NDArray[np.bool_]) -> Iterator[Any]:
         xmin, ymin, xmax, ymax = detections.boxes.T
@@ -159,16 +165,19 @@ def _within(sides: _Sides, region: Rect) -> _Sides:
         yield crop_detections(detections.take(np.flatnonzero(inside)), region)
         yield right[inside]
 
-    return _Sides(*seen(sides.truth, sides.truth_right), *seen(sides.found, sides.found_right))
+    return _Sides(
+        *seen(sides.ground_truth, sides.ground_truth_matched),
+        *seen(sides.detections, sides.detections_matched),
+    )
 
 
 def _drawn(pixels: Pixels, sides: _Sides, categories: Sequence[Category]) -> tuple[bytes, bytes]:
-    """Return the two pictures as JPEG."""
+    """Return the two pictures, ground truth and detections, as JPEG."""
     names = {category.id: category.name for category in categories}
     pictures = []
     for found, right, scored in (
-        (sides.truth, sides.truth_right, False),
-        (sides.found, sides.found_right, True),
+        (sides.ground_truth, sides.ground_truth_matched, False),
+        (sides.detections, sides.detections_matched, True),
     ):
         crowded = len(found) > _LABELLED
         texts = [

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from maskrcnn_jobs.commands.segment import Request, prepare, sweep
 from maskrcnn_jobs.driver.cluster import connected
+from maskrcnn_jobs.driver.planning import Request, prepare
+from maskrcnn_jobs.driver.run import run_shards
 
 from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.synthetic.scenes import write_scenes
@@ -55,7 +56,7 @@ def watch(folder: Path, images: int, actors: int | None, every_s: float = 0.5) -
         thread = threading.Thread(target=sample)
         thread.start()
         started = time.time()
-        sweep(request, made, speed)
+        run_shards(request, made, speed)
         seconds = time.time() - started
         done.set()
         thread.join()

@@ -18,12 +18,13 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import psutil
-from maskrcnn_jobs.commands.segment import Request, prepare, sweep
 from maskrcnn_jobs.driver.cluster import connected
+from maskrcnn_jobs.driver.planning import Request, prepare
+from maskrcnn_jobs.driver.run import run_shards
 
 from maskrcnn.config import InferenceConfig, ResourceConfig
-from maskrcnn.synthetic.planted import write_planted
 from tests.benchmarks.inputs import write_manifest
+from tests.planted_images import write_planted
 
 DISTINCT = 500
 LIMIT_MB = 32
@@ -65,7 +66,7 @@ def watch(request: Request, every_s: float = 0.25) -> dict[str, float]:
         thread = threading.Thread(target=sample)
         thread.start()
         began = time.time()
-        sweep(request, made, speed)
+        run_shards(request, made, speed)
         seconds = time.time() - began
         done.set()
         thread.join()

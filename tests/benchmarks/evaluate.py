@@ -30,7 +30,7 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.manifest import write_manifest
 from maskrcnn.pipeline.plan import Plan, run_digest, write_run
 from maskrcnn.schema import INSTANCES as INSTANCES_SCHEMA
-from maskrcnn.schema import MANIFEST, images_schema
+from maskrcnn.schema import MANIFEST, SCHEMA_VERSION, images_schema
 from maskrcnn.types import Category
 
 CATEGORIES = tuple(Category(number + 1, f"category {number}") for number in range(80))
@@ -91,7 +91,13 @@ def make_run(folder: Path, images: int) -> None:
     }
     settings = settings_of(InferenceConfig("ellipses"), ShardingConfig(1000))
     plan = Plan(1, images, 1000, write_manifest(storage, manifest), run_digest(settings, model), "2026-11-23")
-    record = {"digest": plan.digest, "settings": settings, "model": model, "versions": {}}
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "digest": plan.digest,
+        "settings": settings,
+        "model": model,
+        "versions": {},
+    }
     write_run(storage, record | {"inputs": {"rows": images, "ids_given": True}}, plan)
 
     parts, entries = [], {IMAGES: [], INSTANCES: []}
@@ -119,7 +125,7 @@ def make_run(folder: Path, images: int) -> None:
         truth.write("]}\n")
     counts = {"images": images, "ok": images, "empty": 0, "failed": 0, "instances": images * FOUND}
     success = {
-        "schema_version": 2,
+        "schema_version": SCHEMA_VERSION,
         "generation": 1,
         "created": "2026-11-23",
         "counts": counts,

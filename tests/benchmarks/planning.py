@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from driver_memory import LIMIT_MB, request_for, watch
-from maskrcnn_jobs.commands.segment import Request, prepare
+from maskrcnn_jobs.driver.planning import Request, prepare
 
 from maskrcnn.config import InferenceConfig
 

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from maskrcnn_jobs.commands.segment import receipts_of
+from maskrcnn_jobs.driver.run import receipts_of
 
 from maskrcnn.io.parquet import IMAGES, INSTANCES
 from maskrcnn.io.storage import Storage

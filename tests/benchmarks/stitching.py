@@ -22,7 +22,7 @@ import numpy as np
 
 from maskrcnn.synthetic.planted import PlantedInstance
 from maskrcnn.tiling.grid import Grid
-from maskrcnn.tiling.stitching import Pieces, merge
+from maskrcnn.tiling.stitching import WindowDetections, stitch
 from tests.tiling.test_stitching import GroundTruth, is_about, is_exactly, mosaic, offsets, segmented, tight
 
 OBJECTS_A_WINDOW = 30
@@ -43,17 +43,17 @@ def planted(grid: Grid, seed: int) -> list[GroundTruth]:
     return truths
 
 
-def found_in(rows: int, columns: int) -> tuple[Grid, Pieces]:
+def found_in(rows: int, columns: int) -> tuple[Grid, WindowDetections]:
     """Return a grid of so many windows, and what is found in them."""
     stride = WINDOW - OVERLAP
     grid = Grid(stride * rows + OVERLAP, stride * columns + OVERLAP, WINDOW, OVERLAP)
     return grid, segmented(grid, planted(grid, seed=rows), seed=rows)[0]
 
 
-def seconds(grid: Grid, pieces: Pieces) -> float:
+def seconds(grid: Grid, pieces: WindowDetections) -> float:
     """Return the CPU seconds of a merge."""
     start = time.process_time()
-    merge(grid, pieces, capped=False)
+    stitch(grid, pieces, capped=False)
     return time.process_time() - start
 
 
@@ -82,7 +82,7 @@ def wrong(overlap: int, jitter: bool, count: int) -> int:
         grid = Grid(4096, 4500, WINDOW, overlap, offset)
         truths = mosaic(grid, seed, 500, 16 if jitter else 3)
         pieces, of = segmented(grid, truths, seed if jitter else None)
-        merged = merge(grid, pieces, capped=False)
+        merged = stitch(grid, pieces, capped=False)
         objects += len(truths)
         try:
             if jitter:

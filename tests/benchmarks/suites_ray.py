@@ -83,7 +83,8 @@ def sweep_once(
     source: Path, output: Path, compute: InferenceConfig, speed: ResourceConfig, shard_images: int | None
 ) -> Swept:
     """Plan and sweep a collection on the Ray that is connected; planning is not timed."""
-    from maskrcnn_jobs.commands.segment import Request, prepare, sweep
+    from maskrcnn_jobs.driver.planning import Request, prepare
+    from maskrcnn_jobs.driver.run import run_shards
 
     from tests.benchmarks.measure import CpuMeter
 
@@ -91,7 +92,7 @@ def sweep_once(
     plan = prepare(request)
     began = time.time()
     with CpuMeter() as meter:
-        sweep(request, plan, speed)
+        run_shards(request, plan, speed)
     spans = shard_spans(output)
     first = min(span.start for span in spans)
     log.debug("CPU seconds by process: %s", meter.by_process())
@@ -124,11 +125,11 @@ class Span:
 def shard_spans(output: Path) -> list[Span]:
     """Return when each shard was worked on, from its receipt and the time of the receipt's file."""
     from maskrcnn.io.storage import Storage
-    from maskrcnn.pipeline.receipts import read_receipt, standing_receipts
+    from maskrcnn.pipeline.receipts import complete_receipts, read_receipt
 
     storage = Storage(str(output))
     spans = []
-    for path in standing_receipts(storage):
+    for path in complete_receipts(storage):
         receipt = read_receipt(storage, path)
         stop = (output / path).stat().st_mtime
         actor = (receipt.execution["node"], receipt.execution["pid"])
@@ -324,11 +325,11 @@ def check_all_images(output: Path, sizes: Sequence[tuple[int, int]], count: int)
     """Raise RunError unless a sweep has a row of the right size for each image, none failed."""
     from maskrcnn.io.parquet import read_checked
     from maskrcnn.io.storage import Storage
-    from maskrcnn.pipeline.receipts import read_receipt, standing_receipts
+    from maskrcnn.pipeline.receipts import complete_receipts, read_receipt
 
     storage = Storage(str(output))
     tables = [
-        read_checked(storage, read_receipt(storage, path).images) for path in standing_receipts(storage)
+        read_checked(storage, read_receipt(storage, path).images) for path in complete_receipts(storage)
     ]
     rows = [row for table in tables for row in table.select(["status", "height", "width"]).to_pylist()]
     good = [(row["height"], row["width"]) for row in rows if row["status"] != "failed"]
@@ -540,12 +541,12 @@ def first_detections(output: Path, count: int) -> list["Detections"]:
 
     from maskrcnn.io.parquet import read_checked
     from maskrcnn.io.storage import Storage
-    from maskrcnn.pipeline.receipts import read_receipt, standing_receipts
+    from maskrcnn.pipeline.receipts import complete_receipts, read_receipt
     from maskrcnn.schema import detections_of
 
     storage = Storage(str(output))
     receipts = sorted(
-        (read_receipt(storage, path) for path in standing_receipts(storage)), key=lambda r: r.start
+        (read_receipt(storage, path) for path in complete_receipts(storage)), key=lambda r: r.start
     )
     chosen = [receipt for receipt in receipts if receipt.start < count]
     images = pa.concat_tables([read_checked(storage, receipt.images) for receipt in chosen])

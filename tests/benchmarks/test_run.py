@@ -15,7 +15,7 @@ from benchmarks.measure import Pairs, Row, Settings, row
 from benchmarks.run import main
 from benchmarks.suites_ray import Slope, Span, Swept
 from click.testing import CliRunner
-from maskrcnn_jobs.commands.segment import Request, prepare
+from maskrcnn_jobs.driver.planning import Request, prepare
 
 from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import RunError, UsageError

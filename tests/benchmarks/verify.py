@@ -24,7 +24,7 @@ from maskrcnn.pipeline.manifest import write_manifest
 from maskrcnn.pipeline.plan import Plan, Shard, run_digest, write_run
 from maskrcnn.pipeline.receipts import commit, write_shard
 from maskrcnn.pipeline.reduce import reduce_run
-from maskrcnn.schema import INSTANCES, MANIFEST, ImageResult, images_table
+from maskrcnn.schema import INSTANCES, MANIFEST, SCHEMA_VERSION, ImageResult, images_table
 from maskrcnn.stats import Stats
 from maskrcnn.visualization.run_report import write_report
 
@@ -48,6 +48,7 @@ def make_run(folder: Path, images: int) -> Storage:
     sha256, digest = write_manifest(storage, manifest), run_digest(settings, model)
     plan = Plan(1, images, SHARD_IMAGES, sha256, digest, created)
     run = {
+        "schema_version": SCHEMA_VERSION,
         "created": created,
         "digest": digest,
         "settings": settings,

@@ -22,7 +22,7 @@ from maskrcnn.models.build import load_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import write_mosaic
 from maskrcnn.tiling.grid import Grid
-from maskrcnn.tiling.stitching import Pieces, merge
+from maskrcnn.tiling.stitching import WindowDetections, stitch
 from maskrcnn.types import Detections, Pixels
 
 LIMIT = 5000
@@ -46,7 +46,7 @@ def in_windows(segmenter: MaskRCNNSegmenter, pixels: Pixels, window: int, overla
         part = np.ascontiguousarray(pixels[rect.row_off : rect.bottom, rect.col_off : rect.right])
         found += segmenter.segment([part])
     counts = [len(each) for each in found]
-    pieces = Pieces(
+    pieces = WindowDetections(
         window_id=np.repeat(np.arange(len(grid), dtype=np.int32), counts),
         labels=np.concatenate([each.labels for each in found]),
         scores=np.concatenate([each.scores for each in found]),
@@ -54,7 +54,7 @@ def in_windows(segmenter: MaskRCNNSegmenter, pixels: Pixels, window: int, overla
         masks=[mask for each in found for mask in each.masks],
         mask_boxes=np.concatenate([each.mask_boxes for each in found]),
     )
-    return merge(grid, pieces, capped=False)
+    return stitch(grid, pieces, capped=False)
 
 
 def mask_ap(truth: COCO, height: int, width: int, found: Any) -> float:

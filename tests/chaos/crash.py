@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
-from maskrcnn_jobs.commands.segment import collect_garbage
+from maskrcnn_jobs.commands.gc import collect_garbage
 
 from chaos.chance import chance
 from chaos.defects import planted
@@ -52,7 +52,7 @@ from maskrcnn.errors import MaskrcnnError
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url
 from maskrcnn.pipeline.plan import pending_of, read_plans
-from maskrcnn.pipeline.receipts import standing_receipts
+from maskrcnn.pipeline.receipts import complete_receipts
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.visualization.run_report import write_report
 
@@ -322,7 +322,7 @@ def _check_crashed(case: Case) -> None:
     url = case.job.output
     check_promises(url, case.truth, attempts_kept=SCENARIOS[case.scenario].attempts_kept)
     storage = Storage(url)
-    if case.scenario == "gc" or not any(pending_of(read_plans(storage), standing_receipts(storage))):
+    if case.scenario == "gc" or not any(pending_of(read_plans(storage), complete_receipts(storage))):
         return
     with planted(case.defect):
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import maskrcnn_jobs.commands.segment
+import maskrcnn_jobs.driver.planning
 import pyarrow as pa
 
 import maskrcnn.pipeline.merge_retries
@@ -86,12 +86,12 @@ def forgetful_retry() -> AbstractContextManager[Any]:
 def retry_alone() -> AbstractContextManager[Any]:
     """The tables of a retry have the rows that it did, and forget the others of their shards."""
 
-    def overlaid(start: int, images: Any, instances: Any, pieces: Any) -> Any:
+    def merge_results(start: int, images: Any, instances: Any, pieces: Any) -> Any:
         if not pieces:
             return images, instances
         return pa.concat_tables(p.images for p in pieces), pa.concat_tables(p.instances for p in pieces)
 
-    return _patched(maskrcnn.pipeline.merge_retries, overlaid=overlaid)
+    return _patched(maskrcnn.pipeline.merge_retries, merge_results=merge_results)
 
 
 def streamed_parts() -> AbstractContextManager[Any]:
@@ -122,7 +122,7 @@ def success_first() -> AbstractContextManager[Any]:
 
 def listed_again() -> AbstractContextManager[Any]:
     """A resume lists the inputs again."""
-    prepare = maskrcnn_jobs.commands.segment.prepare
+    prepare = maskrcnn_jobs.driver.planning.prepare
 
     def prepared(request: Any) -> Any:
         storage = Storage(request.output)
@@ -136,7 +136,7 @@ def listed_again() -> AbstractContextManager[Any]:
             storage.write(PLAN, plan.to_json().encode())
         return prepare(request)
 
-    return _patched(maskrcnn_jobs.commands.segment, prepare=prepared)
+    return _patched(maskrcnn_jobs.driver.planning, prepare=prepared)
 
 
 def ids_as_they_come() -> AbstractContextManager[Any]:
@@ -160,14 +160,14 @@ def plan_before_manifest() -> AbstractContextManager[Any]:
         with tempfile.TemporaryDirectory() as folder:
             return write_manifest(Storage(folder), table)
 
-    write_run = maskrcnn_jobs.commands.segment.write_run
+    write_run = maskrcnn_jobs.driver.planning.write_run
 
     def written(storage: Storage, run: Any, plan: Any) -> Any:
         standing = write_run(storage, run, plan)
         write_manifest(storage, late.pop())
         return standing
 
-    return _patched(maskrcnn_jobs.commands.segment, write_manifest=remembered, write_run=written)
+    return _patched(maskrcnn_jobs.driver.planning, write_manifest=remembered, write_run=written)
 
 
 def _patched(where: Any, **names: Any) -> AbstractContextManager[Any]:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
-import maskrcnn_jobs.commands.retry
-import maskrcnn_jobs.commands.segment
+import maskrcnn_jobs.driver.run
 import numpy as np
-from maskrcnn_jobs.commands.segment import Request
+from maskrcnn_jobs.commands.retry import run_retry as retry_failed
+from maskrcnn_jobs.commands.segment import run_segment
+from maskrcnn_jobs.driver.planning import Request
+from planted_images import random_instances, write_planted
 
 import maskrcnn.pipeline.reduce
 from chaos.chance import chance
@@ -23,10 +25,10 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.manifest import check_manifest
 from maskrcnn.pipeline.merge_retries import group_shards
 from maskrcnn.pipeline.plan import Plan, check_run, pending_of, read_plans, read_run
-from maskrcnn.pipeline.receipts import standing_receipts
+from maskrcnn.pipeline.receipts import complete_receipts
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.synthetic.planted import PlantedSegmenter, plant, png, random_instances, write_planted
+from maskrcnn.synthetic.planted import PlantedSegmenter, plant, png
 from maskrcnn.visualization.run_report import write_report
 
 SHARD_IMAGES: Final = 2
@@ -79,8 +81,7 @@ def without_ray() -> Iterator[None]:
     cut = functools.partial(group_shards, part_bytes=PART_BYTES)
     with (
         mock.patch.object(maskrcnn.pipeline.reduce, "group_shards", cut),
-        mock.patch.object(maskrcnn_jobs.commands.segment, "finish", _finish),
-        mock.patch.object(maskrcnn_jobs.commands.retry, "finish", _finish),
+        mock.patch.object(maskrcnn_jobs.driver.run, "run_plan", _run_plan),
     ):
         yield
 
@@ -89,15 +90,13 @@ def run_job(job: Job) -> object:
     """Do what `maskrcnn segment` does."""
     _mine.order = job.order
     request = Request(job.source, job.output, InferenceConfig("planted"), SHARD_IMAGES)
-    return maskrcnn_jobs.commands.segment.segment(request, ResourceConfig(device="cpu"), None)
+    return run_segment(request, ResourceConfig(device="cpu"), None)
 
 
 def run_retry(job: Job) -> object:
     """Do what `maskrcnn retry --only not_found` does: the page that is no image stays as it is."""
     _mine.order = job.order
-    return maskrcnn_jobs.commands.retry.retry(
-        job.output, ["not_found"], "auto", ResourceConfig(device="cpu"), None
-    )
+    return retry_failed(job.output, ["not_found"], "auto", ResourceConfig(device="cpu"), None)
 
 
 def continue_retry(job: Job) -> object:
@@ -117,14 +116,16 @@ def _worker(storage: Storage) -> ShardWorker:
     return ShardWorker(storage, PlantedSegmenter(), Limits(10**7, 10**7, 1333.0), {"node": "here"})
 
 
-def _finish(request: Request, plan: Plan, _speed: ResourceConfig, _address: str | None) -> dict[str, Any]:
+def _run_plan(
+    request: Request, plan: Plan, _resources: ResourceConfig, _address: str | None
+) -> dict[str, Any]:
     storage = Storage(request.output)
     check_run(storage, read_run(storage), plan)
     check_manifest(storage, plan)
-    shards = list(pending_of(read_plans(storage), standing_receipts(storage)))
+    shards = list(pending_of(read_plans(storage), complete_receipts(storage)))
     if order := getattr(_mine, "order", 0):
         chance("order of shards", order).shuffle(shards)
     worker = _worker(storage)
     for shard in shards:
         worker.run_shard(shard)
-    return reduce_run(storage.url, coco_mode=request.coco_mode, keep_standing=True, write_report=write_report)
+    return reduce_run(storage.url, coco_mode=request.coco_mode, keep_finished=True, write_report=write_report)

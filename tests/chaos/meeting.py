@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Final
 from unittest import mock
 
-import maskrcnn_jobs.commands.segment
+import maskrcnn_jobs.driver.planning
 
 import maskrcnn.pipeline.plan_retry
 import maskrcnn.pipeline.reduce
@@ -222,7 +222,7 @@ def _done_in_turn(
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(maskrcnn.pipeline.reduce, "ThreadPoolExecutor", Serial))
         for module in (
-            maskrcnn_jobs.commands.segment,
+            maskrcnn_jobs.driver.planning,
             maskrcnn.pipeline.plan_retry,
             maskrcnn.pipeline.reduce,
         ):

@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from planted_images import random_instances
 
 import maskrcnn
 from chaos.cluster import standing
 from chaos.probes import CHANGED_FOR_POISON, INSIDE, check_changed
 from chaos.runs import driver, end_in_order
-from maskrcnn.synthetic.planted import PlantedInstance, plant, png, random_instances
+from maskrcnn.synthetic.planted import PlantedInstance, plant, png
 
 MAX_EXECUTIONS: Final = 3
 TIMEOUT_S: Final = 20

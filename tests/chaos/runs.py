@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from planted_images import write_planted
+
 import maskrcnn
 from chaos.invariants import BrokenError, GroundTruth, check_is_final
-from maskrcnn.synthetic.planted import write_planted
 
 IMAGES: Final = 44
 BROKEN: Final = 4

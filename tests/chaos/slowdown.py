@@ -22,10 +22,10 @@ from typing import Final
 import psutil
 from benchmarks.inputs import write_manifest
 from local import LocalCluster
+from planted_images import write_planted
 
 from chaos.cluster import standing
 from chaos.runs import RUN_S, driver, end_in_order, names_in
-from maskrcnn.synthetic.planted import write_planted
 
 ACTORS: Final = 8
 EVERY_S: Final = 5.0

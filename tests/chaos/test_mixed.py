@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from maskrcnn_jobs.commands.segment import Request, prepare
+from maskrcnn_jobs.driver.planning import Request, prepare
 from PIL import Image
+from planted_images import random_instances
 
 import maskrcnn
 from chaos.chance import chance, dice
@@ -22,7 +23,7 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.results.verify import verify_run
-from maskrcnn.synthetic.planted import PlantedSegmenter, plant, planted_instances, png, random_instances
+from maskrcnn.synthetic.planted import PlantedSegmenter, plant, planted_instances, png
 from maskrcnn.visualization.run_report import write_report
 
 GOOD, EACH = 1600, 40

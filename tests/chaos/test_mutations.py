@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-from maskrcnn_jobs.commands.segment import Request, prepare
+from maskrcnn_jobs.driver.planning import Request, prepare
 from PIL import Image
 
 import maskrcnn

@@ -5,12 +5,13 @@ import shutil
 from pathlib import Path
 
 from chaos.local_job import without_ray
-from maskrcnn_jobs.commands import segment as segment_command
+from maskrcnn_jobs.commands.segment import run_segment
+from maskrcnn_jobs.driver.planning import Request
 from PIL import Image
+from planted_images import write_planted
 from windowed import mosaic, run_windows, write_geotiff
 
 from maskrcnn.config import InferenceConfig, ResourceConfig
-from maskrcnn.synthetic.planted import write_planted
 from maskrcnn.synthetic.scenes import render_scene
 
 PHOTOS = 12
@@ -44,7 +45,5 @@ def write_workspace(root: Path) -> None:
 
 
 def _segment(source: Path, output: Path, images_root: str | None = None) -> None:
-    request = segment_command.Request(
-        str(source), str(output), InferenceConfig("planted"), images_root=images_root
-    )
-    segment_command.segment(request, ResourceConfig(device="cpu"), None)
+    request = Request(str(source), str(output), InferenceConfig("planted"), images_root=images_root)
+    run_segment(request, ResourceConfig(device="cpu"), None)

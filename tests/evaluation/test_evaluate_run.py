@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from conftest import S3Server
 from evaluated_runs import IDS, CarelessSegmenter, finish
 from maskrcnn_jobs.cli import main
+from planted_images import write_planted
 from pycocotools import mask as coco_mask
 from windowed import mosaic, run_windows, write_geotiff
 
@@ -24,11 +25,7 @@ from maskrcnn.evaluation.evaluate_run import EvaluationOptions, evaluate_run
 from maskrcnn.evaluation.pycocotools_reference import average_precision
 from maskrcnn.io.storage import Storage
 from maskrcnn.results.verify import verify_run
-from maskrcnn.synthetic.planted import (
-    PLANTED_CATEGORIES,
-    PlantedSegmenter,
-    write_planted,
-)
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter
 from maskrcnn.synthetic.planted_mosaic import MosaicSegmenter
 
 Json = dict[str, Any]
@@ -293,7 +290,7 @@ def test_a_terminal_gets_a_table(place: Path) -> None:
     assert lines[0].split() == ["mask", "box"]
     assert lines[1].split()[0] == "AP"
     assert any(line.startswith("plank") for line in lines)
-    assert "1 failed, in which nothing was found" in result.stdout
+    assert "1 failed, counted as without detections" in result.stdout
     assert lines[-1].endswith("evaluation/evaluation.html")
 
 

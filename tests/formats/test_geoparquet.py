@@ -526,6 +526,7 @@ def spatial():
         yield connection
 
 
+@pytest.mark.slow
 def test_duckdb_spatial_reads_it(large, spatial):
     table, _, path = large
     [(rows, area, valid, kind)] = spatial.execute(

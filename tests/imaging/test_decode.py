@@ -1,4 +1,4 @@
-"""Pixels or a code: nothing else comes out of a file, whatever is in it."""
+"""Any file gives either pixels or an error code, whatever its content."""
 
 import contextlib
 import gc
@@ -111,12 +111,12 @@ def test_lossless_formats_give_the_same_pixels(kind: str) -> None:
     assert result.exif_orientation is None
 
 
-def test_lossless_webp() -> None:
+def test_lossless_webp_gives_the_same_pixels() -> None:
     result = decoded(encoded(Image.fromarray(GRADIENT), "WEBP", lossless=True))
     np.testing.assert_array_equal(result.pixels, GRADIENT)
 
 
-def test_jpeg_is_near() -> None:
+def test_jpeg_gives_similar_pixels() -> None:
     result = decoded(encoded(Image.fromarray(GRADIENT), "JPEG", quality=98, subsampling=0))
     assert np.abs(result.pixels.astype(int) - GRADIENT).max() < 12
 
@@ -141,7 +141,7 @@ def test_alpha_is_dropped_not_blended(kind: str) -> None:
     np.testing.assert_array_equal(decoded(encoded(image, kind, **options)).pixels, GRADIENT)
 
 
-def test_grey_with_alpha_and_transparent_palettes() -> None:
+def test_alpha_of_grey_and_of_palettes_is_dropped() -> None:
     grey = GRADIENT[..., 0]
     image = Image.fromarray(np.stack([grey, np.zeros_like(grey)], axis=2), "LA")
     np.testing.assert_array_equal(
@@ -209,11 +209,11 @@ def test_grey_of_16_bits_is_never_silently_black(source: str, largest: int) -> N
         "tiff-white-is-zero": lambda: tiff(values, photometric=0),
     }[source]()
     if 0 < largest < 4096:
-        said = (
+        message = (
             r"^unsupported_pixels: 16-bit grey that uses only the lowest part of its range "
             rf"\(maximum {largest} of 65535\); convert it to 8 bits with a scaling of your choice{RASTERS[source[0]]}$"
         )
-        with pytest.raises(ItemError, match=said):
+        with pytest.raises(ItemError, match=message):
             decode_image(data, LIMITS)
     else:
         shown = np.round(values / 257).astype(np.uint8)
@@ -221,14 +221,14 @@ def test_grey_of_16_bits_is_never_silently_black(source: str, largest: int) -> N
         np.testing.assert_array_equal(decoded(data).pixels[..., 1], shown)
 
 
-def test_the_significant_bits_of_a_png_were_scaled_up_already() -> None:
+def test_values_with_sbit_in_a_png_are_already_scaled_up() -> None:
     # PNG, 11.3.2.7: 12 bits v are stored as v << 4 | v >> 8.
     stored = np.array([[0, 1 << 4, 2048 << 4 | 8, 65535]], np.uint16)
     data = with_sbit(encoded(Image.fromarray(stored), "PNG"), 12)
     assert decoded(data).pixels[0, :, 0].tolist() == [0, 0, 128, 255]
 
 
-def test_grey_of_8_bits_in_12_is_refused() -> None:
+def test_grey_of_8_bits_in_12_is_rejected() -> None:
     packed = np.frombuffer(bytes([0x00, 0x00, 0xFF]), np.uint8).reshape(1, 3)
     with pytest.raises(ItemError, match=r"12-bit grey .* \(maximum 255 of 4095\)"):
         decode_image(tiff(packed, photometric=1, t256=(2,), t258=(12,)), LIMITS)
@@ -255,7 +255,7 @@ def test_colours_of_16_bits_in_png_keep_their_high_byte() -> None:
         ("float32", 3, 2),
     ],
 )
-def test_pixels_that_need_a_scaling_are_refused(dtype: str, bands: int, photometric: int) -> None:
+def test_pixels_that_need_a_scaling_are_rejected(dtype: str, bands: int, photometric: int) -> None:
     shape = (4, 4) if bands == 1 else (4, 4, bands)
     with pytest.raises(
         ItemError,
@@ -265,7 +265,7 @@ def test_pixels_that_need_a_scaling_are_refused(dtype: str, bands: int, photomet
         decode_image(tiff(np.zeros(shape, dtype), photometric), LIMITS)
 
 
-def test_bands_beyond_the_colours_are_dropped() -> None:
+def test_extra_bands_are_dropped() -> None:
     four = np.concatenate([GRADIENT, GRADIENT[..., :1]], axis=2)
     np.testing.assert_array_equal(decoded(tiff(four, photometric=2, t338=(0,))).pixels, GRADIENT)
 
@@ -278,7 +278,7 @@ def frames() -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG", "MPO"])
-def test_the_first_picture_of_several(kind: str) -> None:
+def test_the_first_of_several_pictures_is_decoded(kind: str) -> None:
     first, *others = frames()
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(first, kind, save_all=True, append_images=others, **options)
@@ -288,54 +288,61 @@ def test_the_first_picture_of_several(kind: str) -> None:
 RED = Image.new("RGB", (4, 4), "red")
 
 
-def gif_of(frames: int, *, sound: bool) -> bytes:
-    still = encoded(RED, "GIF")
-    at = still.index(b"\x2c")
-    others = still[at:-1] if sound else b"\x2c" + b"\xff" * (len(still) - at - 2)
-    return still[:-1] + others * (frames - 1) + b";"
+def gif_of(frames: int, *, valid: bool) -> bytes:
+    first_frame = encoded(RED, "GIF")
+    at = first_frame.index(b"\x2c")
+    others = first_frame[at:-1] if valid else b"\x2c" + b"\xff" * (len(first_frame) - at - 2)
+    return first_frame[:-1] + others * (frames - 1) + b";"
 
 
 def riff(name: bytes, body: bytes) -> bytes:
     return name + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
 
 
-def webp_of(frames: int, *, sound: bool) -> bytes:
-    still = encoded(RED, "WEBP", lossless=True)[12:]
+def webp_of(frames: int, *, valid: bool) -> bytes:
+    first_frame = encoded(RED, "WEBP", lossless=True)[12:]
     others = (
-        still if sound else still[:13] + b"\xff" * (len(still) - 13)
-    )  # the header is checked of all frames
+        first_frame if valid else first_frame[:13] + b"\xff" * (len(first_frame) - 13)
+    )  # the headers of all frames are checked
     size = (3).to_bytes(3, "little") * 2  # 4 x 4, less one
     pictures = [
-        riff(b"ANMF", bytes(6) + size + bytes([10, 0, 0, 0]) + picture) for picture in (still, others)
+        riff(b"ANMF", bytes(6) + size + bytes([10, 0, 0, 0]) + picture) for picture in (first_frame, others)
     ]
     header = riff(b"VP8X", b"\x02\0\0\0" + size) + riff(b"ANIM", bytes(6))
     return riff(b"RIFF", b"WEBP" + header + pictures[0] + pictures[1] * (frames - 1))
 
 
-def tiff_of(frames: int, *, sound: bool) -> bytes:
-    still = tiff(np.asarray(RED), photometric=2)
-    [at] = struct.unpack("<I", still[4:8])
-    [n] = struct.unpack("<H", still[at : at + 2])
-    entries = still[at : at + 2 + 12 * n] if sound else b"\xff" * (2 + 12 * n)
-    starts = [len(still) + i * (len(entries) + 4) for i in range(frames - 1)] + [0]
+def tiff_of(frames: int, *, valid: bool) -> bytes:
+    first_frame = tiff(np.asarray(RED), photometric=2)
+    [at] = struct.unpack("<I", first_frame[4:8])
+    [n] = struct.unpack("<H", first_frame[at : at + 2])
+    entries = first_frame[at : at + 2 + 12 * n] if valid else b"\xff" * (2 + 12 * n)
+    starts = [len(first_frame) + i * (len(entries) + 4) for i in range(frames - 1)] + [0]
     after_first = at + 2 + 12 * n
-    still = still[:after_first] + struct.pack("<I", starts[0]) + still[after_first + 4 :]
-    return still + b"".join(entries + struct.pack("<I", start) for start in starts[1:])
+    first_frame = first_frame[:after_first] + struct.pack("<I", starts[0]) + first_frame[after_first + 4 :]
+    return first_frame + b"".join(entries + struct.pack("<I", start) for start in starts[1:])
 
 
-def apng_of(frames: int, *, sound: bool) -> bytes:
-    still = encoded(RED, "PNG")
+def apng_of(frames: int, *, valid: bool) -> bytes:
+    first_frame = encoded(RED, "PNG")
     control = struct.pack(">IIIIHHBB", 4, 4, 0, 0, 1, 1, 0, 0)
     chunks = [png_chunk(b"acTL", struct.pack(">II", frames, 0)), png_chunk(b"fcTL", bytes(4) + control)]
-    data = zlib.compress((b"\0" + b"\xff\0\0" * 4) * 4) if sound else b"\xff" * 20
+    data = zlib.compress((b"\0" + b"\xff\0\0" * 4) * 4) if valid else b"\xff" * 20
     for i in range(frames - 1):
         number = struct.pack(">I", 2 * i + 1)
         chunks += [png_chunk(b"fcTL", number + control), png_chunk(b"fdAT", number + data)]
-    return still[:33] + chunks[0] + chunks[1] + still[33:-12] + b"".join(chunks[2:]) + still[-12:]
+    return (
+        first_frame[:33]
+        + chunks[0]
+        + chunks[1]
+        + first_frame[33:-12]
+        + b"".join(chunks[2:])
+        + first_frame[-12:]
+    )
 
 
 def calls_of(function: Callable[[], object]) -> int:
-    """Return how many functions are called, Python's and C's."""
+    """Return the number of calls of Python and C functions."""
     count = 0
 
     def seen(frame: object, event: str, argument: object) -> None:
@@ -355,11 +362,11 @@ def calls_of(function: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("build", [gif_of, webp_of, tiff_of, apng_of])
-def test_any_number_of_frames_costs_one(build: Callable[..., bytes]) -> None:
+def test_the_cost_does_not_depend_on_the_number_of_frames(build: Callable[..., bytes]) -> None:
     limits = Limits(10**6, 10**8, 100)
-    few, many = build(2, sound=True), build(100_000, sound=True)
+    few, many = build(2, valid=True), build(100_000, valid=True)
     assert Image.open(io.BytesIO(few)).n_frames == 2  # type: ignore[attr-defined]
-    for data in (few, many, build(100_000, sound=False)):
+    for data in (few, many, build(100_000, valid=False)):
         assert decoded(data, limits).pixels.tolist() == [[[255, 0, 0]] * 4] * 4
     calls = [calls_of(lambda data=data: decode_image(data, limits)) for data in (few, many)]
     assert calls[0] == calls[1] > 10
@@ -389,7 +396,7 @@ def test_orientation_is_applied_once(kind: str, orientation: int) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", [0, 9, 99])
-def test_orientations_that_do_not_exist_are_ignored(kind: str, orientation: int) -> None:
+def test_invalid_orientations_are_ignored(kind: str, orientation: int) -> None:
     result = decoded(oriented(kind, orientation))
     assert result.exif_orientation is None
     assert result.pixels.shape == (16, 24, 3)
@@ -405,8 +412,8 @@ def test_corrupt_exif_is_ignored(exif: bytes) -> None:
 # Limits
 
 
-def test_limits_hold_before_a_pixel_is_decoded() -> None:
-    # No pixels are in these files: whoever decoded would say truncated.
+def test_limits_are_checked_before_a_pixel_is_decoded() -> None:
+    # These files contain no pixels: decoding them would raise `truncated`.
     assert code_of(png(1001, 1000)) == "too_many_pixels"
     assert code_of(png(100_000, 100_000)) == "too_many_pixels"
     assert code_of(png(101, 1)) == "aspect"
@@ -418,12 +425,12 @@ def test_limits_hold_before_a_pixel_is_decoded() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_refusal_by_the_header_tells_the_size(
+def test_an_error_from_the_header_reports_the_size(
     monkeypatch: pytest.MonkeyPatch, kind: str, orientation: int
 ) -> None:
     data = oriented(kind, orientation)
     size = (16, 24) if orientation > 4 else (24, 16)
-    for guard in (10**6, 10):  # refused by us, or by Pillow
+    for guard in (10**6, 10):  # rejected by our limit, or by Pillow's
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", guard)
         for limits, code in (
             (Limits(100, 10**6, 100), "too_many_pixels"),
@@ -440,7 +447,7 @@ def test_a_refusal_by_the_header_tells_the_size(
 @pytest.mark.parametrize(
     "options", [{"quality": 80}, {"lossless": True}, {"exif": Image.Exif(), "icc_profile": b"x"}]
 )
-def test_a_webp_above_the_limit_is_refused_before_memory_is_taken_for_it(
+def test_a_webp_above_the_limit_is_rejected_before_memory_is_allocated(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(Image, "open", None)
@@ -452,7 +459,7 @@ def test_a_webp_above_the_limit_is_refused_before_memory_is_taken_for_it(
     assert (caught.value.width, caught.value.height) == SIZE
 
 
-def test_a_size_beyond_32_bits_is_only_said() -> None:
+def test_a_size_beyond_32_bits_is_only_in_the_message() -> None:
     data = bytearray(encoded(Image.fromarray(GRADIENT), "BMP"))
     data[18:22] = struct.pack("<I", 2**32 - 100)
     with pytest.raises(ItemError, match="too_many_pixels: 4294967196 x 16 pixels") as caught:
@@ -465,8 +472,8 @@ def test_other_failures_have_no_size() -> None:
     assert (str(error), error.width, error.height) == ("corrupt: why", None, None)
 
 
-def test_what_the_models_resize_would_make_less_than_a_pixel_is_refused() -> None:
-    # torchvision's resize brings the long side to 1333 pixels at most.
+def test_an_image_that_resizing_would_shrink_below_a_pixel_is_rejected() -> None:
+    # torchvision resizes the long side to at most 1333 pixels.
     limits = Limits(10**6, 10**6, max_aspect=1333)
     for width, height in ((1, 1), (1, 1333), (1333, 1), (2, 2666)):
         assert decoded(encoded(Image.new("L", (width, height)), "PNG"), limits).pixels.shape[:2] == (
@@ -477,36 +484,36 @@ def test_what_the_models_resize_would_make_less_than_a_pixel_is_refused() -> Non
         assert code_of(encoded(Image.new("L", (width, height)), "PNG"), limits) == "aspect"
 
 
-def test_bytes_have_a_limit() -> None:
+def test_the_number_of_bytes_is_limited() -> None:
     data = encoded(Image.fromarray(GRADIENT), "PNG")
     assert code_of(data, Limits(10**6, len(data) - 1, 100)) == "too_many_bytes"
     decoded(data, Limits(10**6, len(data), 100))
 
 
-def test_our_limit_is_the_limit_not_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_limit_applies_not_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     data = encoded(Image.fromarray(GRADIENT), "PNG")
     assert decoded(data, Limits(16 * 24, 10**6, 100)).pixels.shape == (16, 24, 3)
     assert code_of(data, Limits(16 * 24 - 1, 10**6, 100)) == "too_many_pixels"
 
 
-def test_a_gif_whose_first_frame_is_larger_than_it_says() -> None:
+def test_a_gif_with_a_first_frame_larger_than_its_header_states_is_rejected() -> None:
     data = bytearray(encoded(Image.new("L", SIZE), "GIF"))
     frame = data.index(b"\x2c")
     data[frame + 5 : frame + 9] = struct.pack("<HH", 60_000, 60_000)
     assert code_of(bytes(data)) == "too_many_pixels"
 
 
-def test_a_tiff_of_huge_blocks() -> None:
+def test_a_tiff_with_huge_blocks_is_rejected() -> None:
     data = tiff(np.zeros((4, 4), np.uint8), 1, t322=(65_536,), t323=(65_536,))
     assert code_of(data) == "too_many_pixels"
 
 
-# What is no image, and what is broken
+# Files that are not images, and damaged images
 
 
 @pytest.mark.parametrize(
-    ("data", "code", "said"),
+    ("data", "code", "message"),
     [
         (b"", "empty_file", "zero bytes"),
         (b"<!DOCTYPE html><html>404</html>", "not_an_image", "HTML"),
@@ -530,13 +537,13 @@ def test_a_tiff_of_huge_blocks() -> None:
         (b"P6\n1 1\n255\n", "unsupported_format", "Netpbm"),
     ],
 )
-def test_refusals_say_what_it_looks_like(data: bytes, code: str, said: str) -> None:
-    with pytest.raises(ItemError, match=said) as caught:
+def test_errors_name_the_format_found(data: bytes, code: str, message: str) -> None:
+    with pytest.raises(ItemError, match=message) as caught:
         decode_image(data, LIMITS)
     assert caught.value.code == code
 
 
-def test_content_decides_never_a_name() -> None:
+def test_the_format_is_recognized_by_content() -> None:
     for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"):
         assert format_of(encoded(Image.fromarray(GRADIENT), kind)) == kind
 
@@ -565,7 +572,7 @@ SAMPLES: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "TIFF-lzw"])
-def test_half_a_file_is_truncated(kind: str) -> None:
+def test_a_partial_file_is_truncated(kind: str) -> None:
     data = SAMPLES[kind]()
     for end in (len(data) // 2, len(data) * 3 // 4):
         assert code_of(data[:end]) == "truncated"
@@ -577,7 +584,7 @@ def test_a_broken_checksum_is_corrupt() -> None:
     assert code_of(bytes(data)) == "corrupt"
 
 
-def test_bytes_after_the_end_do_no_harm() -> None:
+def test_bytes_after_the_end_are_ignored() -> None:
     for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF"):
         whole = SAMPLES[kind]()
         np.testing.assert_array_equal(decoded(whole + b"\0garbage" * 99).pixels, decoded(whole).pixels)
@@ -588,7 +595,7 @@ def mutations(data: bytes, n: int, seed: int) -> Iterator[bytes]:
     for _ in range(n):
         mutated = bytearray(data)
         for _ in range(int(rng.integers(1, 6))):
-            # Half of them near the beginning, where the structure is.
+            # Half of the mutations are near the beginning, which holds the structure.
             span = len(data) if rng.random() < 0.5 else min(80, len(data))
             at = int(rng.integers(span))
             mutated[at] = int(rng.choice([0, 255, 1, 127, 128, int(rng.integers(256))]))
@@ -630,13 +637,13 @@ def test_any_bytes_give_a_code(magic: bytes, rest: bytes) -> None:
         decoded(magic + rest)
 
 
-# Users hear nothing
+# Warnings
 
 
 def test_no_warning_reaches_the_user(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # Pillow would warn above, and refuse above 400
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # Pillow warns above 200 pixels and raises above 400
     transparent = encoded(NOISE.quantize(16), "PNG", transparency=bytes(range(16)))
     noisy = [transparent, SAMPLES["GIF"](), SAMPLES["TIFF"]()[:-20], tiff(np.zeros((4, 4, 13), np.uint8), 1)]
     with warnings.catch_warnings(record=True) as caught:
@@ -653,28 +660,28 @@ def test_no_warning_reaches_the_user(
     assert capfd.readouterr() == ("", "")
 
 
-def test_threads_decode_at_once_and_leave_the_filters_alone() -> None:
+def test_threads_decode_concurrently_and_restore_the_warning_filters() -> None:
     before = list(warnings.filters)
     samples = [build() for build in SAMPLES.values()]
     expected = [decoded(data).pixels for data in samples]
-    wrong: list[int] = []
+    different: list[int] = []
 
     def work() -> None:
         for _ in range(10):
             for i, data in enumerate(samples):
                 if not np.array_equal(decoded(data).pixels, expected[i]):
-                    wrong.append(i)
+                    different.append(i)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == []
+    assert different == []
     assert warnings.filters == before
 
 
-# Real oddities
+# Real odd files
 
 ODD = Path(__file__).parents[3] / "shared" / "data" / "odd_images"
 
@@ -717,13 +724,13 @@ def test_real_photographs_of_each_orientation_are_upright(shape: str) -> None:
         result = decoded((ODD / "exif" / f"{shape}_{i}.jpg").read_bytes(), Limits(10**7, 10**8, 100))
         assert result.exif_orientation == (i or None)
         small.append(np.asarray(Image.fromarray(result.pixels).resize((36, 36))).astype(int))
-    # The figure in the middle of each picture names its orientation; all else is the same.
+    # The pictures differ only by the number of the orientation in the middle.
     for picture in small[1:]:
         assert np.median(np.abs(picture - small[0])) <= 3
 
 
 def png_of_16_bits(color_type, channels, value):
-    """A PNG of 4 x 4 pixels of one value, written by hand: Pillow writes no 16-bit colours."""
+    """Return a PNG of 4 x 4 pixels of one value, encoded here because Pillow cannot write 16-bit colours."""
 
     def chunk(name, body):
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -735,11 +742,11 @@ def png_of_16_bits(color_type, channels, value):
 
 
 @pytest.mark.parametrize(("color_type", "channels"), [(2, 3), (4, 2), (6, 4)], ids=["RGB", "LA", "RGBA"])
-def test_16_bit_colours_keep_their_high_byte_and_never_come_out_black(color_type, channels):
+def test_16_bit_colours_keep_their_high_byte_and_never_become_black(color_type, channels):
     limits = Limits(10**6, 10**6, 100.0)
     bright = decode_image(png_of_16_bits(color_type, channels, 0x8000), limits).pixels
     assert set(bright.ravel().tolist()) == {128}
-    with pytest.raises(ItemError, match="lowest part of their range") as refused:
+    with pytest.raises(ItemError, match="lowest part of their range") as caught:
         decode_image(png_of_16_bits(color_type, channels, 0x0FFF), limits)
-    assert refused.value.code == "unsupported_pixels"
+    assert caught.value.code == "unsupported_pixels"
     assert decode_image(png_of_16_bits(color_type, channels, 0), limits).pixels.max() == 0

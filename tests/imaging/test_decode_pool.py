@@ -1,4 +1,4 @@
-"""Decoding elsewhere gives what decoding here gives; what kills a decoder costs that image, and nothing else."""
+"""Decoding in a process gives the same results as in this process; an image that ends a decoder fails alone."""
 
 import os
 import signal
@@ -20,11 +20,11 @@ from maskrcnn.imaging.decode_pool import EXECUTIONS, Decoders
 
 pytestmark = pytest.mark.slow
 
-PILLOWS_GUARD = 2**30 // 4 // 3
+PILLOW_LIMIT = 2**30 // 4 // 3
 LIMITS = Limits(10**7, 10**7, 1333.0)
 
 POISON = '''
-"""Python imports this at its start: a Pillow whose decoder falls over some files, by their last bytes."""
+"""Imported by Python at its start: patch Pillow to fail on files with certain last bytes."""
 import os, signal
 import PIL.Image
 
@@ -65,7 +65,7 @@ def decoders() -> Iterator[Decoders]:
 
 @pytest.fixture
 def executions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """Decoders that are started from now on are poisoned; gives the poison that was executed."""
+    """Patch all decoders started from now on; return a function that lists the poison files executed so far."""
     (tmp_path / "sitecustomize.py").write_text(POISON)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("POISON_LOG", str(tmp_path / "log"))
@@ -85,11 +85,13 @@ def outcome(decode: Callable[[bytes, Limits], object], data: bytes) -> object:
 @given(
     st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"]), st.binary(max_size=8), st.integers(0, 400)
 )
-def test_the_outcome_is_that_of_decoding_here(decoders: Decoders, kind: str, put: bytes, at: int) -> None:
+def test_the_outcome_equals_that_of_decoding_in_this_process(
+    decoders: Decoders, kind: str, put: bytes, at: int
+) -> None:
     whole = picture(kind=kind)
     data = whole[:at] + put + whole[at + len(put) :]
-    # Pillow's own guard is the process's, and other tests have raised it; a decoder starts with Pillow's.
-    Image.MAX_IMAGE_PIXELS = PILLOWS_GUARD
+    # Pillow's limit is global to a process, and other tests have raised it; a decoder starts with the default.
+    Image.MAX_IMAGE_PIXELS = PILLOW_LIMIT
     here, there = outcome(decode_image, data), outcome(decoders.decode, data)
     if isinstance(here, tuple):
         assert there == here
@@ -98,7 +100,7 @@ def test_the_outcome_is_that_of_decoding_here(decoders: Decoders, kind: str, put
         assert there.exif_orientation == here.exif_orientation  # type: ignore[attr-defined]
 
 
-def test_the_orientation_and_a_refusals_size_come_through(decoders: Decoders) -> None:
+def test_the_orientation_and_the_size_of_an_error_are_returned(decoders: Decoders) -> None:
     file = BytesIO()
     exif = Image.Exif()
     exif[274] = 6
@@ -111,7 +113,7 @@ def test_the_orientation_and_a_refusals_size_come_through(decoders: Decoders) ->
 
 
 @pytest.mark.parametrize(
-    ("kind", "code", "says"),
+    ("kind", "code", "message"),
     [
         (b"segv", "worker_crash", "SIGSEGV"),
         (b"exit", "worker_crash", "exit status 0"),
@@ -119,12 +121,12 @@ def test_the_orientation_and_a_refusals_size_come_through(decoders: Decoders) ->
         (b"hang", "timeout", "not decoded within 1 s"),
     ],
 )
-def test_what_ends_its_decoder_is_found_and_named(
-    executions: Callable[[], list[str]], kind: bytes, code: str, says: str
+def test_an_image_that_ends_its_decoder_gets_an_error_code(
+    executions: Callable[[], list[str]], kind: bytes, code: str, message: str
 ) -> None:
     with Decoders(1, timeout_s=1.0) as decoders:
         before = decoders.decode(picture(1), LIMITS).pixels
-        with pytest.raises(ItemError, match=says) as error:
+        with pytest.raises(ItemError, match=message) as error:
             decoders.decode(picture(2) + kind, LIMITS)
         assert error.value.code == code
         assert executions() == [kind.decode()] * EXECUTIONS
@@ -132,7 +134,7 @@ def test_what_ends_its_decoder_is_found_and_named(
         assert np.array_equal(decoders.decode(picture(1), LIMITS).pixels, before)
 
 
-def test_one_execution_is_enough_where_it_may_have_had_others(executions: Callable[[], list[str]]) -> None:
+def test_the_number_of_executions_can_be_limited_to_one(executions: Callable[[], list[str]]) -> None:
     with Decoders(1) as decoders:
         decoders.executions = 1
         with pytest.raises(ItemError, match="worker_crash"):
@@ -140,7 +142,7 @@ def test_one_execution_is_enough_where_it_may_have_had_others(executions: Callab
         assert executions() == ["segv"]
 
 
-def test_what_asks_for_endless_memory_meets_the_limit(executions: Callable[[], list[str]]) -> None:
+def test_unlimited_allocation_reaches_the_memory_limit(executions: Callable[[], list[str]]) -> None:
     with Decoders(1) as decoders:
         with pytest.raises(ItemError, match="out_of_memory"):
             decoders.decode(picture() + b"much", LIMITS)
@@ -148,7 +150,7 @@ def test_what_asks_for_endless_memory_meets_the_limit(executions: Callable[[], l
         assert decoders.decode(picture(), LIMITS).pixels.shape == (20, 30, 3)
 
 
-def test_neighbours_of_poison_in_other_threads_are_kept(executions: Callable[[], list[str]]) -> None:
+def test_images_of_other_threads_survive_a_poison_image(executions: Callable[[], list[str]]) -> None:
     images = [picture(n) + (b"segv" if n % 10 == 0 else b"") for n in range(40)]
     with Decoders(3) as decoders, ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda data: outcome(decoders.decode, data), images))
@@ -165,11 +167,11 @@ def test_a_decoder_ends_with_its_parent() -> None:
     decoders.decode(picture(), LIMITS)
     decoder = decoders._idle.get()
     assert decoder is not None
-    decoder._socket.shutdown(2)  # what the kernel does to the sockets of a process that dies
+    decoder._socket.shutdown(2)  # as the kernel does for a process that ends
     assert decoder._process.wait(10) == 0
 
 
-def test_an_interrupt_at_the_terminal_is_the_parents_business() -> None:
+def test_a_decoder_ignores_an_interrupt_from_the_terminal() -> None:
     with Decoders(1) as decoders:
         decoders.decode(picture(), LIMITS)
         decoder = decoders._idle.get()
@@ -180,7 +182,7 @@ def test_an_interrupt_at_the_terminal_is_the_parents_business() -> None:
         assert decoder._process.poll() is None
 
 
-def test_more_callers_than_decoders_wait_for_one(decoders: Decoders) -> None:
+def test_callers_beyond_the_number_of_decoders_wait(decoders: Decoders) -> None:
     results: list[tuple[int, ...]] = []
     threads = [
         threading.Thread(target=lambda: results.append(decoders.decode(picture(), LIMITS).pixels.shape))

@@ -1,4 +1,4 @@
-"""GeoTIFFs in parts: what rasterio reads by path is the oracle; what is damaged has a code."""
+"""Reading regions of GeoTIFFs: rasterio reading by path is the oracle; damage gives an error code."""
 
 import contextlib
 import functools
@@ -43,12 +43,12 @@ AS_IS = Radiometry()
 
 
 def write(path: Path, bands: np.ndarray, **profile: Any) -> Path:
-    """Write (bands, height, width); UTM, in tiles, unless told otherwise."""
-    told = {"crs": "EPSG:32633", "transform": UTM, **TILES, **profile}
-    after = told.pop("after", None)
+    """Write (bands, height, width), by default in UTM and tiled."""
+    options = {"crs": "EPSG:32633", "transform": UTM, **TILES, **profile}
+    after = options.pop("after", None)
     count, height, width = bands.shape
     with rasterio.open(
-        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=bands.dtype, **told
+        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=bands.dtype, **options
     ) as dataset:
         dataset.write(bands)
         if after:
@@ -83,7 +83,7 @@ def code_of(action: Callable[[], object]) -> str:
 
 
 def stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """By the formula of the rules, in float64."""
+    """Scale values to 0..255 in float64, by the formula of the rules."""
     shares = (values.astype(np.float64) - low) / (high - low)
     return np.rint(np.clip(np.nan_to_num(shares), 0, 1) * 255).astype(np.uint8)
 
@@ -97,11 +97,11 @@ def by_rasterio(path: Path, bands: tuple[int, ...], low: float, high: float) -> 
     return np.where(valid[..., None], rgb, 0), valid
 
 
-# What rasterio reads
+# Compared with rasterio
 
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
-KEY_MAPPINGS: dict[str, dict[str, Any]] = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "tiles": TILES,
     "tiles, bands in one": {**TILES, "interleave": "pixel"},
     "strips": {"tiled": False, "blockysize": 3, "compress": "lzw"},
@@ -110,12 +110,12 @@ KEY_MAPPINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("layout", KEY_MAPPINGS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_any_rectangle_of_any_type_and_layout_is_what_rasterio_reads(
+def test_any_rectangle_of_any_type_and_layout_equals_rasterios(
     tmp_path: Path, dtype: str, layout: str
 ) -> None:
-    profile = KEY_MAPPINGS[layout]
+    profile = LAYOUTS[layout]
     if "predictor" in profile and np.dtype(dtype).kind == "f":
         profile = {**profile, "predictor": 3}
     path = write(tmp_path / "r.tif", noise(dtype, (5, 83, 97)), nodata=7, **profile)
@@ -139,7 +139,7 @@ def test_threads_change_nothing(tmp_path: Path) -> None:
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_nodata_in_one_band_of_three_is_a_colour(tmp_path: Path) -> None:
+def test_nodata_in_one_of_three_bands_is_a_colour(tmp_path: Path) -> None:
     bands = np.full((3, 16, 32), 9, np.uint8)
     bands[0, 0, 0] = 0
     bands[:, 0, 1] = 0
@@ -150,21 +150,21 @@ def test_nodata_in_one_band_of_three_is_a_colour(tmp_path: Path) -> None:
     assert not valid[0, 1]
 
 
-def test_nodata_of_nan_and_nan_without_nodata(tmp_path: Path) -> None:
+def test_nan_is_invalid_with_and_without_nodata(tmp_path: Path) -> None:
     bands = noise("float32", (1, 40, 40))
     bands[0, 3:9, 4:30] = np.nan
     bands[0, 20, :2] = np.inf, -np.inf
-    told = parse_radiometry(None, "0,1000")
+    policy = parse_radiometry(None, "0,1000")
     for nodata in (None, np.nan):
         path = write(tmp_path / "r.tif", bands, nodata=nodata)
-        rgb, valid = read(path, told)
+        rgb, valid = read(path, policy)
         assert np.array_equal(~valid, np.isnan(bands[0]))
         assert rgb[20, :2, 0].tolist() == [255, 0]
         assert not rgb[~valid].any()
 
 
 @pytest.mark.parametrize("nodata", [-3.4028234663852886e38, 1e39, -9999.0, 0.1])
-def test_nodata_that_float32_rounds_is_found(tmp_path: Path, nodata: float) -> None:
+def test_nodata_rounded_to_float32_is_recognized(tmp_path: Path, nodata: float) -> None:
     bands = noise("float32", (1, 16, 32))
     with np.errstate(over="ignore"):
         bands[0, :4] = np.float32(nodata)
@@ -175,7 +175,7 @@ def test_nodata_that_float32_rounds_is_found(tmp_path: Path, nodata: float) -> N
         assert not valid[:4].any()
 
 
-def test_alpha_hides_and_is_no_colour(tmp_path: Path) -> None:
+def test_alpha_makes_pixels_invalid_and_is_not_a_colour(tmp_path: Path) -> None:
     bands = noise("uint8", (4, 40, 40))
     bands[3] = np.where(np.arange(40) < 10, 0, np.arange(40) * 5)
     path = write(tmp_path / "r.tif", bands, photometric="RGB", ALPHA="YES", interleave="pixel")
@@ -192,7 +192,7 @@ def test_grey_with_alpha_is_grey(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rgb[..., 2], np.where(valid, bands[0], 0))
 
 
-def test_a_mask_beside_the_bands_hides(tmp_path: Path) -> None:
+def test_a_mask_in_the_file_makes_pixels_invalid(tmp_path: Path) -> None:
     mask = noise("uint8", (40, 40), 5) > 100
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
         path = write(tmp_path / "r.tif", noise("uint8", (3, 40, 40)), after=lambda d: d.write_mask(mask))
@@ -203,14 +203,14 @@ def test_a_mask_beside_the_bands_hides(tmp_path: Path) -> None:
 # Bands and scales
 
 
-def test_bands_are_found_by_their_colours_else_the_first_three_else_the_first(tmp_path: Path) -> None:
+def test_bands_are_chosen_by_their_colours_else_the_first_three_else_the_first(tmp_path: Path) -> None:
     bands = noise("uint8", (13, 16, 32))
     red, green, blue, other = ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.undefined
 
-    def channels(count: int, colors: list[Any] | None = None, told: str | None = None) -> list[int]:
+    def channels(count: int, colors: list[Any] | None = None, chosen: str | None = None) -> list[int]:
         after = (lambda d: setattr(d, "colorinterp", colors)) if colors else None
         path = write(tmp_path / "r.tif", bands[:count], photometric="MINISBLACK", after=after)
-        rgb, _ = read(path, parse_radiometry(told, None))
+        rgb, _ = read(path, parse_radiometry(chosen, None))
         return [
             next(band for band in range(count) if np.array_equal(rgb[..., channel], bands[band])) + 1
             for channel in range(3)
@@ -220,19 +220,19 @@ def test_bands_are_found_by_their_colours_else_the_first_three_else_the_first(tm
     assert channels(13) == [1, 2, 3]
     assert channels(2) == [1, 1, 1]
     assert channels(1) == [1, 1, 1]
-    assert channels(13, told="13,8,2") == [13, 8, 2]
-    assert channels(13, told="5") == [5, 5, 5]
+    assert channels(13, chosen="13,8,2") == [13, 8, 2]
+    assert channels(13, chosen="5") == [5, 5, 5]
 
 
-def test_a_band_that_is_not_there_is_said_before_any_pixel_is_read(tmp_path: Path) -> None:
-    path, told = write(tmp_path / "r.tif", noise("uint8", (2, 16, 32))), parse_radiometry("4,3,2", None)
-    assert code_of(lambda: check_radiometry(info_of(path), told)) == "unsupported_pixels"
-    assert code_of(lambda: read(path, told)) == "unsupported_pixels"
+def test_a_missing_band_is_reported_before_any_pixel_is_read(tmp_path: Path) -> None:
+    path, policy = write(tmp_path / "r.tif", noise("uint8", (2, 16, 32))), parse_radiometry("4,3,2", None)
+    assert code_of(lambda: check_radiometry(info_of(path), policy)) == "unsupported_pixels"
+    assert code_of(lambda: read(path, policy)) == "unsupported_pixels"
 
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != "uint8"])
 @pytest.mark.parametrize("scale", [None, "dataset"])
-def test_numbers_without_a_range_are_refused_and_the_message_says_what_to_do(
+def test_types_without_a_range_are_rejected_and_the_message_names_the_option(
     tmp_path: Path, dtype: str, scale: str | None
 ) -> None:
     path = write(tmp_path / "r.tif", noise(dtype, (1, 16, 32)))
@@ -243,7 +243,7 @@ def test_numbers_without_a_range_are_refused_and_the_message_says_what_to_do(
     assert caught.value.code == "unsupported_pixels"
 
 
-def test_the_datasets_scale_and_offset_make_reflectance(tmp_path: Path) -> None:
+def test_the_datasets_scale_and_offset_give_reflectance(tmp_path: Path) -> None:
     bands = noise("uint16", (3, 30, 30))
 
     def tag(dataset: Any) -> None:
@@ -262,7 +262,7 @@ def test_float_reflectance_needs_no_tags(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rgb[..., 0], stretched(bands[0], 0, 1))
 
 
-def test_few_bits_are_stretched_to_all_of_the_range(tmp_path: Path) -> None:
+def test_fewer_than_8_bits_are_stretched_to_the_full_range(tmp_path: Path) -> None:
     for bits in (1, 2, 4):
         bands = (noise("uint8", (1, 32, 32)) % 2**bits).astype(np.uint8)
         path = write(tmp_path / "r.tif", bands, nbits=bits)
@@ -283,7 +283,7 @@ def test_a_palette_gives_its_colours_whatever_the_scale(tmp_path: Path, dtype: s
         np.testing.assert_array_equal(read(path, parse_radiometry(None, scale))[0], expected)
 
 
-def test_ink_is_converted_or_refused_unless_bands_are_told(tmp_path: Path) -> None:
+def test_cmyk_is_converted_or_rejected_unless_bands_are_given(tmp_path: Path) -> None:
     inks = np.zeros((4, 16, 32), np.uint8)
     inks[1] = 255  # magenta
     assert (read(write(tmp_path / "r.tif", inks, photometric="CMYK"))[0] == [255, 0, 255]).all()
@@ -305,16 +305,16 @@ def test_ink_is_converted_or_refused_unless_bands_are_told(tmp_path: Path) -> No
         *((None, scale) for scale in ("nan,5", "0,inf", "minmax", "p,p", "1,2,3", "pnan,p5", ",")),
     ],
 )
-def test_nonsense_is_the_users_mistake(bands: str | None, scale: str | None) -> None:
+def test_invalid_options_are_usage_errors(bands: str | None, scale: str | None) -> None:
     with pytest.raises(UsageError, match=r"--bands takes|--scale takes"):
         parse_radiometry(bands, scale)
 
 
 @pytest.mark.parametrize("scale", [None, "dtype", "dataset", "0,10000", " -1.5 , 2e4", "p2,p98", "P0,P100"])
-def test_a_policy_survives_json(scale: str | None) -> None:
+def test_a_policy_round_trips_through_json(scale: str | None) -> None:
     for bands in (None, "3", "4,3,2"):
-        told = parse_radiometry(bands, scale)
-        assert Radiometry.from_json(json.loads(json.dumps(told.to_json()))) == told
+        policy = parse_radiometry(bands, scale)
+        assert Radiometry.from_json(json.loads(json.dumps(policy.to_json()))) == policy
 
 
 # Percentiles
@@ -327,13 +327,13 @@ def openers(paths: list[Path]) -> list[Callable[[], BinaryIO]]:
 def test_percentiles_of_a_small_collection_are_those_of_all_its_valid_pixels(tmp_path: Path) -> None:
     arrays = [noise("int16", (3, side, 90), seed) for seed, side in enumerate((50, 80, 300))]
     paths = [write(tmp_path / f"{n}.tif", bands, nodata=8) for n, bands in enumerate(arrays)]
-    told = parse_radiometry("3,1,2", "p2,p98")
-    lows, highs = sample_percentiles(openers(paths), told)
+    policy = parse_radiometry("3,1,2", "p2,p98")
+    lows, highs = sample_percentiles(openers(paths), policy)
     for channel, band in enumerate((2, 0, 1)):
         pooled = np.concatenate([bands[band][(bands != 8).any(axis=0)] for bands in arrays])
         expected = np.quantile(pooled, [0.02, 0.98], method="inverted_cdf")
         assert [lows[channel], highs[channel]] == expected.tolist()
-    ready = resolved(told, lows, highs)
+    ready = resolved(policy, lows, highs)
     assert ready.percentiles is None
     assert Radiometry.from_json(ready.to_json()) == ready
     rgb, _ = read(paths[0], ready)
@@ -341,36 +341,38 @@ def test_percentiles_of_a_small_collection_are_those_of_all_its_valid_pixels(tmp
 
 
 @pytest.mark.slow
-def test_a_large_raster_counts_by_its_pixels_though_few_of_them_are_read(tmp_path: Path) -> None:
+def test_rasters_are_weighted_by_their_pixels_even_if_few_are_read(tmp_path: Path) -> None:
     large = write(tmp_path / "large.tif", np.full((1, 1500, 1500), 100, np.uint16), compress="deflate")
     small = write(tmp_path / "small.tif", np.full((1, 1500, 100), 900, np.uint16))
     lows, highs = sample_percentiles(openers([large, small] * 3), parse_radiometry(None, "p0,p93"))
-    assert (lows[0], highs[0]) == (100, 100)  # the small ones are a sixteenth
+    assert (lows[0], highs[0]) == (100, 100)  # the small rasters hold a sixteenth of the pixels
     assert sample_percentiles(openers([large, small] * 3), parse_radiometry(None, "p0,p94"))[1][0] == 900
 
 
-def test_what_cannot_be_read_is_passed_over_and_nothing_at_all_is_the_users_mistake(tmp_path: Path) -> None:
+def test_unreadable_rasters_are_skipped_and_none_readable_is_a_usage_error(tmp_path: Path) -> None:
     good = write(tmp_path / "good.tif", noise("uint16", (1, 40, 40)))
     bad = tmp_path / "bad.tif"
     bad.write_bytes(b"no raster")
     empty = write(tmp_path / "empty.tif", np.zeros((1, 40, 40), np.uint16), nodata=0)
-    told = parse_radiometry(None, "p2,p98")
-    assert sample_percentiles(openers([bad, good, empty]), told) == sample_percentiles(openers([good]), told)
+    policy = parse_radiometry(None, "p2,p98")
+    assert sample_percentiles(openers([bad, good, empty]), policy) == sample_percentiles(
+        openers([good]), policy
+    )
     with pytest.raises(UsageError, match="--scale LOW,HIGH"):
-        sample_percentiles(openers([bad, empty]), told)
+        sample_percentiles(openers([bad, empty]), policy)
 
 
 def test_a_flat_collection_becomes_black_and_not_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "r.tif", np.full((1, 16, 32), 1e9, np.float32))
-    told = parse_radiometry(None, "p2,p98")
-    rgb, valid = read(path, resolved(told, *sample_percentiles(openers([path]), told)))
+    policy = parse_radiometry(None, "p2,p98")
+    rgb, valid = read(path, resolved(policy, *sample_percentiles(openers([path]), policy)))
     assert valid.all()
     assert not rgb.any()
 
 
-def test_percentiles_must_be_found_before_pixels_are_read(tmp_path: Path) -> None:
+def test_percentiles_must_be_computed_before_pixels_are_read(tmp_path: Path) -> None:
     path = write(tmp_path / "r.tif", noise("uint16", (1, 16, 32)))
-    with pytest.raises(ValueError, match="found first"):
+    with pytest.raises(ValueError, match="computed first"):
         read(path, parse_radiometry(None, "p2,p98"))
 
 
@@ -384,7 +386,7 @@ def test_a_sample_is_spread_over_the_collection_and_bounded(rasters: int) -> Non
     assert rasters < 2000 or np.diff(chosen).max() <= 2 * rasters / 1000
 
 
-# Where it lies
+# Georeference
 
 
 @pytest.mark.parametrize(
@@ -397,7 +399,9 @@ def test_a_sample_is_spread_over_the_collection_and_bounded(rasters: int) -> Non
         Affine(1, 0, 5, 0, -1, 0),
     ],
 )
-def test_the_transform_is_rasterios_and_pixels_come_as_stored(tmp_path: Path, transform: Affine) -> None:
+def test_the_transform_equals_rasterios_and_pixels_are_read_as_stored(
+    tmp_path: Path, transform: Affine
+) -> None:
     bands = noise("uint8", (3, 40, 70))
     path = write(tmp_path / "r.tif", bands, transform=transform)
     a, b, c, d, e, f = info_of(path).transform
@@ -409,13 +413,13 @@ def test_the_transform_is_rasterios_and_pixels_come_as_stored(tmp_path: Path, tr
 
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3857", "EPSG:32633", "EPSG:3031", "ESRI:54030"])
-def test_the_crs_is_the_files(tmp_path: Path, crs: str) -> None:
+def test_the_crs_is_read_from_the_file(tmp_path: Path, crs: str) -> None:
     path = write(tmp_path / "r.tif", noise("uint8", (1, 16, 32)), crs=crs)
     found = pyproj.CRS(info_of(path).crs_wkt)
     assert found.equals(pyproj.CRS(crs), ignore_axis_order=True)
 
 
-def test_what_the_header_says_survives_json(tmp_path: Path) -> None:
+def test_a_header_round_trips_through_json(tmp_path: Path) -> None:
     info = info_of(write(tmp_path / "r.tif", noise("float32", (3, 16, 32)), nodata=-1))
     assert RasterInfo.from_json(json.loads(json.dumps(info.to_json()))) == info
     nan = info_of(write(tmp_path / "r.tif", noise("float32", (1, 16, 32)), nodata=np.nan))
@@ -439,7 +443,7 @@ GCPS = [
     ],
 )
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_pixel_coordinates_never_pass_as_degrees(
+def test_a_raster_without_a_transform_is_rejected(
     tmp_path: Path, profile: dict[str, Any], message: str, assume_crs: str | None
 ) -> None:
     path = write(tmp_path / "r.tif", noise("uint8", (1, 16, 32)), **profile)
@@ -448,22 +452,22 @@ def test_pixel_coordinates_never_pass_as_degrees(
     assert caught.value.code == "no_crs"
 
 
-def test_a_crs_may_be_assumed_where_there_is_none_and_only_there(tmp_path: Path) -> None:
+def test_a_crs_is_assumed_only_for_a_raster_without_one(tmp_path: Path) -> None:
     without = write(tmp_path / "r.tif", noise("uint8", (1, 16, 32)), crs=None)
     with pytest.raises(ItemError, match="--assume-crs") as caught:
         info_of(without)
     assert caught.value.code == "no_crs"
     assert pyproj.CRS(info_of(without, "EPSG:32636").crs_wkt).to_epsg() == 32636
-    given_one = write(tmp_path / "s.tif", noise("uint8", (1, 16, 32)))
-    assert pyproj.CRS(info_of(given_one, "EPSG:32636").crs_wkt).to_epsg() == 32633
+    with_crs = write(tmp_path / "s.tif", noise("uint8", (1, 16, 32)))
+    assert pyproj.CRS(info_of(with_crs, "EPSG:32636").crs_wkt).to_epsg() == 32633
     with pytest.raises(UsageError, match="--assume-crs"):
         info_of(without, "EPSG:none")
 
 
-# What is no GeoTIFF
+# Files that are not GeoTIFFs
 
 
-def test_a_vrt_under_the_name_tif_reads_no_other_file(tmp_path: Path) -> None:
+def test_a_vrt_named_tif_reads_no_other_file(tmp_path: Path) -> None:
     secret = write(tmp_path / "secret.tif", noise("uint8", (1, 16, 32)))
     evil = tmp_path / "evil.tif"
     evil.write_text(
@@ -472,7 +476,7 @@ def test_a_vrt_under_the_name_tif_reads_no_other_file(tmp_path: Path) -> None:
         f"<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
     )
     with rasterio.open(evil) as dataset:
-        assert dataset.read().any()  # by path, it does
+        assert dataset.read().any()  # opened by path, GDAL follows the reference
     assert code_of(lambda: info_of(evil)) == "not_an_image"
 
 
@@ -488,19 +492,19 @@ def test_a_vrt_under_the_name_tif_reads_no_other_file(tmp_path: Path) -> None:
         (b"II*\0\x10\0\0\0" + bytes(99), "corrupt"),
     ],
 )
-def test_other_files_under_the_name_tif_are_refused(tmp_path: Path, content: bytes, code: str) -> None:
+def test_other_files_named_tif_are_rejected(tmp_path: Path, content: bytes, code: str) -> None:
     path = tmp_path / "r.tif"
     path.write_bytes(content)
     assert code_of(lambda: info_of(path)) == code
 
 
 @pytest.mark.parametrize("dtype", ["complex64", "complex128", "int64", "uint64"])
-def test_numbers_that_mean_no_brightness_are_refused(tmp_path: Path, dtype: str) -> None:
+def test_unsupported_types_are_rejected(tmp_path: Path, dtype: str) -> None:
     path = write(tmp_path / "r.tif", np.ones((1, 16, 32), dtype))
     assert code_of(lambda: info_of(path)) == "unsupported_pixels"
 
 
-def test_blocks_too_large_to_decode_are_refused_by_the_header(tmp_path: Path) -> None:
+def test_blocks_too_large_to_decode_are_rejected_from_the_header(tmp_path: Path) -> None:
     path, side = tmp_path / "r.tif", 1024 * 17
     profile = {
         "blockxsize": side,
@@ -510,14 +514,14 @@ def test_blocks_too_large_to_decode_are_refused_by_the_header(tmp_path: Path) ->
         "sparse_ok": True,
     }
     with rasterio.open(path, "w", "GTiff", side, side, 1, "EPSG:4326", UTM, "uint8", **profile):
-        pass  # one block, left out
+        pass  # one block, omitted in a sparse file
     with pytest.raises(ItemError, match="in tiles") as caught:
         info_of(path)
     assert (caught.value.code, caught.value.width) == ("too_many_pixels", side)
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_files_beside_a_raster_say_nothing(tmp_path: Path) -> None:
+def test_sidecar_files_are_ignored(tmp_path: Path) -> None:
     path = write(tmp_path / "r.tif", noise("uint8", (1, 16, 32)), crs=None, transform=None)
     (tmp_path / "r.tfw").write_text("0.5\n0\n0\n-0.5\n500000\n4000000\n")
     (tmp_path / "r.tif.aux.xml").write_text("<PAMDataset><SRS>EPSG:32633</SRS></PAMDataset>")
@@ -531,7 +535,7 @@ def test_files_beside_a_raster_say_nothing(tmp_path: Path) -> None:
 
 
 def blocks_of(path: Path) -> dict[Rect, tuple[int, int]]:
-    """Return where in the file each block of a tiled raster with one plane lies: (offset, bytes)."""
+    """Return the position in the file of each block of a tiled raster with one plane: (offset, bytes)."""
     with rasterio.open(path) as dataset:
         return {
             Rect(window.col_off, window.row_off, window.width, window.height): tuple(
@@ -542,15 +546,15 @@ def blocks_of(path: Path) -> dict[Rect, tuple[int, int]]:
         }
 
 
-def lost_pixels(rects: list[Rect], shape: tuple[int, ...]) -> np.ndarray:
-    lost = np.zeros(shape, bool)
+def unreadable_mask(rects: list[Rect], shape: tuple[int, ...]) -> np.ndarray:
+    unreadable = np.zeros(shape, bool)
     for rect in rects:
-        lost[rect.row_off : rect.bottom, rect.col_off : rect.right] = True
-    return lost
+        unreadable[rect.row_off : rect.bottom, rect.col_off : rect.right] = True
+    return unreadable
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_of_damaged_blocks_the_others_are_kept(tmp_path: Path, threads: int) -> None:
+def test_blocks_other_than_damaged_ones_are_read(tmp_path: Path, threads: int) -> None:
     path = write(tmp_path / "r.tif", noise("uint8", (3, 100, 200)), interleave="pixel")
     whole, _ = read(path)
     blocks = blocks_of(path)
@@ -563,15 +567,17 @@ def test_of_damaged_blocks_the_others_are_kept(tmp_path: Path, threads: int) -> 
     everything = Rect(3, 1, 190, 98)
     with path.open("rb") as file, RasterReader(file, AS_IS, threads=threads) as reader:
         assert code_of(lambda: reader.read(everything)) == "corrupt"
-        rgb, valid, lost = reader.read_region(everything)
+        rgb, valid, unreadable = reader.read_region(everything)
         good = next(rect for rect in blocks if rect not in broken)
         np.testing.assert_array_equal(
             reader.read(good)[0], whole[good.row_off : good.bottom, good.col_off : good.right]
         )
-    expected = lost_pixels(broken, (100, 200))[1:99, 3:193]
-    np.testing.assert_array_equal(lost_pixels([rect for rect, _ in lost], (100, 200))[1:99, 3:193], expected)
-    assert all(rect == rect.shared(everything) for rect, _ in lost)
-    assert {error.code for _, error in lost} == {"corrupt"}
+    expected = unreadable_mask(broken, (100, 200))[1:99, 3:193]
+    np.testing.assert_array_equal(
+        unreadable_mask([rect for rect, _ in unreadable], (100, 200))[1:99, 3:193], expected
+    )
+    assert all(rect == rect.shared(everything) for rect, _ in unreadable)
+    assert {error.code for _, error in unreadable} == {"corrupt"}
     np.testing.assert_array_equal(valid, ~expected)
     np.testing.assert_array_equal(rgb, np.where(expected[..., None], 0, whole[1:99, 3:193]))
 
@@ -591,18 +597,20 @@ def test_a_truncated_raster_keeps_the_blocks_before_its_end(tmp_path: Path, shar
             assert code in ("empty_file", "not_an_image", "truncated", "corrupt", "no_crs")
             return
         with RasterReader(file, AS_IS) as reader:
-            rgb, valid, lost = reader.read_region(Rect(0, 0, 200, 100))
-    expected = lost_pixels([rect for rect, (start, size) in blocks.items() if start + size > end], (100, 200))
+            rgb, valid, unreadable = reader.read_region(Rect(0, 0, 200, 100))
+    expected = unreadable_mask(
+        [rect for rect, (start, size) in blocks.items() if start + size > end], (100, 200)
+    )
     np.testing.assert_array_equal(~valid, expected)
     np.testing.assert_array_equal(rgb[valid], whole[valid])
-    assert {error.code for _, error in lost} <= {"truncated"}
+    assert {error.code for _, error in unreadable} <= {"truncated"}
 
 
 @st.composite
 def damaged(draw: st.DrawFn, rasters: list[bytes]) -> bytes:
     content = bytearray(draw(st.sampled_from(rasters)))
     for _ in range(draw(st.integers(1, 4))):
-        # Headers are small, and most of what can go wrong stands there.
+        # Headers are small, and hold most of the structure that damage can break.
         place = draw(st.one_of(st.integers(0, 700), st.integers(0, len(content) - 5)))
         content[place : place + 4] = draw(
             st.one_of(
@@ -641,7 +649,7 @@ def a_few_rasters(folder: Path) -> list[bytes]:
 
 
 @pytest.mark.slow
-def test_whatever_is_damaged_ends_in_a_result_or_a_code(tmp_path: Path) -> None:
+def test_damaged_files_give_a_result_or_a_code(tmp_path: Path) -> None:
     rasters = a_few_rasters(tmp_path)
 
     @settings(deadline=None, max_examples=400)
@@ -663,8 +671,8 @@ def test_whatever_is_damaged_ends_in_a_result_or_a_code(tmp_path: Path) -> None:
 # Files
 
 
-class Watched(io.BytesIO):
-    """Remembers what is read, and fails once, when told."""
+class RecordingFile(io.BytesIO):
+    """A file that records its reads, and raises `error` once, at read number `fails_at`."""
 
     def __init__(self, content: bytes, fails_at: int | None = None, error: Exception | None = None) -> None:
         super().__init__(content)
@@ -684,16 +692,16 @@ class Watched(io.BytesIO):
 @pytest.mark.slow
 @pytest.mark.parametrize("interleave", ["pixel", "band"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_each_block_is_read_once_where_the_rectangle_is_of_whole_blocks(
+def test_each_block_of_an_aligned_rectangle_is_read_once(
     tmp_path: Path, interleave: str, threads: int
 ) -> None:
     side = {"blockxsize": 512, "blockysize": 512, "interleave": interleave}
     bands = noise("uint16", (4, 1536, 2048))  # blocks of noise are larger than a page
     path = write(tmp_path / "r.tif", bands, nodata=5, **side)
     with RasterReader(
-        watched := Watched(path.read_bytes()), parse_radiometry("4,1,2", "0,5000"), threads=threads
+        recorded := RecordingFile(path.read_bytes()), parse_radiometry("4,1,2", "0,5000"), threads=threads
     ) as reader:
-        watched.reads.clear()
+        recorded.reads.clear()
         reader.read(Rect(512, 512, 1536, 1024))
     planes = (1,) if interleave == "pixel" else (1, 2, 4)
     with rasterio.open(path) as dataset:
@@ -701,23 +709,23 @@ def test_each_block_is_read_once_where_the_rectangle_is_of_whole_blocks(
             for band in planes:
                 start = int(dataset.get_tag_item(f"BLOCK_OFFSET_{name}", "TIFF", bidx=band))
                 stop = start + int(dataset.get_tag_item(f"BLOCK_SIZE_{name}", "TIFF", bidx=band))
-                inside = [(a, b) for a, b in watched.reads if start <= a < b <= stop]
+                inside = [(a, b) for a, b in recorded.reads if start <= a < b <= stop]
                 assert sum(b - a for a, b in inside) == stop - start
-                watched.reads = [read for read in watched.reads if read not in inside]
-    assert all(b <= 2**17 for _, b in watched.reads)  # of the header
+                recorded.reads = [read for read in recorded.reads if read not in inside]
+    assert all(b <= 2**17 for _, b in recorded.reads)  # reads of the header
 
 
-def test_a_header_is_read_by_few_requests(tmp_path: Path) -> None:
+def test_a_header_needs_few_requests(tmp_path: Path) -> None:
     path = write(tmp_path / "r.tif", noise("uint8", (3, 600, 800)))
-    raster_info(watched := Watched(path.read_bytes()))
-    assert 1 <= len(watched.reads) <= 3
+    raster_info(recorded := RecordingFile(path.read_bytes()))
+    assert 1 <= len(recorded.reads) <= 3
 
 
 @pytest.mark.parametrize(
     "error",
     [RunError("the store is gone"), ItemError("access_denied", "403"), ItemError("changed", "other etag")],
 )
-def test_what_the_file_raises_is_what_is_raised(tmp_path: Path, error: Exception) -> None:
+def test_errors_of_the_file_are_raised_unchanged(tmp_path: Path, error: Exception) -> None:
     content = write(
         tmp_path / "r.tif", noise("uint8", (3, 600, 800)), blockxsize=256, blockysize=256
     ).read_bytes()
@@ -726,28 +734,30 @@ def test_what_the_file_raises_is_what_is_raised(tmp_path: Path, error: Exception
         with RasterReader(file, AS_IS) as reader:
             reader.read_region(Rect(0, 0, 800, 600))
 
-    work(whole := Watched(content))
+    work(whole := RecordingFile(content))
     assert len(whole.reads) > 5
     for fails_at in range(len(whole.reads)):
         with pytest.raises(type(error), match=str(error)):
-            work(Watched(content, fails_at, error))
-        assert code_of(lambda at=fails_at: work(Watched(content, at, OSError("cable")))) == "storage_error"
+            work(RecordingFile(content, fails_at, error))
+        assert (
+            code_of(lambda at=fails_at: work(RecordingFile(content, at, OSError("cable")))) == "storage_error"
+        )
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_after_the_store_failed_a_reader_reads_on(tmp_path: Path, threads: int) -> None:
+def test_a_reader_can_continue_after_a_failure_of_the_store(tmp_path: Path, threads: int) -> None:
     blocks = {"blockxsize": 256, "blockysize": 256}
     path = write(tmp_path / "r.tif", noise("uint8", (3, 600, 800)), **blocks)
     whole = Rect(0, 0, 800, 600)
     for after in range(5):
-        with RasterReader(file := Watched(path.read_bytes()), AS_IS, threads=threads) as reader:
+        with RasterReader(file := RecordingFile(path.read_bytes()), AS_IS, threads=threads) as reader:
             file._fails_at, file._error = len(file.reads) + after, RunError("the store is gone")
             with pytest.raises(RunError, match="the store is gone"):
                 reader.read(whole)
             np.testing.assert_array_equal(reader.read(whole)[0], read(path)[0])
 
 
-def test_a_raster_in_a_store_is_read_as_from_a_folder(tmp_path: Path, store_url: str) -> None:
+def test_a_raster_in_a_store_is_read_as_a_local_file(tmp_path: Path, store_url: str) -> None:
     path = write(tmp_path / "r.tif", noise("uint8", (3, 300, 400)), nodata=4)
     storage = Storage(store_url)
     storage.write("r.tif", path.read_bytes())
@@ -757,14 +767,14 @@ def test_a_raster_in_a_store_is_read_as_from_a_folder(tmp_path: Path, store_url:
     np.testing.assert_array_equal(valid, read(path)[1])
 
 
-def test_a_rectangle_that_leaves_the_raster_is_the_callers_mistake(tmp_path: Path) -> None:
+def test_a_rectangle_outside_the_raster_is_a_value_error(tmp_path: Path) -> None:
     path = write(tmp_path / "r.tif", noise("uint8", (1, 16, 32)))
     for rect in (Rect(-1, 0, 4, 4), Rect(0, 0, 33, 4), Rect(0, 10, 4, 7), Rect(0, 0, 0, 4)):
-        with pytest.raises(ValueError, match=r"leaves|empty"):
+        with pytest.raises(ValueError, match=r"extends beyond|empty"):
             read(path, rect=rect)
 
 
-def test_a_closed_file_is_the_stores_fault_and_not_the_rasters(tmp_path: Path) -> None:
+def test_a_closed_file_is_a_storage_error(tmp_path: Path) -> None:
     path = write(tmp_path / "r.tif", noise("uint8", (1, 600, 600)))
     file = path.open("rb")
     with RasterReader(file, AS_IS) as reader:
@@ -772,7 +782,7 @@ def test_a_closed_file_is_the_stores_fault_and_not_the_rasters(tmp_path: Path) -
         assert code_of(lambda: reader.read(Rect(0, 500, 100, 100))) == "storage_error"
 
 
-def test_two_rasters_at_once_keep_apart(tmp_path: Path) -> None:
+def test_several_open_rasters_are_independent(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{n}.tif", noise("uint8", (3, 64, 64), n)) for n in range(3)]
     with contextlib.ExitStack() as stack:
         readers = [
@@ -785,7 +795,7 @@ def test_two_rasters_at_once_keep_apart(tmp_path: Path) -> None:
 MEMORY = """
 import resource, sys
 from maskrcnn.imaging.raster import RasterReader, parse_radiometry
-from maskrcnn.tiling.grid import Rect
+from maskrcnn.imaging.geometry import Rect
 with open(sys.argv[1], "rb") as file, RasterReader(file, parse_radiometry(None, "0,10")) as reader:
     for top in range(0, reader.info.height, 512):
         for left in range(0, reader.info.width, 4096):
@@ -809,7 +819,7 @@ def test_memory_does_not_grow_with_the_raster(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_the_extra_it_says_what_to_install() -> None:
+def test_a_missing_extra_is_named_in_the_message() -> None:
     script = (
         "import sys, io\nsys.modules['rasterio'] = None\nfrom maskrcnn.errors import UsageError\n"
         "from maskrcnn.imaging.raster import raster_info\n"
@@ -819,7 +829,7 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     assert "pip install 'maskrcnn-ray[geo]'" in run.stdout
 
 
-# Real ones
+# Real rasters
 
 
 REAL = sorted(SHARED.glob("*.tif"))
@@ -831,32 +841,32 @@ def real_rasters() -> Iterator[Any]:
         yield pytest.param(None, marks=pytest.mark.skip(reason="no ../shared/data/rasters"), id="none")
 
 
-REFUSED = {"cog_gcps": "no_crs", "rotated": "no_crs"}
+REJECTED = {"cog_gcps": "no_crs", "rotated": "no_crs"}
 
 
 @pytest.mark.parametrize("path", list(real_rasters()))
-def test_real_rasters_are_what_rasterio_reads(path: Path) -> None:
-    if path.stem in REFUSED:
-        assert code_of(lambda: info_of(path)) == REFUSED[path.stem]
+def test_real_rasters_equal_rasterios(path: Path) -> None:
+    if path.stem in REJECTED:
+        assert code_of(lambda: info_of(path)) == REJECTED[path.stem]
         if path.stem == "cog_gcps":
             return
-    told = parse_radiometry(None, "0,1000")
-    with path.open("rb") as file, RasterReader(file, told, assume_crs="EPSG:32633") as reader:
+    policy = parse_radiometry(None, "0,1000")
+    with path.open("rb") as file, RasterReader(file, policy, assume_crs="EPSG:32633") as reader:
         info = reader.info
         rect = Rect(
             info.width // 3, info.height // 3, min(info.width // 2, 2000), min(info.height // 2, 2000)
         )
-        rgb, valid, lost = reader.read_region(rect)
+        rgb, valid, unreadable = reader.read_region(rect)
     bands = (3, 2, 1) if path.stem == "all-nodata" else (1, 2, 3) if info.bands > 2 else (1, 1, 1)
     window = rasterio.windows.Window(*rect)
-    rest = ~lost_pixels([at for at, _ in lost], (info.height, info.width))[window.toslices()]
+    rest = ~unreadable_mask([at for at, _ in unreadable], (info.height, info.width))[window.toslices()]
     with rasterio.open(path) as dataset:
         assert np.allclose(info.transform, dataset.transform[:6], rtol=1e-15, atol=0)
         if dataset.crs:
             assert pyproj.CRS(info.crs_wkt).equals(pyproj.CRS(dataset.crs.to_wkt()), ignore_axis_order=True)
-        if lost:
+        if unreadable:
             assert path.stem == "corrupt"
-            assert {error.code for _, error in lost} == {"truncated"}
+            assert {error.code for _, error in unreadable} == {"truncated"}
             return
         planes = dataset.read(bands, window=window)
         expected = dataset.dataset_mask(window=window) > 0

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from commandline import maskrcnn_command, parts
 from local import LocalCluster
+from planted_images import write_planted
 from standing import standing_cluster
 
 import maskrcnn
-from maskrcnn.synthetic.planted import write_planted
 
 pytestmark = pytest.mark.ray
 

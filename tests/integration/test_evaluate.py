@@ -9,19 +9,18 @@ import pytest
 from commandline import maskrcnn_command
 from evaluated_runs import CarelessSegmenter, finish
 from local import LocalCluster
-
-from maskrcnn.synthetic.planted import write_planted
+from planted_images import write_planted
 
 
 @pytest.mark.ray
 def test_by_ray_tasks_the_numbers_and_the_table_are_the_same(tmp_path: Path) -> None:
     write_planted(tmp_path / "images", 25, seed=6)
-    (tmp_path / "images" / "instances.json").rename(tmp_path / "truth.json")
+    (tmp_path / "images" / "instances.json").rename(tmp_path / "ground_truth.json")
     finish(tmp_path / "run", str(tmp_path / "images"), CarelessSegmenter())
     assert len(list((tmp_path / "run" / "instances").iterdir())) > 2
 
     def evaluated(*options: str) -> tuple[dict[str, Any], Any]:
-        arguments = ["evaluate", "run", "--truth", "truth.json", "--json", *options]
+        arguments = ["evaluate", "run", "--truth", "ground_truth.json", "--json", *options]
         result = maskrcnn_command(*arguments, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert ("starting Ray" in result.stderr) == bool(options)
@@ -31,17 +30,19 @@ def test_by_ray_tasks_the_numbers_and_the_table_are_the_same(tmp_path: Path) -> 
 
 
 @pytest.mark.ray
-def test_what_is_wrong_with_the_truth_is_one_line_from_a_task_too(
+def test_an_error_of_the_ground_truth_is_one_line_from_a_task_too(
     tmp_path: Path, ray_cluster: LocalCluster
 ) -> None:
     write_planted(tmp_path / "images", 6, seed=6)
-    truth = json.loads((tmp_path / "images" / "instances.json").read_text())
-    truth["annotations"][0]["segmentation"]["counts"] += "1"
-    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    ground_truth = json.loads((tmp_path / "images" / "instances.json").read_text())
+    ground_truth["annotations"][0]["segmentation"]["counts"] += "1"
+    (tmp_path / "ground_truth.json").write_text(json.dumps(ground_truth))
     (tmp_path / "images" / "instances.json").unlink()
     finish(tmp_path / "run", str(tmp_path / "images"), CarelessSegmenter())
-    arguments = ["-q", "evaluate", "run", "--truth", "truth.json"]
+    arguments = ["-q", "evaluate", "run", "--truth", "ground_truth.json"]
     result = maskrcnn_command(*arguments, cwd=tmp_path, cluster=ray_cluster)
     assert result.returncode == 2
-    assert result.stderr.startswith("error: annotation 1 of the truth has a segmentation that is no mask")
+    assert result.stderr.startswith(
+        "error: annotation 1 of the ground truth has a segmentation that is no mask"
+    )
     assert result.stderr.count("\n") == 1

@@ -13,9 +13,9 @@ import pytest
 from commandline import maskrcnn_command, parts
 from local import LocalCluster
 from maskrcnn_jobs.commands.demo import QUERIES
+from planted_images import write_planted
 
 import maskrcnn
-from maskrcnn.synthetic.planted import write_planted
 from maskrcnn.synthetic.scenes import write_scenes
 
 pytestmark = pytest.mark.ray
@@ -26,7 +26,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("collection") / "images"
     write_planted(folder, 60, seed=5)
     (folder / "broken.jpg").write_text("<html>not found</html>")
-    (folder / "notes.txt").write_text("passed over")
+    (folder / "notes.txt").write_text("skipped")
     return folder
 
 
@@ -45,9 +45,11 @@ def test_a_run_says_what_it_did(images: Path, undisturbed: Path) -> None:
     failed = [row for row in run.images().to_pylist() if row["status"] == "failed"]
     assert [(row["name"], row["error"]) for row in failed] == [("broken.jpg", "not_an_image")]
     assert run.info["inputs"]["skipped"] == {".txt": 1, ".json": 1}
-    truth = json.loads((images / "instances.json").read_text())
-    assert run.instances().num_rows == len(truth["annotations"])
-    assert sorted(run.instances()["area"].to_pylist()) == sorted(a["area"] for a in truth["annotations"])
+    ground_truth = json.loads((images / "instances.json").read_text())
+    assert run.instances().num_rows == len(ground_truth["annotations"])
+    assert sorted(run.instances()["area"].to_pylist()) == sorted(
+        a["area"] for a in ground_truth["annotations"]
+    )
     report = (undisturbed / "report.html").read_text()
     assert "not_an_image" in report
     assert "Traceback" not in report

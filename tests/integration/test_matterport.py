@@ -54,7 +54,7 @@ def test_images_and_what_is_found_in_them(weights: Path, tmp_path: Path, ray_clu
     (images / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
     options = ("--model", str(weights), "--min-score", "0.7", "--actors", "1")
     done = maskrcnn_command("segment", str(images), str(tmp_path / "out"), *options, cluster=ray_cluster)
-    assert done.returncode == 1, done.stderr  # one image is none
+    assert done.returncode == 1, done.stderr  # one file is not an image
     run = maskrcnn.open_run(str(tmp_path / "out"))
     rows = run.images().to_pylist()
     assert len(rows) == 3 + len(photos)

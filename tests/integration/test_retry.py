@@ -1,4 +1,4 @@
-"""`maskrcnn retry` on a real Ray, from the command line: what was mended is found, and the rest stands as it was."""
+"""`maskrcnn retry` on a real Ray, from the command line: what was repaired is found, and the rest stands as it was."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from click.testing import CliRunner, Result
 from commandline import parts
 from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.driver.cluster import connected
+from planted_images import write_planted
 
 import maskrcnn
 from maskrcnn.config import ResourceConfig
 from maskrcnn.results.run import Run
-from maskrcnn.synthetic.planted import write_planted
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("_ray")]
 
@@ -62,7 +62,7 @@ def segment(folder: Path, output: Path, *more: str) -> Result:
     )
 
 
-def mend(folder: Path, files: list[Path], *rows: int) -> None:
+def repair(folder: Path, files: list[Path], *rows: int) -> None:
     """Put the sound files in the place of spoilt ones."""
     write_collection(folder / "sound", spoilt=False)
     for row in rows:
@@ -73,27 +73,27 @@ def failed(run: Run) -> dict[int, str]:
     return {row: code for row, code in enumerate(run.images()["error"].to_pylist()) if code}
 
 
-def test_a_retry_ends_where_a_run_over_the_mended_files_ends(tmp_path: Path) -> None:
+def test_a_retry_ends_where_a_run_over_the_repaired_files_ends(tmp_path: Path) -> None:
     folder, output = tmp_path / "images", tmp_path / "run"
     files = write_collection(folder, spoilt=True)
     assert segment(folder, output, "--actors", "1").exit_code == 1
     codes = failed(maskrcnn.open_run(str(output)))
     assert sorted(codes) == sorted(SPOILT)
 
-    # Only some of them, one of which is not mended.
-    mend(folder, files, 3, 4, 25, 39)
+    # Only some of them, one of which is not repaired.
+    repair(folder, files, 3, 4, 25, 39)
     first = command("retry", str(output), "--only", "empty_file, truncated", "--actors", "1")
     assert first.exit_code == 1, first.stderr
     left = {row: code for row, code in codes.items() if row not in (3, *_of(codes, "truncated"))}
     assert failed(maskrcnn.open_run(str(output))) == left
 
-    # All the others; then there is nothing left but what nobody mended.
+    # All the others; then there is nothing left but what nobody repaired.
     second = command(
         "retry", str(output), "--max-failure-rate", "0.1", "--json", "--actors", "2", "--coco", "always"
     )
     assert second.exit_code == 0, second.stderr
     assert json.loads(second.stdout)["failed"] == 1
-    mend(folder, files, 17)
+    repair(folder, files, 17)
     assert command("retry", str(output), "--actors", "1").exit_code == 0
     nothing = command("retry", str(output))
     assert (nothing.exit_code, nothing.stdout) == (0, "nothing to retry\n")
@@ -138,7 +138,7 @@ def test_a_retry_that_is_killed_is_continued_by_either_command(
     slow = [str(folder / "manifest.csv"), str(output), "--model", "planted:0.1", "--actors", "1"]
     assert command("segment", *slow, "--shard-images", "5").exit_code == 1
     standing = parts(output)
-    mend(folder, files, *range(N))
+    repair(folder, files, *range(N))
     driver = subprocess.Popen(
         [sys.executable, "-m", "maskrcnn_jobs", "retry", str(output), "--actors", "1"],
         stderr=subprocess.PIPE,
@@ -154,9 +154,9 @@ def test_a_retry_that_is_killed_is_continued_by_either_command(
     driver.communicate()
     first = {path.name for path in (output / "receipts").glob("2-*")}
     assert 1 <= len(first) < 8
-    told = command("status", str(output))
-    assert told.exit_code == 3
-    assert "retry (generation 2)" in told.stdout
+    reported = command("status", str(output))
+    assert reported.exit_code == 3
+    assert "retry (generation 2)" in reported.stdout
     assert parts(output) == standing, "until the retry is finished, the tables stand"
     assert command("gc", str(output)).exit_code == 3
 
@@ -168,6 +168,6 @@ def test_a_retry_that_is_killed_is_continued_by_either_command(
     assert first <= {path.name for path in (output / "receipts").glob("2-*")}
     run = maskrcnn.open_run(str(output))
     assert (run.success["generation"], failed(run)) == (2, {})
-    truth = json.loads((folder / "sound" / "instances.json").read_text())
-    assert run.instances().num_rows == len(truth["annotations"])
+    ground_truth = json.loads((folder / "sound" / "instances.json").read_text())
+    assert run.instances().num_rows == len(ground_truth["annotations"])
     assert command("status", str(output)).exit_code == 0

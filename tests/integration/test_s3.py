@@ -6,10 +6,10 @@ import pyarrow as pa
 import pytest
 from commandline import maskrcnn_command
 from local import LocalCluster
+from planted_images import write_planted
 
 import maskrcnn
 from maskrcnn.io.storage import Storage
-from maskrcnn.synthetic.planted import write_planted
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 

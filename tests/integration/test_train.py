@@ -1,4 +1,4 @@
-"""`maskrcnn train` on a real Ray: workers that share a batch, a worker that is killed, faults that are told."""
+"""`maskrcnn train` on a real Ray: workers that share a batch, a worker that is killed, faults that are reported."""
 
 import json
 import signal
@@ -49,7 +49,7 @@ def labels(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(labels, tmp_path_factory):
-    """What one worker learns."""
+    """A training by one worker."""
     output = tmp_path_factory.mktemp("alone") / "out"
     code, out, err = ended(maskrcnn("train", labels, output, *OPTIONS, "--workers", 1, "--json"))
     assert code == 0, err
@@ -76,7 +76,7 @@ def kill_a_worker_after(driver: int, output: Path, killed: list[int]) -> None:
             return
 
 
-def test_two_workers_one_of_which_is_killed_learn_what_one_learns(alone, labels, tmp_path):
+def test_two_workers_one_of_which_is_killed_train_what_one_trains(alone, labels, tmp_path):
     output, killed = tmp_path / "out", []
     driver = maskrcnn("train", labels, output, *OPTIONS, "--workers", 2, "--json")
     killer = threading.Thread(target=kill_a_worker_after, args=(driver.pid, output, killed))
@@ -93,7 +93,7 @@ def test_two_workers_one_of_which_is_killed_learn_what_one_learns(alone, labels,
         assert ours["mask_ap"] == theirs["mask_ap"]
 
 
-def test_a_finished_training_is_told_again_and_another_recipe_refused(alone, labels):
+def test_a_finished_training_is_reported_again_and_another_configuration_refused(alone, labels):
     output, result = alone
     code, out, _ = ended_here("train", labels, output, *OPTIONS, "--json")
     assert (code, json.loads(out)) == (0, result)
@@ -102,7 +102,7 @@ def test_a_finished_training_is_told_again_and_another_recipe_refused(alone, lab
     assert "was begun with epochs 2, now 3" in err
 
 
-def test_what_diverges_is_told_and_kept(labels, tmp_path, ray_cluster):
+def test_what_diverges_is_reported_and_kept(labels, tmp_path, ray_cluster):
     wild = ["--optimizer", "sgd", "--learning-rate", "1e30", "--clip", "1e30", "--workers", "1"]
     command = ["train", str(labels), str(tmp_path / "out"), *OPTIONS, *wild]
     done = maskrcnn_command(*command, cluster=ray_cluster)
@@ -136,7 +136,7 @@ def test_errors_of_the_dataset_are_listed_before_ray_starts(labels, tmp_path):
      (["--val-share", 0.0001], "cannot be split"), (["--workers", 0], "--workers")],
     ids=str,
 )  # fmt: skip
-def test_a_wrong_option_is_told_before_anything_is_begun(labels, tmp_path, options, says):
+def test_a_wrong_option_is_reported_before_anything_is_begun(labels, tmp_path, options, says):
     for last in (["--check"], [tmp_path / "out"]):
         code, _, err = ended_here("train", labels, *last, "--model", "scenes", *options)
         assert code == 2

@@ -1,4 +1,4 @@
-"""The command line: one clear line and exit code 2 for what the user can mend; no Ray is started for it."""
+"""The command line: one clear line and exit code 2 for what the user can repair; no Ray is started for it."""
 
 import json
 import subprocess
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from maskrcnn_jobs.cli import main
+from planted_images import write_planted
 
 from maskrcnn.io.storage import Storage
-from maskrcnn.synthetic.planted import write_planted
 
 
 def run(*arguments: str) -> Result:
@@ -173,7 +173,7 @@ def test_a_fault_of_the_program_is_no_complete_run(monkeypatch: pytest.MonkeyPat
     def broken(_output: str) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("maskrcnn_jobs.commands.segment.status", broken)
+    monkeypatch.setattr("maskrcnn_jobs.commands.status.run_status", broken)
     assert run("status", str(tmp_path)).exit_code == 3
 
 

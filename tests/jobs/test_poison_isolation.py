@@ -1,7 +1,7 @@
-"""Who ended the worker: the guilty are found in at most three executions, the innocent never, and nothing is endless.
+"""Which image ended the worker: it is found in at most three executions, no other image is, and nothing is endless.
 
-`Trial` plays the driver against images of known nature, without Ray: it runs what the inquest asks for, and dies
-where a poisonous image is among those that are computed.
+`Trial` plays the driver against images of known nature, without Ray: it runs the tasks of the isolation, and dies if a
+poisonous image is among those that are computed.
 """
 
 import random
@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from maskrcnn_jobs.driver.poison_isolation import (
-    MAX_BLAMELESS,
+    MAX_EXTERNAL,
     MAX_STORE_FAILURES,
     MAX_UNEXPLAINED,
     STORE_PAUSE_S,
-    BadEnd,
+    Failure,
     PoisonIsolation,
     Task,
 )
@@ -24,8 +24,8 @@ from maskrcnn.errors import ItemError, RunError
 from maskrcnn.pipeline.plan import Shard
 from maskrcnn.pipeline.worker import Announcement
 
-CRASH = BadEnd("worker_crash", "its process died")
-NODE = BadEnd("worker_crash", "its node is gone", blameless=True)
+CRASH = Failure("worker_crash", "its process died")
+NODE = Failure("worker_crash", "its node is gone", external=True)
 
 
 class Trial:
@@ -48,21 +48,21 @@ class Trial:
         task = Task(self.shard)
         while True:
             if interruptions and interruptions.random() < 0.3:
-                isolation.ended_badly(task, NODE)
+                isolation.execution_failed(task, NODE)
             elif task.alone is not None:
                 self.executions[task.alone] += 1
                 if task.alone in self.poison:
-                    verdict = isolation.ended_badly(task, CRASH)
-                    assert verdict is not None
-                    self.codes[task.alone] = verdict.code
+                    failure = isolation.execution_failed(task, CRASH)
+                    assert failure is not None
+                    self.codes[task.alone] = failure.code
                 else:
                     isolation.survived(task)
             else:
-                fatal = self.sweep(task)
+                fatal = self.process(task)
                 if fatal is None:
                     return
                 said = Announcement(fatal, self.before(fatal)) if task.trace else Announcement(())
-                assert isolation.ended_badly(task, CRASH, said) is None
+                assert isolation.execution_failed(task, CRASH, said) is None
             task = isolation.next_task()
 
     def before(self, group: list[int]) -> list[int]:
@@ -70,7 +70,7 @@ class Trial:
         index = next(n for n, each in enumerate(self.groups) if group[0] in each)
         return list(self.groups[index - 1]) if index else []
 
-    def sweep(self, task: Task) -> list[int] | None:
+    def process(self, task: Task) -> list[int] | None:
         """Compute group by group; return the one that ended the process."""
         for group in self.groups:
             todo = [row for row in group if row not in task.quarantined]
@@ -81,7 +81,7 @@ class Trial:
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.sets(st.integers(0, 39), max_size=6), st.booleans())
-def test_exactly_the_poison_is_convicted_whatever_happens_to_nodes(
+def test_exactly_the_poison_is_quarantined_whatever_happens_to_nodes(
     rows: int, group: int, poison: set[int], interrupted: bool
 ) -> None:
     trial = Trial(rows, group, {row for row in poison if row < rows})
@@ -104,33 +104,33 @@ def test_no_poison_item_is_executed_more_than_three_times(rows: int, group: int,
 
 
 @pytest.mark.parametrize("code", ["worker_crash", "timeout", "out_of_memory"])
-def test_the_verdict_is_how_the_image_ended_its_process_alone(code: str) -> None:
+def test_the_error_is_how_the_image_ended_its_process_alone(code: str) -> None:
     isolation = PoisonIsolation(Shard("1-00000000", 0, 9), "probes")
-    isolation.ended_badly(Task(isolation.shard), CRASH)
-    isolation.ended_badly(isolation.next_task(), CRASH, Announcement([4]))
+    isolation.execution_failed(Task(isolation.shard), CRASH)
+    isolation.execution_failed(isolation.next_task(), CRASH, Announcement([4]))
     assert isolation.needs_fresh_process
     assert isolation.next_task().alone == 4
-    verdict = isolation.ended_badly(isolation.next_task(), BadEnd(code, "so it was"))
-    assert verdict is not None
-    assert (verdict.code, verdict.message) == (code, "alone in its process: so it was")
-    assert isolation.next_task().quarantined == {4: verdict}
+    failure = isolation.execution_failed(isolation.next_task(), Failure(code, "so it was"))
+    assert failure is not None
+    assert (failure.code, failure.message) == (code, "alone in its process: so it was")
+    assert isolation.next_task().quarantined == {4: failure}
 
 
-def test_deaths_that_convict_nobody_come_to_an_end() -> None:
+def test_deaths_that_quarantines_nobody_come_to_an_end() -> None:
     isolation = PoisonIsolation(Shard("1-00000007", 70, 80), "probes")
     for _ in range(MAX_UNEXPLAINED - 1):
-        isolation.ended_badly(isolation.next_task(), CRASH)
+        isolation.execution_failed(isolation.next_task(), CRASH)
     with pytest.raises(RunError, match=r"shard 1-00000007 \(rows 70 to 79\) ended its worker 5 times"):
-        isolation.ended_badly(isolation.next_task(), CRASH)
+        isolation.execution_failed(isolation.next_task(), CRASH)
 
 
 def test_nodes_may_go_often_but_not_for_ever() -> None:
     isolation = PoisonIsolation(Shard("1-00000000", 0, 9), "probes")
-    for _ in range(MAX_BLAMELESS):
-        assert isolation.ended_badly(isolation.next_task(), NODE) is None
+    for _ in range(MAX_EXTERNAL):
+        assert isolation.execution_failed(isolation.next_task(), NODE) is None
         assert isolation.next_task().trace is None  # no suspicion follows from it
     with pytest.raises(RunError):
-        isolation.ended_badly(isolation.next_task(), NODE)
+        isolation.execution_failed(isolation.next_task(), NODE)
 
 
 def test_a_failing_store_is_given_time_and_then_up() -> None:
@@ -148,27 +148,27 @@ def test_a_failing_store_is_given_time_and_then_up() -> None:
 
 def test_with_a_culprit_found_the_group_before_is_left_in_peace() -> None:
     isolation = PoisonIsolation(Shard("1-00000000", 0, 9), "probes")
-    isolation.ended_badly(Task(isolation.shard), CRASH)
-    isolation.ended_badly(isolation.next_task(), CRASH, Announcement([4], [3]))
-    isolation.ended_badly(isolation.next_task(), CRASH)
+    isolation.execution_failed(Task(isolation.shard), CRASH)
+    isolation.execution_failed(isolation.next_task(), CRASH, Announcement([4], [3]))
+    isolation.execution_failed(isolation.next_task(), CRASH)
     assert not isolation.needs_fresh_process
     assert isolation.next_task().quarantined.keys() == {4}
 
 
 def test_what_took_effect_a_moment_later_is_found_in_the_group_before() -> None:
     isolation = PoisonIsolation(Shard("1-00000000", 0, 9), "probes")
-    isolation.ended_badly(Task(isolation.shard), CRASH)
-    isolation.ended_badly(isolation.next_task(), CRASH, Announcement([4], [3]))
+    isolation.execution_failed(Task(isolation.shard), CRASH)
+    isolation.execution_failed(isolation.next_task(), CRASH, Announcement([4], [3]))
     isolation.survived(isolation.next_task())
     assert isolation.next_task().alone == 3
 
 
 def test_what_decoding_has_found_out_is_not_found_out_again() -> None:
-    isolation, verdict = (
+    isolation, failure = (
         PoisonIsolation(Shard("1-00000000", 0, 9), "probes"),
         ItemError("timeout", "not decoded"),
     )
-    isolation.ended_badly(Task(isolation.shard), CRASH)
-    isolation.ended_badly(isolation.next_task(), CRASH, Announcement([4], [], {2: verdict}))
+    isolation.execution_failed(Task(isolation.shard), CRASH)
+    isolation.execution_failed(isolation.next_task(), CRASH, Announcement([4], [], {2: failure}))
     isolation.survived(isolation.next_task())
-    assert isolation.next_task().quarantined == {2: verdict}
+    assert isolation.next_task().quarantined == {2: failure}

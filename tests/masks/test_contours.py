@@ -1,4 +1,4 @@
-"""Outlines, drawn back by rasterio, and taken apart by shapely."""
+"""Contours, rasterized again by rasterio and validated by shapely."""
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ MASKS = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
     lambda shape: st.lists(hnp.arrays(np.bool_, shape), min_size=1, max_size=5)
 )
 DIAGONAL = np.eye(3, dtype=np.bool_)
-PINCHED_RING = np.array([[0, 1, 1, 1], [1, 0, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]], np.bool_)
-PINCHED_HOLE = np.pad(~DIAGONAL, 1, constant_values=True)
+TOUCHING_RING = np.array([[0, 1, 1, 1], [1, 0, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]], np.bool_)
+TOUCHING_HOLES = np.pad(~DIAGONAL, 1, constant_values=True)
 NESTED = np.pad(np.pad(np.pad(np.ones((1, 1), np.bool_), 1), 2, constant_values=True), 1)
 HOLE_MEETS_BORDER = np.array([[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 1], [0, 0, 1, 1]], np.bool_)
 CHECKERS = np.indices((8, 9)).sum(axis=0) % 2 == 0
@@ -33,22 +33,28 @@ def traced(masks: list[np.ndarray]) -> Rings:
 
 
 def polygons_of(rings: Rings) -> tuple[np.ndarray, np.ndarray]:
-    """Polygons in pixel coordinates, and the mask of each."""
+    """Return the polygons in pixel coordinates, and the mask of each."""
     lines = shapely.linearrings(np.stack([rings.columns, rings.rows], axis=1), indices=rings.ring)
     return shapely.polygons(lines, indices=rings.polygon), rings.mask
 
 
-def extreme(test):
-    for masks in ([DIAGONAL, DIAGONAL[::-1]], [PINCHED_RING], [PINCHED_HOLE], [NESTED], [HOLE_MEETS_BORDER]):
+def with_edge_cases(test):
+    for masks in (
+        [DIAGONAL, DIAGONAL[::-1]],
+        [TOUCHING_RING],
+        [TOUCHING_HOLES],
+        [NESTED],
+        [HOLE_MEETS_BORDER],
+    ):
         test = example(masks)(test)
     return example([CHECKERS, ~CHECKERS])(example([STAIRS, STAIRS[::-1], STAIRS.T])(test))
 
 
 @pytest.mark.slow
 @given(MASKS)
-@extreme
+@with_edge_cases
 @settings(max_examples=300, deadline=None)
-def test_polygons_drawn_back_are_their_masks(masks: list[np.ndarray]) -> None:
+def test_rasterized_polygons_equal_their_masks(masks: list[np.ndarray]) -> None:
     polygons, owner = polygons_of(traced(masks))
     assert sorted(set(owner)) == [number for number, mask in enumerate(masks) if mask.any()]
     for number, mask in enumerate(masks):
@@ -56,15 +62,15 @@ def test_polygons_drawn_back_are_their_masks(masks: list[np.ndarray]) -> None:
         assert shapely.is_valid(own).all()
         assert shapely.is_valid(shapely.multipolygons(own))
         assert shapely.area(own).sum() == mask.sum()
-        drawn = rasterize(list(own), out_shape=mask.shape) if len(own) else np.zeros(mask.shape)
-        assert np.array_equal(drawn, mask)
+        rasterized = rasterize(list(own), out_shape=mask.shape) if len(own) else np.zeros(mask.shape)
+        assert np.array_equal(rasterized, mask)
 
 
 @given(MASKS)
-@extreme
+@with_edge_cases
 @settings(deadline=None)
-def test_polygons_are_the_components_that_share_sides(masks: list[np.ndarray]) -> None:
-    """GDAL polygonizes to the same."""
+def test_polygons_are_the_4_connected_components(masks: list[np.ndarray]) -> None:
+    """GDAL polygonizes the masks to the same polygons."""
     polygons, owner = polygons_of(traced(masks))
     for number, mask in enumerate(masks):
         theirs = [shapely.geometry.shape(s) for s, _ in shapes(mask.astype(np.uint8), mask, connectivity=4)]
@@ -76,10 +82,10 @@ def test_polygons_are_the_components_that_share_sides(masks: list[np.ndarray]) -
 
 @given(MASKS)
 @settings(deadline=None)
-def test_every_corner_is_a_turn_and_shells_go_clockwise_on_the_screen(masks: list[np.ndarray]) -> None:
+def test_every_corner_is_a_turn_and_shells_run_clockwise_on_the_screen(masks: list[np.ndarray]) -> None:
     rings = traced(masks)
     polygons, _ = polygons_of(rings)
-    # Rows run downwards: what is counterclockwise in numbers is clockwise to the eye.
+    # Rows point down: counterclockwise in coordinates is clockwise on the screen.
     assert shapely.is_ccw(shapely.get_exterior_ring(polygons)).all()
     inner = [hole for polygon in polygons for hole in polygon.interiors]
     assert not shapely.is_ccw(inner).any()
@@ -92,36 +98,38 @@ def test_every_corner_is_a_turn_and_shells_go_clockwise_on_the_screen(masks: lis
         assert len(np.unique(corners, axis=0)) == len(corners)
 
 
-def test_masks_far_from_the_origin_or_before_it_are_traced() -> None:
-    runs = Spans(
+def test_masks_far_from_the_origin_or_with_negative_coordinates_are_traced() -> None:
+    spans = Spans(
         *(np.array(v) for v in ([0, 1, 1], [-5, 7, 8], [-3, 2**40, 2**40], [4, 2**40 + 1, 2**40 + 1])), 2
     )
-    polygons, owner = polygons_of(trace(runs))
+    polygons, owner = polygons_of(trace(spans))
     assert owner.tolist() == [0, 1]
     assert shapely.bounds(polygons).tolist() == [[-5, -3, -4, 4], [7, 2**40, 9, 2**40 + 1]]
 
 
-def test_nothing_has_no_outline() -> None:
-    nothing = np.empty(0, np.int64)
-    rings = trace(Spans(nothing, nothing, nothing, nothing, 3))
+def test_empty_masks_have_no_contour() -> None:
+    empty = np.empty(0, np.int64)
+    rings = trace(Spans(empty, empty, empty, empty, 3))
     assert [len(column) for column in rings] == [0] * 5
 
 
-def test_a_large_mask_costs_its_outline() -> None:
+def test_the_cost_of_a_large_mask_depends_on_its_contour() -> None:
     """A comb of 20,000 teeth in an image of a billion pixels is one ring of 80,000 corners."""
     columns = np.arange(40_001)
-    runs = Spans(np.zeros_like(columns), columns, np.zeros_like(columns), np.where(columns % 2, 1, 25_000), 1)
-    rings = trace(runs)
+    spans = Spans(
+        np.zeros_like(columns), columns, np.zeros_like(columns), np.where(columns % 2, 1, 25_000), 1
+    )
+    rings = trace(spans)
     assert len(rings.polygon) == len(rings.mask) == 1
     assert len(rings.rows) == 80_004
     [polygon], _ = polygons_of(rings)
     assert polygon.area == 20_001 * 25_000 + 20_000
 
 
-def test_pinched_outlines_become_shells_with_holes() -> None:
-    polygons, _ = polygons_of(traced([PINCHED_RING]))
+def test_contours_that_touch_themselves_become_shells_with_holes() -> None:
+    polygons, _ = polygons_of(traced([TOUCHING_RING]))
     assert [len(polygon.interiors) for polygon in polygons] == [1]
-    polygons, _ = polygons_of(traced([PINCHED_HOLE]))
+    polygons, _ = polygons_of(traced([TOUCHING_HOLES]))
     assert [len(polygon.interiors) for polygon in polygons] == [3]
     polygons, owner = polygons_of(traced([DIAGONAL]))
     assert len(polygons) == 3

@@ -1,4 +1,4 @@
-"""Masks encoded inside their boxes against torchvision's paste and pycocotools' encoder, byte for byte."""
+"""Encoding inside boxes equals torchvision's paste and pycocotools' encoder, byte for byte."""
 
 import time
 import tracemalloc
@@ -16,7 +16,7 @@ from maskrcnn.types import detection_order
 
 
 def pasted(boxes, probabilities, height, width):
-    """What torchvision and pycocotools make of the same boxes."""
+    """Return the counts of torchvision's pasted masks, encoded by pycocotools."""
     images = paste_masks_in_image(
         torch.from_numpy(probabilities)[:, None], torch.from_numpy(boxes), (height, width)
     )
@@ -24,14 +24,14 @@ def pasted(boxes, probabilities, height, width):
     return tuple(coco_mask.encode(np.asfortranarray(mask))["counts"] for mask in binary)
 
 
-def in_sight(boxes, height, width):
-    """Whether the padded mask meets the image; where it does not, torchvision cannot paste at all."""
+def intersects_image(boxes, height, width):
+    """Return whether each padded mask intersects the image; torchvision cannot paste one that does not."""
     xmin, ymin, xmax, ymax = masks_module._frames(boxes, 28).T
     return (xmin < width) & (ymin < height) & (xmax > 0) & (ymax > 0)
 
 
 def random_probabilities(rng, count):
-    """Smooth blobs, saturated blobs, noise, all, nothing, and probabilities of exactly the threshold."""
+    """Return smooth blobs, saturated blobs, noise, all ones, all zeros, and values of exactly the threshold."""
     y, x = np.mgrid[:28, :28] / 27 - 0.5
     cx, cy, r = rng.uniform(-0.5, 0.5, (3, count, 1, 1))
     blobs = 1 / (1 + np.exp(rng.uniform(1, 60, (count, 1, 1)) * ((x - cx) ** 2 + (y - cy) ** 2 - r**2)))
@@ -43,7 +43,7 @@ def random_probabilities(rng, count):
 
 
 def random_boxes(rng, count, height, width):
-    """Boxes inside, across and outside of the image; thin, of zero size, upside down, on whole pixels."""
+    """Return boxes inside, across and outside the image; thin, of zero size, inverted, on whole pixels."""
     x, y = rng.uniform(-0.3, 1.3, (2, count)) * [[width], [height]]
     w, h = rng.exponential(0.3, (2, count)) * [[width], [height]]
     thin = rng.random((2, count)) < 0.1
@@ -52,18 +52,18 @@ def random_boxes(rng, count, height, width):
     w, h = (np.where(rng.random(count) < 0.03, -side, side) for side in (w, h))
     boxes = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], axis=1)
     boxes = np.where(rng.random((count, 1)) < 0.2, np.round(boxes), boxes)
-    # Half of them clipped, as a network's are.
+    # Half of the boxes are clipped to the image, like those of a network.
     clipped = np.clip(boxes, 0, [width, height, width, height])
     return np.where(rng.random((count, 1)) < 0.5, clipped, boxes).astype(np.float32)
 
 
 def disagreements(boxes, probabilities, height, width):
-    """How many masks differ from the reference; areas and boxes are held against it too."""
+    """Return the number of masks that differ from the reference, and the encoded masks; compare areas and boxes."""
     found = encode_masks(boxes, probabilities, height, width)
     rles = [{"size": [height, width], "counts": counts} for counts in found.counts]
     assert found.areas.tolist() == rle_areas(rles).tolist()
     assert found.boxes.tolist() == rle_boxes_xyxy(rles).tolist()
-    visible = in_sight(boxes, height, width)
+    visible = intersects_image(boxes, height, width)
     assert not found.areas[~visible].any()
     expected = pasted(boxes[visible], probabilities[visible], height, width)
     seen = [counts for counts, visible_ in zip(found.counts, visible, strict=True) if visible_]
@@ -75,7 +75,7 @@ def disagreements(boxes, probabilities, height, width):
     ("height", "width", "count"),
     [(1, 1, 300), (1, 97, 500), (40, 30, 3000), (97, 61, 4000), (160, 210, 3000), (300, 430, 600)],
 )
-def test_the_bytes_are_those_of_paste_and_encode(height, width, count):
+def test_the_bytes_equal_those_of_paste_and_encode(height, width, count):
     rng = np.random.default_rng(height * width)
     filled = 0
     for _ in range(0, count, 100):
@@ -88,7 +88,7 @@ def test_the_bytes_are_those_of_paste_and_encode(height, width, count):
 
 @pytest.mark.parametrize("fused", [True, False], ids=["as this torch", "as another torch"])
 @pytest.mark.parametrize("spread", [0.0, 6e-8, 5e-7, 1e-4])
-def test_values_at_the_threshold_fall_where_torch_lets_them_fall(spread, fused, monkeypatch):
+def test_values_at_the_threshold_are_decided_as_by_torch(spread, fused, monkeypatch):
     if not fused:
         monkeypatch.setattr(masks_module, "_is_fused", lambda: False)
     rng = np.random.default_rng(3)
@@ -109,7 +109,7 @@ def test_a_mask_full_of_undecided_pixels_is_resized_as_a_whole(limit, monkeypatc
     assert disagreements(boxes, probabilities, 190, 230)[0] == 0
 
 
-def test_an_undecided_mask_of_many_pixels_takes_little_memory():
+def test_a_large_undecided_mask_needs_little_memory():
     tracemalloc.start()
     encode_masks(
         np.array([[0, 0, 2000, 1500]], np.float32), np.full((1, 28, 28), 0.5, np.float32), 1500, 2000
@@ -119,27 +119,29 @@ def test_an_undecided_mask_of_many_pixels_takes_little_memory():
     assert peak < 60 * 2**20
 
 
-def test_the_margin_is_more_than_the_arithmetic_here_can_err():
+def test_the_margin_exceeds_the_error_of_the_arithmetic():
     rng = np.random.default_rng(11)
     squares = np.pad(rng.random((1, 28, 28), np.float32), ((0, 0), (1, 1), (1, 1))).transpose(0, 2, 1)
     columns = 331
     x = masks_module._axis(np.array([0]), np.array([columns]), columns, 30)
-    pieces = masks_module._open_pieces(squares, x)
-    whole = masks_module._resize(squares[0].T, (30, columns))  # as high as the square: its rows as they are
-    at = whole[pieces.piece, pieces.column]
-    assert len(at) > 1000
-    assert np.abs(at - pieces.above).max() < masks_module.MARGIN / 5
+    segments = masks_module._open_segments(squares, x)
+    whole = masks_module._resize(
+        squares[0].T, (30, columns)
+    )  # the height of the square, so rows are unchanged
+    values = whole[segments.square_row, segments.column]
+    assert len(values) > 1000
+    assert np.abs(values - segments.above).max() < masks_module.MARGIN / 5
 
 
 @pytest.mark.parametrize("size", [14, 28, 56])
-def test_squares_of_other_sizes_agree_too(size):
+def test_squares_of_other_sizes_agree(size):
     rng = np.random.default_rng(size)
     boxes = np.clip(random_boxes(rng, 50, 90, 120), 0, [120, 90, 120, 90]).astype(np.float32)
     probabilities = rng.random((50, size, size), np.float32)
     assert disagreements(boxes, probabilities, 90, 120)[0] == 0
 
 
-EXTREMES = [
+DISTANT_BOXES = [
     [-3e38, -3e38, 3e38, 3e38],
     [3e38, 3e38, 3.3e38, 3.3e38],
     [-3e38, -3e38, -2e38, -2e38],
@@ -152,21 +154,21 @@ EXTREMES = [
 ]
 
 
-def test_far_corners_take_neither_memory_nor_time():
-    boxes = np.array(EXTREMES, np.float32)
+def test_distant_corners_cost_neither_memory_nor_time():
+    boxes = np.array(DISTANT_BOXES, np.float32)
     tracemalloc.start()
     start = time.perf_counter()
     found = encode_masks(boxes, np.ones((len(boxes), 28, 28), np.float32), 48, 64)
     seconds = time.perf_counter() - start
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # The strips of ten pixels are twelve with torchvision's rim, 9.6 to 20.4 being truncated to 9 and 20.
+    # The strips of 10 pixels become 12 with torchvision's padding: 9.6 to 20.4 are truncated to 9 and 20.
     assert found.areas.tolist() == [48 * 64, 0, 0, 0, 64 * 12, 48 * 12, 48 * 64, 1, 1]
     assert peak < 2**20
     assert seconds < 1
 
 
-def test_the_image_s_area_costs_no_memory():
+def test_memory_does_not_depend_on_the_area_of_the_image():
     boxes = np.array([[30_000, 40_000, 30_200, 40_100]], np.float32)
     square = np.ones((1, 28, 28), np.float32)
     tracemalloc.start()
@@ -177,12 +179,12 @@ def test_the_image_s_area_costs_no_memory():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_boxes_that_are_not_finite_are_refused(value):
+def test_boxes_that_are_not_finite_are_rejected(value):
     with pytest.raises(ValueError, match="not finite"):
         encode_masks(np.array([[0, 0, 5, value]], np.float32), np.ones((1, 28, 28), np.float32), 9, 9)
 
 
-def test_detections_come_in_their_final_order_with_areas_and_edges():
+def test_detections_are_in_their_final_order_with_areas_and_touches_border():
     rng = np.random.default_rng(5)
     boxes = np.clip(random_boxes(rng, 40, 90, 120), 0, [120, 90, 120, 90]).astype(np.float32)
     labels = rng.integers(1, 4, 40).astype(np.int32)
@@ -204,7 +206,7 @@ def test_detections_come_in_their_final_order_with_areas_and_edges():
     assert 0 in found.areas  # an empty mask is kept
 
 
-def test_instances_in_many_groups_are_those_in_one(monkeypatch):
+def test_instances_in_many_groups_equal_those_in_one(monkeypatch):
     rng = np.random.default_rng(8)
     boxes, probabilities = random_boxes(rng, 80, 90, 120), random_probabilities(rng, 80)
     whole = encode_masks(boxes, probabilities, 90, 120)

@@ -1,4 +1,4 @@
-"""Masks by their crop against detectron2's way to paste them, the whole image asked for at once."""
+"""Encoding by crops equals detectron2's pasting over the whole image."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from maskrcnn.masks import encode_resized
 from maskrcnn.masks.encode_resized import encode_crops, pasted
 
 
-def painted(boxes, squares, height, width):
-    """Each mask over all of the image, (N, height, width) bool, by the operator that detectron2 calls."""
+def pasted_by_detectron2(boxes, squares, height, width):
+    """Return each mask over the whole image, (N, height, width) bool, by the operator that detectron2 calls."""
     x0, y0, x1, y1 = torch.from_numpy(boxes).split(1, dim=1)
     y = (torch.arange(height) + 0.5 - y0) / (y1 - y0) * 2 - 1
     x = (torch.arange(width) + 0.5 - x0) / (x1 - x0) * 2 - 1
@@ -24,7 +24,7 @@ def painted(boxes, squares, height, width):
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), size=st.tuples(st.integers(1, 90), st.integers(1, 90)))
-def test_the_bytes_are_those_of_the_whole_image(seed, size):
+def test_the_bytes_equal_those_of_the_whole_image(seed, size):
     rng = np.random.default_rng(seed)
     height, width = size
     corners = rng.uniform(-20, max(size) + 20, (30, 2))
@@ -36,7 +36,8 @@ def test_the_bytes_are_those_of_the_whole_image(seed, size):
     squares[5:8] = 1.0
     found = encode_crops(boxes, squares, height, width)
     expected = [
-        coco_mask.encode(np.asfortranarray(m, np.uint8)) for m in painted(boxes, squares, height, width)
+        coco_mask.encode(np.asfortranarray(m, np.uint8))
+        for m in pasted_by_detectron2(boxes, squares, height, width)
     ]
     assert list(found.counts) == [rle["counts"] for rle in expected]
     assert found.areas.tolist() == coco_mask.area(expected).tolist()
@@ -51,13 +52,13 @@ def test_a_large_mask_is_computed_in_strips_and_is_the_same(monkeypatch):
     assert whole.areas[0] > 100
 
 
-def test_a_mask_of_an_empty_box_or_outside_of_the_image_is_empty():
+def test_the_mask_of_an_empty_box_or_of_one_outside_the_image_is_empty():
     boxes = np.array([[5, 5, 5, 9], [200, 200, 220, 220], [-30, -30, -20, -20]], np.float32)
     assert encode_crops(boxes, np.ones((3, 28, 28), np.float32), 40, 40).areas.tolist() == [0, 0, 0]
     assert encode_crops(boxes[:0], np.ones((0, 28, 28), np.float32), 40, 40).counts == ()
 
 
-def test_a_box_that_is_not_finite_is_an_error():
+def test_a_box_that_is_not_finite_is_rejected():
     with pytest.raises(ValueError, match="not finite"):
         encode_crops(np.array([[0, 0, np.nan, 1]], np.float32), np.ones((1, 28, 28), np.float32), 40, 40)
 

@@ -1,4 +1,4 @@
-"""Our runs against pycocotools' own encoder, byte for byte."""
+"""Run lengths equal those of pycocotools' encoder, byte for byte."""
 
 import tracemalloc
 
@@ -14,7 +14,7 @@ from maskrcnn.masks.rle import crop_to_rle, rle_areas, rle_boxes_xywh, rle_boxes
 
 @st.composite
 def crops(draw):
-    """A crop somewhere in an image, as often as not touching or spanning its borders."""
+    """Draw a crop of an image, which often touches or spans its borders."""
     height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
     h, w = draw(st.integers(0, height)), draw(st.integers(0, width))
     top, left = draw(st.integers(0, height - h)), draw(st.integers(0, width - w))
@@ -32,12 +32,12 @@ def encoded(mask):
 
 
 @given(crops())
-def test_the_bytes_are_those_of_pycocotools_on_the_whole_mask(case):
+def test_the_bytes_equal_those_of_pycocotools_for_the_whole_mask(case):
     assert crop_to_rle(*case) == encoded(full_mask(*case))["counts"]
 
 
 @given(crops())
-def test_areas_and_boxes_are_those_of_the_whole_mask(case):
+def test_areas_and_boxes_equal_those_of_the_whole_mask(case):
     mask = full_mask(*case)
     height, width = mask.shape
     rle = {"size": [height, width], "counts": crop_to_rle(*case)}
@@ -65,7 +65,7 @@ def test_an_empty_mask_is_one_run_of_zeros():
     assert coco_mask.frPyObjects({"size": [5, 7], "counts": [35]}, 5, 7)["counts"] == rle
 
 
-def test_the_image_s_area_costs_nothing():
+def test_memory_does_not_depend_on_the_area_of_the_image():
     crop = np.ones((20, 30), np.bool_)
     tracemalloc.start()
     counts = crop_to_rle(crop, 40_000, 50_000, 65_000, 66_000)
@@ -78,7 +78,7 @@ def test_the_image_s_area_costs_nothing():
 
 
 @pytest.mark.parametrize("count", [255, 256, 1000])
-def test_columns_of_any_length(count):
+def test_any_number_of_masks_is_measured(count):
     rng = np.random.default_rng(count)
     masks = rng.random((count, 9, 8)) < 0.4
     rles = [{"size": [9, 8], "counts": crop_to_rle(mask, 0, 0, 9, 8)} for mask in masks]
@@ -94,15 +94,15 @@ def test_no_masks_give_empty_columns():
 
 
 @pytest.mark.parametrize(
-    ("left", "top", "height", "width", "complaint"),
+    ("left", "top", "height", "width", "message"),
     [
-        (-1, 0, 9, 9, "leaves"),
-        (0, -1, 9, 9, "leaves"),
-        (7, 0, 9, 9, "leaves"),
-        (0, 8, 9, 9, "leaves"),
+        (-1, 0, 9, 9, "extends beyond"),
+        (0, -1, 9, 9, "extends beyond"),
+        (7, 0, 9, 9, "extends beyond"),
+        (0, 8, 9, 9, "extends beyond"),
         (0, 0, 65_536, 65_536, "do not fit"),
     ],
 )
-def test_a_crop_outside_of_what_a_mask_can_hold_is_refused(left, top, height, width, complaint):
-    with pytest.raises(ValueError, match=complaint):
+def test_a_crop_beyond_the_image_or_an_image_too_large_is_rejected(left, top, height, width, message):
+    with pytest.raises(ValueError, match=message):
         crop_to_rle(np.ones((2, 3), np.bool_), left, top, height, width)

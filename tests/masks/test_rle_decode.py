@@ -1,4 +1,4 @@
-"""Run lengths read back: what pycocotools says of sound ones; and what is none is never read beyond its end."""
+"""Decoded run lengths equal those of pycocotools; invalid ones are never read beyond their end."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def read_rles(rles: list[dict[str, object]]) -> ReadMasks:
     return read([rle["counts"] for rle in rles], [rle["size"] for rle in rles])  # type: ignore[misc]
 
 
-def agrees_with_pycocotools(rles: list[dict[str, object]]) -> None:
+def assert_equal_to_pycocotools(rles: list[dict[str, object]]) -> None:
     masks = read_rles(rles)
     assert masks.intact.all()
     assert masks.areas.tolist() == rle_areas(rles).tolist()
@@ -36,15 +36,15 @@ def agrees_with_pycocotools(rles: list[dict[str, object]]) -> None:
 
 
 @given(st.lists(MASKS, max_size=5))
-def test_areas_and_boxes_are_those_of_pycocotools(masks: list[np.ndarray]) -> None:
-    agrees_with_pycocotools([encoded(mask) for mask in masks])
+def test_areas_and_boxes_equal_those_of_pycocotools(masks: list[np.ndarray]) -> None:
+    assert_equal_to_pycocotools([encoded(mask) for mask in masks])
 
 
 @pytest.mark.parametrize("density", [0.0, 0.001, 0.5, 1.0])
 def test_long_runs_and_noise_are_read(density: float) -> None:
     rng = np.random.default_rng(5)
     shapes = [(1, 1), (1, 900), (900, 1), (333, 211), (2000, 1500)]
-    agrees_with_pycocotools([encoded(rng.random(shape) < density) for shape in shapes])
+    assert_equal_to_pycocotools([encoded(rng.random(shape) < density) for shape in shapes])
 
 
 def test_the_largest_image_is_read() -> None:
@@ -57,9 +57,11 @@ def test_the_largest_image_is_read() -> None:
 
 
 @given(st.lists(MASKS, min_size=2, max_size=5), st.data())
-def test_a_broken_text_is_told_and_touches_no_other(masks: list[np.ndarray], data: st.DataObject) -> None:
+def test_a_damaged_text_is_recognized_and_affects_no_other(
+    masks: list[np.ndarray], data: st.DataObject
+) -> None:
     rles = [encoded(mask) for mask in masks]
-    sound = read_rles(rles)
+    undamaged = read_rles(rles)
     which = data.draw(st.integers(0, len(rles) - 1))
     text = bytes(rles[which]["counts"])  # type: ignore[call-overload]
     rles[which]["counts"] = data.draw(
@@ -70,13 +72,13 @@ def test_a_broken_text_is_told_and_touches_no_other(masks: list[np.ndarray], dat
     assert not masks_read.intact[which]
     assert masks_read.areas[which] == 0
     assert masks_read.boxes[which].tolist() == [0, 0, 0, 0]
-    for ours, theirs in zip(masks_read, sound, strict=True):
+    for ours, theirs in zip(masks_read, undamaged, strict=True):
         assert (ours[others] == theirs[others]).all()
 
 
 @given(st.binary(max_size=60), st.integers(-1, 40), st.integers(-1, 40))
 @settings(max_examples=300)
-def test_any_bytes_are_a_mask_or_none(text: bytes, height: int, width: int) -> None:
+def test_any_bytes_are_a_valid_or_an_invalid_mask(text: bytes, height: int, width: int) -> None:
     masks = read([text, b"04"], [[height, width], [2, 2]])
     assert masks.intact[1]
     assert masks.areas[1] == 4
@@ -88,7 +90,7 @@ def test_any_bytes_are_a_mask_or_none(text: bytes, height: int, width: int) -> N
         assert masks.areas[0] == 0
 
 
-def test_another_size_is_no_mask() -> None:
+def test_a_mask_of_another_size_is_invalid() -> None:
     mask = np.zeros((4, 6), np.bool_)
     mask[1:3, 2:4] = True
     counts = encoded(mask)["counts"]

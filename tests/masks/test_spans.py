@@ -1,4 +1,4 @@
-"""Masks as runs: what numpy says of the same masks, painted."""
+"""Operations on spans equal those of numpy on filled masks."""
 
 from collections.abc import Callable
 
@@ -17,9 +17,9 @@ PAD = 5
 
 
 @st.composite
-def stacks(draw: st.DrawFn, least: int = 0) -> np.ndarray:
-    """Masks of one size, (N, height, width), which may be empty, full, or touch the border."""
-    shape = draw(st.tuples(st.integers(least, 4), st.integers(1, 9), st.integers(1, 9)))
+def stacks(draw: st.DrawFn, min_masks: int = 0) -> np.ndarray:
+    """Draw masks of one size, (N, height, width), which may be empty, full, or touch the border."""
+    shape = draw(st.tuples(st.integers(min_masks, 4), st.integers(1, 9), st.integers(1, 9)))
     return draw(hnp.arrays(np.bool_, shape, fill=st.booleans()))
 
 
@@ -31,21 +31,21 @@ def read(masks: np.ndarray) -> Spans:
     return read_spans(texts(masks), masks.shape[1], masks.shape[2])
 
 
-def painted(runs: Spans, height: int, width: int, pad: int = 0) -> np.ndarray:
-    """Paint runs, and check the order that they promise."""
-    masks = np.zeros((runs.n, height + 2 * pad, width + 2 * pad), np.bool_)
-    for of, column, start, stop in zip(runs.of, runs.column, runs.start, runs.stop, strict=True):
+def filled(spans: Spans, height: int, width: int, pad: int = 0) -> np.ndarray:
+    """Fill masks from spans, and check the documented order of the spans."""
+    masks = np.zeros((spans.n, height + 2 * pad, width + 2 * pad), np.bool_)
+    for of, column, start, stop in zip(spans.of, spans.column, spans.start, spans.stop, strict=True):
         assert start < stop
         masks[of, start + pad : stop + pad, column + pad] = True
-    order = np.lexsort((runs.start, runs.column, runs.of))
-    assert order.tolist() == list(range(len(runs.of)))
-    together = (np.diff(runs.of) == 0) & (np.diff(runs.column) == 0)
-    assert (runs.start[1:] > runs.stop[:-1])[together].all()
+    order = np.lexsort((spans.start, spans.column, spans.of))
+    assert order.tolist() == list(range(len(spans.of)))
+    together = (np.diff(spans.of) == 0) & (np.diff(spans.column) == 0)
+    assert (spans.start[1:] > spans.stop[:-1])[together].all()
     return masks
 
 
 def neighbours(masks: np.ndarray, pixels: int) -> np.ndarray:
-    """All pixels around each, (K, N, height, width); outside there are none."""
+    """Return all pixels around each pixel, (K, N, height, width); those outside the masks are False."""
     _, height, width = masks.shape
     padded = np.pad(masks, ((0, 0), (pixels, pixels), (pixels, pixels)))
     around = range(2 * pixels + 1)
@@ -53,42 +53,42 @@ def neighbours(masks: np.ndarray, pixels: int) -> np.ndarray:
 
 
 @given(stacks())
-def test_what_is_read_is_what_was_written(masks: np.ndarray) -> None:
+def test_spans_round_trip_through_run_lengths(masks: np.ndarray) -> None:
     n, height, width = masks.shape
-    runs = read(masks)
-    assert (painted(runs, height, width) == masks).all()
-    assert runs.areas.tolist() == masks.sum((1, 2)).tolist()
-    encoded = encode_changes(*runs.changes, n, height, width)
+    spans = read(masks)
+    assert (filled(spans, height, width) == masks).all()
+    assert spans.areas.tolist() == masks.sum((1, 2)).tolist()
+    encoded = encode_changes(*spans.changes, n, height, width)
     assert list(encoded.counts) == texts(masks)
-    assert encoded.boxes.tolist() == runs.boxes.tolist()
+    assert encoded.boxes.tolist() == spans.boxes.tolist()
 
 
-def test_stretches_without_a_zero_between_them_are_one() -> None:
+def test_runs_without_a_zero_between_them_are_merged() -> None:
     rle = coco_mask.frPyObjects([{"size": [4, 2], "counts": [1, 1, 0, 2, 0, 1, 3]}], 4, 2)[0]
-    runs = read_spans([rle["counts"]], 4, 2)
-    assert [values.tolist() for values in runs[:4]] == [[0, 0], [0, 1], [1, 0], [4, 1]]
+    spans = read_spans([rle["counts"]], 4, 2)
+    assert [values.tolist() for values in spans[:4]] == [[0, 0], [0, 1], [1, 0], [4, 1]]
 
 
 @pytest.mark.parametrize("text", [b"", b"0", b"21", b"~~~"])
-def test_what_is_no_mask_of_the_frame_is_refused(text: bytes) -> None:
-    with pytest.raises(ValueError, match="mask 1 is none of 2 x 4 pixels"):
+def test_an_invalid_mask_of_the_frame_is_rejected(text: bytes) -> None:
+    with pytest.raises(ValueError, match="mask 1 is not a valid mask of 2 x 4 pixels"):
         read_spans([b"21102", text], 2, 4)
 
 
-def test_an_empty_box_cuts_no_run_in_two() -> None:
-    runs = read(np.ones((1, 2, 1), np.bool_))
-    assert (painted(runs.outside(np.array([0, 1, 1, 1])), 2, 1) == 1).all()
+def test_an_empty_box_splits_no_span() -> None:
+    spans = read(np.ones((1, 2, 1), np.bool_))
+    assert (filled(spans.outside(np.array([0, 1, 1, 1])), 2, 1) == 1).all()
 
 
 @given(stacks(1), st.data())
-def test_masks_are_taken_moved_and_cropped(masks: np.ndarray, data: st.DataObject) -> None:
+def test_masks_are_selected_shifted_and_cropped(masks: np.ndarray, data: st.DataObject) -> None:
     n, height, width = masks.shape
-    runs = read(masks)
+    spans = read(masks)
     ids = np.array(data.draw(st.lists(st.integers(0, n - 1), max_size=5)), np.intp)
-    taken = runs.take(ids)
-    assert (painted(taken, height, width) == masks[ids]).all()
+    taken = spans.take(ids)
+    assert (filled(taken, height, width) == masks[ids]).all()
     moves = np.array(data.draw(st.lists(st.tuples(*[st.integers(-PAD, PAD)] * 2), min_size=n, max_size=n)))
-    moved = painted(runs.shifted(moves[:, 0], moves[:, 1]), height, width, PAD)
+    moved = filled(spans.shifted(moves[:, 0], moves[:, 1]), height, width, PAD)
     back = [
         mask[PAD + y : PAD + y + height, PAD + x : PAD + x + width]
         for mask, (x, y) in zip(moved, moves, strict=True)
@@ -97,23 +97,23 @@ def test_masks_are_taken_moved_and_cropped(masks: np.ndarray, data: st.DataObjec
     box = np.array(data.draw(st.tuples(*[st.integers(-2, 11)] * 4)))
     y, x = np.mgrid[:height, :width]
     inside = (x >= box[0]) & (x < box[2]) & (y >= box[1]) & (y < box[3])
-    assert (painted(runs.within(box), height, width) == (masks & inside)).all()
+    assert (filled(spans.within(box), height, width) == (masks & inside)).all()
     if (box[:2] <= box[2:]).all():
-        assert (painted(runs.outside(box), height, width) == (masks & ~inside)).all()
+        assert (filled(spans.outside(box), height, width) == (masks & ~inside)).all()
 
 
 @given(stacks(), st.integers(0, 3))
-def test_what_is_near_and_what_is_deep_inside(masks: np.ndarray, pixels: int) -> None:
+def test_dilation_and_erosion(masks: np.ndarray, pixels: int) -> None:
     _, height, width = masks.shape
-    runs = read(masks)
-    grown = painted(runs.grown(pixels), height, width, PAD)
+    spans = read(masks)
+    grown = filled(spans.grown(pixels), height, width, PAD)
     padded = np.pad(masks, ((0, 0), (PAD, PAD), (PAD, PAD)))
     assert (grown == neighbours(padded, pixels).any(0)).all()
-    assert (painted(runs.shrunk(pixels), height, width) == neighbours(masks, pixels).all(0)).all()
+    assert (filled(spans.shrunk(pixels), height, width) == neighbours(masks, pixels).all(0)).all()
 
 
 @given(st.data())
-def test_overlaps_are_counted_mask_by_mask(data: st.DataObject) -> None:
+def test_overlaps_are_counted_per_mask(data: st.DataObject) -> None:
     ours = data.draw(stacks())
     theirs = data.draw(hnp.arrays(np.bool_, ours.shape))
     assert read(ours).overlaps(read(theirs)).tolist() == (ours & theirs).sum((1, 2)).tolist()
@@ -123,13 +123,13 @@ def test_overlaps_are_counted_mask_by_mask(data: st.DataObject) -> None:
 def test_unions(masks: np.ndarray, data: st.DataObject) -> None:
     n, height, width = masks.shape
     of = np.array(data.draw(st.lists(st.integers(0, 2), min_size=n, max_size=n)))
-    united = painted(read(masks).as_one(of, 3), height, width)
-    assert (united == [masks[of == one].any(0) for one in range(3)]).all()
+    merged = filled(read(masks).merged(of, 3), height, width)
+    assert (merged == [masks[of == one].any(0) for one in range(3)]).all()
 
 
 @settings(max_examples=20)
 @given(st.integers(0, 2**40), st.integers(0, 2**20))
-def test_far_from_the_origin_nothing_changes(far: int, farther: int) -> None:
+def test_operations_are_exact_far_from_the_origin(far: int, farther: int) -> None:
     moves: Callable[[int], np.ndarray] = lambda by: np.array([by])  # noqa: E731
     here = read(np.eye(5, dtype=np.bool_)[None])
     there = here.shifted(moves(far), moves(farther))

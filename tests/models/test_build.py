@@ -1,4 +1,4 @@
-"""Models are loaded whole, as plain torchvision networks, or refused in a line; nothing in them is run."""
+"""Models are loaded completely, as torchvision networks, or refused in one line; no code in them is run."""
 
 import argparse
 import copy
@@ -19,6 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from maskrcnn.errors import UsageError
 from maskrcnn.models import registry
 from maskrcnn.models.build import _fill, build_network, load_model, save_model, tensors_of_torch
+from maskrcnn.models.published_weights import PublishedWeights
 from maskrcnn.types import Category
 
 LITE = "maskrcnn_efficientnet_lite0_fpn"
@@ -41,7 +42,7 @@ def saved(network, tmp_path_factory):
 # --- safetensors ----------------------------------------------------------------------------------------------
 
 
-def test_a_saved_model_comes_back_in_float32_and_eval_mode(network, saved):
+def test_a_saved_model_is_loaded_in_float32_and_eval_mode(network, saved):
     model = load_model(str(saved))
     assert type(model.module) is MaskRCNN
     assert not model.module.training
@@ -88,7 +89,7 @@ def diverge(tensors):
         (diverge, r"rpn\.head\.bbox_pred\.bias is not finite"),
     ],
 )
-def test_a_tensor_that_is_not_right_is_named(fault, complaint, saved, tmp_path):
+def test_a_wrong_tensor_is_named(fault, complaint, saved, tmp_path):
     tensors = load_file(saved)
     fault(tensors)
     with safe_open(saved, "pt") as opened:
@@ -100,8 +101,8 @@ def test_a_tensor_that_is_not_right_is_named(fault, complaint, saved, tmp_path):
     assert str(path) in str(caught.value)
 
 
-def test_planted_is_no_network():
-    with pytest.raises(UsageError, match="is no network; use PlantedSegmenter"):
+def test_planted_cannot_be_loaded_as_a_network():
+    with pytest.raises(UsageError, match="is not a network; use PlantedSegmenter"):
         load_model("planted")
 
 
@@ -110,7 +111,7 @@ def test_planted_is_no_network():
 
 @pytest.fixture(scope="module")
 def resnet():
-    """Torchvision's own, built by torchvision."""
+    """A network built by torchvision itself."""
     torch.manual_seed(4)
     return maskrcnn_resnet50_fpn_v2(
         weights=None, weights_backbone=None, num_classes=4, box_detections_per_img=5
@@ -143,7 +144,7 @@ def test_a_state_dict_of_torchvision_is_loaded(wrap, resnet, tmp_path):
 
 
 def half(network):
-    """Half precision only to keep the files small."""
+    """Half precision keeps the files small."""
     return {name: t.half() if t.is_floating_point() else t for name, t in network.state_dict().items()}
 
 
@@ -157,7 +158,7 @@ def load(tmp_path):
     return load
 
 
-def test_labels_and_classes_must_be_as_many(resnet, load):
+def test_the_number_of_labels_must_be_that_of_the_classes(resnet, load):
     with pytest.raises(UsageError, match="a network of 3 categories, but 2 labels are named"):
         load(half(resnet), "cat\ndog\n")
 
@@ -172,10 +173,10 @@ class Owner:
         return open, (self.path, "w")
 
 
-def test_what_only_torch_can_refuse_is_refused_in_our_words(tmp_path):
+def test_errors_of_torch_are_reported_in_one_line(tmp_path):
     buffer = io.BytesIO()
     torch.save({"x": Owner(tmp_path / "owned")}, buffer)
-    with pytest.raises(UsageError, match="holds more than weights, which is refused; convert it") as caught:
+    with pytest.raises(UsageError, match="contains more than weights: convert it to safetensors") as caught:
         tensors_of_torch("m.pth", buffer.getvalue())
     assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "owned").exists()
@@ -191,14 +192,14 @@ def older(name):
 
 
 @pytest.mark.slow
-def test_older_names_are_understood(resnet, tmp_path):
+def test_names_before_torchvision_0_13_are_accepted(resnet, tmp_path):
     # Before torchvision 0.13 the convolutions of the first network's heads and pyramid were not numbered.
     torch.manual_seed(5)
     network = build_network("maskrcnn_resnet50_fpn", 3, 96, 160)
     state = {
         name: tensor.half() if tensor.is_floating_point() else tensor
         for name, tensor in network.state_dict().items()
-        if not name.endswith("num_batches_tracked")  # which frozen norms do not have
+        if not name.endswith("num_batches_tracked")  # frozen norms do not have it
     }
     old = {older(name): tensor for name, tensor in state.items()}
     assert len(old.keys() - state.keys()) == 2 * (1 + 8 + 4)
@@ -212,8 +213,8 @@ def test_older_names_are_understood(resnet, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_first_coco_model_is_torchvision_s_with_frozen_norms(tmp_path, monkeypatch):
-    # What torchvision builds around these weights, here with random ones.
+def test_the_first_coco_model_equals_torchvision_s_with_frozen_norms(tmp_path, monkeypatch):
+    # The network that torchvision builds for these weights, here with random ones.
     torch.manual_seed(6)
     body = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
     stock = MaskRCNN(_resnet_fpn_extractor(body, 3), num_classes=91).eval()
@@ -230,7 +231,12 @@ def test_the_first_coco_model_is_torchvision_s_with_frozen_norms(tmp_path, monke
     folder.mkdir(parents=True)
     (folder / f"v1-{digest[:8]}.pth").write_bytes(buffer.getvalue())
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    published = registry._Published(f"v1-{digest[:8]}.pth", "None", "maskrcnn_resnet50_fpn")
+    published = registry.PublishedModel(
+        "coco-v1",
+        "maskrcnn_resnet50_fpn",
+        PublishedWeights(f"v1-{digest[:8]}.pth", "None"),
+        batch_norm_eps=0.0,
+    )
     monkeypatch.setitem(registry._PUBLISHED, "coco-v1", published)
 
     model = load_model("coco-v1")

@@ -1,4 +1,4 @@
-"""The parts of detectron2's network that torchvision does not have, each against another way to say the same."""
+"""The parts of detectron2's network that torchvision does not have, each against another implementation."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_the_shorter_side_is_800_or_the_longer_one_1333(height, width):
 
 
 @pytest.mark.parametrize("shape", [(480, 640), (1200, 900), (37, 50)])
-def test_bytes_are_resized_as_pillow_does_but_for_one_in_some_hundreds(shape):
+def test_bytes_are_resized_as_by_pillow_except_for_one_in_some_hundreds(shape):
     image = np.random.default_rng(1).integers(0, 256, (*shape, 3)).astype(np.uint8)
     transform = ShortestEdgeTransform(200, 333)
     size = transform.resized(*shape)
@@ -56,7 +56,7 @@ def test_anchors_are_exact_and_as_far_apart_as_the_strides():
 
 
 @pytest.mark.parametrize("bins", [7, 14])
-def test_pooling_is_the_plain_one(bins):
+def test_pooling_equals_the_reference_implementation(bins):
     torch.manual_seed(0)
     maps = maps_of((256, 384), 3, n_images=1)
     boxes = boxes_in((256, 384), 60)
@@ -65,7 +65,7 @@ def test_pooling_is_the_plain_one(bins):
     torch.testing.assert_close(found, _pooled(maps, boxes, bins), rtol=0, atol=1e-3)
 
 
-def test_pooling_of_a_batch_is_that_of_each_level_and_image_alone():
+def test_pooling_of_a_batch_equals_that_of_each_level_and_image_alone():
     torch.manual_seed(1)
     maps, canvas = maps_of((256, 384), 8, n_images=2), (256, 384)
     aligner = AdaptiveRoIAlign(["0", "1", "2", "3"], 7)
@@ -81,14 +81,14 @@ def test_pooling_of_a_batch_is_that_of_each_level_and_image_alone():
         assert torch.equal(pooled[nth], alone[0])
 
 
-def test_pooling_can_be_learned_from():
+def test_pooling_has_gradients():
     maps = {name: m.requires_grad_() for name, m in maps_of((64, 64), 2, n_images=1).items()}
     boxes = torch.tensor([[2.0, 3.0, 40.0, 50.0]])
     AdaptiveRoIAlign(list(maps), 7)(maps, [boxes], [(64, 64)]).sum().backward()
     assert float(maps["0"].grad.abs().sum()) > 0
 
 
-def test_an_empty_box_takes_its_place_among_the_best_and_is_then_dropped():
+def test_an_empty_box_counts_among_the_best_and_is_then_dropped():
     network = build_network("maskrcnn_resnet50_fpn_detectron2", 2, 64, 96).eval()
     forward = Forward(network, [1], 0.05, 2)
     logits = torch.tensor([[[0.0, 3.0], [0.0, 2.0], [0.0, 1.0]]])
@@ -103,7 +103,7 @@ def test_an_empty_box_takes_its_place_among_the_best_and_is_then_dropped():
 
 
 @pytest.mark.slow
-def test_it_can_be_trained_a_step():
+def test_it_can_be_trained_for_a_step():
     torch.manual_seed(0)
     network = build_network("maskrcnn_resnet50_fpn_detectron2", 2, 64, 96).train()
     masks = torch.zeros(1, 70, 90, dtype=torch.uint8)
@@ -117,7 +117,7 @@ def test_it_can_be_trained_a_step():
 
 @settings(max_examples=20, deadline=None)
 @given(side=st.integers(1, 40))
-def test_no_proposal_at_all_pools_to_nothing(side):
+def test_pooling_no_proposals_returns_no_features(side):
     maps = maps_of((64, 64), side, n_images=1)
     pooled = AdaptiveRoIAlign(list(maps), 7)(maps, [torch.empty(0, 4)], [(64, 64)])
     assert pooled.shape == (0, side, 7, 7)

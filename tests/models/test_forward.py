@@ -1,4 +1,4 @@
-"""The forward pass in steps of known size, each step against torchvision's own."""
+"""The forward pass with few synchronizations, each step against torchvision's own."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ from maskrcnn.models.forward import Forward
 pytestmark = pytest.mark.slow
 
 
-def test_suppression_is_torchvision_s_group_by_group():
+def test_suppression_equals_torchvision_s_group_by_group():
     torch.manual_seed(1)
     boxes = boxes_in((300, 300), 900)
     scores = torch.rand(900)
@@ -30,7 +30,7 @@ def test_suppression_is_torchvision_s_group_by_group():
 
 
 class HostWaits(TorchDispatchMode):
-    """Counts the operations for which a host waits for its device."""
+    """Counts the operations that make the host wait for the device."""
 
     def __init__(self):
         super().__init__()
@@ -49,13 +49,13 @@ class HostWaits(TorchDispatchMode):
 
 @pytest.mark.parametrize("n_images", [1, 3])
 @pytest.mark.parametrize("max_detections", [1, 100])
-def test_the_host_waits_twice_a_batch_however_many_instances_there_are(n_images, max_detections):
+def test_the_host_waits_twice_per_batch_for_any_number_of_instances(n_images, max_detections):
     torch.manual_seed(1)
     network = build_network("maskrcnn_resnet50_fpn", 4, 64, 96)
     spread(network)
     forward = Forward(network.eval(), [1, 2, 3], 0.05, max_detections)
     batch, sizes = torch.rand(n_images, 3, 64, 96), torch.tensor([[64.0, 96.0]] * n_images)
-    forward(batch, sizes)  # anchors are made once
+    forward(batch, sizes)  # anchors are cached
     with HostWaits() as waits:
         found = forward(batch, sizes)
     assert len(found.labels) == n_images * max_detections

@@ -1,4 +1,4 @@
-"""The fused network against the plain one, with weights and batch-norm statistics of no pattern."""
+"""The fused network against the original, with random weights and batch-norm statistics."""
 
 import copy
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn.models import fuse
-from maskrcnn.models.build import ARCHITECTURES, build_network
+from maskrcnn.models.build import build_network
 from maskrcnn.models.fuse import for_cpu, fused
-from maskrcnn.models.matterport_config import MATTERPORT
+from maskrcnn.models.networks import TRAINABLE
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 CLASSES = 7
 COLUMNS = ("labels", "boxes", "scores", "masks")
 TOLERANCE = 1e-5
-"""Of the largest activation. A plain convolution is off by some 1e-6 when it sums in another order."""
+"""Relative to the largest activation. An ordinary convolution is off by about 1e-6 when it sums in another order."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -45,9 +45,9 @@ def plain(architecture: str) -> MaskRCNN:
     return network.requires_grad_(False)
 
 
-@pytest.fixture(scope="module", params=[name for name in ARCHITECTURES if name not in MATTERPORT])
+@pytest.fixture(scope="module", params=TRAINABLE)
 def networks(request: pytest.FixtureRequest) -> tuple[MaskRCNN, MaskRCNN, MaskRCNN]:
-    """Return the plain, the fused and the rearranged."""
+    """Return the original, the fused and the rearranged network."""
     network = plain(request.param)
     return network, fused(network), for_cpu(fused(network))
 
@@ -59,7 +59,7 @@ def off(found: Tensor, expected: Tensor) -> float:
 
 
 def boxes(count: int, width: int, height: int) -> Tensor:
-    """Boxes of all sizes, some of no width, some reaching over the edge."""
+    """Boxes of all sizes, some of no width, some extending beyond the border."""
     corner = torch.rand(count, 2) * torch.tensor([width, height])
     sides = torch.exp(torch.rand(count, 2) * 6) - 1
     return torch.cat([corner, corner + sides], 1)
@@ -67,7 +67,7 @@ def boxes(count: int, width: int, height: int) -> Tensor:
 
 @pytest.mark.parametrize(("n", "height", "width"), [(1, 96, 160), (2, 64, 32), (1, 32, 32), (1, 224, 96)])
 @torch.inference_mode()
-def test_each_part_gives_the_same(
+def test_each_part_returns_the_same(
     networks: tuple[MaskRCNN, MaskRCNN, MaskRCNN], n: int, height: int, width: int
 ) -> None:
     network, *others = networks
@@ -103,7 +103,7 @@ def test_each_part_gives_the_same(
 
 
 @torch.inference_mode()
-def test_the_whole_gives_the_same(networks: tuple[MaskRCNN, MaskRCNN, MaskRCNN]) -> None:
+def test_the_whole_network_returns_the_same(networks: tuple[MaskRCNN, MaskRCNN, MaskRCNN]) -> None:
     network, *others = networks
     torch.manual_seed(5)
     images = [torch.rand(3, 61, 97), torch.rand(3, 120, 75)]
@@ -112,7 +112,7 @@ def test_the_whole_gives_the_same(networks: tuple[MaskRCNN, MaskRCNN, MaskRCNN])
     for other in others:
         for found, one in zip(other(images), expected, strict=True):
             assert len(found["labels"]) == len(one["labels"])
-            # Rounding swaps near ties, at the limit of 100 too.
+            # Rounding swaps detections of almost equal scores, also at the limit of 100.
             limit = one["scores"].min() + 1e-4 if len(one["scores"]) == 100 else 0
             both, either = 0.0, 0.0
             for label, box, score, mask in zip(
@@ -128,7 +128,7 @@ def test_the_whole_gives_the_same(networks: tuple[MaskRCNN, MaskRCNN, MaskRCNN])
 
 
 @torch.inference_mode()
-def test_masks_of_the_own_labels_alone(networks: tuple[MaskRCNN, MaskRCNN, MaskRCNN]) -> None:
+def test_masks_of_the_own_labels_only(networks: tuple[MaskRCNN, MaskRCNN, MaskRCNN]) -> None:
     network, _, other = networks
     width = next(network.roi_heads.mask_predictor.parameters()).shape[0]
     hidden, labels = torch.rand(23, width, 14, 14), torch.arange(23) % CLASSES
@@ -137,7 +137,7 @@ def test_masks_of_the_own_labels_alone(networks: tuple[MaskRCNN, MaskRCNN, MaskR
 
 
 @torch.inference_mode()
-def test_no_region_at_all(networks: tuple[MaskRCNN, MaskRCNN, MaskRCNN]) -> None:
+def test_without_regions_nothing_is_returned(networks: tuple[MaskRCNN, MaskRCNN, MaskRCNN]) -> None:
     network, *others = networks
     features = network.backbone(torch.rand(1, 3, 64, 64))
     for other in others:
@@ -150,7 +150,7 @@ def test_no_region_at_all(networks: tuple[MaskRCNN, MaskRCNN, MaskRCNN]) -> None
 
 
 @torch.inference_mode()
-def test_parts_of_one_region_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_one_region_each(monkeypatch: pytest.MonkeyPatch) -> None:
     network = plain("maskrcnn_resnet50_fpn_v2")
     heads, other = network.roi_heads, for_cpu(fused(network)).roi_heads
     monkeypatch.setattr(fuse, "_PART_BYTES", 1)
@@ -159,7 +159,7 @@ def test_parts_of_one_region_each(monkeypatch: pytest.MonkeyPatch) -> None:
     assert off(other.mask_predictor(hidden), heads.mask_predictor(hidden)) < TOLERANCE
 
 
-def test_nothing_is_left_of_the_norms_and_the_original_is_as_it_was() -> None:
+def test_all_norms_are_folded_and_the_original_is_unchanged() -> None:
     network = plain("maskrcnn_resnet50_fpn_v2").train()
     before = copy.deepcopy(network.state_dict())
     other = for_cpu(fused(network))
@@ -172,7 +172,7 @@ def test_nothing_is_left_of_the_norms_and_the_original_is_as_it_was() -> None:
     assert all(tensor.is_contiguous() for tensor in after.values())
 
 
-def test_a_norm_after_no_convolution_is_refused() -> None:
+def test_a_norm_without_a_convolution_before_it_is_refused() -> None:
     network = plain("maskrcnn_efficientnet_lite0_fpn")
     network.backbone.body.stem.append(nn.BatchNorm2d(32))
     with pytest.raises(ValueError, match=r"backbone\.body\.stem"):
@@ -180,7 +180,7 @@ def test_a_norm_after_no_convolution_is_refused() -> None:
 
 
 @torch.inference_mode()
-def test_the_fused_moves_to_another_dtype() -> None:
+def test_the_fused_network_moves_to_another_dtype() -> None:
     network = plain("maskrcnn_resnet50_fpn")
     image = torch.rand(1, 3, 32, 32)
     moved = fused(network).to(torch.bfloat16)

@@ -1,5 +1,6 @@
-"""Trunks start from ImageNet, or it is said which file is missing where."""
+"""Backbones take ImageNet weights, or the message says which file is missing where."""
 
+import dataclasses
 import hashlib
 import io
 
@@ -8,16 +9,17 @@ import torch
 from torchvision.models import resnet18, resnet50
 
 from maskrcnn.errors import UsageError
-from maskrcnn.models import registry
 from maskrcnn.models.build import build_network
 from maskrcnn.models.imagenet import load_imagenet
+from maskrcnn.models.networks import NETWORKS
+from maskrcnn.models.published_weights import PublishedWeights
 
 BUILDERS = {"maskrcnn_resnet18_fpn": resnet18, "maskrcnn_resnet50_fpn": resnet50}
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """An empty cache of torch's, and no way to the network."""
+    """An empty cache of torch, without network access."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -30,14 +32,15 @@ def hub(tmp_path, monkeypatch):
 def publish(state, architecture, hub, monkeypatch):
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    file = f"trunk-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pth"
+    file = f"backbone-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pth"
     (hub / file).write_bytes(buffer.getvalue())
-    monkeypatch.setitem(registry._IMAGENET, architecture, (file, "None"))
+    entry = dataclasses.replace(NETWORKS[architecture], backbone_weights=PublishedWeights(file, "None"))
+    monkeypatch.setitem(NETWORKS, architecture, entry)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", sorted(BUILDERS))
-def test_a_resnet_gives_the_maps_of_the_published_one(architecture, hub, monkeypatch):
+def test_a_resnet_computes_the_maps_of_the_published_one(architecture, hub, monkeypatch):
     torch.manual_seed(1)
     published = BUILDERS[architecture]().eval()
     published.bn1.running_mean.normal_()
@@ -52,7 +55,7 @@ def test_a_resnet_gives_the_maps_of_the_published_one(architecture, hub, monkeyp
     assert torch.equal(network.rpn.head.cls_logits.weight, before)
 
 
-def test_the_light_trunk_takes_the_weights_of_its_package():
+def test_the_light_backbone_takes_the_weights_of_its_package():
     network = build_network("maskrcnn_efficientnet_lite0_fpn", 3, 64, 96)
     stem = network.backbone.body.stem[1].weight.clone()
     load_imagenet(network, "maskrcnn_efficientnet_lite0_fpn")
@@ -70,10 +73,12 @@ def test_a_missing_file_is_named_with_its_place(hub):
     assert "\n" not in message
 
 
-def test_a_file_of_another_trunk_is_refused_by_a_tensor(hub, monkeypatch):
+def test_a_file_of_another_backbone_is_refused_by_the_name_of_a_tensor(hub, monkeypatch):
     publish({"stem.weight": torch.zeros(2)}, "maskrcnn_resnet18_fpn", hub, monkeypatch)
     network = build_network("maskrcnn_resnet18_fpn", 3, 64, 96)
-    with pytest.raises(UsageError, match=r"no trunk of maskrcnn_resnet18_fpn: see its tensor 'stem\.weight'"):
+    with pytest.raises(
+        UsageError, match=r"not a backbone of maskrcnn_resnet18_fpn: see tensor 'stem\.weight'"
+    ):
         load_imagenet(network, "maskrcnn_resnet18_fpn")
 
 
@@ -84,7 +89,9 @@ def test_a_damaged_file_is_refused(hub):
         load_imagenet(network, "maskrcnn_resnet18_fpn")
 
 
-def test_where_no_weights_fit_it_is_said():
+def test_without_fitting_weights_the_message_says_so():
     architecture = "maskrcnn_resnet50_fpn_detectron2"
-    with pytest.raises(UsageError, match="no ImageNet weights fit maskrcnn_resnet50_fpn_detectron2"):
+    with pytest.raises(
+        UsageError, match="no ImageNet weights fit the backbone of maskrcnn_resnet50_fpn_detectron2"
+    ):
         load_imagenet(build_network(architecture, 3, 64, 96), architecture)

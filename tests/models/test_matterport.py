@@ -1,4 +1,4 @@
-"""matterport's network against what its own code gave under TensorFlow, stage by stage; and its parts by themselves."""
+"""matterport's network against the results of its own code under TensorFlow, stage by stage; and its parts alone."""
 
 import copy
 from collections import OrderedDict
@@ -59,24 +59,24 @@ def fast(model):
 
 
 @pytest.mark.parametrize("image", images_of("resnet50"))
-def test_every_stage_and_the_instances_are_the_reference_s(image, fast):
+def test_every_stage_and_the_instances_match_the_reference(image, fast):
     assert list(faulty_stages(fast, Stored("resnet50", image), TOLERANCES["resnet50"])) == []
 
 
-def test_every_stage_of_the_deeper_network_is_the_reference_s():
+def test_every_stage_of_the_deeper_network_matches_the_reference():
     fast = FastStages(model_of("resnet101", tensors_of("resnet101")))
     for image in images_of("resnet101"):
         assert list(faulty_stages(fast, Stored("resnet101", image), TOLERANCES["resnet101"])) == []
 
 
-def test_without_a_least_score_there_are_as_many_as_allowed(model):
+def test_without_a_minimum_score_the_maximum_number_is_detected(model):
     stored = Stored("resnet50", "b_384x384")
     (found,) = MaskRCNNSegmenter(model, min_score=0.0).segment([stored.pixels])
     assert len(found) == len(stored["final_conf000_scores"])
     assert far(found.scores, stored["final_conf000_scores"]) < 1e-4
 
 
-def test_asking_for_more_finds_more_among_the_same_proposals(model):
+def test_a_higher_maximum_finds_more_among_the_same_proposals(model):
     stored = Stored("resnet50", "a_152x220")
     few, many = (
         MaskRCNNSegmenter(model, min_score=0.3, max_detections=most).segment([stored.pixels])[0]
@@ -88,9 +88,9 @@ def test_asking_for_more_finds_more_among_the_same_proposals(model):
     assert np.array_equal(few.scores, many.scores[:count])
 
 
-def test_the_plain_computation_is_the_reference_too(tensors):
-    stored = Stored("resnet50", "c_400x300")  # a box's last sample lies behind the map, by rounding
-    found = ReferenceMatterport(tensors, *SIZES["resnet50"], MatterportConfig()).found(stored.pixels)
+def test_the_reference_implementation_matches_the_oracle(tensors):
+    stored = Stored("resnet50", "c_400x300")  # rounding puts the last sample of a box behind the map
+    found = ReferenceMatterport(tensors, *SIZES["resnet50"], MatterportConfig()).instances(stored.pixels)
     assert np.array_equal(found.labels, stored["final_class_ids"])
     assert np.array_equal(found.boxes, stored["final_rois"])
     assert far(found.scores, stored["final_scores"]) < 1e-4
@@ -98,7 +98,7 @@ def test_the_plain_computation_is_the_reference_too(tensors):
     assert np.abs(found.masks[:10] ^ stored.masks()).sum((1, 2)).max() <= 2
 
 
-# Mistakes
+# Injected errors
 
 
 def norms_of(network):
@@ -156,7 +156,7 @@ def anchors_at_the_middle_of_places(network):
 
 class LongAnchors(NormalisedAnchors):
     def _level(self, level, rows, columns, height, width):
-        # Not less a pixel at the far end.
+        # Without subtracting a pixel at the far end.
         return super()._level(level, rows, columns, height, width) * np.float32((width - 1) / width)
 
 
@@ -187,7 +187,7 @@ def proposals_suppressed_at_a_half(network):
 
 
 class Centres(CropAndResize):
-    """Samples at the middles of bins."""
+    """Samples at the centres of bins."""
 
     def samples(self, low, high, sides):
         bins = self.output_size[0]
@@ -200,7 +200,7 @@ def samples_at_the_middle_of_bins(network):
 
 
 class Floored(CropAndResize):
-    """Levels not rounded to the nearest."""
+    """Levels rounded down."""
 
     def level(self, boxes, area):
         return super().level(boxes * 2**-0.499, area)
@@ -244,7 +244,7 @@ def masks_of_the_next_class(network):
 
 
 class Repeating(SquareTransform):
-    """Beyond the border is what is at the border."""
+    """Padding that repeats the border."""
 
     def prepared(self, pixels, size):
         floats = pixels.permute(2, 0, 1)[None].double()
@@ -258,7 +258,7 @@ def a_resize_that_repeats_the_border(network):
 
 class AtTheCorner(SquareTransform):
     def boxes(self, boxes, size, canvas, original):
-        # The canvas and not the window as the image.
+        # Clips to the canvas instead of the window.
         return super().boxes(boxes, canvas, canvas, original)
 
 
@@ -303,14 +303,14 @@ def first_faulty(model, image="a_152x220"):
 
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize(("mistake", "stage"), MISTAKES, ids=lambda value: getattr(value, "__name__", value))
-def test_a_planted_mistake_is_found_at_its_stage(mistake, stage, model):
+def test_an_injected_error_is_detected_in_its_stage(mistake, stage, model):
     broken = copy.deepcopy(model.module)
     with torch.no_grad():
         mistake(broken)
     assert first_faulty(Model(broken, model.card)) == stage
 
 
-def test_a_pyramid_that_interpolates_is_found_at_its_second_map(model, monkeypatch):
+def test_an_interpolating_pyramid_is_detected_at_its_second_map(model, monkeypatch):
     plain = torch.nn.functional.interpolate
 
     def bilinear(x, size, mode):
@@ -320,7 +320,7 @@ def test_a_pyramid_that_interpolates_is_found_at_its_second_map(model, monkeypat
     assert first_faulty(model) == "P2"
 
 
-def test_masks_that_are_pasted_as_torchvision_does_are_found_in_the_end(model, monkeypatch):
+def test_masks_pasted_by_torchvision_s_rule_are_detected_in_the_last_stage(model, monkeypatch):
     monkeypatch.setattr(segmenter_module, "encode_resized", encode_masks)
     assert first_faulty(model) == "final_mask_area"
 
@@ -328,7 +328,7 @@ def test_masks_that_are_pasted_as_torchvision_does_are_found_in_the_end(model, m
 # --- folded and plain -----------------------------------------------------------------------------------------
 
 
-def test_what_is_folded_and_rearranged_computes_what_the_plain_network_does(model):
+def test_the_folded_and_rearranged_network_computes_the_same(model):
     torch.manual_seed(0)
     plain, folded = model.module, for_cpu(fused(model.module))
     images = 100 * torch.randn(1, 3, 128, 192)
@@ -353,7 +353,7 @@ def test_what_is_folded_and_rearranged_computes_what_the_plain_network_does(mode
     assert not norms_of(folded)
 
 
-def test_a_batch_is_its_images_one_by_one(model):
+def test_a_batch_returns_the_same_as_its_images_one_by_one(model):
     images = generated_images()
     alone = MaskRCNNSegmenter(model, min_score=0.3).segment(images)
     together = MaskRCNNSegmenter(model, min_score=0.3, batch_size=2).segment(images)
@@ -363,7 +363,7 @@ def test_a_batch_is_its_images_one_by_one(model):
         assert far(one.scores, other.scores) < 1e-4
 
 
-def test_the_network_is_no_torchvision_model_to_call(model):
+def test_calling_the_network_directly_is_refused(model):
     with pytest.raises(NotImplementedError, match="segmenter"):
         model.module([torch.zeros(3, 64, 64)])
 
@@ -371,8 +371,8 @@ def test_the_network_is_no_torchvision_model_to_call(model):
 # --- what the oracle does not show ----------------------------------------------------------------------------
 
 
-def test_where_proposals_are_few_zeros_follow_and_both_reckon_with_them(tensors):
-    # Few anchors, and most of them suppressed: the zeros are classified, and may be found.
+def test_few_proposals_are_filled_up_with_zeros_in_both_implementations(tensors):
+    # Few anchors, and most of them suppressed: the zeros are classified, and may be detected.
     config = MatterportConfig(pre_nms_limit=120, rpn_nms_threshold=0.3, post_nms_rois_inference=150)
     rows = compare_matterport(
         ReferenceMatterport(tensors, *SIZES["resnet50"], config),
@@ -401,7 +401,7 @@ def test_another_configuration_is_computed_by_both(tensors):
     assert [row for row in rows if not row.sound] == []
 
 
-def test_windows_are_seen_pixel_by_pixel_on_the_least_canvas(model):
+def test_windows_are_not_resized_and_use_the_smallest_canvas(model):
     segmenter = MaskRCNNSegmenter(model, rescale=False, min_score=0.3)
     assert segmenter.canvas(100, 150) == (128, 192)
     image = generated_images()[0]
@@ -410,7 +410,7 @@ def test_windows_are_seen_pixel_by_pixel_on_the_least_canvas(model):
     assert found.boxes.max() <= max(image.shape)
 
 
-def test_a_black_image_is_one_like_others(model):
+def test_a_black_image_is_processed(model):
     (found,) = MaskRCNNSegmenter(model).segment([BLANK])
     assert (found.height, found.width) == BLANK.shape[:2]
 
@@ -436,7 +436,7 @@ def test_bytes_are_resized_bit_for_bit(old, new, low, seed):
     side=st.integers(1, 8),
     shape=st.tuples(st.integers(1, 900), st.integers(1, 900)),
 )
-def test_an_image_has_the_reference_s_size_and_place(min_size, side, shape):
+def test_an_image_has_the_size_and_position_of_the_reference(min_size, side, shape):
     transform = SquareTransform(min_size, 64 * side, MatterportConfig())
     height, width = shape
     scale = max(1, min_size / min(shape))
@@ -454,7 +454,7 @@ def test_an_image_has_the_reference_s_size_and_place(min_size, side, shape):
     spread=st.floats(0.0, 1.0),
     seed=st.integers(0, 99),
 )
-def test_run_lengths_are_those_of_the_reference_s_pasted_masks(corner, side, level, spread, seed):
+def test_run_lengths_equal_those_of_the_reference_s_pasted_masks(corner, side, level, spread, seed):
     square = np.random.default_rng(seed).random((28, 28)) * spread + level * (1 - spread)
     square = square.astype(np.float32)
     (y, x), (height, width) = corner, side

@@ -1,4 +1,4 @@
-"""What a model is said to be, and what is said where it is none."""
+"""Descriptions of models, and the messages about files that are not models."""
 
 import argparse
 import hashlib
@@ -18,9 +18,11 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights
 
 from maskrcnn.errors import UsageError
 from maskrcnn.models import build, registry
-from maskrcnn.models.checkpoint_files import GLOBALS, network_shapes
+from maskrcnn.models.checkpoint_files import GLOBALS
 from maskrcnn.models.matterport_config import MatterportConfig
-from maskrcnn.models.registry import CLASS_SCORES, category_ids_named, describe_model
+from maskrcnn.models.networks import ARCHITECTURES, CLASS_SCORES, NETWORKS
+from maskrcnn.models.published_weights import PublishedWeights, torch_hub
+from maskrcnn.models.registry import category_ids_named, describe_model
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES
 from maskrcnn.types import Category
 
@@ -37,18 +39,18 @@ METADATA = {
 
 
 def safetensors(labels=3, fault=lambda tensors: None, **metadata):
-    """The bytes of a file with all of the tensors and metadata, but for a fault."""
+    """The bytes of a file with all tensors and metadata, except for a fault."""
     known = {key: value for key, value in (METADATA | metadata).items() if value is not None}
     architecture = known.get("architecture")
-    shapes = network_shapes(architecture if architecture in build.ARCHITECTURES else LITE, labels)
+    shapes = NETWORKS.get(architecture, NETWORKS[LITE]).shapes(labels)
     tensors = {name: torch.zeros(shape, dtype=torch.int8) for name, shape in shapes.items()}
     fault(tensors)
     return save(tensors, metadata=known)
 
 
 def state_dict(version=1, prefix="", labels=3):
-    """A whole network, whose tensors repeat one number in the file."""
-    shapes = network_shapes(f"maskrcnn_resnet50_fpn{'_v2' if version == 2 else ''}", labels)
+    """All tensors of a network, each of which repeats one number in the file."""
+    shapes = NETWORKS[f"maskrcnn_resnet50_fpn{'_v2' if version == 2 else ''}"].shapes(labels)
     return {prefix + name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
 
 
@@ -78,7 +80,7 @@ def test_coco_s_categories_are_those_of_torchvision_s_weights():
     assert used[-1] == Category(90, "toothbrush")
 
 
-def test_the_embedded_model_says_what_it_knows():
+def test_the_embedded_model_is_described_with_its_limits():
     if not registry._EMBEDDED.exists():
         pytest.skip("the embedded model was not trained yet")
     card = describe_model("scenes")
@@ -89,17 +91,17 @@ def test_the_embedded_model_says_what_it_knows():
 
 
 @pytest.mark.parametrize("name", ["planted", "planted:0.5"])
-def test_planted_is_described_as_no_model(name):
+def test_planted_is_described_as_not_a_model(name):
     card = describe_model(name)
     assert card.categories == PLANTED_CATEGORIES
     assert card.architecture == "planted"
-    assert "no model" in card.notice
+    assert "not a model" in card.notice
     assert card.sha256 == describe_model("planted").sha256
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """An empty cache of torch's, and no way to the network."""
+    """An empty cache of torch, without network access."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -110,7 +112,7 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_without_a_network_the_way_out_is_said(hub):
+def test_without_network_access_the_alternatives_are_named(hub):
     with pytest.raises(UsageError) as caught:
         describe_model("coco")
     message = str(caught.value)
@@ -123,7 +125,8 @@ def test_a_cached_file_is_described_and_not_opened(hub, monkeypatch):
     content = b"no pickle at all"
     digest = hashlib.sha256(content).hexdigest()
     (hub / f"weights-{digest[:8]}.pth").write_bytes(content)
-    published = registry._Published(f"weights-{digest[:8]}.pth", "None", "maskrcnn_resnet50_fpn_v2")
+    weights = PublishedWeights(f"weights-{digest[:8]}.pth", "None")
+    published = registry.PublishedModel("coco", "maskrcnn_resnet50_fpn_v2", weights)
     monkeypatch.setitem(registry._PUBLISHED, "coco", published)
     card = describe_model("coco")
     assert card.sha256 == digest
@@ -156,7 +159,7 @@ def test_the_cache_is_where_torch_has_it(environment, expected, monkeypatch):
     monkeypatch.setenv("HOME", "/home/x")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert str(registry._torch_hub()) == expected == torch.hub.get_dir()
+    assert str(torch_hub()) == expected == torch.hub.get_dir()
 
 
 # --- safetensors ----------------------------------------------------------------------------------------------
@@ -173,15 +176,14 @@ def test_a_safetensors_file_describes_itself(write):
     assert (card.min_size, card.max_size, card.notice) == (96, 160, None)
 
 
-def test_where_a_network_has_more_labels_the_ids_are_the_labels(write):
+def test_in_a_network_with_more_labels_than_categories_the_ids_are_the_labels(write):
     card = describe_model(write("pets.safetensors", safetensors(labels=10)))
     assert card.category_ids == (0, 0, 0, 0, 4, 0, 0, 0, 0, 9)
 
 
 @pytest.mark.slow
 def test_each_architecture_can_be_described(write):
-    assert registry.ARCHITECTURES == build.ARCHITECTURES
-    for architecture in registry.ARCHITECTURES:
+    for architecture in ARCHITECTURES:
         own = (
             {"config": MatterportConfig().to_json(), "max_size": "192"}
             if "matterport" in architecture
@@ -191,10 +193,10 @@ def test_each_architecture_can_be_described(write):
         assert describe_model(path).architecture == architecture
 
 
-@pytest.mark.parametrize("architecture", build.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_tensors_of_a_network_are_known_without_torch(architecture):
     network = build.build_network(architecture, 7, 96, 192)
-    assert network_shapes(architecture, 7) == {k: tuple(t.shape) for k, t in network.state_dict().items()}
+    assert NETWORKS[architecture].shapes(7) == {k: tuple(t.shape) for k, t in network.state_dict().items()}
 
 
 def named(*categories):
@@ -218,7 +220,7 @@ def unscored(tensors):
 
 
 def overlapping(data):
-    """The file with two tensors in the same place."""
+    """The file with two tensors at the same offset."""
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     bias, weight = (header[f"roi_heads.box_predictor.{name}.bias"] for name in ("cls_score", "bbox_pred"))
@@ -240,7 +242,7 @@ FOREIGN = save({"x": torch.zeros(1)})
         (WHOLE[:-1], rf"truncated: it has {len(WHOLE) - 1} bytes, its header says {len(WHOLE)}"),
         (WHOLE + b"x", rf"safetensors has {len(WHOLE) + 1} bytes, its header says {len(WHOLE)}"),
         (WHOLE.replace(b'"I8"', b'"F4"', 1), "tensors of the unknown type 'F4'"),
-        (overlapping(WHOLE), "is no valid safetensors file"),
+        (overlapping(WHOLE), "is not a valid safetensors file"),
         (safetensors(fault=drop), r"lacks tensor 'rpn\.head\.bbox_pred\.bias' and 1 more"),
         (safetensors(fault=unscored), "lacks tensor 'roi_heads.box_predictor.cls_score.weight'"),
         (safetensors(fault=add), r"has the unknown tensor 'extra\.weight'"),
@@ -251,9 +253,9 @@ FOREIGN = save({"x": torch.zeros(1)})
         (struct.pack("<Q", 2) + b"{}", "its header cannot be read"),
         (b"<!DOCTYPE html><html>" + b" " * 99, "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
-        (FOREIGN, r"lacks maskrcnn-ray's metadata .*, which `maskrcnn\.model\.save_model` writes"),
-        (safetensors(format="pt"), "does not say what its labels mean"),
-        (safetensors(version="2"), "has version 2 of the format"),
+        (FOREIGN, r"lacks maskrcnn-ray's metadata .*: write it with `maskrcnn\.models\.build\.save_model`"),
+        (safetensors(format="pt"), "lacks maskrcnn-ray's metadata"),
+        (safetensors(version="2"), "has version 2 of the format, and this program reads version 1"),
         (safetensors(categories="[1]"), "has damaged metadata"),
         (safetensors(categories=None), "has damaged metadata: KeyError: 'categories'"),
         (safetensors(min_size="wide"), "has damaged metadata"),
@@ -275,7 +277,7 @@ FOREIGN = save({"x": torch.zeros(1)})
         (safetensors(categories=named((1, "a")), labels=8), "names 1 categories for a network of 7"),
     ],
 )
-def test_what_is_no_safetensors_model_is_refused_in_one_line(content, complaint, write):
+def test_an_invalid_safetensors_model_is_refused_in_one_line(content, complaint, write):
     path = write("m.safetensors", content)
     with pytest.raises(UsageError, match=complaint) as caught:
         describe_model(path)
@@ -289,7 +291,7 @@ def test_what_is_no_safetensors_model_is_refused_in_one_line(content, complaint,
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("wrap", [dict, lambda state: {"model": state, "epoch": 3}])
-def test_a_state_dict_is_told_by_its_tensors(legacy, version, wrap, write, tmp_path):
+def test_a_state_dict_is_recognized_by_its_tensors(legacy, version, wrap, write, tmp_path):
     path = tmp_path / "m.pth"
     torch.save(wrap(state_dict(version, "module.", 5)), path, _use_new_zipfile_serialization=not legacy)
     card = describe_model(str(path), write("labels.txt", "cat\n\nN/A\ndog, wild\n\n"))
@@ -317,14 +319,14 @@ def zipped(content, compression=zipfile.ZIP_DEFLATED):
     [
         (b"", "zero bytes"),
         (pth(state_dict())[:-100], "is truncated"),
-        (b"some text", "is truncated, or no file of torch.save"),
+        (b"some text", "is truncated, or not a file of torch.save"),
         (b"<html>404</html>", "is a web page"),
-        (pickle.dumps([1, 2]), "is truncated, or no file of torch.save"),
-        (pth([1, 2, 3]), "holds a list, not a state dict"),
-        (pth(torch.Size([1])), "holds a torch.Size, not a state dict"),
-        (pth({"a": torch.zeros(1)}), "holds no weights of torchvision's Mask R-CNN"),
-        (pth(state_dict() | {"epoch": 3}), "is no state dict: it holds a int at 'epoch'"),
-        (pth({"weights": state_dict()}), "is no state dict: it holds a dict at 'weights'"),
+        (pickle.dumps([1, 2]), "is truncated, or not a file of torch.save"),
+        (pth([1, 2, 3]), "contains a list, not a state dict"),
+        (pth(torch.Size([1])), "contains a torch.Size, not a state dict"),
+        (pth({"a": torch.zeros(1)}), "has no weights of torchvision's Mask R-CNN"),
+        (pth(state_dict() | {"epoch": 3}), "is not a state dict: it contains a int at 'epoch'"),
+        (pth({"weights": state_dict()}), "is not a state dict: it contains a dict at 'weights'"),
         (pth(state_dict() | {"extra": torch.zeros(1)}), "has the unknown tensor 'extra'"),
         (pth({k: v for k, v in state_dict().items() if k != "rpn.head.conv.0.0.bias"}), "lacks tensor 'rpn"),
         (pth(state_dict() | {CLASS_SCORES: torch.zeros(3, 2)}), r"has the shape \(3, 2\), not \(3, 1024\)"),
@@ -335,7 +337,7 @@ def zipped(content, compression=zipfile.ZIP_DEFLATED):
         (zipped(pickle.dumps([1], 4), zipfile.ZIP_STORED), "uses the pickle operation FRAME"),
     ],
 )
-def test_what_is_no_state_dict_is_refused_in_one_line(content, complaint, write):
+def test_an_invalid_state_dict_is_refused_in_one_line(content, complaint, write):
     path = write("m.pth", content)
     with pytest.raises(UsageError, match=complaint) as caught:
         describe_model(path, write("labels.txt", "cat\n"))
@@ -354,7 +356,7 @@ class Owner:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_pickle_that_would_run_code_is_refused_in_our_words_and_does_not(legacy, write, tmp_path):
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(legacy, write, tmp_path):
     path, owned = tmp_path / "m.pth", tmp_path / "owned"
     content = state_dict() | {"x": Owner(owned)}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
@@ -366,7 +368,7 @@ def test_a_pickle_that_would_run_code_is_refused_in_our_words_and_does_not(legac
     assert not owned.exists()
 
 
-def test_what_training_scripts_keep_beside_the_weights_is_understood(write):
+def test_what_training_scripts_store_with_the_weights_is_accepted(write):
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], 0.1, momentum=0.9)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 2])
@@ -393,7 +395,7 @@ def test_what_training_scripts_keep_beside_the_weights_is_understood(write):
     assert len(describe_model(path, write("labels.txt", "cat\ndog\n")).categories) == 2
 
 
-def test_what_a_pickle_may_name_torch_allows_too():
+def test_the_allowed_globals_are_allowed_by_torch_too():
     assert set(_get_allowed_globals()) | {"argparse.Namespace"} >= GLOBALS
 
 
@@ -404,17 +406,17 @@ def test_what_a_pickle_may_name_torch_allows_too():
         ("\n \n", "names no category"),
         ("__background__\ncat\n", "begins with the background"),
         ("cat\ndog\ncat\n", "names 'cat' twice, the second time on line 3"),
-        (b"\xff\xfe\xff", "is no UTF-8 text"),
+        (b"\xff\xfe\xff", "is not UTF-8 text: save it"),
     ],
 )
-def test_labels_that_cannot_be_meant_are_refused(labels, complaint, write):
+def test_invalid_labels_are_refused(labels, complaint, write):
     with pytest.raises(UsageError, match=complaint):
         describe_model(write("m.pth", state_dict()), write("labels.txt", labels))
 
 
-def test_labels_are_asked_for_where_they_are_needed_and_only_there(write):
+def test_labels_are_required_only_for_files_without_categories(write):
     path = write("m.pth", state_dict())
-    with pytest.raises(UsageError, match="name them with --labels FILE"):
+    with pytest.raises(UsageError, match="give --labels FILE with one name per line"):
         describe_model(path)
     with pytest.raises(UsageError, match=r"labels file .*nowhere\.txt cannot be read: it does not exist"):
         describe_model(path, "nowhere.txt")
@@ -430,20 +432,20 @@ def test_labels_are_asked_for_where_they_are_needed_and_only_there(write):
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("", "no model is named; known are coco"),
+        ("", "--model is empty: give one of coco"),
         ("COCO", "did you mean 'coco'"),
         ("planted:abc", "give the seconds to sleep"),
         ("planted:-1", "give the seconds to sleep"),
         ("planted:nan", "give the seconds to sleep"),
         ("https://host/m.pth?download=1", "https:// is no store .* use a local path, s3:// or gs://"),
-        ("cocco", "did you mean 'coco'.*coco, coco-v1, scenes, planted"),
+        ("cocco", "did you mean 'coco'.*coco, coco-v1, scenes, or the path or URL"),
         ("something", "unknown model 'something'. Known are coco"),
         ("./weights/none.pth", r"none\.pth cannot be read: it does not exist"),
-        ("model.onnx", r"is a \.onnx file; weights are the path or URL of a \.safetensors"),
-        ("s3://bucket/model", "is without a suffix"),
+        ("model.onnx", r"is a \.onnx file: give the path or URL of a \.safetensors"),
+        ("s3://bucket/model", "has no suffix: give"),
     ],
 )
-def test_an_unknown_name_is_refused_with_what_is_known(name, complaint):
+def test_an_unknown_name_is_refused_with_the_known_ones(name, complaint):
     with pytest.raises(UsageError, match=complaint):
         describe_model(name)
 

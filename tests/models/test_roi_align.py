@@ -1,4 +1,4 @@
-"""Pooling as weighted sums of rows against torchvision's own RoIAlign."""
+"""RoIAlign as weighted sums of rows, against torchvision's own."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from maskrcnn.models.roi_align import Pyramid, pool
 @pytest.mark.parametrize("output", [7, 14, (3, 5)])
 @pytest.mark.parametrize("sampling_ratio", [1, 2])
 @pytest.mark.parametrize("canonical", [(224, 4), (96, 4)])
-def test_pooling_is_torchvision_s(output, sampling_ratio, canonical):
+def test_pooling_equals_torchvision_s(output, sampling_ratio, canonical):
     torch.manual_seed(0)
     canvas = (256, 384)
     maps = maps_of(canvas, 8, n_images=2)
@@ -30,7 +30,7 @@ def test_pooling_is_torchvision_s(output, sampling_ratio, canonical):
     assert pooled.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_pyramid_leaves_out_the_maps_that_are_not_pooled():
+def test_a_pyramid_excludes_the_maps_that_are_not_pooled():
     maps = maps_of((64, 64), 4, n_images=1)
     maps["pool"] = torch.randn(1, 4, 1, 1)
     pyramid = Pyramid.of(maps, ["0", "1", "2", "3"], 64)

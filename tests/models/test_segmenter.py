@@ -1,4 +1,4 @@
-"""Our segmenter against stock torchvision on the same weights."""
+"""The segmenter against torchvision with the same weights."""
 
 import copy
 import dataclasses
@@ -15,8 +15,8 @@ from pycocotools import mask as coco_mask
 
 from maskrcnn.errors import ItemError, UsageError
 from maskrcnn.models import segmenter as segmenter_module
-from maskrcnn.models.build import ARCHITECTURES, build_network, load_model, save_model
-from maskrcnn.models.matterport_config import MATTERPORT
+from maskrcnn.models.build import build_network, load_model, save_model
+from maskrcnn.models.networks import TRAINABLE
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import render_scene
 from maskrcnn.types import Category, Segmenter, detection_order
@@ -53,7 +53,7 @@ def images():
 
 
 def stock(model, image, min_score=0.05, max_detections=100):
-    """What torchvision finds, as (boxes, category ids, scores, RLE counts) in our order."""
+    """The detections of torchvision, as (boxes, category ids, scores, RLE counts) in the order of `Detections`."""
     module = copy.deepcopy(model.module)
     module.roi_heads.score_thresh = min_score
     module.roi_heads.detections_per_img = max_detections
@@ -68,7 +68,7 @@ def stock(model, image, min_score=0.05, max_detections=100):
 
 
 def assert_equal_to_stock(found, expected):
-    """Equal but for rounding: it swaps near ties, at the limit too, and small masks show it in a pixel."""
+    """Equal except for rounding, which swaps detections of almost equal scores and changes small masks by a pixel."""
     boxes, labels, scores, counts = expected
     assert len(found) == len(labels)
     sure = scores > scores[-1] + 1e-4 if len(scores) == 100 else np.ones(len(scores), np.bool_)
@@ -83,7 +83,7 @@ def assert_equal_to_stock(found, expected):
     assert differing <= max(len(counts) / 30, 1)
 
 
-def test_it_finds_what_torchvision_finds(model, images):
+def test_detections_equal_torchvision_s(model, images):
     found = MaskRCNNSegmenter(model).segment(images)
     for one, image in zip(found, images, strict=True):
         assert_equal_to_stock(one, stock(model, image))
@@ -93,8 +93,8 @@ def test_it_finds_what_torchvision_finds(model, images):
     assert any(one.areas.any() for one in found)
 
 
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in MATTERPORT])
-def test_it_finds_what_the_plain_network_does_whichever_it_is(architecture, tmp_path, images):
+@pytest.mark.parametrize("architecture", TRAINABLE)
+def test_detections_equal_those_of_every_network_run_directly(architecture, tmp_path, images):
     torch.manual_seed(2)
     network = build_network(architecture, 4, 64, 96)
     spread(network)
@@ -105,7 +105,7 @@ def test_it_finds_what_the_plain_network_does_whichever_it_is(architecture, tmp_
     assert len(found)
 
 
-def test_the_embedded_model_finds_what_torchvision_finds():
+def test_detections_of_the_embedded_model_equal_torchvision_s():
     model = load_model("scenes")
     image = render_scene(123_456).image
     (found,) = MaskRCNNSegmenter(model).segment([image])
@@ -114,14 +114,14 @@ def test_the_embedded_model_finds_what_torchvision_finds():
 
 
 @pytest.mark.parametrize(("min_score", "max_detections"), [(0.0, 7), (0.4, 100), (0.999999, 100)])
-def test_score_and_limit_are_torchvision_s(model, images, min_score, max_detections):
+def test_minimum_score_and_limit_equal_torchvision_s(model, images, min_score, max_detections):
     segmenter = MaskRCNNSegmenter(model, min_score=min_score, max_detections=max_detections)
     (found,) = segmenter.segment(images[:1])
     assert_equal_to_stock(found, stock(model, images[0], min_score, max_detections))
     assert found.capped == (len(found) == max_detections)
 
 
-def test_without_the_optimisations_only_the_last_digit_differs(model, images, monkeypatch):
+def test_without_the_optimizations_only_the_last_digits_differ(model, images, monkeypatch):
     monkeypatch.setattr(segmenter_module, "fused", lambda network: copy.deepcopy(network).eval())
     monkeypatch.setattr(segmenter_module, "for_cpu", lambda network: network)
     (found,) = MaskRCNNSegmenter(model).segment(images[:1])
@@ -132,14 +132,14 @@ def test_without_the_optimisations_only_the_last_digit_differs(model, images, mo
     assert found.masks == counts
 
 
-def test_nothing_found_has_empty_columns(model, images):
+def test_without_detections_the_columns_are_empty(model, images):
     (found,) = MaskRCNNSegmenter(model, min_score=0.9999999).segment(images[2:3])
     assert len(found) == 0
     assert not found.capped
 
 
-def test_a_network_looks_at_more_where_more_may_be_found(model, images):
-    """Beyond 2.5 proposals for each detection torchvision's own limit is the smaller one, and is raised alike."""
+def test_a_higher_limit_raises_the_number_of_proposals(model, images):
+    """Above 2.5 proposals per detection torchvision's own limit is the lower one, and is raised to the same value."""
     wider = copy.deepcopy(model)
     for limits in (wider.module.rpn._pre_nms_top_n, wider.module.rpn._post_nms_top_n):
         limits["testing"] = 1500
@@ -148,13 +148,13 @@ def test_a_network_looks_at_more_where_more_may_be_found(model, images):
     (found,) = MaskRCNNSegmenter(model, max_detections=600).segment(images[:1])
     np.testing.assert_allclose(np.sort(found.scores), np.sort(scores), rtol=0, atol=1e-5)
     assert len(of_fewer) < len(found) == 600
-    # Random weights rate neighbours alike: rounding may prefer another one.
+    # Random weights give neighbours almost equal scores: rounding may prefer another one.
     assert len(set(found.masks) & set(counts)) > 0.98 * len(set(counts))
 
 
 def test_a_chosen_category_is_not_displaced_by_others(model, images):
     (best,) = MaskRCNNSegmenter(model, max_detections=400).segment(images[:1])
-    least = float(best.scores[300])  # so that the limit cuts nothing off
+    least = float(best.scores[300])  # so that the limit has no effect
     (every,) = MaskRCNNSegmenter(model, min_score=least, max_detections=400).segment(images[:1])
     horses = every.labels == 20
     assert 0 < horses.sum() < len(every) < 400
@@ -164,14 +164,14 @@ def test_a_chosen_category_is_not_displaced_by_others(model, images):
     assert set(found.labels.tolist()) == {20}
     np.testing.assert_allclose(found.boxes, every.boxes[horses], atol=1e-4)
     np.testing.assert_allclose(found.scores, every.scores[horses], atol=1e-5)
-    limit = 10  # of fewer proposals, too
+    limit = 10  # also with fewer proposals
     (limited,) = MaskRCNNSegmenter(model, max_detections=limit, **options).segment(images[:1])
     assert len(limited) == limit
     assert limited.capped
     assert segmenter.categories == CATEGORIES
 
 
-def test_labels_that_mean_nothing_are_never_found(model, images):
+def test_unused_labels_are_never_detected(model, images):
 
     card = dataclasses.replace(
         model.card, category_ids=(0, 3, 0, 20), categories=(CATEGORIES[0], CATEGORIES[2])
@@ -181,12 +181,12 @@ def test_labels_that_mean_nothing_are_never_found(model, images):
     assert set(found.labels.tolist()) == {3, 20}
 
 
-def test_an_unknown_category_is_refused_with_the_nearest(model):
+def test_an_unknown_category_is_refused_with_the_nearest_name(model):
     with pytest.raises(UsageError, match="'hors'; did you mean 'horse'"):
         MaskRCNNSegmenter(model, categories=["hors"])
 
 
-def test_the_model_stays_plain(model, images):
+def test_the_model_is_not_changed(model, images):
     before = copy.deepcopy(model.module.state_dict())
     MaskRCNNSegmenter(model, min_score=0.5, max_detections=3).segment(images[:1])
     after = model.module.state_dict()
@@ -217,7 +217,7 @@ def test_images_of_one_padded_size_share_a_batch(model, images, monkeypatch):
 
 
 def fails_above(segmenter, limit, monkeypatch):
-    """Let the forward pass run out of memory for more than `limit` images; return the sizes of its batches."""
+    """Make the forward pass run out of memory for more than `limit` images; return the sizes of its batches."""
     sizes = []
     forward = segmenter.forward
 
@@ -236,7 +236,7 @@ def test_a_batch_that_does_not_fit_is_halved(model, images, monkeypatch):
     expected = segmenter.segment([images[0]] * 2)
     sizes = fails_above(segmenter, 2, monkeypatch)
     found = segmenter.segment([images[0]] * 5)
-    assert sizes == [5, 5, 2, 3, 1, 2]  # the second time without another lane
+    assert sizes == [5, 5, 2, 3, 1, 2]  # the second attempt without another lane
     assert found[0].masks == expected[0].masks
     assert len(found) == 5
     assert segmenter.execution["halvings"] == 2
@@ -258,7 +258,7 @@ LAYERS = ["rpn.head.cls_logits", "rpn.head.bbox_pred", "roi_heads.box_predictor.
 
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_network_that_gives_nan_is_an_item_error_and_no_empty_image(model, images, layer, value):
+def test_a_network_that_returns_nan_is_an_item_error_and_not_an_empty_image(model, images, layer, value):
     broken = copy.deepcopy(model.module)
     with torch.no_grad():
         broken.get_submodule(layer).bias[-1 if "mask" in layer else 1] = value
@@ -270,7 +270,7 @@ def test_a_network_that_gives_nan_is_an_item_error_and_no_empty_image(model, ima
         segmenter.segment(images[:1])
 
 
-def test_one_image_for_which_the_network_gives_nan_leaves_its_neighbours_alone(model, images):
+def test_nan_for_one_image_does_not_affect_the_others(model, images):
     segmenter = MaskRCNNSegmenter(model, batch_size=3)
     expected = segmenter.segment([images[0]] * 3)
 
@@ -295,26 +295,26 @@ def test_a_large_image_is_resized_like_a_small_one(model, shape):
     image, _ = model.module.transform([pixels.permute(2, 0, 1) / 255])
     assert (size,) == tuple(image.image_sizes)
     expected = image.tensors[0, :, : size[0], : size[1]]
-    # torch's own resize differs from itself by as much between one thread and two.
+    # torch's own resize differs by as much between one thread and two.
     torch.testing.assert_close(segmenter._shrunk(pixels, size), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(segmenter._prepared(pixels, size), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 160), (160, 1), (1, 2), (3000, 20)])
-def test_images_of_one_pixel_and_of_one_row_go_through(model, shape):
+def test_images_of_one_pixel_and_of_one_row_are_processed(model, shape):
     image = np.full((*shape, 3), 200, np.uint8)
     (found,) = MaskRCNNSegmenter(model).segment([image])
     assert (found.height, found.width) == shape
 
 
-def test_an_image_of_which_the_resize_leaves_nothing_is_an_item_error(model, images):
+def test_an_image_without_pixels_after_the_resize_is_an_item_error(model, images):
     thin, sound = MaskRCNNSegmenter(model).outcomes([np.zeros((1, 10_000, 3), np.uint8), images[0]])
     assert isinstance(thin, ItemError)
     assert thin.code == "aspect"
     assert len(sound)
 
 
-def test_what_did_not_fit_beside_another_lane_is_tried_alone(model, images, monkeypatch):
+def test_a_batch_that_did_not_fit_next_to_another_lane_is_tried_alone(model, images, monkeypatch):
     segmenter = MaskRCNNSegmenter(model)
     segmenter._lanes = segmenter_module._Lanes(2)
     forward, lock, under_way = segmenter.forward, threading.Lock(), []
@@ -345,11 +345,11 @@ def test_half_precision_finds_the_same_objects():
     (half,) = MaskRCNNSegmenter(model, min_score=0.7, dtype="bfloat16").segment([image])
     assert sorted(half.labels.tolist()) == sorted(exact.labels.tolist())
     assert coco_mask.iou(half.rles(), exact.rles(), [0] * len(exact)).max(0).min() > 0.9
-    with pytest.raises(UsageError, match="--dtype is one of"):
+    with pytest.raises(UsageError, match="--dtype int8: give one of"):
         MaskRCNNSegmenter(model, dtype="int8")
 
 
-def test_it_says_what_it_runs_on(model):
+def test_the_execution_is_described(model):
     segmenter: Segmenter = MaskRCNNSegmenter(model, threads=1)
     assert segmenter.batch_size == 1
     assert segmenter.max_side == 160
@@ -367,14 +367,14 @@ def test_it_says_what_it_runs_on(model):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_missing_gpu_is_said_and_auto_does_without(model):
+def test_a_missing_gpu_is_refused_and_auto_uses_the_cpu(model):
     with pytest.raises(UsageError, match="no CUDA device"):
         MaskRCNNSegmenter(model, device="cuda")
     assert MaskRCNNSegmenter(model, device="auto").execution["device"] == "cpu"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_finds_what_the_cpu_finds(model, images):
+def test_detections_on_a_gpu_match_those_on_the_cpu(model, images):
     on_gpu = MaskRCNNSegmenter(model, device="cuda").segment(images)
     on_cpu = MaskRCNNSegmenter(model).segment(images)
     for a, b in zip(on_gpu, on_cpu, strict=True):

@@ -123,7 +123,7 @@ def test_a_folder_with_the_name_of_a_manifest_is_a_folder(tmp_path: Path) -> Non
     written(tmp_path / "m.parquet" / "part-0.parquet", pa.table({"uri": ["a"]}))
     said = refusal(tmp_path / "m.parquet")
     assert "no images; found 1 .parquet" in said
-    assert said.endswith("; this is a folder, and a manifest is one file")
+    assert said.endswith("; this is a folder, but a manifest is one file")
 
 
 @pytest.mark.s3
@@ -142,7 +142,7 @@ def test_an_input_has_a_name(source: str) -> None:
 
 
 def test_an_input_whose_own_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"in\\udce9': a name that is not UTF-8; rename it"):
+    with pytest.raises(UsageError, match=r"in\\udce9': the name is not UTF-8: rename it"):
         inputs_of(os.fsdecode(os.fsencode(tmp_path) + b"/in\xe9"))
 
 
@@ -292,7 +292,7 @@ def test_other_ids_are_counted_and_carried(
         (
             "maskrcnn",
             logging.WARNING,
-            "the ids are not all integers >= 0; images are numbered by name, "
+            "the ids are not all integers >= 0; images are numbered in order of name, and "
             "the given ids are in the column input_image_id",
         )
     ]
@@ -417,41 +417,49 @@ def test_a_limit_keeps_the_first_by_name(tmp_path: Path) -> None:
         ("m.txt", "", "no rows"),
         ("m.txt", "\n \n\r\n", "no rows"),
         ("m.txt", b"\xff\n", "UTF8"),
-        ("m.txt", "a\n".encode("utf-16"), "UTF-16 text, or none; save it as UTF-8"),
+        ("m.txt", "a\n".encode("utf-16"), "it is UTF-16 or not text: save it as UTF-8"),
         ("m.txt", "a\n".encode("utf-16-be"), "save it as UTF-8"),
         ("m.csv", "uri\na\n".encode("utf-16"), "save it as UTF-8"),
         ("m.csv", "uri,größe\na,1\n".encode("latin-1"), "utf-8"),
-        ("m.txt", "a\nb\na\nb\nc\n", "2 rows repeat the uri of another: 'a', 'b'"),
-        ("m.csv", "uri,name\na,x\nb,x\n", "1 rows repeat the name of another: 'x'"),
+        ("m.txt", "a\nb\na\nb\nc\n", "2 rows with the same uri as another row: 'a', 'b'"),
+        ("m.csv", "uri,name\na,x\nb,x\n", "1 row with the same name as another row: 'x'"),
         (
             "m.txt",
             "http://host/a.jpg\nb\n",
-            "on the web, which are read with --allow-http only: 'http://host/a.jpg'",
+            "on the web, without --allow-http: 'http://host/a.jpg'",
         ),
-        ("m.txt", "gopher://host/a.jpg\n", "neither paths nor s3:// or gs://: 'gopher://host/a.jpg'"),
+        (
+            "m.txt",
+            "gopher://host/a.jpg\n",
+            "of an unsupported scheme, not s3:// or gs://: 'gopher://host/a.jpg'",
+        ),
         ("m.csv", "", "Empty CSV file"),
         ("m.csv", "uri\n", "no rows"),
         (
             "m.csv",
             "path,size\na,1\n",
-            "no column `uri`; found 'path', 'size'. Is it 'path'? Then rename that",
+            "no column `uri`; found 'path', 'size'; rename 'path' if that is meant",
         ),
-        ("m.csv", "URI\na\n", "Is it 'URI'?"),
+        ("m.csv", "URI\na\n", "rename 'URI' if that is meant"),
         ("m.csv", "x,y\n1,2\n", "no column `uri`; found 'x', 'y'"),
         (
             "m.csv",
             "uri;name\na;b\n",
-            "no column `uri`; its columns stand between semicolons: separate by commas",
+            "no column `uri`, its columns are separated by semicolons: separate them by commas",
         ),
-        ("m.csv", "uri\tname\na\tb\n", "between tabs: separate by commas"),
+        ("m.csv", "uri\tname\na\tb\n", "separated by tabs: separate them by commas"),
         ("m.csv", "uri,uri\na,b\n", "several columns have the name 'uri'"),
         ("m.csv", "uri,n\na,1\nb\n", "Expected 2 columns, got 1"),
         ("m.csv", "uri,n\na,1\n,2\n  ,3\n", "2 rows without a uri"),
-        ("m.csv", "uri,image_id\na,1\nb,2\nc,1\n", "1 rows repeat the image_id of another: 1"),
+        ("m.csv", "uri,image_id\na,1\nb,2\nc,1\n", "1 row with the same image_id as another row: 1"),
         ("m.parquet", b"no parquet", "Parquet"),
-        ("m.parquet", pa.table({"uri": [1, 2]}), "the column `uri` holds int64, not text"),
-        ("m.parquet", pa.table({"uri": ["a"], "name": [1]}), "the column `name` holds int64, not text"),
-        ("m.parquet", pa.table({"uri": ["a", None]}), "1 rows without a uri"),
+        ("m.parquet", pa.table({"uri": [1, 2]}), "the column `uri` contains int64; it must be text"),
+        (
+            "m.parquet",
+            pa.table({"uri": ["a"], "name": [1]}),
+            "the column `name` contains int64; it must be text",
+        ),
+        ("m.parquet", pa.table({"uri": ["a", None]}), "1 row without a uri"),
         ("m.parquet", pa.table({"uri": pa.array([], pa.string())}), "no rows"),
         ("m.json", "", "not JSON"),
         ("m.json", "[1]", "not a COCO dataset but a list"),
@@ -460,13 +468,13 @@ def test_a_limit_keeps_the_first_by_name(tmp_path: Path) -> None:
         ("m.json", {"images": [{"id": 1}]}, "without `file_name`"),
         ("m.json", {"images": [{"file_name": "a\ud800"}]}, r"'a\ud800' is no valid text"),
         ("m.json", {"images": [{"file_name": "a", "b\ud800": 1}]}, r"'b\ud800' is no valid text"),
-        ("m.json", {"images": [{"file_name": "a"}] * 2}, "1 rows repeat the file_name of another: 'a'"),
+        ("m.json", {"images": [{"file_name": "a"}] * 2}, "1 row with the same file_name as another row: 'a'"),
         ("m.json", '{"images": ' + "[" * 99_999, "recursion"),
         ("m.json", '{"images": [' + "9" * 9999 + "]}", "integer string"),
         (
             "m.json",
             {"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]},
-            "repeat the image_id",
+            "same image_id as another",
         ),
     ],
 )

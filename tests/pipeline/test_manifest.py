@@ -62,7 +62,7 @@ def test_rows_that_are_not_there_are_refused(tmp_path: Path) -> None:
     write_manifest(store, table_of(10))
     with ManifestReader(store) as reader:
         for start, stop in ((-1, 2), (0, 11), (5, 4), (11, 11)):
-            with pytest.raises(ValueError, match="of 10"):
+            with pytest.raises(ValueError, match="within 10 rows"):
                 reader.rows(start, stop)
     with pytest.raises(FileNotFoundError):
         ManifestReader(Storage(str(tmp_path / "elsewhere")))
@@ -227,9 +227,9 @@ def test_shards_and_lists_that_are_not_there_are_refused(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="no list"):
         read_rows(store, plan)
     with ShardReader(store) as reader:
-        with pytest.raises(ValueError, match="of 3 in a retry"):
+        with pytest.raises(ValueError, match="within the 3 rows of the retry"):
             reader.rows(Shard("2-00000001", 2, 4))
-        with pytest.raises(ValueError, match="of 30"):
+        with pytest.raises(ValueError, match="within 30 rows"):
             reader.rows(Shard("1-00000004", 28, 35))
         with pytest.raises(RunError, match=r"plan-3\.json is missing"):
             reader.rows(Shard("3-00000000", 0, 1))

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from maskrcnn.errors import RunError
 from maskrcnn.io.parquet import File, write_table
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.merge_retries import Group, GroupReader, Piece, Redone, group_shards, overlaid
+from maskrcnn.pipeline.merge_retries import (
+    Group,
+    GroupReader,
+    RetryResult,
+    RetryShard,
+    group_shards,
+    merge_results,
+)
 from maskrcnn.pipeline.receipts import ChosenReceipt
 from maskrcnn.schema import INSTANCES_PER_IMAGE, METADATA, ImageResult, images_table, instances_table
 from maskrcnn.stats import Stats
@@ -89,11 +96,11 @@ def test_the_latest_generation_of_a_row_counts(case: tuple[int, int, Generations
     start, _, every = case
     images, instances = tables(list(every[0]), list(every[0].values()))
     pieces = [
-        Piece(np.array(list(again), np.int64), *tables(list(again), list(again.values())))
+        RetryResult(np.array(list(again), np.int64), *tables(list(again), list(again.values())))
         for again in every[1:]
     ]
     expected = tables(list(latest(every)), list(latest(every).values()))
-    merged = overlaid(start, images, instances, pieces)
+    merged = merge_results(start, images, instances, pieces)
     assert [table.schema for table in merged] == [table.schema for table in expected]
     assert merged[0].equals(expected[0])
     assert merged[1].equals(expected[1])
@@ -101,9 +108,9 @@ def test_the_latest_generation_of_a_row_counts(case: tuple[int, int, Generations
 
 def test_a_piece_of_other_images_is_refused() -> None:
     images, instances = tables([0, 1, 2], [None, 1, None])
-    other = Piece(np.array([2]), *tables([1], [3]), "shards/2-00000000/a/images.parquet")
-    with pytest.raises(RunError, match=r"shards/2-00000000/a/images.parquet is of other rows"):
-        overlaid(0, images, instances, [other])
+    other = RetryResult(np.array([2]), *tables([1], [3]), "shards/2-00000000/a/images.parquet")
+    with pytest.raises(RunError, match=r"shards/2-00000000/a/images.parquet contains other rows"):
+        merge_results(0, images, instances, [other])
 
 
 # From files
@@ -143,7 +150,7 @@ def test_groups_give_every_row_once_with_its_latest_outcome(
         {row: 3 for row in range(40) if row % 3 and row % 2 and row > 20},
     ]
     first, *later = [in_shards(storage, 1 + k, found, size) for k, found in enumerate(every)]
-    redone = [[Redone(chosen, np.array(rows)) for chosen, rows in generation] for generation in later]
+    redone = [[RetryShard(chosen, np.array(rows)) for chosen, rows in generation] for generation in later]
     groups = group_shards([chosen for chosen, _ in first], redone, part_bytes)
     assert [shard for group in groups for shard in group.shards] == [chosen for chosen, _ in first]
     assert (len(groups) == len(first)) if part_bytes == 1 else len(groups) <= len(first)
@@ -167,7 +174,7 @@ def test_a_group_reads_only_the_retries_that_did_its_rows(tmp_path: Path) -> Non
     storage = Storage(str(tmp_path))
     first = [chosen for chosen, _ in in_shards(storage, 1, dict.fromkeys(range(12)), 3)]
     again = [
-        Redone(chosen, np.array(rows))
+        RetryShard(chosen, np.array(rows))
         for chosen, rows in in_shards(storage, 2, dict.fromkeys([0, 1, 2, 9, 10], 1), 2)
     ]
     groups = group_shards(first, [again], part_bytes=1)
@@ -203,13 +210,13 @@ def test_what_a_retry_found_makes_the_parts_smaller() -> None:
     shards = [ChosenReceipt(str(i), "a", File("", "", 10, 100), File("", "", 10, 0)) for i in range(10)]
     large = ChosenReceipt("2-0", "a", File("", "", 0, 1000), File("", "", 10_000, 1))
     assert len(group_shards(shards, part_bytes=2500)) == 1
-    groups: list[Group] = group_shards(shards, [[Redone(large, np.arange(1000))]], part_bytes=2500)
+    groups: list[Group] = group_shards(shards, [[RetryShard(large, np.arange(1000))]], part_bytes=2500)
     assert [len(group.shards) for group in groups] == [2] * 5
 
 
 def test_ids_follow_the_rows_of_the_manifest() -> None:
     images, instances = tables([5, 6], [None, 2])
-    _, merged = overlaid(5, images, instances, [Piece(np.array([5]), *tables([5], [1]))])
+    _, merged = merge_results(5, images, instances, [RetryResult(np.array([5]), *tables([5], [1]))])
     assert merged["id"].to_pylist() == [
         5 * INSTANCES_PER_IMAGE + 1,
         *(6 * INSTANCES_PER_IMAGE + k for k in (1, 2)),

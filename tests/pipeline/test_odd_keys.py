@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from botocore.exceptions import ClientError
 from conftest import BUCKET, S3Server
-from maskrcnn_jobs.commands.segment import Request, prepare
+from maskrcnn_jobs.driver.planning import Request, prepare
 
 import maskrcnn
 from maskrcnn.config import InferenceConfig
@@ -161,7 +161,7 @@ def test_relative_keys_of_a_manifest_are_found_below_the_root(
     collection: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     url, keys = collection
-    # `./` before a path is taken off, and a path that begins with `/` is none below a root.
+    # `./` before a path is removed, and a path that begins with `/` is not below a root.
     found = {name: scores for name, scores in expected(keys).items() if not name.startswith(("./", "/"))}
     pq.write_table(pa.table({"uri": list(found)}), tmp_path / "list.parquet")
     rows = run(str(tmp_path / "list.parquet"), str(tmp_path / "run"), images_root=url)
@@ -181,7 +181,7 @@ def test_a_bucket_of_odd_keys_may_be_the_output_too(collection: tuple[str, list[
 def test_what_a_server_does_not_take_it_refuses_by_itself(
     name: str, key: str, request: pytest.FixtureRequest
 ) -> None:
-    """When one learns to take it, the tests above can have it too."""
+    """When one accepts it, the tests above can use it too."""
     server: S3Server = request.getfixturevalue(f"{name}_server")
     below = server.prefix().removeprefix(f"s3://{BUCKET}/")
     client = server.client()

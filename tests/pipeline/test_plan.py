@@ -1,6 +1,7 @@
 """The plan: every row in exactly one shard, and nothing to remember but the rule."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ from maskrcnn.pipeline.plan import (
     run_digest,
     write_run,
 )
+from maskrcnn.schema import SCHEMA_VERSION
 
 
 def a_plan(rows: int = 100, shard_images: int = 16, generation: int = 1) -> Plan:
@@ -77,7 +79,7 @@ def test_what_is_pending_of_all_generations_is_what_has_no_receipt(
 
 @pytest.mark.parametrize(("rows", "shard_images"), [(0, 16), (10, 0)])
 def test_there_is_no_empty_plan(rows: int, shard_images: int) -> None:
-    with pytest.raises(ValueError, match="cannot cut"):
+    with pytest.raises(ValueError, match="cannot divide"):
         a_plan(rows, shard_images)
 
 
@@ -86,9 +88,30 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_plan(storage) is None
     with pytest.raises(UsageError, match="holds no run"):
         read_run(storage)
-    write_run(storage, {"name": "Gebäude"}, a_plan())
+    run = {"schema_version": SCHEMA_VERSION, "name": "Gebäude"}
+    write_run(storage, run, a_plan())
     assert read_plan(storage) == a_plan()
-    assert read_run(storage) == {"name": "Gebäude"}
+    assert read_run(storage) == run
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ({"schema_version": 1, "versions": {"maskrcnn-ray": "0.1.0"}}, ["version 1", "maskrcnn-ray 0.1.0"]),
+        ({"schema_version": SCHEMA_VERSION + 1}, [f"version {SCHEMA_VERSION + 1}"]),
+        ({}, ["version None"]),
+    ],
+)
+def test_a_run_of_another_schema_version_is_refused(
+    tmp_path: Path, run: dict[str, Any], words: list[str]
+) -> None:
+    storage = Storage(str(tmp_path / "run"))
+    write_run(storage, run, a_plan())
+    with pytest.raises(UsageError) as refused:
+        read_run(storage)
+    for word in [*words, f"this is version {SCHEMA_VERSION}", "empty directory"]:
+        assert word in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(("generation", "rows_sha256"), [(0, None), (1, "e" * 64), (2, None)])
@@ -121,7 +144,7 @@ def test_of_two_plans_the_first_stands(store_url: str) -> None:
     assert read_plan(storage) == a_plan(100)
 
 
-def test_a_plan_that_goes_as_soon_as_it_is_written_is_none(
+def test_a_plan_that_goes_as_soon_as_it_is_written_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def create(self: Storage, path: str, data: bytes) -> bool:
@@ -138,6 +161,9 @@ def test_a_record_that_is_broken_is_named(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.write("run.json", b"{")
     with pytest.raises(RunError, match=r"run\.json is not valid JSON"):
+        read_run(storage)
+    storage.write("run.json", b"[]")
+    with pytest.raises(RunError, match=r"run\.json is not a JSON object"):
         read_run(storage)
 
 
@@ -158,7 +184,7 @@ def test_a_broken_plan_is_refused(tmp_path: Path, text: str) -> None:
         read_plan(storage)
 
 
-def test_the_digest_tells_settings_weights_and_categories_apart_but_not_their_order() -> None:
+def test_the_digest_reports_settings_weights_and_categories_apart_but_not_their_order() -> None:
     settings, model = (
         {"min_score": 0.05, "limit": None},
         {"sha256": "a", "categories": [{"id": 1, "name": "car"}]},

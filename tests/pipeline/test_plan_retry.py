@@ -11,7 +11,10 @@ import pytest
 from commandline import parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskrcnn_jobs.commands.segment import Request, collect_garbage, prepare, status
+from maskrcnn_jobs.commands.gc import collect_garbage
+from maskrcnn_jobs.commands.status import run_status
+from maskrcnn_jobs.driver.planning import Request, prepare
+from planted_images import write_planted
 
 import maskrcnn
 from maskrcnn.config import InferenceConfig
@@ -21,19 +24,19 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.manifest import read_rows
 from maskrcnn.pipeline.plan import Plan, pending_of, read_plan, read_plans
 from maskrcnn.pipeline.plan_retry import failed_inputs, plan_retry
-from maskrcnn.pipeline.receipts import standing_receipts
+from maskrcnn.pipeline.receipts import complete_receipts
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import finished, read_success
 from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.stats import Stats
-from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
+from maskrcnn.synthetic.planted import PlantedSegmenter
 from maskrcnn.visualization.run_report import write_report
 
 IMAGES = 12
 
 
 class Collection:
-    """Planted images under a manifest that names all of them, some of which can be spoilt and mended."""
+    """Planted images under a manifest that names all of them, some of which can be spoilt and repaired."""
 
     def __init__(self, folder: Path, n: int = IMAGES) -> None:
         self.folder = folder
@@ -51,7 +54,7 @@ class Collection:
             sound = self._sound[path.name]
             path.write_bytes({"empty_file": b"", "not_an_image": b"<html>", "truncated": sound[:99]}[how])
 
-    def mend(self, *rows: int) -> None:
+    def repair(self, *rows: int) -> None:
         for row in rows:
             (self.folder / self.names[row]).write_bytes(self._sound[self.names[row]])
 
@@ -64,17 +67,17 @@ def planned(collection: Collection, output: Path, shard_images: int = 5) -> Stor
     return Storage(str(output))
 
 
-def swept(storage: Storage, at_most: int = 10**6) -> Storage:
-    """Do what is pending, as the actors of a sweep do."""
+def processed(storage: Storage, at_most: int = 10**6) -> Storage:
+    """Do what is pending, as actors do."""
     worker = ShardWorker(storage, PlantedSegmenter(), Limits(10**8, 10**8, 1333.0), {})
-    shards = list(pending_of(read_plans(storage), standing_receipts(storage)))
+    shards = list(pending_of(read_plans(storage), complete_receipts(storage)))
     for shard in shards[:at_most]:
         worker.run_shard(shard)
     return storage
 
 
 def segmented(collection: Collection, output: Path, shard_images: int = 5) -> Storage:
-    storage = swept(planned(collection, output, shard_images))
+    storage = processed(planned(collection, output, shard_images))
     reduce_run(storage.url, write_report=write_report)
     return storage
 
@@ -82,7 +85,7 @@ def segmented(collection: Collection, output: Path, shard_images: int = 5) -> St
 def retried(storage: Storage, *only: str) -> Plan | None:
     plan = plan_retry(storage, read_plans(storage), only or None)
     if plan is not None:
-        reduce_run(swept(storage).url, write_report=write_report)
+        reduce_run(processed(storage).url, write_report=write_report)
     return plan
 
 
@@ -124,7 +127,7 @@ def collection(tmp_path: Path) -> Collection:
     rounds=st.lists(st.sets(st.integers(0, IMAGES - 1)), max_size=2),
     shard_images=st.sampled_from([1, 4, 100]),
 )
-def test_retries_end_where_a_run_over_the_mended_files_ends(
+def test_retries_end_where_a_run_over_the_repaired_files_ends(
     tmp_path_factory: pytest.TempPathFactory,
     spoilt: dict[int, str],
     rounds: list[set[int]],
@@ -137,11 +140,11 @@ def test_retries_end_where_a_run_over_the_mended_files_ends(
     storage = segmented(collection, folder / "run", shard_images)
     assert set(errors(storage)) == set(spoilt)
     left = dict(spoilt)
-    for mended in rounds:
-        collection.mend(*mended)
+    for repaired in rounds:
+        collection.repair(*repaired)
         plan = retried(storage)
         assert (None if plan is None else plan.rows) == (len(left) or None)
-        left = {row: how for row, how in left.items() if row not in mended}
+        left = {row: how for row, how in left.items() if row not in repaired}
         assert set(errors(storage)) == set(left)
     whole = segmented(collection, folder / "whole", 5)
     assert all(ours == theirs for ours, theirs in zip(comparable(storage), comparable(whole), strict=True))
@@ -156,7 +159,7 @@ def test_only_the_codes_that_are_named_are_retried(collection: Collection, tmp_p
         collection.spoil(row, how)
     storage = segmented(collection, tmp_path / "run")
     assert list(errors(storage).values()) == list(SPOILT)
-    collection.mend(*range(IMAGES))
+    collection.repair(*range(IMAGES))
     plan = retried(storage, "not_found", "truncated")
     assert plan is not None
     assert read_rows(storage, plan)["row"].to_pylist() == [0, 3]
@@ -171,7 +174,9 @@ def test_only_the_codes_that_are_named_are_retried(collection: Collection, tmp_p
     assert generations == ["1"] * 3 + ["2", "3"]
 
 
-def test_a_code_that_is_none_is_refused_with_those_that_are(collection: Collection, tmp_path: Path) -> None:
+def test_a_code_that_is_missing_is_refused_with_those_that_are(
+    collection: Collection, tmp_path: Path
+) -> None:
     storage = segmented(collection, tmp_path / "run")
     with pytest.raises(UsageError) as refusal:
         plan_retry(storage, read_plans(storage), ["no_such_code"])
@@ -183,17 +188,17 @@ def test_a_code_that_is_none_is_refused_with_those_that_are(collection: Collecti
 def test_an_input_that_was_replaced_is_taken_as_it_is_now(collection: Collection, tmp_path: Path) -> None:
     storage = planned(collection, tmp_path / "run")
     (collection.folder / collection.names[4]).write_bytes(b"another file")
-    reduce_run(swept(storage).url, write_report=write_report)
-    collection.mend(4)
+    reduce_run(processed(storage).url, write_report=write_report)
+    collection.repair(4)
     retry = planned_retry(storage)
     listed = read_rows(storage, retry).to_pylist()
     now = (collection.folder / collection.names[4]).stat()
     assert listed == [{"row": 4, "bytes": now.st_size, "etag": f"{now.st_size}-{now.st_mtime_ns}"}]
     # What is changed after that is again none of what was planned.
     (collection.folder / collection.names[4]).write_bytes(b"and another")
-    reduce_run(swept(storage).url, write_report=write_report)
+    reduce_run(processed(storage).url, write_report=write_report)
     assert errors(storage) == {4: "changed"}
-    collection.mend(4)
+    collection.repair(4)
     retried(storage)
     assert errors(storage) == {}
 
@@ -204,7 +209,7 @@ def test_inputs_on_the_web_are_not_asked_what_they_are_now(tmp_path: Path) -> No
         str(tmp_path / "list.csv"), str(tmp_path / "run"), InferenceConfig("planted", allow_http=True), 1
     )
     prepare(request)
-    storage = swept(Storage(request.output))
+    storage = processed(Storage(request.output))
     reduce_run(storage.url, write_report=write_report)
     assert list(errors(storage)) == [0]
     listed = read_rows(storage, planned_retry(storage)).to_pylist()
@@ -215,7 +220,7 @@ def test_reducing_a_retry_again_gives_the_same_bytes(collection: Collection, tmp
     collection.spoil(2, "truncated")
     collection.spoil(9, "empty_file")
     storage = segmented(collection, tmp_path / "run")
-    collection.mend(2)
+    collection.repair(2)
     retried(storage)
     before = parts(tmp_path / "run")
     assert sorted(before) == ["images/part-2-00000.parquet", "instances/part-2-00000.parquet"]
@@ -247,21 +252,19 @@ def test_until_a_retry_is_reduced_the_tables_stand_as_they_are(
         collection.spoil(row, "empty_file")
     storage = segmented(collection, tmp_path / "run", 3)
     standing, before = maskrcnn.open_run(storage.url).success, parts(tmp_path / "run")
-    assert status(storage.url)["state"] == "finished"
-    collection.mend(*range(6))
+    assert run_status(storage.url)["state"] == "finished"
+    collection.repair(*range(6))
     retry = planned_retry(storage)
-    swept(storage, at_most=1)
+    processed(storage, at_most=1)
 
-    facts = status(storage.url)
+    facts = run_status(storage.url)
     assert (facts["state"], facts["generation"]) == ("unfinished", 2)
     assert (facts["images"], facts["images_done"]) == (IMAGES, IMAGES)
     again = facts["retry"]
     assert [again[name] for name in ("images", "images_done", "shards", "shards_done")] == [6, 3, 2, 1]
     assert facts["counts"]["failed"] == 6
     assert finished(storage, retry) is None
-    with pytest.raises(
-        RunError, match="1 of 2 shards of generation 2 are not finished; run `maskrcnn retry`"
-    ):
+    with pytest.raises(RunError, match="1 of 2 shards of generation 2 unfinished; run `maskrcnn retry`"):
         reduce_run(storage.url, write_report=write_report)
     with pytest.raises(RunError, match="not finished"):
         collect_garbage(storage.url)
@@ -270,14 +273,14 @@ def test_until_a_retry_is_reduced_the_tables_stand_as_they_are(
     assert maskrcnn.open_run(storage.url).success == standing
     assert parts(tmp_path / "run") == before
 
-    assert status(swept(storage).url)["state"] == "swept"
+    assert run_status(processed(storage).url)["state"] == "unreduced"
     reduce_run(storage.url, write_report=write_report)
-    assert (status(storage.url)["state"], status(storage.url)["retry"]) == ("finished", None)
+    assert (run_status(storage.url)["state"], run_status(storage.url)["retry"]) == ("finished", None)
     assert errors(storage) == {}
 
 
 def test_a_run_that_is_not_finished_is_not_retried(collection: Collection, tmp_path: Path) -> None:
-    storage = swept(planned(collection, tmp_path / "run"), at_most=1)
+    storage = processed(planned(collection, tmp_path / "run"), at_most=1)
     with pytest.raises(UsageError, match="continue it with `maskrcnn segment`"):
         plan_retry(storage, read_plans(storage))
 
@@ -285,7 +288,7 @@ def test_a_run_that_is_not_finished_is_not_retried(collection: Collection, tmp_p
 def test_the_command_of_the_run_continues_its_retry(collection: Collection, tmp_path: Path) -> None:
     collection.spoil(1, "empty_file")
     storage = segmented(collection, tmp_path / "run")
-    collection.mend(1)
+    collection.repair(1)
     retry = planned_retry(storage)
     request = Request(str(collection.manifest), storage.url, InferenceConfig("planted"), 5)
     assert prepare(request) == retry
@@ -320,14 +323,14 @@ def test_a_shard_whose_files_are_gone_is_done_again_with_the_retry(
     for row in (1, 6):
         collection.spoil(row, "truncated")
     storage = segmented(collection, tmp_path / "run")
-    collection.mend(1, 6)
+    collection.repair(1, 6)
     planned_retry(storage)
     storage.remove_tree("shards/1-00000000")
-    assert status(storage.url)["images_done"] == IMAGES - 5
-    with pytest.raises(RunError, match="1 of 3 shards are not finished"):
-        reduce_run(swept(Storage(storage.url), at_most=0).url, write_report=write_report)
-    reduce_run(swept(storage).url, write_report=write_report)
-    # What was mended succeeds in both generations, and counts once.
+    assert run_status(storage.url)["images_done"] == IMAGES - 5
+    with pytest.raises(RunError, match="1 of 3 shards unfinished"):
+        reduce_run(processed(Storage(storage.url), at_most=0).url, write_report=write_report)
+    reduce_run(processed(storage).url, write_report=write_report)
+    # What was repaired succeeds in both generations, and counts once.
     whole = segmented(collection, tmp_path / "whole")
     assert all(ours == theirs for ours, theirs in zip(comparable(storage), comparable(whole), strict=True))
 
@@ -345,7 +348,7 @@ def test_after_gc_nothing_is_retried_and_the_tables_stand(collection: Collection
     assert [path for name in ("shards", "probes") for path in storage.list(name)] == []
     with pytest.raises(UsageError, match="the files of 3 shards are gone"):
         plan_retry(storage, read_plans(storage))
-    assert (status(storage.url)["state"], read_plan(storage)) == ("finished", read_plans(storage)[0])
+    assert (run_status(storage.url)["state"], read_plan(storage)) == ("finished", read_plans(storage)[0])
     assert parts(tmp_path / "run") == before
     assert set(collect_garbage(storage.url).values()) == {0}
 
@@ -354,7 +357,7 @@ def test_without_some_of_its_shards_nothing_is_retried(collection: Collection, t
     collection.spoil(1, "empty_file")
     storage = segmented(collection, tmp_path / "run")
     storage.remove(storage.list("shards")[0])
-    with pytest.raises(UsageError, match="the files of 1 shards are gone"):
+    with pytest.raises(UsageError, match="the files of 1 shard are gone"):
         plan_retry(storage, read_plans(storage))
 
 
@@ -404,4 +407,4 @@ def test_a_record_of_the_generation_before_is_no_end_of_a_retry(
         storage.remove("_SUCCESS")
     assert finished(storage, plan) == read_success(storage)
     assert finished(storage, retry) is None
-    assert (status(storage.url)["counts"] is None) == (record is None)
+    assert (run_status(storage.url)["counts"] is None) == (record is None)

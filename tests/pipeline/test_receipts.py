@@ -85,7 +85,7 @@ def test_of_several_attempts_the_first_by_name_counts_whose_files_are_there(tmp_
 
 
 @given(missing=st.sets(st.sampled_from(EVERY), min_size=1))
-def test_a_shard_without_a_receipt_is_told(
+def test_a_shard_without_a_receipt_is_reported(
     tmp_path_factory: pytest.TempPathFactory, missing: set[str]
 ) -> None:
     storage = Storage(str(tmp_path_factory.mktemp("run")))
@@ -93,9 +93,9 @@ def test_a_shard_without_a_receipt_is_told(
         written(storage, shard)
     of_first = sum(shard.startswith("1-") for shard in missing)
     expected = (
-        f"{of_first} of 3 shards are not finished; run `maskrcnn segment` again"
+        f"{of_first} of 3 shards unfinished; run `maskrcnn segment` again"
         if of_first
-        else f"{len(missing)} of 2 shards of generation 2 are not finished; run `maskrcnn retry`"
+        else f"{len(missing)} of 2 shards of generation 2 unfinished; run `maskrcnn retry`"
     )
     with pytest.raises(RunError, match=expected):
         check_complete(PLANS, choose(storage, PLANS))
@@ -108,5 +108,5 @@ def test_a_receipt_of_another_plan_is_refused(changed: dict[str, Any], tmp_path:
     storage = Storage(str(tmp_path))
     for shard in EVERY:
         written(storage, shard, **(changed if shard == "1-00000001" else {}))
-    with pytest.raises(RunError, match=r"receipts/1-00000001\.a\.json is of another plan; remove it"):
+    with pytest.raises(RunError, match=r"receipts/1-00000001\.a\.json belongs to another plan; remove it"):
         collected(storage, [False] * 3)

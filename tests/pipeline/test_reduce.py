@@ -5,6 +5,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pytest
+from planted_images import write_planted
 from pycocotools.coco import COCO
 
 import maskrcnn
@@ -16,14 +17,15 @@ from maskrcnn.pipeline.plan import Plan, write_run
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import parts_of, read_success
 from maskrcnn.pipeline.worker import ShardWorker
+from maskrcnn.schema import SCHEMA_VERSION
 from maskrcnn.stats import Stats
-from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter
 from maskrcnn.visualization.run_report import write_report
 
 ROWS = 30
 
 
-def swept(folder: Path, images: Path, shard_images: int = 7) -> Storage:
+def processed(folder: Path, images: Path, shard_images: int = 7) -> Storage:
     """Return a run over planted images whose shards all have receipts."""
     storage = Storage(str(folder))
     inputs = read_inputs(str(images), images_root=None, limit=None)
@@ -31,6 +33,7 @@ def swept(folder: Path, images: Path, shard_images: int = 7) -> Storage:
     plan = Plan(1, ROWS, shard_images, sha256, "d" * 64, "2026-11-23T00:00:00+00:00")
     model = {"name": "planted", "sha256": "0" * 64, "architecture": "planted"}
     run = {
+        "schema_version": SCHEMA_VERSION,
         "created": plan.created,
         "digest": plan.digest,
         "settings": {"max_pixels": 10**8, "max_bytes": 10**8},
@@ -52,7 +55,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def test_tables_coco_and_statistics_agree(tmp_path: Path, images: Path) -> None:
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     success = reduce_run(storage.url, write_report=write_report)
     run = maskrcnn.open_run(storage.url)
     by_parquet = dict(
@@ -75,14 +78,14 @@ def test_tables_coco_and_statistics_agree(tmp_path: Path, images: Path) -> None:
 
 
 def test_recomputing_the_statistics_from_parquet_gives_the_file(tmp_path: Path, images: Path) -> None:
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
     run = maskrcnn.open_run(storage.url)
     assert Stats.of_tables(run.images(), run.instances(), run.categories).to_json() == run.stats
 
 
 def test_reducing_again_gives_the_same_files(tmp_path: Path, images: Path) -> None:
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     first = reduce_run(storage.url, write_report=write_report)
     storage.write("images/part-0-00000.parquet", b"left over from a reduce that died")
     second = reduce_run(storage.url, write_report=write_report)
@@ -91,7 +94,7 @@ def test_reducing_again_gives_the_same_files(tmp_path: Path, images: Path) -> No
 
 
 def test_several_attempts_at_a_shard_count_once(tmp_path: Path, images: Path) -> None:
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     once = reduce_run(storage.url, write_report=write_report)
     worker = ShardWorker(storage, PlantedSegmenter(), Limits(10**8, 10**8, 1333.0), {})
     worker.run_shard(Plan(1, ROWS, 7, "", "", "")[2])
@@ -101,7 +104,7 @@ def test_several_attempts_at_a_shard_count_once(tmp_path: Path, images: Path) ->
 def test_how_shards_are_cut_changes_no_row(tmp_path: Path, images: Path) -> None:
     runs = []
     for shard_images in (1, 7, 100):
-        storage = swept(tmp_path / f"run-{shard_images}", images, shard_images)
+        storage = processed(tmp_path / f"run-{shard_images}", images, shard_images)
         reduce_run(storage.url, write_report=write_report)
         runs.append(maskrcnn.open_run(storage.url))
     assert all(run.instances().equals(runs[0].instances()) for run in runs)
@@ -109,11 +112,11 @@ def test_how_shards_are_cut_changes_no_row(tmp_path: Path, images: Path) -> None
     assert all(run.stats == runs[0].stats for run in runs)
 
 
-def test_an_unfinished_sweep_is_not_reduced_and_what_stood_stays(tmp_path: Path, images: Path) -> None:
-    storage = swept(tmp_path / "run", images)
+def test_an_unfinished_map_stage_is_not_reduced_and_what_stood_stays(tmp_path: Path, images: Path) -> None:
+    storage = processed(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
     storage.remove(storage.list("receipts")[1])
-    with pytest.raises(RunError, match="1 of 5 shards are not finished"):
+    with pytest.raises(RunError, match="1 of 5 shards unfinished"):
         reduce_run(storage.url, write_report=write_report)
     assert read_success(storage) is not None
 
@@ -132,14 +135,12 @@ def damaged(storage: Storage, path: str, damage: str) -> None:
 def test_a_damaged_shard_stops_the_reduce_and_the_tables_stand(
     tmp_path: Path, images: Path, damage: str
 ) -> None:
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
     before = {path: storage.read(path) for path in storage.list("images") + storage.list("instances")}
     path = next(p for p in storage.list("shards") if "1-00000002" in p and p.endswith("instances.parquet"))
     damaged(storage, path, damage)
-    with pytest.raises(
-        RunError, match="not finished" if damage == "missing" else "not what its receipt says"
-    ):
+    with pytest.raises(RunError, match="unfinished" if damage == "missing" else "not what its receipt says"):
         reduce_run(storage.url, write_report=write_report)
     assert read_success(storage) is not None
     assert {path: storage.read(path) for path in before} == before
@@ -147,37 +148,37 @@ def test_a_damaged_shard_stops_the_reduce_and_the_tables_stand(
 
 @pytest.mark.parametrize("damage", ["truncated", "another shard's"])
 def test_a_damaged_shard_never_reaches_the_tables(tmp_path: Path, images: Path, damage: str) -> None:
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     path = next(p for p in storage.list("shards") if "1-00000002" in p and p.endswith("instances.parquet"))
     damaged(storage, path, damage)
-    with pytest.raises(RunError, match="not what its receipt says"):
+    with pytest.raises(RunError, match="differs from its receipt"):
         reduce_run(storage.url, write_report=write_report)
     assert read_success(storage) is None
 
 
 def test_after_gc_the_tables_stand_and_cannot_be_made_again(tmp_path: Path, images: Path) -> None:
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
     storage.remove_tree("shards")
-    with pytest.raises(UsageError, match="they stand"):
+    with pytest.raises(UsageError, match="they are unchanged"):
         reduce_run(storage.url, write_report=write_report)
     assert maskrcnn.open_run(storage.url).images().num_rows == ROWS
 
 
 def test_a_broken_record_is_named(tmp_path: Path, images: Path) -> None:
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
     storage.write("_SUCCESS", b"{")
     with pytest.raises(RunError, match="_SUCCESS is broken"):
         read_success(storage)
     broken = storage.list("receipts")[0]
     storage.write(broken, b"{")
-    with pytest.raises(RunError, match="is no receipt"):
+    with pytest.raises(RunError, match="is not a valid receipt"):
         reduce_run(storage.url, write_report=write_report)
 
 
 def test_an_unfinished_run_is_not_opened(tmp_path: Path, images: Path) -> None:
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     with pytest.raises(UsageError, match="not finished"):
         maskrcnn.open_run(storage.url)
     with pytest.raises(UsageError, match="holds no run"):
@@ -187,7 +188,7 @@ def test_an_unfinished_run_is_not_opened(tmp_path: Path, images: Path) -> None:
 def test_pandas_reads_the_tables(tmp_path: Path, images: Path) -> None:
     import pandas as pd
 
-    storage = swept(tmp_path / "run", images)
+    storage = processed(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
     frame = pd.read_parquet(f"{storage.url}/instances").merge(
         pd.read_parquet(f"{storage.url}/images"), on="image_id"

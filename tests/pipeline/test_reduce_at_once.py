@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted_images import write_planted
 
 from maskrcnn.errors import RunError
 from maskrcnn.imaging.decode import Limits
@@ -28,9 +29,10 @@ from maskrcnn.pipeline.manifest import ROWS, write_manifest, write_rows
 from maskrcnn.pipeline.merge_retries import group_shards
 from maskrcnn.pipeline.plan import Plan, create_plan, read_plan, write_run
 from maskrcnn.pipeline.reduce import reduce_run
-from maskrcnn.pipeline.success import finished
+from maskrcnn.pipeline.success import categories_of, finished
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, write_planted
+from maskrcnn.schema import SCHEMA_VERSION
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter
 from maskrcnn.visualization.run_report import write_report
 
 pytestmark = pytest.mark.slow
@@ -43,7 +45,7 @@ class KilledError(BaseException):
 
 
 class Stage:
-    """Lets named threads take one step at a time, when told to."""
+    """Lets named threads take one step at a time, when the test allows it."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -173,7 +175,7 @@ def look(output: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directories `first`, swept; `again`, reduced; `retry`, reduced, then retried and swept."""
+    """The directories `first`, processed; `again`, reduced; `retry`, reduced, then retried and processed."""
     folder = tmp_path_factory.mktemp("runs")
     write_planted(folder / "images", 4, seed=11)
     sound = (folder / "images" / "planted-000001.png").read_bytes()
@@ -182,6 +184,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = read_inputs(str(folder / "images"), images_root=None, limit=None).table
     plan = Plan(1, 4, 2, write_manifest(storage, table), "d" * 64, "2026-11-23T00:00:00+00:00")
     run = {
+        "schema_version": SCHEMA_VERSION,
         "created": plan.created,
         "digest": plan.digest,
         "settings": {"max_pixels": 10**8, "max_bytes": 10**8},
@@ -191,7 +194,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     }
     write_run(storage, run, plan)
-    sweep(storage, plan)
+    process_shards(storage, plan)
     shutil.copytree(folder / "first", folder / "again")
     again = Storage(str(folder / "again"))
     with pytest.MonkeyPatch.context() as patch:
@@ -201,11 +204,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "images" / "planted-000001.png").write_bytes(sound)
     retry = Storage(str(folder / "retry"))
     rows = write_rows(retry, 2, ROWS.empty_table().from_pylist([{"row": 1}], schema=ROWS))
-    sweep(retry, create_plan(retry, Plan(2, 1, 2, plan.manifest_sha256, plan.digest, "later", rows)))
+    process_shards(retry, create_plan(retry, Plan(2, 1, 2, plan.manifest_sha256, plan.digest, "later", rows)))
     return folder
 
 
-def sweep(storage: Storage, plan: Plan) -> None:
+def process_shards(storage: Storage, plan: Plan) -> None:
     worker = ShardWorker(storage, PlantedSegmenter(), Limits(10**8, 10**8, 1333.0), {})
     for shard in plan:
         worker.run_shard(shard)
@@ -236,7 +239,7 @@ def play(
         itertools.repeat(name, n) for name, n in zip(itertools.cycle("ab"), turns, strict=False)
     )
     work = functools.partial(
-        reduce_run, str(output), coco_mode="always", keep_standing=keep, write_report=write_report
+        reduce_run, str(output), coco_mode="always", keep_finished=keep, write_report=write_report
     )
     with gated(stage):
         threads = [stage.begin(name, work) for name in steps]
@@ -332,9 +335,9 @@ def test_a_reduce_that_comes_too_late_adds_nothing(runs: Path, tmp_path: Path) -
     shutil.copytree(runs / "retry", output)
     late = reduce.gather(Storage(str(runs / "again")))
     success = reduce_run(str(output), write_report=write_report)
-    categories = success.categories_of(late.run)
+    categories = categories_of(late.run)
     with pytest.raises(
-        RunError, match=r"generation 2 was planned meanwhile .* `maskrcnn retry` continues that"
+        RunError, match=r"generation 2 was planned meanwhile .* `maskrcnn retry` continues it"
     ):
         reduce.write_part(str(output), 1, categories, late.groups[0])
     look(output)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maskrcnn_jobs.commands.segment import Request, prepare
+from maskrcnn_jobs.driver.planning import Request, prepare
 from PIL import Image
 from pycocotools import mask as coco_mask
-from windowed import compute_of, mosaic, run_windows, sweep, write_geotiff
+from windowed import compute_of, mosaic, process_shards, run_windows, write_geotiff
 
 import maskrcnn
 from maskrcnn.errors import ItemError, UsageError
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("rasterio")
 
 
-def truth(pixels: Pixels) -> dict[float, tuple[int, bytes]]:
+def ground_truth(pixels: Pixels) -> dict[float, tuple[int, bytes]]:
     """Return area and mask of all that an image shows, by the score, which is an object's own."""
     found = {}
     for number, _, crop, left, top in objects_in(pixels):
@@ -49,9 +49,9 @@ def found_in(run: Run, name: str) -> dict[float, tuple[int, bytes]]:
 
 
 def assert_proven(output: Path | str) -> None:
-    verdict = verify_run(str(output))
-    assert verdict.findings == ()
-    assert verdict.proven
+    report = verify_run(str(output))
+    assert report.findings == ()
+    assert report.proven
 
 
 def tables_of(output: Path) -> dict[str, bytes]:
@@ -90,7 +90,7 @@ def test_whole_objects_are_those_that_the_whole_image_shows(
     success = run_windows(folder, tmp_path / "out")
     run = maskrcnn.open_run(str(tmp_path / "out"))
     for name, pixels in images.items():
-        assert found_in(run, name) == truth(pixels)
+        assert found_in(run, name) == ground_truth(pixels)
     assert success["counts"]["ok"] == len(images)
     errors = {row["name"]: row["error"] for row in run.images().to_pylist() if row["status"] == "failed"}
     assert errors == {"nowhere.tif": "no_crs", "page.tif": "not_an_image"}
@@ -119,7 +119,7 @@ def test_the_jitter_of_windows_doubles_splits_and_loses_nothing(tmp_path: Path) 
     pixels = mosaic(700, 900, 60, 7)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(png(pixels))
-    seen = {score for score, (area, _) in truth(pixels).items() if area >= 400}
+    seen = {score for score, (area, _) in ground_truth(pixels).items() if area >= 400}
     run_windows(tmp_path / "in", tmp_path / "out", segmenter=MosaicSegmenter(2, max_detections=1000))
     rows = maskrcnn.open_run(str(tmp_path / "out")).instances().to_pylist()
     scores = [row["score"] for row in rows if row["score"] in seen]
@@ -135,10 +135,12 @@ def test_coco_json_holds_whole_image_masks(
     sizes = {image["id"]: [image["height"], image["width"]] for image in coco["images"]}
     assert sorted(sizes.values()) == sorted(list(pixels.shape[:2]) for pixels in images.values())
     assert all(each["segmentation"]["size"] == sizes[each["image_id"]] for each in coco["annotations"])
-    assert len({each["id"] for each in coco["annotations"]}) == sum(map(len, map(truth, images.values())))
+    assert len({each["id"] for each in coco["annotations"]}) == sum(
+        map(len, map(ground_truth, images.values()))
+    )
 
 
-def test_a_raster_with_a_broken_block_keeps_its_other_windows_and_a_retry_mends_it(tmp_path: Path) -> None:
+def test_a_raster_with_a_broken_block_keeps_its_other_windows_and_a_retry_repairs_it(tmp_path: Path) -> None:
     pixels = mosaic(400, 400, 30, 5)
     sound, broken = tmp_path / "sound.tif", tmp_path / "in" / "a.tif"
     write_geotiff(sound, pixels)
@@ -160,9 +162,9 @@ def test_a_raster_with_a_broken_block_keeps_its_other_windows_and_a_retry_mends_
     plan = plan_retry(storage, read_plans(storage))
     assert plan is not None
     assert plan.rows == success["windows"]["failed"]
-    sweep(storage.url, compute_of())
+    process_shards(storage.url, compute_of())
     assert "failed" not in reduce_run(storage.url, write_report=write_report)["windows"]
-    assert found_in(maskrcnn.open_run(storage.url), "a.tif") == truth(pixels)
+    assert found_in(maskrcnn.open_run(storage.url), "a.tif") == ground_truth(pixels)
     assert_proven(storage.url)
     assert plan_retry(storage, read_plans(storage)) is None
 
@@ -174,7 +176,7 @@ def test_windows_of_nodata_are_skipped_and_counted(tmp_path: Path) -> None:
     success = run_windows(tmp_path / "in", tmp_path / "out")
     assert success["windows"]["skipped"] > 0
     run = maskrcnn.open_run(str(tmp_path / "out"))
-    assert found_in(run, "a.tif") == truth(pixels)
+    assert found_in(run, "a.tif") == ground_truth(pixels)
     assert_proven(tmp_path / "out")
 
 
@@ -185,7 +187,7 @@ def test_an_image_that_was_replaced_since_the_plan_fails_as_changed(tmp_path: Pa
     prepare(Request(str(tmp_path / "in"), str(tmp_path / "out"), compute_of()))
     write_geotiff(raster, mosaic(200, 210, 5, 2))
     picture.write_bytes(png(mosaic(210, 200, 5, 2)))
-    sweep(str(tmp_path / "out"), compute_of())
+    process_shards(str(tmp_path / "out"), compute_of())
     reduce_run(str(tmp_path / "out"), write_report=write_report)
     images = maskrcnn.open_run(str(tmp_path / "out")).images().to_pylist()
     assert [row["error"] for row in images] == ["changed", "changed"]
@@ -207,7 +209,7 @@ def test_a_picture_is_cut_upright(tmp_path: Path) -> None:
     assert images["a.tif"]["error"] == "no_crs"
     assert (images["b.png"]["width"], images["b.png"]["height"]) == (300, 200)
     assert images["b.png"]["exif_orientation"] == 6
-    assert found_in(maskrcnn.open_run(str(tmp_path / "out")), "b.png") == truth(pixels)
+    assert found_in(maskrcnn.open_run(str(tmp_path / "out")), "b.png") == ground_truth(pixels)
 
 
 @pytest.mark.parametrize(
@@ -226,22 +228,24 @@ def test_a_tiff_without_coordinates_is_a_picture_where_that_is_asked_for(tmp_pat
     write_geotiff(tmp_path / "in" / "a.tif", pixels, crs=None, transform=None)
     run_windows(tmp_path / "in", tmp_path / "out", compute_of(assume_crs="none"))
     run = maskrcnn.open_run(str(tmp_path / "out"))
-    assert found_in(run, "a.tif") == truth(pixels)
+    assert found_in(run, "a.tif") == ground_truth(pixels)
     assert run.success["parts"]["geo"] == []
     assert_proven(tmp_path / "out")
 
 
 def test_a_crs_that_nobody_knows_is_refused_before_anything_is_planned(tmp_path: Path) -> None:
     write_geotiff(tmp_path / "in" / "a.tif", mosaic(100, 100, 2, 9))
-    with pytest.raises(UsageError, match="--assume-crs takes a CRS like EPSG:32636, or none, not 'nonsense'"):
+    with pytest.raises(
+        UsageError, match="--assume-crs takes a CRS such as EPSG:32636, or none, not 'nonsense'"
+    ):
         run_windows(tmp_path / "in", tmp_path / "out", compute_of(assume_crs="nonsense"))
 
 
-def test_a_convicted_window_fails_alone(tmp_path: Path) -> None:
+def test_a_quarantined_window_fails_alone(tmp_path: Path) -> None:
     write_geotiff(tmp_path / "in" / "a.tif", mosaic(300, 300, 20, 4))
     prepare(Request(str(tmp_path / "in"), str(tmp_path / "out"), compute_of()))
-    verdict = ItemError("worker_crash", "alone in its process")
-    sweep(str(tmp_path / "out"), compute_of(), quarantined={4: verdict})
+    failure = ItemError("worker_crash", "alone in its process")
+    process_shards(str(tmp_path / "out"), compute_of(), quarantined={4: failure})
     success = reduce_run(str(tmp_path / "out"), write_report=write_report)
     assert success["windows"]["failed"] == 1
     [image] = maskrcnn.open_run(str(tmp_path / "out")).images().to_pylist()

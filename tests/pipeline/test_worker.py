@@ -10,19 +10,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from planted_images import write_planted
 
 from maskrcnn.errors import HandedBackError, ItemError, RunError, SegmenterError, StoreFailingError
 from maskrcnn.imaging.decode import DecodedImage, Limits, decode_image
 from maskrcnn.io.inputs import read_input
 from maskrcnn.io.parquet import read_table
 from maskrcnn.io.storage import Storage
+from maskrcnn.pipeline.batching import Loaded, filled_groups
 from maskrcnn.pipeline.inputs import read_inputs, write_manifest
 from maskrcnn.pipeline.plan import Plan
 from maskrcnn.pipeline.prefetch import Pool, Stopwatch, Turns, prefetch
-from maskrcnn.pipeline.receipts import Receipt, commit, standing_receipts
-from maskrcnn.pipeline.worker import Announcement, Loaded, ShardWorker, filled_groups
+from maskrcnn.pipeline.receipts import Receipt, commit, complete_receipts
+from maskrcnn.pipeline.worker import Announcement, ShardWorker
 from maskrcnn.stats import Stats
-from maskrcnn.synthetic.planted import PlantedSegmenter, plant, planted_instances, png, write_planted
+from maskrcnn.synthetic.planted import PlantedSegmenter, plant, planted_instances, png
 from maskrcnn.types import Detections, Pixels
 
 LIMITS = Limits(10**7, 10**7, 1333.0)
@@ -185,13 +187,13 @@ def test_a_traced_shard_gives_the_rows_of_any_other(run: Storage) -> None:
     assert plain.receipt.instances.sha256 == traced.receipt.instances.sha256
 
 
-def test_a_convicted_image_is_not_touched_and_its_neighbours_are_kept(run: Storage) -> None:
+def test_a_quarantined_image_is_not_touched_and_its_neighbours_are_kept(run: Storage) -> None:
     shard, worker = Plan(1, 17, 17, "", "", "")[0], ShardWorker(run, PlantedSegmenter(), LIMITS, {})
     whole = read_table(run, worker.run_shard(shard).receipt.images.path).to_pylist()
     row = next(n for n, image in enumerate(whole) if image["status"] == "ok")
     Path(whole[row]["uri"]).unlink()  # who looked at it would find `not_found`
-    verdict = ItemError("worker_crash", "it did it")
-    again = worker.run_shard(shard, quarantined={row: verdict}).receipt
+    failure = ItemError("worker_crash", "it did it")
+    again = worker.run_shard(shard, quarantined={row: failure}).receipt
     images = read_table(run, again.images.path).to_pylist()
     assert (images[row]["status"], images[row]["error"]) == ("failed", "worker_crash")
     assert images[row]["message"] == "it did it"
@@ -209,8 +211,8 @@ def test_what_ended_its_decoder_is_announced_so_that_it_is_not_decoded_again(run
     announced: list[Announcement] = []
     worker = ShardWorker(run, PlantedSegmenter(), LIMITS, {}, decode=decode)
     worker.run_shard(Plan(1, 17, 17, "", "", "")[0], announce=announced.append)
-    [verdict] = announced[-1].verdicts.values()
-    assert verdict.code == "timeout"
+    [failure] = announced[-1].failures.values()
+    assert failure.code == "timeout"
 
 
 def test_nothing_is_decoded_while_a_traced_group_is_computed(run: Storage) -> None:
@@ -265,10 +267,10 @@ def test_an_image_tried_alone_is_alone_and_leaves_no_trace(run: Storage) -> None
     assert run.list("shards") == run.list("receipts") == []
 
 
-def test_a_worker_told_to_go_hands_its_shard_back(run: Storage) -> None:
+def test_a_worker_that_is_asked_to_stop_hands_its_shard_back(run: Storage) -> None:
     segmenter = Sequential()
     worker = ShardWorker(run, segmenter, LIMITS, {})
-    segmenter.before = worker.go
+    segmenter.before = worker.stop
     with pytest.raises(HandedBackError):
         worker.run_shard(Plan(1, 17, 17, "", "", "")[0])
     assert run.list("receipts") == []
@@ -317,7 +319,7 @@ def test_a_shard_in_which_the_store_refused_inputs_is_withheld(
     storage = Storage(str(tmp_path / "run"))
     assert storage.list("receipts") == []
     commit(storage, finished.receipt)
-    assert len(standing_receipts(storage)) == 1
+    assert len(complete_receipts(storage)) == 1
 
 
 @pytest.mark.parametrize(("refused", "stops"), [(99, False), (100, True)])

@@ -25,7 +25,8 @@ from fault_proxy import FaultProxy, answer, refuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
-from maskrcnn_jobs.commands.segment import Request, prepare
+from maskrcnn_jobs.driver.planning import Request, prepare
+from planted_images import write_planted
 
 from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import RunError, UsageError
@@ -41,7 +42,7 @@ from maskrcnn.results import invariants, verify, verify_loading
 from maskrcnn.results.verify import VerificationReport, verify_run
 from maskrcnn.results.verify_loading import digest_and_size, row_groups
 from maskrcnn.schema import INSTANCES
-from maskrcnn.synthetic.planted import PlantedSegmenter, write_planted
+from maskrcnn.synthetic.planted import PlantedSegmenter
 from maskrcnn.visualization.run_report import write_report
 
 ROWS = 25
@@ -214,7 +215,7 @@ def test_the_command_says_what_was_found(output: Output) -> None:
     result = command(output.path)
     assert result.exit_code == 1
     assert "listing: 1 finding" in result.stdout
-    assert "images/part-1-00099.parquet: stands there, and _SUCCESS does not list it" in result.stdout
+    assert "images/part-1-00099.parquet: is not listed in _SUCCESS" in result.stdout
     assert result.stdout.splitlines()[-1] == f"not proven: {output.path}"
     facts = json.loads(command(output.path, "--json").stdout)
     assert facts["proven"] is False
@@ -224,7 +225,7 @@ def test_the_command_says_what_was_found(output: Output) -> None:
 
 
 def test_an_unfinished_run_is_told_from_a_false_one(output: Output) -> None:
-    for name, words in (("_SUCCESS", "segment"), ("plan.json", "not planned")):
+    for name, words in (("_SUCCESS", "segment"), ("plan.json", "planning did not finish")):
         (output.path / name).unlink()
         result = command(output.path, "--json")
         assert result.exit_code == 3
@@ -255,7 +256,7 @@ def test_only_the_first_findings_are_kept_and_all_are_counted(
 def test_what_was_not_done_is_not_passed(output: Output) -> None:
     output.part("images").unlink()
     verdict = verify_run(str(output.path))
-    undone = [outcome.check for outcome in verdict.outcomes if outcome.line.startswith("not done")]
+    undone = [outcome.check for outcome in verdict.outcomes if outcome.line.startswith("not run")]
     assert undone == ["images", "instances", "statistics", "windows", "coco"]
     assert not any(outcome.passed for outcome in verdict.outcomes if outcome.check in undone)
 
@@ -450,8 +451,8 @@ IMAGES_ROWS: list[tuple[str, Callable[[pa.Table], pa.Table], str]] = [
     ("a row is lost", all_but(2), "is missing"),
     ("the last row is lost", all_but(-1), "is missing"),
     ("all rows are lost", lambda table: table.slice(0, 0), "is missing"),
-    ("a row is doubled", again(2), "stands there again"),
-    ("the last row is doubled", again(4), "stands there again"),
+    ("a row is doubled", again(2), "occurs twice"),
+    ("the last row is doubled", again(4), "occurs twice"),
     ("rows are swapped", in_order(0, 2, 1), "is not in the order of the manifest"),
     ("a row of another run", set_value("image_id", 1, 777), "the manifest has no such row"),
     ("another name", set_value("name", 1, "other.png"), "name is 'other.png', in the manifest"),
@@ -463,7 +464,7 @@ IMAGES_ROWS: list[tuple[str, Callable[[pa.Table], pa.Table], str]] = [
     ("failed without an error", set_values(1, status="failed", n_instances=0), "failed without an error"),
     ("failed in part", set_values(1, status="failed", n_instances=0, error="partial"), "the error 'partial'"),
     ("ok with an error", set_value("error", 1, "corrupt"), "with the error 'corrupt'"),
-    ("an error that is no code", set_values(1, status="failed", n_instances=0, error="oops"), "no error code 'oops'"),
+    ("an error that is no code", set_values(1, status="failed", n_instances=0, error="oops"), "unknown error code"),
     ("failed with instances", set_values(1, status="failed", error="corrupt", n_instances=2), "failed with n_"),
     ("ok without instances", set_values(1, status="ok", n_instances=0), "ok with n_instances 0"),
     ("empty with instances", set_values(1, status="empty", n_instances=1), "empty with n_instances 1"),
@@ -532,37 +533,37 @@ def moved(field: str, by: float) -> Callable[[dict[str, float]], dict[str, float
 
 
 INSTANCES_ROWS: list[tuple[str, Callable[[pa.Table], pa.Table], str]] = [
-    ("a row is lost", all_but(1), "rows are in instances"),
-    ("the last row is lost", all_but(-1), "rows are in instances"),
-    ("all rows are lost", lambda table: table.slice(0, 0), "and 0 rows are in instances"),
-    ("a row is doubled", again(1), "doubled, or out of order"),
-    ("rows are swapped", in_order(1, 0), "doubled, or out of order"),
-    ("an id is doubled", lambda t: set_value("id", 1, t["id"][0].as_py())(t), "doubled, or out of order"),
-    ("an id of no image", set_value("id", -1, 2**20 * 500 + 1), "of no image that stands here"),
-    ("an id of an earlier part", set_value("id", 0, 1), "of no image that stands here"),
-    ("an id of nothing", set_value("id", 0, -(2**63)), "of no image that stands here"),
-    ("an id further on", set_value("id", 0, lambda i: i + 1), "by its id 1; its image has 0 before it"),
-    ("another image", set_value("image_id", 0, 99), "image_id is 99, by its id it is of image"),
+    ("a row is lost", all_but(1), "but instances has"),
+    ("the last row is lost", all_but(-1), "but instances has"),
+    ("all rows are lost", lambda table: table.slice(0, 0), "but instances has 0 rows"),
+    ("a row is doubled", again(1), "duplicate, or out of order"),
+    ("rows are swapped", in_order(1, 0), "duplicate, or out of order"),
+    ("an id is doubled", lambda t: set_value("id", 1, t["id"][0].as_py())(t), "duplicate, or out of order"),
+    ("an id of no image", set_value("id", -1, 2**20 * 500 + 1), "belongs to no image of this part"),
+    ("an id of an earlier part", set_value("id", 0, 1), "belongs to no image of this part"),
+    ("an id of nothing", set_value("id", 0, -(2**63)), "belongs to no image of this part"),
+    ("an id further on", set_value("id", 0, lambda i: i + 1), "by its id 1; preceded by 0 of its image"),
+    ("another image", set_value("image_id", 0, 99), "image_id is 99, by its id it belongs to image"),
     ("another number", set_value("instance", 0, 5), "instance is 5, by its id 0"),
     ("no such category", set_value("category_id", 0, 3), "no category 3"),
     ("another name of a category", added_to_category("crumb"), "'crumb'"),
     ("a score above one", set_value("score", 0, 1.5), "score is 1.5"),
-    ("a score below the least", set_value("score", 0, 0.01), "the least that is stored 0.05"),
+    ("a score below the least", set_value("score", 0, 0.01), "not between the minimum score 0.05 and 1"),
     ("a score that is no number", set_value("score", 0, float("nan")), "score is nan"),
     ("a box that is no number", set_value("box", 0, lambda b: b | {"xmax": float("nan")}), "box is ["),
     ("a box without end", set_value("box", 0, lambda b: b | {"xmax": float("inf")}), "box is ["),
     ("a box turned inside out", set_value("box", 0, lambda b: b | {"ymax": -5.0}), "box is ["),
     ("weaker before stronger", set_value("score", 0, 0.06), "by score, category and box"),
-    ("an area", set_value("area", 0, lambda area: area + 1), "that of the mask"),
+    ("an area", set_value("area", 0, lambda area: area + 1), "by the mask"),
     ("a box of a mask", set_value("mask_box", 0, moved("xmin", 1)), "mask_box is"),
-    ("the edge", set_value("touches_border", 0, lambda edge: not edge), "the mask says"),
+    ("the edge", set_value("touches_border", 0, lambda touches: not touches), "touches_border is"),
     ("another size", set_value("segmentation", 0, lambda s: s | {"size": [s["size"][0], 7]}), "segmentation.size is"),
     ("no size", set_value("segmentation", 0, lambda s: s | {"size": []}), "segmentation.size is []"),
     ("a size of none", set_value("segmentation", 0, lambda s: s | {"size": [0, 0]}), "segmentation.size is [0, 0]"),
-    ("a mask cut off", set_value("segmentation", 0, lambda s: s | {"counts": s["counts"][:-1]}), "counts are no mask"),
-    ("a mask of nothing", set_value("segmentation", 0, lambda s: s | {"counts": ""}), "counts are no mask"),
-    ("a mask of other signs", set_value("segmentation", 0, lambda s: s | {"counts": "\xe9\u2603"}), "are no mask"),
-    ("a mask that does not end", set_value("segmentation", 0, lambda s: s | {"counts": "P" * 99}), "are no mask"),
+    ("a mask cut off", set_value("segmentation", 0, lambda s: s | {"counts": s["counts"][:-1]}), "not a valid mask"),
+    ("a mask of nothing", set_value("segmentation", 0, lambda s: s | {"counts": ""}), "not a valid mask"),
+    ("a mask of other signs", set_value("segmentation", 0, lambda s: s | {"counts": "\xe9\u2603"}), "not a valid mask"),
+    ("a mask that does not end", set_value("segmentation", 0, lambda s: s | {"counts": "P" * 99}), "not a valid mask"),
     ("a frame", set_value("frame", 0, {"col_off": 0, "row_off": 0, "width": 1, "height": 1}), "has a frame"),
 ]  # fmt: skip
 
@@ -600,7 +601,7 @@ def test_an_instance_of_a_failed_image_is_found(output: Output) -> None:
     output.change("instances", insert, number)
     verdict = verify_run(str(output.path))
     assert found_by(verdict) == ["instances"]
-    assert (f"image {image_id}", "n_instances is 0, and 1 rows are in instances") in {
+    assert (f"image {image_id}", "n_instances is 0, but instances has 1 row of it") in {
         (finding.where, finding.line) for finding in verdict.findings
     }
 

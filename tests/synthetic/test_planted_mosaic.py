@@ -1,10 +1,11 @@
-"""A mosaic's windows say what they show: each object's visible pixels, exactly."""
+"""The windows of a mosaic give the exact visible pixels of each object."""
 
 import numpy as np
 import pytest
+from planted_images import random_instances
 from pycocotools import mask as coco_mask
 
-from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedInstance, random_instances
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedInstance
 from maskrcnn.synthetic.planted_mosaic import (
     MAX_OBJECTS,
     MosaicSegmenter,
@@ -48,7 +49,7 @@ def test_an_image_shows_the_visible_pixels_of_each_object(first: int) -> None:
         assert PLANTED_CATEGORIES[category].id == instances[number].category_id
 
 
-def test_windows_see_the_same_objects_without_jitter() -> None:
+def test_windows_give_the_same_masks_without_jitter() -> None:
     image, _ = scene()
     whole, part = found_in(image), found_in(image[50:150, 30:230])
     masks = {
@@ -59,23 +60,23 @@ def test_windows_see_the_same_objects_without_jitter() -> None:
         assert np.array_equal(coco_mask.decode(rle), masks[float(score)][50:150, 30:230])
 
 
-def test_jitter_moves_outlines_by_no_more_than_it_says_and_always_alike() -> None:
+def test_jitter_is_bounded_and_reproducible() -> None:
     image, _ = scene()
     exact_rle = {float(score): rle for score, rle in zip(*columns(found_in(image)), strict=True)}
     jittered = found_in(image, jitter=2)
     differing = 0
     for score, rle in zip(*columns(jittered), strict=True):
-        # What leaves the image has an outline at its border.
-        mask, truth = (
+        # Padding gives objects that extend beyond the image a contour at its border.
+        mask, exact = (
             np.pad(coco_mask.decode(each).astype(bool), 1) for each in (rle, exact_rle[float(score)])
         )
-        differing += not np.array_equal(mask, truth)
-        near = np.zeros_like(truth)
-        rows, columns_ = np.nonzero(truth[:, 1:] != truth[:, :-1])
-        rows_, columns__ = np.nonzero(truth[1:] != truth[:-1])
+        differing += not np.array_equal(mask, exact)
+        near = np.zeros_like(exact)
+        rows, columns_ = np.nonzero(exact[:, 1:] != exact[:, :-1])
+        rows_, columns__ = np.nonzero(exact[1:] != exact[:-1])
         for row, column in [*zip(rows, columns_, strict=True), *zip(rows_, columns__, strict=True)]:
             near[max(row - 4, 0) : row + 5, max(column - 4, 0) : column + 5] = True
-        assert not ((mask != truth) & ~near).any()
+        assert not ((mask != exact) & ~near).any()
     assert differing > len(jittered) / 2
     again = found_in(image, jitter=2)
     assert again.masks == jittered.masks
@@ -86,7 +87,7 @@ def columns(found: Detections) -> tuple[np.ndarray, list[dict[str, object]]]:
     return found.scores, found.rles()
 
 
-def test_pictures_without_objects_show_none() -> None:
+def test_images_without_objects_give_none() -> None:
     assert objects_in(ground(40, 30)) == []
     assert len(found_in(np.zeros((5, 5, 3), np.uint8))) == 0
 

@@ -1,4 +1,4 @@
-"""Windows cover the image, their cores partition it, and tiles put them into another order and no more."""
+"""Windows cover the image, their cores partition it, and tiles only reorder them."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def grids(draw: st.DrawFn) -> Grid:
     return Grid(draw(st.integers(1, 60)), draw(st.integers(1, 60)), window, overlap, offset)
 
 
-def painted(grid: Grid, rects: list[Rect]) -> np.ndarray:
+def coverage(grid: Grid, rects: list[Rect]) -> np.ndarray:
     counts = np.zeros((grid.height, grid.width), int)
     for rect in rects:
         counts[rect.row_off : rect.bottom, rect.col_off : rect.right] += 1
@@ -26,20 +26,20 @@ def painted(grid: Grid, rects: list[Rect]) -> np.ndarray:
 
 @settings(deadline=None)
 @given(grids())
-def test_cores_partition_the_image_and_lie_in_their_windows(grid: Grid) -> None:
+def test_cores_partition_the_image_and_are_inside_their_windows(grid: Grid) -> None:
     cores = [grid.core(window_id) for window_id in range(len(grid))]
-    assert (painted(grid, cores) == 1).all()
+    assert (coverage(grid, cores) == 1).all()
     for window, core in zip(grid, cores, strict=True):
         assert window.shared(core) == core
 
 
 @settings(deadline=None)
 @given(grids())
-def test_windows_lie_in_the_image_have_one_size_and_overlap_as_much_as_asked(grid: Grid) -> None:
+def test_windows_are_inside_the_image_have_one_size_and_overlap_as_requested(grid: Grid) -> None:
     assert {(rect.width, rect.height) for rect in grid} == {
         (min(grid.window, grid.width), min(grid.window, grid.height))
     }
-    assert painted(grid, list(grid)).min() >= 1
+    assert coverage(grid, list(grid)).min() >= 1
     for starts in (grid.lefts, grid.tops):
         assert (np.diff(starts) <= grid.window - grid.overlap).all()
         assert (np.diff(starts) > 0).all()
@@ -48,7 +48,7 @@ def test_windows_lie_in_the_image_have_one_size_and_overlap_as_much_as_asked(gri
 @pytest.mark.slow
 @settings(deadline=None)
 @given(grids())
-def test_neighbours_are_the_pairs_that_share_pixels(grid: Grid) -> None:
+def test_neighbours_are_the_pairs_that_overlap(grid: Grid) -> None:
     rects = list(grid)
     sharing = {
         (a, b)
@@ -63,7 +63,7 @@ def test_neighbours_are_the_pairs_that_share_pixels(grid: Grid) -> None:
 
 @settings(deadline=None)
 @given(grids(), st.sampled_from([None, (4, 4), (1, 10**6)]))
-def test_a_tiling_has_each_window_once_and_tiles_are_rectangles(
+def test_a_tiling_contains_each_window_once_and_tiles_are_rectangles(
     grid: Grid, block: tuple[int, int] | None
 ) -> None:
     tiling = tiling_of(grid, block)
@@ -79,7 +79,7 @@ def test_a_tiling_has_each_window_once_and_tiles_are_rectangles(
 
 
 def test_each_block_of_a_large_raster_is_decoded_about_once() -> None:
-    """1024 windows, a quarter shared, on blocks of 512: by the default tiles, at most 1.17 times."""
+    """Windows of 1024 pixels with an overlap of a quarter on blocks of 512: at most 1.17 times by default."""
     block = 512
     for side in (36_000, 18_000, 100_000):
         grid = Grid(side, side, 1024, 256)
@@ -96,6 +96,6 @@ def test_each_block_of_a_large_raster_is_decoded_about_once() -> None:
 @pytest.mark.parametrize(
     "numbers", [(0, 9, 4, 1), (9, 9, 4, 3), (9, 9, 0, 0), (9, 9, 4, -1), (9, 9, 4, 1, (3, 0))]
 )
-def test_what_is_no_grid_is_refused(numbers: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"no grid|an offset"):
+def test_an_invalid_grid_is_rejected(numbers: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"not a valid grid|an offset"):
         Grid(*numbers)  # type: ignore[arg-type]

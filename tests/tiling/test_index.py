@@ -1,4 +1,4 @@
-"""Windows are numbered so that each image's stand together, and shards are tiles or some whole images."""
+"""The windows of each image have consecutive numbers, and shards are tiles or several whole images."""
 
 import itertools
 
@@ -15,7 +15,7 @@ from maskrcnn.tiling.index import Cutting, WindowIndex, number_windows
 
 CUTTING = Cutting(16, 4)
 
-plain = st.builds(ImageHeader, st.integers(1, 60), st.integers(1, 60))
+whole_files = st.builds(ImageHeader, st.integers(1, 60), st.integers(1, 60))
 rasters = st.builds(
     ImageHeader,
     st.integers(1, 400),
@@ -25,7 +25,7 @@ rasters = st.builds(
     st.just((1.0, 0.0, 2.0, 0.0, -1.0, 3.0)),
 )
 unknown = st.just(ImageHeader(error=ItemError("no_crs", "nowhere")))
-collections = st.lists(st.one_of(plain, rasters, unknown), min_size=1, max_size=8)
+collections = st.lists(st.one_of(whole_files, rasters, unknown), min_size=1, max_size=8)
 
 
 def manifest_of(n: int) -> pa.Table:
@@ -46,12 +46,12 @@ def test_every_window_has_a_number_and_shards_are_tiles_or_whole_images(
     images: list[ImageHeader], shard_images: int
 ) -> None:
     grid, cuts = number_windows(images, CUTTING, shard_images)
-    items = WindowIndex(grid, CUTTING, cuts[-1])
+    index = WindowIndex(grid, CUTTING, cuts[-1])
     assert cuts[-1] == sum(map(n_windows, images))
     assert list(cuts) == sorted(set(cuts))
     for start, stop in itertools.pairwise(cuts):
-        rows = np.unique(items.rows_of(np.arange(start, stop)))
-        whole = items.begins_image(start) and items.begins_image(stop)
+        rows = np.unique(index.rows_of(np.arange(start, stop)))
+        whole = index.begins_image(start) and index.begins_image(stop)
         assert whole or len(rows) == 1
         assert len(rows) <= shard_images
         if not whole:
@@ -63,25 +63,25 @@ def test_every_window_has_a_number_and_shards_are_tiles_or_whole_images(
 
 @settings(deadline=None, max_examples=60)
 @given(collections, st.data())
-def test_a_number_leads_to_its_window_and_back(images: list[ImageHeader], data: st.DataObject) -> None:
+def test_numbers_round_trip_through_windows(images: list[ImageHeader], data: st.DataObject) -> None:
     grid, cuts = number_windows(images, CUTTING, 3)
-    items = WindowIndex(grid, CUTTING, cuts[-1])
-    assert items.largest == max((image.height or 0) * (image.width or 0) for image in images)
+    index = WindowIndex(grid, CUTTING, cuts[-1])
+    assert index.largest == max((image.height or 0) * (image.width or 0) for image in images)
     numbers = np.array(data.draw(st.lists(st.integers(0, cuts[-1] - 1), unique=True, min_size=1).map(sorted)))
-    rows = np.unique(items.rows_of(numbers))
-    table = items.table(numbers, manifest_of(len(images)).take(pa.array(rows)), rows)
+    rows = np.unique(index.rows_of(numbers))
+    table = index.table(numbers, manifest_of(len(images)).take(pa.array(rows)), rows)
     assert table.schema.equals(ITEMS)
     for number, entry in zip(numbers.tolist(), table.to_pylist(), strict=True):
         image = images[entry["image_row"]]
-        assert str(items.sized(entry["image_row"])) == str(image)
+        assert str(index.sized(entry["image_row"])) == str(image)
         assert entry["name"] == f"{entry['image_row']}.tif"
         assert entry["image_id"] == number
-        found = items.numbers_of(entry["image_row"], np.array([entry["window_id"]], np.int32))
+        found = index.numbers_of(entry["image_row"], np.array([entry["window_id"]], np.int32))
         assert found.tolist() == [number]
         if image.error is not None:
             assert (entry["header_error"], entry["window_width"]) == ("no_crs", 0)
             continue
-        tiling = items.tiling(entry["image_row"])
+        tiling = index.tiling(entry["image_row"])
         assert tiling is not None
         rect = tiling.grid[entry["window_id"]]
         assert rect == tuple(entry[n] for n in ("col_off", "row_off", "window_width", "window_height"))

@@ -1,4 +1,4 @@
-"""Windows read through strips are those cut from the whole, and no block is read twice for a tile."""
+"""Windows of a raster equal slices of the whole image, and each block is read once per tile."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def entries_of(image: ImageHeader, cutting: Cutting, row: int = 0, tile: int | N
 
 
 class Raster:
-    """Random pixels in blocks; counts how often each block is read, and some are broken."""
+    """Random pixels in blocks, some of them broken; counts how often each block is read."""
 
     def __init__(self, image: ImageHeader, seed: int, broken: Sequence[tuple[int, int]] = ()) -> None:
         assert image.height is not None
@@ -70,7 +70,7 @@ def no_whole(entry: Entry) -> DecodedImage:
     raise AssertionError
 
 
-def no_strip(entry: Entry, rect: Rect) -> RasterRegion:
+def no_region(entry: Entry, rect: Rect) -> RasterRegion:
     raise AssertionError
 
 
@@ -81,7 +81,7 @@ rasters = st.builds(
 
 @settings(deadline=None)
 @given(rasters, st.integers(2, 20), st.integers(0, 10), st.integers(0, 99), st.data())
-def test_windows_are_those_cut_from_the_whole(
+def test_windows_equal_slices_of_the_whole_image(
     image: ImageHeader, window: int, overlap: int, seed: int, data: st.DataObject
 ) -> None:
     cutting = Cutting(window, min(overlap, window // 2))
@@ -103,7 +103,7 @@ def test_windows_are_those_cut_from_the_whole(
 
 @settings(deadline=None)
 @given(rasters, st.integers(2, 20), st.integers(0, 10), st.integers(0, 99))
-def test_each_block_is_read_once_for_a_tile(image: ImageHeader, window: int, overlap: int, seed: int) -> None:
+def test_each_block_is_read_once_per_tile(image: ImageHeader, window: int, overlap: int, seed: int) -> None:
     cutting = Cutting(window, min(overlap, window // 2))
     tiling = cutting.tiling(image.height or 0, image.width or 0, image.block_size)
     for tile in range(len(tiling.cuts) - 1):
@@ -114,7 +114,7 @@ def test_each_block_is_read_once_for_a_tile(image: ImageHeader, window: int, ove
 
 @settings(deadline=None)
 @given(rasters, st.integers(2, 20), st.integers(0, 10), st.integers(0, 99), st.data())
-def test_a_broken_block_costs_the_windows_that_touch_it_and_no_other(
+def test_a_broken_block_fails_only_the_windows_that_contain_it(
     image: ImageHeader, window: int, overlap: int, seed: int, data: st.DataObject
 ) -> None:
     cutting = Cutting(window, min(overlap, window // 2))
@@ -128,7 +128,7 @@ def test_a_broken_block_costs_the_windows_that_touch_it_and_no_other(
         assert isinstance(found, ItemError) == bool(shared.width and shared.height)
 
 
-def test_an_image_without_blocks_is_decoded_once_and_one_that_changed_fails() -> None:
+def test_an_image_without_blocks_is_decoded_once_and_a_changed_one_fails() -> None:
     pixels = np.arange(30 * 40 * 3, dtype=np.uint8).reshape(30, 40, 3)
     decoded: list[int] = []
 
@@ -141,7 +141,7 @@ def test_an_image_without_blocks_is_decoded_once_and_one_that_changed_fails() ->
         *entries_of(ImageHeader(30, 40), cutting, row=5),
         *entries_of(ImageHeader(40, 30), cutting, row=6),
     ]
-    found = list(read_windows(entries, read_whole, no_strip))
+    found = list(read_windows(entries, read_whole, no_region))
     assert decoded == [5, 6]
     for entry, window in zip(entries, found, strict=True):
         if entry["image_row"] == 5:
@@ -156,7 +156,7 @@ def test_an_image_without_blocks_is_decoded_once_and_one_that_changed_fails() ->
             assert window.code == "changed"
 
 
-def test_a_reader_that_fails_costs_the_windows_of_that_row_only() -> None:
+def test_a_failed_read_fails_only_the_windows_of_that_row() -> None:
     image, cutting = ImageHeader(60, 20, (10, 20)), Cutting(20, 0)
     raster = Raster(image, 1)
     raster.valid[:] = True
@@ -170,9 +170,9 @@ def test_a_reader_that_fails_costs_the_windows_of_that_row_only() -> None:
     assert [isinstance(window, ItemError) for window in found] == [False, True, False]
 
 
-def test_an_image_whose_header_was_broken_stays_failed() -> None:
+def test_an_image_with_a_header_error_fails() -> None:
     entry = entries_of(ImageHeader(9, 9), Cutting(32, 4))[0]
     entry |= {"image_height": 0, "image_width": 0, "header_error": "no_crs", "header_message": "none"}
-    [found] = read_windows([entry], no_whole, no_strip)
+    [found] = read_windows([entry], no_whole, no_region)
     assert isinstance(found, ItemError)
     assert str(found) == "no_crs: none"

@@ -1,4 +1,4 @@
-"""Objects that window borders cut come out once and whole: against the truth they were cut from."""
+"""Objects cut by window borders are stitched to one whole object each, compared with their ground truth."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +15,14 @@ from maskrcnn.masks.rle_decode import read_spans
 from maskrcnn.synthetic.planted import PlantedInstance
 from maskrcnn.tiling.grid import Grid
 from maskrcnn.tiling.overlap_matching import TOLERANCE_PX
-from maskrcnn.tiling.stitching import Objects, Pieces, merge
+from maskrcnn.tiling.stitching import StitchedDetections, WindowDetections, stitch
 
 JITTER_PX = TOLERANCE_PX // 2
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """An object: its mask inside of a crop, and where that lies in the image."""
+    """An object: its cropped mask, and the position of the crop in the image."""
 
     crop: np.ndarray
     left: int
@@ -47,11 +47,11 @@ def tight(crop: np.ndarray, left: int, top: int, label: int, score: float) -> Gr
     return GroundTruth(crop, left + int(columns[0]), top + int(rows[0]), label, score)
 
 
-# --- a segmenter that sees the truth, window by window ---
+# --- a segmenter that detects the ground truth in each window ---
 
 
 def spread(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """Dilate by squares."""
+    """Dilate a mask by a square."""
     h, w = mask.shape
     padded = np.pad(mask, pixels)
     out = np.zeros_like(mask)
@@ -68,7 +68,7 @@ def eroded(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def jittered(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Move, dilate or erode a mask by up to `JITTER_PX`; around it is as much room."""
+    """Shift, dilate or erode a mask by up to `JITTER_PX`; the canvas has a margin of that size."""
     kind = rng.integers(3)
     if kind == 0:
         return np.roll(canvas, rng.integers(-JITTER_PX, JITTER_PX + 1, 2), (0, 1))
@@ -76,38 +76,41 @@ def jittered(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return spread(canvas, pixels) if kind == 1 else eroded(canvas, pixels)
 
 
-def seen(
+def visible_part(
     truth: GroundTruth, window: Rect, rng: np.random.Generator | None, early: bool
 ) -> GroundTruth | None:
-    """Return what a window sees of an object, in the window's frame.
+    """Return the visible part of an object in a window, in the frame of the window.
 
     Args:
-        rng: jitters the mask.
-        early: whether that happens before the window cuts it.
+        rng: the generator of the jitter of the mask; None: no jitter.
+        early: whether the mask is jittered before it is clipped to the window.
     """
-    room = JITTER_PX if rng else 0
+    margin = JITTER_PX if rng else 0
     near = Rect(
-        window.col_off - room, window.row_off - room, window.width + 2 * room, window.height + 2 * room
+        window.col_off - margin,
+        window.row_off - margin,
+        window.width + 2 * margin,
+        window.height + 2 * margin,
     )
     shared = truth.rect.shared(near if early else window)
     if not (shared.width and shared.height):
         return None
     y, x = shared.row_off - truth.top, shared.col_off - truth.left
-    canvas = np.pad(truth.crop[y : y + shared.height, x : x + shared.width], room)
+    canvas = np.pad(truth.crop[y : y + shared.height, x : x + shared.width], margin)
     if rng:
         canvas = jittered(canvas, rng)
-    left, top = shared.col_off - room - window.col_off, shared.row_off - room - window.row_off
+    left, top = shared.col_off - margin - window.col_off, shared.row_off - margin - window.row_off
     canvas = canvas[max(-top, 0) : max(window.height - top, 0), max(-left, 0) : max(window.width - left, 0)]
     return tight(canvas, max(left, 0), max(top, 0), truth.label, truth.score)
 
 
 def segmented(
     grid: Grid, truths: Sequence[GroundTruth], seed: int | None = None
-) -> tuple[Pieces, np.ndarray]:
-    """Return what a segmenter finds in the windows, and of which truth each piece is.
+) -> tuple[WindowDetections, np.ndarray]:
+    """Return the detections in the windows, and the index of the ground truth of each.
 
     Args:
-        seed: of the jitter, which is another for each window and object; None: there is none.
+        seed: the seed of the jitter, which differs between windows and objects; None: no jitter.
     """
     rows = []
     for of, truth in enumerate(truths):
@@ -117,17 +120,21 @@ def segmented(
             for column in columns:
                 window_id = int(row * len(grid.lefts) + column)
                 rng = None if seed is None else np.random.default_rng((seed, of, window_id))
-                piece = seen(truth, grid[window_id], rng, early=rng is not None and bool(rng.integers(2)))
-                if piece:
-                    rows.append((window_id, -piece.score, of, piece))
+                detection = visible_part(
+                    truth, grid[window_id], rng, early=rng is not None and bool(rng.integers(2))
+                )
+                if detection:
+                    rows.append((window_id, -detection.score, of, detection))
     rows.sort(key=lambda row: row[:3])
-    return pieces_of(grid, [(row[0], row[3]) for row in rows]), np.array([row[2] for row in rows], np.int64)
+    return detections_of(grid, [(row[0], row[3]) for row in rows]), np.array(
+        [row[2] for row in rows], np.int64
+    )
 
 
-def pieces_of(grid: Grid, found: Sequence[tuple[int, GroundTruth]]) -> Pieces:
+def detections_of(grid: Grid, found: Sequence[tuple[int, GroundTruth]]) -> WindowDetections:
     height, width = min(grid.window, grid.height), min(grid.window, grid.width)
     boxes = np.array([(p.left, p.top, p.rect.right, p.rect.bottom) for _, p in found]).reshape(-1, 4)
-    return Pieces(
+    return WindowDetections(
         window_id=np.array([window for window, _ in found], np.int32),
         labels=np.array([p.label for _, p in found], np.int32),
         scores=np.array([p.score for _, p in found], np.float32),
@@ -137,31 +144,31 @@ def pieces_of(grid: Grid, found: Sequence[tuple[int, GroundTruth]]) -> Pieces:
     )
 
 
-# --- what must hold ---
+# --- comparison with the ground truth ---
 
 
-def drawn(objects: Objects, index: int, rect: Rect) -> np.ndarray:
-    """Paint an object's mask inside of a rectangle of the image."""
+def drawn(objects: StitchedDetections, index: int, rect: Rect) -> np.ndarray:
+    """Fill the mask of an object inside a rectangle of the image."""
     if objects.frames is None:
         left, top, size = 0, 0, (objects.height, objects.width)
     else:
         left, top, width, height = objects.frames[index].tolist()
         size = (height, width)
-    runs = read_spans([objects.masks[index]], *size)
+    spans = read_spans([objects.masks[index]], *size)
     canvas = np.zeros((rect.height, rect.width), np.bool_)
     dx, dy = left - rect.col_off, top - rect.row_off
-    for column, start, stop in zip(runs.column + dx, runs.start + dy, runs.stop + dy, strict=True):
+    for column, start, stop in zip(spans.column + dx, spans.start + dy, spans.stop + dy, strict=True):
         if 0 <= column < rect.width:
             canvas[max(start, 0) : max(stop, 0), column] = True
     return canvas
 
 
-def is_exactly(objects: Objects, truths: Sequence[GroundTruth], of: np.ndarray) -> None:
-    """Each truth is one object: box, label, score, and every pixel; and its pieces say so."""
+def is_exactly(objects: StitchedDetections, truths: Sequence[GroundTruth], of: np.ndarray) -> None:
+    """Check that each ground truth is one object, equal in box, label, score, pixels and assigned detections."""
     assert len(objects.masks) == len(truths)
     object_of = {}
-    for piece, truth in enumerate(of):
-        assert object_of.setdefault(truth, objects.object_of[piece]) == objects.object_of[piece]
+    for detection, truth in enumerate(of):
+        assert object_of.setdefault(truth, objects.object_of[detection]) == objects.object_of[detection]
     assert sorted(object_of.values()) == list(range(len(truths)))
     for index, truth in enumerate(truths):
         found, rect = object_of[index], truth.rect
@@ -174,26 +181,26 @@ def is_exactly(objects: Objects, truths: Sequence[GroundTruth], of: np.ndarray) 
         assert (drawn(objects, found, rect) == truth.crop).all()
 
 
-def off(objects: Objects, index: int, truth: GroundTruth) -> int:
-    """Return how far the farthest differing pixel is from the truth's outline, columns or rows; 9 at most."""
-    room = 24
+def off(objects: StitchedDetections, index: int, truth: GroundTruth) -> int:
+    """Return the maximum distance of a differing pixel from the contour of the ground truth, in pixels; at most 9."""
+    margin = 24
     rect = Rect(
-        truth.left - room, truth.top - room, truth.rect.width + 2 * room, truth.rect.height + 2 * room
+        truth.left - margin, truth.top - margin, truth.rect.width + 2 * margin, truth.rect.height + 2 * margin
     )
     canvas = drawn(objects, index, rect)
     if canvas.sum() != objects.areas[index]:
         return 9
-    true = np.pad(truth.crop, room)
+    true = np.pad(truth.crop, margin)
     wrong = canvas != true
     for pixels in range(9):
-        # Within so many pixels of the outline: not deep inside, and not far outside.
+        # All differing pixels are within `pixels` of the contour, neither deep inside nor far outside.
         if not (wrong & (eroded(true, pixels) | ~spread(true, pixels))).any():
             return pixels
     return 9
 
 
-def is_about(objects: Objects, truths: Sequence[GroundTruth]) -> None:
-    """Each truth is one object, of which no differing pixel lies more than the jitter from the outline."""
+def is_about(objects: StitchedDetections, truths: Sequence[GroundTruth]) -> None:
+    """Check that each ground truth is one object whose differing pixels are within the jitter of the contour."""
     assert len(objects.masks) == len(truths)
     left = set(range(len(truths)))
     for index in range(len(truths)):
@@ -206,7 +213,7 @@ def is_about(objects: Objects, truths: Sequence[GroundTruth]) -> None:
             and abs(np.array([truths[t].rect.right, truths[t].rect.bottom]) - [xmax, ymax]).max() <= 24
         ]
         best = min(near, key=lambda t: off(objects, index, truths[t]), default=None)
-        assert best is not None, f"nothing is like {objects.mask_boxes[index]}"
+        assert best is not None, f"no ground truth is similar to {objects.mask_boxes[index]}"
         assert off(objects, index, truths[best]) <= JITTER_PX, (objects.mask_boxes[index], truths[best].rect)
         left.remove(best)
 
@@ -215,10 +222,10 @@ def is_about(objects: Objects, truths: Sequence[GroundTruth]) -> None:
 
 
 class Mosaic:
-    """Objects of which no two of a category overlap, but for small ones inside of large ones.
+    """Objects that do not overlap within a category, except for small ones inside large ones.
 
     Args:
-        least: what is smaller, or shows less of itself in the image, is not added; pixels a side.
+        least: the minimum side of the visible part of an object, pixels; smaller ones are not added.
     """
 
     def __init__(self, height: int, width: int, least: int) -> None:
@@ -227,7 +234,7 @@ class Mosaic:
         self._taken: dict[tuple[int, bool], np.ndarray] = {}
 
     def add(self, truth: GroundTruth | None, *, inner: bool = False) -> bool:
-        """Add an object where there is room for it in its category."""
+        """Add an object if it overlaps no other of its category; return whether it was added."""
         if truth is None or min(truth.crop.shape) < self._least:
             return False
         if truth.rect.shared(Rect(0, 0, self._width, self._height)) != truth.rect:
@@ -243,7 +250,7 @@ class Mosaic:
         return True
 
     def add_random(self, rng: np.random.Generator, most: float) -> None:
-        """Add an ellipse or a rectangle, turned; long ones and round ones."""
+        """Add a rotated ellipse or rectangle of random size and aspect ratio."""
         a, b = np.exp(rng.uniform(np.log(self._least), np.log(most), 2))
         shape = ("rectangle", "ellipse")[rng.integers(2)]
         x, y = rng.uniform(0, self._width), rng.uniform(0, self._height)
@@ -254,7 +261,7 @@ class Mosaic:
         self.add(tight(crop, left, top, int(rng.integers(1, 4)), 0.5))
 
     def add_cells(self, rng: np.random.Generator, left: int, top: int, count: int, side: int) -> None:
-        """Add count by count touching neighbours of one category, about so large."""
+        """Add `count` by `count` touching objects of one category with sides of about `side` pixels."""
         sites = (np.mgrid[:count, :count].reshape(2, -1).T + rng.uniform(0.2, 0.8, (count**2, 2))) * side
         y, x = np.mgrid[: count * side, : count * side]
         nearest = np.argmin([(y - row) ** 2 + (x - column) ** 2 for row, column in sites], axis=0)
@@ -262,7 +269,7 @@ class Mosaic:
             self.add(tight(nearest == cell, left, top, 1, 0.5))
 
     def add_large(self, rng: np.random.Generator, left: int, top: int, side: int) -> None:
-        """Add a large object, and small ones of its category inside of it and beside it."""
+        """Add a large object, and small ones of the same category inside it and beside it."""
         if not self.add(box(left, top, side, side, 2)):
             return
         for _ in range(6):
@@ -271,7 +278,7 @@ class Mosaic:
         self.add(box(left + side, top + side // 2, 20, 20, 2))
 
     def add_slivers(self, grid: Grid, rng: np.random.Generator, side: int) -> None:
-        """Add objects that reach one to three pixels into a window, from each of its sides."""
+        """Add objects that extend one to three pixels into a window, from each of its sides."""
         for window in rng.permutation(len(grid))[:60]:
             rect, deep = grid[int(window)], int(rng.integers(1, 4))
             along = int(rng.integers(0, grid.window))
@@ -285,7 +292,7 @@ class Mosaic:
 
 
 def mosaic(grid: Grid, seed: int, count: int, least: int) -> list[GroundTruth]:
-    """Plant objects of at least so many pixels a side, up to twice a window."""
+    """Return objects with sides of at least `least` pixels, up to twice a window."""
     rng = np.random.default_rng(seed)
     made = Mosaic(grid.height, grid.width, least)
     window = grid.window
@@ -304,23 +311,23 @@ def mosaic(grid: Grid, seed: int, count: int, least: int) -> list[GroundTruth]:
 
 
 def offsets(window: int, overlap: int, count: int, seed: int) -> list[tuple[int, int]]:
-    """Return (0, 0) and others, within what a grid allows."""
+    """Return (0, 0) and random valid offsets of a grid."""
     rng = np.random.default_rng(seed)
     return [(0, 0), *map(tuple, rng.integers(0, window - overlap, (count - 1, 2)).tolist())]  # type: ignore[list-item]
 
 
-# --- the laws ---
+# --- random mosaics ---
 
 
 @pytest.mark.slow
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(("overlap", "jitter"), [(128, False), (256, False), (128, True), (256, True)])
-def test_planted_mosaics_come_out_once_and_whole_wherever_the_grid_lies(overlap: int, jitter: bool) -> None:
-    """One place of the grid each; `python -m tests.benchmarks.stitching --offsets 16` goes through sixteen."""
+def test_planted_mosaics_are_stitched_for_any_position_of_the_grid(overlap: int, jitter: bool) -> None:
+    """Test one offset of the grid each; `python -m tests.benchmarks.stitching --offsets 16` tests sixteen."""
     grid = Grid(4096, 4500, 1024, overlap, offsets(1024, overlap, 2, seed=overlap)[1])
     truths = mosaic(grid, 1, 500, 16 if jitter else 3)
-    pieces, of = segmented(grid, truths, 1 if jitter else None)
-    objects = merge(grid, pieces, capped=False)
+    detections, of = segmented(grid, truths, 1 if jitter else None)
+    objects = stitch(grid, detections, capped=False)
     if jitter:
         is_about(objects, truths)
     else:
@@ -329,7 +336,7 @@ def test_planted_mosaics_come_out_once_and_whole_wherever_the_grid_lies(overlap:
 
 @st.composite
 def grids(draw: st.DrawFn, *narrow: int) -> Grid:
-    """Grids of any place and size of image, from one window to many; overlaps of a quarter to a half, or narrow."""
+    """Draw grids of any position and image size, from one to many windows; overlaps of a quarter to a half or less."""
     overlap = draw(st.sampled_from([*narrow, 64, 96, 128]))
     offset = draw(st.tuples(*[st.integers(0, 255 - overlap)] * 2))
     return Grid(draw(st.integers(100, 1100)), draw(st.integers(100, 1100)), 256, overlap, offset)
@@ -341,33 +348,33 @@ SEEDS = st.integers(0, 2**31)
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(grids(3, 8, 16), SEEDS)
-def test_without_jitter_every_pixel_is_right(grid: Grid, seed: int) -> None:
+def test_without_jitter_every_pixel_is_exact(grid: Grid, seed: int) -> None:
     truths = mosaic(grid, seed, 60, 1)
-    pieces, of = segmented(grid, truths)
-    is_exactly(merge(grid, pieces, capped=False), truths, of)
+    detections, of = segmented(grid, truths)
+    is_exactly(stitch(grid, detections, capped=False), truths, of)
 
 
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(grids(), SEEDS)
-@example(Grid(1008, 630, 256, 96, (36, 66)), 205)  # two windows that are no neighbours share 6 x 2 pixels
-def test_with_jitter_nothing_is_lost_or_doubled_or_further_off(grid: Grid, seed: int) -> None:
+@example(Grid(1008, 630, 256, 96, (36, 66)), 205)  # two windows that are not adjacent share 6 x 2 pixels
+def test_with_jitter_no_object_is_lost_duplicated_or_further_off(grid: Grid, seed: int) -> None:
     truths = mosaic(grid, seed, 60, 16)
-    pieces, _ = segmented(grid, truths, seed)
-    is_about(merge(grid, pieces, capped=False), truths)
+    detections, _ = segmented(grid, truths, seed)
+    is_about(stitch(grid, detections, capped=False), truths)
 
 
 @pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(grids(), SEEDS)
-def test_the_order_of_windows_changes_nothing(grid: Grid, seed: int) -> None:
-    pieces, _ = segmented(grid, mosaic(grid, seed, 60, 8), seed)
+def test_the_order_of_windows_does_not_matter(grid: Grid, seed: int) -> None:
+    detections, _ = segmented(grid, mosaic(grid, seed, 60, 8), seed)
     windows = np.random.default_rng(seed).permutation(len(grid))
-    order = np.argsort(windows[pieces.window_id], kind="stable")
+    order = np.argsort(windows[detections.window_id], kind="stable")
     names = ("window_id", "labels", "scores", "boxes", "mask_boxes")
-    columns = {name: getattr(pieces, name)[order] for name in names}
-    shuffled = Pieces(masks=[pieces.masks[i] for i in order], **columns)
-    one, other = merge(grid, pieces, capped=False), merge(grid, shuffled, capped=False)
+    columns = {name: getattr(detections, name)[order] for name in names}
+    shuffled = WindowDetections(masks=[detections.masks[i] for i in order], **columns)
+    one, other = stitch(grid, detections, capped=False), stitch(grid, shuffled, capped=False)
     assert one.masks == other.masks
     for name in ("boxes", "labels", "scores", "areas", "mask_boxes"):
         assert (getattr(one, name) == getattr(other, name)).all()
@@ -377,17 +384,17 @@ def test_the_order_of_windows_changes_nothing(grid: Grid, seed: int) -> None:
 # --- single cases ---
 
 GRID = Grid(256, 448, 256, 64)
-"""Two windows side by side, which share the columns from 192 to 255."""
+"""Two windows side by side, which overlap in columns 192 to 255."""
 FOUR = Grid(448, 448, 256, 64)
-"""Four windows, which share the middle 64 pixels a side."""
+"""Four windows, which overlap in the middle 64 rows and columns."""
 
 
-def merged(grid: Grid, found: Sequence[tuple[int, GroundTruth]]) -> Objects:
-    return merge(grid, pieces_of(grid, found), capped=False)
+def merged(grid: Grid, found: Sequence[tuple[int, GroundTruth]]) -> StitchedDetections:
+    return stitch(grid, detections_of(grid, found), capped=False)
 
 
-def test_nothing_found_is_nothing() -> None:
-    objects = merge(GRID, pieces_of(GRID, []), capped=True)
+def test_no_detections_give_no_objects() -> None:
+    objects = stitch(GRID, detections_of(GRID, []), capped=True)
     assert objects.masks == ()
     assert objects.object_of.shape == (0,)
     assert objects.object_of.dtype == np.int32
@@ -395,10 +402,10 @@ def test_nothing_found_is_nothing() -> None:
     assert len(objects) == 0
 
 
-def test_the_result_is_an_image_s_like_any_other() -> None:
+def test_the_result_has_the_form_of_detections() -> None:
     truths = [box(30, 30, 20, 30, 2, 0.9), box(100, 40, 300, 50, 1, 0.7), box(180, 200, 30, 20, 1, 0.8)]
-    pieces, _ = segmented(GRID, truths)
-    found = merge(GRID, pieces, capped=False)
+    detections, _ = segmented(GRID, truths)
+    found = stitch(GRID, detections, capped=False)
     assert (found.height, found.width) == (256, 448)
     assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
     assert coco_mask.toBbox(found.rles()).tolist() == [
@@ -408,7 +415,7 @@ def test_the_result_is_an_image_s_like_any_other() -> None:
     ]
 
 
-def test_a_piece_that_one_window_alone_saw_is_kept() -> None:
+def test_a_detection_of_only_one_window_is_kept() -> None:
     alone = [(0, box(200, 10, 20, 20)), (1, box(20, 100, 20, 20)), (1, box(0, 200, 3, 30))]
     objects = merged(GRID, alone)
     assert sorted(objects.mask_boxes[:, 0].tolist()) == [192, 200, 212]
@@ -418,23 +425,23 @@ def test_categories_are_not_united() -> None:
     assert len(merged(GRID, [(0, box(200, 10, 20, 20, 1)), (1, box(8, 10, 20, 20, 2))]).masks) == 2
 
 
-def test_empty_masks_are_kept_and_united_with_nothing() -> None:
+def test_empty_masks_are_kept_and_not_united() -> None:
     nothing = GroundTruth(np.zeros((0, 0), np.bool_), 0, 0)
-    pieces = pieces_of(GRID, [(0, nothing), (1, nothing), (1, box(0, 0, 20, 20))])
-    objects = merge(GRID, pieces, capped=False)
+    detections = detections_of(GRID, [(0, nothing), (1, nothing), (1, box(0, 0, 20, 20))])
+    objects = stitch(GRID, detections, capped=False)
     assert sorted(objects.areas.tolist()) == [0, 0, 400]
     assert objects.mask_boxes[objects.areas == 0].tolist() == [[0, 0, 0, 0]] * 2
 
 
-def test_a_whole_piece_speaks_for_its_object() -> None:
-    """The window whose core holds the middle of it decides, whatever the scores."""
+def test_a_complete_detection_determines_its_object() -> None:
+    """The window whose core contains the centre of the object takes precedence, whatever the scores."""
     left, right = box(195, 50, 40, 40, score=0.4), box(3 + 4, 51, 40, 40, score=0.9)
     objects = merged(GRID, [(0, left), (1, right)])
     assert objects.scores.tolist() == pytest.approx([0.4])
     assert objects.mask_boxes.tolist() == [[195, 50, 235, 90]]
 
 
-def test_a_patchwork_takes_each_pixel_from_the_window_whose_own_it_is() -> None:
+def test_a_composed_object_takes_each_pixel_from_the_window_whose_core_contains_it() -> None:
     objects = merged(GRID, [(0, box(100, 50, 156, 40, score=0.4)), (1, box(0, 52, 200, 40, score=0.9))])
     assert objects.object_of.tolist() == [0, 0]
     assert objects.scores.tolist() == pytest.approx([0.9])
@@ -446,8 +453,8 @@ def test_a_patchwork_takes_each_pixel_from_the_window_whose_own_it_is() -> None:
     assert (mask == expected).all()
 
 
-def test_what_one_window_saw_in_two_parts_is_one_object_if_another_saw_it_so() -> None:
-    """A U on its side: the left window has it all but its ends, the right one two arms."""
+def test_two_parts_in_one_window_are_one_object_if_another_window_contains_it_whole() -> None:
+    """A rotated U: the left window contains all but its ends, the right one the two arms."""
     u = np.zeros((100, 150), np.bool_)
     u[:40], u[60:], u[:, :40] = True, True, True
     arms = [(1, box(0, 50, 108, 40)), (1, box(0, 110, 108, 40))]
@@ -456,8 +463,8 @@ def test_what_one_window_saw_in_two_parts_is_one_object_if_another_saw_it_so() -
     assert objects.areas.tolist() == [u.sum() + 2 * 40 * 44]
 
 
-def test_a_blob_does_not_unite_what_another_window_saw_apart() -> None:
-    """The upper right window makes one of two; the chain through it, and one through the lower right, is cut."""
+def test_a_merged_detection_does_not_unite_objects_that_another_window_separates() -> None:
+    """The upper right window merges two objects; the chains through it and the lower right one are broken."""
     first, second = box(200, 200, 30, 26), box(200, 226, 30, 28)
     blob = box(8, 200, 30, 54)
     low = [(3, box(8, 8, 30, 54)), (2, box(200, 8, 30, 26)), (2, box(200, 34, 30, 28))]
@@ -467,16 +474,16 @@ def test_a_blob_does_not_unite_what_another_window_saw_apart() -> None:
     assert len(objects.masks) == 2
 
 
-def test_of_a_chain_that_would_unite_two_pieces_of_a_window_the_weakest_match_is_left_out() -> None:
-    """The upper right window's piece is one with the lower left's, which is the first; and more like the second."""
+def test_the_weakest_match_of_a_chain_that_would_unite_two_detections_of_a_window_is_dropped() -> None:
+    """The upper right detection matches the lower left one, which is the first object, and the second even better."""
     first, second = box(200, 196, 30, 56), box(200, 100, 30, 92)
     objects = merged(FOUR, [(0, first), (0, second), (1, box(8, 100, 30, 152)), (2, box(200, 4, 30, 56))])
     assert objects.object_of[0] == objects.object_of[2] == objects.object_of[3]
     assert len(objects.masks) == 2
 
 
-def test_a_scrap_between_touching_neighbours_unites_them_not() -> None:
-    """The right window's scrap of the left one lies where the left window, two pixels off, has the right one."""
+def test_a_fragment_between_touching_objects_does_not_unite_them() -> None:
+    """In the right window, the fragment of the left object lies where the left window has the right object."""
     left = [(0, box(150, 50, 41, 60)), (0, box(191, 50, 40, 60))]
     right = [(1, box(0, 50, 3, 60)), (1, box(3, 50, 36, 60))]
     objects = merged(GRID, left + right)
@@ -484,8 +491,8 @@ def test_a_scrap_between_touching_neighbours_unites_them_not() -> None:
     assert objects.object_of[0] != objects.object_of[1] == objects.object_of[3]
 
 
-def test_a_scrap_adds_nothing_to_its_object() -> None:
-    """The right window's scrap, two pixels below the object, could be a neighbour's that the left one missed."""
+def test_a_fragment_adds_no_pixels_to_its_object() -> None:
+    """A fragment two pixels below the object could belong to a neighbour that the left window missed."""
     across = [(0, box(100, 50, 156, 40, score=0.4)), (1, box(0, 50, 200, 40, score=0.5))]
     objects = merged(GRID, [*across, (1, box(0, 92, 3, 3, score=0.9))])
     assert objects.object_of.tolist() == [0, 0, 0]
@@ -497,50 +504,52 @@ def test_a_scrap_adds_nothing_to_its_object() -> None:
 @pytest.mark.parametrize(
     ("upper_left", "lower_right"),
     [
-        (box(186, 250, 9, 6), box(0, 58, 3, 150)),  # equal where both are seen
-        (box(186, 250, 8, 6), box(0, 58, 5, 150)),  # near to each other
-        (box(186, 240, 70, 16), box(0, 48, 3, 150)),  # one in the other
+        (box(186, 250, 9, 6), box(0, 58, 3, 150)),  # equal in the overlap
+        (box(186, 250, 8, 6), box(0, 58, 5, 150)),  # close to each other
+        (box(186, 240, 70, 16), box(0, 48, 3, 150)),  # one inside the other
     ],
 )
 def test_a_few_pixels_at_the_corner_of_four_windows_unite_nothing(
     upper_left: GroundTruth, lower_right: GroundTruth
 ) -> None:
-    """They could be neighbours' whose masks are off; if they are one's, the other two windows say so."""
+    """They could be neighbours with inexact masks; if they are one object, the other two windows link them."""
     assert len(merged(FOUR, [(0, upper_left), (3, lower_right)]).masks) == 2
 
 
-def test_a_damaged_mask_is_refused() -> None:
-    pieces = replace(pieces_of(GRID, [(0, box(200, 9, 9, 9))]), masks=[b"0"])
-    with pytest.raises(ValueError, match="mask 0 is none of 256 x 256 pixels"):
-        merge(GRID, pieces, capped=False)
+def test_a_damaged_mask_is_rejected() -> None:
+    detections = replace(detections_of(GRID, [(0, box(200, 9, 9, 9))]), masks=[b"0"])
+    with pytest.raises(ValueError, match="mask 0 is not a valid mask of 256 x 256 pixels"):
+        stitch(GRID, detections, capped=False)
 
 
 @pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 2**31))
-def test_masks_of_the_largest_images_are_drawn_in_frames(seed: int) -> None:
-    """The same objects, near the far corner of an image of 2^32 pixels and more."""
+def test_masks_of_the_largest_images_are_encoded_in_frames(seed: int) -> None:
+    """Stitch the same objects near the far corner of an image of at least 2^32 pixels."""
     small = Grid(616, 616, 256, 64)
     truths = [truth for truth in mosaic(small, seed, 30, 2) if truth.left and truth.top]
     far = 65_536 - 192 * 3 - 64
     large = Grid(65_536 + 3, 65_536, 256, 64)
     moved = [replace(truth, left=truth.left + far, top=truth.top + far) for truth in truths]
-    pieces, of = segmented(large, moved)
+    detections, of = segmented(large, moved)
     empty = replace(
-        pieces_of(large, [(0, GroundTruth(np.zeros((0, 0), np.bool_), 0, 0, 1, 0.01))]),
+        detections_of(large, [(0, GroundTruth(np.zeros((0, 0), np.bool_), 0, 0, 1, 0.01))]),
         labels=np.array([9], np.int32),
     )
     columns = {
-        name: np.concatenate([getattr(empty, name), getattr(pieces, name)])
+        name: np.concatenate([getattr(empty, name), getattr(detections, name)])
         for name in ("window_id", "labels", "scores", "boxes", "mask_boxes")
     }
-    objects = merge(large, Pieces(masks=[*empty.masks, *pieces.masks], **columns), capped=False)
+    objects = stitch(
+        large, WindowDetections(masks=[*empty.masks, *detections.masks], **columns), capped=False
+    )
     assert objects.frames is not None
     assert objects.object_of[0] == len(moved)
     assert objects.frames[-1].tolist() == [0, 0, 1, 1]
     assert coco_mask.area({"size": [1, 1], "counts": objects.masks[-1]}) == 0
     columns = ("boxes", "labels", "scores", "masks", "areas", "mask_boxes", "frames")
-    but_the_last = {name: getattr(objects, name)[:-1] for name in columns}
-    trimmed = replace(objects, object_of=objects.object_of[1:], **but_the_last)
+    all_but_last = {name: getattr(objects, name)[:-1] for name in columns}
+    trimmed = replace(objects, object_of=objects.object_of[1:], **all_but_last)
     is_exactly(trimmed, moved, of)
     assert [rle["size"] for rle in objects.rles()] == objects.frames[:, [3, 2]].tolist()

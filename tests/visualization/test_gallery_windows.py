@@ -127,8 +127,8 @@ def test_an_image_that_is_gone_or_was_replaced_says_so(tmp_path: Path) -> None:
     (tmp_path / "in" / "c.png").write_bytes(png(mosaic(64, 64, 1, 1)))
     notes = {item.name.split(",")[0]: item.note for item in drawn(tmp_path / "out", parts)}
     assert "does not exist" in (notes["a.tif"] or "")
-    assert "not the one that was planned" in (notes["b.tif"] or "")
-    assert "not the one that was planned" in (notes["c.png"] or "")
+    assert "changed since planning" in (notes["b.tif"] or "")
+    assert "changed since planning" in (notes["c.png"] or "")
 
 
 def test_an_object_that_is_larger_than_a_picture_is_shown_in_its_middle() -> None:

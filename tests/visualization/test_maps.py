@@ -277,7 +277,7 @@ def test_many_objects_are_counted_in_cells_each_once(tmp_path: Path) -> None:
         area += shown
         assert shown / cell**2 == pytest.approx(((counts >= low) & (counts <= high)).sum(), rel=0.02)
     assert area / cell**2 == pytest.approx((counts > 0).sum(), rel=0.01)
-    assert f"at most {counts.max()} in a cell" in drawn.main.note
+    assert f"at most {counts.max()} per cell" in drawn.main.note
 
 
 def test_what_is_held_does_not_grow_with_the_objects() -> None:
@@ -322,7 +322,7 @@ def test_rasters_that_failed_are_drawn_apart_and_images_without_a_place_are_coun
     drawn = Collection(tmp_path, images, [30, 0, 0], failed={1}).draw()
     assert drawn.main.rasters.count("M") == drawn.main.failed.count("M") == 1
     assert points(drawn.main.failed)[:, 0].min() >= points(drawn.main.rasters)[:, 0].max() - 0.2
-    assert "1 image without a place on Earth" in drawn.note
+    assert "1 image without georeferencing" in drawn.note
 
 
 def test_weak_objects_are_shown_where_there_are_no_others(tmp_path: Path) -> None:
@@ -371,9 +371,13 @@ def test_the_page_holds_the_maps_and_the_same_run_gives_the_same(tmp_path: Path)
     pages = [render_report({}, stats, {}, [], collection.draw(), windows) for _ in range(2)]
     assert pages[0] == pages[1]
     text = " ".join(re.sub(r"<[^>]+>", " ", pages[0].split("</style>")[1]).split())
-    assert "Where on Earth 2 rasters in WGS 84 / UTM zone 36N" in text
-    assert "7 with instances 0 empty 2 skipped, without a valid pixel 1 failed 1,234 pieces became" in text
+    assert "Maps 2 rasters in WGS 84 / UTM zone 36N" in text
+    assert (
+        "7 with instances 0 empty 2 skipped, without a valid pixel 1 failed 1,234 window detections merged"
+        in text
+    )
     assert "windows per second" in text
     plain = render_report({}, stats, {}, [])
-    assert "Where on Earth" not in plain
+    assert "<h2>Maps</h2>" in pages[0]
+    assert "<h2>Maps</h2>" not in plain
     assert "windows per second" not in plain

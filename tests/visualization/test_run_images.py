@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from made_runs import picture, rectangles, result, write_run
 from maskrcnn_jobs.cli import main
 from PIL import Image
+from planted_images import random_instances
 from windowed import compute_of, mosaic, run_windows, write_geotiff
 
 import maskrcnn
@@ -22,7 +23,7 @@ from maskrcnn.errors import UsageError
 from maskrcnn.io.storage import Storage
 from maskrcnn.results.reader import RunReader, find_images, where
 from maskrcnn.results.run import open_run
-from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, plant, png, random_instances
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, plant, png
 from maskrcnn.types import Category, Detections
 from maskrcnn.visualization.display import (
     Cell,
@@ -141,7 +142,7 @@ def test_results_without_masks_or_scores_and_empty_ones_are_drawn_too() -> None:
     assert len(as_detections(empty | {"masks": np.zeros((0, 1, HEIGHT, WIDTH))}, (HEIGHT, WIDTH))) == 0
     with pytest.raises(ValueError, match="masks of shape"):
         as_detections(empty, (HEIGHT, WIDTH))
-    with pytest.raises(ValueError, match="a result is"):
+    with pytest.raises(ValueError, match="the result is neither"):
         display_instances(grey(), {"boxes": ONE.boxes})
     with pytest.raises(ValueError, match="detections of 120 x 160"):
         display_instances(grey()[:50], ONE)
@@ -155,7 +156,7 @@ def test_images_come_in_all_shapes_that_have_three_colours() -> None:
         np.zeros((5, 5, 3), np.int32),
         np.zeros((0, 5, 3), np.uint8),
     ):
-        with pytest.raises(ValueError, match="an image is"):
+        with pytest.raises(ValueError, match="the image has"):
             as_pixels(wrong)
 
 
@@ -413,8 +414,8 @@ def test_an_image_that_is_gone_or_has_changed_is_told_in_one_line(tmp_path: Path
     (tmp_path / "in" / "2.png").write_text("no image any more")
     for number, why in (
         (0, "does not exist"),
-        (1, "not the one that was planned"),
-        (2, "not the one that was planned"),
+        (1, "changed since planning"),
+        (2, "changed since planning"),
     ):
         ran = cli(url, "--image", f"{number}.png")
         assert (ran.exit_code, ran.stdout) == (2, "")
@@ -507,11 +508,11 @@ def test_wrong_use_is_told_in_one_line(run: str, tmp_path: Path) -> None:
 def test_nothing_found_is_a_picture_too(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(grey()))
     ran = cli("a.png", "--model", "planted")
-    assert ran.stdout.splitlines() == ["a.png: nothing", "a-instances.png"]
+    assert ran.stdout.splitlines() == ["a.png: no instance", "a-instances.png"]
     none = write_run(tmp_path / "none", [result(0, "a.png", rectangles(HEIGHT, WIDTH))])
     ran = cli(none)
     assert ran.exit_code == 2
-    assert "nothing was found" in ran.stderr
+    assert "has detections: nothing to show" in ran.stderr
 
 
 def test_detections_are_passed_through() -> None:

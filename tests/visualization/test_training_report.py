@@ -9,7 +9,7 @@ from maskrcnn.visualization.training_report import render_training
 FACTS = {
     "request": {
         "source": "<b>my</b>.json",
-        "recipe": {"epochs": 4, "model": "scenes", "jitter": [0.5, 2.0], "min_size": None},
+        "config": {"epochs": 4, "model": "scenes", "jitter": [0.5, 2.0], "min_size": None},
     },
     "categories": [{"id": 1, "name": "<i>cat</i>"}],
     "images": {"train": 1200, "validation": 30},
@@ -67,7 +67,7 @@ def test_what_was_not_measured_is_not_shown():
 
 
 def test_a_training_that_has_just_begun_has_a_page():
-    assert "No epoch is finished yet" in render_training([], FACTS)
+    assert "No epoch has finished yet" in render_training([], FACTS)
 
 
 def test_nothing_of_the_user_is_markup_and_nothing_is_loaded():

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluated_runs import CarelessSegmenter, finish
+from planted_images import write_planted
 
 from maskrcnn.evaluation import evaluate_part
 from maskrcnn.evaluation.evaluate_run import EvaluationOptions, evaluate_run
 from maskrcnn.results.reader import RunReader
 from maskrcnn.results.run import open_run
-from maskrcnn.synthetic.planted import write_planted
 from maskrcnn.visualization import worst_images
 from maskrcnn.visualization.worst_images import draw_worst
 
@@ -61,10 +61,10 @@ def test_pictures_agree_with_the_table_of_images(
     assert list(evaluation.worst) == worst
     assert [item.name for item in drawn] == [rows[at]["name"] for at in worst]
     for at, sides in zip(worst, shown, strict=True):
-        assert len(sides.found) == rows[at]["n_detections"]
-        assert np.sum(~sides.found_right) == rows[at]["false_positives"]
-        assert np.sum(~sides.truth_right) == rows[at]["false_negatives"]
-        assert (sides.found.scores >= np.float32(0.5)).all()
+        assert len(sides.detections) == rows[at]["n_detections"]
+        assert np.sum(~sides.detections_matched) == rows[at]["false_positives"]
+        assert np.sum(~sides.ground_truth_matched) == rows[at]["false_negatives"]
+        assert (sides.detections.scores >= np.float32(0.5)).all()
 
 
 def test_both_sides_are_drawn_in_pictures(place: Path) -> None:
@@ -74,7 +74,7 @@ def test_both_sides_are_drawn_in_pictures(place: Path) -> None:
     ):
         drawn = draw_worst(reader, evaluation, shares)
     for item in drawn:
-        assert item.truth is not None
-        assert item.found is not None
-        assert item.truth[:2] == item.found[:2] == b"\xff\xd8"
-        assert item.truth != item.found
+        assert item.ground_truth is not None
+        assert item.detections is not None
+        assert item.ground_truth[:2] == item.detections[:2] == b"\xff\xd8"
+        assert item.ground_truth != item.detections

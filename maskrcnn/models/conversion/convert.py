@@ -1,6 +1,7 @@
-"""Weights of other programs, brought into this project's file: every tensor accounted for, or refused by name.
+"""Convert the weights of other programs into a model file: each tensor is mapped, or the file is refused by its name.
 
-A further source is a layout in `layouts`, a reader of its files in `_READERS`, and a reference in `_reference`.
+To add a source, add its key mapping to `key_mapping.KEY_MAPPINGS`, a reader of its files to `_READERS`, and a reference
+implementation to `_reference`.
 """
 
 import hashlib
@@ -17,10 +18,12 @@ from torch import Tensor
 from ...errors import UsageError
 from ...io.url import Url
 from ...types import Category
-from ..build import build_network, load_model, save_model, tensors_of_torch
-from ..checkpoint_files import Shape, current_name, read_labels, read_weights, tensors_in_pickle
-from ..matterport_config import STRIDE, configured
-from ..registry import COCO_CATEGORIES
+from ..build import Model, build_network, load_model, save_model, tensors_of_torch
+from ..checkpoint_files import read_labels, read_weights, tensors_in_pickle
+from ..matterport_config import MatterportConfig, configured
+from ..network_shapes import Shape, current_name
+from ..networks import NETWORKS, Resize
+from ..registry import COCO_CATEGORIES, published_model_of
 from .h5_reader import arrays_in_h5
 from .key_mapping import KEY_MAPPINGS, Step, moved, source_of, without_eps
 from .parity import Reference, Row, StockTorchvision, compare, generated_images
@@ -34,40 +37,37 @@ __all__ = ["SOURCES", "Converted", "convert"]
 SOURCES: Final = ("torchvision", "detectron2", "matterport")
 
 _MAX_SIZE: Final = 4096
-"""Of a resized image, pixels: the maps of a square of this side take 3 GiB."""
-
-_EPS_ZERO_SHA256: Final = "bf2d0c1e"
-"""How the digest of torchvision's published v1 begins, whose norms have an epsilon of 0."""
+"""The largest side of a resized image, pixels: the maps of such a square take 3 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What a conversion did."""
+    """The result of a conversion."""
 
     source: str
     architecture: str
     categories: tuple[Category, ...]
     sha256: str
-    """Of the source file, hexadecimal."""
+    """The sha256 of the source file, hexadecimal."""
     assumed: dict[str, Any]
-    """What the file does not say, and was told or is the source's default."""
+    """Settings that the file does not contain: as passed, or the source's defaults."""
     steps: tuple[Step, ...]
     parity: tuple[Row, ...]
 
     @property
     def sound(self) -> bool:
-        """Whether every stage computes what the source would."""
+        """Whether every stage agrees with the source within its limit."""
         return all(row.sound for row in self.parity)
 
     def counts(self) -> dict[str, int]:
-        """Return how many tensors were taken, flipped, … in this order of first appearance."""
+        """Return the number of tensors that were taken, flipped, …, in the order of first appearance."""
         counts: dict[str, int] = {}
         for step in self.steps:
             counts[step.action] = counts.get(step.action, 0) + 1
         return counts
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report."""
+        """Return the report as JSON."""
         return {
             "source": self.source,
             "architecture": self.architecture,
@@ -86,12 +86,12 @@ _PARITY_NOTES: Final = {
     "torchvision": "Compared with torchvision's own network on the source's tensors, on generated images.",
     "detectron2": "Compared with a reference implementation of detectron2's forward pass "
     "(maskrcnn/models/conversion/reference_detectron2.py) on the source's own tensors, on generated images. "
-    "detectron2 itself was not run. What a checkpoint does not say is taken from the model zoo's "
-    "configuration: BGR input, STRIDE_IN_1X1, ROIAlignV2, frozen norms with epsilon 1e-5.",
+    "detectron2 itself was not run. Settings that a checkpoint does not contain are those of the model "
+    "zoo's configuration: BGR input, STRIDE_IN_1X1, ROIAlignV2, frozen norms with epsilon 1e-5.",
     "matterport": "Compared with a reference implementation of matterport's forward pass "
     "(maskrcnn/models/conversion/reference_matterport.py) on the source's own tensors, on generated images. "
     "TensorFlow was not run; the reference implementation is tested against tensors that matterport's code "
-    "gave under TensorFlow. What a file does not say is taken from its `Config`, or from --set.",
+    "computed under TensorFlow. Settings that a file does not contain are those of matterport's `Config`, or of --set.",
 }
 
 
@@ -105,21 +105,21 @@ def convert(
     max_size: int | None = None,
     settings: Sequence[str] = (),
 ) -> Converted:
-    """Convert a weights file, and write beside it what was done and how it compares.
+    """Convert a weights file, and write reports about the tensors and the comparison with the source next to it.
 
     Args:
         weights: path or URL of a `.pth`, `.pt`, `.pkl` or `.h5` file.
         output: path of the `.safetensors` file to write; the reports are `OUTPUT.report.json` and `.md`.
-        labels: path or URL of category names, one a line, from the first category on; None: COCO's, where there are
-            as many.
+        labels: path or URL of category names, one per line, from the first category; None: COCO's, if their number
+            fits.
         source: one of `SOURCES`, or `auto`.
-        min_size: what the shorter side of an image is resized to, pixels, …; None: 800.
+        min_size: the length that the shorter side of an image is resized to, pixels, …; None: 800.
         max_size: … unless the longer side would then exceed this; None: 1333, for matterport's networks 1024.
-        settings: of matterport's networks: what its `InferenceConfig` says, as `RPN_NMS_THRESHOLD=0.7`.
+        settings: for matterport's networks: values of its `InferenceConfig`, such as `RPN_NMS_THRESHOLD=0.7`.
 
     Raises:
-        UsageError: the file is damaged, of another network, or a tensor is missing, unknown or misshapen; the output
-            exists or is no local `.safetensors` path; labels and classes are not as many.
+        UsageError: the file is damaged or of another network; a tensor is missing, unknown or misshapen; the output
+            exists or is not a local `.safetensors` path; the number of labels is not that of the classes.
     """
     path = _checked_output(output)
     config = configured(settings)
@@ -128,10 +128,12 @@ def convert(
     tensors = _read(weights, data)
     source = source_of(weights, tensors, source)
     if settings and source != "matterport":
-        raise UsageError(f"--set is for weights of matterport; {weights} has those of {source}")
-    min_size, max_size = _sizes(source, min_size, max_size)
+        raise UsageError(
+            f"--set is for weights of matterport: leave it out for {weights}, which has those of {source}"
+        )
     architecture, moves = KEY_MAPPINGS[source](weights, tensors)
-    if source == "torchvision" and digest.startswith(_EPS_ZERO_SHA256):
+    min_size, max_size = _sizes(NETWORKS[architecture].resize, min_size, max_size)
+    if source == "torchvision" and _trained_without_eps(digest):
         moves = [without_eps(move) for move in moves]
     converted, steps = moved(weights, tensors, moves)
     n_labels = len(converted["roi_heads.box_predictor.cls_score.bias"])
@@ -147,9 +149,7 @@ def convert(
         )
         model = load_model(str(part))
         if source == "matterport":
-            named = [label for label, category in enumerate(model.card.category_ids) if category]
-            plain = ReferenceMatterport(tensors, min_size, max_size, config, named)
-            rows = compare_matterport(plain, model, generated_images())
+            rows = _compare_matterport(tensors, model, min_size, max_size, config)
         else:
             reference = _reference(source, architecture, tensors, n_labels, (min_size, max_size), digest)
             rows = compare(reference, model, generated_images())
@@ -157,7 +157,7 @@ def convert(
         if source == "matterport":
             assumed |= asdict(config)
         report = Converted(source, architecture, categories, digest, assumed, tuple(steps), tuple(rows))
-        part.chmod(0o644)  # safetensors writes for the owner alone
+        part.chmod(0o644)  # safetensors makes it readable by the owner only
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -166,29 +166,34 @@ def convert(
     return report
 
 
-def _sizes(source: str, min_size: int | None, max_size: int | None) -> tuple[int, int]:
-    """Return what images are resized to; by default what the source does."""
-    matterport = source == "matterport"
-    low = 800 if min_size is None else min_size
-    high = (1024 if matterport else 1333) if max_size is None else max_size
+def _trained_without_eps(digest: str) -> bool:
+    """Return whether a file is a published one whose batch norms were trained with an epsilon of 0."""
+    published = published_model_of(digest)
+    return published is not None and published.batch_norm_eps == 0
+
+
+def _sizes(resize: Resize, min_size: int | None, max_size: int | None) -> tuple[int, int]:
+    """Return the sizes that images are resized to, by default those of the network."""
+    low = resize.min_size if min_size is None else min_size
+    high = resize.max_size if max_size is None else max_size
     if not 1 <= low <= high <= _MAX_SIZE:
         raise UsageError(
-            f"the sizes {low} and {high} cannot be: give 1 to {_MAX_SIZE}, the smaller first; larger images are cut "
-            "into windows"
+            f"the sizes {low} and {high} are not valid: give 1 to {_MAX_SIZE}, the smaller first (larger images are "
+            "cut into windows)"
         )
-    if matterport and high % STRIDE:
-        raise UsageError(f"--max-size is the side of matterport's square: a multiple of {STRIDE}, not {high}")
+    if high % resize.multiple:
+        raise UsageError(f"--max-size {high} does not fit this network: give a multiple of {resize.multiple}")
     return low, high
 
 
 def _checked_output(output: str) -> Path:
     if not Url.parse(output).is_local or not output.lower().endswith(".safetensors"):
-        raise UsageError(f"OUT is a local path that ends in .safetensors, not {output}")
+        raise UsageError(f"OUT must be a local path that ends in .safetensors, not {output}")
     path = Path(output)
     if path.exists():
-        raise UsageError(f"{output} exists; remove it, or give another name")
+        raise UsageError(f"{output} exists: remove it, or give another name")
     if not path.parent.is_dir():
-        raise UsageError(f"the folder of {output} does not exist")
+        raise UsageError(f"the folder of {output} does not exist: create it")
     return path
 
 
@@ -199,28 +204,30 @@ def _read(uri: str, data: bytes) -> dict[str, Tensor]:
     """Return the tensors of a file, by its suffix."""
     suffix = Path(uri).suffix.lower()
     if suffix not in _READERS:
-        raise UsageError(f"{uri} is no weights file of others: give one of {', '.join(_READERS)}")
+        raise UsageError(
+            f"{uri} is not a weights file that can be converted: give one of {', '.join(_READERS)}"
+        )
     tensors = _READERS[suffix](uri, data)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UsageError(
-                f"{uri}: the tensor {name} is not finite: the training had diverged, or it is no float32"
+                f"{uri}: the tensor {name} is not finite: the training diverged, or its values exceed float32"
             )
     return tensors
 
 
 def _read_pickle(uri: str, data: bytes) -> dict[str, Tensor]:
     arrays, _ = arrays_in_pickle(uri, data)
-    return {name: torch.from_numpy(_plain(array)) for name, array in arrays.items()}
+    return {name: torch.from_numpy(_torch_compatible(array)) for name, array in arrays.items()}
 
 
-def _plain(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return what torch has a type for."""
+def _torch_compatible(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the array with a type that torch has."""
     return array if array.dtype.kind != "u" or array.dtype.itemsize == 1 else array.astype(np.int64)
 
 
 def _read_torch(uri: str, data: bytes) -> dict[str, Tensor]:
-    tensors_in_pickle(uri, data)  # which refuses by name, before torch sees it
+    tensors_in_pickle(uri, data)  # refuses by name what torch must not load
     return tensors_of_torch(uri, data)
 
 
@@ -238,12 +245,12 @@ _READERS: Final[Mapping[str, Callable[[str, bytes], dict[str, Tensor]]]] = {
 
 
 def _categories(uri: str, n_labels: int, labels: str | None) -> tuple[Category, ...]:
-    """Return the categories, in the order of their labels; a label without a name is not among them."""
+    """Return the categories in the order of their labels, without the labels that have no name."""
     count = n_labels - 1
     if labels is None:
         if count not in (80, 90):
             raise UsageError(
-                f"{uri} has {count} classes and does not say what they mean: name them with --labels FILE, one a line"
+                f"{uri} does not name its {count} classes: give --labels FILE with one name per line"
             )
         return COCO_CATEGORIES
     names = read_labels(labels)
@@ -258,6 +265,15 @@ def _categories(uri: str, n_labels: int, labels: str | None) -> tuple[Category, 
 # --- reports ------------------------------------------------------------------------------------------------
 
 
+def _compare_matterport(
+    tensors: Mapping[str, Tensor], model: Model, min_size: int, max_size: int, config: MatterportConfig
+) -> list[Row]:
+    """Compare a converted model with the reference implementation of matterport's network."""
+    named = [label for label, category in enumerate(model.card.category_ids) if category]
+    reference = ReferenceMatterport(tensors, min_size, max_size, config, named)
+    return compare_matterport(reference, model, generated_images())
+
+
 def _reference(
     source: str,
     architecture: str,
@@ -266,13 +282,13 @@ def _reference(
     sizes: tuple[int, int],
     digest: str,
 ) -> Reference:
-    """Return what the source would compute."""
+    """Return the implementation that the converted network is compared with."""
     if source == "detectron2":
         return ReferenceDetectron2(tensors, *sizes)
     network = build_network(architecture, n_labels, *sizes)
     state = {current_name(name): tensor for name, tensor in tensors.items()}
     network.load_state_dict(network.state_dict() | state)
-    if digest.startswith(_EPS_ZERO_SHA256):
+    if _trained_without_eps(digest):
         for layer in network.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
                 layer.eps = 0.0
@@ -285,7 +301,7 @@ def _markdown(report: Converted, weights: str, output: str) -> str:
         f"Architecture `{report.architecture}`, {len(report.categories)} categories: "
         f"{', '.join(f'{category.name} ({category.id})' for category in report.categories)}.",
         "",
-        f"The file does not say, and was taken: {', '.join(f'{k} {_shown(v)}' for k, v in report.assumed.items())}.",
+        f"Not in the file, and assumed: {', '.join(f'{k} {_shown(v)}' for k, v in report.assumed.items())}.",
         "",
         "## Parity",
         "",
@@ -294,11 +310,11 @@ def _markdown(report: Converted, weights: str, output: str) -> str:
     lines += ["|---|---|---|---|---|---|"]
     lines += [
         f"| {row.stage} | {row.difference:.2g} | {row.unit} | {row.limit:g} | {row.compared:,} | "
-        f"{'sound' if row.sound else 'DIFFERS'} |"
+        f"{'within the limit' if row.sound else 'DIFFERS'} |"
         for row in report.parity
     ]
     counts = ", ".join(f"{count} {action}" for action, count in report.counts().items())
-    lines += ["", "## Tensors", "", counts, "", "| source | shape | what | target | shape | why |"]
+    lines += ["", "## Tensors", "", counts, "", "| source | shape | action | target | shape | reason |"]
     lines += ["|---|---|---|---|---|---|"]
     lines += [
         f"| {step.source} | {_sides(step.shape)} | {step.action} | {step.target} | {_sides(step.new_shape)} | "

@@ -1,7 +1,7 @@
-"""How other programs call and shape the tensors of Mask R-CNN, where each goes here, and what is done on the way.
+"""Map the state-dict keys of other programs to torchvision's: names, shapes, and the changes that each tensor needs.
 
-A source is a function of `KEY_MAPPINGS`, which plans a move for each tensor of a network: all of them must be present,
-no others, and each of its shape.
+Each source has a function in `KEY_MAPPINGS`, which plans a move for each tensor of a network: all of these tensors must
+be present in the file, with the right shapes, and no others.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
-from ..checkpoint_files import Shape, current_name, network_shapes
 from ..detectron2 import PIXEL_MEAN, SIZES, cell_anchors
-from ..matterport_config import MATTERPORT
-from ..registry import architecture_of
+from ..network_shapes import Shape, current_name
+from ..networks import NETWORKS, architecture_of
 
 __all__ = ["KEY_MAPPINGS", "Move", "Step", "detectron2_names", "moved", "source_of", "without_eps"]
 
@@ -24,25 +23,25 @@ DETECTRON2: Final = "maskrcnn_resnet50_fpn_detectron2"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What became of one tensor."""
+    """The conversion of one tensor, for the report."""
 
     source: str
-    """Its name in the source; empty: the source has none."""
+    """Its name in the source; empty if the source does not have it."""
     target: str
-    """Its name in the file that was written; empty: dropped."""
+    """Its name in the output file; empty if it was dropped."""
     action: str
     """taken, flipped, transposed, reordered, padded, shifted, added or dropped."""
     shape: Shape
-    """In the source."""
+    """Its shape in the source."""
     new_shape: Shape
-    """In the file that was written."""
+    """Its shape in the output file."""
     note: str
-    """Why, where it was not just taken."""
+    """The reason, if it was not taken unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Where a tensor goes, and what is done on the way."""
+    """The target of a tensor, and the change that it needs."""
 
     source: str
     target: str
@@ -53,11 +52,11 @@ class Move:
 
 
 def _torchvision(_: str, tensors: Mapping[str, Tensor]) -> tuple[str, list[Move]]:
-    """Plan the moves of a torchvision state dict, under its names of today or those before 0.13."""
+    """Plan the moves of a torchvision state dict with its present names or those before 0.13."""
     current = {current_name(name): name for name in tensors}
     architecture = architecture_of(current)
     if architecture is None:
-        # Which one it would be is seen by the part that the first two do not share.
+        # An incomplete file: guess from the heads, so that the message names the missing tensor.
         older = any(name.startswith("roi_heads.box_head.fc") for name in current)
         deep = any(name.startswith("backbone.body.layer1.0.conv3.") for name in current)
         architecture = "maskrcnn_resnet50_fpn" + ("" if older else "_v2")
@@ -65,7 +64,7 @@ def _torchvision(_: str, tensors: Mapping[str, Tensor]) -> tuple[str, list[Move]
     scores = current.get("roi_heads.box_predictor.cls_score.weight")
     labels = _first(tensors, scores) if scores else _first(tensors, "roi_heads.box_predictor.cls_score.bias")
     moves = []
-    for target, shape in network_shapes(architecture, labels).items():
+    for target, shape in NETWORKS[architecture].shapes(labels).items():
         if target in current or not target.endswith(".num_batches_tracked"):
             moves.append(Move(current.get(target, target), target, shape))
         else:
@@ -74,7 +73,7 @@ def _torchvision(_: str, tensors: Mapping[str, Tensor]) -> tuple[str, list[Move]
 
 
 def _first(tensors: Mapping[str, Tensor], name: str) -> int:
-    """Return the first dimension of a tensor; 2 where there is none, which is then found missing."""
+    """Return the first dimension of a tensor; 2 if it is missing, which is reported later."""
     return tensors[name].shape[0] if name in tensors and tensors[name].ndim else 2
 
 
@@ -82,18 +81,18 @@ def without_eps(move: Move) -> Move:
     """Return the move of a network whose norms were trained with an epsilon of 0."""
     if not move.target.endswith(".running_var"):
         return move
-    note = "trained with an epsilon of 0, which is made up for: less 1e-5"
+    note = "trained with an epsilon of 0: less 1e-5, to compensate for the epsilon here"
     return Move(move.source, move.target, move.shape, "shifted", note, lambda tensor: tensor - 1e-5)
 
 
 def detectron2_names(labels: int) -> dict[str, tuple[str, Shape]]:
-    """Return the tensors of detectron2's Mask R-CNN R50-FPN: name to our name and shape in the source.
+    """Return the tensors of detectron2's Mask R-CNN R50-FPN: name to torchvision's name and shape in the source.
 
     Args:
-        labels: of the network, the background included.
+        labels: the number of labels of the network, the background included.
     """
     names = {}
-    for target, shape in network_shapes(DETECTRON2, labels).items():
+    for target, shape in NETWORKS[DETECTRON2].shapes(labels).items():
         layer, _, part = target.rpartition(".")
         source = _detectron2_layer(layer)
         if source.startswith("roi_heads.box_predictor.bbox_pred"):
@@ -105,7 +104,7 @@ def detectron2_names(labels: int) -> dict[str, tuple[str, Shape]]:
 
 
 def _detectron2_layer(layer: str) -> str:
-    """Return what detectron2 calls a layer."""
+    """Return detectron2's name of a layer."""
     if layer in _DETECTRON2_LAYERS:
         return _DETECTRON2_LAYERS[layer]
     _, kind, *rest = layer.split(".")
@@ -146,9 +145,11 @@ def _detectron2(uri: str, tensors: Mapping[str, Tensor]) -> tuple[str, list[Move
                 raise UsageError(_misshapen(uri, name, tensors[name], tuple(expected.shape)))
             if not torch.allclose(tensors[name].float(), expected, rtol=1e-5, atol=1e-4):
                 raise UsageError(
-                    f"{uri}: the tensor {name} differs from the model zoo's R50-FPN, which alone is understood"
+                    f"{uri}: the tensor {name} differs from the model zoo's R50-FPN, the only supported configuration"
                 )
-            moves.append(Move(name, "", tuple(expected.shape), "dropped", "equal to what the network has"))
+            moves.append(
+                Move(name, "", tuple(expected.shape), "dropped", "a constant that the network has too")
+            )
         elif name.endswith(".norm.num_batches_tracked"):
             moves.append(Move(name, "", (), "dropped", "a frozen norm counts no batches"))
     return DETECTRON2, moves
@@ -177,7 +178,7 @@ def _padding(rows: int) -> Callable[[Tensor], Tensor]:
 
 
 def _detectron2_constants() -> dict[str, Tensor]:
-    """Return what older checkpoints hold besides weights."""
+    """Return the constants that older checkpoints contain besides weights."""
     mean = torch.tensor(PIXEL_MEAN[::-1])[:, None, None]
     anchors = "proposal_generator.anchor_generator.cell_anchors"
     return {"pixel_mean": mean, "pixel_std": torch.ones_like(mean)} | {
@@ -186,13 +187,13 @@ def _detectron2_constants() -> dict[str, Tensor]:
 
 
 def _matterport(_: str, tensors: Mapping[str, Tensor]) -> tuple[str, list[Move]]:
-    """Plan the moves of a file of matterport's, whose axes and coordinates are in another order."""
+    """Plan the moves of a file of matterport, whose axes and coordinates are in another order."""
     blocks = {name[:5] for name in tensors if name.startswith("res4")}
     depth = 101 if len(blocks) > (6 + 23) / 2 else 50
-    architecture = next(name for name, layers in MATTERPORT.items() if layers == depth)
+    architecture = next(name for name, network in NETWORKS.items() if network.depth == depth)
     scores = tensors.get("mrcnn_class_logits/kernel")
     labels = scores.shape[1] if scores is not None and scores.ndim == 2 else 2
-    shapes = network_shapes(architecture, labels)
+    shapes = NETWORKS[architecture].shapes(labels)
     return architecture, [_matterport_move(target, shape) for target, shape in shapes.items()]
 
 
@@ -206,13 +207,15 @@ def _matterport_move(target: str, shape: Shape) -> Move:
         if boxes:
             return Move(source, target, shape, "reordered", _YX, _x_first)
         return Move(source, target, shape)
-    theirs = (*shape[2:], shape[1], shape[0])
+    keras_shape = (*shape[2:], shape[1], shape[0])
     axes = "axes from height, width, in, out" if len(shape) == 4 else "axes from in, out"
     if name == "mrcnn_mask_deconv":
         axes = "axes from height, width, out, in"
     if boxes:
-        return Move(source, target, theirs, "transposed", f"{axes}; {_YX}", lambda t: _x_first(_out_first(t)))
-    return Move(source, target, theirs, "transposed", axes, _out_first)
+        return Move(
+            source, target, keras_shape, "transposed", f"{axes}; {_YX}", lambda t: _x_first(_out_first(t))
+        )
+    return Move(source, target, keras_shape, "transposed", axes, _out_first)
 
 
 _YX: Final = "rows from dy, dx, dh, dw to dx, dy, dw, dh"
@@ -227,15 +230,15 @@ def _x_first(tensor: Tensor) -> Tensor:
 
 
 def _matterport_layer(layer: str) -> str:
-    """Return what matterport calls a layer."""
+    """Return matterport's name of a layer."""
     if layer in _MATTERPORT_LAYERS:
         return _MATTERPORT_LAYERS[layer]
     _, kind, block, *rest = layer.split(".")
     if kind == "fpn":
         level = int(rest[0]) + 2
         return f"fpn_c{level}p{level}" if block == "inner_blocks" else f"fpn_p{level}"
-    nth, *names = rest
-    place = f"{int(block[5:]) + 1}{chr(ord('a') + int(nth))}_branch"
+    index, *names = rest
+    place = f"{int(block[5:]) + 1}{chr(ord('a') + int(index))}_branch"
     name = ".".join(names)
     if name.startswith("downsample"):
         return f"{'res' if name.endswith('0') else 'bn'}{place}1"
@@ -272,7 +275,11 @@ KEY_MAPPINGS: Final[Mapping[str, Callable[[str, Mapping[str, Tensor]], tuple[str
 
 
 def moved(uri: str, tensors: Mapping[str, Tensor], moves: list[Move]) -> tuple[dict[str, Tensor], list[Step]]:
-    """Return the tensors in their places and what was done; each must be there, be known, and fit."""
+    """Return the converted tensors by their new names, and the steps.
+
+    Raises:
+        UsageError: a tensor is missing, unknown, or has the wrong shape.
+    """
     wanted = {move.source for move in moves if move.source}
     faults = [f"lacks the tensor {name}" for name in wanted - tensors.keys()]
     faults = [min(faults) + _others(len(faults))] if faults else []
@@ -287,7 +294,7 @@ def moved(uri: str, tensors: Mapping[str, Tensor], moves: list[Move]) -> tuple[d
         if tuple(tensor.shape) != move.shape:
             raise UsageError(_misshapen(uri, move.source, tensor, move.shape))
         if move.target.endswith("running_var") and bool((tensor < 0).any()):
-            raise UsageError(f"{uri}: the tensor {move.source} holds variances, and one is negative")
+            raise UsageError(f"{uri}: the tensor {move.source} contains variances, of which one is negative")
         new = move.change(tensor) if move.change is not None else tensor
         if move.target:
             placed[move.target] = (new.float() if new.is_floating_point() else new).contiguous()
@@ -306,13 +313,13 @@ def _misshapen(uri: str, name: str, tensor: Tensor, expected: Shape) -> str:
 
 
 def source_of(uri: str, tensors: Mapping[str, Tensor], source: str) -> str:
-    """Return whose tensors these are, by how most of them are called."""
+    """Return the program that wrote these tensors, by the names of most of them."""
     starts = {"detectron2": "backbone.bottom_up.", "torchvision": "backbone.body.", "matterport": "mrcnn_"}
     counts = {name: sum(key.startswith(start) for key in tensors) for name, start in starts.items()}
     likely = max(counts, key=lambda name: counts[name])
     if not counts[likely]:
-        told = f"its tensors are {', '.join(list(tensors)[:3])}, …" if tensors else "it has no tensor"
-        raise UsageError(f"{uri} holds no Mask R-CNN of torchvision, detectron2 or matterport: {told}")
+        content = f"its tensors are {', '.join(list(tensors)[:3])}, …" if tensors else "it has no tensor"
+        raise UsageError(f"{uri} has no Mask R-CNN of torchvision, detectron2 or matterport: {content}")
     if source not in ("auto", likely):
-        raise UsageError(f"{uri} has the tensors of {likely}, not of {source}; leave --from out")
+        raise UsageError(f"{uri} has the tensors of {likely}, not of {source}: leave --from out")
     return likely

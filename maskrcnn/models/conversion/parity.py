@@ -1,10 +1,11 @@
-"""Whether a converted network computes what its source would: stage by stage, against a plain second reckoning.
+"""Compare a converted network with a reference implementation of its source, stage by stage.
 
-For detectron2 the reference is `plain`, written from what detectron2 does; detectron2 itself is not run. For
-torchvision it is torchvision's own network.
+For detectron2 the reference is `reference_detectron2`, written from what detectron2 does; detectron2 itself is not run.
+For torchvision it is torchvision's own network.
 
-Each stage is given what the reference computed before it, so that a difference stands where it arises. What is judged
-is the fast path, as runs use it: folded, rearranged, pooled as sums of rows. Last, both go from pixels to instances.
+Each stage gets as input what the reference computed in the stages before, so that a difference shows up in the stage
+that causes it. The code under test is the fast path that runs use: folded, rearranged, pooled as sums of rows. Finally
+both process whole images, from pixels to instances.
 """
 
 import math
@@ -39,13 +40,13 @@ class Row:
     difference: float
     unit: str
     limit: float
-    """What rounding explains; more is a fault."""
+    """The difference that rounding can cause; a larger one is an error."""
     compared: int
-    """Values or instances."""
+    """The number of values or instances."""
 
     @property
     def sound(self) -> bool:
-        """Whether it is within the limit, and something was compared."""
+        """Whether the difference is within the limit, and something was compared."""
         return self.difference <= self.limit and self.compared > 0
 
     def joined(self, other: "Row") -> "Row":
@@ -54,7 +55,7 @@ class Row:
         return Row(self.stage, worst, self.unit, self.limit, self.compared + other.compared)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the columns and the verdict."""
+        """Return the fields and whether the stage is sound."""
         return asdict(self) | {"sound": self.sound}
 
 
@@ -84,7 +85,7 @@ class Reference(Protocol):
         """Return (N, 28, 28) probabilities."""
 
     def instances(self, image: Pixels) -> Instances:
-        """Go all the way."""
+        """Return the final instances of an image."""
 
 
 # --- torchvision --------------------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ class StockTorchvision:
         return prepared
 
     def features(self, batch: Tensor) -> dict[str, Tensor]:
-        """Run trunk and pyramid."""
+        """Run the backbone with its pyramid."""
         features: dict[str, Tensor] = self._network.backbone(batch)
         return features
 
@@ -123,7 +124,7 @@ class StockTorchvision:
     def heads(
         self, features: dict[str, Tensor], proposals: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Classify proposals and move them."""
+        """Classify proposals and refine their boxes."""
         roi = self._network.roi_heads
         pooled = roi.box_roi_pool(features, [proposals], [size])
         logits, deltas = roi.box_predictor(roi.box_head(pooled))
@@ -140,7 +141,7 @@ class StockTorchvision:
         return masks
 
     def instances(self, image: Pixels) -> Instances:
-        """Go all the way."""
+        """Return the final instances of an image."""
         (found,) = self._network([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255])
         masks = (found["masks"][:, 0] > 0.5).numpy()
         return Instances(found["boxes"], found["labels"], found["scores"], masks)
@@ -148,12 +149,12 @@ class StockTorchvision:
 
 # --- comparing ----------------------------------------------------------------------------------------------
 
-_RELATIVE: Final = "of the largest"
+_RELATIVE: Final = "of the largest value"
 _PROPOSAL_PX: Final = 0.05
 
 
 def generated_images() -> list[Pixels]:
-    """Return a landscape and a portrait: colours that change slowly, and rectangles on them."""
+    """Return two images, one wide and one high: rectangles on smooth colours."""
     images = []
     for seed, (height, width) in enumerate(((240, 330), (300, 210))):
         rng = np.random.Generator(np.random.PCG64(seed))
@@ -172,14 +173,14 @@ def compare(reference: Reference, model: Model, images: Sequence[Pixels]) -> lis
     """Compare a model's fast path with a reference on images.
 
     Returns:
-        a row a stage, in the order of the stages.
+        one row per stage, in the order of the stages.
     """
     rows: dict[str, Row] = {}
     segmenter = MaskRCNNSegmenter(model)
     for image in images:
         for row in [
             *_stages(reference, model, segmenter, image),
-            *_whole(reference, segmenter, model, image),
+            *_final_rows(reference, segmenter, model, image),
         ]:
             rows[row.stage] = row.joined(rows[row.stage]) if row.stage in rows else row
     return list(rows.values())
@@ -192,16 +193,16 @@ def _stages(reference: Reference, model: Model, segmenter: MaskRCNNSegmenter, im
     batch, sizes = segmenter.batch_of([image])
     own = batch[0, :, : int(sizes[0, 0]), : int(sizes[0, 1])]
     if own.shape != prepared.shape:
-        return [Row("resized and normalised", math.inf, "of a deviation of the input", 0, own.numel())]
+        return [Row("resized and normalised", math.inf, "of the input's deviation", 0, own.numel())]
     deviation = float(prepared.std())
-    away = (own - prepared).abs()
+    difference = (own - prepared).abs()
     rows = [
         Row(
             "resized and normalised, mean",
-            float(away.mean()) / deviation,
+            float(difference.mean()) / deviation,
             "of the input's deviation",
             1e-4,
-            away.numel(),
+            difference.numel(),
         )
     ]
 
@@ -210,13 +211,13 @@ def _stages(reference: Reference, model: Model, segmenter: MaskRCNNSegmenter, im
     found = network.backbone(batch.contiguous(memory_format=torch.channels_last))
     for name, expected in features.items():
         rows.append(stage_row(f"features {name}", found[name], expected))
-    for what, mine, theirs in zip(
+    for what, values, reference_values in zip(
         ("RPN objectness", "RPN offsets"),
         network.rpn.head(list(features.values())),
         reference.rpn_head(features),
         strict=True,
     ):
-        rows.append(stage_row(what, _flat(mine), _flat(theirs)))
+        rows.append(stage_row(what, _flat(values), _flat(reference_values)))
 
     proposals = reference.proposals(features, batch, size)
     limits = torch.tensor([[size[1], size[0], size[1], size[0]]], dtype=torch.float32)
@@ -233,10 +234,10 @@ def _stages(reference: Reference, model: Model, segmenter: MaskRCNNSegmenter, im
     rows.append(stage_row("class probabilities", logits.softmax(1), probabilities, "absolute", 1e-4))
     rows.append(stage_row("boxes of all classes", decoded, expected, "px", 0.05))
 
-    box, label, _ = best(probabilities, expected, min_score=0.05, most=30)
+    box, label, _ = best(probabilities, expected, min_score=0.05, max_detections=30)
     squares = reference.masks(features, box, label, size)
-    mine = forward.probabilities(pyramid, torch.zeros(len(box), dtype=torch.int64), box, label)
-    rows.append(stage_row("mask probabilities", mine.view_as(squares), squares, "absolute", 1e-3))
+    actual = forward.probabilities(pyramid, torch.zeros(len(box), dtype=torch.int64), box, label)
+    rows.append(stage_row("mask probabilities", actual.view_as(squares), squares, "absolute", 1e-3))
     return rows
 
 
@@ -245,7 +246,7 @@ def _flat(maps: list[Tensor]) -> Tensor:
 
 
 def stage_row(stage: str, found: Tensor, expected: Tensor, unit: str = _RELATIVE, limit: float = 1e-4) -> Row:
-    """Return the largest difference of two tensors, of the larger of them or as it is."""
+    """Return the largest difference of two tensors, relative to the largest expected value or absolute."""
     if found.shape != expected.shape:
         return Row(stage, math.inf, unit, limit, found.numel())
     if not expected.numel():
@@ -257,52 +258,52 @@ def stage_row(stage: str, found: Tensor, expected: Tensor, unit: str = _RELATIVE
 
 
 def matched_row(found: Tensor, expected: Tensor, near: float) -> Row:
-    """Compare as sets: neighbours of almost equal score swap, and at the limit one may be displaced."""
+    """Compare proposals as sets: those of almost equal scores may swap, and one may be displaced at the limit."""
     if not len(expected) or not len(found):
-        return Row("proposals, unmatched", float(len(expected) + len(found)), "of all", 0.01, len(expected))
+        return Row("proposals, unmatched", float(len(expected) + len(found)), "fraction", 0.01, len(expected))
     nearest = torch.cdist(expected, found, p=math.inf).amin(1)
     share = float((nearest > near).float().mean())
     surplus = abs(len(found) - len(expected)) / len(expected)
-    return Row("proposals, unmatched", max(share, surplus), "of all", 0.01, len(expected))
+    return Row("proposals, unmatched", max(share, surplus), "fraction", 0.01, len(expected))
 
 
-def _whole(reference: Reference, segmenter: MaskRCNNSegmenter, model: Model, image: Pixels) -> list[Row]:
-    """Compare what comes out in the end, pixels to run lengths."""
+def _final_rows(reference: Reference, segmenter: MaskRCNNSegmenter, model: Model, image: Pixels) -> list[Row]:
+    """Compare the final instances, from pixels to run lengths."""
     expected = reference.instances(image)
     (found,) = segmenter.segment([image])
     ids = torch.tensor(model.card.category_ids)
     used = ids[expected.labels] > 0
     matched, unmatched, score, iou = 0, 0, 0.0, 1.0
-    # At the limit of 100 rounding decides which ones are the last.
+    # At the limit of 100 rounding decides which instances are the last.
     floor = float(expected.scores.min()) + 1e-3 if len(expected.scores) >= 100 else 0.0
-    for nth in used.nonzero().flatten().tolist():
-        near = _nearest(found, int(ids[expected.labels[nth]]), expected.boxes[nth].numpy())
+    for index in used.nonzero().flatten().tolist():
+        near = _nearest(found, int(ids[expected.labels[index]]), expected.boxes[index].numpy())
         if near is None:
-            unmatched += int(expected.scores[nth] > floor)
+            unmatched += int(expected.scores[index] > floor)
             continue
         matched += 1
-        score = max(score, abs(float(found.scores[near]) - float(expected.scores[nth])))
-        iou = min(iou, _iou(found, near, expected.masks[nth]))
+        score = max(score, abs(float(found.scores[near]) - float(expected.scores[index])))
+        iou = min(iou, _iou(found, near, expected.masks[index]))
     total = matched + unmatched
     return [
-        Row("instances, unmatched", unmatched / max(total, 1), "of all", 0.02, total),
+        Row("instances, unmatched", unmatched / max(total, 1), "fraction", 0.02, total),
         Row("instances, scores", score, "absolute", 5e-3, matched),
         Row("instances, masks, 1 - IoU", 1 - iou, "absolute", 0.05, matched),
     ]
 
 
 def _nearest(found: Detections, category: int, box: NDArray[np.float32]) -> int | None:
-    """Return the instance of this category whose box is within 1 px, or a hundredth of its size."""
-    away = np.abs(found.boxes - box).max(1, initial=0.0)
-    away = np.where(found.labels == category, away, np.inf)
-    if not len(away) or away.min() > 1 + 0.01 * float((box[2:] - box[:2]).max()):
+    """Return the instance of this category whose box is nearest, within 1 px plus a hundredth of its size; or None."""
+    difference = np.abs(found.boxes - box).max(1, initial=0.0)
+    difference = np.where(found.labels == category, difference, np.inf)
+    if not len(difference) or difference.min() > 1 + 0.01 * float((box[2:] - box[:2]).max()):
         return None
-    return int(away.argmin())
+    return int(difference.argmin())
 
 
-def _iou(found: Detections, nth: int, mask: NDArray[np.bool_]) -> float:
-    theirs = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    if not coco_mask.area(theirs) and not found.areas[nth]:
+def _iou(found: Detections, index: int, mask: NDArray[np.bool_]) -> float:
+    expected = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    if not coco_mask.area(expected) and not found.areas[index]:
         return 1.0
-    ours = {"size": [found.height, found.width], "counts": found.masks[nth]}
-    return float(coco_mask.iou([ours], [theirs], [0])[0, 0])
+    actual = {"size": [found.height, found.width], "counts": found.masks[index]}
+    return float(coco_mask.iou([actual], [expected], [0])[0, 0])

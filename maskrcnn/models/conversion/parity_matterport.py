@@ -1,7 +1,8 @@
-"""Whether a network converted from matterport computes what its file would: stage by stage, as `parity` does.
+"""Compare a network converted from matterport with a reference implementation, stage by stage, as `parity` does.
 
-The reference is `plain_matterport`, on the file's own tensors; TensorFlow is not run. What is judged is the fast path.
-Each stage is given what the reference computed before it, so that a difference stands where it arises.
+The reference is `reference_matterport`, on the file's own tensors; TensorFlow is not run. The code under test is the
+fast path. Each stage gets as input what the reference computed in the stages before, so that a difference shows up in
+the stage that causes it.
 """
 
 import math
@@ -20,13 +21,13 @@ from ..forward_matterport import MatterportForward
 from ..roi_align import pool, pyramid_of
 from ..segmenter import MaskRCNNSegmenter
 from .parity import Row, matched_row, stage_row
-from .reference_matterport import Found, ReferenceMatterport, normalised
+from .reference_matterport import ReferenceInstances, ReferenceMatterport, normalised
 
 __all__ = ["FastStages", "compare_matterport"]
 
 Floats = NDArray[np.float32]
 _MAPS: Final = {"0": "P2", "1": "P3", "2": "P4", "3": "P5", "pool": "P6"}
-_LEAST: Final = 0.7
+_MIN_SCORE: Final = 0.7
 _YX: Final = [1, 0, 3, 2]
 
 
@@ -34,15 +35,15 @@ class FastStages:
     """The fast path of a converted network, one stage at a time, in the reference's order of axes and coordinates.
 
     Args:
-        model: of one of matterport's architectures.
+        model: with one of matterport's architectures.
         min_score: DETECTION_MIN_CONFIDENCE.
     """
 
-    def __init__(self, model: Model, min_score: float = _LEAST) -> None:
+    def __init__(self, model: Model, min_score: float = _MIN_SCORE) -> None:
         self.segmenter = MaskRCNNSegmenter(model, min_score=min_score)
         steps = self.segmenter.forward
         if not isinstance(steps, MatterportForward):
-            raise TypeError(f"{model.card.architecture} is not of matterport")
+            raise TypeError(f"{model.card.architecture} is not an architecture of matterport")
         self.forward: MatterportForward = steps
         self._network = steps.network
 
@@ -94,7 +95,7 @@ class FastStages:
 
     @torch.inference_mode()
     def pooled(self, pyramid: Mapping[str, Tensor], boxes: Floats, size: int) -> Floats:
-        """Return what is pooled of boxes, (N, size, size, 256)."""
+        """Return the pooled features of boxes, (N, size, size, 256)."""
         heads = self._network.roi_heads
         aligner = heads.box_roi_pool if size == 7 else heads.mask_roi_pool
         rows = pyramid_of(self._maps(pyramid), aligner, _canvas(pyramid)[0])
@@ -111,7 +112,7 @@ class FastStages:
 
     @torch.inference_mode()
     def refined(self, proposals: Floats, logits: Floats, offsets: Floats, window: Floats) -> Floats:
-        """Return the instances, (N, 6): a normalised box, its class and its score, the best first."""
+        """Return the detections, (N, 6): normalised box, class and score, the best first."""
         _, boxes, labels, scores = self.forward.choose(
             torch.from_numpy(logits)[None],
             torch.from_numpy(np.ascontiguousarray(offsets[..., _YX])).view(1, len(logits), -1),
@@ -123,7 +124,7 @@ class FastStages:
 
     @torch.inference_mode()
     def masks(self, pyramid: Mapping[str, Tensor], boxes: Floats, labels: NDArray[np.int64]) -> Floats:
-        """Return what the mask head says of each box for its own class, (N, 28, 28)."""
+        """Return the mask probabilities of each box for its own class, (N, 28, 28)."""
         aligner = self._network.roi_heads.mask_roi_pool
         rows = pyramid_of(self._maps(pyramid), aligner, _canvas(pyramid)[0])
         image = torch.zeros(len(boxes), dtype=torch.int64)
@@ -131,7 +132,7 @@ class FastStages:
         return np.asarray(masks.numpy())
 
     def pasted(self, detections: Floats, masks: Floats, height: int, width: int) -> list[dict[str, Any]]:
-        """Return the masks of detections in an image of this size, as run lengths; none of empty boxes."""
+        """Return the masks of detections in an image of this size, as run lengths; empty boxes have none."""
         squares = masks.reshape(len(masks), -1)
         images = np.zeros((len(masks), 1), np.float32)
         rows = np.concatenate([images, detections[:, 4:6], detections[:, _YX], squares], 1)
@@ -154,7 +155,7 @@ def compare_matterport(reference: ReferenceMatterport, model: Model, images: Seq
     """Compare a model's fast path with a reference on images.
 
     Returns:
-        a row a stage, in the order of the stages.
+        one row per stage, in the order of the stages.
     """
     fast = FastStages(model)
     rows: dict[str, Row] = {}
@@ -165,32 +166,36 @@ def compare_matterport(reference: ReferenceMatterport, model: Model, images: Seq
 
 
 def _stages(reference: ReferenceMatterport, fast: FastStages, model: Model, image: Pixels) -> list[Row]:
-    """Return a row a stage for one image."""
+    """Return one row per stage for one image."""
     molded = reference.molded(image)
     canvas = molded.resized.shape[:2]
     own = fast.molded(image)
     rows = [_row("resized and padded", own, molded.pixels, "of 255", 1e-4)]
     if own.shape != molded.pixels.shape:
         return rows
-    trunk = reference.trunk(molded.pixels)
-    pyramid = reference.pyramid(trunk)
+    backbone = reference.backbone(molded.pixels)
+    pyramid = reference.pyramid(backbone)
     found = fast.features(molded.pixels)
-    rows += [stage_row(f"features {name}", found[name], each) for name, each in (trunk | pyramid).items()]
+    rows += [stage_row(f"features {name}", found[name], each) for name, each in (backbone | pyramid).items()]
     logits, scores, offsets = reference.rpn(pyramid)
-    for what, mine, theirs in zip(("logits", "offsets"), fast.rpn(pyramid), (logits, offsets), strict=True):
-        rows.append(_row(f"RPN {what}", mine, theirs))
+    for what, values, reference_values in zip(
+        ("logits", "offsets"), fast.rpn(pyramid), (logits, offsets), strict=True
+    ):
+        rows.append(_row(f"RPN {what}", values, reference_values))
     anchors = normalised(reference.anchors(*canvas), *canvas).astype(np.float32)
     rows.append(_row("anchors", fast.anchors(pyramid) * max(canvas), anchors * max(canvas), "px", 1e-2))
     proposals = reference.proposals(scores[:, 1], offsets, anchors)
-    mine = fast.proposals(pyramid)
-    rows.append(matched_row(torch.from_numpy(mine), torch.from_numpy(proposals), 1e-4))
+    actual = fast.proposals(pyramid)
+    rows.append(matched_row(torch.from_numpy(actual), torch.from_numpy(proposals), 1e-4))
     pooled = reference.pooled(pyramid, proposals, 7)
     rows.append(_row("pooled regions", fast.pooled(pyramid, proposals, 7), pooled))
     logits, scores, moves = reference.classify(pooled)
-    for what, mine, theirs in zip(("logits", "offsets"), fast.classify(pooled), (logits, moves), strict=True):
-        rows.append(_row(f"class {what}", mine, theirs))
+    for what, values, reference_values in zip(
+        ("logits", "offsets"), fast.classify(pooled), (logits, moves), strict=True
+    ):
+        rows.append(_row(f"class {what}", values, reference_values))
     window = normalised(np.array(molded.window, np.float32), *canvas)
-    detections = reference.refined(proposals, scores, moves, window, _LEAST, 100)
+    detections = reference.refined(proposals, scores, moves, window, _MIN_SCORE, 100)
     rows.append(_of_detections(fast.refined(proposals, logits, moves, window), detections))
     labels = detections[:, 4].astype(np.int64)
     masks = reference.masks(reference.pooled(pyramid, detections[:, :4], 14), labels)
@@ -199,11 +204,11 @@ def _stages(reference: ReferenceMatterport, fast: FastStages, model: Model, imag
     )
     expected = reference.unmolded(detections, masks, window, *image.shape[:2])
     pasted = fast.pasted(detections, masks, *image.shape[:2])
-    away = [_away(rle, mask) for rle, mask in zip(pasted, expected.masks, strict=True)]
-    rows.append(Row("masks in the image", float(max(away, default=0)), "px", 2.0, len(away)))
-    # The last sample of a box that ends with the canvas is behind it or not, by the last bit of where the box begins.
+    difference = [_differing_pixels(rle, mask) for rle, mask in zip(pasted, expected.masks, strict=True)]
+    rows.append(Row("masks in the image", float(max(difference, default=0)), "px", 2.0, len(difference)))
+    # Whether the last sample of a box that ends with the canvas lies behind it depends on the last bit of its start.
     low, high = expected.boxes[:, 2:] == image.shape[:2], np.array(molded.window[2:]) == canvas
-    return rows + _whole(expected, fast.segmenter.segment([image])[0], model, (low & high).any(1))
+    return rows + _final_rows(expected, fast.segmenter.segment([image])[0], model, (low & high).any(1))
 
 
 def _row(stage: str, found: Floats, expected: Floats, *rest: object) -> Row:
@@ -216,32 +221,39 @@ def _of_detections(found: Floats, expected: Floats) -> Row:
     return _row("choice of instances", found, expected, "absolute", 1e-4)
 
 
-def _away(rle: dict[str, Any], mask: NDArray[np.bool_]) -> int:
+def _differing_pixels(rle: dict[str, Any], mask: NDArray[np.bool_]) -> int:
     return int((coco_mask.decode(rle) != mask).sum())
 
 
-def _whole(expected: Found, found: Detections, model: Model, unsure: NDArray[np.bool_]) -> list[Row]:
-    """Compare what comes out in the end, pixels to run lengths: as sets, since near ties swap; no unsure masks."""
+def _final_rows(
+    expected: ReferenceInstances, found: Detections, model: Model, ambiguous: NDArray[np.bool_]
+) -> list[Row]:
+    """Compare the final instances as sets, since those of almost equal scores may swap; skip `ambiguous` masks."""
     labels = np.array(model.card.category_ids)[expected.labels]
     left = set(range(len(found)))
     rles = found.rles()
-    score, pixels, matched, n_sure = 0.0, 0, 0, 0
-    for nth, (label, box) in enumerate(zip(labels, expected.boxes[:, _YX], strict=True)):
-        alike = [
+    score, pixels, matched, n_compared = 0.0, 0, 0, 0
+    for index, (label, box) in enumerate(zip(labels, expected.boxes[:, _YX], strict=True)):
+        candidates = [
             row for row in left if found.labels[row] == label and np.abs(found.boxes[row] - box).max() <= 1
         ]
-        if not alike:
+        if not candidates:
             continue
-        away = {row: abs(float(found.scores[row]) - float(expected.scores[nth])) for row in alike}
-        row = min(alike, key=lambda each: away[each])
+        difference = {
+            row: abs(float(found.scores[row]) - float(expected.scores[index])) for row in candidates
+        }
+        row = min(candidates, key=lambda each: difference[each])
         left.remove(row)
         matched += 1
-        score = max(score, away[row])
-        if not unsure[nth]:
-            pixels, n_sure = max(pixels, _away(rles[row], expected.masks[nth])), n_sure + 1
+        score = max(score, difference[row])
+        if not ambiguous[index]:
+            pixels, n_compared = (
+                max(pixels, _differing_pixels(rles[row], expected.masks[index])),
+                n_compared + 1,
+            )
     total = max(len(labels), len(found))
     return [
-        Row("instances, unmatched", (total - matched) / max(total, 1), "of all", 0.05, total),
+        Row("instances, unmatched", (total - matched) / max(total, 1), "fraction", 0.05, total),
         Row("instances, scores", score, "absolute", 1e-2, matched),
-        Row("instances, masks", float(pixels), "px", 20.0, n_sure),
+        Row("instances, masks", float(pixels), "px", 20.0, n_compared),
     ]

@@ -1,20 +1,16 @@
-"""Arrays in a pickle, which is followed and never run.
+"""Read numpy arrays from the pickles of detectron2's model zoo with `restricted_pickle`, without unpickling.
 
-Python's own unpickler, even where it may name only what is allowed, still calls it with what the file says: shapes
-that fill the memory, states that a C extension trusts, keys whose hash takes for ever. Here a pickle's operations are
-read one after another, and only those that make plain values, dicts and numpy arrays mean anything. Each array is made
-at the end, from its bytes, of a type and a shape that agree with their number.
+Each array is made last, from its bytes, after its type and shape were checked against their number.
 """
 
 import math
-import pickletools
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UsageError
+from ..restricted_pickle import CONTAINERS, GlobalName, PickleRules, dict_of_pairs, kind_of, read_pickle
 
 __all__ = ["arrays_in_pickle"]
 
@@ -29,7 +25,7 @@ _GLOBALS: Final = frozenset(
         *(f"{core}multiarray.{name}" for core in _NUMPY for name in ("_reconstruct", "scalar")),
         *(f"{core}numeric._frombuffer" for core in _NUMPY),
         *("numpy.ndarray", "numpy.dtype", "_codecs.encode", "collections.OrderedDict"),
-        *("builtins.bytes", "__builtin__.bytes"),  # of an empty array
+        "builtins.bytes",  # of an empty array
     ]
 )
 _KINDS: Final = frozenset("f2 f4 f8 i1 i2 i4 i8 u1 u2 u4 u8 b1".split())
@@ -38,29 +34,6 @@ _LITERALS: Final = frozenset(
     """INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 STRING
     BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8""".split()
 )
-_NEW: Final[Mapping[str, Callable[[], Any]]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-}
-_TAKES: Final = {
-    **dict.fromkeys(("TUPLE", "LIST", "DICT", "APPENDS", "SETITEMS"), 0),  # down to the last mark
-    **dict.fromkeys(("TUPLE1", "APPEND", "BUILD"), 1),
-    **dict.fromkeys(("TUPLE2", "SETITEM", "REDUCE", "STACK_GLOBAL"), 2),
-    "TUPLE3": 3,
-}
-_PUTS: Final = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
-_GETS: Final = frozenset(("GET", "BINGET", "LONG_BINGET"))
-_IGNORED: Final = frozenset(("PROTO", "FRAME", "STOP"))
-
-
-class _Named(NamedTuple):
-    """What a pickle has by a name; it is neither imported nor called."""
-
-    name: str
 
 
 class _Dtype:
@@ -69,7 +42,7 @@ class _Dtype:
 
 
 class _Array:
-    """An array as far as the pickle has told of it."""
+    """An array as far as the pickle has described it."""
 
     def __init__(self) -> None:
         self.shape: Any = None
@@ -79,17 +52,17 @@ class _Array:
 
 
 def arrays_in_pickle(uri: str, data: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Return the arrays below "model" of a detectron2 pickle, and the plain values beside it.
+    """Return the arrays under `model` in a detectron2 pickle, and the plain values next to it.
 
     Args:
-        uri: what messages call the file.
+        uri: the file's name in messages.
         data: its bytes.
 
     Raises:
-        UsageError: it is truncated, no pickle, names what is not allowed, or holds something else.
+        UsageError: the file is truncated, not a pickle, names what is not allowed, or contains something else.
     """
     try:
-        content = _content(uri, data)
+        content = read_pickle(uri, data, _RULES)
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             keys = (
                 ", ".join(map(str, list(content)[:3]))
@@ -97,99 +70,24 @@ def arrays_in_pickle(uri: str, data: bytes) -> tuple[dict[str, Array], dict[str,
                 else type(content).__name__
             )
             raise UsageError(
-                f"{uri} is no model of detectron2, which has a dict at 'model' (this holds {keys}); "
+                f"{uri} is not a model of detectron2, which has a dict at 'model' (this contains {keys}): "
                 "files of Caffe2 and Detectron1 are not supported"
             )
         arrays = {}
         for name, value in content["model"].items():
             if not isinstance(name, str) or not isinstance(value, _Array):
-                raise UsageError(f"{uri} holds a {_kind(value)} at {name!r}, not an array")
+                raise UsageError(f"{uri} contains a {kind_of(value).lower()} at {name!r}, not an array")
             arrays[name] = _made(name, value)
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise UsageError(f"{uri} is truncated, or no pickle of weights: {str(error)[:200]}") from error
+        raise UsageError(f"{uri} is truncated, or not a pickle of weights: {str(error)[:200]}") from error
     beside = {key: value for key, value in content.items() if isinstance(value, str | int | float)}
     return arrays, beside
 
 
-def _content(uri: str, data: bytes) -> Any:
-    stack: list[Any] = []
-    marked: list[list[Any]] = []
-    memo: dict[int, Any] = {}
-    for nth, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        operation = opcode.name
-        if nth > MAX_OPERATIONS:
-            raise UsageError(f"{uri} has more than {MAX_OPERATIONS:,} operations, which no weights need")
-        if operation in _LITERALS:
-            stack.append(argument)
-        elif operation in _NEW:
-            stack.append(_NEW[operation]())
-        elif operation == "GLOBAL":
-            stack.append(_named(uri, str(argument).replace(" ", ".")))
-        elif operation == "MARK":
-            marked.append(stack)
-            stack = []
-        elif operation in _PUTS:
-            memo[len(memo) if operation == "MEMOIZE" else int(argument or 0)] = stack[-1]
-        elif operation in _GETS:
-            stack.append(memo[int(argument or 0)])
-        elif operation in _TAKES:
-            items, stack = _taken(_TAKES[operation], stack, marked)
-            _apply(uri, operation, stack, items)
-        elif operation not in _IGNORED:
-            raise UsageError(
-                f"{uri} uses the pickle operation {operation}, which weights do not need; refused"
-            )
-    return stack.pop()
-
-
-def _taken(count: int, stack: list[Any], marked: list[list[Any]]) -> tuple[list[Any], list[Any]]:
-    """Return the items that an operation takes, and the stack below them."""
-    if not count:
-        return stack, marked.pop()
-    if len(stack) < count:
-        raise ValueError("its stack is empty")
-    return stack[-count:], stack[:-count]
-
-
-def _apply(uri: str, operation: str, stack: list[Any], items: list[Any]) -> None:
-    if operation == "STACK_GLOBAL":
-        stack.append(_named(uri, f"{items[0]}.{items[1]}"))
-    elif operation.startswith("TUPLE"):
-        stack.append(tuple(items))
-    elif operation == "LIST":
-        stack.append(items)
-    elif operation == "DICT":
-        stack.append(_entries(items))
-    elif operation.startswith("APPEND"):
-        stack[-1].extend(items)
-    elif operation.startswith("SETITEM"):
-        stack[-1].update(_entries(items))
-    elif operation == "BUILD":
-        _build(stack[-1], items[0])
-    else:
-        stack.append(_called(*items))
-
-
-def _entries(items: list[Any]) -> dict[str | int, Any]:
-    # Other keys are not those of weights, and the hash of a tuple may take for ever.
-    return {
-        key: value for key, value in zip(items[::2], items[1::2], strict=True) if isinstance(key, str | int)
-    }
-
-
-def _named(uri: str, name: str) -> _Named:
-    if name not in _GLOBALS:
-        raise UsageError(
-            f"{uri} holds more than arrays: its pickle names {name!r}, which could run any code when it is loaded "
-            "and is refused"
-        )
-    return _Named(name)
-
-
 def _called(function: Any, arguments: Any) -> Any:
-    """Return what the function of a name would make of its arguments, as far as it is needed."""
-    if not isinstance(function, _Named) or not isinstance(arguments, tuple):
-        raise TypeError("it calls what is no function")
+    """Return what the named function would return for its arguments, as far as it is needed."""
+    if not isinstance(function, GlobalName) or not isinstance(arguments, tuple):
+        raise TypeError("it calls something that is not a function")
     name = function.name.rpartition(".")[2]
     if name == "_reconstruct":
         return _Array()
@@ -203,7 +101,7 @@ def _called(function: Any, arguments: Any) -> Any:
     if name == "bytes" and not arguments:
         return b""
     if name == "OrderedDict":
-        return _entries([part for pair in (arguments[0] if arguments else ()) for part in pair])
+        return dict_of_pairs(arguments[0] if arguments else ())
     made = _Array()
     if name == "scalar":
         made.dtype, made.data = arguments
@@ -217,11 +115,11 @@ def _called(function: Any, arguments: Any) -> Any:
 
 
 def _build(thing: Any, state: Any) -> None:
-    """Do what `__setstate__` of an array or a dtype does."""
+    """Set the state of an array or a dtype, as its `__setstate__` would."""
     if isinstance(thing, _Dtype):
         thing.order = state[1]
         if state[2] is not None or state[3] is not None:
-            raise ValueError("an array has a type with parts")
+            raise ValueError("an array has a structured type")
     elif isinstance(thing, _Array):
         _, thing.shape, thing.dtype, thing.columns_first, thing.data = state
     else:
@@ -229,10 +127,10 @@ def _build(thing: Any, state: Any) -> None:
 
 
 def _made(name: str, array: _Array) -> Array:
-    """Return the array, of its own memory."""
+    """Return the array, in its own memory."""
     kind = array.dtype.kind if isinstance(array.dtype, _Dtype) else None
     if kind not in _KINDS or array.dtype.order not in ("<", ">", "|", "="):
-        raise ValueError(f"the tensor {name} has the type {kind}, not one of numbers")
+        raise ValueError(f"the tensor {name} has the type {kind}, which is not numeric")
     data = array.data.encode("latin-1") if isinstance(array.data, str) else array.data
     shape = array.shape
     if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape):
@@ -241,10 +139,20 @@ def _made(name: str, array: _Array) -> Array:
         raise TypeError(f"the tensor {name} has no bytes")
     dtype = np.dtype((">" if array.dtype.order == ">" else "<") + kind)
     if math.prod(shape) * dtype.itemsize != len(data):
-        raise ValueError(f"the tensor {name} has {len(data)} bytes, and the shape {shape}")
+        raise ValueError(f"the tensor {name} has {len(data)} bytes, which do not fit its shape {shape}")
     flat = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))
     return np.array(flat.reshape(shape, order="F" if array.columns_first else "C"), order="C")
 
 
-def _kind(value: object) -> str:
-    return value.name if isinstance(value, _Named) else type(value).__name__.strip("_").lower()
+_RULES: Final = PickleRules(
+    literals=_LITERALS,
+    operations=CONTAINERS | {"STACK_GLOBAL", "LIST", "DICT", "PUT", "GET", "MEMOIZE", "FRAME"},
+    global_names=_GLOBALS,
+    refused_global="{uri} contains more than arrays: its pickle names {name}, which could run any code when it is "
+    "loaded and is not allowed",
+    refused_operation="{uri} uses the pickle operation {operation}, which weights do not need and which is "
+    "not allowed",
+    call=_called,
+    set_state=_build,
+    max_operations=MAX_OPERATIONS,
+)

@@ -1,7 +1,7 @@
-"""detectron2's Mask R-CNN R50-FPN, reckoned plainly: what a converted network is compared with.
+"""Reference implementation of detectron2's Mask R-CNN R50-FPN, which converted networks are compared with.
 
 Written from what detectron2 does, on a checkpoint's own tensors under their own names, one image, box and pair after
-another; no code is shared with the network that is judged. It takes seconds an image.
+another; it shares no code with the network under test. It takes seconds per image.
 
 References: https://github.com/facebookresearch/detectron2, modeling/ and layers/; configs/Base-RCNN-FPN.yaml.
 """
@@ -24,7 +24,7 @@ __all__ = ["Instances", "ReferenceDetectron2", "best", "clipped", "padded"]
 
 @dataclass(frozen=True, slots=True)
 class Instances:
-    """What a reference finds in an image, its own pixels."""
+    """The instances that a reference finds in an image, in the pixels of the image."""
 
     boxes: Tensor
     """(N, 4) xmin, ymin, xmax, ymax."""
@@ -41,7 +41,7 @@ class ReferenceDetectron2:
 
     Args:
         tensors: of the checkpoint, by their names there.
-        min_size: what the shorter side is resized to, …
+        min_size: the length that the shorter side is resized to, pixels, …
         max_size: … unless the longer side would then exceed this.
     """
 
@@ -53,7 +53,7 @@ class ReferenceDetectron2:
         return self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]
 
     def _normed(self, x: Tensor, name: str, stride: int = 1, padding: int = 0) -> Tensor:
-        """Return a convolution and its frozen norm."""
+        """Apply a convolution and its frozen norm."""
         x = F.conv2d(x, self._tensors[f"{name}.weight"], None, stride, padding)
         weight, bias, mean, var = (
             self._tensors[f"{name}.norm.{part}"][:, None, None]
@@ -73,19 +73,19 @@ class ReferenceDetectron2:
         return torch.from_numpy(resized.astype(np.float32) - mean).permute(2, 0, 1)
 
     def features(self, batch: Tensor) -> dict[str, Tensor]:
-        """Run trunk and pyramid."""
-        trunk = "backbone.bottom_up."
+        """Run the backbone with its pyramid."""
+        prefix = "backbone.bottom_up."
         x = batch.flip(1)  # to BGR
-        x = self._normed(x, f"{trunk}stem.conv1", 2, 3).relu()
+        x = self._normed(x, f"{prefix}stem.conv1", 2, 3).relu()
         x = F.max_pool2d(x, 3, 2, 1)
         levels = []
         for stage, blocks in ((2, 3), (3, 4), (4, 6), (5, 3)):
-            for nth in range(blocks):
-                name, stride = f"{trunk}res{stage}.{nth}.", 2 if stage > 2 and nth == 0 else 1
+            for index in range(blocks):
+                name, stride = f"{prefix}res{stage}.{index}.", 2 if stage > 2 and index == 0 else 1
                 out = self._normed(x, f"{name}conv1", stride).relu()  # STRIDE_IN_1X1
                 out = self._normed(out, f"{name}conv2", 1, 1).relu()
                 out = self._normed(out, f"{name}conv3")
-                x = (out + (self._normed(x, f"{name}shortcut", stride) if nth == 0 else x)).relu()
+                x = (out + (self._normed(x, f"{name}shortcut", stride) if index == 0 else x)).relu()
             levels.append(x)
         above: Tensor | None = None
         maps: list[Tensor] = []
@@ -108,7 +108,7 @@ class ReferenceDetectron2:
         )
 
     def proposals(self, features: dict[str, Tensor], batch: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return the best 1,000 of the best 1,000 of each level."""
+        """Return the best 1,000 proposals out of the best 1,000 of each level."""
         del batch
         boxes, scores = [], []
         for level, (logits, deltas) in enumerate(zip(*self.rpn_head(features), strict=True)):
@@ -127,7 +127,7 @@ class ReferenceDetectron2:
     def heads(
         self, features: dict[str, Tensor], proposals: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Classify proposals and move them."""
+        """Classify proposals and refine their boxes."""
         x = _pooled(features, proposals, 7).flatten(1)
         for layer in ("fc1", "fc2"):
             x = F.linear(x, *self._of(f"roi_heads.box_head.{layer}")).relu()
@@ -137,7 +137,7 @@ class ReferenceDetectron2:
         weights = torch.tensor([10.0, 10.0, 5.0, 5.0])
         boxes = _moved(proposals.repeat_interleave(classes, 0), (deltas / weights).reshape(-1, 4))
         boxes = clipped(boxes, size).view(-1, classes, 4)
-        return torch.cat([scores[:, -1:], scores[:, :-1]], 1), boxes  # theirs has the background last
+        return torch.cat([scores[:, -1:], scores[:, :-1]], 1), boxes  # detectron2 has the background last
 
     def masks(
         self, features: dict[str, Tensor], boxes: Tensor, labels: Tensor, size: tuple[int, int]
@@ -145,19 +145,19 @@ class ReferenceDetectron2:
         """Run the mask head on boxes."""
         del size
         x = _pooled(features, boxes, 14)
-        for nth in range(1, 5):
-            x = F.conv2d(x, *self._of(f"roi_heads.mask_head.mask_fcn{nth}"), padding=1).relu()
+        for index in range(1, 5):
+            x = F.conv2d(x, *self._of(f"roi_heads.mask_head.mask_fcn{index}"), padding=1).relu()
         x = F.conv_transpose2d(x, *self._of("roi_heads.mask_head.deconv"), stride=2).relu()
         logits = F.conv2d(x, *self._of("roi_heads.mask_head.predictor"))
         return logits[torch.arange(len(labels)), labels - 1].sigmoid()
 
     def instances(self, image: Pixels) -> Instances:
-        """Go all the way: 100 instances above 0.05, masks pasted."""
+        """Return the final instances: at most 100 with scores above 0.05, masks pasted."""
         prepared = self.prepared(image)
         size = (prepared.shape[1], prepared.shape[2])
         features = self.features(padded(prepared))
         probabilities, every = self.heads(features, self.proposals(features, prepared, size), size)
-        boxes, labels, scores = best(probabilities, every, min_score=0.05, most=100)
+        boxes, labels, scores = best(probabilities, every, min_score=0.05, max_detections=100)
         height, width = image.shape[:2]
         squares = self.masks(features, boxes, labels, size)
         boxes = boxes * torch.tensor([width / size[1], height / size[0]]).repeat(2)
@@ -181,7 +181,7 @@ def _anchors(level: int, height: int, width: int) -> Tensor:
 
 
 def _moved(boxes: Tensor, deltas: Tensor) -> Tensor:
-    """Move boxes by dx, dy, of their size, and by the logarithms of two factors, at most of 1000 / 16."""
+    """Move boxes by dx, dy in units of their size, and scale them by exp(dw), exp(dh), at most 1000 / 16."""
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     x = deltas[:, 0] * width + boxes[:, 0] + 0.5 * width
     y = deltas[:, 1] * height + boxes[:, 1] + 0.5 * height
@@ -191,13 +191,13 @@ def _moved(boxes: Tensor, deltas: Tensor) -> Tensor:
 
 
 def clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return boxes, (N, 4), moved into an image of this height and width."""
+    """Return boxes, (N, 4), clipped to an image of this height and width."""
     height, width = size
     return torch.stack([boxes[:, i].clamp(0, (width, height)[i % 2]) for i in range(4)], 1)
 
 
 def _suppressed(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Return what greedy suppression keeps, the best first."""
+    """Return the indices that greedy suppression keeps, the best first."""
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     left = scores.sort(descending=True, stable=True).indices
     kept = []
@@ -214,14 +214,14 @@ def _suppressed(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
 
 def _pooled(features: Mapping[str, Tensor], boxes: Tensor, bins: int) -> Tensor:
-    """Return RoIAlign, aligned, with as many samples as a bin has pixels: (N, C, bins, bins)."""
+    """Return aligned RoIAlign with one sample per pixel of a bin: (N, C, bins, bins)."""
     pooled = []
     for box in boxes:
         width, height = (box[2] - box[0]).item(), (box[3] - box[1]).item()
         level = math.floor(4 + math.log2(max(math.sqrt(width * height) / 224 + 1e-8, 1e-30)))
-        nth = min(max(level, 2), 5) - 2
-        feature = features[str(nth)][0]
-        scaled = box / (4 * 2**nth) - 0.5
+        index = min(max(level, 2), 5) - 2
+        feature = features[str(index)][0]
+        scaled = box / (4 * 2**index) - 0.5
         down = _bins(scaled[1].item(), scaled[3].item(), feature.shape[1], bins)
         across = _bins(scaled[0].item(), scaled[2].item(), feature.shape[2], bins)
         y, x = (slice(*_span(weights)) for weights in (down, across))
@@ -231,44 +231,46 @@ def _pooled(features: Mapping[str, Tensor], boxes: Tensor, bins: int) -> Tensor:
 
 
 def _span(weights: Tensor) -> tuple[int, int]:
-    """Return the first and past the last place that counts in any bin."""
+    """Return the range of positions, end exclusive, that have a weight in any bin."""
     places = weights.any(0).nonzero().flatten().tolist()
     return (places[0], places[-1] + 1) if places else (0, 1)
 
 
 def _bins(low: float, high: float, limit: int, bins: int) -> Tensor:
-    """Return how much each place of a map's axis counts in each bin, (bins, limit)."""
+    """Return the weight of each position along an axis of a map in each bin, (bins, limit)."""
     weights = torch.zeros(bins, limit)
     side = (high - low) / bins
     samples = math.ceil((high - low) / bins)
-    for nth in range(bins * samples):
-        position = low + (nth // samples) * side + (nth % samples + 0.5) * side / samples
+    for index in range(bins * samples):
+        position = low + (index // samples) * side + (index % samples + 0.5) * side / samples
         if not -1 <= position <= limit:
             continue
         position = min(max(position, 0.0), limit - 1.0)
         first = int(position)
-        weights[nth // samples, first] += (1 - (position - first)) / samples
+        weights[index // samples, first] += (1 - (position - first)) / samples
         if first + 1 < limit:
-            weights[nth // samples, first + 1] += (position - first) / samples
+            weights[index // samples, first + 1] += (position - first) / samples
     return weights
 
 
-def best(probabilities: Tensor, boxes: Tensor, min_score: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return boxes, labels and scores of the instances of an image, suppressed class by class."""
+def best(
+    probabilities: Tensor, boxes: Tensor, min_score: float, max_detections: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return boxes, labels and scores of the best instances of an image, suppressed class by class."""
     found = []
-    for nth in range(1, probabilities.shape[1]):
-        above = (probabilities[:, nth] > min_score).nonzero().flatten()
-        box, score = boxes[above, nth - 1], probabilities[above, nth]
+    for index in range(1, probabilities.shape[1]):
+        above = (probabilities[:, index] > min_score).nonzero().flatten()
+        box, score = boxes[above, index - 1], probabilities[above, index]
         kept = _suppressed(box, score, 0.5)
-        found.append((box[kept], torch.full((len(kept),), nth), score[kept]))
+        found.append((box[kept], torch.full((len(kept),), index), score[kept]))
     box, label, score = (torch.cat(parts) for parts in zip(*found, strict=True))
-    order = score.sort(descending=True, stable=True).indices[:most]
+    order = score.sort(descending=True, stable=True).indices[:max_detections]
     order = order[((box[order, 2] > box[order, 0]) & (box[order, 3] > box[order, 1]))]
     return box[order], label[order], score[order]
 
 
 def _pasted(box: Tensor, square: Tensor, height: int, width: int) -> NDArray[np.bool_]:
-    """Return a mask over the image: what the square holds where each pixel's centre lies, bilinear, zeros around."""
+    """Return a mask over the image: the square sampled at each pixel's centre, bilinear, with zero padding."""
     side = len(square)
     padded = np.pad(square.double().numpy(), 1)
     x0, y0, x1, y1 = box.double().tolist()

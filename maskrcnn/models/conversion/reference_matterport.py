@@ -1,8 +1,8 @@
-"""matterport's Mask R-CNN, reckoned plainly: the network beside the paper, and what a converted one is compared with.
+"""Reference implementation of matterport's Mask R-CNN, which converted networks are compared with.
 
-Written from what the reference does, on a file's own tensors under their own names, one image, level and box after
-another, in its own coordinates: y before x, and normalised, so that 0 is the middle of the first pixel of the canvas
-and 1 that of the last. No code is shared with the network that is judged. It takes seconds an image.
+Written from what matterport does, on a file's own tensors under their own names, one image, level and box after
+another, in its own coordinates: y before x, and normalised, so that 0 is the centre of the first pixel of the canvas
+and 1 that of the last. It shares no code with the network under test. It takes seconds per image.
 
 Reference: https://github.com/matterport/Mask_RCNN, mrcnn/model.py and mrcnn/utils.py, version 2.1.
 """
@@ -20,14 +20,14 @@ from torch.nn import functional as F  # noqa: N812
 from ...types import Pixels
 from ..matterport_config import MatterportConfig
 
-__all__ = ["Found", "Molded", "ReferenceMatterport"]
+__all__ = ["Molded", "ReferenceInstances", "ReferenceMatterport"]
 
 Floats = NDArray[np.float32]
 _LEVELS: Final = ("P2", "P3", "P4", "P5", "P6")
 
 
 class Molded(NamedTuple):
-    """An image as the network sees it."""
+    """An image as input of the network."""
 
     resized: Pixels
     """(H, W, 3) uint8, the canvas."""
@@ -37,8 +37,8 @@ class Molded(NamedTuple):
     """y1, x1, y2, x2 of the image on the canvas, pixels."""
 
 
-class Found(NamedTuple):
-    """What was found in an image, in its own pixels."""
+class ReferenceInstances(NamedTuple):
+    """The instances of an image, in the pixels of the image."""
 
     boxes: NDArray[np.int32]
     """(N, 4) y1, x1, y2, x2, the last two exclusive."""
@@ -57,7 +57,7 @@ class ReferenceMatterport:
         tensors: of the file, by layer and name, as `conv1/kernel`, in Keras's axes.
         min_size: IMAGE_MIN_DIM.
         max_size: IMAGE_MAX_DIM.
-        config: the rest.
+        config: the rest of the configuration.
         labels: the classes that have names, from 1; None: all.
     """
 
@@ -103,7 +103,7 @@ class ReferenceMatterport:
             scale = self._max_size / max(height, width)
         if scale != 1:
             size = round(height * scale), round(width * scale)
-            image = _resized(image.astype(np.float64), *size).astype(np.uint8)  # which truncates
+            image = _resized(image.astype(np.float64), *size).astype(np.uint8)  # truncates
         height, width = image.shape[:2]
         canvas = (self._max_size,) * 2 if square else (-(-height // 64) * 64, -(-width // 64) * 64)
         top, left = (canvas[0] - height) // 2, (canvas[1] - width) // 2
@@ -112,11 +112,11 @@ class ReferenceMatterport:
         pixels = (resized.astype(np.float32) - np.array(config.mean_pixel)).astype(np.float32)
         return Molded(resized, pixels, (top, left, top + height, left + width))
 
-    def trunk(self, pixels: Floats) -> dict[str, Tensor]:
-        """Return C1 to C5, (1, C, H, W); C1 is what the stem has pooled."""
+    def backbone(self, pixels: Floats) -> dict[str, Tensor]:
+        """Return C1 to C5, (1, C, H, W); C1 is the pooled output of the stem."""
         x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         x = self._normed(self._conv(x, "conv1", 2, 3), "bn_conv1").relu()
-        x = F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 3, 2)  # "same" of an even side pads below and right
+        x = F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 3, 2)  # padding "same" of an even side pads below and right
         maps = {"C1": x}
         for stage in (2, 3, 4, 5):
             for block in "abcdefghijklmnopqrstuvw":
@@ -133,12 +133,12 @@ class ReferenceMatterport:
             maps[f"C{stage}"] = x
         return maps
 
-    def pyramid(self, trunk: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def pyramid(self, backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return P2 to P6, (1, 256, H, W)."""
         maps: dict[str, Tensor] = {}
         above: Tensor | None = None
         for level in (5, 4, 3, 2):
-            lateral = self._conv(trunk[f"C{level}"], f"fpn_c{level}p{level}")
+            lateral = self._conv(backbone[f"C{level}"], f"fpn_c{level}p{level}")
             if above is not None:
                 lateral = lateral + above.repeat_interleave(2, 2).repeat_interleave(2, 3)
             above = lateral
@@ -147,7 +147,7 @@ class ReferenceMatterport:
         return {level: maps[level] for level in _LEVELS}
 
     def rpn(self, pyramid: Mapping[str, Tensor]) -> tuple[Floats, Floats, Floats]:
-        """Return for all anchors logits and probabilities, (A, 2), of background and object, and offsets, (A, 4)."""
+        """Return logits and probabilities of background and object, (A, 2), and offsets, (A, 4), of all anchors."""
         logits, offsets = [], []
         for level in _LEVELS:
             shared = self._conv(pyramid[level], "rpn_conv_shared", padding=1).relu()
@@ -159,8 +159,8 @@ class ReferenceMatterport:
     def anchors(self, height: int, width: int) -> NDArray[np.float64]:
         """Return y1, x1, y2, x2 of the anchors of a canvas, (A, 4) pixels."""
         anchors = []
-        for nth, side in enumerate(self._config.rpn_anchor_scales):
-            stride = 4 * 2**nth
+        for index, side in enumerate(self._config.rpn_anchor_scales):
+            stride = 4 * 2**index
             for y in range(0, height, stride):
                 for x in range(0, width, stride):
                     for ratio in self._config.rpn_anchor_ratios:
@@ -169,10 +169,10 @@ class ReferenceMatterport:
         return np.array(anchors)
 
     def proposals(self, scores: Floats, offsets: Floats, anchors: Floats) -> Floats:
-        """Return the boxes to look at, (P, 4), and zeros where there are fewer.
+        """Return the proposals, (P, 4), filled up with zeros.
 
         Args:
-            scores: (A,) of being an object.
+            scores: (A,) probability of an object.
             offsets: (A, 4)
             anchors: (A, 4) normalised.
         """
@@ -184,12 +184,12 @@ class ReferenceMatterport:
         return np.concatenate([kept, np.zeros((count - len(kept), 4), np.float32)])
 
     def pooled(self, pyramid: Mapping[str, Tensor], boxes: Floats, size: int) -> Floats:
-        """Return samples of the boxes' own levels, (N, size, size, 256)."""
+        """Return the pooled features of boxes, each from its level, (N, size, size, 256)."""
         canvas = tuple(4 * side for side in pyramid["P2"].shape[2:])
         maps = {level: pyramid[level][0].permute(1, 2, 0).numpy() for level in _LEVELS}
         pooled = np.zeros((len(boxes), size, size, 256), np.float32)
-        for nth, (box, level) in enumerate(zip(boxes, self.levels(boxes, *canvas), strict=True)):
-            pooled[nth] = _cropped(maps[f"P{level}"], box, size)
+        for index, (box, level) in enumerate(zip(boxes, self.levels(boxes, *canvas), strict=True)):
+            pooled[index] = _cropped(maps[f"P{level}"], box, size)
         return pooled
 
     def levels(self, boxes: Floats, height: int, width: int) -> NDArray[np.int64]:
@@ -215,18 +215,18 @@ class ReferenceMatterport:
         probabilities: Floats,
         offsets: Floats,
         window: Floats,
-        least: float,
-        most: int,
+        min_score: float,
+        max_detections: int,
     ) -> Floats:
-        """Return the instances, (N, 6): a normalised box, its class and its score, the best first.
+        """Return the detections, (N, 6): normalised box, class and score, the best first.
 
         Args:
             proposals: (P, 4)
             probabilities: (P, C)
             offsets: (P, C, 4)
             window: (4,) normalised.
-            least: DETECTION_MIN_CONFIDENCE.
-            most: DETECTION_MAX_INSTANCES.
+            min_score: DETECTION_MIN_CONFIDENCE.
+            max_detections: DETECTION_MAX_INSTANCES.
         """
         rows = np.arange(len(proposals))
         label = probabilities.argmax(1)
@@ -235,14 +235,14 @@ class ReferenceMatterport:
         boxes = np.clip(boxes, window[[0, 1, 0, 1]], window[[2, 3, 2, 3]])
         kept = []
         for each in self._labels:
-            own = np.flatnonzero((label == each) & (score >= least))
+            own = np.flatnonzero((label == each) & (score >= min_score))
             own = own[np.argsort(-score[own], kind="stable")]
-            kept += own[_kept(boxes[own], self._config.detection_nms_threshold, most)].tolist()
-        order = np.array(sorted(kept, key=lambda row: (-score[row], row))[:most], np.int64)
+            kept += own[_kept(boxes[own], self._config.detection_nms_threshold, max_detections)].tolist()
+        order = np.array(sorted(kept, key=lambda row: (-score[row], row))[:max_detections], np.int64)
         return np.concatenate([boxes, label[:, None], score[:, None]], 1).astype(np.float32)[order]
 
     def masks(self, pooled: Floats, labels: NDArray[np.int64]) -> Floats:
-        """Return what the mask head says of each box for its own class, (N, 28, 28)."""
+        """Return the mask probabilities of each box for its own class, (N, 28, 28)."""
         if not len(pooled):
             return np.zeros((0, 28, 28), np.float32)
         x = torch.from_numpy(pooled).permute(0, 3, 1, 2)
@@ -253,38 +253,42 @@ class ReferenceMatterport:
         x = self._conv(x, "mrcnn_mask").sigmoid()
         return x[torch.arange(len(x)), torch.from_numpy(labels)].numpy()
 
-    def unmolded(self, detections: Floats, masks: Floats, window: Floats, height: int, width: int) -> Found:
-        """Bring instances to the image's own pixels, and paste their masks."""
+    def unmolded(
+        self, detections: Floats, masks: Floats, window: Floats, height: int, width: int
+    ) -> ReferenceInstances:
+        """Map detections to the pixels of the image, and paste their masks."""
         origin, extent = window[[0, 1, 0, 1]], (window[2:] - window[:2])[[0, 1, 0, 1]]
         scale = np.array([height - 1, width - 1, height - 1, width - 1])
         boxes = (detections[:, :4] - origin) / extent
         boxes = np.around(boxes * scale + np.array([0, 0, 1, 1])).astype(np.int32)
         kept = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
         pasted = np.zeros((len(kept), height, width), np.bool_)
-        for nth, row in enumerate(kept):
+        for index, row in enumerate(kept):
             y1, x1, y2, x2 = boxes[row]
             square = _resized(masks[row], y2 - y1, x2 - x1)
-            pasted[nth, y1:y2, x1:x2] = square >= 0.5
+            pasted[index, y1:y2, x1:x2] = square >= 0.5
         labels = detections[kept, 4].astype(np.int32)
-        return Found(boxes[kept], labels, detections[kept, 5], pasted)
+        return ReferenceInstances(boxes[kept], labels, detections[kept, 5], pasted)
 
-    def found(self, image: Pixels, least: float = 0.7, most: int = 100) -> Found:
-        """Go all the way."""
+    def instances(
+        self, image: Pixels, min_score: float = 0.7, max_detections: int = 100
+    ) -> ReferenceInstances:
+        """Return the final instances of an image."""
         molded = self.molded(image)
         canvas = molded.resized.shape[:2]
         window = normalised(np.array(molded.window, np.float32), *canvas)
-        pyramid = self.pyramid(self.trunk(molded.pixels))
+        pyramid = self.pyramid(self.backbone(molded.pixels))
         _, probabilities, offsets = self.rpn(pyramid)
         anchors = normalised(self.anchors(*canvas), *canvas).astype(np.float32)
         proposals = self.proposals(probabilities[:, 1], offsets, anchors)
         _, scores, moves = self.classify(self.pooled(pyramid, proposals, 7))
-        detections = self.refined(proposals, scores, moves, window, least, most)
+        detections = self.refined(proposals, scores, moves, window, min_score, max_detections)
         masks = self.masks(self.pooled(pyramid, detections[:, :4], 14), detections[:, 4].astype(np.int64))
         return self.unmolded(detections, masks, window, *image.shape[:2])
 
 
 def normalised(boxes: NDArray[np.floating], height: int, width: int) -> NDArray[np.floating]:
-    """Return y1, x1, y2, x2 in pixels of a canvas as the network has them."""
+    """Return y1, x1, y2, x2 in pixels of a canvas as normalised coordinates."""
     scale = np.array([height - 1, width - 1, height - 1, width - 1], boxes.dtype)
     return np.asarray((boxes - np.array([0, 0, 1, 1], boxes.dtype)) / scale)
 
@@ -299,12 +303,12 @@ def _moved(boxes: Floats, offsets: Floats, deviations: tuple[float, ...]) -> Flo
     return np.stack([y, x, y + height, x + width], 1)
 
 
-def _kept(boxes: Floats, threshold: float, most: int) -> list[int]:
-    """Return which boxes, the best first, no better one overlaps; empty boxes overlap nothing."""
+def _kept(boxes: Floats, threshold: float, max_detections: int) -> list[int]:
+    """Return the indices that greedy suppression keeps, given boxes in order; empty boxes overlap nothing."""
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     left = np.arange(len(boxes))
     kept: list[int] = []
-    while len(left) and len(kept) < most:
+    while len(left) and len(kept) < max_detections:
         first, left = int(left[0]), left[1:]
         kept.append(first)
         low = np.maximum(boxes[first, :2], boxes[left, :2])
@@ -316,7 +320,7 @@ def _kept(boxes: Floats, threshold: float, most: int) -> list[int]:
 
 
 def _cropped(feature: Floats, box: Floats, size: int) -> Floats:
-    """Return `tf.image.crop_and_resize` of one box: a sample a bin, the outer ones on the box's edges."""
+    """Return `tf.image.crop_and_resize` of one box: one sample per bin, the outer ones on the box's edges."""
     (upper, lower, down), (left, right, across) = (
         _taps(box[axis], box[axis + 2], feature.shape[axis], size) for axis in (0, 1)
     )
@@ -330,9 +334,9 @@ def _cropped(feature: Floats, box: Floats, size: int) -> Floats:
 def _taps(
     low: np.float32, high: np.float32, side: int, size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-    """Return the two places of an axis that each sample lies between, and the second's weight.
+    """Return the two positions of an axis that each sample lies between, and the weight of the second.
 
-    It is NaN where the last sample, by rounding, lies behind the last place: there the reference has zeros.
+    The weight is NaN if rounding puts the last sample behind the last position; the reference has zeros there.
     """
     last = np.float32(side - 1)
     position = low * last + np.arange(size, dtype=np.float32) * ((high - low) * last / np.float32(size - 1))
@@ -342,7 +346,7 @@ def _taps(
 
 
 def _resized(image: NDArray[np.floating], height: int, width: int) -> NDArray[np.floating]:
-    """Return scikit-image's linear resize, (h, w, …): zeros around, and then within the range of what there was."""
+    """Return scikit-image's linear resize, (h, w, …): zero padding, clipped to the range of the input."""
     y, x = (
         (np.arange(n) + 0.5) * (old / n) - 0.5 for n, old in zip((height, width), image.shape, strict=False)
     )

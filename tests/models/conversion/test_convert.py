@@ -1,4 +1,4 @@
-"""Weights of others: each tensor in its place, the same network, or a line that says which tensor is wrong."""
+"""Weights of other programs: every tensor is mapped and the network equal, or one line names the wrong tensor."""
 
 import hashlib
 import json
@@ -15,11 +15,13 @@ from networks import spread
 from safetensors.torch import load_file
 
 from maskrcnn.errors import UsageError
+from maskrcnn.models import registry
 from maskrcnn.models.build import build_network, load_model
-from maskrcnn.models.checkpoint_files import network_shapes
 from maskrcnn.models.conversion import convert as convert_module
 from maskrcnn.models.conversion.convert import convert
 from maskrcnn.models.conversion.key_mapping import detectron2_names
+from maskrcnn.models.networks import NETWORKS
+from maskrcnn.models.published_weights import PublishedWeights
 from maskrcnn.models.registry import COCO_CATEGORIES, describe_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 
@@ -30,13 +32,13 @@ LABELS = "cat\ndog\nbird\nfish\n"
 
 @pytest.fixture(scope="module")
 def tensors():
-    """Of detectron2's R50-FPN, four classes."""
+    """The tensors of detectron2's R50-FPN with four classes."""
     return detectron2_tensors()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tensors):
-    """A `.pkl` of the model zoo's kind, its labels, and what it was converted to."""
+    """A `.pkl` like those of the model zoo, its labels, and its converted file."""
     folder = tmp_path_factory.mktemp("zoo")
     (folder / "labels.txt").write_text(LABELS)
     (folder / "zoo.pkl").write_bytes(pickle.dumps(zoo_pickle(tensors)))
@@ -60,7 +62,7 @@ def by_source(report):
 # --- detectron2 -----------------------------------------------------------------------------------------------
 
 
-def test_a_converted_file_is_a_model_like_any_other(folder):
+def test_a_converted_file_can_be_loaded_as_a_model(folder):
     model = load_model(str(folder / "zoo.safetensors"))
     assert model.card.architecture == "maskrcnn_resnet50_fpn_detectron2"
     assert [category.name for category in model.categories] == LABELS.split()
@@ -70,15 +72,15 @@ def test_a_converted_file_is_a_model_like_any_other(folder):
     assert len(found) > 10
 
 
-def test_every_tensor_of_the_source_is_accounted_for_once(report, tensors):
+def test_every_tensor_of_the_source_is_mapped_once(report, tensors):
     sources = [step["source"] for step in report["steps"]]
     assert sorted(sources) == sorted(tensors)
     targets = {step["target"]: tuple(step["new_shape"]) for step in report["steps"] if step["target"]}
-    assert targets == network_shapes("maskrcnn_resnet50_fpn_detectron2", 5)
+    assert targets == NETWORKS["maskrcnn_resnet50_fpn_detectron2"].shapes(5)
     assert report["tensors"] == {"taken": len(tensors) - 7, "flipped": 1, "reordered": 2, "padded": 4}
 
 
-def test_what_is_not_just_taken_is_changed_as_the_report_says(folder, tensors, report):
+def test_changed_tensors_are_changed_as_reported(folder, tensors, report):
     found, steps = load_file(folder / "zoo.safetensors"), by_source(report)
     expected = {
         "backbone.bottom_up.stem.conv1.weight": lambda t: t[:, [2, 1, 0]],
@@ -93,7 +95,7 @@ def test_what_is_not_just_taken_is_changed_as_the_report_says(folder, tensors, r
     assert "background" in steps["roi_heads.box_predictor.cls_score.bias"]["note"]
 
 
-def test_the_report_says_how_near_each_stage_is_and_what_it_was_compared_with(report, folder):
+def test_the_report_has_the_difference_of_each_stage_and_the_reference(report, folder):
     assert report["sound"]
     assert {row["stage"] for row in report["parity"]} >= {
         "features 0",
@@ -117,12 +119,12 @@ def test_the_report_says_how_near_each_stage_is_and_what_it_was_compared_with(re
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Leave the comparison out: another test has it."""
+    """Skip the comparison, which another test covers."""
     monkeypatch.setattr(convert_module, "compare", lambda *_: [])
 
 
 def test_a_checkpoint_of_its_trainer_gives_the_same_file(quick, folder, tensors, tmp_path):
-    older = {  # what checkpoints held besides, before these were no longer saved
+    older = {  # constants that older checkpoints contain
         "pixel_mean": torch.tensor([103.53, 116.28, 123.675])[:, None, None],
         "pixel_std": torch.ones(3, 1, 1),
         "proposal_generator.anchor_generator.cell_anchors.0": torch.tensor(
@@ -149,8 +151,8 @@ def test_eighty_classes_are_coco_s(quick, tmp_path):
     assert card.category_ids == (0, *(category.id for category in COCO_CATEGORIES))
 
 
-def test_a_difference_is_the_exit_code_one_and_is_written_down(folder, tensors, tmp_path, monkeypatch):
-    row = convert_module.Row("features 0", 0.5, "of the largest", 1e-4, 10)
+def test_a_difference_ends_in_exit_code_one_and_is_reported(folder, tensors, tmp_path, monkeypatch):
+    row = convert_module.Row("features 0", 0.5, "of the largest value", 1e-4, 10)
     monkeypatch.setattr(convert_module, "compare", lambda *_: [row])
     torch.save({"model": tensors}, tmp_path / "m.pth")
     arguments = ["convert", f"{tmp_path}/m.pth", f"{tmp_path}/m.safetensors", f"--labels={folder}/labels.txt"]
@@ -185,8 +187,8 @@ def test_a_state_dict_of_torchvision_is_converted_with_parity(version, tmp_path)
     assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
 
 
-def test_an_epsilon_of_zero_is_made_up_for(tmp_path, monkeypatch):
-    # torchvision's published v1 has it, and variances so small that it matters.
+def test_an_epsilon_of_zero_is_compensated(tmp_path, monkeypatch):
+    # As torchvision's published v1, with variances so small that it matters.
     torch.manual_seed(3)
     network = build_network("maskrcnn_resnet50_fpn", 5, *SIZES)
     for layer in network.modules():
@@ -197,7 +199,9 @@ def test_an_epsilon_of_zero_is_made_up_for(tmp_path, monkeypatch):
     spread(network)
     torch.save(network.state_dict(), tmp_path / "m.pth")
     digest = hashlib.sha256((tmp_path / "m.pth").read_bytes()).hexdigest()
-    monkeypatch.setattr(convert_module, "_EPS_ZERO_SHA256", digest[:8])
+    weights = PublishedWeights(f"m-{digest[:8]}.pth", "None")
+    published = registry.PublishedModel("coco-v1", "maskrcnn_resnet50_fpn", weights, batch_norm_eps=0.0)
+    monkeypatch.setitem(registry._PUBLISHED, "coco-v1", published)
     (tmp_path / "labels.txt").write_text(LABELS)
     report = convert(
         f"{tmp_path}/m.pth",
@@ -219,7 +223,7 @@ def hollow(names):
 
 
 def hollow_torchvision(version="_v2"):
-    shapes = network_shapes(f"maskrcnn_resnet50_fpn{version}", 5)
+    shapes = NETWORKS[f"maskrcnn_resnet50_fpn{version}"].shapes(5)
     return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
 
 
@@ -274,11 +278,11 @@ NAN = torch.full((), torch.nan)
         ),
         (
             {"conv1.weight": torch.zeros(1)},
-            "holds no Mask R-CNN of torchvision, detectron2 or matterport: its tensors are conv1",
+            "has no Mask R-CNN of torchvision, detectron2 or matterport: its tensors are conv1",
         ),
     ],
 )
-def test_a_tensor_that_is_not_right_is_named_in_one_line(state, complaint, tmp_path):
+def test_a_wrong_tensor_is_named_in_one_line(state, complaint, tmp_path):
     torch.save({"model": state}, tmp_path / "m.pth")
     (tmp_path / "labels.txt").write_text(LABELS)
     with pytest.raises(UsageError, match=complaint) as caught:
@@ -295,7 +299,7 @@ def test_a_renamed_tensor_of_the_model_zoo_s_pickle_is_named(tensors, tmp_path):
 
 
 class Owner:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -316,7 +320,7 @@ def run(tmp_path, content, *options, name="m.pkl", out="m.safetensors"):
     return result.output
 
 
-def test_files_that_are_none_are_one_line_and_the_exit_code_two(tmp_path, folder):
+def test_invalid_files_end_in_one_line_and_exit_code_two(tmp_path, folder):
     whole = pickle.dumps({"model": {STEM: np.zeros((64, 3, 7, 7))}})
     owner = pickle.dumps({"model": {"x": Owner(tmp_path / "owned")}})
     labels = f"--labels={folder}/labels.txt"
@@ -325,7 +329,7 @@ def test_files_that_are_none_are_one_line_and_the_exit_code_two(tmp_path, folder
         tmp_path, {"model": {"x": Owner(tmp_path / "owned")}}, name="m.pth"
     )
     assert not (tmp_path / "owned").exists()
-    assert "is truncated, or no pickle of weights" in run(tmp_path, whole[:-100])
+    assert "is truncated, or not a pickle of weights" in run(tmp_path, whole[:-100])
     assert "is truncated" in run(tmp_path, b"PK\x03\x04", name="m.pth")
     assert "is a web page" in run(tmp_path, b"<!doctype html>")
     assert "give one of .pth, .pt, .pkl, .h5" in run(tmp_path, b"x", name="m.onnx")
@@ -334,15 +338,17 @@ def test_files_that_are_none_are_one_line_and_the_exit_code_two(tmp_path, folder
         in CliRunner().invoke(main, ["convert", "/no/m.pkl", f"{tmp_path}/x.safetensors"]).output
     )
     assert "leave --from out" in run(tmp_path, DETECTRON2, "--from=torchvision", name="m.pth")
-    assert "ends in .safetensors" in run(tmp_path, DETECTRON2, name="m.pth", out="m.pth2")
+    assert "must be a local path that ends in .safetensors" in run(
+        tmp_path, DETECTRON2, name="m.pth", out="m.pth2"
+    )
     assert "does not exist" in run(tmp_path, DETECTRON2, name="m.pth", out="no/m.safetensors")
     assert "sizes 0 and 1333" in run(tmp_path, DETECTRON2, "--min-size=0", name="m.pth")
-    assert "name them with --labels FILE" in run(tmp_path, DETECTRON2, name="m.pth")
+    assert "give --labels FILE with one name per line" in run(tmp_path, DETECTRON2, name="m.pth")
     (tmp_path / "m.safetensors").write_bytes(b"")
     assert "exists; remove it" in run(tmp_path, DETECTRON2, labels, name="m.pth")
 
 
-def test_labels_and_classes_must_be_as_many(tmp_path):
+def test_the_number_of_labels_must_be_that_of_the_classes(tmp_path):
     (tmp_path / "two.txt").write_text("cat\ndog\n")
     told = run(tmp_path, DETECTRON2, f"--labels={tmp_path}/two.txt", name="m.pth")
     assert "is a network of 4 categories, but 2 labels are named" in told

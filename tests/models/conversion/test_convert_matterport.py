@@ -1,4 +1,4 @@
-"""matterport's `.h5` files: converted with parity, of any class count, or refused in a line."""
+"""matterport's `.h5` files are converted with parity, for any number of classes, or refused in one line."""
 
 import json
 import pickle
@@ -11,17 +11,17 @@ import torch
 from click.testing import CliRunner
 from keras_files import arrays_of, filled, hollow, names_of
 from maskrcnn_jobs.cli import main
-from maskrcnn_jobs.commands.train import Request, prepare
+from maskrcnn_jobs.driver.training_set import TrainingRequest, prepare_training
 from matterport_oracle import Stored, far
 from safetensors.torch import load_file
 
 from maskrcnn.errors import UsageError
 from maskrcnn.models.build import load_model
-from maskrcnn.models.checkpoint_files import network_shapes
 from maskrcnn.models.conversion import convert as convert_module
 from maskrcnn.models.conversion.convert import convert
 from maskrcnn.models.conversion.h5_reader import arrays_in_h5
 from maskrcnn.models.matterport_config import ELSEWHERE, MatterportConfig, config_of, configured
+from maskrcnn.models.networks import NETWORKS
 from maskrcnn.models.registry import COCO_CATEGORIES, describe_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.training.config import TrainingConfig
@@ -34,7 +34,7 @@ STEM = "conv1/conv1/kernel:0"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The oracle's file of `save_weights`, and what it was converted to."""
+    """The oracle's file of `save_weights`, and its converted file."""
     folder = tmp_path_factory.mktemp("matterport")
     filled(folder / "mask_rcnn_coco.h5", arrays_of())
     sizes = ["--min-size=320", "--max-size=384"]
@@ -51,7 +51,7 @@ def report(folder):
     return json.loads((folder / "coco.safetensors.report.json").read_text())
 
 
-def test_the_published_layout_needs_no_labels_and_finds_what_the_reference_did(folder):
+def test_the_published_file_needs_no_labels_and_matches_the_reference(folder):
     model = load_model(f"{folder}/coco.safetensors")
     assert model.card.architecture == "maskrcnn_matterport_resnet50"
     assert model.card.categories == COCO_CATEGORIES
@@ -65,11 +65,11 @@ def test_the_published_layout_needs_no_labels_and_finds_what_the_reference_did(f
     assert far(found.areas, stored["final_mask_area"]) <= 2
 
 
-def test_every_tensor_is_accounted_for_and_each_stage_is_sound(report, folder):
+def test_every_tensor_is_mapped_and_every_stage_is_within_its_limit(report, folder):
     sources = sorted(step["source"] for step in report["steps"])
     assert sources == sorted("/".join(name.split("/")[-2:])[:-2] for name in names_of())
     targets = {step["target"]: tuple(step["new_shape"]) for step in report["steps"]}
-    assert targets == network_shapes("maskrcnn_matterport_resnet50", 81)
+    assert targets == NETWORKS["maskrcnn_matterport_resnet50"].shapes(81)
     assert sum(report["tensors"].values()) == 384
     assert report["sound"]
     assert [row["stage"] for row in report["parity"]][:2] == ["resized and padded", "features C1"]
@@ -82,7 +82,7 @@ def test_every_tensor_is_accounted_for_and_each_stage_is_sound(report, folder):
     assert "ok   masks in the image" in (folder / "output.txt").read_text()
 
 
-def test_axes_and_coordinates_are_where_they_belong(folder):
+def test_axes_and_coordinates_are_reordered(folder):
     found, arrays = load_file(folder / "coco.safetensors"), arrays_of()
     assert np.array_equal(found["backbone.body.conv1.weight"][5, 2], arrays[STEM][:, :, 2, 5])
     offsets = arrays["mrcnn_bbox_fc/mrcnn_bbox_fc/kernel:0"]
@@ -93,7 +93,7 @@ def test_axes_and_coordinates_are_where_they_belong(folder):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Leave the comparison out: another test has it."""
+    """Skip the comparison, which another test covers."""
     monkeypatch.setattr(convert_module, "compare_matterport", lambda *_: [])
 
 
@@ -101,7 +101,7 @@ def test_a_file_of_model_save_with_a_user_s_classes_is_the_same_network(quick, t
     arrays = arrays_of(4)
     filled(tmp_path / "mask_rcnn_balloon_0030.h5", arrays, "model_weights")
     with h5py.File(tmp_path / "mask_rcnn_balloon_0030.h5", "a") as file:
-        file.create_dataset("optimizer_weights/SGD/iterations:0", data=7)  # none of the network's
+        file.create_dataset("optimizer_weights/SGD/iterations:0", data=7)  # not part of the network
     filled(
         tmp_path / "weights.h5", {name[:-2]: array for name, array in arrays.items()}
     )  # names without `:0`
@@ -120,14 +120,14 @@ def test_a_file_of_model_save_with_a_user_s_classes_is_the_same_network(quick, t
     assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
 
 
-def test_the_deeper_trunk_is_told_by_its_blocks(quick, tmp_path):
+def test_the_deeper_backbone_is_recognized_by_its_blocks(quick, tmp_path):
     hollow(tmp_path / "deep.h5", names_of(backbone="resnet101"))
     made = convert(f"{tmp_path}/deep.h5", f"{tmp_path}/deep.safetensors")
     assert made.architecture == "maskrcnn_matterport_resnet101"
     assert len(made.steps) == 690
 
 
-def test_what_inference_config_says_is_kept_in_the_file(quick, tmp_path):
+def test_the_inference_config_is_stored_in_the_file(quick, tmp_path):
     hollow(tmp_path / "m.h5", names_of())
     settings = ("RPN_ANCHOR_SCALES=(8, 16, 32, 64, 128)", "MEAN_PIXEL=43.53,39.56,48.22", "IMAGE_RESIZE_MODE=pad64",
                 "DETECTION_NMS_THRESHOLD=0.2", "POST_NMS_ROIS_INFERENCE=2000")  # fmt: skip
@@ -153,24 +153,24 @@ def test_a_class_without_a_name_is_found_by_neither_side(tmp_path):
     )
 
 
-def test_numbers_of_the_configuration_may_be_written_as_there():
+def test_configuration_values_may_be_written_as_in_matterport():
     assert configured(["MEAN_PIXEL=np.array([43.5, 39.6, 48.2])"]).mean_pixel == (43.5, 39.6, 48.2)
     assert configured(["PRE_NMS_LIMIT=6000.0"]).pre_nms_limit == 6000
 
 
-def test_it_is_not_trained_and_that_is_told_before_anything_is_begun(quick, tmp_path):
+def test_training_it_is_refused_before_anything_starts(quick, tmp_path):
     hollow(tmp_path / "m.h5", names_of())
     convert(f"{tmp_path}/m.h5", f"{tmp_path}/m.safetensors")
     for name in (f"{tmp_path}/m.safetensors", "imagenet:maskrcnn_matterport_resnet50"):
-        asked = Request(f"{tmp_path}/none.json", f"{tmp_path}/out", TrainingConfig(model=name))
-        with pytest.raises(UsageError, match=r"is run here, not trained|name one of maskrcnn_resnet50_fpn"):
-            prepare(asked)
+        request = TrainingRequest(f"{tmp_path}/none.json", f"{tmp_path}/out", TrainingConfig(model=name))
+        with pytest.raises(UsageError, match=r"cannot be trained|name one of maskrcnn_resnet50_fpn"):
+            prepare_training(request)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------
 
 
-def told(tmp_path, *options, name="m.h5"):
+def refusal(tmp_path, *options, name="m.h5"):
     result = CliRunner().invoke(
         main, ["convert", f"{tmp_path}/{name}", f"{tmp_path}/m.safetensors", *options]
     )
@@ -199,17 +199,17 @@ def without(names, *left_out):
             names_of() | {"mrcnn_mask/mrcnn_mask/bias:0": (80,)},
             "mrcnn_mask/bias has the shape (80,), not (81,)",
         ),
-        (names_of() | {"other/conv1/kernel:0": (7, 7, 3, 64)}, "holds the tensor conv1/kernel twice"),
-        ({"block1_conv1/block1_conv1/kernel:0": (3, 3, 3, 64)}, "holds no Mask R-CNN of"),
-        ({}, "holds no Mask R-CNN of"),
+        (names_of() | {"other/conv1/kernel:0": (7, 7, 3, 64)}, "has the tensor conv1/kernel twice"),
+        ({"block1_conv1/block1_conv1/kernel:0": (3, 3, 3, 64)}, "has no Mask R-CNN of"),
+        ({}, "has no Mask R-CNN of"),
     ],
 )
-def test_a_tensor_that_is_not_right_is_named_in_one_line(names, complaint, tmp_path):
+def test_a_wrong_tensor_is_named_in_one_line(names, complaint, tmp_path):
     hollow(tmp_path / "m.h5", names)
-    assert complaint in told(tmp_path)
+    assert complaint in refusal(tmp_path)
 
 
-def test_files_that_are_none_are_one_line_and_the_exit_code_two(tmp_path):
+def test_invalid_files_end_in_one_line_and_exit_code_two(tmp_path):
     hollow(tmp_path / "whole.h5", names_of(4))
     data = (tmp_path / "whole.h5").read_bytes()
     for content, complaint in (
@@ -218,14 +218,14 @@ def test_files_that_are_none_are_one_line_and_the_exit_code_two(tmp_path):
         (pickle.dumps({"model": {}}), "is a pickle, which is not opened"),
         (b"PK\x03\x04" + bytes(100), "is a zip archive"),
         (b"", "zero bytes"),
-        (b"no such thing", "is no HDF5 file"),
+        (b"no such thing", "is not an HDF5 file"),
         (b"<!doctype html>", "is a web page"),
     ):
         (tmp_path / "m.h5").write_bytes(content)
-        assert complaint in told(tmp_path)
+        assert complaint in refusal(tmp_path)
 
 
-def test_a_file_that_is_damaged_somewhere_is_read_or_refused(tmp_path):
+def test_a_randomly_damaged_file_is_read_or_refused(tmp_path):
     hollow(tmp_path / "whole.h5", dict(list(names_of().items())[:12]))
     data = bytearray((tmp_path / "whole.h5").read_bytes())
     rng = np.random.default_rng(0)
@@ -236,69 +236,73 @@ def test_a_file_that_is_damaged_somewhere_is_read_or_refused(tmp_path):
         try:
             arrays_in_h5("m.h5", bytes(damaged))
         except UsageError as error:
-            assert "\n" not in str(error)  # noqa: PT017  most are read: zeros are anything
+            assert "\n" not in str(error)  # noqa: PT017  most are read, since the data is all zeros
 
 
 def test_labels_and_sizes_must_fit(tmp_path):
     hollow(tmp_path / "m.h5", names_of(4))
     (tmp_path / "two.txt").write_text("cat\ndog\n")
-    assert "a network of 3 categories, but 2 labels" in told(tmp_path, f"--labels={tmp_path}/two.txt")
-    assert "name them with --labels FILE" in told(tmp_path)
-    assert "a multiple of 64, not 1000" in told(tmp_path, "--max-size=1000")
-    assert "the smaller first" in told(tmp_path, "--min-size=900", "--max-size=832")
-    assert "leave --from out" in told(tmp_path, "--from=detectron2")
-    assert "this is --min-score of segment" in told(tmp_path, "--set=DETECTION_MIN_CONFIDENCE=0.9")
-    assert "give NAME=VALUE with one of IMAGE_RESIZE_MODE" in told(tmp_path, "--set=IMAGE_SIDE=1")
-    assert "this is for training alone" in told(tmp_path, "--set=LEARNING_RATE=1")
-    assert "cannot be changed" in told(tmp_path, "--set=RPN_ANCHOR_STRIDE=2")
-    assert "given twice" in told(tmp_path, "--set=PRE_NMS_LIMIT=6000", "--set=PRE_NMS_LIMIT=7000")
-    assert "MEAN_PIXEL is from 0 to 255" in told(tmp_path, "--set=MEAN_PIXEL=300,0,1")
-    assert "no whole number" in told(tmp_path, "--set=PRE_NMS_LIMIT=0.5")
-    assert "give 1 to 4096" in told(tmp_path, "--max-size=640000000")
+    assert "a network of 3 categories, but 2 labels" in refusal(tmp_path, f"--labels={tmp_path}/two.txt")
+    assert "give --labels FILE with one name per line" in refusal(tmp_path)
+    assert "--max-size 1000 does not fit this network: give a multiple of 64" in refusal(
+        tmp_path, "--max-size=1000"
+    )
+    assert "the smaller first" in refusal(tmp_path, "--min-size=900", "--max-size=832")
+    assert "leave --from out" in refusal(tmp_path, "--from=detectron2")
+    assert "this is --min-score of segment" in refusal(tmp_path, "--set=DETECTION_MIN_CONFIDENCE=0.9")
+    assert "give NAME=VALUE with one of IMAGE_RESIZE_MODE" in refusal(tmp_path, "--set=IMAGE_SIDE=1")
+    assert "this is for training alone" in refusal(tmp_path, "--set=LEARNING_RATE=1")
+    assert "cannot be changed" in refusal(tmp_path, "--set=RPN_ANCHOR_STRIDE=2")
+    assert "given twice" in refusal(tmp_path, "--set=PRE_NMS_LIMIT=6000", "--set=PRE_NMS_LIMIT=7000")
+    assert "MEAN_PIXEL is from 0 to 255" in refusal(tmp_path, "--set=MEAN_PIXEL=300,0,1")
+    assert "no whole number" in refusal(tmp_path, "--set=PRE_NMS_LIMIT=0.5")
+    assert "give 1 to 4096" in refusal(tmp_path, "--max-size=640000000")
     (tmp_path / "four.txt").write_text("BG\ncat\ndog\nbird\n")
-    assert "leave the background out" in told(tmp_path, f"--labels={tmp_path}/four.txt")
-    assert "RPN_ANCHOR_SCALES has 2 numbers, not 5" in told(tmp_path, "--set=RPN_ANCHOR_SCALES=8,16")
-    assert "could not convert" in told(tmp_path, "--set=RPN_NMS_THRESHOLD=high")
-    assert "square or pad64" in told(tmp_path, "--set=IMAGE_RESIZE_MODE=crop")
+    assert "leave the background out" in refusal(tmp_path, f"--labels={tmp_path}/four.txt")
+    assert "RPN_ANCHOR_SCALES has 2 numbers, not 5" in refusal(tmp_path, "--set=RPN_ANCHOR_SCALES=8,16")
+    assert "could not convert" in refusal(tmp_path, "--set=RPN_NMS_THRESHOLD=high")
+    assert "square or pad64" in refusal(tmp_path, "--set=IMAGE_RESIZE_MODE=crop")
     torch.save({"x": torch.zeros(1), "backbone.body.x": torch.zeros(1)}, tmp_path / "m.pth")
-    assert "--set is for weights of matterport" in told(tmp_path, "--set=RPN_NMS_THRESHOLD=0.6", name="m.pth")
+    assert "--set is for weights of matterport" in refusal(
+        tmp_path, "--set=RPN_NMS_THRESHOLD=0.6", name="m.pth"
+    )
 
 
-def test_numbers_that_are_none_are_named(tmp_path):
+def test_non_finite_tensors_are_named(tmp_path):
     arrays = arrays_of()
     arrays[STEM][0, 0, 0, 0] = np.nan
     filled(tmp_path / "m.h5", arrays)
-    assert "the tensor conv1/kernel is not finite" in told(tmp_path)
+    assert "the tensor conv1/kernel is not finite" in refusal(tmp_path)
     arrays[STEM][0, 0, 0, 0] = 0
     filled(tmp_path / "m.h5", arrays | {STEM: arrays[STEM].astype(np.float64) + 1e300})
-    assert "the tensor conv1/kernel is not finite" in told(tmp_path)
+    assert "the tensor conv1/kernel is not finite" in refusal(tmp_path)
     variance = "bn_conv1/bn_conv1/moving_variance:0"
     filled(tmp_path / "m.h5", arrays | {variance: -arrays[variance]})
-    assert "bn_conv1/moving_variance holds variances, and one is negative" in told(tmp_path)
+    assert "bn_conv1/moving_variance holds variances, and one is negative" in refusal(tmp_path)
     hollow(tmp_path / "m.h5", names_of(), dtype="i4")
-    assert "is of int32, not of floats" in told(tmp_path)
+    assert "is of int32, not of floats" in refusal(tmp_path)
 
 
-def test_nothing_outside_of_the_file_is_read(tmp_path):
+def test_nothing_outside_the_file_is_read(tmp_path):
     (tmp_path / "secret").write_bytes(bytes(4 * 64))
     with h5py.File(tmp_path / "m.h5", "w") as file:
         file.create_dataset("conv1/conv1/bias:0", (64,), "f4", external=[(f"{tmp_path}/secret", 0, 256)])
-    assert "is in another file, which is refused" in told(tmp_path)
+    assert "is in another file, which is refused" in refusal(tmp_path)
     with h5py.File(tmp_path / "m.h5", "w") as file:
         file["conv1"] = h5py.ExternalLink("other.h5", "/conv1")
-    assert "conv1 is a link, which is refused" in told(tmp_path)
+    assert "conv1 is a link, which is refused" in refusal(tmp_path)
     with h5py.File(tmp_path / "m.h5", "w") as file:
         file["conv1/self"] = file["/"]
-    assert "groups are too deep" in told(tmp_path)
+    assert "groups are too deep" in refusal(tmp_path)
     with h5py.File(tmp_path / "m.h5", "w") as file:
         file.create_dataset("conv1/conv1/kernel:0", (2**16, 2**16), "f4", chunks=(64, 64))
-    assert "more than 4 GiB" in told(tmp_path)
+    assert "more than 4 GiB" in refusal(tmp_path)
 
 
-def test_without_h5py_the_line_says_how_to_get_it(tmp_path, monkeypatch):
+def test_without_h5py_the_message_says_how_to_install_it(tmp_path, monkeypatch):
     hollow(tmp_path / "m.h5", names_of(4))
     monkeypatch.setitem(sys.modules, "h5py", None)
-    assert "pip install 'maskrcnn-ray[convert]'" in told(tmp_path)
+    assert "pip install 'maskrcnn-ray[convert]'" in refusal(tmp_path)
 
 
 def test_a_damaged_configuration_is_found_before_a_run(quick, tmp_path):

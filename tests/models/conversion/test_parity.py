@@ -1,4 +1,4 @@
-"""A network that was converted wrongly is found out, and by the stage at which it is wrong."""
+"""A wrongly converted network is detected, in the stage that is wrong."""
 
 import copy
 
@@ -21,7 +21,7 @@ LEVELS = ["0", "1", "2", "3"]
 
 
 class Remembered:
-    """A reference that computes each stage once: a comparison asks for each once, of the same values."""
+    """A reference that computes each stage once, since comparisons call the stages with the same values."""
 
     def __init__(self, reference):
         self.reference, self.known = reference, {}
@@ -58,7 +58,7 @@ def faulty_stages(reference, network):
     return [row.stage for row in rows if not row.sound]
 
 
-def test_the_network_as_it_is_differs_in_no_stage(reference, network):
+def test_a_correct_network_differs_in_no_stage(reference, network):
     assert faulty_stages(reference, network) == []
 
 
@@ -144,14 +144,14 @@ def masks_of_the_next_class(network):
         (masks_of_the_next_class, "mask probabilities"),
     ],
 )
-def test_a_planted_mistake_is_found_at_its_stage(mistake, stage, reference, network):
+def test_an_injected_error_is_detected_in_its_stage(mistake, stage, reference, network):
     broken = copy.deepcopy(network)
     with torch.no_grad():
         mistake(broken)
     assert faulty_stages(reference, broken)[0] == stage
 
 
-def test_where_nothing_was_compared_nothing_is_sound():
+def test_a_stage_without_comparisons_is_not_sound():
     assert not Row("masks", 0.0, "px", 1.0, 0).sound
     assert not Row("masks", float("nan"), "px", 1.0, 5).sound
     assert Row("masks", 1.0, "px", 1.0, 5).sound

@@ -1,0 +1,73 @@
+"""The command `maskrcnn convert`: weights of other libraries as a .safetensors file."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from maskrcnn.errors import plural
+
+from .options import json_option
+from .terminal import plain
+
+if TYPE_CHECKING:
+    from maskrcnn.models.conversion.convert import Converted
+
+
+@click.command()
+@click.argument("weights")
+@click.argument("out")
+@click.option(
+    "--labels",
+    metavar="FILE",
+    help="Category names, one per line, from the first class; by default COCO's, if their number is the same.",
+)
+@click.option(
+    "--from",
+    "source",
+    type=click.Choice(["auto", "torchvision", "detectron2", "matterport"]),
+    default="auto",
+    show_default=True,
+    help="The library that WEIGHTS come from.",
+)
+@click.option("--min-size", type=int, help="Shorter side of a resized image, in pixels; by default 800.")
+@click.option(
+    "--max-size",
+    type=int,
+    help="Maximum longer side of a resized image, in pixels; by default 1333, for matterport 1024.",
+)
+@click.option(
+    "--set",
+    "settings",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="A setting of a matterport network's InferenceConfig, as RPN_ANCHOR_SCALES=8,16,32,64,128; repeatable.",
+)
+@json_option
+def convert(weights: str, out: str, as_json: bool, **options: Any) -> None:
+    """Convert WEIGHTS of torchvision (.pth), detectron2 (.pkl, .pth) or matterport (.h5) to OUT.safetensors.
+
+    Nothing in WEIGHTS is executed. A tensor that is missing, unknown or of another shape is refused by name. The
+    network is compared stage by stage with what WEIGHTS would compute; OUT.report.md and OUT.report.json list what
+    became of each tensor, and the comparison. The exit code is 1 if a stage differs by more than rounding.
+    """
+    from maskrcnn.models.conversion.convert import convert as convert_weights
+
+    report = convert_weights(weights, out, **options)
+    click.echo(json.dumps(report.to_json()) if as_json else _text(report, out))
+    sys.exit(0 if report.sound else 1)
+
+
+def _text(report: "Converted", out: str) -> str:
+    counts = ", ".join(f"{count} {action}" for action, count in report.counts().items())
+    lines = [
+        f"{report.source}, {report.architecture}, {plural(len(report.categories), 'category')}",
+        f"tensors: {counts}",
+    ]
+    lines += [
+        f"{'ok  ' if row.sound else 'FAIL'} {row.stage}: {row.difference:.2g} {row.unit}, limit {row.limit:g}"
+        for row in report.parity
+    ]
+    lines.append(f"{out}; {out}.report.md lists each tensor")
+    return "\n".join(plain(line) for line in lines)

@@ -1,0 +1,24 @@
+"""The command `maskrcnn reduce`: write the tables of a run whose shards are done."""
+
+import json
+
+import click
+
+from .options import coco_option, json_option
+from .summary import summary_line
+
+
+@click.command()
+@click.argument("output")
+@coco_option
+@json_option
+def reduce(output: str, coco: str, as_json: bool) -> None:
+    """Write (again) tables, COCO JSON, statistics and report of a run whose shards are done, in this process.
+
+    The exit code is 0 regardless of the share of failed images.
+    """
+    from maskrcnn.pipeline.reduce import reduce_run
+    from maskrcnn.visualization.run_report import write_report
+
+    success = reduce_run(output, coco_mode=coco, write_report=write_report)
+    click.echo(json.dumps(success["counts"]) if as_json else summary_line(success["counts"], output))

@@ -1,0 +1,91 @@
+"""The command `maskrcnn status`: how far a run is."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from maskrcnn.errors import UsageError
+
+from .options import json_option
+from .summary import summary_line
+
+if TYPE_CHECKING:
+    from maskrcnn.pipeline.plan import Plan, Shard
+
+
+@click.command()
+@click.argument("output")
+@json_option
+def status(output: str, as_json: bool) -> None:
+    """Print how far a run is; the exit code is 0 if it is finished, 3 if not."""
+    facts = run_status(output)
+    click.echo(json.dumps(facts) if as_json else "\n".join(_lines(facts, output)))
+    sys.exit(0 if facts["state"] == "finished" else 3)
+
+
+def _lines(facts: dict[str, Any], output: str) -> list[str]:
+    generation = f"; generation {facts['generation']}" if facts["generation"] > 1 else ""
+    lines = [f"{facts['state']}: {_progress_line(facts)}{generation}"]
+    if facts["retry"]:
+        lines.append(f"retry (generation {facts['generation']}): {_progress_line(facts['retry'])}")
+    if facts["counts"]:
+        lines.append(summary_line(facts["counts"], output))
+    return lines
+
+
+def _progress_line(facts: dict[str, Any]) -> str:
+    unit = facts["unit"] if facts["images"] != 1 else facts["unit"].removesuffix("s")
+    shards = "shard" if facts["shards"] == 1 else "shards"
+    return (
+        f"{facts['images_done']:,} of {facts['images']:,} {unit}, "
+        f"{facts['shards_done']:,} of {facts['shards']:,} {shards}; planned {facts['created']}"
+    )
+
+
+def run_status(output: str) -> dict[str, Any]:
+    """Return how far a run is, from its plans and receipts alone.
+
+    Returns:
+        `state` (`finished`; `unfinished`; `unreduced`: all shards are done, and the tables are to be written), the
+        progress of the first plan and, under `retry`, of a retry that is not finished, and the `counts` of `_SUCCESS`.
+
+    Raises:
+        UsageError: the output holds no plan, or is of another schema version.
+    """
+    from maskrcnn.pipeline.plan import PLAN, read_plans, read_run
+    from maskrcnn.pipeline.success import read_success
+
+    from ..driver.planning import output_storage
+    from ..driver.run import receipts_of
+
+    storage = output_storage(output)
+    plans = read_plans(storage)
+    if not plans:
+        raise UsageError(f"{output} holds no plan (no {PLAN})")
+    read_run(storage)
+    success = read_success(storage)
+    done = success is not None and success["generation"] == plans[-1].generation
+    receipts = [] if done else receipts_of(storage, plans)
+    pending = [[] if done else list(plan.pending(receipts)) for plan in plans]
+    facts = [_progress_of(plan, shards) for plan, shards in zip(plans, pending, strict=True)]
+    return {
+        "state": "finished" if done else "unfinished" if any(pending) else "unreduced",
+        "generation": plans[-1].generation,
+        **facts[0],
+        "retry": None if done or len(plans) == 1 else facts[-1],
+        "counts": success["counts"] if success else None,
+    }
+
+
+def _progress_of(plan: "Plan", pending: "Sequence[Shard]") -> dict[str, Any]:
+    return {
+        "created": plan.created,
+        "unit": f"{plan.unit}s",
+        "images": plan.rows,
+        "images_done": plan.rows - sum(len(shard) for shard in pending),
+        "shards": len(plan),
+        "shards_done": len(plan) - len(pending),
+    }

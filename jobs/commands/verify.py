@@ -1,0 +1,43 @@
+"""The command `maskrcnn verify`: prove that a finished run is complete and unchanged."""
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from maskrcnn.errors import plural
+
+from .options import json_option
+from .terminal import plain
+
+if TYPE_CHECKING:
+    from maskrcnn.results.verify import VerificationReport
+
+
+@click.command()
+@click.argument("output")
+@json_option
+def verify(output: str, as_json: bool) -> None:
+    """Prove that a finished OUTPUT is complete: each input exactly once, each file unchanged since it was written.
+
+    It reads all of OUTPUT, and nothing else. The exit code is 0 if this is proven, 1 if not, and 3 if the run is not
+    finished.
+    """
+    from maskrcnn.results.verify import verify_run
+
+    from ..driver.planning import output_storage
+
+    report = verify_run(output_storage(output).url)
+    click.echo(json.dumps(report.to_json()) if as_json else _text(report, output))
+    sys.exit(3 if report.unfinished else 0 if report.proven else 1)
+
+
+def _text(report: "VerificationReport", output: str) -> str:
+    if report.unfinished:
+        return f"unfinished: {report.unfinished}"
+    lines = [f"{outcome.check}: {outcome.line}" for outcome in report.outcomes]
+    lines += [plain(f"  {finding.check}: {finding.where}: {finding.line}") for finding in report.findings]
+    more = sum(outcome.findings for outcome in report.outcomes) - len(report.findings)
+    lines += [f"  and {plural(more, 'more finding')}"] if more else []
+    return "\n".join([*lines, f"{'proven' if report.proven else 'not proven'}: {output}"])

@@ -1,0 +1,165 @@
+"""The datasets of a training: checked, divided, and stored in OUTPUT before the first step.
+
+OUTPUT gets `train.parquet` and `validation.parquet`, and then `training.json`, the commit point: with it, the datasets
+are never read again.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from maskrcnn.errors import RunError, UsageError, plural
+from maskrcnn.io.storage import Storage
+from maskrcnn.models.networks import TRAINABLE
+from maskrcnn.models.registry import describe_model
+from maskrcnn.training.config import TrainingConfig, identity_of
+from maskrcnn.training.dataset import Dataset, read_dataset, split_dataset
+
+log = logging.getLogger("maskrcnn")
+
+TRAINING: Final = "training.json"
+TABLES: Final = ("train.parquet", "validation.parquet")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TrainingRequest:
+    """A training as the user requested it."""
+
+    source: str
+    """A COCO JSON with masks."""
+    output: str
+    config: TrainingConfig
+    validation: str | None = None
+    """A COCO JSON; None: `share` of the images of `source`."""
+    share: float = 0.1
+    images_root: str | None = None
+    validation_root: str | None = None
+    skip_invalid: bool = False
+    """Leave out images and annotations that have errors, instead of stopping."""
+
+
+def prepare_training(request: TrainingRequest) -> dict[str, Any]:
+    """Check and store the datasets, unless OUTPUT has them already; return the content of `training.json`.
+
+    Raises:
+        UsageError: as `check_datasets`, or OUTPUT was begun with another request.
+        RunError: the store failed, or another process stored its datasets meanwhile.
+    """
+    storage = Storage(request.output)
+    requested = json.loads(json.dumps(dataclasses.asdict(request) | {"output": None}))
+    try:
+        facts: dict[str, Any] = json.loads(storage.read(TRAINING))
+    except FileNotFoundError:
+        facts = _store(request, storage, requested)
+    _check_same(request.output, facts["request"], requested)
+    return facts
+
+
+def check_datasets(request: TrainingRequest) -> tuple[Dataset, pa.Table, pa.Table]:
+    """Read and check the datasets of a request, and the name of the model; list the findings in the log.
+
+    Returns:
+        The training set, and its images for training and those for validation, both of `dataset.SCHEMA`.
+
+    Raises:
+        UsageError: they have errors, contain no object, or cannot be split; there is no such model.
+    """
+    _check_model(request.config.model)
+    dataset = read_dataset(request.source, request.images_root, progress=_log_progress)
+    _log_findings(request.source, dataset)
+    validation = None
+    if request.validation is not None:
+        validation = read_dataset(
+            request.validation, request.validation_root, expected=dataset.categories, progress=_log_progress
+        )
+        _log_findings(request.validation, validation)
+    kinds = sum(len(part.errors) for part in (dataset, validation) if part)
+    if kinds and not request.skip_invalid:
+        raise UsageError(
+            f"the data has {plural(kinds, 'kind of error', 'kinds of errors')}, listed above; fix them, or leave "
+            "out the images and annotations concerned with --skip-invalid"
+        )
+    if validation is not None:
+        images, validation_images = dataset.images, validation.images
+    else:
+        images, validation_images = split_dataset(dataset.images, request.share)
+    if not pa.compute.any(pa.compute.greater(pa.compute.list_value_length(images["labels"]), 0)).as_py():
+        raise UsageError(f"{request.source} has no object to train on; add annotations")
+    return dataset, images, validation_images
+
+
+def _check_model(model: str) -> None:
+    """Raise UsageError for a model that does not exist or cannot be trained, before anything is started for it."""
+    source, _, architecture = model.partition(":")
+    if source not in ("imagenet", "random"):
+        card = describe_model(model)
+        if card.architecture not in TRAINABLE:
+            raise UsageError(
+                f"--model {model}: {card.architecture} cannot be trained; start from coco, "
+                "imagenet:maskrcnn_resnet50_fpn, or a model converted from torchvision or detectron2"
+            )
+    elif architecture not in TRAINABLE:
+        raise UsageError(f"--model {model}: name one of {', '.join(TRAINABLE)} after {source}:")
+
+
+def _log_findings(source: str, dataset: Dataset) -> None:
+    log.info(
+        "%s: %s, %s, %s",
+        source,
+        plural(dataset.images.num_rows, "image"),
+        plural(dataset.n_objects, "object"),
+        plural(len(dataset.categories), "category"),
+    )
+    for finding in dataset.findings:
+        log.warning("%s: %s", source, finding)
+
+
+def _log_progress(done: int, total: int) -> None:
+    if done % 10_000 == 0:
+        log.info("%s of %s checked", f"{done:,}", plural(total, "image"))
+
+
+def _store(request: TrainingRequest, storage: Storage, requested: dict[str, Any]) -> dict[str, Any]:
+    dataset, train_images, validation_images = check_datasets(request)
+    digests = []
+    for name, table in zip(TABLES, (train_images, validation_images), strict=True):
+        data = io.BytesIO()
+        pq.write_table(table, data)
+        storage.write(name, data.getvalue())
+        digests.append(hashlib.sha256(data.getvalue()).hexdigest())
+    facts = {
+        "request": requested,
+        "identity": identity_of(request.config, *digests),
+        "categories": [dataclasses.asdict(category) for category in dataset.categories],
+        "images": {"train": train_images.num_rows, "validation": validation_images.num_rows},
+        "findings": [str(finding) for finding in dataset.findings],
+    }
+    if not storage.create(TRAINING, json.dumps(facts, indent=2).encode()):
+        raise RunError(f"{request.output} was begun by another process meanwhile; the same command joins it")
+    return facts
+
+
+def _check_same(output: str, begun: dict[str, Any], requested: dict[str, Any]) -> None:
+    if "config" not in begun:
+        raise UsageError(
+            f"{output} was begun by maskrcnn-ray 0.1: continue it with that version, or name another OUTPUT"
+        )
+    flat = [
+        {**{key: value for key, value in request.items() if key != "config"}, **request["config"]}
+        for request in (begun, requested)
+    ]
+    changed = [
+        f"{key} {flat[0].get(key)!r}, now {flat[1].get(key)!r}"
+        for key in flat[1]
+        if flat[0].get(key) != flat[1][key]
+    ]
+    if changed:
+        raise UsageError(
+            f"{output} was begun with {'; '.join(changed)}: repeat its command, or name another OUTPUT"
+        )

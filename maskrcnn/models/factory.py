@@ -1,0 +1,61 @@
+"""From the name of a model to a segmenter: used by `maskrcnn segment`, `maskrcnn show` and the benchmarks."""
+
+from collections.abc import Sequence
+
+from ..synthetic.planted_models import PlantedModel
+from ..types import Segmenter
+from .registry import resolve
+
+__all__ = ["build_segmenter"]
+
+
+def build_segmenter(
+    name: str,
+    labels: str | None = None,
+    *,
+    min_score: float = 0.05,
+    max_detections: int = 100,
+    categories: Sequence[str] = (),
+    device: str = "cpu",
+    batch_size: int | None = None,
+    threads: int | None = None,
+    dtype: str | None = None,
+    rescale: bool = True,
+    expected_sha256: str | None = None,
+) -> Segmenter:
+    """Build the segmenter of a model; torch is imported only if the model is a network.
+
+    Args:
+        name: as of `registry.resolve`.
+        labels: as of `build.load_model`.
+        min_score: as of `segmenter.MaskRCNNSegmenter`, as are the arguments up to `rescale`.
+        max_detections: the maximum number of detections in an image, the best by score.
+        categories: names of the categories to keep; empty: all.
+        device: `cpu`, `cuda` or `auto`; a planted model has none, and ignores it and the arguments up to `rescale`.
+        batch_size: images per forward pass.
+        threads: of torch on the CPU.
+        dtype: of the convolutions.
+        rescale: whether images are resized as for training.
+        expected_sha256: of the weights file; another file is refused.
+
+    Raises:
+        UsageError: there is no such model, its file is not valid, or an argument is not; the message says what to do.
+        RunError: the store of its file cannot be read at all.
+    """
+    source = resolve(name)
+    if isinstance(source, PlantedModel):
+        return source.build(min_score, max_detections, categories)
+    from .build import load_model  # noqa: PLC0415 imports torch
+    from .segmenter import MaskRCNNSegmenter  # noqa: PLC0415 imports torch
+
+    return MaskRCNNSegmenter(
+        load_model(name, labels, expected_sha256=expected_sha256),
+        min_score=min_score,
+        max_detections=max_detections,
+        categories=categories,
+        device=device,
+        batch_size=batch_size,
+        threads=threads,
+        dtype=dtype,
+        rescale=rescale,
+    )

@@ -1,0 +1,168 @@
+"""The tensors that each network must hold, by name and shape, without building it and without torch."""
+
+from collections.abc import Callable
+from typing import Final
+
+__all__ = [
+    "Shape",
+    "current_name",
+    "lite0",
+    "matterport_shapes",
+    "resnet18",
+    "resnet50",
+    "torchvision_shapes",
+]
+
+Shape = tuple[int, ...]
+Body = Callable[[Callable[..., None]], tuple[int, ...]]
+"""Names the layers of a backbone's body by calling its argument; returns the channels of its four maps."""
+
+_LITE0: Final = ((3, 0, 16, 1), (3, 1, 24, 2), (5, 1, 40, 2), (3, 1, 80, 3), (5, 0, 112, 3), (5, 1, 192, 4))
+"""Kernel, whether it halves the image, channels, repeats."""
+_FPN: Final = ("inner_blocks", "layer_blocks")
+_FORMER_NAMES: Final = {
+    "rpn.head.conv.": "rpn.head.conv.0.0.",
+    **{f"roi_heads.mask_head.mask_fcn{i + 1}.": f"roi_heads.mask_head.{i}.0." for i in range(4)},
+    **{f"backbone.fpn.{kind}.{i}.": f"backbone.fpn.{kind}.{i}.0." for kind in _FPN for i in range(4)},
+}
+"""Layers by their name before torchvision 0.13, which still reads it, and by their present name."""
+
+
+def torchvision_shapes(
+    labels: int,
+    body: Body,
+    *,
+    channels: int = 256,
+    box_features: int = 1024,
+    box_convolutions: int = 0,
+    mask_convolutions: int = 4,
+    rpn_convolutions: int = 1,
+    pyramid_norms: bool = False,
+    frozen_norms: bool = False,
+) -> dict[str, Shape]:
+    """Return the tensors of a network that torchvision's classes make up: their names and shapes.
+
+    Args:
+        labels: the background included.
+        body: the backbone below the pyramid.
+        channels: of the pyramid, and of the convolutions behind it.
+        box_features: outputs of the dense layers of the box head.
+        box_convolutions: of the box head; where there are some, one dense layer follows, else two.
+        mask_convolutions: of the mask head.
+        rpn_convolutions: of the RPN.
+        pyramid_norms: whether norms follow the convolutions of the pyramid and of the heads.
+        frozen_norms: whether all norms are frozen and count no batches.
+    """
+    shapes: dict[str, Shape] = {}
+
+    def layer(name: str, *shape: int, norm: str | None = None) -> None:
+        shapes[f"{name}.weight"] = shape
+        for part in ("bias",) if norm is None else ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{norm or name}.{part}"] = shape[:1]
+        if norm is not None and not frozen_norms:
+            shapes[f"{norm}.num_batches_tracked"] = ()
+
+    blocks = [(f"backbone.fpn.inner_blocks.{i}", before, 1) for i, before in enumerate(body(layer))]
+    blocks += [(f"backbone.fpn.layer_blocks.{i}", channels, 3) for i in range(4)]
+    blocks += [(f"roi_heads.box_head.{i}", channels, 3) for i in range(box_convolutions)]
+    blocks += [(f"roi_heads.mask_head.{i}", channels, 3) for i in range(mask_convolutions)]
+    for name, before, kernel in blocks:
+        layer(f"{name}.0", channels, before, kernel, kernel, norm=f"{name}.1" if pyramid_norms else None)
+    for i in range(rpn_convolutions):
+        layer(f"rpn.head.conv.{i}.0", channels, channels, 3, 3)
+    layer("rpn.head.cls_logits", 3, channels, 1, 1)
+    layer("rpn.head.bbox_pred", 12, channels, 1, 1)
+    dense = (str(box_convolutions + 1),) if box_convolutions else ("fc6", "fc7")
+    for name, before in zip(dense, (channels * 49, box_features), strict=False):
+        layer(f"roi_heads.box_head.{name}", box_features, before)
+    layer("roi_heads.box_predictor.cls_score", labels, box_features)
+    layer("roi_heads.box_predictor.bbox_pred", labels * 4, box_features)
+    layer("roi_heads.mask_predictor.conv5_mask", channels, channels, 2, 2)
+    layer("roi_heads.mask_predictor.mask_fcn_logits", labels, channels, 1, 1)
+    return shapes
+
+
+def matterport_shapes(labels: int, depth: int) -> dict[str, Shape]:
+    """Return the tensors of matterport's network: convolutions have biases, and norms count no batches.
+
+    Args:
+        labels: the background included.
+        depth: of the ResNet, 50 or 101.
+    """
+    shapes: dict[str, Shape] = {}
+
+    def layer(name: str, *shape: int, norm: str | None = None) -> None:
+        shapes[f"{name}.weight"] = shape
+        shapes[f"{name}.bias"] = shape[:1]
+        for part in () if norm is None else ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{norm}.{part}"] = shape[:1]
+
+    for i, channels in enumerate(resnet50(layer, 23 if depth == 101 else 6)):
+        layer(f"backbone.fpn.inner_blocks.{i}.0", 256, channels, 1, 1)
+        layer(f"backbone.fpn.layer_blocks.{i}.0", 256, 256, 3, 3)
+    layer("rpn.head.conv.0.0", 512, 256, 3, 3)
+    layer("rpn.head.cls_logits", 6, 512, 1, 1)
+    layer("rpn.head.bbox_pred", 12, 512, 1, 1)
+    heads = "roi_heads"
+    layer(f"{heads}.box_head.conv1", 1024, 256, 7, 7, norm=f"{heads}.box_head.bn1")
+    layer(f"{heads}.box_head.conv2", 1024, 1024, 1, 1, norm=f"{heads}.box_head.bn2")
+    layer(f"{heads}.box_predictor.cls_score", labels, 1024)
+    layer(f"{heads}.box_predictor.bbox_pred", labels * 4, 1024)
+    for i in range(4):
+        layer(f"{heads}.mask_head.{i}.0", 256, 256, 3, 3, norm=f"{heads}.mask_head.{i}.1")
+    layer(f"{heads}.mask_predictor.conv5_mask", 256, 256, 2, 2)
+    layer(f"{heads}.mask_predictor.mask_fcn_logits", labels, 256, 1, 1)
+    return shapes
+
+
+def resnet50(layer: Callable[..., None], third: int = 6) -> tuple[int, ...]:
+    """Name the layers of a ResNet with `third` blocks in its third stage: 6 of ResNet-50, 23 of ResNet-101."""
+    layer("backbone.body.conv1", 64, 3, 7, 7, norm="backbone.body.bn1")
+    before = 64
+    for stage, (blocks, width) in enumerate(((3, 64), (4, 128), (third, 256), (3, 512)), start=1):
+        for i in range(blocks):
+            name = f"backbone.body.layer{stage}.{i}"
+            layer(f"{name}.conv1", width, before, 1, 1, norm=f"{name}.bn1")
+            layer(f"{name}.conv2", width, width, 3, 3, norm=f"{name}.bn2")
+            layer(f"{name}.conv3", width * 4, width, 1, 1, norm=f"{name}.bn3")
+            if i == 0:
+                layer(f"{name}.downsample.0", width * 4, before, 1, 1, norm=f"{name}.downsample.1")
+            before = width * 4
+    return 256, 512, 1024, 2048
+
+
+def resnet18(layer: Callable[..., None]) -> tuple[int, ...]:
+    """Name the layers of a ResNet-18."""
+    layer("backbone.body.conv1", 64, 3, 7, 7, norm="backbone.body.bn1")
+    before = 64
+    for stage, width in enumerate((64, 128, 256, 512), start=1):
+        for i in range(2):
+            name = f"backbone.body.layer{stage}.{i}"
+            layer(f"{name}.conv1", width, before, 3, 3, norm=f"{name}.bn1")
+            layer(f"{name}.conv2", width, width, 3, 3, norm=f"{name}.bn2")
+            if before != width:
+                layer(f"{name}.downsample.0", width, before, 1, 1, norm=f"{name}.downsample.1")
+            before = width
+    return 64, 128, 256, 512
+
+
+def lite0(layer: Callable[..., None]) -> tuple[int, ...]:
+    """Name the layers of an EfficientNet-Lite0 whose norms are folded."""
+    layer("backbone.body.stem.1", 32, 3, 3, 3)
+    before, block = 32, 0
+    for kernel, halves, channels, repeats in _LITE0:
+        for repeat in range(repeats):
+            name, inner = f"backbone.body.blocks.{block}.layers", before * 6 if block else before
+            at = (2 if block else 0) + (halves if repeat == 0 else 0)
+            if block:
+                layer(f"{name}.0", inner, before, 1, 1)
+            layer(f"{name}.{at}", inner, 1, kernel, kernel)
+            layer(f"{name}.{at + 2}", channels, inner, 1, 1)
+            before, block = channels, block + 1
+    return 24, 40, 112, 192
+
+
+def current_name(name: str) -> str:
+    """Return the present name of a torchvision tensor, given that or its name before 0.13."""
+    layer, dot, part = name.rpartition(".")
+    return _FORMER_NAMES.get(layer + dot, layer + dot) + part

@@ -1,0 +1,65 @@
+"""`status` and `gc`: how far a run is, and what may be removed when it is finished; without Ray."""
+
+from pathlib import Path
+
+import pytest
+from maskrcnn_jobs.commands.gc import collect_garbage
+from maskrcnn_jobs.commands.status import run_status
+from maskrcnn_jobs.driver.planning import Request, prepare
+from maskrcnn_jobs.driver.run import receipts_of
+from planned_run import process_shards, request_in
+
+from maskrcnn.errors import RunError, UsageError
+from maskrcnn.io.storage import Storage
+from maskrcnn.pipeline.plan import read_plans
+from maskrcnn.pipeline.receipts import complete_receipts
+from maskrcnn.pipeline.reduce import reduce_run
+from maskrcnn.visualization.run_report import write_report
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> Request:
+    return request_in(tmp_path)
+
+
+def test_status_follows_a_run_to_its_end(request_: Request) -> None:
+    storage = Storage(request_.output)
+    with pytest.raises(UsageError, match="holds no plan"):
+        run_status(request_.output)
+    prepare(request_)
+    seen = []
+    for at_most in (0, 1, 100):
+        process_shards(storage, at_most)
+        facts = run_status(request_.output)
+        seen.append((facts["state"], facts["images_done"], facts["shards_done"], facts["counts"]))
+    assert seen == [("unfinished", 0, 0, None), ("unfinished", 2, 1, None), ("unreduced", 7, 4, None)]
+    reduce_run(storage.url, write_report=write_report)
+    facts = run_status(request_.output)
+    assert (facts["state"], facts["generation"], facts["retry"]) == ("finished", 1, None)
+    assert facts["counts"]["images"] == 7
+
+
+def test_where_nothing_is_left_to_run_every_file_is_looked_for(request_: Request) -> None:
+    prepare(request_)
+    storage = Storage(request_.output)
+    process_shards(storage)
+    plans, every = read_plans(storage), complete_receipts(storage)
+    storage.remove(next(path for path in storage.list("shards") if "1-00000002" in path))
+    assert receipts_of(storage, plans) == [path for path in every if "1-00000002" not in path]
+    # While others are left anyway, a folder is enough.
+    storage.remove_tree("shards/1-00000001")
+    assert receipts_of(storage, plans) == [path for path in every if "1-00000001" not in path]
+
+
+def test_only_a_finished_run_is_collected(request_: Request) -> None:
+    with pytest.raises(UsageError, match="holds no plan"):
+        collect_garbage(request_.output)
+    prepare(request_)
+    storage = Storage(request_.output)
+    process_shards(storage)
+    with pytest.raises(RunError, match="not finished"):
+        collect_garbage(request_.output)
+    reduce_run(storage.url, write_report=write_report)
+    removed = collect_garbage(request_.output)
+    assert removed.pop("files in shards/") == 8
+    assert set(removed.values()) == {0}
