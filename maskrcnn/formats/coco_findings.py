@@ -77,9 +77,9 @@ def log_findings(source: str, findings: Iterable[Finding]) -> None:
 
 
 def shortened(value: object) -> str:
-    """Return a value as text of at most 80 characters."""
+    """Return a value as text of at most 120 characters."""
     text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
+    return text if len(text) <= 120 else f"{text[:117]}…"
 
 
 def integer_of(value: object) -> int | None:

@@ -176,6 +176,14 @@ def test_a_safetensors_file_describes_itself(write):
     assert (card.min_size, card.max_size, card.notice) == (96, 160, None)
 
 
+def test_category_ids_may_begin_at_zero_but_not_where_they_are_labels(write):
+    pets = json.dumps([{"id": 0, "name": "cat"}, {"id": 9, "name": "dog"}])
+    card = describe_model(write("pets.safetensors", safetensors(categories=pets)))
+    assert card.category_ids == (-1, 0, 9)
+    with pytest.raises(UsageError, match="names 2 categories for a network of 9"):
+        describe_model(write("pets.safetensors", safetensors(labels=10, categories=pets)))
+
+
 def test_in_a_network_with_more_labels_than_categories_the_ids_are_the_labels(write):
     card = describe_model(write("pets.safetensors", safetensors(labels=10)))
     assert card.category_ids == (-1, -1, -1, -1, 4, -1, -1, -1, -1, 9)
@@ -271,7 +279,7 @@ FOREIGN = save({"x": torch.zeros(1)})
         (safetensors(categories=named((4, "a"), (5, " "))), "the category 5 has an empty name"),
         (safetensors(categories=named((4, "a"), (5, None))), "the category 5 is named None"),
         (safetensors(categories=named((4, "a"), ("5", "b"))), "the category '5' is named 'b'"),
-        (safetensors(categories=named((4, "a"), (2**31, "b"))), "from 1 .* to 2147483647, not 2147483648"),
+        (safetensors(categories=named((4, "a"), (2**31, "b"))), "from 0 to 2147483647, not 2147483648"),
         (safetensors(categories=named((4, "a"), (5, "\ud800"))), "has damaged metadata: UnicodeEncodeError"),
         (safetensors(categories="[]"), "names no category"),
         (safetensors(categories=named((1, "a")), labels=8), "names 1 categories for a network of 7"),
