@@ -1,7 +1,7 @@
-"""COCO's average precision and recall, from matches that were made in pieces.
+"""COCO's average precision and recall, from matches that are computed part by part.
 
-A `Tally` is what is kept of matches: of a detection its score, its place and two bits for each threshold and range of
-sizes. Tallies of disjoint images are joined in any order and give the same numbers, each equal to `COCOeval`'s.
+A `Tally` is the compact form of matches: for each detection its score, its place, and two bits for each threshold and
+range of sizes. Tallies of disjoint images, joined in any order, give the same numbers, each equal to `COCOeval`'s.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,20 +22,20 @@ STATS: Final = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large", "AR1"
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What average precision needs to know of N detections, and of the objects of their images."""
+    """What average precision needs of N detections, and of the objects of their images."""
 
     category: NDArray[np.int32]
     """(N,) from 0."""
     score: NDArray[Any]
     """(N,) floats."""
     image: NDArray[np.int64]
-    """(N,) place of the image in the order of the ids; detections of one image are in one tally, best first."""
+    """(N,) rank of the image by id; the detections of an image are in one tally, in descending order of score."""
     rank: NDArray[np.int32]
-    """(N,) place within image and category, from 0."""
+    """(N,) rank within image and category, from 0."""
     bits: NDArray[np.uint8]
     """(N, 10) matched, then ignored, each by threshold and range of sizes, packed."""
     positives: NDArray[np.int64]
-    """(K, 4) objects that count, by category and range of sizes."""
+    """(K, 4) number of objects that count, by category and range of sizes."""
 
     @classmethod
     def of(
@@ -52,7 +52,7 @@ class Tally:
         return cls(category, score, image, rank, np.packbits(both, axis=1), positives)
 
     def taken(self, rows: Any) -> "Tally":
-        """Return that of some detections: a slice, or numbers."""
+        """Return the tally of some detections, by a slice or by places."""
         return Tally(
             self.category[rows],
             self.score[rows],
@@ -88,9 +88,9 @@ class Curves:
     """Precision and recall of K categories at T thresholds, in A ranges of sizes; -1 where no object counts."""
 
     precision: NDArray[np.float64]
-    """(T, 101, K, A) at `RECALLS`, with the most detections."""
+    """(T, 101, K, A) at `RECALLS`, with the maximum number of detections."""
     recall: NDArray[np.float64]
-    """(T, K, A, 3) that is reached with 1, 10 and the most detections of a category in an image."""
+    """(T, K, A, 3) with 1, 10 and the maximum number of detections of a category in an image."""
 
     def stats(self) -> list[float]:
         """Return the twelve numbers of `COCOeval.summarize`, named by `STATS`."""
@@ -119,7 +119,7 @@ def average(tallies: Sequence[Tally], max_dets: int) -> Curves:
 
     Args:
         tallies: at least one, of disjoint images.
-        max_dets: the most detections of a category in an image; the tallies hold no rank beyond.
+        max_dets: the maximum number of detections of a category in an image; all ranks in the tallies are below it.
     """
     tally = join(tallies)
     k_all = len(tally.positives)
@@ -145,9 +145,9 @@ def _counted(positives: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
 
 
 def _precision(hits: NDArray[np.bool_], positives: int) -> NDArray[np.float64]:
-    """Return the precision at `RECALLS` of detections by score descending, of which some are right.
+    """Return the precision at `RECALLS` of detections in descending order of score, given which are true positives.
 
-    Those that are ignored change neither count: `COCOeval` repeats a point for them, which moves nothing.
+    Ignored detections change neither count: `COCOeval` repeats a point for them, which has no effect.
     """
     right = np.cumsum(hits).astype(np.float64)
     recall = right / positives

@@ -168,12 +168,12 @@ def _listed(storage: Storage, parts: Sequence[Part]) -> pa.Table:
 
 
 def _sizes(images: CocoImages, paired: PairedImages, listed: pa.Table) -> NDArray[np.int64]:
-    """Return (N, 2) height and width of the ground truth's images: as stated, else as the run has them, else zeros."""
+    """Return (N, 2) height and width of the ground truth's images: as the run has them, else as stated, else zeros."""
     sizes = images.sizes.copy()
     rows = np.flatnonzero(paired.ground_truth >= 0)
     at = paired.ground_truth[rows]
     seen = np.stack([listed[side].fill_null(0).to_numpy() for side in ("height", "width")], axis=1)[rows]
-    sizes[at] = np.where(sizes[at] > 0, sizes[at], seen)
+    sizes[at] = np.where(seen > 0, seen, sizes[at])
     return sizes
 
 
@@ -182,12 +182,12 @@ def _check_missing(images: CocoImages, paired: PairedImages, options: Evaluation
         return
     some = [images.names[at] or images.ids[at] for at in paired.missing[:3].tolist()]
     doubt = (
-        f"; {paired.renamed:,} of those in both have other names: is it the right ground truth?"
+        f"; {plural(paired.renamed, 'image')} in both under another name: is it the right ground truth?"
         if paired.renamed
         else ""
     )
     raise UsageError(
-        f"{len(paired.missing):,} of the ground truth's {plural(len(images), 'image')} are not in the run "
+        f"the run lacks {len(paired.missing):,} of the ground truth's {plural(len(images), 'image')} "
         f"({', '.join(map(repr, some))}{', …' if len(paired.missing) > 3 else ''}; images were matched by "
         f"{paired.by}{doubt}); --allow-missing evaluates the images that are in both"
     )
@@ -206,7 +206,7 @@ def _log_differences(file: CocoFile, paired: PairedImages, listed: pa.Table) -> 
         )
     if other := _other_size(file.images, paired, listed):
         log.warning(
-            "%s with another size in the ground truth than in the run: no mask of theirs can match%s",
+            "%s with another size in the ground truth than in the run, which is used%s",
             plural(other, "image"),
             "; EXIF may turn the files" if _all_turned(file.images, paired, listed) else "",
         )
@@ -337,7 +337,7 @@ def _at_half(images: pa.Table) -> dict[str, Any]:
         "score": SURE,
         **sums,
         "precision": sums["true_positives"] / max(sums["true_positives"] + sums["false_positives"], 1),
-        "recall": sums["true_positives"] / max(sums["n_truth"], 1),
+        "recall": sums["true_positives"] / max(sums["n_ground_truth"], 1),
         "mean_pq": float(images["pq"].to_numpy().astype(np.float64).mean()),
     }
 

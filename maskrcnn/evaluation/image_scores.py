@@ -19,8 +19,8 @@ SURE: Final = 0.5
 """The score from which a detection is in an image's counts and in the confusion matrix, at an IoU of at least 0.5."""
 
 COUNTS: Final[Mapping[str, type[np.generic]]] = {
-    "n_truth": np.int32,
-    "n_found": np.int32,
+    "n_ground_truth": np.int32,
+    "n_detections": np.int32,
     "true_positives": np.int32,
     "false_negatives": np.int32,
     "false_positives": np.int32,
@@ -88,7 +88,7 @@ class Counts:
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return the columns of `COUNTS`."""
-        own = {"n_truth": self.objects, "n_found": self.detections}
+        own = {"n_ground_truth": self.objects, "n_detections": self.detections}
         return {name: own[name] if name in own else getattr(self, name) for name in COUNTS}
 
 
@@ -161,7 +161,7 @@ def score_images(
     scored = rank < max_dets
     for kind in kinds:
         edges = _edges(kind, detections, objects, expected.crowd)
-        same = detections.category[edges.found] == objects.category[edges.truth]
+        same = detections.category[edges.detections] == objects.category[edges.objects]
         areas = detected.mask_area if kind == "segm" else detections.boxes[:, 2] * detections.boxes[:, 3]
         matches = match(edges.taken(same), group, expected.crowd, uncounted, outside(areas))
         tallies[kind] = Tally.of(
@@ -215,7 +215,7 @@ def _edges(kind: Kind, detections: Objects, objects: Objects, crowd: NDArray[np.
     for (d, d_stop), (g, g_stop) in zip(*bounds, strict=True):
         edges = overlaps(columns[0][d:d_stop], columns[1][g:g_stop], crowd[g:g_stop])
         if len(edges.iou):
-            kept.append(Edges(edges.found + d, edges.truth + g, edges.iou))
+            kept.append(Edges(edges.detections + d, edges.objects + g, edges.iou))
     return joined(kept)
 
 
@@ -267,8 +267,8 @@ def _confusion(
     by_score = np.lexsort((-detected.score, detections.image))
     place = np.empty_like(by_score)
     place[by_score] = np.arange(len(by_score))
-    left = lonely[strangers.found] & unmet[strangers.truth]
-    edges = Edges(place[strangers.found[left]], strangers.truth[left], strangers.iou[left])
+    left = lonely[strangers.detections] & unmet[strangers.objects]
+    edges = Edges(place[strangers.detections[left]], strangers.objects[left], strangers.iou[left])
     nobody = np.zeros((len(objects), 1), np.bool_)
     crossed = match(
         edges,

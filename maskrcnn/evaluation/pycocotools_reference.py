@@ -1,8 +1,8 @@
 """Average precision against a COCO ground truth, by pycocotools.
 
-`COCOeval` is the reference; what stands here keeps its three traps shut. `loadRes` takes the area of a result
-from its box where it has one, which moves the mask AP of small objects; an annotation with the id 0 counts as
-unmatched; an empty list of results crashes. See https://github.com/cocodataset/cocoapi, PythonAPI.
+`COCOeval` is the reference; this module avoids three of its defects. `loadRes` takes the area of a result from its box
+where it has one, which changes the mask AP of small objects; an annotation with the id 0 counts as unmatched; an empty
+list of results crashes. See https://github.com/cocodataset/cocoapi, PythonAPI.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ _SHAPE: Final[Mapping[IouType, str]] = MappingProxyType({"bbox": "bbox", "segm":
 
 @dataclass(frozen=True, slots=True)
 class AveragePrecision:
-    """COCO's numbers, in [0, 1]; -1 where the truth has no object that the number is about."""
+    """COCO's numbers, in [0, 1]; -1 where the ground truth has no object of that kind."""
 
     ap: float
-    """Over IoU 0.50, 0.55, … 0.95, all sizes, at most 100 detections an image."""
+    """Over IoU 0.50, 0.55, … 0.95, all sizes, at most 100 detections per image."""
     ap50: float
     ap75: float
     small: float
@@ -39,13 +39,13 @@ class AveragePrecision:
     large: float
     """Objects above 96² pixels."""
     per_category: Mapping[str, float]
-    """`ap` of each category that the truth has objects of, by name; their mean is `ap`."""
+    """`ap` of each category with objects in the ground truth, by name; their mean is `ap`."""
     stats: tuple[float, ...]
     """The twelve numbers of `COCOeval.summarize`, in its order: six of precision, six of recall."""
 
 
 def average_precision(
-    truth: Path | dict[str, Any],
+    ground_truth: Path | dict[str, Any],
     results: Path | list[dict[str, Any]],
     iou_type: IouType,
     max_detections: int = 100,
@@ -53,16 +53,16 @@ def average_precision(
     """Score results against a ground truth.
 
     Args:
-        truth: in COCO dataset form, or the path of such a file.
-        results: in COCO results form, or the path of such a file. In an image of the truth without results,
-            nothing was found.
+        ground_truth: in COCO dataset form, or the path of such a file.
+        results: in COCO results form, or the path of such a file. An image of the ground truth without
+            results has no detections.
         iou_type: `segm` compares masks and takes an object's size from its mask, `bbox` boxes.
-        max_detections: the most that count in an image, above 10; COCO's own numbers are those at 100.
+        max_detections: the maximum number that counts in an image, above 10; COCO's own numbers are those at 100.
 
     Raises:
-        UsageError: a file is not JSON of that form, or the two do not speak of the same images or categories.
+        UsageError: a file is not JSON of that form, or the two do not have the same images or categories.
     """
-    dataset = _checked_truth(truth, iou_type)
+    dataset = _checked_ground_truth(ground_truth, iou_type)
     kept = _checked_results(results, dataset, iou_type)
 
     # pycocotools reports on stdout.
@@ -74,13 +74,13 @@ def average_precision(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-        # Its first number is at 100 whatever was asked for.
+        # Its first number is at 100 detections, whatever `maxDets` is.
         evaluation.stats[0] = _mean(evaluation.eval["precision"][:, :, :, 0, -1])
 
     stats = tuple(float(number) for number in evaluation.stats)
     precision = evaluation.eval["precision"][
         :, :, :, 0, -1
-    ]  # (IoUs, recalls, categories): all sizes, most detections
+    ]  # (IoUs, recalls, categories): all sizes, maximum number of detections
     names = {category["id"]: category["name"] for category in dataset["categories"]}
     per_category = {
         names[category_id]: float(np.mean(precision[:, :, position]))
@@ -103,15 +103,15 @@ def _indexed(dataset: dict[str, Any]) -> COCO:
     return index
 
 
-def _checked_truth(truth: Path | dict[str, Any], iou_type: IouType) -> dict[str, Any]:
-    """Return the truth with annotations of our own numbering, and the caller's left as they were."""
-    dataset = _load(truth) if isinstance(truth, Path) else truth
+def _checked_ground_truth(ground_truth: Path | dict[str, Any], iou_type: IouType) -> dict[str, Any]:
+    """Return the ground truth with annotations numbered from 1; the caller's entries are not changed."""
+    dataset = _load(ground_truth) if isinstance(ground_truth, Path) else ground_truth
     absent = {"images", "annotations", "categories"}.difference(dataset if isinstance(dataset, dict) else ())
     if absent:
-        raise UsageError(f"the truth is not a COCO dataset: {', '.join(sorted(absent))} missing")
+        raise UsageError(f"the ground truth is not a COCO dataset: {', '.join(sorted(absent))} missing")
     names = [category["name"] for category in dataset["categories"]]
     if len(set(names)) != len(names):
-        raise UsageError("the truth has two categories of one name")
+        raise UsageError("the ground truth has two categories with the same name: rename one")
 
     images = {image["id"] for image in dataset["images"]}
     required = {"image_id", "category_id", "area", _SHAPE[iou_type]}
@@ -119,9 +119,11 @@ def _checked_truth(truth: Path | dict[str, Any], iou_type: IouType) -> dict[str,
     for number, annotation in enumerate(dataset["annotations"], start=1):
         if absent := required.difference(annotation):
             at = annotation.get("id", number)
-            raise UsageError(f"annotation {at} of the truth lacks {', '.join(sorted(absent))}")
+            raise UsageError(f"annotation {at} of the ground truth lacks {', '.join(sorted(absent))}")
         if annotation["image_id"] not in images:
-            raise UsageError(f"the truth annotates image {annotation['image_id']}, which it does not list")
+            raise UsageError(
+                f"the ground truth annotates image {annotation['image_id']}, which it does not list"
+            )
         annotations.append({"iscrowd": 0, **annotation, "id": number})
     return {**dataset, "annotations": annotations}
 
@@ -129,10 +131,10 @@ def _checked_truth(truth: Path | dict[str, Any], iou_type: IouType) -> dict[str,
 def _checked_results(
     results: Path | list[dict[str, Any]], dataset: dict[str, Any], iou_type: IouType
 ) -> list[dict[str, Any]]:
-    """Return the results with the one shape that is compared."""
+    """Return the results with the one shape, box or mask, that is compared."""
     entries = _load(results) if isinstance(results, Path) else results
     if not isinstance(entries, list):
-        raise UsageError("results are a bare JSON list; a COCO dataset is none")
+        raise UsageError("results are a bare JSON list, and not a COCO dataset: give the list")
     columns = ("image_id", "category_id", "score", _SHAPE[iou_type])
     try:
         kept = [{column: entry[column] for column in columns} for entry in entries]
@@ -142,11 +144,11 @@ def _checked_results(
     images = {image["id"] for image in dataset["images"]}
     strange = next((entry["image_id"] for entry in kept if entry["image_id"] not in images), None)
     if strange is not None:
-        raise UsageError(f"the results speak of image {strange}, which the truth does not have")
+        raise UsageError(f"the results contain image {strange}, which is not in the ground truth")
     known = {category["id"] for category in dataset["categories"]}
     if kept and known.isdisjoint(entry["category_id"] for entry in kept):
         raise UsageError(
-            "no result has a category id of the truth; do the two number their categories alike?"
+            "no result has a category id of the ground truth: number the categories of both alike"
         )
     return kept
 

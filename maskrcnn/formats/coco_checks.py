@@ -292,11 +292,11 @@ def _usable(
             findings.error(NOT_AN_OBJECT, where)
         elif image < 0:
             kind = images.left_out.get(image_id, "annotation of an unknown image")
-            findings.add(kind, f"{where}: image {shortened(image_id)!r}", error=kind != IMAGE_LEFT_OUT)
+            findings.add(kind, f"{where}: image {shortened(repr(image_id))}", error=kind != IMAGE_LEFT_OUT)
         elif category < 0:
             kind = categories.left_out.get(category_id, "annotation of an unknown category")
             findings.add(
-                kind, f"{where}: category {shortened(category_id)!r}", error=kind != CATEGORY_LEFT_OUT
+                kind, f"{where}: category {shortened(repr(category_id))}", error=kind != CATEGORY_LEFT_OUT
             )
         elif left_out[image]:
             findings.warning(IMAGE_LEFT_OUT, where)

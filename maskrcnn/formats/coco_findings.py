@@ -77,9 +77,9 @@ def log_findings(source: str, findings: Iterable[Finding]) -> None:
 
 
 def shortened(value: object) -> str:
-    """Return a value as text of at most 80 characters."""
+    """Return a value as text of at most 120 characters."""
     text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
+    return text if len(text) <= 120 else f"{text[:117]}…"
 
 
 def integer_of(value: object) -> int | None:
@@ -96,5 +96,5 @@ def id_of(value: object) -> int | str | None:
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Return whether a JSON value is a finite number that a float holds."""
-    # JSON has integers of any size, of which no float can be made.
-    return type(value) in (int, float) and abs(value) < 2**53 and math.isfinite(value)
+    # JSON has integers of any size, which a float cannot hold.
+    return math.isfinite(value) if type(value) is float else type(value) is int and abs(value) < 2**63

@@ -257,8 +257,8 @@ def find_images_root(source: str, names: Sequence[str], probes: int = 20) -> str
 
     Args:
         source: path or URL of the JSON.
-        names: `file_name` of the images.
-        probes: the number of images that are looked for.
+        names: `file_name` of the images; those that are not paths below a folder are not looked for.
+        probes: the maximum number of images that are looked for.
 
     Raises:
         UsageError: none of them exists in any of the folders.
@@ -268,6 +268,9 @@ def find_images_root(source: str, names: Sequence[str], probes: int = 20) -> str
     places = [folder, *(folder.join(below) for below in ("images", stem, split) if below)]
     if (above := _folder_above(folder)) is not None:
         places += [above, *(above.join(below) for below in ("images", split, f"images/{split}") if below)]
+    names = [name for name in names if is_below(name)]
+    if not names:
+        return folder.text
     some = names[:: max(1, len(names) // probes)][:probes]
     found = {place.text: _count_existing(place.text, some) for place in places}
     best = max(found, key=lambda place: found[place])
@@ -277,6 +280,11 @@ def find_images_root(source: str, names: Sequence[str], probes: int = 20) -> str
             f"{', '.join(found)}: name their folder with --images-root"
         )
     return best
+
+
+def is_below(name: str) -> bool:
+    """Return whether a `file_name` is a path below a folder, and not absolute, a URL or a way out of the folder."""
+    return name.isprintable() and "://" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _folder_above(folder: Url) -> Url | None:

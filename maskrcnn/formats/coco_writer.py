@@ -1,9 +1,9 @@
-"""COCO JSON from the tables, streamed: rows of text are built a column at a time and never held together.
+"""Write COCO JSON from the tables as a stream: rows of text are built column by column and never all held.
 
-Reading, turning into text and writing overlap: Arrow works outside of Python's lock.
+Reading, conversion to text and writing overlap: Arrow works outside of Python's lock.
 
 Two forms, as https://cocodataset.org/#format-data and #format-results define them. The *dataset* form holds
-the images, and an annotation an instance, whose `area` and `bbox` are the mask's; the *results* form is the
+the images, and one annotation per instance, whose `area` and `bbox` are the mask's; the *results* form is the
 bare list that `COCO.loadRes` takes, whose `bbox` is the model's box. Every tool reads a COCO file as a whole:
 a large run gets several, each valid on its own.
 """
@@ -28,11 +28,11 @@ from ..types import Category
 
 MODES: Final = ("auto", "always", "never")
 MAX_ANNOTATIONS: Final = 2_000_000
-"""Above it, `auto` writes several files. `pycocotools` takes some 6 GB to load so many."""
+"""Above it, `auto` writes several files. `pycocotools` takes some 6 GB to load this many."""
 BATCH_ROWS: Final = 8192
-"""Rows turned into text at once: some megabytes."""
+"""The number of rows converted to text at once: some megabytes."""
 THREADS: Final = 2
-"""Batches turned into text at once, while the caller's thread reads and writes: it is as busy as one of them."""
+"""The number of batches converted to text at once, while the caller's thread reads and writes, as busy as one of them."""
 
 _IMAGE_COLUMNS: Final = ("image_id", "name", "status", "width", "height")
 ANNOTATION_COLUMNS: Final = (
@@ -53,19 +53,19 @@ class CocoFile:
 
 
 def plan_files(parts: Sequence[Part], mode: str) -> list[CocoFile]:
-    """Return the COCO files of a run; each can be written on its own, by `write_dataset` and `write_results`.
+    """Return the COCO files of a run; each can be written separately, by `write_dataset` and `write_results`.
 
     Args:
         parts: all parts of the run, in order.
-        mode: `never`: none. `always`: one pair of files, however large. `auto`: one pair up to
-            `MAX_ANNOTATIONS`; above it, one for each group of consecutive parts that stays below. A part that
-            is larger is a group of its own, because a part's images are not divided.
+        mode: `never`: no files. `always`: one pair of files, of any size. `auto`: one pair up to
+            `MAX_ANNOTATIONS`; above it, one for each group of consecutive parts that stays below it. A larger
+            part is a group of its own, because the images of a part are not divided.
 
     Raises:
-        UsageError: there is no such mode.
+        UsageError: the mode is unknown.
     """
     if mode not in MODES:
-        raise UsageError(f"--coco is one of {', '.join(MODES)}, not {mode!r}")
+        raise UsageError(f"--coco {mode!r} is unknown: use one of {', '.join(MODES)}")
     if mode == "never":
         return []
     if mode == "always" or sum(part.n_instances for part in parts) <= MAX_ANNOTATIONS:
@@ -108,8 +108,8 @@ def write_dataset(
         destination: where to write; None: into the run itself.
 
     Raises:
-        UsageError: a mask is drawn in a frame of its own (rasters of 2^32 pixels and more): COCO has no word
-            for it.
+        UsageError: a mask is encoded in a frame of its own (rasters of 2^32 pixels and more): COCO has no
+            form for it.
         RunError: a part cannot be read, or the file cannot be stored.
     """
     parts = tuple(parts)
@@ -183,8 +183,8 @@ def instance_batches(
     """Yield some columns of the rows of `instances`, some thousands of rows at a time.
 
     Raises:
-        UsageError: `frame` is one of the columns, and a mask is drawn in a frame of its own.
-        RunError: a score or a box is not finite; JSON has no word for it.
+        UsageError: `frame` is one of the columns, and a mask is encoded in a frame of its own.
+        RunError: a score or a box is not finite; JSON has no form for it.
     """
     for part in parts:
         for batch in _batches(storage, part.instances, columns):
@@ -198,7 +198,7 @@ def instance_batches(
 
 def _batches(storage: Storage, path: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     with storage.open(path) as stored, pq.ParquetFile(stored) as file:
-        # Arrow's own threads, a column each, take some 45 MB more; one column is most of the work.
+        # Arrow's own threads, one per column, take some 45 MB more; one column is most of the work.
         yield from file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns), use_threads=False)
 
 
@@ -212,8 +212,8 @@ def _refuse_frames(batch: pa.RecordBatch) -> None:
         return
     image_id = batch.filter(pc.is_valid(batch["frame"]))["image_id"][0].as_py()
     raise UsageError(
-        f"image {image_id} has 2^32 pixels or more: its masks are drawn in frames of their own, which "
-        "neither COCO nor a label map can hold; read them from the tables, or run with --coco never"
+        f"image {image_id} has 2^32 pixels or more: its masks are encoded in frames of their own, which "
+        "neither COCO nor a label map can hold: read them from the tables, or run with --coco never"
     )
 
 
@@ -221,8 +221,8 @@ def _refuse_frames(batch: pa.RecordBatch) -> None:
 
 
 def _image_rows(batch: pa.RecordBatch) -> pa.LargeStringArray:
-    # The only text that a user chose. Escaped to ASCII, because pycocotools opens with the locale's encoding;
-    # all at once, and cut where no name has a line feed: there it is escaped.
+    # The only text from the user. It is escaped to ASCII, because pycocotools opens with the locale's encoding; all
+    # names at once, and then split at line feeds, which are escaped within names.
     names = json.dumps(batch["name"].to_pylist(), separators=("\n", ":"))[1:-1].split("\n")
     return _joined(
         ',\n{"id":', batch["image_id"], ',"file_name":', pa.array(names[: len(batch)], pa.large_string()),
@@ -261,7 +261,7 @@ def _category_and_segmentation(batch: pa.RecordBatch) -> list[pa.Array]:
     return [_repeating("", batch["category_id"], ""), texts.take(sizes.indices), escaped]
 
 
-# A number that occurs often is written once, with the constants beside it, and its text is taken from there.
+# A number that occurs often is converted once, together with the constants around it, and its text is reused.
 
 
 def _repeating(before: str, column: pa.Array, after: str) -> pa.LargeStringArray:
@@ -270,7 +270,7 @@ def _repeating(before: str, column: pa.Array, after: str) -> pa.LargeStringArray
 
 
 def _small(before: str, column: pa.Array, after: str) -> pa.LargeStringArray:
-    """Write what is below `_TABLE_ROWS` as a rule: pixels."""
+    """Write pixel values, most of which are below `_TABLE_ROWS`."""
     extent = pc.min_max(column).as_py()
     if len(column) and extent["min"] >= 0 and extent["max"] < _TABLE_ROWS:
         return _number_table(before, after).take(column)
@@ -283,9 +283,9 @@ def _number_table(before: str, after: str) -> pa.LargeStringArray:
 
 
 def _joined(*pieces: str | pa.Array) -> pa.LargeStringArray:
-    """Join columns and constants into one text a row.
+    """Join columns and constants into one text per row.
 
-    Arrow writes a float32 with the fewest digits that give it back, as numpy does.
+    Arrow writes a float32 with the fewest digits that identify it, as numpy does.
     """
     text = [
         pa.scalar(piece, pa.large_string()) if isinstance(piece, str) else piece.cast(pa.large_string())
@@ -300,7 +300,7 @@ def _joined(*pieces: str | pa.Array) -> pa.LargeStringArray:
 def _in_threads(
     rows: Callable[[pa.RecordBatch], pa.LargeStringArray], batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.LargeStringArray]:
-    """Yield the rows of text of each batch, in order; those of the next `THREADS` are made meanwhile."""
+    """Yield the rows of text of each batch, in order; the next `THREADS` batches are converted meanwhile."""
     with ThreadPoolExecutor(THREADS) as pool:
         waiting: deque[Future[pa.LargeStringArray]] = deque()
         for batch in batches:
@@ -318,7 +318,7 @@ def _write_array(file: BinaryIO, batches: Iterable[pa.LargeStringArray]) -> int:
     for rows in batches:
         if len(rows) == 0:
             continue
-        # The texts of a batch lie one behind the other in its buffer: they are written as they lie.
+        # The texts of a batch are contiguous in its buffer, which is written as it is.
         _, offsets, data = rows.buffers()
         first, last = np.frombuffer(offsets, np.int64)[[rows.offset, rows.offset + len(rows)]]
         skip_comma = 0 if count else 1

@@ -1,9 +1,9 @@
-"""Masks become polygons in the coordinates of their raster, and these GeoParquet 1.1.
+"""Convert masks to polygons in the coordinates of their raster, and write them as GeoParquet 1.1.
 
-A polygon runs along the borders of its mask's pixels: drawn back on the raster's grid it gives the same pixels. Corners
-go through the whole affine, so that rotated and south-up rasters are none other. Coordinates stay in the raster's CRS,
-as they are: a raster in degrees that goes on beyond 180 keeps longitudes above 180 here; only GeoJSON is cut there.
-An object with an empty mask has no place on Earth, and no row here.
+A polygon follows the borders of its mask's pixels: rasterized on the raster's grid it gives the same pixels. Corners
+are transformed by the full affine, so rotated and south-up rasters are handled the same way. Coordinates stay in the
+raster's CRS: a raster in degrees that extends beyond 180 keeps longitudes above 180 here; only GeoJSON is cut there.
+An object with an empty mask has no geometry, and no row here.
 
 Reference: https://geoparquet.org/releases/v1.1.0
 """
@@ -30,10 +30,10 @@ from ..masks.spans import Spans
 from ..schema import METADATA
 
 GEO_ROWS: Final = 75_000
-"""About so many rows a row group: not below 50,000, nor above 150,000, but in a file with fewer than 50,000."""
+"""The approximate number of rows of a row group: 50,000 to 150,000, but in a file with fewer than 50,000."""
 
 _MASKS_AT_ONCE: Final = 256
-"""What is known of their borders stays in the processor's cache."""
+"""The number of masks traced at once, whose borders fit into the processor's cache."""
 _BBOX: Final = pa.struct(
     [pa.field(s, pa.float64(), nullable=False) for s in ("xmin", "ymin", "xmax", "ymax")]
 )
@@ -51,7 +51,7 @@ GEO: Final = pa.schema(
     ],
     metadata=METADATA,
 )
-"""One row an object whose mask is not empty, joined to `instances` by `image_id` and `instance`."""
+"""One row per object whose mask is not empty, joined to `instances` by `image_id` and `instance`."""
 
 
 def extra(module: str) -> Any:
@@ -98,18 +98,18 @@ def polygons(
 
     Args:
         counts: N COCO compressed run lengths, string or binary.
-        sizes: (N, 2) height and width of what each is drawn in, pixels.
+        sizes: (N, 2) height and width of the frame that each is encoded in, pixels.
         transform: six numbers a … f: x = a * column + b * row + c, y = d * column + e * row + f.
-        offsets: (N, 2) column and row of the raster where that begins; None: all at its origin.
-        simplify_px: if > 0, corners are left out as long as no outline moves by more than so many pixels (GEOS's
-            topology-preserving Douglas-Peucker: valid stays valid, one object at a time, so that borders which two
-            objects share may part).
+        offsets: (N, 2) column and row of the raster at which that frame begins; None: all at its origin.
+        simplify_px: if > 0, corners are left out as long as no outline moves by more than this many pixels (GEOS's
+            topology-preserving Douglas-Peucker: valid stays valid; one object at a time, so that borders which two
+            objects share may separate).
 
     Returns:
         (N,) shapely geometries; None where a mask is empty.
 
     Raises:
-        ValueError: one of them is no mask of its size.
+        ValueError: one of them is not a valid mask of its size.
         UsageError: the extra is not installed.
     """
     shapely = extra("shapely")
@@ -135,7 +135,7 @@ def polygons(
 def _in_pixels(
     shapely: Any, counts: pa.Array, sizes: NDArray[Any], moves: NDArray[np.int64]
 ) -> NDArray[np.object_]:
-    rings = trace(_runs(counts, sizes).shifted(moves[:, 0], moves[:, 1]))
+    rings = trace(_spans(counts, sizes).shifted(moves[:, 0], moves[:, 1]))
     found = np.full(len(counts), None, np.object_)
     if len(rings.mask):
         corners = np.stack([rings.columns, rings.rows], axis=1).astype(np.float64)
@@ -147,8 +147,8 @@ def _in_pixels(
     return found
 
 
-def _runs(counts: pa.Array, sizes: NDArray[Any]) -> Spans:
-    """Return the runs of masks, each in the frame that it is drawn in."""
+def _spans(counts: pa.Array, sizes: NDArray[Any]) -> Spans:
+    """Return the spans of masks, each in the frame that it is encoded in."""
     texts = counts.cast(pa.binary()).to_pylist()
     pieces = []
     for size in np.unique(sizes, axis=0):
@@ -172,18 +172,18 @@ def geo_table(
     """Return the rows of `GEO` for a raster's rows of `instances`, in their order.
 
     `area_m2` is the area on the ellipsoid where the CRS is geographic, edges of pixels being parallels and meridians;
-    else the area in the plane of the projection, in square metres. A projection that keeps no areas, such as Web
-    Mercator, does not keep these.
+    else the area in the plane of the projection, in square metres. A projection that does not preserve areas, such as
+    Web Mercator, distorts these.
 
     Args:
-        instances: as `schema.INSTANCES`; a mask with a `frame` is drawn there.
+        instances: as `schema.INSTANCES`; a mask with a `frame` is encoded in it.
         crs_wkt: of the raster.
         transform: of the raster, see `polygons`.
         simplify_px: see `polygons`.
 
     Raises:
-        UsageError: the extra is not installed, or the raster has no CRS, or one that PROJ does not know.
-        RunError: a mask is none.
+        UsageError: the extra is not installed, the raster has no CRS, or PROJ does not know it.
+        RunError: a mask is damaged.
     """
     shapely = extra("shapely")
     crs = parse_crs(crs_wkt)
@@ -215,17 +215,21 @@ def parse_crs(wkt: str | None) -> Any:
     """Return a pyproj CRS; the registry's own entry where the WKT is exactly that of one.
 
     Raises:
-        UsageError: the extra is not installed, or there is none, or it is not known.
+        UsageError: the extra is not installed, or the CRS is missing or unknown.
     """
     pyproj = extra("pyproj")
     if not wkt:
-        raise UsageError("the raster has no coordinate reference system, so that its objects lie nowhere")
+        raise UsageError(
+            "the raster has no coordinate reference system: assign one, for example with gdal_edit -a_srs"
+        )
     try:
         crs = pyproj.CRS.from_user_input(wkt)
         authority = crs.to_authority(min_confidence=100)
         return pyproj.CRS.from_authority(*authority) if authority else crs
     except pyproj.exceptions.CRSError as error:
-        raise UsageError(f"a coordinate reference system that PROJ does not know: {wkt[:80]}") from error
+        raise UsageError(
+            f"PROJ does not know the coordinate reference system {wkt[:80]}: assign another"
+        ) from error
 
 
 def areas_m2(geometries: NDArray[np.object_], crs: Any) -> NDArray[np.float64]:
@@ -254,21 +258,21 @@ def areas_m2(geometries: NDArray[np.object_], crs: Any) -> NDArray[np.float64]:
 
 
 def write_geoparquet(storage: Storage, path: str, table: pa.Table, crs_wkt: str | None) -> File:
-    """Store rows of one CRS as a GeoParquet 1.1 file, in one PUT, after it was read back.
+    """Store rows of one CRS as a GeoParquet 1.1 file, in one PUT, after reading it back.
 
-    Rows stand in the order of a Hilbert curve through the centres of their boxes, in groups of equal size, so that a
+    Rows are in the order of a Hilbert curve through the centres of their boxes, in groups of equal size, so that a
     reader of a small window skips most of them. Equal rows, in any order, give equal bytes with one version of
     pyarrow and PROJ.
 
     Args:
         storage: of the run.
         path: of the file.
-        table: as `GEO`, of any number of rasters; an (image_id, instance) stands once.
-        crs_wkt: of all of them.
+        table: as `GEO`, of any number of rasters; each (image_id, instance) occurs once.
+        crs_wkt: the CRS of all of them.
 
     Raises:
-        UsageError: as `parse_crs`.
-        RunError: what was built does not read back, or cannot be stored.
+        UsageError: see `parse_crs`.
+        RunError: the file does not read back as written, or cannot be stored.
     """
     table = table.take(pa.array(_hilbert_order(table))).replace_schema_metadata(
         {**METADATA, b"geo": json.dumps(_geo_metadata(table, parse_crs(crs_wkt))).encode()}
@@ -280,7 +284,7 @@ def write_geoparquet(storage: Storage, path: str, table: pa.Table, crs_wkt: str 
             writer.write_table(table, row_group_size=rows)
         with pq.ParquetFile(local) as readback:
             if not readback.read().equals(table):
-                raise RunError(f"{path} does not read back as it was written; is the local disk sound?")
+                raise RunError(f"{path} does not read back as it was written: check the local disk")
         with local.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         size = local.stat().st_size

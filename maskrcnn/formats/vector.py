@@ -1,7 +1,8 @@
-"""A run's polygons in the forms that other tools draw: GeoJSON, and GeoPackage.
+"""Export a run's polygons as GeoJSON and GeoPackage.
 
-GeoJSON knows one reference system, longitude and latitude on WGS 84 (RFC 7946): polygons are transformed corner by
-corner, and cut where they cross 180 degrees. GeoPackage keeps each raster's own, with a layer for each.
+GeoJSON has one reference system, longitude and latitude on WGS 84 (RFC 7946): polygons are transformed corner by
+corner, and cut where they cross 180 degrees. GeoPackage keeps the reference system of each raster, in a layer
+of its own.
 """
 
 import json
@@ -20,9 +21,9 @@ from ..io.storage import Storage
 from .geoparquet import extra
 
 DECIMALS: Final = 9
-"""Of degrees in GeoJSON: a tenth of a millimetre."""
+"""The number of decimals of degrees in GeoJSON: a tenth of a millimetre."""
 STEPS: Final = 100
-"""Along each side of a polygon that is cut."""
+"""The number of steps along the longer side of a polygon that is cut."""
 _GRID: Final = 10.0**-DECIMALS
 COLUMNS: Final = ("image_id", "instance", "category_id", "category", "score", "area_m2", "geometry")
 _ROWS_AT_ONCE: Final = 8192
@@ -31,14 +32,14 @@ _ROWS_AT_ONCE: Final = 8192
 def export_vector(run: Storage, parts: Sequence[str], dest: str, form: Literal["geojson", "gpkg"]) -> int:
     """Write `instances.geojson` or `instances.gpkg` below `dest`, and return the number of objects.
 
-    Both hold the columns of `geo.GEO`, but for `bbox`. An object that the transformation to WGS 84 has no place for
-    has a null geometry in GeoJSON. Layers of a GeoPackage are named `instances`, or where the run has several
+    Both hold the columns of `geo.GEO`, but for `bbox`. An object that cannot be transformed to WGS 84 has a null
+    geometry in GeoJSON. Layers of a GeoPackage are named `instances`, or where the run has several
     reference systems `instances_1`, … in the order of the parts; their geometries are MultiPolygons.
 
     Args:
         run: the run's directory.
         parts: paths of its files below `geo/`, in order.
-        dest: path or url of an empty folder or prefix.
+        dest: path or URL of an empty folder or prefix.
         form: which of the two.
 
     Raises:
@@ -46,10 +47,10 @@ def export_vector(run: Storage, parts: Sequence[str], dest: str, form: Literal["
         RunError: something cannot be read or stored.
     """
     if not parts:
-        raise UsageError(f"{run.url} has no polygons: its inputs are not rasters that lie on Earth")
+        raise UsageError(f"{run.url} has no polygons: segment georeferenced rasters")
     destination = Storage(dest)
     if destination.list():
-        raise UsageError(f"{dest} is not empty; an export goes to a folder or prefix of its own")
+        raise UsageError(f"{dest} is not empty: export to a folder or prefix of its own")
     name = f"instances.{form}"
     with tempfile.TemporaryDirectory(prefix="maskrcnn-") as folder:
         local = Path(folder) / name
@@ -123,7 +124,7 @@ def _as_multi(shapely: Any, geometries: NDArray[np.object_]) -> list[bytes]:
 
 
 def _write_geojson(run: Storage, parts: Sequence[str], local: Path) -> int:
-    """Write a feature a line."""
+    """Write one feature per line."""
     shapely = extra("shapely")
     count = 0
     with local.open("w", encoding="utf-8", newline="\n") as text:
@@ -134,7 +135,7 @@ def _write_geojson(run: Storage, parts: Sequence[str], local: Path) -> int:
                 wkb = batch["geometry"].to_numpy(zero_copy_only=False)
                 places = to_wgs84(shapely.from_wkb(wkb), crs)
                 properties = batch.drop_columns(["geometry"])
-                # As float32 prints, not as the float64 that is nearest to it.
+                # The digits of the float32, not those of the nearest float64.
                 score = [float(str(value)) for value in batch["score"].to_numpy()]
                 for row, value, place in zip(properties.to_pylist(), score, places, strict=True):
                     geometry = "null" if place is None else shapely.to_geojson(place)
@@ -147,19 +148,19 @@ def _write_geojson(run: Storage, parts: Sequence[str], local: Path) -> int:
 
 
 def to_wgs84(geometries: NDArray[np.object_], crs: Any) -> NDArray[np.object_]:
-    """Return polygons as RFC 7946 wants them: longitude and latitude, exterior rings counterclockwise, cut at 180.
+    """Return polygons as RFC 7946 requires: longitude and latitude, exterior rings counterclockwise, cut at 180.
 
-    Edges are straight between their corners; those of a projected polygon that is cut get more of them. A polygon
-    around a pole reaches it. One that has no place in WGS 84 becomes None.
+    Edges are straight between their corners; a projected polygon that is cut gets more corners. A polygon
+    around a pole is extended to it. One that cannot be transformed to WGS 84 becomes None.
 
     Args:
         geometries: (N,) valid Polygons and MultiPolygons.
-        crs: of theirs, a pyproj CRS.
+        crs: their pyproj CRS.
     """
     shapely, pyproj = extra("shapely"), extra("pyproj")
     try:
         transformer = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
-    except pyproj.exceptions.ProjError:  # a site's own system, which lies nowhere on the globe
+    except pyproj.exceptions.ProjError:  # a local engineering system, which is not tied to the globe
         return np.full(len(geometries), None, np.object_)
     degrees = np.rad2deg(crs.axis_info[0].unit_conversion_factor) if crs.is_geographic else None
 
@@ -168,7 +169,7 @@ def to_wgs84(geometries: NDArray[np.object_], crs: Any) -> NDArray[np.object_]:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         lon, lat = transformer.transform(x, y)
         if degrees is not None:
-            # PROJ wraps; the raster's own turns of the globe are kept until they are cut.
+            # PROJ wraps longitudes; the raster's own are kept until they are cut.
             lon = lon + 360 * np.round((x * degrees - lon) / 360)
         return lon, np.clip(lat, -90, 90)
 
@@ -177,7 +178,7 @@ def to_wgs84(geometries: NDArray[np.object_], crs: Any) -> NDArray[np.object_]:
     found[~finite] = None
     for index in np.flatnonzero(_crossing(shapely, found, wraps=degrees is None)):
         if degrees is None:
-            # What jumps where PROJ wraps is told from what is wide by going along its edges in small steps.
+            # Small steps along the edges distinguish a jump where PROJ wraps from a wide polygon.
             xmin, ymin, xmax, ymax = shapely.bounds(geometries[index])
             steps = shapely.segmentize(geometries[index], max(xmax - xmin, ymax - ymin) / STEPS)
             found[index] = shapely.transform(steps, lonlat, interleaved=False)
@@ -187,7 +188,7 @@ def to_wgs84(geometries: NDArray[np.object_], crs: Any) -> NDArray[np.object_]:
 
 
 def _crossing(shapely: Any, geometries: NDArray[np.object_], *, wraps: bool) -> NDArray[np.bool_]:
-    """Return which polygons cross 180 degrees: they lie beyond, or, where PROJ wraps, a border jumps."""
+    """Return which polygons cross 180 degrees: their bounds exceed it or, where PROJ wraps, their longitudes jump."""
     west, _, east, _ = shapely.bounds(geometries).T
     if wraps:
         return np.asarray(east - west > 180)
@@ -209,7 +210,7 @@ def _within_globe(shapely: Any, ring: Any, *, wraps: bool) -> Any:
     """Return what a ring encloses, each turn of the globe moved to -180 … 180 degrees."""
     corners = shapely.get_coordinates(ring)
     if wraps:
-        # Whole turns, so that a ring that closes still does so to the last digit, as after np.unwrap it may not.
+        # Whole turns, so that a closed ring stays closed to the last digit, which np.unwrap does not guarantee.
         corners[1:, 0] -= 360 * np.cumsum(np.round(np.diff(corners[:, 0]) / 360))
     first, last = corners[0, 0], corners[-1, 0]
     if abs(last - first) > 180:  # around a pole
@@ -225,5 +226,5 @@ def _within_globe(shapely: Any, ring: Any, *, wraps: bool) -> Any:
         turns += [
             shapely.transform(area, lambda corners, turn=turn: corners - (360 * turn, 0)) for area in areas
         ]
-    # On a grid, where the borders that two turns share are the same to the last digit.
+    # On a grid, on which the borders that two turns share are identical to the last digit.
     return shapely.union_all(turns, grid_size=_GRID)

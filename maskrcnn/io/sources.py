@@ -186,39 +186,13 @@ def _read_parquet(source: str) -> pa.Table:
         return pq.ParquetFile(file).read()
 
 
-def _read_coco(source: str) -> pa.Table:
-    with open_source(source) as file:
-        content = json.loads(file.read())
-    images = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
-        raise UsageError(f"{source}: not a COCO JSON: it has no list `images`")
-    if any(not isinstance(image.get("file_name"), str) for image in images):
-        raise UsageError(f"{source}: a COCO image without `file_name`")
-    names = [image["file_name"] for image in images]
-    keys = dict.fromkeys(key for image in images for key in image if key != "file_name")
-    columns = {"uri": pa.array(names, pa.string()), "name": pa.array(names, pa.string())}
-    for key in keys:
-        column = "image_id" if key == "id" else key
-        while key != "id" and (column in ("uri", "name", "image_id") or (column != key and column in keys)):
-            column = f"input_{column}"
-        columns[column] = _array([image.get(key) for image in images])
-    return pa.table(columns)
-
-
-def _array(values: Sequence[Any]) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
-        return as_json(values)
-
-
 def as_json(values: Sequence[Any]) -> pa.Array:
     """Return values as JSON text, for those of several types, or of a type that a table cannot hold."""
     return pa.array([json.dumps(value, default=str) for value in values], pa.string())
 
 
 def read_manifest(source: str) -> pa.Table:
-    """Return the rows of a manifest with the columns that it has; of a COCO JSON, one row per image.
+    """Return the rows of a `.txt`, `.csv` or `.parquet` manifest with the columns that it has.
 
     Raises:
         UsageError: it cannot be read.
@@ -227,4 +201,4 @@ def read_manifest(source: str) -> pa.Table:
         return _READERS[Path(source).suffix.lower()](source)
 
 
-_READERS: Final = {".txt": _read_txt, ".csv": _read_csv, ".parquet": _read_parquet, ".json": _read_coco}
+_READERS: Final = {".txt": _read_txt, ".csv": _read_csv, ".parquet": _read_parquet}

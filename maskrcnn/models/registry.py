@@ -34,6 +34,7 @@ from .published_weights import PublishedWeights, read_published
 __all__ = [
     "COCO_CATEGORIES",
     "NAMES",
+    "NO_CATEGORY",
     "EmbeddedModel",
     "ModelCard",
     "ModelFile",
@@ -45,6 +46,9 @@ __all__ = [
     "read_model",
     "resolve",
 ]
+
+NO_CATEGORY: Final = -1
+"""What `ModelCard.category_ids` holds for a label that is not a category; any integer from 0 may be a category's id."""
 
 COCO_NAMES: Final = """
 person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, -,
@@ -84,7 +88,7 @@ class ModelCard:
     categories: tuple[Category, ...]
     """The categories that it detects, in the order of its labels."""
     category_ids: tuple[int, ...]
-    """The category id of each label, from label 0, the background; 0 for an unused label."""
+    """The category id of each label; `NO_CATEGORY` for label 0, the background, and for an unused label."""
     min_size: int
     """The length that the shorter side of an image is resized to, pixels, …"""
     max_size: int
@@ -242,7 +246,7 @@ def _card_of_planted(model: PlantedModel) -> ModelCard:
         sha256=model.sha256,
         architecture="planted",
         categories=model.categories,
-        category_ids=(0, *(category.id for category in model.categories)),
+        category_ids=(NO_CATEGORY, *(category.id for category in model.categories)),
         min_size=800,
         max_size=1333,
         notice=f"`{model.name}` is not a model: it reads the ground truth that test images carry, and finds nothing "
@@ -270,7 +274,7 @@ def _read_published(model: PublishedModel) -> tuple[ModelCard, bytes]:
         sha256=digest,
         architecture=model.architecture,
         categories=COCO_CATEGORIES,
-        category_ids=tuple(label if label in used else 0 for label in range(91)),
+        category_ids=tuple(label if label in used else NO_CATEGORY for label in range(91)),
         min_size=800,
         max_size=1333,
         notice=None,
@@ -365,9 +369,9 @@ def _ids_of_labels(shown: str, categories: Sequence[Category], labels: int) -> t
     """
     ids = [category.id for category in categories]
     if len(ids) == labels - 1:
-        return (0, *ids)
-    if len(ids) < labels - 1 == max(ids):
-        return tuple(label if label in ids else 0 for label in range(labels))
+        return (NO_CATEGORY, *ids)
+    if len(ids) < labels - 1 == max(ids) and min(ids) > 0:
+        return tuple(label if label in ids else NO_CATEGORY for label in range(labels))
     raise UsageError(f"{shown} names {len(ids)} categories for a network of {labels - 1}")
 
 
@@ -388,14 +392,14 @@ def _card_of_state_dict(uri: str, data: bytes, labels: str | None) -> ModelCard:
         raise UsageError(
             f"{uri} is a network of {known - 1} categories, but {len(category_names)} labels are named"
         )
-    ids = tuple(label if name else 0 for label, name in enumerate(category_names, start=1))
+    ids = tuple(label if name else NO_CATEGORY for label, name in enumerate(category_names, start=1))
     return ModelCard(
         name=_last_part(uri),
         uri=uri,
         sha256=hashlib.sha256(data).hexdigest(),
         architecture=architecture,
-        categories=tuple(Category(label, category_names[label - 1]) for label in ids if label),
-        category_ids=(0, *ids),
+        categories=tuple(Category(label, category_names[label - 1]) for label in ids if label != NO_CATEGORY),
+        category_ids=(NO_CATEGORY, *ids),
         min_size=800,
         max_size=1333,
         notice=None,

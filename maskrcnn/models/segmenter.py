@@ -22,7 +22,7 @@ from .detectron2 import ShortestEdgeTransform
 from .forward_matterport import forward_class
 from .fuse import for_cpu, fused
 from .matterport import SquareTransform, corner
-from .registry import category_ids_named
+from .registry import NO_CATEGORY, category_ids_named
 
 log = logging.getLogger("maskrcnn")
 
@@ -79,7 +79,9 @@ class MaskRCNNSegmenter:
         self._categories = model.categories
         self._category_ids = np.array(model.card.category_ids, dtype=np.int32)
         kept = (
-            category_ids_named(model.categories, categories) if categories else set(self._category_ids) - {0}
+            category_ids_named(model.categories, categories)
+            if categories
+            else set(self._category_ids) - {NO_CATEGORY}
         )
         labels = [label for label, category in enumerate(self._category_ids) if category in kept]
         network = fused(model.module).to(self._device, self._dtype)

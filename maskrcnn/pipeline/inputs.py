@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import UsageError, plural
+from ..formats.coco_reader import find_images_root, read_coco_images
 from ..io.sources import as_json, is_manifest, read_listing, read_manifest, source_of
 from ..io.stores import REMOTE_SCHEMES
 from ..io.url import LOCAL_SCHEMES, USER_PATTERN, Url
@@ -93,20 +94,30 @@ def read_inputs(
     named_by = "name"
     if is_manifest(source):
         kind = "coco" if whole.lower().endswith(".json") else "manifest"
-        rows = read_manifest(whole)
+        rows = read_coco_images(whole) if kind == "coco" else read_manifest(whole)
         if not rows.num_rows:
             raise UsageError(f"{source} has no rows: list at least one input")
         if kind == "coco":
             named_by = "file_name"
         elif "name" not in rows.column_names:
             named_by = "uri (of a web address, without its query)" if allow_http else "uri"
-        rows = _resolved(rows, images_root or Url.parse(whole).folder.text, source, allow_http=allow_http)
+        root = images_root or (_coco_root(whole, rows) if kind == "coco" else Url.parse(whole).folder.text)
+        rows = _resolved(rows, root, source, allow_http=allow_http)
     elif images_root:
         raise UsageError(f"{source}: --images-root is for manifests and COCO JSON; this is neither")
     else:
         rows, skipped = read_listing(whole)
     table, ids_given = _ordered(rows, source, named_by)
     return Inputs(table if limit is None else table.slice(0, limit), ids_given, skipped, whole, sha256, kind)
+
+
+def _coco_root(source: str, rows: pa.Table) -> str:
+    """Return the folder of a COCO dataset's images; the JSON's, with a warning, where none of them is found."""
+    try:
+        return find_images_root(source, rows["name"].to_pylist())
+    except UsageError as error:
+        log.warning("%s", error)
+        return Url.parse(source).folder.text
 
 
 def _resolved(rows: pa.Table, root: str, source: str, *, allow_http: bool) -> pa.Table:

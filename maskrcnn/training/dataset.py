@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 
 from ..errors import ItemError, UsageError
 from ..formats.coco_findings import Finding, Findings, summary_of_errors
-from ..formats.coco_reader import CocoImages, find_images_root, read_coco
+from ..formats.coco_reader import CocoImages, find_images_root, is_below, read_coco
 from ..imaging.decode import Limits, decode_image
 from ..io.inputs import read_input
 from ..io.url import Url
@@ -102,7 +102,7 @@ def read_dataset(
         raise UsageError(f"{source} lists no image that can be used" + (f": {why}" if why else ""))
     named = _named(file.images, findings)
     names = [name for name, sound in zip(file.images.names, named, strict=True) if name and sound]
-    root = images_root or (find_images_root(source, names) if names else Url.parse(source).folder.text)
+    root = images_root or find_images_root(source, names)
     sizes, sound = _checked_images(file.images, named, root, findings, progress)
     annotations = _trainable(file.read_annotations(sizes, ~sound), findings)
     labels = np.empty(len(order), np.int64)
@@ -162,10 +162,6 @@ def _names(categories: Iterable[Category]) -> str:
     return ", ".join(f"{category.id} {category.name}" for category in categories)
 
 
-def _is_below(name: str) -> bool:
-    return name.isprintable() and "://" not in name and not {"", ".", ".."} & set(name.split("/"))
-
-
 # --- images -------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +173,7 @@ def _named(images: CocoImages, findings: Findings) -> NDArray[np.bool_]:
         height, width = images.sizes[at].tolist()
         if name is None:
             findings.error("image without a file_name", f"id {id_}")
-        elif not _is_below(name):
+        elif not is_below(name):
             findings.error("image whose file_name is not a path below the images' folder", repr(name))
         elif height * width > LIMITS.max_pixels:
             findings.error(

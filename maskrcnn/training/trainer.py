@@ -27,7 +27,7 @@ from ..errors import RunError, UsageError
 from ..evaluation.pycocotools_reference import average_precision
 from ..io.storage import Storage
 from ..models.build import Model, save_model
-from ..models.registry import ModelCard
+from ..models.registry import NO_CATEGORY, ModelCard
 from ..models.segmenter import MaskRCNNSegmenter
 from ..types import Category
 from .config import (
@@ -371,7 +371,7 @@ class _Trainer:
         card = ModelCard(
             name="training", uri=None, sha256="", architecture=self.begun.architecture,
             categories=self.task.categories,
-            category_ids=(0, *(category.id for category in self.task.categories)),
+            category_ids=(NO_CATEGORY, *(category.id for category in self.task.categories)),
             min_size=self.begun.min_size, max_size=self.begun.max_size, notice=None,
         )  # fmt: skip
         return Model(self.network.eval(), card)

@@ -7,29 +7,28 @@ import pytest
 
 from maskrcnn.errors import UsageError
 from maskrcnn.evaluation.alignment import PairedCategories, PairedImages, pair_categories, pair_images
-from maskrcnn.formats.coco_reader import ANNOTATIONS, GroundTruth, GroundTruthCategory
+from maskrcnn.formats.coco_reader import CocoCategory, CocoImages
 from maskrcnn.models.registry import COCO_CATEGORIES
 from maskrcnn.types import Category
 
 
-def truth(**names: int) -> GroundTruth:
+def ground_truth(**names: int) -> CocoImages:
     """A ground truth whose images have these names, each with its id."""
-    sizes = np.zeros((len(names), 2), np.int32)
-    return GroundTruth(list(names.values()), list(names), sizes, [], ANNOTATIONS.empty_table())
+    return CocoImages(list(names.values()), list(names), np.zeros((len(names), 2), np.int64))
 
 
 def paired(
     given: dict[str, int], run: dict[str, int], *, ids_given: bool = False
 ) -> tuple[PairedImages, list[int]]:
-    pairs = pair_images(truth(**given), list(run.values()), list(run), ids_given=ids_given)
-    return pairs, pairs.truth.tolist()
+    pairs = pair_images(ground_truth(**given), list(run.values()), list(run), ids_given=ids_given)
+    return pairs, pairs.ground_truth.tolist()
 
 
 # Images
 
 
 def test_ids_count_only_where_they_were_given() -> None:
-    """A run that numbers its images by name has ids too, and they mean nothing to the truth."""
+    """A run that numbers its images by name has ids too, and they mean nothing to the ground truth."""
     given, run = {"a.png": 2, "b.png": 1}, {"a.png": 1, "b.png": 2}
     assert paired(given, run)[1] == [0, 1]
     by_id, places = paired(given, run, ids_given=True)
@@ -54,9 +53,17 @@ def test_ids_that_were_given_and_agree_in_none_give_way_to_names() -> None:
 @pytest.mark.parametrize(
     ("given", "run", "complaint"),
     [
-        ({"x/a.png": 1, "y/a.png": 2}, {"a.png": 1}, "not clear which image is 'a.png'.*1 and the truth 2"),
-        ({"a.png": 1}, {"x/a.png": 1, "y/a.png": 2}, "not clear which image is 'a.png'.*2 and the truth 1"),
-        ({"a.png": 1}, {"b.png": 1}, "no image in common: the run has 'b.png'; the truth has 'a.png'"),
+        (
+            {"x/a.png": 1, "y/a.png": 2},
+            {"a.png": 1},
+            "ambiguous which image is 'a.png'.*1 and the ground truth 2",
+        ),
+        (
+            {"a.png": 1},
+            {"x/a.png": 1, "y/a.png": 2},
+            "ambiguous which image is 'a.png'.*2 and the ground truth 1",
+        ),
+        ({"a.png": 1}, {"b.png": 1}, "no image in common: the run has 'b.png'; the ground truth has 'a.png'"),
     ],
 )
 def test_images_that_might_be_several_or_none_are_refused(
@@ -71,20 +78,20 @@ def test_an_exact_name_is_clear_whatever_its_last_part() -> None:
 
 
 def test_two_images_of_one_name_are_refused() -> None:
-    twice = GroundTruth([1, 2], ["a.png", "a.png"], np.zeros((2, 2), np.int32), [], ANNOTATIONS.empty_table())
-    with pytest.raises(UsageError, match=r"two images of one file_name: 'a.png'"):
+    twice = CocoImages([1, 2], ["a.png", "a.png"], np.zeros((2, 2), np.int64))
+    with pytest.raises(UsageError, match=r"two images with the same file_name: 'a.png'"):
         pair_images(twice, [1], ["a.png"], ids_given=False)
 
 
 # Categories
 
 
-def listed(*names: str | None, first: int = 1) -> list[GroundTruthCategory]:
-    return [GroundTruthCategory(number, name) for number, name in enumerate(names, first)]
+def listed(*names: str | None, first: int = 1) -> list[CocoCategory]:
+    return [CocoCategory(number, name) for number, name in enumerate(names, first)]
 
 
-def weighed(pairs: PairedCategories, run: Sequence[Category]) -> dict[str, str]:
-    """Return the truth's name by the run's."""
+def evaluated(pairs: PairedCategories, run: Sequence[Category]) -> dict[str, str]:
+    """Return the ground truth's name by the run's."""
     names = {category.id: category.name for category in run}
     return {names[id_]: pairs.names[place] for id_, place in pairs.of_run.items()}
 
@@ -93,10 +100,10 @@ RUN = (Category(4, "car"), Category(2, "nuclei"), Category(9, "boat"))
 
 
 def test_categories_go_by_name_in_the_order_of_the_truths_ids() -> None:
-    given = [GroundTruthCategory(8, "car"), GroundTruthCategory(3, "boat"), GroundTruthCategory(5, "kite")]
+    given = [CocoCategory(8, "car"), CocoCategory(3, "boat"), CocoCategory(5, "kite")]
     pairs = pair_categories(given, {0, 1}, RUN)
     assert pairs.names == ("boat", "kite", "car")
-    assert pairs.of_truth.tolist() == [2, 0, 1]
+    assert pairs.of_ground_truth.tolist() == [2, 0, 1]
     assert pairs.of_run == {4: 2, 9: 0}
 
 
@@ -104,7 +111,7 @@ def test_a_category_that_the_run_does_not_have_is_refused_with_the_nearest_and_c
     with pytest.raises(UsageError, match=r"'nucleus'; is it 'nuclei'\? Then add --map nuclei=nucleus"):
         pair_categories(listed("nucleus"), {0}, RUN)
     pairs = pair_categories(listed("nucleus"), {0}, RUN, rename={"nuclei": "nucleus"})
-    assert weighed(pairs, RUN) == {"nuclei": "nucleus"}
+    assert evaluated(pairs, RUN) == {"nuclei": "nucleus"}
 
 
 def test_a_suggestion_looks_over_capitals_and_quotes_blanks() -> None:
@@ -120,9 +127,9 @@ def test_several_categories_of_the_run_can_be_one_of_the_truth() -> None:
 
 def test_categories_can_be_left_out_or_taken_as_one() -> None:
     only = pair_categories(listed("car", "kite"), {0, 1}, RUN, only=("car",))
-    assert (only.names, only.of_truth.tolist(), only.of_run) == (("car",), [0, -1], {4: 0})
+    assert (only.names, only.of_ground_truth.tolist(), only.of_run) == (("car",), [0, -1], {4: 0})
     agnostic = pair_categories(listed("a", "b"), {0, 1}, RUN, class_agnostic=True)
-    assert (agnostic.of_truth.tolist(), agnostic.of_run) == ([0, 0], {4: 0, 2: 0, 9: 0})
+    assert (agnostic.of_ground_truth.tolist(), agnostic.of_run) == ([0, 0], {4: 0, 2: 0, 9: 0})
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -132,27 +139,27 @@ def test_cocos_categories_in_a_row_are_recognised_without_names(first: int) -> N
         pairs = pair_categories(listed(*names, first=first), set(range(80)), COCO_CATEGORIES)
         assert pairs.by == "order"
         assert pairs.names == tuple(category.name for category in COCO_CATEGORIES)
-        assert weighed(pairs, COCO_CATEGORIES) == {name: name for name in pairs.names}
+        assert evaluated(pairs, COCO_CATEGORIES) == {name: name for name in pairs.names}
 
 
 def test_cocos_own_ids_are_recognised_without_names() -> None:
-    given = [GroundTruthCategory(category.id, None) for category in COCO_CATEGORIES]
+    given = [CocoCategory(category.id, None) for category in COCO_CATEGORIES]
     assert pair_categories(given, {0}, COCO_CATEGORIES).by == "id"
-    some = [GroundTruthCategory(1, "1"), GroundTruthCategory(90, "90")]
+    some = [CocoCategory(1, "1"), CocoCategory(90, "90")]
     assert pair_categories(some, {0}, COCO_CATEGORIES).names == ("person", "toothbrush")
 
 
 def test_ids_between_two_countings_are_refused() -> None:
     with pytest.raises(UsageError, match="have no names"):
-        pair_categories([GroundTruthCategory(18, None)], {0}, COCO_CATEGORIES)
+        pair_categories([CocoCategory(18, None)], {0}, COCO_CATEGORIES)
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
         ({"rename": {"cart": "car"}}, "the run has no category 'cart'; is it 'car'"),
-        ({"rename": {"car": "cat"}}, "the truth has no category 'cat'; is it 'car'"),
-        ({"only": ("carr",)}, "--categories: the truth has no category 'carr'; is it 'car'"),
+        ({"rename": {"car": "cat"}}, "the ground truth has no category 'cat'; is it 'car'"),
+        ({"only": ("carr",)}, "--categories: the ground truth has no category 'carr'; is it 'car'"),
         ({"class_agnostic": True, "only": ("car",)}, "leave out --map and --categories"),
     ],
 )
@@ -162,5 +169,5 @@ def test_an_option_that_names_nothing_is_refused(options: dict[str, object], com
 
 
 def test_two_categories_of_one_name_are_refused() -> None:
-    with pytest.raises(UsageError, match="two categories of the name 'car'"):
+    with pytest.raises(UsageError, match="two categories with the name 'car'"):
         pair_categories(listed("car", "car"), {0}, RUN)

@@ -35,23 +35,23 @@ BROKEN = "planted-000004.png"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`images/` with their truth, one of them broken meanwhile, and `run/`, a careless run in several parts.
+    """`images/` with their ground truth, one of them broken meanwhile, and `run/`, a careless run in several parts.
 
-    The truth numbers its images otherwise than the run does, and has a crowd.
+    The ground truth numbers its images otherwise than the run does, and has a crowd.
     """
     folder = tmp_path_factory.mktemp("evaluation")
     write_planted(folder / "images", IMAGES, seed=3)
     path = folder / "images" / "instances.json"
-    truth = json.loads(path.read_text())
-    ids = np.random.default_rng(1).permutation(len(truth["images"])).tolist()
-    number = {image["id"]: int(new) for image, new in zip(truth["images"], ids, strict=True)}
-    truth["images"] = [image | {"id": number[image["id"]]} for image in truth["images"]]
-    truth["annotations"] = [
+    ground_truth = json.loads(path.read_text())
+    ids = np.random.default_rng(1).permutation(len(ground_truth["images"])).tolist()
+    number = {image["id"]: int(new) for image, new in zip(ground_truth["images"], ids, strict=True)}
+    ground_truth["images"] = [image | {"id": number[image["id"]]} for image in ground_truth["images"]]
+    ground_truth["annotations"] = [
         a | {"image_id": number[a["image_id"]], "iscrowd": int(k % 9 == 4), "id": k}
-        for k, a in enumerate(truth["annotations"])
+        for k, a in enumerate(ground_truth["annotations"])
     ]
     path.unlink()
-    (folder / "truth.json").write_text(json.dumps(truth))
+    (folder / "truth.json").write_text(json.dumps(ground_truth))
     (folder / "images" / BROKEN).write_bytes(b"")
     finish(folder / "run", str(folder / "images"), CarelessSegmenter())
     return folder
@@ -79,23 +79,23 @@ def evaluated(place: Path, *options: str) -> Json:
 
 
 def changed(place: Path, **lists: Any) -> Json:
-    """Change lists of the truth by functions of an entry."""
-    truth = json.loads((place / "truth.json").read_text())
+    """Change lists of the ground truth by functions of an entry."""
+    ground_truth = json.loads((place / "truth.json").read_text())
     for name, change in lists.items():
-        truth[name] = [new for entry in truth[name] if (new := change(entry)) is not None]
-    (place / "truth.json").write_text(json.dumps(truth))
-    return truth
+        ground_truth[name] = [new for entry in ground_truth[name] if (new := change(entry)) is not None]
+    (place / "truth.json").write_text(json.dumps(ground_truth))
+    return ground_truth
 
 
 def by_pycocotools(place: Path, kind: str) -> tuple[float, ...]:
-    """Score the run's own COCO results, whose ids become the truth's by name."""
-    truth = json.loads((place / "truth.json").read_text())
+    """Score the run's own COCO results, whose ids become the ground truth's by name."""
+    ground_truth = json.loads((place / "truth.json").read_text())
     run = json.loads((place / "run" / "coco" / "instances.json").read_text())
-    ids = {image["file_name"]: image["id"] for image in truth["images"]}
+    ids = {image["file_name"]: image["id"] for image in ground_truth["images"]}
     number = {image["id"]: ids[image["file_name"]] for image in run["images"]}
     results = json.loads((place / "run" / "coco" / "results.json").read_text())
     moved = [entry | {"image_id": number[entry["image_id"]]} for entry in results]
-    return average_precision(truth, moved, kind).stats  # type: ignore[arg-type]
+    return average_precision(ground_truth, moved, kind).stats  # type: ignore[arg-type]
 
 
 # The numbers
@@ -136,7 +136,7 @@ def test_a_run_that_finds_exactly_what_is_there_is_perfect(tmp_path: Path) -> No
     assert answer["segm"][0] == answer["bbox"][0] == 1.0
 
 
-def test_polygons_and_boxes_alone_are_weighed_as_pycocotools_does(place: Path) -> None:
+def test_polygons_and_boxes_alone_are_evaluated_as_pycocotools_does(place: Path) -> None:
     def as_polygon(entry: Json) -> Json:
         x, y, w, h = entry["bbox"]
         return entry | {"segmentation": [[x, y, x + w + 0.5, y, x + w, y + h, x, y + h - 0.25]]}
@@ -161,7 +161,7 @@ def test_class_agnostic_is_as_if_all_were_of_one_category(place: Path) -> None:
         np.testing.assert_allclose(answer[kind], by_pycocotools(place, kind), atol=1e-12, rtol=0)
 
 
-def test_detections_beyond_the_most_are_told(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_detections_beyond_the_maximum_are_logged(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     with (
         caplog.at_level(logging.WARNING, "maskrcnn"),
         evaluate_run(
@@ -173,36 +173,36 @@ def test_detections_beyond_the_most_are_told(place: Path, caplog: pytest.LogCapt
     ):
         pass
     assert few.summary["images"]["truncated"] > 0
-    assert f"{few.summary['images']['truncated']} images have more than 2 detections" in caplog.text
+    assert f"{few.summary['images']['truncated']} images with more than 2 detections" in caplog.text
 
 
 # The files
 
 
-def test_the_table_of_images_is_what_a_plain_loop_counts(place: Path) -> None:
+def test_the_table_of_images_is_what_a_simple_loop_counts(place: Path) -> None:
     evaluated(place)
-    truth = json.loads((place / "truth.json").read_text())
+    ground_truth = json.loads((place / "truth.json").read_text())
     run = json.loads((place / "run" / "coco" / "instances.json").read_text())
     results = json.loads((place / "run" / "coco" / "results.json").read_text())
     ours = {image["file_name"]: image["id"] for image in run["images"]}
     rows = pq.read_table(place / "run" / "evaluation" / "images.parquet").to_pylist()
-    assert [row["name"] for row in rows] == sorted(image["file_name"] for image in truth["images"])
+    assert [row["name"] for row in rows] == sorted(image["file_name"] for image in ground_truth["images"])
     for row in rows:
-        theirs = next(image["id"] for image in truth["images"] if image["file_name"] == row["name"])
-        there = [a for a in truth["annotations"] if a["image_id"] == theirs]
+        theirs = next(image["id"] for image in ground_truth["images"] if image["file_name"] == row["name"])
+        there = [a for a in ground_truth["annotations"] if a["image_id"] == theirs]
         found = [r for r in results if r["image_id"] == ours.get(row["name"]) and r["score"] >= 0.5]
         ious, in_crowd = greedily(found, there)
-        n_truth = sum(not a["iscrowd"] for a in there)
+        n_ground_truth = sum(not a["iscrowd"] for a in there)
         expected = {
-            "n_truth": n_truth,
-            "n_found": len(found),
-            "matched": len(ious),
-            "missed": n_truth - len(ious),
-            "spurious": len(found) - len(ious) - in_crowd,
+            "n_ground_truth": n_ground_truth,
+            "n_detections": len(found),
+            "true_positives": len(ious),
+            "false_negatives": n_ground_truth - len(ious),
+            "false_positives": len(found) - len(ious) - in_crowd,
         }
         assert {name: row[name] for name in expected} == expected
-        below = len(ious) + expected["missed"] / 2 + expected["spurious"] / 2
-        assert row["quality"] == pytest.approx(sum(ious) / below if below else 1.0)
+        below = len(ious) + expected["false_negatives"] / 2 + expected["false_positives"] / 2
+        assert row["pq"] == pytest.approx(sum(ious) / below if below else 1.0)
 
 
 def greedily(found: Sequence[Json], there: Sequence[Json]) -> tuple[list[float], int]:
@@ -222,25 +222,25 @@ def greedily(found: Sequence[Json], there: Sequence[Json]) -> tuple[list[float],
     return ious, in_crowd
 
 
-def test_what_is_taken_for_what_adds_up(place: Path) -> None:
+def test_the_confusion_matrix_adds_up(place: Path) -> None:
     with evaluate_run(str(place / "run"), str(place / "truth.json")) as (evaluation, _):
         table = evaluation.confusion
-    truth = json.loads((place / "truth.json").read_text())
+    ground_truth = json.loads((place / "truth.json").read_text())
     half = evaluation.summary["at_half"]
-    names = {category["id"]: category["name"] for category in truth["categories"]}
-    there = [names[a["category_id"]] for a in truth["annotations"] if not a["iscrowd"]]
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    there = [names[a["category_id"]] for a in ground_truth["annotations"] if not a["iscrowd"]]
     assert table[:-1].sum(axis=1).tolist() == [there.count(name) for name in evaluation.categories]
-    assert np.trace(table) == half["matched"]
-    assert table[:, :-1].sum() - np.trace(table) == half["spurious"]
+    assert np.trace(table) == half["true_positives"]
+    assert table[:, :-1].sum() - np.trace(table) == half["false_positives"]
     assert table[:-1, :-1].sum() > np.trace(table)  # it takes some for another
 
 
 def test_a_failed_image_counts_as_one_in_which_nothing_was_found(place: Path) -> None:
     answer = evaluated(place)
-    assert answer["images"] | {"weighed": IMAGES, "failed": 1} == answer["images"]
+    assert answer["images"] | {"evaluated": IMAGES, "failed": 1} == answer["images"]
     rows = pq.read_table(place / "run" / "evaluation" / "images.parquet").to_pylist()
     [broken] = [row for row in rows if row["name"] == BROKEN]
-    assert broken["n_found"] == 0
+    assert broken["n_detections"] == 0
 
 
 def test_the_run_stays_proven_and_nothing_but_the_results_stays_behind(place: Path) -> None:
@@ -258,7 +258,7 @@ def test_the_page_shows_the_worst_images_and_loads_nothing(place: Path) -> None:
     evaluated(place)
     page = (place / "run" / "evaluation" / "evaluation.html").read_text()
     rows = pq.read_table(place / "run" / "evaluation" / "images.parquet").to_pylist()
-    worst = min(rows, key=lambda row: row["quality"])
+    worst = min(rows, key=lambda row: row["pq"])
     assert worst["name"] in page
     assert "data:image/jpeg;base64," in page
     assert re.findall(r"""(?:src|href)=["'](?!data:)""", page) == []
@@ -267,12 +267,12 @@ def test_the_page_shows_the_worst_images_and_loads_nothing(place: Path) -> None:
 
 def test_images_that_are_gone_give_notes_and_names_are_no_markup(tmp_path: Path) -> None:
     write_planted(tmp_path / "images", 4, seed=8)
-    truth = json.loads((tmp_path / "images" / "instances.json").read_text())
-    first = truth["images"][0]["file_name"]
+    ground_truth = json.loads((tmp_path / "images" / "instances.json").read_text())
+    first = ground_truth["images"][0]["file_name"]
     odd = "<b>&.png"
     (tmp_path / "images" / first).rename(tmp_path / "images" / odd)
-    truth["images"][0]["file_name"] = odd
-    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    ground_truth["images"][0]["file_name"] = odd
+    (tmp_path / "truth.json").write_text(json.dumps(ground_truth))
     (tmp_path / "images" / "instances.json").unlink()
     finish(tmp_path / "run", str(tmp_path / "images"), CarelessSegmenter())
     shutil.rmtree(tmp_path / "images")
@@ -298,18 +298,18 @@ def test_a_terminal_gets_a_table(place: Path) -> None:
 
 
 def test_images_that_the_run_lacks_stop_it_until_they_may_be_missing(place: Path) -> None:
-    truth = json.loads((place / "truth.json").read_text())
-    images = [*truth["images"], {"id": 900, "file_name": "elsewhere.png", "width": 5, "height": 5}]
-    (place / "truth.json").write_text(json.dumps(truth | {"images": images}))
+    ground_truth = json.loads((place / "truth.json").read_text())
+    images = [*ground_truth["images"], {"id": 900, "file_name": "elsewhere.png", "width": 5, "height": 5}]
+    (place / "truth.json").write_text(json.dumps(ground_truth | {"images": images}))
     refused = command(place)
     assert refused.exit_code == 2
-    assert "1 of the truth's 31 images are not in the run ('elsewhere.png'" in refused.stderr
+    assert "the run lacks 1 of the ground truth's 31 images ('elsewhere.png'" in refused.stderr
     assert "--allow-missing" in refused.stderr
     answer = evaluated(place, "--allow-missing")
-    assert (answer["images"]["weighed"], answer["images"]["missing_in_run"]) == (IMAGES, 1)
+    assert (answer["images"]["evaluated"], answer["images"]["missing_in_run"]) == (IMAGES, 1)
 
 
-def test_images_that_the_truth_lacks_are_left_out(place: Path) -> None:
+def test_images_that_the_ground_truth_lacks_are_left_out(place: Path) -> None:
     gone = json.loads((place / "truth.json").read_text())["images"][0]
     changed(
         place,
@@ -317,7 +317,7 @@ def test_images_that_the_truth_lacks_are_left_out(place: Path) -> None:
         annotations=lambda a: None if a["image_id"] == gone["id"] else a,
     )
     answer = evaluated(place)
-    assert (answer["images"]["weighed"], answer["images"]["missing_in_truth"]) == (IMAGES - 1, 1)
+    assert (answer["images"]["evaluated"], answer["images"]["missing_in_ground_truth"]) == (IMAGES - 1, 1)
     names = pq.read_table(place / "run" / "evaluation" / "images.parquet")["name"].to_pylist()
     assert gone["file_name"] not in names
 
@@ -334,16 +334,19 @@ def test_a_category_of_another_name_is_an_error_that_says_how_to_rename_it(place
     assert coins["segm"] == before["per_category"]["coin"]["segm"]
 
 
-def test_another_size_in_the_truth_is_told(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_size_in_the_ground_truth_is_logged(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     changed(place, images=lambda image: image | {"width": image["height"], "height": image["width"]})
     with caplog.at_level(logging.WARNING, "maskrcnn"):
         answer = evaluated(place)
     assert answer["images"]["other_size"] > 0
-    assert "have another size in the truth" in caplog.text
+    assert (
+        "with another size in the ground truth than in the run, which is used; EXIF may turn the files"
+        in caplog.text
+    )
 
 
 def test_ids_that_start_at_zero_count(place: Path) -> None:
-    """pycocotools takes the annotation of the id 0 for none; our truth has it."""
+    """pycocotools takes the annotation of the id 0 for none; our ground truth has it."""
     zero = evaluated(place)
     changed(place, annotations=lambda a: a | {"id": a["id"] + 1})
     assert evaluated(place)["segm"] == zero["segm"]
@@ -365,11 +368,11 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(place: Path, options: list[s
     assert complaint in result.stderr
 
 
-def test_what_is_no_truth_or_no_run_is_one_line_and_exit_code_2(place: Path, tmp_path: Path) -> None:
+def test_what_is_no_ground_truth_or_no_run_is_one_line_and_exit_code_2(place: Path, tmp_path: Path) -> None:
     (place / "truth.json").write_text("[]")
     result = command(place)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert "a list, as results are" in result.stderr
+    assert "a list, as COCO results are" in result.stderr
     (place / "run" / "_SUCCESS").unlink()
     assert "no finished run" in command(place).stderr
     (tmp_path / "empty").mkdir()
@@ -377,22 +380,25 @@ def test_what_is_no_truth_or_no_run_is_one_line_and_exit_code_2(place: Path, tmp
     assert command(tmp_path / "empty").exit_code == 2
 
 
-def test_a_segmentation_that_is_cut_off_is_named(place: Path) -> None:
-    truth = json.loads((place / "truth.json").read_text())
-    whole = truth["annotations"][2]["segmentation"]["counts"]
-    truth["annotations"][2]["segmentation"]["counts"] = whole[: len(whole) // 2]
-    (place / "truth.json").write_text(json.dumps(truth))
-    result = command(place)
-    assert result.exit_code == 2
-    assert "annotation 3 of the truth has a segmentation that is no mask" in result.stderr
-    assert not (place / "run" / "evaluation").exists() or not list((place / "run" / "evaluation").iterdir())
+def test_a_segmentation_that_is_cut_off_costs_itself(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole_answer = evaluated(place)
+    ground_truth = json.loads((place / "truth.json").read_text())
+    whole = ground_truth["annotations"][2]["segmentation"]["counts"]
+    ground_truth["annotations"][2]["segmentation"]["counts"] = whole[: len(whole) // 2]
+    (place / "truth.json").write_text(json.dumps(ground_truth))
+    with caplog.at_level(logging.WARNING, "maskrcnn"):
+        answer = evaluated(place)
+    found = "error: mask whose run lengths are damaged (1): annotation 2"
+    assert answer["findings"] == [found]
+    assert answer["objects"] == whole_answer["objects"] - 1
+    assert f"truth.json: {found}" in caplog.text
 
 
 # Runs of windows, and in a store
 
 
 @pytest.mark.slow
-def test_a_run_of_windows_is_weighed_by_its_whole_objects(
+def test_a_run_of_windows_is_evaluated_by_its_whole_objects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("rasterio")
@@ -401,7 +407,7 @@ def test_a_run_of_windows_is_weighed_by_its_whole_objects(
     run_windows(tmp_path / "in", tmp_path / "run")
     seen = MosaicSegmenter(max_detections=1000).segment([pixels])[0]
     boxes = seen.mask_boxes
-    truth = {
+    ground_truth = {
         "images": [{"id": 0, "file_name": "mosaic.tif", "height": 420, "width": 520}],
         "categories": [dataclasses.asdict(category) for category in PLANTED_CATEGORIES],
         "annotations": [
@@ -416,7 +422,7 @@ def test_a_run_of_windows_is_weighed_by_its_whole_objects(
             for k in range(len(seen))
         ],
     }
-    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "truth.json").write_text(json.dumps(ground_truth))
     answer = evaluated(tmp_path)
     assert answer["segm"][0] == pytest.approx(1.0)
     assert answer["objects"] == len(seen)
@@ -424,13 +430,13 @@ def test_a_run_of_windows_is_weighed_by_its_whole_objects(
     # Of a large image the page shows what is around a fault.
     changed(tmp_path, annotations=lambda a: None if a["id"] == 0 else a)
     monkeypatch.setattr("maskrcnn.visualization.worst_images.WHOLE_PIXELS", 1000)
-    assert evaluated(tmp_path)["at_half"]["spurious"] == 1
+    assert evaluated(tmp_path)["at_half"]["false_positives"] == 1
     page = (tmp_path / "run" / "evaluation" / "evaluation.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 2
 
 
 @pytest.mark.s3
-def test_output_and_truth_may_lie_in_a_store(finished: Path, moto_server: S3Server) -> None:
+def test_output_and_ground_truth_may_lie_in_a_store(finished: Path, moto_server: S3Server) -> None:
     prefix = moto_server.prefix()
     storage = Storage(prefix)
     for path in sorted((finished / "run").rglob("*")):
@@ -441,7 +447,7 @@ def test_output_and_truth_may_lie_in_a_store(finished: Path, moto_server: S3Serv
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["segm"] == evaluated(finished)["segm"]
-    assert [path for path in storage.list("run/evaluation") if "truth" in path] == []
+    assert [path for path in storage.list("run/evaluation") if "ground-truth" in path] == []
     assert storage.exists("run/evaluation/evaluation.html")
 
 
@@ -451,8 +457,10 @@ def test_ids_that_agree_by_chance_raise_a_doubt(tmp_path: Path) -> None:
     finish(tmp_path / "run", str(source), PlantedSegmenter())
     shutil.copy(source, tmp_path / "truth.json")
     more = {"id": 99, "file_name": "none.png"}
-    truth = changed(tmp_path, images=lambda image: image | {"file_name": f"other-{image['id']}.png"})
-    (tmp_path / "truth.json").write_text(json.dumps(truth | {"images": [*truth["images"], more]}))
+    ground_truth = changed(tmp_path, images=lambda image: image | {"file_name": f"other-{image['id']}.png"})
+    (tmp_path / "truth.json").write_text(
+        json.dumps(ground_truth | {"images": [*ground_truth["images"], more]})
+    )
     refused = command(tmp_path)
     assert refused.exit_code == 2
-    assert "3 of those it has bear other names: is it the right truth?" in refused.stderr
+    assert "3 images in both under another name: is it the right ground truth?" in refused.stderr

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskrcnn.evaluation.average_precision import Curves, average
-from maskrcnn.evaluation.image_scores import Expected, Found, Objects, ScoredImages, score_images
+from maskrcnn.evaluation.image_scores import Detected, Expected, Objects, ScoredImages, score_images
 from maskrcnn.masks.rle import rle_areas
 
 FIXTURE = Path(__file__).parents[3] / "shared" / "data" / "eval_fixture"
@@ -36,14 +36,14 @@ def indexed(dataset: dict[str, Any]) -> COCO:
     return coco
 
 
-def by_pycocotools(truth: dict[str, Any], results: Entries, kind: str, max_dets: int) -> list[float]:
+def by_pycocotools(ground_truth: dict[str, Any], results: Entries, kind: str, max_dets: int) -> list[float]:
     """Return its twelve numbers at so many detections, from results with the one shape that is compared."""
     shape = {"segm": "segmentation", "bbox": "bbox"}[kind]
     kept = [{key: entry[key] for key in ("image_id", "category_id", "score", shape)} for entry in results]
-    annotations = [a | {"id": number} for number, a in enumerate(truth["annotations"], 1)]
+    annotations = [a | {"id": number} for number, a in enumerate(ground_truth["annotations"], 1)]
     with contextlib.redirect_stdout(io.StringIO()):
-        expected = indexed(truth | {"annotations": annotations})
-        found = expected.loadRes(kept) if kept else indexed(truth | {"annotations": []})
+        expected = indexed(ground_truth | {"annotations": annotations})
+        found = expected.loadRes(kept) if kept else indexed(ground_truth | {"annotations": []})
         evaluation = COCOeval(expected, found, kind)
         evaluation.params.maxDets = [1, 10, max_dets]
         evaluation.evaluate()
@@ -83,25 +83,25 @@ def columns(
 
 
 def by_us(
-    truth: dict[str, Any], results: Entries, max_dets: int, batches: int = 1, seed: int = 0
+    ground_truth: dict[str, Any], results: Entries, max_dets: int, batches: int = 1, seed: int = 0
 ) -> tuple[dict[str, Curves], list[ScoredImages]]:
-    """Weigh images in so many batches, shuffled, as if they came from different parts of a run."""
-    ids = np.random.default_rng(seed).permutation([image["id"] for image in truth["images"]]).tolist()
-    categories = sorted(category["id"] for category in truth["categories"])
-    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    """Evaluate images in so many batches, shuffled, as if they came from different parts of a run."""
+    ids = np.random.default_rng(seed).permutation([image["id"] for image in ground_truth["images"]]).tolist()
+    categories = sorted(category["id"] for category in ground_truth["categories"])
+    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
     rank = {image: place for place, image in enumerate(sorted(ids))}
-    weighed = []
+    evaluated = []
     for batch in (ids[start::batches] for start in range(batches)):
         there, here = (
             sorted((e for e in entries if e["image_id"] in batch), key=lambda e: batch.index(e["image_id"]))
-            for entries in (truth["annotations"], results)
+            for entries in (ground_truth["annotations"], results)
         )
         found = columns(here, batch, categories, sizes)
         areas = rle_areas(found.masks)
         order = np.array([rank[image] for image in batch], np.int64)
-        weighed.append(
+        evaluated.append(
             score_images(
-                Found(found, np.array([e["score"] for e in here], np.float64), np.array(areas, np.int64)),
+                Detected(found, np.array([e["score"] for e in here], np.float64), np.array(areas, np.int64)),
                 Expected(
                     columns(there, batch, categories, sizes),
                     np.array([e["area"] for e in there], np.float64),
@@ -112,20 +112,20 @@ def by_us(
                 max_dets,
             )
         )
-    kinds = weighed[0].tallies.keys()
-    return {kind: average([w.tallies[kind] for w in weighed], max_dets) for kind in kinds}, weighed
+    kinds = evaluated[0].tallies.keys()
+    return {kind: average([w.tallies[kind] for w in evaluated], max_dets) for kind in kinds}, evaluated
 
 
 @needs_fixture
 @pytest.mark.parametrize(("kind", "known"), [("bbox", 0.300), ("segm", 0.281)])
 def test_a_real_networks_results_score_as_pycocotools_says(kind: str, known: float) -> None:
-    truth = json.loads((FIXTURE / "instances.json").read_text())
+    ground_truth = json.loads((FIXTURE / "instances.json").read_text())
     boxes, masks = (json.loads((FIXTURE / f"results_{name}.json").read_text()) for name in ("bbox", "segm"))
     results = [box | mask for box, mask in zip(boxes, masks, strict=True)]
-    curves, _ = by_us(truth, results, 100, batches=3)
+    curves, _ = by_us(ground_truth, results, 100, batches=3)
     assert round(curves[kind].stats()[0], 3) == known
     np.testing.assert_allclose(
-        curves[kind].stats(), by_pycocotools(truth, results, kind, 100), atol=1e-12, rtol=0
+        curves[kind].stats(), by_pycocotools(ground_truth, results, kind, 100), atol=1e-12, rtol=0
     )
 
 
@@ -166,13 +166,13 @@ def entries(draw: st.DrawFn, images: int, categories: int, *, crowded: bool, mos
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[dict[str, Any], Entries, int]:
     images, categories = draw(st.integers(1, 5)), draw(st.integers(1, 3))
-    truth = {
+    ground_truth = {
         "images": [{"id": 7 * k, "width": SIDE, "height": SIDE} for k in range(images)],
         "categories": [{"id": 2 * k, "name": str(k)} for k in range(1, categories + 2)],
         "annotations": draw(entries(images, categories, crowded=True, most=14)),
     }
     results = draw(entries(images, categories, crowded=False, most=40))
-    return truth, results, draw(st.sampled_from([11, 12, 100]))
+    return ground_truth, results, draw(st.sampled_from([11, 12, 100]))
 
 
 @pytest.mark.slow
@@ -181,15 +181,15 @@ def problems(draw: st.DrawFn) -> tuple[dict[str, Any], Entries, int]:
 def test_each_of_the_twelve_numbers_is_that_of_pycocotools(
     problem: tuple[dict[str, Any], Entries, int], batches: int, seed: int
 ) -> None:
-    truth, results, max_dets = problem
-    curves, _ = by_us(truth, results, max_dets, batches, seed)
+    ground_truth, results, max_dets = problem
+    curves, _ = by_us(ground_truth, results, max_dets, batches, seed)
     for kind in ("bbox", "segm"):
-        expected = by_pycocotools(truth, results, kind, max_dets)
+        expected = by_pycocotools(ground_truth, results, kind, max_dets)
         np.testing.assert_allclose(curves[kind].stats(), expected, atol=1e-12, rtol=0, err_msg=kind)
 
 
 @pytest.mark.slow
-def test_more_objects_than_a_byte_counts_are_weighed_alike() -> None:
+def test_more_objects_than_a_byte_counts_are_evaluated_alike() -> None:
     """Nuclei: some hundred objects of one category in one image, and as many detections."""
     rng = np.random.default_rng(0)
 
@@ -208,15 +208,15 @@ def test_more_objects_than_a_byte_counts_are_weighed_alike() -> None:
             for x, y in spots.tolist()
         ]
 
-    truth = {
+    ground_truth = {
         "images": [{"id": 0, "width": SIDE, "height": SIDE}],
         "categories": [{"id": 2, "name": "nucleus"}],
         "annotations": some(313, scored=False),
     }
     results = some(400, scored=True)
     for max_dets in (100, 400):
-        curves, [weighed] = by_us(truth, results, max_dets)
+        curves, [evaluated] = by_us(ground_truth, results, max_dets)
         for kind in ("bbox", "segm"):
-            expected = by_pycocotools(truth, results, kind, max_dets)
+            expected = by_pycocotools(ground_truth, results, kind, max_dets)
             np.testing.assert_allclose(curves[kind].stats(), expected, atol=1e-12, rtol=0)
-        assert weighed.truncated.tolist() == [max_dets == 100]
+        assert evaluated.truncated.tolist() == [max_dets == 100]

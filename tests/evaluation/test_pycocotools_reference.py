@@ -44,7 +44,7 @@ def result(image_id, category_id, box, score=0.9):
 BOXES = [(10, 10, 20, 20), (50, 50, 60, 60), (5, 120, 120, 70), (150, 10, 40, 90)]
 
 
-def truth(first_id=1):
+def ground_truth(first_id=1):
     """Two images, four objects, two categories that are there and one that is not."""
     return {
         "images": [{"id": i, "width": 200, "height": 200} for i in (0, 7)],
@@ -56,14 +56,14 @@ def truth(first_id=1):
 
 
 def perfect():
-    return [result(a["image_id"], a["category_id"], a["bbox"]) for a in truth()["annotations"]]
+    return [result(a["image_id"], a["category_id"], a["bbox"]) for a in ground_truth()["annotations"]]
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 @pytest.mark.parametrize("first_id", [0, 1])
-def test_the_truth_itself_scores_one_wherever_its_ids_start(iou_type, first_id):
+def test_the_ground_truth_itself_scores_one_wherever_its_ids_start(iou_type, first_id):
     """COCOeval takes the id 0 for "unmatched"."""
-    precision = average_precision(truth(first_id), perfect(), iou_type)
+    precision = average_precision(ground_truth(first_id), perfect(), iou_type)
     assert (precision.ap, precision.ap50, precision.ap75) == pytest.approx((1, 1, 1))
     assert (precision.small, precision.medium, precision.large) == pytest.approx((1, 1, -1))
     assert precision.per_category == pytest.approx({"plank": 1, "coin": 1})
@@ -72,19 +72,19 @@ def test_the_truth_itself_scores_one_wherever_its_ids_start(iou_type, first_id):
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_nothing_found_scores_zero(iou_type):
-    precision = average_precision(truth(), [], iou_type)
+    precision = average_precision(ground_truth(), [], iou_type)
     assert precision.ap == precision.ap50 == 0
     assert precision.per_category == {"plank": 0, "coin": 0}
 
 
 def test_one_of_two_found_scores_a_half():
     """At recalls 0, 0.01, … 0.50 of the 101 the precision is 1, above it 0."""
-    precision = average_precision(truth(), [r for r in perfect() if r["image_id"] == 0], "segm")
+    precision = average_precision(ground_truth(), [r for r in perfect() if r["image_id"] == 0], "segm")
     assert precision.ap == pytest.approx(51 / 101)
 
 
 def test_a_box_that_overlaps_by_two_thirds_counts_up_to_that_iou():
-    dataset = truth() | {"annotations": [annotation(5, 0, 1, (0, 0, 100, 100))]}
+    dataset = ground_truth() | {"annotations": [annotation(5, 0, 1, (0, 0, 100, 100))]}
     precision = average_precision(dataset, [result(0, 1, (0, 0, 100, 67))], "bbox")
     assert (precision.ap50, precision.ap75) == pytest.approx((1, 0))
     assert precision.ap == pytest.approx(4 / 10)  # 0.50, 0.55, 0.60, 0.65
@@ -92,7 +92,7 @@ def test_a_box_that_overlaps_by_two_thirds_counts_up_to_that_iou():
 
 def test_the_size_of_a_result_is_its_masks_where_masks_are_compared():
     """A wrong result outside of a range of sizes is ignored there; `loadRes` would take its box for its size."""
-    dataset = truth() | {"annotations": [annotation(1, 0, 1, (0, 0, 20, 20))]}
+    dataset = ground_truth() | {"annotations": [annotation(1, 0, 1, (0, 0, 20, 20))]}
     wrong = result(0, 1, (100, 100, 50, 50), score=0.95)
     wrong["bbox"] = [100, 100, 10, 10]  # small, though the mask is not
     results = [wrong, result(0, 1, (0, 0, 20, 20), score=0.9)]
@@ -103,19 +103,19 @@ def test_the_size_of_a_result_is_its_masks_where_masks_are_compared():
 def test_results_of_one_kind_are_enough():
     boxes = [{k: v for k, v in r.items() if k != "segmentation"} for r in perfect()]
     masks = [{k: v for k, v in r.items() if k != "bbox"} for r in perfect()]
-    assert average_precision(truth(), boxes, "bbox").ap == pytest.approx(1)
-    assert average_precision(truth(), masks, "segm").ap == pytest.approx(1)
+    assert average_precision(ground_truth(), boxes, "bbox").ap == pytest.approx(1)
+    assert average_precision(ground_truth(), masks, "segm").ap == pytest.approx(1)
 
 
 def test_the_arguments_are_left_as_they_were_and_stdout_stays_silent(capsys):
-    dataset, results = truth(first_id=0), perfect()
+    dataset, results = ground_truth(first_id=0), perfect()
     average_precision(dataset, results, "segm")
-    assert (dataset, results) == (truth(first_id=0), perfect())
+    assert (dataset, results) == (ground_truth(first_id=0), perfect())
     assert capsys.readouterr().out == ""
 
 
 def test_files_are_read(tmp_path):
-    (tmp_path / "truth.json").write_text(json.dumps(truth()))
+    (tmp_path / "truth.json").write_text(json.dumps(ground_truth()))
     (tmp_path / "results.json").write_text(json.dumps(perfect()))
     assert average_precision(tmp_path / "truth.json", tmp_path / "results.json", "segm").ap == pytest.approx(
         1
@@ -135,19 +135,19 @@ def without(entry, key):
     ("dataset", "results", "complaint"),
     [
         ([], [], "annotations, categories, images missing"),
-        (without(truth(), "images"), [], "images missing"),
-        (truth(), truth(), "bare JSON list"),
-        (truth(), [without(perfect()[0], "score")], "score"),
-        (truth(), [without(perfect()[0], "segmentation")], "segmentation"),
-        (truth(), [result(99, 1, BOXES[0])], "image 99"),
-        (truth(), [result(0, 2, BOXES[0])], "category id"),
+        (without(ground_truth(), "images"), [], "images missing"),
+        (ground_truth(), ground_truth(), "bare JSON list"),
+        (ground_truth(), [without(perfect()[0], "score")], "score"),
+        (ground_truth(), [without(perfect()[0], "segmentation")], "segmentation"),
+        (ground_truth(), [result(99, 1, BOXES[0])], "image 99"),
+        (ground_truth(), [result(0, 2, BOXES[0])], "category id"),
         (
-            truth() | {"annotations": [without(annotation(8, 0, 1, BOXES[0]), "area")]},
+            ground_truth() | {"annotations": [without(annotation(8, 0, 1, BOXES[0]), "area")]},
             [],
             "annotation 8 .* area",
         ),
-        (truth() | {"annotations": [annotation(8, 99, 1, BOXES[0])]}, [], "image 99"),
-        (truth() | {"categories": [{"id": 1, "name": "a"}, {"id": 3, "name": "a"}]}, [], "one name"),
+        (ground_truth() | {"annotations": [annotation(8, 99, 1, BOXES[0])]}, [], "image 99"),
+        (ground_truth() | {"categories": [{"id": 1, "name": "a"}, {"id": 3, "name": "a"}]}, [], "with the same name"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_line(dataset, results, complaint):

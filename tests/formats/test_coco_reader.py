@@ -1,4 +1,4 @@
-"""The ground truth's file: read in pieces of any size it says what it says as a whole; what is none is named."""
+"""The one reader of COCO JSON: pieces of any size give the same; what is wrong is named, counted, and costs itself."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from maskrcnn.errors import UsageError
-from maskrcnn.formats import coco_reader as truth_module
-from maskrcnn.formats.coco_reader import read_ground_truth
+from maskrcnn.formats import json_stream
+from maskrcnn.formats.coco_reader import CocoFile, find_images_root, read_coco
 
 IMAGES = [{"id": 7, "file_name": "a.png", "width": 30, "height": 20}, {"id": 3, "file_name": "b.png"}]
 CATEGORIES = [{"id": 2, "name": "leaf"}, {"id": 9, "name": "coin"}]
@@ -43,34 +43,48 @@ def dataset(*annotations: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def written(folder: Path, content: Any) -> str:
-    path = folder / "truth.json"
+    path = folder / "labels.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return str(path)
+
+
+def read(folder: Path, content: Any, *, masks: bool | None = None) -> tuple[CocoFile, list[dict[str, Any]]]:
+    file = read_coco(written(folder, content))
+    sizes = np.where(file.images.sizes > 0, file.images.sizes, [20, 30])
+    rows = file.read_annotations(sizes, masks=file.has_masks if masks is None else masks).to_pylist()
+    return file, rows
+
+
+def findings(file: CocoFile) -> dict[str, int]:
+    return {
+        finding.kind: finding.count
+        for finding in file.findings.listed()
+        if "image without" not in finding.kind
+    }
 
 
 def test_columns_say_what_the_file_says(tmp_path: Path) -> None:
     uncompressed = {"size": [20, 30], "counts": [5, 10, 585]}
     compressed = coco_mask.frPyObjects(uncompressed, 20, 30)
-    crowd = annotation(image_id=3, category_id=9, iscrowd=1, segmentation=uncompressed)
-    text = annotation(segmentation={"size": [20, 30], "counts": compressed["counts"].decode()})
-    two = annotation(segmentation=[TRIANGLE, [*TRIANGLE, 3, 3]])
-    truth = read_ground_truth(written(tmp_path, dataset(annotation(), crowd, text, two)))
+    crowd = annotation(id=2, image_id=3, category_id=9, iscrowd=1, segmentation=uncompressed)
+    text = annotation(id=3, segmentation={"size": [20, 30], "counts": compressed["counts"].decode()})
+    two = annotation(id=4, segmentation=[TRIANGLE, [*TRIANGLE, 3, 3]])
+    file, rows = read(tmp_path, dataset(annotation(), crowd, text, two))
 
-    assert truth.image_ids == [7, 3]
-    assert truth.names == ["a.png", "b.png"]
-    assert truth.sizes.tolist() == [[20, 30], [0, 0]]
-    assert [(category.id, category.name) for category in truth.categories] == [(2, "leaf"), (9, "coin")]
-    rows = truth.annotations.to_pylist()
+    assert file.images.ids == [7, 3]
+    assert file.images.names == ["a.png", "b.png"]
+    assert file.images.sizes.tolist() == [[20, 30], [0, 0]]
+    assert [(category.id, category.name) for category in file.categories] == [(2, "leaf"), (9, "coin")]
     assert [row["number"] for row in rows] == [1, 2, 3, 4]
     assert [(row["image"], row["category"], row["crowd"]) for row in rows[:2]] == [
         (0, 0, False),
         (1, 1, True),
     ]
     assert [rows[0][side] for side in ("x", "y", "width", "height", "area")] == [1, 2, 8, 7.5, 28.125]
-    assert rows[1]["shape"] == rows[2]["shape"] == compressed["counts"]
-    assert (rows[1]["mask_height"], rows[1]["mask_width"], rows[1]["rings"]) == (20, 30, [])
-    assert np.frombuffer(rows[3]["shape"]).tolist() == [*TRIANGLE, *TRIANGLE, 3, 3]
-    assert rows[3]["rings"] == [6, 8]
+    assert rows[1]["counts"] == rows[2]["counts"] == compressed["counts"]
+    assert (rows[1]["mask_height"], rows[1]["mask_width"], rows[1]["mask_area"]) == (20, 30, 10)
+    polygons = coco_mask.frPyObjects([TRIANGLE, [*TRIANGLE, 3, 3]], 20, 30)
+    assert rows[3]["counts"] == coco_mask.merge(polygons)["counts"]
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -94,15 +108,21 @@ def test_the_size_of_a_piece_and_the_order_of_the_lists_change_nothing(
 ) -> None:
     name = name.encode("utf-8", "replace").decode()
     named = [{"id": 7, "file_name": name, "width": 5, "height": 4, "license": -1.5e-3}]
-    whole = dataset(*(annotation(area=area) for area in areas), images=named) | {"licenses": [1, None, "[{"]}
+    whole = dataset(
+        *(
+            annotation(id=number, area=area, segmentation=[[0, 0, 3, 0, 3, 3]])
+            for number, area in enumerate(areas)
+        ),
+        images=named,
+    ) | {"licenses": [1, None, "[{"]}
     text = json.dumps({key: whole[key] for key in order}, indent=indent, ensure_ascii=ascii_only)
     with monkeypatch.context() as patch:
-        patch.setattr(truth_module, "_READ_CHARACTERS", characters)
-        patch.setattr(truth_module, "_BATCH", 2)
-        truth = read_ground_truth(written(tmp_path, text))
-    assert truth.names == [name]
-    assert truth.annotations["area"].to_pylist() == areas
-    assert len(truth.categories) == 2
+        patch.setattr(json_stream, "_READ_CHARACTERS", characters)
+        patch.setattr(json_stream, "_BATCH", 2)
+        file, rows = read(tmp_path, text)
+    assert file.images.names == [name or None]
+    assert [row["area"] for row in rows] == areas
+    assert len(file.categories) == 2
 
 
 @pytest.mark.parametrize(
@@ -113,59 +133,226 @@ def test_the_size_of_a_piece_and_the_order_of_the_lists_change_nothing(
         ('{"images": [{"id": 1}', "not JSON: expected one of"),
         ('{"images": [{"id": 1 "x": 2}]}' + " " * 100, "not JSON: Expecting"),
         ("[]", "not a COCO dataset but a list"),
-        ({}, "images, annotations, categories missing"),
-        (dataset(images=...), "images missing"),
+        ({}, "no list `images`, `annotations`, `categories`"),
+        (dataset(images=...), "no list `images`"),
         (dataset(annotations={}), r"expected one of \["),
-        (dataset(annotations=[3]), "annotations holds 3"),
-        (dataset(annotations=[None]), "annotations holds null"),
-        (dataset(annotation(area=...)), r"annotation 1 of the truth \(id 1\) lacks area"),
-        (dataset(annotation(), annotation(id=8, bbox=...)), r"annotation 2 of the truth \(id 8\) lacks bbox"),
-        (dataset(annotation(area=float("nan"))), "the area nan"),
-        (dataset(annotation(area=None)), "the area None"),
-        (dataset(annotation(area=-1)), "the area -1"),
-        (dataset(annotation(bbox=[1, 2, 3])), r"the bbox \[1, 2, 3\]"),
-        (dataset(annotation(bbox=[1, 2, 3, float("inf")])), "bbox"),
-        (dataset(annotation(bbox="1 2 3 4")), "bbox"),
-        (dataset(annotation(segmentation=[[1, 2, 3, 4]])), "polygon of 4 numbers"),
-        (dataset(annotation(segmentation=[[1, 2, 3, 4, 5, 6, 7]])), "polygon of 7 numbers"),
-        (dataset(annotation(segmentation=[["a"] * 6])), "neither polygons nor RLE"),
-        (dataset(annotation(segmentation=[1, 2, 3, 4, 5, 6])), "neither polygons nor RLE"),
-        (dataset(annotation(segmentation={"counts": "abc"})), "neither polygons nor RLE"),
-        (dataset(annotation(segmentation={"size": [10**12, 2], "counts": [3]})), "neither polygons nor RLE"),
-        (dataset(annotation(segmentation={"size": [2.5, 2], "counts": [3]})), "neither polygons nor RLE"),
-        (dataset(annotation(segmentation={"size": [2, 2], "counts": [-1, 5]})), "neither polygons nor RLE"),
-        (
-            dataset(annotation(), annotation(segmentation=[])),
-            "1 annotations of the truth have no segmentation",
-        ),
-        (dataset(annotation(image_id=8)), "image 8, which the truth does not list"),
-        (dataset(annotation(image_id=[7])), "which the truth does not list"),
-        (dataset(annotation(category_id=1)), "category 1, which the truth does not list"),
-        (dataset(images=[*IMAGES, IMAGES[0]]), "two images of the id 7"),
-        (dataset(categories=[*CATEGORIES, CATEGORIES[0]]), "two categories of the id 2"),
-        (dataset(categories=[]), "has no categories"),
-        (dataset(images=[{"file_name": "a.png"}]), "an image without an id"),
-        (dataset(categories=[{"name": "leaf"}]), "a category without an id"),
-        (dataset(images=[*IMAGES, {"id": "c"}]), "numbers here and texts there"),
-        (dataset(categories=[{"id": "leaf"}]), "categories have numbers"),
+        (dataset(categories=[]), "has no category"),
+        (dataset(images=[3]), "`images` holds 3 instead of objects"),
+        (dataset(categories=["leaf"]), '`categories` holds "leaf" instead of objects'),
+        (dataset(categories=[{"name": "leaf"}]), "has no category .*without an id that is an integer from 0"),
+        (dataset(categories=[{"id": "leaf"}]), "has no category .*without an id that is an integer from 0"),
+        (dataset(categories=[CATEGORIES[0]] * 2), "has no category .*category id used twice"),
+        (dataset(categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]), "category name used twice"),
     ],
 )
-def test_what_is_no_ground_truth_is_refused_in_one_line(tmp_path: Path, content: Any, complaint: str) -> None:
+def test_what_is_not_a_coco_dataset_is_refused_in_one_line(
+    tmp_path: Path, content: Any, complaint: str
+) -> None:
     with pytest.raises(UsageError, match=complaint) as refused:
-        read_ground_truth(written(tmp_path, content))
+        read_coco(written(tmp_path, content))
     assert "\n" not in str(refused.value)
+
+
+BY_MASK = "; the mask's is used"
+AREA, BOX = (
+    f"area that is not a number of at least 0{BY_MASK}",
+    f"box that is not four finite numbers{BY_MASK}",
+)
+FLAT = "segmentation that is one list of numbers (COCO's is a list of polygons, each a list)"
+SHAPE, OTHER_SIZE = (
+    "segmentation that is neither polygons nor run lengths",
+    "mask of another size than its image",
+)
+CORNERS = "box that fits its mask only as xmin, ymin, xmax, ymax (COCO's are xmin, ymin, width, height)"
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"area": ...}, AREA),
+        ({"area": None}, AREA),
+        ({"area": float("nan")}, AREA),
+        ({"area": -1}, AREA),
+        ({"bbox": ...}, BOX),
+        ({"bbox": [1, 2, 3]}, BOX),
+        ({"bbox": [1, 2, 3, float("inf")]}, BOX),
+        ({"bbox": "1 2 3 4"}, BOX),
+        ({"id": ...}, "annotation without an id"),
+        ({"bbox": [20, 10, 26, 16], "segmentation": [[20, 10, 26, 10, 26, 16, 20, 16]]}, CORNERS),
+        ({"bbox": [20, 2, 4, 4]}, "box that does not fit its mask"),
+        ({"bbox": [1, 2, 80, 7.5]}, "box that leaves its image"),
+        ({"bbox": [1, 2, 0, 7.5]}, "box without area"),
+    ],
+    ids=str,
+)
+def test_what_is_odd_with_an_annotation_is_a_warning(tmp_path: Path, change: Any, kind: str) -> None:
+    file, rows = read(tmp_path, dataset(annotation(**change), annotation(id=8)))
+    assert findings(file) == {kind: 1}
+    assert [finding.error for finding in file.findings.listed()] == [False] * len(file.findings.listed())
+    assert [row["number"] for row in rows] == [1, 2]
+    if kind == AREA:
+        assert rows[0]["area"] == rows[0]["mask_area"] > 20
+    if kind == BOX:
+        mask = coco_mask.toBbox({"size": [20, 30], "counts": rows[0]["counts"]}).tolist()
+        assert [rows[0][side] for side in ("x", "y", "width", "height")] == mask
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"segmentation": [[1, 2, 3, 4]]}, "polygon of fewer than three points"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "polygon of fewer than three points"),
+        ({"segmentation": [[]]}, "polygon of fewer than three points"),
+        ({"segmentation": [["a"] * 6]}, "polygon with a point that is not finite"),
+        ({"segmentation": [[1e9] * 6]}, "polygon with a point far outside of its image"),
+        ({"segmentation": [1, 2, 3, 4, 5, 6]}, FLAT),
+        ({"segmentation": "polygon"}, SHAPE),
+        ({"segmentation": {"counts": "abc"}}, OTHER_SIZE),
+        ({"segmentation": {"size": [10**12, 2], "counts": [3]}}, OTHER_SIZE),
+        ({"segmentation": {"size": [2.5, 2], "counts": [3]}}, OTHER_SIZE),
+        ({"segmentation": {"size": [2, 2], "counts": [4]}}, OTHER_SIZE),
+        ({"segmentation": {"size": [20, 30], "counts": [-1, 601]}}, "mask whose run lengths are damaged"),
+        ({"segmentation": {"size": [20, 30], "counts": "oops"}}, "mask whose run lengths are damaged"),
+        ({"segmentation": []}, "annotation without a mask"),
+        ({"segmentation": None}, "annotation without a mask"),
+        ({"image_id": 8}, "annotation of an unknown image"),
+        ({"image_id": [7]}, "annotation of an unknown image"),
+        ({"image_id": "7"}, "annotation of an unknown image"),
+        ({"category_id": 1}, "annotation of an unknown category"),
+        ({"category_id": "2"}, "annotation of an unknown category"),
+        ({"iscrowd": "1"}, "iscrowd that is neither 0 nor 1"),
+        ({"id": 8}, "annotation id used twice"),
+    ],
+    ids=str,
+)
+def test_a_faulty_annotation_costs_itself_alone(tmp_path: Path, change: Any, kind: str) -> None:
+    file, rows = read(tmp_path, dataset(annotation(id=8), annotation(**change), annotation(id=9)))
+    assert findings(file) == {kind: 1}
+    assert [row["number"] for row in rows] == [1, 3]
+
+
+@pytest.mark.parametrize("entry", [3, None, "text", [1]])
+def test_an_annotation_that_is_not_an_object_costs_itself_alone(tmp_path: Path, entry: Any) -> None:
+    file, rows = read(tmp_path, dataset(entry, annotation()))
+    assert findings(file) == {"annotation that is not an object": 1}
+    assert [row["number"] for row in rows] == [2]
+
+
+def test_annotations_of_a_doubled_id_belong_to_nobody(tmp_path: Path) -> None:
+    images = [*IMAGES, {"id": 3, "file_name": "night.png"}]
+    categories = [*CATEGORIES, {"id": 4, "name": "a"}, {"id": 4, "name": "b"}, {"id": 5, "name": "x"}]
+    categories.append({"id": 6, "name": "x"})
+    entries = [annotation(id=number, image_id=image) for number, image in enumerate((7, 3, 3))]
+    entries += [annotation(id=10 + n, category_id=number) for n, number in enumerate((4, 4, 4, 5, 6, 9))]
+    file, rows = read(tmp_path, dataset(*entries, images=images, categories=categories))
+    assert findings(file) == {
+        "image id used twice": 1,
+        "annotation of an image id used twice": 2,
+        "category id used twice": 1,
+        "annotation of a category id used twice": 3,
+        "category name used twice": 1,
+        "annotation of a category name used twice": 2,
+    }
+    assert file.images.ids == [7]
+    assert [category.id for category in file.categories] == [2, 9]
+    assert [row["number"] for row in rows] == [1, 9]
+
+
+def test_integral_floats_are_integers_and_ids_begin_where_they_like(tmp_path: Path) -> None:
+    images = [{"id": -1.0, "file_name": "a.png", "width": 30.0, "height": 20.0}]
+    counts = {"size": [20.0, 30.0], "counts": [5.0, 10.0, 585.0]}
+    entry = annotation(image_id=-1, category_id=0.0, segmentation=counts, bbox=[0, 5, 1, 10], area=10)
+    file, rows = read(tmp_path, dataset(entry, images=images, categories=[{"id": 0, "name": "leaf"}]))
+    assert file.findings.listed() == ()
+    assert (file.images.ids, file.images.sizes.tolist(), file.categories[0].id) == ([-1], [[20, 30]], 0)
+    assert [(row["image"], row["category"], row["mask_area"]) for row in rows] == [(0, 0, 10)]
+
+
+def test_image_ids_may_be_texts_but_not_both(tmp_path: Path) -> None:
+    texts = [{"id": "a", "file_name": "a.png"}, {"id": "b", "file_name": "b.png"}]
+    file, rows = read(tmp_path, dataset(annotation(image_id="b"), images=texts))
+    assert (file.images.ids, [row["image"] for row in rows]) == (["a", "b"], [1])
+    file, rows = read(
+        tmp_path, dataset(annotation(), annotation(id=2, image_id="c"), images=[*IMAGES, {"id": "c"}])
+    )
+    assert findings(file) == {
+        "image whose id is a text, where others are integers": 1,
+        "annotation of an image that is left out": 1,
+    }
+    file, _ = read(tmp_path, dataset(images=[*IMAGES, {"file_name": "a.png"}]))
+    assert findings(file) == {}
+    assert file.findings.listed()[0].kind == "image without an id"
+
+
+def test_run_lengths_by_row_are_recognised(tmp_path: Path) -> None:
+    mask = np.zeros((20, 30), np.uint8)
+    mask[2:5, 16:22] = 1
+    changes = np.flatnonzero(np.diff(mask.ravel(), prepend=0, append=0))  # by row, not by column
+    counts = np.diff(changes, prepend=0, append=600).tolist()
+    entry = annotation(segmentation={"size": [20, 30], "counts": counts}, bbox=[16, 2, 6, 3], area=18)
+    file, rows = read(tmp_path, dataset(entry))
+    assert findings(file) == {
+        "box that fits its mask only if the run lengths go by row (COCO's go by column)": 1
+    }
+    assert len(rows) == 1
+
+
+def test_findings_name_three_examples_and_count_all(tmp_path: Path) -> None:
+    file, _ = read(tmp_path, dataset(*(annotation(id=n, image_id=8) for n in range(1, 2001))))
+    [finding] = [one for one in file.findings.listed() if one.error]
+    assert (finding.count, len(finding.examples)) == (2000, 3)
+    assert str(finding) == (
+        "error: annotation of an unknown image (2,000): annotation 1: image 8, annotation 2: image 8, "
+        "annotation 3: image 8, …"
+    )
+
+
+def test_boxes_alone_are_checked_by_themselves(tmp_path: Path) -> None:
+    def boxed(number: int, **changes: Any) -> dict[str, Any]:
+        return annotation(id=number, segmentation=..., **changes)
+
+    entries = [boxed(1), boxed(2, bbox=[1, 2, 29, 90]), boxed(3, bbox=...), boxed(4, area=...)]
+    file, rows = read(tmp_path, dataset(*entries))
+    assert findings(file) == {
+        "box that leaves its image": 1,
+        "box that is not four finite numbers, and no mask to take it from": 1,
+        "area that is not a number of at least 0; the box's is used": 1,
+    }
+    assert [(row["number"], row["counts"]) for row in rows] == [(1, None), (2, None), (4, None)]
+    assert rows[2]["area"] == 8 * 7.5
 
 
 def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
-        read_ground_truth(str(tmp_path / "none.json"))
+        read_coco(str(tmp_path / "none.json"))
     (tmp_path / "image.json").write_bytes(b"\x89PNG\r\n")
     with pytest.raises(UsageError, match=r"image\.json"):
-        read_ground_truth(str(tmp_path / "image.json"))
+        read_coco(str(tmp_path / "image.json"))
 
 
-def test_a_truth_of_boxes_alone_has_no_masks(tmp_path: Path) -> None:
-    assert not read_ground_truth(written(tmp_path, dataset(annotation(segmentation=...)))).has_masks
-    assert not read_ground_truth(written(tmp_path, dataset(annotation(segmentation=[])))).has_masks
-    assert read_ground_truth(written(tmp_path, dataset(annotation()))).has_masks
-    assert read_ground_truth(written(tmp_path, dataset())).has_masks
+def test_a_dataset_of_boxes_alone_has_no_masks(tmp_path: Path) -> None:
+    assert not read_coco(written(tmp_path, dataset(annotation(segmentation=...)))).has_masks
+    assert not read_coco(written(tmp_path, dataset(annotation(segmentation=[])))).has_masks
+    assert read_coco(written(tmp_path, dataset(annotation()))).has_masks
+    assert read_coco(written(tmp_path, dataset())).has_masks
+
+
+# Where the images are
+
+
+@pytest.mark.parametrize("below", ["", "images/", "instances_train2017/", "train2017/", "../", "../images/",
+                                   "../train2017/", "../images/train2017/"])  # fmt: skip
+def test_images_are_found_in_the_places_that_datasets_use(tmp_path: Path, below: str) -> None:
+    source = tmp_path / "annotations" / "instances_train2017.json"
+    source.parent.mkdir()
+    folder = tmp_path / "annotations" / below
+    folder.resolve().mkdir(parents=True, exist_ok=True)
+    (folder.resolve() / "a.png").write_bytes(b"")
+    assert Path(find_images_root(str(source), ["a.png", "b.png"])).resolve() == folder.resolve()
+
+
+def test_images_that_are_not_found_name_the_folders_and_the_option(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--images-root") as refused:
+        find_images_root(str(tmp_path / "annotations" / "instances_val2017.json"), ["a.png"])
+    for folder in ("annotations/images", "annotations/val2017", "val2017", "images/val2017"):
+        assert f"{tmp_path}/{folder}" in str(refused.value)

@@ -86,7 +86,7 @@ def test_the_embedded_model_is_described_with_its_limits():
     card = describe_model("scenes")
     assert "only generated" in card.notice
     assert card.uri is None
-    assert card.category_ids == (0, *(category.id for category in card.categories))
+    assert card.category_ids == (-1, *(category.id for category in card.categories))
     assert card.sha256 == hashlib.sha256(registry._EMBEDDED.read_bytes()).hexdigest()
 
 
@@ -132,7 +132,7 @@ def test_a_cached_file_is_described_and_not_opened(hub, monkeypatch):
     assert card.sha256 == digest
     assert card.categories == registry.COCO_CATEGORIES
     assert len(card.category_ids) == 91
-    assert [card.category_ids[label] for label in (0, 1, 12, 90)] == [0, 1, 0, 90]
+    assert [card.category_ids[label] for label in (0, 1, 12, 90)] == [-1, 1, -1, 90]
     assert (card.min_size, card.max_size) == (800, 1333)
 
 
@@ -172,13 +172,21 @@ def test_a_safetensors_file_describes_itself(write):
     assert card.uri == path
     assert card.architecture == "maskrcnn_efficientnet_lite0_fpn"
     assert card.categories == (Category(4, "cat"), Category(9, "dog"))
-    assert card.category_ids == (0, 4, 9)
+    assert card.category_ids == (-1, 4, 9)
     assert (card.min_size, card.max_size, card.notice) == (96, 160, None)
+
+
+def test_category_ids_may_begin_at_zero_but_not_where_they_are_labels(write):
+    pets = json.dumps([{"id": 0, "name": "cat"}, {"id": 9, "name": "dog"}])
+    card = describe_model(write("pets.safetensors", safetensors(categories=pets)))
+    assert card.category_ids == (-1, 0, 9)
+    with pytest.raises(UsageError, match="names 2 categories for a network of 9"):
+        describe_model(write("pets.safetensors", safetensors(labels=10, categories=pets)))
 
 
 def test_in_a_network_with_more_labels_than_categories_the_ids_are_the_labels(write):
     card = describe_model(write("pets.safetensors", safetensors(labels=10)))
-    assert card.category_ids == (0, 0, 0, 0, 4, 0, 0, 0, 0, 9)
+    assert card.category_ids == (-1, -1, -1, -1, 4, -1, -1, -1, -1, 9)
 
 
 @pytest.mark.slow
@@ -297,7 +305,7 @@ def test_a_state_dict_is_recognized_by_its_tensors(legacy, version, wrap, write,
     card = describe_model(str(path), write("labels.txt", "cat\n\nN/A\ndog, wild\n\n"))
     assert card.architecture == "maskrcnn_resnet50_fpn" + ("_v2" if version == 2 else "")
     assert card.categories == (Category(1, "cat"), Category(4, "dog, wild"))
-    assert card.category_ids == (0, 1, 0, 0, 4)
+    assert card.category_ids == (-1, 1, -1, -1, 4)
     assert card.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -172,13 +172,20 @@ def test_a_chosen_category_is_not_displaced_by_others(model, images):
 
 
 def test_unused_labels_are_never_detected(model, images):
-
     card = dataclasses.replace(
-        model.card, category_ids=(0, 3, 0, 20), categories=(CATEGORIES[0], CATEGORIES[2])
+        model.card, category_ids=(-1, 3, -1, 20), categories=(CATEGORIES[0], CATEGORIES[2])
     )
     partial = dataclasses.replace(model, card=card)
     (found,) = MaskRCNNSegmenter(partial, max_detections=1000).segment(images[:1])
     assert set(found.labels.tolist()) == {3, 20}
+
+
+def test_a_category_with_the_id_0_is_not_the_background(model, images):
+    zero = dataclasses.replace(CATEGORIES[0], id=0)
+    card = dataclasses.replace(model.card, category_ids=(-1, 0, -1, 20), categories=(zero, CATEGORIES[2]))
+    partial = dataclasses.replace(model, card=card)
+    (found,) = MaskRCNNSegmenter(partial, max_detections=1000).segment(images[:1])
+    assert set(found.labels.tolist()) == {0, 20}
 
 
 def test_an_unknown_category_is_refused_with_the_nearest_name(model):

@@ -61,7 +61,7 @@ def test_pictures_agree_with_the_table_of_images(
     assert list(evaluation.worst) == worst
     assert [item.name for item in drawn] == [rows[at]["name"] for at in worst]
     for at, sides in zip(worst, shown, strict=True):
-        assert len(sides.detections) == rows[at]["n_found"]
+        assert len(sides.detections) == rows[at]["n_detections"]
         assert np.sum(~sides.detections_matched) == rows[at]["false_positives"]
         assert np.sum(~sides.ground_truth_matched) == rows[at]["false_negatives"]
         assert (sides.detections.scores >= np.float32(0.5)).all()

@@ -23,7 +23,7 @@ from ..checkpoint_files import read_labels, read_weights, tensors_in_pickle
 from ..matterport_config import MatterportConfig, configured
 from ..network_shapes import Shape, current_name
 from ..networks import NETWORKS, Resize
-from ..registry import COCO_CATEGORIES, published_model_of
+from ..registry import COCO_CATEGORIES, NO_CATEGORY, published_model_of
 from .h5_reader import arrays_in_h5
 from .key_mapping import KEY_MAPPINGS, Step, moved, source_of, without_eps
 from .parity import Reference, Row, StockTorchvision, compare, generated_images
@@ -283,7 +283,7 @@ def _compare_matterport(
     tensors: Mapping[str, Tensor], model: Model, min_size: int, max_size: int, config: MatterportConfig
 ) -> list[Row]:
     """Compare a converted model with the reference implementation of matterport's network."""
-    named = [label for label, category in enumerate(model.card.category_ids) if category]
+    named = [label for label, category in enumerate(model.card.category_ids) if category != NO_CATEGORY]
     reference = ReferenceMatterport(tensors, min_size, max_size, config, named)
     return compare_matterport(reference, model, generated_images())
 

@@ -25,6 +25,7 @@ from torchvision.models.detection.image_list import ImageList
 from ...types import Detections, Pixels
 from ..build import Model
 from ..fuse import for_cpu, fused
+from ..registry import NO_CATEGORY
 from ..roi_align import pool, pyramid_of
 from ..segmenter import MaskRCNNSegmenter
 from .reference_detectron2 import Instances, best, clipped, padded
@@ -272,7 +273,7 @@ def _final_rows(reference: Reference, segmenter: MaskRCNNSegmenter, model: Model
     expected = reference.instances(image)
     (found,) = segmenter.segment([image])
     ids = torch.tensor(model.card.category_ids)
-    used = ids[expected.labels] > 0
+    used = ids[expected.labels] != NO_CATEGORY
     matched, unmatched, score, iou = 0, 0, 0.0, 1.0
     # At the limit of 100 rounding decides which instances are the last.
     floor = float(expected.scores.min()) + 1e-3 if len(expected.scores) >= 100 else 0.0
