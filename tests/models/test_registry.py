@@ -428,7 +428,7 @@ def test_labels_are_required_only_for_files_without_categories(write):
         describe_model(path)
     with pytest.raises(UsageError, match=r"labels file .*nowhere\.txt cannot be read: it does not exist"):
         describe_model(path, "nowhere.txt")
-    with pytest.raises(UsageError, match="the labels cannot be read: https:// is no store"):
+    with pytest.raises(UsageError, match="the labels cannot be read: https:// is not a supported store"):
         describe_model(path, "https://host/labels.txt")
     with pytest.raises(UsageError, match="has its own categories"):
         describe_model(write("m.safetensors", safetensors()), "labels.txt")
@@ -445,7 +445,7 @@ def test_labels_are_required_only_for_files_without_categories(write):
         ("planted:abc", "give the seconds to sleep"),
         ("planted:-1", "give the seconds to sleep"),
         ("planted:nan", "give the seconds to sleep"),
-        ("https://host/m.pth?download=1", "https:// is no store .* use a local path, s3:// or gs://"),
+        ("https://host/m.pth?download=1", "https:// is not a supported store.* use a local path, s3:// or gs://"),
         ("cocco", "did you mean 'coco'.*coco, coco-v1, scenes, or the path or URL"),
         ("something", "unknown model 'something'. Known are coco"),
         ("./weights/none.pth", r"none\.pth cannot be read: it does not exist"),
