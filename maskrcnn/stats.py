@@ -328,7 +328,7 @@ def _cooccurrence(image: NDArray[np.intp], category: NDArray[np.intp], k: int) -
     present = np.unique(image * k + category)
     of_image, of_category = np.divmod(present, k)
 
-    # Each occurrence is paired with all occurrences of its image, which stand side by side.
+    # Each occurrence is paired with all occurrences of its image, which are adjacent.
     _, start, count = np.unique(of_image, return_index=True, return_counts=True)
     partners = np.repeat(count, count)
     first = np.repeat(of_category, partners)

@@ -1,13 +1,13 @@
 """A proxy before an S3 server that fails in the ways networks and stores do, by a schedule and not by chance.
 
-Requests are forwarded with their `Host` header, which their signature covers: whoever is pointed at the proxy
-signs for it, and the server behind it checks that signature (the proxy's own, where it keeps a header back).
+Requests are forwarded with their `Host` header, which their signature covers: a client of the proxy
+signs for it, and the server behind it checks that signature (the proxy's own, if it removes a header).
 A rule says which requests fail, how, and how often:
 
     proxy.on("GET", refuse(503, "SlowDown"), times=2)
     proxy.on("PUT", lose_reply, key="plan.json")
 
-`proxy.requests` holds what came, in order.
+`proxy.requests` holds the requests, in order.
 """
 
 import http.client
@@ -30,20 +30,20 @@ PER_HOP = ("connection", "keep-alive", "transfer-encoding", "content-length", "e
 
 @dataclass(frozen=True)
 class Request:
-    """What came from a client."""
+    """A client's request."""
 
     method: str
     path: str
-    """With bucket and key, unquoted, without what follows a question mark."""
+    """With bucket and key, unquoted, without the query."""
     headers: dict[str, str]
-    """By names in lower case."""
+    """Names are in lower case."""
     port: int
-    """The client's: two requests of one port came on one connection."""
+    """Of the client: two requests of one port came over one connection."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server said."""
+    """The server's answer."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -52,7 +52,7 @@ class Answer:
 
 @dataclass
 class Exchange:
-    """A request under way, for a fault to do with as it likes."""
+    """A request in progress, which a fault can handle in its own way."""
 
     request: Request
     body: bytes
@@ -60,10 +60,10 @@ class Exchange:
     upstream: str
     credentials: Credentials
     without: set[str] = field(default_factory=set)
-    """Headers that are kept from the server."""
+    """Headers that are removed before the server."""
 
     def ask(self) -> Answer:
-        """Let the server do what was asked for."""
+        """Forward the request and return the server's answer."""
         connection = http.client.HTTPConnection(self.upstream, timeout=60)
         connection.putrequest(
             self.handler.command, self.handler.path, skip_host=True, skip_accept_encoding=True
@@ -107,7 +107,7 @@ class Exchange:
         self.handler.wfile.flush()
 
     def hang_up(self, *, reset: bool = False) -> None:
-        """Close the connection; with a reset, as a machine does that lost its memory of it."""
+        """Close the connection; with a reset, as a machine does after a restart."""
         if reset:
             self.handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.handler.close_connection = True
@@ -117,14 +117,14 @@ Fault = Callable[[Exchange], None]
 
 
 def answer(exchange: Exchange) -> None:
-    """No fault."""
+    """Forward the request: no fault."""
     reply = exchange.ask()
     exchange.begin(reply)
     exchange.send(reply.body)
 
 
 def refuse(status: int, code: str) -> Fault:
-    """Answer with an error in the server's place; it never hears of the request."""
+    """Answer with an error in place of the server, which does not get the request."""
 
     def fault(exchange: Exchange) -> None:
         body = b"" if exchange.request.method == "HEAD" else f"<Error><Code>{code}</Code></Error>".encode()
@@ -135,18 +135,18 @@ def refuse(status: int, code: str) -> Fault:
 
 
 def reset(exchange: Exchange) -> None:
-    """Break the connection before the server hears of the request."""
+    """Break the connection before the server gets the request."""
     exchange.hang_up(reset=True)
 
 
 def lose_reply(exchange: Exchange) -> None:
-    """Let the server do it, and break the connection instead of telling."""
+    """Forward the request, and break the connection instead of replying."""
     exchange.ask()
     exchange.hang_up(reset=True)
 
 
 def cut_off(exchange: Exchange) -> None:
-    """Send half of the body that was promised."""
+    """Send half of the announced body."""
     reply = exchange.ask()
     exchange.begin(reply)
     exchange.send(reply.body[: len(reply.body) // 2])
@@ -154,7 +154,7 @@ def cut_off(exchange: Exchange) -> None:
 
 
 def stall(exchange: Exchange) -> None:
-    """Send half of the body that was promised, and nothing more for a while."""
+    """Send half of the announced body, and nothing more for a while."""
     reply = exchange.ask()
     exchange.begin(reply)
     exchange.send(reply.body[: len(reply.body) // 2])
@@ -163,7 +163,7 @@ def stall(exchange: Exchange) -> None:
 
 
 def drip(exchange: Exchange) -> None:
-    """Send the body at a byte a second, as long as someone listens."""
+    """Send the body at one byte per second, until the client disconnects."""
     reply = exchange.ask()
     exchange.begin(reply)
     for i in range(len(reply.body)):
@@ -172,7 +172,7 @@ def drip(exchange: Exchange) -> None:
 
 
 def ignoring(header: str) -> Fault:
-    """Keep a header from the server: it behaves as one that does not know it."""
+    """Remove a header, so that the server behaves like one that does not support it."""
 
     def fault(exchange: Exchange) -> None:
         exchange.without.add(header.lower())
@@ -182,7 +182,7 @@ def ignoring(header: str) -> Fault:
 
 
 class FaultProxy:
-    """A running proxy on loopback; one thread a connection."""
+    """A running proxy on loopback; one thread per connection."""
 
     def __init__(self, endpoint: str, access_key: str, secret_key: str) -> None:
         self.requests: list[Request] = []
@@ -219,7 +219,7 @@ class FaultProxy:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def on(self, method: str, fault: Fault, *, times: int | None = 1, key: str = "") -> None:
-        """Let the next requests of a method fail, whose path ends with `key`; None: all of them."""
+        """Apply a fault to the next `times` requests of a method whose path ends with `key`; None: to all of them."""
         with self._lock:
             self._rules.append([method, key, fault, times])
 
@@ -230,11 +230,11 @@ class FaultProxy:
             self.requests.clear()
 
     def seen(self, method: str) -> int:
-        """Return how many requests of a method came."""
+        """Return the number of requests of a method."""
         return sum(request.method == method for request in self.requests)
 
     def stop(self) -> None:
-        """Take no further requests."""
+        """Stop accepting requests."""
         self._server.shutdown()
         self._server.server_close()
 

@@ -20,7 +20,7 @@ SETTINGS = {"max_pixels": 10**7, "max_bytes": 10**7, "min_score": 0.05, "categor
 
 
 def rectangles(height: int, width: int, *objects: tuple[tuple[int, int, int, int], float, int]) -> Detections:
-    """Objects are (left, top, right, bottom of a rectangular mask, score, label), in the order in which they stand."""
+    """Return detections; objects are (left, top, right, bottom of a rectangular mask, score, label), in order."""
     corners = np.array([corners for corners, _, _ in objects], np.int64).reshape(-1, 4)
     left, top, right, bottom = corners.T
     of = np.repeat(np.arange(len(corners)), right - left)
@@ -44,7 +44,7 @@ def rectangles(height: int, width: int, *objects: tuple[tuple[int, int, int, int
 def result(
     row: int, name: str, found: Detections | None, *, uri: str = "", image_id: int = -1
 ) -> ImageResult:
-    """An image of a run; None: it failed as corrupt."""
+    """Return an image of a run; None: it failed as corrupt."""
     return ImageResult(
         row=row,
         image_id=row + 1 if image_id < 0 else image_id,
@@ -68,7 +68,7 @@ def write_run(
     per_part: int = 3,
     ids_given: bool = False,
 ) -> str:
-    """Write a finished run of some images, in order of their names, and return its url."""
+    """Write a finished run of images, in order of their names, and return its url."""
     storage = Storage(str(url))
     results = [
         replace(one, row=row) for row, one in enumerate(sorted(results, key=lambda one: one.name.encode()))

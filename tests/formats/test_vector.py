@@ -112,7 +112,7 @@ def test_what_cannot_be_exported_is_refused(run, tmp_path, form):
 
 
 @pytest.mark.parametrize("form", ["geojson", "gpkg"])
-def test_exports_go_to_any_store(run, store_url, form):
+def test_any_store_can_be_the_destination(run, store_url, form):
     assert vector.export_vector(*run, store_url, form) == 5
     assert Storage(store_url).size(f"instances.{form}") > 500
 

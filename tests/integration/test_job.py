@@ -122,7 +122,7 @@ def test_a_driver_that_dies_in_mid_run_is_continued(
 
     again = maskrcnn_command(*command, cluster=ray_cluster)
     assert again.returncode == 1, again.stderr
-    assert "keeping to the plan" in again.stderr
+    assert "resuming the plan" in again.stderr
     both = {path.name for path in (output / "receipts").glob("*.json")}
     assert first <= both
     shards = [name.partition(".")[0] for name in both]

@@ -164,7 +164,7 @@ def test_a_retry_that_is_killed_is_continued_by_either_command(
     continued = command(*finish, *(["--actors", "1"] if again == "retry" else []))
     assert continued.exit_code == 0, continued.stderr
     if again == "retry":
-        assert "it keeps to the images that it was planned with" in caplog.text
+        assert "it keeps the images that it was planned with" in caplog.text
     assert first <= {path.name for path in (output / "receipts").glob("2-*")}
     run = maskrcnn.open_run(str(output))
     assert (run.success["generation"], failed(run)) == (2, {})

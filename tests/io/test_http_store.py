@@ -1,4 +1,4 @@
-"""Reading from the web: what is given, or a code; and never a byte to or from where nobody was to go."""
+"""Reading from the web: the body or an error code, and never a byte to or from an address that is not allowed."""
 
 import contextlib
 import datetime
@@ -26,7 +26,7 @@ BODY = bytes(range(256)) * 1000
 
 
 def in_turn(*answers: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Answer by each function in turn, and then always by the last."""
+    """Answer with each function in turn, and then always with the last."""
     left = list(answers)
 
     def respond(request: Any) -> Any:
@@ -61,7 +61,7 @@ def failure(uri: str, **options: Any) -> ItemError:
     return caught.value
 
 
-# What comes
+# Bodies
 
 
 def test_the_body_as_it_is(site: Site) -> None:
@@ -86,7 +86,7 @@ def test_the_body_as_it_is(site: Site) -> None:
         ('/"<a>".jpg', "/%22%3Ca%3E%22.jpg"),
     ],
 )
-def test_the_server_is_asked_for_what_the_url_says(site: Site, given: str, asked: str) -> None:
+def test_the_request_is_for_the_path_of_the_url(site: Site, given: str, asked: str) -> None:
     failure(site.url + given)
     assert site.asked == [asked]
 
@@ -129,7 +129,7 @@ def test_a_body_without_a_length_ends_with_the_connection(site: Site) -> None:
     assert failure(f"{site.url}/a", max_bytes=len(BODY) - 1).code == "too_many_bytes"
 
 
-# What fails
+# Failures
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def endless_headers(request: Any) -> None:
 @pytest.mark.parametrize(
     "fault", [cut_off, reset, nonsense, half_a_header, lambda request: answer(request, 503)]
 )
-def test_what_falters_is_tried_again(site: Site, fault: Callable[[Any], None]) -> None:
+def test_a_temporary_failure_is_retried(site: Site, fault: Callable[[Any], None]) -> None:
     site.answers["/a"] = in_turn(fault, fault, ok)
     take_retries()
     assert fetch(f"{site.url}/a") == BODY
@@ -199,7 +199,7 @@ def test_what_falters_is_tried_again(site: Site, fault: Callable[[Any], None]) -
 
 
 @pytest.mark.parametrize("fault", [cut_off, reset, nonsense, half_a_header, endless_headers])
-def test_no_retry_is_endless(site: Site, fault: Callable[[Any], None]) -> None:
+def test_retries_are_limited(site: Site, fault: Callable[[Any], None]) -> None:
     site.answers["/a"] = fault
     pauses: list[float] = []
     error = failure(f"{site.url}/a", pause=pauses.append)
@@ -221,7 +221,7 @@ def test_a_server_may_ask_for_a_longer_pause_within_reason(site: Site) -> None:
     assert pauses == [3.0, 10.0, 2.0]
 
 
-def test_hosts_that_are_not_there(site: Site) -> None:
+def test_unreachable_hosts(site: Site) -> None:
     error = failure("http://no-such-host.invalid/a")
     # Where no name can be resolved at all, it is the network that fails, and not a host that is gone.
     assert (error.code, "no address" in error.message) in (("not_found", True), ("storage_error", False))
@@ -229,7 +229,7 @@ def test_hosts_that_are_not_there(site: Site) -> None:
     assert "ECONNREFUSED, after 4 attempts" in failure(f"{site.url}/a").message.replace(")", "")
 
 
-def test_too_much_is_refused_before_it_comes(site: Site) -> None:
+def test_a_body_that_is_too_large_is_refused_before_it_arrives(site: Site) -> None:
     # The body never comes; who waited for it would wait for ever.
     stopped = threading.Event()
 
@@ -277,7 +277,7 @@ def drip_without_a_length(request: Any) -> None:
 
 
 @pytest.mark.parametrize("drip", [drip_headers, drip_body, drip_without_a_length])
-def test_a_server_that_drips_is_left(
+def test_a_server_that_sends_too_slowly_is_given_up(
     site: Site, drip: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_store, "DEADLINE_S", 0.6)
@@ -285,7 +285,7 @@ def test_a_server_that_drips_is_left(
     assert failure(f"{site.url}/a").code == "storage_error"
 
 
-# Where nobody is to go
+# Addresses that are not allowed
 
 HIDDEN = """
 127.0.0.1 127.1 127.255.255.254 2130706433 0x7f000001 0x7f.1 0177.0.0.1 017700000001 localhost localhost. LOCALHOST
@@ -315,7 +315,7 @@ def test_public_addresses_are_public(address: str) -> None:
 
 
 @given(st.ip_addresses(v=4))
-def test_an_address_is_as_public_as_the_one_that_it_carries(inner: ipaddress.IPv4Address) -> None:
+def test_an_address_is_as_public_as_the_one_embedded_in_it(inner: ipaddress.IPv4Address) -> None:
     number = int(inner)
     carriers = [
         ipaddress.IPv6Address(0xFFFF << 32 | number),
@@ -360,7 +360,7 @@ def test_only_global_unicast_is_public(address: ipaddress.IPv6Address) -> None:
         "http://127.0.0.1#@example.com/",
     ],
 )
-def test_urls_that_two_parsers_may_read_in_two_ways_are_refused(uri: str) -> None:
+def test_ambiguous_urls_are_refused(uri: str) -> None:
     error = failure(uri, is_allowed=lambda address: False)
     assert error.code == "access_denied"
     assert "hush" not in error.message
@@ -385,7 +385,7 @@ def test_one_private_address_among_public_ones_is_enough(site: Site, monkeypatch
     assert site.asked == []
 
 
-def test_a_name_that_resolves_otherwise_a_moment_later_changes_nothing(
+def test_a_name_that_resolves_differently_a_moment_later_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checked = Site("127.0.0.2")
@@ -408,7 +408,7 @@ def test_a_name_that_resolves_otherwise_a_moment_later_changes_nothing(
     other.stop()
 
 
-def test_the_next_address_is_tried_where_one_does_not_answer(
+def test_the_next_address_is_tried_if_one_does_not_answer(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     genuine = socket.getaddrinfo
@@ -480,7 +480,7 @@ def test_a_redirect_is_checked_like_any_other_url(site: Site, to: str) -> None:
     assert site.asked == ["/a"]
 
 
-def test_a_redirect_without_a_place_is_a_failure(site: Site) -> None:
+def test_a_redirect_without_a_location_is_a_failure(site: Site) -> None:
     site.answers["/a"] = lambda request: answer(request, 302)
     assert failure(f"{site.url}/a").code == "storage_error"
 
@@ -490,7 +490,7 @@ def test_a_redirect_without_a_place_is_a_failure(site: Site) -> None:
 
 @pytest.fixture
 def secure_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """A site with a certificate of its own for `images.example`, which the environment trusts."""
+    """A site with its own certificate for `images.example`, which the environment trusts."""
     x509 = pytest.importorskip("cryptography.x509")
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -547,7 +547,7 @@ def test_a_redirect_from_https_to_http_is_refused(secure_site: Site, site: Site)
     assert site.asked == []
 
 
-# What is said
+# Messages
 
 
 @pytest.mark.parametrize("fault", [cut_off, reset, nonsense, redirect("http://10.0.0.1/?Signature=hush")])
@@ -569,7 +569,7 @@ def test_any_answer_gives_bytes_or_a_code(said: bytes) -> None:
 
 @contextlib.contextmanager
 def raw_server(said: bytes) -> Iterator[int]:
-    """Say this to whoever connects, as often as it takes."""
+    """Send this to each client that connects."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -587,14 +587,14 @@ def raw_server(said: bytes) -> Iterator[int]:
         thread.join()
 
 
-def test_a_server_puts_no_words_into_our_mouth(site: Site) -> None:
+def test_no_message_repeats_what_a_server_sent(site: Site) -> None:
     site.answers["/a"] = lambda request: request.wfile.write(b"HTTP/1.1 500 <script>\x1b[31m\r\n\r\n")
     message = failure(f"{site.url}/a").message
     assert "500 Internal Server Error" in message
     assert re.search(r"script|\x1b", message) is None
 
 
-def test_what_may_be_shown() -> None:
+def test_what_is_redacted() -> None:
     assert redact("HTTP://host/a?b#c") == "HTTP://host/a"
     assert redact("https://host/#c") == "https://host/"
     assert redact("/data/what?#.jpg") == "/data/what?#.jpg"

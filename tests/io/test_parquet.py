@@ -1,4 +1,4 @@
-"""The files of results: every reader takes them, and equal rows are equal bytes."""
+"""Parquet files of results: every reader accepts them, and equal rows give equal bytes."""
 
 import duckdb
 import numpy as np
@@ -14,7 +14,7 @@ from maskrcnn.schema import INSTANCES, MANIFEST, ImageResult, images_table
 
 
 def instances(n, seed=0):
-    """Return rows of any values the columns may hold, a frame among them."""
+    """Return rows with any values that the columns may hold, including a frame."""
     rng = np.random.default_rng(seed)
     low, high = -(2**31), 2**31
     box = [
@@ -61,7 +61,7 @@ def images(n):
     [instances(0), instances(1000), images(0), images(300)],
     ids=lambda t: f"{len(t)} of {t.num_columns}",
 )
-def test_every_reader_takes_a_file_and_finds_the_rows(tmp_path, table):
+def test_every_reader_accepts_a_file_and_finds_the_rows(tmp_path, table):
     write_table(Storage(str(tmp_path)), "t.parquet", table)
     path = tmp_path / "t.parquet"
     again = pq.read_table(path)
@@ -79,7 +79,7 @@ def test_every_reader_takes_a_file_and_finds_the_rows(tmp_path, table):
             assert values == table[name].to_pylist()
 
 
-def test_equal_rows_give_equal_bytes_however_they_come(tmp_path, monkeypatch):
+def test_equal_rows_give_equal_bytes_however_they_are_divided(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "ROW_GROUP_ROWS", 100)
     storage, table = Storage(str(tmp_path)), instances(1234)
     cuts = [[table], [table.slice(k, 7) for k in range(0, len(table), 7)], [table.slice(0, 0), table]]
@@ -90,7 +90,7 @@ def test_equal_rows_give_equal_bytes_however_they_come(tmp_path, monkeypatch):
     assert [footer.row_group(k).num_rows for k in range(footer.num_row_groups)] == [100] * 12 + [34]
 
 
-def test_a_reader_can_pass_over_row_groups_without_an_image(tmp_path, monkeypatch):
+def test_a_reader_can_skip_row_groups_without_an_image(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "ROW_GROUP_ROWS", 100)
     table = instances(400)
     write_table(Storage(str(tmp_path)), "t.parquet", table)

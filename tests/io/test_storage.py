@@ -1,4 +1,4 @@
-"""One interface, the same laws in a folder, in memory, on moto and on SeaweedFS."""
+"""One interface with the same behaviour in a folder, in memory, on moto and on SeaweedFS."""
 
 import errno
 import importlib.util
@@ -39,7 +39,7 @@ ODD_NAMES = [
 ]
 
 
-# Laws of every store
+# Every store
 
 
 def test_what_was_written_is_read(store_url: str) -> None:
@@ -62,18 +62,18 @@ def test_the_last_write_wins(store_url: str) -> None:
     assert (store.size("x"), store.size("empty")) == (6, 0)
 
 
-def test_what_was_created_stands_and_is_never_replaced(store_url: str) -> None:
+def test_a_created_file_is_never_replaced(store_url: str) -> None:
     store = Storage(store_url)
     for content, other in ((b"first", b"other"), (b"", b"x"), (b"same length", b"SAME LENGTH")):
         path = f"folder/{len(content)}"
         assert store.create(path, content)
-        assert store.create(path, content), "equal content is as good as one's own"
+        assert store.create(path, content), "another writer's equal content counts as one's own"
         assert not store.create(path, other)
         assert store.read(path) == content
     assert store.list() == ["folder/0", "folder/11", "folder/5"]
 
 
-def test_another_processs_write_is_seen(store_url: str) -> None:
+def test_a_write_of_another_process_is_seen(store_url: str) -> None:
     store, other = Storage(store_url), Storage(store_url)
     assert store.list() == []
     assert not store.exists("x")
@@ -89,10 +89,10 @@ def test_list_is_recursive_sorted_and_by_folder(store_url: str) -> None:
     assert store.list() == ["a", "b/10", "b/2", "b/sub/x", "bb/1"]
     assert store.list("b") == store.list("b/") == ["b/10", "b/2", "b/sub/x"]
     assert store.list("missing") == []
-    assert not store.exists("b"), "a folder is no file"
+    assert not store.exists("b"), "a folder is not a file"
 
 
-def test_what_is_missing_is_a_file_not_found_error(store_url: str) -> None:
+def test_a_missing_file_raises_file_not_found_error(store_url: str) -> None:
     store = Storage(store_url)
     store.write("there", b"x")
     for ask in (store.read, store.open, store.size):
@@ -102,7 +102,7 @@ def test_what_is_missing_is_a_file_not_found_error(store_url: str) -> None:
     store.remove_tree("missing")
 
 
-def test_remove_takes_only_what_it_names(store_url: str) -> None:
+def test_remove_removes_only_what_it_names(store_url: str) -> None:
     store = Storage(store_url)
     for path in ("a/1", "a/2", "a/b/3", "ab/4", "c"):
         store.write(path, b"x")
@@ -132,7 +132,7 @@ def test_open_reads_ranges_and_pyarrow_reads_through_it(store_url: str, tmp_path
     assert store.read("table.parquet") == local.read_bytes()
 
 
-def test_a_file_is_built_and_then_there_at_once_or_not_at_all(store_url: str) -> None:
+def test_a_built_file_appears_whole_or_not_at_all(store_url: str) -> None:
     store = Storage(store_url)
     store.write("folder/built", b"before")
     with store.building("folder/built") as local:
@@ -148,7 +148,7 @@ def test_a_file_is_built_and_then_there_at_once_or_not_at_all(store_url: str) ->
     assert not half_built.exists()
 
 
-def test_a_disk_that_is_full_while_a_file_is_built_is_said(tmp_path: Path) -> None:
+def test_a_disk_that_is_full_while_a_file_is_built_is_reported(tmp_path: Path) -> None:
     building = Storage(str(tmp_path / "run")).building("part")
     building.__enter__()
     with pytest.raises(RunError, match=r"cannot write .*/run/part"):
@@ -164,7 +164,7 @@ def test_a_path_never_leaves_the_store(store_url: str) -> None:
             store.read(path)
 
 
-def test_threads_share_a_store_and_it_travels(store_url: str) -> None:
+def test_a_store_is_shared_by_threads_and_can_be_pickled(store_url: str) -> None:
     store = pickle.loads(pickle.dumps(Storage(store_url)))
 
     def round_trip(i: int) -> bytes:
@@ -176,7 +176,7 @@ def test_threads_share_a_store_and_it_travels(store_url: str) -> None:
     assert len(store.list("t")) == 40
 
 
-def test_folders_are_those_in_a_folder(store_url: str) -> None:
+def test_folders_lists_the_direct_folders(store_url: str) -> None:
     store = Storage(store_url)
     assert store.folders("a") == []
     for path in ("a/b/x", "a/b/c/y", "a/ü 1/z", "a/file", "ab/d/x", "x"):
@@ -253,7 +253,7 @@ def test_a_reader_sees_the_old_file_or_the_new(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_of_racing_writers_of_a_file_one_wins_and_no_half_of_it_is_seen(tmp_path: Path) -> None:
+def test_one_of_racing_writers_wins_and_no_partial_file_is_seen(tmp_path: Path) -> None:
     contents = [bytes([n]) * 500_000 for n in range(6)]
     barrier = threading.Barrier(len(contents))
 
@@ -272,7 +272,7 @@ def test_of_racing_writers_of_a_file_one_wins_and_no_half_of_it_is_seen(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == [str(i) for i in range(10)]
 
 
-def test_creation_is_no_rename_which_would_replace_what_came_between(
+def test_create_does_not_rename_which_would_replace_a_concurrent_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(Path, "replace")
@@ -280,7 +280,7 @@ def test_creation_is_no_rename_which_would_replace_what_came_between(
     assert not Storage(str(tmp_path)).create("x", b"2")
 
 
-def test_a_file_system_without_links_is_as_a_store_without_conditions(
+def test_a_file_system_without_links_behaves_like_a_store_without_conditional_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -292,7 +292,7 @@ def test_a_file_system_without_links_is_as_a_store_without_conditions(
     assert (store.read("x"), store.list()) == (b"1", ["x"])
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path) -> None:
     store = Storage(str(tmp_path / "out"))
     store.write("x", b"old")
     with pytest.raises(TypeError):
@@ -328,7 +328,7 @@ def test_a_folder_without_rights_is_one_clear_line(tmp_path: Path) -> None:
         Storage(str(tmp_path)).write("x", b"1")
 
 
-def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:
+def test_links_are_followed_but_not_endlessly(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a.jpg").write_bytes(b"x")
     (tmp_path / "in").mkdir()
@@ -340,7 +340,7 @@ def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:
     assert rows["dangling.jpg"]["bytes"] is None, "it is not left out: it will fail as not_found"
 
 
-def test_a_folder_or_a_device_is_no_input(tmp_path: Path) -> None:
+def test_a_folder_or_a_device_is_not_an_input(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "pipe" / "below", Path("/dev/zero")):
         with pytest.raises(ItemError, match="not_found"):
@@ -365,7 +365,7 @@ def test_a_name_that_is_not_utf8_is_an_input_that_fails(tmp_path: Path) -> None:
             assert read_input(row["uri"], 9) == b"x"
 
 
-def test_links_to_what_is_no_file_are_inputs_that_fail(tmp_path: Path) -> None:
+def test_links_to_anything_but_a_file_are_inputs_that_fail(tmp_path: Path) -> None:
     (tmp_path / "circle.jpg").symlink_to(tmp_path / "circle.jpg")
     (tmp_path / "device.jpg").symlink_to("/dev/zero")
     (tmp_path / "a.jpg").write_bytes(b"x")
@@ -401,10 +401,10 @@ def test_etags_of_files_change_with_them(tmp_path: Path) -> None:
     assert stat_input(f"file://{file}").etag == "1-1000000007"
 
 
-# Urls
+# URLs
 
 
-def test_remote_or_not() -> None:
+def test_local_or_not() -> None:
     assert [Url.parse(url).is_local for url in ("s3://b/k", "S3://b", "gs://b", "memory://x")] == [False] * 4
     assert [Url.parse(url).is_local for url in ("a", "/a", "./a", "a:b", "file:///a", "c:\\a")] == [True] * 6
 
@@ -412,14 +412,14 @@ def test_remote_or_not() -> None:
 @pytest.mark.parametrize(
     "url", ["http://host/x", "https://169.254.169.254/x", "ftp://host/x", "gopher://host/x"]
 )
-def test_the_web_is_no_store(url: str) -> None:
+def test_the_web_is_not_a_store(url: str) -> None:
     for ask in (Storage, list_inputs, stat_input):
         with pytest.raises(RunError, match="is not a supported store"):
             ask(url)
 
 
 @pytest.mark.parametrize("url", ["ftp://host/x", "gopher://host/x"])
-def test_inputs_of_other_schemes_are_no_inputs(url: str) -> None:
+def test_other_schemes_are_refused(url: str) -> None:
     with pytest.raises(RunError, match="is not a supported store"):
         read_input(url, 9)
 
@@ -453,9 +453,7 @@ def test_a_missing_bucket_is_named(moto_server: Any) -> None:
 
 
 @pytest.mark.s3
-def test_wrong_keys_are_the_runs_fault_not_an_items(
-    weed_server: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_keys_fail_the_run_and_not_an_item(weed_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "s3://test-bkt/denied"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     with pytest.raises(RunError, match="check AWS_SECRET_ACCESS_KEY") as caught:
@@ -469,7 +467,7 @@ def test_wrong_keys_are_the_runs_fault_not_an_items(
 
 
 @pytest.mark.s3
-def test_no_credentials_say_what_to_set(
+def test_missing_credentials_report_what_to_set(
     moto_server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -496,7 +494,7 @@ def test_public_buckets_need_no_credentials(moto_server: Any) -> None:
 
 
 @pytest.mark.s3
-def test_an_endpoint_out_of_reach_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_endpoint_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -529,14 +527,14 @@ def test_listings_longer_than_a_page(moto_server: Any) -> None:
     assert store.list() == ["one"]
 
 
-def test_a_missing_package_is_the_runs_fault() -> None:
+def test_a_missing_package_fails_the_run() -> None:
     if importlib.util.find_spec("gcsfs"):
         pytest.skip("gcsfs is installed")
     with pytest.raises(RunError, match="gs:// needs a package that is not installed"):
         Storage("gs://bucket/x").write("x", b"1")
 
 
-def test_os_errors_have_words() -> None:
+def test_os_errors_have_messages() -> None:
     for number, code in (
         (errno.EIO, "storage_error"),
         (errno.EACCES, "access_denied"),

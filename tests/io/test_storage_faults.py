@@ -1,4 +1,4 @@
-"""What the store does to us: each fault is survived, or becomes a row or one clear line, after a known number of
+"""Faults of the store: each is survived, or becomes a row or one clear line, after a known number of
 requests. A real server behind a proxy that fails by a schedule."""
 
 import asyncio
@@ -54,7 +54,7 @@ def running_proxy(weed_process: Any) -> Iterator[FaultProxy]:
 
 
 async def no_waiting(*_: object) -> None:
-    """Let the loop do something else."""
+    """Let the event loop run other tasks."""
     await asyncio.sleep(0)
 
 
@@ -104,7 +104,7 @@ def behind(store: Storage, weed_process: Any) -> Any:
 pytestmark = pytest.mark.s3
 
 
-# What passes
+# Faults that are survived
 
 
 @pytest.mark.parametrize("fault", [BUSY, refuse(500, "InternalError"), reset], ids=["503", "500", "reset"])
@@ -119,10 +119,10 @@ def test_a_short_burst_is_survived_and_counted(
     store.write("out", BODY)
     assert behind.get("out") == BODY
     assert (proxy.seen("PUT"), take_retries()) == (2, 1)
-    assert take_retries() == 0, "those that were told are not told again"
+    assert take_retries() == 0, "retries that were taken are not counted again"
 
 
-def test_refusals_of_many_requests_take_nothing_from_the_patience_for_others(
+def test_refusals_of_many_requests_leave_other_requests_their_retries(
     proxy: FaultProxy, store: Storage, behind: Any
 ) -> None:
     behind.put("in", BODY)
@@ -132,7 +132,7 @@ def test_refusals_of_many_requests_take_nothing_from_the_patience_for_others(
     assert take_retries() == 60 * 5
 
 
-def test_an_answer_that_is_cut_off_is_asked_for_again_and_counted(
+def test_a_truncated_answer_is_requested_again_and_counted(
     proxy: FaultProxy, store: Storage, behind: Any
 ) -> None:
     behind.put("in", BODY)
@@ -153,10 +153,10 @@ def test_one_input_costs_one_request(proxy: FaultProxy, store: Storage, behind: 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schedule=st.lists(st.sampled_from([answer, BUSY, reset, cut_off]), max_size=6))
-def test_a_read_gives_the_whole_content_or_fails_whatever_happens(
+def test_a_read_returns_the_whole_content_or_fails(
     proxy: FaultProxy, store: Storage, behind: Any, schedule: list[Fault]
 ) -> None:
-    """Three bodies may be cut off, and of each the request may be refused five times."""
+    """Three bodies may be cut off, and each of their requests may be refused five times."""
     proxy.clear()
     behind.put("in", BODY)
     for fault in schedule:
@@ -172,7 +172,7 @@ def test_a_read_gives_the_whole_content_or_fails_whatever_happens(
 
 
 def longest_run(schedule: list[Fault]) -> int:
-    """Return the most requests in a row that were not answered at all."""
+    """Return the longest run of requests that were not answered at all."""
     runs = [0]
     for fault in schedule:
         runs.append(0 if fault is cut_off else runs[-1] + 1)
@@ -184,7 +184,7 @@ def longest_run(schedule: list[Fault]) -> int:
     schedule=st.lists(st.sampled_from([answer, BUSY, reset, lose_reply]), max_size=12),
     create=st.booleans(),
 )
-def test_what_stands_after_a_write_is_whole_and_what_was_promised(
+def test_an_object_is_whole_after_a_write_and_as_reported(
     proxy: FaultProxy,
     store: Storage,
     behind: Any,
@@ -212,7 +212,7 @@ def test_what_stands_after_a_write_is_whole_and_what_was_promised(
     assert standing in ([BODY] if succeeded else [BODY, b"before"])
 
 
-def test_repetitions_are_counted_on_every_connection(proxy: FaultProxy, store: Storage, behind: Any) -> None:
+def test_retries_are_counted_on_every_connection(proxy: FaultProxy, store: Storage, behind: Any) -> None:
     behind.put("in", BODY)
     s3 = store_of(Url.parse(store.url))
     assert isinstance(s3, S3Store)
@@ -222,7 +222,7 @@ def test_repetitions_are_counted_on_every_connection(proxy: FaultProxy, store: S
     assert take_retries() == 1
 
 
-def test_no_repetition_is_lost_between_threads() -> None:
+def test_no_retry_is_lost_between_threads() -> None:
     take_retries()
     with ThreadPoolExecutor(4) as pool:
         for _ in range(4):
@@ -231,7 +231,7 @@ def test_no_repetition_is_lost_between_threads() -> None:
     assert taken + take_retries() == 20_000
 
 
-def test_a_request_that_was_signed_too_long_ago_is_signed_again(
+def test_a_request_with_an_expired_signature_is_signed_again(
     proxy: FaultProxy, store: Storage, behind: Any
 ) -> None:
     skewed = refuse(403, "RequestTimeTooSkewed")
@@ -247,7 +247,7 @@ def test_a_request_that_was_signed_too_long_ago_is_signed_again(
 # Slowness
 
 
-def test_a_body_that_comes_too_slowly_is_asked_for_once_more_on_another_connection(
+def test_a_slow_body_is_requested_once_more_on_another_connection(
     proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3_client, "DEADLINE_S", 2.0)
@@ -259,7 +259,7 @@ def test_a_body_that_comes_too_slowly_is_asked_for_once_more_on_another_connecti
     assert first.port != second.port
 
 
-def test_a_body_that_always_comes_too_slowly_is_asked_for_twice_and_not_for_ever(
+def test_a_body_that_is_always_slow_is_requested_twice_and_no_more(
     proxy: FaultProxy,
     store: Storage,
     behind: Any,
@@ -275,7 +275,7 @@ def test_a_body_that_always_comes_too_slowly_is_asked_for_twice_and_not_for_ever
     assert proxy.seen("GET") == 2 + 2
 
 
-def test_a_body_that_stops_coming_is_asked_for_again(
+def test_a_stalled_body_is_requested_again(
     proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3_client, "READ_TIMEOUT_S", 1.0)
@@ -297,7 +297,7 @@ def test_the_deadline_grows_with_the_object(
     assert take_retries() == 0
 
 
-# What does not pass
+# Faults that are reported
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_the_deadline_grows_with_the_object(
     [(BUSY, 2), (refuse(500, "InternalError"), 2), (reset, 2), (cut_off, 3)],
     ids=["503", "500", "reset", "cut"],
 )
-def test_a_store_that_fails_without_end_is_asked_a_known_number_of_times(
+def test_a_store_that_always_fails_gets_a_known_number_of_requests(
     proxy: FaultProxy,
     store: Storage,
     behind: Any,
@@ -313,7 +313,7 @@ def test_a_store_that_fails_without_end_is_asked_a_known_number_of_times(
     fault: Fault,
     requests: int,
 ) -> None:
-    """As often as `AWS_MAX_ATTEMPTS` says: no second layer multiplies it."""
+    """It is `AWS_MAX_ATTEMPTS`: no second layer multiplies it."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     behind.put("x", BODY)
     proxy.on("GET", fault, times=ALWAYS)
@@ -326,7 +326,7 @@ def test_a_store_that_fails_without_end_is_asked_a_known_number_of_times(
     assert take_retries() == 2 * (requests - 1)
 
 
-def test_an_output_that_fails_without_end_stops_the_run_and_leaves_what_stood(
+def test_an_output_that_always_fails_stops_the_run_and_keeps_the_old_file(
     proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
@@ -362,7 +362,7 @@ def test_refusals_have_their_codes(proxy: FaultProxy, store: Storage, behind: An
     with pytest.raises(RunError, match=r"access denied \(AccessDenied\)"):
         store.create("out", b"1")
     assert behind.paths() == ["in"]
-    assert (proxy.seen("PUT"), take_retries()) == (2, 0), "a refusal is not asked for again"
+    assert (proxy.seen("PUT"), take_retries()) == (2, 0), "a refused request is not repeated"
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_refusals_have_their_codes(proxy: FaultProxy, store: Storage, behind: An
         ("RequestTimeTooSkewed", "the clock of this machine differs from the store's; set it"),
     ],
 )
-def test_what_concerns_every_object_stops_the_run(
+def test_a_failure_of_every_object_stops_the_run(
     proxy: FaultProxy, store: Storage, behind: Any, code: str, advice: str
 ) -> None:
     behind.put("in", BODY)
@@ -405,7 +405,7 @@ def test_a_key_that_vanished_is_not_found(proxy: FaultProxy, store: Storage, beh
 
 
 @pytest.mark.parametrize("fault", [None, ignoring("If-Match")], ids=["conditions kept", "ignored"])
-def test_an_object_that_changed_since_it_was_planned_is_refused_by_one_request(
+def test_an_object_that_changed_since_planning_is_refused_by_one_request(
     proxy: FaultProxy, store: Storage, behind: Any, fault: Fault | None
 ) -> None:
     planned = behind.put("in", BODY)
@@ -441,7 +441,7 @@ def test_the_listed_etag_of_a_multipart_upload_is_kept(
 # Replies that were lost
 
 
-def test_a_write_that_was_applied_succeeded_though_its_reply_was_lost(
+def test_a_write_that_was_applied_succeeds_even_if_its_reply_was_lost(
     proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -459,7 +459,7 @@ def test_a_write_that_was_applied_succeeded_though_its_reply_was_lost(
     assert proxy.seen("PUT") == 5
 
 
-def test_a_create_that_is_repeated_is_not_refused_for_its_own_first_attempt(
+def test_a_repeated_create_is_not_refused_because_of_its_own_first_attempt(
     proxy: FaultProxy, store: Storage, behind: Any
 ) -> None:
     proxy.on("PUT", lose_reply)
@@ -467,7 +467,7 @@ def test_a_create_that_is_repeated_is_not_refused_for_its_own_first_attempt(
     assert (proxy.seen("PUT"), behind.get("x")) == (2, BODY)
 
 
-def test_a_lost_reply_is_no_success_where_other_content_stands(
+def test_a_lost_reply_is_a_failure_if_the_object_has_other_content(
     proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -499,7 +499,7 @@ def test_large_files_are_compared_piece_by_piece(
         store.put_file("x", tmp_path / "local")
 
 
-def test_what_exceeds_one_put_is_left_to_s3fs_and_compared_too(
+def test_an_object_larger_than_one_put_is_written_by_s3fs_and_compared_too(
     proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("maskrcnn.io.s3_store._ONE_PUT_BYTES", 1)
@@ -517,9 +517,7 @@ def test_what_exceeds_one_put_is_left_to_s3fs_and_compared_too(
 # Exclusive creation
 
 
-def test_a_conflict_with_another_writer_is_tried_again(
-    proxy: FaultProxy, store: Storage, behind: Any
-) -> None:
+def test_a_conflict_with_another_writer_is_retried(proxy: FaultProxy, store: Storage, behind: Any) -> None:
     conflict = refuse(409, "ConditionalRequestConflict")
     proxy.on("PUT", conflict, times=2)
     assert store.create("x", BODY)
@@ -534,7 +532,7 @@ def test_a_conflict_with_another_writer_is_tried_again(
 
 
 @pytest.mark.parametrize("status", [400, 501])
-def test_a_store_without_conditions_is_asked_without(
+def test_a_store_without_conditional_writes_gets_none(
     proxy: FaultProxy, store: Storage, behind: Any, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unconditional(exchange: Any) -> None:
@@ -548,7 +546,7 @@ def test_a_store_without_conditions_is_asked_without(
     assert behind.get("x") == BODY
 
 
-def test_who_was_overwritten_meanwhile_is_not_told_that_he_won(
+def test_a_writer_that_was_overwritten_meanwhile_does_not_get_true(
     proxy: FaultProxy, store: Storage, behind: Any
 ) -> None:
     def overtaken(exchange: Any) -> None:
@@ -563,7 +561,7 @@ def test_who_was_overwritten_meanwhile_is_not_told_that_he_won(
 
 
 @pytest.mark.parametrize("fault", [None, ignoring("If-None-Match")], ids=["conditions kept", "ignored"])
-def test_of_racing_writers_one_content_stands(
+def test_one_of_racing_writers_contents_remains(
     proxy: FaultProxy, store: Storage, behind: Any, fault: Fault | None
 ) -> None:
     if fault is not None:
@@ -650,7 +648,7 @@ def test_a_disk_that_is_full_is_one_clear_line(store: Storage, tmp_path: Path, r
     assert output.list() == []
 
 
-def test_a_scratch_folder_that_cannot_be_used_is_named(
+def test_a_temporary_folder_that_cannot_be_used_is_named(
     store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -662,7 +660,7 @@ def test_a_scratch_folder_that_cannot_be_used_is_named(
         store.building("x").__enter__()
 
 
-def test_a_users_mistake_in_a_block_stays_what_it_is(store: Storage, tmp_path: Path) -> None:
+def test_an_error_of_the_caller_in_a_block_is_not_converted(store: Storage, tmp_path: Path) -> None:
     for output in (store, Storage(str(tmp_path))):
         with pytest.raises(KeyError), output.building("x"):
             raise KeyError("x")

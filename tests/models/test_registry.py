@@ -445,7 +445,10 @@ def test_labels_are_required_only_for_files_without_categories(write):
         ("planted:abc", "give the seconds to sleep"),
         ("planted:-1", "give the seconds to sleep"),
         ("planted:nan", "give the seconds to sleep"),
-        ("https://host/m.pth?download=1", "https:// is not a supported store.* use a local path, s3:// or gs://"),
+        (
+            "https://host/m.pth?download=1",
+            "https:// is not a supported store: use a local path, s3:// or gs://",
+        ),
         ("cocco", "did you mean 'coco'.*coco, coco-v1, scenes, or the path or URL"),
         ("something", "unknown model 'something'. Known are coco"),
         ("./weights/none.pth", r"none\.pth cannot be read: it does not exist"),

@@ -1,4 +1,4 @@
-"""`maskrcnn diff` finds exactly what was changed, whatever that was, and nothing where nothing was."""
+"""`maskrcnn diff` finds exactly the planted changes, and nothing in equal runs."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def changes(output: Path) -> Counter[tuple[Any, ...]]:
 
 @st.composite
 def edited(draw: st.DrawFn) -> tuple[list[Thing], list[Thing], list[tuple[Any, ...]]]:
-    """An image of objects that stand apart; the same with edits; and the edits, as rows of `diff.parquet`."""
+    """An image of separate objects; the same with edits; and the edits, as rows of `diff.parquet`."""
     before: list[Thing] = []
     after: list[Thing] = []
     edits: list[tuple[Any, ...]] = []
@@ -129,7 +129,7 @@ def test_a_run_and_a_copy_with_edits_differ_in_exactly_the_edits(
 
 @settings(max_examples=10, deadline=None)
 @given(image=edited())
-def test_the_other_way_round_what_vanished_has_appeared(
+def test_in_reverse_vanished_instances_have_appeared(
     image: tuple[list[Thing], list[Thing], list[tuple[Any, ...]]],
 ) -> None:
     one, other = (rectangles(SIDE, SIDE, *things) for things in image[:2])
@@ -146,7 +146,7 @@ def test_the_other_way_round_what_vanished_has_appeared(
 
 @st.composite
 def crowds(draw: st.DrawFn) -> Detections:
-    """Random masks that overlap each other in every way."""
+    """Random masks that overlap in all ways."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     n = draw(st.integers(0, 12))
     masks = []
@@ -190,8 +190,8 @@ def test_pairs_are_those_of_greedy_matching_on_pycocotools_iou(
                 assert max(held) >= rank(i, j)
 
 
-def test_equal_instances_are_matched_before_others_are() -> None:
-    """The best total would pair the first of A with the second of B."""
+def test_equal_instances_are_matched_first() -> None:
+    """Optimal matching would pair the first of A with the second of B."""
     a = rectangles(100, 100, ((0, 0, 50, 50), 0.9, 1), ((0, 0, 50, 40), 0.8, 1))
     b = rectangles(100, 100, ((0, 0, 50, 50), 0.9, 1), ((0, 0, 50, 60), 0.8, 1))
     pairs = match_instances(a, b)
@@ -199,7 +199,7 @@ def test_equal_instances_are_matched_before_others_are() -> None:
     assert pairs.iou.tolist() == [1.0, pytest.approx(2 / 3)]
 
 
-def test_two_of_one_mask_keep_their_scores_and_their_categories() -> None:
+def test_instances_with_equal_masks_are_matched_by_score_and_category() -> None:
     box = (10, 10, 40, 40)
     a = rectangles(64, 64, (box, 0.9, 1), (box, 0.8, 1), (box, 0.7, 2))
     b = rectangles(64, 64, (box, 0.8, 1), (box, 0.7, 2))
@@ -208,8 +208,8 @@ def test_two_of_one_mask_keep_their_scores_and_their_categories() -> None:
     assert [KINDS[kind] for kind in kinds] == ["same", "same"]
 
 
-def test_masks_in_frames_of_their_own_are_matched_where_they_lie() -> None:
-    """Of images beyond 2^32 pixels."""
+def test_masks_in_their_own_frames_are_matched_by_position() -> None:
+    """In images with more than 2^32 pixels."""
     small = rectangles(64, 64, ((10, 10, 40, 40), 0.9, 1), ((5, 5, 20, 20), 0.8, 2))
 
     def placed(left: int, top: int) -> Detections:
@@ -232,8 +232,8 @@ def test_masks_in_frames_of_their_own_are_matched_where_they_lie() -> None:
 
 
 @pytest.mark.slow
-def test_a_crowd_is_matched_without_a_matrix_of_all_pairs() -> None:
-    """Forty thousand in one image: all pairs would be 1.6 thousand million."""
+def test_many_instances_are_matched_without_a_matrix_of_all_pairs() -> None:
+    """Forty thousand in one image would make 1.6 billion pairs."""
     side = 2000
     things: list[Thing] = [
         ((x, y, x + 6, y + 6), 0.9, 1) for y in range(0, side, 10) for x in range(0, side, 10)
@@ -267,7 +267,7 @@ def test_a_run_equals_itself_and_the_exit_code_says_so(tmp_path: Path) -> None:
     assert facts_of(url, url)["images"]["failed"] == 1
 
 
-def test_images_of_one_run_only_and_other_statuses_are_told(tmp_path: Path) -> None:
+def test_images_in_one_run_only_and_changed_statuses_are_reported(tmp_path: Path) -> None:
     resized = rectangles(SIDE, SIDE + 1, ((10, 10, 30, 30), 0.9, 1))
     none = rectangles(SIDE, SIDE)
     a = {"a": ONE, "b": ONE, "c": ONE, "d": None, "e": ONE, "ü": ONE}
@@ -293,8 +293,8 @@ def test_images_of_one_run_only_and_other_statuses_are_told(tmp_path: Path) -> N
     }
 
 
-def test_images_match_by_id_where_both_runs_were_given_ids(tmp_path: Path) -> None:
-    """Their names are others, and in another order."""
+def test_images_match_by_id_if_both_runs_were_given_ids(tmp_path: Path) -> None:
+    """Names differ, and so does their order."""
     empty = rectangles(SIDE, SIDE)
     a = [
         result(0, "a.png", ONE, image_id=70),
@@ -324,7 +324,7 @@ def test_categories_are_the_same_by_their_names_not_their_ids(tmp_path: Path) ->
     assert facts_of(a, b)["equal"]
 
 
-def test_what_is_within_the_limits_is_the_same(tmp_path: Path) -> None:
+def test_differences_within_the_limits_are_ignored(tmp_path: Path) -> None:
     near = rectangles(SIDE, SIDE, ((10, 10, 30, 31), 0.9, 1), ((50, 50, 80, 80), 0.58, 2))
     a = write_run(tmp_path / "a", [result(0, "a.png", ONE)])
     b = write_run(tmp_path / "b", [result(0, "a.png", near)])
@@ -335,7 +335,7 @@ def test_what_is_within_the_limits_is_the_same(tmp_path: Path) -> None:
     assert facts_of(a, b, "--match-iou", "0.96")["instances"]["vanished"] == 1
 
 
-def test_the_page_shows_what_differs_and_trusts_no_name(tmp_path: Path) -> None:
+def test_the_page_shows_the_differences_and_escapes_names(tmp_path: Path) -> None:
     uri = picture(tmp_path / "in" / "one.png", SIDE, SIDE)
     name, changed = "<script>alert(1)</script>.png", replace(ONE, labels=np.array([2, 2], np.int32))
     a = [result(0, name, ONE, uri=uri), result(1, "gone.png", ONE)]
@@ -355,7 +355,7 @@ def test_the_page_shows_what_differs_and_trusts_no_name(tmp_path: Path) -> None:
     }
 
 
-def test_the_pictures_are_of_the_images_that_differ_most(tmp_path: Path) -> None:
+def test_the_pictures_show_the_images_with_the_most_differences(tmp_path: Path) -> None:
     things: list[Thing] = [((10 * k, 10, 10 * k + 8, 18), 0.9, 1) for k in range(8)]
     runs = {
         side: [
@@ -371,7 +371,7 @@ def test_the_pictures_are_of_the_images_that_differ_most(tmp_path: Path) -> None
     assert page.index("<figcaption>1.png") < page.index("<figcaption>3.png")
 
 
-def test_trouble_is_told_apart_from_a_difference(tmp_path: Path) -> None:
+def test_errors_and_differences_have_different_exit_codes(tmp_path: Path) -> None:
     url = write_run(tmp_path / "a", [result(0, "a.png", ONE)])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
@@ -388,7 +388,7 @@ def test_trouble_is_told_apart_from_a_difference(tmp_path: Path) -> None:
         Rules(match_iou=0)
 
 
-def test_runs_in_other_stores_compare_alike(store_url: str, tmp_path: Path) -> None:
+def test_runs_in_any_store_are_compared(store_url: str, tmp_path: Path) -> None:
     write_run(f"{store_url}/a", [result(0, "a.png", ONE)])
     local = write_run(tmp_path / "a", [result(0, "a.png", ONE)])
     assert open_run(f"{store_url}/a").categories == open_run(local).categories

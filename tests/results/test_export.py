@@ -1,4 +1,4 @@
-"""Exports, read back by other hands: csv, Pillow, pandas, pycocotools."""
+"""Exports, read back by other libraries: csv, Pillow, pandas, pycocotools."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ HEIGHT, WIDTH = 30, 50
 
 
 def rectangles(*boxes):
-    """Detections by falling score; each mask is its box, and an empty box an empty mask."""
+    """Detections by descending score; each mask is its box, and an empty box has an empty mask."""
     n = len(boxes)
     masks = tuple(
         crop_to_rle(np.ones((bottom - top, right - left), np.bool_), left, top, HEIGHT, WIDTH)
@@ -76,7 +76,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(params=[3, 10_000], ids=["batches of 3", "one batch"])
 def batches(request, monkeypatch):
-    """Batches cut across images, and images across batches."""
+    """Batches and images do not end at the same rows."""
     monkeypatch.setattr(coco_writer, "BATCH_ROWS", request.param)
 
 
@@ -85,7 +85,7 @@ def rows_of(path):
         return list(csv.DictReader(text))
 
 
-def test_csv_has_a_row_an_instance(run, tmp_path, batches):
+def test_csv_has_one_row_per_instance(run, tmp_path, batches):
     assert export.export_csv(*run, str(tmp_path / "out")) == 305
     rows = rows_of(tmp_path / "out" / "instances.csv")
     assert rows[0] == {
@@ -100,7 +100,7 @@ def test_csv_has_a_row_an_instance(run, tmp_path, batches):
     assert frame["area"].tolist() == [int(a) for d in FOUND.values() if d is not None for a in d.areas]
 
 
-def test_no_text_of_a_csv_is_a_formula(run, tmp_path):
+def test_formulas_in_a_csv_are_escaped(run, tmp_path):
     export.export_csv(*run, str(tmp_path / "csv"))
     export.export_png_masks(*run, str(tmp_path / "png"))
     for path in (tmp_path / "csv" / "instances.csv", tmp_path / "png" / "masks.csv"):
@@ -110,7 +110,7 @@ def test_no_text_of_a_csv_is_a_formula(run, tmp_path):
 
 
 @given(st.text(alphabet="=+-@\t\r\n\uff1d a'\"", max_size=4))
-def test_the_guard_adds_an_apostrophe_or_nothing(text):
+def test_escaping_adds_an_apostrophe_or_nothing(text):
     [guarded] = export._guarded(pa.array([text])).to_pylist()
     assert guarded == (f"'{text}" if text.startswith(tuple("=+-@\t\r\n\uff1d")) else text)
 
@@ -141,7 +141,7 @@ def test_label_maps_say_which_instance_a_pixel_belongs_to(run, tmp_path, batches
     assert np.array_equal(values.ravel(), np.pad(np.arange(1, 301), (0, HEIGHT * WIDTH - 300)))
 
 
-def test_the_index_of_label_maps_leads_from_a_pixel_to_its_instance(run, tmp_path):
+def test_the_index_of_label_maps_maps_a_pixel_to_its_instance(run, tmp_path):
     export.export_png_masks(*run, str(tmp_path), naming="id")
     rows = rows_of(tmp_path / "masks.csv")
     assert len(rows) == 305
@@ -157,7 +157,7 @@ def test_the_index_of_label_maps_leads_from_a_pixel_to_its_instance(run, tmp_pat
             assert hidden or int(row["value"]) in np.array(image)
 
 
-def test_label_maps_hold_the_masks_that_pycocotools_decodes():
+def test_label_maps_contain_the_masks_that_pycocotools_decodes():
     rng = np.random.default_rng(3)
     masks = rng.random((23, 31, 6)) < 0.3
     rles = coco_mask.encode(np.asfortranarray(masks, np.uint8))
@@ -167,7 +167,7 @@ def test_label_maps_hold_the_masks_that_pycocotools_decodes():
     assert np.array_equal(labels, first)
 
 
-def test_more_instances_than_a_label_map_can_tell_apart_are_refused_before_anything_is_written(
+def test_more_instances_than_a_label_map_has_values_are_refused_before_anything_is_written(
     run, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(export, "MAX_LABELS", 299)
@@ -176,7 +176,7 @@ def test_more_instances_than_a_label_map_can_tell_apart_are_refused_before_anyth
     assert list(tmp_path.iterdir()) == []
 
 
-def test_coco_files_go_elsewhere_and_are_the_runs_own(run, tmp_path):
+def test_exported_coco_files_equal_those_of_the_run(run, tmp_path):
     storage, parts = run
     count = export.export_coco(storage, parts, CATEGORIES, str(tmp_path / "out"), {"version": "1"})
     loaded = COCO(str(tmp_path / "out" / "coco" / "instances.json"))
@@ -186,7 +186,7 @@ def test_coco_files_go_elsewhere_and_are_the_runs_own(run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["coco", "csv", "png"])
-def test_a_destination_with_something_in_it_is_refused(run, tmp_path, name):
+def test_a_destination_that_is_not_empty_is_refused(run, tmp_path, name):
     storage, parts = run
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UsageError, match="not empty"):
@@ -198,13 +198,13 @@ def test_a_destination_with_something_in_it_is_refused(run, tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_exports_go_to_any_store(run, store_url):
+def test_any_store_can_be_the_destination(run, store_url):
     assert export.export_csv(*run, store_url) == 305
     text = Storage(store_url).read("instances.csv").decode()
     assert len(list(csv.reader(io.StringIO(text)))) == 306
 
 
-def test_parts_that_do_not_belong_together_are_noticed(run, tmp_path):
+def test_parts_that_do_not_belong_together_are_detected(run, tmp_path):
     storage, (first, second) = run
     crossed = [Part(second.images, first.instances, second.n_images, first.n_instances)]
     with pytest.raises(RunError, match="does not follow"):

@@ -1,4 +1,4 @@
-"""`verify` finds whatever is changed in the windows, the pieces or the polygons of a finished run."""
+"""`verify` finds each change in the windows, pieces or polygons of a finished run."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def twice(row: int) -> Edit:
 
 
 def tamper(output: Path, table: str, edit: Edit) -> None:
-    """Change a part, and let `_SUCCESS` vouch for it."""
+    """Change a part, and update its entry in `_SUCCESS`."""
     success = json.loads((output / "_SUCCESS").read_text())
     entry = success["parts"][table][0]
     path = output / entry["path"]
@@ -59,7 +59,7 @@ def tamper(output: Path, table: str, edit: Edit) -> None:
     (output / "_SUCCESS").write_text(json.dumps(success))
 
 
-def test_a_sound_run_is_proven(whole: Path) -> None:
+def test_an_intact_run_is_proven(whole: Path) -> None:
     assert verify_run(str(whole)).proven
 
 
@@ -89,10 +89,10 @@ def test_a_sound_run_is_proven(whole: Path) -> None:
         ("geo", set_value("bbox", 0, lambda v: v | {"xmin": v["xmin"] + 1})),
     ],
 )
-def test_what_is_changed_is_found(whole: Path, tmp_path: Path, table: str, edit: Edit) -> None:
+def test_each_change_is_found(whole: Path, tmp_path: Path, table: str, edit: Edit) -> None:
     output = tmp_path / "out"
     shutil.copytree(whole, output)
     tamper(output, table, edit)
-    verdict = verify_run(str(output))
-    assert not verdict.proven
-    assert {finding.check for finding in verdict.findings} == {"windows"}
+    report = verify_run(str(output))
+    assert not report.proven
+    assert {finding.check for finding in report.findings} == {"windows"}

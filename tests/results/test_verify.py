@@ -1,5 +1,4 @@
-"""The proof: a run that is whole passes, and each single thing that is not as it was is found, by the check it is for.
-
+"""`verify` proves an intact run, and finds each single change by the check that is responsible for it.
 A finished run of planted images is copied and tampered with. Where rows are changed, the part's entry in `_SUCCESS`
 is corrected, so that it is not the digest that gives it away.
 """
@@ -50,7 +49,7 @@ PARTS = 5
 
 
 def write_inputs(folder: Path) -> str:
-    """Write 22 planted images, three inputs that fail, and a manifest with columns that do not equal themselves."""
+    """Write 22 planted images, three inputs that fail, and a manifest with NaN in some columns."""
     write_planted(folder, ROWS - 3, seed=11)
     (folder / "a-empty.png").write_bytes(b"")
     (folder / "q-page.png").write_text("<html>not found</html>")
@@ -86,7 +85,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Output:
-    """A run that may be changed."""
+    """A copy of the run, which may be changed."""
 
     path: Path
 
@@ -125,12 +124,10 @@ def output(whole: Path, tmp_path: Path) -> Output:
     return Output(tmp_path / "run")
 
 
-def found_by(verdict: VerificationReport) -> list[str]:
-    """Return the names of the checks that found something."""
-    assert {finding.check for finding in verdict.findings} == {
-        o.check for o in verdict.outcomes if o.findings
-    }
-    return [outcome.check for outcome in verdict.outcomes if outcome.findings]
+def found_by(report: VerificationReport) -> list[str]:
+    """Return the names of the checks with findings."""
+    assert {finding.check for finding in report.findings} == {o.check for o in report.outcomes if o.findings}
+    return [outcome.check for outcome in report.outcomes if outcome.findings]
 
 
 def command(output: Path, *options: str) -> Result:
@@ -141,13 +138,13 @@ def command(output: Path, *options: str) -> Result:
 
 
 def test_a_finished_run_is_proven(whole: Path) -> None:
-    verdict = verify_run(str(whole))
-    assert verdict.proven
-    assert verdict.findings == ()
-    assert [outcome.check for outcome in verdict.outcomes] == [name for name, _, _ in verify.CHECKS]
+    report = verify_run(str(whole))
+    assert report.proven
+    assert report.findings == ()
+    assert [outcome.check for outcome in report.outcomes] == [name for name, _, _ in verify.CHECKS]
     counts = Output(whole).json("_SUCCESS")["counts"]
     assert counts["failed"] == 3
-    line = next(outcome.line for outcome in verdict.outcomes if outcome.check == "images")
+    line = next(outcome.line for outcome in report.outcomes if outcome.check == "images")
     by_status = f"{counts['ok']} ok, {counts['empty']} empty, 3 failed"
     assert line == f"25 rows, each manifest row exactly once and in order: {by_status}"
 
@@ -159,7 +156,7 @@ def test_it_needs_neither_shards_nor_receipts(output: Output) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3, 1000])
-def test_how_rows_are_grouped_is_nothing_to_it(
+def test_the_grouping_of_rows_does_not_matter(
     output: Output, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verify_loading, "CHUNK_INSTANCES", rows)
@@ -172,7 +169,7 @@ def test_how_rows_are_grouped_is_nothing_to_it(
 
 
 @pytest.mark.parametrize("mode", ["auto", "always", "never"])
-def test_whatever_coco_was_asked_for(output: Output, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_form_of_coco_is_proven(output: Output, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("maskrcnn.formats.coco_writer.MAX_ANNOTATIONS", 20)
     monkeypatch.setattr(
         "maskrcnn.pipeline.reduce.group_shards", functools.partial(group_shards, part_bytes=1)
@@ -199,7 +196,7 @@ def test_a_retry_is_proven_and_until_then_the_run_is_unfinished(output: Output) 
 # The command
 
 
-def test_the_command_says_what_was_proven(whole: Path) -> None:
+def test_the_command_prints_what_was_proven(whole: Path) -> None:
     result = command(whole)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
@@ -210,7 +207,7 @@ def test_the_command_says_what_was_proven(whole: Path) -> None:
     assert all(check["passed"] for check in facts["checks"])
 
 
-def test_the_command_says_what_was_found(output: Output) -> None:
+def test_the_command_prints_what_was_found(output: Output) -> None:
     (output.path / "images" / "part-1-00099.parquet").write_bytes(b"left behind")
     result = command(output.path)
     assert result.exit_code == 1
@@ -224,7 +221,7 @@ def test_the_command_says_what_was_found(output: Output) -> None:
     ]
 
 
-def test_an_unfinished_run_is_told_from_a_false_one(output: Output) -> None:
+def test_an_unfinished_run_is_distinguished_from_a_broken_one(output: Output) -> None:
     for name, words in (("_SUCCESS", "segment"), ("plan.json", "planning did not finish")):
         (output.path / name).unlink()
         result = command(output.path, "--json")
@@ -235,7 +232,7 @@ def test_an_unfinished_run_is_told_from_a_false_one(output: Output) -> None:
     assert "unfinished:" in command(output.path).stdout
 
 
-def test_where_there_is_no_run(tmp_path: Path) -> None:
+def test_without_a_run_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no run"):
         verify_run(str(tmp_path))
     assert command(tmp_path / "none").exit_code == 2
@@ -247,18 +244,18 @@ def test_only_the_first_findings_are_kept_and_all_are_counted(
     monkeypatch.setattr(verify, "KEPT_FINDINGS", 2)
     for number in range(5):
         (output.path / "images" / f"stray-{number}").write_bytes(b"")
-    verdict = verify_run(str(output.path))
-    assert [finding.where for finding in verdict.findings] == ["images/stray-0", "images/stray-1"]
-    assert [outcome.findings for outcome in verdict.outcomes if outcome.findings] == [5]
+    report = verify_run(str(output.path))
+    assert [finding.where for finding in report.findings] == ["images/stray-0", "images/stray-1"]
+    assert [outcome.findings for outcome in report.outcomes if outcome.findings] == [5]
     assert "and 3 more" in command(output.path).stdout
 
 
-def test_what_was_not_done_is_not_passed(output: Output) -> None:
+def test_a_check_that_was_not_run_is_not_passed(output: Output) -> None:
     output.part("images").unlink()
-    verdict = verify_run(str(output.path))
-    undone = [outcome.check for outcome in verdict.outcomes if outcome.line.startswith("not run")]
+    report = verify_run(str(output.path))
+    undone = [outcome.check for outcome in report.outcomes if outcome.line.startswith("not run")]
     assert undone == ["images", "instances", "statistics", "windows", "coco"]
-    assert not any(outcome.passed for outcome in verdict.outcomes if outcome.check in undone)
+    assert not any(outcome.passed for outcome in report.outcomes if outcome.check in undone)
 
 
 # Files that are tampered with
@@ -367,10 +364,10 @@ FILES: list[tuple[str, Tampering, str]] = [
 @pytest.mark.parametrize(("tamper", "check"), [case[1:] for case in FILES], ids=[case[0] for case in FILES])
 def test_a_file_that_is_tampered_with_is_found(output: Output, tamper: Tampering, check: str) -> None:
     tamper(output)
-    verdict = verify_run(str(output.path))
-    assert not verdict.proven
-    assert verdict.unfinished is None
-    assert check in found_by(verdict)
+    report = verify_run(str(output.path))
+    assert not report.proven
+    assert report.unfinished is None
+    assert check in found_by(report)
     assert command(output.path).exit_code == 1
 
 
@@ -392,18 +389,18 @@ def test_a_byte_flipped_in_any_listed_file_is_found(flipped: Output, data: st.Da
     changed[data.draw(st.integers(0, len(before) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(changed)
     try:
-        verdict = verify_run(str(flipped.path))
+        report = verify_run(str(flipped.path))
     finally:
         path.write_bytes(before)
-    assert not verdict.proven
-    assert str(path.relative_to(flipped.path)) in {finding.where for finding in verdict.findings}
+    assert not report.proven
+    assert str(path.relative_to(flipped.path)) in {finding.where for finding in report.findings}
 
 
 # Rows that are tampered with
 
 
 def set_value(column: str, row: int, value: Any) -> Callable[[pa.Table], pa.Table]:
-    """Change one value, or by a function of it."""
+    """Change one value: to a given one, or by a function of it."""
 
     def change(table: pa.Table) -> pa.Table:
         values = table[column].to_pylist()
@@ -421,7 +418,7 @@ def set_values(row: int, **values: Any) -> Callable[[pa.Table], pa.Table]:
 
 
 def in_order(*rows: int) -> Callable[[pa.Table], pa.Table]:
-    """Take these rows, then those from after the greatest."""
+    """Take these rows, then those after the highest."""
     return lambda table: table.take(pa.array([*rows, *range(max(rows) + 1, len(table))]))
 
 
@@ -480,9 +477,9 @@ def test_a_row_of_images_that_is_tampered_with_is_found(
     output: Output, change: Callable[[pa.Table], pa.Table], line: str
 ) -> None:
     output.change("images", change, number=2)
-    verdict = verify_run(str(output.path))
-    assert found_by(verdict) == ["images"]
-    assert line in "; ".join(finding.line for finding in verdict.findings)
+    report = verify_run(str(output.path))
+    assert found_by(report) == ["images"]
+    assert line in "; ".join(finding.line for finding in report.findings)
 
 
 @pytest.mark.parametrize(("number", "change"), [(0, all_but(0)), (2, all_but(3)), (PARTS - 1, all_but(-1))])
@@ -493,9 +490,9 @@ def test_one_lost_image_is_one_finding(
     output.change("images", change, number)
     for part in range(PARTS):
         expected -= set(pq.read_table(output.part("images", part))["image_id"].to_pylist())
-    verdict = verify_run(str(output.path))
+    report = verify_run(str(output.path))
     [lost] = expected
-    assert [(f.check, f.where, f.line) for f in verdict.findings] == [
+    assert [(f.check, f.where, f.line) for f in report.findings] == [
         ("images", f"image {lost}", "is missing")
     ]
 
@@ -553,7 +550,7 @@ INSTANCES_ROWS: list[tuple[str, Callable[[pa.Table], pa.Table], str]] = [
     ("a box that is no number", set_value("box", 0, lambda b: b | {"xmax": float("nan")}), "box is ["),
     ("a box without end", set_value("box", 0, lambda b: b | {"xmax": float("inf")}), "box is ["),
     ("a box turned inside out", set_value("box", 0, lambda b: b | {"ymax": -5.0}), "box is ["),
-    ("weaker before stronger", set_value("score", 0, 0.06), "by score, category and box"),
+    ("a lower score first", set_value("score", 0, 0.06), "by score, category and box"),
     ("an area", set_value("area", 0, lambda area: area + 1), "by the mask"),
     ("a box of a mask", set_value("mask_box", 0, moved("xmin", 1)), "mask_box is"),
     ("the edge", set_value("touches_border", 0, lambda touches: not touches), "touches_border is"),
@@ -577,9 +574,9 @@ def test_a_row_of_instances_that_is_tampered_with_is_found(
     rows = pq.read_table(output.part("instances", 2))
     assert rows["instance"].to_pylist()[:2] == [0, 1]
     output.change("instances", change, number=2)
-    verdict = verify_run(str(output.path))
-    assert found_by(verdict) == ["instances"]
-    assert line in "; ".join(finding.line for finding in verdict.findings)
+    report = verify_run(str(output.path))
+    assert found_by(report) == ["instances"]
+    assert line in "; ".join(finding.line for finding in report.findings)
 
 
 def test_an_instance_of_a_failed_image_is_found(output: Output) -> None:
@@ -599,10 +596,10 @@ def test_an_instance_of_a_failed_image_is_found(output: Output) -> None:
         return pa.concat_tables([table.slice(0, before), new, table.slice(before)])
 
     output.change("instances", insert, number)
-    verdict = verify_run(str(output.path))
-    assert found_by(verdict) == ["instances"]
+    report = verify_run(str(output.path))
+    assert found_by(report) == ["instances"]
     assert (f"image {image_id}", "n_instances is 0, but instances has 1 row of it") in {
-        (finding.where, finding.line) for finding in verdict.findings
+        (finding.where, finding.line) for finding in report.findings
     }
 
 
@@ -666,9 +663,9 @@ def test_a_file_that_is_no_parquet_is_found_though_it_is_listed_so(
     path = output.part("instances")
     path.write_bytes(change(path.read_bytes()))
     output.list_again("instances")
-    verdict = verify_run(str(output.path))
-    assert set(found_by(verdict)) <= {"parts", "instances"}
-    assert not verdict.proven
+    report = verify_run(str(output.path))
+    assert set(found_by(report)) <= {"parts", "instances"}
+    assert not report.proven
 
 
 def test_text_that_is_not_utf8_is_found(output: Output) -> None:
@@ -698,8 +695,8 @@ def test_it_is_the_same_on_s3(whole: Path, moto_server: S3Server) -> None:
     client.delete_object(Bucket=BUCKET, Key=f"{prefix}/{part}")
     client.put_object(Bucket=BUCKET, Key=f"{prefix}/coco/results.json", Body=b"[]\n")
     client.put_object(Bucket=BUCKET, Key=f"{prefix}/images/stray.parquet", Body=b"")
-    verdict = verify_run(url)
-    assert [(finding.check, finding.where) for finding in verdict.findings] == [
+    report = verify_run(url)
+    assert [(finding.check, finding.where) for finding in report.findings] == [
         ("listing", "images/stray.parquet"),
         ("parts", str(part)),
     ]

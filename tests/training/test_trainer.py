@@ -1,4 +1,4 @@
-"""Learning: what is computed depends on recipe and data alone, whatever is killed, and a model comes out."""
+"""Training: the result depends on the configuration and the data alone, even after a kill, and a model is written."""
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ from maskrcnn.training.trainer import Process, Task, train
 pytestmark = pytest.mark.slow
 
 SIDE = 128
-RECIPE = TrainingConfig(
+CONFIG = TrainingConfig(
     model="scenes", epochs=2, batch_size=2, crop=SIDE, min_size=SIDE, max_size=SIDE, freeze=5, color=0.5
 )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Sums in another order have other last digits."""
+    """Use one thread: sums in another order have other last digits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -35,10 +35,10 @@ def dataset(tmp_path_factory):
     return read_dataset(str(labels))
 
 
-def task(dataset, folder, recipe=RECIPE, images=None):
+def task(dataset, folder, config=CONFIG, images=None):
     train_images, validation = split_dataset(dataset.images, 0.4)
     return Task(
-        recipe,
+        config,
         str(folder),
         images if images is not None else train_images,
         validation,
@@ -61,7 +61,7 @@ def trained(dataset, tmp_path_factory):
     return folder, train(task(dataset, folder), Process())
 
 
-def test_a_model_a_log_and_a_checkpoint_come_out(dataset, trained):
+def test_a_model_a_log_and_a_checkpoint_are_written(dataset, trained):
     folder, state = trained
     model = load_model(str(folder / "model.safetensors"))
     assert model.categories == dataset.categories
@@ -76,20 +76,20 @@ def test_a_model_a_log_and_a_checkpoint_come_out(dataset, trained):
     assert state.best == max(row["mask_ap"] for row in state.rows)
 
 
-def test_the_model_is_what_was_learned_and_the_rest_stayed(trained):
+def test_the_heads_are_trained_and_the_frozen_backbone_is_unchanged(trained):
     folder, _ = trained
-    learned, scenes = weights(folder), load_model("scenes").module.state_dict()
-    same = {name for name, tensor in learned.items() if torch.equal(tensor, scenes[name])}
-    assert {name for name in learned if name.startswith("backbone.body")} <= same
-    assert not {name for name in learned if name.startswith("roi_heads")} <= same
+    trained_weights, scenes = weights(folder), load_model("scenes").module.state_dict()
+    same = {name for name, tensor in trained_weights.items() if torch.equal(tensor, scenes[name])}
+    assert {name for name in trained_weights if name.startswith("backbone.body")} <= same
+    assert not {name for name in trained_weights if name.startswith("roi_heads")} <= same
 
 
 class Killed(BaseException):
-    """Nothing catches it, as nothing catches SIGKILL."""
+    """Not caught anywhere, like SIGKILL."""
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
-def test_a_killed_training_goes_on_and_ends_alike(dataset, trained, tmp_path, monkeypatch, step):
+def test_a_killed_run_continues_with_the_same_result(dataset, trained, tmp_path, monkeypatch, step):
     monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
     done = []
 
@@ -109,17 +109,17 @@ def test_a_killed_training_goes_on_and_ends_alike(dataset, trained, tmp_path, mo
     assert timeless[0] == timeless[1]
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(dataset, trained):
+def test_a_checkpoint_of_another_configuration_is_refused(dataset, trained):
     folder, _ = trained
     wrong = Task(
         **{**{name: getattr(task(dataset, folder), name) for name in Task.__slots__}, "identity": "y"}
     )
-    with pytest.raises(UsageError, match="another recipe or dataset"):
+    with pytest.raises(UsageError, match="another training configuration or dataset"):
         train(wrong, Process())
 
 
-def test_a_loss_that_is_no_number_stops_with_its_batch(dataset, tmp_path):
-    wild = TrainingConfig(**{**{name: getattr(RECIPE, name) for name in RECIPE.__slots__},
+def test_a_loss_that_is_not_finite_stops_and_saves_the_batch(dataset, tmp_path):
+    wild = TrainingConfig(**{**{name: getattr(CONFIG, name) for name in CONFIG.__slots__},
                      "optimizer": "sgd", "learning_rate": 1e30, "clip": 1e30, "warmup": 0.0})  # fmt: skip
     with pytest.raises(RunError, match="not finite") as raised:
         train(task(dataset, tmp_path, wild), Process())
@@ -132,7 +132,7 @@ def test_a_loss_that_is_no_number_stops_with_its_batch(dataset, tmp_path):
     )
 
 
-def test_an_image_that_has_gone_is_named(dataset, tmp_path):
+def test_a_missing_image_raises_not_found(dataset, tmp_path):
     images = dataset.images.set_column(
         2, dataset.images.schema.field("uri"), [["/no/such.png"] * len(dataset.images)]
     )
@@ -140,22 +140,22 @@ def test_an_image_that_has_gone_is_named(dataset, tmp_path):
         train(task(dataset, tmp_path, images=images), Process())
 
 
-def test_without_a_validation_set_the_last_epoch_is_the_model(dataset, tmp_path):
+def test_without_a_validation_set_the_model_is_that_of_the_last_epoch(dataset, tmp_path):
     base = task(
         dataset,
         tmp_path,
-        TrainingConfig(**{**{n: getattr(RECIPE, n) for n in RECIPE.__slots__}, "epochs": 1}),
+        TrainingConfig(**{**{n: getattr(CONFIG, n) for n in CONFIG.__slots__}, "epochs": 1}),
     )
-    alone = Task(base.recipe, base.folder, base.train, base.validation.slice(0, 0), base.categories, "x")
+    alone = Task(base.config, base.folder, base.train, base.validation.slice(0, 0), base.categories, "x")
     state = train(alone, Process())
     assert "mask_ap" not in state.rows[0]
     assert ",,," in (tmp_path / "log.csv").read_text()
     assert load_model(str(tmp_path / "model.safetensors")).categories == dataset.categories
 
 
-def test_mixed_precision_learns_too(dataset, tmp_path):
+def test_mixed_precision_trains(dataset, tmp_path):
     mixed = TrainingConfig(
-        **{**{n: getattr(RECIPE, n) for n in RECIPE.__slots__}, "epochs": 1, "dtype": "bfloat16"}
+        **{**{n: getattr(CONFIG, n) for n in CONFIG.__slots__}, "epochs": 1, "dtype": "bfloat16"}
     )
     state = train(task(dataset, tmp_path, mixed), Process())
     assert np.isfinite(state.rows[0]["loss"])

@@ -1,4 +1,4 @@
-"""Pictures show the masks where they are, name them, and stay readable at any size."""
+"""Pictures show masks at their positions, with names, and are legible at any size."""
 
 import itertools
 
@@ -19,7 +19,7 @@ def _grey(height: int, width: int, value: int = 128) -> np.ndarray:
 def _detections(
     height: int, width: int, *objects: tuple[tuple[int, int, int, int], float, int]
 ) -> Detections:
-    """Objects are (left, top, right, bottom of a rectangular mask, score, label); the boxes are two pixels larger."""
+    """Objects are (left, top, right, bottom of a rectangular mask, score, label); boxes are two pixels larger."""
     masks = []
     for (left, top, right, bottom), _, _ in objects:
         mask = np.zeros((height, width), np.uint8, order="F")
@@ -46,7 +46,7 @@ def _changed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 # draw_instances
 
 
-def test_a_mask_is_translucent_inside_and_outlined_at_its_rim():
+def test_a_mask_is_translucent_and_has_an_outline():
     pixels = _grey(400, 600)
     picture = draw_instances(pixels, _detections(400, 600, ((200, 150, 320, 300), 0.9, 1)), CATEGORIES)
     color = np.array(instance_color(0))
@@ -65,7 +65,7 @@ def test_the_image_itself_is_not_changed_and_the_picture_is_deterministic():
     assert np.array_equal(pixels, _grey(200, 300))
 
 
-def test_weak_instances_are_left_out_without_changing_the_others_colours():
+def test_low_scores_are_left_out_without_changing_other_colors():
     pixels = _grey(300, 400)
     strong, weak = ((250, 200, 300, 250), 0.9, 3), ((20, 50, 90, 120), 0.4, 1)
     both = _detections(300, 400, strong, weak)
@@ -80,7 +80,7 @@ def test_weak_instances_are_left_out_without_changing_the_others_colours():
     assert np.array_equal(draw_instances(pixels, order, CATEGORIES)[120 - 1, 50], instance_color(1))
 
 
-def test_small_objects_stay_visible_in_front_of_large_ones():
+def test_small_objects_remain_visible_in_front_of_large_ones():
     pixels = _grey(300, 400)
     behind, front = ((10, 10, 390, 290), 0.99, 1), ((150, 100, 200, 150), 0.5, 3)
     picture = draw_instances(pixels, _detections(300, 400, behind, front), CATEGORIES)
@@ -101,7 +101,7 @@ def test_region_and_size():
     assert np.array_equal(corner, pixels[220:300, 300:400])
 
 
-def test_a_mask_cut_off_by_the_region_has_no_rim_there():
+def test_a_mask_cropped_by_the_region_has_no_outline_there():
     pixels = _grey(400, 400)
     detections = _detections(400, 400, ((50, 50, 350, 350), 0.9, 1))
     picture = draw_instances(pixels, detections, CATEGORIES, region=(100, 100, 300, 300))
@@ -130,7 +130,7 @@ def test_small_pictures_have_no_labels_unless_enlarged():
     assert _changed(_grey(320, 320), larger)[:130].any()
 
 
-def test_labels_do_not_hide_each_other_where_there_is_room():
+def test_labels_do_not_overlap_if_there_is_room():
     pixels = _grey(400, 400)
     same = ((100, 100, 300, 300), 0.9, 1)
     one = _changed(pixels, draw_instances(pixels, _detections(400, 400, same), CATEGORIES))
@@ -166,7 +166,7 @@ def test_detections_of_another_image_are_refused():
 # Colours
 
 
-def test_neighbouring_colours_are_distinct_and_show_on_black_and_white():
+def test_successive_colors_are_distinct_and_visible_on_black_and_white():
     colors = [np.array(instance_color(k)) for k in range(60)]
     for k, color in enumerate(colors):
         assert color.max() > 110, "shows on black"
@@ -179,7 +179,7 @@ def test_neighbouring_colours_are_distinct_and_show_on_black_and_white():
 # draw_mask
 
 
-def test_one_instance_apart_keeps_its_pixels_and_greys_the_rest():
+def test_a_highlighted_instance_keeps_its_pixels_and_the_rest_is_grey():
     rng = np.random.default_rng(1)
     pixels = rng.integers(0, 255, (120, 160, 3), dtype=np.uint8)
     mask = np.asfortranarray(rng.random((120, 160)) < 0.5).astype(np.uint8, order="F")
@@ -190,7 +190,7 @@ def test_one_instance_apart_keeps_its_pixels_and_greys_the_rest():
     assert np.array_equal(picture[42:78, 42:78], pixels[42:78, 42:78])
 
 
-def test_counts_may_be_text_as_parquet_has_them():
+def test_counts_may_be_str_as_in_parquet():
     rle = _detections(60, 80, ((10, 10, 30, 30), 0.9, 1)).rles()[0]
     text = rle | {"counts": rle["counts"].decode("ascii")}
     assert np.array_equal(draw_mask(_grey(60, 80), text), draw_mask(_grey(60, 80), rle))
@@ -214,7 +214,7 @@ def test_a_contact_sheet_shows_every_image_row_by_row():
     assert (sheet[40:70, 95:135] == 255).all()  # the sixth place is empty
 
 
-def test_a_contact_sheet_reduces_large_images_and_takes_none():
+def test_a_contact_sheet_reduces_large_images_and_may_be_empty():
     assert contact_sheet([_grey(1000, 500)], 4, cell_px=100, gap_px=2).shape == (104, 104, 3)
     assert (contact_sheet([], 4, cell_px=50, gap_px=1) == 255).all()
     with pytest.raises(ValueError, match="there must be at least 1"):

@@ -1,4 +1,4 @@
-"""The gallery is the same each time, varied, cheap to choose, and survives pictures that are gone."""
+"""The gallery is deterministic, varied, cheap to choose, and tolerates missing images."""
 
 import io
 from dataclasses import replace
@@ -25,7 +25,7 @@ HEIGHT, WIDTH = 300, 400
 
 
 def _detections(objects: list[tuple[int, float]]) -> Detections:
-    """Objects are (label, score); the k-th stands at (20 k, 10 k)."""
+    """Objects are (label, score); the k-th is at (20 k, 10 k)."""
     n = len(objects)
     boxes = np.array([[20 * k, 10 * k, 20 * k + 60, 10 * k + 40] for k in range(n)], np.float32).reshape(n, 4)
     return Detections(
@@ -52,7 +52,7 @@ def _result(row: int, objects: list[tuple[int, float]] | None) -> ImageResult:
 
 
 class CountingStorage(Storage):
-    """Remembers what was opened."""
+    """Records what was opened."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -142,20 +142,20 @@ def test_rare_categories_are_shown(tmp_path: Path):
     assert shown[31] == 2
 
 
-def test_few_parts_are_opened_however_many_there_are(tmp_path: Path):
+def test_the_number_of_opened_parts_is_bounded(tmp_path: Path):
     storage, parts = _store(tmp_path, [[_result(row, [(1, 0.9)])] for row in range(40)])
     assert len(pick_gallery(storage, parts, 5)) == 5
     assert len(set(storage.opened)) == 2 * 5
 
 
-def test_nothing_found_gives_no_pictures(tmp_path: Path):
+def test_no_detections_give_no_pictures(tmp_path: Path):
     storage, parts = _store(tmp_path, [[_result(0, None), _result(1, [])]])
     assert pick_gallery(storage, parts) == []
     assert pick_gallery(storage, []) == []
     assert storage.opened == []
 
 
-def test_a_collection_of_weak_instances_is_shown_too(tmp_path: Path):
+def test_a_collection_with_only_low_scores_is_shown_too(tmp_path: Path):
     storage, parts = _store(tmp_path, [[_result(0, [(3, 0.2), (1, 0.1)])]])
     [item] = draw_gallery(pick_gallery(storage, parts), _read, CATEGORIES)
     assert item.caption == "kind 3 0.20"
@@ -175,7 +175,7 @@ def test_items_are_jpegs_of_4_to_3_with_captions(mixed: tuple[CountingStorage, l
 
 
 def test_the_instance_in_focus_is_in_the_picture(tmp_path: Path):
-    """A crop follows its object into the image's corner."""
+    """A crop follows its object into the corner of the image."""
     storage, parts = _store(tmp_path, [[_result(0, [(1, 0.9)])]])
     [pick] = pick_gallery(storage, parts)
     corner = replace(
@@ -192,7 +192,7 @@ def test_the_instance_in_focus_is_in_the_picture(tmp_path: Path):
     assert plain[:100, :100].all()
 
 
-def test_a_picture_that_is_gone_or_changed_says_so(tmp_path: Path):
+def test_a_missing_or_changed_image_gets_a_note(tmp_path: Path):
     storage, parts = _store(tmp_path, [[_result(row, [(1, 0.9)]) for row in range(2)]])
     picks = pick_gallery(storage, parts)
 
@@ -206,7 +206,7 @@ def test_a_picture_that_is_gone_or_changed_says_so(tmp_path: Path):
     assert (changed.jpeg, changed.note) == (None, "The image has another size now.")
 
 
-def test_other_faults_are_not_swallowed(tmp_path: Path):
+def test_other_exceptions_propagate(tmp_path: Path):
     storage, parts = _store(tmp_path, [[_result(0, [(1, 0.9)])]])
 
     def read(_: GalleryPick) -> Pixels:

@@ -1,4 +1,4 @@
-"""Pictures of a run of windows show what is around an instance, as the run saw it, and hold no large image."""
+"""Pictures of a run of windows show the surroundings of an instance, without reading whole large images."""
 
 import io
 import tracemalloc
@@ -55,7 +55,7 @@ def drawn(output: Path, parts: list[Part], count: int = 12) -> list[Any]:
         return draw_window_gallery(storage, pixels, parts, PLANTED_CATEGORIES, count)
 
 
-def test_masks_of_a_region_are_those_of_its_pixels(run: tuple[Path, dict[str, Pixels], list[Part]]) -> None:
+def test_masks_of_a_region_match_its_pixels(run: tuple[Path, dict[str, Pixels], list[Part]]) -> None:
     output, images, parts = run
     storage = Storage(str(output))
     foci = pick_foci(storage, parts, 12)
@@ -80,7 +80,7 @@ def test_masks_of_a_region_are_those_of_its_pixels(run: tuple[Path, dict[str, Pi
         assert found.scores[pick.focus] == np.float32(focus.score)
 
 
-def test_pictures_are_spread_over_images_and_categories_and_differ(
+def test_pictures_are_spread_over_images_and_categories_without_much_overlap(
     run: tuple[Path, dict[str, Pixels], list[Part]],
 ) -> None:
     output, _, parts = run
@@ -117,7 +117,7 @@ def test_rasters_and_pictures_are_drawn_from_the_pixels_around_the_instance(
         assert item.name.startswith(f"{focus.name}, from column {left:,}, row {top:,}")
 
 
-def test_an_image_that_is_gone_or_was_replaced_says_so(tmp_path: Path) -> None:
+def test_a_missing_or_replaced_image_gets_a_note(tmp_path: Path) -> None:
     for name in ("a.tif", "b.tif"):
         write_geotiff(tmp_path / "in" / name, mosaic(300, 400, 20, 1))
     (tmp_path / "in" / "c.png").write_bytes(png(mosaic(300, 400, 20, 2)))
@@ -197,7 +197,7 @@ def _detections(masks: NDArray[np.bool_], height: int, width: int, box: float = 
 
 
 def test_an_image_with_more_instances_than_a_row_group_is_shown(tmp_path: Path) -> None:
-    """Instances stand by score: those of one region are anywhere among them."""
+    """Instances are ordered by score, so those of a region are spread over all row groups."""
     side, n = 40_000, 150_000
     rng = np.random.default_rng(0)
     at = rng.integers(0, side - 20, (n, 2))
@@ -239,7 +239,7 @@ def test_an_image_with_more_instances_than_a_row_group_is_shown(tmp_path: Path) 
         assert pick.detections.labels[pick.focus] == focus.label
 
 
-def test_of_a_large_raster_only_the_blocks_around_are_held(tmp_path: Path) -> None:
+def test_only_the_blocks_around_an_instance_of_a_large_raster_are_read(tmp_path: Path) -> None:
     image = ground(4000, 4000)
     paint(image, [PlantedInstance("ellipse", PLANTED_CATEGORIES[1].id, 0.9, 3000, 2500, 90, 60, 30)])
     assert (image[2500, 3000] == color_of(0, 1)).all()

@@ -1,4 +1,4 @@
-"""The maps of a report put rasters and objects where PROJ puts them, and count each object once."""
+"""The maps of a report place rasters and objects as PROJ does, and count each object once."""
 
 import importlib
 import math
@@ -58,7 +58,7 @@ def world(*images: ImageHeader) -> World:
 
 
 class Collection:
-    """The part of a run that maps are drawn from: rasters, and the middles of objects in their pixels."""
+    """The part of a run that maps use: rasters, and the centers of objects in pixels."""
 
     def __init__(
         self, folder: Path, images: list[ImageHeader], objects: list[int], failed: set[int] = frozenset()
@@ -125,7 +125,7 @@ def counted(drawn: Map) -> int:
 
 
 def within(text: str) -> tuple[int, int]:
-    """Return the least and the greatest number of a class of density."""
+    """Return the minimum and maximum of a density class."""
     low, _, high = text.replace(",", "").partition(" to ")
     return int(low), int(high or low)
 
@@ -153,7 +153,7 @@ def test_an_outline_goes_through_the_corners_that_proj_gives(image: ImageHeader)
     assert (outline[0] == outline[-1]).all()
 
 
-def test_rasters_on_both_sides_of_180_degrees_stay_together() -> None:
+def test_rasters_on_both_sides_of_180_degrees_are_one_group() -> None:
     west = raster("EPSG:32660", (10, 0, 700_000, 0, -10, 8_000_000), 20_000, 20_000)
     east = raster("EPSG:32601", (10, 0, 200_000, 0, -10, 8_000_000), 20_000, 20_000)
     across = raster("EPSG:4326", (1e-3, 0, 179, 0, -1e-3, 70), 2000, 1000)
@@ -170,7 +170,7 @@ def test_a_raster_around_a_pole_reaches_it() -> None:
     assert found.box[1] == -90
 
 
-def test_images_that_lie_nowhere_are_left_out() -> None:
+def test_images_without_georeferencing_are_left_out() -> None:
     nowhere = [
         ImageHeader(100, 100),
         ImageHeader(error=ItemError("corrupt", "it is")),
@@ -183,7 +183,7 @@ def test_images_that_lie_nowhere_are_left_out() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-400, 400), st.floats(0, 200)), min_size=1, max_size=12))
-def test_the_world_is_cut_where_nothing_lies(spans: list[tuple[float, float]]) -> None:
+def test_the_world_is_cut_where_there_are_no_rasters(spans: list[tuple[float, float]]) -> None:
     west = np.array([span[0] for span in spans])
     east = west + [span[1] for span in spans]
     cut = cut_of(west, east)
@@ -242,7 +242,7 @@ def test_ticks_are_round_few_and_where_they_say(low: float, span: float) -> None
     assert len({text for _, text in marks}) == len(marks)
 
 
-def test_few_objects_are_dots_where_proj_puts_them(tmp_path: Path) -> None:
+def test_few_objects_are_dots_at_the_positions_given_by_proj(tmp_path: Path) -> None:
     tilted = raster(UTM, (0.2, 0.1, 451_100, 0.1, -0.2, 36_000))
     collection = Collection(tmp_path, [utm(450_000, 36_000), tilted], [600, 300])
     drawn = collection.draw()
@@ -258,7 +258,7 @@ def test_few_objects_are_dots_where_proj_puts_them(tmp_path: Path) -> None:
     assert sum(counts) == strong.sum()
 
 
-def test_many_objects_are_counted_in_cells_each_once(tmp_path: Path) -> None:
+def test_many_objects_are_counted_in_cells_once_each(tmp_path: Path) -> None:
     collection = Collection(tmp_path, [utm(450_000, 36_000), utm(451_000, 36_000)], [9000, 5000])
     drawn = collection.draw()
     strong = np.concatenate(collection.scores) >= 0.5
@@ -280,7 +280,7 @@ def test_many_objects_are_counted_in_cells_each_once(tmp_path: Path) -> None:
     assert f"at most {counts.max()} per cell" in drawn.main.note
 
 
-def test_what_is_held_does_not_grow_with_the_objects() -> None:
+def test_memory_does_not_grow_with_the_number_of_objects() -> None:
     sheet = maps_module._Sheet(Frame(0, 0, 1, 0.6), [1, 2])
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -290,7 +290,7 @@ def test_what_is_held_does_not_grow_with_the_objects() -> None:
     assert sheet.counts[0].sum() > DOTS
 
 
-def test_rasters_far_apart_have_maps_of_their_own(tmp_path: Path) -> None:
+def test_rasters_far_apart_have_their_own_maps(tmp_path: Path) -> None:
     places = [
         (450_000, 36_000),
         (300_000, 250_000),
@@ -317,7 +317,9 @@ def test_rasters_far_apart_have_maps_of_their_own(tmp_path: Path) -> None:
     assert "place 1" in drawn.categories[0].title
 
 
-def test_rasters_that_failed_are_drawn_apart_and_images_without_a_place_are_counted(tmp_path: Path) -> None:
+def test_failed_rasters_are_drawn_separately_and_images_without_georeferencing_are_counted(
+    tmp_path: Path,
+) -> None:
     images = [utm(450_000, 36_000), utm(451_000, 36_000), ImageHeader(100, 100)]
     drawn = Collection(tmp_path, images, [30, 0, 0], failed={1}).draw()
     assert drawn.main.rasters.count("M") == drawn.main.failed.count("M") == 1
@@ -325,7 +327,7 @@ def test_rasters_that_failed_are_drawn_apart_and_images_without_a_place_are_coun
     assert "1 image without georeferencing" in drawn.note
 
 
-def test_weak_objects_are_shown_where_there_are_no_others(tmp_path: Path) -> None:
+def test_low_scores_are_shown_if_there_are_no_others(tmp_path: Path) -> None:
     collection = Collection(tmp_path, [utm(450_000, 36_000)], [40])
     collection.scores = [scores / 3 for scores in collection.scores]
     drawn = draw_maps(
@@ -346,7 +348,7 @@ def test_many_rasters_are_drawn_in_part_and_the_map_says_so(
     assert "12 rasters, of which 4 are drawn" in drawn.main.note
 
 
-def test_without_the_extra_or_a_place_on_earth_there_is_no_map(
+def test_without_the_extra_or_georeferencing_there_is_no_map(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collection = Collection(tmp_path, [utm(450_000, 36_000)], [10])
@@ -364,7 +366,7 @@ def test_without_the_extra_or_a_place_on_earth_there_is_no_map(
     )
 
 
-def test_the_page_holds_the_maps_and_the_same_run_gives_the_same(tmp_path: Path) -> None:
+def test_the_page_contains_the_maps_and_is_deterministic(tmp_path: Path) -> None:
     collection = Collection(tmp_path, [utm(450_000, 36_000), utm(800_000, 600_000)], [3000, 100])
     stats = collection.stats.to_json()
     windows = {"ok": 7, "skipped": 2, "failed": 1, "pieces": 1234}

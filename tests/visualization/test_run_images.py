@@ -1,4 +1,4 @@
-"""`maskrcnn show` draws what was asked for, reads no more than it needs, and lets a condition do nothing but choose."""
+"""`maskrcnn show` draws the requested images, reads no more than it needs, and evaluates conditions safely."""
 
 import importlib
 import json
@@ -58,7 +58,7 @@ def shown(*arguments: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Nine images in three parts: of those with an even number everything was found, else nothing; the last failed."""
+    """Nine images in three parts: those with even numbers have detections, others none; the last failed."""
     folder = tmp_path_factory.mktemp("show")
     results = []
     for k in range(9):
@@ -93,8 +93,8 @@ def test_detections_become_a_picture_that_a_notebook_shows() -> None:
     assert maskrcnn.display_instances is display_instances
 
 
-def test_what_torchvision_returns_gives_the_same_picture() -> None:
-    """Tensors are known by what they can do, so that torch is not imported here."""
+def test_results_of_torchvision_give_the_same_picture() -> None:
+    """Tensors are recognized by their methods, so torch is not imported here."""
 
     class Tensor:
         def __init__(self, values: Any) -> None:
@@ -148,7 +148,7 @@ def test_results_without_masks_or_scores_and_empty_ones_are_drawn_too() -> None:
         display_instances(grey()[:50], ONE)
 
 
-def test_images_come_in_all_shapes_that_have_three_colours() -> None:
+def test_images_are_accepted_in_all_shapes_with_three_channels() -> None:
     assert as_pixels(grey()[:, :, 0]).shape == (HEIGHT, WIDTH, 3)
     assert as_pixels(grey().astype(np.float64) / 255)[0, 0].tolist() == [128] * 3
     for wrong in (
@@ -160,7 +160,7 @@ def test_images_come_in_all_shapes_that_have_three_colours() -> None:
             as_pixels(wrong)
 
 
-def test_names_are_given_as_categories_a_mapping_or_a_list_behind_the_background() -> None:
+def test_names_are_categories_a_mapping_or_a_list_after_the_background() -> None:
     expected = [Category(1, "plank"), Category(2, "coin")]
     assert as_categories(expected) == expected
     assert as_categories({0: "ground", 1: "plank", 2: "coin"}) == expected
@@ -168,7 +168,7 @@ def test_names_are_given_as_categories_a_mapping_or_a_list_behind_the_background
     assert as_categories(None) == []
 
 
-def test_each_mask_stands_apart_on_a_sheet() -> None:
+def test_each_mask_has_its_own_cell_on_a_sheet() -> None:
     two = display_masks(grey(), ONE, PLANTED_CATEGORIES, cell_px=200, columns=5)
     three = display_masks(grey(), ONE, PLANTED_CATEGORIES, cell_px=200, columns=5, min_score=0.1)
     assert three.width - two.width > 200
@@ -176,7 +176,7 @@ def test_each_mask_stands_apart_on_a_sheet() -> None:
     assert whole.width < two.width
 
 
-def test_in_a_crowd_labels_leave_most_of_the_image_to_be_seen() -> None:
+def test_many_labels_leave_most_of_the_image_visible() -> None:
     rng = np.random.default_rng(0)
     corners = rng.integers(0, 280, (300, 2))
     things = [((x, y, x + 12, y + 12), 0.9, 1) for x, y in corners.tolist()]
@@ -218,7 +218,7 @@ def test_images_are_found_by_name_id_or_the_last_part_of_their_name(run: str) ->
     ]
 
 
-def test_a_name_comes_before_an_id_and_what_is_ambiguous_is_refused(tmp_path: Path) -> None:
+def test_a_name_precedes_an_id_and_ambiguous_names_are_refused(tmp_path: Path) -> None:
     names = ("7", "a/x.png", "b/x.png")
     url = write_run(tmp_path / "r", [result(k, name, ONE, image_id=7 + k) for k, name in enumerate(names)])
     with RunReader(open_run(url)) as reader:
@@ -229,11 +229,11 @@ def test_a_name_comes_before_an_id_and_what_is_ambiguous_is_refused(tmp_path: Pa
             find_images(reader, ["y"])
 
 
-def test_without_a_wish_the_first_images_in_which_something_was_found_are_shown(run: str) -> None:
+def test_by_default_the_first_images_with_detections_are_shown(run: str) -> None:
     assert [image["name"] for image in shown(run, "--count", "3")] == [f"site-0/{k}.png" for k in (0, 2, 4)]
 
 
-def test_the_reader_gives_back_what_was_written(run: str) -> None:
+def test_the_reader_returns_what_was_written(run: str) -> None:
     with RunReader(open_run(run)) as reader:
         images = list(reader.images())
         assert [image.image_id for image in images] == [100, 102, 104, 106, 108, 101, 103, 105, 107]
@@ -247,7 +247,7 @@ def test_the_reader_gives_back_what_was_written(run: str) -> None:
             assert reader.boxes(image)["score"].to_numpy().tolist() == ONE.scores.tolist()
 
 
-def test_a_look_for_one_image_reads_its_row_groups_only(
+def test_looking_up_one_image_reads_only_its_row_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = write_run(tmp_path / "r", [result(k, f"{k:04}.png", ONE) for k in range(300)], per_part=30)
@@ -295,7 +295,7 @@ def matches(run: str, condition: str, count: int = 100) -> dict[int, tuple[int, 
         return {reader.image(m.row).image_id: m.instances for m in where(reader, condition, count)}
 
 
-def test_a_condition_chooses_images_and_the_instances_for_which_it_holds(run: str) -> None:
+def test_a_condition_selects_images_and_the_matching_instances(run: str) -> None:
     assert matches(run, "category = 'coin' AND image_id > 102") == {104: (1,), 106: (1,)}
     assert matches(run, "score < 0.9 OR images.status = 'failed'") == {
         **{100 + k: (1, 2) for k in (0, 2, 4, 6)},
@@ -371,7 +371,7 @@ def test_one_image_is_a_picture_and_several_are_a_sheet(run: str, tmp_path: Path
     assert height > 2 * 150
 
 
-def test_each_image_gets_a_picture_of_its_own(run: str, tmp_path: Path) -> None:
+def test_each_image_gets_its_own_picture(run: str, tmp_path: Path) -> None:
     ran = cli(run, "--each", "all", "--count", "2")
     assert ran.stdout.splitlines()[2:] == ["all/site-0/0.png", "all/site-0/2.png"]
     assert all((tmp_path / line).exists() for line in ran.stdout.splitlines()[2:])
@@ -390,7 +390,7 @@ def test_scores_and_categories_decide_what_is_drawn(run: str) -> None:
     assert "'leafs'" in ran.stderr
 
 
-def test_an_instance_keeps_its_colour_whatever_else_is_drawn(run: str, tmp_path: Path) -> None:
+def test_the_color_of_an_instance_does_not_depend_on_the_others(run: str, tmp_path: Path) -> None:
     cli(run, "--image", "100", "--output", "all.png")
     cli(run, "--image", "100", "--output", "coin.png", "--categories", "coin")
     inside = (50 + 0.5) * 5, (60 + 20) * 5
@@ -399,12 +399,12 @@ def test_an_instance_keeps_its_colour_whatever_else_is_drawn(run: str, tmp_path:
     assert not np.array_equal(*(picture_[100, 100] for picture_ in pixels))
 
 
-def test_each_mask_of_an_image_of_a_run_stands_apart(run: str, tmp_path: Path) -> None:
+def test_each_mask_of_an_image_of_a_run_has_its_own_cell(run: str, tmp_path: Path) -> None:
     assert cli(run, "--image", "100", "--masks", "--columns", "9").exit_code == 0
     assert Image.open(tmp_path / "run-masks.png").width == 3 * (360 + 14) + 14
 
 
-def test_an_image_that_is_gone_or_has_changed_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_missing_or_changed_image_is_reported_in_one_line(tmp_path: Path) -> None:
     uris = [picture(tmp_path / "in" / f"{k}.png", HEIGHT, WIDTH) for k in range(4)]
     made = [replace(result(k, f"{k}.png", ONE, uri=uri), bytes=(tmp_path / "in" / f"{k}.png").stat().st_size)
             for k, uri in enumerate(uris)]  # fmt: skip
@@ -426,7 +426,7 @@ def test_an_image_that_is_gone_or_has_changed_is_told_in_one_line(tmp_path: Path
     assert [path.name for path in tmp_path.glob("*.png")] == ["run-instances.png"]
 
 
-def test_a_failed_image_says_so(run: str) -> None:
+def test_a_failed_image_gets_a_note(run: str) -> None:
     ran = cli(run, "--image", "108")
     assert ran.exit_code == 2
     assert "It failed in the run: the file cannot be decoded" in ran.stderr
@@ -444,7 +444,7 @@ def test_runs_in_any_store_are_shown(store_url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_of_a_large_raster_what_is_around_instances_is_shown(
+def test_a_large_raster_is_shown_as_regions_around_instances(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("rasterio")
@@ -483,7 +483,7 @@ def test_one_image_is_segmented_without_ray(tmp_path: Path) -> None:
     assert (tmp_path / "photo-masks.png").exists()
 
 
-def test_wrong_use_is_told_in_one_line(run: str, tmp_path: Path) -> None:
+def test_wrong_usage_is_reported_in_one_line(run: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(grey()))
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "folder").mkdir()
@@ -505,7 +505,7 @@ def test_wrong_use_is_told_in_one_line(run: str, tmp_path: Path) -> None:
         assert len(ran.stderr.splitlines()) == 1, ran.stderr
 
 
-def test_nothing_found_is_a_picture_too(tmp_path: Path) -> None:
+def test_an_image_without_detections_is_drawn_too(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(grey()))
     ran = cli("a.png", "--model", "planted")
     assert ran.stdout.splitlines() == ["a.png: no instance", "a-instances.png"]

@@ -1,4 +1,4 @@
-"""Pixels of a finished run are those that the run read; what has changed since is refused."""
+"""Pixels of a finished run are those that the run read; images that have changed since are refused."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_rasters_and_photos_of_a_run_of_windows_are_read(tmp_path: Path) -> None
         pixels.read(raster)
 
 
-def test_why_an_image_is_not_read_is_said_in_a_sentence() -> None:
+def test_a_sentence_says_why_an_image_is_not_read() -> None:
     assert unreadable_note(ItemError("not_found", "x")) == (
         "The image cannot be read any more: the object does not exist."
     )

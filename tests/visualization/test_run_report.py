@@ -1,4 +1,4 @@
-"""The report stands alone, says what the statistics say, and lets no name become markup."""
+"""The report is self-contained, agrees with the statistics, and escapes names."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ TIMINGS = {
 
 
 def _stats(k: int, *, found: bool = True, name: str = "category") -> Stats:
-    """Statistics of `k` categories, every second one found."""
+    """Statistics of `k` categories, every second one detected."""
     zero = Stats.zero(Category(i + 1, f"{name} {i}") for i in range(k))
     content = zero.to_json()
     rng = np.random.default_rng(k)
@@ -98,7 +98,7 @@ def _page(stats: Stats, *, run=RUN, timings=TIMINGS, gallery=()) -> Page:
 
 @pytest.mark.parametrize("found", [True, False])
 @pytest.mark.parametrize("k", [0, 1, 2, 80, 1000])
-def test_any_number_of_categories_makes_a_page_that_stands_alone(k: int, found: bool):
+def test_the_page_is_self_contained_for_any_number_of_categories(k: int, found: bool):
     jpeg = GalleryItem("a.jpg", "cat 0.90", b"\xff\xd8jpeg")
     page = _page(_stats(k, found=found and k > 0), gallery=[jpeg])
     assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
@@ -143,7 +143,7 @@ def test_the_headline_numbers_are_those_of_the_statistics():
     assert ".txt: 3" in text
 
 
-def test_every_found_category_has_a_row_most_instances_first():
+def test_each_detected_category_has_a_row_by_number_of_instances():
     stats = _stats(80)
     page = _page(stats)
     rows = [
@@ -162,7 +162,7 @@ def test_every_found_category_has_a_row_most_instances_first():
     assert "40 categories without detections" in page.text
 
 
-def test_pictures_are_in_the_page_or_say_why_not():
+def test_pictures_are_in_the_page_or_a_note_says_why_not():
     gallery = [
         GalleryItem("a.jpg", "cat 0.90", b"\xff\xd8jpeg"),
         GalleryItem("b.jpg", "dog", None, "It is gone."),
@@ -173,7 +173,7 @@ def test_pictures_are_in_the_page_or_say_why_not():
     assert "It is gone." in page.text
 
 
-def test_requests_that_were_repeated_are_counted():
+def test_retried_requests_are_counted():
     page = _page(_stats(2), timings=TIMINGS | {"storage_retries": 12345})
     assert re.search(r"retried storage requests\s*12,345", page.text)
 
@@ -186,7 +186,7 @@ def test_missing_timings_are_left_out(timings):
     assert "not known" in _page(_stats(2), timings=timings).text
 
 
-def test_a_run_without_anything_to_do():
+def test_a_run_without_images_or_detections():
     page = _page(Stats.zero(()), run={}, timings={})
     assert "There were no images." in page.text
     nothing = _stats(3, found=False).to_json()

@@ -1,4 +1,4 @@
-"""The page of a training."""
+"""The page of a training run."""
 
 import re
 from html.parser import HTMLParser
@@ -54,23 +54,23 @@ def test_each_epoch_is_a_row_and_a_point_of_each_curve():
     assert tags.count("tr", **{"class": "best"}) == 1
 
 
-def test_points_lie_where_their_values_are():
+def test_points_are_at_their_values():
     page = render_training(rows(4), FACTS)
     heights = [float(y) for y in re.findall(r'cy="([\d.]+)" r="3"><title>mask AP after', page)]
     assert heights == [round(10 + 210 * (1 - ap / 10), 1) for ap in (1, 2, 3, 4)]
 
 
-def test_what_was_not_measured_is_not_shown():
+def test_values_that_were_not_measured_are_not_shown():
     tags = Tags(render_training(rows(2, measured=False), FACTS))
     assert tags.count("path", **{"class": "curve"}) == len(LOSSES)
     assert "mask ap" not in render_training(rows(2, measured=False), FACTS)
 
 
-def test_a_training_that_has_just_begun_has_a_page():
+def test_a_training_run_without_epochs_has_a_page():
     assert "No epoch has finished yet" in render_training([], FACTS)
 
 
-def test_nothing_of_the_user_is_markup_and_nothing_is_loaded():
+def test_texts_are_escaped_and_nothing_is_loaded():
     page = render_training(rows(1), FACTS)
     assert "<b>my</b>" not in page
     assert "<i>cat</i>" not in page

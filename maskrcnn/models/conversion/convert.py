@@ -148,11 +148,7 @@ def convert(
             part, network, architecture, categories, min_size, max_size, provenance, dtype=torch.float32
         )
         model = load_model(str(part))
-        if source == "matterport":
-            rows = _compare_matterport(tensors, model, min_size, max_size, config)
-        else:
-            reference = _reference(source, architecture, tensors, n_labels, (min_size, max_size), digest)
-            rows = compare(reference, model, generated_images())
+        rows = _parity(source, architecture, tensors, model, (min_size, max_size), config, digest)
         assumed = {"min_size": min_size, "max_size": max_size}
         if source == "matterport":
             assumed |= asdict(config)
@@ -164,6 +160,24 @@ def convert(
     path.with_name(path.name + ".report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")
     path.with_name(path.name + ".report.md").write_text(_markdown(report, Path(weights).name, path.name))
     return report
+
+
+def _parity(
+    source: str,
+    architecture: str,
+    tensors: Mapping[str, Any],
+    model: Model,
+    sizes: tuple[int, int],
+    config: MatterportConfig,
+    digest: str,
+) -> Sequence[Row]:
+    """Compare the converted model with what the source's own network computes, stage by stage."""
+    if source == "matterport":
+        return _compare_matterport(tensors, model, *sizes, config)
+    n_labels = len(model.categories) + 1  # the background
+    return compare(
+        _reference(source, architecture, tensors, n_labels, sizes, digest), model, generated_images()
+    )
 
 
 def _trained_without_eps(digest: str) -> bool:
