@@ -147,7 +147,11 @@ def without(entry, key):
             "annotation 8 .* area",
         ),
         (ground_truth() | {"annotations": [annotation(8, 99, 1, BOXES[0])]}, [], "image 99"),
-        (ground_truth() | {"categories": [{"id": 1, "name": "a"}, {"id": 3, "name": "a"}]}, [], "with the same name"),
+        (
+            ground_truth() | {"categories": [{"id": 1, "name": "a"}, {"id": 3, "name": "a"}]},
+            [],
+            "with the same name",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_line(dataset, results, complaint):
