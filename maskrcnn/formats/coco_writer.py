@@ -32,7 +32,7 @@ MAX_ANNOTATIONS: Final = 2_000_000
 BATCH_ROWS: Final = 8192
 """The number of rows converted to text at once: some megabytes."""
 THREADS: Final = 2
-"""The number of batches converted to text at once, beside the caller's thread, which reads and writes."""
+"""The number of batches converted to text at once, while the caller's thread reads and writes."""
 
 _IMAGE_COLUMNS: Final = ("image_id", "name", "status", "width", "height")
 ANNOTATION_COLUMNS: Final = (
