@@ -6,6 +6,7 @@ only itself. Area and box follow from the mask where they are missing.
 """
 
 import itertools
+import math
 from array import array
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -161,10 +162,13 @@ def _shape(segmentation: Any) -> tuple[int, int, bytes | None, list[int]] | str:
 def _polygons(rings: Sequence[Any]) -> tuple[int, int, bytes | None, list[int]] | str:
     if not all(isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 for ring in rings):
         return "polygon of fewer than three points"
-    if not all(map(is_number, itertools.chain.from_iterable(rings))):
+    try:
+        points = array("d", itertools.chain.from_iterable(rings))
+    except (TypeError, OverflowError):
         return "polygon with a point that is not finite"
-    points = array("d", itertools.chain.from_iterable(rings)).tobytes()
-    return 0, 0, points, [len(ring) for ring in rings]
+    if not all(map(math.isfinite, points)):
+        return "polygon with a point that is not finite"
+    return 0, 0, points.tobytes(), [len(ring) for ring in rings]
 
 
 def _run_lengths(segmentation: Mapping[str, Any]) -> tuple[int, int, bytes | None, list[int]] | str:
@@ -282,28 +286,31 @@ def _usable(
         ids.tolist() if isinstance(ids, np.ndarray) else ids for ids in (draft.image_ids, draft.category_ids)
     )
     for row, (image_id, category_id) in enumerate(zip(image_ids, category_ids, strict=True)):
-        where = _where(draft, row)
         image, category = images.places.get(image_id, -1), categories.places.get(category_id, -1)
         if not draft.has_id[row] and draft.faults.get(row) != NOT_AN_OBJECT:
-            findings.warning("annotation without an id", where)
+            findings.warning("annotation without an id", _where(draft, row))
         if doubled[row]:
-            findings.error("annotation id used twice", where)
+            findings.error("annotation id used twice", _where(draft, row))
         elif draft.faults.get(row) == NOT_AN_OBJECT:
-            findings.error(NOT_AN_OBJECT, where)
+            findings.error(NOT_AN_OBJECT, _where(draft, row))
         elif image < 0:
             kind = images.left_out.get(image_id, "annotation of an unknown image")
-            findings.add(kind, f"{where}: image {shortened(repr(image_id))}", error=kind != IMAGE_LEFT_OUT)
+            findings.add(
+                kind, f"{_where(draft, row)}: image {shortened(repr(image_id))}", error=kind != IMAGE_LEFT_OUT
+            )
         elif category < 0:
             kind = categories.left_out.get(category_id, "annotation of an unknown category")
             findings.add(
-                kind, f"{where}: category {shortened(repr(category_id))}", error=kind != CATEGORY_LEFT_OUT
+                kind,
+                f"{_where(draft, row)}: category {shortened(repr(category_id))}",
+                error=kind != CATEGORY_LEFT_OUT,
             )
         elif left_out[image]:
-            findings.warning(IMAGE_LEFT_OUT, where)
+            findings.warning(IMAGE_LEFT_OUT, _where(draft, row))
         elif row in draft.faults:
-            findings.error(draft.faults[row], where)
+            findings.error(draft.faults[row], _where(draft, row))
         elif masks and not shaped[row]:
-            findings.error("annotation without a mask", where)
+            findings.error("annotation without a mask", _where(draft, row))
         else:
             kept.append((row, image, category))
     rows, image_places, category_places = np.array(kept, np.int64).reshape(-1, 3).T
@@ -329,12 +336,13 @@ def _masks(
             else:
                 findings.error(OTHER_SIZE, _where(draft, row))
             continue
-        points = np.frombuffer(shape, np.float64)
+        points = array("d", shape).tolist()
         # pycocotools visits every pixel of an edge, however far outside of the image it leads.
-        if np.abs(points).max() > _FAR * max(height, width):
+        if max(abs(min(points)), abs(max(points))) > _FAR * max(height, width):
             findings.error("polygon with a point far outside of its image", _where(draft, row))
             continue
-        polygons = [ring.tolist() for ring in np.split(points, np.cumsum(lengths)[:-1])]
+        ends = list(itertools.accumulate(lengths, initial=0))
+        polygons = [points[begin:end] for begin, end in itertools.pairwise(ends)]
         masks[-1] = bytes(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))["counts"])
     return masks
 
