@@ -19,8 +19,8 @@ from .types import Category, Detections
 if TYPE_CHECKING:
     from .evaluation.evaluate_run import Evaluation, EvaluationOptions
     from .imaging.decode import Limits, decode_image
-    from .models.build import Model, load_model
     from .models.conversion.convert import Converted, convert
+    from .models.model import Model, load_model
     from .models.segmenter import MaskRCNNSegmenter as Segmenter
     from .results.diff_matching import Rules as DiffRules
     from .results.run import Run, open_run
@@ -38,7 +38,7 @@ _LAZY = {
     "Evaluation": "evaluation.evaluate_run",
     "EvaluationOptions": "evaluation.evaluate_run",
     "Limits": "imaging.decode",
-    "Model": "models.build",
+    "Model": "models.model",
     "PlantedSegmenter": "synthetic.planted",
     "Run": "results.run",
     "Segmenter": "models.segmenter",
@@ -52,7 +52,7 @@ _LAZY = {
     "draw_instances": "visualization.draw",
     "draw_mask": "visualization.draw",
     "evaluate": "visualization.evaluation_report",
-    "load_model": "models.build",
+    "load_model": "models.model",
     "open_run": "results.run",
     "verify": "results.verify",
 }

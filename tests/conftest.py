@@ -28,7 +28,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from chaos.chance import SEED, SIZE, chance, dice
 from local import LocalCluster
-from standing import standing_cluster
+from ray_cluster import standing_cluster
 
 ENDED = pytest.StashKey[int]()
 BUCKET = "test-bkt"

@@ -15,12 +15,7 @@ from maskrcnn.masks.rle import crop_to_rle
 from maskrcnn.pipeline.merge_retries import group_shards
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
-from maskrcnn.synthetic.planted import (
-    PLANTED_CATEGORIES,
-    PlantedSegmenter,
-    best_of,
-    planted_instances,
-)
+from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, best_of, planted_instances
 from maskrcnn.types import Detections, Pixels
 from maskrcnn.visualization.run_report import write_report
 

@@ -45,7 +45,7 @@ def run_export(output: str, destination: str, form: Any) -> tuple[int, str]:
         info = coco_info(run.info, read_plans(storage)[0])
         return export_coco(storage, parts, run.categories, destination, info), "annotation"
     if form in ("geojson", "gpkg"):
-        from maskrcnn.formats.vector import export_vector
+        from maskrcnn.formats.geojson_geopackage import export_vector
 
         polygons = [part["path"] for part in run.success["parts"].get("geo", [])]
         return export_vector(storage, polygons, destination, form), "polygon"

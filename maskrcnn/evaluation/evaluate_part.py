@@ -18,16 +18,7 @@ from ..formats.coco_checks import ANNOTATIONS
 from ..io.parquet import Part
 from ..io.storage import Storage
 from .average_precision import Tally
-from .image_scores import (
-    COUNTS,
-    Detected,
-    Expected,
-    Kind,
-    Objects,
-    ScoredImages,
-    score_images,
-    worst_first,
-)
+from .image_scores import COUNTS, Detected, Expected, Kind, Objects, ScoredImages, score_images, worst_first
 
 BATCH_OBJECTS: Final = 16_384
 """Detections and ground-truth objects evaluated at once; an image is never divided."""

@@ -12,8 +12,8 @@ import pyarrow as pa
 from fsspec.utils import glob_translate
 
 from ..errors import ItemError
+from .schemes import input_store_of, store_of
 from .store import ObjectStat, Page
-from .stores import input_store_of, store_of
 from .url import Url
 
 INPUTS: Final = pa.schema(

@@ -11,8 +11,8 @@ from typing import BinaryIO, Final
 
 from ..errors import RunError
 from .local_store import TEMPORARY
+from .schemes import store_of
 from .store import Store
-from .stores import store_of
 from .url import Url
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, deserialize
 
 from ..errors import ItemError, RunError, UsageError
 from ..io.inputs import read_input
-from ..io.stores import store_of
+from ..io.schemes import store_of
 from ..io.url import Url
 from .network_shapes import Shape
 from .restricted_pickle import CONTAINERS, PickleRules, dict_of_pairs, kind_of, read_pickle

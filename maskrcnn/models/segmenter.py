@@ -17,11 +17,11 @@ from ..errors import ItemError, UsageError
 from ..masks.encode import detections_from_network, encode_masks
 from ..masks.encode_resized import encode_crops, encode_resized
 from ..types import Category, Detections, Pixels
-from .build import Model
 from .detectron2 import ShortestEdgeTransform
 from .forward_matterport import forward_class
 from .fuse import for_cpu, fused
 from .matterport import SquareTransform, corner
+from .model import Model
 from .registry import NO_CATEGORY, category_ids_named
 
 log = logging.getLogger("maskrcnn")

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from ..errors import UsageError, plural
 from ..formats.coco_reader import find_images_root, read_coco_images
+from ..io.schemes import REMOTE_SCHEMES
 from ..io.sources import as_json, is_manifest, read_listing, read_manifest, source_of
-from ..io.stores import REMOTE_SCHEMES
 from ..io.url import LOCAL_SCHEMES, USER_PATTERN, Url
 from ..schema import IMAGES, MANIFEST, METADATA
 from .manifest import FILE_NAME, ManifestReader, ShardReader, write_manifest

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
 from ..errors import UsageError, plural
-from ..models.build import Model, build_network, load_model
 from ..models.imagenet import load_imagenet
+from ..models.model import Model, build_network, load_model
 from ..models.networks import NETWORKS
 from ..models.registry import ModelCard
 from ..types import Category

@@ -29,8 +29,8 @@ from torch.multiprocessing.spawn import spawn
 from torchvision.models.detection import MaskRCNN
 
 from ..evaluation.pycocotools_reference import average_precision
-from ..models.build import build_network, save_model
 from ..models.efficientnet import EfficientNetLite0
+from ..models.model import build_network, save_model
 from ..synthetic.scenes import CATEGORIES, Scene, coco_dataset, render_scene, statistics
 from .color_baseline import category_frequencies, threshold_colors
 

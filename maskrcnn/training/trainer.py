@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from ..errors import RunError, UsageError
 from ..evaluation.pycocotools_reference import average_precision
 from ..io.storage import Storage
-from ..models.build import Model, save_model
+from ..models.model import Model, save_model
 from ..models.registry import NO_CATEGORY, ModelCard
 from ..models.segmenter import MaskRCNNSegmenter
 from ..types import Category

@@ -12,13 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import plural
 from ..evaluation.average_precision import RECALLS, Curves
-from ..evaluation.evaluate_run import (
-    FOLDER,
-    Evaluation,
-    EvaluationOptions,
-    evaluate_run,
-    write_evaluation,
-)
+from ..evaluation.evaluate_run import FOLDER, Evaluation, EvaluationOptions, evaluate_run, write_evaluation
 from ..evaluation.ground_truth_shares import Shares
 from ..evaluation.image_scores import KINDS, Kind
 from ..evaluation.matching import IOUS

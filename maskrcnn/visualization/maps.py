@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..errors import UsageError, plural
+from ..formats.geojson_geopackage import crs_of
 from ..formats.geoparquet import extra, parse_crs
-from ..formats.vector import crs_of
 from ..io.storage import Storage
 from ..stats import HALF, Stats
 from ..tiling.index import WindowIndex

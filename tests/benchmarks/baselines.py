@@ -24,11 +24,11 @@ from torchvision.ops import box_iou
 from maskrcnn.imaging.decode import Limits, decode_image
 from maskrcnn.io.parquet import Part, read_table
 from maskrcnn.io.remote_store import RemoteStore
+from maskrcnn.io.schemes import store_of
 from maskrcnn.io.storage import Storage
-from maskrcnn.io.stores import store_of
 from maskrcnn.io.url import Url
 from maskrcnn.masks.rle import rle_areas, rle_boxes_xyxy
-from maskrcnn.models.build import Model, build_network, save_model
+from maskrcnn.models.model import Model, build_network, save_model
 from maskrcnn.models.registry import COCO_CATEGORIES
 from maskrcnn.schema import ImageResult, instances_table
 from maskrcnn.types import Category, Detections, Pixels

@@ -40,7 +40,7 @@ from torchvision.models.detection import MaskRCNN
 from maskrcnn.config import InferenceConfig
 from maskrcnn.imaging.decode import Limits, decode_image
 from maskrcnn.io.storage import Storage
-from maskrcnn.models.build import Model, load_model
+from maskrcnn.models.model import Model, load_model
 from maskrcnn.models.segmenter import DTYPES, MaskRCNNSegmenter
 from maskrcnn.pipeline.inputs import read_inputs
 from maskrcnn.pipeline.inputs import write_manifest as freeze

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskrcnn.evaluation.pycocotools_reference import average_precision
-from maskrcnn.models.build import load_model
+from maskrcnn.models.model import load_model
 from maskrcnn.models.segmenter import DTYPES, MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import Scene, coco_dataset, render_scene
 from maskrcnn.training.train_scenes import EVALUATION_SEED, IMAGE_SIZE

@@ -441,7 +441,7 @@ def _job_rows(settings: "Settings", size: tuple[int, int]) -> Iterator["Row"]:
     import psutil  # type: ignore[import-untyped]
     import torch
 
-    from maskrcnn.models.build import load_model
+    from maskrcnn.models.model import load_model
     from tests.benchmarks import baselines
     from tests.benchmarks.measure import Pairs, Row, rounds, row
 

@@ -14,7 +14,7 @@ from benchmarks.measure import Settings
 
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.masks.encode import detections_from_network
-from maskrcnn.models.build import Model, load_model
+from maskrcnn.models.model import Model, load_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.schema import INSTANCES
 from maskrcnn.types import Detections

@@ -21,7 +21,7 @@ from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
-from maskrcnn.models.build import load_model
+from maskrcnn.models.model import load_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.pipeline.worker import ShardWorker
 

@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 
 from maskrcnn.imaging.geotiff import need_rasterio
 from maskrcnn.masks.rle import rle_boxes_xywh
-from maskrcnn.models.build import load_model
+from maskrcnn.models.model import load_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import write_mosaic
 from maskrcnn.tiling.grid import Grid

@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from maskrcnn.imaging.geotiff import need_rasterio
-from maskrcnn.models.build import load_model
+from maskrcnn.models.model import load_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import write_mosaic
 from maskrcnn.tiling.grid import Grid

@@ -21,7 +21,7 @@ from typing import Final
 import psutil
 import pytest
 from local import LocalCluster, Node
-from standing import START_TRIES, standing_cluster
+from ray_cluster import START_TRIES, standing_cluster
 
 from chaos.invariants import truth_of
 from chaos.probes import Held, Probes, receipts_of, wait_until_gone

@@ -14,7 +14,7 @@ from chaos.chance import SIZE, chance, dice
 from chaos.crash import SCENARIOS, Case, Stage, all_of
 from chaos.invariants import check_collected, check_finished, check_is_final
 from chaos.local_job import run_job, sweep_again, without_ray
-from chaos.meeting import Ends, Meeting, contend, meet, race
+from chaos.two_drivers import Ends, Meeting, contend, meet, race
 
 PAIRS = [("job", "job"), ("retry", "retry"), ("reduce", "reduce"), ("retry", "reduce")]
 FEW = 10

@@ -11,7 +11,7 @@ import pytest
 from commandline import maskrcnn_command, parts
 from local import LocalCluster
 from planted_images import write_planted
-from standing import standing_cluster
+from ray_cluster import standing_cluster
 
 import maskrcnn
 

@@ -13,7 +13,7 @@ from PIL import Image
 from windowed import write_geotiff
 
 import maskrcnn
-from maskrcnn.models.build import save_model
+from maskrcnn.models.model import save_model
 
 pytestmark = pytest.mark.ray
 

@@ -15,7 +15,7 @@ from commandline import maskrcnn_command
 from labelled import write_labels
 from maskrcnn_jobs.cli import main
 
-from maskrcnn.models.build import load_model
+from maskrcnn.models.model import load_model
 from maskrcnn.training.config import LOSSES
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]

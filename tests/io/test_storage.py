@@ -19,8 +19,8 @@ from moto.s3.models import s3_backends
 
 from maskrcnn.errors import ItemError, RunError
 from maskrcnn.io.inputs import list_inputs, read_input, stat_input
+from maskrcnn.io.schemes import store_of
 from maskrcnn.io.storage import Storage
-from maskrcnn.io.stores import store_of
 from maskrcnn.io.url import Url
 
 ODD_NAMES = [

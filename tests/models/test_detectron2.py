@@ -10,10 +10,10 @@ from PIL import Image
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 
-from maskrcnn.models.build import build_network
 from maskrcnn.models.conversion.reference_detectron2 import _anchors, _pooled
 from maskrcnn.models.detectron2 import AdaptiveRoIAlign, CellAnchors, ShortestEdgeTransform
 from maskrcnn.models.forward import Forward
+from maskrcnn.models.model import build_network
 from maskrcnn.models.roi_align import pool, pyramid_of
 
 

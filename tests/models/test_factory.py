@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from maskrcnn_jobs.cli import main
 
 from maskrcnn.errors import UsageError
-from maskrcnn.models.build import build_network, save_model
 from maskrcnn.models.factory import build_segmenter
+from maskrcnn.models.model import build_network, save_model
 from maskrcnn.models.registry import EmbeddedModel, ModelFile, PublishedModel, describe_model, resolve
 from maskrcnn.synthetic.planted import PlantedInstance, PlantedSegmenter, plant, png
 from maskrcnn.synthetic.planted_models import PlantedModel

@@ -8,9 +8,9 @@ from networks import boxes_in, spread
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import batched_nms
 
-from maskrcnn.models import forward as forward_module
-from maskrcnn.models.build import build_network
+from maskrcnn.models import nms
 from maskrcnn.models.forward import Forward
+from maskrcnn.models.model import build_network
 
 pytestmark = pytest.mark.slow
 
@@ -24,8 +24,8 @@ def test_suppression_equals_torchvision_s_group_by_group():
     expected = torch.zeros(900, dtype=torch.bool)
     expected[batched_nms(boxes, scores, group, 0.3)] = True
     for given in (counts, torch.tensor(counts)):
-        assert torch.equal(forward_module.not_suppressed(boxes, scores, given, 0.3), expected)
-    nothing = forward_module.not_suppressed(boxes[:0], scores[:0], [0, 0], 0.3)
+        assert torch.equal(nms.not_suppressed(boxes, scores, given, 0.3), expected)
+    nothing = nms.not_suppressed(boxes[:0], scores[:0], [0, 0], 0.3)
     assert nothing.shape == (0,)
 
 

@@ -10,8 +10,8 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn.models import fuse
-from maskrcnn.models.build import build_network
 from maskrcnn.models.fuse import for_cpu, fused
+from maskrcnn.models.model import build_network
 from maskrcnn.models.networks import TRAINABLE
 
 pytestmark = pytest.mark.slow

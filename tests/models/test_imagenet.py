@@ -9,8 +9,8 @@ import torch
 from torchvision.models import resnet18, resnet50
 
 from maskrcnn.errors import UsageError
-from maskrcnn.models.build import build_network
 from maskrcnn.models.imagenet import load_imagenet
+from maskrcnn.models.model import build_network
 from maskrcnn.models.networks import NETWORKS
 from maskrcnn.models.published_weights import PublishedWeights
 

@@ -26,13 +26,13 @@ from torchvision.models.detection._utils import BoxCoder
 from maskrcnn.masks.encode import encode_masks
 from maskrcnn.masks.encode_resized import encode_resized
 from maskrcnn.models import segmenter as segmenter_module
-from maskrcnn.models.build import Model
 from maskrcnn.models.conversion.parity import generated_images
 from maskrcnn.models.conversion.parity_matterport import FastStages, compare_matterport
 from maskrcnn.models.conversion.reference_matterport import ReferenceMatterport
 from maskrcnn.models.fuse import for_cpu, fused
 from maskrcnn.models.matterport import CropAndResize, NormalisedAnchors, SquareTransform, _resized
 from maskrcnn.models.matterport_config import MatterportConfig
+from maskrcnn.models.model import Model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ from torch._weights_only_unpickler import _get_allowed_globals
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights
 
 from maskrcnn.errors import UsageError
-from maskrcnn.models import build, registry
+from maskrcnn.models import model, registry
 from maskrcnn.models.checkpoint_files import GLOBALS
 from maskrcnn.models.matterport_config import MatterportConfig
 from maskrcnn.models.networks import ARCHITECTURES, CLASS_SCORES, NETWORKS
@@ -203,7 +203,7 @@ def test_each_architecture_can_be_described(write):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_tensors_of_a_network_are_known_without_torch(architecture):
-    network = build.build_network(architecture, 7, 96, 192)
+    network = model.build_network(architecture, 7, 96, 192)
     assert NETWORKS[architecture].shapes(7) == {k: tuple(t.shape) for k, t in network.state_dict().items()}
 
 

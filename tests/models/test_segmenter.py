@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 
 from maskrcnn.errors import ItemError, UsageError
 from maskrcnn.models import segmenter as segmenter_module
-from maskrcnn.models.build import build_network, load_model, save_model
+from maskrcnn.models.model import build_network, load_model, save_model
 from maskrcnn.models.networks import TRAINABLE
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import render_scene

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from maskrcnn.errors import UsageError
-from maskrcnn.models.build import build_network, load_model, save_model
+from maskrcnn.models.model import build_network, load_model, save_model
 from maskrcnn.training.initialization import HEAD, freeze, freeze_batch_norm_statistics, start
 from maskrcnn.types import Category
 

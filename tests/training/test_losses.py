@@ -11,7 +11,7 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 
-from maskrcnn.models.build import load_model
+from maskrcnn.models.model import load_model
 from maskrcnn.synthetic.scenes import render_scene
 from maskrcnn.training.config import LOSSES
 from maskrcnn.training.losses import ImageLosses, SeededSampler

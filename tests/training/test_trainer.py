@@ -6,7 +6,7 @@ import torch
 from labelled import write_labels
 
 from maskrcnn.errors import ItemError, RunError, UsageError
-from maskrcnn.models.build import load_model
+from maskrcnn.models.model import load_model
 from maskrcnn.training import trainer as training
 from maskrcnn.training.config import COLUMNS, LOSSES, TrainingConfig
 from maskrcnn.training.dataset import read_dataset, split_dataset

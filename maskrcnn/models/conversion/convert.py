@@ -18,9 +18,9 @@ from torch import Tensor
 from ...errors import UsageError
 from ...io.url import Url
 from ...types import Category
-from ..build import Model, build_network, load_model, save_model, tensors_of_torch
 from ..checkpoint_files import read_labels, read_weights, tensors_in_pickle
 from ..matterport_config import MatterportConfig, configured
+from ..model import Model, build_network, load_model, save_model, tensors_of_torch
 from ..network_shapes import Shape, current_name
 from ..networks import NETWORKS, Resize
 from ..registry import COCO_CATEGORIES, NO_CATEGORY, published_model_of

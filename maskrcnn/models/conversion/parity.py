@@ -23,8 +23,8 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 
 from ...types import Detections, Pixels
-from ..build import Model
 from ..fuse import for_cpu, fused
+from ..model import Model
 from ..registry import NO_CATEGORY
 from ..roi_align import pool, pyramid_of
 from ..segmenter import MaskRCNNSegmenter

@@ -16,8 +16,8 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from ...types import Detections, Pixels
-from ..build import Model
 from ..forward_matterport import MatterportForward
+from ..model import Model
 from ..roi_align import pool, pyramid_of
 from ..segmenter import MaskRCNNSegmenter
 from .parity import Row, matched_row, stage_row

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from maskrcnn.errors import UsageError
 from maskrcnn.models import registry
-from maskrcnn.models.build import build_network, load_model
 from maskrcnn.models.conversion import convert as convert_module
 from maskrcnn.models.conversion.convert import convert
 from maskrcnn.models.conversion.key_mapping import detectron2_names
+from maskrcnn.models.model import build_network, load_model
 from maskrcnn.models.networks import NETWORKS
 from maskrcnn.models.published_weights import PublishedWeights
 from maskrcnn.models.registry import COCO_CATEGORIES, describe_model

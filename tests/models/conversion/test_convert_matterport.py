@@ -16,11 +16,11 @@ from matterport_oracle import Stored, far
 from safetensors.torch import load_file
 
 from maskrcnn.errors import UsageError
-from maskrcnn.models.build import load_model
 from maskrcnn.models.conversion import convert as convert_module
 from maskrcnn.models.conversion.convert import convert
 from maskrcnn.models.conversion.h5_reader import arrays_in_h5
 from maskrcnn.models.matterport_config import ELSEWHERE, MatterportConfig, config_of, configured
+from maskrcnn.models.model import load_model
 from maskrcnn.models.networks import NETWORKS
 from maskrcnn.models.registry import COCO_CATEGORIES, describe_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter

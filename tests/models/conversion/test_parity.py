@@ -8,10 +8,10 @@ from checkpoints import SIZES, detectron2_tensors
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
-from maskrcnn.models.build import Model, build_network
 from maskrcnn.models.conversion.key_mapping import KEY_MAPPINGS, moved
 from maskrcnn.models.conversion.parity import Row, compare, generated_images
 from maskrcnn.models.conversion.reference_detectron2 import ReferenceDetectron2
+from maskrcnn.models.model import Model, build_network
 from maskrcnn.models.registry import ModelCard
 from maskrcnn.types import Category
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from located_instances import NORTH_UP, ROTATED, UTM, blob, instances_of
 
 from maskrcnn.errors import UsageError
-from maskrcnn.formats import geoparquet, vector
+from maskrcnn.formats import geojson_geopackage, geoparquet
 from maskrcnn.io.storage import Storage
 
 geopandas = pytest.importorskip("geopandas", reason="needs the extra geo")
@@ -48,7 +48,7 @@ def tables(run):
 
 
 def test_a_geopackage_has_a_layer_for_each_reference_system(run, tmp_path):
-    assert vector.export_vector(*run, str(tmp_path), "gpkg") == 5
+    assert geojson_geopackage.export_vector(*run, str(tmp_path), "gpkg") == 5
     path = tmp_path / "instances.gpkg"
     layers = pyogrio.list_layers(path)
     assert layers.tolist() == [["instances_1", "MultiPolygon"], ["instances_2", "MultiPolygon"]]
@@ -65,12 +65,12 @@ def test_a_geopackage_has_a_layer_for_each_reference_system(run, tmp_path):
 
 def test_a_geopackage_of_one_reference_system_has_one_layer(tmp_path):
     run = write_run(tmp_path / "run", ([blob()], UTM, NORTH_UP), ([], UTM, NORTH_UP))
-    assert vector.export_vector(*run, str(tmp_path / "out"), "gpkg") == 1
+    assert geojson_geopackage.export_vector(*run, str(tmp_path / "out"), "gpkg") == 1
     assert pyogrio.list_layers(tmp_path / "out" / "instances.gpkg")[:, 0].tolist() == ["instances"]
 
 
 def test_geojson_is_longitude_and_latitude(run, tmp_path):
-    assert vector.export_vector(*run, str(tmp_path), "geojson") == 5
+    assert geojson_geopackage.export_vector(*run, str(tmp_path), "geojson") == 5
     text = (tmp_path / "instances.geojson").read_text()
     collection = json.loads(text)
     assert len(text.splitlines()) == 5 + 2
@@ -95,25 +95,25 @@ def test_geojson_is_longitude_and_latitude(run, tmp_path):
 
 def test_an_empty_run_is_an_empty_file(tmp_path):
     run = write_run(tmp_path / "run", ([], UTM, NORTH_UP))
-    assert vector.export_vector(*run, str(tmp_path / "json"), "geojson") == 0
+    assert geojson_geopackage.export_vector(*run, str(tmp_path / "json"), "geojson") == 0
     assert json.loads((tmp_path / "json" / "instances.geojson").read_text())["features"] == []
-    assert vector.export_vector(*run, str(tmp_path / "gpkg"), "gpkg") == 0
+    assert geojson_geopackage.export_vector(*run, str(tmp_path / "gpkg"), "gpkg") == 0
     assert len(geopandas.read_file(tmp_path / "gpkg" / "instances.gpkg")) == 0
 
 
 @pytest.mark.parametrize("form", ["geojson", "gpkg"])
 def test_what_cannot_be_exported_is_refused(run, tmp_path, form):
     with pytest.raises(UsageError, match="no polygons"):
-        vector.export_vector(run[0], [], str(tmp_path), form)
+        geojson_geopackage.export_vector(run[0], [], str(tmp_path), form)
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UsageError, match="not empty"):
-        vector.export_vector(*run, str(tmp_path), form)
+        geojson_geopackage.export_vector(*run, str(tmp_path), form)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize("form", ["geojson", "gpkg"])
 def test_any_store_can_be_the_destination(run, store_url, form):
-    assert vector.export_vector(*run, store_url, form) == 5
+    assert geojson_geopackage.export_vector(*run, store_url, form) == 5
     assert Storage(store_url).size(f"instances.{form}") > 500
 
 
@@ -130,7 +130,7 @@ def exported(masks, crs, transform):
     texts = instances_of(masks)["segmentation"].combine_chunks()
     sizes = texts.field("size").flatten().to_numpy().reshape(-1, 2)
     found = geoparquet.polygons(texts.field("counts"), sizes, transform)
-    return found, vector.to_wgs84(found, crs)
+    return found, geojson_geopackage.to_wgs84(found, crs)
 
 
 def is_of_the_globe(place):
@@ -244,7 +244,7 @@ def test_what_wgs84_has_no_place_for_is_a_null_geometry(tmp_path):
     run = write_run(
         tmp_path / "run", ([blob(), np.eye(2, dtype=np.bool_)], crs, (1e6, 0, -9e6, 0, -1e6, 9e6))
     )
-    assert vector.export_vector(*run, str(tmp_path / "out"), "geojson") == 2
+    assert geojson_geopackage.export_vector(*run, str(tmp_path / "out"), "geojson") == 2
     features = json.loads((tmp_path / "out" / "instances.geojson").read_text())["features"]
     assert [feature["geometry"] for feature in features] == [None, None]
 
@@ -269,7 +269,7 @@ def test_an_outline_along_the_meridian_leaves_areas_only() -> None:
         (179.9, 0.3),
     ]
     comb = shapely.Polygon(corners)
-    [cut] = vector.to_wgs84(np.array([comb], object), pyproj.CRS(4326))
+    [cut] = geojson_geopackage.to_wgs84(np.array([comb], object), pyproj.CRS(4326))
     assert cut.geom_type == "MultiPolygon"
     assert cut.is_valid
     assert cut.area == pytest.approx(comb.area)
@@ -277,4 +277,4 @@ def test_an_outline_along_the_meridian_leaves_areas_only() -> None:
 
 def test_a_system_of_a_site_has_no_place_on_the_globe() -> None:
     crs = pyproj.CRS('LOCAL_CS["arbitrary",UNIT["metre",1]]')
-    assert vector.to_wgs84(np.array([shapely.box(0, 0, 1, 1)], object), crs).tolist() == [None]
+    assert geojson_geopackage.to_wgs84(np.array([shapely.box(0, 0, 1, 1)], object), crs).tolist() == [None]

@@ -18,7 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn.errors import UsageError
 from maskrcnn.models import registry
-from maskrcnn.models.build import _fill, build_network, load_model, save_model, tensors_of_torch
+from maskrcnn.models.model import _fill, build_network, load_model, save_model, tensors_of_torch
 from maskrcnn.models.published_weights import PublishedWeights
 from maskrcnn.types import Category
 
