@@ -1,4 +1,4 @@
-"""What a dataset must be before anything is learned from it; each fault is found, named and counted."""
+"""A dataset to train on: each fault is found, named and counted."""
 
 import copy
 import json
@@ -269,7 +269,7 @@ def test_a_finding_is_short(folder):
     assert len(str(error)) < 300
 
 
-def test_names_that_look_alike_are_told(folder):
+def test_names_that_look_alike_are_reported(folder):
     content = good()
     content["categories"].append({"id": 11, "name": " House"})
     content["categories"].append({"id": 12, "name": "a\0b"})
@@ -285,7 +285,7 @@ def test_counts_that_do_not_fill_the_image_are_damaged(folder):
         assert findings_of(folder, content)[True, "mask whose run lengths are damaged"] == 1
 
 
-def test_what_is_learned_from_otherwise_is_a_warning(folder):
+def test_what_is_used_otherwise_than_stated_is_a_warning(folder):
     content = good()
     content["annotations"][0]["bbox"] = [2, 3, 60, 10]
     content["annotations"][1] |= {"iscrowd": 1}
@@ -400,11 +400,11 @@ def test_a_split_is_of_names_not_of_order(share, order):
     assert len(names[0][0] | names[0][1]) == 40
 
 
-def test_the_truth_of_a_table_is_the_dataset(folder):
+def test_the_ground_truth_of_a_table_is_the_dataset(folder):
     content = good()
     dataset = read(folder, content)
-    truth = coco_ground_truth(dataset.images, dataset.categories)
-    for ours, theirs in zip(truth["annotations"], content["annotations"], strict=True):
+    ground_truth = coco_ground_truth(dataset.images, dataset.categories)
+    for ours, theirs in zip(ground_truth["annotations"], content["annotations"], strict=True):
         assert {key: ours[key] for key in ("image_id", "category_id", "area", "bbox")} == {
             key: theirs[key] for key in ("image_id", "category_id", "area", "bbox")
         }
