@@ -27,6 +27,7 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.results.verify import verify_run
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter
 from maskrcnn.synthetic.planted_mosaic import MosaicSegmenter
+from maskrcnn.training.dataset import read_dataset
 
 Json = dict[str, Any]
 IMAGES = 30
@@ -392,6 +393,41 @@ def test_a_segmentation_that_is_cut_off_costs_itself(place: Path, caplog: pytest
     assert answer["findings"] == [found]
     assert answer["objects"] == whole_answer["objects"] - 1
     assert f"truth.json: {found}" in caplog.text
+
+
+ODD_FILES = {
+    "no area": {"annotations": lambda a: {k: v for k, v in a.items() if k != "area"}},
+    "no bbox": {"annotations": lambda a: {k: v for k, v in a.items() if k != "bbox"}},
+    "no id": {"annotations": lambda a: {k: v for k, v in a.items() if k != "id"}},
+    "no size": {"images": lambda i: {k: v for k, v in i.items() if k not in ("width", "height")}},
+    "floats": {"images": lambda i: i | {"width": float(i["width"]), "height": float(i["height"])}},
+    "mixed": {"annotations": lambda a: a | {"segmentation": []} if a["id"] % 2 else a},
+    "empty ring": {"annotations": lambda a: a | {"segmentation": [[]]} if a["id"] == 3 else a},
+    "corners": {
+        "annotations": lambda a: (
+            a | {"bbox": [*a["bbox"][:2], a["bbox"][0] + a["bbox"][2], sum(a["bbox"][1::2])]}
+        )
+    },
+    "ids from 0": {
+        "annotations": lambda a: a | {"category_id": IDS.index(a["category_id"])},
+        "categories": lambda c: c | {"id": IDS.index(c["id"])},
+    },
+}
+
+
+@pytest.mark.parametrize("name", ODD_FILES)
+def test_train_and_evaluate_find_the_same(place: Path, tmp_path: Path, name: str) -> None:
+    """Apart from what concerns the files of the images, and what only training leaves out."""
+    changed(place, **ODD_FILES[name])
+    content = json.loads((place / "truth.json").read_text())
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "labels.json").write_text(json.dumps(content))
+    write_planted(tmp_path / "labels", IMAGES, seed=3)
+    trained = read_dataset(str(tmp_path / "labels" / "labels.json"))
+    only_training = ("crowd", "category that no object", "image without an object")
+    theirs = {str(f) for f in trained.findings if not f.kind.startswith(only_training)}
+    assert set(evaluated(place)["findings"]) == theirs
+    assert bool(theirs) == (name not in ("floats", "ids from 0"))
 
 
 # Runs of windows, and in a store

@@ -1,4 +1,4 @@
-"""What a dataset must be before anything is learned from it; each fault is found, named and counted."""
+"""A dataset to train on: each fault is found, named and counted."""
 
 import copy
 import json
@@ -204,6 +204,46 @@ def test_no_value_of_an_image_is_more_than_a_finding(folder, key, odd):
     assert sum(lost.values()) == 2
 
 
+def test_a_size_without_exif_is_named_with_the_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+    content = good()
+    content["images"] = [{"id": 0, "file_name": "a.jpg", "height": 20, "width": 30}]
+    dataset = read(tmp_path, content)
+    (error,) = [error for error in dataset.errors if "size" in error.kind]
+    assert error.examples == (
+        "a.jpg (height x width is 30 x 20, stated 20 x 30; EXIF orientation 6 turns the file)",
+    )
+    lost = {finding.kind: finding.count for finding in dataset.findings}
+    assert lost["annotation of an image that is left out"] == 2
+
+
+def test_images_of_cocos_own_layout_are_found_and_else_the_folders_are_named(tmp_path, folder):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "train2017").mkdir()
+    for name in "abc":
+        (tmp_path / "train2017" / f"{name}.png").write_bytes((folder / f"{name}.png").read_bytes())
+    source = tmp_path / "annotations" / "instances_train2017.json"
+    source.write_text(json.dumps(good()))
+    assert read_dataset(str(source)).errors == ()
+    (tmp_path / "train2017").rename(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=r"train2017.*--images-root"):
+        read_dataset(str(source))
+    assert read_dataset(str(source), str(tmp_path / "elsewhere")).errors == ()
+
+
+def test_category_ids_may_begin_at_zero(folder):
+    content = good()
+    for entry in content["annotations"]:
+        entry["category_id"] = {7: 0, 9: 1}[entry["category_id"]]
+    content["categories"] = [{"id": 1, "name": "tree"}, {"id": 0, "name": "house"}]
+    dataset = read(folder, content)
+    assert dataset.errors == ()
+    assert dataset.categories == (Category(0, "house"), Category(1, "tree"))
+    assert dataset.images["labels"].to_pylist() == [[1, 2], [], [1]]
+
+
 def test_one_image_that_is_missing_is_one(tmp_path, folder):
     (tmp_path / "images").mkdir()
     for name in "bc":
@@ -229,7 +269,7 @@ def test_a_finding_is_short(folder):
     assert len(str(error)) < 300
 
 
-def test_names_that_look_alike_are_told(folder):
+def test_names_that_look_alike_are_reported(folder):
     content = good()
     content["categories"].append({"id": 11, "name": " House"})
     content["categories"].append({"id": 12, "name": "a\0b"})
@@ -245,7 +285,7 @@ def test_counts_that_do_not_fill_the_image_are_damaged(folder):
         assert findings_of(folder, content)[True, "mask whose run lengths are damaged"] == 1
 
 
-def test_what_is_learned_from_otherwise_is_a_warning(folder):
+def test_what_is_used_otherwise_than_stated_is_a_warning(folder):
     content = good()
     content["annotations"][0]["bbox"] = [2, 3, 60, 10]
     content["annotations"][1] |= {"iscrowd": 1}
@@ -360,11 +400,11 @@ def test_a_split_is_of_names_not_of_order(share, order):
     assert len(names[0][0] | names[0][1]) == 40
 
 
-def test_the_truth_of_a_table_is_the_dataset(folder):
+def test_the_ground_truth_of_a_table_is_the_dataset(folder):
     content = good()
     dataset = read(folder, content)
-    truth = coco_ground_truth(dataset.images, dataset.categories)
-    for ours, theirs in zip(truth["annotations"], content["annotations"], strict=True):
+    ground_truth = coco_ground_truth(dataset.images, dataset.categories)
+    for ours, theirs in zip(ground_truth["annotations"], content["annotations"], strict=True):
         assert {key: ours[key] for key in ("image_id", "category_id", "area", "bbox")} == {
             key: theirs[key] for key in ("image_id", "category_id", "area", "bbox")
         }
