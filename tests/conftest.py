@@ -215,6 +215,7 @@ def draw_samples(items: list[pytest.Item]) -> list[pytest.Item]:
 
 
 @pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Draw the samples, and divide the tests among the processes of pytest-xdist: by file, and those of Ray in one.
 
