@@ -345,10 +345,10 @@ def test_invalid_files_end_in_one_line_and_exit_code_two(tmp_path, folder):
     assert "sizes 0 and 1333" in run(tmp_path, DETECTRON2, "--min-size=0", name="m.pth")
     assert "give --labels FILE with one name per line" in run(tmp_path, DETECTRON2, name="m.pth")
     (tmp_path / "m.safetensors").write_bytes(b"")
-    assert "exists; remove it" in run(tmp_path, DETECTRON2, labels, name="m.pth")
+    assert "exists: remove it" in run(tmp_path, DETECTRON2, labels, name="m.pth")
 
 
 def test_the_number_of_labels_must_be_that_of_the_classes(tmp_path):
     (tmp_path / "two.txt").write_text("cat\ndog\n")
-    told = run(tmp_path, DETECTRON2, f"--labels={tmp_path}/two.txt", name="m.pth")
-    assert "is a network of 4 categories, but 2 labels are named" in told
+    message = run(tmp_path, DETECTRON2, f"--labels={tmp_path}/two.txt", name="m.pth")
+    assert "is a network of 4 categories, but 2 labels are named" in message

@@ -249,19 +249,25 @@ def test_labels_and_sizes_must_fit(tmp_path):
     )
     assert "the smaller first" in refusal(tmp_path, "--min-size=900", "--max-size=832")
     assert "leave --from out" in refusal(tmp_path, "--from=detectron2")
-    assert "this is --min-score of segment" in refusal(tmp_path, "--set=DETECTION_MIN_CONFIDENCE=0.9")
+    assert "is not possible: it is --min-score of segment" in refusal(
+        tmp_path, "--set=DETECTION_MIN_CONFIDENCE=0.9"
+    )
     assert "give NAME=VALUE with one of IMAGE_RESIZE_MODE" in refusal(tmp_path, "--set=IMAGE_SIDE=1")
-    assert "this is for training alone" in refusal(tmp_path, "--set=LEARNING_RATE=1")
-    assert "cannot be changed" in refusal(tmp_path, "--set=RPN_ANCHOR_STRIDE=2")
-    assert "given twice" in refusal(tmp_path, "--set=PRE_NMS_LIMIT=6000", "--set=PRE_NMS_LIMIT=7000")
-    assert "MEAN_PIXEL is from 0 to 255" in refusal(tmp_path, "--set=MEAN_PIXEL=300,0,1")
-    assert "no whole number" in refusal(tmp_path, "--set=PRE_NMS_LIMIT=0.5")
+    assert "leave it out, it is for training only" in refusal(tmp_path, "--set=LEARNING_RATE=1")
+    assert "leave it out, it always has matterport's default here" in refusal(
+        tmp_path, "--set=RPN_ANCHOR_STRIDE=2"
+    )
+    assert "is given twice: give it once" in refusal(
+        tmp_path, "--set=PRE_NMS_LIMIT=6000", "--set=PRE_NMS_LIMIT=7000"
+    )
+    assert "MEAN_PIXEL must be from 0 to 255" in refusal(tmp_path, "--set=MEAN_PIXEL=300,0,1")
+    assert "is not a whole number" in refusal(tmp_path, "--set=PRE_NMS_LIMIT=0.5")
     assert "give 1 to 4096" in refusal(tmp_path, "--max-size=640000000")
     (tmp_path / "four.txt").write_text("BG\ncat\ndog\nbird\n")
     assert "leave the background out" in refusal(tmp_path, f"--labels={tmp_path}/four.txt")
-    assert "RPN_ANCHOR_SCALES has 2 numbers, not 5" in refusal(tmp_path, "--set=RPN_ANCHOR_SCALES=8,16")
+    assert "RPN_ANCHOR_SCALES must have 5 numbers, not 2" in refusal(tmp_path, "--set=RPN_ANCHOR_SCALES=8,16")
     assert "could not convert" in refusal(tmp_path, "--set=RPN_NMS_THRESHOLD=high")
-    assert "square or pad64" in refusal(tmp_path, "--set=IMAGE_RESIZE_MODE=crop")
+    assert "IMAGE_RESIZE_MODE must be square or pad64" in refusal(tmp_path, "--set=IMAGE_RESIZE_MODE=crop")
     torch.save({"x": torch.zeros(1), "backbone.body.x": torch.zeros(1)}, tmp_path / "m.pth")
     assert "--set is for weights of matterport" in refusal(
         tmp_path, "--set=RPN_NMS_THRESHOLD=0.6", name="m.pth"
@@ -278,9 +284,9 @@ def test_non_finite_tensors_are_named(tmp_path):
     assert "the tensor conv1/kernel is not finite" in refusal(tmp_path)
     variance = "bn_conv1/bn_conv1/moving_variance:0"
     filled(tmp_path / "m.h5", arrays | {variance: -arrays[variance]})
-    assert "bn_conv1/moving_variance holds variances, and one is negative" in refusal(tmp_path)
+    assert "bn_conv1/moving_variance contains variances, of which one is negative" in refusal(tmp_path)
     hollow(tmp_path / "m.h5", names_of(), dtype="i4")
-    assert "is of int32, not of floats" in refusal(tmp_path)
+    assert "has the type int32, not floats" in refusal(tmp_path)
 
 
 def test_nothing_outside_the_file_is_read(tmp_path):
@@ -293,7 +299,7 @@ def test_nothing_outside_the_file_is_read(tmp_path):
     assert "conv1 is a link, which is refused" in refusal(tmp_path)
     with h5py.File(tmp_path / "m.h5", "w") as file:
         file["conv1/self"] = file["/"]
-    assert "groups are too deep" in refusal(tmp_path)
+    assert "groups are nested too deeply" in refusal(tmp_path)
     with h5py.File(tmp_path / "m.h5", "w") as file:
         file.create_dataset("conv1/conv1/kernel:0", (2**16, 2**16), "f4", chunks=(64, 64))
     assert "more than 4 GiB" in refusal(tmp_path)
