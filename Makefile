@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SEED := $(or $(SEED),$(shell date +%s))
 # Processes that pytest-xdist runs side by side: one waits for Ray most of the time, the others compute.
 WORKERS := 3
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FAST := not (ray or s3 or notebook or slow)
 # Where it is set, as in many images, each process compiles torch and Ray anew, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE

@@ -9,6 +9,7 @@ A test that needs a Ray, but does not test how one starts, asks for `ray_cluster
 
 import atexit
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -31,6 +32,7 @@ from local import LocalCluster
 from ray_cluster import standing_cluster
 
 ENDED = pytest.StashKey[int]()
+ROOT = Path(__file__).parent.parent
 BUCKET = "test-bkt"
 ACCESS_KEY = "testkey"
 SECRET_KEY = "testsecret"
@@ -214,27 +216,42 @@ def draw_samples(items: list[pytest.Item]) -> list[pytest.Item]:
     return left_out
 
 
-@pytest.hookimpl(tryfirst=True)
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Draw the samples, and divide the tests among the processes of pytest-xdist: by file, and those of Ray in one.
-
-    Ray misses deadlines of its own where several start at once on few CPUs; and most of its tests wait. They take
-    longest, so they begin first; then the notebooks; then those of `chaos`, which use all CPUs.
-    """
-
-    def group(item: pytest.Item) -> str:
-        return "ray" if item.get_closest_marker("ray") else item.location[0].removesuffix(".py")
+    """Draw the samples, and put what takes longest first: the tests of Ray, the notebooks, then those of `chaos`."""
 
     def order(item: pytest.Item) -> tuple[bool, bool, bool]:
         notebook = item.get_closest_marker("notebook") is not None
-        return group(item) != "ray", not notebook, "chaos" not in item.path.parts
+        return group_of(item.nodeid) != "ray", not notebook, "chaos" not in item.path.parts
 
     left_out = set(draw_samples(items))
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = sorted((item for item in items if item not in left_out), key=order)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
+
+
+@functools.cache
+def group_of(nodeid: str) -> str:
+    """Return the group of a test, which one process of pytest-xdist runs: its file, or `ray`.
+
+    Ray misses deadlines of its own where several start at once on few CPUs; and most of its tests wait. So all files
+    with such tests are one group.
+    """
+    file = nodeid.partition("::")[0]
+    return "ray" if "mark.ray" in (ROOT / file).read_text("utf-8") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Divide the tests among the processes by `group_of`.
+
+    Not by marks, `--dist loadgroup`: with pytest 9.2, pytest-xdist 3.8 does not pass on the groups.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return GroupScheduling(config, log)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
