@@ -109,7 +109,7 @@ def run_evaluate(
     storage = output_storage(output)
     success = read_success(storage)
     if success is None:
-        raise UsageError(f"{output} is not a finished run; see `maskrcnn status {output}`")
+        raise UsageError(f"{output} is not finished: continue it with `maskrcnn segment`")
     read_run(storage)
     counts = success["counts"]
     if address is None and counts["images"] <= LOCAL_IMAGES and counts["instances"] <= LOCAL_INSTANCES:
