@@ -7,7 +7,7 @@ Makes the tables of a run and a ground truth: ten detections and eight objects a
 smooth blobs; six of ten detections are an object moved by some pixels. Ours is the command, `--json`, in a process of
 its own, with Ray where it is used; the peer is `COCOeval` in one process, for boxes, then for masks, from the run's
 COCO results with the one shape. Memory is the greatest resident set of a process, looked at four times a second.
-The twelve numbers of both are compared to 1e-12 first; the program fails where they differ.
+The twelve metrics of both are compared to 1e-12 first; the program fails where they differ.
 """
 
 import argparse
@@ -302,7 +302,7 @@ def main() -> None:
                 np.abs(np.subtract(said["ours"][kind], said["peer"][kind])).max() for kind in ("bbox", "segm")
             )
             figures["apart"] = float(apart)
-            print(f"the twelve numbers differ by {apart:.1e} at most")
+            print(f"the twelve metrics differ by {apart:.1e} at most")
             if apart > 1e-12:
                 raise SystemExit("they differ")
         if options.json:
