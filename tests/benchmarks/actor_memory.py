@@ -1,6 +1,6 @@
 """Whether an actor's memory stays flat: its RSS over 2,000 scenes of 512 x 512 with the embedded model.
 
-    python tests/benchmarks/actor_memory.py [--images 2000] [--actors N]
+    python -m tests.benchmarks.actor_memory [--images 2000] [--actors N]
 
 The memory of each actor is sampled during a run; a line is fitted to what follows the warm-up, the first fifth of
 the time. Prints one JSON object: for each actor its mean, its peak, and the fitted line's rise in % of the mean.
@@ -23,8 +23,9 @@ from maskrcnn_jobs.driver.run import run_shards
 
 from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.synthetic.scenes import write_scenes
-from tests.benchmarks.inputs import write_manifest
-from tests.benchmarks.suites_ray import shard_spans
+
+from .inputs import write_manifest
+from .suites_ray import shard_spans
 
 DISTINCT = 50
 WARM_UP = 0.2

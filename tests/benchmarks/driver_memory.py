@@ -1,6 +1,6 @@
 """Growth of the driver's memory during a run over 10,000 and of 1,000,000 planted images.
 
-    python tests/benchmarks/driver_memory.py [--images 10000 --images 1000000] [--shard-images N]
+    python -m tests.benchmarks.driver_memory [--images 10000 --images 1000000] [--shard-images N]
 
 Each run is done in a fresh process, on a plan that another process made: memory that planning had freed would hide what
 the run takes. The images are 500 small files that a manifest names repeatedly. Prints one JSON list, and
@@ -23,8 +23,9 @@ from maskrcnn_jobs.driver.planning import Request, prepare
 from maskrcnn_jobs.driver.run import run_shards
 
 from maskrcnn.config import InferenceConfig, ResourceConfig
-from tests.benchmarks.inputs import write_manifest
 from tests.planted_images import write_planted
+
+from .inputs import write_manifest
 
 DISTINCT = 500
 LIMIT_MB = 32

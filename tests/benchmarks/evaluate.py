@@ -51,7 +51,7 @@ def ellipses(rng: np.random.Generator, boxes: np.ndarray) -> tuple[list[str], np
     top = np.floor(y[owner] + h[owner] / 2 - half).astype(np.int64)
     bottom = np.ceil(y[owner] + h[owner] / 2 + half).astype(np.int64)
     top, bottom = np.maximum(top, 0), np.minimum(bottom, HEIGHT)
-    from tests.benchmarks.writers import packed
+    from .writers import packed
 
     lengths = 2 * w + 1
     start = np.cumsum(lengths) - lengths

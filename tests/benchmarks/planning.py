@@ -1,6 +1,6 @@
 """Plan a million rows, and process planted images while the driver's memory is watched.
 
-    python tests/benchmarks/planning.py [--rows 1000000] [--images 20000]
+    python -m tests.benchmarks.planning [--rows 1000000] [--images 20000]
 
 Prints one JSON object: seconds and peak memory of planning, and the growth of the driver during a run, which
 `driver_memory.py` measures at other sizes.

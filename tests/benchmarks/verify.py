@@ -1,6 +1,6 @@
 """What it takes to verify a run: seconds, and memory at its peak.
 
-    python tests/benchmarks/verify.py [--images 125000] [--keep DIR]
+    python -m tests.benchmarks.verify [--images 125000] [--keep DIR]
 
 The run is made from tables, eight instances an image, whose masks are smooth blobs with run lengths of 190 characters
 in the mean; shards, reduce and COCO JSON are the real ones. It is verified by a process of its own, whose

@@ -12,7 +12,7 @@ from maskrcnn.models.conversion.key_mapping import KEY_MAPPINGS, moved
 from maskrcnn.models.conversion.parity import Row, compare, generated_images
 from maskrcnn.models.conversion.reference_detectron2 import ReferenceDetectron2
 from maskrcnn.models.model import Model, build_network
-from maskrcnn.models.registry import ModelCard
+from maskrcnn.models.registry import NO_CATEGORY, ModelCard
 from maskrcnn.types import Category
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,7 @@ def network():
 
 def faulty_stages(reference, network):
     categories = tuple(Category(label, f"c{label}") for label in range(1, 5))
-    ids = (0, 1, 2, 3, 4)
+    ids = (NO_CATEGORY, 1, 2, 3, 4)
     card = ModelCard("m", None, "", "maskrcnn_resnet50_fpn_detectron2", categories, ids, *SIZES, None)
     rows = compare(reference, Model(network, card), generated_images()[:1])
     assert len({row.stage for row in rows}) == len(rows)
