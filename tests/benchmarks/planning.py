@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from driver_memory import LIMIT_MB, request_for, watch
+from .driver_memory import LIMIT_MB, request_for, watch
 from maskrcnn_jobs.driver.planning import Request, prepare
 
 from maskrcnn.config import InferenceConfig

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from writers import AN_IMAGE, CATEGORIES, instances
+from .writers import AN_IMAGE, CATEGORIES, instances
 
 from maskrcnn.config import InferenceConfig, ShardingConfig, settings_of
 from maskrcnn.io.storage import Storage
