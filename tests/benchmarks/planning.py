@@ -14,10 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from .driver_memory import LIMIT_MB, request_for, watch
 from maskrcnn_jobs.driver.planning import Request, prepare
 
 from maskrcnn.config import InferenceConfig
+
+from .driver_memory import LIMIT_MB, request_for, watch
 
 
 def plan(folder: Path, rows: int) -> dict[str, float]:
