@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.actor_memory [--images 2000] [--actors N]
 
-The memory of each actor is sampled while a sweep runs; a line is fitted to what follows the warm-up, the first fifth of
+The memory of each actor is sampled during a run; a line is fitted to what follows the warm-up, the first fifth of
 the time. Prints one JSON object: for each actor its mean, its peak, and the fitted line's rise in % of the mean.
 """
 
@@ -36,11 +36,11 @@ Sample = tuple[float, float]
 
 
 def watch(folder: Path, images: int, actors: int | None, every_s: float = 0.5) -> dict[str, object]:
-    """Sweep scenes, and report each actor's memory."""
+    """Process scenes, and report each actor's memory."""
     write_scenes(folder / "scenes", min(DISTINCT, images), seed=20_000_000, size=512)
     files = sorted((folder / "scenes").glob("**/*.[jp][pn]g"))
     manifest = write_manifest(folder / "many.csv", files, images)
-    request = Request(str(manifest), str(folder / "swept"), InferenceConfig(model="scenes"))
+    request = Request(str(manifest), str(folder / "run"), InferenceConfig(model="scenes"))
     made = prepare(request)
     samples: dict[int, list[Sample]] = defaultdict(list)
     done = threading.Event()
@@ -61,7 +61,7 @@ def watch(folder: Path, images: int, actors: int | None, every_s: float = 0.5) -
         seconds = time.time() - started
         done.set()
         thread.join()
-    spans = shard_spans(folder / "swept")
+    spans = shard_spans(folder / "run")
     begin, end = min(span.start for span in spans), max(span.stop for span in spans)
     begin += WARM_UP * (end - begin)
     return {

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from .writers import AN_IMAGE, CATEGORIES, instances
 
 from maskrcnn.config import InferenceConfig, ShardingConfig, settings_of
 from maskrcnn.io.storage import Storage
@@ -27,6 +26,8 @@ from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.schema import INSTANCES, MANIFEST, SCHEMA_VERSION, ImageResult, images_table
 from maskrcnn.stats import Stats
 from maskrcnn.visualization.run_report import write_report
+
+from .writers import AN_IMAGE, CATEGORIES, instances
 
 SHARD_IMAGES = 1000
 

@@ -182,7 +182,7 @@ def test_a_state_dict_of_torchvision_is_converted_with_parity(version, tmp_path)
     )
     assert report.architecture == f"maskrcnn_{version}"
     assert report.counts() == {"taken": len(network.state_dict())}
-    assert [row for row in report.parity if not row.sound] == []
+    assert [row for row in report.parity if not row.within_limit] == []
     found = load_file(tmp_path / "m.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
 
@@ -211,7 +211,7 @@ def test_an_epsilon_of_zero_is_compensated(tmp_path, monkeypatch):
         max_size=SIZES[1],
     )
     assert report.counts()["shifted"] == 53
-    assert [row for row in report.parity if not row.sound] == []
+    assert [row for row in report.parity if not row.within_limit] == []
 
 
 # --- what is refused ------------------------------------------------------------------------------------------

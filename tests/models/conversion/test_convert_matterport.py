@@ -145,7 +145,7 @@ def test_a_class_without_a_name_is_found_by_neither_side(tmp_path):
     (tmp_path / "labels.txt").write_text("cat\n\nbird\n")
     sizes = {"min_size": 128, "max_size": 128}
     made = convert(f"{tmp_path}/m.h5", f"{tmp_path}/m.safetensors", f"{tmp_path}/labels.txt", **sizes)
-    assert [row for row in made.parity if not row.sound] == []
+    assert [row for row in made.parity if not row.within_limit] == []
     assert [category.id for category in made.categories] == [1, 3]
     assert (
         "min_size 128, max_size 128, image_resize_mode square"
