@@ -153,3 +153,11 @@ def test_what_the_package_promises_is_there() -> None:
     assert set(dir(maskrcnn)) == set(maskrcnn.__all__)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = maskrcnn.no_such_name
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    import importlib.metadata
+
+    import maskrcnn
+
+    assert maskrcnn.__version__ == importlib.metadata.version("maskrcnn-ray")

@@ -11,11 +11,13 @@ from typing import Any, Final
 
 from maskrcnn.config import InferenceConfig, ShardingConfig, default_shard_images, settings_of
 from maskrcnn.errors import RunError, UsageError, plural
+from maskrcnn.io.sources import source_of
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url
 from maskrcnn.models.registry import ModelCard, category_ids_named, describe_model
-from maskrcnn.pipeline.inputs import FILE_NAME as MANIFEST
-from maskrcnn.pipeline.inputs import Inputs, read_inputs, source_of, write_manifest
+from maskrcnn.pipeline.inputs import Inputs, read_inputs
+from maskrcnn.pipeline.manifest import FILE_NAME as MANIFEST
+from maskrcnn.pipeline.manifest import write_manifest
 from maskrcnn.pipeline.plan import (
     GRID_PREFIX,
     RUN,

@@ -10,8 +10,7 @@ from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import plural
 from maskrcnn.imaging.radiometry import Radiometry
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.inputs import ManifestReader
-from maskrcnn.pipeline.manifest import check_manifest
+from maskrcnn.pipeline.manifest import ManifestReader, check_manifest
 from maskrcnn.pipeline.plan import Plan, check_run, pending_of, read_plans, read_run
 from maskrcnn.pipeline.receipts import complete_receipts
 from maskrcnn.pipeline.reduce import reduce_run

@@ -82,8 +82,8 @@ def check_datasets(request: TrainingRequest) -> tuple[Dataset, pa.Table, pa.Tabl
     kinds = sum(len(part.errors) for part in (dataset, validation) if part)
     if kinds and not request.skip_invalid:
         raise UsageError(
-            f"the data has {plural(kinds, 'kind of error', 'kinds of errors')}, listed above; fix them, or leave "
-            "out the images and annotations concerned with --skip-invalid"
+            f"the data has {plural(kinds, 'kind of error', 'kinds of errors')}, listed above: correct the data, or "
+            "leave out the images and annotations concerned with --skip-invalid"
         )
     if validation is not None:
         images, validation_images = dataset.images, validation.images

@@ -152,9 +152,10 @@ def _annotations(file: CocoFile, sizes: NDArray[np.int64]) -> pa.Table:
         for number in empty.to_pylist():
             file.findings.warning("empty mask, which no detection can match", f"annotation no. {number}")
     findings = file.findings.listed()
-    log_findings(file.source, [finding for finding in findings if finding.kind not in before])
-    if count and not len(annotations) and (why := summary_of_errors(findings)):
+    new = [finding for finding in findings if finding.kind not in before]
+    if count and not len(annotations) and (why := summary_of_errors(new) or summary_of_errors(findings)):
         raise UsageError(f"none of the {plural(count, 'annotation')} of {file.source} can be used: {why}")
+    log_findings(file.source, new)
     return annotations
 
 

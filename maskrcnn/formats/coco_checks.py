@@ -7,6 +7,7 @@ only itself. Area and box follow from the mask where they are missing.
 
 import itertools
 import math
+import re
 from array import array
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -299,7 +300,7 @@ def _usable(
                 kind, f"{_where(draft, row)}: image {shortened(repr(image_id))}", error=kind != IMAGE_LEFT_OUT
             )
         elif category < 0:
-            kind = categories.left_out.get(category_id, "annotation of an unknown category")
+            kind = categories.left_out.get(category_id) or _unknown_category(category_id, categories.places)
             findings.add(
                 kind,
                 f"{_where(draft, row)}: category {shortened(repr(category_id))}",
@@ -315,6 +316,17 @@ def _usable(
             kept.append((row, image, category))
     rows, image_places, category_places = np.array(kept, np.int64).reshape(-1, 3).T
     return rows, image_places, category_places
+
+
+def _unknown_category(category_id: object, places: Mapping[Any, int]) -> str:
+    kind = "annotation of an unknown category"
+    if (
+        isinstance(category_id, str)
+        and re.fullmatch(r"[0-9]{1,18}", category_id)
+        and int(category_id) in places
+    ):
+        return f"{kind} (ids are text in annotations and integers in categories)"
+    return kind
 
 
 def _masks(

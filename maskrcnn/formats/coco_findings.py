@@ -71,9 +71,12 @@ def summary_of_errors(findings: Iterable[Finding]) -> str:
 
 
 def log_findings(source: str, findings: Iterable[Finding]) -> None:
-    """Log findings with the dataset that they are about, one per line."""
+    """Log findings with the dataset that they are about, one per line; what has an error is left out."""
     for finding in findings:
-        log.warning("%s: %s", source, finding)
+        text = str(finding)
+        if finding.error:
+            text = f"left out: {text.removeprefix('error: ')}"
+        log.warning("%s: %s", source, text)
 
 
 def shortened(value: object) -> str:

@@ -32,7 +32,7 @@ _ROWS_AT_ONCE: Final = 8192
 def export_vector(run: Storage, parts: Sequence[str], dest: str, form: Literal["geojson", "gpkg"]) -> int:
     """Write `instances.geojson` or `instances.gpkg` below `dest`, and return the number of objects.
 
-    Both hold the columns of `geo.GEO`, but for `bbox`. An object that cannot be transformed to WGS 84 has a null
+    Both hold the columns of `geoparquet.GEO`, but for `bbox`. An object that cannot be transformed to WGS 84 has a null
     geometry in GeoJSON. Layers of a GeoPackage are named `instances`, or where the run has several
     reference systems `instances_1`, … in the order of the parts; their geometries are MultiPolygons.
 

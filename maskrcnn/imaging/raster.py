@@ -39,28 +39,15 @@ from numpy.typing import NDArray
 from ..errors import ItemError, MaskrcnnError
 from .geometry import Rect
 from .geotiff import (
-    MAX_BLOCK_BYTES,
-    RasterInfo,
     Source,
     gdal_errors,
     open_tiff,
-    parse_crs,
-    raster_info,
     read_info,
 )
-from .radiometry import Radiometry, ToRgb, check_radiometry, parse_radiometry, percentiles_of, resolved
+from .radiometry import Radiometry, ToRgb, percentiles_of
 
 __all__ = [
-    "MAX_BLOCK_BYTES",
-    "Radiometry",
-    "RasterInfo",
     "RasterReader",
-    "check_radiometry",
-    "parse_crs",
-    "parse_radiometry",
-    "percentiles_of",
-    "raster_info",
-    "resolved",
     "sample",
     "sample_percentiles",
     "sampling",

@@ -5,6 +5,7 @@ for another process may have written since.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -26,11 +27,11 @@ class Storage:
         RunError: every method, where the store fails; the message contains the action, the URL, and what to do.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | os.PathLike[str]) -> None:
         root = Url.parse(url)
         store_of(root)
         if not root.path.strip("/") and not (root.is_local and root.path):
-            raise RunError(f"{url!r} names no folder or bucket: name one")
+            raise RunError(f"{os.fspath(url)!r} names no folder or bucket: name one")
         path = str(root.local_path.absolute()) if root.is_local else root.key.rstrip("/")
         self._root: Final = Url(root.scheme, root.bucket, path)
         self.url: Final = self._root.text

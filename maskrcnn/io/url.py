@@ -3,6 +3,7 @@
 The rest of the library passes URLs as text; whoever needs a part of one parses it here.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,15 @@ class Url:
     """What follows the bucket and its slash; for local files, their path."""
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        """Parse a URL or a path; every text is one. `file://` and `local://` are paths.
+    def parse(cls, text: str | os.PathLike[str]) -> Self:
+        """Parse a URL or a path; every text is one, and so is a `pathlib.Path`. `file://` and `local://` are paths.
 
         >>> Url.parse("s3://bucket/a/b.jpg")
         Url(scheme='s3', bucket='bucket', key='a/b.jpg')
         >>> Url.parse("file:///data/a.jpg")
         Url(scheme='', bucket='', key='/data/a.jpg')
         """
+        text = os.fspath(text)
         match = _SCHEME.match(text)
         if match is None:
             return cls("", "", text)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import UsageError
+from ..errors import UsageError, plural
 from ..io.url import Url
 from ..synthetic.planted_models import PlantedModel, parse_planted
 from ..types import Category
@@ -372,7 +372,7 @@ def _ids_of_labels(shown: str, categories: Sequence[Category], labels: int) -> t
         return (NO_CATEGORY, *ids)
     if len(ids) < labels - 1 == max(ids) and min(ids) > 0:
         return tuple(label if label in ids else NO_CATEGORY for label in range(labels))
-    raise UsageError(f"{shown} names {len(ids)} categories for a network of {labels - 1}")
+    raise UsageError(f"{shown} names {plural(len(ids), 'category')} for a network of {labels - 1}")
 
 
 def _card_of_state_dict(uri: str, data: bytes, labels: str | None) -> ModelCard:

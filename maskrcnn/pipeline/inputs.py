@@ -21,16 +21,10 @@ from ..io.schemes import REMOTE_SCHEMES
 from ..io.sources import as_json, is_manifest, read_listing, read_manifest, source_of
 from ..io.url import LOCAL_SCHEMES, USER_PATTERN, Url
 from ..schema import IMAGES, MANIFEST, METADATA
-from .manifest import FILE_NAME, ManifestReader, ShardReader, write_manifest
 
 __all__ = [
-    "FILE_NAME",
     "Inputs",
-    "ManifestReader",
-    "ShardReader",
     "read_inputs",
-    "source_of",
-    "write_manifest",
 ]
 
 log = logging.getLogger("maskrcnn")

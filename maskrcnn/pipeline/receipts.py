@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..errors import RunError
+from ..errors import RunError, plural
 from ..io.parquet import IMAGES, INSTANCES, File, write_table
 from ..io.storage import Storage
 from ..stats import Stats
@@ -206,7 +206,7 @@ def check_complete(plans: Sequence[Plan], choice: Choice) -> None:
             if plan.generation > 1:
                 which, again = f" of generation {plan.generation}", "retry`"
             raise RunError(
-                f"{missing:,} of {len(plan):,} shards{which} unfinished; run `maskrcnn {again} to continue"
+                f"{missing:,} of {plural(len(plan), 'shard')}{which} unfinished; run `maskrcnn {again} to continue"
             )
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ..errors import RunError, UsageError
+from ..errors import RunError, UsageError, plural
 from ..formats.coco_writer import image_batches, instance_batches, plan_files, write_dataset, write_results
 from ..io.parquet import Part
 from ..io.storage import Storage
@@ -260,7 +260,7 @@ def _check_labels_fit(run: Storage, parts: Sequence[Part]) -> None:
         if most > MAX_LABELS:
             row = batch.filter(pc.equal(batch["n_instances"], most))
             raise UsageError(
-                f"image {row['image_id'][0]} has {most} instances; a label map holds at most {MAX_LABELS}"
+                f"image {row['image_id'][0]} has {plural(most, 'instance')}; a label map holds at most {MAX_LABELS}"
             )
 
 

@@ -1,6 +1,7 @@
 """Open a finished run for reading in Python."""
 
 import json
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,7 @@ class Run:
         return pa.concat_tables([read_table(storage, part["path"]) for part in self.success["parts"][name]])
 
 
-def open_run(url: str) -> Run:
+def open_run(url: str | os.PathLike[str]) -> Run:
     """Open a finished run.
 
     Args:
@@ -62,4 +63,4 @@ def open_run(url: str) -> Run:
     success = read_success(storage)
     if success is None:
         raise UsageError(f"{url} is not finished: continue it with `maskrcnn segment`")
-    return Run(url, info, success)
+    return Run(os.fspath(url), info, success)

@@ -7,6 +7,7 @@ otherwise it counts as not passed.
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -83,7 +84,7 @@ class VerificationReport:
         }
 
 
-def verify_run(url: str) -> VerificationReport:
+def verify_run(url: str | os.PathLike[str]) -> VerificationReport:
     """Verify a finished run: that its output is complete, intact and consistent.
 
     Args:

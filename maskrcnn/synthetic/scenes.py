@@ -45,7 +45,6 @@ from .scene_parts import (
 )
 
 __all__ = [
-    "CATEGORIES",
     "Scene",
     "coco_dataset",
     "render_scene",

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ..errors import plural
 from ..formats.geoparquet import geo_table
 from ..imaging.geometry import ImageHeader
 from ..schema import (
@@ -209,5 +210,5 @@ def _failure(windows: pa.Table, *, whole: bool) -> tuple[str | None, str | None]
     )
     return (
         code if whole else "partial",
-        f"{len(failed)} of {len(windows)} windows failed ({codes}): {message}",
+        f"{len(failed)} of {plural(len(windows), 'window')} failed ({codes}): {message}",
     )

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from ..synthetic.scenes import CATEGORIES, Scene
+from ..synthetic.scene_parts import CATEGORIES
+from ..synthetic.scenes import Scene
 
 
 def threshold_colors(

@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from ..errors import ItemError, UsageError
+from ..errors import ItemError, UsageError, plural
 from ..formats.coco_findings import Finding, Findings, summary_of_errors
 from ..formats.coco_reader import CocoImages, find_images_root, is_below, read_coco
 from ..imaging.decode import Limits, decode_image
@@ -123,7 +123,8 @@ def split_dataset(images: pa.Table, share: float) -> tuple[pa.Table, pa.Table]:
     train, validation = images.filter(pa.compute.invert(apart)), images.filter(apart)
     if not train.num_rows or not validation.num_rows:
         raise UsageError(
-            f"{images.num_rows} images cannot be split into training and validation at a share of {share}: give --val"
+            f"{plural(images.num_rows, 'image')} cannot be split into training and validation at a share of {share}: "
+            "give --val"
         )
     return train, validation
 

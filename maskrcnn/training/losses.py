@@ -42,7 +42,7 @@ Differences between torchvision, and so this project, and the papers:
 - Crowd annotations are not used in training: they are not objects, and their regions are not excluded from the
   background.
 
-`tests/test_losses.py` computes each of the five from these equations.
+`tests/training/test_losses.py` computes each of the five from these equations.
 
 References: S. Ren et al., Faster R-CNN, 2015, arXiv:1506.01497; R. Girshick, Fast R-CNN, 2015, arXiv:1504.08083;
 K. He et al., Mask R-CNN, 2017, arXiv:1703.06870.

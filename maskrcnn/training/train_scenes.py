@@ -31,7 +31,8 @@ from torchvision.models.detection import MaskRCNN
 from ..evaluation.pycocotools_reference import average_precision
 from ..models.efficientnet import EfficientNetLite0
 from ..models.model import build_network, save_model
-from ..synthetic.scenes import CATEGORIES, Scene, coco_dataset, render_scene, statistics
+from ..synthetic.scene_parts import CATEGORIES
+from ..synthetic.scenes import Scene, coco_dataset, render_scene, statistics
 from .color_baseline import category_frequencies, threshold_colors
 
 logger = logging.getLogger(__name__)

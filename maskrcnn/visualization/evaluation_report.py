@@ -3,6 +3,7 @@
 As in the report, everything is in the file: no scripts, no fonts; charts are inline SVG in the colors of the page.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -50,8 +51,8 @@ class Plot:
 
 
 def evaluate(
-    run: str,
-    ground_truth: str,
+    run: str | os.PathLike[str],
+    ground_truth: str | os.PathLike[str],
     options: EvaluationOptions | None = None,
     *,
     run_all: RunAll = run_here,
@@ -75,7 +76,7 @@ def evaluate(
         RunError: something cannot be read or stored.
     """
     storage = Storage(run)
-    with evaluate_run(storage.url, ground_truth, options, run_all) as (evaluation, shares):
+    with evaluate_run(storage.url, os.fspath(ground_truth), options, run_all) as (evaluation, shares):
         write_evaluation(storage, evaluation)
         if page:
             write_page(storage, evaluation, shares)

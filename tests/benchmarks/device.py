@@ -43,7 +43,7 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.models.model import Model, load_model
 from maskrcnn.models.segmenter import DTYPES, MaskRCNNSegmenter
 from maskrcnn.pipeline.inputs import read_inputs
-from maskrcnn.pipeline.inputs import write_manifest as freeze
+from maskrcnn.pipeline.manifest import write_manifest as freeze
 from maskrcnn.pipeline.plan import Plan
 from maskrcnn.pipeline.receipts import Receipt
 from maskrcnn.pipeline.worker import ShardWorker

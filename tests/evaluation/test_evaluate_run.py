@@ -20,6 +20,7 @@ from planted_images import write_planted
 from pycocotools import mask as coco_mask
 from windowed import mosaic, run_windows, write_geotiff
 
+import maskrcnn
 from maskrcnn.evaluation import evaluate_part
 from maskrcnn.evaluation.evaluate_run import EvaluationOptions, evaluate_run
 from maskrcnn.evaluation.pycocotools_reference import average_precision
@@ -392,7 +393,15 @@ def test_a_segmentation_that_is_cut_off_costs_itself(place: Path, caplog: pytest
     found = "error: mask whose run lengths are damaged (1): annotation 2"
     assert answer["findings"] == [found]
     assert answer["objects"] == whole_answer["objects"] - 1
-    assert f"truth.json: {found}" in caplog.text
+    assert f"truth.json: left out: {found.removeprefix('error: ')}" in caplog.text
+    assert "error:" not in caplog.text
+
+
+def test_a_ground_truth_without_usable_annotations_is_one_line(place: Path) -> None:
+    changed(place, annotations=lambda a: a | {"category_id": str(a["category_id"])})
+    result = command(place)
+    assert (result.exit_code, result.stderr.count("annotation of an unknown category")) == (2, 1)
+    assert "ids are text in annotations and integers in categories" in result.stderr
 
 
 ODD_FILES = {
@@ -428,6 +437,13 @@ def test_train_and_evaluate_find_the_same(place: Path, tmp_path: Path, name: str
     theirs = {str(f) for f in trained.findings if not f.kind.startswith(only_training)}
     assert set(evaluated(place)["findings"]) == theirs
     assert bool(theirs) == (name not in ("floats", "ids from 0"))
+
+
+def test_the_library_takes_path_objects(place: Path) -> None:
+    assert maskrcnn.open_run(place / "run").url == str(place / "run")
+    assert maskrcnn.verify(place / "run").unfinished is None
+    answer = maskrcnn.evaluate(place / "run", place / "truth.json", page=False)
+    assert answer.summary["run"] == str(place / "run")
 
 
 # Runs of windows, and in a store

@@ -219,7 +219,11 @@ def test_what_is_odd_with_an_annotation_is_a_warning(tmp_path: Path, change: Any
         ({"image_id": [7]}, "annotation of an unknown image"),
         ({"image_id": "7"}, "annotation of an unknown image"),
         ({"category_id": 1}, "annotation of an unknown category"),
-        ({"category_id": "2"}, "annotation of an unknown category"),
+        (
+            {"category_id": "2"},
+            "annotation of an unknown category (ids are text in annotations and integers in categories)",
+        ),
+        ({"category_id": "4000"}, "annotation of an unknown category"),
         ({"iscrowd": "1"}, "iscrowd that is neither 0 nor 1"),
         ({"id": 8}, "annotation id used twice"),
     ],

@@ -18,17 +18,9 @@ from hypothesis import strategies as st
 
 from maskrcnn.errors import ItemError, RunError, UsageError
 from maskrcnn.imaging.geometry import Rect
-from maskrcnn.imaging.raster import (
-    Radiometry,
-    RasterInfo,
-    RasterReader,
-    check_radiometry,
-    parse_radiometry,
-    raster_info,
-    resolved,
-    sample_percentiles,
-    sampling,
-)
+from maskrcnn.imaging.geotiff import RasterInfo, raster_info
+from maskrcnn.imaging.radiometry import Radiometry, check_radiometry, parse_radiometry, resolved
+from maskrcnn.imaging.raster import RasterReader, sample_percentiles, sampling
 from maskrcnn.io.storage import Storage
 
 rasterio = pytest.importorskip("rasterio")
@@ -794,7 +786,8 @@ def test_several_open_rasters_are_independent(tmp_path: Path) -> None:
 
 MEMORY = """
 import resource, sys
-from maskrcnn.imaging.raster import RasterReader, parse_radiometry
+from maskrcnn.imaging.raster import RasterReader
+from maskrcnn.imaging.radiometry import parse_radiometry
 from maskrcnn.imaging.geometry import Rect
 with open(sys.argv[1], "rb") as file, RasterReader(file, parse_radiometry(None, "0,10")) as reader:
     for top in range(0, reader.info.height, 512):
@@ -822,7 +815,7 @@ def test_memory_does_not_grow_with_the_raster(tmp_path: Path) -> None:
 def test_a_missing_extra_is_named_in_the_message() -> None:
     script = (
         "import sys, io\nsys.modules['rasterio'] = None\nfrom maskrcnn.errors import UsageError\n"
-        "from maskrcnn.imaging.raster import raster_info\n"
+        "from maskrcnn.imaging.geotiff import raster_info\n"
         "try:\n    raster_info(io.BytesIO(b'II*\\0'))\nexcept UsageError as error:\n    print(error)"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -1,6 +1,7 @@
 """A URL is parsed into its parts and back, and joined with names, without touching any store."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -37,3 +38,7 @@ def test_text_and_parts_round_trip(scheme: str, bucket: str, names: list[str]) -
 def test_parts(text: str, parts: tuple[str, str, str]) -> None:
     url = Url.parse(text)
     assert (url.scheme, url.bucket, url.key) == parts
+
+
+def test_a_path_object_is_a_local_path(tmp_path: Path) -> None:
+    assert Url.parse(tmp_path / "a") == Url.parse(str(tmp_path / "a"))

@@ -159,7 +159,7 @@ def load(tmp_path):
 
 
 def test_the_number_of_labels_must_be_that_of_the_classes(resnet, load):
-    with pytest.raises(UsageError, match="a network of 3 categories, but 2 labels are named"):
+    with pytest.raises(UsageError, match="a network of 3 categories, but its labels file names 2"):
         load(half(resnet), "cat\ndog\n")
 
 

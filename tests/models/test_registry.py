@@ -282,7 +282,7 @@ FOREIGN = save({"x": torch.zeros(1)})
         (safetensors(categories=named((4, "a"), (2**31, "b"))), "from 0 to 2147483647, not 2147483648"),
         (safetensors(categories=named((4, "a"), (5, "\ud800"))), "has damaged metadata: UnicodeEncodeError"),
         (safetensors(categories="[]"), "names no category"),
-        (safetensors(categories=named((1, "a")), labels=8), "names 1 categories for a network of 7"),
+        (safetensors(categories=named((1, "a")), labels=8), "names 1 category for a network of 7"),
     ],
 )
 def test_an_invalid_safetensors_model_is_refused_in_one_line(content, complaint, write):
@@ -338,7 +338,7 @@ def zipped(content, compression=zipfile.ZIP_DEFLATED):
         (pth(state_dict() | {"extra": torch.zeros(1)}), "has the unknown tensor 'extra'"),
         (pth({k: v for k, v in state_dict().items() if k != "rpn.head.conv.0.0.bias"}), "lacks tensor 'rpn"),
         (pth(state_dict() | {CLASS_SCORES: torch.zeros(3, 2)}), r"has the shape \(3, 2\), not \(3, 1024\)"),
-        (pth(state_dict(labels=3)), "is a network of 2 categories, but 1 labels are named"),
+        (pth(state_dict(labels=3)), "is a network of 2 categories, but its labels file names 1"),
         (zipped(b"\x80\x02" + b"N0" * 999 + b"}."), "its pickle is compressed"),
         (zipped(b"\x80\x02}q", zipfile.ZIP_STORED), "is truncated or damaged"),
         (zipped(b"\x80\x02)\x85R.", zipfile.ZIP_STORED), "is truncated or damaged"),

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 
 from maskrcnn.errors import UsageError
 from maskrcnn.io.inputs import list_inputs
+from maskrcnn.io.sources import source_of
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url
-from maskrcnn.pipeline.inputs import Inputs, ManifestReader, read_inputs, source_of, write_manifest
+from maskrcnn.pipeline.inputs import Inputs, read_inputs
+from maskrcnn.pipeline.manifest import ManifestReader, write_manifest
 from maskrcnn.schema import IMAGES, MANIFEST, METADATA, images_schema
 
 

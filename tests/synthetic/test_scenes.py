@@ -9,7 +9,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from maskrcnn.synthetic.scenes import CATEGORIES, Scene, coco_dataset, render_scene, statistics, write_scenes
+from maskrcnn.synthetic.scene_parts import CATEGORIES
+from maskrcnn.synthetic.scenes import Scene, coco_dataset, render_scene, statistics, write_scenes
 
 SEEDS = range(24)
 

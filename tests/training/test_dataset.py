@@ -400,6 +400,14 @@ def test_a_split_is_of_names_not_of_order(share, order):
     assert len(names[0][0] | names[0][1]) == 40
 
 
+def test_one_image_cannot_be_split():
+    import pyarrow as pa
+
+    row = {"image_id": 1, "name": "a.png", "uri": "", "height": 1, "width": 1, "labels": [], "masks": []}
+    with pytest.raises(UsageError, match=r"^1 image cannot be split .*: give --val$"):
+        split_dataset(pa.Table.from_pylist([row], SCHEMA), 0.5)
+
+
 def test_the_ground_truth_of_a_table_is_the_dataset(folder):
     content = good()
     dataset = read(folder, content)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from maskrcnn.synthetic.scenes import CATEGORIES, Scene, render_scene
+from maskrcnn.synthetic.scene_parts import CATEGORIES
+from maskrcnn.synthetic.scenes import Scene, render_scene
 from maskrcnn.training.color_baseline import components, threshold_colors
 from maskrcnn.training.train_scenes import learning_rate, measure, to_target
 

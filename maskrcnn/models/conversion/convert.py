@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import UsageError
+from ...errors import UsageError, plural
 from ...io.url import Url
 from ...types import Category
 from ..checkpoint_files import read_labels, read_weights, tensors_in_pickle
@@ -270,7 +270,9 @@ def _categories(uri: str, n_labels: int, labels: str | None) -> tuple[Category, 
     names = read_labels(labels)
     if len(names) != count:
         hint = "; leave the background out" if len(names) == count + 1 else ""
-        raise UsageError(f"{uri} is a network of {count} categories, but {len(names)} labels are named{hint}")
+        raise UsageError(
+            f"{uri} is a network of {plural(count, 'category')}, but its labels file names {len(names)}{hint}"
+        )
     if not names[-1]:
         raise UsageError(f"the labels file {labels} must name the last of the {count} classes")
     return tuple(Category(label, name) for label, name in enumerate(names, start=1) if name)
@@ -312,7 +314,7 @@ def _reference(
 def _markdown(report: Converted, weights: str, output: str) -> str:
     lines = [f"# {output}", "", f"Converted from `{weights}` ({report.source}, sha256 {report.sha256})."]
     lines += [
-        f"Architecture `{report.architecture}`, {len(report.categories)} categories: "
+        f"Architecture `{report.architecture}`, {plural(len(report.categories), 'category')}: "
         f"{', '.join(f'{category.name} ({category.id})' for category in report.categories)}.",
         "",
         f"Not in the file, and assumed: {', '.join(f'{k} {_shown(v)}' for k, v in report.assumed.items())}.",

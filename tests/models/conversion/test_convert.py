@@ -351,4 +351,4 @@ def test_invalid_files_end_in_one_line_and_exit_code_two(tmp_path, folder):
 def test_the_number_of_labels_must_be_that_of_the_classes(tmp_path):
     (tmp_path / "two.txt").write_text("cat\ndog\n")
     message = run(tmp_path, DETECTRON2, f"--labels={tmp_path}/two.txt", name="m.pth")
-    assert "is a network of 4 categories, but 2 labels are named" in message
+    assert "is a network of 4 categories, but its labels file names 2" in message
