@@ -58,7 +58,7 @@ format: install  ## Format and sort
 
 bench: install  ## Print the ratios of the benchmarks page; the longer runs are listed beside their figures there
 	$(BIN)/python -m tests.benchmarks
-	$(BIN)/python tests/benchmarks/planning.py
+	$(BIN)/python -m tests.benchmarks.planning
 	$(BIN)/python -m tests.benchmarks.equality
 
 docs: install  ## Serve the documentation on http://127.0.0.1:8000

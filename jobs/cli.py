@@ -38,7 +38,7 @@ class Group(click.Group):
     """Turns this project's errors into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; show a traceback only for a bug of the program."""
+        """Run a command; show a traceback only for a bug in the program."""
         try:
             return super().invoke(ctx)
         except UsageError as error:
@@ -50,7 +50,7 @@ class Group(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception:
-            log.exception("this is a bug of maskrcnn-ray; please report it with the following")
+            log.exception("this is a bug in maskrcnn-ray; please report it with the following")
             sys.exit(3)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

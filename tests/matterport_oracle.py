@@ -21,7 +21,7 @@ from maskrcnn.models.conversion.parity_matterport import FastStages
 from maskrcnn.models.conversion.reference_matterport import normalised
 from maskrcnn.models.matterport_config import MatterportConfig
 from maskrcnn.models.model import Model, build_network
-from maskrcnn.models.registry import COCO_CATEGORIES, ModelCard
+from maskrcnn.models.registry import COCO_CATEGORIES, NO_CATEGORY, ModelCard
 from maskrcnn.types import Detections, Pixels
 
 HERE = Path(__file__).parent / "data" / "matterport"
@@ -58,7 +58,7 @@ def model_of(
     architecture, moves = KEY_MAPPINGS["matterport"]("oracle.h5", tensors)
     network = build_network(architecture, 81, *sizes, config)
     network.load_state_dict(moved("oracle.h5", tensors, moves)[0])
-    ids = (0, *(category.id for category in COCO_CATEGORIES))
+    ids = (NO_CATEGORY, *(category.id for category in COCO_CATEGORIES))
     card = ModelCard("oracle", None, "", architecture, COCO_CATEGORIES, ids, *sizes, None, config)
     return Model(network.eval().requires_grad_(False), card)
 

@@ -56,7 +56,7 @@ def convert(weights: str, out: str, as_json: bool, **options: Any) -> None:
 
     report = convert_weights(weights, out, **options)
     click.echo(json.dumps(report.to_json()) if as_json else _text(report, out))
-    sys.exit(0 if report.sound else 1)
+    sys.exit(0 if report.within_limit else 1)
 
 
 def _text(report: "Converted", out: str) -> str:
@@ -66,7 +66,7 @@ def _text(report: "Converted", out: str) -> str:
         f"tensors: {counts}",
     ]
     lines += [
-        f"{'ok  ' if row.sound else 'FAIL'} {row.stage}: {row.difference:.2g} {row.unit}, limit {row.limit:g}"
+        f"{'ok  ' if row.within_limit else 'FAIL'} {row.stage}: {row.difference:.2g} {row.unit}, limit {row.limit:g}"
         for row in report.parity
     ]
     lines.append(f"{out}; {out}.report.md lists each tensor")

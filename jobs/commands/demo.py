@@ -22,7 +22,7 @@ OVERLAY_PX: Final = 720
 
 QUERIES: Final = (
     (
-        "How many instances has each category, and how large are they?",
+        "Number and mean size of the instances of each category, at a score of at least 0.5",
         """SELECT category, count(*) AS instances, round(avg(area))::INT AS mean_area_px
            FROM 'OUT/instances/*.parquet' WHERE score >= 0.5
            GROUP BY category ORDER BY instances DESC""",
@@ -48,7 +48,7 @@ QUERIES: Final = (
 MOSAIC_SIDE: Final = 3
 """Scenes along each side of the mosaic."""
 MOSAIC_QUERY: Final = (
-    "How much ground does each category cover?",
+    "How much ground does each category cover, at a score of at least 0.5?",
     """SELECT category, count(*) AS objects, round(sum(area_m2))::INT AS m2
        FROM 'OUT/geo/*.parquet' WHERE score >= 0.5 GROUP BY category ORDER BY m2 DESC""",
 )
@@ -128,7 +128,9 @@ def segment_mosaic(root: Path) -> Path | None:
     request = Request(str(root / "mosaic" / "mosaic.tif"), str(run), inference)
     success = run_segment(request, ResourceConfig(), "local")
     windows = plural(sum(success["windows"].values()), "window")
-    click.echo(f"\nA mosaic in {windows}: {plural(success['counts']['instances'], 'whole object')}")
+    click.echo(
+        f"\nA mosaic in {windows}: {plural(success['counts']['instances'], 'whole object')} with any score"
+    )
     _print_query(run, *MOSAIC_QUERY)
     return run
 

@@ -63,7 +63,7 @@ def _renamed(_context: click.Context, _option: click.Parameter, values: tuple[st
 @click.option(
     "--address",
     help="Address of a Ray cluster. Without it small runs (5,000 images) are evaluated in this process, and larger "
-    "ones on a Ray at RAY_ADDRESS or started here.",
+    "ones on the cluster at RAY_ADDRESS, or on a local Ray started for this command.",
 )
 @json_option
 def evaluate(
@@ -109,7 +109,7 @@ def run_evaluate(
     storage = output_storage(output)
     success = read_success(storage)
     if success is None:
-        raise UsageError(f"{output} is not a finished run; see `maskrcnn status {output}`")
+        raise UsageError(f"{output} is not finished: continue it with `maskrcnn segment`")
     read_run(storage)
     counts = success["counts"]
     if address is None and counts["images"] <= LOCAL_IMAGES and counts["instances"] <= LOCAL_INSTANCES:

@@ -2,7 +2,7 @@
 
 import click
 
-from maskrcnn.errors import RunError, UsageError, plural
+from maskrcnn.errors import RunError, plural
 
 
 @click.command()
@@ -27,7 +27,7 @@ def collect_garbage(output: str) -> dict[str, int]:
         UsageError: there is no run, or it is of another schema version.
         RunError: the run, or a retry, is not finished, so that its shards are still needed.
     """
-    from maskrcnn.pipeline.plan import PLAN, read_plan, read_run
+    from maskrcnn.pipeline.plan import PLAN, no_run, read_plan, read_run
     from maskrcnn.pipeline.receipts import SHARDS
     from maskrcnn.pipeline.success import finished
 
@@ -36,10 +36,13 @@ def collect_garbage(output: str) -> dict[str, int]:
     storage = output_storage(output)
     plan = read_plan(storage)
     if plan is None:
-        raise UsageError(f"{output} holds no plan (no {PLAN})")
+        raise no_run(output, PLAN)
     read_run(storage)
     if finished(storage, plan) is None:
-        raise RunError(f"{output} is not finished; its shards are still needed")
+        command = "retry" if plan.generation > 1 else "segment"
+        raise RunError(
+            f"{output} is not finished, so its shards are still needed: continue it with `maskrcnn {command}`"
+        )
     removed = {}
     for folder in (SHARDS, PROBES):
         removed[f"files in {folder}/"] = len(storage.list(folder))

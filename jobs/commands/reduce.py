@@ -13,7 +13,7 @@ from .summary import summary_line
 @coco_option
 @json_option
 def reduce(output: str, coco: str, as_json: bool) -> None:
-    """Write (again) tables, COCO JSON, statistics and report of a run whose shards are done, in this process.
+    """Rewrite the tables, COCO JSON, statistics and report of a run whose shards are done, in this process.
 
     The exit code is 0 regardless of the share of failed images.
     """

@@ -70,7 +70,7 @@ def run_retry(
         UsageError: there is no finished run, `maskrcnn gc` removed what is needed, or the command is wrong.
         RunError: the retry stopped before its end; `maskrcnn retry` continues it.
     """
-    from maskrcnn.pipeline.plan import PLAN, check_run, read_plans, read_run
+    from maskrcnn.pipeline.plan import PLAN, check_run, no_run, read_plans, read_run
     from maskrcnn.pipeline.plan_retry import check_codes, plan_retry
     from maskrcnn.pipeline.success import finished
 
@@ -82,7 +82,7 @@ def run_retry(
     storage = planning.output_storage(output)
     plans = read_plans(storage)
     if not plans:
-        raise UsageError(f"{output} holds no plan (no {PLAN})")
+        raise no_run(output, PLAN)
     plan, info = plans[-1], read_run(storage)
     check_run(storage, info, plan)
     request = _planned_request(output, info, coco_mode)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from maskrcnn.errors import ERROR_CODES, ItemError, RunError, UsageError
+from maskrcnn.errors import ItemError, RunError, UsageError
 
 from .options import json_option, labels_option, names_of
 from .terminal import plain
@@ -37,7 +37,7 @@ _ALL: Final = 10_000
     "--worst",
     type=click.IntRange(1),
     metavar="N",
-    help="Of an evaluated run: show the N images with the lowest quality.",
+    help="Of an evaluated run: show the N images with the lowest panoptic quality (PQ).",
 )
 @click.option(
     "--count",
@@ -199,7 +199,7 @@ def _segmented(request: ShowRequest) -> "tuple[View, tuple[Category, ...]]":
     try:
         pixels = decode_image(read_input(request.source, limits.max_bytes), limits).pixels
     except ItemError as fault:
-        raise UsageError(f"{request.source}: {fault.message} ({ERROR_CODES[fault.code]})") from fault
+        raise UsageError(f"{request.source}: {fault.message} ({fault.code})") from fault
     card = describe_model(name, request.labels)
     if card.notice:
         log.warning("%s", card.notice)
@@ -214,7 +214,7 @@ def _segmented(request: ShowRequest) -> "tuple[View, tuple[Category, ...]]":
     )
     (detections,) = segmenter.outcomes([pixels])
     if isinstance(detections, ItemError):
-        raise UsageError(f"{request.source}: {detections.message} ({ERROR_CODES[detections.code]})")
+        raise UsageError(f"{request.source}: {detections.message} ({detections.code})")
 
     keep = np.flatnonzero(
         np.isin(detections.labels, list(kept)) if kept else np.ones(len(detections), np.bool_)

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from maskrcnn.errors import UsageError
-
 from .options import json_option
 from .summary import summary_line
 
@@ -53,9 +51,9 @@ def run_status(output: str) -> dict[str, Any]:
         progress of the first plan and, under `retry`, of a retry that is not finished, and the `counts` of `_SUCCESS`.
 
     Raises:
-        UsageError: the output holds no plan, or is of another schema version.
+        UsageError: the output holds no run, or one of another schema version.
     """
-    from maskrcnn.pipeline.plan import PLAN, read_plans, read_run
+    from maskrcnn.pipeline.plan import PLAN, no_run, read_plans, read_run
     from maskrcnn.pipeline.success import read_success
 
     from ..driver.planning import output_storage
@@ -64,7 +62,7 @@ def run_status(output: str) -> dict[str, Any]:
     storage = output_storage(output)
     plans = read_plans(storage)
     if not plans:
-        raise UsageError(f"{output} holds no plan (no {PLAN})")
+        raise no_run(output, PLAN)
     read_run(storage)
     success = read_success(storage)
     done = success is not None and success["generation"] == plans[-1].generation

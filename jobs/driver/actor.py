@@ -82,7 +82,7 @@ def build_segmenter(spec: WorkerSpec) -> Segmenter:
 
 
 @dataclass(frozen=True, slots=True)
-class Welcome:
+class ActorReady:
     """What an actor reports once it is ready."""
 
     host: str
@@ -124,7 +124,7 @@ class SegmentActor:
         if self._worker is not None:
             self._worker.stop()
 
-    def start(self, first_uri: str) -> Welcome:
+    def start(self, first_uri: str) -> ActorReady:
         """Load the model, and try the accesses that every shard needs.
 
         Raises:
@@ -161,7 +161,7 @@ class SegmentActor:
         )
         if self._stopping.is_set():
             self._worker.stop()
-        return Welcome(self._host, ray.get_runtime_context().get_node_id(), probe)
+        return ActorReady(self._host, ray.get_runtime_context().get_node_id(), probe)
 
     def _read_region(self, entry: Entry, rect: Rect) -> RasterRegion:
         assume_crs = self._spec.inference.assume_crs

@@ -32,7 +32,7 @@ from maskrcnn.pipeline.plan import Shard
 from maskrcnn.pipeline.receipts import Receipt, commit
 from maskrcnn.pipeline.worker import Announcement
 
-from .actor import Done, SegmentActor, Welcome, WorkerSpec
+from .actor import ActorReady, Done, SegmentActor, WorkerSpec
 from .cluster import cause_of, node_answers
 from .poison_isolation import Failure, PoisonIsolation, Task
 from .progress import Progress
@@ -195,7 +195,7 @@ class Scheduler:
             self._died(slot, self._failure_of(slot, error))
             return 0
         if not slot.ready:
-            self._welcome(slot, result)
+            self._confirm_ready(slot, result)
             return 0
         _, task = slot.queue.popleft()
         slot.moved = time.monotonic()
@@ -221,7 +221,7 @@ class Scheduler:
             if isinstance(batch.held, Receipt):
                 commit(self._storage, batch.held)
 
-    def _welcome(self, slot: Slot, actor: Welcome) -> None:
+    def _confirm_ready(self, slot: Slot, actor: ActorReady) -> None:
         if not self._storage.exists(actor.probe):
             raise RunError(
                 f"node {actor.host} wrote to {self._spec.url}, but the driver does not find the file there: "

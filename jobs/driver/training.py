@@ -34,7 +34,7 @@ log = logging.getLogger("maskrcnn")
 
 PROGRESS, FAILURE, PAGE = "progress.json", "failure.json", "training.html"
 MAX_FAILURES: Final = 10
-"""How often workers that died are replaced."""
+"""Maximum number of times that workers that died are replaced."""
 REPORT_EVERY_S: Final = 5.0
 
 

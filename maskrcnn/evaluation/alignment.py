@@ -185,12 +185,12 @@ def pair_categories(
         )
     ours = _renamed(run, rename or {}, names)
     kept = [at for at in order if not only or names[at] in only]
-    strangers = [names[at] for at in kept if at in used and names[at] not in ours.values()]
-    if strangers:
+    unpaired = [names[at] for at in kept if at in used and names[at] not in ours.values()]
+    if unpaired:
         left = sorted(set(ours.values()) - set(names))
         raise UsageError(
-            f"the run has no counterpart of {plural(len(strangers), 'category')} with annotations in the ground truth: "
-            f"{_some(strangers)}{_suggestion(strangers, left or sorted(set(ours.values())))}; rename with --map "
+            f"the run has no counterpart of {plural(len(unpaired), 'category')} with annotations in the ground truth: "
+            f"{_some(unpaired)}{_suggestion(unpaired, left or sorted(set(ours.values())))}; rename with --map "
             "RUN=TRUTH, evaluate some with --categories, or all as one with --class-agnostic"
         )
     of_ground_truth = np.full(len(categories), -1, np.int32)
@@ -241,9 +241,9 @@ def _nearest(wanted: Sequence[str], names: Sequence[str]) -> str:
     return f"; is it {near[0]!r}?" if near else f"; it has {_some(names, 8)}"
 
 
-def _suggestion(strangers: Sequence[str], ours: Sequence[str]) -> str:
+def _suggestion(unpaired: Sequence[str], ours: Sequence[str]) -> str:
     lowered = {name.lower(): name for name in reversed(ours)}
-    for name in strangers:
+    for name in unpaired:
         if near := difflib.get_close_matches(name.lower(), lowered, 1):
             old = lowered[near[0]]
             argument = f"--map {old}={name}"

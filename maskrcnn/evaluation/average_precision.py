@@ -17,7 +17,7 @@ RECALLS: Final = np.linspace(0.0, 1.0, 101)
 _CELLS: Final = len(IOUS) * len(AREAS)
 STATS: Final = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large", "AR1", "AR10", "AR", "AR small", "AR medium",
                 "AR large")  # fmt: skip
-"""The twelve numbers of `COCOeval.summarize`, in its order."""
+"""The twelve metrics of `COCOeval.summarize`, in its order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Curves:
     """(T, K, A, 3) with 1, 10 and the maximum number of detections of a category in an image."""
 
     def stats(self) -> list[float]:
-        """Return the twelve numbers of `COCOeval.summarize`, named by `STATS`."""
+        """Return the twelve metrics of `COCOeval.summarize`, named by `STATS`."""
         sizes = range(1, len(AREAS))
         return [
             _mean(self.precision[..., 0]),
@@ -105,7 +105,7 @@ class Curves:
         ]
 
     def of_category(self, k: int) -> list[float]:
-        """Return the twelve numbers of one category."""
+        """Return the twelve metrics of one category."""
         return Curves(self.precision[:, :, k : k + 1], self.recall[:, k : k + 1]).stats()
 
 

@@ -63,7 +63,7 @@ WORST: Final = 9
 
 @dataclass(frozen=True, slots=True)
 class ImageOutcome:
-    """Which detections and objects of an image were matched, at a score of `SURE` and an IoU of 0.5."""
+    """Which detections and objects of an image were matched, at a score of `COUNTED_SCORE` and an IoU of 0.5."""
 
     row: int
     """The image's place in the part."""

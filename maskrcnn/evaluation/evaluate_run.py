@@ -1,4 +1,4 @@
-"""A finished run evaluated against a COCO ground truth: COCO's twelve numbers, and the counts of each image.
+"""A finished run evaluated against a COCO ground truth: COCO's twelve metrics, and the counts of each image.
 
 Parts are evaluated separately (`evaluate_part`), here or by Ray tasks, and folded here. What is kept of a detection is
 its score, its place and eighty bits, so memory follows the number of detections and not that of masks.
@@ -30,7 +30,7 @@ from .alignment import PairedCategories, PairedImages, pair_categories, pair_ima
 from .average_precision import STATS, Curves, average
 from .evaluate_part import WORST, ImageOutcome, PartScore, Terms, score_part
 from .ground_truth_shares import Shares, image_order
-from .image_scores import COUNTS, KINDS, SURE, Kind, worst_first
+from .image_scores import COUNTED_SCORE, COUNTS, KINDS, Kind, worst_first
 
 log = logging.getLogger("maskrcnn")
 
@@ -198,8 +198,8 @@ def _log_differences(file: CocoFile, paired: PairedImages, listed: pa.Table) -> 
     """Log what does not stop an evaluation, and may not be intended."""
     if missing := len(paired.missing):
         log.warning("%s of the ground truth left out: not in the run", plural(missing, "image"))
-    if strangers := int((paired.ground_truth < 0).sum()):
-        log.info("%s of the run left out: not in the ground truth", plural(strangers, "image"))
+    if not_expected := int((paired.ground_truth < 0).sum()):
+        log.info("%s of the run left out: not in the ground truth", plural(not_expected, "image"))
     if paired.renamed:
         log.warning(
             "%s with the same id but another name: is it the right ground truth?",
@@ -331,11 +331,11 @@ def _worst(
 
 
 def _at_half(images: pa.Table) -> dict[str, Any]:
-    """Return the counts of all images at a score of `SURE` and an IoU of 0.5."""
+    """Return the counts of all images at a score of `COUNTED_SCORE` and an IoU of 0.5."""
     counts = [name for name in COUNTS if name != "pq"]
     sums = {name: int(images[name].to_numpy().astype(np.int64).sum()) for name in counts}
     return {
-        "score": SURE,
+        "score": COUNTED_SCORE,
         **sums,
         "precision": sums["true_positives"] / max(sums["true_positives"] + sums["false_positives"], 1),
         "recall": sums["true_positives"] / max(sums["n_ground_truth"], 1),
@@ -346,7 +346,7 @@ def _at_half(images: pa.Table) -> dict[str, Any]:
 def _per_category(
     names: Sequence[str], curves: Mapping[Kind, Curves], positives: NDArray[np.int64]
 ) -> dict[str, dict[str, Any]]:
-    """Return the twelve numbers of each category that has objects, by name."""
+    """Return the twelve metrics of each category that has objects, by name."""
     return {
         name: {"objects": int(positives[k, 0])} | {kind: of.of_category(k) for kind, of in curves.items()}
         for k, name in enumerate(names)
@@ -366,7 +366,7 @@ def write_evaluation(storage: Storage, evaluation: Evaluation) -> None:
 
 
 def per_category_table(evaluation: Evaluation) -> pa.Table:
-    """Return one row per category that has objects: category, objects, and the twelve numbers of each kind."""
+    """Return one row per category that has objects: category, objects, and the twelve metrics of each kind."""
     rows = evaluation.summary["per_category"]
     columns: dict[str, Any] = {
         "category": pa.array(rows, pa.string()),

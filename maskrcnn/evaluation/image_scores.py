@@ -15,7 +15,7 @@ from .matching import IOUS, Edges, Matches, joined, match, outside, overlaps
 
 Kind = Literal["segm", "bbox"]
 KINDS: Final[tuple[Kind, ...]] = ("bbox", "segm")
-SURE: Final = 0.5
+COUNTED_SCORE: Final = 0.5
 """The score from which a detection is in an image's counts and in the confusion matrix, at an IoU of at least 0.5."""
 
 COUNTS: Final[Mapping[str, type[np.generic]]] = {
@@ -69,7 +69,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The counts of I images, of detections with a score of at least `SURE`, at an IoU of at least 0.5."""
+    """The counts of I images, of detections with a score of at least `COUNTED_SCORE`, at an IoU of at least 0.5."""
 
     objects: NDArray[np.int32]
     """(I,) objects of the ground truth, crowds left out."""
@@ -94,7 +94,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """Which detections and objects of a batch were matched, at a score of `SURE` and an IoU of 0.5."""
+    """Which detections and objects of a batch were matched, at a score of `COUNTED_SCORE` and an IoU of 0.5."""
 
     detections: NDArray[np.int64]
     """(D,) places in `Detected` of the detections with that score, ascending."""
@@ -146,7 +146,7 @@ def score_images(
     detections, objects = detected.objects, expected.objects
     n_images = len(order)
     over = np.bincount(detections.image[rank >= max_dets], minlength=n_images) > 0
-    kept = (rank < max_dets) | (detected.score >= SURE)
+    kept = (rank < max_dets) | (detected.score >= COUNTED_SCORE)
     detected, group, rank, place = _taken(detected, kept), group[kept], rank[kept], place[kept]
     detections = detected.objects
 
@@ -175,14 +175,19 @@ def score_images(
     # By masks where there are masks: the last of the kinds.
     counts, free = _counts(detected, expected, matches, n_images)
     confusion = _confusion(detected, expected, matches, edges.taken(~same), free, categories)
-    return ScoredImages(tallies, counts, confusion, over, _outcomes(place, detected.score >= SURE, *free))
+    return ScoredImages(
+        tallies, counts, confusion, over, _outcomes(place, detected.score >= COUNTED_SCORE, *free)
+    )
 
 
 def _outcomes(
-    place: NDArray[np.intp], sure: NDArray[np.bool_], lonely: NDArray[np.bool_], unmet: NDArray[np.bool_]
+    place: NDArray[np.intp],
+    counted: NDArray[np.bool_],
+    false_positive: NDArray[np.bool_],
+    false_negative: NDArray[np.bool_],
 ) -> Outcomes:
-    order = np.flatnonzero(sure)[np.argsort(place[sure])]
-    return Outcomes(place[order].astype(np.int64), ~lonely[order], ~unmet)
+    order = np.flatnonzero(counted)[np.argsort(place[counted])]
+    return Outcomes(place[order].astype(np.int64), ~false_positive[order], ~false_negative)
 
 
 def _ranked(
@@ -222,23 +227,25 @@ def _edges(kind: Kind, detections: Objects, objects: Objects, crowd: NDArray[np.
 def _counts(
     detected: Detected, expected: Expected, matches: Matches, n_images: int
 ) -> tuple[Counts, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Return the counts of images; and which detections from `SURE`, and which objects that count, are unmatched."""
+    """Return the counts of images, and which detections are false positives and which objects false negatives."""
     detections, objects = detected.objects, expected.objects
-    sure = detected.score >= SURE
+    counted = detected.score >= COUNTED_SCORE
     ignored = matches.ignored[:, 0, 0] & (matches.partner >= 0)
-    hit = sure & (matches.partner >= 0) & ~ignored
-    lonely = sure & (matches.partner < 0)
-    unmet = ~expected.crowd
-    unmet[matches.partner[hit]] = False
+    true_positive = counted & (matches.partner >= 0) & ~ignored
+    false_positive = counted & (matches.partner < 0)
+    false_negative = ~expected.crowd
+    false_negative[matches.partner[true_positive]] = False
 
     def per_image(counted: Objects, which: NDArray[np.bool_], weights: Any = None) -> NDArray[Any]:
         weights = None if weights is None else weights[which]
         return np.bincount(counted.image[which], weights, minlength=n_images)
 
-    n_objects, n_detections = per_image(objects, ~expected.crowd), per_image(detections, sure)
-    true, false = per_image(detections, hit), per_image(detections, lonely)
+    n_objects, n_detections = per_image(objects, ~expected.crowd), per_image(detections, counted)
+    true, false = per_image(detections, true_positive), per_image(detections, false_positive)
     below = true + (n_objects - true + false) / 2
-    pq = np.divide(per_image(detections, hit, matches.iou), below, out=np.ones(n_images), where=below > 0)
+    pq = np.divide(
+        per_image(detections, true_positive, matches.iou), below, out=np.ones(n_images), where=below > 0
+    )
     counts = Counts(
         n_objects.astype(np.int32),
         n_detections.astype(np.int32),
@@ -246,29 +253,33 @@ def _counts(
         false.astype(np.int32),
         pq.astype(np.float32),
     )
-    return counts, (lonely, unmet)
+    return counts, (false_positive, false_negative)
 
 
 def _confusion(
     detected: Detected,
     expected: Expected,
     matches: Matches,
-    strangers: Edges,
+    other_category: Edges,
     free: tuple[NDArray[np.bool_], NDArray[np.bool_]],
     categories: int,
 ) -> NDArray[np.int64]:
     """Return the confusion matrix: matches within categories first, then the unmatched, by score, across categories."""
     detections, objects = detected.objects, expected.objects
-    lonely, unmet = (which.copy() for which in free)
+    false_positive, false_negative = (which.copy() for which in free)
     table = np.zeros((categories + 1, categories + 1), np.int64)
-    hit = (detected.score >= SURE) & (matches.partner >= 0) & ~matches.ignored[:, 0, 0]
-    np.add.at(table, (objects.category[matches.partner[hit]], detections.category[hit]), 1)
+    true_positive = (detected.score >= COUNTED_SCORE) & (matches.partner >= 0) & ~matches.ignored[:, 0, 0]
+    np.add.at(
+        table, (objects.category[matches.partner[true_positive]], detections.category[true_positive]), 1
+    )
 
     by_score = np.lexsort((-detected.score, detections.image))
     place = np.empty_like(by_score)
     place[by_score] = np.arange(len(by_score))
-    left = lonely[strangers.detections] & unmet[strangers.objects]
-    edges = Edges(place[strangers.detections[left]], strangers.objects[left], strangers.iou[left])
+    left = false_positive[other_category.detections] & false_negative[other_category.objects]
+    edges = Edges(
+        place[other_category.detections[left]], other_category.objects[left], other_category.iou[left]
+    )
     nobody = np.zeros((len(objects), 1), np.bool_)
     crossed = match(
         edges,
@@ -281,7 +292,7 @@ def _confusion(
     wrong = np.flatnonzero(crossed.partner >= 0)
     partner, taker = crossed.partner[wrong], by_score[wrong]
     np.add.at(table, (objects.category[partner], detections.category[taker]), 1)
-    unmet[partner], lonely[taker] = False, False
-    table[:-1, -1] = np.bincount(objects.category[unmet], minlength=categories)
-    table[-1, :-1] = np.bincount(detections.category[lonely], minlength=categories)
+    false_negative[partner], false_positive[taker] = False, False
+    table[:-1, -1] = np.bincount(objects.category[false_negative], minlength=categories)
+    table[-1, :-1] = np.bincount(detections.category[false_positive], minlength=categories)
     return table

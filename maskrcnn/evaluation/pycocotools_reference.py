@@ -41,7 +41,7 @@ class AveragePrecision:
     per_category: Mapping[str, float]
     """`ap` of each category with objects in the ground truth, by name; their mean is `ap`."""
     stats: tuple[float, ...]
-    """The twelve numbers of `COCOeval.summarize`, in its order: six of precision, six of recall."""
+    """The twelve metrics of `COCOeval.summarize`, in its order: six of precision, six of recall."""
 
 
 def average_precision(

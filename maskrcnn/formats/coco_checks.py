@@ -37,7 +37,7 @@ LEAVES: Final = "box that leaves its image"
 MISFIT: Final = "box that does not fit its mask"
 _FITS_IOU: Final = 0.5
 _FAR: Final = 16
-"""A point further from the origin than this many times the image's longer side is an error."""
+"""A point farther from the origin than this many times the image's longer side is an error."""
 
 ANNOTATIONS: Final = pa.schema(
     [

@@ -1,7 +1,7 @@
-"""The one reader of COCO JSON, for `train`, `evaluate` and `segment`: a file of any size costs what its columns cost.
+"""The one reader of COCO JSON, for `train`, `evaluate` and `segment`: its memory is proportional to the columns.
 
 Ids are names: any integer or text. What cannot be used costs itself alone, and is counted by kind; see `coco_findings`.
-An annotation whose image id or category id is used twice belongs to nobody: it is left out.
+An annotation whose image id or category id is used twice cannot be attributed to one image or category: it is left out.
 """
 
 import json
@@ -347,9 +347,9 @@ def _without_doubled_names(
         findings.error("category name used twice", f"{name!r} ({', '.join(map(str, ids))})")
         left_out |= dict.fromkeys(ids, "annotation of a category name used twice")
     kept = [category for category in categories if by_name.get(category.name or "", 1) == 1]
-    alike = Counter(category.name.strip().casefold() for category in kept if category.name)
+    by_folded_name = Counter(category.name.strip().casefold() for category in kept if category.name)
     for category in kept:
-        if category.name and alike[category.name.strip().casefold()] > 1:
+        if category.name and by_folded_name[category.name.strip().casefold()] > 1:
             findings.warning(
                 "category name that differs from another in case or blanks alone", repr(category.name)
             )

@@ -41,7 +41,7 @@ from .sniff import format_of
 DECODE_TIMEOUT_S: Final = 60.0
 """The timeout for one image. The largest image that the limits allow takes about five seconds."""
 EXECUTIONS: Final = 2
-"""How often an image that ends its decoder is tried, each time in a new process; see `Decoders.executions`."""
+"""Maximum number of attempts at an image that ends its decoder, each in a new process; see `Decoders.executions`."""
 
 _HEADER: Final = struct.Struct("<I")  # the number of bytes of the JSON header that follows
 _READY: Final = b"!"
@@ -72,7 +72,7 @@ class Decoders:
 
     def __init__(self, count: int, timeout_s: float = DECODE_TIMEOUT_S) -> None:
         self.executions = EXECUTIONS
-        """How often an image is tried; set it to 1 if earlier executions are possible."""
+        """Maximum number of attempts at an image; set it to 1 if earlier executions are possible."""
         self._timeout_s = timeout_s
         self._idle: queue.SimpleQueue[_Decoder | None] = queue.SimpleQueue()
         self._count = count

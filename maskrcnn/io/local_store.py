@@ -56,7 +56,7 @@ class LocalStore(Store):
         if status.bytes == 0:
             raise ItemError("empty_file", "zero bytes")
         if etag and LOCAL_ETAG.fullmatch(etag) and status.etag != etag:
-            raise ItemError("changed", f"its etag is {status.etag}, planned was {etag}")
+            raise ItemError("changed", f"its etag is {status.etag}, expected {etag}")
         return url.local_path.open("rb")
 
     # Listing

@@ -1,4 +1,4 @@
-"""Object stores: objects written by one request, and read back where it is not known what became of that.
+"""Object stores: objects written by one request, and read back when the outcome of a write is unknown.
 
 Nothing is ever streamed to its final name: s3fs and pyarrow publish truncated files when a writer raises. A failed PUT
 may have been applied and its reply lost: then what the store holds decides.

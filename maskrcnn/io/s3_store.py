@@ -72,7 +72,7 @@ class S3Store(RemoteStore):
             raise
         # A store may ignore the condition.
         if planned is not None and (now := answer.get("ETag", planned).strip('"')) != planned:
-            raise ItemError("changed", f"its etag is {now}, planned was {planned}")
+            raise ItemError("changed", f"its etag is {now}, expected {planned}")
         body: bytes = answer["Body"]
         return body
 

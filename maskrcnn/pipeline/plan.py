@@ -243,13 +243,20 @@ def read_run(storage: Storage) -> dict[str, Any]:
     try:
         run = json.loads(storage.read(RUN))
     except FileNotFoundError as error:
-        raise UsageError(f"{storage.url} holds no run (no {RUN})") from error
+        raise no_run(storage.url, RUN) from error
     except ValueError as error:
         raise RunError(f"{storage.url}/{RUN} is not valid JSON") from error
     if not isinstance(run, dict):
         raise RunError(f"{storage.url}/{RUN} is not a JSON object")
     check_version(storage, run)
     return run
+
+
+def no_run(url: str, missing: str) -> UsageError:
+    """Return the error for a directory that lacks the file `missing`, and so holds no run."""
+    return UsageError(
+        f"{url} holds no run (no {missing}): name the directory of a run, or start one with `maskrcnn segment`"
+    )
 
 
 def check_version(storage: Storage, run: dict[str, Any]) -> None:

@@ -62,7 +62,7 @@ def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | 
     latest = plans[-1]
     success = finished(storage, latest)
     if success is None:
-        raise UsageError(f"{storage.url} is not finished; continue it with `maskrcnn segment`")
+        raise UsageError(f"{storage.url} is not finished: continue it with `maskrcnn segment`")
     gone = sum(map(len, plans)) - sum(map(len, choose(storage, plans)))
     if gone:
         raise UsageError(

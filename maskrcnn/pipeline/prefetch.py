@@ -1,4 +1,4 @@
-"""Load inputs ahead of the consumer: a limit in bytes, threads that are replaced when they hang, and turns."""
+"""Load inputs ahead of the consumer: a limit in bytes, threads that are replaced when they hang, a queue for turns."""
 
 import threading
 import time

@@ -376,8 +376,8 @@ def _check_unchanged(entry: dict[str, Any], n_bytes: int) -> None:
     """
     planned = entry["etag"]
     if entry["bytes"] not in (None, n_bytes):
-        raise ItemError("changed", f"it has {n_bytes} bytes, planned were {entry['bytes']}")
+        raise ItemError("changed", f"it has {n_bytes} bytes, expected {entry['bytes']}")
     if planned is not None and LOCAL_ETAG.fullmatch(planned) and Url.parse(entry["uri"]).is_local:
         now = stat_input(entry["uri"]).etag
         if now != planned:
-            raise ItemError("changed", f"its etag is {now}, planned was {planned}")
+            raise ItemError("changed", f"its etag is {now}, expected {planned}")

@@ -34,12 +34,12 @@ def window_faults(
     if windows["window_id"].to_pylist() != list(range(len(rects))):
         yield Fault(
             where,
-            f"has {plural(len(windows), 'window')}, planned were {len(rects):,}, each once and in order",
+            f"has {plural(len(windows), 'window')}, expected {len(rects):,}, each once and in order",
         )
         return
     if not np.array_equal(found, rects):
         first = int(np.flatnonzero((found != rects).any(axis=1))[0])
-        yield Fault(where, f"window {first} is {found[first].tolist()}, planned was {rects[first].tolist()}")
+        yield Fault(where, f"window {first} is {found[first].tolist()}, expected {rects[first].tolist()}")
     status, error = windows["status"].to_pylist(), windows["error"].to_pylist()
     n_pieces = windows["n_pieces"].to_pylist()
     for window, (state, code, count) in enumerate(zip(status, error, n_pieces, strict=True)):

@@ -87,11 +87,11 @@ def check_manifest(output: LoadedOutput) -> Checking:
     """Check that `manifest.parquet` is the planned one, with the planned number of rows."""
     sha256, _ = digest_and_size(output.storage, FILE_NAME)
     if sha256 != output.plans[0].manifest_sha256:
-        raise BrokenError(FILE_NAME, f"sha256 is {sha256}, planned was {output.plans[0].manifest_sha256}")
+        raise BrokenError(FILE_NAME, f"sha256 is {sha256}, expected {output.plans[0].manifest_sha256}")
     with reading(FILE_NAME), ManifestReader(output.storage) as manifest:
         rows, schema = manifest.num_rows, manifest.schema
     if rows != output.rows:
-        yield Fault(FILE_NAME, f"has {plural(rows, 'row')}, planned were {output.rows:,}")
+        yield Fault(FILE_NAME, f"has {plural(rows, 'row')}, expected {output.rows:,}")
     if list(schema)[: len(MANIFEST)] != list(MANIFEST):
         yield Fault(FILE_NAME, f"has the columns {', '.join(schema.names)}")
     yield from _version_faults(FILE_NAME, schema)
@@ -129,12 +129,12 @@ def _part_faults(storage: Storage, file: File) -> Iterator[Fault]:
     sha256, size = digest_and_size(storage, file.path)
     if (sha256, size) != (file.sha256, file.bytes):
         # The content is not read: unverified bytes prove nothing, and may crash their reader.
-        listed = f"listed are {file.bytes} bytes of {file.sha256}"
-        raise BrokenError(file.path, f"has {size} bytes of sha256 {sha256}, {listed}")
+        expected = f"expected {file.bytes} bytes of {file.sha256}"
+        raise BrokenError(file.path, f"has {size} bytes of sha256 {sha256}, {expected}")
     with reading(file.path), storage.open(file.path) as stored, pq.ParquetFile(stored) as parquet:
         rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
     if rows != file.rows:
-        yield Fault(file.path, f"has {plural(rows, 'row')}, listed are {file.rows:,}")
+        yield Fault(file.path, f"has {plural(rows, 'row')}, expected {file.rows:,}")
     yield from _version_faults(file.path, schema)
 
 

@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import RunError, UsageError
+from ..errors import RunError
 from ..io.parquet import File, Part
 from ..io.storage import Storage
 from ..pipeline.manifest import FILE_NAME, ManifestReader, read_grid
-from ..pipeline.plan import PLAN, RUN, Plan, plan_file
+from ..pipeline.plan import PLAN, RUN, Plan, no_run, plan_file
 from ..pipeline.success import SUCCESS, categories_of, coco_info, parts_of
 from ..schema import INSTANCES as INSTANCES_SCHEMA
 from ..schema import INSTANCES_PER_IMAGE, INSTANCES_PER_RASTER, images_schema
@@ -103,7 +103,7 @@ def why_unfinished(storage: Storage) -> str | None:
             return f"there is no {SUCCESS}: continue with `maskrcnn {command}`"
         if storage.exists(RUN):
             return "planning did not finish: continue with `maskrcnn segment`"
-        raise UsageError(f"{storage.url} holds no run (no {PLAN})") from None
+        raise no_run(storage.url, PLAN) from None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None  # a broken record is a finding
     if isinstance(reduced, int) and reduced < latest:

@@ -216,8 +216,8 @@ def _checked_images(
 def _other_size(name: str, image: "_Image", stated: tuple[int, int]) -> str:
     turned = (image.exif_orientation or 1) > 4 and stated == image.size[::-1]
     why = f"; EXIF orientation {image.exif_orientation} turns the file" if turned else ""
-    is_, said = (f"{height} x {width}" for height, width in (image.size, stated))
-    return f"{name} (height x width is {is_}, stated {said}{why})"
+    actual, given = (f"{height} x {width}" for height, width in (image.size, stated))
+    return f"{name} (height x width is {actual}, stated {given}{why})"
 
 
 class _Image(NamedTuple):

@@ -68,7 +68,7 @@ def evaluate(
         page: whether to draw the worst images and to write `evaluation.html`.
 
     Returns:
-        `summary` has the content of `evaluation/summary.json`: COCO's twelve numbers for boxes and masks, counts, and
+        `summary` has the content of `evaluation/summary.json`: COCO's twelve metrics for boxes and masks, counts, and
         the numbers of each category; `images` is a table with a row per image.
 
     Raises:

@@ -218,10 +218,10 @@ def _drawn(sheet: _Sheet, world: World, failed: NDArray[np.bool_], title: str) -
     inside = frame.shown(world.boxes)
     some = inside[:: max(1, -(-len(inside) // OUTLINES))]
     left_out = f", of which {number_text(len(some))} are drawn" if len(some) < len(inside) else ""
-    densities, dots, said = _marks(sheet, 0, coarser=1)
+    densities, dots, text = _marks(sheet, 0, coarser=1)
     return Map(
         title,
-        f"{plural(len(inside), 'raster')}{left_out}. {said}",
+        f"{plural(len(inside), 'raster')}{left_out}. {text}",
         frame.height,
         _outlines(frame, world, some[~failed[some]]),
         _outlines(frame, world, some[failed[some]]),
@@ -234,8 +234,8 @@ def _drawn(sheet: _Sheet, world: World, failed: NDArray[np.bool_], title: str) -
 
 def _of_category(sheet: _Sheet, whole: Map, slot: int, name: str) -> Map:
     """Return the map of a sheet with the objects of one category."""
-    densities, dots, said = _marks(sheet, slot, coarser=2)
-    return Map(name, said, whole.height, whole.rasters, whole.failed, densities, dots)
+    densities, dots, text = _marks(sheet, slot, coarser=2)
+    return Map(name, text, whole.height, whole.rasters, whole.failed, densities, dots)
 
 
 def _overview(world: World, places: Sequence[Place], found: NDArray[np.int64]) -> Map:

@@ -1,4 +1,4 @@
-"""Show images of a finished run with their detections, chosen by name, by a condition, or by lowest quality.
+"""Show images of a finished run with detections, chosen by name, by a condition, or by lowest panoptic quality (PQ).
 
 A photo is shown whole. An image that is too large for that, such as a raster in a run of windows, is shown as regions
 around instances.

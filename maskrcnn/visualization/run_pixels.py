@@ -98,7 +98,7 @@ class RunPixels:
             return self._read_raster(image, region)
         data = read_input(image.uri, self._limits.max_bytes, image.etag)
         if image.bytes is not None and len(data) != image.bytes:
-            raise ItemError("changed", f"{len(data)} bytes, planned were {image.bytes}")
+            raise ItemError("changed", f"it has {len(data)} bytes, expected {image.bytes}")
         decode = decode_image if self._decoders is None else self._decoders.decode
         pixels = decode(data, self._limits).pixels
         if pixels.shape[:2] != (image.height, image.width):

@@ -1,8 +1,8 @@
 """Whether an actor's memory stays flat: its RSS over 2,000 scenes of 512 x 512 with the embedded model.
 
-    python tests/benchmarks/actor_memory.py [--images 2000] [--actors N]
+    python -m tests.benchmarks.actor_memory [--images 2000] [--actors N]
 
-The memory of each actor is sampled while a sweep runs; a line is fitted to what follows the warm-up, the first fifth of
+The memory of each actor is sampled during a run; a line is fitted to what follows the warm-up, the first fifth of
 the time. Prints one JSON object: for each actor its mean, its peak, and the fitted line's rise in % of the mean.
 """
 
@@ -23,8 +23,9 @@ from maskrcnn_jobs.driver.run import run_shards
 
 from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.synthetic.scenes import write_scenes
-from tests.benchmarks.inputs import write_manifest
-from tests.benchmarks.suites_ray import shard_spans
+
+from .inputs import write_manifest
+from .suites_ray import shard_spans
 
 DISTINCT = 50
 WARM_UP = 0.2
@@ -35,11 +36,11 @@ Sample = tuple[float, float]
 
 
 def watch(folder: Path, images: int, actors: int | None, every_s: float = 0.5) -> dict[str, object]:
-    """Sweep scenes, and report each actor's memory."""
+    """Process scenes, and report each actor's memory."""
     write_scenes(folder / "scenes", min(DISTINCT, images), seed=20_000_000, size=512)
     files = sorted((folder / "scenes").glob("**/*.[jp][pn]g"))
     manifest = write_manifest(folder / "many.csv", files, images)
-    request = Request(str(manifest), str(folder / "swept"), InferenceConfig(model="scenes"))
+    request = Request(str(manifest), str(folder / "run"), InferenceConfig(model="scenes"))
     made = prepare(request)
     samples: dict[int, list[Sample]] = defaultdict(list)
     done = threading.Event()
@@ -60,7 +61,7 @@ def watch(folder: Path, images: int, actors: int | None, every_s: float = 0.5) -
         seconds = time.time() - started
         done.set()
         thread.join()
-    spans = shard_spans(folder / "swept")
+    spans = shard_spans(folder / "run")
     begin, end = min(span.start for span in spans), max(span.stop for span in spans)
     begin += WARM_UP * (end - begin)
     return {

@@ -152,14 +152,14 @@ def write_random_model(
 
 
 CANDIDATES: Final = 300
-"""Boxes a photo that pass the score before suppression."""
+"""Boxes per photo that pass the score before suppression."""
 
 _LEVEL_GAIN: Final = 1.6
 """Of a level of the pyramid over the next finer one."""
 
 
 def _settle_norms(network: MaskRCNN, images: list[Tensor]) -> None:
-    """Give the trunk's batch norms the statistics of the images; else activations double from block to block."""
+    """Give the backbone's batch norms the statistics of the images; else activations double from block to block."""
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None  # a plain average
@@ -169,7 +169,7 @@ def _settle_norms(network: MaskRCNN, images: list[Tensor]) -> None:
 
 
 def _weigh_levels(network: MaskRCNN) -> None:
-    """Let coarse levels speak louder, so that not only the smallest anchors, of which most are, win."""
+    """Amplify coarse levels, so that not only the smallest anchors, of which most are, win."""
     fpn = network.backbone.fpn
     for level, block in enumerate(reversed(list(fpn.layer_blocks))):
         for convolution in block.modules():

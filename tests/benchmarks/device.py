@@ -48,10 +48,10 @@ from maskrcnn.pipeline.plan import Plan
 from maskrcnn.pipeline.receipts import Receipt
 from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.types import Detections, Pixels
-from tests.benchmarks import baselines
-from tests.benchmarks.inputs import COCO_SIZE, write_manifest, write_photos
-from tests.benchmarks.measure import Pairs, Row, machine, number, rounds, row, seconds, table, to_json
 
+from . import baselines
+from .inputs import COCO_SIZE, write_manifest, write_photos
+from .measure import Pairs, Row, machine, number, rounds, row, seconds, table, to_json
 from .precision import STRONG, moved
 
 COMPUTE = InferenceConfig(model="coco")

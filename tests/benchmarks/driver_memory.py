@@ -1,9 +1,9 @@
-"""What the driver's memory grows by during a sweep of 10,000 and of 1,000,000 planted images.
+"""Growth of the driver's memory during a run over 10,000 and of 1,000,000 planted images.
 
-    python tests/benchmarks/driver_memory.py [--images 10000 --images 1000000] [--shard-images N]
+    python -m tests.benchmarks.driver_memory [--images 10000 --images 1000000] [--shard-images N]
 
-Each sweep runs in a fresh process, on a plan that another process made: memory that planning had freed would hide what
-the sweep takes. The images are 500 small files that a manifest names again and again. Prints one JSON list, and
+Each run is done in a fresh process, on a plan that another process made: memory that planning had freed would hide what
+the run takes. The images are 500 small files that a manifest names repeatedly. Prints one JSON list, and
 progress on stderr; a million images take some 20 minutes on two cores.
 """
 
@@ -23,31 +23,32 @@ from maskrcnn_jobs.driver.planning import Request, prepare
 from maskrcnn_jobs.driver.run import run_shards
 
 from maskrcnn.config import InferenceConfig, ResourceConfig
-from tests.benchmarks.inputs import write_manifest
 from tests.planted_images import write_planted
+
+from .inputs import write_manifest
 
 DISTINCT = 500
 LIMIT_MB = 32
 
 
 def request_for(folder: Path, images: int, shard_images: int | None = None) -> Request:
-    """Write the manifest of a sweep, and the images if they are not there."""
+    """Write the manifest of a run, and the images if they are not there."""
     if not (folder / "images").exists():
         write_planted(folder / "images", DISTINCT, seed=0)
     files = sorted((folder / "images").glob("*.png"))
     manifest = write_manifest(folder / f"{images}.csv", files, images)
     return Request(
-        str(manifest), str(folder / f"swept-{images}"), InferenceConfig(model="planted"), shard_images
+        str(manifest), str(folder / f"run-{images}"), InferenceConfig(model="planted"), shard_images
     )
 
 
 def plan(request: Request) -> int:
-    """Plan a sweep, and return its shards."""
+    """Plan a run, and return the number of its shards."""
     return len(prepare(request))
 
 
 def watch(request: Request, every_s: float = 0.25) -> dict[str, float]:
-    """Sweep what is planned; report the driver's growth from the first receipt to the last.
+    """Run what is planned; report the driver's growth from the first receipt to the last.
 
     Returns:
         images, shards, seconds, images/s, and of the driver's memory in MB: where it began, the growth to the peak, and
@@ -95,7 +96,7 @@ def in_a_fresh_process(function, *arguments):
 
 
 def log_to_stderr() -> None:
-    """Show how far a sweep is."""
+    """Show the progress of a run."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
 

@@ -3,11 +3,11 @@
     python -m tests.benchmarks.evaluate [--images 5000] [--json PATH] [--only ours|peer]
     python -m tests.benchmarks.evaluate --images 100000
 
-Makes the tables of a run and a ground truth: ten detections and eight objects an image of 80 categories, masks as
+Makes the tables of a run and a ground truth: ten detections and eight objects per image, of 80 categories, masks as
 smooth blobs; six of ten detections are an object moved by some pixels. Ours is the command, `--json`, in a process of
 its own, with Ray where it is used; the peer is `COCOeval` in one process, for boxes, then for masks, from the run's
 COCO results with the one shape. Memory is the greatest resident set of a process, looked at four times a second.
-The twelve numbers of both are compared to 1e-12 first; the program fails where they differ.
+The twelve metrics of both are compared to 1e-12 first; the program fails where they differ.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def ellipses(rng: np.random.Generator, boxes: np.ndarray) -> tuple[list[str], np
     top = np.floor(y[owner] + h[owner] / 2 - half).astype(np.int64)
     bottom = np.ceil(y[owner] + h[owner] / 2 + half).astype(np.int64)
     top, bottom = np.maximum(top, 0), np.minimum(bottom, HEIGHT)
-    from tests.benchmarks.writers import packed
+    from .writers import packed
 
     lengths = 2 * w + 1
     start = np.cumsum(lengths) - lengths
@@ -157,7 +157,7 @@ def image_rows(manifest: pa.Table) -> pa.Table:
 
 
 def chunk_of(truth: Any, start: int, stop: int) -> pa.Table:
-    """Write the objects of some images, and return what was found in them."""
+    """Write the objects of some images, and return the detections in them."""
     rng = np.random.default_rng(start)
     n = stop - start
     there = random_boxes(rng, n * THERE)
@@ -269,10 +269,10 @@ def timed(command: list[str]) -> tuple[dict[str, Any], float, float]:
 
 
 def main() -> None:
-    """Print a line a side, and what they say of each other."""
+    """Print one line for each side, and their difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--images", type=int, default=5_000)
-    parser.add_argument("--keep", type=Path, help="make the run there, or take the one that is there")
+    parser.add_argument("--keep", type=Path, help="write the run to this folder, or use the run in it")
     parser.add_argument("--only", choices=["ours", "peer"])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -283,26 +283,27 @@ def main() -> None:
             make_run(folder, options.images)
         truth, run = str(folder / "truth.json"), str(folder / "run")
         figures: dict[str, Any] = {"images": options.images, "truth_mb": Path(truth).stat().st_size / 1e6}
-        said: dict[str, dict[str, Any]] = {}
+        metrics: dict[str, dict[str, Any]] = {}
         if options.only != "peer":
             command = [sys.executable, "-m", "maskrcnn_jobs", "evaluate", run, "--truth", truth, "--json"]
-            said["ours"], seconds, peak = timed(command)
+            metrics["ours"], seconds, peak = timed(command)
             figures |= {"ours_s": seconds, "ours_mb": peak}
             print(f"ours, boxes and masks: {seconds:.1f} s, largest process {peak:.0f} MB", flush=True)
         if options.only != "ours":
-            said["peer"] = {}
+            metrics["peer"] = {}
             for shape, kind in (("bbox", "bbox"), ("segmentation", "segm")):
                 results = str(folder / "run" / "coco" / "results.json")
                 stats, seconds, peak = timed([sys.executable, "-c", PEER, truth, results, shape])
-                said["peer"] |= stats
+                metrics["peer"] |= stats
                 figures |= {f"peer_{kind}_s": seconds, f"peer_{kind}_mb": peak}
                 print(f"pycocotools, {kind}: {seconds:.1f} s, {peak:.0f} MB", flush=True)
-        if len(said) == 2:
+        if len(metrics) == 2:
             apart = max(
-                np.abs(np.subtract(said["ours"][kind], said["peer"][kind])).max() for kind in ("bbox", "segm")
+                np.abs(np.subtract(metrics["ours"][kind], metrics["peer"][kind])).max()
+                for kind in ("bbox", "segm")
             )
             figures["apart"] = float(apart)
-            print(f"the twelve numbers differ by {apart:.1e} at most")
+            print(f"the twelve metrics differ by {apart:.1e} at most")
             if apart > 1e-12:
                 raise SystemExit("they differ")
         if options.json:

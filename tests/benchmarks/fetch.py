@@ -11,9 +11,10 @@ import tempfile
 from pathlib import Path
 
 from maskrcnn.io.storage import Storage
-from tests.benchmarks.inputs import COCO_SIZE, write_photos
-from tests.benchmarks.run import run_bench
 from tests.conftest import S3Server, free_port, start_weed
+
+from .inputs import COCO_SIZE, write_photos
+from .run import run_bench
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(

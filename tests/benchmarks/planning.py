@@ -1,8 +1,8 @@
-"""Plan a million rows, and sweep planted images while the driver's memory is watched.
+"""Plan a million rows, and process planted images while the driver's memory is watched.
 
-    python tests/benchmarks/planning.py [--rows 1000000] [--images 20000]
+    python -m tests.benchmarks.planning [--rows 1000000] [--images 20000]
 
-Prints one JSON object: seconds and peak memory of planning, and what the driver grew by during a sweep, which
+Prints one JSON object: seconds and peak memory of planning, and the growth of the driver during a run, which
 `driver_memory.py` measures at other sizes.
 """
 
@@ -14,10 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from driver_memory import LIMIT_MB, request_for, watch
 from maskrcnn_jobs.driver.planning import Request, prepare
 
 from maskrcnn.config import InferenceConfig
+
+from .driver_memory import LIMIT_MB, request_for, watch
 
 
 def plan(folder: Path, rows: int) -> dict[str, float]:

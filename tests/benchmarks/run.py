@@ -1,7 +1,7 @@
-"""Ratios against other libraries, measured in one run, with the machine they hold for: `python -m tests.benchmarks`.
+"""Ratios against other libraries, measured in one run on one machine, which is stated: `python -m tests.benchmarks`.
 
 The sections that need Ray are here; the others are in `tests.benchmarks.suites`. A whole job is measured in its steady
-state: by the slope between N and 3N images. What it takes until the first shard begins is told apart.
+state: by the slope between N and 3N images. The time until the first shard begins is reported separately.
 """
 
 import logging

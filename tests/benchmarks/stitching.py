@@ -1,4 +1,4 @@
-"""Whether the time of a seam merge follows the number of windows, and whether its objects are the planted ones.
+"""Whether the time of stitching is proportional to the number of windows, and whether its objects are the planted ones.
 
     python -m tests.benchmarks.stitching [--rows 24] [--columns 12] [--repeats 5]
     python -m tests.benchmarks.stitching --offsets 16
@@ -6,7 +6,7 @@
 The first merges what a segmenter whose masks are off by up to two pixels finds in rows times columns windows of 1024
 pixels that share 256, and in ten times as many rows. The small one is merged ten times for each time the large one
 is, in turns: a shared machine is quiet for a second more often than for half a minute, which made the ratio of single
-merges one of luck. Printed are seconds of CPU, and the ratio's median, least and greatest. Windows at the border have
+merges a matter of chance. Printed are seconds of CPU, and the ratio's median, minimum and maximum. Border windows have
 fewer neighbours, which shows where rows are few.
 
 The second plants mosaics of 4500 x 4096 pixels under so many places of the grid, for overlaps of 128 and 256 pixels,
@@ -32,15 +32,15 @@ WINDOW, OVERLAP = 1024, 256
 def planted(grid: Grid, seed: int) -> list[GroundTruth]:
     """Return ellipses of 16 to 600 pixels, small ones more often, some of them over each other."""
     rng = np.random.default_rng(seed)
-    truths = []
+    ground_truth = []
     for _ in range(OBJECTS_A_WINDOW * len(grid)):
         width, height = np.exp(rng.uniform(np.log(16), np.log(600), 2) * rng.uniform(0.7, 1))
         x, y = rng.uniform(0, grid.width), rng.uniform(0, grid.height)
         shape = PlantedInstance("ellipse", 1, 0.5, x, y, width, height, rng.uniform(0, 180))
         crop, left, top = shape.crop(grid.height, grid.width)
-        truth = tight(crop, left, top, int(rng.integers(1, 21)), round(float(rng.uniform(0.1, 1)), 3))
-        truths += [truth] if truth else []
-    return truths
+        instance = tight(crop, left, top, int(rng.integers(1, 21)), round(float(rng.uniform(0.1, 1)), 3))
+        ground_truth += [instance] if instance else []
+    return ground_truth
 
 
 def found_in(rows: int, columns: int) -> tuple[Grid, WindowDetections]:
@@ -80,18 +80,18 @@ def wrong(overlap: int, jitter: bool, count: int) -> int:
     faults = objects = 0
     for seed, offset in enumerate(offsets(WINDOW, overlap, count, overlap)):
         grid = Grid(4096, 4500, WINDOW, overlap, offset)
-        truths = mosaic(grid, seed, 500, 16 if jitter else 3)
-        pieces, of = segmented(grid, truths, seed if jitter else None)
+        ground_truth = mosaic(grid, seed, 500, 16 if jitter else 3)
+        pieces, of = segmented(grid, ground_truth, seed if jitter else None)
         merged = stitch(grid, pieces, capped=False)
-        objects += len(truths)
+        objects += len(ground_truth)
         try:
             if jitter:
-                is_about(merged, truths)
+                is_about(merged, ground_truth)
             else:
-                is_exactly(merged, truths, of)
+                is_exactly(merged, ground_truth, of)
         except AssertionError as error:
             faults += 1
-            print(f"offset {offset}: {len(truths)} planted, {len(merged.masks)} found: {error}")
+            print(f"offset {offset}: {len(ground_truth)} planted, {len(merged.masks)} found: {error}")
     kind = "masks off by up to 2 px" if jitter else "exact masks"
     print(
         f"overlap {overlap}, {kind}: {objects} objects under {count} offsets, wrong under {faults}",

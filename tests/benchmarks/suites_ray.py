@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from maskrcnn.models.segmenter import MaskRCNNSegmenter
     from maskrcnn.types import Detections
-    from tests.benchmarks.measure import Row, Settings
+
+    from .measure import Row, Settings
 
 log = logging.getLogger("maskrcnn")
 
@@ -86,7 +87,7 @@ def sweep_once(
     from maskrcnn_jobs.driver.planning import Request, prepare
     from maskrcnn_jobs.driver.run import run_shards
 
-    from tests.benchmarks.measure import CpuMeter
+    from .measure import CpuMeter
 
     request = Request(str(source), str(output), compute, shard_images)
     plan = prepare(request)
@@ -164,7 +165,7 @@ def run_job(
     """Run the job on `count` and on three times as many images, on a Ray of its own."""
     from maskrcnn_jobs.driver.cluster import connected
 
-    from tests.benchmarks.inputs import write_manifest
+    from .inputs import write_manifest
 
     folder = Path(tempfile.mkdtemp(dir=settings.folder))
     swept = []
@@ -177,7 +178,7 @@ def run_job(
 
 def photos_of(settings: "Settings", size: tuple[int, int], count: int) -> list[Path]:
     """Return the user's photos, at most `count`, or generated ones of (height, width)."""
-    from tests.benchmarks.inputs import write_photos
+    from .inputs import write_photos
 
     if settings.images is None:
         log.info("generating %s photos of %s x %s", count, size[1], size[0])
@@ -265,8 +266,8 @@ def sizes_of(batch: dict[str, Any]) -> dict[str, Any]:
 
 def pipeline(settings: "Settings") -> Iterator["Row"]:
     """Measure the whole job with a segmenter that finds nothing, against decoding alone and plain Ray Data."""
-    from tests.benchmarks.inputs import COCO_SIZE
-    from tests.benchmarks.measure import Pairs, rounds, row
+    from .inputs import COCO_SIZE
+    from .measure import Pairs, rounds, row
 
     count, distinct = (100, 8) if settings.quick else (2000, DISTINCT_PHOTOS)
     images = photos_of(settings, COCO_SIZE, distinct)
@@ -343,8 +344,8 @@ def scaling(settings: "Settings") -> Iterator["Row"]:
     """Measure weak scaling from one actor to many, with a segmenter that sleeps."""
     import ray
 
-    from tests.benchmarks.inputs import COCO_SIZE, write_manifest
-    from tests.benchmarks.measure import alternate, row
+    from .inputs import COCO_SIZE, write_manifest
+    from .measure import alternate, row
 
     actors, each = (2, 32) if settings.quick else (SCALED_ACTORS, 480)
     images = photos_of(settings, COCO_SIZE, 8 if settings.quick else DISTINCT_PHOTOS)
@@ -429,7 +430,7 @@ def forward_alone(compute: InferenceConfig, images: Sequence[Path], count: int) 
 
 def job(settings: "Settings") -> Iterator["Row"]:
     """Measure the whole job with a network, against stock torchvision in a loop and against its own network."""
-    from tests.benchmarks.inputs import COCO_SIZE, PHOTO_SIZE
+    from .inputs import COCO_SIZE, PHOTO_SIZE
 
     for size in (COCO_SIZE, PHOTO_SIZE):
         yield from _job_rows(settings, (240, 320) if settings.quick else size)
@@ -442,8 +443,9 @@ def _job_rows(settings: "Settings", size: tuple[int, int]) -> Iterator["Row"]:
     import torch
 
     from maskrcnn.models.model import load_model
-    from tests.benchmarks import baselines
-    from tests.benchmarks.measure import Pairs, Row, rounds, row
+
+    from . import baselines
+    from .measure import Pairs, Row, rounds, row
 
     distinct, count, shard_images = (2, 2, 1) if settings.quick else (5, 10 * cores(), 10)
     images = photos_of(settings, size, distinct)
@@ -504,7 +506,7 @@ def _job_rows(settings: "Settings", size: tuple[int, int]) -> Iterator["Row"]:
 
 
 def _random_model(settings: "Settings", image: Path) -> Path:
-    from tests.benchmarks.baselines import write_random_model
+    from .baselines import write_random_model
 
     path = settings.folder / "random.safetensors"
     if not path.exists():
@@ -521,7 +523,7 @@ def _agreement(output: Path, stock: Sequence["Detections"], min_score: float) ->
     Raises:
         RunError: they differ by more than ties.
     """
-    from tests.benchmarks.baselines import Agreement, agreement
+    from .baselines import Agreement, agreement
 
     total = Agreement(0, 0, 0, ())
     for ours, peer in zip(first_detections(output, len(stock)), stock, strict=True):

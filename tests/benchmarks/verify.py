@@ -1,6 +1,6 @@
 """What it takes to verify a run: seconds, and memory at its peak.
 
-    python tests/benchmarks/verify.py [--images 125000] [--keep DIR]
+    python -m tests.benchmarks.verify [--images 125000] [--keep DIR]
 
 The run is made from tables, eight instances an image, whose masks are smooth blobs with run lengths of 190 characters
 in the mean; shards, reduce and COCO JSON are the real ones. It is verified by a process of its own, whose
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from writers import AN_IMAGE, CATEGORIES, instances
 
 from maskrcnn.config import InferenceConfig, ShardingConfig, settings_of
 from maskrcnn.io.storage import Storage
@@ -27,6 +26,8 @@ from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.schema import INSTANCES, MANIFEST, SCHEMA_VERSION, ImageResult, images_table
 from maskrcnn.stats import Stats
 from maskrcnn.visualization.run_report import write_report
+
+from .writers import AN_IMAGE, CATEGORIES, instances
 
 SHARD_IMAGES = 1000
 

@@ -1,6 +1,6 @@
 """COCO JSON against `json.dump` and orjson, and Parquet as it is encoded against other ways to encode it.
 
-    python tests/benchmarks/writers.py [--annotations 1000000] [--repeats 5] [--json PATH] [--parquet]
+    python -m tests.benchmarks.writers [--annotations 1000000] [--repeats 5] [--json PATH] [--parquet]
 
 COCO: the peers write dictionaries that are ready in memory, eight annotations an image; ours is `write_dataset` from
 Parquet. What it wrote is compared with the dictionaries first. `text` is the text in a local file, as the peers leave

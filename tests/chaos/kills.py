@@ -1,16 +1,16 @@
-"""Kill workers, nodes and drivers in every phase of many runs, and see that nothing is lost and nothing is there twice.
+"""Kill workers, nodes and drivers in every phase of many runs, and see that nothing is lost and nothing is duplicated.
 
     python -m tests.chaos.kills --runs 100 --seed 7
 
-One cluster of three nodes stands, and does one run after the other. In each run a process that is just in the phase
+One cluster of three nodes does one run after the other. In each run a process that is just in the phase
 that the schedule asks for is stopped, and it, its node, or the driver is killed; in some runs another kill follows.
 Where the driver was killed, its command is repeated. The run must end, be verified, and equal the undisturbed one. A
 kill while no shard was in flight does not count, nor one that came too late; its run is replaced by another. The
 schedule takes each victim in each phase in turn, in an order that the seed shuffles; the seed decides all but the
 scheduling of the operating system. `--first K --runs 1` repeats run K alone.
 
-Each run's record is appended to `--record` at once, one JSON object a line. Exit code 1: something was lost or there
-twice, a run did not end or was not verified, or a phase was hit in less than a tenth of the runs.
+Each run's record is appended to `--record` at once, one JSON object per line. Exit code 1: something was lost or
+duplicated, a run did not end or was not verified, or a phase was hit in less than a tenth of the runs.
 """
 
 import argparse

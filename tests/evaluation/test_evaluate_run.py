@@ -104,7 +104,7 @@ def by_pycocotools(place: Path, kind: str) -> tuple[float, ...]:
 
 
 @pytest.mark.slow
-def test_each_of_the_twelve_numbers_is_what_pycocotools_says_of_the_runs_own_export(place: Path) -> None:
+def test_each_of_the_twelve_metrics_is_what_pycocotools_says_of_the_runs_own_export(place: Path) -> None:
     answer = evaluated(place)
     assert 0.1 < answer["segm"][0] < 0.9
     for kind in ("bbox", "segm"):
@@ -376,7 +376,7 @@ def test_what_is_no_ground_truth_or_no_run_is_one_line_and_exit_code_2(place: Pa
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "a list, as COCO results are" in result.stderr
     (place / "run" / "_SUCCESS").unlink()
-    assert "not a finished run" in command(place).stderr
+    assert "is not finished: continue it with `maskrcnn segment`" in command(place).stderr
     (tmp_path / "empty").mkdir()
     shutil.copy(place / "truth.json", tmp_path / "empty")
     assert command(tmp_path / "empty").exit_code == 2

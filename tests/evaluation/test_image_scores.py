@@ -1,4 +1,4 @@
-"""Matching and averages against pycocotools: each of the twelve numbers, on a real network's results and on any."""
+"""Matching and averages against pycocotools: each of the twelve metrics, on a real network's results and on any."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ def indexed(dataset: dict[str, Any]) -> COCO:
 
 
 def by_pycocotools(ground_truth: dict[str, Any], results: Entries, kind: str, max_dets: int) -> list[float]:
-    """Return its twelve numbers at so many detections, from results with the one shape that is compared."""
+    """Return its twelve metrics at so many detections, from results with the one shape that is compared."""
     shape = {"segm": "segmentation", "bbox": "bbox"}[kind]
     kept = [{key: entry[key] for key in ("image_id", "category_id", "score", shape)} for entry in results]
     annotations = [a | {"id": number} for number, a in enumerate(ground_truth["annotations"], 1)]
@@ -178,7 +178,7 @@ def problems(draw: st.DrawFn) -> tuple[dict[str, Any], Entries, int]:
 @pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(problems(), st.integers(1, 3), st.integers(0, 3))
-def test_each_of_the_twelve_numbers_is_that_of_pycocotools(
+def test_each_of_the_twelve_metrics_is_that_of_pycocotools(
     problem: tuple[dict[str, Any], Entries, int], batches: int, seed: int
 ) -> None:
     ground_truth, results, max_dets = problem

@@ -242,7 +242,7 @@ def test_an_annotation_that_is_not_an_object_costs_itself_alone(tmp_path: Path, 
     assert [row["number"] for row in rows] == [2]
 
 
-def test_annotations_of_a_doubled_id_belong_to_nobody(tmp_path: Path) -> None:
+def test_annotations_of_an_id_used_twice_are_left_out(tmp_path: Path) -> None:
     images = [*IMAGES, {"id": 3, "file_name": "night.png"}]
     categories = [*CATEGORIES, {"id": 4, "name": "a"}, {"id": 4, "name": "b"}, {"id": 5, "name": "x"}]
     categories.append({"id": 6, "name": "x"})

@@ -230,7 +230,7 @@ def test_without_the_extra_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "shapely", None)
     with pytest.raises(UsageError, match=r"pip install 'maskrcnn-ray\[geo\]'"):
         mask_polygon(counts_of(blob()), (3, 2), NORTH_UP)
-    for name in ("masks.contours", "formats.geoparquet", "formats.vector"):
+    for name in ("masks.contours", "formats.geoparquet", "formats.geojson_geopackage"):
         importlib.import_module(f"maskrcnn.{name}")
 
 

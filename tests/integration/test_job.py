@@ -111,7 +111,7 @@ def test_a_driver_that_dies_in_mid_run_is_continued(
     _, said = driver.communicate(timeout=60)
     if stop is signal.SIGTERM:
         assert driver.returncode == 3
-        assert "the same command continues it" in said
+        assert "repeat the same command" in said
         assert "Traceback" not in said
         assert time.monotonic() - asked < 30
     # What the dead driver's worker may still finish is as good as any other receipt.

@@ -24,7 +24,7 @@ def request_(tmp_path: Path) -> Request:
 
 def test_status_follows_a_run_to_its_end(request_: Request) -> None:
     storage = Storage(request_.output)
-    with pytest.raises(UsageError, match="holds no plan"):
+    with pytest.raises(UsageError, match="holds no run"):
         run_status(request_.output)
     prepare(request_)
     seen = []
@@ -52,7 +52,7 @@ def test_where_nothing_is_left_to_run_every_file_is_looked_for(request_: Request
 
 
 def test_only_a_finished_run_is_collected(request_: Request) -> None:
-    with pytest.raises(UsageError, match="holds no plan"):
+    with pytest.raises(UsageError, match="holds no run"):
         collect_garbage(request_.output)
     prepare(request_)
     storage = Storage(request_.output)

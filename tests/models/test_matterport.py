@@ -379,7 +379,7 @@ def test_few_proposals_are_filled_up_with_zeros_in_both_implementations(tensors)
         model_of("resnet50", tensors, config),
         generated_images()[:1],
     )
-    assert [row for row in rows if not row.sound] == []
+    assert [row for row in rows if not row.within_limit] == []
 
 
 def test_another_configuration_is_computed_by_both(tensors):
@@ -398,7 +398,7 @@ def test_another_configuration_is_computed_by_both(tensors):
         model_of("resnet50", tensors, config, (200, 384)),
         generated_images()[1:],
     )
-    assert [row for row in rows if not row.sound] == []
+    assert [row for row in rows if not row.within_limit] == []
 
 
 def test_windows_are_not_resized_and_use_the_smallest_canvas(model):

@@ -261,7 +261,7 @@ FOREIGN = save({"x": torch.zeros(1)})
         (struct.pack("<Q", 2) + b"{}", "its header cannot be read"),
         (b"<!DOCTYPE html><html>" + b" " * 99, "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
-        (FOREIGN, r"lacks maskrcnn-ray's metadata .*: write it with `maskrcnn\.models\.build\.save_model`"),
+        (FOREIGN, r"lacks maskrcnn-ray's metadata .*: write it with `maskrcnn\.models\.model\.save_model`"),
         (safetensors(format="pt"), "lacks maskrcnn-ray's metadata"),
         (safetensors(version="2"), "has version 2 of the format, and this program reads version 1"),
         (safetensors(categories="[1]"), "has damaged metadata"),

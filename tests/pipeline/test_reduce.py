@@ -141,7 +141,7 @@ def test_a_damaged_shard_stops_the_reduce_and_the_tables_stand(
     before = {path: storage.read(path) for path in storage.list("images") + storage.list("instances")}
     path = next(p for p in storage.list("shards") if "1-00000002" in p and p.endswith("instances.parquet"))
     damaged(storage, path, damage)
-    with pytest.raises(RunError, match="unfinished" if damage == "missing" else "not what its receipt says"):
+    with pytest.raises(RunError, match="unfinished" if damage == "missing" else "differs from its receipt"):
         reduce_run(storage.url, write_report=write_report)
     assert read_success(storage) is not None
     assert {path: storage.read(path) for path in before} == before

@@ -55,9 +55,9 @@ class Converted:
     parity: tuple[Row, ...]
 
     @property
-    def sound(self) -> bool:
+    def within_limit(self) -> bool:
         """Whether every stage agrees with the source within its limit."""
-        return all(row.sound for row in self.parity)
+        return all(row.within_limit for row in self.parity)
 
     def counts(self) -> dict[str, int]:
         """Return the number of tensors that were taken, flipped, …, in the order of first appearance."""
@@ -75,7 +75,7 @@ class Converted:
             "categories": [asdict(category) for category in self.categories],
             "assumed": self.assumed,
             "tensors": self.counts(),
-            "sound": self.sound,
+            "sound": self.within_limit,
             "parity": [row.to_json() for row in self.parity],
             "parity_note": _PARITY_NOTES[self.source],
             "steps": [asdict(step) for step in self.steps],
@@ -326,7 +326,7 @@ def _markdown(report: Converted, weights: str, output: str) -> str:
     lines += ["|---|---|---|---|---|---|"]
     lines += [
         f"| {row.stage} | {row.difference:.2g} | {row.unit} | {row.limit:g} | {row.compared:,} | "
-        f"{'within the limit' if row.sound else 'DIFFERS'} |"
+        f"{'within the limit' if row.within_limit else 'DIFFERS'} |"
         for row in report.parity
     ]
     counts = ", ".join(f"{count} {action}" for action, count in report.counts().items())

@@ -46,7 +46,7 @@ class Row:
     """The number of values or instances."""
 
     @property
-    def sound(self) -> bool:
+    def within_limit(self) -> bool:
         """Whether the difference is within the limit, and something was compared."""
         return self.difference <= self.limit and self.compared > 0
 
@@ -56,8 +56,8 @@ class Row:
         return Row(self.stage, worst, self.unit, self.limit, self.compared + other.compared)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields and whether the stage is sound."""
-        return asdict(self) | {"sound": self.sound}
+        """Return the fields and whether the stage is within its limit."""
+        return asdict(self) | {"sound": self.within_limit}
 
 
 class Reference(Protocol):

@@ -22,7 +22,7 @@ from maskrcnn.models.conversion.h5_reader import arrays_in_h5
 from maskrcnn.models.matterport_config import ELSEWHERE, MatterportConfig, config_of, configured
 from maskrcnn.models.model import load_model
 from maskrcnn.models.networks import NETWORKS
-from maskrcnn.models.registry import COCO_CATEGORIES, describe_model
+from maskrcnn.models.registry import COCO_CATEGORIES, NO_CATEGORY, describe_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.training.config import TrainingConfig
 
@@ -55,7 +55,7 @@ def test_the_published_file_needs_no_labels_and_matches_the_reference(folder):
     model = load_model(f"{folder}/coco.safetensors")
     assert model.card.architecture == "maskrcnn_matterport_resnet50"
     assert model.card.categories == COCO_CATEGORIES
-    assert model.card.category_ids == (0, *(category.id for category in COCO_CATEGORIES))
+    assert model.card.category_ids == (NO_CATEGORY, *(category.id for category in COCO_CATEGORIES))
     assert model.card.config == MatterportConfig()
     stored = Stored("resnet50", "d_200x210")
     (found,) = MaskRCNNSegmenter(model, min_score=0.7).segment([stored.pixels])
@@ -112,7 +112,7 @@ def test_a_file_of_model_save_with_a_user_s_classes_is_the_same_network(quick, t
     ]
     assert [category.name for category in made[0].categories] == ["cat", "dog", "bird"]
     card = describe_model(f"{tmp_path}/weights.safetensors")
-    assert card.category_ids == (0, 1, 2, 3)
+    assert card.category_ids == (NO_CATEGORY, 1, 2, 3)
     assert (card.min_size, card.max_size) == (800, 1024)
     first, second = (
         load_file(tmp_path / f"{name}.safetensors") for name in ("mask_rcnn_balloon_0030", "weights")
@@ -145,7 +145,7 @@ def test_a_class_without_a_name_is_found_by_neither_side(tmp_path):
     (tmp_path / "labels.txt").write_text("cat\n\nbird\n")
     sizes = {"min_size": 128, "max_size": 128}
     made = convert(f"{tmp_path}/m.h5", f"{tmp_path}/m.safetensors", f"{tmp_path}/labels.txt", **sizes)
-    assert [row for row in made.parity if not row.sound] == []
+    assert [row for row in made.parity if not row.within_limit] == []
     assert [category.id for category in made.categories] == [1, 3]
     assert (
         "min_size 128, max_size 128, image_resize_mode square"

@@ -12,7 +12,7 @@ from maskrcnn.models.conversion.key_mapping import KEY_MAPPINGS, moved
 from maskrcnn.models.conversion.parity import Row, compare, generated_images
 from maskrcnn.models.conversion.reference_detectron2 import ReferenceDetectron2
 from maskrcnn.models.model import Model, build_network
-from maskrcnn.models.registry import ModelCard
+from maskrcnn.models.registry import NO_CATEGORY, ModelCard
 from maskrcnn.types import Category
 
 pytestmark = pytest.mark.slow
@@ -51,11 +51,11 @@ def network():
 
 def faulty_stages(reference, network):
     categories = tuple(Category(label, f"c{label}") for label in range(1, 5))
-    ids = (0, 1, 2, 3, 4)
+    ids = (NO_CATEGORY, 1, 2, 3, 4)
     card = ModelCard("m", None, "", "maskrcnn_resnet50_fpn_detectron2", categories, ids, *SIZES, None)
     rows = compare(reference, Model(network, card), generated_images()[:1])
     assert len({row.stage for row in rows}) == len(rows)
-    return [row.stage for row in rows if not row.sound]
+    return [row.stage for row in rows if not row.within_limit]
 
 
 def test_a_correct_network_differs_in_no_stage(reference, network):
@@ -152,6 +152,6 @@ def test_an_injected_error_is_detected_in_its_stage(mistake, stage, reference, n
 
 
 def test_a_stage_without_comparisons_is_not_sound():
-    assert not Row("masks", 0.0, "px", 1.0, 0).sound
-    assert not Row("masks", float("nan"), "px", 1.0, 5).sound
-    assert Row("masks", 1.0, "px", 1.0, 5).sound
+    assert not Row("masks", 0.0, "px", 1.0, 0).within_limit
+    assert not Row("masks", float("nan"), "px", 1.0, 5).within_limit
+    assert Row("masks", 1.0, "px", 1.0, 5).within_limit
