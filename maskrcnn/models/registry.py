@@ -390,7 +390,7 @@ def _card_of_state_dict(uri: str, data: bytes, labels: str | None) -> ModelCard:
     category_names = read_labels(labels)
     if len(category_names) != known - 1:
         raise UsageError(
-            f"{uri} is a network of {known - 1} categories, but {len(category_names)} labels are named"
+            f"{uri} is a network of {plural(known - 1, 'category')}, but its labels file names {len(category_names)}"
         )
     ids = tuple(label if name else NO_CATEGORY for label, name in enumerate(category_names, start=1))
     return ModelCard(
