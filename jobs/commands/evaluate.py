@@ -122,12 +122,14 @@ def run_evaluate(
 
 def _text(summary: dict[str, Any], output: str) -> str:
     """Return what a terminal shows: AP and AR, the categories by AP, and the counts at score 0.5."""
+    from maskrcnn.visualization.templates import score_text
+
     kinds = [kind for kind in ("segm", "bbox") if summary[kind] is not None]
     words = {"segm": "mask", "bbox": "box"}
     lines = [f"{'':12}" + "".join(f"{words[kind]:>9}" for kind in kinds)]
     for number, name in enumerate(summary["stats"]):
         shown = f"AR{summary['max_dets']}" if name == "AR" else name
-        lines.append(f"{shown:12}" + "".join(f"{_number(summary[kind][number]):>9}" for kind in kinds))
+        lines.append(f"{shown:12}" + "".join(f"{score_text(summary[kind][number]):>9}" for kind in kinds))
     rows = summary["per_category"]
     if len(rows) > 1:
         width = min(max(map(len, rows)), 32)
@@ -138,13 +140,9 @@ def _text(summary: dict[str, Any], output: str) -> str:
         best = sorted(rows.items(), key=lambda item: -item[1][kinds[0]][0])
         for name, row in best:
             shown = name if len(name) <= width else f"{name[: width - 1]}…"
-            numbers = "".join(f"{_number(row[kind][0]):>9}" for kind in kinds)
+            numbers = "".join(f"{score_text(row[kind][0]):>9}" for kind in kinds)
             lines.append(f"{shown:{width}}{row['objects']:>9,}{numbers}")
     return "\n".join([*lines, "", _sentence(summary), f"{output.rstrip('/')}/evaluation/evaluation.html"])
-
-
-def _number(value: float) -> str:
-    return "-" if value < 0 else f"{value:.3f}"
 
 
 def _sentence(summary: dict[str, Any]) -> str:

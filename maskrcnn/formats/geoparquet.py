@@ -69,19 +69,6 @@ def extra(module: str) -> Any:
 # Polygons
 
 
-def mask_polygon(
-    counts: bytes,
-    size: tuple[int, int],
-    transform: Sequence[float],
-    *,
-    offset: tuple[int, int] = (0, 0),
-    simplify_px: float = 0.0,
-) -> Any:
-    """Return a mask's shapely Polygon or MultiPolygon, None if it is empty; see `polygons`."""
-    texts, sizes, offsets = pa.array([counts], pa.binary()), np.array([size]), np.array([offset])
-    return polygons(texts, sizes, transform, offsets=offsets, simplify_px=simplify_px)[0]
-
-
 def polygons(
     counts: pa.Array,
     sizes: NDArray[Any],

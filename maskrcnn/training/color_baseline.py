@@ -39,7 +39,7 @@ def threshold_colors(
                 component = labeled == number
                 common = {"image_id": image_id, "category_id": category.id}
                 score = float(of_category[component].mean())
-                detections.append(common | {"score": score, "segmentation": _encode(component)})
+                detections.append(common | {"score": score, "segmentation": encode_mask(component)})
         results += sorted(detections, key=lambda result: -float(result["score"]))[:100]
     return results
 
@@ -82,5 +82,6 @@ def components(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
         labels = low
 
 
-def _encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
+def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return a mask, (height, width) bool, as a compressed RLE in COCO form."""
     return dict(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)))

@@ -33,7 +33,7 @@ from ..models.efficientnet import EfficientNetLite0
 from ..models.model import build_network, save_model
 from ..synthetic.scene_parts import CATEGORIES
 from ..synthetic.scenes import Scene, coco_dataset, render_scene, statistics
-from .color_baseline import category_frequencies, threshold_colors
+from .color_baseline import category_frequencies, encode_mask, threshold_colors
 
 logger = logging.getLogger(__name__)
 
@@ -301,14 +301,10 @@ def predict(network: MaskRCNN, scenes: list[Scene]) -> tuple[Results, Results, R
             common = {"image_id": image_id, "category_id": category_id, "score": score}
             bbox = [x0, y0, x1 - x0, y1 - y0]
             mask = (detections["masks"][index, 0] >= 0.5).numpy()
-            masks.append(common | {"segmentation": _encode(mask)})
+            masks.append(common | {"segmentation": encode_mask(mask)})
             boxes.append(common | {"bbox": bbox})
             filled.append(common | {"segmentation": coco_mask.frPyObjects(np.array([bbox]), *mask.shape)[0]})
     return masks, boxes, filled
-
-
-def _encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    return dict(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)))
 
 
 # --- the script ---

@@ -22,8 +22,7 @@ from ..results.diff_tables import compare_runs
 from ..results.reader import ImageRow, RunReader
 from ..results.run import open_run
 from ..types import Detections, Pixels
-from .display import short
-from .draw import Color, draw_instances
+from .draw import Color, draw_instances, short
 from .run_pixels import RunPixels, why_unreadable
 from .templates import encode_jpeg, render
 

@@ -18,7 +18,7 @@ from ..imaging.geometry import Rect
 from ..masks.crop import crop_detections
 from ..masks.rle import rle_areas, rle_boxes_xyxy
 from ..types import Category, Detections, Pixels
-from .draw import LABEL_CHARACTERS, Color, draw_instances, draw_mask
+from .draw import Color, draw_instances, draw_mask, short
 
 ClassNames: TypeAlias = Sequence[Category] | Sequence[str] | Mapping[int, str]
 """Categories; or names by label, as a mapping or as a list whose first entry is the background."""
@@ -330,12 +330,6 @@ def mask_cells(
         )
         cells.append(Cell(picture, lines))
     return cells
-
-
-def short(name: str) -> str:
-    """Return a name on one line, shortened if it is long."""
-    line = " ".join(name.split())
-    return line if len(line) <= LABEL_CHARACTERS else f"{line[: LABEL_CHARACTERS - 1]}…"
 
 
 def blank(width: int, height: int, text: str) -> Pixels:

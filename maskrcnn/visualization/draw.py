@@ -237,7 +237,7 @@ def draw_instances(
     for i, box in zip(shown, boxes, strict=True):
         if box is not None and max(canvas.size) >= LABELLED_PX:
             label = int(detections.labels[i])
-            named = f"{_short(names.get(label, f'#{label}'))} {detections.scores[i]:.2f}"
+            named = f"{short(names.get(label, f'#{label}'))} {detections.scores[i]:.2f}"
             placed.add(named if texts is None else texts[i], box, color_of(i))
     placed.paint()
     return np.asarray(canvas).copy()
@@ -372,7 +372,7 @@ class _Labels:
         return max(0, min(start, limit - extent))
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """Return a name on one line, shortened if it is long."""
     line = " ".join(name.split())
     return line if len(line) <= LABEL_CHARACTERS else f"{line[: LABEL_CHARACTERS - 1]}…"

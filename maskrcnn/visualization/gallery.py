@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..errors import ItemError, RunError
 from ..io.parquet import Part
 from ..io.storage import Storage
+from ..masks.rle import MAX_PIXELS
 from ..schema import detections_of
 from ..types import Category, Detections, Pixels
 from .draw import Rectangle, draw_instances
@@ -28,8 +29,6 @@ PICTURE_PX: Final = 560
 PICTURE_SCALE: Final = 1.6
 """Scale of lines and type, because pictures are displayed at about 60 % of their size."""
 ASPECT: Final = 4 / 3
-_LARGEST: Final = 2**32
-"""Images with this many pixels or more have masks in their own frames; they are not shown."""
 
 T = TypeVar("T")
 
@@ -125,7 +124,10 @@ def _candidates(storage: Storage, part: Part, groups: int, most: int) -> Iterato
     counts = images["n_instances"].to_numpy().astype(np.int64)
     starts = np.cumsum(counts) - counts
     width, height = (images[side].fill_null(0).to_numpy().astype(np.int64) for side in ("width", "height"))
-    ok = pc.equal(images["status"], "ok").to_numpy() & (width * height < _LARGEST)
+    # Larger images have masks in their own frames.
+    ok = pc.equal(images["status"], "ok").to_numpy() & (
+        width * height <= MAX_PIXELS
+    )  # larger ones have masks in their own frames
     image_ids = images["image_id"].to_numpy()
 
     with storage.open(part.instances) as file, pq.ParquetFile(file) as instances:

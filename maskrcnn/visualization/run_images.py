@@ -15,8 +15,8 @@ from ..errors import ERROR_CODES, ItemError, RunError, UsageError, plural
 from ..imaging.geometry import Rect
 from ..results.reader import ImageRow, RunReader, find_images, first_images, where, worst_images
 from ..types import Category, Detections, Pixels
-from .display import CELL_PX, DISPLAY_SCORE, SMALLEST_PX, Cell, blank, draw_legibly, mask_cells, short
-from .draw import instance_color
+from .display import CELL_PX, DISPLAY_SCORE, SMALLEST_PX, Cell, blank, draw_legibly, mask_cells
+from .draw import instance_color, short
 from .gallery_windows import Focus, look_around, region_around
 from .run_pixels import RunPixels, unreadable_note
 

@@ -37,8 +37,13 @@ MASKS = hnp.arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 RASTERS = Path(__file__).parents[3] / "shared" / "data" / "rasters"
 
 
+def mask_polygon(counts, size, transform, *, offset=(0, 0), simplify_px=0.0):
+    texts, sizes, offsets = pa.array([counts], pa.binary()), np.array([size]), np.array([offset])
+    return geoparquet.polygons(texts, sizes, transform, offsets=offsets, simplify_px=simplify_px)[0]
+
+
 def polygon_of(mask, transform, **options):
-    return geoparquet.mask_polygon(counts_of(mask), mask.shape, transform, **options)
+    return mask_polygon(counts_of(mask), mask.shape, transform, **options)
 
 
 # Polygons
@@ -117,7 +122,7 @@ def test_the_size_of_a_batch_changes_nothing(monkeypatch, at_once):
 
 def test_what_is_no_mask_is_refused():
     with pytest.raises(ValueError, match="mask 0"):
-        geoparquet.mask_polygon(b"abc", (3, 3), NORTH_UP)
+        mask_polygon(b"abc", (3, 3), NORTH_UP)
     damaged = instances_of([blob()])
     broken = pa.StructArray.from_arrays(
         [pa.array([[3, 2]], pa.list_(pa.int32())), pa.array(["999"])], ["size", "counts"]
@@ -224,7 +229,7 @@ def test_a_raster_without_a_crs_lies_nowhere():
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "shapely", None)
     with pytest.raises(UsageError, match=r"pip install 'maskrcnn-ray\[geo\]'"):
-        geoparquet.mask_polygon(counts_of(blob()), (3, 2), NORTH_UP)
+        mask_polygon(counts_of(blob()), (3, 2), NORTH_UP)
     for name in ("masks.contours", "formats.geoparquet", "formats.geojson_geopackage"):
         importlib.import_module(f"maskrcnn.{name}")
 
