@@ -49,7 +49,7 @@ class Group(click.Group):
             fail("stopped: interrupted; to continue `segment` or `train`, repeat the same command", 3)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except Exception:
+        except Exception:  # the last handler: what no command foresaw is logged whole, and ends resumable
             log.exception("this is a bug in maskrcnn-ray; please report it with the following")
             sys.exit(3)
 
