@@ -242,7 +242,9 @@ def test_a_randomly_damaged_file_is_read_or_refused(tmp_path):
 def test_labels_and_sizes_must_fit(tmp_path):
     hollow(tmp_path / "m.h5", names_of(4))
     (tmp_path / "two.txt").write_text("cat\ndog\n")
-    assert "a network of 3 categories, but its labels file names 2" in refusal(tmp_path, f"--labels={tmp_path}/two.txt")
+    assert "a network of 3 categories, but its labels file names 2" in refusal(
+        tmp_path, f"--labels={tmp_path}/two.txt"
+    )
     assert "give --labels FILE with one name per line" in refusal(tmp_path)
     assert "--max-size 1000 does not fit this network: give a multiple of 64" in refusal(
         tmp_path, "--max-size=1000"
