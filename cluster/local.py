@@ -1,4 +1,4 @@
-"""Run a Ray cluster of several nodes on this machine, for trials and for tests of what happens between nodes.
+"""Run a Ray cluster of several nodes on this machine, for experiments and for tests of what happens between nodes.
 
     python cluster/local.py --nodes 3
 

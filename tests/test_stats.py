@@ -87,7 +87,7 @@ def _stats(results: list[ImageResult]) -> Stats:
 stats_values = collections().map(_stats)
 
 
-# The laws
+# The invariants
 
 
 @given(stats_values, stats_values, stats_values)

@@ -27,7 +27,7 @@ def run_export(output: str, destination: str, form: Any) -> tuple[int, str]:
     """Write a finished run in another format.
 
     Returns:
-        How many of what were written.
+        The counts of what was written.
 
     Raises:
         UsageError: there is no finished run, the destination is not empty, or the run has nothing of this format.

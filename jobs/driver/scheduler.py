@@ -89,7 +89,7 @@ class Scheduler:
         self._failed_starts = 0
         self._pulse_asked = 0.0
         gpus = 1 if spec.resources.device == "cuda" else 0
-        # num_cpus also determines how many OpenMP threads Ray allows; actors are replaced here, not by Ray.
+        # num_cpus also determines the number of OpenMP threads that Ray allows; actors are replaced here, not by Ray.
         self._actor_class = ray.remote(
             num_cpus=spec.resources.threads or 1,
             num_gpus=gpus,

@@ -148,7 +148,7 @@ def _checked_results(
     known = {category["id"] for category in dataset["categories"]}
     if kept and known.isdisjoint(entry["category_id"] for entry in kept):
         raise UsageError(
-            "no result has a category id of the ground truth: number the categories of both alike"
+            "no result has a category id of the ground truth: give the categories the same ids in both"
         )
     return kept
 

@@ -161,7 +161,7 @@ class LocalStore(Store):
         shutil.rmtree(url.local_path)
 
     def remove_leftovers(self, url: Url) -> int:
-        """Remove the temporary files that were not written to for an hour; return how many."""
+        """Remove the temporary files that were not written to for an hour; return their number."""
         removed = 0
         latest = time.time() - LEFTOVER_S
         for file in url.local_path.rglob(".*.tmp"):

@@ -28,5 +28,5 @@ def count_retry() -> None:
 
 
 def take_retries() -> int:
-    """Return how many requests were repetitions since the last call, in the whole process."""
+    """Return the number of repeated requests since the last call, in the whole process."""
     return _retries.take()

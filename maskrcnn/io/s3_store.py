@@ -160,7 +160,7 @@ class S3Store(RemoteStore):
                     )
 
     def abort_uploads(self, url: Url) -> int:
-        """Abort the multipart uploads below a folder that were never completed; return how many."""
+        """Abort the multipart uploads below a folder that were never completed; return their number."""
         request: dict[str, Any] = {"Prefix": _prefix_of(url), "MaxUploads": _PAGE}
         seen: set[tuple[str, str]] = set()
         aborted = 0

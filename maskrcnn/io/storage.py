@@ -144,11 +144,11 @@ class Storage:
             self._store.remove_tree(url)
 
     def abort_uploads(self) -> int:
-        """Abort the multipart uploads that are open, of killed and of running processes; return how many."""
+        """Abort the multipart uploads that are open, of killed and of running processes; return their number."""
         with self._store.output_faults("list the uploads below", self._root):
             return self._store.abort_uploads(self._root)
 
     def remove_leftovers(self) -> int:
-        """Remove the temporary files that killed processes left in a local output; return how many."""
+        """Remove the temporary files that killed processes left in a local output; return their number."""
         with self._store.output_faults("clean up", self._root):
             return self._store.remove_leftovers(self._root)

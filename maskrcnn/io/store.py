@@ -185,11 +185,11 @@ class Store(InputStore):
         """Remove all files below a folder. May raise FileNotFoundError if it is missing."""
 
     def abort_uploads(self, url: Url) -> int:  # noqa: ARG002 (not every store has uploads)
-        """Abort the multipart uploads below a folder that were never completed; return how many."""
+        """Abort the multipart uploads below a folder that were never completed; return their number."""
         return 0
 
     def remove_leftovers(self, url: Url) -> int:  # noqa: ARG002 (not every store has temporary files)
-        """Remove the temporary files that killed processes left below a folder; return how many."""
+        """Remove the temporary files that killed processes left below a folder; return their number."""
         return 0
 
 

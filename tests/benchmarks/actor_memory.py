@@ -66,7 +66,7 @@ def watch(folder: Path, images: int, actors: int | None, every_s: float = 0.5) -
     begin += WARM_UP * (end - begin)
     return {
         "images": images,
-        "sweep_s": round(seconds, 1),
+        "map_s": round(seconds, 1),
         "actors": [
             rise([s for s in samples[pid] if begin <= s[0] <= end])
             for pid in sorted({span.actor[1] for span in spans})

@@ -140,7 +140,7 @@ def write_random_model(
     with torch.inference_mode():
         _settle_norms(network, tensors)
         heads, predictor = network.roi_heads, network.roi_heads.box_predictor
-        _weigh_levels(network)
+        _amplify_coarse_levels(network)
         _standardise(network, network.rpn.head.cls_logits, tensors, spread=1.0)
         _standardise(network, predictor.cls_score, tensors, spread=1.5)
         predictor.cls_score.bias[0] = _background(network, tensors)
@@ -168,7 +168,7 @@ def _settle_norms(network: MaskRCNN, images: list[Tensor]) -> None:
     network.eval()
 
 
-def _weigh_levels(network: MaskRCNN) -> None:
+def _amplify_coarse_levels(network: MaskRCNN) -> None:
     """Amplify coarse levels, so that not only the smallest anchors, of which most are, win."""
     fpn = network.backbone.fpn
     for level, block in enumerate(reversed(list(fpn.layer_blocks))):
@@ -333,7 +333,7 @@ class Agreement:
     problems: tuple[str, ...]
     """What is neither; none if they agree."""
     swaps: int = 0
-    """Pairs of an instance of ours and one of the peer's, of one label and overlapping by half, where each side
+    """Pairs of an instance of ours and one of the baseline's, of one label and overlapping by half, where each side
     suppressed the other's: rounding decided between two proposals."""
 
     def __add__(self, other: "Agreement") -> "Agreement":
@@ -346,7 +346,7 @@ class Agreement:
         )
 
 
-def agreement(ours: Detections, peer: Detections, min_score: float) -> Agreement:
+def agreement(ours: Detections, baseline: Detections, min_score: float) -> Agreement:
     """Compare what two segmenters found in one image.
 
     Instances match if their labels are equal and their boxes within `BOX_TOLERANCE_PX`.
@@ -354,23 +354,23 @@ def agreement(ours: Detections, peer: Detections, min_score: float) -> Agreement
     Args:
         min_score: below it neither stores an instance.
     """
-    distance = np.abs(ours.boxes[:, None] - peer.boxes[None]).max(2, initial=0.0)
-    distance[ours.labels[:, None] != peer.labels[None]] = np.inf
-    free = set(range(len(peer)))
+    distance = np.abs(ours.boxes[:, None] - baseline.boxes[None]).max(2, initial=0.0)
+    distance[ours.labels[:, None] != baseline.labels[None]] = np.inf
+    free = set(range(len(baseline)))
     pairs = []
     for i in range(len(ours)):
         near = [j for j in free if distance[i, j] <= BOX_TOLERANCE_PX]
         if near:
-            j = min(near, key=lambda k: (distance[i, k], abs(ours.scores[i] - peer.scores[k])))
+            j = min(near, key=lambda k: (distance[i, k], abs(ours.scores[i] - baseline.scores[k])))
             free.remove(j)
             pairs.append((i, j))
     matched = {i for i, _ in pairs}
-    floor = max([min_score] + [float(side.scores[-1]) for side in (ours, peer) if side.capped])
-    swapped = _swapped(ours, peer, [i for i in range(len(ours)) if i not in matched], free)
+    floor = max([min_score] + [float(side.scores[-1]) for side in (ours, baseline) if side.capped])
+    swapped = _swapped(ours, baseline, [i for i in range(len(ours)) if i not in matched], free)
     alone = [float(ours.scores[i]) for i in range(len(ours)) if i not in matched | set(swapped)]
-    alone += [float(peer.scores[j]) for j in free - set(swapped.values())]
+    alone += [float(baseline.scores[j]) for j in free - set(swapped.values())]
     strange = [score for score in alone if abs(score - floor) > SCORE_TIE]
-    left, right = ours.rles(), peer.rles()
+    left, right = ours.rles(), baseline.rles()
     ious = [
         float(coco_mask.iou([left[i]], [right[j]], [0])[0, 0]) if ours.areas[i] else 1.0 for i, j in pairs
     ]
@@ -384,13 +384,15 @@ def agreement(ours: Detections, peer: Detections, min_score: float) -> Agreement
     )
 
 
-def _swapped(ours: Detections, peer: Detections, left: Sequence[int], right: set[int]) -> dict[int, int]:
-    """Return pairs of unmatched instances, ours and the peer's, of one label whose boxes overlap by half."""
-    overlap = box_iou(torch.from_numpy(ours.boxes), torch.from_numpy(peer.boxes)).numpy()
+def _swapped(ours: Detections, baseline: Detections, left: Sequence[int], right: set[int]) -> dict[int, int]:
+    """Return pairs of unmatched instances, ours and the baseline's, of one label whose boxes overlap by half."""
+    overlap = box_iou(torch.from_numpy(ours.boxes), torch.from_numpy(baseline.boxes)).numpy()
     pairs: dict[int, int] = {}
     for i in left:
         near = [
-            j for j in right - set(pairs.values()) if ours.labels[i] == peer.labels[j] and overlap[i, j] > 0.5
+            j
+            for j in right - set(pairs.values())
+            if ours.labels[i] == baseline.labels[j] and overlap[i, j] > 0.5
         ]
         if near:
             pairs[i] = max(near, key=lambda j: overlap[i, j])

@@ -59,14 +59,14 @@ COMPUTE = InferenceConfig(model="coco")
 LIMITS = Limits(COMPUTE.max_pixels, COMPUTE.max_bytes, 1e9)
 
 DISTINCT, COMPARED = 64, 8
-"""Images on the device, and how many of them both sides' results are compared on."""
+"""Images on the device, and the number of them that both sides' results are compared on."""
 SHARDS = 4
 """Of a pass of the worker."""
 AT_LEAST_S = 1.0
 SHORT_S = 0.2
 """Short passes, and products and copies, are repeated for so long, and their mean is taken."""
 THIN_SHARE = 0.02
-"""So many matched masks may have an IoU below `peers.MASK_IOU`: of tiny ones, a pixel is more than that."""
+"""So many matched masks may have an IoU below `baselines.MASK_IOU`: of tiny ones, a pixel is more than that."""
 MIN_RATIO, MIN_BUSY = 4, 0.9
 """What is to be reached: over stock torchvision, and of the worker's time."""
 
@@ -151,7 +151,7 @@ class Resident(MaskRCNNSegmenter):
         return images
 
     def instances(self, images: Sequence[Tensor]) -> int:
-        """Prepare the images and run the network; return how many instances are found. Nothing is encoded."""
+        """Prepare the images and run the network; return the number of instances found. Nothing is encoded."""
         batches = self._batches(images)  # type: ignore[arg-type]
         return sum(len(self._transfer([images[i] for i in batch])[0]) for batch in batches)  # type: ignore[misc]
 
@@ -224,7 +224,7 @@ def check_equal(case: Case, found: Sequence[Detections], expected: Sequence[Dete
         f"float32 against stock, {len(found)} images",
         "instances",
         ours=float(sum(map(len, found))),
-        peer=float(sum(map(len, expected))),
+        baseline=float(sum(map(len, expected))),
         equal=f"{total.instances} matched, {boxes}; {total.ties} ties",
         note=f"{total.thin} masks below an IoU of {baselines.MASK_IOU}",
     )
@@ -346,7 +346,7 @@ def product_rate(case: Case, dtype: str, m: int, n: int, k: int) -> float:
 
 
 def one_sided(what: str, values: Sequence[float], unit: str, note: str, section: str = "roofline") -> Row:
-    """Return the line of figures without a peer; its range is theirs."""
+    """Return the line of figures without a baseline; its range is theirs."""
     middle = statistics.median(values)
     return Row(section, what, unit, ours=middle, min=min(values), max=max(values), note=note)
 
@@ -374,7 +374,7 @@ def best_stock(case: Case, network: nn.Module, images: Sequence[Tensor]) -> tupl
                 rows.append(Row("stock", what, note="out of memory"))
                 continue
             rates[mode, size] = rate
-            rows.append(Row("stock", what, "images/s", peer=rate, note="once"))
+            rows.append(Row("stock", what, "images/s", baseline=rate, note="once"))
     mode, size = max(rates, key=lambda key: rates[key])
     return mode, size, rows
 
@@ -420,7 +420,7 @@ def network(
             note += f"; at least {MIN_RATIO}x is asked for"
         pairs = Pairs(tuple(measured[dtype]), tuple(measured["stock"]))
         what = f"network, {dtype}, against stock's best: {mode.name}, batch {size}"
-        yield row("network", what, pairs, unit="images/s", ratio="ours/peer", note=note)
+        yield row("network", what, pairs, unit="images/s", ratio="ours/baseline", note=note)
 
 
 # --- the worker ---
@@ -460,7 +460,7 @@ def worker(case: Case, as_bytes: Sequence[Tensor], resident: Resident) -> Iterat
         f"files to parts, {case.default_dtype}, over the network alone, {found:.0f} instances an image",
         Pairs(tuple(case.count / wall for wall in walls), tuple(measured["alone"])),
         unit="images/s",
-        ratio="ours/peer",
+        ratio="ours/baseline",
         note=f"{case.count} images in {len(passes[0])} shards, {threads} threads",
     )
     if case.cuda:
@@ -546,19 +546,19 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
     """Measure everything in an empty folder; print each line's name as it comes."""
     rows: list[Row] = []
 
-    def tell(lines: Sequence[Row] | Iterator[Row]) -> None:
+    def collect(lines: Sequence[Row] | Iterator[Row]) -> None:
         for line in lines:
             rows.append(line)
             print(f"{line.section}: {line.what}", file=sys.stderr, flush=True)
 
     case = prepare(options, folder)
-    tell(equality(case))
+    collect(equality(case))
     reached, lines = peaks(case)
-    tell(lines)
+    collect(lines)
     as_bytes = [torch.from_numpy(image.copy()).to(case.device) for image in case.pixels]
     residents: dict[str, Resident] = {dtype: case.segmenter(dtype, Resident) for dtype in case.dtypes}
-    tell(network(case, reached, as_bytes, residents))
-    tell(worker(case, as_bytes, residents[case.default_dtype]))
+    collect(network(case, reached, as_bytes, residents))
+    collect(worker(case, as_bytes, residents[case.default_dtype]))
     return rows
 
 

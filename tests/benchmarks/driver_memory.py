@@ -80,7 +80,7 @@ def watch(request: Request, every_s: float = 0.25) -> dict[str, float]:
     return {
         "images": made.rows,
         "shards": len(made),
-        "sweep_s": round(seconds, 1),
+        "map_s": round(seconds, 1),
         "images_per_s": round(made.rows / seconds, 1),
         "driver_mb": round(during[0], 1),
         "driver_growth_mb": round(max(during) - during[0], 1),

@@ -1,11 +1,11 @@
 """`maskrcnn evaluate` against pycocotools: seconds, and memory of the largest process at its peak.
 
-    python -m tests.benchmarks.evaluate [--images 5000] [--json PATH] [--only ours|peer]
+    python -m tests.benchmarks.evaluate [--images 5000] [--json PATH] [--only ours|baseline]
     python -m tests.benchmarks.evaluate --images 100000
 
 Makes the tables of a run and a ground truth: ten detections and eight objects per image, of 80 categories, masks as
 smooth blobs; six of ten detections are an object moved by some pixels. Ours is the command, `--json`, in a process of
-its own, with Ray where it is used; the peer is `COCOeval` in one process, for boxes, then for masks, from the run's
+its own, with Ray where it is used; the baseline is `COCOeval` in one process, for boxes, then for masks, from the run's
 COCO results with the one shape. Memory is the greatest resident set of a process, looked at four times a second.
 The twelve metrics of both are compared to 1e-12 first; the program fails where they differ.
 """
@@ -101,17 +101,19 @@ def make_run(folder: Path, images: int) -> None:
     write_run(storage, record | {"inputs": {"rows": images, "ids_given": True}}, plan)
 
     parts, entries = [], {IMAGES: [], INSTANCES: []}
-    with (folder / "truth.json").open("w") as truth:
+    with (folder / "ground_truth.json").open("w") as ground_truth:
         described = [{"id": c.id, "name": c.name} for c in CATEGORIES]
         listed = [
             {"id": i, "file_name": name, "height": HEIGHT, "width": WIDTH} for i, name in enumerate(names)
         ]
-        truth.write(
+        ground_truth.write(
             f'{{"categories": {json.dumps(described)}, "images": {json.dumps(listed)}, "annotations": ['
         )
         for number, start in enumerate(range(0, images, PART_IMAGES)):
             stop = min(start + PART_IMAGES, images)
-            found = (chunk_of(truth, first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK))
+            found = (
+                chunk_of(ground_truth, first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK)
+            )
             paths = [f"{table}/part-1-{number:05d}.parquet" for table in (IMAGES, INSTANCES)]
             rows = image_rows(manifest.slice(start, stop - start))
             files = [
@@ -122,7 +124,7 @@ def make_run(folder: Path, images: int) -> None:
                 facts = {"sha256": file.sha256, "bytes": file.bytes, "rows": file.rows}
                 entries[table].append({"path": file.path} | facts)
             parts.append(Part(*paths, files[0].rows, files[1].rows))
-        truth.write("]}\n")
+        ground_truth.write("]}\n")
     counts = {"images": images, "ok": images, "empty": 0, "failed": 0, "instances": images * FOUND}
     success = {
         "schema_version": SCHEMA_VERSION,
@@ -156,7 +158,7 @@ def image_rows(manifest: pa.Table) -> pa.Table:
     return pa.table(arrays, schema=schema)
 
 
-def chunk_of(truth: Any, start: int, stop: int) -> pa.Table:
+def chunk_of(ground_truth: Any, start: int, stop: int) -> pa.Table:
     """Write the objects of some images, and return the detections in them."""
     rng = np.random.default_rng(start)
     n = stop - start
@@ -175,7 +177,7 @@ def chunk_of(truth: Any, start: int, stop: int) -> pa.Table:
             "iscrowd": int(k % 97 == 0),
             "segmentation": {"size": [HEIGHT, WIDTH], "counts": text},
         }
-        truth.write(("" if start == 0 and k == 0 else ",\n") + json.dumps(entry))
+        ground_truth.write(("" if start == 0 and k == 0 else ",\n") + json.dumps(entry))
     moved = there.reshape(n, THERE, 4)[:, :MOVED].reshape(-1, 4).copy()
     span = np.maximum(moved[:, 2:] // 12, 1)
     moved[:, :2] += (rng.integers(-1, 2, (len(moved), 2)) * span).astype(np.int64)
@@ -228,14 +230,14 @@ def instance_rows(
     return pa.table([arrays[name] for name in INSTANCES_SCHEMA.names], schema=INSTANCES_SCHEMA)
 
 
-PEER = """
+BASELINE = """
 import contextlib, io, json, sys
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-truth, results, shape = sys.argv[1:]
+ground_truth, results, shape = sys.argv[1:]
 kind = {"bbox": "bbox", "segmentation": "segm"}[shape]
 with contextlib.redirect_stdout(io.StringIO()):
-    expected = COCO(truth)
+    expected = COCO(ground_truth)
     for number, annotation in enumerate(expected.dataset["annotations"], 1):
         annotation["id"] = number
     expected.createIndex()
@@ -273,7 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--images", type=int, default=5_000)
     parser.add_argument("--keep", type=Path, help="write the run to this folder, or use the run in it")
-    parser.add_argument("--only", choices=["ours", "peer"])
+    parser.add_argument("--only", choices=["ours", "baseline"])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="evaluate-") as temporary:
@@ -281,25 +283,37 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "run" / "_SUCCESS").exists():
             make_run(folder, options.images)
-        truth, run = str(folder / "truth.json"), str(folder / "run")
-        figures: dict[str, Any] = {"images": options.images, "truth_mb": Path(truth).stat().st_size / 1e6}
+        ground_truth, run = str(folder / "ground_truth.json"), str(folder / "run")
+        figures: dict[str, Any] = {
+            "images": options.images,
+            "ground_truth_mb": Path(ground_truth).stat().st_size / 1e6,
+        }
         metrics: dict[str, dict[str, Any]] = {}
-        if options.only != "peer":
-            command = [sys.executable, "-m", "maskrcnn_jobs", "evaluate", run, "--truth", truth, "--json"]
+        if options.only != "baseline":
+            command = [
+                sys.executable,
+                "-m",
+                "maskrcnn_jobs",
+                "evaluate",
+                run,
+                "--truth",
+                ground_truth,
+                "--json",
+            ]
             metrics["ours"], seconds, peak = timed(command)
             figures |= {"ours_s": seconds, "ours_mb": peak}
             print(f"ours, boxes and masks: {seconds:.1f} s, largest process {peak:.0f} MB", flush=True)
         if options.only != "ours":
-            metrics["peer"] = {}
+            metrics["baseline"] = {}
             for shape, kind in (("bbox", "bbox"), ("segmentation", "segm")):
                 results = str(folder / "run" / "coco" / "results.json")
-                stats, seconds, peak = timed([sys.executable, "-c", PEER, truth, results, shape])
-                metrics["peer"] |= stats
-                figures |= {f"peer_{kind}_s": seconds, f"peer_{kind}_mb": peak}
+                stats, seconds, peak = timed([sys.executable, "-c", BASELINE, ground_truth, results, shape])
+                metrics["baseline"] |= stats
+                figures |= {f"baseline_{kind}_s": seconds, f"baseline_{kind}_mb": peak}
                 print(f"pycocotools, {kind}: {seconds:.1f} s, {peak:.0f} MB", flush=True)
         if len(metrics) == 2:
             apart = max(
-                np.abs(np.subtract(metrics["ours"][kind], metrics["peer"][kind])).max()
+                np.abs(np.subtract(metrics["ours"][kind], metrics["baseline"][kind])).max()
                 for kind in ("bbox", "segm")
             )
             figures["apart"] = float(apart)

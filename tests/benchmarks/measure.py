@@ -29,7 +29,7 @@ TICK_S: Final = 0.1
 
 _LOOKS_A_SEARCH: Final = 5  # new processes are searched less often than known ones are read, which is cheap
 
-_COLUMNS: Final = ("section", "what", "ours", "peer", "unit", "ratio", "range", "equal", "note")
+_COLUMNS: Final = ("section", "what", "ours", "baseline", "unit", "ratio", "range", "equal", "note")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,11 @@ class Pairs:
     """
 
     ours: tuple[float, ...]
-    peer: tuple[float, ...]
+    baseline: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not self.ours or len(self.ours) != len(self.peer):
-            raise ValueError(f"{len(self.ours)} repeats of one side, {len(self.peer)} of the other")
+        if not self.ours or len(self.ours) != len(self.baseline):
+            raise ValueError(f"{len(self.ours)} repeats of one side, {len(self.baseline)} of the other")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,10 @@ class Row:
     what: str
     """What was measured, and against what."""
     unit: str = ""
-    """Of `ours` and `peer`."""
+    """Of `ours` and `baseline`."""
     ours: float | None = None
     """Median over the repeats."""
-    peer: float | None = None
+    baseline: float | None = None
     ratio: float | None = None
     """Median over the repeats of the ratio within a repeat."""
     min: float | None = None
@@ -113,10 +113,10 @@ def rounds(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, li
     return results
 
 
-def alternate(ours: Callable[[], float], peer: Callable[[], float], repeats: int) -> Pairs:
+def alternate(ours: Callable[[], float], baseline: Callable[[], float], repeats: int) -> Pairs:
     """Return what both sides measure, taking turns."""
-    results = rounds({"ours": ours, "peer": peer}, repeats)
-    return Pairs(tuple(results["ours"]), tuple(results["peer"]))
+    results = rounds({"ours": ours, "baseline": baseline}, repeats)
+    return Pairs(tuple(results["ours"]), tuple(results["baseline"]))
 
 
 def row(
@@ -125,26 +125,26 @@ def row(
     pairs: Pairs,
     *,
     unit: str,
-    ratio: str = "peer/ours",
+    ratio: str = "baseline/ours",
     note: str = "",
     equal: str = "",
 ) -> Row:
     """Return the line of a measurement.
 
     Args:
-        ratio: `peer/ours` of times and memory says how many times better ours is; `ours/peer` is for rates, and for
-            what ours costs more.
+        ratio: `baseline/ours` for times and memory, where it is the factor by which ours is better; `ours/baseline` for
+            rates, and for what ours costs more.
     """
-    if ratio not in ("peer/ours", "ours/peer"):
+    if ratio not in ("baseline/ours", "ours/baseline"):
         raise ValueError(f"no ratio {ratio!r}")
-    above, below = (pairs.peer, pairs.ours) if ratio == "peer/ours" else (pairs.ours, pairs.peer)
+    above, below = (pairs.baseline, pairs.ours) if ratio == "baseline/ours" else (pairs.ours, pairs.baseline)
     ratios = [a / b for a, b in zip(above, below, strict=True)]
     return Row(
         section=section,
         what=what,
         unit=unit,
         ours=statistics.median(pairs.ours),
-        peer=statistics.median(pairs.peer),
+        baseline=statistics.median(pairs.baseline),
         ratio=statistics.median(ratios),
         min=min(ratios),
         max=max(ratios),
@@ -283,7 +283,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     spread = "" if row.min is None or row.max is None else f"{number(row.min)}-{number(row.max)}"
-    figures = [number(value) for value in (row.ours, row.peer)]
+    figures = [number(value) for value in (row.ours, row.baseline)]
     return (row.section, row.what, *figures, row.unit, number(row.ratio), spread, row.equal, row.note)
 
 

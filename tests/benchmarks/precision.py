@@ -95,7 +95,7 @@ def results(found: Sequence[Detections]) -> list[dict[str, object]]:
 
 def compare(scenes: Sequence[Scene], dtypes: Sequence[str] = DTYPES) -> dict[str, dict[str, float]]:
     """Return the figures of each dtype, the first of which is what the others are compared with."""
-    model, truth = load_model("scenes"), coco_dataset(scenes)
+    model, ground_truth = load_model("scenes"), coco_dataset(scenes)
     figures: dict[str, dict[str, float]] = {}
     reference: list[Detections] = []
     for dtype in dtypes:
@@ -103,7 +103,7 @@ def compare(scenes: Sequence[Scene], dtypes: Sequence[str] = DTYPES) -> dict[str
         found = [segmenter.segment([scene.image])[0] for scene in scenes]
         reference = reference or found
         rows = results(found)
-        masks, boxes = (average_precision(truth, rows, kind) for kind in ("segm", "bbox"))
+        masks, boxes = (average_precision(ground_truth, rows, kind) for kind in ("segm", "bbox"))
         change = moved(found, reference)
         figures[dtype] = {
             "mask_ap": 100 * masks.ap,

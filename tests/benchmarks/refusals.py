@@ -1,4 +1,4 @@
-"""Reads from a store that refuses half of them for a while (503): how many fail, by botocore's mode of retries.
+"""Reads from a store that refuses half of them for a while (503): the failures by botocore's mode of retries.
 
     python -m tests.benchmarks.refusals [--threads 16] [--burst-s 30] [--modes legacy standard]
 
@@ -26,7 +26,7 @@ from tests.fault_proxy import Exchange, FaultProxy, answer, refuse
 
 
 def outcomes(proxy: FaultProxy, url: str, threads: int, burst_s: float) -> collections.Counter[str]:
-    """Return how many reads gave the object, or failed with which code."""
+    """Count the reads that gave the object, or failed, by code."""
     draw = random.Random(1)
     end_of_burst = time.monotonic() + burst_s
 

@@ -30,7 +30,7 @@ ATTEMPT = "0" * 32
 
 
 def build(storage: Storage, shards: int) -> int:
-    """Write what a run leaves of which every hundredth shard is not done; return how many are done."""
+    """Write what a run leaves of which every hundredth shard is not done; return the number of those done."""
     plan = create_plan(storage, Plan(1, shards * 1000, 1000, "m" * 64, "d" * 64, "2026-11-23T00:00:00+00:00"))
     done = [shard.name for index, shard in enumerate(plan) if index % 100]
 
@@ -45,7 +45,7 @@ def build(storage: Storage, shards: int) -> int:
 
 
 def measure(storage: Storage) -> tuple[float, float, int]:
-    """Return the seconds to list and to decide, and how many shards are pending."""
+    """Return the seconds to list and to decide, and the number of pending shards."""
     started = time.perf_counter()
     plans = read_plans(storage)
     receipts = receipts_of(storage, plans)

@@ -76,7 +76,7 @@ def ratio(rows: int, columns: int, repeats: int) -> float:
 
 
 def wrong(overlap: int, jitter: bool, count: int) -> int:
-    """Print and return at how many of so many places of the grid anything is lost, doubled, split or off."""
+    """Print and return the number of places of the grid at which anything is lost, doubled, split or off."""
     faults = objects = 0
     for seed, offset in enumerate(offsets(WINDOW, overlap, count, overlap)):
         grid = Grid(4096, 4500, WINDOW, overlap, offset)

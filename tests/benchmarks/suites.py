@@ -1,6 +1,6 @@
 """What `maskrcnn bench` measures without a cluster: masks, COCO JSON, fetching.
 
-Each trial checks that both sides give the same before it takes their times.
+Each benchmark checks that both sides give the same before it takes their times.
 """
 
 import gc
@@ -72,11 +72,13 @@ def _masks_row(
     def ours() -> tuple[bytes, ...]:
         return _detections(boxes, probabilities, height, width).masks
 
-    def peer() -> tuple[bytes, ...]:
+    def baseline() -> tuple[bytes, ...]:
         return paste(boxes, probabilities, height, width)
 
-    expect_equal(f"masks at {width} x {height}", ours(), peer())
-    pairs = alternate(lambda: seconds(ours, AT_LEAST_S), lambda: seconds(peer, AT_LEAST_S), settings.repeats)
+    expect_equal(f"masks at {width} x {height}", ours(), baseline())
+    pairs = alternate(
+        lambda: seconds(ours, AT_LEAST_S), lambda: seconds(baseline, AT_LEAST_S), settings.repeats
+    )
     what = f"{count} masks, {width}x{height}, mean area {mean_area:.1%}, against paste + encode"
     return row("masks", what, pairs, unit="s", note=f"1 thread; {how}", equal="bytes")
 
@@ -108,7 +110,7 @@ def coco(settings: Settings) -> Iterator[Row]:
     annotations = 4000 if settings.quick else 1_000_000
     storage, parts = coco_run(settings.folder / "run", annotations)
     content = baselines.coco_content(storage, parts, COCO_CATEGORIES, _INFO)
-    target = settings.folder / "peer.json"
+    target = settings.folder / "baseline.json"
 
     def ours() -> None:
         write_dataset(storage, parts, COCO_CATEGORIES, "ours.json", _INFO)
@@ -132,7 +134,7 @@ def coco(settings: Settings) -> Iterator[Row]:
                 lambda write=write: seconds(lambda: write(content, target), AT_LEAST_S),  # type: ignore[misc]
                 settings.repeats,
             )
-            note = "ours from Parquet, synced to disk; the peer from ready dictionaries, not synced"
+            note = "ours from Parquet, synced to disk; the baseline from ready dictionaries, not synced"
             yield row("coco", what + name, pairs, unit="s", note=note, equal="content")
     finally:
         gc.unfreeze()
@@ -181,7 +183,7 @@ def coco_run(folder: Path, annotations: int) -> tuple[Storage, list[Part]]:
 
 
 def peak_of_writing(url: str, parts: Sequence[Part]) -> float | None:
-    """Return by how many MB a fresh process grows at its peak; None where the system does not say."""
+    """Return the MB by which a fresh process grows at its peak; None where the system does not say."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak, url, list(parts)).result()
 
@@ -240,7 +242,7 @@ def fetch(settings: Settings) -> Iterator[Row]:
         what,
         measured,
         unit="objects/s",
-        ratio="ours/peer",
+        ratio="ours/baseline",
         note=f"{len(uris)} objects",
         equal="bytes",
     )
@@ -262,7 +264,7 @@ def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def expect_equal(what: str, ours: object, peer: object) -> None:
+def expect_equal(what: str, ours: object, baseline: object) -> None:
     """Raise RunError if the two sides' results differ."""
-    if ours != peer:
+    if ours != baseline:
         raise RunError(f"bench: {what}: the two sides' results differ, so no ratio is given")

@@ -1,6 +1,6 @@
 """What `maskrcnn bench` measures on a Ray of its own: whole jobs, with a network and without one.
 
-Each trial checks that both sides give the same before it gives a ratio.
+Each benchmark checks that both sides give the same before it gives a ratio.
 """
 
 import logging
@@ -42,7 +42,7 @@ MIN_MEMORY_BYTES: Final = 13 * 2**30
 """What torchvision takes to paste 100 masks of 12 megapixels, twice 4.8 GB, and some room."""
 
 MAX_SWAPPED: Final = 0.2
-"""Of the instances. A network with random weights rates neighbouring proposals nearly alike, and rounding decides
+"""Of the instances. A network with random weights rates neighbouring proposals nearly the same, and rounding decides
 between them: in a generated 12-megapixel photo torchvision differs from itself in 6 instances of 100 with two threads
 instead of one, in 11 with channels last."""
 
@@ -53,12 +53,12 @@ LIMITS: Final = Limits(10**9, 10**9, 1e9)
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
-    """One sweep, files to committed Parquet."""
+class MapRun:
+    """One map stage, files to committed Parquet."""
 
     images: int
     start_s: float
-    """From the sweep's begin to the first shard's: Ray's workers, imports, the model."""
+    """From the map stage's start to the first shard's: Ray's workers, imports, the model."""
     work_s: float
     """From the first shard's begin to the last receipt."""
     cpu_s: float
@@ -68,22 +68,22 @@ class Swept:
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """A job's cost in its steady state, from two sweeps."""
+    """A job's cost in its steady state, from two runs."""
 
     wall_s: float
     """Seconds an image."""
     cpu_s: float
     """CPU seconds an image, of all processes."""
     start_s: float
-    """Seconds until the first shard began, of the larger sweep."""
+    """Seconds until the first shard began, of the larger run."""
     output: str
-    """Of the larger sweep."""
+    """Of the larger run."""
 
 
-def sweep_once(
+def map_once(
     source: Path, output: Path, compute: InferenceConfig, speed: ResourceConfig, shard_images: int | None
-) -> Swept:
-    """Plan and sweep a collection on the Ray that is connected; planning is not timed."""
+) -> MapRun:
+    """Plan a collection and run its map stage on the Ray that is connected; planning is not timed."""
     from maskrcnn_jobs.driver.planning import Request, prepare
     from maskrcnn_jobs.driver.run import run_shards
 
@@ -97,12 +97,12 @@ def sweep_once(
     spans = shard_spans(output)
     first = min(span.start for span in spans)
     log.debug("CPU seconds by process: %s", meter.by_process())
-    return Swept(
+    return MapRun(
         plan.rows, first - began, max(s.stop for s in spans) - first, meter.since(first), str(output)
     )
 
 
-def slope_of(small: Swept, large: Swept) -> Slope:
+def slope_of(small: MapRun, large: MapRun) -> Slope:
     """Return what an image costs between two sizes of a job."""
     further = large.images - small.images
     return Slope(
@@ -168,12 +168,12 @@ def run_job(
     from .inputs import write_manifest
 
     folder = Path(tempfile.mkdtemp(dir=settings.folder))
-    swept = []
+    mapped = []
     with connected("local", ResourceConfig(device="cpu")) as speed:
         for rows in (count, 3 * count):
             manifest = write_manifest(folder / f"{rows}.csv", images, rows)
-            swept.append(sweep_once(manifest, folder / f"out-{rows}", compute, speed, shard_images))
-    return slope_of(*swept)
+            mapped.append(map_once(manifest, folder / f"out-{rows}", compute, speed, shard_images))
+    return slope_of(*mapped)
 
 
 def photos_of(settings: "Settings", size: tuple[int, int], count: int) -> list[Path]:
@@ -190,7 +190,7 @@ def photos_of(settings: "Settings", size: tuple[int, int], count: int) -> list[P
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -293,18 +293,18 @@ def pipeline(settings: "Settings") -> Iterator["Row"]:
     yield row(
         "pipeline", "CPU time of the job without model, over decoding alone (lower is better)",
         Pairs(tuple(1e3 * job.cpu_s for job in jobs), tuple(1e3 * d.cpu_s for d in decodes)),
-        unit="ms/image", ratio="ours/peer", note=f"{size}; {start}", equal="sizes",
+        unit="ms/image", ratio="ours/baseline", note=f"{size}; {start}", equal="sizes",
     )  # fmt: skip
     rates = tuple(1 / job.wall_s for job in jobs)
     yield row(
         "pipeline", f"images/s of the job without model, over decoding alone on {cores()} cores",
         Pairs(rates, tuple(1 / d.wall_s for d in decodes)),
-        unit="images/s", ratio="ours/peer", note=size, equal="sizes",
+        unit="images/s", ratio="ours/baseline", note=size, equal="sizes",
     )  # fmt: skip
     yield row(
         "pipeline", "images/s of the job without model, over plain Ray Data",
         Pairs(rates, tuple(1 / wall_s for wall_s in plain)),
-        unit="images/s", ratio="ours/peer", note="read_images, map_batches, write_parquet", equal="sizes",
+        unit="images/s", ratio="ours/baseline", note="read_images, map_batches, write_parquet", equal="sizes",
     )  # fmt: skip
 
 
@@ -323,7 +323,7 @@ def check_sizes(
 
 
 def check_all_images(output: Path, sizes: Sequence[tuple[int, int]], count: int) -> None:
-    """Raise RunError unless a sweep has a row of the right size for each image, none failed."""
+    """Raise RunError unless a run has a row of the right size for each image, none failed."""
     from maskrcnn.io.parquet import read_checked
     from maskrcnn.io.storage import Storage
     from maskrcnn.pipeline.receipts import complete_receipts, read_receipt
@@ -357,9 +357,9 @@ def scaling(settings: "Settings") -> Iterator["Row"]:
         manifest = write_manifest(folder / "images.csv", images, n * each)
         speed = ResourceConfig(device="cpu", actors=n)
         compute = InferenceConfig(model=f"planted:{SLEEP_S}")
-        swept = sweep_once(manifest, folder / "out", compute, speed, 16)
-        check_all_images(Path(swept.output), sizes, n * each)
-        return steady_rate(shard_spans(Path(swept.output)))
+        mapped = map_once(manifest, folder / "out", compute, speed, 16)
+        check_all_images(Path(mapped.output), sizes, n * each)
+        return steady_rate(shard_spans(Path(mapped.output)))
 
     # More CPUs than there are: the actors sleep most of the time.
     ray.init(
@@ -372,7 +372,7 @@ def scaling(settings: "Settings") -> Iterator["Row"]:
         ray.shutdown()
     yield row(
         "scaling", f"images/s of {actors} actors, over {actors} times those of one", pairs,
-        unit="images/s", ratio="ours/peer", equal="sizes",
+        unit="images/s", ratio="ours/baseline", equal="sizes",
         note=f"{each} images an actor; {SLEEP_S * 1e3:.0f} ms of sleep an image; {cores()} cores",
     )  # fmt: skip
 
@@ -457,7 +457,7 @@ def _job_rows(settings: "Settings", size: tuple[int, int]) -> Iterator["Row"]:
         yield Row(
             "job",
             f"whole job, {what}",
-            note=f"needs {MIN_MEMORY_BYTES >> 30} GiB of free memory for the peer",
+            note=f"needs {MIN_MEMORY_BYTES >> 30} GiB of free memory for the baseline",
         )
         return
     keep_freed_memory()
@@ -500,7 +500,7 @@ def _job_rows(settings: "Settings", size: tuple[int, int]) -> Iterator["Row"]:
     yield row(
         "job", f"images/s of the whole job, {what}, over the engine's network alone",
         Pairs(tuple(1 / s for s in ours), tuple(1 / s for s in measured["forward"])),
-        unit="images/s", ratio="ours/peer", note="forward pass on resized images in memory, same actors and threads",
+        unit="images/s", ratio="ours/baseline", note="forward pass on resized images in memory, same actors, threads",
         equal=equal,
     )  # fmt: skip
 
@@ -526,8 +526,8 @@ def _agreement(output: Path, stock: Sequence["Detections"], min_score: float) ->
     from .baselines import Agreement, agreement
 
     total = Agreement(0, 0, 0, ())
-    for ours, peer in zip(first_detections(output, len(stock)), stock, strict=True):
-        total += agreement(ours, peer, min_score)
+    for ours, baseline in zip(first_detections(output, len(stock)), stock, strict=True):
+        total += agreement(ours, baseline, min_score)
     if total.problems or total.thin > total.instances // 50 or total.swaps > total.instances * MAX_SWAPPED:
         shown = (
             "; ".join(total.problems[:3]) or f"{total.thin} masks, {total.swaps} swaps of {total.instances}"
@@ -537,7 +537,7 @@ def _agreement(output: Path, stock: Sequence["Detections"], min_score: float) ->
 
 
 def first_detections(output: Path, count: int) -> list["Detections"]:
-    """Return what a sweep found in its first `count` images."""
+    """Return what a run found in its first `count` images."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

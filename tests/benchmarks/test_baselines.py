@@ -1,4 +1,4 @@
-"""The peers give what the engine gives, and a disagreement is seen."""
+"""The baselines give what the engine gives, and a disagreement is seen."""
 
 import dataclasses
 import json
@@ -155,7 +155,7 @@ def test_a_mask_of_another_shape_is_counted() -> None:
     assert baselines.agreement(changed(found, masks=masks), found, 0.05).thin == 1
 
 
-# --- trials ---
+# --- benchmarks ---
 
 
 def test_coco_of_ready_dictionaries_says_what_ours_does(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def settings_in(folder: Path, **options: object) -> Settings:
     return Settings(folder, repeats=1, quick=True, **options)  # type: ignore[arg-type]
 
 
-def test_coco_rows_and_a_missing_peer_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coco_rows_and_a_missing_baseline_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_content: object, _path: Path) -> None:
         raise ImportError(name="orjson")
 
@@ -190,7 +190,7 @@ def test_the_peak_of_writing_is_measured(tmp_path: Path) -> None:
     assert peak is None or peak >= 0
 
 
-def test_results_that_differ_end_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_that_differ_end_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "paste_and_encode", lambda *_arguments: ())
     with pytest.raises(RunError, match="differ, so no ratio"):
         list(suites.masks(settings_in(tmp_path)))

@@ -24,8 +24,8 @@ def test_sides_take_turns_and_the_first_changes() -> None:
         order.append(name)
         return float(len(order))
 
-    pairs = alternate(lambda: side("ours"), lambda: side("peer"), 3)
-    assert order == ["ours", "peer", "peer", "ours", "ours", "peer"]
+    pairs = alternate(lambda: side("ours"), lambda: side("baseline"), 3)
+    assert order == ["ours", "baseline", "baseline", "ours", "ours", "baseline"]
     assert pairs == Pairs((1.0, 4.0, 5.0), (2.0, 3.0, 6.0))
     assert rounds({"one": lambda: 7}, 2) == {"one": [7, 7]}
 
@@ -33,17 +33,17 @@ def test_sides_take_turns_and_the_first_changes() -> None:
 def test_the_ratio_is_of_repeats_not_of_medians() -> None:
     pairs = Pairs((1.0, 2.0, 10.0), (2.0, 2.0, 50.0))
     faster = row("s", "w", pairs, unit="s", note="n", equal="bytes")
-    assert (faster.ours, faster.peer, faster.ratio, faster.min, faster.max) == (2.0, 2.0, 2.0, 1.0, 5.0)
-    share = row("s", "w", pairs, unit="1/s", ratio="ours/peer")
+    assert (faster.ours, faster.baseline, faster.ratio, faster.min, faster.max) == (2.0, 2.0, 2.0, 1.0, 5.0)
+    share = row("s", "w", pairs, unit="1/s", ratio="ours/baseline")
     assert (share.ratio, share.min, share.max) == (0.5, 0.2, 1.0)
 
 
 def test_sides_of_different_length_are_no_pairs() -> None:
-    for ours, peer in (((), ()), ((1.0,), (1.0, 2.0))):
+    for ours, baseline in (((), ()), ((1.0,), (1.0, 2.0))):
         with pytest.raises(ValueError, match="repeats"):
-            Pairs(ours, peer)
+            Pairs(ours, baseline)
     with pytest.raises(ValueError, match="no ratio"):
-        row("s", "w", Pairs((1.0,), (1.0,)), unit="s", ratio="ours - peer")
+        row("s", "w", Pairs((1.0,), (1.0,)), unit="s", ratio="ours - baseline")
 
 
 def test_short_calls_are_repeated_until_they_fill_the_time() -> None:
@@ -89,7 +89,17 @@ def test_the_table_has_a_line_a_row_and_notes_alone_are_lines_too() -> None:
         Row("fetch", "objects", note="not measured"),
     ]
     header, first, second = table(rows).splitlines()
-    assert header.split() == ["section", "what", "ours", "peer", "unit", "ratio", "range", "equal", "note"]
+    assert header.split() == [
+        "section",
+        "what",
+        "ours",
+        "baseline",
+        "unit",
+        "ratio",
+        "range",
+        "equal",
+        "note",
+    ]
     assert first.split() == "masks bytes 0.5 55 s 110 100-120 bytes 1 thread".split()
     assert second.split() == "fetch objects not measured".split()
     assert first.index("1 thread") == second.index("not measured") == header.index("note")

@@ -13,7 +13,7 @@ from benchmarks import baselines, run, suites, suites_ray
 from benchmarks.inputs import write_manifest, write_photos
 from benchmarks.measure import Pairs, Row, Settings, row
 from benchmarks.run import main
-from benchmarks.suites_ray import Slope, Span, Swept
+from benchmarks.suites_ray import MapRun, Slope, Span
 from click.testing import CliRunner
 from maskrcnn_jobs.driver.planning import Request, prepare
 
@@ -104,8 +104,8 @@ def test_rows_of_all_sections_are_printed_with_the_machine(
 
 
 def test_a_slope_leaves_the_start_out() -> None:
-    small = Swept(images=10, start_s=5, work_s=3, cpu_s=4, output="a")
-    large = Swept(images=30, start_s=7, work_s=7, cpu_s=6, output="b")
+    small = MapRun(images=10, start_s=5, work_s=3, cpu_s=4, output="a")
+    large = MapRun(images=30, start_s=7, work_s=7, cpu_s=6, output="b")
     assert suites_ray.slope_of(small, large) == Slope(wall_s=0.2, cpu_s=0.1, start_s=7, output="b")
 
 
@@ -140,8 +140,8 @@ def test_decoding_alone_is_timed_without_reading(tmp_path: Path) -> None:
 # --- the whole job, with workers in this process ---
 
 
-def swept_here(manifest: Path, output: Path, compute: InferenceConfig, shard_images: int) -> None:
-    """Do what a sweep's actors do."""
+def mapped_here(manifest: Path, output: Path, compute: InferenceConfig, shard_images: int) -> None:
+    """Do what the actors of a map stage do."""
     plan = prepare(Request(str(manifest), str(output), compute, shard_images))
     segmenter = MaskRCNNSegmenter(load_model(compute.model), max_detections=compute.max_detections)
     limits = Limits(10**9, 10**9, float(segmenter.max_side))
@@ -155,7 +155,7 @@ def job_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, limit: int = 10
         settings: Settings, images: list[Path], count: int, compute: InferenceConfig, shard_images: int
     ) -> Slope:
         manifest = write_manifest(settings.folder / "m.csv", images, 3 * count)
-        swept_here(
+        mapped_here(
             manifest,
             settings.folder / "out",
             InferenceConfig(compute.model, max_detections=limit),
@@ -189,7 +189,7 @@ def test_a_job_that_finds_something_else_is_refused(tmp_path: Path, monkeypatch:
 @pytest.mark.ray
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize(("section", "count"), [("pipeline", 3), ("scaling", 1)])
-def test_job_peer_and_scaling_run_on_a_real_ray(section: str, count: int, tmp_path: Path) -> None:
+def test_job_baseline_and_scaling_run_on_a_real_ray(section: str, count: int, tmp_path: Path) -> None:
     target = tmp_path / "bench.json"
     options = ["--only", section, "--quick", "--repeats", "1", "--json", str(target)]
     run = subprocess.run(

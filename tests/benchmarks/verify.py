@@ -106,9 +106,9 @@ def status_mb(key):
     return round(int(line.split()[1]) / 1024)
 
 before, wall, cpu = status_mb("VmRSS"), time.perf_counter(), time.process_time()
-verdict = verify_run(sys.argv[1])
+verification = verify_run(sys.argv[1])
 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-figures = {"proven": verdict.proven, "findings": [str(f) for f in verdict.findings[:3]], "wall_s": round(wall, 1)}
+figures = {"proven": verification.proven, "findings": [*map(str, verification.findings[:3])], "wall_s": round(wall, 1)}
 print(json.dumps(figures | {"cpu_s": round(cpu, 1), "peak_mb": status_mb("VmHWM"), "imports_mb": before}))
 """
 

@@ -57,7 +57,7 @@ def in_windows(segmenter: MaskRCNNSegmenter, pixels: Pixels, window: int, overla
     return stitch(grid, pieces, capped=False)
 
 
-def mask_ap(truth: COCO, height: int, width: int, found: Any) -> float:
+def mask_ap(ground_truth: COCO, height: int, width: int, found: Any) -> float:
     """Return COCO's mask AP, all of the detections counted."""
     rles = [{"size": [height, width], "counts": mask} for mask in found.masks]
     boxes = rle_boxes_xywh(rles)
@@ -67,7 +67,7 @@ def mask_ap(truth: COCO, height: int, width: int, found: Any) -> float:
     ]
     for result in results:
         del result["bbox"]  # loadRes would take the area from it
-    evaluation = COCOeval(truth, truth.loadRes(results), "segm")
+    evaluation = COCOeval(ground_truth, ground_truth.loadRes(results), "segm")
     evaluation.params.maxDets = [1, 100, LIMIT]
     evaluation.evaluate()
     evaluation.accumulate()
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_mosaic(name, options.side, options.side, options.seed)
         with need_rasterio().open(Path(name, "mosaic.tif")) as file:
             pixels = np.ascontiguousarray(np.moveaxis(file.read(), 0, 2))
-        truth = COCO(str(Path(name, "instances.json")))
+        ground_truth = COCO(str(Path(name, "instances.json")))
     height, width = pixels.shape[:2]
     with torch.inference_mode():
         started = time.perf_counter()
@@ -99,10 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         started = time.perf_counter()
         windowed = in_windows(segmenter, pixels, options.window, options.overlap)
         windowed_s = time.perf_counter() - started
-    aps = [mask_ap(truth, height, width, found) for found in (whole, windowed)]
+    aps = [mask_ap(ground_truth, height, width, found) for found in (whole, windowed)]
     sure = [int((found.scores >= 0.5).sum()) for found in (whole, windowed)]
     print(
-        f"of a score of 0.5 and more: {sure[0]} seen whole, {sure[1]} in windows, {len(truth.anns)} are there"
+        f"of a score of 0.5 and more: {sure[0]} seen whole, {sure[1]} in windows, {len(ground_truth.anns)} are there"
     )
     print(
         f"{width} x {height}: whole AP {aps[0]:.4f} ({len(whole.masks)} found, {whole_s:.0f} s), "

@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_mosaic(name, options.side, options.side, SEED)
         with need_rasterio().open(Path(name, "mosaic.tif")) as file:
             pixels = np.ascontiguousarray(np.moveaxis(file.read(), 0, 2))
-        truth = COCO(str(Path(name, "instances.json")))
+        ground_truth = COCO(str(Path(name, "instances.json")))
     model = load_model("scenes")
     ours = MaskRCNNSegmenter(model, min_score=MIN_SCORE, rescale=False)
     theirs = sahi_of(window)
@@ -131,8 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"ours {n / own_s:.2f} windows/s, SAHI {n / sahi_s:.2f}")
     print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     aps = (
-        mask_ap(truth, height, width, in_windows(ours, pixels, window, overlap)),
-        mask_ap(truth, height, width, by_sahi(theirs, pixels, window, overlap, model.card.category_ids)),
+        mask_ap(ground_truth, height, width, in_windows(ours, pixels, window, overlap)),
+        mask_ap(
+            ground_truth, height, width, by_sahi(theirs, pixels, window, overlap, model.card.category_ids)
+        ),
     )
     print(f"mask AP: ours {aps[0]:.4f}, SAHI {aps[1]:.4f}")
 

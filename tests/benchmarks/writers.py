@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.writers [--annotations 1000000] [--repeats 5] [--json PATH] [--parquet]
 
-COCO: the peers write dictionaries that are ready in memory, eight annotations an image; ours is `write_dataset` from
-Parquet. What it wrote is compared with the dictionaries first. `text` is the text in a local file, as the peers leave
-it; `stored` also waits for the disk. The sides alternate within a repeat, so that
+COCO: the baselines write dictionaries that are ready in memory, eight annotations an image; ours is `write_dataset`
+from Parquet. What it wrote is compared with the dictionaries first. `text` is the text in a local file, as the
+baselines leave it; `stored` also waits for the disk. The sides alternate within a repeat, so that
 a ratio is of neighbours in time; CPU seconds are of all threads. The peak of memory is a fresh process's, above
 what it has after its imports.
 
@@ -174,7 +174,7 @@ def make_run(folder: Path, annotations: int, seed: int = 0) -> tuple[Storage, li
 
 
 def coco_rows(storage: Storage, parts: list[Part]) -> dict[str, Any]:
-    """Return the content of a COCO dataset as dictionaries: what the peers write.
+    """Return the content of a COCO dataset as dictionaries: what the baselines write.
 
     A score is the shortest number that gives the float32 back, as in our text.
     """
@@ -248,7 +248,7 @@ def cost(function: Callable[[], object]) -> Cost:
 
 
 def check_equal(storage: Storage, parts: list[Part], folder: Path) -> None:
-    """Raise SystemExit if what ours wrote is not what the peers wrote, for some parts."""
+    """Raise SystemExit if what ours wrote is not what the baselines wrote, for some parts."""
     content = coco_rows(storage, parts)
     write_ours(storage, parts, storage)
     write_json(content, folder / "json.json")
@@ -287,10 +287,12 @@ def compare_coco(storage: Storage, parts: list[Part], folder: Path, repeats: int
             kind: round(statistics.median(getattr(one, kind) for one in measured) / count * 1e6, 3)
             for kind in ("wall", "cpu")
         }
-    for peer, ours, kind in itertools.product(("json.dump", "orjson"), ("text", "stored"), ("wall", "cpu")):
-        pairs = zip(costs[peer], costs[ours], strict=True)
+    for baseline, ours, kind in itertools.product(
+        ("json.dump", "orjson"), ("text", "stored"), ("wall", "cpu")
+    ):
+        pairs = zip(costs[baseline], costs[ours], strict=True)
         ratios = [getattr(theirs, kind) / getattr(own, kind) for theirs, own in pairs]
-        figures[f"{peer} / {ours}, {kind}"] = spread(ratios)
+        figures[f"{baseline} / {ours}, {kind}"] = spread(ratios)
     return figures
 
 
@@ -335,7 +337,7 @@ def peak_mb(storage: Storage, parts: list[Part]) -> float:
 
 @dataclass(frozen=True)
 class Encoding:
-    """One way to write the table: what `ParquetWriter` is told, and rows a row group."""
+    """One way to write the table: the arguments of `ParquetWriter`, and rows a row group."""
 
     options: dict[str, Any]
     rows: int = ROW_GROUP_ROWS
@@ -371,17 +373,17 @@ def encodings() -> dict[str, Encoding]:
             encodings |= dict.fromkeys(columns, encoding)
         return Encoding(used | {"column_encoding": encodings, "use_dictionary": dictionaries})
 
-    def told(**options: Any) -> Encoding:
+    def encoding(**options: Any) -> Encoding:
         return Encoding(used | options)
 
     bloom = {"ndv": 20_000, "fpp": 0.01}
     return {
         "as used": Encoding(used),
-        "all plain": told(column_encoding=None, use_dictionary=False),
+        "all plain": encoding(column_encoding=None, use_dictionary=False),
         "pyarrow's defaults": Encoding({}),
-        **{f"zstd {level}": told(compression_level=level) for level in (1, 3, 6, 9)},
-        "snappy": told(compression="snappy", compression_level=None),
-        "lz4": told(compression="lz4", compression_level=None),
+        **{f"zstd {level}": encoding(compression_level=level) for level in (1, 3, 6, 9)},
+        "snappy": encoding(compression="snappy", compression_level=None),
+        "lz4": encoding(compression="lz4", compression_level=None),
         "ids plain": encoded("PLAIN", "id", "image_id"),
         "ids delta": encoded("DELTA_BINARY_PACKED", "id", "image_id"),
         "image_id dictionary": encoded(None, "image_id"),
@@ -395,11 +397,11 @@ def encodings() -> dict[str, Encoding]:
         "mask_box dictionary": encoded(None, *_MASK_BOX),
         "counts plain": encoded("PLAIN", "segmentation.counts"),
         "counts delta length": encoded("DELTA_LENGTH_BYTE_ARRAY", "segmentation.counts"),
-        "statistics of all": told(write_statistics=True),
-        "no statistics": told(write_statistics=False),
-        "page index": told(write_page_index=True),
-        "no page index": told(write_page_index=False),
-        "bloom filter of image_id": told(bloom_filter_options={"image_id": bloom}),
+        "statistics of all": encoding(write_statistics=True),
+        "no statistics": encoding(write_statistics=False),
+        "page index": encoding(write_page_index=True),
+        "no page index": encoding(write_page_index=False),
+        "bloom filter of image_id": encoding(bloom_filter_options={"image_id": bloom}),
         **{f"{rows} rows": Encoding(used, rows) for rows in (32_768, 61_440, 122_880, 245_760, 1_000_000)},
     }
 

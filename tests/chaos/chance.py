@@ -1,4 +1,4 @@
-"""How large the chaos is, and the seed of its choices: `CHAOS_SIZE` and `CHAOS_SEED`, both printed by each test.
+"""The size of the chaos tests, and the seed of its choices: `CHAOS_SIZE` and `CHAOS_SEED`, both printed by each test.
 
 The seed is by default the date, so that each day other samples are drawn.
 """

@@ -23,7 +23,7 @@ import pytest
 from local import LocalCluster, Node
 from ray_cluster import START_TRIES, standing_cluster
 
-from chaos.invariants import truth_of
+from chaos.invariants import ground_truth_of
 from chaos.probes import Held, Probes, receipts_of, wait_until_gone
 from chaos.runs import PLANTED, RUN_S, Killed, Outcome, driver, judge, write_collection
 
@@ -69,11 +69,11 @@ class Arena:
         self.probes = probes
         self.folder = folder
         self.images = write_collection(folder / "images", seed)
-        self._mending: list[threading.Thread] = []
+        self._repairing: list[threading.Thread] = []
         self._one_by_one = threading.Lock()
         self.undisturbed = str(folder / "undisturbed")
         self.counts = self._observe(folder / "undisturbed.log")
-        self.truth = truth_of(self.undisturbed)
+        self.ground_truth = ground_truth_of(self.undisturbed)
 
     def _observe(self, log: Path) -> Counter[tuple[str, str]]:
         """Do the run that nothing disturbs; return how often each phase was come to."""
@@ -104,9 +104,9 @@ class Arena:
         outcome.seconds = time.monotonic() - started
         outcome.missed = f"nobody came to {waiting[0].phase}" if waiting else ""
         outcome.said = log.read_text(errors="replace")
-        judge(outcome, self.undisturbed, self.truth)
-        while self._mending:
-            self._mending.pop().join()
+        judge(outcome, self.undisturbed, self.ground_truth)
+        while self._repairing:
+            self._repairing.pop().join()
         return outcome
 
     def _strike(
@@ -148,8 +148,8 @@ class Arena:
                 family = {child.pid for child in worker.children(recursive=True)}
             if kill.victim == "node":
                 kill_node(node)
-                self._mending.append(threading.Thread(target=self._add_node))
-                self._mending[-1].start()
+                self._repairing.append(threading.Thread(target=self._add_node))
+                self._repairing[-1].start()
             else:
                 worker.send_signal(signal.SIGTERM if kill.victim == "notice" else signal.SIGKILL)
         after_s = round(time.monotonic() - started, 2)

@@ -16,7 +16,7 @@ MEMORY: Final = Path("/dev/shm")
 def stage() -> Iterator[Stage]:
     """Collections, and undisturbed runs over them; in memory, where the system has a place for files there.
 
-    What is killed are processes and not the machine, so that nothing is learnt from waiting for a disk.
+    What is killed are processes and not the machine: nothing here needs to reach a disk.
     """
     with tempfile.TemporaryDirectory(prefix="chaos-", dir=MEMORY if MEMORY.is_dir() else None) as folder:
         yield Stage(Path(folder))

@@ -34,10 +34,10 @@ from chaos.invariants import (
     check_collected,
     check_is_final,
     check_promises,
+    ground_truth_of,
+    invariant,
     is_temporary,
-    law,
     raw_files,
-    truth_of,
 )
 from chaos.local_job import (
     Job,
@@ -62,7 +62,7 @@ _NOT_APPLICABLE: Final = 99
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is run and may be struck, and what a user runs to mend it."""
+    """What is run and may be struck, and what a user runs to repair it."""
 
     run: Callable[[Job], object]
     resume: Callable[[Job], object]
@@ -94,7 +94,7 @@ class Case:
     scenario: str
     job: Job
     faults: tuple[Fault, ...]
-    truth: GroundTruth
+    ground_truth: GroundTruth
     start: str | None = None
     """A folder to begin with a copy of."""
     defect: str | None = None
@@ -107,7 +107,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case whose laws all held."""
+    """What became of a case whose invariants all held."""
 
     struck: tuple[Step, ...]
     """Where each fault struck, …"""
@@ -140,8 +140,8 @@ class Stage:
         self.other = jobs["other"]
         """One of other inputs."""
         self._jobs = jobs
-        self._truths = {name: truth_of(job.output) for name, job in jobs.items()}
-        self._truths["retry"] = truth_of(jobs["retry"].output, self._truths["before"])
+        self._ground_truths = {name: ground_truth_of(job.output) for name, job in jobs.items()}
+        self._ground_truths["retry"] = ground_truth_of(jobs["retry"].output, self._ground_truths["before"])
         self._starts = {"job": None, "retry": jobs["before"].output}
         self._steps: dict[str, list[Step]] = {}
 
@@ -153,15 +153,15 @@ class Stage:
         """Return an output that nobody had before."""
         return str(self._folder / f"out-{next(self._names)}")
 
-    def truth(self, scenario: str) -> GroundTruth:
+    def ground_truth(self, scenario: str) -> GroundTruth:
         """Return what a scenario ends with."""
-        return self._truths[scenario if scenario in self._truths else "job"]
+        return self._ground_truths[scenario if scenario in self._ground_truths else "job"]
 
     def case(self, scenario: str, faults: Sequence[Fault] = (), order: int = 0, **more: Any) -> Case:
         """Return a case in an output of its own."""
         job = self._jobs[scenario if scenario in self._jobs else "job"].to(self.fresh(), order)
         start = self._starts.get(scenario, self.finished.output)
-        return Case(scenario, job, tuple(faults), self.truth(scenario), start, **more)
+        return Case(scenario, job, tuple(faults), self.ground_truth(scenario), start, **more)
 
     def steps(self, scenario: str) -> list[Step]:
         """Return the mutating calls of an undisturbed run."""
@@ -215,7 +215,7 @@ def _apart(function: Callable[[Any], Any], argument: Any) -> Any:
 
 
 def all_of(function: Callable[[Any], Any], arguments: Iterable[Any]) -> list[Any]:
-    """Return what `each` gives, once all are done. Raises BrokenError with all that was broken, one a line."""
+    """Return what `each` gives, once all are done. Raises BrokenError with all that was broken, one per line."""
     results = list(each(functools.partial(_kept, function), arguments))
     broken = [str(result) for result in results if isinstance(result, BrokenError)]
     if broken:
@@ -254,7 +254,7 @@ def run_case(case: Case) -> Outcome:
     """Run a case.
 
     Raises:
-        BrokenError: a law does not hold.
+        BrokenError: an invariant does not hold.
     """
     struck: list[Step] = []
     with prepared(case) as scratch:
@@ -263,8 +263,8 @@ def run_case(case: Case) -> Outcome:
             code = in_child(functools.partial(_disturbed, case, number, trace))
             hit = [step for step in steps_of(trace) if step.number == fault.number]
             if not hit:
-                law("end", code == 0, f"a run without a fault ended with exit code {code}")
-                _mended(case)
+                invariant("end", code == 0, f"a run without a fault ended with exit code {code}")
+                _repaired(case)
                 return Outcome(tuple(struck), none_left=True)
             if code == _NOT_APPLICABLE:
                 return Outcome(tuple(struck), applicable=False)
@@ -275,7 +275,7 @@ def run_case(case: Case) -> Outcome:
             except BrokenError as error:
                 raise BrokenError(f"{error} [after {hit[0]}]") from None
         try:
-            _mended(case)
+            _repaired(case)
         except BrokenError as error:
             raise BrokenError(f"{error} [after {' and '.join(map(str, struck))}, and a resume]") from None
     return Outcome(tuple(struck))
@@ -285,7 +285,7 @@ def run_grown(case: Case) -> Outcome:
     """Run a case on a folder of its own, to which a file is added after the crash: it is no input of this run.
 
     Raises:
-        BrokenError: a law does not hold.
+        BrokenError: an invariant does not hold.
     """
     with tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
         folder = Path(scratch, "images")
@@ -294,12 +294,12 @@ def run_grown(case: Case) -> Outcome:
         undisturbed = job.to(str(Path(scratch, "undisturbed")))
         with without_ray():
             run_job(undisturbed)
-        case = dataclasses.replace(case, job=job, truth=truth_of(undisturbed.output))
+        case = dataclasses.replace(case, job=job, ground_truth=ground_truth_of(undisturbed.output))
         trace = Path(scratch, "trace")
         with prepared(case):
-            law("end", in_child(lambda: _disturbed(case, 0, trace)) < 0, "the run was not struck")
+            invariant("end", in_child(lambda: _disturbed(case, 0, trace)) < 0, "the run was not struck")
             shutil.copy(folder / "nothing.png", folder / "added.png")
-            _mended(case)
+            _repaired(case)
         return Outcome(tuple(step for step in steps_of(trace) if step.number == case.faults[0].number))
 
 
@@ -314,13 +314,13 @@ def _check_code(fault: Fault, code: int) -> None:
     """A killed run is dead; one whose storage failed says so, or got over it."""
     killed = (-signal.SIGKILL, -signal.SIGXFSZ)
     allowed = killed if fault.mode.startswith("kill") else (0, 3)
-    law("end", code in allowed, f"the run ended with exit code {code}")
+    invariant("end", code in allowed, f"the run ended with exit code {code}")
 
 
 def _check_crashed(case: Case) -> None:
     """See that nothing false is promised; and that `reduce` refuses while shards are missing."""
     url = case.job.output
-    check_promises(url, case.truth, attempts_kept=SCENARIOS[case.scenario].attempts_kept)
+    check_promises(url, case.ground_truth, attempts_kept=SCENARIOS[case.scenario].attempts_kept)
     storage = Storage(url)
     if case.scenario == "gc" or not any(pending_of(read_plans(storage), complete_receipts(storage))):
         return
@@ -328,13 +328,13 @@ def _check_crashed(case: Case) -> None:
         try:
             reduce_run(url, write_report=write_report)
         except MaskrcnnError:
-            check_promises(url, case.truth)
+            check_promises(url, case.ground_truth)
             return
-    check_promises(url, case.truth)
+    check_promises(url, case.ground_truth)
     raise BrokenError("I5: a run with missing shards was reduced")
 
 
-def _mended(case: Case) -> None:
+def _repaired(case: Case) -> None:
     """Run the plain command until its end, and check what it made; then collect the garbage."""
     url, scenario = case.job.output, SCENARIOS[case.scenario]
     with planted(case.defect):
@@ -343,12 +343,12 @@ def _mended(case: Case) -> None:
         except Exception as error:
             raise BrokenError(f"end: the resume stopped: {type(error).__name__}: {error}") from error
     if scenario.attempts_kept:
-        check_is_final(url, case.truth)
+        check_is_final(url, case.ground_truth)
     for path in raw_files(url, "") if Url.parse(url).is_local else []:
         if is_temporary(path):
             os.utime(Path(url, path), (0, 0))  # `gc` leaves alone what may still be in the making
     collect_garbage(url)
-    check_collected(url, case.truth)
+    check_collected(url, case.ground_truth)
 
 
 def in_child(function: Callable[[], object]) -> int:

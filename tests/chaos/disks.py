@@ -19,7 +19,7 @@ from maskrcnn_jobs.cli import main
 
 from chaos.crash import Case, in_child, prepared
 from chaos.faulty_storage import Fault, Step, faulty, watched
-from chaos.invariants import check_is_final, check_promises, law
+from chaos.invariants import check_is_final, check_promises, invariant
 from chaos.local_job import SHARD_IMAGES, Job, run_job
 from maskrcnn.io.storage import Storage
 
@@ -100,7 +100,7 @@ class Said:
 def command(*arguments: str) -> Said:
     """Run the command line here, without Ray. Raises BrokenError where it shows a traceback."""
     result = CliRunner().invoke(main, arguments)
-    law("end", "Traceback" not in result.output, result.output)
+    invariant("end", "Traceback" not in result.output, result.output)
     return Said(result.exit_code, (result.output.strip().splitlines() or [""])[-1])
 
 
@@ -135,7 +135,7 @@ def run_in_hardship(hardship: Hardship) -> Report:
     """Run a job on a disk that is full or read-only, then on the same disk with space.
 
     Raises:
-        BrokenError: a law does not hold.
+        BrokenError: an invariant does not hold.
     """
     steps: list[Step] = []
 
@@ -149,18 +149,18 @@ def run_in_hardship(hardship: Hardship) -> Report:
         job = case.job.to(str(disk.path / "out"), case.job.order)
         if hardship.done:
             struck = functools.partial(_struck, job, hardship.done, scratch / "trace")
-            law("end", in_child(struck) < 0, "the run was not struck")
+            invariant("end", in_child(struck) < 0, "the run was not struck")
         trouble = disk.read_only() if hardship.free is None else disk.leaving(hardship.free)
         with trouble, watched(noted):
             said = segment(job)
         if said.code == 0:
-            law("I4", hardship.free is not None, "a disk that is read-only was written to")
-            check_is_final(job.output, case.truth)
+            invariant("I4", hardship.free is not None, "a disk that is read-only was written to")
+            check_is_final(job.output, case.ground_truth)
             return Report(disk.kind, None)
         words = "read-only|denied" if hardship.free is None else "the disk is full|larger than"
-        law("end", said.code == 3, f"exit code {said.code}: {said.line}")
-        law("end", re.match(f"stopped: .*({words})", said.line) is not None, f"it says {said.line!r}")
-        check_promises(job.output, case.truth)
+        invariant("end", said.code == 3, f"exit code {said.code}: {said.line}")
+        invariant("end", re.match(f"stopped: .*({words})", said.line) is not None, f"it says {said.line!r}")
+        check_promises(job.output, case.ground_truth)
         _goes_on(job, case)
         return Report(disk.kind, steps[-1] if steps else Step(0, "none", "plan.json"), said.line)
 
@@ -173,10 +173,10 @@ def _struck(job: Job, fault: Fault, trace: Path) -> None:
 def _goes_on(job: Job, case: Case) -> None:
     """The same command ends the run, and `verify` proves it."""
     again = segment(job)
-    law("end", again.code == 0, f"the same command again: exit code {again.code}, {again.line}")
+    invariant("end", again.code == 0, f"the same command again: exit code {again.code}, {again.line}")
     proven = command("verify", job.output)
-    law("verify", proven.code == 0, proven.line)
-    check_is_final(job.output, case.truth)
+    invariant("verify", proven.code == 0, proven.line)
+    check_is_final(job.output, case.ground_truth)
 
 
 SCRATCHES: Final = ("a file", "missing", "read-only", "full")
@@ -200,7 +200,7 @@ def run_without_scratch(hardship: Scratch) -> Report:
     """Run a job without a place for temporary files, then with one.
 
     Raises:
-        BrokenError: a law does not hold.
+        BrokenError: an invariant does not hold.
     """
     case = hardship.case
     with prepared(case) as scratch, small_disk(scratch / "disk", 2**20) as disk:
@@ -218,10 +218,10 @@ def run_without_scratch(hardship: Scratch) -> Report:
             said = segment(job)
         tempfile.tempdir = str(scratch)
         if hardship.noticed or not hardship.remote:
-            law("end", said.code == 0, f"exit code {said.code}: {said.line}")
-            check_is_final(job.output, case.truth)
+            invariant("end", said.code == 0, f"exit code {said.code}: {said.line}")
+            check_is_final(job.output, case.ground_truth)
             return Report(disk.kind, None)
-        law("end", said.code == 3, f"exit code {said.code}: {said.line}")
-        law("end", re.match("stopped: .*TMPDIR", said.line) is not None, f"it says {said.line!r}")
+        invariant("end", said.code == 3, f"exit code {said.code}: {said.line}")
+        invariant("end", re.match("stopped: .*TMPDIR", said.line) is not None, f"it says {said.line!r}")
         _goes_on(job, case)
         return Report(disk.kind, None, said.line)

@@ -79,7 +79,7 @@ class Fault:
 
 
 Hook = Callable[[Storage, Step, int | None], contextlib.AbstractContextManager[None]]
-"""Entered before a call and left after it; is told the storage, the step, and the bytes that it writes, if known."""
+"""Entered before a call and left after it; is passed the storage, the step, and the bytes that it writes, if known."""
 
 
 @contextlib.contextmanager
@@ -154,7 +154,7 @@ def _storing(name: str, original: Any, around: Any) -> Any:
 
 @contextlib.contextmanager
 def faulty(fault: Fault | None, trace: Path) -> Iterator[None]:
-    """Let one mutating call fail, and write all of them, one a line, to a file that outlives this process."""
+    """Let one mutating call fail, and write all of them, one per line, to a file that outlives this process."""
 
     @contextlib.contextmanager
     def hook(storage: Storage, step: Step, size: int | None) -> Iterator[None]:

@@ -1,9 +1,9 @@
-"""What must be true of an output: laws that hold at any moment, and laws of a finished run.
+"""What must be true of an output: invariants that hold at any moment, and invariants of a finished run.
 
 Written against the contract and not against the code that fulfils it: files are read by pyarrow and json, and
 compared with a run that nothing disturbed. `maskrcnn verify` is asked too; the two must agree.
 
-The laws, by the numbers of `reliability.md`, section 6:
+The invariants, by the numbers of `reliability.md`, section 6:
 
     I1  every input has exactly one row of `images`, in the manifest's order
     I2  no instance is there twice
@@ -14,7 +14,7 @@ The laws, by the numbers of `reliability.md`, section 6:
     I7  the statistics recomputed from Parquet, and COCO JSON, are those that stand
 
 A local file in the making stands beside its target, under a name that neither globs nor readers of folders see. One
-that a dead process left there breaks no law before `gc`.
+that a dead process left there breaks no invariant before `gc`.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ TABLES = ("images", "instances")
 
 
 class BrokenError(AssertionError):
-    """A law does not hold; the message begins with its number."""
+    """An invariant does not hold; the message begins with its number."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ class GroundTruth:
     shards: dict[str, tuple[str, str]]
     """sha256 of a shard's images and instances, by the shard's name."""
     others: dict[str, str]
-    """sha256 of statistics and COCO JSON, without what tells the time."""
+    """sha256 of statistics and COCO JSON, without times."""
 
 
-def law(number: str, holds: bool, what: object) -> None:
-    """Raise BrokenError unless a law holds."""
+def invariant(number: str, holds: bool, what: object) -> None:
+    """Raise BrokenError unless an invariant holds."""
     if not holds:
         raise BrokenError(f"{number}: {what}")
 
 
-def truth_of(url: str, earlier: GroundTruth | None = None) -> GroundTruth:
+def ground_truth_of(url: str, earlier: GroundTruth | None = None) -> GroundTruth:
     """Return what an undisturbed run wrote, and what the generation before it did."""
     storage = Storage(url)
     listed = [entry["path"] for name in TABLES for entry in _success(storage)["parts"][name]]
@@ -76,36 +76,42 @@ def truth_of(url: str, earlier: GroundTruth | None = None) -> GroundTruth:
     )
 
 
-def check_promises(url: str, truth: GroundTruth, *, attempts_kept: bool = True, prove: bool = True) -> None:
+def check_promises(
+    url: str, ground_truth: GroundTruth, *, attempts_kept: bool = True, prove: bool = True
+) -> None:
     """Check what must hold at any moment, in mid-run and after any crash.
 
     Args:
         url: the output.
-        truth: of the undisturbed run.
+        ground_truth: of the undisturbed run.
         attempts_kept: `gc` has not begun, so that what receipts list must be there.
         prove: `verify` is asked too, where `_SUCCESS` stands.
     """
     storage = Storage(url)
     for shard, digests, files in _receipts(storage):
-        law("I4", digests == truth.shards.get(shard), f"the receipt of shard {shard} is of other rows")
+        invariant(
+            "I4", digests == ground_truth.shards.get(shard), f"the receipt of shard {shard} is of other rows"
+        )
         for file in files if attempts_kept else []:
             _check_file(storage, file)
     for path in [path for name in TABLES for path in raw_files(url, name) if not is_temporary(path)]:
-        law("I4", _digest(storage, path) == truth.tables.get(path), f"{path} is not what it will be")
-    whole = {digest for digests in truth.shards.values() for digest in digests}
+        invariant(
+            "I4", _digest(storage, path) == ground_truth.tables.get(path), f"{path} is not what it will be"
+        )
+    whole = {digest for digests in ground_truth.shards.values() for digest in digests}
     for path in storage.list("shards"):
-        law("I4", _digest(storage, path) in whole, f"{path} is a part of a file")
+        invariant("I4", _digest(storage, path) in whole, f"{path} is a part of a file")
     if storage.exists("_SUCCESS"):
-        check_finished(url, truth, attempts_kept=attempts_kept)
-        verdict = verify_run(url) if prove else None
-        seen = verdict is None or verdict.proven or verdict.unfinished is not None
-        law("verify", seen, verdict and verdict.findings[:3])
+        check_finished(url, ground_truth, attempts_kept=attempts_kept)
+        verification = verify_run(url) if prove else None
+        seen = verification is None or verification.proven or verification.unfinished is not None
+        invariant("verify", seen, verification and verification.findings[:3])
 
 
-def check_finished(url: str, truth: GroundTruth, *, attempts_kept: bool = True) -> None:
+def check_finished(url: str, ground_truth: GroundTruth, *, attempts_kept: bool = True) -> None:
     """Check what must hold of a finished run."""
     storage = Storage(url)
-    law("I5", storage.exists("_SUCCESS"), "no _SUCCESS")
+    invariant("I5", storage.exists("_SUCCESS"), "no _SUCCESS")
     success = _success(storage)
     listed = {name: success["parts"][name] for name in TABLES}
     for file in [file for name in TABLES for file in listed[name]]:
@@ -117,28 +123,30 @@ def check_finished(url: str, truth: GroundTruth, *, attempts_kept: bool = True) 
     _check_committed(storage, success, attempts_kept=attempts_kept)
     _check_figures(storage, success, images, instances)
     tables = {path: _digest(storage, path) for path in (file["path"] for n in TABLES for file in listed[n])}
-    law("I4", all(truth.tables.get(path) == digest for path, digest in tables.items()), "other tables")
-    if frozenset(tables) == truth.final:
-        law("I4", _others(storage) == truth.others, "other statistics or COCO JSON")
+    invariant(
+        "I4", all(ground_truth.tables.get(path) == digest for path, digest in tables.items()), "other tables"
+    )
+    if frozenset(tables) == ground_truth.final:
+        invariant("I4", _others(storage) == ground_truth.others, "other statistics or COCO JSON")
 
 
-def check_is_final(url: str, truth: GroundTruth) -> None:
+def check_is_final(url: str, ground_truth: GroundTruth) -> None:
     """Check that a finished run is the one that was asked for, and not the generation before it."""
-    check_finished(url, truth)
+    check_finished(url, ground_truth)
     listed = [file["path"] for name in TABLES for file in _success(Storage(url))["parts"][name]]
-    law("I4", frozenset(listed) == truth.final, f"finished with the parts {listed}")
-    verdict = verify_run(url)
-    law("verify", verdict.proven, verdict.unfinished or verdict.findings[:3])
+    invariant("I4", frozenset(listed) == ground_truth.final, f"finished with the parts {listed}")
+    verification = verify_run(url)
+    invariant("verify", verification.proven, verification.unfinished or verification.findings[:3])
 
 
-def check_collected(url: str, truth: GroundTruth) -> None:
+def check_collected(url: str, ground_truth: GroundTruth) -> None:
     """Check what must hold after `gc`."""
-    check_finished(url, truth, attempts_kept=False)
+    check_finished(url, ground_truth, attempts_kept=False)
     left = raw_files(url, "shards")
-    law("I6", not left, f"gc left {left[:3]}")
+    invariant("I6", not left, f"gc left {left[:3]}")
     temporary = [path for path in raw_files(url, "") if is_temporary(path)]
-    law("I6", not temporary, f"gc left {temporary[:3]}")
-    law("I6", not open_uploads(url), f"gc left {open_uploads(url)[:3]} open")
+    invariant("I6", not temporary, f"gc left {temporary[:3]}")
+    invariant("I6", not open_uploads(url), f"gc left {open_uploads(url)[:3]} open")
 
 
 def is_temporary(path: str) -> bool:
@@ -164,40 +172,42 @@ def open_uploads(url: str) -> list[str]:
 
 
 def _check_file(storage: Storage, file: dict[str, Any]) -> None:
-    law("I3", storage.exists(file["path"]), f"{file['path']} is missing")
+    invariant("I3", storage.exists(file["path"]), f"{file['path']} is missing")
     data = storage.read(file["path"])
     found = (hashlib.sha256(data).hexdigest(), len(data))
-    law("I3", found == (file["sha256"], file["bytes"]), f"{file['path']} has another content")
+    invariant("I3", found == (file["sha256"], file["bytes"]), f"{file['path']} has another content")
     rows = pq.read_metadata(io.BytesIO(data)).num_rows
-    law("I3", rows == file["rows"], f"{file['path']} has {rows} rows, not {file['rows']}")
+    invariant("I3", rows == file["rows"], f"{file['path']} has {rows} rows, not {file['rows']}")
 
 
 def _check_nothing_else(url: str, listed: set[str]) -> None:
     found = {path for name in TABLES for path in raw_files(url, name) if not is_temporary(path)}
-    law("I3", found <= listed, f"{sorted(found - listed)} is in no list")
+    invariant("I3", found <= listed, f"{sorted(found - listed)} is in no list")
 
 
 def _check_rows(manifest: pa.Table, images: pa.Table, instances: pa.Table) -> None:
     for column in ("image_id", "name", "uri"):
         same = manifest[column].to_pylist() == images[column].to_pylist()
-        law("I1", same, f"the column {column} of images is not the manifest's")
+        invariant("I1", same, f"the column {column} of images is not the manifest's")
     ids = instances["id"].to_pylist()
     pairs = list(zip(instances["image_id"].to_pylist(), instances["instance"].to_pylist(), strict=True))
-    law("I2", len(set(ids)) == len(ids), f"{len(ids) - len(set(ids))} ids are there twice")
-    law("I2", len(set(pairs)) == len(pairs), "an instance is there twice")
+    invariant("I2", len(set(ids)) == len(ids), f"{len(ids) - len(set(ids))} ids are there twice")
+    invariant("I2", len(set(pairs)) == len(pairs), "an instance is there twice")
     counted = Counter(instances["image_id"].to_pylist())
     for row in images.to_pylist():
         found, said = counted.pop(row["image_id"], 0), row["n_instances"]
-        law("I2", found == said, f"image {row['image_id']} has {found} instances, and says {said}")
+        invariant("I2", found == said, f"image {row['image_id']} has {found} instances, and says {said}")
         right = {"ok": said > 0, "empty": said == 0, "failed": said == 0 and row["error"] is not None}
-        law("I1", right[row["status"]], f"image {row['image_id']} is {row['status']} with {said} instances")
-    law("I2", not counted, f"instances of no image: {sorted(counted)[:3]}")
+        invariant(
+            "I1", right[row["status"]], f"image {row['image_id']} is {row['status']} with {said} instances"
+        )
+    invariant("I2", not counted, f"instances of no image: {sorted(counted)[:3]}")
 
 
 def _check_committed(storage: Storage, success: dict[str, Any], *, attempts_kept: bool) -> None:
     receipts = {f"receipts/{name}.json" for name in success["receipts"]}
     missing = receipts - set(storage.list("receipts"))
-    law("I5", not missing, f"_SUCCESS names receipts that are not there: {sorted(missing)[:3]}")
+    invariant("I5", not missing, f"_SUCCESS names receipts that are not there: {sorted(missing)[:3]}")
     if not attempts_kept:
         return
     for path in sorted(receipts):
@@ -210,7 +220,7 @@ def _check_figures(storage: Storage, success: dict[str, Any], images: pa.Table, 
     stats = json.loads(storage.read("stats.json"))
     entries = json.loads(storage.read("run.json"))["model"]["categories"]
     categories = [Category(entry["id"], entry["name"]) for entry in entries]
-    law(
+    invariant(
         "I7",
         Stats.of_tables(images, instances, categories).to_json() == stats,
         "stats.json is not of the tables",
@@ -219,12 +229,12 @@ def _check_figures(storage: Storage, success: dict[str, Any], images: pa.Table, 
     counts = {name: status.get(name, 0) for name in ("ok", "empty", "failed")}
     counts |= {"images": len(images), "instances": len(instances)}
     said = {name: success["counts"].get(name) for name in counts}
-    law("I7", said == counts, f"_SUCCESS counts {said}, there are {counts}")
+    invariant("I7", said == counts, f"_SUCCESS counts {said}, there are {counts}")
     dataset = [json.loads(storage.read(path)) for path in success["coco"] if "instances" in path]
     annotations = [a["id"] for one in dataset for a in one["annotations"]]
-    law("I7", sorted(annotations) == sorted(instances["id"].to_pylist()), "COCO has other annotations")
+    invariant("I7", sorted(annotations) == sorted(instances["id"].to_pylist()), "COCO has other annotations")
     seen = [row["image_id"] for row in images.to_pylist() if row["status"] != "failed"]
-    law("I7", [i["id"] for one in dataset for i in one["images"]] == seen, "COCO has other images")
+    invariant("I7", [i["id"] for one in dataset for i in one["images"]] == seen, "COCO has other images")
 
 
 def _others(storage: Storage) -> dict[str, str]:

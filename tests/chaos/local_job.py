@@ -1,4 +1,4 @@
-"""The whole job without Ray, some 0.2 s a run: the commands' own code, but for the sweep, which is a loop here."""
+"""The whole job without Ray, some 0.2 s a run: the commands' own code, but for the map stage, which is a loop here."""
 
 import contextlib
 import dataclasses
@@ -53,7 +53,7 @@ class Job:
 
 
 def write_collection(folder: Path, seed: int) -> str:
-    """Write three planted images, an empty one and a page that is none, and a manifest that names three others.
+    """Write three planted images, an empty one and a page that is not an image, and a manifest that names three others.
 
     Returns:
         The manifest. Its eight rows make four shards; those of `LATE` are missing.
@@ -77,7 +77,7 @@ def bring_what_is_late(manifest: str) -> None:
 
 @contextlib.contextmanager
 def without_ray() -> Iterator[None]:
-    """Let `segment` and `retry` sweep here, for the time of a block, in all threads; two shards make a part."""
+    """Run the map stage of `segment` and `retry` here within the block, in all threads; two shards make a part."""
     cut = functools.partial(group_shards, part_bytes=PART_BYTES)
     with (
         mock.patch.object(maskrcnn.pipeline.reduce, "group_shards", cut),
@@ -105,7 +105,7 @@ def continue_retry(job: Job) -> object:
     return run_job(job) if planned and job.order % 2 else run_retry(job)
 
 
-def sweep_again(job: Job) -> None:
+def map_again(job: Job) -> None:
     """Do all shards of the first plan once more, as workers do who were believed dead."""
     storage = Storage(job.output)
     for shard in read_plans(storage)[0]:

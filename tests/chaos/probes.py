@@ -60,7 +60,7 @@ class Probes:
         Args:
             output: of the run; processes of others go on.
             phase: one of `PHASES`; "" holds nobody.
-            number: how many come to this phase before, in their role.
+            number: of those who come to this phase before, in their role.
             roles: who may be held.
         """
         self._token = str(next(self._tokens))
@@ -96,7 +96,7 @@ class Probes:
         return Counter((name[0], name[1]) for name in names if len(name) == 3)
 
     def in_flight(self, output: str, phase: str) -> int:
-        """Return how many shards a living process has begun that have no receipt; of the reduce, whether it goes on."""
+        """Count the shards without a receipt that a living process has begun; of the reduce, whether it goes on."""
         if phase == "reduce":
             return int(not Storage(output).exists("_SUCCESS"))
         flight = self._folder / "flight" / name_of(output)

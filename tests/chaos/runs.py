@@ -38,7 +38,7 @@ class Killed:
     """… that a process was held at meanwhile."""
     pid: int
     receipts: int
-    """How many stood."""
+    """The number that stood."""
     in_flight: int
     """Shards begun and without a receipt; in the reduce, which is one piece of work, 1 until its `_SUCCESS`."""
     after_s: float
@@ -60,7 +60,7 @@ class Outcome:
     doubled: int = 0
     """Those that are there more often."""
     broken: str = ""
-    """The law that does not hold, or how the run ended if not well."""
+    """The invariant that does not hold, or how the run ended if not well."""
     orphans: int = 0
     """Processes that outlived by seconds the worker that had started them."""
     seconds: float = 0.0
@@ -101,7 +101,7 @@ def driver(
         process.wait()
 
 
-def judge(outcome: Outcome, undisturbed: str, truth: GroundTruth) -> None:
+def judge(outcome: Outcome, undisturbed: str, ground_truth: GroundTruth) -> None:
     """Compare a run that should be finished with the undisturbed one, and note what is wrong."""
     if outcome.exits[-1] != 0:
         hangs = " (it hung)" if outcome.exits[-1] == -signal.SIGKILL else ""
@@ -110,7 +110,7 @@ def judge(outcome: Outcome, undisturbed: str, truth: GroundTruth) -> None:
     found, should = (names_in(url) for url in (outcome.output, undisturbed))
     outcome.lost, outcome.doubled = (should - found).total(), (found - should).total()
     try:
-        check_is_final(outcome.output, truth)
+        check_is_final(outcome.output, ground_truth)
     except BrokenError as error:
         outcome.broken = str(error)
     if "Traceback" in outcome.said:

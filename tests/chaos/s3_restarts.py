@@ -25,7 +25,7 @@ from conftest import S3Server, free_port, start_weed
 from local import LocalCluster
 
 from chaos.cluster import standing
-from chaos.invariants import truth_of
+from chaos.invariants import ground_truth_of
 from chaos.probes import PHASES, Held, Probes, receipts_of
 from chaos.runs import PLANTED, RUN_S, Killed, Outcome, driver, end_in_order, judge, write_collection
 from maskrcnn.io.storage import Storage
@@ -83,7 +83,7 @@ class Shore:
                 raise RuntimeError(log.read_text())
         probes.check_changed()
         self.counts = probes.counts()
-        self.truth = truth_of(self.undisturbed)
+        self.ground_truth = ground_truth_of(self.undisturbed)
 
     def _driver(self, output: str, log: Path) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
         arguments = [self.images, output, *PLANTED, "--actors", "2", "--address", self.cluster.address]
@@ -105,7 +105,7 @@ class Shore:
         outcome.exits.append(process.returncode)
         outcome.seconds = time.monotonic() - started
         outcome.said = log.read_text(errors="replace")
-        judge(outcome, self.undisturbed, self.truth)
+        judge(outcome, self.undisturbed, self.ground_truth)
         return outcome
 
     def _interrupt(self, phase: str, held: Held, output: str, down_s: float, started: float) -> Killed:

@@ -58,7 +58,7 @@ class Killer:
                     self.killed += 1
 
     def join(self) -> int:
-        """Wait for the driver's end; return how many were killed."""
+        """Wait for the driver's end; return the number of killed actors."""
         self._thread.join()
         return self.killed
 
@@ -71,7 +71,7 @@ def actors() -> list[psutil.Process]:
 
 
 def timed(manifest: Path, output: Path, cluster: LocalCluster, kill: str = "") -> tuple[float, int]:
-    """Do a run; return its seconds, and how many actors were killed, by the seed `kill` if it is given."""
+    """Do a run; return its seconds, and the number of actors killed, by the seed `kill` if it is given."""
     arguments = [
         *(str(manifest), str(output), "--model", f"planted:{SLEEP_S}", "--device", "cpu"),
         *("--actors", str(ACTORS), "--shard-images", str(SHARD_IMAGES), "--address", cluster.address),

@@ -20,8 +20,8 @@ PAIRS = 6
 S3_POINTS = 4
 
 
-def told(capsys: pytest.CaptureFixture[str], what: str, outcomes: Iterable[Outcome]) -> Counter[str]:
-    """Print how many calls were struck in which phase, and return it."""
+def report(capsys: pytest.CaptureFixture[str], what: str, outcomes: Iterable[Outcome]) -> Counter[str]:
+    """Print the number of calls struck in each phase, and return it."""
     struck = Counter(
         outcome.struck[-1].phase for outcome in outcomes if outcome.struck and outcome.applicable
     )
@@ -45,9 +45,9 @@ def test_every_method_of_the_storage_is_known_to_change_it_or_not() -> None:
     assert public == {*MUTATING, *READING}
 
 
-def test_the_undisturbed_run_keeps_every_law(stage: Stage) -> None:
-    check_is_final(stage.finished.output, stage.truth("job"))
-    assert len(stage.truth("job").shards) == N_SHARDS
+def test_the_undisturbed_run_keeps_every_invariant(stage: Stage) -> None:
+    check_is_final(stage.finished.output, stage.ground_truth("job"))
+    assert len(stage.ground_truth("job").shards) == N_SHARDS
     assert b'"failed": 4' in Storage(stage.finished.output).read("_SUCCESS")
 
 
@@ -58,7 +58,7 @@ def test_a_job_struck_at_any_call_ends_as_if_nothing_had_happened(
     stage: Stage, scenario: str, mode: Mode, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outcomes = enumerated(stage, scenario, mode)
-    struck = told(capsys, f"{scenario}, {mode}", outcomes)
+    struck = report(capsys, f"{scenario}, {mode}", outcomes)
     assert set(struck) == set(PHASES)
     if not mode.endswith("half"):
         assert struck.total() == len(outcomes)
@@ -69,7 +69,7 @@ def test_a_job_struck_at_any_call_ends_as_if_nothing_had_happened(
 def test_what_is_run_on_a_finished_output_may_be_struck_too(
     stage: Stage, scenario: str, mode: Mode, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert told(capsys, f"{scenario}, {mode}", enumerated(stage, scenario, mode)).total() > 0
+    assert report(capsys, f"{scenario}, {mode}", enumerated(stage, scenario, mode)).total() > 0
 
 
 @pytest.mark.parametrize("scenario", ["job", "retry"])
@@ -84,7 +84,7 @@ def test_the_resume_may_be_struck_as_well(
         second = Fault(dealt.randint(1, calls - first.number + 8), dealt.choice(MODES))
         cases.append(stage.case(scenario, [first, second], order=number))
     outcomes = [outcome for outcome in all_of(run_case, cases) if len(outcome.struck) == 2]
-    told(capsys, f"{scenario} and its resume", outcomes)
+    report(capsys, f"{scenario} and its resume", outcomes)
     assert len(outcomes) >= len(cases) / 4
 
 
@@ -98,5 +98,5 @@ def test_a_job_on_s3_may_be_struck_too(
     for number in sorted(dealt.sample(range(1, calls + 1), min(S3_POINTS * SIZE, calls))):
         job = stage.finished.to(moto_server.prefix(), order=number)
         fault = Fault(number, dealt.choice(MODES))
-        cases.append(Case("job", job, (fault,), stage.truth("job"), environment=environment))
-    told(capsys, "a job on S3", all_of(run_case, cases))
+        cases.append(Case("job", job, (fault,), stage.ground_truth("job"), environment=environment))
+    report(capsys, "a job on S3", all_of(run_case, cases))

@@ -69,7 +69,7 @@ def test_files_for_a_store_are_built_in_a_place_that_is_named_when_it_fails(
 def test_an_unusable_place_is_passed_over_and_a_local_output_needs_none(
     stage: Stage, mountable: bool
 ) -> None:
-    """Python takes the next place where `TMPDIR` is none."""
+    """Python takes the next place where `TMPDIR` is not a folder."""
     kinds = SCRATCHES if mountable else SCRATCHES[:2]
     remote = [Scratch(stage.case("job"), kind, remote=True, noticed=True) for kind in kinds]
     local = [Scratch(stage.case("job"), kind, remote=False, noticed=False) for kind in kinds]

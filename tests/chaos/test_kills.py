@@ -52,7 +52,7 @@ def test_whatever_is_killed_the_run_ends_as_if_nothing_had_happened(
     pytest.fail("never was a shard in flight")
 
 
-def test_a_worker_that_is_told_to_go_hands_its_shards_back(stand: Arena) -> None:
+def test_a_worker_that_gets_a_sigterm_hands_its_shards_back(stand: Arena) -> None:
     """As a cloud does it that takes a machine away: SIGTERM, and some time."""
     outcome = stand.run("notice", [Kill("notice", "model", 0.3)])
     assert outcome.counted, outcome

@@ -188,7 +188,7 @@ def test_every_mutation_is_a_row(kind: str, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for number in range(COUNT):
-        # No suffix tells the truth of what is in it.
+        # No suffix agrees with the content.
         (images / f"{number:06d}.{draw.choice(('jpg', 'png', 'webp', 'tif'))}").write_bytes(
             mutated(draw, SOUND[kind])
         )

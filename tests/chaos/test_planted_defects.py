@@ -10,7 +10,7 @@ from chaos.defects import DEFECTS
 from chaos.faulty_storage import Fault, Mode
 from chaos.invariants import BrokenError
 
-# The scenario, the phase and the mode in which a defect shows, and the law that it breaks.
+# The scenario, the phase and the mode in which a defect shows, and the invariant that it breaks.
 WHERE: Final[dict[str, tuple[str, str, Mode, str]]] = {
     "receipt_first": ("job", "PUT receipt", "kill after", "I3: shards/.* is missing"),
     "incomplete_reduce": ("job", "PUT part", "kill before", "I1: |I4: images/.*|I5: "),
@@ -31,8 +31,8 @@ def searched(stage: Stage, scenario: str, phase: str, mode: Mode, defect: str | 
 
 @pytest.mark.parametrize("defect", sorted(WHERE))
 def test_a_planted_defect_is_found(stage: Stage, defect: str, capsys: pytest.CaptureFixture[str]) -> None:
-    scenario, phase, mode, law = WHERE[defect]
-    with pytest.raises(BrokenError, match=law) as found:
+    scenario, phase, mode, invariant = WHERE[defect]
+    with pytest.raises(BrokenError, match=invariant) as found:
         searched(stage, scenario, phase, mode, defect)
     with capsys.disabled():
         print(f"\n{defect}: {found.value!s:.200}; {dice()}", end="")

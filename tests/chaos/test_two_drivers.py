@@ -13,7 +13,7 @@ from fault_proxy import FaultProxy, ignoring
 from chaos.chance import SIZE, chance, dice
 from chaos.crash import SCENARIOS, Case, Stage, all_of
 from chaos.invariants import check_collected, check_finished, check_is_final
-from chaos.local_job import run_job, sweep_again, without_ray
+from chaos.local_job import map_again, run_job, without_ray
 from chaos.two_drivers import Ends, Meeting, contend, meet, race
 
 PAIRS = [("job", "job"), ("retry", "retry"), ("reduce", "reduce"), ("retry", "reduce")]
@@ -34,8 +34,8 @@ def forgetful_server(moto_process: S3Server) -> Iterator[S3Server]:
     proxy.stop()
 
 
-def told(capsys: pytest.CaptureFixture[str], what: str, ends: Iterable[Ends]) -> list[Ends]:
-    """Print how many meetings there were, and how the commands ended."""
+def report(capsys: pytest.CaptureFixture[str], what: str, ends: Iterable[Ends]) -> list[Ends]:
+    """Print the number of meetings, and how the commands ended."""
     ends = list(ends)
     said = Counter(re.sub(r"\S*/out-\d+", "OUT", line or "done") for end in ends for line in end.said)
     with capsys.disabled():
@@ -48,7 +48,7 @@ def told(capsys: pytest.CaptureFixture[str], what: str, ends: Iterable[Ends]) ->
 
 
 def telling(stage: Stage, scenario: str) -> list[int]:
-    """Return after how many steps a command is halted: all; if few, those around what all shards share."""
+    """Return the numbers of steps after which a command is halted: all; if few, those around what all shards share."""
     steps = stage.steps(scenario)
     return [0, *(step.number for step in steps if SIZE > 1 or step.phase in ("plan", "reduce"))]
 
@@ -74,7 +74,7 @@ def test_a_whole_run_at_each_step_of_another(
     if first != second:
         halts += [(1, n) for n in telling(stage, second)]
     meetings = [Meeting(stage.case(first), second, ((who, n), (1 - who, None))) for who, n in halts]
-    told(capsys, f"{first} and {second}, a whole run at each step", all_of(meet, meetings))
+    report(capsys, f"{first} and {second}, a whole run at each step", all_of(meet, meetings))
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS)
@@ -86,7 +86,7 @@ def test_steps_of_two_runs_in_any_order(
         moves = some_moves(first, second, number)
         abandoned = dealt.choice((None, None, 0, 1))
         meetings.append(Meeting(stage.case(first), second, moves, abandoned, reads=number % 2 == 1))
-    told(capsys, f"steps of {first} and {second}", all_of(meet, meetings))
+    report(capsys, f"steps of {first} and {second}", all_of(meet, meetings))
 
 
 def test_of_commands_of_other_inputs_nothing_mixed_is_ever_proven(
@@ -96,8 +96,8 @@ def test_of_commands_of_other_inputs_nothing_mixed_is_ever_proven(
     planning = [((0, a), (1, b), (0, None)) for a in range(6) for b in range(6)]
     moves = chance("contending").sample(planning, min(CONTENDING * SIZE, len(planning)))
     meetings = [Meeting(stage.case("job"), "job", move) for move in moves]
-    function = partial(contend, other=stage.other, truth=stage.truth("other"))
-    ends = told(capsys, "two jobs of other inputs", all_of(function, meetings))
+    function = partial(contend, other=stage.other, ground_truth=stage.ground_truth("other"))
+    ends = report(capsys, "two jobs of other inputs", all_of(function, meetings))
     assert not all(end.resumed for end in ends)
 
 
@@ -106,7 +106,7 @@ def test_two_processes_at_once(
     stage: Stage, first: str, second: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     meetings = [Meeting(stage.case(first, order=n), second, ()) for n in range(1, RACES * SIZE + 1)]
-    told(capsys, f"{first} and {second} at once", all_of(race, meetings))
+    report(capsys, f"{first} and {second} at once", all_of(race, meetings))
 
 
 @pytest.mark.s3
@@ -119,25 +119,25 @@ def test_two_drivers_on_s3_with_and_without_conditional_writes(
 
     def case(number: int) -> Case:
         job = stage.finished.to(store.prefix(), order=number)
-        return Case("job", job, (), stage.truth("job"), environment=environment)
+        return Case("job", job, (), stage.ground_truth("job"), environment=environment)
 
     numbers = range(1, S3_MEETINGS * SIZE + 1)
     if server == "forgetful_server" or SIZE > 1:
         meetings = [Meeting(case(n), "job", some_moves(server, n), reads=True) for n in numbers]
-        told(capsys, f"step by step, {server}", all_of(meet, meetings))
-    told(capsys, f"at once, {server}", all_of(race, [Meeting(case(n), "job", ()) for n in numbers]))
+        report(capsys, f"step by step, {server}", all_of(meet, meetings))
+    report(capsys, f"at once, {server}", all_of(race, [Meeting(case(n), "job", ()) for n in numbers]))
 
 
 def test_a_worker_that_comes_too_late_changes_nothing_that_users_read(stage: Stage) -> None:
-    job, truth = stage.finished.to(stage.fresh()), stage.truth("job")
+    job, ground_truth = stage.finished.to(stage.fresh()), stage.ground_truth("job")
     with without_ray():
         run_job(job)
-        sweep_again(job)
-        check_is_final(job.output, truth)
+        map_again(job)
+        check_is_final(job.output, ground_truth)
         SCENARIOS["reduce"].run(job)
-        check_is_final(job.output, truth)
+        check_is_final(job.output, ground_truth)
         SCENARIOS["gc"].run(job)
-        sweep_again(job)
-        check_finished(job.output, truth, attempts_kept=False)
+        map_again(job)
+        check_finished(job.output, ground_truth, attempts_kept=False)
         SCENARIOS["gc"].run(job)
-        check_collected(job.output, truth)
+        check_collected(job.output, ground_truth)

@@ -23,7 +23,14 @@ import maskrcnn.pipeline.plan_retry
 import maskrcnn.pipeline.reduce
 from chaos.crash import SCENARIOS, Case, in_child, prepared
 from chaos.faulty_storage import MUTATING, READING, Step, watched
-from chaos.invariants import BrokenError, GroundTruth, check_is_final, check_promises, law, truth_of
+from chaos.invariants import (
+    BrokenError,
+    GroundTruth,
+    check_is_final,
+    check_promises,
+    ground_truth_of,
+    invariant,
+)
 from chaos.local_job import Job
 from maskrcnn.errors import MaskrcnnError
 from maskrcnn.io.storage import Storage
@@ -41,7 +48,7 @@ class Meeting:
     second: str
     """The scenario of the other."""
     moves: tuple[tuple[int, int | None], ...]
-    """(command, how many steps it takes; None: all); afterwards the first, then the second, run to their end."""
+    """(command, the number of its steps; None: all); afterwards the first, then the second, run to their end."""
     abandoned: int | None = None
     """A command that takes no further step after its moves, as if it were dead."""
     reads: bool = False
@@ -61,7 +68,7 @@ class Ends:
 
     said: tuple[str | None, str | None]
     steps: tuple[int, int]
-    """How many steps each took."""
+    """The number of steps of each."""
     resumed: bool
     """Whether the run was not finished, so that another command was needed."""
 
@@ -131,7 +138,7 @@ def meet(meeting: Meeting) -> Ends:
     """Let two commands meet, step by step.
 
     Raises:
-        BrokenError: a law does not hold.
+        BrokenError: an invariant does not hold.
     """
     case = meeting.case
 
@@ -139,31 +146,31 @@ def meet(meeting: Meeting) -> Ends:
         if step.method in READING or step.phase not in ("plan", "reduce", "gc"):
             return
         try:
-            check_promises(case.job.output, case.truth, prove=step.phase == "plan")
+            check_promises(case.job.output, case.ground_truth, prove=step.phase == "plan")
         except BrokenError as error:
             # No order of plain writes keeps a command that was outrun from a last one; but it must be seen.
             if verify_run(case.job.output).proven:
                 raise BrokenError(f"{error} [after {step}]") from None
 
-    with prepared(case), told_apart(meeting):
+    with prepared(case), named(meeting):
         commands = _done_in_turn(meeting, (case.job, case.job), looked_at)
         said = tuple(_said(meeting, number, command) for number, command in enumerate(commands))
         resumed = _settled(meeting, all_done=not any(said))
     return Ends((said[0], said[1]), (commands[0].steps, commands[1].steps), resumed)
 
 
-def contend(meeting: Meeting, other: Job, truth: GroundTruth) -> Ends:
+def contend(meeting: Meeting, other: Job, ground_truth: GroundTruth) -> Ends:
     """Let two commands of different inputs meet in one output: nothing that mixes them may ever be proven.
 
     Args:
         other: the second command; its output is replaced by the first's.
-        truth: what the second would make of an output of its own.
+        ground_truth: what the second would make of an output of its own.
 
     Returns:
         `resumed` says that the output is neither's in the end, and that this is seen.
 
     Raises:
-        BrokenError: a law does not hold.
+        BrokenError: an invariant does not hold.
     """
     case, proven = meeting.case, False
     url = case.job.output
@@ -172,19 +179,21 @@ def contend(meeting: Meeting, other: Job, truth: GroundTruth) -> Ends:
         nonlocal proven
         proven = Storage(url).exists("_SUCCESS") and verify_run(url).proven
         if proven:
-            law(
-                "I4", truth_of(url).tables in (case.truth.tables, truth.tables), "what is proven is neither's"
+            invariant(
+                "I4",
+                ground_truth_of(url).tables in (case.ground_truth.tables, ground_truth.tables),
+                "what is proven is neither's",
             )
 
-    with prepared(case), told_apart(meeting):
+    with prepared(case), named(meeting):
         commands = _done_in_turn(meeting, (case.job, other.to(url)), looked_at)
         said = tuple(_said(meeting, number, command) for number, command in enumerate(commands))
-        law("end", any(said), "both say that the output is theirs")
+        invariant("end", any(said), "both say that the output is theirs")
     return Ends((said[0], said[1]), (commands[0].steps, commands[1].steps), not proven)
 
 
 @contextlib.contextmanager
-def told_apart(meeting: Meeting) -> Iterator[None]:
+def named(meeting: Meeting) -> Iterator[None]:
     """Name the meeting in what is broken."""
     try:
         yield
@@ -253,7 +262,7 @@ def _said(meeting: Meeting, number: int, command: Command) -> str | None:
         return "gone"
     if command.error is None:
         return None
-    law("end", isinstance(command.error, MaskrcnnError), f"{'AB'[number]} ended with {command.error!r}")
+    invariant("end", isinstance(command.error, MaskrcnnError), f"{'AB'[number]} ended with {command.error!r}")
     return f"{type(command.error).__name__}: {command.error}"
 
 
@@ -261,16 +270,16 @@ def _settled(meeting: Meeting, *, all_done: bool) -> bool:
     """Check how two commands left the output, and what another makes of it; return whether it was needed.
 
     Where both say that they are done, they are. One that stopped may have left the run unfinished, but not finished
-    and wrong; one that died in mid-air may have left what `verify` finds, and `maskrcnn reduce` mends.
+    and wrong; one that died in mid-air may have left what `verify` finds, and `maskrcnn reduce` repairs.
     """
-    url, truth = meeting.case.job.output, meeting.case.truth
+    url, ground_truth = meeting.case.job.output, meeting.case.ground_truth
     resumed = False
     if not all_done:
         resumed = verify_run(url).unfinished is not None
         SCENARIOS[meeting.case.scenario].resume(meeting.case.job)
         if meeting.abandoned is not None and not verify_run(url).proven:
             SCENARIOS["reduce"].run(meeting.case.job)
-    check_is_final(url, truth)
+    check_is_final(url, ground_truth)
     return resumed
 
 
@@ -278,13 +287,13 @@ def race(meeting: Meeting) -> Ends:
     """Let two processes do it at once, each pausing for some milliseconds, by its dice, before calls that change.
 
     Raises:
-        BrokenError: a law does not hold.
+        BrokenError: an invariant does not hold.
     """
     case = meeting.case
     names = (case.scenario, meeting.second)
-    with prepared(case), told_apart(meeting):
+    with prepared(case), named(meeting):
         codes = list(_both([partial(_paced, name, case, number) for number, name in enumerate(names)]))
-        law("end", set(codes) <= {0, 3}, f"the commands ended with {codes}")
+        invariant("end", set(codes) <= {0, 3}, f"the commands ended with {codes}")
         resumed = _settled(meeting, all_done=not any(codes))
     said = [None if code == 0 else f"exit code {code}" for code in codes]
     return Ends((said[0], said[1]), (0, 0), resumed)

@@ -99,7 +99,7 @@ def evaluated(pairs: PairedCategories, run: Sequence[Category]) -> dict[str, str
 RUN = (Category(4, "car"), Category(2, "nuclei"), Category(9, "boat"))
 
 
-def test_categories_go_by_name_in_the_order_of_the_truths_ids() -> None:
+def test_categories_go_by_name_in_the_order_of_the_ground_truths_ids() -> None:
     given = [CocoCategory(8, "car"), CocoCategory(3, "boat"), CocoCategory(5, "kite")]
     pairs = pair_categories(given, {0, 1}, RUN)
     assert pairs.names == ("boat", "kite", "car")
@@ -120,7 +120,7 @@ def test_a_suggestion_looks_over_capitals_and_quotes_blanks() -> None:
         pair_categories(listed("traffic light"), {0}, run)
 
 
-def test_several_categories_of_the_run_can_be_one_of_the_truth() -> None:
+def test_several_categories_of_the_run_can_be_one_of_the_ground_truth() -> None:
     pairs = pair_categories(listed("vehicle"), {0}, RUN, rename={"car": "vehicle", "boat": "vehicle"})
     assert pairs.of_run == {4: 0, 9: 0}
 

@@ -53,7 +53,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for k, a in enumerate(ground_truth["annotations"])
     ]
     path.unlink()
-    (folder / "truth.json").write_text(json.dumps(ground_truth))
+    (folder / "ground_truth.json").write_text(json.dumps(ground_truth))
     (folder / "images" / BROKEN).write_bytes(b"")
     finish(folder / "run", str(folder / "images"), CarelessSegmenter())
     return folder
@@ -63,13 +63,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(finished: Path, tmp_path: Path) -> Path:
     """A copy of it that may be changed."""
     shutil.copytree(finished / "run", tmp_path / "run")
-    shutil.copy(finished / "truth.json", tmp_path / "truth.json")
+    shutil.copy(finished / "ground_truth.json", tmp_path / "ground_truth.json")
     return tmp_path
 
 
 def command(place: Path, *options: str) -> Result:
     return CliRunner().invoke(
-        main, ["evaluate", str(place / "run"), "--truth", str(place / "truth.json"), *options]
+        main, ["evaluate", str(place / "run"), "--truth", str(place / "ground_truth.json"), *options]
     )
 
 
@@ -82,16 +82,16 @@ def evaluated(place: Path, *options: str) -> Json:
 
 def changed(place: Path, **lists: Any) -> Json:
     """Change lists of the ground truth by functions of an entry."""
-    ground_truth = json.loads((place / "truth.json").read_text())
+    ground_truth = json.loads((place / "ground_truth.json").read_text())
     for name, change in lists.items():
         ground_truth[name] = [new for entry in ground_truth[name] if (new := change(entry)) is not None]
-    (place / "truth.json").write_text(json.dumps(ground_truth))
+    (place / "ground_truth.json").write_text(json.dumps(ground_truth))
     return ground_truth
 
 
 def by_pycocotools(place: Path, kind: str) -> tuple[float, ...]:
     """Score the run's own COCO results, whose ids become the ground truth's by name."""
-    ground_truth = json.loads((place / "truth.json").read_text())
+    ground_truth = json.loads((place / "ground_truth.json").read_text())
     run = json.loads((place / "run" / "coco" / "instances.json").read_text())
     ids = {image["file_name"]: image["id"] for image in ground_truth["images"]}
     number = {image["id"]: ids[image["file_name"]] for image in run["images"]}
@@ -109,7 +109,9 @@ def test_each_of_the_twelve_metrics_is_what_pycocotools_says_of_the_runs_own_exp
     assert 0.1 < answer["segm"][0] < 0.9
     for kind in ("bbox", "segm"):
         np.testing.assert_allclose(answer[kind], by_pycocotools(place, kind), atol=1e-12, rtol=0)
-    per_category = average_precision(json.loads((place / "truth.json").read_text()), [], "segm").per_category
+    per_category = average_precision(
+        json.loads((place / "ground_truth.json").read_text()), [], "segm"
+    ).per_category
     assert set(answer["per_category"]) == set(per_category)
     mean = np.mean([row["segm"][0] for row in answer["per_category"].values()])
     assert mean == pytest.approx(answer["segm"][0])
@@ -131,7 +133,7 @@ def test_a_run_that_finds_exactly_what_is_there_is_perfect(tmp_path: Path) -> No
     write_planted(tmp_path / "images", 12, seed=5)
     source = tmp_path / "images" / "instances.json"
     finish(tmp_path / "run", str(source), PlantedSegmenter(min_score=0.0))
-    shutil.copy(source, tmp_path / "truth.json")
+    shutil.copy(source, tmp_path / "ground_truth.json")
     answer = evaluated(tmp_path)
     assert answer["images"]["matched_by"] == "id"
     assert {number for number in answer["segm"] + answer["bbox"] if number >= 0} >= {1.0}
@@ -153,7 +155,7 @@ def test_polygons_and_boxes_alone_are_evaluated_as_pycocotools_does(place: Path)
 
 def test_class_agnostic_is_as_if_all_were_of_one_category(place: Path) -> None:
     answer = evaluated(place, "--class-agnostic")
-    for path, name in (("truth.json", "annotations"), ("run/coco/results.json", None)):
+    for path, name in (("ground_truth.json", "annotations"), ("run/coco/results.json", None)):
         content = json.loads((place / path).read_text())
         for entry in content if name is None else content[name]:
             entry["category_id"] = IDS[0]
@@ -167,7 +169,9 @@ def test_detections_beyond_the_maximum_are_logged(place: Path, caplog: pytest.Lo
     with (
         caplog.at_level(logging.WARNING, "maskrcnn"),
         evaluate_run(
-            str(place / "run"), str(place / "truth.json"), EvaluationOptions(max_dets=2, class_agnostic=True)
+            str(place / "run"),
+            str(place / "ground_truth.json"),
+            EvaluationOptions(max_dets=2, class_agnostic=True),
         ) as (
             few,
             _,
@@ -183,7 +187,7 @@ def test_detections_beyond_the_maximum_are_logged(place: Path, caplog: pytest.Lo
 
 def test_the_table_of_images_is_what_a_simple_loop_counts(place: Path) -> None:
     evaluated(place)
-    ground_truth = json.loads((place / "truth.json").read_text())
+    ground_truth = json.loads((place / "ground_truth.json").read_text())
     run = json.loads((place / "run" / "coco" / "instances.json").read_text())
     results = json.loads((place / "run" / "coco" / "results.json").read_text())
     ours = {image["file_name"]: image["id"] for image in run["images"]}
@@ -208,7 +212,7 @@ def test_the_table_of_images_is_what_a_simple_loop_counts(place: Path) -> None:
 
 
 def greedily(found: Sequence[Json], there: Sequence[Json]) -> tuple[list[float], int]:
-    """Return the IoUs of matches by score, and how many more lie in a crowd."""
+    """Return the IoUs of matches by score, and the number of those that lie in a crowd."""
     ious, in_crowd, taken = [], 0, set()
     for result in sorted(found, key=lambda result: -result["score"]):
         overlaps = []
@@ -225,9 +229,9 @@ def greedily(found: Sequence[Json], there: Sequence[Json]) -> tuple[list[float],
 
 
 def test_the_confusion_matrix_adds_up(place: Path) -> None:
-    with evaluate_run(str(place / "run"), str(place / "truth.json")) as (evaluation, _):
+    with evaluate_run(str(place / "run"), str(place / "ground_truth.json")) as (evaluation, _):
         table = evaluation.confusion
-    ground_truth = json.loads((place / "truth.json").read_text())
+    ground_truth = json.loads((place / "ground_truth.json").read_text())
     half = evaluation.summary["at_half"]
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     there = [names[a["category_id"]] for a in ground_truth["annotations"] if not a["iscrowd"]]
@@ -274,7 +278,7 @@ def test_images_that_are_gone_give_notes_and_names_are_no_markup(tmp_path: Path)
     odd = "<b>&.png"
     (tmp_path / "images" / first).rename(tmp_path / "images" / odd)
     ground_truth["images"][0]["file_name"] = odd
-    (tmp_path / "truth.json").write_text(json.dumps(ground_truth))
+    (tmp_path / "ground_truth.json").write_text(json.dumps(ground_truth))
     (tmp_path / "images" / "instances.json").unlink()
     finish(tmp_path / "run", str(tmp_path / "images"), CarelessSegmenter())
     shutil.rmtree(tmp_path / "images")
@@ -300,9 +304,9 @@ def test_a_terminal_gets_a_table(place: Path) -> None:
 
 
 def test_images_that_the_run_lacks_stop_it_until_they_may_be_missing(place: Path) -> None:
-    ground_truth = json.loads((place / "truth.json").read_text())
+    ground_truth = json.loads((place / "ground_truth.json").read_text())
     images = [*ground_truth["images"], {"id": 900, "file_name": "elsewhere.png", "width": 5, "height": 5}]
-    (place / "truth.json").write_text(json.dumps(ground_truth | {"images": images}))
+    (place / "ground_truth.json").write_text(json.dumps(ground_truth | {"images": images}))
     refused = command(place)
     assert refused.exit_code == 2
     assert "the run lacks 1 of the ground truth's 31 images ('elsewhere.png'" in refused.stderr
@@ -312,7 +316,7 @@ def test_images_that_the_run_lacks_stop_it_until_they_may_be_missing(place: Path
 
 
 def test_images_that_the_ground_truth_lacks_are_left_out(place: Path) -> None:
-    gone = json.loads((place / "truth.json").read_text())["images"][0]
+    gone = json.loads((place / "ground_truth.json").read_text())["images"][0]
     changed(
         place,
         images=lambda image: None if image["id"] == gone["id"] else image,
@@ -371,29 +375,29 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(place: Path, options: list[s
 
 
 def test_what_is_no_ground_truth_or_no_run_is_one_line_and_exit_code_2(place: Path, tmp_path: Path) -> None:
-    (place / "truth.json").write_text("[]")
+    (place / "ground_truth.json").write_text("[]")
     result = command(place)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "a list, as COCO results are" in result.stderr
     (place / "run" / "_SUCCESS").unlink()
     assert "is not finished: continue it with `maskrcnn segment`" in command(place).stderr
     (tmp_path / "empty").mkdir()
-    shutil.copy(place / "truth.json", tmp_path / "empty")
+    shutil.copy(place / "ground_truth.json", tmp_path / "empty")
     assert command(tmp_path / "empty").exit_code == 2
 
 
 def test_a_segmentation_that_is_cut_off_costs_itself(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole_answer = evaluated(place)
-    ground_truth = json.loads((place / "truth.json").read_text())
+    ground_truth = json.loads((place / "ground_truth.json").read_text())
     whole = ground_truth["annotations"][2]["segmentation"]["counts"]
     ground_truth["annotations"][2]["segmentation"]["counts"] = whole[: len(whole) // 2]
-    (place / "truth.json").write_text(json.dumps(ground_truth))
+    (place / "ground_truth.json").write_text(json.dumps(ground_truth))
     with caplog.at_level(logging.WARNING, "maskrcnn"):
         answer = evaluated(place)
     found = "error: mask whose run lengths are damaged (1): annotation 2"
     assert answer["findings"] == [found]
     assert answer["objects"] == whole_answer["objects"] - 1
-    assert f"truth.json: left out: {found.removeprefix('error: ')}" in caplog.text
+    assert f"ground_truth.json: left out: {found.removeprefix('error: ')}" in caplog.text
     assert "error:" not in caplog.text
 
 
@@ -428,7 +432,7 @@ ODD_FILES = {
 def test_train_and_evaluate_find_the_same(place: Path, tmp_path: Path, name: str) -> None:
     """Apart from what concerns the files of the images, and what only training leaves out."""
     changed(place, **ODD_FILES[name])
-    content = json.loads((place / "truth.json").read_text())
+    content = json.loads((place / "ground_truth.json").read_text())
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "labels.json").write_text(json.dumps(content))
     write_planted(tmp_path / "labels", IMAGES, seed=3)
@@ -442,7 +446,7 @@ def test_train_and_evaluate_find_the_same(place: Path, tmp_path: Path, name: str
 def test_the_library_takes_path_objects(place: Path) -> None:
     assert maskrcnn.open_run(place / "run").url == str(place / "run")
     assert maskrcnn.verify(place / "run").unfinished is None
-    answer = maskrcnn.evaluate(place / "run", place / "truth.json", page=False)
+    answer = maskrcnn.evaluate(place / "run", place / "ground_truth.json", page=False)
     assert answer.summary["run"] == str(place / "run")
 
 
@@ -474,7 +478,7 @@ def test_a_run_of_windows_is_evaluated_by_its_whole_objects(
             for k in range(len(seen))
         ],
     }
-    (tmp_path / "truth.json").write_text(json.dumps(ground_truth))
+    (tmp_path / "ground_truth.json").write_text(json.dumps(ground_truth))
     answer = evaluated(tmp_path)
     assert answer["segm"][0] == pytest.approx(1.0)
     assert answer["objects"] == len(seen)
@@ -494,8 +498,8 @@ def test_output_and_ground_truth_may_lie_in_a_store(finished: Path, moto_server:
     for path in sorted((finished / "run").rglob("*")):
         if path.is_file() and "evaluation" not in path.parts[len(finished.parts) :]:
             storage.write(f"run/{path.relative_to(finished / 'run')}", path.read_bytes())
-    storage.write("truth.json", (finished / "truth.json").read_bytes())
-    arguments = ["evaluate", f"{prefix}/run", "--truth", f"{prefix}/truth.json", "--json"]
+    storage.write("ground_truth.json", (finished / "ground_truth.json").read_bytes())
+    arguments = ["evaluate", f"{prefix}/run", "--truth", f"{prefix}/ground_truth.json", "--json"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["segm"] == evaluated(finished)["segm"]
@@ -507,10 +511,10 @@ def test_ids_that_agree_by_chance_raise_a_doubt(tmp_path: Path) -> None:
     write_planted(tmp_path / "images", 3, seed=5)
     source = tmp_path / "images" / "instances.json"
     finish(tmp_path / "run", str(source), PlantedSegmenter())
-    shutil.copy(source, tmp_path / "truth.json")
+    shutil.copy(source, tmp_path / "ground_truth.json")
     more = {"id": 99, "file_name": "none.png"}
     ground_truth = changed(tmp_path, images=lambda image: image | {"file_name": f"other-{image['id']}.png"})
-    (tmp_path / "truth.json").write_text(
+    (tmp_path / "ground_truth.json").write_text(
         json.dumps(ground_truth | {"images": [*ground_truth["images"], more]})
     )
     refused = command(tmp_path)

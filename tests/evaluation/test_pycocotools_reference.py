@@ -115,14 +115,14 @@ def test_the_arguments_are_left_as_they_were_and_stdout_stays_silent(capsys):
 
 
 def test_files_are_read(tmp_path):
-    (tmp_path / "truth.json").write_text(json.dumps(ground_truth()))
+    (tmp_path / "ground_truth.json").write_text(json.dumps(ground_truth()))
     (tmp_path / "results.json").write_text(json.dumps(perfect()))
-    assert average_precision(tmp_path / "truth.json", tmp_path / "results.json", "segm").ap == pytest.approx(
-        1
-    )
+    assert average_precision(
+        tmp_path / "ground_truth.json", tmp_path / "results.json", "segm"
+    ).ap == pytest.approx(1)
     (tmp_path / "broken.json").write_text("[")
     with pytest.raises(UsageError, match="not JSON"):
-        average_precision(tmp_path / "truth.json", tmp_path / "broken.json", "segm")
+        average_precision(tmp_path / "ground_truth.json", tmp_path / "broken.json", "segm")
     with pytest.raises(UsageError, match="does not exist"):
         average_precision(tmp_path / "absent.json", tmp_path / "results.json", "segm")
 

@@ -93,7 +93,7 @@ def by_rasterio(path: Path, bands: tuple[int, ...], low: float, high: float) -> 
 
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
-LAYOUTS: dict[str, dict[str, Any]] = {
+FILE_STRUCTURES: dict[str, dict[str, Any]] = {
     "tiles": TILES,
     "tiles, bands in one": {**TILES, "interleave": "pixel"},
     "strips": {"tiled": False, "blockysize": 3, "compress": "lzw"},
@@ -102,12 +102,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("file_structure", FILE_STRUCTURES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_any_rectangle_of_any_type_and_layout_equals_rasterios(
-    tmp_path: Path, dtype: str, layout: str
+def test_any_rectangle_of_any_type_and_file_structure_equals_rasterios(
+    tmp_path: Path, dtype: str, file_structure: str
 ) -> None:
-    profile = LAYOUTS[layout]
+    profile = FILE_STRUCTURES[file_structure]
     if "predictor" in profile and np.dtype(dtype).kind == "f":
         profile = {**profile, "predictor": 3}
     path = write(tmp_path / "r.tif", noise(dtype, (5, 83, 97)), nodata=7, **profile)

@@ -259,14 +259,14 @@ def test_one_of_racing_writers_wins_and_no_partial_file_is_seen(tmp_path: Path) 
 
     def create(path: str, content: bytes) -> bool:
         barrier.wait()
-        told = Storage(str(tmp_path)).create(path, content)
+        answers = Storage(str(tmp_path)).create(path, content)
         assert Storage(str(tmp_path)).read(path) in contents
-        return told
+        return answers
 
     with ThreadPoolExecutor(len(contents)) as pool:
         for i in range(10):
-            told = list(pool.map(create, [str(i)] * len(contents), contents))
-            assert [content for content, won in zip(contents, told, strict=True) if won] == [
+            answers = list(pool.map(create, [str(i)] * len(contents), contents))
+            assert [content for content, won in zip(contents, answers, strict=True) if won] == [
                 (tmp_path / str(i)).read_bytes()
             ]
     assert sorted(path.name for path in tmp_path.iterdir()) == [str(i) for i in range(10)]

@@ -575,11 +575,11 @@ def test_one_of_racing_writers_contents_remains(
     with ThreadPoolExecutor(4) as pool:
         for i in range(2):
             contents = [f"writer {n}".encode() for n in range(4)]
-            told = list(pool.map(create, [f"differ-{i}"] * 4, contents))
+            answers = list(pool.map(create, [f"differ-{i}"] * 4, contents))
             standing = behind.get(f"differ-{i}")
-            assert told[contents.index(standing)], "whose content stands is told so"
+            assert answers[contents.index(standing)], "whose content stands is answered so"
             if fault is None:
-                assert sum(told) == 1
+                assert sum(answers) == 1
             assert all(pool.map(create, [f"equal-{i}"] * 4, [BODY] * 4)), "equal bytes are everyone's"
             assert behind.get(f"equal-{i}") == BODY
     assert not store.create("differ-0", b"a late one")

@@ -28,7 +28,7 @@ CRASH = Failure("worker_crash", "its process died")
 NODE = Failure("worker_crash", "its node is gone", external=True)
 
 
-class Trial:
+class Simulation:
     """Runs a shard of some rows, in groups, until it ends well.
 
     Args:
@@ -84,23 +84,23 @@ class Trial:
 def test_exactly_the_poison_is_quarantined_whatever_happens_to_nodes(
     rows: int, group: int, poison: set[int], interrupted: bool
 ) -> None:
-    trial = Trial(rows, group, {row for row in poison if row < rows})
-    trial.run(PoisonIsolation(trial.shard, "probes"), random.Random(rows) if interrupted else None)
-    assert trial.codes == dict.fromkeys(trial.poison, "worker_crash")
+    simulation = Simulation(rows, group, {row for row in poison if row < rows})
+    simulation.run(PoisonIsolation(simulation.shard, "probes"), random.Random(rows) if interrupted else None)
+    assert simulation.codes == dict.fromkeys(simulation.poison, "worker_crash")
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 39))
 def test_a_poison_item_is_executed_three_times(rows: int, group: int, poison: int) -> None:
-    trial = Trial(rows, group, {poison % rows})
-    trial.run(PoisonIsolation(trial.shard, "probes"))
-    assert trial.executions[poison % rows] == 3
+    simulation = Simulation(rows, group, {poison % rows})
+    simulation.run(PoisonIsolation(simulation.shard, "probes"))
+    assert simulation.executions[poison % rows] == 3
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.sets(st.integers(0, 39), max_size=8))
 def test_no_poison_item_is_executed_more_than_three_times(rows: int, group: int, poison: set[int]) -> None:
-    trial = Trial(rows, group, {row for row in poison if row < rows})
-    trial.run(PoisonIsolation(trial.shard, "probes"))
-    assert all(trial.executions[row] <= 3 for row in trial.poison)
+    simulation = Simulation(rows, group, {row for row in poison if row < rows})
+    simulation.run(PoisonIsolation(simulation.shard, "probes"))
+    assert all(simulation.executions[row] <= 3 for row in simulation.poison)
 
 
 @pytest.mark.parametrize("code", ["worker_crash", "timeout", "out_of_memory"])

@@ -32,7 +32,7 @@ KEYS: Final = [
     # What one of them would become if it were decoded, escaped, folded or trimmed once too often.
     *("plus ", "v", "A", "%41", "two+words", "two%20words", "hash", "what", "x", "before", "after", "sub/plus+"),
     *("case", "CASE", "Case", "sub/case", "SUB/case", "a/b", "a_b", "&amp;", "&", "None", "null", "NaN", "0", "00"),
-    # Letters. The first two look alike and are two names.
+    # Letters. The first two look the same and are two names.
     unicodedata.normalize("NFC", "é"),
     unicodedata.normalize("NFD", "é"),
     *("größe", "名前", "имя", "שם", "\u202egnp.txt", "😀", "👩‍👩‍👧", "\ufeffmark",

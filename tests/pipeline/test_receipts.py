@@ -1,4 +1,4 @@
-"""The receipts that count: one a shard, the same whoever looks, and none of another plan."""
+"""The receipts that count: one per shard, the same whoever looks, and none of another plan."""
 
 import dataclasses
 from pathlib import Path

@@ -226,11 +226,11 @@ def play(
     """Reduce a copy of a run twice at once, and look at it after each step.
 
     Args:
-        turns: for how many steps a and b go on, in turns; in the end a goes to its end, then b.
+        turns: the numbers of steps that a and b go on, in turns; in the end a goes to its end, then b.
         kill: who is killed, before which of its steps.
 
     Returns:
-        How many steps each took.
+        The number of steps of each.
     """
     shutil.copytree(runs / kind, output)
     stage = Stage()

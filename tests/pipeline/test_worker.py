@@ -155,7 +155,7 @@ def test_a_fault_of_the_program_is_no_row(run: Storage) -> None:
 
 
 class Sequential(PlantedSegmenter):
-    """Remembers how many images came at once, and may do something before."""
+    """Remembers the number of images that came at once, and may do something before."""
 
     def __init__(self, before: Callable[[], None] = lambda: None) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ Edit = Callable[[pa.Table], pa.Table]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("laws")
+    folder = tmp_path_factory.mktemp("invariants")
     write_geotiff(folder / "in" / "a.tif", mosaic(300, 400, 20, 1))
     write_geotiff(folder / "in" / "b.tif", mosaic(200, 150, 8, 2), crs="EPSG:4326")
     write_geotiff(folder / "in" / "c.tif", mosaic(50, 50, 1, 3), crs=None)

@@ -457,7 +457,7 @@ IMAGES_ROWS: list[tuple[str, Callable[[pa.Table], pa.Table], str]] = [
     ("another weight", set_value("weight", 1, -7.5), "weight is -7.5, in the manifest"),
     ("no tags", set_value("tags", 1, [0.5]), "tags is [0.5], in the manifest"),
     ("another split", set_value("split", 1, "test"), "split is 'test', in the manifest"),
-    ("a status that is none", set_value("status", 1, "done"), "the status is 'done'"),
+    ("an unknown status", set_value("status", 1, "done"), "the status is 'done'"),
     ("failed without an error", set_values(1, status="failed", n_instances=0), "failed without an error"),
     ("failed in part", set_values(1, status="failed", n_instances=0, error="partial"), "the error 'partial'"),
     ("ok with an error", set_value("error", 1, "corrupt"), "with the error 'corrupt'"),
@@ -546,8 +546,8 @@ INSTANCES_ROWS: list[tuple[str, Callable[[pa.Table], pa.Table], str]] = [
     ("another name of a category", added_to_category("crumb"), "'crumb'"),
     ("a score above one", set_value("score", 0, 1.5), "score is 1.5"),
     ("a score below the least", set_value("score", 0, 0.01), "not between the minimum score 0.05 and 1"),
-    ("a score that is no number", set_value("score", 0, float("nan")), "score is nan"),
-    ("a box that is no number", set_value("box", 0, lambda b: b | {"xmax": float("nan")}), "box is ["),
+    ("a score of NaN", set_value("score", 0, float("nan")), "score is nan"),
+    ("a box of NaN", set_value("box", 0, lambda b: b | {"xmax": float("nan")}), "box is ["),
     ("a box without end", set_value("box", 0, lambda b: b | {"xmax": float("inf")}), "box is ["),
     ("a box turned inside out", set_value("box", 0, lambda b: b | {"ymax": -5.0}), "box is ["),
     ("a lower score first", set_value("score", 0, 0.06), "by score, category and box"),
@@ -623,7 +623,7 @@ def test_an_image_that_contradicts_its_instances_is_found(output: Output, change
 @pytest.mark.parametrize(
     "change", [set_value("score", 0, 1.0), set_value("box", 0, moved("xmax", 0.25))], ids=["score", "box"]
 )
-def test_what_only_the_sums_can_tell_is_found(output: Output, change: Callable[[pa.Table], pa.Table]) -> None:
+def test_what_only_the_sums_can_show_is_found(output: Output, change: Callable[[pa.Table], pa.Table]) -> None:
     output.change("instances", change, number=2)
     assert set(found_by(verify_run(str(output.path)))) & {"statistics", "coco"}
 

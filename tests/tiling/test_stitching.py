@@ -77,7 +77,7 @@ def jittered(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def visible_part(
-    truth: GroundTruth, window: Rect, rng: np.random.Generator | None, early: bool
+    ground_truth: GroundTruth, window: Rect, rng: np.random.Generator | None, early: bool
 ) -> GroundTruth | None:
     """Return the visible part of an object in a window, in the frame of the window.
 
@@ -92,20 +92,20 @@ def visible_part(
         window.width + 2 * margin,
         window.height + 2 * margin,
     )
-    shared = truth.rect.shared(near if early else window)
+    shared = ground_truth.rect.shared(near if early else window)
     if not (shared.width and shared.height):
         return None
-    y, x = shared.row_off - truth.top, shared.col_off - truth.left
-    canvas = np.pad(truth.crop[y : y + shared.height, x : x + shared.width], margin)
+    y, x = shared.row_off - ground_truth.top, shared.col_off - ground_truth.left
+    canvas = np.pad(ground_truth.crop[y : y + shared.height, x : x + shared.width], margin)
     if rng:
         canvas = jittered(canvas, rng)
     left, top = shared.col_off - margin - window.col_off, shared.row_off - margin - window.row_off
     canvas = canvas[max(-top, 0) : max(window.height - top, 0), max(-left, 0) : max(window.width - left, 0)]
-    return tight(canvas, max(left, 0), max(top, 0), truth.label, truth.score)
+    return tight(canvas, max(left, 0), max(top, 0), ground_truth.label, ground_truth.score)
 
 
 def segmented(
-    grid: Grid, truths: Sequence[GroundTruth], seed: int | None = None
+    grid: Grid, ground_truths: Sequence[GroundTruth], seed: int | None = None
 ) -> tuple[WindowDetections, np.ndarray]:
     """Return the detections in the windows, and the index of the ground truth of each.
 
@@ -113,15 +113,15 @@ def segmented(
         seed: the seed of the jitter, which differs between windows and objects; None: no jitter.
     """
     rows = []
-    for of, truth in enumerate(truths):
-        rect = truth.rect
+    for of, ground_truth in enumerate(ground_truths):
+        rect = ground_truth.rect
         columns = np.flatnonzero((grid.lefts < rect.right) & (grid.lefts + grid.window > rect.col_off))
         for row in np.flatnonzero((grid.tops < rect.bottom) & (grid.tops + grid.window > rect.row_off)):
             for column in columns:
                 window_id = int(row * len(grid.lefts) + column)
                 rng = None if seed is None else np.random.default_rng((seed, of, window_id))
                 detection = visible_part(
-                    truth, grid[window_id], rng, early=rng is not None and bool(rng.integers(2))
+                    ground_truth, grid[window_id], rng, early=rng is not None and bool(rng.integers(2))
                 )
                 if detection:
                     rows.append((window_id, -detection.score, of, detection))
@@ -163,34 +163,39 @@ def drawn(objects: StitchedDetections, index: int, rect: Rect) -> np.ndarray:
     return canvas
 
 
-def is_exactly(objects: StitchedDetections, truths: Sequence[GroundTruth], of: np.ndarray) -> None:
+def is_exactly(objects: StitchedDetections, ground_truths: Sequence[GroundTruth], of: np.ndarray) -> None:
     """Check that each ground truth is one object, equal in box, label, score, pixels and assigned detections."""
-    assert len(objects.masks) == len(truths)
+    assert len(objects.masks) == len(ground_truths)
     object_of = {}
-    for detection, truth in enumerate(of):
-        assert object_of.setdefault(truth, objects.object_of[detection]) == objects.object_of[detection]
-    assert sorted(object_of.values()) == list(range(len(truths)))
-    for index, truth in enumerate(truths):
-        found, rect = object_of[index], truth.rect
+    for detection, ground_truth in enumerate(of):
+        assert (
+            object_of.setdefault(ground_truth, objects.object_of[detection]) == objects.object_of[detection]
+        )
+    assert sorted(object_of.values()) == list(range(len(ground_truths)))
+    for index, ground_truth in enumerate(ground_truths):
+        found, rect = object_of[index], ground_truth.rect
         corners = [rect.col_off, rect.row_off, rect.right, rect.bottom]
-        assert objects.labels[found] == truth.label
-        assert objects.scores[found] == np.float32(truth.score)
+        assert objects.labels[found] == ground_truth.label
+        assert objects.scores[found] == np.float32(ground_truth.score)
         assert objects.boxes[found].tolist() == corners
         assert objects.mask_boxes[found].tolist() == corners
-        assert objects.areas[found] == truth.crop.sum()
-        assert (drawn(objects, found, rect) == truth.crop).all()
+        assert objects.areas[found] == ground_truth.crop.sum()
+        assert (drawn(objects, found, rect) == ground_truth.crop).all()
 
 
-def off(objects: StitchedDetections, index: int, truth: GroundTruth) -> int:
+def off(objects: StitchedDetections, index: int, ground_truth: GroundTruth) -> int:
     """Return the maximum distance of a differing pixel from the contour of the ground truth, in pixels; at most 9."""
     margin = 24
     rect = Rect(
-        truth.left - margin, truth.top - margin, truth.rect.width + 2 * margin, truth.rect.height + 2 * margin
+        ground_truth.left - margin,
+        ground_truth.top - margin,
+        ground_truth.rect.width + 2 * margin,
+        ground_truth.rect.height + 2 * margin,
     )
     canvas = drawn(objects, index, rect)
     if canvas.sum() != objects.areas[index]:
         return 9
-    true = np.pad(truth.crop, margin)
+    true = np.pad(ground_truth.crop, margin)
     wrong = canvas != true
     for pixels in range(9):
         # All differing pixels are within `pixels` of the contour, neither deep inside nor far outside.
@@ -199,22 +204,28 @@ def off(objects: StitchedDetections, index: int, truth: GroundTruth) -> int:
     return 9
 
 
-def is_about(objects: StitchedDetections, truths: Sequence[GroundTruth]) -> None:
+def is_about(objects: StitchedDetections, ground_truths: Sequence[GroundTruth]) -> None:
     """Check that each ground truth is one object whose differing pixels are within the jitter of the contour."""
-    assert len(objects.masks) == len(truths)
-    left = set(range(len(truths)))
-    for index in range(len(truths)):
+    assert len(objects.masks) == len(ground_truths)
+    left = set(range(len(ground_truths)))
+    for index in range(len(ground_truths)):
         xmin, ymin, xmax, ymax = objects.mask_boxes[index].tolist()
         near = [
             t
             for t in left
-            if truths[t].label == objects.labels[index]
-            and abs(np.array(truths[t].rect[:2]) - [xmin, ymin]).max() <= 24
-            and abs(np.array([truths[t].rect.right, truths[t].rect.bottom]) - [xmax, ymax]).max() <= 24
+            if ground_truths[t].label == objects.labels[index]
+            and abs(np.array(ground_truths[t].rect[:2]) - [xmin, ymin]).max() <= 24
+            and abs(
+                np.array([ground_truths[t].rect.right, ground_truths[t].rect.bottom]) - [xmax, ymax]
+            ).max()
+            <= 24
         ]
-        best = min(near, key=lambda t: off(objects, index, truths[t]), default=None)
+        best = min(near, key=lambda t: off(objects, index, ground_truths[t]), default=None)
         assert best is not None, f"no ground truth is similar to {objects.mask_boxes[index]}"
-        assert off(objects, index, truths[best]) <= JITTER_PX, (objects.mask_boxes[index], truths[best].rect)
+        assert off(objects, index, ground_truths[best]) <= JITTER_PX, (
+            objects.mask_boxes[index],
+            ground_truths[best].rect,
+        )
         left.remove(best)
 
 
@@ -229,24 +240,26 @@ class Mosaic:
     """
 
     def __init__(self, height: int, width: int, least: int) -> None:
-        self.truths: list[GroundTruth] = []
+        self.ground_truths: list[GroundTruth] = []
         self._height, self._width, self._least = height, width, least
         self._taken: dict[tuple[int, bool], np.ndarray] = {}
 
-    def add(self, truth: GroundTruth | None, *, inner: bool = False) -> bool:
+    def add(self, ground_truth: GroundTruth | None, *, inner: bool = False) -> bool:
         """Add an object if it overlaps no other of its category; return whether it was added."""
-        if truth is None or min(truth.crop.shape) < self._least:
+        if ground_truth is None or min(ground_truth.crop.shape) < self._least:
             return False
-        if truth.rect.shared(Rect(0, 0, self._width, self._height)) != truth.rect:
+        if ground_truth.rect.shared(Rect(0, 0, self._width, self._height)) != ground_truth.rect:
             return False
-        rect, layer = truth.rect, (truth.label, inner)
+        rect, layer = ground_truth.rect, (ground_truth.label, inner)
         if layer not in self._taken:
             self._taken[layer] = np.zeros((self._height, self._width), np.bool_)
         view = self._taken[layer][rect.row_off : rect.bottom, rect.col_off : rect.right]
-        if (view & truth.crop).any():
+        if (view & ground_truth.crop).any():
             return False
-        view |= truth.crop
-        self.truths.append(replace(truth, score=round(0.1 + len(self.truths) % 800 / 1000, 3)))
+        view |= ground_truth.crop
+        self.ground_truths.append(
+            replace(ground_truth, score=round(0.1 + len(self.ground_truths) % 800 / 1000, 3))
+        )
         return True
 
     def add_random(self, rng: np.random.Generator, most: float) -> None:
@@ -307,7 +320,7 @@ def mosaic(grid: Grid, seed: int, count: int, least: int) -> list[GroundTruth]:
     made.add(box(grid.width // 3, 0, 17, min(grid.height, 3 * window), 3))
     for _ in range(count):
         made.add_random(rng, window if rng.random() < 0.2 else window / 6)
-    return made.truths
+    return made.ground_truths
 
 
 def offsets(window: int, overlap: int, count: int, seed: int) -> list[tuple[int, int]]:
@@ -325,13 +338,13 @@ def offsets(window: int, overlap: int, count: int, seed: int) -> list[tuple[int,
 def test_planted_mosaics_are_stitched_for_any_position_of_the_grid(overlap: int, jitter: bool) -> None:
     """Test one offset of the grid each; `python -m tests.benchmarks.stitching --offsets 16` tests sixteen."""
     grid = Grid(4096, 4500, 1024, overlap, offsets(1024, overlap, 2, seed=overlap)[1])
-    truths = mosaic(grid, 1, 500, 16 if jitter else 3)
-    detections, of = segmented(grid, truths, 1 if jitter else None)
+    ground_truths = mosaic(grid, 1, 500, 16 if jitter else 3)
+    detections, of = segmented(grid, ground_truths, 1 if jitter else None)
     objects = stitch(grid, detections, capped=False)
     if jitter:
-        is_about(objects, truths)
+        is_about(objects, ground_truths)
     else:
-        is_exactly(objects, truths, of)
+        is_exactly(objects, ground_truths, of)
 
 
 @st.composite
@@ -349,9 +362,9 @@ SEEDS = st.integers(0, 2**31)
 @settings(max_examples=25, deadline=None)
 @given(grids(3, 8, 16), SEEDS)
 def test_without_jitter_every_pixel_is_exact(grid: Grid, seed: int) -> None:
-    truths = mosaic(grid, seed, 60, 1)
-    detections, of = segmented(grid, truths)
-    is_exactly(stitch(grid, detections, capped=False), truths, of)
+    ground_truths = mosaic(grid, seed, 60, 1)
+    detections, of = segmented(grid, ground_truths)
+    is_exactly(stitch(grid, detections, capped=False), ground_truths, of)
 
 
 @pytest.mark.slow
@@ -359,9 +372,9 @@ def test_without_jitter_every_pixel_is_exact(grid: Grid, seed: int) -> None:
 @given(grids(), SEEDS)
 @example(Grid(1008, 630, 256, 96, (36, 66)), 205)  # two windows that are not adjacent share 6 x 2 pixels
 def test_with_jitter_no_object_is_lost_duplicated_or_further_off(grid: Grid, seed: int) -> None:
-    truths = mosaic(grid, seed, 60, 16)
-    detections, _ = segmented(grid, truths, seed)
-    is_about(stitch(grid, detections, capped=False), truths)
+    ground_truths = mosaic(grid, seed, 60, 16)
+    detections, _ = segmented(grid, ground_truths, seed)
+    is_about(stitch(grid, detections, capped=False), ground_truths)
 
 
 @pytest.mark.slow
@@ -403,8 +416,12 @@ def test_no_detections_give_no_objects() -> None:
 
 
 def test_the_result_has_the_form_of_detections() -> None:
-    truths = [box(30, 30, 20, 30, 2, 0.9), box(100, 40, 300, 50, 1, 0.7), box(180, 200, 30, 20, 1, 0.8)]
-    detections, _ = segmented(GRID, truths)
+    ground_truths = [
+        box(30, 30, 20, 30, 2, 0.9),
+        box(100, 40, 300, 50, 1, 0.7),
+        box(180, 200, 30, 20, 1, 0.8),
+    ]
+    detections, _ = segmented(GRID, ground_truths)
     found = stitch(GRID, detections, capped=False)
     assert (found.height, found.width) == (256, 448)
     assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
@@ -528,10 +545,15 @@ def test_a_damaged_mask_is_rejected() -> None:
 def test_masks_of_the_largest_images_are_encoded_in_frames(seed: int) -> None:
     """Stitch the same objects near the far corner of an image of at least 2^32 pixels."""
     small = Grid(616, 616, 256, 64)
-    truths = [truth for truth in mosaic(small, seed, 30, 2) if truth.left and truth.top]
+    ground_truths = [
+        ground_truth for ground_truth in mosaic(small, seed, 30, 2) if ground_truth.left and ground_truth.top
+    ]
     far = 65_536 - 192 * 3 - 64
     large = Grid(65_536 + 3, 65_536, 256, 64)
-    moved = [replace(truth, left=truth.left + far, top=truth.top + far) for truth in truths]
+    moved = [
+        replace(ground_truth, left=ground_truth.left + far, top=ground_truth.top + far)
+        for ground_truth in ground_truths
+    ]
     detections, of = segmented(large, moved)
     empty = replace(
         detections_of(large, [(0, GroundTruth(np.zeros((0, 0), np.bool_), 0, 0, 1, 0.01))]),

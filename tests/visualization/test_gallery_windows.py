@@ -40,7 +40,7 @@ pytest.importorskip("rasterio")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Pixels], list[Part]]:
     """A run of a raster and of a picture."""
-    folder = tmp_path_factory.mktemp("closeups")
+    folder = tmp_path_factory.mktemp("gallery")
     images = {"a.tif": mosaic(900, 1200, 120, 1), "b.png": mosaic(500, 600, 30, 2)}
     write_geotiff(folder / "in" / "a.tif", images["a.tif"])
     (folder / "in" / "b.png").write_bytes(png(images["b.png"]))
@@ -65,7 +65,7 @@ def test_masks_of_a_region_match_its_pixels(run: tuple[Path, dict[str, Pixels], 
         found = pick.detections
         assert (found.height, found.width) == (height, width)
         masks = {coco_mask.decode(rle).tobytes() for rle in found.rles() if coco_mask.area(rle)}
-        truth = set()
+        ground_truth = set()
         for number, category, crop, x, y in objects_in(pixels):
             mask = np.zeros((height, width), np.uint8)
             mask[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
@@ -73,9 +73,9 @@ def test_masks_of_a_region_match_its_pixels(run: tuple[Path, dict[str, Pixels], 
                 np.float32(0.1 + 0.9 * (number * 2_654_435_761 % 2**16) / 2**16)
                 >= gallery_windows.SHOWN_SCORE
             ):
-                truth.add(np.asfortranarray(mask).tobytes())
+                ground_truth.add(np.asfortranarray(mask).tobytes())
             assert category < 3
-        assert masks == truth
+        assert masks == ground_truth
         assert found.labels[pick.focus] == focus.label
         assert found.scores[pick.focus] == np.float32(focus.score)
 

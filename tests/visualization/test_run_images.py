@@ -474,10 +474,10 @@ def test_a_large_raster_is_shown_as_regions_around_instances(
 
 def test_one_image_is_segmented_without_ray(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
-    truth = random_instances(rng, 200, 300, 5)
-    (tmp_path / "photo.png").write_bytes(png(plant((200, 300), truth)))
+    ground_truth = random_instances(rng, 200, 300, 5)
+    (tmp_path / "photo.png").write_bytes(png(plant((200, 300), ground_truth)))
     (image,) = shown("photo.png", "--model", "planted", "--min-score", "0")
-    assert len(image["instances"]) == len([thing for thing in truth if thing.crop(200, 300)[0].any()])
+    assert len(image["instances"]) == len([thing for thing in ground_truth if thing.crop(200, 300)[0].any()])
     assert (tmp_path / "photo-instances.png").exists()
     assert cli("photo.png", "--model", "planted", "--masks").exit_code == 0
     assert (tmp_path / "photo-masks.png").exists()

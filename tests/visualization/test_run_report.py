@@ -22,7 +22,7 @@ RUN = {
     "settings": {"model": "coco", "min_score": 0.05, "categories": [], "limit": None},
     "digest": "9f2c" * 16,
     "model": {"name": "coco", "sha256": "73cbd019" * 8, "architecture": "maskrcnn_resnet50_fpn_v2"},
-    "inputs": {"source": "s3://survey/flights/", "rows": 1234, "ids_given": False, "skipped": {".txt": 3}},
+    "inputs": {"source": "s3://aerial/flights/", "rows": 1234, "ids_given": False, "skipped": {".txt": 3}},
     "versions": {"torch": "2.13.0"},
 }
 TIMINGS = {

@@ -23,33 +23,35 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("worst")
     write_planted(folder / "images", 24, seed=11)
     path = folder / "images" / "instances.json"
-    truth = json.loads(path.read_text())
+    ground_truth = json.loads(path.read_text())
     path.unlink()
-    truth["annotations"] = [a | {"iscrowd": int(k % 7 == 3)} for k, a in enumerate(truth["annotations"])]
-    (folder / "masks.json").write_text(json.dumps(truth))
-    bare = [{k: v for k, v in a.items() if k != "segmentation"} for a in truth["annotations"]]
-    (folder / "boxes.json").write_text(json.dumps(truth | {"annotations": bare}))
+    ground_truth["annotations"] = [
+        a | {"iscrowd": int(k % 7 == 3)} for k, a in enumerate(ground_truth["annotations"])
+    ]
+    (folder / "masks.json").write_text(json.dumps(ground_truth))
+    bare = [{k: v for k, v in a.items() if k != "segmentation"} for a in ground_truth["annotations"]]
+    (folder / "boxes.json").write_text(json.dumps(ground_truth | {"annotations": bare}))
     finish(folder / "run", str(folder / "images"), CarelessSegmenter())
     return folder
 
 
 @pytest.mark.parametrize("batch", [1, 16_384])
-@pytest.mark.parametrize("truth", ["masks", "boxes"])
+@pytest.mark.parametrize("ground_truth", ["masks", "boxes"])
 @pytest.mark.parametrize("options", [{}, {"max_dets": 1}, {"max_dets": 1, "class_agnostic": True}])
 def test_pictures_agree_with_the_table_of_images(
-    place: Path, truth: str, options: dict[str, Any], batch: int, monkeypatch: pytest.MonkeyPatch
+    place: Path, ground_truth: str, options: dict[str, Any], batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate_part, "BATCH_OBJECTS", batch)
     shown = []
 
     def record(_pixels: Any, sides: Any, _categories: Any) -> tuple[bytes, bytes]:
         shown.append(sides)
-        return b"truth", b"found"
+        return b"ground_truth", b"found"
 
     monkeypatch.setattr(worst_images, "_drawn", record)
     asked = EvaluationOptions(**options)
     with (
-        evaluate_run(str(place / "run"), str(place / f"{truth}.json"), asked) as (evaluation, shares),
+        evaluate_run(str(place / "run"), str(place / f"{ground_truth}.json"), asked) as (evaluation, shares),
         RunReader(open_run(str(place / "run"))) as reader,
     ):
         drawn = draw_worst(reader, evaluation, shares)

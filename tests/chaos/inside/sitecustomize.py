@@ -85,7 +85,7 @@ def at(phase, side, call):
 
 
 def _next_number(stem):
-    """Return how many processes and threads came here before, each number once."""
+    """Return the number of processes and threads that came here before, each number once."""
     number = 0
     while True:
         try:
