@@ -3,6 +3,7 @@
     MaskrcnnError
     ├── UsageError          the user's command, configuration or input collection; exit code 2
     ├── RunError            the run cannot go on (storage, weights, cluster), and can be resumed; exit code 3
+    │   ├── StoreSetupError     a store cannot be used as the process is set up; exit code 2 before a run begins
     │   ├── StoreFailingError   the store refuses or fails so many reads that the images are not the cause
     │   └── HandedBackError     a worker was asked to stop, and hands its shard back
     ├── SegmenterError      the network raised an exception for a group of images; the image is to be identified
@@ -20,6 +21,7 @@ ERROR_CODES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "not_found": "the object does not exist",
         "access_denied": "the store refused the read (403)",
+        "archived": "the object is in an archive (S3 Glacier), and must be restored before it can be read",
         "storage_error": "the store failed, after retries",
         "changed": "the object changed since planning: its size or etag differs, or the local file's modification time",
         "empty_file": "the file has zero bytes",
@@ -60,6 +62,14 @@ class UsageError(MaskrcnnError):
 
 class RunError(MaskrcnnError):
     """The run stopped before its end for a reason other than its inputs; it can be resumed."""
+
+
+class StoreSetupError(RunError):
+    """A store cannot be used as this process is set up: credentials, address, region, a package, or the path.
+
+    Repeating does not help. While a run is processed it stops the run like any `RunError`; before that, as a
+    `UsageError` does, it ends the command with exit code 2.
+    """
 
 
 class StoreFailingError(RunError):

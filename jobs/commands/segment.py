@@ -62,4 +62,5 @@ def run_segment(request: "Request", resources: ResourceConfig, address: str | No
     if success is not None:
         log.info("%s is finished already; `maskrcnn reduce` writes its tables again", request.output)
         return success
-    return run.run_plan(request, plan, resources, address)
+    with planning.resumable():
+        return run.run_plan(request, plan, resources, address)

@@ -1,35 +1,40 @@
 """Plan a run, or resume the plan that its output holds."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import logging
 import platform
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from maskrcnn.config import InferenceConfig, ShardingConfig, default_shard_images, settings_of
-from maskrcnn.errors import RunError, UsageError, plural
-from maskrcnn.io.sources import source_of
+from maskrcnn.errors import RunError, StoreSetupError, UsageError, plural
+from maskrcnn.io.sources import check_source, source_of
 from maskrcnn.io.storage import Storage
-from maskrcnn.io.url import Url
-from maskrcnn.models.registry import ModelCard, category_ids_named, describe_model
+from maskrcnn.io.url import Url, redact
+from maskrcnn.models.registry import ModelCard, category_ids_named, describe_model, needs_download
 from maskrcnn.pipeline.inputs import Inputs, read_inputs
 from maskrcnn.pipeline.manifest import FILE_NAME as MANIFEST
 from maskrcnn.pipeline.manifest import write_manifest
 from maskrcnn.pipeline.plan import (
     GRID_PREFIX,
+    PLAN,
     RUN,
     Plan,
     check_run,
+    create_plan,
     differences,
     read_plan,
+    read_plans,
     read_run,
     run_digest,
     write_run,
 )
-from maskrcnn.pipeline.plan_windows import plan_windows
+from maskrcnn.pipeline.plan_windows import check_options, plan_windows
 from maskrcnn.schema import SCHEMA_VERSION
 
 log = logging.getLogger("maskrcnn")
@@ -66,25 +71,41 @@ def output_storage(url: str) -> Storage:
         raise UsageError(f"the output: {error}") from error
 
 
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Let a store that cannot be used any more stop a run that has begun: the same command continues it."""
+    try:
+        yield
+    except StoreSetupError as error:
+        raise RunError(str(error)) from error
+
+
 def prepare(request: Request) -> Plan:
     """Plan the run, or resume the plan that the output holds; return the plan of the latest generation.
 
     Raises:
         UsageError: the inputs or the model are wrong, or the output holds another run, a run of another schema version,
             or other files.
-        RunError: the output cannot be read or written, or its files contradict each other.
+        StoreSetupError: the output cannot be read or written as this process is set up.
+        RunError: the output cannot be read or written now, or its files contradict each other.
     """
     storage = output_storage(request.output)
-    card = describe_model(request.inference.model, request.inference.labels)
     plan = read_plan(storage)
+    inputs = _inputs_before_download(request) if plan is None else None
+    card = describe_model(request.inference.model, request.inference.labels)
+    _check_options(request, card)
+    if plan is not None and (changed := _changes(request, storage, plan, card)):
+        _withdraw(request, storage, plan, changed)
+        plan = None
     if plan is None:
-        plan, ours = _create_plan(request, storage, card)
+        plan, ours = _create_plan(request, storage, card, inputs)
         if not ours:
             log.info("another command has planned this run meanwhile")
+            if changed := _changes(request, storage, plan, card):
+                raise _another_run(request, changed)
     else:
         ours = False
     if not ours:
-        _check_same(request, storage, plan, card)
         what = "plan" if plan.generation == 1 else f"retry (generation {plan.generation})"
         log.info(
             "resuming the %s of %s: %s, not listed again", what, plan.created, plural(plan.rows, plan.unit)
@@ -94,18 +115,40 @@ def prepare(request: Request) -> Plan:
     return plan
 
 
-def _create_plan(request: Request, storage: Storage, card: ModelCard) -> tuple[Plan, bool]:
-    """Return the plan that is in effect, and whether this command wrote it, not one that ran at the same time."""
-    if (existing := _check_empty(request, storage)) is not None:
-        return existing, False
-    category_ids_named(card.categories, request.inference.categories)
-    _check_writable(storage)
-    inputs = read_inputs(
+def _inputs_before_download(request: Request) -> Inputs | None:
+    """Look for the inputs before weights are downloaded, which takes minutes; list those that are local."""
+    if not needs_download(request.inference.model):
+        return None
+    if not Url.parse(request.source).is_local:
+        check_source(request.source)
+        return None
+    return _list_inputs(request)
+
+
+def _list_inputs(request: Request) -> Inputs:
+    return read_inputs(
         request.source,
         images_root=request.images_root,
         limit=request.inference.limit,
         allow_http=request.inference.allow_http,
     )
+
+
+def _check_options(request: Request, card: ModelCard) -> None:
+    """Raise UsageError for an option that is wrong whatever the output holds, which would hide it."""
+    category_ids_named(card.categories, request.inference.categories)
+    if request.inference.window is not None:
+        check_options(request.inference)
+
+
+def _create_plan(
+    request: Request, storage: Storage, card: ModelCard, inputs: Inputs | None
+) -> tuple[Plan, bool]:
+    """Return the plan that is in effect, and whether this command wrote it, not one that ran at the same time."""
+    if (existing := _check_empty(request, storage)) is not None:
+        return existing, False
+    check_writable(storage)
+    inputs = _list_inputs(request) if inputs is None else inputs
     _log_skipped(inputs)
     shard_images = request.shard_images
     sharding = ShardingConfig(
@@ -157,13 +200,20 @@ def _check_empty(request: Request, storage: Storage) -> Plan | None:
     )
 
 
-def _check_writable(storage: Storage) -> None:
-    """Raise RunError for an output that cannot be written, before a million inputs are listed."""
+def check_writable(storage: Storage) -> None:
+    """Look whether an output can be written, before a million inputs are listed.
+
+    Raises:
+        UsageError: it cannot, until the user changes something.
+        RunError: it cannot now.
+    """
     probe = f"{PROBES}/{uuid.uuid4().hex}"
     try:
         storage.write(probe, b"")
     except RunError as error:
-        raise RunError(f"the output cannot be written: {error}") from error
+        why = str(error).removeprefix(f"cannot write {storage.url}/{probe}: ")
+        kind = UsageError if isinstance(error, StoreSetupError) else RunError
+        raise kind(f"the output {storage.url} cannot be written: {why}") from error
     storage.remove(probe)
 
 
@@ -183,8 +233,8 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _check_same(request: Request, storage: Storage, plan: Plan, card: ModelCard) -> None:
-    """Refuse to continue a run with other settings, weights or inputs than it was planned with."""
+def _changes(request: Request, storage: Storage, plan: Plan, card: ModelCard) -> list[str]:
+    """Return the settings, weights and inputs in which a request differs from the plan, one phrase for each."""
     run = read_run(storage)
     check_run(storage, run, plan)
     planned_size = run["settings"]["shard_images"]
@@ -194,19 +244,56 @@ def _check_same(request: Request, storage: Storage, plan: Plan, card: ModelCard)
     planned = _facts(run["inputs"], run["model"])
     inputs = {"source": source, "source_sha256": source_sha256, "images_root": request.images_root}
     requested = _facts(inputs, _model_entry(card))
-    changed = differences(run["settings"], settings) + differences(planned, requested)
-    if changed:
-        raise UsageError(
-            f"{request.output} holds another run ({'; '.join(changed)}); "
-            "repeat its command to continue it, or name another output"
-        )
+    return differences(run["settings"], settings) + differences(planned, requested)
+
+
+def _another_run(request: Request, changed: list[str]) -> UsageError:
+    return UsageError(
+        f"{request.output} holds another run ({'; '.join(changed)}); "
+        "repeat its command to continue it, or name another output"
+    )
+
+
+def _withdraw(request: Request, storage: Storage, plan: Plan, changed: list[str]) -> None:
+    """Remove a plan that no command began to carry out, so that the output can be planned anew.
+
+    A command that begins writes its marker, and then looks for its plan (`mark_begun`); here the plan is removed, and
+    then markers are looked for: of two at the same time, at least one notices the other.
+
+    Raises:
+        UsageError: it was begun.
+    """
+    if plan.generation > 1 or _is_begun(storage):
+        raise _another_run(request, changed)
+    storage.remove(PLAN)
+    if _is_begun(storage):
+        create_plan(storage, plan)
+        raise _another_run(request, changed)
+    if plan.grid_file is not None:
+        storage.remove(plan.grid_file)
+    log.info("planning %s anew: it was planned with %s, and nothing was done", request.output, "; ".join(changed))
+
+
+def _is_begun(storage: Storage) -> bool:
+    return not all(path in (PLAN, RUN, MANIFEST) or path.startswith(GRID_PREFIX) for path in storage.list())
+
+
+def mark_begun(storage: Storage, plan: Plan, probes: str) -> None:
+    """Write into a driver's folder of probes that it carries out a plan, which from now on is not planned anew.
+
+    Raises:
+        RunError: another command planned anew meanwhile.
+    """
+    storage.write(f"{probes}/driver", b"")
+    if plan not in read_plans(storage):
+        raise RunError(f"{storage.url} was planned anew by another command meanwhile; name another output")
 
 
 def _facts(inputs: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
     """Return what a resume must repeat besides the settings, under the names that users know."""
     return {
         "input": inputs["source"],
-        "images-root": inputs["images_root"],
+        "images-root": inputs["images_root"] and redact(inputs["images_root"]),
         "manifest file (sha256)": inputs["source_sha256"],
         "weights (sha256)": model["sha256"],
         "categories": [category["name"] for category in model["categories"]],

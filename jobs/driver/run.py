@@ -1,5 +1,6 @@
 """Run what is left of a plan on Ray: the map stage over shards, then the reduce."""
 
+import contextlib
 import logging
 import time
 import uuid
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from maskrcnn.config import ResourceConfig
-from maskrcnn.errors import plural
+from maskrcnn.errors import RunError, plural
 from maskrcnn.imaging.radiometry import Radiometry
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.manifest import ManifestReader, check_manifest
@@ -18,7 +19,7 @@ from maskrcnn.visualization.run_report import write_report
 
 from .actor import WorkerSpec
 from .cluster import connected, run_all
-from .planning import PROBES, Request
+from .planning import PROBES, Request, mark_begun
 from .progress import Progress
 from .scheduler import Scheduler
 
@@ -75,6 +76,7 @@ def run_shards(request: Request, plan: Plan, resources: ResourceConfig) -> float
     check_run(storage, run, plan)
     check_manifest(storage, plan)
     probes = f"{PROBES}/{uuid.uuid4().hex}"
+    mark_begun(storage, plan, probes)
     radiometry = Radiometry.from_json(run["radiometry"]) if "radiometry" in run else Radiometry()
     spec = WorkerSpec(storage.url, run["model"]["sha256"], request.inference, resources, probes, radiometry)
     with ManifestReader(storage) as manifest:
@@ -89,7 +91,8 @@ def run_shards(request: Request, plan: Plan, resources: ResourceConfig) -> float
         )
     finally:
         progress.close()
-    storage.remove_tree(probes)
+        with contextlib.suppress(RunError):  # what ended the run is what counts
+            storage.remove_tree(probes)
     return None if done else time.monotonic() - started
 
 

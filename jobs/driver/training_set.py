@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maskrcnn.errors import RunError, UsageError, plural
+from maskrcnn.io.sources import refuse_query
 from maskrcnn.io.storage import Storage
 from maskrcnn.models.networks import TRAINABLE
 from maskrcnn.models.registry import describe_model
@@ -71,6 +72,8 @@ def check_datasets(request: TrainingRequest) -> tuple[Dataset, pa.Table, pa.Tabl
         UsageError: they have errors, contain no object, or cannot be split; there is no such model.
     """
     _check_model(request.config.model)
+    for root, option in ((request.images_root, "--images-root"), (request.validation_root, "--val-images-root")):
+        refuse_query(root or "", option)
     dataset = read_dataset(request.source, request.images_root, progress=_log_progress)
     _log_findings(request.source, dataset)
     validation = None

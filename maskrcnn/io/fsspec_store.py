@@ -17,6 +17,7 @@ class FsspecStore(RemoteStore):
     Args:
         scheme: under which fsspec knows the file system.
         environment: how the names of the environment variables begin that configure it.
+        extra: of this project, which installs the file system.
     """
 
     client_errors: ClassVar = (
@@ -25,8 +26,8 @@ class FsspecStore(RemoteStore):
         ("google.auth.exceptions", "GoogleAuthError"),
     )
 
-    def __init__(self, scheme: str, environment: tuple[str, ...] = ()) -> None:
-        super().__init__(scheme, environment)
+    def __init__(self, scheme: str, environment: tuple[str, ...] = (), extra: str = "") -> None:
+        super().__init__(scheme, environment, extra)
 
     def connect(self, environment: Mapping[str, str]) -> Any:  # noqa: ARG002 (fsspec reads it itself)
         """Return a new fsspec file system."""

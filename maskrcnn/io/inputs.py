@@ -107,6 +107,22 @@ def list_inputs(url: str) -> pa.Table:
     return found
 
 
+def check_exists(url: str) -> None:
+    """Look whether a folder, a prefix, a glob's folder or a file exists, by its first page.
+
+    Raises:
+        FileNotFoundError: it does not.
+        RunError: as `list_inputs`.
+    """
+    root = Url.parse(url)
+    store = store_of(root)
+    wildcard = re.search(r"[*?\[]", root.key)
+    folder = Url(root.scheme, root.bucket, root.key[: wildcard.start()]).folder if wildcard else root
+    with store.output_faults("list", root, missing=True):
+        if not any(names for names, _ in store.scan(folder)) and not wildcard:
+            store.stat(root)
+
+
 def _table(root: Url, pages: Iterator[Page], keep: Callable[[str], bool] = lambda _: True) -> pa.Table:
     """Return pages of names below `root` as a table of the schema `INPUTS`."""
     store = store_of(root)

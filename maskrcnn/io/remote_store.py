@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
-from ..errors import ItemError, RunError
+from ..errors import ItemError, StoreSetupError
 from .local_store import LocalStore
 from .store import ObjectStat, Store
 from .url import Url
@@ -36,10 +36,12 @@ class RemoteStore(Store):
     Args:
         scheme: of its URLs.
         environment: how the names of the environment variables begin that configure the client, besides `FSSPEC_`.
+        extra: of this project, which installs the client's package; "": it is always installed.
     """
 
-    def __init__(self, scheme: str, environment: tuple[str, ...]) -> None:
+    def __init__(self, scheme: str, environment: tuple[str, ...], extra: str = "") -> None:
         self.scheme: Final = scheme
+        self._extra: Final = extra
         self._environment: Final = ("FSSPEC_", *environment)
 
     # Requests
@@ -76,13 +78,16 @@ class RemoteStore(Store):
         return False
 
     def client(self) -> Any:
-        """Return the connected client. Raises RunError: its package is not installed."""
+        """Return the connected client. Raises StoreSetupError: its package is not installed."""
         # fsspec runs all threads' calls on one loop; another process or environment needs its own connection.
         environment = tuple(sorted(i for i in os.environ.items() if i[0].startswith(self._environment)))
         try:
             return _connected(self, os.getpid(), environment)
         except ImportError as error:
-            raise RunError(f"{self.scheme}:// needs a package that is not installed: {error}") from error
+            install = f"pip install 'maskrcnn-ray[{self._extra}]'" if self._extra else str(error)
+            raise StoreSetupError(
+                f"{self.scheme}:// needs a package that is not installed: {install}"
+            ) from error
 
     # Reading
 

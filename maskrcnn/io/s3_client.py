@@ -27,6 +27,7 @@ BYTES_PER_S: Final = 2**16
 """… plus the time that its body takes at this rate; then it is tried once more, on another connection."""
 READ_TIMEOUT_S: Final = 60.0
 """How long to wait for the next byte of an answer."""
+_REDIRECTED: Final = (301, 302, 307)
 _PAUSES_S: Final = (0.1, 0.2)
 """Before a body that was cut off is requested again."""
 
@@ -55,7 +56,9 @@ def connect(environment: Mapping[str, str]) -> Any:
         "http_session_cls": _http_session_class(),
     }
     caches = {"skip_instance_cache": True, "use_listings_cache": False}
-    s3 = filesystem("s3", config_kwargs=config, session=_session(), **caches)
+    # Of the two names of this variable botocore reads only AWS_DEFAULT_REGION.
+    region = {"region_name": environment["AWS_REGION"]} if environment.get("AWS_REGION") else {}
+    s3 = filesystem("s3", config_kwargs=config, client_kwargs=region, session=_session(), **caches)
     s3.retries = 1
     return s3
 
@@ -67,6 +70,7 @@ def _session() -> Any:
     session = AioSession()
     session.register("before-send.s3", _count_repeats)
     session.register("needs-retry.s3", _sign_again)
+    session.register("needs-retry.s3.HeadBucket", _end_redirects)
     return session
 
 
@@ -97,6 +101,17 @@ def _sign_again(response: Any, attempts: int, **_: object) -> float | None:
     return 0.0 if code == "RequestTimeTooSkewed" and attempts == 1 else None
 
 
+def _end_redirects(response: Any, operation: Any, **_: object) -> None:
+    """Raise the refusal of a request for a bucket's region that does not contain it.
+
+    botocore asks for the region of a bucket that redirects, and would ask again for each redirected answer.
+    """
+    from botocore.exceptions import ClientError  # noqa: PLC0415
+
+    if response and response[0].status_code in _REDIRECTED and not region_of(response[1]):
+        raise ClientError(response[1], operation.name)
+
+
 # Requests
 
 
@@ -118,8 +133,22 @@ def call(client: Any, operation: str, **request: Any) -> dict[str, Any]:
 
 def error_code(error: BaseException) -> str:
     """Return the code of S3's answer, like `NoSuchBucket`, or "" if something else failed."""
-    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
+    return str(answer_of(error).get("Error", {}).get("Code", ""))
+
+
+def answer_of(error: BaseException) -> Mapping[str, Any]:
+    """Return S3's answer to a request that it refused; empty if something else failed."""
+    return getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
+
+
+def region_of(answer: Mapping[str, Any]) -> str:
+    """Return the region that S3's refusal names as the bucket's, or ""."""
+    refusal = answer.get("Error", {})
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    stated = headers.get("x-amz-bucket-region") or refusal.get("Region")
+    said = f"{refusal.get('Message', '')} {refusal.get('Endpoint', '')}"
+    found = re.search(r"expecting '([a-z0-9-]+)'|\.s3[.-]([a-z0-9-]+)\.amazonaws\.", said)
+    return str(stated or (found and (found[1] or found[2])) or "")
 
 
 async def _in_time(client: Any, operation: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 from ..errors import ItemError
 from . import s3_client
 from .remote_store import RemoteStore, stat_of
-from .s3_client import error_code
+from .s3_client import answer_of, error_code, region_of
 from .store import MISSING, Fault, ObjectStat, Page, one_line
 from .url import Url
 
@@ -22,14 +22,24 @@ _PAGE: Final = 1000
 _CONDITION_FAILED: Final = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 """There is an object, or one is being written; after the latter S3 asks for another attempt."""
 _NOT_IMPLEMENTED: Final = ("NotImplemented", "501")
-_CREDENTIAL_CODES: Final = {
+_SETUP_CODES: Final = {
+    "AccountProblem": "the account that owns the credentials is not in order; ask its administrator",
+    "AllAccessDisabled": "the account's access to S3 is disabled; ask its administrator",
     "ExpiredToken": "the credentials have expired; renew them",
+    "ExpiredTokenException": "the credentials have expired; renew them",
     "InvalidAccessKeyId": "the store does not know the access key; check AWS_ACCESS_KEY_ID",
     "InvalidToken": "the session token is not valid; renew the credentials",
+    "RequestExpired": "the clock of this machine differs from the store's; set it",
     "RequestTimeTooSkewed": "the clock of this machine differs from the store's; set it",
     "SignatureDoesNotMatch": "the secret key does not match; check AWS_SECRET_ACCESS_KEY",
     "TokenRefreshRequired": "the session token must be renewed",
 }
+"""Refusals that concern every object, with what to do."""
+_REGION_CODES: Final = (
+    *("AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"),
+    *("TemporaryRedirect", "301", "302", "307"),
+)
+"""The bucket is in another region than the one that the client is set up for."""
 
 
 class S3Store(RemoteStore):
@@ -83,7 +93,7 @@ class S3Store(RemoteStore):
         try:
             answer = self._call(url, "head_object", Key=url.key)
         except OSError as error:
-            if error_code(error) in ("400", "403", "404"):
+            if error_code(error) in ("301", "400", "403", "404"):
                 # An answer to HEAD has no room for the reason, or whether the bucket exists; this one has.
                 self.read_range(url, 0, 1)
             raise
@@ -192,16 +202,18 @@ class S3Store(RemoteStore):
         from botocore import exceptions as boto  # noqa: PLC0415
 
         code = error_code(error)
-        no_credentials = (
-            boto.NoCredentialsError,
-            boto.PartialCredentialsError,
-            boto.CredentialRetrievalError,
-        )
-        if code in _CREDENTIAL_CODES:
-            return Fault("access_denied", f"{_CREDENTIAL_CODES[code]} ({code})", affects_all=True)
-        if isinstance(error, no_credentials):
+        if code in _SETUP_CODES:
+            return Fault("access_denied", f"{_SETUP_CODES[code]} ({code})", affects_all=True)
+        if code in _REGION_CODES:
+            return Fault("storage_error", _other_region(error, url, code), affects_all=True)
+        if code == "InvalidObjectState":
+            return Fault("archived", _archived(error))
+        if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
             advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the node a role"
             return Fault("access_denied", f"no credentials; {advice}", affects_all=True)
+        if isinstance(error, _setup_errors()):
+            advice = "check AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL and the files in ~/.aws"
+            return Fault("access_denied", f"{one_line(error)}; {advice}", affects_all=True)
         if isinstance(error, boto.ConnectionError):
             endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
             return Fault(
@@ -210,10 +222,47 @@ class S3Store(RemoteStore):
         if isinstance(error, FileNotFoundError):
             bucket = f"there is no bucket {url.bucket!r}; create it or check its name"
             return Fault("not_found", bucket if code == "NoSuchBucket" else MISSING)
+        if code.startswith("KMS."):
+            return Fault(
+                "access_denied", f"the KMS key that encrypts it cannot be used ({code}); check its state"
+            )
         if isinstance(error, PermissionError):
-            return Fault("access_denied", f"access denied ({code or 403}); check the credentials' rights")
+            rights = "check the credentials' rights; a requester-pays bucket needs FSSPEC_S3_REQUESTER_PAYS=true"
+            return Fault("access_denied", f"access denied ({code or 403}); {rights}")
         message = one_line(error)
         return Fault("storage_error", message if code in message else f"{message} ({code})")
+
+
+def _other_region(error: BaseException, url: Url, code: str) -> str:
+    region = region_of(answer_of(error))
+    here = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    there = f"{region}: set AWS_REGION={region}" if region else "another region: set AWS_REGION to the bucket's"
+    return f"the bucket {url.bucket!r} is in {there} (it is {here or 'not set'} now; {code})"
+
+
+def _archived(error: BaseException) -> str:
+    """Return what to do with an object in Glacier, Deep Archive, or an archive tier of Intelligent-Tiering."""
+    refusal = answer_of(error).get("Error", {})
+    where = refusal.get("AccessTier") or refusal.get("StorageClass")
+    kind = f"archived ({where})" if where else "archived"
+    return f"{kind}: restore it (`aws s3api restore-object`), and then run `maskrcnn retry`"
+
+
+def _setup_errors() -> tuple[type[BaseException], ...]:
+    """Return what botocore raises for a configuration that it cannot use, whatever the request."""
+    from botocore import exceptions as boto  # noqa: PLC0415
+
+    return (
+        boto.ConfigNotFound,
+        boto.ConfigParseError,
+        boto.CredentialRetrievalError,
+        boto.InvalidConfigError,
+        boto.InvalidRegionError,
+        boto.NoRegionError,
+        boto.ProfileNotFound,
+        boto.SSOError,
+        boto.TokenRetrievalError,
+    )
 
 
 def _prefix_of(url: Url) -> str:

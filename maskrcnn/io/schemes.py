@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from ..errors import RunError
+from ..errors import StoreSetupError
 from .fsspec_store import FsspecStore
 from .http_store import HttpStore
 from .local_store import LocalStore
@@ -16,30 +16,59 @@ _S3: Final = S3Store()
 _REMOTE: Final[dict[str, Store]] = {
     "s3": _S3,
     "s3a": _S3,
-    "gs": FsspecStore("gs", ("GOOGLE_",)),
-    "gcs": FsspecStore("gcs", ("GOOGLE_",)),
+    "gs": FsspecStore("gs", ("GOOGLE_",), extra="gcs"),
+    "gcs": FsspecStore("gcs", ("GOOGLE_",), extra="gcs"),
     "memory": FsspecStore("memory"),
 }
 REMOTE_SCHEMES: Final = tuple(_REMOTE)
+_ADVICE: Final = "mount it as a folder, or copy the files to a local path, s3:// or gs://"
+_UNSUPPORTED: Final = {
+    **dict.fromkeys(("abfs", "abfss", "az", "wasb", "wasbs"), "Azure Blob Storage"),
+    **dict.fromkeys(("adl",), "Azure Data Lake Storage"),
+    **dict.fromkeys(("hdfs", "viewfs", "webhdfs"), "Hadoop's file system"),
+    **dict.fromkeys(("ftp", "ftps", "sftp", "ssh"), "a file server"),
+    **dict.fromkeys(("smb", "nfs"), "a network share"),
+    **dict.fromkeys(("dbfs",), "Databricks' file system"),
+    **dict.fromkeys(("hf",), "the Hugging Face Hub"),
+    **dict.fromkeys(("oss",), "Alibaba Cloud's object storage"),
+    **dict.fromkeys(("oci",), "Oracle Cloud's object storage"),
+}
+"""Schemes that users of fsspec know, and what they stand for."""
 
 
 def store_of(url: Url) -> Store:
     """Return the store of a URL.
 
     Raises:
-        RunError: it is on the web or of an unknown scheme, or has a user in it.
+        StoreSetupError: it is on the web or of an unknown scheme, or has a user in it.
     """
     if url.is_local:
         return _LOCAL
     if url.scheme not in _REMOTE:
-        raise RunError(f"{url.scheme}:// is not a supported store: use a local path, s3:// or gs://")
+        raise StoreSetupError(unsupported(url.scheme))
     if "@" in url.bucket:
-        raise RunError(
+        raise StoreSetupError(
             f"{url.scheme}:// urls take no user and password; credentials come from the environment"
         )
     return _REMOTE[url.scheme]
 
 
+def is_supported(url: Url) -> bool:
+    """Return whether a URL is in a store, or on the web."""
+    return url.is_local or url.is_web or url.scheme in _REMOTE
+
+
+def unsupported(scheme: str) -> str:
+    """Return the message that refuses a scheme which is no store's.
+
+    >>> print(unsupported("hdfs"))
+    hdfs:// (Hadoop's file system) is not supported: mount it as a folder, or copy the files to a local path, s3:// or gs://
+    """
+    if scheme in _UNSUPPORTED:
+        return f"{scheme}:// ({_UNSUPPORTED[scheme]}) is not supported: {_ADVICE}"
+    return f"{scheme}:// is not a supported store: use a local path, s3:// or gs://"
+
+
 def input_store_of(url: Url) -> InputStore:
-    """Return the store to read an input from, which may be the web. Raises RunError as `store_of`."""
+    """Return the store to read an input from, which may be the web. Raises StoreSetupError as `store_of`."""
     return _WEB if url.is_web else store_of(url)

@@ -21,10 +21,14 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from ..errors import RunError, UsageError
-from .inputs import list_inputs
+from .inputs import check_exists, list_inputs
+from .schemes import is_supported, unsupported
 from .storage import Storage
 from .url import USER_PATTERN, Url, redact
 
+PLAN: Final = "plan.json"
+RUN: Final = "run.json"
+"""The files by which the output of a run is known."""
 MANIFEST_SUFFIXES: Final = (".txt", ".csv", ".parquet", ".json")
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _IS_IMAGE: Final = r"(?i)\.(jpe?g|png|webp|bmp|gif|tiff?)$"
@@ -33,8 +37,21 @@ _LARGEST_CSV_BYTES: Final = 2**30
 
 def refuse_user(url: str, what: str) -> None:
     """Raise UsageError if a URL has a user or a password in it, without repeating it."""
-    if re.match(USER_PATTERN, url):
-        raise UsageError(f"{what}: a url takes no user and password; credentials come from the environment")
+    if not re.match(USER_PATTERN, url):
+        return
+    parsed = Url.parse(url)
+    if not is_supported(parsed):  # Azure's have a container there
+        raise UsageError(f"{what}: {unsupported(parsed.scheme)}")
+    raise UsageError(f"{what}: a url takes no user and password; credentials come from the environment")
+
+
+def refuse_query(url: str, what: str) -> None:
+    """Raise UsageError if an address on the web has a query or a fragment, which may hold a token, without repeating it."""
+    if redact(url) != url:
+        raise UsageError(
+            f"{what}: leave out what follows the `?` or `#` of {redact(url)}: it may be a token, and would be recorded; "
+            "put complete uris into a manifest"
+        )
 
 
 def source_of(source: str) -> tuple[str, str | None]:
@@ -45,6 +62,33 @@ def source_of(source: str) -> tuple[str, str | None]:
     Raises:
         UsageError: it is empty, has a password, is on the web, or cannot be read.
     """
+    whole = _whole(source)
+    if not is_manifest(source):
+        return whole, None
+    digest = hashlib.sha256()
+    with usage_errors(source), open_source(whole) as file:
+        for piece in iter(lambda: file.read(2**23), b""):
+            digest.update(piece)
+    return whole, digest.hexdigest()
+
+
+def check_source(source: str) -> None:
+    """Look whether an input exists, by a few requests, without listing or reading it.
+
+    Raises:
+        UsageError: it does not, or its name is wrong.
+    """
+    whole = _whole(source)
+    with usage_errors(source):
+        if is_manifest(source):
+            url = Url.parse(whole)
+            Storage(url.folder.text).size(url.name)
+        else:
+            check_exists(whole)
+
+
+def _whole(source: str) -> str:
+    """Return the whole URL or path of an input; see `source_of`."""
     url = Url.parse(source)
     if not url.path.strip(" " if url.is_local else " /"):
         raise UsageError(
@@ -58,14 +102,7 @@ def source_of(source: str) -> tuple[str, str | None]:
         )
     if source.encode(errors="replace").decode() != source:
         raise UsageError(f"{source!a}: the name is not UTF-8: rename it")
-    whole = os.path.normpath(url.local_path.absolute()) if url.is_local else source
-    if not is_manifest(source):
-        return whole, None
-    digest = hashlib.sha256()
-    with usage_errors(source), open_source(whole) as file:
-        for piece in iter(lambda: file.read(2**23), b""):
-            digest.update(piece)
-    return whole, digest.hexdigest()
+    return os.path.normpath(url.local_path.absolute()) if url.is_local else source
 
 
 def is_manifest(source: str) -> bool:
@@ -106,12 +143,12 @@ def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
         UsageError: there are no images.
     """
     with usage_errors(source):
-        found = list_inputs(source)
+        found, skipped = _without_runs(list_inputs(source))
     known = pc.match_substring_regex(found["name"], _IS_IMAGE)
     others = found["name"].filter(pc.invert(known))
     suffixes = pc.fill_null(pc.struct_field(pc.extract_regex(others, r"(?P<suffix>\.[^./]*)$"), "suffix"), "")
     counts = pc.value_counts(pc.utf8_lower(suffixes)).to_pylist()
-    skipped = {row["values"]: row["counts"] for row in sorted(counts, key=lambda row: row["values"])}
+    skipped |= {row["values"]: row["counts"] for row in sorted(counts, key=lambda row: row["values"])}
     images = found.filter(known)
     if not images.num_rows:
         what = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in skipped.items()) or "no files"
@@ -120,6 +157,22 @@ def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
             ends += "; this is a folder, but a manifest is one file"
         raise UsageError(f"{source}: no images; found {what}; {ends}")
     return images, skipped
+
+
+def _without_runs(found: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """Leave out the files below the outputs of runs, whose pictures are no inputs; count them by folder."""
+    names = found["name"]
+    plans, records = (
+        {name.rpartition("/")[0] for name in names.filter(pc.ends_with(names, f"/{file}")).to_pylist()}
+        for file in (PLAN, RUN)
+    )
+    counts: dict[str, int] = {}
+    for folder in sorted(plans & records):
+        below = pc.starts_with(found["name"], f"{folder}/")
+        if count := pc.sum(below).as_py():
+            counts[f"in {folder}/, the output of a run"] = count
+            found = found.filter(pc.invert(below))
+    return found, counts
 
 
 # Manifests

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ClassVar, Final
 
-from ..errors import ItemError, RunError
-from .url import Url
+from ..errors import ItemError, RunError, StoreSetupError
+from .url import Url, redact
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,8 @@ _OS_ERRORS: Final = {
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.ENAMETOOLONG: "the name is too long",
 }
+_LASTING: Final = (errno.EROFS, errno.EEXIST)
+"""Refusals, besides those of permissions and names, that last until the user changes something."""
 _ESCAPED: Final = re.compile(r"\\x[89a-f][0-9a-f]")
 
 
@@ -118,19 +120,27 @@ class InputStore(ABC):
         except self.failures() as error:
             fault = self.explain(error, url)
             if fault.affects_all:
-                raise RunError(f"cannot read {url}: {fault.message}") from error
+                raise StoreSetupError(f"cannot read {redact(url.text)}: {fault.message}") from error
             raise ItemError(fault.code, fault.message) from error
 
     @contextlib.contextmanager
     def output_faults(self, action: str, url: Url, *, missing: bool = False) -> Iterator[None]:
-        """Convert a failure of an action, like `read`, to `RunError`; with `missing`, keep FileNotFoundError."""
+        """Convert a failure of an action, like `read`, to `RunError`; with `missing`, keep FileNotFoundError.
+
+        A refusal that lasts until the user changes something becomes a `StoreSetupError`.
+        """
         try:
             yield
         except self.failures() as error:
             fault = self.explain(error, url)
             if missing and fault.code == "not_found":
                 raise FileNotFoundError(errno.ENOENT, fault.message, url.text) from error
-            raise RunError(f"cannot {action} {url}: {fault.message}") from error
+            lasting = fault.affects_all or fault.code in ("access_denied", "archived", "not_found")
+            kind = StoreSetupError if lasting or getattr(error, "errno", None) in _LASTING else RunError
+            message = fault.message
+            if isinstance(error, FileNotFoundError) and action == "write" and url.is_local:  # as in /proc
+                message = "no folder can be made there"
+            raise kind(f"cannot {action} {url}: {message}") from error
 
 
 class Store(InputStore):

@@ -12,6 +12,10 @@ from typing import Final, Self
 USER_PATTERN: Final = r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*@"
 """Matches a URL with a user or a password, which are refused: credentials come from the environment."""
 WEB_SCHEMES: Final = ("http", "https")
+_ACCESS_POINT: Final = re.compile(
+    r"arn:[a-z0-9-]+:s3[a-z-]*:[a-z0-9-]*:[0-9]*:(outpost[/:][^/:]+[/:])?accesspoint[/:][^/]+"
+)
+"""Matches an access point of S3, which is named by its ARN in place of a bucket."""
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 LOCAL_SCHEMES: Final = ("file", "local")
 
@@ -23,7 +27,8 @@ class Url:
     scheme: str
     """In lower case; "" for local files."""
     bucket: str
-    """What stands between `scheme://` and the next slash: a bucket, or a host. "" for local files."""
+    """What stands between `scheme://` and the next slash: a bucket, or a host; the ARN of an access point of S3. "" for
+    local files."""
     key: str
     """What follows the bucket and its slash; for local files, their path."""
 
@@ -35,6 +40,8 @@ class Url:
         Url(scheme='s3', bucket='bucket', key='a/b.jpg')
         >>> Url.parse("file:///data/a.jpg")
         Url(scheme='', bucket='', key='/data/a.jpg')
+        >>> Url.parse("s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/photos/a.jpg").key
+        'a.jpg'
         """
         text = os.fspath(text)
         match = _SCHEME.match(text)
@@ -43,8 +50,9 @@ class Url:
         scheme, rest = match[1].lower(), text[match.end() :]
         if scheme in LOCAL_SCHEMES:
             return cls("", "", rest)
-        bucket, _, key = rest.partition("/")
-        return cls(scheme, bucket, key)
+        point = _ACCESS_POINT.match(rest) if scheme in ("s3", "s3a") else None
+        bucket = point[0] if point else rest.partition("/")[0]
+        return cls(scheme, bucket, rest[len(bucket) + 1 :])
 
     @property
     def is_local(self) -> bool:

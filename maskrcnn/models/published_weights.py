@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 
-__all__ = ["PublishedWeights", "read_published", "torch_hub"]
+__all__ = ["PublishedWeights", "is_cached", "read_published", "torch_hub"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,11 @@ class PublishedWeights:
     def sha256_start(self) -> str:
         """The first digits of its sha256, hexadecimal."""
         return Path(self.file).stem.rpartition("-")[2]
+
+
+def is_cached(weights: PublishedWeights) -> bool:
+    """Return whether a published file is in torch's cache."""
+    return (torch_hub() / "checkpoints" / weights.file).exists()
 
 
 def read_published(weights: PublishedWeights, model: str, alternatives: str = "") -> tuple[Path, bytes, str]:

@@ -29,7 +29,7 @@ from .checkpoint_files import (
 )
 from .matterport_config import MatterportConfig, config_of
 from .networks import CLASS_SCORES, NETWORKS, architecture_of, check_tensors
-from .published_weights import PublishedWeights, read_published
+from .published_weights import PublishedWeights, is_cached, read_published
 
 __all__ = [
     "COCO_CATEGORIES",
@@ -42,6 +42,7 @@ __all__ = [
     "PublishedModel",
     "category_ids_named",
     "describe_model",
+    "needs_download",
     "published_model_of",
     "read_model",
     "resolve",
@@ -181,6 +182,12 @@ def resolve(name: str) -> ModelSource:
     if suffix not in SUFFIXES:
         raise UsageError(_no_such_model(name, suffix))
     return ModelFile(name, suffix)
+
+
+def needs_download(name: str) -> bool:
+    """Return whether the weights of a model must first be downloaded. Raises UsageError as `resolve`."""
+    source = resolve(name)
+    return isinstance(source, PublishedModel) and not is_cached(source.weights)
 
 
 def describe_model(name: str, labels: str | None = None) -> ModelCard:

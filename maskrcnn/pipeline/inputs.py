@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from ..errors import UsageError, plural
 from ..formats.coco_reader import find_images_root, read_coco_images
-from ..io.schemes import REMOTE_SCHEMES
-from ..io.sources import as_json, is_manifest, read_listing, read_manifest, source_of
+from ..io.schemes import REMOTE_SCHEMES, unsupported
+from ..io.sources import as_json, is_manifest, read_listing, read_manifest, refuse_query, source_of
 from ..io.url import LOCAL_SCHEMES, USER_PATTERN, Url
 from ..schema import IMAGES, MANIFEST, METADATA
 
@@ -136,6 +136,7 @@ def _resolved(rows: pa.Table, root: str, source: str, *, allow_http: bool) -> pa
         named = pc.coalesce(pc.if_else(pc.equal(names, ""), None, names), named)
 
     _refuse_foreign(pa.chunked_array([[root]]), "--images-root", allow_http=allow_http)
+    refuse_query(root, "--images-root")
     place = Url.parse(root)
     root = str(place.local_path.absolute()) if place.is_local else root
     absolute = pc.or_(pc.match_substring_regex(uris, _SCHEME), pc.starts_with(uris, "/"))
@@ -155,9 +156,11 @@ def _refuse_foreign(uris: pa.ChunkedArray, source: str, *, allow_http: bool) -> 
     schemed = matching(_SCHEME, uris)
     on_the_web = matching(_WEB, schemed)
     unknown = schemed.filter(pc.invert(pc.match_substring_regex(schemed, f"{_KNOWN_SCHEME}|{_WEB}")))
+    of_unknown = unsupported(Url.parse(unknown[0].as_py()).scheme) if len(unknown) else ""
+    of_unknown = f"; {of_unknown}" if " (" in of_unknown else ", not s3:// or gs://"
     for refused, why in (
+        (unknown, f"of an unsupported scheme{of_unknown}"),
         (matching(USER_PATTERN, schemed), "with a user or a password; credentials come from the environment"),
-        (unknown, "of an unsupported scheme, not s3:// or gs://"),
         (matching(_RELATIVE_FILE, schemed), "of files without an absolute path, as in file:///…"),
         (uris.slice(0, 0) if allow_http else on_the_web, "on the web, without --allow-http"),
     ):

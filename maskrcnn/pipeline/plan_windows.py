@@ -54,9 +54,7 @@ def plan_windows(
         UsageError: the radiometry or the CRS is invalid, no raster has a valid pixel, or the extra `geo` is missing.
         RunError: the store failed.
     """
-    radiometry = parse_radiometry(inference.bands, inference.scale)
-    if inference.assume_crs is not None:
-        parse_crs(inference.assume_crs)
+    radiometry = check_options(inference)
     overlap = inference.overlap or 0
     if overlap < SMALL_OVERLAP_PX:
         what = "windows overlap by %s pixels: below %s, an object on their border may remain in several parts"
@@ -67,6 +65,17 @@ def plan_windows(
     grid, cuts = number_windows(images, Cutting(inference.window or 0, overlap), plan.shard_images)
     grid_sha256 = write_grid(storage, grid)
     return dataclasses.replace(plan, rows=cuts[-1], cuts=cuts, grid_sha256=grid_sha256), radiometry
+
+
+def check_options(inference: InferenceConfig) -> Radiometry:
+    """Return the radiometry of a configuration with a window.
+
+    Raises:
+        UsageError: the radiometry or the CRS is invalid, or the extra `geo` is missing.
+    """
+    if inference.assume_crs is not None:
+        parse_crs(inference.assume_crs)
+    return parse_radiometry(inference.bands, inference.scale)
 
 
 def _log_broken(images: Sequence[ImageHeader]) -> None:
