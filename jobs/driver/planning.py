@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import logging
+import os
 import platform
 import uuid
 from collections.abc import Iterator
@@ -43,6 +44,14 @@ PROBES: Final = "probes"
 """The folder of a run's directory that holds probes and traces while the run is processed."""
 
 
+def absolute(name: str) -> str:
+    """Return a local file's absolute path, and any other name of a model unchanged.
+
+    Workers and later commands have other working directories.
+    """
+    return str(Path(name).absolute()) if "://" not in name and Path(name).is_file() else name
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A run as the user requested it."""
@@ -54,7 +63,13 @@ class Request:
     shard_images: int | None = None
     """None: chosen by the number of inputs, see `config.default_shard_images`."""
     images_root: str | None = None
+    """Base of the relative uris of a manifest; made absolute, because a resume may have another working directory."""
     coco_mode: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.images_root and "://" not in self.images_root:
+            # Path.absolute would keep `..`, which is another name.
+            object.__setattr__(self, "images_root", os.path.abspath(self.images_root))  # noqa: PTH100
 
 
 def output_storage(url: str) -> Storage:
@@ -271,7 +286,9 @@ def _withdraw(request: Request, storage: Storage, plan: Plan, changed: list[str]
         raise _another_run(request, changed)
     if plan.grid_file is not None:
         storage.remove(plan.grid_file)
-    log.info("planning %s anew: it was planned with %s, and nothing was done", request.output, "; ".join(changed))
+    log.info(
+        "planning %s anew: it was planned with %s, and nothing was done", request.output, "; ".join(changed)
+    )
 
 
 def _is_begun(storage: Storage) -> bool:

@@ -72,7 +72,10 @@ def check_datasets(request: TrainingRequest) -> tuple[Dataset, pa.Table, pa.Tabl
         UsageError: they have errors, contain no object, or cannot be split; there is no such model.
     """
     _check_model(request.config.model)
-    for root, option in ((request.images_root, "--images-root"), (request.validation_root, "--val-images-root")):
+    for root, option in (
+        (request.images_root, "--images-root"),
+        (request.validation_root, "--val-images-root"),
+    ):
         refuse_query(root or "", option)
     dataset = read_dataset(request.source, request.images_root, progress=_log_progress)
     _log_findings(request.source, dataset)

@@ -227,7 +227,9 @@ class S3Store(RemoteStore):
                 "access_denied", f"the KMS key that encrypts it cannot be used ({code}); check its state"
             )
         if isinstance(error, PermissionError):
-            rights = "check the credentials' rights; a requester-pays bucket needs FSSPEC_S3_REQUESTER_PAYS=true"
+            rights = (
+                "check the credentials' rights; a requester-pays bucket needs FSSPEC_S3_REQUESTER_PAYS=true"
+            )
             return Fault("access_denied", f"access denied ({code or 403}); {rights}")
         message = one_line(error)
         return Fault("storage_error", message if code in message else f"{message} ({code})")
@@ -236,7 +238,9 @@ class S3Store(RemoteStore):
 def _other_region(error: BaseException, url: Url, code: str) -> str:
     region = region_of(answer_of(error))
     here = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    there = f"{region}: set AWS_REGION={region}" if region else "another region: set AWS_REGION to the bucket's"
+    there = (
+        f"{region}: set AWS_REGION={region}" if region else "another region: set AWS_REGION to the bucket's"
+    )
     return f"the bucket {url.bucket!r} is in {there} (it is {here or 'not set'} now; {code})"
 
 

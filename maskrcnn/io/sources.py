@@ -46,11 +46,11 @@ def refuse_user(url: str, what: str) -> None:
 
 
 def refuse_query(url: str, what: str) -> None:
-    """Raise UsageError if an address on the web has a query or a fragment, which may hold a token, without repeating it."""
+    """Raise UsageError if an address on the web has a query or a fragment, without repeating it: it may be a token."""
     if redact(url) != url:
         raise UsageError(
-            f"{what}: leave out what follows the `?` or `#` of {redact(url)}: it may be a token, and would be recorded; "
-            "put complete uris into a manifest"
+            f"{what}: leave out what follows the `?` or `#` of {redact(url)}, which may be a token and would be "
+            "recorded: put complete uris into a manifest"
         )
 
 
