@@ -5,14 +5,12 @@ resumable.
 """
 
 import logging
-import signal
 import sys
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-from maskrcnn.errors import RunError, UsageError
+from maskrcnn.errors import RunError, StoreSetupError, UsageError
 
 from .commands.convert import convert
 from .commands.demo import demo
@@ -25,9 +23,10 @@ from .commands.reduce import reduce
 from .commands.retry import retry
 from .commands.segment import segment
 from .commands.show import show
+from .commands.signals import stop_on_signals
 from .commands.status import status
 from .commands.submit import submit
-from .commands.terminal import PlainFormatter, fail
+from .commands.terminal import ClearingHandler, PlainFormatter, fail, guard_standard_streams
 from .commands.train import train
 from .commands.verify import verify
 
@@ -37,11 +36,19 @@ log = logging.getLogger("maskrcnn")
 class Group(click.Group):
     """Turns this project's errors into one line and an exit code."""
 
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Run the program; the output of its own help may fail as well."""
+        guard_standard_streams()
+        try:
+            return super().main(*arguments, **options)
+        except RunError as error:
+            fail(f"stopped: {error}", 3)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; show a traceback only for a bug in the program."""
         try:
             return super().invoke(ctx)
-        except UsageError as error:
+        except (UsageError, StoreSetupError) as error:
             fail(f"error: {error}", 2)
         except RunError as error:
             fail(f"stopped: {error}", 3)
@@ -71,19 +78,11 @@ class Group(click.Group):
 @click.option("-q", "--quiet", is_flag=True, help="Log only warnings and errors.")
 def main(quiet: bool) -> None:
     """Find every object in millions of pictures: Mask R-CNN over image collections, on Ray."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = ClearingHandler(sys.stderr)
     handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(handlers=[handler])
     log.setLevel(logging.WARNING if quiet else logging.INFO)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    # A second signal during the shutdown of the workers would leave them behind.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    stop_on_signals()
 
 
 for command in (

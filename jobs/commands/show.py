@@ -225,7 +225,7 @@ def _segmented(request: ShowRequest) -> "tuple[View, tuple[Category, ...]]":
 
 def _drawn(request: ShowRequest, shown: "Iterable[View]", categories: "tuple[Category, ...]") -> Shown:
     """Draw views one after the other, so that at most one image is in memory."""
-    from maskrcnn.results.export import safe_name
+    from maskrcnn.results.export import DistinctNames, safe_name
     from maskrcnn.visualization.display import sheet
     from maskrcnn.visualization.run_images import (
         PICTURE_PX,
@@ -240,6 +240,7 @@ def _drawn(request: ShowRequest, shown: "Iterable[View]", categories: "tuple[Cat
     lines: list[str] = []
     facts: list[dict[str, Any]] = []
     cells = []
+    names = DistinctNames()
     first: View | None = None
     for number, view in enumerate(shown):
         lines.append(summary_of(view, categories))
@@ -247,9 +248,7 @@ def _drawn(request: ShowRequest, shown: "Iterable[View]", categories: "tuple[Cat
         if request.each is not None:
             if view.pixels is not None:
                 stem = f"{safe_name(view.name, view.image_id or 0)}{_suffix(view)}"
-                name = f"{stem.removesuffix('.png')}.png"
-                if f"{request.each.rstrip('/')}/{name}" in files:  # of an image without a suffix
-                    name = f"{stem}.png"
+                name = names.name(stem.removesuffix(".png"), ".png", view.image_id or 0)
                 files.append(_write(request.each, name, _picture(request, view, categories)))
             continue
         side = request.max_side or side_of(request.count, masks=request.masks)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from maskrcnn.errors import plural
+
 from .options import json_option
 from .summary import summary_line
 
@@ -29,17 +31,17 @@ def _lines(facts: dict[str, Any], output: str) -> list[str]:
     lines = [f"{facts['state']}: {_progress_line(facts)}{generation}"]
     if facts["retry"]:
         lines.append(f"retry (generation {facts['generation']}): {_progress_line(facts['retry'])}")
+    if facts["waiting_for"]:
+        lines.append(f"waiting for {facts['waiting_for']}")
     if facts["counts"]:
         lines.append(summary_line(facts["counts"], output))
     return lines
 
 
 def _progress_line(facts: dict[str, Any]) -> str:
-    unit = facts["unit"] if facts["images"] != 1 else facts["unit"].removesuffix("s")
-    shards = "shard" if facts["shards"] == 1 else "shards"
     return (
-        f"{facts['images_done']:,} of {facts['images']:,} {unit}, "
-        f"{facts['shards_done']:,} of {facts['shards']:,} {shards}; planned {facts['created']}"
+        f"{facts['images_done']:,} of {plural(facts['images'], facts['unit'].removesuffix('s'))}, "
+        f"{facts['shards_done']:,} of {plural(facts['shards'], 'shard')}; planned {facts['created']}"
     )
 
 
@@ -48,7 +50,8 @@ def run_status(output: str) -> dict[str, Any]:
 
     Returns:
         `state` (`finished`; `unfinished`; `unreduced`: all shards are done, and the tables are to be written), the
-        progress of the first plan and, under `retry`, of a retry that is not finished, and the `counts` of `_SUCCESS`.
+        progress of the first plan and, under `retry`, of a retry that is not finished, what the run is waiting for
+        (`waiting_for`, a phrase, or None), and the `counts` of `_SUCCESS`.
 
     Raises:
         UsageError: the output holds no run, or one of another schema version.
@@ -56,7 +59,7 @@ def run_status(output: str) -> dict[str, Any]:
     from maskrcnn.pipeline.plan import PLAN, no_run, read_plans, read_run
     from maskrcnn.pipeline.success import read_success
 
-    from ..driver.planning import output_storage
+    from ..driver.planning import is_driven, output_storage
     from ..driver.run import receipts_of
 
     storage = output_storage(output)
@@ -74,8 +77,19 @@ def run_status(output: str) -> dict[str, Any]:
         "generation": plans[-1].generation,
         **facts[0],
         "retry": None if done or len(plans) == 1 else facts[-1],
+        "waiting_for": None if done else _waiting_for(pending, driven=is_driven(storage)),
         "counts": success["counts"] if success else None,
     }
+
+
+def _waiting_for(pending: "Sequence[Sequence[Shard]]", *, driven: bool) -> str:
+    """Return what a run that is not finished is waiting for, and what its user can do."""
+    left = sum(map(len, pending))
+    command = "`maskrcnn retry`" if len(pending) > 1 else "`maskrcnn segment`"
+    what = plural(left, "shard") if left else "its tables"
+    if driven:
+        return f"{what}: a command is working on it; if that was killed, repeat its {command}"
+    return f"{what}: no command is working on it; repeat its {command} to continue"
 
 
 def _progress_of(plan: "Plan", pending: "Sequence[Shard]") -> dict[str, Any]:

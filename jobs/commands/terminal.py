@@ -1,10 +1,19 @@
-"""Text for a terminal, without control characters that a terminal would obey."""
+"""Text for standard output and for a terminal, which may be gone, full, or obey control characters."""
 
+import contextlib
+import errno
+import io
 import logging
+import os
 import sys
-from typing import Final, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Final, NoReturn, TextIO
 
 import click
+
+from maskrcnn.errors import RunError
+
+from ..driver.progress import CLEAR, is_redrawn
 
 _LINE_ENDS: Final = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _REORDERING: Final = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -39,7 +48,91 @@ class PlainFormatter(logging.Formatter):
         return super().formatException(ei).translate(_OBEYED_EXCEPT_LINES)  # type: ignore[arg-type]
 
 
+class ClearingHandler(logging.StreamHandler[TextIO]):
+    """Writes each message to a line of its own, also where a terminal shows a line of progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message."""
+        if is_redrawn(self.stream):
+            self.stream.write(CLEAR)
+        super().emit(record)
+
+
 def fail(message: str, code: int) -> NoReturn:
     """Print one line to stderr and end with an exit code."""
-    click.echo(plain(message), err=True)
+    write_error(message)
     sys.exit(code)
+
+
+def write_error(message: str) -> None:
+    """Write one line to stderr in one piece, from any thread; nothing where it is closed."""
+    with contextlib.suppress(OSError):
+        click.echo(plain(message), err=True)
+
+
+# Standard output and standard error
+
+CLOSED_PIPE: Final = 141
+"""The exit code of a program whose output nobody reads any more: 128 + SIGPIPE, as the shell reports it."""
+
+
+class _Guarded(io.TextIOWrapper):
+    """A standard stream whose failures are not those of another file.
+
+    Args:
+        stream: standard output or standard error.
+        failed: is called with a failure; if it returns, that and all further text is discarded.
+    """
+
+    def __init__(self, stream: TextIO, failed: Callable[[OSError], None]) -> None:
+        super().__init__(
+            stream.buffer,
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=getattr(stream, "line_buffering", False),
+        )
+        self._failed = failed
+
+    def write(self, text: str) -> int:
+        """Write text."""
+        with self._guard():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        with self._guard():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # What is buffered would fail again when the process ends.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            self._failed(error)
+
+
+def guard_standard_streams() -> None:
+    """Let output that nobody reads end the command silently, and a full disk in one line.
+
+    What is written to a terminal that was closed, and all that cannot be written to stderr, is discarded.
+    """
+    if sys.stdout is not None and sys.stdout is sys.__stdout__:
+        sys.stdout.flush()
+        sys.stdout = _Guarded(sys.stdout, _output_failed)
+    if sys.stderr is not None and sys.stderr is sys.__stderr__:
+        sys.stderr = _Guarded(sys.stderr, lambda _: None)
+
+
+def _output_failed(error: OSError) -> None:
+    if error.errno == errno.EPIPE:
+        sys.exit(CLOSED_PIPE)
+    if error.errno != errno.EIO:  # which a terminal that is gone raises
+        raise RunError(
+            f"the result cannot be written to standard output: {(error.strerror or str(error)).lower()}; "
+            "repeat the command to print it again"
+        ) from error

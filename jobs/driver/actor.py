@@ -49,9 +49,9 @@ class SegmentActor:
         probe = self._worker.start(first_uri)
         return ActorReady(self._worker.host, ray.get_runtime_context().get_node_id(), probe)
 
-    def pulse(self) -> tuple[int, bool]:
-        """Return a number that grows as long as there is progress, and whether this actor was asked to stop."""
-        return self._worker.steps, self._stopping.is_set()
+    def pulse(self) -> tuple[int, bool, dict[str, int]]:
+        """Return a number that grows with progress, whether this actor was asked to stop, and what its shards did."""
+        return self._worker.steps, self._stopping.is_set(), self._worker.running
 
     def run(self, task: Task) -> Done:
         """Process a shard and commit it, or process one of its images alone.

@@ -121,6 +121,11 @@ class NodeWorker:
         """A number that grows as long as there is progress."""
         return 0 if self._worker is None else self._worker.steps
 
+    @property
+    def running(self) -> dict[str, int]:
+        """What is done in the shards that are running; see `ShardWorker.running`."""
+        return {} if self._worker is None else self._worker.running
+
     def start(self, first_uri: str) -> str:
         """Load the model, and try the accesses that every shard needs.
 

@@ -31,7 +31,7 @@ from maskrcnn.pipeline.receipts import Receipt, commit
 from .execution import MARKER
 from .node_worker import Done, NodeWorker, WorkerSpec, take_announcement
 from .poison_isolation import Failure, PoisonIsolation, Task
-from .progress import Progress
+from .progress import REDRAW_EVERY_S, Progress
 
 log = logging.getLogger("maskrcnn")
 
@@ -106,10 +106,10 @@ class OneProcess:
             if not running:
                 time.sleep(0.1)
                 continue
-            done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+            done, _ = wait(running, timeout=REDRAW_EVERY_S, return_when=FIRST_COMPLETED)
             for future in done:
                 self._take(worker, running.pop(future), future)
-            self._progress.show()
+            self._progress.show(running=worker.running)
 
     def _next_task(self, shards: Iterator[Shard], *, idle: bool) -> Task | None:
         """Return the next task; a shard whose execution failed comes first, and runs by itself."""

@@ -42,6 +42,8 @@ log = logging.getLogger("maskrcnn")
 
 PROBES: Final = "probes"
 """The folder of a run's directory that holds probes and traces while the run is processed."""
+DRIVER: Final = "driver"
+"""The file in a driver's own folder of probes by which it is known that it has begun, and not ended."""
 
 
 def absolute(name: str) -> str:
@@ -295,13 +297,18 @@ def _is_begun(storage: Storage) -> bool:
     return not all(path in (PLAN, RUN, MANIFEST) or path.startswith(GRID_PREFIX) for path in storage.list())
 
 
+def is_driven(storage: Storage) -> bool:
+    """Return whether a command is carrying out the run, or was killed while it did."""
+    return any(path.endswith(f"/{DRIVER}") for path in storage.list(PROBES))
+
+
 def mark_begun(storage: Storage, plan: Plan, probes: str) -> None:
     """Write into a driver's folder of probes that it carries out a plan, which from now on is not planned anew.
 
     Raises:
         RunError: another command planned anew meanwhile.
     """
-    storage.write(f"{probes}/driver", b"")
+    storage.write(f"{probes}/{DRIVER}", b"")
     if plan not in read_plans(storage):
         raise RunError(f"{storage.url} was planned anew by another command meanwhile; name another output")
 

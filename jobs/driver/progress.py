@@ -1,9 +1,13 @@
 """Progress of the map stage: one line that is redrawn on a terminal, log lines elsewhere."""
 
+import contextlib
 import logging
+import os
 import sys
 import time
-from typing import TextIO
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from typing import Final, TextIO
 
 from maskrcnn.errors import plural
 
@@ -11,6 +15,14 @@ log = logging.getLogger("maskrcnn")
 
 LOG_EVERY_S = 15.0
 REDRAW_EVERY_S = 0.2
+CLEAR: Final = "\r\x1b[2K"
+"""Clears the line of a terminal."""
+RATE_OVER_S: Final = 120.0
+"""The rate is that of the latest two minutes, …"""
+FORECAST_AFTER_S: Final = 15.0
+"""… and becomes a forecast once it was observed for so long, …"""
+FORECAST_AFTER: Final = 10
+"""… and over so many images."""
 
 
 def duration(seconds: float) -> str:
@@ -27,61 +39,131 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def is_redrawn(stream: TextIO) -> bool:
+    """Return whether a line can be redrawn on a stream: it is a terminal that obeys control sequences."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
 class Progress:
-    """Counts images as shards finish.
+    """Counts images as they are done, in shards that are finished and in those that are running.
 
     Args:
         total: number of images of the whole run.
         done: number of images that an earlier command finished.
-        stream: where the line is written; on a terminal it is redrawn.
-        unit: what is counted, in the plural.
+        stream: where the line is written, by default stderr; on a terminal it is redrawn.
+        unit: what is counted, in the singular.
+        clock: returns the time in seconds.
     """
 
-    def __init__(self, total: int, done: int, stream: TextIO = sys.stderr, unit: str = "images") -> None:
+    def __init__(
+        self,
+        total: int,
+        done: int,
+        stream: TextIO | None = None,
+        unit: str = "image",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._total = total
         self._unit = unit
-        self._before = self._done = done
-        self._failed = self._instances = 0
-        self._stream = stream
-        self._terminal = stream.isatty()
-        self._started = self._shown = time.monotonic()
+        self._before = done
+        self._finished: Counter[str] = Counter()
+        self._running: Counter[str] = Counter()
+        self._stream = sys.stderr if stream is None else stream
+        self._terminal = is_redrawn(self._stream)
+        self._clock = clock
+        self._shown = clock()
+        self._observed: deque[tuple[float, int]] = deque()
+        self._actors: tuple[int, int] | None = None
 
-    def add(self, counts: dict[str, int]) -> None:
-        """Count a finished shard."""
-        self._done += sum(count for name, count in counts.items() if name != "instances")
-        self._failed += counts["failed"]
-        self._instances += counts["instances"]
-        self.show()
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Count a finished shard: its images by status, and its `instances`."""
+        self._finished.update(counts)
 
-    def show(self, *, actors: int | None = None, force: bool = False) -> None:
-        """Show the line, unless it was shown very recently."""
-        now = time.monotonic()
+    def show(
+        self,
+        *,
+        running: Mapping[str, int] | None = None,
+        actors: tuple[int, int] | None = None,
+        force: bool = False,
+    ) -> None:
+        """Show the line, unless it was shown very recently.
+
+        Args:
+            running: counts of the images that are done in unfinished shards.
+            actors: number of actors that are ready, and of all; None: there are none.
+            force: show the line in any case.
+        """
+        now = self._clock()
+        self._running = Counter(running or {})
+        self._actors = actors
+        self._observe(now)
         if not force and now - self._shown < (REDRAW_EVERY_S if self._terminal else LOG_EVERY_S):
             return
         self._shown = now
-        if self._terminal:
-            self._stream.write(f"\r\x1b[2K{self.line(actors)}")
-            self._stream.flush()
-        else:
-            log.info("%s", self.line(actors))
+        self._write(self.line())
 
-    def line(self, actors: int | None = None) -> str:
-        """Return the line: images done, failed, images/s, time left."""
-        elapsed = time.monotonic() - self._started
-        processed = self._done - self._before
-        rate = processed / elapsed if processed else 0.0
-        left = f"{duration((self._total - self._done) / rate)} left" if rate else "starting"
-        share = 100 * self._done // self._total
+    def _write(self, line: str) -> None:
+        if not self._terminal:
+            log.info("%s", line)
+        elif log.isEnabledFor(logging.INFO):
+            try:
+                self._stream.write(f"{CLEAR}{line[: self._columns()]}")
+                self._stream.flush()
+            except OSError:  # the terminal was closed, and the run goes on
+                self._terminal = False
+
+    def _columns(self) -> int | None:
+        """Return how much of a line fits: of a longer one only the last row would be redrawn."""
+        with contextlib.suppress(OSError, ValueError):
+            return max(os.get_terminal_size(self._stream.fileno()).columns - 1, 0) or None
+        return None
+
+    def _observe(self, now: float) -> None:
+        """Note how much is done now; what passes before the first worker is ready says nothing of the rate."""
+        if self._actors is not None and not self._actors[0] and not self._observed:
+            return
+        self._observed.append((now, self._done))
+        while len(self._observed) > 2 and now - self._observed[1][0] > RATE_OVER_S:
+            self._observed.popleft()
+
+    @property
+    def _done(self) -> int:
+        both = self._finished + self._running
+        return self._before + sum(count for name, count in both.items() if name != "instances")
+
+    def line(self, *, ended: bool = False) -> str:
+        """Return the line: images done, failed, instances, images/s, and time left once that can be said."""
+        both, done = self._finished + self._running, self._done
+        share = 100 * done // self._total
         since = " since the restart" if self._before else ""
         text = (
-            f"{self._done:,}/{self._total:,} {self._unit} ({share} %), {self._failed:,} failed, "
-            f"{plural(self._instances, 'instance')}{since}, {rate:.1f} {self._unit}/s, {left}"
+            f"{done:,}/{plural(self._total, self._unit)} ({share} %), {both['failed']:,} failed, "
+            f"{plural(both['instances'], 'instance')}{since}"
         )
-        return text if actors is None else f"{text}, {plural(actors, 'actor')}"
+        if ended:
+            return text
+        actors = "" if self._actors is None else f", {plural(self._actors[0], 'actor')}"
+        return f"{text}, {self._pace(done)}{actors}"
+
+    def _pace(self, done: int) -> str:
+        """Return the rate and the time left, or what the run is waiting for."""
+        if self._actors is not None and not self._actors[0] and done == self._before:
+            return f"waiting for the first of {plural(self._actors[1], 'actor')} to load the model"
+        if done == self._before or len(self._observed) < 2:
+            return f"waiting for the first {self._unit}"
+        (since, before), (now, _) = self._observed[0], self._observed[-1]
+        processed = max(done - before, 0)
+        rate = processed / max(now - since, 0.001)
+        text = f"{rate:.1f} {self._unit}s/s"
+        if now - since < FORECAST_AFTER_S or processed < FORECAST_AFTER or done >= self._total:
+            return text
+        return f"{text}, {duration((self._total - done) / rate)} left"
 
     def close(self) -> None:
-        """Show the last state and end the line."""
-        self.show(force=True)
+        """Show the last state, without what no longer runs, and end the line."""
+        self._running.clear()
+        self._write(self.line(ended=True))
         if self._terminal:
-            self._stream.write("\n")
-            self._stream.flush()
+            with contextlib.suppress(OSError):
+                self._stream.write("\n")
+                self._stream.flush()

@@ -124,7 +124,7 @@ def run_shards(
     with ManifestReader(storage) as manifest:
         first_uri = manifest.rows(0, 1)["uri"][0].as_py()
     started = time.monotonic()
-    progress = Progress(plan.rows + lost, done, unit=f"{plan.unit}s")
+    progress = Progress(plan.rows + lost, done, unit=plan.unit)
     try:
         map_shards(spec, first_uri, progress, pending_of(plans, receipts), n_pending)
     finally:

@@ -9,7 +9,7 @@ so that an autoscaler sees the demand; each gets tasks when it is ready, and an 
 import contextlib
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -39,6 +39,8 @@ log = logging.getLogger("maskrcnn")
 
 SHARDS_AT_ONCE: Final = 2
 """Shards that an actor holds: one is computed while the other is fetched or written."""
+PULSE_S: Final = 2.0
+"""How often actors are asked for their progress."""
 MAX_FAILED_STARTS: Final = 5
 """Consecutive actors that die before they are ready, before the run stops."""
 
@@ -58,6 +60,8 @@ class Slot:
     pulse: Any = None
     """The reference of the pending call that asks for the number of its steps."""
     steps: int = -1
+    running: Counter[str] = field(default_factory=Counter)
+    """What is done in its shards, as of the latest such call."""
     leaving: bool = False
     """Whether it was asked to stop, so that no image is to blame for its end."""
     moved: float = 0.0
@@ -109,7 +113,9 @@ class Scheduler:
                 self._assign_tasks(shards, remaining)
                 remaining -= self._collect()
                 self._end_stalled()
-                self._progress.show(actors=sum(slot.ready for slot in self._slots))
+                running = sum((slot.running for slot in self._slots), Counter())
+                ready = sum(slot.ready for slot in self._slots)
+                self._progress.show(running=running, actors=(ready, len(self._slots)))
             self._commit(self._circuit_breaker.drain())
         finally:
             for slot in self._slots:
@@ -197,6 +203,8 @@ class Scheduler:
             return 0
         _, task = slot.queue.popleft()
         slot.moved = time.monotonic()
+        slot.running -= Counter(result.counts)
+        slot.pulse = None  # it may have been answered before the task ended
         return self._finished(task, result)
 
     def _finished(self, task: Task, done: Done) -> int:
@@ -295,7 +303,7 @@ class Scheduler:
         """End actors that have made no progress for too long."""
         timeout_s = self._spec.resources.timeout_s
         now = time.monotonic()
-        if now - self._pulse_asked < min(5.0, timeout_s / 4):
+        if now - self._pulse_asked < min(PULSE_S, timeout_s / 4):
             return
         self._pulse_asked = now
         for slot in list(self._slots):
@@ -311,7 +319,8 @@ class Scheduler:
     def _take_pulse(self, slot: Slot, now: float) -> None:
         steps = slot.steps
         with contextlib.suppress(ray.exceptions.RayError):  # it is dead, as the result of its task will show
-            steps, slot.leaving = ray.get(slot.pulse)
+            steps, slot.leaving, running = ray.get(slot.pulse)
+            slot.running = Counter(running)
         if steps != slot.steps:
             slot.steps, slot.moved = steps, now
         slot.pulse = None

@@ -198,34 +198,17 @@ class S3Store(RemoteStore):
 
     def explain(self, error: BaseException, url: Url) -> Fault:
         """Describe what S3 or its client raised."""
-        # Only S3 raised it: botocore is loaded, and `import maskrcnn` need not load it.
-        from botocore import exceptions as boto  # noqa: PLC0415
-
         code = error_code(error)
-        if code in _SETUP_CODES:
-            return Fault("access_denied", f"{_SETUP_CODES[code]} ({code})", affects_all=True)
-        if code in _REGION_CODES:
-            return Fault("storage_error", _other_region(error, url, code), affects_all=True)
+        if (shared := _shared_fault(error, url, code)) is not None:
+            return shared
         if code == "InvalidObjectState":
             return Fault("archived", _archived(error))
-        if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
-            advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the node a role"
-            return Fault("access_denied", f"no credentials; {advice}", affects_all=True)
-        if isinstance(error, _setup_errors()):
-            advice = "check AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL and the files in ~/.aws"
-            return Fault("access_denied", f"{one_line(error)}; {advice}", affects_all=True)
-        if isinstance(error, boto.ConnectionError):
-            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
-            return Fault(
-                "storage_error", f"cannot reach the S3 endpoint ({endpoint}); check it", affects_all=True
-            )
         if isinstance(error, FileNotFoundError):
             bucket = f"there is no bucket {url.bucket!r}; create it or check its name"
             return Fault("not_found", bucket if code == "NoSuchBucket" else MISSING)
         if code.startswith("KMS."):
-            return Fault(
-                "access_denied", f"the KMS key that encrypts it cannot be used ({code}); check its state"
-            )
+            why = f"the KMS key that encrypts it cannot be used ({code}); check its state and its policy"
+            return Fault("access_denied", why)
         if isinstance(error, PermissionError):
             rights = (
                 "check the credentials' rights; a requester-pays bucket needs FSSPEC_S3_REQUESTER_PAYS=true"
@@ -233,6 +216,28 @@ class S3Store(RemoteStore):
             return Fault("access_denied", f"access denied ({code or 403}); {rights}")
         message = one_line(error)
         return Fault("storage_error", message if code in message else f"{message} ({code})")
+
+
+def _shared_fault(error: BaseException, url: Url, code: str) -> Fault | None:
+    """Describe a failure that every object of a bucket shares; None for others."""
+    # Only S3 raised it: botocore is loaded, and `import maskrcnn` need not load it.
+    from botocore import exceptions as boto  # noqa: PLC0415
+
+    answer = ("access_denied", "")
+    if code in _SETUP_CODES:
+        answer = ("access_denied", f"{_SETUP_CODES[code]} ({code})")
+    elif code in _REGION_CODES:
+        answer = ("storage_error", _other_region(error, url, code))
+    elif isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
+        advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the node a role"
+        answer = ("access_denied", f"no credentials; {advice}")
+    elif isinstance(error, _setup_errors()):
+        advice = "check AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL and the files in ~/.aws"
+        answer = ("access_denied", f"{one_line(error)}; {advice}")
+    elif isinstance(error, boto.ConnectionError):
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+        answer = ("storage_error", f"cannot reach the S3 endpoint ({endpoint}); check it")
+    return Fault(*answer, affects_all=True) if answer[1] else None
 
 
 def _other_region(error: BaseException, url: Url, code: str) -> str:

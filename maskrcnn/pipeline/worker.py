@@ -12,7 +12,7 @@ import math
 import threading
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -56,6 +56,8 @@ class Announcement:
     """Failures of decoding so far that would happen again, by row."""
 
 
+COUNTED: Final = ("ok", "empty", "failed", "skipped", "instances")
+"""What is counted of a shard that is running: its images by status, and their instances."""
 Announce = Callable[[Announcement], None]
 _NO_ROWS: Final[Mapping[int, ItemError]] = MappingProxyType({})
 
@@ -108,6 +110,7 @@ class ShardWorker:
         self._decode = decode
         self._shards = ShardReader(storage)
         self._steps = 0
+        self._running: dict[str, Counter[str]] = {}
         self._stopping = False
         self._reading = threading.Lock()
         self._decoding = threading.Semaphore(threads)
@@ -124,6 +127,12 @@ class ShardWorker:
     def steps(self) -> int:
         """A number that grows as long as there is progress: loaded inputs and computed groups."""
         return self._steps
+
+    @property
+    def running(self) -> dict[str, int]:
+        """What is done in the shards that are running: images by status, and `instances`."""
+        shards = tuple(self._running.values())
+        return {name: sum(counts[name] for counts in shards) for name in COUNTED}
 
     def stop(self) -> None:
         """Abandon the running shards, each before its next group, and start no other: they raise HandedBackError."""
@@ -151,6 +160,21 @@ class ShardWorker:
             HandedBackError: this worker was asked to stop.
             RunError: the output cannot be written, or the manifest cannot be read.
         """
+        counts = self._running[shard.name] = Counter(dict.fromkeys(COUNTED, 0))
+        try:
+            return self._finished(shard, quarantined, announce, counts, withhold=withhold)
+        finally:
+            del self._running[shard.name]
+
+    def _finished(
+        self,
+        shard: Shard,
+        quarantined: Mapping[int, ItemError],
+        announce: Announce | None,
+        counts: Counter[str],
+        *,
+        withhold: bool,
+    ) -> Finished:
         watch = Stopwatch()
         with self._turns.queue() as my_turn:
             with self._reading:
@@ -164,7 +188,7 @@ class ShardWorker:
             loaded = self._loaded(numbers.tolist(), rows, watch, failures, ahead)
             first = list(islice(loaded, 2))  # starts the prefetch before it is this shard's turn
             my_turn()
-            results = self._computed(chain(first, loaded), watch, announce, failures)
+            results = self._computed(chain(first, loaded), watch, announce, failures, counts)
         with watch.stage("wall"), watch.stage("encode"):
             images, instances, stats = self._tables(results, rows)
         receipt = write_shard(
@@ -204,13 +228,17 @@ class ShardWorker:
         watch: Stopwatch,
         announce: Announce | None = None,
         failures: Mapping[int, ItemError] = _NO_ROWS,
+        counts: Counter[str] | None = None,
     ) -> list[ImageResult]:
-        """Return the results of a shard's inputs, in order."""
+        """Return the results of a shard's inputs, in order; add them to its counts one group after the other."""
         with watch.stage("wall"):
             groups = filled_groups(check_store(loaded), self._segmenter)
-            results = [
-                result for group in self._outcomes(groups, watch, announce, failures) for result in group
-            ]
+            results: list[ImageResult] = []
+            for group in self._outcomes(groups, watch, announce, failures):
+                results += group
+                if counts is not None:
+                    counts.update(result.status for result in group)
+                    counts["instances"] += sum(len(result.detections or ()) for result in group)
             return sorted(results, key=lambda result: result.row)
 
     def _tables(self, results: Sequence[ImageResult], rows: pa.Table) -> tuple[pa.Table, pa.Table, Stats]:

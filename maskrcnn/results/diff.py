@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
 from ..pipeline.plan import differences
 from ..stats import COCO_EDGES
 from ..types import Detections
@@ -25,7 +26,7 @@ from .diff_matching import (
     Rules,
     compare_instances,
 )
-from .reader import ImageRow, RunReader
+from .reader import ImageRow, RunReader, disagreement
 
 SIZES: Final = ("small", "medium", "large")
 """COCO's size ranges by mask area in pixels: below 32², below 96², and above."""
@@ -109,15 +110,34 @@ class Comparison:
         facts = [info["settings"] | {"weights": info["model"].get("sha256", "")[:12]} for info in infos]
         return differences(facts[0], facts[1])
 
+    def check_related(self) -> None:
+        """Look for an image that both runs have.
+
+        Raises:
+            UsageError: there is none; the message says what the images were matched by, and gives an example of each.
+        """
+        if any(a is not None and b is not None for a, b in self._aligned()):
+            return
+        first = [
+            getattr(next(reader.images(), None), self.matched_by, "none") for reader in (self._a, self._b)
+        ]
+        raise UsageError(
+            f"{self._a.run.url} and {self._b.run.url} have no image in common: compare two runs over the same images "
+            f"(matched by {self.matched_by}; the first are {first[0]!r} and {first[1]!r})"
+        )
+
     def __iter__(self) -> Iterator[ImageDiff]:
         """Yield every image of either run.
 
         Raises:
+            UsageError: the tables of a run disagree.
             RunError: a part cannot be read.
         """
-        aligned = self._by_id() if self.matched_by == "image_id" else self._by_name()
-        for a, b in aligned:
+        for a, b in self._aligned():
             yield self.image(a, b)
+
+    def _aligned(self) -> Iterator[tuple[ImageRow | None, ImageRow | None]]:
+        return self._by_id() if self.matched_by == "image_id" else self._by_name()
 
     def image(self, a: ImageRow | None, b: ImageRow | None) -> ImageDiff:
         """Compare one image."""
@@ -154,6 +174,10 @@ class Comparison:
         keep = np.flatnonzero(found.scores >= np.float32(self.rules.min_score))
         some = found if len(keep) == len(found) else found.take(keep)
         codes = self._codes[side]
+        if unknown := sorted(set(some.labels.tolist()) - set(codes)):
+            raise disagreement(
+                reader.run.url, f"an instance has the category {unknown[0]}, which the run lacks"
+            )
         labels = np.array([codes[label] for label in some.labels.tolist()], np.int32)
         return replace(some, labels=labels), keep
 

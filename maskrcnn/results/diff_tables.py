@@ -59,8 +59,10 @@ def compare_runs(
         The totals, and the images with the most differences, in descending order.
 
     Raises:
+        UsageError: the runs have no image in common, or the tables of one disagree.
         RunError: a run cannot be read, or a table cannot be stored.
     """
+    comparison.check_related()
     tally = Tally(comparison.categories)
     most: list[tuple[float, int, tuple[ImageRow, ImageRow]]] = []
     rows: list[dict[str, Any]] = []

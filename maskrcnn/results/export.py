@@ -5,9 +5,11 @@ leaves out failed images, and values that its format cannot represent.
 """
 
 import csv
+import hashlib
 import io
 import re
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,9 +139,10 @@ def export_png_masks(
         with local.open("w", encoding="utf-8", newline="") as text:
             index = csv.writer(text, lineterminator="\n")
             index.writerow(MASKS_COLUMNS)
+            names = DistinctNames()
             for image in _labelled_images(run, parts):
                 stem = safe_name(image.name, image.image_id) if naming == "name" else str(image.image_id)
-                path = f"masks/{stem}.png"
+                path = f"masks/{names.name(stem, '.png', image.image_id)}"
                 destination.write(path, _png(label_map(image.height, image.width, image.rles())))
                 index.writerows(_index_rows(path, image))
                 count += 1
@@ -186,6 +189,31 @@ def safe_name(name: str, image_id: int) -> str:
     cleaned[:-1] = [f"{folder}_" if folder.lower().endswith(".png") else folder for folder in cleaned[:-1]]
     safe = "/".join(cleaned) or "_"
     return safe if safe == name and not re.search(r"~\d+$", safe) else f"{safe}~{image_id}"
+
+
+class DistinctNames:
+    """Names of files that differ on every store, also on those that ignore case or the way an accent is encoded."""
+
+    def __init__(self) -> None:
+        self._taken: set[bytes] = set()
+
+    def name(self, stem: str, suffix: str, image_id: int) -> str:
+        """Return `stem` with its suffix; if that is taken, with `~` and the image's id between them.
+
+        >>> names = DistinctNames()
+        >>> [names.name(stem, ".png", 7) for stem in ("x", "y", "X")]
+        ['x.png', 'y.png', 'X~7.png']
+        """
+        while (key := _folded(stem + suffix)) in self._taken:
+            stem = f"{stem}~{image_id}"
+        self._taken.add(key)
+        return stem + suffix
+
+
+def _folded(name: str) -> bytes:
+    """Return what two names have in common that some store does not distinguish; a digest, since there may be many."""
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return hashlib.blake2b(folded.encode(), digest_size=16).digest()
 
 
 def _safe_part(part: str) -> str:

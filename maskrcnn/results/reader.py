@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..errors import RunError, UsageError
+from ..errors import RunError, UsageError, plural
 from ..io.parquet import Part, read_table
 from ..io.storage import Storage
 from ..pipeline.success import parts_of
@@ -240,20 +240,56 @@ class _OpenPart:
 
     def __init__(self, storage: Storage, part: Part) -> None:
         self.part = part
-        with ExitStack() as stack:
-            images, instances = (
-                stack.enter_context(pq.ParquetFile(stack.enter_context(storage.open(path))))
-                for path in (part.images, part.instances)
-            )
-            self.images = _Groups(images, _IMAGE)
-            self.instances = _Groups(instances, _FOUND)
-            counts = images.read(columns=["n_instances"])["n_instances"].to_numpy().astype(np.int64)
-            self._stack = stack.pop_all()
+        try:
+            with ExitStack() as stack:
+                images, instances = (
+                    stack.enter_context(pq.ParquetFile(stack.enter_context(storage.open(path))))
+                    for path in (part.images, part.instances)
+                )
+                self.images = _Groups(images, _IMAGE)
+                self.instances = _Groups(instances, _FOUND)
+                counts = _checked_counts(storage.url, part, images, instances)
+                self._stack = stack.pop_all()
+        except FileNotFoundError as error:
+            raise disagreement(storage.url, f"{part.images} or {part.instances} is missing") from error
+        except pa.ArrowException as error:
+            raise disagreement(
+                storage.url, f"{part.images} or {part.instances} is damaged: {error}"
+            ) from error
         self.starts: NDArray[np.int64] = np.cumsum(counts) - counts
 
     def close(self) -> None:
         """Close the files."""
         self._stack.close()
+
+
+def _checked_counts(
+    url: str, part: Part, images: pq.ParquetFile, instances: pq.ParquetFile
+) -> NDArray[np.int64]:
+    """Return the number of instances of each image of a part.
+
+    Raises:
+        UsageError: the instances are not those of the images, in their order.
+    """
+    table = images.read(columns=["image_id", "n_instances"])
+    counts = table["n_instances"].to_numpy().astype(np.int64)
+    found = instances.read(columns=["image_id"])["image_id"].to_numpy()
+    sizes = {part.images: (len(table), part.n_images), part.instances: (len(found), part.n_instances)}
+    for path, (rows, recorded) in sizes.items():
+        if rows != recorded:
+            raise disagreement(url, f"{path} has {plural(rows, 'row')}, and _SUCCESS records {recorded:,}")
+    if counts.sum() != len(found) or not np.array_equal(
+        np.repeat(table["image_id"].to_numpy(), counts), found
+    ):
+        raise disagreement(url, f"the instances in {part.instances} are not those that {part.images} counts")
+    return counts
+
+
+def disagreement(url: str, what: str) -> UsageError:
+    """Return the error for a run whose tables contradict each other or its records."""
+    return UsageError(
+        f"the tables of {url} disagree: {what}; `maskrcnn verify` lists all, `maskrcnn reduce` writes them again"
+    )
 
 
 # Selection

@@ -1,0 +1,78 @@
+"""What ends a command from outside: Ctrl-C, SIGTERM, and the hang-up of a closed terminal."""
+
+import os
+import select
+import signal
+import threading
+from collections import defaultdict
+from pathlib import Path
+from types import FrameType
+from typing import Final, NoReturn
+
+from .terminal import write_error
+
+STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ENDED: Final = 3
+"""The exit code of a run that stopped before its end."""
+_PATIENCE_S: Final = 1.0
+"""A shutdown that takes longer is announced."""
+
+
+def stop_on_signals() -> None:
+    """Let the first signal stop the command in order, by KeyboardInterrupt, and a second Ctrl-C end it at once.
+
+    Under nohup, where a hang-up is ignored, it remains ignored.
+    """
+    for number in STOPPING:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """Stop in order.
+
+    A terminal that closes, a shell and a process manager may send further signals, which must not disturb the shutdown
+    of the workers; only Ctrl-C does. A thread waits for it, since Python's handlers wait for a main thread that may
+    be waiting for Ray.
+    """
+    for number in STOPPING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_interrupt, args=(read_end,), name="interrupt", daemon=True).start()
+    raise KeyboardInterrupt
+
+
+def _end_at_interrupt(read_end: int) -> None:
+    """End this process and those it started when the number of SIGINT arrives, however long that takes."""
+    patience: float | None = _PATIENCE_S
+    while True:
+        if not select.select([read_end], [], [], patience)[0]:
+            write_error("stopping; Ctrl-C again ends it at once")
+            patience = None
+        elif os.read(read_end, 1) == bytes([signal.SIGINT]):
+            break
+    write_error("stopped at once; to continue `segment` or `train`, repeat the same command")
+    for process in descendants(os.getpid()):
+        try:
+            os.kill(process, signal.SIGKILL)
+        except ProcessLookupError:  # it has ended
+            continue
+    os._exit(_ENDED)
+
+
+def descendants(process: int) -> list[int]:
+    """Return the ids of the processes that a process started, directly or not; none where there is no /proc."""
+    children = defaultdict(list)
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            status = file.read_text(errors="replace")
+        except OSError:  # it has ended
+            continue
+        children[int(status.rpartition(")")[2].split()[1])].append(int(file.parent.name))
+    found = list(children[process])
+    for child in found:
+        found += children[child]
+    return found
