@@ -93,7 +93,7 @@ class S3Store(RemoteStore):
         try:
             answer = self._call(url, "head_object", Key=url.key)
         except OSError as error:
-            if error_code(error) in ("301", "400", "403", "404"):
+            if error_code(error) in (*_REGION_CODES, "400", "403", "404"):
                 # An answer to HEAD has no room for the reason, or whether the bucket exists; this one has.
                 self.read_range(url, 0, 1)
             raise
