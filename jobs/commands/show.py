@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -171,14 +171,14 @@ def draw_pictures(request: ShowRequest) -> Shown:
 
 def _is_run(source: str) -> bool:
     from maskrcnn.io.storage import Storage
-    from maskrcnn.io.url import Url
+    from maskrcnn.io.url import Url, is_folder, is_there
     from maskrcnn.pipeline.plan import RUN
 
     if Url.parse(source).is_local:
-        path = Path(source.removeprefix("file://"))
-        if not path.exists():
+        path = Url.parse(source).local_path
+        if not is_there(path):
             raise UsageError(f"{source} does not exist; name an image, or the directory of a finished run")
-        return path.is_dir()
+        return is_folder(path)
     return not PurePosixPath(source).suffix or Storage(source).exists(RUN)
 
 

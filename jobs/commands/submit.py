@@ -55,18 +55,19 @@ def submit_job(
         The command's exit code; 0 without waiting, `STOPPED` if the job ended without an exit code.
 
     Raises:
-        UsageError: the command does not exist, or contains a password, which Ray would store in plain text.
+        UsageError: the command does not exist, or contains a password or a token, which Ray would store in plain text.
         RunError: the cluster cannot be reached.
     """
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    from maskrcnn.io.sources import refuse_user
+    from maskrcnn.io.sources import refuse_query, refuse_user
 
     if command[0] not in known:
         raise UsageError(f"maskrcnn has no command {command[0]!r}; it has {', '.join(known)}")
     for argument in command:
         for url in (argument, argument.partition("=")[2]):
             refuse_user(url, "the command")
+            refuse_query(url, "the command")
     try:
         client = JobSubmissionClient(address)
         runtime_env = {"working_dir": working_dir} if working_dir else {}

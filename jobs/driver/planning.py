@@ -16,7 +16,7 @@ from maskrcnn.config import InferenceConfig, ShardingConfig, default_shard_image
 from maskrcnn.errors import RunError, StoreSetupError, UsageError, plural
 from maskrcnn.io.sources import check_source, source_of
 from maskrcnn.io.storage import Storage
-from maskrcnn.io.url import Url, redact
+from maskrcnn.io.url import Url, is_file, redact
 from maskrcnn.models.registry import ModelCard, category_ids_named, describe_model, needs_download
 from maskrcnn.pipeline.inputs import Inputs, read_inputs
 from maskrcnn.pipeline.manifest import FILE_NAME as MANIFEST
@@ -51,7 +51,7 @@ def absolute(name: str) -> str:
 
     Workers and later commands have other working directories.
     """
-    return str(Path(name).absolute()) if "://" not in name and Path(name).is_file() else name
+    return str(Path(name).absolute()) if "://" not in name and is_file(name) else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def output_storage(url: str) -> Storage:
     Raises:
         UsageError: the name is not a valid output, or is that of a file.
     """
-    if Url.parse(url).is_local and Path(url).is_file():
+    if Url.parse(url).is_local and is_file(url):
         raise UsageError(f"the output {url} is a file; name a directory")
     try:
         return Storage(url)
@@ -327,7 +327,7 @@ def _facts(inputs: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
 def _log_skipped(inputs: Inputs) -> None:
     if inputs.skipped:
         counts = ", ".join(f"{count:,} {suffix or '(no suffix)'}" for suffix, count in inputs.skipped.items())
-        log.info("skipped non-image files: %s", counts)
+        log.info("skipped files: %s", counts)
 
 
 def _model_entry(card: ModelCard) -> dict[str, Any]:

@@ -39,6 +39,17 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def pace(rate: float, unit: str) -> str:
+    """Return a number per second as text with two digits.
+
+    >>> pace(12.34, "image"), pace(0.456, "image"), pace(0.031, "window")
+    ('12.3 images/s', '0.46 images/s', '32 s/window')
+    """
+    if rate < 0.1:
+        return f"{1 / rate:.0f} s/{unit}"
+    return f"{rate:.{1 if rate >= 1 else 2}f} {unit}s/s"
+
+
 def is_redrawn(stream: TextIO) -> bool:
     """Return whether a line can be redrawn on a stream: it is a terminal that obeys control sequences."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
@@ -153,8 +164,10 @@ class Progress:
             return f"waiting for the first {self._unit}"
         (since, before), (now, _) = self._observed[0], self._observed[-1]
         processed = max(done - before, 0)
+        if not processed:
+            return f"no {self._unit} in {duration(now - since)}"
         rate = processed / max(now - since, 0.001)
-        text = f"{rate:.1f} {self._unit}s/s"
+        text = pace(rate, self._unit)
         if now - since < FORECAST_AFTER_S or processed < FORECAST_AFTER or done >= self._total:
             return text
         return f"{text}, {duration((self._total - done) / rate)} left"

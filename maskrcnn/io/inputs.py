@@ -14,7 +14,7 @@ from fsspec.utils import glob_translate
 from ..errors import ItemError
 from .schemes import input_store_of, store_of
 from .store import ObjectStat, Page
-from .url import Url
+from .url import Url, is_folder
 
 INPUTS: Final = pa.schema(
     [("name", pa.string()), ("uri", pa.string()), ("bytes", pa.int64()), ("etag", pa.string())]
@@ -102,7 +102,7 @@ def list_inputs(url: str) -> pa.Table:
             folder = Url(root.scheme, root.bucket, stem[:start])
             matches = re.compile(glob_translate(root.key[start:])).match
             found = _table(folder, store.scan(folder, stem[start:]), lambda name: matches(name) is not None)
-        if not found.num_rows and not (root.is_local and root.local_path.is_dir()):
+        if not found.num_rows and not (root.is_local and is_folder(root.local_path)):
             found = _table(root.folder, iter([([root.name], [store.stat(root)])]))
     return found
 

@@ -24,7 +24,7 @@ from ..errors import RunError, UsageError
 from .inputs import check_exists, list_inputs
 from .schemes import is_supported, unsupported
 from .storage import Storage
-from .url import USER_PATTERN, Url, redact
+from .url import USER_PATTERN, Url, is_folder, redact
 
 PLAN: Final = "plan.json"
 RUN: Final = "run.json"
@@ -108,7 +108,7 @@ def _whole(source: str) -> str:
 def is_manifest(source: str) -> bool:
     """Return whether a source is a manifest, by its suffix; other sources, and folders with such a name, are listed."""
     url = Url.parse(source)
-    folder = url.local_path.is_dir() if url.is_local else source.endswith("/")
+    folder = is_folder(url.local_path) if url.is_local else source.endswith("/")
     return not folder and _is_named_as_manifest(source)
 
 

@@ -110,6 +110,25 @@ class Url:
         return Url(self.scheme, self.bucket, folder or ("." if self.is_local else ""))
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether a local path is a file's; also for a name that no file can have, where `Path.is_file` raises.
+
+    >>> is_file("a" * 10_000), is_folder("a\0b"), is_there("/")
+    (False, False, True)
+    """
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Return whether a local path is a folder's, likewise."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Return whether a local path exists, likewise."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def redact(text: str) -> str:
     """Return a URL for logs and messages: on the web, without query and fragment, which may hold a signature.
 

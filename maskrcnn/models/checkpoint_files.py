@@ -10,7 +10,6 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from safetensors import SafetensorError, deserialize
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, deserialize
 from ..errors import ItemError, RunError, UsageError
 from ..io.inputs import read_input
 from ..io.schemes import store_of
-from ..io.url import Url
+from ..io.url import Url, is_folder
 from .network_shapes import Shape
 from .restricted_pickle import CONTAINERS, PickleRules, dict_of_pairs, kind_of, read_pickle
 
@@ -72,7 +71,7 @@ def read_labels(uri: str) -> list[str]:
 
 def _read(uri: str, what: str, max_bytes: int) -> bytes:
     check_store(uri, what)
-    if Url.parse(uri).is_local and Path(uri).is_dir():
+    if Url.parse(uri).is_local and is_folder(uri):
         raise UsageError(f"{uri} is a directory, not a {what} file")
     try:
         return read_input(uri, max_bytes)

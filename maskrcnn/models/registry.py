@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import UsageError, plural
-from ..io.url import Url
+from ..io.url import Url, is_folder, is_there
 from ..synthetic.planted_models import PlantedModel, parse_planted
 from ..types import Category
 from .checkpoint_files import (
@@ -293,9 +293,9 @@ def _read_published(model: PublishedModel) -> tuple[ModelCard, bytes]:
 
 
 def _no_such_model(name: str, suffix: str) -> str:
-    if Url.parse(name).is_local and Path(name).is_dir():
+    if Url.parse(name).is_local and is_folder(name):
         return f"--model {name} is a directory: give {_FILES}"
-    if suffix or not Url.parse(name).is_local or "/" in name or Path(name).exists():
+    if suffix or not Url.parse(name).is_local or "/" in name or is_there(name):
         what = f"is a {suffix} file" if suffix else "has no suffix"
         return f"--model {name} {what}: give {_FILES}"
     return f"unknown model {name!r}{_near(name, NAMES)} Known are {', '.join(NAMES)}, or {_FILES}"

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ from ..formats.coco_findings import Finding, Findings, summary_of_errors
 from ..formats.coco_reader import CocoImages, find_images_root, is_below, read_coco
 from ..imaging.decode import Limits, decode_image
 from ..io.inputs import read_input
-from ..io.url import Url
+from ..io.url import Url, is_file
 from ..types import Category
 
 LIMITS: Final = Limits(max_pixels=178_956_970, max_bytes=2**31, max_aspect=float("inf"))
@@ -228,7 +227,7 @@ class _Image(NamedTuple):
 
 def _look(uri: str) -> _Image | str:
     """Decode an image; return what is known of it, or the code of why it cannot be read."""
-    if Url.parse(uri).is_local and not Path(uri).is_file():  # reading a pipe would block
+    if Url.parse(uri).is_local and not is_file(uri):  # reading a pipe would block
         return "not_found"
     try:
         image = decode_image(read_input(uri, LIMITS.max_bytes), LIMITS)

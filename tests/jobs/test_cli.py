@@ -1,6 +1,8 @@
 """The command line: one clear line and exit code 2 for what the user can repair; no Ray is started for it."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from click.testing import CliRunner, Result
 from maskrcnn_jobs.cli import main
 from planted_images import write_planted
 
+from maskrcnn.io.remote_store import _connected
 from maskrcnn.io.storage import Storage
 
 
@@ -97,15 +100,21 @@ def test_an_output_that_holds_something_else(images: Path, tmp_path: Path) -> No
     assert (tmp_path / "out" / "thesis.docx").read_text() == "do not lose me"
 
 
+def begin(output: str) -> None:
+    """Leave what a command leaves that is killed while it works on its first shard."""
+    Storage(output).write("probes/0123/driver", b"")
+
+
 def test_an_output_that_holds_another_run(images: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     assert run("plan", str(images), out, "--model", "planted").exit_code == 0
+    begin(out)
     refused(run("plan", str(images), out, "--model", "planted", "--max-detections", "5"), "max-detections")
     (images / "planted-000000.png").rename(images / "renamed.png")
     again = run("plan", str(images), out, "--model", "planted", "--json")
     assert again.exit_code == 0
     assert "planned 5" not in again.output
-    assert Storage(out).list() == ["manifest.parquet", "plan.json", "run.json"]
+    assert Storage(out).list() == ["manifest.parquet", "plan.json", "probes/0123/driver", "run.json"]
 
 
 def test_a_manifest_file_that_changed_is_refused(images: Path, tmp_path: Path) -> None:
@@ -113,17 +122,149 @@ def test_a_manifest_file_that_changed_is_refused(images: Path, tmp_path: Path) -
     manifest.write_text("images/planted-000000.png\n")
     out = str(tmp_path / "out")
     assert run("plan", str(manifest), out, "--model", "planted").exit_code == 0
+    begin(out)
     assert run("plan", str(manifest), out, "--model", "planted").exit_code == 0
     manifest.write_text("images/planted-000001.png\n")
     refused(run("plan", str(manifest), out, "--model", "planted"), "manifest file (sha256)")
 
 
-def test_an_output_that_cannot_be_written(images: Path, tmp_path: Path) -> None:
+def test_a_wrong_option_is_said_whatever_the_output_holds(images: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    assert run("plan", str(images), out, "--model", "planted").exit_code == 0
+    begin(out)
+    window = ("--window", "256", "--overlap", "64")
+    for wrong, words in (
+        (["--categories", "coins"], ["'coins'", "'coin'"]),
+        ([*window, "--scale", "9"], ["--scale"]),
+        ([*window, "--assume-crs", "EPSG:0"], ["--assume-crs"]),
+        (["--min-score", "2"], ["min"]),
+    ):
+        result = run("plan", str(images), out, "--model", "planted", *wrong)
+        refused(result, *words)
+        assert "another run" not in result.output
+
+
+def cannot_be_written(tmp_path: Path) -> dict[str, str]:
+    """Return outputs that nobody can write, by what is wrong with them."""
     (tmp_path / "file").write_text("")
-    result = run("plan", str(images), str(tmp_path / "file" / "out"), "--model", "planted")
-    assert result.exit_code in (2, 3)
-    assert "Traceback" not in result.output
-    assert str(tmp_path / "file") in result.output
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere" / "at" / "all")
+    return {
+        str(tmp_path / "file" / "out"): "a part of the path is a file",
+        str(tmp_path / "file" / "a" / "b"): "a part of the path is a file",
+        "/proc/out": "no folder can be made there",
+        str(tmp_path / ("x" * 300)): "the name is too long",
+        str(tmp_path / "broken"): "a file exists where a folder is needed",
+        "abfs://photos@account.dfs.core.windows.net/out": "abfs:// (Azure Blob Storage) is not a supported store",
+        "https://host/out?sig=hunter2": "https:// is not a supported store",
+    }
+
+
+def test_an_output_that_cannot_be_written(images: Path, tmp_path: Path) -> None:
+    for output, why in cannot_be_written(tmp_path).items():
+        result = run("plan", str(images), output, "--model", "planted")
+        refused(result, why)
+        assert "/probes/" not in result.output, "the name of a file that the user does not know"
+        assert "hunter2" not in result.output
+
+
+def test_an_output_without_credentials(images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for arguments in (
+        ["plan", str(images), "s3://bucket/out"],
+        ["plan", "s3://bucket/in/", str(tmp_path / "o")],
+    ):
+        refused(run(*arguments, "--model", "planted"), "no credentials; set AWS_ACCESS_KEY_ID")
+    for command in ("status", "verify", "gc"):
+        refused(run(command, "s3://bucket/out"), "no credentials; set AWS_ACCESS_KEY_ID")
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_a_store_whose_package_is_missing(
+    side: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    _connected.cache_clear()
+    names = (
+        ("gs://bucket/in/", str(tmp_path / "out")) if side == "input" else (str(images), "gs://bucket/out")
+    )
+    refused(run("plan", *names, "--model", "planted"), "gs://", "pip install 'maskrcnn-ray[gcs]'")
+
+
+def test_inputs_are_looked_for_before_weights_are_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr("maskrcnn.models.published_weights._download", None)  # it would be called, and fail
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("x")
+    for source in ("none", "none/*.png", "none.csv", "texts", "memory://none/", "memory://none/list.csv"):
+        name = source if "://" in source else str(tmp_path / source)
+        refused(
+            run("plan", name, str(tmp_path / "out"), "--model", "coco"), source.rpartition("/")[0] or source
+        )
+    refused(
+        run("plan", str(tmp_path / "none"), str(tmp_path / "out"), "--model", "cocoa"), "'cocoa'", "'coco'"
+    )
+
+
+def test_the_outputs_of_runs_are_no_inputs(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither one's own, which lies among the inputs, nor another's."""
+    ((own := images / "out") / "pictures").mkdir(parents=True)
+    inside = run("plan", str(images), str(own), "--model", "planted")
+    assert inside.exit_code == 0, inside.output
+    shutil.copy(images / "planted-000000.png", own / "pictures" / "drawn.png")
+    shutil.copy(images / "planted-000000.png", images / "out-of-doors.png")
+    other = run("plan", str(images), str(tmp_path / "other"), "--model", "planted", "--json")
+    assert json.loads(other.stdout)["images"] == 6
+    assert "4 in out/, the output of a run" in caplog.text
+    named = run("plan", str(own), str(tmp_path / "third"), "--model", "planted", "--json")
+    assert json.loads(named.stdout)["images"] == 1, "its user named it"
+
+
+def test_a_token_stands_nowhere(tmp_path: Path, images: Path) -> None:
+    manifest = tmp_path / "list.txt"
+    manifest.write_text("a.png\n")
+    out = tmp_path / "out"
+    for query in ("?sig=hunter2", "#hunter2", "/folder?X-Amz-Signature=hunter2&x=1"):
+        root = f"https://host{query}"
+        options = ("--allow-http", "--model", "planted", "--images-root", root)
+        result = run("plan", str(manifest), str(out), *options)
+        refused(result, "--images-root", "https://host")
+        assert "hunter2" not in result.output
+        assert not out.exists() or Storage(str(out)).list() == []
+        submitted = run(
+            "submit", "--address", "http://127.0.0.1:9", "--", "plan", str(manifest), str(out), *options
+        )
+        refused(submitted, "https://host")
+        assert "hunter2" not in submitted.output
+    plain = run(
+        "plan",
+        str(manifest),
+        str(out),
+        "--allow-http",
+        "--model",
+        "planted",
+        "--images-root",
+        "https://host/f",
+    )
+    assert plain.exit_code == 0
+    # As a version before this one recorded it.
+    recorded = json.loads((out / "run.json").read_text())
+    recorded["inputs"]["images_root"] = "https://host/f?sig=hunter2"
+    (out / "run.json").write_text(json.dumps(recorded))
+    begin(str(out))
+    again = run(
+        "plan", str(manifest), str(out), "--allow-http", "--model", "planted", "--images-root", "https://h/g"
+    )
+    refused(again, "images-root: planned https://host/f, now https://h/g")
+    assert "hunter2" not in again.output
 
 
 def test_the_device_of_an_existing_cluster_must_be_said(images: Path, tmp_path: Path) -> None:

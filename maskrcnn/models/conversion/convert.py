@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError, plural
-from ...io.url import Url
+from ...io.url import Url, is_folder, is_there
 from ...types import Category
 from ..checkpoint_files import read_labels, read_weights, tensors_in_pickle
 from ..matterport_config import MatterportConfig, configured
@@ -204,9 +204,9 @@ def _checked_output(output: str) -> Path:
     if not Url.parse(output).is_local or not output.lower().endswith(".safetensors"):
         raise UsageError(f"OUT must be a local path that ends in .safetensors, not {output}")
     path = Path(output)
-    if path.exists():
+    if is_there(path):
         raise UsageError(f"{output} exists: remove it, or give another name")
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         raise UsageError(f"the folder of {output} does not exist: create it")
     return path
 
