@@ -61,8 +61,8 @@ def is_supported(url: Url) -> bool:
 def unsupported(scheme: str) -> str:
     """Return the message that refuses a scheme which is no store's.
 
-    >>> print(unsupported("hdfs"))
-    hdfs:// (Hadoop's file system) is not a supported store: mount it as a folder, or copy the files to a local path, s3:// or gs://
+    >>> print(unsupported("x"))
+    x:// is not a supported store: use a local path, s3:// or gs://
     """
     if scheme in _UNSUPPORTED:
         return f"{scheme}:// ({_UNSUPPORTED[scheme]}) is not a supported store: {_ADVICE}"

@@ -113,7 +113,7 @@ class Url:
 def is_file(path: str | os.PathLike[str]) -> bool:
     """Return whether a local path is a file's; also for a name that no file can have, where `Path.is_file` raises.
 
-    >>> is_file("a" * 10_000), is_folder("a\0b"), is_there("/")
+    >>> is_file("a" * 10_000), is_folder("a" * 10_000), is_there("/")
     (False, False, True)
     """
     return os.path.isfile(path)  # noqa: PTH113

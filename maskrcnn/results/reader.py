@@ -4,6 +4,7 @@ A row group is read once for images that are requested in order. The position of
 row groups, so that other row groups are not read.
 """
 
+import contextlib
 import importlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -146,7 +147,11 @@ class RunReader:
         for part, first in zip(self.parts, self._firsts.tolist(), strict=False):
             if len(found) == len(wanted):
                 break
-            with self.storage.open(part.images) as file, pq.ParquetFile(file) as parquet:
+            with (
+                _reading(self.storage, part),
+                self.storage.open(part.images) as file,
+                pq.ParquetFile(file) as parquet,
+            ):
                 groups = _Groups(parquet, [column])
                 for group in range(parquet.num_row_groups):
                     some = [value for value in wanted if groups.may_hold(group, value)]
@@ -160,16 +165,18 @@ class RunReader:
     def column(self, name: str) -> Iterator[pa.ChunkedArray]:
         """Yield a column of `images`, one part at a time."""
         for part in self.parts:
-            with self.storage.open(part.images) as file:
-                yield pq.read_table(file, columns=[name])[name]
+            with _reading(self.storage, part), self.storage.open(part.images) as file:
+                values = pq.read_table(file, columns=[name])[name]
+            yield values
 
     def tables(self) -> Iterator[tuple[int, pa.Table, pa.Table]]:
         """Yield the first row, all of `images`, and `instances` without masks, one part at a time."""
         columns = [name for name in INSTANCES.names if name not in _HEAVY]
         for part, first in zip(self.parts, self._firsts.tolist(), strict=False):
-            with self.storage.open(part.instances) as file:
+            with _reading(self.storage, part), self.storage.open(part.instances) as file:
                 instances = pq.read_table(file, columns=columns)
-            yield first, read_table(self.storage, part.images), instances
+                images = read_table(self.storage, part.images)
+            yield first, images, instances
 
     def _part(self, part: Part) -> "_OpenPart":
         if self._open is None or (self._open.part is not part and self._open.part != part):
@@ -240,27 +247,31 @@ class _OpenPart:
 
     def __init__(self, storage: Storage, part: Part) -> None:
         self.part = part
-        try:
-            with ExitStack() as stack:
-                images, instances = (
-                    stack.enter_context(pq.ParquetFile(stack.enter_context(storage.open(path))))
-                    for path in (part.images, part.instances)
-                )
-                self.images = _Groups(images, _IMAGE)
-                self.instances = _Groups(instances, _FOUND)
-                counts = _checked_counts(storage.url, part, images, instances)
-                self._stack = stack.pop_all()
-        except FileNotFoundError as error:
-            raise disagreement(storage.url, f"{part.images} or {part.instances} is missing") from error
-        except pa.ArrowException as error:
-            raise disagreement(
-                storage.url, f"{part.images} or {part.instances} is damaged: {error}"
-            ) from error
+        with _reading(storage, part), ExitStack() as stack:
+            images, instances = (
+                stack.enter_context(pq.ParquetFile(stack.enter_context(storage.open(path))))
+                for path in (part.images, part.instances)
+            )
+            self.images = _Groups(images, _IMAGE)
+            self.instances = _Groups(instances, _FOUND)
+            counts = _checked_counts(storage.url, part, images, instances)
+            self._stack = stack.pop_all()
         self.starts: NDArray[np.int64] = np.cumsum(counts) - counts
 
     def close(self) -> None:
         """Close the files."""
         self._stack.close()
+
+
+@contextlib.contextmanager
+def _reading(storage: Storage, part: Part) -> Iterator[None]:
+    """Convert what a missing or damaged file of a part raises to UsageError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise disagreement(storage.url, f"{part.images} or {part.instances} is missing") from error
+    except pa.ArrowException as error:
+        raise disagreement(storage.url, f"{part.images} or {part.instances} is damaged") from error
 
 
 def _checked_counts(

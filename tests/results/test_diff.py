@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -312,8 +313,82 @@ def test_images_match_by_id_if_both_runs_were_given_ids(tmp_path: Path) -> None:
     assert (facts["images"]["compared"], facts["images"]["only_a"], facts["images"]["only_b"]) == (2, 1, 1)
     assert facts["instances"]["same"] == 2
 
-    by_name = write_run(tmp_path / "c", b)
-    assert facts_of(urls[0], by_name)["images"]["compared"] == 0
+
+def refused(*arguments: str) -> str:
+    """Return the one line with which a command refuses."""
+    ran = cli(*arguments)
+    assert ran.exit_code == 2, ran.output
+    [line] = ran.output.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("ids_given", [False, True])
+def test_runs_without_an_image_in_common_are_not_compared(ids_given: bool, tmp_path: Path) -> None:
+    """Tables of zeros would look like a result."""
+    a = write_run(tmp_path / "a", [result(0, "site 1/a.png", ONE, image_id=1)], ids_given=ids_given)
+    b = write_run(tmp_path / "b", [result(0, "a.png", ONE, image_id=2)], ids_given=ids_given)
+    line = refused("diff", a, b, "--output", str(tmp_path / "out"))
+    assert f"{a} and {b} have no image in common" in line
+    assert (
+        "matched by image_id; the first are 1 and 2" if ids_given else "'site 1/a.png' and 'a.png'"
+    ) in line
+    assert not (tmp_path / "out").exists()
+    empty = write_run(tmp_path / "c", [])
+    assert "no image in common" in refused("diff", a, empty)
+
+
+def without_an_instance(table: pa.Table) -> pa.Table:
+    return table.slice(1)
+
+
+def of_another_image(table: pa.Table) -> pa.Table:
+    at = table.column_names.index("image_id")
+    return table.set_column(at, table.field(at), pa.array(table["image_id"].to_numpy() + 1))
+
+
+def of_another_category(table: pa.Table) -> pa.Table:
+    at = table.column_names.index("category_id")
+    return table.set_column(at, table.field(at), pa.array([4711] * len(table), table.field(at).type))
+
+
+def with_another_count(table: pa.Table) -> pa.Table:
+    at = table.column_names.index("n_instances")
+    counts = [count + 1 for count in table["n_instances"].to_pylist()]
+    return table.set_column(at, table.field(at), pa.array(counts, table.field(at).type))
+
+
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("instances", without_an_instance),
+        ("instances", of_another_image),
+        ("instances", of_another_category),
+        ("images", with_another_count),
+        ("images", without_an_instance),
+        ("images", None),
+        ("instances", None),
+    ],
+)
+def test_a_run_whose_tables_disagree_is_not_compared(table: str, change: Any, tmp_path: Path) -> None:
+    """Its numbers would be wrong without a word."""
+    results = [result(0, "a.png", ONE), result(1, "b.png", ONE), result(2, "c.png", rectangles(SIDE, SIDE))]
+    a, b = (write_run(tmp_path / side, results) for side in "ab")
+    assert facts_of(a, b)["equal"]
+    [part] = (tmp_path / "b" / table).iterdir()
+    if change is None:
+        part.write_bytes(b"not Parquet")
+    else:
+        pq.write_table(change(pq.read_table(part)), part)
+    for run in (tmp_path / "a", tmp_path / "b"):  # matched by id, the columns are read on their own
+        info = json.loads((run / "run.json").read_text())
+        info["inputs"]["ids_given"] = change is None
+        (run / "run.json").write_text(json.dumps(info))
+    line = refused("diff", a, b)
+    assert line.startswith(f"error: the tables of {b} disagree: ")
+    assert "`maskrcnn verify` lists all" in line
+    part.unlink()
+    assert "is missing" in refused("diff", b, a)
+    assert "is missing" in refused("show", b)
 
 
 def test_categories_are_the_same_by_their_names_not_their_ids(tmp_path: Path) -> None:
