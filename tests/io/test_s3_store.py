@@ -54,7 +54,7 @@ class Refusing:
                 self.end_headers()
                 self.wfile.write(body)
 
-            do_GET = do_HEAD = do_PUT = do_POST = _refuse  # noqa: N815
+            do_GET = do_HEAD = do_PUT = do_POST = _refuse
 
             def log_message(self, *_: Any) -> None:
                 pass

@@ -153,7 +153,7 @@ def test_a_terminal_gets_one_line_that_is_redrawn() -> None:
     )
 
 
-class quiet:  # noqa: N801 (reads as a sentence)
+class quiet:
     """Sets the level of the log for a block, as the command line does."""
 
     def __init__(self, level: int) -> None:
