@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from maskrcnn_jobs.driver import planning, run
+from maskrcnn_jobs.driver import one_process, planning, run
 from maskrcnn_jobs.driver.planning import Request, prepare
 from planned_run import process_shards, request_in
 
 from maskrcnn.config import InferenceConfig, ResourceConfig
-from maskrcnn.errors import RunError, UsageError
+from maskrcnn.errors import RunError, StoreSetupError, UsageError
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.manifest import check_manifest
 from maskrcnn.pipeline.plan import check_run, read_plan, read_run
@@ -84,6 +84,83 @@ def test_files_that_two_plannings_wrote_over_each_other_are_not_run(
             prepare(request)
 
 
+# A plan that nobody began to carry out
+
+
+def other(request: Request, **options: Any) -> Request:
+    return dataclasses.replace(request, inference=InferenceConfig("planted", **options))
+
+
+def test_a_plan_that_was_not_begun_is_made_anew_with_other_options(request_: Request) -> None:
+    first = prepare(request_)
+    for again in (other(request_, limit=3), other(request_, min_score=0.5), request_):
+        plan, storage = prepare(again), Storage(request_.output)
+        assert plan == read_plan(storage)
+        check_run(storage, read_run(storage), plan)
+        check_manifest(storage, plan)
+    assert plan == dataclasses.replace(first, created=plan.created)
+    process_shards(storage)
+    assert reduce_run(storage.url, write_report=write_report)["counts"]["images"] == 7
+
+
+@pytest.mark.parametrize(
+    "left", ["shards/1-00000000/a/images.parquet", "receipts/1-00000000.a.json", "probes/0/driver"]
+)
+def test_a_plan_that_was_begun_stays(left: str, request_: Request) -> None:
+    plan, storage = prepare(request_), Storage(request_.output)
+    storage.write(left, b"")
+    with pytest.raises(UsageError, match="holds another run"):
+        prepare(other(request_, limit=3))
+    assert read_plan(storage) == plan
+
+
+def test_of_a_driver_and_a_planner_at_once_one_gives_way(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver marks and then looks for its plan, the planner removes the plan and then looks for marks."""
+    plan, storage = prepare(request_), Storage(request_.output)
+    real = Storage.remove
+
+    def driver_begins(self: Storage, path: str) -> None:
+        if path == "plan.json":
+            monkeypatch.setattr(Storage, "remove", real)
+            planning.mark_begun(
+                storage, plan, "probes/0"
+            )  # before the removal: it finds its plan, and goes on
+        real(self, path)
+
+    monkeypatch.setattr(Storage, "remove", driver_begins)
+    with pytest.raises(UsageError, match="holds another run"):
+        prepare(other(request_, limit=3))
+    assert read_plan(storage) == plan
+
+    storage.remove_tree("probes")
+    prepare(other(request_, limit=3))
+    with pytest.raises(RunError, match="was planned anew by another command"):
+        planning.mark_begun(storage, plan, "probes/1")
+
+
+def test_a_command_that_ends_before_its_first_shard_leaves_no_mark(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a wrong device, a dead cluster or Ctrl-C ended it."""
+
+    def dies(*_: Any) -> None:
+        assert planning.is_driven(Storage(request_.output))
+        raise RunError("no cluster")
+
+    with pytest.raises(RunError, match="no cluster"):
+        run.run_shards(request_, prepare(request_), ResourceConfig("cpu", actors=1), dies)
+    assert not planning.is_driven(Storage(request_.output))
+    assert prepare(other(request_, limit=3)).rows == 3
+
+
+def test_a_store_that_stops_working_stops_a_run_that_can_be_continued(request_: Request) -> None:
+    with pytest.raises(RunError) as caught, planning.resumable():
+        raise StoreSetupError("the credentials have expired")
+    assert not isinstance(caught.value, StoreSetupError)
+
+
 # The manifest
 
 
@@ -93,7 +170,7 @@ def test_another_manifest_is_neither_processed_nor_reduced(request_: Request) ->
     sound = storage.read("manifest.parquet")
     storage.write("manifest.parquet", sound + b" ")
     with pytest.raises(RunError, match="is not the one that was planned"):
-        run.run_shards(request_, plan, ResourceConfig("cpu", actors=1))
+        run.run_shards(request_, plan, ResourceConfig("cpu", actors=1), one_process.map_shards)
     storage.write("manifest.parquet", sound)
     process_shards(storage)
     before = reduce_run(storage.url, write_report=write_report)

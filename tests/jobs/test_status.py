@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.commands.gc import collect_garbage
 from maskrcnn_jobs.commands.status import run_status
-from maskrcnn_jobs.driver.planning import Request, prepare
+from maskrcnn_jobs.driver.planning import Request, mark_begun, prepare
 from maskrcnn_jobs.driver.run import receipts_of
 from planned_run import process_shards, request_in
 
@@ -27,16 +29,33 @@ def test_status_follows_a_run_to_its_end(request_: Request) -> None:
     with pytest.raises(UsageError, match="holds no run"):
         run_status(request_.output)
     prepare(request_)
-    seen = []
+    seen, waits = [], []
     for at_most in (0, 1, 100):
         process_shards(storage, at_most)
         facts = run_status(request_.output)
         seen.append((facts["state"], facts["images_done"], facts["shards_done"], facts["counts"]))
+        waits.append(facts["waiting_for"])
+    assert waits == [
+        "4 shards: no command is working on it; repeat its `maskrcnn segment` to continue",
+        "3 shards: no command is working on it; repeat its `maskrcnn segment` to continue",
+        "its tables: no command is working on it; repeat its `maskrcnn segment` to continue",
+    ]
     assert seen == [("unfinished", 0, 0, None), ("unfinished", 2, 1, None), ("unreduced", 7, 4, None)]
     reduce_run(storage.url, write_report=write_report)
     facts = run_status(request_.output)
     assert (facts["state"], facts["generation"], facts["retry"]) == ("finished", 1, None)
+    assert facts["waiting_for"] is None
     assert facts["counts"]["images"] == 7
+
+
+def test_status_says_whether_a_command_works_on_the_run(request_: Request) -> None:
+    plan, storage = prepare(request_), Storage(request_.output)
+    mark_begun(storage, plan, "probes/0123")
+    shown = CliRunner().invoke(main, ["status", request_.output]).output.splitlines()
+    assert shown[0].startswith("unfinished: 0 of 7 images, 0 of 4 shards; planned ")
+    assert shown[1:] == [
+        "waiting for 4 shards: a command is working on it; if that was killed, repeat its `maskrcnn segment`"
+    ]
 
 
 def test_where_nothing_is_left_to_run_every_file_is_looked_for(request_: Request) -> None:

@@ -284,6 +284,18 @@ def test_steps_grow_as_long_as_there_is_progress(run: Storage) -> None:
     assert seen == sorted(set(seen))
 
 
+def test_images_are_counted_as_they_are_done(run: Storage) -> None:
+    """What is counted while a shard runs grows to what its receipt counts, and then belongs to the receipt."""
+    seen: list[dict[str, int]] = []
+    worker = ShardWorker(run, Sequential(lambda: seen.append(worker.running)), LIMITS, {})
+    finished = worker.run_shard(Plan(1, 17, 17, "", "", "")[0])
+    done = [sum(counts[status] for status in ("ok", "empty", "failed")) for counts in seen]
+    assert done == sorted(set(done))
+    assert done[-1] < 17
+    assert all(counts[name] <= finished.receipt.counts.get(name, 0) for counts in seen for name in counts)
+    assert set(worker.running.values()) == {0}
+
+
 @pytest.fixture
 def forbidden(tmp_path: Path) -> Callable[[int, int], ShardWorker]:
     """A run of which the first inputs may not be read, as the store says."""

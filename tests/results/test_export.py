@@ -2,6 +2,7 @@
 
 import csv
 import io
+import unicodedata
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -243,6 +244,18 @@ def test_different_images_have_different_files_and_no_file_is_a_folder(found):
     assert len(set(files)) == len(files)
     folders = {folder for file in files for folder in file.parents}
     assert folders.isdisjoint(files)
+
+
+@given(
+    st.lists(st.sampled_from(["x", "X", "x~1", "ü", "u\u0308", "Ü", "ß", "SS", "a/b", "A/B"]), max_size=12)
+)
+def test_distinct_names_differ_where_case_and_accents_do_not_count(stems):
+    names = export.DistinctNames()
+    given_ = [names.name(stem, ".png", number) for number, stem in enumerate(stems)]
+    folded = [unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()) for name in given_]
+    assert len(set(folded)) == len(given_)
+    assert all(name.startswith(stem) for stem, name in zip(stems, given_, strict=True))
+    assert given_[:1] == [f"{stem}.png" for stem in stems[:1]]
 
 
 def test_an_ordinary_name_is_kept():

@@ -377,6 +377,25 @@ def test_each_image_gets_its_own_picture(run: str, tmp_path: Path) -> None:
     assert all((tmp_path / line).exists() for line in ran.stdout.splitlines()[2:])
 
 
+@pytest.mark.parametrize("order", [("x", "x.png", "X"), ("x.png", "X", "x"), ("X", "x", "x.png")])
+@pytest.mark.parametrize("folder", ["all", ".", "s3://bucket/all"])
+def test_no_two_images_get_one_file_on_any_store(
+    order: tuple[str, ...], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for a suffix that one of them lacks, and not where `x` and `X` are one name."""
+    uri = picture(tmp_path / "image.png", 40, 40)
+    found = rectangles(40, 40, ((10, 10, 30, 30), 0.9, 1))
+    results = [replace(result(0, name, found, image_id=number), uri=uri) for number, name in enumerate("xX")]
+    results.append(replace(result(0, "x.png", found, image_id=7), uri=uri))
+    url = write_run(tmp_path / "twins", results)
+    written: list[str] = []
+    monkeypatch.setattr(Storage, "write", lambda _, path, data: written.append(path))
+    ran = cli(url, *(word for name in order for word in ("--image", name)), "--each", folder)
+    assert ran.exit_code == 0, ran.output
+    assert len(written) == len({name.casefold() for name in written}) == 3
+    assert written[0] == f"{order[0].removesuffix('.png')}.png"
+
+
 def test_scores_and_categories_decide_what_is_drawn(run: str) -> None:
     def drawn(*arguments: str) -> list[tuple[int, str]]:
         (image,) = shown(run, "--image", "102", *arguments)
