@@ -121,10 +121,11 @@ def guard_standard_streams() -> None:
 
     What is written to a terminal that was closed, and all that cannot be written to stderr, is discarded.
     """
-    if sys.stdout is not None and sys.stdout is sys.__stdout__:
+    # In a test, and where one is closed, they are something else.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
         sys.stdout.flush()
         sys.stdout = _Guarded(sys.stdout, _output_failed)
-    if sys.stderr is not None and sys.stderr is sys.__stderr__:
+    if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr is sys.__stderr__:
         sys.stderr = _Guarded(sys.stderr, lambda _: None)
 
 

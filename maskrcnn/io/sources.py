@@ -26,9 +26,8 @@ from .schemes import is_supported, unsupported
 from .storage import Storage
 from .url import USER_PATTERN, Url, is_folder, redact
 
-PLAN: Final = "plan.json"
-RUN: Final = "run.json"
-"""The files by which the output of a run is known."""
+_OF_A_RUN: Final = ("plan.json", "run.json")
+"""The files by which the output of a run is known; see `pipeline.plan`."""
 MANIFEST_SUFFIXES: Final = (".txt", ".csv", ".parquet", ".json")
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _IS_IMAGE: Final = r"(?i)\.(jpe?g|png|webp|bmp|gif|tiff?)$"
@@ -164,7 +163,7 @@ def _without_runs(found: pa.Table) -> tuple[pa.Table, dict[str, int]]:
     names = found["name"]
     plans, records = (
         {name.rpartition("/")[0] for name in names.filter(pc.ends_with(names, f"/{file}")).to_pylist()}
-        for file in (PLAN, RUN)
+        for file in _OF_A_RUN
     )
     counts: dict[str, int] = {}
     for folder in sorted(plans & records):

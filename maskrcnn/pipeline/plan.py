@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from ..config import digest_of
 from ..errors import RunError, UsageError
-from ..io.sources import PLAN, RUN
 from ..io.storage import Storage
 from ..schema import SCHEMA_VERSION
 
+PLAN: Final = "plan.json"
+RUN: Final = "run.json"
 GRID_PREFIX: Final = "grid-"
 
 

@@ -283,7 +283,7 @@ def _checked_counts(
         UsageError: the instances are not those of the images, in their order.
     """
     table = images.read(columns=["image_id", "n_instances"])
-    counts = table["n_instances"].to_numpy().astype(np.int64)
+    counts: NDArray[np.int64] = table["n_instances"].to_numpy().astype(np.int64)
     found = instances.read(columns=["image_id"])["image_id"].to_numpy()
     sizes = {part.images: (len(table), part.n_images), part.instances: (len(found), part.n_instances)}
     for path, (rows, recorded) in sizes.items():
