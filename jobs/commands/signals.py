@@ -1,5 +1,6 @@
 """What ends a command from outside: Ctrl-C, SIGTERM, and the hang-up of a closed terminal."""
 
+import functools
 import os
 import select
 import signal
@@ -23,6 +24,7 @@ def stop_on_signals() -> None:
 
     Under nohup, where a hang-up is ignored, it remains ignored.
     """
+    _watch()
     for number in STOPPING:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
@@ -32,28 +34,36 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
     """Stop in order.
 
     A terminal that closes, a shell and a process manager may send further signals, which must not disturb the shutdown
-    of the workers; only Ctrl-C does. A thread waits for it, since Python's handlers wait for a main thread that may
-    be waiting for Ray.
+    of the workers; only Ctrl-C ends it.
     """
     for number in STOPPING:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
-    read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    threading.Thread(target=_end_at_interrupt, args=(read_end,), name="interrupt", daemon=True).start()
     raise KeyboardInterrupt
 
 
+@functools.cache
+def _watch() -> None:
+    """Start the thread that sees each signal: Python's handlers wait for a main thread that may be waiting for Ray."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_interrupt, args=(read_end,), name="signals", daemon=True).start()
+
+
 def _end_at_interrupt(read_end: int) -> None:
-    """End this process and those it started when the number of SIGINT arrives, however long that takes."""
-    patience: float | None = _PATIENCE_S
+    """End this process and those it started when SIGINT arrives while it is stopping, however long that takes."""
+    stopping, patience = False, None
     while True:
         if not select.select([read_end], [], [], patience)[0]:
             write_error("stopping; Ctrl-C again ends it at once")
             patience = None
-        elif os.read(read_end, 1) == bytes([signal.SIGINT]):
+            continue
+        number = os.read(read_end, 1)[0]
+        if stopping and number == signal.SIGINT:
             break
+        if number in STOPPING and not stopping:
+            stopping, patience = True, _PATIENCE_S
     write_error("stopped at once; to continue `segment` or `train`, repeat the same command")
     for process in descendants(os.getpid()):
         try:
