@@ -53,8 +53,89 @@ def test_a_launcher_starts_gpu_spot_nodes_from_none(path):
         assert node["min_workers"] == 0
         assert 0 < node["max_workers"] <= config["max_workers"]
         assert node["resources"]["GPU"] == 1
-        spot = json.dumps(node["node_config"])
-        assert '"MarketType": "spot"' in spot or '"preemptible": true' in spot
+        assert is_spot(node["node_config"])
+    assert not is_spot(head["node_config"]), "with the head the whole cluster would be reclaimed"
+
+
+def is_spot(node):
+    """Whether a node is reclaimed; on both clouds it is then removed, and not stopped."""
+    aws, gcp = node.get("InstanceMarketOptions", {}), node.get("scheduling", {})
+    if gcp:
+        assert gcp["instanceTerminationAction"] == "DELETE"
+        assert not {"preemptible", "automaticRestart"} & {
+            name for name, value in gcp.items() if value is True
+        }
+    assert aws.get("SpotOptions", {}).get("InstanceInterruptionBehavior", "terminate") == "terminate"
+    return (aws.get("MarketType"), gcp.get("provisioningModel")) in (("spot", None), (None, "SPOT"))
+
+
+def test_the_disks_of_google_are_of_a_type_that_gpu_nodes_take_in_the_zone_of_the_nodes():
+    """G2 does not take `pd-standard`, the default."""
+    config = loaded(CLUSTER / "gcp.yaml")
+    for node in config["available_node_types"].values():
+        for disk in node["node_config"]["disks"]:
+            zone, kind = re.fullmatch(
+                r"zones/(.+)/diskTypes/(.+)", disk["initializeParams"]["diskType"]
+            ).groups()
+            assert zone == config["provider"]["availability_zone"]
+            assert kind in ("pd-balanced", "pd-ssd")
+
+
+def shell(command, folder):
+    """Run a setup command below a folder instead of `/`, with a `pip` that notes what it would install."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin" / "pip").write_text('#!/bin/sh\npwd; ls; echo "$@"\n')
+    (folder / "bin" / "pip").chmod(0o755)
+    command = re.sub("/home/ray|/tmp/source", lambda place: f"{folder}{place[0]}", command)
+    path = f"{folder}/bin:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-c", command], env={"PATH": path}, capture_output=True, text=True, check=True
+    ).stdout
+
+
+@launcher
+def test_a_second_setup_installs_the_sources_of_the_second(path, tmp_path):
+    source = tmp_path / "home" / "ray" / "maskrcnn-ray"
+    source.mkdir(parents=True)
+    (tmp_path / "tmp").mkdir()
+    for version, name in enumerate(("removed.py", "added.py")):
+        for file in source.iterdir():
+            file.unlink()
+        (source / name).write_text("")
+        (source / "version").write_text(str(version))
+        said = [shell(command, tmp_path) for command in loaded(path)["setup_commands"]][-1]
+        assert said.split()[1:3] == [name, "version"]
+        assert (tmp_path / "tmp" / "source" / "version").read_text() == str(version)
+
+
+@launcher
+def test_every_extra_that_a_command_needs_is_installed(path):
+    setup = " ".join(loaded(path)["setup_commands"])
+    extras = set(re.search(r"'\.\[([a-z,]+)\]'", setup)[1].split(","))
+    assert extras == {"convert", "geo", "train"} | ({"gcs"} if path.stem == "gcp" else set())
+    image = re.search(r"for e in \(([^)]*)\)", (CLUSTER / "Dockerfile").read_text())[1]
+    assert set(re.findall(r"'(\w+)'", image)) == {"convert", "gcs", "geo", "train"}
+
+
+@launcher
+def test_a_node_waits_for_its_driver_and_logs_in_anew_before_docker_is_used(path, tmp_path):
+    groups, driver = loaded(path)["initialization_commands"]
+    assert re.fullmatch(r"sudo usermod -aG docker \$USER && sleep (1[1-9]|[2-9]\d)", groups), (
+        "ControlPersist is 10 s"
+    )
+    driver = driver.replace("/sys/bus/pci/devices", str(tmp_path / "pci"))
+    assert shell(driver, tmp_path) == "", "no GPU, no waiting"
+    (tmp_path / "pci" / "0000:00:1e.0").mkdir(parents=True)
+    (tmp_path / "pci" / "0000:00:1e.0" / "vendor").write_text("0x10de\n")
+    answers = tmp_path / "bin" / "nvidia-smi"
+    answers.write_text("#!/bin/sh\necho L4\n")
+    answers.chmod(0o755)
+    assert shell(driver, tmp_path) == "L4\n"
+
+
+@launcher
+def test_what_an_earlier_build_left_is_not_installed_again(path):
+    assert {"build", "*.egg-info"} <= set(loaded(path)["rsync_exclude"])
 
 
 @launcher
@@ -160,9 +241,48 @@ def test_the_schema_of_the_rayjob_refuses_what_kuberay_would_drop(rayjob):
         jsonschema.validate(rayjob["spec"], RAY_JOB)
 
 
-def test_the_rayjob_retries_and_leaves_nothing_behind(rayjob):
+@pytest.mark.parametrize(
+    ("codes", "attempts", "ends"),
+    [
+        ([0], 3, 0),
+        ([1], 3, 1),
+        ([2], 3, 2),
+        ([3, 3, 0], 3, 0),
+        ([3, 137, 1], 3, 1),
+        ([3, 3, 3], 3, 3),
+        ([137], 1, 137),
+        ([3, 2], 3, 2),
+    ],
+)
+def test_another_attempt_is_made_only_where_it_can_help(codes, attempts, ends, tmp_path):
+    """1 is complete, with failures; 2 is a wrong command: KubeRay's own retries do not distinguish them."""
+    fake = tmp_path / "maskrcnn"
+    fake.write_text(
+        '#!/bin/sh\necho "$@" >> calls\n'
+        f"exit $(echo {' '.join(map(str, codes))} | cut -d' ' -f$(wc -l < calls))\n"
+    )
+    fake.chmod(0o755)
+    script = ["sh", str(CLUSTER / "attempts.sh"), str(attempts), "segment", "a b", "out"]
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PAUSE_S": "0"}
+    assert subprocess.run(script, cwd=tmp_path, env=environment, check=False).returncode == ends
+    assert (tmp_path / "calls").read_text() == "segment a b out\n" * len(codes)
+
+
+def test_the_head_of_the_rayjob_is_neither_on_a_spot_node_nor_moved(rayjob):
+    cluster = rayjob["spec"]["rayClusterSpec"]
+    head, [workers] = cluster["headGroupSpec"]["template"], cluster["workerGroupSpecs"]
+    assert head["spec"]["nodeSelector"] == {"karpenter.sh/capacity-type": "on-demand"}
+    assert workers["template"]["spec"]["nodeSelector"] == {"karpenter.sh/capacity-type": "spot"}
+    assert head["metadata"]["annotations"] == {
+        "karpenter.sh/do-not-disrupt": "true",
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+    }
+
+
+def test_the_rayjob_leaves_its_attempts_to_the_script_and_nothing_behind(rayjob):
     spec = rayjob["spec"]
-    assert spec["backoffLimit"] == 2
+    assert spec["entrypoint"].startswith("attempts.sh 3 segment ")
+    assert spec["backoffLimit"] == 0
     assert spec["shutdownAfterJobFinishes"] is True
     assert spec["ttlSecondsAfterFinished"] > 0
 
@@ -217,12 +337,14 @@ def test_the_image_compiles_what_it_installs():
 
 
 def test_what_the_image_is_built_from_is_sent_to_the_builder():
-    copied = re.findall(r"^COPY --chown=\S+ (.+) \S+$", (CLUSTER / "Dockerfile").read_text(), re.MULTILINE)
+    copied = re.findall(
+        r"^COPY --chown=\S+ (?:--chmod=755 )?(.+) \S+$", (CLUSTER / "Dockerfile").read_text(), re.MULTILINE
+    )
     names = {name for line in copied for name in line.split()}
     sent = set(re.findall(r"^!(\S+)$", (CLUSTER / "Dockerfile.dockerignore").read_text(), re.MULTILINE))
     assert names == sent
     # `packages` of pyproject.toml, and what it reads.
-    assert {"maskrcnn", "jobs", "pyproject.toml", "requirements.lock"} <= names
+    assert {"maskrcnn", "jobs", "pyproject.toml", "requirements.lock", "cluster/attempts.sh"} <= names
 
 
 # All of them
@@ -260,7 +382,9 @@ def commands_of(text):
     """Yield the arguments of each `maskrcnn` command in a text, comments and code blocks included."""
     text = re.sub(r"\\\n[ #]*", " ", text)
     for line in text.splitlines():
-        match = re.match(r"(?:#? {2,}|entrypoint: )?(?:ray job submit .* -- )?maskrcnn (.*)", line)
+        match = re.match(
+            r"(?:#? {2,}|entrypoint: )?(?:ray job submit .* -- )?(?:maskrcnn|attempts\.sh \d+) (.*)", line
+        )
         if match:
             yield shlex.split(match[1], comments=True)
 
