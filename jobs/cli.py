@@ -1,7 +1,7 @@
 """The command line `maskrcnn`: its commands, its exit codes, and the place where every exception ends.
 
 Exit codes: 0 done; 1 complete, with failures above the limit; 2 usage or configuration; 3 stopped before the end,
-resumable.
+resumable; 141 nobody reads the output any more.
 """
 
 import logging

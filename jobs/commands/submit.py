@@ -64,10 +64,11 @@ def submit_job(
 
     if command[0] not in known:
         raise UsageError(f"maskrcnn has no command {command[0]!r}; it has {', '.join(known)}")
-    for argument in command:
-        for url in (argument, argument.partition("=")[2]):
-            refuse_user(url, "the command")
-            refuse_query(url, "the command")
+    urls = {address: "--address"} | dict.fromkeys(command, "the command")
+    urls |= {argument.partition("=")[2]: "the command" for argument in command}
+    for url, what in urls.items():
+        refuse_user(url, what)
+        refuse_query(url, what)
     try:
         client = JobSubmissionClient(address)
         runtime_env = {"working_dir": working_dir} if working_dir else {}

@@ -15,16 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maskrcnn.errors import RunError, UsageError, plural
-from maskrcnn.io.sources import refuse_query
+from maskrcnn.io.sources import check_source, refuse_query
 from maskrcnn.io.storage import Storage
 from maskrcnn.models.networks import TRAINABLE
-from maskrcnn.models.registry import describe_model
+from maskrcnn.models.registry import describe_model, needs_download
 from maskrcnn.training.config import TrainingConfig, identity_of
 from maskrcnn.training.dataset import Dataset, read_dataset, split_dataset
 
 log = logging.getLogger("maskrcnn")
 
 TRAINING: Final = "training.json"
+GENERATED: Final = ("imagenet", "random")
+"""Kinds of initial weights that are no model's."""
 TABLES: Final = ("train.parquet", "validation.parquet")
 
 
@@ -71,6 +73,9 @@ def check_datasets(request: TrainingRequest) -> tuple[Dataset, pa.Table, pa.Tabl
     Raises:
         UsageError: they have errors, contain no object, or cannot be split; there is no such model.
     """
+    if request.config.model.partition(":")[0] not in GENERATED and needs_download(request.config.model):
+        for source in filter(None, (request.source, request.validation)):
+            check_source(source)  # before a download, which takes minutes
     _check_model(request.config.model)
     for root, option in (
         (request.images_root, "--images-root"),
@@ -103,7 +108,7 @@ def check_datasets(request: TrainingRequest) -> tuple[Dataset, pa.Table, pa.Tabl
 def _check_model(model: str) -> None:
     """Raise UsageError for a model that does not exist or cannot be trained, before anything is started for it."""
     source, _, architecture = model.partition(":")
-    if source not in ("imagenet", "random"):
+    if source not in GENERATED:
         card = describe_model(model)
         if card.architecture not in TRAINABLE:
             raise UsageError(

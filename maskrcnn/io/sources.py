@@ -124,12 +124,12 @@ def usage_errors(source: str) -> Iterator[None]:
         why = error.strerror or "it does not exist"
         if why == "it does not exist" and not Url.parse(source).is_local and is_manifest(source):
             why += "; if it is a folder of images, end its name with /"
-        raise UsageError(f"{source}: {why}") from error
+        raise UsageError(f"{redact(source)}: {why}") from error
     except UnicodeEncodeError as error:
-        raise UsageError(f"{source}: {error.object!a} is not valid text: rename it") from error
+        raise UsageError(f"{redact(source)}: {error.object!a} is not valid text: rename it") from error
     # ValueError: text that is not UTF-8, invalid JSON, a number of thousands of digits.
     except (RunError, pa.ArrowException, ValueError, RecursionError, OSError) as error:
-        raise UsageError(f"{source}: {' '.join(str(error).split())[:300]}") from error
+        raise UsageError(f"{redact(source)}: {' '.join(str(error).split())[:300]}") from error
 
 
 # Listings

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from click.testing import CliRunner
 from conftest import BUCKET, S3Server
@@ -34,6 +35,8 @@ class Refusing:
     """Further elements of the error."""
     headers: dict[str, str] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    payers: set[str | None] = field(default_factory=set)
+    """What requests said of who pays."""
 
     @contextmanager
     def serving(self, monkeypatch: pytest.MonkeyPatch) -> Iterator["Refusing"]:
@@ -45,6 +48,7 @@ class Refusing:
 
             def _refuse(self) -> None:
                 outer.requests.append(f"{self.command} {self.path}")
+                outer.payers.add(self.headers.get("x-amz-request-payer"))
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 body = b"" if self.command == "HEAD" else outer.body
                 self.send_response(outer.status)
@@ -228,6 +232,18 @@ def test_a_refusal_of_one_object_is_its_own(
         pytest.raises(ItemError, match=rf"^{row}: .*{advice}"),
     ):
         read_input(URL, LIMIT)
+
+
+def test_who_pays_is_said_in_every_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Refusing(403, "AccessDenied").serving(monkeypatch) as server:
+        monkeypatch.setitem(
+            fsspec.config.conf, "s3", {"requester_pays": True}
+        )  # FSSPEC_S3_REQUESTER_PAYS=true
+        monkeypatch.setenv("FSSPEC_S3_REQUESTER_PAYS", "true")
+        for act in (lambda: read_input(URL, LIMIT), lambda: list_inputs("s3://photos/")):
+            with pytest.raises((ItemError, RunError), match="FSSPEC_S3_REQUESTER_PAYS"):
+                act()
+    assert server.payers == {"requester"}
 
 
 # Names

@@ -255,6 +255,18 @@ def test_a_token_stands_nowhere(tmp_path: Path, images: Path) -> None:
         "https://host/f",
     )
     assert plain.exit_code == 0
+    for arguments in (
+        ("evaluate", str(out), "--truth", "https://host/truth.json?sig=hunter2"),
+        ("plan", str(images), str(tmp_path / "o"), "--model", "https://host/w.pth?sig=hunter2"),
+        ("train", "https://host/truth.json?sig=hunter2", str(tmp_path / "o"), "--model", "coco"),
+        ("status", "https://host/run?sig=hunter2"),
+        ("show", "https://host/a.png?sig=hunter2"),
+        ("submit", "--address", "https://user:hunter2@host", "--", "status", "x"),
+        ("submit", "--address", "https://host/?t=hunter2", "--", "status", "x"),
+    ):
+        result = run(*arguments)
+        refused(result)
+        assert "hunter2" not in result.output
     # As a version before this one recorded it.
     recorded = json.loads((out / "run.json").read_text())
     recorded["inputs"]["images_root"] = "https://host/f?sig=hunter2"
