@@ -40,11 +40,22 @@ class _TooSlowError(OSError):
     """An answer did not arrive in time."""
 
 
+class NotSetUpError(OSError):
+    """A client cannot be made of the environment and the files in `~/.aws`; its message is the library's."""
+
+
 # Connections
 
 
 def connect(environment: Mapping[str, str]) -> Any:
-    """Return a new s3fs file system that caches no listing. Raises ImportError."""
+    """Return a new s3fs file system that caches no listing. Raises ImportError, NotSetUpError."""
+    try:
+        return _connect(environment)
+    except ValueError as error:
+        raise NotSetUpError(str(error)) from error
+
+
+def _connect(environment: Mapping[str, str]) -> Any:
     config = {
         "retries": {
             "mode": environment.get("AWS_RETRY_MODE", "legacy"),
@@ -173,7 +184,7 @@ async def _whole(
     client: Any, operation: str, request: dict[str, Any], limit: asyncio.Timeout
 ) -> dict[str, Any]:
     """Return an answer with its body, requesting it again where that was cut off."""
-    send = getattr(await client.set_session(), operation)
+    send = getattr(await _set_up(client), operation)
     until = limit.when() or 0.0
     for pause in _PAUSES_S:
         try:
@@ -182,6 +193,16 @@ async def _whole(
             count_retry()
             await asyncio.sleep(pause)
     return await _sent(send, request, limit, until)
+
+
+async def _set_up(client: Any) -> Any:
+    """Return the client of the connection. Raises NotSetUpError: an endpoint, region, profile or option is invalid."""
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+
+    try:
+        return await client.set_session()
+    except (BotoCoreError, ValueError) as error:
+        raise NotSetUpError(str(error)) from error
 
 
 async def _sent(

@@ -201,21 +201,26 @@ class S3Store(RemoteStore):
         code = error_code(error)
         if (shared := _shared_fault(error, url, code)) is not None:
             return shared
+        message = one_line(error)
+        fault = Fault("storage_error", message if code in message else f"{message} ({code})")
         if code == "InvalidObjectState":
-            return Fault("archived", _archived(error))
-        if isinstance(error, FileNotFoundError):
+            fault = Fault("archived", _archived(error))
+        elif answer_of(error) and code in ("", "404"):  # S3 gives a reason
+            fault = Fault("storage_error", "the answer is not S3's; check AWS_ENDPOINT_URL", lasting=True)
+        elif "Invalid bucket name" in str(error):
+            fault = Fault("not_found", f"{url.bucket!r} is not a name that a bucket can have")
+        elif isinstance(error, FileNotFoundError):
             bucket = f"there is no bucket {url.bucket!r}; create it or check its name"
-            return Fault("not_found", bucket if code == "NoSuchBucket" else MISSING)
-        if code.startswith("KMS."):
+            fault = Fault("not_found", bucket if code == "NoSuchBucket" else MISSING)
+        elif code.startswith("KMS."):
             why = f"the KMS key that encrypts it cannot be used ({code}); check its state and its policy"
-            return Fault("access_denied", why)
-        if isinstance(error, PermissionError):
+            fault = Fault("access_denied", why)
+        elif isinstance(error, PermissionError):
             rights = (
                 "check the credentials' rights; a requester-pays bucket needs FSSPEC_S3_REQUESTER_PAYS=true"
             )
-            return Fault("access_denied", f"access denied ({code or 403}); {rights}")
-        message = one_line(error)
-        return Fault("storage_error", message if code in message else f"{message} ({code})")
+            fault = Fault("access_denied", f"access denied ({code or 403}); {rights}")
+        return fault
 
 
 def _shared_fault(error: BaseException, url: Url, code: str) -> Fault | None:
@@ -231,8 +236,8 @@ def _shared_fault(error: BaseException, url: Url, code: str) -> Fault | None:
     elif isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the node a role"
         answer = ("access_denied", f"no credentials; {advice}")
-    elif isinstance(error, _setup_errors()):
-        advice = "check AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL and the files in ~/.aws"
+    elif isinstance(error, (s3_client.NotSetUpError, *_credential_errors())):
+        advice = "check the variables AWS_… (profile, region, endpoint) and the files in ~/.aws"
         answer = ("access_denied", f"{one_line(error)}; {advice}")
     elif isinstance(error, boto.ConnectionError):
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
@@ -257,21 +262,11 @@ def _archived(error: BaseException) -> str:
     return f"{kind}: restore it (`aws s3api restore-object`), and then run `maskrcnn retry`"
 
 
-def _setup_errors() -> tuple[type[BaseException], ...]:
-    """Return what botocore raises for a configuration that it cannot use, whatever the request."""
+def _credential_errors() -> tuple[type[BaseException], ...]:
+    """Return what botocore raises where it cannot get credentials, whatever the request."""
     from botocore import exceptions as boto  # noqa: PLC0415
 
-    return (
-        boto.ConfigNotFound,
-        boto.ConfigParseError,
-        boto.CredentialRetrievalError,
-        boto.InvalidConfigError,
-        boto.InvalidRegionError,
-        boto.NoRegionError,
-        boto.ProfileNotFound,
-        boto.SSOError,
-        boto.TokenRetrievalError,
-    )
+    return boto.CredentialRetrievalError, boto.InvalidConfigError, boto.SSOError, boto.TokenRetrievalError
 
 
 def _prefix_of(url: Url) -> str:

@@ -43,6 +43,8 @@ class Fault:
     message: str
     affects_all: bool = False
     """Whether every object of the store is affected, so that the run fails and not one of its inputs."""
+    lasting: bool = False
+    """Whether it lasts until the user changes something, which the code does not say."""
 
 
 MISSING: Final = "it does not exist"
@@ -61,7 +63,8 @@ _OS_ERRORS: Final = {
     errno.ENAMETOOLONG: "the name is too long",
 }
 _LASTING: Final = (errno.EROFS, errno.EEXIST)
-"""Refusals, besides those of permissions and names, that last until the user changes something."""
+_REFUSED: Final = ("access_denied", "archived", "not_found")
+"""What lasts until the user changes something, by error numbers and by codes."""
 _ESCAPED: Final = re.compile(r"\\x[89a-f][0-9a-f]")
 
 
@@ -135,7 +138,7 @@ class InputStore(ABC):
             fault = self.explain(error, url)
             if missing and fault.code == "not_found":
                 raise FileNotFoundError(errno.ENOENT, fault.message, url.text) from error
-            lasting = fault.affects_all or fault.code in ("access_denied", "archived", "not_found")
+            lasting = fault.affects_all or fault.lasting or fault.code in _REFUSED
             kind = StoreSetupError if lasting or getattr(error, "errno", None) in _LASTING else RunError
             message = fault.message
             if isinstance(error, FileNotFoundError) and action == "write" and url.is_local:  # as in /proc

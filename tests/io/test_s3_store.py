@@ -165,13 +165,16 @@ def test_credentials_that_are_refused_stop_everything(
     [
         ("AWS_PROFILE", "nobody", "nobody"),
         ("AWS_REGION", "not a region", "not a region"),
+        ("AWS_ENDPOINT_URL", "nowhere", "nowhere"),
+        ("AWS_RETRY_MODE", "often", "often"),
+        ("AWS_MAX_ATTEMPTS", "many", "many"),
     ],
 )
 def test_a_setting_that_the_client_refuses_stops_everything(
     variable: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch, moto_server: S3Server
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(StoreSetupError, match=rf"{words}.*check AWS_PROFILE, AWS_REGION"):
+    with pytest.raises(StoreSetupError, match=rf"{words}.*check the variables AWS_"):
         read_input(f"s3://{BUCKET}/a.png", LIMIT)
 
 
@@ -232,6 +235,26 @@ def test_a_refusal_of_one_object_is_its_own(
         pytest.raises(ItemError, match=rf"^{row}: .*{advice}"),
     ):
         read_input(URL, LIMIT)
+
+
+def test_a_server_that_is_not_s3_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All inputs would be missing: it counts as a failure of the store, and an output is refused."""
+
+    class Site(Refusing):
+        body = b"<html><body>Not Found</body></html>"
+
+    with Site(404, "").serving(monkeypatch):
+        with pytest.raises(ItemError, match="not S3's; check AWS_ENDPOINT_URL") as caught:
+            read_input(URL, LIMIT)
+        assert caught.value.code in STORAGE_CODES
+        with pytest.raises(StoreSetupError, match="check AWS_ENDPOINT_URL"):
+            Storage("s3://photos/out").read("plan.json")
+
+
+def test_a_name_that_no_bucket_has(moto_server: S3Server) -> None:
+    del moto_server
+    with pytest.raises(ItemError, match="not_found: 'no bucket' is not a name that a bucket can have"):
+        read_input("s3://no bucket/a.png", LIMIT)
 
 
 def test_who_pays_is_said_in_every_request(monkeypatch: pytest.MonkeyPatch) -> None:
