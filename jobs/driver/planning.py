@@ -112,6 +112,9 @@ def prepare(request: Request) -> Plan:
     card = describe_model(request.inference.model, request.inference.labels)
     _check_options(request, card)
     if plan is not None and (changed := _changes(request, storage, plan, card)):
+        if plan.generation > 1 or _is_begun(storage):
+            raise _another_run(request, changed)
+        inputs = _list_inputs(request)  # if that fails, the plan stays
         _withdraw(request, storage, plan, changed)
         plan = None
     if plan is None:
@@ -280,8 +283,6 @@ def _withdraw(request: Request, storage: Storage, plan: Plan, changed: list[str]
     Raises:
         UsageError: it was begun.
     """
-    if plan.generation > 1 or _is_begun(storage):
-        raise _another_run(request, changed)
     storage.remove(PLAN)
     if _is_begun(storage):
         create_plan(storage, plan)

@@ -21,8 +21,8 @@ _REMOTE: Final[dict[str, Store]] = {
     "memory": FsspecStore("memory"),
 }
 REMOTE_SCHEMES: Final = tuple(_REMOTE)
-_ADVICE: Final = "mount it as a folder, or copy the files to a local path, s3:// or gs://"
-_UNSUPPORTED: Final = {
+_ADVICE: Final = "mount it as a folder, or copy the files to another store"
+UNSUPPORTED: Final = {
     **dict.fromkeys(("abfs", "abfss", "az", "wasb", "wasbs"), "Azure Blob Storage"),
     **dict.fromkeys(("adl",), "Azure Data Lake Storage"),
     **dict.fromkeys(("hdfs", "viewfs", "webhdfs"), "Hadoop's file system"),
@@ -64,8 +64,8 @@ def unsupported(scheme: str) -> str:
     >>> print(unsupported("x"))
     x:// is not a supported store: use a local path, s3:// or gs://
     """
-    if scheme in _UNSUPPORTED:
-        return f"{scheme}:// ({_UNSUPPORTED[scheme]}) is not a supported store: {_ADVICE}"
+    if scheme in UNSUPPORTED:
+        return f"{scheme}:// ({UNSUPPORTED[scheme]}) is not a supported store: {_ADVICE}"
     return f"{scheme}:// is not a supported store: use a local path, s3:// or gs://"
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ..errors import UsageError, plural
 from ..formats.coco_reader import find_images_root, read_coco_images
-from ..io.schemes import REMOTE_SCHEMES, unsupported
+from ..io.schemes import REMOTE_SCHEMES, UNSUPPORTED, unsupported
 from ..io.sources import as_json, is_manifest, read_listing, read_manifest, refuse_query, source_of
 from ..io.url import LOCAL_SCHEMES, USER_PATTERN, Url
 from ..schema import IMAGES, MANIFEST, METADATA
@@ -156,10 +156,10 @@ def _refuse_foreign(uris: pa.ChunkedArray, source: str, *, allow_http: bool) -> 
     schemed = matching(_SCHEME, uris)
     on_the_web = matching(_WEB, schemed)
     unknown = schemed.filter(pc.invert(pc.match_substring_regex(schemed, f"{_KNOWN_SCHEME}|{_WEB}")))
-    of_unknown = unsupported(Url.parse(unknown[0].as_py()).scheme) if len(unknown) else ""
-    of_unknown = f"; {of_unknown}" if " (" in of_unknown else ", not s3:// or gs://"
+    scheme = Url.parse(unknown[0].as_py()).scheme if len(unknown) else ""
+    mounted = f" ({unsupported(scheme)})" if scheme in UNSUPPORTED else ""
     for refused, why in (
-        (unknown, f"of an unsupported scheme{of_unknown}"),
+        (unknown, f"of an unsupported scheme, not s3:// or gs://{mounted}"),
         (matching(USER_PATTERN, schemed), "with a user or a password; credentials come from the environment"),
         (matching(_RELATIVE_FILE, schemed), "of files without an absolute path, as in file:///…"),
         (uris.slice(0, 0) if allow_http else on_the_web, "on the web, without --allow-http"),

@@ -99,6 +99,9 @@ def test_a_plan_that_was_not_begun_is_made_anew_with_other_options(request_: Req
         check_run(storage, read_run(storage), plan)
         check_manifest(storage, plan)
     assert plan == dataclasses.replace(first, created=plan.created)
+    with pytest.raises(UsageError, match="does not exist"):
+        prepare(dataclasses.replace(request_, source="/none"))
+    assert read_plan(storage) == plan
     process_shards(storage)
     assert reduce_run(storage.url, write_report=write_report)["counts"]["images"] == 7
 
