@@ -81,6 +81,7 @@ class OneProcess:
         """
         self._storage.write(MARKER, str(os.getpid()).encode())
         try:
+            log.info("loading the model %s", self._spec.inference.model)
             worker = NodeWorker(self._spec)
             self._storage.remove(worker.start(self._first_uri))
             with ThreadPoolExecutor(SHARDS_AT_ONCE, thread_name_prefix="shard") as threads:

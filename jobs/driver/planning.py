@@ -146,6 +146,7 @@ def _inputs_before_download(request: Request) -> Inputs | None:
 
 
 def _list_inputs(request: Request) -> Inputs:
+    log.info("listing %s", redact(request.source))
     return read_inputs(
         request.source,
         images_root=request.images_root,

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..errors import UsageError
+from ..errors import UsageError, plural
 from ..io.sources import as_json, open_source, usage_errors
 from ..io.storage import Storage
 from ..io.url import Url
@@ -166,7 +166,9 @@ def read_coco_images(source: str) -> pa.Table:
         images += entries
     nameless = sum(not isinstance(image.get("file_name"), str) for image in images)
     if nameless:
-        raise UsageError(f"{source}: {nameless:,} of {len(images):,} images are without `file_name`: add it")
+        raise UsageError(
+            f"{source}: {nameless:,} of {plural(len(images), 'image')} without `file_name`: add it"
+        )
     names = [image["file_name"] for image in images]
     keys = dict.fromkeys(key for image in images for key in image if key != "file_name")
     with usage_errors(source):

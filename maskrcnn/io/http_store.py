@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-from ..errors import ItemError
+from ..errors import ItemError, plural
 from .retries import count_retry
 from .store import InputStore
 from .url import WEB_SCHEMES, Url
@@ -259,7 +259,7 @@ def _body(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
     if max(announced, received) > max_bytes:
         raise ItemError("too_many_bytes", f"more than the limit of {max_bytes} bytes")
     if received < announced:  # http.client reports this only of chunked bodies
-        raise _Again(f"the body ended {announced - received} bytes early")
+        raise _Again(f"the body ended {plural(announced - received, 'byte')} early")
     if not received and not answer.chunked and "Content-Length" not in answer.headers:
         raise _Again("the answer ended in its headers")  # http.client takes this for the end of the headers
     return b"".join(pieces)

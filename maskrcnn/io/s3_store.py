@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from ..errors import ItemError
+from ..errors import ItemError, plural
 from . import s3_client
 from .remote_store import RemoteStore, stat_of
 from .s3_client import answer_of, error_code, region_of
@@ -165,8 +165,9 @@ class S3Store(RemoteStore):
             if keys:
                 answer = self._call(url, "delete_objects", Delete={"Objects": keys, "Quiet": True})
                 if errors := answer.get("Errors"):
+                    remain = plural(len(errors), "object")
                     raise PermissionError(
-                        errno.EACCES, f"{len(errors)} objects remain, {errors[0].get('Code')}"
+                        errno.EACCES, f"{remain} could not be removed ({errors[0].get('Code')})"
                     )
 
     def abort_uploads(self, url: Url) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from safetensors import SafetensorError, deserialize
 
-from ..errors import ItemError, RunError, UsageError
+from ..errors import ItemError, RunError, UsageError, plural
 from ..io.inputs import read_input
 from ..io.schemes import store_of
 from ..io.url import Url, is_folder
@@ -93,7 +93,7 @@ def safetensors_header(shown: str, data: bytes) -> tuple[Any, dict[str, Shape]]:
     Reference: https://github.com/huggingface/safetensors#format
     """
     if len(data) < 8:
-        raise UsageError(f"{shown} is truncated: {len(data)} bytes")
+        raise UsageError(f"{shown} is truncated: {plural(len(data), 'byte')}")
     (length,) = struct.unpack("<Q", data[:8])
     if length > len(data) - 8:
         raise UsageError(

@@ -1,6 +1,7 @@
 """Weights that torchvision publishes: in torch's cache, or downloaded into it, without importing torch here."""
 
 import hashlib
+import logging
 import os
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
+
+log = logging.getLogger("maskrcnn")
 
 __all__ = ["PublishedWeights", "is_cached", "read_published", "torch_hub"]
 
@@ -62,6 +65,7 @@ def torch_hub() -> Path:
 
 def _download(weights: PublishedWeights, path: Path, model: str, alternatives: str) -> None:
     """Let torchvision download its weights in another process."""
+    log.info("downloading the weights of %s to %s", model, path)
     fetch = "get_state_dict(progress=False, check_hash=True)"
     code = f"from torchvision import models; models.{weights.member}.{fetch}"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)  # noqa: S603

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from ..errors import COSTLY_CODES, HandedBackError, ItemError, MaskrcnnError, SegmenterError
+from ..errors import COSTLY_CODES, HandedBackError, ItemError, MaskrcnnError, SegmenterError, plural
 from ..imaging.decode import DecodedImage, Limits, decode_image
 from ..imaging.geometry import RasterRegion, Rect
 from ..io.inputs import read_input, stat_input
@@ -404,7 +404,7 @@ def _check_unchanged(entry: dict[str, Any], n_bytes: int) -> None:
     """
     planned = entry["etag"]
     if entry["bytes"] not in (None, n_bytes):
-        raise ItemError("changed", f"it has {n_bytes} bytes, expected {entry['bytes']}")
+        raise ItemError("changed", f"it has {plural(n_bytes, 'byte')}, expected {entry['bytes']:,}")
     if planned is not None and LOCAL_ETAG.fullmatch(planned) and Url.parse(entry["uri"]).is_local:
         now = stat_input(entry["uri"]).etag
         if now != planned:

@@ -278,7 +278,7 @@ def cooccurrence_matrix(stats: Stats) -> dict[str, Any]:
         for j, other in zip(order, names, strict=True):
             both = int(stats.cooccurrence[i, j])
             text = "" if i == j or not both else f"{100 * both / images:.0f}"
-            title = f"{other} is in {both:,} of {images:,} images with {name}"
+            title = f"{other} is in {both:,} of {plural(images, 'image')} with {name}"
             cells.append({"own": i == j, "strength": both / images, "text": text, "title": title})
         rows.append({"name": name, "cells": cells})
     return {"names": names, "rows": rows}

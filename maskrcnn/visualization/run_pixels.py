@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
-from ..errors import ERROR_CODES, ItemError, RunError
+from ..errors import ERROR_CODES, ItemError, RunError, plural
 from ..imaging.decode import Limits, decode_image
 from ..imaging.decode_pool import Decoders, RasterSource
 from ..imaging.geometry import Rect
@@ -98,7 +98,7 @@ class RunPixels:
             return self._read_raster(image, region)
         data = read_input(image.uri, self._limits.max_bytes, image.etag)
         if image.bytes is not None and len(data) != image.bytes:
-            raise ItemError("changed", f"it has {len(data)} bytes, expected {image.bytes}")
+            raise ItemError("changed", f"it has {plural(len(data), 'byte')}, expected {image.bytes:,}")
         decode = decode_image if self._decoders is None else self._decoders.decode
         pixels = decode(data, self._limits).pixels
         if pixels.shape[:2] != (image.height, image.width):
