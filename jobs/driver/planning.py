@@ -6,7 +6,6 @@ import logging
 import platform
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from maskrcnn.config import InferenceConfig, ShardingConfig, default_shard_images, settings_of
@@ -58,7 +57,7 @@ def output_storage(url: str) -> Storage:
     Raises:
         UsageError: the name is not a valid output, or is that of a file.
     """
-    if Url.parse(url).is_local and Path(url).is_file():
+    if (place := Url.parse(url)).is_local and place.local_path.is_file():
         raise UsageError(f"the output {url} is a file; name a directory")
     try:
         return Storage(url)

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from ..errors import RunError, UsageError
 from ..io.parquet import Part, read_table
 from ..io.storage import Storage
+from ..pipeline.carried_columns import carried_names
 from ..pipeline.success import parts_of
-from ..schema import INSTANCES, detections_of
+from ..schema import IMAGES, INSTANCES, detections_of
 from ..types import Detections
 from .run import Run
 
@@ -358,13 +359,14 @@ def where(reader: RunReader, condition: str, count: int) -> list[Match]:
             raise UsageError(f"--where takes one condition, an expression as after WHERE, not {condition!r}")
         for first, images, instances in reader.tables():
             with duckdb.connect(":memory:", config=_CLOSED) as connection:
-                numbered = images.append_column("image_row", pa.array(np.arange(first, first + len(images))))
+                rows = pa.array(np.arange(first, first + len(images)))
+                numbered = _distinct(images).append_column("image_row", rows)
                 connection.register("images", numbered)
                 connection.register("instances", instances)
                 connection.execute("SET lock_configuration = true")
                 answer = connection.execute(query)
-                while rows := answer.fetchmany(10_000):
-                    for row, instance in rows:
+                while some := answer.fetchmany(10_000):
+                    for row, instance in some:
                         if row not in found and len(found) == count:
                             return _matches(found)
                         if not isinstance(row, int) or not first <= row < first + len(images):
@@ -373,6 +375,13 @@ def where(reader: RunReader, condition: str, count: int) -> list[Match]:
     except duckdb.Error as error:
         raise UsageError(f"--where: {' '.join(str(error).split())}") from error
     return _matches(found)
+
+
+def _distinct(images: pa.Table) -> pa.Table:
+    """Return `images` with other names for those of its further columns that `instances` has too, as in runs of 0.2."""
+    own = set(IMAGES.names)
+    carried = carried_names([name for name in images.column_names if name not in own])
+    return images.rename_columns([carried.get(name, name) for name in images.column_names])
 
 
 _CLOSED: Final = {
