@@ -7,6 +7,7 @@ import os
 import platform
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from maskrcnn.config import InferenceConfig, ShardingConfig, default_shard_images, settings_of
@@ -63,7 +64,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.images_root and "://" not in self.images_root:
             # Path.absolute would keep `..`, which is another name.
-            object.__setattr__(self, "images_root", os.path.abspath(self.images_root))  # noqa: PTH100
+            place = Url.parse(self.images_root).key  # of file:/a too
+            object.__setattr__(self, "images_root", os.path.abspath(place))  # noqa: PTH100
 
 
 def output_storage(url: str) -> Storage:
