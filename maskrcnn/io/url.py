@@ -15,7 +15,7 @@ USER_PATTERN: Final = r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*@"
 WEB_SCHEMES: Final = ("http", "https")
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 LOCAL_SCHEMES: Final = ("file", "local")
-FILE_URI: Final = r"^(?i:file):(?://(?i:localhost)?)?/"
+FILE_URI: Final = r"^(?i:file):(?:/(?:[^/]|$)|//(?i:localhost)?/)"
 """Matches a file URI with an absolute path: `file:///a` (RFC 8089), `file:/a` (Java), `file://localhost/a`."""
 _LOCAL: Final = re.compile(r"(?i:file):(?://(?i:localhost)(?=/)|//|(?=/))|(?i:local)://")
 

@@ -37,7 +37,8 @@ def carried_columns(rows: pa.Table, taken: Collection[str], source: str) -> dict
     of_pictures = [name for name in own if _has_pictures(rows[name])]
     warn_left_out(source, of_pictures)
     carried = carried_names([name for name in own if name not in set(of_pictures)], taken)
-    if renamed := [new for name, new in carried.items() if new != name]:
+    # Of `image_id` it is said why.
+    if renamed := [new for name, new in carried.items() if name not in (new, "image_id")]:
         names = ", ".join(renamed[:12]) + (", …" if len(renamed) > 12 else "")
         log.info("%s: names that the tables have already: carried as %s", source, names)
     return carried

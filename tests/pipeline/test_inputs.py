@@ -530,6 +530,7 @@ def test_a_limit_keeps_the_first_by_name(tmp_path: Path) -> None:
             "gopher://host/a.jpg\n",
             "of an unsupported scheme, not s3:// or gs://: 'gopher://host/a.jpg'",
         ),
+        ("m.txt", "FILE://localhostile/a.jpg\n", "1 uri of files without an absolute path, as in file:///…"),
         ("m.csv", "", "Empty CSV file"),
         ("m.csv", "uri\n", "no rows"),
         (
