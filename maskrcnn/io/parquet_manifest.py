@@ -3,7 +3,7 @@
 A dictionary lets a file of some kilobytes come to terabytes of text, so a column's size is known before it is expanded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise, repeat
 from typing import BinaryIO, Final
 
@@ -21,9 +21,10 @@ LARGEST_COLUMN_BYTES: Final = 2**31 - 1
 """More text does not fit into one array."""
 LARGEST_TABLE_BYTES: Final = 2**32
 _NUMBER_BYTES: Final = 8
-_DICTIONARIES: Final = frozenset({"PLAIN_DICTIONARY", "RLE_DICTIONARY"})
 _PREFIXES: Final = "DELTA_BYTE_ARRAY"
-"""The other encoding that stores a long value once for many rows; it cannot be read as a dictionary."""
+"""Each value is stored as a change of the one before."""
+_EXPANDING: Final = frozenset({"PLAIN_DICTIONARY", "RLE_DICTIONARY", _PREFIXES})
+"""Encodings that store a long value once for many rows."""
 _AT_ONCE: Final = 64
 
 
@@ -52,33 +53,21 @@ def read_parquet_manifest(source: str, file: BinaryIO) -> pa.Table:
     ]
     warn_left_out(source, [name for name, left_out in zip(given, large, strict=True) if left_out])
     kept = [at for at, left_out in enumerate(large) if not left_out]
-
-    of_dictionaries: set[str] = set()
-    stored = 0
-    for at in kept:
-        chunks = list(_chunks(metadata, leaves[at]))
-        stored += max(sizes[at], sum(chunk.num_values for chunk in chunks) * _NUMBER_BYTES)
-        _check_size(source, given[at], sizes[at], stored)
-        if any(_PREFIXES in chunk.encodings for chunk in chunks):
-            _check_prefixed(source, file, metadata, given[at])
-            continue
-        texts = (chunk for chunk in chunks if chunk.physical_type == "BYTE_ARRAY")
-        of_dictionaries |= {
-            chunk.path_in_schema for chunk in texts if not _DICTIONARIES.isdisjoint(chunk.encodings)
-        }
-    parquet = pq.ParquetFile(file, metadata=metadata, read_dictionary=sorted(of_dictionaries))
+    _check_sizes(source, file, metadata, {given[at]: leaves[at] for at in kept})
     names = [given[at] for at in kept]
-    table = parquet.read(columns=names if any(large) else None)
-    # A name also selects columns whose names begin with it and a dot.
-    selected = set(names)
-    table = table.select([at for at, name in enumerate(table.column_names) if name in selected])
-    expanded = 0
-    for name, column in zip(table.column_names, table.itercolumns(), strict=True):
-        size = sum(map(_expanded_bytes, column.chunks))
-        expanded += size
-        _check_size(source, name, size, expanded)
+    table = _select(pq.ParquetFile(file, metadata=metadata), names if any(large) else None)
     columns = map(_carried, repeat(source), table.column_names, table.itercolumns())
     return pa.table(list(columns), names=table.column_names)
+
+
+def _select(parquet: pq.ParquetFile, names: Sequence[str] | None) -> pa.Table:
+    """Return columns by their names; None: all of them."""
+    if names is None:
+        return parquet.read()
+    table = parquet.read(columns=list(names))
+    # A name also selects columns whose names begin with it and a dot.
+    selected = set(names)
+    return table.select([at for at, name in enumerate(table.column_names) if name in selected])
 
 
 def _leaves(schema: pa.Schema) -> list[range]:
@@ -98,30 +87,60 @@ def _chunks(metadata: pq.FileMetaData, leaves: range) -> Iterator[pq.ColumnChunk
         yield from (row_group.column(leaf) for leaf in leaves)
 
 
-def _check_prefixed(source: str, file: BinaryIO, metadata: pq.FileMetaData, name: str) -> None:
-    """Check the size of a column of which each value may be stored as a change of the one before."""
-    size = 0
-    for batch in pq.ParquetFile(file, metadata=metadata).iter_batches(_AT_ONCE, columns=[name]):
-        size += batch.nbytes
-        _check_size(source, name, size, size)
+def _check_sizes(source: str, file: BinaryIO, metadata: pq.FileMetaData, leaves: Mapping[str, range]) -> None:
+    """Check that columns do not come to more than a manifest may have, without expanding more than that."""
+    of_columns = {name: list(_chunks(metadata, of)) for name, of in leaves.items()}
+    stored, most = 0, {}
+    for name, chunks in of_columns.items():
+        size = sum(max(chunk.total_uncompressed_size, chunk.num_values * _NUMBER_BYTES) for chunk in chunks)
+        stored += size
+        _check_size(source, name, size, stored)
+        # Each value may be as long as all of a dictionary.
+        most[name] = size + sum(
+            chunk.num_values * chunk.total_uncompressed_size for chunk in chunks if _expands(chunk)
+        )
+    if max(most.values()) <= LARGEST_COLUMN_BYTES and sum(most.values()) <= LARGEST_TABLE_BYTES:
+        return
+    prefixed = {name for name, chunks in of_columns.items() if any(_PREFIXES in c.encodings for c in chunks)}
+    for name in prefixed:
+        size = 0
+        for batch in pq.ParquetFile(file, metadata=metadata).iter_batches(_AT_ONCE, columns=[name]):
+            size += batch.nbytes
+            _check_size(source, name, size, size)
+    expanding = {name: chunks for name, chunks in of_columns.items() if any(map(_expands, chunks))}
+    measured = [name for name in expanding if name not in prefixed]
+    paths = {chunk.path_in_schema for name in measured for chunk in expanding[name] if _expands(chunk)}
+    parquet = pq.ParquetFile(file, metadata=metadata, read_dictionary=sorted(paths))
+    table = _select(parquet, measured)
+    expanded = 0
+    for name, column in zip(table.column_names, table.itercolumns(), strict=True):
+        size = sum(map(_expanded_bytes, column.chunks))
+        expanded += size
+        _check_size(source, name, size, expanded)
+
+
+def _expands(chunk: pq.ColumnChunkMetaData) -> bool:
+    return chunk.physical_type == "BYTE_ARRAY" and not _EXPANDING.isdisjoint(chunk.encodings)
 
 
 def _expanded_bytes(array: pa.Array) -> int:
     """Return the bytes of an array's values once its dictionaries are expanded."""
     kind = array.type
-    if isinstance(kind, pa.BaseExtensionType):
-        return _expanded_bytes(array.storage)
     if types.is_dictionary(kind):
         if not any(is_kind(kind.value_type) for is_kind in _TEXTS):
             return len(array) * _NUMBER_BYTES
         lengths = pc.fill_null(pc.binary_length(array.dictionary), 0).to_numpy(zero_copy_only=False)
         used = array.indices.drop_null().to_numpy()
         return int(lengths.astype(np.int64)[used].sum())
-    if types.is_struct(kind):
-        return sum(map(_expanded_bytes, array.flatten()))
-    if kind.num_fields:
-        return _expanded_bytes(array.flatten())
-    return int(array.nbytes)
+    if isinstance(kind, pa.BaseExtensionType):
+        inner = [array.storage]
+    elif types.is_struct(kind):
+        inner = array.flatten()
+    elif types.is_map(kind):
+        inner = [array.keys, array.items]
+    else:
+        inner = [array.flatten()] if kind.num_fields else []
+    return sum(map(_expanded_bytes, inner)) if inner else int(array.nbytes)
 
 
 _TEXTS: Final = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)

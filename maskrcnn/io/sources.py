@@ -178,7 +178,13 @@ def read_manifest(source: str) -> pa.Table:
 
 def _read_parquet(source: str) -> pa.Table:
     with open_source(source) as file:
-        return read_parquet_manifest(source, file)
+        try:
+            return read_parquet_manifest(source, file)
+        except pa.ArrowNotImplementedError as error:
+            why = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"{source}: a column is of a type that cannot be read ({why}): remove it, or write it as text"
+            ) from error
 
 
 _READERS: Final = {".txt": _read_txt, ".csv": _read_csv, ".parquet": _read_parquet}

@@ -2,6 +2,7 @@
 
 import io
 import logging
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pytest
 
 from maskrcnn.errors import UsageError
 from maskrcnn.io.parquet_manifest import read_parquet_manifest
+from maskrcnn.io.sources import read_manifest
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8
 
@@ -35,6 +37,9 @@ TABLE = pa.table(
         "plot": pa.array(["x", None, "x"]).dictionary_encode(),
         "tags": [["p", "q"], [], None],
         "where": [{"lon": 1.5}, None, {"lon": 2.5}],
+        "counts": pa.array([[("p", 1)], None, [("q", None)]], pa.map_(pa.string(), pa.int8())),
+        "pair": pa.array([["p", "q"], None, ["r", "s"]], pa.list_(pa.string(), 2)),
+        "deep": [[{"a": ["p"]}], [], [{"a": None}, None]],
         "n": [1, None, 3],
     }
 )
@@ -152,3 +157,13 @@ def test_several_columns_of_one_name_are_refused_and_so_is_a_file_without_uris()
         pa.table([["a"], [1], [2]], names=["uri", "n", "n"])
     )
     assert refusal(pa.table({"x": [1]})).endswith("no column `uri`; found 'x'")
+
+
+def test_a_type_that_arrow_cannot_read_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame({"uri": ["a"], "n": polars.Series([1], dtype=polars.Int128)})
+    frame.write_parquet(tmp_path / "m.parquet")
+    with pytest.raises(
+        UsageError, match="a column is of a type that cannot be read .*: remove it, or write it as text"
+    ):
+        read_manifest(str(tmp_path / "m.parquet"))

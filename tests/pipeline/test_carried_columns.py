@@ -54,6 +54,13 @@ def test_duckdb_joins_the_tables_without_ambiguity() -> None:
     assert instances.num_rows == 0
 
 
+def test_new_names_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    rows = pa.table({"uri": ["a"], "Status": ["x"], "plot": ["y"]})
+    with caplog.at_level("INFO"):
+        assert carried_columns(rows, {"uri"}, "m.csv") == {"Status": "input_Status", "plot": "plot"}
+    assert caplog.messages == ["m.csv: names that the tables have already: carried as input_Status"]
+
+
 # Pictures
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(60)
