@@ -57,13 +57,17 @@ def children_of(kind: pa.DataType) -> list[pa.DataType]:
 
 
 def _is_storable(kind: pa.DataType) -> bool:
-    """Return whether Parquet has a type for values of this one."""
+    """Return whether Parquet has a type for values of this one, and SQL a name for each of its fields."""
     if isinstance(kind, pa.BaseExtensionType):
         return _is_storable(kind.storage_type)
     if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
         return _is_storable(kind.value_type)
-    if types.is_union(kind) or types.is_interval(kind) or (types.is_struct(kind) and not kind.num_fields):
+    if types.is_union(kind) or types.is_interval(kind):
         return False
+    if types.is_struct(kind):
+        names = {kind.field(at).name.strip().lower() for at in range(kind.num_fields)}
+        if not names or "" in names or len(names) < kind.num_fields:
+            return False
     return all(map(_is_storable, children_of(kind)))
 
 

@@ -164,6 +164,6 @@ def test_a_type_that_arrow_cannot_read_is_refused_with_what_to_do(tmp_path: Path
     frame = polars.DataFrame({"uri": ["a"], "n": polars.Series([1], dtype=polars.Int128)})
     frame.write_parquet(tmp_path / "m.parquet")
     with pytest.raises(
-        UsageError, match="a column is of a type that cannot be read .*: remove it, or write it as text"
+        UsageError, match=r"a column is of a type that cannot be read .*: remove it, or write it as text"
     ):
         read_manifest(str(tmp_path / "m.parquet"))

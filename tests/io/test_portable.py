@@ -132,8 +132,10 @@ def test_an_offset_from_utc_becomes_utc_the_instant_stays() -> None:
         (pa.array([[{}]], pa.list_(pa.struct([]))), ["[{}]"]),
         (pa.array([(1, 2, 3)], pa.month_day_nano_interval()), ["[1, 2, 3]"]),
         (UNION, ["1", '"b"']),
+        (pa.array([{"a": 1, "A": 2}]), ['{"a": 1, "A": 2}']),
+        (pa.array([[{"": 1}]]), ['[{"": 1}]']),
     ],
-    ids=["empty struct", "list of empty structs", "interval", "union"],
+    ids=["empty struct", "list of empty structs", "interval", "union", "fields that differ in case", "no name"],
 )  # fmt: skip
 def test_what_parquet_cannot_hold_is_json(array: pa.Array, texts: list[str]) -> None:
     assert portable(pa.chunked_array([array])).to_pylist() == texts
