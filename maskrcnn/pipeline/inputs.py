@@ -5,6 +5,7 @@ and the user's additional columns. Everything is columnar: a million inputs take
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -30,7 +31,7 @@ __all__ = [
 
 log = logging.getLogger("maskrcnn")
 
-_SCHEME: Final = r"^[A-Za-z][A-Za-z0-9+.-]*://"
+_SCHEME: Final = r"^[A-Za-z][A-Za-z0-9+.-]{0,31}://"
 _KNOWN_SCHEME: Final = rf"^(?i:{'|'.join((*REMOTE_SCHEMES, *LOCAL_SCHEMES))})://"
 _WEB: Final = r"^(?i:https?)://"
 _RELATIVE_FILE: Final = rf"^(?i:{'|'.join(LOCAL_SCHEMES)})://([^/]|$)"
@@ -108,14 +109,14 @@ def _resolved(rows: pa.Table, root: str, source: str, *, allow_http: bool) -> pa
     """Return a manifest's rows with absolute uris and with names."""
     rows = named(rows, source)
     uris = _text(rows, "uri", source)
-    missing = pc.sum(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(uris), ""), fill_value=True)).as_py()
+    blank = pc.or_(pc.equal(uris, ""), pc.utf8_is_space(uris))
+    missing = pc.sum(pc.fill_null(blank, fill_value=True)).as_py()
     if missing:
         raise UsageError(
             f"{source}: {plural(missing, 'row')} without a uri; add one to each, or remove the rows"
         )
-    names = pc.if_else(
-        pc.match_substring_regex(uris, _WEB), pc.replace_substring_regex(uris, _QUERY, ""), uris
-    )
+    on_the_web = pc.match_substring_regex(uris, _WEB)
+    names = _replaced(uris, on_the_web, lambda some: pc.replace_substring_regex(some, _QUERY, ""))
     if "name" in rows.column_names:
         given = _text(rows, "name", source)
         names = pc.coalesce(pc.if_else(pc.equal(given, ""), None, given), names)
@@ -124,8 +125,10 @@ def _resolved(rows: pa.Table, root: str, source: str, *, allow_http: bool) -> pa
     place = Url.parse(root)
     root = str(place.local_path.absolute()) if place.is_local else root
     absolute = pc.match_substring_regex(uris, rf"{_SCHEME}|{FILE_URI}|^/")
-    below = pc.replace_substring_regex(uris, r"^(\./+)+", "")
-    uris = pc.if_else(absolute, uris, pc.binary_join_element_wise(root.rstrip("/"), below, "/"))
+    dotted = pc.starts_with(uris, "./")
+    uris = _replaced(uris, dotted, lambda some: pc.replace_substring_regex(some, r"^(\./+)+", ""))
+    below = pc.invert(absolute)
+    uris = _replaced(uris, below, lambda some: pc.binary_join_element_wise(root.rstrip("/"), some, "/"))
     _refuse_foreign(uris, source, allow_http=allow_http)
     others = [name for name in rows.column_names if name not in ("uri", "name")]
     return pa.table({"name": names, "uri": _found(uris, source)} | {name: rows[name] for name in others})
@@ -133,20 +136,42 @@ def _resolved(rows: pa.Table, root: str, source: str, *, allow_http: bool) -> pa
 
 def _found(uris: pa.ChunkedArray, source: str) -> pa.ChunkedArray:
     """Return uris, of which local ones written as in Windows or in a file URI lead to the files they mean."""
-    odd = pc.match_substring_regex(uris, rf"\\|{FILE_URI}.*%")
-    if not pc.any(odd).as_py():
+
+    def found(some: pa.ChunkedArray) -> pa.ChunkedArray:
+        return pa.chunked_array([[as_found(uri) for uri in some.to_pylist()]], pa.string())
+
+    uris = _replaced(uris, pc.match_substring_regex(uris, rf"{FILE_URI}.*%"), found)
+    if not any(_contains(chunk, "\\") for chunk in uris.chunks):
         return uris
-    after = pa.array([as_found(uri) for uri in uris.filter(odd).to_pylist()], pa.string())
-    backslashed = pc.match_substring(after, "\\")
-    if unread := pc.sum(backslashed).as_py():
+    uris = _replaced(uris, pc.match_substring(uris, "\\"), found)
+    unread = uris.filter(pc.match_substring(uris, "\\"))
+    if len(unread):
         log.warning(
             "%s has %s with backslashes, which name no folders here, and no files with `/` instead: %s",
             source,
-            plural(unread, "uri"),
-            _some(after.filter(backslashed)),
+            plural(len(unread), "uri"),
+            _some(unread),
         )
-    places = np.cumsum(odd.to_numpy()) - 1
-    return pc.if_else(odd, after.take(pa.array(np.maximum(places, 0))), uris)
+    return uris
+
+
+def _contains(texts: pa.Array, character: str) -> bool:
+    """Return whether a character of ASCII may be in one of many texts, in a tenth of the time of a search in each."""
+    data = texts.buffers()[2]
+    return data is not None and ord(character) in np.frombuffer(data, np.uint8)
+
+
+def _replaced(
+    values: pa.ChunkedArray, places: pa.ChunkedArray, change: Callable[[pa.ChunkedArray], pa.ChunkedArray]
+) -> pa.ChunkedArray:
+    """Return values of which some are changed; the others cost nothing, however long they are."""
+    if not pc.any(places).as_py():
+        return values
+    if pc.all(places).as_py():
+        return change(values)
+    changed = change(values.filter(places))
+    numbers = np.maximum(np.cumsum(places.to_numpy()) - 1, 0)
+    return pc.if_else(places, changed.take(pa.array(numbers)), values)
 
 
 def _refuse_foreign(uris: pa.ChunkedArray, source: str, *, allow_http: bool) -> None:
