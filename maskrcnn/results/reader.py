@@ -5,6 +5,7 @@ row groups, so that other row groups are not read.
 """
 
 import importlib
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -267,9 +268,10 @@ def find_images(reader: RunReader, asked: Sequence[str]) -> list[ImageRow]:
         UsageError: no image matches, or several do.
     """
     by_name = reader.rows_of("name", asked)
-    ids = [int(text) for text in asked if text not in by_name and text.isdecimal() and len(text) < 19]
-    by_id = reader.rows_of("image_id", ids) if ids else {}
-    rows = {text: by_name.get(text, by_id.get(int(text) if text.isdecimal() else None)) for text in asked}
+    # 007 is no id: it may be the last part of a name.
+    ids = {text: int(text) for text in asked if re.fullmatch("0|[1-9][0-9]{0,17}", text)}
+    by_id = reader.rows_of("image_id", ids.values()) if ids else {}
+    rows = {text: by_name.get(text, by_id.get(ids.get(text))) for text in asked}
     missing = [text for text, row in rows.items() if row is None]
     if missing:
         rows |= _by_last_part(reader, missing)

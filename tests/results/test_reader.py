@@ -10,7 +10,8 @@ import pytest
 from made_runs import rectangles, result, write_run
 
 import maskrcnn
-from maskrcnn.results.reader import RunReader, where
+from maskrcnn.errors import UsageError
+from maskrcnn.results.reader import RunReader, find_images, where
 
 FOUND = [((1, 1, 9, 9), 0.9, 1), ((2, 2, 5, 5), 0.4, 2)]
 
@@ -58,3 +59,17 @@ def test_conditions_can_name_every_column_whatever_the_user_called_his_own(url: 
         assert rows("score > 0.5 AND area = 64 AND id IS NOT NULL") == [(0, (0,))]
         assert rows("category IS NULL AND input_category = 'x'") == [(1, ()), (2, ())]
         assert rows("input_AREA = 'x' AND images.status = 'ok'") == [(0, (0, 1))]
+
+
+def test_an_id_is_written_as_a_number_is_printed(tmp_path: Path) -> None:
+    """`007` names the file 007.png, and not the image of id 7."""
+    names = [f"{number:03}.png" for number in range(9)]
+    run = maskrcnn.open_run(write_run(tmp_path, [result(row, name, None) for row, name in enumerate(names)]))
+    with RunReader(run) as reader:
+        assert [image.name for image in find_images(reader, ["007", "7", "8"])] == [
+            "007.png",
+            "006.png",
+            "007.png",
+        ]
+        with pytest.raises(UsageError, match="no image '\u0667'"):
+            find_images(reader, ["\u0667"])
