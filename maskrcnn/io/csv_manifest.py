@@ -7,14 +7,18 @@ text, and null in any other; a column without any value is null.
 """
 
 import codecs
+import logging
 import math
+import re
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import csv
+from pyarrow import csv, types
 
 from ..errors import UsageError
+
+log = logging.getLogger("maskrcnn")
 
 LARGEST_CSV_BYTES: Final = 2**30
 _PARSING: Final = csv.ParseOptions(newlines_in_values=True)
@@ -22,6 +26,8 @@ _TEXT: Final = ("uri", "name", "etag")
 """Columns that are text whatever they contain."""
 _INTEGER: Final = r"^(?:0|-?[1-9][0-9]{0,18})$"
 _NUMBER: Final = r"^-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:e[+-][0-9]+)?$"
+_DIGITS: Final = r"^[ \t]*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[ \t]*$"
+"""What a reader that guesses takes for a decimal number."""
 _DAY: Final = r"[1-9][0-9]{3}-[0-9]{2}-[0-9]{2}"
 _CLOCK: Final = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]"
 
@@ -51,11 +57,28 @@ def parse_csv(source: str, data: bytes) -> pa.Table:
             column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
         ),
     )
-    columns = [
-        column if name in _TEXT else typed(column)
-        for name, column in zip(texts.column_names, texts.itercolumns(), strict=True)
-    ]
+    columns, numbers = [], []
+    for name, column in zip(texts.column_names, texts.itercolumns(), strict=True):
+        columns.append(column if name in _TEXT else typed(column))
+        if name not in _TEXT and types.is_string(columns[-1].type) and (odd := _unlike_a_number(columns[-1])):
+            numbers.append(f"{name!r} (for {odd!r})")
+    if numbers:
+        log.info(
+            "%s: columns kept as text, because as numbers they would not print as they were written: %s",
+            source,
+            ", ".join(numbers[:12]) + (", …" if len(numbers) > 12 else ""),
+        )
     return pa.table(columns, names=texts.column_names)
+
+
+def _unlike_a_number(texts: pa.ChunkedArray) -> str | None:
+    """Return one of a column's texts that stands in the way of a column of numbers; None where others do, too."""
+    values = texts.filter(pc.not_equal(texts, ""))
+    if not len(values) or not (_all_match(values.slice(0, 1000), _DIGITS) and _all_match(values, _DIGITS)):
+        return None
+    some: list[str] = values.to_pylist()
+    odd = (text for text in some if not re.fullmatch(_INTEGER, text) and repr(float(text)) != text)
+    return next(odd, None) or next(text for text in some if re.fullmatch(_INTEGER, text))
 
 
 def _column_names(data: bytes) -> list[str]:

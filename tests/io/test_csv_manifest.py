@@ -121,6 +121,16 @@ def test_uris_names_and_etags_are_text_whatever_they_look_like() -> None:
     assert row == {"uri": "1", "name": "2", "etag": "3", "n": 4}
 
 
+def test_what_keeps_a_column_from_being_numbers_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    lines = ["uri,site,depth,code,note,n", "1,1,2.5,1.10,x,1", "2,007,2,2,7,2", "3,8,,3.0,1,3"]
+    with caplog.at_level("INFO"):
+        parse_csv("m.csv", "\n".join(lines).encode())
+    assert caplog.messages == [
+        "m.csv: columns kept as text, because as numbers they would not print as they were written: "
+        "'site' (for '007'), 'depth' (for '2'), 'code' (for '1.10')"
+    ]
+
+
 def test_line_ends_may_be_mixed() -> None:
     rows = parse_csv("m.csv", b"uri,n\ra,1\r\nb,2\nc,3\r").to_pylist()
     assert rows == [{"uri": "a", "n": 1}, {"uri": "b", "n": 2}, {"uri": "c", "n": 3}]
