@@ -21,8 +21,8 @@ contract of the table `images`:
   high byte, under the same condition. AVIF and HEIC of 10 or 12 bits are scaled by their decoders.
 - Float, 32-bit and signed pixels, and TIFFs with several bands of more than 8 bits, cannot be converted without a
   stated scaling: `unsupported_pixels`. GeoTIFFs with such pixels are read by the raster mode.
-- Metadata never cost the picture: where text, profiles or EXIF of a JPEG or a PNG keep it from being opened, it is read
-  without them, turned by their orientation if that can be found.
+- Metadata never cost the picture: where text, profiles or EXIF of a JPEG, a PNG or a TIFF keep it from being opened, it
+  is read without them, turned by their orientation if that can be found.
 - A JPEG that lacks only its end marker is read; one whose last pixel is missing is `truncated`.
 - Damage that the decoder does not detect (bytes changed inside a JPEG's scan) is not reported.
 """
@@ -57,7 +57,7 @@ from .decode_errors import (
 from .orientation import ORIENTATION, upright, valid_orientation
 from .pillow_colors import rgb_of
 from .sniff import format_of, webp_size
-from .tiff_directory import SUSPICIOUS, full_picture, pointing_to, reader_of
+from .tiff_directory import SUSPICIOUS, full_picture, pointing_to, reader_of, without_metadata
 
 # Pillow logs some unreadable files as errors, which Python prints if logging is not configured.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -256,6 +256,8 @@ def _repaired(kind: str, data: bytes) -> Iterator[bytes]:
             data = data[:stop] + jpeg_scan.END
             yield data
         essential = jpeg_metadata.without_metadata(data)
+    if kind == "TIFF":
+        essential = without_metadata(data)
     if essential != data:
         yield essential
 

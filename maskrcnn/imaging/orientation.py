@@ -1,15 +1,16 @@
 """Find the orientation in metadata, and turn pixels by it.
 
-Reference: CIPA DC-008 (Exif), tag 274 (the positions of row 0 and column 0); XMP part 2 (tiff:Orientation).
+Reference: CIPA DC-008 (Exif), tag 274; XMP part 2 (tiff:Orientation).
 """
 
 import re
 import struct
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..types import Pixels
+Value = TypeVar("Value", bound=np.generic)
 
 ORIENTATION: Final = 274
 _XMP: Final = re.compile(rb"tiff:Orientation(?:=\"|>)([0-9])")
@@ -47,10 +48,16 @@ def exif_of(orientation: int) -> bytes:
     return b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, ORIENTATION, _SHORT, 1, orientation, 0, 0)
 
 
-def upright(pixels: Pixels, orientation: int | None) -> Pixels:
-    """Return (height, width, 3) uint8 pixels turned by an orientation."""
+def upright(pixels: NDArray[Value], orientation: int | None) -> NDArray[Value]:
+    """Apply an EXIF orientation, 1 to 8, to pixels as stored: (height, width) or (height, width, bands).
+
+    Returns:
+        A C-contiguous array; height and width are exchanged by 5 to 8. Unchanged for None.
+
+    Reference: CIPA DC-008, tag 274 (the positions of row 0 and column 0).
+    """
     if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 0, 2)
+        pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     if orientation in (2, 3, 6, 7):

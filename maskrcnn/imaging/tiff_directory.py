@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from ..errors import ItemError
 from ..refusals import Refusal
 
 ReadAt = Callable[[int, int], bytes]
@@ -41,6 +42,36 @@ _RAW_NAMES: Final = {
     "leaf": "Leaf MOS",
     "mamiya": "Mamiya MEF",
 }
+_OF_PIXELS: Final = frozenset(
+    [
+        *(
+            254,
+            255,
+            256,
+            257,
+            258,
+            259,
+            262,
+            266,
+            273,
+            274,
+            277,
+            278,
+            279,
+            284,
+            292,
+            293,
+            317,
+            320,
+            322,
+            323,
+            324,
+            325,
+        ),
+        *(330, 332, 338, 339, 347, 529, 530, 532),
+        *range(512, 522),
+    ]
+)
 _NUMBERS: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _TEXT: Final = frozenset([2, 7])
 _WANTED: Final = SUSPICIOUS | {_WIDTH, _HEIGHT, COMPRESSION, _PHOTOMETRIC, _MAKE, _ORIENTATION}
@@ -96,6 +127,8 @@ class FullPicture:
     """Whether it is the first directory, which all libraries read."""
     orientation: int | None
     """The orientation that the directory inherits from the first one; None if it has its own, or neither has one."""
+    compression: int
+    """The value of tag 259."""
 
 
 def full_picture(read_at: ReadAt) -> FullPicture | None:
@@ -106,13 +139,11 @@ def full_picture(read_at: ReadAt) -> FullPicture | None:
     Raises:
         ItemError: `unsupported_format`: all that can be read is a preview, or it is a camera's raw file.
     """
-    header = read_at(0, 16)
+    layout = _layout(read_at(0, 16))
+    if layout is None:
+        return None
+    start, order, big = layout
     try:
-        order = {b"II": "<", b"MM": ">"}[header[:2]]
-        big = 43 in header[2:4]
-        [start] = (
-            struct.unpack_from(f"{order}Q", header, 8) if big else struct.unpack_from(f"{order}I", header, 4)
-        )
         first = _directory(read_at, start, order, big=big)
     except (LookupError, struct.error):
         return None
@@ -120,18 +151,18 @@ def full_picture(read_at: ReadAt) -> FullPicture | None:
     if first.tags.keys() & SUSPICIOUS:
         others = _others(read_at, first, order, big=big)
         pictures = [directory for directory in others if directory.is_picture]
+        children = [d for d in pictures if d.start in first.tags.get(SUB_DIRECTORIES, ())]
         if not first.is_picture:
             if not pictures:
                 raise Refusal.PREVIEW.error() if first.first(DNG_VERSION) == 0 else _raw(first)
-            found = pictures[0]
+            found = max(children, key=lambda directory: directory.size, default=pictures[0])
         else:
-            children = set(first.tags.get(SUB_DIRECTORIES, ()))
-            larger = [d for d in pictures if d.start in children and d.size > first.size]
-            found = max([first, *larger], key=lambda directory: directory.size)
+            found = max([first, *children], key=lambda directory: directory.size)
     if found.is_raw:
         raise _raw(first)
     own = found is first or _ORIENTATION in found.tags
-    return FullPicture(found.start, found is first, None if own else first.first(_ORIENTATION) or None)
+    inherited = None if own else first.first(_ORIENTATION) or None
+    return FullPicture(found.start, found is first, inherited, found.first(COMPRESSION, 1))
 
 
 def pointing_to(data: bytes, start: int) -> bytes:
@@ -142,26 +173,38 @@ def pointing_to(data: bytes, start: int) -> bytes:
     return data[:4] + struct.pack(f"{order}I", start) + data[8:]
 
 
+def without_metadata(data: bytes) -> bytes:
+    """Return a TIFF whose only directory has the tags of the first one that describe its pixels."""
+    layout = _layout(data[:16])
+    if layout is None:
+        return data
+    start, order, big = layout
+    head, each, link = (8, 20, 8) if big else (2, 12, 4)
+    count = int.from_bytes(data[start : start + head], "little" if order == "<" else "big")
+    table = data[start + head : start + head + min(count, _MOST_ENTRIES) * each]
+    entries = [table[at : at + each] for at in range(0, len(table) - each + 1, each)]
+    kept = [entry for entry in entries if struct.unpack_from(f"{order}H", entry)[0] in _OF_PIXELS]
+    directory = struct.pack(order + ("Q" if big else "H"), len(kept)) + b"".join(kept) + bytes(link)
+    padding = bytes(len(data) % 2)
+    return pointing_to(data, len(data) + len(padding)) + padding + directory
+
+
 def reader_of(data: bytes) -> ReadAt:
     """Return a function that reads bytes in memory."""
     return lambda start, count: data[start : start + count]
 
 
-def compression_of(read_at: ReadAt) -> int | None:
-    """Return the value of tag 259 of the first directory; None if it cannot be read."""
-    header = read_at(0, 16)
-    try:
-        order = {b"II": "<", b"MM": ">"}[header[:2]]
-        big = 43 in header[2:4]
-        [start] = (
-            struct.unpack_from(f"{order}Q", header, 8) if big else struct.unpack_from(f"{order}I", header, 4)
-        )
-        return _directory(read_at, start, order, big=big).first(COMPRESSION, 1)
-    except (LookupError, struct.error):
+def _layout(header: bytes) -> tuple[int, str, bool] | None:
+    """Return where the first directory is, the byte order, and whether it is a BigTIFF; None if it is no TIFF."""
+    order = {b"II": "<", b"MM": ">"}.get(header[:2])
+    big = 43 in header[2:4]
+    if order is None or len(header) < (16 if big else 8):
         return None
+    start = struct.unpack_from(f"{order}Q", header, 8) if big else struct.unpack_from(f"{order}I", header, 4)
+    return start[0], order, big
 
 
-def _raw(first: Directory) -> Exception:
+def _raw(first: Directory) -> ItemError:
     if DNG_VERSION in first.tags:
         name = "DNG"
     else:

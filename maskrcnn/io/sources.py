@@ -26,8 +26,17 @@ from .storage import Storage
 from .url import USER_PATTERN, Url, redact
 
 MANIFEST_SUFFIXES: Final = (".txt", ".csv", ".parquet", ".json")
-_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_IS_IMAGE: Final = r"(?i)\.(jpe?g|png|webp|bmp|gif|tiff?)$"
+_SUFFIXES: Final = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jxl"),
+)
+"""Suffixes of formats that are read, and of those that photos come in and that are refused by name, one row each."""
+_IS_IMAGE: Final = rf"(?i)({'|'.join(map(re.escape, _SUFFIXES))})$"
+_NOT_PICTURES: Final = (
+    r"(?:^|/)(?P<place>\._|(?:__MACOSX|\.AppleDouble|\.ipynb_checkpoints|@eaDir|#recycle|\$RECYCLE\.BIN|\.Trashes"
+    r"|\.Trash-[0-9]+|\.thumbnails|\.picasaoriginals)/)"
+)
+"""Files that systems and programs put beside pictures, with the suffixes of pictures: resource forks, thumbnails."""
 _LARGEST_CSV_BYTES: Final = 2**30
 
 
@@ -102,15 +111,19 @@ def usage_errors(source: str) -> Iterator[None]:
 def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
     """Return the files whose suffix is an image's, and the number of other files by suffix.
 
+    Files of `_NOT_PICTURES` are counted by what they are instead: `._`, or the folder with a slash.
+
     Raises:
         UsageError: there are no images.
     """
     with usage_errors(source):
         found = list_inputs(source)
-    known = pc.match_substring_regex(found["name"], _IS_IMAGE)
+    system = pc.extract_regex(found["name"], _NOT_PICTURES)
+    known = pc.and_(pc.match_substring_regex(found["name"], _IS_IMAGE), pc.is_null(system))
     others = found["name"].filter(pc.invert(known))
     suffixes = pc.fill_null(pc.struct_field(pc.extract_regex(others, r"(?P<suffix>\.[^./]*)$"), "suffix"), "")
-    counts = pc.value_counts(pc.utf8_lower(suffixes)).to_pylist()
+    suffixes = pc.coalesce(pc.struct_field(system.filter(pc.invert(known)), "place"), pc.utf8_lower(suffixes))
+    counts = pc.value_counts(suffixes).to_pylist()
     skipped = {row["values"]: row["counts"] for row in sorted(counts, key=lambda row: row["values"])}
     images = found.filter(known)
     if not images.num_rows:
