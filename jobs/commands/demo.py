@@ -111,7 +111,7 @@ def segment_mosaic(root: Path) -> Path | None:
     Returns:
         The run's directory; None if the extra `geo` is not installed.
     """
-    from maskrcnn.formats.geoparquet import extra
+    from maskrcnn.imaging.georeference import extra
     from maskrcnn.synthetic.scenes import write_mosaic
 
     from ..driver.planning import Request
