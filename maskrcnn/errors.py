@@ -29,6 +29,8 @@ ERROR_CODES: Final[Mapping[str, str]] = MappingProxyType(
         "unsupported_format": "an image or a raster, in a format, a compression or a layout that is not read",
         "unsupported_pixels": "float, 32-bit or multi-band pixels, which need --window and a stated --scale",
         "no_crs": "a raster without a location: no coordinate reference system, or no transform",
+        "bad_georeference": "a raster whose transform does not fit its coordinate reference system, or whose polygons "
+        "cannot be computed in it",
         "truncated": "the file ends before the image does",
         "corrupt": "the file cannot be decoded",
         "too_many_pixels": "the header states more pixels than the limit",

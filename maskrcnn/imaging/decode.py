@@ -46,6 +46,7 @@ from PIL import (
 
 from ..errors import ItemError
 from ..types import Pixels
+from .orientation import upright
 from .sniff import format_of, kind_of_text, webp_size
 
 # Pillow logs some unreadable files as errors, which Python prints if logging is not configured.
@@ -158,7 +159,7 @@ def decode_image(data: bytes, limits: Limits) -> DecodedImage:
         pixels = _rgb(image)
     if kind == "PNG" and _has_16_bit_colors(data) and 0 < int(pixels.max()) < 16:
         raise _unsupported(kind, "16-bit colours that use only the lowest part of their range")
-    return DecodedImage(pixels if oriented else _upright(pixels, orientation), orientation)
+    return DecodedImage(pixels if oriented else upright(pixels, orientation), orientation)
 
 
 def image_size(file: BinaryIO, limits: Limits) -> tuple[int, int]:
@@ -367,17 +368,6 @@ def _header_orientation(image: Image.Image) -> int | None:
         return _valid(Image.Image.getexif(image).get(_ORIENTATION))
     except _DECODER_ERRORS:
         return None
-
-
-def _upright(pixels: Pixels, orientation: int | None) -> Pixels:
-    """Apply an EXIF orientation. Reference: CIPA DC-008, tag 274 (the positions of row 0 and column 0)."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
 
 
 # Errors

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ItemError, UsageError
+from ..refusals import Refusal
 
 Floats = NDArray[np.float64]
 
@@ -28,7 +29,6 @@ _SMALLEST_M: Final = 1e-4
 _DEGREE_M: Final = 111_320.0
 _PRECISION: Final = 1000
 """The smallest number of distinct float64 coordinates along a pixel."""
-_ADVICE: Final = "assign the right one (gdal_edit -a_srs EPSG:…), or correct the transform"
 
 
 def extra(module: str) -> Any:
@@ -117,6 +117,24 @@ def to_geodetic(crs: Any) -> ToGeodetic | None:
         raise UsageError(f"PROJ cannot transform {crs.name} to longitude and latitude: assign another") from error
 
 
+def crs_of_raster(crs_wkt: str) -> tuple[Any, ToGeodetic | None]:
+    """Return a raster's pyproj CRS, and its transformation as from `to_geodetic`.
+
+    Raises:
+        ItemError: `bad_georeference`: PROJ does not know the CRS, or positions in it have no longitude and latitude.
+        UsageError: the extra is not installed.
+    """
+    extra("pyproj")
+    try:
+        crs = parse_crs(crs_wkt)
+    except UsageError as error:
+        raise Refusal.CRS_UNKNOWN.error(crs=crs_wkt[:80]) from error
+    try:
+        return crs, to_geodetic(crs)
+    except UsageError as error:
+        raise Refusal.CRS_WITHOUT_PLANE.error(crs=crs.name) from error
+
+
 def check_georeference(crs_wkt: str, transform: Sequence[float], height: int, width: int) -> None:
     """Check that a raster lies on the Earth, or in the plane of a local system, with pixels of a possible size.
 
@@ -130,22 +148,14 @@ def check_georeference(crs_wkt: str, transform: Sequence[float], height: int, wi
         ItemError: `bad_georeference`.
         UsageError: the extra `geo` is not installed.
     """
-    extra("pyproj")
-    try:
-        crs = parse_crs(crs_wkt)
-        to_lonlat = to_geodetic(crs)
-    except UsageError as error:
-        raise ItemError("bad_georeference", str(error)) from error
+    crs, to_lonlat = crs_of_raster(crs_wkt)
     x, y = _points(transform, height, width)
-    step = _smallest_step(transform, crs.name)
+    step = _smallest_step(transform)
     largest = float(max(np.abs(x).max(), np.abs(y).max()))
     if not largest < _LARGEST:  # also for NaN
         raise _misplaced(x, y, crs.name, "too large for any system")
     if step < _PRECISION * np.spacing(largest):
-        raise ItemError(
-            "bad_georeference",
-            f"its pixels of {step:g} are smaller than coordinates up to {largest:g} can resolve; correct its transform",
-        )
+        raise Refusal.PIXELS_BELOW_PRECISION.error(step=step, largest=largest)
     if to_lonlat is None:
         return
     if to_lonlat.is_identity:
@@ -163,21 +173,19 @@ def _points(transform: Sequence[float], height: int, width: int) -> tuple[Floats
         return a * column + b * row + c, d * column + e * row + f
 
 
-def _smallest_step(transform: Sequence[float], name: str) -> float:
+def _smallest_step(transform: Sequence[float]) -> float:
     """Return the smallest extent of a pixel. Raises ItemError for pixels that are lines."""
     a, b, _, d, e, _ = transform
     scale = max(map(abs, (a, b, d, e)))
     largest, smallest = np.linalg.svd(np.array([[a, b], [d, e]]) / scale, compute_uv=False).tolist()
     if smallest < 1e-9 * largest:
-        raise ItemError("bad_georeference", f"its transform maps pixels to lines in {name}; correct it")
+        raise Refusal.PIXELS_ARE_LINES.error()
     return float(smallest * scale)
 
 
 def _misplaced(x: Floats, y: Floats, name: str, why: str) -> ItemError:
-    place = f"x from {x.min():g} to {x.max():g}, y from {y.min():g} to {y.max():g}"
-    return ItemError(
-        "bad_georeference", f"its coordinates do not fit {name} ({place}): {why}; {_ADVICE}"
-    )
+    ends = {"xmin": x.min(), "xmax": x.max(), "ymin": y.min(), "ymax": y.max()}
+    return Refusal.COORDINATES.error(crs=name, why=why, **ends)
 
 
 def _check_degrees(x: Floats, y: Floats, transform: Sequence[float], unit: float, name: str) -> None:
