@@ -102,7 +102,10 @@ class Refusal(Enum):
         "unsupported_pixels",
         "pixels of type {dtype} cannot be converted to a brightness: convert the raster to float32 or to integers",
     )
-    COLOR_SPACE = "unsupported_pixels", "its colours are {space}, which windows do not convert: convert them to RGB"
+    COLOR_SPACE = (
+        "unsupported_pixels",
+        "its colours are {space}, which windows do not convert: convert them to RGB",
+    )
     BANDS_TO_CHOOSE = "unsupported_pixels", "its bands are {bands}; choose bands with --bands"
     NO_SUCH_BAND = (
         "unsupported_pixels",
@@ -157,7 +160,10 @@ class Refusal(Enum):
         "worker_crash",
         "the decoding process crashed on this image ({how}): export the image anew",
     )
-    PROCESS_TIMED_OUT = "timeout", "not decoded within {seconds:g} s: export the image anew, or make it smaller"
+    PROCESS_TIMED_OUT = (
+        "timeout",
+        "not decoded within {seconds:g} s: export the image anew, or make it smaller",
+    )
 
     # Coordinates
 
@@ -168,7 +174,8 @@ class Refusal(Enum):
     )
     NO_TRANSFORM = (
         "no_crs",
-        "no transform from pixels to coordinates; use --assume-crs none to read it as an ordinary image",
+        "no transform from pixels to coordinates in the file; a world file beside it is not read (gdal_translate "
+        "-a_srs EPSG:… writes it into the raster): --assume-crs none reads it as an ordinary image",
     )
     SINGULAR_TRANSFORM = "no_crs", "its transform maps pixels to no area; write a valid transform"
     NO_CRS = "no_crs", "no coordinate reference system; give one with --assume-crs"
@@ -184,8 +191,8 @@ class Refusal(Enum):
     )
     COORDINATES = (
         "bad_georeference",
-        "its coordinates do not fit {crs} (x from {xmin:g} to {xmax:g}, y from {ymin:g} to {ymax:g}): {why}; assign the "
-        "right system (gdal_edit -a_srs EPSG:…), or correct the transform",
+        "its coordinates do not fit {crs} (x from {xmin:g} to {xmax:g}, y from {ymin:g} to {ymax:g}): {why}; assign "
+        "the right system (gdal_edit -a_srs EPSG:…), or correct the transform",
     )
     PIXELS_BELOW_PRECISION = (
         "bad_georeference",
@@ -213,7 +220,10 @@ class Refusal(Enum):
         "archived",
         "the object is archived ({storage_class}): restore it, and `maskrcnn retry OUT --only archived`",
     )
-    CHANGED_SIZE = "changed", "it has {count:,} bytes, expected {planned:,}: plan a new run for the new content"
+    CHANGED_SIZE = (
+        "changed",
+        "it has {count:,} bytes, expected {planned:,}: plan a new run for the new content",
+    )
     CHANGED_ETAG = "changed", "its etag is {etag}, expected {planned}: plan a new run for the new content"
     CHANGED_PIXELS = "changed", "{actual} pixels, but {planned} when the run was planned: plan a new run"
     WEB_RASTER = "unsupported_format", "rasters on the web are not read in parts: copy them to a store"

@@ -22,12 +22,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..errors import RunError
-from ..imaging.georeference import extra, parse_crs
+from ..imaging.georeference import crs_of_raster, extra, parse_crs
 from ..io.parquet import File, parquet_options
 from ..io.storage import Storage
 from ..masks.contours import trace
 from ..masks.rle_decode import read_spans
 from ..masks.spans import Spans
+from ..refusals import Refusal
 from ..schema import METADATA
 from .areas import areas_m2
 
@@ -158,11 +159,12 @@ def geo_table(
         simplify_px: see `polygons`.
 
     Raises:
-        UsageError: the extra is not installed, the raster has no CRS, or PROJ does not know it.
+        ItemError: `bad_georeference`: PROJ does not know the CRS, or polygons cannot be computed in it.
+        UsageError: the extra is not installed.
         RunError: a mask is damaged.
     """
-    shapely = extra("shapely")
-    crs = parse_crs(crs_wkt)
+    shapely, pyproj = extra("shapely"), extra("pyproj")
+    crs, _ = crs_of_raster(crs_wkt or "")
     masks = instances["segmentation"].combine_chunks()
     sizes = masks.field("size").flatten().to_numpy().reshape(-1, 2)
     frame = instances["frame"].combine_chunks()
@@ -172,11 +174,19 @@ def geo_table(
         found = polygons(masks.field("counts"), sizes, transform, offsets=moves, simplify_px=simplify_px)
     except ValueError as error:
         raise RunError(f"image {instances['image_id'][0]}: {error}") from error
+    except shapely.errors.ShapelyError as error:
+        raise Refusal.POLYGONS_FAILED.error(crs=crs.name) from error
     there = ~shapely.is_missing(found)
     found, rows = found[there], instances.filter(pa.array(there))
     bounds = shapely.bounds(found)
+    if not np.isfinite(bounds).all():
+        raise Refusal.POLYGONS_FAILED.error(crs=crs.name)
+    try:
+        areas = areas_m2(found, crs)
+    except (shapely.errors.ShapelyError, pyproj.exceptions.ProjError) as error:
+        raise Refusal.POLYGONS_FAILED.error(crs=crs.name) from error
     columns = {
-        "area_m2": pa.array(areas_m2(found, crs), from_pandas=True),
+        "area_m2": pa.array(np.where(np.isfinite(areas), areas, np.nan), from_pandas=True),
         "geometry": pa.array(shapely.to_wkb(found, byte_order=1), pa.binary()),
         "bbox": pa.StructArray.from_arrays(
             [pa.array(np.ascontiguousarray(side)) for side in bounds.T], fields=list(_BBOX)
@@ -223,7 +233,7 @@ def write_geoparquet(storage: Storage, path: str, table: pa.Table, crs_wkt: str 
         RunError: the file does not read back as written, or cannot be stored.
     """
     table = table.take(pa.array(_hilbert_order(table))).replace_schema_metadata(
-        {**METADATA, b"geo": json.dumps(_geo_metadata(table, parse_crs(crs_wkt))).encode()}
+        {**METADATA, b"geo": json.dumps(geo_metadata(table, crs_wkt)).encode()}
     )
     n_groups = max(1, round(len(table) / GEO_ROWS))
     rows = max(1, -(-len(table) // n_groups))
@@ -253,14 +263,15 @@ def _hilbert_order(table: pa.Table) -> NDArray[np.intp]:
     return np.lexsort((table["instance"].to_numpy(), table["image_id"].to_numpy(), y, x, distance))
 
 
-def _geo_metadata(table: pa.Table, crs: Any) -> dict[str, Any]:
+def geo_metadata(table: pa.Table, crs_wkt: str | None) -> dict[str, Any]:
+    """Return the metadata `geo` of a GeoParquet file. Raises UsageError: see `parse_crs`."""
     # The second to the fifth byte of little-endian WKB.
     types = pc.unique(pc.binary_slice(table["geometry"], 1, 5)).to_pylist()
     names = {3: "Polygon", 6: "MultiPolygon"}
     column: dict[str, Any] = {
         "encoding": "WKB",
         "geometry_types": sorted(names[int.from_bytes(code, "little")] for code in types),
-        "crs": _portable(crs.to_json_dict()),
+        "crs": _portable(parse_crs(crs_wkt).to_json_dict()),
         "orientation": "counterclockwise",
         "edges": "planar",
         "covering": {"bbox": {side: ["bbox", side] for side in ("xmin", "ymin", "xmax", "ymax")}},

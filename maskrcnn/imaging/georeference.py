@@ -114,7 +114,9 @@ def to_geodetic(crs: Any) -> ToGeodetic | None:
     try:
         return ToGeodetic(pyproj.Transformer.from_crs(crs, base, always_xy=True), unit)
     except pyproj.exceptions.ProjError as error:
-        raise UsageError(f"PROJ cannot transform {crs.name} to longitude and latitude: assign another") from error
+        raise UsageError(
+            f"PROJ cannot transform {crs.name} to longitude and latitude: assign another"
+        ) from error
 
 
 def crs_of_raster(crs_wkt: str) -> tuple[Any, ToGeodetic | None]:

@@ -281,7 +281,7 @@ class ToRgb:
         self, planes: Mapping[int, NDArray[Any]], values: Mapping[int, NDArray[np.bool_]]
     ) -> NDArray[np.bool_]:
         """Return a mask of the pixels where any band has a value, and alpha is not 0."""
-        valid = np.logical_or.reduce(list(values.values()))
+        valid: NDArray[np.bool_] = np.logical_or.reduce(list(values.values()))
         if self._info.alpha_band is not None:
             valid &= planes[self._info.alpha_band] > 0
         return valid
@@ -317,7 +317,7 @@ class ToRgb:
             return plane
         most = 2**self._info.bits - 1
         whole = plane.astype(np.uint64) * most // np.maximum(planes[alpha], 1)
-        return np.minimum(whole, most).astype(plane.dtype)
+        return np.asarray(np.minimum(whole, most), plane.dtype)
 
 
 def _palette(dtype: str, colors: Mapping[int, Sequence[int]]) -> list[NDArray[np.uint8] | None]:

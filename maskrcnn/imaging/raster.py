@@ -12,9 +12,9 @@ The rules, which are part of the contract of the table `images`:
 - The bands are those given by the user, otherwise red, green and blue by their colour interpretation, otherwise the
   first three, otherwise the first one, repeated. Alpha is never one of them. 8-bit CMYK is converted; other inks and
   colour spaces are `unsupported_pixels` unless the user gives bands.
-- The alpha band is the one given by the user, otherwise the one that the file calls alpha: unless it is one of the bands
-  given by the user, or fewer than half of its values, in a sample, are those of a mask, 0 and the largest. Near infrared
-  is often called alpha.
+- The alpha band is the one given by the user, otherwise the one that the file calls alpha: unless it is one of the
+  bands given by the user, or fewer than half of its values, in a sample, are those of a mask, 0 and the largest. Near
+  infrared is often called alpha. Colours that the file multiplied by alpha are divided by it.
 - Integers of 8, 16 and 32 bits, float32 and float64 are supported; complex numbers and 64-bit integers are
   `unsupported_pixels`. 8-bit unsigned integers are used unchanged (stretched, if the file stores fewer bits); all other
   types need a scale, the same for all windows of a run: low becomes 0, high becomes 255, values outside are clipped,
@@ -22,9 +22,9 @@ The rules, which are part of the contract of the table `images`:
   becomes 0 and 1 becomes 255.
 - Palette indices become the colours of the palette, which are not scaled.
 - White-is-zero brightness (MinIsWhite) is inverted after the scaling.
-- A pixel is invalid if each used band is nodata or NaN, or alpha is 0, or the mask excludes it; it becomes black. Of any
-  other pixel, a band that is nodata or NaN becomes 0. Neither enters the percentiles. Blocks that a sparse file omits
-  are nodata, or 0 if the file has no nodata value.
+- A pixel is invalid if each used band is nodata or NaN, or alpha is 0, or the mask excludes it; it becomes black. Of
+  any other pixel, a band that is nodata or NaN becomes 0. Neither enters the percentiles. Blocks that a sparse file
+  omits are nodata, or 0 if the file has no nodata value.
 - Blocks are decoded as a whole; a file with blocks of more than `MAX_BLOCK_BYTES` is `too_many_pixels`.
 
 GDAL's memory is bounded: each block is decoded once per call of `read`, and nothing is cached between calls. Callers
@@ -249,7 +249,11 @@ class RasterReader:
                     raise
         found = np.concatenate([np.zeros(0), *values])
         most = 2.0**info.bits - 1 if np.dtype(info.dtype).kind == "u" else np.max(found, initial=0)
-        return bool(np.isin(found, (0, most)).mean() >= _MASK_SHARE or np.max(found) <= 1) if found.size else True
+        return (
+            bool(np.isin(found, (0, most)).mean() >= _MASK_SHARE or np.max(found) <= 1)
+            if found.size
+            else True
+        )
 
     @contextlib.contextmanager
     def _gdal_errors(self) -> Iterator[None]:
