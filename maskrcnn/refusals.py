@@ -102,6 +102,10 @@ class Refusal(Enum):
         "unsupported_pixels",
         "pixels of type {dtype} cannot be converted to a brightness: convert the raster to float32 or to integers",
     )
+    COLOR_SPACE = (
+        "unsupported_pixels",
+        "its colours are {space}, which windows do not convert: convert them to RGB",
+    )
     BANDS_TO_CHOOSE = "unsupported_pixels", "its bands are {bands}; choose bands with --bands"
     NO_SUCH_BAND = (
         "unsupported_pixels",
@@ -171,10 +175,43 @@ class Refusal(Enum):
     )
     NO_TRANSFORM = (
         "no_crs",
-        "no transform from pixels to coordinates; use --assume-crs none to read it as an ordinary image",
+        "no transform from pixels to coordinates in the file; a world file beside it is not read (gdal_translate "
+        "-a_srs EPSG:… writes it into the raster): --assume-crs none reads it as an ordinary image",
     )
     SINGULAR_TRANSFORM = "no_crs", "its transform maps pixels to no area; write a valid transform"
     NO_CRS = "no_crs", "no coordinate reference system; give one with --assume-crs"
+
+    CRS_UNKNOWN = (
+        "bad_georeference",
+        "PROJ does not know its coordinate reference system, {crs}: assign another (gdal_edit -a_srs EPSG:…)",
+    )
+    CRS_WITHOUT_PLANE = (
+        "bad_georeference",
+        "its coordinate reference system, {crs}, has no longitude and latitude that PROJ can compute: assign another "
+        "(gdal_edit -a_srs EPSG:…)",
+    )
+    COORDINATES = (
+        "bad_georeference",
+        "its coordinates do not fit {crs} (x from {xmin:g} to {xmax:g}, y from {ymin:g} to {ymax:g}): {why}; assign "
+        "the right system (gdal_edit -a_srs EPSG:…), or correct the transform",
+    )
+    PIXELS_BELOW_PRECISION = (
+        "bad_georeference",
+        "its pixels of {step:g} are smaller than coordinates up to {largest:g} can resolve: correct the transform",
+    )
+    PIXELS_ARE_LINES = "bad_georeference", "its transform maps pixels to lines: correct it"
+    POLYGONS_FAILED = (
+        "bad_georeference",
+        "its polygons cannot be computed in {crs}: assign another system, or correct the transform",
+    )
+
+    # Windows
+
+    TOO_MANY_WINDOWS = (
+        "too_many_windows",
+        "{width} x {height} pixels are {count:,} windows, more than the limit of {limit:,} for an image: use a larger "
+        "--window, or cut the raster into parts (gdal_retile, gdal_translate -srcwin)",
+    )
 
     # Stores
 

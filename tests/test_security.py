@@ -443,8 +443,8 @@ def test_weights_that_name_what_is_no_tensor_are_refused(pickled: bytes, tmp_pat
 @pytest.mark.ray
 def test_a_ray_that_is_started_here_asks_for_its_token() -> None:
     code = (
-        "import os; from maskrcnn.config import Speed; from maskrcnn_jobs.driver.cluster import connected\n"
-        "with connected(None, Speed(actors=1)): mode = os.environ.get('RAY_AUTH_MODE')\n"
+        "import os; from maskrcnn.config import ResourceConfig; from maskrcnn_jobs.driver.cluster import connected\n"
+        "with connected(None, ResourceConfig(actors=1)): mode = os.environ.get('RAY_AUTH_MODE')\n"
         "print(mode)"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

@@ -35,9 +35,9 @@ from ..io.inputs import open_input
 from ..refusals import Refusal
 from .decode import DecodedImage, Limits, decode_image, image_size
 from .geometry import ImageHeader, RasterRegion, Rect
-from .geotiff import raster_info
-from .radiometry import Radiometry, check_radiometry
-from .raster import RasterReader, sample
+from .geotiff import fields_from_json, fields_to_json
+from .radiometry import Radiometry
+from .raster import RasterReader, raster_header, sample
 from .sniff import format_of
 
 DECODE_TIMEOUT_S: Final = 60.0
@@ -103,7 +103,7 @@ class Decoders:
         request = {"operation": "read_region", "source": dataclasses.asdict(source), "rect": rect}
         reply, [pixels, valid] = self._request(request, b"", _REGION_BYTES)
         broken = [(Rect(*part), ItemError(*error)) for *part, error in reply["broken"]]
-        return RasterRegion(pixels, valid.view(np.bool_), tuple(broken))
+        return RasterRegion(pixels, valid.view(np.bool_), tuple(broken), reply["orientation"])
 
     def read_header(
         self, uri: str, limits: Limits, radiometry: Radiometry, assume_crs: str | None
@@ -122,14 +122,7 @@ class Decoders:
             "assume_crs": assume_crs,
         }
         reply, _ = self._request(request, b"", _memory(limits))
-        block, transform = reply["block_size"], reply["transform"]
-        return ImageHeader(
-            reply["height"],
-            reply["width"],
-            block and (block[0], block[1]),
-            reply["crs_wkt"],
-            transform and tuple(transform),
-        )
+        return ImageHeader(**fields_from_json(reply["header"]))
 
     def sample(
         self, uri: str, radiometry: Radiometry, count: int, assume_crs: str | None
@@ -343,9 +336,10 @@ def _decode(request: dict[str, Any], data: bytes) -> _Reply:
 
 
 def _read_region(request: dict[str, Any], _: bytes) -> _Reply:
-    pixels, valid, broken = _reader(json.dumps(request["source"])).read_region(Rect(*request["rect"]))
+    reader = _reader(json.dumps(request["source"]))
+    pixels, valid, broken = reader.read_region(Rect(*request["rect"]))
     errors = [(*rect, (error.code, error.message)) for rect, error in broken]
-    return {"broken": errors}, [pixels, valid]
+    return {"broken": errors, "orientation": reader.info.orientation}, [pixels, valid]
 
 
 @functools.lru_cache(maxsize=1)
@@ -360,13 +354,11 @@ def _reader(source: str) -> RasterReader:
 def _read_header(request: dict[str, Any], _: bytes) -> _Reply:
     with open_input(request["uri"]) as file:
         if format_of(file.read(1024)) == "TIFF":
-            info = raster_info(file, request["assume_crs"])
-            check_radiometry(info, Radiometry.from_json(request["radiometry"]))
-            return dataclasses.asdict(
-                ImageHeader(info.height, info.width, info.block_size, info.crs_wkt, info.transform)
-            ), []
-        file.seek(0)
-        return dataclasses.asdict(ImageHeader(*image_size(file, Limits(*request["limits"])))), []
+            header = raster_header(file, Radiometry.from_json(request["radiometry"]), request["assume_crs"])
+        else:
+            file.seek(0)
+            header = ImageHeader(*image_size(file, Limits(*request["limits"])))
+        return {"header": fields_to_json(header)}, []
 
 
 def _sample(request: dict[str, Any], _: bytes) -> _Reply:

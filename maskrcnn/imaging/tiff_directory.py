@@ -22,7 +22,9 @@ DNG_VERSION: Final = 50706
 SUSPICIOUS: Final = frozenset([NEW_SUBFILE_TYPE, OLD_SUBFILE_TYPE, SUB_DIRECTORIES, DNG_VERSION])
 """Tags without any of which the first directory is the picture."""
 
-_WIDTH, _HEIGHT, _PHOTOMETRIC, _MAKE, _ORIENTATION = 256, 257, 262, 271, 274
+PHOTOMETRIC: Final = 262
+ORIENTATION: Final = 274
+_WIDTH, _HEIGHT, _MAKE = 256, 257, 271
 _REDUCED: Final = 0b1
 _NO_PICTURE: Final = 0b1101  # reduced, a transparency mask, or a depth map
 _RAW_COLORS: Final = frozenset([32803, 34892])  # a colour filter array, linear raw
@@ -74,7 +76,7 @@ _OF_PIXELS: Final = frozenset(
 )
 _NUMBERS: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _TEXT: Final = frozenset([2, 7])
-_WANTED: Final = SUSPICIOUS | {_WIDTH, _HEIGHT, COMPRESSION, _PHOTOMETRIC, _MAKE, _ORIENTATION}
+_WANTED: Final = SUSPICIOUS | {_WIDTH, _HEIGHT, COMPRESSION, PHOTOMETRIC, _MAKE, ORIENTATION}
 _MOST_DIRECTORIES: Final = 64
 _MOST_VALUES: Final = 64
 _MOST_ENTRIES: Final = 4096
@@ -109,7 +111,7 @@ class Directory:
     @property
     def is_raw(self) -> bool:
         """Whether its pixels are a sensor's values, which are no colours yet."""
-        return self.first(_PHOTOMETRIC) in _RAW_COLORS or self.first(COMPRESSION) in _RAW_CODECS
+        return self.first(PHOTOMETRIC) in _RAW_COLORS or self.first(COMPRESSION) in _RAW_CODECS
 
     @property
     def size(self) -> int:
@@ -139,18 +141,11 @@ def full_picture(read_at: ReadAt) -> FullPicture | None:
     Raises:
         ItemError: `unsupported_format`: all that can be read is a preview, or it is a camera's raw file.
     """
-    layout = _layout(read_at(0, 16))
-    if layout is None:
+    first = found = first_directory(read_at)
+    if first is None or found is None:
         return None
-    start, order, big = layout
-    try:
-        first = _directory(read_at, start, order, big=big)
-    except (LookupError, struct.error):
-        return None
-    found = first
     if first.tags.keys() & SUSPICIOUS:
-        others = _others(read_at, first, order, big=big)
-        pictures = [directory for directory in others if directory.is_picture]
+        pictures = [directory for directory in _others(read_at, first) if directory.is_picture]
         children = [d for d in pictures if d.start in first.tags.get(SUB_DIRECTORIES, ())]
         if not first.is_picture:
             if not pictures:
@@ -160,9 +155,21 @@ def full_picture(read_at: ReadAt) -> FullPicture | None:
             found = max([first, *children], key=lambda directory: directory.size)
     if found.is_raw:
         raise _raw(first)
-    own = found is first or _ORIENTATION in found.tags
-    inherited = None if own else first.first(_ORIENTATION) or None
+    own = found is first or ORIENTATION in found.tags
+    inherited = None if own else first.first(ORIENTATION) or None
     return FullPicture(found.start, found is first, inherited, found.first(COMPRESSION, 1))
+
+
+def first_directory(read_at: ReadAt) -> Directory | None:
+    """Return the first directory of a TIFF; None if it cannot be read."""
+    layout = _layout(read_at(0, 16))
+    if layout is None:
+        return None
+    start, order, big = layout
+    try:
+        return _directory(read_at, start, order, big=big)
+    except (LookupError, struct.error):
+        return None
 
 
 def pointing_to(data: bytes, start: int) -> bytes:
@@ -215,8 +222,9 @@ def _raw(first: Directory) -> ItemError:
     return Refusal.RAW_PHOTO.error(format=name)
 
 
-def _others(read_at: ReadAt, first: Directory, order: str, *, big: bool) -> list[Directory]:
+def _others(read_at: ReadAt, first: Directory) -> list[Directory]:
     """Return the sub-directories of the first directory, then those that follow it, each with its own."""
+    _, order, big = _layout(read_at(0, 16)) or (0, "<", False)
     found: list[Directory] = []
     visited = {first.start}
     queue = [*first.tags.get(SUB_DIRECTORIES, ()), first.after]
@@ -255,7 +263,7 @@ def _directory(read_at: ReadAt, start: int, order: str, *, big: bool) -> Directo
             n = min(n, _MOST_VALUES)
             raw = table[at + each - last : at + each][:n] if n <= last else read_at(value, n)
             make = raw.decode("latin-1").strip(" \0").lower()
-        elif unit is not None:
+        elif unit is not None and n:
             n = min(n, _MOST_VALUES)
             size = struct.calcsize(f"{order}{unit}") * n
             raw = table[at + each - last : at + each] if size <= last else read_at(value, size)

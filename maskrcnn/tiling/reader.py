@@ -115,6 +115,7 @@ class _LoadedRegion:
         )
         # Copy the rows to keep, so that the rest is freed before the next read.
         pixels, valid, broken = region.pixels[kept].copy(), region.valid[kept].copy(), region.broken
+        orientation = region.orientation
         del region
         if rect.bottom > held.bottom:
             below = self._read_region(
@@ -122,7 +123,7 @@ class _LoadedRegion:
             )
             pixels, valid = np.concatenate([pixels, below.pixels]), np.concatenate([valid, below.valid])
             broken = (*(each for each in broken if each[0].bottom > rect.row_off), *below.broken)
-        self._region, self._rect = RasterRegion(pixels, valid, broken), rect
+        self._region, self._rect = RasterRegion(pixels, valid, broken, orientation), rect
 
     def window(self, rect: Rect) -> DecodedImage | ItemError | None:
         """Return a window of the loaded region, the error of a broken block in it, or None if no pixel is valid."""
@@ -136,7 +137,7 @@ class _LoadedRegion:
         part = (slice(top, top + rect.height), slice(left, left + rect.width))
         if not self._region.valid[part].any():
             return None
-        return DecodedImage(np.ascontiguousarray(self._region.pixels[part]), None)
+        return DecodedImage(np.ascontiguousarray(self._region.pixels[part]), self._region.orientation)
 
     def _aligned(self, rect: Rect) -> Rect:
         """Return a rectangle extended to whole blocks."""

@@ -1,0 +1,131 @@
+"""A file for GDAL, which ignores Python's exceptions."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Final
+
+from ..errors import ItemError, MaskrcnnError
+from .tiff_directory import first_directory
+
+_PAGE_BYTES: Final = 2**16
+_PAGES: Final = 32
+
+
+class Source:
+    """A file for GDAL: reads never raise, because GDAL ignores exceptions; `check` raises the error afterwards.
+
+    Small reads are served from cached pages, because GDAL reads a header a few bytes at a time, each of which would
+    otherwise be a request.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._pages: dict[int, bytes] = {}
+        self._failure: Exception | None = None
+        self._tags: dict[int, int] | None = None
+        self.short = False
+        """Whether bytes beyond the end of the file were requested."""
+        self.size = 0
+        with self._record_failure():
+            self.size = file.seek(0, 2)
+
+    def open(self, _path: str, mode: str = "rb", **_: Any) -> "_Handle":
+        """Return a file object with its own position, for GDAL."""
+        if mode not in ("r", "rb"):
+            raise FileNotFoundError(mode)
+        return _Handle(self)
+
+    def read_at(self, start: int, count: int) -> bytes:
+        """Return `count` bytes from `start`, fewer at the end of the file."""
+        stop = min(start + count, self.size)
+        if start and start + count > self.size:  # GDAL reads the beginning without knowing the size
+            self.short = True
+        if stop <= start or self._failure:
+            return b""
+        with self._record_failure():
+            if stop - start >= _PAGE_BYTES:
+                return self._fetch(start, stop)
+            first, last = start // _PAGE_BYTES, (stop - 1) // _PAGE_BYTES
+            data = b"".join(self._page(page) for page in range(first, last + 1))
+            return data[start - first * _PAGE_BYTES : stop - first * _PAGE_BYTES]
+        return b""
+
+    def tags(self) -> dict[int, int]:
+        """Return those tags of the first picture that this module needs; GDAL does not report them."""
+        if self._tags is None:
+            short = self.short
+            directory = first_directory(self.read_at)
+            self._tags = {tag: values[0] for tag, values in directory.tags.items()} if directory else {}
+            self.short = short
+        return self._tags
+
+    def check(self) -> None:
+        """Raise the error of an earlier read, after which all reads return no bytes.
+
+        Raises:
+            ItemError: raised by the file, or `storage_error`.
+            RunError: raised by the file.
+        """
+        if isinstance(self._failure, MaskrcnnError):
+            raise self._failure
+        if self._failure:
+            raise ItemError("storage_error", f"{self._failure}") from self._failure
+
+    def forget(self) -> None:
+        """Discard the cached pages and the error, to read again after a failure."""
+        self._pages.clear()
+        self._failure = None
+
+    def _page(self, page: int) -> bytes:
+        if (data := self._pages.get(page)) is None:
+            if len(self._pages) >= _PAGES:
+                del self._pages[next(iter(self._pages))]
+            start = page * _PAGE_BYTES
+            data = self._pages[page] = self._fetch(start, min(start + _PAGE_BYTES, self.size))
+        return data
+
+    def _fetch(self, start: int, stop: int) -> bytes:
+        self._file.seek(start)
+        parts = []
+        while start < stop and (part := self._file.read(stop - start)):
+            parts.append(part)
+            start += len(part)
+        if start < stop:
+            self.short = True  # the file was shortened while it was read
+        return b"".join(parts)
+
+    @contextlib.contextmanager
+    def _record_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, MaskrcnnError) as error:
+            self._failure = error
+
+
+class _Handle(io.RawIOBase):
+    """A file object on a source, with its own position."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Set the position and return it."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._source.size}[whence]
+        self._position = max(base + offset, 0)
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to `size` bytes, all that remain if it is negative."""
+        data = self._source.read_at(self._position, self._source.size if size < 0 else size)
+        self._position += len(data)
+        return data
