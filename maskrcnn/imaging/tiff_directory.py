@@ -70,7 +70,7 @@ _OF_PIXELS: Final = frozenset(
             324,
             325,
         ),
-        *(330, 332, 338, 339, 347, 529, 530, 532),
+        *(332, 338, 339, 347, 529, 530, 532),
         *range(512, 522),
     ]
 )
@@ -181,11 +181,15 @@ def pointing_to(data: bytes, start: int) -> bytes:
 
 
 def without_metadata(data: bytes) -> bytes:
-    """Return a TIFF whose only directory has the tags of the first one that describe its pixels."""
-    layout = _layout(data[:16])
-    if layout is None:
+    """Return a TIFF whose only directory has the tags of the full picture that describe its pixels.
+
+    Raises:
+        ItemError: as `full_picture`.
+    """
+    layout, picture = _layout(data[:16]), full_picture(reader_of(data))
+    if layout is None or picture is None:
         return data
-    start, order, big = layout
+    start, (_, order, big) = picture.start, layout
     head, each, link = (8, 20, 8) if big else (2, 12, 4)
     count = int.from_bytes(data[start : start + head], "little" if order == "<" else "big")
     table = data[start + head : start + head + min(count, _MOST_ENTRIES) * each]
