@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from imaging.files import encoded, lossless_jpeg
 from PIL import Image
 
-from imaging.files import encoded, lossless_jpeg
 from maskrcnn.errors import ItemError
 from maskrcnn.imaging.decode import Limits, decode_image
 from maskrcnn.imaging.jpeg_scan import complete_length, segments
