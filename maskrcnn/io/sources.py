@@ -32,7 +32,7 @@ _SUFFIXES: Final = (
 )
 """Suffixes of formats that are read, and of those that photos come in and that are refused by name, one row each."""
 _IS_IMAGE: Final = rf"(?i)({'|'.join(map(re.escape, _SUFFIXES))})$"
-_NOT_PICTURES: Final = (
+_COMPANIONS: Final = (
     r"(?:^|/)(?P<place>\._|(?:__MACOSX|\.AppleDouble|\.ipynb_checkpoints|@eaDir|#recycle|\$RECYCLE\.BIN|\.Trashes"
     r"|\.Trash-[0-9]+|\.thumbnails|\.picasaoriginals)/)"
 )
@@ -111,20 +111,16 @@ def usage_errors(source: str) -> Iterator[None]:
 def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
     """Return the files whose suffix is an image's, and the number of other files by suffix.
 
-    Files of `_NOT_PICTURES` are counted by what they are instead: `._`, or the folder with a slash.
-
     Raises:
         UsageError: there are no images.
     """
     with usage_errors(source):
-        found = list_inputs(source)
-    system = pc.extract_regex(found["name"], _NOT_PICTURES)
-    known = pc.and_(pc.match_substring_regex(found["name"], _IS_IMAGE), pc.is_null(system))
+        found, skipped = _without_companions(list_inputs(source))
+    known = pc.match_substring_regex(found["name"], _IS_IMAGE)
     others = found["name"].filter(pc.invert(known))
     suffixes = pc.fill_null(pc.struct_field(pc.extract_regex(others, r"(?P<suffix>\.[^./]*)$"), "suffix"), "")
-    suffixes = pc.coalesce(pc.struct_field(system.filter(pc.invert(known)), "place"), pc.utf8_lower(suffixes))
-    counts = pc.value_counts(suffixes).to_pylist()
-    skipped = {row["values"]: row["counts"] for row in sorted(counts, key=lambda row: row["values"])}
+    counts = pc.value_counts(pc.utf8_lower(suffixes)).to_pylist()
+    skipped |= {row["values"]: row["counts"] for row in sorted(counts, key=lambda row: row["values"])}
     images = found.filter(known)
     if not images.num_rows:
         what = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in skipped.items()) or "no files"
@@ -133,6 +129,15 @@ def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
             ends += "; this is a folder, but a manifest is one file"
         raise UsageError(f"{source}: no images; found {what}; {ends}")
     return images, skipped
+
+
+def _without_companions(found: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """Return a listing without what systems put beside pictures, and the number of such files: `._`, or by folder."""
+    places = pc.struct_field(pc.extract_regex(found["name"], _COMPANIONS), "place")
+    counts = pc.value_counts(places.drop_null()).to_pylist()
+    return found.filter(pc.is_null(places)), {
+        row["values"]: row["counts"] for row in sorted(counts, key=lambda row: row["values"])
+    }
 
 
 # Manifests
