@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 import pyarrow as pa
 from fsspec.utils import glob_translate
 
-from ..errors import ItemError
+from ..refusals import Refusal
 from .schemes import input_store_of, store_of
 from .store import ObjectStat, Page
 from .url import Url
@@ -39,9 +39,9 @@ def read_input(uri: str, max_bytes: int, etag: str | None = None) -> bytes:
     with store.input_faults(url):
         data = store.read_input(url, max_bytes, etag)
     if len(data) > max_bytes:
-        raise ItemError("too_many_bytes", f"more than the limit of {max_bytes} bytes")
+        raise Refusal.TOO_MANY_BYTES_READ.error(limit=max_bytes)
     if not data:
-        raise ItemError("empty_file", "zero bytes")
+        raise Refusal.EMPTY.error()
     return data
 
 
