@@ -1,7 +1,7 @@
 """What a decoder, a raster or a store can answer for one image that cannot be processed: one table.
 
-Each answer has an error code and a message that says what the file is, or what happened, and what to do. Everything that
-reads an input raises its `ItemError` from here:
+Each answer has an error code and a message that says what the file is, or what happened, and what to do. Everything
+that reads an input raises its `ItemError` from here:
 
     raise Refusal.TRUNCATED.error(format="PNG")
     raise Refusal.TIFF_COMPRESSION.error(codec=tiff_compression(34712))
@@ -78,8 +78,8 @@ class Refusal(Enum):
     CODEC = "unsupported_format", "{format} compressed as {codec}, which is not read: " + _CONVERT
     TIFF_COMPRESSION = (
         "unsupported_format",
-        "TIFF compressed with {codec}, which is not read: rewrite it with deflate, LZW or JPEG compression "
-        "(gdal_translate -co COMPRESS=DEFLATE, or tiffcp -c zip)",
+        "TIFF compressed with {codec}, which is not read: rewrite it with deflate, LZW or JPEG compression, in the "
+        "program that wrote it or by gdal_translate -co COMPRESS=DEFLATE",
     )
     LAYOUT = "unsupported_format", "{format} {layout}, which is not read: " + _CONVERT
     GEOREFERENCED_JPEG_2000 = (
@@ -95,8 +95,8 @@ class Refusal(Enum):
     )
     TIFF_PIXELS = (
         "unsupported_pixels",
-        "{what}; convert it to 8 bits with a scaling of your choice; GeoTIFFs are read by the raster mode, with a stated "
-        "scaling",
+        "{what}; convert it to 8 bits with a scaling of your choice; GeoTIFFs are read by the raster mode, with a "
+        "stated scaling",
     )
     PIXEL_TYPE = (
         "unsupported_pixels",
@@ -131,8 +131,8 @@ class Refusal(Enum):
     )
     BLOCK_TOO_LARGE = (
         "too_many_pixels",
-        "{width} x {height} pixels in a TIFF of blocks of {block_width} x {block_height}, which are too large to decode: "
-        "rewrite it in smaller tiles (gdal_translate -co TILED=YES)",
+        "{width} x {height} pixels in a TIFF of blocks of {block_width} x {block_height}, which are too large to "
+        "decode: rewrite it in smaller tiles (gdal_translate -co TILED=YES)",
     )
     ELONGATED = (
         "aspect",
@@ -154,7 +154,8 @@ class Refusal(Enum):
     NO_MEMORY = "out_of_memory", "{format}: not enough memory to decode it: give each worker more memory"
     PROCESS_KILLED = (
         "out_of_memory",
-        "the decoding process was killed, probably by the kernel because memory was short: give each worker more memory",
+        "the decoding process was killed, probably by the kernel because memory was short: give each worker more "
+        "memory",
     )
     PROCESS_CRASHED = (
         "worker_crash",

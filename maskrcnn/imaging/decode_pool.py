@@ -28,9 +28,11 @@ from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import AvifImagePlugin
 
 from ..errors import ItemError, RunError, UsageError
 from ..io.inputs import open_input
+from ..refusals import Refusal
 from .decode import DecodedImage, Limits, decode_image, image_size
 from .geometry import ImageHeader, RasterRegion, Rect
 from .geotiff import fields_from_json, fields_to_json
@@ -237,14 +239,11 @@ def _memory(limits: Limits) -> int:
 def _process_error(status: int, timeout_s: float) -> ItemError:
     """Return the error of an image whose decoding process ended with `status`."""
     if status == -signal.SIGALRM:
-        return ItemError("timeout", f"not decoded within {timeout_s:g} s")
+        return Refusal.PROCESS_TIMED_OUT.error(seconds=timeout_s)
     if status == -signal.SIGKILL:
-        return ItemError(
-            "out_of_memory",
-            "the decoding process was killed, probably by the kernel because memory was short",
-        )
+        return Refusal.PROCESS_KILLED.error()
     how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-    return ItemError("worker_crash", f"the decoding process crashed on this image ({how})")
+    return Refusal.PROCESS_CRASHED.error(how=how)
 
 
 def _send(connection: socket.socket, header: dict[str, Any], contents: Sequence[bytes | memoryview]) -> None:
@@ -391,10 +390,12 @@ def _limit_memory(spare_bytes: int) -> None:
 def main() -> None:
     """Serve requests on the inherited socket: `python -m maskrcnn.imaging.decode_pool SOCKET SPARE_BYTES`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal signals both processes; the parent handles it
-    # libtiff prints a line per problem, hundreds for one file; only Python's own output goes to the log.
+    # libtiff and other C libraries print a line per problem, hundreds for one file; only Python's own output goes to
+    # the log.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     keep_freed_memory()
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the images of a shard are decoded side by side
     descriptor, spare_bytes = map(int, sys.argv[1:])
     _limit_memory(spare_bytes)
     with (

@@ -36,7 +36,7 @@ def log_findings(uris: Sequence[str], images: Sequence[ImageHeader], radiometry:
         images: their headers.
         radiometry: with the range of the run's percentiles, if it has any.
     """
-    _log_alpha(uris, images)
+    _log_alpha(uris, images, radiometry)
     _log_types(uris, images, radiometry)
     _log_tiles(uris, images)
     _log_sidecars(uris)
@@ -53,17 +53,26 @@ def _some(uris: Sequence[str]) -> str:
     return ", ".join(names) + (", …" if len(uris) > _EXAMPLES else "")
 
 
-def _log_alpha(uris: Sequence[str], images: Sequence[ImageHeader]) -> None:
-    ignored = [
-        (uri, image.ignored_alpha) for uri, image in zip(uris, images, strict=True) if image.ignored_alpha
+def _log_alpha(uris: Sequence[str], images: Sequence[ImageHeader], radiometry: Radiometry) -> None:
+    doubtful = [
+        (uri, image.doubtful_alpha) for uri, image in zip(uris, images, strict=True) if image.doubtful_alpha
     ]
-    if ignored:
-        band = ignored[0][1]
+    if not doubtful:
+        return
+    band, rasters = doubtful[0][1], plural(len(doubtful), "raster")
+    listed = _some([uri for uri, _ in doubtful])
+    what = "near infrared is often marked so"
+    if radiometry.bands is None:
         log.warning(
-            "%s (%s): band %s is marked as alpha, but is among --bands or does not have the values of a mask (near "
-            "infrared is often marked so), and is not used as alpha; --alpha %s uses it, --alpha none says that no "
-            "band is alpha",
-            plural(len(ignored), "raster"), _some([uri for uri, _ in ignored]), band, band,
+            "%s (%s): band %s is marked as alpha, but does not have the values of a mask (%s): pixels where it is 0 "
+            "are left out; --alpha none uses them, --alpha %s says that it is alpha",
+            rasters, listed, band, what, band,
+        )  # fmt: skip
+    else:
+        log.warning(
+            "%s (%s): band %s is marked as alpha, but is one of --bands or does not have the values of a mask (%s), "
+            "and is not used as alpha; --alpha %s uses it, --alpha none says that no band is alpha",
+            rasters, listed, band, what, band,
         )  # fmt: skip
 
 

@@ -1,0 +1,123 @@
+"""Read what Pillow does not say of a JPEG 2000: its components, whether it is cut short, whether it has coordinates.
+
+Reference: ITU-T T.800, annexes A (codestream) and I (JP2); OGC 08-085 (GMLJP2); GeoJP2's UUID box.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+_SIZES, _TILE_PART, _END = b"\xff\x51", b"\xff\x90", b"\xff\xd9"
+_GEOJP2: Final = bytes.fromhex("b14bf8bd083d4b43a5ae8cd7d5a6ce03")
+_CIELAB, _YCC = 14, 18
+_COLOR_SPACES: Final = frozenset([12, 16, 17, 18])  # CMYK, sRGB, grey, sYCC
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A box of an ISO media file."""
+
+    kind: bytes
+    start: int
+    """Where its content starts in the file, in bytes."""
+    stop: int
+    """Where it ends: beyond the end of the file if the file is cut short."""
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """What the pixels of a codestream are."""
+
+    count: int
+    bits: int
+    """The largest number of bits of a value."""
+    signed: bool
+    """Whether values of a component may be negative."""
+
+
+def boxes(data: bytes, start: int = 0, stop: int | None = None) -> Iterator[Box]:
+    """Yield the boxes between two positions in the file, one level deep."""
+    stop = len(data) if stop is None else min(stop, len(data))
+    while start + 8 <= stop:
+        size, kind = struct.unpack_from(">I4s", data, start)
+        header = 8
+        if size == 1 and start + 16 <= stop:
+            [size] = struct.unpack_from(">Q", data, start + 8)
+            header = 16
+        end = start + size if size else stop
+        if size and size < header:
+            return
+        yield Box(kind, start + header, end)
+        start = end
+
+
+def ends_early(data: bytes) -> bool:
+    """Return whether a box at the top level extends beyond the end of the file; also for AVIF and HEIF."""
+    return any(box.stop > len(data) for box in boxes(data))
+
+
+def components_of(data: bytes) -> Components | None:
+    """Return the components of the codestream; None if it has no valid header."""
+    start = _codestream(data)
+    if start is None or data[start + 2 : start + 4] != _SIZES or len(data) < start + 42:
+        return None
+    [count] = struct.unpack_from(">H", data, start + 40)
+    depths = data[start + 42 : start + 42 + 3 * count : 3]
+    if not depths:
+        return None
+    return Components(count, max(depth & 0x7F for depth in depths) + 1, any(depth & 0x80 for depth in depths))
+
+
+def unknown_color_space(data: bytes) -> int | None:
+    """Return the number of a colour space that Pillow would take for another one; None if there is no such."""
+    for box in boxes(data):
+        if box.kind != b"jp2h":
+            continue
+        spaces = [
+            int.from_bytes(data[inner.start + 3 : inner.start + 7])
+            for inner in boxes(data, box.start, box.stop)
+            if inner.kind == b"colr" and data[inner.start : inner.start + 1] == b"\1"
+        ]
+        return next((space for space in spaces if space not in _COLOR_SPACES), None) if spaces else None
+    return None
+
+
+def is_cut_short(data: bytes) -> bool:
+    """Return whether a tile-part, or a box around the codestream, extends beyond the end of the file."""
+    start = _codestream(data)
+    if start is None:
+        return True
+    at = start + 2
+    while at + 4 <= len(data):
+        marker, [length] = data[at : at + 2], struct.unpack_from(">H", data, at + 2)
+        if marker == _END:
+            return False
+        if marker != _TILE_PART:
+            at += 2 + length
+            continue
+        if at + 12 > len(data):
+            return True
+        [size] = struct.unpack_from(">I", data, at + 6)
+        if size == 0:  # up to the end marker
+            return not data.rstrip(b"\0").endswith(_END)
+        if size < 12:
+            return False
+        at += size
+    return data[at : at + 2] != _END
+
+
+def has_coordinates(data: bytes) -> bool:
+    """Return whether it has a box of coordinates on the Earth, of GeoJP2 or GMLJP2."""
+    return any(
+        (box.kind == b"uuid" and data.startswith(_GEOJP2, box.start))
+        or (box.kind == b"asoc" and b"gml." in data[box.start : min(box.stop, box.start + 64)])
+        for box in boxes(data)
+    )
+
+
+def _codestream(data: bytes) -> int | None:
+    """Return where the codestream starts."""
+    if data.startswith(b"\xff\x4f"):
+        return 0
+    return next((box.start for box in boxes(data) if box.kind == b"jp2c"), None)
