@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import plural
 from ..formats.geoparquet import crs_folder
 from ..imaging.geometry import ImageHeader
+from ..imaging.georeference import is_outside_area_of_use
 from ..imaging.radiometry import Radiometry
 from ..io.url import Url
 
@@ -38,6 +39,7 @@ def log_findings(uris: Sequence[str], images: Sequence[ImageHeader], radiometry:
     """
     _log_alpha(uris, images, radiometry)
     _log_types(uris, images, radiometry)
+    _log_outside(uris, images)
     _log_tiles(uris, images)
     _log_sidecars(uris)
     folders = {crs_folder(wkt) for wkt in {image.crs_wkt for image in images} if wkt is not None}
@@ -105,6 +107,24 @@ def _log_types(uris: Sequence[str], images: Sequence[ImageHeader], radiometry: R
             "leave --scale out for them",
             plural(len(dark), "raster"), _some(dark), max(math.floor(brightest), 0),
         )  # fmt: skip
+
+
+def _log_outside(uris: Sequence[str], images: Sequence[ImageHeader]) -> None:
+    outside = [
+        uri
+        for uri, image in zip(uris, images, strict=True)
+        if image.crs_wkt is not None
+        and image.transform is not None
+        and image.height is not None
+        and image.width is not None
+        and is_outside_area_of_use(image.crs_wkt, image.transform, image.height, image.width)
+    ]
+    if outside:
+        log.warning(
+            "%s far from the area of use of the coordinate reference system: if a wrong one is assigned, or x and "
+            "y are exchanged, correct that (gdal_edit), or the polygons lie in the wrong place",
+            f"{plural(len(outside), 'raster')} ({_some(outside)}) {'lies' if len(outside) == 1 else 'lie'}",
+        )
 
 
 # Tiles of a mosaic
