@@ -23,7 +23,7 @@ from ..refusals import Refusal, tiff_compression
 from .gdal_source import Source
 from .orientation import TRANSPOSED, valid_orientation
 from .sniff import format_of
-from .tiff_directory import ORIENTATION, PHOTOMETRIC, compression_of
+from .tiff_directory import EXTRA_SAMPLES, ORIENTATION, PHOTOMETRIC, compression_of
 
 # rasterio logs GDAL's warnings and errors, which Python prints if logging is not configured.
 logging.getLogger("rasterio").addHandler(logging.NullHandler())
@@ -155,8 +155,7 @@ def read_info(source: Source, dataset: Any, assume_crs: str | None) -> RasterInf
             palette=colors[0] == "palette",
             alpha_band=alpha,
             mask="per_dataset" in flags and "alpha" not in flags,
-            premultiplied=alpha is not None
-            and dataset.tags(alpha, ns="IMAGE_STRUCTURE").get("ALPHA") == "PREMULTIPLIED",
+            premultiplied=alpha is not None and _is_premultiplied(source),
             white_is_zero=structure.get("MINISWHITE") == "YES",
             orientation=orientation,
         )
@@ -273,6 +272,12 @@ def open_tiff(source: Source, threads: int) -> Any:
             NUM_THREADS=str(threads),
             GEOREF_SOURCES="INTERNAL",
         )
+
+
+def _is_premultiplied(source: Source) -> bool:
+    """Return whether the full picture has associated alpha. Reference: TIFF 6.0, tag 338."""
+    picture = source.picture()
+    return picture is not None and 1 in picture.directory.tags.get(EXTRA_SAMPLES, ())
 
 
 def _orientation(source: Source) -> int | None:

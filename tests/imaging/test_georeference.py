@@ -119,12 +119,13 @@ def test_what_is_accepted_has_polygons_and_what_is_not_has_the_code(
     a, b, c, d, e, f = transform
     if not (a * e != b * d and np.isfinite(a * e - b * d)):  # refused before, as `no_crs`
         return
+    codes = set()
     try:
         check_georeference(wkt_of(crs), transform, height, width)
     except ItemError as error:
-        assert error.code == "bad_georeference"
-        return
-    for column, row in ((0, 0), (width - 1, height - 1), (width // 2, height // 2)):
+        codes.add(error.code)
+    assert codes <= {"bad_georeference"}
+    for column, row in [] if codes else [(0, 0), (width - 1, height - 1), (width // 2, height // 2)]:
         corners = [(column, row), (column + 1, row), (column + 1, row + 1), (column, row + 1)]
         pixel = shapely.Polygon([(a * x + b * y + c, d * x + e * y + f) for x, y in corners])
         assert pixel.is_valid
