@@ -15,8 +15,8 @@ from ..imaging.georeference import extra, to_geodetic
 
 Floats = NDArray[np.float64]
 
-STEP: Final = 100.0
-"""Longer edges are divided, in units of the projection: a straight edge in one projection is a curve in another."""
+STEP_M: Final = 100.0
+"""Longer edges, in metres, are divided: a straight edge in one projection is a curve in another."""
 STEPS: Final = 64
 """The number of steps along the longer side of a polygon above which edges are not divided further."""
 
@@ -43,7 +43,10 @@ def areas_m2(geometries: NDArray[np.object_], crs: Any) -> Floats:
     if to_lonlat.is_identity:
         return _of_degrees(shapely, geometries, crs)
     xmin, ymin, xmax, ymax = shapely.bounds(geometries).T
-    step = np.maximum(STEP, np.maximum(xmax - xmin, ymax - ymin) / STEPS)
+    unit = crs.axis_info[0].unit_conversion_factor * (
+        crs.ellipsoid.semi_major_metre if crs.is_geographic else 1
+    )
+    step = np.maximum(STEP_M / unit, np.maximum(xmax - xmin, ymax - ymin) / STEPS)
     divided = shapely.segmentize(geometries, step)
     placed = shapely.transform(divided, to_lonlat.radians, interleaved=False)
     _, south, _, north = shapely.bounds(placed).T

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, Final
 
 from ..errors import MaskrcnnError
 from ..refusals import Refusal
-from .tiff_directory import first_directory
+from .tiff_directory import FullPicture, full_picture, pointing_to
 
 _PAGE_BYTES: Final = 2**16
 _PAGES: Final = 32
@@ -25,7 +25,9 @@ class Source:
         self._file = file
         self._pages: dict[int, bytes] = {}
         self._failure: Exception | None = None
-        self._tags: dict[int, int] | None = None
+        self._picture: FullPicture | None = None
+        self._header = b""
+        """The header that names the full picture as the first one; empty if it is."""
         self.short = False
         """Whether bytes beyond the end of the file were requested."""
         self.size = 0
@@ -38,8 +40,29 @@ class Source:
             raise FileNotFoundError(mode)
         return _Handle(self)
 
+    def picture(self) -> FullPicture | None:
+        """Return where the full picture of a TIFF is, which GDAL will find as the first one; None if it is damaged.
+
+        Raises:
+            ItemError: as `tiff_directory.full_picture`.
+        """
+        if self._picture is None:
+            short = self.short
+            self._picture = full_picture(self._stored)
+            self.short = short
+            if self._picture is not None and not self._picture.is_first:
+                self._header = pointing_to(self._stored(0, 16), self._picture.start)
+        return self._picture
+
     def read_at(self, start: int, count: int) -> bytes:
         """Return `count` bytes from `start`, fewer at the end of the file."""
+        if start < len(self._header):
+            header = self._header[start : start + count]
+            rest = self._stored(len(self._header), count - len(header)) if count > len(header) else b""
+            return header + rest
+        return self._stored(start, count)
+
+    def _stored(self, start: int, count: int) -> bytes:
         stop = min(start + count, self.size)
         if start and start + count > self.size:  # GDAL reads the beginning without knowing the size
             self.short = True
@@ -52,15 +75,6 @@ class Source:
             data = b"".join(self._page(page) for page in range(first, last + 1))
             return data[start - first * _PAGE_BYTES : stop - first * _PAGE_BYTES]
         return b""
-
-    def tags(self) -> dict[int, int]:
-        """Return those tags of the first picture that this module needs; GDAL does not report them."""
-        if self._tags is None:
-            short = self.short
-            directory = first_directory(self.read_at)
-            self._tags = {tag: values[0] for tag, values in directory.tags.items()} if directory else {}
-            self.short = short
-        return self._tags
 
     def check(self) -> None:
         """Raise the error of an earlier read, after which all reads return no bytes.

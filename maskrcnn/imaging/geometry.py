@@ -69,5 +69,5 @@ class ImageHeader:
     """The error that prevented reading the header."""
     dtype: str | None = None
     """The numpy name of the data type of a raster's values; None for other images, and in a plan."""
-    ignored_alpha: int | None = None
-    """The band that a raster calls alpha, if its values are not those of a mask, or `--bands` names it."""
+    doubtful_alpha: int | None = None
+    """The band that a raster calls alpha, if it is a band to use or its values are not those of a mask."""

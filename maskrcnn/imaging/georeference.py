@@ -26,6 +26,8 @@ _LARGEST: Final = 1e15
 """The largest coordinate in a local system, in its unit."""
 _SMALLEST_M: Final = 1e-4
 """The smallest side of a pixel on the Earth, in metres."""
+_MARGIN: Final = 15.0
+"""Degrees around the area of use of a CRS in which rasters are common: whole countries use one zone of UTM."""
 _DEGREE_M: Final = 111_320.0
 _PRECISION: Final = 1000
 """The smallest number of distinct float64 coordinates along a pixel."""
@@ -166,6 +168,30 @@ def check_georeference(crs_wkt: str, transform: Sequence[float], height: int, wi
         _check_projected(x, y, step, crs, to_lonlat)
 
 
+def is_outside_area_of_use(crs_wkt: str, transform: Sequence[float], height: int, width: int) -> bool:
+    """Return whether all of a raster is more than `_MARGIN` degrees away from its CRS's area of use, if that is known.
+
+    The arguments are as in `check_georeference`, which they must pass.
+    """
+    crs, to_lonlat = crs_of_raster(crs_wkt)
+    if to_lonlat is None or crs.area_of_use is None:
+        return False
+    lon, lat = (np.rad2deg(each) for each in to_lonlat.radians(*_points(transform, height, width)))
+    there = np.isfinite(lon) & np.isfinite(lat)
+    return bool(there.any()) and not _within(lon[there], lat[there], crs, _MARGIN).any()
+
+
+def _within(lon: Floats, lat: Floats, crs: Any, margin: float) -> NDArray[np.bool_]:
+    """Return which positions are at most a margin, in degrees, away from a CRS's area of use."""
+    west, south, east, north = crs.area_of_use.bounds
+    across = (east - west) % 360 or 360.0
+    # The northern zones of UTM are also used in the south, with negative coordinates (Landsat).
+    inside = np.minimum(np.abs(lat - (south + north) / 2), np.abs(-lat - (south + north) / 2)) <= (
+        (north - south) / 2 + margin
+    )
+    return np.asarray(inside & ((lon - west + margin) % 360 <= min(across + 2 * margin, 360)))
+
+
 def _points(transform: Sequence[float], height: int, width: int) -> tuple[Floats, Floats]:
     """Return the coordinates of a grid of positions over a raster, with its corners."""
     a, b, c, d, e, f = transform
@@ -227,7 +253,4 @@ def _may_be_small(lon: Floats, lat: Floats, crs: Any) -> bool:
         return False
     if crs.area_of_use is None:
         return True
-    west, south, east, north = crs.area_of_use.bounds
-    inside = (lat >= south - 1e-6) & (lat <= north + 1e-6)
-    inside &= (lon - west) % 360 <= (east - west) % 360 if (east - west) % 360 else np.True_
-    return bool(inside.any())
+    return bool(_within(lon, lat, crs, 1e-6).any())

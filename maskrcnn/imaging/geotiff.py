@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 from ..errors import ItemError, MaskrcnnError, UsageError
 from ..refusals import Refusal, tiff_compression
 from .gdal_source import Source
+from .orientation import TRANSPOSED, valid_orientation
 from .sniff import format_of
-from .tiff_directory import COMPRESSION, ORIENTATION, PHOTOMETRIC, full_picture
+from .tiff_directory import EXTRA_SAMPLES, ORIENTATION, PHOTOMETRIC, compression_of
 
 # rasterio logs GDAL's warnings and errors, which Python prints if logging is not configured.
 logging.getLogger("rasterio").addHandler(logging.NullHandler())
 
-TRANSPOSED: Final = (5, 6, 7, 8)
-"""The EXIF orientations that exchange height and width."""
 NO_CRS: Final = "none"
 """The value of `assume_crs` that accepts rasters without georeference as ordinary images."""
 MAX_BLOCK_BYTES: Final = 2**28
@@ -137,8 +136,7 @@ def read_info(source: Source, dataset: Any, assume_crs: str | None) -> RasterInf
             sides |= {"block_width": block[1], "block_height": block[0]}
             raise Refusal.BLOCK_TOO_LARGE.error(size=(dataset.width, dataset.height), **sides)
         crs_wkt = _georeference(dataset, assume_crs)
-        orientation = source.tags().get(ORIENTATION) if crs_wkt is None else None
-        orientation = orientation if orientation in range(1, 9) else None
+        orientation = _orientation(source) if crs_wkt is None else None
         turned = orientation in TRANSPOSED
         alpha = colors.index("alpha") + 1 if "alpha" in colors else None
         return RasterInfo(
@@ -157,8 +155,7 @@ def read_info(source: Source, dataset: Any, assume_crs: str | None) -> RasterInf
             palette=colors[0] == "palette",
             alpha_band=alpha,
             mask="per_dataset" in flags and "alpha" not in flags,
-            premultiplied=alpha is not None
-            and dataset.tags(alpha, ns="IMAGE_STRUCTURE").get("ALPHA") == "PREMULTIPLIED",
+            premultiplied=alpha is not None and _is_premultiplied(source),
             white_is_zero=structure.get("MINISWHITE") == "YES",
             orientation=orientation,
         )
@@ -259,12 +256,9 @@ def open_tiff(source: Source, threads: int) -> Any:
         raise Refusal.RASTER_FORMAT.error(format=kind)
     if source.size < 8:
         raise Refusal.TRUNCATED.error(format="TIFF")
-    tags = source.tags()
-    picture = full_picture(source.read_at)
+    picture = source.picture()
     source.check()
-    if picture is not None and not picture.is_first:  # GDAL reads the first one
-        raise Refusal.PREVIEW.error()
-    if (space := _LAB.get(tags.get(PHOTOMETRIC, 0))) is not None:
+    if picture is not None and (space := _LAB.get(picture.directory.first(PHOTOMETRIC))) is not None:
         raise Refusal.COLOR_SPACE.error(space=space)
     with gdal_errors(source), warnings.catch_warnings():
         # A missing transform is reported by an error code, so the warning is redundant.
@@ -278,6 +272,20 @@ def open_tiff(source: Source, threads: int) -> Any:
             NUM_THREADS=str(threads),
             GEOREF_SOURCES="INTERNAL",
         )
+
+
+def _is_premultiplied(source: Source) -> bool:
+    """Return whether the full picture has associated alpha. Reference: TIFF 6.0, tag 338."""
+    picture = source.picture()
+    return picture is not None and 1 in picture.directory.tags.get(EXTRA_SAMPLES, ())
+
+
+def _orientation(source: Source) -> int | None:
+    """Return the orientation of the full picture; None without a valid one."""
+    picture = source.picture()
+    if picture is None:
+        return None
+    return valid_orientation(picture.orientation or picture.directory.first(ORIENTATION))
 
 
 @contextlib.contextmanager
@@ -317,7 +325,7 @@ def gdal_errors(source: Source, *, opened: bool = False) -> Iterator[None]:
 def _refusal(source: Source, error: Exception, *, opened: bool) -> ItemError:
     """Return the error for what GDAL could not read."""
     if "codec" in f"{error.__cause__ or error}":
-        return Refusal.TIFF_COMPRESSION.error(codec=tiff_compression(source.tags().get(COMPRESSION, 1)))
+        return Refusal.TIFF_COMPRESSION.error(codec=tiff_compression(compression_of(source.read_at) or 1))
     if source.short:
         return Refusal.TRUNCATED.error(format="TIFF")
     return (Refusal.DATA_DAMAGED if opened else Refusal.HEADER_DAMAGED).error(format="TIFF")

@@ -1,6 +1,6 @@
 """Find the orientation in metadata, and turn pixels by it.
 
-Reference: CIPA DC-008 (Exif), tag 274; XMP part 2 (tiff:Orientation).
+Reference: CIPA DC-008 (Exif), tag 274 (the positions of row 0 and column 0); XMP part 2 (tiff:Orientation).
 """
 
 import re
@@ -15,6 +15,8 @@ Value = TypeVar("Value", bound=np.generic)
 ORIENTATION: Final = 274
 _XMP: Final = re.compile(rb"tiff:Orientation(?:=\"|>)([0-9])")
 _SHORT: Final = 3
+TRANSPOSED: Final = (5, 6, 7, 8)
+"""The orientations that exchange height and width."""
 
 
 def valid_orientation(value: object) -> int | None:
@@ -49,14 +51,11 @@ def exif_of(orientation: int) -> bytes:
 
 
 def upright(pixels: NDArray[Value], orientation: int | None) -> NDArray[Value]:
-    """Apply an EXIF orientation, 1 to 8, to pixels as stored: (height, width) or (height, width, bands).
+    """Return pixels turned by an orientation: (height, width) or (height, width, bands), C-contiguous.
 
-    Returns:
-        A C-contiguous array; height and width are exchanged by 5 to 8. Unchanged for None.
-
-    Reference: CIPA DC-008, tag 274 (the positions of row 0 and column 0).
+    Height and width are exchanged by 5 to 8. None and 1 change nothing.
     """
-    if orientation in (5, 6, 7, 8):
+    if orientation in TRANSPOSED:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]

@@ -38,8 +38,8 @@ class Radiometry:
     highs: tuple[float, ...] | None = None
     """The upper ends, which become 255; greater than `lows`."""
     alpha: int | None = None
-    """The number of the alpha band, from 1; 0: no band is alpha; None: the band that the file calls alpha, unless it is
-    one of `bands` or its values are not those of a mask."""
+    """The number of the alpha band, from 1; 0: no band is alpha; None: chosen for each raster by the rules in
+    `raster`."""
 
     def __post_init__(self) -> None:
         if self.bands is not None and (len(self.bands) not in (1, 3) or min(self.bands) < 1):

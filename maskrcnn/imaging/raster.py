@@ -12,9 +12,9 @@ The rules, which are part of the contract of the table `images`:
 - The bands are those given by the user, otherwise red, green and blue by their colour interpretation, otherwise the
   first three, otherwise the first one, repeated. Alpha is never one of them. 8-bit CMYK is converted; other inks and
   colour spaces are `unsupported_pixels` unless the user gives bands.
-- The alpha band is the one given by the user, otherwise the one that the file calls alpha: unless it is one of the
-  bands given by the user, or fewer than half of its values, in a sample, are those of a mask, 0 and the largest. Near
-  infrared is often called alpha. Colours that the file multiplied by alpha are divided by it.
+- The alpha band is the one given by the user, otherwise the one that the file calls alpha. Near infrared is often
+  called alpha: if the user gives bands, a band is not alpha that is one of them, or of whose values, in a sample, less
+  than half are those of a mask, 0 and the largest. Colours that the file multiplied by alpha are divided by it.
 - Integers of 8, 16 and 32 bits, float32 and float64 are supported; complex numbers and 64-bit integers are
   `unsupported_pixels`. 8-bit unsigned integers are used unchanged (stretched, if the file stores fewer bits); all other
   types need a scale, the same for all windows of a run: low becomes 0, high becomes 255, values outside are clipped,
@@ -46,8 +46,8 @@ from ..errors import ItemError, MaskrcnnError
 from .gdal_source import Source
 from .geometry import ImageHeader, Rect
 from .georeference import check_georeference
-from .geotiff import TRANSPOSED, gdal_errors, open_tiff, read_info
-from .orientation import upright
+from .geotiff import gdal_errors, open_tiff, read_info
+from .orientation import TRANSPOSED, upright
 from .radiometry import Radiometry, ToRgb, alpha_of, percentiles_of, resolved
 
 Mask = NDArray[np.bool_]
@@ -95,18 +95,19 @@ class RasterReader:
             undo.callback(self._dataset.close)
             info = read_info(self._source, self._dataset, assume_crs)
             self.info = dataclasses.replace(info, alpha_band=alpha_of(info, radiometry))
-            self.ignored_alpha: int | None = None
-            """The band that the file calls alpha, if it is not used as such and the user did not say so."""
+            self.doubtful_alpha: int | None = None
+            """The band that the file calls alpha, if it is a band to use or its values are not those of a mask."""
             colors = None
             if self.info.palette:
                 with gdal_errors(self._source, opened=True):
                     colors = self._dataset.colormap(1)
             self._to_rgb = ToRgb(self.info, radiometry, colors)
             if radiometry.alpha is None and info.alpha_band is not None:
-                if self.info.alpha_band is not None and not self._is_mask(info.alpha_band):
+                if self.info.alpha_band is None or not self._is_mask(info.alpha_band):
+                    self.doubtful_alpha = info.alpha_band
+                if self.doubtful_alpha is not None and radiometry.bands is not None:
                     self.info = dataclasses.replace(self.info, alpha_band=None)
                     self._to_rgb = ToRgb(self.info, radiometry, colors)
-                self.ignored_alpha = None if self.info.alpha_band else info.alpha_band
             undo.pop_all()
 
     def __enter__(self) -> Self:
@@ -334,7 +335,7 @@ def raster_header(file: BinaryIO, radiometry: Radiometry, assume_crs: str | None
             info.crs_wkt,
             None if info.crs_wkt is None else info.transform,
             dtype=None if info.palette else info.dtype,
-            ignored_alpha=reader.ignored_alpha,
+            doubtful_alpha=reader.doubtful_alpha,
         )
 
 

@@ -24,6 +24,8 @@ SUSPICIOUS: Final = frozenset([NEW_SUBFILE_TYPE, OLD_SUBFILE_TYPE, SUB_DIRECTORI
 
 PHOTOMETRIC: Final = 262
 ORIENTATION: Final = 274
+EXTRA_SAMPLES: Final = 338
+
 _WIDTH, _HEIGHT, _MAKE = 256, 257, 271
 _REDUCED: Final = 0b1
 _NO_PICTURE: Final = 0b1101  # reduced, a transparency mask, or a depth map
@@ -46,37 +48,16 @@ _RAW_NAMES: Final = {
 }
 _OF_PIXELS: Final = frozenset(
     [
-        *(
-            254,
-            255,
-            256,
-            257,
-            258,
-            259,
-            262,
-            266,
-            273,
-            274,
-            277,
-            278,
-            279,
-            284,
-            292,
-            293,
-            317,
-            320,
-            322,
-            323,
-            324,
-            325,
-        ),
-        *(332, 338, 339, 347, 529, 530, 532),
-        *range(512, 522),
+        *range(256, 260),  # size, bits, compression
+        *(262, 266, 273, ORIENTATION, 277, 278, 279, 284, 292, 293, 317, 320),
+        *range(322, 326),  # tiles
+        *(332, EXTRA_SAMPLES, 339, 347, 529, 530, 532),
+        *range(512, 522),  # old-style JPEG
     ]
 )
 _NUMBERS: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _TEXT: Final = frozenset([2, 7])
-_WANTED: Final = SUSPICIOUS | {_WIDTH, _HEIGHT, COMPRESSION, PHOTOMETRIC, _MAKE, ORIENTATION}
+_WANTED: Final = SUSPICIOUS | {_WIDTH, _HEIGHT, COMPRESSION, PHOTOMETRIC, _MAKE, ORIENTATION, EXTRA_SAMPLES}
 _MOST_DIRECTORIES: Final = 64
 _MOST_VALUES: Final = 64
 _MOST_ENTRIES: Final = 4096
@@ -129,8 +110,8 @@ class FullPicture:
     """Whether it is the first directory, which all libraries read."""
     orientation: int | None
     """The orientation that the directory inherits from the first one; None if it has its own, or neither has one."""
-    compression: int
-    """The value of tag 259."""
+    directory: Directory
+    """The directory itself."""
 
 
 def full_picture(read_at: ReadAt) -> FullPicture | None:
@@ -141,9 +122,10 @@ def full_picture(read_at: ReadAt) -> FullPicture | None:
     Raises:
         ItemError: `unsupported_format`: all that can be read is a preview, or it is a camera's raw file.
     """
-    first = found = first_directory(read_at)
-    if first is None or found is None:
+    first = _first(read_at)
+    if first is None:
         return None
+    found = first
     if first.tags.keys() & SUSPICIOUS:
         pictures = [directory for directory in _others(read_at, first) if directory.is_picture]
         children = [d for d in pictures if d.start in first.tags.get(SUB_DIRECTORIES, ())]
@@ -156,20 +138,7 @@ def full_picture(read_at: ReadAt) -> FullPicture | None:
     if found.is_raw:
         raise _raw(first)
     own = found is first or ORIENTATION in found.tags
-    inherited = None if own else first.first(ORIENTATION) or None
-    return FullPicture(found.start, found is first, inherited, found.first(COMPRESSION, 1))
-
-
-def first_directory(read_at: ReadAt) -> Directory | None:
-    """Return the first directory of a TIFF; None if it cannot be read."""
-    layout = _layout(read_at(0, 16))
-    if layout is None:
-        return None
-    start, order, big = layout
-    try:
-        return _directory(read_at, start, order, big=big)
-    except (LookupError, struct.error):
-        return None
+    return FullPicture(found.start, found is first, None if own else first.first(ORIENTATION) or None, found)
 
 
 def pointing_to(data: bytes, start: int) -> bytes:
@@ -203,6 +172,24 @@ def without_metadata(data: bytes) -> bytes:
 def reader_of(data: bytes) -> ReadAt:
     """Return a function that reads bytes in memory."""
     return lambda start, count: data[start : start + count]
+
+
+def compression_of(read_at: ReadAt) -> int | None:
+    """Return the value of tag 259 of the first directory; None if it cannot be read."""
+    first = _first(read_at)
+    return None if first is None else first.first(COMPRESSION, 1)
+
+
+def _first(read_at: ReadAt) -> Directory | None:
+    """Return the first directory; None if it cannot be read."""
+    layout = _layout(read_at(0, 16))
+    if layout is None:
+        return None
+    start, order, big = layout
+    try:
+        return _directory(read_at, start, order, big=big)
+    except (LookupError, struct.error):
+        return None
 
 
 def _layout(header: bytes) -> tuple[int, str, bool] | None:

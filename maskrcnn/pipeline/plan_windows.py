@@ -109,8 +109,9 @@ def _log_broken(images: Sequence[ImageHeader]) -> None:
         codes = Counter(error.code for error in errors).most_common()
         listed = ", ".join(f"{count:,} {code}" for code, count in codes)
         log.warning(
-            "%s will fail because of their headers: %s; %s",
-            plural(len(errors), "image"), listed, errors[0].message,
+            "%s will fail because of %s: %s; %s",
+            plural(len(errors), "image"), "its header" if len(errors) == 1 else "their headers", listed,
+            errors[0].message,
         )  # fmt: skip
 
 

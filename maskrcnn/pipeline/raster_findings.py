@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import plural
 from ..formats.geoparquet import crs_folder
 from ..imaging.geometry import ImageHeader
+from ..imaging.georeference import is_outside_area_of_use
 from ..imaging.radiometry import Radiometry
 from ..io.url import Url
 
@@ -36,8 +37,9 @@ def log_findings(uris: Sequence[str], images: Sequence[ImageHeader], radiometry:
         images: their headers.
         radiometry: with the range of the run's percentiles, if it has any.
     """
-    _log_alpha(uris, images)
+    _log_alpha(uris, images, radiometry)
     _log_types(uris, images, radiometry)
+    _log_outside(uris, images)
     _log_tiles(uris, images)
     _log_sidecars(uris)
     folders = {crs_folder(wkt) for wkt in {image.crs_wkt for image in images} if wkt is not None}
@@ -53,17 +55,26 @@ def _some(uris: Sequence[str]) -> str:
     return ", ".join(names) + (", …" if len(uris) > _EXAMPLES else "")
 
 
-def _log_alpha(uris: Sequence[str], images: Sequence[ImageHeader]) -> None:
-    ignored = [
-        (uri, image.ignored_alpha) for uri, image in zip(uris, images, strict=True) if image.ignored_alpha
+def _log_alpha(uris: Sequence[str], images: Sequence[ImageHeader], radiometry: Radiometry) -> None:
+    doubtful = [
+        (uri, image.doubtful_alpha) for uri, image in zip(uris, images, strict=True) if image.doubtful_alpha
     ]
-    if ignored:
-        band = ignored[0][1]
+    if not doubtful:
+        return
+    band, rasters = doubtful[0][1], plural(len(doubtful), "raster")
+    listed = _some([uri for uri, _ in doubtful])
+    what = "near infrared is often marked so"
+    if radiometry.bands is None:
         log.warning(
-            "%s (%s): band %s is marked as alpha, but is among --bands or does not have the values of a mask (near "
-            "infrared is often marked so), and is not used as alpha; --alpha %s uses it, --alpha none says that no "
-            "band is alpha",
-            plural(len(ignored), "raster"), _some([uri for uri, _ in ignored]), band, band,
+            "%s (%s): band %s is marked as alpha, but does not have the values of a mask (%s): pixels where it is 0 "
+            "are left out; --alpha none uses them, --alpha %s says that it is alpha",
+            rasters, listed, band, what, band,
+        )  # fmt: skip
+    else:
+        log.warning(
+            "%s (%s): band %s is marked as alpha, but is one of --bands or does not have the values of a mask (%s), "
+            "and is not used as alpha; --alpha %s uses it, --alpha none says that no band is alpha",
+            rasters, listed, band, what, band,
         )  # fmt: skip
 
 
@@ -96,6 +107,24 @@ def _log_types(uris: Sequence[str], images: Sequence[ImageHeader], radiometry: R
             "leave --scale out for them",
             plural(len(dark), "raster"), _some(dark), max(math.floor(brightest), 0),
         )  # fmt: skip
+
+
+def _log_outside(uris: Sequence[str], images: Sequence[ImageHeader]) -> None:
+    outside = [
+        uri
+        for uri, image in zip(uris, images, strict=True)
+        if image.crs_wkt is not None
+        and image.transform is not None
+        and image.height is not None
+        and image.width is not None
+        and is_outside_area_of_use(image.crs_wkt, image.transform, image.height, image.width)
+    ]
+    if outside:
+        log.warning(
+            "%s far from the area of use of the coordinate reference system: if a wrong one is assigned, or x and "
+            "y are exchanged, correct that (gdal_edit), or the polygons lie in the wrong place",
+            f"{plural(len(outside), 'raster')} ({_some(outside)}) {'lies' if len(outside) == 1 else 'lie'}",
+        )
 
 
 # Tiles of a mosaic

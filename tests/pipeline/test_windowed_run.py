@@ -58,7 +58,7 @@ def tables_of(output: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(output)): path.read_bytes()
         for folder in ("images", "instances", "windows", "pieces", "geo", "coco")
-        for path in sorted((output / folder).iterdir())
+        for path in sorted((output / folder).rglob("*.*"))
     }
 
 
