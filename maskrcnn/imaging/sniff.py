@@ -208,25 +208,6 @@ def _without_signature(data: bytes) -> str | None:
     return "TGA" if is_tga else None
 
 
-def webp_size(data: bytes) -> tuple[int, int] | None:
-    r"""Return the width and height in the header of a WebP, before orientation; None if there is no valid header.
-
-    Reference: RFC 9649, section 2.
-
-    >>> webp_size(b"RIFF....WEBPVP8X...." + bytes(4) + b"\x0f\0\0" + b"\x17\0\0")
-    (16, 24)
-    """
-    kind, body = data[12:16], data[20:30]
-    if kind == b"VP8X" and len(body) == 10:
-        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
-    if kind == b"VP8L" and body[:1] == b"\x2f" and len(body) >= 5:
-        packed = int.from_bytes(body[1:5], "little")
-        return (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
-    if kind == b"VP8 " and body[3:6] == b"\x9d\x01\x2a" and len(body) == 10:
-        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
-    return None
-
-
 def kind_of_text(data: bytes) -> str | None:
     """Return the kind of text (HTML, SVG, XML, JSON, …), or None if the data is not text."""
     head = data[:1024].removeprefix(b"\xef\xbb\xbf")

@@ -129,6 +129,17 @@ def test_a_partial_file_is_truncated(kind: str) -> None:
         assert error_of(data[:cut]).code == "truncated"
 
 
+@pytest.mark.parametrize("kind", ["JPEG2000", "codestream"])
+@pytest.mark.parametrize("tile", [None, (16, 16)], ids=["one tile", "tiles"])
+def test_a_jpeg_2000_without_its_end_marker_has_all_pixels(kind: str, tile: tuple[int, int] | None) -> None:
+    whole = lossless(kind, **({"tile_size": tile} if tile else {}))
+    assert whole.endswith(b"\xff\xd9")
+    for cut in (1, 2):
+        np.testing.assert_array_equal(decode_image(whole[:-cut], LIMITS).pixels, PIXELS)
+    for cut in range(3, 60):
+        assert error_of(whole[:-cut]).code == "truncated"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_limits_hold_before_a_pixel_is_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = KINDS[kind]()

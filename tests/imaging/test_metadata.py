@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from imaging.files import encoded, jpeg_segment, png_chunk, tiff_of_directories
 from PIL import Image
 
+from maskrcnn.errors import ItemError
 from maskrcnn.imaging.decode import DecodedImage, Limits, decode_image, image_size
 from maskrcnn.imaging.jpeg_metadata import without_metadata as jpeg_without_metadata
 from maskrcnn.imaging.orientation import exif_of
@@ -101,6 +102,25 @@ def test_a_png_that_ends_in_metadata_after_its_pixels_is_complete() -> None:
     start = whole.index(b"tEXt") - 4
     for cut in (start, start + 3, start + 20, start + 400):
         np.testing.assert_array_equal(decode_image(whole[:cut], LIMITS).pixels, PIXELS)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("lossless", [True, False])
+def test_a_webp_that_ends_in_metadata_after_its_pixels_is_complete(lossless: bool, mode: str) -> None:
+    exif = b"Exif\0\0" + exif_of(6)
+    whole = encoded(PICTURE.convert(mode), "WEBP", lossless=lossless, exact=True, exif=exif, xmp=b"x" * 300)
+    expected = decode_image(whole, LIMITS)
+    stop = whole.index(b"EXIF")
+    for cut in (stop, stop + 5, len(whole) - 200):
+        result = decode_image(whole[:cut], LIMITS)
+        turned = result.exif_orientation == 6
+        assert turned == (cut > stop + 5)
+        np.testing.assert_array_equal(
+            result.pixels if turned else np.rot90(result.pixels, -1), expected.pixels
+        )
+    for cut in (stop - 3, stop - 9, stop // 2):
+        with pytest.raises(ItemError, match="truncated"):
+            decode_image(whole[:cut], LIMITS)
 
 
 SEGMENT_STARTS = (
