@@ -21,8 +21,6 @@ from typing import Any, Final
 
 from .errors import ItemError
 
-READABLE: Final = "JPEG, PNG, WebP, AVIF, JPEG 2000, BMP, GIF or TIFF"
-"""The formats that are read without an extra, in the words of messages and pages."""
 _CONVERT: Final = "convert it to JPEG, PNG or TIFF"
 _COPY: Final = "copy it again from its source"
 
