@@ -257,6 +257,7 @@ def _repaired(kind: str, data: bytes) -> Iterator[bytes]:
     if kind == "JPEG2000" and (stop := jpeg2000.complete_length(data)) is not None:
         essential = data[:stop] + jpeg2000.END
     if kind == "JPEG":
+        data = jpeg_scan.with_height(data)
         if (stop := jpeg_scan.complete_length(data)) is not None:
             data = data[:stop] + jpeg_scan.END
         essential = jpeg_metadata.without_metadata(data)

@@ -628,6 +628,11 @@ def test_mutated_files_give_pixels_or_a_code(sample: str) -> None:
             b"BM",
             b"GIF89a",
             b"RIFF\0\0\0\0WEBP",
+            b"\0\0\0\x20ftypavif",
+            b"\0\0\0\x20ftypheic",
+            b"\0\0\0\x0cjP  \r\n\x87\n",
+            b"\xff\x4f\xff\x51",
+            b"\xff\xd8\xff\xc3",
         ]
     ),
     st.binary(max_size=200),
