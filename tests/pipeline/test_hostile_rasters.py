@@ -1,22 +1,27 @@
 """Nothing that a raster says can stop the others: each ends as one row, and the run verifies."""
 
+import dataclasses
 import logging
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from maskrcnn_jobs.driver.planning import Request, prepare
-from windowed import NORTH_UP, compute_of, mosaic, run_windows, write_geotiff
+from windowed import NORTH_UP, compute_of, mosaic, process_shards, run_windows, write_geotiff
 
 import maskrcnn
 from maskrcnn.errors import ERROR_CODES, UsageError
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.plan import read_run
+from maskrcnn.pipeline.manifest import read_grid, write_grid
+from maskrcnn.pipeline.plan import PLAN, read_run
+from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.results.verify import verify_run
+from maskrcnn.visualization.run_report import write_report
 
 pytestmark = pytest.mark.slow
 
@@ -128,3 +133,27 @@ def test_a_run_of_too_many_windows_is_refused_when_it_is_planned(
     )
     prepare(Request(str(sparse), str(tmp_path / "out"), compute_of(32, 16, max_windows=12)))
     assert read_run(Storage(tmp_path / "out"))["settings"]["max_windows"] == 12
+
+
+def test_an_image_whose_polygons_fail_keeps_its_masks_and_has_a_code(tmp_path: Path) -> None:
+    """A PROJ that does not know what the PROJ of the planning machine knew."""
+    for name in ("a.tif", "b.tif"):
+        write(tmp_path / "in" / name, GOOD)
+    output, inference = Storage(tmp_path / "out"), compute_of(48, 8)
+    plan = prepare(Request(str(tmp_path / "in"), output.url, inference))
+    grid = read_grid(output, plan)
+    unknown = pa.array(["FUTURECRS", grid["crs"][1].as_py()])
+    sha256 = write_grid(
+        output, grid.set_column(grid.column_names.index("crs"), grid.schema.field("crs"), unknown)
+    )
+    output.write(PLAN, dataclasses.replace(plan, grid_sha256=sha256).to_json().encode())
+    process_shards(output.url, inference)
+    reduce_run(output.url, write_report=write_report)
+    lost, good = maskrcnn.open_run(output.url).images().to_pylist()
+    assert (lost["status"], lost["error"], lost["n_instances"]) == ("ok", "bad_georeference", 1)
+    assert lost["message"].startswith("PROJ does not know its coordinate reference system, FUTURECRS")
+    assert (good["status"], good["error"]) == ("ok", None)
+    [part] = maskrcnn.open_run(output.url).success["parts"]["geo"]
+    assert (part["path"], part["rows"]) == ("geo/part-1-00000.parquet", 1)
+    assert verify_run(output.url).findings == ()
+    assert verify_run(output.url).proven
