@@ -100,7 +100,7 @@ def test_a_sphere_and_a_rotated_pole_are_exact():
 
 
 def test_a_local_system_has_areas_in_its_plane():
-    site = pyproj.CRS.from_wkt('LOCAL_CS["site",UNIT["US survey foot",0.304800609601219]]')
+    site = pyproj.CRS.from_wkt('LOCAL_CS["site",UNIT["US foot",0.304800609601219]]')
     [area] = areas_m2(np.array([placed(7, 8, 2.0)]), site)
     assert area == pytest.approx(2184 * 4 * 0.304800609601219**2, rel=1e-9)
 
