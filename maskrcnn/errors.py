@@ -21,7 +21,7 @@ ERROR_CODES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "not_found": "the object does not exist",
         "access_denied": "the store refused the read (403)",
-        "archived": "the object is in an archive of the store, and must be restored before it can be read",
+        "archived": "the object is in an archive (S3 Glacier), and must be restored before it can be read",
         "storage_error": "the store failed, after retries",
         "changed": "the object changed since planning: its size or etag differs, or the local file's modification time",
         "empty_file": "the file has zero bytes",

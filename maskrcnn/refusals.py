@@ -215,21 +215,36 @@ class Refusal(Enum):
 
     # Stores
 
-    NOT_FOUND = "not_found", "{what} does not exist: correct the uri, or put the object there"
-    NO_ADDRESS = "not_found", "the host {host} has no address: correct the uri"
-    ARCHIVED = (
-        "archived",
-        "the object is archived ({storage_class}): restore it, and `maskrcnn retry OUT --only archived`",
+    GDAL_NAME = (
+        "not_found",
+        "a name of GDAL's virtual file systems (/vsicurl/, /vsis3/, …), which are not read: name the object itself, such "
+        "as s3://BUCKET/KEY or https://HOST/PATH",
     )
+
+    NO_ADDRESS = "not_found", "the host {host} has no address: correct the uri"
     CHANGED_SIZE = (
         "changed",
         "it has {count:,} bytes, expected {planned:,}: plan a new run for the new content",
     )
     CHANGED_ETAG = "changed", "its etag is {etag}, expected {planned}: plan a new run for the new content"
+    CHANGED_ETAG_UNKNOWN = (
+        "changed",
+        "it no longer has the etag {planned}: plan a new run for the new content",
+    )
     CHANGED_PIXELS = "changed", "{actual} pixels, but {planned} when the run was planned: plan a new run"
     WEB_RASTER = "unsupported_format", "rasters on the web are not read in parts: copy them to a store"
-    CERTIFICATE = "storage_error", "the certificate of the host is not valid ({reason}): use another address"
+    WEB_REFUSED = "access_denied", "{what} is not read: correct the uri, or copy the image to a store"
+    WEB_MISSING = "not_found", "the server answered {status}: correct the uri"
+    WEB_FORBIDDEN = "access_denied", "the server answered {status}: use an address that needs no credentials"
+    WEB_FAILED = "storage_error", "the server answered {status}: correct the uri, or try again later"
+    WEB_GAVE_UP = "storage_error", "{cause}, {tried}: try again later (`maskrcnn retry`)"
+    CERTIFICATE = (
+        "storage_error",
+        "the certificate is not valid for the host, or not trusted: correct the uri, or copy the image to a store",
+    )
     REDIRECTS = "storage_error", "more than {count} redirects: use the address that they lead to"
+    READ_FAILED = "storage_error", "the file cannot be read ({cause}): check the disk or the store"
+    READ_TIMED_OUT = "timeout", "not read within {seconds:g} s: check the store, and `maskrcnn retry`"
 
     @property
     def code(self) -> str:

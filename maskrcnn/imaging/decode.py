@@ -21,9 +21,9 @@ contract of the table `images`:
   high byte, under the same condition. AVIF and HEIC of 10 or 12 bits are scaled by their decoders.
 - Float, 32-bit and signed pixels, and TIFFs with several bands of more than 8 bits, cannot be converted without a
   stated scaling: `unsupported_pixels`. GeoTIFFs with such pixels are read by the raster mode.
-- Metadata never cost the picture: where text, profiles or EXIF of a JPEG or a PNG keep it from being opened, it is read
-  without them, turned by their orientation if that can be found.
-- A JPEG that lacks only its end marker is read; one whose last pixel is missing is `truncated`.
+- Metadata never cost the picture: where text, profiles or EXIF of a JPEG, a PNG, a WebP or a TIFF keep it from being
+  opened, it is read without them, turned by their orientation if that can be found.
+- A JPEG or a JPEG 2000 that lacks only its end marker is read; one whose last pixel is missing is `truncated`.
 - Damage that the decoder does not detect (bytes changed inside a JPEG's scan) is not reported.
 """
 
@@ -43,7 +43,7 @@ from PIL import Image, TiffImagePlugin, features
 from ..errors import ItemError
 from ..refusals import Refusal
 from ..types import Pixels
-from . import jpeg2000, jpeg_metadata, jpeg_scan, png_chunks
+from . import jpeg2000, jpeg_metadata, jpeg_scan, png_chunks, webp_chunks
 from .decode_errors import (
     DECODER_ERRORS,
     JPEG2000_COLORS,
@@ -56,8 +56,8 @@ from .decode_errors import (
 )
 from .orientation import ORIENTATION, upright, valid_orientation
 from .pillow_colors import rgb_of
-from .sniff import format_of, webp_size
-from .tiff_directory import SUSPICIOUS, full_picture, pointing_to, reader_of
+from .sniff import format_of
+from .tiff_directory import SUSPICIOUS, full_picture, pointing_to, reader_of, without_metadata
 
 # Pillow logs some unreadable files as errors, which Python prints if logging is not configured.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -222,7 +222,7 @@ def _register_heif() -> bool:
         import pillow_heif  # noqa: PLC0415 (optional dependency)
     except ImportError:
         return False
-    pillow_heif.register_heif_opener(thumbnails=False)
+    pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
     return True
 
 
@@ -251,11 +251,17 @@ def _repaired(kind: str, data: bytes) -> Iterator[bytes]:
     essential = data
     if kind == "PNG":
         essential = png_chunks.without_metadata(data)
+    if kind == "WEBP":
+        essential = webp_chunks.without_metadata(data)
+    if kind == "JPEG2000" and (stop := jpeg2000.complete_length(data)) is not None:
+        essential = data[:stop] + jpeg2000.END
     if kind == "JPEG":
         if (stop := jpeg_scan.complete_length(data)) is not None:
             data = data[:stop] + jpeg_scan.END
             yield data
         essential = jpeg_metadata.without_metadata(data)
+    if kind == "TIFF":
+        essential = without_metadata(data)
     if essential != data:
         yield essential
 
@@ -277,7 +283,7 @@ def _load(data: bytes, kind: str, limits: Limits) -> _Loaded:
 
 def _check_canvas(webp: bytes, limits: Limits) -> None:
     """Check the size of a WebP before opening it, which allocates 8 bytes per pixel. Raises ItemError."""
-    if (size := webp_size(webp)) is not None and size[0] * size[1] > limits.max_pixels:
+    if (size := webp_chunks.webp_size(webp)) is not None and size[0] * size[1] > limits.max_pixels:
         # The EXIF data is at the end of the file, so this is the size before orientation.
         raise _size_error(Refusal.TOO_MANY_PIXELS, size, limit=limits.max_pixels)
 

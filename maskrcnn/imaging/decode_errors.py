@@ -195,6 +195,8 @@ def _unsupported_tiff(data: bytes, reason: str) -> ItemError | None:
         full_picture(reader_of(data))
     except ItemError as error:
         return error
+    if data.startswith(b"MM\0+"):
+        return Refusal.LAYOUT.error(format="BigTIFF", layout="with big-endian numbers")
     tags = _tiff_tags(data)
     compression = numbers(tags, TiffImagePlugin.COMPRESSION, 1)[0]
     codec = _LIBTIFF_CODECS.get(compression)

@@ -1,11 +1,13 @@
 """A file for GDAL, which ignores Python's exceptions."""
 
 import contextlib
+import errno
 import io
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
-from ..errors import ItemError, MaskrcnnError
+from ..errors import MaskrcnnError
+from ..refusals import Refusal
 from .tiff_directory import FullPicture, full_picture, pointing_to
 
 _PAGE_BYTES: Final = 2**16
@@ -84,7 +86,9 @@ class Source:
         if isinstance(self._failure, MaskrcnnError):
             raise self._failure
         if self._failure:
-            raise ItemError("storage_error", f"{self._failure}") from self._failure
+            number = getattr(self._failure, "errno", None) or 0
+            cause = errno.errorcode.get(number, type(self._failure).__name__)
+            raise Refusal.READ_FAILED.error(cause=cause) from self._failure
 
     def forget(self) -> None:
         """Discard the cached pages and the error, to read again after a failure."""

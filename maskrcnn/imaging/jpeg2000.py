@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-_SIZES, _TILE_PART, _END = b"\xff\x51", b"\xff\x90", b"\xff\xd9"
+END: Final = b"\xff\xd9"
+_SIZES, _TILE_PART = b"\xff\x51", b"\xff\x90"
 _GEOJP2: Final = bytes.fromhex("b14bf8bd083d4b43a5ae8cd7d5a6ce03")
 _CIELAB, _YCC = 14, 18
 _COLOR_SPACES: Final = frozenset([12, 16, 17, 18])  # CMYK, sRGB, grey, sYCC
@@ -84,27 +85,39 @@ def unknown_color_space(data: bytes) -> int | None:
 
 
 def is_cut_short(data: bytes) -> bool:
-    """Return whether a tile-part, or a box around the codestream, extends beyond the end of the file."""
+    """Return whether the codestream, or one of its tile-parts, extends beyond the end of the file."""
+    return (end := _end(data)) is None or not data.startswith(END, end)
+
+
+def complete_length(data: bytes) -> int | None:
+    """Return where the tile-parts of a codestream without its end marker end; None if they are not all there."""
+    end = _end(data)
+    return end if end is not None and data[end:] in (b"", END[:1]) else None
+
+
+def _end(data: bytes) -> int | None:
+    """Return where the end marker is, or should be; None if a tile-part extends beyond the end of the file."""
     start = _codestream(data)
     if start is None:
-        return True
+        return None
     at = start + 2
-    while at + 4 <= len(data):
-        marker, [length] = data[at : at + 2], struct.unpack_from(">H", data, at + 2)
-        if marker == _END:
-            return False
+    is_tiled = False
+    while at + 2 <= len(data):
+        marker = data[at : at + 2]
+        if marker == END or at + 4 > len(data):
+            break
+        [length] = struct.unpack_from(">H", data, at + 2)
         if marker != _TILE_PART:
             at += 2 + length
             continue
         if at + 12 > len(data):
-            return True
+            return None
         [size] = struct.unpack_from(">I", data, at + 6)
         if size == 0:  # up to the end marker
-            return not data.rstrip(b"\0").endswith(_END)
-        if size < 12:
-            return False
-        at += size
-    return data[at : at + 2] != _END
+            return data.rindex(END) if data.rstrip(b"\0").endswith(END) else None
+        at += max(size, 12)
+        is_tiled = True
+    return at if at <= len(data) and is_tiled else None
 
 
 def has_coordinates(data: bytes) -> bool:

@@ -18,8 +18,11 @@ def without_metadata(jpeg: bytes) -> bytes:
         body = jpeg[segment.start + 4 : segment.stop]
         if segment.marker == _EXIF:
             found = found or _orientation(body)
-        is_metadata = _EXIF <= segment.marker <= 0xEF or segment.marker == _COMMENT
-        if is_metadata and not (segment.marker == _ADOBE and body.startswith(b"Adobe")):
+        is_metadata = _JFIF <= segment.marker <= 0xEF or segment.marker == _COMMENT
+        if is_metadata and not (
+            (segment.marker == _JFIF and body.startswith(b"JFIF\0") and len(body) >= 14)
+            or (segment.marker == _ADOBE and body.startswith(b"Adobe") and len(body) >= 12)
+        ):
             parts.append(jpeg[at : segment.start])
             at = segment.stop
     parts.append(jpeg[at:])

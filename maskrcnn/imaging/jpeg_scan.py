@@ -181,7 +181,7 @@ def _huffman_tables(body: bytes) -> dict[int, bytes]:
 
 
 def _missing_bits(frame: _Frame, scans: list[_Scan]) -> dict[int, list[int]]:
-    """Return how many low bits of each of the 64 coefficients are missing, by component of a progressive JPEG."""
+    """Return the number of missing low bits of each of the 64 coefficients, by component of a progressive JPEG."""
     missing = {name: [_INVALID] * 64 for name in frame.sampling}
     for scan in scans:
         for name in scan.names:

@@ -10,7 +10,6 @@ from typing import Final
 from .orientation import exif_of, orientation_of_exif, orientation_of_xmp
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-_KEPT: Final = frozenset([b"tRNS"])
 _TEXT: Final = frozenset([b"tEXt", b"zTXt", b"iTXt"])
 _XMP: Final = b"XML:com.adobe.xmp"
 _RAW_EXIF: Final = b"Raw profile type exif"
@@ -30,7 +29,7 @@ def chunks(png: bytes) -> list[tuple[bytes, int, int]]:
 
 
 def without_metadata(png: bytes) -> bytes:
-    """Return a PNG with its pixels, palette, transparency and orientation only.
+    """Return a PNG with its pixels, its palette and its orientation only.
 
     Of an animation the first picture remains. Critical chunks are kept as they are, also if the end of the file cuts
     them.
@@ -40,7 +39,7 @@ def without_metadata(png: bytes) -> bytes:
     of_text: int | None = None
     for kind, start, stop in chunks(png):
         body = png[start:stop]
-        if kind[:1].isupper() or kind in _KEPT:
+        if kind[:1].isupper():
             parts.append(png[start - 8 : stop + 4])
         elif kind == b"eXIf" and png[stop : stop + 4] == struct.pack(">I", zlib.crc32(kind + body)):
             of_exif = orientation_of_exif(body)

@@ -105,17 +105,19 @@ _OTHER_FILES: Final = (
     (b"\0\0\0\x01Bud1", 0, "a .DS_Store of macOS"),
 )
 _MEDIA_BRANDS: Final = {
-    "AVIF": (b"avif", b"avis", b"avio"),
-    "HEIF": (
-        *(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"),
-        *(b"mif1", b"mif2", b"mif3", b"msf1", b"miaf", b"MiHB", b"MiHE", b"MiHA"),
+    "AVIF": frozenset([b"avif", b"avis", b"avio"]),
+    "HEIF": frozenset(
+        [
+            *(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"),
+            *(b"mif1", b"mif2", b"mif3", b"msf1", b"miaf", b"MiHB", b"MiHE", b"MiHA"),
+        ]
     ),
-    "HEIF of H.264": (b"avci", b"avcs", b"MiAB"),
-    "HEIF of H.266": (b"vvic", b"vvis"),
-    "HEIF of JPEGs": (b"jpeg", b"jpgs", b"MiJP"),
-    "JPEG XL": (b"jxl ",),
-    "JPEG XS": (b"jxsc", b"jxs "),
-    "Canon CR3": (b"crx ",),
+    "HEIF of H.264": frozenset([b"avci", b"avcs", b"MiAB"]),
+    "HEIF of H.266": frozenset([b"vvic", b"vvis"]),
+    "HEIF of JPEGs": frozenset([b"jpeg", b"jpgs", b"MiJP"]),
+    "JPEG XL": frozenset([b"jxl "]),
+    "JPEG XS": frozenset([b"jxsc", b"jxs "]),
+    "Canon CR3": frozenset([b"crx "]),
 }
 _GENERIC_BRANDS: Final = frozenset([b"mif1", b"mif2", b"mif3", b"msf1", b"miaf"])
 _WORLD_FILE: Final = re.compile(rb"(?:[-+.0-9e]+\s+){5}[-+.0-9e]+\s*")
@@ -176,9 +178,10 @@ def _media_format(data: bytes) -> str | None:
     size = int.from_bytes(data[:4])
     brands = [data[at : at + 4] for at in (8, *range(16, min(size, len(data), 256), 4))]
     # A generic first brand, such as mif1, is made precise by the others.
-    for some in (brands[:1], brands):
+    specific = [brand for brand in brands if brand not in _GENERIC_BRANDS]
+    for some in (brands[:1] if brands[0] in specific else [], specific, brands):
         for name, own in _MEDIA_BRANDS.items():
-            if any(brand in own and (some is brands or brand not in _GENERIC_BRANDS) for brand in some):
+            if not own.isdisjoint(some):
                 return name
     return None
 
@@ -203,25 +206,6 @@ def _without_signature(data: bytes) -> str | None:
         and flags < 64
     )
     return "TGA" if is_tga else None
-
-
-def webp_size(data: bytes) -> tuple[int, int] | None:
-    r"""Return the width and height in the header of a WebP, before orientation; None if there is no valid header.
-
-    Reference: RFC 9649, section 2.
-
-    >>> webp_size(b"RIFF....WEBPVP8X...." + bytes(4) + b"\x0f\0\0" + b"\x17\0\0")
-    (16, 24)
-    """
-    kind, body = data[12:16], data[20:30]
-    if kind == b"VP8X" and len(body) == 10:
-        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
-    if kind == b"VP8L" and body[:1] == b"\x2f" and len(body) >= 5:
-        packed = int.from_bytes(body[1:5], "little")
-        return (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
-    if kind == b"VP8 " and body[3:6] == b"\x9d\x01\x2a" and len(body) == 10:
-        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
-    return None
 
 
 def kind_of_text(data: bytes) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from ..errors import ItemError
 from ..refusals import Refusal
 
 ReadAt = Callable[[int, int], bytes]
@@ -45,6 +46,15 @@ _RAW_NAMES: Final = {
     "leaf": "Leaf MOS",
     "mamiya": "Mamiya MEF",
 }
+_OF_PIXELS: Final = frozenset(
+    [
+        *range(256, 260),  # size, bits, compression
+        *(262, 266, 273, ORIENTATION, 277, 278, 279, 284, 292, 293, 317, 320),
+        *range(322, 326),  # tiles
+        *(332, EXTRA_SAMPLES, 339, 347, 529, 530, 532),
+        *range(512, 522),  # old-style JPEG
+    ]
+)
 _NUMBERS: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _TEXT: Final = frozenset([2, 7])
 _WANTED: Final = SUSPICIOUS | {_WIDTH, _HEIGHT, COMPRESSION, PHOTOMETRIC, _MAKE, ORIENTATION, EXTRA_SAMPLES}
@@ -101,6 +111,7 @@ class FullPicture:
     orientation: int | None
     """The orientation that the directory inherits from the first one; None if it has its own, or neither has one."""
     directory: Directory
+    """The directory itself."""
 
 
 def full_picture(read_at: ReadAt) -> FullPicture | None:
@@ -111,28 +122,19 @@ def full_picture(read_at: ReadAt) -> FullPicture | None:
     Raises:
         ItemError: `unsupported_format`: all that can be read is a preview, or it is a camera's raw file.
     """
-    header = read_at(0, 16)
-    try:
-        order = {b"II": "<", b"MM": ">"}[header[:2]]
-        big = 43 in header[2:4]
-        [start] = (
-            struct.unpack_from(f"{order}Q", header, 8) if big else struct.unpack_from(f"{order}I", header, 4)
-        )
-        first = _directory(read_at, start, order, big=big)
-    except (LookupError, struct.error):
+    first = _first(read_at)
+    if first is None:
         return None
     found = first
     if first.tags.keys() & SUSPICIOUS:
-        others = _others(read_at, first, order, big=big)
-        pictures = [directory for directory in others if directory.is_picture]
+        pictures = [directory for directory in _others(read_at, first) if directory.is_picture]
+        children = [d for d in pictures if d.start in first.tags.get(SUB_DIRECTORIES, ())]
         if not first.is_picture:
             if not pictures:
                 raise Refusal.PREVIEW.error() if first.first(DNG_VERSION) == 0 else _raw(first)
-            found = pictures[0]
+            found = max(children, key=lambda directory: directory.size, default=pictures[0])
         else:
-            children = set(first.tags.get(SUB_DIRECTORIES, ()))
-            larger = [d for d in pictures if d.start in children and d.size > first.size]
-            found = max([first, *larger], key=lambda directory: directory.size)
+            found = max([first, *children], key=lambda directory: directory.size)
     if found.is_raw:
         raise _raw(first)
     own = found is first or ORIENTATION in found.tags
@@ -147,6 +149,26 @@ def pointing_to(data: bytes, start: int) -> bytes:
     return data[:4] + struct.pack(f"{order}I", start) + data[8:]
 
 
+def without_metadata(data: bytes) -> bytes:
+    """Return a TIFF whose only directory has the tags of the full picture that describe its pixels.
+
+    Raises:
+        ItemError: as `full_picture`.
+    """
+    layout, picture = _layout(data[:16]), full_picture(reader_of(data))
+    if layout is None or picture is None:
+        return data
+    start, (_, order, big) = picture.start, layout
+    head, each, link = (8, 20, 8) if big else (2, 12, 4)
+    count = int.from_bytes(data[start : start + head], "little" if order == "<" else "big")
+    table = data[start + head : start + head + min(count, _MOST_ENTRIES) * each]
+    entries = [table[at : at + each] for at in range(0, len(table) - each + 1, each)]
+    kept = [entry for entry in entries if struct.unpack_from(f"{order}H", entry)[0] in _OF_PIXELS]
+    directory = struct.pack(order + ("Q" if big else "H"), len(kept)) + b"".join(kept) + bytes(link)
+    padding = bytes(len(data) % 2)
+    return pointing_to(data, len(data) + len(padding)) + padding + directory
+
+
 def reader_of(data: bytes) -> ReadAt:
     """Return a function that reads bytes in memory."""
     return lambda start, count: data[start : start + count]
@@ -154,19 +176,33 @@ def reader_of(data: bytes) -> ReadAt:
 
 def compression_of(read_at: ReadAt) -> int | None:
     """Return the value of tag 259 of the first directory; None if it cannot be read."""
-    header = read_at(0, 16)
+    first = _first(read_at)
+    return None if first is None else first.first(COMPRESSION, 1)
+
+
+def _first(read_at: ReadAt) -> Directory | None:
+    """Return the first directory; None if it cannot be read."""
+    layout = _layout(read_at(0, 16))
+    if layout is None:
+        return None
+    start, order, big = layout
     try:
-        order = {b"II": "<", b"MM": ">"}[header[:2]]
-        big = 43 in header[2:4]
-        [start] = (
-            struct.unpack_from(f"{order}Q", header, 8) if big else struct.unpack_from(f"{order}I", header, 4)
-        )
-        return _directory(read_at, start, order, big=big).first(COMPRESSION, 1)
+        return _directory(read_at, start, order, big=big)
     except (LookupError, struct.error):
         return None
 
 
-def _raw(first: Directory) -> Exception:
+def _layout(header: bytes) -> tuple[int, str, bool] | None:
+    """Return where the first directory is, the byte order, and whether it is a BigTIFF; None if it is no TIFF."""
+    order = {b"II": "<", b"MM": ">"}.get(header[:2])
+    big = 43 in header[2:4]
+    if order is None or len(header) < (16 if big else 8):
+        return None
+    start = struct.unpack_from(f"{order}Q", header, 8) if big else struct.unpack_from(f"{order}I", header, 4)
+    return start[0], order, big
+
+
+def _raw(first: Directory) -> ItemError:
     if DNG_VERSION in first.tags:
         name = "DNG"
     else:
@@ -177,8 +213,9 @@ def _raw(first: Directory) -> Exception:
     return Refusal.RAW_PHOTO.error(format=name)
 
 
-def _others(read_at: ReadAt, first: Directory, order: str, *, big: bool) -> list[Directory]:
+def _others(read_at: ReadAt, first: Directory) -> list[Directory]:
     """Return the sub-directories of the first directory, then those that follow it, each with its own."""
+    _, order, big = _layout(read_at(0, 16)) or (0, "<", False)
     found: list[Directory] = []
     visited = {first.start}
     queue = [*first.tags.get(SUB_DIRECTORIES, ()), first.after]
@@ -217,7 +254,7 @@ def _directory(read_at: ReadAt, start: int, order: str, *, big: bool) -> Directo
             n = min(n, _MOST_VALUES)
             raw = table[at + each - last : at + each][:n] if n <= last else read_at(value, n)
             make = raw.decode("latin-1").strip(" \0").lower()
-        elif unit is not None:
+        elif unit is not None and n:
             n = min(n, _MOST_VALUES)
             size = struct.calcsize(f"{order}{unit}") * n
             raw = table[at + each - last : at + each] if size <= last else read_at(value, size)

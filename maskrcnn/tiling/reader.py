@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import ItemError
 from ..imaging.decode import DecodedImage
 from ..imaging.geometry import Entry, RasterRegion, Rect
+from ..refusals import Refusal
 
 ReadWhole = Callable[[Entry], DecodedImage]
 """A function that reads and decodes a whole image. Raises ItemError."""
@@ -65,7 +66,7 @@ def _check_size(image: DecodedImage, entry: Entry) -> None:
     height, width = image.pixels.shape[:2]
     if (height, width) != (entry["image_height"], entry["image_width"]):
         planned = f"{entry['image_width']} x {entry['image_height']}"
-        raise ItemError("changed", f"{width} x {height} pixels, but {planned} when the run was planned")
+        raise Refusal.CHANGED_PIXELS.error(actual=f"{width} x {height}", planned=planned)
 
 
 def _of_raster(

@@ -481,7 +481,7 @@ def test_a_vrt_named_tif_reads_no_other_file(tmp_path: Path) -> None:
     )
     with rasterio.open(evil) as dataset:
         assert dataset.read().any()  # opened by path, GDAL follows the reference
-    assert code_of(lambda: info_of(evil)) == "not_an_image"
+    assert code_of(lambda: info_of(evil)) == "unsupported_format"
 
 
 @pytest.mark.parametrize(
