@@ -25,7 +25,7 @@ def lonlat_of(crs: pyproj.CRS) -> pyproj.Transformer:
 def geodesic(polygon: shapely.Polygon, crs: pyproj.CRS, to_lonlat: pyproj.Transformer, step: float) -> float:
     """Return the area by pyproj, along geodesics of at most a step in the units of the CRS."""
     divided = shapely.segmentize(polygon, step)
-    on_earth = shapely.transform(divided, lambda x, y: to_lonlat.transform(x, y), interleaved=False)
+    on_earth = shapely.transform(divided, to_lonlat.transform, interleaved=False)
     return abs(float(crs.get_geod().geometry_area_perimeter(on_earth)[0]))
 
 
@@ -44,7 +44,7 @@ def main() -> None:
         print(f"polygons of {60 * pixel:g} units: at most {worst:.1g} from pyproj's geodesics")
     crs = parse_crs("EPSG:32636")
     to_lonlat = lonlat_of(crs)
-    places = np.random.default_rng(0).uniform(0, 1e5, (count, 2)) + [4e5, 4e6]
+    places = [*np.random.default_rng(0).uniform(0, 100000.0, (count, 2)), 400000.0, 4000000.0]
     polygons = np.array(
         [shapely.transform(SHAPE, lambda corners, at=at: corners * 0.3 + at) for at in places]
     )

@@ -22,7 +22,7 @@ def geodesic(polygon, crs, step):
     """The area by pyproj, along geodesics of at most a step."""
     to_lonlat = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
     divided = shapely.segmentize(polygon, step)
-    on_earth = shapely.transform(divided, lambda x, y: to_lonlat.transform(x, y), interleaved=False)
+    on_earth = shapely.transform(divided, to_lonlat.transform, interleaved=False)
     return abs(crs.get_geod().geometry_area_perimeter(on_earth)[0])
 
 

@@ -214,8 +214,16 @@ def test_a_picture_is_cut_upright(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"window": 16}, {"overlap": 20}, {"window": 100, "overlap": 51}, {"bands": "1,2,3"}, {"scale": "0,255"},
-     {"alpha": "none"}, {"max_windows": 5}, {"window": 64, "max_windows": 0}],
+    [
+        {"window": 16},
+        {"overlap": 20},
+        {"window": 100, "overlap": 51},
+        {"bands": "1,2,3"},
+        {"scale": "0,255"},
+        {"alpha": "none"},
+        {"max_windows": 5},
+        {"window": 64, "max_windows": 0},
+    ],
 )
 def test_what_makes_no_windows_is_refused_in_one_line(options: dict[str, object]) -> None:
     from maskrcnn.config import InferenceConfig
