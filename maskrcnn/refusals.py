@@ -217,8 +217,8 @@ class Refusal(Enum):
 
     GDAL_NAME = (
         "not_found",
-        "a name of GDAL's virtual file systems (/vsicurl/, /vsis3/, …), which are not read: name the object itself, such "
-        "as s3://BUCKET/KEY or https://HOST/PATH",
+        "a name of GDAL's virtual file systems (/vsicurl/, /vsis3/, …), which are not read: name the object itself, "
+        "such as s3://BUCKET/KEY or https://HOST/PATH",
     )
 
     NO_ADDRESS = "not_found", "the host {host} has no address: correct the uri"

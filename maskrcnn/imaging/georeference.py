@@ -121,6 +121,7 @@ def to_geodetic(crs: Any) -> ToGeodetic | None:
         ) from error
 
 
+@lru_cache(64)
 def crs_of_raster(crs_wkt: str) -> tuple[Any, ToGeodetic | None]:
     """Return a raster's pyproj CRS, and its transformation as from `to_geodetic`.
 

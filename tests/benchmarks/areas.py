@@ -38,7 +38,7 @@ def main() -> None:
         worst = 0.0
         for code, x, y in PLACES:
             crs = parse_crs(f"EPSG:{code}")
-            polygon = shapely.transform(SHAPE, lambda corners, x=x, y=y: corners * pixel + [x, y])
+            polygon = shapely.transform(SHAPE, lambda corners, by=(pixel, x, y): corners * by[0] + by[1:])
             expected = geodesic(polygon, crs, lonlat_of(crs), pixel / 10)
             worst = max(worst, abs(float(areas_m2(np.array([polygon]), crs)[0]) / expected - 1))
         print(f"polygons of {60 * pixel:g} units: at most {worst:.1g} from pyproj's geodesics")
