@@ -21,8 +21,6 @@ from typing import Any, Final
 
 from .errors import ItemError
 
-READABLE: Final = "JPEG, PNG, WebP, AVIF, JPEG 2000, BMP, GIF or TIFF"
-"""The formats that are read without an extra, in the words of messages and pages."""
 _CONVERT: Final = "convert it to JPEG, PNG or TIFF"
 _COPY: Final = "copy it again from its source"
 
@@ -324,9 +322,11 @@ _TIFF_COMPRESSIONS: Final = {
     50000: "zstd",
     50001: "WebP",
     50002: "JPEG XL",
-    50003: "PixTIFF",
+    50013: "PixTIFF",
     52546: "JPEG XL",
-    65000: "Kodak DCR",
+    65000: "EER, or Kodak DCR",
+    65001: "EER",
+    65002: "EER",
     65535: "Pentax PEF",
 }
 """The values of TIFF's tag 259. Reference: TIFF 6.0; libtiff's tiff.h; DNG 1.7; Bio-Formats' TiffCompression."""

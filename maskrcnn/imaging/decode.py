@@ -17,10 +17,10 @@ contract of the table `images`:
 - 16-bit grey is scaled by round(v / 257), 12-bit grey of a TIFF in the same way from 4095. If all values lie in the
   lowest sixteenth of the range, as 12-bit values in a 16-bit file do, the image would be black: `unsupported_pixels`.
   (PNG's sBIT is ignored: it states the original number of bits of values that are already scaled up. The values of a
-  JPEG 2000 are scaled up from the number of bits that it states.) 16-bit colours of a PNG or a JPEG 2000 keep their
-  high byte, under the same condition. AVIF and HEIC of 10 or 12 bits are scaled by their decoders.
-- Float, 32-bit and signed pixels, and TIFFs with several bands of more than 8 bits, cannot be converted without a
-  stated scaling: `unsupported_pixels`. GeoTIFFs with such pixels are read by the raster mode.
+  grey JPEG 2000 are scaled up from the number of bits that it states.) 16-bit colours of a PNG keep their high byte,
+  under the same condition. AVIF and HEIC of 10 or 12 bits are scaled by their decoders.
+- Float, 32-bit and signed pixels, and TIFFs and JPEG 2000s with several bands of more than 8 bits, cannot be converted
+  without a stated scaling: `unsupported_pixels`. GeoTIFFs with such pixels are read by the raster mode.
 - Metadata never cost the picture: where text, profiles or EXIF of a JPEG, a PNG, a WebP or a TIFF keep it from being
   opened, it is read without them, turned by their orientation if that can be found.
 - A JPEG or a JPEG 2000 that lacks only its end marker is read; one whose last pixel is missing is `truncated`.
@@ -51,6 +51,7 @@ from .decode_errors import (
     decoding_error,
     name_of,
     numbers,
+    tiff_tags,
     unsupported_bands,
     unsupported_pixels,
 )
@@ -58,6 +59,7 @@ from .orientation import ORIENTATION, upright, valid_orientation
 from .pillow_colors import rgb_of
 from .sniff import format_of
 from .tiff_directory import SUSPICIOUS, full_picture, pointing_to, reader_of, without_metadata
+from .tiff_planes import interleaved
 
 # Pillow logs some unreadable files as errors, which Python prints if logging is not configured.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -144,7 +146,7 @@ def decode_image(data: bytes, limits: Limits) -> DecodedImage:
         except MemoryError as error:
             raise Refusal.NO_MEMORY.error(format=name_of(kind)) from error
         pixels = rgb_of(picture.image)
-    if _has_16_bit_colors(kind, data) and 0 < int(pixels.max()) < 16:
+    if kind == "PNG" and png_chunks.has_16_bit_colors(data) and 0 < int(pixels.max()) < 16:
         raise unsupported_pixels(kind, "16-bit colours that use only the lowest part of their range")
     return DecodedImage(upright(pixels, picture.to_apply), picture.orientation)
 
@@ -201,9 +203,8 @@ def _check_available(kind: str, data: bytes) -> None:
     if kind in _CODECS and not _has_codec(_CODECS[kind]):
         raise Refusal.NEEDS_PILLOW.error(format=name_of(kind))
     if kind == "JPEG2000":
-        components = jpeg2000.components_of(data)
-        if components is not None and components.signed:
-            raise unsupported_pixels(kind, "JPEG 2000 of signed numbers")
+        if (what := jpeg2000.unsupported_components(data)) is not None:
+            raise unsupported_pixels(kind, what)
         if (space := jpeg2000.unknown_color_space(data)) is not None:
             space_name = JPEG2000_COLORS.get(space, "that is not registered")
             raise Refusal.LAYOUT.error(format=name_of(kind), layout=f"in a colour space {space_name}")
@@ -248,7 +249,7 @@ def _load_or_repair(data: bytes, kind: str, limits: Limits) -> _Loaded:
 
 def _repaired(kind: str, data: bytes) -> Iterator[bytes]:
     """Yield a file that could not be decoded with what is missing, or without what is not needed."""
-    essential = data
+    given = essential = data
     if kind == "PNG":
         essential = png_chunks.without_metadata(data)
     if kind == "WEBP":
@@ -256,12 +257,16 @@ def _repaired(kind: str, data: bytes) -> Iterator[bytes]:
     if kind == "JPEG2000" and (stop := jpeg2000.complete_length(data)) is not None:
         essential = data[:stop] + jpeg2000.END
     if kind == "JPEG":
+        data = jpeg_scan.with_height(data)
         if (stop := jpeg_scan.complete_length(data)) is not None:
             data = data[:stop] + jpeg_scan.END
-            yield data
         essential = jpeg_metadata.without_metadata(data)
     if kind == "TIFF":
+        with contextlib.suppress(*DECODER_ERRORS):
+            data = interleaved(data, tiff_tags(data))
         essential = without_metadata(data)
+    if data is not given:
+        yield data
     if essential != data:
         yield essential
 
@@ -324,15 +329,6 @@ def _bomb_error(kind: str, data: bytes, limits: Limits) -> ItemError:
     return Refusal.TOO_MANY_PIXELS_UNKNOWN.error(format=name_of(kind), limit=limits.max_pixels)
 
 
-def _has_16_bit_colors(kind: str, data: bytes) -> bool:
-    if kind == "PNG":
-        return png_chunks.has_16_bit_colors(data)
-    if kind == "JPEG2000":
-        components = jpeg2000.components_of(data)
-        return components is not None and components.bits > 8 and components.count > 1
-    return False
-
-
 # TIFF
 
 
@@ -350,11 +346,19 @@ def _load_tiff(data: bytes, limits: Limits) -> _Loaded:
     if found is not None and not found.is_first:
         inherited = valid_orientation(found.orientation)
         image = Image.open(BytesIO(pointing_to(data, found.start)), formats=("TIFF",))
+    if image.mode in ("LAB", "La") and numbers(image.tag_v2, TiffImagePlugin.PLANAR_CONFIGURATION, 1)[0] == 2:
+        # Pillow treats planes differently from interleaved bands: signed colours, and grey multiplied by alpha.
+        one = interleaved(data, image.tag_v2)
+        if one is data:
+            raise unsupported_pixels(
+                "TIFF", "TIFF of CIELab colours, or of grey multiplied by alpha, in compressed planes"
+            )
+        image = Image.open(BytesIO(one), formats=("TIFF",))
     _check_size(image, limits)
     _check_tiff(image, limits)
     # Pillow applies the orientation of a TIFF when it loads the pixels, and removes the tag.
     orientation = valid_orientation(numbers(image.tag_v2, ORIENTATION, 0)[0])
-    _load_planar(image)
+    image.load()
     return _Loaded(image, inherited or orientation, inherited)
 
 
@@ -369,21 +373,6 @@ def _check_tiff(image: Any, limits: Limits) -> None:
         raise _size_error(
             Refusal.BLOCK_TOO_LARGE, _upright_size(image), block_width=width, block_height=height
         )
-
-
-def _load_planar(image: Any) -> None:
-    """Load a TIFF, also one of uncompressed planes with colours multiplied by alpha, which Pillow does not know."""
-    planes = [tile.args[0] if isinstance(tile.args, tuple) else "" for tile in image.tile]
-    is_multiplied = "a" in planes and image.mode in ("RGBA", "LA", "La")
-    if is_multiplied:
-        image.tile = [
-            tile._replace(args=("A", *tile.args[1:])) if plane == "a" else tile
-            for tile, plane in zip(image.tile, planes, strict=True)
-        ]
-    image.load()
-    if is_multiplied and image.mode == "RGBA":
-        multiplied = Image.frombytes("RGBa", image.size, image.tobytes())
-        image.im = multiplied.convert("RGBA").im
 
 
 # Orientation

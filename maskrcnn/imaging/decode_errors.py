@@ -78,7 +78,13 @@ _JPEG_DECODED: Final = frozenset([0xC3, 0xC9, 0xCA])  # by libjpeg-turbo, with 8
 _BMP_CODECS: Final = {4: "JPEG", 5: "PNG", 11: "CMYK", 12: "CMYK run lengths", 13: "CMYK run lengths"}
 _BMP_BITS: Final = frozenset([1, 2, 4, 8, 16, 24, 32])
 _LIBTIFF_CODECS: Final = {34925: "lzma", 34926: "zstd", 50000: "zstd", 50001: "webp"}
-_TIFF_LAYOUTS: Final = ("pixel mode", "raw mode", "data organization", "samples per pixel")
+_TIFF_LAYOUTS: Final = (
+    "pixel mode",
+    "raw mode",
+    "data organization",
+    "samples per pixel",
+    "index out of range",
+)
 """Words of the exceptions that Pillow raises for a sound TIFF whose bands it does not combine."""
 JPEG2000_COLORS: Final = {
     1: "YCbCr (1)",
@@ -155,10 +161,6 @@ def _unsupported(kind: str, data: bytes, reason: str) -> ItemError | None:
         return Refusal.LAYOUT.error(format="PNG", layout="in the variant CgBI of Apple's developer tools")
     if kind == "BMP":
         return _unsupported_bmp(data)
-    if kind == "JPEG2000":
-        components = jpeg2000.components_of(data)
-        if components is not None and components.count > 4:
-            return unsupported_pixels(kind, f"JPEG 2000 with {components.count} bands")
     return _unsupported_tiff(data, reason) if kind == "TIFF" else None
 
 
@@ -197,7 +199,7 @@ def _unsupported_tiff(data: bytes, reason: str) -> ItemError | None:
         return error
     if data.startswith(b"MM\0+"):
         return Refusal.LAYOUT.error(format="BigTIFF", layout="with big-endian numbers")
-    tags = _tiff_tags(data)
+    tags = tiff_tags(data)
     compression = numbers(tags, TiffImagePlugin.COMPRESSION, 1)[0]
     codec = _LIBTIFF_CODECS.get(compression)
     if compression not in TiffImagePlugin.COMPRESSION_INFO or (codec and not _libtiff_has(codec)):
@@ -226,7 +228,7 @@ def _libtiff_has(codec: str) -> bool:
 # Cut short
 
 
-def _tiff_tags(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
+def tiff_tags(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
     """Return the first image file directory. Raises EOFError if it lies beyond the end of the file."""
     big = data[2:4] in (b"+\0", b"\0+")
     tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if big else 8])
@@ -241,7 +243,7 @@ def _tiff_tags(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
 def _tiff_is_truncated(data: bytes) -> bool:
     """Return whether the directory, or a strip or tile that it lists, extends beyond the end of the file."""
     try:
-        tags = _tiff_tags(data)
+        tags = tiff_tags(data)
         ends = [
             offset + count
             for offsets, counts in ((273, 279), (324, 325))

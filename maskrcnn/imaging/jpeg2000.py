@@ -26,17 +26,6 @@ class Box:
     """Where it ends: beyond the end of the file if the file is cut short."""
 
 
-@dataclass(frozen=True, slots=True)
-class Components:
-    """What the pixels of a codestream are."""
-
-    count: int
-    bits: int
-    """The largest number of bits of a value."""
-    signed: bool
-    """Whether values of a component may be negative."""
-
-
 def boxes(data: bytes, start: int = 0, stop: int | None = None) -> Iterator[Box]:
     """Yield the boxes between two positions in the file, one level deep."""
     stop = len(data) if stop is None else min(stop, len(data))
@@ -58,16 +47,23 @@ def ends_early(data: bytes) -> bool:
     return any(box.stop > len(data) for box in boxes(data))
 
 
-def components_of(data: bytes) -> Components | None:
-    """Return the components of the codestream; None if it has no valid header."""
+def unsupported_components(data: bytes) -> str | None:
+    """Describe pixels that Pillow would reject or convert wrongly; None for any other, and without a valid header.
+
+    Of several bands of more than 8 bits, Pillow rounds the largest values up and keeps their lowest byte: white is
+    black.
+    """
     start = _codestream(data)
     if start is None or data[start + 2 : start + 4] != _SIZES or len(data) < start + 42:
         return None
     [count] = struct.unpack_from(">H", data, start + 40)
     depths = data[start + 42 : start + 42 + 3 * count : 3]
-    if not depths:
-        return None
-    return Components(count, max(depth & 0x7F for depth in depths) + 1, any(depth & 0x80 for depth in depths))
+    bits = max(((depth & 0x7F) + 1 for depth in depths), default=8)
+    if any(depth & 0x80 for depth in depths):
+        return f"JPEG 2000 of {bits}-bit signed numbers"
+    if count > 4 or (count > 1 and bits > 8):
+        return f"JPEG 2000 with {count} bands of {bits}-bit unsigned integers"
+    return None
 
 
 def unknown_color_space(data: bytes) -> int | None:

@@ -7,6 +7,7 @@ last byte. Of a progressive JPEG, every coefficient must also have all of its bi
 Reference: ITU-T T.81, annexes B (markers), F.2 (sequential) and G (progressive).
 """
 
+import contextlib
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ PROGRESSIVE: Final = 0xC2
 FRAMES: Final = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 """The markers that begin a frame: SOF0 to SOF15, and SOF55 of JPEG-LS."""
 
-_TABLES, _SCAN, _INTERVAL = 0xC4, 0xDA, 0xDD
+_TABLES, _SCAN, _HEIGHT, _INTERVAL = 0xC4, 0xDA, 0xDC, 0xDD
 _ALONE: Final = frozenset([0x01, *range(0xD0, 0xD9)])
 _MARKER: Final = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 _RESTART: Final = re.compile(rb"\xff+[\xd0-\xd7]")
@@ -113,24 +114,38 @@ def _scan_stop(data: bytes, start: int) -> int:
     return found.start() if found else len(data)
 
 
+def with_height(data: bytes) -> bytes:
+    """Return a JPEG whose header states its height, if it is stated after the pixels (DNL); else unchanged."""
+    found = {segment.marker: segment for segment in segments(data)}
+    frame, height = next((found[marker] for marker in found if marker in FRAMES), None), found.get(_HEIGHT)
+    if frame is None or height is None:
+        return data
+    return data[: frame.start + 5] + data[height.start + 4 : height.start + 6] + data[frame.start + 7 :]
+
+
 def complete_length(data: bytes) -> int | None:
     """Return where the pixel data of a JPEG without an end marker end; None if they are not all there.
 
-    None also for a JPEG with an end marker, for codings other than Huffman's, and for files that contradict themselves.
+    Zeros may follow them, as in files of a fixed size. None also for a JPEG with an end marker, for codings other than
+    Huffman's, and for files that contradict themselves.
     """
-    try:
-        frame, scans = _parse(data)
-        if data[scans[-1].stop : scans[-1].stop + 16].lstrip(b"\xff").startswith(END[1:]):
-            return None
-        if frame.marker == PROGRESSIVE and any(map(any, _missing_bits(frame, scans).values())):
-            return None
-        if frame.marker in SEQUENTIAL and {name for scan in scans for name in scan.names} != set(
-            frame.sampling
-        ):
-            return None
-        return scans[-1].stop if _is_complete(data, frame, scans) else None
-    except (LookupError, struct.error, ValueError):
-        return None
+    for part in {data, data.rstrip(b"\0")}:
+        with contextlib.suppress(LookupError, struct.error, ValueError):
+            frame, scans = _parse(part)
+            if _has_all_scans(part, frame, scans) and _is_complete(part, frame, scans):
+                return scans[-1].stop
+    return None
+
+
+def _has_all_scans(data: bytes, frame: _Frame, scans: list[_Scan]) -> bool:
+    """Return whether there are scans of all components and bits, the last of which no end marker follows."""
+    if data[scans[-1].stop : scans[-1].stop + 16].lstrip(b"\xff").startswith(END[1:]):
+        return False
+    if frame.marker == PROGRESSIVE:
+        return not any(map(any, _missing_bits(frame, scans).values()))
+    return frame.marker in SEQUENTIAL and {name for scan in scans for name in scan.names} == set(
+        frame.sampling
+    )
 
 
 def _parse(data: bytes) -> tuple[_Frame, list[_Scan]]:

@@ -30,7 +30,7 @@ _WIDTH, _HEIGHT, _MAKE = 256, 257, 271
 _REDUCED: Final = 0b1
 _NO_PICTURE: Final = 0b1101  # reduced, a transparency mask, or a depth map
 _RAW_COLORS: Final = frozenset([32803, 34892])  # a colour filter array, linear raw
-_RAW_CODECS: Final = frozenset([32767, 32769, 32770, 32867, 34713, 34892, 52546, 65000, 65535])
+_RAW_CODECS: Final = frozenset([32767, 32769, 32770, 32867, 34713, 65535])
 _RAW_NAMES: Final = {
     "nikon": "Nikon NEF",
     "sony": "Sony ARW",

@@ -195,8 +195,15 @@ def siz(bits: int, count: int) -> bytes:
 
 
 def test_jpeg_2000_of_other_numbers_is_not_converted() -> None:
-    assert error_of(siz(0x80 | 7, 1)).code == "unsupported_pixels"
-    assert error_of(siz(7, 13)).message.startswith("JPEG 2000 with 13 bands; convert it to 8 bits")
+    for header, what in (
+        (siz(0x80 | 7, 1), "JPEG 2000 of 8-bit signed numbers"),
+        (siz(7, 13), "JPEG 2000 with 13 bands of 8-bit unsigned integers"),
+        (siz(15, 3), "JPEG 2000 with 3 bands of 16-bit unsigned integers"),
+        (siz(11, 2), "JPEG 2000 with 2 bands of 12-bit unsigned integers"),
+    ):
+        error = error_of(header)
+        assert error.code == "unsupported_pixels"
+        assert error.message.startswith(f"{what}; convert it to 8 bits")
     dark = encoded(Image.fromarray(np.full((8, 8), 900, np.uint16)), "JPEG2000", irreversible=False)
     assert error_of(dark).code == "unsupported_pixels"
     bright = encoded(Image.fromarray(np.full((8, 8), 257 * 90, np.uint16)), "JPEG2000", irreversible=False)
@@ -320,13 +327,16 @@ def test_planes_of_colours_and_of_inks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("photometric", "bands", "extra"), [(6, 3, None), (1, 2, 1), (8, 3, None), (1, 2, 2)]
+    ("photometric", "bands", "extra"), [(6, 3, None), (1, 2, 1), (1, 2, 2), (8, 3, None), (2, 4, 0)]
 )
-def test_other_planes_are_read_or_not_supported(photometric: int, bands: int, extra: int | None) -> None:
-    try:
-        decode_image(planar([PIXELS[..., band] for band in range(bands)], photometric, extra), LIMITS)
-    except ItemError as error:
-        assert error.code == "unsupported_pixels"  # noqa: PT017 (either outcome is right)
+def test_other_planes_give_the_same_pixels_too(photometric: int, bands: int, extra: int | None) -> None:
+    stored = np.concatenate([PIXELS, PIXELS[..., :1]], axis=2)[..., :bands]
+    tags: dict[int, tuple[int, list[int]]] = {262: (3, [photometric])}
+    if extra is not None:
+        tags[338] = (3, [extra])
+    one = decode_image(tiff_of_directories([(stored, tags)]), LIMITS).pixels
+    planes = decode_image(planar([*np.moveaxis(stored, 2, 0)], photometric, extra), LIMITS).pixels
+    np.testing.assert_array_equal(planes, one)
 
 
 # PNG and BMP

@@ -1,17 +1,18 @@
 """A JPEG cut anywhere in its scan is truncated; one that lacks its end marker only has all of its pixels."""
 
 import functools
+import io
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from imaging.files import encoded, lossless_jpeg
+from imaging.files import encoded, jpeg_segment, lossless_jpeg
 from PIL import Image
 
 from maskrcnn.errors import ItemError
-from maskrcnn.imaging.decode import Limits, decode_image
+from maskrcnn.imaging.decode import Limits, decode_image, image_size
 from maskrcnn.imaging.jpeg_scan import complete_length, segments
 
 LIMITS = Limits(10**6, 10**7, 100)
@@ -97,6 +98,31 @@ def test_zeros_in_place_of_the_missing_bytes_are_no_pixels() -> None:
         whole = jpeg(kind)
         for cut in (scan_start(whole) + 50, len(whole) * 3 // 4, len(whole) - 40):
             assert code_of(whole[:cut] + bytes(len(whole) - cut)) == "truncated"
+
+
+@pytest.mark.parametrize("kind", ["baseline", "progressive", "restart markers"])
+def test_zeros_after_the_last_pixel_do_not_matter(kind: str) -> None:
+    """As in files of a fixed size."""
+    whole = jpeg(kind)
+    padded = whole[:-2] + bytes(1000)
+    np.testing.assert_array_equal(decode_image(padded, LIMITS).pixels, decode_image(whole, LIMITS).pixels)
+
+
+def test_a_height_that_is_stated_after_the_pixels() -> None:
+    whole = jpeg("baseline")
+    frame = next(segment for segment in segments(whole) if segment.marker == 0xC0)
+    height = whole[frame.start + 5 : frame.start + 7]
+    late = (
+        whole[: frame.start + 5]
+        + b"\0\0"
+        + whole[frame.start + 7 : -2]
+        + jpeg_segment(0xDC, height)
+        + b"\xff\xd9"
+    )
+    np.testing.assert_array_equal(decode_image(late, LIMITS).pixels, decode_image(whole, LIMITS).pixels)
+    assert image_size(io.BytesIO(late), LIMITS) == SIZES[0]
+    never = whole[: frame.start + 5] + b"\0\0" + whole[frame.start + 7 :]
+    assert code_of(never) == "corrupt"
 
 
 def test_what_follows_the_end_marker_does_not_matter() -> None:
