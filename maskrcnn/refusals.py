@@ -214,6 +214,12 @@ class Refusal(Enum):
 
     # Stores
 
+    GDAL_NAME = (
+        "not_found",
+        "a name of GDAL's virtual file systems (/vsicurl/, /vsis3/, …), which are not read: name the object itself, "
+        "such as s3://BUCKET/KEY or https://HOST/PATH",
+    )
+
     NO_ADDRESS = "not_found", "the host {host} has no address: correct the uri"
     CHANGED_SIZE = (
         "changed",

@@ -60,15 +60,9 @@ def areas_m2(geometries: NDArray[np.object_], crs: Any) -> Floats:
     return areas
 
 
-def _authalic(latitudes: Floats, crs: Any) -> tuple[Floats, float]:
-    """Return Snyder's q of latitudes in radians, and q of the pole."""
+def _eccentricity(crs: Any) -> float:
     a, b = crs.ellipsoid.semi_major_metre, crs.ellipsoid.semi_minor_metre
-    e = float(np.sqrt(1 - (b / a) ** 2))
-    sine = np.sin(np.clip(latitudes, -np.pi / 2, np.pi / 2))
-    if e < 1e-9:
-        return 2 * sine, 2.0
-    of_pole = 1 + (1 - e**2) * np.arctanh(e) / e
-    return (1 - e**2) * (sine / (1 - (e * sine) ** 2) + np.arctanh(e * sine) / e), float(of_pole)
+    return float(np.sqrt(1 - (b / a) ** 2))
 
 
 def _of_degrees(shapely: Any, geometries: NDArray[np.object_], crs: Any) -> Floats:
@@ -76,16 +70,27 @@ def _of_degrees(shapely: Any, geometries: NDArray[np.object_], crs: Any) -> Floa
 
     In a cylindrical projection these stay straight, and longitudes beyond 180 degrees stay where they are.
     """
-    unit, a = crs.axis_info[0].unit_conversion_factor, crs.ellipsoid.semi_major_metre
+    unit, a, e = crs.axis_info[0].unit_conversion_factor, crs.ellipsoid.semi_major_metre, _eccentricity(crs)
 
     def cylindrical(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-        return a * unit * x, a * _authalic(y * unit, crs)[0] / 2
+        sine = np.sin(np.clip(y * unit, -np.pi / 2, np.pi / 2))
+        if e < 1e-9:
+            return a * unit * x, a * sine
+        q = (1 - e**2) * (sine / (1 - (e * sine) ** 2) + np.arctanh(e * sine) / e)
+        return a * unit * x, a * q / 2
 
     return np.asarray(shapely.area(shapely.transform(geometries, cylindrical, interleaved=False)))
 
 
 def _around_pole(lon: Floats, lat: Floats, pole: float, crs: Any) -> tuple[Floats, Floats]:
     """Return positions in Lambert's azimuthal equal-area projection around a pole, which has no cut at 180 degrees."""
-    q, of_pole = _authalic(lat, crs)
-    distance = crs.ellipsoid.semi_major_metre * np.sqrt(np.maximum(of_pole - pole * q, 0))
+    e = _eccentricity(crs)
+    # Snyder's q of the pole less q of the latitude, rearranged so that the digits next to the pole are kept.
+    rest = 2 * np.sin((np.pi / 2 - pole * lat) / 2) ** 2
+    sine = 1 - rest
+    q = 2 * rest
+    if e > 1e-9:
+        q = rest * (1 + e**2 * sine) / (1 - (e * sine) ** 2)
+        q = q + (1 - e**2) * np.arctanh(e * rest / (1 - e**2 * sine)) / e
+    distance = crs.ellipsoid.semi_major_metre * np.sqrt(q)
     return distance * np.sin(lon), -pole * distance * np.cos(lon)

@@ -142,6 +142,10 @@ def unsupported_bands(tags: Any) -> str | None:
         return (
             f"TIFF with {what} of {bits}-bit {'signed or float numbers' if signed else 'unsigned integers'}"
         )
+    grey = numbers(tags, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1)[0] in (0, 1)
+    if grey and bands > 2 and numbers(tags, TiffImagePlugin.PLANAR_CONFIGURATION, 1)[0] == 2:
+        # Pillow would read the first band only, and refuses the same bands pixel by pixel.
+        return f"TIFF with {bands} bands that are not marked as colours"
     return None
 
 

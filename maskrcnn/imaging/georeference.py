@@ -121,6 +121,7 @@ def to_geodetic(crs: Any) -> ToGeodetic | None:
         ) from error
 
 
+@lru_cache(64)
 def crs_of_raster(crs_wkt: str) -> tuple[Any, ToGeodetic | None]:
     """Return a raster's pyproj CRS, and its transformation as from `to_geodetic`.
 
@@ -136,7 +137,7 @@ def crs_of_raster(crs_wkt: str) -> tuple[Any, ToGeodetic | None]:
     try:
         return crs, to_geodetic(crs)
     except UsageError as error:
-        raise Refusal.CRS_WITHOUT_PLANE.error(crs=crs.name) from error
+        raise Refusal.CRS_WITHOUT_PLANE.error(crs=f"{crs.name} ({crs.type_name})") from error
 
 
 def check_georeference(crs_wkt: str, transform: Sequence[float], height: int, width: int) -> None:
@@ -240,11 +241,11 @@ def _check_projected(x: Floats, y: Floats, step: float, crs: Any, to_lonlat: ToG
     on_earth &= off <= step + 1e-6 * np.hypot(x[finite], y[finite])
     if not on_earth.any():
         raise _misplaced(x, y, crs.name, "no pixel of it lies on the Earth")
-    if step * unit < _SMALLEST_M:
-        raise _misplaced(x, y, crs.name, "its pixels are smaller than a tenth of a millimetre")
     lon, lat = np.rad2deg(lon[finite][on_earth]), np.rad2deg(lat[finite][on_earth])
     if np.abs(x).max() <= 361 and np.abs(y).max() <= 91 and not _may_be_small(lon, lat, crs):
         raise _misplaced(x, y, crs.name, "they look like degrees")
+    if step * unit < _SMALLEST_M:
+        raise _misplaced(x, y, crs.name, "its pixels are smaller than a tenth of a millimetre")
 
 
 def _may_be_small(lon: Floats, lat: Floats, crs: Any) -> bool:

@@ -11,7 +11,8 @@ The rules, which are part of the contract of the table `images`:
   Ground control points and RPCs do not replace a transform.
 - The bands are those given by the user, otherwise red, green and blue by their colour interpretation, otherwise the
   first three, otherwise the first one, repeated. Alpha is never one of them. 8-bit CMYK is converted; other inks and
-  colour spaces are `unsupported_pixels` unless the user gives bands.
+  colour spaces are `unsupported_pixels` unless the user gives bands. GDAL converts CMYK and YCbCr, Pillow those of
+  whole images: they differ by rounding, and where JPEG stores colours at half the resolution, at the edges of colours.
 - The alpha band is the one given by the user, otherwise the one that the file calls alpha. Near infrared is often
   called alpha: if the user gives bands, a band is not alpha that is one of them, or of whose values, in a sample, less
   than half are those of a mask, 0 and the largest. Colours that the file multiplied by alpha are divided by it.

@@ -34,7 +34,7 @@ def read_input(uri: str, max_bytes: int, etag: str | None = None) -> bytes:
         ItemError: `not_found`, `access_denied`, `storage_error`, `changed`, `too_many_bytes`, `empty_file`.
         RunError: no object could be read: missing or expired credentials, an endpoint out of reach.
     """
-    url = Url.parse(uri)
+    url = _input_url(uri)
     store = input_store_of(url)
     with store.input_faults(url):
         data = store.read_input(url, max_bytes, etag)
@@ -55,10 +55,17 @@ def open_input(uri: str, etag: str | None = None) -> BinaryIO:
     Raises:
         ItemError, RunError: as in `read_input`; `unsupported_format` for an address on the web.
     """
-    url = Url.parse(uri)
+    url = _input_url(uri)
     store = input_store_of(url)
     with store.input_faults(url):
         return store.open_input(url, etag)
+
+
+def _input_url(uri: str) -> Url:
+    """Return an input's URL. Raises ItemError for a name that only GDAL understands."""
+    if uri.startswith("/vsi"):
+        raise Refusal.GDAL_NAME.error()
+    return Url.parse(uri)
 
 
 def stat_input(uri: str) -> ObjectStat:

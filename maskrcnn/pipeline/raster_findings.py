@@ -101,7 +101,7 @@ def _log_types(uris: Sequence[str], images: Sequence[ImageHeader], radiometry: R
         (255 - low) / (high - low) * 255 for low, high in zip(radiometry.lows, radiometry.highs, strict=True)
     )
     dark = kinds.get("8-bit integers", [])
-    if dark and brightest < _DARK:
+    if len(kinds) == 1 and dark and brightest < _DARK:
         log.warning(
             "%s of 8-bit integers (%s) will be almost black: --scale maps their largest value, 255, to %s of 255; "
             "leave --scale out for them",

@@ -22,7 +22,7 @@ def geodesic(polygon, crs, step):
     """The area by pyproj, along geodesics of at most a step."""
     to_lonlat = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
     divided = shapely.segmentize(polygon, step)
-    on_earth = shapely.transform(divided, lambda x, y: to_lonlat.transform(x, y), interleaved=False)
+    on_earth = shapely.transform(divided, to_lonlat.transform, interleaved=False)
     return abs(crs.get_geod().geometry_area_perimeter(on_earth)[0])
 
 
@@ -100,7 +100,7 @@ def test_a_sphere_and_a_rotated_pole_are_exact():
 
 
 def test_a_local_system_has_areas_in_its_plane():
-    site = pyproj.CRS.from_wkt('LOCAL_CS["site",UNIT["US survey foot",0.304800609601219]]')
+    site = pyproj.CRS.from_wkt('LOCAL_CS["site",UNIT["US foot",0.304800609601219]]')
     [area] = areas_m2(np.array([placed(7, 8, 2.0)]), site)
     assert area == pytest.approx(2184 * 4 * 0.304800609601219**2, rel=1e-9)
 

@@ -80,6 +80,16 @@ def test_colours_with_and_without_alpha(interleave: str, compress: str, alpha: s
     assert_same(tiff(bands, photometric="RGB", interleave=interleave, compress=compress, **options))
 
 
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+@pytest.mark.parametrize("photometric", ["MINISBLACK", "MINISWHITE"])
+def test_several_bands_of_grey_are_no_picture_but_a_raster(interleave: str, photometric: str) -> None:
+    data = tiff(noise(3), photometric=photometric, interleave=interleave, compress="lzw")
+    with pytest.raises(ItemError) as caught:
+        decode_image(data, LIMITS)
+    assert caught.value.code == "unsupported_pixels"
+    assert in_windows(data)[1].all()
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "LA", "PA", "I;16"])
 def test_what_pillow_writes(mode: str) -> None:
     picture = Image.fromarray(noise(4).transpose(1, 2, 0), "RGBA")
