@@ -7,7 +7,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from ..io.manifest_columns import MAX_DEPTH
-from ..io.portable import as_json, portable
+from ..io.portable import as_json, is_storable, portable
 
 MAX_PATHS: Final = 1000
 """Different keys within one column: each is a column of Parquet, and objects whose keys are data have one per row."""
@@ -34,9 +34,11 @@ def column_of(values: Sequence[Any]) -> pa.ChunkedArray:
         return pa.chunked_array([as_json(values)])
     try:
         array = pa.array(values)
-        return portable(array if isinstance(array, pa.ChunkedArray) else pa.chunked_array([array]))
+        if is_storable(array.type):
+            return portable(array if isinstance(array, pa.ChunkedArray) else pa.chunked_array([array]))
     except (pa.ArrowException, OverflowError, UnicodeEncodeError):
-        return pa.chunked_array([as_json(values)])
+        pass
+    return pa.chunked_array([as_json(values)])
 
 
 def _is_regular(values: Sequence[Any]) -> bool:

@@ -25,7 +25,7 @@ def portable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     Raises:
         pyarrow.ArrowException: a value does not fit.
     """
-    if not _is_storable(column.type):
+    if not is_storable(column.type):
         return pa.chunked_array([as_json(column.to_pylist())])
     if _is_portable(column.type):
         return column
@@ -56,19 +56,19 @@ def children_of(kind: pa.DataType) -> list[pa.DataType]:
     return [kind.field(at).type for at in range(kind.num_fields)]
 
 
-def _is_storable(kind: pa.DataType) -> bool:
+def is_storable(kind: pa.DataType) -> bool:
     """Return whether Parquet has a type for values of this one, and SQL a name for each of its fields."""
     if isinstance(kind, pa.BaseExtensionType):
-        return _is_storable(kind.storage_type)
+        return is_storable(kind.storage_type)
     if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
-        return _is_storable(kind.value_type)
+        return is_storable(kind.value_type)
     if types.is_union(kind) or types.is_interval(kind):
         return False
     if types.is_struct(kind):
         names = {kind.field(at).name.strip().lower() for at in range(kind.num_fields)}
         if not names or "" in names or len(names) < kind.num_fields:
             return False
-    return all(map(_is_storable, children_of(kind)))
+    return all(map(is_storable, children_of(kind)))
 
 
 def _is_portable(kind: pa.DataType) -> bool:

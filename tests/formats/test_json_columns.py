@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from maskrcnn.formats.json_columns import MAX_PATHS, column_of, exact_number
@@ -42,6 +42,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 
 @given(st.lists(VALUES, max_size=4))
 @settings(deadline=None, max_examples=200)
+@example([{}, {"x": {}}])
 def test_values_come_back_or_their_json_does(values: list[Any]) -> None:
     column = column_of(values)
     found = column.to_pylist()
