@@ -82,7 +82,8 @@ class Refusal(Enum):
     LAYOUT = "unsupported_format", "{format} {layout}, which is not read: " + _CONVERT
     GEOREFERENCED_JPEG_2000 = (
         "unsupported_format",
-        "JPEG 2000 with coordinates, which windows would lose: convert it to GeoTIFF or COG (gdal_translate)",
+        "JPEG 2000 with coordinates, which are not read: convert it to GeoTIFF or COG (gdal_translate), or read it as "
+        "an ordinary image with --assume-crs none",
     )
 
     # Pixels

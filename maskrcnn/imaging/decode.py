@@ -151,10 +151,15 @@ def decode_image(data: bytes, limits: Limits) -> DecodedImage:
     return DecodedImage(upright(pixels, picture.to_apply), picture.orientation)
 
 
-def image_size(file: BinaryIO, limits: Limits) -> tuple[int, int]:
+def image_size(file: BinaryIO, limits: Limits, *, ignore_coordinates: bool = False) -> tuple[int, int]:
     """Return the height and width that `decode_image` will return, from the header alone.
 
     An orientation that is stored after the pixels, which PNG and WebP allow, is not taken into account.
+
+    Args:
+        file: an open file with random access.
+        limits: as for `decode_image`.
+        ignore_coordinates: whether to accept a JPEG 2000 that has coordinates, which are not read.
 
     Raises:
         ItemError: as `decode_image`, for the errors that the header shows; `unsupported_format` also for a JPEG 2000
@@ -166,7 +171,7 @@ def image_size(file: BinaryIO, limits: Limits) -> tuple[int, int]:
     _raise_pillow_limit(limits.max_pixels)
     if kind == "WEBP":
         _check_canvas(head, limits)
-    if kind == "JPEG2000" and jpeg2000.has_coordinates(head):
+    if kind == "JPEG2000" and not ignore_coordinates and jpeg2000.has_coordinates(head):
         raise Refusal.GEOREFERENCED_JPEG_2000.error()
     file.seek(0)
     with _suppressed_warnings:
@@ -183,7 +188,7 @@ def image_size(file: BinaryIO, limits: Limits) -> tuple[int, int]:
             data = file.read()
             for readable in _repaired(kind, data):
                 with contextlib.suppress(*DECODER_ERRORS):
-                    return image_size(BytesIO(readable), limits)
+                    return image_size(BytesIO(readable), limits, ignore_coordinates=True)
             raise decoding_error(kind, data, error) from error
     return height, width
 

@@ -35,7 +35,7 @@ from ..io.inputs import open_input
 from ..refusals import Refusal
 from .decode import DecodedImage, Limits, decode_image, image_size
 from .geometry import ImageHeader, RasterRegion, Rect
-from .geotiff import fields_from_json, fields_to_json
+from .geotiff import NO_CRS, fields_from_json, fields_to_json
 from .radiometry import Radiometry
 from .raster import RasterReader, raster_header, sample
 from .sniff import format_of
@@ -370,7 +370,8 @@ def _read_header(request: dict[str, Any], _: bytes) -> _Reply:
             header = raster_header(file, Radiometry.from_json(request["radiometry"]), request["assume_crs"])
         else:
             file.seek(0)
-            header = ImageHeader(*image_size(file, Limits(*request["limits"])))
+            is_plain = request["assume_crs"] == NO_CRS
+            header = ImageHeader(*image_size(file, Limits(*request["limits"]), ignore_coordinates=is_plain))
         return {"header": fields_to_json(header)}, []
 
 

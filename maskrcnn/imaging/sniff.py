@@ -122,7 +122,7 @@ _MEDIA_BRANDS: Final = {
 _GENERIC_BRANDS: Final = frozenset([b"mif1", b"mif2", b"mif3", b"msf1", b"miaf"])
 _WORLD_FILE: Final = re.compile(rb"(?:[-+.0-9e]+\s+){5}[-+.0-9e]+\s*")
 _READ_MEDIA: Final = frozenset(["AVIF", "HEIF"])
-_TEXT_RASTERS: Final = frozenset(["a VRT of GDAL", "an ESRI ASCII grid"])
+_TEXT_RASTERS: Final = frozenset(["a mosaic of GDAL (VRT)", "an ESRI ASCII grid"])
 
 
 def _starts(data: bytes, table: tuple[tuple[bytes, int, str], ...]) -> str | None:
@@ -218,7 +218,7 @@ def kind_of_text(data: bytes) -> str | None:
         ("HTML", start.startswith((b"<!doctype html", b"<html"))),
         ("SVG", b"<svg" in start),
         ("an S3 error", start.startswith(b"<") and b"<error>" in start),
-        ("a VRT of GDAL", start.startswith(b"<vrtdataset")),
+        ("a mosaic of GDAL (VRT)", start.startswith(b"<vrtdataset")),
         ("a sidecar of GDAL (.aux.xml)", start.startswith(b"<pamdataset")),
         ("XML", start.startswith(b"<")),
         ("an ESRI ASCII grid", start.startswith(b"ncols") and b"nrows" in start),

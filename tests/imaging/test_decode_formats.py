@@ -226,6 +226,7 @@ def test_windows_do_not_lose_the_coordinates_of_a_jpeg_2000() -> None:
     np.testing.assert_array_equal(decode_image(georeferenced, LIMITS).pixels, PIXELS)
     with pytest.raises(ItemError, match=r"JPEG 2000 with coordinates, .* convert it to GeoTIFF or COG"):
         image_size(io.BytesIO(georeferenced), LIMITS)
+    assert image_size(io.BytesIO(georeferenced), LIMITS, ignore_coordinates=True) == (24, 32)
 
 
 # Codecs of JPEG

@@ -69,7 +69,7 @@ def tga(kind: int, bits: int = 24, *, color_map: int = 0) -> bytes:
         (
             b'<VRTDataset rasterXSize="1">',
             "unsupported_format",
-            "VRT of GDAL is not read: convert it to GeoTIFF",
+            "mosaic of GDAL (VRT) is not read: convert it to GeoTIFF",
         ),
         (b"ncols 4\nnrows 4\n", "unsupported_format", "ESRI ASCII grid is not read: convert it to GeoTIFF"),
         (b"<PAMDataset>", "not_an_image", "a sidecar of GDAL (.aux.xml)"),
