@@ -1,6 +1,7 @@
 """The command `maskrcnn demo`: all steps on a generated collection, without a network connection."""
 
 import logging
+import re
 import time
 from pathlib import Path
 from typing import Final
@@ -48,7 +49,7 @@ MOSAIC_SIDE: Final = 3
 MOSAIC_QUERY: Final = (
     "How much ground does each category cover, at a score of at least 0.5?",
     """SELECT category, count(*) AS objects, round(sum(area_m2))::INT AS m2
-       FROM 'OUT/geo/*.parquet' WHERE score >= 0.5 GROUP BY category ORDER BY m2 DESC""",
+       FROM 'OUT/geo/**/*.parquet' WHERE score >= 0.5 GROUP BY category ORDER BY m2 DESC""",
 )
 
 
@@ -110,7 +111,7 @@ def segment_mosaic(root: Path) -> Path | None:
     Returns:
         The run's directory; None if the extra `geo` is not installed.
     """
-    from maskrcnn.formats.geoparquet import extra
+    from maskrcnn.imaging.georeference import extra
     from maskrcnn.synthetic.scenes import write_mosaic
 
     from ..driver.planning import Request
@@ -185,6 +186,10 @@ def _print_query(run: Path, question: str, query: str) -> bool:
     except ImportError:
         click.echo("\n(install duckdb to see queries over the tables)")
         return False
-    sql = query.replace("OUT", str(run).replace("'", "''"))
+    place = str(run).replace("'", "''")
+    # Otherwise a folder `status=final` above the run is taken for the column `status`.
+    sql = re.sub(
+        r"'OUT/(.*?)'", lambda at: f"read_parquet('{place}/{at[1]}', hive_partitioning = false)", query
+    )
     click.echo(f"\n{question}\n  {' '.join(sql.split())}\n{duckdb.sql(sql)}")
     return True

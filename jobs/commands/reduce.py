@@ -20,5 +20,8 @@ def reduce(output: str, coco: str, as_json: bool) -> None:
     from maskrcnn.pipeline.reduce import reduce_run
     from maskrcnn.visualization.run_report import write_report
 
-    success = reduce_run(output, coco_mode=coco, write_report=write_report)
+    from ..driver.planning import resumable
+
+    with resumable():
+        success = reduce_run(output, coco_mode=coco, write_report=write_report)
     click.echo(json.dumps(success["counts"]) if as_json else summary_line(success["counts"], output))

@@ -97,7 +97,8 @@ def run_retry(
             return None
         plan = planned
         log.info("planned a retry of %s in %s", plural(plan.rows, plan.unit), plural(len(plan), "shard"))
-    return run.run_plan(request, plan, resources, address)
+    with planning.resumable():
+        return run.run_plan(request, plan, resources, address)
 
 
 def _planned_request(output: str, info: dict[str, Any], coco_mode: str) -> "Request":

@@ -40,7 +40,8 @@ def run_segment(request: Request, resources: ResourceConfig, address: str | None
     if success is not None:
         log.info("%s is finished already; `maskrcnn reduce` writes its tables again", request.output)
         return success
-    return run_plan(request, plan, resources, address)
+    with resumable():
+        return run_plan(request, plan, resources, address)
 
 
 def run_plan(request: Request, plan: Plan, resources: ResourceConfig, address: str | None) -> dict[str, Any]:
@@ -51,15 +52,14 @@ def run_plan(request: Request, plan: Plan, resources: ResourceConfig, address: s
     """
     storage = Storage(request.output)
     if in_one_process(storage, address, resources):
-        with resumable():
-            resolved, lanes = one_process.resolved(resources)
-            wall_s = run_shards(request, plan, resolved, one_process.map_shards, lanes)
-            return _reduce(request, wall_s, run_here)
+        resolved, lanes = one_process.resolved(resources)
+        wall_s = run_shards(request, plan, resolved, one_process.map_shards, lanes)
+        return _reduce(request, wall_s, run_here)
     # Ray is imported only where it is used: it takes a second.
     from .cluster import connected, run_all
     from .scheduler import map_shards
 
-    with resumable(), connected(address, resources) as resolved:
+    with connected(address, resources) as resolved:
         wall_s = run_shards(request, plan, resolved, map_shards)
         return _reduce(request, wall_s, run_all)
 

@@ -71,7 +71,7 @@ def read_labels(uri: str) -> list[str]:
 
 def _read(uri: str, what: str, max_bytes: int) -> bytes:
     check_store(uri, what)
-    if Url.parse(uri).is_local and is_folder(uri):
+    if (url := Url.parse(uri)).is_local and is_folder(url.local_path):
         raise UsageError(f"{uri} is a directory, not a {what} file")
     try:
         return read_input(uri, max_bytes)

@@ -293,9 +293,9 @@ def _read_published(model: PublishedModel) -> tuple[ModelCard, bytes]:
 
 
 def _no_such_model(name: str, suffix: str) -> str:
-    if Url.parse(name).is_local and is_folder(name):
+    if (url := Url.parse(name)).is_local and is_folder(url.local_path):
         return f"--model {name} is a directory: give {_FILES}"
-    if suffix or not Url.parse(name).is_local or "/" in name or is_there(name):
+    if suffix or not url.is_local or "/" in name or is_there(name):
         what = f"is a {suffix} file" if suffix else "has no suffix"
         return f"--model {name} {what}: give {_FILES}"
     return f"unknown model {name!r}{_near(name, NAMES)} Known are {', '.join(NAMES)}, or {_FILES}"

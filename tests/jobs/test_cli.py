@@ -256,9 +256,9 @@ def test_a_token_stands_nowhere(tmp_path: Path, images: Path) -> None:
     )
     assert plain.exit_code == 0
     for arguments in (
-        ("evaluate", str(out), "--truth", "https://host/truth.json?sig=hunter2"),
+        ("evaluate", str(out), "--truth", "https://host/annotations.json?sig=hunter2"),
         ("plan", str(images), str(tmp_path / "o"), "--model", "https://host/w.pth?sig=hunter2"),
-        ("train", "https://host/truth.json?sig=hunter2", str(tmp_path / "o"), "--model", "coco"),
+        ("train", "https://host/annotations.json?sig=hunter2", str(tmp_path / "o"), "--model", "coco"),
         ("status", "https://host/run?sig=hunter2"),
         ("show", "https://host/a.png?sig=hunter2"),
         ("submit", "--address", "https://user:hunter2@host", "--", "status", "x"),
