@@ -62,7 +62,7 @@ _OS_ERRORS: Final = {
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.ENAMETOOLONG: "the name is too long",
 }
-_LASTING: Final = (errno.EROFS, errno.EEXIST)
+_LASTING: Final = (errno.EEXIST,)  # not EROFS: a disk that failed comes back
 _REFUSED: Final = ("access_denied", "archived", "not_found")
 """What lasts until the user changes something, by error numbers and by codes."""
 _ESCAPED: Final = re.compile(r"\\x[89a-f][0-9a-f]")
