@@ -88,9 +88,7 @@ def export_coco(
             run, file.parts, categories, file.dataset_target, info, destination=destination
         )
         for iou_type in IOU_TYPES:
-            write_results(
-                run, file.parts, file.results_target(iou_type), iou_type, destination=destination
-            )
+            write_results(run, file.parts, file.results_target(iou_type), iou_type, destination=destination)
     return count
 
 
