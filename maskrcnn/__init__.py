@@ -4,6 +4,7 @@
 >>> model = maskrcnn.load_model("scenes")            # doctest: +SKIP
 >>> segmenter = maskrcnn.Segmenter(model)            # doctest: +SKIP
 >>> [detections] = segmenter.segment([pixels])       # doctest: +SKIP
+>>> run = maskrcnn.segment_collection("photos", "output")  # doctest: +SKIP
 >>> run = maskrcnn.open_run("output")                # doctest: +SKIP
 >>> maskrcnn.verify("output").proven                 # doctest: +SKIP
 
@@ -54,9 +55,10 @@ _LAZY = {
     "evaluate": "visualization.evaluation_report",
     "load_model": "models.model",
     "open_run": "results.run",
+    "segment_collection": "maskrcnn_jobs.driver.collection",
     "verify": "results.verify",
 }
-"""The module of each public name that is imported on first use."""
+"""The module of each public name that is imported on first use; `segment_collection` is a job, and lives with them."""
 _NAMED_THERE = {
     "DiffRules": "Rules",
     "Segmenter": "MaskRCNNSegmenter",
@@ -94,6 +96,7 @@ __all__ = [
     "evaluate",
     "load_model",
     "open_run",
+    "segment_collection",
     "verify",
 ]
 
@@ -103,7 +106,8 @@ def __getattr__(name: str) -> Any:
         return import_module("importlib.metadata").version("maskrcnn-ray")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f".{_LAZY[name]}", __name__)
+    place = _LAZY[name]
+    module = import_module(place if place.startswith("maskrcnn_jobs.") else f".{place}", __name__)
     return getattr(module, _NAMED_THERE.get(name, name))
 
 

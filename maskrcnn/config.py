@@ -99,12 +99,16 @@ class ResourceConfig:
     timeout_s: float = 300.0
     """An actor that makes no progress for this long, in seconds, is ended; an image with which this happens again while
     it is processed alone fails with `timeout`."""
+    ray: bool | None = None
+    """Whether to run on Ray, or in the process of the command; None: by the size of the run."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "threads", "actors"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        if self.ray is False and self.actors is not None:
+            raise UsageError("--no-ray runs in one process, without actors: leave out --actors or --no-ray")
         if not self.timeout_s >= 1:
             raise UsageError(f"--timeout must be at least 1 second, not {self.timeout_s:g}")
 

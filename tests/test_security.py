@@ -403,7 +403,7 @@ FORBIDDEN: Final = re.compile(
 
 @pytest.mark.slow
 def test_nothing_is_unpickled_and_no_text_is_run() -> None:
-    modules = [path for folder in ("maskrcnn", "jobs") for path in sorted((ROOT / folder).glob("*.py"))]
+    modules = [path for folder in ("maskrcnn", "jobs") for path in sorted((ROOT / folder).rglob("*.py"))]
     calls = [call for path in modules for call in calls_in(path)]
     loads = [keywords for name, keywords in calls if name == "torch.load"]
     assert loads
@@ -443,8 +443,8 @@ def test_weights_that_name_what_is_no_tensor_are_refused(pickled: bytes, tmp_pat
 @pytest.mark.ray
 def test_a_ray_that_is_started_here_asks_for_its_token() -> None:
     code = (
-        "import os; from maskrcnn.config import Speed; from maskrcnn_jobs.driver.cluster import connected\n"
-        "with connected(None, Speed(actors=1)): mode = os.environ.get('RAY_AUTH_MODE')\n"
+        "import os; from maskrcnn.config import ResourceConfig; from maskrcnn_jobs.driver.cluster import connected\n"
+        "with connected(None, ResourceConfig(actors=1)): mode = os.environ.get('RAY_AUTH_MODE')\n"
         "print(mode)"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

@@ -10,8 +10,6 @@ import click
 from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.errors import UsageError, plural
 
-from .segment import run_segment
-
 log = logging.getLogger("maskrcnn")
 
 SEED: Final = 20_000_000
@@ -65,7 +63,7 @@ def demo(directory: str, scenes: int) -> None:
 
 
 def run_demo(directory: str, scenes: int) -> None:
-    """Generate scenes, segment them on a local Ray, and print accuracy and queries.
+    """Generate scenes, segment them in this process, and print accuracy and queries.
 
     Args:
         directory: gets `scenes/` (images and their ground truth), `run/`, `overlay.png`, and with the extra `geo`
@@ -78,6 +76,7 @@ def run_demo(directory: str, scenes: int) -> None:
     from maskrcnn.synthetic.scenes import write_scenes
 
     from ..driver.planning import Request
+    from ..driver.run import run_segment
 
     root = Path(directory)
     try:
@@ -92,7 +91,7 @@ def run_demo(directory: str, scenes: int) -> None:
     run = root / "run"
     # The ground truth names the images, so that ids agree and the results can be evaluated against it.
     request = Request(str(root / "scenes" / "instances.json"), str(run), InferenceConfig(model="scenes"))
-    run_segment(request, ResourceConfig(), "local")
+    run_segment(request, ResourceConfig(ray=False), None)
     print_accuracy(root)
     overlay = write_overlay(root)
     print_queries(run)
@@ -115,6 +114,7 @@ def segment_mosaic(root: Path) -> Path | None:
     from maskrcnn.synthetic.scenes import write_mosaic
 
     from ..driver.planning import Request
+    from ..driver.run import run_segment
 
     try:
         write_mosaic(root / "mosaic", MOSAIC_SIDE, MOSAIC_SIDE, seed=SEED + 1_000_000)
@@ -126,7 +126,7 @@ def segment_mosaic(root: Path) -> Path | None:
     log.info("segmenting %s in windows", root / "mosaic" / "mosaic.tif")
     inference = InferenceConfig(model="scenes", window=512, overlap=128)
     request = Request(str(root / "mosaic" / "mosaic.tif"), str(run), inference)
-    success = run_segment(request, ResourceConfig(), "local")
+    success = run_segment(request, ResourceConfig(ray=False), None)
     windows = plural(sum(success["windows"].values()), "window")
     click.echo(
         f"\nA mosaic in {windows}: {plural(success['counts']['instances'], 'whole object')} with any score"

@@ -1,8 +1,6 @@
 """Options that several commands share, and the values that they become."""
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -125,6 +123,11 @@ _CLUSTER = [
         help="End an actor that makes no progress for this long.",
     ),
     address_option,
+    click.option(
+        "--ray/--no-ray",
+        default=None,
+        help="Run on Ray, or in this process; by default small runs on this machine need no Ray.",
+    ),
 ]
 
 
@@ -169,25 +172,20 @@ def run_request(source: str, output: str, options: dict[str, Any], coco: str) ->
     from ..driver.planning import Request
 
     shard_images, images_root = options.pop("shard_images"), options.pop("images_root")
-    if images_root and "://" not in images_root:
-        images_root = os.path.abspath(images_root)  # noqa: PTH100 (Path.absolute keeps `..`, which is another name)
     return Request(source, output, _inference_config(options), shard_images, images_root, coco)
 
 
 def _inference_config(options: dict[str, Any]) -> InferenceConfig:
+    from ..driver.planning import absolute
+
     for name in ("model", "labels"):
-        options[name] = _absolute(options[name])
+        options[name] = options[name] and absolute(options[name])
     categories = tuple(sorted(names_of(options.pop("categories"), "--categories")))
     names = (
         *("model", "labels", "min_score", "max_detections", "limit", "allow_http"),
         *("window", "overlap", "bands", "scale", "assume_crs"),
     )
     return InferenceConfig(categories=categories, **{name: options.pop(name) for name in names})
-
-
-def _absolute(name: str | None) -> str | None:
-    """Return a local file's absolute path: workers and later commands have other working directories."""
-    return str(Path(name).absolute()) if name and "://" not in name and Path(name).is_file() else name
 
 
 def names_of(value: str | None, option: str, kind: str = "category") -> tuple[str, ...]:

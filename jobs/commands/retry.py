@@ -75,9 +75,9 @@ def run_retry(
     from maskrcnn.pipeline.success import finished
 
     from ..driver import planning, run
-    from ..driver.cluster import check_device
+    from ..driver.execution import check_resources
 
-    check_device(address, resources)
+    check_resources(address, resources)
     check_codes(only)
     storage = planning.output_storage(output)
     plans = read_plans(storage)

@@ -17,27 +17,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import MaskrcnnError, RunError, UsageError, plural
 
+from .execution import check_resources, cluster_of
+
 log = logging.getLogger("maskrcnn")
 
 MAX_GPU_THREADS = 8
 """CPUs of a GPU actor by default: at about 2 ms per photo, they decode faster than one GPU segments."""
 _LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # only shards and the counts of receipts pass through Ray
-
-
-def _cluster_of(address: str | None) -> str | None:
-    """Return the address of the cluster to use, or None for a Ray on this machine."""
-    address = address or os.environ.get("RAY_ADDRESS")
-    return None if address in (None, "", "local") else address
-
-
-def check_device(address: str | None, resources: ResourceConfig) -> None:
-    """Raise UsageError if the device would have to be guessed: on an existing cluster."""
-    cluster = _cluster_of(address)
-    if cluster is not None and resources.device == "auto":
-        raise UsageError(
-            f"on the cluster at {cluster} the device cannot be detected, since its GPUs may not be up yet: "
-            "add --device cpu or --device cuda"
-        )
 
 
 @contextmanager
@@ -52,8 +38,8 @@ def connected(address: str | None, resources: ResourceConfig) -> Iterator[Resour
         UsageError: an existing cluster without `--device`.
         RunError: the cluster cannot be reached.
     """
-    check_device(address, resources)
-    address = _cluster_of(address)
+    check_resources(address, resources)
+    address = cluster_of(address)
     local = address is None
     started_here = not ray.is_initialized()
     if started_here:

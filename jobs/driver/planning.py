@@ -3,6 +3,7 @@
 import datetime
 import importlib.metadata
 import logging
+import os
 import platform
 import uuid
 from dataclasses import dataclass
@@ -38,6 +39,14 @@ PROBES: Final = "probes"
 """The folder of a run's directory that holds probes and traces while the run is processed."""
 
 
+def absolute(name: str) -> str:
+    """Return a local file's absolute path, and any other name of a model unchanged.
+
+    Workers and later commands have other working directories.
+    """
+    return str(Path(name).absolute()) if "://" not in name and Path(name).is_file() else name
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A run as the user requested it."""
@@ -49,7 +58,13 @@ class Request:
     shard_images: int | None = None
     """None: chosen by the number of inputs, see `config.default_shard_images`."""
     images_root: str | None = None
+    """Base of the relative uris of a manifest; made absolute, because a resume may have another working directory."""
     coco_mode: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.images_root and "://" not in self.images_root:
+            # Path.absolute would keep `..`, which is another name.
+            object.__setattr__(self, "images_root", os.path.abspath(self.images_root))  # noqa: PTH100
 
 
 def output_storage(url: str) -> Storage:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from maskrcnn.errors import ItemError, RunError
+from maskrcnn.errors import ItemError, MaskrcnnError, RunError, SegmenterError
 from maskrcnn.pipeline.plan import Shard
 from maskrcnn.pipeline.worker import Announcement
 
@@ -57,6 +57,19 @@ class Failure:
     message: str
     external: bool = False
     """Whether a lost node or a notice to stop ended the execution, so that no image is to blame."""
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Failure":
+        """Return the failure that an exception of a worker stands for; the network may have raised anything."""
+        if isinstance(error, SegmenterError):
+            return cls(error.code, error.message)
+        code = "out_of_memory" if isinstance(error, MemoryError) else "worker_crash"
+        return cls(code, describe(error))
+
+
+def describe(error: BaseException) -> str:
+    """Return the message of an error of this project, or the type and message of another one."""
+    return str(error) if isinstance(error, MaskrcnnError) else f"{type(error).__name__}: {error}"
 
 
 class PoisonIsolation:

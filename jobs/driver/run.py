@@ -1,9 +1,9 @@
-"""Run what is left of a plan on Ray: the map stage over shards, then the reduce."""
+"""Run what is left of a plan, on Ray or in this process: the map stage over shards, then the reduce."""
 
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from maskrcnn.config import ResourceConfig
@@ -11,18 +11,35 @@ from maskrcnn.errors import plural
 from maskrcnn.imaging.radiometry import Radiometry
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.manifest import ManifestReader, check_manifest
-from maskrcnn.pipeline.plan import Plan, check_run, pending_of, read_plans, read_run
+from maskrcnn.pipeline.plan import Plan, Shard, check_run, pending_of, read_plans, read_run
 from maskrcnn.pipeline.receipts import complete_receipts
 from maskrcnn.pipeline.reduce import reduce_run
+from maskrcnn.pipeline.success import RunAll, finished, run_here
 from maskrcnn.visualization.run_report import write_report
 
-from .actor import WorkerSpec
-from .cluster import connected, run_all
-from .planning import PROBES, Request
+from . import one_process
+from .execution import check_resources, in_one_process
+from .node_worker import WorkerSpec
+from .planning import PROBES, Request, prepare
 from .progress import Progress
-from .scheduler import Scheduler
 
 log = logging.getLogger("maskrcnn")
+
+
+def run_segment(request: Request, resources: ResourceConfig, address: str | None) -> dict[str, Any]:
+    """Run the whole job, or what is left of it; return the content of `_SUCCESS`.
+
+    Raises:
+        UsageError: the request is wrong.
+        RunError: the run stopped before its end; the same request continues it.
+    """
+    check_resources(address, resources)
+    plan = prepare(request)
+    success = finished(Storage(request.output), plan)
+    if success is not None:
+        log.info("%s is finished already; `maskrcnn reduce` writes its tables again", request.output)
+        return success
+    return run_plan(request, plan, resources, address)
 
 
 def run_plan(request: Request, plan: Plan, resources: ResourceConfig, address: str | None) -> dict[str, Any]:
@@ -31,26 +48,48 @@ def run_plan(request: Request, plan: Plan, resources: ResourceConfig, address: s
     Raises:
         RunError: the run stopped before its end.
     """
+    storage = Storage(request.output)
+    if in_one_process(storage, address, resources):
+        resolved, lanes = one_process.resolved(resources)
+        wall_s = run_shards(request, plan, resolved, one_process.map_shards, lanes)
+        return _reduce(request, wall_s, run_here)
+    # Ray is imported only where it is used: it takes a second.
+    from .cluster import connected, run_all
+    from .scheduler import map_shards
+
     with connected(address, resources) as resolved:
-        wall_s = run_shards(request, plan, resolved)
-        log.info("writing tables, COCO JSON, statistics and report")
-        return reduce_run(
-            Storage(request.output).url,
-            coco_mode=request.coco_mode,
-            run_all=run_all,
-            wall_s=wall_s,
-            keep_finished=True,
-            write_report=write_report,
-        )
+        wall_s = run_shards(request, plan, resolved, map_shards)
+        return _reduce(request, wall_s, run_all)
 
 
-def run_shards(request: Request, plan: Plan, resources: ResourceConfig) -> float | None:
-    """Run the shards that have no receipt, on the Ray that is connected.
+def _reduce(request: Request, wall_s: float | None, run_all: RunAll) -> dict[str, Any]:
+    log.info("writing tables, COCO JSON, statistics and report")
+    return reduce_run(
+        Storage(request.output).url,
+        coco_mode=request.coco_mode,
+        run_all=run_all,
+        wall_s=wall_s,
+        keep_finished=True,
+        write_report=write_report,
+    )
+
+
+MapShards = Callable[[WorkerSpec, str, Progress, Iterator[Shard], int], None]
+"""Runs shards. Takes the workers' specification, an input that they must be able to read, progress, the shards, and the
+number of shards."""
+
+
+def run_shards(
+    request: Request, plan: Plan, resources: ResourceConfig, map_shards: MapShards, lanes: int | None = None
+) -> float | None:
+    """Run the shards that have no receipt.
 
     Args:
         request: the run.
         plan: of the latest generation; of earlier ones a shard is run only if its files are gone.
-        resources: with `device` and `actors` resolved.
+        resources: with `threads` resolved, and on Ray `device` and `actors`.
+        map_shards: runs them.
+        lanes: as of `WorkerSpec`.
 
     Returns:
         Seconds it took; None if an earlier command had done a part of it, so that no throughput follows.
@@ -76,17 +115,15 @@ def run_shards(request: Request, plan: Plan, resources: ResourceConfig) -> float
     check_manifest(storage, plan)
     probes = f"{PROBES}/{uuid.uuid4().hex}"
     radiometry = Radiometry.from_json(run["radiometry"]) if "radiometry" in run else Radiometry()
-    spec = WorkerSpec(storage.url, run["model"]["sha256"], request.inference, resources, probes, radiometry)
+    spec = WorkerSpec(
+        storage.url, run["model"]["sha256"], request.inference, resources, probes, radiometry, lanes
+    )
     with ManifestReader(storage) as manifest:
         first_uri = manifest.rows(0, 1)["uri"][0].as_py()
-    actors = plural(resources.actors or 1, f"{resources.device} actor")
-    log.info("%s on up to %s", plural(n_pending, "shard"), actors)
     started = time.monotonic()
     progress = Progress(plan.rows + lost, done, unit=f"{plan.unit}s")
     try:
-        Scheduler(spec, first_uri, resources.actors or 1, progress).run(
-            pending_of(plans, receipts), n_pending
-        )
+        map_shards(spec, first_uri, progress, pending_of(plans, receipts), n_pending)
     finally:
         progress.close()
     storage.remove_tree(probes)

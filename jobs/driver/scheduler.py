@@ -7,7 +7,6 @@ so that an autoscaler sees the demand; each gets tasks when it is ready, and an 
 """
 
 import contextlib
-import json
 import logging
 import time
 from collections import deque
@@ -19,22 +18,21 @@ import ray
 
 from maskrcnn.errors import (
     HandedBackError,
-    ItemError,
     MaskrcnnError,
     RunError,
-    SegmenterError,
     StoreFailingError,
     UsageError,
+    plural,
 )
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.circuit_breaker import Batch, CircuitBreaker
 from maskrcnn.pipeline.plan import Shard
 from maskrcnn.pipeline.receipts import Receipt, commit
-from maskrcnn.pipeline.worker import Announcement
 
-from .actor import ActorReady, Done, SegmentActor, WorkerSpec
+from .actor import ActorReady, SegmentActor
 from .cluster import cause_of, node_answers
-from .poison_isolation import Failure, PoisonIsolation, Task
+from .node_worker import Done, WorkerSpec, take_announcement
+from .poison_isolation import Failure, PoisonIsolation, Task, describe
 from .progress import Progress
 
 log = logging.getLogger("maskrcnn")
@@ -243,7 +241,7 @@ class Scheduler:
         ):
             raise cause
         if not slot.ready:
-            raise RunError(f"an actor could not start: {_describe(cause)}") from cause
+            raise RunError(f"an actor could not start: {describe(cause)}") from cause
         if isinstance(cause, RunError):
             _, task = slot.queue.popleft()
             slot.moved = time.monotonic()
@@ -252,11 +250,7 @@ class Scheduler:
             self._retries.append(self._isolation_of(task))
             return
         # The error may have damaged the process, as an illegal memory access on a GPU does.
-        code = cause.code if isinstance(cause, SegmenterError) else "worker_crash"
-        code = "out_of_memory" if isinstance(cause, MemoryError) else code
-        self._died(
-            slot, Failure(code, cause.message if isinstance(cause, SegmenterError) else _describe(cause))
-        )
+        self._died(slot, Failure.of(cause))
 
     def _failure_of(self, slot: Slot, error: ray.exceptions.RayError) -> Failure:
         """Return how an actor failed that is dead or unreachable according to Ray."""
@@ -289,25 +283,13 @@ class Scheduler:
         log.warning("an actor ended%s: %s", where, failure.message)
         for _, task in slot.queue:
             isolation = self._isolation_of(task)
-            quarantined = isolation.execution_failed(task, failure, self._last_announcement(task))
+            quarantined = isolation.execution_failed(task, failure, take_announcement(self._storage, task))
             if quarantined is not None:
                 log.warning("shard %s: row %s fails with %s", task.shard.name, task.alone, quarantined)
             self._retries.append(isolation)
 
     def _isolation_of(self, task: Task) -> PoisonIsolation:
         return self._isolations.setdefault(task.shard.name, PoisonIsolation(task.shard, self._spec.probes))
-
-    def _last_announcement(self, task: Task) -> Announcement:
-        """Return what a dead actor was computing, as far as it announced it."""
-        if task.trace is None:
-            return Announcement(())
-        try:
-            announced = json.loads(self._storage.read(task.trace))
-        except FileNotFoundError:
-            return Announcement(())
-        self._storage.remove(task.trace)
-        failures = {int(row): ItemError(*error) for row, error in announced["failures"].items()}
-        return Announcement(announced["now"], announced["before"], failures)
 
     def _end_stalled(self) -> None:
         """End actors that have made no progress for too long."""
@@ -335,6 +317,14 @@ class Scheduler:
         slot.pulse = None
 
 
-def _describe(cause: BaseException) -> str:
-    """Return the message of an error of this project, or the type and message of another one."""
-    return str(cause) if isinstance(cause, MaskrcnnError) else f"{type(cause).__name__}: {cause}"
+def map_shards(
+    spec: WorkerSpec, first_uri: str, progress: Progress, shards: Iterator[Shard], n_shards: int
+) -> None:
+    """Run shards on the Ray that is connected.
+
+    Raises:
+        RunError, UsageError: as `Scheduler.run`.
+    """
+    actors = spec.resources.actors or 1
+    log.info("%s on up to %s", plural(n_shards, "shard"), plural(actors, f"{spec.resources.device} actor"))
+    Scheduler(spec, first_uri, actors, progress).run(shards, n_shards)

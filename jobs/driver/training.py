@@ -26,7 +26,8 @@ from maskrcnn.training.config import LOG, MODEL, RESULT, TrainingConfig
 from maskrcnn.types import Category
 from maskrcnn.visualization.training_report import render_training
 
-from .cluster import check_device, connected
+from .cluster import connected
+from .execution import check_resources
 from .progress import LOG_EVERY_S, duration
 from .training_set import TABLES, TRAINING, TrainingRequest, prepare_training
 
@@ -46,7 +47,7 @@ def run_training(request: TrainingRequest, resources: ResourceConfig, address: s
             among the workers.
         RunError: the loss diverged, an image is missing, or workers died too often; the same command continues.
     """
-    check_device(address, resources)
+    check_resources(address, resources)
     storage = Storage(request.output)
     if storage.exists("run.json"):
         raise UsageError(f"{request.output} holds a run of `maskrcnn segment`; name another OUTPUT")

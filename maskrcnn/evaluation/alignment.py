@@ -59,6 +59,7 @@ def pair_images(
             renamed = sum(their is not None and _base(our) != _base(their) for our, their in pairs)
             return PairedImages(place, "id", _without(ground_truth, place), renamed)
     by_name = _unique(ground_truth.names)
+    by_name = {name.replace("\\", "/"): at for name, at in by_name.items()} | by_name
     place[:] = [by_name.get(name, -1) for name in names]
     named = int((place >= 0).sum())
     _pair_bases(ground_truth, names, place)

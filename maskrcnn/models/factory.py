@@ -22,6 +22,7 @@ def build_segmenter(
     dtype: str | None = None,
     rescale: bool = True,
     expected_sha256: str | None = None,
+    lanes: int | None = None,
 ) -> Segmenter:
     """Build the segmenter of a model; torch is imported only if the model is a network.
 
@@ -37,6 +38,7 @@ def build_segmenter(
         dtype: of the convolutions.
         rescale: whether images are resized as for training.
         expected_sha256: of the weights file; another file is refused.
+        lanes: as of `segmenter.MaskRCNNSegmenter`; a planted model has one.
 
     Raises:
         UsageError: there is no such model, its file is not valid, or an argument is not; the message says what to do.
@@ -58,4 +60,5 @@ def build_segmenter(
         threads=threads,
         dtype=dtype,
         rescale=rescale,
+        lanes=lanes,
     )

@@ -50,6 +50,8 @@ class MaskRCNNSegmenter:
         dtype: of the convolutions, one of `DTYPES`; None: float32 on CPU, float16 on CUDA. Boxes, scores, RoIAlign
             and suppression are float32 or more.
         rescale: resize images as for training; otherwise the network processes them at their own resolution.
+        lanes: the number of concurrent calls of `outcomes` on the CPU, each of which uses `threads` threads; None:
+            one. On CUDA it is always two.
 
     Raises:
         UsageError: the model lacks a category, or the device or dtype does not exist.
@@ -67,6 +69,7 @@ class MaskRCNNSegmenter:
         threads: int | None = None,
         dtype: str | None = None,
         rescale: bool = True,
+        lanes: int | None = None,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
@@ -75,6 +78,7 @@ class MaskRCNNSegmenter:
         # With TF32, "float32" convolutions would round their inputs to ten bits of mantissa.
         torch.backends.cudnn.allow_tf32 = False
         self._batch_size = batch_size or (DEFAULT_CUDA_BATCH if cuda else 1)
+        self._n_lanes = 2 if cuda else lanes or 1
         self._dtype = _dtype(dtype or ("float16" if cuda else "float32"))
         self._categories = model.categories
         self._category_ids = np.array(model.card.category_ids, dtype=np.int32)
@@ -112,7 +116,7 @@ class MaskRCNNSegmenter:
     @property
     def lanes(self) -> int:
         """The number of concurrent calls of `outcomes`: on CUDA one computes while another encodes its results."""
-        return 2 if self._device.type == "cuda" else 1
+        return self._n_lanes
 
     @property
     def max_side(self) -> int:

@@ -344,8 +344,8 @@ def test_a_dataset_of_boxes_alone_has_no_masks(tmp_path: Path) -> None:
 # Where the images are
 
 
-@pytest.mark.parametrize("below", ["", "images/", "instances_train2017/", "train2017/", "../", "../images/",
-                                   "../train2017/", "../images/train2017/"])  # fmt: skip
+@pytest.mark.parametrize("below", ["", "images/", "instances_train2017/", "train2017/", "../", "../images/", "data/",
+                                   "../train2017/", "../images/train2017/", "../data/", "../JPEGImages/"])  # fmt: skip
 def test_images_are_found_in_the_places_that_datasets_use(tmp_path: Path, below: str) -> None:
     source = tmp_path / "annotations" / "instances_train2017.json"
     source.parent.mkdir()
@@ -353,6 +353,42 @@ def test_images_are_found_in_the_places_that_datasets_use(tmp_path: Path, below:
     folder.resolve().mkdir(parents=True, exist_ok=True)
     (folder.resolve() / "a.png").write_bytes(b"")
     assert Path(find_images_root(str(source), ["a.png", "b.png"])).resolve() == folder.resolve()
+
+
+LAYOUTS = {
+    "COCO": ("annotations/instances_val2017.json", "val2017/", ""),
+    "COCO, keypoints": ("annotations/person_keypoints_train2017.json", "train2017/", ""),
+    "Roboflow": ("train/_annotations.coco.json", "train/", ""),
+    "CVAT": ("annotations/instances_default.json", "images/", ""),
+    "CVAT, a subset": ("annotations/instances_Train.json", "images/Train/", ""),
+    "Label Studio": ("result.json", "", "images/"),
+    "FiftyOne": ("labels.json", "data/", ""),
+    "labelme2coco": ("annotations.json", "", "JPEGImages/"),
+    "MMDetection": ("annotations/train.json", "train/", ""),
+    "the split first": ("annotations/train_annotations.json", "train/", ""),
+    "names from above": ("annotations/instances_train2017.json", "", "train2017/"),
+}
+
+
+@pytest.mark.parametrize(("json_file", "root", "named"), LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_images_are_found_in_the_layouts_of_tools(
+    tmp_path: Path, json_file: str, root: str, named: str
+) -> None:
+    source = tmp_path / json_file
+    source.parent.mkdir(exist_ok=True)
+    folder = tmp_path / root
+    (folder / named).mkdir(parents=True, exist_ok=True)
+    (folder / named / "a.png").write_bytes(b"")
+    assert Path(find_images_root(str(source), [f"{named}a.png"])).resolve() == folder.resolve()
+
+
+def test_the_folder_with_most_of_the_images_is_taken(tmp_path: Path) -> None:
+    for folder, names in (("images", "a"), ("data", "abc"), ("img", "ab")):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / f"{name}.png").write_bytes(b"")
+    names = [f"{name}.png" for name in "abcd"]
+    assert find_images_root(str(tmp_path / "labels.json"), names) == str(tmp_path / "data")
 
 
 def test_images_that_are_not_found_name_the_folders_and_the_option(tmp_path: Path) -> None:

@@ -1,0 +1,217 @@
+"""A run without Ray: the rows of a run with Ray, continued by the same command, and small runs choose it."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from commandline import maskrcnn_command, parts
+from maskrcnn_jobs.driver import node_worker
+from maskrcnn_jobs.driver.execution import MARKER, MAX_ROWS, check_resources, in_one_process
+from maskrcnn_jobs.driver.planning import Request, prepare
+from maskrcnn_jobs.driver.run import run_segment
+from planned_run import finished_run, request_in
+
+import maskrcnn
+from maskrcnn.config import InferenceConfig, ResourceConfig
+from maskrcnn.errors import ItemError, RunError, StoreFailingError, UsageError
+from maskrcnn.io.storage import Storage
+from maskrcnn.synthetic.planted import PlantedSegmenter
+from maskrcnn.synthetic.scenes import write_scenes
+from maskrcnn.types import Detections, Pixels
+
+HERE = ResourceConfig(ray=False)
+
+
+def both(folder: Path, images: int = 7) -> tuple[dict[str, bytes], Request]:
+    """Return the tables that a worker of its own wrote, and a request over the same images."""
+    expected = parts(Path(finished_run(folder, images)))
+    return expected, Request(str(folder / "images"), str(folder / "here"), InferenceConfig("planted"), 2)
+
+
+def test_its_tables_are_those_of_a_worker_alone_and_are_proven(tmp_path: Path) -> None:
+    expected, request = both(tmp_path)
+    success = run_segment(request, HERE, None)
+    assert parts(Path(request.output)) == expected
+    assert maskrcnn.verify(request.output).proven
+    assert success["counts"]["images"] == 7
+    assert Storage(request.output).list("probes") == []
+
+
+def test_python_does_what_the_command_does(tmp_path: Path) -> None:
+    request = request_in(tmp_path)
+    run = maskrcnn.segment_collection(
+        Path(request.source), Path(request.output), model="planted", shard_images=2
+    )
+    assert run.images().num_rows == 7
+    done = maskrcnn_command(
+        "segment", request.source, str(tmp_path / "command"), "--model", "planted", "--shard-images", "2"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "running in this process, without Ray" in done.stderr
+    assert parts(tmp_path / "command") == parts(Path(request.output))
+    with pytest.raises(TypeError, match="gpus"):
+        maskrcnn.segment_collection(request.source, str(tmp_path / "x"), model="planted", gpus=8)
+
+
+@pytest.mark.slow
+def test_the_rows_do_not_depend_on_the_images_computed_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is computed on one thread, as by Ray's actors, so that the last digits are theirs."""
+    write_scenes(tmp_path / "scenes", 6, seed=40_000_000, size=256)
+    for lanes in (1, 3):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, lanes=lanes: set(range(lanes)))
+        maskrcnn.segment_collection(
+            tmp_path / "scenes", tmp_path / str(lanes), model="scenes", shard_images=3
+        )
+    assert parts(tmp_path / "1") == parts(tmp_path / "3")
+    assert maskrcnn.open_run(tmp_path / "1").instances().num_rows > 0
+
+
+# Interrupted and continued
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL], ids=["SIGINT", "SIGKILL"])
+def test_an_interrupted_run_is_continued(tmp_path: Path, stop: signal.Signals) -> None:
+    expected, request = both(tmp_path, images=12)
+    command = ["segment", request.source, request.output, "--model", "planted:0.3", "--shard-images", "2"]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "maskrcnn_jobs", *command], stderr=subprocess.PIPE, text=True
+    )
+    receipts = Path(request.output) / "receipts"
+    while not list(receipts.glob("*.json")):
+        assert driver.poll() is None, driver.communicate()
+        time.sleep(0.02)
+    driver.send_signal(stop)
+    _, said = driver.communicate(timeout=60)
+    first = len(list(receipts.glob("*.json")))
+    assert 1 <= first < 6
+    assert Storage(request.output).exists(MARKER) == (stop == signal.SIGKILL)
+    if stop == signal.SIGINT:
+        assert driver.returncode == 3
+        assert "repeat the same command" in said
+        assert "Traceback" not in said
+    again = maskrcnn_command(*command, "--no-ray")
+    assert again.returncode == 0, again.stderr
+    assert "resuming the plan" in again.stderr
+    assert ("an earlier process ended" in again.stderr) == (stop == signal.SIGKILL)
+    assert len(list(receipts.glob("*.json"))) == 6
+    assert parts(Path(request.output)) == expected
+
+
+# Failures
+
+
+class Failing(PlantedSegmenter):
+    """Raises for images of one width, as a network does that meets a case nobody thought of."""
+
+    def outcomes(self, images: Sequence[Pixels]) -> list[Detections | ItemError]:
+        if any(image.shape[1] == self.width for image in images):
+            raise IndexError("index 80 is out of bounds")
+        return super().outcomes(images)
+
+    width = 0
+
+
+def test_an_image_on_which_the_network_raises_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, request = both(tmp_path)
+    before = maskrcnn.open_run(tmp_path / "run").images().to_pylist()
+    monkeypatch.setattr(Failing, "width", max(row["width"] for row in before))
+    monkeypatch.setattr(node_worker, "build_segmenter", lambda _: Failing())
+    run_segment(request, HERE, None)
+    rows = maskrcnn.open_run(request.output).images().to_pylist()
+    message = "alone in its process: the network raised IndexError: index 80 is out of bounds"
+    assert {(row["error"], row["message"]) for row in rows if row["status"] == "failed"} == {
+        ("worker_crash", message)
+    }
+    for now, then in zip(rows, before, strict=True):
+        assert (now["status"] == "failed") == (then["width"] == Failing.width)
+        assert now["status"] == "failed" or now == then
+
+
+def test_a_store_that_fails_is_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = request_in(tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise StoreFailingError("half of the images failed")
+
+    monkeypatch.setattr(node_worker.ShardWorker, "run_shard", refuse)
+    with pytest.raises(RunError, match="half of the images"):
+        run_segment(request, HERE, None)
+    assert not Storage(request.output).exists(MARKER)
+    assert Storage(request.output).list("receipts") == []
+
+
+# Which way is taken
+
+
+def planned(folder: Path, images: int) -> Storage:
+    folder.mkdir()
+    rows = "".join(f"{k:03}.png\n" for k in range(images))
+    (folder / "manifest.txt").write_text(rows)
+    request = replace(request_in(folder, 1), source=str(folder / "manifest.txt"))
+    prepare(request)
+    return Storage(request.output)
+
+
+def test_small_runs_need_no_ray(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    small, large = planned(tmp_path / "small", MAX_ROWS), planned(tmp_path / "large", MAX_ROWS + 1)
+    auto = ResourceConfig()
+    with caplog.at_level(logging.INFO):
+        assert in_one_process(small, None, auto)
+    assert f"{MAX_ROWS} images: running in this process, without Ray" in caplog.text
+    assert not in_one_process(large, None, auto)
+    assert in_one_process(large, None, HERE)
+    assert not in_one_process(small, None, ResourceConfig(ray=True))
+    assert not in_one_process(small, None, ResourceConfig(actors=1))
+    assert not in_one_process(small, "local", auto)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert not in_one_process(small, None, auto)
+    assert in_one_process(small, None, HERE)
+
+
+def test_a_run_whose_process_died_is_continued_on_ray(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    storage = planned(tmp_path / "run", 3)
+    storage.write(MARKER, b"1234")
+    with caplog.at_level(logging.INFO):
+        assert not in_one_process(storage, None, ResourceConfig())
+        assert "running on Ray, which isolates images" in caplog.text
+        assert in_one_process(storage, None, HERE)
+    assert "leave out --no-ray" in caplog.text
+
+
+def test_contradictions_are_refused() -> None:
+    with pytest.raises(UsageError, match="--no-ray and --address x:1 exclude each other"):
+        check_resources("x:1", HERE)
+    with pytest.raises(UsageError, match="leave out --actors or --no-ray"):
+        ResourceConfig(actors=2, ray=False)
+    done = maskrcnn_command("segment", "in", "out", "--no-ray", "--actors", "2")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.ray
+def test_what_was_begun_without_ray_is_continued_with_ray(tmp_path: Path) -> None:
+    expected, request = both(tmp_path)
+    prepare(request)
+    Storage(request.output).write(MARKER, b"1234")
+    done = maskrcnn_command("segment", request.source, request.output, "--model", "planted", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == 7
+    assert parts(Path(request.output)) == expected
