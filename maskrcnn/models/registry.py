@@ -29,7 +29,7 @@ from .checkpoint_files import (
 )
 from .matterport_config import MatterportConfig, config_of
 from .networks import CLASS_SCORES, NETWORKS, architecture_of, check_tensors
-from .published_weights import NORM_EPS, PUBLISHED, PublishedModel, norm_eps_of, read_published
+from .published_weights import PUBLISHED, PublishedModel, norm_eps_of, read_published
 from .state_dicts import unsupported_network
 
 __all__ = [
@@ -366,7 +366,7 @@ def _card_of_state_dict(uri: str, data: bytes, labels: str | None) -> ModelCard:
     if norm_eps_of(architecture, checkpoint, digest) is None:
         raise UsageError(
             f"{uri} does not say with which epsilon its frozen norms were trained: convert it, with `maskrcnn convert "
-            f"--norm-eps 0` if it was fine-tuned from torchvision's COCO weights, else with `--norm-eps {NORM_EPS:g}`"
+            f"--norm-eps 0` if it was fine-tuned from torchvision's COCO weights, else with `--norm-eps 1e-5`"
         )
     if labels is None:
         raise UsageError(f"{uri} does not name its categories: give --labels FILE with one name per line")

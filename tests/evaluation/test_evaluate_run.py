@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from conftest import S3Server
 from evaluated_runs import IDS, CarelessSegmenter, finish
 from maskrcnn_jobs.cli import main
+from PIL import Image
 from planted_images import write_planted
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -363,9 +364,29 @@ def test_another_size_in_the_ground_truth_is_logged(place: Path, caplog: pytest.
         answer = evaluated(place)
     assert answer["images"]["other_size"] > 0
     assert (
-        "with another size in the ground truth than in the run, which is used; EXIF may turn the files"
+        "with another size (height x width) in the ground truth than in the run, which is used: "
         in caplog.text
     )
+    assert "EXIF" not in caplog.text
+
+
+def test_a_size_without_exif_is_named_with_the_orientation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (64, 40)).save(tmp_path / "images" / "phone.jpg", exif=exif)
+    finish(tmp_path / "run", str(tmp_path / "images"), PlantedSegmenter())
+    ground_truth = {
+        "images": [{"id": 1, "file_name": "phone.jpg", "width": 64, "height": 40}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "plank"}],
+    }
+    (tmp_path / "ground_truth.json").write_text(json.dumps(ground_truth))
+    with caplog.at_level(logging.WARNING, "maskrcnn"):
+        evaluated(tmp_path)
+    assert "phone.jpg, 40 x 64 instead of 64 x 40: EXIF orientation 6 turns the file" in caplog.text
 
 
 def test_ids_that_start_at_zero_count(place: Path) -> None:

@@ -219,7 +219,7 @@ def _norm_eps(
     if known is None:
         raise UsageError(
             f"{uri} does not say with which epsilon its frozen norms were trained: give --norm-eps 0 if it was "
-            f"fine-tuned from torchvision's COCO weights, else --norm-eps {NORM_EPS:g}"
+            f"fine-tuned from torchvision's COCO weights, else --norm-eps 1e-5"
         )
     return known
 
