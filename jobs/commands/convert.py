@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     "--norm-eps",
     type=float,
     metavar="EPS",
-    help="The epsilon of torchvision's frozen norms, where the file does not tell: 0 if it was fine-tuned from "
+    help="The epsilon of torchvision's frozen norms, where the file does not say: 0 if it was fine-tuned from "
     "torchvision's COCO weights of maskrcnn_resnet50_fpn, else 1e-5.",
 )
 @click.option(

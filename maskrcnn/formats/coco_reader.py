@@ -221,6 +221,10 @@ def _images(
     """Return the images that can be used; and by id, why annotations of the others are left out."""
     ids = [id_of(entry[0]) for entry in entries]
     counts = Counter(ids)
+    doubled: dict[int | str | None, list[str]] = {}
+    for id_, entry in zip(ids, entries, strict=True):
+        if counts[id_] > 1:
+            doubled.setdefault(id_, []).append(str(entry[1] or ""))
     kinds = {type(value) for value in counts}
     mixed = {int, str} <= kinds
     kept: list[tuple[int | str, str | None, tuple[int, int]]] = []
@@ -237,7 +241,7 @@ def _images(
             left_out[id_] = IMAGE_LEFT_OUT
         elif counts[id_] > 1:
             if id_ not in left_out:
-                findings.error("image id used twice", shown)
+                findings.error("image id used twice", f"{id_!r} {', '.join(doubled[id_])}")
             left_out[id_] = "annotation of an image id used twice"
         elif stated and height * width > MAX_PIXELS:
             findings.error("image of 2^32 pixels or more, for which COCO has no masks", shown)

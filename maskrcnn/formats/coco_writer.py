@@ -52,7 +52,7 @@ class CocoFile:
 
     parts: tuple[Part, ...]
     suffix: str = ""
-    """What tells the files of a large run apart."""
+    """Distinguishes the files of a large run; empty where there is one of each."""
 
     @property
     def dataset_target(self) -> str:

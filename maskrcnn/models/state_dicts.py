@@ -81,7 +81,7 @@ def find_state_dict(uri: str, content: Any, is_tensor: Callable[[Any], bool]) ->
     Args:
         uri: the file's name in messages.
         content: dictionaries in dictionaries, with tensors in some of them.
-        is_tensor: tells what is a tensor.
+        is_tensor: returns whether a value is a tensor.
 
     Raises:
         UsageError: there are no tensors in it, or something else among them, or several networks.
@@ -140,7 +140,7 @@ def _candidates(content: Any, is_tensor: Callable[[Any], bool]) -> list[_Candida
 
 
 def _networks(place: str, mapping: Mapping[Any, Any], is_tensor: Callable[[Any], bool]) -> list[_Candidate]:
-    """Return the networks in one dictionary, told apart by what their names begin with."""
+    """Return the networks in one dictionary, which differ in what their names begin with."""
     names = {
         ".".join(part for part in key.split(".") if part not in _WRAPPERS): key
         for key, value in mapping.items()
@@ -217,7 +217,7 @@ _BY_NAME: Final = (
     (r"^(aux_)?classifier\.\d+\.|^(aux_)?classifier\.weight$", "a classifier or a semantic segmentation"),
     (r"^fc\.weight$|^layer1\.0\.conv1\.weight$", "a ResNet without a detector"),
 )
-"""What the names of tensors tell, the first that fits."""
+"""Networks by patterns of the names of their tensors; the first that fits counts."""
 
 _BACKBONES: Final = (
     (r"^backbone\.(body|bottom_up)\.(0\.0|features)\.", "a backbone that is not a ResNet, such as MobileNet"),

@@ -123,7 +123,7 @@ def read_torch_file(uri: str, data: bytes) -> TorchFile:
 
 
 def namespace_of(value: Any) -> Mapping[str, Any]:
-    """Return the values of an `argparse.Namespace` that a file contains; nothing where it is none."""
+    """Return the values of an `argparse.Namespace` that a file contains; nothing of another value."""
     return value.values if isinstance(value, _Namespace) else {}
 
 

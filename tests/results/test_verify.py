@@ -175,7 +175,7 @@ def test_each_form_of_coco_is_proven(output: Output, mode: str, monkeypatch: pyt
         "maskrcnn.pipeline.reduce.group_shards", functools.partial(group_shards, part_bytes=1)
     )
     success = reduce_run(str(output.path), coco_mode=mode, write_report=write_report)
-    assert len(success["coco"]) == {"auto": 10, "always": 2, "never": 0}[mode]
+    assert len(success["coco"]) == {"auto": 15, "always": 3, "never": 0}[mode]
     assert verify_run(str(output.path)).proven
 
 

@@ -137,8 +137,6 @@ def convert(
     data = read_weights(weights)
     digest = hashlib.sha256(data).hexdigest()
     tensors, checkpoint = _read(weights, data)
-    if (what := unsupported_network({name: tuple(each.shape) for name, each in tensors.items()})) is not None:
-        raise UsageError(f"{weights} {what}")
     source = source_of(weights, tensors, source)
     if settings and source != "matterport":
         raise UsageError(
@@ -163,11 +161,8 @@ def convert(
         )
         model = load_model(str(part))
         rows = _parity(source, architecture, tensors, model, (min_size, max_size), config, eps)
-        assumed: dict[str, Any] = {"min_size": min_size, "max_size": max_size}
-        if source == "torchvision":
-            assumed["norm_eps"] = eps
-        if source == "matterport":
-            assumed |= asdict(config)
+        own = {"torchvision": {"norm_eps": eps}, "matterport": asdict(config)}
+        assumed = {"min_size": min_size, "max_size": max_size} | own.get(source, {})
         place = "" if checkpoint is None else checkpoint.place
         report = Converted(
             source, architecture, categories, digest, place, assumed, tuple(steps), tuple(rows)
@@ -253,7 +248,14 @@ def _checked_output(output: str) -> Path:
 
 
 def _read(uri: str, data: bytes) -> tuple[dict[str, Tensor], Checkpoint | None]:
-    """Return the tensors of a file, by its suffix, and, of a state dict, how it was found in the file."""
+    """Return the tensors of a file, and, of a state dict, how it was found in the file."""
+    tensors, checkpoint = _read_by_suffix(uri, data)
+    if (what := unsupported_network({name: tuple(tensor.shape) for name, tensor in tensors.items()})) is not None:
+        raise UsageError(f"{uri} {what}")
+    return tensors, checkpoint
+
+
+def _read_by_suffix(uri: str, data: bytes) -> tuple[dict[str, Tensor], Checkpoint | None]:
     suffix = Path(uri).suffix.lower()
     if suffix in _CHECKPOINTS:
         if is_own_file(ModelFile(uri, suffix), data):

@@ -231,7 +231,7 @@ def test_a_given_epsilon_gives_the_features_of_the_network_that_was_trained(quic
         )
 
 
-def test_an_epsilon_that_a_file_does_not_tell_is_asked_for(quick, tmp_path):
+def test_an_epsilon_that_a_file_does_not_say_is_asked_for(quick, tmp_path):
     state = {n: t for n, t in hollow_torchvision("").items() if not n.endswith("num_batches_tracked")}
     with pytest.raises(
         UsageError, match=r"does not say .*: give --norm-eps 0 if .* COCO weights, else --norm-eps 1e-5"
