@@ -369,7 +369,10 @@ def _card_of_state_dict(uri: str, data: bytes, labels: str | None) -> ModelCard:
             f"--norm-eps 0` if it was fine-tuned from torchvision's COCO weights, else with `--norm-eps 1e-5`"
         )
     if labels is None:
-        raise UsageError(f"{uri} does not name its categories: give --labels FILE with one name per line")
+        raise UsageError(
+            f"{uri} does not name its categories: give --labels FILE with one name per line, or convert it with "
+            "`maskrcnn convert`"
+        )
     category_names = read_labels(labels)
     if len(category_names) != known - 1:
         raise UsageError(

@@ -54,7 +54,10 @@ GLOBALS: Final = frozenset(
 """The globals that a pickle may name: the parts of weights, and what training scripts store with them."""
 
 _LITERALS: Final = frozenset("BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINSTRING".split())
-_DAMAGES: Final = (ValueError, LookupError, TypeError, AttributeError, OSError, RuntimeError, zlib.error)
+_DAMAGES: Final = (
+    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, OSError, RuntimeError,
+    zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
 _MAGIC: Final = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
@@ -101,7 +104,7 @@ class TorchFile:
         """
         try:
             return self._places[key] if self._archive is None else self._archive.read(self._entry + key)
-        except (*_DAMAGES, zipfile.BadZipFile) as error:
+        except _DAMAGES as error:
             raise UsageError(f"{self.uri} is truncated or damaged: {error}") from error
 
 
@@ -117,7 +120,7 @@ def read_torch_file(uri: str, data: bytes) -> TorchFile:
     """
     try:
         return _of_zip(uri, data) if data.startswith(b"PK") else _of_pickles(uri, data)
-    except (*_DAMAGES, zipfile.BadZipFile, struct.error) as error:
+    except _DAMAGES as error:
         what = "truncated or damaged" if data.startswith(b"PK") else "truncated, or not a file of torch.save"
         raise UsageError(f"{uri} is {what}: {str(error)[:200]}") from error
 

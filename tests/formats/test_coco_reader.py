@@ -326,6 +326,21 @@ def test_boxes_alone_are_checked_by_themselves(tmp_path: Path) -> None:
     assert rows[2]["area"] == 8 * 7.5
 
 
+def test_corners_in_place_of_a_width_and_a_height_are_recognised_without_masks(tmp_path: Path) -> None:
+    def boxed(number: int, *box: float) -> dict[str, Any]:
+        return annotation(id=number, segmentation=..., bbox=list(box))
+
+    # The first would end behind the right border, the second fits either way, the third neither.
+    file, rows = read(
+        tmp_path, dataset(boxed(1, 12, 5, 29, 19), boxed(2, 1, 1, 9, 9), boxed(3, 9, 9, 28, 90))
+    )
+    assert findings(file) == {
+        "box that lies in its image only as xmin, ymin, xmax, ymax (COCO's are xmin, ymin, width, height)": 1,
+        "box that leaves its image": 1,
+    }
+    assert len(rows) == 3
+
+
 def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         read_coco(str(tmp_path / "none.json"))

@@ -129,8 +129,7 @@ def convert(
 
     Raises:
         UsageError: the file is damaged or of another network; a tensor is missing, unknown or misshapen; the output
-            exists or is not a local `.safetensors` path; the number of labels is not that of the classes; the epsilon
-            of the norms is needed and not given.
+            exists or is not a local `.safetensors` path; labels do not fit the classes; the epsilon is not known.
     """
     path = _checked_output(output)
     config = configured(settings)
@@ -250,7 +249,9 @@ def _checked_output(output: str) -> Path:
 def _read(uri: str, data: bytes) -> tuple[dict[str, Tensor], Checkpoint | None]:
     """Return the tensors of a file, and, of a state dict, how it was found in the file."""
     tensors, checkpoint = _read_by_suffix(uri, data)
-    if (what := unsupported_network({name: tuple(tensor.shape) for name, tensor in tensors.items()})) is not None:
+    if (
+        what := unsupported_network({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    ) is not None:
         raise UsageError(f"{uri} {what}")
     return tensors, checkpoint
 
