@@ -44,7 +44,7 @@ def segment_collection(
         threads: CPUs per image; None: 1.
         dtype: of the convolutions; None: float32 on the CPU, float16 on CUDA.
         inference: other fields of `config.InferenceConfig`: `min_score`, `max_detections`, `categories`, `limit`,
-            `window`, `overlap`, `bands`, `scale`, `assume_crs`, `allow_http`.
+            `window`, `overlap`, `bands`, `scale`, `assume_crs`, `alpha`, `max_windows`, `allow_http`.
 
     Returns:
         The finished run.
