@@ -187,12 +187,12 @@ def _refusal(uri: str, name: str, rules: PickleRules) -> str:
     """Return the message about a global that is not allowed."""
     shown = repr(name[:120])
     if name.startswith("__torch__."):
-        return f"{uri} is a TorchScript archive ({shown}): {_SAVE_WEIGHTS}"
+        return f"{uri} is a TorchScript archive, whose code ({shown}) is not allowed: {_SAVE_WEIGHTS}"
     if name.startswith("ultralytics.") or name in ("models.yolo.Model", "models.yolo.DetectionModel"):
         return f"{uri} is a YOLO model of Ultralytics ({shown}), which is not supported: only Mask R-CNN is"
     if name.rpartition(".")[2][:1].isupper():
         return (
-            f"{uri} contains Python objects of the class {shown}, as a module saved whole does, and is not unpickled: "
+            f"{uri} contains Python objects of the class {shown}, as a module saved whole does, which is not allowed: "
             f"{_SAVE_WEIGHTS}"
         )
     return rules.refused_global.format(uri=uri, name=shown)
