@@ -38,6 +38,13 @@ if TYPE_CHECKING:
     help="Maximum longer side of a resized image, in pixels; by default 1333, for matterport 1024.",
 )
 @click.option(
+    "--norm-eps",
+    type=float,
+    metavar="EPS",
+    help="The epsilon of torchvision's frozen norms, where the file does not say: 0 if it was fine-tuned from "
+    "torchvision's COCO weights of maskrcnn_resnet50_fpn, else 1e-5.",
+)
+@click.option(
     "--set",
     "settings",
     metavar="NAME=VALUE",
@@ -46,11 +53,12 @@ if TYPE_CHECKING:
 )
 @json_option
 def convert(weights: str, out: str, as_json: bool, **options: Any) -> None:
-    """Convert WEIGHTS of torchvision (.pth), detectron2 (.pkl, .pth) or matterport (.h5) to OUT.safetensors.
+    """Convert WEIGHTS of torchvision, detectron2 or matterport to OUT.safetensors.
 
-    Nothing in WEIGHTS is executed. A tensor that is missing, unknown or of another shape is refused by name. The
-    network is compared stage by stage with what WEIGHTS would compute; OUT.report.md and OUT.report.json list what
-    became of each tensor, and the comparison. The exit code is 1 if a stage differs by more than rounding.
+    WEIGHTS is a .pth, .pt, .ckpt, .bin or .safetensors file, a .pkl of detectron2, or an .h5 of matterport, as the
+    training saved it. Nothing in it is executed. A tensor that is missing, unknown or of another shape is refused by
+    name. The network is compared stage by stage with what WEIGHTS would compute; OUT.report.md and OUT.report.json list
+    what became of each tensor, and the comparison. The exit code is 1 if a stage differs by more than rounding.
     """
     from maskrcnn.models.conversion.convert import convert as convert_weights
 
@@ -64,6 +72,7 @@ def _text(report: "Converted", out: str) -> str:
     lines = [
         f"{report.source}, {report.architecture}, {plural(len(report.categories), 'category')}",
         f"tensors: {counts}",
+        *([f"norms: epsilon {report.assumed['norm_eps']:g}"] if "norm_eps" in report.assumed else []),
     ]
     lines += [
         f"{'ok  ' if row.within_limit else 'FAIL'} {row.stage}: {row.difference:.2g} {row.unit}, limit {row.limit:g}"

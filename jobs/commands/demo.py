@@ -140,10 +140,10 @@ def print_accuracy(root: Path) -> None:
     """Print box and mask AP of the run against the ground truth of the generated scenes."""
     from maskrcnn.evaluation.pycocotools_reference import average_precision
 
-    ground_truth, results = root / "scenes" / "instances.json", root / "run" / "coco" / "results.json"
+    ground_truth, coco = root / "scenes" / "instances.json", root / "run" / "coco"
     click.echo("\nAgainst the ground truth of the generated scenes (COCO average precision)")
-    boxes = average_precision(ground_truth, results, "bbox")
-    masks = average_precision(ground_truth, results, "segm")
+    boxes = average_precision(ground_truth, coco / "results_bbox.json", "bbox")
+    masks = average_precision(ground_truth, coco / "results_segm.json", "segm")
     for name, precision in (("box", boxes), ("mask", masks)):
         click.echo(f"{name} AP {precision.ap:.3f}  (AP50 {precision.ap50:.3f}, AP75 {precision.ap75:.3f})")
 

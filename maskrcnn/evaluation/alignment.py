@@ -59,7 +59,8 @@ def pair_images(
             renamed = sum(their is not None and _base(our) != _base(their) for our, their in pairs)
             return PairedImages(place, "id", _without(ground_truth, place), renamed)
     by_name = _unique(ground_truth.names)
-    place[:] = [by_name.get(name, -1) for name in names]
+    by_name = {_slashed(name): at for name, at in by_name.items()} | by_name
+    place[:] = [by_name.get(name, by_name.get(_slashed(name), -1)) for name in names]
     named = int((place >= 0).sum())
     _pair_bases(ground_truth, names, place)
     if not (place >= 0).any():
@@ -73,8 +74,13 @@ def _without(ground_truth: CocoImages, place: NDArray[np.int64]) -> NDArray[np.i
     return np.setdiff1d(np.arange(len(ground_truth.ids)), place)
 
 
+def _slashed(name: str) -> str:
+    """Return a name with `/` between folders, where it may have been written in Windows."""
+    return name.replace("\\", "/")
+
+
 def _base(name: str) -> str:
-    return name.replace("\\", "/").rpartition("/")[2]
+    return _slashed(name).rpartition("/")[2]
 
 
 def _unique(names: Sequence[str | None]) -> dict[str, int]:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..errors import RunError, UsageError, plural
-from ..formats.coco_findings import log_findings, summary_of_errors
+from ..formats.coco_findings import EXAMPLES, log_findings, summary_of_errors
 from ..formats.coco_reader import CocoFile, CocoImages, read_coco
 from ..io.parquet import Part, write_table
 from ..io.storage import Storage
@@ -35,6 +35,7 @@ from .image_scores import COUNTED_SCORE, COUNTS, KINDS, Kind, worst_first
 log = logging.getLogger("maskrcnn")
 
 FOLDER: Final = "evaluation"
+_LISTED: Final = ["image_id", "name", "status", "height", "width", "exif_orientation"]
 MAX_DETS: Final = 100
 IMAGES: Final = pa.schema(
     [
@@ -164,7 +165,7 @@ def _listed(storage: Storage, parts: Sequence[Part]) -> pa.Table:
     tables = []
     for part in parts:
         with storage.open(part.images) as file:
-            tables.append(pq.read_table(file, columns=["image_id", "name", "status", "height", "width"]))
+            tables.append(pq.read_table(file, columns=_LISTED))
     return pa.concat_tables(tables)
 
 
@@ -205,37 +206,35 @@ def _log_differences(file: CocoFile, paired: PairedImages, listed: pa.Table) -> 
             "%s with the same id but another name: is it the right ground truth?",
             plural(paired.renamed, "image"),
         )
-    if other := _other_size(file.images, paired, listed):
+    other = _other_sizes(file.images, paired, listed)
+    if len(other):
+        some = "; ".join(_difference(file.images, paired, listed, row) for row in other[:EXAMPLES].tolist())
         log.warning(
-            "%s with another size in the ground truth than in the run, which is used%s",
-            plural(other, "image"),
-            "; EXIF may turn the files" if _all_turned(file.images, paired, listed) else "",
+            "%s with another size (height x width) in the ground truth than in the run, which is used: %s%s",
+            plural(len(other), "image"),
+            some,
+            "; …" if len(other) > EXAMPLES else "",
         )
     if not file.has_masks:
         log.warning("the ground truth has no segmentations: only boxes are evaluated")
 
 
-def _both_sizes(
-    images: CocoImages, paired: PairedImages, listed: pa.Table
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return (N, 2) height and width in the run, and in the ground truth, of images where both are known."""
-    both = paired.ground_truth >= 0
-    ours = np.stack([listed[side].fill_null(0).to_numpy() for side in ("height", "width")], axis=1)[both]
-    theirs = images.sizes[paired.ground_truth[both]]
-    known = ((ours > 0) & (theirs > 0)).all(axis=1)
-    return ours[known], theirs[known]
+def _other_sizes(images: CocoImages, paired: PairedImages, listed: pa.Table) -> NDArray[np.int64]:
+    """Return the rows of the run's images that have another size in the ground truth; unknown sizes do not count."""
+    ours = np.stack([listed[side].fill_null(0).to_numpy() for side in ("height", "width")], axis=1)
+    theirs = images.sizes[paired.ground_truth]
+    known = (paired.ground_truth >= 0) & ((ours > 0) & (theirs > 0)).all(axis=1)
+    return np.flatnonzero(known & (ours != theirs).any(axis=1))
 
 
-def _other_size(images: CocoImages, paired: PairedImages, listed: pa.Table) -> int:
-    ours, theirs = _both_sizes(images, paired, listed)
-    return int((ours != theirs).any(axis=1).sum())
-
-
-def _all_turned(images: CocoImages, paired: PairedImages, listed: pa.Table) -> bool:
-    """Return whether in all images of another size height and width are exchanged."""
-    ours, theirs = _both_sizes(images, paired, listed)
-    other = (ours != theirs).any(axis=1)
-    return bool((ours[other] == theirs[other, ::-1]).all())
+def _difference(images: CocoImages, paired: PairedImages, listed: pa.Table, row: int) -> str:
+    """Return in words how the size of an image differs, and whether EXIF explains it."""
+    image = listed.slice(row, 1).to_pylist()[0]
+    ours = image["height"], image["width"]
+    theirs = tuple(images.sizes[paired.ground_truth[row]].tolist())
+    turned = (image["exif_orientation"] or 1) > 4 and theirs == ours[::-1]
+    why = f": EXIF orientation {image['exif_orientation']} turns the file" if turned else ""
+    return f"{image['name']}, {theirs[0]} x {theirs[1]} instead of {ours[0]} x {ours[1]}{why}"
 
 
 # The fold
@@ -254,7 +253,7 @@ def _facts(
             "failed": int((failed & evaluated).sum()),
             "missing_in_run": len(paired.missing),
             "missing_in_ground_truth": int((~evaluated).sum()),
-            "other_size": _other_size(file.images, paired, listed),
+            "other_size": len(_other_sizes(file.images, paired, listed)),
             "matched_by": paired.by,
         },
         "categories": {"evaluated": len(categories.names), "matched_by": categories.by},

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ..errors import UsageError
+from ..formats.coco_writer import IouType
 
-IouType = Literal["bbox", "segm"]
 _SHAPE: Final[Mapping[IouType, str]] = MappingProxyType({"bbox": "bbox", "segm": "segmentation"})
 
 

@@ -20,22 +20,15 @@ from pycocotools import mask as coco_mask
 
 from ..masks.rle import MAX_PIXELS
 from ..masks.rle_decode import ReadMasks, read_masks
+from .coco_boxes import odd_boxes, odd_boxes_alone
 from .coco_findings import Findings, id_of, integer_of, is_number, shortened
 
 NOT_AN_OBJECT: Final = "annotation that is not an object"
 _CROWD: Final = "iscrowd that is neither 0 nor 1"
 DAMAGED: Final = "mask whose run lengths are damaged"
 OTHER_SIZE: Final = "mask of another size than its image"
-BY_ROW: Final = "box that fits its mask only if the run lengths go by row (COCO's go by column)"
-CORNERS: Final = (
-    "box that fits its mask only as xmin, ymin, xmax, ymax (COCO's are xmin, ymin, width, height)"
-)
 IMAGE_LEFT_OUT: Final = "annotation of an image that is left out"
 CATEGORY_LEFT_OUT: Final = "annotation of a category that is left out"
-FLAT: Final = "box without area"
-LEAVES: Final = "box that leaves its image"
-MISFIT: Final = "box that does not fit its mask"
-_FITS_IOU: Final = 0.5
 _FAR: Final = 16
 """A point farther from the origin than this many times the image's longer side is an error."""
 
@@ -242,11 +235,15 @@ def check_draft(
         rows, image, category = rows[sound], image[sound], category[sound]
         known = [known[at] for at in sound.tolist()]
         found = ReadMasks(found.intact[sound], found.areas[sound], found.boxes[sound])
-        _check_boxes(draft, rows, sizes[image], found, known, findings)
+        rings = pa.compute.list_value_length(draft.rings).to_numpy(zero_copy_only=False)[rows]
+        for at, kind in odd_boxes(draft.numbers[rows, 1:], sizes[image], found, known, rings == 0):
+            findings.warning(kind, _where(draft, int(rows[at])))
         texts = [*known]
     area, boxes, usable = _filled(draft, rows, found, findings)
     if found is None:
-        _check_boxes_alone(draft, rows[usable], sizes[image[usable]], findings)
+        chosen = rows[usable]
+        for at, kind in odd_boxes_alone(draft.numbers[chosen, 1:], sizes[image[usable]]):
+            findings.warning(kind, _where(draft, int(chosen[at])))
     table = pa.table(
         [
             pa.array(rows + draft.first, pa.int64()),
@@ -383,68 +380,3 @@ def _filled(
         source = "box's" if found is None else "mask's"
         findings.warning(f"area that is not a number of at least 0; the {source} is used", _where(draft, row))
     return area, boxes, usable
-
-
-def _check_boxes_alone(
-    draft: Draft, rows: NDArray[np.int64], sizes: NDArray[np.int64], findings: Findings
-) -> None:
-    x, y, width, height = draft.numbers[rows, 1:].T
-    flat, leaving = _faulty(x, y, width, height, sizes)
-    for row in rows[flat].tolist():
-        findings.warning(FLAT, _where(draft, row))
-    for row in rows[leaving & ~flat & (sizes[:, 0] > 0)].tolist():
-        findings.warning(LEAVES, _where(draft, row))
-
-
-def _check_boxes(
-    draft: Draft,
-    rows: NDArray[np.int64],
-    sizes: NDArray[np.int64],
-    found: ReadMasks,
-    texts: Sequence[bytes],
-    findings: Findings,
-) -> None:
-    """Add a warning for each stated box that does not fit its mask, with the reading by which it would."""
-    x, y, width, height = draft.numbers[rows, 1:].T
-    flat, leaving = _faulty(x, y, width, height, sizes)
-    fits = _iou(np.stack([x, y, x + width, y + height], axis=1), found.boxes) >= _FITS_IOU
-    corners = ~fits & (_iou(draft.numbers[rows, 1:], found.boxes) >= _FITS_IOU)
-    strange = (flat | leaving | ~fits) & ~np.isnan(x) & (found.areas > 0)
-    at = np.flatnonzero(strange)
-    chosen = [texts[k] for k in at.tolist()]
-    offsets = np.cumsum([0, *map(len, chosen)])
-    # The same run lengths along the rows are those of the transposed mask along its columns.
-    turned = read_masks(np.frombuffer(b"".join(chosen), np.uint8), offsets, sizes[at, 1], sizes[at, 0])
-    boxes = np.stack([x, y, x + width, y + height], axis=1)[at]
-    by_row = _iou(boxes, turned.boxes[:, [1, 0, 3, 2]]) >= _FITS_IOU
-    is_rle = pa.compute.list_value_length(draft.rings).to_numpy(zero_copy_only=False)[rows[at]] == 0
-    for k, row_wise in zip(at.tolist(), (by_row & is_rle).tolist(), strict=True):
-        kind = LEAVES if leaving[k] else MISFIT
-        if flat[k]:
-            kind = FLAT
-        elif corners[k]:
-            kind = CORNERS
-        elif row_wise and not fits[k]:
-            kind = BY_ROW
-        findings.warning(kind, _where(draft, int(rows[k])))
-
-
-def _faulty(
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-    width: NDArray[np.float64],
-    height: NDArray[np.float64],
-    sizes: NDArray[np.int64],
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which boxes have no area, and which leave their image by more than a pixel."""
-    leaving = (np.minimum(x, y) < -1) | (x + width > sizes[:, 1] + 1) | (y + height > sizes[:, 0] + 1)
-    return (width <= 0) | (height <= 0), leaving
-
-
-def _iou(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the IoU of (N, 4) boxes xmin, ymin, xmax, ymax with others, one by one."""
-    inner = np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2])
-    shared = np.prod(np.maximum(inner, 0), axis=1)
-    areas = [np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1) for boxes in (one, other)]
-    union = areas[0] + areas[1] - shared
-    return np.asarray(np.divide(shared, union, out=np.zeros(len(union)), where=union > 0))

@@ -229,6 +229,10 @@ def _images(
     """Return the images that can be used; and by id, why annotations of the others are left out."""
     ids = [id_of(entry[0]) for entry in entries]
     counts = Counter(ids)
+    doubled: dict[int | str | None, list[str]] = {}
+    for id_, entry in zip(ids, entries, strict=True):
+        if counts[id_] > 1:
+            doubled.setdefault(id_, []).append(str(entry[1] or ""))
     kinds = {type(value) for value in counts}
     mixed = {int, str} <= kinds
     kept: list[tuple[int | str, str | None, tuple[int, int]]] = []
@@ -245,7 +249,7 @@ def _images(
             left_out[id_] = IMAGE_LEFT_OUT
         elif counts[id_] > 1:
             if id_ not in left_out:
-                findings.error("image id used twice", shown)
+                findings.error("image id used twice", f"{id_!r} {', '.join(doubled[id_])}")
             left_out[id_] = "annotation of an image id used twice"
         elif stated and height * width > MAX_PIXELS:
             findings.error("image of 2^32 pixels or more, for which COCO has no masks", shown)
@@ -258,11 +262,15 @@ def _images(
     return CocoImages([id_ for id_, _, _ in kept], [name for _, name, _ in kept], sizes), left_out
 
 
+_IMAGE_FOLDERS: Final = ("images", "data", "imgs", "img", "JPEGImages")
+
+
 def find_images_root(source: str, names: Sequence[str], probes: int = 20) -> str:
     """Return the folder in which most of some images exist.
 
-    The places are those that datasets use: beside the JSON, `images/`, a folder of the JSON's name; and, for COCO's own
-    layout of `annotations/instances_train2017.json` and `train2017/`, the same places in the folder above.
+    The places are those that datasets use: beside the JSON (Roboflow, labelme), `images/` (CVAT, Label Studio), `data/`
+    (FiftyOne) and its like, a folder of the JSON's name or of its first or last word; and, for COCO's own layout of
+    `annotations/instances_train2017.json` and `train2017/`, the same places in the folder above.
 
     Args:
         source: path or URL of the JSON.
@@ -272,16 +280,16 @@ def find_images_root(source: str, names: Sequence[str], probes: int = 20) -> str
     Raises:
         UsageError: none of them exists in any of the folders.
     """
-    folder, stem = Url.parse(source).folder, source.rpartition("/")[2].rpartition(".")[0]
-    split = stem.rpartition("_")[2]
-    places = [folder, *(folder.join(below) for below in ("images", stem, split) if below)]
-    if (above := _folder_above(folder)) is not None:
-        places += [above, *(above.join(below) for below in ("images", split, f"images/{split}") if below)]
+    folder = Url.parse(source).folder
     names = [name for name in names if is_below(name)]
     if not names:
         return folder.text
     some = names[:: max(1, len(names) // probes)][:probes]
-    found = {place.text: _count_existing(place.text, some) for place in places}
+    found: dict[str, int] = {}
+    for place in _places(folder, source.rpartition("/")[2].rpartition(".")[0]):
+        found[place] = _count_existing(place, some)
+        if found[place] == len(some):
+            return place
     best = max(found, key=lambda place: found[place])
     if not found[best]:
         raise UsageError(
@@ -289,6 +297,15 @@ def find_images_root(source: str, names: Sequence[str], probes: int = 20) -> str
             f"{', '.join(found)}: name their folder with --images-root"
         )
     return best
+
+
+def _places(folder: Url, stem: str) -> list[str]:
+    """Return the folders in which a dataset's images may be, given that of its JSON and the JSON's name."""
+    splits = [word for word in (stem.rpartition("_")[2], re.split("[_.-]", stem)[0]) if word]
+    below = [*_IMAGE_FOLDERS, stem, *splits, *(f"images/{split}" for split in splits)]
+    folders = [folder] if (above := _folder_above(folder)) is None else [folder, above]
+    places = [place for each in folders for place in (each, *(each.join(name) for name in below if name))]
+    return list(dict.fromkeys(place.text for place in places))
 
 
 def is_below(name: str) -> bool:

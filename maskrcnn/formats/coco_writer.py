@@ -4,8 +4,9 @@ Reading, conversion to text and writing overlap: Arrow works outside of Python's
 
 Two forms, as https://cocodataset.org/#format-data and #format-results define them. The *dataset* form holds
 the images, and one annotation per instance, whose `area` and `bbox` are the mask's; the *results* form is the
-bare list that `COCO.loadRes` takes, whose `bbox` is the model's box. Every tool reads a COCO file as a whole:
-a large run gets several, each valid on its own.
+bare list that `COCO.loadRes` takes. Results are two lists, one with the model's boxes and one with the masks: of an
+entry that has both, `loadRes` takes the box's width times height as the area of the mask, and AP by size is wrong.
+Every tool reads a COCO file as a whole: a large run gets several, each valid on its own.
 """
 
 import functools
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -38,18 +39,34 @@ _IMAGE_COLUMNS: Final = ("image_id", "name", "status", "width", "height")
 ANNOTATION_COLUMNS: Final = (
     "id", "image_id", "category_id", "score", "area", "mask_box", "segmentation", "frame",
 )  # fmt: skip
-_RESULT_COLUMNS: Final = ("image_id", "category_id", "score", "box", "segmentation", "frame")
 _TABLE_ROWS: Final = 2**14
+
+IouType = Literal["bbox", "segm"]
+"""What results are compared by, in pycocotools' words: boxes or masks."""
+IOU_TYPES: Final[tuple[IouType, ...]] = ("bbox", "segm")
 
 
 @dataclass(frozen=True, slots=True)
 class CocoFile:
-    """One pair of COCO files, and the parts whose images it holds."""
+    """One dataset file and its files of results, and the parts whose images they hold."""
 
     parts: tuple[Part, ...]
-    dataset_target: str
-    """Path below the run's directory."""
-    results_target: str
+    suffix: str = ""
+    """Distinguishes the files of a large run; empty where there is one of each."""
+
+    @property
+    def dataset_target(self) -> str:
+        """The path of the dataset form below the run's directory."""
+        return f"coco/instances{self.suffix}.json"
+
+    def results_target(self, iou_type: IouType) -> str:
+        """Return the path of the results form, of boxes or of masks, below the run's directory."""
+        return f"coco/results_{iou_type}{self.suffix}.json"
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """All paths, in the order in which they are written."""
+        return (self.dataset_target, *map(self.results_target, IOU_TYPES))
 
 
 def plan_files(parts: Sequence[Part], mode: str) -> list[CocoFile]:
@@ -57,7 +74,7 @@ def plan_files(parts: Sequence[Part], mode: str) -> list[CocoFile]:
 
     Args:
         parts: all parts of the run, in order.
-        mode: `never`: no files. `always`: one pair of files, of any size. `auto`: one pair up to
+        mode: `never`: no files. `always`: one set of files, of any size. `auto`: one set up to
             `MAX_ANNOTATIONS`; above it, one for each group of consecutive parts that stays below it. A larger
             part is a group of its own, because the images of a part are not divided.
 
@@ -69,7 +86,7 @@ def plan_files(parts: Sequence[Part], mode: str) -> list[CocoFile]:
     if mode == "never":
         return []
     if mode == "always" or sum(part.n_instances for part in parts) <= MAX_ANNOTATIONS:
-        return [CocoFile(tuple(parts), "coco/instances.json", "coco/results.json")]
+        return [CocoFile(tuple(parts))]
 
     groups: list[list[Part]] = []
     n_annotations = 0
@@ -80,10 +97,7 @@ def plan_files(parts: Sequence[Part], mode: str) -> list[CocoFile]:
         else:
             groups.append([part])
             n_annotations = part.n_instances
-    return [
-        CocoFile(tuple(group), f"coco/instances-{number:05d}.json", f"coco/results-{number:05d}.json")
-        for number, group in enumerate(groups)
-    ]
+    return [CocoFile(tuple(group), f"-{number:05d}") for number, group in enumerate(groups)]
 
 
 def write_dataset(
@@ -140,23 +154,29 @@ def render_dataset(
 
 
 def write_results(
-    storage: Storage, parts: Iterable[Part], target: str, *, destination: Storage | None = None
+    storage: Storage,
+    parts: Iterable[Part],
+    target: str,
+    iou_type: IouType,
+    *,
+    destination: Storage | None = None,
 ) -> int:
-    """Write the COCO results form of some parts, and return the number of its entries.
+    """Write the COCO results form of some parts, of boxes or of masks, and return the number of its entries.
 
     Arguments and errors are `write_dataset`'s.
     """
 
     def write(file: BinaryIO) -> int:
-        return render_results(file, storage, parts)
+        return render_results(file, storage, parts, iou_type)
 
     return _put(destination or storage, target, write)
 
 
-def render_results(file: BinaryIO, storage: Storage, parts: Iterable[Part]) -> int:
+def render_results(file: BinaryIO, storage: Storage, parts: Iterable[Part], iou_type: IouType) -> int:
     """Write into an open file what `write_results` stores: the same bytes for the same tables."""
-    batches = instance_batches(storage, parts, _RESULT_COLUMNS)
-    count = _write_array(file, _in_threads(_result_rows, batches))
+    shape, rows = ("box", _box_rows) if iou_type == "bbox" else ("segmentation", _mask_rows)
+    batches = instance_batches(storage, parts, ("image_id", "category_id", "score", shape, "frame"))
+    count = _write_array(file, _in_threads(rows, batches))
     file.write(b"\n")
     return count
 
@@ -240,12 +260,19 @@ def _annotation_rows(batch: pa.RecordBatch) -> pa.LargeStringArray:
     )  # fmt: skip
 
 
-def _result_rows(batch: pa.RecordBatch) -> pa.LargeStringArray:
+def _box_rows(batch: pa.RecordBatch) -> pa.LargeStringArray:
     xmin, ymin, xmax, ymax = batch["box"].flatten()
     return _joined(
         _repeating(',\n{"image_id":', batch["image_id"], ',"category_id":'),
-        *_category_and_segmentation(batch), '"},"bbox":[', xmin, ",", ymin, ",", pc.subtract(xmax, xmin),
+        _repeating("", batch["category_id"], ""), ',"bbox":[', xmin, ",", ymin, ",", pc.subtract(xmax, xmin),
         ",", pc.subtract(ymax, ymin), '],"score":', batch["score"], "}",
+    )  # fmt: skip
+
+
+def _mask_rows(batch: pa.RecordBatch) -> pa.LargeStringArray:
+    return _joined(
+        _repeating(',\n{"image_id":', batch["image_id"], ',"category_id":'),
+        *_category_and_segmentation(batch), '"},"score":', batch["score"], "}",
     )  # fmt: skip
 
 

@@ -1,16 +1,14 @@
 """Read weights files without torch and without unpickling: the names and shapes of their tensors, and their metadata.
 
-A safetensors file has the names and shapes in its header, a file of `torch.save` in the operations of its pickle, which
-`restricted_pickle` follows. A file that does not fit its network is thus refused before a run starts.
+A safetensors file has the names and shapes in its header; `torch_files` reads those of `torch.save`. A file that does
+not fit its network is thus refused before a run starts.
 """
 
-import io
 import json
 import struct
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
 from safetensors import SafetensorError, deserialize
 
@@ -19,7 +17,8 @@ from ..io.inputs import read_input
 from ..io.schemes import store_of
 from ..io.url import Url, is_folder
 from .network_shapes import Shape
-from .restricted_pickle import CONTAINERS, PickleRules, dict_of_pairs, kind_of, read_pickle
+from .state_dicts import find_state_dict
+from .torch_files import SavedTensor, TorchFile, namespace_of, read_torch_file
 
 _MAX_BYTES: Final = 8 * 2**30
 _MAX_LABELS_BYTES: Final = 2**20
@@ -46,6 +45,57 @@ def read_weights(uri: str) -> bytes:
     if start.startswith(b"version https://git-lfs"):
         raise UsageError(f"{uri} is a Git LFS pointer, not weights: fetch it with `git lfs pull`")
     return data
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The weights of one network, as a training script or a library saved them."""
+
+    names: Mapping[str, str]
+    """The name in the file by the name in the network."""
+    shapes: dict[str, Shape]
+    """By the name in the network."""
+    place: str
+    """The keys under which they are, such as `ema.model`; empty: they are the whole file."""
+    notice: str | None
+    """What a user should know of how they were chosen."""
+    arguments: Mapping[str, Any]
+    """The arguments of the training script, where it stored them under `args`."""
+    saved: Mapping[str, SavedTensor]
+    """The tensors of a file of `torch.save`, by the name in the network; of a safetensors file none."""
+    file: TorchFile | None
+    """The file of `torch.save`; None: it is a safetensors file."""
+
+
+def read_checkpoint(uri: str, data: bytes) -> Checkpoint:
+    """Return the weights that a file of `torch.save` or a safetensors file contains, wherever they are in it.
+
+    Args:
+        uri: the file's name, by whose suffix a safetensors file is recognized.
+        data: its bytes.
+
+    Raises:
+        UsageError: the file is damaged, or contains no weights, several networks, or more than weights and plain
+            values.
+    """
+    if uri.lower().endswith(".safetensors"):
+        _, header = safetensors_header(uri, data)
+        check_safetensors(uri, data)
+        found = find_state_dict(uri, header, lambda value: isinstance(value, tuple))
+        shapes = {name: header[key] for name, key in found.names.items()}
+        return Checkpoint(found.names, shapes, found.place, found.notice, {}, {}, None)
+    file = read_torch_file(uri, data)
+    found = find_state_dict(uri, file.content, lambda value: isinstance(value, SavedTensor))
+    saved = {name: found.tensors[key] for name, key in found.names.items()}
+    return Checkpoint(
+        names=found.names,
+        shapes={name: tensor.shape for name, tensor in saved.items()},
+        place=found.place,
+        notice=found.notice,
+        arguments=namespace_of(file.content.get("args")),
+        saved=saved,
+        file=file,
+    )
 
 
 def read_labels(uri: str) -> list[str]:
@@ -127,102 +177,3 @@ def _shape(sizes: Any) -> Shape:
     if not all(type(size) is int and size >= 0 for size in sizes):
         raise ValueError("a shape is not a list of sizes")
     return tuple(sizes)
-
-
-# --- pickles ------------------------------------------------------------------------------------------------
-
-_TENSORS: Final = tuple(f"torch._utils._rebuild_{name}" for name in ("tensor", "tensor_v2", "tensor_v3"))
-_PARAMETERS: Final = (
-    "torch._utils._rebuild_parameter",
-    "torch._utils._rebuild_parameter_with_state",
-    "torch.nn.parameter.Parameter",
-)
-_PLAIN: Final = """
-torch.DoubleStorage torch.FloatStorage torch.HalfStorage torch.BFloat16Storage torch.ByteStorage torch.CharStorage
-torch.ShortStorage torch.IntStorage torch.LongStorage torch.BoolStorage torch.storage.UntypedStorage
-torch.float64 torch.float32 torch.float16 torch.bfloat16 torch.uint8 torch.int8 torch.int16 torch.int32 torch.int64
-torch.bool torch.Size torch.device builtins.set builtins.bytearray builtins.complex _codecs.encode
-collections.OrderedDict collections.Counter argparse.Namespace
-"""
-GLOBALS: Final = frozenset((*_TENSORS, *_PARAMETERS, *_PLAIN.split()))
-"""The globals that a pickle may name: the parts of weights, and what torchvision's training scripts store with them."""
-
-_LITERALS: Final = frozenset("BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINSTRING".split())
-_DAMAGES: Final = (ValueError, LookupError, TypeError, AttributeError, OSError, RuntimeError, zlib.error)
-_MAGIC: Final = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-
-
-class _Tensor(NamedTuple):
-    shape: Shape
-
-
-def tensors_in_pickle(uri: str, data: bytes) -> dict[str, Shape]:
-    """Return the shapes of the tensors of a state dict that `torch.save` wrote, without unpickling it.
-
-    Raises:
-        UsageError: the file is truncated, not of `torch.save`, or contains more than a state dict and plain values.
-    """
-    try:
-        for stream in _pickles(data):
-            content = read_pickle(uri, stream, _RULES)
-    except (*_DAMAGES, zipfile.BadZipFile) as error:
-        what = "truncated or damaged" if data.startswith(b"PK") else "truncated, or not a file of torch.save"
-        raise UsageError(f"{uri} is {what}: {error}") from error
-    state = state_dict_in(content)
-    if not isinstance(state, dict):
-        raise UsageError(f"{uri} contains a {kind_of(state)}, not a state dict")
-    shapes: dict[str, Shape] = {}
-    for key, value in state.items():
-        if not isinstance(key, str) or not isinstance(value, _Tensor):
-            raise UsageError(f"{uri} is not a state dict: it contains a {kind_of(value)} at {key!r}")
-        # Weights saved from a DataParallel wrapper have its prefix.
-        shapes[key.removeprefix("module.")] = value.shape
-    return shapes
-
-
-def state_dict_in(content: Any) -> Any:
-    """Return the state dict of a checkpoint that stores it under `model` or `state_dict`, else the content itself."""
-    for wrapper in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    return content
-
-
-def _pickles(data: bytes) -> Iterator[io.BytesIO]:
-    """Yield a stream at the start of each pickle; the last one has the content."""
-    if data.startswith(b"PK"):
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            (name,) = (name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
-            if archive.getinfo(name).file_size > len(data):
-                raise ValueError("its pickle is compressed, which torch.save does not do")
-            yield io.BytesIO(archive.read(name))
-        return
-    # Before torch 1.6: magic number, version, machine and object, one pickle after another.
-    if not data.startswith(_MAGIC):
-        raise ValueError("it lacks torch's magic number")
-    stream = io.BytesIO(data)
-    for _ in range(4):
-        yield stream
-
-
-def _call(function: Any, arguments: Any) -> Any:
-    """Return the result of a call, as far as the shapes depend on it."""
-    name = function.name
-    if name == "collections.OrderedDict":
-        return dict_of_pairs(arguments[0] if arguments else ())
-    if name in _TENSORS:
-        return _Tensor(_shape(arguments[2]))
-    return arguments[0] if name in _PARAMETERS else function
-
-
-_RULES: Final = PickleRules(
-    literals=_LITERALS,
-    operations=CONTAINERS | {"EMPTY_SET", "BINPERSID", "NEWOBJ"},
-    global_names=GLOBALS,
-    refused_global="{uri} contains more than weights: its pickle names {name}, which could run any code when it is "
-    "loaded and is not allowed; ask its author to convert the weights to safetensors",
-    refused_operation="{uri} uses the pickle operation {operation}, which weights do not need: write it with "
-    "torch.save and its default protocol, or convert it to safetensors",
-    call=_call,
-    set_state=lambda _, __: None,  # attributes have no effect on shapes
-)

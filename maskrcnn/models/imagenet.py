@@ -7,7 +7,8 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
 from ..errors import UsageError
-from .model import tensors_of_torch
+from .checkpoint_files import read_checkpoint
+from .model import tensors_of
 from .networks import NETWORKS, PackagedWeights
 from .published_weights import read_published
 
@@ -38,7 +39,7 @@ def load_imagenet(network: MaskRCNN, architecture: str) -> None:
         body.load_imagenet(_packaged(architecture, weights))
         return
     path, data, _ = read_published(weights, f"imagenet:{architecture}")
-    published = tensors_of_torch(str(path), data)
+    published = tensors_of(str(path), read_checkpoint(str(path), data), data)
     own = body.state_dict()
     # The file also contains a classifier, and may lack the batch counters of norms.
     unknown = [name for name in published if name not in own and not name.startswith("fc.")]

@@ -4,10 +4,7 @@ Every network is a torchvision `MaskRCNN`: `.transform`, `.backbone`, `.rpn` and
 documentation says. Of matterport's networks only these parts work; `forward_matterport` has the steps between them.
 """
 
-import argparse
-import io
 import json
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +17,14 @@ from torchvision.models.detection import MaskRCNN
 
 from ..errors import UsageError
 from ..types import Category
-from .checkpoint_files import state_dict_in
+from .checkpoint_files import Checkpoint, read_checkpoint
 from .matterport import MatterportRCNN
 from .matterport_config import MatterportConfig
 from .networks import NETWORKS
-from .registry import EmbeddedModel, ModelCard, ModelFile, PublishedModel, read_model, resolve
+from .published_weights import PublishedModel, norm_eps_of
+from .registry import EmbeddedModel, ModelCard, ModelFile, is_own_file, read_model, resolve
 
-__all__ = ["Model", "build_network", "load_model", "save_model", "tensors_of_torch"]
+__all__ = ["Model", "build_network", "load_model", "save_model", "set_norm_eps", "tensors_of"]
 
 
 def build_network(
@@ -121,11 +119,12 @@ def load_model(name: str, labels: str | None = None, *, expected_sha256: str | N
     """Load a model; no code in its file is executed.
 
     Args:
-        name: `coco`, `coco-v1`, `scenes`, or the path or URL of a `.safetensors`, `.pth` or `.pt` file. A
-            `.pth` file holds the state dict of torchvision's `maskrcnn_resnet50_fpn` or
-            `maskrcnn_resnet50_fpn_v2`, as such or under "model" or "state_dict".
-        labels: for `.pth` and `.pt` files: path or URL of a text file that names a category on each line,
-            from label 1; a blank line or `N/A` marks an unused label.
+        name: `coco`, `coco-v1`, `scenes`, or the path or URL of a weights file: one that `save_model` wrote, or a
+            `.pth`, `.pt`, `.ckpt`, `.bin` or `.safetensors` file with the state dict of torchvision's
+            `maskrcnn_resnet50_fpn`, `maskrcnn_resnet50_fpn_v2` or its like with ResNet-18, as such or in the
+            dictionaries and under the prefixes of training scripts.
+        labels: for files that do not name their categories: path or URL of a text file that names a category on each
+            line, from label 1; a blank line or `N/A` marks an unused label.
         expected_sha256: of the weights file; a file with another one is refused.
 
     Raises:
@@ -138,41 +137,56 @@ def load_model(name: str, labels: str | None = None, *, expected_sha256: str | N
     card, data = read_model(name, labels)
     if expected_sha256 is not None and card.sha256 != expected_sha256:
         raise UsageError(f"{name} has changed: its sha256 is {card.sha256}, not {expected_sha256}")
-    pickled = isinstance(source, PublishedModel) or (
-        isinstance(source, ModelFile) and source.suffix != ".safetensors"
-    )
-    tensors = tensors_of_torch(name, data) if pickled else load_safetensors(data)
     network = build_network(
         card.architecture, len(card.category_ids), card.min_size, card.max_size, card.config
     )
-    _fill(name, network, tensors)
-    if isinstance(source, PublishedModel) and source.batch_norm_eps is not None:
-        for layer in network.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.eps = source.batch_norm_eps
+    if is_own_file(source, data):
+        _fill(name, network, load_safetensors(data))
+        return Model(network.eval(), card)
+    checkpoint = read_checkpoint(name, data)
+    _fill(name, network, tensors_of(name, checkpoint, data))
+    eps = norm_eps_of(card.architecture, checkpoint, card.sha256)
+    if eps is not None:
+        set_norm_eps(network, eps)
     return Model(network.eval(), card)
 
 
-def tensors_of_torch(name: str, data: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a file written by `torch.save`; a pickle that would run code is refused.
+def set_norm_eps(network: nn.Module, eps: float) -> None:
+    """Set the epsilon of all batch norms of a network."""
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eps = eps
+
+
+def tensors_of(name: str, checkpoint: Checkpoint, data: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by their names in the network; of `torch.save`'s files they are views.
+
+    Args:
+        name: the file's name in messages.
+        checkpoint: what `read_checkpoint` returned for the file.
+        data: the file's bytes.
 
     Raises:
-        UsageError: the file is damaged, or contains more than weights and plain values.
+        UsageError: the file is damaged.
     """
-    refused = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError)
-    try:
-        # torchvision's training scripts store their arguments, plain values, next to the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        state = state_dict_in(loaded).items()
-        return {key.removeprefix("module."): value for key, value in state if isinstance(value, Tensor)}
-    except pickle.UnpicklingError as error:  # torch's own message suggests running the code
-        raise UsageError(
-            f"{name} is damaged, or contains more than weights: convert it to safetensors"
-        ) from error
-    except refused as error:
-        first = str(error).strip().partition("\n")[0]
-        raise UsageError(f"{name} is damaged: {first}") from error
+    if checkpoint.file is None:
+        stored = load_safetensors(data)
+        return {name: stored[key] for name, key in checkpoint.names.items()}
+    storages: dict[tuple[str, str], Tensor] = {}
+    tensors = {}
+    for key, saved in checkpoint.saved.items():
+        place = saved.storage, saved.dtype
+        try:
+            if place not in storages:
+                numbers = bytearray(checkpoint.file.storage(saved.storage))
+                dtype = getattr(torch, saved.dtype)
+                storages[place] = (
+                    torch.frombuffer(numbers, dtype=dtype) if numbers else torch.empty(0, dtype=dtype)
+                )
+            tensors[key] = storages[place].as_strided(saved.shape, saved.strides, saved.offset)
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(f"{name} is damaged: the tensor {key} does not fit its numbers") from error
+    return tensors
 
 
 def _fill(name: str, network: MaskRCNN, tensors: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Weights that torchvision publishes: in torch's cache, or downloaded into it, without importing torch here."""
+"""Models and weights that torchvision publishes: in torch's cache, or downloaded into it, without importing torch."""
 
 import hashlib
 import logging
@@ -7,12 +7,26 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from ..errors import UsageError
+from .checkpoint_files import Checkpoint
 
 log = logging.getLogger("maskrcnn")
 
-__all__ = ["PublishedWeights", "is_cached", "read_published", "torch_hub"]
+__all__ = [
+    "NORM_EPS",
+    "PUBLISHED",
+    "PublishedModel",
+    "PublishedWeights",
+    "is_cached",
+    "norm_eps_of",
+    "read_published",
+    "torch_hub",
+]
+
+NORM_EPS: Final = 1e-5
+"""The epsilon of the norms of all networks of torchvision, but of its published `coco-v1`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +47,64 @@ class PublishedWeights:
 def is_cached(weights: PublishedWeights) -> bool:
     """Return whether a published file is in torch's cache."""
     return (torch_hub() / "checkpoints" / weights.file).exists()
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedModel:
+    """A model trained on COCO that torchvision publishes."""
+
+    name: str
+    architecture: str
+    weights: PublishedWeights
+    batch_norm_eps: float | None = None
+    """The epsilon that its batch norms were trained with; None: the one that its network is built with."""
+
+
+PUBLISHED: Final[dict[str, PublishedModel]] = {
+    "coco": PublishedModel(
+        "coco",
+        "maskrcnn_resnet50_fpn_v2",
+        PublishedWeights(
+            "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth", "detection.MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1"
+        ),
+    ),
+    "coco-v1": PublishedModel(
+        "coco-v1",
+        "maskrcnn_resnet50_fpn",
+        PublishedWeights(
+            "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", "detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1"
+        ),
+        batch_norm_eps=0.0,  # torchvision sets it when it loads these weights
+    ),
+}
+"""By their names for `--model`."""
+
+
+def norm_eps_of(architecture: str, checkpoint: Checkpoint, sha256: str) -> float | None:
+    """Return the epsilon of the norms with which one of torchvision's networks was trained; None: it cannot be known.
+
+    torchvision sets it to 0 when it loads the weights COCO_V1 of `maskrcnn_resnet50_fpn`, and what is fine-tuned from
+    them keeps it; a state dict does not say so. Only frozen norms are concerned, which count no batches.
+
+    Args:
+        architecture: one of torchvision's.
+        checkpoint: the weights.
+        sha256: of their file, hexadecimal.
+
+    Reference: https://github.com/pytorch/vision/pull/2940
+    """
+    for model in PUBLISHED.values():
+        if sha256.startswith(model.weights.sha256_start):
+            return NORM_EPS if model.batch_norm_eps is None else model.batch_norm_eps
+    counts = any(name.endswith(".num_batches_tracked") for name in checkpoint.shapes)
+    if architecture != PUBLISHED["coco-v1"].architecture or counts:
+        return NORM_EPS
+    started = checkpoint.arguments.get("weights")
+    if isinstance(started, str) and started.rpartition(".")[2] in ("COCO_V1", "DEFAULT"):
+        return 0.0
+    if started is None and {"weights", "weights_backbone"} <= checkpoint.arguments.keys():
+        return NORM_EPS  # torchvision's training script, which began with a backbone alone
+    return None
 
 
 def read_published(weights: PublishedWeights, model: str, alternatives: str = "") -> tuple[Path, bytes, str]:

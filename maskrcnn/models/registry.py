@@ -22,14 +22,15 @@ from ..types import Category
 from .checkpoint_files import (
     check_safetensors,
     check_store,
+    read_checkpoint,
     read_labels,
     read_weights,
     safetensors_header,
-    tensors_in_pickle,
 )
 from .matterport_config import MatterportConfig, config_of
 from .networks import CLASS_SCORES, NETWORKS, architecture_of, check_tensors
-from .published_weights import PublishedWeights, is_cached, read_published
+from .published_weights import PUBLISHED, PublishedModel, is_cached, norm_eps_of, read_published
+from .state_dicts import unsupported_network
 
 __all__ = [
     "COCO_CATEGORIES",
@@ -39,11 +40,10 @@ __all__ = [
     "ModelCard",
     "ModelFile",
     "ModelSource",
-    "PublishedModel",
     "category_ids_named",
     "describe_model",
+    "is_own_file",
     "needs_download",
-    "published_model_of",
     "read_model",
     "resolve",
 ]
@@ -69,8 +69,9 @@ COCO_CATEGORIES: Final = tuple(
     if name != "-"
 )
 
-SUFFIXES: Final = (".safetensors", ".pth", ".pt")
-_FILES: Final = "the path or URL of a .safetensors, .pth or .pt file"
+SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
+_FILES: Final = "the path or URL of a .safetensors, .pth, .pt, .ckpt, .bin or .pth.tar file"
+_FORMAT: Final = "maskrcnn-ray"
 _EMBEDDED: Final = Path(__file__).with_name("scenes.safetensors")
 
 
@@ -106,17 +107,6 @@ class EmbeddedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class PublishedModel:
-    """A model trained on COCO that torchvision publishes."""
-
-    name: str
-    architecture: str
-    weights: PublishedWeights
-    batch_norm_eps: float | None = None
-    """The epsilon that its batch norms were trained with; None: the one that its network is built with."""
-
-
-@dataclass(frozen=True, slots=True)
 class ModelFile:
     """A weights file of the user's."""
 
@@ -128,34 +118,8 @@ class ModelFile:
 ModelSource = PlantedModel | EmbeddedModel | PublishedModel | ModelFile
 """Where a model comes from."""
 
-_PUBLISHED: Final = {
-    "coco": PublishedModel(
-        "coco",
-        "maskrcnn_resnet50_fpn_v2",
-        PublishedWeights(
-            "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth", "detection.MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1"
-        ),
-    ),
-    "coco-v1": PublishedModel(
-        "coco-v1",
-        "maskrcnn_resnet50_fpn",
-        PublishedWeights(
-            "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", "detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1"
-        ),
-        batch_norm_eps=0.0,  # torchvision sets it when it loads these weights
-    ),
-}
-
-NAMES: Final = (*_PUBLISHED, "scenes")
+NAMES: Final = (*PUBLISHED, "scenes")
 """Models that need no file of the user's; the planted ones, which are for tests, are not offered."""
-
-
-def published_model_of(sha256: str) -> PublishedModel | None:
-    """Return the published model whose weights file has this sha256, hexadecimal, or None."""
-    for model in _PUBLISHED.values():
-        if sha256.startswith(model.weights.sha256_start):
-            return model
-    return None
 
 
 def resolve(name: str) -> ModelSource:
@@ -176,8 +140,8 @@ def resolve(name: str) -> ModelSource:
         return planted
     if name == "scenes":
         return EmbeddedModel()
-    if name in _PUBLISHED:
-        return _PUBLISHED[name]
+    if name in PUBLISHED:
+        return PUBLISHED[name]
     suffix = _suffix(name)
     if suffix not in SUFFIXES:
         raise UsageError(_no_such_model(name, suffix))
@@ -195,14 +159,22 @@ def describe_model(name: str, labels: str | None = None) -> ModelCard:
 
     Args:
         name: `coco`, `coco-v1`, `scenes`, `planted`, `planted-mosaic`, or the path or URL of a weights file.
-        labels: for `.pth` and `.pt` files: path or URL of a text file that names a category on each line,
-            from label 1; a blank line or `N/A` marks an unused label.
+        labels: for files that do not name their categories: path or URL of a text file that names a category on each
+            line, from label 1; a blank line or `N/A` marks an unused label.
 
     Raises:
         UsageError: there is no such model, or its file is not valid; the message says what to do.
         RunError: its store cannot be read at all.
     """
     return read_model(name, labels)[0]
+
+
+def is_own_file(source: ModelSource, data: bytes) -> bool:
+    """Return whether a weights file is one that `save_model` wrote, with all that describes its model."""
+    if not isinstance(source, ModelFile) or source.suffix != ".safetensors":
+        return isinstance(source, EmbeddedModel)
+    metadata, _ = safetensors_header(source.uri, data)
+    return isinstance(metadata, dict) and metadata.get("format") == _FORMAT
 
 
 def read_model(name: str, labels: str | None = None) -> tuple[ModelCard, bytes]:
@@ -213,10 +185,8 @@ def read_model(name: str, labels: str | None = None) -> tuple[ModelCard, bytes]:
         RunError: as `describe_model`.
     """
     source = resolve(name)
-    if labels is not None and not (isinstance(source, ModelFile) and source.suffix != ".safetensors"):
-        raise UsageError(
-            f"--labels is for .pth and .pt weights: leave it out, since the model {name} has its own categories"
-        )
+    if not isinstance(source, ModelFile):
+        _refuse_labels(name, labels)
     if isinstance(source, PlantedModel):
         return _card_of_planted(source), b""
     if isinstance(source, EmbeddedModel):
@@ -224,9 +194,18 @@ def read_model(name: str, labels: str | None = None) -> tuple[ModelCard, bytes]:
     if isinstance(source, PublishedModel):
         return _read_published(source)
     data = read_weights(name)
-    if source.suffix == ".safetensors":
+    if is_own_file(source, data):
+        _refuse_labels(name, labels)
         return _card_of_safetensors(_last_part(name), name, data), data
     return _card_of_state_dict(name, data, labels), data
+
+
+def _refuse_labels(name: str, labels: str | None) -> None:
+    if labels is not None:
+        raise UsageError(
+            f"--labels is for weights that do not name their categories: leave it out, since the model {name} has its "
+            "own categories"
+        )
 
 
 def category_ids_named(categories: Sequence[Category], names: Collection[str]) -> frozenset[int]:
@@ -304,11 +283,6 @@ def _no_such_model(name: str, suffix: str) -> str:
 def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | None = None) -> ModelCard:
     shown = uri or name
     metadata, shapes = safetensors_header(shown, data)
-    if not isinstance(metadata, dict) or metadata.get("format") != "maskrcnn-ray":
-        raise UsageError(
-            f"{shown} lacks maskrcnn-ray's metadata (architecture, categories, min_size, max_size): write it with "
-            "`maskrcnn.models.model.save_model` or `maskrcnn convert`"
-        )
     if metadata.get("version") != "1":
         raise UsageError(
             f"{shown} has version {metadata.get('version')} of the format, and this program reads version 1: upgrade it"
@@ -383,7 +357,10 @@ def _ids_of_labels(shown: str, categories: Sequence[Category], labels: int) -> t
 
 
 def _card_of_state_dict(uri: str, data: bytes, labels: str | None) -> ModelCard:
-    shapes = tensors_in_pickle(uri, data)
+    checkpoint = read_checkpoint(uri, data)
+    shapes = checkpoint.shapes
+    if (what := unsupported_network(shapes)) is not None:
+        raise UsageError(f"{uri} {what}")
     architecture = architecture_of(shapes)
     if architecture is None:
         raise UsageError(
@@ -392,8 +369,17 @@ def _card_of_state_dict(uri: str, data: bytes, labels: str | None) -> ModelCard:
         )
     known = _labels_of(shapes)
     check_tensors(uri, architecture, shapes, known)
+    digest = hashlib.sha256(data).hexdigest()
+    if norm_eps_of(architecture, checkpoint, digest) is None:
+        raise UsageError(
+            f"{uri} does not say with which epsilon its frozen norms were trained: convert it, with `maskrcnn convert "
+            f"--norm-eps 0` if it was fine-tuned from torchvision's COCO weights, else with `--norm-eps 1e-5`"
+        )
     if labels is None:
-        raise UsageError(f"{uri} does not name its categories: give --labels FILE with one name per line")
+        raise UsageError(
+            f"{uri} does not name its categories: give --labels FILE with one name per line, or convert it with "
+            "`maskrcnn convert`"
+        )
     category_names = read_labels(labels)
     if len(category_names) != known - 1:
         raise UsageError(
@@ -403,13 +389,13 @@ def _card_of_state_dict(uri: str, data: bytes, labels: str | None) -> ModelCard:
     return ModelCard(
         name=_last_part(uri),
         uri=uri,
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=digest,
         architecture=architecture,
         categories=tuple(Category(label, category_names[label - 1]) for label in ids if label != NO_CATEGORY),
         category_ids=(NO_CATEGORY, *ids),
         min_size=800,
         max_size=1333,
-        notice=None,
+        notice=checkpoint.notice,
     )
 
 

@@ -3,18 +3,34 @@
 Python's own unpickler, even where it may only name what is allowed, still calls it with the file's arguments: shapes
 that fill the memory, states that a C extension trusts, keys whose hash never ends. Here the operations are read one
 after another; only those that make plain values have an effect, and a format's `PickleRules` say what its global names
-stand for. Nothing is imported or called by name.
+stand for. Nothing is imported or called by name. Time and memory are proportional to the file: what calls copy is
+counted, and a file whose calls copy more than it contains is refused.
 """
 
 import io
 import pickletools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from ..errors import UsageError
 
-__all__ = ["CONTAINERS", "GlobalName", "PickleRules", "dict_of_pairs", "kind_of", "read_pickle"]
+__all__ = [
+    "CONTAINERS",
+    "MAX_OPERATIONS",
+    "GlobalName",
+    "PickleRules",
+    "dict_of_pairs",
+    "kind_of",
+    "read_pickle",
+]
+
+MAX_OPERATIONS: Final = 2_000_000
+"""A longer pickle is refused. A checkpoint of 400 tensors with the state of its optimizer has some 50,000."""
+_ALLOWANCE: Final = 4096
+"""Of what is copied by calls, this much is not counted."""
+_LONGEST_KEY: Final = 2**31
+"""Larger numbers are no keys of weights, and may be chosen so that all have one hash."""
 
 _NEW: Final[Mapping[str, Callable[[], Any]]] = {
     "NONE": lambda: None,
@@ -34,6 +50,8 @@ _ARGUMENTS: Final = {
 """The number of items that an operation takes from the top of the stack."""
 _PUTS: Final = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
 _GETS: Final = frozenset(("GET", "BINGET", "LONG_BINGET"))
+_COPIES: Final = frozenset(("REDUCE", "NEWOBJ", "BUILD"))
+"""The operations that may copy what was made before: a file may name the same list a thousand times."""
 _NO_EFFECT: Final = frozenset(("PROTO", "FRAME", "STOP"))
 
 CONTAINERS: Final = frozenset(
@@ -68,8 +86,8 @@ class PickleRules:
     """What a global becomes that is called with a tuple of arguments."""
     set_state: Callable[[Any, Any], None]
     """What is done where an object's state is set."""
-    max_operations: int | None = None
-    """A longer pickle is refused; None: there is no limit but the file's length."""
+    refer: Callable[[Any], Any] = lambda _: GlobalName("storage")
+    """What a persistent id becomes, which refers to something outside of the pickle."""
 
 
 def read_pickle(uri: str, data: bytes | io.BytesIO, rules: PickleRules) -> Any:
@@ -81,18 +99,18 @@ def read_pickle(uri: str, data: bytes | io.BytesIO, rules: PickleRules) -> Any:
         rules: of the format.
 
     Raises:
-        UsageError: it names a global or uses an operation that is not allowed, or has too many operations.
+        UsageError: it names a global or uses an operation that is not allowed, has more than `MAX_OPERATIONS`, or
+            calls that copy more than it contains.
         ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError: it is damaged.
     """
     stack: list[Any] = []
     marked: list[list[Any]] = []
     memo: dict[int, Any] = {}
-    for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+    copied = 0
+    for number, (opcode, argument, position) in enumerate(pickletools.genops(data)):
         operation = opcode.name
-        if rules.max_operations is not None and number > rules.max_operations:
-            raise UsageError(
-                f"{uri} has more than {rules.max_operations:,} operations, which no weights need"
-            )
+        if number > MAX_OPERATIONS:
+            raise UsageError(f"{uri} has more than {MAX_OPERATIONS:,} operations, which no weights need")
         if operation in rules.literals:
             stack.append(argument)
         elif operation not in rules.operations:
@@ -110,6 +128,10 @@ def read_pickle(uri: str, data: bytes | io.BytesIO, rules: PickleRules) -> Any:
             stack.append(memo[int(argument or 0)])
         elif operation not in _NO_EFFECT:
             items, stack = _arguments(_ARGUMENTS[operation], stack, marked)
+            if operation in _COPIES:
+                copied += _size(items[-1])
+                if copied > (position or 0) + _ALLOWANCE:
+                    raise UsageError(f"{uri} would unfold to many times its size, which no weights need")
             _apply(uri, operation, stack, items, rules)
     return stack.pop()
 
@@ -120,11 +142,21 @@ def _arguments(count: int, stack: list[Any], marked: list[list[Any]]) -> tuple[l
         return stack, marked.pop()
     if len(stack) < count:
         raise ValueError("its stack is empty")
-    return stack[-count:], stack[:-count]
+    items = stack[-count:]
+    del stack[-count:]
+    return items, stack
+
+
+def _size(arguments: Any) -> int:
+    """Return how much a call may copy of its arguments, or of a state: characters, bytes and entries."""
+    parts = arguments if type(arguments) is tuple else (arguments,)
+    return sum(len(each) for each in parts if isinstance(each, Sized))
 
 
 def _apply(uri: str, operation: str, stack: list[Any], items: list[Any], rules: PickleRules) -> None:
     if operation == "STACK_GLOBAL":
+        if not all(isinstance(part, str) for part in items):
+            raise TypeError("the name of a global is not text")
         stack.append(_global(uri, f"{items[0]}.{items[1]}", rules))
     elif operation.startswith("TUPLE"):
         stack.append(tuple(items))
@@ -139,7 +171,7 @@ def _apply(uri: str, operation: str, stack: list[Any], items: list[Any], rules: 
     elif operation == "BUILD":
         rules.set_state(stack[-1], items[0])
     elif operation == "BINPERSID":
-        stack.append(GlobalName("storage"))
+        stack.append(rules.refer(items[0]))
     else:
         stack.append(rules.call(*items))
 
@@ -147,8 +179,28 @@ def _apply(uri: str, operation: str, stack: list[Any], items: list[Any], rules: 
 def _global(uri: str, name: str, rules: PickleRules) -> GlobalName:
     name = name.replace("__builtin__.", "builtins.")
     if name not in rules.global_names:
-        raise UsageError(rules.refused_global.format(uri=uri, name=repr(name)))
+        raise UsageError(_refusal(uri, name, rules))
     return GlobalName(name)
+
+
+def _refusal(uri: str, name: str, rules: PickleRules) -> str:
+    """Return the message about a global that is not allowed."""
+    shown = repr(name[:120])
+    if name.startswith("__torch__."):
+        return f"{uri} is a TorchScript archive, whose code ({shown}) is not allowed: {_SAVE_WEIGHTS}"
+    if name.startswith("ultralytics.") or name in ("models.yolo.Model", "models.yolo.DetectionModel"):
+        return f"{uri} is a YOLO model of Ultralytics ({shown}), which is not supported: only Mask R-CNN is"
+    if name.rpartition(".")[2][:1].isupper():
+        return (
+            f"{uri} contains Python objects of the class {shown}, as a module saved whole does, which is not allowed: "
+            f"{_SAVE_WEIGHTS}"
+        )
+    return rules.refused_global.format(uri=uri, name=shown)
+
+
+_SAVE_WEIGHTS: Final = (
+    "where it can be loaded, save the weights alone with torch.save(model.state_dict(), FILE)"
+)
 
 
 def _dict_of_items(items: list[Any]) -> dict[str | int, Any]:
@@ -157,7 +209,11 @@ def _dict_of_items(items: list[Any]) -> dict[str | int, Any]:
 
 def dict_of_pairs(pairs: Iterable[Any]) -> dict[str | int, Any]:
     """Return the pairs whose key is text or a number: weights need no others, and a tuple's hash may never end."""
-    return {key: value for key, value in pairs if isinstance(key, str | int)}
+    return {
+        key: value
+        for key, value in pairs
+        if isinstance(key, str) or (isinstance(key, int) and -_LONGEST_KEY < key < _LONGEST_KEY)
+    }
 
 
 def kind_of(value: object) -> str:

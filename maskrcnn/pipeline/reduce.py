@@ -206,8 +206,9 @@ def _write_coco(
 ) -> list[str]:
     storage = Storage(url)
     coco_writer.write_dataset(storage, file.parts, categories, file.dataset_target, info)
-    coco_writer.write_results(storage, file.parts, file.results_target)
-    return [file.dataset_target, file.results_target]
+    for iou_type in coco_writer.IOU_TYPES:
+        coco_writer.write_results(storage, file.parts, file.results_target(iou_type), iou_type)
+    return list(file.targets)
 
 
 def reduce_run(

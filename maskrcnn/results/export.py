@@ -24,7 +24,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ..errors import RunError, UsageError, plural
-from ..formats.coco_writer import image_batches, instance_batches, plan_files, write_dataset, write_results
+from ..formats.coco_writer import (
+    IOU_TYPES,
+    image_batches,
+    instance_batches,
+    plan_files,
+    write_dataset,
+    write_results,
+)
 from ..io.parquet import Part
 from ..io.storage import Storage
 from ..masks.rle import rle_boxes_xywh
@@ -82,7 +89,8 @@ def export_coco(
         count += write_dataset(
             run, file.parts, categories, file.dataset_target, info, destination=destination
         )
-        write_results(run, file.parts, file.results_target, destination=destination)
+        for iou_type in IOU_TYPES:
+            write_results(run, file.parts, file.results_target(iou_type), iou_type, destination=destination)
     return count
 
 

@@ -279,11 +279,13 @@ _OF_WINDOWS: Final = ((WINDOWS, WINDOWS_SCHEMA), (PIECES, PIECES_SCHEMA))
 def check_coco(output: LoadedOutput) -> Checking:
     """Check that COCO JSON is what this version writes from the tables, byte for byte."""
     plans = [coco_writer.plan_files(output.parts, mode) for mode in coco_writer.MODES]
-    by_targets = {
-        tuple(t for f in plan for t in (f.dataset_target, f.results_target)): plan for plan in plans
-    }
+    by_targets = {tuple(target for file in plan for target in file.targets): plan for plan in plans}
     if output.coco not in by_targets:
-        raise BrokenError(SUCCESS, f"lists an unknown set of COCO files: {', '.join(output.coco)}")
+        raise BrokenError(
+            SUCCESS,
+            f"lists an unknown set of COCO files: {', '.join(output.coco)}; `maskrcnn reduce` writes those of this "
+            "version",
+        )
     storage, info = output.storage, coco_info(output.run, output.plans[0])
     for file in by_targets[output.coco]:
         dataset = functools.partial(
@@ -293,8 +295,11 @@ def check_coco(output: LoadedOutput) -> Checking:
             categories=output.categories,
             info=info,
         )
-        results = functools.partial(coco_writer.render_results, storage=storage, parts=file.parts)
-        for target, render in ((file.dataset_target, dataset), (file.results_target, results)):
+        results = [
+            functools.partial(coco_writer.render_results, storage=storage, parts=file.parts, iou_type=kind)
+            for kind in coco_writer.IOU_TYPES
+        ]
+        for target, render in zip(file.targets, (dataset, *results), strict=True):
             log.info("comparing %s", target)
             with reading(target), storage.open(target) as stored:
                 at = _first_difference(stored, render)

@@ -4,9 +4,10 @@ What cannot be used is listed by kind: an error stops a training, or its image o
 `--skip-invalid`; a warning names what is used otherwise than stated. Boxes and areas are always those of the masks.
 """
 
+import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -28,7 +29,6 @@ from ..types import Category
 
 LIMITS: Final = Limits(max_pixels=178_956_970, max_bytes=2**31, max_aspect=float("inf"))
 """Larger images are refused by their headers; `segment` does not read them whole either."""
-SPLIT: Final = 10_000
 
 SCHEMA: Final = pa.schema(
     [
@@ -115,18 +115,41 @@ def read_dataset(
 def split_dataset(images: pa.Table, share: float) -> tuple[pa.Table, pa.Table]:
     """Set a share of the images apart for validation, by their names, so that the same ones are always chosen.
 
+    Of n names the share is n times `share`, rounded, and at least one on either side: those whose SHA-256 are the
+    smallest. The order of the images changes nothing. An image that is added displaces at most one from validation or
+    adds at most one; the others stay where they are. Images of one name stay together. Where one side would have no
+    image with an object, though there are two of them, one is exchanged.
+
     Raises:
-        UsageError: nothing would be left on one side.
+        UsageError: there are not two images of different names.
     """
-    drawn = [int(sha256(name.encode()).hexdigest()[:12], 16) % SPLIT for name in images["name"].to_pylist()]
-    apart = pa.array([number < share * SPLIT for number in drawn], pa.bool_())
-    train, validation = images.filter(pa.compute.invert(apart)), images.filter(apart)
-    if not train.num_rows or not validation.num_rows:
+    names = images["name"].to_pylist()
+    counts = pa.compute.list_value_length(images["labels"]).to_pylist()
+    with_objects = {name for name, count in zip(names, counts, strict=True) if count}
+    order = sorted(set(names), key=lambda name: sha256(name.encode()).digest())
+    if len(order) < 2:
         raise UsageError(
             f"{plural(images.num_rows, 'image')} cannot be split into training and validation at a share of {share}: "
             "give --val"
         )
-    return train, validation
+    count = min(max(1, math.floor(share * len(order) + 0.5)), len(order) - 1)
+    apart = set(_with_objects_on_both_sides(order, count, with_objects)[:count])
+    is_apart = pa.array([name in apart for name in names], pa.bool_())
+    return images.filter(pa.compute.invert(is_apart)), images.filter(is_apart)
+
+
+def _with_objects_on_both_sides(order: Sequence[str], count: int, with_objects: Collection[str]) -> list[str]:
+    """Return names in an order whose first `count`, and whose others, each have one with an object, if that can be.
+
+    A single image with objects is trained on.
+    """
+    names = list(order)
+    there = [at for at, name in enumerate(names) if name in with_objects]
+    if there and there[0] >= count and len(there) > 1:
+        names[count - 1], names[there[0]] = names[there[0]], names[count - 1]
+    elif there and there[-1] < count:
+        names[there[-1]], names[count] = names[count], names[there[-1]]
+    return names
 
 
 def coco_ground_truth(images: pa.Table, categories: tuple[Category, ...]) -> dict[str, Any]:

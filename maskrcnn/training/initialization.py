@@ -139,13 +139,15 @@ def _shared_rows(card: ModelCard, categories: Sequence[Category]) -> dict[int, i
 
 
 def _with_default_eps(source: nn.Module, target: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a network, with variances corrected where the target's batch norms have another epsilon."""
+    """Return the tensors of a network, with its norms rescaled where the target's batch norms have another epsilon."""
     state = copy.copy(source.state_dict())
     layers = dict(target.named_modules())
     for name, layer in source.named_modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            variance = f"{name}.running_var"
-            state[variance] = state[variance] + (layer.eps - layers[name].eps)
+        if isinstance(layer, nn.BatchNorm2d) and layer.eps != layers[name].eps:
+            # In the variance itself the difference would be lost where it is much smaller than the epsilon.
+            variance, weight = state[f"{name}.running_var"].double(), state[f"{name}.weight"]
+            factor = ((variance + layers[name].eps) / (variance + layer.eps)).sqrt()
+            state[f"{name}.weight"] = (weight.double() * factor).to(weight.dtype)
     return state
 
 

@@ -134,7 +134,8 @@ def make_run(folder: Path, images: int) -> None:
         "parts": entries,
     }
     storage.write("_SUCCESS", json.dumps(success | {"coco": [], "receipts": []}).encode())
-    coco_writer.write_results(storage, parts, "coco/results.json")
+    for kind in coco_writer.IOU_TYPES:
+        coco_writer.write_results(storage, parts, f"coco/results_{kind}.json", kind)
     print(f"made {images:,} images in {run}", flush=True)
 
 
@@ -306,7 +307,7 @@ def main() -> None:
         if options.only != "ours":
             metrics["baseline"] = {}
             for shape, kind in (("bbox", "bbox"), ("segmentation", "segm")):
-                results = str(folder / "run" / "coco" / "results.json")
+                results = str(folder / "run" / "coco" / f"results_{kind}.json")
                 stats, seconds, peak = timed([sys.executable, "-c", BASELINE, ground_truth, results, shape])
                 metrics["baseline"] |= stats
                 figures |= {f"baseline_{kind}_s": seconds, f"baseline_{kind}_mb": peak}

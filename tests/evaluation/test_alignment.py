@@ -43,6 +43,8 @@ def test_names_count_then_the_last_part_where_it_is_unique() -> None:
     assert pairs.missing.tolist() == [2]
     assert paired({"val/b.png": 6}, {"test/b.png": 1})[0].by == "base name"
     assert paired({"val\\b.png": 6}, {"b.png": 1})[1] == [0]
+    both = paired({"a/x.png": 5, "b/x.png": 6}, {"b\\x.png": 1, "a\\x.png": 2})
+    assert (both[0].by, both[1]) == ("name", [1, 0])
 
 
 def test_ids_that_were_given_and_agree_in_none_give_way_to_names() -> None:

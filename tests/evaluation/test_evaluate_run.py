@@ -16,8 +16,11 @@ from click.testing import CliRunner, Result
 from conftest import S3Server
 from evaluated_runs import IDS, CarelessSegmenter, finish
 from maskrcnn_jobs.cli import main
+from PIL import Image
 from planted_images import write_planted
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from windowed import mosaic, run_windows, write_geotiff
 
 import maskrcnn
@@ -89,15 +92,26 @@ def changed(place: Path, **lists: Any) -> Json:
     return ground_truth
 
 
-def by_pycocotools(place: Path, kind: str) -> tuple[float, ...]:
-    """Score the run's own COCO results, whose ids become the ground truth's by name."""
+def by_pycocotools(place: Path, kind: str) -> list[float]:
+    """Score the run's own COCO results, whose ids become the ground truth's by name, with pycocotools alone."""
     ground_truth = json.loads((place / "ground_truth.json").read_text())
     run = json.loads((place / "run" / "coco" / "instances.json").read_text())
     ids = {image["file_name"]: image["id"] for image in ground_truth["images"]}
     number = {image["id"]: ids[image["file_name"]] for image in run["images"]}
-    results = json.loads((place / "run" / "coco" / "results.json").read_text())
-    moved = [entry | {"image_id": number[entry["image_id"]]} for entry in results]
-    return average_precision(ground_truth, moved, kind).stats  # type: ignore[arg-type]
+    results = json.loads((place / "run" / "coco" / f"results_{kind}.json").read_text())
+    expected = COCO()
+    # An annotation with the id 0 would count as unmatched.
+    numbered = [
+        {"iscrowd": 0} | entry | {"id": k} for k, entry in enumerate(ground_truth["annotations"], start=1)
+    ]
+    expected.dataset = ground_truth | {"annotations": numbered}
+    expected.createIndex()
+    found = expected.loadRes([entry | {"image_id": number[entry["image_id"]]} for entry in results])
+    evaluator = COCOeval(expected, found, kind)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+    return list(evaluator.stats)
 
 
 # The numbers
@@ -155,7 +169,11 @@ def test_polygons_and_boxes_alone_are_evaluated_as_pycocotools_does(place: Path)
 
 def test_class_agnostic_is_as_if_all_were_of_one_category(place: Path) -> None:
     answer = evaluated(place, "--class-agnostic")
-    for path, name in (("ground_truth.json", "annotations"), ("run/coco/results.json", None)):
+    for path, name in (
+        ("ground_truth.json", "annotations"),
+        ("run/coco/results_bbox.json", None),
+        ("run/coco/results_segm.json", None),
+    ):
         content = json.loads((place / path).read_text())
         for entry in content if name is None else content[name]:
             entry["category_id"] = IDS[0]
@@ -189,7 +207,7 @@ def test_the_table_of_images_is_what_a_simple_loop_counts(place: Path) -> None:
     evaluated(place)
     ground_truth = json.loads((place / "ground_truth.json").read_text())
     run = json.loads((place / "run" / "coco" / "instances.json").read_text())
-    results = json.loads((place / "run" / "coco" / "results.json").read_text())
+    results = json.loads((place / "run" / "coco" / "results_segm.json").read_text())
     ours = {image["file_name"]: image["id"] for image in run["images"]}
     rows = pq.read_table(place / "run" / "evaluation" / "images.parquet").to_pylist()
     assert [row["name"] for row in rows] == sorted(image["file_name"] for image in ground_truth["images"])
@@ -346,9 +364,29 @@ def test_another_size_in_the_ground_truth_is_logged(place: Path, caplog: pytest.
         answer = evaluated(place)
     assert answer["images"]["other_size"] > 0
     assert (
-        "with another size in the ground truth than in the run, which is used; EXIF may turn the files"
+        "with another size (height x width) in the ground truth than in the run, which is used: "
         in caplog.text
     )
+    assert "EXIF" not in caplog.text
+
+
+def test_a_size_without_exif_is_named_with_the_orientation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (64, 40)).save(tmp_path / "images" / "phone.jpg", exif=exif)
+    finish(tmp_path / "run", str(tmp_path / "images"), PlantedSegmenter())
+    ground_truth = {
+        "images": [{"id": 1, "file_name": "phone.jpg", "width": 64, "height": 40}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "plank"}],
+    }
+    (tmp_path / "ground_truth.json").write_text(json.dumps(ground_truth))
+    with caplog.at_level(logging.WARNING, "maskrcnn"):
+        evaluated(tmp_path)
+    assert "phone.jpg, 40 x 64 instead of 64 x 40: EXIF orientation 6 turns the file" in caplog.text
 
 
 def test_ids_that_start_at_zero_count(place: Path) -> None:

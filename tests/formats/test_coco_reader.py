@@ -326,6 +326,21 @@ def test_boxes_alone_are_checked_by_themselves(tmp_path: Path) -> None:
     assert rows[2]["area"] == 8 * 7.5
 
 
+def test_corners_in_place_of_a_width_and_a_height_are_recognised_without_masks(tmp_path: Path) -> None:
+    def boxed(number: int, *box: float) -> dict[str, Any]:
+        return annotation(id=number, segmentation=..., bbox=list(box))
+
+    # The first would end behind the right border, the second fits either way, the third neither.
+    file, rows = read(
+        tmp_path, dataset(boxed(1, 12, 5, 29, 19), boxed(2, 1, 1, 9, 9), boxed(3, 9, 9, 28, 90))
+    )
+    assert findings(file) == {
+        "box that lies in its image only as xmin, ymin, xmax, ymax (COCO's are xmin, ymin, width, height)": 1,
+        "box that leaves its image": 1,
+    }
+    assert len(rows) == 3
+
+
 def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         read_coco(str(tmp_path / "none.json"))
@@ -344,8 +359,8 @@ def test_a_dataset_of_boxes_alone_has_no_masks(tmp_path: Path) -> None:
 # Where the images are
 
 
-@pytest.mark.parametrize("below", ["", "images/", "instances_train2017/", "train2017/", "../", "../images/",
-                                   "../train2017/", "../images/train2017/"])  # fmt: skip
+@pytest.mark.parametrize("below", ["", "images/", "instances_train2017/", "train2017/", "../", "../images/", "data/",
+                                   "../train2017/", "../images/train2017/", "../data/", "../JPEGImages/"])  # fmt: skip
 def test_images_are_found_in_the_places_that_datasets_use(tmp_path: Path, below: str) -> None:
     source = tmp_path / "annotations" / "instances_train2017.json"
     source.parent.mkdir()
@@ -353,6 +368,42 @@ def test_images_are_found_in_the_places_that_datasets_use(tmp_path: Path, below:
     folder.resolve().mkdir(parents=True, exist_ok=True)
     (folder.resolve() / "a.png").write_bytes(b"")
     assert Path(find_images_root(str(source), ["a.png", "b.png"])).resolve() == folder.resolve()
+
+
+LAYOUTS = {
+    "COCO": ("annotations/instances_val2017.json", "val2017/", ""),
+    "COCO, keypoints": ("annotations/person_keypoints_train2017.json", "train2017/", ""),
+    "Roboflow": ("train/_annotations.coco.json", "train/", ""),
+    "CVAT": ("annotations/instances_default.json", "images/", ""),
+    "CVAT, a subset": ("annotations/instances_Train.json", "images/Train/", ""),
+    "Label Studio": ("result.json", "", "images/"),
+    "FiftyOne": ("labels.json", "data/", ""),
+    "labelme2coco": ("annotations.json", "", "JPEGImages/"),
+    "MMDetection": ("annotations/train.json", "train/", ""),
+    "the split first": ("annotations/train_annotations.json", "train/", ""),
+    "names from above": ("annotations/instances_train2017.json", "", "train2017/"),
+}
+
+
+@pytest.mark.parametrize(("json_file", "root", "named"), LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_images_are_found_in_the_layouts_of_tools(
+    tmp_path: Path, json_file: str, root: str, named: str
+) -> None:
+    source = tmp_path / json_file
+    source.parent.mkdir(exist_ok=True)
+    folder = tmp_path / root
+    (folder / named).mkdir(parents=True, exist_ok=True)
+    (folder / named / "a.png").write_bytes(b"")
+    assert Path(find_images_root(str(source), [f"{named}a.png"])).resolve() == folder.resolve()
+
+
+def test_the_folder_with_most_of_the_images_is_taken(tmp_path: Path) -> None:
+    for folder, names in (("images", "a"), ("data", "abc"), ("img", "ab")):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / f"{name}.png").write_bytes(b"")
+    names = [f"{name}.png" for name in "abcd"]
+    assert find_images_root(str(tmp_path / "labels.json"), names) == str(tmp_path / "data")
 
 
 def test_images_that_are_not_found_name_the_folders_and_the_option(tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     storage, parts, _ = random_run(folder, [9, 4, 0, 20])
     coco_writer.write_dataset(storage, parts, CATEGORIES, "coco/instances.json", INFO)
-    coco_writer.write_results(storage, parts, "coco/results.json")
+    for iou_type in coco_writer.IOU_TYPES:
+        coco_writer.write_results(storage, parts, f"coco/results_{iou_type}.json", iou_type)
     return folder
 
 
@@ -131,20 +132,27 @@ def test_areas_agree_by_category(run):
         assert sum(a["area"] for a in annotations) == pa.compute.sum(of_category["area"]).as_py() > 0
 
 
-def test_loadres_takes_the_results_and_their_boxes_are_the_models(run):
-    results = json.loads((run / "coco/results.json").read_text())
+def test_results_are_the_models_boxes_and_the_masks(run):
+    boxes, masks = (json.loads((run / f"coco/results_{kind}.json").read_text()) for kind in ("bbox", "segm"))
     _, instances = tables(run)
-    rows = instances.to_pylist()
-    assert len(results) == len(rows)
-    for entry, row in zip(results, rows, strict=True):
-        assert list(entry) == ["image_id", "category_id", "segmentation", "bbox", "score"]
+    for box, mask, row in zip(boxes, masks, instances.to_pylist(), strict=True):
+        assert list(box) == ["image_id", "category_id", "bbox", "score"]
+        assert list(mask) == ["image_id", "category_id", "segmentation", "score"]
+        for entry in (box, mask):
+            assert (entry["image_id"], entry["category_id"]) == (row["image_id"], row["category_id"])
+            assert np.float32(entry["score"]) == np.float32(row["score"])
         xmin, ymin, xmax, ymax = (np.float32(row["box"][side]) for side in ("xmin", "ymin", "xmax", "ymax"))
-        assert [np.float32(v) for v in entry["bbox"]] == [xmin, ymin, xmax - xmin, ymax - ymin]
-        assert np.float32(entry["score"]) == np.float32(row["score"])
-        assert entry["segmentation"] == row["segmentation"]
+        assert [np.float32(v) for v in box["bbox"]] == [xmin, ymin, xmax - xmin, ymax - ymin]
+        assert mask["segmentation"] == row["segmentation"]
 
-    found = COCO(str(run / "coco/instances.json")).loadRes(str(run / "coco/results.json"))
-    assert len(found.anns) == len(rows)
+
+def test_loadres_takes_an_area_from_what_is_compared(run):
+    ground_truth = COCO(str(run / "coco/instances.json"))
+    _, instances = tables(run)
+    masks = ground_truth.loadRes(str(run / "coco/results_segm.json")).dataset["annotations"]
+    assert [entry["area"] for entry in masks] == instances["area"].to_pylist()
+    boxes = ground_truth.loadRes(str(run / "coco/results_bbox.json")).dataset["annotations"]
+    assert [entry["area"] for entry in boxes] == [entry["bbox"][2] * entry["bbox"][3] for entry in boxes]
 
 
 def test_a_run_in_which_nothing_was_found_gives_valid_files(tmp_path):
@@ -159,18 +167,19 @@ def test_a_run_in_which_nothing_was_found_gives_valid_files(tmp_path):
     parts = [Part(f"images/{n}.parquet", "instances/0.parquet", 1, 0) for n in (0, 1)]
 
     assert coco_writer.write_dataset(storage, parts, CATEGORIES, "d.json", {}) == 0
-    assert coco_writer.write_results(storage, parts, "r.json") == 0
+    for iou_type in coco_writer.IOU_TYPES:
+        assert coco_writer.write_results(storage, parts, "r.json", iou_type) == 0
+        assert json.loads((tmp_path / "r.json").read_text()) == []
     assert [i["file_name"] for i in COCO(str(tmp_path / "d.json")).dataset["images"]] == ["b"]
-    assert json.loads((tmp_path / "r.json").read_text()) == []
 
 
 def test_no_part_at_all_gives_valid_files(tmp_path):
     storage = Storage(str(tmp_path))
     [file] = coco_writer.plan_files([], "auto")
     coco_writer.write_dataset(storage, file.parts, CATEGORIES, file.dataset_target, {})
-    coco_writer.write_results(storage, file.parts, file.results_target)
+    coco_writer.write_results(storage, file.parts, file.results_target("segm"), "segm")
     assert COCO(str(tmp_path / "coco/instances.json")).dataset["annotations"] == []
-    assert json.loads((tmp_path / "coco/results.json").read_text()) == []
+    assert json.loads((tmp_path / "coco/results_segm.json").read_text()) == []
 
 
 @settings(max_examples=300)
@@ -210,7 +219,7 @@ def test_a_pixel_is_written_alike_from_the_table_and_beyond_it(values):
 @pytest.mark.parametrize("length", [1, 2, 3, 7])
 def test_the_ends_of_a_slice_are_its_own(run, length):
     [batch] = pq.read_table(run / "instances").combine_chunks().to_batches()
-    for rows in (coco_writer._annotation_rows, coco_writer._result_rows):
+    for rows in (coco_writer._annotation_rows, coco_writer._box_rows, coco_writer._mask_rows):
         whole = rows(batch).to_pylist()
         for start in range(0, len(batch), 5):
             assert rows(batch.slice(start, length)).to_pylist() == whole[start : start + length]
@@ -223,8 +232,11 @@ def test_a_float_at_the_ends_of_its_range_stays_the_same(tmp_path):
     )
     storage, parts = with_column(tmp_path, "score", numbers.tolist())
     coco_writer.write_dataset(storage, parts, CATEGORIES, "d.json", {})
-    coco_writer.write_results(storage, parts, "r.json")
-    for rows in (json.loads(storage.read("d.json"))["annotations"], json.loads(storage.read("r.json"))):
+    lists = [json.loads(storage.read("d.json"))["annotations"]]
+    for iou_type in coco_writer.IOU_TYPES:
+        coco_writer.write_results(storage, parts, "r.json", iou_type)
+        lists.append(json.loads(storage.read("r.json")))
+    for rows in lists:
         written = np.array([row["score"] for row in rows[: len(numbers)]], np.float32)
         assert np.array_equal(written, numbers)
 
@@ -234,8 +246,10 @@ def test_rows_in_many_batches_read_like_rows_in_one(run, tmp_path, monkeypatch):
     monkeypatch.setattr(coco_writer, "BATCH_ROWS", 3)
     destination = Storage(str(folder))
     coco_writer.write_dataset(storage, parts, CATEGORIES, "instances.json", INFO, destination=destination)
-    coco_writer.write_results(storage, parts, "results.json", destination=destination)
-    for name in ("instances.json", "results.json"):
+    names = [f"results_{iou_type}.json" for iou_type in coco_writer.IOU_TYPES]
+    for name, iou_type in zip(names, coco_writer.IOU_TYPES, strict=True):
+        coco_writer.write_results(storage, parts, name, iou_type, destination=destination)
+    for name in ("instances.json", *names):
         assert (folder / name).read_bytes() == (run / "coco" / name).read_bytes()
 
 
@@ -269,7 +283,8 @@ def test_masks_in_a_frame_of_their_own_are_refused(tmp_path):
     storage, parts = with_column(tmp_path, "frame", [frame])
     for write in (
         lambda: coco_writer.write_dataset(storage, parts, CATEGORIES, "d.json", {}),
-        lambda: coco_writer.write_results(storage, parts, "r.json"),
+        lambda: coco_writer.write_results(storage, parts, "r.json", "bbox"),
+        lambda: coco_writer.write_results(storage, parts, "r.json", "segm"),
     ):
         with pytest.raises(UsageError, match="2\\^32 pixels"):
             write()
@@ -279,7 +294,7 @@ def test_masks_in_a_frame_of_their_own_are_refused(tmp_path):
 def test_a_number_that_json_cannot_say_stops_the_file(tmp_path):
     storage, parts = with_column(tmp_path, "score", [float("nan")])
     with pytest.raises(RunError, match="not a finite number"):
-        coco_writer.write_results(storage, parts, "r.json")
+        coco_writer.write_results(storage, parts, "r.json", "segm")
     assert not storage.exists("r.json")
 
 
@@ -305,25 +320,17 @@ def test_each_part_lies_in_one_file_and_no_file_is_too_large(counts):
     assert all(sum(part.n_instances for part in file.parts) <= coco_writer.MAX_ANNOTATIONS for file in files)
     if len(files) > 1:
         assert sum(counts) > coco_writer.MAX_ANNOTATIONS
-        assert [file.dataset_target for file in files] == [
-            f"coco/instances-{n:05d}.json" for n in range(len(files))
-        ]
-        assert [file.results_target for file in files] == [
-            f"coco/results-{n:05d}.json" for n in range(len(files))
-        ]
-    else:
-        assert (files[0].dataset_target, files[0].results_target) == (
-            "coco/instances.json",
-            "coco/results.json",
-        )
+    names = ("instances", "results_bbox", "results_segm")
+    ends = [f"-{n:05d}" for n in range(len(files))] if len(files) > 1 else [""]
+    assert [file.targets for file in files] == [
+        tuple(f"coco/{name}{end}.json" for name in names) for end in ends
+    ]
 
 
 def test_modes_of_planning():
     parts = [Part("a", "b", 1, 3_000_000), Part("c", "d", 1, 0)]
     assert coco_writer.plan_files(parts, "never") == []
-    assert coco_writer.plan_files(parts, "always") == [
-        coco_writer.CocoFile(tuple(parts), "coco/instances.json", "coco/results.json")
-    ]
+    assert coco_writer.plan_files(parts, "always") == [coco_writer.CocoFile(tuple(parts))]
     assert len(coco_writer.plan_files(parts, "auto")) == 2
     with pytest.raises(UsageError, match="sometimes"):
         coco_writer.plan_files(parts, "sometimes")
@@ -338,11 +345,14 @@ def test_several_files_together_hold_what_one_holds(run, tmp_path, monkeypatch):
         coco_writer.write_dataset(
             storage, file.parts, CATEGORIES, file.dataset_target, INFO, destination=destination
         )
-        coco_writer.write_results(storage, file.parts, file.results_target, destination=destination)
+        for iou_type in coco_writer.IOU_TYPES:
+            target = file.results_target(iou_type)
+            coco_writer.write_results(storage, file.parts, target, iou_type, destination=destination)
     loaded = [COCO(str(tmp_path / file.dataset_target)) for file in files]
     for one, file in zip(loaded, files, strict=True):
         assert {a["image_id"] for a in one.dataset["annotations"]} <= set(one.imgs)
-        one.loadRes(str(tmp_path / file.results_target))
+        for iou_type in coco_writer.IOU_TYPES:
+            one.loadRes(str(tmp_path / file.results_target(iou_type)))
     whole = COCO(str(run / "coco/instances.json")).dataset
     for section in ("images", "annotations"):
         assert [row for one in loaded for row in one.dataset[section]] == whole[section]

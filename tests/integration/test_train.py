@@ -135,7 +135,7 @@ def test_errors_of_the_dataset_are_listed_before_ray_starts(labels, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [(["--freeze", 9], "--freeze"), (["--model", "nope"], "nope"), (["--model", "imagenet:x"], "name one of"),
-     (["--val-share", 0.0001], "cannot be split"), (["--workers", 0], "--workers")],
+     (["--val-share", 0], "--val-share must be between 0 and 1"), (["--workers", 0], "--workers")],
     ids=str,
 )  # fmt: skip
 def test_a_wrong_option_is_reported_before_anything_is_begun(labels, tmp_path, options, says):

@@ -12,7 +12,8 @@ from maskrcnn_jobs.cli import main
 from maskrcnn.errors import UsageError
 from maskrcnn.models.factory import build_segmenter
 from maskrcnn.models.model import build_network, save_model
-from maskrcnn.models.registry import EmbeddedModel, ModelFile, PublishedModel, describe_model, resolve
+from maskrcnn.models.published_weights import PublishedModel
+from maskrcnn.models.registry import EmbeddedModel, ModelFile, describe_model, resolve
 from maskrcnn.synthetic.planted import PlantedInstance, PlantedSegmenter, plant, png
 from maskrcnn.synthetic.planted_models import PlantedModel
 from maskrcnn.synthetic.planted_mosaic import MosaicSegmenter
@@ -77,7 +78,7 @@ def test_an_unknown_name_is_answered_with_what_a_user_can_use(run):
     for name in ("something", "plantd", " "):
         code, message = run("show", name)
         assert code == 2
-        assert "coco, coco-v1, scenes, or the path or URL of a .safetensors, .pth or .pt file" in message
+        assert "coco, coco-v1, scenes, or the path or URL of a .safetensors, .pth, .pt, .ckpt" in message
         assert "planted" not in message
 
 

@@ -1,6 +1,7 @@
 """Models are loaded completely, as torchvision networks, or refused in one line; no code in them is run."""
 
 import argparse
+import contextlib
 import copy
 import hashlib
 import io
@@ -17,8 +18,9 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn.errors import UsageError
-from maskrcnn.models import registry
-from maskrcnn.models.model import _fill, build_network, load_model, save_model, tensors_of_torch
+from maskrcnn.models import published_weights
+from maskrcnn.models.checkpoint_files import read_checkpoint
+from maskrcnn.models.model import _fill, build_network, load_model, save_model, tensors_of
 from maskrcnn.models.published_weights import PublishedWeights
 from maskrcnn.types import Category
 
@@ -173,15 +175,55 @@ class Owner:
         return open, (self.path, "w")
 
 
-def test_errors_of_torch_are_reported_in_one_line(tmp_path):
+def file_of(content, *, legacy=False):
     buffer = io.BytesIO()
-    torch.save({"x": Owner(tmp_path / "owned")}, buffer)
-    with pytest.raises(UsageError, match="contains more than weights: convert it to safetensors") as caught:
-        tensors_of_torch("m.pth", buffer.getvalue())
-    assert "weights_only" not in str(caught.value)
+    torch.save(content, buffer, _use_new_zipfile_serialization=not legacy)
+    return buffer.getvalue()
+
+
+def read(data):
+    return tensors_of("m.pth", read_checkpoint("m.pth", data), data)
+
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int16,
+          torch.int32, torch.int64, torch.bool)  # fmt: skip
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_tensors_of_a_file_are_those_that_torch_loads(legacy):
+    base = torch.arange(-60, 60).reshape(2, 3, 4, 5)
+    state = {str(dtype): base.to(dtype) for dtype in DTYPES}
+    state |= {
+        "a view": base.float()[1, :, 1:3].permute(2, 1, 0),
+        "an expanded number": torch.tensor(2.5).expand(3, 4),
+        "a parameter": torch.nn.Parameter(base.float()),
+        "no dimension": torch.tensor(7),
+        "no number": torch.empty(0, 4),
+        "a shared storage": base,
+    }
+    tensors = read(file_of(state, legacy=legacy))
+    assert list(tensors) == list(state)
+    for name, tensor in state.items():
+        assert tensors[name].dtype == tensor.dtype, name
+        assert torch.equal(tensors[name], tensor), name
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_file_that_is_cut_or_changed_is_refused_or_gives_tensors(legacy):
+    data = file_of({"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(3)}, legacy=legacy)
+    for at in range(0, len(data), 7):
+        for changed in (data[:at], data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :]):
+            with contextlib.suppress(UsageError):
+                assert sum(tensor.numel() for tensor in read(changed).values()) < 100
+
+
+def test_errors_of_files_are_reported_in_one_line(tmp_path):
+    data = file_of({"x": Owner(tmp_path / "owned")})
+    with pytest.raises(UsageError, match="contains more than weights: its pickle names"):
+        read(data)
     assert not (tmp_path / "owned").exists()
-    with pytest.raises(UsageError, match="is damaged: "):
-        tensors_of_torch("m.pth", buffer.getvalue()[:-50])
+    with pytest.raises(UsageError, match="is truncated or damaged: "):
+        read(data[:-50])
     with pytest.raises(UsageError, match="does not fit its network: "):
         _fill("m.pth", build_network(LITE, 3, 96, 160), {})
 
@@ -199,7 +241,6 @@ def test_names_before_torchvision_0_13_are_accepted(resnet, tmp_path):
     state = {
         name: tensor.half() if tensor.is_floating_point() else tensor
         for name, tensor in network.state_dict().items()
-        if not name.endswith("num_batches_tracked")  # frozen norms do not have it
     }
     old = {older(name): tensor for name, tensor in state.items()}
     assert len(old.keys() - state.keys()) == 2 * (1 + 8 + 4)
@@ -231,13 +272,13 @@ def test_the_first_coco_model_equals_torchvision_s_with_frozen_norms(tmp_path, m
     folder.mkdir(parents=True)
     (folder / f"v1-{digest[:8]}.pth").write_bytes(buffer.getvalue())
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    published = registry.PublishedModel(
+    published = published_weights.PublishedModel(
         "coco-v1",
         "maskrcnn_resnet50_fpn",
         PublishedWeights(f"v1-{digest[:8]}.pth", "None"),
         batch_norm_eps=0.0,
     )
-    monkeypatch.setitem(registry._PUBLISHED, "coco-v1", published)
+    monkeypatch.setitem(published_weights.PUBLISHED, "coco-v1", published)
 
     model = load_model("coco-v1")
     assert len(model.categories) == 80

@@ -9,16 +9,16 @@ import struct
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save
-from torch._weights_only_unpickler import _get_allowed_globals
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights
 
 from maskrcnn.errors import UsageError
-from maskrcnn.models import model, registry
-from maskrcnn.models.checkpoint_files import GLOBALS
+from maskrcnn.models import model, published_weights, registry
+from maskrcnn.models.checkpoint_files import read_checkpoint
 from maskrcnn.models.matterport_config import MatterportConfig
 from maskrcnn.models.networks import ARCHITECTURES, CLASS_SCORES, NETWORKS
 from maskrcnn.models.published_weights import PublishedWeights, torch_hub
@@ -126,8 +126,8 @@ def test_a_cached_file_is_described_and_not_opened(hub, monkeypatch):
     digest = hashlib.sha256(content).hexdigest()
     (hub / f"weights-{digest[:8]}.pth").write_bytes(content)
     weights = PublishedWeights(f"weights-{digest[:8]}.pth", "None")
-    published = registry.PublishedModel("coco", "maskrcnn_resnet50_fpn_v2", weights)
-    monkeypatch.setitem(registry._PUBLISHED, "coco", published)
+    published = published_weights.PublishedModel("coco", "maskrcnn_resnet50_fpn_v2", weights)
+    monkeypatch.setitem(published_weights.PUBLISHED, "coco", published)
     card = describe_model("coco")
     assert card.sha256 == digest
     assert card.categories == registry.COCO_CATEGORIES
@@ -261,8 +261,8 @@ FOREIGN = save({"x": torch.zeros(1)})
         (struct.pack("<Q", 2) + b"{}", "its header cannot be read"),
         (b"<!DOCTYPE html><html>" + b" " * 99, "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
-        (FOREIGN, r"lacks maskrcnn-ray's metadata .*: write it with `maskrcnn\.models\.model\.save_model`"),
-        (safetensors(format="pt"), "lacks maskrcnn-ray's metadata"),
+        (FOREIGN, "has no weights of torchvision's Mask R-CNN with ResNet and FPN: convert others"),
+        (safetensors(format="pt"), "has no weights of torchvision's Mask R-CNN with ResNet and FPN"),
         (safetensors(version="2"), "has version 2 of the format, and this program reads version 1"),
         (safetensors(categories="[1]"), "has damaged metadata"),
         (safetensors(categories=None), "has damaged metadata: KeyError: 'categories'"),
@@ -334,7 +334,11 @@ def zipped(content, compression=zipfile.ZIP_DEFLATED):
         (pth(torch.Size([1])), "contains a torch.Size, not a state dict"),
         (pth({"a": torch.zeros(1)}), "has no weights of torchvision's Mask R-CNN"),
         (pth(state_dict() | {"epoch": 3}), "is not a state dict: it contains a int at 'epoch'"),
-        (pth({"weights": state_dict()}), "is not a state dict: it contains a dict at 'weights'"),
+        (pth({"epoch": 3}), "is not a state dict: it contains a int at 'epoch'"),
+        (
+            pth({"a": state_dict(), "b": state_dict(labels=4)}),
+            r"several networks \(a, b\): save the state dict of one",
+        ),
         (pth(state_dict() | {"extra": torch.zeros(1)}), "has the unknown tensor 'extra'"),
         (pth({k: v for k, v in state_dict().items() if k != "rpn.head.conv.0.0.bias"}), "lacks tensor 'rpn"),
         (pth(state_dict() | {CLASS_SCORES: torch.zeros(3, 2)}), r"has the shape \(3, 2\), not \(3, 1024\)"),
@@ -403,8 +407,63 @@ def test_what_training_scripts_store_with_the_weights_is_accepted(write):
     assert len(describe_model(path, write("labels.txt", "cat\ndog\n")).categories) == 2
 
 
-def test_the_allowed_globals_are_allowed_by_torch_too():
-    assert set(_get_allowed_globals()) | {"argparse.Namespace"} >= GLOBALS
+def frozen_state():
+    return {
+        name: tensor for name, tensor in state_dict(1).items() if not name.endswith("num_batches_tracked")
+    }
+
+
+COUNTING = {"backbone.body.bn1.num_batches_tracked": torch.tensor(7)}
+
+
+@pytest.mark.parametrize(
+    ("content", "eps"),
+    [
+        (frozen_state, None),
+        (lambda: {"model": frozen_state(), "args": argparse.Namespace(weights="mine.pth")}, None),
+        (lambda: frozen_state() | COUNTING, 1e-5),
+        (lambda: state_dict(2), 1e-5),
+        (
+            lambda: {
+                "model": frozen_state(),
+                "args": argparse.Namespace(
+                    weights="MaskRCNN_ResNet50_FPN_Weights.COCO_V1", weights_backbone=None
+                ),
+            },
+            0.0,
+        ),
+        (
+            lambda: {
+                "model": frozen_state(),
+                "args": argparse.Namespace(weights=None, weights_backbone="ResNet50_Weights.IMAGENET1K_V1"),
+            },
+            1e-5,
+        ),
+    ],
+)
+def test_the_epsilon_of_frozen_norms_is_known_or_asked_for(content, eps, write):
+    path, labels = write("m.pth", content()), write("labels.txt", "cat\ndog\n")
+    if eps is None:
+        with pytest.raises(
+            UsageError, match=r"does not say .*: convert it, with `maskrcnn convert --norm-eps 0` if"
+        ):
+            describe_model(path, labels)
+        return
+    card = describe_model(path, labels)
+    data = Path(path).read_bytes()
+    assert published_weights.norm_eps_of(card.architecture, read_checkpoint(path, data), card.sha256) == eps
+
+
+def test_the_published_file_has_its_epsilon_under_any_name(write, monkeypatch):
+    path = write("mine.pth", frozen_state())
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    weights = PublishedWeights(f"v1-{digest[:8]}.pth", "None")
+    published = published_weights.PublishedModel(
+        "coco-v1", "maskrcnn_resnet50_fpn", weights, batch_norm_eps=0.0
+    )
+    monkeypatch.setitem(published_weights.PUBLISHED, "coco-v1", published)
+    norms = model.load_model(path, write("labels.txt", "cat\ndog\n")).module.backbone.body.modules()
+    assert {layer.eps for layer in norms if isinstance(layer, torch.nn.BatchNorm2d)} == {0.0}
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,8 @@ def test_tables_coco_and_statistics_agree(tmp_path: Path, images: Path) -> None:
     joined = run.instances().group_by("image_id").aggregate([("id", "count")])
     counted = dict(zip(joined["image_id"].to_pylist(), joined["id_count"].to_pylist(), strict=True))
     assert all(counted.get(r["image_id"], 0) == r["n_instances"] for r in run.images().to_pylist())
-    assert dataset.loadRes(f"{storage.url}/coco/results.json").anns
+    for kind in ("bbox", "segm"):
+        assert dataset.loadRes(f"{storage.url}/coco/results_{kind}.json").anns
 
 
 def test_recomputing_the_statistics_from_parquet_gives_the_file(tmp_path: Path, images: Path) -> None:

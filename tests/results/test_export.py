@@ -182,7 +182,8 @@ def test_exported_coco_files_equal_those_of_the_run(run, tmp_path):
     count = export.export_coco(storage, parts, CATEGORIES, str(tmp_path / "out"), {"version": "1"})
     loaded = COCO(str(tmp_path / "out" / "coco" / "instances.json"))
     assert len(loaded.anns) == count == 305
-    assert len(loaded.loadRes(str(tmp_path / "out" / "coco" / "results.json")).anns) == 305
+    for kind in ("bbox", "segm"):
+        assert len(loaded.loadRes(str(tmp_path / "out" / "coco" / f"results_{kind}.json")).anns) == 305
     assert not storage.exists("coco/instances.json")
 
 

@@ -175,7 +175,7 @@ def test_each_form_of_coco_is_proven(output: Output, mode: str, monkeypatch: pyt
         "maskrcnn.pipeline.reduce.group_shards", functools.partial(group_shards, part_bytes=1)
     )
     success = reduce_run(str(output.path), coco_mode=mode, write_report=write_report)
-    assert len(success["coco"]) == {"auto": 10, "always": 2, "never": 0}[mode]
+    assert len(success["coco"]) == {"auto": 15, "always": 3, "never": 0}[mode]
     assert verify_run(str(output.path)).proven
 
 
@@ -693,7 +693,7 @@ def test_it_is_the_same_on_s3(whole: Path, moto_server: S3Server) -> None:
     assert verify_run(url) == verify_run(str(whole))
     part = Output(whole).part("instances").relative_to(whole)
     client.delete_object(Bucket=BUCKET, Key=f"{prefix}/{part}")
-    client.put_object(Bucket=BUCKET, Key=f"{prefix}/coco/results.json", Body=b"[]\n")
+    client.put_object(Bucket=BUCKET, Key=f"{prefix}/coco/results_segm.json", Body=b"[]\n")
     client.put_object(Bucket=BUCKET, Key=f"{prefix}/images/stray.parquet", Body=b"")
     report = verify_run(url)
     assert [(finding.check, finding.where) for finding in report.findings] == [

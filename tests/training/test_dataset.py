@@ -4,6 +4,7 @@ import copy
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -394,34 +395,75 @@ def test_images_are_found_beside_the_json_or_in_a_folder_of_its_name(tmp_path, f
         assert read(place, good()).errors == ()
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.floats(0.05, 0.95), st.permutations(range(40)))
-def test_a_split_is_of_names_not_of_order(share, order):
-    import pyarrow as pa
-
-    rows = [
-        {"image_id": i, "name": f"{i}.png", "uri": "", "height": 1, "width": 1, "labels": [], "masks": []}
-        for i in range(40)
-    ]
-    try:
-        splits = [
-            split_dataset(pa.Table.from_pylist(r, SCHEMA), share) for r in (rows, [rows[i] for i in order])
-        ]
-    except UsageError:
-        assert share < 0.15 or share > 0.85
-        return
-    names = [[set(side["name"].to_pylist()) for side in split] for split in splits]
-    assert names[0] == names[1]
-    assert not names[0][0] & names[0][1]
-    assert len(names[0][0] | names[0][1]) == 40
+def table_of(names, objects=None):
+    """Images of these names, of which some have an object."""
+    columns = {
+        "image_id": range(len(names)),
+        "name": names,
+        "uri": names,
+        "height": [1] * len(names),
+        "width": [1] * len(names),
+        "labels": [[1] if objects is None or name in objects else [] for name in names],
+        "masks": [[b"1"] if objects is None or name in objects else [] for name in names],
+    }
+    return pa.table(columns, schema=SCHEMA)
 
 
-def test_one_image_cannot_be_split():
-    import pyarrow as pa
+def sides(names, share, objects=None):
+    return [set(side["name"].to_pylist()) for side in split_dataset(table_of(names, objects), share)]
 
-    row = {"image_id": 1, "name": "a.png", "uri": "", "height": 1, "width": 1, "labels": [], "masks": []}
+
+NAMES = st.lists(st.text(min_size=1, max_size=4), min_size=2, max_size=40, unique=True)
+SHARES = st.floats(0.001, 0.999)
+
+
+@settings(deadline=None, max_examples=60)
+@given(NAMES, SHARES, st.randoms())
+def test_a_split_is_never_refused_and_has_the_share_that_is_asked_for(names, share, random):
+    train, validation = sides(names, share)
+    assert not train & validation
+    assert train | validation == set(names)
+    assert min(len(train), len(validation)) >= 1
+    assert len(validation) in (1, len(names) - 1) or abs(len(validation) - share * len(names)) <= 0.5
+    shuffled = list(names)
+    random.shuffle(shuffled)
+    assert sides(shuffled, share) == [train, validation]
+
+
+@settings(deadline=None, max_examples=60)
+@given(NAMES, SHARES, st.text(min_size=5, max_size=6))
+def test_an_image_more_moves_at_most_one_other(names, share, new):
+    (train, validation), (train_then, validation_then) = (
+        sides(each, share) for each in (names, [*names, new])
+    )
+    assert len(validation - validation_then) + len(train - train_then) <= 1
+
+
+@pytest.mark.parametrize(
+    ("count", "apart"), [(2, 1), (3, 1), (14, 1), (15, 2), (30, 3), (96, 10), (1000, 100)]
+)
+def test_a_tenth_is_a_tenth(count, apart):
+    for prefix in ("img_", "IMG-", "scene/"):
+        assert len(sides([f"{prefix}{n:05}.png" for n in range(count)], 0.1)[1]) == apart
+
+
+@settings(deadline=None, max_examples=60)
+@given(NAMES, SHARES, st.data())
+def test_each_side_has_objects_if_that_can_be(names, share, data):
+    objects = set(data.draw(st.lists(st.sampled_from(names), unique=True)))
+    train, validation = sides(names, share, objects)
+    assert bool(train & objects) == (len(objects) > 0)
+    assert bool(validation & objects) == (len(objects) > 1)
+
+
+def test_images_of_one_name_stay_together_and_one_alone_cannot_be_split():
+    train, validation = split_dataset(table_of(["a.png", "b.png", "a.png", "b.png"]), 0.5)
+    assert {side["name"].to_pylist()[0] for side in (train, validation)} == {"a.png", "b.png"}
+    assert train.num_rows == validation.num_rows == 2
     with pytest.raises(UsageError, match=r"^1 image cannot be split .*: give --val$"):
-        split_dataset(pa.Table.from_pylist([row], SCHEMA), 0.5)
+        split_dataset(table_of(["a.png"]), 0.5)
+    with pytest.raises(UsageError, match=r"^2 images cannot be split .*: give --val$"):
+        split_dataset(table_of(["a.png", "a.png"]), 0.5)
 
 
 def test_the_ground_truth_of_a_table_is_the_dataset(folder):

@@ -6,6 +6,7 @@ implementation to `_reference`.
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,14 +19,16 @@ from torch import Tensor
 from ...errors import UsageError, plural
 from ...io.url import Url, is_folder, is_there
 from ...types import Category
-from ..checkpoint_files import read_labels, read_weights, tensors_in_pickle
+from ..checkpoint_files import Checkpoint, read_checkpoint, read_labels, read_weights
 from ..matterport_config import MatterportConfig, configured
-from ..model import Model, build_network, load_model, save_model, tensors_of_torch
+from ..model import Model, build_network, load_model, save_model, set_norm_eps, tensors_of
 from ..network_shapes import Shape, current_name
 from ..networks import NETWORKS, Resize
-from ..registry import COCO_CATEGORIES, NO_CATEGORY, published_model_of
+from ..published_weights import NORM_EPS, norm_eps_of
+from ..registry import COCO_CATEGORIES, NO_CATEGORY, ModelFile, is_own_file
+from ..state_dicts import unsupported_network
 from .h5_reader import arrays_in_h5
-from .key_mapping import KEY_MAPPINGS, Step, moved, source_of, without_eps
+from .key_mapping import KEY_MAPPINGS, Step, moved, source_of, with_eps
 from .parity import Reference, Row, StockTorchvision, compare, generated_images
 from .parity_matterport import compare_matterport
 from .pickle_reader import arrays_in_pickle
@@ -35,6 +38,8 @@ from .reference_matterport import ReferenceMatterport
 __all__ = ["SOURCES", "Converted", "convert"]
 
 SOURCES: Final = ("torchvision", "detectron2", "matterport")
+
+log = logging.getLogger("maskrcnn")
 
 _MAX_SIZE: Final = 4096
 """The largest side of a resized image, pixels: the maps of such a square take 3 GiB."""
@@ -49,6 +54,8 @@ class Converted:
     categories: tuple[Category, ...]
     sha256: str
     """The sha256 of the source file, hexadecimal."""
+    place: str
+    """The keys in the file under which the weights were, such as `model`; empty: they were the whole file."""
     assumed: dict[str, Any]
     """Settings that the file does not contain: as passed, or the source's defaults."""
     steps: tuple[Step, ...]
@@ -72,6 +79,7 @@ class Converted:
             "source": self.source,
             "architecture": self.architecture,
             "sha256_of_source": self.sha256,
+            "place": self.place,
             "categories": [asdict(category) for category in self.categories],
             "assumed": self.assumed,
             "tensors": self.counts(),
@@ -103,29 +111,31 @@ def convert(
     *,
     min_size: int | None = None,
     max_size: int | None = None,
+    norm_eps: float | None = None,
     settings: Sequence[str] = (),
 ) -> Converted:
     """Convert a weights file, and write reports about the tensors and the comparison with the source next to it.
 
     Args:
-        weights: path or URL of a `.pth`, `.pt`, `.pkl` or `.h5` file.
+        weights: path or URL of a `.pth`, `.pt`, `.ckpt`, `.bin`, `.safetensors`, `.pkl` or `.h5` file.
         output: path of the `.safetensors` file to write; the reports are `OUTPUT.report.json` and `.md`.
         labels: path or URL of category names, one per line, from the first category; None: COCO's, if their number
             fits.
         source: one of `SOURCES`, or `auto`.
         min_size: the length that the shorter side of an image is resized to, pixels, …; None: 800.
         max_size: … unless the longer side would then exceed this; None: 1333, for matterport's networks 1024.
+        norm_eps: the epsilon of the norms that weights of torchvision were trained with; None: as `norm_eps_of` knows.
         settings: for matterport's networks: values of its `InferenceConfig`, such as `RPN_NMS_THRESHOLD=0.7`.
 
     Raises:
         UsageError: the file is damaged or of another network; a tensor is missing, unknown or misshapen; the output
-            exists or is not a local `.safetensors` path; the number of labels is not that of the classes.
+            exists or is not a local `.safetensors` path; labels do not fit the classes; the epsilon is not known.
     """
     path = _checked_output(output)
     config = configured(settings)
     data = read_weights(weights)
     digest = hashlib.sha256(data).hexdigest()
-    tensors = _read(weights, data)
+    tensors, checkpoint = _read(weights, data)
     source = source_of(weights, tensors, source)
     if settings and source != "matterport":
         raise UsageError(
@@ -133,8 +143,9 @@ def convert(
         )
     architecture, moves = KEY_MAPPINGS[source](weights, tensors)
     min_size, max_size = _sizes(NETWORKS[architecture].resize, min_size, max_size)
-    if source == "torchvision" and _trained_without_eps(digest):
-        moves = [without_eps(move) for move in moves]
+    eps = _norm_eps(weights, source, architecture, checkpoint, digest, norm_eps)
+    if source == "torchvision" and eps != NORM_EPS:
+        moves = with_eps(moves, tensors, eps)
     converted, steps = moved(weights, tensors, moves)
     n_labels = len(converted["roi_heads.box_predictor.cls_score.bias"])
     categories = _categories(weights, n_labels, labels)
@@ -148,11 +159,13 @@ def convert(
             part, network, architecture, categories, min_size, max_size, provenance, dtype=torch.float32
         )
         model = load_model(str(part))
-        rows = _parity(source, architecture, tensors, model, (min_size, max_size), config, digest)
-        assumed = {"min_size": min_size, "max_size": max_size}
-        if source == "matterport":
-            assumed |= asdict(config)
-        report = Converted(source, architecture, categories, digest, assumed, tuple(steps), tuple(rows))
+        rows = _parity(source, architecture, tensors, model, (min_size, max_size), config, eps)
+        own = {"torchvision": {"norm_eps": eps}, "matterport": asdict(config)}
+        assumed = {"min_size": min_size, "max_size": max_size} | own.get(source, {})
+        place = "" if checkpoint is None else checkpoint.place
+        report = Converted(
+            source, architecture, categories, digest, place, assumed, tuple(steps), tuple(rows)
+        )
         part.chmod(0o644)  # safetensors makes it readable by the owner only
         part.replace(path)
     finally:
@@ -169,21 +182,40 @@ def _parity(
     model: Model,
     sizes: tuple[int, int],
     config: MatterportConfig,
-    digest: str,
+    eps: float,
 ) -> Sequence[Row]:
     """Compare the converted model with what the source's own network computes, stage by stage."""
     if source == "matterport":
         return _compare_matterport(tensors, model, *sizes, config)
     n_labels = len(model.categories) + 1  # the background
-    return compare(
-        _reference(source, architecture, tensors, n_labels, sizes, digest), model, generated_images()
-    )
+    return compare(_reference(source, architecture, tensors, n_labels, sizes, eps), model, generated_images())
 
 
-def _trained_without_eps(digest: str) -> bool:
-    """Return whether a file is a published one whose batch norms were trained with an epsilon of 0."""
-    published = published_model_of(digest)
-    return published is not None and published.batch_norm_eps == 0
+def _norm_eps(
+    uri: str,
+    source: str,
+    architecture: str,
+    checkpoint: Checkpoint | None,
+    digest: str,
+    given: float | None,
+) -> float:
+    """Return the epsilon of the norms of weights of torchvision: as given, or as far as it can be known."""
+    if given is not None:
+        if source != "torchvision":
+            raise UsageError(
+                f"--norm-eps is for weights of torchvision: leave it out for {uri}, which has those of {source}"
+            )
+        if not 0 <= given < 1:
+            raise UsageError(f"--norm-eps must be from 0 to below 1, not {given:g}")
+    if source != "torchvision" or checkpoint is None:
+        return NORM_EPS
+    known = norm_eps_of(architecture, checkpoint, digest) if given is None else given
+    if known is None:
+        raise UsageError(
+            f"{uri} does not say with which epsilon its frozen norms were trained: give --norm-eps 0 if it was "
+            f"fine-tuned from torchvision's COCO weights, else --norm-eps 1e-5"
+        )
+    return known
 
 
 def _sizes(resize: Resize, min_size: int | None, max_size: int | None) -> tuple[int, int]:
@@ -214,20 +246,30 @@ def _checked_output(output: str) -> Path:
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-def _read(uri: str, data: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a file, by its suffix."""
+def _read(uri: str, data: bytes) -> tuple[dict[str, Tensor], Checkpoint | None]:
+    """Return the tensors of a file, and, of a state dict, how it was found in the file."""
+    tensors, checkpoint = _read_by_suffix(uri, data)
+    if (
+        what := unsupported_network({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    ) is not None:
+        raise UsageError(f"{uri} {what}")
+    return tensors, checkpoint
+
+
+def _read_by_suffix(uri: str, data: bytes) -> tuple[dict[str, Tensor], Checkpoint | None]:
     suffix = Path(uri).suffix.lower()
+    if suffix in _CHECKPOINTS:
+        if is_own_file(ModelFile(uri, suffix), data):
+            raise UsageError(f"{uri} needs no conversion: it is a model that maskrcnn-ray wrote, for --model")
+        checkpoint = read_checkpoint(uri, data)
+        if checkpoint.notice:
+            log.warning("%s: %s", uri, checkpoint.notice)
+        return tensors_of(uri, checkpoint, data), checkpoint
     if suffix not in _READERS:
         raise UsageError(
-            f"{uri} is not a weights file that can be converted: give one of {', '.join(_READERS)}"
+            f"{uri} is not a weights file that can be converted: give one of {', '.join((*_CHECKPOINTS, *_READERS))}"
         )
-    tensors = _READERS[suffix](uri, data)
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UsageError(
-                f"{uri}: the tensor {name} is not finite: the training diverged, or its values exceed float32"
-            )
-    return tensors
+    return _READERS[suffix](uri, data), None
 
 
 def _read_pickle(uri: str, data: bytes) -> dict[str, Tensor]:
@@ -240,18 +282,12 @@ def _torch_compatible(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array if array.dtype.kind != "u" or array.dtype.itemsize == 1 else array.astype(np.int64)
 
 
-def _read_torch(uri: str, data: bytes) -> dict[str, Tensor]:
-    tensors_in_pickle(uri, data)  # refuses by name what torch must not load
-    return tensors_of_torch(uri, data)
-
-
 def _read_h5(uri: str, data: bytes) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays_in_h5(uri, data).items()}
 
 
+_CHECKPOINTS: Final = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors")
 _READERS: Final[Mapping[str, Callable[[str, bytes], dict[str, Tensor]]]] = {
-    ".pth": _read_torch,
-    ".pt": _read_torch,
     ".pkl": _read_pickle,
     ".h5": _read_h5,
     ".hdf5": _read_h5,
@@ -296,7 +332,7 @@ def _reference(
     tensors: Mapping[str, Tensor],
     n_labels: int,
     sizes: tuple[int, int],
-    digest: str,
+    eps: float,
 ) -> Reference:
     """Return the implementation that the converted network is compared with."""
     if source == "detectron2":
@@ -304,15 +340,17 @@ def _reference(
     network = build_network(architecture, n_labels, *sizes)
     state = {current_name(name): tensor for name, tensor in tensors.items()}
     network.load_state_dict(network.state_dict() | state)
-    if _trained_without_eps(digest):
-        for layer in network.modules():
-            if isinstance(layer, torch.nn.BatchNorm2d):
-                layer.eps = 0.0
+    set_norm_eps(network, eps)
     return StockTorchvision(network)
 
 
 def _markdown(report: Converted, weights: str, output: str) -> str:
-    lines = [f"# {output}", "", f"Converted from `{weights}` ({report.source}, sha256 {report.sha256})."]
+    place = f", under `{report.place}`" if report.place else ""
+    lines = [
+        f"# {output}",
+        "",
+        f"Converted from `{weights}`{place} ({report.source}, sha256 {report.sha256}).",
+    ]
     lines += [
         f"Architecture `{report.architecture}`, {plural(len(report.categories), 'category')}: "
         f"{', '.join(f'{category.name} ({category.id})' for category in report.categories)}.",
@@ -341,7 +379,9 @@ def _markdown(report: Converted, weights: str, output: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    return " ".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return " ".join(f"{number:g}" for number in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _sides(shape: Shape) -> str:

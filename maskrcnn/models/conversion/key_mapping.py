@@ -4,7 +4,7 @@ Each source has a function in `KEY_MAPPINGS`, which plans a move for each tensor
 be present in the file, with the right shapes, and no others.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,8 +15,9 @@ from ...errors import UsageError
 from ..detectron2 import PIXEL_MEAN, SIZES, cell_anchors
 from ..network_shapes import Shape, current_name
 from ..networks import NETWORKS, architecture_of
+from ..published_weights import NORM_EPS
 
-__all__ = ["KEY_MAPPINGS", "Move", "Step", "detectron2_names", "moved", "source_of", "without_eps"]
+__all__ = ["KEY_MAPPINGS", "Move", "Step", "detectron2_names", "moved", "source_of", "with_eps"]
 
 DETECTRON2: Final = "maskrcnn_resnet50_fpn_detectron2"
 
@@ -30,7 +31,7 @@ class Step:
     target: str
     """Its name in the output file; empty if it was dropped."""
     action: str
-    """taken, flipped, transposed, reordered, padded, shifted, added or dropped."""
+    """taken, flipped, transposed, reordered, padded, rescaled, added or dropped."""
     shape: Shape
     """Its shape in the source."""
     new_shape: Shape
@@ -77,12 +78,35 @@ def _first(tensors: Mapping[str, Tensor], name: str) -> int:
     return tensors[name].shape[0] if name in tensors and tensors[name].ndim else 2
 
 
-def without_eps(move: Move) -> Move:
-    """Return the move of a network whose norms were trained with an epsilon of 0."""
-    if not move.target.endswith(".running_var"):
+def with_eps(moves: Sequence[Move], tensors: Mapping[str, Tensor], eps: float) -> list[Move]:
+    """Return the moves of a network whose norms were trained with another epsilon than `NORM_EPS`.
+
+    The weights of the norms are rescaled, so that they compute the same with `NORM_EPS`. A variance less the difference
+    would not do: it would lose its digits where it is much smaller than the epsilon.
+    """
+    sources = {move.target: move.source for move in moves}
+    return [_with_eps(move, tensors.get(sources.get(_variance_of(move.target), "")), eps) for move in moves]
+
+
+def _variance_of(target: str) -> str:
+    layer, _, part = target.rpartition(".")
+    return f"{layer}.running_var" if part == "weight" else ""
+
+
+def _with_eps(move: Move, variance: Tensor | None, eps: float) -> Move:
+    if variance is None or tuple(variance.shape) != move.shape:
         return move
-    note = "trained with an epsilon of 0: less 1e-5, to compensate for the epsilon here"
-    return Move(move.source, move.target, move.shape, "shifted", note, lambda tensor: tensor - 1e-5)
+    exact = variance.double()
+    factor = ((exact + NORM_EPS) / (exact + eps)).sqrt()
+    note = f"trained with an epsilon of {eps:g}: multiplied to compensate for the {NORM_EPS:g} here"
+    return Move(
+        move.source,
+        move.target,
+        move.shape,
+        "rescaled",
+        note,
+        lambda tensor: (tensor.double() * factor).float(),
+    )
 
 
 def detectron2_names(labels: int) -> dict[str, tuple[str, Shape]]:
@@ -293,9 +317,17 @@ def moved(uri: str, tensors: Mapping[str, Tensor], moves: list[Move]) -> tuple[d
         tensor = tensors[move.source] if move.source else torch.zeros(move.shape)
         if tuple(tensor.shape) != move.shape:
             raise UsageError(_misshapen(uri, move.source, tensor, move.shape))
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UsageError(
+                f"{uri}: the tensor {move.source} is not finite: the training diverged, or its values exceed float32"
+            )
         if move.target.endswith("running_var") and bool((tensor < 0).any()):
             raise UsageError(f"{uri}: the tensor {move.source} contains variances, of which one is negative")
         new = move.change(tensor) if move.change is not None else tensor
+        if move.action == "rescaled" and not torch.isfinite(new).all():
+            raise UsageError(
+                f"{uri}: with this --norm-eps the norm of {move.source} is infinite, since a variance is 0"
+            )
         if move.target:
             placed[move.target] = (new.float() if new.is_floating_point() else new).contiguous()
         new_shape = tuple(new.shape) if move.target else ()

@@ -16,9 +16,6 @@ __all__ = ["arrays_in_pickle"]
 
 Array = NDArray[Any]
 
-MAX_OPERATIONS: Final = 2_000_000
-"""A checkpoint of 400 arrays has some 10,000."""
-
 _NUMPY: Final = ("numpy.core.", "numpy._core.")
 _GLOBALS: Final = frozenset(
     [
@@ -65,7 +62,7 @@ def arrays_in_pickle(uri: str, data: bytes) -> tuple[dict[str, Array], dict[str,
         content = read_pickle(uri, data, _RULES)
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             keys = (
-                ", ".join(map(str, list(content)[:3]))
+                ", ".join(str(key)[:40] for key in list(content)[:3])
                 if isinstance(content, dict)
                 else type(content).__name__
             )
@@ -74,10 +71,17 @@ def arrays_in_pickle(uri: str, data: bytes) -> tuple[dict[str, Array], dict[str,
                 "files of Caffe2 and Detectron1 are not supported"
             )
         arrays = {}
+        made: dict[int, Array] = {}
+        n_bytes = 0
         for name, value in content["model"].items():
             if not isinstance(name, str) or not isinstance(value, _Array):
                 raise UsageError(f"{uri} contains a {kind_of(value).lower()} at {name!r}, not an array")
-            arrays[name] = _made(name, value)
+            if id(value) not in made:
+                made[id(value)] = _made(name, value)
+                n_bytes += made[id(value)].nbytes
+                if n_bytes > len(data):
+                    raise UsageError(f"{uri} has arrays of more bytes than the file itself")
+            arrays[name] = made[id(value)]
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UsageError(f"{uri} is truncated, or not a pickle of weights: {str(error)[:200]}") from error
     beside = {key: value for key, value in content.items() if isinstance(value, str | int | float)}
@@ -92,11 +96,13 @@ def _called(function: Any, arguments: Any) -> Any:
     if name == "_reconstruct":
         return _Array()
     if name == "dtype":
-        return _Dtype(str(arguments[0]).lstrip("<=|"))
+        if not isinstance(arguments[0], str):
+            raise TypeError("a type of numbers is not named by a text")
+        return _Dtype(arguments[0].lstrip("<=|"))
     if name == "encode":
         text, codec = arguments
         if codec not in ("latin1", "latin-1"):
-            raise ValueError(f"it encodes text as {codec!r}")
+            raise ValueError("it encodes text otherwise than as latin1")
         return text.encode("latin-1")
     if name == "bytes" and not arguments:
         return b""
@@ -154,5 +160,4 @@ _RULES: Final = PickleRules(
     "not allowed",
     call=_called,
     set_state=_build,
-    max_operations=MAX_OPERATIONS,
 )

@@ -12,10 +12,14 @@ from checkpoints import SIZES, detectron2_tensors, zoo_pickle
 from click.testing import CliRunner
 from maskrcnn_jobs.cli import main
 from networks import spread
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torchvision.models import resnet50
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn.errors import UsageError
-from maskrcnn.models import registry
+from maskrcnn.models import published_weights
 from maskrcnn.models.conversion import convert as convert_module
 from maskrcnn.models.conversion.convert import convert
 from maskrcnn.models.conversion.key_mapping import detectron2_names
@@ -187,6 +191,81 @@ def test_a_state_dict_of_torchvision_is_converted_with_parity(version, tmp_path)
     assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
 
 
+def frozen(*, eps):
+    """torchvision's first network with norms as its published weights have them: frozen, with tiny variances."""
+    torch.manual_seed(3)
+    body = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
+    network = MaskRCNN(_resnet_fpn_extractor(body, 3), 5, min_size=SIZES[0], max_size=SIZES[1])
+    for layer in network.modules():
+        if isinstance(layer, FrozenBatchNorm2d):
+            layer.eps = eps
+            layer.running_var.copy_(torch.logspace(-13, -3, len(layer.running_var)))
+            layer.weight.copy_((layer.running_var + eps).sqrt())  # so that each channel matters
+    spread(network)
+    return network.eval()
+
+
+def converted(folder, content, **options):
+    torch.save(content, folder / "m.pth")
+    (folder / "labels.txt").write_text(LABELS)
+    sizes = {"min_size": SIZES[0], "max_size": SIZES[1]}
+    return convert(f"{folder}/m.pth", f"{folder}/m.safetensors", f"{folder}/labels.txt", **sizes, **options)
+
+
+def test_a_given_epsilon_gives_the_features_of_the_network_that_was_trained(quick, tmp_path):
+    eps = 0.0
+    network = frozen(eps=eps)
+    report = converted(tmp_path, {"state_dict": network.state_dict()}, norm_eps=eps)
+    assert (report.assumed["norm_eps"], report.place) == (eps, "state_dict")
+    assert report.counts()["rescaled"] == 53
+    text = (tmp_path / "m.safetensors.report.md").read_text()
+    assert f"norm_eps {eps:g}" in text
+    assert "Converted from `m.pth`, under `state_dict`" in text
+    model = load_model(str(tmp_path / "m.safetensors"))
+    with torch.inference_mode():
+        image = torch.randn(1, 3, 64, 64)
+        expected, found = network.backbone(image), model.module.backbone(image)
+    for level, features in expected.items():
+        torch.testing.assert_close(
+            found[level], features, rtol=1e-3, atol=1e-4 * float(features.abs().max()), msg=level
+        )
+
+
+def test_an_epsilon_that_a_file_does_not_say_is_asked_for(quick, tmp_path):
+    state = {n: t for n, t in hollow_torchvision("").items() if not n.endswith("num_batches_tracked")}
+    with pytest.raises(
+        UsageError, match=r"does not say .*: give --norm-eps 0 if .* COCO weights, else --norm-eps 1e-5"
+    ):
+        converted(tmp_path, state)
+    assert not (tmp_path / "m.safetensors").exists()
+    with pytest.raises(UsageError, match="--norm-eps must be from 0 to below 1, not -1"):
+        converted(tmp_path, state, norm_eps=-1.0)
+    with pytest.raises(UsageError, match=r"norm of .* is infinite, since a variance is 0"):
+        converted(tmp_path, state, norm_eps=0.0)
+    with pytest.raises(UsageError, match="--norm-eps is for weights of torchvision: leave it out"):
+        converted(tmp_path, DETECTRON2, norm_eps=0.0)
+
+
+def test_a_state_dict_in_a_wrapper_and_in_half_precision_gives_the_same_file(quick, tmp_path):
+    torch.manual_seed(2)
+    state = {
+        name: tensor.bfloat16().float() if tensor.is_floating_point() else tensor
+        for name, tensor in build_network("maskrcnn_resnet18_fpn", 5, *SIZES).state_dict().items()
+    }
+    half = {f"model.{n}": t.bfloat16() if t.is_floating_point() else t for n, t in state.items()}
+    assert converted(tmp_path, {"state_dict": half}).place == "state_dict.model"
+    bare = tmp_path / "bare.safetensors"
+    save_file(state, bare)
+    convert(str(bare), f"{tmp_path}/other.safetensors", f"{tmp_path}/labels.txt")
+    for other in ("m.safetensors", "other.safetensors"):
+        found = load_file(tmp_path / other)
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    assert describe_model(str(bare), f"{tmp_path}/labels.txt").architecture == "maskrcnn_resnet18_fpn"
+    with pytest.raises(UsageError, match="needs no conversion: it is a model that maskrcnn-ray wrote"):
+        convert(f"{tmp_path}/m.safetensors", f"{tmp_path}/again.safetensors")
+
+
 def test_an_epsilon_of_zero_is_compensated(tmp_path, monkeypatch):
     # As torchvision's published v1, with variances so small that it matters.
     torch.manual_seed(3)
@@ -200,8 +279,10 @@ def test_an_epsilon_of_zero_is_compensated(tmp_path, monkeypatch):
     torch.save(network.state_dict(), tmp_path / "m.pth")
     digest = hashlib.sha256((tmp_path / "m.pth").read_bytes()).hexdigest()
     weights = PublishedWeights(f"m-{digest[:8]}.pth", "None")
-    published = registry.PublishedModel("coco-v1", "maskrcnn_resnet50_fpn", weights, batch_norm_eps=0.0)
-    monkeypatch.setitem(registry._PUBLISHED, "coco-v1", published)
+    published = published_weights.PublishedModel(
+        "coco-v1", "maskrcnn_resnet50_fpn", weights, batch_norm_eps=0.0
+    )
+    monkeypatch.setitem(published_weights.PUBLISHED, "coco-v1", published)
     (tmp_path / "labels.txt").write_text(LABELS)
     report = convert(
         f"{tmp_path}/m.pth",
@@ -210,7 +291,7 @@ def test_an_epsilon_of_zero_is_compensated(tmp_path, monkeypatch):
         min_size=SIZES[0],
         max_size=SIZES[1],
     )
-    assert report.counts()["shifted"] == 53
+    assert report.counts()["rescaled"] == 53
     assert [row for row in report.parity if not row.within_limit] == []
 
 

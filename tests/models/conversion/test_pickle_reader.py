@@ -1,7 +1,6 @@
 """Arrays survive a pickle unchanged; other content is refused or ignored, and no code is run."""
 
 import contextlib
-import dataclasses
 import io
 import os
 import pickle
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from maskrcnn.errors import UsageError
-from maskrcnn.models.conversion import pickle_reader
+from maskrcnn.models import restricted_pickle
 from maskrcnn.models.conversion.pickle_reader import arrays_in_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -136,6 +135,6 @@ def test_a_key_whose_hash_would_never_end_is_not_hashed():
 
 
 def test_a_pickle_of_endless_operations_is_refused(monkeypatch):
-    monkeypatch.setattr(pickle_reader, "_RULES", dataclasses.replace(pickle_reader._RULES, max_operations=10))
+    monkeypatch.setattr(restricted_pickle, "MAX_OPERATIONS", 10)
     with pytest.raises(UsageError, match="has more than 10 operations"):
         arrays_in_pickle("m.pkl", WHOLE)

@@ -1,0 +1,222 @@
+"""The weights of one network are found wherever a training script put them; other networks are named."""
+
+import argparse
+import io
+import pathlib
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import detectron2_tensors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+from torchvision.models.detection import (
+    fasterrcnn_resnet50_fpn,
+    fcos_resnet50_fpn,
+    keypointrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn,
+    retinanet_resnet50_fpn,
+    ssd300_vgg16,
+    ssdlite320_mobilenet_v3_large,
+)
+from torchvision.models.segmentation import deeplabv3_resnet50, fcn_resnet50
+
+from maskrcnn.errors import UsageError
+from maskrcnn.models.checkpoint_files import Checkpoint, read_checkpoint
+from maskrcnn.models.networks import NETWORKS, architecture_of
+from maskrcnn.models.state_dicts import unsupported_network
+
+V2 = "maskrcnn_resnet50_fpn_v2"
+SHAPES = NETWORKS[V2].shapes(3)
+Json = dict[str, Any]
+
+
+def weights(fill: float = 0.0) -> Json:
+    """All tensors of a network, each of which repeats one number in the file."""
+    return {name: torch.full((), fill).expand(shape) for name, shape in SHAPES.items()}
+
+
+def read(content: Any) -> Checkpoint:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return read_checkpoint("m.pth", buffer.getvalue())
+
+
+def prefixed(prefix: str, state: Json) -> Json:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+SAVED: dict[str, Callable[[Json], Any]] = {
+    "alone": lambda state: state,
+    "ordered": OrderedDict,
+    "the PyTorch tutorial": lambda state: {
+        "epoch": 3, "model_state_dict": state, "optimizer_state_dict": {"state": {}, "param_groups": [{"lr": 0.1}]},
+        "loss": torch.tensor(0.25),
+    },
+    "an ImageNet script": lambda state: {"state_dict": prefixed("module.", state), "best_acc1": np.float64(0.7)},
+    "torch.compile": lambda state: prefixed("_orig_mod.", state),
+    "torch.compile of a part": lambda state: {
+        name.replace("backbone.", "backbone._orig_mod.", 1): tensor for name, tensor in state.items()
+    },
+    "torch.compile within DistributedDataParallel": lambda state: {"model": prefixed("module._orig_mod.", state)},
+    "Lightning": lambda state: {
+        "epoch": 1, "state_dict": prefixed("model.", state) | {"criterion.weight": torch.ones(3)},
+        "hyper_parameters": {"lr": 1e-3, "root": pathlib.PosixPath("data/train")}, "callbacks": {"ModelCheckpoint": {}},
+    },
+    "Lightning, net": lambda state: {"state_dict": prefixed("net.", state), "pytorch-lightning_version": "2.4.0"},
+    "Lightning with a compiled model": lambda state: {"state_dict": prefixed("model._orig_mod.", state)},
+    "EMA alone": lambda state: {"ema_state_dict": state, "updates": 100},
+    "EMA beside": lambda state: {"model": state, "model_ema": prefixed("module.", weights(1.0))},
+    "timm": lambda state: {"state_dict": state, "state_dict_ema": weights(1.0), "args": argparse.Namespace(lr=1)},
+    "EMA in Lightning": lambda state: {
+        "state_dict": prefixed("model.", state) | prefixed("ema_model.module.", weights(1.0))
+    },
+    "torch's AveragedModel": lambda state: {"n_averaged": torch.tensor(3)} | prefixed("module.", state),
+    "nested": lambda state: {"checkpoint": {"model": {"state_dict": state}, "step": 7}},
+    "twice": lambda state: {"model": state, "state_dict": dict(state)},
+    "a default dictionary": lambda state: {"model": state, "history": np.zeros(3), "best": (1, 2.5)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrap", SAVED.values(), ids=SAVED.keys())
+def test_weights_are_found_as_training_scripts_save_them(wrap: Callable[[Json], Any]) -> None:
+    checkpoint = read(wrap(weights()))
+    assert checkpoint.shapes == SHAPES
+    assert architecture_of(checkpoint.shapes) == V2
+    assert {tensor.storage for tensor in checkpoint.saved.values()} != {None}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.sampled_from(["module.", "_orig_mod.", "model.", "net.", "detector.", "ema."]), max_size=4),
+    st.lists(st.sampled_from(["model", "state_dict", "ema", "weights", "checkpoint"]), max_size=3),
+)
+def test_no_wrapper_and_no_key_hides_them(prefixes: list[str], keys: list[str]) -> None:
+    content: Any = prefixed("".join(prefixes), weights())
+    for key in keys:
+        content = {key: content, "epoch": 1}
+    assert read(content).shapes == SHAPES
+
+
+def test_an_average_is_read_where_it_is_alone_and_said_where_it_is_not() -> None:
+    assert read({"model_ema": weights()}).notice is None
+    both = read({"ema": {"model": weights(1.0)}, "model": weights()})
+    assert both.place == "model"
+    assert both.notice == "the weights under 'model' are read, not those under 'ema.model'"
+
+
+def test_two_networks_are_not_chosen_between() -> None:
+    for content in (
+        {"student": weights(), "teacher": weights(1.0)},
+        prefixed("student.", weights()) | prefixed("teacher.", weights(1.0)),
+    ):
+        with pytest.raises(
+            UsageError, match=r"contains several networks \(student, teacher\): save the state dict"
+        ):
+            read(content)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_safetensors_without_our_metadata_are_a_state_dict(metadata: dict[str, str] | None) -> None:
+    tensors = {f"model.{name}": torch.zeros(shape, dtype=torch.int8) for name, shape in SHAPES.items()}
+    checkpoint = read_checkpoint("m.safetensors", save(tensors, metadata))
+    assert checkpoint.shapes == SHAPES
+    assert checkpoint.place == "model"
+
+
+# Other networks
+
+
+def names_of(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+FREE = {"weights": None, "weights_backbone": None}
+TORCHVISION = {
+    "Faster R-CNN, which has boxes and no masks": fasterrcnn_resnet50_fpn,
+    "Keypoint R-CNN": keypointrcnn_resnet50_fpn,
+    "RetinaNet": retinanet_resnet50_fpn,
+    "FCOS": fcos_resnet50_fpn,
+    "SSD": ssd300_vgg16,
+    "an SSD": ssdlite320_mobilenet_v3_large,
+    "classifier or a semantic segmentation": deeplabv3_resnet50,
+    "semantic segmentation": fcn_resnet50,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "build"), TORCHVISION.items(), ids=TORCHVISION.keys())
+def test_torchvisions_other_networks_are_named(name: str, build: Callable[..., torch.nn.Module]) -> None:
+    with torch.device("meta"):
+        shapes = names_of(build(**FREE))
+    message = str(unsupported_network(shapes))
+    assert name in message
+    assert "supported are Mask R-CNN with ResNet-50 and FPN" in message
+
+
+DETECTRON2 = {name: tuple(tensor.shape) for name, tensor in detectron2_tensors().items()}
+
+
+def changed(old: str, new: str) -> dict[str, tuple[int, ...]]:
+    return {name.replace(old, new): shape for name, shape in DETECTRON2.items()}
+
+
+OTHERS: dict[str, dict[str, tuple[int, ...]]] = {
+    "a Cascade R-CNN": changed("roi_heads.box_predictor.", "roi_heads.box_predictor.0."),
+    "a Keypoint R-CNN": DETECTRON2 | {"roi_heads.keypoint_head.conv_fcn1.weight": (512, 256, 3, 3)},
+    "C4 of detectron2": changed("backbone.bottom_up.res5", "roi_heads.res5"),
+    "DC5 of detectron2": changed("backbone.bottom_up.", "backbone."),
+    "a PointRend": DETECTRON2 | {"roi_heads.mask_point_head.fc1.weight": (256, 336, 1)},
+    "a Panoptic FPN": DETECTRON2 | {"sem_seg_head.p2.0.weight": (128, 256, 3, 3)},
+    "with ResNet-101": DETECTRON2 | {"backbone.bottom_up.res4.22.conv1.weight": (256, 1024, 1, 1)},
+    "with ResNeXt or Wide ResNet": DETECTRON2 | {"backbone.bottom_up.res2.0.conv2.weight": (256, 8, 3, 3)},
+    "with group norms": {n: s for n, s in DETECTRON2.items() if "running" not in n},
+    "a Mask R-CNN of MMDetection": {
+        "backbone.layer1.0.conv1.weight": (64, 64, 1, 1), "neck.lateral_convs.0.conv.weight": (256, 256, 1, 1),
+        "roi_head.bbox_head.fc_cls.weight": (81, 1024), "roi_head.mask_head.convs.0.conv.weight": (256, 256, 3, 3),
+    },
+    "a Mask R-CNN of maskrcnn-benchmark": {
+        "backbone.body.stem.conv1.weight": (64, 3, 7, 7), "roi_heads.box.feature_extractor.fc6.weight": (1024, 12544),
+    },
+    "a YOLO": {"model.0.conv.weight": (16, 3, 3, 3), "model.22.cv2.0.0.conv.weight": (64, 64, 3, 3)},
+    "a DETR": {"transformer.encoder.layers.0.linear1.weight": (2048, 256), "backbone.0.body.conv1.weight": (64, 3)},
+    "a Segment Anything model": {"image_encoder.pos_embed": (1, 64, 64, 768)},
+    "such as a U-Net": {"encoder.conv1.weight": (64, 3, 7, 7), "segmentation_head.0.weight": (1, 16, 3, 3)},
+    "a ResNet without a detector": {"conv1.weight": (64, 3, 7, 7), "fc.weight": (1000, 2048)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "shapes"), OTHERS.items(), ids=OTHERS.keys())
+def test_a_network_that_is_not_supported_is_named(what: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    message = unsupported_network(shapes)
+    assert message is not None
+    assert what in message
+    assert "supported are Mask R-CNN with ResNet-50 and FPN" in message
+
+
+@pytest.mark.parametrize(
+    "architecture", [name for name, network in NETWORKS.items() if network.depth is None]
+)
+def test_a_network_that_is_supported_is_not_refused(architecture: str) -> None:
+    assert unsupported_network(NETWORKS[architecture].shapes(5)) is None
+    assert unsupported_network(DETECTRON2) is None
+
+
+@pytest.mark.slow
+def test_other_backbones_of_torchvision_are_named() -> None:
+    from torchvision.models.detection import MaskRCNN
+    from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
+
+    with torch.device("meta"):
+        for name, shown in (("resnet34", "ResNet-34"), ("resnet101", "ResNet-101"), ("resnet152", "ResNet-152"),
+                            ("resnext50_32x4d", "ResNeXt or Wide ResNet")):  # fmt: skip
+            network = MaskRCNN(resnet_fpn_backbone(backbone_name=name, weights=None), 3)
+            assert f"is a Mask R-CNN with {shown}" in str(unsupported_network(names_of(network)))
+        mobile = mobilenet_backbone(backbone_name="mobilenet_v3_large", weights=None, fpn=True)
+        network = MaskRCNN(mobile, 3)
+        assert "such as MobileNet" in str(unsupported_network(names_of(network)))
+        assert unsupported_network(names_of(maskrcnn_resnet50_fpn(**FREE))) is None
