@@ -1,14 +1,15 @@
 """Where the job runs: an existing Ray cluster, or a Ray that is started on this machine for the job."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import ray
@@ -18,15 +19,16 @@ from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import MaskrcnnError, RunError, UsageError, plural
 
 from .execution import check_resources, cluster_of
+from .local_ray import local_ray
+from .ray_errors import advise, condense
 
 log = logging.getLogger("maskrcnn")
 
 MAX_GPU_THREADS = 8
 """CPUs of a GPU actor by default: at about 2 ms per photo, they decode faster than one GPU segments."""
-_LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # only shards and the counts of receipts pass through Ray
 
 
-@contextmanager
+@contextlib.contextmanager
 def connected(address: str | None, resources: ResourceConfig) -> Iterator[ResourceConfig]:
     """Connect to Ray for the duration of a block; yield the resources with every default resolved.
 
@@ -35,58 +37,63 @@ def connected(address: str | None, resources: ResourceConfig) -> Iterator[Resour
         resources: as requested; `device="auto"`, `threads=None` and `actors=None` are resolved.
 
     Raises:
-        UsageError: an existing cluster without `--device`.
+        UsageError: an existing cluster without `--device`; nothing can meet the demand of an actor.
         RunError: the cluster cannot be reached.
     """
     check_resources(address, resources)
     address = cluster_of(address)
     local = address is None
-    started_here = not ray.is_initialized()
-    if started_here:
-        log.info("starting Ray on this machine" if local else f"connecting to Ray at {address}")
-        _init(address)
-    try:
+    with contextlib.ExitStack() as stack:
+        if not ray.is_initialized():
+            if address is None:
+                log.info("starting Ray on this machine")
+                address = stack.enter_context(local_ray())
+            else:
+                log.info("connecting to Ray at %s", address)
+                _check_reachable(address)
+            stack.callback(ray.shutdown)
+            _init(address)
         # Ray reports workers that died on stdout, which is reserved for a command's result.
-        with redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr):
             yield _resolved(resources, dict(ray.cluster_resources()), local=local)  # type: ignore[no-untyped-call]
-    finally:
-        if started_here:
-            ray.shutdown()
 
 
-def _init(address: str | None) -> None:
+def _init(address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # If an actor dies with two tasks, only the result of the first is fetched.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # Silences a notice about GPUs' environment variables that does not apply here.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        options |= {
-            "address": "local",
-            "include_dashboard": False,
-            "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
-            "_node_ip_address": "127.0.0.1",
-        }
-    else:
-        _check_reachable(address)
-        options["address"] = address
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        ray.init(**options)
+        with _empty_folder():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # Ray raises many kinds, down to `Exception`; all are the environment's
+        raise RunError(f"cannot connect to Ray at {address}: {advise(condense(error))}") from error
+    finally:
         if threading.current_thread() is threading.main_thread():
             # Ray installs its own handlers, which end the process at once.
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        where = address or "this machine"
-        raise RunError(f"cannot connect to Ray at {where}: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # Ray raises nothing narrower if a node does not start in time
-        if "timed out" not in str(error):
-            raise
-        raise RunError(
-            "Ray did not start in time, perhaps because the machine is busy: run the same command again"
-        ) from error
+
+
+@contextlib.contextmanager
+def _empty_folder() -> Iterator[None]:
+    """Change the working directory to an empty folder for the time of a block.
+
+    Ray adds the working directory of `ray.init` to `sys.path` of all workers, at its start: a package `maskrcnn`, `ray`
+    or `torch` in the user's folder would be imported instead of the installed one.
+    """
+    before = os.open(".", os.O_RDONLY)  # not by its name: it may have been removed
+    try:
+        with tempfile.TemporaryDirectory(prefix="maskrcnn-", ignore_cleanup_errors=True) as folder:
+            os.chdir(folder)
+            try:
+                yield
+            finally:
+                os.fchdir(before)
+    finally:
+        os.close(before)
 
 
 def _check_reachable(address: str) -> None:
@@ -154,9 +161,7 @@ def run_all(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[An
             raise cause from None
         raise
     except ray.exceptions.RayError as error:
-        raise RunError(
-            f"a task of the reduce died: {str(error).splitlines()[0]}; run the same command again"
-        ) from error
+        raise RunError(f"a task of the reduce died: {condense(error)}; run the same command again") from error
     return results
 
 
