@@ -403,7 +403,7 @@ FORBIDDEN: Final = re.compile(
 
 @pytest.mark.slow
 def test_nothing_is_unpickled_and_no_text_is_run() -> None:
-    modules = [path for folder in ("maskrcnn", "jobs") for path in sorted((ROOT / folder).glob("*.py"))]
+    modules = [path for folder in ("maskrcnn", "jobs") for path in sorted((ROOT / folder).rglob("*.py"))]
     calls = [call for path in modules for call in calls_in(path)]
     loads = [keywords for name, keywords in calls if name == "torch.load"]
     assert loads

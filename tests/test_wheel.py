@@ -92,7 +92,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path)
 def test_what_is_not_python_is_in_the_wheel_too(wheel: Path) -> None:
     other = {Path(name).name for name in contents(wheel) if not name.endswith(".py")}
     templates = {f"{name}.html.j2" for name in ("report", "evaluation", "training", "diff")}
-    assert other >= {"py.typed", "scenes.safetensors", "LICENSE", *templates}
+    assert other >= {"py.typed", "scenes.safetensors", "LICENSE", "page.css.j2", *templates}
 
 
 def test_nothing_of_benchmarks_or_tests_is_published(wheel: Path, sdist: Path) -> None:

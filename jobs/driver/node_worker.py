@@ -4,6 +4,7 @@ Ray's actors hold one each (`actor`), and a run without Ray has one in its own p
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -12,6 +13,7 @@ import platform
 import socket
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -146,13 +148,18 @@ class NodeWorker:
             storage.write(probe, self.host.encode())
         except RunError as error:
             raise RunError(f"node {self.host} cannot write the output: {error}") from error
-        segmenter = build_segmenter(self._spec)
+        limits = Limits(self._spec.inference.max_pixels, self._spec.inference.max_bytes, math.inf)
+        with ThreadPoolExecutor(1) as side:  # while the model is loaded, which takes seconds
+            decoders = side.submit(self._decoders.start, limits) if not self._spec.inference.window else None
+            segmenter = build_segmenter(self._spec)
+        if decoders is not None:
+            decoders.result()
         self.on_gpu = segmenter.execution.get("device", "cpu") != "cpu"
         max_aspect = math.inf if self._spec.inference.window else float(segmenter.max_side)
         self._worker = ShardWorker(
             storage,
             segmenter,
-            Limits(self._spec.inference.max_pixels, self._spec.inference.max_bytes, max_aspect),
+            dataclasses.replace(limits, max_aspect=max_aspect),
             {"node": self.host, "python": platform.python_version(), "pid": os.getpid()},
             self._cpus,
             self._decoders.decode,

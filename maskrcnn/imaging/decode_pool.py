@@ -79,6 +79,19 @@ class Decoders:
         for _ in range(count):
             self._idle.put(None)
 
+    def start(self, limits: Limits) -> None:
+        """Start all processes, for images within the limits, before the first image needs one.
+
+        Raises:
+            RunError: a process cannot be started.
+        """
+        for _ in range(self._count):
+            decoder = self._idle.get()
+            try:
+                decoder = decoder or _Decoder(_memory(limits))
+            finally:
+                self._idle.put(decoder)
+
     def decode(self, data: bytes, limits: Limits) -> DecodedImage:
         """Run `decode.decode_image` in a decoding process.
 

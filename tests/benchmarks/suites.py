@@ -220,7 +220,7 @@ def fetch(settings: Settings) -> Iterator[Row]:
     """Measure the worker's fetching ahead against s3fs, one object after the other.
 
     Raises:
-        UsageError: the prefix is none.
+        UsageError: the prefix is not one of S3.
         RunError: the bytes differ.
     """
     what = "objects/s of the worker's fetching ahead, over s3fs one by one"

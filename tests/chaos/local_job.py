@@ -13,8 +13,8 @@ from unittest import mock
 import maskrcnn_jobs.driver.run
 import numpy as np
 from maskrcnn_jobs.commands.retry import run_retry as retry_failed
-from maskrcnn_jobs.driver.run import run_segment
 from maskrcnn_jobs.driver.planning import Request
+from maskrcnn_jobs.driver.run import run_segment
 from planted_images import random_instances, write_planted
 
 import maskrcnn.pipeline.reduce

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from chaos.local_job import without_ray
-from maskrcnn_jobs.driver.run import run_segment
 from maskrcnn_jobs.driver.planning import Request
+from maskrcnn_jobs.driver.run import run_segment
 from PIL import Image
 from planted_images import write_planted
 from windowed import mosaic, run_windows, write_geotiff

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 from commandline import maskrcnn_command, parts
 from local import LocalCluster
-from maskrcnn_jobs.commands.demo import QUERIES
 from planted_images import write_planted
 
 import maskrcnn
@@ -31,10 +30,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(images: Path) -> Path:
+def undisturbed(images: Path, ray_cluster: LocalCluster) -> Path:
     """A run by one actor that nothing disturbed: what every other run must equal."""
     output = images.parent / "undisturbed"
-    run = maskrcnn_command("segment", str(images), str(output), "--model", "planted", "--actors", "1")
+    command = ["segment", str(images), str(output), "--model", "planted", "--actors", "1"]
+    run = maskrcnn_command(*command, cluster=ray_cluster)
     assert run.returncode == 1, run.stderr  # one of 61 images is broken: above the limit of 1 %
     return output
 
@@ -53,6 +53,17 @@ def test_a_run_says_what_it_did(images: Path, undisturbed: Path) -> None:
     report = (undisturbed / "report.html").read_text()
     assert "not_an_image" in report
     assert "Traceback" not in report
+
+
+def test_a_run_without_ray_gives_the_bytes_of_one_actor(
+    images: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    command = ["segment", str(images), str(tmp_path / "run"), "--model", "planted", "--shard-images", "16"]
+    run = maskrcnn_command(*command)
+    assert run.returncode == 1, run.stderr
+    assert "61 images: running in this process, without Ray" in run.stderr
+    assert "starting Ray" not in run.stderr
+    assert parts(tmp_path / "run") == parts(undisturbed)
 
 
 def test_two_actors_give_the_bytes_of_one(
@@ -134,14 +145,18 @@ def test_a_driver_that_dies_in_mid_run_is_continued(
     assert resumed.stats == whole.stats
 
 
-def test_a_worker_that_dies_is_replaced(images: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_replaced(
+    images: Path, undisturbed: Path, tmp_path: Path, ray_cluster: LocalCluster
+) -> None:
     output = tmp_path / "run"
     command = ["segment", str(images), str(output), "--model", "planted:0.08", "--actors", "1", "--json"]
+    command += ["--address", ray_cluster.address, "--device", "cpu"]
     driver = subprocess.Popen(
         [sys.executable, "-m", "maskrcnn_jobs", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=os.environ | ray_cluster.environment,
     )
     [first, *_] = wait_for_receipts(output, 1, driver)
     worker = json.loads((output / "receipts" / first).read_text())["execution"]["pid"]
@@ -155,19 +170,17 @@ def test_a_worker_that_dies_is_replaced(images: Path, undisturbed: Path, tmp_pat
     assert parts(output) == parts(undisturbed)
 
 
-def test_the_network_gives_the_same_bytes_with_one_actor_and_with_two(
+def test_the_network_gives_the_same_bytes_with_two_actors_and_without_ray(
     tmp_path: Path, ray_cluster: LocalCluster
 ) -> None:
     write_scenes(tmp_path / "scenes", 8, seed=40_000_000, size=256)
-    for actors in ("1", "2"):
-        run = maskrcnn_command(
-            "segment", str(tmp_path / "scenes"), str(tmp_path / actors), "--model", "scenes",
-            "--actors", actors, "--shard-images", "2", cluster=ray_cluster,
-        )  # fmt: skip
+    for name, options, cluster in (("two", ["--actors", "2"], ray_cluster), ("here", ["--no-ray"], None)):
+        command = ["segment", str(tmp_path / "scenes"), str(tmp_path / name), "--model", "scenes", *options]
+        run = maskrcnn_command(*command, "--shard-images", "2", cluster=cluster)
         assert run.returncode == 0, run.stderr
         assert "knows only generated" in run.stderr
-    assert parts(tmp_path / "1") == parts(tmp_path / "2")
-    assert maskrcnn.open_run(str(tmp_path / "1")).instances().num_rows > 0
+    assert parts(tmp_path / "two") == parts(tmp_path / "here")
+    assert maskrcnn.open_run(str(tmp_path / "here")).instances().num_rows > 0
 
 
 def test_another_configuration_is_refused_with_what_differs(images: Path, undisturbed: Path) -> None:
@@ -184,7 +197,7 @@ def test_a_job_from_a_directory_with_its_own_jobs_package(
 ) -> None:
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "__init__.py").write_text("raise ImportError('the wrong jobs')\n")
-    run = maskrcnn_command("segment", str(images), "out", "--model", "planted", cwd=tmp_path)
+    run = maskrcnn_command("segment", str(images), "out", "--model", "planted", "--ray", cwd=tmp_path)
     assert run.returncode == 1, run.stderr
     assert parts(tmp_path / "out") == parts(undisturbed)
 
@@ -199,16 +212,3 @@ def test_export_and_gc(undisturbed: Path, tmp_path: Path) -> None:
     assert not (undisturbed / "shards").exists()
     assert maskrcnn.open_run(str(undisturbed)).instances().equals(before)
     assert isinstance(before, pa.Table)
-
-
-def test_the_demo_shows_the_whole_chain(tmp_path: Path) -> None:
-    run = maskrcnn_command("demo", str(tmp_path / "demo"), "--scenes", "8")
-    assert run.returncode == 0, run.stderr
-    [accuracy] = [line for line in run.stdout.splitlines() if line.startswith("mask AP ")]
-    assert float(accuracy.split()[2]) >= 0.45
-    assert all(question in run.stdout for question, _ in QUERIES)
-    assert (tmp_path / "demo" / "overlay.png").stat().st_size > 100_000
-    assert "<img" in (tmp_path / "demo" / "run" / "report.html").read_text()
-    refused = maskrcnn_command("demo", str(tmp_path / "demo"))
-    assert refused.returncode == 2
-    assert "not empty" in refused.stderr

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from commandline import maskrcnn_command
-from local import LocalCluster
 from matterport_oracle import images_of, model_of, script, tensors_of
 from PIL import Image
 from windowed import write_geotiff
@@ -15,7 +14,7 @@ from windowed import write_geotiff
 import maskrcnn
 from maskrcnn.models.model import save_model
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.slow
 
 COCO = Path(__file__).parents[3] / "shared" / "data" / "coco_sample" / "images"
 
@@ -43,7 +42,7 @@ def proven(output: Path) -> None:
     assert json.loads(proof.stdout)["proven"], proof.stdout
 
 
-def test_images_and_what_is_found_in_them(weights: Path, tmp_path: Path, ray_cluster: LocalCluster) -> None:
+def test_images_and_what_is_found_in_them(weights: Path, tmp_path: Path) -> None:
     images = tmp_path / "in"
     images.mkdir()
     for name in images_of("resnet50")[:2]:
@@ -52,8 +51,8 @@ def test_images_and_what_is_found_in_them(weights: Path, tmp_path: Path, ray_clu
     for photo in photos:
         (images / photo.name).write_bytes(photo.read_bytes())
     (images / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
-    options = ("--model", str(weights), "--min-score", "0.7", "--actors", "1")
-    done = maskrcnn_command("segment", str(images), str(tmp_path / "out"), *options, cluster=ray_cluster)
+    options = ("--model", str(weights), "--min-score", "0.7", "--no-ray")
+    done = maskrcnn_command("segment", str(images), str(tmp_path / "out"), *options)
     assert done.returncode == 1, done.stderr  # one file is not an image
     run = maskrcnn.open_run(str(tmp_path / "out"))
     rows = run.images().to_pylist()
@@ -68,7 +67,7 @@ def test_images_and_what_is_found_in_them(weights: Path, tmp_path: Path, ray_clu
     proven(tmp_path / "out")
 
 
-def test_a_raster_in_windows(weights: Path, tmp_path: Path, ray_cluster: LocalCluster) -> None:
+def test_a_raster_in_windows(weights: Path, tmp_path: Path) -> None:
     pytest.importorskip("rasterio")
     image = np.tile(script("make_images").make_image("c_400x300"), (1, 2, 1))
     write_geotiff(tmp_path / "in" / "a.tif", image)
@@ -81,11 +80,10 @@ def test_a_raster_in_windows(weights: Path, tmp_path: Path, ray_cluster: LocalCl
         "64",
         "--min-score",
         "0.7",
-        "--actors",
-        "1",
+        "--no-ray",
     )
     command = ["segment", str(tmp_path / "in"), str(tmp_path / "out"), *options]
-    done = maskrcnn_command(*command, cluster=ray_cluster)
+    done = maskrcnn_command(*command)
     assert done.returncode == 0, done.stderr
     run = maskrcnn.open_run(str(tmp_path / "out"))
     assert run.images().num_rows == 1

@@ -4,40 +4,37 @@ from pathlib import Path
 
 import pytest
 from commandline import maskrcnn_command
-from local import LocalCluster
 
 import maskrcnn
 from maskrcnn.errors import ERROR_CODES
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.slow
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
-def run(source: Path, output: Path, cluster: LocalCluster) -> maskrcnn.Run:
-    done = maskrcnn_command("segment", str(source), str(output), "--model", "scenes", cluster=cluster)
+def run(source: Path, output: Path) -> maskrcnn.Run:
+    done = maskrcnn_command("segment", str(source), str(output), "--model", "scenes", "--no-ray")
     assert done.returncode in (0, 1), done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     return maskrcnn.open_run(str(output))
 
 
 @pytest.mark.parametrize(("folder", "images"), [("nuclei/val", 80), ("coco_sample/images", 80)])
-def test_every_picture_of_a_collection_has_a_row(
-    folder: str, images: int, tmp_path: Path, ray_cluster: LocalCluster
-) -> None:
+def test_every_picture_of_a_collection_has_a_row(folder: str, images: int, tmp_path: Path) -> None:
     if not (DATA / folder).is_dir():
         pytest.skip(f"{folder} is not at hand")
-    found = run(DATA / folder, tmp_path / "run", ray_cluster)
+    found = run(DATA / folder, tmp_path / "run")
     assert found.images().num_rows == images
     assert set(found.images()["status"].to_pylist()) <= {"ok", "empty"}
 
 
-def test_every_odd_file_has_a_row_and_a_code(tmp_path: Path, ray_cluster: LocalCluster) -> None:
+def test_every_odd_file_has_a_row_and_a_code(tmp_path: Path) -> None:
     files = [path for path in sorted((DATA / "odd_images").rglob("*")) if path.is_file()]
     if not files:
         pytest.skip("odd_images are not at hand")
     (tmp_path / "odd.txt").write_text("".join(f"{path}\n" for path in files))
-    rows = run(tmp_path / "odd.txt", tmp_path / "run", ray_cluster).images().to_pylist()
+    rows = run(tmp_path / "odd.txt", tmp_path / "run").images().to_pylist()
     assert sorted(row["uri"] for row in rows) == sorted(map(str, files))
     for row in rows:
         assert (row["status"] == "failed") == (row["error"] is not None)
