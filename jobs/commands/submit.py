@@ -62,17 +62,23 @@ def submit_job(
 
     from maskrcnn.io.sources import refuse_user
 
+    from ..driver.execution import check_reachable
+    from ..driver.ray_errors import advise, condense
+
     if command[0] not in known:
         raise UsageError(f"maskrcnn has no command {command[0]!r}; it has {', '.join(known)}")
     for argument in command:
         for url in (argument, argument.partition("=")[2]):
             refuse_user(url, "the command")
+    check_reachable(address, "submit to")
     try:
         client = JobSubmissionClient(address)
         runtime_env = {"working_dir": working_dir} if working_dir else {}
         job = client.submit_job(entrypoint=shlex.join(["maskrcnn", *command]), runtime_env=runtime_env)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise RunError(f"cannot submit to {address}: {str(error).splitlines()[0]}") from error
+    except (
+        Exception
+    ) as error:  # Ray and its HTTP client raise many kinds; all are the address's or the network's
+        raise RunError(f"cannot submit to {address}: {advise(condense(error))}") from error
     click.echo(job)
     if not wait:
         return 0

@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -18,14 +17,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import MaskrcnnError, RunError, UsageError, plural
 
-from .execution import check_resources, cluster_of
+from .execution import check_reachable, check_resources, cluster_of
 from .local_ray import local_ray
+from .nodes import Demand, alive_nodes, await_demand, default_actors, default_threads, node_types
 from .ray_errors import advise, condense
 
 log = logging.getLogger("maskrcnn")
-
-MAX_GPU_THREADS = 8
-"""CPUs of a GPU actor by default: at about 2 ms per photo, they decode faster than one GPU segments."""
 
 
 @contextlib.contextmanager
@@ -50,12 +47,14 @@ def connected(address: str | None, resources: ResourceConfig) -> Iterator[Resour
                 address = stack.enter_context(local_ray())
             else:
                 log.info("connecting to Ray at %s", address)
-                _check_reachable(address)
+                check_reachable(address, "connect to Ray at")
+                # One attempt: it waits 40 seconds, and a wrong token stays wrong.
+                os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
             stack.callback(ray.shutdown)
             _init(address)
         # Ray reports workers that died on stdout, which is reserved for a command's result.
         with contextlib.redirect_stdout(sys.stderr):
-            yield _resolved(resources, dict(ray.cluster_resources()), local=local)  # type: ignore[no-untyped-call]
+            yield _resolved(resources, local=local)
 
 
 def _init(address: str) -> None:
@@ -96,31 +95,29 @@ def _empty_folder() -> Iterator[None]:
         os.close(before)
 
 
-def _check_reachable(address: str) -> None:
-    """Raise RunError if nothing listens at the address; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        return  # `auto`, or another form that only Ray interprets
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except OSError as error:
-        raise RunError(f"cannot connect to Ray at {address}: {error.strerror or error}") from error
+def _resolved(resources: ResourceConfig, *, local: bool) -> ResourceConfig:
+    """Return the resources with every default resolved, by what the nodes have, or the types of nodes that may come.
 
-
-def _resolved(resources: ResourceConfig, available: dict[str, float], *, local: bool) -> ResourceConfig:
-    cpus, gpus = int(available.get("CPU", 0)), int(available.get("GPU", 0))
+    Raises:
+        UsageError: no node can run an actor.
+    """
+    nodes = alive_nodes()
+    gpus = sum(node.gpus for node in nodes)
     device = resources.device
     if device == "auto":
         device = "cuda" if gpus else "cpu"
-    # A cluster may still grow; this machine will not, and its actors would wait forever.
     if local and device == "cuda" and not gpus:
         raise UsageError("this machine has no GPU that Ray sees; use --device cpu")
-    threads = resources.threads or (
-        min(max(cpus // max(gpus, 1), 1), MAX_GPU_THREADS) if device == "cuda" else 1
-    )
-    if local and threads > cpus:
-        raise UsageError(f"--threads {threads}, but this machine has {plural(cpus, 'CPU')}: use fewer")
-    actors = resources.actors or max(gpus if device == "cuda" else cpus // threads, 1)
+    known = [*nodes, *node_types()] if device == "cuda" and not gpus else nodes
+    threads = resources.threads or default_threads(known, device)
+    demand = Demand(threads, 1 if device == "cuda" else 0)
+    if local and threads > nodes[0].cpus:
+        raise UsageError(
+            f"--threads {threads}, but this machine has {plural(nodes[0].cpus, 'CPU')}: use fewer"
+        )
+    if not local:
+        await_demand(demand)
+    actors = resources.actors or default_actors(nodes, demand)
     return dataclasses.replace(resources, device=device, threads=threads, actors=actors)
 
 

@@ -106,7 +106,7 @@ class _Process:
             "ports": _free_ports(2),
             "public": False,
         }
-        defaults = {**_SETTINGS, "RAY_gcs_server_port_wait_time_s": f"{patience_s:.0f}"}
+        patience = {"RAY_gcs_server_port_wait_time_s": f"{patience_s:.0f}"}
         with (session / "logs" / "start.log").open("wb") as output:
             self._process = subprocess.Popen(  # noqa: S603 (fixed arguments)
                 # -P: the working directory may hold a package `maskrcnn` or `ray` of the user's own.
@@ -114,7 +114,7 @@ class _Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
-                env=defaults | os.environ,
+                env=_SETTINGS | os.environ | patience,
                 bufsize=0,
                 start_new_session=True,  # Ctrl-C is for the command, which then stops Ray
             )

@@ -1,5 +1,6 @@
 """Ray's errors in one line: the cause first and whole, without stack frames, colors and process ids."""
 
+import itertools
 import re
 from typing import Final
 
@@ -21,8 +22,8 @@ _HINTS: Final = (
 def condense(error: BaseException | str) -> str:
     r"""Return what an error of Ray says, in one line.
 
-    Ray puts tracebacks of other processes into its messages, and the reason for a failed connection into the cause
-    of an exception. What was raised last in a traceback is the cause; the text before it names processes and files.
+    Ray puts tracebacks of other processes into its messages, and the reason for a failed connection into the exception
+    that caused another. What was raised last in a traceback is the cause; the text before it names processes and files.
 
     >>> condense('The actor died.\n  File "a.py", line 3, in f\nModuleNotFoundError: No module named \'maskrcnn\'')
     "No module named 'maskrcnn'"
@@ -31,10 +32,9 @@ def condense(error: BaseException | str) -> str:
     lines = _COLORS.sub("", text).splitlines()
     frames = [number for number, line in enumerate(lines) if _FRAME.match(line)]
     if frames:
+        # The last frame's source and marks are indented, and what was raised is not.
         after = lines[frames[-1] + 1 :]
-        # What follows the last frame: its source line, indented, and then what was raised.
-        raised = [line for number, line in enumerate(after) if number or not line.startswith(" ")]
-        lines = raised or after
+        lines = list(itertools.dropwhile(lambda line: line.startswith(" "), after)) or after
     line = " ".join(" ".join(lines).split())
     match = _RAISED.match(line)
     if match is None:
@@ -46,7 +46,7 @@ def condense(error: BaseException | str) -> str:
 def advise(text: str) -> str:
     """Return a condensed error with what to do about it, where that is known."""
     hint = next((hint for pattern, hint in _HINTS if re.search(pattern, text, re.IGNORECASE)), None)
-    return text if hint is None else f"{text.rstrip('.')}: {hint}"
+    return text if hint is None else f"{text.rstrip('.')}. What to do: {hint}"
 
 
 _PLAIN: Final = {
@@ -61,4 +61,4 @@ def _whole(error: BaseException) -> str:
     cause = error.__cause__
     if cause is None or str(cause) in text:
         return text
-    return f"{text}: {condense(cause)}"
+    return condense(cause) if text.startswith("Failed to connect") else f"{text}: {condense(cause)}"
