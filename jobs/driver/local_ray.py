@@ -47,10 +47,13 @@ _TOKEN: Final = secrets.token_hex(32)
 
 
 @contextlib.contextmanager
-def local_ray() -> Iterator[str]:
+def local_ray(*, public: bool = False) -> Iterator[str]:
     """Run a Ray for the time of a block; yield its address.
 
     It listens on 127.0.0.1 alone, requires a token, and ends with this process, however that ends.
+
+    Args:
+        public: start it by `ray.init` alone, as versions of Ray are started that `local_ray_node` was not checked with.
 
     Raises:
         UsageError: there is no place for its files.
@@ -61,11 +64,11 @@ def local_ray() -> Iterator[str]:
         stack.enter_context(_token(folder))
         for attempt, patience_s in enumerate(PATIENCE_S, 1):
             session = folder / _session_name()
-            ray = _Process(session, patience_s)
+            ray = _Process(session, patience_s, public=public)
             try:
                 address = ray.start()
             except _StartError as error:
-                ray.stop()
+                ray.kill()
                 if attempt == len(PATIENCE_S):
                     raise RunError(
                         f"Ray did not start on this machine in {plural(attempt, 'attempt')}, the last time because "
@@ -74,7 +77,7 @@ def local_ray() -> Iterator[str]:
                 shutil.rmtree(session, ignore_errors=True)
                 log.warning("Ray did not start, because %s; trying again", error)
             except BaseException:
-                ray.stop()
+                ray.kill()
                 raise
             else:
                 stack.callback(ray.stop)
@@ -92,9 +95,10 @@ class _Process:
     Args:
         session: the folder of Ray's session, which is made.
         patience_s: of the attempt.
+        public: as of `local_ray`.
     """
 
-    def __init__(self, session: Path, patience_s: float) -> None:
+    def __init__(self, session: Path, patience_s: float, *, public: bool) -> None:
         (session / "logs").mkdir(parents=True)
         self._session = session
         self._patience_s = patience_s
@@ -104,7 +108,7 @@ class _Process:
             "session_dir": str(session),
             "object_store_bytes": OBJECT_STORE_BYTES,
             "ports": _free_ports(2),
-            "public": False,
+            "public": public,
         }
         patience = {"RAY_gcs_server_port_wait_time_s": f"{patience_s:.0f}"}
         with (session / "logs" / "start.log").open("wb") as output:
@@ -161,8 +165,12 @@ class _Process:
         with contextlib.suppress(OSError):  # a broken pipe: it has ended
             self._process.stdin.close()  # type: ignore[union-attr]
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_S if self._process.poll() is None else 0)
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # all of its session have ended
+            self._process.wait(STOP_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """End Ray's processes at once."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # all of its group have ended
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 

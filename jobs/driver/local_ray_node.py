@@ -11,8 +11,10 @@ of a Ray is ended by Ray after a minute, and the command would be such a process
 
 import json
 import os
-import selectors
+import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -59,15 +61,29 @@ def start_processes(settings: dict[str, Any], report: Callable[[str], None]) -> 
         def start_api_server(self, **_: Any) -> None:
             """Start none: it serves the dashboard, jobs and statistics of use."""
 
+        def start_gcs_server(self) -> None:
+            super().start_gcs_server()  # type: ignore[no-untyped-call]
+            self.wait_until(self.listens)
+
         def start_ray_processes(self) -> None:
             for port in (METRICS_AGENT_PORT_NAME, METRICS_EXPORT_PORT_NAME, DASHBOARD_AGENT_LISTEN_PORT_NAME):
                 persist_port(settings["session_dir"], self.node_id, port, -1)
             super().start_ray_processes()  # type: ignore[no-untyped-call]
             report("the raylet")
-            while not self.registered():
+            self.wait_until(self.registered)
+
+        def wait_until(self, ready: Callable[[], bool]) -> None:
+            while not ready():
                 for name, _ in self.dead_processes():  # type: ignore[no-untyped-call]
                     raise RuntimeError(f"its process {name} ended")
                 time.sleep(POLL_S)
+
+        def listens(self) -> bool:
+            try:
+                socket.create_connection(("127.0.0.1", control_store_port)).close()
+            except OSError:  # not yet
+                return False
+            return True
 
         def registered(self) -> bool:
             try:
@@ -128,6 +144,8 @@ def main() -> None:
         reports.write(json.dumps({kind: text}) + "\n")
         reports.flush()
 
+    started, finished = threading.Event(), threading.Event()
+    threading.Thread(target=_watch, args=(started, finished), daemon=True).start()
     import ray
 
     checked = ray.__version__.startswith(CHECKED) and not settings["public"]
@@ -138,15 +156,23 @@ def main() -> None:
     except Exception as error:  # whatever it is, it goes to the command, which tries again or ends with it
         report("failed", " ".join(str(error).split()) or type(error).__name__)
         raise
+    started.set()
     report("address", running.address)
-    with selectors.DefaultSelector() as selector:
-        selector.register(sys.stdin, selectors.EVENT_READ)
-        while not selector.select(1.0):
-            part = running.ended()
-            if part is not None:
-                sys.stderr.write(f"{part} has ended\n")
-                break
+    while not finished.wait(1.0):
+        part = running.ended()
+        if part is not None:
+            sys.stderr.write(f"{part} has ended\n")
+            break
     running.stop()
+
+
+def _watch(started: threading.Event, finished: threading.Event) -> None:
+    """Wait for the end of the command; while Ray is still starting, end it at once with all its processes."""
+    while os.read(0, 1):
+        pass
+    finished.set()
+    if not started.is_set():
+        os.killpg(os.getpgrp(), signal.SIGKILL)  # the group is this process's own: the command makes it so
 
 
 if __name__ == "__main__":
