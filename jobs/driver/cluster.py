@@ -19,7 +19,7 @@ from maskrcnn.errors import MaskrcnnError, RunError, UsageError, plural
 
 from .execution import check_reachable, check_resources, cluster_of
 from .local_ray import local_ray
-from .nodes import Demand, alive_nodes, await_demand, default_actors, default_threads, node_types
+from .nodes import CLUSTER, Demand, alive_nodes, await_demand, default_actors, default_threads, node_types
 from .ray_errors import advise, condense
 
 log = logging.getLogger("maskrcnn")
@@ -146,19 +146,25 @@ def run_all(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[An
 
     Raises:
         MaskrcnnError: as a task raised it.
-        RunError: a task died.
+        RunError: a task died, or no node has what it needs.
     """
-    task = ray.remote(num_cpus=1, max_retries=3)(_apply)
-    shared = ray.put(function)
     try:
-        results: list[Any] = ray.get([task.remote(shared, argument) for argument in arguments])
-    except ray.exceptions.RayTaskError as error:
-        cause = cause_of(error)
+        return _run_tasks(function, arguments)
+    except ray.exceptions.RayError as error:
+        cause = cause_of(error) if isinstance(error, ray.exceptions.RayTaskError) else error
         if isinstance(cause, MaskrcnnError):
             raise cause from None
-        raise
-    except ray.exceptions.RayError as error:
+        if not isinstance(cause, ray.exceptions.RayError | ImportError):
+            raise
+        if CLUSTER.check():  # it was on a node without what it needs
+            return run_all(function, arguments)
         raise RunError(f"a task of the reduce died: {condense(error)}; run the same command again") from error
+
+
+def _run_tasks(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:
+    task = ray.remote(num_cpus=1, max_retries=3, scheduling_strategy=CLUSTER.strategy)(_apply)
+    shared = ray.put(function)
+    results: list[Any] = ray.get([task.remote(shared, argument) for argument in arguments])
     return results
 
 

@@ -33,6 +33,8 @@ OBJECT_STORE_BYTES: Final = 128 * 2**20
 
 _SETTINGS: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Otherwise Ray replaces 127.0.0.1 by an address that other machines reach, and listens on all.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # The driver need not wait for processes that are started in advance, one per CPU.
     "RAY_prestart_worker_first_driver": "0",
     # On a busy machine a worker takes long to import what it needs.
@@ -237,26 +239,36 @@ def _token(folder: Path) -> Iterator[None]:
             variables["RAY_AUTH_TOKEN_PATH"] = str(file)
         before = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)
-        _read_settings()
         try:
-            yield
+            with _settings_of_one_machine():
+                yield
         finally:
             for name, value in before.items():
                 if value is None:
                     del os.environ[name]
                 else:
                     os.environ[name] = value
-            _read_settings()
 
 
-def _read_settings() -> None:
-    """Let Ray read the variables of the environment again, which it reads when it is imported.
+@contextlib.contextmanager
+def _settings_of_one_machine() -> Iterator[None]:
+    """Let this process connect to 127.0.0.1, and present a token, for the time of a block.
 
-    As `ray.init` does itself where it starts a Ray (Ray 2.60); there is no public call.
+    Ray reads the variables for both when it is imported, which may have been before. To read them again is what
+    `ray.init` does where it starts a Ray, but for one of them there is no such call (Ray 2.60). That one cannot be a
+    variable of this process either: with it, a `ray start` that this process starts would refuse to join a cluster.
     """
+    from ray._private import ray_constants
     from ray._raylet import Config  # type: ignore[attr-defined]
 
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
     Config.initialize("")
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        Config.initialize("")
 
 
 def _free_ports(count: int) -> list[int]:

@@ -156,30 +156,23 @@ class NodeProblem:
 
 
 class Nodes:
-    """The nodes that a run uses: all, but for those on which no actor could be started.
+    """The nodes that this process uses: all of the cluster, but for those on which nothing of it runs."""
 
-    Args:
-        demand: of an actor.
-    """
-
-    def __init__(self, demand: Demand) -> None:
-        self._demand = demand
+    def __init__(self) -> None:
         self._checked: set[str] = set()
         self.left_out: dict[str, str] = {}
         """Reasons, by the id of the node."""
 
     @property
     def strategy(self) -> Any:
-        """How Ray is to place further actors."""
+        """How Ray is to place further actors and tasks."""
         if not self.left_out:
             return "DEFAULT"
         return NodeLabelSchedulingStrategy(hard={"ray.io/node-id": NotIn(*self.left_out)})  # type: ignore[no-untyped-call]
 
-    def others(self) -> list[Node]:
+    def others(self, demand: Demand) -> list[Node]:
         """Return the connected nodes that can run an actor and are not left out."""
-        return [
-            node for node in alive_nodes() if node.node_id not in self.left_out and node.has(self._demand)
-        ]
+        return [node for node in alive_nodes() if node.node_id not in self.left_out and node.has(demand)]
 
     def leave_out(self, node_id: str, host: str, reason: str) -> None:
         """Place no further actor on a node, and say why."""
@@ -198,7 +191,7 @@ class Nodes:
         For nodes on which an actor cannot even be imported, so that it cannot say where it was.
         """
         before = len(self.left_out)
-        nodes = [node for node in self.others() if node.node_id not in self._checked]
+        nodes = [node for node in self.others(Demand(1, 0)) if node.node_id not in self._checked]
         answers = [_ask_version(node.node_id) for node in nodes]
         if answers:
             ray.wait(answers, num_returns=len(answers), timeout=CHECK_S)
@@ -214,6 +207,10 @@ class Nodes:
         return len(self.left_out) > before
 
 
+CLUSTER: Final = Nodes()
+"""Of the Ray that this process is connected to; there is one at a time."""
+
+
 def package_version() -> str:
     """Return the version of maskrcnn-ray that is installed here."""
     return importlib.metadata.version("maskrcnn-ray")
@@ -227,7 +224,7 @@ def version_problem(node: str, command: str) -> str | None:
 
 
 def _ask_version(node_id: str) -> Any:
-    """Ask a node for the result of `_installed`, by a task that is sent as code, since the package may not be there."""
+    """Ask a node for the result of `_installed`, by a task that is sent as code: the package may not be there."""
     module = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
     try:

@@ -32,7 +32,7 @@ from maskrcnn.pipeline.receipts import Receipt, commit
 from .actor import ActorReady, SegmentActor
 from .cluster import cause_of, node_answers
 from .node_worker import Done, WorkerSpec, take_announcement
-from .nodes import Demand, NodeProblem, Nodes, alive_nodes, package_version
+from .nodes import CLUSTER, Demand, NodeProblem, alive_nodes, package_version
 from .poison_isolation import Failure, PoisonIsolation, Task, describe
 from .progress import Progress
 from .ray_errors import condense
@@ -92,7 +92,7 @@ class Scheduler:
         self._failed_starts = 0
         self._pulse_asked = 0.0
         gpus = 1 if spec.resources.device == "cuda" else 0
-        self._nodes = Nodes(Demand(spec.resources.threads or 1, gpus))
+        self._demand = Demand(spec.resources.threads or 1, gpus)
         # num_cpus also determines the number of OpenMP threads that Ray allows; actors are replaced here, not by Ray.
         self._actor_class = ray.remote(
             num_cpus=spec.resources.threads or 1,
@@ -127,10 +127,10 @@ class Scheduler:
     def _create_actors(self, wanted: int) -> None:
         while len(self._slots) < wanted:
             # One more than the shards, for the call that asks for its progress.
-            options = {"max_concurrency": SHARDS_AT_ONCE + 1, "scheduling_strategy": self._nodes.strategy}
+            options = {"max_concurrency": SHARDS_AT_ONCE + 1, "scheduling_strategy": CLUSTER.strategy}
             handle: Any = self._actor_class.options(**options).remote(self._spec)
             start = handle.start.remote(self._first_uri, package_version())
-            self._slots.append(Slot(handle, start, nodes_left_out=len(self._nodes.left_out)))
+            self._slots.append(Slot(handle, start, nodes_left_out=len(CLUSTER.left_out)))
 
     def _assign_tasks(self, shards: Iterator[Shard], remaining: int) -> None:
         """Give each ready actor a task, and a second one while there are many left.
@@ -287,20 +287,20 @@ class Scheduler:
         """Leave a node out on which an actor cannot work, while there are others; else raise the error."""
         if len(alive_nodes()) == 1:
             raise problem.error
-        self._nodes.leave_out(problem.node_id, problem.host, str(problem.error))
+        CLUSTER.leave_out(problem.node_id, problem.host, str(problem.error))
         self._need_others(UsageError if isinstance(problem.error, UsageError) else RunError)
         self._repeat(slot, Failure("worker_crash", "its node is left out", external=True))
 
     def _explained(self, slot: Slot) -> bool:
         """Return whether an actor that did not start was on a node that lacks what it needs, as far as is known."""
-        if not self._nodes.check() and slot.nodes_left_out == len(self._nodes.left_out):
+        if not CLUSTER.check() and slot.nodes_left_out == len(CLUSTER.left_out):
             return False
         self._need_others(RunError)
         return True
 
     def _need_others(self, error: type[MaskrcnnError]) -> None:
-        if not self._nodes.others():
-            raise error(f"no node is left that can run actors: {self._nodes.reasons()}")
+        if not CLUSTER.others(self._demand):
+            raise error(f"no node is left that can run actors: {CLUSTER.reasons()}")
 
     def _died(self, slot: Slot, failure: Failure) -> None:
         """Remove the actor, so that it is replaced, and repeat its tasks."""
