@@ -3,8 +3,8 @@
     python -m tests.benchmarks.ray_start --load 8
 
 `--load` processes that compute without end are started first. Then Ray is started `--starts` times, and
-`maskrcnn segment --ray` is run `--runs` times with the planted and with the embedded model. The first image is finished when
-the run has its first receipt. The same is done without the load, unless `--only-load` says otherwise.
+`maskrcnn segment --ray` is run `--runs` times with the planted and with the embedded model. The first image is finished
+when the run has its first receipt. The same is done without the load, unless `--only-load` says otherwise.
 """
 
 import argparse
@@ -97,12 +97,19 @@ def summary(seconds: list[float | None]) -> dict[str, Any]:
 
 
 def measure(starts: int, runs: int, images: Path, folder: Path) -> dict[str, Any]:
-    """Return the results of all starts and runs."""
-    results = {"start": summary([start() for _ in range(starts)])}
+    """Return the results of all starts and runs; print each while they are made."""
+    seconds: dict[str, list[float | None]] = {}
+
+    def add(what: str, measured: float | None) -> None:
+        seconds.setdefault(what, []).append(measured)
+        print(what, measured, file=sys.stderr)
+
+    for _ in range(starts):
+        add("start", start())
     for model in ("planted", "scenes"):
-        seconds = [segment(model, images, folder / f"{model}-{number}") for number in range(runs)]
-        results[f"segment --model {model}"] = summary(seconds)
-    return results
+        for number in range(runs):
+            add(f"segment --model {model}", segment(model, images, folder / f"{model}-{number}"))
+    return {what: summary(measured) for what, measured in seconds.items()}
 
 
 def main() -> None:
