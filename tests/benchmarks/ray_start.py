@@ -29,7 +29,8 @@ import ray
 from maskrcnn.config import ResourceConfig
 from maskrcnn_jobs.driver.cluster import connected
 with connected(None, ResourceConfig(actors=1)):
-    print(time.monotonic() - started)
+    seconds = time.monotonic() - started
+print(seconds)
 """
 LIMIT_S = 900
 IMAGES = 6
