@@ -12,6 +12,7 @@ Importing this package is cheap; torch is imported with the first name that need
 """
 
 from importlib import import_module
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from .errors import ERROR_CODES, ItemError, MaskrcnnError, RunError, UsageError
@@ -55,10 +56,9 @@ _LAZY = {
     "evaluate": "visualization.evaluation_report",
     "load_model": "models.model",
     "open_run": "results.run",
-    "segment_collection": "maskrcnn_jobs.driver.collection",
     "verify": "results.verify",
 }
-"""The module of each public name that is imported on first use; `segment_collection` is a job, and lives with them."""
+"""The module of each public name that is imported on first use."""
 _NAMED_THERE = {
     "DiffRules": "Rules",
     "Segmenter": "MaskRCNNSegmenter",
@@ -101,13 +101,60 @@ __all__ = [
 ]
 
 
+def segment_collection(
+    source: str | PathLike[str],
+    output: str | PathLike[str],
+    *,
+    model: str = "coco",
+    labels: str | None = None,
+    images_root: str | None = None,
+    shard_images: int | None = None,
+    coco: str = "auto",
+    device: str = "auto",
+    batch_size: int | None = None,
+    threads: int | None = None,
+    dtype: str | None = None,
+    **inference: Any,
+) -> "Run":
+    """Do in this process what `maskrcnn segment SOURCE OUTPUT --no-ray` does; continue OUTPUT if it is unfinished.
+
+    Plan, receipts, tables and pages are those of the command, which can continue what was begun here, on Ray too. What
+    the run is doing is logged by the logger `maskrcnn`, at the level INFO.
+
+    Args:
+        source: a folder, a glob, a prefix, a manifest (.txt, .csv, .parquet) or a COCO JSON.
+        output: a directory or a prefix of an object store.
+        model: `coco`, `coco-v1`, `scenes`, or the path or URL of a weights file.
+        labels: names of the categories of a `.pth` file, one per line.
+        images_root: folder that relative names in a manifest refer to.
+        shard_images: images per shard, the unit that is done again after an interruption.
+        coco: whether to write COCO JSON: `auto`, `always` or `never`.
+        device: `auto`, `cpu` or `cuda`.
+        batch_size: images per forward pass; None: 1 on the CPU, 8 on CUDA.
+        threads: CPUs per image; None: 1.
+        dtype: of the convolutions; None: float32 on the CPU, float16 on CUDA.
+        inference: other fields of `config.InferenceConfig`: `min_score`, `max_detections`, `categories`, `limit`,
+            `window`, `overlap`, `bands`, `scale`, `assume_crs`, `alpha`, `max_windows`, `allow_http`.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UsageError: an argument is wrong, or OUTPUT holds another run.
+        RunError: the run stopped before its end; the same call continues it.
+    """
+    # A job lives with the jobs, above the library, and is imported only where it is called.
+    arguments = {name: value for name, value in locals().items() if name != "inference"}
+    run: Run = import_module("maskrcnn_jobs.driver.collection").segment_collection(**arguments, **inference)
+    return run
+
+
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return import_module("importlib.metadata").version("maskrcnn-ray")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    place = _LAZY[name]
-    module = import_module(place if place.startswith("maskrcnn_jobs.") else f".{place}", __name__)
+    module = import_module(f".{_LAZY[name]}", __name__)
     return getattr(module, _NAMED_THERE.get(name, name))
 
 

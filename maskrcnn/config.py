@@ -9,11 +9,15 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from .errors import UsageError
 
 Device = Literal["auto", "cpu", "cuda"]
+
+
+MAX_WINDOWS: Final = 10_000_000
+"""The default limit on the windows of a run: at ten windows per second, eleven days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,10 @@ class InferenceConfig:
     """How values of rasters are mapped to 0 to 255, see `radiometry.parse_radiometry`."""
     assume_crs: str | None = None
     """CRS of rasters that state none."""
+    alpha: str | None = None
+    """Number of the alpha band of rasters, or `none`, see `radiometry.parse_radiometry`."""
+    max_windows: int | None = None
+    """A run of more windows is refused when it is planned; None: `MAX_WINDOWS`."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.min_score < 1.0:
@@ -57,12 +65,16 @@ class InferenceConfig:
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"--limit must be at least 1, not {self.limit}")
         if self.window is None:
-            for name in ("overlap", "bands", "scale", "assume_crs"):
+            for name in ("overlap", "bands", "scale", "assume_crs", "alpha", "max_windows"):
                 if getattr(self, name) is not None:
                     raise UsageError(f"--{name.replace('_', '-')} needs --window: add it")
             return
         if not 32 <= self.window <= 16_384:
             raise UsageError(f"--window must be from 32 to 16384 pixels, not {self.window}")
+        if self.max_windows is None:
+            object.__setattr__(self, "max_windows", MAX_WINDOWS)
+        elif self.max_windows < 1:
+            raise UsageError(f"--max-windows must be at least 1, not {self.max_windows}")
         if self.overlap is None:
             object.__setattr__(self, "overlap", self.window // 8)
         elif not 0 <= self.overlap <= self.window // 2:

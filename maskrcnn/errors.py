@@ -9,7 +9,8 @@
     └── ItemError           one image cannot be processed; it becomes a row of `images` with a code
 
 The failure of an image never stops a run, and the failure of a run never becomes a row. `ItemError` becomes a row in
-one place, `pipeline.worker`.
+`pipeline.worker`; where only the polygons of an image failed, in `tiling.assemble`. What can be said about one image
+when it is read stands in one table, `refusals`.
 """
 
 from collections.abc import Mapping
@@ -20,17 +21,21 @@ ERROR_CODES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "not_found": "the object does not exist",
         "access_denied": "the store refused the read (403)",
+        "archived": "the object is in an archive (S3 Glacier), and must be restored before it can be read",
         "storage_error": "the store failed, after retries",
         "changed": "the object changed since planning: its size or etag differs, or the local file's modification time",
         "empty_file": "the file has zero bytes",
         "too_many_bytes": "the file is larger than the limit on bytes",
         "not_an_image": "the content is not an image (HTML, text, an archive, …)",
-        "unsupported_format": "an image, but not JPEG, PNG, WebP, BMP, GIF or TIFF",
+        "unsupported_format": "an image or a raster, in a format, a compression or a layout that is not read",
         "unsupported_pixels": "float, 32-bit or multi-band pixels, which need --window and a stated --scale",
         "no_crs": "a raster without a location: no coordinate reference system, or no transform",
+        "bad_georeference": "a raster whose transform does not fit its coordinate reference system, or whose polygons "
+        "cannot be computed in it",
         "truncated": "the file ends before the image does",
         "corrupt": "the file cannot be decoded",
         "too_many_pixels": "the header states more pixels than the limit",
+        "too_many_windows": "the image would be cut into more windows than the limit",
         "aspect": "so elongated that the model's resize would reduce a side to less than a pixel",
         "not_finite": "the network returned non-finite values for this image",
         "out_of_memory": "the image alone does not fit into memory",
@@ -44,6 +49,10 @@ ERROR_CODES: Final[Mapping[str, str]] = MappingProxyType(
 
 STORAGE_CODES: Final = frozenset({"access_denied", "storage_error"})
 """Codes whose cause is usually the store. `not_found` is not one of them: objects disappear one by one."""
+
+
+KEPT_CODES: Final = ("partial", "bad_georeference")
+"""Codes of images whose detections are kept: some windows failed, or the masks have no polygons."""
 
 
 COSTLY_CODES: Final = frozenset({"worker_crash", "timeout", "out_of_memory"})

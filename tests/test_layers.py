@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "maskrcnn").rglob("*.py"))
-VALUES = {"__init__", "config", "errors", "schema", "stats", "types"}
+VALUES = {"__init__", "config", "errors", "refusals", "schema", "stats", "types"}
 TORCH = {"models", "training", "masks.encode", "masks.encode_resized"}
 WITHOUT_TORCH = {"models", "models.registry", "models.checkpoint_files", "models.matterport_config"}
 WITHOUT_TORCH |= {"models.factory", "models.networks", "models.network_shapes", "models.published_weights"}

@@ -48,7 +48,7 @@ MOSAIC_SIDE: Final = 3
 MOSAIC_QUERY: Final = (
     "How much ground does each category cover, at a score of at least 0.5?",
     """SELECT category, count(*) AS objects, round(sum(area_m2))::INT AS m2
-       FROM 'OUT/geo/*.parquet' WHERE score >= 0.5 GROUP BY category ORDER BY m2 DESC""",
+       FROM 'OUT/geo/**/*.parquet' WHERE score >= 0.5 GROUP BY category ORDER BY m2 DESC""",
 )
 
 
@@ -110,7 +110,7 @@ def segment_mosaic(root: Path) -> Path | None:
     Returns:
         The run's directory; None if the extra `geo` is not installed.
     """
-    from maskrcnn.formats.geoparquet import extra
+    from maskrcnn.imaging.georeference import extra
     from maskrcnn.synthetic.scenes import write_mosaic
 
     from ..driver.planning import Request

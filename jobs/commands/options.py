@@ -82,6 +82,17 @@ _INFERENCE = [
         help="CRS of rasters that state none: EPSG:…, or `none` for plain pictures.",
     ),
     click.option(
+        "--alpha",
+        metavar="BAND|none",
+        help="Band of a raster that is its alpha; by default the one that the file names.",
+    ),
+    click.option(
+        "--max-windows",
+        type=int,
+        metavar="N",
+        help="Refuse to plan more windows than this; by default 10,000,000.",
+    ),
+    click.option(
         "--allow-http",
         is_flag=True,
         help="Allow http(s) inputs in a manifest; only public addresses are read.",
@@ -183,7 +194,7 @@ def _inference_config(options: dict[str, Any]) -> InferenceConfig:
     categories = tuple(sorted(names_of(options.pop("categories"), "--categories")))
     names = (
         *("model", "labels", "min_score", "max_detections", "limit", "allow_http"),
-        *("window", "overlap", "bands", "scale", "assume_crs"),
+        *("window", "overlap", "bands", "scale", "assume_crs", "alpha", "max_windows"),
     )
     return InferenceConfig(categories=categories, **{name: options.pop(name) for name in names})
 

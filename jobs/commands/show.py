@@ -187,7 +187,8 @@ def _segmented(request: ShowRequest) -> "tuple[View, tuple[Category, ...]]":
     import numpy as np
 
     from maskrcnn.config import InferenceConfig
-    from maskrcnn.imaging.decode import Limits, decode_image
+    from maskrcnn.imaging.decode import Limits
+    from maskrcnn.imaging.decode_pool import Decoders
     from maskrcnn.io.inputs import read_input
     from maskrcnn.models.factory import build_segmenter
     from maskrcnn.models.registry import category_ids_named, describe_model
@@ -197,7 +198,8 @@ def _segmented(request: ShowRequest) -> "tuple[View, tuple[Category, ...]]":
     defaults = InferenceConfig(name)
     limits = Limits(defaults.max_pixels, defaults.max_bytes, 1333.0)
     try:
-        pixels = decode_image(read_input(request.source, limits.max_bytes), limits).pixels
+        with Decoders(1) as decoders:  # which also keeps to itself what its libraries print
+            pixels = decoders.decode(read_input(request.source, limits.max_bytes), limits).pixels
     except ItemError as fault:
         raise UsageError(f"{request.source}: {fault.message} ({fault.code})") from fault
     card = describe_model(name, request.labels)

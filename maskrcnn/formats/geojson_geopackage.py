@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..errors import UsageError
+from ..imaging.georeference import extra
 from ..io.storage import Storage
-from .geoparquet import extra
 
 DECIMALS: Final = 9
 """The number of decimals of degrees in GeoJSON: a tenth of a millimetre."""

@@ -9,8 +9,8 @@ Reference: https://geoparquet.org/releases/v1.1.0
 """
 
 import hashlib
-import importlib
 import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
@@ -21,13 +21,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..errors import RunError, UsageError
+from ..errors import RunError
+from ..imaging.georeference import crs_of_raster, extra, parse_crs
 from ..io.parquet import File, parquet_options
 from ..io.storage import Storage
 from ..masks.contours import trace
 from ..masks.rle_decode import read_spans
 from ..masks.spans import Spans
+from ..refusals import Refusal
 from ..schema import METADATA
+from .areas import areas_m2
 
 GEO_ROWS: Final = 75_000
 """The approximate number of rows of a row group: 50,000 to 150,000, but in a file with fewer than 50,000."""
@@ -45,25 +48,13 @@ GEO: Final = pa.schema(
         pa.field("category_id", pa.int32(), nullable=False),
         pa.field("category", pa.string(), nullable=False),
         pa.field("score", pa.float32(), nullable=False),
-        pa.field("area_m2", pa.float64(), nullable=False),
+        pa.field("area_m2", pa.float64()),
         pa.field("geometry", pa.binary(), nullable=False),
         pa.field("bbox", _BBOX, nullable=False),
     ],
     metadata=METADATA,
 )
 """One row per object whose mask is not empty, joined to `instances` by `image_id` and `instance`."""
-
-
-def extra(module: str) -> Any:
-    """Return a module of the extra `geo`.
-
-    Raises:
-        UsageError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise UsageError("polygons need the extra geo: pip install 'maskrcnn-ray[geo]'") from error
 
 
 # Polygons
@@ -158,9 +149,8 @@ def geo_table(
 ) -> pa.Table:
     """Return the rows of `GEO` for a raster's rows of `instances`, in their order.
 
-    `area_m2` is the area on the ellipsoid where the CRS is geographic, edges of pixels being parallels and meridians;
-    else the area in the plane of the projection, in square metres. A projection that does not preserve areas, such as
-    Web Mercator, distorts these.
+    `area_m2` is the area on the ellipsoid of the CRS, whatever its projection; null where a corner lies nowhere on the
+    Earth. In a local (engineering) CRS, which is not tied to the Earth, it is the area in its plane.
 
     Args:
         instances: as `schema.INSTANCES`; a mask with a `frame` is encoded in it.
@@ -169,11 +159,12 @@ def geo_table(
         simplify_px: see `polygons`.
 
     Raises:
-        UsageError: the extra is not installed, the raster has no CRS, or PROJ does not know it.
+        ItemError: `bad_georeference`: PROJ does not know the CRS, or polygons cannot be computed in it.
+        UsageError: the extra is not installed.
         RunError: a mask is damaged.
     """
-    shapely = extra("shapely")
-    crs = parse_crs(crs_wkt)
+    shapely, pyproj = extra("shapely"), extra("pyproj")
+    crs, _ = crs_of_raster(crs_wkt or "")
     masks = instances["segmentation"].combine_chunks()
     sizes = masks.field("size").flatten().to_numpy().reshape(-1, 2)
     frame = instances["frame"].combine_chunks()
@@ -183,11 +174,19 @@ def geo_table(
         found = polygons(masks.field("counts"), sizes, transform, offsets=moves, simplify_px=simplify_px)
     except ValueError as error:
         raise RunError(f"image {instances['image_id'][0]}: {error}") from error
+    except shapely.errors.ShapelyError as error:
+        raise Refusal.POLYGONS_FAILED.error(crs=crs.name) from error
     there = ~shapely.is_missing(found)
     found, rows = found[there], instances.filter(pa.array(there))
     bounds = shapely.bounds(found)
+    if not np.isfinite(bounds).all():
+        raise Refusal.POLYGONS_FAILED.error(crs=crs.name)
+    try:
+        areas = areas_m2(found, crs)
+    except (shapely.errors.ShapelyError, pyproj.exceptions.ProjError) as error:
+        raise Refusal.POLYGONS_FAILED.error(crs=crs.name) from error
     columns = {
-        "area_m2": pa.array(areas_m2(found, crs)),
+        "area_m2": pa.array(np.where(np.isfinite(areas), areas, np.nan), from_pandas=True),
         "geometry": pa.array(shapely.to_wkb(found, byte_order=1), pa.binary()),
         "bbox": pa.StructArray.from_arrays(
             [pa.array(np.ascontiguousarray(side)) for side in bounds.T], fields=list(_BBOX)
@@ -197,51 +196,23 @@ def geo_table(
     return pa.table(arrays, schema=GEO)
 
 
+# GeoParquet
+
+
 @lru_cache(64)
-def parse_crs(wkt: str | None) -> Any:
-    """Return a pyproj CRS; the registry's own entry where the WKT is exactly that of one.
+def crs_folder(crs_wkt: str) -> str:
+    """Return the name of the folder for the polygons of a CRS in a run with several, as `column=value`.
+
+    >>> crs_folder('EPSG:32636')
+    'crs=EPSG_32636'
 
     Raises:
-        UsageError: the extra is not installed, or the CRS is missing or unknown.
+        UsageError: see `parse_crs`.
     """
-    pyproj = extra("pyproj")
-    if not wkt:
-        raise UsageError(
-            "the raster has no coordinate reference system: assign one, for example with gdal_edit -a_srs"
-        )
-    try:
-        crs = pyproj.CRS.from_user_input(wkt)
-        authority = crs.to_authority(min_confidence=100)
-        return pyproj.CRS.from_authority(*authority) if authority else crs
-    except pyproj.exceptions.CRSError as error:
-        raise UsageError(
-            f"PROJ does not know the coordinate reference system {wkt[:80]}: assign another"
-        ) from error
-
-
-def areas_m2(geometries: NDArray[np.object_], crs: Any) -> NDArray[np.float64]:
-    """Return the areas of polygons in square metres; see `geo_table`."""
-    shapely = extra("shapely")
-    unit = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 1.0
-    if not crs.is_geographic:
-        return np.asarray(shapely.area(geometries) * unit**2)
-    # Lambert's cylindrical equal-area projection of the ellipsoid: Snyder, Map Projections, equations 3-12 and 10-15.
-    a, b = crs.ellipsoid.semi_major_metre, crs.ellipsoid.semi_minor_metre
-    e = np.sqrt(1 - (b / a) ** 2)
-
-    def equal_area(
-        x: NDArray[np.float64], y: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        sine = np.sin(np.clip(y * unit, -np.pi / 2, np.pi / 2))
-        if e < 1e-9:
-            return a * unit * x, a * sine
-        q = (1 - e**2) * (sine / (1 - (e * sine) ** 2) + np.arctanh(e * sine) / e)
-        return a * unit * x, a * q / 2
-
-    return np.asarray(shapely.area(shapely.transform(geometries, equal_area, interleaved=False)))
-
-
-# GeoParquet
+    authority = parse_crs(crs_wkt).to_authority(min_confidence=100)
+    if authority is None:
+        return f"crs=WKT_{hashlib.sha256(crs_wkt.encode()).hexdigest()[:12]}"
+    return "crs=" + re.sub(r"[^A-Za-z0-9.]", "_", "_".join(authority))
 
 
 def write_geoparquet(storage: Storage, path: str, table: pa.Table, crs_wkt: str | None) -> File:
@@ -262,7 +233,7 @@ def write_geoparquet(storage: Storage, path: str, table: pa.Table, crs_wkt: str 
         RunError: the file does not read back as written, or cannot be stored.
     """
     table = table.take(pa.array(_hilbert_order(table))).replace_schema_metadata(
-        {**METADATA, b"geo": json.dumps(_geo_metadata(table, parse_crs(crs_wkt))).encode()}
+        {**METADATA, b"geo": json.dumps(geo_metadata(table, crs_wkt)).encode()}
     )
     n_groups = max(1, round(len(table) / GEO_ROWS))
     rows = max(1, -(-len(table) // n_groups))
@@ -292,14 +263,15 @@ def _hilbert_order(table: pa.Table) -> NDArray[np.intp]:
     return np.lexsort((table["instance"].to_numpy(), table["image_id"].to_numpy(), y, x, distance))
 
 
-def _geo_metadata(table: pa.Table, crs: Any) -> dict[str, Any]:
+def geo_metadata(table: pa.Table, crs_wkt: str | None) -> dict[str, Any]:
+    """Return the metadata `geo` of a GeoParquet file. Raises UsageError: see `parse_crs`."""
     # The second to the fifth byte of little-endian WKB.
     types = pc.unique(pc.binary_slice(table["geometry"], 1, 5)).to_pylist()
     names = {3: "Polygon", 6: "MultiPolygon"}
     column: dict[str, Any] = {
         "encoding": "WKB",
         "geometry_types": sorted(names[int.from_bytes(code, "little")] for code in types),
-        "crs": _portable(crs.to_json_dict()),
+        "crs": _portable(parse_crs(crs_wkt).to_json_dict()),
         "orientation": "counterclockwise",
         "edges": "planar",
         "covering": {"bbox": {side: ["bbox", side] for side in ("xmin", "ymin", "xmax", "ymax")}},

@@ -3,79 +3,70 @@
 The header is read first, and no pixel is decoded before the limits are checked. The rules, which are part of the
 contract of the table `images`:
 
-- JPEG, PNG, WebP, BMP, GIF and TIFF are recognized by their content; file names are ignored. Of an animation, a
-  multi-page TIFF or a multi-picture JPEG, the first picture is decoded.
+- JPEG, PNG, WebP, AVIF, JPEG 2000, BMP, GIF and TIFF, and HEIC with the extra heif, are recognized by their content;
+  file names are ignored. Of an animation, a multi-page TIFF or a multi-picture JPEG, the first picture is decoded, of
+  AVIF and HEIC the primary one. A preview is never the picture: where the first directory of a TIFF is marked as a
+  version with fewer pixels, the full picture is decoded, and a camera's raw file is `unsupported_format`.
 - The EXIF orientation is applied before any width or height is reported (without EXIF, the orientation in XMP is
-  used, as in Pillow). Values outside 1..8 and EXIF that cannot be parsed are ignored.
+  used, as in Pillow). Values outside 1..8 and EXIF that cannot be parsed are ignored. AVIF and HEIC are turned as their
+  container says, and the orientation in their EXIF is ignored, as their standard asks: `exif_orientation` is then the
+  value that turns an AVIF in the same way, and None of a HEIC, whose decoder has turned the pixels.
 - 1-bit pixels become 0 and 255; grey is repeated in the three channels; palette indices become the colours of the
   palette; CMYK, YCbCr, HSV and LAB are converted by Pillow. Alpha is dropped: colours are kept as stored and are not
-  blended. Colour profiles are not applied.
+  blended. (Of a TIFF, colours that are stored multiplied by alpha are divided by it.) Colour profiles are not applied.
 - 16-bit grey is scaled by round(v / 257), 12-bit grey of a TIFF in the same way from 4095. If all values lie in the
   lowest sixteenth of the range, as 12-bit values in a 16-bit file do, the image would be black: `unsupported_pixels`.
-  (PNG's sBIT is ignored: it states the original number of bits of values that are already scaled up.) 16-bit colours
-  of a PNG keep their high byte, under the same condition.
-- Float, 32-bit and signed pixels, and TIFFs with several bands of more than 8 bits, cannot be converted without a
-  stated scaling: `unsupported_pixels`. GeoTIFFs with such pixels are read by the raster mode.
+  (PNG's sBIT is ignored: it states the original number of bits of values that are already scaled up. The values of a
+  grey JPEG 2000 are scaled up from the number of bits that it states.) 16-bit colours of a PNG keep their high byte,
+  under the same condition. AVIF and HEIC of 10 or 12 bits are scaled by their decoders.
+- Float, 32-bit and signed pixels, and TIFFs and JPEG 2000s with several bands of more than 8 bits, cannot be converted
+  without a stated scaling: `unsupported_pixels`. GeoTIFFs with such pixels are read by the raster mode.
+- Metadata never cost the picture: where text, profiles or EXIF of a JPEG, a PNG, a WebP or a TIFF keep it from being
+  opened, it is read without them, turned by their orientation if that can be found.
+- A JPEG or a JPEG 2000 that lacks only its end marker is read; one whose last pixel is missing is `truncated`.
 - Damage that the decoder does not detect (bytes changed inside a JPEG's scan) is not reported.
 """
 
 import contextlib
+import functools
 import logging
-import struct
 import threading
 import warnings
-import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from types import TracebackType
 from typing import Any, BinaryIO, Final
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageCms,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,
-)
+from PIL import Image, TiffImagePlugin, features
 
 from ..errors import ItemError
+from ..refusals import Refusal
 from ..types import Pixels
-from .sniff import format_of, kind_of_text, webp_size
+from . import jpeg2000, jpeg_metadata, jpeg_scan, png_chunks, webp_chunks
+from .decode_errors import (
+    DECODER_ERRORS,
+    JPEG2000_COLORS,
+    PLUGINS,
+    decoding_error,
+    name_of,
+    numbers,
+    tiff_tags,
+    unsupported_bands,
+    unsupported_pixels,
+)
+from .orientation import ORIENTATION, upright, valid_orientation
+from .pillow_colors import rgb_of
+from .sniff import format_of
+from .tiff_directory import SUSPICIOUS, full_picture, pointing_to, reader_of, without_metadata
+from .tiff_planes import interleaved
 
 # Pillow logs some unreadable files as errors, which Python prints if logging is not configured.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-_PLUGINS: Final[dict[str, Any]] = {
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
-    "WEBP": WebPImagePlugin.WebPImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
-}
-
-_DECODER_ERRORS: Final = (
-    OSError,  # raised by the decoders; UnidentifiedImageError is a subclass
-    SyntaxError,  # raised by Pillow for an invalid header
-    ValueError,  # sizes and offsets that contradict each other; undecodable text
-    TypeError,  # a tag that holds a tuple where a number belongs
-    LookupError,  # invalid indices and tags
-    ArithmeticError,  # a resolution divided by zero; sizes that overflow C integers
-    EOFError,  # a missing frame
-    AttributeError,  # a missing chunk that must precede the current one
-    NotImplementedError,  # an unsupported TIFF feature
-    RuntimeError,  # a decoder in an unexpected state
-    AssertionError,  # Pillow's checks
-    struct.error,  # a header cut short
-    zlib.error,  # compressed text of a PNG or a TIFF
-)
-"""All exception types that Pillow raised on mutated files."""
+_CODECS: Final = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
+"""The formats whose codec may be missing in a build of Pillow, and Pillow's name of it."""
+_HEADER_BYTES: Final = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,39 +132,47 @@ def decode_image(data: bytes, limits: Limits) -> DecodedImage:
             `truncated`, `corrupt`, `too_many_pixels`, `aspect`, `out_of_memory`.
     """
     if not data:
-        raise ItemError("empty_file", "zero bytes")
+        raise Refusal.EMPTY.error()
     if len(data) > limits.max_bytes:
-        raise ItemError("too_many_bytes", f"{len(data)} bytes, more than the limit of {limits.max_bytes}")
+        raise Refusal.TOO_MANY_BYTES.error(count=len(data), limit=limits.max_bytes)
     kind = format_of(data)
+    _check_available(kind, data)
     _raise_pillow_limit(limits.max_pixels)
     with _suppressed_warnings:
         try:
-            image, orientation, oriented = _load(data, kind, limits)
+            picture = _load_or_repair(data, kind, limits)
         except Image.DecompressionBombError as error:
             raise _bomb_error(kind, data, limits) from error
         except MemoryError as error:
-            raise ItemError("out_of_memory", f"{kind}: not enough memory to decode it") from error
-        except _DECODER_ERRORS as error:
-            raise _decoding_error(kind, data, error) from error
-        pixels = _rgb(image)
-    if kind == "PNG" and _has_16_bit_colors(data) and 0 < int(pixels.max()) < 16:
-        raise _unsupported(kind, "16-bit colours that use only the lowest part of their range")
-    return DecodedImage(pixels if oriented else _upright(pixels, orientation), orientation)
+            raise Refusal.NO_MEMORY.error(format=name_of(kind)) from error
+        pixels = rgb_of(picture.image)
+    if kind == "PNG" and png_chunks.has_16_bit_colors(data) and 0 < int(pixels.max()) < 16:
+        raise unsupported_pixels(kind, "16-bit colours that use only the lowest part of their range")
+    return DecodedImage(upright(pixels, picture.to_apply), picture.orientation)
 
 
-def image_size(file: BinaryIO, limits: Limits) -> tuple[int, int]:
+def image_size(file: BinaryIO, limits: Limits, *, ignore_coordinates: bool = False) -> tuple[int, int]:
     """Return the height and width that `decode_image` will return, from the header alone.
 
     An orientation that is stored after the pixels, which PNG and WebP allow, is not taken into account.
 
+    Args:
+        file: an open file with random access.
+        limits: as for `decode_image`.
+        ignore_coordinates: whether to accept a JPEG 2000 that has coordinates, which are not read.
+
     Raises:
-        ItemError: as `decode_image`, for the errors that the header shows.
+        ItemError: as `decode_image`, for the errors that the header shows; `unsupported_format` also for a JPEG 2000
+            with coordinates.
     """
-    head = file.read(1024)
-    kind = format_of(head)
+    head = file.read(_HEADER_BYTES)
+    kind = format_of(head[:1024])
+    _check_available(kind, head)
     _raise_pillow_limit(limits.max_pixels)
     if kind == "WEBP":
         _check_canvas(head, limits)
+    if kind == "JPEG2000" and not ignore_coordinates and jpeg2000.has_coordinates(head):
+        raise Refusal.GEOREFERENCED_JPEG_2000.error()
     file.seek(0)
     with _suppressed_warnings:
         try:
@@ -181,12 +180,16 @@ def image_size(file: BinaryIO, limits: Limits) -> tuple[int, int]:
             _check_size(image, limits)
             width, height = _upright_size(image)
         except Image.DecompressionBombError as error:
-            raise ItemError(
-                "too_many_pixels", f"{kind}: more than the limit of {limits.max_pixels}"
+            raise Refusal.TOO_MANY_PIXELS_UNKNOWN.error(
+                format=name_of(kind), limit=limits.max_pixels
             ) from error
-        except _DECODER_ERRORS as error:
+        except DECODER_ERRORS as error:
             file.seek(0)
-            raise _decoding_error(kind, file.read(), error) from error
+            data = file.read()
+            for readable in _repaired(kind, data):
+                with contextlib.suppress(*DECODER_ERRORS):
+                    return image_size(BytesIO(readable), limits, ignore_coordinates=True)
+            raise decoding_error(kind, data, error) from error
     return height, width
 
 
@@ -198,39 +201,112 @@ def _raise_pillow_limit(max_pixels: int) -> None:
         Image.MAX_IMAGE_PIXELS = half
 
 
-def _load(data: bytes, kind: str, limits: Limits) -> tuple[Image.Image, int | None, bool]:
-    """Return the first picture, loaded, its EXIF orientation, and whether Pillow has already applied that."""
+def _check_available(kind: str, data: bytes) -> None:
+    """Check that a format can be read with what is installed. Raises ItemError."""
+    if kind == "HEIF" and not _register_heif():
+        raise Refusal.NEEDS_HEIF.error(format=name_of(kind))
+    if kind in _CODECS and not _has_codec(_CODECS[kind]):
+        raise Refusal.NEEDS_PILLOW.error(format=name_of(kind))
+    if kind == "JPEG2000":
+        if (what := jpeg2000.unsupported_components(data)) is not None:
+            raise unsupported_pixels(kind, what)
+        if (space := jpeg2000.unknown_color_space(data)) is not None:
+            space_name = JPEG2000_COLORS.get(space, "that is not registered")
+            raise Refusal.LAYOUT.error(format=name_of(kind), layout=f"in a colour space {space_name}")
+
+
+@functools.cache
+def _has_codec(name: str) -> bool:
+    return bool(features.check(name))
+
+
+def _register_heif() -> bool:
+    """Register the reader of HEIC with Pillow; return whether it is installed."""
+    if "HEIF" in Image.OPEN:
+        return True
+    try:
+        import pillow_heif  # noqa: PLC0415 (optional dependency)
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    image: Image.Image
+    orientation: int | None
+    """As `DecodedImage.exif_orientation`."""
+    to_apply: int | None
+    """The orientation that is still to be applied; None if Pillow has applied it."""
+
+
+def _load_or_repair(data: bytes, kind: str, limits: Limits) -> _Loaded:
+    """Load a picture; where that fails, without its metadata, or with an end. Raises ItemError."""
+    try:
+        return _load(data, kind, limits)
+    except DECODER_ERRORS as error:
+        for readable in _repaired(kind, data):
+            with contextlib.suppress(*DECODER_ERRORS):
+                return _load(readable, kind, limits)
+        raise decoding_error(kind, data, error) from error
+
+
+def _repaired(kind: str, data: bytes) -> Iterator[bytes]:
+    """Yield a file that could not be decoded with what is missing, or without what is not needed."""
+    given = essential = data
+    if kind == "PNG":
+        essential = png_chunks.without_metadata(data)
+    if kind == "WEBP":
+        essential = webp_chunks.without_metadata(data)
+    if kind == "JPEG2000" and (stop := jpeg2000.complete_length(data)) is not None:
+        essential = data[:stop] + jpeg2000.END
+    if kind == "JPEG":
+        data = jpeg_scan.with_height(data)
+        if (stop := jpeg_scan.complete_length(data)) is not None:
+            data = data[:stop] + jpeg_scan.END
+        essential = jpeg_metadata.without_metadata(data)
+    if kind == "TIFF":
+        with contextlib.suppress(*DECODER_ERRORS):
+            data = interleaved(data, tiff_tags(data))
+        essential = without_metadata(data)
+    if data is not given:
+        yield data
+    if essential != data:
+        yield essential
+
+
+def _load(data: bytes, kind: str, limits: Limits) -> _Loaded:
+    """Return the first picture, loaded. Raises ItemError, and the exceptions of Pillow."""
+    if kind == "TIFF":
+        return _load_tiff(data, limits)
     if kind == "WEBP":
         _check_canvas(data, limits)
     image = Image.open(BytesIO(data), formats=(kind,))
     _check_size(image, limits)
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        _check_tiff(image, limits)
-        # Pillow applies the orientation of a TIFF when it loads the pixels, and removes the tag.
-        orientation = _valid(_numbers(image.tag_v2, _ORIENTATION, 0)[0])
-        image.load()
-        return image, orientation, True
     image.load()
-    return image, _exif_orientation(image), False
+    if kind == "HEIF":  # turned by the decoder
+        return _Loaded(image, None, None)
+    orientation = _exif_orientation(image)
+    return _Loaded(image, orientation, orientation)
 
 
 def _check_canvas(webp: bytes, limits: Limits) -> None:
     """Check the size of a WebP before opening it, which allocates 8 bytes per pixel. Raises ItemError."""
-    if (size := webp_size(webp)) is not None and size[0] * size[1] > limits.max_pixels:
+    if (size := webp_chunks.webp_size(webp)) is not None and size[0] * size[1] > limits.max_pixels:
         # The EXIF data is at the end of the file, so this is the size before orientation.
-        why = f"{size[0]} x {size[1]} pixels, more than the limit of {limits.max_pixels}"
-        raise ItemError("too_many_pixels", why, width=size[0], height=size[1])
+        raise _size_error(Refusal.TOO_MANY_PIXELS, size, limit=limits.max_pixels)
 
 
 def _check_size(image: Image.Image, limits: Limits) -> None:
     """Check the size in the header of an image that is not loaded yet. Raises ItemError."""
     width, height = image.size
     if width < 1 or height < 1:
-        raise ItemError("corrupt", f"the header states a size of {width} x {height} pixels")
+        raise Refusal.NO_SIZE.error(format=name_of(str(image.format)), width=width, height=height)
     if width * height > limits.max_pixels:
-        raise _size_error("too_many_pixels", image, f", more than the limit of {limits.max_pixels}")
+        raise _size_error(Refusal.TOO_MANY_PIXELS, _upright_size(image), limit=limits.max_pixels)
     if max(image.size) > limits.max_aspect * min(image.size):
-        raise _size_error("aspect", image, f", more elongated than 1 : {limits.max_aspect:g}")
+        raise _size_error(Refusal.ELONGATED, _upright_size(image), limit=limits.max_aspect)
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -241,208 +317,82 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if not is_tiff and _header_orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
-def _size_error(code: str, image: Image.Image, why: str) -> ItemError:
-    """Return the error for a size above a limit, with the size after orientation; only the header is read."""
-    width, height = _upright_size(image)
-    what = f"{width} x {height} pixels{why}"
-    if max(width, height) >= 2**31:  # overflows the columns; no real image is that large
-        return ItemError(code, what)
-    return ItemError(code, what, width=width, height=height)
+def _size_error(refusal: Refusal, size: tuple[int, int], **values: Any) -> ItemError:
+    """Return the error for a size above a limit, with the size after orientation."""
+    fits = max(size) < 2**31  # larger ones overflow the columns; no real image is that large
+    return refusal.error(size=size if fits else None, width=size[0], height=size[1], **values)
 
 
 def _bomb_error(kind: str, data: bytes, limits: Limits) -> ItemError:
     """Return the error for an image that is too large for Pillow, with its size if the header states it."""
     try:
-        _check_size(_PLUGINS[kind](BytesIO(data)), limits)
+        _check_size(PLUGINS[kind](BytesIO(data)), limits)
     except ItemError as error:
         return error
-    except (Image.DecompressionBombError, *_DECODER_ERRORS):
+    except (Image.DecompressionBombError, *DECODER_ERRORS):
         pass
-    return ItemError("too_many_pixels", f"{kind}: more than the limit of {limits.max_pixels}")
+    return Refusal.TOO_MANY_PIXELS_UNKNOWN.error(format=name_of(kind), limit=limits.max_pixels)
 
 
 # TIFF
 
-_ORIENTATION: Final = 274
-_UNSIGNED: Final = 1
+
+def _load_tiff(data: bytes, limits: Limits) -> _Loaded:
+    """Return the full picture of a TIFF, loaded. Raises ItemError, and the exceptions of Pillow."""
+    inherited = None
+    try:
+        image: Any = Image.open(BytesIO(data), formats=("TIFF",))
+        found = full_picture(reader_of(data)) if SUSPICIOUS & image.tag_v2.keys() else None
+    except DECODER_ERRORS:
+        # The first directory may be a preview that Pillow cannot read.
+        found = full_picture(reader_of(data))
+        if found is None or found.is_first:
+            raise
+    if found is not None and not found.is_first:
+        inherited = valid_orientation(found.orientation)
+        image = Image.open(BytesIO(pointing_to(data, found.start)), formats=("TIFF",))
+    if image.mode in ("LAB", "La") and numbers(image.tag_v2, TiffImagePlugin.PLANAR_CONFIGURATION, 1)[0] == 2:
+        # Pillow treats planes differently from interleaved bands: signed colours, and grey multiplied by alpha.
+        one = interleaved(data, image.tag_v2)
+        if one is data:
+            raise unsupported_pixels(
+                "TIFF", "TIFF of CIELab colours, or of grey multiplied by alpha, in compressed planes"
+            )
+        image = Image.open(BytesIO(one), formats=("TIFF",))
+    _check_size(image, limits)
+    _check_tiff(image, limits)
+    # Pillow applies the orientation of a TIFF when it loads the pixels, and removes the tag.
+    orientation = valid_orientation(numbers(image.tag_v2, ORIENTATION, 0)[0])
+    image.load()
+    return _Loaded(image, inherited or orientation, inherited)
 
 
-def _numbers(tags: Any, tag: int, default: int) -> tuple[Any, ...]:
-    value = tags.get(tag, default)
-    return value if isinstance(value, tuple) and value else (value,)
-
-
-def _unsupported_pixels_of(tags: Any) -> str | None:
-    """Describe the pixels of a TIFF that Pillow would reject or open with wrong colours; None for any other."""
-    bits = max(_numbers(tags, TiffImagePlugin.BITSPERSAMPLE, 1))
-    bands = _numbers(tags, TiffImagePlugin.SAMPLESPERPIXEL, 1)[0]
-    signed = any(kind != _UNSIGNED for kind in _numbers(tags, TiffImagePlugin.SAMPLEFORMAT, _UNSIGNED))
-    if signed or bits > 16 or bands > 6 or (bands > 1 and bits > 8):
-        what = "1 band" if bands == 1 else f"{bands} bands"
-        return (
-            f"TIFF with {what} of {bits}-bit {'signed or float numbers' if signed else 'unsigned integers'}"
-        )
-    return None
-
-
-def _check_tiff(image: TiffImagePlugin.TiffImageFile, limits: Limits) -> None:
-    if (what := _unsupported_pixels_of(image.tag_v2)) is not None:
-        raise _unsupported("TIFF", what)
+def _check_tiff(image: Any, limits: Limits) -> None:
+    if (what := unsupported_bands(image.tag_v2)) is not None:
+        raise unsupported_pixels("TIFF", what)
     # A small image may still be part of a huge block.
-    block = [
-        _numbers(image.tag_v2, tag, 1)[0] for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
-    ]
-    if block[0] * block[1] > limits.max_pixels:
-        raise _size_error("too_many_pixels", image, f" in a TIFF of blocks of {block[0]} x {block[1]}")
-
-
-def _unsupported(kind: str, what: str) -> ItemError:
-    advice = "convert it to 8 bits with a scaling of your choice"
-    if kind == "TIFF":
-        advice += "; GeoTIFFs are read by the raster mode, with a stated scaling"
-    return ItemError("unsupported_pixels", f"{what}; {advice}")
-
-
-# Colours
-
-
-def _rgb(image: Image.Image) -> Pixels:
-    """Return the pixels of a loaded image as RGB, (height, width, 3) uint8. Raises ItemError."""
-    mode = image.mode
-    if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
-        return np.repeat(_grey(image)[..., None], 3, axis=2)
-    if mode in ("I", "F"):
-        numbers = "integers" if mode == "I" else "floats"
-        raise _unsupported(str(image.format), f"{image.format} of 32-bit {numbers}")
-    if mode == "LAB":
-        lab = ImageCms.createProfile("LAB")
-        converted = ImageCms.profileToProfile(image, lab, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        return np.array(converted)
-    if mode in ("La", "RGBa"):
-        image = image.convert({"La": "LA", "RGBa": "RGBA"}[mode])
-    return np.array(image if mode == "RGB" else image.convert("RGB"))
-
-
-def _has_16_bit_colors(png: bytes) -> bool:
-    """Return whether a PNG's header states 16 bits per channel, and colours or alpha."""
-    return png[24] == 16 and png[25] != 0
-
-
-def _grey(image: Image.Image) -> NDArray[np.uint8]:
-    """Return 16-bit grey, or 12-bit grey of a TIFF, scaled to 8 bits: (height, width) uint8. Raises ItemError."""
-    white, inverted = 65_535, False
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        white = 2 ** int(_numbers(image.tag_v2, TiffImagePlugin.BITSPERSAMPLE, 16)[0]) - 1
-        # Pillow inverts white-is-zero images of up to 8 bits only.
-        inverted = _numbers(image.tag_v2, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1)[0] == 0
-    values = np.asarray(image).astype(np.uint32)
-    largest = int(values.max())
-    if 0 < largest <= white // 16:
-        bits = white.bit_length()
-        raise _unsupported(
-            str(image.format),
-            f"{bits}-bit grey that uses only the lowest part of its range (maximum {largest} of {white})",
+    width, height = (
+        numbers(image.tag_v2, tag, 1)[0] for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
+    )
+    if width * height > limits.max_pixels:
+        raise _size_error(
+            Refusal.BLOCK_TOO_LARGE, _upright_size(image), block_width=width, block_height=height
         )
-    grey = ((values * 255 + white // 2) // white).astype(np.uint8)
-    return 255 - grey if inverted else grey
 
 
 # Orientation
 
 
-def _valid(orientation: object) -> int | None:
-    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else None
-
-
 def _exif_orientation(image: Image.Image) -> int | None:
     try:
-        return _valid(image.getexif().get(_ORIENTATION))
-    except _DECODER_ERRORS:
+        return valid_orientation(image.getexif().get(ORIENTATION))
+    except DECODER_ERRORS:
         return None
 
 
 def _header_orientation(image: Image.Image) -> int | None:
     """Return the orientation stored before the pixels; `getexif` of a PNG would decode the pixels to look further."""
     try:
-        return _valid(Image.Image.getexif(image).get(_ORIENTATION))
-    except _DECODER_ERRORS:
+        return valid_orientation(Image.Image.getexif(image).get(ORIENTATION))
+    except DECODER_ERRORS:
         return None
-
-
-def _upright(pixels: Pixels, orientation: int | None) -> Pixels:
-    """Apply an EXIF orientation. Reference: CIPA DC-008, tag 274 (the positions of row 0 and column 0)."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
-
-
-# Errors
-
-
-def _decoding_error(kind: str, data: bytes, error: Exception) -> ItemError:
-    """Return the error for a file that Pillow could not decode."""
-    reason: BaseException = error
-    # The two letters `BM` alone do not identify a bitmap.
-    if kind == "BMP" and (text := kind_of_text(data)) is not None:
-        return ItemError("not_an_image", f"the content is {text}")
-    if isinstance(error, UnidentifiedImageError):
-        # `Image.open` drops the plugin's error message.
-        try:
-            _PLUGINS[kind](BytesIO(data))
-        except _DECODER_ERRORS as inner:
-            reason = inner
-        if kind == "TIFF":
-            with contextlib.suppress(*_DECODER_ERRORS):
-                what = _unsupported_pixels_of(_tiff_tags(data))
-                if what is not None or str(reason) == "unknown pixel mode":
-                    return _unsupported(kind, what or "TIFF with an unknown pixel mode")
-    detail = str(reason).replace("decoder error -2", "libtiff cannot decode it") or type(reason).__name__
-    truncated = "runcated" in detail or _is_truncated(kind, data)
-    return ItemError("truncated" if truncated else "corrupt", f"{kind}: {detail}")
-
-
-def _is_truncated(kind: str, data: bytes) -> bool:
-    """Return whether a file that could not be decoded is truncated."""
-    if kind == "PNG":
-        return b"IEND" not in data
-    if kind == "GIF":
-        return not data.rstrip(b"\0").endswith(b";")
-    if kind == "JPEG":
-        return b"\xff\xd9" not in data
-    if kind == "WEBP":
-        return len(data) < 8 + int.from_bytes(data[4:8], "little")
-    if kind == "BMP":
-        return len(data) < int.from_bytes(data[2:6], "little")
-    return _tiff_is_truncated(data)
-
-
-def _tiff_tags(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
-    """Return the first image file directory. Raises EOFError if it lies beyond the end of the file."""
-    big = data[2:4] in (b"+\0", b"\0+")
-    tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if big else 8])
-    if tags.next >= len(data):
-        raise EOFError
-    file = BytesIO(data)
-    file.seek(tags.next)
-    tags.load(file)
-    return tags
-
-
-def _tiff_is_truncated(data: bytes) -> bool:
-    """Return whether the directory, or a strip or tile that it lists, extends beyond the end of the file."""
-    try:
-        tags = _tiff_tags(data)
-        ends = [
-            offset + count
-            for offsets, counts in ((273, 279), (324, 325))
-            for offset, count in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)
-        ]
-    except EOFError:
-        return True
-    except _DECODER_ERRORS:
-        return False
-    return any(end > len(data) for end in ends)

@@ -28,14 +28,16 @@ from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import AvifImagePlugin
 
 from ..errors import ItemError, RunError, UsageError
 from ..io.inputs import open_input
+from ..refusals import Refusal
 from .decode import DecodedImage, Limits, decode_image, image_size
 from .geometry import ImageHeader, RasterRegion, Rect
-from .geotiff import raster_info
-from .radiometry import Radiometry, check_radiometry
-from .raster import RasterReader, sample
+from .geotiff import NO_CRS, fields_from_json, fields_to_json
+from .radiometry import Radiometry
+from .raster import RasterReader, raster_header, sample
 from .sniff import format_of
 
 DECODE_TIMEOUT_S: Final = 60.0
@@ -114,7 +116,7 @@ class Decoders:
         request = {"operation": "read_region", "source": dataclasses.asdict(source), "rect": rect}
         reply, [pixels, valid] = self._request(request, b"", _REGION_BYTES)
         broken = [(Rect(*part), ItemError(*error)) for *part, error in reply["broken"]]
-        return RasterRegion(pixels, valid.view(np.bool_), tuple(broken))
+        return RasterRegion(pixels, valid.view(np.bool_), tuple(broken), reply["orientation"])
 
     def read_header(
         self, uri: str, limits: Limits, radiometry: Radiometry, assume_crs: str | None
@@ -133,14 +135,7 @@ class Decoders:
             "assume_crs": assume_crs,
         }
         reply, _ = self._request(request, b"", _memory(limits))
-        block, transform = reply["block_size"], reply["transform"]
-        return ImageHeader(
-            reply["height"],
-            reply["width"],
-            block and (block[0], block[1]),
-            reply["crs_wkt"],
-            transform and tuple(transform),
-        )
+        return ImageHeader(**fields_from_json(reply["header"]))
 
     def sample(
         self, uri: str, radiometry: Radiometry, count: int, assume_crs: str | None
@@ -264,14 +259,11 @@ def _memory(limits: Limits) -> int:
 def _process_error(status: int, timeout_s: float) -> ItemError:
     """Return the error of an image whose decoding process ended with `status`."""
     if status == -signal.SIGALRM:
-        return ItemError("timeout", f"not decoded within {timeout_s:g} s")
+        return Refusal.PROCESS_TIMED_OUT.error(seconds=timeout_s)
     if status == -signal.SIGKILL:
-        return ItemError(
-            "out_of_memory",
-            "the decoding process was killed, probably by the kernel because memory was short",
-        )
+        return Refusal.PROCESS_KILLED.error()
     how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-    return ItemError("worker_crash", f"the decoding process crashed on this image ({how})")
+    return Refusal.PROCESS_CRASHED.error(how=how)
 
 
 def _send(connection: socket.socket, header: dict[str, Any], contents: Sequence[bytes | memoryview]) -> None:
@@ -364,9 +356,10 @@ def _decode(request: dict[str, Any], data: bytes) -> _Reply:
 
 
 def _read_region(request: dict[str, Any], _: bytes) -> _Reply:
-    pixels, valid, broken = _reader(json.dumps(request["source"])).read_region(Rect(*request["rect"]))
+    reader = _reader(json.dumps(request["source"]))
+    pixels, valid, broken = reader.read_region(Rect(*request["rect"]))
     errors = [(*rect, (error.code, error.message)) for rect, error in broken]
-    return {"broken": errors}, [pixels, valid]
+    return {"broken": errors, "orientation": reader.info.orientation}, [pixels, valid]
 
 
 @functools.lru_cache(maxsize=1)
@@ -381,13 +374,12 @@ def _reader(source: str) -> RasterReader:
 def _read_header(request: dict[str, Any], _: bytes) -> _Reply:
     with open_input(request["uri"]) as file:
         if format_of(file.read(1024)) == "TIFF":
-            info = raster_info(file, request["assume_crs"])
-            check_radiometry(info, Radiometry.from_json(request["radiometry"]))
-            return dataclasses.asdict(
-                ImageHeader(info.height, info.width, info.block_size, info.crs_wkt, info.transform)
-            ), []
-        file.seek(0)
-        return dataclasses.asdict(ImageHeader(*image_size(file, Limits(*request["limits"])))), []
+            header = raster_header(file, Radiometry.from_json(request["radiometry"]), request["assume_crs"])
+        else:
+            file.seek(0)
+            is_plain = request["assume_crs"] == NO_CRS
+            header = ImageHeader(*image_size(file, Limits(*request["limits"]), ignore_coordinates=is_plain))
+        return {"header": fields_to_json(header)}, []
 
 
 def _sample(request: dict[str, Any], _: bytes) -> _Reply:
@@ -419,10 +411,12 @@ def _limit_memory(spare_bytes: int) -> None:
 def main() -> None:
     """Serve requests on the inherited socket: `python -m maskrcnn.imaging.decode_pool SOCKET SPARE_BYTES`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal signals both processes; the parent handles it
-    # libtiff prints a line per problem, hundreds for one file; only Python's own output goes to the log.
+    # libtiff and other C libraries print a line per problem, hundreds for one file; only Python's own output goes to
+    # the log.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     keep_freed_memory()
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the images of a shard are decoded side by side
     descriptor, spare_bytes = map(int, sys.argv[1:])
     _limit_memory(spare_bytes)
     with (

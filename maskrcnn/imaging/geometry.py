@@ -49,6 +49,8 @@ class RasterRegion:
     """(height, width): whether a pixel is neither nodata, nor masked, nor transparent."""
     broken: tuple[tuple[Rect, ItemError], ...] = ()
     """Rectangles of blocks that could not be read, in pixels of the raster, each with its error."""
+    orientation: int | None = None
+    """The EXIF orientation that was applied; None for a georeferenced raster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +67,7 @@ class ImageHeader:
     """a … f of x = a * column + b * row + c, y = d * column + e * row + f."""
     error: ItemError | None = None
     """The error that prevented reading the header."""
+    dtype: str | None = None
+    """The numpy name of the data type of a raster's values; None for other images, and in a plan."""
+    doubtful_alpha: int | None = None
+    """The band that a raster calls alpha, if it is a band to use or its values are not those of a mask."""

@@ -6,7 +6,6 @@ files, no network.
 
 import contextlib
 import dataclasses
-import io
 import itertools
 import logging
 import math
@@ -20,7 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ItemError, MaskrcnnError, UsageError
+from ..refusals import Refusal, tiff_compression
+from .gdal_source import Source
+from .orientation import TRANSPOSED, valid_orientation
 from .sniff import format_of
+from .tiff_directory import EXTRA_SAMPLES, ORIENTATION, PHOTOMETRIC, compression_of
 
 # rasterio logs GDAL's warnings and errors, which Python prints if logging is not configured.
 logging.getLogger("rasterio").addHandler(logging.NullHandler())
@@ -32,9 +35,8 @@ MAX_BLOCK_BYTES: Final = 2**28
 TYPES: Final = frozenset(["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"])
 """The supported data types of pixels, by their numpy names."""
 
+_LAB: Final = {8: "CIE L*a*b*", 9: "ICC L*a*b*", 10: "ITU L*a*b*"}
 _CACHE_BYTES: Final = 2**24
-_PAGE_BYTES: Final = 2**16
-_PAGES: Final = 32
 _names: Final = itertools.count()
 
 _GDAL_ERRORS: Final = (
@@ -54,10 +56,10 @@ class RasterInfo:
     """The contents of a raster's header."""
 
     height: int
-    """Pixels."""
+    """Pixels, like the width after `orientation` is applied."""
     width: int
     block_size: tuple[int, int]
-    """(height, width) of a block, the unit of decoding, in pixels."""
+    """(height, width) of a block, the unit of decoding, in pixels, after `orientation` is applied."""
     bands: int
     """The number of bands in the file, including alpha."""
     dtype: str
@@ -81,6 +83,13 @@ class RasterInfo:
     """The number of the alpha band, from 1; None without alpha."""
     mask: bool
     """Whether the file contains a mask in addition to the bands."""
+    premultiplied: bool = False
+    """Whether the colours are multiplied by alpha."""
+    white_is_zero: bool = False
+    """Whether the values of the first band are the larger the darker (MinIsWhite)."""
+    orientation: int | None = None
+    """The EXIF orientation of a raster without georeference, 1 to 8, which readers apply; None without a valid one. A
+    transform refers to the pixels as stored, so that a georeferenced raster is read as stored."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values; `nodata` may be NaN, which Python's JSON writes and reads."""
@@ -110,42 +119,45 @@ def raster_info(file: BinaryIO, assume_crs: str | None = None) -> RasterInfo:
         return read_info(source, dataset, assume_crs)
 
 
-def read_info(source: "Source", dataset: Any, assume_crs: str | None) -> RasterInfo:
+def read_info(source: Source, dataset: Any, assume_crs: str | None) -> RasterInfo:
     """Read the header of a dataset that `open_tiff` opened. Raises as `raster_info`."""
     with gdal_errors(source):
         dtype = dataset.dtypes[0]
         colors = tuple(color.name for color in dataset.colorinterp)
         flags = [flag.name for flag in dataset.mask_flag_enums[0]]
         block = dataset.block_shapes[0]
-        interleaved = str(dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE", "")).upper() == "PIXEL"
+        structure = dataset.tags(ns="IMAGE_STRUCTURE")
+        interleaved = str(structure.get("INTERLEAVE", "")).upper() == "PIXEL"
         if dtype not in TYPES:
-            raise ItemError(
-                "unsupported_pixels", f"pixels of type {dtype} cannot be converted to a brightness"
-            )
+            raise Refusal.PIXEL_TYPE.error(dtype=dtype)
         stored = math.prod(block) * np.dtype(dtype).itemsize * (dataset.count if interleaved else 1)
         if stored > MAX_BLOCK_BYTES:
-            raise ItemError(
-                "too_many_pixels",
-                f"its blocks of {block[1]} x {block[0]} pixels are too large to decode; rewrite it in tiles",
-                width=dataset.width,
-                height=dataset.height,
-            )
+            sides = {"width": dataset.width, "height": dataset.height}
+            sides |= {"block_width": block[1], "block_height": block[0]}
+            raise Refusal.BLOCK_TOO_LARGE.error(size=(dataset.width, dataset.height), **sides)
+        crs_wkt = _georeference(dataset, assume_crs)
+        orientation = _orientation(source) if crs_wkt is None else None
+        turned = orientation in TRANSPOSED
+        alpha = colors.index("alpha") + 1 if "alpha" in colors else None
         return RasterInfo(
-            height=dataset.height,
-            width=dataset.width,
-            block_size=(block[0], block[1]),
+            height=dataset.width if turned else dataset.height,
+            width=dataset.height if turned else dataset.width,
+            block_size=(block[1], block[0]) if turned else (block[0], block[1]),
             bands=dataset.count,
             dtype=dtype,
             bits=int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8 * np.dtype(dtype).itemsize)),
-            crs_wkt=_georeference(dataset, assume_crs),
+            crs_wkt=crs_wkt,
             transform=tuple(float(number) for number in dataset.transform[:6]),
             nodata=dataset.nodata,
             scales=tuple(float(scale) for scale in dataset.scales),
             offsets=tuple(float(offset) for offset in dataset.offsets),
             colorinterp=colors,
             palette=colors[0] == "palette",
-            alpha_band=colors.index("alpha") + 1 if "alpha" in colors else None,
+            alpha_band=alpha,
             mask="per_dataset" in flags and "alpha" not in flags,
+            premultiplied=alpha is not None and _is_premultiplied(source),
+            white_is_zero=structure.get("MINISWHITE") == "YES",
+            orientation=orientation,
         )
 
 
@@ -156,20 +168,17 @@ def _georeference(dataset: Any, assume_crs: str | None) -> str | None:
         return None
     if transform.is_identity:
         if dataset.gcps[0]:
-            raise ItemError("no_crs", "it has ground control points only; warp it (gdalwarp) first")
+            raise Refusal.GROUND_CONTROL_POINTS.error()
         if dataset.rpcs is not None:
-            raise ItemError("no_crs", "it has rational polynomial coefficients only; orthorectify it first")
-        raise ItemError(
-            "no_crs",
-            "no transform from pixels to coordinates; use --assume-crs none to read it as an ordinary image",
-        )
+            raise Refusal.RATIONAL_POLYNOMIALS.error()
+        raise Refusal.NO_TRANSFORM.error()
     # Tiny pixels have a tiny determinant, so only zero and non-finite values are rejected.
     if not all(map(math.isfinite, transform[:6])) or transform.determinant == 0:
-        raise ItemError("no_crs", "its transform maps pixels to no area; write a valid transform")
+        raise Refusal.SINGULAR_TRANSFORM.error()
     crs = dataset.crs
     if not crs:
         if assume_crs is None:
-            raise ItemError("no_crs", "no coordinate reference system; give one with --assume-crs")
+            raise Refusal.NO_CRS.error()
         crs = parse_crs(assume_crs)
     return str(crs.to_wkt(version="WKT2_2019"))
 
@@ -235,20 +244,22 @@ def need_rasterio() -> Any:
     return rasterio
 
 
-def open_tiff(source: "Source", threads: int) -> Any:
+def open_tiff(source: Source, threads: int) -> Any:
     """Open a source as a rasterio dataset. Raises ItemError, RunError, UsageError."""
     rasterio = need_rasterio()
     if not source.size:
         source.check()
-        raise ItemError("empty_file", "zero bytes")
+        raise Refusal.EMPTY.error()
     head = source.read_at(0, 1024)
     source.check()
     if (kind := format_of(head)) != "TIFF":
-        raise ItemError(
-            "unsupported_format", f"{kind} with the name of a raster; only GeoTIFFs are read in windows"
-        )
+        raise Refusal.RASTER_FORMAT.error(format=kind)
     if source.size < 8:
-        raise ItemError("truncated", "the file ends within the TIFF header")
+        raise Refusal.TRUNCATED.error(format="TIFF")
+    picture = source.picture()
+    source.check()
+    if picture is not None and (space := _LAB.get(picture.directory.first(PHOTOMETRIC))) is not None:
+        raise Refusal.COLOR_SPACE.error(space=space)
     with gdal_errors(source), warnings.catch_warnings():
         # A missing transform is reported by an error code, so the warning is redundant.
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
@@ -263,9 +274,27 @@ def open_tiff(source: "Source", threads: int) -> Any:
         )
 
 
+def _is_premultiplied(source: Source) -> bool:
+    """Return whether the full picture has associated alpha. Reference: TIFF 6.0, tag 338."""
+    picture = source.picture()
+    return picture is not None and 1 in picture.directory.tags.get(EXTRA_SAMPLES, ())
+
+
+def _orientation(source: Source) -> int | None:
+    """Return the orientation of the full picture; None without a valid one."""
+    picture = source.picture()
+    if picture is None:
+        return None
+    return valid_orientation(picture.orientation or picture.directory.first(ORIENTATION))
+
+
 @contextlib.contextmanager
-def gdal_errors(source: "Source") -> Iterator[None]:
+def gdal_errors(source: Source, *, opened: bool = False) -> Iterator[None]:
     """Configure GDAL, and convert the exceptions it raises to error codes.
+
+    Args:
+        source: what GDAL reads.
+        opened: whether the header was read without an error.
 
     Raises:
         ItemError: `out_of_memory`, `truncated`, `corrupt`; as `Source.check`.
@@ -286,121 +315,20 @@ def gdal_errors(source: "Source") -> Iterator[None]:
     except MaskrcnnError:
         raise
     except MemoryError as error:
-        raise ItemError("out_of_memory", "not enough memory to read it") from error
+        raise Refusal.NO_MEMORY.error(format="TIFF") from error
     except (*_GDAL_ERRORS, rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:  # noqa: SLF001
         source.check()
-        detail = str(error.__cause__ or error) or type(error).__name__
-        raise ItemError("truncated" if source.short else "corrupt", f"cannot be read: {detail}") from error
+        raise _refusal(source, error, opened=opened) from error
     source.check()
 
 
-class Source:
-    """A file for GDAL: reads never raise, because GDAL ignores exceptions; `check` raises the error afterwards.
-
-    Small reads are served from cached pages, because GDAL reads a header a few bytes at a time, each of which would
-    otherwise be a request.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._pages: dict[int, bytes] = {}
-        self._failure: Exception | None = None
-        self.short = False
-        """Whether bytes beyond the end of the file were requested."""
-        self.size = 0
-        with self._record_failure():
-            self.size = file.seek(0, 2)
-
-    def open(self, _path: str, mode: str = "rb", **_: Any) -> "_Handle":
-        """Return a file object with its own position, for GDAL."""
-        if mode not in ("r", "rb"):
-            raise FileNotFoundError(mode)
-        return _Handle(self)
-
-    def read_at(self, start: int, count: int) -> bytes:
-        """Return `count` bytes from `start`, fewer at the end of the file."""
-        stop = min(start + count, self.size)
-        if start and start + count > self.size:  # GDAL reads the beginning without knowing the size
-            self.short = True
-        if stop <= start or self._failure:
-            return b""
-        with self._record_failure():
-            if stop - start >= _PAGE_BYTES:
-                return self._fetch(start, stop)
-            first, last = start // _PAGE_BYTES, (stop - 1) // _PAGE_BYTES
-            data = b"".join(self._page(page) for page in range(first, last + 1))
-            return data[start - first * _PAGE_BYTES : stop - first * _PAGE_BYTES]
-        return b""
-
-    def check(self) -> None:
-        """Raise the error of an earlier read, after which all reads return no bytes.
-
-        Raises:
-            ItemError: raised by the file, or `storage_error`.
-            RunError: raised by the file.
-        """
-        if isinstance(self._failure, MaskrcnnError):
-            raise self._failure
-        if self._failure:
-            raise ItemError("storage_error", f"{self._failure}") from self._failure
-
-    def forget(self) -> None:
-        """Discard the cached pages and the error, to read again after a failure."""
-        self._pages.clear()
-        self._failure = None
-
-    def _page(self, page: int) -> bytes:
-        if (data := self._pages.get(page)) is None:
-            if len(self._pages) >= _PAGES:
-                del self._pages[next(iter(self._pages))]
-            start = page * _PAGE_BYTES
-            data = self._pages[page] = self._fetch(start, min(start + _PAGE_BYTES, self.size))
-        return data
-
-    def _fetch(self, start: int, stop: int) -> bytes:
-        self._file.seek(start)
-        parts = []
-        while start < stop and (part := self._file.read(stop - start)):
-            parts.append(part)
-            start += len(part)
-        if start < stop:
-            self.short = True  # the file was shortened while it was read
-        return b"".join(parts)
-
-    @contextlib.contextmanager
-    def _record_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError, MaskrcnnError) as error:
-            self._failure = error
-
-
-class _Handle(io.RawIOBase):
-    """A file object on a source, with its own position."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._position = 0
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position and return it."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._source.size}[whence]
-        self._position = max(base + offset, 0)
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        """Return up to `size` bytes, all that remain if it is negative."""
-        data = self._source.read_at(self._position, self._source.size if size < 0 else size)
-        self._position += len(data)
-        return data
+def _refusal(source: Source, error: Exception, *, opened: bool) -> ItemError:
+    """Return the error for what GDAL could not read."""
+    if "codec" in f"{error.__cause__ or error}":
+        return Refusal.TIFF_COMPRESSION.error(codec=tiff_compression(compression_of(source.read_at) or 1))
+    if source.short:
+        return Refusal.TRUNCATED.error(format="TIFF")
+    return (Refusal.DATA_DAMAGED if opened else Refusal.HEADER_DAMAGED).error(format="TIFF")
 
 
 def fields_to_json(value: Any) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ItemError, UsageError
+from ..errors import UsageError
+from ..refusals import Refusal
 from .geotiff import RasterInfo, fields_from_json, fields_to_json
 
 # Data types small enough for a lookup table, with their number of bits.
@@ -36,6 +37,9 @@ class Radiometry:
     """The lower ends of a fixed range, which become 0: one for all channels, or one each for red, green and blue."""
     highs: tuple[float, ...] | None = None
     """The upper ends, which become 255; greater than `lows`."""
+    alpha: int | None = None
+    """The number of the alpha band, from 1; 0: no band is alpha; None: chosen for each raster by the rules in
+    `raster`."""
 
     def __post_init__(self) -> None:
         if self.bands is not None and (len(self.bands) not in (1, 3) or min(self.bands) < 1):
@@ -69,8 +73,8 @@ class Radiometry:
         return cls(**fields_from_json(values))
 
 
-def parse_radiometry(bands: str | None, scale: str | None) -> Radiometry:
-    """Return the policy for the options `--bands` and `--scale`.
+def parse_radiometry(bands: str | None, scale: str | None, alpha: str | None = None) -> Radiometry:
+    """Return the policy for the options `--bands`, `--scale` and `--alpha`.
 
     >>> parse_radiometry("4,3,2", "0,10000")
     Radiometry(bands=(4, 3, 2), scale='0,10000', lows=(0.0,), highs=(10000.0,))
@@ -79,11 +83,12 @@ def parse_radiometry(bands: str | None, scale: str | None) -> Radiometry:
         UsageError: an option is not valid.
     """
     chosen, scale = None, (scale or "dtype").strip().lower()
+    band = _alpha_of(alpha)
     try:
         if bands is not None:
             chosen = tuple(int(part) for part in bands.split(","))
         if scale in ("dtype", "dataset"):
-            return Radiometry(chosen, scale)
+            return Radiometry(chosen, scale, alpha=band)
     except ValueError:
         raise UsageError(f"--bands takes one or three numbers from 1, such as 4,3,2, not {bands!r}") from None
     low, _, high = (part.strip() for part in scale.partition(","))
@@ -91,7 +96,7 @@ def parse_radiometry(bands: str | None, scale: str | None) -> Radiometry:
     try:
         ends = (float(low[percentiles:]), float(high[percentiles:]))
         if not percentiles:
-            return Radiometry(chosen, scale, ends[:1], ends[1:])
+            return Radiometry(chosen, scale, ends[:1], ends[1:], band)
         if not 0 <= ends[0] < ends[1] <= 100:
             raise ValueError(scale)  # noqa: TRY301 (one message for all cases, below)
     except ValueError:
@@ -99,7 +104,19 @@ def parse_radiometry(bands: str | None, scale: str | None) -> Radiometry:
             "--scale takes LOW,HIGH (such as 0,10000), percentiles of the collection (p2,p98) or dataset (the scale "
             f"and offset of the files), not {scale!r}"
         ) from None
-    return Radiometry(chosen, scale)
+    return Radiometry(chosen, scale, alpha=band)
+
+
+def _alpha_of(option: str | None) -> int | None:
+    """Return `Radiometry.alpha` for the option `--alpha`. Raises UsageError."""
+    if option is None:
+        return None
+    text = option.strip().lower()
+    if text == "none":
+        return 0
+    if not (text.isdecimal() and int(text) > 0):
+        raise UsageError(f"--alpha takes the number of a band, from 1, or none, not {option!r}")
+    return int(text)
 
 
 def resolved(radiometry: Radiometry, lows: Sequence[float], highs: Sequence[float]) -> Radiometry:
@@ -111,24 +128,13 @@ def resolved(radiometry: Radiometry, lows: Sequence[float], highs: Sequence[floa
     return dataclasses.replace(radiometry, lows=tuple(a for a, _ in pairs), highs=tuple(b for _, b in pairs))
 
 
-def check_radiometry(info: RasterInfo, radiometry: Radiometry) -> None:
-    """Check, before any pixel is read, that a raster fits the radiometry, as `RasterReader` does.
-
-    Raises:
-        ItemError: `unsupported_pixels`.
-    """
-    if radiometry.percentiles is not None:  # any range serves for the check
-        radiometry = resolved(radiometry, (0.0,), (1.0,))
-    ranges_of(info, radiometry, channels_of(info, radiometry))
-
-
 def percentiles_of(
     samples: Sequence[tuple[NDArray[np.float64], float]], radiometry: Radiometry
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the ends of the range from all samples.
 
     Args:
-        samples: (3, N) values of each raster, with the number of pixels that each value represents.
+        samples: (3, N) values of each raster, NaN where there is none, with the number of pixels that each represents.
         radiometry: a policy with `percentiles`.
 
     Returns:
@@ -141,16 +147,32 @@ def percentiles_of(
         raise ValueError(f"the scale {radiometry.scale} has no percentiles")
     values = np.concatenate([np.zeros((3, 0)), *(values for values, _ in samples)], axis=1)
     weights = np.concatenate([np.zeros(0), *(np.full(values.shape[1], weight) for values, weight in samples)])
-    if not weights.size:
+    there = ~np.isnan(values)
+    if not there.any():
         raise UsageError(
             "no raster has valid pixels to compute percentiles from; give a range with --scale LOW,HIGH"
         )
     shares = np.array(radiometry.percentiles) / 100
-    lows, highs = np.quantile(values, shares, axis=1, weights=weights, method="inverted_cdf").tolist()
-    return tuple(lows), tuple(highs)
+    ends = [
+        np.quantile(values[channel, has], shares, weights=weights[has], method="inverted_cdf").tolist()
+        if has.any()
+        else [0.0, 1.0]  # a channel without any value is black, whatever its range
+        for channel, has in enumerate(there)
+    ]
+    lows, highs = zip(*ends, strict=True)
+    return lows, highs
 
 
 # Values to RGB
+
+
+def alpha_of(info: RasterInfo, radiometry: Radiometry) -> int | None:
+    """Return the number, from 1, of the alpha band by the radiometry; None without one. Raises ItemError."""
+    if radiometry.alpha is None:
+        return None if info.alpha_band in (radiometry.bands or ()) else info.alpha_band
+    if radiometry.alpha > info.bands:
+        raise Refusal.NO_SUCH_BAND.error(band=radiometry.alpha, count=info.bands)
+    return radiometry.alpha or None
 
 
 def channels_of(info: RasterInfo, radiometry: Radiometry) -> tuple[int, int, int]:
@@ -158,18 +180,14 @@ def channels_of(info: RasterInfo, radiometry: Radiometry) -> tuple[int, int, int
     colors, bands = info.colorinterp, radiometry.bands
     if bands is None:
         if {"cyan", "Y", "hue"} & set(colors):
-            raise ItemError(
-                "unsupported_pixels", f"its bands are {', '.join(colors)}; choose bands with --bands"
-            )
+            raise Refusal.BANDS_TO_CHOOSE.error(bands=", ".join(colors))
         if {"red", "green", "blue"} <= set(colors):
             bands = tuple(colors.index(name) + 1 for name in ("red", "green", "blue"))
         else:
             unnamed = tuple(band for band in range(1, info.bands + 1) if band != info.alpha_band) or (1,)
             bands = unnamed[:3] if len(unnamed) >= 3 else unnamed[:1]
     if max(bands) > info.bands:
-        raise ItemError(
-            "unsupported_pixels", f"it has no band {max(bands)}; its number of bands is {info.bands}"
-        )
+        raise Refusal.NO_SUCH_BAND.error(band=max(bands), count=info.bands)
     red, green, blue = bands * (3 // len(bands))
     return red, green, blue
 
@@ -186,9 +204,7 @@ def ranges_of(
         return [(0.0, 255.0)] * 3
     if radiometry.scale == "dtype":
         if info.dtype != "uint8":
-            raise ItemError(
-                "unsupported_pixels", f"pixels of type {info.dtype} need a range; give one with --scale"
-            )
+            raise Refusal.RANGE_NEEDED.error(dtype=info.dtype)
         return [(0.0, 2.0**info.bits - 1)] * 3
     return [_reflectance(info, band) for band in channels]
 
@@ -197,30 +213,26 @@ def _reflectance(info: RasterInfo, band: int) -> tuple[float, float]:
     """Return the stored values of reflectance 0 and 1. Raises ItemError."""
     scale, offset = info.scales[band - 1], info.offsets[band - 1]
     if (scale, offset) == (1.0, 0.0) and np.dtype(info.dtype).kind != "f":
-        raise ItemError(
-            "unsupported_pixels", f"band {band} has no scale and offset: give a range with --scale"
-        )
+        raise Refusal.NO_SCALE.error(band=band)
     if not (math.isfinite(scale) and math.isfinite(offset) and scale != 0):
-        raise ItemError(
-            "unsupported_pixels",
-            f"band {band} has an invalid scale {scale} or offset {offset}; give a range with --scale",
-        )
+        raise Refusal.INVALID_SCALE.error(band=band, scale=scale, offset=offset)
     return -offset / scale, (1 - offset) / scale
 
 
-def _scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+def _scaled(values: NDArray[Any], low: float, high: float, *, negative: bool) -> NDArray[np.uint8]:
     with np.errstate(over="ignore", invalid="ignore"):
         shares = (values.astype(np.float64) - low) / (high - low)
     # NaN cannot be converted to an integer; such pixels are invalid and become black.
-    return np.asarray(np.rint(np.clip(np.nan_to_num(shares, nan=0.0), 0, 1) * 255), np.uint8)
+    shades = np.asarray(np.rint(np.clip(np.nan_to_num(shares, nan=0.0), 0, 1) * 255), np.uint8)
+    return 255 - shades if negative else shades
 
 
-def _table(dtype: str, low: float, high: float) -> NDArray[np.uint8] | None:
+def _table(dtype: str, low: float, high: float, *, negative: bool) -> NDArray[np.uint8] | None:
     """Return the lookup table by the bits of a value as an unsigned index; None for a type of more than 16 bits."""
     if dtype not in _TABLE_BITS:
         return None
     unsigned = np.arange(2 ** _TABLE_BITS[dtype]).astype(f"uint{_TABLE_BITS[dtype]}")
-    return _scaled(unsigned.view(dtype), low, high)
+    return _scaled(unsigned.view(dtype), low, high, negative=negative)
 
 
 class ToRgb:
@@ -242,42 +254,70 @@ class ToRgb:
         self.channels: Final = channels_of(info, radiometry)
         """The numbers, from 1, of the bands used for red, green and blue."""
         self._info = info
+        self._nodata = _typed(info.nodata, np.dtype(info.dtype))
         self._ranges = ranges_of(info, radiometry, self.channels)
         if colors is None:
-            self._tables = [_table(info.dtype, *ends) for ends in self._ranges]
+            self._tables = [
+                _table(info.dtype, *ends, negative=self._is_negative(band))
+                for band, ends in zip(self.channels, self._ranges, strict=True)
+            ]
         else:
             self._tables = _palette(info.dtype, colors)
 
-    def valid_pixels(self, planes: Mapping[int, NDArray[Any]]) -> NDArray[np.bool_]:
-        """Return a mask of the pixels where any band is neither nodata nor NaN, and alpha is not 0."""
-        nodata = _typed(self._info.nodata, np.dtype(self._info.dtype))
-        valid = np.zeros(planes[self.channels[0]].shape, bool)
-        for band in sorted(set(self.channels)):
+    def _is_negative(self, band: int) -> bool:
+        """Return whether larger values of a band are darker."""
+        return self._info.white_is_zero and not self._info.palette and band == 1
+
+    def valid_values(self, planes: Mapping[int, NDArray[Any]]) -> dict[int, NDArray[np.bool_]]:
+        """Return masks of the values that are neither nodata nor NaN, by band number."""
+        masks = {}
+        for band in set(self.channels):
             plane = planes[band]
-            has = np.ones(plane.shape, bool) if nodata is None else plane != nodata
-            valid |= has & ~np.isnan(plane) if plane.dtype.kind == "f" else has
+            has = np.ones(plane.shape, bool) if self._nodata is None else plane != self._nodata
+            masks[band] = has & ~np.isnan(plane) if plane.dtype.kind == "f" else has
+        return masks
+
+    def valid_pixels(
+        self, planes: Mapping[int, NDArray[Any]], values: Mapping[int, NDArray[np.bool_]]
+    ) -> NDArray[np.bool_]:
+        """Return a mask of the pixels where any band has a value, and alpha is not 0."""
+        valid: NDArray[np.bool_] = np.logical_or.reduce(list(values.values()))
         if self._info.alpha_band is not None:
             valid &= planes[self._info.alpha_band] > 0
         return valid
 
     def convert(
-        self, planes: Mapping[int, NDArray[Any]], valid: NDArray[np.bool_], out: NDArray[np.uint8]
+        self,
+        planes: Mapping[int, NDArray[Any]],
+        values: Mapping[int, NDArray[np.bool_]],
+        valid: NDArray[np.bool_],
+        out: NDArray[np.uint8],
     ) -> None:
-        """Fill `out`, (height, width, 3) uint8 RGB; invalid pixels become black."""
+        """Fill `out`, (height, width, 3) uint8 RGB; invalid pixels become black, and a channel without a value 0."""
         for index, band in enumerate(self.channels):
-            table, plane = self._tables[index], planes[band]
+            table, plane = self._tables[index], self._divided(planes, band)
+            has = valid & values[band]
             if table is not None and np.array_equal(table, _IDENTITY):
-                out[..., index] = plane * valid
+                out[..., index] = plane * has
                 continue
-            for row, values in enumerate(
+            for row, stored in enumerate(
                 plane
             ):  # by row: indices or float64 of a plane would take most memory
                 shades = (
-                    _scaled(values, *self._ranges[index])
+                    _scaled(stored, *self._ranges[index], negative=self._is_negative(band))
                     if table is None
-                    else table[values.view(f"uint{8 * values.itemsize}")]
+                    else table[stored.view(f"uint{8 * stored.itemsize}")]
                 )
-                out[row, :, index] = shades * valid[row]
+                out[row, :, index] = shades * has[row]
+
+    def _divided(self, planes: Mapping[int, NDArray[Any]], band: int) -> NDArray[Any]:
+        """Return the values of a band, divided by alpha where the file multiplied them, as Pillow does."""
+        plane, alpha = planes[band], self._info.alpha_band
+        if alpha is None or not self._info.premultiplied or plane.dtype.kind != "u":
+            return plane
+        most = 2**self._info.bits - 1
+        whole = plane.astype(np.uint64) * most // np.maximum(planes[alpha], 1)
+        return np.asarray(np.minimum(whole, most), plane.dtype)
 
 
 def _palette(dtype: str, colors: Mapping[int, Sequence[int]]) -> list[NDArray[np.uint8] | None]:

@@ -4,21 +4,28 @@ The rules, which are part of the contract of the table `images`:
 
 - A TIFF is recognized by its content and opened by GDAL's GTiff driver only, from an open file: no sidecar files, no
   other files, no network. The first image is read; overviews are not used. Rotated and south-up rasters are read as
-  stored.
+  stored. The EXIF orientation of a raster without georeference is applied, as to any picture; a transform refers to the
+  pixels as stored, so that a georeferenced raster is read as stored. A camera's raw file or a preview is refused.
 - A coordinate reference system and an affine transform in the file are required, otherwise `no_crs`: pixel
   coordinates are never mistaken for degrees. A CRS may be assumed for a raster without one; a transform may not.
   Ground control points and RPCs do not replace a transform.
 - The bands are those given by the user, otherwise red, green and blue by their colour interpretation, otherwise the
   first three, otherwise the first one, repeated. Alpha is never one of them. 8-bit CMYK is converted; other inks and
-  colour spaces are `unsupported_pixels` unless the user gives bands.
+  colour spaces are `unsupported_pixels` unless the user gives bands. GDAL converts CMYK and YCbCr, Pillow those of
+  whole images: they differ by rounding, and where JPEG stores colours at half the resolution, at the edges of colours.
+- The alpha band is the one given by the user, otherwise the one that the file calls alpha. Near infrared is often
+  called alpha: if the user gives bands, a band is not alpha that is one of them, or of whose values, in a sample, less
+  than half are those of a mask, 0 and the largest. Colours that the file multiplied by alpha are divided by it.
 - Integers of 8, 16 and 32 bits, float32 and float64 are supported; complex numbers and 64-bit integers are
   `unsupported_pixels`. 8-bit unsigned integers are used unchanged (stretched, if the file stores fewer bits); all other
   types need a scale, the same for all windows of a run: low becomes 0, high becomes 255, values outside are clipped,
   values between are rounded to the nearest integer. The dataset's own scale and offset give reflectance, of which 0
   becomes 0 and 1 becomes 255.
 - Palette indices become the colours of the palette, which are not scaled.
-- A pixel is invalid if each used band is nodata or NaN, or alpha is 0, or the mask excludes it; it becomes black.
-  Blocks that a sparse file omits are nodata, or 0 if the file has no nodata value.
+- White-is-zero brightness (MinIsWhite) is inverted after the scaling.
+- A pixel is invalid if each used band is nodata or NaN, or alpha is 0, or the mask excludes it; it becomes black. Of
+  any other pixel, a band that is nodata or NaN becomes 0. Neither enters the percentiles. Blocks that a sparse file
+  omits are nodata, or 0 if the file has no nodata value.
 - Blocks are decoded as a whole; a file with blocks of more than `MAX_BLOCK_BYTES` is `too_many_pixels`.
 
 GDAL's memory is bounded: each block is decoded once per call of `read`, and nothing is cached between calls. Callers
@@ -37,17 +44,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ItemError, MaskrcnnError
-from .geometry import Rect
-from .geotiff import (
-    Source,
-    gdal_errors,
-    open_tiff,
-    read_info,
-)
-from .radiometry import Radiometry, ToRgb, percentiles_of
+from .gdal_source import Source
+from .geometry import ImageHeader, Rect
+from .georeference import check_georeference
+from .geotiff import gdal_errors, open_tiff, read_info
+from .orientation import TRANSPOSED, upright
+from .radiometry import Radiometry, ToRgb, alpha_of, percentiles_of, resolved
+
+Mask = NDArray[np.bool_]
 
 __all__ = [
     "RasterReader",
+    "raster_header",
     "sample",
     "sample_percentiles",
     "sampling",
@@ -59,6 +67,7 @@ _SAMPLED_RASTERS: Final = 1000
 _SAMPLED_WINDOWS: Final = 4  # per side of each raster
 _SAMPLED_SIDE: Final = 256
 _SAMPLED_VALUES: Final = 2**22  # per channel, over all rasters
+_MASK_SHARE: Final = 0.5  # the minimum share of the values of a mask in a sample of alpha
 
 
 class RasterReader:
@@ -85,12 +94,21 @@ class RasterReader:
         self._dataset = open_tiff(self._source, threads)
         with contextlib.ExitStack() as undo:
             undo.callback(self._dataset.close)
-            self.info: Final = read_info(self._source, self._dataset, assume_crs)
+            info = read_info(self._source, self._dataset, assume_crs)
+            self.info = dataclasses.replace(info, alpha_band=alpha_of(info, radiometry))
+            self.doubtful_alpha: int | None = None
+            """The band that the file calls alpha, if it is a band to use or its values are not those of a mask."""
             colors = None
             if self.info.palette:
-                with gdal_errors(self._source):
+                with gdal_errors(self._source, opened=True):
                     colors = self._dataset.colormap(1)
             self._to_rgb = ToRgb(self.info, radiometry, colors)
+            if radiometry.alpha is None and info.alpha_band is not None:
+                if self.info.alpha_band is None or not self._is_mask(info.alpha_band):
+                    self.doubtful_alpha = info.alpha_band
+                if self.doubtful_alpha is not None and radiometry.bands is not None:
+                    self.info = dataclasses.replace(self.info, alpha_band=None)
+                    self._to_rgb = ToRgb(self.info, radiometry, colors)
             undo.pop_all()
 
     def __enter__(self) -> Self:
@@ -185,22 +203,59 @@ class RasterReader:
 
     def _read_into(self, rect: Rect, rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> None:
         planes = self._raw(rect)
-        valid[:] = self._valid(rect, planes)
-        self._to_rgb.convert(planes, valid, rgb)
+        values = self._to_rgb.valid_values(planes)
+        valid[:] = self._valid(rect, planes, values)
+        self._to_rgb.convert(planes, values, valid, rgb)
 
     def _raw(self, rect: Rect) -> dict[int, NDArray[Any]]:
         """Return the stored values of the used bands and of alpha, by band number."""
         wanted = sorted({*self._to_rgb.channels, *([self.info.alpha_band] if self.info.alpha_band else [])})
         with self._gdal_errors():
-            planes = self._dataset.read(wanted, window=_window(rect))
-        return dict(zip(wanted, planes, strict=True))
+            planes = self._dataset.read(wanted, window=self._window(rect))
+        return {band: self._upright(plane) for band, plane in zip(wanted, planes, strict=True)}
 
-    def _valid(self, rect: Rect, planes: dict[int, NDArray[Any]]) -> NDArray[np.bool_]:
-        valid = self._to_rgb.valid_pixels(planes)
+    def _valid(self, rect: Rect, planes: dict[int, NDArray[Any]], values: dict[int, Mask]) -> Mask:
+        valid = self._to_rgb.valid_pixels(planes, values)
         if self.info.mask:
             with self._gdal_errors():
-                valid &= self._dataset.read_masks(1, window=_window(rect)) > 0
+                valid &= self._upright(self._dataset.read_masks(1, window=self._window(rect))) > 0
         return valid
+
+    def _window(self, rect: Rect) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the rows and columns of the file that hold a rectangle."""
+        left, top, right, bottom = rect.col_off, rect.row_off, rect.right, rect.bottom
+        orientation = self.info.orientation or 1
+        # The inverse of `orientation.upright`, in reverse order.
+        if orientation in (2, 3, 6, 7):
+            left, right = self.info.width - right, self.info.width - left
+        if orientation in (3, 4, 7, 8):
+            top, bottom = self.info.height - bottom, self.info.height - top
+        rows, columns = (top, bottom), (left, right)
+        return (columns, rows) if orientation in TRANSPOSED else (rows, columns)
+
+    def _upright(self, plane: NDArray[Any]) -> NDArray[Any]:
+        return plane if self.info.orientation in (None, 1) else upright(plane, self.info.orientation)
+
+    def _is_mask(self, alpha: int) -> bool:
+        """Return whether the values of a band, in a sample, are those of a mask; true if it cannot be read."""
+        info, values = self.info, []
+        whole = Rect(0, 0, info.width, info.height)
+        # On the diagonal, so that blocks of a few rows of the raster are decoded, even if these are strips.
+        for top, left in zip(_spread(info.height), _spread(info.width), strict=False):
+            rect = whole.shared(Rect(left, top, _SAMPLED_SIDE, _SAMPLED_SIDE))
+            try:
+                with self._gdal_errors():
+                    values.append(self._dataset.read(alpha, window=self._window(rect)).ravel())
+            except ItemError as error:
+                if error.code not in _DAMAGED:
+                    raise
+        found = np.concatenate([np.zeros(0), *values])
+        most = 2.0**info.bits - 1 if np.dtype(info.dtype).kind == "u" else np.max(found, initial=0)
+        return (
+            bool(np.isin(found, (0, most)).mean() >= _MASK_SHARE or np.max(found) <= 1)
+            if found.size
+            else True
+        )
 
     @contextlib.contextmanager
     def _gdal_errors(self) -> Iterator[None]:
@@ -210,7 +265,7 @@ class RasterReader:
             self._dataset = open_tiff(self._source, self._threads)
             self._stale = False
         try:
-            with gdal_errors(self._source):
+            with gdal_errors(self._source, opened=True):
                 yield
         except MaskrcnnError as error:
             damaged = isinstance(error, ItemError) and error.code in _DAMAGED
@@ -224,7 +279,7 @@ class RasterReader:
         """Return (3, N) stored float64 values of at most `count` pixels, and the number of pixels each represents.
 
         The sampled pixels are always the same; only valid ones in undamaged windows are returned, and none of a
-        raster with a palette.
+        raster with a palette. A value that is nodata or not finite is NaN.
 
         Raises:
             ItemError, RunError: raised by the file.
@@ -245,16 +300,44 @@ class RasterReader:
         for rect in [] if info.palette else rects:
             try:
                 planes = self._raw(rect)
-                valid = self._valid(rect, planes)
+                has = self._to_rgb.valid_values(planes)
+                valid = self._valid(rect, planes, has)
             except ItemError as error:
                 if error.code not in _DAMAGED:
                     raise
                 continue
             picked = valid[::step, ::step]
-            values = np.stack([planes[band][::step, ::step][picked] for band in self._to_rgb.channels])
+            bands = [
+                np.where(has[band], planes[band], np.nan)[::step, ::step][picked]
+                for band in self._to_rgb.channels
+            ]
             n_sampled += picked.size
-            samples.append(values[:, np.isfinite(values).all(axis=0)].astype(np.float64))
+            values = np.stack(bands).astype(np.float64)
+            samples.append(np.where(np.isfinite(values), values, np.nan))
         return np.concatenate(samples, axis=1), info.height * info.width / max(n_sampled, 1)
+
+
+def raster_header(file: BinaryIO, radiometry: Radiometry, assume_crs: str | None = None) -> ImageHeader:
+    """Return the header of a raster that fits a radiometry and has a place on the Earth, or in a local plane.
+
+    Raises:
+        ItemError: as `RasterReader`; `bad_georeference`.
+        RunError: raised by the file.
+        UsageError: as `raster_info`.
+    """
+    with RasterReader(file, _any_range(radiometry), assume_crs=assume_crs) as reader:
+        info = reader.info
+        if info.crs_wkt is not None:
+            check_georeference(info.crs_wkt, info.transform, info.height, info.width)
+        return ImageHeader(
+            info.height,
+            info.width,
+            info.block_size,
+            info.crs_wkt,
+            None if info.crs_wkt is None else info.transform,
+            dtype=None if info.palette else info.dtype,
+            doubtful_alpha=reader.doubtful_alpha,
+        )
 
 
 def sample_percentiles(
@@ -296,9 +379,13 @@ def sample(
     file: BinaryIO, radiometry: Radiometry, count: int, assume_crs: str | None = None
 ) -> tuple[NDArray[np.float64], float]:
     """Run `RasterReader.sample` on a file. Raises as `RasterReader`."""
-    any_range = dataclasses.replace(radiometry, lows=(0.0,), highs=(1.0,))
-    with RasterReader(file, any_range, assume_crs=assume_crs) as reader:
+    with RasterReader(file, _any_range(radiometry), assume_crs=assume_crs) as reader:
         return reader.sample(count)
+
+
+def _any_range(radiometry: Radiometry) -> Radiometry:
+    """Return a radiometry whose percentiles are resolved, for what does not depend on them."""
+    return radiometry if radiometry.percentiles is None else resolved(radiometry, (0.0,), (1.0,))
 
 
 def _canvas(rect: Rect) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -334,7 +421,3 @@ def _spread(length: int) -> list[int]:
     if length <= _SAMPLED_WINDOWS * _SAMPLED_SIDE:
         return list(range(0, length, _SAMPLED_SIDE))
     return [last * index // (_SAMPLED_WINDOWS - 1) for index in range(_SAMPLED_WINDOWS)]
-
-
-def _window(rect: Rect) -> tuple[tuple[int, int], tuple[int, int]]:
-    return (rect.row_off, rect.bottom), (rect.col_off, rect.right)

@@ -2,9 +2,10 @@
 
 import codecs
 import contextlib
+import re
 from typing import Final
 
-from ..errors import ItemError
+from ..refusals import Refusal
 
 _ALLOWED: Final = (
     (b"\xff\xd8\xff", 0, "JPEG"),
@@ -14,21 +15,37 @@ _ALLOWED: Final = (
     (b"GIF87a", 0, "GIF"),
     (b"GIF89a", 0, "GIF"),
     *((magic, 0, "TIFF") for magic in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"MM*\0", b"II\0*")),
+    (b"\0\0\0\x0cjP  ", 0, "JPEG2000"),
+    (b"\xff\x4f\xff\x51", 0, "JPEG2000"),
+)
+_RAW_PHOTOS: Final = (
+    (b"CR\x02", 8, "Canon CR2"),
+    (b"IIII", 8, "Phase One IIQ"),
+    (b"MMMM", 8, "Phase One IIQ"),
+    (b"IIRO", 0, "Olympus ORF"),
+    (b"IIRS", 0, "Olympus ORF"),
+    (b"MMOR", 0, "Olympus ORF"),
+    (b"IIU\0", 0, "Panasonic RW2"),
+    (b"FUJIFILMCCD-RAW", 0, "Fujifilm RAF"),
+    (b"FOVb", 0, "Sigma X3F"),
+    (b"\0MRM", 0, "Minolta MRW"),
+    (b"HEAPCCDR", 6, "Canon CRW"),
 )
 _OTHER_IMAGES: Final = (
-    *((b"ftyp" + brand, 4, "AVIF") for brand in (b"avif", b"avis")),
-    *((b"ftyp" + brand, 4, "HEIC") for brand in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")),
-    (b"\0\0\0\x0cjP  ", 0, "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", 0, "JPEG 2000"),
     (b"\0\0\0\x0cJXL ", 0, "JPEG XL"),
     (b"\xff\x0a", 0, "JPEG XL"),
+    (b"\0\0\0\x0cJXS ", 0, "JPEG XS"),
+    (b"\xff\x10\xff\x50", 0, "JPEG XS"),
     (b"II\xbc\x01", 0, "JPEG XR"),
+    (b"\x8aMNG", 0, "MNG"),
+    (b"\x8bJNG", 0, "JNG"),
     (b"8BPS", 0, "PSD"),
-    (b"\0\0\x01\0", 0, "ICO"),
-    (b"\0\0\x02\0", 0, "CUR"),
+    (b"gimp xcf", 0, "GIMP XCF"),
     (b"icns", 0, "ICNS"),
     (b"DDS ", 0, "DDS"),
     (b"BLP", 0, "BLP"),
+    (b"BPG\xfb", 0, "BPG"),
+    (b"FLIF", 0, "FLIF"),
     (b"qoif", 0, "QOI"),
     (b"%!PS", 0, "PostScript"),
     (b"\xc5\xd0\xd3\xc6", 0, "PostScript"),
@@ -36,34 +53,76 @@ _OTHER_IMAGES: Final = (
     (b"SIMPLE  =", 0, "FITS"),
     (b"v/1\x01", 0, "OpenEXR"),
     (b"#?RADIANCE", 0, "Radiance HDR"),
+    (b"#?RGBE", 0, "Radiance HDR"),
     (b"\x11\xaf", 4, "FLI"),
     (b"\x12\xaf", 4, "FLC"),
     (b"DICM", 128, "DICOM"),
     (b"\xd7\xcd\xc6\x9a", 0, "WMF"),
     (b"AT&TFORM", 0, "DjVu"),
+    (b"\x59\xa6\x6a\x95", 0, "Sun raster"),
+    *((b"\x0a" + version + b"\x01", 0, "PCX") for version in (b"\0", b"\2", b"\3", b"\4", b"\5")),
     *(
         (b"P" + digit + end, 0, "Netpbm")
         for digit in (b"1", b"2", b"3", b"4", b"5", b"6", b"7")
         for end in (b"\n", b" ")
     ),
 )
+_RASTERS: Final = (
+    (b"EHFA_HEADER_TAG", 0, "ERDAS Imagine (.img)"),
+    (b"NITF0", 0, "NITF"),
+    (b"NSIF0", 0, "NITF (NSIF)"),
+    (b"msid", 0, "MrSID"),
+    (b"CDF\x01", 0, "netCDF"),
+    (b"CDF\x02", 0, "netCDF"),
+    (b"CDF\x05", 0, "netCDF"),
+    (b"\x0e\x03\x13\x01", 0, "HDF4"),
+    (b"\x89HDF\r\n\x1a\n", 0, "HDF5 (or netCDF)"),
+    (b"GRIB", 0, "GRIB"),
+    (b"PCIDSK", 0, "PCIDSK"),
+    (b"SQLite format 3\0", 0, "SQLite (GeoPackage or MBTiles)"),
+    (b"ENVI", 0, "the header of an ENVI raster"),
+)
 _OTHER_FILES: Final = (
     (b"PK\x03\x04", 0, "a ZIP archive"),
     (b"PK\x05\x06", 0, "a ZIP archive"),
     (b"\x1f\x8b", 0, "gzip"),
     (b"\x28\xb5\x2f\xfd", 0, "zstd"),
+    (b"BZh", 0, "bzip2"),
+    (b"\xfd7zXZ\0", 0, "xz"),
     (b"7z\xbc\xaf", 0, "a 7z archive"),
     (b"Rar!", 0, "a RAR archive"),
     (b"ustar", 257, "a tar archive"),
     (b"%PDF", 0, "PDF"),
     (b"PAR1", 0, "Parquet"),
-    (b"\x89HDF", 0, "HDF5"),
-    (b"ftyp", 4, "a video"),
     (b"AVI ", 8, "a video"),
+    (b"WAVE", 8, "a sound"),
     (b"\x1a\x45\xdf\xa3", 0, "a video"),
+    (b"\0\0\x01\xba", 0, "a video"),
+    (b"\0\0\x01\xb3", 0, "a video"),
     (b"\x7fELF", 0, "a program"),
-    (b"version https://git-lfs", 0, "a Git LFS pointer, whose content was not fetched"),
+    (b"bplist", 0, "a property list of macOS"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", 0, "a document of Microsoft Office, or Thumbs.db"),
+    (b"\0\0\0\x01Bud1", 0, "a .DS_Store of macOS"),
 )
+_MEDIA_BRANDS: Final = {
+    "AVIF": frozenset([b"avif", b"avis", b"avio"]),
+    "HEIF": frozenset(
+        [
+            *(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"),
+            *(b"mif1", b"mif2", b"mif3", b"msf1", b"miaf", b"MiHB", b"MiHE", b"MiHA"),
+        ]
+    ),
+    "HEIF of H.264": frozenset([b"avci", b"avcs", b"MiAB"]),
+    "HEIF of H.266": frozenset([b"vvic", b"vvis"]),
+    "HEIF of JPEGs": frozenset([b"jpeg", b"jpgs", b"MiJP"]),
+    "JPEG XL": frozenset([b"jxl "]),
+    "JPEG XS": frozenset([b"jxsc", b"jxs "]),
+    "Canon CR3": frozenset([b"crx "]),
+}
+_GENERIC_BRANDS: Final = frozenset([b"mif1", b"mif2", b"mif3", b"msf1", b"miaf"])
+_WORLD_FILE: Final = re.compile(rb"(?:[-+.0-9e]+\s+){5}[-+.0-9e]+\s*")
+_READ_MEDIA: Final = frozenset(["AVIF", "HEIF"])
+_TEXT_RASTERS: Final = frozenset(["a mosaic of GDAL (VRT)", "an ESRI ASCII grid"])
 
 
 def _starts(data: bytes, table: tuple[tuple[bytes, int, str], ...]) -> str | None:
@@ -74,7 +133,7 @@ def _starts(data: bytes, table: tuple[tuple[bytes, int, str], ...]) -> str | Non
 
 
 def format_of(data: bytes) -> str:
-    """Return which of the six supported formats the first bytes indicate, by its Pillow name.
+    """Return which of the supported formats the first bytes indicate, by its Pillow name.
 
     >>> format_of(b"GIF89a...")
     'GIF'
@@ -83,34 +142,70 @@ def format_of(data: bytes) -> str:
         ItemError: `unsupported_format` or `not_an_image`; the message names the format found.
     """
     if (kind := _starts(data, _ALLOWED)) is not None:
+        if kind == "TIFF" and (raw := _starts(data, _RAW_PHOTOS)):
+            raise Refusal.RAW_PHOTO.error(format=raw)
         return kind
-    if (kind := _starts(data, _OTHER_IMAGES)) is not None:
-        raise ItemError("unsupported_format", f"{kind}; convert it to JPEG, PNG, WebP, BMP, GIF or TIFF")
-    kind = (
-        _starts(data, _OTHER_FILES)
-        or kind_of_text(data)
-        or f"of an unknown format that begins with {data[:8].hex(' ')}"
-    )
-    raise ItemError("not_an_image", f"the content is {kind}")
+    raw = _starts(data, _RAW_PHOTOS)
+    if data[4:8] == b"ftyp":
+        media = _media_format(data)
+        if media in _READ_MEDIA:
+            return media
+        raw = media if media == "Canon CR3" else raw
+        if media is None:
+            raise Refusal.NOT_AN_IMAGE.error(what="a video")
+        if raw is None:
+            raise Refusal.FORMAT.error(format=media)
+    if raw is not None:
+        raise Refusal.RAW_PHOTO.error(format=raw)
+    if (kind := _starts(data, _OTHER_IMAGES) or _without_signature(data)) is not None:
+        raise Refusal.FORMAT.error(format=kind)
+    text = kind_of_text(data)
+    if (kind := _starts(data, _RASTERS) or (text if text in _TEXT_RASTERS else None)) is not None:
+        raise Refusal.RASTER_FORMAT.error(format=kind)
+    if data.startswith((b"\0\x05\x16\x07", b"\0\x05\x16\0")):
+        raise Refusal.RESOURCE_FORK.error()
+    if data.startswith(b"version https://git-lfs"):
+        raise Refusal.LFS_POINTER.error()
+    unknown = f"of an unknown format that begins with {data[:8].hex(' ')}"
+    raise Refusal.NOT_AN_IMAGE.error(what=_starts(data, _OTHER_FILES) or text or unknown)
 
 
-def webp_size(data: bytes) -> tuple[int, int] | None:
-    r"""Return the width and height in the header of a WebP, before orientation; None if there is no valid header.
+def _media_format(data: bytes) -> str | None:
+    """Return the format of an ISO media file by its brands; None for a video.
 
-    Reference: RFC 9649, section 2.
-
-    >>> webp_size(b"RIFF....WEBPVP8X...." + bytes(4) + b"\x0f\0\0" + b"\x17\0\0")
-    (16, 24)
+    Reference: ISO/IEC 14496-12, 4.3; ISO/IEC 23008-12, 10.
     """
-    kind, body = data[12:16], data[20:30]
-    if kind == b"VP8X" and len(body) == 10:
-        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
-    if kind == b"VP8L" and body[:1] == b"\x2f" and len(body) >= 5:
-        packed = int.from_bytes(body[1:5], "little")
-        return (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
-    if kind == b"VP8 " and body[3:6] == b"\x9d\x01\x2a" and len(body) == 10:
-        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    size = int.from_bytes(data[:4])
+    brands = [data[at : at + 4] for at in (8, *range(16, min(size, len(data), 256), 4))]
+    # A generic first brand, such as mif1, is made precise by the others.
+    specific = [brand for brand in brands if brand not in _GENERIC_BRANDS]
+    for some in (brands[:1] if brands[0] in specific else [], specific, brands):
+        for name, own in _MEDIA_BRANDS.items():
+            if not own.isdisjoint(some):
+                return name
     return None
+
+
+def _without_signature(data: bytes) -> str | None:
+    """Return the name of a format whose header has no signature, only fields of few possible values."""
+    if (
+        data[:2] == b"\0\0"
+        and data[2:4] in (b"\1\0", b"\2\0")
+        and 0 < int.from_bytes(data[4:6], "little") < 256
+    ):
+        return "ICO" if data[2] == 1 else "CUR"
+    if len(data) < 18:
+        return None
+    has_map, kind, map_bits, bits, flags = data[1], data[2], data[7], data[16], data[17]
+    is_tga = (
+        kind in (1, 2, 3, 9, 10, 11)
+        and bits in ((8, 16) if kind in (3, 11) else (8, 15, 16, 24, 32))
+        and has_map == (1 if kind in (1, 9) else has_map & 1)
+        and map_bits in ((15, 16, 24, 32) if has_map else (0,))
+        and data[12:14] != b"\0\0" != data[14:16]
+        and flags < 64
+    )
+    return "TGA" if is_tga else None
 
 
 def kind_of_text(data: bytes) -> str | None:
@@ -123,7 +218,11 @@ def kind_of_text(data: bytes) -> str | None:
         ("HTML", start.startswith((b"<!doctype html", b"<html"))),
         ("SVG", b"<svg" in start),
         ("an S3 error", start.startswith(b"<") and b"<error>" in start),
+        ("a mosaic of GDAL (VRT)", start.startswith(b"<vrtdataset")),
+        ("a sidecar of GDAL (.aux.xml)", start.startswith(b"<pamdataset")),
         ("XML", start.startswith(b"<")),
+        ("an ESRI ASCII grid", start.startswith(b"ncols") and b"nrows" in start),
+        ("a world file", _WORLD_FILE.fullmatch(start) is not None),
         ("JSON", start.startswith((b"{", b"["))),
     ):
         if found:

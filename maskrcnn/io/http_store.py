@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from ..errors import ItemError
+from ..refusals import Refusal
 from .retries import count_retry
 from .store import InputStore
 from .url import WEB_SCHEMES, Url
@@ -43,7 +44,12 @@ _LONGEST_PAUSE_S: Final = 10.0
 _PIECE_BYTES: Final = 2**18
 _ADDRESSES: Final = 4
 _REDIRECTING: Final = (301, 302, 303, 307, 308)
-_CODES: Final = {404: "not_found", 410: "not_found", 401: "access_denied", 403: "access_denied"}
+_REFUSALS: Final = {
+    401: Refusal.WEB_FORBIDDEN,
+    403: Refusal.WEB_FORBIDDEN,
+    404: Refusal.WEB_MISSING,
+    410: Refusal.WEB_MISSING,
+}
 _AGAIN: Final = (429, 500, 502, 503, 504)
 
 AddressCheck = Callable[[str], bool]
@@ -128,7 +134,7 @@ _UNESCAPED: Final = "%/?:@!$&'()*+,;=-._~[]|"
 
 
 def _refused(what: str) -> ItemError:
-    return ItemError("access_denied", f"{what} is not read")
+    return Refusal.WEB_REFUSED.error(what=what)
 
 
 def _addresses(place: _Place, is_allowed: AddressCheck) -> list[str]:
@@ -138,11 +144,11 @@ def _addresses(place: _Place, is_allowed: AddressCheck) -> list[str]:
     except socket.gaierror as error:
         if error.errno == socket.EAI_AGAIN:
             raise
-        raise ItemError("not_found", f"the host {place.host} has no address") from error
+        raise Refusal.NO_ADDRESS.error(host=place.host) from error
     addresses = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
     for address in addresses:
         if not is_allowed(address):
-            raise _refused(f"{place.host} is at {address}, which is not a public address: it")
+            raise _refused(f"{place.host} at {address}, which is not a public address,")
     return addresses[:_ADDRESSES]
 
 
@@ -239,15 +245,18 @@ def _taken(answer: http.client.HTTPResponse, max_bytes: int) -> bytes | str:
         return str(location)
     if answer.status in _AGAIN:
         asked = answer.headers["Retry-After"] or ""
-        raise _Again(_words(answer.status), float(asked) if re.fullmatch(r"\d{1,6}", asked) else 0.0)
+        raise _Again(
+            f"the server answered {_words(answer.status)}",
+            float(asked) if re.fullmatch(r"\d{1,6}", asked) else 0.0,
+        )
     if answer.status != http.HTTPStatus.OK:
-        raise ItemError(_CODES.get(answer.status, "storage_error"), _words(answer.status))
+        raise _REFUSALS.get(answer.status, Refusal.WEB_FAILED).error(status=_words(answer.status))
     return _body(answer, max_bytes)
 
 
 def _words(status: int) -> str:
     # Not the server's phrase, which may contain anything.
-    return f"the server answered {status} {http.client.responses.get(status, '')}".rstrip()
+    return f"{status} {http.client.responses.get(status, '')}".rstrip()
 
 
 def _body(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
@@ -257,7 +266,7 @@ def _body(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
         pieces.append(piece)
         received += len(piece)
     if max(announced, received) > max_bytes:
-        raise ItemError("too_many_bytes", f"more than the limit of {max_bytes} bytes")
+        raise Refusal.TOO_MANY_BYTES_READ.error(limit=max_bytes)
     if received < announced:  # http.client reports this only of chunked bodies
         raise _Again(f"the body ended {announced - received} bytes early")
     if not received and not answer.chunked and "Content-Length" not in answer.headers:
@@ -281,9 +290,7 @@ class HttpStore(InputStore):
 
     def open_input(self, url: Url, etag: str | None) -> BinaryIO:  # noqa: ARG002
         """Refuse, for no ranges are read on the web. Raises ItemError: `unsupported_format`."""
-        raise ItemError(
-            "unsupported_format", "rasters on the web are not read in parts: copy them to a store"
-        )
+        raise Refusal.WEB_RASTER.error()
 
 
 def read_web(
@@ -312,20 +319,18 @@ def read_web(
         try:
             data = _followed(uri, max_bytes, is_allowed, deadline)
         except ssl.SSLCertVerificationError as error:
-            raise ItemError(
-                "storage_error", f"the certificate is not valid: {error.verify_message}"
-            ) from error
+            raise Refusal.CERTIFICATE.error() from error
         except (_Again, OSError, http.client.HTTPException) as error:
             seconds = min(max(0.5 * 2**attempt, getattr(error, "pause_s", 0.0)), _LONGEST_PAUSE_S)
             late = time.monotonic() + seconds >= deadline
             if attempt + 1 == ATTEMPTS or late:
                 tried = f"after {attempt + 1} attempts" + (f" in {DEADLINE_S} s" if late else "")
-                raise ItemError("storage_error", f"{_cause(error)}, {tried}") from error
+                raise Refusal.WEB_GAVE_UP.error(cause=_cause(error), tried=tried) from error
             count_retry()
             pause(seconds)
         else:
             if not data:
-                raise ItemError("empty_file", "zero bytes")
+                raise Refusal.EMPTY.error()
             return data
     raise RuntimeError("no attempt was made")
 
@@ -343,7 +348,7 @@ def _followed(uri: str, max_bytes: int, is_allowed: AddressCheck, deadline: floa
         before, place = place, _place_of(uri)
         if before.secure and not place.secure:
             raise _refused(f"a redirect from https to {place.origin}")
-    raise ItemError("storage_error", f"more than {REDIRECTS} redirects")
+    raise Refusal.REDIRECTS.error(count=REDIRECTS)
 
 
 def _cause(error: Exception) -> str:

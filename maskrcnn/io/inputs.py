@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 import pyarrow as pa
 from fsspec.utils import glob_translate
 
-from ..errors import ItemError
+from ..refusals import Refusal
 from .schemes import input_store_of, store_of
 from .store import ObjectStat, Page
 from .url import Url
@@ -34,14 +34,14 @@ def read_input(uri: str, max_bytes: int, etag: str | None = None) -> bytes:
         ItemError: `not_found`, `access_denied`, `storage_error`, `changed`, `too_many_bytes`, `empty_file`.
         RunError: no object could be read: missing or expired credentials, an endpoint out of reach.
     """
-    url = Url.parse(uri)
+    url = _input_url(uri)
     store = input_store_of(url)
     with store.input_faults(url):
         data = store.read_input(url, max_bytes, etag)
     if len(data) > max_bytes:
-        raise ItemError("too_many_bytes", f"more than the limit of {max_bytes} bytes")
+        raise Refusal.TOO_MANY_BYTES_READ.error(limit=max_bytes)
     if not data:
-        raise ItemError("empty_file", "zero bytes")
+        raise Refusal.EMPTY.error()
     return data
 
 
@@ -55,10 +55,17 @@ def open_input(uri: str, etag: str | None = None) -> BinaryIO:
     Raises:
         ItemError, RunError: as in `read_input`; `unsupported_format` for an address on the web.
     """
-    url = Url.parse(uri)
+    url = _input_url(uri)
     store = input_store_of(url)
     with store.input_faults(url):
         return store.open_input(url, etag)
+
+
+def _input_url(uri: str) -> Url:
+    """Return an input's URL. Raises ItemError for a name that only GDAL understands."""
+    if uri.startswith("/vsi"):
+        raise Refusal.GDAL_NAME.error()
+    return Url.parse(uri)
 
 
 def stat_input(uri: str) -> ObjectStat:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from ..errors import ItemError
+from ..refusals import Refusal
 from .store import ObjectStat, Page, Store
 from .url import Url
 
@@ -45,7 +45,7 @@ class LocalStore(Store):
     def read_input(self, url: Url, max_bytes: int, etag: str | None) -> bytes:  # noqa: ARG002
         """Read a file; its etag is not compared. Raises ItemError: `too_many_bytes`, before it is read."""
         if (size := _stat(url.local_path).bytes) > max_bytes:
-            raise ItemError("too_many_bytes", f"{size} bytes, more than the limit of {max_bytes}")
+            raise Refusal.TOO_MANY_BYTES.error(count=size, limit=max_bytes)
         with url.local_path.open("rb") as file:
             # Not `max_bytes`, which would be allocated. One byte more shows whether the file is growing.
             return file.read(size + 1)
@@ -54,9 +54,9 @@ class LocalStore(Store):
         """Open a file. Raises ItemError: `changed`, `empty_file`."""
         status = _stat(url.local_path)
         if status.bytes == 0:
-            raise ItemError("empty_file", "zero bytes")
+            raise Refusal.EMPTY.error()
         if etag and LOCAL_ETAG.fullmatch(etag) and status.etag != etag:
-            raise ItemError("changed", f"its etag is {status.etag}, expected {etag}")
+            raise Refusal.CHANGED_ETAG.error(etag=status.etag, planned=etag)
         return url.local_path.open("rb")
 
     # Listing

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
-from ..errors import ItemError, RunError
+from ..errors import RunError
+from ..refusals import Refusal
 from .local_store import LocalStore
 from .store import ObjectStat, Store
 from .url import Url
@@ -111,7 +112,7 @@ class RemoteStore(Store):
                 return self.read_range(url, start, stop, etag)
 
         if (size := self.stat(url).bytes) == 0:
-            raise ItemError("empty_file", "zero bytes")
+            raise Refusal.EMPTY.error()
         return cast(BinaryIO, io.BufferedReader(RangeReader(read_range, size), _READ_AHEAD_BYTES))
 
     def folders(self, url: Url) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from ..errors import ItemError
+from ..refusals import Refusal
 from . import s3_client
 from .remote_store import RemoteStore, stat_of
 from .s3_client import error_code
@@ -65,14 +65,14 @@ class S3Store(RemoteStore):
             answer = self._call(url, "get_object", **request)
         except OSError as error:
             if planned is not None and error_code(error) in ("PreconditionFailed", "412"):
-                raise ItemError("changed", f"it no longer has the etag {planned}") from error
+                raise Refusal.CHANGED_ETAG_UNKNOWN.error(planned=planned) from error
             # No range of an empty object is satisfiable.
             if start == 0 and error_code(error) in ("InvalidRange", "416"):
                 return b""
             raise
         # A store may ignore the condition.
         if planned is not None and (now := answer.get("ETag", planned).strip('"')) != planned:
-            raise ItemError("changed", f"its etag is {now}, expected {planned}")
+            raise Refusal.CHANGED_ETAG.error(etag=now, planned=planned)
         body: bytes = answer["Body"]
         return body
 

@@ -26,8 +26,17 @@ from .storage import Storage
 from .url import USER_PATTERN, Url, redact
 
 MANIFEST_SUFFIXES: Final = (".txt", ".csv", ".parquet", ".json")
-_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_IS_IMAGE: Final = r"(?i)\.(jpe?g|png|webp|bmp|gif|tiff?)$"
+_SUFFIXES: Final = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jxl"),
+)
+"""Suffixes of formats that are read, and of those that photos come in and that are refused by name, one row each."""
+_IS_IMAGE: Final = rf"(?i)({'|'.join(map(re.escape, _SUFFIXES))})$"
+_COMPANIONS: Final = (
+    r"(?:^|/)(?P<place>\._|(?:__MACOSX|\.AppleDouble|\.ipynb_checkpoints|@eaDir|#recycle|\$RECYCLE\.BIN|\.Trashes"
+    r"|\.Trash-[0-9]+|\.thumbnails|\.picasaoriginals)/)"
+)
+"""Files that systems and programs put beside pictures, with the suffixes of pictures: resource forks, thumbnails."""
 _LARGEST_CSV_BYTES: Final = 2**30
 
 
@@ -106,12 +115,12 @@ def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
         UsageError: there are no images.
     """
     with usage_errors(source):
-        found = list_inputs(source)
+        found, skipped = _without_companions(list_inputs(source))
     known = pc.match_substring_regex(found["name"], _IS_IMAGE)
     others = found["name"].filter(pc.invert(known))
     suffixes = pc.fill_null(pc.struct_field(pc.extract_regex(others, r"(?P<suffix>\.[^./]*)$"), "suffix"), "")
     counts = pc.value_counts(pc.utf8_lower(suffixes)).to_pylist()
-    skipped = {row["values"]: row["counts"] for row in sorted(counts, key=lambda row: row["values"])}
+    skipped |= {row["values"]: row["counts"] for row in sorted(counts, key=lambda row: row["values"])}
     images = found.filter(known)
     if not images.num_rows:
         what = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in skipped.items()) or "no files"
@@ -120,6 +129,15 @@ def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
             ends += "; this is a folder, but a manifest is one file"
         raise UsageError(f"{source}: no images; found {what}; {ends}")
     return images, skipped
+
+
+def _without_companions(found: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """Return a listing without what systems put beside pictures, and the number of such files: `._`, or by folder."""
+    places = pc.struct_field(pc.extract_regex(found["name"], _COMPANIONS), "place")
+    counts = pc.value_counts(places.drop_null()).to_pylist()
+    return found.filter(pc.is_null(places)), {
+        row["values"]: row["counts"] for row in sorted(counts, key=lambda row: row["values"])
+    }
 
 
 # Manifests

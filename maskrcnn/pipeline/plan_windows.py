@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import InferenceConfig
-from ..errors import STORAGE_CODES, ItemError, RunError, plural
+from ..config import MAX_WINDOWS, InferenceConfig
+from ..errors import STORAGE_CODES, ItemError, RunError, UsageError, plural
 from ..imaging.decode import Limits
 from ..imaging.decode_pool import Decoders
 from ..imaging.geometry import ImageHeader
@@ -23,9 +23,12 @@ from ..imaging.geotiff import parse_crs
 from ..imaging.radiometry import Radiometry, parse_radiometry, percentiles_of, resolved
 from ..imaging.raster import sampling
 from ..io.storage import Storage
+from ..refusals import Refusal
+from ..tiling.grid import MAX_IMAGE_WINDOWS
 from ..tiling.index import Cutting, number_windows
 from .manifest import write_grid
 from .plan import Plan
+from .raster_findings import log_findings
 
 log = logging.getLogger("maskrcnn")
 
@@ -51,22 +54,53 @@ def plan_windows(
         The same plan, with windows as its rows, and the radiometry, with the measured range.
 
     Raises:
-        UsageError: the radiometry or the CRS is invalid, no raster has a valid pixel, or the extra `geo` is missing.
+        UsageError: the radiometry or the CRS is invalid, no raster has a valid pixel, there are more windows than
+            `max_windows`, or the extra `geo` is missing.
         RunError: the store failed.
     """
-    radiometry = parse_radiometry(inference.bands, inference.scale)
+    radiometry = parse_radiometry(inference.bands, inference.scale, inference.alpha)
     if inference.assume_crs is not None:
         parse_crs(inference.assume_crs)
     overlap = inference.overlap or 0
     if overlap < SMALL_OVERLAP_PX:
         what = "windows overlap by %s pixels: below %s, an object on their border may remain in several parts"
         log.warning(what, overlap, SMALL_OVERLAP_PX)
-    images = read_headers(uris, inference, radiometry)
+    cutting = Cutting(inference.window or 0, overlap)
+    images = [_bounded(image, cutting) for image in read_headers(uris, inference, radiometry)]
+    _check_total(images, cutting, inference.max_windows or MAX_WINDOWS)
     _log_broken(images)
     radiometry = find_range(uris, images, inference, radiometry)
-    grid, cuts = number_windows(images, Cutting(inference.window or 0, overlap), plan.shard_images)
+    log_findings(uris, images, radiometry)
+    grid, cuts = number_windows(images, cutting, plan.shard_images)
     grid_sha256 = write_grid(storage, grid)
     return dataclasses.replace(plan, rows=cuts[-1], cuts=cuts, grid_sha256=grid_sha256), radiometry
+
+
+def _windows_of(image: ImageHeader, cutting: Cutting) -> int:
+    if image.height is None or image.width is None:
+        return 1
+    return len(cutting.grid(image.height, image.width))
+
+
+def _bounded(image: ImageHeader, cutting: Cutting) -> ImageHeader:
+    """Return the header, or the error of an image that would be cut into too many windows."""
+    count = _windows_of(image, cutting)
+    if count <= MAX_IMAGE_WINDOWS:
+        return image
+    error = Refusal.TOO_MANY_WINDOWS.error(
+        width=image.width, height=image.height, count=count, limit=MAX_IMAGE_WINDOWS
+    )
+    return ImageHeader(error=error)
+
+
+def _check_total(images: Sequence[ImageHeader], cutting: Cutting, limit: int) -> None:
+    """Raise UsageError if the images are cut into too many windows in total."""
+    total = sum(_windows_of(image, cutting) for image in images)
+    if total > limit:
+        raise UsageError(
+            f"{plural(len(images), 'image')} would be cut into {plural(total, 'window')}, more than the limit of "
+            f"{limit:,}: use a larger --window, a smaller --overlap or fewer images (--limit), or raise --max-windows"
+        )
 
 
 def _log_broken(images: Sequence[ImageHeader]) -> None:
@@ -75,8 +109,9 @@ def _log_broken(images: Sequence[ImageHeader]) -> None:
         codes = Counter(error.code for error in errors).most_common()
         listed = ", ".join(f"{count:,} {code}" for code, count in codes)
         log.warning(
-            "%s will fail because of their headers: %s; %s",
-            plural(len(errors), "image"), listed, errors[0].message,
+            "%s will fail because of %s: %s; %s",
+            plural(len(errors), "image"), "its header" if len(errors) == 1 else "their headers", listed,
+            errors[0].message,
         )  # fmt: skip
 
 

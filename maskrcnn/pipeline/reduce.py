@@ -44,7 +44,7 @@ from ..masks.rle import MAX_PIXELS
 from ..schema import INSTANCES as INSTANCES_SCHEMA
 from ..schema import SCHEMA_VERSION
 from ..stats import Stats
-from ..tiling.assemble import assemble, located
+from ..tiling.assemble import assemble, geo_folders
 from ..tiling.index import WindowIndex
 from ..types import Category
 from .manifest import ManifestReader, check_manifest, read_rows, read_window_index
@@ -190,12 +190,13 @@ def _write_whole(
             (PIECES, whole.pieces),
         )
     ]
-    places = [window_index.sized(row) for row in range(first, last + 1)]
-    for number, (crs_wkt, of_crs) in enumerate(
-        located(rows["image_id"].to_pylist(), places, whole.instances)
-    ):
-        path = f"{GEO}/{name}" if number == 0 else f"{GEO}/{name.removesuffix('.parquet')}-{number}.parquet"
-        files.append((GEO, write_geoparquet(storage, path, of_crs, crs_wkt)))
+    folders = geo_folders(window_index)
+    by_folder: dict[str, list[str]] = {}
+    for crs_wkt in whole.polygons:
+        by_folder.setdefault(folders[crs_wkt], []).append(crs_wkt)
+    for folder, systems in by_folder.items():
+        of_crs = pa.concat_tables([whole.polygons[crs_wkt] for crs_wkt in systems])
+        files.append((GEO, write_geoparquet(storage, f"{folder}/{name}", of_crs, systems[0])))
     status = pc.value_counts(whole.windows["status"]).to_pylist()
     return Written(tuple(files), whole.stats, {row["values"]: row["counts"] for row in status})
 

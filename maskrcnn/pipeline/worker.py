@@ -30,6 +30,7 @@ from ..io.local_store import LOCAL_ETAG
 from ..io.retries import take_retries
 from ..io.storage import Storage
 from ..io.url import Url
+from ..refusals import Refusal
 from ..schema import ITEMS, ImageResult, images_table, instances_table
 from ..stats import Stats
 from ..tiling.reader import ReadRegion, read_windows
@@ -248,7 +249,7 @@ class ShardWorker:
             began = self._read_since.get(row)
             if began is None or time.monotonic() - began <= self._patience_s:
                 return None
-            failures[row] = ItemError("timeout", f"not read within {self._patience_s:g} s")
+            failures[row] = Refusal.READ_TIMED_OUT.error(seconds=self._patience_s)
             return Loaded(row, entry, entry["bytes"], failures[row])
 
         return prefetch(load, range(len(entries)), watch, self._fetchers, late=late, ahead=ahead)
@@ -376,8 +377,8 @@ def _check_unchanged(entry: dict[str, Any], n_bytes: int) -> None:
     """
     planned = entry["etag"]
     if entry["bytes"] not in (None, n_bytes):
-        raise ItemError("changed", f"it has {n_bytes} bytes, expected {entry['bytes']}")
+        raise Refusal.CHANGED_SIZE.error(count=n_bytes, planned=entry["bytes"])
     if planned is not None and LOCAL_ETAG.fullmatch(planned) and Url.parse(entry["uri"]).is_local:
         now = stat_input(entry["uri"]).etag
         if now != planned:
-            raise ItemError("changed", f"its etag is {now}, expected {planned}")
+            raise Refusal.CHANGED_ETAG.error(etag=now, planned=planned)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..errors import ERROR_CODES, plural
+from ..errors import ERROR_CODES, KEPT_CODES, plural
 from ..masks.rle import MAX_PIXELS
 from ..masks.rle_decode import ReadMasks, read_masks
 from ..schema import INSTANCES_PER_IMAGE
@@ -127,6 +127,7 @@ def status_faults(images: pa.Table) -> Iterator[Fault]:
     ok, empty, failed = (pc.equal(images["status"], name).to_numpy() for name in STATUSES)
     has_error = pc.is_valid(images["error"]).to_numpy()
     partial = pc.fill_null(pc.equal(images["error"], "partial"), fill_value=False).to_numpy()
+    kept = pc.fill_null(pc.is_in(images["error"], pa.array(KEPT_CODES)), fill_value=False).to_numpy()
     known = pc.is_in(images["error"], pa.array([*ERROR_CODES, None], pa.string())).to_numpy()
     sized = np.ones(len(images), np.bool_)
     for side in ("width", "height"):
@@ -136,7 +137,7 @@ def status_faults(images: pa.Table) -> Iterator[Fault]:
         (~(ok | empty | failed), lambda i: f"the status is {_short(status[i])}"),
         (failed & ~has_error, lambda _: "failed without an error"),
         (failed & partial, lambda _: "failed with the error 'partial'"),
-        (~failed & has_error & ~partial, lambda i: f"{status[i]} with the error {_short(error[i])}"),
+        (~failed & has_error & ~kept, lambda i: f"{status[i]} with the error {_short(error[i])}"),
         (~known, lambda i: f"unknown error code {_short(error[i])}"),
         (ok & (n <= 0), lambda i: f"ok with n_instances {n[i]}"),
         ((empty | failed) & (n != 0), lambda i: f"{status[i]} with n_instances {n[i]}"),

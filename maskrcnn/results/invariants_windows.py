@@ -1,6 +1,7 @@
 """The invariants of the windows, pieces and polygons of a finished run of windows; see `invariants`."""
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -9,9 +10,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..errors import ERROR_CODES, plural
-from ..formats.geoparquet import geo_table
+from ..formats.geoparquet import geo_metadata
+from ..imaging.geometry import ImageHeader
 from ..masks.rle_decode import read_masks
-from ..tiling.assemble import ranges_of
+from ..tiling.assemble import located
 from ..tiling.index import WindowIndex
 from .invariants import Fault
 
@@ -57,7 +59,7 @@ def window_faults(
     failed = status.count("failed")
     if (image["status"] == "failed") != (failed == len(status)):
         yield Fault(where, f"is {image['status']}, but {failed} of {plural(len(status), 'window')} failed")
-    if (image["error"] == "partial") != (0 < failed < len(status)):
+    if image["error"] != "bad_georeference" and (image["error"] == "partial") != (0 < failed < len(status)):
         yield Fault(
             where, f"has the error {image['error']}, but {failed} of {plural(len(status), 'window')} failed"
         )
@@ -124,24 +126,25 @@ def _mask_faults(
 
 
 def geo_faults(
-    items: WindowIndex, first_row: int, image_ids: list[int], instances: pa.Table, geo: pa.Table
+    headers: Sequence[ImageHeader], images: Sequence[dict[str, Any]], instances: pa.Table, geo: pa.Table
 ) -> Iterator[Fault]:
     """Yield the violations of the polygons of some complete images: they are made again and compared.
 
     Args:
-        first_row: row of the manifest of the first image.
-        image_ids: of consecutive images.
+        headers: of these images, in the plan.
+        images: their rows of `images`: `image_id`, `status` and `error`.
         instances: of these images.
         geo: the rows of `geo` of these images, in any order.
     """
-    ranges = ranges_of(instances["image_id"].to_numpy())
-    expected: list[pa.Table] = []
-    for row, image_id in enumerate(image_ids, first_row):
-        image = items.sized(row)
-        if image.crs_wkt is not None and image.transform is not None:
-            low, high = ranges.get(image_id, (0, 0))
-            expected.append(geo_table(instances.slice(low, high - low), image.crs_wkt, image.transform))
-    made = pa.concat_tables(expected) if expected else geo.slice(0, 0)
+    expected, faults = located([image["image_id"] for image in images], headers, instances)
+    for image in images:
+        coded = image["error"] == "bad_georeference" and image["status"] != "failed"
+        if coded != (image["image_id"] in faults and image["status"] != "failed"):
+            yield Fault(
+                f"image {image['image_id']}",
+                f"has the error {image['error']}, but its polygons {'can' if coded else 'cannot'} be computed",
+            )
+    made = pa.concat_tables(expected.values()) if expected else geo.slice(0, 0)
     keys = [("image_id", "ascending"), ("instance", "ascending")]
     made, geo = made.sort_by(keys), geo.sort_by(keys)
     if _keys(made, "image_id", "instance") != _keys(geo, "image_id", "instance"):
@@ -157,3 +160,22 @@ def geo_faults(
                 if a != b:
                     key = f"instance {geo['instance'][index]} of image {geo['image_id'][index]}"
                     yield Fault(key, f"its {name} in geo does not follow from its mask")
+
+
+def geo_file_faults(
+    path: str, geo: pa.Table, systems: Mapping[int, str], folders: Mapping[str, str]
+) -> Iterator[Fault]:
+    """Yield the violations of a file of `geo`: its reference system is that of its images, and of its folder.
+
+    Args:
+        path: of the file.
+        geo: its rows, with the metadata of its schema.
+        systems: the CRS of each georeferenced image of the part, as WKT, by image id.
+        folders: the folder of each CRS.
+    """
+    for crs_wkt in {systems.get(image_id, "") for image_id in geo["image_id"].unique().to_pylist()}:
+        folder = folders.get(crs_wkt)
+        if folder is None or path.rpartition("/")[0] != folder:
+            yield Fault(path, "has polygons of an image whose coordinate reference system has another folder")
+        elif json.loads(geo.schema.metadata[b"geo"]) != geo_metadata(geo, crs_wkt):
+            yield Fault(path, "its metadata `geo` do not describe its polygons")

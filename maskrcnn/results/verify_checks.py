@@ -27,9 +27,9 @@ from ..schema import MANIFEST, METADATA, SCHEMA_VERSION, images_schema
 from ..schema import PIECES as PIECES_SCHEMA
 from ..schema import WINDOWS as WINDOWS_SCHEMA
 from ..stats import STATUSES, Stats
-from ..tiling.assemble import ranges_of
+from ..tiling.assemble import geo_folders, ranges_of
 from .invariants import Fault, carried_faults, instance_faults, place, place_faults, status_faults
-from .invariants_windows import geo_faults, piece_faults, window_faults
+from .invariants_windows import geo_faults, geo_file_faults, piece_faults, window_faults
 from .verify_loading import (
     BLOCK_BYTES,
     BrokenError,
@@ -223,19 +223,28 @@ def check_windows(output: LoadedOutput) -> Checking:
         return "no windows: images were not divided"
     counts: Counter[str] = Counter()
     row = n_pieces = n_polygons = 0
+    folders = geo_folders(output.items)
     for part in logging_progress("windows", output.parts):
         name = part.images.removeprefix(f"{IMAGES}/")
         windows, pieces = (_whole(output, f"{table}/{name}", schema) for table, schema in _OF_WINDOWS)
         images, instances = (_whole(output, path, None) for path in (part.images, part.instances))
         ranges = ranges_of(windows["image_id"].to_numpy())
-        for image in images.select(["image_id", "status", "error", "capped"]).to_pylist():
+        entries = images.select(["image_id", "status", "error", "capped"]).to_pylist()
+        headers = [output.items.sized(row + index) for index in range(len(entries))]
+        for image in entries:
             low, high = ranges.get(image["image_id"], (0, 0))
             yield from window_faults(output.items, row, image, windows.slice(low, high - low))
             row += 1
         yield from piece_faults(windows, pieces, instances)
-        polygons = _polygons(output, name.removesuffix(".parquet"))
-        ids = images["image_id"].to_pylist()
-        yield from geo_faults(output.items, row - len(images), ids, instances, polygons)
+        systems = {
+            image["image_id"]: header.crs_wkt or "" for image, header in zip(entries, headers, strict=True)
+        }
+        files = _polygons(output, name)
+        for path, of_crs in files:
+            yield from geo_file_faults(path, of_crs, systems, folders)
+        tables = [GEO_SCHEMA.empty_table(), *(of_crs for _, of_crs in files)]
+        polygons = pa.concat_tables(table.replace_schema_metadata() for table in tables)
+        yield from geo_faults(headers, entries, instances, polygons)
         counts.update(windows["status"].to_pylist())
         n_pieces, n_polygons = n_pieces + len(pieces), n_polygons + len(polygons)
     if dict(counts) != output.success.get(WINDOWS):
@@ -255,11 +264,10 @@ def _whole(output: LoadedOutput, path: str, schema: pa.Schema | None) -> pa.Tabl
     return table
 
 
-def _polygons(output: LoadedOutput, stem: str) -> pa.Table:
-    """Return the rows of `geo` of a part, from one file per coordinate reference system."""
-    paths = [file.path for file in output.files if file.path.startswith(f"{GEO}/{stem}")]
-    tables = [GEO_SCHEMA.empty_table(), *(_whole(output, path, None) for path in paths)]
-    return pa.concat_tables(table.replace_schema_metadata() for table in tables)
+def _polygons(output: LoadedOutput, name: str) -> list[tuple[str, pa.Table]]:
+    """Return the files of `geo` of a part, one per coordinate reference system, and their rows."""
+    paths = [f.path for f in output.files if f.path.startswith(f"{GEO}/") and f.path.endswith(f"/{name}")]
+    return [(path, _whole(output, path, None)) for path in paths]
 
 
 _OF_WINDOWS: Final = ((WINDOWS, WINDOWS_SCHEMA), (PIECES, PIECES_SCHEMA))

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import RunError
-from ..io.parquet import File, Part
+from ..io.parquet import GEO, File, Part
 from ..io.storage import Storage
 from ..pipeline.manifest import FILE_NAME, ManifestReader, read_grid
 from ..pipeline.plan import PLAN, RUN, Plan, no_run, plan_file
@@ -168,7 +168,8 @@ def _plans(storage: Storage) -> tuple[Plan, ...]:
 
 def _listed(table: str, file: File) -> File:
     """Return an entry of `_SUCCESS` after validating its path and counts."""
-    if not re.fullmatch(rf"{re.escape(table)}/[\w-][\w.-]*", file.path):
+    folder = r"(?:crs=[\w.]+/)?" if table == GEO else ""
+    if not re.fullmatch(rf"{re.escape(table)}/{folder}[\w-][\w.-]*", file.path):
         raise ValueError(f"{file.path!r} is not a part of {table}")
     if not (isinstance(file.rows, int) and isinstance(file.bytes, int)):
         raise TypeError(f"{file.path}: rows and bytes must be integers")

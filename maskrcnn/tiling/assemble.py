@@ -5,8 +5,10 @@ stitched where windows overlap, and written as rows of `windows`, `pieces`, `ima
 processed one at a time; memory holds the tables of a group, never pixels.
 """
 
+import contextlib
+import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..errors import plural
-from ..formats.geoparquet import geo_table
+from ..errors import ItemError, UsageError, plural
+from ..formats.geoparquet import crs_folder, geo_table
 from ..imaging.geometry import ImageHeader
+from ..io.parquet import GEO
 from ..schema import (
     INSTANCES,
     INSTANCES_PER_RASTER,
@@ -42,6 +45,8 @@ class Assembled:
     instances: pa.Table
     windows: pa.Table
     pieces: pa.Table
+    polygons: dict[str, pa.Table]
+    """The rows of `geoparquet.GEO` of the georeferenced images, by CRS as WKT."""
     stats: Stats
 
 
@@ -80,36 +85,66 @@ def assemble(
         window_tables.append(_windows(of_image, entry["image_id"]))
         piece_tables.append(pieces)
         results.append(_result(row, entry, of_image, detections, tiling.grid if tiling else None))
-    images = images_table(results, manifest_rows)
     instances = instances_table(results, categories, INSTANCES_PER_RASTER)
+    headers = [window_index.sized(result.row) for result in results]
+    polygons, faults = located([result.image_id for result in results], headers, instances)
+    images = images_table([_with_fault(result, faults) for result in results], manifest_rows)
     return Assembled(
         images,
         instances,
         pa.concat_tables(window_tables),
         pa.concat_tables(piece_tables).unify_dictionaries(),
+        polygons,
         Stats.of_tables(images, instances, categories),
     )
 
 
 def located(
     image_ids: Sequence[int], images: Sequence[ImageHeader], instances: pa.Table
-) -> Iterator[tuple[str, pa.Table]]:
-    """Yield each CRS of georeferenced images, and the polygons of their instances, as from `geoparquet.geo_table`.
+) -> tuple[dict[str, pa.Table], dict[int, ItemError]]:
+    """Return the polygons of georeferenced images' instances by CRS, and the errors of images that have none.
 
     Args:
         image_ids: the ids of consecutive images.
         images: the headers of the same images.
         instances: all instances of these images, in order of image.
+
+    Returns:
+        Tables as from `geoparquet.geo_table`, by CRS as WKT; the errors `bad_georeference`, by image id.
     """
     ranges = ranges_of(instances["image_id"].to_numpy())
     tables: dict[str, list[pa.Table]] = {}
+    faults: dict[int, ItemError] = {}
     for image_id, image in zip(image_ids, images, strict=True):
         if image.crs_wkt is not None and image.transform is not None:
             low, high = ranges.get(image_id, (0, 0))
-            of_image = geo_table(instances.slice(low, high - low), image.crs_wkt, image.transform)
-            tables.setdefault(image.crs_wkt, []).append(of_image)
-    for crs_wkt, of_crs in tables.items():
-        yield crs_wkt, pa.concat_tables(of_crs)
+            try:
+                of_image = geo_table(instances.slice(low, high - low), image.crs_wkt, image.transform)
+            except ItemError as error:
+                faults[image_id] = error
+            else:
+                tables.setdefault(image.crs_wkt, []).append(of_image)
+    return {crs_wkt: pa.concat_tables(of_crs) for crs_wkt, of_crs in tables.items()}, faults
+
+
+def geo_folders(window_index: WindowIndex) -> dict[str, str]:
+    """Return the folder of the polygons of each CRS, as WKT, of a run.
+
+    `geo/` itself if the run has one CRS; else a folder for each, because a file or a query has geometries of one.
+    """
+    folders: dict[str, str] = {}
+    for crs_wkt in window_index.reference_systems:
+        with contextlib.suppress(UsageError):  # PROJ does not know it: its images have no polygons
+            folders[crs_wkt] = f"{GEO}/{crs_folder(crs_wkt)}"
+    return folders if len(set(folders.values())) > 1 else dict.fromkeys(folders, GEO)
+
+
+def _with_fault(result: ImageResult, faults: Mapping[int, ItemError]) -> ImageResult:
+    """Return the result of an image that keeps its masks, with the error of its polygons if they failed."""
+    if (fault := faults.get(result.image_id)) is None or result.detections is None:
+        return result
+    message = fault.message if result.message is None else f"{fault.message}; {result.message}"
+    return dataclasses.replace(result, error=fault.code, message=message)
 
 
 def ranges_of(image_ids: NDArray[np.int64]) -> dict[int, tuple[int, int]]:

@@ -22,6 +22,8 @@ TILE_WINDOWS: Final = 144
 With windows of 1024 pixels, an overlap of a quarter and blocks of 512 pixels, a tile of 5 columns by 28 rows decodes
 1.16 times the pixels of the raster.
 """
+MAX_IMAGE_WINDOWS: Final = 2**20
+"""The maximum number of windows of an image, whose detections one process stitches."""
 TILE_COLUMNS: Final = 5
 """The maximum number of columns per tile; a reader keeps a row of the tile's windows in memory."""
 
@@ -69,7 +71,8 @@ class Grid:
         return _starts(self.height, self.window, self.overlap, self.offset[1])
 
     def __len__(self) -> int:
-        return len(self.lefts) * len(self.tops)
+        across = _count(self.width, self.window, self.overlap, self.offset[0])
+        return across * _count(self.height, self.window, self.overlap, self.offset[1])
 
     def __getitem__(self, window_id: int) -> Rect:
         row, column = divmod(window_id, len(self.lefts))
@@ -159,6 +162,13 @@ def _starts(length: int, window: int, overlap: int, offset: int) -> NDArray[np.i
     last = max(length - window, 0)
     inner = np.arange(stride - offset, last, stride, dtype=np.int64)
     return np.unique(np.concatenate([[0], inner, [last]])).astype(np.int64)
+
+
+def _count(length: int, window: int, overlap: int, offset: int) -> int:
+    """Return the length of `_starts`, which may be too long to be made."""
+    stride = window - overlap
+    last = max(length - window, 0)
+    return 1 + max(-(-(last - (stride - offset)) // stride), 0) + (last > 0)
 
 
 def _cuts(starts: NDArray[np.int64], window: int, length: int) -> NDArray[np.int64]:

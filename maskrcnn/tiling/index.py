@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..errors import ItemError
@@ -48,6 +49,14 @@ class Cutting:
     offset: tuple[int, int] = (0, 0)
     """Columns and rows, as in `grid.Grid`; ignored in a direction in which the image is a single window."""
 
+    def grid(self, height: int, width: int) -> Grid:
+        """Return the windows of an image of `height` x `width` pixels."""
+        offset = (
+            self.offset[0] if width > self.window else 0,
+            self.offset[1] if height > self.window else 0,
+        )
+        return Grid(height, width, self.window, self.overlap, offset)
+
     def tiling(self, height: int, width: int, block_size: tuple[int, int] | None) -> Tiling:
         """Return the tiles of an image of `height` x `width` pixels."""
         return _tiling(self, height, width, block_size)
@@ -55,11 +64,7 @@ class Cutting:
 
 @lru_cache(maxsize=64)
 def _tiling(cutting: Cutting, height: int, width: int, block_size: tuple[int, int] | None) -> Tiling:
-    offset = (
-        cutting.offset[0] if width > cutting.window else 0,
-        cutting.offset[1] if height > cutting.window else 0,
-    )
-    return tiling_of(Grid(height, width, cutting.window, cutting.overlap, offset), block_size)
+    return tiling_of(cutting.grid(height, width), block_size)
 
 
 def number_windows(
@@ -131,6 +136,12 @@ class WindowIndex:
             self._sizes[name].combine_chunks().fill_null(0).to_numpy() for name in ("height", "width")
         )
         return int((height.astype(np.int64) * width).max(initial=0))
+
+    @property
+    def reference_systems(self) -> list[str]:
+        """The coordinate reference systems of the images as WKT, each once, in order of first use."""
+        systems: list[str] = pc.unique(self._others["crs"].drop_null()).to_pylist()
+        return systems
 
     @property
     def n_images(self) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import ItemError
 from ..imaging.decode import DecodedImage
 from ..imaging.geometry import Entry, RasterRegion, Rect
+from ..refusals import Refusal
 
 ReadWhole = Callable[[Entry], DecodedImage]
 """A function that reads and decodes a whole image. Raises ItemError."""
@@ -65,7 +66,7 @@ def _check_size(image: DecodedImage, entry: Entry) -> None:
     height, width = image.pixels.shape[:2]
     if (height, width) != (entry["image_height"], entry["image_width"]):
         planned = f"{entry['image_width']} x {entry['image_height']}"
-        raise ItemError("changed", f"{width} x {height} pixels, but {planned} when the run was planned")
+        raise Refusal.CHANGED_PIXELS.error(actual=f"{width} x {height}", planned=planned)
 
 
 def _of_raster(
@@ -115,6 +116,7 @@ class _LoadedRegion:
         )
         # Copy the rows to keep, so that the rest is freed before the next read.
         pixels, valid, broken = region.pixels[kept].copy(), region.valid[kept].copy(), region.broken
+        orientation = region.orientation
         del region
         if rect.bottom > held.bottom:
             below = self._read_region(
@@ -122,7 +124,7 @@ class _LoadedRegion:
             )
             pixels, valid = np.concatenate([pixels, below.pixels]), np.concatenate([valid, below.valid])
             broken = (*(each for each in broken if each[0].bottom > rect.row_off), *below.broken)
-        self._region, self._rect = RasterRegion(pixels, valid, broken), rect
+        self._region, self._rect = RasterRegion(pixels, valid, broken, orientation), rect
 
     def window(self, rect: Rect) -> DecodedImage | ItemError | None:
         """Return a window of the loaded region, the error of a broken block in it, or None if no pixel is valid."""
@@ -136,7 +138,7 @@ class _LoadedRegion:
         part = (slice(top, top + rect.height), slice(left, left + rect.width))
         if not self._region.valid[part].any():
             return None
-        return DecodedImage(np.ascontiguousarray(self._region.pixels[part]), None)
+        return DecodedImage(np.ascontiguousarray(self._region.pixels[part]), self._region.orientation)
 
     def _aligned(self, rect: Rect) -> Rect:
         """Return a rectangle extended to whole blocks."""

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..formats.geoparquet import extra, parse_crs
 from ..imaging.geometry import ImageHeader
+from ..imaging.georeference import extra, parse_crs
 from ..tiling.index import WindowIndex
 
 SIDE: Final = 1000

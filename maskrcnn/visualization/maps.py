@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError, plural
 from ..formats.geojson_geopackage import crs_of
-from ..formats.geoparquet import extra, parse_crs
+from ..imaging.georeference import extra, parse_crs
 from ..io.storage import Storage
 from ..stats import HALF, Stats
 from ..tiling.index import WindowIndex

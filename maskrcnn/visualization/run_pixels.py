@@ -16,6 +16,7 @@ from ..imaging.radiometry import Radiometry
 from ..io.inputs import read_input
 from ..io.storage import Storage
 from ..pipeline.manifest import read_window_index
+from ..refusals import Refusal
 from ..types import Pixels
 
 
@@ -98,11 +99,13 @@ class RunPixels:
             return self._read_raster(image, region)
         data = read_input(image.uri, self._limits.max_bytes, image.etag)
         if image.bytes is not None and len(data) != image.bytes:
-            raise ItemError("changed", f"it has {len(data)} bytes, expected {image.bytes}")
+            raise Refusal.CHANGED_SIZE.error(count=len(data), planned=image.bytes)
         decode = decode_image if self._decoders is None else self._decoders.decode
         pixels = decode(data, self._limits).pixels
         if pixels.shape[:2] != (image.height, image.width):
-            raise ItemError("changed", "the size in pixels is not the planned one")
+            height, width = pixels.shape[:2]
+            planned = f"{image.width} x {image.height}"
+            raise Refusal.CHANGED_PIXELS.error(actual=f"{width} x {height}", planned=planned)
         if region is None:
             return pixels
         return pixels[region.row_off : region.bottom, region.col_off : region.right]

@@ -87,6 +87,18 @@ SOUND: Final[dict[str, list[bytes]]] = {
         encoded("WEBP", PICTURE.convert("RGBA"), exif=_exif(), icc_profile=b"p" * 300),
         animated("WEBP"),
     ],
+    "AVIF": [
+        encoded("AVIF"),
+        encoded("AVIF", PICTURE.convert("L")),
+        encoded("AVIF", PICTURE.convert("RGBA"), exif=_exif()),
+        animated("AVIF"),
+    ],
+    "JPEG2000": [
+        encoded("JPEG2000", irreversible=True),
+        encoded("JPEG2000", no_jp2=True),
+        encoded("JPEG2000", PICTURE.convert("RGBA"), tile_size=(32, 32)),
+        encoded("JPEG2000", GREY_16),
+    ],
     "TIFF": [
         encoded("TIFF"),
         encoded("TIFF", compression="tiff_lzw", tiffinfo={317: 2}),

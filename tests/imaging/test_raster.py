@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from maskrcnn.errors import ItemError, RunError, UsageError
 from maskrcnn.imaging.geometry import Rect
 from maskrcnn.imaging.geotiff import RasterInfo, raster_info
-from maskrcnn.imaging.radiometry import Radiometry, check_radiometry, parse_radiometry, resolved
-from maskrcnn.imaging.raster import RasterReader, sample_percentiles, sampling
+from maskrcnn.imaging.radiometry import Radiometry, parse_radiometry, resolved
+from maskrcnn.imaging.raster import RasterReader, raster_header, sample_percentiles, sampling
 from maskrcnn.io.storage import Storage
 
 rasterio = pytest.importorskip("rasterio")
@@ -82,10 +82,12 @@ def stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def by_rasterio(path: Path, bands: tuple[int, ...], low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
     with rasterio.open(path) as dataset:
-        planes, valid = dataset.read(bands), dataset.dataset_mask() > 0
+        planes, valid, known = dataset.read(bands), dataset.dataset_mask() > 0, dataset.read_masks(bands) > 0
     if planes.dtype.kind == "f":
         valid &= ~np.isnan(planes).all(axis=0)  # for GDAL NaN is a value, unless it is nodata
-    rgb = np.stack([stretched(plane, low, high) for plane in planes], axis=-1)
+    rgb = np.stack(
+        [stretched(plane, low, high) * has for plane, has in zip(planes, known, strict=True)], axis=-1
+    )
     return np.where(valid[..., None], rgb, 0), valid
 
 
@@ -131,14 +133,22 @@ def test_threads_change_nothing(tmp_path: Path) -> None:
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_nodata_in_one_of_three_bands_is_a_colour(tmp_path: Path) -> None:
-    bands = np.full((3, 16, 32), 9, np.uint8)
-    bands[0, 0, 0] = 0
-    bands[:, 0, 1] = 0
-    path = write(tmp_path / "r.tif", bands, nodata=0)
-    rgb, valid = read(path)
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "scale"),
+    [("uint8", 0, None), ("uint8", 255, None), ("int16", -9999, "-10000,100"), ("uint16", 65535, "0,100"),
+     ("float32", 1e30, "0,100"), ("int32", 50, "0,100")],
+)  # fmt: skip
+def test_nodata_in_one_of_three_bands_is_zero_in_that_band(
+    tmp_path: Path, dtype: str, nodata: float, scale: str | None
+) -> None:
+    bands = np.full((3, 16, 32), 9, dtype)
+    bands[0, 0, 0] = nodata
+    bands[:, 0, 1] = nodata
+    path = write(tmp_path / "r.tif", bands, nodata=nodata)
+    rgb, valid = read(path, parse_radiometry(None, scale))
     np.testing.assert_array_equal(valid, by_rasterio(path, (1, 2, 3), 0, 255)[1])
-    assert rgb[0, 0].tolist() == [0, 9, 9]
+    assert rgb[0, 0].tolist() == [0, *rgb[5, 5, 1:].tolist()]
+    assert rgb[5, 5].min() > 0
     assert not valid[0, 1]
 
 
@@ -218,7 +228,8 @@ def test_bands_are_chosen_by_their_colours_else_the_first_three_else_the_first(t
 
 def test_a_missing_band_is_reported_before_any_pixel_is_read(tmp_path: Path) -> None:
     path, policy = write(tmp_path / "r.tif", noise("uint8", (2, 16, 32))), parse_radiometry("4,3,2", None)
-    assert code_of(lambda: check_radiometry(info_of(path), policy)) == "unsupported_pixels"
+    with path.open("rb") as file:
+        assert code_of(lambda: raster_header(file, policy)) == "unsupported_pixels"
     assert code_of(lambda: read(path, policy)) == "unsupported_pixels"
 
 
@@ -322,14 +333,15 @@ def test_percentiles_of_a_small_collection_are_those_of_all_its_valid_pixels(tmp
     policy = parse_radiometry("3,1,2", "p2,p98")
     lows, highs = sample_percentiles(openers(paths), policy)
     for channel, band in enumerate((2, 0, 1)):
-        pooled = np.concatenate([bands[band][(bands != 8).any(axis=0)] for bands in arrays])
+        pooled = np.concatenate([bands[band][bands[band] != 8] for bands in arrays])
         expected = np.quantile(pooled, [0.02, 0.98], method="inverted_cdf")
         assert [lows[channel], highs[channel]] == expected.tolist()
     ready = resolved(policy, lows, highs)
     assert ready.percentiles is None
     assert Radiometry.from_json(ready.to_json()) == ready
     rgb, _ = read(paths[0], ready)
-    np.testing.assert_array_equal(rgb[..., 0], stretched(arrays[0][2], lows[0], highs[0]))
+    known = arrays[0][2] != 8
+    np.testing.assert_array_equal(rgb[..., 0], stretched(arrays[0][2], lows[0], highs[0]) * known)
 
 
 @pytest.mark.slow
@@ -469,7 +481,7 @@ def test_a_vrt_named_tif_reads_no_other_file(tmp_path: Path) -> None:
     )
     with rasterio.open(evil) as dataset:
         assert dataset.read().any()  # opened by path, GDAL follows the reference
-    assert code_of(lambda: info_of(evil)) == "not_an_image"
+    assert code_of(lambda: info_of(evil)) == "unsupported_format"
 
 
 @pytest.mark.parametrize(
@@ -507,7 +519,7 @@ def test_blocks_too_large_to_decode_are_rejected_from_the_header(tmp_path: Path)
     }
     with rasterio.open(path, "w", "GTiff", side, side, 1, "EPSG:4326", UTM, "uint8", **profile):
         pass  # one block, omitted in a sparse file
-    with pytest.raises(ItemError, match="in tiles") as caught:
+    with pytest.raises(ItemError, match="in smaller tiles") as caught:
         info_of(path)
     assert (caught.value.code, caught.value.width) == ("too_many_pixels", side)
 
@@ -862,7 +874,10 @@ def test_real_rasters_equal_rasterios(path: Path) -> None:
             assert {error.code for _, error in unreadable} == {"truncated"}
             return
         planes = dataset.read(bands, window=window)
-        expected = dataset.dataset_mask(window=window) > 0
+        expected, known = (
+            dataset.dataset_mask(window=window) > 0,
+            dataset.read_masks(bands, window=window) > 0,
+        )
         colors = dataset.colormap(1) if info.palette else None
     if planes.dtype.kind == "f":
         expected &= ~np.isnan(planes[0])
@@ -870,5 +885,5 @@ def test_real_rasters_equal_rasterios(path: Path) -> None:
     if colors:
         theirs = np.array([colors[index][:3] for index in range(256)], np.uint8)[planes[0]]
     else:
-        theirs = np.stack([stretched(plane, 0, 1000) for plane in planes], axis=-1)
+        theirs = np.stack([stretched(plane, 0, 1000) for plane in planes], axis=-1) * np.moveaxis(known, 0, 2)
     np.testing.assert_array_equal(rgb, np.where(valid[..., None], theirs, 0))

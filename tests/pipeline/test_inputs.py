@@ -89,6 +89,37 @@ def test_a_folder_in_every_kind_of_store(store_url: str) -> None:
     assert inputs_of(Url.parse(root).join("**/*.png").text).table["name"].to_pylist() == ["a/é.png"]
 
 
+def test_photos_of_all_common_suffixes_are_inputs(tmp_path: Path) -> None:
+    names = [
+        f"a.{suffix}"
+        for suffix in "jpg JPEG jpe jfif mpo png webp bmp gif tif TIFF avif heic HEIF hif jp2 j2k jxl".split()
+    ]
+    for name in (*names, "a.psd", "a.dng", "a.jpg.xmp"):
+        written(tmp_path / name, b"x")
+    inputs = inputs_of(tmp_path)
+    assert sorted(inputs.table["name"].to_pylist()) == sorted(names)
+    assert inputs.skipped == {".dng": 1, ".psd": 1, ".xmp": 1}
+
+
+def test_what_systems_put_beside_pictures_is_left_out_and_counted(store_url: str) -> None:
+    store = Storage(store_url)
+    kept = ["a.jpg", "b._c.jpg", "eaDir/a.jpg", "sub/my@eaDir.d/a.jpg"]
+    beside = {
+        "._": ["._a.jpg", "sub/._a.JPG"],
+        "__MACOSX/": ["__MACOSX/._a.jpg", "sub/__MACOSX/a.jpg"],
+        ".ipynb_checkpoints/": ["sub/.ipynb_checkpoints/a-checkpoint.jpg"],
+        "@eaDir/": ["@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg"],
+        "#recycle/": ["#recycle/a.jpg"],
+        ".ds_store": [".DS_Store"],
+        ".db": ["Thumbs.db"],
+    }
+    for name in (*kept, *(name for names in beside.values() for name in names)):
+        store.write(f"in/{name}", b"12")
+    inputs = inputs_of(Url.parse(store_url).join("in").text)
+    assert sorted(inputs.table["name"].to_pylist()) == kept
+    assert inputs.skipped == {kind: len(names) for kind, names in beside.items()}
+
+
 def test_a_single_image(tmp_path: Path) -> None:
     written(tmp_path / "a.jpg", b"x")
     assert rows_of(inputs_of(tmp_path / "a.jpg"), "image_id", "name", "uri") == [
@@ -100,10 +131,10 @@ def test_nothing_to_list_is_refused(tmp_path: Path) -> None:
     assert "it does not exist" in refusal(tmp_path / "missing")
     assert "it does not exist" in refusal(tmp_path / "*.jpg")
     assert "no images; found no files" in refusal(tmp_path)
-    written(tmp_path / "in" / "a.heic", b"x")
-    written(tmp_path / "in" / "b.heic", b"x")
+    written(tmp_path / "in" / "a.nef", b"x")
+    written(tmp_path / "in" / "b.nef", b"x")
     written(tmp_path / "in" / "LICENSE", b"x")
-    assert "no images; found 1 without suffix, 2 .heic; images end in .jpg" in refusal(tmp_path / "in")
+    assert "no images; found 1 without suffix, 2 .nef; images end in .jpg" in refusal(tmp_path / "in")
     assert "lists of them in .txt .csv .parquet .json" in refusal(written(tmp_path / "list.jsonl", "{}"))
 
 

@@ -58,7 +58,7 @@ def tables_of(output: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(output)): path.read_bytes()
         for folder in ("images", "instances", "windows", "pieces", "geo", "coco")
-        for path in sorted((output / folder).iterdir())
+        for path in sorted((output / folder).rglob("*.*"))
     }
 
 
@@ -214,7 +214,16 @@ def test_a_picture_is_cut_upright(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"window": 16}, {"overlap": 20}, {"window": 100, "overlap": 51}, {"bands": "1,2,3"}, {"scale": "0,255"}],
+    [
+        {"window": 16},
+        {"overlap": 20},
+        {"window": 100, "overlap": 51},
+        {"bands": "1,2,3"},
+        {"scale": "0,255"},
+        {"alpha": "none"},
+        {"max_windows": 5},
+        {"window": 64, "max_windows": 0},
+    ],
 )
 def test_what_makes_no_windows_is_refused_in_one_line(options: dict[str, object]) -> None:
     from maskrcnn.config import InferenceConfig
@@ -226,9 +235,17 @@ def test_what_makes_no_windows_is_refused_in_one_line(options: dict[str, object]
 def test_a_tiff_without_coordinates_is_a_picture_where_that_is_asked_for(tmp_path: Path) -> None:
     pixels = mosaic(200, 300, 12, 9)
     write_geotiff(tmp_path / "in" / "a.tif", pixels, crs=None, transform=None)
-    run_windows(tmp_path / "in", tmp_path / "out", compute_of(assume_crs="none"))
+    turned = np.rot90(pixels)  # what a camera stores that was held upright
+    Image.fromarray(turned).save(tmp_path / "in" / "b.tif", tiffinfo={274: 6})
+    (tmp_path / "list.csv").write_text("uri\nin/a.tif\nin/b.tif\n/vsicurl/https://example.com/a.tif\n")
+    run_windows(tmp_path / "list.csv", tmp_path / "out", compute_of(assume_crs="none"))
     run = maskrcnn.open_run(str(tmp_path / "out"))
-    assert found_in(run, "a.tif") == ground_truth(pixels)
+    assert found_in(run, "in/a.tif") == ground_truth(pixels) == found_in(run, "in/b.tif")
+    images = {row["name"]: row for row in run.images().to_pylist()}
+    oriented = images["in/b.tif"]
+    assert (oriented["width"], oriented["height"], oriented["exif_orientation"]) == (300, 200, 6)
+    virtual = images["/vsicurl/https://example.com/a.tif"]
+    assert (virtual["error"], "name the object itself" in virtual["message"]) == ("not_found", True)
     assert run.success["parts"]["geo"] == []
     assert_proven(tmp_path / "out")
 

@@ -99,3 +99,10 @@ def test_each_block_of_a_large_raster_is_decoded_about_once() -> None:
 def test_an_invalid_grid_is_rejected(numbers: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"not a valid grid|an offset"):
         Grid(*numbers)  # type: ignore[arg-type]
+
+
+@settings(deadline=None)
+@given(grids())
+def test_the_number_of_windows_is_known_without_making_them(grid: Grid) -> None:
+    assert len(grid) == len(grid.lefts) * len(grid.tops) == len(list(grid))
+    assert len(Grid(2**31 - 1, 2**31 - 1, 32, 16)) == 134_217_727**2

@@ -1,0 +1,342 @@
+"""What a decoder, a raster or a store can answer for one image that cannot be processed: one table.
+
+Each answer has an error code and a message that says what the file is, or what happened, and what to do. Everything
+that reads an input raises its `ItemError` from here:
+
+    raise Refusal.TRUNCATED.error(format="PNG")
+    raise Refusal.TIFF_COMPRESSION.error(codec=tiff_compression(34712))
+
+To add an answer, add a member: its code from `errors.ERROR_CODES`, and its message, of which the values in braces are
+given to `error`. These are names of formats, numbers with their unit, and the words of this project. The text of a
+library's exception and the number of an error or a codec are never among them: the exception becomes the cause
+(`raise … from error`), and a number gets its name from a table.
+
+A file that is sound but cannot be read is never `corrupt`: it is `unsupported_format` if the format, the codec or the
+layout is the reason, and `unsupported_pixels` if its values cannot be converted to 8-bit colours without more
+information from the user.
+"""
+
+from enum import Enum
+from typing import Any, Final
+
+from .errors import ItemError
+
+_CONVERT: Final = "convert it to JPEG, PNG or TIFF"
+_COPY: Final = "copy it again from its source"
+
+
+class Refusal(Enum):
+    """An answer: its error code, and its message with the names of its values in braces."""
+
+    # The file
+
+    EMPTY = "empty_file", f"zero bytes: {_COPY}"
+    TOO_MANY_BYTES = (
+        "too_many_bytes",
+        "{count:,} bytes, more than the limit of {limit:,}: store it compressed, or divide it",
+    )
+    TOO_MANY_BYTES_READ = (
+        "too_many_bytes",
+        "more than the limit of {limit:,} bytes: store it compressed, or divide it",
+    )
+    NOT_AN_IMAGE = "not_an_image", "the content is {what}: leave it out, or put the image in its place"
+    RESOURCE_FORK = (
+        "not_an_image",
+        "the content is a macOS resource fork, which belongs to a file of the same name without `._`: delete it",
+    )
+    LFS_POINTER = (
+        "not_an_image",
+        "the content is a Git LFS pointer, whose content was not fetched: run `git lfs pull`",
+    )
+
+    # Formats
+
+    FORMAT = "unsupported_format", "{format} is not read: " + _CONVERT
+    RASTER_FORMAT = (
+        "unsupported_format",
+        "{format} is not read: convert it to GeoTIFF or COG (gdal_translate, or gdalwarp for a mosaic)",
+    )
+    RAW_PHOTO = (
+        "unsupported_format",
+        "{format}, a camera's raw file: develop it to JPEG or TIFF; the preview in it is not the picture",
+    )
+    PREVIEW = (
+        "unsupported_format",
+        "TIFF whose first picture is marked as a preview (a reduced-resolution version), and whose full picture is not "
+        "in the file or cannot be read: export the full picture",
+    )
+    NEEDS_HEIF = (
+        "unsupported_format",
+        "{format} needs the extra heif: pip install 'maskrcnn-ray[heif]', or convert it to JPEG",
+    )
+    NEEDS_PILLOW = (
+        "unsupported_format",
+        "{format} is not read by this build of Pillow: install Pillow's own wheel, or " + _CONVERT,
+    )
+    CODEC = "unsupported_format", "{format} compressed as {codec}, which is not read: " + _CONVERT
+    TIFF_COMPRESSION = (
+        "unsupported_format",
+        "TIFF compressed with {codec}, which is not read: rewrite it with deflate, LZW or JPEG compression, in the "
+        "program that wrote it or by gdal_translate -co COMPRESS=DEFLATE",
+    )
+    LAYOUT = "unsupported_format", "{format} {layout}, which is not read: " + _CONVERT
+    GEOREFERENCED_JPEG_2000 = (
+        "unsupported_format",
+        "JPEG 2000 with coordinates, which are not read: convert it to GeoTIFF or COG (gdal_translate), or read it as "
+        "an ordinary image with --assume-crs none",
+    )
+
+    # Pixels
+
+    PIXELS = (
+        "unsupported_pixels",
+        "{what}; convert it to 8 bits with a scaling of your choice",
+    )
+    TIFF_PIXELS = (
+        "unsupported_pixels",
+        "{what}; convert it to 8 bits with a scaling of your choice; GeoTIFFs are read by the raster mode, with a "
+        "stated scaling",
+    )
+    PIXEL_TYPE = (
+        "unsupported_pixels",
+        "pixels of type {dtype} cannot be converted to a brightness: convert the raster to float32 or to integers",
+    )
+    COLOR_SPACE = (
+        "unsupported_pixels",
+        "its colours are {space}, which windows do not convert: convert them to RGB",
+    )
+    BANDS_TO_CHOOSE = "unsupported_pixels", "its bands are {bands}; choose bands with --bands"
+    NO_SUCH_BAND = (
+        "unsupported_pixels",
+        "it has no band {band}; its number of bands is {count}: choose others with --bands",
+    )
+    RANGE_NEEDED = "unsupported_pixels", "pixels of type {dtype} need a range; give one with --scale"
+    NO_SCALE = "unsupported_pixels", "band {band} has no scale and offset: give a range with --scale"
+    INVALID_SCALE = (
+        "unsupported_pixels",
+        "band {band} has an invalid scale {scale} or offset {offset}; give a range with --scale",
+    )
+
+    # Sizes
+
+    TOO_MANY_PIXELS = (
+        "too_many_pixels",
+        "{width} x {height} pixels, more than the limit of {limit:,}: make it smaller, or divide it; a GeoTIFF can be "
+        "read in windows (--window)",
+    )
+    TOO_MANY_PIXELS_UNKNOWN = (
+        "too_many_pixels",
+        "{format}: more pixels than the limit of {limit:,}: make it smaller, or divide it",
+    )
+    BLOCK_TOO_LARGE = (
+        "too_many_pixels",
+        "{width} x {height} pixels in a TIFF of blocks of {block_width} x {block_height}, which are too large to "
+        "decode: rewrite it in smaller tiles (gdal_translate -co TILED=YES)",
+    )
+    ELONGATED = (
+        "aspect",
+        "{width} x {height} pixels, more elongated than 1 : {limit:g}: divide it along its long side",
+    )
+
+    # Damage
+
+    TRUNCATED = "truncated", "{format}: the file ends before the image does: " + _COPY
+    HEADER_DAMAGED = "corrupt", "{format}: its header is damaged: " + _COPY + ", or export it anew"
+    DATA_DAMAGED = "corrupt", "{format}: its pixel data are damaged: " + _COPY + ", or export it anew"
+    NO_SIZE = (
+        "corrupt",
+        "{format}: the header states a size of {width} x {height} pixels: " + _COPY + ", or export it anew",
+    )
+
+    # The decoding process
+
+    NO_MEMORY = "out_of_memory", "{format}: not enough memory to decode it: give each worker more memory"
+    PROCESS_KILLED = (
+        "out_of_memory",
+        "the decoding process was killed, probably by the kernel because memory was short: give each worker more "
+        "memory",
+    )
+    PROCESS_CRASHED = (
+        "worker_crash",
+        "the decoding process crashed on this image ({how}): export the image anew",
+    )
+    PROCESS_TIMED_OUT = (
+        "timeout",
+        "not decoded within {seconds:g} s: export the image anew, or make it smaller",
+    )
+
+    # Coordinates
+
+    GROUND_CONTROL_POINTS = "no_crs", "it has ground control points only; warp it (gdalwarp) first"
+    RATIONAL_POLYNOMIALS = (
+        "no_crs",
+        "it has rational polynomial coefficients only; orthorectify it first",
+    )
+    NO_TRANSFORM = (
+        "no_crs",
+        "no transform from pixels to coordinates in the file; a world file beside it is not read (gdal_translate "
+        "-a_srs EPSG:… writes it into the raster): --assume-crs none reads it as an ordinary image",
+    )
+    SINGULAR_TRANSFORM = "no_crs", "its transform maps pixels to no area; write a valid transform"
+    NO_CRS = "no_crs", "no coordinate reference system; give one with --assume-crs"
+
+    CRS_UNKNOWN = (
+        "bad_georeference",
+        "PROJ does not know its coordinate reference system, {crs}: assign another (gdal_edit -a_srs EPSG:…)",
+    )
+    CRS_WITHOUT_PLANE = (
+        "bad_georeference",
+        "its coordinate reference system, {crs}, has no longitude and latitude that PROJ can compute: assign another "
+        "(gdal_edit -a_srs EPSG:…)",
+    )
+    COORDINATES = (
+        "bad_georeference",
+        "its coordinates do not fit {crs} (x from {xmin:g} to {xmax:g}, y from {ymin:g} to {ymax:g}): {why}; assign "
+        "the right system (gdal_edit -a_srs EPSG:…), or correct the transform",
+    )
+    PIXELS_BELOW_PRECISION = (
+        "bad_georeference",
+        "its pixels of {step:g} are smaller than coordinates up to {largest:g} can resolve: correct the transform",
+    )
+    PIXELS_ARE_LINES = "bad_georeference", "its transform maps pixels to lines: correct it"
+    POLYGONS_FAILED = (
+        "bad_georeference",
+        "its polygons cannot be computed in {crs}: assign another system, or correct the transform",
+    )
+
+    # Windows
+
+    TOO_MANY_WINDOWS = (
+        "too_many_windows",
+        "{width} x {height} pixels are {count:,} windows, more than the limit of {limit:,} for an image: use a larger "
+        "--window, or cut the raster into parts (gdal_retile, gdal_translate -srcwin)",
+    )
+
+    # Stores
+
+    GDAL_NAME = (
+        "not_found",
+        "a name of GDAL's virtual file systems (/vsicurl/, /vsis3/, …), which are not read: name the object itself, "
+        "such as s3://BUCKET/KEY or https://HOST/PATH",
+    )
+
+    NO_ADDRESS = "not_found", "the host {host} has no address: correct the uri"
+    CHANGED_SIZE = (
+        "changed",
+        "it has {count:,} bytes, expected {planned:,}: plan a new run for the new content",
+    )
+    CHANGED_ETAG = "changed", "its etag is {etag}, expected {planned}: plan a new run for the new content"
+    CHANGED_ETAG_UNKNOWN = (
+        "changed",
+        "it no longer has the etag {planned}: plan a new run for the new content",
+    )
+    CHANGED_PIXELS = "changed", "{actual} pixels, but {planned} when the run was planned: plan a new run"
+    WEB_RASTER = "unsupported_format", "rasters on the web are not read in parts: copy them to a store"
+    WEB_REFUSED = "access_denied", "{what} is not read: correct the uri, or copy the image to a store"
+    WEB_MISSING = "not_found", "the server answered {status}: correct the uri"
+    WEB_FORBIDDEN = "access_denied", "the server answered {status}: use an address that needs no credentials"
+    WEB_FAILED = "storage_error", "the server answered {status}: correct the uri, or try again later"
+    WEB_GAVE_UP = "storage_error", "{cause}, {tried}: try again later (`maskrcnn retry`)"
+    CERTIFICATE = (
+        "storage_error",
+        "the certificate is not valid for the host, or not trusted: correct the uri, or copy the image to a store",
+    )
+    REDIRECTS = "storage_error", "more than {count} redirects: use the address that they lead to"
+    READ_FAILED = "storage_error", "the file cannot be read ({cause}): check the disk or the store"
+    READ_TIMED_OUT = "timeout", "not read within {seconds:g} s: check the store, and `maskrcnn retry`"
+
+    @property
+    def code(self) -> str:
+        """One of `errors.ERROR_CODES`."""
+        code: str = self.value[0]
+        return code
+
+    @property
+    def message(self) -> str:
+        """The message, with the names of its values in braces."""
+        message: str = self.value[1]
+        return message
+
+    def error(self, *, size: tuple[int, int] | None = None, **values: Any) -> ItemError:
+        """Return the error for one image, to be raised.
+
+        Args:
+            size: the width and height of the image in pixels, for the columns of `images`; None if they are not known.
+            values: of the message, by name.
+        """
+        width, height = size or (None, None)
+        return ItemError(self.code, self.message.format(**values), width=width, height=height)
+
+
+_TIFF_COMPRESSIONS: Final = {
+    1: "no compression",
+    2: "CCITT modified Huffman",
+    3: "CCITT group 3",
+    4: "CCITT group 4",
+    5: "LZW",
+    6: "old-style JPEG",
+    7: "JPEG",
+    8: "deflate",
+    9: "JBIG",
+    10: "JBIG",
+    32766: "NeXT run lengths",
+    32767: "Sony ARW",
+    32769: "packed raw values of a camera",
+    32770: "Samsung SRW",
+    32771: "CCITT modified Huffman in words",
+    32773: "PackBits",
+    32809: "ThunderScan",
+    32867: "Kodak 262",
+    32895: "IT8 CT padding",
+    32896: "IT8 linework",
+    32897: "IT8 monochrome",
+    32898: "IT8 binary line art",
+    32908: "Pixar film",
+    32909: "Pixar log",
+    32946: "deflate",
+    32947: "Kodak DCS",
+    33003: "JPEG 2000 (Aperio, YCbCr)",
+    33004: "JPEG 2000, lossy",
+    33005: "JPEG 2000 (Aperio, RGB)",
+    33007: "a codec of Alternative Technologies",
+    34661: "JBIG",
+    34663: "JBIG2",
+    34676: "SGI LogLuv",
+    34677: "SGI LogLuv of 24 bits",
+    34692: "LuraDocument",
+    34712: "JPEG 2000",
+    34713: "Nikon NEF",
+    34715: "JBIG2",
+    34718: "Microsoft document imaging",
+    34719: "Microsoft document imaging",
+    34720: "Microsoft document imaging",
+    34887: "LERC",
+    34888: "ESRI codes",
+    34892: "lossy JPEG of a DNG",
+    34925: "LZMA",
+    34926: "zstd",
+    34927: "WebP",
+    34933: "PNG",
+    34934: "JPEG XR",
+    22610: "JPEG XR",
+    48124: "JetRaw",
+    50000: "zstd",
+    50001: "WebP",
+    50002: "JPEG XL",
+    50013: "PixTIFF",
+    52546: "JPEG XL",
+    65000: "EER, or Kodak DCR",
+    65001: "EER",
+    65002: "EER",
+    65535: "Pentax PEF",
+}
+"""The values of TIFF's tag 259. Reference: TIFF 6.0; libtiff's tiff.h; DNG 1.7; Bio-Formats' TiffCompression."""
+
+
+def tiff_compression(number: int) -> str:
+    """Return the name of a TIFF's compression, for `Refusal.TIFF_COMPRESSION`.
+
+    >>> tiff_compression(34712)
+    'JPEG 2000'
+    """
+    return _TIFF_COMPRESSIONS.get(number, f"an unregistered compression (tag 259 is {number})")
