@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 CHECKED: Final = "2.60."
-"""Versions of Ray with whose private parts `start_processes` was checked; others are started by `ray.init`."""
+"""Versions of Ray with whose private parts this module was checked; others are started by `ray.init`."""
 POLL_S: Final = 0.1
 
 
@@ -34,22 +34,10 @@ class Running(NamedTuple):
     stop: Callable[[], None]
 
 
-def start_processes(settings: dict[str, Any], report: Callable[[str], None]) -> Running:
-    """Start the two processes that a Ray on one machine needs: the control store and the raylet.
-
-    `ray.init` also starts the server of the dashboard, even without a dashboard, a monitor of the autoscaler and a
-    monitor of the logs. Its raylet waits for two agents, Python processes with many imports, for 15 seconds at most,
-    and ends if they are not there by then; `ray.init` goes on waiting for the raylet that has ended. Neither times nor
-    processes can be set. A run on one machine uses no agent. So, with names that are private to Ray: the ports that
-    the raylet would wait for are written before it starts, as -1, which an agent writes that offers no service; and the
-    raylet is watched until it has registered.
-
-    Raises:
-        RuntimeError: a process ended.
-    """
+def _one_machine(settings: dict[str, Any], report: Callable[[str], None]) -> type[Any]:
+    """Return the class of a node that starts the control store and the raylet, and watches both."""
     from ray._private import services
     from ray._private.node import Node
-    from ray._private.parameter import RayParams
     from ray._raylet import (  # type: ignore[attr-defined]
         DASHBOARD_AGENT_LISTEN_PORT_NAME,
         METRICS_AGENT_PORT_NAME,
@@ -80,7 +68,7 @@ def start_processes(settings: dict[str, Any], report: Callable[[str], None]) -> 
 
         def listens(self) -> bool:
             try:
-                socket.create_connection(("127.0.0.1", control_store_port)).close()
+                socket.create_connection(("127.0.0.1", settings["ports"][0])).close()
             except OSError:  # not yet
                 return False
             return True
@@ -91,6 +79,24 @@ def start_processes(settings: dict[str, Any], report: Callable[[str], None]) -> 
             except RuntimeError:  # not yet
                 return False
             return True
+
+    return OneMachine
+
+
+def start_processes(settings: dict[str, Any], report: Callable[[str], None]) -> Running:
+    """Start the two processes that a Ray on one machine needs: the control store and the raylet.
+
+    `ray.init` also starts the server of the dashboard, even without a dashboard, a monitor of the autoscaler and a
+    monitor of the logs. Its raylet waits for two agents, Python processes with many imports, for 15 seconds at most,
+    and ends if they are not there by then; `ray.init` goes on waiting for the raylet that has ended. Neither times nor
+    processes can be set. A run on one machine uses no agent. So, with names that are private to Ray: the ports that
+    the raylet would wait for are written before it starts, as -1, which an agent writes that offers no service; and the
+    raylet is watched until it has registered.
+
+    Raises:
+        RuntimeError: a process ended.
+    """
+    from ray._private.parameter import RayParams
 
     # The agent of the dashboard, without which no raylet starts, then loads as little as in a minimal installation.
     sys.modules["ray.dashboard.optional_deps"] = None  # type: ignore[assignment]
@@ -107,10 +113,12 @@ def start_processes(settings: dict[str, Any], report: Callable[[str], None]) -> 
         include_log_monitor=False,  # type: ignore[arg-type]
         no_monitor=True,
     )
-    node = OneMachine(parameters, head=True, shutdown_at_exit=False, spawn_reaper=True, ray_init_cluster=True)
+    node = _one_machine(settings, report)(
+        parameters, head=True, shutdown_at_exit=False, spawn_reaper=True, ray_init_cluster=True
+    )
 
     def ended() -> str | None:
-        return next((str(name) for name, _ in node.dead_processes()), None)  # type: ignore[no-untyped-call]
+        return next((str(name) for name, _ in node.dead_processes()), None)
 
     def stop() -> None:
         node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)

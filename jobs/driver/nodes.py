@@ -104,7 +104,7 @@ def default_threads(nodes: Iterable[Node], device: str) -> int:
 
 
 def default_actors(nodes: Iterable[Node], demand: Demand) -> int:
-    """Return how many actors fit on the nodes, at least 1."""
+    """Return the number of actors that fit on the nodes, at least 1."""
     counts = (
         min(node.cpus // demand.cpus, node.gpus // demand.gpus if demand.gpus else node.cpus)
         for node in nodes

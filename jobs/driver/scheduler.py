@@ -52,7 +52,7 @@ class Slot:
     handle: Any
     start_ref: Any
     nodes_left_out: int
-    """How many nodes were left out when it was created: it may yet start on one that was left out later."""
+    """The number of nodes that were left out when it was created: it may yet start on one that was left out later."""
     ready: bool = False
     node_id: str = ""
     host: str = ""

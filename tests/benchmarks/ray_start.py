@@ -85,7 +85,7 @@ def segment(model: str, images: Path, output: Path) -> float | None:
 
 
 def summary(seconds: list[float | None]) -> dict[str, Any]:
-    """Return how many succeeded, and their median and range."""
+    """Return the number of successes, and their median and range."""
     succeeded = [each for each in seconds if each is not None]
     if not succeeded:
         return {"of": len(seconds), "succeeded": 0}
