@@ -1,6 +1,7 @@
 """The command `maskrcnn demo`: all steps on a generated collection, without a network connection."""
 
 import logging
+import re
 import time
 from pathlib import Path
 from typing import Final
@@ -185,6 +186,10 @@ def _print_query(run: Path, question: str, query: str) -> bool:
     except ImportError:
         click.echo("\n(install duckdb to see queries over the tables)")
         return False
-    sql = query.replace("OUT", str(run).replace("'", "''"))
+    place = str(run).replace("'", "''")
+    # Otherwise a folder `status=final` above the run is taken for the column `status`.
+    sql = re.sub(
+        r"'OUT/(.*?)'", lambda at: f"read_parquet('{place}/{at[1]}', hive_partitioning = false)", query
+    )
     click.echo(f"\n{question}\n  {' '.join(sql.split())}\n{duckdb.sql(sql)}")
     return True

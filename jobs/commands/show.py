@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -174,8 +174,9 @@ def _is_run(source: str) -> bool:
     from maskrcnn.io.url import Url
     from maskrcnn.pipeline.plan import RUN
 
-    if Url.parse(source).is_local:
-        path = Path(source.removeprefix("file://"))
+    url = Url.parse(source)
+    if url.is_local:
+        path = url.local_path
         if not path.exists():
             raise UsageError(f"{source} does not exist; name an image, or the directory of a finished run")
         return path.is_dir()

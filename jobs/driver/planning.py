@@ -64,7 +64,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.images_root and "://" not in self.images_root:
             # Path.absolute would keep `..`, which is another name.
-            object.__setattr__(self, "images_root", os.path.abspath(self.images_root))  # noqa: PTH100
+            place = Url.parse(self.images_root).key  # of file:/a too
+            object.__setattr__(self, "images_root", os.path.abspath(place))  # noqa: PTH100
 
 
 def output_storage(url: str) -> Storage:
@@ -73,7 +74,7 @@ def output_storage(url: str) -> Storage:
     Raises:
         UsageError: the name is not a valid output, or is that of a file.
     """
-    if Url.parse(url).is_local and Path(url).is_file():
+    if (place := Url.parse(url)).is_local and place.local_path.is_file():
         raise UsageError(f"the output {url} is a file; name a directory")
     try:
         return Storage(url)

@@ -29,7 +29,7 @@ def areas_m2(geometries: NDArray[np.object_], crs: Any) -> Floats:
         crs: their pyproj CRS.
 
     Returns:
-        (N,); NaN where a corner lies nowhere on the Earth. In a local (engineering) system, which is not tied to the
+        (N,); NaN if a corner is not on the Earth. In a local (engineering) system, which is not tied to the
         Earth, areas in its plane.
 
     Raises:

@@ -5,9 +5,12 @@ An annotation whose image id or category id is used twice cannot be attributed t
 """
 
 import json
+import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any, Final
 
 import numpy as np
@@ -15,12 +18,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..io.sources import as_json, open_source, usage_errors
+from ..io.local_names import as_found
+from ..io.manifest_columns import MAX_COLUMNS
+from ..io.sources import open_source, usage_errors
 from ..io.storage import Storage
 from ..io.url import Url
 from ..masks.rle import MAX_PIXELS
 from .coco_checks import ANNOTATIONS, CATEGORY_LEFT_OUT, IMAGE_LEFT_OUT, Draft, Listed, check_draft, draft_of
 from .coco_findings import Findings, id_of, integer_of, summary_of_errors
+from .json_columns import column_of, exact_number
 from .json_stream import read_lists
 
 MAX_CATEGORY_ID: Final = 2**31 - 1
@@ -157,11 +163,13 @@ def read_coco(source: str) -> CocoFile:
 def read_coco_images(source: str) -> pa.Table:
     """Return the images of a COCO dataset as inputs to segment: `uri`, `name`, `image_id`, and all further keys.
 
+    Values that no type of a table holds exactly, and those of unlike types, become JSON text.
+
     Raises:
-        UsageError: it cannot be read, has no list `images`, or an image has no `file_name`.
+        UsageError: it cannot be read, has no list `images`, an image has no `file_name`, or there are too many keys.
     """
     images: list[dict[str, Any]] = []
-    for name, entries in _lists(source, ("images",)):
+    for name, entries in _lists(source, ("images",), parse_float=exact_number):
         _check_objects(source, name, entries)
         images += entries
     nameless = sum(not isinstance(image.get("file_name"), str) for image in images)
@@ -169,6 +177,11 @@ def read_coco_images(source: str) -> pa.Table:
         raise UsageError(f"{source}: {nameless:,} of {len(images):,} images are without `file_name`: add it")
     names = [image["file_name"] for image in images]
     keys = dict.fromkeys(key for image in images for key in image if key != "file_name")
+    if len(keys) > MAX_COLUMNS:
+        raise UsageError(
+            f"{source}: its images have {len(keys):,} different keys, and at most {MAX_COLUMNS:,} can be carried: "
+            "leave out those that are not needed"
+        )
     with usage_errors(source):
         columns = {"uri": pa.array(names, pa.string()), "name": pa.array(names, pa.string())}
         for key in keys:
@@ -177,22 +190,17 @@ def read_coco_images(source: str) -> pa.Table:
                 column in ("uri", "name", "image_id") or (column != key and column in keys)
             ):
                 column = f"input_{column}"
-            columns[column] = _array([image.get(key) for image in images])
+            columns[column] = column_of(list(map(methodcaller("get", key), images)))
         return pa.table(columns)
 
 
-def _array(values: Sequence[Any]) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
-        return as_json(values)
-
-
-def _lists(source: str, names: Sequence[str]) -> Iterable[tuple[str, list[Any]]]:
+def _lists(
+    source: str, names: Sequence[str], parse_float: Callable[[str], Any] = float
+) -> Iterable[tuple[str, list[Any]]]:
     """Yield the entries of the lists of a dataset. Raises UsageError where one is missing, or it cannot be read."""
     seen = set()
     with usage_errors(source), open_source(source) as file:
-        for name, entries in read_lists(file, source, names):
+        for name, entries in read_lists(file, source, names, parse_float):
             seen.add(name)
             yield name, entries
     if absent := [name for name in names if name not in seen]:
@@ -204,9 +212,8 @@ def _lists(source: str, names: Sequence[str]) -> Iterable[tuple[str, list[Any]]]
 def _check_objects(source: str, name: str, entries: Sequence[Any]) -> None:
     for entry in entries:
         if not isinstance(entry, dict):
-            raise UsageError(
-                f"{source} is not a COCO dataset: `{name}` holds {json.dumps(entry)[:80]} instead of objects"
-            )
+            shown = json.dumps(entry, default=str)[:80]
+            raise UsageError(f"{source} is not a COCO dataset: `{name}` holds {shown} instead of objects")
 
 
 # --- images -------------------------------------------------------------------------------------------------
@@ -284,7 +291,7 @@ def find_images_root(source: str, names: Sequence[str], probes: int = 20) -> str
 
 def is_below(name: str) -> bool:
     """Return whether a `file_name` is a path below a folder, and not absolute, a URL or a way out of the folder."""
-    return name.isprintable() and "://" not in name and not {"", ".", ".."} & set(name.split("/"))
+    return name.isprintable() and "://" not in name and not {"", ".", ".."} & set(re.split(r"[/\\]", name))
 
 
 def _folder_above(folder: Url) -> Url | None:
@@ -298,6 +305,9 @@ def _folder_above(folder: Url) -> Url | None:
 
 def _count_existing(folder: str, names: Sequence[str]) -> int:
     storage = Storage(folder)
+    place = Url.parse(folder)
+    if place.is_local:
+        return sum(os.path.lexists(as_found(place.join(name).text)) for name in names)
     return sum(storage.exists(name) for name in names)
 
 

@@ -149,8 +149,8 @@ def geo_table(
 ) -> pa.Table:
     """Return the rows of `GEO` for a raster's rows of `instances`, in their order.
 
-    `area_m2` is the area on the ellipsoid of the CRS, whatever its projection; null where a corner lies nowhere on the
-    Earth. In a local (engineering) CRS, which is not tied to the Earth, it is the area in its plane.
+    `area_m2` is the area on the ellipsoid of the CRS, whatever its projection; null if a corner is not on the Earth. In
+    a local (engineering) CRS, which is not tied to the Earth, it is the area in its plane.
 
     Args:
         instances: as `schema.INSTANCES`; a mask with a `frame` is encoded in it.

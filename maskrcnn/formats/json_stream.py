@@ -6,7 +6,7 @@
 import codecs
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, BinaryIO, Final
 
 from ..errors import UsageError
@@ -21,10 +21,11 @@ _NEAR_END: Final = 16
 class _Text:
     """JSON text, of which some megabytes are held at a time."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, parse_float: Callable[[str], Any]) -> None:
         self._file = file
         self._bytes = codecs.getincrementaldecoder("utf-8-sig")()
         self._json = json.JSONDecoder()
+        self._kept_json = json.JSONDecoder(parse_float=parse_float)
         self._text = ""
         self._at = 0
         self._ended = False
@@ -49,12 +50,13 @@ class _Text:
         self._at += 1
         return character
 
-    def value(self) -> Any:
-        """Return the next value. Raises ValueError where it is not valid JSON."""
+    def value(self, *, kept: bool = False) -> Any:
+        """Return the next value, with the caller's numbers if it is kept. Raises ValueError where it is not JSON."""
+        decoder = self._kept_json if kept else self._json
         self.peek()
         while True:
             try:
-                value, end = self._json.raw_decode(self._text, self._at)
+                value, end = decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 cut = error.pos >= len(self._text) - _NEAR_END or error.msg.startswith("Unterminated")
                 if self._ended or not cut:
@@ -71,19 +73,22 @@ class _Text:
         self._text, self._at, self._ended = held + self._bytes.decode(data, not data), 0, not data
 
 
-def read_lists(file: BinaryIO, source: str, names: Collection[str]) -> Iterator[tuple[str, list[Any]]]:
+def read_lists(
+    file: BinaryIO, source: str, names: Collection[str], parse_float: Callable[[str], Any] = float
+) -> Iterator[tuple[str, list[Any]]]:
     """Yield the entries of some lists of a COCO dataset, thousands at a time, and each list at least once.
 
     Args:
         file: the JSON, UTF-8.
         source: its name, for messages.
         names: of the lists to read; all else is skipped.
+        parse_float: what makes a value of a number with a point or an exponent.
 
     Raises:
         UsageError: it is a list, as COCO results are, and not a dataset.
         ValueError: it is not valid JSON, or one of `names` is not a list.
     """
-    text = _Text(file)
+    text = _Text(file, parse_float)
     if text.peek() == "[":
         raise UsageError(
             f"{source} is not a COCO dataset but a list, as COCO results are: give the dataset, an object with the "
@@ -109,7 +114,7 @@ def _entries(text: _Text) -> Iterator[list[Any]]:
     if ended:
         text.take("]")
     while not ended:
-        entries.append(text.value())
+        entries.append(text.value(kept=True))
         ended = text.take(",]") == "]"
         if len(entries) == _BATCH:
             yield entries

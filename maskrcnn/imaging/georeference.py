@@ -1,7 +1,7 @@
 """Coordinate reference systems by PROJ, and the check that a raster's transform fits its own.
 
-A wrong label is common: metres called degrees, degrees called metres. Such a raster lies nowhere, and its areas would
-be zero or infinite, so it fails when the run is planned.
+Wrong labels are common: metres labelled as degrees, or degrees as metres. The areas of such a raster would be zero or
+infinite, so it fails when the run is planned.
 """
 
 import importlib
@@ -82,7 +82,7 @@ class ToGeodetic:
         return self.transformer is None
 
     def radians(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
-        """Return longitudes and latitudes, in radians; infinite where a position lies nowhere on the Earth."""
+        """Return longitudes and latitudes, in radians; infinite where a position is not on the Earth."""
         lon, lat = (x, y) if self.transformer is None else self.transformer.transform(x, y)
         return lon * self.unit, lat * self.unit
 
@@ -218,11 +218,11 @@ def _misplaced(x: Floats, y: Floats, name: str, why: str) -> ItemError:
 
 
 def _check_degrees(x: Floats, y: Floats, transform: Sequence[float], unit: float, name: str) -> None:
-    """Raise ItemError where positions are no longitudes and latitudes, give or take a pixel."""
+    """Raise ItemError where positions are not longitudes and latitudes, give or take a pixel."""
     pixel = max(map(abs, (transform[0], transform[1], transform[3], transform[4]))) * unit
     lon, lat = np.abs(x).max() * unit, np.abs(y).max() * unit
     if lat > np.pi / 2 + min(pixel, 0.02) or lon > 3 * np.pi + pixel:
-        raise _misplaced(x, y, name, "these are no longitudes and latitudes")
+        raise _misplaced(x, y, name, "these are not longitudes and latitudes")
     if pixel < _SMALLEST_M / _DEGREE_M * np.pi / 180:
         raise _misplaced(x, y, name, "its pixels are smaller than a tenth of a millimetre")
 
@@ -231,7 +231,7 @@ def _check_projected(x: Floats, y: Floats, step: float, crs: Any, to_lonlat: ToG
     """Raise ItemError where no position of a raster lies on the Earth, or where its coordinates are degrees."""
     unit = crs.axis_info[0].unit_conversion_factor
     if max(np.abs(x).max(), np.abs(y).max()) * unit > _LARGEST_M:
-        raise _misplaced(x, y, crs.name, "no place on the Earth has such coordinates")
+        raise _misplaced(x, y, crs.name, "coordinates on the Earth are not that large")
     lon, lat = to_lonlat.radians(x, y)
     finite = np.isfinite(lon) & np.isfinite(lat)
     again_x, again_y = to_lonlat.back(lon[finite], lat[finite])
@@ -240,7 +240,7 @@ def _check_projected(x: Floats, y: Floats, step: float, crs: Any, to_lonlat: ToG
     on_earth = np.abs(lat[finite]) <= np.pi / 2 + 1e-9
     on_earth &= off <= step + 1e-6 * np.hypot(x[finite], y[finite])
     if not on_earth.any():
-        raise _misplaced(x, y, crs.name, "no pixel of it lies on the Earth")
+        raise _misplaced(x, y, crs.name, "none of its pixels is on the Earth")
     lon, lat = np.rad2deg(lon[finite][on_earth]), np.rad2deg(lat[finite][on_earth])
     if np.abs(x).max() <= 361 and np.abs(y).max() <= 91 and not _may_be_small(lon, lat, crs):
         raise _misplaced(x, y, crs.name, "they look like degrees")

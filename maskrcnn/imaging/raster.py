@@ -96,19 +96,15 @@ class RasterReader:
             undo.callback(self._dataset.close)
             info = read_info(self._source, self._dataset, assume_crs)
             self.info = dataclasses.replace(info, alpha_band=alpha_of(info, radiometry))
-            self.doubtful_alpha: int | None = None
-            """The band that the file calls alpha, if it is a band to use or its values are not those of a mask."""
+            self._named_alpha = info.alpha_band if radiometry.alpha is None else None
             colors = None
             if self.info.palette:
                 with gdal_errors(self._source, opened=True):
                     colors = self._dataset.colormap(1)
             self._to_rgb = ToRgb(self.info, radiometry, colors)
-            if radiometry.alpha is None and info.alpha_band is not None:
-                if self.info.alpha_band is None or not self._is_mask(info.alpha_band):
-                    self.doubtful_alpha = info.alpha_band
-                if self.doubtful_alpha is not None and radiometry.bands is not None:
-                    self.info = dataclasses.replace(self.info, alpha_band=None)
-                    self._to_rgb = ToRgb(self.info, radiometry, colors)
+            if radiometry.bands is not None and self.doubtful_alpha() is not None:
+                self.info = dataclasses.replace(self.info, alpha_band=None)
+                self._to_rgb = ToRgb(self.info, radiometry, colors)
             undo.pop_all()
 
     def __enter__(self) -> Self:
@@ -236,6 +232,17 @@ class RasterReader:
     def _upright(self, plane: NDArray[Any]) -> NDArray[Any]:
         return plane if self.info.orientation in (None, 1) else upright(plane, self.info.orientation)
 
+    def doubtful_alpha(self) -> int | None:
+        """Return the band that the file calls alpha, if it is a band to use or its values are not those of a mask.
+
+        Raises:
+            ItemError, RunError: raised by the file.
+        """
+        band = self._named_alpha
+        if band is None or (self.info.alpha_band is not None and self._is_mask(band)):
+            return None
+        return band
+
     def _is_mask(self, alpha: int) -> bool:
         """Return whether the values of a band, in a sample, are those of a mask; true if it cannot be read."""
         info, values = self.info, []
@@ -336,7 +343,7 @@ def raster_header(file: BinaryIO, radiometry: Radiometry, assume_crs: str | None
             info.crs_wkt,
             None if info.crs_wkt is None else info.transform,
             dtype=None if info.palette else info.dtype,
-            doubtful_alpha=reader.doubtful_alpha,
+            doubtful_alpha=reader.doubtful_alpha(),
         )
 
 

@@ -1,27 +1,26 @@
 """Read the input that a user names, as columns of text and numbers: the first step to a manifest.
 
 It is a list of uris, a CSV, a Parquet file, a COCO JSON, or the images that a listing finds. Lists and CSVs are UTF-8,
-CSVs separated by commas; blanks and tabs around their uris are removed. Values of a COCO JSON that Arrow cannot
-represent (of several types, or integers of more than 64 bits) are kept as JSON text.
+CSVs separated by commas; blanks and tabs around their uris are removed.
 """
 
 import contextlib
 import hashlib
-import json
 import os.path
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from pyarrow import csv
 
 from ..errors import RunError, UsageError
+from .csv_manifest import LARGEST_CSV_BYTES, check_utf8, parse_csv
 from .inputs import list_inputs
+from .manifest_columns import check_columns
+from .parquet_manifest import read_parquet_manifest
 from .storage import Storage
 from .url import USER_PATTERN, Url, redact
 
@@ -37,7 +36,6 @@ _COMPANIONS: Final = (
     r"|\.Trash-[0-9]+|\.thumbnails|\.picasaoriginals)/)"
 )
 """Files that systems and programs put beside pictures, with the suffixes of pictures: resource forks, thumbnails."""
-_LARGEST_CSV_BYTES: Final = 2**30
 
 
 def refuse_user(url: str, what: str) -> None:
@@ -100,7 +98,9 @@ def usage_errors(source: str) -> Iterator[None]:
         raise UsageError(f"{source}: {why}") from error
     except UnicodeEncodeError as error:
         raise UsageError(f"{source}: {error.object!a} is not valid text: rename it") from error
-    # ValueError: text that is not UTF-8, invalid JSON, a number of thousands of digits.
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{source}: it is not UTF-8 ({error.reason}): save it as UTF-8") from error
+    # ValueError: invalid JSON, a number of thousands of digits.
     except (RunError, pa.ArrowException, ValueError, RecursionError, OSError) as error:
         raise UsageError(f"{source}: {' '.join(str(error).split())[:300]}") from error
 
@@ -149,23 +149,16 @@ def open_source(source: str) -> BinaryIO:
     return Storage(url.folder.text).open(url.name)
 
 
-def _plain_text(source: str, data: bytes) -> bytes:
-    """Return a text file's bytes without a byte order mark."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:64]:
-        raise UsageError(f"{source}: it is UTF-16 or not text: save it as UTF-8")
-    return data.removeprefix(b"\xef\xbb\xbf")
-
-
-def _trimmed(uris: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    return pc.utf8_trim(uris, characters=" \t")
-
-
 def _read_txt(source: str) -> pa.Table:
     with open_source(source) as file:
-        data = _plain_text(source, file.read())
+        data = check_utf8(source, file.read())
     # Lines are the spans up to line ends, which `rtrim` then removes: no loop, one copy.
-    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
-    offsets = np.concatenate([[0], ends, [len(data)] if not data.endswith(b"\n") else []]).astype(np.int64)
+    codes = np.frombuffer(data, np.uint8)
+    is_end = codes == ord("\n")
+    is_end |= (codes == ord("\r")) & ~np.append(is_end[1:], False)  # CR alone, as old editors end lines
+    ends = np.flatnonzero(is_end) + 1
+    rest = [len(data)] if len(data) and not is_end[-1] else []
+    offsets = np.concatenate([[0], ends, rest]).astype(np.int64)
     spans = pa.LargeBinaryArray.from_buffers(
         pa.large_binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)]
     )
@@ -173,50 +166,43 @@ def _read_txt(source: str) -> pa.Table:
     return pa.table({"uri": _trimmed(lines.filter(pc.not_equal(pc.utf8_trim_whitespace(lines), "")))})
 
 
+def _trimmed(uris: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    return pc.utf8_trim(uris, characters=" \t")
+
+
 def _read_csv(source: str) -> pa.Table:
     with open_source(source) as file:
-        data = file.read(_LARGEST_CSV_BYTES + 1)
-    if len(data) > _LARGEST_CSV_BYTES:
+        data = file.read(LARGEST_CSV_BYTES + 1)
+    if len(data) > LARGEST_CSV_BYTES:
         raise UsageError(f"{source}: a CSV of more than 1 GiB: convert it to Parquet")
-    data = _plain_text(source, data)
-    header = data.partition(b"\n")[0].rstrip(b"\r").decode()
-    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
-        if separator in header and "," not in header:
-            raise UsageError(
-                f"{source}: no column `uri`, its columns are separated by {word}: separate them by commas"
-            )
-    # One block, so that a column's type is decided by all of its rows.
-    table = csv.read_csv(
-        pa.BufferReader(data),
-        read_options=csv.ReadOptions(block_size=max(len(data), 1)),
-        parse_options=csv.ParseOptions(newlines_in_values=True),
-        convert_options=csv.ConvertOptions(
-            column_types=dict.fromkeys(("uri", "name", "etag"), pa.string()), strings_can_be_null=False
-        ),
-    )
+    table = parse_csv(source, check_utf8(source, data))
+    check_columns(source, table.schema)
     if table.column_names.count("uri") != 1:
         return table
     return table.set_column(table.column_names.index("uri"), "uri", _trimmed(table["uri"]))
 
 
-def _read_parquet(source: str) -> pa.Table:
-    with open_source(source) as file:
-        return pq.ParquetFile(file).read()
-
-
-def as_json(values: Sequence[Any]) -> pa.Array:
-    """Return values as JSON text, for those of several types, or of a type that a table cannot hold."""
-    return pa.array([json.dumps(value, default=str) for value in values], pa.string())
-
-
 def read_manifest(source: str) -> pa.Table:
     """Return the rows of a `.txt`, `.csv` or `.parquet` manifest with the columns that it has.
 
+    Of a Parquet file, columns of large values of bytes are left out, with a warning.
+
     Raises:
-        UsageError: it cannot be read.
+        UsageError: it cannot be read, has no column `uri`, or is larger than a manifest may be.
     """
     with usage_errors(source):
         return _READERS[Path(source).suffix.lower()](source)
+
+
+def _read_parquet(source: str) -> pa.Table:
+    with open_source(source) as file:
+        try:
+            return read_parquet_manifest(source, file)
+        except pa.ArrowNotImplementedError as error:
+            why = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"{source}: a column is of a type that cannot be read ({why}): remove it, or write it as text"
+            ) from error
 
 
 _READERS: Final = {".txt": _read_txt, ".csv": _read_csv, ".parquet": _read_parquet}

@@ -8,12 +8,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
+from urllib.parse import unquote
 
 USER_PATTERN: Final = r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*@"
 """Matches a URL with a user or a password, which are refused: credentials come from the environment."""
 WEB_SCHEMES: Final = ("http", "https")
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 LOCAL_SCHEMES: Final = ("file", "local")
+FILE_URI: Final = r"^(?i:file):(?:/(?:[^/]|$)|//(?i:localhost)?/)"
+"""Matches a file URI with an absolute path: `file:///a` (RFC 8089), `file:/a` (Java), `file://localhost/a`."""
+_LOCAL: Final = re.compile(r"(?i:file):(?://(?i:localhost)(?=/)|//|(?=/))|(?i:local)://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +33,23 @@ class Url:
 
     @classmethod
     def parse(cls, text: str | os.PathLike[str]) -> Self:
-        """Parse a URL or a path; every text is one, and so is a `pathlib.Path`. `file://` and `local://` are paths.
+        """Parse a URL or a path; every text is one, and so is a `pathlib.Path`. `file:` and `local://` are paths.
+
+        In a file URI, `%` and two digits stand for a byte of UTF-8, as `pathlib.Path.as_uri` writes it.
 
         >>> Url.parse("s3://bucket/a/b.jpg")
         Url(scheme='s3', bucket='bucket', key='a/b.jpg')
-        >>> Url.parse("file:///data/a.jpg")
-        Url(scheme='', bucket='', key='/data/a.jpg')
+        >>> Url.parse("file:///data/a%20b.jpg")
+        Url(scheme='', bucket='', key='/data/a b.jpg')
         """
         text = os.fspath(text)
+        if (path := undecoded_path(text)) != text:
+            return cls("", "", _decoded(path) if text[:5].lower() == "file:" else path)
         match = _SCHEME.match(text)
         if match is None:
             return cls("", "", text)
-        scheme, rest = match[1].lower(), text[match.end() :]
-        if scheme in LOCAL_SCHEMES:
-            return cls("", "", rest)
-        bucket, _, key = rest.partition("/")
-        return cls(scheme, bucket, key)
+        bucket, _, key = text[match.end() :].partition("/")
+        return cls(match[1].lower(), bucket, key)
 
     @property
     def is_local(self) -> bool:
@@ -100,6 +105,25 @@ class Url:
         """
         folder = "".join(self.key.rpartition("/")[:2])
         return Url(self.scheme, self.bucket, folder or ("." if self.is_local else ""))
+
+
+def undecoded_path(text: str) -> str:
+    """Return a URI of a local file without its scheme; other texts as they are.
+
+    >>> [undecoded_path(text) for text in ("file:/a%20b", "FILE://localhost/a", "local://a", "s3://a", "file:a")]
+    ['/a%20b', '/a', 'a', 's3://a', 'file:a']
+    """
+    match = _LOCAL.match(text)
+    return text[match.end() :] if match else text
+
+
+def _decoded(path: str) -> str:
+    """Return the path of a file URI; one that is not percent-encoded UTF-8 as it is."""
+    try:
+        decoded = unquote(path, errors="strict")
+    except UnicodeDecodeError:
+        return path
+    return path if "\0" in decoded else decoded
 
 
 def redact(text: str) -> str:

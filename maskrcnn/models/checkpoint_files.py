@@ -10,7 +10,6 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from safetensors import SafetensorError, deserialize
@@ -72,7 +71,7 @@ def read_labels(uri: str) -> list[str]:
 
 def _read(uri: str, what: str, max_bytes: int) -> bytes:
     check_store(uri, what)
-    if Url.parse(uri).is_local and Path(uri).is_dir():
+    if (url := Url.parse(uri)).is_local and url.local_path.is_dir():
         raise UsageError(f"{uri} is a directory, not a {what} file")
     try:
         return read_input(uri, max_bytes)

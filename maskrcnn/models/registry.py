@@ -286,9 +286,9 @@ def _read_published(model: PublishedModel) -> tuple[ModelCard, bytes]:
 
 
 def _no_such_model(name: str, suffix: str) -> str:
-    if Url.parse(name).is_local and Path(name).is_dir():
+    if (url := Url.parse(name)).is_local and url.local_path.is_dir():
         return f"--model {name} is a directory: give {_FILES}"
-    if suffix or not Url.parse(name).is_local or "/" in name or Path(name).exists():
+    if suffix or not url.is_local or "/" in name or Path(name).exists():
         what = f"is a {suffix} file" if suffix else "has no suffix"
         return f"--model {name} {what}: give {_FILES}"
     return f"unknown model {name!r}{_near(name, NAMES)} Known are {', '.join(NAMES)}, or {_FILES}"

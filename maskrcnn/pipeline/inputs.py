@@ -4,23 +4,25 @@ Each kind of source (a folder, a glob, a prefix, a list, a table, a COCO JSON) b
 and the user's additional columns. Everything is columnar: a million inputs take seconds.
 """
 
-import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from pyarrow import types
 
 from ..errors import UsageError, plural
 from ..formats.coco_reader import find_images_root, read_coco_images
+from ..io.local_names import as_found
+from ..io.manifest_columns import MAX_URI_BYTES
 from ..io.schemes import REMOTE_SCHEMES
-from ..io.sources import as_json, is_manifest, read_listing, read_manifest, source_of
-from ..io.url import LOCAL_SCHEMES, USER_PATTERN, Url
-from ..schema import IMAGES, MANIFEST, METADATA
+from ..io.sources import is_manifest, read_listing, read_manifest, source_of
+from ..io.url import FILE_URI, LOCAL_SCHEMES, USER_PATTERN, Url
+from ..schema import MANIFEST, METADATA
+from .carried_columns import carried_columns, named
 
 __all__ = [
     "Inputs",
@@ -29,23 +31,12 @@ __all__ = [
 
 log = logging.getLogger("maskrcnn")
 
-_SCHEME: Final = r"^[A-Za-z][A-Za-z0-9+.-]*://"
+_SCHEME: Final = r"^[A-Za-z][A-Za-z0-9+.-]{0,31}://"
 _KNOWN_SCHEME: Final = rf"^(?i:{'|'.join((*REMOTE_SCHEMES, *LOCAL_SCHEMES))})://"
 _WEB: Final = r"^(?i:https?)://"
 _RELATIVE_FILE: Final = rf"^(?i:{'|'.join(LOCAL_SCHEMES)})://([^/]|$)"
 _QUERY: Final = r"(?s)[?#].*"
 """The query of a web address: it may contain a signature, and is kept out of names and messages."""
-_URI_SYNONYMS: Final = (
-    "url",
-    "path",
-    "image",
-    "image_path",
-    "file",
-    "file_name",
-    "filename",
-    "key",
-    "s3_uri",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,34 +107,71 @@ def _coco_root(source: str, rows: pa.Table) -> str:
 
 def _resolved(rows: pa.Table, root: str, source: str, *, allow_http: bool) -> pa.Table:
     """Return a manifest's rows with absolute uris and with names."""
-    if repeated := sorted({name for name in rows.column_names if rows.column_names.count(name) > 1}):
-        raise UsageError(
-            f"{source}: several columns have the name {', '.join(map(repr, repeated))}; rename all but one"
-        )
-    if "uri" not in rows.column_names:
-        raise UsageError(f"{source}: no column `uri`; {_near(rows.column_names)}")
+    rows = named(rows, source)
     uris = _text(rows, "uri", source)
-    missing = pc.sum(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(uris), ""), fill_value=True)).as_py()
+    blank = pc.or_(pc.equal(uris, ""), pc.utf8_is_space(uris))
+    missing = pc.sum(pc.fill_null(blank, fill_value=True)).as_py()
     if missing:
         raise UsageError(
             f"{source}: {plural(missing, 'row')} without a uri; add one to each, or remove the rows"
         )
-    named = pc.if_else(
-        pc.match_substring_regex(uris, _WEB), pc.replace_substring_regex(uris, _QUERY, ""), uris
-    )
+    on_the_web = pc.match_substring_regex(uris, _WEB)
+    names = _replaced(uris, on_the_web, lambda some: pc.replace_substring_regex(some, _QUERY, ""))
     if "name" in rows.column_names:
-        names = _text(rows, "name", source)
-        named = pc.coalesce(pc.if_else(pc.equal(names, ""), None, names), named)
+        given = _text(rows, "name", source)
+        names = pc.coalesce(pc.if_else(pc.equal(given, ""), None, given), names)
 
     _refuse_foreign(pa.chunked_array([[root]]), "--images-root", allow_http=allow_http)
     place = Url.parse(root)
     root = str(place.local_path.absolute()) if place.is_local else root
-    absolute = pc.or_(pc.match_substring_regex(uris, _SCHEME), pc.starts_with(uris, "/"))
-    below = pc.replace_substring_regex(uris, r"^(\./+)+", "")
-    uris = pc.if_else(absolute, uris, pc.binary_join_element_wise(root.rstrip("/"), below, "/"))
+    absolute = pc.match_substring_regex(uris, rf"{_SCHEME}|{FILE_URI}|^/")
+    dotted = pc.starts_with(uris, "./")
+    uris = _replaced(uris, dotted, lambda some: pc.replace_substring_regex(some, r"^(\./+)+", ""))
+    below = pc.invert(absolute)
+    uris = _replaced(uris, below, lambda some: pc.binary_join_element_wise(root.rstrip("/"), some, "/"))
     _refuse_foreign(uris, source, allow_http=allow_http)
     others = [name for name in rows.column_names if name not in ("uri", "name")]
-    return pa.table({"name": named, "uri": uris} | {name: rows[name] for name in others})
+    return pa.table({"name": names, "uri": _found(uris, source)} | {name: rows[name] for name in others})
+
+
+def _found(uris: pa.ChunkedArray, source: str) -> pa.ChunkedArray:
+    """Return uris, of which local ones written as in Windows or in a file URI lead to the files they mean."""
+
+    def found(some: pa.ChunkedArray) -> pa.ChunkedArray:
+        return pa.chunked_array([[as_found(uri) for uri in some.to_pylist()]], pa.string())
+
+    uris = _replaced(uris, pc.match_substring_regex(uris, rf"{FILE_URI}.*%"), found)
+    if not any(_contains(chunk, "\\") for chunk in uris.chunks):
+        return uris
+    uris = _replaced(uris, pc.match_substring(uris, "\\"), found)
+    unread = uris.filter(pc.match_substring(uris, "\\"))
+    if len(unread):
+        log.warning(
+            "%s has %s with backslashes, which name no folders here, and no files with `/` instead: %s",
+            source,
+            plural(len(unread), "uri"),
+            _some(unread),
+        )
+    return uris
+
+
+def _contains(texts: pa.Array, character: str) -> bool:
+    """Return whether a character of ASCII may be in one of many texts, in a tenth of the time of a search in each."""
+    data = texts.buffers()[2]
+    return data is not None and ord(character) in np.frombuffer(data, np.uint8)
+
+
+def _replaced(
+    values: pa.ChunkedArray, places: pa.ChunkedArray, change: Callable[[pa.ChunkedArray], pa.ChunkedArray]
+) -> pa.ChunkedArray:
+    """Return values of which some are changed; the others cost nothing, however long they are."""
+    if not pc.any(places).as_py():
+        return values
+    if pc.all(places).as_py():
+        return change(values)
+    changed = change(values.filter(places))
+    numbers = np.maximum(np.cumsum(places.to_numpy()) - 1, 0)
+    return pc.if_else(places, changed.take(pa.array(numbers)), values)
 
 
 def _refuse_foreign(uris: pa.ChunkedArray, source: str, *, allow_http: bool) -> None:
@@ -154,11 +182,13 @@ def _refuse_foreign(uris: pa.ChunkedArray, source: str, *, allow_http: bool) -> 
 
     schemed = matching(_SCHEME, uris)
     on_the_web = matching(_WEB, schemed)
+    of_files = matching(_RELATIVE_FILE, schemed)
+    relative = of_files.filter(pc.invert(pc.match_substring_regex(of_files, FILE_URI)))
     unknown = schemed.filter(pc.invert(pc.match_substring_regex(schemed, f"{_KNOWN_SCHEME}|{_WEB}")))
     for refused, why in (
         (matching(USER_PATTERN, schemed), "with a user or a password; credentials come from the environment"),
         (unknown, "of an unsupported scheme, not s3:// or gs://"),
-        (matching(_RELATIVE_FILE, schemed), "of files without an absolute path, as in file:///…"),
+        (relative, "of files without an absolute path, as in file:///…"),
         (uris.slice(0, 0) if allow_http else on_the_web, "on the web, without --allow-http"),
     ):
         if len(refused):
@@ -166,24 +196,20 @@ def _refuse_foreign(uris: pa.ChunkedArray, source: str, *, allow_http: bool) -> 
             raise UsageError(f"{source} has {plural(len(refused), 'uri')} {why}: {_some(hidden)}")
 
 
-def _near(columns: Sequence[str]) -> str:
-    lowered = {name.strip().lower(): name for name in columns}
-    near = [lowered[name] for name in ("uri", *_URI_SYNONYMS) if name in lowered]
-    near += [lowered[name] for name in difflib.get_close_matches("uri", lowered)]
-    found = f"found {', '.join(map(repr, columns[:12]))}{', …' if len(columns) > 12 else ''}"
-    return f"{found}; rename {near[0]!r} if that is meant" if near else found
-
-
 def _text(rows: pa.Table, name: str, source: str) -> pa.ChunkedArray:
-    if not _is_text(rows[name].type):
-        raise UsageError(f"{source}: the column `{name}` contains {rows[name].type}; it must be text")
-    return rows[name].cast(pa.string())
+    column = rows[name]
+    if not _is_text(column.type):
+        raise UsageError(f"{source}: the column `{name}` contains {column.type}; it must be text")
+    if (pc.max(pc.binary_length(column.cast(pa.string()))).as_py() or 0) > MAX_URI_BYTES:
+        raise UsageError(
+            f"{source}: the column `{name}` has a text of more than {MAX_URI_BYTES:,} bytes, longer than stores and "
+            "file systems accept: shorten it, or remove the row"
+        )
+    return column.cast(pa.string())
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
-    return any(is_kind(kind) for is_kind in text)
+    return any(is_text(kind) for is_text in (types.is_string, types.is_large_string, types.is_null))
 
 
 # The table
@@ -211,24 +237,14 @@ def _ordered(rows: pa.Table, source: str, named_by: str) -> tuple[pa.Table, bool
     if ids is not None:
         _refuse_duplicates(pc.take(ids, pc.sort_indices(ids)), source, "image_id")
 
-    additional: dict[str, pa.ChunkedArray] = {}
-    reserved = {*IMAGES.names, *MANIFEST.names}
-    for name in rows.column_names:
-        if name not in taken:
-            carried = name
-            while (
-                carried in reserved
-                or carried in additional
-                or (carried != name and carried in rows.column_names)
-            ):
-                carried = f"input_{carried}"
-            additional[carried] = _storable(rows[name])
-            if name == "image_id":
-                log.warning(
-                    "the ids are not all integers >= 0; images are numbered in order of name, and "
-                    "the given ids are in the column %s",
-                    carried,
-                )
+    carried = carried_columns(rows, taken, source)
+    if "image_id" in carried:
+        log.warning(
+            "the ids are not all integers >= 0; images are numbered in order of name, and "
+            "the given ids are in the column %s",
+            carried["image_id"],
+        )
+    additional = {new: rows[name] for name, new in carried.items()}
     fields = [*MANIFEST, *(pa.field(name, column.type) for name, column in additional.items())]
     schema = pa.schema(fields, metadata=METADATA)
     return pa.table([*own.values(), *additional.values()], schema=schema), ids is not None
@@ -236,19 +252,25 @@ def _ordered(rows: pa.Table, source: str, named_by: str) -> tuple[pa.Table, bool
 
 def _ids(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     """Return a column as int64, if all its values are integers >= 0."""
-    if column.null_count or not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        return None
-    try:
-        ids = column.cast(pa.int64())
-    except pa.ArrowInvalid:
-        return None
-    return ids if pc.min(ids).as_py() >= 0 else None
+    ids = None if column.null_count else _as_integers(column)
+    return ids if ids is not None and pc.min(ids).as_py() >= 0 else None
 
 
 def _integers(rows: pa.Table, name: str) -> pa.ChunkedArray | None:
-    if name not in rows.column_names or not pa.types.is_integer(rows[name].type):
+    return _as_integers(rows[name]) if name in rows.column_names else None
+
+
+def _as_integers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Return a column of numbers as int64, if all of them are integers, as 7, 7.0 and the decimal 7 are."""
+    if not any(is_number(column.type) for is_number in _NUMBERS):
         return None
-    return rows[name].cast(pa.int64())
+    try:
+        return column.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return None
+
+
+_NUMBERS: Final = (types.is_integer, types.is_floating, types.is_decimal)
 
 
 def _strings(rows: pa.Table, name: str) -> pa.ChunkedArray | None:
@@ -271,21 +293,3 @@ def _some(values: pa.ChunkedArray | pa.Array) -> str:
     return ", ".join(repr(value) for value in values.slice(0, 3).to_pylist()) + (
         ", …" if len(values) > 3 else ""
     )
-
-
-def _storable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return an additional column without a dictionary, as text if Parquet does not support its type.
-
-    Never of the type null, which many readers do not support.
-    """
-    if pa.types.is_dictionary(column.type):
-        return column.cast(column.type.value_type)
-    if pa.types.is_null(column.type):
-        return column.cast(pa.string())
-    sink = pa.BufferOutputStream()
-    try:
-        pq.write_table(pa.schema([("_", column.type)]).empty_table(), sink)
-        pq.ParquetFile(pa.BufferReader(sink.getvalue()))
-    except (pa.ArrowNotImplementedError, OSError):  # OSError: nested too deeply to be read back
-        return pa.chunked_array([as_json(column.to_pylist())])
-    return column

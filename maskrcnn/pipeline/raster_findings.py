@@ -51,7 +51,9 @@ def log_findings(uris: Sequence[str], images: Sequence[ImageHeader], radiometry:
 
 
 def _some(uris: Sequence[str]) -> str:
-    names = [PurePosixPath(uri).name for uri in uris[:_EXAMPLES]]
+    # The query of a web address may contain a signature.
+    plain = [uri.partition("?")[0] if uri.startswith("http") else uri for uri in uris[:_EXAMPLES]]
+    names = [PurePosixPath(uri).name for uri in plain]
     return ", ".join(names) + (", …" if len(uris) > _EXAMPLES else "")
 
 
@@ -170,7 +172,7 @@ def _on_grid(image: ImageHeader) -> tuple[tuple[object, ...], _Box] | None:
 
 def _beside_another(members: Sequence[tuple[_Box, str]]) -> list[str]:
     """Return the uris of rasters that touch or overlap another one, but are not in the same place."""
-    boxes = {box for box, _ in members}  # a series of one place in time is no mosaic
+    boxes = {box for box, _ in members}  # images of one place at several times are not a mosaic
     if len(boxes) < 2:
         return []
     side = max(max(box[2] - box[0], box[3] - box[1]) for box in boxes)

@@ -5,6 +5,7 @@ row groups, so that other row groups are not read.
 """
 
 import importlib
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -21,8 +22,9 @@ from numpy.typing import NDArray
 from ..errors import RunError, UsageError
 from ..io.parquet import Part, read_table
 from ..io.storage import Storage
+from ..pipeline.carried_columns import carried_names
 from ..pipeline.success import parts_of
-from ..schema import INSTANCES, detections_of
+from ..schema import IMAGES, INSTANCES, detections_of
 from ..types import Detections
 from .run import Run
 
@@ -266,9 +268,10 @@ def find_images(reader: RunReader, asked: Sequence[str]) -> list[ImageRow]:
         UsageError: no image matches, or several do.
     """
     by_name = reader.rows_of("name", asked)
-    ids = [int(text) for text in asked if text not in by_name and text.isdecimal() and len(text) < 19]
-    by_id = reader.rows_of("image_id", ids) if ids else {}
-    rows = {text: by_name.get(text, by_id.get(int(text) if text.isdecimal() else None)) for text in asked}
+    # 007 is no id: it may be the last part of a name.
+    ids = {text: int(text) for text in asked if re.fullmatch("0|[1-9][0-9]{0,17}", text)}
+    by_id = reader.rows_of("image_id", ids.values()) if ids else {}
+    rows = {text: by_name.get(text, by_id.get(ids.get(text))) for text in asked}
     missing = [text for text, row in rows.items() if row is None]
     if missing:
         rows |= _by_last_part(reader, missing)
@@ -358,13 +361,14 @@ def where(reader: RunReader, condition: str, count: int) -> list[Match]:
             raise UsageError(f"--where takes one condition, an expression as after WHERE, not {condition!r}")
         for first, images, instances in reader.tables():
             with duckdb.connect(":memory:", config=_CLOSED) as connection:
-                numbered = images.append_column("image_row", pa.array(np.arange(first, first + len(images))))
+                rows = pa.array(np.arange(first, first + len(images)))
+                numbered = _distinct(images).append_column("image_row", rows)
                 connection.register("images", numbered)
                 connection.register("instances", instances)
                 connection.execute("SET lock_configuration = true")
                 answer = connection.execute(query)
-                while rows := answer.fetchmany(10_000):
-                    for row, instance in rows:
+                while some := answer.fetchmany(10_000):
+                    for row, instance in some:
                         if row not in found and len(found) == count:
                             return _matches(found)
                         if not isinstance(row, int) or not first <= row < first + len(images):
@@ -373,6 +377,13 @@ def where(reader: RunReader, condition: str, count: int) -> list[Match]:
     except duckdb.Error as error:
         raise UsageError(f"--where: {' '.join(str(error).split())}") from error
     return _matches(found)
+
+
+def _distinct(images: pa.Table) -> pa.Table:
+    """Return `images` with other names for those of its further columns that `instances` has too, as in runs of 0.2."""
+    own = set(IMAGES.names)
+    carried = carried_names([name for name in images.column_names if name not in own])
+    return images.rename_columns([carried.get(name, name) for name in images.column_names])
 
 
 _CLOSED: Final = {

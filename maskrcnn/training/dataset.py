@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from ..formats.coco_findings import Finding, Findings, summary_of_errors
 from ..formats.coco_reader import CocoImages, find_images_root, is_below, read_coco
 from ..imaging.decode import Limits, decode_image
 from ..io.inputs import read_input
+from ..io.local_names import as_found
 from ..io.url import Url
 from ..types import Category
 
@@ -199,7 +199,7 @@ def _checked_images(
     """Return the (N, 2) height and width of all images, and which can be decoded and have the size that is stated."""
     sizes, sound = images.sizes.copy(), np.zeros(len(images), np.bool_)
     places = np.flatnonzero(named).tolist()
-    uris = [Url.parse(root).join(str(images.names[at])).text for at in places]
+    uris = [as_found(Url.parse(root).join(str(images.names[at])).text) for at in places]
     with ThreadPoolExecutor(max_workers=min(32, 2 * (os.cpu_count() or 1))) as pool:
         for done, (at, image) in enumerate(zip(places, pool.map(_look, uris), strict=True), start=1):
             name, stated = images.names[at], tuple(images.sizes[at].tolist())
@@ -228,7 +228,7 @@ class _Image(NamedTuple):
 
 def _look(uri: str) -> _Image | str:
     """Decode an image; return what is known of it, or the code of why it cannot be read."""
-    if Url.parse(uri).is_local and not Path(uri).is_file():  # reading a pipe would block
+    if (url := Url.parse(uri)).is_local and not url.local_path.is_file():  # reading a pipe would block
         return "not_found"
     try:
         image = decode_image(read_input(uri, LIMITS.max_bytes), LIMITS)
@@ -267,7 +267,7 @@ def _table(
     label = labels[annotations["category"].to_numpy()].tolist()
     masks = annotations["counts"].to_pylist()
     names = [str(images.names[at]) for at in by_id]
-    uris = [Url.parse(root).join(name).text for name in names]
+    uris = [as_found(Url.parse(root).join(name).text) for name in names]
     columns = {
         "image_id": [n if are_texts else images.ids[at] for n, at in enumerate(by_id, start=1)],
         "name": names,

@@ -194,7 +194,11 @@ SAME: dict[str, Callable[[Path], Path]] = {
     "txt-crlf-bom-blank": lambda folder: written(
         folder / "m.txt", b"\xef\xbb\xbfb.jpg\r\n\r\n  \r\na b.jpg\r\n\r\n"
     ),
+    "txt-cr": lambda folder: written(folder / "m.txt", b"b.jpg\ra b.jpg\r"),
+    "txt-cr-no-last": lambda folder: written(folder / "m.txt", b"b.jpg\ra b.jpg"),
+    "txt-mixed-ends": lambda folder: written(folder / "m.txt", b"\rb.jpg\r\r\na b.jpg\n\r"),
     "csv": lambda folder: written(folder / "m.csv", "uri\nb.jpg\na b.jpg\n"),
+    "csv-cr": lambda folder: written(folder / "m.csv", b"uri\rb.jpg\ra b.jpg\r"),
     "csv-crlf-bom-quotes": lambda folder: written(
         folder / "m.csv", b'\xef\xbb\xbf"uri"\r\n"b.jpg"\r\na b.jpg\r\n'
     ),
@@ -205,6 +209,9 @@ SAME: dict[str, Callable[[Path], Path]] = {
     ),
     "parquet-large": lambda folder: written(
         folder / "m.parquet", pa.table({"uri": pa.array(["b.jpg", "a b.jpg"], pa.large_string())})
+    ),
+    "parquet-view": lambda folder: written(
+        folder / "m.parquet", pa.table({"uri": pa.array(["b.jpg", "a b.jpg"], pa.string_view())})
     ),
     "coco": lambda folder: written(
         folder / "m.json", {"images": [{"file_name": "b.jpg"}, {"file_name": "a b.jpg"}]}
@@ -267,6 +274,42 @@ def test_blanks_around_uris_are_taken_off(tmp_path: Path) -> None:
     assert rows_of(inputs_of(source), "name", "uri") == expected
 
 
+def test_uris_of_files_are_read_as_java_pathlib_and_windows_write_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    picture = written(tmp_path / "my pics" / "größe 100%.png", b"x")
+    written(tmp_path / "b.png", b"x")
+    uris = [
+        picture.as_uri(),
+        f"file:{picture}",
+        f"file://localhost{picture}",
+        "my pics\\größe 100%.png",
+        ".\\b.png",
+    ]
+    inputs = inputs_of(written(tmp_path / "m.txt", "\n".join(uris)))
+    assert set(inputs.table["name"].to_pylist()) == set(uris)
+    found = dict(rows_of(inputs, "name", "uri"))
+    assert [Url.parse(found[uri]).local_path for uri in uris] == [*[picture] * 4, tmp_path / "b.png"]
+    assert caplog.record_tuples == []
+
+
+def test_backslashes_that_lead_nowhere_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    uris = ["C:\\a.png", "s3://bucket/a\\b.png", "c.png"]
+    inputs = inputs_of(source := written(tmp_path / "m.txt", "\n".join(uris)))
+    assert set(inputs.table["uri"].to_pylist()) == {f"{tmp_path}/C:\\a.png", uris[1], f"{tmp_path}/c.png"}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{source} has 2 uris with backslashes, which name no folders here, and no files with `/` instead: "
+        f"{str(tmp_path) + '/C:' + chr(92) + 'a.png'!r}, {uris[1]!r}"
+    ]
+
+
+def test_a_coco_file_from_windows_finds_its_images(tmp_path: Path) -> None:
+    written(tmp_path / "images" / "sub" / "b.png", b"x")
+    source = written(tmp_path / "m.json", {"images": [{"id": 3, "file_name": "sub\\b.png"}]})
+    expected = [(3, "sub\\b.png", f"{tmp_path}/images/sub/b.png")]
+    assert rows_of(inputs_of(source), "image_id", "name", "uri") == expected
+
+
 def test_names_and_one_uri_under_two_of_them(tmp_path: Path) -> None:
     source = written(tmp_path / "m.csv", "uri,name\nx.jpg,second\nx.jpg,first\ny.jpg,\n")
     assert rows_of(inputs_of(source), "name", "uri") == [
@@ -305,9 +348,15 @@ def test_the_order_of_a_manifest_does_not_matter(
 # Ids and further columns
 
 
-@pytest.mark.parametrize("ids", [[7, 3], [0, 2**40], [7.0, 3.0]])
+DECIMALS = [
+    pa.array([7, 3], kind) for kind in (pa.decimal128(38, 0), pa.decimal128(10, 2), pa.decimal256(76, 0))
+]
+
+
+@pytest.mark.parametrize("ids", [[7, 3], [0, 2**40], [7.0, 3.0], *DECIMALS], ids=str)
 def test_ids_that_are_integers_are_kept(tmp_path: Path, ids: list[float]) -> None:
     inputs = inputs_of(written(tmp_path / "m.parquet", pa.table({"uri": ["b", "a"], "image_id": ids})))
+    ids = ids.to_pylist() if isinstance(ids, pa.Array) else ids
     assert rows_of(inputs, "name", "image_id") == [("a", ids[1]), ("b", ids[0])]
     assert inputs.ids_given
     assert inputs.table.column_names == MANIFEST.names
@@ -355,6 +404,52 @@ def test_further_columns_are_carried(tmp_path: Path) -> None:
     ]
     assert inputs.table.schema.field("nothing").type == pa.string()
     assert inputs.table.schema.field("plot").type == pa.string()
+
+
+def test_sizes_that_are_decimals_are_sizes(tmp_path: Path) -> None:
+    table = pa.table({"uri": ["a", "b"], "bytes": pa.array([247, None], pa.decimal128(38, 0))})
+    assert rows_of(inputs_of(written(tmp_path / "m.parquet", table)), "bytes") == [(247,), (None,)]
+
+
+def test_columns_of_a_csv_are_carried_as_they_were_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = ["uri,image_id,site,big,ver,n,Status,,NAME", "a,07,007,12345678901234567890,1.10,7,train,0,x"]
+    inputs = inputs_of(written(tmp_path / "m.csv", "\n".join([*lines, "b,08,NA,1,2.0,,val,1,y"])))
+    assert not inputs.ids_given
+    carried = inputs.table.select(inputs.table.column_names[5:])
+    assert carried.to_pylist() == [
+        {
+            "input_image_id": "07",
+            "site": "007",
+            "big": "12345678901234567890",
+            "ver": "1.10",
+            "n": 7,
+            "input_Status": "train",
+            "column_8": 0,
+            "input_NAME": "x",
+        },
+        {
+            "input_image_id": "08",
+            "site": "NA",
+            "big": "1",
+            "ver": "2.0",
+            "n": None,
+            "input_Status": "val",
+            "column_8": 1,
+            "input_NAME": "y",
+        },
+    ]
+    assert "the given ids are in the column input_image_id" in caplog.text
+
+
+def test_a_column_of_any_type_is_carried(tmp_path: Path) -> None:
+    tensor = pa.ExtensionArray.from_storage(
+        pa.fixed_shape_tensor(pa.int32(), [2, 2]), pa.array([[1, 2, 3, 4]] * 2, pa.list_(pa.int32(), 4))
+    )
+    table = pa.table({"uri": ["b", "a"], "view": pa.array(["x", "y"], pa.string_view()), "tensor": tensor})
+    inputs = inputs_of(written(tmp_path / "m.parquet", table))
+    assert rows_of(inputs, "name", "view", "tensor") == [("a", "y", [1, 2, 3, 4]), ("b", "x", [1, 2, 3, 4])]
 
 
 def test_bytes_and_etags_of_another_type_are_carried(tmp_path: Path) -> None:
@@ -449,11 +544,11 @@ def test_a_limit_keeps_the_first_by_name(tmp_path: Path) -> None:
     [
         ("m.txt", "", "no rows"),
         ("m.txt", "\n \n\r\n", "no rows"),
-        ("m.txt", b"\xff\n", "UTF8"),
+        ("m.txt", b"a\n\xff\n", "line 2 is not UTF-8: save it as UTF-8"),
         ("m.txt", "a\n".encode("utf-16"), "it is UTF-16 or not text: save it as UTF-8"),
         ("m.txt", "a\n".encode("utf-16-be"), "save it as UTF-8"),
         ("m.csv", "uri\na\n".encode("utf-16"), "save it as UTF-8"),
-        ("m.csv", "uri,größe\na,1\n".encode("latin-1"), "utf-8"),
+        ("m.csv", "uri,größe\na,1\n".encode("latin-1"), "line 1 is not UTF-8: save it as UTF-8"),
         ("m.txt", "a\nb\na\nb\nc\n", "2 rows with the same uri as another row: 'a', 'b'"),
         ("m.csv", "uri,name\na,x\nb,x\n", "1 row with the same name as another row: 'x'"),
         (
@@ -466,6 +561,7 @@ def test_a_limit_keeps_the_first_by_name(tmp_path: Path) -> None:
             "gopher://host/a.jpg\n",
             "of an unsupported scheme, not s3:// or gs://: 'gopher://host/a.jpg'",
         ),
+        ("m.txt", "FILE://localhostile/a.jpg\n", "1 uri of files without an absolute path, as in file:///…"),
         ("m.csv", "", "Empty CSV file"),
         ("m.csv", "uri\n", "no rows"),
         (
@@ -484,6 +580,19 @@ def test_a_limit_keeps_the_first_by_name(tmp_path: Path) -> None:
         ("m.csv", "uri,uri\na,b\n", "several columns have the name 'uri'"),
         ("m.csv", "uri,n\na,1\nb\n", "Expected 2 columns, got 1"),
         ("m.csv", "uri,n\na,1\n,2\n  ,3\n", "2 rows without a uri"),
+        ("m.csv", f"uri\n{'a' * 8193}\n", "the column `uri` has a text of more than 8,192 bytes"),
+        ("m.csv", f"uri,name\na,{'a' * 8193}\n", "the column `name` has a text of more than 8,192 bytes"),
+        (
+            "m.csv",
+            ",".join(["uri", *map(str, range(10_000))]) + "\n",
+            "10,001 columns, and at most 10,000 can be carried",
+        ),
+        (
+            "m.json",
+            {"images": [{"file_name": "a"} | {str(key): 1 for key in range(10_001)}]},
+            "its images have 10,001 different keys, and at most 10,000 can be carried",
+        ),
+        ("m.json", '{"images": []}'.encode("utf-16"), "it is not UTF-8"),
         ("m.csv", "uri,image_id\na,1\nb,2\nc,1\n", "1 row with the same image_id as another row: 1"),
         ("m.parquet", b"no parquet", "Parquet"),
         ("m.parquet", pa.table({"uri": [1, 2]}), "the column `uri` contains int64; it must be text"),

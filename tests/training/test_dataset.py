@@ -233,6 +233,22 @@ def test_images_of_cocos_own_layout_are_found_and_else_the_folders_are_named(tmp
     assert read_dataset(str(source), str(tmp_path / "elsewhere")).errors == ()
 
 
+def test_names_that_windows_wrote_are_paths_below_the_folder(tmp_path, folder):
+    (tmp_path / "images" / "sub").mkdir(parents=True)
+    content = good()
+    for image in content["images"]:
+        (tmp_path / "images" / "sub" / image["file_name"]).write_bytes(
+            (folder / image["file_name"]).read_bytes()
+        )
+        image["file_name"] = f"sub\\{image['file_name']}"
+    dataset = read(tmp_path, content)
+    assert dataset.errors == ()
+    assert dataset.images["uri"].to_pylist() == [f"{tmp_path}/images/sub/{name}.png" for name in "abc"]
+    content["images"][0]["file_name"] = "..\\a.png"
+    (error,) = read(tmp_path, content).errors
+    assert (error.kind, error.count) == ("image whose file_name is not a path below the images' folder", 1)
+
+
 def test_category_ids_may_begin_at_zero(folder):
     content = good()
     for entry in content["annotations"]:

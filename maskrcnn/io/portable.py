@@ -1,0 +1,173 @@
+"""Arrow's types as those that pandas, polars, DuckDB and pyarrow all read from Parquet, with the same values.
+
+Views, run ends, dictionaries and extension types become what they stand for; types that Parquet does not have become
+the next that holds their values exactly; what Parquet cannot hold at all becomes JSON text.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import types
+
+_OFFSET: Final = re.compile(r"[+-]\d\d:?\d\d")
+"""A time zone that is only an offset, which not all readers accept."""
+
+
+def portable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column with the same values, of a type that all readers of Parquet know.
+
+    Raises:
+        pyarrow.ArrowException: a value does not fit.
+    """
+    if not is_storable(column.type):
+        return pa.chunked_array([as_json(column.to_pylist())])
+    if _is_portable(column.type):
+        return column
+    if not column.num_chunks:
+        return pa.chunked_array([_converted(pa.array([], column.type))])
+    return pa.chunked_array(_alike([_converted(chunk) for chunk in column.chunks]))
+
+
+def as_json(values: Sequence[Any]) -> pa.Array:
+    """Return values as JSON text, for those of several types, or of a type that a table cannot hold."""
+    return pa.array([json.dumps(value, default=str) for value in values], pa.string())
+
+
+def depth_of(kind: pa.DataType) -> int:
+    """Return the levels of lists and structs in a type: 0 for a number."""
+    depth, level = 0, [kind]
+    while level := [child for each in level for child in children_of(each)]:
+        depth += 1
+    return depth
+
+
+def children_of(kind: pa.DataType) -> list[pa.DataType]:
+    """Return the types of a list's elements, of a map's entries, or of a struct's fields; none of a number's."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return children_of(kind.storage_type)
+    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
+        return children_of(kind.value_type)
+    return [kind.field(at).type for at in range(kind.num_fields)]
+
+
+def is_storable(kind: pa.DataType) -> bool:
+    """Return whether Parquet has a type for values of this one, and SQL a name for each of its fields."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return is_storable(kind.storage_type)
+    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
+        return is_storable(kind.value_type)
+    if types.is_union(kind) or types.is_interval(kind):
+        return False
+    if types.is_struct(kind):
+        names = {kind.field(at).name.strip().lower() for at in range(kind.num_fields)}
+        if not names or "" in names or len(names) < kind.num_fields:
+            return False
+    return all(map(is_storable, children_of(kind)))
+
+
+def _is_portable(kind: pa.DataType) -> bool:
+    """Return whether all readers know a type, so that the column stays as it is."""
+    if isinstance(kind, pa.BaseExtensionType) or any(is_kind(kind) for is_kind in _CONVERTED):
+        return False
+    if types.is_decimal(kind):
+        return bool(types.is_decimal128(kind) and kind.scale >= 0)
+    if types.is_time32(kind) or types.is_timestamp(kind):
+        return kind.unit != "s" and not _OFFSET.fullmatch(getattr(kind, "tz", None) or "")
+    return all(map(_is_portable, children_of(kind)))
+
+
+_CONVERTED: Final = (
+    types.is_null,
+    types.is_dictionary,
+    types.is_run_end_encoded,
+    types.is_string_view,
+    types.is_binary_view,
+    types.is_list_view,
+    types.is_large_list_view,
+    types.is_float16,
+    types.is_date64,
+)
+
+
+def _converted(array: pa.Array) -> pa.Array:  # noqa: PLR0911 (one case per kind of type)
+    kind = array.type
+    if _is_portable(kind):
+        return array
+    if isinstance(kind, pa.BaseExtensionType):
+        return _of_extension(array)
+    if types.is_dictionary(kind):
+        return _converted(array.dictionary_decode())
+    if types.is_run_end_encoded(kind):
+        # Not `run_end_decode`, which does not know views.
+        rows = np.arange(array.offset, array.offset + len(array))
+        runs = np.searchsorted(array.run_ends.to_numpy(), rows, side="right")
+        return _converted(array.values).take(pa.array(runs))
+    if types.is_decimal(kind):
+        return _of_decimals(array)
+    if types.is_map(kind):  # its entries are structs of key and value
+        return _converted(array.cast(pa.list_(kind.field(0).with_name("element"))))
+    if types.is_struct(kind):
+        children = [_converted(child) for child in array.flatten()]
+        fields = [kind.field(at).with_type(child.type) for at, child in enumerate(children)]
+        return pa.StructArray.from_arrays(children, fields=fields, mask=array.is_null())
+    if kind.num_fields:
+        # Not `cast`, which in Arrow 26 empties lists after a null in a view.
+        lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+        values = _converted(array.flatten())
+        large = types.is_large_list(kind) or types.is_large_list_view(kind)
+        of_lists = pa.LargeListArray if large else pa.ListArray
+        offsets = pa.array(np.cumsum([0, *lengths]), pa.int64() if large else pa.int32())
+        return of_lists.from_arrays(offsets, values, mask=array.is_null())
+    return array.cast(_simple(kind))
+
+
+def _simple(kind: pa.DataType) -> pa.DataType:
+    """Return the type with the values of one that has no children."""
+    if types.is_timestamp(kind):
+        zone = "UTC" if _OFFSET.fullmatch(kind.tz or "") else kind.tz
+        return pa.timestamp("ms" if kind.unit == "s" else kind.unit, zone)
+    return {
+        "halffloat": pa.float32(),
+        "date64[ms]": pa.date32(),
+        "time32[s]": pa.time32("ms"),
+        "binary_view": pa.binary(),
+    }.get(str(kind), pa.string())
+
+
+def _of_extension(array: pa.ExtensionArray) -> pa.Array:
+    name, storage = array.type.extension_name, array.storage
+    if name == "arrow.uuid":
+        digits = [None if value is None else value.hex() for value in storage.to_pylist()]
+        texts = [d and f"{d[:8]}-{d[8:12]}-{d[12:16]}-{d[16:20]}-{d[20:]}" for d in digits]
+        return pa.array(texts, pa.string())
+    if name == "arrow.bool8":
+        return storage.cast(pa.bool_())
+    return _converted(storage)
+
+
+def _of_decimals(array: pa.Array) -> pa.Array:
+    """Return decimals of up to 38 digits with a scale from 0, which all readers know; as text if they have more."""
+    precision, scale = array.type.precision, array.type.scale
+    if scale < 0:
+        precision, scale = precision - scale, 0
+    try:
+        return array.cast(pa.decimal128(min(precision, 38), min(scale, 38)))
+    except pa.ArrowInvalid:  # more digits
+        return pa.array([_digits(value) for value in array.to_pylist()], pa.string())
+
+
+def _digits(value: Decimal | None) -> str | None:
+    return None if value is None else f"{value:f}"
+
+
+def _alike(chunks: list[pa.Array]) -> list[pa.Array]:
+    """Return chunks of one type: decimals of one chunk may have become text."""
+    if len({chunk.type for chunk in chunks}) > 1:
+        return [chunk.cast(pa.string()) for chunk in chunks]
+    return chunks

@@ -1,0 +1,75 @@
+"""A finished run is read by its files: names of folders above it, and of the user's own columns, change nothing."""
+
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from made_runs import rectangles, result, write_run
+
+import maskrcnn
+from maskrcnn.errors import UsageError
+from maskrcnn.results.reader import RunReader, find_images, where
+
+FOUND = [((1, 1, 9, 9), 0.9, 1), ((2, 2, 5, 5), 0.4, 2)]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """A run of two images and a failed one, in folders whose names look like columns."""
+    results = [
+        result(0, "a.png", rectangles(10, 10, *FOUND)),
+        result(1, "b.png", rectangles(10, 10)),
+        result(2, "c.png", None),
+    ]
+    return write_run(tmp_path / "status=final" / "image_id=7" / "out", results, per_part=2)
+
+
+STATUSES = ["ok", "empty", "failed"]
+
+
+def test_folders_named_as_columns_are_no_columns(url: str) -> None:
+    run = maskrcnn.open_run(url)
+    assert run.images()["status"].to_pylist() == STATUSES
+    with RunReader(run) as reader:
+        assert [image.status for image in reader.images()] == STATUSES
+        assert [match.row for match in where(reader, "status = 'failed' OR score > 0.5", 9)] == [0, 2]
+    assert pd.read_parquet(f"{url}/images")["status"].tolist() == STATUSES
+    assert pq.read_table(f"{url}/images")["status"].to_pylist() == STATUSES
+    files = f"read_parquet('{url}/images/*.parquet', hive_partitioning = false)"
+    assert duckdb.sql(f"SELECT status FROM {files} ORDER BY name").fetchall() == [(s,) for s in STATUSES]
+    polars = pytest.importorskip("polars")
+    assert polars.read_parquet(f"{url}/images")["status"].to_list() == STATUSES
+
+
+def test_conditions_can_name_every_column_whatever_the_user_called_his_own(url: str) -> None:
+    """In runs of before 0.3 a further column of `images` may have the name of a column of `instances`."""
+    for path in Path(url, "images").iterdir():
+        table = pq.read_table(path)
+        for name in ("category", "Score", "id", "image_row", "AREA"):
+            table = table.append_column(name, pa.array(["x"] * len(table)))
+        pq.write_table(table, path)
+    with RunReader(maskrcnn.open_run(url)) as reader:
+
+        def rows(condition: str) -> list[tuple[int, tuple[int, ...]]]:
+            return [(match.row, match.instances) for match in where(reader, condition, 9)]
+
+        assert rows("score > 0.5 AND area = 64 AND id IS NOT NULL") == [(0, (0,))]
+        assert rows("category IS NULL AND input_category = 'x'") == [(1, ()), (2, ())]
+        assert rows("input_AREA = 'x' AND images.status = 'ok'") == [(0, (0, 1))]
+
+
+def test_an_id_is_written_as_a_number_is_printed(tmp_path: Path) -> None:
+    """`007` names the file 007.png, and not the image of id 7."""
+    names = [f"{number:03}.png" for number in range(9)]
+    run = maskrcnn.open_run(write_run(tmp_path, [result(row, name, None) for row, name in enumerate(names)]))
+    with RunReader(run) as reader:
+        assert [image.name for image in find_images(reader, ["007", "7", "8"])] == [
+            "007.png",
+            "006.png",
+            "007.png",
+        ]
+        with pytest.raises(UsageError, match="no image '\u0667'"):
+            find_images(reader, ["\u0667"])
