@@ -35,6 +35,11 @@ def maskrcnn_command(
     )
 
 
+def environment_without(prefix: str) -> dict[str, str]:
+    """Return this process's environment without the variables whose names start so."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefix)}
+
+
 def parts(output: Path) -> dict[str, bytes]:
     """Return the bytes of the users' tables, by path."""
     files = [path for name in ("images", "instances") for path in sorted((output / name).iterdir())]

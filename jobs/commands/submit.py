@@ -62,6 +62,9 @@ def submit_job(
 
     from maskrcnn.io.sources import refuse_query, refuse_user
 
+    from ..driver.execution import check_reachable
+    from ..driver.ray_errors import advise, condense
+
     if command[0] not in known:
         raise UsageError(f"maskrcnn has no command {command[0]!r}; it has {', '.join(known)}")
     urls = {address: "--address"} | dict.fromkeys(command, "the command")
@@ -69,12 +72,15 @@ def submit_job(
     for url, what in urls.items():
         refuse_user(url, what)
         refuse_query(url, what)
+    check_reachable(address, "submit to")
     try:
         client = JobSubmissionClient(address)
         runtime_env = {"working_dir": working_dir} if working_dir else {}
         job = client.submit_job(entrypoint=shlex.join(["maskrcnn", *command]), runtime_env=runtime_env)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise RunError(f"cannot submit to {address}: {str(error).splitlines()[0]}") from error
+    except (
+        Exception
+    ) as error:  # Ray and its HTTP client raise many kinds; all are the address's or the network's
+        raise RunError(f"cannot submit to {address}: {advise(condense(error))}") from error
     click.echo(job)
     if not wait:
         return 0

@@ -1,1 +1,1 @@
-"""The driver of a run on Ray: scheduler, actors, poison isolation."""
+"""The driver of a run: in its own process, or on Ray, with scheduler, actors and poison isolation."""

@@ -10,7 +10,10 @@ from typing import Final
 
 import ray
 
+from maskrcnn.errors import MaskrcnnError, UsageError
+
 from .node_worker import Done, NodeWorker, WorkerSpec
+from .nodes import NodeProblem, package_version, version_problem
 from .poison_isolation import Task
 
 NOTICE_S: Final = 60.0
@@ -40,14 +43,21 @@ class SegmentActor:
         self._stopping.set()
         self._worker.stop()
 
-    def start(self, first_uri: str) -> ActorReady:
-        """Load the model, and try the accesses that every shard needs.
+    def start(self, first_uri: str, version: str) -> ActorReady | NodeProblem:
+        """Load the model, and try the accesses that every shard needs; report what is wrong with this node.
 
-        Raises:
-            RunError, UsageError: as `NodeWorker.start`.
+        Args:
+            first_uri: an input whose metadata must be readable.
+            version: of the driver's maskrcnn-ray, which this node must have too.
         """
-        probe = self._worker.start(first_uri)
-        return ActorReady(self._worker.host, ray.get_runtime_context().get_node_id(), probe)
+        node_id = ray.get_runtime_context().get_node_id()
+        try:
+            problem = version_problem(package_version(), version)
+            if problem is not None:
+                return NodeProblem(node_id, self._worker.host, UsageError(problem))
+            return ActorReady(self._worker.host, node_id, self._worker.start(first_uri))
+        except MaskrcnnError as error:
+            return NodeProblem(node_id, self._worker.host, error)
 
     def pulse(self) -> tuple[int, bool, dict[str, int]]:
         """Return a number that grows with progress, whether this actor was asked to stop, and what its shards did."""

@@ -1,14 +1,14 @@
 """Where the job runs: an existing Ray cluster, or a Ray that is started on this machine for the job."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import signal
-import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import ray
@@ -17,16 +17,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import MaskrcnnError, RunError, UsageError, plural
 
-from .execution import check_resources, cluster_of
+from .execution import check_reachable, check_resources, cluster_of
+from .local_ray import local_ray
+from .nodes import CLUSTER, Demand, alive_nodes, await_demand, default_actors, default_threads, node_types
+from .ray_errors import advise, condense
 
 log = logging.getLogger("maskrcnn")
 
-MAX_GPU_THREADS = 8
-"""CPUs of a GPU actor by default: at about 2 ms per photo, they decode faster than one GPU segments."""
-_LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # only shards and the counts of receipts pass through Ray
 
-
-@contextmanager
+@contextlib.contextmanager
 def connected(address: str | None, resources: ResourceConfig) -> Iterator[ResourceConfig]:
     """Connect to Ray for the duration of a block; yield the resources with every default resolved.
 
@@ -35,85 +34,90 @@ def connected(address: str | None, resources: ResourceConfig) -> Iterator[Resour
         resources: as requested; `device="auto"`, `threads=None` and `actors=None` are resolved.
 
     Raises:
-        UsageError: an existing cluster without `--device`.
+        UsageError: an existing cluster without `--device`; nothing can meet the demand of an actor.
         RunError: the cluster cannot be reached.
     """
     check_resources(address, resources)
     address = cluster_of(address)
     local = address is None
-    started_here = not ray.is_initialized()
-    if started_here:
-        log.info("starting Ray on this machine" if local else f"connecting to Ray at {address}")
-        _init(address)
-    try:
+    with contextlib.ExitStack() as stack:
+        if not ray.is_initialized():
+            if address is None:
+                log.info("starting Ray on this machine")
+                address = stack.enter_context(local_ray())
+            else:
+                log.info("connecting to Ray at %s", address)
+                check_reachable(address, "connect to Ray at")
+                # One attempt: it waits 40 seconds, and a wrong token stays wrong.
+                os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
+            stack.callback(ray.shutdown)
+            _init(address)
         # Ray reports workers that died on stdout, which is reserved for a command's result.
-        with redirect_stdout(sys.stderr):
-            yield _resolved(resources, dict(ray.cluster_resources()), local=local)  # type: ignore[no-untyped-call]
-    finally:
-        if started_here:
-            ray.shutdown()
+        with contextlib.redirect_stdout(sys.stderr):
+            yield _resolved(resources, local=local)
 
 
-def _init(address: str | None) -> None:
+def _init(address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # If an actor dies with two tasks, only the result of the first is fetched.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # Silences a notice about GPUs' environment variables that does not apply here.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        options |= {
-            "address": "local",
-            "include_dashboard": False,
-            "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
-            "_node_ip_address": "127.0.0.1",
-        }
-    else:
-        _check_reachable(address)
-        options["address"] = address
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        ray.init(**options)
+        with _empty_folder():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # Ray raises many kinds, down to `Exception`; all are the environment's
+        raise RunError(f"cannot connect to Ray at {address}: {advise(condense(error))}") from error
+    finally:
         if threading.current_thread() is threading.main_thread():
             # Ray installs its own handlers, which end the process at once.
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        where = address or "this machine"
-        raise RunError(f"cannot connect to Ray at {where}: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # Ray raises nothing narrower if a node does not start in time
-        if "timed out" not in str(error):
-            raise
-        raise RunError(
-            "Ray did not start in time, perhaps because the machine is busy: run the same command again"
-        ) from error
 
 
-def _check_reachable(address: str) -> None:
-    """Raise RunError if nothing listens at the address; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        return  # `auto`, or another form that only Ray interprets
+@contextlib.contextmanager
+def _empty_folder() -> Iterator[None]:
+    """Change the working directory to an empty folder for the time of a block.
+
+    Ray adds the working directory of `ray.init` to `sys.path` of all workers, at its start: a package `maskrcnn`, `ray`
+    or `torch` in the user's folder would be imported instead of the installed one.
+    """
+    before = os.open(".", os.O_RDONLY)  # not by its name: it may have been removed
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except OSError as error:
-        raise RunError(f"cannot connect to Ray at {address}: {error.strerror or error}") from error
+        with tempfile.TemporaryDirectory(prefix="maskrcnn-", ignore_cleanup_errors=True) as folder:
+            os.chdir(folder)
+            try:
+                yield
+            finally:
+                os.fchdir(before)
+    finally:
+        os.close(before)
 
 
-def _resolved(resources: ResourceConfig, available: dict[str, float], *, local: bool) -> ResourceConfig:
-    cpus, gpus = int(available.get("CPU", 0)), int(available.get("GPU", 0))
+def _resolved(resources: ResourceConfig, *, local: bool) -> ResourceConfig:
+    """Return the resources with every default resolved, by what the nodes have, or the types of nodes that may come.
+
+    Raises:
+        UsageError: no node can run an actor.
+    """
+    nodes = alive_nodes()
+    gpus = sum(node.gpus for node in nodes)
     device = resources.device
     if device == "auto":
         device = "cuda" if gpus else "cpu"
-    # A cluster may still grow; this machine will not, and its actors would wait forever.
     if local and device == "cuda" and not gpus:
         raise UsageError("this machine has no GPU that Ray sees; use --device cpu")
-    threads = resources.threads or (
-        min(max(cpus // max(gpus, 1), 1), MAX_GPU_THREADS) if device == "cuda" else 1
-    )
-    if local and threads > cpus:
-        raise UsageError(f"--threads {threads}, but this machine has {plural(cpus, 'CPU')}: use fewer")
-    actors = resources.actors or max(gpus if device == "cuda" else cpus // threads, 1)
+    known = [*nodes, *node_types()] if device == "cuda" and not gpus else nodes
+    threads = resources.threads or default_threads(known, device)
+    demand = Demand(threads, 1 if device == "cuda" else 0)
+    if local and threads > nodes[0].cpus:
+        raise UsageError(
+            f"--threads {threads}, but this machine has {plural(nodes[0].cpus, 'CPU')}: use fewer"
+        )
+    if not local:
+        await_demand(demand)
+    actors = resources.actors or default_actors(nodes, demand)
     return dataclasses.replace(resources, device=device, threads=threads, actors=actors)
 
 
@@ -142,21 +146,25 @@ def run_all(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[An
 
     Raises:
         MaskrcnnError: as a task raised it.
-        RunError: a task died.
+        RunError: a task died, or no node has what it needs.
     """
-    task = ray.remote(num_cpus=1, max_retries=3)(_apply)
-    shared = ray.put(function)
     try:
-        results: list[Any] = ray.get([task.remote(shared, argument) for argument in arguments])
-    except ray.exceptions.RayTaskError as error:
-        cause = cause_of(error)
+        return _run_tasks(function, arguments)
+    except ray.exceptions.RayError as error:
+        cause = cause_of(error) if isinstance(error, ray.exceptions.RayTaskError) else error
         if isinstance(cause, MaskrcnnError):
             raise cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        raise RunError(
-            f"a task of the reduce died: {str(error).splitlines()[0]}; run the same command again"
-        ) from error
+        if not isinstance(cause, ray.exceptions.RayError | ImportError):
+            raise
+        if CLUSTER.check():  # it was on a node without what it needs
+            return run_all(function, arguments)
+        raise RunError(f"a task of the reduce died: {condense(error)}; run the same command again") from error
+
+
+def _run_tasks(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:
+    task = ray.remote(num_cpus=1, max_retries=3, scheduling_strategy=CLUSTER.strategy)(_apply)
+    shared = ray.put(function)
+    results: list[Any] = ray.get([task.remote(shared, argument) for argument in arguments])
     return results
 
 

@@ -5,10 +5,11 @@ This module decides, and imports no Ray: a command that runs in its own process 
 
 import logging
 import os
+import socket
 from typing import Final
 
 from maskrcnn.config import ResourceConfig
-from maskrcnn.errors import UsageError, plural
+from maskrcnn.errors import RunError, UsageError, plural
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.plan import read_plans
 
@@ -44,6 +45,17 @@ def check_resources(address: str | None, resources: ResourceConfig) -> None:
             f"on the cluster at {cluster} the device cannot be detected, since its GPUs may not be up yet: "
             "add --device cpu or --device cuda"
         )
+
+
+def check_reachable(address: str, action: str) -> None:
+    """Raise RunError, with what was to be done, if nothing listens at an address; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if not host or not port.isdecimal():
+        return  # `auto`, or another form that only Ray interprets
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise RunError(f"cannot {action} {address}: {error.strerror or error}") from error
 
 
 def in_one_process(storage: Storage, address: str | None, resources: ResourceConfig) -> bool:

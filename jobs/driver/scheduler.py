@@ -32,8 +32,10 @@ from maskrcnn.pipeline.receipts import Receipt, commit
 from .actor import ActorReady, SegmentActor
 from .cluster import cause_of, node_answers
 from .node_worker import Done, WorkerSpec, take_announcement
+from .nodes import CLUSTER, Demand, NodeProblem, alive_nodes, package_version
 from .poison_isolation import Failure, PoisonIsolation, Task, describe
 from .progress import Progress
+from .ray_errors import condense
 
 log = logging.getLogger("maskrcnn")
 
@@ -51,8 +53,11 @@ class Slot:
 
     handle: Any
     start_ref: Any
+    nodes_left_out: int
+    """The number of nodes that were left out when it was created: it may yet start on one that was left out later."""
     ready: bool = False
     node_id: str = ""
+    host: str = ""
     fresh: bool = True
     """Whether it has computed nothing yet except images that were processed alone."""
     queue: deque[tuple[Any, Task]] = field(default_factory=deque)
@@ -91,6 +96,7 @@ class Scheduler:
         self._failed_starts = 0
         self._pulse_asked = 0.0
         gpus = 1 if spec.resources.device == "cuda" else 0
+        self._demand = Demand(spec.resources.threads or 1, gpus)
         # num_cpus also determines the number of OpenMP threads that Ray allows; actors are replaced here, not by Ray.
         self._actor_class = ray.remote(
             num_cpus=spec.resources.threads or 1,
@@ -127,8 +133,10 @@ class Scheduler:
     def _create_actors(self, wanted: int) -> None:
         while len(self._slots) < wanted:
             # One more than the shards, for the call that asks for its progress.
-            handle: Any = self._actor_class.options(max_concurrency=SHARDS_AT_ONCE + 1).remote(self._spec)
-            self._slots.append(Slot(handle, handle.start.remote(self._first_uri)))
+            options = {"max_concurrency": SHARDS_AT_ONCE + 1, "scheduling_strategy": CLUSTER.strategy}
+            handle: Any = self._actor_class.options(**options).remote(self._spec)
+            start = handle.start.remote(self._first_uri, package_version())
+            self._slots.append(Slot(handle, start, nodes_left_out=len(CLUSTER.left_out)))
 
     def _assign_tasks(self, shards: Iterator[Shard], remaining: int) -> None:
         """Give each ready actor a task, and a second one while there are many left.
@@ -198,6 +206,9 @@ class Scheduler:
         except ray.exceptions.RayError as error:
             self._died(slot, self._failure_of(slot, error))
             return 0
+        if isinstance(result, NodeProblem):
+            self._node_failed(slot, result)
+            return 0
         if not slot.ready:
             self._confirm_ready(slot, result)
             return 0
@@ -234,7 +245,7 @@ class Scheduler:
                 "the nodes do not share this directory; use an s3:// output or a shared file system"
             )
         self._storage.remove(actor.probe)
-        slot.ready, slot.node_id = True, actor.node_id
+        slot.ready, slot.node_id, slot.host = True, actor.node_id, actor.host
         self._failed_starts = 0
 
     # Failures
@@ -244,12 +255,16 @@ class Scheduler:
         if isinstance(cause, HandedBackError):
             self._died(slot, Failure("worker_crash", str(cause), external=True))
             return
-        if isinstance(cause, UsageError | StoreFailingError) or (
-            isinstance(cause, MaskrcnnError) and not slot.ready
-        ):
+        if isinstance(cause, StoreFailingError):
             raise cause
+        if isinstance(cause, UsageError) and slot.ready:
+            self._node_failed(slot, NodeProblem(slot.node_id, slot.host, cause))
+            return
         if not slot.ready:
-            raise RunError(f"an actor could not start: {describe(cause)}") from cause
+            if not self._explained(slot):
+                raise RunError(f"an actor could not start: {describe(cause)}") from cause
+            self._repeat(slot, Failure("worker_crash", "its node is left out", external=True))
+            return
         if isinstance(cause, RunError):
             _, task = slot.queue.popleft()
             slot.moved = time.monotonic()
@@ -262,7 +277,6 @@ class Scheduler:
 
     def _failure_of(self, slot: Slot, error: ray.exceptions.RayError) -> Failure:
         """Return how an actor failed that is dead or unreachable according to Ray."""
-        message = " ".join(str(error).split())
         if isinstance(error, ray.exceptions.ActorUnavailableError):
             return Failure("worker_crash", "it is unreachable", external=True)
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
@@ -273,14 +287,35 @@ class Scheduler:
         # The image may be quarantined: Ray notices a lost node later than the death of its workers.
         if slot.queue and slot.queue[0][1].alone is not None and not node_answers(slot.node_id):
             return Failure("worker_crash", "its node does not answer", external=True)
-        if isinstance(error, ray.exceptions.OutOfMemoryError) or "NODE_OUT_OF_MEMORY" in message:
+        if isinstance(error, ray.exceptions.OutOfMemoryError) or "NODE_OUT_OF_MEMORY" in str(error):
             return Failure("out_of_memory", "Ray ended it because its node ran low on memory")
-        return Failure("worker_crash", "its process died" if slot.ready else message[:300])
+        return Failure("worker_crash", "its process died" if slot.ready else condense(error))
+
+    def _node_failed(self, slot: Slot, problem: NodeProblem) -> None:
+        """Leave a node out on which an actor cannot work, while there are others; else raise the error."""
+        if len(alive_nodes()) == 1:
+            raise problem.error
+        CLUSTER.leave_out(problem.node_id, problem.host, str(problem.error))
+        self._need_others(UsageError if isinstance(problem.error, UsageError) else RunError)
+        self._repeat(slot, Failure("worker_crash", "its node is left out", external=True))
+
+    def _explained(self, slot: Slot) -> bool:
+        """Return whether an actor that did not start was on a node that lacks what it needs, as far as is known."""
+        if not CLUSTER.check() and slot.nodes_left_out == len(CLUSTER.left_out):
+            return False
+        self._need_others(RunError)
+        return True
+
+    def _need_others(self, error: type[MaskrcnnError]) -> None:
+        if not CLUSTER.others(self._demand):
+            raise error(f"no node is left that can run actors: {CLUSTER.reasons()}")
 
     def _died(self, slot: Slot, failure: Failure) -> None:
         """Remove the actor, so that it is replaced, and repeat its tasks."""
-        self._remove(slot)
         if not slot.ready and not failure.external:
+            if self._explained(slot):
+                self._repeat(slot, failure)
+                return
             self._failed_starts += 1
             if self._failed_starts >= MAX_FAILED_STARTS:
                 raise RunError(
@@ -289,6 +324,11 @@ class Scheduler:
         held = [task.shard.name for _, task in slot.queue]
         where = f" on shard {' and '.join(held)}" if held else ""
         log.warning("an actor ended%s: %s", where, failure.message)
+        self._repeat(slot, failure)
+
+    def _repeat(self, slot: Slot, failure: Failure) -> None:
+        """Remove the actor, and repeat its tasks."""
+        self._remove(slot)
         for _, task in slot.queue:
             isolation = self._isolation_of(task)
             quarantined = isolation.execution_failed(task, failure, take_announcement(self._storage, task))

@@ -29,6 +29,7 @@ from maskrcnn.visualization.training_report import render_training
 from .cluster import connected
 from .execution import check_resources
 from .progress import LOG_EVERY_S, duration
+from .ray_errors import condense
 from .training_set import TABLES, TRAINING, TrainingRequest, prepare_training
 
 log = logging.getLogger("maskrcnn")
@@ -107,9 +108,8 @@ def _run(storage: Storage, facts: dict[str, Any], resources: ResourceConfig, wor
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            last = str(error).strip().splitlines()[-1]
             raise RunError(
-                f"workers died {MAX_FAILURES} times: {last}; the same command continues"
+                f"workers died {MAX_FAILURES} times: {condense(error)}; the same command continues"
             ) from error
         finally:
             monitor.end()

@@ -202,7 +202,14 @@ class _Decoder:
         with theirs:
             try:
                 self._process = subprocess.Popen(  # noqa: S603 (only this interpreter and two numbers)
-                    [sys.executable, "-m", "maskrcnn.imaging.decode_pool", str(theirs.fileno()), str(memory)],
+                    [
+                        sys.executable,
+                        "-P",
+                        "-m",
+                        "maskrcnn.imaging.decode_pool",
+                        str(theirs.fileno()),
+                        str(memory),
+                    ],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},

@@ -140,7 +140,7 @@ def _download(weights: PublishedWeights, path: Path, model: str, alternatives: s
     log.info("downloading the weights of %s to %s", model, path)
     fetch = "get_state_dict(progress=False, check_hash=True)"
     code = f"from torchvision import models; models.{weights.member}.{fetch}"
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run([sys.executable, "-P", "-c", code], check=False, capture_output=True, text=True)  # noqa: S603
     if done.returncode == 0 and path.exists():
         return
     cause = (done.stderr.strip() or "no reason given").splitlines()[-1]

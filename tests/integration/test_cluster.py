@@ -12,6 +12,7 @@ from commandline import maskrcnn_command, parts
 from local import LocalCluster
 from planted_images import write_planted
 from ray_cluster import standing_cluster
+from windowed import mosaic, write_geotiff
 
 import maskrcnn
 
@@ -67,6 +68,63 @@ def test_the_same_job_through_ray_jobs(way: str, cluster: LocalCluster, images: 
         )
     assert run.returncode == 0, run.stdout + run.stderr
     assert maskrcnn.open_run(str(tmp_path / "run")).success["counts"]["images"] == 96
+
+
+WITHOUT_THE_PACKAGE = """
+import sys
+
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("maskrcnn", "maskrcnn_jobs"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Missing())
+"""
+ANOTHER_VERSION = """
+from importlib import metadata
+
+installed = metadata.version
+metadata.version = lambda name: "0.0.9" if name == "maskrcnn-ray" else installed(name)
+"""
+WITHOUT_GEO = "import sys; sys.modules['rasterio'] = None"
+
+
+@pytest.mark.parametrize(
+    ("customize", "reason"),
+    [
+        (WITHOUT_THE_PACKAGE, "No module named 'maskrcnn_jobs'"),
+        (ANOTHER_VERSION, "it has maskrcnn-ray 0.0.9, and the command has"),
+        (WITHOUT_GEO, "need the extra geo"),
+    ],
+)
+def test_a_node_that_cannot_run_actors_is_named_and_left_out(
+    customize: str, reason: str, cluster: LocalCluster, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(customize)
+    for number in range(4):
+        write_geotiff(tmp_path / "images" / f"{number}.tif", mosaic(100, 100, 5, number))
+    environment = dict(cluster.environment)
+    cluster.environment["PYTHONPATH"] = str(tmp_path)
+    try:
+        node = cluster.add_node(cpus=1)
+    finally:
+        cluster.environment.pop("PYTHONPATH")
+    try:
+        run = maskrcnn_command(
+            "segment", str(tmp_path / "images"), str(tmp_path / "run"), "--model", "planted-mosaic",
+            "--window", "64", "--overlap", "16", "--shard-images", "1", "--device", "cpu",
+            "--address", cluster.address, **environment,
+        )  # fmt: skip
+    finally:
+        node.kill()
+    assert run.returncode == 0, run.stderr
+    assert [
+        line
+        for line in run.stderr.splitlines()
+        if reason in line and line.endswith("; this node is left out")
+    ]
 
 
 def test_a_cluster_that_is_not_there_is_one_clear_line(images: Path, tmp_path: Path) -> None:
