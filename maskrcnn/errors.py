@@ -11,7 +11,7 @@
 
 The failure of an image never stops a run, and the failure of a run never becomes a row. `ItemError` becomes a row in
 `pipeline.worker`; where only the polygons of an image failed, in `tiling.assemble`. What can be said about one image
-when it is read stands in one table, `refusals`.
+when it is read stands in one table, `io.refusals`.
 """
 
 from collections.abc import Mapping

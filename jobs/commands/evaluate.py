@@ -8,7 +8,7 @@ import click
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import UsageError, plural
 
-from .options import json_option, names_of
+from .shared_options import json_option, names_of
 from .terminal import plain
 
 if TYPE_CHECKING:

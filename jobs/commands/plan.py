@@ -7,7 +7,7 @@ import click
 
 from maskrcnn.errors import plural
 
-from .options import inference_options, json_option, run_request
+from .shared_options import inference_options, json_option, run_request
 
 
 @click.command()

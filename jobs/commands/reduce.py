@@ -4,7 +4,7 @@ import json
 
 import click
 
-from .options import coco_option, json_option
+from .shared_options import coco_option, json_option
 from .summary import summary_line
 
 

@@ -11,7 +11,7 @@ import click
 from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.errors import UsageError, plural
 
-from .options import cluster_options, coco_option, failure_option, json_option, names_of
+from .shared_options import cluster_options, coco_option, failure_option, json_option, names_of
 from .summary import conclude
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def run_retry(
     from maskrcnn.pipeline.success import finished
 
     from ..driver import planning, run
-    from ..driver.execution import check_resources
+    from ..driver.where_to_run import check_resources
 
     check_resources(address, resources)
     check_codes(only)

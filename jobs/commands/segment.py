@@ -6,7 +6,14 @@ import click
 
 from maskrcnn.config import ResourceConfig
 
-from .options import cluster_options, coco_option, failure_option, inference_options, json_option, run_request
+from .shared_options import (
+    cluster_options,
+    coco_option,
+    failure_option,
+    inference_options,
+    json_option,
+    run_request,
+)
 from .summary import conclude
 
 

@@ -13,7 +13,7 @@ import click
 
 from maskrcnn.errors import ItemError, RunError, UsageError
 
-from .options import json_option, labels_option, names_of
+from .shared_options import json_option, labels_option, names_of
 from .terminal import plain
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import click
 
 from maskrcnn.errors import plural
 
-from .options import json_option
+from .shared_options import json_option
 from .summary import summary_line
 
 if TYPE_CHECKING:

@@ -62,8 +62,8 @@ def submit_job(
 
     from maskrcnn.io.sources import refuse_query, refuse_user
 
-    from ..driver.execution import check_reachable
     from ..driver.ray_errors import advise, condense
+    from ..driver.where_to_run import check_reachable
 
     if command[0] not in known:
         raise UsageError(f"maskrcnn has no command {command[0]!r}; it has {', '.join(known)}")

@@ -9,7 +9,7 @@ import click
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import UsageError, plural
 
-from .options import address_option, json_option
+from .shared_options import address_option, json_option
 
 if TYPE_CHECKING:
     from ..driver.training_set import TrainingRequest

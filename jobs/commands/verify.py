@@ -8,7 +8,7 @@ import click
 
 from maskrcnn.errors import plural
 
-from .options import json_option
+from .shared_options import json_option
 from .terminal import plain
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import MaskrcnnError, RunError, UsageError, plural
 
-from .execution import check_reachable, check_resources, cluster_of
 from .local_ray import local_ray
 from .nodes import CLUSTER, Demand, alive_nodes, await_demand, default_actors, default_threads, node_types
 from .ray_errors import advise, condense
+from .where_to_run import check_reachable, check_resources, cluster_of
 
 log = logging.getLogger("maskrcnn")
 

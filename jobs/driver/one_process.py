@@ -15,23 +15,16 @@ from dataclasses import replace
 from typing import Final
 
 from maskrcnn.config import ResourceConfig
-from maskrcnn.errors import (
-    HandedBackError,
-    RunError,
-    SegmenterError,
-    StoreFailingError,
-    UsageError,
-    plural,
-)
+from maskrcnn.errors import HandedBackError, RunError, SegmenterError, StoreFailingError, UsageError, plural
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.circuit_breaker import Batch, CircuitBreaker
 from maskrcnn.pipeline.plan import Shard
 from maskrcnn.pipeline.receipts import Receipt, commit
 
-from .execution import MARKER
 from .node_worker import Done, NodeWorker, WorkerSpec, take_announcement
 from .poison_isolation import Failure, PoisonIsolation, Task
 from .progress import REDRAW_EVERY_S, Progress
+from .where_to_run import MARKER
 
 log = logging.getLogger("maskrcnn")
 

@@ -18,9 +18,9 @@ from maskrcnn.io.sources import check_source, source_of
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url, is_file, redact
 from maskrcnn.models.registry import ModelCard, category_ids_named, describe_model, needs_download
-from maskrcnn.pipeline.inputs import Inputs, read_inputs
-from maskrcnn.pipeline.manifest import FILE_NAME as MANIFEST
-from maskrcnn.pipeline.manifest import write_manifest
+from maskrcnn.pipeline.list_inputs import Inputs, read_inputs
+from maskrcnn.pipeline.manifest_file import FILE_NAME as MANIFEST
+from maskrcnn.pipeline.manifest_file import write_manifest
 from maskrcnn.pipeline.plan import (
     GRID_PREFIX,
     PLAN,

@@ -11,7 +11,7 @@ from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import RunError, plural
 from maskrcnn.imaging.radiometry import Radiometry
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.manifest import ManifestReader, check_manifest
+from maskrcnn.pipeline.manifest_file import ManifestReader, check_manifest
 from maskrcnn.pipeline.plan import Plan, Shard, check_run, pending_of, read_plans, read_run
 from maskrcnn.pipeline.receipts import complete_receipts
 from maskrcnn.pipeline.reduce import reduce_run
@@ -19,10 +19,10 @@ from maskrcnn.pipeline.success import RunAll, finished, run_here
 from maskrcnn.visualization.run_report import write_report
 
 from . import one_process
-from .execution import check_resources, in_one_process
 from .node_worker import WorkerSpec
 from .planning import PROBES, Request, mark_begun, prepare, resumable
 from .progress import Progress
+from .where_to_run import check_resources, in_one_process
 
 log = logging.getLogger("maskrcnn")
 

@@ -16,14 +16,7 @@ from typing import Any, Final
 
 import ray
 
-from maskrcnn.errors import (
-    HandedBackError,
-    MaskrcnnError,
-    RunError,
-    StoreFailingError,
-    UsageError,
-    plural,
-)
+from maskrcnn.errors import HandedBackError, MaskrcnnError, RunError, StoreFailingError, UsageError, plural
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.circuit_breaker import Batch, CircuitBreaker
 from maskrcnn.pipeline.plan import Shard

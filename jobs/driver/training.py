@@ -27,10 +27,10 @@ from maskrcnn.types import Category
 from maskrcnn.visualization.training_report import render_training
 
 from .cluster import connected
-from .execution import check_resources
 from .progress import LOG_EVERY_S, duration
 from .ray_errors import condense
 from .training_set import TABLES, TRAINING, TrainingRequest, prepare_training
+from .where_to_run import check_resources
 
 log = logging.getLogger("maskrcnn")
 

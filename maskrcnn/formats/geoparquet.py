@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from ..errors import RunError
 from ..imaging.georeference import crs_of_raster, extra, parse_crs
 from ..io.parquet import File, parquet_options
+from ..io.refusals import Refusal
 from ..io.storage import Storage
 from ..masks.contours import trace
 from ..masks.rle_decode import read_spans
 from ..masks.spans import Spans
-from ..refusals import Refusal
 from ..schema import METADATA
 from .areas import areas_m2
 

@@ -41,7 +41,7 @@ from typing import Any, BinaryIO, Final
 from PIL import Image, TiffImagePlugin, features
 
 from ..errors import ItemError
-from ..refusals import Refusal
+from ..io.refusals import Refusal
 from ..types import Pixels
 from . import jpeg2000, jpeg_metadata, jpeg_scan, png_chunks, webp_chunks
 from .decode_errors import (

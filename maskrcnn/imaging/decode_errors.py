@@ -25,7 +25,7 @@ from PIL import (
 )
 
 from ..errors import ItemError
-from ..refusals import Refusal, tiff_compression
+from ..io.refusals import Refusal, tiff_compression
 from . import jpeg2000, jpeg_scan, png_chunks
 from .sniff import kind_of_text
 from .tiff_directory import full_picture, reader_of

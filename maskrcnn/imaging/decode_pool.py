@@ -32,7 +32,7 @@ from PIL import AvifImagePlugin
 
 from ..errors import ItemError, RunError, UsageError
 from ..io.inputs import open_input
-from ..refusals import Refusal
+from ..io.refusals import Refusal
 from .decode import DecodedImage, Limits, decode_image, image_size
 from .geometry import ImageHeader, RasterRegion, Rect
 from .geotiff import NO_CRS, fields_from_json, fields_to_json

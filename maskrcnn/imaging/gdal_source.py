@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
 from ..errors import MaskrcnnError
-from ..refusals import Refusal
+from ..io.refusals import Refusal
 from .tiff_directory import FullPicture, full_picture, pointing_to
 
 _PAGE_BYTES: Final = 2**16

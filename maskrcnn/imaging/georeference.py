@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ItemError, UsageError
-from ..refusals import Refusal
+from ..io.refusals import Refusal
 
 Floats = NDArray[np.float64]
 

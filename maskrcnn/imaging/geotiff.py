@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ItemError, MaskrcnnError, UsageError
-from ..refusals import Refusal, tiff_compression
+from ..io.refusals import Refusal, tiff_compression
 from .gdal_source import Source
 from .orientation import TRANSPOSED, valid_orientation
 from .sniff import format_of

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..refusals import Refusal
+from ..io.refusals import Refusal
 from .geotiff import RasterInfo, fields_from_json, fields_to_json
 
 # Data types small enough for a lookup table, with their number of bits.

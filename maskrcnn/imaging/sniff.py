@@ -5,7 +5,7 @@ import contextlib
 import re
 from typing import Final
 
-from ..refusals import Refusal
+from ..io.refusals import Refusal
 
 _ALLOWED: Final = (
     (b"\xff\xd8\xff", 0, "JPEG"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..errors import ItemError
-from ..refusals import Refusal
+from ..io.refusals import Refusal
 
 ReadAt = Callable[[int, int], bytes]
 """Return up to `count` bytes from `start`: fewer at the end of the file."""

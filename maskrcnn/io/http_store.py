@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from ..errors import ItemError, plural
-from ..refusals import Refusal
-from .retries import count_retry
+from .refusals import Refusal
+from .retry_count import count_retry
 from .store import InputStore
 from .url import WEB_SCHEMES, Url
 

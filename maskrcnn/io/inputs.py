@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 import pyarrow as pa
 from fsspec.utils import glob_translate
 
-from ..refusals import Refusal
+from .refusals import Refusal
 from .schemes import input_store_of, store_of
 from .store import ObjectStat, Page
 from .url import Url, is_folder

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from ..refusals import Refusal
+from .refusals import Refusal
 from .store import ObjectStat, Page, Store
 from .url import Url
 

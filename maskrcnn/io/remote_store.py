@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
 from ..errors import StoreSetupError
-from ..refusals import Refusal
 from .local_store import LocalStore
+from .refusals import Refusal
 from .store import ObjectStat, Store
 from .url import Url
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 from fsspec import filesystem
 from fsspec.asyn import sync
 
-from .retries import count_retry
+from .retry_count import count_retry
 
 DEADLINE_S: Final = 120.0
 """How long a request and its repetitions may take, …"""

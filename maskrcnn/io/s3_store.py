@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from ..errors import plural
-from ..refusals import Refusal
 from . import s3_client
+from .refusals import Refusal
 from .remote_store import RemoteStore, stat_of
 from .s3_client import answer_of, error_code, region_of
 from .store import MISSING, Fault, ObjectStat, Page, one_line

@@ -1,7 +1,7 @@
 """What every store can do, and what its failures mean.
 
 A store is stateless and knows one kind of place: a local file system, S3, another fsspec file system, the web.
-`stores.py` chooses it by the scheme of a URL. Its methods raise what its client raises, whatever that is. Each
+`schemes.py` chooses it by the scheme of a URL. Its methods raise what its client raises, whatever that is. Each
 failure is described once, by `explain`, and converted by whoever calls: an input's becomes an `ItemError`, the
 output's a `RunError`. A failure that every object shares, like expired credentials, concerns the run even where an
 input meets it.

@@ -26,7 +26,7 @@ from ..io.storage import Storage
 from ..io.store import ObjectStat
 from ..io.url import Url
 from ..tiling.index import WindowIndex
-from .manifest import ROWS, ManifestReader, read_window_index, write_rows
+from .manifest_file import ROWS, ManifestReader, read_window_index, write_rows
 from .plan import Plan, create_plan
 from .receipts import choose
 from .success import finished, parts_of

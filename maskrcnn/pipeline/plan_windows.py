@@ -22,11 +22,11 @@ from ..imaging.geometry import ImageHeader
 from ..imaging.geotiff import parse_crs
 from ..imaging.radiometry import Radiometry, parse_radiometry, percentiles_of, resolved
 from ..imaging.raster import sampling
+from ..io.refusals import Refusal
 from ..io.storage import Storage
-from ..refusals import Refusal
 from ..tiling.grid import MAX_IMAGE_WINDOWS
 from ..tiling.index import Cutting, number_windows
-from .manifest import write_grid
+from .manifest_file import write_grid
 from .plan import Plan
 from .raster_findings import log_findings
 

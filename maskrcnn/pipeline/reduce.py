@@ -47,7 +47,7 @@ from ..stats import Stats
 from ..tiling.assemble import assemble, geo_folders
 from ..tiling.index import WindowIndex
 from ..types import Category
-from .manifest import ManifestReader, check_manifest, read_rows, read_window_index
+from .manifest_file import ManifestReader, check_manifest, read_rows, read_window_index
 from .merge_retries import Group, GroupReader, RetryShard, group_shards
 from .plan import Plan, check_run, plan_file, read_plans, read_run
 from .receipts import SHARDS, ChosenReceipts, check_complete, choose, collect

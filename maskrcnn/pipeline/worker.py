@@ -27,16 +27,16 @@ from ..imaging.decode import DecodedImage, Limits, decode_image
 from ..imaging.geometry import RasterRegion, Rect
 from ..io.inputs import read_input, stat_input
 from ..io.local_store import LOCAL_ETAG
-from ..io.retries import take_retries
+from ..io.refusals import Refusal
+from ..io.retry_count import take_retries
 from ..io.storage import Storage
 from ..io.url import Url
-from ..refusals import Refusal
 from ..schema import ITEMS, ImageResult, images_table, instances_table
 from ..stats import Stats
 from ..tiling.reader import ReadRegion, read_windows
 from ..types import Segmenter
 from .batching import WINDOW, Loaded, check_store, filled_groups, result_of, storage_failures
-from .manifest import ShardReader
+from .manifest_file import ShardReader
 from .plan import Shard
 from .prefetch import Pool, Stopwatch, Turns, prefetch
 from .receipts import Receipt, commit, write_shard

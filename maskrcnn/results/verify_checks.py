@@ -20,7 +20,7 @@ from ..formats import coco_writer
 from ..formats.geoparquet import GEO as GEO_SCHEMA
 from ..io.parquet import GEO, IMAGES, PIECES, TABLES, WINDOWS, File, read_table
 from ..io.storage import Storage
-from ..pipeline.manifest import FILE_NAME, ManifestReader
+from ..pipeline.manifest_file import FILE_NAME, ManifestReader
 from ..pipeline.plan import RUN, run_digest
 from ..pipeline.success import COCO, SUCCESS, coco_info
 from ..schema import MANIFEST, METADATA, SCHEMA_VERSION, images_schema

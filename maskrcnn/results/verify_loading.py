@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from ..errors import RunError
 from ..io.parquet import GEO, File, Part
 from ..io.storage import Storage
-from ..pipeline.manifest import FILE_NAME, ManifestReader, read_grid
+from ..pipeline.manifest_file import FILE_NAME, ManifestReader, read_grid
 from ..pipeline.plan import PLAN, RUN, Plan, no_run, plan_file
 from ..pipeline.success import SUCCESS, categories_of, coco_info, parts_of
 from ..schema import INSTANCES as INSTANCES_SCHEMA

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import ItemError
 from ..imaging.decode import DecodedImage
 from ..imaging.geometry import Entry, RasterRegion, Rect
-from ..refusals import Refusal
+from ..io.refusals import Refusal
 
 ReadWhole = Callable[[Entry], DecodedImage]
 """A function that reads and decodes a whole image. Raises ItemError."""

@@ -38,14 +38,12 @@ from .config import (
     LOSSES,
     MODEL,
     TrainingConfig,
-    learning_rate,
-    order_of,
-    steps_of,
 )
 from .data_loading import Sample, Samples, read_pixels
 from .dataset import coco_ground_truth
 from .initialization import Start, backbone_parameters, freeze, freeze_batch_norm_statistics, start
 from .losses import ImageLosses
+from .schedule import learning_rate, order_of, steps_of
 
 log = logging.getLogger("maskrcnn")
 

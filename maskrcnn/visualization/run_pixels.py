@@ -14,9 +14,9 @@ from ..imaging.decode_pool import Decoders, RasterSource
 from ..imaging.geometry import Rect
 from ..imaging.radiometry import Radiometry
 from ..io.inputs import read_input
+from ..io.refusals import Refusal
 from ..io.storage import Storage
-from ..pipeline.manifest import read_window_index
-from ..refusals import Refusal
+from ..pipeline.manifest_file import read_window_index
 from ..types import Pixels
 
 

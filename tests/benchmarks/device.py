@@ -42,8 +42,8 @@ from maskrcnn.imaging.decode import Limits, decode_image
 from maskrcnn.io.storage import Storage
 from maskrcnn.models.model import Model, load_model
 from maskrcnn.models.segmenter import DTYPES, MaskRCNNSegmenter
-from maskrcnn.pipeline.inputs import read_inputs
-from maskrcnn.pipeline.manifest import write_manifest as freeze
+from maskrcnn.pipeline.list_inputs import read_inputs
+from maskrcnn.pipeline.manifest_file import write_manifest as freeze
 from maskrcnn.pipeline.plan import Plan
 from maskrcnn.pipeline.receipts import Receipt
 from maskrcnn.pipeline.worker import ShardWorker

@@ -27,7 +27,7 @@ from maskrcnn.config import InferenceConfig, ShardingConfig, settings_of
 from maskrcnn.formats import coco_writer
 from maskrcnn.io.parquet import IMAGES, INSTANCES, Part, write_tables
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.manifest import write_manifest
+from maskrcnn.pipeline.manifest_file import write_manifest
 from maskrcnn.pipeline.plan import Plan, run_digest, write_run
 from maskrcnn.schema import INSTANCES as INSTANCES_SCHEMA
 from maskrcnn.schema import MANIFEST, SCHEMA_VERSION, images_schema

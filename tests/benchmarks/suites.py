@@ -24,7 +24,7 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url
 from maskrcnn.masks.encode import detections_from_network
 from maskrcnn.models.registry import COCO_CATEGORIES
-from maskrcnn.pipeline.inputs import read_inputs
+from maskrcnn.pipeline.list_inputs import read_inputs
 from maskrcnn.pipeline.prefetch import Pool, Stopwatch, prefetch
 from maskrcnn.pipeline.worker import FETCH_THREADS
 from maskrcnn.schema import IMAGES, INSTANCES, MANIFEST, ImageResult, images_table, instances_table

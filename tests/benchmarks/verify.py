@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from maskrcnn.config import InferenceConfig, ShardingConfig, settings_of
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.manifest import write_manifest
+from maskrcnn.pipeline.manifest_file import write_manifest
 from maskrcnn.pipeline.plan import Plan, Shard, run_digest, write_run
 from maskrcnn.pipeline.receipts import commit, write_shard
 from maskrcnn.pipeline.reduce import reduce_run

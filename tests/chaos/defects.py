@@ -21,8 +21,8 @@ import maskrcnn.pipeline.reduce
 import maskrcnn.pipeline.worker
 from maskrcnn.errors import RunError
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.inputs import read_inputs
-from maskrcnn.pipeline.manifest import write_manifest
+from maskrcnn.pipeline.list_inputs import read_inputs
+from maskrcnn.pipeline.manifest_file import write_manifest
 from maskrcnn.pipeline.plan import PLAN, RUN, read_plan, read_run
 from maskrcnn.pipeline.receipts import Receipt, receipt_path, write_shard
 from maskrcnn.pipeline.success import SUCCESS

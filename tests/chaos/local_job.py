@@ -22,7 +22,7 @@ from chaos.chance import chance
 from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.manifest import check_manifest
+from maskrcnn.pipeline.manifest_file import check_manifest
 from maskrcnn.pipeline.merge_retries import group_shards
 from maskrcnn.pipeline.plan import Plan, check_run, pending_of, read_plans, read_run
 from maskrcnn.pipeline.receipts import complete_receipts

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from docs.pages import DOCS
-from maskrcnn_jobs.driver import cluster, execution, local_ray, nodes
+from maskrcnn_jobs.driver import cluster, local_ray, nodes, where_to_run
 
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import RunError, UsageError
@@ -19,7 +19,7 @@ GUIDE = (DOCS / "guides" / "when-ray-does-not-start.md").read_text(encoding="utf
 
 def test_the_messages_are_those_of_the_code() -> None:
     """But for what stands in place of `HOST:PORT` and `…`."""
-    source = "".join(inspect.getsource(module) for module in (cluster, execution, local_ray, nodes))
+    source = "".join(inspect.getsource(module) for module in (cluster, where_to_run, local_ray, nodes))
     code = " ".join(re.sub(r'"\s+f?"', "", source).split())
     messages = re.findall(r"^- `(.+?)`", GUIDE, re.MULTILINE)
     ours = [message for message in messages if message.startswith(OURS)]

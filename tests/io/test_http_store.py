@@ -19,7 +19,7 @@ from webserver import Site, answer
 from maskrcnn.errors import ItemError
 from maskrcnn.io import http_store
 from maskrcnn.io.http_store import is_public, read_web
-from maskrcnn.io.retries import take_retries
+from maskrcnn.io.retry_count import take_retries
 from maskrcnn.io.url import redact
 
 BODY = bytes(range(256)) * 1000

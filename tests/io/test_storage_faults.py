@@ -34,7 +34,7 @@ from hypothesis import strategies as st
 from maskrcnn.errors import ItemError, RunError
 from maskrcnn.io import local_store, s3_client, s3_store
 from maskrcnn.io.inputs import list_inputs, read_input, stat_input
-from maskrcnn.io.retries import count_retry, take_retries
+from maskrcnn.io.retry_count import count_retry, take_retries
 from maskrcnn.io.s3_store import S3Store
 from maskrcnn.io.schemes import store_of
 from maskrcnn.io.storage import Storage

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from commandline import maskrcnn_command, parts
 from maskrcnn_jobs.driver import node_worker
-from maskrcnn_jobs.driver.execution import MARKER, MAX_ROWS, check_resources, in_one_process
 from maskrcnn_jobs.driver.planning import Request, prepare
 from maskrcnn_jobs.driver.run import run_segment
+from maskrcnn_jobs.driver.where_to_run import MARKER, MAX_ROWS, check_resources, in_one_process
 from planned_run import finished_run, request_in
 
 import maskrcnn

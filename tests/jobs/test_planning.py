@@ -13,7 +13,7 @@ from planned_run import process_shards, request_in
 from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.errors import RunError, StoreSetupError, UsageError
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.manifest import check_manifest
+from maskrcnn.pipeline.manifest_file import check_manifest
 from maskrcnn.pipeline.plan import check_run, read_plan, read_run
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.visualization.run_report import write_report

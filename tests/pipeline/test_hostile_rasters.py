@@ -17,7 +17,7 @@ from windowed import NORTH_UP, compute_of, mosaic, process_shards, run_windows, 
 import maskrcnn
 from maskrcnn.errors import ERROR_CODES, UsageError
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.manifest import read_grid, write_grid
+from maskrcnn.pipeline.manifest_file import read_grid, write_grid
 from maskrcnn.pipeline.plan import PLAN, read_run
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.results.verify import verify_run

@@ -21,7 +21,7 @@ from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import ERROR_CODES, RunError, UsageError
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.manifest import read_rows
+from maskrcnn.pipeline.manifest_file import read_rows
 from maskrcnn.pipeline.plan import Plan, pending_of, read_plan, read_plans
 from maskrcnn.pipeline.plan_retry import failed_inputs, plan_retry
 from maskrcnn.pipeline.receipts import complete_receipts

@@ -12,8 +12,8 @@ import maskrcnn
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.inputs import read_inputs
-from maskrcnn.pipeline.manifest import write_manifest
+from maskrcnn.pipeline.list_inputs import read_inputs
+from maskrcnn.pipeline.manifest_file import write_manifest
 from maskrcnn.pipeline.plan import Plan, write_run
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import parts_of, read_success

@@ -18,8 +18,8 @@ from maskrcnn.io.inputs import read_input
 from maskrcnn.io.parquet import read_table
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.batching import Loaded, filled_groups
-from maskrcnn.pipeline.inputs import read_inputs
-from maskrcnn.pipeline.manifest import write_manifest
+from maskrcnn.pipeline.list_inputs import read_inputs
+from maskrcnn.pipeline.manifest_file import write_manifest
 from maskrcnn.pipeline.plan import Plan
 from maskrcnn.pipeline.prefetch import Pool, Stopwatch, Turns, prefetch
 from maskrcnn.pipeline.receipts import Receipt, commit, complete_receipts

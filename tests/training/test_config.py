@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskrcnn.errors import UsageError
-from maskrcnn.training.config import TrainingConfig, identity_of, learning_rate, order_of, steps_of
+from maskrcnn.training.config import TrainingConfig, identity_of
+from maskrcnn.training.schedule import learning_rate, order_of, steps_of
 
 
 @given(st.integers(1, 50), st.integers(1, 8), st.integers(0, 5), st.integers(0, 3))

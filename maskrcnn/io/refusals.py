@@ -19,7 +19,7 @@ information from the user.
 from enum import Enum
 from typing import Any, Final
 
-from .errors import ItemError
+from ..errors import ItemError
 
 _CONVERT: Final = "convert it to JPEG, PNG or TIFF"
 _COPY: Final = "copy it again from its source"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from maskrcnn.errors import RunError
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.manifest import (
+from maskrcnn.pipeline.manifest_file import (
     ROWS,
     ManifestReader,
     ShardReader,
@@ -144,7 +144,7 @@ def test_a_manifest_is_known_by_its_digest(store_url: str) -> None:
 def test_a_manifest_of_many_chunks_is_read_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maskrcnn.pipeline.manifest._CHUNK_BYTES", 100)
+    monkeypatch.setattr("maskrcnn.pipeline.manifest_file._CHUNK_BYTES", 100)
     store = Storage(str(tmp_path))
     plan = planned(store, table_of(5000))
     check_manifest(store, plan)

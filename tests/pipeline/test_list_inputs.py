@@ -20,8 +20,8 @@ from maskrcnn.io.inputs import list_inputs
 from maskrcnn.io.sources import source_of
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url
-from maskrcnn.pipeline.inputs import Inputs, read_inputs
-from maskrcnn.pipeline.manifest import ManifestReader, write_manifest
+from maskrcnn.pipeline.list_inputs import Inputs, read_inputs
+from maskrcnn.pipeline.manifest_file import ManifestReader, write_manifest
 from maskrcnn.schema import IMAGES, MANIFEST, METADATA, images_schema
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import maskrcnn
 from maskrcnn.errors import ERROR_CODES
-from maskrcnn.refusals import Refusal, tiff_compression
+from maskrcnn.io.refusals import Refusal, tiff_compression
 
 
 def test_no_two_answers_are_the_same() -> None:
