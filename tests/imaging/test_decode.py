@@ -711,7 +711,7 @@ def test_real_odd_files_give_pixels_or_a_code() -> None:
     }
     for name, code in {
         "decompression_bomb.gif": "too_many_pixels",
-        "truncated_jpeg.jpg": "truncated",
+        "truncated_jpeg.jpg": "ok",  # only its end marker is missing
         "truncated_image.png": "truncated",
         "pil_sample_cmyk.jpg": "ok",
         "exif.avif": "ok",
