@@ -20,6 +20,7 @@ import psutil
 from maskrcnn_jobs.driver.cluster import connected
 from maskrcnn_jobs.driver.planning import Request, prepare
 from maskrcnn_jobs.driver.run import run_shards
+from maskrcnn_jobs.driver.scheduler import map_shards
 
 from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.synthetic.scenes import write_scenes
@@ -57,7 +58,7 @@ def watch(folder: Path, images: int, actors: int | None, every_s: float = 0.5) -
         thread = threading.Thread(target=sample)
         thread.start()
         started = time.time()
-        run_shards(request, made, speed)
+        run_shards(request, made, speed, map_shards)
         seconds = time.time() - started
         done.set()
         thread.join()

@@ -602,7 +602,7 @@ def main(arguments: Sequence[str]) -> None:
 if __name__ == "__main__":
     # Where the project is not installed, its folder has another name.
     try:
-        from maskrcnn_jobs.driver.actor import keep_freed_memory
+        from maskrcnn.imaging.decode_pool import keep_freed_memory
     except ImportError:
         from jobs.actor import keep_freed_memory
     keep_freed_memory()  # as a run's actors do

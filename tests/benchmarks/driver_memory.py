@@ -21,6 +21,7 @@ import psutil
 from maskrcnn_jobs.driver.cluster import connected
 from maskrcnn_jobs.driver.planning import Request, prepare
 from maskrcnn_jobs.driver.run import run_shards
+from maskrcnn_jobs.driver.scheduler import map_shards
 
 from maskrcnn.config import InferenceConfig, ResourceConfig
 from tests.planted_images import write_planted
@@ -67,7 +68,7 @@ def watch(request: Request, every_s: float = 0.25) -> dict[str, float]:
         thread = threading.Thread(target=sample)
         thread.start()
         began = time.time()
-        run_shards(request, made, speed)
+        run_shards(request, made, speed, map_shards)
         seconds = time.time() - began
         done.set()
         thread.join()

@@ -86,6 +86,7 @@ def map_once(
     """Plan a collection and run its map stage on the Ray that is connected; planning is not timed."""
     from maskrcnn_jobs.driver.planning import Request, prepare
     from maskrcnn_jobs.driver.run import run_shards
+    from maskrcnn_jobs.driver.scheduler import map_shards
 
     from .measure import CpuMeter
 
@@ -93,7 +94,7 @@ def map_once(
     plan = prepare(request)
     began = time.time()
     with CpuMeter() as meter:
-        run_shards(request, plan, speed)
+        run_shards(request, plan, speed, map_shards)
     spans = shard_spans(output)
     first = min(span.start for span in spans)
     log.debug("CPU seconds by process: %s", meter.by_process())
@@ -390,7 +391,7 @@ class ForwardActor:
     """Holds a segmenter and resized images, and times the network alone."""
 
     def __init__(self, compute: InferenceConfig, speed: ResourceConfig, paths: Sequence[str]) -> None:
-        from maskrcnn_jobs.driver.actor import WorkerSpec, build_segmenter
+        from maskrcnn_jobs.driver.node_worker import WorkerSpec, build_segmenter
 
         keep_freed_memory()
         self._segmenter = cast(

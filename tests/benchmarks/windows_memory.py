@@ -56,7 +56,7 @@ def shrink(source: Path, target: Path) -> None:
 
 def run(raster: str, model: str) -> None:
     """Run a raster in windows, and print the peak of this process and its children as JSON."""
-    from maskrcnn_jobs.driver.actor import WorkerSpec, build_segmenter
+    from maskrcnn_jobs.driver.node_worker import WorkerSpec, build_segmenter
     from maskrcnn_jobs.driver.planning import Request, prepare
 
     from maskrcnn.config import InferenceConfig, ResourceConfig

@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import maskrcnn_jobs.driver.planning
+import maskrcnn_jobs.driver.run
 import pyarrow as pa
 
 import maskrcnn.pipeline.merge_retries
@@ -136,7 +137,7 @@ def listed_again() -> AbstractContextManager[Any]:
             storage.write(PLAN, plan.to_json().encode())
         return prepare(request)
 
-    return _patched(maskrcnn_jobs.driver.planning, prepare=prepared)
+    return _patched(maskrcnn_jobs.driver.run, prepare=prepared)
 
 
 def ids_as_they_come() -> AbstractContextManager[Any]:

@@ -57,7 +57,7 @@ BAD: Final[dict[str, tuple[str, Callable[[bytes], bytes | None]]]] = {
     "bomb": ("too_many_pixels", lambda whole: claiming(30_000, 30_000)),
     "line": ("aspect", lambda whole: png(plant((1, 4000), []))),
     "wrong": ("corrupt", with_a_wrong_checksum),
-    "avif": ("unsupported_format", lambda whole: b"\0\0\0\x20ftypavif" + bytes(40)),
+    "raw": ("unsupported_format", lambda whole: b"\0\0\0\x18ftypcrx " + bytes(40)),
     "floats": ("unsupported_pixels", tiff_of_floats),
     "large": ("too_many_bytes", lambda whole: whole + bytes(MAX_BYTES)),
 }
