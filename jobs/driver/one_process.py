@@ -38,12 +38,17 @@ def resolved(resources: ResourceConfig) -> tuple[ResourceConfig, int]:
     """Return the resources with the number of threads, and the number of images to compute at once on the CPU.
 
     Raises:
-        UsageError: there are fewer CPUs than `--threads`.
+        UsageError: there are fewer CPUs than `--threads`, or no GPU for `--device cuda`.
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = resources.threads or 1
     if threads > cpus:
         raise UsageError(f"--threads {threads}, but this machine has {plural(cpus, 'CPU')}: use fewer")
+    if resources.device == "cuda":
+        import torch  # takes seconds: only where a GPU is asked for
+
+        if not torch.cuda.is_available():
+            raise UsageError("this machine has no GPU that torch sees; use --device cpu")
     return replace(resources, threads=threads), min(cpus // threads, MAX_LANES)
 
 

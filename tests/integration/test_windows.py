@@ -62,6 +62,8 @@ def test_other_windows_than_planned_are_another_run(tmp_path: Path) -> None:
     write_geotiff(tmp_path / "in" / "a.tif", mosaic(100, 100, 3, 1))
     plan = maskrcnn_command("plan", str(tmp_path / "in"), str(tmp_path / "run"), *OPTIONS, "--json")
     assert json.loads(plan.stdout)["windows"] == 4, plan.stderr
+    (tmp_path / "run" / "receipts").mkdir()  # a plan of which nothing was done would be made anew
+    (tmp_path / "run" / "receipts" / "1-00000000.x.json").write_text("{}")
     other = maskrcnn_command(
         "plan", str(tmp_path / "in"), str(tmp_path / "run"), "--window", "32", "--model", "planted-mosaic"
     )

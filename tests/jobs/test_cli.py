@@ -303,9 +303,12 @@ def test_commands_on_a_directory_without_a_run(command: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("option", [["--device", "cuda"], ["--threads", "999"]])
-@pytest.mark.ray
-def test_what_this_machine_does_not_have_is_refused(images: Path, tmp_path: Path, option: list[str]) -> None:
-    refused(run("segment", str(images), str(tmp_path / "out"), "--model", "planted", *option), "this machine")
+@pytest.mark.parametrize("way", ["--no-ray", pytest.param("--ray", marks=pytest.mark.ray)])
+def test_what_this_machine_does_not_have_is_refused(
+    images: Path, tmp_path: Path, option: list[str], way: str
+) -> None:
+    command = ["segment", str(images), str(tmp_path / "out"), "--model", "planted", way, *option]
+    refused(run(*command), "this machine")
 
 
 def test_options_that_say_nothing(images: Path, tmp_path: Path) -> None:

@@ -413,7 +413,7 @@ def test_invalid_files_end_in_one_line_and_exit_code_two(tmp_path, folder):
     assert "is truncated, or not a pickle of weights" in run(tmp_path, whole[:-100])
     assert "is truncated" in run(tmp_path, b"PK\x03\x04", name="m.pth")
     assert "is a web page" in run(tmp_path, b"<!doctype html>")
-    assert "give one of .pth, .pt, .pkl, .h5" in run(tmp_path, b"x", name="m.onnx")
+    assert "give one of .pth, .pt, .ckpt" in run(tmp_path, b"x", name="m.onnx")
     assert (
         "cannot be read"
         in CliRunner().invoke(main, ["convert", "/no/m.pkl", f"{tmp_path}/x.safetensors"]).output
