@@ -51,6 +51,7 @@ def test_the_undisturbed_run_keeps_every_invariant(stage: Stage) -> None:
     assert b'"failed": 4' in Storage(stage.finished.output).read("_SUCCESS")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("scenario", "mode"), [("job", mode) for mode in MODES] + [("retry", mode) for mode in MOST_TELLING]
 )

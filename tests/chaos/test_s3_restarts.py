@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.s3]
 @pytest.mark.timeout(1800)
 def test_a_run_outlives_its_s3_server(capsys: pytest.CaptureFixture[str]) -> None:
     with shore(SEED) as stand:
-        for outcome in rounds(stand, SEED, min(2 * SIZE, 10)):
+        for outcome in rounds(stand, SEED, min(SIZE, 10)):
             with capsys.disabled():
                 print(f"\n{dice()}  {line_of(outcome)}")
             assert outcome.counted, outcome

@@ -91,6 +91,7 @@ metadata.version = lambda name: "0.0.9" if name == "maskrcnn-ray" else installed
 WITHOUT_GEO = "import sys; sys.modules['rasterio'] = None"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("customize", "reason"),
     [

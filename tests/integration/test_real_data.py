@@ -13,19 +13,19 @@ pytestmark = pytest.mark.slow
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
-def run(source: Path, output: Path) -> maskrcnn.Run:
-    done = maskrcnn_command("segment", str(source), str(output), "--model", "scenes", "--no-ray")
+def run(source: Path, output: Path, *options: str) -> maskrcnn.Run:
+    done = maskrcnn_command("segment", str(source), str(output), "--model", "scenes", "--no-ray", *options)
     assert done.returncode in (0, 1), done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     return maskrcnn.open_run(str(output))
 
 
-@pytest.mark.parametrize(("folder", "images"), [("nuclei/val", 80), ("coco_sample/images", 80)])
-def test_every_picture_of_a_collection_has_a_row(folder: str, images: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["nuclei/val", "coco_sample/images"])
+def test_pictures_of_a_collection_have_a_row_each(folder: str, tmp_path: Path) -> None:
     if not (DATA / folder).is_dir():
         pytest.skip(f"{folder} is not at hand")
-    found = run(DATA / folder, tmp_path / "run")
-    assert found.images().num_rows == images
+    found = run(DATA / folder, tmp_path / "run", "--limit", "24")
+    assert found.images().num_rows == 24
     assert set(found.images()["status"].to_pylist()) <= {"ok", "empty"}
 
 

@@ -58,6 +58,7 @@ def fast(model):
 # --- the oracle -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("image", images_of("resnet50"))
 def test_every_stage_and_the_instances_match_the_reference(image, fast):
     assert list(faulty_stages(fast, Stored("resnet50", image), TOLERANCES["resnet50"])) == []
