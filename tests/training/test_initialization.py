@@ -132,4 +132,6 @@ def test_norms_with_another_epsilon_give_the_same_features(tmp_path, monkeypatch
     with torch.inference_mode():
         ours, theirs = (net.eval().backbone(image) for net in (begun.network, loaded.module))
     for level, features in ours.items():
-        torch.testing.assert_close(features, theirs[level], rtol=1e-4, atol=1e-4)
+        # Rounding is relative to the scale of a level; without compensation the levels differ by some percent of it.
+        scale = theirs[level].abs().max()
+        torch.testing.assert_close(features / scale, theirs[level] / scale, rtol=0, atol=1e-4)
