@@ -121,6 +121,10 @@ def guard_standard_streams() -> None:
 
     What is written to a terminal that was closed, and all that cannot be written to stderr, is discarded.
     """
+    if sys.stderr is None:  # it was closed before the start, as cron and daemons do
+        discarding = os.open(os.devnull, os.O_WRONLY)  # takes the number 2, which no other file may get
+        os.set_inheritable(discarding, True)
+        sys.stderr = os.fdopen(discarding, "w", encoding="utf-8")
     # In a test, and where one is closed, they are something else.
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
         sys.stdout.flush()

@@ -1,9 +1,12 @@
 """Segment a collection from Python, without Ray: for a notebook, a debugger, a script."""
 
+import dataclasses
 import os
-from typing import Any
+from typing import Any, get_args
 
 from maskrcnn.config import Device, InferenceConfig, ResourceConfig
+from maskrcnn.errors import UsageError
+from maskrcnn.formats.coco_writer import MODES
 from maskrcnn.io.storage import Storage
 from maskrcnn.results.run import Run, open_run
 
@@ -15,9 +18,9 @@ def segment_collection(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    model: str,
-    labels: str | None,
-    images_root: str | None,
+    model: str | os.PathLike[str],
+    labels: str | os.PathLike[str] | None,
+    images_root: str | os.PathLike[str] | None,
     shard_images: int | None,
     coco: str,
     device: Device,
@@ -32,14 +35,30 @@ def segment_collection(
         UsageError: an argument is wrong, or OUTPUT holds another run.
         RunError: the run stopped before its end.
     """
-    if isinstance(inference.get("categories"), (list, set, frozenset)):
-        inference["categories"] = tuple(sorted(inference["categories"]))
+    known = {field.name for field in dataclasses.fields(InferenceConfig)}
+    if unknown := sorted(inference.keys() - known):
+        raise UsageError(
+            f"segment_collection has no argument {unknown[0]!r}: it has {', '.join(sorted(known))}"
+        )
+    for name, value, allowed in (("device", device, get_args(Device)), ("coco", coco, MODES)):
+        if value not in allowed:
+            raise UsageError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+    numbers: dict[str, object] = {"batch_size": batch_size, "threads": threads, "shard_images": shard_images}
+    for name, number in numbers.items():
+        if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
+            raise UsageError(f"{name} must be a whole number, not {number!r}")
+    categories = inference.pop("categories", ())
+    if isinstance(categories, str):
+        categories = [categories]
+    inference["categories"] = tuple(sorted(set(categories)))
     request = Request(
         os.fspath(source),
         os.fspath(output),
-        InferenceConfig(absolute(model), labels and absolute(labels), **inference),
+        InferenceConfig(
+            absolute(os.fspath(model)), absolute(os.fspath(labels)) if labels else None, **inference
+        ),
         shard_images,
-        images_root,
+        os.fspath(images_root) if images_root else None,
         coco,
     )
     resources = ResourceConfig(device, batch_size, dtype, threads, ray=False)

@@ -22,7 +22,7 @@ from . import one_process
 from .node_worker import WorkerSpec
 from .planning import PROBES, Request, mark_begun, prepare, resumable
 from .progress import Progress
-from .where_to_run import check_resources, in_one_process
+from .where_to_run import MARKER, check_resources, in_one_process
 
 log = logging.getLogger("maskrcnn")
 
@@ -61,7 +61,10 @@ def run_plan(request: Request, plan: Plan, resources: ResourceConfig, address: s
 
     with connected(address, resources) as resolved:
         wall_s = run_shards(request, plan, resolved, map_shards)
-        return _reduce(request, wall_s, run_all)
+        success = _reduce(request, wall_s, run_all)
+    if storage.exists(MARKER):  # of a process that died, and whose run is finished now
+        storage.remove(MARKER)
+    return success
 
 
 def _reduce(request: Request, wall_s: float | None, run_all: RunAll) -> dict[str, Any]:

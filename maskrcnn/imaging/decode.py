@@ -285,6 +285,9 @@ def _load(data: bytes, kind: str, limits: Limits) -> _Loaded:
     image = Image.open(BytesIO(data), formats=(kind,))
     _check_size(image, limits)
     image.load()
+    # Zeros in place of the rest of a download decode without an error.
+    if kind == "JPEG" and jpeg_scan.lacks_end(data) and jpeg_scan.complete_length(data) is None:
+        raise Refusal.TRUNCATED.error(format="JPEG")
     if kind == "HEIF":  # turned by the decoder
         return _Loaded(image, None, None)
     orientation = _exif_orientation(image)
@@ -342,7 +345,8 @@ def _load_tiff(data: bytes, limits: Limits) -> _Loaded:
     inherited = None
     try:
         image: Any = Image.open(BytesIO(data), formats=("TIFF",))
-        found = full_picture(reader_of(data)) if SUSPICIOUS & image.tag_v2.keys() else None
+        several = image.tag_v2.next or SUSPICIOUS & image.tag_v2.keys()
+        found = full_picture(reader_of(data)) if several else None
     except DECODER_ERRORS:
         # The first directory may be a preview that Pillow cannot read.
         found = full_picture(reader_of(data))

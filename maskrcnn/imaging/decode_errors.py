@@ -28,7 +28,7 @@ from ..errors import ItemError
 from ..io.refusals import Refusal, tiff_compression
 from . import jpeg2000, jpeg_scan, png_chunks
 from .sniff import kind_of_text
-from .tiff_directory import full_picture, reader_of
+from .tiff_directory import full_picture, pointing_to, reader_of
 
 PLUGINS: Final[dict[str, Any]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -198,11 +198,13 @@ def _unsupported_bmp(data: bytes) -> ItemError | None:
 
 def _unsupported_tiff(data: bytes, reason: str) -> ItemError | None:
     try:
-        full_picture(reader_of(data))
+        picture = full_picture(reader_of(data))
     except ItemError as error:
         return error
     if data.startswith(b"MM\0+"):
         return Refusal.LAYOUT.error(format="BigTIFF", layout="with big-endian numbers")
+    if picture is not None and not picture.is_first:
+        data = pointing_to(data, picture.start)
     tags = tiff_tags(data)
     compression = numbers(tags, TiffImagePlugin.COMPRESSION, 1)[0]
     codec = _LIBTIFF_CODECS.get(compression)

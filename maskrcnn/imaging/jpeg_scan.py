@@ -137,6 +137,14 @@ def complete_length(data: bytes) -> int | None:
     return None
 
 
+def lacks_end(data: bytes) -> bool:
+    """Return whether no end marker follows the last scan; the one of a thumbnail in the metadata does not count."""
+    if data.endswith(END):
+        return False
+    last = max((segment.start for segment in segments(data) if segment.marker == _SCAN), default=0)
+    return data.rfind(END) < last
+
+
 def _has_all_scans(data: bytes, frame: _Frame, scans: list[_Scan]) -> bool:
     """Return whether there are scans of all components and bits, the last of which no end marker follows."""
     if data[scans[-1].stop : scans[-1].stop + 16].lstrip(b"\xff").startswith(END[1:]):

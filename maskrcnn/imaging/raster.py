@@ -67,7 +67,7 @@ _SAMPLED_RASTERS: Final = 1000
 _SAMPLED_WINDOWS: Final = 4  # per side of each raster
 _SAMPLED_SIDE: Final = 256
 _SAMPLED_VALUES: Final = 2**22  # per channel, over all rasters
-_MASK_SHARE: Final = 0.5  # the minimum share of the values of a mask in a sample of alpha
+_MASK_SHARE: Final = 0.9  # the minimum share of the values of a mask in a sample of alpha
 
 
 class RasterReader:
@@ -258,11 +258,10 @@ class RasterReader:
                     raise
         found = np.concatenate([np.zeros(0), *values])
         most = 2.0**info.bits - 1 if np.dtype(info.dtype).kind == "u" else np.max(found, initial=0)
-        return (
-            bool(np.isin(found, (0, most)).mean() >= _MASK_SHARE or np.max(found) <= 1)
-            if found.size
-            else True
-        )
+        if not found.size:
+            return True
+        opaque = found == most
+        return bool(np.max(found) <= 1 or (opaque.any() and (opaque | (found == 0)).mean() >= _MASK_SHARE))
 
     @contextlib.contextmanager
     def _gdal_errors(self) -> Iterator[None]:

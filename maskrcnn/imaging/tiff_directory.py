@@ -20,7 +20,7 @@ COMPRESSION: Final = 259
 SUB_DIRECTORIES: Final = 330
 DNG_VERSION: Final = 50706
 SUSPICIOUS: Final = frozenset([NEW_SUBFILE_TYPE, OLD_SUBFILE_TYPE, SUB_DIRECTORIES, DNG_VERSION])
-"""Tags without any of which the first directory is the picture."""
+"""Tags without any of which the only directory is the picture."""
 
 PHOTOMETRIC: Final = 262
 ORIENTATION: Final = 274
@@ -59,6 +59,8 @@ _NUMBERS: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _TEXT: Final = frozenset([2, 7])
 _WANTED: Final = SUSPICIOUS | {_WIDTH, _HEIGHT, COMPRESSION, PHOTOMETRIC, _MAKE, ORIENTATION, EXTRA_SAMPLES}
 _MOST_DIRECTORIES: Final = 64
+_MOST_UNMARKED: Final = 4
+"""A camera puts its sensor's values behind few previews; a document may have thousands of pages."""
 _MOST_VALUES: Final = 64
 _MOST_ENTRIES: Final = 4096
 
@@ -118,6 +120,7 @@ def full_picture(read_at: ReadAt) -> FullPicture | None:
     """Return where the full picture of a TIFF is; None if its directories cannot be read.
 
     It is the first directory, unless that is marked as reduced, or one of its sub-directories is a larger picture.
+    Where a larger directory has a sensor's values, the first one is the preview of a camera's raw file, marked or not.
 
     Raises:
         ItemError: `unsupported_format`: all that can be read is a preview, or it is a camera's raw file.
@@ -126,8 +129,16 @@ def full_picture(read_at: ReadAt) -> FullPicture | None:
     if first is None:
         return None
     found = first
-    if first.tags.keys() & SUSPICIOUS:
-        pictures = [directory for directory in _others(read_at, first) if directory.is_picture]
+    marked = bool(first.tags.keys() & SUSPICIOUS)
+    others = (
+        _others(read_at, first, _MOST_DIRECTORIES if marked else _MOST_UNMARKED)
+        if first.after or marked
+        else []
+    )
+    if any(directory.is_raw and directory.size > first.size for directory in others):
+        raise _raw(first)
+    if marked:
+        pictures = [directory for directory in others if directory.is_picture]
         children = [d for d in pictures if d.start in first.tags.get(SUB_DIRECTORIES, ())]
         if not first.is_picture:
             if not pictures:
@@ -213,13 +224,13 @@ def _raw(first: Directory) -> ItemError:
     return Refusal.RAW_PHOTO.error(format=name)
 
 
-def _others(read_at: ReadAt, first: Directory) -> list[Directory]:
+def _others(read_at: ReadAt, first: Directory, most: int) -> list[Directory]:
     """Return the sub-directories of the first directory, then those that follow it, each with its own."""
     _, order, big = _layout(read_at(0, 16)) or (0, "<", False)
     found: list[Directory] = []
     visited = {first.start}
     queue = [*first.tags.get(SUB_DIRECTORIES, ()), first.after]
-    while queue and len(found) < _MOST_DIRECTORIES:
+    while queue and len(found) < most:
         start = queue.pop(0)
         if not start or start in visited:
             continue

@@ -7,6 +7,8 @@ text, and null in any other; a column without any value is null.
 """
 
 import codecs
+import csv as python_csv
+import io
 import logging
 import math
 import re
@@ -40,9 +42,10 @@ def parse_csv(source: str, data: bytes) -> pa.Table:
         data: its content.
 
     Raises:
-        UsageError: its columns are separated by something else.
+        UsageError: its columns are separated by something else, or a quoted value does not end.
         pyarrow.ArrowInvalid: it is empty, or its rows have different lengths.
     """
+    _check_quotes(source, data)
     names = _column_names(data)
     for separator, word in ((";", "semicolons"), ("\t", "tabs")):
         if len(names) == 1 and separator in names[0]:
@@ -69,6 +72,26 @@ def parse_csv(source: str, data: bytes) -> pa.Table:
             ", ".join(numbers[:12]) + (", …" if len(numbers) > 12 else ""),
         )
     return pa.table(columns, names=texts.column_names)
+
+
+def _check_quotes(source: str, data: bytes) -> None:
+    """Refuse a value whose quotes do not end where the value does: it would swallow the lines that follow."""
+    if b'"' not in data:
+        return
+    limit = python_csv.field_size_limit(len(data) + 1)
+    rows = python_csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
+    try:
+        last = 0
+        for _ in rows:
+            last = rows.line_num
+    except python_csv.Error as error:
+        raise UsageError(
+            f"{source}: the value in quotes that begins in line {last + 1} or after it does not end: close its "
+            "quotes, and write "
+            'a quote inside it as ""'
+        ) from error
+    finally:
+        python_csv.field_size_limit(limit)
 
 
 def _unlike_a_number(texts: pa.ChunkedArray) -> str | None:

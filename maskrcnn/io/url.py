@@ -155,9 +155,12 @@ def _decoded(path: str) -> str:
 
 
 def redact(text: str) -> str:
-    """Return a URL for logs and messages: on the web, without query and fragment, which may hold a signature.
+    """Return a URL for logs and messages: without user and password, and on the web without query and fragment.
 
     >>> redact("https://host/a.jpg?X-Amz-Signature=0123"), redact("s3://bucket/what?.jpg")
     ('https://host/a.jpg', 's3://bucket/what?.jpg')
+    >>> redact("s3://KEY:SECRET@bucket/photos")
+    's3://…@bucket/photos'
     """
-    return re.split(r"[?#]", text, maxsplit=1)[0] if Url.parse(text).is_web else text
+    shown = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@", r"\1…@", text)
+    return re.split(r"[?#]", shown, maxsplit=1)[0] if Url.parse(text).is_web else shown

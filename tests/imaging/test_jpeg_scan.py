@@ -98,6 +98,8 @@ def test_zeros_in_place_of_the_missing_bytes_are_no_pixels() -> None:
         whole = jpeg(kind)
         for cut in (scan_start(whole) + 50, len(whole) * 3 // 4, len(whole) - 40):
             assert code_of(whole[:cut] + bytes(len(whole) - cut)) == "truncated"
+            # Zeros enough for all the pixels that are missing, which Pillow then reads.
+            assert code_of(whole[:cut] + bytes(20 * len(whole))) == "truncated"
 
 
 @pytest.mark.parametrize("kind", ["baseline", "progressive", "restart markers"])

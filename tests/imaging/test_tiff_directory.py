@@ -63,6 +63,21 @@ def test_a_larger_picture_below_an_unmarked_one_is_the_full_one() -> None:
     np.testing.assert_array_equal(pixels(tiff_of_directories([(SMALL, {}), (FULL, {})], children=1)), FULL)
 
 
+@pytest.mark.parametrize("mark", [{}, WHOLE], ids=["no mark", "marked as whole"])
+@pytest.mark.parametrize("children", [0, 1], ids=["next page", "SubIFD"])
+def test_a_picture_before_larger_sensor_values_is_a_preview(children: int, mark: Tags) -> None:
+    make: Tags = {271: (2, b"Canon\0")}
+    data = tiff_of_directories([(SMALL, {**mark, **make}), (CFA, RAW_COLORS)], children=children)
+    assert "Canon CR2" in message(data)
+
+
+@pytest.mark.parametrize("children", [0, 1], ids=["next page", "SubIFD"])
+def test_the_codec_of_the_full_picture_is_named(children: int) -> None:
+    """Not that of the preview before it, which is sound."""
+    full: Tags = {**WHOLE, 259: (3, [34712])}
+    assert "JPEG 2000" in message(tiff_of_directories([(SMALL, REDUCED), (FULL, full)], children=children))
+
+
 def test_of_pages_that_are_no_previews_the_first_is_read() -> None:
     np.testing.assert_array_equal(
         pixels(tiff_of_directories([(SMALL, {254: (4, [2])}), (FULL, {254: (4, [2])})])), SMALL

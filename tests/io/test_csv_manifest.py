@@ -102,6 +102,20 @@ def test_an_empty_field_is_null_except_in_text() -> None:
 # Whole files
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['uri,a\ni0.png,"unclosed\ni1.png,b\n', 'uri,a\ni0.png,"a\ni1.png,"b"\ni2.png,c\n', 'uri,a\ni0.png,"x'],
+)
+def test_a_quote_that_does_not_end_swallows_no_lines(text: str) -> None:
+    with pytest.raises(UsageError, match="begins in line 2 or after it does not end: close its quotes"):
+        parse_csv("m.csv", text.encode())
+
+
+def test_quotes_within_a_value_are_doubled_or_stand_alone() -> None:
+    table = parse_csv("m.csv", b'uri,a\n1,"say ""hi"""\n2,5" pipe\n3,"two\nlines"\n')
+    assert table["a"].to_pylist() == ['say "hi"', '5" pipe', "two\nlines"]
+
+
 @given(
     st.lists(st.lists(ODD | TEXT, min_size=2, max_size=2), min_size=1, max_size=4),
     st.sampled_from(["\n", "\r\n", "\r"]),

@@ -370,3 +370,11 @@ def test_help_needs_nothing_heavy(command: list[str]) -> None:
         "assert not {'torch', 'ray', 'pyarrow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_a_command_without_standard_error_works(images: Path, tmp_path: Path) -> None:
+    """As cron and daemons start one."""
+    command = f"{sys.executable} -m maskrcnn_jobs segment {images} {tmp_path}/out --model planted --json 2>&-"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["images"] == 5

@@ -57,8 +57,38 @@ def test_python_does_what_the_command_does(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "running in this process, without Ray" in done.stderr
     assert parts(tmp_path / "command") == parts(Path(request.output))
-    with pytest.raises(TypeError, match="gpus"):
-        maskrcnn.segment_collection(request.source, str(tmp_path / "x"), model="planted", gpus=8)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"gpus": 8}, "has no argument 'gpus'"),
+        ({"device": "gpu"}, "device must be one of auto, cpu, cuda, not 'gpu'"),
+        ({"coco": "sometimes"}, "coco must be one of auto, always, never"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number, not 2.5"),
+        ({"categories": "nonsense"}, "'nonsense'"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_anything_is_done(
+    tmp_path: Path, wrong: dict[str, object], said: str
+) -> None:
+    request = request_in(tmp_path)
+    with pytest.raises(UsageError, match=said):
+        maskrcnn.segment_collection(request.source, request.output, model="planted", **wrong)
+    assert not Path(request.output).exists()
+
+
+def test_names_of_categories_have_no_order(tmp_path: Path) -> None:
+    request = request_in(tmp_path)
+    first = maskrcnn.segment_collection(
+        request.source, request.output, model="planted", categories=["leaf", "coin"]
+    )
+    assert (
+        first.info
+        == maskrcnn.segment_collection(
+            request.source, request.output, model="planted", categories=("coin", "leaf")
+        ).info
+    )
 
 
 @pytest.mark.slow
