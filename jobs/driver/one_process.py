@@ -2,7 +2,7 @@
 
 The worker is that of Ray's actors, and so are its receipts and tables. Several images are computed at once on the CPU,
 each on one thread, so that the rows are those of any number of actors. What Ray adds is isolation: an image that ends
-the process ends the run. The same command continues it on Ray (see `execution`), where the image fails alone.
+the process ends the run. The same command continues it on Ray (see `where_to_run`), where the image fails alone.
 """
 
 import logging

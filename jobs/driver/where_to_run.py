@@ -18,7 +18,7 @@ from .planning import PROBES
 log = logging.getLogger("maskrcnn")
 
 MAX_ROWS: Final = 100
-"""Up to this many images or windows a run takes longer to start Ray than it gains by it."""
+"""A run of up to this many images or windows is finished before Ray and its actors have started, or shortly after."""
 MARKER: Final = f"{PROBES}/one-process"
 """A file of the run's directory that is there while a process without Ray works on the run, or where it died."""
 

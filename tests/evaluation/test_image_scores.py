@@ -116,6 +116,7 @@ def by_us(
     return {kind: average([w.tallies[kind] for w in evaluated], max_dets) for kind in kinds}, evaluated
 
 
+@pytest.mark.slow
 @needs_fixture
 @pytest.mark.parametrize(("kind", "known"), [("bbox", 0.300), ("segm", 0.281)])
 def test_a_real_networks_results_score_as_pycocotools_says(kind: str, known: float) -> None:

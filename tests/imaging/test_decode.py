@@ -362,6 +362,7 @@ def calls_of(function: Callable[[], object]) -> int:
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [gif_of, webp_of, tiff_of, apng_of])
 def test_the_cost_does_not_depend_on_the_number_of_frames(build: Callable[..., bytes]) -> None:
     limits = Limits(10**6, 10**8, 100)

@@ -21,6 +21,8 @@ from maskrcnn.io.schemes import store_of
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url
 
+pytestmark = pytest.mark.s3
+
 LIMIT = 10**6
 URL = "s3://photos/a.png"
 

@@ -45,6 +45,7 @@ def test_its_tables_are_those_of_a_worker_alone_and_are_proven(tmp_path: Path) -
     assert Storage(request.output).list("probes") == []
 
 
+@pytest.mark.slow
 def test_python_does_what_the_command_does(tmp_path: Path) -> None:
     request = request_in(tmp_path)
     run = maskrcnn.segment_collection(

@@ -64,6 +64,7 @@ def test_segment_and_show_accept_the_same_names(model, run, folder):
     assert run("show", model)[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", REFUSED)
 def test_segment_and_show_refuse_the_same_names_with_the_same_message(model, run):
     planned, shown = run("plan", model), run("show", model)

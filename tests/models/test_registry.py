@@ -201,6 +201,7 @@ def test_each_architecture_can_be_described(write):
         assert describe_model(path).architecture == architecture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_tensors_of_a_network_are_known_without_torch(architecture):
     network = model.build_network(architecture, 7, 96, 192)

@@ -15,7 +15,10 @@ rasterio = pytest.importorskip("rasterio")
 geopandas = pytest.importorskip("geopandas")
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the real data do not lie beside this project")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not DATA.is_dir(), reason="the real data do not lie beside this project"),
+]
 
 
 def test_polygons_of_the_kampala_mosaic_overlay_its_labels(tmp_path: Path) -> None:

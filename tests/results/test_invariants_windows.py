@@ -60,6 +60,7 @@ def tamper(output: Path, table: str, edit: Edit) -> None:
     (output / "_SUCCESS").write_text(json.dumps(success))
 
 
+@pytest.mark.slow
 def test_a_file_of_polygons_belongs_to_the_folder_of_its_images(whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     shutil.copytree(whole, output)

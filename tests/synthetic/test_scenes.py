@@ -63,6 +63,7 @@ def test_the_image_changes_along_the_rims_of_masks(scenes: list[Scene]) -> None:
     assert np.mean(across) > 2 * np.mean(elsewhere)
 
 
+@pytest.mark.slow
 def test_the_scenes_are_varied(scenes: list[Scene]) -> None:
     measured = statistics(scenes)
     assert len(CATEGORIES) >= 6

@@ -55,6 +55,7 @@ def test_a_photo_that_has_changed_is_refused(tmp_path: Path, change: str) -> Non
     assert caught.value.code == ("not_found" if change == "gone" else "changed")
 
 
+@pytest.mark.slow
 def test_rasters_and_photos_of_a_run_of_windows_are_read(tmp_path: Path) -> None:
     pytest.importorskip("rasterio")
     seen = {"a.tif": mosaic(300, 400, 20, 1), "b.png": mosaic(200, 260, 8, 2)}
