@@ -77,9 +77,7 @@ def submit_job(
         client = JobSubmissionClient(address)
         runtime_env = {"working_dir": working_dir} if working_dir else {}
         job = client.submit_job(entrypoint=shlex.join(["maskrcnn", *command]), runtime_env=runtime_env)
-    except (
-        Exception
-    ) as error:  # Ray and its HTTP client raise many kinds; all are the address's or the network's
+    except Exception as error:  # Ray and its HTTP client raise many kinds, all for the address or the network
         raise RunError(f"cannot submit to {address}: {advise(condense(error))}") from error
     click.echo(job)
     if not wait:
