@@ -229,6 +229,7 @@ def test_urls_with_a_password_are_refused_everywhere_and_not_repeated(
 def test_a_command_with_a_password_is_not_submitted() -> None:
     for words in (
         ["segment", WITH_PASSWORD, "out"],
+        ["evaluate", "out", "--truth", WITH_PASSWORD],
         ["segment", "in", "out", f"--images-root={WITH_PASSWORD}"],
     ):
         result = CliRunner().invoke(main, ["submit", "--address", "http://127.0.0.1:9", "--", *words])

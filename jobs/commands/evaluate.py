@@ -101,11 +101,13 @@ def run_evaluate(
         RunError: something cannot be read or stored, or the cluster cannot be reached.
     """
     import maskrcnn
+    from maskrcnn.io.sources import refuse_user
     from maskrcnn.pipeline.plan import read_run
     from maskrcnn.pipeline.success import read_success
 
     from ..driver.planning import output_storage
 
+    refuse_user(ground_truth, "--truth")
     storage = output_storage(output)
     success = read_success(storage)
     if success is None:
