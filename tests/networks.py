@@ -3,6 +3,7 @@
 from collections import OrderedDict
 
 import torch
+from torch import nn
 
 
 def spread(network, factor=10):
@@ -30,3 +31,63 @@ def boxes_in(canvas, count):
     corners = torch.rand(count, 2) * torch.tensor([canvas[1], canvas[0]])
     sides = torch.exp(torch.rand(count, 2) * 8 - 2) * (torch.rand(count, 1) > 0.1)
     return torch.cat([corners, torch.minimum(corners + sides, torch.tensor([canvas[1], canvas[0]]))], 1)
+
+
+def settle(network, images):
+    """Give a random detector of torchvision outputs as a trained one has: scores that are apart, boxes near anchors.
+
+    The statistics of norms become those of the images; the outputs of the last layers get a mean and a deviation.
+
+    Args:
+        network: of any class.
+        images: (3, H, W) from 0 to 1.
+    """
+    with torch.no_grad():
+        norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = None
+            norm.train()
+        network.backbone(network.transform(images)[0].tensors)
+        network.eval()
+        for layer, mean, deviation in _last_layers(network):
+            _standardise(network, layer, images, mean, deviation)
+
+
+def _last_layers(network):
+    """The layers that return scores and boxes, with the mean and the deviation of what each shall return."""
+    if hasattr(network, "roi_heads"):
+        head, predictor = network.rpn.head, network.roi_heads.box_predictor
+        return [
+            (head.cls_logits, 0.0, 1.0),
+            (head.bbox_pred, 0.0, 0.3),
+            (predictor.cls_score, 0.0, 2.5),
+            (predictor.bbox_pred, 0.0, 0.5),
+        ]
+    classes, boxes = network.head.classification_head, network.head.regression_head
+    if hasattr(classes, "module_list"):
+        layers = [
+            (each[-1] if isinstance(each, nn.Sequential) else each, 0.0, 2.0) for each in classes.module_list
+        ]
+        boxed = [
+            (each[-1] if isinstance(each, nn.Sequential) else each, 0.0, 0.5) for each in boxes.module_list
+        ]
+        return layers + boxed
+    if hasattr(boxes, "bbox_ctrness"):
+        return [(classes.cls_logits, -5.0, 1.8), (boxes.bbox_reg, 3.0, 1.5), (boxes.bbox_ctrness, 1.0, 1.0)]
+    return [(classes.cls_logits, -7.0, 1.5), (boxes.bbox_reg, 0.0, 0.4)]
+
+
+def _standardise(network, layer, images, mean, deviation):
+    seen = []
+    hook = layer.register_forward_hook(
+        lambda _, inputs, output: seen.append(
+            output if output.dim() == 2 else output.transpose(0, 1).flatten(1).T
+        )
+    )
+    for image in images:
+        network([image])
+    hook.remove()
+    outputs = torch.cat(seen)
+    factor = deviation / outputs.std(0).clamp(min=1e-6)
+    layer.weight.mul_(factor.view(-1, *[1] * (layer.weight.dim() - 1)))
+    layer.bias.copy_((layer.bias - outputs.mean(0)) * factor + mean)

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from maskrcnn.errors import plural
+from maskrcnn.errors import UsageError, plural
 
 
 @click.command()
@@ -36,14 +36,14 @@ def run_export(output: str, destination: str, form: Any) -> tuple[int, str]:
     import maskrcnn
     from maskrcnn.io.storage import Storage
     from maskrcnn.pipeline.plan import read_plans
-    from maskrcnn.pipeline.success import coco_info, parts_of
+    from maskrcnn.pipeline.success import coco_info, detects_masks, parts_of
     from maskrcnn.results.export import export_coco, export_csv, export_png_masks
 
     run = maskrcnn.open_run(output)
-    storage, parts = Storage(run.url), parts_of(run.success)
+    storage, parts, masks = Storage(run.url), parts_of(run.success), detects_masks(run.info)
     if form == "coco":
         info = coco_info(run.info, read_plans(storage)[0])
-        return export_coco(storage, parts, run.categories, destination, info), "annotation"
+        return export_coco(storage, parts, run.categories, destination, info, masks=masks), "annotation"
     if form in ("geojson", "gpkg"):
         from maskrcnn.formats.geojson_geopackage import export_vector
 
@@ -51,4 +51,6 @@ def run_export(output: str, destination: str, form: Any) -> tuple[int, str]:
         return export_vector(storage, polygons, destination, form), "polygon"
     if form == "csv":
         return export_csv(storage, parts, destination), "row"
+    if not masks:
+        raise UsageError(f"{output} has boxes without masks: export it as coco, csv, geojson or gpkg")
     return export_png_masks(storage, parts, destination), "label map"

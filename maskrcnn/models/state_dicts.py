@@ -174,8 +174,8 @@ def _prefix(name: str) -> str | None:
 # --- networks that are not supported --------------------------------------------------------------------------
 
 _SUPPORTED: Final = (
-    "supported are Mask R-CNN with ResNet-50 and FPN of torchvision and detectron2, torchvision's with ResNet-18, and "
-    "matterport's Mask_RCNN"
+    "supported are torchvision's detectors, its Mask R-CNN with other ResNets and FPN, detectron2's with ResNet-50 and "
+    "FPN, and matterport's Mask_RCNN"
 )
 
 _BY_NAME: Final = (
