@@ -3,6 +3,7 @@
 A dictionary lets a file of some kilobytes come to terabytes of text, so a column's size is known before it is expanded.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise, repeat
 from typing import BinaryIO, Final
@@ -161,7 +162,7 @@ def _carried(source: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray
     try:
         return portable(column)
     except pa.ArrowException as error:
-        why = " ".join(str(error).split())[:200]
+        why = " ".join(re.sub(r"\b(?:In chunk \d+|Invalid): ", "", str(error)).split())[:200]
         raise UsageError(
             f"{source}: the column {name!r} of type {str(column.type)[:100]} cannot be carried ({why}): remove it, or "
             "write it as text"
