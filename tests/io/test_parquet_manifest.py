@@ -123,6 +123,8 @@ def test_the_pictures_own_bytes_are_named_where_there_is_no_uri() -> None:
     assert "rename" not in said
     said = refusal(pa.table({"path": ["a.png"], "jpg": [PICTURE]}))
     assert said.endswith("no column `uri`; found 'path', 'jpg'; rename 'path' if that is meant")
+    said = refusal(pa.table({"image": [list(PICTURE)], "label": [1]}))
+    assert said.endswith("no column `uri`; found 'image', 'label'")
 
 
 # Limits
