@@ -168,7 +168,7 @@ def _failed_of_part(
 def _columns(storage: Storage, path: str, columns: list[str]) -> pa.Table:
     try:
         return read_table(storage, path, columns)
-    except (FileNotFoundError, pa.ArrowInvalid) as error:
+    except (pa.ArrowException, OSError) as error:  # OSError: it is missing, or a compressed page is damaged
         raise RunError(
             f"{storage.url}/{path} is missing or broken; `maskrcnn reduce` writes it again"
         ) from error

@@ -26,7 +26,8 @@ from .diff_matching import (
     Rules,
     compare_instances,
 )
-from .reader import ImageRow, RunReader, disagreement
+from .part_checks import unknown_category
+from .reader import ImageRow, RunReader
 
 SIZES: Final = ("small", "medium", "large")
 """COCO's size ranges by mask area in pixels: below 32², below 96², and above."""
@@ -175,9 +176,7 @@ class Comparison:
         some = found if len(keep) == len(found) else found.take(keep)
         codes = self._codes[side]
         if unknown := sorted(set(some.labels.tolist()) - set(codes)):
-            raise disagreement(
-                reader.run.url, f"an instance has the category {unknown[0]}, which the run lacks"
-            )
+            raise unknown_category(reader.run.url, unknown[0])
         labels = np.array([codes[label] for label in some.labels.tolist()], np.int32)
         return replace(some, labels=labels), keep
 

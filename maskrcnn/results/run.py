@@ -13,6 +13,7 @@ from ..io.storage import Storage
 from ..pipeline.plan import read_run
 from ..pipeline.success import categories_of, read_success
 from ..types import Category
+from .part_checks import reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +38,18 @@ class Run:
         return stats
 
     def images(self) -> pa.Table:
-        """Return the table `images`, one row per input."""
+        """Return the table `images`, one row per input. Raises UsageError if a part is missing or damaged."""
         return self._table(IMAGES)
 
     def instances(self) -> pa.Table:
-        """Return the table `instances`, one row per detection."""
+        """Return the table `instances`, one row per detection. Raises UsageError if a part is missing or damaged."""
         return self._table(INSTANCES)
 
     def _table(self, name: str) -> pa.Table:
         storage = Storage(self.url)
-        return pa.concat_tables([read_table(storage, part["path"]) for part in self.success["parts"][name]])
+        paths = [part["path"] for part in self.success["parts"][name]]
+        with reading(storage, *paths):
+            return pa.concat_tables([read_table(storage, path) for path in paths])
 
 
 def open_run(url: str | os.PathLike[str]) -> Run:
