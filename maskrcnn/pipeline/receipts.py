@@ -100,7 +100,7 @@ def read_receipt(storage: Storage, path: str) -> Receipt:
     """
     try:
         return Receipt.from_json(storage.read(path))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise RunError(
             f"{storage.url}/{path} is not a valid receipt; remove it, and run `maskrcnn segment` again"
         ) from error

@@ -1,6 +1,5 @@
 """Open a finished run for reading in Python."""
 
-import json
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +7,13 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import UsageError
+from ..io.json_files import read_object
 from ..io.parquet import IMAGES, INSTANCES, read_table
 from ..io.storage import Storage
 from ..pipeline.plan import read_run
 from ..pipeline.success import categories_of, read_success
 from ..types import Category
-from .part_checks import reading
+from .part_checks import disagreement, reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,16 @@ class Run:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """The content of `stats.json`."""
-        stats: dict[str, Any] = json.loads(Storage(self.url).read("stats.json"))
-        return stats
+        """The content of `stats.json`.
+
+        Raises:
+            UsageError: it is missing.
+            RunError: it is not valid JSON.
+        """
+        try:
+            return read_object(Storage(self.url), "stats.json", "`maskrcnn reduce` writes it again")
+        except FileNotFoundError as error:
+            raise disagreement(self.url, "stats.json is missing") from error
 
     def images(self) -> pa.Table:
         """Return the table `images`, one row per input. Raises UsageError if a part is missing or damaged."""

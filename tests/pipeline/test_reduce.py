@@ -18,6 +18,7 @@ from maskrcnn.pipeline.plan import Plan, write_run
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import parts_of, read_success
 from maskrcnn.pipeline.worker import ShardWorker
+from maskrcnn.results.run import Run
 from maskrcnn.schema import SCHEMA_VERSION
 from maskrcnn.stats import Stats
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter
@@ -170,9 +171,23 @@ def test_after_gc_the_tables_stand_and_cannot_be_made_again(tmp_path: Path, imag
 def test_a_broken_record_is_named(tmp_path: Path, images: Path) -> None:
     storage = processed(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
-    storage.write("_SUCCESS", b"{")
-    with pytest.raises(RunError, match="_SUCCESS is broken"):
-        read_success(storage)
+    for content, why in (
+        ("{", "is not valid JSON"),
+        ("[" * 99_999, "is not valid JSON"),
+        ("[]", "is not a JSON object"),
+        ("{}", "lacks the generation or the parts"),
+        ('{"generation": 1, "parts": {"images": []}}', "lacks the generation or the parts"),
+    ):
+        storage.write("_SUCCESS", content.encode())
+        with pytest.raises(RunError, match=f"_SUCCESS {why}: remove it, and run `maskrcnn segment` again"):
+            read_success(storage)
+    storage.write("stats.json", b"{")
+    reduced = Run(storage.url, {}, {})
+    with pytest.raises(RunError, match=r"stats\.json is not valid JSON: `maskrcnn reduce` writes it again"):
+        _ = reduced.stats
+    storage.remove("stats.json")
+    with pytest.raises(UsageError, match=r"stats\.json is missing"):
+        _ = reduced.stats
     broken = storage.list("receipts")[0]
     storage.write(broken, b"{")
     with pytest.raises(RunError, match="is not a valid receipt"):
