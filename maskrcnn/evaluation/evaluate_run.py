@@ -81,6 +81,15 @@ class Evaluation:
     worst: Mapping[int, ImageOutcome]
     """What was matched in the images with the lowest panoptic quality, by their row of `images`, in ascending order."""
 
+    def __repr__(self) -> str:
+        """Return the number of images, and AP; `summary` has the rest."""
+        aps = [
+            f"{word} AP {self.summary[kind][0]:.3f}"
+            for kind, word in (("segm", "mask"), ("bbox", "box"))
+            if self.summary[kind] and self.summary[kind][0] is not None
+        ]
+        return f"<Evaluation of {plural(len(self.images), 'image')}: {', '.join(aps) or 'no AP'}>"
+
 
 @contextmanager
 def evaluate_run(

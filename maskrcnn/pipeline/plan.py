@@ -257,6 +257,12 @@ def no_run(url: str, missing: str) -> UsageError:
     )
 
 
+def not_finished(url: str, generation: int) -> UsageError:
+    """Return the error for a run whose latest generation is not finished."""
+    command = "segment" if generation == 1 else "retry"
+    return UsageError(f"{url} is not finished: continue it with `maskrcnn {command}`")
+
+
 def check_version(storage: Storage, run: dict[str, Any]) -> None:
     """Refuse a run whose files are of another schema version than this program reads and writes.
 

@@ -26,7 +26,7 @@ from ..io.store import ObjectStat
 from ..io.url import Url
 from ..tiling.index import WindowIndex
 from .manifest_file import ROWS, ManifestReader, read_window_index, write_rows
-from .plan import Plan, create_plan
+from .plan import Plan, create_plan, not_finished
 from .receipts import choose
 from .success import finished, parts_of
 
@@ -61,7 +61,7 @@ def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | 
     latest = plans[-1]
     success = finished(storage, latest)
     if success is None:
-        raise UsageError(f"{storage.url} is not finished: continue it with `maskrcnn segment`")
+        raise not_finished(storage.url, latest.generation)
     gone = sum(map(len, plans)) - sum(map(len, choose(storage, plans)))
     if gone:
         raise UsageError(

@@ -202,11 +202,12 @@ def check_complete(plans: Sequence[Plan], choice: Choice) -> None:
     """Raise RunError if a shard has no receipt."""
     for plan, of_plan in zip(plans, choice, strict=True):
         if missing := len(plan) - len(of_plan):
-            which, again = "", "segment` again"
+            which, command = "", "segment"
             if plan.generation > 1:
-                which, again = f" of generation {plan.generation}", "retry`"
+                which, command = f" of generation {plan.generation}", "retry"
             raise RunError(
-                f"{missing:,} of {plural(len(plan), 'shard')}{which} unfinished; run `maskrcnn {again} to continue"
+                f"the run is not finished, {missing:,} of {plural(len(plan), 'shard')}{which} left: continue it with "
+                f"`maskrcnn {command}`"
             )
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..errors import UsageError
+from ..errors import plural
 from ..io.json_files import read_object
 from ..io.parquet import IMAGES, INSTANCES, read_table
 from ..io.storage import Storage
-from ..pipeline.plan import read_run
+from ..pipeline.plan import not_finished, read_plans, read_run
 from ..pipeline.success import categories_of, read_success
 from ..types import Category
 from .part_checks import disagreement, reading
@@ -25,6 +25,15 @@ class Run:
     """The content of `run.json`: settings, model, versions, inputs."""
     success: dict[str, Any]
     """The content of `_SUCCESS`: counts and the list of parts."""
+
+    def __repr__(self) -> str:
+        """Return where the run is, what it holds, and when it was finished."""
+        counts = self.success.get("counts", {})
+        by_status = ", ".join(f"{counts.get(status, 0):,} {status}" for status in ("ok", "empty", "failed"))
+        images, instances = (plural(counts.get(f"{noun}s", 0), noun) for noun in ("image", "instance"))
+        return (
+            f"<Run {self.url!r}: {images} ({by_status}), {instances}; finished {self.success.get('created')}>"
+        )
 
     @property
     def categories(self) -> tuple[Category, ...]:
@@ -72,5 +81,5 @@ def open_run(url: str | os.PathLike[str]) -> Run:
     info = read_run(storage)
     success = read_success(storage)
     if success is None:
-        raise UsageError(f"{url} is not finished: continue it with `maskrcnn segment`")
+        raise not_finished(os.fspath(url), len(read_plans(storage)))
     return Run(os.fspath(url), info, success)

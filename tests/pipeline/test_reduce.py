@@ -119,7 +119,7 @@ def test_an_unfinished_map_stage_is_not_reduced_and_what_stood_stays(tmp_path: P
     storage = processed(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
     storage.remove(storage.list("receipts")[1])
-    with pytest.raises(RunError, match="1 of 5 shards unfinished"):
+    with pytest.raises(RunError, match="1 of 5 shards left"):
         reduce_run(storage.url, write_report=write_report)
     assert read_success(storage) is not None
 
@@ -143,7 +143,7 @@ def test_a_damaged_shard_stops_the_reduce_and_the_tables_stand(
     before = {path: storage.read(path) for path in storage.list("images") + storage.list("instances")}
     path = next(p for p in storage.list("shards") if "1-00000002" in p and p.endswith("instances.parquet"))
     damaged(storage, path, damage)
-    with pytest.raises(RunError, match="unfinished" if damage == "missing" else "differs from its receipt"):
+    with pytest.raises(RunError, match="not finished" if damage == "missing" else "differs from its receipt"):
         reduce_run(storage.url, write_report=write_report)
     assert read_success(storage) is not None
     assert {path: storage.read(path) for path in before} == before
