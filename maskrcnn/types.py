@@ -61,7 +61,7 @@ class Detections:
     images of 2^32 pixels and more have frames, since a COCO mask cannot cover them."""
 
     def __repr__(self) -> str:
-        """Return how many there are, and the image's size; masks as bytes say nothing."""
+        """Return the number of instances, and the image's size; the bytes of masks are of no use to a reader."""
         return f"<Detections: {plural(len(self), 'instance')} in an image of {self.height} x {self.width} pixels>"
 
     def __post_init__(self) -> None:

@@ -27,12 +27,12 @@ def portable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column with the same values, of a type that all readers of Parquet know.
 
     Raises:
-        pyarrow.ArrowException: a value does not fit or is none of its type, such as a text that is not UTF-8.
+        pyarrow.ArrowException: a value does not fit, or is invalid, such as text that is not UTF-8.
     """
     column.validate(full=True)
     if not is_storable(column.type):
         return pa.chunked_array([as_json(column.to_pylist())])
-    if _is_portable(column.type) and all(map(_is_readable, column.chunks)):
+    if is_portable(column.type) and all(map(_is_readable, column.chunks)):
         return column
     # In one piece: some values decide on the type of all.
     return pa.chunked_array([_converted(pa.concat_arrays(column.chunks or [pa.array([], column.type)]))])
@@ -75,7 +75,7 @@ def is_storable(kind: pa.DataType) -> bool:
     return all(map(is_storable, children_of(kind)))
 
 
-def _is_portable(kind: pa.DataType) -> bool:
+def is_portable(kind: pa.DataType) -> bool:
     """Return whether all readers know a type, so that the column stays as it is."""
     if isinstance(kind, pa.BaseExtensionType) or any(is_kind(kind) for is_kind in _CONVERTED):
         return False
@@ -83,7 +83,7 @@ def _is_portable(kind: pa.DataType) -> bool:
         return bool(types.is_decimal128(kind) and kind.scale >= 0)
     if types.is_time32(kind) or types.is_timestamp(kind):
         return kind.unit != "s" and _is_zone(getattr(kind, "tz", None))
-    return all(map(_is_portable, children_of(kind)))
+    return all(map(is_portable, children_of(kind)))
 
 
 def _is_zone(name: str | None) -> bool:
@@ -162,7 +162,7 @@ _CONVERTED: Final = (
 
 def _converted(array: pa.Array) -> pa.Array:  # noqa: PLR0911 (one case per kind of type)
     kind = array.type
-    if _is_portable(kind) and _is_readable(array):
+    if is_portable(kind) and _is_readable(array):
         return array
     if isinstance(kind, pa.BaseExtensionType):
         return _of_extension(array)

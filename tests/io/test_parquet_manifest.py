@@ -58,14 +58,20 @@ def test_all_values_are_read_however_they_are_stored(
 
 
 @pytest.mark.parametrize("row_group_size", [1, None])
-def test_a_value_that_readers_refuse_decides_on_the_type_of_its_column(row_group_size: int | None) -> None:
+def test_a_value_that_readers_refuse_decides_on_the_type_of_its_column(
+    row_group_size: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
     """Whatever row groups the values are stored in."""
     maps = pa.array([[("a", 1)], [("a", 1), ("a", 2)]], pa.map_(pa.string(), pa.int8()))
     times = pa.array([[1000], [1]], pa.list_(pa.time64("ns")))
     table = pa.table({"uri": ["a", "b"], "maps": maps, "times": times})
+    caplog.set_level(logging.INFO, "maskrcnn")
     assert read(table, row_group_size=row_group_size).drop("uri").to_pylist() == [
         {"maps": [{"key": "a", "value": 1}], "times": ["00:00:00.000001000"]},
         {"maps": [{"key": "a", "value": 1}, {"key": "a", "value": 2}], "times": ["00:00:00.000000001"]},
+    ]
+    assert caplog.messages == [
+        "m.parquet: columns carried as text or as lists, because not all readers take their values: 'maps', 'times'"
     ]
 
 

@@ -296,7 +296,7 @@ def test_the_device_of_an_existing_cluster_must_be_said(images: Path, tmp_path: 
 ON_A_RUN = {
     **{name: [] for name in ("status", "verify", "reduce", "retry", "gc", "show")},
     "export": ["to"],
-    "evaluate": ["--truth", "truth.json"],
+    "evaluate": ["--truth", "ground_truth.json"],
     "diff": ["RUN"],
 }
 
@@ -307,7 +307,9 @@ def on_a_run(command: str, folder: Path) -> Result:
 
 @pytest.mark.parametrize("exists", [False, True])
 @pytest.mark.parametrize("command", ON_A_RUN)
-def test_every_command_says_alike_that_there_is_no_run(command: str, exists: bool, tmp_path: Path) -> None:
+def test_every_command_says_in_the_same_words_that_there_is_no_run(
+    command: str, exists: bool, tmp_path: Path
+) -> None:
     folder = tmp_path / "none"
     if exists:
         folder.mkdir()
@@ -318,7 +320,7 @@ def test_every_command_says_alike_that_there_is_no_run(command: str, exists: boo
 
 
 @pytest.mark.parametrize("command", ON_A_RUN)
-def test_every_command_says_alike_that_a_run_is_not_finished(
+def test_every_command_says_in_the_same_words_that_a_run_is_not_finished(
     command: str, images: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "out"

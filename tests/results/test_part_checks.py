@@ -111,13 +111,13 @@ def test_a_run_whose_tables_disagree_is_not_exported(fault: str, form: str, url:
 def test_nor_is_it_evaluated(fault: str, url: str, tmp_path: Path) -> None:
     damage, why = FAULTS[fault]
     damage(Path(url))
-    truth = tmp_path / "truth.json"
+    ground_truth = tmp_path / "ground_truth.json"
     image = {"id": 1, "file_name": "a.png", "height": 30, "width": 40}
     box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 8, 8], "area": 64, "iscrowd": 0}
     categories = [{"id": 1, "name": "ellipse"}]
-    truth.write_text(json.dumps({"images": [image], "annotations": [box], "categories": categories}))
+    ground_truth.write_text(json.dumps({"images": [image], "annotations": [box], "categories": categories}))
     with pytest.raises(UsageError, match="disagree") as caught:
-        maskrcnn.evaluate(url, str(truth))
+        maskrcnn.evaluate(url, str(ground_truth))
     assert why in str(caught.value)
 
 
