@@ -99,9 +99,7 @@ class MosaicSegmenter(PlantedSegmenter):
         *,
         has_masks: bool = True,
     ) -> None:
-        super().__init__(
-            PLANTED_CATEGORIES, sleep_s, min_score, max_detections, keep, has_masks=has_masks
-        )
+        super().__init__(PLANTED_CATEGORIES, sleep_s, min_score, max_detections, keep, has_masks=has_masks)
         self._jitter = jitter
 
     def _segment(self, image: Pixels) -> Detections:

@@ -64,7 +64,9 @@ def test_the_run_is_proven(runs: Path) -> None:
     ("column", "value", "said"),
     [("area", 7, "area is 7, by the box"), ("touches_border", None, "touches_border is")],
 )
-def test_a_changed_column_is_found(runs: Path, tmp_path: Path, column: str, value: int | None, said: str) -> None:
+def test_a_changed_column_is_found(
+    runs: Path, tmp_path: Path, column: str, value: int | None, said: str
+) -> None:
     import shutil
 
     shutil.copytree(runs / "boxes", tmp_path / "run")
@@ -112,7 +114,9 @@ def test_exports_and_pictures(runs: Path, tmp_path: Path) -> None:
     assert copies[0].read_bytes() == copies[1].read_bytes()
     command("show", runs / "boxes", "--output", tmp_path / "boxes.png")
     command("show", runs / "boxes", "--masks", "--output", tmp_path / "each.png")
-    done = CliRunner().invoke(main, ["export", str(runs / "boxes"), str(tmp_path / "m"), "--format", "png-masks"])
+    done = CliRunner().invoke(
+        main, ["export", str(runs / "boxes"), str(tmp_path / "m"), "--format", "png-masks"]
+    )
     assert done.exit_code == 2
     assert "has boxes without masks" in done.output
 
