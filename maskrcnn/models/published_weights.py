@@ -107,7 +107,7 @@ def norm_eps_of(architecture: str, checkpoint: Checkpoint, sha256: str) -> float
     """Return the epsilon of the norms with which one of torchvision's networks was trained; None: it cannot be known.
 
     torchvision sets it to 0 when it loads the weights COCO_V1 of its first networks with ResNet-50, and what is
-    fine-tuned from them keeps it; a state dict does not say so. Only frozen norms are concerned, which count no batches.
+    fine-tuned from them keeps it; a state dict does not say so. Only frozen norms are concerned: they count no batches.
 
     Args:
         architecture: one of torchvision's.
