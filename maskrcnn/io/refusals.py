@@ -212,6 +212,12 @@ class Refusal(Enum):
         "--window, or cut the raster into parts (gdal_retile, gdal_translate -srcwin)",
     )
 
+    DENSE = (
+        "corrupt",
+        "{width} x {height} pixels, of which {pixels:,} hold data, in a file of {count:,} bytes: no compression does "
+        "that, so its blocks share their bytes, or are not there: export the raster anew",
+    )
+
     # Stores
 
     GDAL_NAME = (
