@@ -44,9 +44,13 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
+class Frame:
+    """The header of the pixels."""
+
     marker: int
+    """The second byte of its marker."""
     height: int
+    """Pixels."""
     width: int
     sampling: dict[int, tuple[int, int]]
     """By component: the horizontal and the vertical sampling factor."""
@@ -71,7 +75,9 @@ class _Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class _Scan:
+class Scan:
+    """The header of a scan."""
+
     names: tuple[int, ...]
     """Of the components."""
     dc: tuple[bytes, ...]
@@ -131,7 +137,7 @@ def complete_length(data: bytes) -> int | None:
     """
     for part in {data, data.rstrip(b"\0")}:
         with contextlib.suppress(LookupError, struct.error, ValueError):
-            frame, scans = _parse(part)
+            frame, scans = parse(part)
             if _has_all_scans(part, frame, scans) and _is_complete(part, frame, scans):
                 return scans[-1].stop
     return None
@@ -145,22 +151,22 @@ def lacks_end(data: bytes) -> bool:
     return data.rfind(END) < last
 
 
-def _has_all_scans(data: bytes, frame: _Frame, scans: list[_Scan]) -> bool:
+def _has_all_scans(data: bytes, frame: Frame, scans: list[Scan]) -> bool:
     """Return whether there are scans of all components and bits, the last of which no end marker follows."""
     if data[scans[-1].stop : scans[-1].stop + 16].lstrip(b"\xff").startswith(END[1:]):
         return False
     if frame.marker == PROGRESSIVE:
-        return not any(map(any, _missing_bits(frame, scans).values()))
+        return not lacks_bits(frame, scans)
     return frame.marker in SEQUENTIAL and {name for scan in scans for name in scan.names} == set(
         frame.sampling
     )
 
 
-def _parse(data: bytes) -> tuple[_Frame, list[_Scan]]:
+def parse(data: bytes) -> tuple[Frame, list[Scan]]:
     """Return the frame and the scans. Raises LookupError, struct.error or ValueError."""
     frame, interval = None, 0
     tables: dict[int, bytes] = {}
-    scans: list[_Scan] = []
+    scans: list[Scan] = []
     for segment in segments(data):
         body = data[segment.start + 4 : segment.stop]
         if segment.marker == _TABLES:
@@ -172,7 +178,7 @@ def _parse(data: bytes) -> tuple[_Frame, list[_Scan]]:
             sampling = {body[i]: (body[i + 1] >> 4, body[i + 1] & 15) for i in range(6, 6 + 3 * count, 3)}
             if frame or not (height and width and all(map(all, sampling.values()))):
                 raise ValueError("not one frame with a size")
-            frame = _Frame(segment.marker, height, width, sampling)
+            frame = Frame(segment.marker, height, width, sampling)
         elif segment.marker == _SCAN:
             count = body[0]
             first, last, bits = body[1 + 2 * count : 4 + 2 * count]
@@ -181,7 +187,7 @@ def _parse(data: bytes) -> tuple[_Frame, list[_Scan]]:
                 stop = len(data.rstrip(b"\xff"))  # the first half of an end marker
             selectors = [body[i] for i in range(2, 2 + 2 * count, 2)]
             scans.append(
-                _Scan(
+                Scan(
                     tuple(body[i] for i in range(1, 1 + 2 * count, 2)),
                     tuple(tables.get(selector >> 4, b"") for selector in selectors),
                     tuple(tables.get(16 + (selector & 15), b"") for selector in selectors),
@@ -203,16 +209,16 @@ def _huffman_tables(body: bytes) -> dict[int, bytes]:
     return tables
 
 
-def _missing_bits(frame: _Frame, scans: list[_Scan]) -> dict[int, list[int]]:
-    """Return the number of missing low bits of each of the 64 coefficients, by component of a progressive JPEG."""
+def lacks_bits(frame: Frame, scans: list[Scan]) -> bool:
+    """Return whether a coefficient of a progressive JPEG lacks some of its bits."""
     missing = {name: [_INVALID] * 64 for name in frame.sampling}
     for scan in scans:
         for name in scan.names:
             missing[name][scan.first : scan.last + 1] = [scan.low] * (scan.last - scan.first + 1)
-    return missing
+    return any(map(any, missing.values()))
 
 
-def _is_complete(data: bytes, frame: _Frame, scans: list[_Scan]) -> bool:
+def _is_complete(data: bytes, frame: Frame, scans: list[Scan]) -> bool:
     """Return whether the last block of the last scan ends in the scan's last byte."""
     scan = scans[-1]
     intervals = _intervals(data, scan)
@@ -237,13 +243,13 @@ def _is_complete(data: bytes, frame: _Frame, scans: list[_Scan]) -> bool:
     return is_read and bits.end_in_last_byte()
 
 
-def _intervals(data: bytes, scan: _Scan) -> list[bytes]:
+def _intervals(data: bytes, scan: Scan) -> list[bytes]:
     """Return the bytes of each restart interval, without the zeros that follow 0xFF."""
     parts = _RESTART.split(data[scan.start : scan.stop]) if scan.interval else [data[scan.start : scan.stop]]
     return [part.replace(b"\xff\0", b"\xff") for part in parts]
 
 
-def _read_history(data: bytes, scan: _Scan, units: int, history: bytearray) -> None:
+def _read_history(data: bytes, scan: Scan, units: int, history: bytearray) -> None:
     """Mark the coefficients that a scan makes other than zero, 64 bytes for each block."""
     done = 0
     for interval in _intervals(data, scan):
@@ -347,7 +353,7 @@ def _symbol_entry(symbol: int, length: int) -> int:
     return symbol << 5 | length
 
 
-def _read_sequential(bits: _Bits, count: int, frame: _Frame, scan: _Scan) -> bool:
+def _read_sequential(bits: _Bits, count: int, frame: Frame, scan: Scan) -> bool:
     tables = []
     for name, dc, ac in zip(scan.names, scan.dc, scan.ac, strict=True):
         blocks = frame.sampling[name][0] * frame.sampling[name][1] if len(scan.names) > 1 else 1
@@ -355,7 +361,7 @@ def _read_sequential(bits: _Bits, count: int, frame: _Frame, scan: _Scan) -> boo
     return bits.sequential(count, tables)
 
 
-def _read_dc(bits: _Bits, count: int, frame: _Frame, scan: _Scan) -> bool:
+def _read_dc(bits: _Bits, count: int, frame: Frame, scan: Scan) -> bool:
     sampling = [frame.sampling[name] if len(scan.names) > 1 else (1, 1) for name in scan.names]
     if scan.high:
         bits.at += count * sum(horizontal * vertical for horizontal, vertical in sampling)
@@ -374,7 +380,7 @@ def _read_dc(bits: _Bits, count: int, frame: _Frame, scan: _Scan) -> bool:
     return True
 
 
-def _read_first(bits: _Bits, blocks: range, scan: _Scan, history: bytearray | None) -> bool:
+def _read_first(bits: _Bits, blocks: range, scan: Scan, history: bytearray | None) -> bool:
     """Read the first scan of some AC coefficients of blocks; return whether they are all there."""
     table, run_of_ends = _table(scan.ac[0], _symbol_entry), 0
     for block in blocks:
@@ -399,7 +405,7 @@ def _read_first(bits: _Bits, blocks: range, scan: _Scan, history: bytearray | No
     return not bits.over and run_of_ends == 0
 
 
-def _read_refinement(bits: _Bits, blocks: range, scan: _Scan, history: bytearray) -> bool:
+def _read_refinement(bits: _Bits, blocks: range, scan: Scan, history: bytearray) -> bool:
     """Read a further bit of some AC coefficients of blocks; return whether they are all there."""
     table, run_of_ends = _table(scan.ac[0], _symbol_entry), 0
     for block in blocks:

@@ -141,6 +141,10 @@ class Refusal(Enum):
     # Damage
 
     TRUNCATED = "truncated", "{format}: the file ends before the image does: " + _COPY
+    ZEROS = (
+        "truncated",
+        "{format}: zeros are in place of some of its pixels, as in a download that did not finish: " + _COPY,
+    )
     HEADER_DAMAGED = "corrupt", "{format}: its header is damaged: " + _COPY + ", or export it anew"
     DATA_DAMAGED = "corrupt", "{format}: its pixel data are damaged: " + _COPY + ", or export it anew"
     NO_SIZE = (
