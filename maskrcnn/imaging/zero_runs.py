@@ -1,7 +1,7 @@
 """Find zeros in place of coded pixels, as a download leaves them that reserved its space first; decoders do not notice.
 
 They are looked for only where a file says that coded pixels are, and only where no encoder writes as many of them.
-What cannot be told from flat pixels is not reported: BMP and uncompressed TIFF, JPEG 2000, zeros in the middle of a
+What may be flat pixels is not reported: BMP and uncompressed TIFF, JPEG 2000, zeros in the middle of a
 WebP, and a JPEG whose Huffman tables have zeros for an end of block. (PNG, GIF and compressed TIFF have checksums or
 codes that zeros break.)
 
@@ -103,7 +103,7 @@ def _extents(data: bytes, start: int) -> Iterator[tuple[int, int, int]]:
     for _ in range(number(4 if version > 1 else 2)):
         item = number(4 if version > 1 else 2)
         method = number(2) & 15 if version else _FILE
-        number(2)  # another file, which is none
+        number(2)  # the number of another file
         base = number(base_size)
         for _ in range(number(2)):
             number(index_size)

@@ -49,6 +49,15 @@ class Refusal(Enum):
         "the content is a Git LFS pointer, whose content was not fetched: run `git lfs pull`",
     )
 
+    CHANGED_AS_TEXT = (
+        "corrupt",
+        "its bytes were changed as if they were text (line ends, or characters of UTF-8): copy it again as binary data",
+    )
+    LEADING_BYTES = (
+        "corrupt",
+        "{format} behind {count} that do not belong to it, such as a byte order mark or blank lines: remove them",
+    )
+
     # Formats
 
     FORMAT = "unsupported_format", "{format} is not read: " + _CONVERT
