@@ -144,7 +144,7 @@ class Refusal(Enum):
     )
     ELONGATED = (
         "aspect",
-        "{width} x {height} pixels, more elongated than 1 : {limit:g}: divide it along its long side",
+        "{width} x {height} pixels, more elongated than 1 : {limit:.12g}: divide it along its long side",
     )
 
     # Damage
@@ -204,12 +204,12 @@ class Refusal(Enum):
     )
     COORDINATES = (
         "bad_georeference",
-        "its coordinates do not fit {crs} (x from {xmin:g} to {xmax:g}, y from {ymin:g} to {ymax:g}): {why}; assign "
+        "its coordinates do not fit {crs} (x from {xmin:.12g} to {xmax:.12g}, y from {ymin:.12g} to {ymax:.12g}): {why}; assign "
         "the right system (gdal_edit -a_srs EPSG:…), or correct the transform",
     )
     PIXELS_BELOW_PRECISION = (
         "bad_georeference",
-        "its pixels of {step:g} are smaller than coordinates up to {largest:g} can resolve: correct the transform",
+        "its pixels of {step:.12g} are smaller than coordinates up to {largest:.12g} can resolve: correct the transform",
     )
     PIXELS_ARE_LINES = "bad_georeference", "its transform maps pixels to lines: correct it"
     POLYGONS_FAILED = (
