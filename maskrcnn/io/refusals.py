@@ -204,12 +204,13 @@ class Refusal(Enum):
     )
     COORDINATES = (
         "bad_georeference",
-        "its coordinates do not fit {crs} (x from {xmin:.12g} to {xmax:.12g}, y from {ymin:.12g} to {ymax:.12g}): {why}; assign "
-        "the right system (gdal_edit -a_srs EPSG:…), or correct the transform",
+        "its coordinates do not fit {crs} (x from {xmin:.12g} to {xmax:.12g}, y from {ymin:.12g} to {ymax:.12g}): "
+        "{why}; assign the right system (gdal_edit -a_srs EPSG:…), or correct the transform",
     )
     PIXELS_BELOW_PRECISION = (
         "bad_georeference",
-        "its pixels of {step:.12g} are smaller than coordinates up to {largest:.12g} can resolve: correct the transform",
+        "its pixels of {step:.12g} are smaller than coordinates up to {largest:.12g} can resolve: correct "
+        "the transform",
     )
     PIXELS_ARE_LINES = "bad_georeference", "its transform maps pixels to lines: correct it"
     POLYGONS_FAILED = (
