@@ -88,6 +88,7 @@ def tga(kind: int, bits: int = 24, *, color_map: int = 0) -> bytes:
         (b"\1\0\0\0\x6c\0\0\0" + bytes(32) + b" EMF\0\0\1\0", "unsupported_format", "EMF"),
         (b"\1\0\x09\0\0\3" + bytes(12), "unsupported_format", "WMF"),
         (b"/* XPM */\nstatic char *x[] = {", "unsupported_format", "XPM"),
+        (b"Image type: RGB image\r\n", "unsupported_format", "IM (IFUNC)"),
         (b"#define x_width 16\n", "unsupported_format", "XBM"),
         *(
             (

@@ -58,6 +58,16 @@ def test_zeros_in_place_of_pixels_are_truncated(kind: str) -> None:
             assert has_zeros("JPEG", zeroed(whole[:-2], start, stop) + whole[-2:])
 
 
+def test_zeros_in_a_heic_are_truncated() -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    whole = encoded(Image.open(io.BytesIO(photo("JPEG"))), "HEIF", quality=90)
+    assert decode_image(whole, LIMITS).pixels.shape == (240, 320, 3)
+    for start, stop in ((0.5, 1), (0.4, 0.6)):
+        with pytest.raises(ItemError, match="HEIC: zeros are in place of some of its pixels") as caught:
+            decode_image(zeroed(whole, start, stop), LIMITS)
+        assert caught.value.code == "truncated"
+
+
 @pytest.mark.parametrize("color", ["white", "red"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flat_picture_is_read(kind: str, color: str) -> None:
