@@ -5,6 +5,15 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+TRAINED = (
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
+    "maskrcnn_resnet18_fpn",
+    "maskrcnn_efficientnet_lite0_fpn",
+    "maskrcnn_resnet50_fpn_detectron2",
+)
+"""Networks that differ in more than their depth."""
+
 
 def spread(network, factor=10):
     """Make the scores of a random network differ between proposals, and high for each label somewhere."""

@@ -303,7 +303,9 @@ def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | 
     if network is None:
         known = ", ".join(NETWORKS)
         raise UsageError(f"{shown} has the unknown architecture {architecture!r}: supported are {known}")
-    if not 1 <= min_size <= max_size or max_size % network.resize.multiple:
+    resize = network.resize
+    other = resize.fixed and (min_size, max_size) != (resize.min_size, resize.max_size)
+    if not 1 <= min_size <= max_size or max_size % resize.multiple or other:
         raise UsageError(f"{shown} has damaged metadata: sizes {min_size} and {max_size}")
     labels = network.labels_of(shapes)
     check_tensors(shown, architecture, shapes, labels)
