@@ -96,18 +96,18 @@ def test_polygons_and_plain_runs_are_masks(folder):
 
 BROKEN = {
     "annotation of an unknown category": {"category_id": 8},
-    "annotation id used twice": {"id": 0},
+    "annotation id used twice, here and by an earlier annotation (give each its own)": {"id": 0},
     "annotation of an unknown image": {"image_id": 77},
     "annotation that is not an object": None,
     "polygon of fewer than three points": {"segmentation": [[1, 2, 3, 4]]},
     "polygon with a point that is not finite": {"segmentation": [[1, 2, 3, 4, NAN, 6]]},
     "polygon with a point far outside of its image": {"segmentation": [[1, 2, 3, 4, 1e9, 6]]},
     "annotation without a mask": {"segmentation": []},
-    "segmentation that is neither polygons nor run lengths": {"segmentation": "polygon"},
+    "segmentation that is neither polygons nor run lengths": {"segmentation": 7},
     "segmentation that is one list of numbers (COCO's is a list of polygons, each a list)": {
         "segmentation": [1, 2, 9, 2, 9, 8]
     },
-    "mask of another size than its image": {"segmentation": rle(30, 20, (1, 1, 3, 3))},
+    "mask of another size than its image": {"segmentation": rle(30, 21, (1, 1, 3, 3))},
     "mask whose run lengths are damaged": {"segmentation": {"size": [20, 30], "counts": "oops"}},
     "iscrowd that is neither 0 nor 1": {"iscrowd": "0"},
 }
@@ -132,6 +132,7 @@ USED_ALL_THE_SAME = {
     "annotation without an id": {"id": ...},
     "box that is not four finite numbers; the mask's is used": {"bbox": [1, NAN, 3, 4]},
     "area that is not a number of at least 0; the mask's is used": {"area": ...},
+    "area that does not fit its mask (evaluate's small, medium and large go by it)": {"area": 64},
     "box that fits its mask only as xmin, ymin, xmax, ymax (COCO's are xmin, ymin, width, height)": {
         "bbox": [5, 5, 9, 9]
     },
