@@ -285,7 +285,7 @@ def find_images_root(source: str, names: Sequence[str], probes: int = 20) -> str
         UsageError: none of them exists in any of the folders.
     """
     folder = Url.parse(source).folder
-    names = [name for name in names if is_below(name)]
+    names = [path for path in map(below, names) if path]
     if not names:
         return folder.text
     some = names[:: max(1, len(names) // probes)][:probes]
@@ -312,9 +312,16 @@ def _places(folder: Url, stem: str) -> list[str]:
     return list(dict.fromkeys(place.text for place in places))
 
 
-def is_below(name: str) -> bool:
-    """Return whether a `file_name` is a path below a folder, and not absolute, a URL or a way out of the folder."""
-    return name.isprintable() and "://" not in name and not {"", ".", ".."} & set(re.split(r"[/\\]", name))
+def below(name: str) -> str | None:
+    """Return a `file_name` as a path below a folder; None where it is absolute, a URL, or leads out of the folder.
+
+    >>> [below(name) for name in ("./a//b.png", "a/b.png", "../a.png", "/a.png", "s3://a/b.png", "a/")]
+    ['a/b.png', 'a/b.png', None, None, None, None]
+    """
+    parts = re.split(r"[/\\]", name)
+    if not name.isprintable() or "://" in name or ".." in parts or not parts[0] or parts[-1] in ("", "."):
+        return None
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def _folder_above(folder: Url) -> Url | None:
