@@ -16,6 +16,7 @@ from ..errors import ItemError, RunError, UsageError, plural
 from ..io.inputs import read_input
 from ..io.schemes import store_of
 from ..io.url import Url, is_folder
+from .file_kinds import DAMAGED, other_kind
 from .network_shapes import Shape
 from .state_dicts import find_state_dict
 from .torch_files import SavedTensor, TorchFile, namespace_of, read_torch_file
@@ -36,14 +37,11 @@ def read_weights(uri: str) -> bytes:
     """Return the bytes of a weights file, local or remote.
 
     Raises:
-        UsageError: the file cannot be read, or is a web page or a Git LFS pointer.
+        UsageError: the file cannot be read, or is something else than weights, such as a web page.
     """
     data = _read(uri, "weights", _MAX_BYTES)
-    start = data[:512].lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UsageError(f"{uri} is a web page, not weights: was its URL that of a download?")
-    if start.startswith(b"version https://git-lfs"):
-        raise UsageError(f"{uri} is a Git LFS pointer, not weights: fetch it with `git lfs pull`")
+    if (what := other_kind(uri, data)) is not None:
+        raise UsageError(f"{uri} {what}")
     return data
 
 
@@ -143,11 +141,11 @@ def safetensors_header(shown: str, data: bytes) -> tuple[Any, dict[str, Shape]]:
     Reference: https://github.com/huggingface/safetensors#format
     """
     if len(data) < 8:
-        raise UsageError(f"{shown} is truncated: {plural(len(data), 'byte')}")
+        raise UsageError(f"{shown} is truncated: {plural(len(data), 'byte')}; {DAMAGED}")
     (length,) = struct.unpack("<Q", data[:8])
     if length > len(data) - 8:
         raise UsageError(
-            f"{shown} is truncated, or not a safetensors file: its header is longer than the file"
+            f"{shown} is truncated, or not a safetensors file: its header is longer than the file; {DAMAGED}"
         )
     try:
         header = json.loads(data[8 : 8 + length])
@@ -156,10 +154,12 @@ def safetensors_header(shown: str, data: bytes) -> tuple[Any, dict[str, Shape]]:
         shapes = {name: _shape(entry["shape"]) for name, entry in header.items()}
         unknown = {str(entry["dtype"]) for entry in header.values()} - _DTYPES
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
-        raise UsageError(f"{shown} is not a safetensors file: its header cannot be read") from error
+        raise UsageError(
+            f"{shown} is damaged, or not a safetensors file: its header cannot be read; {DAMAGED}"
+        ) from error
     if size != len(data):
         truncated = "is truncated: it " if size > len(data) else ""
-        raise UsageError(f"{shown} {truncated}has {len(data)} bytes, its header says {size}")
+        raise UsageError(f"{shown} {truncated}has {len(data)} bytes, its header says {size}; {DAMAGED}")
     if unknown:
         raise UsageError(f"{shown} has tensors of the unknown type {min(unknown)!r}")
     return metadata, shapes
@@ -170,7 +170,7 @@ def check_safetensors(shown: str, data: bytes) -> None:
     try:
         deserialize(data)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
-        raise UsageError(f"{shown} is not a valid safetensors file: {error}") from error
+        raise UsageError(f"{shown} is not a valid safetensors file ({error}): {DAMAGED}") from error
 
 
 def _shape(sizes: Any) -> Shape:

@@ -328,7 +328,7 @@ def zipped(content, compression=zipfile.ZIP_DEFLATED):
     [
         (b"", "zero bytes"),
         (pth(state_dict())[:-100], "is truncated"),
-        (b"some text", "is truncated, or not a file of torch.save"),
+        (b"some text", "is text, not weights"),
         (b"<html>404</html>", "is a web page"),
         (pickle.dumps([1, 2]), "is truncated, or not a file of torch.save"),
         (pth([1, 2, 3]), "contains a list, not a state dict"),

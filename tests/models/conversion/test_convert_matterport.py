@@ -218,7 +218,7 @@ def test_invalid_files_end_in_one_line_and_exit_code_two(tmp_path):
         (pickle.dumps({"model": {}}), "is a pickle, which is not opened"),
         (b"PK\x03\x04" + bytes(100), "is a zip archive"),
         (b"", "zero bytes"),
-        (b"no such thing", "is not an HDF5 file"),
+        (b"\0no such thing", "is not an HDF5 file"),
         (b"<!doctype html>", "is a web page"),
     ):
         (tmp_path / "m.h5").write_bytes(content)
