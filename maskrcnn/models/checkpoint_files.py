@@ -5,6 +5,7 @@ not fit its network is thus refused before a run starts.
 """
 
 import json
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, deserialize
 from ..errors import ItemError, RunError, UsageError, plural
 from ..io.inputs import read_input
 from ..io.schemes import store_of
-from ..io.url import Url, is_folder
+from ..io.url import Url, is_folder, is_there
 from .file_kinds import DAMAGED, other_kind
 from .network_shapes import Shape
 from .state_dicts import find_state_dict
@@ -25,12 +26,34 @@ _MAX_BYTES: Final = 8 * 2**30
 _MAX_LABELS_BYTES: Final = 2**20
 
 
+_QUERY: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/[^?]*\?[^/]*=")
+"""Matches the start of a URL with a query, as of a presigned one, also where a slash is missing."""
+_USER: Final = re.compile(r"://[^/]*@")
+_ONE_SLASH: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
+
+
 def check_store(uri: str, what: str) -> None:
-    """Raise UsageError if a URI names a store that is not supported, such as https://."""
+    """Raise UsageError if a URI names a store that is not supported, such as https://, or may contain a secret.
+
+    The message does not repeat it: it would be written into logs, and the URI into the record of a run.
+    """
+    url = Url.parse(uri)
+    slash = None if url.is_local and url.key != uri else _ONE_SLASH.match(uri)
+    if slash is not None and not is_there(uri.partition("/")[0]):
+        raise UsageError(f"the {what} cannot be read: write {slash[1]}:// with two slashes")
     try:
-        store_of(Url.parse(uri))
+        store_of(url)
     except RunError as error:
         raise UsageError(f"the {what} cannot be read: {error}") from error
+    if _USER.search(uri):
+        raise UsageError(
+            f"the {what} cannot be read: a URL takes no user and password, and nothing stands before it"
+        )
+    if _QUERY.match(uri):
+        raise UsageError(
+            f"the {what} cannot be read: leave out what follows the `?` of {uri.partition('?')[0]}, which may be a "
+            "token and would be recorded; credentials come from the environment"
+        )
 
 
 def read_weights(uri: str) -> bytes:
