@@ -85,7 +85,7 @@ def odd_areas(
     areas: NDArray[np.float64],
     boxes: NDArray[np.float64],
     found: ReadMasks,
-    of_polygons: Callable[[int], float],
+    of_polygons: Callable[[NDArray[np.int64]], NDArray[np.float64]],
 ) -> Iterator[tuple[int, str]]:
     """Yield the rows of areas that fit neither their mask nor its polygons, and what they are.
 
@@ -93,15 +93,16 @@ def odd_areas(
         areas: (n,) as stated, pixels; NaN where they are not.
         boxes: (n, 4) x, y, width, height as stated, pixels; NaN where they are not.
         found: the masks' boxes and areas. Empty masks, which are reported as such, are left out.
-        of_polygons: the area that the polygons of a row enclose, which is not that of the pixels where they are thin.
+        of_polygons: the areas that the polygons of rows enclose, which are not those of the pixels where they are
+            thin; NaN for run lengths.
     """
     sides = (found.boxes[:, 2:] - found.boxes[:, :2]).astype(np.float64)
-    odd = (found.areas > 0) & ~_fits(areas, found.areas.astype(np.float64), sides) & ~np.isnan(areas)
-    for row in np.flatnonzero(odd).tolist():
-        one = slice(row, row + 1)
-        if _fits(areas[one], np.array([of_polygons(row)]), sides[one])[0]:
-            continue
-        yield row, AREA_OF_BOX if abs(areas[row] - boxes[row, 2:].prod()) < 1 else AREA
+    pixels = found.areas.astype(np.float64)
+    rows = np.flatnonzero((pixels > 0) & ~_fits(areas, pixels, sides) & ~np.isnan(areas))
+    rows = rows[~_fits(areas[rows], of_polygons(rows), sides[rows])]
+    of_boxes = np.abs(areas[rows] - boxes[rows, 2:].prod(axis=1)) < 1
+    for row, of_box in zip(rows.tolist(), of_boxes.tolist(), strict=True):
+        yield row, AREA_OF_BOX if of_box else AREA
 
 
 def odd_areas_alone(areas: NDArray[np.float64], boxes: NDArray[np.float64]) -> Iterator[tuple[int, str]]:

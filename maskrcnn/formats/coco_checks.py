@@ -17,11 +17,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from ..errors import plural
 from ..masks.rle_decode import ReadMasks, read_masks
 from .coco_boxes import odd_areas, odd_areas_alone, odd_boxes, odd_boxes_alone
 from .coco_findings import Findings, id_of, is_number, shortened
-from .coco_segmentations import DAMAGED, NONE, OTHER_SIZE, Shape, polygon_area, read_segmentation
+from .coco_segmentations import DAMAGED, NONE, OTHER_SIZE, Shape, polygon_areas, read_segmentation
 
 NOT_AN_OBJECT: Final = "annotation that is not an object"
 _CROWD: Final = "iscrowd that is neither 0 nor 1"
@@ -218,17 +217,16 @@ def check_draft(
 
 
 def _check_areas(draft: Draft, rows: NDArray[np.int64], found: ReadMasks, findings: Findings) -> None:
-    """Add the areas that contradict masks, each with what the mask has."""
+    """Add the areas that contradict masks, each with that of the mask."""
 
-    def of_polygons(at: int) -> float:
-        row = int(rows[at])
-        return polygon_area(draft.shapes[row].as_py(), draft.rings[row].as_py())
+    def of_polygons(at: NDArray[np.int64]) -> NDArray[np.float64]:
+        chosen = pa.array(rows[at])
+        return polygon_areas(*(column.take(chosen).to_pylist() for column in (draft.shapes, draft.rings)))
 
     for at, kind in odd_areas(draft.numbers[rows, 0], draft.numbers[rows, 1:], found, of_polygons):
-        stated = draft.numbers[rows[at], 0]
+        row = int(rows[at])
         findings.warning(
-            kind,
-            f"{_where(draft, int(rows[at]))}: {stated:g}, the mask has {plural(int(found.areas[at]), 'pixel')}",
+            kind, f"{_where(draft, row)} ({draft.numbers[row, 0]:g} instead of {int(found.areas[at]):,})"
         )
 
 

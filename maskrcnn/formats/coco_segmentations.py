@@ -1,6 +1,6 @@
 """The `segmentation` of an annotation, polygons or run lengths, read from JSON: what is wrong with one is named.
 
-What other programs write in its place is told apart by its form, since each is corrected in another way.
+What other programs write in its place is distinguished by its form, since each form is corrected in another way.
 """
 
 import itertools
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from ..masks.rle import MAX_PIXELS
@@ -71,20 +72,26 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def polygon_area(data: bytes, rings: Sequence[int]) -> float:
-    """Return the area that polygons enclose, the sum over their rings, square pixels; NaN where there is no ring.
+def polygon_areas(data: Sequence[bytes], rings: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+    """Return (n,) the areas that polygons enclose, sums over their rings, square pixels; NaN where there is no ring.
 
     Args:
-        data: of a `Shape`.
+        data: (n,) of a `Shape` each.
         rings: likewise.
     """
-    if not rings:
-        return float("nan")
-    points = np.frombuffer(data).reshape(-1, 2)
-    area = 0.0
-    for x, y in (ring.T for ring in np.split(points, np.cumsum(rings)[:-1] // 2)):
-        area += abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
-    return area
+    polygons = [(points, counts) for points, counts in zip(data, rings, strict=True) if counts]
+    areas = np.full(len(rings), np.nan)
+    if not polygons:
+        return areas
+    x, y = np.frombuffer(b"".join(points for points, _ in polygons)).reshape(-1, 2).T
+    counts = np.array([count // 2 for _, counts in polygons for count in counts])
+    ends = np.cumsum(counts)
+    following = np.arange(1, len(x) + 1)
+    following[ends - 1] = ends - counts  # after the last point of a ring comes its first
+    doubled = np.add.reduceat(x * y[following] - y * x[following], ends - counts)
+    firsts = np.cumsum([0, *(len(counts) for _, counts in polygons)])[:-1]
+    areas[[bool(counts) for counts in rings]] = np.add.reduceat(np.abs(doubled), firsts) / 2
+    return areas
 
 
 def _polygons(rings: Sequence[Any]) -> Shape | str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from maskrcnn.errors import UsageError, plural
+from maskrcnn.errors import UsageError
 from maskrcnn.formats import json_stream
 from maskrcnn.formats.coco_boxes import AREA as OTHER_AREA
 from maskrcnn.formats.coco_boxes import AREA_ALONE, AREA_OF_BOX
@@ -430,9 +430,7 @@ def test_an_area_as_tools_measure_it_is_no_contradiction_and_four_times_it_is(
     scaled = annotation(id=4, area=4 * pixels + 800, bbox=box, segmentation=polygon)
     file, rows = read(tmp_path, dataset(*fitting, scaled, images=images))
     [finding] = [one for one in file.findings.listed() if "area that" in one.kind]
-    assert finding.examples == (
-        f"annotation 4: {4 * pixels + 800:g}, the mask has {plural(pixels, 'pixel')}",
-    )
+    assert finding.examples == (f"annotation 4 ({4 * pixels + 800:g} instead of {pixels:,})",)
     assert [row["area"] for row in rows] == [*areas, pixels, 4 * pixels + 800]
 
 

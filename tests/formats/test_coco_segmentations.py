@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from maskrcnn.formats import coco_segmentations as kinds
-from maskrcnn.formats.coco_segmentations import polygon_area, read_segmentation
+from maskrcnn.formats.coco_segmentations import polygon_areas, read_segmentation
 
 TRIANGLE = [1.5, 2.0, 9.0, 2.0, 9.0, 9.5]
 PAIRS = [[1.5, 2.0], [9.0, 2.0], [9.0, 9.5]]
@@ -111,13 +111,26 @@ def test_every_json_value_is_a_shape_or_is_named(value: Any) -> None:
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 99), st.integers(0, 99), st.integers(1, 50), st.integers(1, 50)), max_size=4
+        st.lists(
+            st.tuples(st.integers(0, 99), st.integers(0, 99), st.integers(1, 50), st.integers(1, 50)),
+            max_size=3,
+        ),
+        max_size=4,
     )
 )
-def test_the_area_of_rectangles_is_the_sum_of_their_products(boxes: list[tuple[int, int, int, int]]) -> None:
-    rings = [[x, y, x + w, y, x + w, y + h, x, y + h] for x, y, w, h in boxes]
-    data = np.array(rings, np.float64).tobytes()
-    if not boxes:
-        assert np.isnan(polygon_area(data, []))
-    else:
-        assert polygon_area(data, [8] * len(boxes)) == pytest.approx(sum(w * h for *_, w, h in boxes))
+def test_the_areas_of_rectangles_are_sums_of_their_products(
+    polygons: list[list[tuple[int, int, int, int]]],
+) -> None:
+    data = [
+        np.array([[x, y, x + w, y, x + w, y + h, x, y + h] for x, y, w, h in boxes], np.float64).tobytes()
+        for boxes in polygons
+    ]
+    areas = polygon_areas(data, [[8] * len(boxes) for boxes in polygons])
+    expected = [sum(w * h for *_, w, h in boxes) or np.nan for boxes in polygons]
+    assert areas.tolist() == pytest.approx(expected, nan_ok=True)
+
+
+def test_rings_of_several_lengths_are_kept_apart() -> None:
+    triangle, square = [0.0, 0, 4, 0, 4, 4], [10.0, 10, 13, 10, 13, 13, 10, 13]
+    data = [np.array([*triangle, *square]).tobytes(), b"3", np.array(square).tobytes()]
+    assert polygon_areas(data, [[6, 8], [], [8]]).tolist() == pytest.approx([17, np.nan, 9], nan_ok=True)

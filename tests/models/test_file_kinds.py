@@ -83,7 +83,7 @@ def test_an_empty_file_is_named(suffix, tmp_path):
         ("m.pth", b"x" * 511 + "\u00fc".encode(), "is text, not weights"),  # the last character is cut
     ],
 )
-def test_weights_under_the_suffix_of_another_format_are_told_their_own(name, data, says):
+def test_weights_with_the_suffix_of_another_format_are_named(name, data, says):
     assert str(other_kind(name, data)).startswith(says)
 
 
