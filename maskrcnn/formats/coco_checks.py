@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 
 from ..masks.rle_decode import ReadMasks, read_masks
 from .coco_boxes import odd_areas, odd_areas_alone, odd_boxes, odd_boxes_alone
-from .coco_findings import Findings, id_of, is_number, shortened
+from .coco_findings import Findings, id_of, is_number, is_number_as_text, shortened
 from .coco_segmentations import DAMAGED, NONE, OTHER_SIZE, Shape, polygon_areas, read_segmentation
 
 NOT_AN_OBJECT: Final = "annotation that is not an object"
@@ -71,6 +71,8 @@ class Draft:
     """(n,) compressed RLE, or the float64 of all rings of a polygon; null where there is none."""
     rings: pa.Array
     """(n,) the count of numbers of each ring; empty for an RLE."""
+    quoted: Collection[int]
+    """Rows whose area or box has numbers in quotes."""
     faults: Mapping[int, str]
     """What is wrong with a row in itself, by row."""
 
@@ -105,6 +107,8 @@ def draft_of(entries: Sequence[Any], first: int) -> Draft:
     for row, crowd in enumerate(crowds):
         if crowd not in (0, 1):
             faults.setdefault(row, _CROWD)
+    numbers = np.array([_numbers(entry) for entry in entries], np.float64).reshape(-1, 5)
+    invalid = np.flatnonzero(np.isnan(numbers).any(axis=1)).tolist()
     return Draft(
         first,
         np.array([hash(i) if isinstance(i, str) else i or 0 for i in ids], np.int64),
@@ -113,16 +117,23 @@ def draft_of(entries: Sequence[Any], first: int) -> Draft:
         _compact([id_of(entry.get("image_id")) for entry in entries]),
         _compact([id_of(entry.get("category_id")) for entry in entries]),
         np.array([crowd == 1 for crowd in crowds], np.bool_),
-        np.array([_numbers(entry) for entry in entries], np.float64).reshape(-1, 5),
+        numbers,
         np.array([shape[:2] for shape in shapes], np.int64).reshape(-1, 2),
         pa.array([shape.data for shape in shapes], pa.large_binary()),
         pa.array([shape.rings for shape in shapes], pa.list_(pa.int32())),
+        {row for row in invalid if _is_quoted(entries[row])},
         faults,
     )
 
 
 def _compact(ids: list[int | str | None]) -> list[int | str | None] | NDArray[np.int64]:
     return np.array(ids, np.int64) if all(type(value) is int for value in ids) else ids
+
+
+def _is_quoted(entry: Mapping[str, Any]) -> bool:
+    """Return whether the area or the box of an annotation has numbers in quotes."""
+    box = entry.get("bbox")
+    return any(map(is_number_as_text, [entry.get("area"), *(box if isinstance(box, list) else [])]))
 
 
 def _numbers(entry: Mapping[str, Any]) -> tuple[float, ...]:
@@ -337,20 +348,23 @@ def _filled(
     area, boxes = draft.numbers[rows, 0].copy(), draft.numbers[rows, 1:].copy()
     no_area, no_box = np.isnan(area), np.isnan(boxes[:, 0])
     usable = np.ones(len(rows), np.bool_)
+    quoted = [" (write numbers without quotes)" if row in draft.quoted else "" for row in rows.tolist()]
+    source = "box's" if found is None else "mask's"
+    instead = ", and no mask to take it from" if found is None else "; the mask's is used"
+    for at in np.flatnonzero(no_box).tolist():
+        findings.add(
+            f"box that is not four finite numbers{quoted[at]}{instead}",
+            _where(draft, int(rows[at])),
+            error=found is None,
+        )
     if found is None:
         usable = ~no_box
-        for row in rows[no_box].tolist():
-            findings.error(
-                "box that is not four finite numbers, and no mask to take it from", _where(draft, row)
-            )
         area[no_area] = boxes[no_area, 2] * boxes[no_area, 3]
     else:
-        for row in rows[no_box].tolist():
-            findings.warning("box that is not four finite numbers; the mask's is used", _where(draft, row))
         tight = found.boxes[no_box].astype(np.float64)
         boxes[no_box] = np.concatenate([tight[:, :2], tight[:, 2:] - tight[:, :2]], axis=1)
         area[no_area] = found.areas[no_area]
-    for row in rows[no_area & usable].tolist():
-        source = "box's" if found is None else "mask's"
-        findings.warning(f"area that is not a number of at least 0; the {source} is used", _where(draft, row))
+    for at in np.flatnonzero(no_area & usable).tolist():
+        kind = f"area that is not a number of at least 0{quoted[at]}; the {source} is used"
+        findings.warning(kind, _where(draft, int(rows[at])))
     return area, boxes, usable

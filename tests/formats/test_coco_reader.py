@@ -159,6 +159,7 @@ def test_what_is_not_a_coco_dataset_is_refused_in_one_line(
 
 
 BY_MASK = "; the mask's is used"
+IN_QUOTES = f" (write numbers without quotes){BY_MASK}"
 AREA, BOX = (
     f"area that is not a number of at least 0{BY_MASK}",
     f"box that is not four finite numbers{BY_MASK}",
@@ -177,6 +178,8 @@ CORNERS = "box that fits its mask only as xmin, ymin, xmax, ymax (COCO's are xmi
         ({"bbox": [1, 2, 3]}, BOX),
         ({"bbox": [1, 2, 3, float("inf")]}, BOX),
         ({"bbox": "1 2 3 4"}, BOX),
+        ({"area": "28.5"}, AREA.replace(BY_MASK, IN_QUOTES)),
+        ({"bbox": ["1", "2", "8", "7.5"]}, BOX.replace(BY_MASK, IN_QUOTES)),
         ({"id": ...}, "annotation without an id"),
         ({"bbox": [20, 10, 26, 16], "segmentation": [[20, 10, 26, 10, 26, 16, 20, 16]]}, CORNERS),
         ({"bbox": [20, 2, 4, 4]}, "box that does not fit its mask"),
