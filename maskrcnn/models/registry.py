@@ -124,7 +124,7 @@ ModelSource = PlantedModel | EmbeddedModel | PublishedModel | ModelFile
 GENERATED: Final = ("imagenet", "random")
 """Kinds of initial weights of a training that are no model's, as in `imagenet:ARCHITECTURE`."""
 
-NAMES: Final = (*PUBLISHED, "scenes")
+NAMES: Final = ("coco", "coco-v1", "scenes", *(name for name in PUBLISHED if name not in ("coco", "coco-v1")))
 """Models that need no file of the user's; the planted ones, which are for tests, are not offered."""
 
 
