@@ -68,9 +68,9 @@ def _last_layers(network):
         head, predictor = network.rpn.head, network.roi_heads.box_predictor
         return [
             (head.cls_logits, 0.0, 1.0),
-            (head.bbox_pred, 0.0, 0.3),
-            (predictor.cls_score, 0.0, 2.5),
-            (predictor.bbox_pred, 0.0, 0.5),
+            (head.bbox_pred, 0.0, 0.1),
+            (predictor.cls_score, 0.0, 1.2),
+            (predictor.bbox_pred, 0.0, 0.3),
         ]
     classes, boxes = network.head.classification_head, network.head.regression_head
     if hasattr(classes, "module_list"):
@@ -82,8 +82,8 @@ def _last_layers(network):
         ]
         return layers + boxed
     if hasattr(boxes, "bbox_ctrness"):
-        return [(classes.cls_logits, -5.0, 1.8), (boxes.bbox_reg, 3.0, 1.5), (boxes.bbox_ctrness, 1.0, 1.0)]
-    return [(classes.cls_logits, -7.0, 1.5), (boxes.bbox_reg, 0.0, 0.4)]
+        return [(classes.cls_logits, -5.0, 1.8), (boxes.bbox_reg, 3.0, 0.5), (boxes.bbox_ctrness, 1.0, 1.0)]
+    return [(classes.cls_logits, -7.0, 1.5), (boxes.bbox_reg, 0.0, 0.1)]
 
 
 def _standardise(network, layer, images, mean, deviation):
