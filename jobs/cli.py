@@ -29,6 +29,7 @@ from .commands.submit import submit
 from .commands.terminal import ClearingHandler, PlainFormatter, fail, guard_standard_streams
 from .commands.train import train
 from .commands.verify import verify
+from .commands.working_directory import check_working_directory
 
 log = logging.getLogger("maskrcnn")
 
@@ -83,6 +84,7 @@ def main(quiet: bool) -> None:
     logging.basicConfig(handlers=[handler])
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     stop_on_signals()
+    check_working_directory()
 
 
 for command in (
