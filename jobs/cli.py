@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from maskrcnn.errors import RunError, StoreSetupError, UsageError
+from maskrcnn.io.url import redact_all
 
 from .commands.convert import convert
 from .commands.demo import demo
@@ -55,7 +56,10 @@ class Group(click.Group):
             fail(f"stopped: {error}", 3)
         except KeyboardInterrupt:
             fail("stopped: interrupted; to continue `segment` or `train`, repeat the same command", 3)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except click.ClickException as error:
+            error.message = redact_all(error.message)  # type: ignore[misc]  # as click quotes arguments
+            raise
+        except (click.exceptions.Exit, click.Abort):
             raise
         except Exception:  # the last handler: what no command foresaw is logged whole, and ends resumable
             log.exception("this is a bug in maskrcnn-ray; please report it with the following")
