@@ -5,6 +5,7 @@ from typing import Final
 
 from ..errors import StoreSetupError
 from .fsspec_store import FsspecStore
+from .gcs_store import GcsStore
 from .http_store import HttpStore
 from .local_store import LocalStore
 from .s3_store import S3Store
@@ -17,8 +18,8 @@ _S3: Final = S3Store()
 _REMOTE: Final[dict[str, Store]] = {
     "s3": _S3,
     "s3a": _S3,
-    "gs": FsspecStore("gs", ("GOOGLE_",), extra="gcs"),
-    "gcs": FsspecStore("gcs", ("GOOGLE_",), extra="gcs"),
+    "gs": GcsStore("gs"),
+    "gcs": GcsStore("gcs"),
     "memory": FsspecStore("memory"),
 }
 REMOTE_SCHEMES: Final = tuple(_REMOTE)

@@ -114,7 +114,9 @@ class InputStore(ABC):
     def failures(self) -> tuple[type[BaseException], ...]:
         """Return what the store's methods raise when they fail. ValueError: a malformed bucket or path."""
         loaded = [
-            getattr(sys.modules[module], name) for module, name in self.client_errors if module in sys.modules
+            getattr(sys.modules[module], name)
+            for module, name in self.client_errors
+            if sys.modules.get(module)
         ]
         return (OSError, ValueError, *loaded)
 
