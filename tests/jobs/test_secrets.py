@@ -29,6 +29,7 @@ COMMANDS = {
     "plan to": ["plan", "photos", "URL", "--model", "planted"],
     "plan with a root": ["plan", "list.csv", "out", "--model", "planted", "--images-root", "URL"],
     "plan a manifest": ["plan", "urls.csv", "out", "--model", "planted"],
+    "demo": ["demo", "URL"],
     "show": ["show", "URL"],
     "show to": ["show", "photos/a.png", "--output", "URL"],
     "evaluate": ["evaluate", "URL", "--truth", "URL"],
