@@ -26,7 +26,7 @@ INPUTS: Final = pa.schema(
 )
 """What `list_inputs` returns."""
 REPORT_EVERY_S: Final = 5.0
-"""How often a listing that takes long says how many files it has seen."""
+"""How often a listing that takes long gives the number of files it has seen."""
 
 
 def read_input(uri: str, max_bytes: int, etag: str | None = None) -> bytes:
@@ -159,7 +159,7 @@ def _table(root: Url, pages: Iterator[Page], keep: Callable[[str], bool] = lambd
 
 
 def _reported(root: Url, pages: Iterator[Page]) -> Iterator[Page]:
-    """Yield pages, and log now and then how many files they had: a whole disk takes minutes."""
+    """Yield pages, and log now and then the number of their files: a whole disk takes minutes."""
     seen, reported = 0, time.monotonic()
     for page in pages:
         yield page

@@ -113,7 +113,7 @@ class Answering:
 
 @pytest.fixture
 def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answering]:
-    """The environment points at a server; the pauses between its client's attempts are none."""
+    """The environment points at a server, whose client does not wait between attempts."""
 
     async def no_waiting(_: float) -> None:
         await asyncio.sleep(0)

@@ -18,7 +18,7 @@ def removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("command", sorted(main.commands))
 def test_a_removed_working_directory_is_one_line(command: str, removed: Path) -> None:
     del removed
-    required = {"submit": ["--address", "http://host:1"], "evaluate": ["--truth", "truth.json"]}
+    required = {"submit": ["--address", "http://host:1"], "evaluate": ["--truth", "labels.json"]}
     arguments = [*required.get(command, []), "a", "b"]
     result = CliRunner().invoke(main, [command, *arguments])
     assert (result.exit_code, result.output.count("\n")) == (2, 1), result.output
