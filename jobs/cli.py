@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from maskrcnn.errors import RunError, StoreSetupError, UsageError
+from maskrcnn.io.url import redact_all
 
 from .commands.convert import convert
 from .commands.demo import demo
@@ -29,6 +30,7 @@ from .commands.submit import submit
 from .commands.terminal import ClearingHandler, PlainFormatter, fail, guard_standard_streams
 from .commands.train import train
 from .commands.verify import verify
+from .commands.working_directory import check_working_directory
 
 log = logging.getLogger("maskrcnn")
 
@@ -54,7 +56,10 @@ class Group(click.Group):
             fail(f"stopped: {error}", 3)
         except KeyboardInterrupt:
             fail("stopped: interrupted; to continue `segment` or `train`, repeat the same command", 3)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except click.ClickException as error:
+            error.message = redact_all(error.message)  # type: ignore[misc]  # as click quotes arguments
+            raise
+        except (click.exceptions.Exit, click.Abort):
             raise
         except Exception:  # the last handler: what no command foresaw is logged whole, and ends resumable
             log.exception("this is a bug in maskrcnn-ray; please report it with the following")
@@ -83,6 +88,7 @@ def main(quiet: bool) -> None:
     logging.basicConfig(handlers=[handler])
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     stop_on_signals()
+    check_working_directory()
 
 
 for command in (

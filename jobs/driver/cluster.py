@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import MaskrcnnError, RunError, UsageError, plural
+from maskrcnn.io.temporary import temporary_folder
 
 from .local_ray import local_ray
 from .nodes import CLUSTER, Demand, alive_nodes, await_demand, default_actors, default_threads, node_types
@@ -85,7 +85,7 @@ def _empty_folder() -> Iterator[None]:
     """
     before = os.open(".", os.O_RDONLY)  # not by its name: it may have been removed
     try:
-        with tempfile.TemporaryDirectory(prefix="maskrcnn-", ignore_cleanup_errors=True) as folder:
+        with temporary_folder() as folder:
             os.chdir(folder)
             try:
                 yield

@@ -11,6 +11,7 @@ from typing import Final
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import RunError, UsageError, plural
 from maskrcnn.io.storage import Storage
+from maskrcnn.io.url import redact
 from maskrcnn.pipeline.plan import read_plans
 
 from .planning import PROBES
@@ -24,8 +25,17 @@ MARKER: Final = f"{PROBES}/one-process"
 
 
 def cluster_of(address: str | None) -> str | None:
-    """Return the address of the cluster to use, or None for a Ray on this machine."""
+    """Return the address of the cluster to use, or None for a Ray on this machine.
+
+    Raises:
+        UsageError: it has a password or a query in it, which is not repeated.
+    """
+    option = "--address" if address else "RAY_ADDRESS"
     address = address or os.environ.get("RAY_ADDRESS")
+    if address and redact(address) != address:
+        raise UsageError(
+            f"{option}: the address of a cluster has no user, password or query: name it as HOST:PORT or ray://HOST:PORT"
+        )
     return None if address in (None, "", "local") else address
 
 
@@ -37,7 +47,9 @@ def check_resources(address: str | None, resources: ResourceConfig) -> None:
     """
     if resources.ray is False:
         if address is not None:
-            raise UsageError(f"--no-ray and --address {address} exclude each other: leave out one of them")
+            raise UsageError(
+                f"--no-ray and --address {redact(address)} exclude each other: leave out one of them"
+            )
         return
     cluster = cluster_of(address)
     if cluster is not None and resources.device == "auto":
