@@ -5,16 +5,14 @@ import logging
 import shlex
 import sys
 from collections.abc import Collection, Sequence
-from typing import Final
 
 import click
 
 from maskrcnn.errors import RunError, UsageError
 
-log = logging.getLogger("maskrcnn")
+from ..interruption import STOPPED
 
-STOPPED: Final = 3
-"""The exit code of a run that stopped before its end."""
+log = logging.getLogger("maskrcnn")
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -17,7 +17,7 @@ from maskrcnn.io.storage import Storage
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, list(arguments))
+    return CliRunner().invoke(main, list(arguments), prog_name="maskrcnn")
 
 
 @pytest.fixture
@@ -91,6 +91,34 @@ def test_weights_are_recorded_by_their_whole_path(
 def test_unknown_options_and_commands_name_the_nearest(images: Path) -> None:
     refused(run("segment", str(images), "out", "--min-scores", "0.1"), "--min-score")
     refused(run("segmnt", str(images), "out"), "segment")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--nonsense"], "error: no such option '--nonsense'. See `maskrcnn --help`"),
+        (["segmnt"], "error: no such command 'segmnt'. Did you mean 'segment'? See `maskrcnn --help`"),
+        (["segment"], "error: missing argument 'INPUT'. See `maskrcnn segment --help`"),
+        (["status", "a", "b"], "error: got unexpected extra argument (b) See `maskrcnn status --help`"),
+        (["plan", "a", "b", "--limit", "x"], "is not a valid integer. See `maskrcnn plan --help`"),
+        (["export", "a", "b", "--format", "x"], "See `maskrcnn export --help`"),
+    ],
+)
+def test_a_wrong_use_is_one_line_that_names_where_the_right_one_is_listed(
+    arguments: list[str], said: str
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.output.endswith(f"{said}\n")
+    assert result.output.startswith("error: ")
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_has_a_help(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert result.output.startswith(f"Usage: maskrcnn {command} ")
 
 
 def test_an_output_that_holds_something_else(images: Path, tmp_path: Path) -> None:
