@@ -87,7 +87,7 @@ class Group(click.Group):
 
 def _fail_usage(error: click.UsageError) -> NoReturn:
     """Print a wrong option or argument in one line, with where the right ones are listed; exit code 2."""
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # of click 8.2 and later
         raise error
     path = error.ctx.command_path if error.ctx is not None else "maskrcnn"
     message = error.format_message()

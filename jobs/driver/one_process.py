@@ -21,10 +21,10 @@ from maskrcnn.pipeline.circuit_breaker import Batch, CircuitBreaker
 from maskrcnn.pipeline.plan import Shard
 from maskrcnn.pipeline.receipts import Receipt, commit
 
+from .driver_records import record_driver
 from .node_worker import Done, NodeWorker, WorkerSpec, take_announcement
 from .poison_isolation import Failure, PoisonIsolation, Task
 from .progress import REDRAW_EVERY_S, Progress
-from .where_to_run import MARKER
 
 log = logging.getLogger("maskrcnn")
 
@@ -77,20 +77,19 @@ class OneProcess:
             RunError: inputs or output cannot be accessed, the store fails, or a shard failed too often.
             UsageError: the model cannot be loaded.
         """
-        self._storage.write(MARKER, str(os.getpid()).encode())
-        try:
-            log.info("loading the model %s", self._spec.inference.model)
-            worker = NodeWorker(self._spec)
-            self._storage.remove(worker.start(self._first_uri))
-            with ThreadPoolExecutor(SHARDS_AT_ONCE, thread_name_prefix="shard") as threads:
-                try:
-                    self._run(worker, threads, shards)
-                except BaseException:
-                    worker.stop()  # the threads end before the next image
-                    raise
-            self._commit(self._circuit_breaker.drain())
-        finally:
-            self._storage.remove(MARKER)
+        log.info("loading the model %s", self._spec.inference.model)
+        worker = NodeWorker(self._spec)
+        self._storage.remove(worker.start(self._first_uri))
+        record_driver(self._storage, self._spec.probes, computing=True)
+        with ThreadPoolExecutor(SHARDS_AT_ONCE, thread_name_prefix="shard") as threads:
+            try:
+                self._run(worker, threads, shards)
+            except BaseException as error:
+                worker.stop()  # the threads end before the next image
+                if isinstance(error, KeyboardInterrupt):  # no image is to blame, however this ends
+                    record_driver(self._storage, self._spec.probes)
+                raise
+        self._commit(self._circuit_breaker.drain())
 
     def _run(self, worker: NodeWorker, threads: ThreadPoolExecutor, shards: Iterator[Shard]) -> None:
         running: dict[Future[Done], Task] = {}

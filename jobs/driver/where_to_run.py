@@ -6,21 +6,21 @@ This module decides, and imports no Ray: a command that runs in its own process 
 import logging
 import os
 import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from maskrcnn.config import ResourceConfig
-from maskrcnn.errors import RunError, UsageError, plural
-from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.plan import read_plans
+from maskrcnn.errors import RunError, UsageError
 
-from .planning import PROBES
+from .driver_records import Driver
 
 log = logging.getLogger("maskrcnn")
 
 MAX_ROWS: Final = 100
-"""A run of up to this many images or windows is finished before Ray and its actors have started, or shortly after."""
-MARKER: Final = f"{PROBES}/one-process"
-"""A file of the run's directory that is there while a process without Ray works on the run, or where it died."""
+"""Up to this many images or windows are finished before Ray and its actors have started, or shortly after."""
+MAX_TABLE_ROWS: Final = 100_000
+"""The tables of more images or windows are written on Ray, on all CPUs; one process would take a minute or more."""
 
 
 def cluster_of(address: str | None) -> str | None:
@@ -58,27 +58,59 @@ def check_reachable(address: str, action: str) -> None:
         raise RunError(f"cannot {action} {address}: {error.strerror or error}") from error
 
 
-def in_one_process(storage: Storage, address: str | None, resources: ResourceConfig) -> bool:
-    """Decide whether a planned run is executed in this process; log the decision.
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What is left of a run."""
 
-    Unless the user decided, it is if the run is small, no cluster and no number of actors is named, and no earlier
-    process died over the run: the image that ended that one would end this one too, while Ray isolates it.
+    description: str
+    rows: int
+    """The number of images or windows to compute."""
+    table_rows: int
+    """The number of images or windows whose tables are written."""
+
+
+def in_one_process(
+    address: str | None, resources: ResourceConfig, left: Left, drivers: Sequence[Driver]
+) -> bool:
+    """Decide whether what is left of a run is done in this process; log the decision.
+
+    Unless the user decided, it is if that is little, no cluster and no number of actors is named, and no earlier
+    process was killed that computed images: the image that ended that one would end this one too, while Ray isolates
+    it.
+
+    Args:
+        address: of the cluster, as requested.
+        resources: as requested.
+        left: what is to be done.
+        drivers: of this run, besides this process.
     """
-    died = storage.exists(MARKER)
+    for driver in drivers:
+        if driver.state == "working":
+            log.warning("process %d is working on this run too", driver.process)
+    killed = [driver for driver in drivers if driver.computing and driver.state != "working"]
     if resources.ray is not None:
-        if died and not resources.ray:
+        if killed and not resources.ray:
             log.warning(
-                "an earlier process ended in the middle of this run; if an image ends this one too, "
-                "leave out --no-ray: on Ray such an image is isolated, and fails alone"
+                "%s; if an image ends this process too, leave out --no-ray: on Ray such an image is isolated, "
+                "and fails alone",
+                _ending(killed[-1]),
             )
         return not resources.ray
     if cluster_of(address) is not None or address is not None or resources.actors is not None:
         return False
-    plan = read_plans(storage)[0]
-    if plan.rows > MAX_ROWS:
+    if left.rows > MAX_ROWS or left.table_rows > MAX_TABLE_ROWS:
         return False
-    if died:
-        log.info("an earlier process ended in the middle of this run: running on Ray, which isolates images")
+    if killed:
+        log.info(
+            "%s: running on Ray, which isolates an image that ends its process (--no-ray: without Ray)",
+            _ending(killed[-1]),
+        )
         return False
-    log.info("%s: running in this process, without Ray (--ray: with Ray)", plural(plan.rows, plan.unit))
+    log.info("%s: running in this process, without Ray (--ray: with Ray)", left.description)
     return True
+
+
+def _ending(driver: Driver) -> str:
+    if driver.state == "unknown":
+        return f"a process on {driver.host} began to compute images at {driver.begun}, and has not reported its end"
+    return "an earlier process was killed while it computed images"
