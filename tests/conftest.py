@@ -10,6 +10,7 @@ A test that needs a Ray, but does not test how one starts, asks for `ray_cluster
 import atexit
 import contextlib
 import functools
+import logging
 import os
 import shutil
 import signal
@@ -86,6 +87,15 @@ def free_port(*offsets: int) -> int:
             except (OSError, OverflowError):
                 continue
             return port
+
+
+@pytest.fixture(autouse=True)
+def command_log() -> Iterator[None]:
+    """Restore the level of the commands' log, which a command that a test calls sets for all of the process."""
+    log = logging.getLogger("maskrcnn")
+    level = log.level
+    yield
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="session")

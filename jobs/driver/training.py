@@ -4,7 +4,6 @@ OUTPUT gets, besides the datasets (see `training_set`), `checkpoint.pt`, `log.cs
 `model.safetensors`, and last `result.json`. Whatever process dies, the same command continues.
 """
 
-import io
 import json
 import logging
 import tempfile
@@ -12,7 +11,6 @@ import threading
 import time
 from typing import Any, Final
 
-import pyarrow.parquet as pq
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -21,6 +19,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import MaskrcnnError, RunError, UsageError, plural
 from maskrcnn.imaging.decode_pool import keep_freed_memory
+from maskrcnn.io.parquet import read_table
 from maskrcnn.io.storage import Storage
 from maskrcnn.training.config import LOG, MODEL, RESULT, TrainingConfig
 from maskrcnn.types import Category
@@ -133,7 +132,7 @@ def train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     keep_freed_memory()
     facts = json.loads(storage.read(TRAINING))
-    train_images, validation_images = (pq.read_table(io.BytesIO(storage.read(name))) for name in TABLES)
+    train_images, validation_images = (read_table(storage, name) for name in TABLES)
     values = facts["request"]["config"]
     task = Task(
         TrainingConfig(**values | {"jitter": tuple(values["jitter"])}),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import RunError, UsageError
 from ..formats.coco_checks import ANNOTATIONS
-from ..io.parquet import Part
+from ..io.parquet import Part, read_table
 from ..io.storage import Storage
 from .average_precision import Tally
 from .image_scores import COUNTS, Detected, Expected, Kind, Objects, ScoredImages, score_images, worst_first
@@ -102,10 +102,8 @@ def score_part(url: str, terms: Terms, task: Task) -> PartScore:
         RunError: a part cannot be read.
     """
     storage = Storage(url)
-    with storage.open(task.part.images) as file:
-        images = pq.read_table(file, columns=["n_instances"])
-    with storage.open(task.share) as file:
-        share = pq.read_table(file)
+    images = read_table(storage, task.part.images, ["n_instances"])
+    share = read_table(storage, task.share)
     counts = images["n_instances"].to_numpy().astype(np.int64)
     firsts = np.concatenate([[0], np.cumsum(counts)])
     objects = np.searchsorted(share["row"].to_numpy(), np.arange(len(counts) + 1))

@@ -16,13 +16,12 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..errors import RunError, UsageError, plural
 from ..formats.coco_findings import EXAMPLES, log_findings, summary_of_errors
 from ..formats.coco_reader import CocoFile, CocoImages, read_coco
-from ..io.parquet import Part, write_table
+from ..io.parquet import Part, read_table, write_table
 from ..io.storage import Storage
 from ..pipeline.success import RunAll, parts_of, run_here
 from ..results.run import Run, open_run
@@ -162,11 +161,7 @@ def _annotations(file: CocoFile, sizes: NDArray[np.int64]) -> pa.Table:
 
 def _listed(storage: Storage, parts: Sequence[Part]) -> pa.Table:
     """Return what the evaluation needs of the run's images, part by part."""
-    tables = []
-    for part in parts:
-        with storage.open(part.images) as file:
-            tables.append(pq.read_table(file, columns=_LISTED))
-    return pa.concat_tables(tables)
+    return pa.concat_tables([read_table(storage, part.images, _LISTED) for part in parts])
 
 
 def _sizes(images: CocoImages, paired: PairedImages, listed: pa.Table) -> NDArray[np.int64]:

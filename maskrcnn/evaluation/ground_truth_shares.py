@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..formats.coco_reader import CocoImages
-from ..io.parquet import Part, write_table
+from ..io.parquet import Part, read_table, write_table
 from ..io.storage import Storage
 from .alignment import PairedCategories, PairedImages
 from .evaluate_part import SHARE, Task
@@ -64,5 +64,5 @@ class Shares:
 
     def read(self, number: int, row: int) -> pa.Table:
         """Return the rows of one image of a part, `SHARE`."""
-        with self._storage.open(self.tasks[number].share) as file:
-            return pq.read_table(file, filters=[("row", "=", row)])
+        share = read_table(self._storage, self.tasks[number].share)
+        return share.filter(pc.field("row") == row)

@@ -6,7 +6,7 @@ then stored.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -134,9 +134,26 @@ def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
-def read_table(storage: Storage, path: str) -> pa.Table:
-    """Return a whole Parquet file of the run."""
-    return pq.read_table(pa.BufferReader(storage.read(path)))
+def read_table(storage: Storage, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return a whole Parquet file of the run, or some of its columns; only their bytes are fetched."""
+    if columns is None:
+        return decode_table(storage.read(path))
+    with storage.open(path) as file:
+        return _read_here(file, columns)
+
+
+def decode_table(data: bytes) -> pa.Table:
+    """Return the content of a Parquet file that is in memory."""
+    return _read_here(pa.BufferReader(data))
+
+
+def _read_here(source: Any, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a file on the calling thread alone.
+
+    `pyarrow.parquet.read_table` leaves threads behind that release the file's bytes a little later. Those bytes belong
+    to Python, so a process that ends meanwhile may be aborted by such a thread (apache/arrow#34314).
+    """
+    return pq.ParquetFile(source, pre_buffer=False).read(columns, use_threads=False)
 
 
 def read_checked(storage: Storage, file: File) -> pa.Table:
@@ -150,7 +167,7 @@ def read_checked(storage: Storage, file: File) -> pa.Table:
     except FileNotFoundError as error:
         raise RunError(f"{storage.url}/{file.path} is missing") from error
     intact = hashlib.sha256(data).hexdigest() == file.sha256
-    table = pq.read_table(pa.BufferReader(data)) if intact else None
+    table = decode_table(data) if intact else None
     if table is None or len(table) != file.rows:
         raise RunError(
             f"{storage.url}/{file.path} differs from its receipt, it was changed or damaged: "

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..errors import RunError
+from ..io.parquet import decode_table
 from ..io.storage import Storage
 from ..schema import METADATA
 from ..tiling.index import GRID, Cutting, WindowIndex
@@ -120,7 +121,7 @@ def _read_named(storage: Storage, path: str, sha256: str) -> pa.Table:
         raise RunError(f"{storage.url}/{path} is missing; {_RESTORE}") from error
     if hashlib.sha256(data).hexdigest() != sha256:
         raise RunError(f"{storage.url}/{path} is not the one that was planned; {_RESTORE}")
-    return pq.read_table(pa.BufferReader(data)).combine_chunks()
+    return decode_table(data).combine_chunks()
 
 
 def _parquet(table: pa.Table) -> bytes:

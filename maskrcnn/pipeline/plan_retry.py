@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..config import default_shard_images
 from ..errors import ERROR_CODES, ItemError, RunError, UsageError, plural
 from ..io.inputs import stat_input
-from ..io.parquet import WINDOWS
+from ..io.parquet import WINDOWS, read_table
 from ..io.storage import Storage
 from ..io.store import ObjectStat
 from ..io.url import Url
@@ -168,8 +167,7 @@ def _failed_of_part(
 
 def _columns(storage: Storage, path: str, columns: list[str]) -> pa.Table:
     try:
-        with storage.open(path) as stored:
-            return pq.read_table(stored, columns=columns)
+        return read_table(storage, path, columns)
     except (FileNotFoundError, pa.ArrowInvalid) as error:
         raise RunError(
             f"{storage.url}/{path} is missing or broken; `maskrcnn reduce` writes it again"

@@ -167,16 +167,16 @@ class RunReader:
     def column(self, name: str) -> Iterator[pa.ChunkedArray]:
         """Yield a column of `images`, one part at a time."""
         for part in self.parts:
-            with _reading(self.storage, part), self.storage.open(part.images) as file:
-                values = pq.read_table(file, columns=[name])[name]
+            with _reading(self.storage, part):
+                values = read_table(self.storage, part.images, [name])[name]
             yield values
 
     def tables(self) -> Iterator[tuple[int, pa.Table, pa.Table]]:
         """Yield the first row, all of `images`, and `instances` without masks, one part at a time."""
         columns = [name for name in INSTANCES.names if name not in _HEAVY]
         for part, first in zip(self.parts, self._firsts.tolist(), strict=False):
-            with _reading(self.storage, part), self.storage.open(part.instances) as file:
-                instances = pq.read_table(file, columns=columns)
+            with _reading(self.storage, part):
+                instances = read_table(self.storage, part.instances, columns)
                 images = read_table(self.storage, part.images)
             yield first, images, instances
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..errors import ItemError, RunError
-from ..io.parquet import Part
+from ..io.parquet import Part, read_table
 from ..io.storage import Storage
 from ..masks.rle import MAX_PIXELS
 from ..schema import detections_of
@@ -119,8 +119,7 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 def _candidates(storage: Storage, part: Part, groups: int, most: int) -> Iterator[_Candidate]:
     """Yield images of a part, at most `most` from each of `groups` row groups of its instances."""
-    with storage.open(part.images) as file:
-        images = pq.read_table(file, columns=["image_id", "status", "n_instances", "width", "height"])
+    images = read_table(storage, part.images, ["image_id", "status", "n_instances", "width", "height"])
     counts = images["n_instances"].to_numpy().astype(np.int64)
     starts = np.cumsum(counts) - counts
     width, height = (images[side].fill_null(0).to_numpy().astype(np.int64) for side in ("width", "height"))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import ItemError, RunError
 from ..imaging.geometry import Rect
-from ..io.parquet import Part
+from ..io.parquet import Part, read_table
 from ..io.storage import Storage
 from ..masks.crop import crop_detections
 from ..schema import detections_of
@@ -100,8 +100,7 @@ def _alike(one: Rect, other: Rect) -> bool:
 
 def _foci(storage: Storage, part: Part, first_row: int, groups: int, each: int) -> Iterator[Focus]:
     """Yield instances of a part, at most `each` per category from each of `groups` row groups."""
-    with storage.open(part.images) as file:
-        images = pq.read_table(file, columns=["n_instances", *_IMAGE])
+    images = read_table(storage, part.images, ["n_instances", *_IMAGE])
     ends = np.cumsum(images["n_instances"].to_numpy().astype(np.int64))
     with storage.open(part.instances) as file, pq.ParquetFile(file) as parquet:
         for group, first in spread(list(enumerate(_firsts(parquet)[:-1])), groups):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..errors import UsageError, plural
 from ..formats.geojson_geopackage import crs_of
 from ..imaging.georeference import extra, parse_crs
+from ..io.parquet import read_table
 from ..io.storage import Storage
 from ..stats import HALF, Stats
 from ..tiling.index import WindowIndex
@@ -156,8 +157,7 @@ def _outcomes(storage: Storage, paths: Sequence[str]) -> tuple[NDArray[np.int64]
     """Return the number of objects of each image and whether it failed, in the order of the manifest."""
     counts, failed = [], []
     for path in paths:
-        with storage.open(path) as file:
-            table = pq.read_table(file, columns=["n_instances", "status"])
+        table = read_table(storage, path, ["n_instances", "status"])
         counts.append(table["n_instances"].to_numpy().astype(np.int64))
         failed.append(pc.equal(table["status"], "failed").to_numpy())
     return np.concatenate(counts), np.concatenate(failed)

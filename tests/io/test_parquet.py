@@ -1,5 +1,8 @@
 """Parquet files of results: every reader accepts them, and equal rows give equal bytes."""
 
+import subprocess
+import sys
+
 import duckdb
 import numpy as np
 import pandas as pd
@@ -99,3 +102,26 @@ def test_a_reader_can_skip_row_groups_without_an_image(tmp_path, monkeypatch):
     extents = [footer.row_group(k).column(position).statistics for k in range(footer.num_row_groups)]
     ids = table["image_id"].to_pylist()
     assert [(s.min, s.max) for s in extents] == [(ids[k], ids[k + 99]) for k in range(0, 400, 100)]
+
+
+THREADS = """
+import os, sys
+from maskrcnn.io.parquet import read_table
+from maskrcnn.io.storage import Storage
+
+def threads():
+    return set(os.listdir("/proc/self/task"))
+
+storage, before = Storage(sys.argv[1]), threads()
+read_table(storage, "t.parquet")
+read_table(storage, "t.parquet", ["id"])
+print(len(threads() - before))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are listed by /proc")
+def test_reading_a_table_leaves_no_threads_that_could_abort_a_process_at_its_end(tmp_path):
+    write_table(Storage(str(tmp_path)), "t.parquet", instances(50))
+    command = [sys.executable, "-c", THREADS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
