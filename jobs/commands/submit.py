@@ -59,6 +59,7 @@ def submit_job(
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     from maskrcnn.io.sources import refuse_query, refuse_user
+    from maskrcnn.io.url import redact
 
     from ..driver.ray_errors import advise, condense
     from ..driver.where_to_run import check_reachable
@@ -70,6 +71,8 @@ def submit_job(
     for url, what in urls.items():
         refuse_user(url, what)
         refuse_query(url, what)
+    if not address.startswith(("http://", "https://")):
+        raise UsageError(f"--address {redact(address)!r} is no dashboard's address: it is http://HOST:8265")
     check_reachable(address, "submit to")
     try:
         client = JobSubmissionClient(address)

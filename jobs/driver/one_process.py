@@ -6,7 +6,6 @@ the process ends the run. The same command continues it on Ray (see `where_to_ru
 """
 
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from .driver_records import record_driver
 from .node_worker import Done, NodeWorker, WorkerSpec, take_announcement
 from .poison_isolation import Failure, PoisonIsolation, Task
 from .progress import REDRAW_EVERY_S, Progress
+from .where_to_run import usable_cpus
 
 log = logging.getLogger("maskrcnn")
 
@@ -38,18 +38,15 @@ def resolved(resources: ResourceConfig) -> tuple[ResourceConfig, int]:
     """Return the resources with the number of threads, and the number of images to compute at once on the CPU.
 
     Raises:
-        UsageError: there are fewer CPUs than `--threads`, or no GPU for `--device cuda`.
+        UsageError: there is no GPU for `--device cuda`.
     """
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = resources.threads or 1
-    if threads > cpus:
-        raise UsageError(f"--threads {threads}, but this machine has {plural(cpus, 'CPU')}: use fewer")
+    cpus, threads = usable_cpus(), resources.threads or 1
     if resources.device == "cuda":
         import torch  # takes seconds: only where a GPU is asked for
 
         if not torch.cuda.is_available():
             raise UsageError("this machine has no GPU that torch sees; use --device cpu")
-    return replace(resources, threads=threads), min(cpus // threads, MAX_LANES)
+    return replace(resources, threads=threads), min(max(cpus // threads, 1), MAX_LANES)
 
 
 class OneProcess:

@@ -3,15 +3,18 @@
 This module decides, and imports no Ray: a command that runs in its own process does not pay for Ray's import.
 """
 
+import ctypes
 import logging
 import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from maskrcnn.config import ResourceConfig
-from maskrcnn.errors import RunError, UsageError
+from maskrcnn.errors import RunError, UsageError, plural
+from maskrcnn.io.url import redact
 
 from .driver_records import Driver
 
@@ -30,21 +33,80 @@ def cluster_of(address: str | None) -> str | None:
 
 
 def check_resources(address: str | None, resources: ResourceConfig) -> None:
-    """Check the options that decide where a run is executed.
+    """Check the options that decide where a run is executed, as far as that is possible before inputs are listed.
 
     Raises:
-        UsageError: the device would have to be guessed, on an existing cluster; or a cluster is named with `--no-ray`.
+        UsageError: the device would have to be guessed, on an existing cluster; a cluster is named with `--no-ray`; the
+            address cannot be a cluster's; or this machine lacks what is asked for.
     """
-    if resources.ray is False:
-        if address is not None:
-            raise UsageError(f"--no-ray and --address {address} exclude each other: leave out one of them")
-        return
-    cluster = cluster_of(address)
-    if cluster is not None and resources.device == "auto":
+    if resources.ray is False and address is not None:
         raise UsageError(
-            f"on the cluster at {cluster} the device cannot be detected, since its GPUs may not be up yet: "
+            f"--no-ray and --address {_shown(address)} exclude each other: leave out one of them"
+        )
+    cluster = None if resources.ray is False else cluster_of(address)
+    if cluster is None:
+        _check_this_machine(resources)
+        return
+    _check_address(cluster, "--address" if address else "RAY_ADDRESS")
+    if resources.device == "auto":
+        raise UsageError(
+            f"on the cluster at {_shown(cluster)} the device cannot be detected, since its GPUs may not be up yet: "
             "add --device cpu or --device cuda"
         )
+
+
+def _shown(address: str) -> str:
+    """Return an address without a user and a password."""
+    return redact(address) if "://" in address or "@" not in address else f"…@{address.rpartition('@')[2]}"
+
+
+def usable_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_this_machine(resources: ResourceConfig) -> None:
+    cpus = usable_cpus()
+    if resources.threads is not None and resources.threads > cpus:
+        raise UsageError(
+            f"--threads {resources.threads}, but this machine has {plural(cpus, 'CPU')}: use fewer"
+        )
+    if resources.device == "cuda" and not _may_have_gpu():
+        raise UsageError("this machine has no GPU that can be used: add --device cpu")
+
+
+def _may_have_gpu() -> bool:
+    """Return False where no driver of a GPU is installed, or all GPUs are hidden; torch takes seconds to say so."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()  # AMD's, which torch calls cuda too
+    return True
+
+
+def _check_address(cluster: str, option: str) -> None:
+    """Raise UsageError for what cannot be the address of a cluster's head: Ray itself would say so after a minute."""
+    scheme, _, place = cluster.rpartition("://")
+    host, _, port = place.partition("/")[0].rpartition(":")
+    shown = _shown(cluster)
+    if scheme in ("http", "https"):
+        raise UsageError(
+            f"{option} {shown} is the address of a dashboard, for `maskrcnn submit`: name the cluster's own, "
+            "HOST:6379"
+        )
+    if scheme == "ray":
+        raise UsageError(
+            f"{option} {shown} is an address of Ray Client, which is not supported: name the cluster's own, HOST:6379, "
+            "on one of its machines, or use `maskrcnn submit`"
+        )
+    if scheme or cluster == "auto":
+        return  # `auto`, or another form that only Ray interprets
+    if not host or (host.count(":") and not host.startswith("[")):
+        raise UsageError(f"{option} {shown!r} names no port: HOST:PORT is needed, as in 10.0.0.1:6379")
+    if not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65_536):
+        raise UsageError(f"{option} {shown!r} has no valid port: HOST:PORT is needed, as in 10.0.0.1:6379")
 
 
 def check_reachable(address: str, action: str) -> None:
