@@ -122,7 +122,7 @@ class ResourceConfig:
         if self.ray is False and self.actors is not None:
             raise UsageError("--no-ray runs in one process, without actors: leave out --actors or --no-ray")
         if not self.timeout_s >= 1:
-            raise UsageError(f"--timeout must be at least 1 second, not {self.timeout_s:g}")
+            raise UsageError(f"--timeout must be at least 1 second, not {self.timeout_s:.12g}")
 
 
 def default_shard_images(rows: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ItemError
+from .errors import ItemError, plural
 
 Pixels = NDArray[np.uint8]
 """An image: (height, width, 3), RGB, uint8."""
@@ -59,6 +59,10 @@ class Detections:
     frames: NDArray[np.int32] | None = None
     """(N, 4) col_off, row_off, width, height of the rectangle that each mask covers; None: the whole image. Only
     images of 2^32 pixels and more have frames, since a COCO mask cannot cover them."""
+
+    def __repr__(self) -> str:
+        """Return the number of instances, and the image's size; the bytes of masks are of no use to a reader."""
+        return f"<Detections: {plural(len(self), 'instance')} in an image of {self.height} x {self.width} pixels>"
 
     def __post_init__(self) -> None:
         n = len(self.masks)

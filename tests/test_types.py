@@ -21,6 +21,7 @@ COLUMNS: dict[str, Any] = {
 def test_columns_agree() -> None:
     detections = Detections(height=2, width=2, capped=False, **COLUMNS)
     assert len(detections) == 2
+    assert repr(detections) == "<Detections: 2 instances in an image of 2 x 2 pixels>"
     assert detections.rles()[0] == {"size": [2, 2], "counts": b"4"}
 
 

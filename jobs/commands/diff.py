@@ -114,6 +114,7 @@ def _images_line(facts: Mapping[str, Any]) -> str:
         "only_a": ("is only in A", "are only in A"),
         "only_b": ("is only in B", "are only in B"),
         "status_changed": ("has another status", "have another status"),
+        "renamed": ("has another name in B", "have another name in B"),
         "failed": (
             "was not compared because it failed in a run",
             "were not compared because they failed in a run",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from maskrcnn.config import ResourceConfig
-from maskrcnn.errors import UsageError, plural
+from maskrcnn.errors import plural
 
 from .shared_options import json_option, names_of
 from .terminal import plain
@@ -102,18 +102,12 @@ def run_evaluate(
     """
     import maskrcnn
     from maskrcnn.io.sources import refuse_user
-    from maskrcnn.pipeline.plan import read_run
-    from maskrcnn.pipeline.success import read_success
 
     from ..driver.planning import output_storage
 
     refuse_user(ground_truth, "--truth")
     storage = output_storage(output)
-    success = read_success(storage)
-    if success is None:
-        raise UsageError(f"{output} is not finished: continue it with `maskrcnn segment`")
-    read_run(storage)
-    counts = success["counts"]
+    counts = maskrcnn.open_run(storage.url).success["counts"]
     if address is None and counts["images"] <= LOCAL_IMAGES and counts["instances"] <= LOCAL_INSTANCES:
         return maskrcnn.evaluate(storage.url, ground_truth, options, page=page)
     from ..driver.cluster import connected, run_all

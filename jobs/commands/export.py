@@ -30,25 +30,31 @@ def run_export(output: str, destination: str, form: Any) -> tuple[int, str]:
         The counts of what was written.
 
     Raises:
-        UsageError: there is no finished run, the destination is not empty, or the run has nothing of this format.
+        UsageError: there is no finished run, its tables disagree, the destination is not empty, or the run has nothing
+            of this format.
         RunError: something cannot be read or written.
     """
     import maskrcnn
     from maskrcnn.io.storage import Storage
-    from maskrcnn.pipeline.plan import read_plans
+    from maskrcnn.pipeline.plan import PLAN, no_run, read_plans
     from maskrcnn.pipeline.success import coco_info, parts_of
     from maskrcnn.results.export import export_coco, export_csv, export_png_masks
+    from maskrcnn.results.part_checks import check_tables, reading
 
     run = maskrcnn.open_run(output)
+    check_tables(run.url, run.info, run.success)
     storage, parts = Storage(run.url), parts_of(run.success)
-    if form == "coco":
-        info = coco_info(run.info, read_plans(storage)[0])
-        return export_coco(storage, parts, run.categories, destination, info), "annotation"
-    if form in ("geojson", "gpkg"):
-        from maskrcnn.formats.geojson_geopackage import export_vector
+    polygons = [part["path"] for part in run.success["parts"].get("geo", [])]
+    with reading(storage, *(path for part in parts for path in (part.images, part.instances)), *polygons):
+        if form == "coco":
+            if not (plans := read_plans(storage)):
+                raise no_run(output, PLAN)
+            info = coco_info(run.info, plans[0])
+            return export_coco(storage, parts, run.categories, destination, info), "annotation"
+        if form in ("geojson", "gpkg"):
+            from maskrcnn.formats.geojson_geopackage import export_vector
 
-        polygons = [part["path"] for part in run.success["parts"].get("geo", [])]
-        return export_vector(storage, polygons, destination, form), "polygon"
-    if form == "csv":
-        return export_csv(storage, parts, destination), "row"
-    return export_png_masks(storage, parts, destination), "label map"
+            return export_vector(storage, polygons, destination, form), "polygon"
+        if form == "csv":
+            return export_csv(storage, parts, destination), "row"
+        return export_png_masks(storage, parts, destination), "label map"

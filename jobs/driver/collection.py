@@ -1,8 +1,12 @@
 """Segment a collection from Python, without Ray: for a notebook, a debugger, a script."""
 
 import dataclasses
+import numbers
+import operator
 import os
-from typing import Any, get_args
+from collections.abc import Iterable
+from types import NoneType
+from typing import Any, Final, get_args
 
 from maskrcnn.config import Device, InferenceConfig, ResourceConfig
 from maskrcnn.errors import UsageError
@@ -12,6 +16,14 @@ from maskrcnn.results.run import Run, open_run
 
 from .planning import Request, absolute
 from .run import run_segment
+
+DTYPES: Final = ("float32", "bfloat16", "float16")
+_WORDS: Final[dict[type, str]] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "text",
+}
 
 
 def segment_collection(
@@ -35,32 +47,97 @@ def segment_collection(
         UsageError: an argument is wrong, or OUTPUT holds another run.
         RunError: the run stopped before its end.
     """
-    known = {field.name for field in dataclasses.fields(InferenceConfig)}
-    if unknown := sorted(inference.keys() - known):
+    types = {field.name: field.type for field in dataclasses.fields(InferenceConfig)}
+    if unknown := sorted(inference.keys() - types):
         raise UsageError(
-            f"segment_collection has no argument {unknown[0]!r}: it has {', '.join(sorted(known))}"
+            f"segment_collection has no argument {unknown[0]!r}: it has {', '.join(sorted(types))}"
         )
-    for name, value, allowed in (("device", device, get_args(Device)), ("coco", coco, MODES)):
-        if value not in allowed:
-            raise UsageError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
-    numbers: dict[str, object] = {"batch_size": batch_size, "threads": threads, "shard_images": shard_images}
-    for name, number in numbers.items():
-        if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
-            raise UsageError(f"{name} must be a whole number, not {number!r}")
-    categories = inference.pop("categories", ())
-    if isinstance(categories, str):
-        categories = [categories]
-    inference["categories"] = tuple(sorted(set(categories)))
+    for name, value, allowed in (
+        ("device", device, get_args(Device)),
+        ("coco", coco, MODES),
+        ("dtype", dtype, (*DTYPES, None)),
+    ):
+        if not (value is None or isinstance(value, str)) or value not in allowed:
+            raise UsageError(f"{name} must be one of {', '.join(filter(None, allowed))}, not {_shown(value)}")
+    source, output = _path("source", source), _path("output", output)
+    model = absolute(_path("model", model))
+    labels = absolute(_path("labels", labels)) if labels else None
+    images_root = _path("images_root", images_root) if images_root else None
+    batch_size, threads, shard_images = (
+        _checked(name, number, int | None)
+        for name, number in (
+            ("batch_size", batch_size),
+            ("threads", threads),
+            ("shard_images", shard_images),
+        )
+    )
+    categories = _names("categories", inference.pop("categories", ()))
+    inference = {name: _checked(name, value, types[name]) for name, value in inference.items()}
     request = Request(
-        os.fspath(source),
-        os.fspath(output),
-        InferenceConfig(
-            absolute(os.fspath(model)), absolute(os.fspath(labels)) if labels else None, **inference
-        ),
+        source,
+        output,
+        InferenceConfig(model, labels, categories=categories, **inference),
         shard_images,
-        os.fspath(images_root) if images_root else None,
+        images_root,
         coco,
     )
     resources = ResourceConfig(device, batch_size, dtype, threads, ray=False)
     run_segment(request, resources, None)
     return open_run(Storage(request.output).url)
+
+
+def _path(name: str, value: Any) -> str:
+    """Return an argument that is a path or a URL, as text. Raises UsageError if it is not."""
+    if isinstance(value, str | os.PathLike) and isinstance(path := os.fspath(value), str):
+        return path
+    several = isinstance(value, Iterable) and not isinstance(value, bytes)
+    hint = (
+        ": write the paths of the images into a .txt file, one per line, and pass its path" if several else ""
+    )
+    raise UsageError(f"{name} must be a path or a URL, not {_shown(value)}{hint}")
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    """Return an argument that is a name, names, or None for none, in their order. Raises UsageError if it is not."""
+    names: list[Any] = [value]
+    if value is None or (isinstance(value, Iterable) and not isinstance(value, str)):
+        names = list(value or ())
+    if all(isinstance(each, str) for each in names):
+        return tuple(sorted(set(names)))
+    raise UsageError(f"{name} must be a list of names, not {_shown(value)}")
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    """Return an argument as a value of its type, to which numbers of numpy are converted.
+
+    Args:
+        name: of the argument.
+        value: of any type.
+        kind: the type of a field of `InferenceConfig`: `int`, `float`, `bool` or `str`, or one of them or None.
+
+    Raises:
+        UsageError: it is of another type.
+    """
+    kinds = get_args(kind) or (kind,)
+    if value is None and NoneType in kinds:
+        return None
+    [kind] = [each for each in kinds if each is not NoneType]
+    if kind in (bool, str) and isinstance(value, kind):
+        return value
+    if kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return operator.index(value)
+    if kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    raise UsageError(f"{name} must be {_WORDS[kind]}, not {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """Return a value of the wrong type as a message shows it: in one line, and not all of a list.
+
+    >>> _shown("3"), _shown(None), _shown([1, 2]), _shown(b"x")
+    ("'3'", 'None', 'a list', 'bytes')
+    """
+    if value is None or isinstance(value, str | int | float):
+        return repr(value)[:100]
+    kind = type(value).__name__
+    return kind if kind.endswith("s") else f"an {kind}" if kind[0].lower() in "aeiou" else f"a {kind}"

@@ -19,6 +19,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import MaskrcnnError, RunError, UsageError, plural
 from maskrcnn.imaging.decode_pool import keep_freed_memory
+from maskrcnn.io.json_files import read_object
 from maskrcnn.io.parquet import read_table
 from maskrcnn.io.storage import Storage
 from maskrcnn.training.config import LOG, MODEL, RESULT, TrainingConfig
@@ -55,7 +56,7 @@ def run_training(request: TrainingRequest, resources: ResourceConfig, address: s
     if storage.exists(RESULT):
         log.info("%s is finished", request.output)
         _write_page(storage, facts)  # the process that finished it may have died before
-        return dict(json.loads(storage.read(RESULT)))
+        return _result(storage)
     if storage.exists(FAILURE):
         storage.remove(FAILURE)
     with connected(address, resources) as resolved:
@@ -64,7 +65,11 @@ def run_training(request: TrainingRequest, resources: ResourceConfig, address: s
     if not storage.exists(RESULT):
         raise RunError("the workers ended without a result; the same command continues")
     _write_page(storage, facts)
-    return dict(json.loads(storage.read(RESULT)))
+    return _result(storage)
+
+
+def _result(storage: Storage) -> dict[str, Any]:
+    return read_object(storage, RESULT, "remove it; the same command writes it again")
 
 
 # --- the workers --------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maskrcnn.errors import RunError, UsageError, plural
+from maskrcnn.io.json_files import read_object
 from maskrcnn.io.sources import check_source, refuse_query
 from maskrcnn.io.storage import Storage
 from maskrcnn.models.networks import TRAINABLE
@@ -57,7 +58,7 @@ def prepare_training(request: TrainingRequest) -> dict[str, Any]:
     storage = Storage(request.output)
     requested = json.loads(json.dumps(dataclasses.asdict(request) | {"output": None}))
     try:
-        facts: dict[str, Any] = json.loads(storage.read(TRAINING))
+        facts = read_object(storage, TRAINING, "restore it, or start again in an empty directory")
     except FileNotFoundError:
         facts = _store(request, storage, requested)
     _check_same(request.output, facts["request"], requested)

@@ -17,6 +17,7 @@ from ..errors import RunError, UsageError
 from ..formats.coco_checks import ANNOTATIONS
 from ..io.parquet import Part, read_table
 from ..io.storage import Storage
+from ..results.part_checks import reading
 from .average_precision import Tally
 from .image_scores import COUNTS, Detected, Expected, Kind, Objects, ScoredImages, score_images, worst_first
 
@@ -98,10 +99,15 @@ def score_part(url: str, terms: Terms, task: Task) -> PartScore:
     """Evaluate one part.
 
     Raises:
-        UsageError: an image of the run has 2^32 pixels or more.
+        UsageError: an image of the run has 2^32 pixels or more, or a file of the part is missing or damaged.
         RunError: a part cannot be read.
     """
     storage = Storage(url)
+    with reading(storage, task.part.images, task.part.instances):
+        return _scored(storage, terms, task)
+
+
+def _scored(storage: Storage, terms: Terms, task: Task) -> PartScore:
     images = read_table(storage, task.part.images, ["n_instances"])
     share = read_table(storage, task.share)
     counts = images["n_instances"].to_numpy().astype(np.int64)

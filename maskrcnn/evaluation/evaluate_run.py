@@ -24,6 +24,7 @@ from ..formats.coco_reader import CocoFile, CocoImages, read_coco
 from ..io.parquet import Part, read_table, write_table
 from ..io.storage import Storage
 from ..pipeline.success import RunAll, parts_of, run_here
+from ..results.part_checks import check_tables, reading
 from ..results.run import Run, open_run
 from .alignment import PairedCategories, PairedImages, pair_categories, pair_images
 from .average_precision import STATS, Curves, average
@@ -80,6 +81,15 @@ class Evaluation:
     worst: Mapping[int, ImageOutcome]
     """What was matched in the images with the lowest panoptic quality, by their row of `images`, in ascending order."""
 
+    def __repr__(self) -> str:
+        """Return the number of images, and AP; `summary` has the rest."""
+        aps = [
+            f"{word} AP {self.summary[kind][0]:.3f}"
+            for kind, word in (("segm", "mask"), ("bbox", "box"))
+            if self.summary[kind] and self.summary[kind][0] is not None
+        ]
+        return f"<Evaluation of {plural(len(self.images), 'image')}: {', '.join(aps) or 'no AP'}>"
+
 
 @contextmanager
 def evaluate_run(
@@ -96,12 +106,13 @@ def evaluate_run(
         run_all: how the parts are distributed.
 
     Raises:
-        UsageError: the run is not finished, the ground truth is not a COCO dataset or none of its annotations can be
-            used, or images or categories do not pair.
+        UsageError: the run is not finished, its tables disagree, the ground truth is not a COCO dataset or none of its
+            annotations can be used, or images or categories do not pair.
         RunError: something cannot be read or stored.
     """
     options = options or EvaluationOptions()
     run = open_run(url)
+    check_tables(run.url, run.info, run.success)
     storage = Storage(run.url)
     file = read_coco(ground_truth)
     log_findings(ground_truth, file.findings.listed())
@@ -161,7 +172,8 @@ def _annotations(file: CocoFile, sizes: NDArray[np.int64]) -> pa.Table:
 
 def _listed(storage: Storage, parts: Sequence[Part]) -> pa.Table:
     """Return what the evaluation needs of the run's images, part by part."""
-    return pa.concat_tables([read_table(storage, part.images, _LISTED) for part in parts])
+    with reading(storage, *(part.images for part in parts)):
+        return pa.concat_tables([read_table(storage, part.images, _LISTED) for part in parts])
 
 
 def _sizes(images: CocoImages, paired: PairedImages, listed: pa.Table) -> NDArray[np.int64]:

@@ -158,5 +158,5 @@ def _load(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist") from error
-    except ValueError as error:  # also what is not UTF-8
+    except (ValueError, RecursionError) as error:  # also what is not UTF-8
         raise UsageError(f"{path} is not JSON: {error}") from error

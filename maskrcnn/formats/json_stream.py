@@ -13,7 +13,8 @@ from ..errors import UsageError
 
 _READ_CHARACTERS: Final = 2**22
 _BATCH: Final = 8192
-_BLANK: Final = re.compile(r"[ \t\n\r]*")
+_BLANKS: Final = " \t\n\r"
+_BLANK: Final = re.compile(f"[{_BLANKS}]*")
 _NEAR_END: Final = 16
 """Characters: a syntax error this close to the end of what was read may come from the missing rest."""
 
@@ -28,6 +29,10 @@ class _Text:
         self._kept_json = json.JSONDecoder(parse_float=parse_float)
         self._text = ""
         self._at = 0
+        self._lines = 0
+        """Number of lines before the text."""
+        self._last_line = 0
+        """Number of the last line that is not blank, from 1, of those that were read."""
         self._ended = False
 
     def peek(self) -> str:
@@ -46,12 +51,16 @@ class _Text:
         """
         character = self.peek()
         if not character or character not in expected:
-            raise ValueError(f"not JSON: expected one of {expected}, found {character or 'the end'!r}")
+            raise self._fault(f"expected one of {expected}, found {character!r}", self._at)
         self._at += 1
         return character
 
     def value(self, *, kept: bool = False) -> Any:
-        """Return the next value, with the caller's numbers if it is kept. Raises ValueError where it is not JSON."""
+        """Return the next value, with the caller's numbers if it is kept.
+
+        Raises:
+            ValueError: it is not JSON, is nested in thousands of levels, or a number has thousands of digits.
+        """
         decoder = self._kept_json if kept else self._json
         self.peek()
         while True:
@@ -60,17 +69,43 @@ class _Text:
             except json.JSONDecodeError as error:
                 cut = error.pos >= len(self._text) - _NEAR_END or error.msg.startswith("Unterminated")
                 if self._ended or not cut:
-                    raise ValueError(f"not JSON: {error.msg}") from error
+                    at = len(self._text) if error.msg.startswith("Unterminated") else error.pos
+                    raise self._fault(error.msg, at) from error
+            except RecursionError as error:
+                raise ValueError(
+                    f"the value in line {self._line(self._at):,} is nested too deeply to be read: leave it out"
+                ) from error
+            except ValueError as error:  # of `int`
+                raise ValueError(
+                    f"the value in line {self._line(self._at):,} holds a number of too many digits: write it as text"
+                ) from error
             else:
                 if end < len(self._text) or self._ended:  # otherwise a number may continue
                     self._at = end
                     return value
             self._more()
 
+    def _line(self, at: int) -> int:
+        """Return the number of a line, from 1, by a position in the text."""
+        return self._lines + self._text.count("\n", 0, at) + 1
+
+    def _fault(self, why: str, at: int) -> ValueError:
+        """Return the error for text that is not JSON, and what to do about it."""
+        if at >= len(self._text.rstrip(_BLANKS)):
+            return ValueError(
+                f"it ends in line {self._last_line:,}, before its JSON does: write or copy it again"
+                if self._last_line
+                else "it is empty, and not JSON: write or copy it again"
+            )
+        return ValueError(f"line {self._line(at):,} is not JSON ({why}): correct it, or write the file again")
+
     def _more(self) -> None:
+        self._lines += self._text.count("\n", 0, self._at)
         held = self._text[self._at :]
         data = self._file.read(max(_READ_CHARACTERS, len(held)))
         self._text, self._at, self._ended = held + self._bytes.decode(data, not data), 0, not data
+        if begun := self._text.rstrip(_BLANKS):
+            self._last_line = self._line(len(begun))
 
 
 def read_lists(

@@ -24,6 +24,8 @@ contract of the table `images`:
 - Metadata never cost the picture: where text, profiles or EXIF of a JPEG, a PNG, a WebP or a TIFF keep it from being
   opened, it is read without them, turned by their orientation if that can be found.
 - A JPEG or a JPEG 2000 that lacks only its end marker is read; one whose last pixel is missing is `truncated`.
+- Zeros in place of the end of a JPEG, WebP, AVIF or HEIC, as a download leaves them that reserved its space first, are
+  `truncated`, where they cannot be flat pixels; in the middle of a file also, but for WebP.
 - Damage that the decoder does not detect (bytes changed inside a JPEG's scan) is not reported.
 """
 
@@ -60,6 +62,7 @@ from .pillow_colors import rgb_of
 from .sniff import format_of
 from .tiff_directory import SUSPICIOUS, full_picture, pointing_to, reader_of, without_metadata
 from .tiff_planes import interleaved
+from .zero_runs import has_zeros, shortened_webps
 
 # Pillow logs some unreadable files as errors, which Python prints if logging is not configured.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -286,12 +289,32 @@ def _load(data: bytes, kind: str, limits: Limits) -> _Loaded:
     _check_size(image, limits)
     image.load()
     # Zeros in place of the rest of a download decode without an error.
-    if kind == "JPEG" and jpeg_scan.lacks_end(data) and jpeg_scan.complete_length(data) is None:
-        raise Refusal.TRUNCATED.error(format="JPEG")
+    if kind == "JPEG" and jpeg_scan.lacks_end(data):
+        if jpeg_scan.complete_length(data) is None:
+            raise Refusal.TRUNCATED.error(format="JPEG")
+    elif has_zeros(kind, data) or (kind == "WEBP" and _has_unneeded_zeros(data)):
+        raise Refusal.ZEROS.error(format=name_of(kind))
     if kind == "HEIF":  # turned by the decoder
         return _Loaded(image, None, None)
     orientation = _exif_orientation(image)
     return _Loaded(image, orientation, orientation)
+
+
+def _has_unneeded_zeros(webp: bytes) -> bool:
+    """Return whether zeros stand in place of the end of a WebP, see `shortened_webps`."""
+    shortened = shortened_webps(webp)
+    if shortened is None:
+        return False
+    most, none = map(_is_decoded, shortened)
+    return most and not none
+
+
+def _is_decoded(webp: bytes) -> bool:
+    try:
+        Image.open(BytesIO(webp), formats=("WEBP",)).load()
+    except DECODER_ERRORS:
+        return False
+    return True
 
 
 def _check_canvas(webp: bytes, limits: Limits) -> None:

@@ -134,8 +134,9 @@ class Decoders:
             "radiometry": radiometry.to_json(),
             "assume_crs": assume_crs,
         }
-        reply, _ = self._request(request, b"", _memory(limits))
-        return ImageHeader(**fields_from_json(reply["header"]))
+        reply, [blocks] = self._request(request, b"", _memory(limits))
+        data_blocks = blocks.view(np.int64) if reply["sparse"] else None
+        return ImageHeader(**fields_from_json(reply["header"]), data_blocks=data_blocks)
 
     def sample(
         self, uri: str, radiometry: Radiometry, count: int, assume_crs: str | None
@@ -383,7 +384,12 @@ def _read_header(request: dict[str, Any], _: bytes) -> _Reply:
             file.seek(0)
             is_plain = request["assume_crs"] == NO_CRS
             header = ImageHeader(*image_size(file, Limits(*request["limits"]), ignore_coordinates=is_plain))
-        return {"header": fields_to_json(header)}, []
+        fields = fields_to_json(header)
+        del fields["data_blocks"]
+        blocks = header.data_blocks
+        return {"header": fields, "sparse": blocks is not None}, [
+            np.zeros(0, np.int64) if blocks is None else blocks
+        ]
 
 
 def _sample(request: dict[str, Any], _: bytes) -> _Reply:

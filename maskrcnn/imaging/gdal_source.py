@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, Final
 
 from ..errors import MaskrcnnError
 from ..io.refusals import Refusal
+from .tiff_blocks import DataBlocks, data_blocks
 from .tiff_directory import FullPicture, full_picture, pointing_to
 
 _PAGE_BYTES: Final = 2**16
@@ -53,6 +54,18 @@ class Source:
             if self._picture is not None and not self._picture.is_first:
                 self._header = pointing_to(self._stored(0, 16), self._picture.start)
         return self._picture
+
+    def data_blocks(self) -> DataBlocks | None:
+        """Return the blocks of the full picture that hold data; None if all do, or if it does not say.
+
+        Raises:
+            ItemError, RunError: as `check`.
+        """
+        picture, short = self.picture(), self.short
+        found = None if picture is None else data_blocks(self._stored, picture.start)
+        self.short = short
+        self.check()
+        return found
 
     def read_at(self, start: int, count: int) -> bytes:
         """Return `count` bytes from `start`, fewer at the end of the file."""

@@ -71,3 +71,5 @@ class ImageHeader:
     """The numpy name of the data type of a raster's values; None for other images, and in a plan."""
     doubtful_alpha: int | None = None
     """The band that a raster calls alpha, if it is a band to use or its values are not those of a mask."""
+    data_blocks: NDArray[np.int64] | None = None
+    """The numbers of the blocks that hold data, row by row from 0, ascending; None if all do, and in a plan."""

@@ -10,9 +10,13 @@ Reference: ITU-T T.81, annexes B (markers), F.2 (sequential) and G (progressive)
 import contextlib
 import re
 import struct
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
+
+import numpy as np
 
 END: Final = b"\xff\xd9"
 SEQUENTIAL: Final = frozenset([0xC0, 0xC1])
@@ -25,10 +29,15 @@ _ALONE: Final = frozenset([0x01, *range(0xD0, 0xD9)])
 _MARKER: Final = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 _RESTART: Final = re.compile(rb"\xff+[\xd0-\xd7]")
 _END_OF_BLOCK: Final = 64
+_AFTER_END: Final = 2**14  # bytes that the codes of an MCU may reach beyond the end
 _INVALID: Final = 4096  # a run or a category that no valid code has
 
 Table = list[int]
 """By the next 16 bits of the data: (a symbol, or the step to the next coefficient) * 32 + the bits to consume."""
+
+
+Zeros = list[bytes]
+"""By block: the positions from 1 to 63, in zigzag order, of the coefficients that are zero so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +53,13 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
+class Frame:
+    """The header of the pixels."""
+
     marker: int
+    """The second byte of its marker."""
     height: int
+    """Pixels."""
     width: int
     sampling: dict[int, tuple[int, int]]
     """By component: the horizontal and the vertical sampling factor."""
@@ -71,7 +84,9 @@ class _Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class _Scan:
+class Scan:
+    """The header of a scan."""
+
     names: tuple[int, ...]
     """Of the components."""
     dc: tuple[bytes, ...]
@@ -131,7 +146,7 @@ def complete_length(data: bytes) -> int | None:
     """
     for part in {data, data.rstrip(b"\0")}:
         with contextlib.suppress(LookupError, struct.error, ValueError):
-            frame, scans = _parse(part)
+            frame, scans = parse(part)
             if _has_all_scans(part, frame, scans) and _is_complete(part, frame, scans):
                 return scans[-1].stop
     return None
@@ -145,22 +160,22 @@ def lacks_end(data: bytes) -> bool:
     return data.rfind(END) < last
 
 
-def _has_all_scans(data: bytes, frame: _Frame, scans: list[_Scan]) -> bool:
+def _has_all_scans(data: bytes, frame: Frame, scans: list[Scan]) -> bool:
     """Return whether there are scans of all components and bits, the last of which no end marker follows."""
     if data[scans[-1].stop : scans[-1].stop + 16].lstrip(b"\xff").startswith(END[1:]):
         return False
     if frame.marker == PROGRESSIVE:
-        return not any(map(any, _missing_bits(frame, scans).values()))
+        return not lacks_bits(frame, scans)
     return frame.marker in SEQUENTIAL and {name for scan in scans for name in scan.names} == set(
         frame.sampling
     )
 
 
-def _parse(data: bytes) -> tuple[_Frame, list[_Scan]]:
+def parse(data: bytes) -> tuple[Frame, list[Scan]]:
     """Return the frame and the scans. Raises LookupError, struct.error or ValueError."""
     frame, interval = None, 0
     tables: dict[int, bytes] = {}
-    scans: list[_Scan] = []
+    scans: list[Scan] = []
     for segment in segments(data):
         body = data[segment.start + 4 : segment.stop]
         if segment.marker == _TABLES:
@@ -172,7 +187,7 @@ def _parse(data: bytes) -> tuple[_Frame, list[_Scan]]:
             sampling = {body[i]: (body[i + 1] >> 4, body[i + 1] & 15) for i in range(6, 6 + 3 * count, 3)}
             if frame or not (height and width and all(map(all, sampling.values()))):
                 raise ValueError("not one frame with a size")
-            frame = _Frame(segment.marker, height, width, sampling)
+            frame = Frame(segment.marker, height, width, sampling)
         elif segment.marker == _SCAN:
             count = body[0]
             first, last, bits = body[1 + 2 * count : 4 + 2 * count]
@@ -181,7 +196,7 @@ def _parse(data: bytes) -> tuple[_Frame, list[_Scan]]:
                 stop = len(data.rstrip(b"\xff"))  # the first half of an end marker
             selectors = [body[i] for i in range(2, 2 + 2 * count, 2)]
             scans.append(
-                _Scan(
+                Scan(
                     tuple(body[i] for i in range(1, 1 + 2 * count, 2)),
                     tuple(tables.get(selector >> 4, b"") for selector in selectors),
                     tuple(tables.get(16 + (selector & 15), b"") for selector in selectors),
@@ -203,16 +218,16 @@ def _huffman_tables(body: bytes) -> dict[int, bytes]:
     return tables
 
 
-def _missing_bits(frame: _Frame, scans: list[_Scan]) -> dict[int, list[int]]:
-    """Return the number of missing low bits of each of the 64 coefficients, by component of a progressive JPEG."""
+def lacks_bits(frame: Frame, scans: list[Scan]) -> bool:
+    """Return whether a coefficient of a progressive JPEG lacks some of its bits."""
     missing = {name: [_INVALID] * 64 for name in frame.sampling}
     for scan in scans:
         for name in scan.names:
             missing[name][scan.first : scan.last + 1] = [scan.low] * (scan.last - scan.first + 1)
-    return missing
+    return any(map(any, missing.values()))
 
 
-def _is_complete(data: bytes, frame: _Frame, scans: list[_Scan]) -> bool:
+def _is_complete(data: bytes, frame: Frame, scans: list[Scan]) -> bool:
     """Return whether the last block of the last scan ends in the scan's last byte."""
     scan = scans[-1]
     intervals = _intervals(data, scan)
@@ -229,27 +244,27 @@ def _is_complete(data: bytes, frame: _Frame, scans: list[_Scan]) -> bool:
     elif scan.high == 0:
         is_read = _read_first(bits, range(before, units), scan, None)
     else:
-        history = bytearray(64 * units)
+        zeros: Zeros = [bytes(range(1, 64))] * units
         for earlier in scans[:-1]:
             if earlier.names == scan.names and earlier.first:
-                _read_history(data, earlier, units, history)
-        is_read = _read_refinement(bits, range(before, units), scan, history)
+                _read_history(data, earlier, units, zeros)
+        is_read = _read_refinement(bits, range(before, units), scan, zeros)
     return is_read and bits.end_in_last_byte()
 
 
-def _intervals(data: bytes, scan: _Scan) -> list[bytes]:
+def _intervals(data: bytes, scan: Scan) -> list[bytes]:
     """Return the bytes of each restart interval, without the zeros that follow 0xFF."""
     parts = _RESTART.split(data[scan.start : scan.stop]) if scan.interval else [data[scan.start : scan.stop]]
     return [part.replace(b"\xff\0", b"\xff") for part in parts]
 
 
-def _read_history(data: bytes, scan: _Scan, units: int, history: bytearray) -> None:
-    """Mark the coefficients that a scan makes other than zero, 64 bytes for each block."""
+def _read_history(data: bytes, scan: Scan, units: int, zeros: Zeros) -> None:
+    """Leave out the coefficients that a scan makes other than zero."""
     done = 0
     for interval in _intervals(data, scan):
         part = range(done, min(done + (scan.interval or units), units))
         read = _read_refinement if scan.high else _read_first
-        if not read(_Bits(interval), part, scan, history):
+        if not read(_Bits(interval), part, scan, zeros):
             raise ValueError("a scan that is not the last one is incomplete")
         done = part.stop
 
@@ -259,59 +274,12 @@ class _Bits:
 
     def __init__(self, data: bytes) -> None:
         self.size = 8 * len(data)
-        self._data = data
         self.at = 0
         self._last = data[-1] if data else 0
-
-    def peek(self) -> int:
-        """Return the next 16 bits."""
-        byte = self.at >> 3
-        return int.from_bytes(self._data[byte : byte + 3].ljust(3, b"\0")) >> (8 - (self.at & 7)) & 0xFFFF
-
-    def take(self, count: int) -> int:
-        """Return the next bits, at most 16, as a number."""
-        value = self.peek() >> (16 - count)
-        self.at += count
-        return value
-
-    @property
-    def over(self) -> bool:
-        """Whether more bits were read than there are."""
-        return self.at > self.size
-
-    def sequential(self, count: int, tables: list[tuple[Table, Table]]) -> bool:
-        """Read `count` MCUs of blocks with these DC and AC tables; return whether they are all there."""
-        data, position, bits, held = self._data + bytes(16), 0, 0, 0
-        limit = len(self._data) + 16
-        for _ in range(count):
-            if position > limit:
-                return False
-            for dc, ac in tables:
-                if held < 32:
-                    bits = (bits & 0xFFFFFFFF) << 64 | int.from_bytes(
-                        data[position : position + 8].ljust(8, b"\0")
-                    )
-                    position += 8
-                    held += 64
-                code = dc[bits >> (held - 16) & 0xFFFF]
-                held -= code & 31
-                if code >= _INVALID << 5:
-                    return False
-                k = 1
-                while k < 64:
-                    if held < 32:
-                        bits = (bits & 0xFFFFFFFF) << 64 | int.from_bytes(
-                            data[position : position + 8].ljust(8, b"\0")
-                        )
-                        position += 8
-                        held += 64
-                    code = ac[bits >> (held - 16) & 0xFFFF]
-                    held -= code & 31
-                    k += code >> 5
-                if k >= _INVALID:
-                    return False
-        self.at = 8 * position - held
-        return True
+        padded = np.frombuffer(data + bytes(_AFTER_END + 4), np.uint8).astype(np.uint32)
+        words = padded[:-3] << 24 | padded[1:-2] << 16 | padded[2:-1] << 8 | padded[3:]
+        self.words = array("I", words.astype(np.uintc).tobytes())
+        """By byte: it and the next three. The 16 bits from `at` on are `words[at >> 3] >> 16 - (at & 7) & 0xFFFF`."""
 
     def end_in_last_byte(self) -> bool:
         """Return whether at most 7 bits remain, which all have one value, as encoders write them."""
@@ -347,15 +315,33 @@ def _symbol_entry(symbol: int, length: int) -> int:
     return symbol << 5 | length
 
 
-def _read_sequential(bits: _Bits, count: int, frame: _Frame, scan: _Scan) -> bool:
+def _read_sequential(bits: _Bits, count: int, frame: Frame, scan: Scan) -> bool:
+    """Read MCUs; return whether they are all there."""
     tables = []
     for name, dc, ac in zip(scan.names, scan.dc, scan.ac, strict=True):
         blocks = frame.sampling[name][0] * frame.sampling[name][1] if len(scan.names) > 1 else 1
         tables += [(_table(dc, _dc_entry), _table(ac, _ac_entry))] * blocks
-    return bits.sequential(count, tables)
+    words, at = bits.words, bits.at
+    for _ in range(count):
+        if at > bits.size:
+            return False
+        for of_dc, of_ac in tables:
+            code = of_dc[words[at >> 3] >> 16 - (at & 7) & 0xFFFF]
+            at += code & 31
+            if code >= _INVALID << 5:
+                return False
+            k = 1
+            while k < 64:
+                code = of_ac[words[at >> 3] >> 16 - (at & 7) & 0xFFFF]
+                at += code & 31
+                k += code >> 5
+            if k >= _INVALID:
+                return False
+    bits.at = at
+    return True
 
 
-def _read_dc(bits: _Bits, count: int, frame: _Frame, scan: _Scan) -> bool:
+def _read_dc(bits: _Bits, count: int, frame: Frame, scan: Scan) -> bool:
     sampling = [frame.sampling[name] if len(scan.names) > 1 else (1, 1) for name in scan.names]
     if scan.high:
         bits.at += count * sum(horizontal * vertical for horizontal, vertical in sampling)
@@ -365,65 +351,90 @@ def _read_dc(bits: _Bits, count: int, frame: _Frame, scan: _Scan) -> bool:
         for raw, (horizontal, vertical) in zip(scan.dc, sampling, strict=True)
         for table in [_table(raw, _dc_entry)] * (horizontal * vertical)
     ]
+    words, at = bits.words, bits.at
     for _ in range(count):
+        if at > bits.size:
+            return False
         for table in tables:
-            code = table[bits.peek()]
-            bits.at += code & 31
-            if code >= _INVALID << 5 or bits.over:
+            code = table[words[at >> 3] >> 16 - (at & 7) & 0xFFFF]
+            at += code & 31
+            if code >= _INVALID << 5:
                 return False
+    bits.at = at
     return True
 
 
-def _read_first(bits: _Bits, blocks: range, scan: _Scan, history: bytearray | None) -> bool:
+def _read_first(bits: _Bits, blocks: range, scan: Scan, zeros: Zeros | None) -> bool:
     """Read the first scan of some AC coefficients of blocks; return whether they are all there."""
-    table, run_of_ends = _table(scan.ac[0], _symbol_entry), 0
+    table, after = _table(scan.ac[0], _symbol_entry), blocks.start
+    words, at, first, last = bits.words, bits.at, scan.first, scan.last
+    while after < blocks.stop:
+        block, after = after, after + 1
+        k, found = first, bytearray()
+        while k <= last:
+            code = table[words[at >> 3] >> 16 - (at & 7) & 0xFFFF]
+            at += code & 31
+            if code >= _INVALID << 5 or at > bits.size:
+                return False
+            run, size = code >> 9, code >> 5 & 15
+            if size:
+                k += run
+                at += size
+                if k <= last:
+                    found.append(k)
+            elif run < 15:  # the end of 2**run blocks and more
+                after = block + _count_of_ends(words, at, run)
+                at += run
+                break
+            else:
+                k += run
+            k += 1
+        if found and zeros is not None:
+            zeros[block] = zeros[block].translate(None, found)
+    bits.at = at
+    return at <= bits.size and after == blocks.stop
+
+
+def _read_refinement(bits: _Bits, blocks: range, scan: Scan, zeros: Zeros) -> bool:
+    """Read a further bit of some AC coefficients of blocks; return whether they are all there.
+
+    A symbol states a number of coefficients to leave zero. Each coefficient that is not zero and is passed has one bit.
+    """
+    table, ends = _table(scan.ac[0], _symbol_entry), 0
+    words, at, first, last = bits.words, bits.at, scan.first, scan.last
     for block in blocks:
-        if run_of_ends:
-            run_of_ends -= 1
-            continue
-        k = scan.first
-        while k <= scan.last:
-            code = table[bits.peek()]
-            bits.at += code & 31
-            if code >= _INVALID << 5 or bits.over:
+        own = zeros[block]
+        i, stop = bisect_left(own, first), bisect_right(own, last)
+        k, found = first, bytearray()
+        while k <= last and not ends:
+            code = table[words[at >> 3] >> 16 - (at & 7) & 0xFFFF]
+            at += code & 31
+            if code >= _INVALID << 5 or at > bits.size:
                 return False
             run, size = code >> 9, code >> 5 & 15
             if size == 0 and run < 15:
-                run_of_ends = (1 << run) + bits.take(run) - 1
+                ends = _count_of_ends(words, at, run)
+                at += run
                 break
-            k += run
-            if size and history is not None and k <= scan.last:
-                history[64 * block + k] = 1
-            bits.at += size
-            k += 1
-    return not bits.over and run_of_ends == 0
+            at += size
+            if i + run >= stop:
+                at += last + 1 - k - (stop - i)
+                i, k = stop, last + 1
+                break
+            at += own[i + run] - k - run
+            i += run + 1
+            k = own[i - 1] + 1
+            if size:
+                found.append(k - 1)
+        if ends:
+            at += last + 1 - k - (stop - i)
+            ends -= 1
+        if found:
+            zeros[block] = own.translate(None, found)
+    bits.at = at
+    return at <= bits.size and ends == 0
 
 
-def _read_refinement(bits: _Bits, blocks: range, scan: _Scan, history: bytearray) -> bool:
-    """Read a further bit of some AC coefficients of blocks; return whether they are all there."""
-    table, run_of_ends = _table(scan.ac[0], _symbol_entry), 0
-    for block in blocks:
-        k, start = scan.first, 64 * block
-        while k <= scan.last and not run_of_ends:
-            code = table[bits.peek()]
-            bits.at += code & 31
-            if code >= _INVALID << 5 or bits.over:
-                return False
-            run, size = code >> 9, code >> 5 & 15
-            if size == 0 and run < 15:
-                run_of_ends = (1 << run) + bits.take(run)
-                break
-            bits.at += size
-            while k <= scan.last and (history[start + k] or run):
-                if history[start + k]:
-                    bits.at += 1
-                else:
-                    run -= 1
-                k += 1
-            if size and k <= scan.last:
-                history[start + k] = 1
-            k += 1
-        if run_of_ends:
-            bits.at += sum(map(bool, history[start + k : start + scan.last + 1]))
-            run_of_ends -= 1
-    return not bits.over and run_of_ends == 0
+def _count_of_ends(words: "array[int]", at: int, run: int) -> int:
+    """Return the number of blocks that end, from the symbol's run and as many bits."""
+    return (1 << run) + ((words[at >> 3] >> 16 - (at & 7) & 0xFFFF) >> 16 - run)

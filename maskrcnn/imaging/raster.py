@@ -25,7 +25,7 @@ The rules, which are part of the contract of the table `images`:
 - White-is-zero brightness (MinIsWhite) is inverted after the scaling.
 - A pixel is invalid if each used band is nodata or NaN, or alpha is 0, or the mask excludes it; it becomes black. Of
   any other pixel, a band that is nodata or NaN becomes 0. Neither enters the percentiles. Blocks that a sparse file
-  omits are nodata, or 0 if the file has no nodata value.
+  omits are invalid, as GDAL's convention has it, also without a nodata value.
 - Blocks are decoded as a whole; a file with blocks of more than `MAX_BLOCK_BYTES` is `too_many_pixels`.
 
 GDAL's memory is bounded: each block is decoded once per call of `read`, and nothing is cached between calls. Callers
@@ -50,16 +50,11 @@ from .georeference import check_georeference
 from .geotiff import gdal_errors, open_tiff, read_info
 from .orientation import TRANSPOSED, upright
 from .radiometry import Radiometry, ToRgb, alpha_of, percentiles_of, resolved
+from .tiff_blocks import DataBlocks, check_density
 
 Mask = NDArray[np.bool_]
 
-__all__ = [
-    "RasterReader",
-    "raster_header",
-    "sample",
-    "sample_percentiles",
-    "sampling",
-]
+__all__ = ["RasterReader", "raster_header", "sample", "sample_percentiles", "sampling"]
 
 _DAMAGED: Final = ("corrupt", "truncated")
 _RAW_BYTES: Final = 2**25  # the maximum size of the stored values read at once
@@ -96,6 +91,8 @@ class RasterReader:
             undo.callback(self._dataset.close)
             info = read_info(self._source, self._dataset, assume_crs)
             self.info = dataclasses.replace(info, alpha_band=alpha_of(info, radiometry))
+            self._data_blocks: tuple[DataBlocks | None] | None = None
+            self.stored_bytes = self._source.size
             self._named_alpha = info.alpha_band if radiometry.alpha is None else None
             colors = None
             if self.info.palette:
@@ -215,7 +212,23 @@ class RasterReader:
         if self.info.mask:
             with self._gdal_errors():
                 valid &= self._upright(self._dataset.read_masks(1, window=self._window(rect))) > 0
+        # GDAL reads the blocks that a file omits as nodata, or as 0 where it has no nodata value.
+        if self.info.nodata is None and bool((~np.logical_or.reduce(list(planes.values())) & valid).any()):
+            blocks = self.data_blocks()
+            if blocks is not None:
+                (top, bottom), (left, right) = self._window(rect)
+                valid &= self._upright(blocks.mark(Rect(left, top, right - left, bottom - top)))
         return valid
+
+    def data_blocks(self) -> DataBlocks | None:
+        """Return the blocks that hold data, as stored; None if all do, or if the file does not say.
+
+        Raises:
+            ItemError, RunError: raised by the file.
+        """
+        if self._data_blocks is None:
+            self._data_blocks = (self._source.data_blocks(),)
+        return self._data_blocks[0]
 
     def _window(self, rect: Rect) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the rows and columns of the file that hold a rectangle."""
@@ -335,6 +348,11 @@ def raster_header(file: BinaryIO, radiometry: Radiometry, assume_crs: str | None
         info = reader.info
         if info.crs_wkt is not None:
             check_georeference(info.crs_wkt, info.transform, info.height, info.width)
+        blocks = reader.data_blocks()
+        check_density(info.height, info.width, blocks, reader.stored_bytes)
+        # GDAL may divide a strip, and an orientation turns the blocks.
+        is_same = blocks is not None and (blocks.height, blocks.width) == info.block_size
+        is_same &= info.orientation in (None, 1)
         return ImageHeader(
             info.height,
             info.width,
@@ -343,6 +361,7 @@ def raster_header(file: BinaryIO, radiometry: Radiometry, assume_crs: str | None
             None if info.crs_wkt is None else info.transform,
             dtype=None if info.palette else info.dtype,
             doubtful_alpha=reader.doubtful_alpha(),
+            data_blocks=blocks.ids if blocks is not None and is_same else None,
         )
 
 

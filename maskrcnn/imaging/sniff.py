@@ -5,6 +5,7 @@ import contextlib
 import re
 from typing import Final
 
+from ..errors import ItemError, plural
 from ..io.refusals import Refusal
 
 _ALLOWED: Final = (
@@ -58,13 +59,33 @@ _OTHER_IMAGES: Final = (
     (b"\x12\xaf", 4, "FLC"),
     (b"DICM", 128, "DICOM"),
     (b"\xd7\xcd\xc6\x9a", 0, "WMF"),
+    (b"\x01\0\x09\0\0\x03", 0, "WMF"),
+    (b" EMF", 40, "EMF"),
     (b"AT&TFORM", 0, "DjVu"),
     (b"\x59\xa6\x6a\x95", 0, "Sun raster"),
+    (b"farbfeld", 0, "farbfeld"),
+    (b"DanM", 0, "MSP"),
+    (b"LinS", 0, "MSP"),
+    (b"Image type: ", 0, "IM (IFUNC)"),
+    (b"\xabKTX ", 0, "KTX"),
+    (b"\x13\xab\xa1\x5c", 0, "ASTC"),
+    (b"VTF\0", 0, "VTF"),
+    (b"/* XPM */", 0, "XPM"),
+    (b"#define ", 0, "XBM"),
+    (b"ZISRAWFILE", 0, "Zeiss CZI"),
+    (b"\xda\xce\xbe\x0a", 0, "Nikon ND2"),
+    (b"NRRD000", 0, "NRRD"),
+    (b"n+1\0", 344, "NIfTI"),
     *((b"\x0a" + version + b"\x01", 0, "PCX") for version in (b"\0", b"\2", b"\3", b"\4", b"\5")),
     *(
         (b"P" + digit + end, 0, "Netpbm")
         for digit in (b"1", b"2", b"3", b"4", b"5", b"6", b"7")
-        for end in (b"\n", b" ")
+        for end in (b"\n", b" ", b"\r", b"\t", b"#")
+    ),
+    *(
+        (b"P" + kind + end, 0, "PFM (a portable float map)")
+        for kind in (b"F", b"f", b"F4")
+        for end in (b"\n", b" ", b"\r")
     ),
 )
 _RASTERS: Final = (
@@ -99,7 +120,20 @@ _OTHER_FILES: Final = (
     (b"\x1a\x45\xdf\xa3", 0, "a video"),
     (b"\0\0\x01\xba", 0, "a video"),
     (b"\0\0\x01\xb3", 0, "a video"),
+    (b"FLV\x01", 0, "a video"),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", 0, "a video"),
+    (b"OggS", 0, "a video or a sound"),
+    (b"ID3", 0, "a sound"),
+    (b"fLaC", 0, "a sound"),
     (b"\x7fELF", 0, "a program"),
+    (b"MZ", 0, "a program"),
+    (b"\x93NUMPY", 0, "a NumPy array (.npy)"),
+    (b"MATLAB 5.0", 0, "a MATLAB file"),
+    (b"ARROW1", 0, "Arrow"),
+    (b"LASF", 0, "a point cloud (LAS)"),
+    (b"\0\0\x27\x0a", 0, "a shapefile"),
+    (b"{\\rtf", 0, "RTF"),
+    (b"L\0\0\0\x01\x14\x02\0", 0, "a shortcut of Windows (.lnk)"),
     (b"bplist", 0, "a property list of macOS"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", 0, "a document of Microsoft Office, or Thumbs.db"),
     (b"\0\0\0\x01Bud1", 0, "a .DS_Store of macOS"),
@@ -120,6 +154,31 @@ _MEDIA_BRANDS: Final = {
     "Canon CR3": frozenset([b"crx "]),
 }
 _GENERIC_BRANDS: Final = frozenset([b"mif1", b"mif2", b"mif3", b"msf1", b"miaf"])
+_MOVIE_BOXES: Final = frozenset(
+    [b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"moof", b"styp", b"sidx", b"uuid"]
+)
+"""The first boxes of QuickTime and of MP4 without `ftyp`, or before it."""
+_BASE64: Final = (b"/9j/", b"iVBORw0KGgo", b"R0lGODdh", b"R0lGODlh", b"UklGR", b"SUkqA", b"TU0AK")
+"""The signatures of JPEG, PNG, GIF, WebP and TIFF in base64."""
+_AS_TEXT: Final = (
+    b"\x89PNG\n\x1a\n",
+    b"\x89PNG\r\r\n",
+    b"\xc2\x89PNG",
+    b"\xef\xbf\xbd",
+    b"\xc3\xbf\xc3\x98\xc3\xbf",
+)
+"""What a transfer that changes line ends, or takes bytes for characters, makes of the signatures of PNG and JPEG."""
+_PRINTABLE: Final = bytes([9, 10, 12, 13, *range(32, 127)])
+_MOST_LEADING: Final = 512
+_BEHIND: Final = (
+    (re.compile(rb"\xff\xd8\xff[\xc0-\xfe]"), "JPEG"),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), "PNG"),
+    (re.compile(rb"GIF8[79]a"), "GIF"),
+    (re.compile(rb"RIFF....WEBPVP8", re.DOTALL), "WebP"),
+)
+"""Signatures that are also looked for behind other bytes."""
+_HTML: Final = re.compile(rb"<(?:!doctype html|html|head|body|title|meta|script|style|div)[\s>]")
+_MARKUP_BEFORE: Final = re.compile(rb"\s+|<!--.*?-->|<\?.*?\?>", re.DOTALL)
 _WORLD_FILE: Final = re.compile(rb"(?:[-+.0-9e]+\s+){5}[-+.0-9e]+\s*")
 _READ_MEDIA: Final = frozenset(["AVIF", "HEIF"])
 _TEXT_RASTERS: Final = frozenset(["a mosaic of GDAL (VRT)", "an ESRI ASCII grid"])
@@ -162,12 +221,36 @@ def format_of(data: bytes) -> str:
     text = kind_of_text(data)
     if (kind := _starts(data, _RASTERS) or (text if text in _TEXT_RASTERS else None)) is not None:
         raise Refusal.RASTER_FORMAT.error(format=kind)
+    raise _no_image(data, text)
+
+
+def _no_image(data: bytes, text: str | None) -> ItemError:
+    """Return the error for what is no image, or not as it was written."""
     if data.startswith((b"\0\x05\x16\x07", b"\0\x05\x16\0")):
-        raise Refusal.RESOURCE_FORK.error()
+        return Refusal.RESOURCE_FORK.error()
     if data.startswith(b"version https://git-lfs"):
-        raise Refusal.LFS_POINTER.error()
+        return Refusal.LFS_POINTER.error()
+    if data.startswith(_AS_TEXT):
+        return Refusal.CHANGED_AS_TEXT.error()
+    known = _starts(data, _OTHER_FILES) or text
+    if known is None and (behind := _behind(data)) is not None:
+        return Refusal.LEADING_BYTES.error(format=behind[0], count=plural(behind[1], "byte"))
+    if known is None and data[4:8] in _MOVIE_BOXES and not 1 < int.from_bytes(data[:4]) < 8:
+        known = "a video (QuickTime or MP4)"
+    if known is None and not data.strip(b"\0"):
+        known = "zeros, as an unfinished download leaves them"
     unknown = f"of an unknown format that begins with {data[:8].hex(' ')}"
-    raise Refusal.NOT_AN_IMAGE.error(what=_starts(data, _OTHER_FILES) or text or unknown)
+    return Refusal.NOT_AN_IMAGE.error(what=known or unknown)
+
+
+def _behind(data: bytes) -> tuple[str, int] | None:
+    """Return the format of an image behind text or zeros, and the number of these bytes; None for anything else."""
+    for signature, name in _BEHIND:
+        if (found := signature.search(data, 0, _MOST_LEADING)) is not None:
+            before = data[: found.start()]
+            if before.removeprefix(codecs.BOM_UTF8).translate(None, _PRINTABLE) in (b"", bytes(len(before))):
+                return name, len(before)
+    return None
 
 
 def _media_format(data: bytes) -> str | None:
@@ -210,16 +293,22 @@ def _without_signature(data: bytes) -> str | None:
 
 def kind_of_text(data: bytes) -> str | None:
     """Return the kind of text (HTML, SVG, XML, JSON, …), or None if the data is not text."""
-    head = data[:1024].removeprefix(b"\xef\xbb\xbf")
+    head = data[:1024].removeprefix(codecs.BOM_UTF8)
+    if (text := _from_utf16(head)) is not None:
+        kind = kind_of_text(text)
+        return "text in UTF-16" if kind in (None, "text") else f"{kind} in UTF-16"
     if any(byte < 9 or 13 < byte < 32 for byte in head):
         return None
     start = head.lstrip().lower()
+    markup = _without_comments(start)
     for kind, found in (
-        ("HTML", start.startswith((b"<!doctype html", b"<html"))),
+        ("an image in base64, as text", head.lstrip().startswith(_BASE64)),
+        ("an image in a data: URI, as text", start.startswith(b"data:image/")),
+        ("HTML", _HTML.match(markup) is not None),
         ("SVG", b"<svg" in start),
         ("an S3 error", start.startswith(b"<") and b"<error>" in start),
-        ("a mosaic of GDAL (VRT)", start.startswith(b"<vrtdataset")),
-        ("a sidecar of GDAL (.aux.xml)", start.startswith(b"<pamdataset")),
+        ("a mosaic of GDAL (VRT)", markup.startswith(b"<vrtdataset")),
+        ("a sidecar of GDAL (.aux.xml)", markup.startswith(b"<pamdataset")),
         ("XML", start.startswith(b"<")),
         ("an ESRI ASCII grid", start.startswith(b"ncols") and b"nrows" in start),
         ("a world file", _WORLD_FILE.fullmatch(start) is not None),
@@ -232,3 +321,26 @@ def kind_of_text(data: bytes) -> str | None:
         codecs.getincrementaldecoder("utf-8")().decode(head)
         return "text"
     return None
+
+
+def _from_utf16(head: bytes) -> bytes | None:
+    """Return the beginning of a text in UTF-16 as UTF-8; None for anything else."""
+    for order, bom, zeros in (
+        ("le", codecs.BOM_UTF16_LE, head[1::2]),
+        ("be", codecs.BOM_UTF16_BE, head[::2]),
+    ):
+        # Without a byte order mark, only text in ASCII is recognized.
+        if head.startswith(bom) or (len(head) > 16 and not zeros.strip(b"\0") and head.isascii()):
+            with contextlib.suppress(UnicodeDecodeError):
+                text = head.removeprefix(bom)
+                decoded = codecs.getincrementaldecoder(f"utf-16-{order}")().decode(text)
+                if all(letter.isprintable() or letter.isspace() for letter in decoded) and decoded:
+                    return decoded.encode()
+    return None
+
+
+def _without_comments(start: bytes) -> bytes:
+    """Return markup without the comments, declarations and spaces that it begins with."""
+    while (before := _MARKUP_BEFORE.match(start)) is not None:
+        start = start[before.end() :]
+    return start

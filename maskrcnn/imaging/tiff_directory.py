@@ -55,7 +55,8 @@ _OF_PIXELS: Final = frozenset(
         *range(512, 522),  # old-style JPEG
     ]
 )
-_NUMBERS: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+NUMBERS: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+"""The struct format of the types of whole numbers."""
 _TEXT: Final = frozenset([2, 7])
 _WANTED: Final = SUSPICIOUS | {_WIDTH, _HEIGHT, COMPRESSION, PHOTOMETRIC, _MAKE, ORIENTATION, EXTRA_SAMPLES}
 _MOST_DIRECTORIES: Final = 64
@@ -166,7 +167,7 @@ def without_metadata(data: bytes) -> bytes:
     Raises:
         ItemError: as `full_picture`.
     """
-    layout, picture = _layout(data[:16]), full_picture(reader_of(data))
+    layout, picture = layout_of(data[:16]), full_picture(reader_of(data))
     if layout is None or picture is None:
         return data
     start, (_, order, big) = picture.start, layout
@@ -193,7 +194,7 @@ def compression_of(read_at: ReadAt) -> int | None:
 
 def _first(read_at: ReadAt) -> Directory | None:
     """Return the first directory; None if it cannot be read."""
-    layout = _layout(read_at(0, 16))
+    layout = layout_of(read_at(0, 16))
     if layout is None:
         return None
     start, order, big = layout
@@ -203,7 +204,7 @@ def _first(read_at: ReadAt) -> Directory | None:
         return None
 
 
-def _layout(header: bytes) -> tuple[int, str, bool] | None:
+def layout_of(header: bytes) -> tuple[int, str, bool] | None:
     """Return where the first directory is, the byte order, and whether it is a BigTIFF; None if it is no TIFF."""
     order = {b"II": "<", b"MM": ">"}.get(header[:2])
     big = 43 in header[2:4]
@@ -226,7 +227,7 @@ def _raw(first: Directory) -> ItemError:
 
 def _others(read_at: ReadAt, first: Directory, most: int) -> list[Directory]:
     """Return the sub-directories of the first directory, then those that follow it, each with its own."""
-    _, order, big = _layout(read_at(0, 16)) or (0, "<", False)
+    _, order, big = layout_of(read_at(0, 16)) or (0, "<", False)
     found: list[Directory] = []
     visited = {first.start}
     queue = [*first.tags.get(SUB_DIRECTORIES, ()), first.after]
@@ -246,7 +247,49 @@ def _others(read_at: ReadAt, first: Directory, most: int) -> list[Directory]:
 
 def _directory(read_at: ReadAt, start: int, order: str, *, big: bool) -> Directory:
     """Read a directory. Raises LookupError or struct.error if it is damaged or beyond the end of the file."""
-    count_format, entry_format, link = ("Q", "HHQQ", "Q") if big else ("H", "HHII", "I")
+    found, after = entries(read_at, start, order, big=big)
+    tags: dict[int, tuple[int, ...]] = {}
+    make = ""
+    for entry in found:
+        if entry.tag not in _WANTED:
+            continue
+        unit = NUMBERS.get(entry.kind)
+        count = min(entry.count, _MOST_VALUES)
+        if entry.kind in _TEXT and entry.tag == _MAKE:
+            make = entry.value(read_at, order, count).decode("latin-1").strip(" \0").lower()
+        elif unit is not None and count:
+            raw = entry.value(read_at, order, struct.calcsize(f"{order}{unit}") * count)
+            tags[entry.tag] = struct.unpack_from(f"{order}{count}{unit}", raw)
+    return Directory(start, after, tags, make)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry of a directory: a tag and its values."""
+
+    tag: int
+    kind: int
+    """The type of the values, see `NUMBERS`."""
+    count: int
+    """The number of values."""
+    field: bytes
+    """The values, padded, or their position in the file, in 4 bytes (BigTIFF: 8)."""
+
+    def value(self, read_at: ReadAt, order: str, size: int) -> bytes:
+        """Return the first `size` bytes of the values: fewer at the end of the file."""
+        if size <= len(self.field):
+            return self.field[:size]
+        [start] = struct.unpack(order + ("Q" if len(self.field) == 8 else "I"), self.field)
+        return read_at(start, size)
+
+
+def entries(read_at: ReadAt, start: int, order: str, *, big: bool) -> tuple[list[Entry], int]:
+    """Return the entries of a directory, and the position of the next one, 0 after the last.
+
+    Raises:
+        LookupError, struct.error: it is damaged, or beyond the end of the file.
+    """
+    count_format, entry_format, link = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
     head = struct.calcsize(f"{order}{count_format}")
     [count] = struct.unpack(f"{order}{count_format}", read_at(start, head))
     if count > _MOST_ENTRIES:
@@ -254,23 +297,8 @@ def _directory(read_at: ReadAt, start: int, order: str, *, big: bool) -> Directo
     each = struct.calcsize(f"{order}{entry_format}")
     last = struct.calcsize(f"{order}{link}")
     table = read_at(start + head, count * each + last)
-    tags: dict[int, tuple[int, ...]] = {}
-    make = ""
-    for at in range(0, count * each, each):
-        tag, kind, n, value = struct.unpack_from(order + entry_format, table, at)
-        if tag not in _WANTED:
-            continue
-        unit = _NUMBERS.get(kind)
-        if kind in _TEXT and tag == _MAKE:
-            n = min(n, _MOST_VALUES)
-            raw = table[at + each - last : at + each][:n] if n <= last else read_at(value, n)
-            make = raw.decode("latin-1").strip(" \0").lower()
-        elif unit is not None and n:
-            n = min(n, _MOST_VALUES)
-            size = struct.calcsize(f"{order}{unit}") * n
-            raw = table[at + each - last : at + each] if size <= last else read_at(value, size)
-            tags[tag] = struct.unpack_from(f"{order}{n}{unit}", raw)
-    after = (
-        struct.unpack_from(order + link, table, count * each)[0] if len(table) == count * each + last else 0
-    )
-    return Directory(start, after, tags, make)
+    found = [
+        Entry(*struct.unpack_from(order + entry_format, table, at)) for at in range(0, count * each, each)
+    ]
+    is_whole = len(table) == count * each + last
+    return found, struct.unpack_from(order + link, table, count * each)[0] if is_whole else 0

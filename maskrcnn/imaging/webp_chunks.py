@@ -54,6 +54,16 @@ def without_metadata(webp: bytes) -> bytes:
     return _chunk(b"RIFF", b"WEBP" + _chunk(b"VP8X", canvas) + pixels + _chunk(b"EXIF", exif_of(orientation)))
 
 
+def pixels_of(webp: bytes) -> tuple[int, int]:
+    """Return where the coded pixels of a WebP start and stop in the file; nowhere, (0, 0), in an animation."""
+    for kind, start, stop in _chunks(webp):
+        if kind in _PIXELS:
+            return start, min(stop, len(webp))
+        if kind == b"ANMF":
+            break
+    return 0, 0
+
+
 def _chunks(webp: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield the kind of each chunk, and where its body starts and ends in the file."""
     at = 12

@@ -7,18 +7,20 @@ text, and null in any other; a column without any value is null.
 """
 
 import codecs
+import contextlib
 import csv as python_csv
 import io
 import logging
 import math
 import re
+from collections.abc import Iterator
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv, types
 
-from ..errors import UsageError
+from ..errors import UsageError, plural
 
 log = logging.getLogger("maskrcnn")
 
@@ -42,24 +44,32 @@ def parse_csv(source: str, data: bytes) -> pa.Table:
         data: its content.
 
     Raises:
-        UsageError: its columns are separated by something else, or a quoted value does not end.
-        pyarrow.ArrowInvalid: it is empty, or its rows have different lengths.
+        UsageError: it is empty, its columns are separated by something else, a quoted value does not end, or a line has
+            more or fewer values than the header.
     """
+    if not data.strip():
+        raise UsageError(f"{source}: it is empty: write a header with a column `uri`, and a line per input")
     _check_quotes(source, data)
-    names = _column_names(data)
+    try:
+        names = _column_names(data)
+    except pa.ArrowInvalid as error:
+        raise _ragged(source, data) or error from error
     for separator, word in ((";", "semicolons"), ("\t", "tabs")):
         if len(names) == 1 and separator in names[0]:
             raise UsageError(
                 f"{source}: no column `uri`, its columns are separated by {word}: separate them by commas"
             )
-    texts = csv.read_csv(
-        pa.BufferReader(data),
-        read_options=csv.ReadOptions(block_size=max(len(data), 1)),
-        parse_options=_PARSING,
-        convert_options=csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-        ),
-    )
+    try:
+        texts = csv.read_csv(
+            pa.BufferReader(data),
+            read_options=csv.ReadOptions(block_size=max(len(data), 1)),
+            parse_options=_PARSING,
+            convert_options=csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        raise _ragged(source, data) or error from error
     columns, numbers = [], []
     for name, column in zip(texts.column_names, texts.itercolumns(), strict=True):
         columns.append(column if name in _TEXT else typed(column))
@@ -74,24 +84,49 @@ def parse_csv(source: str, data: bytes) -> pa.Table:
     return pa.table(columns, names=texts.column_names)
 
 
+def _ragged(source: str, data: bytes) -> UsageError | None:
+    """Return the error for the first line that has more or fewer values than the header; None if there is none."""
+    header, last = 0, 0
+    with _long_fields(data):
+        rows = python_csv.reader(io.StringIO(data.decode(), newline=""))
+        for row in rows:
+            first, last = last + 1, rows.line_num
+            if row and not header:
+                header = len(row)
+            elif row and len(row) != header:
+                return UsageError(
+                    f"{source}: line {first:,} has {plural(len(row), 'value')}, and the header {header:,}: give each "
+                    "line one value per column, and put a value that contains commas in quotes"
+                )
+    return None
+
+
+@contextlib.contextmanager
+def _long_fields(data: bytes) -> Iterator[None]:
+    """Let Python's reader take values as long as the file."""
+    limit = python_csv.field_size_limit(len(data) + 1)
+    try:
+        yield
+    finally:
+        python_csv.field_size_limit(limit)
+
+
 def _check_quotes(source: str, data: bytes) -> None:
     """Refuse a value whose quotes do not end where the value does: it would swallow the lines that follow."""
     if b'"' not in data:
         return
-    limit = python_csv.field_size_limit(len(data) + 1)
     rows = python_csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
-    try:
-        last = 0
-        for _ in rows:
-            last = rows.line_num
-    except python_csv.Error as error:
-        raise UsageError(
-            f"{source}: the value in quotes that begins in line {last + 1} or after it does not end: close its "
-            "quotes, and write "
-            'a quote inside it as ""'
-        ) from error
-    finally:
-        python_csv.field_size_limit(limit)
+    last = 0
+    with _long_fields(data):
+        try:
+            for _ in rows:
+                last = rows.line_num
+        except python_csv.Error as error:
+            raise UsageError(
+                f"{source}: the value in quotes that begins in line {last + 1} or after it does not end: close its "
+                "quotes, and write "
+                'a quote inside it as ""'
+            ) from error
 
 
 def _unlike_a_number(texts: pa.ChunkedArray) -> str | None:

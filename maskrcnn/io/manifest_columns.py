@@ -64,7 +64,8 @@ def _near(schema: pa.Schema) -> str:
     names: list[str] = schema.names
     found = f"found {', '.join(map(repr, names[:12]))}{', …' if len(names) > 12 else ''}"
     of_bytes = [field.name for field in schema if holds_bytes(field.type)]
-    lowered = {name.strip().lower(): name for name in names if name not in of_bytes}
+    nested = [field.name for field in schema if children_of(field.type)]
+    lowered = {name.strip().lower(): name for name in names if name not in (*of_bytes, *nested)}
     near = [lowered[name] for name in ("uri", *_URI_SYNONYMS) if name in lowered]
     near += [lowered[name] for name in difflib.get_close_matches("uri", lowered)]
     if near:

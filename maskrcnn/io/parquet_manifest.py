@@ -3,6 +3,8 @@
 A dictionary lets a file of some kilobytes come to terabytes of text, so a column's size is known before it is expanded.
 """
 
+import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise, repeat
 from typing import BinaryIO, Final
@@ -15,7 +17,9 @@ from pyarrow import types
 
 from ..errors import UsageError
 from .manifest_columns import LARGE_VALUE_BYTES, check_columns, holds_bytes, warn_left_out
-from .portable import children_of, portable
+from .portable import children_of, is_portable, portable
+
+log = logging.getLogger("maskrcnn")
 
 LARGEST_COLUMN_BYTES: Final = 2**31 - 1
 """More text does not fit into one array."""
@@ -56,8 +60,19 @@ def read_parquet_manifest(source: str, file: BinaryIO) -> pa.Table:
     _check_sizes(source, file, metadata, {given[at]: leaves[at] for at in kept})
     names = [given[at] for at in kept]
     table = _select(pq.ParquetFile(file, metadata=metadata), names if any(large) else None)
-    columns = map(_carried, repeat(source), table.column_names, table.itercolumns())
-    return pa.table(list(columns), names=table.column_names)
+    columns = list(map(_carried, repeat(source), table.column_names, table.itercolumns()))
+    changed = [
+        repr(field.name)
+        for field, column in zip(table.schema, columns, strict=True)
+        if field.type != column.type and is_portable(field.type)
+    ]
+    if changed:
+        log.info(
+            "%s: columns carried as text or as lists, because not all readers take their values: %s",
+            source,
+            ", ".join(changed[:12]) + (", …" if len(changed) > 12 else ""),
+        )
+    return pa.table(columns, names=table.column_names)
 
 
 def _select(parquet: pq.ParquetFile, names: Sequence[str] | None) -> pa.Table:
@@ -161,7 +176,7 @@ def _carried(source: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray
     try:
         return portable(column)
     except pa.ArrowException as error:
-        why = " ".join(str(error).split())[:200]
+        why = " ".join(re.sub(r"\b(?:In chunk \d+|Invalid): ", "", str(error)).split())[:200]
         raise UsageError(
             f"{source}: the column {name!r} of type {str(column.type)[:100]} cannot be carried ({why}): remove it, or "
             "write it as text"

@@ -1,13 +1,17 @@
 """Arrow's types as those that pandas, polars, DuckDB and pyarrow all read from Parquet, with the same values.
 
 Views, run ends, dictionaries and extension types become what they stand for; types that Parquet does not have become
-the next that holds their values exactly; what Parquet cannot hold at all becomes JSON text.
+the next that holds their values exactly; what Parquet cannot hold at all becomes JSON text. So does a column some of
+whose values its type allows and a reader refuses: maps that repeat a key become lists of pairs; days and moments
+outside of the years 1 to 9999, and times with nanoseconds, become text.
 """
 
 import json
 import re
+import zoneinfo
 from collections.abc import Sequence
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Final
 
 import numpy as np
@@ -23,15 +27,15 @@ def portable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column with the same values, of a type that all readers of Parquet know.
 
     Raises:
-        pyarrow.ArrowException: a value does not fit.
+        pyarrow.ArrowException: a value does not fit, or is invalid, such as text that is not UTF-8.
     """
+    column.validate(full=True)
     if not is_storable(column.type):
         return pa.chunked_array([as_json(column.to_pylist())])
-    if _is_portable(column.type):
+    if is_portable(column.type) and all(map(_is_readable, column.chunks)):
         return column
-    if not column.num_chunks:
-        return pa.chunked_array([_converted(pa.array([], column.type))])
-    return pa.chunked_array(_alike([_converted(chunk) for chunk in column.chunks]))
+    # In one piece: some values decide on the type of all.
+    return pa.chunked_array([_converted(pa.concat_arrays(column.chunks or [pa.array([], column.type)]))])
 
 
 def as_json(values: Sequence[Any]) -> pa.Array:
@@ -71,15 +75,76 @@ def is_storable(kind: pa.DataType) -> bool:
     return all(map(is_storable, children_of(kind)))
 
 
-def _is_portable(kind: pa.DataType) -> bool:
+def is_portable(kind: pa.DataType) -> bool:
     """Return whether all readers know a type, so that the column stays as it is."""
     if isinstance(kind, pa.BaseExtensionType) or any(is_kind(kind) for is_kind in _CONVERTED):
         return False
     if types.is_decimal(kind):
         return bool(types.is_decimal128(kind) and kind.scale >= 0)
     if types.is_time32(kind) or types.is_timestamp(kind):
-        return kind.unit != "s" and not _OFFSET.fullmatch(getattr(kind, "tz", None) or "")
-    return all(map(_is_portable, children_of(kind)))
+        return kind.unit != "s" and _is_zone(getattr(kind, "tz", None))
+    return all(map(is_portable, children_of(kind)))
+
+
+def _is_zone(name: str | None) -> bool:
+    """Return whether all readers know a time zone, or None."""
+    if name is None:
+        return True
+    try:
+        return not _OFFSET.fullmatch(name) and bool(zoneinfo.ZoneInfo(name))
+    except (KeyError, ValueError, OSError):  # unknown, or no name of a zone, or of a folder of zones
+        return False
+
+
+def _is_readable(array: pa.Array) -> bool:
+    """Return whether all readers take the values of a portable type as they are."""
+    kind = array.type
+    if types.is_map(kind):
+        entries = array.cast(_entries(kind))
+        return _are_distinct(entries) and _is_readable(entries)
+    if types.is_struct(kind):
+        return all(map(_is_readable, array.flatten()))
+    if kind.num_fields:
+        return _is_readable(array.flatten())
+    if str(kind) == "time64[ns]":  # pandas has microseconds
+        return not np.any(_ticks(array).drop_null().to_numpy() % 1000)
+    if not (types.is_date(kind) or types.is_timestamp(kind)):
+        return True
+    extent = pc.min_max(_ticks(array)).as_py()
+    per_second = Fraction(1, _DAY_SECONDS) if types.is_date(kind) else _PER_SECOND[kind.unit]
+    # Of a moment in a zone, the local day may be the next.
+    margin = 0 if getattr(kind, "tz", None) in (None, "UTC") else _DAY_SECONDS
+    return extent["min"] is None or bool(
+        (_YEARS[0] + margin) * per_second <= extent["min"]
+        and extent["max"] < (_YEARS[1] - margin) * per_second
+    )
+
+
+def _entries(of_map: pa.MapType) -> pa.DataType:
+    """Return the type of a map's entries as a list of structs of key and value."""
+    return pa.list_(of_map.field(0).with_name("element"))
+
+
+def _are_distinct(entries: pa.ListArray) -> bool:
+    """Return whether no map, given as a list of its entries, has a key twice or a key that is a list or a struct."""
+    keys = pc.struct_field(entries.flatten(), 0)
+    if keys.type.num_fields:
+        return not len(keys)
+    if types.is_floating(keys.type):  # -0.0 equals 0.0
+        keys = pc.add(keys, pa.scalar(0, keys.type))
+    both = pa.table({"map": pc.list_parent_indices(entries), "key": keys})
+    return bool(both.group_by(["map", "key"]).aggregate([]).num_rows == len(keys))
+
+
+_DAY_SECONDS: Final = 24 * 60 * 60
+_YEARS: Final = (-62_135_596_800, 253_402_300_800)
+"""Seconds since 1970 of the beginning of the year 1, and of the end of 9999: Python's dates have no others."""
+_PER_SECOND: Final = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+def _ticks(array: pa.Array) -> pa.Array:
+    """Return days, moments or times as int64, in the unit of their type."""
+    return array.view(pa.int64()) if array.type.bit_width == 64 else array.view(pa.int32()).cast(pa.int64())
 
 
 _CONVERTED: Final = (
@@ -97,7 +162,7 @@ _CONVERTED: Final = (
 
 def _converted(array: pa.Array) -> pa.Array:  # noqa: PLR0911 (one case per kind of type)
     kind = array.type
-    if _is_portable(kind):
+    if is_portable(kind) and _is_readable(array):
         return array
     if isinstance(kind, pa.BaseExtensionType):
         return _of_extension(array)
@@ -111,7 +176,7 @@ def _converted(array: pa.Array) -> pa.Array:  # noqa: PLR0911 (one case per kind
     if types.is_decimal(kind):
         return _of_decimals(array)
     if types.is_map(kind):  # its entries are structs of key and value
-        return _converted(array.cast(pa.list_(kind.field(0).with_name("element"))))
+        return _converted(array.cast(_entries(kind)))
     if types.is_struct(kind):
         children = [_converted(child) for child in array.flatten()]
         fields = [kind.field(at).with_type(child.type) for at, child in enumerate(children)]
@@ -124,20 +189,33 @@ def _converted(array: pa.Array) -> pa.Array:  # noqa: PLR0911 (one case per kind
         of_lists = pa.LargeListArray if large else pa.ListArray
         offsets = pa.array(np.cumsum([0, *lengths]), pa.int64() if large else pa.int32())
         return of_lists.from_arrays(offsets, values, mask=array.is_null())
-    return array.cast(_simple(kind))
+    simple = array.cast(_simple(kind))
+    return simple if _is_readable(simple) else _as_text(simple)
+
+
+def _as_text(array: pa.Array) -> pa.Array:
+    """Return days, moments or times as text; moments of a time zone in UTC."""
+    kind = array.type
+    if types.is_time(kind):
+        return array.cast(pa.string())
+    # Not `cast`, which ends at the year 32767.
+    unit = "D" if types.is_date(kind) else kind.unit
+    moments = pc.fill_null(_ticks(array), 0).to_numpy().view(f"datetime64[{unit}]")
+    texts = np.datetime_as_string(moments, timezone="UTC" if getattr(kind, "tz", None) else "naive")
+    return pc.if_else(array.is_null(), None, pa.array(texts.tolist(), pa.string()))
 
 
 def _simple(kind: pa.DataType) -> pa.DataType:
     """Return the type with the values of one that has no children."""
     if types.is_timestamp(kind):
-        zone = "UTC" if _OFFSET.fullmatch(kind.tz or "") else kind.tz
+        zone = kind.tz if _is_zone(kind.tz) else "UTC"
         return pa.timestamp("ms" if kind.unit == "s" else kind.unit, zone)
     return {
         "halffloat": pa.float32(),
         "date64[ms]": pa.date32(),
         "time32[s]": pa.time32("ms"),
         "binary_view": pa.binary(),
-    }.get(str(kind), pa.string())
+    }.get(str(kind), kind if types.is_temporal(kind) else pa.string())
 
 
 def _of_extension(array: pa.ExtensionArray) -> pa.Array:
@@ -164,10 +242,3 @@ def _of_decimals(array: pa.Array) -> pa.Array:
 
 def _digits(value: Decimal | None) -> str | None:
     return None if value is None else f"{value:f}"
-
-
-def _alike(chunks: list[pa.Array]) -> list[pa.Array]:
-    """Return chunks of one type: decimals of one chunk may have become text."""
-    if len({chunk.type for chunk in chunks}) > 1:
-        return [chunk.cast(pa.string()) for chunk in chunks]
-    return chunks

@@ -49,6 +49,15 @@ class Refusal(Enum):
         "the content is a Git LFS pointer, whose content was not fetched: run `git lfs pull`",
     )
 
+    CHANGED_AS_TEXT = (
+        "corrupt",
+        "its bytes were changed as if they were text (line ends, or characters of UTF-8): copy it again as binary data",
+    )
+    LEADING_BYTES = (
+        "corrupt",
+        "{format} behind {count} that do not belong to it, such as a byte order mark or blank lines: remove them",
+    )
+
     # Formats
 
     FORMAT = "unsupported_format", "{format} is not read: " + _CONVERT
@@ -135,12 +144,16 @@ class Refusal(Enum):
     )
     ELONGATED = (
         "aspect",
-        "{width} x {height} pixels, more elongated than 1 : {limit:g}: divide it along its long side",
+        "{width} x {height} pixels, more elongated than 1 : {limit:.12g}: divide it along its long side",
     )
 
     # Damage
 
     TRUNCATED = "truncated", "{format}: the file ends before the image does: " + _COPY
+    ZEROS = (
+        "truncated",
+        "{format}: zeros are in place of some of its pixels, as in a download that did not finish: " + _COPY,
+    )
     HEADER_DAMAGED = "corrupt", "{format}: its header is damaged: " + _COPY + ", or export it anew"
     DATA_DAMAGED = "corrupt", "{format}: its pixel data are damaged: " + _COPY + ", or export it anew"
     NO_SIZE = (
@@ -191,12 +204,13 @@ class Refusal(Enum):
     )
     COORDINATES = (
         "bad_georeference",
-        "its coordinates do not fit {crs} (x from {xmin:g} to {xmax:g}, y from {ymin:g} to {ymax:g}): {why}; assign "
-        "the right system (gdal_edit -a_srs EPSG:…), or correct the transform",
+        "its coordinates do not fit {crs} (x from {xmin:.12g} to {xmax:.12g}, y from {ymin:.12g} to {ymax:.12g}): "
+        "{why}; assign the right system (gdal_edit -a_srs EPSG:…), or correct the transform",
     )
     PIXELS_BELOW_PRECISION = (
         "bad_georeference",
-        "its pixels of {step:g} are smaller than coordinates up to {largest:g} can resolve: correct the transform",
+        "its pixels of {step:.12g} are smaller than coordinates up to {largest:.12g} can resolve: correct "
+        "the transform",
     )
     PIXELS_ARE_LINES = "bad_georeference", "its transform maps pixels to lines: correct it"
     POLYGONS_FAILED = (
@@ -210,6 +224,12 @@ class Refusal(Enum):
         "too_many_windows",
         "{width} x {height} pixels are {count:,} windows, more than the limit of {limit:,} for an image: use a larger "
         "--window, or cut the raster into parts (gdal_retile, gdal_translate -srcwin)",
+    )
+
+    DENSE = (
+        "corrupt",
+        "{width} x {height} pixels, of which {pixels:,} hold data, in a file of {count:,} bytes: no compression does "
+        "that, so its blocks share their bytes, or are not there: export the raster anew",
     )
 
     # Stores

@@ -257,6 +257,10 @@ def _read_parquet(source: str) -> pa.Table:
             raise UsageError(
                 f"{source}: a column is of a type that cannot be read ({why}): remove it, or write it as text"
             ) from error
+        except (pa.ArrowException, OSError) as error:  # OSError: a compressed page is damaged
+            file.seek(0)
+            what = "damaged or cut off" if file.read(4) == b"PAR1" else "no Parquet file"
+            raise UsageError(f"{source}: it is {what}: write or copy it again") from error
 
 
 _READERS: Final = {".txt": _read_txt, ".csv": _read_csv, ".parquet": _read_parquet}

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
-from ..errors import UsageError
+from ..errors import UsageError, plural
 from ..types import Category
 from .checkpoint_files import Checkpoint, read_checkpoint
 from .matterport import MatterportRCNN
@@ -103,6 +103,10 @@ class Model:
     """A torchvision network, float32, on the CPU, in eval mode; nothing is folded or patched."""
 
     card: ModelCard
+
+    def __repr__(self) -> str:
+        """Return its name, network and number of categories."""
+        return f"<Model {self.card.name!r}: {self.card.architecture}, {plural(len(self.categories), 'category')}>"
 
     @property
     def categories(self) -> tuple[Category, ...]:

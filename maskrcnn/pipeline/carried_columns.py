@@ -1,15 +1,19 @@
 """The user's own columns of a manifest: which are carried into the tables, and under which names."""
 
+import base64
 import logging
+import re
 from collections.abc import Collection, Sequence
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
+from pyarrow import types
 
 from ..errors import ItemError, plural
 from ..formats.geoparquet import GEO
 from ..imaging.sniff import format_of
 from ..io.manifest_columns import holds_bytes, warn_left_out
+from ..io.portable import children_of
 from ..schema import IMAGES, INSTANCES, MANIFEST, PIECES, WINDOWS
 
 log = logging.getLogger("maskrcnn")
@@ -19,6 +23,8 @@ _RESERVED: Final = frozenset(
 ) | {"image_row"}
 """Names of our tables' columns: in a query that joins them, a column of the user's would be ambiguous."""
 _LOOKED_AT: Final = 100
+_HEAD_BYTES: Final = 1024
+_DATA_URI: Final = re.compile(rb"^data:[-+./\w]*(?:;[^,]*)?,")
 _LONGEST_DIGEST: Final = 64
 """Bytes; the smallest pictures have more, and random ones may begin as a picture does."""
 
@@ -26,7 +32,7 @@ _LONGEST_DIGEST: Final = 64
 def carried_columns(rows: pa.Table, taken: Collection[str], source: str) -> dict[str, str]:
     """Return the names under which the tables have the user's columns, by the names that the manifest gives them.
 
-    Columns of pictures are left out, with a warning.
+    Columns of pictures are left out, with a warning, whether they are bytes, lists of numbers or text in base64.
 
     Args:
         rows: the manifest's rows with all their columns.
@@ -86,19 +92,44 @@ def named(rows: pa.Table, source: str) -> pa.Table:
 
 
 def _has_pictures(column: pa.ChunkedArray) -> bool:
-    """Return whether one of a column's first values is, or contains, a picture."""
-    if not holds_bytes(column.type):
+    """Return whether one of a column's first values is, or contains, a picture: bytes, numbers, or base64."""
+    return _may_hold_pictures(column.type) and any(
+        map(_holds_picture, column.drop_null().slice(0, _LOOKED_AT))
+    )
+
+
+def _may_hold_pictures(kind: pa.DataType) -> bool:
+    if holds_bytes(kind) or types.is_string(kind) or types.is_large_string(kind):
+        return True
+    return any(types.is_integer(child) or _may_hold_pictures(child) for child in children_of(kind))
+
+
+def _holds_picture(value: pa.Scalar) -> bool:
+    if not value.is_valid or not _may_hold_pictures(value.type):
         return False
-    some = column.drop_null().slice(0, _LOOKED_AT).to_pylist()
-    return any(_is_picture(value) for one in some for value in _bytes_in(one))
+    if isinstance(value, pa.StructScalar):
+        return any(map(_holds_picture, value.values()))
+    if isinstance(value, pa.ListScalar):
+        head = value.values.slice(0, _HEAD_BYTES)
+        if not types.is_integer(head.type):
+            return any(map(_holds_picture, head))
+        numbers: list[int] = head.drop_null().to_pylist()  # signed, as Java's bytes are, or not
+        return all(-128 <= number < 256 for number in numbers) and _is_readable_picture(
+            bytes(number & 255 for number in numbers)
+        )
+    data = value.as_buffer()[:_HEAD_BYTES].to_pybytes()
+    if types.is_string(value.type) or types.is_large_string(value.type):
+        return _is_readable_picture(_from_base64(data))
+    return _is_picture(data)
 
 
-def _bytes_in(value: Any) -> list[bytes]:
-    if isinstance(value, bytes):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [each for inner in value for each in _bytes_in(inner)] if isinstance(value, list | tuple) else []
+def _from_base64(text: bytes) -> bytes:
+    """Return the first bytes that a text in base64 stands for, with or without what begins a data URI; or none."""
+    head = _DATA_URI.sub(b"", text).replace(b"\n", b"")
+    try:
+        return base64.b64decode(head[: len(head) // 4 * 4], validate=True)
+    except ValueError:
+        return b""
 
 
 def _is_picture(data: bytes) -> bool:
@@ -109,3 +140,13 @@ def _is_picture(data: bytes) -> bool:
     except ItemError as error:
         return error.code != "not_an_image"
     return True
+
+
+def _is_readable_picture(data: bytes) -> bool:
+    """Return whether data is a picture of a format that is read; others' signatures are short, as flags may be."""
+    if len(data) <= _LONGEST_DIGEST:
+        return False
+    try:
+        return format_of(data) != "BMP" or not any(data[6:10])  # reserved
+    except ItemError:
+        return False

@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 
 from ..config import digest_of
 from ..errors import RunError, UsageError
+from ..io.json_files import read_object
 from ..io.storage import Storage
 from ..schema import SCHEMA_VERSION
 
 PLAN: Final = "plan.json"
 RUN: Final = "run.json"
 GRID_PREFIX: Final = "grid-"
+_RESTORE: Final = "restore it, or start again in an empty directory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,11 +223,11 @@ def read_generation(storage: Storage, generation: int) -> Plan | None:
     """
     path = plan_file(generation)
     try:
-        text = storage.read(path)
+        content = read_object(storage, path, _RESTORE)
     except FileNotFoundError:
         return None
     try:
-        plan = Plan(**json.loads(text))
+        plan = Plan(**content)
     except (ValueError, TypeError) as error:
         raise RunError(f"{storage.url}/{path} is not a plan of this version of maskrcnn-ray") from error
     if plan.generation != generation:
@@ -241,13 +243,9 @@ def read_run(storage: Storage) -> dict[str, Any]:
         RunError: the file is broken.
     """
     try:
-        run = json.loads(storage.read(RUN))
+        run = read_object(storage, RUN, _RESTORE)
     except FileNotFoundError as error:
         raise no_run(storage.url, RUN) from error
-    except ValueError as error:
-        raise RunError(f"{storage.url}/{RUN} is not valid JSON") from error
-    if not isinstance(run, dict):
-        raise RunError(f"{storage.url}/{RUN} is not a JSON object")
     check_version(storage, run)
     return run
 
@@ -257,6 +255,12 @@ def no_run(url: str, missing: str) -> UsageError:
     return UsageError(
         f"{url} holds no run (no {missing}): name the directory of a run, or start one with `maskrcnn segment`"
     )
+
+
+def not_finished(url: str, generation: int) -> UsageError:
+    """Return the error for a run whose latest generation is not finished."""
+    command = "segment" if generation == 1 else "retry"
+    return UsageError(f"{url} is not finished: continue it with `maskrcnn {command}`")
 
 
 def check_version(storage: Storage, run: dict[str, Any]) -> None:
@@ -286,7 +290,7 @@ def check_run(storage: Storage, run: dict[str, Any], plan: Plan) -> None:
     if (run.get("digest"), manifest_sha256) != (plan.digest, plan.manifest_sha256):
         raise RunError(
             f"{storage.url}/{RUN} is not that of {PLAN}: it was changed, or two commands planned this run at once; "
-            "restore it, or start again in an empty directory"
+            f"{_RESTORE}"
         )
 
 

@@ -26,7 +26,7 @@ from ..io.store import ObjectStat
 from ..io.url import Url
 from ..tiling.index import WindowIndex
 from .manifest_file import ROWS, ManifestReader, read_window_index, write_rows
-from .plan import Plan, create_plan
+from .plan import Plan, create_plan, not_finished
 from .receipts import choose
 from .success import finished, parts_of
 
@@ -61,7 +61,7 @@ def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | 
     latest = plans[-1]
     success = finished(storage, latest)
     if success is None:
-        raise UsageError(f"{storage.url} is not finished: continue it with `maskrcnn segment`")
+        raise not_finished(storage.url, latest.generation)
     gone = sum(map(len, plans)) - sum(map(len, choose(storage, plans)))
     if gone:
         raise UsageError(
@@ -168,7 +168,7 @@ def _failed_of_part(
 def _columns(storage: Storage, path: str, columns: list[str]) -> pa.Table:
     try:
         return read_table(storage, path, columns)
-    except (FileNotFoundError, pa.ArrowInvalid) as error:
+    except (pa.ArrowException, OSError) as error:  # OSError: it is missing, or a compressed page is damaged
         raise RunError(
             f"{storage.url}/{path} is missing or broken; `maskrcnn reduce` writes it again"
         ) from error

@@ -88,12 +88,18 @@ def check_options(inference: InferenceConfig) -> Radiometry:
 def _windows_of(image: ImageHeader, cutting: Cutting) -> int:
     if image.height is None or image.width is None:
         return 1
+    planned = cutting.planned(image)
+    if planned is not None:
+        return int(np.unpackbits(np.frombuffer(planned, np.uint8)).sum())
     return len(cutting.grid(image.height, image.width))
 
 
 def _bounded(image: ImageHeader, cutting: Cutting) -> ImageHeader:
     """Return the header, or the error of an image that would be cut into too many windows."""
-    count = _windows_of(image, cutting)
+    if image.height is None or image.width is None:
+        return image
+    # Those without data count too: the grid itself is held in memory.
+    count = len(cutting.grid(image.height, image.width))
     if count <= MAX_IMAGE_WINDOWS:
         return image
     error = Refusal.TOO_MANY_WINDOWS.error(

@@ -26,7 +26,14 @@ _NEAR = 16  # the maximum number of rasters in a cell that one is compared with
 _WORLD_FILES = ("tfw", "tifw", "tiffw", "pgw", "pngw", "jgw", "jpgw", "jpegw", "wld")
 _BESIDE = (".aux.xml", ".msk")
 
+_JOIN = "gdalbuildvrt mosaic.vrt TILES && gdal_translate -of COG mosaic.vrt mosaic.tif"
+_RESAMPLE = (
+    "gdalwarp -r bilinear -of COG TILES mosaic.tif (gdalbuildvrt leaves out rasters that are not north-up)"
+)
+
 _Box = tuple[int, int, int, int]
+_Grid = tuple[str, str, str, str, str, tuple[int, int]]
+"""The CRS, the four numbers of the pixels' sides in its units, and where pixels begin in twentieths of a pixel."""
 
 
 def log_findings(uris: Sequence[str], images: Sequence[ImageHeader], radiometry: Radiometry) -> None:
@@ -134,39 +141,45 @@ def _log_outside(uris: Sequence[str], images: Sequence[ImageHeader]) -> None:
 
 def _log_tiles(uris: Sequence[str], images: Sequence[ImageHeader]) -> None:
     """Say that objects across the borders of adjacent rasters are not joined."""
-    grids: dict[tuple[object, ...], list[tuple[_Box, str]]] = defaultdict(list)
+    grids: dict[_Grid, list[tuple[_Box, str]]] = defaultdict(list)
     for uri, image in zip(uris, images, strict=True):
         placed = _on_grid(image)
         if placed is not None:
             grids[placed[0]].append((placed[1], uri))
-    count, example = 0, ""
-    for members in grids.values():
+    count, example, commands = 0, "", set()
+    for (_, a, b, d, e, _), members in grids.items():
         together = _beside_another(members)
-        count += len(together)
-        example = example or (f"{_some(together[:1])} and {_some(together[1:2])}" if together else "")
+        if together:
+            count += len(together)
+            example = example or f"{_some(together[:1])} and {_some(together[1:2])}"
+            north_up = float(a) > 0 > float(e) and not (float(b) or float(d))
+            commands.add(_JOIN if north_up else _RESAMPLE)
     if count:
         log.warning(
             "%s are tiles of one grid that touch or overlap (such as %s): each is segmented on its own, so that an "
             "object across their borders becomes one object per tile; to keep such objects whole, make one raster of "
-            "them first: gdalbuildvrt mosaic.vrt TILES && gdal_translate -of COG mosaic.vrt mosaic.tif",
-            plural(count, "raster"), example,
+            "them first: %s",
+            plural(count, "raster"), example, _RESAMPLE if _RESAMPLE in commands else _JOIN,
         )  # fmt: skip
 
 
-def _on_grid(image: ImageHeader) -> tuple[tuple[object, ...], _Box] | None:
-    """Return the pixel grid that an unrotated raster lies on, and its sides in pixels of that grid; None for others."""
+def _on_grid(image: ImageHeader) -> tuple[_Grid, _Box] | None:
+    """Return the pixel grid that a georeferenced raster lies on, and its sides in pixels of that grid; else None."""
     if image.crs_wkt is None or image.transform is None or image.height is None or image.width is None:
         return None
     a, b, c, d, e, f = image.transform
-    if b or d or not a or not e:
+    determinant = a * e - b * d
+    if not determinant:
         return None
-    column, row = c / a, f / e
+    column, row = (
+        (c / a, f / e) if not (b or d) else ((c * e - b * f) / determinant, (a * f - c * d) / determinant)
+    )
     if not (abs(column) < 2**53 and abs(row) < 2**53):
         return None
     left, top = round(column), round(row)
     # Tiles of one grid differ by whole pixels, up to the digits that a file keeps.
     phase = (round((column - left) * 20) % 20, round((row - top) * 20) % 20)
-    key = (image.crs_wkt, f"{a:.9g}", f"{e:.9g}", phase)
+    key = (image.crs_wkt, f"{a:.9g}", f"{b:.9g}", f"{d:.9g}", f"{e:.9g}", phase)
     return key, (left, top, left + image.width, top + image.height)
 
 

@@ -100,7 +100,7 @@ def read_receipt(storage: Storage, path: str) -> Receipt:
     """
     try:
         return Receipt.from_json(storage.read(path))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise RunError(
             f"{storage.url}/{path} is not a valid receipt; remove it, and run `maskrcnn segment` again"
         ) from error
@@ -202,11 +202,12 @@ def check_complete(plans: Sequence[Plan], choice: Choice) -> None:
     """Raise RunError if a shard has no receipt."""
     for plan, of_plan in zip(plans, choice, strict=True):
         if missing := len(plan) - len(of_plan):
-            which, again = "", "segment` again"
+            which, command = "", "segment"
             if plan.generation > 1:
-                which, again = f" of generation {plan.generation}", "retry`"
+                which, command = f" of generation {plan.generation}", "retry"
             raise RunError(
-                f"{missing:,} of {plural(len(plan), 'shard')}{which} unfinished; run `maskrcnn {again} to continue"
+                f"the run is not finished, {missing:,} of {plural(len(plan), 'shard')}{which} left: continue it with "
+                f"`maskrcnn {command}`"
             )
 
 

@@ -49,7 +49,7 @@ from ..tiling.index import WindowIndex
 from ..types import Category
 from .manifest_file import ManifestReader, check_manifest, read_rows, read_window_index
 from .merge_retries import Group, GroupReader, RetryShard, group_shards
-from .plan import Plan, check_run, plan_file, read_plans, read_run
+from .plan import PLAN, Plan, check_run, no_run, plan_file, read_plans, read_run
 from .receipts import SHARDS, ChosenReceipts, check_complete, choose, collect
 from .success import (
     COCO,
@@ -91,11 +91,11 @@ def gather(storage: Storage) -> Gathered:
 
     Raises:
         RunError: the map stage is not finished, or its files contradict each other.
-        UsageError: `maskrcnn gc` removed the shards, or the run is of another schema version.
+        UsageError: there is no run, `maskrcnn gc` removed its shards, or the run is of another schema version.
     """
     plans = read_plans(storage)
     if not plans:
-        raise RunError(f"{storage.url} has no complete plan; run `maskrcnn segment` again")
+        raise no_run(storage.url, PLAN)
     run = read_run(storage)
     check_run(storage, run, plans[0])
     check_manifest(storage, plans[0])

@@ -1,10 +1,10 @@
 """The record of a finished run: `_SUCCESS`, its parts, its categories."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from ..errors import RunError
+from ..io.json_files import read_object
 from ..io.parquet import IMAGES, INSTANCES, Part
 from ..io.storage import Storage
 from ..types import Category
@@ -63,14 +63,16 @@ def read_success(storage: Storage) -> dict[str, Any] | None:
         RunError: it is broken.
     """
     try:
-        success: dict[str, Any] = json.loads(storage.read(SUCCESS))
+        success = read_object(storage, SUCCESS, _REPAIR)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise RunError(
-            f"{storage.url}/{SUCCESS} is broken; remove it, and run `maskrcnn segment` again"
-        ) from error
+    parts = success.get("parts")
+    if "generation" not in success or not isinstance(parts, dict) or not {IMAGES, INSTANCES} <= parts.keys():
+        raise RunError(f"{storage.url}/{SUCCESS} lacks the generation or the parts: {_REPAIR}")
     return success
+
+
+_REPAIR: Final = "remove it, and run `maskrcnn segment` again"
 
 
 def parts_of(success: dict[str, Any]) -> list[Part]:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
+from ..errors import UsageError, plural
 from ..pipeline.plan import differences
 from ..stats import COCO_EDGES
 from ..types import Detections
@@ -26,7 +26,8 @@ from .diff_matching import (
     Rules,
     compare_instances,
 )
-from .reader import ImageRow, RunReader, disagreement
+from .part_checks import unknown_category
+from .reader import ImageRow, RunReader
 
 SIZES: Final = ("small", "medium", "large")
 """COCO's size ranges by mask area in pixels: below 32², below 96², and above."""
@@ -76,6 +77,11 @@ class ImageDiff:
         return self.a is not None and self.b is not None and self.a.status != self.b.status
 
     @property
+    def renamed(self) -> bool:
+        """Whether the runs have other names for the image, besides the folder: it may not be the same image."""
+        return self.a is not None and self.b is not None and _base(self.a.name) != _base(self.b.name)
+
+    @property
     def weight(self) -> float:
         """Amount of difference, by which images are chosen for pictures."""
         moved = self.kinds == MOVED
@@ -111,13 +117,23 @@ class Comparison:
         return differences(facts[0], facts[1])
 
     def check_related(self) -> None:
-        """Look for an image that both runs have.
+        """Look for an image that both runs have, and that did not fail in both.
 
         Raises:
-            UsageError: there is none; the message says what the images were matched by, and gives an example of each.
+            UsageError: there is none; if none is in both, the message says what the images were matched by, and gives
+                an example of each.
         """
-        if any(a is not None and b is not None for a, b in self._aligned()):
-            return
+        common = 0
+        for a, b in self._aligned():
+            if a is not None and b is not None:
+                if not a.status == b.status == "failed":
+                    return
+                common += 1
+        if common:
+            raise UsageError(
+                f"{self._a.run.url} and {self._b.run.url} cannot be compared: of {plural(common, 'image')} in common "
+                "none was segmented in either run; the column `error` of images/ gives the reasons"
+            )
         first = [
             getattr(next(reader.images(), None), self.matched_by, "none") for reader in (self._a, self._b)
         ]
@@ -175,9 +191,7 @@ class Comparison:
         some = found if len(keep) == len(found) else found.take(keep)
         codes = self._codes[side]
         if unknown := sorted(set(some.labels.tolist()) - set(codes)):
-            raise disagreement(
-                reader.run.url, f"an instance has the category {unknown[0]}, which the run lacks"
-            )
+            raise unknown_category(reader.run.url, unknown[0])
         labels = np.array([codes[label] for label in some.labels.tolist()], np.int32)
         return replace(some, labels=labels), keep
 
@@ -209,6 +223,10 @@ class Comparison:
             yield None, self._b.image(row)
 
 
+def _base(name: str) -> str:
+    return name.replace("\\", "/").rpartition("/")[2]
+
+
 def _ids(reader: RunReader) -> Ints:
     pieces = [column.to_numpy().astype(np.int64) for column in reader.column("image_id")]
     return np.concatenate([np.zeros(0, np.int64), *pieces])
@@ -226,13 +244,14 @@ class Tally:
         """By kind, by category and by size in A or, for instances that appeared, in B."""
         self._relabelled = np.zeros((len(categories), len(categories)), np.int64)
         self.images = dict.fromkeys(
-            ("compared", "only_a", "only_b", "failed", "resized", "changed", "status_changed"), 0
+            ("compared", "only_a", "only_b", "failed", "resized", "changed", "status_changed", "renamed"), 0
         )
 
     def add(self, image: ImageDiff) -> None:
         """Add an image."""
         self.images[image.status] += 1
         self.images["status_changed"] += image.status_changed
+        self.images["renamed"] += image.renamed
         self.images["changed"] += len(image.changed) > 0
         a, b = image.found_a, image.found_b
         if a is None or b is None:

@@ -59,7 +59,7 @@ def compare_runs(
         The totals, and the images with the most differences, in descending order.
 
     Raises:
-        UsageError: the runs have no image in common, or the tables of one disagree.
+        UsageError: the runs have no image in common, or none that did not fail in both, or the tables of one disagree.
         RunError: a run cannot be read, or a table cannot be stored.
     """
     comparison.check_related()

@@ -31,9 +31,10 @@ def window_faults(
     """
     where = f"image {image['image_id']}"
     tiling = items.tiling(image_row)
-    rects = np.array([(0, 0, 0, 0)] if tiling is None else list(tiling.grid), np.int32)
+    ids = [0] if tiling is None else np.sort(tiling.order).tolist()
+    rects = np.array([(0, 0, 0, 0)] if tiling is None else [tiling.grid[i] for i in ids], np.int32)
     found = np.stack([windows[name].to_numpy() for name in _RECT], axis=1)
-    if windows["window_id"].to_pylist() != list(range(len(rects))):
+    if windows["window_id"].to_pylist() != ids:
         yield Fault(
             where,
             f"has {plural(len(windows), 'window')}, expected {len(rects):,}, each once and in order",
@@ -41,10 +42,12 @@ def window_faults(
         return
     if not np.array_equal(found, rects):
         first = int(np.flatnonzero((found != rects).any(axis=1))[0])
-        yield Fault(where, f"window {first} is {found[first].tolist()}, expected {rects[first].tolist()}")
+        yield Fault(
+            where, f"window {ids[first]} is {found[first].tolist()}, expected {rects[first].tolist()}"
+        )
     status, error = windows["status"].to_pylist(), windows["error"].to_pylist()
     n_pieces = windows["n_pieces"].to_pylist()
-    for window, (state, code, count) in enumerate(zip(status, error, n_pieces, strict=True)):
+    for window, state, code, count in zip(ids, status, error, n_pieces, strict=True):
         sound = {
             "ok": count > 0 and code is None,
             "empty": count == 0 and code is None,

@@ -4,7 +4,6 @@ A row group is read once for images that are requested in order. The position of
 row groups, so that other row groups are not read.
 """
 
-import contextlib
 import importlib
 import re
 from collections import OrderedDict
@@ -20,13 +19,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..errors import RunError, UsageError, plural
+from ..errors import RunError, UsageError
 from ..io.parquet import Part, read_table
 from ..io.storage import Storage
 from ..pipeline.carried_columns import carried_names
 from ..pipeline.success import parts_of
 from ..schema import IMAGES, INSTANCES, detections_of
 from ..types import Detections
+from .part_checks import checked_counts, reading
 from .run import Run
 
 WORST: Final = "evaluation/images.parquet"
@@ -112,7 +112,8 @@ class RunReader:
         number = int(np.searchsorted(self._firsts, row, side="right")) - 1
         within = row - int(self._firsts[number])
         opened = self._part(self.parts[number])
-        return ImageRow(row, opened.part, int(opened.starts[within]), **opened.images.row(within))
+        with reading(self.storage, opened.part.images):
+            return ImageRow(row, opened.part, int(opened.starts[within]), **opened.images.row(within))
 
     def images(self) -> Iterator[ImageRow]:
         """Yield all images, in order of their names."""
@@ -120,7 +121,8 @@ class RunReader:
 
     def instances(self, image: ImageRow) -> pa.Table:
         """Return an image's rows of `instances`, without the columns that are the same for all of them."""
-        return self._part(image.part).instances.slice(image.start, image.start + image.n_instances)
+        with reading(self.storage, image.part.instances):
+            return self._part(image.part).instances.slice(image.start, image.start + image.n_instances)
 
     def detections(self, image: ImageRow) -> Detections:
         """Return the detections of an image that did not fail."""
@@ -130,7 +132,12 @@ class RunReader:
     def boxes(self, image: ImageRow) -> pa.Table:
         """Return `category_id`, `score` and `box` of an image's instances; masks are not read."""
         columns = ["category_id", "score", "box"]
-        with self.storage.open(image.part.instances) as file, pq.ParquetFile(file) as parquet:
+        path = image.part.instances
+        with (
+            reading(self.storage, path),
+            self.storage.open(path) as file,
+            pq.ParquetFile(file) as parquet,
+        ):
             groups = _Groups(parquet, columns)
             return groups.slice(image.start, image.start + image.n_instances)
 
@@ -150,7 +157,7 @@ class RunReader:
             if len(found) == len(wanted):
                 break
             with (
-                _reading(self.storage, part),
+                reading(self.storage, part.images),
                 self.storage.open(part.images) as file,
                 pq.ParquetFile(file) as parquet,
             ):
@@ -167,7 +174,7 @@ class RunReader:
     def column(self, name: str) -> Iterator[pa.ChunkedArray]:
         """Yield a column of `images`, one part at a time."""
         for part in self.parts:
-            with _reading(self.storage, part):
+            with reading(self.storage, part.images):
                 values = read_table(self.storage, part.images, [name])[name]
             yield values
 
@@ -175,7 +182,7 @@ class RunReader:
         """Yield the first row, all of `images`, and `instances` without masks, one part at a time."""
         columns = [name for name in INSTANCES.names if name not in _HEAVY]
         for part, first in zip(self.parts, self._firsts.tolist(), strict=False):
-            with _reading(self.storage, part):
+            with reading(self.storage, part.images, part.instances):
                 instances = read_table(self.storage, part.instances, columns)
                 images = read_table(self.storage, part.images)
             yield first, images, instances
@@ -249,60 +256,20 @@ class _OpenPart:
 
     def __init__(self, storage: Storage, part: Part) -> None:
         self.part = part
-        with _reading(storage, part), ExitStack() as stack:
+        with reading(storage, part.images, part.instances), ExitStack() as stack:
             images, instances = (
                 stack.enter_context(pq.ParquetFile(stack.enter_context(storage.open(path))))
                 for path in (part.images, part.instances)
             )
             self.images = _Groups(images, _IMAGE)
             self.instances = _Groups(instances, _FOUND)
-            counts = _checked_counts(storage.url, part, images, instances)
+            counts = checked_counts(storage.url, part, images, instances)
             self._stack = stack.pop_all()
         self.starts: NDArray[np.int64] = np.cumsum(counts) - counts
 
     def close(self) -> None:
         """Close the files."""
         self._stack.close()
-
-
-@contextlib.contextmanager
-def _reading(storage: Storage, part: Part) -> Iterator[None]:
-    """Convert what a missing or damaged file of a part raises to UsageError."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise disagreement(storage.url, f"{part.images} or {part.instances} is missing") from error
-    except pa.ArrowException as error:
-        raise disagreement(storage.url, f"{part.images} or {part.instances} is damaged") from error
-
-
-def _checked_counts(
-    url: str, part: Part, images: pq.ParquetFile, instances: pq.ParquetFile
-) -> NDArray[np.int64]:
-    """Return the number of instances of each image of a part.
-
-    Raises:
-        UsageError: the instances are not those of the images, in their order.
-    """
-    table = images.read(columns=["image_id", "n_instances"])
-    counts: NDArray[np.int64] = table["n_instances"].to_numpy().astype(np.int64)
-    found = instances.read(columns=["image_id"])["image_id"].to_numpy()
-    sizes = {part.images: (len(table), part.n_images), part.instances: (len(found), part.n_instances)}
-    for path, (rows, recorded) in sizes.items():
-        if rows != recorded:
-            raise disagreement(url, f"{path} has {plural(rows, 'row')}, and _SUCCESS records {recorded:,}")
-    if counts.sum() != len(found) or not np.array_equal(
-        np.repeat(table["image_id"].to_numpy(), counts), found
-    ):
-        raise disagreement(url, f"the instances in {part.instances} are not those that {part.images} counts")
-    return counts
-
-
-def disagreement(url: str, what: str) -> UsageError:
-    """Return the error for a run whose tables contradict each other or its records."""
-    return UsageError(
-        f"the tables of {url} disagree: {what}; `maskrcnn verify` lists all, `maskrcnn reduce` writes them again"
-    )
 
 
 # Selection
@@ -371,6 +338,8 @@ def worst_images(reader: RunReader, count: int) -> list[tuple[ImageRow, float]]:
         raise UsageError(
             f"{url} was not evaluated: run `maskrcnn evaluate {url} --truth COCO.json` first"
         ) from error
+    except pa.ArrowException as error:
+        raise RunError(f"{reader.run.url}/{WORST} is damaged: evaluate the run again") from error
     order = pc.sort_indices(table, sort_keys=[("pq", "ascending"), ("image_id", "ascending")])
     worst = table.select(["image_id", "pq"]).take(order.slice(0, count)).to_pylist()
     rows = reader.rows_of("image_id", [entry["image_id"] for entry in worst])

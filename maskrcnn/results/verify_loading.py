@@ -100,14 +100,14 @@ def why_unfinished(storage: Storage) -> str | None:
     except FileNotFoundError:
         if latest:
             command = "retry" if latest > 1 else "segment"
-            return f"there is no {SUCCESS}: continue with `maskrcnn {command}`"
+            return f"there is no {SUCCESS}: continue it with `maskrcnn {command}`"
         if storage.exists(RUN):
-            return "planning did not finish: continue with `maskrcnn segment`"
+            return "planning did not finish: continue it with `maskrcnn segment`"
         raise no_run(storage.url, PLAN) from None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None  # a broken record is a finding
     if isinstance(reduced, int) and reduced < latest:
-        return f"generation {latest}, a retry, is not finished: continue with `maskrcnn retry`"
+        return f"generation {latest}, a retry, is not finished: continue it with `maskrcnn retry`"
     return None
 
 

@@ -119,42 +119,82 @@ class Tiling:
     """The number of columns of windows per tile; tiles at the right border may have fewer."""
     rows: int
     """The number of rows of windows per tile; tiles at the bottom border may have fewer."""
+    planned: bytes | None = None
+    """Which windows are processed, by id, as from `numpy.packbits`; None for all of them."""
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
-        """(N,) the window ids in processing order."""
-        across = len(self.grid.lefts)
-        ids = np.arange(len(self.grid)).reshape(-1, across)
-        return np.concatenate(
-            [
-                ids[top : top + self.rows, left : left + self.columns].ravel()
-                for top in range(0, len(ids), self.rows)
-                for left in range(0, across, self.columns)
-            ]
-        )
+        """(N,) the ids of the windows to process, in processing order."""
+        return np.concatenate(self._tiles)
 
     @cached_property
     def cuts(self) -> NDArray[np.int64]:
-        """(T + 1,) the start of each tile in `order`, and the end of the last."""
-        down, across = len(self.grid.tops), len(self.grid.lefts)
-        heights = [min(self.rows, down - top) for top in range(0, down, self.rows)]
-        widths = [min(self.columns, across - left) for left in range(0, across, self.columns)]
-        return np.concatenate([[0], np.cumsum(np.outer(heights, widths))])
+        """(T + 1,) the start of each tile in `order`, and the end of the last. No tile is empty."""
+        return np.cumsum([0, *filter(None, map(len, self._tiles))])
+
+    @cached_property
+    def _tiles(self) -> list[NDArray[np.int64]]:
+        across = len(self.grid.lefts)
+        ids = np.arange(len(self.grid)).reshape(-1, across)
+        tiles = [
+            ids[top : top + self.rows, left : left + self.columns].ravel()
+            for top in range(0, len(ids), self.rows)
+            for left in range(0, across, self.columns)
+        ]
+        if self.planned is None:
+            return tiles
+        is_planned = np.unpackbits(np.frombuffer(self.planned, np.uint8)).astype(bool)
+        return [tile[is_planned[tile]] for tile in tiles]
 
 
-def tiling_of(grid: Grid, block_size: tuple[int, int] | None) -> Tiling:
+def windows_with_data(
+    grid: Grid, block_size: tuple[int, int], data_blocks: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Return which windows of a grid, by id, touch a block that holds data.
+
+    Args:
+        grid: the windows of an image.
+        block_size: (height, width) of the file's blocks, pixels.
+        data_blocks: (B,) the numbers of the blocks that hold data, row by row.
+    """
+    row, column = np.divmod(data_blocks, -(-grid.width // block_size[1]))
+    # Counts change by one where the windows of a block start and stop: the sums are the numbers of blocks per window.
+    changes = np.zeros((len(grid.tops) + 1, len(grid.lefts) + 1), np.int64)
+    first_row, last_row = _touching(
+        grid.tops, min(grid.window, grid.height), row * block_size[0], block_size[0]
+    )
+    first, last = _touching(grid.lefts, min(grid.window, grid.width), column * block_size[1], block_size[1])
+    for rows, columns, change in (
+        (first_row, first, 1),
+        (first_row, last, -1),
+        (last_row, first, -1),
+        (last_row, last, 1),
+    ):
+        np.add.at(changes, (rows, columns), change)
+    return changes.cumsum(axis=0).cumsum(axis=1)[:-1, :-1].ravel() > 0
+
+
+def _touching(
+    starts: NDArray[np.int64], window: int, block: NDArray[np.int64], length: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the first window that overlaps each block in one direction, and the one after the last."""
+    return np.searchsorted(starts, block - window, side="right"), np.searchsorted(starts, block + length)
+
+
+def tiling_of(grid: Grid, block_size: tuple[int, int] | None, planned: bytes | None = None) -> Tiling:
     """Return the tiles of a grid.
 
     Args:
         grid: the windows of an image.
         block_size: (height, width) of the file's blocks, pixels; None if it can only be read as a whole.
+        planned: as `Tiling.planned`.
     """
     down, across = len(grid.tops), len(grid.lefts)
     if block_size is None:
-        return Tiling(grid, across, down)
+        return Tiling(grid, across, down, planned)
     # A TIFF strip is decoded as a whole, so tiles side by side would decode it repeatedly.
     columns = across if block_size[1] >= grid.width else min(TILE_COLUMNS, across)
-    return Tiling(grid, columns, min(max(TILE_WINDOWS // columns, 1), down))
+    return Tiling(grid, columns, min(max(TILE_WINDOWS // columns, 1), down), planned)
 
 
 def _starts(length: int, window: int, overlap: int, offset: int) -> NDArray[np.int64]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import ItemError
 from ..imaging.geometry import ImageHeader
 from ..schema import ITEMS, MANIFEST, METADATA
-from .grid import TILE_WINDOWS, Grid, Tiling, tiling_of
+from .grid import TILE_WINDOWS, Grid, Tiling, tiling_of, windows_with_data
 
 GRID: Final = pa.schema(
     [
@@ -31,11 +31,13 @@ GRID: Final = pa.schema(
         pa.field("transform", pa.list_(pa.float64())),
         pa.field("error", pa.string()),
         pa.field("message", pa.string()),
+        pa.field("planned", pa.binary()),
     ],
     metadata=METADATA,
 )
 """One row per input: the number of its first window, its size in the header when the run was planned (null, with the
-error, if the header could not be read), the block size of a file that is read in parts, and its georeference."""
+error, if the header could not be read), the block size of a file that is read in parts, its georeference, and which
+of its windows touch a block that holds data, as in `grid.Tiling` (null: all)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +59,36 @@ class Cutting:
         )
         return Grid(height, width, self.window, self.overlap, offset)
 
-    def tiling(self, height: int, width: int, block_size: tuple[int, int] | None) -> Tiling:
-        """Return the tiles of an image of `height` x `width` pixels."""
-        return _tiling(self, height, width, block_size)
+    def tiling(
+        self, height: int, width: int, block_size: tuple[int, int] | None, planned: bytes | None = None
+    ) -> Tiling:
+        """Return the tiles of an image of `height` x `width` pixels; `planned` is as in `grid.Tiling`."""
+        return _tiling(self, height, width, block_size, planned)
+
+    def planned(self, image: ImageHeader) -> bytes | None:
+        """Return which windows of an image to process, as in `grid.Tiling`: those that touch a block that holds data.
+
+        Where there are none, it is the first one, which stands for the image.
+        """
+        if (
+            image.height is None
+            or image.width is None
+            or image.block_size is None
+            or image.data_blocks is None
+        ):
+            return None
+        some = windows_with_data(self.grid(image.height, image.width), image.block_size, image.data_blocks)
+        if some.all():
+            return None
+        some[0] |= not some.any()
+        return np.packbits(some).tobytes()
 
 
 @lru_cache(maxsize=64)
-def _tiling(cutting: Cutting, height: int, width: int, block_size: tuple[int, int] | None) -> Tiling:
-    return tiling_of(cutting.grid(height, width), block_size)
+def _tiling(
+    cutting: Cutting, height: int, width: int, block_size: tuple[int, int] | None, planned: bytes | None
+) -> Tiling:
+    return tiling_of(cutting.grid(height, width), block_size, planned)
 
 
 def number_windows(
@@ -82,11 +106,12 @@ def number_windows(
         whole images of one tile each, with at most as many windows in total as a tile.
     """
     first_numbers, cuts, n, n_images = [], [0], 0, 0
-    for image in images:
+    planned = [cutting.planned(image) for image in images]
+    for image, of_image in zip(images, planned, strict=True):
         first_numbers.append(n)
         tiles = np.array([0, 1])
         if image.height is not None and image.width is not None:
-            tiles = cutting.tiling(image.height, image.width, image.block_size).cuts
+            tiles = cutting.tiling(image.height, image.width, image.block_size, of_image).cuts
         own = int(tiles[-1])
         if n_images and (len(tiles) > 2 or n_images == shard_images or n + own - cuts[-1] > TILE_WINDOWS):
             cuts.append(n)
@@ -110,6 +135,7 @@ def number_windows(
         "transform": [image.transform for image in images],
         "error": [image.error and image.error.code for image in images],
         "message": [image.error and image.error.message for image in images],
+        "planned": planned,
     }
     return pa.table([pa.array(columns[f.name], f.type) for f in GRID], schema=GRID), tuple(cuts)
 
@@ -128,6 +154,8 @@ class WindowIndex:
         self._first = np.append(table["first"].to_numpy(), n_windows)
         self._sizes = table.select(["height", "width", "block_height", "block_width"])
         self._others = table.select(["crs", "transform", "error", "message"])
+        # Plans of before version 0.3 have all windows.
+        self._planned = table["planned"] if "planned" in table.column_names else pa.nulls(len(table))
 
     @property
     def largest(self) -> int:
@@ -156,7 +184,7 @@ class WindowIndex:
         """Return the numbers of windows of an image, (N,) int64, from their ids in the image."""
         first, stop = self.range_of(image_row)
         tiling = self.tiling(image_row)
-        inverse = np.zeros(stop - first, np.int64)
+        inverse = np.zeros(1 if tiling is None else len(tiling.grid), np.int64)
         if tiling is not None:
             inverse[tiling.order] = np.arange(stop - first)
         return first + inverse[window_ids]
@@ -188,7 +216,9 @@ class WindowIndex:
         image = self.sized(image_row)
         if image.height is None or image.width is None:
             return None
-        return self._cutting.tiling(image.height, image.width, image.block_size)
+        return self._cutting.tiling(
+            image.height, image.width, image.block_size, self._planned[image_row].as_py()
+        )
 
     def table(self, numbers: NDArray[np.int64], manifest_rows: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
         """Return windows as a table with the schema `ITEMS`.

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ItemError, RunError, UsageError
+from ..errors import ItemError, RunError, UsageError, plural
 from ..imaging.geometry import Rect
 from ..io.storage import Storage
 from ..masks.crop import crop_detections
@@ -78,7 +78,8 @@ def diff_runs(
         and by size; the differing `settings`; the content of `diff.json`.
 
     Raises:
-        UsageError: a run is missing or not finished, or the output is not empty.
+        UsageError: a run is missing or not finished, its tables disagree, the runs have no image in common or none that
+            did not fail in both, or the output is not empty.
         RunError: a run cannot be read, or the output not be written.
     """
     rules = rules or Rules()
@@ -88,8 +89,11 @@ def diff_runs(
     with RunReader(open_run(a)) as one, RunReader(open_run(b)) as other:
         comparison = Comparison(one, other, rules)
         tally, most = compare_runs(comparison, target, pictures)
-        if not tally.images["compared"] and not tally.images["failed"]:
-            log.warning("the runs have no image in common by %s", comparison.matched_by)
+        if renamed := tally.images["renamed"]:
+            log.warning(
+                "%s with the same id but another name: are both runs over the same images?",
+                plural(renamed, "image"),
+            )
         facts = {
             "a": one.run.url,
             "b": other.run.url,

@@ -485,6 +485,10 @@ def test_the_library_takes_path_objects(place: Path) -> None:
     assert maskrcnn.open_run(place / "run").url == str(place / "run")
     assert maskrcnn.verify(place / "run").unfinished is None
     answer = maskrcnn.evaluate(place / "run", place / "ground_truth.json", page=False)
+    mask, box = (answer.summary[kind][0] for kind in ("segm", "bbox"))
+    assert (
+        repr(answer) == f"<Evaluation of {len(answer.images)} images: mask AP {mask:.3f}, box AP {box:.3f}>"
+    )
     assert answer.summary["run"] == str(place / "run")
 
 

@@ -128,10 +128,16 @@ def test_the_size_of_a_piece_and_the_order_of_the_lists_change_nothing(
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("", "expected one of"),
-        ("{", "not JSON"),
-        ('{"images": [{"id": 1}', "not JSON: expected one of"),
-        ('{"images": [{"id": 1 "x": 2}]}' + " " * 100, "not JSON: Expecting"),
+        ("", "it is empty, and not JSON"),
+        (" \n\n", "it is empty, and not JSON"),
+        ("{", "it ends in line 1, before its JSON does: write or copy it again"),
+        ('{"images": [\n{"id": 1}\n', "it ends in line 2, before"),
+        ('{"images": [\n{"id": 1, "file_name": "a.j', "it ends in line 2, before"),
+        (
+            '{"images": [\n{"id": 1 "x": 2}]}' + " " * 100,
+            r"line 2 is not JSON \(Expecting ',' delimiter\): correct it",
+        ),
+        ("\n\nhello", "line 3 is not JSON .expected one of {, found 'h'"),
         ("[]", "not a COCO dataset but a list"),
         ({}, "no list `images`, `annotations`, `categories`"),
         (dataset(images=...), "no list `images`"),

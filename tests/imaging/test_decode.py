@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
-from maskrcnn.errors import ItemError
+from maskrcnn.errors import ERROR_CODES, ItemError
 from maskrcnn.imaging.decode import DecodedImage, Limits, decode_image
 from maskrcnn.imaging.sniff import format_of
 from maskrcnn.imaging.webp_chunks import webp_size
@@ -639,8 +639,12 @@ def test_mutated_files_give_pixels_or_a_code(sample: str) -> None:
     st.binary(max_size=200),
 )
 def test_any_bytes_give_a_code(magic: bytes, rest: bytes) -> None:
-    with contextlib.suppress(ItemError):
+    refusal = None
+    try:
         decoded(magic + rest)
+    except ItemError as error:
+        refusal = error
+    assert refusal is None or (refusal.code in ERROR_CODES and ": " in refusal.message)
 
 
 # Warnings

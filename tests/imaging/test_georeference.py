@@ -80,6 +80,27 @@ def test_a_raster_that_lies_nowhere_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize(
+    ("crs", "transform", "numbers"),
+    [
+        # Pixels of half a metre at four million metres, labelled as degrees.
+        (
+            "EPSG:4326",
+            (0.5, 0, 450_000, 0, -0.5, 4_000_000.25),
+            "x from 450000 to 450050, y from 3999950.25 to 4000000.25",
+        ),
+        ("EPSG:4326", (1e-6, 0, 10, 0, -1e-6, 90.03), "y from 90.0299 to 90.03"),
+        ("EPSG:32636", (1e-3, 0, 123_456_789_012, 0, -1e-3, 0), "up to 123456789012"),
+    ],
+)
+def test_the_message_has_the_digits_that_show_what_is_wrong(
+    crs: str, transform: tuple[float, ...], numbers: str
+) -> None:
+    with pytest.raises(ItemError) as caught:
+        check_georeference(wkt_of(crs), transform, 100, 100)
+    assert numbers in caught.value.message
+
+
+@pytest.mark.parametrize(
     ("crs", "transform"),
     [
         ("EPSG:32636", (10, 0, 4e6, 0, -10, 5e5)),  # x and y exchanged

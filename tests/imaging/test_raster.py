@@ -524,6 +524,25 @@ def test_blocks_too_large_to_decode_are_rejected_from_the_header(tmp_path: Path)
     assert (caught.value.code, caught.value.width) == ("too_many_pixels", side)
 
 
+@pytest.mark.parametrize("planes", ["pixel", "band"])
+def test_blocks_that_a_sparse_file_omits_are_no_pixels(tmp_path: Path, planes: str) -> None:
+    """As black as those that hold zeros, but not valid, and no part of the percentiles."""
+    profile = {"tiled": True, "blockxsize": 16, "blockysize": 16, "sparse_ok": True, "interleave": planes}
+    path = tmp_path / "r.tif"
+    with rasterio.open(path, "w", "GTiff", 32, 48, 3, "EPSG:32636", UTM, "uint16", **profile) as file:
+        file.write(np.full((3, 16, 16), 400, np.uint16), window=rasterio.windows.Window(16, 0, 16, 16))
+        file.write(np.full((1, 16, 16), 500, np.uint16), [2], window=rasterio.windows.Window(0, 16, 16, 16))
+    policy = parse_radiometry(None, "p0,p100")
+    lows, highs = sample_percentiles(openers([path]), policy)
+    rgb, valid = read(path, resolved(policy, lows, highs))
+    stored = np.zeros((48, 32), bool)
+    stored[:16, 16:] = True
+    stored[16:32, :16] = True  # of one band at least
+    np.testing.assert_array_equal(valid, stored)
+    assert not rgb[~stored].any()
+    assert (lows, highs) == ((0.0, 400.0, 0.0), (400.0, 500.0, 400.0))
+
+
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_sidecar_files_are_ignored(tmp_path: Path) -> None:
     path = write(tmp_path / "r.tif", noise("uint8", (1, 16, 32)), crs=None, transform=None)

@@ -1,9 +1,13 @@
 """A content is named for what it is, whatever its file is called."""
 
-import pytest
+import codecs
 
-from maskrcnn.errors import ItemError
-from maskrcnn.imaging.sniff import format_of
+import pytest
+from imaging.files import encoded
+from PIL import Image
+
+from maskrcnn.errors import ItemError, plural
+from maskrcnn.imaging.sniff import format_of, kind_of_text
 
 
 def media(*brands: bytes) -> bytes:
@@ -78,7 +82,31 @@ def tga(kind: int, bits: int = 24, *, color_map: int = 0) -> bytes:
         (b"\0\0\0\1Bud1", "not_an_image", ".DS_Store"),
         (media(b"isom", b"mp42"), "not_an_image", "a video"),
         (media(b"qt  "), "not_an_image", "a video"),
-        (bytes(600), "not_an_image", "an unknown format that begins with 00 00 00"),
+        (b"PF\n4 4\n-1.0\n", "unsupported_format", "PFM (a portable float map) is not read: convert it"),
+        (b"Pf 4 4\n-1.0\n", "unsupported_format", "PFM"),
+        (b"P6\r\n4 4 255\n", "unsupported_format", "Netpbm"),
+        (b"\1\0\0\0\x6c\0\0\0" + bytes(32) + b" EMF\0\0\1\0", "unsupported_format", "EMF"),
+        (b"\1\0\x09\0\0\3" + bytes(12), "unsupported_format", "WMF"),
+        (b"/* XPM */\nstatic char *x[] = {", "unsupported_format", "XPM"),
+        (b"Image type: RGB image\r\n", "unsupported_format", "IM (IFUNC)"),
+        (b"#define x_width 16\n", "unsupported_format", "XBM"),
+        *(
+            (
+                (16).to_bytes(4) + box + bytes(8) + b"\0\0\1\0mdat" + bytes(300),
+                "not_an_image",
+                "a video (QuickTime",
+            )
+            for box in (b"wide", b"free", b"skip", b"mdat", b"moov", b"styp")
+        ),
+        (b"\0\0\0\1mdat" + bytes(300), "not_an_image", "a video (QuickTime or MP4)"),
+        ("Name;Größe\r\n".encode("utf-16"), "not_an_image", "text in UTF-16"),
+        (codecs.BOM_UTF16_BE + "Größe".encode("utf-16-be"), "not_an_image", "text in UTF-16"),
+        ("<html><body>nothing</body>".encode("utf-16-le"), "not_an_image", "HTML in UTF-16"),
+        (b"\x93NUMPY\1\0v\0", "not_an_image", "a NumPy array"),
+        (b"\n\n/9j/4AAQSkZJRgABAQ", "not_an_image", "an image in base64, as text"),
+        (b"data:image/png;base64,iVBORw0KGgo", "not_an_image", "an image in a data: URI, as text"),
+        (bytes(600), "not_an_image", "zeros, as an unfinished download leaves them"),
+        (b"\7\7\7\7" * 20, "not_an_image", "an unknown format that begins with 07 07 07"),
     ],
 )
 def test_other_contents_are_refused_by_name(data: bytes, code: str, name: str) -> None:
@@ -87,3 +115,88 @@ def test_other_contents_are_refused_by_name(data: bytes, code: str, name: str) -
     assert caught.value.code == code
     assert name in caught.value.message
     assert ": " in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"",
+        b"\n\n  ",
+        codecs.BOM_UTF8,
+        b"<!-- served by a proxy -->\n",
+        b"<?xml version='1.0'?>\n<!-- <svg> --> ",
+        codecs.BOM_UTF8 + b"\r\n<!--a--><!--b-->",
+    ],
+)
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"<!DOCTYPE html>",
+        b"<HTML>",
+        b"<head>",
+        b"<script>x()</script>",
+        b"<title>404",
+        b"<body bgcolor='red'>",
+    ],
+)
+def test_a_web_page_is_html_whatever_precedes_it(before: bytes, page: bytes) -> None:
+    assert kind_of_text(before + page + b" ...") == "HTML"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (b"<!-- a drawing -->\n<svg xmlns='http://www.w3.org/2000/svg'>", "SVG"),
+        (b"<annotation><path>a.jpg</path>", "XML"),
+        (b"<?xml version='1.0'?><p:x xmlns:p='x'/>", "XML"),
+        (b"{}", "JSON"),
+        ("Größe".encode(), "text"),
+        ("Größe".encode("latin-1"), None),
+    ],
+)
+def test_other_texts_are_no_web_pages(text: bytes, kind: str | None) -> None:
+    assert kind_of_text(text) == kind
+
+
+@pytest.mark.parametrize(
+    "before", [codecs.BOM_UTF8, b"\n", b"HTTP/1.1 200 OK\r\n\r\n", bytes(128), b"\xef\xbb\xbf\r\n"]
+)
+@pytest.mark.parametrize(
+    ("name", "kind"), [("JPEG", "JPEG"), ("PNG", "PNG"), ("GIF", "GIF"), ("WebP", "WEBP")]
+)
+def test_an_image_behind_other_bytes_is_named(before: bytes, name: str, kind: str) -> None:
+    image = encoded(Image.new("RGB", (8, 8)), kind)
+    assert format_of(image) == kind
+    with pytest.raises(ItemError) as caught:
+        format_of(before + image)
+    assert caught.value.code == "corrupt"
+    assert caught.value.message.startswith(
+        f"{name} behind {plural(len(before), 'byte')} that do not belong to it"
+    )
+
+
+def test_an_image_inside_another_file_is_not_that_file() -> None:
+    image = encoded(Image.new("RGB", (8, 8)), "JPEG")
+    for before, name in (
+        (b"PAR1\x15\0", "Parquet"),
+        (b"AVI LIST".rjust(16, b"\1"), "a video"),
+        (b"\x99\1", "unknown format"),
+    ):
+        with pytest.raises(ItemError, match=name) as caught:
+            format_of(before + image)
+        assert caught.value.code == "not_an_image"
+
+
+def test_an_image_that_was_changed_as_text_is_named() -> None:
+    png, jpeg = (encoded(Image.new("RGB", (8, 8)), kind) for kind in ("PNG", "JPEG"))
+    for changed in (
+        png.replace(b"\r\n", b"\n"),
+        png.replace(b"\n", b"\r\n"),
+        png.decode("latin-1").encode(),
+        png.decode("utf-8", "replace").encode(),
+        jpeg.decode("utf-8", "replace").encode(),
+        jpeg.decode("latin-1").encode(),
+    ):
+        with pytest.raises(ItemError, match="copy it again as binary data") as caught:
+            format_of(changed)
+        assert caught.value.code == "corrupt"

@@ -57,6 +57,32 @@ def test_all_values_are_read_however_they_are_stored(
     assert read(TABLE, row_group_size=row_group_size, **options).to_pylist() == TABLE.to_pylist()
 
 
+@pytest.mark.parametrize("row_group_size", [1, None])
+def test_a_value_that_readers_refuse_decides_on_the_type_of_its_column(
+    row_group_size: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever row groups the values are stored in."""
+    maps = pa.array([[("a", 1)], [("a", 1), ("a", 2)]], pa.map_(pa.string(), pa.int8()))
+    times = pa.array([[1000], [1]], pa.list_(pa.time64("ns")))
+    table = pa.table({"uri": ["a", "b"], "maps": maps, "times": times})
+    caplog.set_level(logging.INFO, "maskrcnn")
+    assert read(table, row_group_size=row_group_size).drop("uri").to_pylist() == [
+        {"maps": [{"key": "a", "value": 1}], "times": ["00:00:00.000001000"]},
+        {"maps": [{"key": "a", "value": 1}, {"key": "a", "value": 2}], "times": ["00:00:00.000000001"]},
+    ]
+    assert caplog.messages == [
+        "m.parquet: columns carried as text or as lists, because not all readers take their values: 'maps', 'times'"
+    ]
+
+
+def test_text_that_is_not_utf8_is_refused_with_its_column() -> None:
+    latin = pa.array([b"caf\xe9"], pa.binary()).view(pa.string())
+    assert refusal(pa.table({"uri": ["a"], "place": latin})) == (
+        "m.parquet: the column 'place' of type string cannot be carried (Invalid UTF8 sequence at string index 0): "
+        "remove it, or write it as text"
+    )
+
+
 def test_text_stored_by_prefixes_is_read() -> None:
     table = pa.table({"uri": [f"s3://bucket/{n:09}.jpg" for n in range(1000)]})
     assert read(table, use_dictionary=False, column_encoding="DELTA_BYTE_ARRAY").equals(table)
@@ -103,6 +129,8 @@ def test_the_pictures_own_bytes_are_named_where_there_is_no_uri() -> None:
     assert "rename" not in said
     said = refusal(pa.table({"path": ["a.png"], "jpg": [PICTURE]}))
     assert said.endswith("no column `uri`; found 'path', 'jpg'; rename 'path' if that is meant")
+    said = refusal(pa.table({"image": [list(PICTURE)], "label": [1]}))
+    assert said.endswith("no column `uri`; found 'image', 'label'")
 
 
 # Limits

@@ -69,6 +69,43 @@ COLUMNS: dict[str, tuple[pa.Array, list[Any]]] = {
     "boolean of 8 bits": (extension(pa.bool8(), [1, 0, None]), [True, False, None]),
     "tensor": (extension(pa.fixed_shape_tensor(pa.int32(), [2, 2]), [[1, 2, 3, 4]]), [[1, 2, 3, 4]]),
     "opaque": (extension(pa.opaque(pa.string(), "x", "y"), ["q"]), ["q"]),
+    # Values that their type allows, and that some reader refuses or changes:
+    "map with a key twice": (
+        pa.array([[("a", 1), ("a", 2)], None], pa.map_(pa.string(), pa.int32())),
+        [[{"key": "a", "value": 1}, {"key": "a", "value": 2}], None],
+    ),
+    "list of maps with a key twice": (
+        pa.array([[[("a", 1), ("a", 2)]], None], pa.list_(pa.map_(pa.string(), pa.int32()))),
+        [[[{"key": "a", "value": 1}, {"key": "a", "value": 2}]], None],
+    ),
+    "map with two zeros": (
+        pa.array([[(0.0, 1), (-0.0, 2)]], pa.map_(pa.float64(), pa.int32())),
+        [[{"key": 0.0, "value": 1}, {"key": -0.0, "value": 2}]],
+    ),
+    "map whose keys are lists": (
+        pa.array([[([1], 1)], []], pa.map_(pa.list_(pa.int32()), pa.int32())),
+        [[{"key": [1], "value": 1}], []],
+    ),
+    "times with nanoseconds": (
+        pa.array([1, 1000, None], pa.time64("ns")),
+        ["00:00:00.000000001", "00:00:00.000001000", None],
+    ),
+    "struct of times with nanoseconds": (
+        pa.array([{"t": 1}], pa.struct([("t", pa.time64("ns"))])),
+        [{"t": "00:00:00.000000001"}],
+    ),
+    "times of whole microseconds": (pa.array([1000, None], pa.time64("ns")), [datetime.time(microsecond=1), None]),
+    "days out of calendars": (pa.array([-719_163, None, 2_932_897], pa.date32()), ["0000-12-31", None, "10000-01-01"]),
+    "first and last day": (pa.array([-719_162, 2_932_896], pa.date32()), [datetime.date.min, datetime.date.max]),
+    "moments out of calendars": (
+        pa.array([253_402_300_800_000, None, -62_135_596_801_000], pa.timestamp("ms")),
+        ["10000-01-01T00:00:00.000", None, "0000-12-31T23:59:59.000"],
+    ),
+    "last moment": (pa.array([253_402_300_799], pa.timestamp("s")), [datetime.datetime(9999, 12, 31, 23, 59, 59)]),
+    "moment whose local year is 10000": (
+        pa.array([253_402_300_799_000_000], pa.timestamp("us", "Asia/Tokyo")),
+        ["9999-12-31T23:59:59.000000Z"],
+    ),
 }  # fmt: skip
 
 
@@ -112,6 +149,7 @@ def as_plain(value: Any) -> Any:
         and value
         and isinstance(value[0], dict)
         and value[0].keys() == {"key", "value"}
+        and len({str(pair["key"]) for pair in value if isinstance(pair["key"], str)}) == len(value)
     ):
         return {pair["key"]: pair["value"] for pair in value}
     return [as_plain(each) for each in value] if isinstance(value, list) else value
@@ -121,6 +159,8 @@ def test_an_offset_from_utc_becomes_utc_the_instant_stays() -> None:
     shifted = pa.chunked_array([pa.array([MOMENT], pa.timestamp("us", "+02:00"))])
     assert portable(shifted).type == pa.timestamp("us", "UTC")
     assert portable(shifted).cast(pa.int64()).equals(shifted.cast(pa.int64()))
+    unknown = shifted.cast(pa.timestamp("us", "Mars/Base"))
+    assert portable(unknown).equals(shifted.cast(pa.timestamp("us", "UTC")))
     named = shifted.cast(pa.timestamp("us", "Europe/Berlin"))
     assert portable(named) is named
 
@@ -224,6 +264,33 @@ def pairs_as_lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: pairs_as_lists(each) for key, each in value.items()}
     return [pairs_as_lists(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 2))), min_size=1), st.integers(0, 3)
+)
+@settings(deadline=None)
+def test_a_map_stays_one_unless_a_row_has_a_key_twice(rows: list[list[tuple[str, int]]], start: int) -> None:
+    column = pa.chunked_array(
+        [
+            pa.array([*rows[:1], *rows], pa.map_(pa.string(), pa.int8())).slice(1),
+            pa.array([], pa.map_(pa.string(), pa.int8())),
+        ]
+    ).slice(start)
+    rows = rows[start:]
+    converted = portable(column)
+    if all(len(dict(row)) == len(row) for row in rows):
+        assert converted.equals(column)
+    else:
+        assert converted.to_pylist() == [[{"key": key, "value": value} for key, value in row] for row in rows]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_text_that_is_not_utf8_is_no_value(nested: bool) -> None:
+    text = pa.array([b"ok", b"caf\xe9"], pa.binary()).view(pa.string())
+    array = pa.ListArray.from_arrays([0, 2], text) if nested else text
+    with pytest.raises(pa.ArrowInvalid, match="Invalid UTF8 sequence"):
+        portable(pa.chunked_array([array]))
 
 
 def test_depth_counts_lists_and_structs() -> None:

@@ -19,7 +19,7 @@ def test_no_two_answers_are_the_same() -> None:
 @pytest.mark.parametrize("refusal", Refusal)
 def test_an_answer_says_what_it_is_and_what_to_do_in_one_line(refusal: Refusal) -> None:
     fields = {name for _, name, _, _ in string.Formatter().parse(refusal.message) if name}
-    values = {name: 7 if re.search(rf"{{{name}:[,g]", refusal.message) else "WORD" for name in fields}
+    values = {name: 7 if re.search(rf"{{{name}:[.,\dg]", refusal.message) else "WORD" for name in fields}
     error = refusal.error(size=(4, 3), **values)
     assert error.code == refusal.code in ERROR_CODES
     assert (error.width, error.height) == (4, 3)

@@ -321,12 +321,45 @@ def test_the_device_of_an_existing_cluster_must_be_said(images: Path, tmp_path: 
     assert not (tmp_path / "out").exists()  # before anything is listed or planned
 
 
-@pytest.mark.parametrize("command", ["status", "reduce", "export", "gc", "retry"])
-def test_commands_on_a_directory_without_a_run(command: str, tmp_path: Path) -> None:
-    destination = [str(tmp_path / "to")] if command == "export" else []
-    result = run(command, str(tmp_path / "none"), *destination)
-    assert result.exit_code in (2, 3)
-    assert "none" in result.output
+ON_A_RUN = {
+    **{name: [] for name in ("status", "verify", "reduce", "retry", "gc", "show")},
+    "export": ["to"],
+    "evaluate": ["--truth", "ground_truth.json"],
+    "diff": ["RUN"],
+}
+
+
+def on_a_run(command: str, folder: Path) -> Result:
+    return run(command, *(str(folder) if word == "RUN" else word for word in ["RUN", *ON_A_RUN[command]]))
+
+
+@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize("command", ON_A_RUN)
+def test_every_command_says_in_the_same_words_that_there_is_no_run(
+    command: str, exists: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "none"
+    if exists:
+        folder.mkdir()
+    advice = "name the directory of a run, or start one with `maskrcnn segment`"
+    if command == "show" and not exists:  # which takes an image too
+        advice = "does not exist; name an image, or the directory of a finished run"
+    refused(on_a_run(command, folder), str(folder), advice)
+
+
+@pytest.mark.parametrize("command", ON_A_RUN)
+def test_every_command_says_in_the_same_words_that_a_run_is_not_finished(
+    command: str, images: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    assert run("plan", str(images), str(folder), "--model", "planted").exit_code == 0
+    result = on_a_run(command, folder)
+    if command == "status":
+        assert result.exit_code == 3
+        assert "repeat its `maskrcnn segment` to continue" in result.output
+        return
+    assert result.exit_code == (3 if command in ("verify", "reduce", "gc") else 2)
+    assert "continue it with `maskrcnn segment`" in result.output
     assert "Traceback" not in result.output
 
 

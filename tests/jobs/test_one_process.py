@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from commandline import maskrcnn_command, parts
 from driver_processes import ended_process, write_driver
@@ -78,6 +79,38 @@ def test_python_does_what_the_command_does(tmp_path: Path) -> None:
         ({"coco": "sometimes"}, "coco must be one of auto, always, never"),
         ({"batch_size": 2.5}, "batch_size must be a whole number, not 2.5"),
         ({"categories": "nonsense"}, "'nonsense'"),
+        ({"categories": ["leaf", 3]}, "categories must be a list of names, not a list"),
+        ({"categories": 3}, "categories must be a list of names, not 3"),
+        ({"source": None}, "source must be a path or a URL, not None$"),
+        ({"source": 3}, "source must be a path or a URL, not 3$"),
+        ({"source": b"images"}, "source must be a path or a URL, not bytes$"),
+        (
+            {"source": (name for name in ["a.jpg"])},
+            "source must be .* not a generator: write the paths .* into a .txt",
+        ),
+        (
+            {"source": ["a.jpg"]},
+            "source must be .* not a list: write the paths .* into a .txt file, one per line",
+        ),
+        ({"output": None}, "output must be a path or a URL, not None"),
+        ({"model": None}, "model must be a path or a URL, not None"),
+        ({"labels": 3}, "labels must be a path or a URL, not 3"),
+        ({"images_root": ["a"]}, "images_root must be a path or a URL, not a list"),
+        ({"limit": "3"}, "limit must be a whole number, not '3'"),
+        ({"limit": 3.0}, "limit must be a whole number, not 3.0"),
+        ({"limit": True}, "limit must be a whole number, not True"),
+        ({"window": "512"}, "window must be a whole number, not '512'"),
+        ({"max_detections": None}, "max_detections must be a whole number, not None"),
+        ({"min_score": "0.5"}, "min_score must be a number, not '0.5'"),
+        ({"min_score": [0.5]}, "min_score must be a number, not a list"),
+        ({"allow_http": "no"}, "allow_http must be True or False, not 'no'"),
+        ({"bands": [1, 2, 3], "window": 512}, "bands must be text, not a list"),
+        ({"shard_images": "2"}, "shard_images must be a whole number, not '2'"),
+        ({"threads": True}, "threads must be a whole number, not True"),
+        ({"device": ["cpu"]}, "device must be one of auto, cpu, cuda, not a list"),
+        ({"coco": None}, "coco must be one of auto, always, never, not None"),
+        ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, float16, not 'float64'"),
+        ({"dtype": np.float32}, "dtype must be one of .*, not a type"),
     ],
 )
 def test_a_wrong_argument_is_refused_before_anything_is_done(
@@ -85,8 +118,24 @@ def test_a_wrong_argument_is_refused_before_anything_is_done(
 ) -> None:
     request = request_in(tmp_path)
     with pytest.raises(UsageError, match=said):
-        maskrcnn.segment_collection(request.source, request.output, model="planted", **wrong)
+        maskrcnn.segment_collection(
+            **{"source": request.source, "output": request.output, "model": "planted"} | wrong
+        )
     assert not Path(request.output).exists()
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    """The run is the one that the command would continue."""
+    request = request_in(tmp_path, 3)
+    arguments = (request.source, request.output)
+    run = maskrcnn.segment_collection(
+        *arguments, model="planted", limit=np.int64(2), min_score=np.float32(0.5), shard_images=np.int8(2)
+    )
+    assert run.success["counts"]["images"] == 2
+    again = maskrcnn.segment_collection(
+        *arguments, model="planted", limit=2, min_score=0.5, shard_images=2, categories=None
+    )
+    assert again.info == run.info
 
 
 def test_names_of_categories_have_no_order(tmp_path: Path) -> None:

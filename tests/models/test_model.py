@@ -49,6 +49,7 @@ def test_a_saved_model_is_loaded_in_float32_and_eval_mode(network, saved):
     assert type(model.module) is MaskRCNN
     assert not model.module.training
     assert model.categories == CATEGORIES
+    assert repr(model) == f"<Model {saved.name!r}: {LITE}, {len(CATEGORIES)} categories>"
     assert model.card.category_ids == (-1, 4, 9)
     assert model.sha256 == hashlib.sha256(saved.read_bytes()).hexdigest()
     assert model.module.transform.min_size == (96,)

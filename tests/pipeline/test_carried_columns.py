@@ -1,5 +1,7 @@
 """The user's columns beside ours: SQL distinguishes them, and none of them is a picture."""
 
+import base64
+
 import duckdb
 import pyarrow as pa
 import pytest
@@ -63,13 +65,50 @@ def test_new_names_are_said(caplog: pytest.LogCaptureFixture) -> None:
 
 # Pictures
 
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(60)
+PNG, JPEG, BMP = b"\x89PNG\r\n\x1a\n" + bytes(60), b"\xff\xd8\xff" + bytes(100), b"BM\x3a" + bytes(100)
+TEXT = base64.b64encode(JPEG).decode()
 
 
 @pytest.mark.parametrize(
     "column",
-    [[PNG], [None, b"", PNG], [{"bytes": PNG, "path": None}], [[b"", PNG]], [b"\xff\xd8\xff" + bytes(100)]],
-    ids=["png", "after others", "struct", "list", "jpeg"],
+    [
+        [PNG],
+        [None, b"", PNG],
+        [{"bytes": PNG, "path": None}],
+        [[b"", PNG]],
+        [JPEG],
+        [list(PNG)],
+        [[], list(BMP)],
+        pa.array([list(PNG)], pa.list_(pa.uint8())),
+        pa.array([[byte - 256 if byte > 127 else byte for byte in PNG]], pa.list_(pa.int8())),
+        [{"data": list(JPEG), "width": 8}],
+        [[list(PNG)]],
+        ["", TEXT],
+        [f"data:image/jpeg;base64,{TEXT}"],
+        [base64.encodebytes(JPEG * 20).decode()],
+        [{"imageData": TEXT}],
+    ],
+    ids=[
+        *(
+            "png",
+            "after others",
+            "struct",
+            "list",
+            "jpeg",
+            "integers",
+            "bitmap in integers",
+            "small integers",
+        ),
+        *(
+            "signed integers",
+            "struct of integers",
+            "list of lists",
+            "base64",
+            "data uri",
+            "lines",
+            "struct of base64",
+        ),
+    ],
 )
 def test_small_pictures_are_left_out_too(column: list[object], caplog: pytest.LogCaptureFixture) -> None:
     rows = pa.table({"uri": ["a"] * len(column), "thumb": pa.array(column), "n": [1] * len(column)})
@@ -80,10 +119,25 @@ def test_small_pictures_are_left_out_too(column: list[object], caplog: pytest.Lo
 
 
 def test_bytes_that_are_no_pictures_are_carried(caplog: pytest.LogCaptureFixture) -> None:
-    digests = [b"BM" + bytes(30), b"\xff\xd8\xff" + bytes(61), bytes(500)]
-    rows = pa.table({"digest": digests})
-    assert carried_columns(rows, (), "m.parquet") == {"digest": "digest"}
+    rows = pa.table(
+        {
+            "digest": [b"BM" + bytes(30), b"\xff\xd8\xff" + bytes(61), bytes(500)],
+            "box": [[137, 80, 78, 71], [], None],
+            "labels": [[1, 218] * 100, [0, 1] * 500, [66, 77] * 100],  # as SGI and bitmaps begin
+            "large": [[10**6] * 100, [256] * 100, [-129] * 100],
+            "text": ["note " * 100, "abcd" * 100, "0f" * 64],
+        }
+    )
+    assert list(carried_columns(rows, (), "m.parquet")) == rows.column_names
     assert caplog.records == []
+
+
+@given(st.lists(st.binary(min_size=65, max_size=100), min_size=1, max_size=3))
+def test_lists_of_few_classes_and_flags_are_no_pictures(drawn: list[bytes]) -> None:
+    classes = [[(0, 1, 66, 77, 218, 255)[byte % 6] for byte in each] for each in drawn]
+    words = ["".join("abcd"[byte % 4] for byte in each) for each in drawn]
+    rows = pa.table({"classes": classes, "words": words})
+    assert list(carried_columns(rows, (), "m.parquet")) == ["classes", "words"]
 
 
 # Columns without a name

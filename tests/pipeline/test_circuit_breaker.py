@@ -33,9 +33,12 @@ def test_two_codes_are_two_causes() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 300), st.sampled_from(sorted(ERROR_CODES.keys() - STORAGE_CODES)))))
 def test_images_own_faults_never_stop_a_run(batches: list[tuple[int, str]]) -> None:
-    circuit_breaker = CircuitBreaker()
+    circuit_breaker, released = CircuitBreaker(), []
     for images, code in batches:
-        circuit_breaker.add(Batch(images, {code: images}))
+        released += circuit_breaker.add(Batch(images, {code: images}))
+    released += circuit_breaker.drain()
+    assert [batch.images for batch in released] == [images for images, _ in batches]
+    assert not any(batch.failures for batch in released)
 
 
 @given(st.lists(st.integers(1, 300)))

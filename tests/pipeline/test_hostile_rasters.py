@@ -2,12 +2,14 @@
 
 import dataclasses
 import logging
+import struct
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -26,6 +28,7 @@ from maskrcnn.visualization.run_report import write_report
 pytestmark = pytest.mark.slow
 
 rasterio = pytest.importorskip("rasterio")
+Window = pytest.importorskip("rasterio.windows").Window
 
 LOCAL = 'LOCAL_CS["site",UNIT["metre",1]]'
 GOOD = {"crs": "EPSG:32636", "transform": NORTH_UP, "side": 64}
@@ -119,6 +122,52 @@ def test_an_image_of_too_many_windows_fails_and_the_others_do_not(sparse: Path, 
         "200000 x 200000 pixels are 39,050,001 windows, more than the limit of 1,048,576"
     )
     assert verify_run(tmp_path / "out").proven
+
+
+def sharing_its_blocks(path: Path) -> None:
+    """Make all 25 blocks of a sparse raster lie in one place."""
+    data = bytearray(path.read_bytes())
+    for tag in (324, 325):  # the places and the sizes of the blocks: 8 bytes at 8
+        at = data.index(struct.pack("<HHI", tag, 4, 25))
+        [start] = struct.unpack_from("<I", data, at + 8)
+        data[start : start + 100] = struct.pack("<I", 8) * 25
+    path.write_bytes(data)
+
+
+def test_windows_without_data_are_not_planned_and_data_that_cannot_be_there_are_refused(
+    tmp_path: Path,
+) -> None:
+    """Three files of few bytes and 40,000 x 40,000 pixels: none stored, one place for all of them, and some."""
+    side = 40_000
+    profile = {"driver": "GTiff", "count": 3, "dtype": "uint8", "crs": "EPSG:32636", "sparse_ok": True}
+    profile |= {"height": side, "width": side, "tiled": True, "compress": "deflate"}
+    profile["transform"] = rasterio.Affine(*NORTH_UP)
+    (tmp_path / "in").mkdir()
+    for name, block in (("none.tif", 256), ("shared.tif", 8192), ("some.tif", 256)):
+        with rasterio.open(
+            tmp_path / "in" / name, "w", blockxsize=block, blockysize=block, **profile
+        ) as file:
+            if name == "some.tif":  # in 2 x 2 blocks, from column 19,968 and row 29,952
+                file.write(np.moveaxis(mosaic(200, 200, 3), 2, 0), window=Window(20_100, 30_100, 200, 200))
+    sharing_its_blocks(tmp_path / "in" / "shared.tif")
+    run_windows(tmp_path / "in", tmp_path / "out", compute_of(256, 64, max_windows=18))
+    run = maskrcnn.open_run(tmp_path / "out")
+    none, shared, some = run.images().to_pylist()
+    assert (none["name"], none["status"], none["width"]) == ("none.tif", "empty", side)
+    assert (shared["name"], shared["status"], shared["error"]) == ("shared.tif", "failed", "corrupt")
+    assert shared["message"].startswith(
+        "40000 x 40000 pixels, of which 1,600,000,000 hold data, in a file of "
+    )
+    assert (some["name"], some["status"], some["n_instances"]) == ("some.tif", "ok", 3)
+    [part] = run.success["parts"]["windows"]
+    windows = pq.ParquetFile(tmp_path / "out" / part["path"]).read().to_pylist()
+    assert [window["status"] for window in windows if window["image_id"] == none["image_id"]] == ["skipped"]
+    planned = {(w["col_off"], w["row_off"]) for w in windows if w["image_id"] == some["image_id"]}
+    columns, rows = range(19_776, 20_480, 192), range(29_760, 30_464, 192)  # windows begin every 192 pixels
+    assert planned == {(column, row) for column in columns for row in rows}
+    report = verify_run(tmp_path / "out")
+    assert report.findings == ()
+    assert report.proven
 
 
 def test_a_run_of_too_many_windows_is_refused_when_it_is_planned(

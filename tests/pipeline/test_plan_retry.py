@@ -264,7 +264,9 @@ def test_until_a_retry_is_reduced_the_tables_stand_as_they_are(
     assert [again[name] for name in ("images", "images_done", "shards", "shards_done")] == [6, 3, 2, 1]
     assert facts["counts"]["failed"] == 6
     assert finished(storage, retry) is None
-    with pytest.raises(RunError, match="1 of 2 shards of generation 2 unfinished; run `maskrcnn retry`"):
+    with pytest.raises(
+        RunError, match="1 of 2 shards of generation 2 left: continue it with `maskrcnn retry`"
+    ):
         reduce_run(storage.url, write_report=write_report)
     with pytest.raises(RunError, match="not finished"):
         collect_garbage(storage.url)
@@ -327,7 +329,7 @@ def test_a_shard_whose_files_are_gone_is_done_again_with_the_retry(
     planned_retry(storage)
     storage.remove_tree("shards/1-00000000")
     assert run_status(storage.url)["images_done"] == IMAGES - 5
-    with pytest.raises(RunError, match="1 of 3 shards unfinished"):
+    with pytest.raises(RunError, match="1 of 3 shards left"):
         reduce_run(processed(Storage(storage.url), at_most=0).url, write_report=write_report)
     reduce_run(processed(storage).url, write_report=write_report)
     # What was repaired succeeds in both generations, and counts once.

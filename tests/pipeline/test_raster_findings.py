@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 pyproj = pytest.importorskip("pyproj", reason="needs the extra geo")
 from maskrcnn.imaging.geometry import ImageHeader  # noqa: E402
 from maskrcnn.imaging.radiometry import parse_radiometry  # noqa: E402
-from maskrcnn.pipeline.raster_findings import log_findings  # noqa: E402
+from maskrcnn.pipeline.raster_findings import _on_grid, log_findings  # noqa: E402
 
 UTM = str(pyproj.CRS.from_epsg(32636).to_wkt())
 NEXT_ZONE = str(pyproj.CRS.from_epsg(32637).to_wkt())
@@ -59,6 +60,45 @@ def test_tiles_of_one_grid_are_recognized(
         f"{count} rasters are tiles of one grid that touch or overlap (such as 0.tif and 1.tif)"
     )
     assert "gdalbuildvrt" in line
+
+
+@given(
+    angle=st.floats(-180, 180),
+    pixel=st.sampled_from([0.1, 0.5, 10.0]),
+    corner=st.tuples(st.floats(1e5, 9e5), st.floats(-5e6, 5e6)),
+    mirrored=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_tiles_of_a_rotated_grid_are_recognized(
+    angle: float, pixel: float, corner: tuple[float, float], mirrored: bool
+) -> None:
+    sine, cosine = pixel * math.sin(math.radians(angle)), pixel * math.cos(math.radians(angle))
+    sign = 1 if mirrored else -1
+    a, b, d, e = cosine, -sign * sine, sine, sign * cosine
+
+    def tile(column: int, row: int) -> ImageHeader:
+        c, f = corner[0] + a * column + b * row, corner[1] + d * column + e * row
+        return ImageHeader(256, 256, (64, 64), UTM, (a, b, c, d, e, f))
+
+    [(key, box), (below_key, below), (_, apart)] = map(_on_grid, [tile(0, 0), tile(0, 256), tile(600, 0)])
+    assert key[:-1] == below_key[:-1]
+    assert (below[0] - box[0], below[1] - box[1], apart[0] - box[0]) == (0, 256, 600)
+
+
+def test_of_tiles_that_are_not_north_up_another_command_makes_one_raster(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    transforms = [
+        (0.4, 0.3, 450_000.0 + 0.4 * column, 0.3, -0.4, 36_000.0 + 0.3 * column) for column in (0, 256)
+    ]
+    [line] = said(caplog, *(ImageHeader(256, 256, (64, 64), UTM, transform) for transform in transforms))
+    assert line.startswith("2 rasters are tiles of one grid that touch or overlap (such as 0.tif and 1.tif)")
+    assert "gdalwarp" in line
+    # Of another angle, of another place, and turned about one corner: no tiles.
+    other = (0.5, 0.0, 450_102.4, 0.0, -0.5, 36_076.8)
+    for second in (other, (*transforms[1][:2], 450_300.0, *transforms[1][3:])):
+        images = [ImageHeader(256, 256, (64, 64), UTM, transform) for transform in (transforms[0], second)]
+        assert said(caplog, *images) == []
 
 
 @pytest.mark.parametrize(

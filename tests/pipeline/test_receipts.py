@@ -93,9 +93,9 @@ def test_a_shard_without_a_receipt_is_reported(
         written(storage, shard)
     of_first = sum(shard.startswith("1-") for shard in missing)
     expected = (
-        f"{of_first} of 3 shards unfinished; run `maskrcnn segment` again"
+        f"{of_first} of 3 shards left: continue it with `maskrcnn segment`"
         if of_first
-        else f"{len(missing)} of 2 shards of generation 2 unfinished; run `maskrcnn retry`"
+        else f"{len(missing)} of 2 shards of generation 2 left: continue it with `maskrcnn retry`"
     )
     with pytest.raises(RunError, match=expected):
         check_complete(PLANS, choose(storage, PLANS))

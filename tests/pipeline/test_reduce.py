@@ -18,6 +18,7 @@ from maskrcnn.pipeline.plan import Plan, write_run
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import parts_of, read_success
 from maskrcnn.pipeline.worker import ShardWorker
+from maskrcnn.results.run import Run
 from maskrcnn.schema import SCHEMA_VERSION
 from maskrcnn.stats import Stats
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter
@@ -118,7 +119,7 @@ def test_an_unfinished_map_stage_is_not_reduced_and_what_stood_stays(tmp_path: P
     storage = processed(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
     storage.remove(storage.list("receipts")[1])
-    with pytest.raises(RunError, match="1 of 5 shards unfinished"):
+    with pytest.raises(RunError, match="1 of 5 shards left"):
         reduce_run(storage.url, write_report=write_report)
     assert read_success(storage) is not None
 
@@ -142,7 +143,7 @@ def test_a_damaged_shard_stops_the_reduce_and_the_tables_stand(
     before = {path: storage.read(path) for path in storage.list("images") + storage.list("instances")}
     path = next(p for p in storage.list("shards") if "1-00000002" in p and p.endswith("instances.parquet"))
     damaged(storage, path, damage)
-    with pytest.raises(RunError, match="unfinished" if damage == "missing" else "differs from its receipt"):
+    with pytest.raises(RunError, match="not finished" if damage == "missing" else "differs from its receipt"):
         reduce_run(storage.url, write_report=write_report)
     assert read_success(storage) is not None
     assert {path: storage.read(path) for path in before} == before
@@ -170,9 +171,23 @@ def test_after_gc_the_tables_stand_and_cannot_be_made_again(tmp_path: Path, imag
 def test_a_broken_record_is_named(tmp_path: Path, images: Path) -> None:
     storage = processed(tmp_path / "run", images)
     reduce_run(storage.url, write_report=write_report)
-    storage.write("_SUCCESS", b"{")
-    with pytest.raises(RunError, match="_SUCCESS is broken"):
-        read_success(storage)
+    for content, why in (
+        ("{", "is not valid JSON"),
+        ("[" * 99_999, "is not valid JSON"),
+        ("[]", "is not a JSON object"),
+        ("{}", "lacks the generation or the parts"),
+        ('{"generation": 1, "parts": {"images": []}}', "lacks the generation or the parts"),
+    ):
+        storage.write("_SUCCESS", content.encode())
+        with pytest.raises(RunError, match=f"_SUCCESS {why}: remove it, and run `maskrcnn segment` again"):
+            read_success(storage)
+    storage.write("stats.json", b"{")
+    reduced = Run(storage.url, {}, {})
+    with pytest.raises(RunError, match=r"stats\.json is not valid JSON: `maskrcnn reduce` writes it again"):
+        _ = reduced.stats
+    storage.remove("stats.json")
+    with pytest.raises(UsageError, match=r"stats\.json is missing"):
+        _ = reduced.stats
     broken = storage.list("receipts")[0]
     storage.write(broken, b"{")
     with pytest.raises(RunError, match="is not a valid receipt"):

@@ -283,6 +283,7 @@ def test_images_in_one_run_only_and_changed_statuses_are_reported(tmp_path: Path
     assert facts["matched_by"] == "name"
     assert facts["images"] == {
         "compared": 2, "only_a": 1, "only_b": 1, "failed": 2, "resized": 1, "changed": 0, "status_changed": 1,
+        "renamed": 0,
     }  # fmt: skip
     assert facts["instances"]["same"] == 4
     rows = pq.read_table(tmp_path / "out" / "images.parquet").to_pylist()
@@ -294,8 +295,10 @@ def test_images_in_one_run_only_and_changed_statuses_are_reported(tmp_path: Path
     }
 
 
-def test_images_match_by_id_if_both_runs_were_given_ids(tmp_path: Path) -> None:
-    """Names differ, and so does their order."""
+def test_images_match_by_id_if_both_runs_were_given_ids(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Names differ, and so does their order; that is said, because ids that count from 1 match in any two datasets."""
     empty = rectangles(SIDE, SIDE)
     a = [
         result(0, "a.png", ONE, image_id=70),
@@ -311,7 +314,33 @@ def test_images_match_by_id_if_both_runs_were_given_ids(tmp_path: Path) -> None:
     facts = facts_of(*urls)
     assert facts["matched_by"] == "image_id"
     assert (facts["images"]["compared"], facts["images"]["only_a"], facts["images"]["only_b"]) == (2, 1, 1)
+    assert facts["images"]["renamed"] == 2
     assert facts["instances"]["same"] == 2
+    assert caplog.messages == [
+        "2 images with the same id but another name: are both runs over the same images?"
+    ]
+    assert "2 have another name in B" in cli("diff", *urls).stdout
+
+
+def test_another_folder_is_no_other_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    a, b = (
+        write_run(tmp_path / side, [result(0, f"{folder}a.png", ONE, image_id=7)], ids_given=True)
+        for side, folder in (("a", ""), ("b", "train\\2017/"))
+    )
+    facts = facts_of(a, b)
+    assert (facts["equal"], facts["images"]["renamed"], caplog.messages) == (True, 0, [])
+
+
+@pytest.mark.parametrize("ids_given", [False, True])
+def test_runs_in_which_every_image_failed_are_not_equal(ids_given: bool, tmp_path: Path) -> None:
+    failed = [result(0, "a.png", None), result(1, "b.png", None)]
+    a, b = (write_run(tmp_path / side, failed, ids_given=ids_given) for side in "ab")
+    line = refused("diff", a, b, "--output", str(tmp_path / "out"))
+    assert f"{a} and {b} cannot be compared: of 2 images in common none was segmented in either run" in line
+    assert not (tmp_path / "out").exists()
+    one = write_run(tmp_path / "c", [result(0, "a.png", None), result(1, "b.png", ONE)], ids_given=ids_given)
+    assert facts_of(a, one)["images"]["status_changed"] == 1
+    assert not facts_of(a, one)["equal"]
 
 
 def refused(*arguments: str) -> str:

@@ -1,5 +1,6 @@
 """A finished run is read by its files: names of folders above it, and of the user's own columns, change nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -28,6 +29,14 @@ def url(tmp_path: Path) -> str:
 
 
 STATUSES = ["ok", "empty", "failed"]
+
+
+def test_a_run_is_printed_in_one_line(url: str) -> None:
+    counts = {"images": 1200, "ok": 900, "empty": 299, "failed": 1, "instances": 1}
+    run = replace(maskrcnn.open_run(url), success={"counts": counts, "created": "2026-01-02T03:04:05+00:00"})
+    assert repr(run) == (
+        f"<Run {url!r}: 1,200 images (900 ok, 299 empty, 1 failed), 1 instance; finished 2026-01-02T03:04:05+00:00>"
+    )
 
 
 def test_folders_named_as_columns_are_no_columns(url: str) -> None:

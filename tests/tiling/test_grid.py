@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskrcnn.imaging.geometry import Rect
-from maskrcnn.tiling.grid import TILE_WINDOWS, Grid, tiling_of
+from maskrcnn.tiling.grid import TILE_WINDOWS, Grid, tiling_of, windows_with_data
 
 
 @st.composite
@@ -76,6 +76,26 @@ def test_a_tiling_contains_each_window_once_and_tiles_are_rectangles(
             assert stop - start <= TILE_WINDOWS
     if block is None:
         assert len(tiling.cuts) == 2
+
+
+@settings(deadline=None)
+@given(grids(), st.tuples(st.integers(1, 30), st.integers(1, 30)), st.data())
+def test_windows_that_touch_a_block_with_data_are_planned_and_no_others(
+    grid: Grid, block: tuple[int, int], data: st.DataObject
+) -> None:
+    height, width = block
+    across = -(-grid.width // width)
+    numbers = st.integers(0, across * -(-grid.height // height) - 1)
+    blocks = sorted(data.draw(st.sets(numbers, max_size=6)))
+    places = [Rect(n % across * width, n // across * height, width, height) for n in blocks]
+    touching = [any(min(rect.shared(place)[2:]) for place in places) for rect in grid]
+    planned = windows_with_data(grid, block, np.array(blocks, np.int64))
+    assert planned.tolist() == touching
+
+    tiling, whole = tiling_of(grid, block, np.packbits(planned).tobytes()), tiling_of(grid, block)
+    assert tiling.order.tolist() == [window for window in whole.order.tolist() if touching[window]]
+    assert tiling.cuts[-1] == planned.sum()
+    assert (np.diff(tiling.cuts) > 0).all(), "no shard is empty"
 
 
 def test_each_block_of_a_large_raster_is_decoded_about_once() -> None:
