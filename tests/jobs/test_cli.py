@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
 from planted_images import write_planted
 
@@ -110,6 +113,49 @@ def test_a_wrong_use_is_one_line_that_names_where_the_right_one_is_listed(
     result = run(*arguments)
     assert result.exit_code == 2
     assert result.output.endswith(f"{said}\n")
+    assert result.output.startswith("error: ")
+    assert result.output.count("\n") == 1
+
+
+NONSENSE = st.sampled_from(["", "-1", "nan", "-inf", "1e400", "9" * 30, "x", "\0", "\udc80", ",", "é"])
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+@given(
+    option=st.sampled_from(
+        [
+            option
+            for option in main.commands["plan"].params
+            if isinstance(option, click.Option) and not option.is_flag
+        ]
+    ),
+    value=NONSENSE,
+)
+def test_nonsense_is_one_line(
+    option: click.Option, value: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Where it is accepted, the next error is that there is no such input."""
+    folder = tmp_path_factory.mktemp("nonsense")
+    model = [] if option.name == "model" else ["--model", "planted"]
+    window = (
+        ["--window", "64"] if option.name in ("overlap", "bands", "scale", "alpha", "max_windows") else []
+    )
+    nowhere = str(folder / "nowhere")
+    result = run("-q", "plan", nowhere, str(folder / "out"), *model, *window, f"{option.opts[0]}={value}")
+    assert result.exit_code == 2, result.output
+    assert result.output.startswith("error: ")
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("output", ["", "s3://", "file://", "caf\udce9"])
+@pytest.mark.parametrize(
+    "command",
+    [["status"], ["verify"], ["retry"], ["reduce"], ["gc"], ["show"], ["diff", "a"], ["export", "a"]],
+    ids=lambda command: command[0],
+)
+def test_an_output_without_a_name_is_one_line(command: list[str], output: str) -> None:
+    result = run(*command, output)
+    assert result.exit_code == 2, result.output
     assert result.output.startswith("error: ")
     assert result.output.count("\n") == 1
 
