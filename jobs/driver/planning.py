@@ -82,7 +82,7 @@ def output_storage(url: str) -> Storage:
         raise UsageError(f"the output {url} is a file; name a directory")
     try:
         return Storage(url)
-    except RunError as error:
+    except (RunError, UsageError) as error:
         raise UsageError(f"the output: {error}") from error
 
 
