@@ -19,15 +19,13 @@ from maskrcnn.io.json_files import read_object
 from maskrcnn.io.sources import check_source, refuse_query
 from maskrcnn.io.storage import Storage
 from maskrcnn.models.networks import TRAINABLE
-from maskrcnn.models.registry import describe_model, needs_download
+from maskrcnn.models.registry import GENERATED, describe_model, needs_download
 from maskrcnn.training.config import TrainingConfig, identity_of
 from maskrcnn.training.dataset import Dataset, read_dataset, split_dataset
 
 log = logging.getLogger("maskrcnn")
 
 TRAINING: Final = "training.json"
-GENERATED: Final = ("imagenet", "random")
-"""Kinds of initial weights that are no model's."""
 TABLES: Final = ("train.parquet", "validation.parquet")
 
 
@@ -117,7 +115,7 @@ def _check_model(model: str) -> None:
                 "imagenet:maskrcnn_resnet50_fpn, or a model converted from torchvision or detectron2"
             )
     elif architecture not in TRAINABLE:
-        raise UsageError(f"--model {model}: name one of {', '.join(TRAINABLE)} after {source}:")
+        raise UsageError(f"--model {source}:…: name one of {', '.join(TRAINABLE)} after the colon")
 
 
 def _log_findings(source: str, dataset: Dataset) -> None:

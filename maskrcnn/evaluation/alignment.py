@@ -5,6 +5,7 @@ where that is unique. Categories are paired by name, whatever their ids.
 """
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,8 +76,17 @@ def _without(ground_truth: CocoImages, place: NDArray[np.int64]) -> NDArray[np.i
 
 
 def _slashed(name: str) -> str:
-    """Return a name with `/` between folders, where it may have been written in Windows."""
-    return name.replace("\\", "/")
+    """Return a name with `/` between folders, where it may have been written in Windows, and without a `./`."""
+    return _undotted(name.replace("\\", "/"))
+
+
+def _undotted(name: str) -> str:
+    """Return a name without `./`, which is the folder that it is in.
+
+    >>> [_undotted(name) for name in ("./a.png", "a/./b.png", "../a.png", "a./b.png")]
+    ['a.png', 'a/b.png', '../a.png', 'a./b.png']
+    """
+    return re.sub(r"(^|(?<=/))(\./+)+", "", name)
 
 
 def _base(name: str) -> str:
@@ -86,8 +96,8 @@ def _base(name: str) -> str:
 def _unique(names: Sequence[str | None]) -> dict[str, int]:
     """Return the place of each name. Raises UsageError where a name occurs twice."""
     places = {name: at for at, name in enumerate(names) if name is not None}
-    if len(places) < sum(name is not None for name in names):
-        again = [name for name, count in Counter(names).items() if count > 1 and name is not None]
+    counts = Counter(_undotted(name) for name in names if name is not None)
+    if again := [name for name, count in counts.items() if count > 1]:
         raise UsageError(
             f"the ground truth has two images with the same file_name: {_some(again)}: give each its own"
         )

@@ -1,6 +1,6 @@
-"""The boxes of annotations, compared with their masks and images: which are odd, and how they would fit."""
+"""The boxes and areas of annotations, compared with their masks and images: which are odd, and how they would fit."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +19,12 @@ CORNERS_ALONE: Final = (
     "box that lies in its image only as xmin, ymin, xmax, ymax (COCO's are xmin, ymin, width, height)"
 )
 _FITS_IOU: Final = 0.5
+_RANGES: Final = "evaluate's small, medium and large go by it"
+AREA: Final = f"area that does not fit its mask ({_RANGES})"
+AREA_OF_BOX: Final = f"area that is its box's and not its mask's ({_RANGES})"
+AREA_ALONE: Final = f"area that is 0 or larger than its box ({_RANGES})"
+_AREA_TOLERANCE: Final = 0.1
+"""Of the larger of two areas: outlines are simplified, and coordinates rounded, after the area was taken."""
 
 
 def odd_boxes_alone(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> Iterator[tuple[int, str]]:
@@ -73,6 +79,56 @@ def odd_boxes(
         elif row_wise and not fits[k]:
             kind = BY_ROW
         yield k, kind
+
+
+def odd_areas(
+    areas: NDArray[np.float64],
+    boxes: NDArray[np.float64],
+    found: ReadMasks,
+    of_polygons: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+) -> Iterator[tuple[int, str]]:
+    """Yield the rows of areas that fit neither their mask nor its polygons, and what they are.
+
+    Args:
+        areas: (n,) as stated, pixels; NaN where they are not.
+        boxes: (n, 4) x, y, width, height as stated, pixels; NaN where they are not.
+        found: the masks' boxes and areas. Empty masks, which are reported as such, are left out.
+        of_polygons: the areas that the polygons of rows enclose, which are not those of the pixels where they are
+            thin; NaN for run lengths.
+    """
+    sides = (found.boxes[:, 2:] - found.boxes[:, :2]).astype(np.float64)
+    pixels = found.areas.astype(np.float64)
+    rows = np.flatnonzero((pixels > 0) & ~_fits(areas, pixels, sides) & ~np.isnan(areas))
+    rows = rows[~_fits(areas[rows], of_polygons(rows), sides[rows])]
+    of_boxes = np.abs(areas[rows] - boxes[rows, 2:].prod(axis=1)) < 1
+    for row, of_box in zip(rows.tolist(), of_boxes.tolist(), strict=True):
+        yield row, AREA_OF_BOX if of_box else AREA
+
+
+def odd_areas_alone(areas: NDArray[np.float64], boxes: NDArray[np.float64]) -> Iterator[tuple[int, str]]:
+    """Yield the rows of areas that no mask in their boxes has, and what they are: as `odd_areas`, without masks."""
+    sides = boxes[:, 2:]
+    of_box = sides.prod(axis=1)
+    odd = (areas == 0) | ((areas > of_box) & ~_fits(areas, of_box, sides))
+    for row in np.flatnonzero(odd & (sides > 0).all(axis=1)).tolist():
+        yield row, AREA_ALONE
+
+
+def _fits(
+    areas: NDArray[np.float64], others: NDArray[np.float64], sides: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Return which areas are others, within a tolerance.
+
+    It is a tenth, or half a pixel along an outline as long as that of the box, which is the difference between an
+    outline around the pixels and one through their centers, as `cv2.contourArea` measures.
+
+    Args:
+        areas: (n,) pixels.
+        others: (n,) pixels.
+        sides: (n, 2) width and height of the boxes around them, pixels.
+    """
+    tolerance = np.maximum(_AREA_TOLERANCE * np.maximum(areas, others), sides.sum(axis=1))
+    return np.asarray(np.abs(areas - others) <= tolerance)
 
 
 def _faulty(

@@ -6,7 +6,6 @@ only itself. Area and box follow from the mask where they are missing.
 """
 
 import itertools
-import math
 import re
 from array import array
 from collections.abc import Collection, Mapping, Sequence
@@ -18,15 +17,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from ..masks.rle import MAX_PIXELS
 from ..masks.rle_decode import ReadMasks, read_masks
-from .coco_boxes import odd_boxes, odd_boxes_alone
-from .coco_findings import Findings, id_of, integer_of, is_number, shortened
+from .coco_boxes import odd_areas, odd_areas_alone, odd_boxes, odd_boxes_alone
+from .coco_findings import Findings, id_of, is_number, is_number_as_text, shortened
+from .coco_segmentations import DAMAGED, NONE, OTHER_SIZE, Shape, polygon_areas, read_segmentation
 
 NOT_AN_OBJECT: Final = "annotation that is not an object"
 _CROWD: Final = "iscrowd that is neither 0 nor 1"
-DAMAGED: Final = "mask whose run lengths are damaged"
-OTHER_SIZE: Final = "mask of another size than its image"
+DOUBLED: Final = "annotation id used twice, here and by an earlier annotation (give each its own)"
+TURNED: Final = "mask whose size is its image's the other way round (COCO's `size` is height, width)"
 IMAGE_LEFT_OUT: Final = "annotation of an image that is left out"
 CATEGORY_LEFT_OUT: Final = "annotation of a category that is left out"
 _FAR: Final = 16
@@ -72,6 +71,8 @@ class Draft:
     """(n,) compressed RLE, or the float64 of all rings of a polygon; null where there is none."""
     rings: pa.Array
     """(n,) the count of numbers of each ring; empty for an RLE."""
+    quoted: Collection[int]
+    """Rows whose area or box has numbers in quotes."""
     faults: Mapping[int, str]
     """What is wrong with a row in itself, by row."""
 
@@ -95,21 +96,19 @@ def draft_of(entries: Sequence[Any], first: int) -> Draft:
     faults = {row: NOT_AN_OBJECT for row, e in enumerate(entries) if type(e) is not dict}
     entries = [{} if row in faults else entry for row, entry in enumerate(entries)]
     ids = [id_of(entry.get("id")) for entry in entries]
-    shapes: list[bytes | None] = []
-    rings: list[list[int]] = []
-    sizes: list[tuple[int, int]] = []
+    shapes: list[Shape] = []
     for row, entry in enumerate(entries):
-        shape = _shape(entry.get("segmentation"))
+        shape = read_segmentation(entry.get("segmentation"))
         if isinstance(shape, str):
             faults.setdefault(row, shape)
-            shape = 0, 0, None, []
-        sizes.append(shape[:2])
-        shapes.append(shape[2])
-        rings.append(shape[3])
+            shape = NONE
+        shapes.append(shape)
     crowds = [entry.get("iscrowd") or 0 for entry in entries]
     for row, crowd in enumerate(crowds):
         if crowd not in (0, 1):
             faults.setdefault(row, _CROWD)
+    numbers = np.array([_numbers(entry) for entry in entries], np.float64).reshape(-1, 5)
+    invalid = np.flatnonzero(np.isnan(numbers).any(axis=1)).tolist()
     return Draft(
         first,
         np.array([hash(i) if isinstance(i, str) else i or 0 for i in ids], np.int64),
@@ -118,16 +117,23 @@ def draft_of(entries: Sequence[Any], first: int) -> Draft:
         _compact([id_of(entry.get("image_id")) for entry in entries]),
         _compact([id_of(entry.get("category_id")) for entry in entries]),
         np.array([crowd == 1 for crowd in crowds], np.bool_),
-        np.array([_numbers(entry) for entry in entries], np.float64).reshape(-1, 5),
-        np.array(sizes, np.int64).reshape(-1, 2),
-        pa.array(shapes, pa.large_binary()),
-        pa.array(rings, pa.list_(pa.int32())),
+        numbers,
+        np.array([shape[:2] for shape in shapes], np.int64).reshape(-1, 2),
+        pa.array([shape.data for shape in shapes], pa.large_binary()),
+        pa.array([shape.rings for shape in shapes], pa.list_(pa.int32())),
+        {row for row in invalid if _is_quoted(entries[row])},
         faults,
     )
 
 
 def _compact(ids: list[int | str | None]) -> list[int | str | None] | NDArray[np.int64]:
     return np.array(ids, np.int64) if all(type(value) is int for value in ids) else ids
+
+
+def _is_quoted(entry: Mapping[str, Any]) -> bool:
+    """Return whether the area or the box of an annotation has numbers in quotes."""
+    box = entry.get("bbox")
+    return any(map(is_number_as_text, [entry.get("area"), *(box if isinstance(box, list) else [])]))
 
 
 def _numbers(entry: Mapping[str, Any]) -> tuple[float, ...]:
@@ -138,49 +144,6 @@ def _numbers(entry: Mapping[str, Any]) -> tuple[float, ...]:
         area if is_number(area) and area >= 0 else float("nan"),
         *(box if sides and isinstance(box, list) else [float("nan")] * 4),
     )
-
-
-def _shape(segmentation: Any) -> tuple[int, int, bytes | None, list[int]] | str:
-    """Return mask height, mask width, shape and rings as in `Draft`, or what is wrong."""
-    if not segmentation:
-        return 0, 0, None, []
-    if isinstance(segmentation, dict):
-        return _run_lengths(segmentation)
-    if not isinstance(segmentation, list):
-        return "segmentation that is neither polygons nor run lengths"
-    if all(type(value) in (int, float) for value in segmentation):
-        return "segmentation that is one list of numbers (COCO's is a list of polygons, each a list)"
-    return _polygons(segmentation)
-
-
-def _polygons(rings: Sequence[Any]) -> tuple[int, int, bytes | None, list[int]] | str:
-    if not all(isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 for ring in rings):
-        return "polygon of fewer than three points"
-    try:
-        points = array("d", itertools.chain.from_iterable(rings))
-    except (TypeError, OverflowError):
-        return "polygon with a point that is not finite"
-    if not all(map(math.isfinite, points)):
-        return "polygon with a point that is not finite"
-    return 0, 0, points.tobytes(), [len(ring) for ring in rings]
-
-
-def _run_lengths(segmentation: Mapping[str, Any]) -> tuple[int, int, bytes | None, list[int]] | str:
-    size, counts = segmentation.get("size"), segmentation.get("counts")
-    sides = [integer_of(side) for side in size] if isinstance(size, list) else []
-    if len(sides) != 2 or (height := sides[0]) is None or (width := sides[1]) is None:
-        return OTHER_SIZE
-    if min(height, width) < 1 or height * width > MAX_PIXELS:
-        return OTHER_SIZE
-    if isinstance(counts, str):
-        return height, width, counts.encode("ascii", "replace"), []  # checked for all masks at once
-    runs = [integer_of(run) for run in counts] if isinstance(counts, list) else []
-    if not runs or any(run is None or run < 0 for run in runs):
-        return DAMAGED
-    if sum(run or 0 for run in runs) != height * width:
-        return DAMAGED
-    rle = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
-    return height, width, bytes(rle["counts"]), []
 
 
 # --- with the images --------------------------------------------------------------------------------------------
@@ -238,11 +201,14 @@ def check_draft(
         rings = pa.compute.list_value_length(draft.rings).to_numpy(zero_copy_only=False)[rows]
         for at, kind in odd_boxes(draft.numbers[rows, 1:], sizes[image], found, known, rings == 0):
             findings.warning(kind, _where(draft, int(rows[at])))
+        _check_areas(draft, rows, found, findings)
         texts = [*known]
     area, boxes, usable = _filled(draft, rows, found, findings)
     if found is None:
         chosen = rows[usable]
         for at, kind in odd_boxes_alone(draft.numbers[chosen, 1:], sizes[image[usable]]):
+            findings.warning(kind, _where(draft, int(chosen[at])))
+        for at, kind in odd_areas_alone(draft.numbers[chosen, 0], draft.numbers[chosen, 1:]):
             findings.warning(kind, _where(draft, int(chosen[at])))
     table = pa.table(
         [
@@ -259,6 +225,20 @@ def check_draft(
         schema=ANNOTATIONS,
     )
     return table if usable.all() else table.filter(pa.array(usable))
+
+
+def _check_areas(draft: Draft, rows: NDArray[np.int64], found: ReadMasks, findings: Findings) -> None:
+    """Add the areas that contradict masks, each with that of the mask."""
+
+    def of_polygons(at: NDArray[np.int64]) -> NDArray[np.float64]:
+        chosen = pa.array(rows[at])
+        return polygon_areas(*(column.take(chosen).to_pylist() for column in (draft.shapes, draft.rings)))
+
+    for at, kind in odd_areas(draft.numbers[rows, 0], draft.numbers[rows, 1:], found, of_polygons):
+        row = int(rows[at])
+        findings.warning(
+            kind, f"{_where(draft, row)} ({draft.numbers[row, 0]:g} instead of {int(found.areas[at]):,})"
+        )
 
 
 def _where(draft: Draft, row: int) -> str:
@@ -288,16 +268,21 @@ def _usable(
         if not draft.has_id[row] and draft.faults.get(row) != NOT_AN_OBJECT:
             findings.warning("annotation without an id", _where(draft, row))
         if doubled[row]:
-            findings.error("annotation id used twice", _where(draft, row))
+            shown = "" if row in draft.text_ids else f" (id {draft.ids[row]})"
+            findings.error(DOUBLED, f"annotation no. {draft.first + row}{shown}")
         elif draft.faults.get(row) == NOT_AN_OBJECT:
             findings.error(NOT_AN_OBJECT, _where(draft, row))
         elif image < 0:
-            kind = images.left_out.get(image_id, "annotation of an unknown image")
+            kind = images.left_out.get(image_id) or _unknown(
+                image_id, images.places, "an unknown image", "images"
+            )
             findings.add(
                 kind, f"{_where(draft, row)}: image {shortened(repr(image_id))}", error=kind != IMAGE_LEFT_OUT
             )
         elif category < 0:
-            kind = categories.left_out.get(category_id) or _unknown_category(category_id, categories.places)
+            kind = categories.left_out.get(category_id) or _unknown(
+                category_id, categories.places, "an unknown category", "categories"
+            )
             findings.add(
                 kind,
                 f"{_where(draft, row)}: category {shortened(repr(category_id))}",
@@ -315,14 +300,13 @@ def _usable(
     return rows, image_places, category_places
 
 
-def _unknown_category(category_id: object, places: Mapping[Any, int]) -> str:
-    kind = "annotation of an unknown category"
-    if (
-        isinstance(category_id, str)
-        and re.fullmatch(r"[0-9]{1,18}", category_id)
-        and int(category_id) in places
-    ):
-        return f"{kind} (ids are text in annotations and integers in categories)"
+def _unknown(id_: int | str | None, places: Mapping[int | str | None, int], what: str, listed: str) -> str:
+    """Return what an id is that is not listed; often it is, as a text or as an integer."""
+    kind = f"annotation of {what}"
+    if isinstance(id_, str) and re.fullmatch(r"[0-9]{1,18}", id_) and int(id_) in places:
+        return f"{kind} (ids are text in annotations and integers in {listed})"
+    if isinstance(id_, int) and str(id_) in places:
+        return f"{kind} (ids are integers in annotations and text in {listed})"
     return kind
 
 
@@ -343,7 +327,8 @@ def _masks(
             if stated == [height, width]:
                 masks[-1] = shape
             else:
-                findings.error(OTHER_SIZE, _where(draft, row))
+                kind = TURNED if stated == [width, height] else OTHER_SIZE
+                findings.error(kind, _where(draft, row))
             continue
         points = array("d", shape).tolist()
         # pycocotools visits every pixel of an edge, however far outside of the image it leads.
@@ -363,20 +348,23 @@ def _filled(
     area, boxes = draft.numbers[rows, 0].copy(), draft.numbers[rows, 1:].copy()
     no_area, no_box = np.isnan(area), np.isnan(boxes[:, 0])
     usable = np.ones(len(rows), np.bool_)
+    quoted = [" (write numbers without quotes)" if row in draft.quoted else "" for row in rows.tolist()]
+    source = "box's" if found is None else "mask's"
+    instead = ", and no mask to take it from" if found is None else "; the mask's is used"
+    for at in np.flatnonzero(no_box).tolist():
+        findings.add(
+            f"box that is not four finite numbers{quoted[at]}{instead}",
+            _where(draft, int(rows[at])),
+            error=found is None,
+        )
     if found is None:
         usable = ~no_box
-        for row in rows[no_box].tolist():
-            findings.error(
-                "box that is not four finite numbers, and no mask to take it from", _where(draft, row)
-            )
         area[no_area] = boxes[no_area, 2] * boxes[no_area, 3]
     else:
-        for row in rows[no_box].tolist():
-            findings.warning("box that is not four finite numbers; the mask's is used", _where(draft, row))
         tight = found.boxes[no_box].astype(np.float64)
         boxes[no_box] = np.concatenate([tight[:, :2], tight[:, 2:] - tight[:, :2]], axis=1)
         area[no_area] = found.areas[no_area]
-    for row in rows[no_area & usable].tolist():
-        source = "box's" if found is None else "mask's"
-        findings.warning(f"area that is not a number of at least 0; the {source} is used", _where(draft, row))
+    for at in np.flatnonzero(no_area & usable).tolist():
+        kind = f"area that is not a number of at least 0{quoted[at]}; the {source} is used"
+        findings.warning(kind, _where(draft, int(rows[at])))
     return area, boxes, usable

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeGuard
@@ -95,6 +96,15 @@ def integer_of(value: object) -> int | None:
 def id_of(value: object) -> int | str | None:
     """Return an id, an integer or a text, or None where it is neither."""
     return value if isinstance(value, str) else integer_of(value)
+
+
+def is_number_as_text(value: object) -> bool:
+    """Return whether a JSON value is a number in quotes.
+
+    >>> [is_number_as_text(value) for value in ("7", "-1.5e3", "leaf", "", 7)]
+    [True, True, False, False, False]
+    """
+    return isinstance(value, str) and re.fullmatch(r"\s*[-+]?[0-9][0-9.eE+-]{0,40}\s*", value) is not None
 
 
 def is_number(value: Any) -> TypeGuard[float]:

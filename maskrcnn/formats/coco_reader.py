@@ -25,7 +25,7 @@ from ..io.storage import Storage
 from ..io.url import Url
 from ..masks.rle import MAX_PIXELS
 from .coco_checks import ANNOTATIONS, CATEGORY_LEFT_OUT, IMAGE_LEFT_OUT, Draft, Listed, check_draft, draft_of
-from .coco_findings import Findings, id_of, integer_of, summary_of_errors
+from .coco_findings import Findings, id_of, integer_of, is_number, is_number_as_text, summary_of_errors
 from .json_columns import column_of, exact_number
 from .json_stream import read_lists
 
@@ -256,7 +256,11 @@ def _images(
             left_out[id_] = IMAGE_LEFT_OUT
         else:
             if not stated:
-                findings.warning("image without height and width; the file's are used", shown)
+                texts = all(map(is_number_as_text, entry[2:]))
+                what = (
+                    "whose height and width are texts, not numbers" if texts else "without height and width"
+                )
+                findings.warning(f"image {what}; the file's are used", shown)
             kept.append((id_, name, (height, width) if stated else (0, 0)))
     sizes = np.array([size for _, _, size in kept], np.int64).reshape(-1, 2)
     return CocoImages([id_ for id_, _, _ in kept], [name for _, name, _ in kept], sizes), left_out
@@ -281,7 +285,7 @@ def find_images_root(source: str, names: Sequence[str], probes: int = 20) -> str
         UsageError: none of them exists in any of the folders.
     """
     folder = Url.parse(source).folder
-    names = [name for name in names if is_below(name)]
+    names = [path for path in map(below, names) if path]
     if not names:
         return folder.text
     some = names[:: max(1, len(names) // probes)][:probes]
@@ -308,9 +312,16 @@ def _places(folder: Url, stem: str) -> list[str]:
     return list(dict.fromkeys(place.text for place in places))
 
 
-def is_below(name: str) -> bool:
-    """Return whether a `file_name` is a path below a folder, and not absolute, a URL or a way out of the folder."""
-    return name.isprintable() and "://" not in name and not {"", ".", ".."} & set(re.split(r"[/\\]", name))
+def below(name: str) -> str | None:
+    """Return a `file_name` as a path below a folder; None where it is absolute, a URL, or leads out of the folder.
+
+    >>> [below(name) for name in ("./a//b.png", "a/b.png", "../a.png", "/a.png", "s3://a/b.png", "a/")]
+    ['a/b.png', 'a/b.png', None, None, None, None]
+    """
+    parts = re.split(r"[/\\]", name)
+    if not name.isprintable() or "://" in name or ".." in parts or not parts[0] or parts[-1] in ("", "."):
+        return None
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def _folder_above(folder: Url) -> Url | None:
@@ -332,6 +343,8 @@ def _count_existing(folder: str, names: Sequence[str]) -> int:
 
 # --- categories ---------------------------------------------------------------------------------------------
 
+_NO_CATEGORY_ID: Final = "without an id that is an integer from 0"
+
 
 def _categories(
     entries: Sequence[Mapping[str, Any]], findings: Findings
@@ -342,9 +355,14 @@ def _categories(
     for entry in entries:
         number = integer_of(entry.get("id"))
         if number is None or not 0 <= number <= MAX_CATEGORY_ID:
-            findings.error("category without an id that is an integer from 0", json.dumps(entry))
-            if number is not None:
-                left_out[number] = CATEGORY_LEFT_OUT
+            id_ = id_of(entry.get("id"))
+            quoted = is_number_as_text(id_)
+            what = (
+                "whose id is a text, not an integer (write it without quotes)" if quoted else _NO_CATEGORY_ID
+            )
+            findings.error(f"category {what}", json.dumps(entry))
+            if id_ is not None:
+                left_out[id_] = CATEGORY_LEFT_OUT
         else:
             numbered.append((number, entry.get("name")))
     by_id = Counter(number for number, _ in numbered)
@@ -359,7 +377,11 @@ def _categories(
         if name is None or (isinstance(name, str) and not name.strip()):
             findings.warning("category without a name; it is named by its id", number)
             kept.append(CocoCategory(number, None))
-        elif not isinstance(name, str) or not name.replace(" ", "").isprintable():
+        elif not isinstance(name, str):
+            kind = "a number, not a text (write it in quotes)" if is_number(name) else "not a text"
+            findings.error(f"category whose name is {kind}", f"{number} {name!r}")
+            left_out[number] = CATEGORY_LEFT_OUT
+        elif not name.replace(" ", "").isprintable():
             findings.error("category whose name is not printable text", f"{number} {name!r}")
             left_out[number] = CATEGORY_LEFT_OUT
         else:

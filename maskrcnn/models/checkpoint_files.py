@@ -5,6 +5,7 @@ not fit its network is thus refused before a run starts.
 """
 
 import json
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from safetensors import SafetensorError, deserialize
 from ..errors import ItemError, RunError, UsageError, plural
 from ..io.inputs import read_input
 from ..io.schemes import store_of
-from ..io.url import Url, is_folder
+from ..io.url import Url, is_folder, is_there
+from .file_kinds import DAMAGED, other_kind
 from .network_shapes import Shape
 from .state_dicts import find_state_dict
 from .torch_files import SavedTensor, TorchFile, namespace_of, read_torch_file
@@ -24,26 +26,45 @@ _MAX_BYTES: Final = 8 * 2**30
 _MAX_LABELS_BYTES: Final = 2**20
 
 
+_QUERY: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/[^?]*\?[^/]*=")
+"""Matches the start of a URL with a query, as of a presigned one, also where a slash is missing."""
+_USER: Final = re.compile(r"://[^/]*@")
+_ONE_SLASH: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
+
+
 def check_store(uri: str, what: str) -> None:
-    """Raise UsageError if a URI names a store that is not supported, such as https://."""
+    """Raise UsageError if a URI names a store that is not supported, such as https://, or may contain a secret.
+
+    The message does not repeat it: it would be written into logs, and the URI into the record of a run.
+    """
+    url = Url.parse(uri)
+    slash = None if url.is_local and url.key != uri else _ONE_SLASH.match(uri)
+    if slash is not None and not is_there(uri.partition("/")[0]):
+        raise UsageError(f"the {what} cannot be read: write {slash[1]}:// with two slashes")
     try:
-        store_of(Url.parse(uri))
+        store_of(url)
     except RunError as error:
         raise UsageError(f"the {what} cannot be read: {error}") from error
+    if _USER.search(uri):
+        raise UsageError(
+            f"the {what} cannot be read: a URL takes no user and password, and nothing stands before it"
+        )
+    if _QUERY.match(uri):
+        raise UsageError(
+            f"the {what} cannot be read: leave out what follows the `?` of {uri.partition('?')[0]}, which may be a "
+            "token and would be recorded; credentials come from the environment"
+        )
 
 
 def read_weights(uri: str) -> bytes:
     """Return the bytes of a weights file, local or remote.
 
     Raises:
-        UsageError: the file cannot be read, or is a web page or a Git LFS pointer.
+        UsageError: the file cannot be read, or is something else than weights, such as a web page.
     """
     data = _read(uri, "weights", _MAX_BYTES)
-    start = data[:512].lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UsageError(f"{uri} is a web page, not weights: was its URL that of a download?")
-    if start.startswith(b"version https://git-lfs"):
-        raise UsageError(f"{uri} is a Git LFS pointer, not weights: fetch it with `git lfs pull`")
+    if (what := other_kind(uri, data)) is not None:
+        raise UsageError(f"{uri} {what}")
     return data
 
 
@@ -143,11 +164,11 @@ def safetensors_header(shown: str, data: bytes) -> tuple[Any, dict[str, Shape]]:
     Reference: https://github.com/huggingface/safetensors#format
     """
     if len(data) < 8:
-        raise UsageError(f"{shown} is truncated: {plural(len(data), 'byte')}")
+        raise UsageError(f"{shown} is truncated: {plural(len(data), 'byte')}; {DAMAGED}")
     (length,) = struct.unpack("<Q", data[:8])
     if length > len(data) - 8:
         raise UsageError(
-            f"{shown} is truncated, or not a safetensors file: its header is longer than the file"
+            f"{shown} is truncated, or not a safetensors file: its header is longer than the file; {DAMAGED}"
         )
     try:
         header = json.loads(data[8 : 8 + length])
@@ -156,10 +177,12 @@ def safetensors_header(shown: str, data: bytes) -> tuple[Any, dict[str, Shape]]:
         shapes = {name: _shape(entry["shape"]) for name, entry in header.items()}
         unknown = {str(entry["dtype"]) for entry in header.values()} - _DTYPES
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
-        raise UsageError(f"{shown} is not a safetensors file: its header cannot be read") from error
+        raise UsageError(
+            f"{shown} is damaged, or not a safetensors file: its header cannot be read; {DAMAGED}"
+        ) from error
     if size != len(data):
         truncated = "is truncated: it " if size > len(data) else ""
-        raise UsageError(f"{shown} {truncated}has {len(data)} bytes, its header says {size}")
+        raise UsageError(f"{shown} {truncated}has {len(data)} bytes, its header says {size}; {DAMAGED}")
     if unknown:
         raise UsageError(f"{shown} has tensors of the unknown type {min(unknown)!r}")
     return metadata, shapes
@@ -170,7 +193,7 @@ def check_safetensors(shown: str, data: bytes) -> None:
     try:
         deserialize(data)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
-        raise UsageError(f"{shown} is not a valid safetensors file: {error}") from error
+        raise UsageError(f"{shown} is not a valid safetensors file ({error}): {DAMAGED}") from error
 
 
 def _shape(sizes: Any) -> Shape:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import UsageError
+from ..io.url import is_there
 from .checkpoint_files import Checkpoint
 
 log = logging.getLogger("maskrcnn")
@@ -46,7 +47,7 @@ class PublishedWeights:
 
 def is_cached(weights: PublishedWeights) -> bool:
     """Return whether a published file is in torch's cache."""
-    return (torch_hub() / "checkpoints" / weights.file).exists()
+    return is_there(torch_hub() / "checkpoints" / weights.file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +120,14 @@ def read_published(weights: PublishedWeights, model: str, alternatives: str = ""
         UsageError: they are damaged, or not in the cache and cannot be downloaded.
     """
     path = torch_hub() / "checkpoints" / weights.file
-    if not path.exists():
+    if not is_there(path):
         _download(weights, path, model, alternatives)
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"the weights {path} cannot be read: {error.strerror}: delete them, and try again"
+        ) from error
     digest = hashlib.sha256(data).hexdigest()
     if not digest.startswith(weights.sha256_start):
         raise UsageError(f"{path} is damaged: its sha256 begins with {digest[:8]}; delete it and try again")
@@ -129,10 +135,21 @@ def read_published(weights: PublishedWeights, model: str, alternatives: str = ""
 
 
 def torch_hub() -> Path:
-    """Return the directory of torch's downloads by torch's rules, without importing it."""
+    """Return the directory of torch's downloads by torch's rules, without importing it.
+
+    Raises:
+        UsageError: it begins with `~` and there is no such home.
+    """
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))  # noqa: PTH118 `~` stands for home
-    return Path(home).expanduser() / "hub"
+    try:
+        return Path(home).expanduser() / "hub"
+    except RuntimeError as error:
+        variable = next((name for name in ("TORCH_HOME", "XDG_CACHE_HOME") if name in os.environ), "HOME")
+        raise UsageError(
+            f"the folder of downloaded weights is {home!r}, and there is no such home: set {variable} to a folder "
+            "that can be written to"
+        ) from error
 
 
 def _download(weights: PublishedWeights, path: Path, model: str, alternatives: str) -> None:
@@ -141,7 +158,7 @@ def _download(weights: PublishedWeights, path: Path, model: str, alternatives: s
     fetch = "get_state_dict(progress=False, check_hash=True)"
     code = f"from torchvision import models; models.{weights.member}.{fetch}"
     done = subprocess.run([sys.executable, "-P", "-c", code], check=False, capture_output=True, text=True)  # noqa: S603
-    if done.returncode == 0 and path.exists():
+    if done.returncode == 0 and is_there(path):
         return
     cause = (done.stderr.strip() or "no reason given").splitlines()[-1]
     raise UsageError(

@@ -34,6 +34,7 @@ from .state_dicts import unsupported_network
 
 __all__ = [
     "COCO_CATEGORIES",
+    "GENERATED",
     "NAMES",
     "NO_CATEGORY",
     "EmbeddedModel",
@@ -118,6 +119,9 @@ class ModelFile:
 ModelSource = PlantedModel | EmbeddedModel | PublishedModel | ModelFile
 """Where a model comes from."""
 
+GENERATED: Final = ("imagenet", "random")
+"""Kinds of initial weights of a training that are no model's, as in `imagenet:ARCHITECTURE`."""
+
 NAMES: Final = (*PUBLISHED, "scenes")
 """Models that need no file of the user's; the planted ones, which are for tests, are not offered."""
 
@@ -134,6 +138,10 @@ def resolve(name: str) -> ModelSource:
     """
     if not name.strip():
         raise UsageError(f"--model is empty: give one of {', '.join(NAMES)}, or {_FILES}")
+    if (kind := name.partition(":")[0]) in GENERATED:
+        raise UsageError(
+            f"--model {kind}:… are the initial weights of `maskrcnn train`: give one of {', '.join(NAMES)}, or {_FILES}"
+        )
     check_store(name, "weights")
     planted = parse_planted(name)
     if planted is not None:

@@ -14,15 +14,18 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from ..errors import UsageError
+from .file_kinds import DAMAGED
 
 __all__ = [
     "CONTAINERS",
     "MAX_OPERATIONS",
+    "DamageError",
     "GlobalName",
     "PickleRules",
     "dict_of_pairs",
     "kind_of",
     "read_pickle",
+    "reason_of",
 ]
 
 MAX_OPERATIONS: Final = 2_000_000
@@ -66,6 +69,15 @@ class GlobalName(NamedTuple):
 
     name: str
     """Module and attribute, separated by a dot."""
+
+
+class DamageError(ValueError):
+    """A fault of a file of weights, in words for its user; other exceptions that damage causes have none."""
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a file cannot be read, for the end of a message."""
+    return str(error)[:200] if isinstance(error, DamageError) else DAMAGED
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +153,7 @@ def _arguments(count: int, stack: list[Any], marked: list[list[Any]]) -> tuple[l
     if not count:
         return stack, marked.pop()
     if len(stack) < count:
-        raise ValueError("its stack is empty")
+        raise DamageError("its stack is empty")
     items = stack[-count:]
     del stack[-count:]
     return items, stack
@@ -156,7 +168,7 @@ def _size(arguments: Any) -> int:
 def _apply(uri: str, operation: str, stack: list[Any], items: list[Any], rules: PickleRules) -> None:
     if operation == "STACK_GLOBAL":
         if not all(isinstance(part, str) for part in items):
-            raise TypeError("the name of a global is not text")
+            raise DamageError("the name of a global is not text")
         stack.append(_global(uri, f"{items[0]}.{items[1]}", rules))
     elif operation.startswith("TUPLE"):
         stack.append(tuple(items))

@@ -16,8 +16,17 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from ..errors import UsageError
+from .file_kinds import DAMAGED, TORCH_MAGIC, ZIP
 from .network_shapes import Shape
-from .restricted_pickle import CONTAINERS, GlobalName, PickleRules, dict_of_pairs, read_pickle
+from .restricted_pickle import (
+    CONTAINERS,
+    DamageError,
+    GlobalName,
+    PickleRules,
+    dict_of_pairs,
+    read_pickle,
+    reason_of,
+)
 
 __all__ = ["GLOBALS", "SavedTensor", "TorchFile", "namespace_of", "read_torch_file"]
 
@@ -58,7 +67,6 @@ _DAMAGES: Final = (
     ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, OSError, RuntimeError,
     zipfile.BadZipFile, zlib.error, struct.error,
 )  # fmt: skip
-_MAGIC: Final = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 class _Storage(NamedTuple):
@@ -105,7 +113,7 @@ class TorchFile:
         try:
             return self._places[key] if self._archive is None else self._archive.read(self._entry + key)
         except _DAMAGES as error:
-            raise UsageError(f"{self.uri} is truncated or damaged: {error}") from error
+            raise UsageError(f"{self.uri} is truncated or damaged: {DAMAGED}") from error
 
 
 def read_torch_file(uri: str, data: bytes) -> TorchFile:
@@ -119,10 +127,10 @@ def read_torch_file(uri: str, data: bytes) -> TorchFile:
         UsageError: it is truncated, not of `torch.save`, or contains more than tensors and plain values.
     """
     try:
-        return _of_zip(uri, data) if data.startswith(b"PK") else _of_pickles(uri, data)
+        return _of_zip(uri, data) if data.startswith(ZIP) else _of_pickles(uri, data)
     except _DAMAGES as error:
-        what = "truncated or damaged" if data.startswith(b"PK") else "truncated, or not a file of torch.save"
-        raise UsageError(f"{uri} is {what}: {str(error)[:200]}") from error
+        what = "truncated or damaged" if data.startswith(ZIP) else "truncated, or not a file of torch.save"
+        raise UsageError(f"{uri} is {what}: {reason_of(error)}") from error
 
 
 def namespace_of(value: Any) -> Mapping[str, Any]:
@@ -133,20 +141,23 @@ def namespace_of(value: Any) -> Mapping[str, Any]:
 def _of_zip(uri: str, data: bytes) -> TorchFile:
     archive = zipfile.ZipFile(io.BytesIO(data))
     entries = {entry.filename: entry for entry in archive.infolist()}
-    (name,) = (name for name in entries if name.rpartition("/")[2] == "data.pkl")
+    names = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
+    if len(names) != 1:
+        raise UsageError(f"{uri} is a zip archive, but not of torch.save: if it contains weights, unpack it")
+    name = names[0]
     if sum(entry.file_size for entry in entries.values()) > len(data):
-        raise ValueError("its pickle is compressed, which torch.save does not do")
+        raise DamageError("its pickle is compressed, which torch.save does not do")
     folder = name.removesuffix("data.pkl")
     if f"{folder}byteorder" in entries and archive.read(f"{folder}byteorder") != b"little":
-        raise ValueError("its numbers are big-endian")
+        raise DamageError("its numbers are big-endian")
     content = read_pickle(uri, archive.read(name), _RULES)
     return TorchFile(uri, content, archive, f"{folder}data/", {})
 
 
 def _of_pickles(uri: str, data: bytes) -> TorchFile:
     """Read a file of before torch 1.6: magic number, version, machine, object, list of keys, and the storages."""
-    if not data.startswith(_MAGIC):
-        raise ValueError("it lacks torch's magic number")
+    if not data.startswith(TORCH_MAGIC):
+        raise DamageError(f"it lacks torch's magic number; {DAMAGED}")
     stream = io.BytesIO(data)
     sizes: dict[str, int] = {}
 
@@ -163,7 +174,7 @@ def _of_pickles(uri: str, data: bytes) -> TorchFile:
         (count,) = struct.unpack_from("<q", data, at)
         end = at + 8 + count * sizes[key]
         if count < 0 or end > len(data):
-            raise ValueError("a storage ends behind the end of the file")
+            raise DamageError(f"a storage ends behind the end of the file; {DAMAGED}")
         places[key] = memoryview(data)[at + 8 : end]
         at = end
     return TorchFile(uri, content, None, "", places)
@@ -173,22 +184,22 @@ def _refer(persistent_id: Any) -> _Storage:
     """Return a storage by its persistent id: `storage`, type, key, device, count."""
     kind, name, key = persistent_id[:3]
     if kind != "storage" or not isinstance(name, GlobalName) or not isinstance(key, str):
-        raise ValueError("it refers to something that is not a storage")
+        raise DamageError("it refers to something that is not a storage")
     if len(persistent_id) > 5 and persistent_id[5] is not None:
-        raise ValueError("a storage is a part of another")
+        raise DamageError("a storage is a part of another")
     return _Storage(key, _DTYPES.get(name.name))
 
 
 def _tensor(arguments: Any) -> SavedTensor:
     storage, offset, shape, strides = arguments[:4]
     if not isinstance(storage, _Storage):
-        raise TypeError("a tensor has no storage")
+        raise DamageError("a tensor has no storage")
     dtype = storage.dtype or (arguments[6].name.removeprefix("torch.") if len(arguments) > 6 else "uint8")
     if dtype not in _BYTES:
-        raise ValueError(f"a tensor has the type {dtype[:40]}")
+        raise DamageError(f"a tensor has the type {dtype[:40]}")
     for sizes in (shape, strides, (offset,)):
         if not isinstance(sizes, tuple) or not all(type(size) is int and size >= 0 for size in sizes):
-            raise ValueError("the shape of a tensor is not a list of sizes")
+            raise DamageError("the shape of a tensor is not a list of sizes")
     return SavedTensor(shape, dtype, storage.key, offset, strides)
 
 

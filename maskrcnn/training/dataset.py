@@ -6,6 +6,7 @@ What cannot be used is listed by kind: an error stops a training, or its image o
 
 import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +21,12 @@ from pycocotools import mask as coco_mask
 
 from ..errors import ItemError, UsageError, plural
 from ..formats.coco_findings import Finding, Findings, summary_of_errors
-from ..formats.coco_reader import CocoImages, find_images_root, is_below, read_coco
+from ..formats.coco_reader import CocoImages, below, find_images_root, read_coco
 from ..imaging.decode import Limits, decode_image
 from ..io.inputs import read_input
 from ..io.local_names import as_found
-from ..io.url import Url, is_file
+from ..io.schemes import is_supported
+from ..io.url import USER_PATTERN, Url, is_file, redact
 from ..types import Category
 
 LIMITS: Final = Limits(max_pixels=178_956_970, max_bytes=2**31, max_aspect=float("inf"))
@@ -189,27 +191,69 @@ def _names(categories: Iterable[Category]) -> str:
 # --- images -------------------------------------------------------------------------------------------------
 
 
+_WINDOWS: Final = re.compile(r"[A-Za-z]:[/\\]")
+_FOREIGN: Final = "image whose file_name is "
+_NOWHERE: Final = (
+    f"{_FOREIGN}a whole path or URL where there is no file (make it relative, and give --images-root)"
+)
+
+
 def _named(images: CocoImages, findings: Findings) -> NDArray[np.bool_]:
     """Return (N,) which images have a file_name that can be read, and a size that can be trained on."""
     sound = np.zeros(len(images), np.bool_)
-    seen: set[str] = set()
+    places: dict[str, list[int]] = defaultdict(list)
     for at, (id_, name) in enumerate(zip(images.ids, images.names, strict=True)):
         height, width = images.sizes[at].tolist()
         if name is None:
             findings.error("image without a file_name", f"id {id_}")
-        elif not is_below(name):
-            findings.error("image whose file_name is not a path below the images' folder", repr(name))
+        elif (fault := _fault_of_name(name)) is not None:
+            findings.error(fault, repr(redact(name)))
         elif height * width > LIMITS.max_pixels:
             findings.error(
                 f"image of more than {LIMITS.max_pixels:,} pixels",
                 f"{name}: {height} x {width} (height x width)",
             )
         else:
-            if name in seen:
-                findings.warning("file_name of two images", name)
-            seen.add(name)
-            sound[at] = True
+            places[_place("", name)].append(at)
+    for same in places.values():
+        sound[same[0]] = len(same) == 1
+        if len(same) > 1:  # each has a part of the objects, and would teach that the others are background
+            ids = ", ".join(repr(images.ids[at]) for at in same[:3])
+            findings.error(
+                "file_name of several images (list it once, with all its annotations)",
+                f"{images.names[same[0]]} (ids {ids}{', …' if len(same) > 3 else ''})",
+            )
     return sound
+
+
+def _fault_of_name(name: str) -> str | None:
+    """Return what is wrong with a file_name; None for a path below the images' folder, a whole path, and a URL."""
+    url = Url.parse(name)
+    faults = (
+        (not name.isprintable(), "not printable text"),
+        (
+            re.match(USER_PATTERN, name),
+            "a URL with a user or a password (credentials come from the environment)",
+        ),
+        (url.is_web, "an address on the web (download the image, and name its path)"),
+        (not is_supported(url), "a URL of no supported store (use a path, s3:// or gs://)"),
+        (_WINDOWS.match(name), "a path with a drive of Windows (make it relative, and give --images-root)"),
+        (not _is_whole(name) and not below(name), "not a path below the images' folder"),
+    )
+    return next((f"{_FOREIGN}{fault}" for wrong, fault in faults if wrong), None)
+
+
+def _is_whole(name: str) -> bool:
+    """Return whether a file_name says by itself where its image is."""
+    url = Url.parse(name)
+    return not url.is_local or (url.key.startswith("/") and not url.key.endswith("/"))
+
+
+def _place(root: str, name: str) -> str:
+    """Return the path or URL of an image."""
+    if _is_whole(name):
+        return Url.parse(as_found(name)).text
+    return as_found(Url.parse(root).join(below(name) or name).text)
 
 
 def _checked_images(
@@ -222,11 +266,13 @@ def _checked_images(
     """Return the (N, 2) height and width of all images, and which can be decoded and have the size that is stated."""
     sizes, sound = images.sizes.copy(), np.zeros(len(images), np.bool_)
     places = np.flatnonzero(named).tolist()
-    uris = [as_found(Url.parse(root).join(str(images.names[at])).text) for at in places]
+    uris = [_place(root, str(images.names[at])) for at in places]
     with ThreadPoolExecutor(max_workers=min(32, 2 * (os.cpu_count() or 1))) as pool:
         for done, (at, image) in enumerate(zip(places, pool.map(_look, uris), strict=True), start=1):
             name, stated = images.names[at], tuple(images.sizes[at].tolist())
-            if isinstance(image, str):
+            if image == "not_found" and _is_whole(str(name)):
+                findings.error(_NOWHERE, name)
+            elif isinstance(image, str):
                 findings.error("image that cannot be read", f"{name} ({image})")
             elif stated not in (image.size, (0, 0)):
                 findings.error("image of another size than stated", _other_size(str(name), image, stated))
@@ -290,7 +336,7 @@ def _table(
     label = labels[annotations["category"].to_numpy()].tolist()
     masks = annotations["counts"].to_pylist()
     names = [str(images.names[at]) for at in by_id]
-    uris = [as_found(Url.parse(root).join(name).text) for name in names]
+    uris = [_place(root, name) for name in names]
     columns = {
         "image_id": [n if are_texts else images.ids[at] for n, at in enumerate(by_id, start=1)],
         "name": names,

@@ -18,7 +18,7 @@ from ..errors import UsageError, plural
 from ..models.imagenet import load_imagenet
 from ..models.model import Model, build_network, load_model
 from ..models.networks import NETWORKS
-from ..models.registry import ModelCard
+from ..models.registry import GENERATED, ModelCard
 from ..types import Category
 from .config import STAGES
 
@@ -57,9 +57,9 @@ def start(
             sizes are out of range.
     """
     source, _, architecture = model.partition(":")
-    if source in ("imagenet", "random"):
+    if source in GENERATED:
         if architecture not in NETWORKS:
-            raise UsageError(f"--model {model}: name one of {', '.join(NETWORKS)} after {source}:")
+            raise UsageError(f"--model {source}:…: name one of {', '.join(NETWORKS)} after the colon")
         _check_trainable(model, architecture)
         sizes = _sizes(min_size, max_size, 800, 1333)
         network = build_network(architecture, len(categories) + 1, *sizes)

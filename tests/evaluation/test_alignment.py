@@ -79,8 +79,14 @@ def test_an_exact_name_is_clear_whatever_its_last_part() -> None:
     assert paired({"x/a.png": 1, "y/a.png": 2}, {"x/a.png": 1, "y/a.png": 2})[1] == [0, 1]
 
 
-def test_two_images_of_one_name_are_refused() -> None:
-    twice = CocoImages([1, 2], ["a.png", "a.png"], np.zeros((2, 2), np.int64))
+def test_a_name_may_begin_with_the_folder_that_it_is_in() -> None:
+    images = {"./x/a.png": 1, "./y/a.png": 2, ".\\z\\a.png": 3}
+    assert paired(images, {"x/a.png": 1, "y/a.png": 2, "z/a.png": 3})[1] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("again", ["a.png", "./a.png"])
+def test_two_images_of_one_name_are_refused(again: str) -> None:
+    twice = CocoImages([1, 2], ["a.png", again], np.zeros((2, 2), np.int64))
     with pytest.raises(UsageError, match=r"two images with the same file_name: 'a.png'"):
         pair_images(twice, [1], ["a.png"], ids_given=False)
 

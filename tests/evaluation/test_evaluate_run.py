@@ -448,6 +448,11 @@ def test_a_ground_truth_without_usable_annotations_is_one_line(place: Path) -> N
 
 ODD_FILES = {
     "no area": {"annotations": lambda a: {k: v for k, v in a.items() if k != "area"}},
+    "another area": {"annotations": lambda a: a | {"area": 10 * a["area"] + 100}},
+    "doubled ids": {"annotations": lambda a: a | {"id": a["id"] // 2}},
+    "run lengths in a list": {
+        "annotations": lambda a: a | {"segmentation": [a["segmentation"]]} if a["id"] % 2 else a
+    },
     "no bbox": {"annotations": lambda a: {k: v for k, v in a.items() if k != "bbox"}},
     "no id": {"annotations": lambda a: {k: v for k, v in a.items() if k != "id"}},
     "no size": {"images": lambda i: {k: v for k, v in i.items() if k not in ("width", "height")}},

@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from maskrcnn.errors import UsageError
 from maskrcnn.formats import json_stream
+from maskrcnn.formats.coco_boxes import AREA as OTHER_AREA
+from maskrcnn.formats.coco_boxes import AREA_ALONE, AREA_OF_BOX
+from maskrcnn.formats.coco_checks import DOUBLED, TURNED
 from maskrcnn.formats.coco_reader import CocoFile, find_images_root, read_coco
+from maskrcnn.formats.coco_segmentations import DAMAGED, OTHER_SIZE
 
 IMAGES = [{"id": 7, "file_name": "a.png", "width": 30, "height": 20}, {"id": 3, "file_name": "b.png"}]
 CATEGORIES = [{"id": 2, "name": "leaf"}, {"id": 9, "name": "coin"}]
@@ -160,14 +165,10 @@ def test_what_is_not_a_coco_dataset_is_refused_in_one_line(
 
 
 BY_MASK = "; the mask's is used"
+IN_QUOTES = f" (write numbers without quotes){BY_MASK}"
 AREA, BOX = (
     f"area that is not a number of at least 0{BY_MASK}",
     f"box that is not four finite numbers{BY_MASK}",
-)
-FLAT = "segmentation that is one list of numbers (COCO's is a list of polygons, each a list)"
-SHAPE, OTHER_SIZE = (
-    "segmentation that is neither polygons nor run lengths",
-    "mask of another size than its image",
 )
 CORNERS = "box that fits its mask only as xmin, ymin, xmax, ymax (COCO's are xmin, ymin, width, height)"
 
@@ -183,11 +184,20 @@ CORNERS = "box that fits its mask only as xmin, ymin, xmax, ymax (COCO's are xmi
         ({"bbox": [1, 2, 3]}, BOX),
         ({"bbox": [1, 2, 3, float("inf")]}, BOX),
         ({"bbox": "1 2 3 4"}, BOX),
+        ({"area": "28.5"}, AREA.replace(BY_MASK, IN_QUOTES)),
+        ({"bbox": ["1", "2", "8", "7.5"]}, BOX.replace(BY_MASK, IN_QUOTES)),
         ({"id": ...}, "annotation without an id"),
         ({"bbox": [20, 10, 26, 16], "segmentation": [[20, 10, 26, 10, 26, 16, 20, 16]]}, CORNERS),
         ({"bbox": [20, 2, 4, 4]}, "box that does not fit its mask"),
         ({"bbox": [1, 2, 80, 7.5]}, "box that leaves its image"),
         ({"bbox": [1, 2, 0, 7.5]}, "box without area"),
+        ({"area": 5000}, OTHER_AREA),
+        ({"area": 0.1}, OTHER_AREA),
+        ({"area": 0}, OTHER_AREA),
+        (
+            {"bbox": [1, 2, 18, 17], "area": 18 * 17, "segmentation": [[1, 2, 19, 2, 19, 19]]},
+            AREA_OF_BOX,
+        ),
     ],
     ids=str,
 )
@@ -206,24 +216,18 @@ def test_what_is_odd_with_an_annotation_is_a_warning(tmp_path: Path, change: Any
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
-        ({"segmentation": [[1, 2, 3, 4]]}, "polygon of fewer than three points"),
-        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "polygon of fewer than three points"),
-        ({"segmentation": [[]]}, "polygon of fewer than three points"),
-        ({"segmentation": [["a"] * 6]}, "polygon with a point that is not finite"),
         ({"segmentation": [[1e9] * 6]}, "polygon with a point far outside of its image"),
-        ({"segmentation": [1, 2, 3, 4, 5, 6]}, FLAT),
-        ({"segmentation": "polygon"}, SHAPE),
-        ({"segmentation": {"counts": "abc"}}, OTHER_SIZE),
-        ({"segmentation": {"size": [10**12, 2], "counts": [3]}}, OTHER_SIZE),
-        ({"segmentation": {"size": [2.5, 2], "counts": [3]}}, OTHER_SIZE),
         ({"segmentation": {"size": [2, 2], "counts": [4]}}, OTHER_SIZE),
-        ({"segmentation": {"size": [20, 30], "counts": [-1, 601]}}, "mask whose run lengths are damaged"),
-        ({"segmentation": {"size": [20, 30], "counts": "oops"}}, "mask whose run lengths are damaged"),
+        ({"segmentation": {"size": [30, 20], "counts": [600]}}, TURNED),
+        ({"segmentation": {"size": [20, 30], "counts": "oops"}}, DAMAGED),
         ({"segmentation": []}, "annotation without a mask"),
         ({"segmentation": None}, "annotation without a mask"),
         ({"image_id": 8}, "annotation of an unknown image"),
         ({"image_id": [7]}, "annotation of an unknown image"),
-        ({"image_id": "7"}, "annotation of an unknown image"),
+        (
+            {"image_id": "7"},
+            "annotation of an unknown image (ids are text in annotations and integers in images)",
+        ),
         ({"category_id": 1}, "annotation of an unknown category"),
         (
             {"category_id": "2"},
@@ -231,13 +235,21 @@ def test_what_is_odd_with_an_annotation_is_a_warning(tmp_path: Path, change: Any
         ),
         ({"category_id": "4000"}, "annotation of an unknown category"),
         ({"iscrowd": "1"}, "iscrowd that is neither 0 nor 1"),
-        ({"id": 8}, "annotation id used twice"),
+        ({"id": 8}, DOUBLED),
     ],
     ids=str,
 )
 def test_a_faulty_annotation_costs_itself_alone(tmp_path: Path, change: Any, kind: str) -> None:
     file, rows = read(tmp_path, dataset(annotation(id=8), annotation(**change), annotation(id=9)))
     assert findings(file) == {kind: 1}
+    assert [row["number"] for row in rows] == [1, 3]
+
+
+def test_the_place_of_a_doubled_id_is_that_of_the_later_annotation(tmp_path: Path) -> None:
+    file, rows = read(tmp_path, dataset(*(annotation(id=id_) for id_ in (5, 5, "x", "x", 5))))
+    [finding] = [one for one in file.findings.listed() if one.error]
+    assert (finding.kind, finding.count) == (DOUBLED, 3)
+    assert finding.examples == ("annotation no. 2 (id 5)", "annotation no. 4", "annotation no. 5 (id 5)")
     assert [row["number"] for row in rows] == [1, 3]
 
 
@@ -276,6 +288,36 @@ def test_integral_floats_are_integers_and_ids_begin_where_they_like(tmp_path: Pa
     assert file.findings.listed() == ()
     assert (file.images.ids, file.images.sizes.tolist(), file.categories[0].id) == ([-1], [[20, 30]], 0)
     assert [(row["image"], row["category"], row["mask_area"]) for row in rows] == [(0, 0, 10)]
+
+
+def test_ids_that_are_text_on_one_side_alone_say_so(tmp_path: Path) -> None:
+    images = [{"id": "7", "file_name": "a.png", "width": 30, "height": 20}]
+    file, rows = read(tmp_path, dataset(annotation(), images=images))
+    kind = "annotation of an unknown image (ids are integers in annotations and text in images)"
+    assert (findings(file), rows) == ({kind: 1}, [])
+    file, rows = read(tmp_path, dataset(annotation(), categories=[*CATEGORIES, {"id": "4", "name": "x"}]))
+    kind = "category whose id is a text, not an integer (write it without quotes)"
+    assert (findings(file), len(rows)) == ({kind: 1}, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (5, "category whose name is a number, not a text (write it in quotes)"),
+        (["leaf"], "category whose name is not a text"),
+        ("a\0b", "category whose name is not printable text"),
+    ],
+)
+def test_a_category_name_is_a_text(tmp_path: Path, name: Any, kind: str) -> None:
+    file, rows = read(tmp_path, dataset(annotation(), categories=[*CATEGORIES, {"id": 4, "name": name}]))
+    assert (findings(file), len(rows)) == ({kind: 1}, 1)
+
+
+def test_sizes_of_images_that_are_texts_are_named(tmp_path: Path) -> None:
+    images = [{"id": 7, "file_name": "a.png", "width": "30", "height": "20"}]
+    file = read_coco(written(tmp_path, dataset(images=images)))
+    [finding] = file.findings.listed()
+    assert finding.kind == "image whose height and width are texts, not numbers; the file's are used"
 
 
 def test_image_ids_may_be_texts_but_not_both(tmp_path: Path) -> None:
@@ -322,13 +364,16 @@ def test_boxes_alone_are_checked_by_themselves(tmp_path: Path) -> None:
         return annotation(id=number, segmentation=..., **changes)
 
     entries = [boxed(1), boxed(2, bbox=[1, 2, 29, 90]), boxed(3, bbox=...), boxed(4, area=...)]
+    entries += [boxed(5, area=0), boxed(6, area=100), boxed(7, area=1), boxed(8, area=60)]
     file, rows = read(tmp_path, dataset(*entries))
     assert findings(file) == {
         "box that leaves its image": 1,
         "box that is not four finite numbers, and no mask to take it from": 1,
         "area that is not a number of at least 0; the box's is used": 1,
+        AREA_ALONE: 2,
     }
-    assert [(row["number"], row["counts"]) for row in rows] == [(1, None), (2, None), (4, None)]
+    assert {row["counts"] for row in rows} == {None}
+    assert [row["number"] for row in rows] == [1, 2, 4, 5, 6, 7, 8]
     assert rows[2]["area"] == 8 * 7.5
 
 
@@ -360,6 +405,42 @@ def test_a_dataset_of_boxes_alone_has_no_masks(tmp_path: Path) -> None:
     assert not read_coco(written(tmp_path, dataset(annotation(segmentation=[])))).has_masks
     assert read_coco(written(tmp_path, dataset(annotation()))).has_masks
     assert read_coco(written(tmp_path, dataset())).has_masks
+
+
+# Areas
+
+
+def outline(points: NDArray[np.float64]) -> float:
+    """Return the area that a polygon encloses, by triangles from its first corner."""
+    a, b = points[1:-1] - points[0], points[2:] - points[0]
+    return abs(float((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum())) / 2
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    radii=st.lists(st.floats(2, 90), min_size=3, max_size=12),
+    center=st.tuples(st.floats(95, 105), st.floats(95, 105)),
+    whole=st.booleans(),
+)
+def test_an_area_as_tools_measure_it_is_no_contradiction_and_four_times_it_is(
+    tmp_path: Path, radii: list[float], center: tuple[float, float], whole: bool
+) -> None:
+    angles = np.arange(len(radii)) * 2 * np.pi / len(radii)
+    points = np.array(radii)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1) + center
+    points = points.round() if whole else points
+    polygon = [points.ravel().tolist()]
+    images = [{"id": 7, "file_name": "a.png", "width": 200, "height": 200}]
+    mask = coco_mask.merge(coco_mask.frPyObjects(polygon, 200, 200))
+    pixels, box = int(coco_mask.area(mask)), coco_mask.toBbox(mask).tolist()
+    areas = [pixels, outline(points), max(pixels - box[2] - box[3] + 1, 0)]  # the last as `cv2.contourArea`
+    as_runs = {"size": [200, 200], "counts": mask["counts"].decode()}
+    fitting = [annotation(id=k, area=area, bbox=box, segmentation=polygon) for k, area in enumerate(areas)]
+    fitting.append(annotation(id=3, area=pixels, bbox=box, segmentation=as_runs))
+    scaled = annotation(id=4, area=4 * pixels + 800, bbox=box, segmentation=polygon)
+    file, rows = read(tmp_path, dataset(*fitting, scaled, images=images))
+    [finding] = [one for one in file.findings.listed() if "area that" in one.kind]
+    assert finding.examples == (f"annotation 4 ({4 * pixels + 800:g} instead of {pixels:,})",)
+    assert [row["area"] for row in rows] == [*areas, pixels, 4 * pixels + 800]
 
 
 # Where the images are

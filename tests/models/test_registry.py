@@ -13,17 +13,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import save
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights
 
 from maskrcnn.errors import UsageError
 from maskrcnn.models import model, published_weights, registry
-from maskrcnn.models.checkpoint_files import read_checkpoint
+from maskrcnn.models.checkpoint_files import read_checkpoint, read_weights
 from maskrcnn.models.matterport_config import MatterportConfig
 from maskrcnn.models.networks import ARCHITECTURES, CLASS_SCORES, NETWORKS
 from maskrcnn.models.published_weights import PublishedWeights, torch_hub
 from maskrcnn.models.registry import category_ids_named, describe_model
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES
+from maskrcnn.training.initialization import start
 from maskrcnn.types import Category
 
 LITE = "maskrcnn_efficientnet_lite0_fpn"
@@ -160,6 +162,60 @@ def test_the_cache_is_where_torch_has_it(environment, expected, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert str(torch_hub()) == expected == torch.hub.get_dir()
+
+
+@pytest.mark.parametrize("variable", ["TORCH_HOME", "XDG_CACHE_HOME"])
+def test_a_cache_in_the_home_of_nobody_is_refused_in_one_line(variable, monkeypatch):
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "~nobody-has-this-name/x")
+    with pytest.raises(
+        UsageError, match=rf"'~nobody-has-this-name/x.*: set {variable} to a folder"
+    ) as refused:
+        describe_model("coco")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_in_place_of_the_weights_is_named(hub):
+    (hub / "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth").mkdir()
+    with pytest.raises(UsageError, match=r"bf2d0c1e\.pth cannot be read: Is a directory: delete"):
+        describe_model("coco-v1")
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "https://host/m.pth?token=SECRET",
+        "https://me:SECRET@host/m.pth",
+        "https:/host/m.pth?token=SECRET",
+        "s3://me:SECRET@bucket/m.pth",
+        "s3:/me:SECRET@bucket/m.pth",
+        "s3://bucket/m.pth?X-Amz-Signature=SECRET",
+        "s3://bucket/m?X-Amz-Signature=SECRET&name=m.pth",
+        "gs://bucket/m.txt?token=SECRET",
+        "ftp://me:SECRET@host/m.pth",
+        "memory://bucket/m.safetensors?token=SECRET",
+        "file:///m.pth?token=SECRET",
+        "imagenet:https://me:SECRET@host/m.pth",
+    ],
+)
+def test_a_secret_in_a_url_is_refused_and_not_repeated(secret, write):
+    for refuse in (
+        lambda: describe_model(secret),
+        lambda: describe_model(write("m.pth", pth(state_dict() | {"model": "x"})), secret),
+        lambda: read_weights(secret),
+        lambda: start(secret, [Category(1, "a")]),
+    ):
+        with pytest.raises(UsageError) as refused:
+            refuse()
+        assert "SECRET" not in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+def test_an_object_with_a_question_mark_in_its_name_is_a_file(write):
+    MemoryFileSystem().pipe("/models/what?.safetensors", safetensors())
+    card = describe_model("memory://models/what?.safetensors")
+    assert (card.name, card.uri) == ("what?.safetensors", "memory://models/what?.safetensors")
 
 
 # --- safetensors ----------------------------------------------------------------------------------------------
@@ -328,7 +384,7 @@ def zipped(content, compression=zipfile.ZIP_DEFLATED):
     [
         (b"", "zero bytes"),
         (pth(state_dict())[:-100], "is truncated"),
-        (b"some text", "is truncated, or not a file of torch.save"),
+        (b"some text", "is text, not weights"),
         (b"<html>404</html>", "is a web page"),
         (pickle.dumps([1, 2]), "is truncated, or not a file of torch.save"),
         (pth([1, 2, 3]), "contains a list, not a state dict"),

@@ -6,13 +6,16 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskrcnn.errors import UsageError
-from maskrcnn.training.dataset import SCHEMA, coco_ground_truth, read_dataset, split_dataset
+from maskrcnn.imaging.decode import decode_image
+from maskrcnn.io.inputs import read_input
+from maskrcnn.training.dataset import LIMITS, SCHEMA, coco_ground_truth, read_dataset, split_dataset
 from maskrcnn.types import Category
 
 NAN = float("nan")
@@ -42,7 +45,7 @@ def annotation(number, image_id, box=(2, 3, 12, 13), category_id=7, **other):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dataset")
-    for name in ("a.png", "b.png", "c.png"):
+    for name in ("a.png", "b.png", "c.png", "d.png", "e.png"):
         Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(folder / name)
     (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:60])
     return folder
@@ -96,18 +99,18 @@ def test_polygons_and_plain_runs_are_masks(folder):
 
 BROKEN = {
     "annotation of an unknown category": {"category_id": 8},
-    "annotation id used twice": {"id": 0},
+    "annotation id used twice, here and by an earlier annotation (give each its own)": {"id": 0},
     "annotation of an unknown image": {"image_id": 77},
     "annotation that is not an object": None,
     "polygon of fewer than three points": {"segmentation": [[1, 2, 3, 4]]},
     "polygon with a point that is not finite": {"segmentation": [[1, 2, 3, 4, NAN, 6]]},
     "polygon with a point far outside of its image": {"segmentation": [[1, 2, 3, 4, 1e9, 6]]},
     "annotation without a mask": {"segmentation": []},
-    "segmentation that is neither polygons nor run lengths": {"segmentation": "polygon"},
+    "segmentation that is neither polygons nor run lengths": {"segmentation": 7},
     "segmentation that is one list of numbers (COCO's is a list of polygons, each a list)": {
         "segmentation": [1, 2, 9, 2, 9, 8]
     },
-    "mask of another size than its image": {"segmentation": rle(30, 20, (1, 1, 3, 3))},
+    "mask of another size than its image": {"segmentation": rle(30, 21, (1, 1, 3, 3))},
     "mask whose run lengths are damaged": {"segmentation": {"size": [20, 30], "counts": "oops"}},
     "iscrowd that is neither 0 nor 1": {"iscrowd": "0"},
 }
@@ -132,6 +135,7 @@ USED_ALL_THE_SAME = {
     "annotation without an id": {"id": ...},
     "box that is not four finite numbers; the mask's is used": {"bbox": [1, NAN, 3, 4]},
     "area that is not a number of at least 0; the mask's is used": {"area": ...},
+    "area that does not fit its mask (evaluate's small, medium and large go by it)": {"area": 64},
     "box that fits its mask only as xmin, ymin, xmax, ymax (COCO's are xmin, ymin, width, height)": {
         "bbox": [5, 5, 9, 9]
     },
@@ -180,7 +184,7 @@ def test_no_value_of_a_json_is_more_than_a_finding(folder, key, odd):
 
 @pytest.mark.parametrize(
     "odd",
-    [*ODD, "/etc/passwd", "../a.png", ".", "s3://x/a.png", "a\0.png", "i1.png/"],
+    [*ODD, "/etc/passwd", "../a.png", ".", "https://x/a.png", "a\0.png", "i1.png/"],
     ids=lambda odd: repr(odd)[:12],
 )
 @pytest.mark.parametrize("key", ["id", "file_name", "height", "width"])
@@ -248,6 +252,75 @@ def test_names_that_windows_wrote_are_paths_below_the_folder(tmp_path, folder):
     content["images"][0]["file_name"] = "..\\a.png"
     (error,) = read(tmp_path, content).errors
     assert (error.kind, error.count) == ("image whose file_name is not a path below the images' folder", 1)
+
+
+def test_a_name_may_begin_with_the_folder_that_it_is_in(tmp_path, folder):
+    (tmp_path / "images").mkdir()
+    content = good()
+    for image in content["images"]:
+        (tmp_path / "images" / image["file_name"]).write_bytes((folder / image["file_name"]).read_bytes())
+    for image, written in zip(content["images"], ("./a.png", ".//./b.png", ".\\c.png"), strict=True):
+        image["file_name"] = written
+    dataset = read(tmp_path, content)
+    assert dataset.errors == ()
+    assert dataset.images["uri"].to_pylist() == [f"{tmp_path}/images/{name}.png" for name in "abc"]
+
+
+def test_whole_paths_and_urls_are_read_where_they_lead(tmp_path, folder):
+    content = good()
+    MemoryFileSystem().pipe("/whole/c.png", (folder / "c.png").read_bytes())
+    places = f"{folder}/a.png", f"file://{folder}/b.png", "memory://whole/c.png"
+    for image, place in zip(content["images"], places, strict=True):
+        image["file_name"] = place
+    dataset = read(tmp_path, content)
+    assert dataset.errors == ()
+    assert dataset.images["name"].to_pylist() == list(places)
+    assert [image.shape for image in map(pixels_of, dataset.images["uri"].to_pylist())] == [(20, 30, 3)] * 3
+
+
+def pixels_of(uri):
+    return decode_image(read_input(uri, 10**6), LIMITS).pixels
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("/nowhere/a.png", "a whole path or URL where there is no file"),
+        ("memory://nowhere/a.png", "a whole path or URL where there is no file"),
+        ("https://host/a.png?token=SECRET", "an address on the web"),
+        ("s3://me:SECRET@bucket/a.png", "a URL with a user or a password"),
+        ("https://me:SECRET@host/a.png", "a URL with a user or a password"),
+        ("abfs://container/a.png", "a URL of no supported store"),
+        ("C:\\photos\\a.png", "a path with a drive of Windows"),
+        ("C:/photos/a.png", "a path with a drive of Windows"),
+        ("../a.png", "not a path below the images' folder"),
+        ("x/../../a.png", "not a path below the images' folder"),
+        ("a.png/", "not a path below the images' folder"),
+        ("./", "not a path below the images' folder"),
+        ("a\0.png", "not printable text"),
+    ],
+)
+def test_a_name_that_leads_to_no_image_is_named_without_its_secret(folder, name, what):
+    content = good()
+    content["images"][0]["file_name"] = name
+    dataset = read(folder, content)
+    (error,) = dataset.errors
+    assert error.kind.startswith(f"image whose file_name is {what}")
+    assert "SECRET" not in str(error)
+    assert dataset.images["name"].to_pylist() == ["b.png", "c.png"]
+
+
+@pytest.mark.parametrize("again", ["a.png", "./a.png"])
+def test_a_file_that_is_listed_twice_is_an_error_and_is_left_out(folder, again):
+    content = good()
+    content["images"].append({"id": 8, "file_name": again, "height": 20, "width": 30})
+    dataset = read(folder, content)
+    (error,) = dataset.errors
+    assert str(error) == (
+        "error: file_name of several images (list it once, with all its annotations) (1): a.png (ids 0, 8)"
+    )
+    assert dataset.images["name"].to_pylist() == ["b.png", "c.png"]
+    assert dataset.n_objects == 1
 
 
 def test_category_ids_may_begin_at_zero(folder):
@@ -328,8 +401,8 @@ def test_faults_of_images_are_named(folder):
         {"id": 3, "file_name": "gone.png", "height": 20, "width": 30},
         {"id": 4, "file_name": "cut.png", "height": 20, "width": 30},
         {"id": 2, "file_name": "a.png", "height": 20, "width": 30},
-        {"id": 6, "file_name": "a.png"},
-        {"id": 7, "file_name": "b.png", "height": 30, "width": 20},
+        {"id": 6, "file_name": "d.png"},
+        {"id": 7, "file_name": "e.png", "height": 30, "width": 20},
         {"id": "8", "file_name": "b.png", "height": 20, "width": 30},
     ]
     assert findings_of(folder, content) == {
@@ -340,7 +413,6 @@ def test_faults_of_images_are_named(folder):
         (True, "image of another size than stated"): 1,
         (True, "image whose id is a text, where others are integers"): 1,
         (False, "image without an object, trained on as background"): 2,
-        (False, "file_name of two images"): 2,
     }
     assert read(folder, content).images["image_id"].to_pylist() == [0, 1, 6]
 

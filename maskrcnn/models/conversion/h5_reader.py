@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UsageError
+from ..file_kinds import DAMAGED, HDF5, ZIP
 
 __all__ = ["arrays_in_h5"]
 
-_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 _MAX_BYTES: Final = 4 * 2**30
 _MAX_DEPTH: Final = 8
 _MAX_ARRAYS: Final = 10_000
@@ -27,7 +27,7 @@ def arrays_in_h5(uri: str, data: bytes) -> dict[str, NDArray[np.float32]]:
         UsageError: the file is truncated, damaged, not of HDF5, or contains other types than floats, or a tensor
             twice; or h5py is not installed.
     """
-    if not data.startswith(_SIGNATURE):
+    if not data.startswith(HDF5):
         raise UsageError(f"{uri} is not an HDF5 file: it is {_likely(data)}")
     try:
         import h5py  # noqa: PLC0415  an extra, which is not needed elsewhere
@@ -53,8 +53,7 @@ def arrays_in_h5(uri: str, data: bytes) -> dict[str, NDArray[np.float32]]:
                 ):  # values that are too large become infinite, which the caller refuses
                     arrays[name] = np.asarray(dataset[()], np.float32)
     except (OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
-        cause = " ".join(str(error).split())
-        raise UsageError(f"{uri} is truncated or damaged: {cause}") from error
+        raise UsageError(f"{uri} is truncated or damaged: {DAMAGED}") from error
     return arrays
 
 
@@ -81,6 +80,6 @@ def _likely(data: bytes) -> str:
     """Return what kind of file this is instead."""
     if data[:1] == b"\x80":
         return "a pickle, which is not opened"
-    if data.startswith(b"PK"):
+    if data.startswith(ZIP):
         return "a zip archive, as .pth and .keras files are"
-    return "something else"
+    return f"something else; {DAMAGED}"

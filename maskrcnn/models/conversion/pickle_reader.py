@@ -10,7 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UsageError
-from ..restricted_pickle import CONTAINERS, GlobalName, PickleRules, dict_of_pairs, kind_of, read_pickle
+from ..restricted_pickle import (
+    CONTAINERS,
+    DamageError,
+    GlobalName,
+    PickleRules,
+    dict_of_pairs,
+    kind_of,
+    read_pickle,
+    reason_of,
+)
 
 __all__ = ["arrays_in_pickle"]
 
@@ -83,7 +92,7 @@ def arrays_in_pickle(uri: str, data: bytes) -> tuple[dict[str, Array], dict[str,
                     raise UsageError(f"{uri} has arrays of more bytes than the file itself")
             arrays[name] = made[id(value)]
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise UsageError(f"{uri} is truncated, or not a pickle of weights: {str(error)[:200]}") from error
+        raise UsageError(f"{uri} is truncated, or not a pickle of weights: {reason_of(error)}") from error
     beside = {key: value for key, value in content.items() if isinstance(value, str | int | float)}
     return arrays, beside
 
@@ -91,18 +100,18 @@ def arrays_in_pickle(uri: str, data: bytes) -> tuple[dict[str, Array], dict[str,
 def _called(function: Any, arguments: Any) -> Any:
     """Return what the named function would return for its arguments, as far as it is needed."""
     if not isinstance(function, GlobalName) or not isinstance(arguments, tuple):
-        raise TypeError("it calls something that is not a function")
+        raise DamageError("it calls something that is not a function")
     name = function.name.rpartition(".")[2]
     if name == "_reconstruct":
         return _Array()
     if name == "dtype":
         if not isinstance(arguments[0], str):
-            raise TypeError("a type of numbers is not named by a text")
+            raise DamageError("a type of numbers is not named by a text")
         return _Dtype(arguments[0].lstrip("<=|"))
     if name == "encode":
         text, codec = arguments
         if codec not in ("latin1", "latin-1"):
-            raise ValueError("it encodes text otherwise than as latin1")
+            raise DamageError("it encodes text otherwise than as latin1")
         return text.encode("latin-1")
     if name == "bytes" and not arguments:
         return b""
@@ -116,7 +125,7 @@ def _called(function: Any, arguments: Any) -> Any:
         made.data, made.dtype, made.shape, order = arguments
         made.columns_first = order == "F"
     else:
-        raise TypeError(f"it calls {function.name}")
+        raise DamageError(f"it calls {function.name}")
     return made
 
 
@@ -125,27 +134,27 @@ def _build(thing: Any, state: Any) -> None:
     if isinstance(thing, _Dtype):
         thing.order = state[1]
         if state[2] is not None or state[3] is not None:
-            raise ValueError("an array has a structured type")
+            raise DamageError("an array has a structured type")
     elif isinstance(thing, _Array):
         _, thing.shape, thing.dtype, thing.columns_first, thing.data = state
     else:
-        raise TypeError(f"it sets the state of a {type(thing).__name__}")
+        raise DamageError(f"it sets the state of a {type(thing).__name__}")
 
 
 def _made(name: str, array: _Array) -> Array:
     """Return the array, in its own memory."""
     kind = array.dtype.kind if isinstance(array.dtype, _Dtype) else None
     if kind not in _KINDS or array.dtype.order not in ("<", ">", "|", "="):
-        raise ValueError(f"the tensor {name} has the type {kind}, which is not numeric")
+        raise DamageError(f"the tensor {name} has the type {kind}, which is not numeric")
     data = array.data.encode("latin-1") if isinstance(array.data, str) else array.data
     shape = array.shape
     if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape):
-        raise ValueError(f"the tensor {name} has no shape")
+        raise DamageError(f"the tensor {name} has no shape")
     if not isinstance(data, bytes | bytearray):
-        raise TypeError(f"the tensor {name} has no bytes")
+        raise DamageError(f"the tensor {name} has no bytes")
     dtype = np.dtype((">" if array.dtype.order == ">" else "<") + kind)
     if math.prod(shape) * dtype.itemsize != len(data):
-        raise ValueError(f"the tensor {name} has {len(data)} bytes, which do not fit its shape {shape}")
+        raise DamageError(f"the tensor {name} has {len(data)} bytes, which do not fit its shape {shape}")
     flat = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))
     return np.array(flat.reshape(shape, order="F" if array.columns_first else "C"), order="C")
 
