@@ -24,8 +24,11 @@ CPU = ResourceConfig("cpu")
     host=st.from_regex(r"[a-z0-9.-]{1,20}|\[[0-9a-f:]{2,20}\]", fullmatch=True),
     port=st.integers(1, 65_535),
 )
-def test_a_host_and_a_port_are_an_address(host: str, port: int) -> None:
+def test_a_host_needs_a_port_to_be_an_address(host: str, port: int) -> None:
     check_resources(f"{host}:{port}", CPU)
+    if host not in ("auto", "local"):
+        with pytest.raises(UsageError, match="port"):
+            check_resources(host, CPU)
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters=":@/?#"), min_size=1))
