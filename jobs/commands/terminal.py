@@ -67,9 +67,12 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def write_error(message: str) -> None:
-    """Write one line to stderr in one piece, from any thread; nothing where it is closed."""
+    """Write one line to stderr in one piece, from any thread; nothing where it is closed.
+
+    A line of progress that a terminal shows is cleared.
+    """
     with contextlib.suppress(OSError):
-        click.echo(plain(redact_all(message)), err=True)
+        click.echo(f"{CLEAR if is_redrawn(sys.stderr) else ''}{plain(redact_all(message))}", err=True)
 
 
 # Standard output and standard error
