@@ -34,7 +34,7 @@ def cluster_of(address: str | None) -> str | None:
     """
     option = "--address" if address else "RAY_ADDRESS"
     address = address or os.environ.get("RAY_ADDRESS")
-    if address and redact(address) != address:
+    if address and (redact(address) != address or "@" in address):
         raise UsageError(
             f"{option}: the address of a cluster has no user, password or query: name it as HOST:PORT"
         )
@@ -50,7 +50,7 @@ def check_resources(address: str | None, resources: ResourceConfig) -> None:
     """
     if resources.ray is False and address is not None:
         raise UsageError(
-            f"--no-ray and --address {_shown(address)} exclude each other: leave out one of them"
+            f"--no-ray and --address {redact(address)} exclude each other: leave out one of them"
         )
     cluster = None if resources.ray is False else cluster_of(address)
     if cluster is None:
@@ -59,14 +59,9 @@ def check_resources(address: str | None, resources: ResourceConfig) -> None:
     _check_address(cluster, "--address" if address else "RAY_ADDRESS")
     if resources.device == "auto":
         raise UsageError(
-            f"on the cluster at {_shown(cluster)} the device cannot be detected, since its GPUs may not be up yet: "
+            f"on the cluster at {cluster} the device cannot be detected, since its GPUs may not be up yet: "
             "add --device cpu or --device cuda"
         )
-
-
-def _shown(address: str) -> str:
-    """Return an address without a user and a password."""
-    return redact(address) if "://" in address or "@" not in address else f"…@{address.rpartition('@')[2]}"
 
 
 def usable_cpus() -> int:
@@ -99,23 +94,22 @@ def _check_address(cluster: str, option: str) -> None:
     """Raise UsageError for what cannot be the address of a cluster's head: Ray itself would say so after a minute."""
     scheme, _, place = cluster.rpartition("://")
     host, _, port = place.partition("/")[0].rpartition(":")
-    shown = _shown(cluster)
     if scheme in ("http", "https"):
         raise UsageError(
-            f"{option} {shown} is the address of a dashboard, for `maskrcnn submit`: name the cluster's own, "
+            f"{option} {cluster} is the address of a dashboard, for `maskrcnn submit`: name the cluster's own, "
             "HOST:6379"
         )
     if scheme == "ray":
         raise UsageError(
-            f"{option} {shown} is an address of Ray Client, which is not supported: name the cluster's own, HOST:6379, "
+            f"{option} {cluster} is an address of Ray Client, which is not supported: name the cluster's own, HOST:6379, "
             "on one of its machines, or use `maskrcnn submit`"
         )
     if scheme or cluster == "auto":
         return  # `auto`, or another form that only Ray interprets
     if not host or (host.count(":") and not host.startswith("[")):
-        raise UsageError(f"{option} {shown!r} names no port: HOST:PORT is needed, as in 10.0.0.1:6379")
+        raise UsageError(f"{option} {cluster!r} names no port: HOST:PORT is needed, as in 10.0.0.1:6379")
     if not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65_536):
-        raise UsageError(f"{option} {shown!r} has no valid port: HOST:PORT is needed, as in 10.0.0.1:6379")
+        raise UsageError(f"{option} {cluster!r} has no valid port: HOST:PORT is needed, as in 10.0.0.1:6379")
 
 
 def check_reachable(address: str, action: str) -> None:

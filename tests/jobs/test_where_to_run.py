@@ -50,8 +50,8 @@ def test_text_without_a_port_is_refused(text: str) -> None:
         ("http://head:8265", "http://head:8265 is the address of a dashboard, for `maskrcnn submit`"),
         ("https://head", "https://head is the address of a dashboard"),
         ("ray://head:10001", "ray://head:10001 is an address of Ray Client, which is not supported"),
-        ("me:secret@head", "…@head"),
-        ("http://me:secret@head:8265", "http://…@head:8265"),
+        ("me:secret@head", "has no user, password or query"),
+        ("http://me:secret@head:8265", "has no user, password or query"),
     ],
 )
 def test_what_cannot_be_the_address_of_a_cluster(
@@ -62,7 +62,7 @@ def test_what_cannot_be_the_address_of_a_cluster(
     assert said in str(caught.value)
     assert "secret" not in str(caught.value)
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(UsageError, match=r"^RAY_ADDRESS "):
+    with pytest.raises(UsageError, match="^RAY_ADDRESS"):
         check_resources(None, CPU)
     check_resources(None, ResourceConfig("cpu", ray=False))  # which uses no cluster
 
