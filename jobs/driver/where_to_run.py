@@ -101,8 +101,8 @@ def _check_address(cluster: str, option: str) -> None:
         )
     if scheme == "ray":
         raise UsageError(
-            f"{option} {cluster} is an address of Ray Client, which is not supported: name the cluster's own, HOST:6379, "
-            "on one of its machines, or use `maskrcnn submit`"
+            f"{option} {cluster} is an address of Ray Client, which is not supported: name the cluster's own, "
+            "HOST:6379, on one of its machines, or use `maskrcnn submit`"
         )
     if scheme or cluster == "auto":
         return  # `auto`, or another form that only Ray interprets

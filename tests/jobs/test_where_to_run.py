@@ -62,7 +62,7 @@ def test_what_cannot_be_the_address_of_a_cluster(
     assert said in str(caught.value)
     assert "secret" not in str(caught.value)
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(UsageError, match="^RAY_ADDRESS"):
+    with pytest.raises(UsageError, match=r"^RAY_ADDRESS\b"):
         check_resources(None, CPU)
     check_resources(None, ResourceConfig("cpu", ray=False))  # which uses no cluster
 
