@@ -6,11 +6,12 @@ resumable; 141 nobody reads the output any more.
 
 import logging
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from maskrcnn.errors import RunError, StoreSetupError, UsageError
+from maskrcnn.io.url import redact_all
 
 from .commands.convert import convert
 from .commands.demo import demo
@@ -23,12 +24,14 @@ from .commands.reduce import reduce
 from .commands.retry import retry
 from .commands.segment import segment
 from .commands.show import show
-from .commands.signals import stop_on_signals
+from .commands.signals import is_interrupted, stop_on_signals
 from .commands.status import status
 from .commands.submit import submit
 from .commands.terminal import ClearingHandler, PlainFormatter, fail, guard_standard_streams
 from .commands.train import train
 from .commands.verify import verify
+from .commands.working_directory import check_working_directory
+from .interruption import INTERRUPTED, STOPPED
 
 log = logging.getLogger("maskrcnn")
 
@@ -42,23 +45,37 @@ class Group(click.Group):
         try:
             return super().main(*arguments, **options)
         except RunError as error:
-            fail(f"stopped: {error}", 3)
+            fail(f"stopped: {error}", STOPPED)
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Read the options before the command; a wrong one is one line."""
+        try:
+            return super().make_context(*arguments, **options)
+        except click.UsageError as error:
+            _fail_usage(error)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; show a traceback only for a bug in the program."""
         try:
             return super().invoke(ctx)
-        except (UsageError, StoreSetupError) as error:
-            fail(f"error: {error}", 2)
-        except RunError as error:
-            fail(f"stopped: {error}", 3)
         except KeyboardInterrupt:
-            fail("stopped: interrupted; to continue `segment` or `train`, repeat the same command", 3)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            fail(INTERRUPTED, STOPPED)
+        except (UsageError, StoreSetupError) as error:
+            fail(INTERRUPTED, STOPPED) if is_interrupted() else fail(f"error: {error}", 2)
+        except RunError as error:
+            fail(f"stopped: {error}", STOPPED)
+        except click.UsageError as error:
+            _fail_usage(error)
+        except click.ClickException as error:
+            error.message = redact_all(error.message)  # type: ignore[misc]  # as click quotes arguments
+            raise
+        except (click.exceptions.Exit, click.Abort):
             raise
         except Exception:  # the last handler: what no command foresaw is logged whole, and ends resumable
+            if is_interrupted():
+                fail(INTERRUPTED, STOPPED)
             log.exception("this is a bug in maskrcnn-ray; please report it with the following")
-            sys.exit(3)
+            sys.exit(STOPPED)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find a command; suggest the nearest for an unknown one."""
@@ -73,6 +90,16 @@ class Group(click.Group):
             raise click.UsageError(f"{error.message} Did you mean {near[0]!r}?", ctx) from error
 
 
+def _fail_usage(error: click.UsageError) -> NoReturn:
+    """Print a wrong option or argument in one line, with where the right ones are listed; exit code 2."""
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # of click 8.2 and later
+        raise error
+    path = error.ctx.command_path if error.ctx is not None else "maskrcnn"
+    message = error.format_message()
+    end = "" if message.endswith((".", "?", ")")) else "."
+    fail(f"error: {message[:1].lower()}{message[1:]}{end} See `{path} --help`", 2)
+
+
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="maskrcnn-ray", prog_name="maskrcnn")
 @click.option("-q", "--quiet", is_flag=True, help="Log only warnings and errors.")
@@ -83,6 +110,7 @@ def main(quiet: bool) -> None:
     logging.basicConfig(handlers=[handler])
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     stop_on_signals()
+    check_working_directory()
 
 
 for command in (

@@ -20,6 +20,10 @@ MAX_WINDOWS: Final = 10_000_000
 """The default limit on the windows of a run: at ten windows per second, eleven days."""
 
 
+_MAX_LIMIT: Final = 2**63 - 1
+"""The largest number of rows that a table can have."""
+
+
 @dataclass(frozen=True, slots=True)
 class InferenceConfig:
     """What to compute from the inputs."""
@@ -64,6 +68,8 @@ class InferenceConfig:
             raise UsageError(f"--max-detections must be from 1 to 10000, not {self.max_detections}")
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"--limit must be at least 1, not {self.limit}")
+        if self.limit is not None and self.limit > _MAX_LIMIT:
+            raise UsageError(f"--limit must be at most {_MAX_LIMIT}: leave it out to take all inputs")
         if self.window is None:
             for name in ("overlap", "bands", "scale", "assume_crs", "alpha", "max_windows"):
                 if getattr(self, name) is not None:

@@ -25,6 +25,7 @@ from maskrcnn.errors import UsageError
         (InferenceConfig, {"min_score": -0.1}, "--min-score"),
         (InferenceConfig, {"max_detections": 0}, "--max-detections"),
         (InferenceConfig, {"limit": 0}, "--limit"),
+        (InferenceConfig, {"limit": 10**30}, "--limit"),
         (ShardingConfig, {"shard_images": 0}, "--shard-images"),
         (ResourceConfig, {"threads": 0}, "--threads"),
         (ResourceConfig, {"batch_size": 0}, "--batch-size"),

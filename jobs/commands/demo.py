@@ -72,13 +72,18 @@ def run_demo(directory: str, scenes: int) -> None:
         scenes: number of scenes.
 
     Raises:
-        UsageError: the directory is not empty.
+        UsageError: the directory is not empty, or in a store.
     """
+    from maskrcnn.io.url import Url, redact
     from maskrcnn.synthetic.scenes import write_scenes
 
     from ..driver.planning import Request
     from ..driver.run import run_segment
 
+    if not Url.parse(directory).is_local:
+        raise UsageError(
+            f"{redact(directory)} is not a local folder: name one, for its files are opened by other tools"
+        )
     root = Path(directory)
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,8 @@ def collect_garbage(output: str) -> dict[str, int]:
     from maskrcnn.pipeline.receipts import SHARDS
     from maskrcnn.pipeline.success import finished
 
-    from ..driver.planning import PROBES, output_storage
+    from ..driver.driver_records import PROBES
+    from ..driver.planning import output_storage
 
     storage = output_storage(output)
     plan = read_plan(storage)

@@ -35,7 +35,7 @@ _ALL: Final = 10_000
 @click.option("--where", metavar="SQL", help="Of a run: show images and instances that match (needs DuckDB).")
 @click.option(
     "--worst",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1_000_000),
     metavar="N",
     help="Of an evaluated run: show the N images with the lowest panoptic quality (PQ).",
 )
@@ -109,6 +109,10 @@ class ShowRequest:
     def __post_init__(self) -> None:
         if sum((bool(self.images), self.where is not None, self.worst is not None)) > 1:
             raise UsageError("--image, --where and --worst exclude each other")
+        for option, texts in (("--image", self.images), ("--where", (self.where,)), ("--each", (self.each,))):
+            for text in texts:
+                if text is not None and text.encode(errors="replace").decode() != text:
+                    raise UsageError(f"{option} {text!a} is not UTF-8, as names in tables are")
         if self.each is not None and self.output is not None:
             raise UsageError("--each and --output exclude each other")
         if self.min_score is not None and not 0.0 <= self.min_score <= 1.0:

@@ -1,5 +1,6 @@
 """What ends a command from outside: Ctrl-C, SIGTERM, and the hang-up of a closed terminal."""
 
+import atexit
 import functools
 import os
 import select
@@ -10,11 +11,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
+from ..interruption import STOPPED, STOPPING
 from .terminal import write_error
 
-STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_ENDED: Final = 3
-"""The exit code of a run that stopped before its end."""
+_interrupted = threading.Event()
 _PATIENCE_S: Final = 1.0
 """A shutdown that takes longer is announced."""
 
@@ -25,9 +25,18 @@ def stop_on_signals() -> None:
     Under nohup, where a hang-up is ignored, it remains ignored.
     """
     _watch()
+    _interrupted.clear()
     for number in STOPPING:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
+
+
+def is_interrupted() -> bool:
+    """Return whether a signal is stopping the command: an exception may be its consequence.
+
+    Python code that is imported from C, for example, can turn a KeyboardInterrupt into an ImportError.
+    """
+    return _interrupted.is_set()
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -39,16 +48,24 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
     for number in STOPPING:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+    _interrupted.set()
     raise KeyboardInterrupt
 
 
 @functools.cache
 def _watch() -> None:
     """Start the thread that sees each signal: Python's handlers wait for a main thread that may be waiting for Ray."""
+    atexit.register(_ignore_signals)  # first, so that it is called last
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     threading.Thread(target=_end_at_interrupt, args=(read_end,), name="signals", daemon=True).start()
+
+
+def _ignore_signals() -> None:
+    """Ignore signals while Python removes its modules: it would leave their handlers to the system, which kills."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _end_at_interrupt(read_end: int) -> None:
@@ -70,7 +87,7 @@ def _end_at_interrupt(read_end: int) -> None:
             os.kill(process, signal.SIGKILL)
         except ProcessLookupError:  # it has ended
             continue
-    os._exit(_ENDED)
+    os._exit(STOPPED)
 
 
 def descendants(process: int) -> list[int]:

@@ -15,6 +15,8 @@ from .summary import summary_line
 if TYPE_CHECKING:
     from maskrcnn.pipeline.plan import Plan, Shard
 
+    from ..driver.driver_records import Driver
+
 
 @click.command()
 @click.argument("output")
@@ -59,7 +61,8 @@ def run_status(output: str) -> dict[str, Any]:
     from maskrcnn.pipeline.plan import PLAN, no_run, read_plans, read_run
     from maskrcnn.pipeline.success import read_success
 
-    from ..driver.planning import is_driven, output_storage
+    from ..driver.driver_records import read_drivers
+    from ..driver.planning import output_storage
     from ..driver.run import receipts_of
 
     storage = output_storage(output)
@@ -77,19 +80,27 @@ def run_status(output: str) -> dict[str, Any]:
         "generation": plans[-1].generation,
         **facts[0],
         "retry": None if done or len(plans) == 1 else facts[-1],
-        "waiting_for": None if done else _waiting_for(pending, driven=is_driven(storage)),
+        "waiting_for": None if done else _waiting_for(pending, read_drivers(storage)),
         "counts": success["counts"] if success else None,
     }
 
 
-def _waiting_for(pending: "Sequence[Sequence[Shard]]", *, driven: bool) -> str:
+def _waiting_for(pending: "Sequence[Sequence[Shard]]", drivers: "Sequence[Driver]") -> str:
     """Return what a run that is not finished is waiting for, and what its user can do."""
     left = sum(map(len, pending))
     command = "`maskrcnn retry`" if len(pending) > 1 else "`maskrcnn segment`"
     what = plural(left, "shard") if left else "its tables"
-    if driven:
-        return f"{what}: a command is working on it; if that was killed, repeat its {command}"
-    return f"{what}: no command is working on it; repeat its {command} to continue"
+    driver = max(
+        drivers, key=lambda driver: ("ended", "unknown", "working").index(driver.state), default=None
+    )
+    if driver is None or driver.state == "ended":
+        return f"{what}: no command is working on it; repeat its {command} to continue"
+    if driver.state == "working":
+        return f"{what}: a command is working on it, process {driver.process}"
+    since = f" since {driver.begun}" if driver.begun else ""
+    return (
+        f"{what}: a command on {driver.host} is working on it{since}; if it was killed, repeat its {command}"
+    )
 
 
 def _progress_of(plan: "Plan", pending: "Sequence[Shard]") -> dict[str, Any]:

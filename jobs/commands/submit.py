@@ -5,16 +5,14 @@ import logging
 import shlex
 import sys
 from collections.abc import Collection, Sequence
-from typing import Final
 
 import click
 
 from maskrcnn.errors import RunError, UsageError
 
-log = logging.getLogger("maskrcnn")
+from ..interruption import STOPPED
 
-STOPPED: Final = 3
-"""The exit code of a run that stopped before its end."""
+log = logging.getLogger("maskrcnn")
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -61,6 +59,7 @@ def submit_job(
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     from maskrcnn.io.sources import refuse_query, refuse_user
+    from maskrcnn.io.url import redact
 
     from ..driver.ray_errors import advise, condense
     from ..driver.where_to_run import check_reachable
@@ -72,6 +71,8 @@ def submit_job(
     for url, what in urls.items():
         refuse_user(url, what)
         refuse_query(url, what)
+    if not address.startswith(("http://", "https://")):
+        raise UsageError(f"--address {redact(address)!r} is no dashboard's address: it is http://HOST:8265")
     check_reachable(address, "submit to")
     try:
         client = JobSubmissionClient(address)

@@ -12,6 +12,7 @@ from typing import Final, NoReturn, TextIO
 import click
 
 from maskrcnn.errors import RunError
+from maskrcnn.io.url import redact_all
 
 from ..driver.progress import CLEAR, is_redrawn
 
@@ -40,12 +41,13 @@ class PlainFormatter(logging.Formatter):
     """Escapes control characters in messages; in tracebacks, all except line ends."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
-        """Return the message in one line."""
-        return plain(super().formatMessage(record))
+        """Return the message in one line, without the secrets of a URL."""
+        return plain(redact_all(super().formatMessage(record)))
 
     def formatException(self, ei: object) -> str:  # noqa: N802 (logging's name)
         """Return the traceback."""
-        return super().formatException(ei).translate(_OBEYED_EXCEPT_LINES)  # type: ignore[arg-type]
+        text = redact_all(super().formatException(ei))  # type: ignore[arg-type]
+        return text.translate(_OBEYED_EXCEPT_LINES)
 
 
 class ClearingHandler(logging.StreamHandler[TextIO]):
@@ -65,9 +67,12 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def write_error(message: str) -> None:
-    """Write one line to stderr in one piece, from any thread; nothing where it is closed."""
+    """Write one line to stderr in one piece, from any thread; nothing where it is closed.
+
+    A line of progress that a terminal shows is cleared.
+    """
     with contextlib.suppress(OSError):
-        click.echo(plain(message), err=True)
+        click.echo(f"{CLEAR if is_redrawn(sys.stderr) else ''}{plain(redact_all(message))}", err=True)
 
 
 # Standard output and standard error

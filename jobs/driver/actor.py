@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import ray
@@ -13,7 +13,7 @@ import ray
 from maskrcnn.errors import MaskrcnnError, UsageError
 
 from .node_worker import Done, NodeWorker, WorkerSpec
-from .nodes import NodeProblem, package_version, version_problem
+from .nodes import NodeProblem, package_version, threads_on_this_node, version_problem
 from .poison_isolation import Task
 
 NOTICE_S: Final = 60.0
@@ -35,7 +35,8 @@ class SegmentActor:
     """A `NodeWorker` in a process of Ray; hands its shards back when it is asked to stop."""
 
     def __init__(self, spec: WorkerSpec) -> None:
-        self._worker = NodeWorker(spec)
+        threads = spec.resources.threads or threads_on_this_node()
+        self._worker = NodeWorker(replace(spec, resources=replace(spec.resources, threads=threads)))
         self._stopping = threading.Event()
         _on_sigterm(self._stop)
 

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import MaskrcnnError, RunError, UsageError, plural
+from maskrcnn.io.temporary import temporary_folder
 
 from .local_ray import local_ray
 from .nodes import CLUSTER, Demand, alive_nodes, await_demand, default_actors, default_threads, node_types
@@ -65,7 +65,7 @@ def _init(address: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _empty_folder():
+        with _empty_folder(), _discarding_native_lines():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises many kinds, down to `Exception`; all are the environment's
         raise RunError(f"cannot connect to Ray at {address}: {advise(condense(error))}") from error
@@ -77,6 +77,21 @@ def _init(address: str) -> None:
 
 
 @contextlib.contextmanager
+def _discarding_native_lines() -> Iterator[None]:
+    """Discard what Ray's C++ code writes to standard error for the time of a block; Python's `sys.stderr` still works.
+
+    Before it has a log file, it writes what the exception of `ray.init` says too.
+    """
+    with open(os.devnull, "wb") as nowhere, os.fdopen(os.dup(2), "w", encoding="utf-8") as stderr:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            with contextlib.redirect_stderr(stderr):
+                yield
+        finally:
+            os.dup2(stderr.fileno(), 2)
+
+
+@contextlib.contextmanager
 def _empty_folder() -> Iterator[None]:
     """Change the working directory to an empty folder for the time of a block.
 
@@ -85,7 +100,7 @@ def _empty_folder() -> Iterator[None]:
     """
     before = os.open(".", os.O_RDONLY)  # not by its name: it may have been removed
     try:
-        with tempfile.TemporaryDirectory(prefix="maskrcnn-", ignore_cleanup_errors=True) as folder:
+        with temporary_folder() as folder:
             os.chdir(folder)
             try:
                 yield
@@ -98,26 +113,33 @@ def _empty_folder() -> Iterator[None]:
 def _resolved(resources: ResourceConfig, *, local: bool) -> ResourceConfig:
     """Return the resources with every default resolved, by what the nodes have, or the types of nodes that may come.
 
+    `threads` remains None where no GPU node is known yet: then each actor takes its share of its own node.
+
     Raises:
         UsageError: no node can run an actor.
     """
     nodes = alive_nodes()
-    gpus = sum(node.gpus for node in nodes)
     device = resources.device
     if device == "auto":
-        device = "cuda" if gpus else "cpu"
-    if local and device == "cuda" and not gpus:
+        device = "cuda" if any(node.gpus for node in nodes) else "cpu"
+    gpus = 1 if device == "cuda" else 0
+    if local and gpus and not nodes[0].gpus:
         raise UsageError("this machine has no GPU that Ray sees; use --device cpu")
-    known = [*nodes, *node_types()] if device == "cuda" and not gpus else nodes
-    threads = resources.threads or default_threads(known, device)
-    demand = Demand(threads, 1 if device == "cuda" else 0)
-    if local and threads > nodes[0].cpus:
+    if local and (resources.threads or 1) > nodes[0].cpus:
         raise UsageError(
-            f"--threads {threads}, but this machine has {plural(nodes[0].cpus, 'CPU')}: use fewer"
+            f"--threads {resources.threads}, but this machine has {plural(nodes[0].cpus, 'CPU')}: use fewer"
         )
     if not local:
-        await_demand(demand)
-    actors = resources.actors or default_actors(nodes, demand)
+        await_demand(Demand(resources.threads or 1, gpus))
+        nodes = alive_nodes()
+    known = nodes if any(node.gpus for node in nodes) else [*nodes, *node_types()]
+    threads = resources.threads or default_threads(known, device)
+    demand = Demand(threads or 1, gpus)
+    fitting = default_actors(nodes, demand)
+    actors = resources.actors or fitting
+    if local and actors > fitting:  # no other node will join
+        log.info("--actors %d: this machine has room for %d", actors, fitting)
+        actors = fitting
     return dataclasses.replace(resources, device=device, threads=threads, actors=actors)
 
 

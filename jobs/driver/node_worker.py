@@ -39,7 +39,7 @@ from maskrcnn.pipeline.receipts import Receipt
 from maskrcnn.pipeline.worker import Announcement, ShardWorker
 from maskrcnn.types import Segmenter
 
-from .planning import PROBES
+from .driver_records import PROBES
 from .poison_isolation import Task
 
 

@@ -97,10 +97,21 @@ def may_grow() -> bool:
     return any(not name.startswith("node_") for name in types)
 
 
-def default_threads(nodes: Iterable[Node], device: str) -> int:
-    """Return the CPUs of an actor where the user gives no number: on GPU nodes, what each has for each GPU."""
-    shares = [node.cpus // node.gpus for node in nodes if node.gpus] if device == "cuda" else []
-    return min(max(min(shares, default=1), 1), MAX_GPU_THREADS)
+def default_threads(nodes: Iterable[Node], device: str) -> int | None:
+    """Return the CPUs of an actor where the user gives no number: on GPU nodes, what each has for each GPU.
+
+    None: no node has a GPU yet, so that each actor is to take the share of its own node.
+    """
+    if device != "cuda":
+        return 1
+    shares = [node.cpus // node.gpus for node in nodes if node.gpus]
+    return min(max(min(shares), 1), MAX_GPU_THREADS) if shares else None
+
+
+def threads_on_this_node() -> int:
+    """Return the CPUs of an actor on the node of this process, where the user gives no number."""
+    node_id = ray.get_runtime_context().get_node_id()
+    return default_threads([node for node in alive_nodes() if node.node_id == node_id], "cuda") or 1
 
 
 def default_actors(nodes: Iterable[Node], demand: Demand) -> int:
@@ -141,6 +152,11 @@ def _largest(nodes: list[Node], demand: Demand) -> str:
         return "the cluster has no nodes"
     largest = max(nodes, key=lambda node: (node.gpus, node.cpus) if demand.gpus else (node.cpus, node.gpus))
     return f"the largest node, {largest.name}, has {_amount(largest.cpus, largest.gpus)}"
+
+
+def missing_node(demand: Demand) -> str | None:
+    """Return which node a run waits for, or None if one is connected that can run an actor."""
+    return None if any(node.has(demand) for node in alive_nodes()) else f"a node with {demand}"
 
 
 # --- nodes that are left out --------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ the process ends the run. The same command continues it on Ray (see `where_to_ru
 """
 
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -21,10 +20,11 @@ from maskrcnn.pipeline.circuit_breaker import Batch, CircuitBreaker
 from maskrcnn.pipeline.plan import Shard
 from maskrcnn.pipeline.receipts import Receipt, commit
 
+from .driver_records import record_driver
 from .node_worker import Done, NodeWorker, WorkerSpec, take_announcement
 from .poison_isolation import Failure, PoisonIsolation, Task
 from .progress import REDRAW_EVERY_S, Progress
-from .where_to_run import MARKER
+from .where_to_run import usable_cpus
 
 log = logging.getLogger("maskrcnn")
 
@@ -38,18 +38,15 @@ def resolved(resources: ResourceConfig) -> tuple[ResourceConfig, int]:
     """Return the resources with the number of threads, and the number of images to compute at once on the CPU.
 
     Raises:
-        UsageError: there are fewer CPUs than `--threads`, or no GPU for `--device cuda`.
+        UsageError: there is no GPU for `--device cuda`.
     """
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = resources.threads or 1
-    if threads > cpus:
-        raise UsageError(f"--threads {threads}, but this machine has {plural(cpus, 'CPU')}: use fewer")
+    cpus, threads = usable_cpus(), resources.threads or 1
     if resources.device == "cuda":
         import torch  # takes seconds: only where a GPU is asked for
 
         if not torch.cuda.is_available():
             raise UsageError("this machine has no GPU that torch sees; use --device cpu")
-    return replace(resources, threads=threads), min(cpus // threads, MAX_LANES)
+    return replace(resources, threads=threads), min(max(cpus // threads, 1), MAX_LANES)
 
 
 class OneProcess:
@@ -77,20 +74,19 @@ class OneProcess:
             RunError: inputs or output cannot be accessed, the store fails, or a shard failed too often.
             UsageError: the model cannot be loaded.
         """
-        self._storage.write(MARKER, str(os.getpid()).encode())
-        try:
-            log.info("loading the model %s", self._spec.inference.model)
-            worker = NodeWorker(self._spec)
-            self._storage.remove(worker.start(self._first_uri))
-            with ThreadPoolExecutor(SHARDS_AT_ONCE, thread_name_prefix="shard") as threads:
-                try:
-                    self._run(worker, threads, shards)
-                except BaseException:
-                    worker.stop()  # the threads end before the next image
-                    raise
-            self._commit(self._circuit_breaker.drain())
-        finally:
-            self._storage.remove(MARKER)
+        log.info("loading the model %s", self._spec.inference.model)
+        worker = NodeWorker(self._spec)
+        self._storage.remove(worker.start(self._first_uri))
+        record_driver(self._storage, self._spec.probes, computing=True)
+        with ThreadPoolExecutor(SHARDS_AT_ONCE, thread_name_prefix="shard") as threads:
+            try:
+                self._run(worker, threads, shards)
+            except BaseException as error:
+                worker.stop()  # the threads end before the next image
+                if isinstance(error, KeyboardInterrupt):  # no image is to blame, however this ends
+                    record_driver(self._storage, self._spec.probes)
+                raise
+        self._commit(self._circuit_breaker.drain())
 
     def _run(self, worker: NodeWorker, threads: ThreadPoolExecutor, shards: Iterator[Shard]) -> None:
         running: dict[Future[Done], Task] = {}

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from maskrcnn.config import InferenceConfig, ShardingConfig, default_shard_images, settings_of
 from maskrcnn.errors import RunError, StoreSetupError, UsageError, plural
@@ -38,12 +38,9 @@ from maskrcnn.pipeline.plan import (
 from maskrcnn.pipeline.plan_windows import check_options, plan_windows
 from maskrcnn.schema import SCHEMA_VERSION
 
-log = logging.getLogger("maskrcnn")
+from .driver_records import PROBES, record_driver
 
-PROBES: Final = "probes"
-"""The folder of a run's directory that holds probes and traces while the run is processed."""
-DRIVER: Final = "driver"
-"""The file in a driver's own folder of probes by which it is known that it has begun, and not ended."""
+log = logging.getLogger("maskrcnn")
 
 
 def absolute(name: str) -> str:
@@ -85,7 +82,7 @@ def output_storage(url: str) -> Storage:
         raise UsageError(f"the output {url} is a file; name a directory")
     try:
         return Storage(url)
-    except RunError as error:
+    except (RunError, UsageError) as error:
         raise UsageError(f"the output: {error}") from error
 
 
@@ -300,18 +297,13 @@ def _is_begun(storage: Storage) -> bool:
     return not all(path in (PLAN, RUN, MANIFEST) or path.startswith(GRID_PREFIX) for path in storage.list())
 
 
-def is_driven(storage: Storage) -> bool:
-    """Return whether a command is carrying out the run, or was killed while it did."""
-    return any(path.endswith(f"/{DRIVER}") for path in storage.list(PROBES))
-
-
 def mark_begun(storage: Storage, plan: Plan, probes: str) -> None:
     """Write into a driver's folder of probes that it carries out a plan, which from now on is not planned anew.
 
     Raises:
         RunError: another command planned anew meanwhile.
     """
-    storage.write(f"{probes}/{DRIVER}", b"")
+    record_driver(storage, probes)
     if plan not in read_plans(storage):
         raise RunError(f"{storage.url} was planned anew by another command meanwhile; name another output")
 

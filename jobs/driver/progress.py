@@ -85,6 +85,7 @@ class Progress:
         self._shown = clock()
         self._observed: deque[tuple[float, int]] = deque()
         self._actors: tuple[int, int] | None = None
+        self._waiting_for: str | None = None
 
     def add(self, counts: Mapping[str, int]) -> None:
         """Count a finished shard: its images by status, and its `instances`."""
@@ -95,6 +96,7 @@ class Progress:
         *,
         running: Mapping[str, int] | None = None,
         actors: tuple[int, int] | None = None,
+        waiting_for: str | None = None,
         force: bool = False,
     ) -> None:
         """Show the line, unless it was shown very recently.
@@ -102,11 +104,13 @@ class Progress:
         Args:
             running: counts of the images that are done in unfinished shards.
             actors: number of actors that are ready, and of all; None: there are none.
+            waiting_for: what no actor can start without; None: nothing.
             force: show the line in any case.
         """
         now = self._clock()
         self._running = Counter(running or {})
         self._actors = actors
+        self._waiting_for = waiting_for
         self._observe(now)
         if not force and now - self._shown < (REDRAW_EVERY_S if self._terminal else LOG_EVERY_S):
             return
@@ -158,6 +162,8 @@ class Progress:
 
     def _pace(self, done: int) -> str:
         """Return the rate and the time left, or what the run is waiting for."""
+        if self._waiting_for is not None:
+            return f"waiting for {self._waiting_for}"
         if self._actors is not None and not self._actors[0] and done == self._before:
             return f"waiting for the first of {plural(self._actors[1], 'actor')} to load the model"
         if done == self._before or len(self._observed) < 2:

@@ -19,6 +19,12 @@ _HINTS: Final = (
 )
 
 
+_ADVICE_OF_RAY: Final = re.compile(
+    r" (Note: RAY_AUTH_MODE is|Ensure that the token for the cluster is) .*", re.DOTALL
+)
+"""Names several ways to give a token, for the cluster too; the hint names the one for a command."""
+
+
 def condense(error: BaseException | str) -> str:
     r"""Return what an error of Ray says, in one line.
 
@@ -45,6 +51,7 @@ def condense(error: BaseException | str) -> str:
 
 def advise(text: str) -> str:
     """Return a condensed error with what to do about it, where that is known."""
+    text = _ADVICE_OF_RAY.sub("", text)
     hint = next((hint for pattern, hint in _HINTS if re.search(pattern, text, re.IGNORECASE)), None)
     return text if hint is None else f"{text.rstrip('.')}. What to do: {hint}"
 

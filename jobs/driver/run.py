@@ -19,10 +19,11 @@ from maskrcnn.pipeline.success import RunAll, finished, run_here
 from maskrcnn.visualization.run_report import write_report
 
 from . import one_process
+from .driver_records import PROBES, read_drivers, remove_ended
 from .node_worker import WorkerSpec
-from .planning import PROBES, Request, mark_begun, prepare, resumable
+from .planning import Request, mark_begun, prepare, resumable
 from .progress import Progress
-from .where_to_run import MARKER, check_resources, in_one_process
+from .where_to_run import Left, check_resources, in_one_process
 
 log = logging.getLogger("maskrcnn")
 
@@ -51,20 +52,29 @@ def run_plan(request: Request, plan: Plan, resources: ResourceConfig, address: s
         RunError: the run stopped before its end.
     """
     storage = Storage(request.output)
-    if in_one_process(storage, address, resources):
+    drivers = read_drivers(storage)
+    if in_one_process(address, resources, _left(storage, plan), drivers):
         resolved, lanes = one_process.resolved(resources)
         wall_s = run_shards(request, plan, resolved, one_process.map_shards, lanes)
-        return _reduce(request, wall_s, run_here)
-    # Ray is imported only where it is used: it takes a second.
-    from .cluster import connected, run_all
-    from .scheduler import map_shards
+        success = _reduce(request, wall_s, run_here)
+    else:
+        # Ray is imported only where it is used: it takes a second.
+        from .cluster import connected, run_all
+        from .scheduler import map_shards
 
-    with connected(address, resources) as resolved:
-        wall_s = run_shards(request, plan, resolved, map_shards)
-        success = _reduce(request, wall_s, run_all)
-    if storage.exists(MARKER):  # of a process that died, and whose run is finished now
-        storage.remove(MARKER)
+        with connected(address, resources) as resolved:
+            wall_s = run_shards(request, plan, resolved, map_shards)
+            success = _reduce(request, wall_s, run_all)
+    remove_ended(storage, drivers)
     return success
+
+
+def _left(storage: Storage, plan: Plan) -> Left:
+    """Return what is left of a run whose latest plan is `plan`."""
+    plans = read_plans(storage)
+    rows = sum(len(shard) for shard in pending_of(plans, receipts_of(storage, plans)))
+    what = plural(rows, plan.unit) if rows == plan.rows else f"{plural(rows, plan.unit)} left"
+    return Left(what if rows else "only tables are left to write", rows, plans[0].rows)
 
 
 def _reduce(request: Request, wall_s: float | None, run_all: RunAll) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from maskrcnn.pipeline.receipts import Receipt, commit
 from .actor import ActorReady, SegmentActor
 from .cluster import cause_of, node_answers
 from .node_worker import Done, WorkerSpec, take_announcement
-from .nodes import CLUSTER, Demand, NodeProblem, alive_nodes, package_version
+from .nodes import CLUSTER, Demand, NodeProblem, alive_nodes, missing_node, package_version
 from .poison_isolation import Failure, PoisonIsolation, Task, describe
 from .progress import Progress
 from .ray_errors import condense
@@ -88,6 +88,8 @@ class Scheduler:
         self._circuit_breaker = CircuitBreaker()
         self._failed_starts = 0
         self._pulse_asked = 0.0
+        self._nodes_asked = 0.0
+        self._missing: str | None = None
         gpus = 1 if spec.resources.device == "cuda" else 0
         self._demand = Demand(spec.resources.threads or 1, gpus)
         # num_cpus also determines the number of OpenMP threads that Ray allows; actors are replaced here, not by Ray.
@@ -114,12 +116,21 @@ class Scheduler:
                 self._end_stalled()
                 running = sum((slot.running for slot in self._slots), Counter())
                 ready = sum(slot.ready for slot in self._slots)
-                self._progress.show(running=running, actors=(ready, len(self._slots)))
+                waiting = None if ready else self._missing_node()
+                self._progress.show(running=running, actors=(ready, len(self._slots)), waiting_for=waiting)
             self._commit(self._circuit_breaker.drain())
         finally:
             for slot in self._slots:
                 ray.kill(slot.handle)
             self._slots.clear()
+
+    def _missing_node(self) -> str | None:
+        """Return which node the run waits for while no actor is ready; None if there is one, which is starting them."""
+        now = time.monotonic()
+        if now - self._nodes_asked > PULSE_S:
+            self._nodes_asked = now
+            self._missing = missing_node(self._demand)
+        return self._missing
 
     # Assigning tasks
 

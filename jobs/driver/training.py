@@ -6,7 +6,6 @@ OUTPUT gets, besides the datasets (see `training_set`), `checkpoint.pt`, `log.cs
 
 import json
 import logging
-import tempfile
 import threading
 import time
 from typing import Any, Final
@@ -22,6 +21,7 @@ from maskrcnn.imaging.decode_pool import keep_freed_memory
 from maskrcnn.io.json_files import read_object
 from maskrcnn.io.parquet import read_table
 from maskrcnn.io.storage import Storage
+from maskrcnn.io.temporary import temporary_folder
 from maskrcnn.training.config import LOG, MODEL, RESULT, TrainingConfig
 from maskrcnn.types import Category
 from maskrcnn.visualization.training_report import render_training
@@ -96,7 +96,7 @@ def _run(storage: Storage, facts: dict[str, Any], resources: ResourceConfig, wor
         "training with %s of %s on %s",
         plural(workers, "worker"), plural(threads, "thread"), resources.device,
     )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="maskrcnn-train-") as scratch:
+    with temporary_folder() as scratch:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config=config,
@@ -104,7 +104,7 @@ def _run(storage: Storage, facts: dict[str, Any], resources: ResourceConfig, wor
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=cuda, resources_per_worker=per_worker),
             # Ray Train stores no checkpoints: they are in OUTPUT, where another command finds them too.
             run_config=RunConfig(
-                storage_path=scratch, failure_config=FailureConfig(max_failures=MAX_FAILURES)
+                storage_path=str(scratch), failure_config=FailureConfig(max_failures=MAX_FAILURES)
             ),
         )
         monitor = _Monitor(storage, facts)

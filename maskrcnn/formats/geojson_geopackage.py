@@ -6,7 +6,6 @@ of its own.
 """
 
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from ..errors import UsageError
 from ..imaging.georeference import extra
 from ..io.storage import Storage
+from ..io.temporary import temporary_folder
 
 DECIMALS: Final = 9
 """The number of decimals of degrees in GeoJSON: a tenth of a millimetre."""
@@ -52,8 +52,8 @@ def export_vector(run: Storage, parts: Sequence[str], dest: str, form: Literal["
     if destination.list():
         raise UsageError(f"{dest} is not empty: export to a folder or prefix of its own")
     name = f"instances.{form}"
-    with tempfile.TemporaryDirectory(prefix="maskrcnn-") as folder:
-        local = Path(folder) / name
+    with temporary_folder() as folder:
+        local = folder / name
         count = (_write_geojson if form == "geojson" else _write_gpkg)(run, parts, local)
         destination.put_file(name, local)
     return count

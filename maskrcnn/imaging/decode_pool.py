@@ -201,6 +201,8 @@ class _Decoder:
         for end in (self._socket, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         with theirs:
+            # The terminal signals Ctrl-C to both processes, and the parent handles it.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 self._process = subprocess.Popen(  # noqa: S603 (only this interpreter and two numbers)
                     [
@@ -218,6 +220,8 @@ class _Decoder:
             except OSError as error:
                 self._socket.close()
                 raise RunError(f"cannot start a process to decode images: {error}") from error
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         try:
             _receive(self._socket, len(_READY))
         except _DecoderDiedError:
@@ -416,7 +420,6 @@ def _limit_memory(spare_bytes: int) -> None:
 
 def main() -> None:
     """Serve requests on the inherited socket: `python -m maskrcnn.imaging.decode_pool SOCKET SPARE_BYTES`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal signals both processes; the parent handles it
     # libtiff and other C libraries print a line per problem, hundreds for one file; only Python's own output goes to
     # the log.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)

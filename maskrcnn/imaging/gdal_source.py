@@ -2,12 +2,12 @@
 
 import contextlib
 import errno
-import io
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
 from ..errors import MaskrcnnError
 from ..io.refusals import Refusal
+from ..io.seekable import SeekableReader
 from .tiff_blocks import DataBlocks, data_blocks
 from .tiff_directory import FullPicture, full_picture, pointing_to
 
@@ -134,29 +134,20 @@ class Source:
             self._failure = error
 
 
-class _Handle(io.RawIOBase):
+class _Handle(SeekableReader):
     """A file object on a source, with its own position."""
 
     def __init__(self, source: Source) -> None:
+        super().__init__(source.size)
         self._source = source
-        self._position = 0
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
+    def read_at(self, start: int, stop: int) -> bytes:
+        """Return a range of the source."""
+        return self._source.read_at(start, stop - start)
 
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position and return it."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._source.size}[whence]
-        self._position = max(base + offset, 0)
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        """Return up to `size` bytes, all that remain if it is negative."""
-        data = self._source.read_at(self._position, self._source.size if size < 0 else size)
+    def read(self, size: int | None = -1) -> bytes:
+        """Return up to `size` bytes; the source notes that bytes beyond its end were requested."""
+        count = self._size if size is None or size < 0 else size
+        data = self.read_at(self._position, self._position + count)
         self._position += len(data)
         return data

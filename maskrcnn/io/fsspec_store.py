@@ -1,8 +1,8 @@
-"""Stores that fsspec reaches without further help: gs:// and memory://."""
+"""Stores that fsspec reaches without further help, such as memory://; `gcs_store` adds credentials."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 from fsspec import filesystem
 
@@ -19,12 +19,6 @@ class FsspecStore(RemoteStore):
         environment: how the names of the environment variables begin that configure it.
         extra: of this project, which installs the file system.
     """
-
-    client_errors: ClassVar = (
-        ("aiohttp", "ClientError"),
-        ("gcsfs.retry", "HttpError"),
-        ("google.auth.exceptions", "GoogleAuthError"),
-    )
 
     def __init__(self, scheme: str, environment: tuple[str, ...] = (), extra: str = "") -> None:
         super().__init__(scheme, environment, extra)

@@ -4,22 +4,29 @@ They belong to the user: one that cannot be read is an `ItemError` and becomes a
 another process may have written since.
 """
 
+import logging
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final
 
 import pyarrow as pa
 from fsspec.utils import glob_translate
 
+from ..errors import plural
 from .refusals import Refusal
 from .schemes import input_store_of, store_of
 from .store import ObjectStat, Page
-from .url import Url, is_folder
+from .url import Url, is_folder, redact
+
+log = logging.getLogger("maskrcnn")
 
 INPUTS: Final = pa.schema(
     [("name", pa.string()), ("uri", pa.string()), ("bytes", pa.int64()), ("etag", pa.string())]
 )
 """What `list_inputs` returns."""
+REPORT_EVERY_S: Final = 5.0
+"""How often a listing that takes long gives the number of files it has seen."""
 
 
 def read_input(uri: str, max_bytes: int, etag: str | None = None) -> bytes:
@@ -85,8 +92,9 @@ def list_inputs(url: str) -> pa.Table:
     r"""List a folder, a prefix, a glob or a single file.
 
     A URL with `*`, `?` or `[` is a glob unless it exists as it is; `**` spans folders. Folders that are links
-    are followed. Markers of folders (keys that end in `/`) are no inputs. A local name that is not UTF-8 is
-    escaped, as `caf\xe9.jpg`, and then names no file: it is an input that will fail as `not_found`.
+    are followed; file systems of the kernel are left out. Markers of folders (keys that end in `/`) are no
+    inputs. A local name that is not UTF-8 is escaped, as `caf\xe9.jpg`, and then names no file: it is an input
+    that will fail as `not_found`.
 
     Returns:
         Of schema `INPUTS`, in no particular order; `name` is the path below the folder, the prefix, or the
@@ -134,7 +142,7 @@ def _table(root: Url, pages: Iterator[Page], keep: Callable[[str], bool] = lambd
     """Return pages of names below `root` as a table of the schema `INPUTS`."""
     store = store_of(root)
     tables = [INPUTS.empty_table()]
-    for page in pages:
+    for page in _reported(root, pages):
         rows = [
             (
                 text := store.display_name(root, name),
@@ -148,3 +156,14 @@ def _table(root: Url, pages: Iterator[Page], keep: Callable[[str], bool] = lambd
         if rows:
             tables.append(pa.table([pa.array(column) for column in zip(*rows, strict=True)], schema=INPUTS))
     return pa.concat_tables(tables)
+
+
+def _reported(root: Url, pages: Iterator[Page]) -> Iterator[Page]:
+    """Yield pages, and log now and then the number of their files: a whole disk takes minutes."""
+    seen, reported = 0, time.monotonic()
+    for page in pages:
+        yield page
+        seen += len(page[0])
+        if (now := time.monotonic()) - reported >= REPORT_EVERY_S:
+            reported = now
+            log.info("listing %s: %s so far", redact(root.text), plural(seen, "file"))

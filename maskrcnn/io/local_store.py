@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import shutil
@@ -12,15 +13,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from ..errors import StoreSetupError
 from .refusals import Refusal
 from .store import ObjectStat, Page, Store
-from .url import Url
+from .url import Url, is_folder
+
+log = logging.getLogger("maskrcnn")
 
 TEMPORARY: Final = re.compile(r"(^|/)\.[0-9a-f]{32}\.tmp$")
 LEFTOVER_S: Final = 3600.0
 """A temporary file that was not written to for so long belongs to no living process."""
 LOCAL_ETAG: Final = re.compile(r"\d+-\d+")
 """`size-mtime_ns`; an etag of another form in a manifest is the user's own, and is only copied."""
+_KERNEL: Final = (
+    *("proc", "sysfs", "devtmpfs", "devpts", "cgroup", "cgroup2", "securityfs", "debugfs", "tracefs"),
+    *("bpf", "pstore", "mqueue", "configfs", "fusectl", "binfmt_misc", "efivarfs"),
+)
+"""File systems that hold no files of anybody's: processes, devices and settings look like them."""
 _NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -62,14 +71,28 @@ class LocalStore(Store):
     # Listing
 
     def scan(self, url: Url, stem: str = "") -> Iterator[Page]:  # noqa: ARG002
-        """Yield the files below a folder, a page for each of its folders. Raises RunError: one cannot be read."""
-        yield from self._scan(url.key.rstrip("/") + "/", "", ())
+        """Yield the files below a folder, a page for each of its folders; file systems of the kernel are left out.
 
-    def _scan(self, root: str, below: str, parents: tuple[tuple[int, int], ...]) -> Iterator[Page]:
+        Raises:
+            RunError: a folder cannot be read, or is in a file system of the kernel, like `/proc`.
+        """
+        root, kernel = url.key.rstrip("/") + "/", _kernel_devices()
+        if kernel and is_folder(root) and os.stat(root).st_dev in kernel:  # noqa: PTH116 (pathlib removes the slash)
+            raise StoreSetupError(
+                f"{url} is in a file system of the kernel, which holds no files: name another folder"
+            )
+        yield from self._scan(root, "", (), kernel)
+
+    def _scan(
+        self, root: str, below: str, parents: tuple[tuple[int, int], ...], kernel: frozenset[int]
+    ) -> Iterator[Page]:
         folder = Path(root, below)
         try:
             with self.output_faults("list", Url.parse(str(folder)), missing=True):
                 here = folder.stat()
+                if here.st_dev in kernel:
+                    log.info("left out %s, a file system of the kernel", folder)
+                    return
                 entries = list(os.scandir(folder))
         except FileNotFoundError:
             return
@@ -80,7 +103,7 @@ class LocalStore(Store):
         stats: list[ObjectStat | None] = []
         for entry in entries:
             if self._is_folder(entry):
-                yield from self._scan(root, f"{below}{entry.name}/", (*parents, identity))
+                yield from self._scan(root, f"{below}{entry.name}/", (*parents, identity), kernel)
             elif entry.is_symlink() or entry.is_file():
                 names.append(below + entry.name)
                 # A broken link is an input too, one that will fail; and a file may vanish meanwhile.
@@ -170,6 +193,20 @@ class LocalStore(Store):
                     file.unlink()
                     removed += 1
         return removed
+
+
+def _kernel_devices() -> frozenset[int]:
+    """Return the device numbers of the file systems in which the kernel shows itself; none where it names none."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return frozenset()
+    devices = set()
+    for mount, _, source in (line.partition(" - ") for line in mounts):
+        if source.partition(" ")[0] in _KERNEL:
+            major, _, minor = mount.split(" ")[2].partition(":")
+            devices.add(os.makedev(int(major), int(minor)))
+    return frozenset(devices)
 
 
 def _stat(path: Path) -> ObjectStat:

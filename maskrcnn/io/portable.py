@@ -100,7 +100,7 @@ def _is_readable(array: pa.Array) -> bool:
     """Return whether all readers take the values of a portable type as they are."""
     kind = array.type
     if types.is_map(kind):
-        entries = array.cast(_entries(kind))
+        entries = _as_lists(array)
         return _are_distinct(entries) and _is_readable(entries)
     if types.is_struct(kind):
         return all(map(_is_readable, array.flatten()))
@@ -118,6 +118,14 @@ def _is_readable(array: pa.Array) -> bool:
         (_YEARS[0] + margin) * per_second <= extent["min"]
         and extent["max"] < (_YEARS[1] - margin) * per_second
     )
+
+
+def _as_lists(maps: pa.MapArray) -> pa.ListArray:
+    """Return maps as lists of their entries. Not `cast`, which in Arrow 26 cuts values of the type null."""
+    kind = _entries(maps.type)
+    entries = pa.StructArray.from_arrays([maps.keys, maps.items], fields=list(kind.value_type))
+    offsets = pa.array(maps.offsets.to_numpy())
+    return pa.ListArray.from_arrays(offsets, entries, type=kind, mask=maps.is_null())
 
 
 def _entries(of_map: pa.MapType) -> pa.DataType:
@@ -176,7 +184,7 @@ def _converted(array: pa.Array) -> pa.Array:  # noqa: PLR0911 (one case per kind
     if types.is_decimal(kind):
         return _of_decimals(array)
     if types.is_map(kind):  # its entries are structs of key and value
-        return _converted(array.cast(_entries(kind)))
+        return _converted(_as_lists(array))
     if types.is_struct(kind):
         children = [_converted(child) for child in array.flatten()]
         fields = [kind.field(at).with_type(child.type) for at, child in enumerate(children)]

@@ -11,6 +11,8 @@ given to `error`. These are names of formats, numbers with their unit, and the w
 library's exception and the number of an error or a codec are never among them: the exception becomes the cause
 (`raise … from error`), and a number gets its name from a table.
 
+What every object of a store shares, like expired credentials, is marked `True`: it stops the run, and is no image's.
+
 A file that is sound but cannot be read is never `corrupt`: it is `unsupported_format` if the format, the codec or the
 layout is the reason, and `unsupported_pixels` if its values cannot be converted to 8-bit colours without more
 information from the user.
@@ -232,13 +234,81 @@ class Refusal(Enum):
         "that, so its blocks share their bytes, or are not there: export the raster anew",
     )
 
-    # Stores
+    # Stores: what every object shares
+
+    CREDENTIALS_UNREADABLE = "access_denied", "credentials cannot be read: {cause}", True
+    CREDENTIALS_MISSING = "access_denied", "no credentials; {advice}", True
+    CREDENTIALS_EXPIRED = "access_denied", "the credentials have expired; renew them ({answer})", True
+    CREDENTIALS_REFUSED = (
+        "access_denied",
+        "the store does not accept the credentials; check them ({answer})",
+        True,
+    )
+    ACCESS_KEY = "access_denied", "the access key is unknown; check AWS_ACCESS_KEY_ID ({answer})", True
+    SECRET_KEY = "access_denied", "the secret key is wrong; check AWS_SECRET_ACCESS_KEY ({answer})", True
+    SESSION_TOKEN = "access_denied", "the session token is not valid; renew the credentials ({answer})", True
+    CLOCK = (
+        "access_denied",
+        "the clock of this machine differs from the store's; set it ({answer})",
+        True,
+    )
+    ACCOUNT = (
+        "access_denied",
+        "the store has suspended the account, or refuses it; ask the account's administrator ({answer})",
+        True,
+    )
+    NO_ACCESS_POINT = (
+        "not_found",
+        "there is no access point of this name; check its ARN, account and region ({answer})",
+        True,
+    )
+    REGION = (
+        "storage_error",
+        "the bucket {bucket!r} is in {region}: set AWS_REGION{value} (it is {here} now; {answer})",
+        True,
+    )
+    SETTING = "access_denied", "{what}; {advice}", True
+    UNREACHABLE = "storage_error", "cannot reach {endpoint}; check {setting} and the network", True
+    UNTRUSTED = (
+        "storage_error",
+        "no secure connection to {endpoint}: its certificate is not trusted, or it does not speak https; check "
+        "AWS_ENDPOINT_URL and AWS_CA_BUNDLE",
+        True,
+    )
+
+    # Stores: one object
 
     GDAL_NAME = (
         "not_found",
         "a name of GDAL's virtual file systems (/vsicurl/, /vsis3/, …), which are not read: name the object itself, "
         "such as s3://BUCKET/KEY or https://HOST/PATH",
     )
+    MISSING = "not_found", "it does not exist; check its name"
+    NO_BUCKET = "not_found", "there is no bucket {bucket!r}; create it or check its name"
+    BUCKET_NAME = "not_found", "{bucket!r} is not a name that a bucket can have; correct it"
+    OBJECT_NAME = "not_found", "the store does not accept the name; correct it"
+    ARCHIVED = (
+        "archived",
+        "archived{tier}: restore it (`aws s3api restore-object`), and read it when that is done",
+    )
+    ACCESS_DENIED = "access_denied", "access denied ({answer}); check the credentials' rights{payer}"
+    KMS_KEY = (
+        "access_denied",
+        "the KMS key that encrypts it cannot be used; check its state and its policy ({answer})",
+    )
+    NOT_S3 = "storage_error", "the answer is not S3's; check AWS_ENDPOINT_URL"
+    STORE_BUSY = (
+        "storage_error",
+        "the store receives too many requests; use fewer actors, or try again later ({answer})",
+    )
+    STORE_FAILING = "storage_error", "the store fails, after {tried}; try again later ({answer})"
+    STORE_FULL = "storage_error", "the store has no room left; free some, or raise the quota ({answer})"
+    STORE_REFUSED = (
+        "storage_error",
+        "the store refused the request; look this answer up in its documentation: {answer}",
+    )
+    CONNECTION_LOST = "storage_error", "the connection to the store failed ({cause}); try again later"
+    TOO_SLOW = "storage_error", "the store was too slow; try again later"
 
     NO_ADDRESS = "not_found", "the host {host} has no address: correct the uri"
     CHANGED_SIZE = (
@@ -277,6 +347,15 @@ class Refusal(Enum):
         message: str = self.value[1]
         return message
 
+    @property
+    def concerns_all(self) -> bool:
+        """Whether every object of the store is concerned."""
+        return bool(self.value[2:])
+
+    def text(self, **values: Any) -> str:
+        """Return the message with its values, given by name."""
+        return self.message.format(**values)
+
     def error(self, *, size: tuple[int, int] | None = None, **values: Any) -> ItemError:
         """Return the error for one image, to be raised.
 
@@ -285,7 +364,7 @@ class Refusal(Enum):
             values: of the message, by name.
         """
         width, height = size or (None, None)
-        return ItemError(self.code, self.message.format(**values), width=width, height=height)
+        return ItemError(self.code, self.text(**values), width=width, height=height)
 
 
 _TIFF_COMPRESSIONS: Final = {

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Final, cast
 from ..errors import StoreSetupError
 from .local_store import LocalStore
 from .refusals import Refusal
+from .seekable import SeekableReader
 from .store import ObjectStat, Store
 from .url import Url
 
@@ -226,7 +227,7 @@ def _temporary_folder(url: Url) -> Iterator[Path]:
         yield Path(folder.name)
 
 
-class RangeReader(io.RawIOBase):
+class RangeReader(SeekableReader):
     """A remote file of known size, read by range requests.
 
     Args:
@@ -235,39 +236,9 @@ class RangeReader(io.RawIOBase):
     """
 
     def __init__(self, read_range: Callable[[int, int], bytes], size: int) -> None:
+        super().__init__(size)
         self._read_range = read_range
-        self._size = size
-        self._position = 0
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position, without a request, and return it."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(base + offset, 0)
-        return self._position
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Return up to `size` bytes, by one request."""
-        stop = self._size if size is None or size < 0 else min(self._position + size, self._size)
-        if stop <= self._position:
-            return b""
-        data = self._read_range(self._position, stop)
-        self._position += len(data)
-        return data
-
-    def readall(self) -> bytes:
-        """Return the rest, by one request."""
-        return self.read()
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, by one request."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+    def read_at(self, start: int, stop: int) -> bytes:
+        """Return a range of bytes, by one request."""
+        return self._read_range(start, stop)

@@ -20,6 +20,8 @@ from fsspec import filesystem
 from fsspec.asyn import sync
 
 from .retry_count import count_retry
+from .s3_settings import check_endpoint, max_attempts, retry_mode, setup_faults
+from .store import raised_and_not_logged
 
 DEADLINE_S: Final = 120.0
 """How long a request and its repetitions may take, …"""
@@ -32,16 +34,12 @@ _PAUSES_S: Final = (0.1, 0.2)
 """Before a body that was cut off is requested again."""
 
 
-class _CutOffError(OSError):
+class CutOffError(OSError):
     """The body of an answer was incomplete."""
 
 
-class _TooSlowError(OSError):
+class TooSlowError(OSError):
     """An answer did not arrive in time."""
-
-
-class NotSetUpError(OSError):
-    """A client cannot be made of the environment and the files in `~/.aws`; its message is the library's."""
 
 
 # Connections
@@ -49,17 +47,11 @@ class NotSetUpError(OSError):
 
 def connect(environment: Mapping[str, str]) -> Any:
     """Return a new s3fs file system that caches no listing. Raises ImportError, NotSetUpError."""
-    try:
-        return _connect(environment)
-    except ValueError as error:
-        raise NotSetUpError(str(error)) from error
-
-
-def _connect(environment: Mapping[str, str]) -> Any:
+    check_endpoint(environment)
     config = {
         "retries": {
-            "mode": environment.get("AWS_RETRY_MODE", "legacy"),
-            "total_max_attempts": int(environment.get("AWS_MAX_ATTEMPTS", 6)),
+            "mode": retry_mode(environment, "legacy"),
+            "total_max_attempts": max_attempts(environment, 6),
         },
         "connect_timeout": 5,
         "read_timeout": READ_TIMEOUT_S,
@@ -69,7 +61,8 @@ def _connect(environment: Mapping[str, str]) -> Any:
     caches = {"skip_instance_cache": True, "use_listings_cache": False}
     # Of the two names of this variable botocore reads only AWS_DEFAULT_REGION.
     region = {"region_name": environment["AWS_REGION"]} if environment.get("AWS_REGION") else {}
-    s3 = filesystem("s3", config_kwargs=config, client_kwargs=region, session=_session(), **caches)
+    with setup_faults():
+        s3 = filesystem("s3", config_kwargs=config, client_kwargs=region, session=_session(), **caches)
     s3.retries = 1
     return s3
 
@@ -78,6 +71,7 @@ def _session() -> Any:
     """Return a session whose clients, also those that s3fs makes anew, count what they send again."""
     from aiobotocore.session import AioSession  # noqa: PLC0415
 
+    raised_and_not_logged("botocore.credentials", "aiobotocore.credentials")
     session = AioSession()
     session.register("before-send.s3", _count_repeats)
     session.register("needs-retry.s3", _sign_again)
@@ -165,7 +159,7 @@ def region_of(answer: Mapping[str, Any]) -> str:
 async def _in_time(client: Any, operation: str, request: dict[str, Any]) -> dict[str, Any]:
     try:
         return await _within(client, operation, request)
-    except _TooSlowError:
+    except TooSlowError:
         count_retry()
         return await _within(client, operation, request)
 
@@ -176,7 +170,7 @@ async def _within(client: Any, operation: str, request: dict[str, Any]) -> dict[
             return await _whole(client, operation, request, limit)
     except TimeoutError as error:
         if limit.expired():
-            raise _TooSlowError(errno.ETIMEDOUT, "the store was too slow") from error
+            raise TooSlowError(errno.ETIMEDOUT, "the store was too slow") from error
         raise
 
 
@@ -196,13 +190,18 @@ async def _whole(
 
 
 async def _set_up(client: Any) -> Any:
-    """Return the client of the connection. Raises NotSetUpError: an endpoint, region, profile or option is invalid."""
-    from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+    """Return the client of the connection, which has its credentials.
 
-    try:
-        return await client.set_session()
-    except (BotoCoreError, ValueError) as error:
-        raise NotSetUpError(str(error)) from error
+    Raises:
+        NotSetUpError: an endpoint, region, profile or option is invalid, or credentials cannot be read.
+    """
+    with setup_faults():
+        connected = await client.set_session()
+        # Read here, where a file of theirs that is missing cannot be taken for an object.
+        credentials = connected._get_credentials()  # noqa: SLF001  # botocore has no other name for them
+        if credentials is not None:
+            await credentials.get_frozen_credentials()
+    return connected
 
 
 async def _sent(
@@ -224,7 +223,7 @@ async def _sent(
             answer["Body"] = await body.read()
         # Raised by a request as a whole, they mean that botocore gave up, and are not repeated.
         except (boto.HTTPClientError, boto.IncompleteReadError, boto.FlexibleChecksumError) as error:
-            raise _CutOffError(errno.EIO, f"the store cut off its answer: {error}") from error
+            raise CutOffError(errno.EIO, f"the store cut off its answer: {error}") from error
         finally:
             body.close()  # otherwise a body that was abandoned would keep its connection
     return answer
@@ -236,4 +235,4 @@ def _cut_off() -> tuple[type[BaseException], ...]:
     from aiohttp import ClientError  # noqa: PLC0415
     from botocore.parsers import ResponseParserError  # noqa: PLC0415
 
-    return _CutOffError, ClientError, ResponseParserError
+    return CutOffError, ClientError, ResponseParserError

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,8 +11,9 @@ from ..errors import plural
 from . import s3_client
 from .refusals import Refusal
 from .remote_store import RemoteStore, stat_of
-from .s3_client import answer_of, error_code, region_of
-from .store import MISSING, Fault, ObjectStat, Page, one_line
+from .s3_client import error_code
+from .s3_faults import REGION_CODES, s3_fault
+from .store import Fault, NotSetUpError, ObjectStat, Page
 from .url import Url
 
 _ETAG: Final = re.compile(r"[0-9a-f]{32}(-[0-9]+)?")
@@ -23,24 +23,6 @@ _PAGE: Final = 1000
 _CONDITION_FAILED: Final = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
 """There is an object, or one is being written; after the latter S3 asks for another attempt."""
 _NOT_IMPLEMENTED: Final = ("NotImplemented", "501")
-_SETUP_CODES: Final = {
-    "AccountProblem": "the account that owns the credentials is not in order; ask its administrator",
-    "AllAccessDisabled": "the account's access to S3 is disabled; ask its administrator",
-    "ExpiredToken": "the credentials have expired; renew them",
-    "ExpiredTokenException": "the credentials have expired; renew them",
-    "InvalidAccessKeyId": "the store does not know the access key; check AWS_ACCESS_KEY_ID",
-    "InvalidToken": "the session token is not valid; renew the credentials",
-    "RequestExpired": "the clock of this machine differs from the store's; set it",
-    "RequestTimeTooSkewed": "the clock of this machine differs from the store's; set it",
-    "SignatureDoesNotMatch": "the secret key does not match; check AWS_SECRET_ACCESS_KEY",
-    "TokenRefreshRequired": "the session token must be renewed",
-}
-"""Refusals that concern every object, with what to do."""
-_REGION_CODES: Final = (
-    *("AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"),
-    *("TemporaryRedirect", "301", "302", "307"),
-)
-"""The bucket is in another region than the one that the client is set up for."""
 
 
 class S3Store(RemoteStore):
@@ -94,7 +76,7 @@ class S3Store(RemoteStore):
         try:
             answer = self._call(url, "head_object", Key=url.key)
         except OSError as error:
-            if error_code(error) in (*_REGION_CODES, "400", "403", "404"):
+            if error_code(error) in (*REGION_CODES, "400", "403", "404"):
                 # An answer to HEAD has no room for the reason, or whether the bucket exists; this one has.
                 self.read_range(url, 0, 1)
             raise
@@ -167,9 +149,8 @@ class S3Store(RemoteStore):
                 answer = self._call(url, "delete_objects", Delete={"Objects": keys, "Quiet": True})
                 if errors := answer.get("Errors"):
                     remain = plural(len(errors), "object")
-                    raise PermissionError(
-                        errno.EACCES, f"{remain} could not be removed ({errors[0].get('Code')})"
-                    )
+                    why = f"{remain} could not be removed ({errors[0].get('Code')}); check the credentials' rights"
+                    raise NotSetUpError(Fault("access_denied", why))
 
     def abort_uploads(self, url: Url) -> int:
         """Abort the multipart uploads below a folder that were never completed; return their number."""
@@ -200,75 +181,7 @@ class S3Store(RemoteStore):
 
     def explain(self, error: BaseException, url: Url) -> Fault:
         """Describe what S3 or its client raised."""
-        code = error_code(error)
-        if (shared := _shared_fault(error, url, code)) is not None:
-            return shared
-        message = one_line(error)
-        fault = Fault("storage_error", message if code in message else f"{message} ({code})")
-        if code == "InvalidObjectState":
-            fault = Fault("archived", _archived(error))
-        elif answer_of(error) and code in ("", "404"):  # S3 gives a reason
-            fault = Fault("storage_error", "the answer is not S3's; check AWS_ENDPOINT_URL", lasting=True)
-        elif "Invalid bucket name" in str(error):
-            fault = Fault("not_found", f"{url.bucket!r} is not a name that a bucket can have")
-        elif isinstance(error, FileNotFoundError):
-            bucket = f"there is no bucket {url.bucket!r}; create it or check its name"
-            fault = Fault("not_found", bucket if code == "NoSuchBucket" else MISSING)
-        elif code.startswith("KMS."):
-            why = f"the KMS key that encrypts it cannot be used ({code}); check its state and its policy"
-            fault = Fault("access_denied", why)
-        elif isinstance(error, PermissionError):
-            rights = (
-                "check the credentials' rights; a requester-pays bucket needs FSSPEC_S3_REQUESTER_PAYS=true"
-            )
-            fault = Fault("access_denied", f"access denied ({code or 403}); {rights}")
-        return fault
-
-
-def _shared_fault(error: BaseException, url: Url, code: str) -> Fault | None:
-    """Describe a failure that every object of a bucket shares; None for others."""
-    # Only S3 raised it: botocore is loaded, and `import maskrcnn` need not load it.
-    from botocore import exceptions as boto  # noqa: PLC0415
-
-    answer = ("access_denied", "")
-    if code in _SETUP_CODES:
-        answer = ("access_denied", f"{_SETUP_CODES[code]} ({code})")
-    elif code in _REGION_CODES:
-        answer = ("storage_error", _other_region(error, url, code))
-    elif isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
-        advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the node a role"
-        answer = ("access_denied", f"no credentials; {advice}")
-    elif isinstance(error, (s3_client.NotSetUpError, *_credential_errors())):
-        advice = "check the variables AWS_… (profile, region, endpoint) and the files in ~/.aws"
-        answer = ("access_denied", f"{one_line(error)}; {advice}")
-    elif isinstance(error, boto.ConnectionError):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
-        answer = ("storage_error", f"cannot reach the S3 endpoint ({endpoint}); check it")
-    return Fault(*answer, affects_all=True) if answer[1] else None
-
-
-def _other_region(error: BaseException, url: Url, code: str) -> str:
-    region = region_of(answer_of(error))
-    here = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    there = (
-        f"{region}: set AWS_REGION={region}" if region else "another region: set AWS_REGION to the bucket's"
-    )
-    return f"the bucket {url.bucket!r} is in {there} (it is {here or 'not set'} now; {code})"
-
-
-def _archived(error: BaseException) -> str:
-    """Return what to do with an object in Glacier, Deep Archive, or an archive tier of Intelligent-Tiering."""
-    refusal = answer_of(error).get("Error", {})
-    where = refusal.get("AccessTier") or refusal.get("StorageClass")
-    kind = f"archived ({where})" if where else "archived"
-    return f"{kind}: restore it (`aws s3api restore-object`), and then run `maskrcnn retry`"
-
-
-def _credential_errors() -> tuple[type[BaseException], ...]:
-    """Return what botocore raises where it cannot get credentials, whatever the request."""
-    from botocore import exceptions as boto  # noqa: PLC0415
-
-    return boto.CredentialRetrievalError, boto.InvalidConfigError, boto.SSOError, boto.TokenRetrievalError
+        return s3_fault(error, url) or super().explain(error, url)
 
 
 def _prefix_of(url: Url) -> str:

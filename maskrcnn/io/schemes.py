@@ -1,14 +1,16 @@
 """Which store a URL is in. A new store is a module like `fsspec_store.py` and a line in the table here."""
 
+import re
 from typing import Final
 
 from ..errors import StoreSetupError
 from .fsspec_store import FsspecStore
+from .gcs_store import GcsStore
 from .http_store import HttpStore
 from .local_store import LocalStore
 from .s3_store import S3Store
 from .store import InputStore, Store
-from .url import Url
+from .url import USER_PATTERN, Url
 
 _LOCAL: Final = LocalStore()
 _WEB: Final = HttpStore()
@@ -16,12 +18,13 @@ _S3: Final = S3Store()
 _REMOTE: Final[dict[str, Store]] = {
     "s3": _S3,
     "s3a": _S3,
-    "gs": FsspecStore("gs", ("GOOGLE_",), extra="gcs"),
-    "gcs": FsspecStore("gcs", ("GOOGLE_",), extra="gcs"),
+    "gs": GcsStore("gs"),
+    "gcs": GcsStore("gcs"),
     "memory": FsspecStore("memory"),
 }
 REMOTE_SCHEMES: Final = tuple(_REMOTE)
-_ADVICE: Final = "mount it as a folder, or copy the files to another store"
+_USE: Final = "use a local path, s3:// or gs://"
+_ADVICE: Final = "mount it as a folder, or copy the files"
 UNSUPPORTED: Final = {
     **dict.fromkeys(("abfs", "abfss", "az", "wasb", "wasbs"), "Azure Blob Storage"),
     **dict.fromkeys(("adl",), "Azure Data Lake Storage"),
@@ -46,7 +49,7 @@ def store_of(url: Url) -> Store:
         return _LOCAL
     if url.scheme not in _REMOTE:
         raise StoreSetupError(unsupported(url.scheme))
-    if "@" in url.bucket:
+    if re.match(USER_PATTERN, url.text):
         raise StoreSetupError(
             f"{url.scheme}:// urls take no user and password; credentials come from the environment"
         )
@@ -65,8 +68,8 @@ def unsupported(scheme: str) -> str:
     x:// is not a supported store: use a local path, s3:// or gs://
     """
     if scheme in UNSUPPORTED:
-        return f"{scheme}:// ({UNSUPPORTED[scheme]}) is not a supported store: {_ADVICE}"
-    return f"{scheme}:// is not a supported store: use a local path, s3:// or gs://"
+        return f"{scheme}:// ({UNSUPPORTED[scheme]}) is not a supported store: {_USE}; {_ADVICE}"
+    return f"{scheme}:// is not a supported store: {_USE}"
 
 
 def input_store_of(url: Url) -> InputStore:

@@ -21,6 +21,7 @@ from .csv_manifest import LARGEST_CSV_BYTES, check_utf8, parse_csv
 from .inputs import check_exists, list_inputs
 from .manifest_columns import check_columns
 from .parquet_manifest import read_parquet_manifest
+from .refusals import Refusal
 from .schemes import is_supported, unsupported
 from .storage import Storage
 from .url import USER_PATTERN, Url, is_folder, redact
@@ -128,9 +129,13 @@ def usage_errors(source: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        why = error.strerror or "it does not exist"
-        if why == "it does not exist" and not Url.parse(source).is_local and is_manifest(source):
-            why += "; if it is a folder of images, end its name with /"
+        why = error.strerror or Refusal.MISSING.text()
+        url = Url.parse(source)
+        if why == Refusal.MISSING.text():
+            if url.is_local and not url.local_path.is_absolute():
+                why = f"it does not exist in {Path.cwd()}; check its name"
+            elif not url.is_local and is_manifest(source):
+                why += "; if it is a folder of images, end its name with /"
         raise UsageError(f"{redact(source)}: {why}") from error
     except UnicodeEncodeError as error:
         raise UsageError(f"{redact(source)}: {error.object!a} is not valid text: rename it") from error
@@ -138,7 +143,10 @@ def usage_errors(source: str) -> Iterator[None]:
         raise UsageError(f"{redact(source)}: it is not UTF-8 ({error.reason}): save it as UTF-8") from error
     # ValueError: invalid JSON, a number of thousands of digits.
     except (RunError, pa.ArrowException, ValueError, RecursionError, OSError) as error:
-        raise UsageError(f"{redact(source)}: {' '.join(str(error).split())[:300]}") from error
+        why = " ".join(str(error).split())[:300]
+        # A store's failure names its URL.
+        named = isinstance(error, RunError) and redact(source) in why
+        raise UsageError(why if named else f"{redact(source)}: {why}") from error
 
 
 # Listings

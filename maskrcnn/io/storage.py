@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from ..errors import RunError
+from ..errors import RunError, UsageError
 from .local_store import TEMPORARY
 from .schemes import store_of
 from .store import Store
@@ -24,6 +24,7 @@ class Storage:
     it, with `/`, and never leave it.
 
     Raises:
+        UsageError: the URL names no folder, or is not UTF-8.
         RunError: every method, where the store fails; the message contains the action, the URL, and what to do.
     """
 
@@ -31,7 +32,9 @@ class Storage:
         root = Url.parse(url)
         store_of(root)
         if not root.path.strip("/") and not (root.is_local and root.path):
-            raise RunError(f"{os.fspath(url)!r} names no folder or bucket: name one")
+            raise UsageError(f"{os.fspath(url)!r} names no folder or bucket: name one")
+        if os.fspath(url).encode(errors="replace").decode() != os.fspath(url):
+            raise UsageError(f"{os.fspath(url)!a} is not UTF-8, as names in tables are: name another folder")
         path = str(root.local_path.absolute()) if root.is_local else root.key.rstrip("/")
         self._root: Final = Url(root.scheme, root.bucket, path)
         self.url: Final = self._root.text

@@ -9,15 +9,17 @@ input meets it.
 
 import contextlib
 import errno
+import logging
 import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ClassVar, Final
+from typing import Any, BinaryIO, ClassVar, Final, Self
 
 from ..errors import ItemError, RunError, StoreSetupError
+from .refusals import Refusal
 from .url import Url, redact
 
 
@@ -46,21 +48,37 @@ class Fault:
     lasting: bool = False
     """Whether it lasts until the user changes something, which the code does not say."""
 
+    @classmethod
+    def of(cls, refusal: Refusal, *, lasting: bool = False, **values: Any) -> Self:
+        """Return what the table of refusals says of a failure."""
+        return cls(refusal.code, refusal.text(**values), refusal.concerns_all, lasting)
 
-MISSING: Final = "it does not exist"
+
+class NotSetUpError(OSError):
+    """A client cannot be made, or cannot get its credentials: no fault of an object.
+
+    Attributes:
+        fault: that describes it.
+    """
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
 _OS_ERRORS: Final = {
-    errno.ENOENT: MISSING,
-    errno.EISDIR: "it is a folder or a device, not a file",
-    errno.EEXIST: "a file exists where a folder is needed",
+    errno.ENOENT: Refusal.MISSING.text(),
+    errno.EISDIR: "it is a folder or a device, not a file; name a file",
+    errno.EEXIST: "a file exists where a folder is needed; name another place",
     errno.ENOSPC: "the disk is full; free some space",
     errno.EFBIG: "the file is larger than the disk or `ulimit -f` allows",
     errno.EIO: "the device fails to read or write; check the disk",
     errno.EDQUOT: "the disk quota is used up; free some space",
-    errno.EROFS: "the file system is read-only",
+    errno.EROFS: "the file system is read-only; name another place, or mount it for writing",
     errno.EACCES: "permission denied; check the folder's owner and mode",
     errno.EPERM: "not permitted; check the folder's owner and mode",
-    errno.ENOTDIR: "a part of the path is a file, not a folder",
-    errno.ENAMETOOLONG: "the name is too long",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; correct the path",
+    errno.ENAMETOOLONG: "the name is too long; shorten it",
 }
 _LASTING: Final = (errno.EEXIST,)  # not EROFS: a disk that failed comes back
 _REFUSED: Final = ("access_denied", "archived", "not_found")
@@ -96,12 +114,16 @@ class InputStore(ABC):
     def failures(self) -> tuple[type[BaseException], ...]:
         """Return what the store's methods raise when they fail. ValueError: a malformed bucket or path."""
         loaded = [
-            getattr(sys.modules[module], name) for module, name in self.client_errors if module in sys.modules
+            getattr(sys.modules[module], name)
+            for module, name in self.client_errors
+            if sys.modules.get(module)
         ]
         return (OSError, ValueError, *loaded)
 
     def explain(self, error: BaseException, url: Url) -> Fault:
         """Describe one of `failures`."""
+        if isinstance(error, NotSetUpError):
+            return error.fault
         if isinstance(error, UnicodeEncodeError):
             return Fault("not_found", f"the name {error.object!a} is not UTF-8; rename it")
         code = "storage_error"
@@ -112,7 +134,7 @@ class InputStore(ABC):
             code = "access_denied"
         number = errno.ENOENT if isinstance(error, FileNotFoundError) else getattr(error, "errno", None)
         if number == errno.ENOENT and _ESCAPED.search(url.text):
-            return Fault(code, f"{MISSING}; its name, escaped here, is probably not UTF-8: rename it")
+            return Fault(code, "it does not exist; its name, escaped here, is probably not UTF-8: rename it")
         return Fault(code, _OS_ERRORS.get(number or 0) or one_line(error))
 
     @contextlib.contextmanager
@@ -142,7 +164,7 @@ class InputStore(ABC):
             kind = StoreSetupError if lasting or getattr(error, "errno", None) in _LASTING else RunError
             message = fault.message
             if isinstance(error, FileNotFoundError) and action == "write" and url.is_local:  # as in /proc
-                message = "no folder can be made there"
+                message = "no folder can be made there; name another place"
             raise kind(f"cannot {action} {url}: {message}") from error
 
 
@@ -210,3 +232,10 @@ def one_line(error: BaseException) -> str:
     """Return an exception's message in one line of at most 300 characters."""
     message = getattr(error, "strerror", None) or error  # without [Errno 5]
     return " ".join(str(message).split())[:300] or type(error).__name__
+
+
+def raised_and_not_logged(*loggers: str) -> None:
+    """Silence loggers that repeat, with a traceback, what their library raises; not those that the user set."""
+    for logger in map(logging.getLogger, loggers):
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.CRITICAL)

@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import Final, Self
 from urllib.parse import unquote
 
-USER_PATTERN: Final = r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*@"
-"""Matches a URL with a user or a password, which are refused: credentials come from the environment."""
+_NOT_ARN: Final = "(?:[^a/@:][^/@:]*|a(?:[^r/@:][^/@:]*)?|ar(?:[^n/@:][^/@:]*)?|arn[^/@:]+)"
+USER_PATTERN: Final = (
+    rf"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/]*@|{_NOT_ARN}:[^/@]*[^0-9/@][^/@]*/[^@]*@|{_NOT_ARN}:/[^@]*@)"
+)
+"""Matches a URL with a user or a password, which are refused: credentials come from the environment.
+
+Secret keys of S3 contain slashes, which belong to the password if its beginning is neither a port nor an ARN's. The
+pattern is one of Python and of RE2, which pyarrow uses.
+"""
 WEB_SCHEMES: Final = ("http", "https")
 _ACCESS_POINT: Final = re.compile(
     r"arn:[a-z0-9-]+:s3[a-z-]*:[a-z0-9-]*:[0-9]*:(outpost[/:][^/:]+[/:])?accesspoint[/:][^/]+"
@@ -159,8 +166,21 @@ def redact(text: str) -> str:
 
     >>> redact("https://host/a.jpg?X-Amz-Signature=0123"), redact("s3://bucket/what?.jpg")
     ('https://host/a.jpg', 's3://bucket/what?.jpg')
-    >>> redact("s3://KEY:SECRET@bucket/photos")
-    's3://…@bucket/photos'
+    >>> redact("s3://KEY:SECRET@bucket/photos"), redact("s3://KEY:SEC/RET@bucket/photos")
+    ('s3://…@bucket/photos', 's3://…@bucket/photos')
     """
-    shown = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@", r"\1…@", text)
+    shown = re.sub(USER_PATTERN, lambda match: f"{match[0].partition('://')[0]}://…@", text)
     return re.split(r"[?#]", shown, maxsplit=1)[0] if Url.parse(text).is_web else shown
+
+
+def redact_all(text: str) -> str:
+    """Return a text in which every URL is redacted, as in the message of another library.
+
+    >>> redact_all("cannot reach 'https://user:secret@host/a?token=1': https://host/b?token=2.")
+    "cannot reach 'https://…@host/a': https://host/b."
+    """
+    return _IN_TEXT.sub(lambda match: redact(match[1]) + match[2], text)
+
+
+_IN_TEXT: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s'\"`<>]*?)([.,:;)\]]*(?=[\s'\"`<>]|$))")
+"""A URL in a text, and the punctuation after it."""

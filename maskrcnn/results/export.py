@@ -8,11 +8,9 @@ import csv
 import hashlib
 import io
 import re
-import tempfile
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -33,6 +31,7 @@ from ..formats.coco_writer import (
 )
 from ..io.parquet import Part
 from ..io.storage import Storage
+from ..io.temporary import temporary_folder
 from ..masks.rle import rle_boxes_xywh
 from ..schema import INSTANCES
 from ..types import Category
@@ -107,8 +106,8 @@ def export_csv(run: Storage, parts: Sequence[Part], dest: str) -> int:
     """
     destination = _empty_destination(dest)
     count = 0
-    with tempfile.TemporaryDirectory(prefix="maskrcnn-") as folder:
-        local = Path(folder) / "instances.csv"
+    with temporary_folder() as folder:
+        local = folder / "instances.csv"
         with pacsv.CSVWriter(local, CSV) as writer:
             for part in parts:
                 names = _names(run, part)
@@ -143,8 +142,8 @@ def export_png_masks(
     destination = _empty_destination(dest)
     _check_labels_fit(run, parts)
     count = 0
-    with tempfile.TemporaryDirectory(prefix="maskrcnn-") as folder:
-        local = Path(folder) / "masks.csv"
+    with temporary_folder() as folder:
+        local = folder / "masks.csv"
         with local.open("w", encoding="utf-8", newline="") as text:
             index = csv.writer(text, lineterminator="\n")
             index.writerow(MASKS_COLUMNS)

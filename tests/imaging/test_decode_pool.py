@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -193,3 +194,20 @@ def test_callers_beyond_the_number_of_decoders_wait(decoders: Decoders) -> None:
     for thread in threads:
         thread.join()
     assert results == [(20, 30, 3)] * 12
+
+
+def test_ctrl_c_in_a_terminal_is_not_for_a_decoder_not_even_while_it_starts() -> None:
+    before = set(psutil.Process().children())
+
+    def interrupt() -> None:
+        while not (started := set(psutil.Process().children()) - before):
+            pass
+        for process in started:
+            process.send_signal(signal.SIGINT)
+
+    signals = threading.Thread(target=interrupt)
+    signals.start()
+    with Decoders(1) as decoders:
+        decoders.start(LIMITS)
+        signals.join()
+        assert decoders.decode(picture(), LIMITS).pixels.shape == (20, 30, 3)

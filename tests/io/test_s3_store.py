@@ -150,6 +150,13 @@ def test_the_region_that_an_answer_names(answer: dict[str, Any], region: str) ->
         ("SignatureDoesNotMatch", 403, "AWS_SECRET_ACCESS_KEY"),
         ("RequestExpired", 403, "clock of this machine"),
         ("AllAccessDisabled", 403, "administrator"),
+        ("UserSuspended", 403, "administrator"),
+        ("AccountProblem", 403, "administrator"),
+        ("InvalidPayer", 403, "administrator"),
+        ("UnauthorizedAccess", 403, "does not accept the credentials"),
+        ("InvalidSecurity", 403, "does not accept the credentials"),
+        ("RequestTimeTooSkewed", 403, "clock of this machine"),
+        ("NoSuchAccessPoint", 404, "no access point of this name; check its ARN"),
     ],
 )
 def test_credentials_that_are_refused_stop_everything(
@@ -160,24 +167,6 @@ def test_credentials_that_are_refused_stop_everything(
         pytest.raises(StoreSetupError, match=rf"{advice}.*\({code}\)"),
     ):
         read_input(URL, LIMIT)
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "words"),
-    [
-        ("AWS_PROFILE", "nobody", "nobody"),
-        ("AWS_REGION", "not a region", "not a region"),
-        ("AWS_ENDPOINT_URL", "nowhere", "nowhere"),
-        ("AWS_RETRY_MODE", "often", "often"),
-        ("AWS_MAX_ATTEMPTS", "many", "many"),
-    ],
-)
-def test_a_setting_that_the_client_refuses_stops_everything(
-    variable: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch, moto_server: S3Server
-) -> None:
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(StoreSetupError, match=rf"{words}.*check the variables AWS_"):
-        read_input(f"s3://{BUCKET}/a.png", LIMIT)
 
 
 def test_both_names_of_the_region_are_read(monkeypatch: pytest.MonkeyPatch, moto_server: S3Server) -> None:
@@ -226,7 +215,13 @@ def test_an_archive_tier_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         (403, "AccessDenied", "access_denied", "FSSPEC_S3_REQUESTER_PAYS"),
         (400, "KMS.DisabledException", "access_denied", r"KMS key .*\(KMS.DisabledException\)"),
         (404, "NoSuchBucket", "not_found", "there is no bucket 'photos'"),
-        (404, "NoSuchKey", "not_found", "it does not exist"),
+        (404, "NoSuchKey", "not_found", "it does not exist; check its name"),
+        (503, "SlowDown", "storage_error", r"too many requests; use fewer actors, .*\(SlowDown\)"),
+        (400, "ThrottlingException", "storage_error", "too many requests"),
+        (503, "ServiceUnavailable", "storage_error", r"fails, after 1 attempt; try again later \(Serv"),
+        (500, "InternalError", "storage_error", "fails, after 1 attempt; try again later"),
+        (403, "QuotaExceeded", "storage_error", "no room left; free some"),
+        (418, "Teapot", "storage_error", "look this answer up in its documentation: Teapot"),
     ],
 )
 def test_a_refusal_of_one_object_is_its_own(
@@ -235,6 +230,20 @@ def test_a_refusal_of_one_object_is_its_own(
     with (
         Refusing(status, code).serving(monkeypatch),
         pytest.raises(ItemError, match=rf"^{row}: .*{advice}"),
+    ):
+        read_input(URL, LIMIT)
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_gateway_that_fails_without_a_reason_has_words(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gateway(Refusing):
+        body = b"<html>Bad Gateway</html>"
+
+    with (
+        Gateway(status, "").serving(monkeypatch),
+        pytest.raises(ItemError, match=rf"storage_error: the store fails, .*; try again later \({status}\)"),
     ):
         read_input(URL, LIMIT)
 
@@ -333,3 +342,4 @@ def test_a_manifest_of_a_bucket_elsewhere_and_an_output_there_are_one_line(
             assert result.exit_code == 2, result.output
             [line] = [line for line in result.output.splitlines() if line.startswith("error:")]
             assert "set AWS_REGION=eu-west-1" in line
+            assert line.count("s3://") == 1, "the URL is said once"

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from moto.s3.models import s3_backends
 
-from maskrcnn.errors import ItemError, RunError
+from maskrcnn.errors import ItemError, RunError, UsageError
 from maskrcnn.io.inputs import list_inputs, read_input, stat_input
 from maskrcnn.io.schemes import store_of
 from maskrcnn.io.storage import Storage
@@ -432,8 +432,13 @@ def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
 
 @pytest.mark.parametrize("url", ["", "s3://", "memory://"])
 def test_a_store_has_a_name(url: str) -> None:
-    with pytest.raises(RunError, match="names no folder or bucket"):
+    with pytest.raises(UsageError, match="names no folder or bucket"):
         Storage(url)
+
+
+def test_a_store_whose_name_is_not_utf8_is_refused() -> None:
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        Storage("/data/caf\udce9")
 
 
 # What S3 does when it fails

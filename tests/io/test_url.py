@@ -1,13 +1,16 @@
 """A URL is parsed into its parts and back, and joined with names, without touching any store."""
 
 import pickle
+import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from maskrcnn.io.url import Url
+from maskrcnn.io.url import USER_PATTERN, Url, redact, redact_all
 
 SEGMENT = st.text(st.characters(exclude_characters="/", codec="utf-8"), min_size=1, max_size=6)
 
@@ -51,3 +54,44 @@ def test_parts(text: str, parts: tuple[str, str, str]) -> None:
 
 def test_a_path_object_is_a_local_path(tmp_path: Path) -> None:
     assert Url.parse(tmp_path / "a") == Url.parse(str(tmp_path / "a"))
+
+
+# Secrets
+
+
+WORD = st.text("abcXYZ0189-_.", min_size=1, max_size=6)
+PASSWORD = st.text("abcXYZ019+=/:?#", min_size=1, max_size=8).map(lambda text: f"{text}hush")
+
+
+@given(st.sampled_from(["s3", "gs", "https", "abfs", "ray"]), WORD, PASSWORD, WORD)
+def test_no_password_is_repeated(scheme: str, user: str, password: str, host: str) -> None:
+    """It may contain slashes, as the secret keys of S3 do."""
+    assume(not re.match(r"[0-9]*/", password))  # a port
+    url = f"{scheme}://{user}:{password}@{host}/a.jpg"
+    assert re.match(USER_PATTERN, url)
+    assert pc.match_substring_regex(pa.array([url]), USER_PATTERN).to_pylist() == [True]
+    assert "hush" not in redact(url)
+    assert "hush" not in redact_all(f"cannot read '{url}': refused by {url}.")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/a:b@c.jpg",
+        "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/photos/a@b.jpg",
+        "hdfs://host:8020/a@b.jpg",
+        "ray://host:10001",
+        "/data/a:b/c@d.jpg",
+        "photos/x@y",
+    ],
+)
+def test_what_is_no_password_stays(url: str) -> None:
+    assert redact(url) == redact_all(url) == url
+    assert not re.match(USER_PATTERN, url)
+    assert pc.match_substring_regex(pa.array([url]), USER_PATTERN).to_pylist() == [False]
+
+
+@given(WORD, st.text("abc=&?/;:.XYZ", max_size=8), st.sampled_from(["", ".", ":", "'", ": x", ", y"]))
+def test_no_query_of_the_web_is_repeated(path: str, query: str, after: str) -> None:
+    text = f"see https://host/{path}?{query}hush{after}"
+    assert redact_all(text) == f"see https://host/{path}{after}"

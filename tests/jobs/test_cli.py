@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
 from planted_images import write_planted
 
@@ -17,7 +20,7 @@ from maskrcnn.io.storage import Storage
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, list(arguments))
+    return CliRunner().invoke(main, list(arguments), prog_name="maskrcnn")
 
 
 @pytest.fixture
@@ -91,6 +94,77 @@ def test_weights_are_recorded_by_their_whole_path(
 def test_unknown_options_and_commands_name_the_nearest(images: Path) -> None:
     refused(run("segment", str(images), "out", "--min-scores", "0.1"), "--min-score")
     refused(run("segmnt", str(images), "out"), "segment")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--nonsense"], "error: no such option '--nonsense'. See `maskrcnn --help`"),
+        (["segmnt"], "error: no such command 'segmnt'. Did you mean 'segment'? See `maskrcnn --help`"),
+        (["segment"], "error: missing argument 'INPUT'. See `maskrcnn segment --help`"),
+        (["status", "a", "b"], "error: got unexpected extra argument (b) See `maskrcnn status --help`"),
+        (["plan", "a", "b", "--limit", "x"], "is not a valid integer. See `maskrcnn plan --help`"),
+        (["export", "a", "b", "--format", "x"], "See `maskrcnn export --help`"),
+    ],
+)
+def test_a_wrong_use_is_one_line_that_names_where_the_right_one_is_listed(
+    arguments: list[str], said: str
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.output.endswith(f"{said}\n")
+    assert result.output.startswith("error: ")
+    assert result.output.count("\n") == 1
+
+
+NONSENSE = st.sampled_from(["", "-1", "nan", "-inf", "1e400", "9" * 30, "x", "\0", "\udc80", ",", "é"])
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+@given(
+    option=st.sampled_from(
+        [
+            option
+            for option in main.commands["plan"].params
+            if isinstance(option, click.Option) and not option.is_flag
+        ]
+    ),
+    value=NONSENSE,
+)
+def test_nonsense_is_one_line(
+    option: click.Option, value: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Where it is accepted, the next error is that there is no such input."""
+    folder = tmp_path_factory.mktemp("nonsense")
+    model = [] if option.name == "model" else ["--model", "planted"]
+    window = (
+        ["--window", "64"] if option.name in ("overlap", "bands", "scale", "alpha", "max_windows") else []
+    )
+    nowhere = str(folder / "nowhere")
+    result = run("-q", "plan", nowhere, str(folder / "out"), *model, *window, f"{option.opts[0]}={value}")
+    assert result.exit_code == 2, result.output
+    assert result.output.startswith("error: ")
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("output", ["", "s3://", "file://", "caf\udce9"])
+@pytest.mark.parametrize(
+    "command",
+    [["status"], ["verify"], ["retry"], ["reduce"], ["gc"], ["show"], ["diff", "a"], ["export", "a"]],
+    ids=lambda command: command[0],
+)
+def test_an_output_without_a_name_is_one_line(command: list[str], output: str) -> None:
+    result = run(*command, output)
+    assert result.exit_code == 2, result.output
+    assert result.output.startswith("error: ")
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_has_a_help(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert result.output.startswith(f"Usage: maskrcnn {command} ")
 
 
 def test_an_output_that_holds_something_else(images: Path, tmp_path: Path) -> None:

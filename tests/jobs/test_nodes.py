@@ -26,6 +26,10 @@ def test_an_actor_by_default_fits_on_each_node_that_has_a_cpu_for_each_gpu(
     nodes: list[Node], device: str
 ) -> None:
     threads = default_threads(nodes, device)
+    if threads is None:
+        assert device == "cuda"
+        assert not any(node.gpus for node in nodes)
+        return
     assert 1 <= threads <= MAX_GPU_THREADS
     demand = Demand(threads, 1 if device == "cuda" else 0)
     for node in nodes:
@@ -63,6 +67,39 @@ def test_versions_are_compared_exactly() -> None:
     assert version_problem("0.2.0", "0.3.0") == (
         "it has maskrcnn-ray 0.2.0, and the command has 0.3.0: install the same version"
     )
+
+
+WAITING = """
+import sys
+
+import ray
+from maskrcnn.config import ResourceConfig
+from maskrcnn_jobs.driver.cluster import connected
+from maskrcnn_jobs.driver.nodes import Demand, missing_node, threads_on_this_node
+
+with connected({address!r}, ResourceConfig("cpu")):
+    print(missing_node(Demand(1, 1)), file=sys.__stdout__, flush=True)
+    share = ray.remote(num_cpus=1, num_gpus=1)(threads_on_this_node).remote()
+    print(ray.get(share), missing_node(Demand(3, 1)), missing_node(Demand(4, 1)), file=sys.__stdout__)
+"""
+
+
+@pytest.mark.ray
+def test_an_actor_that_waited_for_its_node_takes_the_share_of_that_node(ray_cluster: LocalCluster) -> None:
+    """The GPU is only announced to Ray, which then places on the node what needs one."""
+    environment = environment_without("RAY_") | ray_cluster.environment
+    command = [sys.executable, "-c", WAITING.format(address=ray_cluster.address)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        before = process.stdout.readline()
+        node = ray_cluster.start(["--address", ray_cluster.address, "--num-gpus", "1"], cpus=3)
+        try:
+            after, _ = process.communicate(timeout=100)
+        finally:
+            process.kill()
+            node.stop()
+    assert before == "a node with 1 CPU and 1 GPU\n"
+    assert after == "3 None a node with 4 CPUs and 1 GPU\n"
 
 
 @pytest.mark.ray

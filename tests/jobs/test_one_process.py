@@ -10,15 +10,25 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from commandline import maskrcnn_command, parts
-from maskrcnn_jobs.driver import node_worker
+from driver_processes import ended_process, write_driver
+from maskrcnn_jobs.commands.retry import run_retry
+from maskrcnn_jobs.driver import node_worker, where_to_run
+from maskrcnn_jobs.driver.driver_records import Driver, read_drivers
 from maskrcnn_jobs.driver.planning import Request, prepare
 from maskrcnn_jobs.driver.run import run_segment
-from maskrcnn_jobs.driver.where_to_run import MARKER, MAX_ROWS, check_resources, in_one_process
-from planned_run import finished_run, request_in
+from maskrcnn_jobs.driver.where_to_run import (
+    MAX_ROWS,
+    MAX_TABLE_ROWS,
+    Left,
+    check_resources,
+    in_one_process,
+)
+from planned_run import finished_run, process_shards, request_in
 
 import maskrcnn
 from maskrcnn.config import InferenceConfig, ResourceConfig
@@ -175,7 +185,9 @@ def test_an_interrupted_run_is_continued(tmp_path: Path, stop: signal.Signals) -
     _, said = driver.communicate(timeout=60)
     first = len(list(receipts.glob("*.json")))
     assert 1 <= first < 6
-    assert Storage(request.output).exists(MARKER) == (stop == signal.SIGKILL)
+    assert [driver.state for driver in read_drivers(Storage(request.output))] == (
+        ["ended"] if stop == signal.SIGKILL else []
+    )
     if stop == signal.SIGINT:
         assert driver.returncode == 3
         assert "repeat the same command" in said
@@ -183,9 +195,12 @@ def test_an_interrupted_run_is_continued(tmp_path: Path, stop: signal.Signals) -
     again = maskrcnn_command(*command, "--no-ray")
     assert again.returncode == 0, again.stderr
     assert "resuming the plan" in again.stderr
-    assert ("an earlier process ended" in again.stderr) == (stop == signal.SIGKILL)
+    assert ("an earlier process was killed while it computed images" in again.stderr) == (
+        stop == signal.SIGKILL
+    )
     assert len(list(receipts.glob("*.json"))) == 6
     assert parts(Path(request.output)) == expected
+    assert Storage(request.output).list("probes") == []
 
 
 # Failures
@@ -229,52 +244,126 @@ def test_a_store_that_fails_is_no_row(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(node_worker.ShardWorker, "run_shard", refuse)
     with pytest.raises(RunError, match="half of the images"):
         run_segment(request, HERE, None)
-    assert not Storage(request.output).exists(MARKER)
+    assert Storage(request.output).list("probes") == []
     assert Storage(request.output).list("receipts") == []
 
 
 # Which way is taken
 
 
-def planned(folder: Path, images: int) -> Storage:
-    folder.mkdir()
-    rows = "".join(f"{k:03}.png\n" for k in range(images))
-    (folder / "manifest.txt").write_text(rows)
-    request = replace(request_in(folder, 1), source=str(folder / "manifest.txt"))
-    prepare(request)
-    return Storage(request.output)
+def decided(
+    resources: ResourceConfig,
+    address: str | None = None,
+    rows: int = MAX_ROWS,
+    drivers: Sequence[Driver] = (),
+    total: int = MAX_ROWS,
+) -> bool:
+    return in_one_process(address, resources, Left(f"{rows} images", rows, total), drivers)
 
 
-def test_small_runs_need_no_ray(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_small_runs_need_no_ray(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    small, large = planned(tmp_path / "small", MAX_ROWS), planned(tmp_path / "large", MAX_ROWS + 1)
     auto = ResourceConfig()
     with caplog.at_level(logging.INFO):
-        assert in_one_process(small, None, auto)
+        assert decided(auto)
     assert f"{MAX_ROWS} images: running in this process, without Ray" in caplog.text
-    assert not in_one_process(large, None, auto)
-    assert in_one_process(large, None, HERE)
-    assert not in_one_process(small, None, ResourceConfig(ray=True))
-    assert not in_one_process(small, None, ResourceConfig(actors=1))
-    assert not in_one_process(small, "local", auto)
+    assert not decided(auto, rows=MAX_ROWS + 1)
+    assert decided(auto, rows=1, total=MAX_TABLE_ROWS)
+    assert not decided(auto, rows=1, total=MAX_TABLE_ROWS + 1)
+    assert decided(HERE, rows=MAX_ROWS + 1)
+    assert not decided(ResourceConfig(ray=True))
+    assert not decided(ResourceConfig(actors=1))
+    assert not decided(auto, "local")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    assert not in_one_process(small, None, auto)
-    assert in_one_process(small, None, HERE)
+    assert not decided(auto)
+    assert decided(HERE)
 
 
-def test_a_run_whose_process_died_is_continued_on_ray(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("changed", "here", "said", "said_without_ray"),
+    [
+        # Killed while it computed: by an image, perhaps.
+        ({"computing": True, "process": 0}, False, "running on Ray, which isolates", "leave out --no-ray"),
+        # Killed before its first image, or after its user had stopped it, or a driver of actors.
+        ({"computing": False, "process": 0}, True, "", ""),
+        ({"computing": True}, True, "is working on this run too", "is working on this run too"),
+        ({"computing": False}, True, "is working on this run too", "is working on this run too"),
+        (
+            {"computing": True, "machine": "x", "host": "b"},
+            False,
+            "a process on b began",
+            "a process on b began",
+        ),
+    ],
+)
+def test_what_an_earlier_process_was_doing_decides(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, Any],
+    here: bool,
+    said: str,
+    said_without_ray: str,
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    storage = planned(tmp_path / "run", 3)
-    storage.write(MARKER, b"1234")
+    if "process" in changed:
+        changed = changed | {"process": ended_process()}
+    write_driver(Storage(tmp_path), "earlier", **changed)
+    drivers = read_drivers(Storage(tmp_path))
+    with caplog.at_level(logging.WARNING if here else logging.INFO):
+        assert decided(ResourceConfig(), drivers=drivers) == here
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.text)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert decided(HERE, drivers=drivers)
+    assert said_without_ray in caplog.text
+    assert bool(said_without_ray) == bool(caplog.text)
+
+
+def test_what_is_left_decides_and_not_how_large_the_run_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(where_to_run, "MAX_ROWS", 5)
+    request = request_in(tmp_path)
+    prepare(request)
+    process_shards(Storage(request.output), 2)
     with caplog.at_level(logging.INFO):
-        assert not in_one_process(storage, None, ResourceConfig())
-        assert "running on Ray, which isolates images" in caplog.text
-        assert in_one_process(storage, None, HERE)
-    assert "leave out --no-ray" in caplog.text
+        run_segment(request, ResourceConfig(), None)
+    assert "3 images left: running in this process" in caplog.text
+    image = next(Path(request.source).glob("*.png"))
+    sound = image.read_bytes()
+    again = replace(request, output=str(tmp_path / "again"))
+    image.write_bytes(sound[:100])
+    run_segment(again, HERE, None)
+    image.write_bytes(sound)
+    with caplog.at_level(logging.INFO):
+        success = run_retry(again.output, None, "auto", ResourceConfig(), None)
+    assert "1 image: running in this process" in caplog.text
+    assert success is not None
+    assert success["counts"]["failed"] == 0
+
+
+@pytest.mark.slow
+def test_after_ctrl_c_twice_no_image_is_suspected(tmp_path: Path) -> None:
+    """While an image is computed, and while the model is loaded."""
+    _, request = both(tmp_path, images=2)
+    command = ["segment", request.source, request.output, "--model", "planted:30"]
+    for computing in (False, True):
+        with subprocess.Popen(
+            [sys.executable, "-m", "maskrcnn_jobs", *command], stderr=subprocess.PIPE, text=True
+        ) as process:
+            storage = Storage(request.output)
+            while not any(driver.computing >= computing for driver in read_drivers(storage)):
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=20)
+        assert process.returncode == 3, said
+        assert not any(driver.computing for driver in read_drivers(storage))
 
 
 def test_contradictions_are_refused() -> None:
@@ -290,7 +379,7 @@ def test_contradictions_are_refused() -> None:
 def test_what_was_begun_without_ray_is_continued_with_ray(tmp_path: Path) -> None:
     expected, request = both(tmp_path)
     prepare(request)
-    Storage(request.output).write(MARKER, b"1234")
+    write_driver(Storage(request.output), "killed", computing=True, process=ended_process())
     done = maskrcnn_command("segment", request.source, request.output, "--model", "planted", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["images"] == 7

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from maskrcnn_jobs.driver import one_process, planning, run
+from maskrcnn_jobs.driver.driver_records import read_drivers
 from maskrcnn_jobs.driver.planning import Request, prepare
 from planned_run import process_shards, request_in
 
@@ -149,12 +150,12 @@ def test_a_command_that_ends_before_its_first_shard_leaves_no_mark(
     """Where a wrong device, a dead cluster or Ctrl-C ended it."""
 
     def dies(*_: Any) -> None:
-        assert planning.is_driven(Storage(request_.output))
+        assert [driver.state for driver in read_drivers(Storage(request_.output))] == ["working"]
         raise RunError("no cluster")
 
     with pytest.raises(RunError, match="no cluster"):
         run.run_shards(request_, prepare(request_), ResourceConfig("cpu", actors=1), dies)
-    assert not planning.is_driven(Storage(request_.output))
+    assert read_drivers(Storage(request_.output)) == []
     assert prepare(other(request_, limit=3)).rows == 3
 
 

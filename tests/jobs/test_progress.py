@@ -54,6 +54,14 @@ def test_the_line_says_how_far_and_how_fast() -> None:
     )
 
 
+def test_what_no_actor_can_start_without_is_named() -> None:
+    progress = Progress(1000, 0, io.StringIO(), clock=Clock())
+    progress.show(actors=(0, 4), waiting_for="a node with 8 CPUs and 1 GPU")
+    assert progress.line().endswith(", waiting for a node with 8 CPUs and 1 GPU, 0 actors")
+    progress.show(actors=(0, 4))
+    assert "waiting for the first of 4 actors to load the model" in progress.line()
+
+
 def test_images_of_a_running_shard_count_as_they_are_done() -> None:
     """A shard of 1,000 images takes 20 minutes on a CPU."""
     clock = Clock()

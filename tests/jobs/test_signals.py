@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM and a closed terminal stop a run in order; a second Ctrl-C ends it at once."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from commandline import maskrcnn_command
+from maskrcnn_jobs.commands import terminal
 from maskrcnn_jobs.commands.signals import descendants
+from maskrcnn_jobs.driver.progress import CLEAR
 from planted_images import write_planted
 
 import maskrcnn
@@ -122,3 +125,47 @@ def test_descendants_are_found_at_any_depth() -> None:
         assert set(found) < set(descendants(os.getpid()))
         os.kill(found[0], signal.SIGKILL)
     assert descendants(parent.pid) == []
+
+
+# Before the command does anything
+
+INTERRUPTED_AT = """
+import atexit, os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+
+module, twice = sys.argv[1:3]
+if twice == "twice":
+    atexit.register(os.kill, os.getpid(), signal.SIGINT)  # registered first, called last
+sys.meta_path.insert(0, Finder())
+from maskrcnn_jobs.__main__ import main
+sys.argv[1:] = ["status", "nowhere"]
+main()
+"""
+"""`maskrcnn status nowhere`, to which Ctrl-C comes when a module is imported, and again when Python ends."""
+
+
+@pytest.mark.parametrize("twice", ["once", "twice"])
+@pytest.mark.parametrize("module", ["click", "maskrcnn_jobs.commands.verify", "pyarrow"])
+def test_ctrl_c_while_modules_are_imported_is_one_line_too(module: str, twice: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_AT, module, twice], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == "stopped: interrupted; to continue `segment` or `train`, repeat the same command\n"
+    assert (done.returncode, done.stdout) == (3, "")
+
+
+def test_a_line_stands_on_its_own_where_a_terminal_shows_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    main_end, sub_end = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(sub_end, "w") as stream:
+        stream.write("3/7 images (42 %)")
+        stream.flush()
+        monkeypatch.setattr(sys, "stderr", stream)
+        terminal.write_error("stopped at once")
+        monkeypatch.undo()
+    assert os.read(main_end, 200).decode() == f"3/7 images (42 %){CLEAR}stopped at once\r\n"
+    os.close(main_end)

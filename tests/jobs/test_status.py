@@ -1,9 +1,11 @@
 """`status` and `gc`: how far a run is, and what may be removed when it is finished; without Ray."""
 
+import os
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from driver_processes import ended_process, write_driver
 from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.commands.gc import collect_garbage
 from maskrcnn_jobs.commands.status import run_status
@@ -48,14 +50,25 @@ def test_status_follows_a_run_to_its_end(request_: Request) -> None:
     assert facts["counts"]["images"] == 7
 
 
+def waits_for(output: str) -> str:
+    shown = CliRunner().invoke(main, ["status", output]).output.splitlines()
+    assert shown[0].startswith("unfinished: 0 of 7 images, 0 of 4 shards; planned ")
+    return shown[1].removeprefix("waiting for ")
+
+
 def test_status_says_whether_a_command_works_on_the_run(request_: Request) -> None:
     plan, storage = prepare(request_), Storage(request_.output)
+    none = "4 shards: no command is working on it; repeat its `maskrcnn segment` to continue"
+    assert waits_for(request_.output) == none
+    write_driver(storage, "killed", process=ended_process())
+    assert waits_for(request_.output) == none
+    write_driver(storage, "elsewhere", host="node-7", machine="node-7 x", begun="2026-11-30T08:00:00+00:00")
+    assert waits_for(request_.output) == (
+        "4 shards: a command on node-7 is working on it since 2026-11-30T08:00:00+00:00; "
+        "if it was killed, repeat its `maskrcnn segment`"
+    )
     mark_begun(storage, plan, "probes/0123")
-    shown = CliRunner().invoke(main, ["status", request_.output]).output.splitlines()
-    assert shown[0].startswith("unfinished: 0 of 7 images, 0 of 4 shards; planned ")
-    assert shown[1:] == [
-        "waiting for 4 shards: a command is working on it; if that was killed, repeat its `maskrcnn segment`"
-    ]
+    assert waits_for(request_.output) == f"4 shards: a command is working on it, process {os.getpid()}"
 
 
 def test_where_nothing_is_left_to_run_every_file_is_looked_for(request_: Request) -> None:

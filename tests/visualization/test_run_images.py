@@ -536,3 +536,21 @@ def test_an_image_without_detections_is_drawn_too(tmp_path: Path) -> None:
 
 def test_detections_are_passed_through() -> None:
     assert isinstance(as_detections(ONE, (HEIGHT, WIDTH)), Detections)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--image", "caf\udce9.png", r"--image 'caf\udce9.png' is not UTF-8"),
+        ("--where", "name = 'caf\udce9'", "--where \"name = 'caf\\udce9'\" is not UTF-8"),
+        ("--each", "caf\udce9", r"--each 'caf\udce9' is not UTF-8"),
+        ("--worst", "9" * 30, "is not in the range 1<=x<=1000000"),
+    ],
+)
+def test_a_text_or_number_that_no_run_can_hold_is_one_line(
+    run: str, option: str, value: str, said: str
+) -> None:
+    ran = cli(run, option, value)
+    assert ran.exit_code == 2
+    assert said in ran.stderr
+    assert ran.stderr.count("\n") == 1
