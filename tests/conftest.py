@@ -91,7 +91,7 @@ def free_port(*offsets: int) -> int:
 
 @pytest.fixture(autouse=True)
 def command_log() -> None:
-    """Reset the level of the commands' log, which a command that a test or a fixture calls sets for all of the process."""
+    """Reset the level of the commands' log, which a command that a test calls sets for all of the process."""
     logging.getLogger("maskrcnn").setLevel(logging.NOTSET)
 
 
