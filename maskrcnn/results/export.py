@@ -172,8 +172,7 @@ def label_map(
         (height, width), uint8 if N <= 255, else uint16: the number of the mask from 1, or 0.
     """
     # Column-major, like run lengths. The time depends on the pixels of the masks, not on those of the image.
-    kind: type[np.uint8] | type[np.uint16] = np.uint8 if len(rles) <= 255 else np.uint16
-    columns: NDArray[np.uint8] | NDArray[np.uint16] = np.zeros(height * width, kind)
+    columns: Any = np.zeros(height * width, np.uint8 if len(rles) <= 255 else np.uint16)
     for last in range(len(rles), 0, -_DRAWN_AT_ONCE):
         first = max(last - _DRAWN_AT_ONCE, 0)
         spans = read_spans([_counts(rle) for rle in rles[first:last]], height, width)
