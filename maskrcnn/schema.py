@@ -123,6 +123,34 @@ PIECES: Final = pa.schema(
 )
 """One row per detection in a window, in window coordinates, with the object (`instances.instance`) it is part of."""
 
+
+def _without_masks(schema: pa.Schema) -> pa.Schema:
+    """Return a schema whose columns of the mask may be null."""
+    for name, nullable in _NO_MASK.items():
+        schema = schema.set(schema.get_field_index(name), _field(name, nullable, null=True))
+    return schema
+
+
+_NO_MASK: Final = {
+    # Parquet's writer accepts a null struct only if its fields are nullable.
+    "mask_box": pa.struct([field.with_nullable(nullable=True) for field in _MASK_BOX]),
+    "segmentation": pa.struct([field.with_nullable(nullable=True) for field in _SEGMENTATION]),
+}
+"""The columns of the mask, which are null throughout in runs of models that detect boxes only."""
+_BOX_INSTANCES: Final = _without_masks(INSTANCES)
+_BOX_PIECES: Final = _without_masks(PIECES)
+
+
+def instances_schema(*, masks: bool) -> pa.Schema:
+    """Return the schema of `instances`: `INSTANCES`, or without masks, where `segmentation` and `mask_box` are null."""
+    return INSTANCES if masks else _BOX_INSTANCES
+
+
+def pieces_schema(*, masks: bool) -> pa.Schema:
+    """Return the schema of `pieces`, as `instances_schema`."""
+    return PIECES if masks else _BOX_PIECES
+
+
 ITEMS: Final = pa.schema(
     [
         *MANIFEST,
@@ -211,8 +239,17 @@ def instances_table(
     results: Sequence[ImageResult],
     categories: Sequence[Category],
     ids_per_image: int = INSTANCES_PER_IMAGE,
+    *,
+    masks: bool = True,
 ) -> pa.Table:
-    """Return the rows of `instances`: `labels` become `category_id`, and `masks` become `segmentation`."""
+    """Return the rows of `instances`: `labels` become `category_id`, and `masks` become `segmentation`.
+
+    Args:
+        results: of any images.
+        categories: of the model.
+        ids_per_image: the number of ids reserved for each image.
+        masks: whether the model detects masks; else their columns are null.
+    """
     found = [(r, r.detections) for r in results if r.detections is not None]
     counts = np.array([len(d) for _, d in found], dtype=np.int64)
     rows = np.repeat(np.array([r.row for r, _ in found], dtype=np.int64), counts)
@@ -224,20 +261,19 @@ def instances_table(
 
     boxes = column("boxes", np.empty((0, 4), np.float32))
     labels = column("labels", np.empty(0, np.int32))
-    sizes = column("mask_sizes", np.empty((0, 2), np.int32))
-    masks = [counts_.decode("ascii") for _, d in found for counts_ in d.masks]
+    schema = instances_schema(masks=masks)
 
     # The same dictionary for all shards, so that the dictionaries of the parts are equal.
     order = {category.id: position for position, category in enumerate(categories)}
     dictionary = pa.array([category.name for category in categories], pa.string())
     codes = pa.array([order[int(label)] for label in labels], pa.int32())
-    size_offsets = pa.array(np.arange(0, 2 * len(labels) + 1, 2, dtype=np.int32))
-    segmentation = pa.StructArray.from_arrays(
-        [
-            pa.ListArray.from_arrays(size_offsets, pa.array(sizes.ravel(), pa.int32()), type=_SIZE),
-            pa.array(masks, pa.string()),
-        ],
-        fields=list(_SEGMENTATION),
+    mask_boxes, segmentation = (
+        (
+            _struct(column("mask_boxes", np.empty((0, 4), np.int32)), _MASK_BOX),
+            _segmentation([d for _, d in found]),
+        )
+        if masks
+        else (pa.nulls(len(labels), _NO_MASK[name]) for name in ("mask_box", "segmentation"))
     )
     arrays = [
         pa.array(rows * ids_per_image + instance + 1),
@@ -248,12 +284,25 @@ def instances_table(
         pa.array(column("scores", np.empty(0, np.float32))),
         _struct(boxes, _BOX),
         pa.array(column("areas", np.empty(0, np.int64))),
-        _struct(column("mask_boxes", np.empty((0, 4), np.int32)), _MASK_BOX),
+        mask_boxes,
         segmentation,
         _frames([d for _, d in found]),
         pa.array(column("touches_border", np.empty(0, np.bool_))),
     ]
-    return pa.table(arrays, schema=INSTANCES)
+    return pa.table(arrays, schema=schema)
+
+
+def _segmentation(found: Sequence[Detections]) -> pa.StructArray:
+    sizes = np.concatenate([np.empty((0, 2), np.int32), *(d.mask_sizes for d in found)])
+    offsets = pa.array(np.arange(0, 2 * len(sizes) + 1, 2, dtype=np.int32))
+    masks = [counts.decode("ascii") for d in found for counts in d.masks or ()]
+    return pa.StructArray.from_arrays(
+        [
+            pa.ListArray.from_arrays(offsets, pa.array(sizes.ravel(), pa.int32()), type=_SIZE),
+            pa.array(masks, pa.string()),
+        ],
+        fields=list(_SEGMENTATION),
+    )
 
 
 def _frames(found: Sequence[Detections]) -> pa.StructArray:
@@ -270,13 +319,17 @@ def detections_of(image: dict[str, Any], instances: pa.Table) -> Detections:
         image: its row of `images`.
         instances: its rows of `instances`, in their order.
     """
+    boxes, labels = _unstruct(instances["box"]), instances["category_id"].to_numpy()
+    scores, size = instances["score"].to_numpy(), (image["height"], image["width"])
+    if len(instances) and instances["segmentation"].null_count:
+        return Detections.of_boxes(*size, boxes, labels, scores, capped=image["capped"])
     counts = instances["segmentation"].combine_chunks().field("counts")
     return Detections(
-        height=image["height"],
-        width=image["width"],
-        boxes=_unstruct(instances["box"]),
-        labels=instances["category_id"].to_numpy(),
-        scores=instances["score"].to_numpy(),
+        height=size[0],
+        width=size[1],
+        boxes=boxes,
+        labels=labels,
+        scores=scores,
         masks=tuple(text.encode("ascii") for text in counts.to_pylist()),
         areas=instances["area"].to_numpy(),
         mask_boxes=_unstruct(instances["mask_box"]),

@@ -48,12 +48,13 @@ class Detections:
     """(N,) category ids."""
     scores: NDArray[np.float32]
     """(N,) in [0, 1]."""
-    masks: tuple[bytes, ...]
-    """N COCO compressed RLE strings of the whole image."""
+    masks: tuple[bytes, ...] | None
+    """N COCO compressed RLE strings of the whole image; None: the model detects boxes only."""
     areas: NDArray[np.int64]
-    """(N,) number of mask pixels."""
+    """(N,) number of mask pixels; without masks, of the box, rounded."""
     mask_boxes: NDArray[np.int32]
-    """(N, 4) xmin, ymin, xmax, ymax of the mask's pixels, the last two exclusive; zeros for an empty mask."""
+    """(N, 4) xmin, ymin, xmax, ymax of the mask's pixels, the last two exclusive; zeros for an empty mask. Without
+    masks, of the pixels that the box covers, wholly or partly."""
     capped: bool
     """Whether the limit on detections was reached, so that some with lower scores may be missing."""
     frames: NDArray[np.int32] | None = None
@@ -65,7 +66,7 @@ class Detections:
         return f"<Detections: {plural(len(self), 'instance')} in an image of {self.height} x {self.width} pixels>"
 
     def __post_init__(self) -> None:
-        n = len(self.masks)
+        n = len(self.labels if self.masks is None else self.masks)
         expected: tuple[tuple[str, tuple[int, ...], type], ...] = (
             ("boxes", (n, 4), np.float32),
             ("labels", (n,), np.int32),
@@ -80,14 +81,12 @@ class Detections:
                 raise ValueError(f"{name}: {column.dtype}{column.shape}, expected {dtype.__name__}{shape}")
 
     def __len__(self) -> int:
-        return len(self.masks)
+        return len(self.labels)
 
     @property
     def touches_border(self) -> NDArray[np.bool_]:
-        """(N,) whether the mask touches the image's border."""
-        xmin, ymin, xmax, ymax = self.mask_boxes.T
-        touching = (xmin == 0) | (ymin == 0) | (xmax == self.width) | (ymax == self.height)
-        return np.asarray(touching & (xmax > 0))
+        """(N,) whether the mask touches the image's border; without masks, whether the box does."""
+        return touching_border(self.mask_boxes, self.height, self.width)
 
     @property
     def mask_sizes(self) -> NDArray[np.int32]:
@@ -95,6 +94,30 @@ class Detections:
         if self.frames is not None:
             return self.frames[:, [3, 2]]
         return np.tile(np.array([self.height, self.width], np.int32), (len(self), 1))
+
+    @staticmethod
+    def of_boxes(
+        height: int,
+        width: int,
+        boxes: NDArray[np.float32],
+        labels: NDArray[np.int32],
+        scores: NDArray[np.float32],
+        *,
+        capped: bool,
+    ) -> "Detections":
+        """Return detections without masks, whose areas and pixels are those of their boxes."""
+        areas, pixels = areas_of_boxes(boxes), pixels_of_boxes(boxes, height, width)
+        return Detections(
+            height=height,
+            width=width,
+            boxes=boxes,
+            labels=labels,
+            scores=scores,
+            masks=None,
+            areas=areas,
+            mask_boxes=pixels,
+            capped=capped,
+        )
 
     @staticmethod
     def empty(height: int, width: int) -> "Detections":
@@ -118,16 +141,58 @@ class Detections:
             boxes=self.boxes[indices],
             labels=self.labels[indices],
             scores=self.scores[indices],
-            masks=tuple(self.masks[i] for i in indices.tolist()),
+            masks=None if self.masks is None else tuple(self.masks[i] for i in indices.tolist()),
             areas=self.areas[indices],
             mask_boxes=self.mask_boxes[indices],
             frames=None if self.frames is None else self.frames[indices],
         )
 
+    @property
+    def counts(self) -> tuple[bytes, ...]:
+        """The `masks` of a model that detects them.
+
+        Raises:
+            ValueError: there are boxes only.
+        """
+        if self.masks is None:
+            raise ValueError("the model detects boxes only: there are no masks")
+        return self.masks
+
     def rles(self) -> list[dict[str, Any]]:
-        """Return the masks in the form of `pycocotools.mask`: [{"size": [height, width], "counts": bytes}]."""
+        """Return the masks in the form of `pycocotools.mask`: [{"size": [height, width], "counts": bytes}].
+
+        Raises:
+            ValueError: there are boxes only.
+        """
         sizes = self.mask_sizes.tolist()
-        return [{"size": size, "counts": counts} for size, counts in zip(sizes, self.masks, strict=True)]
+        return [{"size": size, "counts": counts} for size, counts in zip(sizes, self.counts, strict=True)]
+
+
+def areas_of_boxes(boxes: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return the areas of (N, 4) boxes in pixels, (N,), rounded."""
+    sides = np.maximum(boxes[:, 2:].astype(np.float64) - boxes[:, :2], 0)
+    areas: NDArray[np.int64] = np.rint(sides.prod(axis=1)).astype(np.int64)
+    return areas
+
+
+def pixels_of_boxes(boxes: NDArray[np.float32], height: Any, width: Any) -> NDArray[np.int32]:
+    """Return the pixels that boxes cover wholly or partly, (N, 4): xmin, ymin, xmax, ymax, the last two exclusive.
+
+    Args:
+        boxes: (N, 4), pixels of an image.
+        height: of the image, or (N,) of the image of each.
+        width: likewise.
+    """
+    corners = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1)
+    limits = np.stack(np.broadcast_arrays(width, height, width, height), axis=-1)
+    pixels: NDArray[np.int32] = np.clip(corners, 0, limits).astype(np.int32)
+    return pixels
+
+
+def touching_border(pixels: NDArray[np.int32], height: Any, width: Any) -> NDArray[np.bool_]:
+    """Return which boxes of pixels, (N, 4), the last two sides exclusive, touch the border of their image."""
+    xmin, ymin, xmax, ymax = pixels.T
+    return np.asarray(((xmin == 0) | (ymin == 0) | (xmax == width) | (ymax == height)) & (xmax > 0))
 
 
 def detection_order(
@@ -143,6 +208,11 @@ class Segmenter(Protocol):
     @property
     def categories(self) -> tuple[Category, ...]:
         """The categories that it can detect."""
+        ...
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether its detections have masks; else they have boxes only."""
         ...
 
     @property

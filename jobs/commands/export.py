@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from maskrcnn.errors import plural
+from maskrcnn.errors import UsageError, plural
 
 
 @click.command()
@@ -37,11 +37,14 @@ def run_export(output: str, destination: str, form: Any) -> tuple[int, str]:
     import maskrcnn
     from maskrcnn.io.storage import Storage
     from maskrcnn.pipeline.plan import PLAN, no_run, read_plans
-    from maskrcnn.pipeline.success import coco_info, parts_of
+    from maskrcnn.pipeline.success import coco_info, detects_masks, parts_of
     from maskrcnn.results.export import export_coco, export_csv, export_png_masks
     from maskrcnn.results.part_checks import check_tables, reading
 
     run = maskrcnn.open_run(output)
+    masks = detects_masks(run.info)
+    if form == "png-masks" and not masks:
+        raise UsageError(f"{output} has boxes without masks: export it as coco, csv, geojson or gpkg")
     check_tables(run.url, run.info, run.success)
     storage, parts = Storage(run.url), parts_of(run.success)
     polygons = [part["path"] for part in run.success["parts"].get("geo", [])]
@@ -50,7 +53,7 @@ def run_export(output: str, destination: str, form: Any) -> tuple[int, str]:
             if not (plans := read_plans(storage)):
                 raise no_run(output, PLAN)
             info = coco_info(run.info, plans[0])
-            return export_coco(storage, parts, run.categories, destination, info), "annotation"
+            return export_coco(storage, parts, run.categories, destination, info, masks=masks), "annotation"
         if form in ("geojson", "gpkg"):
             from maskrcnn.formats.geojson_geopackage import export_vector
 

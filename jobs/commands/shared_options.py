@@ -33,8 +33,8 @@ _INFERENCE = [
         "--model",
         default="coco",
         show_default=True,
-        help="coco, coco-v1, scenes (embedded; knows only generated scenes), or the path or URL of a "
-        ".safetensors file or a .pth state dict.",
+        help="coco, coco-v1, scenes (embedded; knows only generated scenes), a detector of torchvision by name, or the "
+        "path or URL of a .safetensors file or a .pth state dict.",
     ),
     labels_option,
     click.option(

@@ -334,6 +334,7 @@ def _model_entry(card: ModelCard) -> dict[str, Any]:
         "categories": [{"id": category.id, "name": category.name} for category in card.categories],
         "min_size": card.min_size,
         "max_size": card.max_size,
+        "masks": card.has_masks,
     }
 
 

@@ -23,7 +23,7 @@ from ..formats.coco_findings import EXAMPLES, log_findings, summary_of_errors
 from ..formats.coco_reader import CocoFile, CocoImages, read_coco
 from ..io.parquet import Part, read_table, write_table
 from ..io.storage import Storage
-from ..pipeline.success import RunAll, parts_of, run_here
+from ..pipeline.success import RunAll, detects_masks, parts_of, run_here
 from ..results.part_checks import check_tables, reading
 from ..results.run import Run, open_run
 from .alignment import PairedCategories, PairedImages, pair_categories, pair_images
@@ -123,8 +123,8 @@ def evaluate_run(
         file.images, listed["image_id"].to_pylist(), listed["name"].to_pylist(), ids_given=ids_given
     )
     _check_missing(file.images, paired, options)
-    has_masks = file.has_masks
-    annotations = _annotations(file, _sizes(file.images, paired, listed))
+    has_masks = file.has_masks and detects_masks(run.info)
+    annotations = _annotations(file, _sizes(file.images, paired, listed), masks=has_masks)
     used = set(np.unique(annotations["category"].to_numpy()).tolist())
     categories = pair_categories(
         file.categories,
@@ -135,6 +135,9 @@ def evaluate_run(
         class_agnostic=options.class_agnostic,
     )
     terms = Terms(categories.of_run, len(categories.names), options.max_dets, has_masks)
+    if not has_masks:
+        lacking = "the model detects no masks" if file.has_masks else "the ground truth has no segmentations"
+        log.warning("%s: only boxes are evaluated", lacking)
     _log_differences(file, paired, listed)
     order = image_order(file.images, parts, paired)
     shares = Shares(storage, f"{FOLDER}/ground-truth-{uuid.uuid4().hex}", order)
@@ -153,10 +156,10 @@ def evaluate_run(
         storage.remove_tree(shares.folder)
 
 
-def _annotations(file: CocoFile, sizes: NDArray[np.int64]) -> pa.Table:
+def _annotations(file: CocoFile, sizes: NDArray[np.int64], *, masks: bool) -> pa.Table:
     """Return the annotations that can be used, and log what is wrong with the others."""
     before = {finding.kind for finding in file.findings.listed()}
-    count, masks = file.n_annotations, file.has_masks
+    count = file.n_annotations
     annotations = file.read_annotations(sizes, masks=masks)
     if masks:
         empty = annotations["number"].filter(pc.equal(annotations["mask_area"], 0))
@@ -222,8 +225,6 @@ def _log_differences(file: CocoFile, paired: PairedImages, listed: pa.Table) -> 
             some,
             "; …" if len(other) > EXAMPLES else "",
         )
-    if not file.has_masks:
-        log.warning("the ground truth has no segmentations: only boxes are evaluated")
 
 
 def _other_sizes(images: CocoImages, paired: PairedImages, listed: pa.Table) -> NDArray[np.int64]:

@@ -37,7 +37,7 @@ THREADS: Final = 2
 
 _IMAGE_COLUMNS: Final = ("image_id", "name", "status", "width", "height")
 ANNOTATION_COLUMNS: Final = (
-    "id", "image_id", "category_id", "score", "area", "mask_box", "segmentation", "frame",
+    "id", "image_id", "category_id", "score", "area", "box", "mask_box", "segmentation", "frame",
 )  # fmt: skip
 _TABLE_ROWS: Final = 2**14
 
@@ -53,6 +53,8 @@ class CocoFile:
     parts: tuple[Part, ...]
     suffix: str = ""
     """Distinguishes the files of a large run; empty where there is one of each."""
+    iou_types: tuple[IouType, ...] = IOU_TYPES
+    """Of the files of results: boxes, and masks if the model detects them."""
 
     @property
     def dataset_target(self) -> str:
@@ -66,10 +68,10 @@ class CocoFile:
     @property
     def targets(self) -> tuple[str, ...]:
         """All paths, in the order in which they are written."""
-        return (self.dataset_target, *map(self.results_target, IOU_TYPES))
+        return (self.dataset_target, *map(self.results_target, self.iou_types))
 
 
-def plan_files(parts: Sequence[Part], mode: str) -> list[CocoFile]:
+def plan_files(parts: Sequence[Part], mode: str, *, masks: bool = True) -> list[CocoFile]:
     """Return the COCO files of a run; each can be written separately, by `write_dataset` and `write_results`.
 
     Args:
@@ -78,6 +80,8 @@ def plan_files(parts: Sequence[Part], mode: str) -> list[CocoFile]:
             `MAX_ANNOTATIONS`; above it, one for each group of consecutive parts that stays below it. A larger
             part is a group of its own, because the images of a part are not divided.
 
+        masks: whether the model detects masks.
+
     Raises:
         UsageError: the mode is unknown.
     """
@@ -85,8 +89,9 @@ def plan_files(parts: Sequence[Part], mode: str) -> list[CocoFile]:
         raise UsageError(f"--coco {mode!r} is unknown: use one of {', '.join(MODES)}")
     if mode == "never":
         return []
+    iou_types: tuple[IouType, ...] = IOU_TYPES if masks else ("bbox",)
     if mode == "always" or sum(part.n_instances for part in parts) <= MAX_ANNOTATIONS:
-        return [CocoFile(tuple(parts))]
+        return [CocoFile(tuple(parts), iou_types=iou_types)]
 
     groups: list[list[Part]] = []
     n_annotations = 0
@@ -97,7 +102,7 @@ def plan_files(parts: Sequence[Part], mode: str) -> list[CocoFile]:
         else:
             groups.append([part])
             n_annotations = part.n_instances
-    return [CocoFile(tuple(group), f"-{number:05d}") for number, group in enumerate(groups)]
+    return [CocoFile(tuple(group), f"-{number:05d}", iou_types) for number, group in enumerate(groups)]
 
 
 def write_dataset(
@@ -112,7 +117,7 @@ def write_dataset(
     """Write the COCO dataset form of some parts, and return the number of its annotations.
 
     Images that failed are left out. An annotation keeps its `score`, and `iscrowd` is 0. An empty mask has
-    area 0 and bbox [0, 0, 0, 0].
+    area 0 and bbox [0, 0, 0, 0]. Without masks, `bbox` is the model's box, and there is no `segmentation`.
 
     Args:
         storage: the run.
@@ -251,6 +256,8 @@ def _image_rows(batch: pa.RecordBatch) -> pa.LargeStringArray:
 
 
 def _annotation_rows(batch: pa.RecordBatch) -> pa.LargeStringArray:
+    if batch["segmentation"].null_count:
+        return _box_annotation_rows(batch)
     xmin, ymin, xmax, ymax = batch["mask_box"].flatten()
     return _joined(
         ',\n{"id":', batch["id"], _repeating(',"image_id":', batch["image_id"], ',"category_id":'),
@@ -260,13 +267,25 @@ def _annotation_rows(batch: pa.RecordBatch) -> pa.LargeStringArray:
     )  # fmt: skip
 
 
+def _box_annotation_rows(batch: pa.RecordBatch) -> pa.LargeStringArray:
+    return _joined(
+        ',\n{"id":', batch["id"], _repeating(',"image_id":', batch["image_id"], ',"category_id":'),
+        _repeating("", batch["category_id"], ""), ',"area":', batch["area"],
+        *_bbox(batch), '],"iscrowd":0,"score":', batch["score"], "}",
+    )  # fmt: skip
+
+
 def _box_rows(batch: pa.RecordBatch) -> pa.LargeStringArray:
-    xmin, ymin, xmax, ymax = batch["box"].flatten()
     return _joined(
         _repeating(',\n{"image_id":', batch["image_id"], ',"category_id":'),
-        _repeating("", batch["category_id"], ""), ',"bbox":[', xmin, ",", ymin, ",", pc.subtract(xmax, xmin),
-        ",", pc.subtract(ymax, ymin), '],"score":', batch["score"], "}",
+        _repeating("", batch["category_id"], ""), *_bbox(batch), '],"score":', batch["score"], "}",
     )  # fmt: skip
+
+
+def _bbox(batch: pa.RecordBatch) -> list[str | pa.Array]:
+    xmin, ymin, xmax, ymax = batch["box"].flatten()
+    sides = pc.subtract(xmax, xmin), pc.subtract(ymax, ymin)
+    return [',"bbox":[', xmin, ",", ymin, ",", sides[0], ",", sides[1]]
 
 
 def _mask_rows(batch: pa.RecordBatch) -> pa.LargeStringArray:

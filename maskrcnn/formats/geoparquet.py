@@ -91,7 +91,6 @@ def polygons(
         UsageError: the extra is not installed.
     """
     shapely = extra("shapely")
-    a, b, c, d, e, f = transform[:6]
     moves = np.zeros((len(counts), 2), np.int64) if offsets is None else offsets.astype(np.int64)
     pieces = [np.empty(0, np.object_)]
     for start in range(0, len(counts), _MASKS_AT_ONCE):
@@ -100,6 +99,23 @@ def polygons(
     found = np.concatenate(pieces)
     if simplify_px > 0:
         found = shapely.simplify(found, simplify_px, preserve_topology=True)
+
+    return _placed(found, transform)
+
+
+def _rectangles(boxes: NDArray[np.float64], transform: Sequence[float]) -> NDArray[np.object_]:
+    """Return the polygons of (N, 4) boxes of one raster, pixels; None where a box is empty."""
+    shapely = extra("shapely")
+    found = np.full(len(boxes), None, np.object_)
+    some = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    found[some] = shapely.box(*boxes[some].T)
+    return _placed(found, transform)
+
+
+def _placed(found: NDArray[np.object_], transform: Sequence[float]) -> NDArray[np.object_]:
+    """Return geometries in pixels in the coordinates of their raster."""
+    shapely = extra("shapely")
+    a, b, c, d, e, f = transform[:6]
 
     def placed(
         x: NDArray[np.float64], y: NDArray[np.float64]
@@ -165,13 +181,8 @@ def geo_table(
     """
     shapely, pyproj = extra("shapely"), extra("pyproj")
     crs, _ = crs_of_raster(crs_wkt or "")
-    masks = instances["segmentation"].combine_chunks()
-    sizes = masks.field("size").flatten().to_numpy().reshape(-1, 2)
-    frame = instances["frame"].combine_chunks()
-    sides = [pc.fill_null(pc.struct_field(frame, side), 0) for side in ("col_off", "row_off")]
-    moves = np.stack([side.to_numpy(zero_copy_only=False) for side in sides], axis=1)
     try:
-        found = polygons(masks.field("counts"), sizes, transform, offsets=moves, simplify_px=simplify_px)
+        found = _shapes(instances, transform, simplify_px)
     except ValueError as error:
         raise RunError(f"image {instances['image_id'][0]}: {error}") from error
     except shapely.errors.ShapelyError as error:
@@ -194,6 +205,19 @@ def geo_table(
     }
     arrays = [columns[f.name] if f.name in columns else rows[f.name].cast(f.type) for f in GEO]
     return pa.table(arrays, schema=GEO)
+
+
+def _shapes(instances: pa.Table, transform: Sequence[float], simplify_px: float) -> NDArray[np.object_]:
+    """Return the polygons of the masks, or of the boxes where there are no masks."""
+    if instances["segmentation"].null_count:
+        sides = [side.to_numpy() for side in instances["box"].combine_chunks().flatten()]
+        return _rectangles(np.stack(sides, axis=1).astype(np.float64), transform)
+    masks = instances["segmentation"].combine_chunks()
+    sizes = masks.field("size").flatten().to_numpy().reshape(-1, 2)
+    frame = instances["frame"].combine_chunks()
+    offsets = [pc.fill_null(pc.struct_field(frame, side), 0) for side in ("col_off", "row_off")]
+    moves = np.stack([side.to_numpy(zero_copy_only=False) for side in offsets], axis=1)
+    return polygons(masks.field("counts"), sizes, transform, offsets=moves, simplify_px=simplify_px)
 
 
 # GeoParquet

@@ -20,6 +20,10 @@ def crop_detections(detections: Detections, region: tuple[int, int, int, int]) -
         N instances in the same order; the mask of an instance outside the region is empty.
     """
     col_off, row_off, width, height = region
+    if detections.masks is None:
+        found = detections
+        moved = (found.boxes - np.array([col_off, row_off] * 2)).astype(np.float32)
+        return Detections.of_boxes(height, width, moved, found.labels, found.scores, capped=found.capped)
     n = len(detections)
     offsets = np.zeros((n, 2), np.int64) if detections.frames is None else detections.frames[:, :2]
     masks, areas = [b""] * n, np.zeros(n, np.int64)

@@ -1,4 +1,4 @@
-"""One forward pass of Mask R-CNN over a batch, with few synchronizations between device and host.
+"""One forward pass of Mask R-CNN or Faster R-CNN over a batch, with few synchronizations between device and host.
 
 The steps are those of torchvision, `GeneralizedRCNN.forward` to `RoIHeads.forward` in torchvision/models/detection, on
 the same weights. torchvision loops over images, levels and classes, and each selection in between (`where`, a mask as
@@ -16,11 +16,11 @@ from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
-from .nms import not_suppressed
+from .nms import ABSENT, not_suppressed, select
 from .roi_align import Pyramid, pool, pyramid_of
 
 MIN_BOX_SIDE_PX: Final = 1e-2
@@ -30,11 +30,8 @@ _SMALLEST_PX: Final = torch.finfo(torch.float32).tiny
 """Boxes that are not empty are at least this wide and high."""
 
 PROPOSALS: Final = 2.5
-"""The minimum number of proposals per detection that an image may have; it raises the limits of the network."""
-
-
-ABSENT: Final = -1.0
-"""The score of boxes that are not selected."""
+"""The minimum number of proposals per detection that an image may have, where more detections are asked for than the
+network was made for; it raises the limits of the network."""
 
 
 class Found(NamedTuple):
@@ -48,14 +45,14 @@ class Found(NamedTuple):
     """(N,) int64."""
     scores: Tensor
     """(N,) float32."""
-    probabilities: Tensor
-    """(N, M, M) float32: the mask probabilities inside each box, for its own label."""
+    probabilities: Tensor | None
+    """(N, M, M) float32: the mask probabilities inside each box, for its own label; None: boxes only."""
     finite: Tensor
     """(B,) bool: whether the network returned finite numbers only; if not, the rest has no meaning."""
 
 
 class Forward:
-    """Mask R-CNN without its resize and without its pasting.
+    """Mask R-CNN without its resize and without its pasting, or Faster R-CNN without its resize.
 
     Args:
         network: in eval mode; the dtype of its weights is that of its convolutions, all else is float32.
@@ -65,7 +62,7 @@ class Forward:
     """
 
     def __init__(
-        self, network: MaskRCNN, labels: Sequence[int], min_score: float, max_detections: int
+        self, network: FasterRCNN, labels: Sequence[int], min_score: float, max_detections: int
     ) -> None:
         self._network = network
         parameter = next(network.parameters())
@@ -77,7 +74,7 @@ class Forward:
         self._anchors = lru_cache(maxsize=128)(self._make_anchors)
 
     @property
-    def network(self) -> MaskRCNN:
+    def network(self) -> FasterRCNN:
         """The network that it runs."""
         return self._network
 
@@ -105,6 +102,8 @@ class Forward:
         finite = finite & all_finite(logits) & all_finite(deltas)
 
         image, boxes, labels, scores = self.choose(logits, deltas, proposals, present, limits)
+        if not heads.has_mask():
+            return Found(image, boxes, labels, scores, None, finite)
         masks = self.probabilities(pyramid, image, boxes, labels)
         faults = torch.zeros(len(batch), device=batch.device)
         faults.index_add_(0, image, (~all_finite(masks)).float())
@@ -142,7 +141,8 @@ class Forward:
         Reference: `RegionProposalNetwork.filter_proposals`, which decodes the boxes of all anchors first.
         """
         rpn = self._network.rpn
-        enough = math.ceil(PROPOSALS * self._max_detections)
+        usual = self._max_detections <= self._network.roi_heads.detections_per_img
+        enough = 0 if usual else math.ceil(PROPOSALS * self._max_detections)
         maps = list(features.values())
         anchors = self._anchors(canvas, tuple((m.shape[-2], m.shape[-1]) for m in maps))
         boxes, scores = [], []
@@ -195,33 +195,10 @@ class Forward:
         wide = _wide(boxes, _SMALLEST_PX if last else MIN_BOX_SIDE_PX)
         score = score if last else score.where(wide, ABSENT)
 
-        order, chosen = self.ranked(image, label, boxes, score, n_images, n_labels)
+        sizes = (n_images, n_labels, self._max_detections)
+        order, chosen = select(image, label, boxes, score, heads.nms_thresh, sizes)
         best = order[(chosen & (wide[order] | (not last))).nonzero().squeeze(1)]
         return image[best], boxes[best], label[best], score[best]
-
-    def ranked(
-        self, image: Tensor, label: Tensor, boxes: Tensor, score: Tensor, n_images: int, n_labels: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return the order by image and score, (N,), and which boxes in it are kept: not suppressed, among the best.
-
-        The second tensor is (N,) bool.
-        """
-        # By image and label for the suppression, …
-        group = image * n_labels + label
-        order = group.argsort(stable=True)
-        counts = torch.zeros(n_images * n_labels, dtype=torch.int64, device=group.device)
-        counts.index_add_(0, group, torch.ones_like(group))
-        kept = torch.empty_like(order, dtype=torch.bool)
-        kept[order] = not_suppressed(boxes[order], score[order], counts, self._network.roi_heads.nms_thresh)
-        score = score.where(kept, ABSENT)
-
-        # … by image and score for the limit.
-        order = score.argsort(descending=True, stable=True)
-        order = order[image[order].argsort(stable=True)]
-        before = counts.view(n_images, n_labels).sum(1).cumsum(0).roll(1)
-        before[0] = 0
-        rank = torch.arange(len(order), device=order.device) - before[image[order]]
-        return order, (rank < self._max_detections) & (score[order] > ABSENT)
 
     def probabilities(
         self, pyramid: Pyramid | list[Tensor], image: Tensor, boxes: Tensor, labels: Tensor

@@ -6,12 +6,10 @@ As in `forward`, what is not selected keeps its place in the batch, and there is
 import torch
 from torch import Tensor
 
-from .forward import ABSENT, Forward, all_finite, rows_of
-from .matterport import MatterportRCNN
-from .model import Model
-from .nms import not_suppressed
+from .forward import Forward, all_finite, rows_of
+from .nms import ABSENT, not_suppressed, select
 
-__all__ = ["MatterportForward", "forward_class"]
+__all__ = ["MatterportForward"]
 
 
 class MatterportForward(Forward):
@@ -78,14 +76,10 @@ class MatterportForward(Forward):
         label, score = labels[image, row], scores[image, row]
         picked = deltas.view(n_images, n_proposals, n_labels, 4)[image, row, label]
         boxes = self._network.roi_heads.box_coder.decode_single(picked, proposals[image, row]).nan_to_num()
-        boxes = torch.minimum(
-            torch.maximum(boxes, limits[image][:, [0, 1, 0, 1]]), limits[image][:, [2, 3, 2, 3]]
-        )
-        order, chosen = self.ranked(image, label, boxes, score, n_images, n_labels)
+        window = limits[image]
+        boxes = torch.minimum(torch.maximum(boxes, window[:, [0, 1, 0, 1]]), window[:, [2, 3, 2, 3]])
+        threshold = self._network.roi_heads.nms_thresh
+        sizes = (n_images, n_labels, self._max_detections)
+        order, chosen = select(image, label, boxes, score, threshold, sizes)
         best = order[chosen.nonzero().squeeze(1)]
         return image[best], boxes[best], label[best], score[best]
-
-
-def forward_class(model: Model) -> type[Forward]:
-    """Return the class that runs a model's network."""
-    return MatterportForward if isinstance(model.module, MatterportRCNN) else Forward

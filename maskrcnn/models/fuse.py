@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torchvision.models._utils import IntermediateLayerGetter
-from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+
+from .torchvision_networks import Detector
 
 __all__ = ["for_cpu", "fused"]
 
@@ -27,7 +28,7 @@ _PART_BYTES: Final = 4 << 20
 level cache, and are small enough for malloc to reuse memory that the kernel has already mapped."""
 
 
-def fused(network: MaskRCNN) -> MaskRCNN:
+def fused(network: Detector) -> Detector:
     """Return a copy for inference whose batch norms are folded into the convolutions before them.
 
     It can be moved to any device and dtype. Weights are channels last, and make the activations so.
@@ -38,12 +39,12 @@ def fused(network: MaskRCNN) -> MaskRCNN:
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(network.modules()):
         _fold_children(module)
-        if isinstance(module, nn.ReLU | nn.ReLU6):
+        if isinstance(module, nn.ReLU | nn.ReLU6 | nn.Hardswish):
             module.inplace = True
     left = [name for name, module in network.named_modules() if isinstance(module, _NORMS)]
     if left:
         raise ValueError(f"norms do not follow a convolution: {', '.join(left)}")
-    return cast(MaskRCNN, network.to(memory_format=torch.channels_last))
+    return cast(Detector, network.to(memory_format=torch.channels_last))
 
 
 _NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
@@ -72,7 +73,7 @@ def _fold(convolution: nn.Conv2d, norm: nn.Module) -> None:
 # --- on the CPU ---------------------------------------------------------------------------------------------
 
 
-def for_cpu(network: MaskRCNN) -> MaskRCNN:
+def for_cpu(network: Detector) -> Detector:
     """Rearrange a network of `fused` for float32 on the CPU, in place, and return it.
 
     Its parts are called as before; `.roi_heads.mask_predictor` also accepts labels, see there. If this version of torch
@@ -80,13 +81,17 @@ def for_cpu(network: MaskRCNN) -> MaskRCNN:
     """
     if not _operators_work():
         return network
-    heads = network.roi_heads
     _convert(network.backbone)
+    if not hasattr(network, "roi_heads"):
+        _convert(network.head)
+        return network.eval()
+    heads = network.roi_heads
     network.rpn.head = _RPNHead(network.rpn.head)
     heads.box_head = _BoxHead(heads.box_head, network.backbone.out_channels)
     _convert(heads.box_predictor)
-    _convert(heads.mask_head)
-    heads.mask_predictor = _MaskPredictor(heads.mask_predictor)
+    if heads.has_mask():
+        _convert(heads.mask_head)
+        heads.mask_predictor = _MaskPredictor(heads.mask_predictor)
     return network.eval()
 
 
@@ -99,6 +104,7 @@ def _operators_work() -> bool:
     try:
         pairs = [
             (_Convolution(convolution, nn.ReLU6())(x), F.relu6(convolution(x))),
+            (_Convolution(convolution, nn.Hardswish())(x), F.hardswish(convolution(x))),
             (_Convolution(convolution, nn.ReLU()).added_to(above.clone(), x), F.relu(convolution(x) + above)),
             (_Linear(linear, "relu")(above[:, :, 0].mT), F.relu(linear(above[:, :, 0].mT))),
         ]
@@ -134,7 +140,7 @@ def _join_activations(module: nn.Module) -> None:
     """Move each activation of a sequence into the convolution before it."""
     before: nn.Module | None = None
     for name, child in list(module.named_children()):
-        if isinstance(child, nn.ReLU | nn.ReLU6) and isinstance(before, nn.Conv2d):
+        if isinstance(child, nn.ReLU | nn.ReLU6 | nn.Hardswish) and isinstance(before, nn.Conv2d):
             before.register_module("activation", child)
             setattr(module, name, nn.Identity())
         if not isinstance(child, nn.Identity):
@@ -157,6 +163,7 @@ class _Convolution(nn.Module):
         names: dict[type, tuple[str | None, list[float]]] = {
             nn.ReLU: ("relu", []),
             nn.ReLU6: ("hardtanh", [0.0, 6.0]),
+            nn.Hardswish: ("hardswish", []),
         }
         self.activation = (None, []) if activation is None else names[type(activation)]
 

@@ -1,7 +1,8 @@
 """Build networks, and load and save models: one safetensors file each.
 
-Every network is a torchvision `MaskRCNN`: `.transform`, `.backbone`, `.rpn` and `.roi_heads` are what torchvision's
-documentation says. Of matterport's networks only these parts work; `forward_matterport` has the steps between them.
+Every network is one of torchvision's classes: `.transform`, `.backbone`, `.rpn` and `.roi_heads`, or `.head`, are what
+torchvision's documentation says. Of matterport's networks only these parts work; `forward_matterport` has the steps
+between them.
 """
 
 import json
@@ -13,7 +14,6 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
 
 from ..errors import UsageError, plural
 from ..types import Category
@@ -21,8 +21,9 @@ from .checkpoint_files import Checkpoint, read_checkpoint
 from .matterport import MatterportRCNN
 from .matterport_config import MatterportConfig
 from .networks import NETWORKS
-from .published_weights import PublishedModel, norm_eps_of
+from .published_weights import NORM_EPS, PublishedModel, norm_eps_of
 from .registry import EmbeddedModel, ModelCard, ModelFile, is_own_file, read_model, resolve
+from .torchvision_networks import Detector
 
 __all__ = ["Model", "build_network", "load_model", "save_model", "set_norm_eps", "tensors_of"]
 
@@ -33,7 +34,7 @@ def build_network(
     min_size: int,
     max_size: int,
     config: MatterportConfig | None = None,
-) -> MaskRCNN:
+) -> Detector:
     """Build a network with random weights.
 
     Args:
@@ -53,7 +54,7 @@ def build_network(
 
 def save_model(
     path: str | Path,
-    network: MaskRCNN,
+    network: Detector,
     architecture: str,
     categories: Sequence[Category],
     min_size: int,
@@ -99,7 +100,7 @@ def save_model(
 class Model:
     """A network and its description."""
 
-    module: MaskRCNN
+    module: Detector
     """A torchvision network, float32, on the CPU, in eval mode; nothing is folded or patched."""
 
     card: ModelCard
@@ -150,7 +151,7 @@ def load_model(name: str, labels: str | None = None, *, expected_sha256: str | N
     checkpoint = read_checkpoint(name, data)
     _fill(name, network, tensors_of(name, checkpoint, data))
     eps = norm_eps_of(card.architecture, checkpoint, card.sha256)
-    if eps is not None:
+    if eps not in (None, NORM_EPS):  # an SSDLite is built with another one
         set_norm_eps(network, eps)
     return Model(network.eval(), card)
 
@@ -193,7 +194,7 @@ def tensors_of(name: str, checkpoint: Checkpoint, data: bytes) -> dict[str, Tens
     return tensors
 
 
-def _fill(name: str, network: MaskRCNN, tensors: Mapping[str, Tensor]) -> None:
+def _fill(name: str, network: Detector, tensors: Mapping[str, Tensor]) -> None:
     """Load all tensors into the network, as float32."""
     tensors = {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
     for key, tensor in tensors.items():

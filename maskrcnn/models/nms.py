@@ -1,6 +1,6 @@
 """Non-maximum suppression."""
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,6 +8,57 @@ from torchvision.ops import nms
 
 _MAX_AT_ONCE: Final = 100_000
 """The number of boxes above which CUDA does not compare all pairs at once: at one bit per pair, 1.2 GB."""
+
+
+ABSENT: Final = -1.0
+"""The score of boxes that are not selected."""
+
+
+class Selection(NamedTuple):
+    """Boxes of a batch in the order of image and score."""
+
+    order: Tensor
+    """(N,) int64."""
+    kept: Tensor
+    """(N,) bool, in that order: whether a box is not suppressed, and among the best of its image."""
+
+
+def select(
+    image: Tensor, label: Tensor, boxes: Tensor, score: Tensor, threshold: float, limits: tuple[int, int, int]
+) -> Selection:
+    """Suppress boxes of one image and label, and keep the best of each image.
+
+    Args:
+        image: (N,) int64, the image of each box.
+        label: (N,) int64.
+        boxes: (N, 4) float32.
+        score: (N,) float32; `ABSENT` for boxes that are not selected.
+        threshold: of `not_suppressed`.
+        limits: the number of images, of labels, and the maximum number of boxes per image.
+    """
+    n_images, n_labels, most = limits
+    # By image and label for the suppression, …
+    group = image * n_labels + label
+    order = group.argsort(stable=True)
+    counts = torch.zeros(n_images * n_labels, dtype=torch.int64, device=group.device)
+    counts.index_add_(0, group, torch.ones_like(group))
+    kept = torch.empty_like(order, dtype=torch.bool)
+    kept[order] = not_suppressed(boxes[order], score[order], counts, threshold)
+    score = score.where(kept, ABSENT)
+
+    # … by image and score for the limit.
+    order, rank = ranked(image, score, n_images)
+    return Selection(order, (rank < most) & (score[order] > ABSENT))
+
+
+def ranked(group: Tensor, score: Tensor, n_groups: int) -> tuple[Tensor, Tensor]:
+    """Return the order by group and descending score, (N,), and the rank of each within its group, in that order."""
+    order = score.argsort(descending=True, stable=True)
+    order = order[group[order].argsort(stable=True)]
+    counts = torch.zeros(n_groups, dtype=torch.int64, device=group.device)
+    counts.index_add_(0, group, torch.ones_like(group))
+    before = counts.cumsum(0) - counts
+    return order, torch.arange(len(order), device=order.device) - before[group[order]]
 
 
 def not_suppressed(boxes: Tensor, scores: Tensor, counts: Tensor | list[int], threshold: float) -> Tensor:

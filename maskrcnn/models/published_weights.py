@@ -61,6 +61,13 @@ class PublishedModel:
     """The epsilon that its batch norms were trained with; None: the one that its network is built with."""
 
 
+def _detector(name: str, member: str, digits: str, *, eps: float | None = None) -> PublishedModel:
+    """Return one of torchvision's detectors that have the name of their architecture."""
+    joint = "-" if "-" not in digits else "_"
+    weights = PublishedWeights(f"{name}{joint}{digits}.pth", f"detection.{member}_Weights.COCO_V1")
+    return PublishedModel(name, name, weights, eps)
+
+
 PUBLISHED: Final[dict[str, PublishedModel]] = {
     "coco": PublishedModel(
         "coco",
@@ -77,15 +84,31 @@ PUBLISHED: Final[dict[str, PublishedModel]] = {
         ),
         batch_norm_eps=0.0,  # torchvision sets it when it loads these weights
     ),
+    **{
+        model.name: model
+        for model in (
+            _detector("fasterrcnn_resnet50_fpn", "FasterRCNN_ResNet50_FPN", "coco-258fb6c6", eps=0.0),
+            _detector("fasterrcnn_resnet50_fpn_v2", "FasterRCNN_ResNet50_FPN_V2", "coco-dd69338a"),
+            _detector("fasterrcnn_mobilenet_v3_large_fpn", "FasterRCNN_MobileNet_V3_Large_FPN", "fb6a3cc7"),
+            _detector(
+                "fasterrcnn_mobilenet_v3_large_320_fpn", "FasterRCNN_MobileNet_V3_Large_320_FPN", "907ea3f9"
+            ),
+            _detector("retinanet_resnet50_fpn", "RetinaNet_ResNet50_FPN", "coco-eeacb38b", eps=0.0),
+            _detector("retinanet_resnet50_fpn_v2", "RetinaNet_ResNet50_FPN_V2", "coco-5905b1c5"),
+            _detector("fcos_resnet50_fpn", "FCOS_ResNet50_FPN", "coco-99b0c9b7"),
+            _detector("ssd300_vgg16", "SSD300_VGG16", "coco-b556d3b4"),
+            _detector("ssdlite320_mobilenet_v3_large", "SSDLite320_MobileNet_V3_Large", "coco-a79551df"),
+        )
+    },
 }
-"""By their names for `--model`."""
+"""By their names for `--model`; those that detect boxes only have torchvision's names."""
 
 
 def norm_eps_of(architecture: str, checkpoint: Checkpoint, sha256: str) -> float | None:
     """Return the epsilon of the norms with which one of torchvision's networks was trained; None: it cannot be known.
 
-    torchvision sets it to 0 when it loads the weights COCO_V1 of `maskrcnn_resnet50_fpn`, and what is fine-tuned from
-    them keeps it; a state dict does not say so. Only frozen norms are concerned, which count no batches.
+    torchvision sets it to 0 when it loads the weights COCO_V1 of its first networks with ResNet-50, and what is
+    fine-tuned from them keeps it; a state dict does not say so. Only frozen norms are concerned: they count no batches.
 
     Args:
         architecture: one of torchvision's.
@@ -98,7 +121,9 @@ def norm_eps_of(architecture: str, checkpoint: Checkpoint, sha256: str) -> float
         if sha256.startswith(model.weights.sha256_start):
             return NORM_EPS if model.batch_norm_eps is None else model.batch_norm_eps
     counts = any(name.endswith(".num_batches_tracked") for name in checkpoint.shapes)
-    if architecture != PUBLISHED["coco-v1"].architecture or counts:
+    if counts or all(
+        each.architecture != architecture or each.batch_norm_eps is None for each in PUBLISHED.values()
+    ):
         return NORM_EPS
     started = checkpoint.arguments.get("weights")
     if isinstance(started, str) and started.rpartition(".")[2] in ("COCO_V1", "DEFAULT"):

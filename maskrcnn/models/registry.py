@@ -28,7 +28,7 @@ from .checkpoint_files import (
     safetensors_header,
 )
 from .matterport_config import MatterportConfig, config_of
-from .networks import CLASS_SCORES, NETWORKS, architecture_of, check_tensors
+from .networks import LIKENESS, NETWORKS, architecture_of, check_tensors
 from .published_weights import PUBLISHED, PublishedModel, is_cached, norm_eps_of, read_published
 from .state_dicts import unsupported_network
 
@@ -100,6 +100,8 @@ class ModelCard:
     """A warning for its user, or None."""
     config: MatterportConfig | None = None
     """The configuration of one of matterport's networks; None for others."""
+    has_masks: bool = True
+    """Whether it detects masks; else boxes only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ ModelSource = PlantedModel | EmbeddedModel | PublishedModel | ModelFile
 GENERATED: Final = ("imagenet", "random")
 """Kinds of initial weights of a training that are no model's, as in `imagenet:ARCHITECTURE`."""
 
-NAMES: Final = (*PUBLISHED, "scenes")
+NAMES: Final = ("coco", "coco-v1", "scenes", *(name for name in PUBLISHED if name not in ("coco", "coco-v1")))
 """Models that need no file of the user's; the planted ones, which are for tests, are not offered."""
 
 
@@ -245,6 +247,7 @@ def _card_of_planted(model: PlantedModel) -> ModelCard:
         max_size=1333,
         notice=f"`{model.name}` is not a model: it reads the ground truth that test images carry, and finds nothing "
         "else",
+        has_masks=model.has_masks,
     )
 
 
@@ -262,6 +265,7 @@ def _read_published(model: PublishedModel) -> tuple[ModelCard, bytes]:
     alternatives = ", or use --model PATH.safetensors, or --model scenes, which knows only generated scenes"
     _, data, digest = read_published(model.weights, model.name, alternatives)
     used = {category.id for category in COCO_CATEGORIES}
+    network = NETWORKS[model.architecture]
     card = ModelCard(
         name=model.name,
         uri=None,
@@ -269,9 +273,10 @@ def _read_published(model: PublishedModel) -> tuple[ModelCard, bytes]:
         architecture=model.architecture,
         categories=COCO_CATEGORIES,
         category_ids=tuple(label if label in used else NO_CATEGORY for label in range(91)),
-        min_size=800,
-        max_size=1333,
+        min_size=network.resize.min_size,
+        max_size=network.resize.max_size,
         notice=None,
+        has_masks=network.has_masks,
     )
     return card, data
 
@@ -306,9 +311,11 @@ def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | 
     if network is None:
         known = ", ".join(NETWORKS)
         raise UsageError(f"{shown} has the unknown architecture {architecture!r}: supported are {known}")
-    if not 1 <= min_size <= max_size or max_size % network.resize.multiple:
+    resize = network.resize
+    other = resize.fixed and (min_size, max_size) != (resize.min_size, resize.max_size)
+    if not 1 <= min_size <= max_size or max_size % resize.multiple or other:
         raise UsageError(f"{shown} has damaged metadata: sizes {min_size} and {max_size}")
-    labels = _labels_of(shapes)
+    labels = network.labels_of(shapes)
     check_tensors(shown, architecture, shapes, labels)
     check_safetensors(shown, data)
     return ModelCard(
@@ -322,6 +329,7 @@ def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | 
         max_size=max_size,
         notice=notice,
         config=config,
+        has_masks=network.has_masks,
     )
 
 
@@ -345,11 +353,6 @@ def _categories(entries: Sequence[Mapping[str, Any]]) -> tuple[Category, ...]:
     return tuple(categories)
 
 
-def _labels_of(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return the number of labels of a network, the background included; 0 if the tensor that shows it is missing."""
-    return (*shapes.get(CLASS_SCORES, ()), 0)[0]
-
-
 def _ids_of_labels(shown: str, categories: Sequence[Category], labels: int) -> tuple[int, ...]:
     """Return the category id of each label.
 
@@ -367,15 +370,16 @@ def _ids_of_labels(shown: str, categories: Sequence[Category], labels: int) -> t
 def _card_of_state_dict(uri: str, data: bytes, labels: str | None) -> ModelCard:
     checkpoint = read_checkpoint(uri, data)
     shapes = checkpoint.shapes
-    if (what := unsupported_network(shapes)) is not None:
-        raise UsageError(f"{uri} {what}")
     architecture = architecture_of(shapes)
+    if architecture is None and (what := unsupported_network(shapes)) is not None:
+        raise UsageError(f"{uri} {what}")
+    architecture = architecture or architecture_of(shapes, LIKENESS)
     if architecture is None:
         raise UsageError(
-            f"{uri} has no weights of torchvision's Mask R-CNN with ResNet and FPN: convert others with "
-            "`maskrcnn convert`"
+            f"{uri} has no weights of torchvision's detectors: convert others with `maskrcnn convert`"
         )
-    known = _labels_of(shapes)
+    network = NETWORKS[architecture]
+    known = network.labels_of(shapes)
     check_tensors(uri, architecture, shapes, known)
     digest = hashlib.sha256(data).hexdigest()
     if norm_eps_of(architecture, checkpoint, digest) is None:
@@ -401,9 +405,10 @@ def _card_of_state_dict(uri: str, data: bytes, labels: str | None) -> ModelCard:
         architecture=architecture,
         categories=tuple(Category(label, category_names[label - 1]) for label in ids if label != NO_CATEGORY),
         category_ids=(NO_CATEGORY, *ids),
-        min_size=800,
-        max_size=1333,
+        min_size=network.resize.min_size,
+        max_size=network.resize.max_size,
         notice=checkpoint.notice,
+        has_masks=network.has_masks,
     )
 
 

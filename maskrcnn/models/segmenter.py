@@ -16,12 +16,12 @@ from torch.nn import functional as F  # noqa: N812
 from ..errors import ItemError, UsageError
 from ..masks.encode import detections_from_network, encode_masks
 from ..masks.encode_resized import encode_crops, encode_resized
-from ..types import Category, Detections, Pixels
+from ..types import Category, Detections, Pixels, detection_order
 from .detectron2 import ShortestEdgeTransform
-from .forward_matterport import forward_class
 from .fuse import for_cpu, fused
 from .matterport import SquareTransform, corner
 from .model import Model
+from .networks import NETWORKS
 from .registry import NO_CATEGORY, category_ids_named
 
 log = logging.getLogger("maskrcnn")
@@ -91,7 +91,9 @@ class MaskRCNNSegmenter:
         network = fused(model.module).to(self._device, self._dtype)
         if not cuda and self._dtype == torch.float32:
             network = for_cpu(network)
-        self.forward = forward_class(model)(network, labels, min_score, max_detections)
+        architecture = NETWORKS[model.card.architecture]
+        self.forward = architecture.forward_class()(network, labels, min_score, max_detections)
+        self._has_masks = architecture.has_masks
         self._transform = model.module.transform
         self._rescale = rescale
         self._mean, self._std = (
@@ -107,6 +109,11 @@ class MaskRCNNSegmenter:
     def categories(self) -> tuple[Category, ...]:
         """All categories of the model, including those that are not kept."""
         return self._categories
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the network detects masks; else boxes only."""
+        return self._has_masks
 
     @property
     def batch_size(self) -> int:
@@ -199,9 +206,12 @@ class MaskRCNNSegmenter:
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         """Return an image's size after the network's resize; rounded as by torchvision."""
+        transform = self._transform
+        if transform.fixed_size is not None:
+            fixed_width, fixed_height = transform.fixed_size
+            return fixed_height, fixed_width
         if not self._rescale:
             return height, width
-        transform = self._transform
         if isinstance(transform, ShortestEdgeTransform | SquareTransform):
             return transform.resized(height, width)
         scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))
@@ -256,7 +266,9 @@ class MaskRCNNSegmenter:
         """
         found = self.forward(*self.batch_of(images))
         columns = [found.image[:, None], found.labels[:, None], found.scores[:, None], found.boxes]
-        packed = torch.cat([*columns, found.probabilities.flatten(1)], dim=1)
+        if found.probabilities is not None:
+            columns.append(found.probabilities.flatten(1))
+        packed = torch.cat(columns, dim=1)
         return packed.to("cpu", non_blocking=True), found.finite.to("cpu", non_blocking=True)
 
     @torch.inference_mode()
@@ -341,11 +353,16 @@ class MaskRCNNSegmenter:
             ratio = np.array([height, width], np.float32) / np.array(size, np.float32)
             boxes = np.multiply(rows[:, 3:7], ratio[[1, 0, 1, 0]])
             encode = encode_crops if isinstance(transform, ShortestEdgeTransform) else encode_masks
+        labels, scores = self._category_ids[rows[:, 1].astype(np.int64)], np.ascontiguousarray(rows[:, 2])
+        if not self._has_masks:
+            order = detection_order(boxes, labels, scores)
+            best = boxes[order], labels[order], scores[order]
+            return Detections.of_boxes(height, width, *best, capped=capped)
         side = round(float(rows.shape[1] - 7) ** 0.5)
         return detections_from_network(
             boxes,
-            self._category_ids[rows[:, 1].astype(np.int64)],
-            np.ascontiguousarray(rows[:, 2]),
+            labels,
+            scores,
             rows[:, 7:].reshape(-1, side, side),
             height=height,
             width=width,

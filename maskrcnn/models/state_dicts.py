@@ -174,8 +174,8 @@ def _prefix(name: str) -> str | None:
 # --- networks that are not supported --------------------------------------------------------------------------
 
 _SUPPORTED: Final = (
-    "supported are Mask R-CNN with ResNet-50 and FPN of torchvision and detectron2, torchvision's with ResNet-18, and "
-    "matterport's Mask_RCNN"
+    "supported are torchvision's detectors, its Mask R-CNN with other ResNets and FPN, detectron2's with ResNet-50 and "
+    "FPN, and matterport's Mask_RCNN"
 )
 
 _BY_NAME: Final = (
@@ -206,11 +206,11 @@ _BY_NAME: Final = (
         "a DETR",
     ),
     (r"^(sam\.)?(image_encoder|mask_decoder|prompt_encoder)\.", "a Segment Anything model"),
-    (r"^head\.regression_head\.bbox_ctrness\.|fcos_head\.", "an FCOS"),
-    (r"^head\.classification_head\.module_list\.|^(vgg|extras|loc|conf)\.\d", "an SSD"),
+    (r"fcos_head\.|^proposal_generator\.fcos", "an FCOS of another project"),
+    (r"^(vgg|extras|loc|conf)\.\d", "an SSD of another project"),
     (
-        r"^head\.classification_head\.(conv|cls_logits)|^head\.(cls_score|cls_subnet|bbox_subnet)\.",
-        "a RetinaNet",
+        r"^head\.(cls_score|cls_subnet|bbox_subnet)\.",
+        "a RetinaNet of detectron2",
     ),
     (r"^(model\.)*\d+\.(conv|bn|cv\d|m|dfl|attn)\.", "a YOLO"),
     (r"^(encoder|decoder)\..*|^segmentation_head\.", "a network with encoder and decoder, such as a U-Net"),
@@ -223,8 +223,8 @@ _BACKBONES: Final = (
     (r"^backbone\.(body|bottom_up)\.(0\.0|features)\.", "a backbone that is not a ResNet, such as MobileNet"),
     (r"^backbone\.(bottom_up\.|body\.)?(net\.)?(patch_embed|blocks\.\d+\.attn|layers\.\d+\.blocks)\b",
      "a transformer as backbone"),
-    (r"^backbone\.(body\.layer3|bottom_up\.res4)\.35\.", "ResNet-152"),
-    (r"^backbone\.(body\.layer3|bottom_up\.res4)\.22\.", "ResNet-101"),
+    (r"^backbone\.bottom_up\.res4\.35\.", "ResNet-152"),
+    (r"^backbone\.bottom_up\.res4\.22\.", "ResNet-101"),
 )  # fmt: skip
 
 
@@ -241,7 +241,7 @@ def unsupported_network(shapes: Mapping[str, Shape]) -> str | None:
     if not detector:
         return None
     if not any(name.startswith(("roi_heads.mask_predictor.", "roi_heads.mask_head.")) for name in shapes):
-        return f"is a Faster R-CNN, which has boxes and no masks: {_SUPPORTED}"
+        return f"is a Faster R-CNN that is not one of torchvision's: {_SUPPORTED}"
     backbone = _backbone(shapes)
     return (
         None if backbone is None else f"is a Mask R-CNN with {backbone}, which is not supported: {_SUPPORTED}"
@@ -261,8 +261,6 @@ def _backbone(shapes: Mapping[str, Shape]) -> str | None:
     first = "backbone.body.layer1" if stem == "backbone.body" else "backbone.bottom_up.res2"
     middle = shapes.get(f"{first}.0.conv2.weight", ())
     deep = f"{first}.0.conv3.weight" in shapes
-    if f"{first}.2.conv2.weight" in shapes and not deep:
-        return "ResNet-34"
     if deep and len(middle) == 4 and middle[1] != 64:
         return "ResNeXt or Wide ResNet"
     if any(name.startswith("backbone.") and ".norm.weight" in name for name in shapes) and not any(

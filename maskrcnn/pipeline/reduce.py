@@ -41,8 +41,7 @@ from ..io.parquet import (
 )
 from ..io.storage import Storage
 from ..masks.rle import MAX_PIXELS
-from ..schema import INSTANCES as INSTANCES_SCHEMA
-from ..schema import SCHEMA_VERSION
+from ..schema import SCHEMA_VERSION, instances_schema
 from ..stats import Stats
 from ..tiling.assemble import assemble, geo_folders
 from ..tiling.index import WindowIndex
@@ -57,6 +56,7 @@ from .success import (
     RunAll,
     categories_of,
     coco_info,
+    detects_masks,
     finished,
     parts_of,
     refuse_outdated,
@@ -144,8 +144,17 @@ class Written:
     """Number of windows by status."""
 
 
-def write_part(url: str, generation: int, categories: Sequence[Category], group: Group) -> Written:
+def write_part(
+    url: str, generation: int, categories: Sequence[Category], group: Group, *, masks: bool = True
+) -> Written:
     """Write one part of each table from the shards of a group.
+
+    Args:
+        url: the run's directory.
+        generation: of the tables.
+        categories: of the model.
+        group: the shards.
+        masks: whether the model detects masks.
 
     Raises:
         RunError: a file does not match its receipt, or a later generation was planned.
@@ -161,17 +170,17 @@ def write_part(url: str, generation: int, categories: Sequence[Category], group:
 
     window_index = read_window_index(storage)
     if window_index is not None:
-        return _write_whole(storage, group, window_index, reader, name)
+        return _write_whole(storage, group, window_index, reader, name, masks=masks)
     schema = read_checked(storage, group.shards[0].images).schema
     images = write_tables(storage, f"{IMAGES}/{name}", schema, still_current(reader.images()))
     instances = write_tables(
-        storage, f"{INSTANCES}/{name}", INSTANCES_SCHEMA, still_current(reader.instances())
+        storage, f"{INSTANCES}/{name}", instances_schema(masks=masks), still_current(reader.instances())
     )
     return Written(((IMAGES, images), (INSTANCES, instances)), reader.stats)
 
 
 def _write_whole(
-    storage: Storage, group: Group, window_index: WindowIndex, reader: GroupReader, name: str
+    storage: Storage, group: Group, window_index: WindowIndex, reader: GroupReader, name: str, *, masks: bool
 ) -> Written:
     """Write one part of each table from the shards of a group of windows."""
     windows = pa.concat_tables(reader.images()).combine_chunks()
@@ -179,7 +188,7 @@ def _write_whole(
     first, last = window_index.rows_of(np.array([group.start, group.start + len(windows) - 1])).tolist()
     with ManifestReader(storage) as manifest:
         rows = manifest.rows(first, last + 1)
-    whole = assemble(window_index, first, rows, windows, detections, reader.stats.categories)
+    whole = assemble(window_index, first, rows, windows, detections, reader.stats.categories, masks=masks)
     refuse_outdated(storage, int(name.split("-")[1]))
     files = [
         (table, write_table(storage, f"{table}/{name}", content))
@@ -206,7 +215,7 @@ def _write_coco(
 ) -> list[str]:
     storage = Storage(url)
     coco_writer.write_dataset(storage, file.parts, categories, file.dataset_target, info)
-    for iou_type in coco_writer.IOU_TYPES:
+    for iou_type in file.iou_types:
         coco_writer.write_results(storage, file.parts, file.results_target(iou_type), iou_type)
     return list(file.targets)
 
@@ -281,7 +290,7 @@ def _write_all(
         success["coco_left_out"] = "an image has 2^32 pixels or more, which COCO masks do not support"
         log.warning("no COCO JSON: %s", success["coco_left_out"])
         coco_mode = "never"
-    files = coco_writer.plan_files(parts, coco_mode)
+    files = coco_writer.plan_files(parts, coco_mode, masks=detects_masks(gathered.run))
     info, categories = coco_info(gathered.run, gathered.plans[0]), categories_of(gathered.run)
     written = run_all(functools.partial(_write_coco, url, categories, info), files)
     success["coco"] = [path for paths in written for path in paths]
@@ -296,7 +305,8 @@ def _write_tables(
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Write the parts, statistics and timings; return the content of `_SUCCESS`, statistics and timings."""
     plan, chosen_receipts, rows = gathered.latest, gathered.chosen_receipts, gathered.n_images
-    write = functools.partial(write_part, storage.url, plan.generation, categories_of(gathered.run))
+    categories, masks = categories_of(gathered.run), detects_masks(gathered.run)
+    write = functools.partial(write_part, storage.url, plan.generation, categories, masks=masks)
     written: list[Written] = run_all(write, gathered.groups)
     stats = sum((of_part.stats for of_part in written), start=chosen_receipts.stats).to_json()
     timings = chosen_receipts.timings | _throughput(wall_s, plan.rows)

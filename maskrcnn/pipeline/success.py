@@ -32,6 +32,11 @@ def categories_of(run: dict[str, Any]) -> tuple[Category, ...]:
     return tuple(Category(entry["id"], entry["name"]) for entry in run["model"]["categories"])
 
 
+def detects_masks(run: dict[str, Any]) -> bool:
+    """Return whether the model that `run.json` records detects masks; else it detects boxes only."""
+    return bool(run["model"].get("masks", True))
+
+
 def refuse_outdated(storage: Storage, generation: int) -> None:
     """Raise RunError if a later generation was planned, whose tables count."""
     if storage.exists(plan_file(generation + 1)):

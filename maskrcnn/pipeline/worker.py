@@ -245,7 +245,7 @@ class ShardWorker:
     def _tables(self, results: Sequence[ImageResult], rows: pa.Table) -> tuple[pa.Table, pa.Table, Stats]:
         """Return a shard's tables and statistics."""
         images = images_table(results, rows)
-        instances = instances_table(results, self._segmenter.categories)
+        instances = instances_table(results, self._segmenter.categories, masks=self._segmenter.has_masks)
         if WINDOW in rows.schema.names:  # the reduce makes the statistics, of whole images
             return images, instances, Stats.zero(self._segmenter.categories)
         return images, instances, Stats.of_tables(images, instances, self._segmenter.categories)

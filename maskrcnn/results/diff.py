@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError, plural
+from ..masks.rectangles import boxes_of, with_rectangles
 from ..pipeline.plan import differences
+from ..pipeline.success import detects_masks
 from ..stats import COCO_EDGES
 from ..types import Detections
 from .diff_matching import (
@@ -108,6 +110,9 @@ class Comparison:
         """Names in either run; categories with the same name are the same, whatever their ids."""
         code = {name: number for number, name in enumerate(self.categories)}
         self._codes = [{c.id: code[c.name] for c in reader.run.categories} for reader in (a, b)]
+        masks = all(detects_masks(reader.run.info) for reader in (a, b))
+        self.shapes: Final[Literal["masks", "boxes"]] = "masks" if masks else "boxes"
+        """By which instances are compared: boxes if the model of a run detects nothing else."""
 
     @property
     def settings(self) -> list[str]:
@@ -187,6 +192,7 @@ class Comparison:
 
     def _found(self, reader: RunReader, image: ImageRow, side: int) -> tuple[Detections, Ints]:
         found = reader.detections(image)
+        found = found if self.shapes == "masks" else with_rectangles(boxes_of(found))
         keep = np.flatnonzero(found.scores >= np.float32(self.rules.min_score))
         some = found if len(keep) == len(found) else found.take(keep)
         codes = self._codes[side]

@@ -102,7 +102,7 @@ def _keys(found: Detections, free: NDArray[np.bool_], *, whole: bool) -> list[tu
     frames = None if found.frames is None else found.frames.tolist()
     keys: list[tuple[int, Any]] = []
     for i in np.flatnonzero(free).tolist():
-        key = (labels[i], found.masks[i], None if frames is None else tuple(frames[i]))
+        key = (labels[i], found.counts[i], None if frames is None else tuple(frames[i]))
         if whole:
             keys.append((i, (*key, scores[i], found.boxes[i].tobytes())))
         elif areas[i]:
@@ -166,7 +166,7 @@ def _runs(found: Detections, chosen: Ints) -> Spans:
     done = 0
     for height, width in np.unique(sizes, axis=0).tolist():
         members = np.flatnonzero((sizes == (height, width)).all(axis=1))
-        runs = read_spans([found.masks[some[member]] for member in members.tolist()], height, width)
+        runs = read_spans([found.counts[some[member]] for member in members.tolist()], height, width)
         if found.frames is not None:
             frames = found.frames[some[members]].astype(np.int64)
             runs = runs.shifted(frames[:, 0], frames[:, 1])

@@ -22,7 +22,6 @@ from PIL import Image
 
 from ..errors import RunError, UsageError, plural
 from ..formats.coco_writer import (
-    IOU_TYPES,
     image_batches,
     instance_batches,
     plan_files,
@@ -68,6 +67,7 @@ def export_coco(
     info: dict[str, Any],
     *,
     mode: str = "auto",
+    masks: bool = True,
 ) -> int:
     """Write the COCO files of a run below `dest`, as planned by `coco_writer.plan_files`; return the annotations.
 
@@ -78,6 +78,7 @@ def export_coco(
         dest: path or url of an empty folder or prefix.
         info: `info` of the dataset form.
         mode: see `coco_writer.plan_files`.
+        masks: whether the model detects masks.
 
     Raises:
         UsageError: `dest` is not empty, or masks have their own frames.
@@ -85,11 +86,11 @@ def export_coco(
     """
     destination = _empty_destination(dest)
     count = 0
-    for file in plan_files(parts, mode):
+    for file in plan_files(parts, mode, masks=masks):
         count += write_dataset(
             run, file.parts, categories, file.dataset_target, info, destination=destination
         )
-        for iou_type in IOU_TYPES:
+        for iou_type in file.iou_types:
             write_results(run, file.parts, file.results_target(iou_type), iou_type, destination=destination)
     return count
 

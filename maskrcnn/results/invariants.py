@@ -18,6 +18,7 @@ from ..masks.rle import MAX_PIXELS
 from ..masks.rle_decode import ReadMasks, read_masks
 from ..schema import INSTANCES_PER_IMAGE
 from ..stats import STATUSES
+from ..types import areas_of_boxes, pixels_of_boxes, touching_border
 
 _BITS: Final = {pa.float16(): pa.int16(), pa.float32(): pa.int32(), pa.float64(): pa.int64()}
 _MASKS_AT_ONCE: Final = 1024
@@ -169,6 +170,8 @@ class Detectable:
     categories: Mapping[int, str]
     """Names by id."""
     min_score: float
+    masks: bool = True
+    """Whether the model detects masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +210,8 @@ def instance_faults(chunk: Chunk, previous_id: int, detectable: Detectable) -> I
     if not len(table):
         return
     rules = [*_identity_rules(table, owned, previous_id), *_value_rules(table, owned, detectable)]
-    for wrong, line in (*rules, *_mask_rules(table, owned)):
+    shapes = _mask_rules if detectable.masks else _box_rules
+    for wrong, line in (*rules, *shapes(table, owned)):
         yield from _faults(wrong, lambda i: f"instance {owned.id[i]}", line)
 
 
@@ -324,11 +328,25 @@ def _mask_rules(table: pa.Table, owned: _Owned) -> Iterator[_Rule]:
         lambda i: f"mask_box is {box[i].tolist()}, by the mask {placed[i].tolist()}",
     )
     border = table["touches_border"].to_numpy()
-    xmin, ymin, xmax, ymax = placed.T
-    touches = ((xmin == 0) | (ymin == 0) | (xmax == owned.width) | (ymax == owned.height)) & (xmax > 0)
+    touches = touching_border(placed, owned.height, owned.width)
     yield (
         masks.intact & (border != touches),
         lambda i: f"touches_border is {border[i]}, by the mask {touches[i]}",
+    )
+
+
+def _box_rules(table: pa.Table, owned: _Owned) -> Iterator[_Rule]:
+    """Yield the rules by which area and touches_border fit the box, where there are no masks."""
+    of_mask = [pc.is_valid(table[name]).to_numpy() for name in ("mask_box", "segmentation", "frame")]
+    yield np.logical_or.reduce(of_mask), lambda _: "has columns of a mask, but the model detects boxes only"
+    boxes = np.stack([side.to_numpy() for side in table["box"].combine_chunks().flatten()], axis=1)
+    area, border = table["area"].to_numpy(), table["touches_border"].to_numpy()
+    expected = areas_of_boxes(boxes)
+    yield area != expected, lambda i: f"area is {area[i]}, by the box {expected[i]}"
+    touches = touching_border(pixels_of_boxes(boxes, owned.height, owned.width), owned.height, owned.width)
+    yield (
+        ~owned.astray & (border != touches),
+        lambda i: f"touches_border is {border[i]}, by the box {touches[i]}",
     )
 
 

@@ -15,6 +15,7 @@ from ..imaging.geometry import ImageHeader
 from ..masks.rle_decode import read_masks
 from ..tiling.assemble import located
 from ..tiling.index import WindowIndex
+from ..types import areas_of_boxes
 from .invariants import Fault
 
 _RECT: Final = ("col_off", "row_off", "width", "height")
@@ -114,6 +115,14 @@ def _mask_faults(
     windows: pa.Table, pieces: pa.Table, per_window: NDArray[np.int64], where: Callable[[int], str]
 ) -> Iterator[Fault]:
     height, width = (np.repeat(windows[name].to_numpy(), per_window) for name in ("height", "width"))
+    if len(pieces) and pieces["segmentation"].null_count:
+        boxes = np.stack([side.to_numpy() for side in pieces["box"].combine_chunks().flatten()], axis=1)
+        sound = (areas_of_boxes(boxes) == pieces["area"].to_numpy()) & pc.is_null(
+            pieces["mask_box"]
+        ).to_numpy()
+        for index in np.flatnonzero(~sound).tolist():
+            yield Fault(where(index), "its area does not fit its box, or it has a mask_box without a mask")
+        return
     texts = [text.encode() for text in pieces["segmentation"].combine_chunks().field("counts").to_pylist()]
     offsets = np.cumsum([0, *map(len, texts)])
     masks = read_masks(np.frombuffer(b"".join(texts), np.uint8), offsets, height, width)

@@ -23,8 +23,7 @@ from ..io.storage import Storage
 from ..pipeline.manifest_file import FILE_NAME, ManifestReader
 from ..pipeline.plan import RUN, run_digest
 from ..pipeline.success import COCO, SUCCESS, coco_info
-from ..schema import MANIFEST, METADATA, SCHEMA_VERSION, images_schema
-from ..schema import PIECES as PIECES_SCHEMA
+from ..schema import MANIFEST, METADATA, SCHEMA_VERSION, images_schema, pieces_schema
 from ..schema import WINDOWS as WINDOWS_SCHEMA
 from ..stats import STATUSES, Stats
 from ..tiling.assemble import geo_folders, ranges_of
@@ -184,7 +183,8 @@ def check_instances(output: LoadedOutput) -> Checking:
         yield from instance_faults(chunk, last_id, output.detectable)
         if len(chunk.instances):
             count, last_id = count + len(chunk.instances), chunk.instances["id"][-1].as_py()
-    return f"{plural(count, 'row')}, ids ascending, in agreement with n_instances; areas and boxes match the masks"
+    shapes = "areas and boxes match the masks" if output.detectable.masks else "areas match the boxes"
+    return f"{plural(count, 'row')}, ids ascending, in agreement with n_instances; {shapes}"
 
 
 def check_statistics(output: LoadedOutput) -> Checking:
@@ -226,7 +226,8 @@ def check_windows(output: LoadedOutput) -> Checking:
     folders = geo_folders(output.items)
     for part in logging_progress("windows", output.parts):
         name = part.images.removeprefix(f"{IMAGES}/")
-        windows, pieces = (_whole(output, f"{table}/{name}", schema) for table, schema in _OF_WINDOWS)
+        windows = _whole(output, f"{WINDOWS}/{name}", WINDOWS_SCHEMA)
+        pieces = _whole(output, f"{PIECES}/{name}", pieces_schema(masks=output.detectable.masks))
         images, instances = (_whole(output, path, None) for path in (part.images, part.instances))
         ranges = ranges_of(windows["image_id"].to_numpy())
         entries = images.select(["image_id", "status", "error", "capped"]).to_pylist()
@@ -270,15 +271,15 @@ def _polygons(output: LoadedOutput, name: str) -> list[tuple[str, pa.Table]]:
     return [(path, _whole(output, path, None)) for path in paths]
 
 
-_OF_WINDOWS: Final = ((WINDOWS, WINDOWS_SCHEMA), (PIECES, PIECES_SCHEMA))
-
-
 # COCO JSON
 
 
 def check_coco(output: LoadedOutput) -> Checking:
     """Check that COCO JSON is what this version writes from the tables, byte for byte."""
-    plans = [coco_writer.plan_files(output.parts, mode) for mode in coco_writer.MODES]
+    plans = [
+        coco_writer.plan_files(output.parts, mode, masks=output.detectable.masks)
+        for mode in coco_writer.MODES
+    ]
     by_targets = {tuple(target for file in plan for target in file.targets): plan for plan in plans}
     if output.coco not in by_targets:
         raise BrokenError(
@@ -297,7 +298,7 @@ def check_coco(output: LoadedOutput) -> Checking:
         )
         results = [
             functools.partial(coco_writer.render_results, storage=storage, parts=file.parts, iou_type=kind)
-            for kind in coco_writer.IOU_TYPES
+            for kind in file.iou_types
         ]
         for target, render in zip(file.targets, (dataset, *results), strict=True):
             log.info("comparing %s", target)

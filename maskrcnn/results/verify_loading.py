@@ -25,9 +25,8 @@ from ..io.parquet import GEO, File, Part
 from ..io.storage import Storage
 from ..pipeline.manifest_file import FILE_NAME, ManifestReader, read_grid
 from ..pipeline.plan import PLAN, RUN, Plan, no_run, plan_file
-from ..pipeline.success import SUCCESS, categories_of, coco_info, parts_of
-from ..schema import INSTANCES as INSTANCES_SCHEMA
-from ..schema import INSTANCES_PER_IMAGE, INSTANCES_PER_RASTER, images_schema
+from ..pipeline.success import SUCCESS, categories_of, coco_info, detects_masks, parts_of
+from ..schema import INSTANCES_PER_IMAGE, INSTANCES_PER_RASTER, images_schema, instances_schema
 from ..stats import Stats
 from ..tiling.index import Cutting, WindowIndex
 from ..types import Category
@@ -127,7 +126,7 @@ def load_output(storage: Storage) -> LoadedOutput:
         names = {category.id: category.name for category in categories if category.name in kept}
         if not names:
             raise ValueError("there are no categories")
-        detectable = Detectable(names, float(settings["min_score"]))
+        detectable = Detectable(names, float(settings["min_score"]), detects_masks(run))
         Stats.zero(categories), coco_info(run, plans[0]), dict(run["model"]), run["digest"]
     with _fields_of(SUCCESS):
         files = [
@@ -288,10 +287,11 @@ def chunks(
     storage = output.storage
     with reading(FILE_NAME), ManifestReader(storage) as manifest:
         schema = images_schema(manifest.schema)
-    no_rows = INSTANCES_SCHEMA.empty_table().select(of_instance or INSTANCES_SCHEMA.names)
+    of_run = instances_schema(masks=output.detectable.masks)
+    no_rows = of_run.empty_table().select(of_instance or of_run.names)
     row = 0
     for part in logging_progress(check, output.parts):
-        waiting = _Waiting(row_groups(storage, part.instances, INSTANCES_SCHEMA, of_instance), no_rows)
+        waiting = _Waiting(row_groups(storage, part.instances, of_run, of_instance), no_rows)
         for group in row_groups(storage, part.images, schema, of_image):
             for images in _cut(group):
                 row += len(images)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ItemError
+from ..masks.rectangles import boxes_of
 from ..masks.rle import crop_to_rle, rle_areas, rle_boxes_xyxy
 from ..types import Category, Detections, Pixels, detection_order
 
@@ -122,6 +123,7 @@ class PlantedSegmenter:
         min_score: instances that do not score above this are dropped.
         max_detections: the maximum number of detections per image, the best by score.
         keep: names of the categories to keep; empty: all.
+        has_masks: whether its detections have masks; else they have boxes only.
     """
 
     def __init__(
@@ -131,12 +133,20 @@ class PlantedSegmenter:
         min_score: float = 0.05,
         max_detections: int = 100,
         keep: Collection[str] = (),
+        *,
+        has_masks: bool = True,
     ) -> None:
         self._categories = tuple(categories)
         self._kept_ids = {c.id for c in categories if not keep or c.name in keep}
         self._sleep_s = sleep_s
         self._min_score = min_score
         self._max_detections = max_detections
+        self._has_masks = has_masks
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether its detections have masks."""
+        return self._has_masks
 
     @property
     def categories(self) -> tuple[Category, ...]:
@@ -168,7 +178,8 @@ class PlantedSegmenter:
 
     def segment(self, images: Sequence[Pixels]) -> list[Detections]:
         """Find the planted instances of each image."""
-        return [self._segment(image) for image in images]
+        found = [self._segment(image) for image in images]
+        return found if self._has_masks else [boxes_of(each) for each in found]
 
     def outcomes(self, images: Sequence[Pixels]) -> list[Detections | ItemError]:
         """Find the planted instances of each image; no image fails."""

@@ -1,4 +1,7 @@
-"""The planted segmenters by their names for `--model`: `planted[:SECONDS]` and `planted-mosaic[:PIXELS]`."""
+"""The planted segmenters by their names for `--model`: `planted[:SECONDS]` and `planted-mosaic[:PIXELS]`.
+
+`planted-boxes` and `planted-mosaic-boxes` are the same, with boxes only.
+"""
 
 import hashlib
 from collections.abc import Collection
@@ -17,7 +20,7 @@ __all__ = ["PlantedModel", "parse_planted"]
 class PlantedModel:
     """A planted segmenter that has not been built yet; it replaces a network in tests."""
 
-    name: Literal["planted", "planted-mosaic"]
+    name: Literal["planted", "planted-boxes", "planted-mosaic", "planted-mosaic-boxes"]
     sleep_s: float = 0.0
     """Seconds to sleep for each image, to simulate a slow network."""
     jitter_px: int = 0
@@ -34,6 +37,11 @@ class PlantedModel:
         """All categories that it can detect."""
         return PLANTED_CATEGORIES
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether its detections have masks."""
+        return not self.name.endswith("-boxes")
+
     def build(self, min_score: float, max_detections: int, categories: Collection[str]) -> PlantedSegmenter:
         """Build the segmenter.
 
@@ -42,11 +50,17 @@ class PlantedModel:
             max_detections: the maximum number of detections per image, the best by score.
             categories: names of the categories to keep; empty: all.
         """
-        if self.name == "planted-mosaic":
+        if self.name.startswith("planted-mosaic"):
             return MosaicSegmenter(
-                self.jitter_px, min_score=min_score, max_detections=max_detections, keep=categories
+                self.jitter_px,
+                min_score=min_score,
+                max_detections=max_detections,
+                keep=categories,
+                has_masks=self.has_masks,
             )
-        return PlantedSegmenter(PLANTED_CATEGORIES, self.sleep_s, min_score, max_detections, categories)
+        return PlantedSegmenter(
+            PLANTED_CATEGORIES, self.sleep_s, min_score, max_detections, categories, has_masks=self.has_masks
+        )
 
 
 def parse_planted(name: str) -> PlantedModel | None:
@@ -64,6 +78,10 @@ def parse_planted(name: str) -> PlantedModel | None:
         if not 0 <= sleep_s <= 3600:
             raise UsageError(f"--model {name}: give the seconds to sleep for each image, as in planted:0.05")
         return PlantedModel("planted", sleep_s=sleep_s)
+    if name == "planted-boxes":
+        return PlantedModel("planted-boxes")
+    if name == "planted-mosaic-boxes":
+        return PlantedModel("planted-mosaic-boxes")
     if kind == "planted-mosaic":
         if not ((argument or "0").isdecimal() and len(argument) <= 1):
             raise UsageError(f"--model {name}: give the pixels of jitter, 0 to 9, as in planted-mosaic:2")

@@ -86,6 +86,7 @@ class MosaicSegmenter(PlantedSegmenter):
         min_score: instances that do not score above this are dropped.
         max_detections: the maximum number of detections per window, the best by score.
         keep: names of the categories to keep; empty: all.
+        has_masks: whether its detections have masks; else they have boxes only.
     """
 
     def __init__(
@@ -95,8 +96,10 @@ class MosaicSegmenter(PlantedSegmenter):
         min_score: float = 0.05,
         max_detections: int = 100,
         keep: Collection[str] = (),
+        *,
+        has_masks: bool = True,
     ) -> None:
-        super().__init__(PLANTED_CATEGORIES, sleep_s, min_score, max_detections, keep)
+        super().__init__(PLANTED_CATEGORIES, sleep_s, min_score, max_detections, keep, has_masks=has_masks)
         self._jitter = jitter
 
     def _segment(self, image: Pixels) -> Detections:

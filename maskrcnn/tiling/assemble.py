@@ -21,14 +21,16 @@ from ..errors import ItemError, UsageError, plural
 from ..formats.geoparquet import crs_folder, geo_table
 from ..imaging.geometry import ImageHeader
 from ..io.parquet import GEO
+from ..masks.rectangles import boxes_of, with_rectangles
 from ..schema import (
     INSTANCES,
     INSTANCES_PER_RASTER,
-    PIECES,
     WINDOWS,
     ImageResult,
+    detections_of,
     images_table,
     instances_table,
+    pieces_schema,
 )
 from ..stats import Stats
 from ..types import Category, Detections
@@ -57,6 +59,8 @@ def assemble(
     windows: pa.Table,
     found: pa.Table,
     categories: Sequence[Category],
+    *,
+    masks: bool = True,
 ) -> Assembled:
     """Combine the windows of consecutive whole images.
 
@@ -67,6 +71,7 @@ def assemble(
         windows: the rows of all windows of the images in the shards' tables `images`, in order of window number.
         found: the rows of their detections in the shards' tables `instances`, in order of id.
         categories: the categories of the model.
+        masks: whether the model detects masks; else boxes are stitched.
 
     Raises:
         ValueError: as `stitching.stitch`.
@@ -74,18 +79,19 @@ def assemble(
     numbers, owners = windows["image_id"].to_numpy(), found["image_id"].to_numpy()
     results: list[ImageResult] = []
     window_tables = [WINDOWS.empty_table()]
-    piece_tables = [PIECES.empty_table()]
+    piece_tables = [pieces_schema(masks=masks).empty_table()]
     for index, entry in enumerate(manifest_rows.select(["image_id", "name", "uri"]).to_pylist()):
         row = first_row + index
         start, stop = window_index.range_of(row)
         of_image = windows.slice(*_slice(numbers, start, stop))
         of_found = found.slice(*_slice(owners, start, stop))
         tiling = window_index.tiling(row)
-        detections, pieces = _stitched(tiling.grid if tiling else None, of_image, of_found, entry["image_id"])
+        grid = tiling.grid if tiling else None
+        detections, pieces = _stitched(grid, of_image, of_found, entry["image_id"], masks=masks)
         window_tables.append(_windows(of_image, entry["image_id"]))
         piece_tables.append(pieces)
-        results.append(_result(row, entry, of_image, detections, tiling.grid if tiling else None))
-    instances = instances_table(results, categories, INSTANCES_PER_RASTER)
+        results.append(_result(row, entry, of_image, detections, grid))
+    instances = instances_table(results, categories, INSTANCES_PER_RASTER, masks=masks)
     headers = [window_index.sized(result.row) for result in results]
     polygons, faults = located([result.image_id for result in results], headers, instances)
     images = images_table([_with_fault(result, faults) for result in results], manifest_rows)
@@ -160,23 +166,25 @@ def _slice(numbers: NDArray[np.int64], start: int, stop: int) -> tuple[int, int]
 
 
 def _stitched(
-    grid: Grid | None, windows: pa.Table, found: pa.Table, image_id: int
+    grid: Grid | None, windows: pa.Table, found: pa.Table, image_id: int, *, masks: bool
 ) -> tuple[Detections | None, pa.Table]:
     """Return the stitched detections of an image, and the rows of `pieces` with the window detections."""
+    schema = pieces_schema(masks=masks)
     if grid is None or not pc.any(pc.not_equal(windows["status"], "failed")).as_py():
-        return None, PIECES.empty_table()
+        return None, schema.empty_table()
     at = np.searchsorted(windows["image_id"].to_numpy(), found["image_id"].to_numpy())
     window_id = windows["window_id"].to_numpy()[at]
     order = np.lexsort((found["instance"].to_numpy(), window_id))
     found, window_id = found.take(pa.array(order)).combine_chunks(), window_id[order]
-    counts = found["segmentation"].combine_chunks().field("counts")
+    size = {"height": min(grid.window, grid.height), "width": min(grid.window, grid.width), "capped": False}
+    in_windows = with_rectangles(detections_of(size, found))
     detections = WindowDetections(
         window_id=window_id,
-        labels=found["category_id"].to_numpy(),
-        scores=found["score"].to_numpy(),
-        boxes=_columns(found["box"]),
-        masks=tuple(text.encode("ascii") for text in counts.to_pylist()),
-        mask_boxes=_columns(found["mask_box"]),
+        labels=in_windows.labels,
+        scores=in_windows.scores,
+        boxes=in_windows.boxes,
+        masks=in_windows.masks or (),
+        mask_boxes=in_windows.mask_boxes,
     )
     stitched = stitch(grid, detections, capped=bool(pc.any(windows["capped"]).as_py()))
     columns: dict[str, Any] = {
@@ -187,13 +195,10 @@ def _stitched(
     }
     table = [
         columns.get(field.name, found[field.name] if field.name in INSTANCES.names else None)
-        for field in PIECES
+        for field in schema
     ]
-    return stitched, pa.table(table, schema=PIECES)
-
-
-def _columns(structs: pa.ChunkedArray) -> NDArray[Any]:
-    return np.stack([side.to_numpy() for side in structs.combine_chunks().flatten()], axis=1)
+    whole = stitched if masks else boxes_of(stitched)
+    return whole, pa.table(table, schema=schema)
 
 
 def _windows(of_image: pa.Table, image_id: int) -> pa.Table:

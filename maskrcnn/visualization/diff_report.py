@@ -99,6 +99,7 @@ def diff_runs(
             "b": other.run.url,
             "equal": tally.equal,
             "matched_by": comparison.matched_by,
+            "shapes": comparison.shapes,
             "rules": dataclasses.asdict(rules),
             "settings": comparison.settings,
             **tally.to_json(),

@@ -161,16 +161,19 @@ def as_detections(result: Detections | Mapping[str, Any], shape: tuple[int, ...]
         )
     height, width = shape[:2]
     boxes = _array(result["boxes"]).reshape(-1, 4).astype(np.float32)
-    n = len(boxes)
-    masks = _masks(result.get("masks"), n, height, width)
+    n, scores = len(boxes), result.get("scores")
+    labels = _array(result["labels"]).astype(np.int32)
+    scores = np.ones(n, np.float32) if scores is None else _array(scores).astype(np.float32)
+    if result.get("masks") is None:
+        return Detections.of_boxes(height, width, boxes, labels, scores, capped=False)
+    masks = _masks(result["masks"], n, height, width)
     rles = [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
-    scores = result.get("scores")
     return Detections(
         height=height,
         width=width,
         boxes=boxes,
-        labels=_array(result["labels"]).astype(np.int32),
-        scores=np.ones(n, np.float32) if scores is None else _array(scores).astype(np.float32),
+        labels=labels,
+        scores=scores,
         masks=tuple(rle["counts"] for rle in rles),
         areas=rle_areas(rles),
         mask_boxes=rle_boxes_xyxy(rles),
@@ -179,8 +182,6 @@ def as_detections(result: Detections | Mapping[str, Any], shape: tuple[int, ...]
 
 
 def _masks(given: Any, n: int, height: int, width: int) -> NDArray[np.bool_]:
-    if given is None:
-        return np.zeros((n, height, width), np.bool_)
     masks = _array(given)
     if masks.ndim == 4 and masks.shape[1] == 1:
         masks = masks[:, 0]
@@ -323,7 +324,12 @@ def mask_cells(
             shown = pixels[region.row_off : region.bottom, region.col_off : region.right]
             one = crop_detections(one, region)
         label = int(detections.labels[number])
-        picture = draw_mask(shown, one.rles()[0], max_side=cell_px, min_side=cell_px)
+        if one.masks is None:
+            picture = draw_instances(
+                shown, one, categories, min_score=0, max_side=cell_px, min_side=cell_px, texts=[""]
+            )
+        else:
+            picture = draw_mask(shown, one.rles()[0], max_side=cell_px, min_side=cell_px)
         lines = (
             f"{short(names.get(label, f'#{label}'))} {detections.scores[number]:.2f}",
             f"no. {number if numbers is None else numbers[number]}, {int(detections.areas[number]):,} px",

@@ -190,8 +190,8 @@ def draw_instances(
 ) -> Pixels:
     """Return the image with its instances drawn: translucent masks, outlines, boxes, and labels with scores.
 
-    The color of an instance does not depend on `min_score` or `region`. Pictures with a longest side below 160 pixels
-    are drawn without labels; `min_side` makes room for them.
+    Without masks, boxes and labels alone. The color of an instance does not depend on `min_score` or `region`. Pictures
+    with a longest side below 160 pixels are drawn without labels; `min_side` makes room for them.
 
     Args:
         pixels: (height, width, 3) uint8, RGB; not changed.
@@ -223,9 +223,10 @@ def draw_instances(
     color_of = instance_color if colors is None else colors.__getitem__
 
     # Large masks first, so that small objects in front of them remain visible.
-    rles = detections.rles()
-    for i in sorted(shown, key=lambda i: (-int(detections.areas[i]), i)):
-        _paint_mask(canvas, view, rles[i], color_of(i), MASK_OPACITY)
+    if detections.masks is not None:
+        rles = detections.rles()
+        for i in sorted(shown, key=lambda i: (-int(detections.areas[i]), i)):
+            _paint_mask(canvas, view, rles[i], color_of(i), MASK_OPACITY)
 
     # Boxes and labels last, those with the highest scores on top.
     draw = ImageDraw.Draw(canvas)

@@ -79,7 +79,10 @@ def test_an_unknown_name_is_answered_with_what_a_user_can_use(run):
     for name in ("something", "plantd", " "):
         code, message = run("show", name)
         assert code == 2
-        assert "coco, coco-v1, scenes, or the path or URL of a .safetensors, .pth, .pt, .ckpt" in message
+        assert (
+            "Known are coco, coco-v1, scenes, " in message or "give one of coco, coco-v1, scenes, " in message
+        )
+        assert "or the path or URL of a .safetensors, .pth, .pt, .ckpt" in message
         assert "planted" not in message
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from networks import TRAINED
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.ops import FrozenBatchNorm2d
@@ -12,7 +13,6 @@ from torchvision.ops import FrozenBatchNorm2d
 from maskrcnn.models import fuse
 from maskrcnn.models.fuse import for_cpu, fused
 from maskrcnn.models.model import build_network
-from maskrcnn.models.networks import TRAINABLE
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +45,7 @@ def plain(architecture: str) -> MaskRCNN:
     return network.requires_grad_(False)
 
 
-@pytest.fixture(scope="module", params=TRAINABLE)
+@pytest.fixture(scope="module", params=TRAINED)
 def networks(request: pytest.FixtureRequest) -> tuple[MaskRCNN, MaskRCNN, MaskRCNN]:
     """Return the original, the fused and the rearranged network."""
     network = plain(request.param)

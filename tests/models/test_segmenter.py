@@ -10,13 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from networks import spread
+from networks import TRAINED, spread
 from pycocotools import mask as coco_mask
 
 from maskrcnn.errors import ItemError, UsageError
 from maskrcnn.models import segmenter as segmenter_module
 from maskrcnn.models.model import build_network, load_model, save_model
-from maskrcnn.models.networks import TRAINABLE
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import render_scene
 from maskrcnn.types import Category, Segmenter, detection_order
@@ -93,7 +92,7 @@ def test_detections_equal_torchvision_s(model, images):
     assert any(one.areas.any() for one in found)
 
 
-@pytest.mark.parametrize("architecture", TRAINABLE)
+@pytest.mark.parametrize("architecture", TRAINED)
 def test_detections_equal_those_of_every_network_run_directly(architecture, tmp_path, images):
     torch.manual_seed(2)
     network = build_network(architecture, 4, 64, 96)

@@ -14,20 +14,12 @@ from checkpoints import detectron2_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
-from torchvision.models.detection import (
-    fasterrcnn_resnet50_fpn,
-    fcos_resnet50_fpn,
-    keypointrcnn_resnet50_fpn,
-    maskrcnn_resnet50_fpn,
-    retinanet_resnet50_fpn,
-    ssd300_vgg16,
-    ssdlite320_mobilenet_v3_large,
-)
+from torchvision.models.detection import keypointrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
 from torchvision.models.segmentation import deeplabv3_resnet50, fcn_resnet50
 
 from maskrcnn.errors import UsageError
 from maskrcnn.models.checkpoint_files import Checkpoint, read_checkpoint
-from maskrcnn.models.networks import NETWORKS, architecture_of
+from maskrcnn.models.networks import LIKENESS, NETWORKS, architecture_of
 from maskrcnn.models.state_dicts import unsupported_network
 
 V2 = "maskrcnn_resnet50_fpn_v2"
@@ -137,12 +129,7 @@ def names_of(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 FREE = {"weights": None, "weights_backbone": None}
 TORCHVISION = {
-    "Faster R-CNN, which has boxes and no masks": fasterrcnn_resnet50_fpn,
     "Keypoint R-CNN": keypointrcnn_resnet50_fpn,
-    "RetinaNet": retinanet_resnet50_fpn,
-    "FCOS": fcos_resnet50_fpn,
-    "SSD": ssd300_vgg16,
-    "an SSD": ssdlite320_mobilenet_v3_large,
     "classifier or a semantic segmentation": deeplabv3_resnet50,
     "semantic segmentation": fcn_resnet50,
 }
@@ -155,7 +142,7 @@ def test_torchvisions_other_networks_are_named(name: str, build: Callable[..., t
         shapes = names_of(build(**FREE))
     message = str(unsupported_network(shapes))
     assert name in message
-    assert "supported are Mask R-CNN with ResNet-50 and FPN" in message
+    assert "supported are torchvision's detectors" in message
 
 
 DETECTRON2 = {name: tuple(tensor.shape) for name, tensor in detectron2_tensors().items()}
@@ -195,15 +182,27 @@ def test_a_network_that_is_not_supported_is_named(what: str, shapes: dict[str, t
     message = unsupported_network(shapes)
     assert message is not None
     assert what in message
-    assert "supported are Mask R-CNN with ResNet-50 and FPN" in message
+    assert "supported are torchvision's detectors" in message
 
 
 @pytest.mark.parametrize(
-    "architecture", [name for name, network in NETWORKS.items() if network.depth is None]
+    "architecture", [name for name, network in NETWORKS.items() if network.from_state_dict]
 )
-def test_a_network_that_is_supported_is_not_refused(architecture: str) -> None:
-    assert unsupported_network(NETWORKS[architecture].shapes(5)) is None
+def test_networks_of_torchvision_are_recognised_by_their_tensors(architecture: str) -> None:
+    shapes = NETWORKS[architecture].shapes(5)
+    assert architecture_of(shapes) == architecture.replace("_320_fpn", "_fpn")
+    frozen = {name: shape for name, shape in shapes.items() if not name.endswith(".num_batches_tracked")}
+    assert architecture_of(frozen) == architecture_of(shapes)
+    incomplete = dict(list(shapes.items())[:-1])
+    assert architecture_of(incomplete) is None
+    assert architecture_of(incomplete, LIKENESS) == architecture_of(shapes)
+
+
+def test_a_network_that_is_supported_is_not_refused() -> None:
+    for name in ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_detectron2"):
+        assert unsupported_network(NETWORKS[name].shapes(5)) is None
     assert unsupported_network(DETECTRON2) is None
+    assert architecture_of(DETECTRON2, LIKENESS) is None
 
 
 @pytest.mark.slow
@@ -212,10 +211,8 @@ def test_other_backbones_of_torchvision_are_named() -> None:
     from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
 
     with torch.device("meta"):
-        for name, shown in (("resnet34", "ResNet-34"), ("resnet101", "ResNet-101"), ("resnet152", "ResNet-152"),
-                            ("resnext50_32x4d", "ResNeXt or Wide ResNet")):  # fmt: skip
-            network = MaskRCNN(resnet_fpn_backbone(backbone_name=name, weights=None), 3)
-            assert f"is a Mask R-CNN with {shown}" in str(unsupported_network(names_of(network)))
+        network = MaskRCNN(resnet_fpn_backbone(backbone_name="resnext50_32x4d", weights=None), 3)
+        assert "is a Mask R-CNN with ResNeXt or Wide ResNet" in str(unsupported_network(names_of(network)))
         mobile = mobilenet_backbone(backbone_name="mobilenet_v3_large", weights=None, fpn=True)
         network = MaskRCNN(mobile, 3)
         assert "such as MobileNet" in str(unsupported_network(names_of(network)))

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...errors import UsageError
 from ..detectron2 import PIXEL_MEAN, SIZES, cell_anchors
 from ..network_shapes import Shape, current_name
-from ..networks import NETWORKS, architecture_of
+from ..networks import LIKENESS, NETWORKS, architecture_of
 from ..published_weights import NORM_EPS
 
 __all__ = ["KEY_MAPPINGS", "Move", "Step", "detectron2_names", "moved", "source_of", "with_eps"]
@@ -55,15 +55,17 @@ class Move:
 def _torchvision(_: str, tensors: Mapping[str, Tensor]) -> tuple[str, list[Move]]:
     """Plan the moves of a torchvision state dict with its present names or those before 0.13."""
     current = {current_name(name): name for name in tensors}
-    architecture = architecture_of(current)
+    shapes = {name: tuple(tensors[former].shape) for name, former in current.items()}
+    architecture = architecture_of(shapes) or architecture_of(shapes, LIKENESS)
     if architecture is None:
         # An incomplete file: guess from the heads, so that the message names the missing tensor.
         older = any(name.startswith("roi_heads.box_head.fc") for name in current)
         deep = any(name.startswith("backbone.body.layer1.0.conv3.") for name in current)
         architecture = "maskrcnn_resnet50_fpn" + ("" if older else "_v2")
         architecture = architecture if deep or not older else "maskrcnn_resnet18_fpn"
-    scores = current.get("roi_heads.box_predictor.cls_score.weight")
-    labels = _first(tensors, scores) if scores else _first(tensors, "roi_heads.box_predictor.cls_score.bias")
+    labels = NETWORKS[architecture].labels_of(shapes) or _first(
+        tensors, "roi_heads.box_predictor.cls_score.bias"
+    )
     moves = []
     for target, shape in NETWORKS[architecture].shapes(labels).items():
         if target in current or not target.endswith(".num_batches_tracked"):
@@ -214,7 +216,7 @@ def _matterport(_: str, tensors: Mapping[str, Tensor]) -> tuple[str, list[Move]]
     """Plan the moves of a file of matterport, whose axes and coordinates are in another order."""
     blocks = {name[:5] for name in tensors if name.startswith("res4")}
     depth = 101 if len(blocks) > (6 + 23) / 2 else 50
-    architecture = next(name for name, network in NETWORKS.items() if network.depth == depth)
+    architecture = f"maskrcnn_matterport_resnet{depth}"
     scores = tensors.get("mrcnn_class_logits/kernel")
     labels = scores.shape[1] if scores is not None and scores.ndim == 2 else 2
     shapes = NETWORKS[architecture].shapes(labels)

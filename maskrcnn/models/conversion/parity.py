@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
-from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 
 from ...types import Detections, Pixels
+from ..forward import Forward
 from ..fuse import for_cpu, fused
 from ..model import Model
 from ..registry import NO_CATEGORY
 from ..roi_align import pool, pyramid_of
 from ..segmenter import MaskRCNNSegmenter
+from ..torchvision_networks import Detector
 from .reference_detectron2 import Instances, best, clipped, padded
 
 __all__ = ["Row", "StockTorchvision", "compare", "generated_images", "matched_row", "stage_row"]
@@ -95,7 +96,7 @@ class Reference(Protocol):
 class StockTorchvision:
     """torchvision's own network; its parts are called as its own `forward` calls them."""
 
-    def __init__(self, network: MaskRCNN) -> None:
+    def __init__(self, network: Detector) -> None:
         self._network = network.eval()
 
     def prepared(self, image: Pixels) -> Tensor:
@@ -144,7 +145,7 @@ class StockTorchvision:
     def instances(self, image: Pixels) -> Instances:
         """Return the final instances of an image."""
         (found,) = self._network([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255])
-        masks = (found["masks"][:, 0] > 0.5).numpy()
+        masks = (found["masks"][:, 0] > 0.5).numpy() if "masks" in found else None
         return Instances(found["boxes"], found["labels"], found["scores"], masks)
 
 
@@ -177,7 +178,8 @@ def compare(reference: Reference, model: Model, images: Sequence[Pixels]) -> lis
         one row per stage, in the order of the stages.
     """
     rows: dict[str, Row] = {}
-    segmenter = MaskRCNNSegmenter(model)
+    min_score, max_detections = own_limits(model.module)
+    segmenter = MaskRCNNSegmenter(model, min_score=min_score, max_detections=max_detections)
     for image in images:
         for row in [
             *_stages(reference, model, segmenter, image),
@@ -212,6 +214,8 @@ def _stages(reference: Reference, model: Model, segmenter: MaskRCNNSegmenter, im
     found = network.backbone(batch.contiguous(memory_format=torch.channels_last))
     for name, expected in features.items():
         rows.append(stage_row(f"features {name}", found[name], expected))
+    if not isinstance(forward, Forward):
+        return rows
     for what, values, reference_values in zip(
         ("RPN objectness", "RPN offsets"),
         network.rpn.head(list(features.values())),
@@ -235,6 +239,8 @@ def _stages(reference: Reference, model: Model, segmenter: MaskRCNNSegmenter, im
     rows.append(stage_row("class probabilities", logits.softmax(1), probabilities, "absolute", 1e-4))
     rows.append(stage_row("boxes of all classes", decoded, expected, "px", 0.05))
 
+    if not segmenter.has_masks:
+        return rows
     box, label, _ = best(probabilities, expected, min_score=0.05, max_detections=30)
     squares = reference.masks(features, box, label, size)
     actual = forward.probabilities(pyramid, torch.zeros(len(box), dtype=torch.int64), box, label)
@@ -275,8 +281,9 @@ def _final_rows(reference: Reference, segmenter: MaskRCNNSegmenter, model: Model
     ids = torch.tensor(model.card.category_ids)
     used = ids[expected.labels] != NO_CATEGORY
     matched, unmatched, score, iou = 0, 0, 0.0, 1.0
-    # At the limit of 100 rounding decides which instances are the last.
-    floor = float(expected.scores.min()) + 1e-3 if len(expected.scores) >= 100 else 0.0
+    # At the limit of their number rounding decides which instances are the last.
+    _, limit = own_limits(model.module)
+    floor = float(expected.scores.min()) + 1e-3 if len(expected.scores) >= limit else 0.0
     for index in used.nonzero().flatten().tolist():
         near = _nearest(found, int(ids[expected.labels[index]]), expected.boxes[index].numpy())
         if near is None:
@@ -284,13 +291,22 @@ def _final_rows(reference: Reference, segmenter: MaskRCNNSegmenter, model: Model
             continue
         matched += 1
         score = max(score, abs(float(found.scores[near]) - float(expected.scores[index])))
-        iou = min(iou, _iou(found, near, expected.masks[index]))
+        if expected.masks is not None:
+            iou = min(iou, _iou(found, near, expected.masks[index]))
     total = matched + unmatched
-    return [
+    rows = [
         Row("instances, unmatched", unmatched / max(total, 1), "fraction", 0.02, total),
         Row("instances, scores", score, "absolute", 5e-3, matched),
-        Row("instances, masks, 1 - IoU", 1 - iou, "absolute", 0.05, matched),
     ]
+    if expected.masks is not None:
+        rows.append(Row("instances, masks, 1 - IoU", 1 - iou, "absolute", 0.05, matched))
+    return rows
+
+
+def own_limits(network: Detector) -> tuple[float, int]:
+    """Return the minimum score of a network of torchvision, and its maximum number of detections."""
+    heads = network.roi_heads if hasattr(network, "roi_heads") else network
+    return float(heads.score_thresh), int(heads.detections_per_img)
 
 
 def _nearest(found: Detections, category: int, box: NDArray[np.float32]) -> int | None:
@@ -306,5 +322,5 @@ def _iou(found: Detections, index: int, mask: NDArray[np.bool_]) -> float:
     expected = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     if not coco_mask.area(expected) and not found.areas[index]:
         return 1.0
-    actual = {"size": [found.height, found.width], "counts": found.masks[index]}
+    actual = {"size": [found.height, found.width], "counts": found.counts[index]}
     return float(coco_mask.iou([actual], [expected], [0])[0, 0])

@@ -32,8 +32,8 @@ class Instances:
     """(N,) from 1."""
     scores: Tensor
     """(N,)"""
-    masks: NDArray[np.bool_]
-    """(N, H, W)"""
+    masks: NDArray[np.bool_] | None
+    """(N, H, W); None: boxes only."""
 
 
 class ReferenceDetectron2:
