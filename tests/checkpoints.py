@@ -7,20 +7,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskrcnn.models.conversion.key_mapping import detectron2_names
+from maskrcnn.models.conversion.keys_detectron2 import config_of_zoo, detectron2_names
 from maskrcnn.models.conversion.parity import generated_images
 from maskrcnn.models.conversion.reference_detectron2 import ReferenceDetectron2, padded
+from maskrcnn.models.rcnn_config import RCNNConfig
 
 SIZES = (160, 267)
 """The sizes that images are resized to in tests: small, so that the reference implementation takes seconds."""
 
 
-def detectron2_tensors(classes: int = 4, seed: int = 0) -> dict[str, Tensor]:
-    """Return the tensors of detectron2's R50-FPN; scores differ between proposals and are high somewhere."""
+def detectron2_tensors(
+    classes: int = 4,
+    seed: int = 0,
+    architecture: str = "maskrcnn_resnet50_fpn_detectron2",
+    config: RCNNConfig | None = None,
+) -> dict[str, Tensor]:
+    """Return the tensors of a network of detectron2; scores differ between proposals and are high somewhere."""
     torch.manual_seed(seed)
-    tensors = {name: _filled(name, shape) for name, (_, shape) in detectron2_names(classes + 1).items()}
+    config = config or config_of_zoo(architecture)
+    names = detectron2_names(classes + 1, architecture, config)
+    tensors = {name: _filled(name, shape) for name, (_, shape) in names.items()}
     image = generated_images()[0]
-    reference = ReferenceDetectron2(tensors, *SIZES)
+    reference = ReferenceDetectron2(tensors, *SIZES, config)
     prepared = reference.prepared(image)
     size = (prepared.shape[1], prepared.shape[2])
     features = reference.features(padded(prepared))

@@ -174,8 +174,8 @@ def _prefix(name: str) -> str | None:
 # --- networks that are not supported --------------------------------------------------------------------------
 
 _SUPPORTED: Final = (
-    "supported are torchvision's detectors, its Mask R-CNN with other ResNets and FPN, detectron2's with ResNet-50 and "
-    "FPN, and matterport's Mask_RCNN"
+    "supported are torchvision's detectors, its Mask R-CNN with other ResNets and FPN, detectron2's Mask R-CNN and "
+    "Faster R-CNN with ResNet-50, ResNet-101 or ResNeXt-101 32x8d and FPN, and matterport's Mask_RCNN"
 )
 
 _BY_NAME: Final = (
@@ -223,8 +223,11 @@ _BACKBONES: Final = (
     (r"^backbone\.(body|bottom_up)\.(0\.0|features)\.", "a backbone that is not a ResNet, such as MobileNet"),
     (r"^backbone\.(bottom_up\.|body\.)?(net\.)?(patch_embed|blocks\.\d+\.attn|layers\.\d+\.blocks)\b",
      "a transformer as backbone"),
+    (r"^backbone\.bottom_up\.res\d\.\d+\.conv2_offset\.", "deformable convolutions"),
     (r"^backbone\.bottom_up\.res4\.35\.", "ResNet-152"),
-    (r"^backbone\.bottom_up\.res4\.22\.", "ResNet-101"),
+    (r"^backbone\.fpn_\w+\.norm\.", "norms in its pyramid"),
+    (r"^roi_heads\.(box|mask)_head\.\w+\.norm\.", "norms in its heads"),
+    (r"^roi_heads\.box_head\.conv\d", "convolutions in its box head"),
 )  # fmt: skip
 
 
@@ -240,12 +243,13 @@ def unsupported_network(shapes: Mapping[str, Shape]) -> str | None:
     detector = any(name.startswith("roi_heads.box_predictor.cls_score.") for name in shapes)
     if not detector:
         return None
+    kind = "Mask R-CNN"
     if not any(name.startswith(("roi_heads.mask_predictor.", "roi_heads.mask_head.")) for name in shapes):
-        return f"is a Faster R-CNN that is not one of torchvision's: {_SUPPORTED}"
+        kind = "Faster R-CNN"
+        if not any(name.startswith("backbone.bottom_up.") for name in shapes):
+            return f"is a Faster R-CNN that is not one of torchvision's: {_SUPPORTED}"
     backbone = _backbone(shapes)
-    return (
-        None if backbone is None else f"is a Mask R-CNN with {backbone}, which is not supported: {_SUPPORTED}"
-    )
+    return None if backbone is None else f"is a {kind} with {backbone}, which is not supported: {_SUPPORTED}"
 
 
 def _backbone(shapes: Mapping[str, Shape]) -> str | None:
@@ -253,18 +257,22 @@ def _backbone(shapes: Mapping[str, Shape]) -> str | None:
     for pattern, what in _BACKBONES:
         if any(map(re.compile(pattern).search, shapes)):
             return what
-    stem = (
-        "backbone.bottom_up.stem.conv1"
-        if "backbone.bottom_up.stem.conv1.weight" in shapes
-        else "backbone.body"
-    )
-    first = "backbone.body.layer1" if stem == "backbone.body" else "backbone.bottom_up.res2"
-    middle = shapes.get(f"{first}.0.conv2.weight", ())
-    deep = f"{first}.0.conv3.weight" in shapes
-    if deep and len(middle) == 4 and middle[1] != 64:
-        return "ResNeXt or Wide ResNet"
-    if any(name.startswith("backbone.") and ".norm.weight" in name for name in shapes) and not any(
-        name.endswith(".running_var") for name in shapes
-    ):
+    frozen = any(name.endswith(".running_var") for name in shapes)
+    if not frozen and any(name.startswith("backbone.") and ".norm.weight" in name for name in shapes):
         return "group norms"
-    return None
+    if "backbone.bottom_up.stem.conv1.weight" not in shapes:
+        return _unusual_blocks(shapes, "backbone.body.layer1")
+    if "backbone.fpn_lateral5.weight" not in shapes:
+        return "another pyramid than FPN over res2 to res5"
+    middle = shapes.get("backbone.bottom_up.res2.0.conv2.weight", ())
+    if middle == (256, 8, 3, 3) and any(name.startswith("backbone.bottom_up.res4.22.") for name in shapes):
+        return None
+    return _unusual_blocks(shapes, "backbone.bottom_up.res2")
+
+
+def _unusual_blocks(shapes: Mapping[str, Shape], first: str) -> str | None:
+    """Return what a backbone is called by the 3x3 convolution of its first block, if it is no ResNet's."""
+    middle = shapes.get(f"{first}.0.conv2.weight", ())
+    if f"{first}.0.conv3.weight" in shapes:
+        return "ResNeXt or Wide ResNet" if len(middle) == 4 and middle[1] != 64 else None
+    return "ResNet-18 or ResNet-34" if first.startswith("backbone.bottom_up.") else None

@@ -159,7 +159,16 @@ OTHERS: dict[str, dict[str, tuple[int, ...]]] = {
     "DC5 of detectron2": changed("backbone.bottom_up.", "backbone."),
     "a PointRend": DETECTRON2 | {"roi_heads.mask_point_head.fc1.weight": (256, 336, 1)},
     "a Panoptic FPN": DETECTRON2 | {"sem_seg_head.p2.0.weight": (128, 256, 3, 3)},
-    "with ResNet-101": DETECTRON2 | {"backbone.bottom_up.res4.22.conv1.weight": (256, 1024, 1, 1)},
+    "with ResNet-152": DETECTRON2 | {"backbone.bottom_up.res4.35.conv1.weight": (256, 1024, 1, 1)},
+    "with deformable convolutions": DETECTRON2 | {"backbone.bottom_up.res3.0.conv2_offset.weight": (18, 128, 3, 3)},
+    "with norms in its pyramid": DETECTRON2 | {"backbone.fpn_lateral2.norm.weight": (256,)},
+    "with norms in its heads": DETECTRON2 | {"roi_heads.mask_head.mask_fcn1.norm.weight": (256,)},
+    "with convolutions in its box head": DETECTRON2 | {"roi_heads.box_head.conv1.weight": (256, 256, 3, 3)},
+    "with ResNet-18 or ResNet-34": {n: s for n, s in DETECTRON2.items() if "conv3" not in n},
+    "another pyramid than FPN over res2 to res5": {n: s for n, s in DETECTRON2.items() if "fpn_lateral5" not in n},
+    "a Faster R-CNN with ResNeXt": {
+        n: s for n, s in DETECTRON2.items() if "mask_head" not in n
+    } | {"backbone.bottom_up.res2.0.conv2.weight": (128, 4, 3, 3)},
     "with ResNeXt or Wide ResNet": DETECTRON2 | {"backbone.bottom_up.res2.0.conv2.weight": (256, 8, 3, 3)},
     "with group norms": {n: s for n, s in DETECTRON2.items() if "running" not in n},
     "a Mask R-CNN of MMDetection": {

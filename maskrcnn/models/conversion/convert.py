@@ -1,7 +1,7 @@
 """Convert the weights of other programs into a model file: each tensor is mapped, or the file is refused by its name.
 
 To add a source, add its key mapping to `key_mapping.KEY_MAPPINGS`, a reader of its files to `_READERS`, and a reference
-implementation to `_reference`.
+implementation to `_parity`.
 """
 
 import hashlib
@@ -22,13 +22,16 @@ from ...types import Category
 from ..checkpoint_files import Checkpoint, read_checkpoint, read_labels, read_weights
 from ..matterport_config import MatterportConfig, configured
 from ..model import Model, build_network, load_model, save_model, set_norm_eps, tensors_of
+from ..network_config import NetworkConfig
 from ..network_shapes import Shape, current_name
 from ..networks import NETWORKS, Resize
 from ..published_weights import NORM_EPS, norm_eps_of
+from ..rcnn_config import RCNNConfig
 from ..registry import COCO_CATEGORIES, NO_CATEGORY, ModelFile, is_own_file
 from ..state_dicts import unsupported_network
 from .h5_reader import arrays_in_h5
-from .key_mapping import KEY_MAPPINGS, Step, moved, source_of, with_eps
+from .key_mapping import KEY_MAPPINGS, source_of, with_eps
+from .moves import Origin, Step, moved, shapes_of
 from .parity import Reference, Row, StockTorchvision, compare, generated_images
 from .parity_matterport import compare_matterport
 from .pickle_reader import arrays_in_pickle
@@ -95,7 +98,7 @@ _PARITY_NOTES: Final = {
     "detectron2": "Compared with a reference implementation of detectron2's forward pass "
     "(maskrcnn/models/conversion/reference_detectron2.py) on the source's own tensors, on generated images. "
     "detectron2 itself was not run. Settings that a checkpoint does not contain are those of the model "
-    "zoo's configuration: BGR input, STRIDE_IN_1X1, ROIAlignV2, frozen norms with epsilon 1e-5.",
+    "zoo's configuration: BGR input, ROIAlignV2, frozen norms with epsilon 1e-5, and those listed as assumed.",
     "matterport": "Compared with a reference implementation of matterport's forward pass "
     "(maskrcnn/models/conversion/reference_matterport.py) on the source's own tensors, on generated images. "
     "TensorFlow was not run; the reference implementation is tested against tensors that matterport's code "
@@ -132,7 +135,7 @@ def convert(
             exists or is not a local `.safetensors` path; labels do not fit the classes; the epsilon is not known.
     """
     path = _checked_output(output)
-    config = configured(settings)
+    configured(settings)  # a wrong one is refused before the weights are read
     data = read_weights(weights)
     digest = hashlib.sha256(data).hexdigest()
     tensors, checkpoint = _read(weights, data)
@@ -141,13 +144,17 @@ def convert(
         raise UsageError(
             f"--set is for weights of matterport: leave it out for {weights}, which has those of {source}"
         )
-    architecture, moves = KEY_MAPPINGS[source](weights, tensors)
+    origin = Origin()
+    architecture, moves = KEY_MAPPINGS[source](weights, tensors, origin)
+    config = (
+        configured(settings) if source == "matterport" else origin.config or NETWORKS[architecture].config
+    )
     min_size, max_size = _sizes(NETWORKS[architecture].resize, min_size, max_size)
     eps = _norm_eps(weights, source, architecture, checkpoint, digest, norm_eps)
     if source == "torchvision" and eps != NORM_EPS:
         moves = with_eps(moves, tensors, eps)
     converted, steps = moved(weights, tensors, moves)
-    n_labels = len(converted["roi_heads.box_predictor.cls_score.bias"])
+    n_labels = NETWORKS[architecture].labels_of(shapes_of(converted))
     categories = _categories(weights, n_labels, labels)
 
     network = build_network(architecture, n_labels, min_size, max_size, config)
@@ -159,9 +166,9 @@ def convert(
             part, network, architecture, categories, min_size, max_size, provenance, dtype=torch.float32
         )
         model = load_model(str(part))
-        rows = _parity(source, architecture, tensors, model, (min_size, max_size), config, eps)
-        own = {"torchvision": {"norm_eps": eps}, "matterport": asdict(config)}
-        assumed = {"min_size": min_size, "max_size": max_size} | own.get(source, {})
+        rows = _parity(tensors, model, config, origin, eps)
+        own = {"norm_eps": eps} if source == "torchvision" else {} if config is None else asdict(config)
+        assumed = {"min_size": min_size, "max_size": max_size} | own
         place = "" if checkpoint is None else checkpoint.place
         report = Converted(
             source, architecture, categories, digest, place, assumed, tuple(steps), tuple(rows)
@@ -176,19 +183,21 @@ def convert(
 
 
 def _parity(
-    source: str,
-    architecture: str,
     tensors: Mapping[str, Any],
     model: Model,
-    sizes: tuple[int, int],
-    config: MatterportConfig,
+    config: NetworkConfig | None,
+    origin: Origin,
     eps: float,
 ) -> Sequence[Row]:
     """Compare the converted model with what the source's own network computes, stage by stage."""
-    if source == "matterport":
+    sizes = model.card.min_size, model.card.max_size
+    if isinstance(config, MatterportConfig):
         return _compare_matterport(tensors, model, *sizes, config)
-    n_labels = len(model.categories) + 1  # the background
-    return compare(_reference(source, architecture, tensors, n_labels, sizes, eps), model, generated_images())
+    if isinstance(config, RCNNConfig):
+        reference: Reference = ReferenceDetectron2(tensors, *sizes, config, bgr=origin.bgr is not False)
+    else:
+        reference = _stock(tensors, model, eps)
+    return compare(reference, model, generated_images())
 
 
 def _norm_eps(
@@ -326,18 +335,10 @@ def _compare_matterport(
     return compare_matterport(reference, model, generated_images())
 
 
-def _reference(
-    source: str,
-    architecture: str,
-    tensors: Mapping[str, Tensor],
-    n_labels: int,
-    sizes: tuple[int, int],
-    eps: float,
-) -> Reference:
-    """Return the implementation that the converted network is compared with."""
-    if source == "detectron2":
-        return ReferenceDetectron2(tensors, *sizes)
-    network = build_network(architecture, n_labels, *sizes)
+def _stock(tensors: Mapping[str, Tensor], model: Model, eps: float) -> StockTorchvision:
+    """Return torchvision's own network with the tensors of a file."""
+    card = model.card
+    network = build_network(card.architecture, len(card.category_ids), card.min_size, card.max_size)
     state = {current_name(name): tensor for name, tensor in tensors.items()}
     network.load_state_dict(network.state_dict() | state)
     set_norm_eps(network, eps)

@@ -22,7 +22,8 @@ from maskrcnn.errors import UsageError
 from maskrcnn.models import published_weights
 from maskrcnn.models.conversion import convert as convert_module
 from maskrcnn.models.conversion.convert import convert
-from maskrcnn.models.conversion.key_mapping import detectron2_names
+from maskrcnn.models.conversion.keys_detectron2 import detectron2_names
+from maskrcnn.models.conversion.parity import generated_images
 from maskrcnn.models.model import build_network, load_model
 from maskrcnn.models.networks import NETWORKS
 from maskrcnn.models.published_weights import PublishedWeights
@@ -119,6 +120,28 @@ def test_the_report_has_the_difference_of_each_stage_and_the_reference(report, f
     summary = (folder / "output.txt").read_text().splitlines()
     assert "tensors: 1 flipped, 300 taken, 2 reordered, 4 padded" in summary
     assert any(line.startswith("ok   mask probabilities: ") for line in summary)
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        name
+        for name in NETWORKS
+        if name.endswith("_detectron2") and name != "maskrcnn_resnet50_fpn_detectron2"
+    ],
+)
+def test_each_network_of_its_model_zoo_is_recognised_and_converted_with_parity(
+    architecture, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(convert_module, "generated_images", lambda: generated_images()[:1])
+    report = converted(tmp_path, {"model": detectron2_tensors(architecture=architecture)})
+    assert report.architecture == architecture
+    assert [row for row in report.parity if not row.within_limit] == []
+    assert describe_model(f"{tmp_path}/m.safetensors").has_masks == architecture.startswith("mask")
+    model = load_model(f"{tmp_path}/m.safetensors")
+    (found,) = MaskRCNNSegmenter(model).segment(generated_images()[:1])
+    assert len(found) > 10
 
 
 @pytest.fixture
@@ -335,7 +358,7 @@ NAN = torch.full((), torch.nan)
         (DETECTRON2 | {STEM: NAN.expand(64, 3, 7, 7)}, f"the tensor {STEM} is not finite"),
         (
             DETECTRON2 | {"pixel_std": torch.full((3, 1, 1), 58.0)},
-            "the tensor pixel_std differs from the model zoo's",
+            "the tensor pixel_std differs from the settings of maskrcnn_resnet50_fpn_detectron2: give .* as --config",
         ),
         (DETECTRON2 | {"pixel_mean": torch.zeros(1)}, r"pixel_mean has the shape \(1,\), not \(3, 1, 1\)"),
         *(
