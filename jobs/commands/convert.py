@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 @click.option(
     "--labels",
     metavar="FILE",
-    help="Category names, one per line, from the first class; by default COCO's, if their number is the same.",
+    help="Category names, one per line, from the first class; by default those in WEIGHTS, or COCO's, if their number fits.",
 )
 @click.option(
     "--from",
     "source",
-    type=click.Choice(["auto", "torchvision", "detectron2", "matterport"]),
+    type=click.Choice(["auto", "torchvision", "detectron2", "mmdetection", "matterport"]),
     default="auto",
     show_default=True,
     help="The library that WEIGHTS come from.",
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 )
 @json_option
 def convert(weights: str, out: str, as_json: bool, **options: Any) -> None:
-    """Convert WEIGHTS of torchvision, detectron2 or matterport to OUT.safetensors.
+    """Convert WEIGHTS of torchvision, detectron2, MMDetection or matterport to OUT.safetensors.
 
     WEIGHTS is a .pth, .pt, .ckpt, .bin or .safetensors file, a .pkl of detectron2, or an .h5 of matterport, as the
     training saved it. Nothing in it is executed. A tensor that is missing, unknown or of another shape is refused by

@@ -82,6 +82,8 @@ class Checkpoint:
     """What a user should know of how they were chosen."""
     arguments: Mapping[str, Any]
     """The arguments of the training script, where it stored them under `args`."""
+    classes: tuple[str, ...]
+    """The names of its classes, where MMDetection stored them under `meta`; distinct and not empty."""
     saved: Mapping[str, SavedTensor]
     """The tensors of a file of `torch.save`, by the name in the network; of a safetensors file none."""
     file: TorchFile | None
@@ -104,7 +106,7 @@ def read_checkpoint(uri: str, data: bytes) -> Checkpoint:
         check_safetensors(uri, data)
         found = find_state_dict(uri, header, lambda value: isinstance(value, tuple))
         shapes = {name: header[key] for name, key in found.names.items()}
-        return Checkpoint(found.names, shapes, found.place, found.notice, {}, {}, None)
+        return Checkpoint(found.names, shapes, found.place, found.notice, {}, (), {}, None)
     file = read_torch_file(uri, data)
     found = find_state_dict(uri, file.content, lambda value: isinstance(value, SavedTensor))
     saved = {name: found.tensors[key] for name, key in found.names.items()}
@@ -114,9 +116,24 @@ def read_checkpoint(uri: str, data: bytes) -> Checkpoint:
         place=found.place,
         notice=found.notice,
         arguments=namespace_of(file.content.get("args")),
+        classes=_classes(file.content.get("meta")),
         saved=saved,
         file=file,
     )
+
+
+def _classes(meta: Any) -> tuple[str, ...]:
+    """Return the names of classes in the metadata of MMDetection, versions 2 (`CLASSES`) and 3 (`dataset_meta`)."""
+    meta = meta if isinstance(meta, Mapping) else {}
+    dataset = meta.get("dataset_meta")
+    for place in (dataset if isinstance(dataset, Mapping) else {}, meta):
+        for key in ("classes", "CLASSES"):
+            names = place.get(key)
+            names = [names] if isinstance(names, str) else names
+            if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+                usable = all(name.strip() for name in names) and len(set(names)) == len(names)
+                return tuple(names) if usable else ()
+    return ()
 
 
 def read_labels(uri: str) -> list[str]:

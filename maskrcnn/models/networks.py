@@ -16,7 +16,7 @@ from .matterport_config import STRIDE, MatterportConfig
 from .network_config import NetworkConfig
 from .network_shapes import Shape, current_name, torchvision_shapes
 from .published_weights import PublishedWeights
-from .rcnn_config import CAFFE2, DETECTRON2, RCNNConfig
+from .rcnn_config import CAFFE2, DETECTRON2, MMDETECTION, RCNNConfig
 
 if TYPE_CHECKING:
     from .forward import Forward
@@ -234,6 +234,8 @@ _ZOOS: Final = (
     ("detectron2", "resnet50", DETECTRON2),
     ("detectron2", "resnet101", DETECTRON2),
     ("detectron2", "resnext101_32x8d", CAFFE2),
+    ("mmdetection", "resnet50", MMDETECTION),
+    ("mmdetection", "resnet101", MMDETECTION),
 )
 """The ResNets with FPN of detectron2's and MMDetection's model zoos, each with masks and without."""
 

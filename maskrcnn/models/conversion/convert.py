@@ -37,10 +37,11 @@ from .parity_matterport import compare_matterport
 from .pickle_reader import arrays_in_pickle
 from .reference_detectron2 import ReferenceDetectron2
 from .reference_matterport import ReferenceMatterport
+from .reference_mmdetection import ReferenceMMDetection
 
 __all__ = ["SOURCES", "Converted", "convert"]
 
-SOURCES: Final = ("torchvision", "detectron2", "matterport")
+SOURCES: Final = ("torchvision", "detectron2", "mmdetection", "matterport")
 
 log = logging.getLogger("maskrcnn")
 
@@ -99,6 +100,11 @@ _PARITY_NOTES: Final = {
     "(maskrcnn/models/conversion/reference_detectron2.py) on the source's own tensors, on generated images. "
     "detectron2 itself was not run. Settings that a checkpoint does not contain are those of the model "
     "zoo's configuration: BGR input, ROIAlignV2, frozen norms with epsilon 1e-5, and those listed as assumed.",
+    "mmdetection": "Compared with a reference implementation of MMDetection's forward pass "
+    "(maskrcnn/models/conversion/reference_mmdetection.py) on the source's own tensors, on generated images. "
+    "MMDetection itself was not run. Settings that a checkpoint does not contain are those of its base configurations: "
+    "RGB input, style='pytorch', images resized by OpenCV, RoIAlign with sampling_ratio 0, norms with epsilon 1e-5, "
+    "and those listed as assumed.",
     "matterport": "Compared with a reference implementation of matterport's forward pass "
     "(maskrcnn/models/conversion/reference_matterport.py) on the source's own tensors, on generated images. "
     "TensorFlow was not run; the reference implementation is tested against tensors that matterport's code "
@@ -155,7 +161,7 @@ def convert(
         moves = with_eps(moves, tensors, eps)
     converted, steps = moved(weights, tensors, moves)
     n_labels = NETWORKS[architecture].labels_of(shapes_of(converted))
-    categories = _categories(weights, n_labels, labels)
+    categories = _categories(weights, n_labels, labels, checkpoint)
 
     network = build_network(architecture, n_labels, min_size, max_size, config)
     network.load_state_dict(converted)
@@ -166,7 +172,7 @@ def convert(
             part, network, architecture, categories, min_size, max_size, provenance, dtype=torch.float32
         )
         model = load_model(str(part))
-        rows = _parity(tensors, model, config, origin, eps)
+        rows = _parity(source, tensors, model, config, origin, eps)
         own = {"norm_eps": eps} if source == "torchvision" else {} if config is None else asdict(config)
         assumed = {"min_size": min_size, "max_size": max_size} | own
         place = "" if checkpoint is None else checkpoint.place
@@ -183,6 +189,7 @@ def convert(
 
 
 def _parity(
+    source: str,
     tensors: Mapping[str, Any],
     model: Model,
     config: NetworkConfig | None,
@@ -193,8 +200,11 @@ def _parity(
     sizes = model.card.min_size, model.card.max_size
     if isinstance(config, MatterportConfig):
         return _compare_matterport(tensors, model, *sizes, config)
-    if isinstance(config, RCNNConfig):
-        reference: Reference = ReferenceDetectron2(tensors, *sizes, config, bgr=origin.bgr is not False)
+    reference: Reference
+    if isinstance(config, RCNNConfig) and source == "mmdetection":
+        reference = ReferenceMMDetection(tensors, *sizes, config, bgr=origin.bgr is True)
+    elif isinstance(config, RCNNConfig):
+        reference = ReferenceDetectron2(tensors, *sizes, config, bgr=origin.bgr is not False)
     else:
         reference = _stock(tensors, model, eps)
     return compare(reference, model, generated_images())
@@ -303,9 +313,14 @@ _READERS: Final[Mapping[str, Callable[[str, bytes], dict[str, Tensor]]]] = {
 }
 
 
-def _categories(uri: str, n_labels: int, labels: str | None) -> tuple[Category, ...]:
+def _categories(
+    uri: str, n_labels: int, labels: str | None, checkpoint: Checkpoint | None
+) -> tuple[Category, ...]:
     """Return the categories in the order of their labels, without the labels that have no name."""
     count = n_labels - 1
+    stored = () if checkpoint is None else checkpoint.classes
+    if labels is None and len(stored) == count and stored != tuple(each.name for each in COCO_CATEGORIES):
+        return tuple(Category(label, name) for label, name in enumerate(stored, start=1))
     if labels is None:
         if count not in (80, 90):
             raise UsageError(

@@ -15,6 +15,7 @@ from ..network_shapes import Shape, current_name
 from ..networks import LIKENESS, NETWORKS, architecture_of
 from ..published_weights import NORM_EPS
 from .keys_detectron2 import plan_detectron2
+from .keys_mmdetection import plan_mmdetection
 from .moves import Move, Origin, first_side
 
 __all__ = ["KEY_MAPPINGS", "source_of", "with_eps"]
@@ -158,18 +159,26 @@ _MATTERPORT_LAYERS: Final = {
 KEY_MAPPINGS: Final[Mapping[str, Callable[[str, Mapping[str, Tensor], Origin], tuple[str, list[Move]]]]] = {
     "torchvision": _torchvision,
     "detectron2": plan_detectron2,
+    "mmdetection": plan_mmdetection,
     "matterport": _matterport,
 }
 
 
 def source_of(uri: str, tensors: Mapping[str, Tensor], source: str) -> str:
     """Return the program that wrote these tensors, by the names of most of them."""
-    starts = {"detectron2": "backbone.bottom_up.", "torchvision": "backbone.body.", "matterport": "mrcnn_"}
+    starts = {
+        "detectron2": "backbone.bottom_up.",
+        "mmdetection": ("neck.", "rpn_head.", "roi_head."),
+        "torchvision": "backbone.body.",
+        "matterport": "mrcnn_",
+    }
     counts = {name: sum(key.startswith(start) for key in tensors) for name, start in starts.items()}
     likely = max(counts, key=lambda name: counts[name])
     if not counts[likely]:
         content = f"its tensors are {', '.join(list(tensors)[:3])}, …" if tensors else "it has no tensor"
-        raise UsageError(f"{uri} has no Mask R-CNN of torchvision, detectron2 or matterport: {content}")
+        raise UsageError(
+            f"{uri} has no network of torchvision, detectron2, MMDetection or matterport: {content}"
+        )
     if source not in ("auto", likely):
         raise UsageError(f"{uri} has the tensors of {likely}, not of {source}: leave --from out")
     return likely

@@ -20,7 +20,16 @@ from torch.nn import functional as F  # noqa: N812
 from ...types import Pixels
 from ..rcnn_config import DETECTRON2, RCNNConfig
 
-__all__ = ["Instances", "ReferenceDetectron2", "best", "clipped", "padded", "pasted", "suppressed"]
+__all__ = [
+    "Instances",
+    "ReferenceDetectron2",
+    "best",
+    "clipped",
+    "padded",
+    "pasted",
+    "pooled_on_map",
+    "suppressed",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,14 +255,18 @@ def _pooled(features: Mapping[str, Tensor], boxes: Tensor, bins: int) -> Tensor:
         width, height = (box[2] - box[0]).item(), (box[3] - box[1]).item()
         level = math.floor(4 + math.log2(max(math.sqrt(width * height) / 224 + 1e-8, 1e-30)))
         index = min(max(level, 2), 5) - 2
-        feature = features[str(index)][0]
-        scaled = box / (4 * 2**index) - 0.5
-        down = _bins(scaled[1].item(), scaled[3].item(), feature.shape[1], bins)
-        across = _bins(scaled[0].item(), scaled[2].item(), feature.shape[2], bins)
-        y, x = (slice(*_span(weights)) for weights in (down, across))
-        pooled.append(torch.einsum("by,cyx,ax->cba", down[:, y], feature[:, y, x], across[:, x]))
+        pooled.append(pooled_on_map(features[str(index)][0], box / (4 * 2**index), bins))
     channels = features["0"].shape[1]
     return torch.stack(pooled) if pooled else torch.zeros(0, channels, bins, bins)
+
+
+def pooled_on_map(feature: Tensor, box: Tensor, bins: int) -> Tensor:
+    """Return RoIAlign of one box, in positions of a map (C, H, W), aligned: (C, bins, bins)."""
+    aligned = box - 0.5
+    down = _bins(aligned[1].item(), aligned[3].item(), feature.shape[1], bins)
+    across = _bins(aligned[0].item(), aligned[2].item(), feature.shape[2], bins)
+    y, x = (slice(*_span(weights)) for weights in (down, across))
+    return torch.einsum("by,cyx,ax->cba", down[:, y], feature[:, y, x], across[:, x])
 
 
 def _span(weights: Tensor) -> tuple[int, int]:

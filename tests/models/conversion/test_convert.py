@@ -382,7 +382,7 @@ NAN = torch.full((), torch.nan)
         ),
         (
             {"conv1.weight": torch.zeros(1)},
-            "has no Mask R-CNN of torchvision, detectron2 or matterport: its tensors are conv1",
+            "has no network of torchvision, detectron2, MMDetection or matterport: its tensors are conv1",
         ),
     ],
 )
