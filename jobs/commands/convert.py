@@ -12,7 +12,7 @@ from .shared_options import json_option
 from .terminal import plain
 
 if TYPE_CHECKING:
-    from maskrcnn.models.conversion.convert import Converted
+    from maskrcnn.models.conversion.report import Converted
 
 
 @click.command()
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "--labels",
     metavar="FILE",
-    help="Category names, one per line, from the first class; by default those in WEIGHTS, or COCO's, if their number fits.",
+    help="Category names, one per line, from the first class; by default WEIGHTS' own, or COCO's if their number fits.",
 )
 @click.option(
     "--from",
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     default="auto",
     show_default=True,
     help="The library that WEIGHTS come from.",
+)
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="The config.yaml that detectron2's trainer wrote: pixel mean and deviation, anchors, thresholds, sizes, ….",
 )
 @click.option("--min-size", type=int, help="Shorter side of a resized image, in pixels; by default 800.")
 @click.option(

@@ -23,7 +23,7 @@ from .state_dicts import find_state_dict
 from .torch_files import SavedTensor, TorchFile, namespace_of, read_torch_file
 
 _MAX_BYTES: Final = 8 * 2**30
-_MAX_LABELS_BYTES: Final = 2**20
+_MAX_TEXT_BYTES: Final = 2**20
 
 
 _QUERY: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/[^?]*\?[^/]*=")
@@ -136,16 +136,29 @@ def _classes(meta: Any) -> tuple[str, ...]:
     return ()
 
 
+def read_text(uri: str, what: str) -> str:
+    """Return the text of a small file, local or remote.
+
+    Args:
+        uri: its path or URL.
+        what: it contains, in messages.
+
+    Raises:
+        UsageError: the file cannot be read, or is not UTF-8 text.
+    """
+    try:
+        return _read(uri, what, _MAX_TEXT_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the {what} file {uri} is not UTF-8 text: save it as UTF-8") from error
+
+
 def read_labels(uri: str) -> list[str]:
     """Return the category names of labels 1, 2, … from a file with one per line; empty for unused labels.
 
     Raises:
         UsageError: the file cannot be read, or names the background, no category at all, or a category twice.
     """
-    try:
-        text = _read(uri, "labels", _MAX_LABELS_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the labels file {uri} is not UTF-8 text: save it as UTF-8") from error
+    text = read_text(uri, "labels")
     names = ["" if line.strip() == "N/A" else line.strip() for line in text.rstrip().splitlines()]
     if not any(names):
         raise UsageError(f"the labels file {uri} names no category: write one per line, from label 1")

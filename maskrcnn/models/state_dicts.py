@@ -174,8 +174,8 @@ def _prefix(name: str) -> str | None:
 # --- networks that are not supported --------------------------------------------------------------------------
 
 _SUPPORTED: Final = (
-    "supported are torchvision's detectors, its Mask R-CNN with other ResNets and FPN, detectron2's and MMDetection's Mask "
-    "R-CNN and Faster R-CNN with ResNet-50 or ResNet-101 and FPN, detectron2's also with ResNeXt-101 32x8d, and "
+    "supported are torchvision's detectors, its Mask R-CNN with other ResNets and FPN, detectron2's and MMDetection's "
+    "Mask R-CNN and Faster R-CNN with ResNet-50 or ResNet-101 and FPN, detectron2's also with ResNeXt-101 32x8d, and "
     "matterport's Mask_RCNN"
 )
 

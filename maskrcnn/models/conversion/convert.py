@@ -5,10 +5,9 @@ implementation to `_parity`.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,21 +22,24 @@ from ..checkpoint_files import Checkpoint, read_checkpoint, read_labels, read_we
 from ..matterport_config import MatterportConfig, configured
 from ..model import Model, build_network, load_model, save_model, set_norm_eps, tensors_of
 from ..network_config import NetworkConfig
-from ..network_shapes import Shape, current_name
+from ..network_shapes import current_name
 from ..networks import NETWORKS, Resize
 from ..published_weights import NORM_EPS, norm_eps_of
 from ..rcnn_config import RCNNConfig
 from ..registry import COCO_CATEGORIES, NO_CATEGORY, ModelFile, is_own_file
 from ..state_dicts import unsupported_network
+from .detectron2_config import Detectron2Settings, read_settings
 from .h5_reader import arrays_in_h5
 from .key_mapping import KEY_MAPPINGS, source_of, with_eps
-from .moves import Origin, Step, moved, shapes_of
+from .keys_detectron2 import architecture_of_detectron2, config_of_zoo
+from .moves import Origin, moved, shapes_of
 from .parity import Reference, Row, StockTorchvision, compare, generated_images
 from .parity_matterport import compare_matterport
 from .pickle_reader import arrays_in_pickle
 from .reference_detectron2 import ReferenceDetectron2
 from .reference_matterport import ReferenceMatterport
 from .reference_mmdetection import ReferenceMMDetection
+from .report import Converted, write_report
 
 __all__ = ["SOURCES", "Converted", "convert"]
 
@@ -47,69 +49,6 @@ log = logging.getLogger("maskrcnn")
 
 _MAX_SIZE: Final = 4096
 """The largest side of a resized image, pixels: the maps of such a square take 3 GiB."""
-
-
-@dataclass(frozen=True, slots=True)
-class Converted:
-    """The result of a conversion."""
-
-    source: str
-    architecture: str
-    categories: tuple[Category, ...]
-    sha256: str
-    """The sha256 of the source file, hexadecimal."""
-    place: str
-    """The keys in the file under which the weights were, such as `model`; empty: they were the whole file."""
-    assumed: dict[str, Any]
-    """Settings that the file does not contain: as passed, or the source's defaults."""
-    steps: tuple[Step, ...]
-    parity: tuple[Row, ...]
-
-    @property
-    def within_limit(self) -> bool:
-        """Whether every stage agrees with the source within its limit."""
-        return all(row.within_limit for row in self.parity)
-
-    def counts(self) -> dict[str, int]:
-        """Return the number of tensors that were taken, flipped, …, in the order of first appearance."""
-        counts: dict[str, int] = {}
-        for step in self.steps:
-            counts[step.action] = counts.get(step.action, 0) + 1
-        return counts
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON."""
-        return {
-            "source": self.source,
-            "architecture": self.architecture,
-            "sha256_of_source": self.sha256,
-            "place": self.place,
-            "categories": [asdict(category) for category in self.categories],
-            "assumed": self.assumed,
-            "tensors": self.counts(),
-            "sound": self.within_limit,
-            "parity": [row.to_json() for row in self.parity],
-            "parity_note": _PARITY_NOTES[self.source],
-            "steps": [asdict(step) for step in self.steps],
-        }
-
-
-_PARITY_NOTES: Final = {
-    "torchvision": "Compared with torchvision's own network on the source's tensors, on generated images.",
-    "detectron2": "Compared with a reference implementation of detectron2's forward pass "
-    "(maskrcnn/models/conversion/reference_detectron2.py) on the source's own tensors, on generated images. "
-    "detectron2 itself was not run. Settings that a checkpoint does not contain are those of the model "
-    "zoo's configuration: BGR input, ROIAlignV2, frozen norms with epsilon 1e-5, and those listed as assumed.",
-    "mmdetection": "Compared with a reference implementation of MMDetection's forward pass "
-    "(maskrcnn/models/conversion/reference_mmdetection.py) on the source's own tensors, on generated images. "
-    "MMDetection itself was not run. Settings that a checkpoint does not contain are those of its base configurations: "
-    "RGB input, style='pytorch', images resized by OpenCV, RoIAlign with sampling_ratio 0, norms with epsilon 1e-5, "
-    "and those listed as assumed.",
-    "matterport": "Compared with a reference implementation of matterport's forward pass "
-    "(maskrcnn/models/conversion/reference_matterport.py) on the source's own tensors, on generated images. "
-    "TensorFlow was not run; the reference implementation is tested against tensors that matterport's code "
-    "computed under TensorFlow. Settings that a file does not contain are those of matterport's `Config`, or of --set.",
-}
 
 
 def convert(
@@ -122,6 +61,7 @@ def convert(
     max_size: int | None = None,
     norm_eps: float | None = None,
     settings: Sequence[str] = (),
+    config: str | None = None,
 ) -> Converted:
     """Convert a weights file, and write reports about the tensors and the comparison with the source next to it.
 
@@ -135,27 +75,27 @@ def convert(
         max_size: … unless the longer side would then exceed this; None: 1333, for matterport's networks 1024.
         norm_eps: the epsilon of the norms that weights of torchvision were trained with; None: as `norm_eps_of` knows.
         settings: for matterport's networks: values of its `InferenceConfig`, such as `RPN_NMS_THRESHOLD=0.7`.
+        config: for detectron2's networks: path or URL of the `config.yaml` that its trainer wrote; None: the settings
+            are those of the model zoo.
 
     Raises:
         UsageError: the file is damaged or of another network; a tensor is missing, unknown or misshapen; the output
-            exists or is not a local `.safetensors` path; labels do not fit the classes; the epsilon is not known.
+            exists or is not a local `.safetensors` path; labels do not fit the classes; the epsilon is not known; a
+            setting is not supported.
     """
     path = _checked_output(output)
-    configured(settings)  # a wrong one is refused before the weights are read
+    configured(settings)  # a wrong setting is refused before the weights are read
+    described = None if config is None else read_settings(config)
     data = read_weights(weights)
     digest = hashlib.sha256(data).hexdigest()
     tensors, checkpoint = _read(weights, data)
     source = source_of(weights, tensors, source)
-    if settings and source != "matterport":
-        raise UsageError(
-            f"--set is for weights of matterport: leave it out for {weights}, which has those of {source}"
-        )
-    origin = Origin()
+    origin = _origin(weights, source, described, tensors)
     architecture, moves = KEY_MAPPINGS[source](weights, tensors, origin)
-    config = (
-        configured(settings) if source == "matterport" else origin.config or NETWORKS[architecture].config
-    )
-    min_size, max_size = _sizes(NETWORKS[architecture].resize, min_size, max_size)
+    network_config = origin.config or NETWORKS[architecture].config
+    if settings:
+        network_config = _configured(weights, source, settings)
+    min_size, max_size = _sizes(NETWORKS[architecture].resize, origin, min_size, max_size)
     eps = _norm_eps(weights, source, architecture, checkpoint, digest, norm_eps)
     if source == "torchvision" and eps != NORM_EPS:
         moves = with_eps(moves, tensors, eps)
@@ -163,7 +103,7 @@ def convert(
     n_labels = NETWORKS[architecture].labels_of(shapes_of(converted))
     categories = _categories(weights, n_labels, labels, checkpoint)
 
-    network = build_network(architecture, n_labels, min_size, max_size, config)
+    network = build_network(architecture, n_labels, min_size, max_size, network_config)
     network.load_state_dict(converted)
     provenance = {"converted_from": source, "file": Path(weights).name, "sha256": digest}
     part = path.with_name(path.name + ".part.safetensors")
@@ -172,9 +112,9 @@ def convert(
             part, network, architecture, categories, min_size, max_size, provenance, dtype=torch.float32
         )
         model = load_model(str(part))
-        rows = _parity(source, tensors, model, config, origin, eps)
-        own = {"norm_eps": eps} if source == "torchvision" else {} if config is None else asdict(config)
-        assumed = {"min_size": min_size, "max_size": max_size} | own
+        rows = _parity(source, tensors, model, network_config, origin, eps)
+        assumed: dict[str, Any] = {"min_size": min_size, "max_size": max_size}
+        assumed |= {"norm_eps": eps} if network_config is None else asdict(network_config)
         place = "" if checkpoint is None else checkpoint.place
         report = Converted(
             source, architecture, categories, digest, place, assumed, tuple(steps), tuple(rows)
@@ -183,9 +123,42 @@ def convert(
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    path.with_name(path.name + ".report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")
-    path.with_name(path.name + ".report.md").write_text(_markdown(report, Path(weights).name, path.name))
+    write_report(report, Path(weights).name, path)
     return report
+
+
+def _configured(uri: str, source: str, settings: Sequence[str]) -> MatterportConfig:
+    """Return the configuration of a network of matterport."""
+    if source != "matterport":
+        raise UsageError(
+            f"--set is for weights of matterport: leave it out for {uri}, which has those of {source}"
+        )
+    return configured(settings)
+
+
+def _origin(
+    uri: str, source: str, described: Detectron2Settings | None, tensors: Mapping[str, Tensor]
+) -> Origin:
+    """Return what is known of a network besides its tensors, after a comparison with what they show."""
+    if described is None:
+        return Origin()
+    if source != "detectron2":
+        raise UsageError(
+            f"--config is for weights of detectron2: leave it out for {uri}, which has those of {source}"
+        )
+    shapes = shapes_of(tensors)
+    architecture = architecture_of_detectron2(shapes)
+    network = NETWORKS[architecture]
+    described.check(
+        {
+            "MODEL.MASK_ON": network.has_masks,
+            "MODEL.RESNETS.DEPTH": 50 if "resnet50" in architecture else 101,
+            "MODEL.RESNETS.NUM_GROUPS": 32 if "resnext" in architecture else 1,
+            "MODEL.ROI_HEADS.NUM_CLASSES": network.labels_of(shapes) - 1,
+        }
+    )
+    config = described.applied_to(config_of_zoo(architecture))
+    return Origin(config, described.bgr, described.min_size, described.max_size)
 
 
 def _parity(
@@ -237,10 +210,10 @@ def _norm_eps(
     return known
 
 
-def _sizes(resize: Resize, min_size: int | None, max_size: int | None) -> tuple[int, int]:
-    """Return the sizes that images are resized to, by default those of the network."""
-    low = resize.min_size if min_size is None else min_size
-    high = resize.max_size if max_size is None else max_size
+def _sizes(resize: Resize, origin: Origin, min_size: int | None, max_size: int | None) -> tuple[int, int]:
+    """Return the sizes that images are resized to, by default those of its configuration or of the network."""
+    low = origin.min_size or resize.min_size if min_size is None else min_size
+    high = origin.max_size or resize.max_size if max_size is None else max_size
     if not 1 <= low <= high <= _MAX_SIZE:
         raise UsageError(
             f"the sizes {low} and {high} are not valid: give 1 to {_MAX_SIZE}, the smaller first (larger images are "
@@ -338,7 +311,7 @@ def _categories(
     return tuple(Category(label, name) for label, name in enumerate(names, start=1) if name)
 
 
-# --- reports ------------------------------------------------------------------------------------------------
+# --- comparing ----------------------------------------------------------------------------------------------
 
 
 def _compare_matterport(
@@ -358,47 +331,3 @@ def _stock(tensors: Mapping[str, Tensor], model: Model, eps: float) -> StockTorc
     network.load_state_dict(network.state_dict() | state)
     set_norm_eps(network, eps)
     return StockTorchvision(network)
-
-
-def _markdown(report: Converted, weights: str, output: str) -> str:
-    place = f", under `{report.place}`" if report.place else ""
-    lines = [
-        f"# {output}",
-        "",
-        f"Converted from `{weights}`{place} ({report.source}, sha256 {report.sha256}).",
-    ]
-    lines += [
-        f"Architecture `{report.architecture}`, {plural(len(report.categories), 'category')}: "
-        f"{', '.join(f'{category.name} ({category.id})' for category in report.categories)}.",
-        "",
-        f"Not in the file, and assumed: {', '.join(f'{k} {_shown(v)}' for k, v in report.assumed.items())}.",
-        "",
-        "## Parity",
-        "",
-    ]
-    lines += [_PARITY_NOTES[report.source], "", "| stage | largest difference | | limit | compared | |"]
-    lines += ["|---|---|---|---|---|---|"]
-    lines += [
-        f"| {row.stage} | {row.difference:.2g} | {row.unit} | {row.limit:g} | {row.compared:,} | "
-        f"{'within the limit' if row.within_limit else 'DIFFERS'} |"
-        for row in report.parity
-    ]
-    counts = ", ".join(f"{count} {action}" for action, count in report.counts().items())
-    lines += ["", "## Tensors", "", counts, "", "| source | shape | action | target | shape | reason |"]
-    lines += ["|---|---|---|---|---|---|"]
-    lines += [
-        f"| {step.source} | {_sides(step.shape)} | {step.action} | {step.target} | {_sides(step.new_shape)} | "
-        f"{step.note} |"
-        for step in report.steps
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return " ".join(f"{number:g}" for number in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _sides(shape: Shape) -> str:
-    return " x ".join(map(str, shape))

@@ -167,10 +167,10 @@ KEY_MAPPINGS: Final[Mapping[str, Callable[[str, Mapping[str, Tensor], Origin], t
 def source_of(uri: str, tensors: Mapping[str, Tensor], source: str) -> str:
     """Return the program that wrote these tensors, by the names of most of them."""
     starts = {
-        "detectron2": "backbone.bottom_up.",
+        "detectron2": ("backbone.bottom_up.",),
         "mmdetection": ("neck.", "rpn_head.", "roi_head."),
-        "torchvision": "backbone.body.",
-        "matterport": "mrcnn_",
+        "torchvision": ("backbone.body.",),
+        "matterport": ("mrcnn_",),
     }
     counts = {name: sum(key.startswith(start) for key in tensors) for name, start in starts.items()}
     likely = max(counts, key=lambda name: counts[name])

@@ -13,7 +13,7 @@ from ..networks import NETWORKS
 from ..rcnn_config import DETECTRON2, RCNNConfig
 from .moves import Move, Origin, first_side, last_first, misshapen, padding, shapes_of
 
-__all__ = ["config_of_zoo", "detectron2_names", "plan_detectron2"]
+__all__ = ["architecture_of_detectron2", "config_of_zoo", "detectron2_names", "plan_detectron2"]
 
 
 def config_of_zoo(architecture: str) -> RCNNConfig:
@@ -75,7 +75,7 @@ _LAYERS: Final = {
 }
 
 
-def _architecture(shapes: Mapping[str, Shape]) -> str:
+def architecture_of_detectron2(shapes: Mapping[str, Shape]) -> str:
     """Return which of detectron2's networks tensors are most like."""
     deep = any(name.startswith("backbone.bottom_up.res4.6.") for name in shapes)
     groups = shapes.get("backbone.bottom_up.res2.0.conv2.weight", (0, 64))[1:2] != (64,)
@@ -86,7 +86,7 @@ def _architecture(shapes: Mapping[str, Shape]) -> str:
 
 def plan_detectron2(uri: str, tensors: Mapping[str, Tensor], origin: Origin) -> tuple[str, list[Move]]:
     """Plan the moves of a network of detectron2 with FPN."""
-    architecture = _architecture(shapes_of(tensors))
+    architecture = architecture_of_detectron2(shapes_of(tensors))
     config = origin.config or config_of_zoo(architecture)
     bgr = origin.bgr is not False
     labels = first_side(tensors, "roi_heads.box_predictor.cls_score.weight")

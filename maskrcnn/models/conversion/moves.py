@@ -31,6 +31,10 @@ class Origin:
     """Its settings; None: those of the model zoo."""
     bgr: bool | None = None
     """Whether it reads blue first; None: as in the model zoo."""
+    min_size: int | None = None
+    """The length that the shorter side of an image is resized to, pixels, …; None: as in the model zoo."""
+    max_size: int | None = None
+    """… unless the longer side would then exceed this."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,8 +56,8 @@ class ReferenceMMDetection:
     ) -> Tensor:
         """Apply a convolution and its norm."""
         x = F.conv2d(x, self._tensors[f"{convolution}.weight"], None, stride, padding, groups=groups)
-        parts = ("running_mean", "running_var", "weight", "bias")
-        return F.batch_norm(x, *(self._tensors[f"{norm}.{part}"] for part in parts), eps=1e-5)
+        mean, var = self._tensors[f"{norm}.running_mean"], self._tensors[f"{norm}.running_var"]
+        return F.batch_norm(x, mean, var, *self._of(norm), eps=1e-5)
 
     def prepared(self, image: Pixels) -> Tensor:
         """Resize as OpenCV does, and normalise."""

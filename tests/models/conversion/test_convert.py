@@ -4,11 +4,14 @@ import hashlib
 import json
 import os
 import pickle
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
-from checkpoints import SIZES, detectron2_tensors, zoo_pickle
+import yaml
+from checkpoints import SIZES, detectron2_tensors, mmdetection_tensors, zoo_pickle
 from click.testing import CliRunner
 from maskrcnn_jobs.cli import main
 from networks import spread
@@ -22,11 +25,14 @@ from maskrcnn.errors import UsageError
 from maskrcnn.models import published_weights
 from maskrcnn.models.conversion import convert as convert_module
 from maskrcnn.models.conversion.convert import convert
+from maskrcnn.models.conversion.detectron2_config import parsed
 from maskrcnn.models.conversion.keys_detectron2 import detectron2_names
-from maskrcnn.models.conversion.parity import generated_images
+from maskrcnn.models.conversion.keys_mmdetection import mmdetection_names
+from maskrcnn.models.conversion.parity import Row, generated_images
 from maskrcnn.models.model import build_network, load_model
 from maskrcnn.models.networks import NETWORKS
 from maskrcnn.models.published_weights import PublishedWeights
+from maskrcnn.models.rcnn_config import DETECTRON2 as ZOO
 from maskrcnn.models.registry import COCO_CATEGORIES, NO_CATEGORY, describe_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 
@@ -122,20 +128,21 @@ def test_the_report_has_the_difference_of_each_stage_and_the_reference(report, f
     assert any(line.startswith("ok   mask probabilities: ") for line in summary)
 
 
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize(
-    "architecture",
-    [
-        name
-        for name in NETWORKS
-        if name.endswith("_detectron2") and name != "maskrcnn_resnet50_fpn_detectron2"
-    ],
-)
-def test_each_network_of_its_model_zoo_is_recognised_and_converted_with_parity(
+ZOOS = [
+    name
+    for name in NETWORKS
+    if name.endswith(("_detectron2", "_mmdetection")) and name != "maskrcnn_resnet50_fpn_detectron2"
+]
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("architecture", ZOOS)
+def test_each_network_of_the_zoos_is_recognised_and_converted_with_parity(
     architecture, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(convert_module, "generated_images", lambda: generated_images()[:1])
-    report = converted(tmp_path, {"model": detectron2_tensors(architecture=architecture)})
+    made = mmdetection_tensors if architecture.endswith("_mmdetection") else detectron2_tensors
+    report = converted(tmp_path, {"state_dict": made(architecture=architecture)})
     assert report.architecture == architecture
     assert [row for row in report.parity if not row.within_limit] == []
     assert describe_model(f"{tmp_path}/m.safetensors").has_masks == architecture.startswith("mask")
@@ -179,7 +186,7 @@ def test_eighty_classes_are_coco_s(quick, tmp_path):
 
 
 def test_a_difference_ends_in_exit_code_one_and_is_reported(folder, tensors, tmp_path, monkeypatch):
-    row = convert_module.Row("features 0", 0.5, "of the largest value", 1e-4, 10)
+    row = Row("features 0", 0.5, "of the largest value", 1e-4, 10)
     monkeypatch.setattr(convert_module, "compare", lambda *_: [row])
     torch.save({"model": tensors}, tmp_path / "m.pth")
     arguments = ["convert", f"{tmp_path}/m.pth", f"{tmp_path}/m.safetensors", f"--labels={folder}/labels.txt"]
@@ -187,6 +194,77 @@ def test_a_difference_ends_in_exit_code_one_and_is_reported(folder, tensors, tmp
     assert result.exit_code == 1
     assert json.loads(result.stdout)["sound"] is False
     assert "DIFFERS" in (tmp_path / "m.safetensors.report.md").read_text()
+
+
+def test_the_settings_of_a_configuration_are_applied_with_parity(tmp_path, monkeypatch):
+    monkeypatch.setattr(convert_module, "generated_images", lambda: generated_images()[:1])
+    content = {
+        "MODEL": {
+            "PIXEL_MEAN": [123.675, 116.28, 103.53],
+            "PIXEL_STD": [58.395, 57.12, 57.375],
+            "RESNETS": {"STRIDE_IN_1X1": False, "DEPTH": 50},
+            "ANCHOR_GENERATOR": {
+                "SIZES": [[24], [48], [96], [192], [384]],
+                "ASPECT_RATIOS": [[0.4, 0.8, 1.25, 2.5]],
+            },
+            "RPN": {"NMS_THRESH": 0.6, "POST_NMS_TOPK_TEST": 300, "BBOX_REG_WEIGHTS": [2.0, 2.0, 1.0, 1.0]},
+            "ROI_HEADS": {"NUM_CLASSES": 4, "NMS_THRESH_TEST": 0.4, "SCORE_THRESH_TEST": 0.1},
+            "ROI_BOX_HEAD": {"BBOX_REG_WEIGHTS": [5.0, 5.0, 2.5, 2.5]},
+        },
+        "INPUT": {"FORMAT": "RGB", "MIN_SIZE_TEST": SIZES[0], "MAX_SIZE_TEST": SIZES[1]},
+        "TEST": {"DETECTIONS_PER_IMAGE": 40},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    config = parsed("config.yaml", yaml.safe_dump(content)).applied_to(ZOO)
+    torch.save({"model": detectron2_tensors(config=config)}, tmp_path / "m.pth")
+    (tmp_path / "labels.txt").write_text(LABELS)
+    files = (f"{tmp_path}/m.pth", f"{tmp_path}/m.safetensors", f"{tmp_path}/labels.txt")
+    report = convert(*files, config=f"{tmp_path}/config.yaml")
+    assert [row for row in report.parity if not row.within_limit] == []
+    assert "flipped" not in report.counts()
+    card = describe_model(f"{tmp_path}/m.safetensors")
+    assert card.config == config
+    assert (card.min_size, card.max_size) == SIZES
+    assert (config.pixel_std, config.max_detections) == ((58.395, 57.12, 57.375), 40)
+
+
+def test_a_configuration_of_another_network_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text("MODEL: {ROI_HEADS: {NUM_CLASSES: 80}}")
+    option = f"--config={tmp_path}/config.yaml"
+    assert "MODEL.ROI_HEADS.NUM_CLASSES is 80, and they have 4" in run(
+        tmp_path, DETECTRON2, option, name="m.pth"
+    )
+    assert "--config is for weights of detectron2: leave it out" in run(
+        tmp_path, hollow_torchvision(), option, name="m.pth"
+    )
+
+
+# --- MMDetection ----------------------------------------------------------------------------------------------
+
+
+class HistoryBuffer:
+    """As MMEngine stores in its checkpoints."""
+
+
+NAMES = ["cat", "dog", "bird", "fish"]
+
+
+@pytest.mark.parametrize(
+    "meta", [{"CLASSES": tuple(NAMES)}, {"dataset_meta": {"classes": NAMES, "palette": None}}]
+)
+def test_a_checkpoint_of_mmdetection_names_its_categories(quick, meta, tmp_path, monkeypatch):
+    monkeypatch.setattr(HistoryBuffer, "__module__", "mmengine.logging.history_buffer")
+    monkeypatch.setitem(
+        sys.modules,
+        "mmengine.logging.history_buffer",
+        types.SimpleNamespace(HistoryBuffer=HistoryBuffer),
+    )
+    state = hollow(mmdetection_names(5)) | {"backbone.bn1.num_batches_tracked": torch.tensor(3)}
+    content = {"meta": meta, "state_dict": state, "message_hub": {"log_scalars": {"loss": HistoryBuffer()}}}
+    torch.save(content, tmp_path / "m.pth")
+    report = convert(f"{tmp_path}/m.pth", f"{tmp_path}/m.safetensors")
+    assert [category.name for category in report.categories] == LABELS.split()
+    assert report.counts() == {"taken": 301, "reordered": 2, "padded": 4, "dropped": 1}
 
 
 # --- torchvision ----------------------------------------------------------------------------------------------
