@@ -80,8 +80,7 @@ def convert(
 
     Raises:
         UsageError: the file is damaged or of another network; a tensor is missing, unknown or misshapen; the output
-            exists or is not a local `.safetensors` path; labels do not fit the classes; the epsilon is not known; a
-            setting is not supported.
+            exists or is no local `.safetensors` path; labels do not fit; the epsilon or a setting is not supported.
     """
     path = _checked_output(output)
     configured(settings)  # a wrong setting is refused before the weights are read
@@ -92,13 +91,12 @@ def convert(
     source = source_of(weights, tensors, source)
     origin = _origin(weights, source, described, tensors)
     architecture, moves = KEY_MAPPINGS[source](weights, tensors, origin)
-    network_config = origin.config or NETWORKS[architecture].config
-    if settings:
-        network_config = _configured(weights, source, settings)
+    network_config = (
+        _network_config(weights, source, settings) or origin.config or NETWORKS[architecture].config
+    )
     min_size, max_size = _sizes(NETWORKS[architecture].resize, origin, min_size, max_size)
     eps = _norm_eps(weights, source, architecture, checkpoint, digest, norm_eps)
-    if source == "torchvision" and eps != NORM_EPS:
-        moves = with_eps(moves, tensors, eps)
+    moves = moves if eps == NORM_EPS else with_eps(moves, tensors, eps)
     converted, steps = moved(weights, tensors, moves)
     n_labels = NETWORKS[architecture].labels_of(shapes_of(converted))
     categories = _categories(weights, n_labels, labels, checkpoint)
@@ -115,7 +113,7 @@ def convert(
         rows = _parity(source, tensors, model, network_config, origin, eps)
         assumed: dict[str, Any] = {"min_size": min_size, "max_size": max_size}
         assumed |= {"norm_eps": eps} if network_config is None else asdict(network_config)
-        place = "" if checkpoint is None else checkpoint.place
+        place = checkpoint.place if checkpoint else ""
         report = Converted(
             source, architecture, categories, digest, place, assumed, tuple(steps), tuple(rows)
         )
@@ -127,8 +125,10 @@ def convert(
     return report
 
 
-def _configured(uri: str, source: str, settings: Sequence[str]) -> MatterportConfig:
-    """Return the configuration of a network of matterport."""
+def _network_config(uri: str, source: str, settings: Sequence[str]) -> MatterportConfig | None:
+    """Return the configuration of a network of matterport, if settings are given."""
+    if not settings:
+        return None
     if source != "matterport":
         raise UsageError(
             f"--set is for weights of matterport: leave it out for {uri}, which has those of {source}"

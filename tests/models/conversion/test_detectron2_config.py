@@ -178,8 +178,6 @@ def test_tuples_are_read_as_python_writes_them_and_as_text():
 
 NINES = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]
 BOMB = "\n".join(["a0: &a0 [0]", *NINES, "MODEL: {}"])
-    ["a0: &a0 [0]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)), "MODEL: {}"]
-)
 
 
 @pytest.mark.parametrize(
