@@ -94,24 +94,22 @@ def convert(
     network_config = (
         _network_config(weights, source, settings) or origin.config or NETWORKS[architecture].config
     )
-    min_size, max_size = _sizes(NETWORKS[architecture].resize, origin, min_size, max_size)
+    sizes = _sizes(NETWORKS[architecture].resize, origin, min_size, max_size)
     eps = _norm_eps(weights, source, architecture, checkpoint, digest, norm_eps)
     moves = moves if eps == NORM_EPS else with_eps(moves, tensors, eps)
     converted, steps = moved(weights, tensors, moves)
     n_labels = NETWORKS[architecture].labels_of(shapes_of(converted))
     categories = _categories(weights, n_labels, labels, checkpoint)
 
-    network = build_network(architecture, n_labels, min_size, max_size, network_config)
+    network = build_network(architecture, n_labels, *sizes, network_config)
     network.load_state_dict(converted)
     provenance = {"converted_from": source, "file": Path(weights).name, "sha256": digest}
     part = path.with_name(path.name + ".part.safetensors")
     try:
-        save_model(
-            part, network, architecture, categories, min_size, max_size, provenance, dtype=torch.float32
-        )
+        save_model(part, network, architecture, categories, *sizes, provenance, dtype=torch.float32)
         model = load_model(str(part))
         rows = _parity(source, tensors, model, network_config, origin, eps)
-        assumed: dict[str, Any] = {"min_size": min_size, "max_size": max_size}
+        assumed: dict[str, Any] = dict(zip(("min_size", "max_size"), sizes, strict=True))
         assumed |= {"norm_eps": eps} if network_config is None else asdict(network_config)
         place = checkpoint.place if checkpoint else ""
         report = Converted(
