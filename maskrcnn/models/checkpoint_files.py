@@ -84,6 +84,8 @@ class Checkpoint:
     """The arguments of the training script, where it stored them under `args`."""
     classes: tuple[str, ...]
     """The names of its classes, where MMDetection stored them under `meta`; distinct and not empty."""
+    configuration: str | None
+    """The text of the configuration that MMDetection stored there."""
     saved: Mapping[str, SavedTensor]
     """The tensors of a file of `torch.save`, by the name in the network; of a safetensors file none."""
     file: TorchFile | None
@@ -106,25 +108,27 @@ def read_checkpoint(uri: str, data: bytes) -> Checkpoint:
         check_safetensors(uri, data)
         found = find_state_dict(uri, header, lambda value: isinstance(value, tuple))
         shapes = {name: header[key] for name, key in found.names.items()}
-        return Checkpoint(found.names, shapes, found.place, found.notice, {}, (), {}, None)
+        return Checkpoint(found.names, shapes, found.place, found.notice, {}, (), None, {}, None)
     file = read_torch_file(uri, data)
     found = find_state_dict(uri, file.content, lambda value: isinstance(value, SavedTensor))
     saved = {name: found.tensors[key] for name, key in found.names.items()}
+    meta = file.content.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
     return Checkpoint(
         names=found.names,
         shapes={name: tensor.shape for name, tensor in saved.items()},
         place=found.place,
         notice=found.notice,
         arguments=namespace_of(file.content.get("args")),
-        classes=_classes(file.content.get("meta")),
+        classes=_classes(meta),
+        configuration=next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), None),
         saved=saved,
         file=file,
     )
 
 
-def _classes(meta: Any) -> tuple[str, ...]:
+def _classes(meta: Mapping[Any, Any]) -> tuple[str, ...]:
     """Return the names of classes in the metadata of MMDetection, versions 2 (`CLASSES`) and 3 (`dataset_meta`)."""
-    meta = meta if isinstance(meta, Mapping) else {}
     dataset = meta.get("dataset_meta")
     for place in (dataset if isinstance(dataset, Mapping) else {}, meta):
         for key in ("classes", "CLASSES"):

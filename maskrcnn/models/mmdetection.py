@@ -1,6 +1,6 @@
 """MMDetection's Mask R-CNN and Faster R-CNN with FPN: detectron2's network where they are equal.
 
-The networks of `mask_rcnn_r50_fpn`, `mask_rcnn_r101_fpn` and of `faster_rcnn_…`, of MMDetection 2 and 3 alike. Anchors,
+The networks of `mask_rcnn_r50_fpn`, `mask_rcnn_r101_fpn` and of `faster_rcnn_…`, of MMDetection 2 and 3. Anchors,
 their distances, limits, suppression, RoIAlign and the pasting of masks are those of `detectron2`. Where they differ:
 
 | | detectron2 | MMDetection |

@@ -25,13 +25,14 @@ from ..network_config import NetworkConfig
 from ..network_shapes import current_name
 from ..networks import NETWORKS, Resize
 from ..published_weights import NORM_EPS, norm_eps_of
-from ..rcnn_config import RCNNConfig
+from ..rcnn_config import MMDETECTION, RCNNConfig
 from ..registry import COCO_CATEGORIES, NO_CATEGORY, ModelFile, is_own_file
 from ..state_dicts import unsupported_network
 from .detectron2_config import Detectron2Settings, read_settings
 from .h5_reader import arrays_in_h5
 from .key_mapping import KEY_MAPPINGS, source_of, with_eps
 from .keys_detectron2 import architecture_of_detectron2, config_of_zoo
+from .mmdetection_config import origin_of_text
 from .moves import Origin, moved, shapes_of
 from .parity import Reference, Row, StockTorchvision, compare, generated_images
 from .parity_matterport import compare_matterport
@@ -89,7 +90,7 @@ def convert(
     digest = hashlib.sha256(data).hexdigest()
     tensors, checkpoint = _read(weights, data)
     source = source_of(weights, tensors, source)
-    origin = _origin(weights, source, described, tensors)
+    origin = _origin(weights, source, described, tensors, checkpoint)
     architecture, moves = KEY_MAPPINGS[source](weights, tensors, origin)
     network_config = (
         _network_config(weights, source, settings) or origin.config or NETWORKS[architecture].config
@@ -135,10 +136,16 @@ def _network_config(uri: str, source: str, settings: Sequence[str]) -> Matterpor
 
 
 def _origin(
-    uri: str, source: str, described: Detectron2Settings | None, tensors: Mapping[str, Tensor]
+    uri: str,
+    source: str,
+    described: Detectron2Settings | None,
+    tensors: Mapping[str, Tensor],
+    checkpoint: Checkpoint | None,
 ) -> Origin:
     """Return what is known of a network besides its tensors, after a comparison with what they show."""
     if described is None:
+        if source == "mmdetection" and checkpoint and checkpoint.configuration:
+            return origin_of_text(uri, checkpoint.configuration, MMDETECTION)
         return Origin()
     if source != "detectron2":
         raise UsageError(
