@@ -26,7 +26,7 @@ class Converted:
     place: str
     """The keys in the file under which the weights were, such as `model`; empty: they were the whole file."""
     assumed: dict[str, Any]
-    """Settings that the file does not contain: as passed, or the source's defaults."""
+    """Settings that the tensors do not show: as passed, as in a configuration, or the source's defaults."""
     steps: tuple[Step, ...]
     parity: tuple[Row, ...]
 
@@ -64,12 +64,12 @@ _PARITY_NOTES: Final = {
     "detectron2": "Compared with a reference implementation of detectron2's forward pass "
     "(maskrcnn/models/conversion/reference_detectron2.py) on the source's own tensors, on generated images. "
     "detectron2 itself was not run. Settings that a checkpoint does not contain are those of the model "
-    "zoo's configuration: BGR input, ROIAlignV2, frozen norms with epsilon 1e-5, and those listed as assumed.",
+    "zoo's configuration: BGR input, ROIAlignV2, frozen norms with epsilon 1e-5, and those listed below.",
     "mmdetection": "Compared with a reference implementation of MMDetection's forward pass "
     "(maskrcnn/models/conversion/reference_mmdetection.py) on the source's own tensors, on generated images. "
     "MMDetection itself was not run. Settings that a checkpoint does not contain are those of its base configurations: "
     "RGB input, style='pytorch', images resized by OpenCV, RoIAlign with sampling_ratio 0, norms with epsilon 1e-5, "
-    "and those listed as assumed.",
+    "and those listed below.",
     "matterport": "Compared with a reference implementation of matterport's forward pass "
     "(maskrcnn/models/conversion/reference_matterport.py) on the source's own tensors, on generated images. "
     "TensorFlow was not run; the reference implementation is tested against tensors that matterport's code "
@@ -100,7 +100,7 @@ def _markdown(report: Converted, weights: str, output: str) -> str:
         f"Architecture `{report.architecture}`, {plural(len(report.categories), 'category')}: "
         f"{', '.join(f'{category.name} ({category.id})' for category in report.categories)}.",
         "",
-        f"Not in the file, and assumed: {', '.join(f'{k} {_shown(v)}' for k, v in report.assumed.items())}.",
+        f"Settings that the tensors do not show: {', '.join(f'{k} {_shown(v)}' for k, v in report.assumed.items())}.",
         "",
         "## Parity",
         "",

@@ -1,6 +1,7 @@
 """Weights of other programs: every tensor is mapped and the network equal, or one line names the wrong tensor."""
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -23,6 +24,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn.errors import UsageError
 from maskrcnn.models import published_weights
+from maskrcnn.models.checkpoint_files import read_checkpoint
 from maskrcnn.models.conversion import convert as convert_module
 from maskrcnn.models.conversion.convert import convert
 from maskrcnn.models.conversion.detectron2_config import parsed
@@ -142,7 +144,7 @@ def test_each_network_of_the_zoos_is_recognised_and_converted_with_parity(
 ):
     monkeypatch.setattr(convert_module, "generated_images", lambda: generated_images()[:1])
     made = mmdetection_tensors if architecture.endswith("_mmdetection") else detectron2_tensors
-    report = converted(tmp_path, {"state_dict": made(architecture=architecture)})
+    report = converted(tmp_path, {"state_dict": made(architecture=architecture)}, min_size=96, max_size=160)
     assert report.architecture == architecture
     assert [row for row in report.parity if not row.within_limit] == []
     assert describe_model(f"{tmp_path}/m.safetensors").has_masks == architecture.startswith("mask")
@@ -249,20 +251,36 @@ class HistoryBuffer:
 NAMES = ["cat", "dog", "bird", "fish"]
 
 
-@pytest.mark.parametrize(
-    "meta", [{"CLASSES": tuple(NAMES)}, {"dataset_meta": {"classes": NAMES, "palette": None}}]
-)
-def test_a_checkpoint_of_mmdetection_names_its_categories(quick, meta, tmp_path, monkeypatch):
+def test_a_checkpoint_of_mmdetection_names_its_categories(quick, tmp_path, monkeypatch):
     place = "mmengine.logging.history_buffer"
     monkeypatch.setattr(HistoryBuffer, "__module__", place)
     for module in ("mmengine", "mmengine.logging", place):
         monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(HistoryBuffer=HistoryBuffer))
     state = hollow(mmdetection_names(5)) | {"backbone.bn1.num_batches_tracked": torch.tensor(3)}
+    meta = {"dataset_meta": {"classes": NAMES, "palette": None}, "cfg": "model = dict(type='MaskRCNN')"}
     content = {"meta": meta, "state_dict": state, "message_hub": {"log_scalars": {"loss": HistoryBuffer()}}}
     torch.save(content, tmp_path / "m.pth")
     report = convert(f"{tmp_path}/m.pth", f"{tmp_path}/m.safetensors")
-    assert [category.name for category in report.categories] == LABELS.split()
+    assert [category.name for category in report.categories] == NAMES
     assert report.counts() == {"taken": 301, "reordered": 2, "padded": 4, "dropped": 1}
+
+
+@pytest.mark.parametrize(
+    ("meta", "names"),
+    [
+        ({"CLASSES": tuple(NAMES), "config": "x = 1"}, tuple(NAMES)),
+        ({"dataset_meta": {"CLASSES": NAMES}}, tuple(NAMES)),
+        ({"CLASSES": "cat"}, ("cat",)),
+        ({"CLASSES": ["cat", "cat"]}, ()),
+        ({"CLASSES": ["cat", " "]}, ()),
+        ({"CLASSES": [1, 2]}, ()),
+        ("none", ()),
+    ],
+)
+def test_the_names_of_classes_are_read_as_versions_2_and_3_write_them(meta, names):
+    buffer = io.BytesIO()
+    torch.save({"meta": meta, "state_dict": {"backbone.x": torch.zeros(1)}}, buffer)
+    assert read_checkpoint("m.pth", buffer.getvalue()).classes == names
 
 
 # --- torchvision ----------------------------------------------------------------------------------------------
@@ -307,8 +325,8 @@ def frozen(*, eps):
 def converted(folder, content, **options):
     torch.save(content, folder / "m.pth")
     (folder / "labels.txt").write_text(LABELS)
-    sizes = {"min_size": SIZES[0], "max_size": SIZES[1]}
-    return convert(f"{folder}/m.pth", f"{folder}/m.safetensors", f"{folder}/labels.txt", **sizes, **options)
+    options = {"min_size": SIZES[0], "max_size": SIZES[1]} | options
+    return convert(f"{folder}/m.pth", f"{folder}/m.safetensors", f"{folder}/labels.txt", **options)
 
 
 def test_a_given_epsilon_gives_the_features_of_the_network_that_was_trained(quick, tmp_path):
