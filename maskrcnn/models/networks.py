@@ -52,7 +52,7 @@ class Resize:
 
 @dataclass(frozen=True, slots=True)
 class ClassScores:
-    """The tensor that shows how many labels a network has."""
+    """The tensor that shows the number of labels of a network."""
 
     tensor: str = "roi_heads.box_predictor.cls_score.weight"
     anchors: int = 1
@@ -254,7 +254,8 @@ NETWORKS: Final[Mapping[str, Network]] = {
         shapes=_shapes(network_shapes.lite0, channels=96, box_features=256, mask_convolutions=3),
         backbone_weights=_LITE0,
     ),
-    # No ImageNet weights: detectron2's blocks have their stride elsewhere than torchvision's.
+    # No ImageNet weights: detectron2's blocks have their stride elsewhere than torchvision's; training starts from
+    # converted weights.
     **{
         f"{'mask' if masks else 'faster'}rcnn_{body}_fpn_{library}": _fpn(library, body, config, masks=masks)
         for library, body, config in _ZOOS

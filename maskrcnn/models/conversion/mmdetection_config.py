@@ -41,6 +41,7 @@ _FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
     "model.roi_head.bbox_roi_extractor.roi_layer.type": ("RoIAlign",),
     "model.roi_head.bbox_roi_extractor.roi_layer.sampling_ratio": (0,),
     "model.roi_head.bbox_roi_extractor.roi_layer.aligned": (True,),
+    "model.roi_head.bbox_roi_extractor.roi_layer.output_size": (7,),
     "model.roi_head.mask_roi_extractor.type": ("SingleRoIExtractor",),
     "model.roi_head.mask_roi_extractor.finest_scale": (56,),
     "model.roi_head.mask_roi_extractor.featmap_strides": ([4, 8, 16, 32],),
@@ -67,13 +68,16 @@ _FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
 _TAKEN: Final[Mapping[str, str]] = {
     "model.test_cfg.rpn.nms_pre": "pre_nms_limit",
     "model.test_cfg.rpn.max_per_img": "post_nms_limit",
+    "model.test_cfg.rpn.max_num": "post_nms_limit",
     "model.test_cfg.rpn.nms.iou_threshold": "rpn_nms_threshold",
+    "model.test_cfg.rpn.nms_thr": "rpn_nms_threshold",
     "model.test_cfg.rcnn.nms.iou_threshold": "nms_threshold",
+    "model.test_cfg.rcnn.nms.iou_thr": "nms_threshold",
     "model.test_cfg.rcnn.score_thr": "min_score",
     "model.test_cfg.rcnn.max_per_img": "max_detections",
     "model.rpn_head.anchor_generator.ratios": "aspect_ratios",
 }
-"""Numbers that are taken over, by their names in `RCNNConfig`."""
+"""Numbers that are taken over, by their names in `RCNNConfig`; of some there is an older key."""
 
 
 def origin_of_text(uri: str, text: str, default: RCNNConfig) -> Origin:
@@ -89,6 +93,8 @@ def origin_of_text(uri: str, text: str, default: RCNNConfig) -> Origin:
     """
     content = _assigned(text)
     flat = dict(_flattened(content))
+    if "test_cfg.rcnn.score_thr" in flat:  # before version 2.8 it was not part of `model`
+        flat |= {f"model.{key}": value for key, value in flat.items() if key.startswith("test_cfg.")}
     for key, supported in _FIXED.items():
         if key in flat and flat[key] is not None and flat[key] not in supported:
             only = " or ".join(map(str, supported))

@@ -72,6 +72,15 @@ def test_anchors_of_another_scale_are_of_other_sizes():
     assert origin_of_text("m.pth", second(scale=4), MMDETECTION).config.anchor_sizes == (16, 32, 64, 128, 256)
 
 
+def test_limits_are_found_where_older_versions_write_them():
+    older = (
+        "test_cfg = dict(rpn=dict(max_num=500, nms_thr=0.6), rcnn=dict(score_thr=0.1, nms=dict(iou_thr=0.4)))"
+    )
+    config = origin_of_text("m.pth", older, MMDETECTION).config
+    assert (config.post_nms_limit, config.rpn_nms_threshold) == (500, 0.6)
+    assert (config.min_score, config.nms_threshold) == (0.1, 0.4)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
