@@ -21,7 +21,8 @@ from .types import Category, Detections
 if TYPE_CHECKING:
     from .evaluation.evaluate_run import Evaluation, EvaluationOptions
     from .imaging.decode import Limits, decode_image
-    from .models.conversion.convert import Converted, convert
+    from .models.conversion.convert import convert
+    from .models.conversion.report import Converted
     from .models.model import Model, load_model
     from .models.segmenter import MaskRCNNSegmenter as Segmenter
     from .results.diff_matching import Rules as DiffRules
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from .visualization.evaluation_report import evaluate
 
 _LAZY = {
-    "Converted": "models.conversion.convert",
+    "Converted": "models.conversion.report",
     "DiffRules": "results.diff_matching",
     "Evaluation": "evaluation.evaluate_run",
     "EvaluationOptions": "evaluation.evaluate_run",

@@ -7,26 +7,60 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskrcnn.models.conversion.key_mapping import detectron2_names
-from maskrcnn.models.conversion.parity import generated_images
+from maskrcnn.models.conversion.keys_detectron2 import config_of_zoo, detectron2_names
+from maskrcnn.models.conversion.keys_mmdetection import mmdetection_names
+from maskrcnn.models.conversion.parity import Reference, generated_images
 from maskrcnn.models.conversion.reference_detectron2 import ReferenceDetectron2, padded
+from maskrcnn.models.conversion.reference_mmdetection import ReferenceMMDetection
+from maskrcnn.models.rcnn_config import RCNNConfig
 
 SIZES = (160, 267)
 """The sizes that images are resized to in tests: small, so that the reference implementation takes seconds."""
 
 
-def detectron2_tensors(classes: int = 4, seed: int = 0) -> dict[str, Tensor]:
-    """Return the tensors of detectron2's R50-FPN; scores differ between proposals and are high somewhere."""
+def detectron2_tensors(
+    classes: int = 4,
+    seed: int = 0,
+    architecture: str = "maskrcnn_resnet50_fpn_detectron2",
+    config: RCNNConfig | None = None,
+) -> dict[str, Tensor]:
+    """Return the tensors of a network of detectron2; scores differ between proposals and are high somewhere."""
     torch.manual_seed(seed)
-    tensors = {name: _filled(name, shape) for name, (_, shape) in detectron2_names(classes + 1).items()}
+    config = config or config_of_zoo(architecture)
+    names = detectron2_names(classes + 1, architecture, config)
+    tensors = {name: _filled(name, shape) for name, (_, shape) in names.items()}
+    reference = ReferenceDetectron2(tensors, *SIZES, config)
+    return _apart(tensors, reference, "roi_heads.box_predictor.cls_score")
+
+
+def mmdetection_tensors(
+    classes: int = 4,
+    seed: int = 0,
+    architecture: str = "maskrcnn_resnet50_fpn_mmdetection",
+    config: RCNNConfig | None = None,
+) -> dict[str, Tensor]:
+    """Return the tensors of a network of MMDetection; scores differ between proposals and are high somewhere."""
+    torch.manual_seed(seed)
+    config = config or config_of_zoo(architecture)
+    names = mmdetection_names(classes + 1, architecture, config)
+    tensors = {name: _filled(name, shape) for name, (_, shape) in names.items()}
+    reference = ReferenceMMDetection(tensors, *SIZES, config)
+    counters = {
+        name.replace("running_var", "num_batches_tracked"): torch.tensor(7)
+        for name in names
+        if name.endswith("running_var")
+    }
+    return _apart(tensors, reference, "roi_head.bbox_head.fc_cls") | counters
+
+
+def _apart(tensors: dict[str, Tensor], reference: Reference, scores: str) -> dict[str, Tensor]:
+    """Return the tensors with those of the layer that returns scores such that scores are apart."""
     image = generated_images()[0]
-    reference = ReferenceDetectron2(tensors, *SIZES)
     prepared = reference.prepared(image)
     size = (prepared.shape[1], prepared.shape[2])
     features = reference.features(padded(prepared))
     probabilities, _ = reference.heads(features, reference.proposals(features, prepared, size)[:60], size)
     logits = probabilities.log().roll(-1, 1)  # back to the background last
-    scores = "roi_heads.box_predictor.cls_score"
     factor = 3 / float(logits.std(0).mean())
     tensors[f"{scores}.bias"] = factor * (tensors[f"{scores}.bias"] - logits.mean(0))
     tensors[f"{scores}.weight"] = factor * tensors[f"{scores}.weight"]
@@ -37,10 +71,16 @@ def _filled(name: str, shape: tuple[int, ...]) -> Tensor:
     part = name.rpartition(".")[2]
     if part in ("running_var", "running_mean", "bias"):
         return torch.rand(shape) + 0.5 if part == "running_var" else 0.1 * torch.randn(shape)
-    if ".norm." in name:
+    if ".norm." in name or ".bn" in name or ".downsample.1." in name:
         return torch.rand(shape) * 0.4 + 0.2
-    gain = 0.02 if "stem" in name else 0.3 if "deltas" in name or "bbox_pred" in name else 1.4
-    fan_in = int(np.prod(shape[1:])) if "deconv" not in name else shape[0]
+    gain = (
+        0.02
+        if "stem" in name or name == "backbone.conv1.weight"
+        else 0.3
+        if "deltas" in name or "bbox_pred" in name or "_reg" in name
+        else 1.4
+    )
+    fan_in = int(np.prod(shape[1:])) if "deconv" not in name and "upsample" not in name else shape[0]
     return torch.randn(shape) * gain / fan_in**0.5
 
 

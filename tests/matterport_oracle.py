@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskrcnn.models.conversion.key_mapping import KEY_MAPPINGS, moved
+from maskrcnn.models.conversion.key_mapping import KEY_MAPPINGS
+from maskrcnn.models.conversion.moves import Origin, moved
 from maskrcnn.models.conversion.parity_matterport import FastStages
 from maskrcnn.models.conversion.reference_matterport import normalised
 from maskrcnn.models.matterport_config import MatterportConfig
@@ -55,7 +56,7 @@ def model_of(
 ) -> Model:
     """Return the network of these tensors."""
     sizes = sizes or SIZES[backbone]
-    architecture, moves = KEY_MAPPINGS["matterport"]("oracle.h5", tensors)
+    architecture, moves = KEY_MAPPINGS["matterport"]("oracle.h5", tensors, Origin())
     network = build_network(architecture, 81, *sizes, config)
     network.load_state_dict(moved("oracle.h5", tensors, moves)[0])
     ids = (NO_CATEGORY, *(category.id for category in COCO_CATEGORIES))

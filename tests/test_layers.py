@@ -14,8 +14,9 @@ VALUES = {"__init__", "config", "errors", "schema", "stats", "types"}
 TORCH = {"models", "training", "masks.encode", "masks.encode_resized"}
 WITHOUT_TORCH = {"models", "models.registry", "models.checkpoint_files", "models.matterport_config"}
 WITHOUT_TORCH |= {"models.factory", "models.networks", "models.network_shapes", "models.published_weights"}
-WITHOUT_TORCH |= {"models.restricted_pickle"}
+WITHOUT_TORCH |= {"models.restricted_pickle", "models.network_config", "models.rcnn_config"}
 WITHOUT_TORCH |= {"models.conversion", "models.conversion.h5_reader", "models.conversion.pickle_reader"}
+WITHOUT_TORCH |= {"models.conversion.detectron2_config"}
 WITHOUT_TORCH |= {
     "training",
     "training.config",
@@ -43,6 +44,7 @@ RIMS = {
     "shapely": {"formats"},
     "pyproj": {"formats", "visualization.maps"},
     "h5py": {"models.conversion.h5_reader"},
+    "yaml": {"models.conversion.detectron2_config"},
     "jinja2": {"visualization"},
 }
 """Which rooms or modules may import a library."""

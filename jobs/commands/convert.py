@@ -12,7 +12,7 @@ from .shared_options import json_option
 from .terminal import plain
 
 if TYPE_CHECKING:
-    from maskrcnn.models.conversion.convert import Converted
+    from maskrcnn.models.conversion.report import Converted
 
 
 @click.command()
@@ -21,15 +21,20 @@ if TYPE_CHECKING:
 @click.option(
     "--labels",
     metavar="FILE",
-    help="Category names, one per line, from the first class; by default COCO's, if their number is the same.",
+    help="Category names, one per line, from the first class; by default WEIGHTS' own, or COCO's if their number fits.",
 )
 @click.option(
     "--from",
     "source",
-    type=click.Choice(["auto", "torchvision", "detectron2", "matterport"]),
+    type=click.Choice(["auto", "torchvision", "detectron2", "mmdetection", "matterport"]),
     default="auto",
     show_default=True,
     help="The library that WEIGHTS come from.",
+)
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="The config.yaml that detectron2's trainer wrote: pixel mean and deviation, anchors, thresholds, sizes, ….",
 )
 @click.option("--min-size", type=int, help="Shorter side of a resized image, in pixels; by default 800.")
 @click.option(
@@ -53,7 +58,7 @@ if TYPE_CHECKING:
 )
 @json_option
 def convert(weights: str, out: str, as_json: bool, **options: Any) -> None:
-    """Convert WEIGHTS of torchvision, detectron2 or matterport to OUT.safetensors.
+    """Convert WEIGHTS of torchvision, detectron2, MMDetection or matterport to OUT.safetensors.
 
     WEIGHTS is a .pth, .pt, .ckpt, .bin or .safetensors file, a .pkl of detectron2, or an .h5 of matterport, as the
     training saved it. Nothing in it is executed. A tensor that is missing, unknown or of another shape is refused by

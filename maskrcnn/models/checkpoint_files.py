@@ -23,7 +23,7 @@ from .state_dicts import find_state_dict
 from .torch_files import SavedTensor, TorchFile, namespace_of, read_torch_file
 
 _MAX_BYTES: Final = 8 * 2**30
-_MAX_LABELS_BYTES: Final = 2**20
+_MAX_TEXT_BYTES: Final = 2**20
 
 
 _QUERY: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/[^?]*\?[^/]*=")
@@ -82,6 +82,10 @@ class Checkpoint:
     """What a user should know of how they were chosen."""
     arguments: Mapping[str, Any]
     """The arguments of the training script, where it stored them under `args`."""
+    classes: tuple[str, ...]
+    """The names of its classes, where MMDetection stored them under `meta`; distinct and not empty."""
+    configuration: str | None
+    """The text of the configuration that MMDetection stored there."""
     saved: Mapping[str, SavedTensor]
     """The tensors of a file of `torch.save`, by the name in the network; of a safetensors file none."""
     file: TorchFile | None
@@ -104,19 +108,52 @@ def read_checkpoint(uri: str, data: bytes) -> Checkpoint:
         check_safetensors(uri, data)
         found = find_state_dict(uri, header, lambda value: isinstance(value, tuple))
         shapes = {name: header[key] for name, key in found.names.items()}
-        return Checkpoint(found.names, shapes, found.place, found.notice, {}, {}, None)
+        return Checkpoint(found.names, shapes, found.place, found.notice, {}, (), None, {}, None)
     file = read_torch_file(uri, data)
     found = find_state_dict(uri, file.content, lambda value: isinstance(value, SavedTensor))
     saved = {name: found.tensors[key] for name, key in found.names.items()}
+    meta = file.content.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
     return Checkpoint(
         names=found.names,
         shapes={name: tensor.shape for name, tensor in saved.items()},
         place=found.place,
         notice=found.notice,
         arguments=namespace_of(file.content.get("args")),
+        classes=_classes(meta),
+        configuration=next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), None),
         saved=saved,
         file=file,
     )
+
+
+def _classes(meta: Mapping[Any, Any]) -> tuple[str, ...]:
+    """Return the names of classes in the metadata of MMDetection, versions 2 (`CLASSES`) and 3 (`dataset_meta`)."""
+    dataset = meta.get("dataset_meta")
+    for place in (dataset if isinstance(dataset, Mapping) else {}, meta):
+        for key in ("classes", "CLASSES"):
+            names = place.get(key)
+            names = [names] if isinstance(names, str) else names
+            if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+                usable = all(name.strip() for name in names) and len(set(names)) == len(names)
+                return tuple(names) if usable else ()
+    return ()
+
+
+def read_text(uri: str, what: str) -> str:
+    """Return the text of a small file, local or remote.
+
+    Args:
+        uri: its path or URL.
+        what: it contains, in messages.
+
+    Raises:
+        UsageError: the file cannot be read, or is not UTF-8 text.
+    """
+    try:
+        return _read(uri, what, _MAX_TEXT_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the {what} file {uri} is not UTF-8 text: save it as UTF-8") from error
 
 
 def read_labels(uri: str) -> list[str]:
@@ -125,10 +162,7 @@ def read_labels(uri: str) -> list[str]:
     Raises:
         UsageError: the file cannot be read, or names the background, no category at all, or a category twice.
     """
-    try:
-        text = _read(uri, "labels", _MAX_LABELS_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the labels file {uri} is not UTF-8 text: save it as UTF-8") from error
+    text = read_text(uri, "labels")
     names = ["" if line.strip() == "N/A" else line.strip() for line in text.rstrip().splitlines()]
     if not any(names):
         raise UsageError(f"the labels file {uri} names no category: write one per line, from label 1")

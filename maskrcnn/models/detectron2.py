@@ -1,14 +1,15 @@
-"""detectron2's Mask R-CNN with ResNet-50 and FPN, built of torchvision's parts where they are equal.
+"""detectron2's Mask R-CNN and Faster R-CNN with FPN, built of torchvision's parts where they are equal.
 
-The network of `mask_rcnn_R_50_FPN_1x` and `_3x`, with the settings of its model zoo. Where it differs from
-torchvision's `maskrcnn_resnet50_fpn`:
+The networks of `mask_rcnn_R_50_FPN`, `mask_rcnn_R_101_FPN`, `mask_rcnn_X_101_32x8d_FPN` and of `faster_rcnn_…`, with
+the settings of an `RCNNConfig`, by default those of the model zoo. Where they differ from torchvision's
+`maskrcnn_resnet50_fpn`:
 
 | | torchvision | detectron2 |
 |---|---|---|
 | resize | of floats, four neighbours per pixel | of bytes, Pillow's bilinear filter, which widens when shrinking |
 | size after it | rounded down | rounded |
-| a block that halves the map | stride in the 3x3 convolution | stride in the first 1x1 convolution |
-| normalisation | (x / 255 - mean) / deviation | x - mean |
+| a block that halves the map | stride in the 3x3 convolution | stride in the first 1x1 convolution, but for X101 |
+| normalisation | (x / 255 - mean) / deviation | x - mean; X101: (x - mean) / deviation |
 | anchors | rounded to whole pixels | not rounded |
 | their distance on a level | canvas size / map size, such as 61 if 64 does not divide it | 4, 8, 16, 32, 64 |
 | proposals | at least 0.001 px wide and high | of any area |
@@ -30,7 +31,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
@@ -38,60 +40,91 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from ..masks.encode_resized import pasted
+from .rcnn_config import DETECTRON2, RCNNConfig
 
 __all__ = [
-    "PIXEL_MEAN",
     "AdaptiveRoIAlign",
     "ShortestEdgeTransform",
     "build_detectron2",
     "cell_anchors",
 ]
 
-PIXEL_MEAN: Final = (123.675, 116.28, 103.53)
-"""The mean of red, green and blue, from 0 to 255."""
-
-SIZES: Final = (32, 64, 128, 256, 512)
-RATIOS: Final = (0.5, 1.0, 2.0)
 STRIDES: Final = (4, 8, 16, 32, 64)
-"""The strides of the pyramid's levels; like the sides of the anchors, `SIZES`, in pixels of the resized image."""
+"""The strides of the pyramid's levels, pixels of the resized image."""
 
 _LEVELS: Final = ("0", "1", "2", "3")
 
 
-def build_detectron2(num_classes: int, min_size: int, max_size: int) -> MaskRCNN:
-    """Build the network with random weights; the arguments are those of `model.build_network`."""
-    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=5)
-    for stage in (backbone.body.layer2, backbone.body.layer3, backbone.body.layer4):
-        stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
-    network = MaskRCNN(
-        backbone,
-        num_classes,
-        rpn_anchor_generator=CellAnchors(),
-        rpn_post_nms_top_n_train=1000,
-        box_roi_pool=AdaptiveRoIAlign(_LEVELS, 7),
-        mask_roi_pool=AdaptiveRoIAlign(_LEVELS, 14),
-    )
-    network.transform = ShortestEdgeTransform(min_size, max_size)
+def build_detectron2(
+    body: str, masks: bool, num_classes: int, min_size: int, max_size: int, config: RCNNConfig
+) -> FasterRCNN:
+    """Build a network with random weights.
+
+    Args:
+        body: the name of its ResNet in `torchvision.models`.
+        masks: whether it is a Mask R-CNN.
+        num_classes: as of `model.build_network`, as are the other arguments.
+        min_size: the length that the shorter side of an image is resized to, pixels, …
+        max_size: … unless the longer side would then exceed this.
+        config: its settings.
+    """
+    backbone = resnet_fpn_backbone(backbone_name=body, weights=None, trainable_layers=5)
+    if config.stride_in_1x1:
+        for stage in (backbone.body.layer2, backbone.body.layer3, backbone.body.layer4):
+            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    parts = {
+        "rpn_anchor_generator": CellAnchors(config.anchor_sizes, config.aspect_ratios),
+        "rpn_pre_nms_top_n_test": config.pre_nms_limit,
+        "rpn_post_nms_top_n_test": config.post_nms_limit,
+        "rpn_post_nms_top_n_train": 1000,
+        "rpn_nms_thresh": config.rpn_nms_threshold,
+        "box_roi_pool": AdaptiveRoIAlign(_LEVELS, 7),
+        "box_score_thresh": config.min_score,
+        "box_nms_thresh": config.nms_threshold,
+        "box_detections_per_img": config.max_detections,
+        "bbox_reg_weights": config.box_weights,
+    }
+    if masks:
+        network = MaskRCNN(backbone, num_classes, mask_roi_pool=AdaptiveRoIAlign(_LEVELS, 14), **parts)
+    else:
+        network = FasterRCNN(backbone, num_classes, **parts)
+    network.config = config  # written by `model.save_model`
+    network.transform = ShortestEdgeTransform(min_size, max_size, config.pixel_mean, config.pixel_std)
+    network.rpn.box_coder = BoxCoder(config.rpn_box_weights)
     network.rpn.min_size = float(np.finfo(np.float32).tiny)
     network.roi_heads.drops_empty_boxes_last = True  # read by `forward.Forward`
     return network
 
 
-def cell_anchors(size: int) -> list[list[float]]:
-    """Return the anchors of a level around the origin, (3, 4) xmin, ymin, xmax, ymax, pixels."""
-    sides = [(size / ratio**0.5, size * ratio**0.5) for ratio in RATIOS]
+def cell_anchors(size: float, ratios: Sequence[float]) -> list[list[float]]:
+    """Return the anchors of a level around the origin, (ratios, 4) xmin, ymin, xmax, ymax, pixels.
+
+    Args:
+        size: of the side of a square one, pixels.
+        ratios: height by width.
+    """
+    sides = [(size / ratio**0.5, size * ratio**0.5) for ratio in ratios]
     return [[-width / 2, -height / 2, width / 2, height / 2] for width, height in sides]
 
 
 class CellAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
-    """Anchors of exact sizes at exact distances."""
+    """Anchors of exact sizes at exact distances.
 
-    def __init__(self) -> None:
-        super().__init__(tuple((size,) for size in SIZES), (RATIOS,) * len(SIZES))
-        self.cell_anchors = [torch.tensor(cell_anchors(size)) for size in SIZES]
+    Args:
+        sizes: the side of the square anchors of each level, pixels.
+        ratios: height by width, on every level.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[float] = DETECTRON2.anchor_sizes,
+        ratios: Sequence[float] = DETECTRON2.aspect_ratios,
+    ) -> None:
+        super().__init__(tuple((size,) for size in sizes), (tuple(ratios),) * len(sizes))
+        self.cell_anchors = [torch.tensor(cell_anchors(size, ratios)) for size in sizes]
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """Return the anchors of each image, (H * W * 3 over all levels, 4) pixels."""
+        """Return the anchors of each image, (H * W * ratios over all levels, 4) pixels."""
         device = feature_maps[0].device
         self.set_cell_anchors(torch.float32, device)
         grids = [list(feature.shape[-2:]) for feature in feature_maps]
@@ -120,6 +153,12 @@ class AdaptiveRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision
         image = torch.arange(len(boxes), device=counts.device).repeat_interleave(counts)
         return self.pool([x[name] for name in self.featmap_names], torch.cat(boxes), image)
 
+    @staticmethod
+    def level(boxes: Tensor) -> Tensor:
+        """Return the level of each box, (N,) float32 from 0 to 3."""
+        side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+        return (4 + torch.log2(side / 224 + 1e-8)).floor().clamp(2, 5) - 2
+
     def pool(self, maps: Sequence[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
         """Pool the features of each box.
 
@@ -136,8 +175,7 @@ class AdaptiveRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision
 
         Reference: `ROIPooler` in detectron2/modeling/poolers.py.
         """
-        side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
-        level = (4 + torch.log2(side / 224 + 1e-8)).floor().clamp(2, 5) - 2
+        level = self.level(boxes)
         regions = torch.cat([image[:, None].to(boxes.dtype), boxes], 1)
         pooled: Tensor | None = None
         for nth, (feature, stride) in enumerate(zip(maps, STRIDES, strict=False)):
@@ -150,16 +188,24 @@ class AdaptiveRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision
 
 
 class ShortestEdgeTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types
-    """Resizes bytes as Pillow does, and subtracts the mean; resizes masks back by the centres of their pixels.
+    """Resizes bytes as Pillow does, and normalises them; resizes masks back by the centres of their pixels.
 
     Args:
         min_size: as for `model.build_network`.
         max_size: as for `model.build_network`.
+        mean: of red, green and blue, from 0 to 255.
+        std: what they are divided by.
     """
 
-    def __init__(self, min_size: int, max_size: int) -> None:
-        mean = [value / 255 for value in PIXEL_MEAN]
-        super().__init__(min_size, max_size, mean, [1 / 255] * 3)
+    def __init__(
+        self,
+        min_size: int,
+        max_size: int,
+        mean: Sequence[float] = DETECTRON2.pixel_mean,
+        std: Sequence[float] = DETECTRON2.pixel_std,
+    ) -> None:
+        super().__init__(min_size, max_size, [value / 255 for value in mean], [value / 255 for value in std])
+        self._mean, self._std = (torch.tensor(values)[:, None, None] for values in (mean, std))
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Return an image's size after the resize.
@@ -175,21 +221,29 @@ class ShortestEdgeTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # 
         return int(new[0] + 0.5), int(new[1] + 0.5)
 
     def prepared(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return an image resized, less the mean, (3, height, width) float32.
-
-        torch's filter for bytes is Pillow's except for the precision of its weights: of 10,000 values 4 to 11
-        differ, by 1 of 255. On CUDA it has no filter for bytes; there floats are resized and rounded.
+        """Return an image resized and normalised, (3, height, width) float32.
 
         Args:
             pixels: (H, W, 3) uint8, RGB.
             size: height and width of the result.
         """
-        image = pixels.permute(2, 0, 1)[None]
-        if image.shape[-2:] != size:
-            image = image.float() if image.is_cuda else image
-            image = F.interpolate(image, size=size, mode="bilinear", antialias=True)
-            image = image.round() if image.is_cuda else image
-        return image[0].float() - torch.tensor(PIXEL_MEAN, device=image.device)[:, None, None]
+        image = pixels.permute(2, 0, 1)
+        image = image.float() if image.shape[-2:] == size else self.resampled(image, size)
+        return (image - self._mean.to(image.device)) / self._std.to(image.device)
+
+    def resampled(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return an image resized, (3, height, width) float32, whole numbers.
+
+        torch's filter for bytes is Pillow's except for the precision of its weights: of 10,000 values 4 to 11
+        differ, by 1 of 255. On CUDA it has no filter for bytes; there floats are resized and rounded.
+
+        Args:
+            image: (3, H, W) uint8.
+            size: height and width of the result.
+        """
+        image = image.float() if image.is_cuda else image
+        resized = F.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]
+        return resized.round() if image.is_cuda else resized.float()
 
     def normalize(self, image: Tensor) -> Tensor:
         """Return the image unchanged: `resize` normalises it, after the resize."""
@@ -198,7 +252,7 @@ class ShortestEdgeTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Resize an image of values from 0 to 1 and its target, and subtract the mean from the image."""
+        """Resize an image of values from 0 to 1 and its target, and normalise the image."""
         height, width = image.shape[-2:]
         size = self.resized(height, width)
         pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
@@ -220,6 +274,8 @@ class ShortestEdgeTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # 
         for found, size, (height, width) in zip(result, image_shapes, original_image_sizes, strict=True):
             boxes = resize_boxes(found["boxes"], list(size), [height, width])
             found["boxes"] = boxes
+            if "masks" not in found:
+                continue
             rows, columns = (index.ravel() for index in np.indices((height, width)))
             pixels = [
                 torch.from_numpy(pasted(box, mask, rows, columns)).view(1, height, width)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ..errors import UsageError
 
-__all__ = ["ELSEWHERE", "STRIDE", "MatterportConfig", "config_of", "configured"]
+__all__ = ["ELSEWHERE", "STRIDE", "MatterportConfig", "configured"]
 
 STRIDE: Final = 64
 """The stride of the coarsest map, pixels: the sides of canvases are multiples of it."""
@@ -157,25 +157,3 @@ def _number(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{text} is not finite")
     return number
-
-
-def config_of(text: str) -> MatterportConfig:
-    """Return the configuration in the JSON of a model's file.
-
-    Raises:
-        ValueError, TypeError: it is not a valid configuration.
-    """
-    entries = json.loads(text)
-    if not isinstance(entries, dict):
-        raise TypeError("the configuration is not an object")
-    defaults = {field.name: field.default for field in fields(MatterportConfig)}
-    values: dict[str, Any] = {}
-    for name, value in entries.items():
-        like = defaults.get(name)
-        if isinstance(like, tuple):
-            values[name] = tuple(_number(number) for number in value)
-        elif isinstance(like, str | int | float) and isinstance(value, str) == isinstance(like, str):
-            values[name] = type(like)(value)
-        else:
-            raise ValueError(f"the configuration has {name} = {value!r}")
-    return MatterportConfig(**values)

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from ..errors import UsageError, plural
 from ..types import Category
 from .checkpoint_files import Checkpoint, read_checkpoint
-from .matterport import MatterportRCNN
-from .matterport_config import MatterportConfig
+from .network_config import NetworkConfig
 from .networks import NETWORKS
 from .published_weights import NORM_EPS, PublishedModel, norm_eps_of
 from .registry import EmbeddedModel, ModelCard, ModelFile, is_own_file, read_model, resolve
@@ -33,7 +32,7 @@ def build_network(
     num_classes: int,
     min_size: int,
     max_size: int,
-    config: MatterportConfig | None = None,
+    config: NetworkConfig | None = None,
 ) -> Detector:
     """Build a network with random weights.
 
@@ -42,7 +41,7 @@ def build_network(
         num_classes: labels, the background (0) included.
         min_size: the length that the shorter side of an image is resized to, pixels, …
         max_size: … unless the longer side would then exceed this.
-        config: of matterport's networks; None: the defaults of matterport's `Config`.
+        config: of a network that has one, see `networks.Network.config`; None: its default.
 
     Raises:
         ValueError: there is no such architecture, or `max_size` does not fit it.
@@ -88,7 +87,7 @@ def save_model(
         "max_size": str(max_size),
         "provenance": json.dumps(dict(provenance)),
     }
-    if isinstance(network, MatterportRCNN):
+    if NETWORKS[architecture].config is not None:
         metadata["config"] = network.config.to_json()
     save_file(tensors, str(path), metadata=metadata)
 

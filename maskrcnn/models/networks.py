@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import UsageError
 from . import network_shapes, one_stage_shapes
 from .matterport_config import STRIDE, MatterportConfig
+from .network_config import NetworkConfig
 from .network_shapes import Shape, current_name, torchvision_shapes
 from .published_weights import PublishedWeights
+from .rcnn_config import CAFFE2, DETECTRON2, MMDETECTION, RCNNConfig
 
 if TYPE_CHECKING:
     from .forward import Forward
@@ -75,7 +77,7 @@ class Network:
     builder: str
     """`module:function` in this package; called with `arguments`, labels, min_size and max_size, and with the
     configuration where the network has one."""
-    shapes: Callable[[int], dict[str, Shape]]
+    shapes: Callable[..., dict[str, Shape]]
     """The tensors by name, given the number of labels, the background included."""
     arguments: tuple[Any, ...] = ()
     """The builder's first arguments."""
@@ -91,22 +93,29 @@ class Network:
     """Whether its losses are implemented here."""
     backbone_weights: PublishedWeights | PackagedWeights | None = None
     """ImageNet weights of its backbone; None: no published weights fit it."""
-    configurable: bool = False
-    """Whether its file holds a `MatterportConfig`."""
+    config: NetworkConfig | None = None
+    """The default of the configuration that its file holds; None: it has none."""
 
-    def build(self, labels: int, min_size: int, max_size: int, config: MatterportConfig | None) -> "Detector":
+    def build(self, labels: int, min_size: int, max_size: int, config: NetworkConfig | None) -> "Detector":
         """Build it with random weights; imports torch.
 
         Args:
             labels: the background (0) included.
             min_size: the shorter side of an image after the resize, pixels.
             max_size: the limit for its longer side, pixels.
-            config: of a configurable network; None: matterport's defaults. Other networks ignore it.
+            config: of a network that has one; None: the default. Other networks ignore it.
         """
         build = _imported(self.builder)
-        settings = (config or MatterportConfig(),) if self.configurable else ()
+        settings = () if self.config is None else (config or self.config,)
         network: Detector = build(*self.arguments, labels, min_size, max_size, *settings)
         return network
+
+    def shapes_with(self, labels: int, config: NetworkConfig | None = None) -> dict[str, Shape]:
+        """Return the tensors by name, given the number of labels and the configuration; None: the default."""
+        config = config or self.config
+        if isinstance(config, RCNNConfig):
+            return self.shapes(labels, anchors=len(config.aspect_ratios))
+        return self.shapes(labels)
 
     def labels_of(self, shapes: Mapping[str, Shape]) -> int:
         """Return the number of labels, the background included, that tensors show; 0 if they do not."""
@@ -138,12 +147,23 @@ _LITE0: Final = PackagedWeights(
 )
 
 
-def _resnet(name: str, body: network_shapes.Body, weights: PublishedWeights | None = None) -> Network:
+_BODIES: Final[Mapping[str, network_shapes.Body]] = {
+    "resnet18": network_shapes.resnet18,
+    "resnet34": partial(network_shapes.resnet18, blocks=(3, 4, 6, 3)),
+    "resnet50": network_shapes.resnet50,
+    "resnet101": partial(network_shapes.resnet50, third=23),
+    "resnet152": partial(network_shapes.resnet50, second=8, third=36),
+    "resnext101_32x8d": partial(network_shapes.resnet50, third=23, groups=32, width=256),
+}
+"""The ResNets by their names in `torchvision.models`."""
+
+
+def _resnet(name: str, weights: PublishedWeights | None = None) -> Network:
     """Return the entry of a Mask R-CNN with one of torchvision's ResNets and FPN."""
     return Network(
         builder="torchvision_networks:build_resnet_fpn",
         arguments=(name,),
-        shapes=partial(torchvision_shapes, body=body),
+        shapes=partial(torchvision_shapes, body=_BODIES[name]),
         from_state_dict=True,
         backbone_weights=weights,
     )
@@ -157,7 +177,19 @@ def _matterport(depth: int) -> Network:
         resize=Resize(max_size=1024, multiple=STRIDE),
         forward="forward_matterport:MatterportForward",
         trainable=False,
-        configurable=True,
+        config=MatterportConfig(),
+    )
+
+
+def _fpn(library: str, body: str, config: RCNNConfig, *, masks: bool) -> Network:
+    """Return the entry of a Mask R-CNN or Faster R-CNN of detectron2 or MMDetection with a ResNet and FPN."""
+    return Network(
+        builder=f"{library}:build_{library}",
+        arguments=(body, masks),
+        shapes=_shapes(_BODIES[body], frozen_norms=True, masks=masks),
+        has_masks=masks,
+        trainable=masks,
+        config=config,
     )
 
 
@@ -198,32 +230,37 @@ def _shapes(
 _V2: Final[dict[str, Any]] = {"box_convolutions": 4, "rpn_convolutions": 2, "pyramid_norms": True}
 _BOXES: Final[dict[str, Any]] = {"has_masks": False, "trainable": False}
 
+_ZOOS: Final = (
+    ("detectron2", "resnet50", DETECTRON2),
+    ("detectron2", "resnet101", DETECTRON2),
+    ("detectron2", "resnext101_32x8d", CAFFE2),
+    ("mmdetection", "resnet50", MMDETECTION),
+    ("mmdetection", "resnet101", MMDETECTION),
+)
+"""The ResNets with FPN of detectron2's and MMDetection's model zoos, each with masks and without."""
+
 NETWORKS: Final[Mapping[str, Network]] = {
     "maskrcnn_resnet50_fpn": _torchvision("maskrcnn_resnet50_fpn", _shapes(), backbone_weights=_RESNET50),
     "maskrcnn_resnet50_fpn_v2": _torchvision(
         "maskrcnn_resnet50_fpn_v2", _shapes(**_V2), backbone_weights=_RESNET50
     ),
-    "maskrcnn_resnet18_fpn": _resnet("resnet18", network_shapes.resnet18, _RESNET18),
-    "maskrcnn_resnet34_fpn": _resnet(
-        "resnet34", partial(network_shapes.resnet18, blocks=(3, 4, 6, 3)), _RESNET34
-    ),
-    "maskrcnn_resnet101_fpn": _resnet("resnet101", partial(network_shapes.resnet50, third=23), _RESNET101),
-    "maskrcnn_resnet152_fpn": _resnet(
-        "resnet152", partial(network_shapes.resnet50, second=8, third=36), _RESNET152
-    ),
-    "maskrcnn_resnext101_32x8d_fpn": _resnet(
-        "resnext101_32x8d", partial(network_shapes.resnet50, third=23, groups=32, width=256), _RESNEXT101
-    ),
+    "maskrcnn_resnet18_fpn": _resnet("resnet18", _RESNET18),
+    "maskrcnn_resnet34_fpn": _resnet("resnet34", _RESNET34),
+    "maskrcnn_resnet101_fpn": _resnet("resnet101", _RESNET101),
+    "maskrcnn_resnet152_fpn": _resnet("resnet152", _RESNET152),
+    "maskrcnn_resnext101_32x8d_fpn": _resnet("resnext101_32x8d", _RESNEXT101),
     "maskrcnn_efficientnet_lite0_fpn": Network(
         builder="efficientnet:build_efficientnet_lite0",
         shapes=_shapes(network_shapes.lite0, channels=96, box_features=256, mask_convolutions=3),
         backbone_weights=_LITE0,
     ),
-    "maskrcnn_resnet50_fpn_detectron2": Network(
-        builder="detectron2:build_detectron2",
-        # Its blocks have their stride elsewhere than torchvision's, whose ImageNet weights therefore do not fit.
-        shapes=_shapes(frozen_norms=True),
-    ),
+    # No ImageNet weights: detectron2's blocks have their stride elsewhere than torchvision's; training starts from
+    # converted weights.
+    **{
+        f"{'mask' if masks else 'faster'}rcnn_{body}_fpn_{library}": _fpn(library, body, config, masks=masks)
+        for library, body, config in _ZOOS
+        for masks in (True, False)
+    },
     "maskrcnn_matterport_resnet50": _matterport(50),
     "maskrcnn_matterport_resnet101": _matterport(101),
     "fasterrcnn_resnet50_fpn": _torchvision("fasterrcnn_resnet50_fpn", _shapes(masks=False), **_BOXES),
@@ -305,7 +342,13 @@ def _without_counters(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     return {name: shape for name, shape in shapes.items() if not name.endswith(".num_batches_tracked")}
 
 
-def check_tensors(shown: str, architecture: str, shapes: Mapping[str, Shape], labels: int) -> None:
+def check_tensors(
+    shown: str,
+    architecture: str,
+    shapes: Mapping[str, Shape],
+    labels: int,
+    config: NetworkConfig | None = None,
+) -> None:
     """Check that the tensors of a file are those of its network.
 
     Args:
@@ -313,11 +356,12 @@ def check_tensors(shown: str, architecture: str, shapes: Mapping[str, Shape], la
         architecture: one of `ARCHITECTURES`.
         shapes: of the tensors, by name, which may be one of before torchvision 0.13.
         labels: of the network, the background included.
+        config: of the network; None: its default.
 
     Raises:
         UsageError: a tensor is missing, unknown, or of another shape.
     """
-    expected = NETWORKS[architecture].shapes(labels)
+    expected = NETWORKS[architecture].shapes_with(labels, config)
     shapes = {current_name(name): shape for name, shape in shapes.items()}
     missing = list(_without_counters(expected).keys() - shapes.keys())
     for names, fault in ((missing, "lacks"), (shapes.keys() - expected.keys(), "has the unknown")):

@@ -27,9 +27,10 @@ from .checkpoint_files import (
     read_weights,
     safetensors_header,
 )
-from .matterport_config import MatterportConfig, config_of
+from .network_config import NetworkConfig, config_of
 from .networks import LIKENESS, NETWORKS, architecture_of, check_tensors
 from .published_weights import PUBLISHED, PublishedModel, is_cached, norm_eps_of, read_published
+from .rcnn_config import RCNNConfig
 from .state_dicts import unsupported_network
 
 __all__ = [
@@ -98,8 +99,8 @@ class ModelCard:
     """… unless the longer side would then exceed this."""
     notice: str | None
     """A warning for its user, or None."""
-    config: MatterportConfig | None = None
-    """The configuration of one of matterport's networks; None for others."""
+    config: NetworkConfig | None = None
+    """The configuration of a network of matterport, detectron2 or MMDetection; None for others."""
     has_masks: bool = True
     """Whether it detects masks; else boxes only."""
 
@@ -305,7 +306,7 @@ def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | 
         architecture = str(metadata["architecture"])
         min_size, max_size = int(metadata["min_size"]), int(metadata["max_size"])
         network = NETWORKS.get(architecture)
-        config = config_of(metadata["config"]) if network is not None and network.configurable else None
+        config = _config_of(metadata, None if network is None else network.config)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"{shown} has damaged metadata: {type(error).__name__}: {error}") from error
     if network is None:
@@ -316,7 +317,7 @@ def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | 
     if not 1 <= min_size <= max_size or max_size % resize.multiple or other:
         raise UsageError(f"{shown} has damaged metadata: sizes {min_size} and {max_size}")
     labels = network.labels_of(shapes)
-    check_tensors(shown, architecture, shapes, labels)
+    check_tensors(shown, architecture, shapes, labels, config)
     check_safetensors(shown, data)
     return ModelCard(
         name=name,
@@ -331,6 +332,13 @@ def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | 
         config=config,
         has_masks=network.has_masks,
     )
+
+
+def _config_of(metadata: Mapping[str, Any], default: NetworkConfig | None) -> NetworkConfig | None:
+    """Return the configuration of a file; files of before version 0.3 have none for detectron2's network."""
+    if default is None or (isinstance(default, RCNNConfig) and "config" not in metadata):
+        return default
+    return config_of(metadata["config"], default)
 
 
 def _categories(entries: Sequence[Mapping[str, Any]]) -> tuple[Category, ...]:

@@ -174,8 +174,9 @@ def _prefix(name: str) -> str | None:
 # --- networks that are not supported --------------------------------------------------------------------------
 
 _SUPPORTED: Final = (
-    "supported are torchvision's detectors, its Mask R-CNN with other ResNets and FPN, detectron2's with ResNet-50 and "
-    "FPN, and matterport's Mask_RCNN"
+    "supported are torchvision's detectors, its Mask R-CNN with other ResNets and FPN, detectron2's and MMDetection's "
+    "Mask R-CNN and Faster R-CNN with ResNet-50 or ResNet-101 and FPN, detectron2's also with ResNeXt-101 32x8d, and "
+    "matterport's Mask_RCNN"
 )
 
 _BY_NAME: Final = (
@@ -193,8 +194,11 @@ _BY_NAME: Final = (
     (r"^roi_heads\.res5\.", "a Mask R-CNN or Faster R-CNN C4 of detectron2, which has no FPN"),
     (r"^backbone\.res5\.", "a Mask R-CNN or Faster R-CNN DC5 of detectron2, which has no FPN"),
     (r"^roi_heads\.(box|mask)\.feature_extractor\.", "a Mask R-CNN of maskrcnn-benchmark"),
-    (r"^roi_head\.mask_head\.", "a Mask R-CNN of MMDetection"),
-    (r"^roi_head\.", "a network of MMDetection"),
+    (r"^roi_head\.point_head\.", "a PointRend of MMDetection"),
+    (r"^roi_head\.mask_iou_head\.", "a Mask Scoring R-CNN"),
+    (r"^roi_head\.grid_head\.", "a Grid R-CNN"),
+    (r"^roi_head\.shared_head\.", "a Mask R-CNN or Faster R-CNN C4 of MMDetection, which has no FPN"),
+    (r"^bbox_head\.(shared_fcs|fc_cls)\.", "a Mask R-CNN or Faster R-CNN of MMDetection 1"),
     (r"^(bbox_head|mask_head|panoptic_head|query_head)\.", "a network of MMDetection"),
     (
         r"^sem_seg_head\.(pixel_decoder|predictor)\.|^(model\.)?pixel_level_module\.",
@@ -223,9 +227,28 @@ _BACKBONES: Final = (
     (r"^backbone\.(body|bottom_up)\.(0\.0|features)\.", "a backbone that is not a ResNet, such as MobileNet"),
     (r"^backbone\.(bottom_up\.|body\.)?(net\.)?(patch_embed|blocks\.\d+\.attn|layers\.\d+\.blocks)\b",
      "a transformer as backbone"),
+    (r"^backbone\.bottom_up\.res\d\.\d+\.conv2_offset\.", "deformable convolutions"),
     (r"^backbone\.bottom_up\.res4\.35\.", "ResNet-152"),
-    (r"^backbone\.bottom_up\.res4\.22\.", "ResNet-101"),
+    (r"^backbone\.fpn_\w+\.norm\.", "norms in its pyramid"),
+    (r"^roi_heads\.(box|mask)_head\.\w+\.norm\.", "norms in its heads"),
+    (r"^roi_heads\.box_head\.conv\d", "convolutions in its box head"),
 )  # fmt: skip
+
+
+_MMDETECTION: Final = (
+    (r"^backbone\.layer\d\.\d+\.conv\d\.conv_offset\.", "deformable convolutions"),
+    (r"^(backbone|neck|roi_head)\..*\bgn\d?\.|\.(convs|shared_convs)\.\d+\.(gn|bn|norm)\.", "group or other norms"),
+    (r"^backbone\.(patch_embed|stages\.\d+\.blocks)\b", "a transformer as backbone"),
+    (r"^backbone\.(stem|stages|features|layers)\b|^backbone\.layer\d\.\d+\.(convs|conv0|se_layer)\b",
+     "a backbone that is not a plain ResNet"),
+    (r"^backbone\.layer3\.35\.", "ResNet-152"),
+    (r"^neck\.(?!lateral_convs\.[0-3]\.conv\.|fpn_convs\.[0-3]\.conv\.)", "another pyramid than FPN"),
+    (r"^rpn_head\.(?!rpn_(conv|cls|reg)\.(weight|bias)$)", "another RPN"),
+    (r"^roi_head\.bbox_head\.(?!shared_fcs\.[01]\.|fc_(cls|reg)\.(weight|bias)$)", "another box head"),
+    (r"^roi_head\.mask_head\.(?!convs\.[0-3]\.conv\.|(upsample|conv_logits)\.(weight|bias)$)", "another mask head"),
+    (r"^roi_head\.(?!bbox_head|mask_head)", "heads of another kind"),
+)  # fmt: skip
+"""What a network of MMDetection has that is not supported, by patterns of names; the first that fits counts."""
 
 
 def unsupported_network(shapes: Mapping[str, Shape]) -> str | None:
@@ -237,14 +260,31 @@ def unsupported_network(shapes: Mapping[str, Shape]) -> str | None:
     for pattern, what in _BY_NAME:
         if any(map(re.compile(pattern).search, shapes)):
             return f"is {what}, which is not supported: {_SUPPORTED}"
+    if any(name.startswith("roi_head.") for name in shapes):
+        return _unsupported_of_mmdetection(shapes)
     detector = any(name.startswith("roi_heads.box_predictor.cls_score.") for name in shapes)
     if not detector:
         return None
+    kind = "Mask R-CNN"
     if not any(name.startswith(("roi_heads.mask_predictor.", "roi_heads.mask_head.")) for name in shapes):
-        return f"is a Faster R-CNN that is not one of torchvision's: {_SUPPORTED}"
+        kind = "Faster R-CNN"
+        if not any(name.startswith("backbone.bottom_up.") for name in shapes):
+            return f"is a Faster R-CNN that is not one of torchvision's: {_SUPPORTED}"
     backbone = _backbone(shapes)
+    return None if backbone is None else f"is a {kind} with {backbone}, which is not supported: {_SUPPORTED}"
+
+
+def _unsupported_of_mmdetection(shapes: Mapping[str, Shape]) -> str | None:
+    """Return the message on a network of MMDetection that is not supported."""
+    kind = "Mask" if any(name.startswith("roi_head.mask_head.") for name in shapes) else "Faster"
+    found = next(
+        (what for pattern, what in _MMDETECTION if any(map(re.compile(pattern).search, shapes))), None
+    )
+    found = found or _unusual_blocks(shapes, "backbone.layer1")
     return (
-        None if backbone is None else f"is a Mask R-CNN with {backbone}, which is not supported: {_SUPPORTED}"
+        f"is a {kind} R-CNN of MMDetection with {found}, which is not supported: {_SUPPORTED}"
+        if found
+        else None
     )
 
 
@@ -253,18 +293,22 @@ def _backbone(shapes: Mapping[str, Shape]) -> str | None:
     for pattern, what in _BACKBONES:
         if any(map(re.compile(pattern).search, shapes)):
             return what
-    stem = (
-        "backbone.bottom_up.stem.conv1"
-        if "backbone.bottom_up.stem.conv1.weight" in shapes
-        else "backbone.body"
-    )
-    first = "backbone.body.layer1" if stem == "backbone.body" else "backbone.bottom_up.res2"
-    middle = shapes.get(f"{first}.0.conv2.weight", ())
-    deep = f"{first}.0.conv3.weight" in shapes
-    if deep and len(middle) == 4 and middle[1] != 64:
-        return "ResNeXt or Wide ResNet"
-    if any(name.startswith("backbone.") and ".norm.weight" in name for name in shapes) and not any(
-        name.endswith(".running_var") for name in shapes
-    ):
+    frozen = any(name.endswith(".running_var") for name in shapes)
+    if not frozen and any(name.startswith("backbone.") and ".norm.weight" in name for name in shapes):
         return "group norms"
-    return None
+    if "backbone.bottom_up.stem.conv1.weight" not in shapes:
+        return _unusual_blocks(shapes, "backbone.body.layer1")
+    if "backbone.fpn_lateral5.weight" not in shapes:
+        return "another pyramid than FPN over res2 to res5"
+    middle = shapes.get("backbone.bottom_up.res2.0.conv2.weight", ())
+    if middle == (256, 8, 3, 3) and any(name.startswith("backbone.bottom_up.res4.22.") for name in shapes):
+        return None
+    return _unusual_blocks(shapes, "backbone.bottom_up.res2")
+
+
+def _unusual_blocks(shapes: Mapping[str, Shape], first: str) -> str | None:
+    """Return what a backbone is called by the 3x3 convolution of its first block, if it is no ResNet's."""
+    middle = shapes.get(f"{first}.0.conv2.weight", ())
+    if f"{first}.0.conv3.weight" in shapes:
+        return "ResNeXt or Wide ResNet" if len(middle) == 4 and middle[1] != 64 else None
+    return None if first.startswith("backbone.body.") else "ResNet-18 or ResNet-34"

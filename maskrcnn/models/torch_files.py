@@ -54,6 +54,7 @@ torch.storage.UntypedStorage torch.Size torch.device builtins.set builtins.bytea
 collections.OrderedDict collections.Counter collections.defaultdict builtins.list builtins.dict builtins.int
 builtins.float argparse.Namespace numpy.core.multiarray.scalar numpy._core.multiarray.scalar numpy.dtype
 numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct numpy.ndarray
+mmengine.logging.history_buffer.HistoryBuffer builtins.getattr
 pathlib.PosixPath pathlib.WindowsPath pathlib._local.PosixPath pathlib._local.WindowsPath datetime.datetime
 """
 _NAMESPACE: Final = "argparse.Namespace"

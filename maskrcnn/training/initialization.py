@@ -72,7 +72,7 @@ def start(
     loaded = load_model(model)
     _check_trainable(model, loaded.card.architecture)
     sizes = _sizes(min_size, max_size, loaded.card.min_size, loaded.card.max_size)
-    network = build_network(loaded.card.architecture, len(categories) + 1, *sizes)
+    network = build_network(loaded.card.architecture, len(categories) + 1, *sizes, loaded.card.config)
     return Start(network, loaded.card.architecture, *sizes, _take_over(network, loaded, categories))
 
 
@@ -80,7 +80,7 @@ def _check_trainable(model: str, architecture: str) -> None:
     """Raise UsageError for an architecture that cannot be trained."""
     if not NETWORKS[architecture].trainable:
         raise UsageError(
-            f"--model {model}: matterport's networks cannot be trained; start from "
+            f"--model {model}: a {architecture} cannot be trained; start from "
             "imagenet:maskrcnn_resnet50_fpn, coco, or a converted detectron2 model"
         )
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import detectron2_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -19,6 +18,8 @@ from torchvision.models.segmentation import deeplabv3_resnet50, fcn_resnet50
 
 from maskrcnn.errors import UsageError
 from maskrcnn.models.checkpoint_files import Checkpoint, read_checkpoint
+from maskrcnn.models.conversion.keys_detectron2 import detectron2_names
+from maskrcnn.models.conversion.keys_mmdetection import mmdetection_names
 from maskrcnn.models.networks import LIKENESS, NETWORKS, architecture_of
 from maskrcnn.models.state_dicts import unsupported_network
 
@@ -145,7 +146,8 @@ def test_torchvisions_other_networks_are_named(name: str, build: Callable[..., t
     assert "supported are torchvision's detectors" in message
 
 
-DETECTRON2 = {name: tuple(tensor.shape) for name, tensor in detectron2_tensors().items()}
+DETECTRON2 = {name: shape for name, (_, shape) in detectron2_names(5).items()}
+MMDETECTION = {name: shape for name, (_, shape) in mmdetection_names(5).items()}
 
 
 def changed(old: str, new: str) -> dict[str, tuple[int, ...]]:
@@ -159,13 +161,31 @@ OTHERS: dict[str, dict[str, tuple[int, ...]]] = {
     "DC5 of detectron2": changed("backbone.bottom_up.", "backbone."),
     "a PointRend": DETECTRON2 | {"roi_heads.mask_point_head.fc1.weight": (256, 336, 1)},
     "a Panoptic FPN": DETECTRON2 | {"sem_seg_head.p2.0.weight": (128, 256, 3, 3)},
-    "with ResNet-101": DETECTRON2 | {"backbone.bottom_up.res4.22.conv1.weight": (256, 1024, 1, 1)},
+    "with ResNet-152": DETECTRON2 | {"backbone.bottom_up.res4.35.conv1.weight": (256, 1024, 1, 1)},
+    "with deformable convolutions": DETECTRON2 | {"backbone.bottom_up.res3.0.conv2_offset.weight": (18, 128, 3, 3)},
+    "with norms in its pyramid": DETECTRON2 | {"backbone.fpn_lateral2.norm.weight": (256,)},
+    "with norms in its heads": DETECTRON2 | {"roi_heads.mask_head.mask_fcn1.norm.weight": (256,)},
+    "with convolutions in its box head": DETECTRON2 | {"roi_heads.box_head.conv1.weight": (256, 256, 3, 3)},
+    "with ResNet-18 or ResNet-34": {n: s for n, s in DETECTRON2.items() if "conv3" not in n},
+    "another pyramid than FPN over res2 to res5": {n: s for n, s in DETECTRON2.items() if "fpn_lateral5" not in n},
+    "a Faster R-CNN with ResNeXt": {
+        n: s for n, s in DETECTRON2.items() if "mask_head" not in n
+    } | {"backbone.bottom_up.res2.0.conv2.weight": (128, 4, 3, 3)},
     "with ResNeXt or Wide ResNet": DETECTRON2 | {"backbone.bottom_up.res2.0.conv2.weight": (256, 8, 3, 3)},
     "with group norms": {n: s for n, s in DETECTRON2.items() if "running" not in n},
-    "a Mask R-CNN of MMDetection": {
-        "backbone.layer1.0.conv1.weight": (64, 64, 1, 1), "neck.lateral_convs.0.conv.weight": (256, 256, 1, 1),
-        "roi_head.bbox_head.fc_cls.weight": (81, 1024), "roi_head.mask_head.convs.0.conv.weight": (256, 256, 3, 3),
+    "a Mask R-CNN of MMDetection with deformable convolutions": MMDETECTION | {
+        "backbone.layer2.0.conv2.conv_offset.weight": (27, 128, 3, 3)
     },
+    "a Mask R-CNN of MMDetection with ResNeXt": MMDETECTION | {"backbone.layer1.0.conv2.weight": (128, 4, 3, 3)},
+    "of MMDetection with group or other norms": MMDETECTION | {"neck.lateral_convs.0.gn.weight": (256,)},
+    "of MMDetection with another pyramid than FPN": MMDETECTION | {"neck.pafpn_convs.0.conv.weight": (256, 256, 3, 3)},
+    "a Faster R-CNN of MMDetection with another box head": {
+        n: s for n, s in MMDETECTION.items() if "mask_head" not in n
+    } | {"roi_head.bbox_head.cls_convs.0.conv.weight": (256, 256, 3, 3)},
+    "a Mask R-CNN or Faster R-CNN of MMDetection 1": {
+        n.replace("roi_head.", ""): s for n, s in MMDETECTION.items()
+    },
+    "a PointRend of MMDetection": MMDETECTION | {"roi_head.point_head.fcs.0.conv.weight": (256, 336, 1)},
     "a Mask R-CNN of maskrcnn-benchmark": {
         "backbone.body.stem.conv1.weight": (64, 3, 7, 7), "roi_heads.box.feature_extractor.fc6.weight": (1024, 12544),
     },
@@ -202,6 +222,7 @@ def test_a_network_that_is_supported_is_not_refused() -> None:
     for name in ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_detectron2"):
         assert unsupported_network(NETWORKS[name].shapes(5)) is None
     assert unsupported_network(DETECTRON2) is None
+    assert unsupported_network(MMDETECTION) is None
     assert architecture_of(DETECTRON2, LIKENESS) is None
 
 

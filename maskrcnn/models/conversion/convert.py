@@ -1,14 +1,13 @@
 """Convert the weights of other programs into a model file: each tensor is mapped, or the file is refused by its name.
 
 To add a source, add its key mapping to `key_mapping.KEY_MAPPINGS`, a reader of its files to `_READERS`, and a reference
-implementation to `_reference`.
+implementation to `_parity`.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,85 +21,35 @@ from ...types import Category
 from ..checkpoint_files import Checkpoint, read_checkpoint, read_labels, read_weights
 from ..matterport_config import MatterportConfig, configured
 from ..model import Model, build_network, load_model, save_model, set_norm_eps, tensors_of
-from ..network_shapes import Shape, current_name
+from ..network_config import NetworkConfig
+from ..network_shapes import current_name
 from ..networks import NETWORKS, Resize
 from ..published_weights import NORM_EPS, norm_eps_of
+from ..rcnn_config import MMDETECTION, RCNNConfig
 from ..registry import COCO_CATEGORIES, NO_CATEGORY, ModelFile, is_own_file
 from ..state_dicts import unsupported_network
+from .detectron2_config import Detectron2Settings, read_settings
 from .h5_reader import arrays_in_h5
-from .key_mapping import KEY_MAPPINGS, Step, moved, source_of, with_eps
+from .key_mapping import KEY_MAPPINGS, source_of, with_eps
+from .keys_detectron2 import architecture_of_detectron2, config_of_zoo
+from .mmdetection_config import origin_of_text
+from .moves import Origin, moved, shapes_of
 from .parity import Reference, Row, StockTorchvision, compare, generated_images
 from .parity_matterport import compare_matterport
 from .pickle_reader import arrays_in_pickle
 from .reference_detectron2 import ReferenceDetectron2
 from .reference_matterport import ReferenceMatterport
+from .reference_mmdetection import ReferenceMMDetection
+from .report import Converted, write_report
 
 __all__ = ["SOURCES", "Converted", "convert"]
 
-SOURCES: Final = ("torchvision", "detectron2", "matterport")
+SOURCES: Final = ("torchvision", "detectron2", "mmdetection", "matterport")
 
 log = logging.getLogger("maskrcnn")
 
 _MAX_SIZE: Final = 4096
 """The largest side of a resized image, pixels: the maps of such a square take 3 GiB."""
-
-
-@dataclass(frozen=True, slots=True)
-class Converted:
-    """The result of a conversion."""
-
-    source: str
-    architecture: str
-    categories: tuple[Category, ...]
-    sha256: str
-    """The sha256 of the source file, hexadecimal."""
-    place: str
-    """The keys in the file under which the weights were, such as `model`; empty: they were the whole file."""
-    assumed: dict[str, Any]
-    """Settings that the file does not contain: as passed, or the source's defaults."""
-    steps: tuple[Step, ...]
-    parity: tuple[Row, ...]
-
-    @property
-    def within_limit(self) -> bool:
-        """Whether every stage agrees with the source within its limit."""
-        return all(row.within_limit for row in self.parity)
-
-    def counts(self) -> dict[str, int]:
-        """Return the number of tensors that were taken, flipped, …, in the order of first appearance."""
-        counts: dict[str, int] = {}
-        for step in self.steps:
-            counts[step.action] = counts.get(step.action, 0) + 1
-        return counts
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON."""
-        return {
-            "source": self.source,
-            "architecture": self.architecture,
-            "sha256_of_source": self.sha256,
-            "place": self.place,
-            "categories": [asdict(category) for category in self.categories],
-            "assumed": self.assumed,
-            "tensors": self.counts(),
-            "sound": self.within_limit,
-            "parity": [row.to_json() for row in self.parity],
-            "parity_note": _PARITY_NOTES[self.source],
-            "steps": [asdict(step) for step in self.steps],
-        }
-
-
-_PARITY_NOTES: Final = {
-    "torchvision": "Compared with torchvision's own network on the source's tensors, on generated images.",
-    "detectron2": "Compared with a reference implementation of detectron2's forward pass "
-    "(maskrcnn/models/conversion/reference_detectron2.py) on the source's own tensors, on generated images. "
-    "detectron2 itself was not run. Settings that a checkpoint does not contain are those of the model "
-    "zoo's configuration: BGR input, STRIDE_IN_1X1, ROIAlignV2, frozen norms with epsilon 1e-5.",
-    "matterport": "Compared with a reference implementation of matterport's forward pass "
-    "(maskrcnn/models/conversion/reference_matterport.py) on the source's own tensors, on generated images. "
-    "TensorFlow was not run; the reference implementation is tested against tensors that matterport's code "
-    "computed under TensorFlow. Settings that a file does not contain are those of matterport's `Config`, or of --set.",
-}
 
 
 def convert(
@@ -113,6 +62,7 @@ def convert(
     max_size: int | None = None,
     norm_eps: float | None = None,
     settings: Sequence[str] = (),
+    config: str | None = None,
 ) -> Converted:
     """Convert a weights file, and write reports about the tensors and the comparison with the source next to it.
 
@@ -126,43 +76,43 @@ def convert(
         max_size: … unless the longer side would then exceed this; None: 1333, for matterport's networks 1024.
         norm_eps: the epsilon of the norms that weights of torchvision were trained with; None: as `norm_eps_of` knows.
         settings: for matterport's networks: values of its `InferenceConfig`, such as `RPN_NMS_THRESHOLD=0.7`.
+        config: for detectron2's networks: path or URL of the `config.yaml` that its trainer wrote; None: the settings
+            are those of the model zoo.
 
     Raises:
         UsageError: the file is damaged or of another network; a tensor is missing, unknown or misshapen; the output
-            exists or is not a local `.safetensors` path; labels do not fit the classes; the epsilon is not known.
+            exists or is no local `.safetensors` path; labels do not fit; the epsilon or a setting is not supported.
     """
     path = _checked_output(output)
-    config = configured(settings)
+    configured(settings)  # a wrong setting is refused before the weights are read
+    described = None if config is None else read_settings(config)
     data = read_weights(weights)
     digest = hashlib.sha256(data).hexdigest()
     tensors, checkpoint = _read(weights, data)
     source = source_of(weights, tensors, source)
-    if settings and source != "matterport":
-        raise UsageError(
-            f"--set is for weights of matterport: leave it out for {weights}, which has those of {source}"
-        )
-    architecture, moves = KEY_MAPPINGS[source](weights, tensors)
-    min_size, max_size = _sizes(NETWORKS[architecture].resize, min_size, max_size)
+    origin = _origin(weights, source, described, tensors, checkpoint)
+    architecture, moves = KEY_MAPPINGS[source](weights, tensors, origin)
+    network_config = (
+        _network_config(weights, source, settings) or origin.config or NETWORKS[architecture].config
+    )
+    sizes = _sizes(NETWORKS[architecture].resize, origin, min_size, max_size)
     eps = _norm_eps(weights, source, architecture, checkpoint, digest, norm_eps)
-    if source == "torchvision" and eps != NORM_EPS:
-        moves = with_eps(moves, tensors, eps)
+    moves = moves if eps == NORM_EPS else with_eps(moves, tensors, eps)
     converted, steps = moved(weights, tensors, moves)
-    n_labels = len(converted["roi_heads.box_predictor.cls_score.bias"])
-    categories = _categories(weights, n_labels, labels)
+    n_labels = NETWORKS[architecture].labels_of(shapes_of(converted))
+    categories = _categories(weights, n_labels, labels, checkpoint)
 
-    network = build_network(architecture, n_labels, min_size, max_size, config)
+    network = build_network(architecture, n_labels, *sizes, network_config)
     network.load_state_dict(converted)
     provenance = {"converted_from": source, "file": Path(weights).name, "sha256": digest}
     part = path.with_name(path.name + ".part.safetensors")
     try:
-        save_model(
-            part, network, architecture, categories, min_size, max_size, provenance, dtype=torch.float32
-        )
+        save_model(part, network, architecture, categories, *sizes, provenance, dtype=torch.float32)
         model = load_model(str(part))
-        rows = _parity(source, architecture, tensors, model, (min_size, max_size), config, eps)
-        own = {"torchvision": {"norm_eps": eps}, "matterport": asdict(config)}
-        assumed = {"min_size": min_size, "max_size": max_size} | own.get(source, {})
-        place = "" if checkpoint is None else checkpoint.place
+        rows = _parity(source, tensors, model, network_config, origin, eps)
+        assumed: dict[str, Any] = dict(zip(("min_size", "max_size"), sizes, strict=True))
+        assumed |= {"norm_eps": eps} if network_config is None else asdict(network_config)
+        place = checkpoint.place if checkpoint else ""
         report = Converted(
             source, architecture, categories, digest, place, assumed, tuple(steps), tuple(rows)
         )
@@ -170,25 +120,72 @@ def convert(
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    path.with_name(path.name + ".report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")
-    path.with_name(path.name + ".report.md").write_text(_markdown(report, Path(weights).name, path.name))
+    write_report(report, Path(weights).name, path)
     return report
+
+
+def _network_config(uri: str, source: str, settings: Sequence[str]) -> MatterportConfig | None:
+    """Return the configuration of a network of matterport, if settings are given."""
+    if not settings:
+        return None
+    if source != "matterport":
+        raise UsageError(
+            f"--set is for weights of matterport: leave it out for {uri}, which has those of {source}"
+        )
+    return configured(settings)
+
+
+def _origin(
+    uri: str,
+    source: str,
+    described: Detectron2Settings | None,
+    tensors: Mapping[str, Tensor],
+    checkpoint: Checkpoint | None,
+) -> Origin:
+    """Return what is known of a network besides its tensors, after a comparison with what they show."""
+    if described is None:
+        if source == "mmdetection" and checkpoint and checkpoint.configuration:
+            return origin_of_text(uri, checkpoint.configuration, MMDETECTION)
+        return Origin()
+    if source != "detectron2":
+        raise UsageError(
+            f"--config is for weights of detectron2: leave it out for {uri}, which has those of {source}"
+        )
+    shapes = shapes_of(tensors)
+    architecture = architecture_of_detectron2(shapes)
+    network = NETWORKS[architecture]
+    described.check(
+        {
+            "MODEL.MASK_ON": network.has_masks,
+            "MODEL.RESNETS.DEPTH": 50 if "resnet50" in architecture else 101,
+            "MODEL.RESNETS.NUM_GROUPS": 32 if "resnext" in architecture else 1,
+            "MODEL.ROI_HEADS.NUM_CLASSES": network.labels_of(shapes) - 1,
+        }
+    )
+    config = described.applied_to(config_of_zoo(architecture))
+    return Origin(config, described.bgr, described.min_size, described.max_size)
 
 
 def _parity(
     source: str,
-    architecture: str,
     tensors: Mapping[str, Any],
     model: Model,
-    sizes: tuple[int, int],
-    config: MatterportConfig,
+    config: NetworkConfig | None,
+    origin: Origin,
     eps: float,
 ) -> Sequence[Row]:
     """Compare the converted model with what the source's own network computes, stage by stage."""
-    if source == "matterport":
+    sizes = model.card.min_size, model.card.max_size
+    if isinstance(config, MatterportConfig):
         return _compare_matterport(tensors, model, *sizes, config)
-    n_labels = len(model.categories) + 1  # the background
-    return compare(_reference(source, architecture, tensors, n_labels, sizes, eps), model, generated_images())
+    reference: Reference
+    if isinstance(config, RCNNConfig) and source == "mmdetection":
+        reference = ReferenceMMDetection(tensors, *sizes, config, bgr=origin.bgr is True)
+    elif isinstance(config, RCNNConfig):
+        reference = ReferenceDetectron2(tensors, *sizes, config, bgr=origin.bgr is not False)
+    else:
+        reference = _stock(tensors, model, eps)
+    return compare(reference, model, generated_images())
 
 
 def _norm_eps(
@@ -218,10 +215,10 @@ def _norm_eps(
     return known
 
 
-def _sizes(resize: Resize, min_size: int | None, max_size: int | None) -> tuple[int, int]:
-    """Return the sizes that images are resized to, by default those of the network."""
-    low = resize.min_size if min_size is None else min_size
-    high = resize.max_size if max_size is None else max_size
+def _sizes(resize: Resize, origin: Origin, min_size: int | None, max_size: int | None) -> tuple[int, int]:
+    """Return the sizes that images are resized to, by default those of its configuration or of the network."""
+    low = origin.min_size or resize.min_size if min_size is None else min_size
+    high = origin.max_size or resize.max_size if max_size is None else max_size
     if not 1 <= low <= high <= _MAX_SIZE:
         raise UsageError(
             f"the sizes {low} and {high} are not valid: give 1 to {_MAX_SIZE}, the smaller first (larger images are "
@@ -294,9 +291,14 @@ _READERS: Final[Mapping[str, Callable[[str, bytes], dict[str, Tensor]]]] = {
 }
 
 
-def _categories(uri: str, n_labels: int, labels: str | None) -> tuple[Category, ...]:
+def _categories(
+    uri: str, n_labels: int, labels: str | None, checkpoint: Checkpoint | None
+) -> tuple[Category, ...]:
     """Return the categories in the order of their labels, without the labels that have no name."""
     count = n_labels - 1
+    stored = () if checkpoint is None else checkpoint.classes
+    if labels is None and len(stored) == count and stored != tuple(each.name for each in COCO_CATEGORIES):
+        return tuple(Category(label, name) for label, name in enumerate(stored, start=1))
     if labels is None:
         if count not in (80, 90):
             raise UsageError(
@@ -314,7 +316,7 @@ def _categories(uri: str, n_labels: int, labels: str | None) -> tuple[Category, 
     return tuple(Category(label, name) for label, name in enumerate(names, start=1) if name)
 
 
-# --- reports ------------------------------------------------------------------------------------------------
+# --- comparing ----------------------------------------------------------------------------------------------
 
 
 def _compare_matterport(
@@ -326,63 +328,11 @@ def _compare_matterport(
     return compare_matterport(reference, model, generated_images())
 
 
-def _reference(
-    source: str,
-    architecture: str,
-    tensors: Mapping[str, Tensor],
-    n_labels: int,
-    sizes: tuple[int, int],
-    eps: float,
-) -> Reference:
-    """Return the implementation that the converted network is compared with."""
-    if source == "detectron2":
-        return ReferenceDetectron2(tensors, *sizes)
-    network = build_network(architecture, n_labels, *sizes)
+def _stock(tensors: Mapping[str, Tensor], model: Model, eps: float) -> StockTorchvision:
+    """Return torchvision's own network with the tensors of a file."""
+    card = model.card
+    network = build_network(card.architecture, len(card.category_ids), card.min_size, card.max_size)
     state = {current_name(name): tensor for name, tensor in tensors.items()}
     network.load_state_dict(network.state_dict() | state)
     set_norm_eps(network, eps)
     return StockTorchvision(network)
-
-
-def _markdown(report: Converted, weights: str, output: str) -> str:
-    place = f", under `{report.place}`" if report.place else ""
-    lines = [
-        f"# {output}",
-        "",
-        f"Converted from `{weights}`{place} ({report.source}, sha256 {report.sha256}).",
-    ]
-    lines += [
-        f"Architecture `{report.architecture}`, {plural(len(report.categories), 'category')}: "
-        f"{', '.join(f'{category.name} ({category.id})' for category in report.categories)}.",
-        "",
-        f"Not in the file, and assumed: {', '.join(f'{k} {_shown(v)}' for k, v in report.assumed.items())}.",
-        "",
-        "## Parity",
-        "",
-    ]
-    lines += [_PARITY_NOTES[report.source], "", "| stage | largest difference | | limit | compared | |"]
-    lines += ["|---|---|---|---|---|---|"]
-    lines += [
-        f"| {row.stage} | {row.difference:.2g} | {row.unit} | {row.limit:g} | {row.compared:,} | "
-        f"{'within the limit' if row.within_limit else 'DIFFERS'} |"
-        for row in report.parity
-    ]
-    counts = ", ".join(f"{count} {action}" for action, count in report.counts().items())
-    lines += ["", "## Tensors", "", counts, "", "| source | shape | action | target | shape | reason |"]
-    lines += ["|---|---|---|---|---|---|"]
-    lines += [
-        f"| {step.source} | {_sides(step.shape)} | {step.action} | {step.target} | {_sides(step.new_shape)} | "
-        f"{step.note} |"
-        for step in report.steps
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return " ".join(f"{number:g}" for number in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _sides(shape: Shape) -> str:
-    return " x ".join(map(str, shape))

@@ -1,4 +1,4 @@
-"""Reference implementation of detectron2's Mask R-CNN R50-FPN, which converted networks are compared with.
+"""Reference implementation of detectron2's networks with ResNets and FPN, which converted networks are compared with.
 
 Written from what detectron2 does, on a checkpoint's own tensors under their own names, one image, box and pair after
 another; it shares no code with the network under test. It takes seconds per image.
@@ -18,8 +18,18 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ...types import Pixels
+from ..rcnn_config import DETECTRON2, RCNNConfig
 
-__all__ = ["Instances", "ReferenceDetectron2", "best", "clipped", "padded"]
+__all__ = [
+    "Instances",
+    "ReferenceDetectron2",
+    "best",
+    "clipped",
+    "padded",
+    "pasted",
+    "pooled_on_map",
+    "suppressed",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +47,36 @@ class Instances:
 
 
 class ReferenceDetectron2:
-    """Mask R-CNN R50-FPN as detectron2 computes it, on its own tensors.
+    """Mask R-CNN or Faster R-CNN with FPN as detectron2 computes it, on its own tensors, which also say its depth.
 
     Args:
         tensors: of the checkpoint, by their names there.
         min_size: the length that the shorter side is resized to, pixels, …
         max_size: … unless the longer side would then exceed this.
+        config: its settings.
+        bgr: whether it reads blue first.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], min_size: int, max_size: int) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        min_size: int,
+        max_size: int,
+        config: RCNNConfig = DETECTRON2,
+        *,
+        bgr: bool = True,
+    ) -> None:
         self._tensors = {name: tensor.float() for name, tensor in tensors.items()}
         self._min_size, self._max_size = min_size, max_size
+        self._config, self._bgr = config, bgr
 
     def _of(self, name: str) -> tuple[Tensor, Tensor]:
         return self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]
 
     def _normed(self, x: Tensor, name: str, stride: int = 1, padding: int = 0) -> Tensor:
-        """Apply a convolution and its frozen norm."""
-        x = F.conv2d(x, self._tensors[f"{name}.weight"], None, stride, padding)
+        """Apply a convolution, whose weight shows its groups, and its frozen norm."""
+        kernel = self._tensors[f"{name}.weight"]
+        x = F.conv2d(x, kernel, None, stride, padding, groups=x.shape[1] // kernel.shape[1])
         weight, bias, mean, var = (
             self._tensors[f"{name}.norm.{part}"][:, None, None]
             for part in ("weight", "bias", "running_mean", "running_var")
@@ -62,30 +84,34 @@ class ReferenceDetectron2:
         return (x - mean) / (var + 1e-5).sqrt() * weight + bias
 
     def prepared(self, image: Pixels) -> Tensor:
-        """Resize with Pillow, and subtract the mean."""
+        """Resize with Pillow, and normalise."""
         height, width = image.shape[:2]
         scale = self._min_size / min(height, width)
         if scale * max(height, width) > self._max_size:
             scale = self._max_size / max(height, width)
         size = int(width * scale + 0.5), int(height * scale + 0.5)
         resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-        mean = np.array([103.53, 116.28, 123.675], np.float32)[::-1]  # written for BGR
-        return torch.from_numpy(resized.astype(np.float32) - mean).permute(2, 0, 1)
+        mean = np.array(self._config.pixel_mean, np.float32)
+        std = np.array(self._config.pixel_std, np.float32)
+        return torch.from_numpy((resized.astype(np.float32) - mean) / std).permute(2, 0, 1)
 
     def features(self, batch: Tensor) -> dict[str, Tensor]:
         """Run the backbone with its pyramid."""
         prefix = "backbone.bottom_up."
-        x = batch.flip(1)  # to BGR
+        x = batch.flip(1) if self._bgr else batch
         x = self._normed(x, f"{prefix}stem.conv1", 2, 3).relu()
         x = F.max_pool2d(x, 3, 2, 1)
         levels = []
-        for stage, blocks in ((2, 3), (3, 4), (4, 6), (5, 3)):
-            for index in range(blocks):
+        for stage in (2, 3, 4, 5):
+            index = 0
+            while f"{prefix}res{stage}.{index}.conv1.weight" in self._tensors:
                 name, stride = f"{prefix}res{stage}.{index}.", 2 if stage > 2 and index == 0 else 1
-                out = self._normed(x, f"{name}conv1", stride).relu()  # STRIDE_IN_1X1
-                out = self._normed(out, f"{name}conv2", 1, 1).relu()
+                first, second = (stride, 1) if self._config.stride_in_1x1 else (1, stride)
+                out = self._normed(x, f"{name}conv1", first).relu()
+                out = self._normed(out, f"{name}conv2", second, 1).relu()
                 out = self._normed(out, f"{name}conv3")
                 x = (out + (self._normed(x, f"{name}shortcut", stride) if index == 0 else x)).relu()
+                index += 1
             levels.append(x)
         above: Tensor | None = None
         maps: list[Tensor] = []
@@ -108,21 +134,25 @@ class ReferenceDetectron2:
         )
 
     def proposals(self, features: dict[str, Tensor], batch: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return the best 1,000 proposals out of the best 1,000 of each level."""
+        """Return the best proposals out of the best of each level."""
         del batch
+        config = self._config
         boxes, scores = [], []
         for level, (logits, deltas) in enumerate(zip(*self.rpn_head(features), strict=True)):
             _, a, height, width = logits.shape
             logit = logits[0].permute(1, 2, 0).reshape(-1)
             delta = deltas[0].view(a, 4, height, width).permute(2, 3, 0, 1).reshape(-1, 4)
-            top = logit.sort(descending=True, stable=True).indices[:1000]
-            box = clipped(_moved(_anchors(level, height, width)[top], delta[top]), size)
+            top = logit.sort(descending=True, stable=True).indices[: config.pre_nms_limit]
+            anchors = _anchors(level, height, width, config.anchor_sizes[level], config.aspect_ratios)
+            delta = delta[top] / torch.tensor(config.rpn_box_weights)
+            box = clipped(_moved(anchors[top], delta), size)
             wide = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
             box, logit = box[wide], logit[top][wide]
-            kept = _suppressed(box, logit, 0.7)
+            kept = suppressed(box, logit, config.rpn_nms_threshold)
             boxes.append(box[kept])
             scores.append(logit[kept])
-        return torch.cat(boxes)[torch.cat(scores).sort(descending=True, stable=True).indices[:1000]]
+        order = torch.cat(scores).sort(descending=True, stable=True).indices
+        return torch.cat(boxes)[order[: config.post_nms_limit]]
 
     def heads(
         self, features: dict[str, Tensor], proposals: Tensor, size: tuple[int, int]
@@ -134,7 +164,7 @@ class ReferenceDetectron2:
         scores = F.linear(x, *self._of("roi_heads.box_predictor.cls_score")).softmax(1)
         deltas = F.linear(x, *self._of("roi_heads.box_predictor.bbox_pred")).view(len(x), -1, 4)
         classes = deltas.shape[1]
-        weights = torch.tensor([10.0, 10.0, 5.0, 5.0])
+        weights = torch.tensor(self._config.box_weights)
         boxes = _moved(proposals.repeat_interleave(classes, 0), (deltas / weights).reshape(-1, 4))
         boxes = clipped(boxes, size).view(-1, classes, 4)
         return torch.cat([scores[:, -1:], scores[:, :-1]], 1), boxes  # detectron2 has the background last
@@ -152,26 +182,31 @@ class ReferenceDetectron2:
         return logits[torch.arange(len(labels)), labels - 1].sigmoid()
 
     def instances(self, image: Pixels) -> Instances:
-        """Return the final instances: at most 100 with scores above 0.05, masks pasted."""
+        """Return the final instances of an image, with masks pasted."""
         prepared = self.prepared(image)
         size = (prepared.shape[1], prepared.shape[2])
         features = self.features(padded(prepared))
         probabilities, every = self.heads(features, self.proposals(features, prepared, size), size)
-        boxes, labels, scores = best(probabilities, every, min_score=0.05, max_detections=100)
-        height, width = image.shape[:2]
+        config, (height, width) = self._config, image.shape[:2]
+        chosen = best(probabilities, every, config.min_score, config.max_detections, config.nms_threshold)
+        boxes, labels, scores = chosen
+        scale = torch.tensor([width / size[1], height / size[0]]).repeat(2)
+        if "roi_heads.mask_head.predictor.weight" not in self._tensors:
+            return Instances(clipped(boxes * scale, (height, width)), labels, scores, None)
         squares = self.masks(features, boxes, labels, size)
-        boxes = boxes * torch.tensor([width / size[1], height / size[0]]).repeat(2)
-        boxes = clipped(boxes, (height, width))
-        masks = [_pasted(box, square, height, width) for box, square in zip(boxes, squares, strict=True)]
+        boxes = clipped(boxes * scale, (height, width))
+        masks = [pasted(box, square, height, width) for box, square in zip(boxes, squares, strict=True)]
         empty = np.zeros((0, height, width), np.bool_)
         return Instances(boxes, labels, scores, np.stack(masks) if masks else empty)
 
 
-def _anchors(level: int, height: int, width: int) -> Tensor:
-    """Return the anchors of a level, row by row: (height * width * 3, 4)."""
-    stride, side = 4 * 2**level, 32.0 * 2**level
+def _anchors(
+    level: int, height: int, width: int, side: float, ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+) -> Tensor:
+    """Return the anchors of a level, row by row: (height * width * ratios, 4)."""
+    stride = 4 * 2**level
     anchors = []
-    for ratio in (0.5, 1.0, 2.0):
+    for ratio in ratios:
         w = math.sqrt(side * side / ratio)
         h = ratio * w
         anchors.append([-w / 2, -h / 2, w / 2, h / 2])
@@ -196,7 +231,7 @@ def clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.stack([boxes[:, i].clamp(0, (width, height)[i % 2]) for i in range(4)], 1)
 
 
-def _suppressed(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+def suppressed(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """Return the indices that greedy suppression keeps, the best first."""
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     left = scores.sort(descending=True, stable=True).indices
@@ -220,14 +255,18 @@ def _pooled(features: Mapping[str, Tensor], boxes: Tensor, bins: int) -> Tensor:
         width, height = (box[2] - box[0]).item(), (box[3] - box[1]).item()
         level = math.floor(4 + math.log2(max(math.sqrt(width * height) / 224 + 1e-8, 1e-30)))
         index = min(max(level, 2), 5) - 2
-        feature = features[str(index)][0]
-        scaled = box / (4 * 2**index) - 0.5
-        down = _bins(scaled[1].item(), scaled[3].item(), feature.shape[1], bins)
-        across = _bins(scaled[0].item(), scaled[2].item(), feature.shape[2], bins)
-        y, x = (slice(*_span(weights)) for weights in (down, across))
-        pooled.append(torch.einsum("by,cyx,ax->cba", down[:, y], feature[:, y, x], across[:, x]))
+        pooled.append(pooled_on_map(features[str(index)][0], box / (4 * 2**index), bins))
     channels = features["0"].shape[1]
     return torch.stack(pooled) if pooled else torch.zeros(0, channels, bins, bins)
+
+
+def pooled_on_map(feature: Tensor, box: Tensor, bins: int) -> Tensor:
+    """Return RoIAlign of one box, in positions of a map (C, H, W), aligned: (C, bins, bins)."""
+    aligned = box - 0.5
+    down = _bins(aligned[1].item(), aligned[3].item(), feature.shape[1], bins)
+    across = _bins(aligned[0].item(), aligned[2].item(), feature.shape[2], bins)
+    y, x = (slice(*_span(weights)) for weights in (down, across))
+    return torch.einsum("by,cyx,ax->cba", down[:, y], feature[:, y, x], across[:, x])
 
 
 def _span(weights: Tensor) -> tuple[int, int]:
@@ -254,14 +293,14 @@ def _bins(low: float, high: float, limit: int, bins: int) -> Tensor:
 
 
 def best(
-    probabilities: Tensor, boxes: Tensor, min_score: float, max_detections: int
+    probabilities: Tensor, boxes: Tensor, min_score: float, max_detections: int, nms_threshold: float = 0.5
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return boxes, labels and scores of the best instances of an image, suppressed class by class."""
     found = []
     for index in range(1, probabilities.shape[1]):
         above = (probabilities[:, index] > min_score).nonzero().flatten()
         box, score = boxes[above, index - 1], probabilities[above, index]
-        kept = _suppressed(box, score, 0.5)
+        kept = suppressed(box, score, nms_threshold)
         found.append((box[kept], torch.full((len(kept),), index), score[kept]))
     box, label, score = (torch.cat(parts) for parts in zip(*found, strict=True))
     order = score.sort(descending=True, stable=True).indices[:max_detections]
@@ -269,7 +308,7 @@ def best(
     return box[order], label[order], score[order]
 
 
-def _pasted(box: Tensor, square: Tensor, height: int, width: int) -> NDArray[np.bool_]:
+def pasted(box: Tensor, square: Tensor, height: int, width: int) -> NDArray[np.bool_]:
     """Return a mask over the image: the square sampled at each pixel's centre, bilinear, with zero padding."""
     side = len(square)
     padded = np.pad(square.double().numpy(), 1)

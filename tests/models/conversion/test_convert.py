@@ -1,14 +1,18 @@
 """Weights of other programs: every tensor is mapped and the network equal, or one line names the wrong tensor."""
 
 import hashlib
+import io
 import json
 import os
 import pickle
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
-from checkpoints import SIZES, detectron2_tensors, zoo_pickle
+import yaml
+from checkpoints import SIZES, detectron2_tensors, mmdetection_tensors, zoo_pickle
 from click.testing import CliRunner
 from maskrcnn_jobs.cli import main
 from networks import spread
@@ -20,12 +24,17 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn.errors import UsageError
 from maskrcnn.models import published_weights
+from maskrcnn.models.checkpoint_files import read_checkpoint
 from maskrcnn.models.conversion import convert as convert_module
 from maskrcnn.models.conversion.convert import convert
-from maskrcnn.models.conversion.key_mapping import detectron2_names
+from maskrcnn.models.conversion.detectron2_config import parsed
+from maskrcnn.models.conversion.keys_detectron2 import detectron2_names
+from maskrcnn.models.conversion.keys_mmdetection import mmdetection_names
+from maskrcnn.models.conversion.parity import Row, generated_images
 from maskrcnn.models.model import build_network, load_model
 from maskrcnn.models.networks import NETWORKS
 from maskrcnn.models.published_weights import PublishedWeights
+from maskrcnn.models.rcnn_config import DETECTRON2 as ZOO
 from maskrcnn.models.registry import COCO_CATEGORIES, NO_CATEGORY, describe_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 
@@ -121,6 +130,29 @@ def test_the_report_has_the_difference_of_each_stage_and_the_reference(report, f
     assert any(line.startswith("ok   mask probabilities: ") for line in summary)
 
 
+ZOOS = [
+    name
+    for name in NETWORKS
+    if name.endswith(("_detectron2", "_mmdetection")) and name != "maskrcnn_resnet50_fpn_detectron2"
+]
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("architecture", ZOOS)
+def test_each_network_of_the_zoos_is_recognised_and_converted_with_parity(
+    architecture, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(convert_module, "generated_images", lambda: generated_images()[:1])
+    made = mmdetection_tensors if architecture.endswith("_mmdetection") else detectron2_tensors
+    report = converted(tmp_path, {"state_dict": made(architecture=architecture)}, min_size=96, max_size=160)
+    assert report.architecture == architecture
+    assert [row for row in report.parity if not row.within_limit] == []
+    assert describe_model(f"{tmp_path}/m.safetensors").has_masks == architecture.startswith("mask")
+    model = load_model(f"{tmp_path}/m.safetensors")
+    (found,) = MaskRCNNSegmenter(model).segment(generated_images()[:1])
+    assert len(found) > 10
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """Skip the comparison, which another test covers."""
@@ -156,7 +188,7 @@ def test_eighty_classes_are_coco_s(quick, tmp_path):
 
 
 def test_a_difference_ends_in_exit_code_one_and_is_reported(folder, tensors, tmp_path, monkeypatch):
-    row = convert_module.Row("features 0", 0.5, "of the largest value", 1e-4, 10)
+    row = Row("features 0", 0.5, "of the largest value", 1e-4, 10)
     monkeypatch.setattr(convert_module, "compare", lambda *_: [row])
     torch.save({"model": tensors}, tmp_path / "m.pth")
     arguments = ["convert", f"{tmp_path}/m.pth", f"{tmp_path}/m.safetensors", f"--labels={folder}/labels.txt"]
@@ -164,6 +196,91 @@ def test_a_difference_ends_in_exit_code_one_and_is_reported(folder, tensors, tmp
     assert result.exit_code == 1
     assert json.loads(result.stdout)["sound"] is False
     assert "DIFFERS" in (tmp_path / "m.safetensors.report.md").read_text()
+
+
+def test_the_settings_of_a_configuration_are_applied_with_parity(tmp_path, monkeypatch):
+    monkeypatch.setattr(convert_module, "generated_images", lambda: generated_images()[:1])
+    content = {
+        "MODEL": {
+            "PIXEL_MEAN": [123.675, 116.28, 103.53],
+            "PIXEL_STD": [58.395, 57.12, 57.375],
+            "RESNETS": {"STRIDE_IN_1X1": False, "DEPTH": 50},
+            "ANCHOR_GENERATOR": {
+                "SIZES": [[24], [48], [96], [192], [384]],
+                "ASPECT_RATIOS": [[0.4, 0.8, 1.25, 2.5]],
+            },
+            "RPN": {"NMS_THRESH": 0.6, "POST_NMS_TOPK_TEST": 60, "BBOX_REG_WEIGHTS": [2.0, 2.0, 1.0, 1.0]},
+            "ROI_HEADS": {"NUM_CLASSES": 4, "NMS_THRESH_TEST": 0.4, "SCORE_THRESH_TEST": 0.1},
+            "ROI_BOX_HEAD": {"BBOX_REG_WEIGHTS": [5.0, 5.0, 2.5, 2.5]},
+        },
+        "INPUT": {"FORMAT": "RGB", "MIN_SIZE_TEST": SIZES[0], "MAX_SIZE_TEST": SIZES[1]},
+        "TEST": {"DETECTIONS_PER_IMAGE": 12},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    config = parsed("config.yaml", yaml.safe_dump(content)).applied_to(ZOO)
+    torch.save({"model": detectron2_tensors(config=config)}, tmp_path / "m.pth")
+    (tmp_path / "labels.txt").write_text(LABELS)
+    files = (f"{tmp_path}/m.pth", f"{tmp_path}/m.safetensors", f"{tmp_path}/labels.txt")
+    report = convert(*files, config=f"{tmp_path}/config.yaml")
+    assert [row for row in report.parity if not row.within_limit] == []
+    assert "flipped" not in report.counts()
+    card = describe_model(f"{tmp_path}/m.safetensors")
+    assert card.config == config
+    assert (card.min_size, card.max_size) == SIZES
+    assert (config.pixel_std, config.max_detections) == ((58.395, 57.12, 57.375), 12)
+
+
+def test_a_configuration_of_another_network_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text("MODEL: {ROI_HEADS: {NUM_CLASSES: 80}}")
+    option = f"--config={tmp_path}/config.yaml"
+    assert "MODEL.ROI_HEADS.NUM_CLASSES is 80, and they have 4" in run(
+        tmp_path, DETECTRON2, option, name="m.pth"
+    )
+    assert "--config is for weights of detectron2: leave it out" in run(
+        tmp_path, hollow_torchvision(), option, name="m.pth"
+    )
+
+
+# --- MMDetection ----------------------------------------------------------------------------------------------
+
+
+class HistoryBuffer:
+    """As MMEngine stores in its checkpoints."""
+
+
+NAMES = ["cat", "dog", "bird", "fish"]
+
+
+def test_a_checkpoint_of_mmdetection_names_its_categories(quick, tmp_path, monkeypatch):
+    place = "mmengine.logging.history_buffer"
+    monkeypatch.setattr(HistoryBuffer, "__module__", place)
+    for module in ("mmengine", "mmengine.logging", place):
+        monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(HistoryBuffer=HistoryBuffer))
+    state = hollow(mmdetection_names(5)) | {"backbone.bn1.num_batches_tracked": torch.tensor(3)}
+    meta = {"dataset_meta": {"classes": NAMES, "palette": None}, "cfg": "model = dict(type='MaskRCNN')"}
+    content = {"meta": meta, "state_dict": state, "message_hub": {"log_scalars": {"loss": HistoryBuffer()}}}
+    torch.save(content, tmp_path / "m.pth")
+    report = convert(f"{tmp_path}/m.pth", f"{tmp_path}/m.safetensors")
+    assert [category.name for category in report.categories] == NAMES
+    assert report.counts() == {"taken": 301, "reordered": 2, "padded": 4, "dropped": 1}
+
+
+@pytest.mark.parametrize(
+    ("meta", "names"),
+    [
+        ({"CLASSES": tuple(NAMES), "config": "x = 1"}, tuple(NAMES)),
+        ({"dataset_meta": {"CLASSES": NAMES}}, tuple(NAMES)),
+        ({"CLASSES": "cat"}, ("cat",)),
+        ({"CLASSES": ["cat", "cat"]}, ()),
+        ({"CLASSES": ["cat", " "]}, ()),
+        ({"CLASSES": [1, 2]}, ()),
+        ("none", ()),
+    ],
+)
+def test_the_names_of_classes_are_read_as_versions_2_and_3_write_them(meta, names):
+    buffer = io.BytesIO()
+    torch.save({"meta": meta, "state_dict": {"backbone.x": torch.zeros(1)}}, buffer)
+    assert read_checkpoint("m.pth", buffer.getvalue()).classes == names
 
 
 # --- torchvision ----------------------------------------------------------------------------------------------
@@ -208,8 +325,8 @@ def frozen(*, eps):
 def converted(folder, content, **options):
     torch.save(content, folder / "m.pth")
     (folder / "labels.txt").write_text(LABELS)
-    sizes = {"min_size": SIZES[0], "max_size": SIZES[1]}
-    return convert(f"{folder}/m.pth", f"{folder}/m.safetensors", f"{folder}/labels.txt", **sizes, **options)
+    options = {"min_size": SIZES[0], "max_size": SIZES[1]} | options
+    return convert(f"{folder}/m.pth", f"{folder}/m.safetensors", f"{folder}/labels.txt", **options)
 
 
 def test_a_given_epsilon_gives_the_features_of_the_network_that_was_trained(quick, tmp_path):
@@ -335,7 +452,7 @@ NAN = torch.full((), torch.nan)
         (DETECTRON2 | {STEM: NAN.expand(64, 3, 7, 7)}, f"the tensor {STEM} is not finite"),
         (
             DETECTRON2 | {"pixel_std": torch.full((3, 1, 1), 58.0)},
-            "the tensor pixel_std differs from the model zoo's",
+            "the tensor pixel_std differs from the settings of maskrcnn_resnet50_fpn_detectron2: give .* as --config",
         ),
         (DETECTRON2 | {"pixel_mean": torch.zeros(1)}, r"pixel_mean has the shape \(1,\), not \(3, 1, 1\)"),
         *(
@@ -359,7 +476,7 @@ NAN = torch.full((), torch.nan)
         ),
         (
             {"conv1.weight": torch.zeros(1)},
-            "has no Mask R-CNN of torchvision, detectron2 or matterport: its tensors are conv1",
+            "has no network of torchvision, detectron2, MMDetection or matterport: its tensors are conv1",
         ),
     ],
 )

@@ -19,8 +19,9 @@ from maskrcnn.errors import UsageError
 from maskrcnn.models.conversion import convert as convert_module
 from maskrcnn.models.conversion.convert import convert
 from maskrcnn.models.conversion.h5_reader import arrays_in_h5
-from maskrcnn.models.matterport_config import ELSEWHERE, MatterportConfig, config_of, configured
+from maskrcnn.models.matterport_config import ELSEWHERE, MatterportConfig, configured
 from maskrcnn.models.model import load_model
+from maskrcnn.models.network_config import config_of
 from maskrcnn.models.networks import NETWORKS
 from maskrcnn.models.registry import COCO_CATEGORIES, NO_CATEGORY, describe_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
@@ -137,7 +138,7 @@ def test_the_inference_config_is_stored_in_the_file(quick, tmp_path):
     assert model.card.config.rpn_anchor_scales == (8, 16, 32, 64, 128)
     assert model.module.roi_heads.nms_thresh == 0.2
     assert model.module.rpn.post_nms_top_n() == 2000
-    assert config_of(model.card.config.to_json()) == model.card.config
+    assert config_of(model.card.config.to_json(), MatterportConfig()) == model.card.config
 
 
 def test_a_class_without_a_name_is_found_by_neither_side(tmp_path):
@@ -200,8 +201,8 @@ def without(names, *left_out):
             "mrcnn_mask/bias has the shape (80,), not (81,)",
         ),
         (names_of() | {"other/conv1/kernel:0": (7, 7, 3, 64)}, "has the tensor conv1/kernel twice"),
-        ({"block1_conv1/block1_conv1/kernel:0": (3, 3, 3, 64)}, "has no Mask R-CNN of"),
-        ({}, "has no Mask R-CNN of"),
+        ({"block1_conv1/block1_conv1/kernel:0": (3, 3, 3, 64)}, "has no network of"),
+        ({}, "has no network of"),
     ],
 )
 def test_a_wrong_tensor_is_named_in_one_line(names, complaint, tmp_path):
@@ -330,5 +331,5 @@ def test_a_damaged_configuration_is_found_before_a_run(quick, tmp_path):
         '{"image_resize_mode": 1}',
     ):
         with pytest.raises((ValueError, TypeError)):
-            config_of(text)
+            config_of(text, MatterportConfig())
     assert not {name.lower() for name in ELSEWHERE} & set(MatterportConfig.__dataclass_fields__)

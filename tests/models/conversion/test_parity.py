@@ -8,7 +8,8 @@ from checkpoints import SIZES, detectron2_tensors
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
-from maskrcnn.models.conversion.key_mapping import KEY_MAPPINGS, moved
+from maskrcnn.models.conversion.key_mapping import KEY_MAPPINGS
+from maskrcnn.models.conversion.moves import Origin, moved
 from maskrcnn.models.conversion.parity import Row, compare, generated_images
 from maskrcnn.models.conversion.reference_detectron2 import ReferenceDetectron2
 from maskrcnn.models.model import Model, build_network
@@ -43,7 +44,7 @@ def reference():
 @pytest.fixture(scope="module")
 def network():
     tensors = detectron2_tensors()
-    architecture, moves = KEY_MAPPINGS["detectron2"]("m.pkl", tensors)
+    architecture, moves = KEY_MAPPINGS["detectron2"]("m.pkl", tensors, Origin())
     network = build_network(architecture, 5, *SIZES).eval()
     network.load_state_dict(moved("m.pkl", tensors, moves)[0])
     return network.requires_grad_(False)

@@ -1,0 +1,72 @@
+"""The settings that the networks of detectron2 and MMDetection depend on besides their tensors.
+
+This module does not import torch: a model's file has the configuration in its header.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Final
+
+__all__ = ["CAFFE2", "DETECTRON2", "MMDETECTION", "RCNNConfig"]
+
+
+@dataclass(frozen=True, slots=True)
+class RCNNConfig:
+    """The settings of a Faster or Mask R-CNN with FPN; the defaults are those of detectron2's ResNets."""
+
+    pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53)
+    """The mean of red, green and blue, from 0 to 255, that is subtracted from an image, …"""
+    pixel_std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    """… and what it is then divided by."""
+    stride_in_1x1: bool = True
+    """Whether a block that halves the map does so in its first 1x1 convolution, not in its 3x3 convolution."""
+    anchor_sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    """The side of the square anchors of each level, pixels of the resized image."""
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height by width, on every level."""
+    rpn_box_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+    """The divisors of the offsets dx, dy, log dw, log dh, from anchors to proposals, …"""
+    box_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)
+    """… and from proposals to boxes."""
+    pre_nms_limit: int = 1000
+    """The number of anchors of each level that become boxes, …"""
+    rpn_nms_threshold: float = 0.7
+    """… of which those with a higher IoU with a better one of their level are suppressed, …"""
+    post_nms_limit: int = 1000
+    """… and of the rest at most this number is kept in an image."""
+    nms_threshold: float = 0.5
+    """Instances of a class with a higher IoU with a better one are suppressed."""
+    min_score: float = 0.05
+    """The minimum score with which the network was evaluated, …"""
+    max_detections: int = 100
+    """… and the maximum number of instances of an image; a run has its own options for both."""
+
+    def __post_init__(self) -> None:
+        for name, count in _COUNTS.items():
+            if len(getattr(self, name)) != count:
+                raise ValueError(f"{name} must have {count} numbers, not {len(getattr(self, name))}")
+        for name in ("rpn_nms_threshold", "nms_threshold"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1, not {getattr(self, name)}")
+        for name in ("pixel_std", "anchor_sizes", "aspect_ratios", "rpn_box_weights", "box_weights"):
+            if not getattr(self, name) or min(getattr(self, name)) <= 0:
+                raise ValueError(f"{name} must be above 0")
+        for name in ("pre_nms_limit", "post_nms_limit", "max_detections"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if not 0 <= self.min_score <= 1:
+            raise ValueError(f"min_score must be from 0 to 1, not {self.min_score}")
+
+    def to_json(self) -> str:
+        """Return the JSON of a model's file."""
+        return json.dumps(asdict(self))
+
+
+_COUNTS: Final = {"pixel_mean": 3, "pixel_std": 3, "anchor_sizes": 5, "rpn_box_weights": 4, "box_weights": 4}
+
+DETECTRON2: Final = RCNNConfig()
+"""The settings of the model zoo's R50-FPN and R101-FPN."""
+CAFFE2: Final = RCNNConfig(pixel_std=(58.395, 57.12, 57.375), stride_in_1x1=False)
+"""Those of its X101-32x8d-FPN, whose backbone was trained with Caffe2."""
+MMDETECTION: Final = RCNNConfig(pixel_std=(58.395, 57.12, 57.375), stride_in_1x1=False)
+"""Those of MMDetection's configurations with `style='pytorch'`."""
