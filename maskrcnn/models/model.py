@@ -21,6 +21,7 @@ from .checkpoint_files import Checkpoint, read_checkpoint
 from .matterport import MatterportRCNN
 from .matterport_config import MatterportConfig
 from .networks import NETWORKS
+from .own_code import OwnNetwork
 from .published_weights import NORM_EPS, PublishedModel, norm_eps_of
 from .registry import EmbeddedModel, ModelCard, ModelFile, is_own_file, read_model, resolve
 from .torchvision_networks import Detector
@@ -137,6 +138,8 @@ def load_model(name: str, labels: str | None = None, *, expected_sha256: str | N
         RunError: its store cannot be read at all.
     """
     source = resolve(name)
+    if isinstance(source, OwnNetwork):
+        raise UsageError(f"{name} is built by its factory: call that, with maskrcnn.SegmenterOptions()")
     if not isinstance(source, EmbeddedModel | PublishedModel | ModelFile):
         raise UsageError(f"{name} is not a network; use PlantedSegmenter")
     card, data = read_model(name, labels)
