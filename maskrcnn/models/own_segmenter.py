@@ -7,15 +7,24 @@ the rest of the program: what breaks the interface ends the run in one line, and
 
 import inspect
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ItemError, MaskrcnnError, UsageError, plural
 from ..masks.rle_decode import read_masks
-from ..types import Category, Detections, Pixels, Segmenter, detection_order
+from ..types import (
+    Category,
+    Detections,
+    Pixels,
+    Segmenter,
+    areas_of_boxes,
+    detection_order,
+    pixels_of_boxes,
+)
 from .own_code import OwnNetwork, find_code, import_factory, own_digest, raised
 
 __all__ = ["MEMBERS", "OwnSegmenter", "SegmenterOptions", "build_own", "call_factory", "check_categories"]
@@ -204,6 +213,11 @@ class OwnSegmenter:
         self._kept = np.array(sorted(wanted or self._ids), np.int32)
 
     @property
+    def unchecked(self) -> Segmenter:
+        """The user's own segmenter."""
+        return self._segmenter
+
+    @property
     def categories(self) -> tuple[Category, ...]:
         """All categories of the network."""
         return self._categories
@@ -258,44 +272,12 @@ class OwnSegmenter:
     def _outcome(self, found: Any, height: int, width: int) -> Detections | ItemError:
         if isinstance(found, ItemError):
             return found
-        if not isinstance(found, Detections):
-            raise self._wrong(f"returned {_named(found)} for an image, not maskrcnn.Detections")
-        if (found.height, found.width) != (height, width):
-            raise self._wrong(
-                f"returned detections of {found.height} x {found.width} pixels for an image of {height} x {width}"
-            )
-        if (found.masks is not None) != self._has_masks:
-            raise self._wrong(f"has_masks is {self._has_masks}, but its detections say otherwise")
-        if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
+        problem = problem_of(found, height, width, self._ids, has_masks=self._has_masks)
+        if problem is not None:
+            raise self._wrong(problem)
+        if not is_finite(found):
             return ItemError("not_finite", "the network returned NaN or infinity for this image")
-        self._check(found)
         return self._limited(found)
-
-    def _check(self, found: Detections) -> None:
-        if (unknown := sorted(set(found.labels.tolist()) - self._ids)) != []:
-            raise self._wrong(f"returned the category {unknown[0]}, which its `categories` lacks")
-        if ((found.scores < 0) | (found.scores > 1)).any():
-            wrong = found.scores[(found.scores < 0) | (found.scores > 1)][0]
-            raise self._wrong(f"returned the score {wrong:g}: scores are from 0 to 1")
-        inverted = (found.boxes[:, 2:] < found.boxes[:, :2]).any(axis=1)
-        if inverted.any():
-            box = [round(side, 2) for side in found.boxes[inverted][0].tolist()]
-            raise self._wrong(f"returned the box {box}: boxes are xmin, ymin, xmax, ymax in pixels")
-        if found.masks is None:
-            expected = Detections.of_boxes(
-                found.height, found.width, found.boxes, found.labels, found.scores, capped=found.capped
-            )
-            areas, pixels = expected.areas, expected.mask_boxes
-        else:
-            text = np.frombuffer(b"".join(found.masks), np.uint8)
-            offsets = np.cumsum([0, *map(len, found.masks)])
-            sizes = (np.full(len(found), side, np.int64) for side in (found.height, found.width))
-            masks = read_masks(text, offsets, *sizes)
-            if not masks.intact.all():
-                raise self._wrong("returned a mask that is no run lengths of its image")
-            areas, pixels = masks.areas, masks.boxes
-        if (areas != found.areas).any() or (pixels != found.mask_boxes).any():
-            raise self._wrong("returned `areas` or `mask_boxes` that are not those of its masks or boxes")
 
     def _limited(self, found: Detections) -> Detections:
         options = self._options
@@ -305,3 +287,64 @@ class OwnSegmenter:
         best = detection_order(found.boxes[kept], found.labels[kept], found.scores[kept])
         chosen = kept[best[: options.max_detections]]
         return replace(found.take(chosen), capped=found.capped or len(chosen) == options.max_detections)
+
+
+def is_finite(found: Detections) -> bool:
+    """Return whether all boxes and scores are finite."""
+    return bool(np.isfinite(found.boxes).all() and np.isfinite(found.scores).all())
+
+
+def problem_of(found: Any, height: int, width: int, ids: Collection[int], *, has_masks: bool) -> str | None:
+    """Return in what a result is not valid detections of an image, as what follows the network's name; None if it is.
+
+    Numbers that are not finite are no such problem, see `is_finite`.
+
+    Args:
+        found: what the network returned for the image.
+        height: of the image, pixels.
+        width: of the image, pixels.
+        ids: of the network's categories.
+        has_masks: whether the network says that it detects masks.
+    """
+    if not isinstance(found, Detections):
+        return f"returned {_named(found)} for an image, not maskrcnn.Detections"
+    outside = (found.scores < 0) | (found.scores > 1)
+    inverted = (found.boxes[:, 2:] < found.boxes[:, :2]).any(axis=1)
+    problem = None
+    if (found.height, found.width) != (height, width):
+        problem = f"detections of {found.height} x {found.width} pixels for an image of {height} x {width}"
+    elif (found.masks is not None) != has_masks:
+        problem = (
+            "masks, but its has_masks is False" if found.masks else "no masks, but its has_masks is True"
+        )
+    elif unknown := sorted(set(found.labels.tolist()) - set(ids)):
+        problem = f"the category {unknown[0]}, which its `categories` lacks"
+    elif (outside & np.isfinite(found.scores)).any():
+        problem = f"the score {found.scores[outside][0]:g}: scores are from 0 to 1"
+    elif inverted.any():
+        problem = f"the box {shown_box(found.boxes[inverted][0])}: boxes are xmin, ymin, xmax, ymax in pixels"
+    elif is_finite(found):
+        problem = _problem_of_areas(found)
+    return None if problem is None else f"returned {problem}"
+
+
+def shown_box(box: NDArray[np.float32]) -> str:
+    """Return a box for a message."""
+    return f"({', '.join(f'{side:.6g}' for side in box.tolist())})"
+
+
+def _problem_of_areas(found: Detections) -> str | None:
+    """Return what of masks, areas and their boxes is not valid; None if all are."""
+    if found.masks is None:
+        areas, boxes = areas_of_boxes(found.boxes), pixels_of_boxes(found.boxes, found.height, found.width)
+    else:
+        text = np.frombuffer(b"".join(found.masks), np.uint8)
+        offsets = np.cumsum([0, *map(len, found.masks)])
+        sizes = (np.full(len(found), side, np.int64) for side in (found.height, found.width))
+        masks = read_masks(text, offsets, *sizes)
+        if not masks.intact.all():
+            return "a mask that is not COCO's run lengths of the image"
+        areas, boxes = masks.areas, masks.boxes
+    if (areas != found.areas).any() or (boxes != found.mask_boxes).any():
+        return "`areas` or `mask_boxes` that are not those of its masks or boxes"
+    return None

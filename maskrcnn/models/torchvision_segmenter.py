@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import ItemError, UsageError, plural
 from ..masks.rle import rle_areas, rle_boxes_xyxy
 from ..types import Category, Detections, Pixels, detection_order
-from .own_segmenter import SegmenterOptions, check_categories
+from .own_segmenter import SegmenterOptions, check_categories, shown_box
 from .segmenter import DEFAULT_CUDA_BATCH, chosen_device, chosen_dtype
 
 __all__ = ["TorchvisionSegmenter"]
@@ -202,7 +202,7 @@ class TorchvisionSegmenter:
             raise UsageError(f"the module returned the score {scores[outside][0]:g}: scores are from 0 to 1")
         inverted = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
         if inverted.any():
-            box = [round(side, 2) for side in boxes[inverted][0].tolist()]
+            box = shown_box(boxes[inverted][0])
             raise UsageError(f"the module returned the box {box}: boxes are xmin, ymin, xmax, ymax in pixels")
         known = {category.id for category in self._categories} | self._unused
         if unknown := sorted(set(labels.tolist()) - known):
