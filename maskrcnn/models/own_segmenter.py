@@ -259,6 +259,8 @@ class OwnSegmenter:
         """
         try:
             found = self._segmenter.outcomes(images)
+        except UsageError as error:
+            raise UsageError(f"--model {self._name}: {error}") from error
         except SystemExit as error:
             raise RuntimeError(f"it ended Python with {raised(error)}") from error
         if not isinstance(found, list | tuple) or len(found) != len(images):

@@ -10,7 +10,11 @@ from maskrcnn.errors import UsageError
 from maskrcnn.models.own_arguments import checked_arguments, parse_arguments
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text("ab é"),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text("ab é"),
     lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text("abé"), values, max_size=3),
     max_leaves=5,
 )

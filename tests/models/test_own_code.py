@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from own_networks import write_package
 
 from maskrcnn.errors import UsageError
-from maskrcnn.models.own_code import OwnNetwork, code_to_send, find_code, import_factory, own_digest, parse_own, unpack
+from maskrcnn.models.own_code import (
+    OwnNetwork,
+    code_to_send,
+    find_code,
+    import_factory,
+    own_digest,
+    parse_own,
+    unpack,
+)
 from maskrcnn.models.registry import resolve
 
 WORDS = st.text(st.characters(categories=["L", "Nd"], include_characters="_"), min_size=1).filter(
@@ -53,7 +61,11 @@ def test_the_digest_covers_each_file_of_the_package(nets, tmp_path):
     (tmp_path / "nets" / ".hidden").write_text("1")
     (tmp_path / "other.py").write_text("1")
     assert find_code(nets).sha256 == seen[0]
-    for name, text in (("names.txt", "coin\n"), ("deep/new.py", ""), ("pets.py", "def build(options): ...\n")):
+    for name, text in (
+        ("names.txt", "coin\n"),
+        ("deep/new.py", ""),
+        ("pets.py", "def build(options): ...\n"),
+    ):
         path = tmp_path / "nets" / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
@@ -100,7 +112,7 @@ def test_a_module_is_imported_anew_and_alone(tmp_path, monkeypatch):
         assert import_factory(own, find_code(own))() == int(f"{number}{'0' * number}")
     (tmp_path / "beside.py").write_text("")
     (tmp_path / "changing.py").write_text("import beside\n")
-    with pytest.raises(UsageError, match="imports beside, which is not found: .* put it into one package"):
+    with pytest.raises(UsageError, match=r"imports beside, which is not found: .* put it into one package"):
         import_factory(own, find_code(own))
 
 
@@ -139,12 +151,16 @@ def test_what_cannot_be_imported_is_one_line(name, nets, tmp_path):
 def test_a_module_of_an_installed_name_is_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / f"{name}.py").write_text("def build(options): ...\n")
-    with pytest.raises(UsageError, match=f"has a module {name}, and so has Python or an installed package: rename it"):
+    with pytest.raises(
+        UsageError, match=f"has a module {name}, and so has Python or an installed package: rename it"
+    ):
         find_code(OwnNetwork(name, "build"))
 
 
 def test_a_package_with_data_in_it_is_refused(nets, tmp_path):
     with (tmp_path / "nets" / "weights.pth").open("wb") as file:
         file.truncate(33 * 2**20)
-    with pytest.raises(UsageError, match=r"with .*weights\.pth, .* more than 32 MiB, .* name them by --model-arg"):
+    with pytest.raises(
+        UsageError, match=r"with .*weights\.pth, .* more than 32 MiB, .* name them by --model-arg"
+    ):
         find_code(nets)
