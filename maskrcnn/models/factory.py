@@ -53,17 +53,8 @@ def build_segmenter(
     """
     source = resolve(name)
     if isinstance(source, OwnNetwork):
-        options = SegmenterOptions(
-            min_score,
-            max_detections,
-            tuple(categories),
-            device,
-            batch_size,
-            threads,
-            dtype,
-            rescale,
-            lanes or 1,
-        )
+        limits = (min_score, max_detections, tuple(categories))
+        options = SegmenterOptions(*limits, device, batch_size, threads, dtype, rescale, lanes or 1)
         return build_own(source, options, arguments or {}, code_folder, expected_sha256)
     refuse_arguments(name, arguments)
     if isinstance(source, PlantedModel):

@@ -1,5 +1,6 @@
 """Checks of a model on generated images, in about a minute: whether its results are sound, and what a batch costs."""
 
+import functools
 import itertools
 import logging
 import threading
@@ -147,7 +148,8 @@ def check_model(
     )
 
 
-def sample_images() -> list[Pixels]:
+@functools.cache
+def sample_images() -> tuple[Pixels, ...]:
     """Return generated images: three of one size, then others of several shapes, noise, and one colour."""
     scenes = [render_scene(seed, 640).image for seed in (30_000_001, 30_000_002)]
     random = np.random.default_rng(0)
@@ -159,7 +161,7 @@ def sample_images() -> list[Pixels]:
         for n in range(9)
     ]
     planted = plant((480, 640), objects)
-    return [
+    return (
         *(scene[:480] for scene in scenes),
         planted,
         scenes[0][:, :480],
@@ -167,7 +169,7 @@ def sample_images() -> list[Pixels]:
         scenes[1][:400, 300:348],
         random.integers(0, 256, (256, 320, 3), np.uint8),
         np.full((200, 200, 3), 128, np.uint8),
-    ]
+    )
 
 
 class _Run:

@@ -147,11 +147,13 @@ def find_code(own: OwnNetwork, folder: str | os.PathLike[str] | None = None) -> 
     here = _location(_spec_in([str(place)], package))
     others = [entry for entry in sys.path if Path(entry or ".").resolve() != place.resolve()]
     elsewhere = _location(_spec_in(others, package))
-    if here is not None and (
-        package in sys.stdlib_module_names or (elsewhere is not None and _is_installed(elsewhere))
-    ):
+    if package in sys.stdlib_module_names:
         raise UsageError(
-            f"--model {own.name}: {place} has a module {package}, and so has Python or an installed package: rename it"
+            f"--model {own.name}: {package} is the name of a module of Python's own: rename yours"
+        )
+    if here is not None and elsewhere is not None and _is_installed(elsewhere):
+        raise UsageError(
+            f"--model {own.name}: {place} has a module {package}, and so has an installed package: rename yours"
         )
     found = here or elsewhere or _location(_spec_of(package))
     if found is None:
@@ -159,8 +161,8 @@ def find_code(own: OwnNetwork, folder: str | os.PathLike[str] | None = None) -> 
             f"--model {own.name}: there is no module {package} in {place}, nor is one installed: run the command in "
             f"the folder that holds {package}, or install it"
         )
-    if _is_installed(found):
-        return OwnCode(package, None, (), _version(package))
+    if _is_installed(found) and (version := _version(package)):
+        return OwnCode(package, None, (), version)
     return OwnCode(package, str(found.parent), _files(own, found), None)
 
 
@@ -184,8 +186,7 @@ def _location(spec: ModuleSpec | None) -> Path | None:
     if spec is None:
         return None
     if spec.submodule_search_locations is None:
-        builtin = spec.origin in (None, "built-in", "frozen")
-        return Path(sysconfig.get_path("stdlib")) / spec.name if builtin else Path(str(spec.origin))
+        return None if spec.origin is None else Path(spec.origin)
     folders = [Path(folder) for folder in spec.submodule_search_locations]
     if spec.origin is None:  # a namespace: any folder is one
         folders = [folder for folder in folders if next(folder.rglob("*.py"), None) is not None]
@@ -199,10 +200,8 @@ def _is_installed(location: Path) -> bool:
 
 
 def _version(package: str) -> str:
-    """Return name and version of the distribution that a package is from."""
+    """Return name and version of the distribution that a package is from; "" for a file that was copied there."""
     names = importlib.metadata.packages_distributions().get(package, [])
-    if not names:
-        return f"Python {'.'.join(map(str, sys.version_info[:3]))}"
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names)))
 
 
