@@ -90,12 +90,9 @@ def free_port(*offsets: int) -> int:
 
 
 @pytest.fixture(autouse=True)
-def command_log() -> Iterator[None]:
-    """Restore the level of the commands' log, which a command that a test calls sets for all of the process."""
-    log = logging.getLogger("maskrcnn")
-    level = log.level
-    yield
-    log.setLevel(level)
+def command_log() -> None:
+    """Reset the level of the commands' log, which a command that a test calls sets for all of the process."""
+    logging.getLogger("maskrcnn").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

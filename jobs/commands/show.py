@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("maskrcnn")
 
 _FORMATS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-_ALL: Final = 10_000
-"""Maximum number of instances of one image."""
 
 
 @click.command()
@@ -219,7 +217,7 @@ def _segmented(request: ShowRequest) -> "tuple[View, tuple[Category, ...]]":
         name,
         request.labels,
         min_score=min(request.threshold, 0.999),
-        max_detections=_ALL,
+        max_detections=defaults.max_detections,
         categories=request.categories,
         device="auto",
         arguments=arguments,

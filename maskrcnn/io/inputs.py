@@ -8,12 +8,13 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
 from typing import BinaryIO, Final
 
 import pyarrow as pa
 from fsspec.utils import glob_translate
 
-from ..errors import plural
+from ..errors import UsageError, plural
 from .refusals import Refusal
 from .schemes import input_store_of, store_of
 from .store import ObjectStat, Page
@@ -102,6 +103,7 @@ def list_inputs(url: str) -> pa.Table:
 
     Raises:
         FileNotFoundError: there is nothing.
+        UsageError: a glob matches folders only.
         RunError: the store failed, or a folder cannot be read; the message contains it.
     """
     root = Url.parse(url)
@@ -116,7 +118,18 @@ def list_inputs(url: str) -> pa.Table:
             start = stem.rfind("/") + 1
             folder = Url(root.scheme, root.bucket, stem[:start])
             matches = re.compile(glob_translate(root.key[start:])).match
-            found = _table(folder, store.scan(folder, stem[start:]), lambda name: matches(name) is not None)
+            matched: set[str] = set()
+
+            def keep(name: str) -> bool:
+                matched.update(parent for parent in map(str, PurePosixPath(name).parents) if matches(parent))
+                return matches(name) is not None
+
+            found = _table(folder, store.scan(folder, stem[start:]), keep)
+            if not found.num_rows and matched:
+                folders = plural(len(matched), "folder")
+                raise UsageError(
+                    f"{url} matches {folders} and no file: for what is in them, use {url.rstrip('/')}/*"
+                )
         if not found.num_rows and not (root.is_local and is_folder(root.local_path)):
             found = _table(root.folder, iter([([root.name], [store.stat(root)])]))
     return found

@@ -218,6 +218,8 @@ def test_globs_single_files_and_nothing(store_url: str) -> None:
     for nothing in ("missing", "in/*.gif", "missing/*"):
         with pytest.raises(FileNotFoundError):
             names(nothing)
+    with pytest.raises(UsageError, match=r"in/su\* matches 1 folder and no file: .*, use .*in/su\*/\*$"):
+        names("in/su*")
 
 
 def test_inputs_fail_with_a_code(store_url: str) -> None:

@@ -479,6 +479,7 @@ def test_help_needs_nothing_heavy(command: list[str]) -> None:
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_a_command_without_standard_error_works(images: Path, tmp_path: Path) -> None:
     """As cron and daemons start one."""
     command = f"{sys.executable} -m maskrcnn_jobs segment {images} {tmp_path}/out --model planted --json 2>&-"

@@ -38,6 +38,8 @@ from maskrcnn.synthetic.planted import PlantedSegmenter
 from maskrcnn.synthetic.scenes import write_scenes
 from maskrcnn.types import Detections, Pixels
 
+pytestmark = pytest.mark.slow
+
 HERE = ResourceConfig(ray=False)
 
 
