@@ -1,9 +1,11 @@
 """The command `maskrcnn show`: instances as pictures, of one image or of images of a finished run."""
 
+import contextlib
 import io
 import json
 import logging
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -213,16 +215,18 @@ def _segmented(request: ShowRequest) -> "tuple[View, tuple[Category, ...]]":
     if card.notice:
         log.warning("%s", card.notice)
     kept = category_ids_named(card.categories, request.categories)
-    segmenter = build_segmenter(
-        name,
-        request.labels,
-        min_score=min(request.threshold, 0.999),
-        max_detections=defaults.max_detections,
-        categories=request.categories,
-        device="auto",
-        arguments=arguments,
-    )
-    (detections,) = segmenter.outcomes([pixels])
+    # What a network of the user's own prints goes to stderr: stdout is reserved for the command's result.
+    with contextlib.redirect_stdout(sys.stderr):
+        segmenter = build_segmenter(
+            name,
+            request.labels,
+            min_score=min(request.threshold, 0.999),
+            max_detections=defaults.max_detections,
+            categories=request.categories,
+            device="auto",
+            arguments=arguments,
+        )
+        (detections,) = segmenter.outcomes([pixels])
     if isinstance(detections, ItemError):
         raise UsageError(f"{request.source}: {detections.message} ({detections.code})")
 

@@ -137,7 +137,7 @@ def check_model(
         checks.append(Check("results", passed=False, line=str(error)))
     except MaskrcnnError:
         raise
-    except Exception as error:  # noqa: BLE001 a network may raise anything, which is what the check reports
+    except (Exception, SystemExit) as error:  # noqa: BLE001 a network may raise anything, which is what the check reports
         checks.append(
             Check("results", passed=False, line=f"the network raised {type(error).__name__}: {error}")
         )
@@ -184,7 +184,7 @@ class _Run:
     def results(self) -> list[Check]:
         """Compute each image alone; check that results are well formed, finite and within their images."""
         log.info("computing %s, each alone", plural(len(self._images), "image"))
-        self.alone = [self._one([image]) for image in self._images]
+        self.alone = [self._one(image) for image in self._images]
         ids = {category.id for category in self._card.categories}
         wrong, infinite, outside = [], 0, []
         for found, image in zip(self.alone, self._images, strict=True):
@@ -218,25 +218,29 @@ class _Run:
         """Compute images again: alone, in a batch, and in two threads at once if the model allows."""
         log.info("computing images again, and in batches")
         first = self._images[:2]
-        again = [self._one([image]) for image in first]
-        together = self._segmenter.outcomes(self._images[:3])
+        again = [self._one(image) for image in first]
+        together = self._all(self._images[:3])
         checks = [
             _compared("deterministic", "twice the same", self.alone, again),
             _compared("independent of the batch", "alone and in a batch", self.alone, together),
         ]
         if self._segmenter.lanes > 1:
             with ThreadPoolExecutor(2) as threads:
-                at_once = list(threads.map(lambda image: self._one([image]), first))
+                at_once = list(threads.map(self._one, first))
             checks.append(
                 _compared("from two threads", "one after the other and at once", self.alone, at_once)
             )
         return checks
 
-    def _one(self, images: Sequence[Pixels]) -> Outcome:
-        found = self._segmenter.outcomes(images)
-        if len(found) != len(images):
-            raise UsageError(f"it returned {plural(len(found), 'result')} for {plural(len(images), 'image')}")
-        return found[0]
+    def _one(self, image: Pixels) -> Outcome:
+        return self._all([image])[0]
+
+    def _all(self, images: Sequence[Pixels]) -> list[Outcome]:
+        found: Any = self._segmenter.outcomes(images)
+        if not isinstance(found, list | tuple) or len(found) != len(images):
+            what = plural(len(found), "result") if isinstance(found, list | tuple) else type(found).__name__
+            raise UsageError(f"it returned {what} for {plural(len(images), 'image')}")
+        return list(found)
 
 
 def _compared(name: str, what: str, before: Sequence[Outcome], after: Sequence[Outcome]) -> Check:

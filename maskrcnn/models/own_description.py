@@ -4,16 +4,17 @@
 CPU, and answers in JSON: its categories and properties, or what is wrong. What the user's code prints goes elsewhere.
 """
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Final
 
 from ..errors import MaskrcnnError, UsageError
@@ -27,6 +28,8 @@ log = logging.getLogger("maskrcnn")
 
 PATIENCE_S: Final = 300.0
 """How long a factory may take, which may read large weights."""
+_LAST_BYTES: Final = 10_000
+"""How much is read of what the user's code printed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,26 +77,31 @@ def describe_own(own: OwnNetwork, arguments: Mapping[str, Any]) -> Description:
 
 def _ask(own: OwnNetwork, arguments: Mapping[str, Any]) -> dict[str, Any]:
     question = json.dumps({"name": own.name, "folder": str(Path.cwd()), "arguments": dict(arguments)})
-    with tempfile.TemporaryFile() as printed:
+    # Files, not pipes: a process that the user's code leaves behind would hold a pipe open.
+    with TemporaryFile() as asked, TemporaryFile() as answered, TemporaryFile() as printed:
+        asked.write(question.encode())
+        asked.seek(0)
         process = subprocess.Popen(
             # -P: the working directory may hold a module `torch` or `maskrcnn` of the user's.
             [sys.executable, "-P", "-m", "maskrcnn.models.own_description"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdin=asked,
+            stdout=answered,
             stderr=printed,
             start_new_session=True,  # with all that the user's code starts
         )
         try:
-            output, _ = process.communicate(question.encode(), timeout=PATIENCE_S)
+            process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired as error:
             raise UsageError(
                 f"--model {own.name}: its factory took more than {PATIENCE_S:.0f} s: what is it waiting for?"
             ) from error
         finally:
-            if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # all of its group have ended
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        printed.seek(0)
+            process.wait()
+        answered.seek(0)
+        output = answered.read()
+        printed.seek(max(printed.seek(0, os.SEEK_END) - _LAST_BYTES, 0))
         lines = printed.read().decode(errors="replace").strip().splitlines()
     try:
         answer: dict[str, Any] = json.loads(output)

@@ -228,7 +228,7 @@ class TorchvisionSegmenter:
 
 
 def _categories(categories: Sequence[str | Category]) -> tuple[tuple[Category, ...], set[int]]:
-    """Return the categories, and the labels that are none."""
+    """Return the categories, and the labels that are no category."""
     if isinstance(categories, str) or not isinstance(categories, Sequence):
         raise UsageError(f"categories must be a list of names, not {type(categories).__name__}")
     first = 0 if categories and categories[0] == _UNUSED[0] else 1

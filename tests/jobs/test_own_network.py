@@ -96,10 +96,9 @@ def test_other_code_arguments_or_files_are_another_run(finished, monkeypatch):
 
 def test_a_picture_is_drawn(folder):
     [image] = [path.name for path in (folder / "photos").iterdir() if path.name.endswith("0.png")]
-    shown = run(
-        "show", f"photos/{image}", "--model", "nets.pets:build", "--output", "a.png", "--min-score", "0.1"
-    )
+    shown = run("show", f"photos/{image}", "--model", "nets.pets:build", "--output", "a.png", "--json")
     assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout)["files"] == ["a.png"]
     assert (folder / "a.png").exists()
 
 

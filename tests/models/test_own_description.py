@@ -32,10 +32,15 @@ def test_it_has_what_the_segmenter_says(folder):
     assert card.own["files"] == {
         arguments["weights"]: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     }
-    assert "nets" not in sys.modules
+    assert str(folder) not in str(getattr(sys.modules.get("nets"), "__path__", ""))  # not imported here
     assert describe_model("nets.pets:build", arguments=arguments).sha256 == card.sha256
     (folder / "w.pth").write_bytes(b"abd")
     assert describe_model("nets.pets:build", arguments=arguments).sha256 != card.sha256
+
+
+def test_a_process_that_its_code_leaves_behind_is_not_waited_for(folder):
+    (folder / "nets.py").write_text("import os, time\nif os.fork() == 0: time.sleep(60)\n" + PLANTED)
+    assert describe_model("nets:build").categories == PLANTED_CATEGORIES
 
 
 ENDS = {
