@@ -58,45 +58,45 @@ def settle(network, images):
             norm.train()
         network.backbone(network.transform(images)[0].tensors)
         network.eval()
-        for layer, mean, deviation in _last_layers(network):
-            _standardise(network, layer, images, mean, deviation)
+        for layers in _last_layers(network):
+            _standardise(network, layers, images)
 
 
 def _last_layers(network):
-    """The layers that return scores and boxes, with the mean and the deviation of what each shall return."""
+    """The layers that return scores and boxes, with the mean and the deviation of what each shall return, in stages."""
     if hasattr(network, "roi_heads"):
         head, predictor = network.rpn.head, network.roi_heads.box_predictor
         return [
-            (head.cls_logits, 0.0, 1.0),
-            (head.bbox_pred, 0.0, 0.1),
-            (predictor.cls_score, 0.0, 1.2),
-            (predictor.bbox_pred, 0.0, 0.3),
+            [(head.cls_logits, 0.0, 1.0), (head.bbox_pred, 0.0, 0.1)],
+            [(predictor.cls_score, 0.0, 1.2), (predictor.bbox_pred, 0.0, 0.3)],
         ]
     classes, boxes = network.head.classification_head, network.head.regression_head
     if hasattr(classes, "module_list"):
-        layers = [
-            (each[-1] if isinstance(each, nn.Sequential) else each, 0.0, 2.0) for each in classes.module_list
+        return [
+            [
+                (each[-1] if isinstance(each, nn.Sequential) else each, 0.0, deviation)
+                for head, deviation in ((classes, 2.0), (boxes, 0.5))
+                for each in head.module_list
+            ]
         ]
-        boxed = [
-            (each[-1] if isinstance(each, nn.Sequential) else each, 0.0, 0.5) for each in boxes.module_list
-        ]
-        return layers + boxed
     if hasattr(boxes, "bbox_ctrness"):
-        return [(classes.cls_logits, -5.0, 1.8), (boxes.bbox_reg, 3.0, 0.5), (boxes.bbox_ctrness, 1.0, 1.0)]
-    return [(classes.cls_logits, -7.0, 1.5), (boxes.bbox_reg, 0.0, 0.1)]
+        return [[(classes.cls_logits, -5.0, 1.8), (boxes.bbox_reg, 3.0, 0.5), (boxes.bbox_ctrness, 1.0, 1.0)]]
+    return [[(classes.cls_logits, -7.0, 1.5), (boxes.bbox_reg, 0.0, 0.1)]]
 
 
-def _standardise(network, layer, images, mean, deviation):
-    seen = []
-    hook = layer.register_forward_hook(
-        lambda _, inputs, output: seen.append(
-            output if output.dim() == 2 else output.transpose(0, 1).flatten(1).T
-        )
-    )
+def _standardise(network, layers, images):
+    seen = {layer: [] for layer, _, _ in layers}
+
+    def keep(layer, inputs, output):
+        seen[layer].append(output if output.dim() == 2 else output.transpose(0, 1).flatten(1).T)
+
+    hooks = [layer.register_forward_hook(keep) for layer in seen]
     for image in images:
         network([image])
-    hook.remove()
-    outputs = torch.cat(seen)
-    factor = deviation / outputs.std(0).clamp(min=1e-6)
-    layer.weight.mul_(factor.view(-1, *[1] * (layer.weight.dim() - 1)))
-    layer.bias.copy_((layer.bias - outputs.mean(0)) * factor + mean)
+    for hook in hooks:
+        hook.remove()
+    for layer, mean, deviation in layers:
+        outputs = torch.cat(seen[layer])
+        factor = deviation / outputs.std(0).clamp(min=1e-6)
+        layer.weight.mul_(factor.view(-1, *[1] * (layer.weight.dim() - 1)))
+        layer.bias.copy_((layer.bias - outputs.mean(0)) * factor + mean)

@@ -44,7 +44,8 @@ class Parity:
         """Match what was found in an image with what torchvision finds in it."""
         boxes, labels, scores = (expected[name].numpy() for name in ("boxes", "labels", "scores"))
         free = np.ones(len(found), np.bool_)
-        used = np.flatnonzero(labels > 0)  # torchvision's networks of one stage may return the background
+        # torchvision's networks of one stage may return the background, in the place of others.
+        used = np.flatnonzero(labels > 0)
         self.instances += len(used)
         for index in used.tolist():
             apart = np.abs(found.boxes - boxes[index]).max(1, initial=0.0)
@@ -58,26 +59,29 @@ class Parity:
             free[near] = False
             self.box_px = max(self.box_px, float(apart[near]))
             self.score = max(self.score, abs(float(found.scores[near] - scores[index])))
-        self.unmatched += int(free.sum())
+        self.unmatched += max(int(free.sum()) - int((labels == 0).sum()), 0)
 
 
-def random_model(architecture: str, photos: list[Tensor], size: int | None, seed: int = 3) -> Model:
+def random_model(
+    architecture: str, photos: list[Tensor], size: int | None, classes: int = CLASSES, seed: int = 3
+) -> Model:
     """Return a network with random weights whose scores are apart.
 
     Args:
         architecture: one of `networks.ARCHITECTURES`.
         photos: (3, H, W) from 0 to 1, by which its outputs are shaped.
         size: the shorter side of an image after the resize, pixels; None, and networks of one size: their own.
+        classes: without the background.
         seed: of the weights.
     """
     torch.manual_seed(seed)
     resize = NETWORKS[architecture].resize
     ratio = 1.0 if size is None or resize.fixed else min(size / resize.min_size, 1.0)
     min_size, max_size = round(resize.min_size * ratio), round(resize.max_size * ratio)
-    network = build_network(architecture, CLASSES + 1, min_size, max_size).eval()
+    network = build_network(architecture, classes + 1, min_size, max_size).eval()
     settle(network, photos[:2])
-    categories = tuple(Category(label, f"class {label}") for label in range(1, CLASSES + 1))
-    labels = (NO_CATEGORY, *range(1, CLASSES + 1))
+    categories = tuple(Category(label, f"class {label}") for label in range(1, classes + 1))
+    labels = (NO_CATEGORY, *range(1, classes + 1))
     has_masks = NETWORKS[architecture].has_masks
     card = ModelCard(
         architecture,
@@ -95,11 +99,11 @@ def random_model(architecture: str, photos: list[Tensor], size: int | None, seed
 
 
 def compare(
-    architecture: str, images: list[Pixels], size: int | None, repeats: int
+    architecture: str, images: list[Pixels], size: int | None, repeats: int, classes: int = CLASSES
 ) -> tuple[Parity, list[float]]:
     """Return the differences, and this code's CPU seconds divided by torchvision's of each repeat."""
     tensors = [torch.from_numpy(image.copy()).permute(2, 0, 1) / 255 for image in images]
-    model = random_model(architecture, tensors, size)
+    model = random_model(architecture, tensors, size, classes)
     min_score, max_detections = own_limits(model.module)
     segmenter = MaskRCNNSegmenter(model, min_score=min_score, max_detections=max_detections)
     parity, ratios = Parity(), []
