@@ -293,7 +293,8 @@ def import_factory(own: OwnNetwork, code: OwnCode) -> Callable[..., Any]:
             module = importlib.import_module(own.module)
     except ModuleNotFoundError as error:
         if error.name is not None and own.module.startswith(error.name):
-            raise UsageError(f"--model {own.name}: there is no module {error.name}") from error
+            hint = ": name a module as `import` does, without .py" if own.module.endswith(".py") else ""
+            raise UsageError(f"--model {own.name}: there is no module {error.name}{hint}") from error
         raise UsageError(
             f"--model {own.name}: {own.module} imports {error.name}, which is not found: install it, or put it into "
             f"one package with {own.module}, since only a whole package is sent to the workers"

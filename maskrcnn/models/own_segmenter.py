@@ -104,7 +104,11 @@ def _checked(name: str, made: Any) -> Segmenter:
         except (Exception, SystemExit) as error:  # a property of the user's may raise anything
             raise UsageError(f"--model {name}: `{member}` of its {kind} raised {raised(error)}") from error
     if lacking:
-        hint = "wrap it in maskrcnn.TorchvisionSegmenter" if callable(made) else "see `types.Segmenter`"
+        hint = (
+            "wrap it in maskrcnn.TorchvisionSegmenter"
+            if callable(made)
+            else "see the guide `Your own network`"
+        )
         raise UsageError(
             f"--model {name}: its factory returned {_named(made)}, which has no {', '.join(lacking)}: {hint}"
         )

@@ -5,12 +5,11 @@
 each of these three.
 """
 
-import difflib
 import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +18,7 @@ from ..errors import UsageError, plural
 from ..io.url import Url, is_folder, is_there
 from ..synthetic.planted_models import PlantedModel, parse_planted
 from ..types import Category
+from .category_names import category_ids_named, near
 from .checkpoint_files import (
     check_safetensors,
     check_store,
@@ -57,7 +57,9 @@ NO_CATEGORY: Final = -1
 """What `ModelCard.category_ids` holds for a label that is not a category; any integer from 0 may be a category's id."""
 
 SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
-_FILES: Final = "the path or URL of a .safetensors, .pth, .pt, .ckpt, .bin or .pth.tar file"
+_FILES: Final = (
+    "the path or URL of a .safetensors, .pth, .pt, .ckpt, .bin or .pth.tar file, or package.module:factory"
+)
 _FORMAT: Final = "maskrcnn-ray"
 _EMBEDDED: Final = Path(__file__).with_name("scenes.safetensors")
 
@@ -224,20 +226,6 @@ def refuse_arguments(name: str, arguments: Mapping[str, Any] | None) -> None:
         )
 
 
-def category_ids_named(categories: Sequence[Category], names: Collection[str]) -> frozenset[int]:
-    """Return the ids of the categories of these names.
-
-    Raises:
-        UsageError: a name is not among the categories.
-    """
-    ids = {category.name: category.id for category in categories}
-    for name in names:
-        if name not in ids:
-            listed = ", ".join(list(ids)[:100])
-            raise UsageError(f"the model has no category {name!r}{_near(name, ids)} It has: {listed}")
-    return frozenset(ids[name] for name in names)
-
-
 # --- models without a file of the user's --------------------------------------------------------------------
 
 
@@ -308,12 +296,16 @@ def _read_published(model: PublishedModel) -> tuple[ModelCard, bytes]:
 
 
 def _no_such_model(name: str, suffix: str) -> str:
+    if suffix == ".py" or suffix.startswith(".py:"):
+        return (
+            f"--model {name}: name a module as `import` does, as in nets:build, in the folder that holds it"
+        )
     if (url := Url.parse(name)).is_local and is_folder(url.local_path):
         return f"--model {name} is a directory: give {_FILES}"
     if suffix or not url.is_local or "/" in name or is_there(name):
         what = f"is a {suffix} file" if suffix else "has no suffix"
         return f"--model {name} {what}: give {_FILES}"
-    return f"unknown model {name!r}{_near(name, NAMES)} Known are {', '.join(NAMES)}, or {_FILES}"
+    return f"unknown model {name!r}{near(name, NAMES)} Known are {', '.join(NAMES)}, or {_FILES}"
 
 
 def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | None = None) -> ModelCard:
@@ -441,9 +433,3 @@ def _suffix(name: str) -> str:
 
 def _last_part(uri: str) -> str:
     return uri.rstrip("/").rpartition("/")[2]
-
-
-def _near(name: str, known: Collection[str]) -> str:
-    spelled = {word.lower(): word for word in known}
-    match = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.5)
-    return f"; did you mean {spelled[match[0]]!r}?" if match else "."

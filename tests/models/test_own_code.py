@@ -119,6 +119,7 @@ def test_a_module_is_imported_anew_and_alone(tmp_path, monkeypatch):
 REFUSED = {
     "missing:build": "there is no module missing in .*: run the command in the folder that holds missing",
     "nets.missing:build": r"there is no module nets\.missing$",
+    "nets.py:build": r"there is no module nets\.py: name a module as `import` does, without \.py",
     "nets.pets:missing": r"nets\.pets has no function missing: it has .*build",
     "nets.pets:depth": r"nets\.pets has no function depth",
     "nets.value:build": "build is no function, but of the type int",
