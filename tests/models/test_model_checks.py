@@ -25,9 +25,10 @@ calls = itertools.count()
 
 
 def moved(found, by):
-    return maskrcnn.Detections.of_boxes(
-        found.height, found.width, found.boxes + np.float32(by), found.labels, found.scores, capped=found.capped
-    )
+    with np.errstate(invalid="ignore"):
+        return maskrcnn.Detections.of_boxes(
+            found.height, found.width, found.boxes + np.float32(by), found.labels, found.scores, capped=found.capped
+        )
 
 
 class Faulty(maskrcnn.PlantedSegmenter):
