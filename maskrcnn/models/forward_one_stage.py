@@ -99,7 +99,7 @@ class OneStageForward:
 
         Args:
             logits: (B, A, C) of the classes.
-            centerness: (B, A, 1) logits by which FCOS weighs the score; None: a RetinaNet.
+            centerness: (B, A, 1) logits that FCOS combines with the scores; None: a RetinaNet.
         """
         least = self._min_score if centerness is None else self._min_score**2
         cut = (

@@ -50,7 +50,7 @@ class Resize:
 
 @dataclass(frozen=True, slots=True)
 class ClassScores:
-    """The tensor that shows how many labels a network has."""
+    """The tensor that shows the number of labels of a network."""
 
     tensor: str = "roi_heads.box_predictor.cls_score.weight"
     anchors: int = 1

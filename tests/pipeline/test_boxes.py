@@ -87,9 +87,9 @@ def test_a_changed_column_is_found(
 def test_coco_holds_boxes_that_pycocotools_evaluates(runs: Path) -> None:
     folder = runs / "boxes" / "coco"
     assert sorted(path.name for path in folder.iterdir()) == ["instances.json", "results_bbox.json"]
-    truth = COCO(str(folder / "instances.json"))
-    assert all("segmentation" not in annotation for annotation in truth.anns.values())
-    evaluation = COCOeval(truth, truth.loadRes(str(folder / "results_bbox.json")), "bbox")
+    ground_truth = COCO(str(folder / "instances.json"))
+    assert all("segmentation" not in annotation for annotation in ground_truth.anns.values())
+    evaluation = COCOeval(ground_truth, ground_truth.loadRes(str(folder / "results_bbox.json")), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -97,8 +97,8 @@ def test_coco_holds_boxes_that_pycocotools_evaluates(runs: Path) -> None:
 
 
 def test_boxes_are_evaluated_against_masks(runs: Path) -> None:
-    truth = runs / "masks" / "coco" / "instances.json"
-    summary = json.loads(command("evaluate", runs / "boxes", "--truth", truth, "--json"))
+    ground_truth = runs / "masks" / "coco" / "instances.json"
+    summary = json.loads(command("evaluate", runs / "boxes", "--truth", ground_truth, "--json"))
     assert summary["bbox"][0] == pytest.approx(1.0)
     assert summary["segm"] is None
 
