@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from .models.conversion.convert import convert
     from .models.conversion.report import Converted
     from .models.model import Model, load_model
+    from .models.own_segmenter import SegmenterOptions
     from .models.segmenter import MaskRCNNSegmenter as Segmenter
+    from .models.torchvision_segmenter import TorchvisionSegmenter
     from .results.diff_matching import Rules as DiffRules
     from .results.run import Run, open_run
     from .results.verify import VerificationReport
@@ -45,6 +47,8 @@ _LAZY = {
     "PlantedSegmenter": "synthetic.planted",
     "Run": "results.run",
     "Segmenter": "models.segmenter",
+    "SegmenterOptions": "models.own_segmenter",
+    "TorchvisionSegmenter": "models.torchvision_segmenter",
     "VerificationReport": "results.verify",
     "contact_sheet": "visualization.draw",
     "convert": "models.conversion.convert",
@@ -84,6 +88,8 @@ __all__ = [
     "Run",
     "RunError",
     "Segmenter",
+    "SegmenterOptions",
+    "TorchvisionSegmenter",
     "UsageError",
     "VerificationReport",
     "contact_sheet",
@@ -125,7 +131,7 @@ def segment_collection(
     Args:
         source: a folder, a glob, a prefix, a manifest (.txt, .csv, .parquet) or a COCO JSON.
         output: a directory or a prefix of an object store.
-        model: `coco`, `coco-v1`, `scenes`, or the path or URL of a weights file.
+        model: `coco`, `coco-v1`, `scenes`, the path or URL of a weights file, or `package.module:factory`.
         labels: names of the categories of a `.pth` file, one per line.
         images_root: folder that relative names in a manifest refer to.
         shard_images: images per shard, the unit that is done again after an interruption.
@@ -135,7 +141,8 @@ def segment_collection(
         threads: CPUs per image; None: 1.
         dtype: of the convolutions; None: float32 on the CPU, float16 on CUDA.
         inference: other fields of `config.InferenceConfig`: `min_score`, `max_detections`, `categories`, `limit`,
-            `window`, `overlap`, `bands`, `scale`, `assume_crs`, `alpha`, `max_windows`, `allow_http`.
+            `window`, `overlap`, `bands`, `scale`, `assume_crs`, `alpha`, `max_windows`, `allow_http`, and `model_args`,
+            the arguments of the factory of a network of your own.
 
     Returns:
         The finished run.

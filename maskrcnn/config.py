@@ -8,7 +8,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from .errors import UsageError
@@ -29,7 +30,7 @@ class InferenceConfig:
     """What to compute from the inputs."""
 
     model: str
-    """`coco`, `coco-v1`, `scenes`, `planted`, or the path or URL of a weights file."""
+    """`coco`, `coco-v1`, `scenes`, `planted`, the path or URL of a weights file, or `package.module:factory`."""
     labels: str | None = None
     """For `.pth` weights: a file with the names of the categories, one per line, in the order of the labels from 1."""
     min_score: float = 0.05
@@ -60,6 +61,8 @@ class InferenceConfig:
     """Number of the alpha band of rasters, or `none`, see `radiometry.parse_radiometry`."""
     max_windows: int | None = None
     """A run of more windows is refused when it is planned; None: `MAX_WINDOWS`."""
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the factory of `package.module:factory`: JSON values."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.min_score < 1.0:
@@ -147,9 +150,10 @@ def digest_of(settings: dict[str, Any]) -> str:
 
 
 def settings_of(inference: InferenceConfig, sharding: ShardingConfig) -> dict[str, Any]:
-    """Return the settings that enter the digest, as JSON values."""
-    return {
+    """Return the settings that enter the digest, as JSON values; without arguments of a factory, if there are none."""
+    settings = {
         **dataclasses.asdict(inference),
         **dataclasses.asdict(sharding),
         "categories": list(inference.categories),
     }
+    return {name: value for name, value in settings.items() if name != "model_args" or value}

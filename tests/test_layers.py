@@ -15,6 +15,13 @@ TORCH = {"models", "training", "masks.encode", "masks.encode_resized"}
 WITHOUT_TORCH = {"models", "models.registry", "models.checkpoint_files", "models.matterport_config"}
 WITHOUT_TORCH |= {"models.factory", "models.networks", "models.network_shapes", "models.published_weights"}
 WITHOUT_TORCH |= {"models.restricted_pickle", "models.network_config", "models.rcnn_config"}
+WITHOUT_TORCH |= {
+    "models.restricted_pickle",
+    "models.own_code",
+    "models.own_description",
+    "models.own_segmenter",
+}
+WITHOUT_TORCH |= {"models.own_arguments", "models.model_checks", "models.coco_categories"}
 WITHOUT_TORCH |= {"models.conversion", "models.conversion.h5_reader", "models.conversion.pickle_reader"}
 WITHOUT_TORCH |= {"models.conversion.detectron2_config"}
 WITHOUT_TORCH |= {

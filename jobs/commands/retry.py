@@ -118,7 +118,13 @@ def _planned_request(output: str, info: dict[str, Any], coco_mode: str) -> "Requ
 def _check_weights(request: "Request", info: dict[str, Any]) -> None:
     from maskrcnn.models.registry import describe_model
 
-    card = describe_model(request.inference.model, request.inference.labels)
+    inference = request.inference
+    card = describe_model(inference.model, inference.labels, inference.model_args)
+    if card.sha256 != info["model"]["sha256"] and card.own is not None:
+        raise UsageError(
+            f"the code of {inference.model}, or a file that its arguments name, is not as it was when the run was "
+            "planned; restore it"
+        )
     if card.sha256 != info["model"]["sha256"]:
         raise UsageError(
             f"{request.inference.model} holds other weights than the run was planned with "

@@ -17,6 +17,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 address_option = click.option(
     "--address", help="Address of a Ray cluster; by default RAY_ADDRESS, else Ray is started here."
 )
+model_args_option = click.option(
+    "--model-arg",
+    "model_args",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="An argument of the factory of a network of your own, JSON or text; repeatable.",
+)
 labels_option = click.option("--labels", metavar="FILE", help="Category names of a .pth file, one per line.")
 coco_option = click.option(
     "--coco",
@@ -33,9 +40,10 @@ _INFERENCE = [
         "--model",
         default="coco",
         show_default=True,
-        help="coco, coco-v1, scenes (embedded; knows only generated scenes), a detector of torchvision by name, or the "
-        "path or URL of a .safetensors file or a .pth state dict.",
+        help="coco, coco-v1, scenes (embedded; knows only generated scenes), a detector of torchvision by name, the "
+        "path or URL of a .safetensors file or a .pth state dict, or package.module:factory, a network of your own.",
     ),
+    model_args_option,
     labels_option,
     click.option(
         "--min-score",
@@ -187,14 +195,17 @@ def run_request(source: str, output: str, options: dict[str, Any], coco: str) ->
 
 
 def _inference_config(options: dict[str, Any]) -> InferenceConfig:
+    from maskrcnn.models.own_arguments import parse_arguments
+
     from ..driver.planning import absolute
 
     for name in ("model", "labels"):
         options[name] = options[name] and absolute(options[name])
+    options["model_args"] = parse_arguments(options["model_args"])
     categories = tuple(sorted(names_of(options.pop("categories"), "--categories")))
     names = (
         *("model", "labels", "min_score", "max_detections", "limit", "allow_http"),
-        *("window", "overlap", "bands", "scale", "assume_crs", "alpha", "max_windows"),
+        *("window", "overlap", "bands", "scale", "assume_crs", "alpha", "max_windows", "model_args"),
     )
     return InferenceConfig(categories=categories, **{name: options.pop(name) for name in names})
 

@@ -1,9 +1,11 @@
 """The command `maskrcnn show`: instances as pictures, of one image or of images of a finished run."""
 
+import contextlib
 import io
 import json
 import logging
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,7 +15,7 @@ import click
 
 from maskrcnn.errors import ItemError, RunError, UsageError
 
-from .shared_options import json_option, labels_option, names_of
+from .shared_options import json_option, labels_option, model_args_option, names_of
 from .terminal import plain
 
 if TYPE_CHECKING:
@@ -59,8 +61,10 @@ _FORMATS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEB
 @click.option("--each", metavar="DIR", help="Write one PNG per image to this folder, not a contact sheet.")
 @click.option(
     "--model",
-    help="Model for an IMAGE: coco (by default), coco-v1, scenes, or the path or URL of weights.",
+    help="Model for an IMAGE: coco (by default), coco-v1, scenes, the path or URL of weights, or "
+    "package.module:factory.",
 )
+@model_args_option
 @labels_option
 @json_option
 def show(
@@ -103,6 +107,7 @@ class ShowRequest:
     model: str | None = None
     """For an image; None: `coco`."""
     labels: str | None = None
+    model_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if sum((bool(self.images), self.where is not None, self.worst is not None)) > 1:
@@ -154,9 +159,9 @@ def draw_pictures(request: ShowRequest) -> Shown:
             raise UsageError(f"{wrong[0]} is for the directory of a run; {request.source} is an image")
         view, categories = _segmented(request)
         return _drawn(request, [view], categories)
-    if request.model or request.labels:
+    if request.model or request.labels or request.model_args:
         raise UsageError(
-            f"--model and --labels are for an image; {request.source} is a run, which has its own model"
+            f"--model, --labels and --model-arg are for an image; {request.source} is a run, which has its own model"
         )
     import maskrcnn
     from maskrcnn.models.registry import category_ids_named
@@ -194,10 +199,11 @@ def _segmented(request: ShowRequest) -> "tuple[View, tuple[Category, ...]]":
     from maskrcnn.imaging.decode_pool import Decoders
     from maskrcnn.io.inputs import read_input
     from maskrcnn.models.factory import build_segmenter
+    from maskrcnn.models.own_arguments import parse_arguments
     from maskrcnn.models.registry import category_ids_named, describe_model
     from maskrcnn.visualization.run_images import View
 
-    name = request.model or "coco"
+    name, arguments = request.model or "coco", parse_arguments(request.model_args)
     defaults = InferenceConfig(name)
     limits = Limits(defaults.max_pixels, defaults.max_bytes, 1333.0)
     try:
@@ -205,19 +211,22 @@ def _segmented(request: ShowRequest) -> "tuple[View, tuple[Category, ...]]":
             pixels = decoders.decode(read_input(request.source, limits.max_bytes), limits).pixels
     except ItemError as fault:
         raise UsageError(f"{request.source}: {fault.message} ({fault.code})") from fault
-    card = describe_model(name, request.labels)
+    card = describe_model(name, request.labels, arguments)
     if card.notice:
         log.warning("%s", card.notice)
     kept = category_ids_named(card.categories, request.categories)
-    segmenter = build_segmenter(
-        name,
-        request.labels,
-        min_score=min(request.threshold, 0.999),
-        max_detections=defaults.max_detections,
-        categories=request.categories,
-        device="auto",
-    )
-    (detections,) = segmenter.outcomes([pixels])
+    # What a network of the user's own prints goes to stderr: stdout is reserved for the command's result.
+    with contextlib.redirect_stdout(sys.stderr):
+        segmenter = build_segmenter(
+            name,
+            request.labels,
+            min_score=min(request.threshold, 0.999),
+            max_detections=defaults.max_detections,
+            categories=request.categories,
+            device="auto",
+            arguments=arguments,
+        )
+        (detections,) = segmenter.outcomes([pixels])
     if isinstance(detections, ItemError):
         raise UsageError(f"{request.source}: {detections.message} ({detections.code})")
 

@@ -66,8 +66,10 @@ def submit_job(
 
     if command[0] not in known:
         raise UsageError(f"maskrcnn has no command {command[0]!r}; it has {', '.join(known)}")
-    urls = {address: "--address"} | dict.fromkeys(command, "the command")
-    urls |= {argument.partition("=")[2]: "the command" for argument in command}
+    urls = {address: "--address"}
+    for argument in command:  # and what follows each `=`, as in --model-arg=NAME=VALUE
+        words = argument.split("=")
+        urls |= {"=".join(words[first:]): "the command" for first in range(len(words))}
     for url, what in urls.items():
         refuse_user(url, what)
         refuse_query(url, what)

@@ -2,15 +2,18 @@
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import ray
 
 from maskrcnn.errors import MaskrcnnError, UsageError
+from maskrcnn.models.own_code import unpack
 
 from .node_worker import Done, NodeWorker, WorkerSpec
 from .nodes import NodeProblem, package_version, threads_on_this_node, version_problem
@@ -32,10 +35,19 @@ class ActorReady:
 
 
 class SegmentActor:
-    """A `NodeWorker` in a process of Ray; hands its shards back when it is asked to stop."""
+    """A `NodeWorker` in a process of Ray; hands its shards back when it is asked to stop.
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    Args:
+        spec: the specification of the worker.
+        code: of a network of the user's own, as `OwnCode.pack` returned it; None: there is none, or it is installed.
+    """
+
+    def __init__(self, spec: WorkerSpec, code: bytes | None = None) -> None:
         threads = spec.resources.threads or threads_on_this_node()
+        self._code = None if code is None else tempfile.TemporaryDirectory(prefix="maskrcnn-code-")
+        if self._code is not None and code is not None:
+            unpack(code, Path(self._code.name))
+            spec = replace(spec, code_folder=self._code.name)
         self._worker = NodeWorker(replace(spec, resources=replace(spec.resources, threads=threads)))
         self._stopping = threading.Event()
         _on_sigterm(self._stop)
@@ -63,6 +75,11 @@ class SegmentActor:
     def pulse(self) -> tuple[int, bool, dict[str, int]]:
         """Return a number that grows with progress, whether this actor was asked to stop, and what its shards did."""
         return self._worker.steps, self._stopping.is_set(), self._worker.running
+
+    def remove_code(self) -> None:
+        """Remove the files of the user's code, before the process is ended."""
+        if self._code is not None:
+            self._code.cleanup()
 
     def run(self, task: Task) -> Done:
         """Process a shard and commit it, or process one of its images alone.

@@ -4,7 +4,7 @@ import dataclasses
 import numbers
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import NoneType
 from typing import Any, Final, get_args
 
@@ -12,6 +12,7 @@ from maskrcnn.config import Device, InferenceConfig, ResourceConfig
 from maskrcnn.errors import UsageError
 from maskrcnn.formats.coco_writer import MODES
 from maskrcnn.io.storage import Storage
+from maskrcnn.models.own_arguments import checked_arguments
 from maskrcnn.results.run import Run, open_run
 
 from .planning import Request, absolute
@@ -71,12 +72,17 @@ def segment_collection(
             ("shard_images", shard_images),
         )
     )
+    arguments = inference.pop("model_args", None) or {}
+    if not isinstance(arguments, Mapping):
+        raise UsageError(f"model_args must be a dict of arguments, not {_shown(arguments)}")
     categories = _names("categories", inference.pop("categories", ()))
     inference = {name: _checked(name, value, types[name]) for name, value in inference.items()}
     request = Request(
         source,
         output,
-        InferenceConfig(model, labels, categories=categories, **inference),
+        InferenceConfig(
+            model, labels, categories=categories, model_args=checked_arguments(arguments), **inference
+        ),
         shard_images,
         images_root,
         coco,

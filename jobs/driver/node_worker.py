@@ -59,6 +59,8 @@ class WorkerSpec:
     """How values of rasters are scaled, with the range that was measured when the run was planned."""
     lanes: int | None = None
     """Images computed at once on the CPU, each on `threads` threads; None: one."""
+    code_folder: str | None = None
+    """The folder that holds the code of a network of the user's own; None: the working directory."""
 
 
 def build_segmenter(spec: WorkerSpec) -> Segmenter:
@@ -80,6 +82,8 @@ def build_segmenter(spec: WorkerSpec) -> Segmenter:
         rescale=spec.inference.window is None,  # all windows at one scale, including those of small images
         expected_sha256=spec.model_sha256,
         lanes=spec.lanes,
+        arguments=spec.inference.model_args,
+        code_folder=spec.code_folder,
     )
 
 

@@ -5,7 +5,9 @@ each on one thread, so that the rows are those of any number of actors. What Ray
 the process ends the run. The same command continues it on Ray (see `where_to_run`), where the image fails alone.
 """
 
+import contextlib
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -177,4 +179,6 @@ def map_shards(
         RunError, UsageError: as `OneProcess.run`.
     """
     log.info("%s, up to %s at once", plural(n_shards, "shard"), plural(spec.lanes or 1, "image"))
-    OneProcess(spec, first_uri, progress).run(shards)
+    # What a network of the user's own prints goes to stderr: stdout is reserved for a command's result.
+    with contextlib.redirect_stdout(sys.stderr):
+        OneProcess(spec, first_uri, progress).run(shards)

@@ -107,7 +107,8 @@ def prepare(request: Request) -> Plan:
     storage = output_storage(request.output)
     plan = read_plan(storage)
     inputs = _inputs_before_download(request) if plan is None else None
-    card = describe_model(request.inference.model, request.inference.labels)
+    inference = request.inference
+    card = describe_model(inference.model, inference.labels, inference.model_args)
     _check_options(request, card)
     if plan is not None and (changed := _changes(request, storage, plan, card)):
         if plan.generation > 1 or _is_begun(storage):
@@ -314,9 +315,18 @@ def _facts(inputs: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
         "input": inputs["source"],
         "images-root": inputs["images_root"] and redact(inputs["images_root"]),
         "manifest file (sha256)": inputs["source_sha256"],
-        "weights (sha256)": model["sha256"],
         "categories": [category["name"] for category in model["categories"]],
+        **_weights_facts(model),
     }
+
+
+def _weights_facts(model: dict[str, Any]) -> dict[str, Any]:
+    """Return what a resume must repeat of weights, or of the code of a network of the user's own."""
+    own = model.get("own")
+    if own is None:
+        return {"weights (sha256)": model["sha256"]}
+    code = {"code (sha256)": own.get("code_sha256"), "package": own.get("package")}
+    return code | {f"{name} (sha256)": digest for name, digest in own.get("files", {}).items()}
 
 
 def _log_skipped(inputs: Inputs) -> None:
@@ -326,7 +336,7 @@ def _log_skipped(inputs: Inputs) -> None:
 
 
 def _model_entry(card: ModelCard) -> dict[str, Any]:
-    return {
+    entry = {
         "name": card.name,
         "uri": card.uri,
         "sha256": card.sha256,
@@ -336,6 +346,7 @@ def _model_entry(card: ModelCard) -> dict[str, Any]:
         "max_size": card.max_size,
         "masks": card.has_masks,
     }
+    return entry if card.own is None else entry | {"own": dict(card.own)}
 
 
 def versions() -> dict[str, str]:

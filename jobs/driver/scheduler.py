@@ -18,6 +18,7 @@ import ray
 
 from maskrcnn.errors import HandedBackError, MaskrcnnError, RunError, StoreFailingError, UsageError, plural
 from maskrcnn.io.storage import Storage
+from maskrcnn.models.own_code import code_to_send
 from maskrcnn.pipeline.circuit_breaker import Batch, CircuitBreaker
 from maskrcnn.pipeline.plan import Shard
 from maskrcnn.pipeline.receipts import Receipt, commit
@@ -36,6 +37,8 @@ SHARDS_AT_ONCE: Final = 2
 """Shards that an actor holds: one is computed while the other is fetched or written."""
 PULSE_S: Final = 2.0
 """How often actors are asked for their progress."""
+REMOVE_S: Final = 5.0
+"""How long actors may take to remove the user's code from their disks."""
 MAX_FAILED_STARTS: Final = 5
 """Consecutive actors that die before they are ready, before the run stops."""
 
@@ -99,6 +102,9 @@ class Scheduler:
             max_restarts=0,
             max_task_retries=0,
         )(SegmentActor)
+        # Sent here once: Ray's own way, `py_modules`, needs an agent, which a Ray on this machine lacks.
+        code = code_to_send(spec.inference.model)
+        self._code: Any = None if code is None else ray.put(code)
 
     def run(self, shards: Iterator[Shard], n_shards: int) -> None:
         """Run all shards.
@@ -120,9 +126,16 @@ class Scheduler:
                 self._progress.show(running=running, actors=(ready, len(self._slots)), waiting_for=waiting)
             self._commit(self._circuit_breaker.drain())
         finally:
+            self._remove_code()
             for slot in self._slots:
                 ray.kill(slot.handle)
             self._slots.clear()
+
+    def _remove_code(self) -> None:
+        """Let actors remove the user's code from their disks; one that does not answer leaves it behind."""
+        if self._code is not None:
+            removed = [slot.handle.remove_code.remote() for slot in self._slots if slot.ready]
+            ray.wait(removed, num_returns=len(removed), timeout=REMOVE_S) if removed else None
 
     def _missing_node(self) -> str | None:
         """Return which node the run waits for while no actor is ready; None if there is one, which is starting them."""
@@ -138,7 +151,7 @@ class Scheduler:
         while len(self._slots) < wanted:
             # One more than the shards, for the call that asks for its progress.
             options = {"max_concurrency": SHARDS_AT_ONCE + 1, "scheduling_strategy": CLUSTER.strategy}
-            handle: Any = self._actor_class.options(**options).remote(self._spec)
+            handle: Any = self._actor_class.options(**options).remote(self._spec, self._code)
             start = handle.start.remote(self._first_uri, package_version())
             self._slots.append(Slot(handle, start, nodes_left_out=len(CLUSTER.left_out)))
 

@@ -19,7 +19,8 @@ from maskrcnn.io.json_files import read_object
 from maskrcnn.io.sources import check_source, refuse_query
 from maskrcnn.io.storage import Storage
 from maskrcnn.models.networks import TRAINABLE
-from maskrcnn.models.registry import GENERATED, describe_model, needs_download
+from maskrcnn.models.own_code import OwnNetwork
+from maskrcnn.models.registry import GENERATED, describe_model, needs_download, resolve
 from maskrcnn.training.config import TrainingConfig, identity_of
 from maskrcnn.training.dataset import Dataset, read_dataset, split_dataset
 
@@ -108,6 +109,8 @@ def _check_model(model: str) -> None:
     """Raise UsageError for a model that does not exist or cannot be trained, before anything is started for it."""
     source, _, architecture = model.partition(":")
     if source not in GENERATED:
+        if isinstance(resolve(model), OwnNetwork):
+            raise UsageError(f"--model {model}: a network of your own is trained by your own program")
         card = describe_model(model)
         if card.architecture not in TRAINABLE:
             raise UsageError(

@@ -1,10 +1,13 @@
-"""From the name of a model to a segmenter: used by `maskrcnn segment`, `maskrcnn show` and the benchmarks."""
+"""From the name of a model to a segmenter: used by all commands that run a model, and the benchmarks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..synthetic.planted_models import PlantedModel
 from ..types import Segmenter
-from .registry import resolve
+from .own_code import OwnNetwork
+from .own_segmenter import SegmenterOptions, build_own
+from .registry import refuse_arguments, resolve
 
 __all__ = ["build_segmenter"]
 
@@ -23,6 +26,8 @@ def build_segmenter(
     rescale: bool = True,
     expected_sha256: str | None = None,
     lanes: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    code_folder: str | None = None,
 ) -> Segmenter:
     """Build the segmenter of a model; torch is imported only if the model is a network.
 
@@ -37,14 +42,21 @@ def build_segmenter(
         threads: of torch on the CPU.
         dtype: of the convolutions.
         rescale: whether images are resized as for training.
-        expected_sha256: of the weights file; another file is refused.
+        expected_sha256: as `describe_model` returned it; other weights, or other code, are refused.
         lanes: as of `segmenter.MaskRCNNSegmenter`; a planted model has one.
+        arguments: of the factory of a network of the user's own.
+        code_folder: the folder that holds the code of such a network; None: the working directory.
 
     Raises:
         UsageError: there is no such model, its file is not valid, or an argument is not; the message says what to do.
         RunError: the store of its file cannot be read at all.
     """
     source = resolve(name)
+    if isinstance(source, OwnNetwork):
+        limits = (min_score, max_detections, tuple(categories))
+        options = SegmenterOptions(*limits, device, batch_size, threads, dtype, rescale, lanes or 1)
+        return build_own(source, options, arguments or {}, code_folder, expected_sha256)
+    refuse_arguments(name, arguments)
     if isinstance(source, PlantedModel):
         return source.build(min_score, max_detections, categories)
     from .model import load_model  # noqa: PLC0415 imports torch

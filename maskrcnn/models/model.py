@@ -20,6 +20,7 @@ from ..types import Category
 from .checkpoint_files import Checkpoint, read_checkpoint
 from .network_config import NetworkConfig
 from .networks import NETWORKS
+from .own_code import OwnNetwork
 from .published_weights import NORM_EPS, PublishedModel, norm_eps_of
 from .registry import EmbeddedModel, ModelCard, ModelFile, is_own_file, read_model, resolve
 from .torchvision_networks import Detector
@@ -136,6 +137,8 @@ def load_model(name: str, labels: str | None = None, *, expected_sha256: str | N
         RunError: its store cannot be read at all.
     """
     source = resolve(name)
+    if isinstance(source, OwnNetwork):
+        raise UsageError(f"{name} is built by its factory: call that, with maskrcnn.SegmenterOptions()")
     if not isinstance(source, EmbeddedModel | PublishedModel | ModelFile):
         raise UsageError(f"{name} is not a network; use PlantedSegmenter")
     card, data = read_model(name, labels)

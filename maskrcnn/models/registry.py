@@ -1,16 +1,15 @@
 """What a model name means: its source, and what a run records of it. Nothing here imports torch or unpickles a file.
 
 `resolve` is the one place that decides between the kinds of models; `read_model`, `model.load_model` and
-`factory.build_segmenter` follow it. To add a kind (such as `package.module:factory`), add a class of `ModelSource`, one
-branch to `resolve`, and one to each of these three.
+`factory.build_segmenter` follow it. To add a kind, add a class of `ModelSource`, one branch to `resolve`, and one to
+each of these three.
 """
 
-import difflib
 import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +18,7 @@ from ..errors import UsageError, plural
 from ..io.url import Url, is_folder, is_there
 from ..synthetic.planted_models import PlantedModel, parse_planted
 from ..types import Category
+from .category_names import category_ids_named, near
 from .checkpoint_files import (
     check_safetensors,
     check_store,
@@ -27,8 +27,11 @@ from .checkpoint_files import (
     read_weights,
     safetensors_header,
 )
+from .coco_categories import COCO_CATEGORIES
 from .network_config import NetworkConfig, config_of
 from .networks import LIKENESS, NETWORKS, architecture_of, check_tensors
+from .own_code import OwnNetwork, parse_own
+from .own_description import describe_own
 from .published_weights import PUBLISHED, PublishedModel, is_cached, norm_eps_of, read_published
 from .rcnn_config import RCNNConfig
 from .state_dicts import unsupported_network
@@ -47,32 +50,17 @@ __all__ = [
     "is_own_file",
     "needs_download",
     "read_model",
+    "refuse_arguments",
     "resolve",
 ]
 
 NO_CATEGORY: Final = -1
 """What `ModelCard.category_ids` holds for a label that is not a category; any integer from 0 may be a category's id."""
 
-COCO_NAMES: Final = """
-person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, -,
-stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe,
--, backpack, umbrella, -, -, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite,
-baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, -, wine glass, cup,
-fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut,
-cake, chair, couch, potted plant, bed, -, dining table, -, -, toilet, -, tv, laptop, mouse, remote,
-keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, -, book, clock, vase, scissors,
-teddy bear, hair drier, toothbrush
-"""
-"""The category names of labels 1 to 90 of models trained on COCO; labels marked `-` are unused."""
-
-COCO_CATEGORIES: Final = tuple(
-    Category(label, name)
-    for label, name in enumerate(COCO_NAMES.replace("\n", " ").strip().split(", "), start=1)
-    if name != "-"
-)
-
 SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
-_FILES: Final = "the path or URL of a .safetensors, .pth, .pt, .ckpt, .bin or .pth.tar file"
+_FILES: Final = (
+    "the path or URL of a .safetensors, .pth, .pt, .ckpt, .bin or .pth.tar file, or package.module:factory"
+)
 _FORMAT: Final = "maskrcnn-ray"
 _EMBEDDED: Final = Path(__file__).with_name("scenes.safetensors")
 
@@ -86,9 +74,9 @@ class ModelCard:
     uri: str | None
     """The weights file as the user named it; None for a published or embedded model."""
     sha256: str
-    """The sha256 of the weights file, hexadecimal."""
+    """The sha256 of the weights file, hexadecimal; of a network of the user's own, of its code and arguments."""
     architecture: str
-    """One of `networks.ARCHITECTURES`, or `planted`."""
+    """One of `networks.ARCHITECTURES`, or `planted`, or `own`."""
     categories: tuple[Category, ...]
     """The categories that it detects, in the order of its labels."""
     category_ids: tuple[int, ...]
@@ -103,6 +91,8 @@ class ModelCard:
     """The configuration of a network of matterport, detectron2 or MMDetection; None for others."""
     has_masks: bool = True
     """Whether it detects masks; else boxes only."""
+    own: Mapping[str, Any] | None = None
+    """What is recorded of a network of the user's own, see `own_description.Description`; None for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +109,7 @@ class ModelFile:
     """One of `SUFFIXES`."""
 
 
-ModelSource = PlantedModel | EmbeddedModel | PublishedModel | ModelFile
+ModelSource = PlantedModel | EmbeddedModel | PublishedModel | ModelFile | OwnNetwork
 """Where a model comes from."""
 
 GENERATED: Final = ("imagenet", "random")
@@ -133,8 +123,8 @@ def resolve(name: str) -> ModelSource:
     """Return what a model name stands for, without reading it.
 
     Args:
-        name: `coco`, `coco-v1`, `scenes`, the path or URL of a weights file, or in tests `planted[:SECONDS]` and
-            `planted-mosaic[:PIXELS]`.
+        name: `coco`, `coco-v1`, `scenes`, the path or URL of a weights file, `package.module:factory` for a network of
+            the user's own, or in tests `planted[:SECONDS]` and `planted-mosaic[:PIXELS]`.
 
     Raises:
         UsageError: there is no such model; the message says which there are.
@@ -149,6 +139,8 @@ def resolve(name: str) -> ModelSource:
     planted = parse_planted(name)
     if planted is not None:
         return planted
+    if (own := parse_own(name)) is not None:
+        return own
     if name == "scenes":
         return EmbeddedModel()
     if name in PUBLISHED:
@@ -165,19 +157,22 @@ def needs_download(name: str) -> bool:
     return isinstance(source, PublishedModel) and not is_cached(source.weights)
 
 
-def describe_model(name: str, labels: str | None = None) -> ModelCard:
+def describe_model(
+    name: str, labels: str | None = None, arguments: Mapping[str, Any] | None = None
+) -> ModelCard:
     """Return the description of a model; downloads COCO weights if they are not in torch's cache.
 
     Args:
-        name: `coco`, `coco-v1`, `scenes`, `planted`, `planted-mosaic`, or the path or URL of a weights file.
+        name: as of `resolve`.
         labels: for files that do not name their categories: path or URL of a text file that names a category on each
             line, from label 1; a blank line or `N/A` marks an unused label.
+        arguments: of the factory of a network of the user's own, which is built in another process.
 
     Raises:
         UsageError: there is no such model, or its file is not valid; the message says what to do.
         RunError: its store cannot be read at all.
     """
-    return read_model(name, labels)[0]
+    return read_model(name, labels, arguments)[0]
 
 
 def is_own_file(source: ModelSource, data: bytes) -> bool:
@@ -188,8 +183,10 @@ def is_own_file(source: ModelSource, data: bytes) -> bool:
     return isinstance(metadata, dict) and metadata.get("format") == _FORMAT
 
 
-def read_model(name: str, labels: str | None = None) -> tuple[ModelCard, bytes]:
-    """Return the description of a model and the bytes of its weights file; no bytes for a planted model.
+def read_model(
+    name: str, labels: str | None = None, arguments: Mapping[str, Any] | None = None
+) -> tuple[ModelCard, bytes]:
+    """Return the description of a model and the bytes of its weights file; no bytes for one without such a file.
 
     Raises:
         UsageError: as `describe_model`.
@@ -198,6 +195,9 @@ def read_model(name: str, labels: str | None = None) -> tuple[ModelCard, bytes]:
     source = resolve(name)
     if not isinstance(source, ModelFile):
         _refuse_labels(name, labels)
+    if isinstance(source, OwnNetwork):
+        return _card_of_own(source, arguments or {}), b""
+    refuse_arguments(name, arguments)
     if isinstance(source, PlantedModel):
         return _card_of_planted(source), b""
     if isinstance(source, EmbeddedModel):
@@ -219,18 +219,12 @@ def _refuse_labels(name: str, labels: str | None) -> None:
         )
 
 
-def category_ids_named(categories: Sequence[Category], names: Collection[str]) -> frozenset[int]:
-    """Return the ids of the categories of these names.
-
-    Raises:
-        UsageError: a name is not among the categories.
-    """
-    ids = {category.name: category.id for category in categories}
-    for name in names:
-        if name not in ids:
-            listed = ", ".join(list(ids)[:100])
-            raise UsageError(f"the model has no category {name!r}{_near(name, ids)} It has: {listed}")
-    return frozenset(ids[name] for name in names)
+def refuse_arguments(name: str, arguments: Mapping[str, Any] | None) -> None:
+    """Raise UsageError for arguments of a model that takes none."""
+    if arguments:
+        raise UsageError(
+            f"--model-arg is for a network of your own, --model package.module:factory: leave it out with {name}"
+        )
 
 
 # --- models without a file of the user's --------------------------------------------------------------------
@@ -249,6 +243,23 @@ def _card_of_planted(model: PlantedModel) -> ModelCard:
         notice=f"`{model.name}` is not a model: it reads the ground truth that test images carry, and finds nothing "
         "else",
         has_masks=model.has_masks,
+    )
+
+
+def _card_of_own(own: OwnNetwork, arguments: Mapping[str, Any]) -> ModelCard:
+    described = describe_own(own, arguments)
+    return ModelCard(
+        name=own.name,
+        uri=None,
+        sha256=described.sha256,
+        architecture="own",
+        categories=described.categories,
+        category_ids=(NO_CATEGORY, *(category.id for category in described.categories)),
+        min_size=described.max_side,
+        max_size=described.max_side,
+        notice=None,
+        has_masks=described.has_masks,
+        own=described.record,
     )
 
 
@@ -286,12 +297,16 @@ def _read_published(model: PublishedModel) -> tuple[ModelCard, bytes]:
 
 
 def _no_such_model(name: str, suffix: str) -> str:
+    if suffix == ".py" or suffix.startswith(".py:"):
+        return (
+            f"--model {name}: name a module as `import` does, as in nets:build, in the folder that holds it"
+        )
     if (url := Url.parse(name)).is_local and is_folder(url.local_path):
         return f"--model {name} is a directory: give {_FILES}"
     if suffix or not url.is_local or "/" in name or is_there(name):
         what = f"is a {suffix} file" if suffix else "has no suffix"
         return f"--model {name} {what}: give {_FILES}"
-    return f"unknown model {name!r}{_near(name, NAMES)} Known are {', '.join(NAMES)}, or {_FILES}"
+    return f"unknown model {name!r}{near(name, NAMES)} Known are {', '.join(NAMES)}, or {_FILES}"
 
 
 def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | None = None) -> ModelCard:
@@ -426,9 +441,3 @@ def _suffix(name: str) -> str:
 
 def _last_part(uri: str) -> str:
     return uri.rstrip("/").rpartition("/")[2]
-
-
-def _near(name: str, known: Collection[str]) -> str:
-    spelled = {word.lower(): word for word in known}
-    match = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.5)
-    return f"; did you mean {spelled[match[0]]!r}?" if match else "."

@@ -73,13 +73,13 @@ class MaskRCNNSegmenter:
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self._device = _device(device)
+        self._device = chosen_device(device)
         cuda = self._device.type == "cuda"
         # With TF32, "float32" convolutions would round their inputs to ten bits of mantissa.
         torch.backends.cudnn.allow_tf32 = False
         self._batch_size = batch_size or (DEFAULT_CUDA_BATCH if cuda else 1)
         self._n_lanes = 2 if cuda else lanes or 1
-        self._dtype = _dtype(dtype or ("float16" if cuda else "float32"))
+        self._dtype = chosen_dtype(dtype or ("float16" if cuda else "float32"))
         self._categories = model.categories
         self._category_ids = np.array(model.card.category_ids, dtype=np.int32)
         kept = (
@@ -409,7 +409,12 @@ def _neighbours(n: int, resized: int, device: torch.device) -> tuple[Tensor, Ten
     return torch.cat([first, (first + 1).clamp(max=n - 1)]), position - first
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
+    """Return the device that an option names; `auto`: CUDA if available.
+
+    Raises:
+        UsageError: there is no CUDA device.
+    """
     available = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if available else "cpu")
@@ -418,7 +423,8 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _dtype(name: str) -> torch.dtype:
+def chosen_dtype(name: str) -> torch.dtype:
+    """Return the dtype of a name, one of `DTYPES`. Raises UsageError for another name."""
     if name not in DTYPES:
         raise UsageError(f"--dtype {name}: give one of {', '.join(DTYPES)}")
     dtype: torch.dtype = getattr(torch, name)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from chaos.local_job import without_ray
+from docs.pages import DOCS, blocks
 from maskrcnn_jobs.driver.planning import Request
 from maskrcnn_jobs.driver.run import run_segment
 from PIL import Image
@@ -40,6 +41,8 @@ def write_workspace(root: Path) -> None:
         _segment(photos, root / "out")
     shutil.copytree(root / "out", root / "other")
     Image.fromarray(render_scene(seed=20_000_007, size=192).image).save(root / "photo.png")
+    [module, _] = blocks(DOCS / "guides" / "own-network.md", "python")
+    (root / "nets.py").write_text(module.text)
     write_geotiff(root / "rasters" / "mosaic.tif", mosaic(256, 384, count=12))
     run_windows(root / "rasters", root / "raster-out")
 

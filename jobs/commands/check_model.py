@@ -1,0 +1,84 @@
+"""The command `maskrcnn check-model`: whether a model's results are sound, and what a batch costs."""
+
+import contextlib
+import json
+import sys
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from .shared_options import json_option, labels_option, model_args_option
+from .terminal import plain
+
+if TYPE_CHECKING:
+    from maskrcnn.models.model_checks import ModelReport
+
+_MARKS: Final = {True: "ok", False: "FAILED", None: "-"}
+
+
+@click.command("check-model")
+@click.argument("model")
+@model_args_option
+@labels_option
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Device."
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads of torch on the CPU; by default all CPUs.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Data type of the network's convolutions; by default float32 on CPU, float16 on CUDA.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1, 3600),
+    default=60.0,
+    show_default=True,
+    help="Measure no larger batch after this time.",
+)
+@json_option
+def check_model(
+    model: str,
+    model_args: tuple[str, ...],
+    labels: str | None,
+    device: str,
+    threads: int | None,
+    dtype: str | None,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Check any MODEL on generated images: a name, a file, or package.module:factory.
+
+    Says whether its results are well formed, finite, within the image, the same twice, alone and in a batch, which
+    limits it obeys, and what a batch costs. The exit code is 1 if a check failed.
+    """
+    from maskrcnn.models import model_checks
+    from maskrcnn.models.own_arguments import parse_arguments
+
+    arguments = parse_arguments(model_args)
+    # What a network of the user's own prints goes to stderr: stdout is reserved for the result.
+    with contextlib.redirect_stdout(sys.stderr):
+        report = model_checks.check_model(
+            model, labels, arguments, device=device, threads=threads, dtype=dtype, seconds=seconds
+        )
+    click.echo(json.dumps(report.to_json()) if as_json else _text(report))
+    sys.exit(0 if report.sound else 1)
+
+
+def _text(report: "ModelReport") -> str:
+    wide = max((len(check.name) for check in report.checks), default=0)
+    lines = [f"{check.name:{wide}}  {_MARKS[check.passed]:6}  {plain(check.line)}" for check in report.checks]
+    if report.costs:
+        lines += ["", "batch size  s/image  peak memory"]
+    lines += [
+        f"{cost.batch_size:10}  {cost.seconds_per_image:7.3f}  {cost.peak_bytes / 2**20:8,.0f} MiB"
+        for cost in report.costs
+    ]
+    masks = "masks" if report.has_masks else "boxes only"
+    names = ", ".join(category.name for category in report.categories[:10])
+    more = f", … ({len(report.categories)})" if len(report.categories) > 10 else ""
+    lines += [
+        "",
+        plain(f"{'sound' if report.sound else 'not sound'}: {report.model}, {masks}, {names}{more}"),
+    ]
+    return "\n".join(lines)
