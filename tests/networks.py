@@ -56,7 +56,10 @@ def settle(network, images):
         for norm in norms:
             norm.momentum = None
             norm.train()
-        network.backbone(network.transform(images)[0].tensors)
+        # Maps of one position have no deviation in a single image.
+        together = [images] if network.transform.fixed_size else [[image] for image in images]
+        for several in together:
+            network.backbone(network.transform(several)[0].tensors)
         network.eval()
         for layers in _last_layers(network):
             _standardise(network, layers, images)

@@ -79,7 +79,7 @@ def random_model(
     ratio = 1.0 if size is None or resize.fixed else min(size / resize.min_size, 1.0)
     min_size, max_size = round(resize.min_size * ratio), round(resize.max_size * ratio)
     network = build_network(architecture, classes + 1, min_size, max_size).eval()
-    settle(network, photos[:2])
+    settle(network, photos)
     categories = tuple(Category(label, f"class {label}") for label in range(1, classes + 1))
     labels = (NO_CATEGORY, *range(1, classes + 1))
     has_masks = NETWORKS[architecture].has_masks
