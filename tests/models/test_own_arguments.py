@@ -70,7 +70,9 @@ def test_what_cannot_be_recorded_is_refused_without_repeating_it(case):
     str(caught.value).encode()
 
 
-@pytest.mark.parametrize("value", [object(), float("nan"), {1, 2}, b"x"], ids=str)
+@pytest.mark.parametrize(
+    "value", [object(), float("nan"), {1, 2}, b"x"], ids=["object", "NaN", "set", "bytes"]
+)
 def test_python_passes_only_what_json_can_hold(value):
     with pytest.raises(UsageError, match=r"--model-arg x: its value is not one that JSON can hold"):
         checked_arguments({"x": value})
