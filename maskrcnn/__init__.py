@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .models.conversion.convert import convert
     from .models.conversion.report import Converted
     from .models.model import Model, load_model
-    from .models.own_segmenter import SegmenterOptions
+    from .models.own.own_segmenter import SegmenterOptions
     from .models.segmenter import MaskRCNNSegmenter as Segmenter
     from .models.torchvision_segmenter import TorchvisionSegmenter
     from .results.diff_matching import Rules as DiffRules
@@ -47,7 +47,7 @@ _LAZY = {
     "PlantedSegmenter": "synthetic.planted",
     "Run": "results.run",
     "Segmenter": "models.segmenter",
-    "SegmenterOptions": "models.own_segmenter",
+    "SegmenterOptions": "models.own.own_segmenter",
     "TorchvisionSegmenter": "models.torchvision_segmenter",
     "VerificationReport": "results.verify",
     "contact_sheet": "visualization.draw",

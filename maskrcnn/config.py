@@ -46,7 +46,7 @@ class InferenceConfig:
     max_bytes: int = 512 * 2**20
     """Larger files fail with `too_many_bytes`."""
     allow_http: bool = False
-    """Whether a manifest may name inputs on the web, see `io.http_store`."""
+    """Whether a manifest may name inputs on the web, see `io.stores.http_store`."""
     window: int | None = None
     """Side in pixels of the square windows that large images are cut into; None: each image is processed as a whole."""
     overlap: int | None = None

@@ -7,12 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maskrcnn.models.architectures.rcnn_config import RCNNConfig
 from maskrcnn.models.conversion.keys_detectron2 import config_of_zoo, detectron2_names
 from maskrcnn.models.conversion.keys_mmdetection import mmdetection_names
 from maskrcnn.models.conversion.parity import Reference, generated_images
 from maskrcnn.models.conversion.reference_detectron2 import ReferenceDetectron2, padded
 from maskrcnn.models.conversion.reference_mmdetection import ReferenceMMDetection
-from maskrcnn.models.rcnn_config import RCNNConfig
 
 SIZES = (160, 267)
 """The sizes that images are resized to in tests: small, so that the reference implementation takes seconds."""

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maskrcnn.models.architectures.matterport_config import MatterportConfig
 from maskrcnn.models.conversion.key_mapping import KEY_MAPPINGS
 from maskrcnn.models.conversion.moves import Origin, moved
 from maskrcnn.models.conversion.parity_matterport import FastStages
 from maskrcnn.models.conversion.reference_matterport import normalised
-from maskrcnn.models.matterport_config import MatterportConfig
 from maskrcnn.models.model import Model, build_network
 from maskrcnn.models.registry import COCO_CATEGORIES, NO_CATEGORY, ModelCard
 from maskrcnn.types import Detections, Pixels

@@ -12,16 +12,30 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "maskrcnn").rglob("*.py"))
 VALUES = {"__init__", "config", "errors", "schema", "stats", "types"}
 TORCH = {"models", "training", "masks.encode", "masks.encode_resized"}
-WITHOUT_TORCH = {"models", "models.registry", "models.checkpoint_files", "models.matterport_config"}
-WITHOUT_TORCH |= {"models.factory", "models.networks", "models.network_shapes", "models.published_weights"}
-WITHOUT_TORCH |= {"models.restricted_pickle", "models.network_config", "models.rcnn_config"}
-WITHOUT_TORCH |= {
-    "models.restricted_pickle",
-    "models.own_code",
-    "models.own_description",
-    "models.own_segmenter",
+WITHOUT_TORCH = {
+    "models",
+    "models.registry",
+    "models.weights.checkpoint_files",
+    "models.architectures.matterport_config",
 }
-WITHOUT_TORCH |= {"models.own_arguments", "models.model_checks", "models.coco_categories"}
+WITHOUT_TORCH |= {
+    "models.factory",
+    "models.networks",
+    "models.architectures.network_shapes",
+    "models.weights.published_weights",
+}
+WITHOUT_TORCH |= {
+    "models.weights.restricted_pickle",
+    "models.architectures.network_config",
+    "models.architectures.rcnn_config",
+}
+WITHOUT_TORCH |= {
+    "models.weights.restricted_pickle",
+    "models.own.own_code",
+    "models.own.own_description",
+    "models.own.own_segmenter",
+}
+WITHOUT_TORCH |= {"models.own.own_arguments", "models.model_checks", "models.coco_categories"}
 WITHOUT_TORCH |= {"models.conversion", "models.conversion.h5_reader", "models.conversion.pickle_reader"}
 WITHOUT_TORCH |= {"models.conversion.detectron2_config"}
 WITHOUT_TORCH |= {
@@ -35,7 +49,7 @@ RIMS = {
     "ray": set(),
     "click": set(),
     "fsspec": {"io"},
-    "s3fs": {"io.s3_client"},
+    "s3fs": {"io.stores.s3_client"},
     "PIL": {
         "imaging",
         "visualization",

@@ -37,9 +37,9 @@ from webserver import Site, answer
 from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import MaskrcnnError, UsageError
 from maskrcnn.imaging.decode import Limits
-from maskrcnn.io import http_store
-from maskrcnn.io.http_store import read_web
 from maskrcnn.io.storage import Storage
+from maskrcnn.io.stores import http_store
+from maskrcnn.io.stores.http_store import read_web
 from maskrcnn.models.registry import describe_model
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker

@@ -53,7 +53,7 @@ def check_model(
     limits it obeys, and what a batch costs. The exit code is 1 if a check failed.
     """
     from maskrcnn.models import model_checks
-    from maskrcnn.models.own_arguments import parse_arguments
+    from maskrcnn.models.own.own_arguments import parse_arguments
 
     arguments = parse_arguments(model_args)
     # What a network of the user's own prints goes to stderr: stdout is reserved for the result.

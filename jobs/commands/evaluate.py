@@ -101,7 +101,7 @@ def run_evaluate(
         RunError: something cannot be read or stored, or the cluster cannot be reached.
     """
     import maskrcnn
-    from maskrcnn.io.sources import refuse_user
+    from maskrcnn.io.manifests.sources import refuse_user
 
     from ..driver.planning import output_storage
 

@@ -195,7 +195,7 @@ def run_request(source: str, output: str, options: dict[str, Any], coco: str) ->
 
 
 def _inference_config(options: dict[str, Any]) -> InferenceConfig:
-    from maskrcnn.models.own_arguments import parse_arguments
+    from maskrcnn.models.own.own_arguments import parse_arguments
 
     from ..driver.planning import absolute
 

@@ -199,7 +199,7 @@ def _segmented(request: ShowRequest) -> "tuple[View, tuple[Category, ...]]":
     from maskrcnn.imaging.decode_pool import Decoders
     from maskrcnn.io.inputs import read_input
     from maskrcnn.models.factory import build_segmenter
-    from maskrcnn.models.own_arguments import parse_arguments
+    from maskrcnn.models.own.own_arguments import parse_arguments
     from maskrcnn.models.registry import category_ids_named, describe_model
     from maskrcnn.visualization.run_images import View
 

@@ -58,7 +58,7 @@ def submit_job(
     """
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    from maskrcnn.io.sources import refuse_query, refuse_user
+    from maskrcnn.io.manifests.sources import refuse_query, refuse_user
     from maskrcnn.io.url import redact
 
     from ..driver.ray_errors import advise, condense

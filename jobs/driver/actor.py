@@ -13,7 +13,7 @@ from typing import Final
 import ray
 
 from maskrcnn.errors import MaskrcnnError, UsageError
-from maskrcnn.models.own_code import unpack
+from maskrcnn.models.own.own_code import unpack
 
 from .node_worker import Done, NodeWorker, WorkerSpec
 from .nodes import NodeProblem, package_version, threads_on_this_node, version_problem

@@ -12,7 +12,7 @@ from maskrcnn.config import Device, InferenceConfig, ResourceConfig
 from maskrcnn.errors import UsageError
 from maskrcnn.formats.coco_writer import MODES
 from maskrcnn.io.storage import Storage
-from maskrcnn.models.own_arguments import checked_arguments
+from maskrcnn.models.own.own_arguments import checked_arguments
 from maskrcnn.results.run import Run, open_run
 
 from .planning import Request, absolute

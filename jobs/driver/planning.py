@@ -14,7 +14,7 @@ from typing import Any
 
 from maskrcnn.config import InferenceConfig, ShardingConfig, default_shard_images, settings_of
 from maskrcnn.errors import RunError, StoreSetupError, UsageError, plural
-from maskrcnn.io.sources import check_source, source_of
+from maskrcnn.io.manifests.sources import check_source, source_of
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url, is_file, redact
 from maskrcnn.models.registry import ModelCard, category_ids_named, describe_model, needs_download

@@ -18,7 +18,7 @@ import ray
 
 from maskrcnn.errors import HandedBackError, MaskrcnnError, RunError, StoreFailingError, UsageError, plural
 from maskrcnn.io.storage import Storage
-from maskrcnn.models.own_code import code_to_send
+from maskrcnn.models.own.own_code import code_to_send
 from maskrcnn.pipeline.circuit_breaker import Batch, CircuitBreaker
 from maskrcnn.pipeline.plan import Shard
 from maskrcnn.pipeline.receipts import Receipt, commit

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from maskrcnn.errors import RunError, UsageError, plural
 from maskrcnn.io.json_files import read_object
-from maskrcnn.io.sources import check_source, refuse_query
+from maskrcnn.io.manifests.sources import check_source, refuse_query
 from maskrcnn.io.storage import Storage
 from maskrcnn.models.networks import TRAINABLE
-from maskrcnn.models.own_code import OwnNetwork
+from maskrcnn.models.own.own_code import OwnNetwork
 from maskrcnn.models.registry import GENERATED, describe_model, needs_download, resolve
 from maskrcnn.training.config import TrainingConfig, identity_of
 from maskrcnn.training.dataset import Dataset, read_dataset, split_dataset

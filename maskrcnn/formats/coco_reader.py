@@ -18,10 +18,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..errors import UsageError, plural
-from ..io.local_names import as_found
-from ..io.manifest_columns import MAX_COLUMNS
-from ..io.sources import open_source, usage_errors
+from ..io.manifests.manifest_columns import MAX_COLUMNS
+from ..io.manifests.sources import open_source, usage_errors
 from ..io.storage import Storage
+from ..io.stores.local_names import as_found
 from ..io.url import Url
 from ..masks.rle import MAX_PIXELS
 from .coco_checks import ANNOTATIONS, CATEGORY_LEFT_OUT, IMAGE_LEFT_OUT, Draft, Listed, check_draft, draft_of

@@ -45,7 +45,6 @@ from PIL import Image, TiffImagePlugin, features
 from ..errors import ItemError
 from ..io.refusals import Refusal
 from ..types import Pixels
-from . import jpeg2000, jpeg_metadata, jpeg_scan, png_chunks, webp_chunks
 from .decode_errors import (
     DECODER_ERRORS,
     JPEG2000_COLORS,
@@ -57,12 +56,13 @@ from .decode_errors import (
     unsupported_bands,
     unsupported_pixels,
 )
+from .formats import jpeg2000, jpeg_metadata, jpeg_scan, png_chunks, webp_chunks
+from .formats.pillow_colors import rgb_of
+from .formats.sniff import format_of
+from .formats.tiff_directory import SUSPICIOUS, full_picture, pointing_to, reader_of, without_metadata
+from .formats.tiff_planes import interleaved
+from .formats.zero_runs import has_zeros, shortened_webps
 from .orientation import ORIENTATION, upright, valid_orientation
-from .pillow_colors import rgb_of
-from .sniff import format_of
-from .tiff_directory import SUSPICIOUS, full_picture, pointing_to, reader_of, without_metadata
-from .tiff_planes import interleaved
-from .zero_runs import has_zeros, shortened_webps
 
 # Pillow logs some unreadable files as errors, which Python prints if logging is not configured.
 logging.getLogger("PIL").addHandler(logging.NullHandler())

@@ -26,9 +26,9 @@ from PIL import (
 
 from ..errors import ItemError
 from ..io.refusals import Refusal, tiff_compression
-from . import jpeg2000, jpeg_scan, png_chunks
-from .sniff import kind_of_text
-from .tiff_directory import full_picture, pointing_to, reader_of
+from .formats import jpeg2000, jpeg_scan, png_chunks
+from .formats.sniff import kind_of_text
+from .formats.tiff_directory import full_picture, pointing_to, reader_of
 
 PLUGINS: Final[dict[str, Any]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,

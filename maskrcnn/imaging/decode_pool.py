@@ -34,11 +34,11 @@ from ..errors import ItemError, RunError, UsageError
 from ..io.inputs import open_input
 from ..io.refusals import Refusal
 from .decode import DecodedImage, Limits, decode_image, image_size
+from .formats.sniff import format_of
 from .geometry import ImageHeader, RasterRegion, Rect
 from .geotiff import NO_CRS, fields_from_json, fields_to_json
 from .radiometry import Radiometry
 from .raster import RasterReader, raster_header, sample
-from .sniff import format_of
 
 DECODE_TIMEOUT_S: Final = 60.0
 """The timeout for one image. The largest image that the limits allow takes about five seconds."""

@@ -7,9 +7,9 @@ from typing import Any, BinaryIO, Final
 
 from ..errors import MaskrcnnError
 from ..io.refusals import Refusal
-from ..io.seekable import SeekableReader
-from .tiff_blocks import DataBlocks, data_blocks
-from .tiff_directory import FullPicture, full_picture, pointing_to
+from ..io.stores.seekable import SeekableReader
+from .formats.tiff_blocks import DataBlocks, data_blocks
+from .formats.tiff_directory import FullPicture, full_picture, pointing_to
 
 _PAGE_BYTES: Final = 2**16
 _PAGES: Final = 32

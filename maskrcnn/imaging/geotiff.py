@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from ..errors import ItemError, MaskrcnnError, UsageError
 from ..io.refusals import Refusal, tiff_compression
+from .formats.sniff import format_of
+from .formats.tiff_directory import EXTRA_SAMPLES, ORIENTATION, PHOTOMETRIC, compression_of
 from .gdal_source import Source
 from .orientation import TRANSPOSED, valid_orientation
-from .sniff import format_of
-from .tiff_directory import EXTRA_SAMPLES, ORIENTATION, PHOTOMETRIC, compression_of
 
 # rasterio logs GDAL's warnings and errors, which Python prints if logging is not configured.
 logging.getLogger("rasterio").addHandler(logging.NullHandler())

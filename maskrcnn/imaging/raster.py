@@ -44,13 +44,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ItemError, MaskrcnnError
+from .formats.tiff_blocks import DataBlocks, check_density
 from .gdal_source import Source
 from .geometry import ImageHeader, Rect
 from .georeference import check_georeference
 from .geotiff import gdal_errors, open_tiff, read_info
 from .orientation import TRANSPOSED, upright
 from .radiometry import Radiometry, ToRgb, alpha_of, percentiles_of, resolved
-from .tiff_blocks import DataBlocks, check_density
 
 Mask = NDArray[np.bool_]
 

@@ -17,7 +17,7 @@ from fsspec.utils import glob_translate
 from ..errors import UsageError, plural
 from .refusals import Refusal
 from .schemes import input_store_of, store_of
-from .store import ObjectStat, Page
+from .stores.store import ObjectStat, Page
 from .url import Url, is_folder, redact
 
 log = logging.getLogger("maskrcnn")

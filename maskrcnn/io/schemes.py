@@ -4,12 +4,12 @@ import re
 from typing import Final
 
 from ..errors import StoreSetupError
-from .fsspec_store import FsspecStore
-from .gcs_store import GcsStore
-from .http_store import HttpStore
-from .local_store import LocalStore
-from .s3_store import S3Store
-from .store import InputStore, Store
+from .stores.fsspec_store import FsspecStore
+from .stores.gcs_store import GcsStore
+from .stores.http_store import HttpStore
+from .stores.local_store import LocalStore
+from .stores.s3_store import S3Store
+from .stores.store import InputStore, Store
 from .url import USER_PATTERN, Url
 
 _LOCAL: Final = LocalStore()

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from ..errors import RunError, UsageError
-from .local_store import TEMPORARY
 from .schemes import store_of
-from .store import Store
+from .stores.local_store import TEMPORARY
+from .stores.store import Store
 from .url import Url
 
 

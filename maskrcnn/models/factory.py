@@ -5,8 +5,8 @@ from typing import Any
 
 from ..synthetic.planted_models import PlantedModel
 from ..types import Segmenter
-from .own_code import OwnNetwork
-from .own_segmenter import SegmenterOptions, build_own
+from .own.own_code import OwnNetwork
+from .own.own_segmenter import SegmenterOptions, build_own
 from .registry import refuse_arguments, resolve
 
 __all__ = ["build_segmenter"]

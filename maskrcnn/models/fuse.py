@@ -19,7 +19,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 
-from .torchvision_networks import Detector
+from .architectures.torchvision_networks import Detector
 
 __all__ = ["for_cpu", "fused"]
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from ..errors import UsageError, plural
 from ..types import Category
-from .checkpoint_files import Checkpoint, read_checkpoint
-from .network_config import NetworkConfig
+from .architectures.network_config import NetworkConfig
+from .architectures.torchvision_networks import Detector
 from .networks import NETWORKS
-from .own_code import OwnNetwork
-from .published_weights import NORM_EPS, PublishedModel, norm_eps_of
+from .own.own_code import OwnNetwork
 from .registry import EmbeddedModel, ModelCard, ModelFile, is_own_file, read_model, resolve
-from .torchvision_networks import Detector
+from .weights.checkpoint_files import Checkpoint, read_checkpoint
+from .weights.published_weights import NORM_EPS, PublishedModel, norm_eps_of
 
 __all__ = ["Model", "build_network", "load_model", "save_model", "set_norm_eps", "tensors_of"]
 

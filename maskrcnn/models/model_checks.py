@@ -18,7 +18,7 @@ from ..synthetic.planted import PlantedInstance, plant
 from ..synthetic.scenes import render_scene
 from ..types import Category, Detections, Pixels, Segmenter
 from .factory import build_segmenter
-from .own_segmenter import OwnSegmenter, is_finite, problem_of, shown_box
+from .own.own_segmenter import OwnSegmenter, is_finite, problem_of, shown_box
 from .registry import ModelCard, describe_model
 
 __all__ = ["Check", "Cost", "ModelReport", "check_model"]

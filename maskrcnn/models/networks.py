@@ -11,17 +11,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import UsageError
-from . import network_shapes, one_stage_shapes
-from .matterport_config import STRIDE, MatterportConfig
-from .network_config import NetworkConfig
-from .network_shapes import Shape, current_name, torchvision_shapes
-from .published_weights import PublishedWeights
-from .rcnn_config import CAFFE2, DETECTRON2, MMDETECTION, RCNNConfig
+from .architectures import network_shapes, one_stage_shapes
+from .architectures.matterport_config import STRIDE, MatterportConfig
+from .architectures.network_config import NetworkConfig
+from .architectures.network_shapes import Shape, current_name, torchvision_shapes
+from .architectures.rcnn_config import CAFFE2, DETECTRON2, MMDETECTION, RCNNConfig
+from .weights.published_weights import PublishedWeights
 
 if TYPE_CHECKING:
+    from .architectures.torchvision_networks import Detector
     from .forward import Forward
     from .forward_one_stage import OneStageForward
-    from .torchvision_networks import Detector
 
 __all__ = [
     "ARCHITECTURES",
@@ -161,7 +161,7 @@ _BODIES: Final[Mapping[str, network_shapes.Body]] = {
 def _resnet(name: str, weights: PublishedWeights | None = None) -> Network:
     """Return the entry of a Mask R-CNN with one of torchvision's ResNets and FPN."""
     return Network(
-        builder="torchvision_networks:build_resnet_fpn",
+        builder="architectures.torchvision_networks:build_resnet_fpn",
         arguments=(name,),
         shapes=partial(torchvision_shapes, body=_BODIES[name]),
         from_state_dict=True,
@@ -171,7 +171,7 @@ def _resnet(name: str, weights: PublishedWeights | None = None) -> Network:
 
 def _matterport(depth: int) -> Network:
     return Network(
-        builder="matterport:build_matterport",
+        builder="architectures.matterport:build_matterport",
         arguments=(depth,),
         shapes=partial(network_shapes.matterport_shapes, depth=depth),
         resize=Resize(max_size=1024, multiple=STRIDE),
@@ -196,7 +196,7 @@ def _fpn(library: str, body: str, config: RCNNConfig, *, masks: bool) -> Network
 def _torchvision(name: str, shapes: Callable[[int], dict[str, Shape]], **facts: Any) -> Network:
     """Return the entry of a detector that a function of torchvision builds."""
     return Network(
-        builder="torchvision_networks:build_torchvision",
+        builder="architectures.torchvision_networks:build_torchvision",
         arguments=(name,),
         shapes=shapes,
         from_state_dict=True,
@@ -209,7 +209,7 @@ def _one_stage(
 ) -> Network:
     """Return the entry of a detector of one stage; `size`: of the square that an SSD resizes images to, pixels."""
     return Network(
-        builder=f"torchvision_networks:build_{'torchvision' if size is None else 'fixed'}",
+        builder=f"architectures.torchvision_networks:build_{'torchvision' if size is None else 'fixed'}",
         arguments=(name,),
         shapes=shapes,
         resize=Resize() if size is None else Resize(size, size, fixed=True),
@@ -250,7 +250,7 @@ NETWORKS: Final[Mapping[str, Network]] = {
     "maskrcnn_resnet152_fpn": _resnet("resnet152", _RESNET152),
     "maskrcnn_resnext101_32x8d_fpn": _resnet("resnext101_32x8d", _RESNEXT101),
     "maskrcnn_efficientnet_lite0_fpn": Network(
-        builder="efficientnet:build_efficientnet_lite0",
+        builder="architectures.efficientnet:build_efficientnet_lite0",
         shapes=_shapes(network_shapes.lite0, channels=96, box_features=256, mask_convolutions=3),
         backbone_weights=_LITE0,
     ),

@@ -18,8 +18,14 @@ from ..errors import UsageError, plural
 from ..io.url import Url, is_folder, is_there
 from ..synthetic.planted_models import PlantedModel, parse_planted
 from ..types import Category
-from .category_names import category_ids_named, near
-from .checkpoint_files import (
+from .architectures.network_config import NetworkConfig, config_of
+from .architectures.rcnn_config import RCNNConfig
+from .coco_categories import COCO_CATEGORIES
+from .networks import LIKENESS, NETWORKS, architecture_of, check_tensors
+from .own.own_code import OwnNetwork, parse_own
+from .own.own_description import describe_own
+from .weights.category_names import category_ids_named, near
+from .weights.checkpoint_files import (
     check_safetensors,
     check_store,
     read_checkpoint,
@@ -27,14 +33,8 @@ from .checkpoint_files import (
     read_weights,
     safetensors_header,
 )
-from .coco_categories import COCO_CATEGORIES
-from .network_config import NetworkConfig, config_of
-from .networks import LIKENESS, NETWORKS, architecture_of, check_tensors
-from .own_code import OwnNetwork, parse_own
-from .own_description import describe_own
-from .published_weights import PUBLISHED, PublishedModel, is_cached, norm_eps_of, read_published
-from .rcnn_config import RCNNConfig
-from .state_dicts import unsupported_network
+from .weights.published_weights import PUBLISHED, PublishedModel, is_cached, norm_eps_of, read_published
+from .weights.state_dicts import unsupported_network
 
 __all__ = [
     "COCO_CATEGORIES",

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torchvision.ops import MultiScaleRoIAlign
 
-from .detectron2 import AdaptiveRoIAlign
-from .matterport import CropAndResize
+from .architectures.detectron2 import AdaptiveRoIAlign
+from .architectures.matterport import CropAndResize
 
 
 class Pyramid(NamedTuple):

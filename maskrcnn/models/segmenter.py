@@ -17,9 +17,9 @@ from ..errors import ItemError, UsageError
 from ..masks.encode import detections_from_network, encode_masks
 from ..masks.encode_resized import encode_crops, encode_resized
 from ..types import Category, Detections, Pixels, detection_order
-from .detectron2 import ShortestEdgeTransform
+from .architectures.detectron2 import ShortestEdgeTransform
+from .architectures.matterport import SquareTransform, corner
 from .fuse import for_cpu, fused
-from .matterport import SquareTransform, corner
 from .model import Model
 from .networks import NETWORKS
 from .registry import NO_CATEGORY, category_ids_named

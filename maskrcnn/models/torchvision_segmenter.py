@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import ItemError, UsageError, plural
 from ..masks.rle import rle_areas, rle_boxes_xyxy
 from ..types import Category, Detections, Pixels, detection_order
-from .own_segmenter import SegmenterOptions, check_categories, shown_box
+from .own.own_segmenter import SegmenterOptions, check_categories, shown_box
 from .segmenter import DEFAULT_CUDA_BATCH, chosen_device, chosen_dtype
 
 __all__ = ["TorchvisionSegmenter"]

@@ -11,9 +11,9 @@ from pyarrow import types
 
 from ..errors import ItemError, plural
 from ..formats.geoparquet import GEO
-from ..imaging.sniff import format_of
-from ..io.manifest_columns import holds_bytes, warn_left_out
-from ..io.portable import children_of
+from ..imaging.formats.sniff import format_of
+from ..io.manifests.manifest_columns import holds_bytes, warn_left_out
+from ..io.manifests.portable import children_of
 from ..schema import IMAGES, INSTANCES, MANIFEST, PIECES, WINDOWS
 
 log = logging.getLogger("maskrcnn")

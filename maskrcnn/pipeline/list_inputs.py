@@ -16,10 +16,10 @@ from pyarrow import types
 
 from ..errors import UsageError, plural
 from ..formats.coco_reader import find_images_root, read_coco_images
-from ..io.local_names import as_found
-from ..io.manifest_columns import MAX_URI_BYTES
+from ..io.manifests.manifest_columns import MAX_URI_BYTES
+from ..io.manifests.sources import is_manifest, read_listing, read_manifest, refuse_query, source_of
 from ..io.schemes import REMOTE_SCHEMES, UNSUPPORTED, unsupported
-from ..io.sources import is_manifest, read_listing, read_manifest, refuse_query, source_of
+from ..io.stores.local_names import as_found
 from ..io.url import FILE_URI, LOCAL_SCHEMES, USER_PATTERN, Url
 from ..schema import MANIFEST, METADATA
 from .carried_columns import carried_columns, named

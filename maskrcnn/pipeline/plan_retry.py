@@ -22,7 +22,7 @@ from ..errors import ERROR_CODES, ItemError, RunError, UsageError, plural
 from ..io.inputs import stat_input
 from ..io.parquet import WINDOWS, read_table
 from ..io.storage import Storage
-from ..io.store import ObjectStat
+from ..io.stores.store import ObjectStat
 from ..io.url import Url
 from ..tiling.index import WindowIndex
 from .manifest_file import ROWS, ManifestReader, read_window_index, write_rows

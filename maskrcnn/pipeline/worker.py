@@ -26,10 +26,10 @@ from ..errors import COSTLY_CODES, HandedBackError, ItemError, MaskrcnnError, Se
 from ..imaging.decode import DecodedImage, Limits, decode_image
 from ..imaging.geometry import RasterRegion, Rect
 from ..io.inputs import read_input, stat_input
-from ..io.local_store import LOCAL_ETAG
 from ..io.refusals import Refusal
-from ..io.retry_count import take_retries
 from ..io.storage import Storage
+from ..io.stores.local_store import LOCAL_ETAG
+from ..io.stores.retry_count import take_retries
 from ..io.url import Url
 from ..schema import ITEMS, ImageResult, images_table, instances_table
 from ..stats import Stats

@@ -21,13 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import RunError, UsageError, plural
-from ..formats.coco_writer import (
-    image_batches,
-    instance_batches,
-    plan_files,
-    write_dataset,
-    write_results,
-)
+from ..formats.coco_writer import image_batches, instance_batches, plan_files, write_dataset, write_results
 from ..io.parquet import Part
 from ..io.storage import Storage
 from ..io.temporary import temporary_folder

@@ -24,8 +24,8 @@ from ..formats.coco_findings import Finding, Findings, summary_of_errors
 from ..formats.coco_reader import CocoImages, below, find_images_root, read_coco
 from ..imaging.decode import Limits, decode_image
 from ..io.inputs import read_input
-from ..io.local_names import as_found
 from ..io.schemes import is_supported
+from ..io.stores.local_names import as_found
 from ..io.url import USER_PATTERN, Url, is_file, redact
 from ..types import Category
 

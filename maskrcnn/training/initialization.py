@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
 from ..errors import UsageError, plural
-from ..models.imagenet import load_imagenet
 from ..models.model import Model, build_network, load_model
 from ..models.networks import NETWORKS
 from ..models.registry import GENERATED, ModelCard
+from ..models.weights.imagenet import load_imagenet
 from ..types import Category
 from .config import STAGES
 

@@ -29,7 +29,7 @@ from torch.multiprocessing.spawn import spawn
 from torchvision.models.detection import MaskRCNN
 
 from ..evaluation.pycocotools_reference import average_precision
-from ..models.efficientnet import EfficientNetLite0
+from ..models.architectures.efficientnet import EfficientNetLite0
 from ..models.model import build_network, save_model
 from ..synthetic.scene_parts import CATEGORIES
 from ..synthetic.scenes import Scene, coco_dataset, render_scene, statistics

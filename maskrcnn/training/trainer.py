@@ -30,15 +30,7 @@ from ..models.model import Model, save_model
 from ..models.registry import NO_CATEGORY, ModelCard
 from ..models.segmenter import MaskRCNNSegmenter
 from ..types import Category
-from .config import (
-    CHECKPOINT,
-    COLUMNS,
-    CONFIG_KEY,
-    LOG,
-    LOSSES,
-    MODEL,
-    TrainingConfig,
-)
+from .config import CHECKPOINT, COLUMNS, CONFIG_KEY, LOG, LOSSES, MODEL, TrainingConfig
 from .data_loading import Sample, Samples, read_pixels
 from .dataset import coco_ground_truth
 from .initialization import Start, backbone_parameters, freeze, freeze_batch_norm_statistics, start

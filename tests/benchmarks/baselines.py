@@ -23,9 +23,9 @@ from torchvision.ops import box_iou
 
 from maskrcnn.imaging.decode import Limits, decode_image
 from maskrcnn.io.parquet import Part, read_table
-from maskrcnn.io.remote_store import RemoteStore
 from maskrcnn.io.schemes import store_of
 from maskrcnn.io.storage import Storage
+from maskrcnn.io.stores.remote_store import RemoteStore
 from maskrcnn.io.url import Url
 from maskrcnn.masks.rle import rle_areas, rle_boxes_xyxy
 from maskrcnn.models.model import Model, build_network, save_model

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from maskrcnn.errors import ItemError
 from maskrcnn.io.inputs import read_input
-from maskrcnn.io.retry_count import take_retries
 from maskrcnn.io.storage import Storage
+from maskrcnn.io.stores.retry_count import take_retries
 from tests.conftest import S3Server, free_port, start_weed
 from tests.fault_proxy import Exchange, FaultProxy, answer, refuse
 

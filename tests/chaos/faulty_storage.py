@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from maskrcnn.errors import RunError
-from maskrcnn.io.s3_store import S3Store
 from maskrcnn.io.schemes import store_of
 from maskrcnn.io.storage import Storage
+from maskrcnn.io.stores.s3_store import S3Store
 from maskrcnn.io.url import Url
 
 MUTATING: Final = (

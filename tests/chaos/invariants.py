@@ -29,9 +29,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maskrcnn.io.s3_store import S3Store
 from maskrcnn.io.schemes import store_of
 from maskrcnn.io.storage import Storage
+from maskrcnn.io.stores.s3_store import S3Store
 from maskrcnn.io.url import Url
 from maskrcnn.results.verify import verify_run
 from maskrcnn.stats import Stats

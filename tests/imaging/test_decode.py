@@ -23,8 +23,8 @@ from PIL import Image, ImageCms, ImageOps
 
 from maskrcnn.errors import ERROR_CODES, ItemError
 from maskrcnn.imaging.decode import DecodedImage, Limits, decode_image
-from maskrcnn.imaging.sniff import format_of
-from maskrcnn.imaging.webp_chunks import webp_size
+from maskrcnn.imaging.formats.sniff import format_of
+from maskrcnn.imaging.formats.webp_chunks import webp_size
 
 LIMITS = Limits(max_pixels=1_000_000, max_bytes=10_000_000, max_aspect=100)
 SIZE = (24, 16)  # width, height

@@ -15,10 +15,10 @@ from PIL import Image
 
 from maskrcnn.errors import ItemError
 from maskrcnn.imaging.decode import DecodedImage, Limits, decode_image, image_size
-from maskrcnn.imaging.jpeg_metadata import without_metadata as jpeg_without_metadata
+from maskrcnn.imaging.formats.jpeg_metadata import without_metadata as jpeg_without_metadata
+from maskrcnn.imaging.formats.png_chunks import without_metadata as png_without_metadata
+from maskrcnn.imaging.formats.tiff_directory import without_metadata as tiff_without_metadata
 from maskrcnn.imaging.orientation import exif_of
-from maskrcnn.imaging.png_chunks import without_metadata as png_without_metadata
-from maskrcnn.imaging.tiff_directory import without_metadata as tiff_without_metadata
 
 LIMITS = Limits(10**6, 10**8, 100)
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)

@@ -32,12 +32,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from maskrcnn.errors import ItemError, RunError
-from maskrcnn.io import local_store, s3_client, s3_store
 from maskrcnn.io.inputs import list_inputs, read_input, stat_input
-from maskrcnn.io.retry_count import count_retry, take_retries
-from maskrcnn.io.s3_store import S3Store
 from maskrcnn.io.schemes import store_of
 from maskrcnn.io.storage import Storage
+from maskrcnn.io.stores import local_store, s3_client, s3_store
+from maskrcnn.io.stores.retry_count import count_retry, take_retries
+from maskrcnn.io.stores.s3_store import S3Store
 from maskrcnn.io.url import Url
 
 BODY = os.urandom(20_000)
@@ -487,7 +487,7 @@ def test_a_lost_reply_is_a_failure_if_the_object_has_other_content(
 def test_large_files_are_compared_piece_by_piece(
     proxy: FaultProxy, store: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("maskrcnn.io.remote_store._COMPARED_BYTES", 7_000)
+    monkeypatch.setattr("maskrcnn.io.stores.remote_store._COMPARED_BYTES", 7_000)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     (tmp_path / "local").write_bytes(BODY)
     proxy.on("PUT", lose_reply)
@@ -502,7 +502,7 @@ def test_large_files_are_compared_piece_by_piece(
 def test_an_object_larger_than_one_put_is_written_by_s3fs_and_compared_too(
     proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("maskrcnn.io.s3_store._ONE_PUT_BYTES", 1)
+    monkeypatch.setattr("maskrcnn.io.stores.s3_store._ONE_PUT_BYTES", 1)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     (tmp_path / "local").write_bytes(BODY)
     store.put_file("x", tmp_path / "local")

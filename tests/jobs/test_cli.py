@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
 from planted_images import write_planted
 
-from maskrcnn.io.remote_store import _connected
 from maskrcnn.io.storage import Storage
+from maskrcnn.io.stores.remote_store import _connected
 
 
 def run(*arguments: str) -> Result:
@@ -273,7 +273,9 @@ def test_inputs_are_looked_for_before_weights_are_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
-    monkeypatch.setattr("maskrcnn.models.published_weights._download", None)  # it would be called, and fail
+    monkeypatch.setattr(
+        "maskrcnn.models.weights.published_weights._download", None
+    )  # it would be called, and fail
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("x")
     for source in ("none", "none/*.png", "none.csv", "texts", "memory://none/", "memory://none/list.csv"):

@@ -21,13 +21,7 @@ from maskrcnn_jobs.driver import node_worker, where_to_run
 from maskrcnn_jobs.driver.driver_records import Driver, read_drivers
 from maskrcnn_jobs.driver.planning import Request, prepare
 from maskrcnn_jobs.driver.run import run_segment
-from maskrcnn_jobs.driver.where_to_run import (
-    MAX_ROWS,
-    MAX_TABLE_ROWS,
-    Left,
-    check_resources,
-    in_one_process,
-)
+from maskrcnn_jobs.driver.where_to_run import MAX_ROWS, MAX_TABLE_ROWS, Left, check_resources, in_one_process
 from planned_run import finished_run, process_shards, request_in
 
 import maskrcnn

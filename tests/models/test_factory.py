@@ -12,8 +12,8 @@ from maskrcnn_jobs.cli import main
 from maskrcnn.errors import UsageError
 from maskrcnn.models.factory import build_segmenter
 from maskrcnn.models.model import build_network, save_model
-from maskrcnn.models.published_weights import PublishedModel
 from maskrcnn.models.registry import EmbeddedModel, ModelFile, describe_model, resolve
+from maskrcnn.models.weights.published_weights import PublishedModel
 from maskrcnn.synthetic.planted import PlantedInstance, PlantedSegmenter, plant, png
 from maskrcnn.synthetic.planted_models import PlantedModel
 from maskrcnn.synthetic.planted_mosaic import MosaicSegmenter

@@ -18,10 +18,10 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn.errors import UsageError
-from maskrcnn.models import published_weights
-from maskrcnn.models.checkpoint_files import read_checkpoint
 from maskrcnn.models.model import _fill, build_network, load_model, save_model, tensors_of
-from maskrcnn.models.published_weights import PublishedWeights
+from maskrcnn.models.weights import published_weights
+from maskrcnn.models.weights.checkpoint_files import read_checkpoint
+from maskrcnn.models.weights.published_weights import PublishedWeights
 from maskrcnn.types import Category
 
 LITE = "maskrcnn_efficientnet_lite0_fpn"

@@ -18,12 +18,13 @@ from safetensors.torch import save
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights
 
 from maskrcnn.errors import UsageError
-from maskrcnn.models import model, published_weights, registry
-from maskrcnn.models.checkpoint_files import read_checkpoint, read_weights
-from maskrcnn.models.matterport_config import MatterportConfig
+from maskrcnn.models import model, registry
+from maskrcnn.models.architectures.matterport_config import MatterportConfig
 from maskrcnn.models.networks import ARCHITECTURES, NETWORKS, ClassScores
-from maskrcnn.models.published_weights import PublishedWeights, torch_hub
 from maskrcnn.models.registry import category_ids_named, describe_model
+from maskrcnn.models.weights import published_weights
+from maskrcnn.models.weights.checkpoint_files import read_checkpoint, read_weights
+from maskrcnn.models.weights.published_weights import PublishedWeights, torch_hub
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES
 from maskrcnn.training.initialization import start
 from maskrcnn.types import Category

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 import maskrcnn
 from maskrcnn.errors import UsageError
-from maskrcnn.models.own_segmenter import SegmenterOptions, problem_of
+from maskrcnn.models.own.own_segmenter import SegmenterOptions, problem_of
 from maskrcnn.models.torchvision_segmenter import TorchvisionSegmenter
 from maskrcnn.types import Category, detection_order
 

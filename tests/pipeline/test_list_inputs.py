@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from maskrcnn.errors import UsageError
 from maskrcnn.io.inputs import list_inputs
-from maskrcnn.io.sources import source_of
+from maskrcnn.io.manifests.sources import source_of
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url
 from maskrcnn.pipeline.list_inputs import Inputs, read_inputs

@@ -18,16 +18,16 @@ from torch import Tensor
 from ...errors import UsageError, plural
 from ...io.url import Url, is_folder, is_there
 from ...types import Category
-from ..checkpoint_files import Checkpoint, read_checkpoint, read_labels, read_weights
-from ..matterport_config import MatterportConfig, configured
+from ..architectures.matterport_config import MatterportConfig, configured
+from ..architectures.network_config import NetworkConfig
+from ..architectures.network_shapes import current_name
+from ..architectures.rcnn_config import MMDETECTION, RCNNConfig
 from ..model import Model, build_network, load_model, save_model, set_norm_eps, tensors_of
-from ..network_config import NetworkConfig
-from ..network_shapes import current_name
 from ..networks import NETWORKS, Resize
-from ..published_weights import NORM_EPS, norm_eps_of
-from ..rcnn_config import MMDETECTION, RCNNConfig
 from ..registry import COCO_CATEGORIES, NO_CATEGORY, ModelFile, is_own_file
-from ..state_dicts import unsupported_network
+from ..weights.checkpoint_files import Checkpoint, read_checkpoint, read_labels, read_weights
+from ..weights.published_weights import NORM_EPS, norm_eps_of
+from ..weights.state_dicts import unsupported_network
 from .detectron2_config import Detectron2Settings, read_settings
 from .h5_reader import arrays_in_h5
 from .key_mapping import KEY_MAPPINGS, source_of, with_eps

@@ -13,8 +13,8 @@ from typing import Any, Final
 import yaml
 
 from ...errors import UsageError
-from ..checkpoint_files import read_text
-from ..rcnn_config import RCNNConfig
+from ..architectures.rcnn_config import RCNNConfig
+from ..weights.checkpoint_files import read_text
 
 __all__ = ["Detectron2Settings", "parsed", "read_settings"]
 

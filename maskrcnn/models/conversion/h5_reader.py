@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UsageError
-from ..file_kinds import DAMAGED, HDF5, ZIP
+from ..weights.file_kinds import DAMAGED, HDF5, ZIP
 
 __all__ = ["arrays_in_h5"]
 

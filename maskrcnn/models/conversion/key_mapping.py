@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
-from ..network_shapes import Shape, current_name
+from ..architectures.network_shapes import Shape, current_name
 from ..networks import LIKENESS, NETWORKS, architecture_of
-from ..published_weights import NORM_EPS
+from ..weights.published_weights import NORM_EPS
 from .keys_detectron2 import plan_detectron2
 from .keys_mmdetection import plan_mmdetection
 from .moves import Move, Origin, first_side

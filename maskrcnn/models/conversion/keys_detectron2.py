@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
-from ..detectron2 import cell_anchors
-from ..network_shapes import Shape
+from ..architectures.detectron2 import cell_anchors
+from ..architectures.network_shapes import Shape
+from ..architectures.rcnn_config import DETECTRON2, RCNNConfig
 from ..networks import NETWORKS
-from ..rcnn_config import DETECTRON2, RCNNConfig
 from .moves import Move, Origin, first_side, last_first, misshapen, padding, shapes_of
 
 __all__ = ["architecture_of_detectron2", "config_of_zoo", "detectron2_names", "plan_detectron2"]

@@ -5,9 +5,9 @@ from typing import Final
 
 from torch import Tensor
 
-from ..network_shapes import Shape
+from ..architectures.network_shapes import Shape
+from ..architectures.rcnn_config import MMDETECTION, RCNNConfig
 from ..networks import NETWORKS
-from ..rcnn_config import MMDETECTION, RCNNConfig
 from .keys_detectron2 import config_of_zoo
 from .moves import Move, Origin, first_side, last_first, padding, shapes_of
 

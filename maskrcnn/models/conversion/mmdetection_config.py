@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from ...errors import UsageError
-from ..rcnn_config import RCNNConfig
+from ..architectures.rcnn_config import RCNNConfig
 from .moves import Origin
 
 __all__ = ["origin_of_text"]

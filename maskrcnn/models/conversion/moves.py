@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
-from ..network_shapes import Shape
-from ..rcnn_config import RCNNConfig
+from ..architectures.network_shapes import Shape
+from ..architectures.rcnn_config import RCNNConfig
 
 __all__ = [
     "Move",

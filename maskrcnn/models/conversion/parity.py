@@ -22,13 +22,13 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
 from ...types import Detections, Pixels
+from ..architectures.torchvision_networks import Detector
 from ..forward import Forward
 from ..fuse import for_cpu, fused
 from ..model import Model
 from ..registry import NO_CATEGORY
 from ..roi_align import pool, pyramid_of
 from ..segmenter import MaskRCNNSegmenter
-from ..torchvision_networks import Detector
 from .reference_detectron2 import Instances, best, clipped, padded
 
 __all__ = ["Row", "StockTorchvision", "compare", "generated_images", "matched_row", "stage_row"]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UsageError
-from ..restricted_pickle import (
+from ..weights.restricted_pickle import (
     CONTAINERS,
     DamageError,
     GlobalName,

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ...types import Pixels
-from ..rcnn_config import DETECTRON2, RCNNConfig
+from ..architectures.rcnn_config import DETECTRON2, RCNNConfig
 
 __all__ = [
     "Instances",

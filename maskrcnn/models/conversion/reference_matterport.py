@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ...types import Pixels
-from ..matterport_config import MatterportConfig
+from ..architectures.matterport_config import MatterportConfig
 
 __all__ = ["Molded", "ReferenceInstances", "ReferenceMatterport"]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ...types import Pixels
-from ..rcnn_config import MMDETECTION, RCNNConfig
+from ..architectures.rcnn_config import MMDETECTION, RCNNConfig
 from .reference_detectron2 import Instances, best, clipped, padded, pasted, pooled_on_map, suppressed
 
 __all__ = ["ReferenceMMDetection", "resized"]

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ...errors import plural
 from ...types import Category
-from ..network_shapes import Shape
+from ..architectures.network_shapes import Shape
 from .moves import Step
 from .parity import Row
 

@@ -23,8 +23,7 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn.errors import UsageError
-from maskrcnn.models import published_weights
-from maskrcnn.models.checkpoint_files import read_checkpoint
+from maskrcnn.models.architectures.rcnn_config import DETECTRON2 as ZOO
 from maskrcnn.models.conversion import convert as convert_module
 from maskrcnn.models.conversion.convert import convert
 from maskrcnn.models.conversion.detectron2_config import parsed
@@ -33,10 +32,11 @@ from maskrcnn.models.conversion.keys_mmdetection import mmdetection_names
 from maskrcnn.models.conversion.parity import Row, generated_images
 from maskrcnn.models.model import build_network, load_model
 from maskrcnn.models.networks import NETWORKS
-from maskrcnn.models.published_weights import PublishedWeights
-from maskrcnn.models.rcnn_config import DETECTRON2 as ZOO
 from maskrcnn.models.registry import COCO_CATEGORIES, NO_CATEGORY, describe_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
+from maskrcnn.models.weights import published_weights
+from maskrcnn.models.weights.checkpoint_files import read_checkpoint
+from maskrcnn.models.weights.published_weights import PublishedWeights
 
 pytestmark = pytest.mark.slow
 

@@ -16,12 +16,12 @@ from matterport_oracle import Stored, far
 from safetensors.torch import load_file
 
 from maskrcnn.errors import UsageError
+from maskrcnn.models.architectures.matterport_config import ELSEWHERE, MatterportConfig, configured
+from maskrcnn.models.architectures.network_config import config_of
 from maskrcnn.models.conversion import convert as convert_module
 from maskrcnn.models.conversion.convert import convert
 from maskrcnn.models.conversion.h5_reader import arrays_in_h5
-from maskrcnn.models.matterport_config import ELSEWHERE, MatterportConfig, configured
 from maskrcnn.models.model import load_model
-from maskrcnn.models.network_config import config_of
 from maskrcnn.models.networks import NETWORKS
 from maskrcnn.models.registry import COCO_CATEGORIES, NO_CATEGORY, describe_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter

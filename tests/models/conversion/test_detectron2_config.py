@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskrcnn.errors import UsageError
+from maskrcnn.models.architectures.rcnn_config import DETECTRON2
 from maskrcnn.models.conversion.detectron2_config import parsed
-from maskrcnn.models.rcnn_config import DETECTRON2
 
 LEVELS = ["p2", "p3", "p4", "p5", "p6"]
 WHOLE = {

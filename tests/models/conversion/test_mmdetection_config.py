@@ -3,9 +3,9 @@
 import pytest
 
 from maskrcnn.errors import UsageError
+from maskrcnn.models.architectures.rcnn_config import MMDETECTION, RCNNConfig
 from maskrcnn.models.conversion.mmdetection_config import origin_of_text
 from maskrcnn.models.conversion.moves import Origin
-from maskrcnn.models.rcnn_config import MMDETECTION, RCNNConfig
 
 MODEL = """
 model = dict(

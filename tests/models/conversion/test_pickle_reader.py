@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from maskrcnn.errors import UsageError
-from maskrcnn.models import restricted_pickle
 from maskrcnn.models.conversion.pickle_reader import arrays_in_pickle
+from maskrcnn.models.weights import restricted_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 numbers = st.sampled_from(["<f2", "<f4", ">f4", "<f8", "i1", "<i4", ">i8", "u1", "<u4", "?"])

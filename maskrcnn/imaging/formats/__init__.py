@@ -1,0 +1,1 @@
+"""Single file formats: their structure, as far as decoding depends on it."""

@@ -1,0 +1,183 @@
+"""Read a Parquet file as a manifest: types that all readers know, no contents of pictures, and within bounds.
+
+A dictionary lets a file of some kilobytes come to terabytes of text, so a column's size is known before it is expanded.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise, repeat
+from typing import BinaryIO, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import types
+
+from ...errors import UsageError
+from .manifest_columns import LARGE_VALUE_BYTES, check_columns, holds_bytes, warn_left_out
+from .portable import children_of, is_portable, portable
+
+log = logging.getLogger("maskrcnn")
+
+LARGEST_COLUMN_BYTES: Final = 2**31 - 1
+"""More text does not fit into one array."""
+LARGEST_TABLE_BYTES: Final = 2**32
+_NUMBER_BYTES: Final = 8
+_PREFIXES: Final = "DELTA_BYTE_ARRAY"
+"""Each value is stored as a change of the one before."""
+_EXPANDING: Final = frozenset({"PLAIN_DICTIONARY", "RLE_DICTIONARY", _PREFIXES})
+"""Encodings that store a long value once for many rows."""
+_AT_ONCE: Final = 64
+
+
+def read_parquet_manifest(source: str, file: BinaryIO) -> pa.Table:
+    """Return a Parquet file's columns, except those of large values of bytes, which are named in a warning.
+
+    Args:
+        source: its name, for messages.
+        file: open for random access.
+
+    Raises:
+        UsageError: it has no column `uri`, is larger than a manifest may be, or a column cannot be carried.
+        pyarrow.ArrowException: it is not a sound Parquet file.
+    """
+    metadata = pq.read_metadata(file)
+    schema = pq.ParquetFile(file, metadata=metadata).schema_arrow
+    check_columns(source, schema)
+    given: list[str] = schema.names
+    leaves = _leaves(schema)
+    sizes = [sum(chunk.total_uncompressed_size for chunk in _chunks(metadata, of)) for of in leaves]
+    large = [
+        field.name not in ("uri", "name")
+        and holds_bytes(field.type)
+        and size > LARGE_VALUE_BYTES * metadata.num_rows
+        for field, size in zip(schema, sizes, strict=True)
+    ]
+    warn_left_out(source, [name for name, left_out in zip(given, large, strict=True) if left_out])
+    kept = [at for at, left_out in enumerate(large) if not left_out]
+    _check_sizes(source, file, metadata, {given[at]: leaves[at] for at in kept})
+    names = [given[at] for at in kept]
+    table = _select(pq.ParquetFile(file, metadata=metadata), names if any(large) else None)
+    columns = list(map(_carried, repeat(source), table.column_names, table.itercolumns()))
+    changed = [
+        repr(field.name)
+        for field, column in zip(table.schema, columns, strict=True)
+        if field.type != column.type and is_portable(field.type)
+    ]
+    if changed:
+        log.info(
+            "%s: columns carried as text or as lists, because not all readers take their values: %s",
+            source,
+            ", ".join(changed[:12]) + (", …" if len(changed) > 12 else ""),
+        )
+    return pa.table(columns, names=table.column_names)
+
+
+def _select(parquet: pq.ParquetFile, names: Sequence[str] | None) -> pa.Table:
+    """Return columns by their names; None: all of them."""
+    if names is None:
+        return parquet.read()
+    table = parquet.read(columns=list(names))
+    # A name also selects columns whose names begin with it and a dot.
+    selected = set(names)
+    return table.select([at for at, name in enumerate(table.column_names) if name in selected])
+
+
+def _leaves(schema: pa.Schema) -> list[range]:
+    """Return the numbers of the columns in which Parquet stores each field."""
+    counts = [_count_leaves(field.type) for field in schema]
+    stops = np.cumsum([0, *counts]).tolist()
+    return [range(start, stop) for start, stop in pairwise(stops)]
+
+
+def _count_leaves(kind: pa.DataType) -> int:
+    return sum(map(_count_leaves, children_of(kind))) or 1
+
+
+def _chunks(metadata: pq.FileMetaData, leaves: range) -> Iterator[pq.ColumnChunkMetaData]:
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        yield from (row_group.column(leaf) for leaf in leaves)
+
+
+def _check_sizes(source: str, file: BinaryIO, metadata: pq.FileMetaData, leaves: Mapping[str, range]) -> None:
+    """Check that columns do not come to more than a manifest may have, without expanding more than that."""
+    of_columns = {name: list(_chunks(metadata, of)) for name, of in leaves.items()}
+    stored, most = 0, {}
+    for name, chunks in of_columns.items():
+        size = sum(max(chunk.total_uncompressed_size, chunk.num_values * _NUMBER_BYTES) for chunk in chunks)
+        stored += size
+        _check_size(source, name, size, stored)
+        # Each value may be as long as all of a dictionary.
+        most[name] = size + sum(
+            chunk.num_values * chunk.total_uncompressed_size for chunk in chunks if _expands(chunk)
+        )
+    if max(most.values()) <= LARGEST_COLUMN_BYTES and sum(most.values()) <= LARGEST_TABLE_BYTES:
+        return
+    prefixed = {name for name, chunks in of_columns.items() if any(_PREFIXES in c.encodings for c in chunks)}
+    for name in prefixed:
+        size = 0
+        for batch in pq.ParquetFile(file, metadata=metadata).iter_batches(_AT_ONCE, columns=[name]):
+            size += batch.nbytes
+            _check_size(source, name, size, size)
+    expanding = {name: chunks for name, chunks in of_columns.items() if any(map(_expands, chunks))}
+    measured = [name for name in expanding if name not in prefixed]
+    paths = {chunk.path_in_schema for name in measured for chunk in expanding[name] if _expands(chunk)}
+    parquet = pq.ParquetFile(file, metadata=metadata, read_dictionary=sorted(paths))
+    table = _select(parquet, measured)
+    expanded = 0
+    for name, column in zip(table.column_names, table.itercolumns(), strict=True):
+        size = sum(map(_expanded_bytes, column.chunks))
+        expanded += size
+        _check_size(source, name, size, expanded)
+
+
+def _expands(chunk: pq.ColumnChunkMetaData) -> bool:
+    return chunk.physical_type == "BYTE_ARRAY" and not _EXPANDING.isdisjoint(chunk.encodings)
+
+
+def _expanded_bytes(array: pa.Array) -> int:
+    """Return the bytes of an array's values once its dictionaries are expanded."""
+    kind = array.type
+    if types.is_dictionary(kind):
+        if not any(is_kind(kind.value_type) for is_kind in _TEXTS):
+            return len(array) * _NUMBER_BYTES
+        lengths = pc.fill_null(pc.binary_length(array.dictionary), 0).to_numpy(zero_copy_only=False)
+        used = array.indices.drop_null().to_numpy()
+        return int(lengths.astype(np.int64)[used].sum())
+    if isinstance(kind, pa.BaseExtensionType):
+        inner = [array.storage]
+    elif types.is_struct(kind):
+        inner = array.flatten()
+    elif types.is_map(kind):
+        inner = [array.keys, array.items]
+    else:
+        inner = [array.flatten()] if kind.num_fields else []
+    return sum(map(_expanded_bytes, inner)) if inner else int(array.nbytes)
+
+
+_TEXTS: Final = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+
+
+def _check_size(source: str, name: str, of_column: int, of_table: int) -> None:
+    if of_column > LARGEST_COLUMN_BYTES or of_table > LARGEST_TABLE_BYTES:
+        what, size, most = f"the column {name!r} comes", of_column, "2 GiB"
+        if of_column <= LARGEST_COLUMN_BYTES:
+            what, size, most = "its columns come", of_table, "4 GiB"
+        raise UsageError(
+            f"{source}: {what} to {size / 2**30:,.1f} GiB, and at most {most} can be carried: leave out what is not "
+            "needed, or divide the manifest"
+        )
+
+
+def _carried(source: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    try:
+        return portable(column)
+    except pa.ArrowException as error:
+        why = " ".join(re.sub(r"\b(?:In chunk \d+|Invalid): ", "", str(error)).split())[:200]
+        raise UsageError(
+            f"{source}: the column {name!r} of type {str(column.type)[:100]} cannot be carried ({why}): remove it, or "
+            "write it as text"
+        ) from error

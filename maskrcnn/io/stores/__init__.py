@@ -1,0 +1,1 @@
+"""Stores: local folders, S3, Google Cloud Storage, the web."""

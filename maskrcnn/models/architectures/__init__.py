@@ -1,0 +1,1 @@
+"""Networks: their builders, their tensors, and the configurations that files of other projects hold."""

@@ -1,0 +1,1 @@
+"""Files of weights: found, read without running their code, named where they are something else."""
