@@ -1,7 +1,7 @@
 """Describe a user's own network in a process of its own: a driver imports neither torch nor the user's code.
 
 `python -P -m maskrcnn.models.own.own_description` reads a question as JSON from standard input, builds the network on
-the CPU, and answers in JSON: its categories and properties, or what is wrong. What the user's code prints goes elsewhere.
+the CPU, and answers in JSON: its categories and properties, or what is wrong. What that code prints goes elsewhere.
 """
 
 import contextlib
