@@ -28,7 +28,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from networks import settle
 
 CLASSES = 90
-DETECTORS = tuple(name for name, network in NETWORKS.items() if not network.has_masks)
+DETECTORS = tuple(
+    name for name, network in NETWORKS.items() if network.from_state_dict and not network.has_masks
+)
 
 
 @dataclass

@@ -144,8 +144,8 @@ def ids_as_they_come() -> AbstractContextManager[Any]:
     """Instances are numbered in the order in which shards are done."""
     instances_table, numbers = maskrcnn.pipeline.worker.instances_table, itertools.count(1)
 
-    def numbered(*arguments: Any) -> pa.Table:
-        table = instances_table(*arguments)
+    def numbered(*arguments: Any, **options: Any) -> pa.Table:
+        table = instances_table(*arguments, **options)
         ids = pa.array([next(numbers) for _ in range(len(table))], pa.int64())
         return table.set_column(0, table.schema.field(0), ids)
 
