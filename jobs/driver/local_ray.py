@@ -78,7 +78,7 @@ def local_ray(*, public: bool = False) -> Iterator[str]:
                     ) from error
                 shutil.rmtree(session, ignore_errors=True)
                 log.warning("Ray did not start, because %s; trying again", error)
-            except BaseException:
+            except BaseException:  # also Ctrl-C: no Ray is left behind
                 ray.kill()
                 raise
             else:

@@ -83,7 +83,7 @@ class OneProcess:
         with ThreadPoolExecutor(SHARDS_AT_ONCE, thread_name_prefix="shard") as threads:
             try:
                 self._run(worker, threads, shards)
-            except BaseException as error:
+            except BaseException as error:  # also Ctrl-C: the threads must end
                 worker.stop()  # the threads end before the next image
                 if isinstance(error, KeyboardInterrupt):  # no image is to blame, however this ends
                     record_driver(self._storage, self._spec.probes)

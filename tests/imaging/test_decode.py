@@ -707,10 +707,10 @@ def test_real_odd_files_give_pixels_or_a_code() -> None:
             found[path.name] = error.code
     assert Counter(found.values()) == {
         "ok": 66,
-        "unsupported_format": 35,
+        "unsupported_format": 36,
         "unsupported_pixels": 20,
         "truncated": 13,
-        "not_an_image": 11,
+        "not_an_image": 10,
         "corrupt": 7,
         "too_many_pixels": 2,
     }
