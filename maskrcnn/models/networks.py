@@ -184,7 +184,7 @@ def _matterport(depth: int) -> Network:
 def _fpn(library: str, body: str, config: RCNNConfig, *, masks: bool) -> Network:
     """Return the entry of a Mask R-CNN or Faster R-CNN of detectron2 or MMDetection with a ResNet and FPN."""
     return Network(
-        builder=f"{library}:build_{library}",
+        builder=f"architectures.{library}:build_{library}",
         arguments=(body, masks),
         shapes=_shapes(_BODIES[body], frozen_norms=True, masks=masks),
         has_masks=masks,
