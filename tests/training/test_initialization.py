@@ -76,6 +76,7 @@ def test_the_head_of_a_detector_of_one_stage_is_taken_over_by_class(tmp_path):
     assert (begun.min_size, begun.max_size) == (320, 320)
 
 
+@pytest.mark.slow
 def test_new_classes_of_a_focal_loss_begin_with_a_low_score(tmp_path):
     """Else nearly all anchors, which are background, would give a large loss in the first steps."""
     architecture = "retinanet_resnet50_fpn"
@@ -172,17 +173,16 @@ def test_the_stages_of_a_mobilenet_begin_where_the_resolution_is_halved():
     assert stride(blocks[sum(frozen)]) == 2
 
 
+@pytest.mark.slow
 def test_the_stages_of_vgg_are_its_five_blocks():
     network = build_network("ssd300_vgg16", 2, 300, 300)
+    assert len(backbone_parameters(network)) == 2 * 13  # VGG-16's convolutions
     freeze(network, 5)
     trainable = {name for name, p in network.backbone.named_parameters() if p.requires_grad}
     assert {name.rpartition(".")[0] for name in trainable if name.startswith("extra.0.")} == {
         "extra.0.7.1", "extra.0.7.3"  # fc6 and fc7
     }  # fmt: skip
     assert not any(name.startswith("features") for name in trainable)
-    assert (
-        len(backbone_parameters(build_network("ssd300_vgg16", 2, 300, 300))) == 2 * 13
-    )  # VGG-16's convolutions
 
 
 @pytest.mark.slow
