@@ -64,7 +64,7 @@ def _fit_eps(body: nn.Module, eps: float) -> None:
     for layer in body.modules():
         if isinstance(layer, nn.BatchNorm2d) and layer.eps != eps and layer.running_var is not None:
             variance = layer.running_var.double()
-            layer.weight *= ((variance + layer.eps) / (variance + eps)).sqrt().to(layer.weight.dtype)
+            layer.weight.mul_(((variance + layer.eps) / (variance + eps)).sqrt())
 
 
 def _published_names(network: Detector) -> dict[str, str]:
