@@ -88,8 +88,9 @@ def apply(
     augmentation: Augmentation,
     side: int,
     fill: Sequence[float],
+    crowds: Sequence[bytes] = (),
 ) -> tuple[Tensor, Target]:
-    """Apply an augmentation to an image and its masks.
+    """Apply an augmentation to an image, its masks and its crowds.
 
     Args:
         pixels: (height, width, 3) uint8, RGB.
@@ -98,10 +99,12 @@ def apply(
         augmentation: the parameters.
         side: side of the sample, pixels.
         fill: colour of the part of the sample that the image does not cover, RGB in [0, 1].
+        crowds: COCO compressed run lengths of the image's crowds.
 
     Returns:
         The sample, (3, side, side) float32 in [0, 1], and the boxes, labels and masks of its objects, as
-        `losses.ImageLosses` takes them. The boxes are computed from the masks.
+        `losses.ImageLosses` takes them, with the region of the crowds if the image has any. The boxes are computed
+        from the masks.
     """
     height, width = pixels.shape[:2]
     a = augmentation
@@ -112,20 +115,24 @@ def apply(
     image = torch.from_numpy(np.ascontiguousarray(pixels[y0:y1, x0:x1])).permute(2, 0, 1).float() / 255
     image = _colored(_resized(image, rows, columns).clamp_(0, 1), a)
     crops, shown, areas = _crops(masks, (y0, x0, y1, x1), height, width)
+    if crowds:  # all of them as one more plane
+        region = _crops(crowds, (y0, x0, y1, x1), height, width)[0].any(0, keepdims=True)
+        crops = np.concatenate([crops, region.astype(np.uint8)])
     small = (
         _resized(torch.from_numpy(crops).float(), rows, columns) >= 0.5
-        if len(shown)
+        if len(crops)
         else torch.zeros(0, rows, columns)
     )
 
     sample = torch.tensor(fill, dtype=torch.float32)[:, None, None].expand(3, side, side).clone()
     sample[:, :rows, :columns] = image
-    drawn = torch.zeros((len(shown), side, side), dtype=torch.uint8)
+    drawn = torch.zeros((len(crops), side, side), dtype=torch.uint8)
     drawn[:, :rows, :columns] = small
     for flipped, axis in ((a.mirrored, -1), (a.upside_down, -2)):
         if flipped:
             sample, drawn = sample.flip(axis), drawn.flip(axis)
-    return sample, _target(drawn, [labels[i] for i in shown], areas, a.scale)
+    target = _target(drawn[: len(shown)], [labels[i] for i in shown], areas, a.scale)
+    return sample, target | ({"crowds": drawn[-1]} if crowds else {})
 
 
 def _resized(planes: Tensor, rows: int, columns: int) -> Tensor:

@@ -61,8 +61,9 @@ class Samples(Dataset[Sample]):
         scale = min(self._sizes[0] / min(shape), self._sizes[1] / max(shape))
         drawn = draw(generator, shape, config.crop, scale, config.jitter, config.flips, config.color)
         image, target = apply(
-            read_pixels(entry["uri"]), entry["masks"], entry["labels"], drawn, config.crop, self._fill
-        )
+            read_pixels(entry["uri"]), entry["masks"], entry["labels"], drawn, config.crop, self._fill,
+            entry.get("crowds", ()),  # a training begun by version 0.2 has no such column
+        )  # fmt: skip
         return Sample(image, target, int(generator.integers(2**62)), entry["image_id"])
 
 

@@ -41,10 +41,13 @@ SCHEMA: Final = pa.schema(
         pa.field("width", pa.int32(), nullable=False),
         pa.field("labels", pa.list_(pa.int64()), nullable=False),
         pa.field("masks", pa.list_(pa.binary()), nullable=False),
+        pa.field("crowd_labels", pa.list_(pa.int64()), nullable=False),
+        pa.field("crowds", pa.list_(pa.binary()), nullable=False),
     ]
 )
 """One row per image, in order of id. `labels` count the dataset's categories from 1; `masks` are COCO's compressed run
-lengths over the whole image. Crowds and empty masks are not among them."""
+lengths over the whole image. `crowd_labels` and `crowds` are those of crowds, which are not among the objects. Empty
+masks are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +161,10 @@ def coco_ground_truth(images: pa.Table, categories: tuple[Category, ...]) -> dic
     """Return a frozen table in COCO dataset form, as `evaluate` takes it."""
     annotations: list[dict[str, Any]] = []
     for row in images.to_pylist():
-        for label, counts in zip(row["labels"], row["masks"], strict=True):
+        objects = [(label, counts, 0) for label, counts in zip(row["labels"], row["masks"], strict=True)]
+        # A training begun by version 0.2 has no crowds.
+        crowds = zip(row.get("crowd_labels", ()), row.get("crowds", ()), strict=True)
+        for label, counts, is_crowd in objects + [(*crowd, 1) for crowd in crowds]:
             rle = {"size": [row["height"], row["width"]], "counts": counts}
             annotations.append(
                 {
@@ -168,7 +174,7 @@ def coco_ground_truth(images: pa.Table, categories: tuple[Category, ...]) -> dic
                     "segmentation": rle,
                     "area": int(coco_mask.area(rle)),
                     "bbox": coco_mask.toBbox(rle).tolist(),
-                    "iscrowd": 0,
+                    "iscrowd": is_crowd,
                 }
             )
     return {
@@ -310,13 +316,16 @@ def _look(uri: str) -> _Image | str:
 
 
 def _trainable(annotations: pa.Table, findings: Findings) -> pa.Table:
-    """Return the annotations that are trained on."""
-    crowd = annotations["crowd"].to_numpy()
-    empty = (annotations["mask_area"].to_numpy() == 0) & ~crowd
-    for kind, rows in (("crowd, which is not trained on", crowd), ("empty mask, left out", empty)):
+    """Return the annotations that are trained on, and the crowds."""
+    empty = annotations["mask_area"].to_numpy() == 0
+    crowd = annotations["crowd"].to_numpy() & ~empty
+    for kind, rows in (
+        ("crowd, whose region is not trained on as background", crowd),
+        ("empty mask, left out", empty),
+    ):
         for number in annotations["number"].filter(pa.array(rows)).to_pylist():
             findings.warning(kind, f"annotation no. {number}")
-    return annotations.filter(pa.array(~(crowd | empty)))
+    return annotations.filter(pa.array(~empty))
 
 
 def _table(
@@ -331,8 +340,10 @@ def _table(
     are_texts = any(isinstance(id_, str) for id_ in images.ids)
     by_id = sorted(np.flatnonzero(sound).tolist(), key=lambda at: images.ids[at])
     of: dict[int, list[int]] = defaultdict(list)
-    for position, image in enumerate(annotations["image"].to_pylist()):
-        of[image].append(position)
+    crowds_of: dict[int, list[int]] = defaultdict(list)
+    places = zip(annotations["image"].to_pylist(), annotations["crowd"].to_pylist(), strict=True)
+    for position, (image, is_crowd) in enumerate(places):
+        (crowds_of if is_crowd else of)[image].append(position)
     label = labels[annotations["category"].to_numpy()].tolist()
     masks = annotations["counts"].to_pylist()
     names = [str(images.names[at]) for at in by_id]
@@ -345,6 +356,8 @@ def _table(
         "width": sizes[by_id, 1],
         "labels": [[label[i] for i in of[at]] for at in by_id],
         "masks": [[masks[i] for i in of[at]] for at in by_id],
+        "crowd_labels": [[label[i] for i in crowds_of[at]] for at in by_id],
+        "crowds": [[masks[i] for i in crowds_of[at]] for at in by_id],
     }
     return pa.table(columns, schema=SCHEMA)
 
@@ -355,5 +368,6 @@ def _count(table: pa.Table, categories: tuple[Category, ...], findings: Findings
         if label not in labels:
             findings.warning("category that no object has", category.name)
     empty = table.filter(pa.compute.equal(pa.compute.list_value_length(table["labels"]), 0))
-    for name in empty["name"].to_pylist():
-        findings.warning("image without an object, trained on as background", name)
+    for name, crowds in zip(empty["name"].to_pylist(), empty["crowds"].to_pylist(), strict=True):
+        where = " outside of its crowds" if crowds else ""
+        findings.warning(f"image without an object, trained on as background{where}", name)
