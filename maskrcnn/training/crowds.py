@@ -13,7 +13,7 @@ category; the lowest t is 0.5. Training does the same with anchors and proposals
 - A candidate that matches an object is trained on as such, wherever it lies.
 """
 
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -44,6 +44,58 @@ def lie_in_crowds(boxes: Tensor, crowds: Tensor) -> Tensor:
     )
     area = (right - left) * (bottom - top)
     return (area > 0) & (covered >= MIN_SHARE * area)
+
+
+class AnchorLosses(Protocol):
+    """`compute_loss` of torchvision's detectors of one stage."""
+
+    def __call__(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+        /,
+    ) -> dict[str, Tensor]:
+        """Compute the losses of a batch, given for each image (A, 4) anchors, and (A,) the object of each.
+
+        The object is negative for none.
+        """
+
+
+def outside_of_crowds(compute: AnchorLosses, *, is_mean: bool) -> AnchorLosses:
+    """Return a function of the losses that leaves out the anchors that have no object and lie in crowds.
+
+    Args:
+        compute: computes the losses of all anchors.
+        is_mean: whether they are means over the images of a batch; else they are sums over its images, divided by the
+            number of its anchors with an object, at least 1.
+
+    Returns:
+        A function equal to `compute` for a batch without crowds.
+    """
+
+    def computed(
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        if not any("crowds" in target for target in targets):
+            return compute(targets, head_outputs, anchors, matched_idxs)
+        parts = []
+        counts = [int((matched >= 0).sum()) for matched in matched_idxs]
+        for at, (target, boxes, matched) in enumerate(zip(targets, anchors, matched_idxs, strict=True)):
+            kept = torch.ones_like(matched, dtype=torch.bool)
+            if "crowds" in target:
+                kept = (matched >= 0) | ~lie_in_crowds(boxes, target["crowds"])
+            outputs = {name: output[at : at + 1, kept] for name, output in head_outputs.items()}
+            losses = compute([target], outputs, [boxes[kept]], [matched[kept]])
+            weight = 1 / len(targets) if is_mean else max(counts[at], 1) / max(sum(counts), 1)
+            parts.append({name: loss * weight for name, loss in losses.items()})
+        return {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
+
+    return computed
 
 
 def _sum_before(table: Tensor, x: Tensor, y: Tensor) -> Tensor:

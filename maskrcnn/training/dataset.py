@@ -1,14 +1,16 @@
 """A COCO dataset to train on: read, checked before the first step, and frozen as one table.
 
 What cannot be used is listed by kind: an error stops a training, or its image or annotation is left out with
-`--skip-invalid`; a warning names what is used otherwise than stated. Boxes and areas are always those of the masks.
+`--skip-invalid`; a warning names what is used otherwise than stated. For a network that detects masks, boxes and areas
+are always those of the masks; for one that detects boxes only, boxes are those stated, or where no annotation states
+one, those of the masks.
 """
 
 import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -41,13 +43,15 @@ SCHEMA: Final = pa.schema(
         pa.field("width", pa.int32(), nullable=False),
         pa.field("labels", pa.list_(pa.int64()), nullable=False),
         pa.field("masks", pa.list_(pa.binary()), nullable=False),
+        pa.field("boxes", pa.list_(pa.list_(pa.float64(), 4)), nullable=False),
         pa.field("crowd_labels", pa.list_(pa.int64()), nullable=False),
         pa.field("crowds", pa.list_(pa.binary()), nullable=False),
     ]
 )
 """One row per image, in order of id. `labels` count the dataset's categories from 1; `masks` are COCO's compressed run
-lengths over the whole image. `crowd_labels` and `crowds` are those of crowds, which are not among the objects. Empty
-masks are left out."""
+lengths over the whole image, or none for a network that detects boxes only: `boxes` are then the objects, xmin, ymin,
+xmax, ymax in pixels within the image. Crowds are not among them: `crowd_labels` and `crowds` are theirs, always run
+lengths; for a network that detects boxes only, those of their boxes. Empty masks and boxes are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ class Dataset:
 
     @property
     def n_objects(self) -> int:
-        """The number of masks."""
+        """The number of masks or boxes."""
         return int(self.images["labels"].combine_chunks().values.__len__()) if self.images.num_rows else 0
 
     @property
@@ -75,6 +79,7 @@ def read_dataset(
     source: str,
     images_root: str | None = None,
     *,
+    masks: bool = True,
     expected: tuple[Category, ...] | None = None,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Dataset:
@@ -83,6 +88,7 @@ def read_dataset(
     Args:
         source: path or URL of a COCO JSON: `images`, `annotations` with polygons or run lengths, `categories`.
         images_root: what `file_name` is relative to; None: found by `find_images_root`.
+        masks: whether for a network that detects masks; else annotations need only have boxes.
         expected: categories that it must have, as those of the training set for a validation set.
         progress: called with the number of images checked, and that of all.
 
@@ -109,10 +115,12 @@ def read_dataset(
     names = [name for name, sound in zip(file.images.names, named, strict=True) if name and sound]
     root = images_root or find_images_root(source, names)
     sizes, sound = _checked_images(file.images, named, root, findings, progress)
-    annotations = _trainable(file.read_annotations(sizes, ~sound), findings)
+    annotations = file.read_annotations(sizes, ~sound, masks=masks or (file.has_masks and not file.has_boxes))
+    boxes = None if masks else _boxes(annotations)
+    annotations, boxes = _trainable(annotations, boxes, findings)
     labels = np.empty(len(order), np.int64)
     labels[order] = np.arange(1, len(order) + 1)
-    table = _table(file.images, sizes, sound, root, annotations, labels)
+    table = _table(file.images, sizes, sound, root, annotations, boxes, labels)
     _count(table, categories, findings)
     return Dataset(table, categories, findings.listed())
 
@@ -161,19 +169,17 @@ def coco_ground_truth(images: pa.Table, categories: tuple[Category, ...]) -> dic
     """Return a frozen table in COCO dataset form, as `evaluate` takes it."""
     annotations: list[dict[str, Any]] = []
     for row in images.to_pylist():
-        objects = [(label, counts, 0) for label, counts in zip(row["labels"], row["masks"], strict=True)]
+        shapes = row["masks"] or row["boxes"]
+        objects = [(label, shape, 0) for label, shape in zip(row["labels"], shapes, strict=True)]
         # A training begun by version 0.2 has no crowds.
         crowds = zip(row.get("crowd_labels", ()), row.get("crowds", ()), strict=True)
-        for label, counts, is_crowd in objects + [(*crowd, 1) for crowd in crowds]:
-            rle = {"size": [row["height"], row["width"]], "counts": counts}
+        for label, shape, is_crowd in objects + [(*crowd, 1) for crowd in crowds]:
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": row["image_id"],
                     "category_id": categories[label - 1].id,
-                    "segmentation": rle,
-                    "area": int(coco_mask.area(rle)),
-                    "bbox": coco_mask.toBbox(rle).tolist(),
+                    **(_of_mask if row["masks"] or is_crowd else _of_box)(row, shape),
                     "iscrowd": is_crowd,
                 }
             )
@@ -185,6 +191,16 @@ def coco_ground_truth(images: pa.Table, categories: tuple[Category, ...]) -> dic
         "annotations": annotations,
         "categories": [{"id": category.id, "name": category.name} for category in categories],
     }
+
+
+def _of_mask(row: Mapping[str, Any], counts: bytes) -> dict[str, Any]:
+    rle = {"size": [row["height"], row["width"]], "counts": counts}
+    return {"segmentation": rle, "area": int(coco_mask.area(rle)), "bbox": coco_mask.toBbox(rle).tolist()}
+
+
+def _of_box(_row: Mapping[str, Any], box: Sequence[float]) -> dict[str, Any]:
+    x0, y0, x1, y1 = box
+    return {"area": (x1 - x0) * (y1 - y0), "bbox": [x0, y0, x1 - x0, y1 - y0]}
 
 
 # --- the JSON -----------------------------------------------------------------------------------------------
@@ -315,17 +331,40 @@ def _look(uri: str) -> _Image | str:
 # --- objects ------------------------------------------------------------------------------------------------
 
 
-def _trainable(annotations: pa.Table, findings: Findings) -> pa.Table:
-    """Return the annotations that are trained on, and the crowds."""
-    empty = annotations["mask_area"].to_numpy() == 0
+def _boxes(annotations: pa.Table) -> NDArray[np.float64]:
+    """Return the boxes of annotations cut to their images, (N, 4) xmin, ymin, xmax, ymax, pixels."""
+    x, y, width, height, rows, columns = (
+        annotations[name].to_numpy() for name in ("x", "y", "width", "height", "mask_height", "mask_width")
+    )
+    sides = [
+        np.clip(at, 0, end) for at, end in ((x, columns), (y, rows), (x + width, columns), (y + height, rows))
+    ]
+    return np.stack(sides, axis=1).astype(np.float64)
+
+
+def _trainable(
+    annotations: pa.Table, boxes: NDArray[np.float64] | None, findings: Findings
+) -> tuple[pa.Table, NDArray[np.float64] | None]:
+    """Return the annotations that are trained on and the crowds, and their boxes if there are any."""
+    if boxes is None:
+        shape, empty = "mask", annotations["mask_area"].to_numpy() == 0
+    else:
+        shape, empty = "box within its image", (boxes[:, 2:] <= boxes[:, :2]).any(1)
     crowd = annotations["crowd"].to_numpy() & ~empty
     for kind, rows in (
         ("crowd, whose region is not trained on as background", crowd),
-        ("empty mask, left out", empty),
+        (f"empty {shape}, left out", empty),
     ):
         for number in annotations["number"].filter(pa.array(rows)).to_pylist():
             findings.warning(kind, f"annotation no. {number}")
-    return annotations.filter(pa.array(~empty))
+    return annotations.filter(pa.array(~empty)), None if boxes is None else boxes[~empty]
+
+
+def _region(box: Sequence[float], height: int, width: int) -> bytes:
+    """Return a box as COCO's compressed run lengths."""
+    x0, y0, x1, y1 = box
+    (rle,) = coco_mask.frPyObjects(np.array([[x0, y0, x1 - x0, y1 - y0]]), height, width)
+    return bytes(rle["counts"])
 
 
 def _table(
@@ -334,6 +373,7 @@ def _table(
     sound: NDArray[np.bool_],
     root: str,
     annotations: pa.Table,
+    boxes: NDArray[np.float64] | None,
     labels: NDArray[np.int64],
 ) -> pa.Table:
     """Return the table of the images that can be used, `SCHEMA`; ids that are texts become 1, 2, … in their order."""
@@ -345,7 +385,8 @@ def _table(
     for position, (image, is_crowd) in enumerate(places):
         (crowds_of if is_crowd else of)[image].append(position)
     label = labels[annotations["category"].to_numpy()].tolist()
-    masks = annotations["counts"].to_pylist()
+    masks = annotations["counts"].to_pylist() if boxes is None else []
+    corners = [] if boxes is None else boxes.tolist()
     names = [str(images.names[at]) for at in by_id]
     uris = [_place(root, name) for name in names]
     columns = {
@@ -355,9 +396,13 @@ def _table(
         "height": sizes[by_id, 0],
         "width": sizes[by_id, 1],
         "labels": [[label[i] for i in of[at]] for at in by_id],
-        "masks": [[masks[i] for i in of[at]] for at in by_id],
+        "masks": [[masks[i] for i in of[at]] if boxes is None else [] for at in by_id],
+        "boxes": [[] if boxes is None else [corners[i] for i in of[at]] for at in by_id],
         "crowd_labels": [[label[i] for i in crowds_of[at]] for at in by_id],
-        "crowds": [[masks[i] for i in crowds_of[at]] for at in by_id],
+        "crowds": [
+            [masks[i] if boxes is None else _region(corners[i], *sizes[at].tolist()) for i in crowds_of[at]]
+            for at in by_id
+        ],
     }
     return pa.table(columns, schema=SCHEMA)
 

@@ -4,6 +4,8 @@ The loss of an image is the unweighted sum
 
     L = L_objectness + L_rpn_box + L_class + L_box + L_mask                                   (He et al., section 3)
 
+Faster R-CNN has the first four.
+
 RPN (Ren et al., equation 1). From all anchors, including those that cross the border of the image,
 `rpn.batch_size_per_image` are drawn: at most half of them positive (IoU of at least 0.7 with an object, or the highest
 IoU with an object), the others negative (IoU below 0.3 with each object). With p_i the objectness of the drawn anchor
@@ -56,7 +58,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 
 from .config import LOSSES
@@ -73,9 +75,13 @@ class ImageLosses(nn.Module):
         network: the network, in either mode; its samplers are replaced.
     """
 
-    def __init__(self, network: MaskRCNN) -> None:
+    names: tuple[str, ...]
+    """Of its losses, in the order of `LOSSES`."""
+
+    def __init__(self, network: FasterRCNN) -> None:
         super().__init__()
         self.network = network
+        self.names = LOSSES if network.roi_heads.has_mask() else LOSSES[:-1]
         for part in (network.rpn, network.roi_heads):
             sampler = part.fg_bg_sampler
             part.fg_bg_sampler = SeededSampler(sampler.batch_size_per_image, sampler.positive_fraction)
@@ -88,11 +94,12 @@ class ImageLosses(nn.Module):
         Args:
             images: (3, H, W) float32 in [0, 1], all of the same size; H and W are multiples of 32.
             targets: for each image, `boxes` (N, 4) xmin, ymin, xmax, ymax in pixels, `labels` (N,) int64 from 1,
-                `masks` (N, H, W) uint8, and where the image has crowds, `crowds` (H, W) uint8, 1 in their region.
+                for a network with masks `masks` (N, H, W) uint8, and for an image with crowds `crowds` (H, W) uint8, 1
+                in their region.
             seeds: for each image, the seed of its random choices.
 
         Returns:
-            A scalar for each of `LOSSES`.
+            A scalar for each of `names`.
         """
         network = self.network
         for part in (network.rpn, network.roi_heads):
@@ -114,7 +121,7 @@ class ImageLosses(nn.Module):
         network.roi_heads.fg_bg_sampler.ignored = _ignored(candidates if has_crowds else None, targets)
         _, of_heads = network.roi_heads(features, proposals, sizes, list(targets))
         losses |= _without_stand_in(network.roi_heads.fg_bg_sampler, of_heads)
-        return {name: losses[name] for name in LOSSES}
+        return {name: losses[name] for name in self.names}
 
 
 def _ignored(candidates: Sequence[Tensor] | None, targets: Sequence[Target]) -> list[Tensor | None] | None:
