@@ -6,7 +6,8 @@ The notes of a `Start` list which.
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -191,6 +192,25 @@ def freeze_batch_norm_statistics(network: nn.Module) -> None:
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.eval()
+
+
+@contextmanager
+def batch_norm_statistics_taken(network: nn.Module) -> Iterator[None]:
+    """Within this, the batch norms of a network take their statistics from what passes through them.
+
+    Those of a network with random weights do not fit them: with them, the maps of a deep network vanish or grow, and a
+    MobileNet does not learn at all.
+    """
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all passes
+        norm.train()
+    yield
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
 
 
 def _stages(network: Detector) -> list[list[nn.Module]]:

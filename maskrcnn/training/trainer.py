@@ -10,6 +10,7 @@ order of the sum makes no difference that is left in float32.
 
 import csv
 import io
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,14 @@ from ..models.segmenter import MaskRCNNSegmenter
 from ..types import Category
 from .config import CHECKPOINT, CONFIG_KEY, LOG, MODEL, TrainingConfig, columns_of, precision_of
 from .data_loading import Sample, Samples
-from .initialization import Start, backbone_parameters, freeze, freeze_batch_norm_statistics, start
+from .initialization import (
+    Start,
+    backbone_parameters,
+    batch_norm_statistics_taken,
+    freeze,
+    freeze_batch_norm_statistics,
+    start,
+)
 from .losses import ImageLosses
 from .one_stage_losses import OneStageLosses
 from .schedule import learning_rate, order_of, steps_of
@@ -40,6 +48,8 @@ from .validation import validate
 
 log = logging.getLogger("maskrcnn")
 
+STATISTICS_IMAGES: Final = 8
+"""The number of images from which a network with random weights takes the statistics of its batch norms."""
 CHECKPOINT_S: Final = 300.0
 """Seconds between checkpoints within an epoch: the work that a kill may cost, besides the present step."""
 
@@ -157,6 +167,8 @@ class _Trainer:
         self.losses: nn.Module = losses
         self.names = losses.names
         self.network = network
+        if task.config.model.startswith("random:"):
+            self._take_statistics()
         self.trainable = [p for p in network.parameters() if p.requires_grad]
         if self.device.type == "cpu":
             self.gradient = _joined_gradients(self.trainable)
@@ -164,6 +176,19 @@ class _Trainer:
         elif process.world > 1:
             self.losses = DistributedDataParallel(self.losses, gradient_as_bucket_view=True)
         self.saved = time.monotonic()
+
+    def _take_statistics(self) -> None:
+        """Set the statistics of batch norms to those of the first images of the training: the same in all processes."""
+        images, samples = self.task.train.num_rows, self._samples()
+        keys = (
+            (epoch, row)
+            for epoch in itertools.count()
+            for batch in order_of(epoch, images, self.task.config)
+            for row in batch
+        )
+        self.network.train()
+        with batch_norm_statistics_taken(self.network), torch.no_grad():
+            self._forward([samples[key] for key in itertools.islice(keys, STATISTICS_IMAGES)])
 
     def resume(self) -> State:
         """Load the checkpoint, if there is one; return its state, or a new one."""
@@ -211,13 +236,15 @@ class _Trainer:
         config, process = self.task.config, self.process
         batches = order_of(state.epoch, self.task.train.num_rows, config)[state.step :]
         keys = [[(state.epoch, row) for row in batch[process.rank :: process.world]] for batch in batches]
-        sizes = (self.begun.min_size, self.begun.max_size)
-        means = self.network.transform.image_mean
-        samples = Samples(self.task.train, config, self.begun.architecture, sizes, means)
         yield from DataLoader(
-            samples, batch_sampler=keys, num_workers=process.loaders, collate_fn=list,
+            self._samples(), batch_sampler=keys, num_workers=process.loaders, collate_fn=list,
             multiprocessing_context="forkserver" if process.loaders else None,
         )  # fmt: skip
+
+    def _samples(self) -> Samples:
+        begun, means = self.begun, self.network.transform.image_mean
+        sizes = begun.min_size, begun.max_size
+        return Samples(self.task.train, self.task.config, begun.architecture, sizes, means)
 
     def _step(self, batch: list[Sample], done: float) -> Tensor:
         """Take a training step on a batch; return the sums of the losses over this process's images."""
