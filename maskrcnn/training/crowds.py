@@ -8,8 +8,9 @@ category; the lowest t is 0.5. Training does the same with anchors and proposals
   region. Detectron takes the crowds' boxes and a share above 0.7 (`TRAIN.CROWD_FILTER_THRESH`); a box also holds what
   is around and between a crowd. MMDetection has the same rule (`ignore_iof_thr` of `MaxIoUAssigner`), off in its
   configurations; detectron2 and torchvision's references leave crowds out, so that they are background.
-- Any category's crowd counts: objectness has no category, and the classes of the heads are one softmax, in which
-  background cannot be taught for some classes only.
+- For a network that detects boxes only, a crowd's region is its box, as in COCO's evaluation of boxes.
+- Any category's crowd counts: objectness has no category, and in the softmax of the heads background cannot be
+  taught for some classes only.
 - A candidate that matches an object is trained on as such, wherever it lies.
 """
 

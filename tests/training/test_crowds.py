@@ -8,14 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
+from torch import nn
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.ssd import SSD, SSDHead
 
 from maskrcnn.models.model import load_model
 from maskrcnn.synthetic.scenes import render_scene
-from maskrcnn.training.augmentation import apply, draw
+from maskrcnn.training.augmentation import apply, apply_to_boxes, draw
 from maskrcnn.training.config import LOSSES
 from maskrcnn.training.crowds import MIN_SHARE, lie_in_crowds
 from maskrcnn.training.losses import ImageLosses, SeededSampler
+from maskrcnn.training.one_stage_losses import OneStageLosses
 from maskrcnn.training.train_scenes import to_target, to_tensor
 
 SIDE = 192
@@ -202,6 +207,89 @@ def test_an_image_that_is_all_crowd_teaches_nothing(network, sample):
     assert plain["loss_classifier"].item() > 0
 
 
+# --- detectors of one stage ---------------------------------------------------------------------------------
+
+
+class TinyBackbone(nn.Module):
+    """One feature map of 32 channels, an eighth of the image's size."""
+
+    out_channels = 32
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 32, 8, stride=8)
+
+    def forward(self, images):
+        return {"0": self.conv(images)}
+
+
+def one_stage(name):
+    torch.manual_seed(3)
+    sizes = {"min_size": 64, "max_size": 64}
+    if name == "retinanet":
+        anchors = AnchorGenerator(((16, 32),), ((0.5, 1.0),))
+        network = RetinaNet(TinyBackbone(), 4, anchor_generator=anchors, **sizes)
+    elif name == "fcos":
+        anchors = AnchorGenerator(((8,),), ((1.0,),))
+        network = FCOS(TinyBackbone(), 4, anchor_generator=anchors, **sizes)
+    else:
+        generator = DefaultBoxGenerator([[2]], scales=[0.3, 0.5])
+        network = SSD(TinyBackbone(), generator, (64, 64), 4, head=SSDHead([32], [4], 4))
+    return network.train()
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "ssd"])
+def test_anchors_in_crowds_count_as_certain_background(name):
+    """What a detector is certain of has no loss, and it is never among the hardest negatives."""
+    network = one_stage(name)
+    part = network if name == "ssd" else network.head
+    stock, seen = part.compute_loss, []
+
+    def recorded(*arguments):
+        seen.append(arguments)
+        return stock(*arguments)
+
+    part.compute_loss = recorded
+    losses = OneStageLosses(network)
+    images = list(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+    boxes = torch.tensor([[2.0, 2, 30, 28], [30, 10, 50, 44]]), torch.tensor([[10.0, 30, 40, 60]])
+    plain = [{"boxes": each, "labels": torch.arange(len(each)) + 1} for each in boxes]
+    crowds = torch.zeros(64, 64, dtype=torch.uint8)
+    crowds[:, 20:] = 1
+    targets = [plain[0] | {"crowds": crowds}, plain[1]]
+
+    without = losses(images, plain, (0, 0))
+    computed = losses(images, targets, (0, 0))
+    _, outputs, anchors, matched = seen[0]
+    outputs = {name: output.clone() for name, output in outputs.items()}
+    in_crowds = in_crowds_by_pixels(anchors[0].double().numpy(), crowds.numpy())
+    left_out = torch.from_numpy(in_crowds) & (matched[0] < 0)
+    assert left_out.any()
+    assert not left_out.all()
+    outputs["cls_logits"][0, left_out] = torch.tensor([1e4, *[-1e4] * 3]) if name == "ssd" else -1e4
+    expected = stock(plain, outputs, anchors, matched)
+    for loss in losses.names:
+        assert computed[loss].item() == pytest.approx(expected[loss.removeprefix("loss_")].item(), rel=1e-5)
+    assert computed["loss_classification"] < without["loss_classification"]
+    alone = [losses(images[1:], [each], (0,)) for each in (plain[1], plain[1] | {"crowds": 0 * crowds})]
+    assert all(torch.equal(alone[0][loss], alone[1][loss]) for loss in losses.names)
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "ssd"])
+def test_a_detector_of_one_stage_learns_nothing_from_a_crowd(name):
+    network = one_stage(name)
+    target = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    far = torch.ones(64, 64, dtype=torch.uint8)
+    generate = network.anchor_generator.forward
+    network.anchor_generator.forward = lambda images, features: [  # none is beyond the border
+        anchors.clamp(0, 64) for anchors in generate(images, features)
+    ]
+    computed = OneStageLosses(network)([torch.rand(3, 64, 64)], [target | {"crowds": far}], (0,))
+    assert all(loss.item() == 0 for loss in computed.values())
+    torch.stack(list(computed.values())).sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in network.parameters())
+
+
 # --- augmentation -------------------------------------------------------------------------------------------
 
 
@@ -229,6 +317,8 @@ def test_a_crowd_is_transformed_as_an_object_would_be(seed, jitter, side):
         assert as_crowd["crowds"].sum() < 0.1 * mask.sum() * drawn.scale**2 + 4
     _, without = apply(pixels, [encoded(mask)], [1], drawn, side, (0.0,) * 3)
     assert "crowds" not in without
+    _, boxes = apply_to_boxes(pixels, [], [], drawn, side, (0.0,) * 3, [encoded(mask)])
+    assert torch.equal(boxes["crowds"], as_crowd["crowds"])
 
 
 def test_crowds_are_one_region_and_change_no_object():
