@@ -43,6 +43,7 @@ WITHOUT_TORCH |= {
     "training.config",
     "training.schedule",
     "training.dataset",
+    "training.joining",
     "training.color_baseline",
 }
 RIMS = {
