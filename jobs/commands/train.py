@@ -157,7 +157,9 @@ def train(
     shape = "mask" if "mask_ap" in best else "box"
     known = "box_ap" in best
     measured = f": {shape} AP {best[f'{shape}_ap']:.3f}, AP50 {best[f'{shape}_ap50']:.3f}" if known else ""
-    click.echo(f"{plural(result['epochs'], 'epoch')}; {result['model']} is epoch {best['epoch']}{measured}")
+    click.echo(
+        f"{plural(result['epochs'], 'epoch', 'epochs')}; {result['model']} is epoch {best['epoch']}{measured}"
+    )
 
 
 def _check_installed() -> None:

@@ -142,7 +142,7 @@ _RESNEXT101: Final = PublishedWeights(
     "resnext101_32x8d-8ba56ff5.pth", "ResNeXt101_32X8D_Weights.IMAGENET1K_V1"
 )
 _MOBILENET: Final = PublishedWeights(
-    "mobilenet_v3_large-8738ca79.pth", "MobileNet_V3_Large_Weights.IMAGENET1K_V1"
+    "mobilenet_v3_large-8738ca79.pth", "MobileNet_V3_Large_Weights.IMAGENET1K_V1", norm_eps=1e-3
 )
 _VGG16: Final = PublishedWeights("vgg16_features-amdegroot-88682ab5.pth", "VGG16_Weights.IMAGENET1K_FEATURES")
 _RETINANET: Final = ClassScores("head.classification_head.cls_logits.weight", 9)

@@ -578,3 +578,72 @@ def test_reading_changes_nothing_of_the_content(folder):
     before = copy.deepcopy(content)
     read(folder, content)
     assert content == before
+
+
+# --- for a network without masks ------------------------------------------------------------------------------
+
+
+def boxed(**other):
+    content = good()
+    for entry in content["annotations"]:
+        del entry["segmentation"]
+        entry.update(other)
+    return content
+
+
+@pytest.mark.parametrize("segmentation", [{}, {"segmentation": []}, {"segmentation": None}], ids=str)
+def test_a_network_without_masks_needs_boxes_alone(folder, segmentation):
+    dataset = read(folder, boxed(**segmentation), masks=False)
+    assert dataset.errors == ()
+    assert dataset.images.schema.equals(SCHEMA)
+    assert dataset.images["labels"].to_pylist() == [[1, 2], [], [1]]
+    assert dataset.images["boxes"].to_pylist() == [[[2, 3, 12, 13], [5, 5, 9, 9]], [], [[2, 3, 12, 13]]]
+    assert dataset.images["masks"].to_pylist() == [[], [], []]
+    assert dataset.n_objects == 3
+    truth = coco_ground_truth(dataset.images, dataset.categories)
+    assert [(a["bbox"], a["area"]) for a in truth["annotations"]][1] == ([5, 5, 4, 4], 16)
+    assert not any("segmentation" in entry for entry in truth["annotations"])
+
+
+def test_a_mask_r_cnn_needs_masks(folder):
+    assert {(error.kind, error.count) for error in read(folder, boxed()).errors} == {
+        ("annotation without a mask", 3)
+    }
+
+
+def test_boxes_are_those_stated_and_only_without_any_those_of_the_masks(folder):
+    content = good()
+    content["annotations"][0]["bbox"] = [2.25, 3.5, 9.25, 9]
+    content["annotations"][2]["bbox"] = [3, 3, 8, 9]
+    dataset = read(folder, content, masks=False)
+    assert dataset.images["boxes"].to_pylist()[0][0] == [2.25, 3.5, 11.5, 12.5]
+    assert dataset.images["masks"].to_pylist()[0] == []
+    for entry in content["annotations"]:
+        del entry["bbox"]
+    dataset = read(folder, content, masks=False)
+    assert dataset.errors == ()
+    assert dataset.images["boxes"].to_pylist() == [[[2, 3, 12, 13], [5, 5, 9, 9]], [], [[2, 3, 12, 13]]]
+
+
+def test_boxes_are_cut_to_their_images_and_empty_ones_left_out(folder):
+    content = boxed()
+    content["annotations"][0]["bbox"] = [-4, 15, 10, 10]
+    content["annotations"][1]["bbox"] = [31, 2, 5, 5]
+    content["annotations"][2]["iscrowd"] = 1
+    dataset = read(folder, content, masks=False)
+    assert dataset.errors == ()
+    assert dataset.images["boxes"].to_pylist() == [[[0, 15, 6, 20]], [], []]
+    assert ("empty box within its image, left out", 1) in {(f.kind, f.count) for f in dataset.findings}
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: str(odd)[:8])
+@pytest.mark.parametrize("key", ["bbox", "segmentation", "iscrowd", "area"])
+def test_without_masks_too_no_value_is_more_than_a_finding(folder, key, odd):
+    content = good()
+    for value in (odd, [odd] * 4, [1, 1, odd, odd]):
+        content["annotations"][1][key] = value
+        dataset = read(folder, content, masks=False)
+        assert dataset.n_objects in (2, 3)
+        boxes = np.array([box for image in dataset.images["boxes"].to_pylist() for box in image])
+        assert np.isfinite(boxes).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()

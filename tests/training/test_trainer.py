@@ -1,5 +1,7 @@
 """Training: the result depends on the configuration and the data alone, even after a kill, and a model is written."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,13 @@ from labelled import write_labels
 
 from maskrcnn.errors import ItemError, RunError, UsageError
 from maskrcnn.models.model import load_model
+from maskrcnn.models.networks import NETWORKS, TRAINABLE
+from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.training import trainer as training
-from maskrcnn.training.config import COLUMNS, LOSSES, TrainingConfig
+from maskrcnn.training.config import LOSSES, TrainingConfig, columns_of
 from maskrcnn.training.dataset import read_dataset, split_dataset
 from maskrcnn.training.trainer import Process, Task, train
+from maskrcnn.training.validation import validate
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +72,7 @@ def test_a_model_a_log_and_a_checkpoint_are_written(dataset, trained):
     assert model.categories == dataset.categories
     assert (model.card.min_size, model.card.max_size) == (SIDE, SIDE)
     lines = (folder / "log.csv").read_text().splitlines()
-    assert lines[0].split(",") == list(COLUMNS)
+    assert lines[0].split(",") == list(columns_of(LOSSES, has_masks=True))
     assert [line.split(",")[0] for line in lines[1:]] == ["1", "2"]
     for row in state.rows:
         assert row["loss"] == pytest.approx(sum(row[name] for name in LOSSES))
@@ -151,6 +156,49 @@ def test_without_a_validation_set_the_model_is_that_of_the_last_epoch(dataset, t
     assert "mask_ap" not in state.rows[0]
     assert ",,," in (tmp_path / "log.csv").read_text()
     assert load_model(str(tmp_path / "model.safetensors")).categories == dataset.categories
+
+
+# --- networks without masks -------------------------------------------------------------------------------------
+
+LITE = "ssdlite320_mobilenet_v3_large"
+
+
+def without_masks(folder, architecture, steps, rate=2e-3):
+    """A task that trains a network on two scenes from random weights, without augmentation and validation."""
+    dataset = read_dataset(str(write_labels(folder, range(2), SIDE)), masks=False)
+    sizes = {} if NETWORKS[architecture].resize.fixed else {"min_size": SIDE, "max_size": SIDE, "crop": SIDE}
+    config = TrainingConfig(
+        model=f"random:{architecture}", epochs=1, batch_size=steps, learning_rate=rate, freeze=0, color=0.0,
+        flips="none", jitter=(1.0, 1.0), warmup=0.1, weight_decay=0.0, **sizes,
+    )  # fmt: skip
+    return dataset, config
+
+
+def overfitted(folder, architecture, steps, rate=2e-3):
+    """The rows of the log, and the box AP on the images trained on, of before and after a training."""
+    dataset, config = without_masks(folder, architecture, 2, rate)
+    log = []
+    for epochs, name in ((1, "before"), (steps, "after")):
+        longer = dataclasses.replace(
+            config, epochs=epochs, learning_rate=config.learning_rate if epochs > 1 else 1e-12
+        )
+        images = dataset.images
+        work = Task(longer, str(folder / name), images, images.slice(0, 0), dataset.categories, "x")
+        rows = train(work, Process()).rows
+        segmenter = MaskRCNNSegmenter(load_model(str(folder / name / "model.safetensors")))
+        log.append((rows, validate(segmenter, images, dataset.categories, 100)))
+    return log
+
+
+@pytest.mark.sampled(0)  # minutes: `make chaos` runs them
+@pytest.mark.parametrize("architecture", [name for name in TRAINABLE if not NETWORKS[name].has_masks])
+def test_a_network_without_masks_learns_two_images_from_random_weights(tmp_path, architecture):
+    (_, before), (rows, after) = overfitted(
+        tmp_path, architecture, 60, 5e-4 if "vgg" in architecture else 1e-3
+    )
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    assert before["box_ap"] < 0.05
+    assert after["box_ap"] > before["box_ap"] + 0.2
 
 
 def test_mixed_precision_trains(dataset, tmp_path):

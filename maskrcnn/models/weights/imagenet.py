@@ -3,7 +3,7 @@
 from importlib import import_module
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection.ssd import SSD
 
 from ...errors import UsageError
@@ -54,6 +54,17 @@ def load_imagenet(network: Detector, architecture: str) -> None:
         )
     taken = {name: published[theirs] for name, theirs in names.items() if theirs in published}
     network.backbone.load_state_dict(own | taken)
+    if not isinstance(network, SSD):
+        _fit_eps(network.backbone.body, weights.norm_eps)
+
+
+@torch.no_grad()
+def _fit_eps(body: nn.Module, eps: float) -> None:
+    """Rescale batch norms that were trained with another epsilon than the network's: detectors have torch's default."""
+    for layer in body.modules():
+        if isinstance(layer, nn.BatchNorm2d) and layer.eps != eps and layer.running_var is not None:
+            variance = layer.running_var.double()
+            layer.weight *= ((variance + layer.eps) / (variance + eps)).sqrt().to(layer.weight.dtype)
 
 
 def _published_names(network: Detector) -> dict[str, str]:
