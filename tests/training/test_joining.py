@@ -231,7 +231,7 @@ def test_what_training_and_validation_do_not_share_is_said(tmp_path):
     assert "image that is also trained on, whose precision is not that of new images" not in found
     assert matched.images["labels"].to_pylist() == [[1]]
     # The network finds all there is, and what the validation set does not know of; only the house counts.
-    truth = coco_ground_truth(matched.images, matched.categories)
+    ground_truth = coco_ground_truth(matched.images, matched.categories)
     results = [
         {
             "image_id": 0,
@@ -241,7 +241,7 @@ def test_what_training_and_validation_do_not_share_is_said(tmp_path):
         }
         for id_, box in ((1, (1, 2, 7, 9)), (2, (9, 2, 15, 9)))
     ]
-    assert dict(average_precision(truth, results, "segm").per_category) == {"house": pytest.approx(1)}
+    assert dict(average_precision(ground_truth, results, "segm").per_category) == {"house": pytest.approx(1)}
 
 
 def test_an_image_that_is_also_trained_on_is_a_warning(two):
