@@ -131,7 +131,7 @@ def test_an_image_with_hundreds_of_objects_gives_a_sample():
     assert target["boxes"].tolist() == [list(map(float, box)) for box in boxes]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(0, 2**32),
     st.sampled_from([0.5, 1.0, 2.0]),

@@ -76,10 +76,12 @@ def test_the_head_of_a_detector_of_one_stage_is_taken_over_by_class(tmp_path):
     assert (begun.min_size, begun.max_size) == (320, 320)
 
 
-@pytest.mark.slow
-def test_new_classes_of_a_focal_loss_begin_with_a_low_score(tmp_path):
+@pytest.mark.sampled(0)
+@pytest.mark.parametrize(
+    ("architecture", "anchors"), [("retinanet_resnet50_fpn", 9), ("fcos_resnet50_fpn", 1)]
+)
+def test_new_classes_of_a_focal_loss_begin_with_a_low_score(tmp_path, architecture, anchors):
     """Else nearly all anchors, which are background, would give a large loss in the first steps."""
-    architecture = "retinanet_resnet50_fpn"
     network = build_network(architecture, 3, 64, 64)
     save_model(
         tmp_path / "m.safetensors", network, architecture, [Category(1, "a"), Category(2, "b")], 64, 64, {}
@@ -87,8 +89,8 @@ def test_new_classes_of_a_focal_loss_begin_with_a_low_score(tmp_path):
     begun = start(str(tmp_path / "m.safetensors"), [Category(1, "new"), Category(2, "b")])
     bias = begun.network.head.classification_head.cls_logits.bias.sigmoid()
     torch.testing.assert_close(bias, torch.full_like(bias, 0.01), rtol=0.01, atol=0)
-    weight = begun.network.head.classification_head.cls_logits.weight.view(9, 3, -1)
-    old = network.head.classification_head.cls_logits.weight.view(9, 3, -1)
+    weight = begun.network.head.classification_head.cls_logits.weight.view(anchors, 3, -1)
+    old = network.head.classification_head.cls_logits.weight.view(anchors, 3, -1)
     torch.testing.assert_close(weight[:, 2], old[:, 2], rtol=1e-3, atol=1e-4)
     assert not torch.allclose(weight[:, 1], old[:, 1], rtol=1e-3, atol=1e-4)
 
@@ -173,7 +175,7 @@ def test_the_stages_of_a_mobilenet_begin_where_the_resolution_is_halved():
     assert stride(blocks[sum(frozen)]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.sampled(0)
 def test_the_stages_of_vgg_are_its_five_blocks():
     network = build_network("ssd300_vgg16", 2, 300, 300)
     assert len(backbone_parameters(network)) == 2 * 13  # VGG-16's convolutions

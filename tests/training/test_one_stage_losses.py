@@ -15,6 +15,13 @@ ONE_STAGE = [name for name, network in NETWORKS.items() if network.forward.start
 TWO_STAGES = [
     name for name, network in NETWORKS.items() if name.startswith("fasterrcnn_") and network.from_state_dict
 ]
+NAMES = {
+    "fasterrcnn": {"objectness", "rpn_box_reg", "classifier", "box_reg"},
+    "fcos": {"classification", "bbox_regression", "bbox_ctrness"},
+    "retinanet": {"classification", "bbox_regression"},
+    "ssd300": {"classification", "bbox_regression"},
+    "ssdlite320": {"classification", "bbox_regression"},
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,36 +61,29 @@ def test_the_networks_are_those_of_torchvision_without_masks():
 
 @pytest.mark.slow
 @pytest.mark.sampled(1)
-@pytest.mark.parametrize("architecture", ONE_STAGE)
-def test_the_losses_of_a_detector_of_one_stage_equal_torchvision_s(architecture):
+@pytest.mark.parametrize("architecture", [*ONE_STAGE, *TWO_STAGES])
+def test_the_losses_of_a_batch_equal_torchvision_s(architecture):
+    """Of images of the network's size, and for a Faster R-CNN with the same candidates drawn."""
     resize = NETWORKS[architecture].resize
     side = resize.max_size if resize.fixed else 64
     images, targets = samples(side)
     network = built(architecture, side, images)
-    with torch.no_grad():
-        stock = network([image.clone() for image in images], [dict(target) for target in targets])
-        losses = OneStageLosses(network)
-        ours = losses(images, targets, [0, 0, 0])
-    assert {name.removeprefix("loss_") for name in losses.names} == stock.keys()
-    for name in losses.names:
-        assert ours[name].item() == pytest.approx(stock[name.removeprefix("loss_")].item(), rel=1e-5)
-        assert ours[name] > 0
-
-
-@pytest.mark.slow
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize("architecture", TWO_STAGES)
-def test_the_losses_of_a_faster_rcnn_equal_torchvision_s(architecture):
-    """With the same candidates drawn, the network called as torchvision documents it returns the same four losses."""
-    images, targets = samples(64)
-    network = built(architecture, 64, images)
-    losses = ImageLosses(network)
-    with torch.no_grad():
-        ours = losses(images, targets, [3, 4, 5])
-        stock = network(images, targets)  # the seeds and boxes of the samplers are still set
-    assert set(losses.names) == stock.keys() == {
-        "loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"
-    }  # fmt: skip
-    for name in losses.names:
-        assert ours[name].item() == pytest.approx(stock[name].item(), rel=1e-5)
-        assert ours[name] > 0
+    if architecture in ONE_STAGE:
+        with torch.no_grad():  # before it no longer resizes
+            stock = network(list(images), [dict(target) for target in targets])
+            losses = OneStageLosses(network)
+            ours = losses(images, targets, [3, 4, 5])
+    else:
+        losses = ImageLosses(network)
+        with torch.no_grad():
+            ours = losses(images, targets, [3, 4, 5])
+            stock = network(images, targets)  # the seeds and boxes of the samplers are still set
+    names = {name.removeprefix("loss_"): name for name in losses.names}
+    assert (
+        {name.removeprefix("loss_") for name in stock}
+        == names.keys()
+        == NAMES[architecture.partition("_")[0]]
+    )
+    for name, loss in stock.items():
+        assert ours[names[name.removeprefix("loss_")]].item() == pytest.approx(loss.item(), rel=1e-5)
+        assert loss > 0

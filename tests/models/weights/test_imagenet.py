@@ -81,7 +81,7 @@ def test_a_mobilenet_computes_the_maps_of_the_published_one(hub, monkeypatch):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.sampled(0)
 def test_an_ssd_computes_the_maps_of_the_published_vgg(hub, monkeypatch):
     published = make_layers(cfgs["D"], batch_norm=False).eval()  # VGG-16 without its classifier
     state = {f"features.{name}": tensor for name, tensor in published.state_dict().items()}
