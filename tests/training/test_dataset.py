@@ -420,6 +420,20 @@ def test_crowds_are_kept_apart_from_the_objects(folder):
     ]
 
 
+def test_the_region_of_a_crowd_is_its_box_where_only_boxes_are_detected(folder):
+    content = good()
+    content["annotations"][1] |= {"iscrowd": 1, "bbox": [4, 3, 20, 30], "segmentation": [], "area": 340}
+    dataset = read(folder, content, masks=False)
+    assert dataset.errors == ()
+    assert dataset.images["labels"].to_pylist() == [[1], [], [1]]
+    (counts,) = dataset.images["crowds"][0].as_py()
+    region = coco_mask.decode({"size": [20, 30], "counts": counts})
+    assert region.sum() == 20 * 17
+    assert region[3:, 4:24].all()
+    entries = coco_ground_truth(dataset.images, dataset.categories)["annotations"]
+    assert [entry["bbox"] for entry in entries if entry["iscrowd"]] == [[4, 3, 20, 17]]
+
+
 def test_faults_of_images_are_named(folder):
     content = good()
     content["images"] += [
