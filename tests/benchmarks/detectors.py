@@ -8,6 +8,7 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +66,12 @@ class Parity:
 
 
 def random_model(
-    architecture: str, photos: list[Tensor], size: int | None, classes: int = CLASSES, seed: int = 3
+    architecture: str,
+    photos: list[Tensor],
+    size: int | None,
+    classes: int = CLASSES,
+    seed: int = 3,
+    change: Callable[[torch.nn.Module], object] | None = None,
 ) -> Model:
     """Return a network with random weights whose scores are apart.
 
@@ -75,12 +81,15 @@ def random_model(
         size: the shorter side of an image after the resize, pixels; None, and networks of one size: their own.
         classes: without the background.
         seed: of the weights.
+        change: what to change in the network before its outputs are shaped.
     """
     torch.manual_seed(seed)
     resize = NETWORKS[architecture].resize
     ratio = 1.0 if size is None or resize.fixed else min(size / resize.min_size, 1.0)
     min_size, max_size = round(resize.min_size * ratio), round(resize.max_size * ratio)
     network = build_network(architecture, classes + 1, min_size, max_size).eval()
+    if change is not None:
+        change(network)
     settle(network, photos)
     categories = tuple(Category(label, f"class {label}") for label in range(1, classes + 1))
     labels = (NO_CATEGORY, *range(1, classes + 1))
