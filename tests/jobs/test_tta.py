@@ -79,7 +79,9 @@ def test_what_it_means_is_recorded_and_must_be_repeated(photos: Path) -> None:
     info = json.loads(Path("out/run.json").read_text())
     assert info["settings"]["tta"] == "flip,scales=0.8/1/1.25"
     assert _planned_request("out", info, "auto").inference.tta == "flip,scales=0.8/1/1.25"
-    assert "resuming the plan" in plan("--tta", "flip,scales=1.25/1/0.8")[1]
+    created = json.loads(Path("out/plan.json").read_text())
+    assert plan("--tta", "flip,scales=1.25/1/0.8")[0] == 0
+    assert json.loads(Path("out/plan.json").read_text()) == created
     Path("out/receipts").mkdir()
     Path("out/receipts/begun").touch()
     for others in ([], ["--tta", "flip"]):
