@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from benchmarks.detectors import random_model
+from benchmarks.parity import random_model
 from matterport_oracle import model_of, tensors_of
 from pycocotools import mask as coco_mask
 from torch.nn import functional as F
