@@ -10,6 +10,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from ..config import parse_tta
 from ..errors import UsageError
 from .architectures import network_shapes, one_stage_shapes
 from .architectures.matterport_config import STRIDE, MatterportConfig
@@ -33,6 +34,7 @@ __all__ = [
     "Resize",
     "architecture_of",
     "check_tensors",
+    "check_tta",
 ]
 
 
@@ -387,3 +389,29 @@ def check_tensors(
     for name, shape in shapes.items():
         if shape != expected[name]:
             raise UsageError(f"{shown}: the tensor {name} has the shape {shape}, not {expected[name]}")
+
+
+def check_tta(tta: str | None, model: str, architecture: str) -> None:
+    """Check that a model can be run on augmented copies of images.
+
+    Args:
+        tta: as of `config.parse_tta`; None: on no copies.
+        model: its name in messages.
+        architecture: one of `ARCHITECTURES`, or `planted` or `own`.
+
+    Raises:
+        UsageError: it cannot, or `tta` is not valid.
+    """
+    if tta is None:
+        return
+    augmentations = parse_tta(tta)
+    if architecture not in NETWORKS:
+        raise UsageError(
+            f"--tta combines what is inside a network of this program's own: leave it out with {model}"
+            + (", whose factory can augment images itself" if architecture == "own" else "")
+        )
+    resize = NETWORKS[architecture].resize
+    if resize.fixed and augmentations.scales != (1.0,):
+        raise UsageError(
+            f"--tta {tta}: {model} resizes every image to {resize.min_size} x {resize.min_size} pixels: use --tta flip"
+        )
