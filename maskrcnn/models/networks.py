@@ -15,7 +15,7 @@ from .architectures import network_shapes, one_stage_shapes
 from .architectures.matterport_config import STRIDE, MatterportConfig
 from .architectures.network_config import NetworkConfig
 from .architectures.network_shapes import Shape, current_name, torchvision_shapes
-from .architectures.rcnn_config import CAFFE2, DETECTRON2, MMDETECTION, RCNNConfig
+from .architectures.rcnn_config import CAFFE2, CASCADE, DETECTRON2, MMDETECTION, RCNNConfig
 from .weights.published_weights import PublishedWeights
 
 if TYPE_CHECKING:
@@ -95,6 +95,9 @@ class Network:
     """ImageNet weights of its backbone; None: no published weights fit it."""
     config: NetworkConfig | None = None
     """The default of the configuration that its file holds; None: it has none."""
+    detectron2: Mapping[str, tuple[Any, ...]] | None = None
+    """The values that detectron2's configuration may have at some keys, where they are not those of a Mask R-CNN with
+    FPN; none: any value, without effect. None: it is not a network of detectron2."""
 
     def build(self, labels: int, min_size: int, max_size: int, config: NetworkConfig | None) -> "Detector":
         """Build it with random weights; imports torch.
@@ -190,6 +193,25 @@ def _fpn(library: str, body: str, config: RCNNConfig, *, masks: bool) -> Network
         has_masks=masks,
         trainable=masks,
         config=config,
+        detectron2={} if library == "detectron2" else None,
+    )
+
+
+def _cascade(body: str) -> Network:
+    """Return the entry of a Cascade Mask R-CNN of detectron2 with a ResNet and FPN."""
+    return Network(
+        builder="architectures.cascade:build_cascade",
+        arguments=(body, True),
+        shapes=partial(network_shapes.cascade_shapes, body=_BODIES[body], frozen_norms=True),
+        class_scores=ClassScores("roi_heads.box_predictor.0.cls_score.weight"),
+        forward="architectures.cascade:CascadeForward",
+        trainable=False,
+        config=CASCADE,
+        detectron2={
+            "MODEL.ROI_HEADS.NAME": ("CascadeROIHeads",),
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (True,),
+            "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": (),
+        },
     )
 
 
@@ -261,6 +283,7 @@ NETWORKS: Final[Mapping[str, Network]] = {
         for library, body, config in _ZOOS
         for masks in (True, False)
     },
+    "cascade_maskrcnn_resnet50_fpn_detectron2": _cascade("resnet50"),
     "maskrcnn_matterport_resnet50": _matterport(50),
     "maskrcnn_matterport_resnet101": _matterport(101),
     "fasterrcnn_resnet50_fpn": _torchvision("fasterrcnn_resnet50_fpn", _shapes(masks=False), **_BOXES),

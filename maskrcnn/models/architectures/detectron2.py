@@ -82,7 +82,7 @@ def build_detectron2(
         "box_score_thresh": config.min_score,
         "box_nms_thresh": config.nms_threshold,
         "box_detections_per_img": config.max_detections,
-        "bbox_reg_weights": config.box_weights,
+        "bbox_reg_weights": config.box_weights[-4:],  # of the last stage
     }
     if masks:
         network = MaskRCNN(backbone, num_classes, mask_roi_pool=AdaptiveRoIAlign(_LEVELS, 14), **parts)

@@ -1,11 +1,12 @@
 """The tensors that each network must hold, by name and shape, without building it and without torch."""
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 __all__ = [
     "SMALL_MOBILENET",
     "Shape",
+    "cascade_shapes",
     "current_name",
     "layer_namer",
     "lite0",
@@ -97,6 +98,24 @@ def torchvision_shapes(
     if masks:
         layer("roi_heads.mask_predictor.conv5_mask", channels, channels, 2, 2)
         layer("roi_heads.mask_predictor.mask_fcn_logits", labels, channels, 1, 1)
+    return shapes
+
+
+def cascade_shapes(labels: int, body: Body, *, stages: int = 3, **facts: Any) -> dict[str, Shape]:
+    """Return the tensors of a network with several box heads, each of which returns one box for all classes.
+
+    Args:
+        labels: the background included.
+        body: the backbone below the pyramid.
+        stages: the number of box heads.
+        facts: other arguments of `torchvision_shapes`.
+    """
+    shapes = torchvision_shapes(labels, body, **facts)
+    for name in [name for name in shapes if name.startswith(("roi_heads.box_head.", "roi_heads.box_predictor."))]:
+        shape = shapes.pop(name)
+        shape = (4, *shape[1:]) if ".bbox_pred." in name else shape
+        part, rest = name.removeprefix("roi_heads.").split(".", 1)
+        shapes |= {f"roi_heads.{part}.{stage}.{rest}": shape for stage in range(stages)}
     return shapes
 
 

@@ -5,9 +5,9 @@ This module does not import torch: a model's file has the configuration in its h
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import ClassVar, Final
 
-__all__ = ["CAFFE2", "DETECTRON2", "MMDETECTION", "RCNNConfig"]
+__all__ = ["CAFFE2", "CASCADE", "DETECTRON2", "MMDETECTION", "CascadeConfig", "RCNNConfig"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class RCNNConfig:
     rpn_box_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     """The divisors of the offsets dx, dy, log dw, log dh, from anchors to proposals, …"""
     box_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)
-    """… and from proposals to boxes."""
+    """… and from proposals to boxes; four for each stage."""
     pre_nms_limit: int = 1000
     """The number of anchors of each level that become boxes, …"""
     rpn_nms_threshold: float = 0.7
@@ -41,8 +41,12 @@ class RCNNConfig:
     max_detections: int = 100
     """… and the maximum number of instances of an image; a run has its own options for both."""
 
+    stages: ClassVar[int] = 1
+    """The number of box heads, each of which refines the boxes of the one before."""
+
     def __post_init__(self) -> None:
-        for name, count in _COUNTS.items():
+        counts = _COUNTS | {"box_weights": 4 * self.stages}
+        for name, count in counts.items():
             if len(getattr(self, name)) != count:
                 raise ValueError(f"{name} must have {count} numbers, not {len(getattr(self, name))}")
         for name in ("rpn_nms_threshold", "nms_threshold"):
@@ -62,11 +66,23 @@ class RCNNConfig:
         return json.dumps(asdict(self))
 
 
-_COUNTS: Final = {"pixel_mean": 3, "pixel_std": 3, "anchor_sizes": 5, "rpn_box_weights": 4, "box_weights": 4}
+_COUNTS: Final = {"pixel_mean": 3, "pixel_std": 3, "anchor_sizes": 5, "rpn_box_weights": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeConfig(RCNNConfig):
+    """The settings of a Cascade R-CNN with FPN; the defaults are those of detectron2's."""
+
+    box_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0, 20.0, 20.0, 10.0, 10.0, 30.0, 30.0, 15.0, 15.0)
+
+    stages: ClassVar[int] = 3
+
 
 DETECTRON2: Final = RCNNConfig()
 """The settings of the model zoo's R50-FPN and R101-FPN."""
 CAFFE2: Final = RCNNConfig(pixel_std=(58.395, 57.12, 57.375), stride_in_1x1=False)
 """Those of its X101-32x8d-FPN, whose backbone was trained with Caffe2."""
+CASCADE: Final = CascadeConfig()
+"""Those of its Cascade Mask R-CNN R50-FPN."""
 MMDETECTION: Final = RCNNConfig(pixel_std=(58.395, 57.12, 57.375), stride_in_1x1=False)
 """Those of MMDetection's configurations with `style='pytorch'`."""

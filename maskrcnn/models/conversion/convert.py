@@ -31,7 +31,7 @@ from ..weights.state_dicts import unsupported_network
 from .detectron2_config import Detectron2Settings, read_settings
 from .h5_reader import arrays_in_h5
 from .key_mapping import KEY_MAPPINGS, source_of, with_eps
-from .keys_detectron2 import architecture_of_detectron2, config_of_zoo
+from .keys_detectron2 import architecture_of_detectron2
 from .mmdetection_config import origin_of_text
 from .moves import Origin, moved, shapes_of
 from .parity import Reference, Row, StockTorchvision, compare, generated_images
@@ -162,7 +162,7 @@ def _origin(
             "MODEL.ROI_HEADS.NUM_CLASSES": network.labels_of(shapes) - 1,
         }
     )
-    config = described.applied_to(config_of_zoo(architecture))
+    config = described.applied_to(architecture)
     return Origin(config, described.bgr, described.min_size, described.max_size)
 
 

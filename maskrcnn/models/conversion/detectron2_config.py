@@ -7,13 +7,14 @@ is refused by its name. Keys of training, of data and of other networks have no 
 import ast
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, cast
 
 import yaml
 
 from ...errors import UsageError
 from ..architectures.rcnn_config import RCNNConfig
+from ..networks import NETWORKS
 from ..weights.checkpoint_files import read_text
 
 __all__ = ["Detectron2Settings", "parsed", "read_settings"]
@@ -25,24 +26,35 @@ class Detectron2Settings:
 
     uri: str
     values: Mapping[str, Any]
-    """The values of `RCNNConfig` that it names, by their names there; of images in the order of `bgr`."""
+    """The values by their whole keys."""
     bgr: bool
     """Whether the network reads blue first."""
     min_size: int | None
     """The length that the shorter side of an image is resized to, pixels; None: it does not say."""
     max_size: int | None
-    checks: Mapping[str, Any]
-    """What tensors show as well: by key, its value."""
 
-    def applied_to(self, default: RCNNConfig) -> RCNNConfig:
-        """Return the settings of a network, given those of the model zoo. Raises UsageError if they are not valid."""
-        values = dict(self.values)
-        step = -1 if self.bgr else 1
+    def applied_to(self, architecture: str) -> RCNNConfig:
+        """Return the settings of a network: those of the model zoo, but for what the configuration says.
+
+        Args:
+            architecture: one of detectron2's in `networks.NETWORKS`.
+
+        Raises:
+            UsageError: a value is not supported, or not valid.
+        """
+        default = cast(RCNNConfig, NETWORKS[architecture].config)
+        values: dict[str, Any] = {}
+        for key, value in self.values.items():
+            if key in _TAKEN and key not in _WITHOUT_EFFECT[default.stages > 1]:
+                name, read = _TAKEN[key]
+                values[name] = _read(self.uri, key, value, read)
+            elif key not in _TAKEN and key not in _CHECKED:
+                self._check(key, value, architecture)
         for name in ("pixel_mean", "pixel_std"):
-            if name in values:
-                values[name] = tuple(values[name][::step])
+            if name in values and self.bgr:
+                values[name] = values[name][::-1]
         try:
-            return RCNNConfig(**{name: getattr(default, name) for name in _FIELDS} | values)
+            return replace(default, **values)
         except ValueError as error:
             raise UsageError(f"--config {self.uri}: {error}") from error
 
@@ -52,14 +64,36 @@ class Detectron2Settings:
         Args:
             shown: the values by key.
         """
-        for key, value in self.checks.items():
-            if key in shown and shown[key] != value:
+        for key, read in _CHECKED.items():
+            value = _read(self.uri, key, self.values[key], read) if key in self.values else None
+            if value is not None and key in shown and shown[key] != value:
                 raise UsageError(
                     f"--config {self.uri} is not that of these weights: {key} is {value}, and they have {shown[key]}"
                 )
 
-
-_FIELDS: Final = tuple(RCNNConfig.__dataclass_fields__)
+    def _check(self, key: str, value: Any, architecture: str) -> None:
+        """Raise UsageError for a key of the network that is not known, or whose value is not supported."""
+        own = NETWORKS[architecture].detectron2 or {}
+        fixed = {**_FIXED, **own}
+        if key in fixed:
+            others = _same_types(value, fixed[key])
+            if others and not any(type(value) is type(other) and value == other for other in others):
+                supported = " or ".join(str(other) or "''" for other in fixed[key])
+                raise UsageError(
+                    f"--config {self.uri}: {key} {str(value)[:120]!r} is not supported for {architecture}, the network "
+                    f"of these weights: only {supported} is"
+                )
+            return
+        first, *rest = key.split(".")
+        section = ".".join(key.split(".")[:2])
+        elsewhere = len(rest) > 1 and rest[0] in _ELSEWHERE and not any(each.startswith(f"{section}.") for each in own)
+        if first != "MODEL" or elsewhere:
+            return
+        known = rest[-1] in _OF_TRAINING and (len(rest) == 1 or rest[0] in _SECTIONS)
+        if not known:
+            raise UsageError(
+                f"--config {self.uri}: {key} is not known, and may change what the network computes"
+            )
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
@@ -104,6 +138,11 @@ def _ratios(value: Any) -> tuple[float, ...]:
     return levels.pop()
 
 
+def _stages(value: Any) -> tuple[float, ...]:
+    """Return the numbers of all stages of a cascade."""
+    return tuple(number for stage in _listed(value) for number in _numbers(stage))
+
+
 _TAKEN: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "MODEL.PIXEL_MEAN": ("pixel_mean", _numbers),
     "MODEL.PIXEL_STD": ("pixel_std", _numbers),
@@ -117,9 +156,15 @@ _TAKEN: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": ("nms_threshold", _number),
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": ("min_score", _number),
     "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": ("box_weights", _numbers),
+    "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": ("box_weights", _stages),
     "TEST.DETECTIONS_PER_IMAGE": ("max_detections", _whole),
 }
 """Keys that are taken over: the name in `RCNNConfig`, and what reads the value."""
+_WITHOUT_EFFECT: Final = (
+    "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS",
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",
+)
+"""Of these keys that which has no effect on networks without a cascade, and that on those with one."""
 
 _CHECKED: Final[Mapping[str, Callable[[Any], Any]]] = {
     "MODEL.MASK_ON": _flag,
@@ -174,9 +219,12 @@ _FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2",),
     "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": (False,),
     "INPUT.FORMAT": ("BGR", "RGB"),
+    "_BASE_": ("Base-RCNN-FPN.yaml",),
 }
-"""Keys that must have one of some values."""
+"""Keys that must have one of some values; `Network.detectron2` has those of other networks than with FPN."""
 
+_BASES: Final = ("Base-RCNN-FPN.yaml", "Base-RCNN-C4.yaml", "Base-RCNN-DilatedC5.yaml")
+"""Those of the model zoo, whose values are the defaults here."""
 _MOST: Final = 10_000
 """The number of values that a configuration may have; detectron2's has some 200."""
 _OF_TRAINING: Final = (
@@ -189,7 +237,7 @@ _OF_TRAINING: Final = (
 _SECTIONS: Final = ("BACKBONE", "RESNETS", "FPN", "PROPOSAL_GENERATOR", "ANCHOR_GENERATOR", "RPN", "ROI_HEADS",
                     "ROI_BOX_HEAD", "ROI_MASK_HEAD")  # fmt: skip
 _ELSEWHERE: Final = ("ROI_BOX_CASCADE_HEAD", "ROI_KEYPOINT_HEAD", "SEM_SEG_HEAD", "PANOPTIC_FPN", "RETINANET")
-"""Sections of networks that the keys above exclude; every complete configuration has them."""
+"""Sections of other networks; every complete configuration has them."""
 
 
 def read_settings(uri: str) -> Detectron2Settings:
@@ -224,24 +272,16 @@ def parsed(uri: str, text: str) -> Detectron2Settings:
             f"--config {uri} is not a configuration of detectron2, which has a section MODEL: give the config.yaml "
             "that its trainer wrote"
         )
-    base = content.get("_BASE_", "Base-RCNN-FPN.yaml")
-    if not str(base).endswith("Base-RCNN-FPN.yaml"):
-        raise UsageError(
-            f"--config {uri} continues {str(base)[:120]!r}: give the config.yaml that the trainer wrote, which is whole"
-        )
-    values: dict[str, Any] = {}
-    checks: dict[str, Any] = {}
     flat = _flattened(content)
+    if "_BASE_" in flat:
+        flat["_BASE_"] = str(base := flat["_BASE_"]).rpartition("/")[2]
+        if flat["_BASE_"] not in _BASES:
+            raise UsageError(
+                f"--config {uri} continues {str(base)[:120]!r}: give the config.yaml that the trainer wrote, which is "
+                "whole"
+            )
     if flat.get("MODEL.MASK_ON") is False:
         flat = {key: value for key, value in flat.items() if not key.startswith("MODEL.ROI_MASK_HEAD.")}
-    for key, value in flat.items():
-        if key in _TAKEN:
-            name, read = _TAKEN[key]
-            values[name] = _read(uri, key, value, read)
-        elif key in _CHECKED:
-            checks[key] = _read(uri, key, value, _CHECKED[key])
-        else:
-            _check(uri, key, value)
     low, high = (
         _read(uri, key, flat[key], _whole) if key in flat else None
         for key in ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST")
@@ -250,7 +290,7 @@ def parsed(uri: str, text: str) -> Detectron2Settings:
         raise UsageError(
             f"--config {uri}: INPUT.MIN_SIZE_TEST 0, images that are not resized, is not supported"
         )
-    return Detectron2Settings(uri, values, flat.get("INPUT.FORMAT", "BGR") == "BGR", low, high, checks)
+    return Detectron2Settings(uri, flat, flat.get("INPUT.FORMAT", "BGR") == "BGR", low, high)
 
 
 def _read(uri: str, key: str, value: Any, read: Callable[[Any], Any]) -> Any:
@@ -258,25 +298,6 @@ def _read(uri: str, key: str, value: Any, read: Callable[[Any], Any]) -> Any:
         return read(value)
     except ValueError as error:
         raise UsageError(f"--config {uri}: {key} {str(value)[:120]} {error}") from error
-
-
-def _check(uri: str, key: str, value: Any) -> None:
-    """Raise UsageError for a key of the network that is not known, or whose value is not supported."""
-    if key in _FIXED:
-        if not any(
-            type(value) is type(other) and value == other for other in _same_types(value, _FIXED[key])
-        ):
-            supported = " or ".join(str(other) or "''" for other in _FIXED[key])
-            raise UsageError(
-                f"--config {uri}: {key} {str(value)[:120]!r} is not supported: only {supported} is"
-            )
-        return
-    first, *rest = key.split(".")
-    if first != "MODEL" or (rest[0] in _ELSEWHERE and len(rest) > 1):
-        return
-    known = rest[-1] in _OF_TRAINING and (len(rest) == 1 or rest[0] in _SECTIONS)
-    if not known:
-        raise UsageError(f"--config {uri}: {key} is not known, and may change what the network computes")
 
 
 def _same_types(value: Any, others: tuple[Any, ...]) -> list[Any]:

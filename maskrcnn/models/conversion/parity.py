@@ -27,7 +27,7 @@ from ..forward import Forward
 from ..fuse import for_cpu, fused
 from ..model import Model
 from ..registry import NO_CATEGORY
-from ..roi_align import pool, pyramid_of
+from ..roi_align import pyramid_of
 from ..segmenter import MaskRCNNSegmenter
 from .reference_detectron2 import Instances, best, clipped, padded
 
@@ -231,12 +231,11 @@ def _stages(reference: Reference, model: Model, segmenter: MaskRCNNSegmenter, im
 
     roi = network.roi_heads
     pyramid = pyramid_of(features, roi.box_roi_pool, batch.shape[2])
-    pooled = pool(pyramid, roi.box_roi_pool, proposals, torch.zeros(len(proposals), dtype=torch.int64))
-    logits, deltas = roi.box_predictor(roi.box_head(pooled))
+    logits, deltas, refined, _ = forward.classify(pyramid, proposals[None], limits)
     probabilities, expected = reference.heads(features, proposals, size)
-    decoded = roi.box_coder.decode(deltas, [proposals])[:, 1:]
+    decoded = roi.box_coder.decode(deltas.reshape(len(proposals), -1), [refined[0]])[:, 1:]
     decoded = clipped(decoded.reshape(-1, 4), size).view_as(expected)
-    rows.append(stage_row("class probabilities", logits.softmax(1), probabilities, "absolute", 1e-4))
+    rows.append(stage_row("class probabilities", logits[0].softmax(1), probabilities, "absolute", 1e-4))
     rows.append(stage_row("boxes of all classes", decoded, expected, "px", 0.05))
 
     if not segmenter.has_masks:

@@ -158,16 +158,38 @@ class ReferenceDetectron2:
         self, features: dict[str, Tensor], proposals: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """Classify proposals and refine their boxes."""
-        x = _pooled(features, proposals, 7).flatten(1)
-        for layer in ("fc1", "fc2"):
-            x = F.linear(x, *self._of(f"roi_heads.box_head.{layer}")).relu()
-        scores = F.linear(x, *self._of("roi_heads.box_predictor.cls_score")).softmax(1)
-        deltas = F.linear(x, *self._of("roi_heads.box_predictor.bbox_pred")).view(len(x), -1, 4)
+        if "roi_heads.box_head.0.fc1.weight" in self._tensors:
+            return self._cascade(features, proposals, size)
+        scores, deltas = self._box_head(features, proposals, "")
+        deltas = deltas.view(len(proposals), -1, 4)
         classes = deltas.shape[1]
         weights = torch.tensor(self._config.box_weights)
         boxes = _moved(proposals.repeat_interleave(classes, 0), (deltas / weights).reshape(-1, 4))
         boxes = clipped(boxes, size).view(-1, classes, 4)
-        return torch.cat([scores[:, -1:], scores[:, :-1]], 1), boxes  # detectron2 has the background last
+        return _background_first(scores), boxes
+
+    def _box_head(
+        self, features: dict[str, Tensor], boxes: Tensor, stage: str
+    ) -> tuple[Tensor, Tensor]:
+        """Return the probabilities and the offsets of a box head, whose names have the stage in them, such as `.0`."""
+        x = _pooled(features, boxes, 7).flatten(1)
+        for layer in ("fc1", "fc2"):
+            x = F.linear(x, *self._of(f"roi_heads.box_head{stage}.{layer}")).relu()
+        scores = F.linear(x, *self._of(f"roi_heads.box_predictor{stage}.cls_score")).softmax(1)
+        return scores, F.linear(x, *self._of(f"roi_heads.box_predictor{stage}.bbox_pred"))
+
+    def _cascade(
+        self, features: dict[str, Tensor], boxes: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Run three box heads, each on the boxes of the one before; average their probabilities."""
+        probabilities = []
+        for stage in range(3):
+            scores, deltas = self._box_head(features, boxes, f".{stage}")
+            probabilities.append(scores)
+            weights = torch.tensor(self._config.box_weights[4 * stage : 4 * stage + 4])
+            boxes = clipped(_moved(boxes, deltas / weights), size)
+        mean = torch.stack(probabilities).mean(0)
+        return _background_first(mean), boxes[:, None].repeat(1, mean.shape[1] - 1, 1)
 
     def masks(
         self, features: dict[str, Tensor], boxes: Tensor, labels: Tensor, size: tuple[int, int]
@@ -198,6 +220,11 @@ class ReferenceDetectron2:
         masks = [pasted(box, square, height, width) for box, square in zip(boxes, squares, strict=True)]
         empty = np.zeros((0, height, width), np.bool_)
         return Instances(boxes, labels, scores, np.stack(masks) if masks else empty)
+
+
+def _background_first(scores: Tensor) -> Tensor:
+    """Return scores, (N, C + 1), with the background first, which detectron2 has last."""
+    return torch.cat([scores[:, -1:], scores[:, :-1]], 1)
 
 
 def _anchors(

@@ -175,8 +175,8 @@ def _prefix(name: str) -> str | None:
 
 _SUPPORTED: Final = (
     "supported are torchvision's detectors, its Mask R-CNN with other ResNets and FPN, detectron2's and MMDetection's "
-    "Mask R-CNN and Faster R-CNN with ResNet-50 or ResNet-101 and FPN, detectron2's also with ResNeXt-101 32x8d, and "
-    "matterport's Mask_RCNN"
+    "Mask R-CNN and Faster R-CNN with ResNet-50 or ResNet-101 and FPN, detectron2's also with ResNeXt-101 32x8d and its "
+    "Cascade Mask R-CNN with ResNet-50, and matterport's Mask_RCNN"
 )
 
 _BY_NAME: Final = (
@@ -187,10 +187,7 @@ _BY_NAME: Final = (
         "a PointRend of detectron2",
     ),
     (r"roi_heads\.(maskiou|mask_iou)", "a Mask Scoring R-CNN"),
-    (
-        r"roi_heads\.box_predictor\.\d+\.|roi_heads\.box_head\.\d+\.fc\d|roi_head\.bbox_head\.\d+\.",
-        "a Cascade R-CNN",
-    ),
+    (r"^roi_head\.bbox_head\.\d+\.", "a Cascade R-CNN of MMDetection"),
     (r"^roi_heads\.res5\.", "a Mask R-CNN or Faster R-CNN C4 of detectron2, which has no FPN"),
     (r"^backbone\.res5\.", "a Mask R-CNN or Faster R-CNN DC5 of detectron2, which has no FPN"),
     (r"^roi_heads\.(box|mask)\.feature_extractor\.", "a Mask R-CNN of maskrcnn-benchmark"),
@@ -230,8 +227,8 @@ _BACKBONES: Final = (
     (r"^backbone\.bottom_up\.res\d\.\d+\.conv2_offset\.", "deformable convolutions"),
     (r"^backbone\.bottom_up\.res4\.35\.", "ResNet-152"),
     (r"^backbone\.fpn_\w+\.norm\.", "norms in its pyramid"),
-    (r"^roi_heads\.(box|mask)_head\.\w+\.norm\.", "norms in its heads"),
-    (r"^roi_heads\.box_head\.conv\d", "convolutions in its box head"),
+    (r"^roi_heads\.(box|mask)_head\.(\d\.)?\w+\.norm\.", "norms in its heads"),
+    (r"^roi_heads\.box_head\.(\d\.)?conv\d", "convolutions in its box head"),
 )  # fmt: skip
 
 
@@ -262,11 +259,11 @@ def unsupported_network(shapes: Mapping[str, Shape]) -> str | None:
             return f"is {what}, which is not supported: {_SUPPORTED}"
     if any(name.startswith("roi_head.") for name in shapes):
         return _unsupported_of_mmdetection(shapes)
-    detector = any(name.startswith("roi_heads.box_predictor.cls_score.") for name in shapes)
-    if not detector:
+    cascade = "roi_heads.box_predictor.0.cls_score.weight" in shapes
+    if not cascade and not any(name.startswith("roi_heads.box_predictor.cls_score.") for name in shapes):
         return None
-    kind = "Mask R-CNN"
-    if not any(name.startswith(("roi_heads.mask_predictor.", "roi_heads.mask_head.")) for name in shapes):
+    kind = "Cascade R-CNN" if cascade else "Mask R-CNN"
+    if not cascade and not any(name.startswith(("roi_heads.mask_predictor.", "roi_heads.mask_head.")) for name in shapes):
         kind = "Faster R-CNN"
         if not any(name.startswith("backbone.bottom_up.") for name in shapes):
             return f"is a Faster R-CNN that is not one of torchvision's: {_SUPPORTED}"
