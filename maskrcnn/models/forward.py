@@ -234,7 +234,7 @@ class Forward:
         if len(labels) == 0:
             return torch.empty((0, 1, 1), device=labels.device)
         heads = self._network.roi_heads
-        x = heads.mask_head(pool(pyramid, heads.mask_roi_pool, boxes, image).to(self._dtype))
+        x = self._mask_features(pyramid, boxes, image)
         predictor = heads.mask_predictor
         if not isinstance(predictor, MaskRCNNPredictor):
             own: Tensor = predictor(x, labels)
@@ -246,6 +246,14 @@ class Forward:
         rows = x.permute(0, 2, 3, 1).reshape(n, height * width, channels)
         logits: Tensor = torch.baddbmm(last.bias[labels, None, None], rows, weight)
         return logits.view(n, height, width).float().sigmoid()
+
+    def _mask_features(self, pyramid: Pyramid | list[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
+        """Return what the mask predictor gets for boxes, (N, C, S, S)."""
+        heads = self._network.roi_heads
+        features: Tensor = heads.mask_head(
+            pool(pyramid, heads.mask_roi_pool, boxes, image).to(self._dtype)
+        )
+        return features
 
 
 # Boxes

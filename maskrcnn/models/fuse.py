@@ -90,8 +90,10 @@ def for_cpu(network: Detector) -> Detector:
     channels = network.backbone.out_channels
     if isinstance(heads.box_head, nn.ModuleList):  # of a cascade
         heads.box_head = nn.ModuleList(_BoxHead(head, channels) for head in heads.box_head)
-    else:
+    elif any(isinstance(layer, nn.Linear | nn.Conv2d) for layer in heads.box_head.children()):
         heads.box_head = _BoxHead(heads.box_head, channels)
+    else:  # a stage of a ResNet
+        _convert(heads.box_head)
     _convert(heads.box_predictor)
     if heads.has_mask():
         _convert(heads.mask_head)

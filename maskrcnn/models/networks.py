@@ -15,7 +15,7 @@ from .architectures import network_shapes, one_stage_shapes
 from .architectures.matterport_config import STRIDE, MatterportConfig
 from .architectures.network_config import NetworkConfig
 from .architectures.network_shapes import Shape, current_name, torchvision_shapes
-from .architectures.rcnn_config import CAFFE2, CASCADE, DETECTRON2, MMDETECTION, RCNNConfig
+from .architectures.rcnn_config import CAFFE2, CASCADE, DETECTRON2, MMDETECTION, OneMapConfig, RCNNConfig
 from .weights.published_weights import PublishedWeights
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Network:
         """Return the tensors by name, given the number of labels and the configuration; None: the default."""
         config = config or self.config
         if isinstance(config, RCNNConfig):
-            return self.shapes(labels, anchors=len(config.aspect_ratios))
+            return self.shapes(labels, anchors=config.anchors)
         return self.shapes(labels)
 
     def labels_of(self, shapes: Mapping[str, Shape]) -> int:
@@ -215,6 +215,41 @@ def _cascade(body: str) -> Network:
     )
 
 
+def _c4(body: str, *, masks: bool) -> Network:
+    """Return the entry of a Mask R-CNN or Faster R-CNN C4 of detectron2."""
+    unread = [f"MODEL.ROI_BOX_HEAD.{name}" for name in ("NAME", "NUM_FC", "FC_DIM", "NUM_CONV")]
+    unread += [f"MODEL.ROI_MASK_HEAD.POOLER_{name}" for name in ("RESOLUTION", "SAMPLING_RATIO", "TYPE")]
+    return Network(
+        builder="architectures.c4:build_c4",
+        arguments=(body, masks),
+        shapes=partial(network_shapes.one_map_shapes, body=_BODIES[body], masks=masks, res5_in_heads=True),
+        forward="architectures.c4:C4Forward",
+        has_masks=masks,
+        trainable=False,
+        config=OneMapConfig(),
+        detectron2={
+            **_of_one_map("res4"),
+            "_BASE_": ("Base-RCNN-C4.yaml",),
+            "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads",),
+            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": (14,),
+            "MODEL.ROI_MASK_HEAD.NUM_CONV": (0,),
+            **dict.fromkeys(unread, ()),
+        },
+    )
+
+
+def _of_one_map(stage: str) -> dict[str, tuple[Any, ...]]:
+    """Return the keys of detectron2's configuration that are common to networks which read the map of one stage."""
+    read = ("MODEL.RESNETS.OUT_FEATURES", "MODEL.RPN.IN_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES")
+    unread = [f"MODEL.FPN.{name}" for name in ("IN_FEATURES", "OUT_CHANNELS", "NORM", "FUSE_TYPE")]
+    return {
+        "MODEL.BACKBONE.NAME": ("build_resnet_backbone",),
+        "MODEL.RPN.CONV_DIMS": ([-1],),
+        **dict.fromkeys(read, ([stage],)),
+        **dict.fromkeys(unread, ()),
+    }
+
+
 def _torchvision(name: str, shapes: Callable[[int], dict[str, Shape]], **facts: Any) -> Network:
     """Return the entry of a detector that a function of torchvision builds."""
     return Network(
@@ -284,6 +319,11 @@ NETWORKS: Final[Mapping[str, Network]] = {
         for masks in (True, False)
     },
     "cascade_maskrcnn_resnet50_fpn_detectron2": _cascade("resnet50"),
+    **{
+        f"{'mask' if masks else 'faster'}rcnn_{body}_c4_detectron2": _c4(body, masks=masks)
+        for body in ("resnet50", "resnet101")
+        for masks in (True, False)
+    },
     "maskrcnn_matterport_resnet50": _matterport(50),
     "maskrcnn_matterport_resnet101": _matterport(101),
     "fasterrcnn_resnet50_fpn": _torchvision("fasterrcnn_resnet50_fpn", _shapes(masks=False), **_BOXES),

@@ -7,12 +7,12 @@ import json
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Final
 
-__all__ = ["CAFFE2", "CASCADE", "DETECTRON2", "MMDETECTION", "CascadeConfig", "RCNNConfig"]
+__all__ = ["CAFFE2", "CASCADE", "DETECTRON2", "MMDETECTION", "CascadeConfig", "OneMapConfig", "RCNNConfig"]
 
 
 @dataclass(frozen=True, slots=True)
 class RCNNConfig:
-    """The settings of a Faster or Mask R-CNN with FPN; the defaults are those of detectron2's ResNets."""
+    """The settings of a Faster or Mask R-CNN; the defaults are those of detectron2's ResNets with FPN."""
 
     pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53)
     """The mean of red, green and blue, from 0 to 255, that is subtracted from an image, …"""
@@ -21,7 +21,7 @@ class RCNNConfig:
     stride_in_1x1: bool = True
     """Whether a block that halves the map does so in its first 1x1 convolution, not in its 3x3 convolution."""
     anchor_sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
-    """The side of the square anchors of each level, pixels of the resized image."""
+    """The side of the square anchors, pixels of the resized image: one for each level of a pyramid."""
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Height by width, on every level."""
     rpn_box_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
@@ -43,9 +43,23 @@ class RCNNConfig:
 
     stages: ClassVar[int] = 1
     """The number of box heads, each of which refines the boxes of the one before."""
+    levels: ClassVar[int] = 5
+    """The number of maps that the region proposal network reads."""
+
+    @property
+    def sizes_by_level(self) -> tuple[tuple[float, ...], ...]:
+        """The sides of the square anchors of each level."""
+        return (self.anchor_sizes,) if self.levels == 1 else tuple((size,) for size in self.anchor_sizes)
+
+    @property
+    def anchors(self) -> int:
+        """The number of anchors at each position of a map."""
+        return len(self.sizes_by_level[0]) * len(self.aspect_ratios)
 
     def __post_init__(self) -> None:
         counts = _COUNTS | {"box_weights": 4 * self.stages}
+        if self.levels > 1:
+            counts["anchor_sizes"] = self.levels
         for name, count in counts.items():
             if len(getattr(self, name)) != count:
                 raise ValueError(f"{name} must have {count} numbers, not {len(getattr(self, name))}")
@@ -66,7 +80,7 @@ class RCNNConfig:
         return json.dumps(asdict(self))
 
 
-_COUNTS: Final = {"pixel_mean": 3, "pixel_std": 3, "anchor_sizes": 5, "rpn_box_weights": 4}
+_COUNTS: Final = {"pixel_mean": 3, "pixel_std": 3, "rpn_box_weights": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +90,17 @@ class CascadeConfig(RCNNConfig):
     box_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0, 20.0, 20.0, 10.0, 10.0, 30.0, 30.0, 15.0, 15.0)
 
     stages: ClassVar[int] = 3
+
+
+@dataclass(frozen=True, slots=True)
+class OneMapConfig(RCNNConfig):
+    """The settings of a network without FPN, all of whose anchors are on one map; the defaults are detectron2's."""
+
+    pre_nms_limit: int = 6000
+    res5_dilation: int = 1
+    """The dilation of the last stage of the ResNet; with 2 it does not halve the map."""
+
+    levels: ClassVar[int] = 1
 
 
 DETECTRON2: Final = RCNNConfig()

@@ -8,6 +8,7 @@ import ast
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, cast
 
 import yaml
@@ -48,6 +49,8 @@ class Detectron2Settings:
             if key in _TAKEN and key not in _WITHOUT_EFFECT[default.stages > 1]:
                 name, read = _TAKEN[key]
                 values[name] = _read(self.uri, key, value, read)
+                if name == "anchor_sizes":
+                    values[name] = _read(self.uri, key, values[name], partial(_of_levels, count=default.levels))
             elif key not in _TAKEN and key not in _CHECKED:
                 self._check(key, value, architecture)
         for name in ("pixel_mean", "pixel_std"):
@@ -124,11 +127,17 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _sizes(value: Any) -> tuple[float, ...]:
-    levels = [_numbers(level) for level in _listed(value)]
-    if len(levels) != 5 or any(len(level) != 1 for level in levels):
+def _sizes(value: Any) -> tuple[tuple[float, ...], ...]:
+    return tuple(_numbers(level) for level in _listed(value))
+
+
+def _of_levels(levels: Sequence[tuple[float, ...]], count: int) -> tuple[float, ...]:
+    """Return the sizes of anchors: one for each level, or all of the only one."""
+    if count == 1 and len(levels) != 1:
+        raise ValueError("is not supported: there must be one list of sizes")
+    if count > 1 and (len(levels) != count or any(len(level) != 1 for level in levels)):
         raise ValueError("is not supported: there must be one size for each of five levels")
-    return tuple(level[0] for level in levels)
+    return tuple(size for level in levels for size in level)
 
 
 def _ratios(value: Any) -> tuple[float, ...]:

@@ -64,13 +64,14 @@ def _layer(layer: str, body: str) -> str:
     if found := _PYRAMID.fullmatch(layer):
         return f"backbone.fpn_{'lateral' if found[1] == 'inner' else 'output'}{int(found[2]) + 2}"
     if found := _RESNET.fullmatch(layer):
-        return f"{body}.res{int(found[1]) + 1}.{found[2]}.{_BLOCK[found[3]]}"
+        place = body if found[1] == "backbone.body" else "roi_heads"
+        return f"{place}.res{int(found[2]) + 1}.{found[3]}.{_BLOCK[found[4]]}"
     return layer
 
 
 _DENSE: Final = re.compile(r"roi_heads\.box_head(\.\d|)\.fc(\d)")
 _PYRAMID: Final = re.compile(r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.0")
-_RESNET: Final = re.compile(r"backbone\.body\.layer(\d)\.(\d+)\.(.+)")
+_RESNET: Final = re.compile(r"(backbone\.body|roi_heads\.box_head)\.layer(\d)\.(\d+)\.(.+)")
 _BLOCK: Final = {
     **{f"conv{i}": f"conv{i}" for i in (1, 2, 3)},
     **{f"bn{i}": f"conv{i}.norm" for i in (1, 2, 3)},
@@ -152,6 +153,8 @@ def _constants(config: RCNNConfig, *, bgr: bool) -> dict[str, Tensor]:
     )
     anchors = "proposal_generator.anchor_generator.cell_anchors"
     return {"pixel_mean": mean, "pixel_std": std} | {
-        f"{anchors}.{level}": torch.tensor(cell_anchors(size, config.aspect_ratios))
-        for level, size in enumerate(config.anchor_sizes)
+        f"{anchors}.{level}": torch.tensor(
+            [anchor for size in sizes for anchor in cell_anchors(size, config.aspect_ratios)]
+        )
+        for level, sizes in enumerate(config.sizes_by_level)
     }

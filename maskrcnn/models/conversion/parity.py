@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 from torchvision.models.detection.image_list import ImageList
 
 from ...types import Detections, Pixels
@@ -29,7 +30,7 @@ from ..model import Model
 from ..registry import NO_CATEGORY
 from ..roi_align import pyramid_of
 from ..segmenter import MaskRCNNSegmenter
-from .reference_detectron2 import Instances, best, clipped, padded
+from .reference_detectron2 import Instances, best, clipped
 
 __all__ = ["Row", "StockTorchvision", "compare", "generated_images", "matched_row", "stage_row"]
 
@@ -209,7 +210,7 @@ def _stages(reference: Reference, model: Model, segmenter: MaskRCNNSegmenter, im
         )
     ]
 
-    batch = padded(prepared)
+    batch = F.pad(prepared, (0, batch.shape[3] - size[1], 0, batch.shape[2] - size[0]))[None]
     features = reference.features(batch)
     found = network.backbone(batch.contiguous(memory_format=torch.channels_last))
     for name, expected in features.items():

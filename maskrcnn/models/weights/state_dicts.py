@@ -175,8 +175,8 @@ def _prefix(name: str) -> str | None:
 
 _SUPPORTED: Final = (
     "supported are torchvision's detectors, its Mask R-CNN with other ResNets and FPN, detectron2's and MMDetection's "
-    "Mask R-CNN and Faster R-CNN with ResNet-50 or ResNet-101 and FPN, detectron2's also with ResNeXt-101 32x8d and its "
-    "Cascade Mask R-CNN with ResNet-50, and matterport's Mask_RCNN"
+    "Mask R-CNN and Faster R-CNN with ResNet-50 or ResNet-101 and FPN, detectron2's also C4 and DC5, with ResNeXt-101 "
+    "32x8d and its Cascade Mask R-CNN with ResNet-50, and matterport's Mask_RCNN"
 )
 
 _BY_NAME: Final = (
@@ -188,8 +188,6 @@ _BY_NAME: Final = (
     ),
     (r"roi_heads\.(maskiou|mask_iou)", "a Mask Scoring R-CNN"),
     (r"^roi_head\.bbox_head\.\d+\.", "a Cascade R-CNN of MMDetection"),
-    (r"^roi_heads\.res5\.", "a Mask R-CNN or Faster R-CNN C4 of detectron2, which has no FPN"),
-    (r"^backbone\.res5\.", "a Mask R-CNN or Faster R-CNN DC5 of detectron2, which has no FPN"),
     (r"^roi_heads\.(box|mask)\.feature_extractor\.", "a Mask R-CNN of maskrcnn-benchmark"),
     (r"^roi_head\.point_head\.", "a PointRend of MMDetection"),
     (r"^roi_head\.mask_iou_head\.", "a Mask Scoring R-CNN"),
@@ -224,8 +222,8 @@ _BACKBONES: Final = (
     (r"^backbone\.(body|bottom_up)\.(0\.0|features)\.", "a backbone that is not a ResNet, such as MobileNet"),
     (r"^backbone\.(bottom_up\.|body\.)?(net\.)?(patch_embed|blocks\.\d+\.attn|layers\.\d+\.blocks)\b",
      "a transformer as backbone"),
-    (r"^backbone\.bottom_up\.res\d\.\d+\.conv2_offset\.", "deformable convolutions"),
-    (r"^backbone\.bottom_up\.res4\.35\.", "ResNet-152"),
+    (r"^backbone\.(bottom_up\.)?res\d\.\d+\.conv2_offset\.", "deformable convolutions"),
+    (r"^backbone\.(bottom_up\.)?res4\.35\.", "ResNet-152"),
     (r"^backbone\.fpn_\w+\.norm\.", "norms in its pyramid"),
     (r"^roi_heads\.(box|mask)_head\.(\d\.)?\w+\.norm\.", "norms in its heads"),
     (r"^roi_heads\.box_head\.(\d\.)?conv\d", "convolutions in its box head"),
@@ -265,7 +263,7 @@ def unsupported_network(shapes: Mapping[str, Shape]) -> str | None:
     kind = "Cascade R-CNN" if cascade else "Mask R-CNN"
     if not cascade and not any(name.startswith(("roi_heads.mask_predictor.", "roi_heads.mask_head.")) for name in shapes):
         kind = "Faster R-CNN"
-        if not any(name.startswith("backbone.bottom_up.") for name in shapes):
+        if not any(name.startswith(("backbone.bottom_up.", "backbone.stem.")) for name in shapes):
             return f"is a Faster R-CNN that is not one of torchvision's: {_SUPPORTED}"
     backbone = _backbone(shapes)
     return None if backbone is None else f"is a {kind} with {backbone}, which is not supported: {_SUPPORTED}"
@@ -293,6 +291,8 @@ def _backbone(shapes: Mapping[str, Shape]) -> str | None:
     frozen = any(name.endswith(".running_var") for name in shapes)
     if not frozen and any(name.startswith("backbone.") and ".norm.weight" in name for name in shapes):
         return "group norms"
+    if "backbone.stem.conv1.weight" in shapes:  # C4 and DC5
+        return _unusual_blocks(shapes, "backbone.res2")
     if "backbone.bottom_up.stem.conv1.weight" not in shapes:
         return _unusual_blocks(shapes, "backbone.body.layer1")
     if "backbone.fpn_lateral5.weight" not in shapes:
