@@ -29,8 +29,17 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from chaos.chance import SEED, SIZE, chance, dice
+from hypothesis import HealthCheck, settings
 from local import LocalCluster
 from ray_cluster import standing_cluster
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile(
+    "any-machine",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("any-machine")
 
 ENDED = pytest.StashKey[int]()
 ROOT = Path(__file__).parent.parent

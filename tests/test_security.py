@@ -476,7 +476,7 @@ TRAVERSING: Final = [
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.text(min_size=1) | st.sampled_from(TRAVERSING), min_size=1, max_size=20, unique=True))
 def test_no_output_is_named_by_an_input(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
     """Whatever the names are, the files of a run have the names that every run has."""

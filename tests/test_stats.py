@@ -91,7 +91,7 @@ stats_values = collections().map(_stats)
 
 
 @given(stats_values, stats_values, stats_values)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_addition_is_associative_and_commutative_with_zero(a: Stats, b: Stats, c: Stats):
     assert (a + b) + c == a + (b + c)
     assert a + b == b + a
@@ -99,7 +99,7 @@ def test_addition_is_associative_and_commutative_with_zero(a: Stats, b: Stats, c
 
 
 @given(stats_values)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_json_is_lossless_and_strict(a: Stats):
     text = json.dumps(a.to_json(), allow_nan=False)
     assert Stats.from_json(json.loads(text)) == a
@@ -107,14 +107,14 @@ def test_json_is_lossless_and_strict(a: Stats):
 
 
 @given(collections(), st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_statistics_of_a_whole_are_the_sum_over_its_parts(results: list[ImageResult], data: st.DataObject):
     cut = data.draw(st.integers(0, len(results)))
     assert _stats(results[:cut]) + _stats(results[cut:]) == _stats(results)
 
 
 @given(collections(), st.randoms(use_true_random=False))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_order_of_rows_does_not_matter(results: list[ImageResult], random):
     images, instances = _tables(results)
     shuffled = []
@@ -125,7 +125,7 @@ def test_the_order_of_rows_does_not_matter(results: list[ImageResult], random):
 
 
 @given(collections())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_histogram_counts_everything_once(results: list[ImageResult]):
     stats = _stats(results)
     n = stats.instances
@@ -138,7 +138,7 @@ def test_every_histogram_counts_everything_once(results: list[ImageResult]):
 
 
 @given(collections())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_cooccurrence_agrees_with_sets(results: list[ImageResult]):
     expected = np.zeros((3, 3), np.int64)
     for result in results:
@@ -187,7 +187,7 @@ def test_cocos_sizes_count_an_area_once(area: int, size: int):
 
 
 @given(st.integers(0, 2**33), st.integers(1, 2**17), st.integers(1, 2**17))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_areas_fall_into_the_bins_that_the_edges_say(area: int, width: int, height: int):
     stats = _one(area=area, width=width, height=height)
     area = min(area, width * height)

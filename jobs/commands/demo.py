@@ -1,4 +1,4 @@
-"""The command `maskrcnn demo`: all steps on a generated collection, without a network connection."""
+"""The command `maskrcnn demo`: all steps on generated scenes and on real images, without a network connection."""
 
 import logging
 import re
@@ -44,6 +44,8 @@ QUERIES: Final = (
 )
 
 
+NUCLEI_DETECTIONS: Final = 400
+"""Images of cells show more than the usual 100 objects."""
 MOSAIC_SIDE: Final = 3
 """Scenes along each side of the mosaic."""
 MOSAIC_QUERY: Final = (
@@ -59,16 +61,17 @@ MOSAIC_QUERY: Final = (
     "--scenes", type=click.IntRange(1), default=60, show_default=True, help="Number of generated scenes."
 )
 def demo(directory: str, scenes: int) -> None:
-    """Generate a collection, run all steps on it, and print the results."""
+    """Run all steps on generated scenes, a mosaic of them, and real images, and print the results."""
     run_demo(directory, scenes)
 
 
 def run_demo(directory: str, scenes: int) -> None:
-    """Generate scenes, segment them in this process, and print accuracy and queries.
+    """Generate scenes, segment them in this process, and print accuracy and queries; then a mosaic and real images.
 
     Args:
-        directory: gets `scenes/` (images and their ground truth), `run/`, `overlay.png`, and with the extra `geo`
-            `mosaic/` and `mosaic-run/`; must be empty or not exist.
+        directory: gets `scenes/` (images and their ground truth), `run/`, `overlay.png`, with the extra `geo` `mosaic/`
+            and `mosaic-run/`, and of the real images `nuclei/`, `nuclei-run/` and `nuclei.png`; must be empty or not
+            exist.
         scenes: number of scenes.
 
     Raises:
@@ -98,15 +101,18 @@ def run_demo(directory: str, scenes: int) -> None:
     # The ground truth names the images, so that ids agree and the results can be evaluated against it.
     request = Request(str(root / "scenes" / "instances.json"), str(run), InferenceConfig(model="scenes"))
     run_segment(request, ResourceConfig(ray=False), None)
-    print_accuracy(root)
-    overlay = write_overlay(root)
+    click.echo("\nAgainst the ground truth of the generated scenes (COCO average precision)")
+    print_accuracy(root / "scenes" / "instances.json", run)
+    overlay = write_overlay(run, root / "overlay.png", images=4)
     print_queries(run)
     mosaic = segment_mosaic(root)
+    nuclei, picture = segment_nuclei(root)
     click.echo(
         f"\nreport   {run / 'report.html'}\noverlay  {overlay}\ntables   {run}/images, {run}/instances"
     )
     if mosaic is not None:
         click.echo(f"mosaic   {mosaic / 'report.html'}\npolygons {mosaic}/geo")
+    click.echo(f"nuclei   {nuclei / 'report.html'}\noverlay  {picture}")
     click.echo(f"demo took {time.monotonic() - started:.0f} s")
 
 
@@ -141,20 +147,37 @@ def segment_mosaic(root: Path) -> Path | None:
     return run
 
 
-def print_accuracy(root: Path) -> None:
-    """Print box and mask AP of the run against the ground truth of the generated scenes."""
+def segment_nuclei(root: Path) -> tuple[Path, Path]:
+    """Segment real microscope images, and print the accuracy; return the run's directory and a picture of it."""
+    from maskrcnn.samples.nuclei import write_nuclei
+
+    from ..driver.planning import Request
+    from ..driver.run import run_segment
+
+    ground_truth, run = root / "nuclei" / "instances.json", root / "nuclei-run"
+    write_nuclei(ground_truth.parent)
+    log.info("segmenting nuclei in %s", ground_truth.parent)
+    inference = InferenceConfig(model="nuclei", max_detections=NUCLEI_DETECTIONS)
+    run_segment(Request(str(ground_truth), str(run), inference), ResourceConfig(ray=False), None)
+    click.echo("\nReal images, which the model `nuclei` was not trained on, against their ground truth")
+    print_accuracy(ground_truth, run, NUCLEI_DETECTIONS)
+    return run, write_overlay(run, root / "nuclei.png", images=8)
+
+
+def print_accuracy(ground_truth: Path, run: Path, max_detections: int = 100) -> None:
+    """Print box and mask AP of a run against its ground truth."""
     from maskrcnn.evaluation.pycocotools_reference import average_precision
+    from maskrcnn.formats.coco_writer import IouType
 
-    ground_truth, coco = root / "scenes" / "instances.json", root / "run" / "coco"
-    click.echo("\nAgainst the ground truth of the generated scenes (COCO average precision)")
-    boxes = average_precision(ground_truth, coco / "results_bbox.json", "bbox")
-    masks = average_precision(ground_truth, coco / "results_segm.json", "segm")
-    for name, precision in (("box", boxes), ("mask", masks)):
-        click.echo(f"{name} AP {precision.ap:.3f}  (AP50 {precision.ap50:.3f}, AP75 {precision.ap75:.3f})")
+    kinds: dict[str, IouType] = {"box": "bbox", "mask": "segm"}
+    for name, kind in kinds.items():
+        results = run / "coco" / f"results_{kind}.json"
+        found = average_precision(ground_truth, results, kind, max_detections)
+        click.echo(f"{name} AP {found.ap:.3f}  (AP50 {found.ap50:.3f}, AP75 {found.ap75:.3f})")
 
 
-def write_overlay(root: Path) -> Path:
-    """Draw the detections over the first four scenes, as one picture."""
+def write_overlay(folder: Path, target: Path, images: int) -> Path:
+    """Draw the detections of a run over its first images, as one picture."""
     import pyarrow.compute as pc
     from PIL import Image
 
@@ -162,18 +185,18 @@ def write_overlay(root: Path) -> Path:
     from maskrcnn.io.inputs import read_input
     from maskrcnn.schema import detections_of
 
-    run = maskrcnn.open_run(str(root / "run"))
-    images, instances = run.images(), run.instances()
+    run = maskrcnn.open_run(str(folder))
+    instances = run.instances()
     limits = maskrcnn.Limits(10**8, 10**9, 100.0)
     drawn = []
-    for row in images.slice(0, 4).to_pylist():
+    for row in run.images().slice(0, images).to_pylist():
         rows = instances.filter(pc.equal(instances["image_id"], row["image_id"]))
         pixels = maskrcnn.decode_image(read_input(row["uri"], limits.max_bytes), limits).pixels
         drawn.append(
             maskrcnn.draw_instances(pixels, detections_of(row, rows), run.categories, min_side=OVERLAY_PX)
         )
-    target = root / "overlay.png"
-    Image.fromarray(maskrcnn.contact_sheet(drawn, columns=2, cell_px=OVERLAY_PX)).save(target)
+    columns = 2 if images <= 4 else 4
+    Image.fromarray(maskrcnn.contact_sheet(drawn, columns=columns, cell_px=OVERLAY_PX)).save(target)
     return target
 
 

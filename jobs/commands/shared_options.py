@@ -40,8 +40,9 @@ _INFERENCE = [
         "--model",
         default="coco",
         show_default=True,
-        help="coco, coco-v1, scenes (embedded; knows only generated scenes), a detector of torchvision by name, the "
-        "path or URL of a .safetensors file or a .pth state dict, or package.module:factory, a network of your own.",
+        help="coco, coco-v1, scenes or nuclei (embedded: generated scenes, nuclei of cells), a detector of torchvision "
+        "by name, the path or URL of a .safetensors file or a .pth state dict, or package.module:factory, a network of "
+        "your own.",
     ),
     model_args_option,
     labels_option,

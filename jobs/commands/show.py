@@ -61,7 +61,7 @@ _FORMATS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEB
 @click.option("--each", metavar="DIR", help="Write one PNG per image to this folder, not a contact sheet.")
 @click.option(
     "--model",
-    help="Model for an IMAGE: coco (by default), coco-v1, scenes, the path or URL of weights, or "
+    help="Model for an IMAGE: coco (by default), coco-v1, scenes, nuclei, the path or URL of weights, or "
     "package.module:factory.",
 )
 @model_args_option

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     "--model",
     default="coco",
     show_default=True,
-    help="Initial weights: coco, coco-v1, scenes, a weights file, imagenet:ARCHITECTURE or random:ARCHITECTURE.",
+    help="Initial weights: coco, coco-v1, scenes, nuclei, a weights file, imagenet:ARCHITECTURE or "
+    "random:ARCHITECTURE.",
 )
 @click.option("--epochs", type=int, default=12, show_default=True)
 @click.option(

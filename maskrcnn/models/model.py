@@ -21,8 +21,9 @@ from .architectures.network_config import NetworkConfig
 from .architectures.torchvision_networks import Detector
 from .networks import NETWORKS
 from .own.own_code import OwnNetwork
-from .registry import EmbeddedModel, ModelCard, ModelFile, is_own_file, read_model, resolve
+from .registry import ModelCard, ModelFile, is_own_file, read_model, resolve
 from .weights.checkpoint_files import Checkpoint, read_checkpoint
+from .weights.embedded_models import EmbeddedModel
 from .weights.published_weights import NORM_EPS, PublishedModel, norm_eps_of
 
 __all__ = ["Model", "build_network", "load_model", "save_model", "set_norm_eps", "tensors_of"]
@@ -124,8 +125,8 @@ def load_model(name: str, labels: str | None = None, *, expected_sha256: str | N
     """Load a model; no code in its file is executed.
 
     Args:
-        name: `coco`, `coco-v1`, `scenes`, or the path or URL of a weights file: one that `save_model` wrote, or a
-            `.pth`, `.pt`, `.ckpt`, `.bin` or `.safetensors` file with the state dict of torchvision's
+        name: `coco`, `coco-v1`, `scenes`, `nuclei`, or the path or URL of a weights file: one that `save_model` wrote,
+            or a `.pth`, `.pt`, `.ckpt`, `.bin` or `.safetensors` file with the state dict of torchvision's
             `maskrcnn_resnet50_fpn`, `maskrcnn_resnet50_fpn_v2` or its like with ResNet-18, as such or in the
             dictionaries and under the prefixes of training scripts.
         labels: for files that do not name their categories: path or URL of a text file that names a category on each

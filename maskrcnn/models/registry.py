@@ -11,7 +11,6 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from ..errors import UsageError, plural
@@ -33,6 +32,7 @@ from .weights.checkpoint_files import (
     read_weights,
     safetensors_header,
 )
+from .weights.embedded_models import EMBEDDED, EmbeddedModel
 from .weights.published_weights import PUBLISHED, PublishedModel, is_cached, norm_eps_of, read_published
 from .weights.state_dicts import unsupported_network
 
@@ -41,7 +41,6 @@ __all__ = [
     "GENERATED",
     "NAMES",
     "NO_CATEGORY",
-    "EmbeddedModel",
     "ModelCard",
     "ModelFile",
     "ModelSource",
@@ -62,7 +61,6 @@ _FILES: Final = (
     "the path or URL of a .safetensors, .pth, .pt, .ckpt, .bin or .pth.tar file, or package.module:factory"
 )
 _FORMAT: Final = "maskrcnn-ray"
-_EMBEDDED: Final = Path(__file__).with_name("scenes.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +94,6 @@ class ModelCard:
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddedModel:
-    """The model `scenes`, whose weights are part of the package."""
-
-
-@dataclass(frozen=True, slots=True)
 class ModelFile:
     """A weights file of the user's."""
 
@@ -115,7 +108,12 @@ ModelSource = PlantedModel | EmbeddedModel | PublishedModel | ModelFile | OwnNet
 GENERATED: Final = ("imagenet", "random")
 """Kinds of initial weights of a training that are no model's, as in `imagenet:ARCHITECTURE`."""
 
-NAMES: Final = ("coco", "coco-v1", "scenes", *(name for name in PUBLISHED if name not in ("coco", "coco-v1")))
+NAMES: Final = (
+    "coco",
+    "coco-v1",
+    *EMBEDDED,
+    *(name for name in PUBLISHED if name not in ("coco", "coco-v1")),
+)
 """Models that need no file of the user's; the planted ones, which are for tests, are not offered."""
 
 
@@ -123,8 +121,8 @@ def resolve(name: str) -> ModelSource:
     """Return what a model name stands for, without reading it.
 
     Args:
-        name: `coco`, `coco-v1`, `scenes`, the path or URL of a weights file, `package.module:factory` for a network of
-            the user's own, or in tests `planted[:SECONDS]` and `planted-mosaic[:PIXELS]`.
+        name: `coco`, `coco-v1`, `scenes`, `nuclei`, the path or URL of a weights file, `package.module:factory` for a
+            network of the user's own, or in tests `planted[:SECONDS]` and `planted-mosaic[:PIXELS]`.
 
     Raises:
         UsageError: there is no such model; the message says which there are.
@@ -141,8 +139,8 @@ def resolve(name: str) -> ModelSource:
         return planted
     if (own := parse_own(name)) is not None:
         return own
-    if name == "scenes":
-        return EmbeddedModel()
+    if name in EMBEDDED:
+        return EMBEDDED[name]
     if name in PUBLISHED:
         return PUBLISHED[name]
     suffix = _suffix(name)
@@ -201,7 +199,8 @@ def read_model(
     if isinstance(source, PlantedModel):
         return _card_of_planted(source), b""
     if isinstance(source, EmbeddedModel):
-        return _read_embedded()
+        data = source.read()
+        return _card_of_safetensors(source.name, None, data, source.notice), data
     if isinstance(source, PublishedModel):
         return _read_published(source)
     data = read_weights(name)
@@ -263,18 +262,8 @@ def _card_of_own(own: OwnNetwork, arguments: Mapping[str, Any]) -> ModelCard:
     )
 
 
-def _read_embedded() -> tuple[ModelCard, bytes]:
-    if not _EMBEDDED.exists():
-        raise UsageError(
-            f"the embedded model is missing: {_EMBEDDED.name} was not installed with the package; install it again"
-        )
-    data = _EMBEDDED.read_bytes()
-    notice = "the embedded model knows only generated aerial scenes"
-    return _card_of_safetensors("scenes", None, data, notice), data
-
-
 def _read_published(model: PublishedModel) -> tuple[ModelCard, bytes]:
-    alternatives = ", or use --model PATH.safetensors, or --model scenes, which knows only generated scenes"
+    alternatives = ", or use --model PATH.safetensors, or an embedded model, --model scenes or nuclei"
     _, data, digest = read_published(model.weights, model.name, alternatives)
     used = {category.id for category in COCO_CATEGORIES}
     network = NETWORKS[model.architecture]

@@ -191,7 +191,8 @@ def draw_instances(
     """Return the image with its instances drawn: translucent masks, outlines, boxes, and labels with scores.
 
     Without masks, boxes and labels alone. The color of an instance does not depend on `min_score` or `region`. Pictures
-    with a longest side below 160 pixels are drawn without labels; `min_side` makes room for them.
+    with a longest side below 160 pixels are drawn without labels; `min_side` makes room for them. Where there is only
+    one category, labels are scores alone, and are left out where they would cover more than the boxes do.
 
     Args:
         pixels: (height, width, 3) uint8, RGB; not changed.
@@ -237,10 +238,12 @@ def draw_instances(
             draw.rectangle(box, outline=color_of(i), width=view.line_px)
     for i, box in zip(shown, boxes, strict=True):
         if box is not None and max(canvas.size) >= LABELLED_PX:
-            label = int(detections.labels[i])
-            named = f"{short(names.get(label, f'#{label}'))} {detections.scores[i]:.2f}"
+            label, score = int(detections.labels[i]), f"{detections.scores[i]:.2f}"
+            named = score if len(categories) == 1 else f"{short(names.get(label, f'#{label}'))} {score}"
             placed.add(named if texts is None else texts[i], box, color_of(i))
-    placed.paint()
+    covered = sum((right - left) * (bottom - top) for left, top, right, bottom in filter(None, boxes))
+    if len(categories) > 1 or texts is not None or placed.area <= covered:
+        placed.paint()
     return np.asarray(canvas).copy()
 
 
@@ -356,6 +359,11 @@ class _Labels:
         free = (place for place in inside if not self._hides((*place, place[0] + width, place[1] + height)))
         x, y = next(free, inside[0])
         self._plates.append(((x, y, x + width, y + height), text, color))
+
+    @property
+    def area(self) -> int:
+        """The area of all labels together, pixels of the picture."""
+        return sum((right - left) * (bottom - top) for (left, top, right, bottom), _, _ in self._plates)
 
     def paint(self) -> None:
         """Draw all labels, the first added on top."""

@@ -74,7 +74,7 @@ def test_a_projection_that_preserves_areas_is_its_own_answer(code):
 
 
 @given(lon=st.floats(-179.9, 179.9), lat=st.floats(-84, 84), side=st.floats(1e-5, 0.02))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_projection_does_not_change_the_area_of_a_place(lon, lat, side):
     box = shapely.segmentize(shapely.box(lon, lat, lon + side, lat + side), side / 8)
     [expected] = areas_m2(np.array([box]), parse_crs("EPSG:4326"))

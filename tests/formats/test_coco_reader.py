@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
@@ -92,7 +92,6 @@ def test_columns_say_what_the_file_says(tmp_path: Path) -> None:
     assert rows[3]["counts"] == coco_mask.merge(polygons)["counts"]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     characters=st.integers(1, 60),
     indent=st.sampled_from([None, 1]),
@@ -416,7 +415,7 @@ def outline(points: NDArray[np.float64]) -> float:
     return abs(float((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum())) / 2
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(
     radii=st.lists(st.floats(2, 90), min_size=3, max_size=12),
     center=st.tuples(st.floats(95, 105), st.floats(95, 105)),

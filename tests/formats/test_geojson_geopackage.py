@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from located_instances import NORTH_UP, ROTATED, UTM, blob, instances_of
 
@@ -183,7 +183,6 @@ def test_what_only_touches_180_is_not_cut():
 
 
 @given(st.integers(0, 58), st.integers(1, 4))
-@settings(deadline=None)
 def test_a_projected_raster_that_crosses_180_is_cut(column, width):
     """UTM zone 60 and a little beyond: the antimeridian runs through it, not along its columns."""
     crs = pyproj.CRS.from_epsg(32660)

@@ -54,7 +54,6 @@ def polygon_of(mask, transform, **options):
 @given(mask=MASKS)
 @example(mask=np.eye(4, dtype=np.bool_))
 @example(mask=np.pad(np.zeros((2, 2), np.bool_), 2, constant_values=True))
-@settings(deadline=None)
 def test_a_polygon_drawn_back_is_its_mask(transform, mask):
     polygon = polygon_of(mask, transform)
     if polygon is None:
@@ -70,7 +69,6 @@ def test_a_polygon_drawn_back_is_its_mask(transform, mask):
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @given(mask=MASKS)
-@settings(deadline=None)
 def test_exterior_rings_are_counterclockwise_on_earth(transform, mask):
     polygon = polygon_of(mask, transform)
     for part in [] if polygon is None else shapely.get_parts(polygon):
@@ -135,7 +133,7 @@ def test_what_is_no_mask_is_refused():
 
 @given(mask=hnp.arrays(np.bool_, (12, 12)), tolerance=st.floats(0.1, 3))
 @example(mask=np.eye(12, dtype=np.bool_), tolerance=2.0)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_simplified_polygons_are_valid_and_near(mask, tolerance):
     exact, simple = polygon_of(mask, NORTH_UP), polygon_of(mask, NORTH_UP, simplify_px=tolerance)
     if exact is None:

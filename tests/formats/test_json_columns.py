@@ -16,7 +16,6 @@ DIGITS = st.text("0123456789", min_size=1, max_size=25)
 
 
 @given(DIGITS, DIGITS, st.none() | st.integers(-400, 400))
-@settings(deadline=None)
 def test_a_number_keeps_its_value(whole: str, fraction: str, exponent: int | None) -> None:
     text = f"{int(whole)}.{fraction}" + ("" if exponent is None else f"e{exponent}")
     number = exact_number(text)
@@ -41,7 +40,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(st.lists(VALUES, max_size=4))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @example([{}, {"x": {}}])
 def test_values_come_back_or_their_json_does(values: list[Any]) -> None:
     column = column_of(values)

@@ -617,7 +617,7 @@ def test_mutated_files_give_pixels_or_a_code(sample: str) -> None:
     assert outcomes & {"corrupt", "truncated", "not_an_image"}, "the mutations were too mild to test anything"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from(
         [

@@ -129,7 +129,7 @@ systems = st.sampled_from(
     height=st.integers(1, 10**6),
     width=st.integers(1, 10**6),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_is_accepted_has_polygons_and_what_is_not_has_the_code(
     crs: str, transform: tuple[float, ...], height: int, width: int
 ) -> None:

@@ -80,7 +80,7 @@ def test_the_orientation_outlives_what_is_left_out(large: str, orienting: bytes)
     np.testing.assert_array_equal(result.pixels, np.rot90(PIXELS, -1))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from(
         [b"iTXt", b"tEXt", b"zTXt", b"iCCP", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tIME", b"sBIT", b"prVt"]
@@ -141,7 +141,7 @@ SEGMENT_STARTS = (
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(
         st.tuples(
@@ -185,7 +185,7 @@ def test_metadata_of_other_formats(kind: str) -> None:
         )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from(
         [269, 270, 282, 285, 296, 305, 306, 333, 700, 33723, 34377, 34665, 34675, 34853, 40965, 42112, 65000]

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskrcnn.errors import ItemError, RunError, UsageError
@@ -380,7 +380,6 @@ def test_percentiles_must_be_computed_before_pixels_are_read(tmp_path: Path) -> 
         read(path, parse_radiometry(None, "p2,p98"))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**7))
 def test_a_sample_is_spread_over_the_collection_and_bounded(rasters: int) -> None:
     chosen, count = sampling(rasters)
@@ -605,7 +604,7 @@ def test_blocks_other_than_damaged_ones_are_read(tmp_path: Path, threads: int) -
     np.testing.assert_array_equal(rgb, np.where(expected[..., None], 0, whole[1:99, 3:193]))
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(st.floats(0, 1, exclude_max=True))
 def test_a_truncated_raster_keeps_the_blocks_before_its_end(tmp_path: Path, share: float) -> None:
     path = write(tmp_path / "r.tif", noise("uint8", (1, 100, 200)))
@@ -675,7 +674,7 @@ def a_few_rasters(folder: Path) -> list[bytes]:
 def test_damaged_files_give_a_result_or_a_code(tmp_path: Path) -> None:
     rasters = a_few_rasters(tmp_path)
 
-    @settings(deadline=None, max_examples=400)
+    @settings(max_examples=400)
     @given(damaged(rasters), st.sampled_from(["0,255", "dataset", None]))
     def each(content: bytes, scale: str | None) -> None:
         with (

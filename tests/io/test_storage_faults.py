@@ -28,7 +28,7 @@ from fault_proxy import (
     reset,
     stall,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskrcnn.errors import ItemError, RunError
@@ -151,7 +151,7 @@ def test_one_input_costs_one_request(proxy: FaultProxy, store: Storage, behind: 
     assert [request.method for request in proxy.requests] == ["GET"]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30)
 @given(schedule=st.lists(st.sampled_from([answer, BUSY, reset, cut_off]), max_size=6))
 def test_a_read_returns_the_whole_content_or_fails(
     proxy: FaultProxy, store: Storage, behind: Any, schedule: list[Fault]
@@ -179,7 +179,7 @@ def longest_run(schedule: list[Fault]) -> int:
     return max(runs)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(
     schedule=st.lists(st.sampled_from([answer, BUSY, reset, lose_reply]), max_size=12),
     create=st.booleans(),

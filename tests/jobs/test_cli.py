@@ -120,7 +120,7 @@ def test_a_wrong_use_is_one_line_that_names_where_the_right_one_is_listed(
 NONSENSE = st.sampled_from(["", "-1", "nan", "-inf", "1e400", "9" * 30, "x", "\0", "\udc80", ",", "é"])
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(
     option=st.sampled_from(
         [

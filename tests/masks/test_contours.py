@@ -53,7 +53,7 @@ def with_edge_cases(test):
 @pytest.mark.slow
 @given(MASKS)
 @with_edge_cases
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_rasterized_polygons_equal_their_masks(masks: list[np.ndarray]) -> None:
     polygons, owner = polygons_of(traced(masks))
     assert sorted(set(owner)) == [number for number, mask in enumerate(masks) if mask.any()]
@@ -68,7 +68,6 @@ def test_rasterized_polygons_equal_their_masks(masks: list[np.ndarray]) -> None:
 
 @given(MASKS)
 @with_edge_cases
-@settings(deadline=None)
 def test_polygons_are_the_4_connected_components(masks: list[np.ndarray]) -> None:
     """GDAL polygonizes the masks to the same polygons."""
     polygons, owner = polygons_of(traced(masks))
@@ -81,7 +80,6 @@ def test_polygons_are_the_4_connected_components(masks: list[np.ndarray]) -> Non
 
 
 @given(MASKS)
-@settings(deadline=None)
 def test_every_corner_is_a_turn_and_shells_run_clockwise_on_the_screen(masks: list[np.ndarray]) -> None:
     rings = traced(masks)
     polygons, _ = polygons_of(rings)

@@ -22,7 +22,7 @@ def pasted_by_detectron2(boxes, squares, height, width):
     return (F.grid_sample(torch.from_numpy(squares)[:, None], grid, align_corners=False)[:, 0] >= 0.5).numpy()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**31), size=st.tuples(st.integers(1, 90), st.integers(1, 90)))
 def test_the_bytes_equal_those_of_the_whole_image(seed, size):
     rng = np.random.default_rng(seed)

@@ -12,7 +12,8 @@ from maskrcnn_jobs.cli import main
 from maskrcnn.errors import UsageError
 from maskrcnn.models.factory import build_segmenter
 from maskrcnn.models.model import build_network, save_model
-from maskrcnn.models.registry import EmbeddedModel, ModelFile, describe_model, resolve
+from maskrcnn.models.registry import ModelFile, describe_model, resolve
+from maskrcnn.models.weights.embedded_models import EMBEDDED
 from maskrcnn.models.weights.published_weights import PublishedModel
 from maskrcnn.synthetic.planted import PlantedInstance, PlantedSegmenter, plant, png
 from maskrcnn.synthetic.planted_models import PlantedModel
@@ -89,7 +90,7 @@ def test_an_unknown_name_is_answered_with_what_a_user_can_use(run):
 def test_a_name_is_resolved_to_its_kind():
     assert resolve("planted:0.5") == PlantedModel("planted", sleep_s=0.5)
     assert resolve("planted-mosaic:3") == PlantedModel("planted-mosaic", jitter_px=3)
-    assert isinstance(resolve("scenes"), EmbeddedModel)
+    assert resolve("scenes") is EMBEDDED["scenes"]
     assert isinstance(resolve("coco"), PublishedModel)
     assert resolve("a/b.PTH") == ModelFile("a/b.PTH", ".pth")
 

@@ -24,6 +24,7 @@ from maskrcnn.models.networks import ARCHITECTURES, NETWORKS, ClassScores
 from maskrcnn.models.registry import category_ids_named, describe_model
 from maskrcnn.models.weights import published_weights
 from maskrcnn.models.weights.checkpoint_files import read_checkpoint, read_weights
+from maskrcnn.models.weights.embedded_models import EMBEDDED
 from maskrcnn.models.weights.published_weights import PublishedWeights, torch_hub
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES
 from maskrcnn.training.initialization import start
@@ -83,14 +84,19 @@ def test_coco_s_categories_are_those_of_torchvision_s_weights():
     assert used[-1] == Category(90, "toothbrush")
 
 
-def test_the_embedded_model_is_described_with_its_limits():
-    if not registry._EMBEDDED.exists():
-        pytest.skip("the embedded model was not trained yet")
-    card = describe_model("scenes")
-    assert "only generated" in card.notice
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_an_embedded_model_is_described_with_its_limits(name):
+    card = describe_model(name)
+    assert name in card.notice
+    assert "knows only" in card.notice
     assert card.uri is None
     assert card.category_ids == (-1, *(category.id for category in card.categories))
-    assert card.sha256 == hashlib.sha256(registry._EMBEDDED.read_bytes()).hexdigest()
+    assert card.sha256 == hashlib.sha256(EMBEDDED[name].path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_an_embedded_model_takes_at_most_10_megabytes(name):
+    assert EMBEDDED[name].path.stat().st_size <= 10_000_000
 
 
 @pytest.mark.parametrize("name", ["planted", "planted:0.5"])

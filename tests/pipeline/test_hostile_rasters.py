@@ -83,7 +83,6 @@ rasters = st.fixed_dictionaries(
 @given(drawn=st.lists(rasters, min_size=24, max_size=30))
 @settings(
     max_examples=2,  # the first one is the simplest
-    deadline=None,
     derandomize=True,
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),

@@ -333,7 +333,7 @@ def test_names_are_ordered_as_utf8_bytes(tmp_path: Path) -> None:
     ),
     st.randoms(),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_order_of_a_manifest_does_not_matter(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], shuffle: random.Random
 ) -> None:

@@ -175,7 +175,7 @@ def retry_of(store: Storage, plan: Plan, rows: list[int], shard_images: int = 2)
     return retry
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(lists=st.lists(st.sets(st.integers(0, 29), min_size=1), max_size=3), shard_images=st.integers(1, 12))
 def test_shards_of_every_generation_give_their_rows_once_and_in_order(
     tmp_path_factory: pytest.TempPathFactory, lists: list[set[int]], shard_images: int

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskrcnn.errors import RunError
@@ -90,7 +90,6 @@ def latest(every: Generations) -> dict[int, int | None]:
     return dict(sorted(merged.items()))
 
 
-@settings(deadline=None)
 @given(generations())
 def test_the_latest_generation_of_a_row_counts(case: tuple[int, int, Generations]) -> None:
     start, _, every = case

@@ -121,7 +121,7 @@ def collection(tmp_path: Path) -> Collection:
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     spoilt=st.dictionaries(st.integers(0, IMAGES - 1), st.sampled_from(SPOILT), min_size=1),
     rounds=st.lists(st.sets(st.integers(0, IMAGES - 1)), max_size=2),

@@ -68,7 +68,7 @@ def test_tiles_of_one_grid_are_recognized(
     corner=st.tuples(st.floats(1e5, 9e5), st.floats(-5e6, 5e6)),
     mirrored=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_tiles_of_a_rotated_grid_are_recognized(
     angle: float, pixel: float, corner: tuple[float, float], mirrored: bool
 ) -> None:
@@ -119,7 +119,7 @@ def test_other_rasters_are_not_called_tiles(
 
 
 @given(cuts=st.lists(st.integers(1, 999), min_size=1, max_size=5, unique=True), wide=st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_raster_that_is_cut_is_recognized(cuts: list[int], wide: bool) -> None:
     ends = [0, *sorted(cuts), 1000]
     images = []

@@ -262,7 +262,7 @@ def play(
     return steps
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     kind=st.sampled_from(["first", "again", "retry"]),
     keep=st.booleans(),

@@ -89,7 +89,7 @@ def edited(draw: st.DrawFn) -> tuple[list[Thing], list[Thing], list[tuple[Any, .
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(images=st.lists(edited(), min_size=1, max_size=7), per_part=st.sampled_from([1, 3, 50]))
 def test_a_run_and_a_copy_with_edits_differ_in_exactly_the_edits(
     images: list[tuple[list[Thing], list[Thing], list[tuple[Any, ...]]]],
@@ -128,7 +128,7 @@ def test_a_run_and_a_copy_with_edits_differ_in_exactly_the_edits(
     shutil.rmtree(folder)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(image=edited())
 def test_in_reverse_vanished_instances_have_appeared(
     image: tuple[list[Thing], list[Thing], list[tuple[Any, ...]]],
@@ -163,7 +163,7 @@ def crowds(draw: st.DrawFn) -> Detections:
     return best_of(masks, labels, rng.integers(1, 9, n).astype(np.float32) / 10, 16, 16, 100)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(a=crowds(), b=crowds(), least=st.sampled_from([0.1, 0.5, 0.75]))
 def test_pairs_are_those_of_greedy_matching_on_pycocotools_iou(
     a: Detections, b: Detections, least: float

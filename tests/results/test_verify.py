@@ -379,7 +379,7 @@ def flipped(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Output:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_byte_flipped_in_any_listed_file_is_found(flipped: Output, data: st.DataObject) -> None:
     success = flipped.json("_SUCCESS")
     parts = [entry["path"] for entries in success["parts"].values() for entry in entries]

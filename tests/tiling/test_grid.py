@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskrcnn.imaging.geometry import Rect
@@ -24,7 +24,6 @@ def coverage(grid: Grid, rects: list[Rect]) -> np.ndarray:
     return counts
 
 
-@settings(deadline=None)
 @given(grids())
 def test_cores_partition_the_image_and_are_inside_their_windows(grid: Grid) -> None:
     cores = [grid.core(window_id) for window_id in range(len(grid))]
@@ -33,7 +32,6 @@ def test_cores_partition_the_image_and_are_inside_their_windows(grid: Grid) -> N
         assert window.shared(core) == core
 
 
-@settings(deadline=None)
 @given(grids())
 def test_windows_are_inside_the_image_have_one_size_and_overlap_as_requested(grid: Grid) -> None:
     assert {(rect.width, rect.height) for rect in grid} == {
@@ -46,7 +44,6 @@ def test_windows_are_inside_the_image_have_one_size_and_overlap_as_requested(gri
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(grids())
 def test_neighbours_are_the_pairs_that_overlap(grid: Grid) -> None:
     rects = list(grid)
@@ -61,7 +58,6 @@ def test_neighbours_are_the_pairs_that_overlap(grid: Grid) -> None:
     assert set(found) == sharing
 
 
-@settings(deadline=None)
 @given(grids(), st.sampled_from([None, (4, 4), (1, 10**6)]))
 def test_a_tiling_contains_each_window_once_and_tiles_are_rectangles(
     grid: Grid, block: tuple[int, int] | None
@@ -78,7 +74,6 @@ def test_a_tiling_contains_each_window_once_and_tiles_are_rectangles(
         assert len(tiling.cuts) == 2
 
 
-@settings(deadline=None)
 @given(grids(), st.tuples(st.integers(1, 30), st.integers(1, 30)), st.data())
 def test_windows_that_touch_a_block_with_data_are_planned_and_no_others(
     grid: Grid, block: tuple[int, int], data: st.DataObject
@@ -121,7 +116,6 @@ def test_an_invalid_grid_is_rejected(numbers: tuple[int, ...]) -> None:
         Grid(*numbers)  # type: ignore[arg-type]
 
 
-@settings(deadline=None)
 @given(grids())
 def test_the_number_of_windows_is_known_without_making_them(grid: Grid) -> None:
     assert len(grid) == len(grid.lefts) * len(grid.tops) == len(list(grid))

@@ -58,7 +58,7 @@ def n_windows(image: ImageHeader) -> int:
     return max(int(windows_with_data(grid, image.block_size, image.data_blocks).sum()), 1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(collections, st.integers(1, 5))
 def test_every_window_has_a_number_and_shards_are_tiles_or_whole_images(
     images: list[ImageHeader], shard_images: int
@@ -79,7 +79,7 @@ def test_every_window_has_a_number_and_shards_are_tiles_or_whole_images(
             assert images[rows[0]].block_size in (None, (1, 10**6))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(collections, st.data())
 def test_numbers_round_trip_through_windows(images: list[ImageHeader], data: st.DataObject) -> None:
     grid, cuts = number_windows(images, CUTTING, 3)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from maskrcnn.errors import ItemError
@@ -79,7 +79,6 @@ rasters = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(rasters, st.integers(2, 20), st.integers(0, 10), st.integers(0, 99), st.data())
 def test_windows_equal_slices_of_the_whole_image(
     image: ImageHeader, window: int, overlap: int, seed: int, data: st.DataObject
@@ -101,7 +100,6 @@ def test_windows_equal_slices_of_the_whole_image(
                 assert pixels is None
 
 
-@settings(deadline=None)
 @given(rasters, st.integers(2, 20), st.integers(0, 10), st.integers(0, 99))
 def test_each_block_is_read_once_per_tile(image: ImageHeader, window: int, overlap: int, seed: int) -> None:
     cutting = Cutting(window, min(overlap, window // 2))
@@ -112,7 +110,6 @@ def test_each_block_is_read_once_per_tile(image: ImageHeader, window: int, overl
         assert set(raster.read.values()) == {1}
 
 
-@settings(deadline=None)
 @given(rasters, st.integers(2, 20), st.integers(0, 10), st.integers(0, 99), st.data())
 def test_a_broken_block_fails_only_the_windows_that_contain_it(
     image: ImageHeader, window: int, overlap: int, seed: int, data: st.DataObject

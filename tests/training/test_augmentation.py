@@ -39,7 +39,7 @@ def test_the_identity_augmentation_changes_nothing():
     assert target["labels"].tolist() == [3, 5]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(0, 2**32),
     st.sampled_from([(0.5, 0.5), (0.5, 2.0), (1.7, 1.7)]),

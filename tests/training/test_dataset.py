@@ -489,7 +489,7 @@ NAMES = st.lists(st.text(min_size=1, max_size=4), min_size=2, max_size=40, uniqu
 SHARES = st.floats(0.001, 0.999)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(NAMES, SHARES, st.randoms())
 def test_a_split_is_never_refused_and_has_the_share_that_is_asked_for(names, share, random):
     train, validation = sides(names, share)
@@ -502,7 +502,7 @@ def test_a_split_is_never_refused_and_has_the_share_that_is_asked_for(names, sha
     assert sides(shuffled, share) == [train, validation]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(NAMES, SHARES, st.text(min_size=5, max_size=6))
 def test_an_image_more_moves_at_most_one_other(names, share, new):
     (train, validation), (train_then, validation_then) = (
@@ -519,7 +519,7 @@ def test_a_tenth_is_a_tenth(count, apart):
         assert len(sides([f"{prefix}{n:05}.png" for n in range(count)], 0.1)[1]) == apart
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(NAMES, SHARES, st.data())
 def test_each_side_has_objects_if_that_can_be(names, share, data):
     objects = set(data.draw(st.lists(st.sampled_from(names), unique=True)))

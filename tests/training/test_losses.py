@@ -222,7 +222,7 @@ def test_an_additional_candidate_displaces_at_most_one_other():
     assert len(drawn[0] & drawn[1]) >= 63
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 2**62))
 def test_candidates_are_drawn_equally_often(seed):
     sampler = SeededSampler(50, 1.0)

@@ -141,6 +141,16 @@ def test_labels_do_not_overlap_if_there_is_room():
     assert {tuple(above.tolist()), tuple(below.tolist())} == {instance_color(0), instance_color(1)}
 
 
+def test_labels_of_an_only_category_are_left_out_where_they_would_cover_more_than_the_objects():
+    pixels = _grey(400, 400)
+    small = _detections(400, 400, *[((x, 100, x + 8, 108), 0.9, 1) for x in range(40, 360, 30)])
+    large = _detections(400, 400, ((100, 100, 300, 300), 0.9, 1))
+    for detections, labelled in ((small, False), (large, True)):
+        picture = draw_instances(pixels, detections, CATEGORIES[:1])
+        assert _changed(pixels, picture)[:97].any() == labelled
+        assert _changed(pixels, draw_instances(pixels, detections, CATEGORIES))[:97].any()
+
+
 @pytest.mark.parametrize(
     "name", ["", "\n\t", "<b>x</b>", "ein sehr, sehr langer Name " * 40, "日本語 🦒", "\x00"]
 )

@@ -61,7 +61,7 @@ def test_without_the_end_marker_all_pixels_are_there(kind: str, size: tuple[int,
     assert complete_length(whole) is None, "it has its end marker"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(sorted(KINDS)),
     st.sampled_from(MODES),

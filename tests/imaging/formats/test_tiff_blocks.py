@@ -51,7 +51,7 @@ spots = st.lists(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, derandomize=True)
 @given(spots)
 def test_the_blocks_that_hold_data_are_those_that_gdal_knows_a_place_of(
     layout: str, tmp_path_factory: pytest.TempPathFactory, spots: list[tuple[int, int, int]]

@@ -140,7 +140,7 @@ def test_directories_that_refer_to_each_other_end() -> None:
     assert "marked as a preview" in message(bytes(data))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), min_size=1, max_size=6), st.integers(0, 1)
 )

@@ -38,7 +38,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size
 
 
 @given(st.lists(ODD | NUMBERS | DAYS | TEXT, min_size=1, max_size=4))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @example(["7", "NA"])
 @example(["true", "False"])
 @example(["1", "2.5"])
@@ -52,7 +52,7 @@ def test_every_value_prints_as_it_was_written(texts: list[str]) -> None:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_values_of_one_kind_get_its_type(data: st.DataObject) -> None:
     """The law above would hold if all stayed text: what prints back does become a number, a day, or a boolean."""
     kind, values = data.draw(
@@ -120,7 +120,7 @@ def test_quotes_within_a_value_are_doubled_or_stand_alone() -> None:
     st.lists(st.lists(ODD | TEXT, min_size=2, max_size=2), min_size=1, max_size=4),
     st.sampled_from(["\n", "\r\n", "\r"]),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_file_has_the_values_that_a_csv_writer_wrote(rows: list[list[str]], end: str) -> None:
     file = io.StringIO()
     csv.writer(file, lineterminator=end, quoting=csv.QUOTE_ALL).writerows([["uri", "note"], *rows])

@@ -242,7 +242,7 @@ def values_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_values_survive_in_any_nesting_and_in_slices(data: st.DataObject) -> None:
     kind = data.draw(KINDS)
     values = data.draw(st.lists(values_of(kind), max_size=5))
@@ -279,7 +279,6 @@ def pairs_as_lists(value: Any) -> Any:
 @given(
     st.lists(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 2))), min_size=1), st.integers(0, 3)
 )
-@settings(deadline=None)
 def test_a_map_stays_one_unless_a_row_has_a_key_twice(rows: list[list[tuple[str, int]]], start: int) -> None:
     column = pa.chunked_array(
         [

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from webserver import Site, answer
 
@@ -562,7 +562,6 @@ def test_no_message_repeats_a_query(
     assert "hush" not in caplog.text
 
 
-@settings(deadline=None)
 @given(st.binary() | st.binary().map(lambda rest: b"HTTP/1.1 200 OK\r\n" + rest))
 def test_any_answer_gives_bytes_or_a_code(said: bytes) -> None:
     with raw_server(said) as port, contextlib.suppress(ItemError):

@@ -57,7 +57,7 @@ def test_a_percent_sign_in_a_name_is_one_where_the_decoded_name_is_missing(tmp_p
 
 
 @given(NAME)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_what_pathlib_calls_a_file_is_that_file(name: str) -> None:
     path = Path("/data") / name
     if name not in (".", ".."):

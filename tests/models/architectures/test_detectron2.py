@@ -115,7 +115,7 @@ def test_it_can_be_trained_for_a_step():
     assert len(losses) == 5
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(side=st.integers(1, 40))
 def test_pooling_no_proposals_returns_no_features(side):
     maps = maps_of((64, 64), side, n_images=1)

@@ -427,7 +427,7 @@ def test_a_black_image_is_processed(model):
 SIDES = st.integers(1, 60)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     old=st.tuples(SIDES, SIDES), new=st.tuples(SIDES, SIDES), low=st.integers(0, 100), seed=st.integers(0, 99)
 )
@@ -437,7 +437,7 @@ def test_bytes_are_resized_bit_for_bit(old, new, low, seed):
     assert np.array_equal(_resized(torch.from_numpy(image), new).numpy(), expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     min_size=st.integers(10, 400),
     side=st.integers(1, 8),
@@ -453,7 +453,7 @@ def test_an_image_has_the_size_and_position_of_the_reference(min_size, side, sha
     assert transform.canvas(transform.resized(height, width), rescaled=True) == (64 * side, 64 * side)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     corner=st.tuples(st.integers(0, 40), st.integers(0, 40)),
     side=st.tuples(st.integers(0, 90), st.integers(0, 90)),

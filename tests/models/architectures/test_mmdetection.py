@@ -19,7 +19,7 @@ from maskrcnn.models.model import build_network
 SIDES = st.integers(1, 40)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SIDES, SIDES, SIDES, SIDES, st.integers(0, 2**32 - 1))
 def test_bytes_are_resized_exactly_as_by_the_reference_implementation(height, width, rows, columns, seed):
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)

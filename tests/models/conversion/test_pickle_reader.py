@@ -26,7 +26,7 @@ def dumped(model, protocol=2, **beside):
     return pickle.dumps({"model": model} | beside, protocol)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     array=numbers.flatmap(lambda kind: st_numpy.arrays(kind, st_numpy.array_shapes(min_dims=0, min_side=0))),
     columns_first=st.booleans(),
@@ -71,14 +71,14 @@ def test_a_pickle_that_would_run_code_is_refused_by_name_and_does_not(protocol, 
 WHOLE = dumped({"a": np.arange(6, dtype="<f4").reshape(2, 3), "b": np.zeros(2)})
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(length=st.integers(0, len(WHOLE) - 1))
 def test_every_truncated_file_is_refused(length):
     with pytest.raises(UsageError, match=r"m\.pkl is"):
         arrays_in_pickle("m.pkl", WHOLE[:length])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(at=st.integers(0, len(WHOLE) - 1), value=st.integers(0, 255))
 def test_a_changed_byte_is_refused_or_changes_only_values(at, value):
     changed = WHOLE[:at] + bytes([value]) + WHOLE[at + 1 :]

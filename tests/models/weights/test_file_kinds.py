@@ -99,7 +99,7 @@ def test_weights_of_each_format_are_no_other_kind():
         assert other_kind(name, data) is None
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.sampled_from(["zip", "legacy", "safetensors"]), st.floats(0, 1, exclude_max=True))
 def test_a_truncated_file_says_so_and_what_to_do_in_our_words(kind, share):
     whole = {"zip": saved(), "legacy": saved(zipped=False), "safetensors": save(TENSORS)}[kind]

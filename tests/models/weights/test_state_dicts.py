@@ -83,7 +83,7 @@ def test_weights_are_found_as_training_scripts_save_them(wrap: Callable[[Json], 
     assert {tensor.storage for tensor in checkpoint.saved.values()} != {None}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.sampled_from(["module.", "_orig_mod.", "model.", "net.", "detector.", "ema."]), max_size=4),
     st.lists(st.sampled_from(["model", "state_dict", "ema", "weights", "checkpoint"]), max_size=3),

@@ -1,0 +1,1 @@
+"""A few real images with ground truth, part of the package."""
