@@ -250,9 +250,7 @@ class Forward:
     def _mask_features(self, pyramid: Pyramid | list[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
         """Return what the mask predictor gets for boxes, (N, C, S, S)."""
         heads = self._network.roi_heads
-        features: Tensor = heads.mask_head(
-            pool(pyramid, heads.mask_roi_pool, boxes, image).to(self._dtype)
-        )
+        features: Tensor = heads.mask_head(pool(pyramid, heads.mask_roi_pool, boxes, image).to(self._dtype))
         return features
 
 
@@ -270,6 +268,7 @@ def all_finite(values: Tensor) -> Tensor:
 
 
 def clipped_to(boxes: Tensor, limits: Tensor) -> Tensor:
+    """Return boxes clipped to zero and to width, height, width, height of their images, (…, 4)."""
     return torch.minimum(boxes.clamp(min=0), limits)
 
 

@@ -5,10 +5,8 @@ import torch; a builder is imported when its network is built.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ..errors import UsageError
 from .architectures import network_shapes, one_stage_shapes
@@ -16,125 +14,10 @@ from .architectures.matterport_config import STRIDE, MatterportConfig
 from .architectures.network_config import NetworkConfig
 from .architectures.network_shapes import Shape, current_name, torchvision_shapes
 from .architectures.rcnn_config import CAFFE2, CASCADE, DETECTRON2, MMDETECTION, OneMapConfig, RCNNConfig
+from .network_entry import ClassScores, Network, PackagedWeights, Resize
 from .weights.published_weights import PublishedWeights
 
-if TYPE_CHECKING:
-    from .architectures.torchvision_networks import Detector
-    from .forward import Forward
-    from .forward_one_stage import OneStageForward
-
-__all__ = [
-    "ARCHITECTURES",
-    "LIKENESS",
-    "NETWORKS",
-    "TRAINABLE",
-    "Network",
-    "PackagedWeights",
-    "Resize",
-    "architecture_of",
-    "check_tensors",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Resize:
-    """How a network brings an image to its size, as far as it is decided before the network is built."""
-
-    min_size: int = 800
-    """The default for the shorter side, pixels, …"""
-    max_size: int = 1333
-    """… unless the longer side would then exceed this."""
-    multiple: int = 1
-    """`max_size` must be a multiple of this."""
-    fixed: bool = False
-    """Whether every image becomes a square of `max_size`, whatever its shape; the size cannot be changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClassScores:
-    """The tensor that shows the number of labels of a network."""
-
-    tensor: str = "roi_heads.box_predictor.cls_score.weight"
-    anchors: int = 1
-    """Its first dimension is the number of labels, the background included, times this."""
-
-
-@dataclass(frozen=True, slots=True)
-class PackagedWeights:
-    """Weights that a Python package brings along."""
-
-    package: str
-    file_class: str
-    """Its class whose `get_model_file_path` returns the file."""
-    install: str
-    """The command that installs it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """What is known of a network before torch is imported."""
-
-    builder: str
-    """`module:function` in this package; called with `arguments`, labels, min_size and max_size, and with the
-    configuration where the network has one."""
-    shapes: Callable[..., dict[str, Shape]]
-    """The tensors by name, given the number of labels, the background included."""
-    arguments: tuple[Any, ...] = ()
-    """The builder's first arguments."""
-    resize: Resize = Resize()
-    class_scores: ClassScores = ClassScores()
-    forward: str = "forward:Forward"
-    """`module:class` in this package that runs it."""
-    has_masks: bool = True
-    """Whether it detects masks; else boxes only."""
-    from_state_dict: bool = False
-    """Whether files with the bare state dict of torchvision's network are read."""
-    trainable: bool = True
-    """Whether its losses are implemented here."""
-    backbone_weights: PublishedWeights | PackagedWeights | None = None
-    """ImageNet weights of its backbone; None: no published weights fit it."""
-    config: NetworkConfig | None = None
-    """The default of the configuration that its file holds; None: it has none."""
-    detectron2: Mapping[str, tuple[Any, ...]] | None = None
-    """The values that detectron2's configuration may have at some keys, where they are not those of a Mask R-CNN with
-    FPN; none: any value, without effect. None: it is not a network of detectron2."""
-
-    def build(self, labels: int, min_size: int, max_size: int, config: NetworkConfig | None) -> "Detector":
-        """Build it with random weights; imports torch.
-
-        Args:
-            labels: the background (0) included.
-            min_size: the shorter side of an image after the resize, pixels.
-            max_size: the limit for its longer side, pixels.
-            config: of a network that has one; None: the default. Other networks ignore it.
-        """
-        build = _imported(self.builder)
-        settings = () if self.config is None else (config or self.config,)
-        network: Detector = build(*self.arguments, labels, min_size, max_size, *settings)
-        return network
-
-    def shapes_with(self, labels: int, config: NetworkConfig | None = None) -> dict[str, Shape]:
-        """Return the tensors by name, given the number of labels and the configuration; None: the default."""
-        config = config or self.config
-        if isinstance(config, RCNNConfig):
-            return self.shapes(labels, anchors=config.anchors)
-        return self.shapes(labels)
-
-    def labels_of(self, shapes: Mapping[str, Shape]) -> int:
-        """Return the number of labels, the background included, that tensors show; 0 if they do not."""
-        of_classes = shapes.get(self.class_scores.tensor, ())
-        return of_classes[0] // self.class_scores.anchors if of_classes else 0
-
-    def forward_class(self) -> "type[Forward | OneStageForward]":
-        """Return the class that runs it; imports torch."""
-        found: type[Forward | OneStageForward] = _imported(self.forward)
-        return found
-
-
-def _imported(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    return getattr(import_module(f".{module}", __package__), attribute)
-
+__all__ = ["ARCHITECTURES", "LIKENESS", "NETWORKS", "TRAINABLE", "architecture_of", "check_tensors"]
 
 _RESNET50: Final = PublishedWeights("resnet50-0676ba61.pth", "ResNet50_Weights.IMAGENET1K_V1")
 _RESNET18: Final = PublishedWeights("resnet18-f37072fd.pth", "ResNet18_Weights.IMAGENET1K_V1")
@@ -197,14 +80,15 @@ def _fpn(library: str, body: str, config: RCNNConfig, *, masks: bool) -> Network
     )
 
 
-def _cascade(body: str) -> Network:
-    """Return the entry of a Cascade Mask R-CNN of detectron2 with a ResNet and FPN."""
+def _cascade(body: str, *, masks: bool) -> Network:
+    """Return the entry of a Cascade R-CNN of detectron2 with a ResNet and FPN."""
     return Network(
         builder="architectures.cascade:build_cascade",
-        arguments=(body, True),
-        shapes=partial(network_shapes.cascade_shapes, body=_BODIES[body], frozen_norms=True),
+        arguments=(body, masks),
+        shapes=partial(network_shapes.cascade_shapes, body=_BODIES[body], frozen_norms=True, masks=masks),
         class_scores=ClassScores("roi_heads.box_predictor.0.cls_score.weight"),
         forward="architectures.cascade:CascadeForward",
+        has_masks=masks,
         trainable=False,
         config=CASCADE,
         detectron2={
@@ -318,9 +202,9 @@ NETWORKS: Final[Mapping[str, Network]] = {
         for library, body, config in _ZOOS
         for masks in (True, False)
     },
-    "cascade_maskrcnn_resnet50_fpn_detectron2": _cascade("resnet50"),
     **{
-        f"{'mask' if masks else 'faster'}rcnn_{body}_c4_detectron2": _c4(body, masks=masks)
+        f"{'mask' if masks else 'faster'}rcnn_{body}_{kind}_detectron2": entry(body, masks=masks)
+        for kind, entry in (("fpn_cascade", _cascade), ("c4", _c4))
         for body in ("resnet50", "resnet101")
         for masks in (True, False)
     },

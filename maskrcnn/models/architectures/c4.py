@@ -3,8 +3,8 @@
 The networks of `mask_rcnn_R_50_C4`, `mask_rcnn_R_101_C4` and of `faster_rcnn_…`. Where they differ from those with FPN
 in `detectron2`:
 
-- The region proposal network reads the map of the fourth stage, of stride 16, with anchors of all sizes at each position,
-  and 6,000 of its anchors become boxes.
+- The region proposal network reads the map of the fourth stage, of stride 16, with anchors of all sizes at each
+  position, and 6,000 of its anchors become boxes.
 - RoIAlign returns 14 x 14 bins, on which the fifth stage runs: 7 x 7 positions of 2,048 channels. Their mean is
   classified. The mask predictor, 14 x 14, gets the positions of the final boxes.
 - Images are not padded.
@@ -93,10 +93,9 @@ class C4Forward(Forward):
         stage = self._network.roi_heads.box_head.layer4
         return torch.cat([stage(part) for part in self._pooled(pyramid, boxes, image)])
 
-    def _pooled(
-        self, pyramid: Pyramid | list[Tensor], boxes: Tensor, image: Tensor
-    ) -> Iterator[Tensor]:
+    def _pooled(self, pyramid: Pyramid | list[Tensor], boxes: Tensor, image: Tensor) -> Iterator[Tensor]:
         """Yield the features of boxes, (n, C, 14, 14), of some boxes at a time."""
         aligner = self._network.roi_heads.box_roi_pool
-        for box, nth in zip(boxes.split(_AT_ONCE), image.split(_AT_ONCE), strict=True):
+        parts = (torch.split(each, _AT_ONCE) for each in (boxes, image))
+        for box, nth in zip(*parts, strict=True):
             yield pool(pyramid, aligner, box, nth).to(self._dtype)

@@ -13,7 +13,8 @@ References: https://arxiv.org/abs/1712.00726; https://github.com/facebookresearc
 modeling/roi_heads/cascade_rcnn.py.
 """
 
-import torch
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection._utils import BoxCoder
@@ -62,16 +63,15 @@ class CascadeForward(Forward):
         The logits are logarithms of the mean probabilities, which are their softmax.
         """
         heads = self._network.roi_heads
-        boxes, total = proposals, torch.zeros((), device=proposals.device)
-        finite = torch.ones(len(proposals), dtype=torch.bool, device=proposals.device)
-        for nth, (head, predictor) in enumerate(zip(heads.box_head, heads.box_predictor, strict=True)):
-            if nth > 0:
-                coder = heads.box_coders[nth - 1]
-                refined = coder.decode_single(deltas.flatten(0, 1), boxes.flatten(0, 1)).view_as(boxes)
-                boxes = clipped_to(refined.nan_to_num(), limits[:, None])
+        stages = list(zip(heads.box_head, heads.box_predictor, heads.box_coders, strict=True))
+        logits, deltas = self._predicted(pyramid, proposals, *stages[0][:2])
+        boxes, total, finite = proposals, logits.softmax(-1), all_finite(logits) & all_finite(deltas)
+        for (_, _, coder), (head, predictor, _) in pairwise(stages):
+            refined = coder.decode_single(deltas.flatten(0, 1), boxes.flatten(0, 1)).view_as(boxes)
+            boxes = clipped_to(refined.nan_to_num(), limits[:, None])
             logits, deltas = self._predicted(pyramid, boxes, head, predictor)
-            finite &= all_finite(logits) & all_finite(deltas)
             total = total + logits.softmax(-1)
-        mean = total / len(heads.box_head)
+            finite = finite & all_finite(logits) & all_finite(deltas)
+        mean = total / len(stages)
         of_classes = deltas[:, :, None].expand(-1, -1, mean.shape[2], -1)
         return mean.log(), of_classes, boxes, finite

@@ -38,6 +38,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from ...masks.encode_resized import pasted
@@ -116,18 +117,21 @@ def assembled(
     network = (MaskRCNN if masks else FasterRCNN)(backbone, num_classes, **settings | parts)
     network.config = config  # written by `model.save_model`
     network.transform = ShortestEdgeTransform(*sizes, config.pixel_mean, config.pixel_std)
-    network.transform.size_divisible = STRIDES[3] if pyramid else 1  # without FPN detectron2 does not pad images
+    network.transform.size_divisible = (
+        STRIDES[3] if pyramid else 1
+    )  # without FPN detectron2 does not pad images
     network.rpn.box_coder = BoxCoder(config.rpn_box_weights)
     network.rpn.min_size = float(np.finfo(np.float32).tiny)
     network.roi_heads.drops_empty_boxes_last = True  # read by `forward.Forward`
     return network
 
 
-def set_strides(resnet: nn.Module, config: RCNNConfig) -> None:
+def set_strides(resnet: ResNet, config: RCNNConfig) -> None:
     """Set the convolution that halves the map in the stages of a ResNet of torchvision."""
     if config.stride_in_1x1:
         for stage in (resnet.layer2, resnet.layer3, resnet.layer4):
-            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+            block = cast(Bottleneck, stage[0])
+            block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
 
 
 class OneMap(nn.Module):

@@ -112,7 +112,9 @@ def cascade_shapes(labels: int, body: Body, *, stages: int = 3, **facts: Any) ->
         facts: other arguments of `torchvision_shapes`.
     """
     shapes = torchvision_shapes(labels, body, **facts)
-    for name in [name for name in shapes if name.startswith(("roi_heads.box_head.", "roi_heads.box_predictor."))]:
+    for name in [
+        name for name in shapes if name.startswith(("roi_heads.box_head.", "roi_heads.box_predictor."))
+    ]:
         shape = shapes.pop(name)
         shape = (4, *shape[1:]) if ".bbox_pred." in name else shape
         part, rest = name.removeprefix("roi_heads.").split(".", 1)

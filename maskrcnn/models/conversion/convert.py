@@ -23,7 +23,8 @@ from ..architectures.network_config import NetworkConfig
 from ..architectures.network_shapes import current_name
 from ..architectures.rcnn_config import MMDETECTION, RCNNConfig
 from ..model import Model, build_network, load_model, save_model, set_norm_eps, tensors_of
-from ..networks import NETWORKS, Resize
+from ..network_entry import Resize
+from ..networks import NETWORKS
 from ..registry import COCO_CATEGORIES, NO_CATEGORY, ModelFile, is_own_file
 from ..weights.checkpoint_files import Checkpoint, read_checkpoint, read_labels, read_weights
 from ..weights.published_weights import NORM_EPS, norm_eps_of

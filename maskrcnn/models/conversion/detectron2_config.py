@@ -50,7 +50,9 @@ class Detectron2Settings:
                 name, read = _TAKEN[key]
                 values[name] = _read(self.uri, key, value, read)
                 if name == "anchor_sizes":
-                    values[name] = _read(self.uri, key, values[name], partial(_of_levels, count=default.levels))
+                    values[name] = _read(
+                        self.uri, key, values[name], partial(_of_levels, count=default.levels)
+                    )
             elif key not in _TAKEN and key not in _CHECKED:
                 self._check(key, value, architecture)
         for name in ("pixel_mean", "pixel_std"):
@@ -89,7 +91,11 @@ class Detectron2Settings:
             return
         first, *rest = key.split(".")
         section = ".".join(key.split(".")[:2])
-        elsewhere = len(rest) > 1 and rest[0] in _ELSEWHERE and not any(each.startswith(f"{section}.") for each in own)
+        elsewhere = (
+            len(rest) > 1
+            and rest[0] in _ELSEWHERE
+            and not any(each.startswith(f"{section}.") for each in own)
+        )
         if first != "MODEL" or elsewhere:
             return
         known = rest[-1] in _OF_TRAINING and (len(rest) == 1 or rest[0] in _SECTIONS)

@@ -39,7 +39,10 @@ def detectron2_names(
     names = {}
     for target, shape in shapes.items():
         layer, _, part = target.rpartition(".")
-        names[f"{_layer(layer, body)}.{part}"] = (target, (shape[0] - _background(target, shape, labels), *shape[1:]))
+        names[f"{_layer(layer, body)}.{part}"] = (
+            target,
+            (shape[0] - _background(target, shape, labels), *shape[1:]),
+        )
     return names
 
 

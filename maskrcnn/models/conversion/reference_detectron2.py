@@ -81,9 +81,7 @@ class ReferenceDetectron2:
     def _of(self, name: str) -> tuple[Tensor, Tensor]:
         return self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]
 
-    def _normed(
-        self, x: Tensor, name: str, stride: int = 1, padding: int = 0, dilation: int = 1
-    ) -> Tensor:
+    def _normed(self, x: Tensor, name: str, stride: int = 1, padding: int = 0, dilation: int = 1) -> Tensor:
         """Apply a convolution, whose weight shows its groups, and its frozen norm."""
         kernel = self._tensors[f"{name}.weight"]
         x = F.conv2d(x, kernel, None, stride, padding, dilation, x.shape[1] // kernel.shape[1])
@@ -189,16 +187,14 @@ class ReferenceDetectron2:
         boxes = clipped(boxes, size).view(-1, classes, 4)
         return _background_first(scores), boxes
 
-    def _box_head(
-        self, features: dict[str, Tensor], boxes: Tensor, stage: str
-    ) -> tuple[Tensor, Tensor]:
+    def _box_head(self, features: dict[str, Tensor], boxes: Tensor, stage: str) -> tuple[Tensor, Tensor]:
         """Return the probabilities and the offsets of a box head, whose names have the stage in them, such as `.0`."""
         if f"roi_heads.box_head{stage}.fc1.weight" in self._tensors:
             x = _pooled(features, boxes, 7).flatten(1)
             for layer in ("fc1", "fc2"):
                 x = F.linear(x, *self._of(f"roi_heads.box_head{stage}.{layer}")).relu()
         else:
-            parts = boxes.split(50)  # the features of all boxes would take 800 MB
+            parts = torch.split(boxes, 50)  # the features of all boxes would take 800 MB
             x = torch.cat([self._stage(_pooled(features, part, 14), _RES5).mean((2, 3)) for part in parts])
         scores = F.linear(x, *self._of(f"roi_heads.box_predictor{stage}.cls_score")).softmax(1)
         return scores, F.linear(x, *self._of(f"roi_heads.box_predictor{stage}.bbox_pred"))

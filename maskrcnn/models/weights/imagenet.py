@@ -8,7 +8,8 @@ from torchvision.models.detection import MaskRCNN
 
 from ...errors import UsageError
 from ..model import tensors_of
-from ..networks import NETWORKS, PackagedWeights
+from ..network_entry import PackagedWeights
+from ..networks import NETWORKS
 from .checkpoint_files import read_checkpoint
 from .published_weights import read_published
 

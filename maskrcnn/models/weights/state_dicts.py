@@ -175,8 +175,8 @@ def _prefix(name: str) -> str | None:
 
 _SUPPORTED: Final = (
     "supported are torchvision's detectors, its Mask R-CNN with other ResNets and FPN, detectron2's and MMDetection's "
-    "Mask R-CNN and Faster R-CNN with ResNet-50 or ResNet-101 and FPN, detectron2's also C4 and DC5, with ResNeXt-101 "
-    "32x8d and its Cascade Mask R-CNN with ResNet-50, and matterport's Mask_RCNN"
+    "Mask R-CNN and Faster R-CNN with ResNet-50 or ResNet-101 and FPN, detectron2's also C4, DC5, with a "
+    "cascade and with ResNeXt-101 32x8d, and matterport's Mask_RCNN"
 )
 
 _BY_NAME: Final = (
@@ -261,7 +261,9 @@ def unsupported_network(shapes: Mapping[str, Shape]) -> str | None:
     if not cascade and not any(name.startswith("roi_heads.box_predictor.cls_score.") for name in shapes):
         return None
     kind = "Cascade R-CNN" if cascade else "Mask R-CNN"
-    if not cascade and not any(name.startswith(("roi_heads.mask_predictor.", "roi_heads.mask_head.")) for name in shapes):
+    if not cascade and not any(
+        name.startswith(("roi_heads.mask_predictor.", "roi_heads.mask_head.")) for name in shapes
+    ):
         kind = "Faster R-CNN"
         if not any(name.startswith(("backbone.bottom_up.", "backbone.stem.")) for name in shapes):
             return f"is a Faster R-CNN that is not one of torchvision's: {_SUPPORTED}"
@@ -291,10 +293,9 @@ def _backbone(shapes: Mapping[str, Shape]) -> str | None:
     frozen = any(name.endswith(".running_var") for name in shapes)
     if not frozen and any(name.startswith("backbone.") and ".norm.weight" in name for name in shapes):
         return "group norms"
-    if "backbone.stem.conv1.weight" in shapes:  # C4 and DC5
-        return _unusual_blocks(shapes, "backbone.res2")
     if "backbone.bottom_up.stem.conv1.weight" not in shapes:
-        return _unusual_blocks(shapes, "backbone.body.layer1")
+        plain = "backbone.stem.conv1.weight" in shapes  # C4 and DC5 of detectron2
+        return _unusual_blocks(shapes, "backbone.res2" if plain else "backbone.body.layer1")
     if "backbone.fpn_lateral5.weight" not in shapes:
         return "another pyramid than FPN over res2 to res5"
     middle = shapes.get("backbone.bottom_up.res2.0.conv2.weight", ())
