@@ -44,17 +44,18 @@ class Detectron2Settings:
             UsageError: a value is not supported, or not valid.
         """
         default = cast(RCNNConfig, NETWORKS[architecture].config)
-        values: dict[str, Any] = {}
+        fixed = {**_FIXED, **(NETWORKS[architecture].detectron2 or {})}
         for key, value in self.values.items():
-            if key in _TAKEN and key not in _WITHOUT_EFFECT[default.stages > 1]:
-                name, read = _TAKEN[key]
-                values[name] = _read(self.uri, key, value, read)
-                if name == "anchor_sizes":
-                    values[name] = _read(
-                        self.uri, key, values[name], partial(_of_levels, count=default.levels)
-                    )
-            elif key not in _TAKEN and key not in _CHECKED:
-                self._check(key, value, architecture)
+            if key not in _TAKEN and key not in _CHECKED:
+                self._check(key, value, fixed, architecture)
+        values: dict[str, Any] = {}
+        for key, (name, read) in _TAKEN.items():
+            if key in self.values and key not in _WITHOUT_EFFECT[default.stages > 1]:
+                values[name] = _read(self.uri, key, self.values[key], read)
+        if "anchor_sizes" in values:
+            values["anchor_sizes"] = _read(
+                self.uri, _SIZES, values["anchor_sizes"], partial(_of_levels, default.levels)
+            )
         for name in ("pixel_mean", "pixel_std"):
             if name in values and self.bgr:
                 values[name] = values[name][::-1]
@@ -76,10 +77,8 @@ class Detectron2Settings:
                     f"--config {self.uri} is not that of these weights: {key} is {value}, and they have {shown[key]}"
                 )
 
-    def _check(self, key: str, value: Any, architecture: str) -> None:
+    def _check(self, key: str, value: Any, fixed: Mapping[str, tuple[Any, ...]], architecture: str) -> None:
         """Raise UsageError for a key of the network that is not known, or whose value is not supported."""
-        own = NETWORKS[architecture].detectron2 or {}
-        fixed = {**_FIXED, **own}
         if key in fixed:
             others = _same_types(value, fixed[key])
             if others and not any(type(value) is type(other) and value == other for other in others):
@@ -91,12 +90,9 @@ class Detectron2Settings:
             return
         first, *rest = key.split(".")
         section = ".".join(key.split(".")[:2])
-        elsewhere = (
-            len(rest) > 1
-            and rest[0] in _ELSEWHERE
-            and not any(each.startswith(f"{section}.") for each in own)
-        )
-        if first != "MODEL" or elsewhere:
+        elsewhere = len(rest) > 1 and rest[0] in _ELSEWHERE
+        elsewhere = elsewhere and not any(each.startswith(f"{section}.") for each in fixed)
+        if first != "MODEL" or not rest or elsewhere:
             return
         known = rest[-1] in _OF_TRAINING and (len(rest) == 1 or rest[0] in _SECTIONS)
         if not known:
@@ -137,7 +133,7 @@ def _sizes(value: Any) -> tuple[tuple[float, ...], ...]:
     return tuple(_numbers(level) for level in _listed(value))
 
 
-def _of_levels(levels: Sequence[tuple[float, ...]], count: int) -> tuple[float, ...]:
+def _of_levels(count: int, levels: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
     """Return the sizes of anchors: one for each level, or all of the only one."""
     if count == 1 and len(levels) != 1:
         raise ValueError("is not supported: there must be one list of sizes")
@@ -158,11 +154,12 @@ def _stages(value: Any) -> tuple[float, ...]:
     return tuple(number for stage in _listed(value) for number in _numbers(stage))
 
 
+_SIZES: Final = "MODEL.ANCHOR_GENERATOR.SIZES"
 _TAKEN: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "MODEL.PIXEL_MEAN": ("pixel_mean", _numbers),
     "MODEL.PIXEL_STD": ("pixel_std", _numbers),
     "MODEL.RESNETS.STRIDE_IN_1X1": ("stride_in_1x1", _flag),
-    "MODEL.ANCHOR_GENERATOR.SIZES": ("anchor_sizes", _sizes),
+    _SIZES: ("anchor_sizes", _sizes),
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": ("aspect_ratios", _ratios),
     "MODEL.RPN.BBOX_REG_WEIGHTS": ("rpn_box_weights", _numbers),
     "MODEL.RPN.PRE_NMS_TOPK_TEST": ("pre_nms_limit", _whole),
@@ -175,11 +172,11 @@ _TAKEN: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "TEST.DETECTIONS_PER_IMAGE": ("max_detections", _whole),
 }
 """Keys that are taken over: the name in `RCNNConfig`, and what reads the value."""
-_WITHOUT_EFFECT: Final = (
-    "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS",
-    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",
-)
-"""Of these keys that which has no effect on networks without a cascade, and that on those with one."""
+_WITHOUT_EFFECT: Final = {
+    False: ("MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS",),
+    True: ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",),
+}
+"""Which of these keys have no effect, by whether the network has a cascade."""
 
 _CHECKED: Final[Mapping[str, Callable[[Any], Any]]] = {
     "MODEL.MASK_ON": _flag,
