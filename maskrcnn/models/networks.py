@@ -122,6 +122,23 @@ def _c4(body: str, *, masks: bool) -> Network:
     )
 
 
+def _dc5(body: str, *, masks: bool) -> Network:
+    """Return the entry of a Mask R-CNN or Faster R-CNN DC5 of detectron2."""
+    return Network(
+        builder="architectures.dc5:build_dc5",
+        arguments=(body, masks),
+        shapes=partial(network_shapes.one_map_shapes, body=_BODIES[body], masks=masks),
+        has_masks=masks,
+        trainable=False,
+        config=OneMapConfig(res5_dilation=2),
+        detectron2={
+            **_of_one_map("res5"),
+            "_BASE_": ("Base-RCNN-DilatedC5.yaml",),
+            "MODEL.RESNETS.RES5_DILATION": (2,),
+        },
+    )
+
+
 def _of_one_map(stage: str) -> dict[str, tuple[Any, ...]]:
     """Return the keys of detectron2's configuration that are common to networks which read the map of one stage."""
     read = ("MODEL.RESNETS.OUT_FEATURES", "MODEL.RPN.IN_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES")
@@ -204,7 +221,7 @@ NETWORKS: Final[Mapping[str, Network]] = {
     },
     **{
         f"{'mask' if masks else 'faster'}rcnn_{body}_{kind}_detectron2": entry(body, masks=masks)
-        for kind, entry in (("fpn_cascade", _cascade), ("c4", _c4))
+        for kind, entry in (("fpn_cascade", _cascade), ("c4", _c4), ("dc5", _dc5))
         for body in ("resnet50", "resnet101")
         for masks in (True, False)
     },

@@ -117,7 +117,8 @@ C4 = ONE_MAP | {
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 14,
     "MODEL.ROI_MASK_HEAD.NUM_CONV": 0,
 }
-KINDS = {"fpn": {}, "fpn_cascade": CASCADE, "c4": C4}
+DC5 = ONE_MAP | {key: ["res5"] for key in READ} | {"MODEL.RESNETS.RES5_DILATION": 2}
+KINDS = {"fpn": {}, "fpn_cascade": CASCADE, "c4": C4, "dc5": DC5}
 """What the configurations of the model zoo's other networks have in place of that with FPN."""
 
 

@@ -161,7 +161,7 @@ def test_an_injected_error_is_detected_in_its_stage(mistake, stage, reference, n
 
 
 @pytest.mark.sampled(1)
-@pytest.mark.parametrize("kind", ["fpn_cascade", "c4"])
+@pytest.mark.parametrize("kind", ["fpn_cascade", "c4", "dc5"])
 def test_instances_are_those_of_the_reference(kind):
     """The image needs no resize, in which bytes are rounded differently."""
     architecture = f"maskrcnn_resnet50_{kind}_detectron2"
