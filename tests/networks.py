@@ -69,9 +69,11 @@ def _last_layers(network):
     """The layers that return scores and boxes, with the mean and the deviation of what each shall return, in stages."""
     if hasattr(network, "roi_heads"):
         head, predictor = network.rpn.head, network.roi_heads.box_predictor
+        masks = network.roi_heads.mask_predictor
         return [
             [(head.cls_logits, 0.0, 1.0), (head.bbox_pred, 0.0, 0.1)],
             [(predictor.cls_score, 0.0, 1.2), (predictor.bbox_pred, 0.0, 0.3)],
+            *([[(masks.mask_fcn_logits, 0.0, 2.0)]] if masks is not None else []),
         ]
     classes, boxes = network.head.classification_head, network.head.regression_head
     if hasattr(classes, "module_list"):

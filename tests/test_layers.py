@@ -14,37 +14,33 @@ VALUES = {"__init__", "config", "errors", "schema", "stats", "types"}
 TORCH = {"models", "training", "masks.encode", "masks.encode_resized"}
 WITHOUT_TORCH = {
     "models",
-    "models.registry",
-    "models.weights.checkpoint_files",
     "models.architectures.matterport_config",
-}
-WITHOUT_TORCH |= {
-    "models.factory",
-    "models.networks",
-    "models.architectures.network_shapes",
-    "models.weights.published_weights",
-}
-WITHOUT_TORCH |= {
-    "models.weights.restricted_pickle",
     "models.architectures.network_config",
+    "models.architectures.network_shapes",
     "models.architectures.rcnn_config",
-}
-WITHOUT_TORCH |= {
-    "models.weights.restricted_pickle",
+    "models.coco_categories",
+    "models.conversion",
+    "models.conversion.detectron2_config",
+    "models.conversion.h5_reader",
+    "models.conversion.pickle_reader",
+    "models.factory",
+    "models.model_checks",
+    "models.networks",
+    "models.own.own_arguments",
     "models.own.own_code",
     "models.own.own_description",
     "models.own.own_segmenter",
-}
-WITHOUT_TORCH |= {"models.own.own_arguments", "models.model_checks", "models.coco_categories"}
-WITHOUT_TORCH |= {"models.conversion", "models.conversion.h5_reader", "models.conversion.pickle_reader"}
-WITHOUT_TORCH |= {"models.conversion.detectron2_config"}
-WITHOUT_TORCH |= {
+    "models.registry",
+    "models.weights.checkpoint_files",
+    "models.weights.published_weights",
+    "models.weights.restricted_pickle",
     "training",
-    "training.config",
-    "training.schedule",
-    "training.dataset",
     "training.color_baseline",
+    "training.config",
+    "training.dataset",
+    "training.schedule",
 }
+"""Modules of these that a process without torch imports."""
 RIMS = {
     "ray": set(),
     "click": set(),

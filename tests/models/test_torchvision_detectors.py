@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from benchmarks.detectors import DETECTORS, compare, random_model
+from benchmarks.parity import DETECTORS, compare, random_model
 from torchvision.ops import batched_nms
 
 from maskrcnn.models import nms
