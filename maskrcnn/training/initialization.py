@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.ssd import SSD
+from torchvision.models.mobilenetv3 import InvertedResidual
 
 from ..errors import UsageError, plural
 from ..models.architectures.torchvision_networks import Detector
@@ -194,12 +195,17 @@ def freeze_batch_norm_statistics(network: nn.Module) -> None:
             layer.eval()
 
 
+def has_mobilenet(network: Detector) -> bool:
+    """Return whether the backbone of a network is a MobileNetV3."""
+    return any(isinstance(layer, InvertedResidual) for layer in network.backbone.modules())
+
+
 @contextmanager
 def batch_norm_statistics_taken(network: nn.Module) -> Iterator[None]:
     """Within this, the batch norms of a network take their statistics from what passes through them.
 
-    Those of a network with random weights do not fit them: with them, the maps of a deep network vanish or grow, and a
-    MobileNet does not learn at all.
+    With the statistics of new norms, 0 and 1, the maps of a MobileNet with random weights vanish, and it does not learn.
+    Those of a ResNet do not.
     """
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
