@@ -204,8 +204,8 @@ def has_mobilenet(network: Detector) -> bool:
 def batch_norm_statistics_taken(network: nn.Module) -> Iterator[None]:
     """Within this, the batch norms of a network take their statistics from what passes through them.
 
-    With the statistics of new norms, 0 and 1, the maps of a MobileNet with random weights vanish, and it does not learn.
-    Those of a ResNet do not.
+    With the statistics of new norms, 0 and 1, the maps of a MobileNet with random weights vanish, and training does not
+    change its losses. Those of a ResNet do not vanish.
     """
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
