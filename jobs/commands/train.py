@@ -29,7 +29,19 @@ if TYPE_CHECKING:
     show_default=True,
     help="Share of DATASET to validate on, without --val.",
 )
-@click.option("--images-root", metavar="URL", help="Folder of DATASET's images; by default its own folder.")
+@click.option(
+    "--also",
+    multiple=True,
+    metavar="JSON",
+    help="A further dataset to train on, with DATASET as one; repeatable. Categories of one name are one.",
+)
+@click.option(
+    "--images-root",
+    "roots",
+    multiple=True,
+    metavar="URL",
+    help="Folder of DATASET's images; by default its own folder. With --also: of all datasets, or repeated, of each.",
+)
 @click.option(
     "--val-images-root", "validation_root", metavar="URL", help="Folder of the images of --val, likewise."
 )
@@ -162,6 +174,14 @@ def _request(dataset: str, output: str, options: dict[str, Any]) -> "TrainingReq
 
     from ..driver.training_set import TrainingRequest
 
+    roots = options.pop("roots")
+    known = len(options["also"]) + 1
+    if len(roots) not in (0, 1, known):
+        raise UsageError(
+            f"--images-root: give one folder for all datasets, or {known}, one for each, DATASET's first; "
+            f"not {len(roots)}"
+        )
+    options["images_root"], *others = roots if len(roots) == known else (roots or (None,)) * known
     low, _, high = options.pop("jitter").partition(",")
     try:
         options["jitter"] = (float(low), float(high or low))
@@ -176,18 +196,28 @@ def _request(dataset: str, output: str, options: dict[str, Any]) -> "TrainingReq
             if field.name in options
         }
     )
-    return TrainingRequest(source=dataset, output=output, config=config, **options)
+    return TrainingRequest(source=dataset, output=output, config=config, also_roots=tuple(others), **options)
 
 
 def _check(request: "TrainingRequest", as_json: bool) -> None:
     from ..driver.training_set import check_datasets
 
-    dataset, images, validation_images = check_datasets(request)
+    data = check_datasets(request)
+    parts = [*data.parts, *([data.validation] if data.validation else [])]
     facts = {
-        "images": images.num_rows,
-        "validation_images": validation_images.num_rows,
-        "objects": dataset.n_objects,
-        "categories": [category.name for category in dataset.categories],
-        "findings": [dataclasses.asdict(finding) for finding in dataset.findings],
+        "images": data.images.num_rows,
+        "validation_images": data.validation_images.num_rows,
+        "objects": data.training.n_objects,
+        "categories": [category.name for category in data.training.categories],
+        "findings": [dataclasses.asdict(finding) for part in data.parts for finding in part.findings],
+        "datasets": [
+            {
+                "dataset": part.source,
+                "images": part.images.num_rows,
+                "objects": part.n_objects,
+                "findings": [dataclasses.asdict(finding) for finding in part.findings],
+            }
+            for part in parts
+        ],
     }
     click.echo(json.dumps(facts) if as_json else "the data has no errors that prevent training")

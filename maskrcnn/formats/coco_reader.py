@@ -402,10 +402,19 @@ def _without_doubled_names(
         findings.error("category name used twice", f"{name!r} ({', '.join(map(str, ids))})")
         left_out |= dict.fromkeys(ids, "annotation of a category name used twice")
     kept = [category for category in categories if by_name.get(category.name or "", 1) == 1]
-    by_folded_name = Counter(category.name.strip().casefold() for category in kept if category.name)
+    by_folded_name = Counter(folded_name(category.name) for category in kept if category.name)
     for category in kept:
-        if category.name and by_folded_name[category.name.strip().casefold()] > 1:
+        if category.name and by_folded_name[folded_name(category.name)] > 1:
             findings.warning(
                 "category name that differs from another in case or blanks alone", repr(category.name)
             )
     return tuple(kept)
+
+
+def folded_name(name: str) -> str:
+    """Return the name of a category without blanks and differences of case.
+
+    >>> folded_name(" Traffic Light")
+    'trafficlight'
+    """
+    return "".join(name.split()).casefold()

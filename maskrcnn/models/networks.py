@@ -5,133 +5,28 @@ import torch; a builder is imported when its network is built.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from ..config import parse_tta
 from ..errors import UsageError
 from .architectures import network_shapes, one_stage_shapes
 from .architectures.matterport_config import STRIDE, MatterportConfig
 from .architectures.network_config import NetworkConfig
 from .architectures.network_shapes import Shape, current_name, torchvision_shapes
-from .architectures.rcnn_config import CAFFE2, DETECTRON2, MMDETECTION, RCNNConfig
+from .architectures.rcnn_config import CAFFE2, CASCADE, DETECTRON2, MMDETECTION, OneMapConfig, RCNNConfig
+from .network_entry import ClassScores, Network, PackagedWeights, Resize
 from .weights.published_weights import PublishedWeights
-
-if TYPE_CHECKING:
-    from .architectures.torchvision_networks import Detector
-    from .forward import Forward
-    from .forward_one_stage import OneStageForward
 
 __all__ = [
     "ARCHITECTURES",
     "LIKENESS",
     "NETWORKS",
     "TRAINABLE",
-    "Network",
-    "PackagedWeights",
-    "Resize",
     "architecture_of",
     "check_tensors",
+    "check_tta",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Resize:
-    """How a network brings an image to its size, as far as it is decided before the network is built."""
-
-    min_size: int = 800
-    """The default for the shorter side, pixels, …"""
-    max_size: int = 1333
-    """… unless the longer side would then exceed this."""
-    multiple: int = 1
-    """`max_size` must be a multiple of this."""
-    fixed: bool = False
-    """Whether every image becomes a square of `max_size`, whatever its shape; the size cannot be changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClassScores:
-    """The tensor that shows the number of labels of a network."""
-
-    tensor: str = "roi_heads.box_predictor.cls_score.weight"
-    anchors: int = 1
-    """Its first dimension is the number of labels, the background included, times this."""
-
-
-@dataclass(frozen=True, slots=True)
-class PackagedWeights:
-    """Weights that a Python package brings along."""
-
-    package: str
-    file_class: str
-    """Its class whose `get_model_file_path` returns the file."""
-    install: str
-    """The command that installs it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """What is known of a network before torch is imported."""
-
-    builder: str
-    """`module:function` in this package; called with `arguments`, labels, min_size and max_size, and with the
-    configuration where the network has one."""
-    shapes: Callable[..., dict[str, Shape]]
-    """The tensors by name, given the number of labels, the background included."""
-    arguments: tuple[Any, ...] = ()
-    """The builder's first arguments."""
-    resize: Resize = Resize()
-    class_scores: ClassScores = ClassScores()
-    forward: str = "forward:Forward"
-    """`module:class` in this package that runs it."""
-    has_masks: bool = True
-    """Whether it detects masks; else boxes only."""
-    from_state_dict: bool = False
-    """Whether files with the bare state dict of torchvision's network are read."""
-    trainable: bool = True
-    """Whether its losses are implemented here."""
-    backbone_weights: PublishedWeights | PackagedWeights | None = None
-    """ImageNet weights of its backbone; None: no published weights fit it."""
-    config: NetworkConfig | None = None
-    """The default of the configuration that its file holds; None: it has none."""
-
-    def build(self, labels: int, min_size: int, max_size: int, config: NetworkConfig | None) -> "Detector":
-        """Build it with random weights; imports torch.
-
-        Args:
-            labels: the background (0) included.
-            min_size: the shorter side of an image after the resize, pixels.
-            max_size: the limit for its longer side, pixels.
-            config: of a network that has one; None: the default. Other networks ignore it.
-        """
-        build = _imported(self.builder)
-        settings = () if self.config is None else (config or self.config,)
-        network: Detector = build(*self.arguments, labels, min_size, max_size, *settings)
-        return network
-
-    def shapes_with(self, labels: int, config: NetworkConfig | None = None) -> dict[str, Shape]:
-        """Return the tensors by name, given the number of labels and the configuration; None: the default."""
-        config = config or self.config
-        if isinstance(config, RCNNConfig):
-            return self.shapes(labels, anchors=len(config.aspect_ratios))
-        return self.shapes(labels)
-
-    def labels_of(self, shapes: Mapping[str, Shape]) -> int:
-        """Return the number of labels, the background included, that tensors show; 0 if they do not."""
-        of_classes = shapes.get(self.class_scores.tensor, ())
-        return of_classes[0] // self.class_scores.anchors if of_classes else 0
-
-    def forward_class(self) -> "type[Forward | OneStageForward]":
-        """Return the class that runs it; imports torch."""
-        found: type[Forward | OneStageForward] = _imported(self.forward)
-        return found
-
-
-def _imported(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    return getattr(import_module(f".{module}", __package__), attribute)
-
 
 _RESNET50: Final = PublishedWeights("resnet50-0676ba61.pth", "ResNet50_Weights.IMAGENET1K_V1")
 _RESNET18: Final = PublishedWeights("resnet18-f37072fd.pth", "ResNet18_Weights.IMAGENET1K_V1")
@@ -193,7 +88,79 @@ def _fpn(library: str, body: str, config: RCNNConfig, *, masks: bool) -> Network
         shapes=_shapes(_BODIES[body], frozen_norms=True, masks=masks),
         has_masks=masks,
         config=config,
+        detectron2={} if library == "detectron2" else None,
     )
+
+
+def _cascade(body: str, *, masks: bool) -> Network:
+    """Return the entry of a Cascade R-CNN of detectron2 with a ResNet and FPN."""
+    return Network(
+        builder="architectures.cascade:build_cascade",
+        arguments=(body, masks),
+        shapes=partial(network_shapes.cascade_shapes, body=_BODIES[body], frozen_norms=True, masks=masks),
+        class_scores=ClassScores("roi_heads.box_predictor.0.cls_score.weight"),
+        forward="architectures.cascade:CascadeForward",
+        has_masks=masks,
+        trainable=False,
+        config=CASCADE,
+        detectron2={
+            "MODEL.ROI_HEADS.NAME": ("CascadeROIHeads",),
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (True,),
+            "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": (),
+        },
+    )
+
+
+def _c4(body: str, *, masks: bool) -> Network:
+    """Return the entry of a Mask R-CNN or Faster R-CNN C4 of detectron2."""
+    unread = [f"MODEL.ROI_BOX_HEAD.{name}" for name in ("NAME", "NUM_FC", "FC_DIM", "NUM_CONV")]
+    unread += [f"MODEL.ROI_MASK_HEAD.POOLER_{name}" for name in ("RESOLUTION", "SAMPLING_RATIO", "TYPE")]
+    return Network(
+        builder="architectures.c4:build_c4",
+        arguments=(body, masks),
+        shapes=partial(network_shapes.one_map_shapes, body=_BODIES[body], masks=masks, res5_in_heads=True),
+        forward="architectures.c4:C4Forward",
+        has_masks=masks,
+        trainable=False,
+        config=OneMapConfig(),
+        detectron2={
+            **_of_one_map("res4"),
+            "_BASE_": ("Base-RCNN-C4.yaml",),
+            "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads",),
+            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": (14,),
+            "MODEL.ROI_MASK_HEAD.NUM_CONV": (0,),
+            **dict.fromkeys(unread, ()),
+        },
+    )
+
+
+def _dc5(body: str, *, masks: bool) -> Network:
+    """Return the entry of a Mask R-CNN or Faster R-CNN DC5 of detectron2."""
+    return Network(
+        builder="architectures.dc5:build_dc5",
+        arguments=(body, masks),
+        shapes=partial(network_shapes.one_map_shapes, body=_BODIES[body], masks=masks),
+        has_masks=masks,
+        trainable=False,
+        config=OneMapConfig(res5_dilation=2),
+        detectron2={
+            **_of_one_map("res5"),
+            "_BASE_": ("Base-RCNN-DilatedC5.yaml",),
+            "MODEL.RESNETS.RES5_DILATION": (2,),
+        },
+    )
+
+
+def _of_one_map(stage: str) -> dict[str, tuple[Any, ...]]:
+    """Return the keys of detectron2's configuration that are common to networks which read the map of one stage."""
+    read = ("MODEL.RESNETS.OUT_FEATURES", "MODEL.RPN.IN_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES")
+    unread = [f"MODEL.FPN.{name}" for name in ("IN_FEATURES", "OUT_CHANNELS", "NORM", "FUSE_TYPE")]
+    return {
+        "MODEL.BACKBONE.NAME": ("build_resnet_backbone",),
+        "MODEL.RPN.CONV_DIMS": ([-1],),
+        **dict.fromkeys(read, ([stage],)),
+        **dict.fromkeys(unread, ()),
+    }
 
 
 def _torchvision(name: str, shapes: Callable[[int], dict[str, Shape]], **facts: Any) -> Network:
@@ -267,6 +234,12 @@ NETWORKS: Final[Mapping[str, Network]] = {
     **{
         f"{'mask' if masks else 'faster'}rcnn_{body}_fpn_{library}": _fpn(library, body, config, masks=masks)
         for library, body, config in _ZOOS
+        for masks in (True, False)
+    },
+    **{
+        f"{'mask' if masks else 'faster'}rcnn_{body}_{kind}_detectron2": entry(body, masks=masks)
+        for kind, entry in (("fpn_cascade", _cascade), ("c4", _c4), ("dc5", _dc5))
+        for body in ("resnet50", "resnet101")
         for masks in (True, False)
     },
     "maskrcnn_matterport_resnet50": _matterport(50),
@@ -387,3 +360,29 @@ def check_tensors(
     for name, shape in shapes.items():
         if shape != expected[name]:
             raise UsageError(f"{shown}: the tensor {name} has the shape {shape}, not {expected[name]}")
+
+
+def check_tta(tta: str | None, model: str, architecture: str) -> None:
+    """Check that a model can be run on augmented copies of images.
+
+    Args:
+        tta: as of `config.parse_tta`; None: on no copies.
+        model: its name in messages.
+        architecture: one of `ARCHITECTURES`, or `planted` or `own`.
+
+    Raises:
+        UsageError: it cannot, or `tta` is not valid.
+    """
+    if tta is None:
+        return
+    augmentations = parse_tta(tta)
+    if architecture not in NETWORKS:
+        raise UsageError(
+            f"--tta combines what is inside a network of this program's own: leave it out with {model}"
+            + (", whose factory can augment images itself" if architecture == "own" else "")
+        )
+    resize = NETWORKS[architecture].resize
+    if resize.fixed and augmentations.scales != (1.0,):
+        raise UsageError(
+            f"--tta {tta}: {model} resizes every image to {resize.min_size} x {resize.min_size} pixels: use --tta flip"
+        )

@@ -94,8 +94,9 @@ def apply(
     augmentation: Augmentation,
     side: int,
     fill: Sequence[float],
+    crowds: Sequence[bytes] = (),
 ) -> tuple[Tensor, Target]:
-    """Apply an augmentation to an image and its masks.
+    """Apply an augmentation to an image, its masks and its crowds.
 
     Args:
         pixels: (height, width, 3) uint8, RGB.
@@ -104,25 +105,21 @@ def apply(
         augmentation: the parameters.
         side: side of the sample, pixels.
         fill: colour of the part of the sample that the image does not cover, RGB in [0, 1].
+        crowds: COCO compressed run lengths of the image's crowds.
 
     Returns:
         The sample, (3, side, side) float32 in [0, 1], and the boxes, labels and masks of its objects, as
-        `losses.ImageLosses` takes them. The boxes are computed from the masks.
+        `losses.ImageLosses` takes them, with the region of the crowds if the image has any. The boxes are computed
+        from the masks.
     """
     height, width = pixels.shape[:2]
     a = augmentation
     region, (rows, columns) = _region(height, width, a, side)
     sample = _sample(pixels, region, (rows, columns), a, side, fill)
     crops, shown, areas = _crops(masks, region, height, width)
-    small = (
-        _resized(torch.from_numpy(crops).float(), rows, columns) >= 0.5
-        if len(shown)
-        else torch.zeros(0, rows, columns)
-    )
-
-    drawn = torch.zeros((len(shown), side, side), dtype=torch.uint8)
-    drawn[:, :rows, :columns] = small
-    return sample, _target(_flipped(drawn, a), [labels[i] for i in shown], areas, a)
+    drawn = _planes(crops, (rows, columns), a, side)
+    target = _target(drawn, [labels[i] for i in shown], areas, a)
+    return sample, target | _crowds(crowds, (height, width), a, side)
 
 
 def apply_to_boxes(
@@ -132,8 +129,9 @@ def apply_to_boxes(
     augmentation: Augmentation,
     side: int,
     fill: Sequence[float],
+    crowds: Sequence[bytes] = (),
 ) -> tuple[Tensor, Target]:
-    """Apply an augmentation to an image and its boxes, for a network without masks.
+    """Apply an augmentation to an image, its boxes and its crowds, for a network without masks.
 
     Args:
         pixels: (height, width, 3) uint8, RGB.
@@ -142,9 +140,11 @@ def apply_to_boxes(
         augmentation: the parameters.
         side: side of the sample, pixels.
         fill: colour of the part of the sample that the image does not cover, RGB in [0, 1].
+        crowds: COCO compressed run lengths of the image's crowds.
 
     Returns:
-        The sample, as of `apply`, and the boxes and labels of its objects, cut to the image and the crop.
+        The sample, as of `apply`, and the boxes and labels of its objects, cut to the image and the crop, with the
+        region of the crowds if the image has any.
     """
     a = augmentation
     region, (rows, columns) = _region(pixels.shape[0], pixels.shape[1], a, side)
@@ -159,7 +159,8 @@ def apply_to_boxes(
     for flipped, low, high in ((a.mirrored, 0, 2), (a.upside_down, 1, 3)):
         if flipped:
             seen[:, [low, high]] = side - seen[:, [high, low]]
-    return sample, {"boxes": seen.float(), "labels": torch.tensor(labels, dtype=torch.int64)[keep]}
+    target = {"boxes": seen.float(), "labels": torch.tensor(labels, dtype=torch.int64)[keep]}
+    return sample, target | _crowds(crowds, pixels.shape[:2], a, side)
 
 
 def _region(
@@ -190,6 +191,24 @@ def _sample(
     sample = torch.tensor(fill, dtype=torch.float32)[:, None, None].expand(3, side, side).clone()
     sample[:, :rows, :columns] = image
     return _flipped(sample, a)
+
+
+def _planes(crops: NDArray[np.uint8], size: tuple[int, int], a: Augmentation, side: int) -> Tensor:
+    """Return the masks of a sample, (N, side, side) uint8, given the parts inside the crop and their size in it."""
+    rows, columns = size
+    planes = torch.zeros((len(crops), side, side), dtype=torch.uint8)
+    if len(crops):
+        planes[:, :rows, :columns] = _resized(torch.from_numpy(crops).float(), rows, columns) >= 0.5
+    return _flipped(planes, a)
+
+
+def _crowds(crowds: Sequence[bytes], shape: tuple[int, int], a: Augmentation, side: int) -> Target:
+    """Return the region of all crowds of an image as the entry `crowds` of a target; nothing if there are none."""
+    if not crowds:
+        return {}
+    region, size = _region(*shape, a, side)
+    crops, _, _ = _crops(crowds, region, *shape)
+    return {"crowds": _planes((crops.sum(0) > 0)[None].astype(np.uint8), size, a, side)[0]}
 
 
 def _flipped(planes: Tensor, a: Augmentation) -> Tensor:

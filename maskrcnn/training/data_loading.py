@@ -76,8 +76,9 @@ class Samples(Dataset[Sample]):
         applied = apply if self._has_masks else apply_to_boxes
         objects = entry["masks" if self._has_masks else "boxes"]
         image, target = applied(
-            read_pixels(entry["uri"]), objects, entry["labels"], drawn, self._side, self._fill
-        )
+            read_pixels(entry["uri"]), objects, entry["labels"], drawn, self._side, self._fill,
+            entry.get("crowds", ()),  # a training begun by version 0.2 has no such column
+        )  # fmt: skip
         return Sample(image, target, int(generator.integers(2**62)), entry["image_id"])
 
 

@@ -25,18 +25,21 @@ with an object, is positive; of the others the three times as many with the high
 As with `losses`, each image is a batch of its own on the CPU, and the loss of a batch is the mean over its images; on
 CUDA a worker's share of a batch is one forward pass. torchvision's RetinaNet takes that mean by itself; its FCOS and
 SSD divide by the P of a whole batch. Nothing is drawn at random. An image without an object has no loss in an SSD:
-there are no positive anchors, and so no negative ones.
+there are no positive anchors, and so no negative ones. Anchors without an object that lie in a crowd have no loss, see
+`crowds`.
 
 References: T.-Y. Lin et al., Focal loss for dense object detection, 2017, arXiv:1708.02002; Z. Tian et al., FCOS, 2019,
 arXiv:1904.01355 and arXiv:2006.09214; W. Liu et al., SSD, 2016, arXiv:1512.02325.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.ssd import SSD
 
+from .crowds import outside_of_crowds
 from .losses import Target
 
 PREFIX = "loss_"
@@ -64,6 +67,8 @@ class OneStageLosses(nn.Module):
         self.names = tuple(f"{PREFIX}{part}" for part in parts)
         # torchvision's own means for images that are resized already.
         network.transform._skip_resize = True  # noqa: SLF001 no public name for it
+        part: Any = network if isinstance(network, SSD) else network.head
+        part.compute_loss = outside_of_crowds(part.compute_loss, is_mean=isinstance(network, RetinaNet))
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[Target], seeds: Sequence[int]
@@ -72,7 +77,8 @@ class OneStageLosses(nn.Module):
 
         Args:
             images: (3, H, W) float32 in [0, 1], all of the same size; for an SSD its own size, else multiples of 32.
-            targets: for each image, `boxes` (N, 4) xmin, ymin, xmax, ymax in pixels, and `labels` (N,) int64 from 1.
+            targets: for each image, `boxes` (N, 4) xmin, ymin, xmax, ymax in pixels, `labels` (N,) int64 from 1, and
+                for an image with crowds `crowds` (H, W) uint8, 1 in their region.
             seeds: nothing is drawn.
 
         Returns:

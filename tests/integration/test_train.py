@@ -44,7 +44,7 @@ def ended_here(*arguments):
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory):
-    return write_labels(tmp_path_factory.mktemp("scenes"), range(12), SIDE)
+    return write_labels(tmp_path_factory.mktemp("scenes"), range(12), SIDE, crowd_every=5)
 
 
 @pytest.fixture(scope="module")

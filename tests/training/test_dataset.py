@@ -386,13 +386,52 @@ def test_what_is_used_otherwise_than_stated_is_a_warning(folder):
     assert dataset.errors == ()
     assert {finding.kind: finding.count for finding in dataset.findings} == {
         "box that leaves its image": 1,
-        "crowd, which is not trained on": 1,
+        "crowd, whose region is not trained on as background": 1,
         "empty mask, left out": 1,
         "box without area": 1,
         "box that does not fit its mask": 1,
         "category that no object has": 1,
     }
     assert dataset.images["labels"].to_pylist() == [[1], [1, 1], [1]]
+
+
+def test_crowds_are_kept_apart_from_the_objects(folder):
+    content = good()
+    content["annotations"][1] |= {"iscrowd": 1}
+    content["annotations"].append(annotation(3, 1, (0, 0, 30, 20), iscrowd=1))
+    content["annotations"].append(annotation(4, 2, segmentation=rle(20, 30, (0, 0, 0, 0)), iscrowd=1))
+    dataset = read(folder, content)
+    assert dataset.errors == ()
+    assert dataset.images["labels"].to_pylist() == [[1], [], [1]]
+    assert dataset.images["crowd_labels"].to_pylist() == [[2], [1], []]
+    assert dataset.n_objects == 2
+    (mask,) = dataset.images["crowds"][1].as_py()
+    assert coco_mask.area({"size": [20, 30], "counts": mask}) == 600
+    found = {finding.kind: finding.count for finding in dataset.findings}
+    assert found["crowd, whose region is not trained on as background"] == 2
+    assert found["image without an object, trained on as background outside of its crowds"] == 1
+    assert found["empty mask, left out"] == 1
+    in_ground_truth = coco_ground_truth(dataset.images, dataset.categories)["annotations"]
+    assert [(a["image_id"], a["category_id"], a["iscrowd"]) for a in in_ground_truth] == [
+        (0, 7, 0),
+        (0, 9, 1),
+        (1, 7, 1),
+        (2, 7, 0),
+    ]
+
+
+def test_the_region_of_a_crowd_is_its_box_where_only_boxes_are_detected(folder):
+    content = good()
+    content["annotations"][1] |= {"iscrowd": 1, "bbox": [4, 3, 20, 30], "segmentation": [], "area": 340}
+    dataset = read(folder, content, masks=False)
+    assert dataset.errors == ()
+    assert dataset.images["labels"].to_pylist() == [[1], [], [1]]
+    (counts,) = dataset.images["crowds"][0].as_py()
+    region = coco_mask.decode({"size": [20, 30], "counts": counts})
+    assert region.sum() == 20 * 17
+    assert region[3:, 4:24].all()
+    entries = coco_ground_truth(dataset.images, dataset.categories)["annotations"]
+    assert [entry["bbox"] for entry in entries if entry["iscrowd"]] == [[4, 3, 20, 17]]
 
 
 def test_faults_of_images_are_named(folder):
@@ -453,11 +492,6 @@ def test_what_is_no_dataset_is_refused_in_a_line(folder, text, says):
     assert "\n" not in str(raised.value)
 
 
-def test_a_validation_set_has_the_same_categories(folder):
-    with pytest.raises(UsageError, match="other categories"):
-        read(folder, good(), expected=(Category(1, "house"),))
-
-
 def test_images_are_found_beside_the_json_or_in_a_folder_of_its_name(tmp_path, folder):
     for below in ("images", "labels"):
         place = tmp_path / below
@@ -477,7 +511,11 @@ def table_of(names, objects=None):
         "width": [1] * len(names),
         "labels": [[1] if objects is None or name in objects else [] for name in names],
         "masks": [[b"1"] if objects is None or name in objects else [] for name in names],
+        "crowd_labels": [[]] * len(names),
         "boxes": [[]] * len(names),
+        "crowds": [[]] * len(names),
+        "dataset": ["labels.json"] * len(names),
+        "sha256": names,
     }
     return pa.table(columns, schema=SCHEMA)
 

@@ -48,7 +48,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    labels = write_labels(tmp_path_factory.mktemp("scenes"), range(8), SIDE)
+    labels = write_labels(tmp_path_factory.mktemp("scenes"), range(8), SIDE, crowd_every=5)
     return read_dataset(str(labels))
 
 

@@ -9,7 +9,8 @@ from torchvision.models.detection.ssd import SSD
 from ...errors import UsageError
 from ..architectures.torchvision_networks import Detector
 from ..model import tensors_of
-from ..networks import NETWORKS, PackagedWeights
+from ..network_entry import PackagedWeights
+from ..networks import NETWORKS
 from .checkpoint_files import read_checkpoint
 from .published_weights import PUBLISHED, read_published
 
