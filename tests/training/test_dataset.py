@@ -614,9 +614,9 @@ def test_a_network_without_masks_needs_boxes_alone(folder, segmentation):
     assert dataset.images["boxes"].to_pylist() == [[[2, 3, 12, 13], [5, 5, 9, 9]], [], [[2, 3, 12, 13]]]
     assert dataset.images["masks"].to_pylist() == [[], [], []]
     assert dataset.n_objects == 3
-    truth = coco_ground_truth(dataset.images, dataset.categories)
-    assert [(a["bbox"], a["area"]) for a in truth["annotations"]][1] == ([5, 5, 4, 4], 16)
-    assert not any("segmentation" in entry for entry in truth["annotations"])
+    labelled = coco_ground_truth(dataset.images, dataset.categories)
+    assert [(a["bbox"], a["area"]) for a in labelled["annotations"]][1] == ([5, 5, 4, 4], 16)
+    assert not any("segmentation" in entry for entry in labelled["annotations"])
 
 
 def test_a_mask_r_cnn_needs_masks(folder):
