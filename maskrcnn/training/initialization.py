@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.ssd import SSD
-from torchvision.models.mobilenetv3 import InvertedResidual
 
 from ..errors import UsageError, plural
 from ..models.architectures.torchvision_networks import Detector
@@ -195,17 +194,17 @@ def freeze_batch_norm_statistics(network: nn.Module) -> None:
             layer.eval()
 
 
-def has_mobilenet(network: Detector) -> bool:
-    """Return whether the backbone of a network is a MobileNetV3."""
-    return any(isinstance(layer, InvertedResidual) for layer in network.backbone.modules())
+def is_ssdlite(network: Detector) -> bool:
+    """Return whether a network is an SSD with batch norms."""
+    return isinstance(network, SSD) and any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
 
 
 @contextmanager
 def batch_norm_statistics_taken(network: nn.Module) -> Iterator[None]:
     """Within this, the batch norms of a network take their statistics from what passes through them.
 
-    With the statistics of new norms, 0 and 1, the maps of a MobileNet with random weights vanish, and it does not learn.
-    Those of a ResNet do not.
+    With the statistics of new norms, 0 and 1, the maps of an SSDLite with random weights vanish, and training does not
+    change its losses. Those of a ResNet do not vanish.
     """
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]

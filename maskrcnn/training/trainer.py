@@ -39,7 +39,7 @@ from .initialization import (
     batch_norm_statistics_taken,
     freeze,
     freeze_batch_norm_statistics,
-    has_mobilenet,
+    is_ssdlite,
     start,
 )
 from .losses import ImageLosses
@@ -50,7 +50,7 @@ from .validation import validate
 log = logging.getLogger("maskrcnn")
 
 STATISTICS_IMAGES: Final = 8
-"""The number of images from which a MobileNet with random weights takes the statistics of its batch norms."""
+"""The number of images from which an SSDLite with random weights takes the statistics of its batch norms."""
 CHECKPOINT_S: Final = 300.0
 """Seconds between checkpoints within an epoch: the work that a kill may cost, besides the present step."""
 
@@ -168,7 +168,7 @@ class _Trainer:
         self.losses: nn.Module = losses
         self.names = losses.names
         self.network = network
-        if task.config.model.startswith("random:") and has_mobilenet(network):
+        if task.config.model.startswith("random:") and is_ssdlite(network):
             self._take_statistics()
         self.trainable = [p for p in network.parameters() if p.requires_grad]
         if self.device.type == "cpu":
