@@ -29,8 +29,14 @@ def detectron2_tensors(
     config = config or config_of_zoo(architecture)
     names = detectron2_names(classes + 1, architecture, config)
     tensors = {name: _filled(name, shape) for name, (_, shape) in names.items()}
-    reference = ReferenceDetectron2(tensors, *SIZES, config)
-    return _apart(tensors, reference, "roi_heads.box_predictor.cls_score")
+    features, proposals, size = _inputs_of_heads(reference := ReferenceDetectron2(tensors, *SIZES, config))
+    if "roi_heads.box_predictor.cls_score.weight" in tensors:
+        probabilities, _ = reference.heads(features, proposals, size)
+        return _apart(tensors, probabilities.roll(-1, 1), "roi_heads.box_predictor.cls_score")
+    for stage in range(3):
+        probabilities, _ = reference._box_head(features, proposals, f".{stage}")
+        tensors = _apart(tensors, probabilities, f"roi_heads.box_predictor.{stage}.cls_score")
+    return tensors
 
 
 def mmdetection_tensors(
@@ -44,23 +50,33 @@ def mmdetection_tensors(
     config = config or config_of_zoo(architecture)
     names = mmdetection_names(classes + 1, architecture, config)
     tensors = {name: _filled(name, shape) for name, (_, shape) in names.items()}
-    reference = ReferenceMMDetection(tensors, *SIZES, config)
+    features, proposals, size = _inputs_of_heads(reference := ReferenceMMDetection(tensors, *SIZES, config))
+    probabilities, _ = reference.heads(features, proposals, size)
     counters = {
         name.replace("running_var", "num_batches_tracked"): torch.tensor(7)
         for name in names
         if name.endswith("running_var")
     }
-    return _apart(tensors, reference, "roi_head.bbox_head.fc_cls") | counters
+    return _apart(tensors, probabilities.roll(-1, 1), "roi_head.bbox_head.fc_cls") | counters
 
 
-def _apart(tensors: dict[str, Tensor], reference: Reference, scores: str) -> dict[str, Tensor]:
-    """Return the tensors with those of the layer that returns scores such that scores are apart."""
-    image = generated_images()[0]
-    prepared = reference.prepared(image)
+def _inputs_of_heads(reference: Reference) -> tuple[dict[str, Tensor], Tensor, tuple[int, int]]:
+    """Return the features of an image, 60 proposals in it, and its size."""
+    prepared = reference.prepared(generated_images()[0])
     size = (prepared.shape[1], prepared.shape[2])
     features = reference.features(padded(prepared))
-    probabilities, _ = reference.heads(features, reference.proposals(features, prepared, size)[:60], size)
-    logits = probabilities.log().roll(-1, 1)  # back to the background last
+    return features, reference.proposals(features, prepared, size)[:60], size
+
+
+def _apart(tensors: dict[str, Tensor], probabilities: Tensor, scores: str) -> dict[str, Tensor]:
+    """Return the tensors with those of the layer that returns scores such that scores are apart.
+
+    Args:
+        tensors: of the network.
+        probabilities: (N, labels) of proposals, the background last.
+        scores: the name of the layer.
+    """
+    logits = probabilities.log()
     factor = 3 / float(logits.std(0).mean())
     tensors[f"{scores}.bias"] = factor * (tensors[f"{scores}.bias"] - logits.mean(0))
     tensors[f"{scores}.weight"] = factor * tensors[f"{scores}.weight"]

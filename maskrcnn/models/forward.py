@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
@@ -118,13 +118,8 @@ class Forward:
         proposals, present, finite = self.propose(features, (batch.shape[2], batch.shape[3]), limits)
         heads = self._network.roi_heads
         pyramid = pyramid_of(features, heads.box_roi_pool, batch.shape[-2])
-
-        image = torch.arange(len(batch), device=batch.device).repeat_interleave(proposals.shape[1])
-        pooled = pool(pyramid, heads.box_roi_pool, proposals.flatten(0, 1), image)
-        logits, deltas = heads.box_predictor(heads.box_head(pooled.to(self._dtype)))
-        shape = (*proposals.shape[:2], -1)
-        logits, deltas = logits.float().view(shape), deltas.float().view(shape)
-        finite = finite & all_finite(logits) & all_finite(deltas)
+        logits, deltas, proposals, finite_heads = self.classify(pyramid, proposals, limits)
+        finite = finite & finite_heads
 
         image, boxes, labels, scores = self.choose(logits, deltas, proposals, present, limits)
         return Found(image, boxes, labels, scores, None, finite), pyramid
@@ -190,12 +185,41 @@ class Forward:
         # NaN sorts above all numbers: if there is one, it is among the best.
         finite = all_finite(box) & all_finite(score)
         score = score.sigmoid()
-        box = _clipped(box.nan_to_num(), limits[:, None])
+        box = clipped_to(box.nan_to_num(), limits[:, None])
         score = score.where(_wide(box, rpn.min_size) & (score >= rpn.score_thresh), ABSENT)
         kept = not_suppressed(box.flatten(0, 1), score.flatten(), counts * len(box), rpn.nms_thresh)
         score = score.where(kept.view_as(score), ABSENT)
         score, best = score.topk(min(max(rpn.post_nms_top_n(), enough), score.shape[1]), dim=1)
         return rows_of(box, best), score > ABSENT, finite
+
+    def classify(
+        self, pyramid: Pyramid | list[Tensor], proposals: Tensor, limits: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Classify proposals, and return the offsets to the boxes of each class.
+
+        Args:
+            pyramid: the maps of a batch, for the aligner of the box head.
+            proposals: (B, P, 4), pixels of the resized images.
+            limits: (B, 4) width, height, width, height of the resized images, pixels.
+
+        Returns:
+            (B, P, C) logits of the classes, the background first; (B, P, C * 4) or (B, P, C, 4) offsets; (B, P, 4) the
+            boxes that these start from; (B,) bool whether all numbers are finite.
+        """
+        del limits
+        heads = self._network.roi_heads
+        logits, deltas = self._predicted(pyramid, proposals, heads.box_head, heads.box_predictor)
+        return logits, deltas, proposals, all_finite(logits) & all_finite(deltas)
+
+    def _predicted(
+        self, pyramid: Pyramid | list[Tensor], boxes: Tensor, head: nn.Module, predictor: nn.Module
+    ) -> tuple[Tensor, Tensor]:
+        """Return what a predictor returns for boxes, (B, P, 4): its logits and offsets, (B, P, …) float32."""
+        image = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
+        pooled = pool(pyramid, self._network.roi_heads.box_roi_pool, boxes.flatten(0, 1), image)
+        logits, deltas = predictor(head(pooled.to(self._dtype)))
+        shape = (*boxes.shape[:2], -1)
+        return logits.float().view(shape), deltas.float().view(shape)
 
     def choose(
         self, logits: Tensor, deltas: Tensor, proposals: Tensor, present: Tensor, limits: Tensor
@@ -204,7 +228,7 @@ class Forward:
 
         Args:
             logits: (B, P, C) of the classes, the background first.
-            deltas: (B, P, C * 4), the offsets from proposals to boxes.
+            deltas: (B, P, C * 4) or (B, P, C, 4), the offsets from proposals to boxes.
             proposals: (B, P, 4), pixels of the resized image.
             present: (B, P) bool.
             limits: (B, 4) width, height, width, height of the resized image, pixels.
@@ -219,7 +243,7 @@ class Forward:
         score, label = scores[image, row, column], self._labels[column]
         picked = deltas.view(n_images, n_proposals, n_labels, 4)[image, row, label]
         boxes = heads.box_coder.decode_single(picked, proposals[image, row])
-        boxes = _clipped(boxes.nan_to_num(), limits[image])
+        boxes = clipped_to(boxes.nan_to_num(), limits[image])
         # detectron2 counts empty boxes among the best, and drops them afterwards.
         last = getattr(heads, "drops_empty_boxes_last", False)
         wide = _wide(boxes, _SMALLEST_PX if last else MIN_BOX_SIDE_PX)
@@ -240,7 +264,7 @@ class Forward:
         if len(labels) == 0:
             return torch.empty((0, 1, 1), device=labels.device)
         heads = self._network.roi_heads
-        x = heads.mask_head(pool(pyramid, heads.mask_roi_pool, boxes, image).to(self._dtype))
+        x = self._mask_features(pyramid, boxes, image)
         predictor = heads.mask_predictor
         if not isinstance(predictor, MaskRCNNPredictor):
             own: Tensor = predictor(x, labels)
@@ -252,6 +276,12 @@ class Forward:
         rows = x.permute(0, 2, 3, 1).reshape(n, height * width, channels)
         logits: Tensor = torch.baddbmm(last.bias[labels, None, None], rows, weight)
         return logits.view(n, height, width).float().sigmoid()
+
+    def _mask_features(self, pyramid: Pyramid | list[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
+        """Return what the mask predictor gets for boxes, (N, C, S, S)."""
+        heads = self._network.roi_heads
+        features: Tensor = heads.mask_head(pool(pyramid, heads.mask_roi_pool, boxes, image).to(self._dtype))
+        return features
 
 
 # Boxes
@@ -267,7 +297,8 @@ def all_finite(values: Tensor) -> Tensor:
     return torch.isfinite(values).flatten(1).all(1)
 
 
-def _clipped(boxes: Tensor, limits: Tensor) -> Tensor:
+def clipped_to(boxes: Tensor, limits: Tensor) -> Tensor:
+    """Return boxes clipped to zero and to width, height, width, height of their images, (…, 4)."""
     return torch.minimum(boxes.clamp(min=0), limits)
 
 

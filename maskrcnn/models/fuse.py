@@ -87,7 +87,13 @@ def for_cpu(network: Detector) -> Detector:
         return network.eval()
     heads = network.roi_heads
     network.rpn.head = _RPNHead(network.rpn.head)
-    heads.box_head = _BoxHead(heads.box_head, network.backbone.out_channels)
+    channels = network.backbone.out_channels
+    if isinstance(heads.box_head, nn.ModuleList):  # of a cascade
+        heads.box_head = nn.ModuleList(_BoxHead(head, channels) for head in heads.box_head)
+    elif any(isinstance(layer, nn.Linear | nn.Conv2d) for layer in heads.box_head.children()):
+        heads.box_head = _BoxHead(heads.box_head, channels)
+    else:  # a stage of a ResNet
+        _convert(heads.box_head)
     _convert(heads.box_predictor)
     if heads.has_mask():
         _convert(heads.mask_head)

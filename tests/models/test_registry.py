@@ -20,7 +20,8 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_V2_Weights
 from maskrcnn.errors import UsageError
 from maskrcnn.models import model, registry
 from maskrcnn.models.architectures.matterport_config import MatterportConfig
-from maskrcnn.models.networks import ARCHITECTURES, NETWORKS, ClassScores
+from maskrcnn.models.network_entry import ClassScores
+from maskrcnn.models.networks import ARCHITECTURES, NETWORKS
 from maskrcnn.models.registry import category_ids_named, describe_model
 from maskrcnn.models.weights import published_weights
 from maskrcnn.models.weights.checkpoint_files import read_checkpoint, read_weights

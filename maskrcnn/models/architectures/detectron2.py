@@ -29,14 +29,16 @@ from typing import Final, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from ...masks.encode_resized import pasted
@@ -44,13 +46,18 @@ from .rcnn_config import DETECTRON2, RCNNConfig
 
 __all__ = [
     "AdaptiveRoIAlign",
+    "OneMap",
     "ShortestEdgeTransform",
+    "assembled",
     "build_detectron2",
     "cell_anchors",
+    "set_strides",
 ]
 
 STRIDES: Final = (4, 8, 16, 32, 64)
 """The strides of the pyramid's levels, pixels of the resized image."""
+ONE_STRIDE: Final = (16,)
+"""The stride of the map of a network without a pyramid."""
 
 _LEVELS: Final = ("0", "1", "2", "3")
 
@@ -69,31 +76,81 @@ def build_detectron2(
         config: its settings.
     """
     backbone = resnet_fpn_backbone(backbone_name=body, weights=None, trainable_layers=5)
-    if config.stride_in_1x1:
-        for stage in (backbone.body.layer2, backbone.body.layer3, backbone.body.layer4):
-            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
-    parts = {
-        "rpn_anchor_generator": CellAnchors(config.anchor_sizes, config.aspect_ratios),
+    set_strides(backbone.body, config)
+    return assembled(backbone, masks, num_classes, (min_size, max_size), config)
+
+
+def assembled(
+    backbone: nn.Module,
+    masks: bool,
+    num_classes: int | None,
+    sizes: tuple[int, int],
+    config: RCNNConfig,
+    **parts: nn.Module,
+) -> FasterRCNN:
+    """Return a network with detectron2's settings around a backbone.
+
+    Args:
+        backbone: whose maps are the levels of a pyramid and one more, or a single one of stride 16.
+        masks: as of `build_detectron2`.
+        num_classes: None: the predictors are among the parts.
+        sizes: its `min_size` and `max_size`.
+        config: as there.
+        parts: of a `FasterRCNN` or `MaskRCNN`, in place of those of a network with FPN.
+    """
+    pyramid = config.levels > 1
+    names, strides = (_LEVELS, STRIDES) if pyramid else (_LEVELS[:1], ONE_STRIDE)
+    settings = {
+        "rpn_anchor_generator": CellAnchors(config.sizes_by_level, config.aspect_ratios, strides),
         "rpn_pre_nms_top_n_test": config.pre_nms_limit,
         "rpn_post_nms_top_n_test": config.post_nms_limit,
         "rpn_post_nms_top_n_train": 1000,
         "rpn_nms_thresh": config.rpn_nms_threshold,
-        "box_roi_pool": AdaptiveRoIAlign(_LEVELS, 7),
+        "box_roi_pool": AdaptiveRoIAlign(names, 7, strides),
         "box_score_thresh": config.min_score,
         "box_nms_thresh": config.nms_threshold,
         "box_detections_per_img": config.max_detections,
-        "bbox_reg_weights": config.box_weights,
+        "bbox_reg_weights": config.box_weights[-4:],  # of the last stage
     }
     if masks:
-        network = MaskRCNN(backbone, num_classes, mask_roi_pool=AdaptiveRoIAlign(_LEVELS, 14), **parts)
-    else:
-        network = FasterRCNN(backbone, num_classes, **parts)
+        settings["mask_roi_pool"] = AdaptiveRoIAlign(names, 14, strides)
+    network = (MaskRCNN if masks else FasterRCNN)(backbone, num_classes, **settings | parts)
     network.config = config  # written by `model.save_model`
-    network.transform = ShortestEdgeTransform(min_size, max_size, config.pixel_mean, config.pixel_std)
+    network.transform = ShortestEdgeTransform(*sizes, config.pixel_mean, config.pixel_std)
+    network.transform.size_divisible = (
+        STRIDES[3] if pyramid else 1
+    )  # without FPN detectron2 does not pad images
     network.rpn.box_coder = BoxCoder(config.rpn_box_weights)
     network.rpn.min_size = float(np.finfo(np.float32).tiny)
     network.roi_heads.drops_empty_boxes_last = True  # read by `forward.Forward`
     return network
+
+
+def set_strides(resnet: ResNet, config: RCNNConfig) -> None:
+    """Set the convolution that halves the map in the stages of a ResNet of torchvision."""
+    if config.stride_in_1x1:
+        for stage in (resnet.layer2, resnet.layer3, resnet.layer4):
+            block = cast(Bottleneck, stage[0])
+            block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
+
+
+class OneMap(nn.Module):
+    """A ResNet without a pyramid as backbone: its last map alone.
+
+    Args:
+        resnet: of torchvision, its strides set.
+        last: the name of the last stage that it runs.
+    """
+
+    def __init__(self, resnet: nn.Module, last: str) -> None:
+        super().__init__()
+        self.body = IntermediateLayerGetter(resnet, {last: _LEVELS[0]})
+        self.out_channels = self.body[last][-1].conv3.out_channels
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the map, (B, C, H / 16, W / 16), under the name of the first level."""
+        maps: dict[str, Tensor] = self.body(x)
+        return maps
 
 
 def cell_anchors(size: float, ratios: Sequence[float]) -> list[list[float]]:
@@ -111,24 +168,30 @@ class CellAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no 
     """Anchors of exact sizes at exact distances.
 
     Args:
-        sizes: the side of the square anchors of each level, pixels.
+        sizes: the sides of the square anchors of each level, pixels.
         ratios: height by width, on every level.
+        strides: of the levels, pixels.
     """
 
     def __init__(
         self,
-        sizes: Sequence[float] = DETECTRON2.anchor_sizes,
+        sizes: Sequence[Sequence[float]] = DETECTRON2.sizes_by_level,
         ratios: Sequence[float] = DETECTRON2.aspect_ratios,
+        strides: Sequence[int] = STRIDES,
     ) -> None:
-        super().__init__(tuple((size,) for size in sizes), (tuple(ratios),) * len(sizes))
-        self.cell_anchors = [torch.tensor(cell_anchors(size, ratios)) for size in sizes]
+        super().__init__(tuple(map(tuple, sizes)), (tuple(ratios),) * len(sizes))
+        self.cell_anchors = [
+            torch.tensor([anchor for size in level for anchor in cell_anchors(size, ratios)])
+            for level in sizes
+        ]
+        self.strides = tuple(strides)
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """Return the anchors of each image, (H * W * ratios over all levels, 4) pixels."""
         device = feature_maps[0].device
         self.set_cell_anchors(torch.float32, device)
         grids = [list(feature.shape[-2:]) for feature in feature_maps]
-        strides = [[torch.tensor(stride, device=device)] * 2 for stride in STRIDES]
+        strides = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
         anchors = torch.cat(self.grid_anchors(grids, strides))
         return [anchors] * len(image_list.image_sizes)
 
@@ -137,12 +200,16 @@ class AdaptiveRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision
     """RoIAlign with one sample per pixel of a bin, aligned to the centres of pixels.
 
     Args:
-        featmap_names: names of the maps, of strides 4 to 32.
+        featmap_names: names of the maps: of strides 4 to 32, or of one map.
         output_size: bins per side.
+        strides: of the maps, pixels; more are ignored.
     """
 
-    def __init__(self, featmap_names: Sequence[str], output_size: int) -> None:
+    def __init__(
+        self, featmap_names: Sequence[str], output_size: int, strides: Sequence[int] = STRIDES
+    ) -> None:
         super().__init__(list(featmap_names), output_size, sampling_ratio=0)
+        self.strides = tuple(strides)
 
     def forward(
         self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
@@ -166,7 +233,7 @@ class AdaptiveRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision
         level instead would make the host wait for the device.
 
         Args:
-            maps: (B, C, H, W) of strides 4, 8, 16, 32.
+            maps: (B, C, H, W) of each stride.
             boxes: (N, 4) float32, pixels of the resized images.
             image: (N,) int64, the image of each box.
 
@@ -175,10 +242,10 @@ class AdaptiveRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision
 
         Reference: `ROIPooler` in detectron2/modeling/poolers.py.
         """
-        level = self.level(boxes)
+        level = self.level(boxes) if len(maps) > 1 else torch.zeros_like(boxes[:, 0])
         regions = torch.cat([image[:, None].to(boxes.dtype), boxes], 1)
         pooled: Tensor | None = None
-        for nth, (feature, stride) in enumerate(zip(maps, STRIDES, strict=False)):
+        for nth, (feature, stride) in enumerate(zip(maps, self.strides, strict=False)):
             own = torch.cat([regions[:, :1], boxes * (level == nth)[:, None]], 1)
             part = roi_align(feature.to(boxes.dtype), own, self.output_size, 1 / stride, 0, aligned=True)
             pooled = (

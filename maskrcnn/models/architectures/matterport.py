@@ -78,7 +78,7 @@ class MatterportRCNN(MaskRCNN):  # type: ignore[misc]  # torchvision has no type
 def build_matterport(
     depth: int, num_classes: int, min_size: int, max_size: int, config: MatterportConfig
 ) -> MatterportRCNN:
-    """Build the network with random weights; for use by `networks.Network.build`.
+    """Build the network with random weights; for use by `network_entry.Network.build`.
 
     Args:
         depth: layers of the ResNet, 50 or 101.

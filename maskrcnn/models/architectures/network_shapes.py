@@ -1,17 +1,19 @@
 """The tensors that each network must hold, by name and shape, without building it and without torch."""
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 __all__ = [
     "SMALL_MOBILENET",
     "Shape",
+    "cascade_shapes",
     "current_name",
     "layer_namer",
     "lite0",
     "matterport_shapes",
     "mobilenet",
     "mobilenet_body",
+    "one_map_shapes",
     "resnet18",
     "resnet50",
     "torchvision_shapes",
@@ -98,6 +100,62 @@ def torchvision_shapes(
         layer("roi_heads.mask_predictor.conv5_mask", channels, channels, 2, 2)
         layer("roi_heads.mask_predictor.mask_fcn_logits", labels, channels, 1, 1)
     return shapes
+
+
+def cascade_shapes(labels: int, body: Body, *, stages: int = 3, **facts: Any) -> dict[str, Shape]:
+    """Return the tensors of a network with several box heads, each of which returns one box for all classes.
+
+    Args:
+        labels: the background included.
+        body: the backbone below the pyramid.
+        stages: the number of box heads.
+        facts: other arguments of `torchvision_shapes`.
+    """
+    shapes = torchvision_shapes(labels, body, **facts)
+    for name in [
+        name for name in shapes if name.startswith(("roi_heads.box_head.", "roi_heads.box_predictor."))
+    ]:
+        shape = shapes.pop(name)
+        shape = (4, *shape[1:]) if ".bbox_pred." in name else shape
+        part, rest = name.removeprefix("roi_heads.").split(".", 1)
+        shapes |= {f"roi_heads.{part}.{stage}.{rest}": shape for stage in range(stages)}
+    return shapes
+
+
+def one_map_shapes(
+    labels: int, body: Body, *, anchors: int = 15, masks: bool = True, res5_in_heads: bool = False
+) -> dict[str, Shape]:
+    """Return the tensors of a network without a pyramid, with frozen norms.
+
+    Args:
+        labels: the background included.
+        body: the ResNet.
+        anchors: of each position of the map.
+        masks: whether there is a mask head.
+        res5_in_heads: whether the last stage is a part of the box head, in place of dense layers.
+    """
+    shapes: dict[str, Shape] = {}
+    layer = layer_namer(shapes, counted=False)
+    *_, before, last = body(layer)
+    channels = before if res5_in_heads else last
+    layer("rpn.head.conv.0.0", channels, channels, 3, 3)
+    layer("rpn.head.cls_logits", anchors, channels, 1, 1)
+    layer("rpn.head.bbox_pred", 4 * anchors, channels, 1, 1)
+    if not res5_in_heads:
+        layer("roi_heads.box_head.fc6", 1024, last * 49)
+        layer("roi_heads.box_head.fc7", 1024, 1024)
+    layer("roi_heads.box_predictor.cls_score", labels, last if res5_in_heads else 1024)
+    layer("roi_heads.box_predictor.bbox_pred", labels * 4, last if res5_in_heads else 1024)
+    if masks:
+        for i in range(0 if res5_in_heads else 4):
+            layer(f"roi_heads.mask_head.{i}.0", 256, 256 if i else last, 3, 3)
+        layer("roi_heads.mask_predictor.conv5_mask", last if res5_in_heads else 256, 256, 2, 2)
+        shapes["roi_heads.mask_predictor.conv5_mask.bias"] = (256,)
+        layer("roi_heads.mask_predictor.mask_fcn_logits", labels, 256, 1, 1)
+    if not res5_in_heads:
+        return shapes
+    moved = "backbone.body.layer4.", "roi_heads.box_head.layer4."
+    return {name.replace(*moved): shape for name, shape in shapes.items()}
 
 
 def layer_namer(shapes: dict[str, Shape], *, counted: bool = True) -> Callable[..., None]:

@@ -23,7 +23,8 @@ from ..architectures.network_config import NetworkConfig
 from ..architectures.network_shapes import current_name
 from ..architectures.rcnn_config import MMDETECTION, RCNNConfig
 from ..model import Model, build_network, load_model, save_model, set_norm_eps, tensors_of
-from ..networks import NETWORKS, Resize
+from ..network_entry import Resize
+from ..networks import NETWORKS
 from ..registry import COCO_CATEGORIES, NO_CATEGORY, ModelFile, is_own_file
 from ..weights.checkpoint_files import Checkpoint, read_checkpoint, read_labels, read_weights
 from ..weights.published_weights import NORM_EPS, norm_eps_of
@@ -31,7 +32,7 @@ from ..weights.state_dicts import unsupported_network
 from .detectron2_config import Detectron2Settings, read_settings
 from .h5_reader import arrays_in_h5
 from .key_mapping import KEY_MAPPINGS, source_of, with_eps
-from .keys_detectron2 import architecture_of_detectron2, config_of_zoo
+from .keys_detectron2 import architecture_of_detectron2
 from .mmdetection_config import origin_of_text
 from .moves import Origin, moved, shapes_of
 from .parity import Reference, Row, StockTorchvision, compare, generated_images
@@ -162,7 +163,7 @@ def _origin(
             "MODEL.ROI_HEADS.NUM_CLASSES": network.labels_of(shapes) - 1,
         }
     )
-    config = described.applied_to(config_of_zoo(architecture))
+    config = described.applied_to(architecture)
     return Origin(config, described.bgr, described.min_size, described.max_size)
 
 

@@ -7,13 +7,15 @@ is refused by its name. Keys of training, of data and of other networks have no 
 import ast
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final, cast
 
 import yaml
 
 from ...errors import UsageError
 from ..architectures.rcnn_config import RCNNConfig
+from ..networks import NETWORKS
 from ..weights.checkpoint_files import read_text
 
 __all__ = ["Detectron2Settings", "parsed", "read_settings"]
@@ -25,24 +27,40 @@ class Detectron2Settings:
 
     uri: str
     values: Mapping[str, Any]
-    """The values of `RCNNConfig` that it names, by their names there; of images in the order of `bgr`."""
+    """The values by their whole keys."""
     bgr: bool
     """Whether the network reads blue first."""
     min_size: int | None
     """The length that the shorter side of an image is resized to, pixels; None: it does not say."""
     max_size: int | None
-    checks: Mapping[str, Any]
-    """What tensors show as well: by key, its value."""
 
-    def applied_to(self, default: RCNNConfig) -> RCNNConfig:
-        """Return the settings of a network, given those of the model zoo. Raises UsageError if they are not valid."""
-        values = dict(self.values)
-        step = -1 if self.bgr else 1
+    def applied_to(self, architecture: str) -> RCNNConfig:
+        """Return the settings of a network: those of the model zoo, but for what the configuration says.
+
+        Args:
+            architecture: one of detectron2's in `networks.NETWORKS`.
+
+        Raises:
+            UsageError: a value is not supported, or not valid.
+        """
+        default = cast(RCNNConfig, NETWORKS[architecture].config)
+        fixed = {**_FIXED, **(NETWORKS[architecture].detectron2 or {})}
+        for key, value in self.values.items():
+            if key not in _TAKEN and key not in _CHECKED:
+                self._check(key, value, fixed, architecture)
+        values: dict[str, Any] = {}
+        for key, (name, read) in _TAKEN.items():
+            if key in self.values and key not in _WITHOUT_EFFECT[default.stages > 1]:
+                values[name] = _read(self.uri, key, self.values[key], read)
+        if "anchor_sizes" in values:
+            values["anchor_sizes"] = _read(
+                self.uri, _SIZES, values["anchor_sizes"], partial(_of_levels, default.levels)
+            )
         for name in ("pixel_mean", "pixel_std"):
-            if name in values:
-                values[name] = tuple(values[name][::step])
+            if name in values and self.bgr:
+                values[name] = values[name][::-1]
         try:
-            return RCNNConfig(**{name: getattr(default, name) for name in _FIELDS} | values)
+            return replace(default, **values)
         except ValueError as error:
             raise UsageError(f"--config {self.uri}: {error}") from error
 
@@ -52,14 +70,35 @@ class Detectron2Settings:
         Args:
             shown: the values by key.
         """
-        for key, value in self.checks.items():
-            if key in shown and shown[key] != value:
+        for key, read in _CHECKED.items():
+            value = _read(self.uri, key, self.values[key], read) if key in self.values else None
+            if value is not None and key in shown and shown[key] != value:
                 raise UsageError(
                     f"--config {self.uri} is not that of these weights: {key} is {value}, and they have {shown[key]}"
                 )
 
-
-_FIELDS: Final = tuple(RCNNConfig.__dataclass_fields__)
+    def _check(self, key: str, value: Any, fixed: Mapping[str, tuple[Any, ...]], architecture: str) -> None:
+        """Raise UsageError for a key of the network that is not known, or whose value is not supported."""
+        if key in fixed:
+            others = _same_types(value, fixed[key])
+            if others and not any(type(value) is type(other) and value == other for other in others):
+                supported = " or ".join(str(other) or "''" for other in fixed[key])
+                raise UsageError(
+                    f"--config {self.uri}: {key} {str(value)[:120]!r} is not supported for {architecture}, the network "
+                    f"of these weights: only {supported} is"
+                )
+            return
+        first, *rest = key.split(".")
+        section = ".".join(key.split(".")[:2])
+        elsewhere = len(rest) > 1 and rest[0] in _ELSEWHERE
+        elsewhere = elsewhere and not any(each.startswith(f"{section}.") for each in fixed)
+        if first != "MODEL" or not rest or elsewhere:
+            return
+        known = rest[-1] in _OF_TRAINING and (len(rest) == 1 or rest[0] in _SECTIONS)
+        if not known:
+            raise UsageError(
+                f"--config {self.uri}: {key} is not known, and may change what the network computes"
+            )
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
@@ -90,11 +129,17 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _sizes(value: Any) -> tuple[float, ...]:
-    levels = [_numbers(level) for level in _listed(value)]
-    if len(levels) != 5 or any(len(level) != 1 for level in levels):
+def _sizes(value: Any) -> tuple[tuple[float, ...], ...]:
+    return tuple(_numbers(level) for level in _listed(value))
+
+
+def _of_levels(count: int, levels: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    """Return the sizes of anchors: one for each level, or all of the only one."""
+    if count == 1 and len(levels) != 1:
+        raise ValueError("is not supported: there must be one list of sizes")
+    if count > 1 and (len(levels) != count or any(len(level) != 1 for level in levels)):
         raise ValueError("is not supported: there must be one size for each of five levels")
-    return tuple(level[0] for level in levels)
+    return tuple(size for level in levels for size in level)
 
 
 def _ratios(value: Any) -> tuple[float, ...]:
@@ -104,11 +149,17 @@ def _ratios(value: Any) -> tuple[float, ...]:
     return levels.pop()
 
 
+def _stages(value: Any) -> tuple[float, ...]:
+    """Return the numbers of all stages of a cascade."""
+    return tuple(number for stage in _listed(value) for number in _numbers(stage))
+
+
+_SIZES: Final = "MODEL.ANCHOR_GENERATOR.SIZES"
 _TAKEN: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "MODEL.PIXEL_MEAN": ("pixel_mean", _numbers),
     "MODEL.PIXEL_STD": ("pixel_std", _numbers),
     "MODEL.RESNETS.STRIDE_IN_1X1": ("stride_in_1x1", _flag),
-    "MODEL.ANCHOR_GENERATOR.SIZES": ("anchor_sizes", _sizes),
+    _SIZES: ("anchor_sizes", _sizes),
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": ("aspect_ratios", _ratios),
     "MODEL.RPN.BBOX_REG_WEIGHTS": ("rpn_box_weights", _numbers),
     "MODEL.RPN.PRE_NMS_TOPK_TEST": ("pre_nms_limit", _whole),
@@ -117,9 +168,15 @@ _TAKEN: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": ("nms_threshold", _number),
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": ("min_score", _number),
     "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": ("box_weights", _numbers),
+    "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": ("box_weights", _stages),
     "TEST.DETECTIONS_PER_IMAGE": ("max_detections", _whole),
 }
 """Keys that are taken over: the name in `RCNNConfig`, and what reads the value."""
+_WITHOUT_EFFECT: Final = {
+    False: ("MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS",),
+    True: ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",),
+}
+"""Which of these keys have no effect, by whether the network has a cascade."""
 
 _CHECKED: Final[Mapping[str, Callable[[Any], Any]]] = {
     "MODEL.MASK_ON": _flag,
@@ -174,9 +231,12 @@ _FIXED: Final[Mapping[str, tuple[Any, ...]]] = {
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2",),
     "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": (False,),
     "INPUT.FORMAT": ("BGR", "RGB"),
+    "_BASE_": ("Base-RCNN-FPN.yaml",),
 }
-"""Keys that must have one of some values."""
+"""Keys that must have one of some values; `Network.detectron2` has those of other networks than with FPN."""
 
+_BASES: Final = ("Base-RCNN-FPN.yaml", "Base-RCNN-C4.yaml", "Base-RCNN-DilatedC5.yaml")
+"""Those of the model zoo, whose values are the defaults here."""
 _MOST: Final = 10_000
 """The number of values that a configuration may have; detectron2's has some 200."""
 _OF_TRAINING: Final = (
@@ -189,7 +249,7 @@ _OF_TRAINING: Final = (
 _SECTIONS: Final = ("BACKBONE", "RESNETS", "FPN", "PROPOSAL_GENERATOR", "ANCHOR_GENERATOR", "RPN", "ROI_HEADS",
                     "ROI_BOX_HEAD", "ROI_MASK_HEAD")  # fmt: skip
 _ELSEWHERE: Final = ("ROI_BOX_CASCADE_HEAD", "ROI_KEYPOINT_HEAD", "SEM_SEG_HEAD", "PANOPTIC_FPN", "RETINANET")
-"""Sections of networks that the keys above exclude; every complete configuration has them."""
+"""Sections of other networks; every complete configuration has them."""
 
 
 def read_settings(uri: str) -> Detectron2Settings:
@@ -224,24 +284,16 @@ def parsed(uri: str, text: str) -> Detectron2Settings:
             f"--config {uri} is not a configuration of detectron2, which has a section MODEL: give the config.yaml "
             "that its trainer wrote"
         )
-    base = content.get("_BASE_", "Base-RCNN-FPN.yaml")
-    if not str(base).endswith("Base-RCNN-FPN.yaml"):
-        raise UsageError(
-            f"--config {uri} continues {str(base)[:120]!r}: give the config.yaml that the trainer wrote, which is whole"
-        )
-    values: dict[str, Any] = {}
-    checks: dict[str, Any] = {}
     flat = _flattened(content)
+    if "_BASE_" in flat:
+        flat["_BASE_"] = str(base := flat["_BASE_"]).rpartition("/")[2]
+        if flat["_BASE_"] not in _BASES:
+            raise UsageError(
+                f"--config {uri} continues {str(base)[:120]!r}: give the config.yaml that the trainer wrote, which is "
+                "whole"
+            )
     if flat.get("MODEL.MASK_ON") is False:
         flat = {key: value for key, value in flat.items() if not key.startswith("MODEL.ROI_MASK_HEAD.")}
-    for key, value in flat.items():
-        if key in _TAKEN:
-            name, read = _TAKEN[key]
-            values[name] = _read(uri, key, value, read)
-        elif key in _CHECKED:
-            checks[key] = _read(uri, key, value, _CHECKED[key])
-        else:
-            _check(uri, key, value)
     low, high = (
         _read(uri, key, flat[key], _whole) if key in flat else None
         for key in ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST")
@@ -250,7 +302,7 @@ def parsed(uri: str, text: str) -> Detectron2Settings:
         raise UsageError(
             f"--config {uri}: INPUT.MIN_SIZE_TEST 0, images that are not resized, is not supported"
         )
-    return Detectron2Settings(uri, values, flat.get("INPUT.FORMAT", "BGR") == "BGR", low, high, checks)
+    return Detectron2Settings(uri, flat, flat.get("INPUT.FORMAT", "BGR") == "BGR", low, high)
 
 
 def _read(uri: str, key: str, value: Any, read: Callable[[Any], Any]) -> Any:
@@ -258,25 +310,6 @@ def _read(uri: str, key: str, value: Any, read: Callable[[Any], Any]) -> Any:
         return read(value)
     except ValueError as error:
         raise UsageError(f"--config {uri}: {key} {str(value)[:120]} {error}") from error
-
-
-def _check(uri: str, key: str, value: Any) -> None:
-    """Raise UsageError for a key of the network that is not known, or whose value is not supported."""
-    if key in _FIXED:
-        if not any(
-            type(value) is type(other) and value == other for other in _same_types(value, _FIXED[key])
-        ):
-            supported = " or ".join(str(other) or "''" for other in _FIXED[key])
-            raise UsageError(
-                f"--config {uri}: {key} {str(value)[:120]!r} is not supported: only {supported} is"
-            )
-        return
-    first, *rest = key.split(".")
-    if first != "MODEL" or (rest[0] in _ELSEWHERE and len(rest) > 1):
-        return
-    known = rest[-1] in _OF_TRAINING and (len(rest) == 1 or rest[0] in _SECTIONS)
-    if not known:
-        raise UsageError(f"--config {uri}: {key} is not known, and may change what the network computes")
 
 
 def _same_types(value: Any, others: tuple[Any, ...]) -> list[Any]:

@@ -167,7 +167,7 @@ KEY_MAPPINGS: Final[Mapping[str, Callable[[str, Mapping[str, Tensor], Origin], t
 def source_of(uri: str, tensors: Mapping[str, Tensor], source: str) -> str:
     """Return the program that wrote these tensors, by the names of most of them."""
     starts = {
-        "detectron2": ("backbone.bottom_up.",),
+        "detectron2": ("backbone.bottom_up.", "backbone.stem.", "backbone.res", "proposal_generator."),
         "mmdetection": ("neck.", "rpn_head.", "roi_head."),
         "torchvision": ("backbone.body.",),
         "matterport": ("mrcnn_",),

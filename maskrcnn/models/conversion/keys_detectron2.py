@@ -1,5 +1,6 @@
-"""Map the tensors of detectron2's networks with FPN to torchvision's names."""
+"""Map the tensors of detectron2's networks to torchvision's names."""
 
+import re
 from collections.abc import Mapping
 from typing import Final, cast
 
@@ -9,9 +10,9 @@ from torch import Tensor
 from ...errors import UsageError
 from ..architectures.detectron2 import cell_anchors
 from ..architectures.network_shapes import Shape
-from ..architectures.rcnn_config import DETECTRON2, RCNNConfig
+from ..architectures.rcnn_config import RCNNConfig
 from ..networks import NETWORKS
-from .moves import Move, Origin, first_side, last_first, misshapen, padding, shapes_of
+from .moves import Move, Origin, last_first, misshapen, padding, shapes_of
 
 __all__ = ["architecture_of_detectron2", "config_of_zoo", "detectron2_names", "plan_detectron2"]
 
@@ -24,51 +25,68 @@ def config_of_zoo(architecture: str) -> RCNNConfig:
 def detectron2_names(
     labels: int,
     architecture: str = "maskrcnn_resnet50_fpn_detectron2",
-    config: RCNNConfig = DETECTRON2,
+    config: RCNNConfig | None = None,
 ) -> dict[str, tuple[str, Shape]]:
     """Return the tensors of a network of detectron2: name to torchvision's name and shape in the source.
 
     Args:
         labels: the number of labels of the network, the background included.
         architecture: one of detectron2's in `networks.NETWORKS`.
-        config: its settings.
+        config: its settings; None: those of the model zoo.
     """
+    shapes = NETWORKS[architecture].shapes_with(labels, config)
+    body = "backbone.bottom_up" if "backbone.fpn.inner_blocks.0.0.weight" in shapes else "backbone"
     names = {}
-    for target, shape in NETWORKS[architecture].shapes_with(labels, config).items():
+    for target, shape in shapes.items():
         layer, _, part = target.rpartition(".")
-        source = _layer(layer)
-        if source.startswith("roi_heads.box_predictor.bbox_pred"):
-            shape = (shape[0] - 4, *shape[1:])  # noqa: PLW2901
-        if source.startswith("roi_heads.mask_head.predictor"):
-            shape = (shape[0] - 1, *shape[1:])  # noqa: PLW2901
-        names[f"{source}.{part}"] = (target, shape)
+        names[f"{_layer(layer, body)}.{part}"] = (
+            target,
+            (shape[0] - _background(target, shape, labels), *shape[1:]),
+        )
     return names
 
 
-def _layer(layer: str) -> str:
-    """Return detectron2's name of a layer."""
+def _background(target: str, shape: Shape, labels: int) -> int:
+    """Return how many rows of a tensor are those of the background, for which detectron2 has none."""
+    if ".bbox_pred." in target and target.startswith("roi_heads.") and shape[0] == 4 * labels:
+        return 4
+    return 1 if ".mask_fcn_logits." in target else 0
+
+
+def _layer(layer: str, body: str) -> str:
+    """Return detectron2's name of a layer.
+
+    Args:
+        layer: torchvision's.
+        body: detectron2's name of the ResNet.
+    """
     if layer in _LAYERS:
-        return _LAYERS[layer]
-    _, kind, *rest = layer.split(".")
-    if kind == "fpn":
-        block, level = rest[0], int(rest[1]) + 2
-        return f"backbone.fpn_{'lateral' if block == 'inner_blocks' else 'output'}{level}"
-    stage, block, *names = rest
-    name = {"downsample.0": "shortcut", "downsample.1": "shortcut.norm"}.get(".".join(names), names[0])
-    name = f"conv{name[2:]}.norm" if name.startswith("bn") else name
-    return f"backbone.bottom_up.res{int(stage[5:]) + 1}.{block}.{name}"
+        return _LAYERS[layer].replace("BODY", body)
+    if found := _DENSE.fullmatch(layer):
+        return f"roi_heads.box_head{found[1]}.fc{int(found[2]) - 5}"
+    if found := _PYRAMID.fullmatch(layer):
+        return f"backbone.fpn_{'lateral' if found[1] == 'inner' else 'output'}{int(found[2]) + 2}"
+    if found := _RESNET.fullmatch(layer):
+        place = body if found[1] == "backbone.body" else "roi_heads"
+        return f"{place}.res{int(found[2]) + 1}.{found[3]}.{_BLOCK[found[4]]}"
+    return layer
 
 
+_DENSE: Final = re.compile(r"roi_heads\.box_head(\.\d|)\.fc(\d)")
+_PYRAMID: Final = re.compile(r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.0")
+_RESNET: Final = re.compile(r"(backbone\.body|roi_heads\.box_head)\.layer(\d)\.(\d+)\.(.+)")
+_BLOCK: Final = {
+    **{f"conv{i}": f"conv{i}" for i in (1, 2, 3)},
+    **{f"bn{i}": f"conv{i}.norm" for i in (1, 2, 3)},
+    "downsample.0": "shortcut",
+    "downsample.1": "shortcut.norm",
+}
 _LAYERS: Final = {
-    "backbone.body.conv1": "backbone.bottom_up.stem.conv1",
-    "backbone.body.bn1": "backbone.bottom_up.stem.conv1.norm",
+    "backbone.body.conv1": "BODY.stem.conv1",
+    "backbone.body.bn1": "BODY.stem.conv1.norm",
     "rpn.head.conv.0.0": "proposal_generator.rpn_head.conv",
     "rpn.head.cls_logits": "proposal_generator.rpn_head.objectness_logits",
     "rpn.head.bbox_pred": "proposal_generator.rpn_head.anchor_deltas",
-    "roi_heads.box_head.fc6": "roi_heads.box_head.fc1",
-    "roi_heads.box_head.fc7": "roi_heads.box_head.fc2",
-    "roi_heads.box_predictor.cls_score": "roi_heads.box_predictor.cls_score",
-    "roi_heads.box_predictor.bbox_pred": "roi_heads.box_predictor.bbox_pred",
     **{f"roi_heads.mask_head.{i}.0": f"roi_heads.mask_head.mask_fcn{i + 1}" for i in range(4)},
     "roi_heads.mask_predictor.conv5_mask": "roi_heads.mask_head.deconv",
     "roi_heads.mask_predictor.mask_fcn_logits": "roi_heads.mask_head.predictor",
@@ -76,22 +94,27 @@ _LAYERS: Final = {
 
 
 def architecture_of_detectron2(shapes: Mapping[str, Shape]) -> str:
-    """Return which of detectron2's networks tensors are most like."""
-    deep = any(name.startswith("backbone.bottom_up.res4.6.") for name in shapes)
-    groups = shapes.get("backbone.bottom_up.res2.0.conv2.weight", (0, 64))[1:2] != (64,)
-    body = "resnext101_32x8d" if groups else "resnet101" if deep else "resnet50"
-    masks = any(name.startswith("roi_heads.mask_head.") for name in shapes)
-    return f"{'mask' if masks else 'faster'}rcnn_{body}_fpn_detectron2"
+    """Return which of detectron2's networks tensors are most like; of equal ones the first in the table."""
+    likeness = {}
+    for architecture, network in NETWORKS.items():
+        if network.detectron2 is not None:
+            names = detectron2_names(network.labels_of(shapes) or 2, architecture)
+            expected = {name: shape for name, (_, shape) in names.items()}
+            likeness[architecture] = len(expected.items() & shapes.items()) / (len(expected) + len(shapes))
+    return max(likeness, key=lambda architecture: likeness[architecture])
 
 
 def plan_detectron2(uri: str, tensors: Mapping[str, Tensor], origin: Origin) -> tuple[str, list[Move]]:
-    """Plan the moves of a network of detectron2 with FPN."""
+    """Plan the moves of a network of detectron2."""
     architecture = architecture_of_detectron2(shapes_of(tensors))
     config = origin.config or config_of_zoo(architecture)
     bgr = origin.bgr is not False
-    labels = first_side(tensors, "roi_heads.box_predictor.cls_score.weight")
-    names = detectron2_names(labels, architecture, config)
-    moves = [_move(*item, bgr=bgr) for item in names.items()]
+    labels = NETWORKS[architecture].labels_of(shapes_of(tensors)) or 2
+    shapes = NETWORKS[architecture].shapes_with(labels, config)
+    moves = [
+        _move(source, target, shape, shapes[target], bgr=bgr)
+        for source, (target, shape) in detectron2_names(labels, architecture, config).items()
+    ]
     extra = _constants(config, bgr=bgr)
     for name in tensors:
         if name in extra:
@@ -111,17 +134,17 @@ def plan_detectron2(uri: str, tensors: Mapping[str, Tensor], origin: Origin) -> 
     return architecture, moves
 
 
-def _move(source: str, placed: tuple[str, Shape], *, bgr: bool) -> Move:
-    target, shape = placed
-    if source == "backbone.bottom_up.stem.conv1.weight" and bgr:
+def _move(source: str, target: str, shape: Shape, new_shape: Shape, *, bgr: bool) -> Move:
+    """Return the move of a tensor; rows that it lacks are those of the background."""
+    if source.endswith("stem.conv1.weight") and bgr:
         note = "input channels from BGR to RGB"
         return Move(source, target, shape, "flipped", note, lambda tensor: tensor.flip(1))
-    if source.startswith("roi_heads.box_predictor.cls_score"):
+    if ".cls_score." in source:
         return Move(source, target, shape, "reordered", "background from last to first", last_first)
-    if source.startswith("roi_heads.box_predictor.bbox_pred"):
-        return Move(source, target, shape, "padded", "4 rows of zeros for the background", padding(4))
-    if source.startswith("roi_heads.mask_head.predictor"):
-        return Move(source, target, shape, "padded", "a row of zeros for the background", padding(1))
+    if shape != new_shape:
+        rows = new_shape[0] - shape[0]
+        note = f"{'a row' if rows == 1 else f'{rows} rows'} of zeros for the background"
+        return Move(source, target, shape, "padded", note, padding(rows))
     return Move(source, target, shape)
 
 
@@ -133,6 +156,8 @@ def _constants(config: RCNNConfig, *, bgr: bool) -> dict[str, Tensor]:
     )
     anchors = "proposal_generator.anchor_generator.cell_anchors"
     return {"pixel_mean": mean, "pixel_std": std} | {
-        f"{anchors}.{level}": torch.tensor(cell_anchors(size, config.aspect_ratios))
-        for level, size in enumerate(config.anchor_sizes)
+        f"{anchors}.{level}": torch.tensor(
+            [anchor for size in sizes for anchor in cell_anchors(size, config.aspect_ratios)]
+        )
+        for level, sizes in enumerate(config.sizes_by_level)
     }

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 from torchvision.models.detection.image_list import ImageList
 
 from ...types import Detections, Pixels
@@ -27,9 +28,9 @@ from ..forward import Forward
 from ..fuse import for_cpu, fused
 from ..model import Model
 from ..registry import NO_CATEGORY
-from ..roi_align import pool, pyramid_of
+from ..roi_align import pyramid_of
 from ..segmenter import MaskRCNNSegmenter
-from .reference_detectron2 import Instances, best, clipped, padded
+from .reference_detectron2 import Instances, best, clipped
 
 __all__ = ["Row", "StockTorchvision", "compare", "generated_images", "matched_row", "stage_row"]
 
@@ -209,7 +210,7 @@ def _stages(reference: Reference, model: Model, segmenter: MaskRCNNSegmenter, im
         )
     ]
 
-    batch = padded(prepared)
+    batch = F.pad(prepared, (0, batch.shape[3] - size[1], 0, batch.shape[2] - size[0]))[None]
     features = reference.features(batch)
     found = network.backbone(batch.contiguous(memory_format=torch.channels_last))
     for name, expected in features.items():
@@ -231,12 +232,11 @@ def _stages(reference: Reference, model: Model, segmenter: MaskRCNNSegmenter, im
 
     roi = network.roi_heads
     pyramid = pyramid_of(features, roi.box_roi_pool, batch.shape[2])
-    pooled = pool(pyramid, roi.box_roi_pool, proposals, torch.zeros(len(proposals), dtype=torch.int64))
-    logits, deltas = roi.box_predictor(roi.box_head(pooled))
+    logits, deltas, refined, _ = forward.classify(pyramid, proposals[None], limits)
     probabilities, expected = reference.heads(features, proposals, size)
-    decoded = roi.box_coder.decode(deltas, [proposals])[:, 1:]
+    decoded = roi.box_coder.decode(deltas.reshape(len(proposals), -1), [refined[0]])[:, 1:]
     decoded = clipped(decoded.reshape(-1, 4), size).view_as(expected)
-    rows.append(stage_row("class probabilities", logits.softmax(1), probabilities, "absolute", 1e-4))
+    rows.append(stage_row("class probabilities", logits[0].softmax(1), probabilities, "absolute", 1e-4))
     rows.append(stage_row("boxes of all classes", decoded, expected, "px", 0.05))
 
     if not segmenter.has_masks:

@@ -1,4 +1,4 @@
-"""Reference implementation of detectron2's networks with ResNets and FPN, which converted networks are compared with.
+"""Reference implementation of detectron2's networks with ResNets, which converted networks are compared with.
 
 Written from what detectron2 does, on a checkpoint's own tensors under their own names, one image, box and pair after
 another; it shares no code with the network under test. It takes seconds per image.
@@ -7,8 +7,9 @@ References: https://github.com/facebookresearch/detectron2, modeling/ and layers
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final, cast
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ...types import Pixels
-from ..architectures.rcnn_config import DETECTRON2, RCNNConfig
+from ..architectures.rcnn_config import DETECTRON2, OneMapConfig, RCNNConfig
 
 __all__ = [
     "Instances",
@@ -30,6 +31,10 @@ __all__ = [
     "pooled_on_map",
     "suppressed",
 ]
+
+
+_RES5: Final = "roi_heads.res5"
+"""The last stage of the ResNet, where it is a part of the heads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,9 @@ class Instances:
 
 
 class ReferenceDetectron2:
-    """Mask R-CNN or Faster R-CNN with FPN as detectron2 computes it, on its own tensors, which also say its depth.
+    """Mask R-CNN, Faster R-CNN or Cascade R-CNN as detectron2 computes it, on its own tensors.
+
+    They also say its depth, and whether it has a pyramid, a cascade of box heads, or the last stage in its heads (C4).
 
     Args:
         tensors: of the checkpoint, by their names there.
@@ -69,14 +76,15 @@ class ReferenceDetectron2:
         self._tensors = {name: tensor.float() for name, tensor in tensors.items()}
         self._min_size, self._max_size = min_size, max_size
         self._config, self._bgr = config, bgr
+        self._has_pyramid = "backbone.fpn_lateral2.weight" in tensors
 
     def _of(self, name: str) -> tuple[Tensor, Tensor]:
         return self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]
 
-    def _normed(self, x: Tensor, name: str, stride: int = 1, padding: int = 0) -> Tensor:
+    def _normed(self, x: Tensor, name: str, stride: int = 1, padding: int = 0, dilation: int = 1) -> Tensor:
         """Apply a convolution, whose weight shows its groups, and its frozen norm."""
         kernel = self._tensors[f"{name}.weight"]
-        x = F.conv2d(x, kernel, None, stride, padding, groups=x.shape[1] // kernel.shape[1])
+        x = F.conv2d(x, kernel, None, stride, padding, dilation, x.shape[1] // kernel.shape[1])
         weight, bias, mean, var = (
             self._tensors[f"{name}.norm.{part}"][:, None, None]
             for part in ("weight", "bias", "running_mean", "running_var")
@@ -97,22 +105,16 @@ class ReferenceDetectron2:
 
     def features(self, batch: Tensor) -> dict[str, Tensor]:
         """Run the backbone with its pyramid."""
-        prefix = "backbone.bottom_up."
+        prefix = "backbone.bottom_up." if self._has_pyramid else "backbone."
         x = batch.flip(1) if self._bgr else batch
         x = self._normed(x, f"{prefix}stem.conv1", 2, 3).relu()
         x = F.max_pool2d(x, 3, 2, 1)
         levels = []
         for stage in (2, 3, 4, 5):
-            index = 0
-            while f"{prefix}res{stage}.{index}.conv1.weight" in self._tensors:
-                name, stride = f"{prefix}res{stage}.{index}.", 2 if stage > 2 and index == 0 else 1
-                first, second = (stride, 1) if self._config.stride_in_1x1 else (1, stride)
-                out = self._normed(x, f"{name}conv1", first).relu()
-                out = self._normed(out, f"{name}conv2", second, 1).relu()
-                out = self._normed(out, f"{name}conv3")
-                x = (out + (self._normed(x, f"{name}shortcut", stride) if index == 0 else x)).relu()
-                index += 1
+            x = self._stage(x, f"{prefix}res{stage}")
             levels.append(x)
+        if not self._has_pyramid:
+            return {"0": x}
         above: Tensor | None = None
         maps: list[Tensor] = []
         for level in (5, 4, 3, 2):
@@ -123,6 +125,22 @@ class ReferenceDetectron2:
             maps.insert(0, F.conv2d(above, *self._of(f"backbone.fpn_output{level}"), padding=1))
         maps.append(maps[-1][:, :, ::2, ::2])
         return dict(zip(("0", "1", "2", "3", "pool"), maps, strict=True))
+
+    def _stage(self, x: Tensor, name: str) -> Tensor:
+        """Run a stage of the ResNet; one that is not there returns its input."""
+        last = name.endswith("res5") and isinstance(self._config, OneMapConfig)
+        dilation = cast(OneMapConfig, self._config).res5_dilation if last else 1
+        halves = not name.endswith("res2") and dilation == 1
+        index = 0
+        while f"{name}.{index}.conv1.weight" in self._tensors:
+            block, stride = f"{name}.{index}.", 2 if halves and index == 0 else 1
+            first, second = (stride, 1) if self._config.stride_in_1x1 else (1, stride)
+            out = self._normed(x, f"{block}conv1", first).relu()
+            out = self._normed(out, f"{block}conv2", second, dilation, dilation).relu()
+            out = self._normed(out, f"{block}conv3")
+            x = (out + (self._normed(x, f"{block}shortcut", stride) if index == 0 else x)).relu()
+            index += 1
+        return x
 
     def rpn_head(self, features: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Run the region proposal network's convolutions."""
@@ -143,7 +161,8 @@ class ReferenceDetectron2:
             logit = logits[0].permute(1, 2, 0).reshape(-1)
             delta = deltas[0].view(a, 4, height, width).permute(2, 3, 0, 1).reshape(-1, 4)
             top = logit.sort(descending=True, stable=True).indices[: config.pre_nms_limit]
-            anchors = _anchors(level, height, width, config.anchor_sizes[level], config.aspect_ratios)
+            stride = 4 * 2**level if self._has_pyramid else 16
+            anchors = _anchors(stride, height, width, config.sizes_by_level[level], config.aspect_ratios)
             delta = delta[top] / torch.tensor(config.rpn_box_weights)
             box = clipped(_moved(anchors[top], delta), size)
             wide = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
@@ -158,25 +177,50 @@ class ReferenceDetectron2:
         self, features: dict[str, Tensor], proposals: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """Classify proposals and refine their boxes."""
-        x = _pooled(features, proposals, 7).flatten(1)
-        for layer in ("fc1", "fc2"):
-            x = F.linear(x, *self._of(f"roi_heads.box_head.{layer}")).relu()
-        scores = F.linear(x, *self._of("roi_heads.box_predictor.cls_score")).softmax(1)
-        deltas = F.linear(x, *self._of("roi_heads.box_predictor.bbox_pred")).view(len(x), -1, 4)
+        if "roi_heads.box_head.0.fc1.weight" in self._tensors:
+            return self._cascade(features, proposals, size)
+        scores, deltas = self._box_head(features, proposals, "")
+        deltas = deltas.view(len(proposals), -1, 4)
         classes = deltas.shape[1]
         weights = torch.tensor(self._config.box_weights)
         boxes = _moved(proposals.repeat_interleave(classes, 0), (deltas / weights).reshape(-1, 4))
         boxes = clipped(boxes, size).view(-1, classes, 4)
-        return torch.cat([scores[:, -1:], scores[:, :-1]], 1), boxes  # detectron2 has the background last
+        return _background_first(scores), boxes
+
+    def _box_head(self, features: dict[str, Tensor], boxes: Tensor, stage: str) -> tuple[Tensor, Tensor]:
+        """Return the probabilities and the offsets of a box head, whose names have the stage in them, such as `.0`."""
+        if f"roi_heads.box_head{stage}.fc1.weight" in self._tensors:
+            x = _pooled(features, boxes, 7).flatten(1)
+            for layer in ("fc1", "fc2"):
+                x = F.linear(x, *self._of(f"roi_heads.box_head{stage}.{layer}")).relu()
+        else:
+            parts = torch.split(boxes, 50)  # the features of all boxes would take 800 MB
+            x = torch.cat([self._stage(_pooled(features, part, 14), _RES5).mean((2, 3)) for part in parts])
+        scores = F.linear(x, *self._of(f"roi_heads.box_predictor{stage}.cls_score")).softmax(1)
+        return scores, F.linear(x, *self._of(f"roi_heads.box_predictor{stage}.bbox_pred"))
+
+    def _cascade(
+        self, features: dict[str, Tensor], boxes: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Run three box heads, each on the boxes of the one before; average their probabilities."""
+        probabilities = []
+        for stage in range(3):
+            scores, deltas = self._box_head(features, boxes, f".{stage}")
+            probabilities.append(scores)
+            weights = torch.tensor(self._config.box_weights[4 * stage : 4 * stage + 4])
+            boxes = clipped(_moved(boxes, deltas / weights), size)
+        mean = torch.stack(probabilities).mean(0)
+        return _background_first(mean), boxes[:, None].repeat(1, mean.shape[1] - 1, 1)
 
     def masks(
         self, features: dict[str, Tensor], boxes: Tensor, labels: Tensor, size: tuple[int, int]
     ) -> Tensor:
         """Run the mask head on boxes."""
         del size
-        x = _pooled(features, boxes, 14)
+        x = self._stage(_pooled(features, boxes, 14), _RES5)
         for index in range(1, 5):
-            x = F.conv2d(x, *self._of(f"roi_heads.mask_head.mask_fcn{index}"), padding=1).relu()
+            if f"roi_heads.mask_head.mask_fcn{index}.weight" in self._tensors:
+                x = F.conv2d(x, *self._of(f"roi_heads.mask_head.mask_fcn{index}"), padding=1).relu()
         x = F.conv_transpose2d(x, *self._of("roi_heads.mask_head.deconv"), stride=2).relu()
         logits = F.conv2d(x, *self._of("roi_heads.mask_head.predictor"))
         return logits[torch.arange(len(labels)), labels - 1].sigmoid()
@@ -185,7 +229,7 @@ class ReferenceDetectron2:
         """Return the final instances of an image, with masks pasted."""
         prepared = self.prepared(image)
         size = (prepared.shape[1], prepared.shape[2])
-        features = self.features(padded(prepared))
+        features = self.features(padded(prepared) if self._has_pyramid else prepared[None])
         probabilities, every = self.heads(features, self.proposals(features, prepared, size), size)
         config, (height, width) = self._config, image.shape[:2]
         chosen = best(probabilities, every, config.min_score, config.max_detections, config.nms_threshold)
@@ -200,16 +244,21 @@ class ReferenceDetectron2:
         return Instances(boxes, labels, scores, np.stack(masks) if masks else empty)
 
 
+def _background_first(scores: Tensor) -> Tensor:
+    """Return scores, (N, C + 1), with the background first, which detectron2 has last."""
+    return torch.cat([scores[:, -1:], scores[:, :-1]], 1)
+
+
 def _anchors(
-    level: int, height: int, width: int, side: float, ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    stride: int, height: int, width: int, sides: Sequence[float], ratios: Sequence[float] = (0.5, 1.0, 2.0)
 ) -> Tensor:
-    """Return the anchors of a level, row by row: (height * width * ratios, 4)."""
-    stride = 4 * 2**level
+    """Return the anchors of a map, row by row, at each position all ratios of one side after another: (N, 4)."""
     anchors = []
-    for ratio in ratios:
-        w = math.sqrt(side * side / ratio)
-        h = ratio * w
-        anchors.append([-w / 2, -h / 2, w / 2, h / 2])
+    for side in sides:
+        for ratio in ratios:
+            w = math.sqrt(side * side / ratio)
+            h = ratio * w
+            anchors.append([-w / 2, -h / 2, w / 2, h / 2])
     y, x = np.mgrid[:height, :width].astype(np.float32) * stride
     shifts = torch.from_numpy(np.stack([x, y, x, y], -1).reshape(-1, 1, 4))
     return (shifts + torch.tensor(anchors)).reshape(-1, 4)
@@ -252,6 +301,9 @@ def _pooled(features: Mapping[str, Tensor], boxes: Tensor, bins: int) -> Tensor:
     """Return aligned RoIAlign with one sample per pixel of a bin: (N, C, bins, bins)."""
     pooled = []
     for box in boxes:
+        if len(features) == 1:
+            pooled.append(pooled_on_map(features["0"][0], box / 16, bins))
+            continue
         width, height = (box[2] - box[0]).item(), (box[3] - box[1]).item()
         level = math.floor(4 + math.log2(max(math.sqrt(width * height) / 224 + 1e-8, 1e-30)))
         index = min(max(level, 2), 5) - 2

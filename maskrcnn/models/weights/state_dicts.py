@@ -175,8 +175,8 @@ def _prefix(name: str) -> str | None:
 
 _SUPPORTED: Final = (
     "supported are torchvision's detectors, its Mask R-CNN with other ResNets and FPN, detectron2's and MMDetection's "
-    "Mask R-CNN and Faster R-CNN with ResNet-50 or ResNet-101 and FPN, detectron2's also with ResNeXt-101 32x8d, and "
-    "matterport's Mask_RCNN"
+    "Mask R-CNN and Faster R-CNN with ResNet-50 or ResNet-101 and FPN, detectron2's also C4, DC5, with a "
+    "cascade and with ResNeXt-101 32x8d, and matterport's Mask_RCNN"
 )
 
 _BY_NAME: Final = (
@@ -187,12 +187,7 @@ _BY_NAME: Final = (
         "a PointRend of detectron2",
     ),
     (r"roi_heads\.(maskiou|mask_iou)", "a Mask Scoring R-CNN"),
-    (
-        r"roi_heads\.box_predictor\.\d+\.|roi_heads\.box_head\.\d+\.fc\d|roi_head\.bbox_head\.\d+\.",
-        "a Cascade R-CNN",
-    ),
-    (r"^roi_heads\.res5\.", "a Mask R-CNN or Faster R-CNN C4 of detectron2, which has no FPN"),
-    (r"^backbone\.res5\.", "a Mask R-CNN or Faster R-CNN DC5 of detectron2, which has no FPN"),
+    (r"^roi_head\.bbox_head\.\d+\.", "a Cascade R-CNN of MMDetection"),
     (r"^roi_heads\.(box|mask)\.feature_extractor\.", "a Mask R-CNN of maskrcnn-benchmark"),
     (r"^roi_head\.point_head\.", "a PointRend of MMDetection"),
     (r"^roi_head\.mask_iou_head\.", "a Mask Scoring R-CNN"),
@@ -227,11 +222,11 @@ _BACKBONES: Final = (
     (r"^backbone\.(body|bottom_up)\.(0\.0|features)\.", "a backbone that is not a ResNet, such as MobileNet"),
     (r"^backbone\.(bottom_up\.|body\.)?(net\.)?(patch_embed|blocks\.\d+\.attn|layers\.\d+\.blocks)\b",
      "a transformer as backbone"),
-    (r"^backbone\.bottom_up\.res\d\.\d+\.conv2_offset\.", "deformable convolutions"),
-    (r"^backbone\.bottom_up\.res4\.35\.", "ResNet-152"),
+    (r"^backbone\.(bottom_up\.)?res\d\.\d+\.conv2_offset\.", "deformable convolutions"),
+    (r"^backbone\.(bottom_up\.)?res4\.35\.", "ResNet-152"),
     (r"^backbone\.fpn_\w+\.norm\.", "norms in its pyramid"),
-    (r"^roi_heads\.(box|mask)_head\.\w+\.norm\.", "norms in its heads"),
-    (r"^roi_heads\.box_head\.conv\d", "convolutions in its box head"),
+    (r"^roi_heads\.(box|mask)_head\.(\d\.)?\w+\.norm\.", "norms in its heads"),
+    (r"^roi_heads\.box_head\.(\d\.)?conv\d", "convolutions in its box head"),
 )  # fmt: skip
 
 
@@ -262,13 +257,15 @@ def unsupported_network(shapes: Mapping[str, Shape]) -> str | None:
             return f"is {what}, which is not supported: {_SUPPORTED}"
     if any(name.startswith("roi_head.") for name in shapes):
         return _unsupported_of_mmdetection(shapes)
-    detector = any(name.startswith("roi_heads.box_predictor.cls_score.") for name in shapes)
-    if not detector:
+    cascade = "roi_heads.box_predictor.0.cls_score.weight" in shapes
+    if not cascade and not any(name.startswith("roi_heads.box_predictor.cls_score.") for name in shapes):
         return None
-    kind = "Mask R-CNN"
-    if not any(name.startswith(("roi_heads.mask_predictor.", "roi_heads.mask_head.")) for name in shapes):
+    kind = "Cascade R-CNN" if cascade else "Mask R-CNN"
+    if not cascade and not any(
+        name.startswith(("roi_heads.mask_predictor.", "roi_heads.mask_head.")) for name in shapes
+    ):
         kind = "Faster R-CNN"
-        if not any(name.startswith("backbone.bottom_up.") for name in shapes):
+        if not any(name.startswith(("backbone.bottom_up.", "backbone.stem.")) for name in shapes):
             return f"is a Faster R-CNN that is not one of torchvision's: {_SUPPORTED}"
     backbone = _backbone(shapes)
     return None if backbone is None else f"is a {kind} with {backbone}, which is not supported: {_SUPPORTED}"
@@ -297,7 +294,8 @@ def _backbone(shapes: Mapping[str, Shape]) -> str | None:
     if not frozen and any(name.startswith("backbone.") and ".norm.weight" in name for name in shapes):
         return "group norms"
     if "backbone.bottom_up.stem.conv1.weight" not in shapes:
-        return _unusual_blocks(shapes, "backbone.body.layer1")
+        plain = "backbone.stem.conv1.weight" in shapes  # C4 and DC5 of detectron2
+        return _unusual_blocks(shapes, "backbone.res2" if plain else "backbone.body.layer1")
     if "backbone.fpn_lateral5.weight" not in shapes:
         return "another pyramid than FPN over res2 to res5"
     middle = shapes.get("backbone.bottom_up.res2.0.conv2.weight", ())

@@ -1,5 +1,6 @@
 """Weights of other programs: every tensor is mapped and the network equal, or one line names the wrong tensor."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -23,7 +24,6 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn.errors import UsageError
-from maskrcnn.models.architectures.rcnn_config import DETECTRON2 as ZOO
 from maskrcnn.models.conversion import convert as convert_module
 from maskrcnn.models.conversion.convert import convert
 from maskrcnn.models.conversion.detectron2_config import parsed
@@ -143,8 +143,14 @@ def test_each_network_of_the_zoos_is_recognised_and_converted_with_parity(
     architecture, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(convert_module, "generated_images", lambda: generated_images()[:1])
-    made = mmdetection_tensors if architecture.endswith("_mmdetection") else detectron2_tensors
-    report = converted(tmp_path, {"state_dict": made(architecture=architecture)}, min_size=96, max_size=160)
+    sizes = {"min_size": 96, "max_size": 160}
+    if architecture.endswith("_mmdetection"):
+        report = converted(tmp_path, {"state_dict": mmdetection_tensors(architecture=architecture)}, **sizes)
+    else:
+        (tmp_path / "config.yaml").write_text("MODEL: {RPN: {POST_NMS_TOPK_TEST: 60}}")
+        config = dataclasses.replace(NETWORKS[architecture].config, post_nms_limit=60)
+        tensors = detectron2_tensors(architecture=architecture, config=config)
+        report = converted(tmp_path, {"model": tensors}, config=f"{tmp_path}/config.yaml", **sizes)
     assert report.architecture == architecture
     assert [row for row in report.parity if not row.within_limit] == []
     assert describe_model(f"{tmp_path}/m.safetensors").has_masks == architecture.startswith("mask")
@@ -217,7 +223,7 @@ def test_the_settings_of_a_configuration_are_applied_with_parity(tmp_path, monke
         "TEST": {"DETECTIONS_PER_IMAGE": 12},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
-    config = parsed("config.yaml", yaml.safe_dump(content)).applied_to(ZOO)
+    config = parsed("config.yaml", yaml.safe_dump(content)).applied_to("maskrcnn_resnet50_fpn_detectron2")
     torch.save({"model": detectron2_tensors(config=config)}, tmp_path / "m.pth")
     (tmp_path / "labels.txt").write_text(LABELS)
     files = (f"{tmp_path}/m.pth", f"{tmp_path}/m.safetensors", f"{tmp_path}/labels.txt")
@@ -430,6 +436,8 @@ def renamed(state, old, new):
 
 
 DETECTRON2 = hollow(detectron2_names(5))
+CASCADE = hollow(detectron2_names(5, "maskrcnn_resnet50_fpn_cascade_detectron2"))
+C4 = hollow(detectron2_names(5, "maskrcnn_resnet50_c4_detectron2"))
 FC1 = "roi_heads.box_head.fc1.weight"
 STEM = "backbone.bottom_up.stem.conv1.weight"
 CLASS = "roi_heads.box_predictor.cls_score.weight"
@@ -453,6 +461,22 @@ NAN = torch.full((), torch.nan)
         (
             DETECTRON2 | {"pixel_std": torch.full((3, 1, 1), 58.0)},
             "the tensor pixel_std differs from the settings of maskrcnn_resnet50_fpn_detectron2: give .* as --config",
+        ),
+        (
+            {name: tensor for name, tensor in CASCADE.items() if ".box_head.2." not in name},
+            r"lacks the tensor roi_heads\.box_head\.2\.fc1\.bias and 3 more",
+        ),
+        (
+            CASCADE | {"roi_heads.box_predictor.1.cls_score.bias": torch.zeros(81)},
+            r"box_predictor\.1\.cls_score\.bias has the shape \(81,\), not \(5,\)",
+        ),
+        (
+            dict(list(C4.items())[: len(C4) // 2]),
+            r"lacks the tensor .* and \d+ more$",
+        ),
+        (
+            C4 | {"proposal_generator.anchor_generator.cell_anchors.0": torch.zeros(15, 4)},
+            r"cell_anchors\.0 differs from the settings of maskrcnn_resnet50_c4_detectron2: give .* as --config",
         ),
         (DETECTRON2 | {"pixel_mean": torch.zeros(1)}, r"pixel_mean has the shape \(1,\), not \(3, 1, 1\)"),
         *(

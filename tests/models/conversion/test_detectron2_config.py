@@ -1,6 +1,7 @@
 """A configuration of detectron2 is taken over, or what is not supported in it is named."""
 
 import copy
+import dataclasses
 
 import pytest
 import yaml
@@ -8,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskrcnn.errors import UsageError
+from maskrcnn.models.architectures.network_config import config_of
 from maskrcnn.models.architectures.rcnn_config import DETECTRON2
 from maskrcnn.models.conversion.detectron2_config import parsed
+from maskrcnn.models.networks import NETWORKS
 
+FPN = "maskrcnn_resnet50_fpn_detectron2"
 LEVELS = ["p2", "p3", "p4", "p5", "p6"]
 WHOLE = {
     "CUDNN_BENCHMARK": False,
@@ -74,18 +78,53 @@ WHOLE = {
 
 def changed(key, value):
     """The configuration as YAML, with another value of a key."""
+    return yaml.safe_dump(whole({key: value}))
+
+
+def whole(values):
+    """The configuration with other values at some keys."""
     content = copy.deepcopy(WHOLE)
-    *sections, last = key.split(".")
-    place = content
-    for section in sections:
-        place = place[section]
-    place[last] = value
-    return yaml.safe_dump(content)
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        place = content
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    return content
+
+
+CASCADE = {
+    "MODEL.ROI_HEADS.NAME": "CascadeROIHeads",
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
+    "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": [
+        [10.0, 10.0, 5.0, 5.0],
+        [20.0, 20.0, 10.0, 10.0],
+        [30.0, 30.0, 15.0, 15.0],
+    ],
+}
+ONE_MAP = {
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[32, 64, 128, 256, 512]],
+    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+    "MODEL.FPN.IN_FEATURES": [],
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
+}
+READ = ("MODEL.RESNETS.OUT_FEATURES", "MODEL.RPN.IN_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES")
+C4 = ONE_MAP | {
+    **{key: ["res4"] for key in READ},
+    "MODEL.ROI_HEADS.NAME": "Res5ROIHeads",
+    "MODEL.ROI_BOX_HEAD.NAME": "",
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 0,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 14,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 0,
+}
+DC5 = ONE_MAP | {key: ["res5"] for key in READ} | {"MODEL.RESNETS.RES5_DILATION": 2}
+KINDS = {"fpn": {}, "fpn_cascade": CASCADE, "c4": C4, "dc5": DC5}
+"""What the configurations of the model zoo's other networks have in place of that with FPN."""
 
 
 def test_that_of_the_model_zoo_gives_its_settings():
     settings = parsed("c.yaml", yaml.safe_dump(WHOLE))
-    assert settings.applied_to(DETECTRON2) == DETECTRON2
+    assert settings.applied_to(FPN) == DETECTRON2
     assert settings.bgr
     assert (settings.min_size, settings.max_size) == (800, 1333)
     settings.check({"MODEL.RESNETS.DEPTH": 50, "MODEL.ROI_HEADS.NUM_CLASSES": 4})
@@ -93,6 +132,43 @@ def test_that_of_the_model_zoo_gives_its_settings():
         UsageError, match=r"not that of these weights: MODEL\.RESNETS\.DEPTH is 50, and they have 101"
     ):
         settings.check({"MODEL.RESNETS.DEPTH": 101})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_network_takes_its_own_configuration_and_no_other(kind):
+    architecture = f"maskrcnn_resnet50_{kind}_detectron2"
+    settings = {other: parsed("c.yaml", yaml.safe_dump(whole(values))) for other, values in KINDS.items()}
+    assert settings.pop(kind).applied_to(architecture) == NETWORKS[architecture].config
+    for other in settings.values():
+        with pytest.raises(
+            UsageError, match=f"not supported for {architecture}, the network of these weights"
+        ):
+            other.applied_to(architecture)
+
+
+def test_a_cascade_has_divisors_for_each_of_three_heads_and_a_single_map_any_number_of_sizes():
+    key = "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS"
+    heads = [[1.0, 2, 3, 4], [5.0, 6, 7, 8], [9.0, 10, 11, 12]]
+    cascade = "maskrcnn_resnet50_fpn_cascade_detectron2"
+    settings = parsed("c.yaml", yaml.safe_dump(whole(CASCADE | {key: heads})))
+    assert settings.applied_to(cascade).box_weights == tuple(range(1, 13))
+    settings = parsed("c.yaml", yaml.safe_dump(whole(CASCADE | {key: heads[:2]})))
+    with pytest.raises(UsageError, match="box_weights must have 12 numbers, not 8"):
+        settings.applied_to(cascade)
+    settings = parsed("c.yaml", yaml.safe_dump(whole(CASCADE | {"MODEL.ROI_BOX_CASCADE_HEAD.MINE": 1})))
+    with pytest.raises(UsageError, match=r"MODEL\.ROI_BOX_CASCADE_HEAD\.MINE is not known"):
+        settings.applied_to(cascade)
+    sizes = {"MODEL.ANCHOR_GENERATOR.SIZES": [[24.0, 96.0]]}
+    config = parsed("c.yaml", yaml.safe_dump(whole(C4 | sizes))).applied_to("maskrcnn_resnet50_c4_detectron2")
+    assert (config.anchor_sizes, config.anchors) == ((24, 96), 6)
+
+
+@pytest.mark.parametrize(
+    "config", {network.config for network in NETWORKS.values() if network.detectron2 is not None}
+)
+def test_a_model_s_file_has_its_settings(config):
+    other = dataclasses.replace(config, nms_threshold=0.25, min_score=0.125)
+    assert config_of(other.to_json(), config) == other
 
 
 NUMBERS = st.floats(1, 500, width=32)
@@ -113,7 +189,7 @@ def test_every_number_arrives_where_it_belongs(mean, sizes, ratios, threshold, l
     content["MODEL"]["ANCHOR_GENERATOR"] |= {"SIZES": [[size] for size in sizes], "ASPECT_RATIOS": [ratios]}
     content["MODEL"]["ROI_HEADS"]["NMS_THRESH_TEST"] = threshold
     content["MODEL"]["RPN"]["POST_NMS_TOPK_TEST"] = limit
-    config = parsed("c.yaml", yaml.safe_dump(content)).applied_to(DETECTRON2)
+    config = parsed("c.yaml", yaml.safe_dump(content)).applied_to(FPN)
     assert config.pixel_mean == tuple(reversed(mean) if bgr else mean)
     assert (config.anchor_sizes, config.aspect_ratios) == (tuple(sizes), tuple(ratios))
     assert (config.nms_threshold, config.post_nms_limit) == (threshold, limit)
@@ -124,6 +200,7 @@ def test_every_number_arrives_where_it_belongs(mean, sizes, ratios, threshold, l
     [
         ("MODEL.META_ARCHITECTURE", "RetinaNet"),
         ("MODEL.BACKBONE.NAME", "build_resnet_backbone"),
+        ("_BASE_", "../Base-RCNN-C4.yaml"),
         ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True]),
         ("MODEL.RESNETS.NORM", "GN"),
         ("MODEL.RESNETS.RES5_DILATION", 2),
@@ -145,7 +222,7 @@ def test_every_number_arrives_where_it_belongs(mean, sizes, ratios, threshold, l
 )
 def test_what_is_not_supported_is_named_by_its_key(key, value):
     with pytest.raises(UsageError, match=key.replace(".", r"\.")) as caught:
-        parsed("c.yaml", changed(key, value))
+        parsed("c.yaml", changed(key, value)).applied_to(FPN)
     assert "\n" not in str(caught.value)
 
 
@@ -159,21 +236,21 @@ def test_what_is_not_supported_is_named_by_its_key(key, value):
     ],
 )
 def test_what_has_no_effect_on_results_is_left_out(key, value):
-    assert parsed("c.yaml", changed(key, value)).applied_to(DETECTRON2) == DETECTRON2
+    assert parsed("c.yaml", changed(key, value)).applied_to(FPN) == DETECTRON2
 
 
 def test_without_masks_the_mask_head_has_no_effect():
     content = copy.deepcopy(WHOLE)
     content["MODEL"]["MASK_ON"] = False
     content["MODEL"]["ROI_MASK_HEAD"]["NUM_CONV"] = 0
-    assert parsed("c.yaml", yaml.safe_dump(content)).applied_to(DETECTRON2) == DETECTRON2
+    assert parsed("c.yaml", yaml.safe_dump(content)).applied_to(FPN) == DETECTRON2
 
 
 def test_tuples_are_read_as_python_writes_them_and_as_text():
     tagged = "MODEL: {ROI_BOX_HEAD: {BBOX_REG_WEIGHTS: !!python/tuple [20.0, 20.0, 10.0, 10.0]}}"
     text = 'MODEL: {ROI_BOX_HEAD: {BBOX_REG_WEIGHTS: "(20.0, 20.0, 10.0, 10.0)"}}'
     for each in (tagged, text):
-        assert parsed("c.yaml", each).applied_to(DETECTRON2).box_weights == (20, 20, 10, 10)
+        assert parsed("c.yaml", each).applied_to(FPN).box_weights == (20, 20, 10, 10)
 
 
 NINES = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]
@@ -204,4 +281,4 @@ def test_what_is_no_configuration_is_refused_in_one_line(text, complaint):
 
 def test_a_value_out_of_its_range_is_named():
     with pytest.raises(UsageError, match="nms_threshold must be above 0 and at most 1, not 7"):
-        parsed("c.yaml", changed("MODEL.ROI_HEADS.NMS_THRESH_TEST", 7.0)).applied_to(DETECTRON2)
+        parsed("c.yaml", changed("MODEL.ROI_HEADS.NMS_THRESH_TEST", 7.0)).applied_to(FPN)

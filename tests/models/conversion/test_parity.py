@@ -1,19 +1,24 @@
 """A wrongly converted network is detected, in the stage that is wrong."""
 
 import copy
+import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import SIZES, detectron2_tensors
+from pycocotools.mask import decode
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from maskrcnn.models.conversion.key_mapping import KEY_MAPPINGS
+from maskrcnn.models.conversion.keys_detectron2 import config_of_zoo
 from maskrcnn.models.conversion.moves import Origin, moved
 from maskrcnn.models.conversion.parity import Row, compare, generated_images
 from maskrcnn.models.conversion.reference_detectron2 import ReferenceDetectron2
 from maskrcnn.models.model import Model, build_network
 from maskrcnn.models.registry import NO_CATEGORY, ModelCard
+from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.types import Category
 
 pytestmark = pytest.mark.slow
@@ -50,10 +55,13 @@ def network():
     return network.requires_grad_(False)
 
 
-def faulty_stages(reference, network):
+def card_of(architecture, sizes):
     categories = tuple(Category(label, f"c{label}") for label in range(1, 5))
-    ids = (NO_CATEGORY, 1, 2, 3, 4)
-    card = ModelCard("m", None, "", "maskrcnn_resnet50_fpn_detectron2", categories, ids, *SIZES, None)
+    return ModelCard("m", None, "", architecture, categories, (NO_CATEGORY, 1, 2, 3, 4), *sizes, None)
+
+
+def faulty_stages(reference, network):
+    card = card_of("maskrcnn_resnet50_fpn_detectron2", SIZES)
     rows = compare(reference, Model(network, card), generated_images()[:1])
     assert len({row.stage for row in rows}) == len(rows)
     return [row.stage for row in rows if not row.within_limit]
@@ -150,6 +158,31 @@ def test_an_injected_error_is_detected_in_its_stage(mistake, stage, reference, n
     with torch.no_grad():
         mistake(broken)
     assert faulty_stages(reference, broken)[0] == stage
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("kind", ["fpn_cascade", "c4", "dc5"])
+def test_instances_are_those_of_the_reference(kind):
+    """The image needs no resize, in which bytes are rounded differently."""
+    architecture = f"maskrcnn_resnet50_{kind}_detectron2"
+    config = dataclasses.replace(config_of_zoo(architecture), pre_nms_limit=200, post_nms_limit=60)
+    tensors = detectron2_tensors(architecture=architecture, config=config)
+    _, moves = KEY_MAPPINGS["detectron2"]("m.pkl", tensors, Origin(config))
+    network = build_network(architecture, 5, 96, 160, config).eval()
+    network.load_state_dict(moved("m.pkl", tensors, moves)[0])
+    image = generated_images()[0][:96, :130].copy()
+    expected = ReferenceDetectron2(tensors, 96, 160, config).instances(image)
+    limits = {"min_score": config.min_score, "max_detections": config.max_detections}
+    (found,) = MaskRCNNSegmenter(Model(network, card_of(architecture, (96, 160))), **limits).segment([image])
+    assert len(found) == len(expected.boxes) > 10
+    for box, label, score, mask in zip(
+        expected.boxes, expected.labels.tolist(), expected.scores, expected.masks, strict=True
+    ):
+        away = np.where(found.labels == label, np.abs(found.boxes - box.numpy()).max(1), np.inf)
+        nearest = int(away.argmin())
+        assert away[nearest] <= 0.02
+        assert abs(found.scores[nearest] - float(score)) <= 1e-4
+        assert (decode(found.rles()[nearest]) != mask).sum() <= 3
 
 
 def test_a_stage_without_comparisons_is_not_sound():

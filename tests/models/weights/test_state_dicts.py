@@ -17,7 +17,7 @@ from torchvision.models.detection import keypointrcnn_resnet50_fpn, maskrcnn_res
 from torchvision.models.segmentation import deeplabv3_resnet50, fcn_resnet50
 
 from maskrcnn.errors import UsageError
-from maskrcnn.models.conversion.keys_detectron2 import detectron2_names
+from maskrcnn.models.conversion.keys_detectron2 import architecture_of_detectron2, detectron2_names
 from maskrcnn.models.conversion.keys_mmdetection import mmdetection_names
 from maskrcnn.models.networks import LIKENESS, NETWORKS, architecture_of
 from maskrcnn.models.weights.checkpoint_files import Checkpoint, read_checkpoint
@@ -155,10 +155,18 @@ def changed(old: str, new: str) -> dict[str, tuple[int, ...]]:
 
 
 OTHERS: dict[str, dict[str, tuple[int, ...]]] = {
-    "a Cascade R-CNN": changed("roi_heads.box_predictor.", "roi_heads.box_predictor.0."),
+    "a Cascade R-CNN of MMDetection": {
+        n.replace("roi_head.bbox_head.", "roi_head.bbox_head.0."): s for n, s in MMDETECTION.items()
+    },
+    "is a Cascade R-CNN with convolutions in its box head": {
+        **changed("roi_heads.box_predictor.", "roi_heads.box_predictor.0."),
+        "roi_heads.box_head.0.conv1.weight": (256, 256, 3, 3),
+    },
     "a Keypoint R-CNN": DETECTRON2 | {"roi_heads.keypoint_head.conv_fcn1.weight": (512, 256, 3, 3)},
-    "C4 of detectron2": changed("backbone.bottom_up.res5", "roi_heads.res5"),
-    "DC5 of detectron2": changed("backbone.bottom_up.", "backbone."),
+    "is a Mask R-CNN with ResNet-152": changed("backbone.bottom_up.", "backbone.")
+    | {"backbone.res4.35.conv1.weight": (256, 1024, 1, 1)},
+    "is a Mask R-CNN with ResNeXt": changed("backbone.bottom_up.", "backbone.")
+    | {"backbone.res2.0.conv2.weight": (256, 8, 3, 3)},
     "a PointRend": DETECTRON2 | {"roi_heads.mask_point_head.fc1.weight": (256, 336, 1)},
     "a Panoptic FPN": DETECTRON2 | {"sem_seg_head.p2.0.weight": (128, 256, 3, 3)},
     "with ResNet-152": DETECTRON2 | {"backbone.bottom_up.res4.35.conv1.weight": (256, 1024, 1, 1)},
@@ -219,10 +227,13 @@ def test_networks_of_torchvision_are_recognised_by_their_tensors(architecture: s
 
 
 def test_a_network_that_is_supported_is_not_refused() -> None:
-    for name in ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_detectron2"):
-        assert unsupported_network(NETWORKS[name].shapes(5)) is None
-    assert unsupported_network(DETECTRON2) is None
+    assert unsupported_network(NETWORKS["maskrcnn_resnet50_fpn"].shapes(5)) is None
     assert unsupported_network(MMDETECTION) is None
+    for architecture, network in NETWORKS.items():
+        if network.detectron2 is not None:
+            shapes = {name: shape for name, (_, shape) in detectron2_names(5, architecture).items()}
+            assert unsupported_network(shapes) is None
+            assert architecture_of_detectron2(shapes) == architecture
     assert architecture_of(DETECTRON2, LIKENESS) is None
 
 
