@@ -378,7 +378,7 @@ def check_tta(tta: str | None, model: str, architecture: str) -> None:
     augmentations = parse_tta(tta)
     if architecture not in NETWORKS:
         raise UsageError(
-            f"--tta combines what is inside a network of this program's own: leave it out with {model}"
+            f"--tta runs the networks of this program only: leave it out with {model}"
             + (", whose factory can augment images itself" if architecture == "own" else "")
         )
     resize = NETWORKS[architecture].resize
