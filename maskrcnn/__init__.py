@@ -141,8 +141,8 @@ def segment_collection(
         threads: CPUs per image; None: 1.
         dtype: of the convolutions; None: float32 on the CPU, float16 on CUDA.
         inference: other fields of `config.InferenceConfig`: `min_score`, `max_detections`, `categories`, `limit`,
-            `window`, `overlap`, `bands`, `scale`, `assume_crs`, `alpha`, `max_windows`, `allow_http`, and `model_args`,
-            the arguments of the factory of a network of your own.
+            `window`, `overlap`, `bands`, `scale`, `assume_crs`, `alpha`, `max_windows`, `allow_http`, `tta`, and
+            `model_args`, the arguments of the factory of a network of your own.
 
     Returns:
         The finished run.

@@ -24,6 +24,77 @@ MAX_WINDOWS: Final = 10_000_000
 _MAX_LIMIT: Final = 2**63 - 1
 """The largest number of rows that a table can have."""
 
+SCALES: Final = (0.8, 1.0, 1.25)
+"""What `--tta scales` stands for: the sizes of the copies, in relation to the model's own size."""
+_SCALE_RANGE: Final = (0.25, 4.0)
+_MAX_SCALES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentations:
+    """The copies of each image that a network runs on (test-time augmentation)."""
+
+    flip: bool
+    """Whether there is a horizontally flipped copy at each scale."""
+    scales: tuple[float, ...]
+    """The sizes of the copies in relation to the model's own size, ascending; (1.0,): that size alone."""
+
+    @property
+    def copies(self) -> tuple[tuple[float, bool], ...]:
+        """Scale of each copy, and whether it is flipped."""
+        flips = (False, True) if self.flip else (False,)
+        return tuple((scale, flip) for scale in self.scales for flip in flips)
+
+    def __str__(self) -> str:
+        scales = "scales=" + "/".join(f"{scale:.12g}" for scale in self.scales)
+        return ",".join(["flip"] * self.flip + [scales] * (not self.flip or self.scales != (1.0,)))
+
+
+def parse_tta(text: str) -> Augmentations:
+    """Return the augmentations that `--tta` names.
+
+    >>> str(parse_tta("scales, flip")), str(parse_tta("flip")), str(parse_tta("scales=1.5/1"))
+    ('flip,scales=0.8/1/1.25', 'flip', 'scales=1/1.5')
+
+    Raises:
+        UsageError: it names none, one that does not exist, or one of them twice.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not any(parts):
+        raise UsageError("--tta names no augmentation: give flip, scales or flip,scales, or leave it out")
+    found: dict[str, str | None] = {}
+    for part in parts:
+        name, sign, value = part.partition("=")
+        if name not in ("flip", "scales") or (name == "flip" and sign):
+            raise UsageError(
+                f"--tta {text}: there is no augmentation {part!r}: give flip, scales or flip,scales"
+            )
+        if name in found:
+            raise UsageError(f"--tta {text} names {name} twice: name it once")
+        found[name] = value if sign else None
+    if "scales" not in found:
+        return Augmentations(flip=True, scales=(1.0,))
+    factors = found["scales"]
+    return Augmentations("flip" in found, SCALES if factors is None else _parse_scales(factors))
+
+
+def _parse_scales(text: str) -> tuple[float, ...]:
+    low, high = _SCALE_RANGE
+    try:
+        scales = [float(part) for part in text.split("/")]
+    except ValueError:
+        scales = []
+    if not scales or not all(low <= scale <= high for scale in scales):
+        raise UsageError(
+            f"--tta scales={text}: give factors of the model's own size from {low} to {high:g}, as in "
+            f"scales={'/'.join(f'{scale:g}' for scale in SCALES)}"
+        )
+    if len(set(scales)) < len(scales):
+        raise UsageError(f"--tta scales={text} names a scale twice: name it once")
+    if len(scales) > _MAX_SCALES:
+        raise UsageError(f"--tta scales={text} names {len(scales)} scales: give at most {_MAX_SCALES}")
+    return tuple(sorted(scales))
+
 
 @dataclass(frozen=True, slots=True)
 class InferenceConfig:
@@ -63,8 +134,11 @@ class InferenceConfig:
     """A run of more windows is refused when it is planned; None: `MAX_WINDOWS`."""
     model_args: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the factory of `package.module:factory`: JSON values."""
+    tta: str | None = None
+    """Test-time augmentation, see `parse_tta`; None: the network runs once on each image."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tta", None if self.tta is None else str(parse_tta(self.tta)))
         if not 0.0 <= self.min_score < 1.0:
             raise UsageError(f"--min-score must be in [0, 1), not {self.min_score}")
         if not 1 <= self.max_detections <= 10_000:
@@ -150,10 +224,13 @@ def digest_of(settings: dict[str, Any]) -> str:
 
 
 def settings_of(inference: InferenceConfig, sharding: ShardingConfig) -> dict[str, Any]:
-    """Return the settings that enter the digest, as JSON values; without arguments of a factory, if there are none."""
+    """Return the settings that enter the digest, as JSON values.
+
+    Arguments of a factory and augmentations are left out if there are none: earlier versions did not have them.
+    """
     settings = {
         **dataclasses.asdict(inference),
         **dataclasses.asdict(sharding),
         "categories": list(inference.categories),
     }
-    return {name: value for name, value in settings.items() if name != "model_args" or value}
+    return {name: value for name, value in settings.items() if name not in ("model_args", "tta") or value}

@@ -38,6 +38,7 @@ WITHOUT_TORCH = {
     "training.color_baseline",
     "training.config",
     "training.dataset",
+    "training.joining",
     "training.schedule",
 }
 """Modules of these that a process without torch imports."""

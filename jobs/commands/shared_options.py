@@ -61,6 +61,12 @@ _INFERENCE = [
         help="Maximum number of instances per image.",
     ),
     click.option("--categories", metavar="NAME,…", help="Keep only these categories."),
+    click.option(
+        "--tta",
+        metavar="flip,scales",
+        help="Test-time augmentation: run the network on flipped copies and on copies of other sizes too, by default "
+        "0.8, 1 and 1.25 times its own (scales=0.8/1/1.25), and combine what it finds.",
+    ),
     click.option("--limit", type=int, metavar="N", help="Only the first N inputs, by name."),
     click.option("--images-root", metavar="URL", help="Folder that relative names in a manifest refer to."),
     click.option(
@@ -206,7 +212,7 @@ def _inference_config(options: dict[str, Any]) -> InferenceConfig:
     categories = tuple(sorted(names_of(options.pop("categories"), "--categories")))
     names = (
         *("model", "labels", "min_score", "max_detections", "limit", "allow_http"),
-        *("window", "overlap", "bands", "scale", "assume_crs", "alpha", "max_windows", "model_args"),
+        *("window", "overlap", "bands", "scale", "assume_crs", "alpha", "max_windows", "model_args", "tta"),
     )
     return InferenceConfig(categories=categories, **{name: options.pop(name) for name in names})
 

@@ -29,7 +29,19 @@ if TYPE_CHECKING:
     show_default=True,
     help="Share of DATASET to validate on, without --val.",
 )
-@click.option("--images-root", metavar="URL", help="Folder of DATASET's images; by default its own folder.")
+@click.option(
+    "--also",
+    multiple=True,
+    metavar="JSON",
+    help="A further dataset to train on, with DATASET as one; repeatable. Categories of one name are one.",
+)
+@click.option(
+    "--images-root",
+    "roots",
+    multiple=True,
+    metavar="URL",
+    help="Folder of DATASET's images; by default its own folder. With --also: of all datasets, or repeated, of each.",
+)
 @click.option(
     "--val-images-root", "validation_root", metavar="URL", help="Folder of the images of --val, likewise."
 )
@@ -39,8 +51,8 @@ if TYPE_CHECKING:
     "--model",
     default="coco",
     show_default=True,
-    help="Initial weights: coco, coco-v1, scenes, nuclei, a weights file, imagenet:ARCHITECTURE or "
-    "random:ARCHITECTURE.",
+    help="Initial weights: coco, coco-v1, scenes, nuclei, a detector of torchvision such as retinanet_resnet50_fpn, a "
+    "weights file, imagenet:ARCHITECTURE or random:ARCHITECTURE.",
 )
 @click.option("--epochs", type=int, default=12, show_default=True)
 @click.option(
@@ -58,12 +70,13 @@ if TYPE_CHECKING:
     "--min-size",
     type=int,
     metavar="PX",
-    help="Shorter side of resized images; by default the model's own.",
+    help="Shorter side of resized images; by default the model's own. An SSD has its own alone.",
 )
 @click.option("--max-size", type=int, metavar="PX", help="Maximum longer side of resized images.")
 @click.option(
-    "--crop", type=int, default=512, show_default=True, help="Side of the crops in a batch, in pixels."
-)
+    "--crop", type=int, default=512, show_default=True,
+    help="Side of the crops in a batch, in pixels; an SSD takes its own size instead.",
+)  # fmt: skip
 @click.option(
     "--jitter", default="0.6,1.4", show_default=True, metavar="LOW,HIGH", help="Range of scale factors."
 )
@@ -121,8 +134,9 @@ def train(
 ) -> None:
     """Train on the categories of DATASET, a COCO JSON with masks; continue OUTPUT if it is unfinished.
 
-    The dataset is checked before the first step. OUTPUT gets model.safetensors, the epoch with the best mask AP, which
-    `maskrcnn segment --model` takes, and training.html. Results do not depend on the number of workers, except for the
+    For a model that detects boxes only, boxes suffice. The dataset is checked before the first step. OUTPUT gets
+    model.safetensors, the epoch with the best mask AP or else box AP, which `maskrcnn segment --model` takes, and
+    training.html. Results do not depend on the number of workers, except for the
     last digits.
     """
     _check_installed()
@@ -140,8 +154,12 @@ def train(
         click.echo(json.dumps(result))
         return
     best = result["best"]
-    measured = f": mask AP {best['mask_ap']:.3f}, AP50 {best['mask_ap50']:.3f}" if "mask_ap" in best else ""
-    click.echo(f"{plural(result['epochs'], 'epoch')}; {result['model']} is epoch {best['epoch']}{measured}")
+    shape = "mask" if "mask_ap" in best else "box"
+    known = "box_ap" in best
+    measured = f": {shape} AP {best[f'{shape}_ap']:.3f}, AP50 {best[f'{shape}_ap50']:.3f}" if known else ""
+    click.echo(
+        f"{plural(result['epochs'], 'epoch', 'epochs')}; {result['model']} is epoch {best['epoch']}{measured}"
+    )
 
 
 def _check_installed() -> None:
@@ -156,6 +174,14 @@ def _request(dataset: str, output: str, options: dict[str, Any]) -> "TrainingReq
 
     from ..driver.training_set import TrainingRequest
 
+    roots = options.pop("roots")
+    known = len(options["also"]) + 1
+    if len(roots) not in (0, 1, known):
+        raise UsageError(
+            f"--images-root: give one folder for all datasets, or {known}, one for each, DATASET's first; "
+            f"not {len(roots)}"
+        )
+    options["images_root"], *others = roots if len(roots) == known else (roots or (None,)) * known
     low, _, high = options.pop("jitter").partition(",")
     try:
         options["jitter"] = (float(low), float(high or low))
@@ -170,18 +196,28 @@ def _request(dataset: str, output: str, options: dict[str, Any]) -> "TrainingReq
             if field.name in options
         }
     )
-    return TrainingRequest(source=dataset, output=output, config=config, **options)
+    return TrainingRequest(source=dataset, output=output, config=config, also_roots=tuple(others), **options)
 
 
 def _check(request: "TrainingRequest", as_json: bool) -> None:
     from ..driver.training_set import check_datasets
 
-    dataset, images, validation_images = check_datasets(request)
+    data = check_datasets(request)
+    parts = [*data.parts, *([data.validation] if data.validation else [])]
     facts = {
-        "images": images.num_rows,
-        "validation_images": validation_images.num_rows,
-        "objects": dataset.n_objects,
-        "categories": [category.name for category in dataset.categories],
-        "findings": [dataclasses.asdict(finding) for finding in dataset.findings],
+        "images": data.images.num_rows,
+        "validation_images": data.validation_images.num_rows,
+        "objects": data.training.n_objects,
+        "categories": [category.name for category in data.training.categories],
+        "findings": [dataclasses.asdict(finding) for part in data.parts for finding in part.findings],
+        "datasets": [
+            {
+                "dataset": part.source,
+                "images": part.images.num_rows,
+                "objects": part.n_objects,
+                "findings": [dataclasses.asdict(finding) for finding in part.findings],
+            }
+            for part in parts
+        ],
     }
     click.echo(json.dumps(facts) if as_json else "the data has no errors that prevent training")

@@ -75,6 +75,7 @@ def build_segmenter(spec: WorkerSpec) -> Segmenter:
         min_score=spec.inference.min_score,
         max_detections=spec.inference.max_detections,
         categories=spec.inference.categories,
+        tta=spec.inference.tta,
         device=spec.resources.device,
         batch_size=spec.resources.batch_size,
         threads=spec.resources.threads,

@@ -17,6 +17,7 @@ from maskrcnn.errors import RunError, StoreSetupError, UsageError, plural
 from maskrcnn.io.manifests.sources import check_source, source_of
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url, is_file, redact
+from maskrcnn.models.networks import check_tta
 from maskrcnn.models.registry import ModelCard, category_ids_named, describe_model, needs_download
 from maskrcnn.pipeline.list_inputs import Inputs, read_inputs
 from maskrcnn.pipeline.manifest_file import FILE_NAME as MANIFEST
@@ -157,6 +158,7 @@ def _list_inputs(request: Request) -> Inputs:
 def _check_options(request: Request, card: ModelCard) -> None:
     """Raise UsageError for an option that is wrong whatever the output holds, which would hide it."""
     category_ids_named(card.categories, request.inference.categories)
+    check_tta(request.inference.tta, card.name, card.architecture)
     if request.inference.window is not None:
         check_options(request.inference)
 

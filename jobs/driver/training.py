@@ -22,7 +22,7 @@ from maskrcnn.io.json_files import read_object
 from maskrcnn.io.parquet import read_table
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.temporary import temporary_folder
-from maskrcnn.training.config import LOG, MODEL, RESULT, TrainingConfig
+from maskrcnn.training.config import LOG, MODEL, RESULT, TrainingConfig, precision_of
 from maskrcnn.types import Category
 from maskrcnn.visualization.training_report import render_training
 
@@ -173,7 +173,7 @@ def train_worker(config: dict[str, Any]) -> None:
             return
         raise
     if rank == 0:
-        best = max(state.rows, key=lambda row: (row.get("mask_ap", -1), row["epoch"]))
+        best = max(state.rows, key=lambda row: (precision_of(row), row["epoch"]))
         result = {
             "model": f"{storage.url}/{MODEL}",
             "epochs": len(state.rows),
@@ -249,7 +249,7 @@ def epoch_line(row: dict[str, float]) -> str:
         f"{name.removeprefix('loss_')} {row[name]:.3f}" for name in row if name.startswith("loss_")
     )
     measured = ", ".join(
-        f"{name} {row[name]:.3f}" for name in ("mask_ap", "mask_ap50", "box_ap") if name in row
+        f"{name} {row[name]:.3f}" for name in ("mask_ap", "mask_ap50", "box_ap", "box_ap50") if name in row
     )
     parts = [
         f"loss {row['loss']:.3f} ({losses})",

@@ -18,11 +18,13 @@ from maskrcnn.errors import RunError, UsageError, plural
 from maskrcnn.io.json_files import read_object
 from maskrcnn.io.manifests.sources import check_source, refuse_query
 from maskrcnn.io.storage import Storage
-from maskrcnn.models.networks import TRAINABLE
+from maskrcnn.models.networks import NETWORKS
 from maskrcnn.models.own.own_code import OwnNetwork
 from maskrcnn.models.registry import GENERATED, describe_model, needs_download, resolve
 from maskrcnn.training.config import TrainingConfig, identity_of
 from maskrcnn.training.dataset import Dataset, read_dataset, split_dataset
+from maskrcnn.training.joining import join_datasets, match_validation
+from maskrcnn.training.network_choice import check_architecture, check_trainable, crop_of, sizes_of
 
 log = logging.getLogger("maskrcnn")
 
@@ -35,7 +37,7 @@ class TrainingRequest:
     """A training as the user requested it."""
 
     source: str
-    """A COCO JSON with masks."""
+    """A COCO JSON: with masks, or for a network that detects boxes only, with boxes."""
     output: str
     config: TrainingConfig
     validation: str | None = None
@@ -43,6 +45,10 @@ class TrainingRequest:
     share: float = 0.1
     images_root: str | None = None
     validation_root: str | None = None
+    also: tuple[str, ...] = ()
+    """Further COCO JSONs to train on."""
+    also_roots: tuple[str | None, ...] = ()
+    """`images_root` of each of them."""
     skip_invalid: bool = False
     """Leave out images and annotations that have errors, instead of stopping."""
 
@@ -64,73 +70,107 @@ def prepare_training(request: TrainingRequest) -> dict[str, Any]:
     return facts
 
 
-def check_datasets(request: TrainingRequest) -> tuple[Dataset, pa.Table, pa.Table]:
-    """Read and check the datasets of a request, and the name of the model; list the findings in the log.
+@dataclasses.dataclass(frozen=True, slots=True)
+class CheckedData:
+    """The data of a training, checked."""
 
-    Returns:
-        The training set, and its images for training and those for validation, both of `dataset.SCHEMA`.
+    parts: tuple[Dataset, ...]
+    """The datasets to train on."""
+    training: Dataset
+    """The one that they make."""
+    validation: Dataset | None
+    """That of `--val`, with the categories of the training set."""
+    images: pa.Table
+    """To train on, of `dataset.SCHEMA`."""
+    validation_images: pa.Table
+
+    @property
+    def findings(self) -> list[str]:
+        """The findings of all datasets; of several, each after the name of its own."""
+        datasets = [*self.parts, *([self.validation] if self.validation else [])]
+        return [
+            str(finding) if len(datasets) == 1 else f"{dataset.source}: {finding}"
+            for dataset in datasets
+            for finding in dataset.findings
+        ]
+
+
+def check_datasets(request: TrainingRequest) -> CheckedData:
+    """Read and check the datasets of a request, and the name of the model; list the findings in the log.
 
     Raises:
         UsageError: they have errors, contain no object, or cannot be split; there is no such model.
     """
+    roots = request.images_root, *request.also_roots
+    sources = dict(zip((request.source, *request.also), roots, strict=True))
+    if len(sources) <= len(request.also):
+        raise UsageError("--also: name each dataset once")
     if request.config.model.partition(":")[0] not in GENERATED and needs_download(request.config.model):
-        for source in filter(None, (request.source, request.validation)):
+        for source in filter(None, (*sources, request.validation)):
             check_source(source)  # before a download, which takes minutes
-    _check_model(request.config.model)
-    for root, option in (
-        (request.images_root, "--images-root"),
-        (request.validation_root, "--val-images-root"),
-    ):
-        refuse_query(root or "", option)
-    dataset = read_dataset(request.source, request.images_root, progress=_log_progress)
-    _log_findings(request.source, dataset)
+    masks = NETWORKS[_check_model(request.config)].has_masks
+    for root in sources.values():
+        refuse_query(root or "", "--images-root")
+    refuse_query(request.validation_root or "", "--val-images-root")
+    read = [
+        read_dataset(source, root, masks=masks, progress=_log_progress) for source, root in sources.items()
+    ]
+    parts, training = join_datasets(read)
     validation = None
     if request.validation is not None:
-        validation = read_dataset(
-            request.validation, request.validation_root, expected=dataset.categories, progress=_log_progress
+        validation = match_validation(
+            read_dataset(request.validation, request.validation_root, masks=masks, progress=_log_progress),
+            training,
         )
-        _log_findings(request.validation, validation)
-    kinds = sum(len(part.errors) for part in (dataset, validation) if part)
+    listed = [*parts, *([validation] if validation else [])]
+    for dataset in listed:
+        _log_findings(dataset)
+    kinds = sum(len(dataset.errors) for dataset in listed)
     if kinds and not request.skip_invalid:
         raise UsageError(
             f"the data has {plural(kinds, 'kind of error', 'kinds of errors')}, listed above: correct the data, or "
             "leave out the images and annotations concerned with --skip-invalid"
         )
     if validation is not None:
-        images, validation_images = dataset.images, validation.images
+        images, validation_images = training.images, validation.images
     else:
-        images, validation_images = split_dataset(dataset.images, request.share)
+        images, validation_images = split_dataset(training.images, request.share)
     if not pa.compute.any(pa.compute.greater(pa.compute.list_value_length(images["labels"]), 0)).as_py():
-        raise UsageError(f"{request.source} has no object to train on; add annotations")
-    return dataset, images, validation_images
+        raise UsageError(f"{training.source} has no object to train on; add annotations")
+    return CheckedData(tuple(parts), training, validation, images, validation_images)
 
 
-def _check_model(model: str) -> None:
-    """Raise UsageError for a model that does not exist or cannot be trained, before anything is started for it."""
+def _check_model(config: TrainingConfig) -> str:
+    """Return the architecture of a request's model, before anything is started for it.
+
+    Raises:
+        UsageError: it does not exist, cannot be trained, or not at these sizes.
+    """
+    model, known = config.model, None
     source, _, architecture = model.partition(":")
-    if source not in GENERATED:
+    if source in GENERATED:
+        check_architecture(source, architecture)
+    else:
         if isinstance(resolve(model), OwnNetwork):
             raise UsageError(f"--model {model}: a network of your own is trained by your own program")
         card = describe_model(model)
-        if card.architecture not in TRAINABLE:
-            raise UsageError(
-                f"--model {model}: {card.architecture} cannot be trained; start from coco, "
-                "imagenet:maskrcnn_resnet50_fpn, or a model converted from torchvision or detectron2"
-            )
-    elif architecture not in TRAINABLE:
-        raise UsageError(f"--model {source}:…: name one of {', '.join(TRAINABLE)} after the colon")
+        architecture, known = card.architecture, (card.min_size, card.max_size)
+        check_trainable(model, architecture)
+    sizes_of(architecture, config.min_size, config.max_size, known)
+    crop_of(architecture, config.crop)
+    return architecture
 
 
-def _log_findings(source: str, dataset: Dataset) -> None:
+def _log_findings(dataset: Dataset) -> None:
     log.info(
         "%s: %s, %s, %s",
-        source,
+        dataset.source,
         plural(dataset.images.num_rows, "image"),
         plural(dataset.n_objects, "object"),
         plural(len(dataset.categories), "category"),
     )
     for finding in dataset.findings:
-        log.warning("%s: %s", source, finding)
+        log.warning("%s: %s", dataset.source, finding)
 
 
 def _log_progress(done: int, total: int) -> None:
@@ -139,19 +179,19 @@ def _log_progress(done: int, total: int) -> None:
 
 
 def _store(request: TrainingRequest, storage: Storage, requested: dict[str, Any]) -> dict[str, Any]:
-    dataset, train_images, validation_images = check_datasets(request)
+    data = check_datasets(request)
     digests = []
-    for name, table in zip(TABLES, (train_images, validation_images), strict=True):
-        data = io.BytesIO()
-        pq.write_table(table, data)
-        storage.write(name, data.getvalue())
-        digests.append(hashlib.sha256(data.getvalue()).hexdigest())
+    for name, table in zip(TABLES, (data.images, data.validation_images), strict=True):
+        file = io.BytesIO()
+        pq.write_table(table, file)
+        storage.write(name, file.getvalue())
+        digests.append(hashlib.sha256(file.getvalue()).hexdigest())
     facts = {
         "request": requested,
         "identity": identity_of(request.config, *digests),
-        "categories": [dataclasses.asdict(category) for category in dataset.categories],
-        "images": {"train": train_images.num_rows, "validation": validation_images.num_rows},
-        "findings": [str(finding) for finding in dataset.findings],
+        "categories": [dataclasses.asdict(category) for category in data.training.categories],
+        "images": {"train": data.images.num_rows, "validation": data.validation_images.num_rows},
+        "findings": data.findings,
     }
     if not storage.create(TRAINING, json.dumps(facts, indent=2).encode()):
         raise RunError(f"{request.output} was begun by another process meanwhile; the same command joins it")
@@ -163,6 +203,7 @@ def _check_same(output: str, begun: dict[str, Any], requested: dict[str, Any]) -
         raise UsageError(
             f"{output} was begun by maskrcnn-ray 0.1: continue it with that version, or name another OUTPUT"
         )
+    begun = {"also": [], "also_roots": []} | begun  # version 0.2 has none
     flat = [
         {**{key: value for key, value in request.items() if key != "config"}, **request["config"]}
         for request in (begun, requested)

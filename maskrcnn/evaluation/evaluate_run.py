@@ -124,7 +124,8 @@ def evaluate_run(
     )
     _check_missing(file.images, paired, options)
     has_masks = file.has_masks and detects_masks(run.info)
-    annotations = _annotations(file, _sizes(file.images, paired, listed), masks=has_masks)
+    from_masks = has_masks or (file.has_masks and not file.has_boxes)
+    annotations = _annotations(file, _sizes(file.images, paired, listed), masks=from_masks)
     used = set(np.unique(annotations["category"].to_numpy()).tolist())
     categories = pair_categories(
         file.categories,

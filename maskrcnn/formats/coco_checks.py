@@ -85,6 +85,11 @@ class Draft:
         others = (_CROWD, NOT_AN_OBJECT)
         return self.shapes.null_count < len(self) or any(f not in others for f in self.faults.values())
 
+    @property
+    def has_boxes(self) -> bool:
+        """Whether any annotation has a valid box."""
+        return not np.isnan(self.numbers[:, 1]).all()
+
 
 def draft_of(entries: Sequence[Any], first: int) -> Draft:
     """Return entries of the list `annotations` as columns.

@@ -70,6 +70,8 @@ class CocoFile:
     n_annotations: int
     has_masks: bool
     """Whether the annotations have masks, and not only boxes."""
+    has_boxes: bool
+    """Whether the annotations have boxes, and not only masks."""
     _drafts: list[Draft]
     _images_left_out: Mapping[int | str | None, str]
     _categories_left_out: Mapping[int | str | None, str]
@@ -155,8 +157,10 @@ def read_coco(source: str) -> CocoFile:
             + (f": {why}" if why else ": list them under `categories`")
         )
     has_masks = not drafts or any(draft.has_shapes for draft in drafts)
+    has_boxes = not drafts or any(draft.has_boxes for draft in drafts)
+    shapes = has_masks, has_boxes
     return CocoFile(
-        source, listed, known, findings, count - 1, has_masks, drafts, images_left_out, categories_left_out
+        source, listed, known, findings, count - 1, *shapes, drafts, images_left_out, categories_left_out
     )
 
 
@@ -398,10 +402,19 @@ def _without_doubled_names(
         findings.error("category name used twice", f"{name!r} ({', '.join(map(str, ids))})")
         left_out |= dict.fromkeys(ids, "annotation of a category name used twice")
     kept = [category for category in categories if by_name.get(category.name or "", 1) == 1]
-    by_folded_name = Counter(category.name.strip().casefold() for category in kept if category.name)
+    by_folded_name = Counter(folded_name(category.name) for category in kept if category.name)
     for category in kept:
-        if category.name and by_folded_name[category.name.strip().casefold()] > 1:
+        if category.name and by_folded_name[folded_name(category.name)] > 1:
             findings.warning(
                 "category name that differs from another in case or blanks alone", repr(category.name)
             )
     return tuple(kept)
+
+
+def folded_name(name: str) -> str:
+    """Return the name of a category without blanks and differences of case.
+
+    >>> folded_name(" Traffic Light")
+    'trafficlight'
+    """
+    return "".join(name.split()).casefold()

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..synthetic.planted_models import PlantedModel
 from ..types import Segmenter
+from .networks import check_tta
 from .own.own_code import OwnNetwork
 from .own.own_segmenter import SegmenterOptions, build_own
 from .registry import refuse_arguments, resolve
@@ -19,6 +20,7 @@ def build_segmenter(
     min_score: float = 0.05,
     max_detections: int = 100,
     categories: Sequence[str] = (),
+    tta: str | None = None,
     device: str = "cpu",
     batch_size: int | None = None,
     threads: int | None = None,
@@ -37,6 +39,7 @@ def build_segmenter(
         min_score: as of `segmenter.MaskRCNNSegmenter`, as are the arguments up to `rescale`.
         max_detections: the maximum number of detections in an image, the best by score.
         categories: names of the categories to keep; empty: all.
+        tta: as of `segmenter.MaskRCNNSegmenter`; None for other models than networks of the table.
         device: `cpu`, `cuda` or `auto`; a planted model has none, and ignores it and the arguments up to `rescale`.
         batch_size: images per forward pass.
         threads: of torch on the CPU.
@@ -53,11 +56,13 @@ def build_segmenter(
     """
     source = resolve(name)
     if isinstance(source, OwnNetwork):
+        check_tta(tta, name, "own")
         limits = (min_score, max_detections, tuple(categories))
         options = SegmenterOptions(*limits, device, batch_size, threads, dtype, rescale, lanes or 1)
         return build_own(source, options, arguments or {}, code_folder, expected_sha256)
     refuse_arguments(name, arguments)
     if isinstance(source, PlantedModel):
+        check_tta(tta, name, "planted")
         return source.build(min_score, max_detections, categories)
     from .model import load_model  # noqa: PLC0415 imports torch
     from .segmenter import MaskRCNNSegmenter  # noqa: PLC0415 imports torch
@@ -67,6 +72,7 @@ def build_segmenter(
         min_score=min_score,
         max_detections=max_detections,
         categories=categories,
+        tta=tta,
         device=device,
         batch_size=batch_size,
         threads=threads,

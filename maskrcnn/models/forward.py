@@ -51,6 +51,13 @@ class Found(NamedTuple):
     """(B,) bool: whether the network returned finite numbers only; if not, the rest has no meaning."""
 
 
+def with_masks(found: Found, probabilities: Tensor) -> Found:
+    """Return instances with their masks, (N, M, M); an image with a mask that is not finite is not finite."""
+    faults = torch.zeros(len(found.finite), device=probabilities.device)
+    faults.index_add_(0, found.image, (~all_finite(probabilities)).float())
+    return found._replace(probabilities=probabilities, finite=found.finite & (faults == 0))
+
+
 class Forward:
     """Mask R-CNN without its resize and without its pasting, or Faster R-CNN without its resize.
 
@@ -78,6 +85,11 @@ class Forward:
         """The network that it runs."""
         return self._network
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether the network detects masks; else boxes only."""
+        return bool(self._network.roi_heads.has_mask())
+
     @torch.inference_mode()
     def __call__(self, batch: Tensor, sizes: Tensor) -> Found:
         """Find the instances of a batch.
@@ -85,6 +97,19 @@ class Forward:
         Args:
             batch: (B, 3, H, W) float32, resized, normalised, padded to multiples of 32.
             sizes: (B, 2) float32, height and width of each image without its padding.
+        """
+        found, pyramid = self.detect(batch, sizes)
+        if not self.has_masks:
+            return found
+        return with_masks(found, self.probabilities(pyramid, found.image, found.boxes, found.labels))
+
+    @torch.inference_mode()
+    def detect(self, batch: Tensor, sizes: Tensor) -> tuple[Found, Pyramid | list[Tensor]]:
+        """Find the boxes of a batch; return them, and the maps from which `probabilities` computes masks.
+
+        Args:
+            batch: as of `__call__`.
+            sizes: as of `__call__`.
         """
         features = self._network.backbone(batch.to(self._dtype, memory_format=torch.channels_last))
         if isinstance(features, Tensor):
@@ -97,12 +122,17 @@ class Forward:
         finite = finite & finite_heads
 
         image, boxes, labels, scores = self.choose(logits, deltas, proposals, present, limits)
-        if not heads.has_mask():
-            return Found(image, boxes, labels, scores, None, finite)
-        masks = self.probabilities(pyramid, image, boxes, labels)
-        faults = torch.zeros(len(batch), device=batch.device)
-        faults.index_add_(0, image, (~all_finite(masks)).float())
-        return Found(image, boxes, labels, scores, masks, finite & (faults == 0))
+        return Found(image, boxes, labels, scores, None, finite), pyramid
+
+    def frames(self, canvas: tuple[int, int], sizes: Tensor) -> Tensor:
+        """Return the part of the canvas that each image covers, (B, 4): xmin, ymin, xmax, ymax, as boxes are."""
+        del canvas
+        return torch.nn.functional.pad(sizes.flip(1), (2, 0))
+
+    @property
+    def nms_threshold(self) -> float:
+        """The intersection over union above which the lower-scoring box of two of one label is dropped."""
+        return float(self._network.roi_heads.nms_thresh)
 
     def limits(self, canvas: tuple[int, int], sizes: Tensor) -> Tensor:
         """Return the bounds that boxes are clipped to, (B, 4): width, height, width, height of each image, pixels."""

@@ -25,6 +25,10 @@ class MatterportForward(Forward):
         window = torch.cat([begin, begin + sizes - 1], 1) / (whole - 1).repeat(2)
         return window[:, [1, 0, 3, 2]]
 
+    def frames(self, canvas: tuple[int, int], sizes: Tensor) -> Tensor:
+        """Return (B, 4): the part of the canvas that each image covers, normalised."""
+        return self.limits(canvas, sizes)
+
     def propose(
         self, features: dict[str, Tensor], canvas: tuple[int, int], limits: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:

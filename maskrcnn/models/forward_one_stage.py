@@ -94,6 +94,20 @@ class OneStageForward:
         best = chosen.order[chosen.kept.nonzero().squeeze(1)]
         return Found(image[best], boxes[best], label[best], score[best], None, finite)
 
+    def detect(self, batch: Tensor, sizes: Tensor) -> tuple[Found, list[Tensor]]:
+        """Find the boxes of a batch, as `__call__`; return them, and no maps, from which no masks are computed."""
+        return self(batch, sizes), []
+
+    def frames(self, canvas: tuple[int, int], sizes: Tensor) -> Tensor:
+        """Return the part of the canvas that each image covers, (B, 4): xmin, ymin, xmax, ymax, pixels."""
+        del canvas
+        return torch.nn.functional.pad(sizes.flip(1), (2, 0))
+
+    @property
+    def nms_threshold(self) -> float:
+        """The intersection over union above which the lower-scoring box of two of one label is dropped."""
+        return float(self._network.nms_thresh)
+
     def _by_sigmoid(self, logits: Tensor, centerness: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return image, anchor, label and score of what scores more than the minimum, (N,) each.
 

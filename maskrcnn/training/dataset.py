@@ -1,14 +1,16 @@
 """A COCO dataset to train on: read, checked before the first step, and frozen as one table.
 
 What cannot be used is listed by kind: an error stops a training, or its image or annotation is left out with
-`--skip-invalid`; a warning names what is used otherwise than stated. Boxes and areas are always those of the masks.
+`--skip-invalid`; a warning names what is used otherwise than stated. For a network that detects masks, boxes and areas
+are always those of the masks; for one that detects boxes only, boxes are those stated, or where no annotation states
+one, those of the masks.
 """
 
 import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -41,16 +43,26 @@ SCHEMA: Final = pa.schema(
         pa.field("width", pa.int32(), nullable=False),
         pa.field("labels", pa.list_(pa.int64()), nullable=False),
         pa.field("masks", pa.list_(pa.binary()), nullable=False),
+        pa.field("boxes", pa.list_(pa.list_(pa.float64(), 4)), nullable=False),
+        pa.field("crowd_labels", pa.list_(pa.int64()), nullable=False),
+        pa.field("crowds", pa.list_(pa.binary()), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
     ]
 )
 """One row per image, in order of id. `labels` count the dataset's categories from 1; `masks` are COCO's compressed run
-lengths over the whole image. Crowds and empty masks are not among them."""
+lengths over the whole image, or none for a network that detects boxes only: `boxes` are then the objects, xmin, ymin,
+xmax, ymax in pixels within the image. Crowds are not among them: `crowd_labels` and `crowds` are theirs, always run
+lengths; for a network that detects boxes only, those of their boxes. Empty masks and boxes are left out. `dataset` is
+the JSON that lists the image, and `sha256` that of the image's file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """What can be trained on, and what is wrong with the rest."""
 
+    source: str
+    """Path or URL of the COCO JSON; of several, one after the other."""
     images: pa.Table
     """Of `SCHEMA`."""
     categories: tuple[Category, ...]
@@ -59,7 +71,7 @@ class Dataset:
 
     @property
     def n_objects(self) -> int:
-        """The number of masks."""
+        """The number of masks or boxes."""
         return int(self.images["labels"].combine_chunks().values.__len__()) if self.images.num_rows else 0
 
     @property
@@ -72,7 +84,7 @@ def read_dataset(
     source: str,
     images_root: str | None = None,
     *,
-    expected: tuple[Category, ...] | None = None,
+    masks: bool = True,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Dataset:
     """Read a dataset and check all of it: each annotation, and each image to its last pixel.
@@ -80,12 +92,11 @@ def read_dataset(
     Args:
         source: path or URL of a COCO JSON: `images`, `annotations` with polygons or run lengths, `categories`.
         images_root: what `file_name` is relative to; None: found by `find_images_root`.
-        expected: categories that it must have, as those of the training set for a validation set.
+        masks: whether for a network that detects masks; else annotations need only have boxes.
         progress: called with the number of images checked, and that of all.
 
     Raises:
-        UsageError: it is not a COCO dataset, has no image or category that can be used, or other categories than
-            expected, or its images are not found.
+        UsageError: it is not a COCO dataset, has no image or category that can be used, or its images are not found.
         RunError: its store cannot be read at all.
     """
     file = read_coco(source)
@@ -95,23 +106,22 @@ def read_dataset(
         Category(category.id, category.name or str(category.id))
         for category in (file.categories[at] for at in order)
     )
-    if expected is not None and categories != expected:
-        raise UsageError(
-            f"{source} has other categories than the training set: {_names(categories)} instead of {_names(expected)}"
-        )
     if not len(file.images):
         why = summary_of_errors(findings.listed())
         raise UsageError(f"{source} lists no image that can be used" + (f": {why}" if why else ""))
     named = _named(file.images, findings)
     names = [name for name, sound in zip(file.images.names, named, strict=True) if name and sound]
     root = images_root or find_images_root(source, names)
-    sizes, sound = _checked_images(file.images, named, root, findings, progress)
-    annotations = _trainable(file.read_annotations(sizes, ~sound), findings)
+    sizes, digests = _checked_images(file.images, named, root, findings, progress)
+    sound = np.array([digest is not None for digest in digests], np.bool_)
+    annotations = file.read_annotations(sizes, ~sound, masks=masks or (file.has_masks and not file.has_boxes))
+    boxes = None if masks else _boxes(annotations)
+    annotations, boxes = _trainable(annotations, boxes, findings)
     labels = np.empty(len(order), np.int64)
     labels[order] = np.arange(1, len(order) + 1)
-    table = _table(file.images, sizes, sound, root, annotations, labels)
+    table = _table(source, file.images, sizes, digests, root, annotations, boxes, labels)
     _count(table, categories, findings)
-    return Dataset(table, categories, findings.listed())
+    return Dataset(source, table, categories, findings.listed())
 
 
 def split_dataset(images: pa.Table, share: float) -> tuple[pa.Table, pa.Table]:
@@ -158,17 +168,18 @@ def coco_ground_truth(images: pa.Table, categories: tuple[Category, ...]) -> dic
     """Return a frozen table in COCO dataset form, as `evaluate` takes it."""
     annotations: list[dict[str, Any]] = []
     for row in images.to_pylist():
-        for label, counts in zip(row["labels"], row["masks"], strict=True):
-            rle = {"size": [row["height"], row["width"]], "counts": counts}
+        shapes = row["masks"] or row["boxes"]
+        objects = [(label, shape, 0) for label, shape in zip(row["labels"], shapes, strict=True)]
+        # A training begun by version 0.2 has no crowds.
+        crowds = zip(row.get("crowd_labels", ()), row.get("crowds", ()), strict=True)
+        for label, shape, is_crowd in objects + [(*crowd, 1) for crowd in crowds]:
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": row["image_id"],
                     "category_id": categories[label - 1].id,
-                    "segmentation": rle,
-                    "area": int(coco_mask.area(rle)),
-                    "bbox": coco_mask.toBbox(rle).tolist(),
-                    "iscrowd": 0,
+                    **(_of_mask if row["masks"] or is_crowd else _of_box)(row, shape),
+                    "iscrowd": is_crowd,
                 }
             )
     return {
@@ -181,11 +192,14 @@ def coco_ground_truth(images: pa.Table, categories: tuple[Category, ...]) -> dic
     }
 
 
-# --- the JSON -----------------------------------------------------------------------------------------------
+def _of_mask(row: Mapping[str, Any], counts: bytes) -> dict[str, Any]:
+    rle = {"size": [row["height"], row["width"]], "counts": counts}
+    return {"segmentation": rle, "area": int(coco_mask.area(rle)), "bbox": coco_mask.toBbox(rle).tolist()}
 
 
-def _names(categories: Iterable[Category]) -> str:
-    return ", ".join(f"{category.id} {category.name}" for category in categories)
+def _of_box(_row: Mapping[str, Any], box: Sequence[float]) -> dict[str, Any]:
+    x0, y0, x1, y1 = box
+    return {"area": (x1 - x0) * (y1 - y0), "bbox": [x0, y0, x1 - x0, y1 - y0]}
 
 
 # --- images -------------------------------------------------------------------------------------------------
@@ -262,9 +276,13 @@ def _checked_images(
     root: str,
     findings: Findings,
     progress: Callable[[int, int], None],
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the (N, 2) height and width of all images, and which can be decoded and have the size that is stated."""
-    sizes, sound = images.sizes.copy(), np.zeros(len(images), np.bool_)
+) -> tuple[NDArray[np.int64], list[str | None]]:
+    """Return the (N, 2) height and width of all images, and the SHA-256 of each file.
+
+    It is None where the image cannot be decoded or has not the size that is stated.
+    """
+    sizes = images.sizes.copy()
+    digests: list[str | None] = [None] * len(images)
     places = np.flatnonzero(named).tolist()
     uris = [_place(root, str(images.names[at])) for at in places]
     with ThreadPoolExecutor(max_workers=min(32, 2 * (os.cpu_count() or 1))) as pool:
@@ -277,9 +295,9 @@ def _checked_images(
             elif stated not in (image.size, (0, 0)):
                 findings.error("image of another size than stated", _other_size(str(name), image, stated))
             else:
-                sizes[at], sound[at] = image.size, True
+                sizes[at], digests[at] = image.size, image.sha256
             progress(done, len(places))
-    return sizes, sound
+    return sizes, digests
 
 
 def _other_size(name: str, image: "_Image", stated: tuple[int, int]) -> str:
@@ -293,6 +311,7 @@ class _Image(NamedTuple):
     size: tuple[int, int]
     """Height and width in pixels, after EXIF."""
     exif_orientation: int | None
+    sha256: str
 
 
 def _look(uri: str) -> _Image | str:
@@ -300,41 +319,75 @@ def _look(uri: str) -> _Image | str:
     if (url := Url.parse(uri)).is_local and not is_file(url.local_path):  # reading a pipe would block
         return "not_found"
     try:
-        image = decode_image(read_input(uri, LIMITS.max_bytes), LIMITS)
+        data = read_input(uri, LIMITS.max_bytes)
+        image = decode_image(data, LIMITS)
     except ItemError as error:
         return error.code
-    return _Image((image.pixels.shape[0], image.pixels.shape[1]), image.exif_orientation)
+    shape = image.pixels.shape
+    return _Image((shape[0], shape[1]), image.exif_orientation, sha256(data).hexdigest())
 
 
 # --- objects ------------------------------------------------------------------------------------------------
 
 
-def _trainable(annotations: pa.Table, findings: Findings) -> pa.Table:
-    """Return the annotations that are trained on."""
-    crowd = annotations["crowd"].to_numpy()
-    empty = (annotations["mask_area"].to_numpy() == 0) & ~crowd
-    for kind, rows in (("crowd, which is not trained on", crowd), ("empty mask, left out", empty)):
+def _boxes(annotations: pa.Table) -> NDArray[np.float64]:
+    """Return the boxes of annotations cut to their images, (N, 4) xmin, ymin, xmax, ymax, pixels."""
+    x, y, width, height, rows, columns = (
+        annotations[name].to_numpy() for name in ("x", "y", "width", "height", "mask_height", "mask_width")
+    )
+    sides = [
+        np.clip(at, 0, end) for at, end in ((x, columns), (y, rows), (x + width, columns), (y + height, rows))
+    ]
+    return np.stack(sides, axis=1).astype(np.float64)
+
+
+def _trainable(
+    annotations: pa.Table, boxes: NDArray[np.float64] | None, findings: Findings
+) -> tuple[pa.Table, NDArray[np.float64] | None]:
+    """Return the annotations that are trained on and the crowds, and their boxes if there are any."""
+    if boxes is None:
+        shape, empty = "mask", annotations["mask_area"].to_numpy() == 0
+    else:
+        shape, empty = "box within its image", (boxes[:, 2:] <= boxes[:, :2]).any(1)
+    crowd = annotations["crowd"].to_numpy() & ~empty
+    for kind, rows in (
+        ("crowd, whose region is not trained on as background", crowd),
+        (f"empty {shape}, left out", empty),
+    ):
         for number in annotations["number"].filter(pa.array(rows)).to_pylist():
             findings.warning(kind, f"annotation no. {number}")
-    return annotations.filter(pa.array(~(crowd | empty)))
+    return annotations.filter(pa.array(~empty)), None if boxes is None else boxes[~empty]
+
+
+def _region(box: Sequence[float], height: int, width: int) -> bytes:
+    """Return a box as COCO's compressed run lengths."""
+    x0, y0, x1, y1 = box
+    (rle,) = coco_mask.frPyObjects(np.array([[x0, y0, x1 - x0, y1 - y0]]), height, width)
+    return bytes(rle["counts"])
 
 
 def _table(
+    source: str,
     images: CocoImages,
     sizes: NDArray[np.int64],
-    sound: NDArray[np.bool_],
+    digests: Sequence[str | None],
     root: str,
     annotations: pa.Table,
+    boxes: NDArray[np.float64] | None,
     labels: NDArray[np.int64],
 ) -> pa.Table:
     """Return the table of the images that can be used, `SCHEMA`; ids that are texts become 1, 2, … in their order."""
     are_texts = any(isinstance(id_, str) for id_ in images.ids)
-    by_id = sorted(np.flatnonzero(sound).tolist(), key=lambda at: images.ids[at])
+    sound = [at for at, digest in enumerate(digests) if digest is not None]
+    by_id = sorted(sound, key=lambda at: images.ids[at])
     of: dict[int, list[int]] = defaultdict(list)
-    for position, image in enumerate(annotations["image"].to_pylist()):
-        of[image].append(position)
+    crowds_of: dict[int, list[int]] = defaultdict(list)
+    places = zip(annotations["image"].to_pylist(), annotations["crowd"].to_pylist(), strict=True)
+    for position, (image, is_crowd) in enumerate(places):
+        (crowds_of if is_crowd else of)[image].append(position)
     label = labels[annotations["category"].to_numpy()].tolist()
-    masks = annotations["counts"].to_pylist()
+    masks = annotations["counts"].to_pylist() if boxes is None else []
+    corners = [] if boxes is None else boxes.tolist()
     names = [str(images.names[at]) for at in by_id]
     uris = [_place(root, name) for name in names]
     columns = {
@@ -344,7 +397,15 @@ def _table(
         "height": sizes[by_id, 0],
         "width": sizes[by_id, 1],
         "labels": [[label[i] for i in of[at]] for at in by_id],
-        "masks": [[masks[i] for i in of[at]] for at in by_id],
+        "masks": [[masks[i] for i in of[at]] if boxes is None else [] for at in by_id],
+        "boxes": [[] if boxes is None else [corners[i] for i in of[at]] for at in by_id],
+        "crowd_labels": [[label[i] for i in crowds_of[at]] for at in by_id],
+        "crowds": [
+            [masks[i] if boxes is None else _region(corners[i], *sizes[at].tolist()) for i in crowds_of[at]]
+            for at in by_id
+        ],
+        "dataset": [source] * len(by_id),
+        "sha256": [digests[at] for at in by_id],
     }
     return pa.table(columns, schema=SCHEMA)
 
@@ -355,5 +416,6 @@ def _count(table: pa.Table, categories: tuple[Category, ...], findings: Findings
         if label not in labels:
             findings.warning("category that no object has", category.name)
     empty = table.filter(pa.compute.equal(pa.compute.list_value_length(table["labels"]), 0))
-    for name in empty["name"].to_pylist():
-        findings.warning("image without an object, trained on as background", name)
+    for name, crowds in zip(empty["name"].to_pylist(), empty["crowds"].to_pylist(), strict=True):
+        where = " outside of its crowds" if crowds else ""
+        findings.warning(f"image without an object, trained on as background{where}", name)

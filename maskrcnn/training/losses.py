@@ -4,6 +4,8 @@ The loss of an image is the unweighted sum
 
     L = L_objectness + L_rpn_box + L_class + L_box + L_mask                                   (He et al., section 3)
 
+Faster R-CNN has the first four.
+
 RPN (Ren et al., equation 1). From all anchors, including those that cross the border of the image,
 `rpn.batch_size_per_image` are drawn: at most half of them positive (IoU of at least 0.7 with an object, or the highest
 IoU with an object), the others negative (IoU below 0.3 with each object). With p_i the objectness of the drawn anchor
@@ -39,8 +41,9 @@ Differences between torchvision, and so this project, and the papers:
 - In torchvision N and P are totals of a whole batch. Here each image is a batch of its own on the CPU, and the batch's
   loss is the mean over its images, which does not depend on the distribution of images over workers. On CUDA a worker's
   share of a batch is one forward pass, and N and P are totals of the share.
-- Crowd annotations are not used in training: they are not objects, and their regions are not excluded from the
-  background.
+- Crowd annotations are regions to ignore: negatives that lie in them are not drawn (see `crowds`); torchvision's
+  references leave them out, so that their regions are background. Where nothing is left to draw in a whole forward
+  pass, the losses that it would be drawn for are 0.
 
 `tests/training/test_losses.py` computes each of the five from these equations.
 
@@ -55,10 +58,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 
 from .config import LOSSES
+from .crowds import lie_in_crowds
 
 Target = dict[str, Tensor]
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
@@ -71,9 +75,13 @@ class ImageLosses(nn.Module):
         network: the network, in either mode; its samplers are replaced.
     """
 
-    def __init__(self, network: MaskRCNN) -> None:
+    names: tuple[str, ...]
+    """Of its losses, in the order of `LOSSES`."""
+
+    def __init__(self, network: FasterRCNN) -> None:
         super().__init__()
         self.network = network
+        self.names = LOSSES if network.roi_heads.has_mask() else LOSSES[:-1]
         for part in (network.rpn, network.roi_heads):
             sampler = part.fg_bg_sampler
             part.fg_bg_sampler = SeededSampler(sampler.batch_size_per_image, sampler.positive_fraction)
@@ -86,11 +94,12 @@ class ImageLosses(nn.Module):
         Args:
             images: (3, H, W) float32 in [0, 1], all of the same size; H and W are multiples of 32.
             targets: for each image, `boxes` (N, 4) xmin, ymin, xmax, ymax in pixels, `labels` (N,) int64 from 1,
-                `masks` (N, H, W) uint8.
+                for a network with masks `masks` (N, H, W) uint8, and for an image with crowds `crowds` (H, W) uint8, 1
+                in their region.
             seeds: for each image, the seed of its random choices.
 
         Returns:
-            A scalar for each of `LOSSES`.
+            A scalar for each of `names`.
         """
         network = self.network
         for part in (network.rpn, network.roi_heads):
@@ -98,14 +107,36 @@ class ImageLosses(nn.Module):
         batch = torch.stack([network.transform.normalize(image) for image in images])
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
         features = network.backbone(batch)
-        proposals, losses = network.rpn(ImageList(batch, sizes), features, list(targets))
+        listed = ImageList(batch, sizes)
+        has_crowds = any("crowds" in target for target in targets)
+        anchors = network.rpn.anchor_generator(listed, list(features.values())) if has_crowds else None
+        network.rpn.fg_bg_sampler.ignored = _ignored(anchors, targets)
+        proposals, losses = network.rpn(listed, features, list(targets))
+        losses = _without_stand_in(network.rpn.fg_bg_sampler, losses)
         # The candidates that torchvision draws from: the proposals, then the ground-truth boxes.
-        network.roi_heads.fg_bg_sampler.boxes = [
+        candidates = [
             torch.cat([boxes, target["boxes"]]) for boxes, target in zip(proposals, targets, strict=True)
         ]
+        network.roi_heads.fg_bg_sampler.boxes = candidates
+        network.roi_heads.fg_bg_sampler.ignored = _ignored(candidates if has_crowds else None, targets)
         _, of_heads = network.roi_heads(features, proposals, sizes, list(targets))
-        losses = losses | of_heads
-        return {name: losses[name] for name in LOSSES}
+        losses |= _without_stand_in(network.roi_heads.fg_bg_sampler, of_heads)
+        return {name: losses[name] for name in self.names}
+
+
+def _ignored(candidates: Sequence[Tensor] | None, targets: Sequence[Target]) -> list[Tensor | None] | None:
+    """Return which candidates of each image lie in its crowds; None where it has none, or no image has any."""
+    if candidates is None:
+        return None
+    return [
+        lie_in_crowds(boxes, target["crowds"]) if "crowds" in target else None
+        for boxes, target in zip(candidates, targets, strict=True)
+    ]
+
+
+def _without_stand_in(sampler: "SeededSampler", losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the losses of the RPN or the heads, or zeros where their sampler drew a stand-in alone."""
+    return {name: 0 * loss for name, loss in losses.items()} if sampler.stood_in else losses
 
 
 class SeededSampler:
@@ -126,6 +157,10 @@ class SeededSampler:
         self.seeds: tuple[int, ...] = ()
         self.boxes: Sequence[Tensor] | None = None
         """The candidates of each image, (A, 4), from which keys are computed; None: from their indices."""
+        self.ignored: Sequence[Tensor | None] | None = None
+        """For each image, (A,) bool, which candidates are not drawn as negatives; None: all may be."""
+        self.stood_in = False
+        """Whether the last call could draw nothing, and returned one negative in place of the mean over none."""
 
     def __call__(self, matched: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Draw candidates from each image.
@@ -137,8 +172,17 @@ class SeededSampler:
             For each image, (A,) uint8, 1 where a positive is drawn; and the same for negatives.
         """
         boxes: Sequence[Tensor | None] = self.boxes or [None] * len(matched)
+        if self.ignored is not None:
+            matched = [
+                labels if ignored is None else labels.masked_fill(ignored & (labels == 0), -1)
+                for labels, ignored in zip(matched, self.ignored, strict=True)
+            ]
         pairs = [self._drawn(*image) for image in zip(matched, self.seeds, boxes, strict=True)]
-        return [positive for positive, _ in pairs], [negative for _, negative in pairs]
+        positives, negatives = [positive for positive, _ in pairs], [negative for _, negative in pairs]
+        self.stood_in = self.ignored is not None and not any(mask.any() for mask in (*positives, *negatives))
+        if self.stood_in:
+            negatives[0][:1] = 1
+        return positives, negatives
 
     def _drawn(self, labels: Tensor, seed: int, boxes: Tensor | None) -> tuple[Tensor, Tensor]:
         keys = _keys(len(labels), seed, None if boxes is None else boxes.detach().cpu().numpy())

@@ -1,15 +1,16 @@
 """The trainer: one of the processes that train a network together, from stored datasets to a weights file (torch).
 
-Data flow: a row of the stored table is decoded; a crop of it is drawn from (seed, epoch, image); its five losses are
-computed (`losses`), with random choices drawn from the same seeds; gradients are averaged over the images of the batch,
-in whichever processes they were computed; the optimizer takes one step. Nothing is drawn from any other source, so that
-neither the number of workers nor a kill and a resume changes the result. On the CPU the result is the same to the last
-digit: each image is a forward pass of its own, and gradients are summed in float64, in which the order of the sum makes
-no difference that is left in float32.
+Data flow: a row of the stored table is decoded; a crop of it is drawn from (seed, epoch, image); its losses are
+computed (`losses`, `one_stage_losses`), with random choices drawn from the same seeds; gradients are averaged over the
+images of the batch, in whichever processes they were computed; the optimizer takes one step. Nothing is drawn from any
+other source, so that neither the number of workers nor a kill and a resume changes the result. On the CPU the result is
+the same to the last digit: each image is a forward pass of its own, and gradients are summed in float64, in which the
+order of the sum makes no difference that is left in float32.
 """
 
 import csv
 import io
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -22,23 +23,33 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
+from torchvision.models.detection import FasterRCNN
 
 from ..errors import RunError, UsageError
-from ..evaluation.pycocotools_reference import average_precision
 from ..io.storage import Storage
 from ..models.model import Model, save_model
 from ..models.registry import NO_CATEGORY, ModelCard
 from ..models.segmenter import MaskRCNNSegmenter
 from ..types import Category
-from .config import CHECKPOINT, COLUMNS, CONFIG_KEY, LOG, LOSSES, MODEL, TrainingConfig
-from .data_loading import Sample, Samples, read_pixels
-from .dataset import coco_ground_truth
-from .initialization import Start, backbone_parameters, freeze, freeze_batch_norm_statistics, start
+from .config import CHECKPOINT, CONFIG_KEY, LOG, MODEL, TrainingConfig, columns_of, precision_of
+from .data_loading import Sample, Samples
+from .initialization import (
+    Start,
+    backbone_parameters,
+    batch_norm_statistics_taken,
+    freeze,
+    freeze_batch_norm_statistics,
+    start,
+)
 from .losses import ImageLosses
+from .one_stage_losses import OneStageLosses
 from .schedule import learning_rate, order_of, steps_of
+from .validation import validate
 
 log = logging.getLogger("maskrcnn")
 
+STATISTICS_IMAGES: Final = 8
+"""The number of images from which a network with random weights takes the statistics of its batch norms."""
 CHECKPOINT_S: Final = 300.0
 """Seconds between checkpoints within an epoch: the work that a kill may cost, besides the present step."""
 
@@ -76,14 +87,14 @@ class State:
     epoch: int = 0
     step: int = 0
     """Number of steps done in this epoch."""
-    sums: list[float] = field(default_factory=lambda: [0.0] * len(LOSSES))
-    """Sums of the losses over the images of this epoch so far, in the order of `LOSSES`."""
+    sums: list[float] = field(default_factory=list)
+    """Sums of the losses over the images of this epoch so far, in the order of the network's; empty: none yet."""
     seconds: float = 0.0
     """Seconds spent in this epoch, interruptions not counted."""
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """The log: one row per epoch, with the columns `COLUMNS`."""
+    """The log: one row per epoch, with the columns of `config.columns_of`."""
     best: float = -1.0
-    """The best mask AP so far; -1: none yet, or none measured."""
+    """The best average precision so far, see `config.precision_of`; -1: none yet, or none measured."""
 
 
 class ReportProgress(Protocol):
@@ -110,8 +121,9 @@ class DivergedError(RunError):
 def train(task: Task, process: Process, report: ReportProgress = _no_report) -> State:
     """Train to the last epoch of the configuration; resume from the checkpoint in the folder, if there is one.
 
-    Rank 0 writes to `task.folder`: `checkpoint.pt`, `model.safetensors` (the weights of the epoch with the best mask
-    AP, or without a validation set those of the last epoch), and `log.csv`, after each epoch.
+    Rank 0 writes to `task.folder`: `checkpoint.pt`, `model.safetensors` (the weights of the epoch with the best average
+    precision, see `config.precision_of`, or without a validation set those of the last epoch), and `log.csv`, after
+    each epoch.
 
     Args:
         task: the task, equal in all processes.
@@ -151,8 +163,12 @@ class _Trainer:
         freeze(network, task.config.freeze)
         self.optimizer = _optimizer(network, task.config)
         network.to(self.device)
-        self.losses: nn.Module = ImageLosses(network)
+        losses = ImageLosses(network) if isinstance(network, FasterRCNN) else OneStageLosses(network)
+        self.losses: nn.Module = losses
+        self.names = losses.names
         self.network = network
+        if task.config.model.startswith("random:"):
+            self._take_statistics()
         self.trainable = [p for p in network.parameters() if p.requires_grad]
         if self.device.type == "cpu":
             self.gradient = _joined_gradients(self.trainable)
@@ -160,6 +176,19 @@ class _Trainer:
         elif process.world > 1:
             self.losses = DistributedDataParallel(self.losses, gradient_as_bucket_view=True)
         self.saved = time.monotonic()
+
+    def _take_statistics(self) -> None:
+        """Set the statistics of batch norms to those of the first images of the training: the same in all processes."""
+        images, samples = self.task.train.num_rows, self._samples()
+        keys = (
+            (epoch, row)
+            for epoch in itertools.count()
+            for batch in order_of(epoch, images, self.task.config)
+            for row in batch
+        )
+        self.network.train()
+        with batch_norm_statistics_taken(self.network), torch.no_grad():
+            self._forward([samples[key] for key in itertools.islice(keys, STATISTICS_IMAGES)])
 
     def resume(self) -> State:
         """Load the checkpoint, if there is one; return its state, or a new one."""
@@ -184,7 +213,7 @@ class _Trainer:
         freeze_batch_norm_statistics(self.network)
         # At a checkpoint, the sums of all processes are added up and become those of rank 0.
         sums = torch.tensor(
-            state.sums if self.process.rank == 0 else [0.0] * len(LOSSES), dtype=torch.float64
+            (state.sums if self.process.rank == 0 else []) or [0.0] * len(self.names), dtype=torch.float64
         )
         last = time.monotonic()
         for batch in self._batches(state):
@@ -207,12 +236,15 @@ class _Trainer:
         config, process = self.task.config, self.process
         batches = order_of(state.epoch, self.task.train.num_rows, config)[state.step :]
         keys = [[(state.epoch, row) for row in batch[process.rank :: process.world]] for batch in batches]
-        sizes = (self.begun.min_size, self.begun.max_size)
-        samples = Samples(self.task.train, config, sizes, self.network.transform.image_mean)
         yield from DataLoader(
-            samples, batch_sampler=keys, num_workers=process.loaders, collate_fn=list,
+            self._samples(), batch_sampler=keys, num_workers=process.loaders, collate_fn=list,
             multiprocessing_context="forkserver" if process.loaders else None,
         )  # fmt: skip
+
+    def _samples(self) -> Samples:
+        begun, means = self.begun, self.network.transform.image_mean
+        sizes = begun.min_size, begun.max_size
+        return Samples(self.task.train, self.task.config, begun.architecture, sizes, means)
 
     def _step(self, batch: list[Sample], done: float) -> Tensor:
         """Take a training step on a batch; return the sums of the losses over this process's images."""
@@ -242,7 +274,7 @@ class _Trainer:
         leads to other choices of samples after about ten steps. Sums of float64 differ by less than the precision to
         which they are rounded when converted back to float32.
         """
-        sums = torch.zeros(len(LOSSES), dtype=torch.float64)
+        sums = torch.zeros(len(self.names), dtype=torch.float64)
         gradient, total = self.gradient, self.total
         total.zero_()
         for sample in batch:
@@ -257,19 +289,19 @@ class _Trainer:
         return sums
 
     def _forward(self, group: list[Sample]) -> Tensor:
-        """Return the losses of a forward pass, (5,) float32, in the order of `LOSSES`."""
+        """Return the losses of a forward pass, float32, in the order of their names."""
         images = [sample.image.to(self.device, non_blocking=True) for sample in group]
         targets = [{name: t.to(self.device) for name, t in sample.target.items()} for sample in group]
         mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.config.dtype == "bfloat16")
         with mixed:
             losses = self.losses(images, targets, [sample.seed for sample in group])
-        return torch.stack([losses[name].float() for name in LOSSES])
+        return torch.stack([losses[name].float() for name in self.names])
 
     def _diverged(self, batch: list[Sample], sums: Tensor, norm: float) -> None:
         """Save the batch and raise DivergedError."""
         name = f"diverged-{self.process.rank}.pt"
         content = {
-            "losses": dict(zip(LOSSES, sums.tolist(), strict=True)),
+            "losses": dict(zip(self.names, sums.tolist(), strict=True)),
             "gradient_norm": norm,
             "image_ids": [sample.image_id for sample in batch],
             "images": [sample.image for sample in batch],
@@ -306,55 +338,29 @@ class _Trainer:
         config = self.task.config
         scores = self._validated()
         images = steps * config.batch_size
-        losses = {name: total / images for name, total in zip(LOSSES, state.sums, strict=True)}
+        losses = {name: total / images for name, total in zip(self.names, state.sums, strict=True)}
         state.epoch += 1
         rate = config.learning_rate * learning_rate(state.epoch / config.epochs, config)
         row = {"epoch": state.epoch, **losses, "loss": sum(losses.values()), **scores, "learning_rate": rate}
         state.rows.append(row | {"seconds": round(state.seconds, 1)})
-        state.step, state.sums, state.seconds = 0, [0.0] * len(LOSSES), 0.0
+        state.step, state.sums, state.seconds = 0, [], 0.0
         if self.process.rank != 0:
             return
-        best = scores.get("mask_ap", -1.0)
+        best = precision_of(scores)
         if not self.task.validation.num_rows or best >= state.best:
             state.best = best
             self._export(state)
         self._save(state)
-        self.storage.write(LOG, log_csv(state.rows).encode())
+        columns = columns_of(self.names, has_masks=self.begun.has_masks)
+        self.storage.write(LOG, log_csv(state.rows, columns).encode())
 
     def _validated(self) -> dict[str, float]:
         """Evaluate the network on the validation set, each process on its share; return the scores, in rank 0."""
-        images = self.task.validation
+        images, process, most = self.task.validation, self.process, self.task.config.max_detections
         if not images.num_rows:
             return {}
-        segmenter = MaskRCNNSegmenter(
-            self._model(), max_detections=self.task.config.max_detections, device=self.device.type
-        )
-        results: list[dict[str, Any]] = []
-        for row in range(self.process.rank, images.num_rows, self.process.world):
-            entry = images.slice(row, 1).to_pylist()[0]
-            (detections,) = segmenter.segment([read_pixels(entry["uri"])])
-            for i, rle in enumerate(detections.rles()):
-                x0, y0, x1, y1 = detections.boxes[i].tolist()
-                results.append(
-                    {
-                        "image_id": entry["image_id"],
-                        "category_id": int(detections.labels[i]),
-                        "score": float(detections.scores[i]),
-                        "segmentation": rle,
-                        "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    }
-                )
-        if self.process.world > 1:
-            shares: list[Any] | None = [None] * self.process.world if self.process.rank == 0 else None
-            dist.gather_object(results, shares)
-            results = [entry for share in shares or [] for entry in share]
-        if self.process.rank != 0:
-            return {}
-        ground_truth = coco_ground_truth(images, self.task.categories)
-        max_detections = max(self.task.config.max_detections, 11)
-        masks = average_precision(ground_truth, results, "segm", max_detections)
-        boxes = average_precision(ground_truth, results, "bbox", max_detections)
-        return {"mask_ap": masks.ap, "mask_ap50": masks.ap50, "box_ap": boxes.ap}
+        segmenter = MaskRCNNSegmenter(self._model(), max_detections=most, device=self.device.type)
+        return validate(segmenter, images, self.task.categories, most, rank=process.rank, world=process.world)
 
     def _model(self) -> Model:
         """Return the network as a model in evaluation mode."""
@@ -363,6 +369,7 @@ class _Trainer:
             categories=self.task.categories,
             category_ids=(NO_CATEGORY, *(category.id for category in self.task.categories)),
             min_size=self.begun.min_size, max_size=self.begun.max_size, notice=None,
+            has_masks=self.begun.has_masks,
         )  # fmt: skip
         return Model(self.network.eval(), card)
 
@@ -427,10 +434,15 @@ def _optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimi
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
-def log_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the log as CSV: one row per epoch, with the columns `COLUMNS`; values not measured are empty."""
+def log_csv(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    """Return the log as CSV: one row per epoch; values not measured are empty.
+
+    Args:
+        rows: of the log.
+        columns: as `config.columns_of` returns them.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -4,11 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..training.config import COLUMNS, LOSSES
+from ..training.config import precision_of
 from .charts import Mark
 from .templates import render
 
-MEASURED: Final = {"mask_ap": "mask AP", "mask_ap50": "mask AP at IoU 0.50", "box_ap": "box AP"}
+MEASURED: Final = {
+    "mask_ap": "mask AP",
+    "mask_ap50": "mask AP at IoU 0.50",
+    "box_ap": "box AP",
+    "box_ap50": "box AP at IoU 0.50",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +42,26 @@ def render_training(rows: Sequence[Mapping[str, float]], facts: Mapping[str, Any
     """Return the page of a training run as HTML.
 
     Args:
-        rows: of the log, one per epoch, with the columns `training.config.COLUMNS`; values not measured are absent.
+        rows: of the log, one per epoch, with columns of `training.config.columns_of`: those that were measured.
         facts: the content of `training.json`.
     """
     epochs = int(facts["request"]["config"]["epochs"])
-    losses = {name: name.removeprefix("loss_").replace("_", " ") for name in LOSSES}
+    shown = list(dict.fromkeys(column for row in rows for column in row))
+    losses = {
+        name: name.removeprefix("loss_").replace("_", " ") for name in shown if name.startswith("loss_")
+    }
     plots = [
         _curves("Losses", "means over the images of an epoch", rows, losses, epochs, None),
         _curves(
             "Average precision", "on the validation set, as defined by COCO", rows, MEASURED, epochs, 1.0
         ),
     ]
-    shown = [column for column in COLUMNS if any(column in row for row in rows)]
-    best = max(rows, key=lambda row: (row.get("mask_ap", -1.0), row["epoch"]), default=None)
+    best = max(rows, key=lambda row: (precision_of(row), row["epoch"]), default=None)
+    shape = "mask" if best is not None and "mask_ap" in best else "box"
     return render(
         "training.html.j2",
         facts=facts, config=facts["request"]["config"], plots=[plot for plot in plots if plot.curves],
-        columns=shown, rows=rows, best=best, epochs=epochs, text=_text,
+        columns=shown, rows=rows, best=best, shape=shape, epochs=epochs, text=_text,
     )  # fmt: skip
 
 

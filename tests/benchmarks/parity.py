@@ -89,7 +89,12 @@ class Parity:
 
 
 def random_model(
-    architecture: str, photos: list[Tensor], size: int | None, classes: int = CLASSES, seed: int = 3
+    architecture: str,
+    photos: list[Tensor],
+    size: int | None,
+    classes: int = CLASSES,
+    seed: int = 3,
+    change: Callable[[torch.nn.Module], object] | None = None,
 ) -> Model:
     """Return a network of torchvision with random weights whose scores are apart.
 
@@ -99,9 +104,12 @@ def random_model(
         size: the shorter side of an image after the resize, pixels; None, and networks of one size: their own.
         classes: without the background.
         seed: of the weights.
+        change: what to change in the network before its outputs are shaped.
     """
     torch.manual_seed(seed)
     network = build_network(architecture, classes + 1, *_sizes(architecture, size)).eval()
+    if change is not None:
+        change(network)
     settle(network, photos)
     return _described(architecture, network, classes, *_sizes(architecture, size))
 

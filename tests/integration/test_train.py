@@ -44,7 +44,7 @@ def ended_here(*arguments):
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory):
-    return write_labels(tmp_path_factory.mktemp("scenes"), range(12), SIDE)
+    return write_labels(tmp_path_factory.mktemp("scenes"), range(12), SIDE, crowd_every=5)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,12 @@ def test_errors_of_the_dataset_are_listed_before_ray_starts(labels, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [(["--freeze", 9], "--freeze"), (["--model", "nope"], "nope"), (["--model", "imagenet:x"], "name one of"),
-     (["--val-share", 0], "--val-share must be between 0 and 1"), (["--workers", 0], "--workers")],
+     (["--val-share", 0], "--val-share must be between 0 and 1"), (["--workers", 0], "--workers"),
+     (["--min-size", 8], "--min-size must be at least 32"),
+     (["--model", "random:ssdlite320_mobilenet_v3_large", "--min-size", 320], "320 x 320 pixels: leave out --min-size"),
+     (["--model", "random:ssd300_vgg16", "--crop", 256], "squares of 300 pixels, its own size: leave out --crop"),
+     (["--model", "random:maskrcnn_matterport_resnet50"], "name one of maskrcnn_resnet50_fpn, "),
+     (["--model", "own_networks:build"], "a network of your own is trained by your own program")],
     ids=str,
 )  # fmt: skip
 def test_a_wrong_option_is_reported_before_anything_is_begun(labels, tmp_path, options, says):

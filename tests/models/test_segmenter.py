@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 
 from maskrcnn.errors import ItemError, UsageError
 from maskrcnn.models import segmenter as segmenter_module
+from maskrcnn.models.architectures.torchvision_resize import shrunk
 from maskrcnn.models.model import build_network, load_model, save_model
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import render_scene
@@ -302,7 +303,11 @@ def test_a_large_image_is_resized_like_a_small_one(model, shape):
     assert (size,) == tuple(image.image_sizes)
     expected = image.tensors[0, :, : size[0], : size[1]]
     # torch's own resize differs by as much between one thread and two.
-    torch.testing.assert_close(segmenter._shrunk(pixels, size), expected, rtol=0, atol=1e-5)
+    mean, std = (
+        torch.tensor(v)[:, None, None]
+        for v in (model.module.transform.image_mean, model.module.transform.image_std)
+    )
+    torch.testing.assert_close(shrunk(pixels, size, mean, std), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(segmenter._prepared(pixels, size), expected, rtol=0, atol=1e-5)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from maskrcnn.training.augmentation import Augmentation, apply, draw
+from maskrcnn.training.augmentation import Augmentation, apply, apply_to_boxes, draw
 
 IDENTITY = Augmentation(1.0, 0.0, 0.0, False, False, 1.0, 1.0, 1.0, 0.0)
 FILL = (0.0, 0.0, 0.0)
@@ -129,3 +129,61 @@ def test_an_image_with_hundreds_of_objects_gives_a_sample():
     assert len(encoded) > 300
     _, target = apply(np.zeros((64, 80, 3), np.uint8), encoded, [1] * len(encoded), IDENTITY, 80, FILL)
     assert target["boxes"].tolist() == [list(map(float, box)) for box in boxes]
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([0.5, 1.0, 2.0]),
+    st.sampled_from(["none", "horizontal", "both"]),
+    st.sampled_from([64, 96, 160]),
+)
+def test_boxes_are_augmented_as_their_masks_are(seed, aspect, flips, side):
+    """For rectangles, the sample and the boxes are those of the masks, but for their rounding to pixels."""
+    boxes = [(4, 6, 40, 50), (60, 10, 120, 40), (20, 60, 60, 90), (80, 50, 126, 94)]
+    pixels, masks = np.zeros((96, 128, 3), np.uint8), []
+    for color, (x0, y0, x1, y1) in zip(COLORS, boxes, strict=True):
+        mask = np.zeros((96, 128), np.uint8, order="F")
+        mask[y0:y1, x0:x1] = 1
+        pixels[mask > 0] = color
+        masks.append(bytes(coco_mask.encode(mask)["counts"]))
+    drawn = draw(np.random.default_rng(seed), (96, 128), side, 1.0, (0.5, 2.0), flips, 0.5, aspect)
+    of_masks = apply(pixels, masks, [1, 2, 3, 4], drawn, side, FILL)
+    of_boxes = apply_to_boxes(pixels, boxes, [1, 2, 3, 4], drawn, side, FILL)
+    assert torch.equal(of_masks[0], of_boxes[0])
+    assert "masks" not in of_boxes[1]
+    found, expected = (
+        dict(zip(target["labels"].tolist(), target["boxes"], strict=True))
+        for _, target in (of_boxes, of_masks)
+    )
+    for label in found.keys() & expected.keys():
+        assert float((found[label] - expected[label]).abs().max()) <= 1.0
+        assert 0 <= float(found[label].min()) <= float(found[label].max()) <= side
+    for label in found.keys() ^ expected.keys():  # near the limit of what is hardly visible
+        target = found.get(label, expected.get(label))
+        assert float((target[2:] - target[:2]).min()) < 0.25 * side
+
+
+def test_a_square_shows_the_whole_image_however_it_is_shaped():
+    """As an SSD's resize does: each axis has a scale of its own."""
+    pixels = np.zeros((50, 200, 3), np.uint8)
+    pixels[10:30, 100:180] = COLORS[0]
+    aspect = 50 / 200
+    image, target = apply_to_boxes(
+        pixels, [(100, 10, 180, 30)], [1], Augmentation(**{**{n: getattr(IDENTITY, n) for n in IDENTITY.__slots__},
+        "scale": 100 / 50, "aspect": aspect}), 100, FILL,
+    )  # fmt: skip
+    assert target["boxes"].tolist() == [[50, 20, 90, 60]]
+    assert float(image[0, 20:60, 50:90].min()) > 0.4
+    assert float(image.sum()) == pytest.approx(40 * 40, rel=0.05)
+    assert target["labels"].tolist() == [1]
+
+
+def test_a_box_without_four_visible_pixels_is_left_out():
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    boxes = [(0, 0, 64, 64), (15.5, 0, 40, 8), (2, 2, 3.5, 4), (20, 20, 30, 30), (3, 3, 8.5, 9)]
+    _, target = apply_to_boxes(pixels, boxes, [1, 2, 3, 4, 5], IDENTITY, 16, FILL)
+    assert target["labels"].tolist() == [5]
+    assert target["boxes"].tolist() == [[3, 3, 8.5, 9]]
+    _, target = apply_to_boxes(pixels, [], [], IDENTITY, 16, FILL)
+    assert target["boxes"].shape == (0, 4)

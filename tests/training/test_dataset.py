@@ -386,13 +386,52 @@ def test_what_is_used_otherwise_than_stated_is_a_warning(folder):
     assert dataset.errors == ()
     assert {finding.kind: finding.count for finding in dataset.findings} == {
         "box that leaves its image": 1,
-        "crowd, which is not trained on": 1,
+        "crowd, whose region is not trained on as background": 1,
         "empty mask, left out": 1,
         "box without area": 1,
         "box that does not fit its mask": 1,
         "category that no object has": 1,
     }
     assert dataset.images["labels"].to_pylist() == [[1], [1, 1], [1]]
+
+
+def test_crowds_are_kept_apart_from_the_objects(folder):
+    content = good()
+    content["annotations"][1] |= {"iscrowd": 1}
+    content["annotations"].append(annotation(3, 1, (0, 0, 30, 20), iscrowd=1))
+    content["annotations"].append(annotation(4, 2, segmentation=rle(20, 30, (0, 0, 0, 0)), iscrowd=1))
+    dataset = read(folder, content)
+    assert dataset.errors == ()
+    assert dataset.images["labels"].to_pylist() == [[1], [], [1]]
+    assert dataset.images["crowd_labels"].to_pylist() == [[2], [1], []]
+    assert dataset.n_objects == 2
+    (mask,) = dataset.images["crowds"][1].as_py()
+    assert coco_mask.area({"size": [20, 30], "counts": mask}) == 600
+    found = {finding.kind: finding.count for finding in dataset.findings}
+    assert found["crowd, whose region is not trained on as background"] == 2
+    assert found["image without an object, trained on as background outside of its crowds"] == 1
+    assert found["empty mask, left out"] == 1
+    in_ground_truth = coco_ground_truth(dataset.images, dataset.categories)["annotations"]
+    assert [(a["image_id"], a["category_id"], a["iscrowd"]) for a in in_ground_truth] == [
+        (0, 7, 0),
+        (0, 9, 1),
+        (1, 7, 1),
+        (2, 7, 0),
+    ]
+
+
+def test_the_region_of_a_crowd_is_its_box_where_only_boxes_are_detected(folder):
+    content = good()
+    content["annotations"][1] |= {"iscrowd": 1, "bbox": [4, 3, 20, 30], "segmentation": [], "area": 340}
+    dataset = read(folder, content, masks=False)
+    assert dataset.errors == ()
+    assert dataset.images["labels"].to_pylist() == [[1], [], [1]]
+    (counts,) = dataset.images["crowds"][0].as_py()
+    region = coco_mask.decode({"size": [20, 30], "counts": counts})
+    assert region.sum() == 20 * 17
+    assert region[3:, 4:24].all()
+    entries = coco_ground_truth(dataset.images, dataset.categories)["annotations"]
+    assert [entry["bbox"] for entry in entries if entry["iscrowd"]] == [[4, 3, 20, 17]]
 
 
 def test_faults_of_images_are_named(folder):
@@ -453,11 +492,6 @@ def test_what_is_no_dataset_is_refused_in_a_line(folder, text, says):
     assert "\n" not in str(raised.value)
 
 
-def test_a_validation_set_has_the_same_categories(folder):
-    with pytest.raises(UsageError, match="other categories"):
-        read(folder, good(), expected=(Category(1, "house"),))
-
-
 def test_images_are_found_beside_the_json_or_in_a_folder_of_its_name(tmp_path, folder):
     for below in ("images", "labels"):
         place = tmp_path / below
@@ -477,6 +511,11 @@ def table_of(names, objects=None):
         "width": [1] * len(names),
         "labels": [[1] if objects is None or name in objects else [] for name in names],
         "masks": [[b"1"] if objects is None or name in objects else [] for name in names],
+        "crowd_labels": [[]] * len(names),
+        "boxes": [[]] * len(names),
+        "crowds": [[]] * len(names),
+        "dataset": ["labels.json"] * len(names),
+        "sha256": names,
     }
     return pa.table(columns, schema=SCHEMA)
 
@@ -553,3 +592,72 @@ def test_reading_changes_nothing_of_the_content(folder):
     before = copy.deepcopy(content)
     read(folder, content)
     assert content == before
+
+
+# --- for a network without masks ------------------------------------------------------------------------------
+
+
+def boxed(**other):
+    content = good()
+    for entry in content["annotations"]:
+        del entry["segmentation"]
+        entry.update(other)
+    return content
+
+
+@pytest.mark.parametrize("segmentation", [{}, {"segmentation": []}, {"segmentation": None}], ids=str)
+def test_a_network_without_masks_needs_boxes_alone(folder, segmentation):
+    dataset = read(folder, boxed(**segmentation), masks=False)
+    assert dataset.errors == ()
+    assert dataset.images.schema.equals(SCHEMA)
+    assert dataset.images["labels"].to_pylist() == [[1, 2], [], [1]]
+    assert dataset.images["boxes"].to_pylist() == [[[2, 3, 12, 13], [5, 5, 9, 9]], [], [[2, 3, 12, 13]]]
+    assert dataset.images["masks"].to_pylist() == [[], [], []]
+    assert dataset.n_objects == 3
+    truth = coco_ground_truth(dataset.images, dataset.categories)
+    assert [(a["bbox"], a["area"]) for a in truth["annotations"]][1] == ([5, 5, 4, 4], 16)
+    assert not any("segmentation" in entry for entry in truth["annotations"])
+
+
+def test_a_mask_r_cnn_needs_masks(folder):
+    assert {(error.kind, error.count) for error in read(folder, boxed()).errors} == {
+        ("annotation without a mask", 3)
+    }
+
+
+def test_boxes_are_those_stated_and_only_without_any_those_of_the_masks(folder):
+    content = good()
+    content["annotations"][0]["bbox"] = [2.25, 3.5, 9.25, 9]
+    content["annotations"][2]["bbox"] = [3, 3, 8, 9]
+    dataset = read(folder, content, masks=False)
+    assert dataset.images["boxes"].to_pylist()[0][0] == [2.25, 3.5, 11.5, 12.5]
+    assert dataset.images["masks"].to_pylist()[0] == []
+    for entry in content["annotations"]:
+        del entry["bbox"]
+    dataset = read(folder, content, masks=False)
+    assert dataset.errors == ()
+    assert dataset.images["boxes"].to_pylist() == [[[2, 3, 12, 13], [5, 5, 9, 9]], [], [[2, 3, 12, 13]]]
+
+
+def test_boxes_are_cut_to_their_images_and_empty_ones_left_out(folder):
+    content = boxed()
+    content["annotations"][0]["bbox"] = [-4, 15, 10, 10]
+    content["annotations"][1]["bbox"] = [31, 2, 5, 5]
+    content["annotations"][2]["iscrowd"] = 1
+    dataset = read(folder, content, masks=False)
+    assert dataset.errors == ()
+    assert dataset.images["boxes"].to_pylist() == [[[0, 15, 6, 20]], [], []]
+    assert ("empty box within its image, left out", 1) in {(f.kind, f.count) for f in dataset.findings}
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: str(odd)[:8])
+@pytest.mark.parametrize("key", ["bbox", "segmentation", "iscrowd", "area"])
+def test_without_masks_too_no_value_is_more_than_a_finding(folder, key, odd):
+    content = good()
+    for value in (odd, [odd] * 4, [1, 1, odd, odd]):
+        content["annotations"][1][key] = value
+        dataset = read(folder, content, masks=False)
+        assert dataset.n_objects in (2, 3)
+        boxes = np.array([box for image in dataset.images["boxes"].to_pylist() for box in image])
+        assert np.isfinite(boxes).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()

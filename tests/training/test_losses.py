@@ -51,16 +51,13 @@ class Witness:
     def _watched(self, name, sampler):
         witness = self
 
-        class Watched:
-            seeds, boxes = (), None
-
+        class Watched(SeededSampler):
             def __call__(self, matched):
-                sampler.seeds, sampler.boxes = self.seeds, self.boxes
-                positive, negative = sampler(matched)
+                positive, negative = super().__call__(matched)
                 witness.drawn[name] = (positive[0].bool().numpy(), negative[0].bool().numpy())
                 return positive, negative
 
-        return Watched()
+        return Watched(sampler.batch_size_per_image, sampler.positive_fraction)
 
 
 def iou_of(boxes, others):

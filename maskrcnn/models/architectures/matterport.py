@@ -254,10 +254,17 @@ class SquareTransform(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchv
             scale = self.max_size / max(height, width)
         return round(height * scale), round(width * scale)
 
-    def canvas(self, size: tuple[int, int], *, rescaled: bool) -> tuple[int, int]:
-        """Return the size of the canvas for an image of this size; without a resize the smallest that holds it."""
+    def canvas(self, size: tuple[int, int], *, rescaled: bool, scale: float = 1.0) -> tuple[int, int]:
+        """Return the size of the canvas for an image of this size; without a resize the smallest that holds it.
+
+        Args:
+            size: of the image after its resize, (height, width) pixels.
+            rescaled: whether images are resized.
+            scale: of the size in relation to the network's own.
+        """
         if rescaled and self._config.image_resize_mode == "square":
-            return self.max_size, self.max_size
+            side = math.ceil(self.max_size * scale / STRIDE) * STRIDE
+            return side, side
         return -(-size[0] // STRIDE) * STRIDE, -(-size[1] // STRIDE) * STRIDE
 
     def empty(self, count: int, canvas: tuple[int, int], device: torch.device) -> Tensor:

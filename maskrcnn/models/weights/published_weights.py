@@ -38,6 +38,8 @@ class PublishedWeights:
     """In torch's cache; the last part of the stem is the start of its sha256."""
     member: str
     """Of an enumeration in `torchvision.models`, such as `ResNet50_Weights.IMAGENET1K_V1`."""
+    norm_eps: float = NORM_EPS
+    """The epsilon of the batch norms of the classifier that they belong to; not set for those of detectors."""
 
     @property
     def sha256_start(self) -> str:

@@ -6,13 +6,13 @@ import io
 
 import pytest
 import torch
-from torchvision.models import resnet18, resnet50
+from torchvision.models import mobilenet_v3_large, resnet18, resnet50
+from torchvision.models.vgg import cfgs, make_layers
 
 from maskrcnn.errors import UsageError
 from maskrcnn.models.model import build_network
 from maskrcnn.models.networks import NETWORKS
 from maskrcnn.models.weights.imagenet import load_imagenet
-from maskrcnn.models.weights.published_weights import PublishedWeights
 
 BUILDERS = {"maskrcnn_resnet18_fpn": resnet18, "maskrcnn_resnet50_fpn": resnet50}
 
@@ -34,7 +34,8 @@ def publish(state, architecture, hub, monkeypatch):
     torch.save(state, buffer)
     file = f"backbone-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pth"
     (hub / file).write_bytes(buffer.getvalue())
-    entry = dataclasses.replace(NETWORKS[architecture], backbone_weights=PublishedWeights(file, "None"))
+    weights = dataclasses.replace(NETWORKS[architecture].backbone_weights, file=file, member="None")
+    entry = dataclasses.replace(NETWORKS[architecture], backbone_weights=weights)
     monkeypatch.setitem(NETWORKS, architecture, entry)
 
 
@@ -60,6 +61,49 @@ def test_the_light_backbone_takes_the_weights_of_its_package():
     stem = network.backbone.body.stem[1].weight.clone()
     load_imagenet(network, "maskrcnn_efficientnet_lite0_fpn")
     assert not torch.equal(network.backbone.body.stem[1].weight, stem)
+
+
+@pytest.mark.slow
+def test_a_mobilenet_computes_the_maps_of_the_published_one(hub, monkeypatch):
+    architecture = "fasterrcnn_mobilenet_v3_large_fpn"
+    published = mobilenet_v3_large().eval()
+    for layer in published.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_var.uniform_(0.001, 0.1)  # where its epsilon, which is not the detector's, counts
+    publish(published.state_dict(), architecture, hub, monkeypatch)
+    network = build_network(architecture, 3, 64, 96).eval()
+    load_imagenet(network, architecture)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        ours, expected = network.backbone.body(image)["1"], published.features(image)
+    torch.testing.assert_close(
+        ours / expected.abs().max(), expected / expected.abs().max(), rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.sampled(0)
+def test_an_ssd_computes_the_maps_of_the_published_vgg(hub, monkeypatch):
+    published = make_layers(cfgs["D"], batch_norm=False).eval()  # VGG-16 without its classifier
+    state = {f"features.{name}": tensor for name, tensor in published.state_dict().items()}
+    publish(state | {"classifier.0.bias": torch.zeros(3)}, "ssd300_vgg16", hub, monkeypatch)
+    network = build_network("ssd300_vgg16", 3, 300, 300).eval()
+    extra = {name: tensor.clone() for name, tensor in network.backbone.extra[1].state_dict().items()}
+    load_imagenet(network, "ssd300_vgg16")
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        ours = network.backbone.extra[0][:-1](network.backbone.features(image))
+        torch.testing.assert_close(ours, published[:-1](image))
+    assert all(
+        torch.equal(extra[name], tensor) for name, tensor in network.backbone.extra[1].state_dict().items()
+    )
+
+
+def test_what_fits_no_published_backbone_names_what_to_start_from(hub):
+    architecture = "ssdlite320_mobilenet_v3_large"
+    with pytest.raises(
+        UsageError, match=f"no ImageNet weights fit .*: start from --model {architecture}, or"
+    ):
+        load_imagenet(build_network(architecture, 3, 320, 320), architecture)
 
 
 @pytest.mark.slow
