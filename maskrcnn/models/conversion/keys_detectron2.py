@@ -47,7 +47,7 @@ def detectron2_names(
 
 
 def _background(target: str, shape: Shape, labels: int) -> int:
-    """Return how many rows of a tensor are those of the background, for which detectron2 has none."""
+    """Return the number of rows of a tensor that are the background's, for which detectron2 has none."""
     if ".bbox_pred." in target and target.startswith("roi_heads.") and shape[0] == 4 * labels:
         return 4
     return 1 if ".mask_fcn_logits." in target else 0
