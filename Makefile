@@ -29,7 +29,7 @@ demo: install  ## Generate a collection, segment it, and show what comes out
 	$(BIN)/maskrcnn demo demo
 
 test: lint  ## Lint, type-check and run all tests
-	$(PYTEST)
+	$(PYTEST) --durations 25
 
 test-fast: lint  ## Lint, type-check and run the tests that need no Ray, server or process of their own
 	$(PYTEST) -n 2 -m "$(FAST)" --ignore tests/chaos --ignore tests/integration

@@ -42,6 +42,8 @@ settings.register_profile(
 settings.load_profile("any-machine")
 
 ENDED = pytest.StashKey[int]()
+NICENESS = 5
+"""Of processes of pytest-xdist whose tests start no Ray, as of the command `nice`."""
 ROOT = Path(__file__).parent.parent
 BUCKET = "test-bkt"
 ACCESS_KEY = "testkey"
@@ -207,8 +209,23 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def pytest_configure() -> None:
-    """Let the processes of pytest-xdist, and what tests start, draw the samples that this process draws."""
+    """Let the processes of pytest-xdist, and what tests start, draw the samples that this process draws.
+
+    And let workers of Ray have their share of the CPUs: by default they give way to all else.
+    """
     os.environ["CHAOS_SEED"] = str(SEED)
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 Ray reads it in this spelling
+
+
+@functools.cache
+def _give_way() -> None:
+    os.nice(NICENESS)
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    """Let processes of pytest-xdist that compute give way to the one whose tests start Ray: it takes longest."""
+    if "PYTEST_XDIST_WORKER" in os.environ and group_of(nodeid) != "ray":
+        _give_way()
 
 
 def pytest_report_header() -> str:

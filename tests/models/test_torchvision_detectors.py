@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 IMAGES = [render_scene(seed, 128).image[:, : 128 - 40 * seed] for seed in range(2)]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("architecture", DETECTORS)
 def test_boxes_scores_and_labels_equal_torchvision_s(architecture: str) -> None:
     parity, _ = compare(architecture, IMAGES, size=128, repeats=0, classes=6)

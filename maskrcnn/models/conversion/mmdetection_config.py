@@ -7,6 +7,7 @@ refused by its name. What a configuration does not say is as in MMDetection's ba
 
 import ast
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any, Final
 
 from ...errors import UsageError
@@ -118,7 +119,7 @@ def _config(
     flat: Mapping[str, Any], normalised: Mapping[str, Any], default: RCNNConfig, *, bgr: bool
 ) -> RCNNConfig:
     """Return the settings. Raises TypeError or ValueError if a value is of another kind, or not supported."""
-    values = {name: getattr(default, name) for name in RCNNConfig.__dataclass_fields__}
+    values = {field.name: getattr(default, field.name) for field in fields(RCNNConfig)}
     for key, name in _TAKEN.items():
         if key in flat:
             like = values[name]
