@@ -24,7 +24,7 @@ from ..architectures.network_shapes import current_name
 from ..architectures.rcnn_config import MMDETECTION, RCNNConfig
 from ..model import Model, build_network, load_model, save_model, set_norm_eps, tensors_of
 from ..network_entry import Resize
-from ..networks import NETWORKS
+from ..networks import NETWORKS, architecture_of
 from ..registry import COCO_CATEGORIES, NO_CATEGORY, ModelFile, is_own_file
 from ..weights.checkpoint_files import Checkpoint, read_checkpoint, read_labels, read_weights
 from ..weights.published_weights import NORM_EPS, norm_eps_of
@@ -220,6 +220,11 @@ def _sizes(resize: Resize, origin: Origin, min_size: int | None, max_size: int |
     """Return the sizes that images are resized to, by default those of its configuration or of the network."""
     low = origin.min_size or resize.min_size if min_size is None else min_size
     high = origin.max_size or resize.max_size if max_size is None else max_size
+    if resize.fixed and (low, high) != (resize.min_size, resize.max_size):
+        raise UsageError(
+            f"this network resizes every image to {resize.min_size} x {resize.min_size} pixels: leave --min-size and "
+            "--max-size out"
+        )
     if not 1 <= low <= high <= _MAX_SIZE:
         raise UsageError(
             f"the sizes {low} and {high} are not valid: give 1 to {_MAX_SIZE}, the smaller first (larger images are "
@@ -247,9 +252,8 @@ def _checked_output(output: str) -> Path:
 def _read(uri: str, data: bytes) -> tuple[dict[str, Tensor], Checkpoint | None]:
     """Return the tensors of a file, and, of a state dict, how it was found in the file."""
     tensors, checkpoint = _read_by_suffix(uri, data)
-    if (
-        what := unsupported_network({name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    ) is not None:
+    shapes = {current_name(name): tuple(tensor.shape) for name, tensor in tensors.items()}
+    if architecture_of(shapes) is None and (what := unsupported_network(shapes)) is not None:
         raise UsageError(f"{uri} {what}")
     return tensors, checkpoint
 
@@ -335,5 +339,6 @@ def _stock(tensors: Mapping[str, Tensor], model: Model, eps: float) -> StockTorc
     network = build_network(card.architecture, len(card.category_ids), card.min_size, card.max_size)
     state = {current_name(name): tensor for name, tensor in tensors.items()}
     network.load_state_dict(network.state_dict() | state)
-    set_norm_eps(network, eps)
+    if eps != NORM_EPS:  # an SSDLite is built with another one
+        set_norm_eps(network, eps)
     return StockTorchvision(network)

@@ -169,7 +169,7 @@ def source_of(uri: str, tensors: Mapping[str, Tensor], source: str) -> str:
     starts = {
         "detectron2": ("backbone.bottom_up.", "backbone.stem.", "backbone.res", "proposal_generator."),
         "mmdetection": ("neck.", "rpn_head.", "roi_head."),
-        "torchvision": ("backbone.body.",),
+        "torchvision": ("backbone.body.", "backbone.features.", "backbone.extra."),
         "matterport": ("mrcnn_",),
     }
     counts = {name: sum(key.startswith(start) for key in tensors) for name, start in starts.items()}

@@ -292,6 +292,19 @@ def test_the_names_of_classes_are_read_as_versions_2_and_3_write_them(meta, name
 # --- torchvision ----------------------------------------------------------------------------------------------
 
 
+def test_a_detector_of_torchvision_without_masks_is_converted(tmp_path):
+    torch.manual_seed(2)
+    network = build_network("ssdlite320_mobilenet_v3_large", 4, 320, 320)
+    torch.save(network.state_dict(), tmp_path / "m.pth")
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    out = tmp_path / "m.safetensors"
+    report = convert(str(tmp_path / "m.pth"), str(out), str(tmp_path / "names.txt"))
+    assert all(row.within_limit for row in report.parity if row.stage.startswith("features"))
+    assert not load_model(str(out)).card.has_masks
+    with pytest.raises(UsageError, match="resizes every image to 320 x 320 pixels: leave --min-size"):
+        convert(str(tmp_path / "m.pth"), str(tmp_path / "o.safetensors"), min_size=200)
+
+
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("version", ["resnet50_fpn", "resnet50_fpn_v2", "resnet18_fpn"])
 def test_a_state_dict_of_torchvision_is_converted_with_parity(version, tmp_path):
