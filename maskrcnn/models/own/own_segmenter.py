@@ -244,8 +244,20 @@ class OwnSegmenter:
         return self._segmenter.lanes
 
     def canvas(self, height: int, width: int) -> Hashable:
-        """Return the network's key of images that may share a batch."""
-        return self._segmenter.canvas(height, width)
+        """Return the network's key of images that may share a batch.
+
+        Raises:
+            UsageError: it raised something, or returned what cannot be a key.
+        """
+        try:
+            key = self._segmenter.canvas(height, width)
+            hash(key)
+        except Exception as error:  # the user's code may raise anything
+            raise UsageError(
+                f"--model {self._name}: `canvas` must return a key of images of {height} x {width} pixels, such as a "
+                f"tuple: {type(error).__name__}: {error}"
+            ) from error
+        return key
 
     def outcomes(self, images: Sequence[Pixels]) -> list[Detections | ItemError]:
         """Return the instances of each image, checked, in their order, and at most as many as the options allow.

@@ -141,6 +141,14 @@ def test_a_network_that_ends_python_fails_like_one_that_raises():
         OwnSegmenter("nets:build", planted, DEFAULTS).outcomes([image_of(1)])
 
 
+@pytest.mark.parametrize("canvas", [lambda *size: list(size), lambda *size: 1 // 0])
+def test_a_canvas_that_is_no_key_or_raises_is_one_line(canvas):
+    planted = PlantedSegmenter()
+    planted.canvas = canvas
+    with pytest.raises(UsageError, match="`canvas` must return a key of images of 30 x 40 pixels"):
+        OwnSegmenter("nets:build", planted, DEFAULTS).canvas(30, 40)
+
+
 # The factory
 
 
