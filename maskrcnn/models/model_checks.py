@@ -123,10 +123,10 @@ def check_model(
             expected_sha256=card.sha256,
             **limits,
         )
-        return segmenter.unchecked if isinstance(segmenter, OwnSegmenter) else segmenter
+        return _unchecked(segmenter, card, images) if isinstance(segmenter, OwnSegmenter) else segmenter
 
-    segmenter = build()
     images = sample_images()
+    segmenter = build()
     run = _Run(card, segmenter, images)
     checks: list[Check] = []
     try:
@@ -146,6 +146,17 @@ def check_model(
     return ModelReport(
         name, card.sha256, card.categories, card.has_masks, segmenter.execution, tuple(checks), costs
     )
+
+
+def _unchecked(segmenter: OwnSegmenter, card: ModelCard, images: Sequence[Pixels]) -> Segmenter:
+    """Return the user's segmenter itself. Raises UsageError for what would end a run before its first result."""
+    if segmenter.categories != card.categories:  # those of a set, say; the card was made in another process
+        raise UsageError(
+            f"--model {card.name}: its categories differ from process to process: give them in a fixed order"
+        )
+    for image in images:
+        segmenter.canvas(*image.shape[:2])
+    return segmenter.unchecked
 
 
 @functools.cache

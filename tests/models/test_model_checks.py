@@ -17,6 +17,7 @@ from maskrcnn.synthetic.planted import PlantedSegmenter, plant
 
 FAULTY = """
 import itertools
+import os
 from dataclasses import replace
 import numpy as np
 import maskrcnn
@@ -54,6 +55,10 @@ class Faulty(maskrcnn.PlantedSegmenter):
 
 
 def build(options, *, fault):
+    if fault == "canvas":
+        Faulty.canvas = lambda self, height, width: [height, width]
+    if fault == "categories":  # another name in each process
+        Faulty.categories = property(lambda self: (maskrcnn.Category(1, str(os.getpid())),))
     kind = type("Faulty", (Faulty,), {"fault": fault})
     if fault == "limits":
         return kind(min_score=0.0, has_masks=False)
@@ -78,6 +83,15 @@ FAULTS = {
     "batch": ("independent of the batch", "alone and in a batch: other instances in image 1"),
     "score": ("well formed", "scores are from 0 to 1"),
 }
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [("canvas", "must return a key"), ("categories", "differ from process to process")]
+)
+def test_what_a_run_would_end_on_is_refused(fault, words):
+    result = CliRunner().invoke(main, ["check-model", "faulty:build", "--model-arg", f"fault={fault}"])
+    assert result.exit_code == 2
+    assert words in result.stderr
 
 
 @pytest.mark.slow
