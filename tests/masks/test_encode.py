@@ -1,6 +1,5 @@
 """Encoding inside boxes equals torchvision's paste and pycocotools' encoder, byte for byte."""
 
-import time
 import tracemalloc
 
 import numpy as np
@@ -154,18 +153,15 @@ DISTANT_BOXES = [
 ]
 
 
-def test_distant_corners_cost_neither_memory_nor_time():
+def test_distant_corners_cost_no_memory():
     boxes = np.array(DISTANT_BOXES, np.float32)
     tracemalloc.start()
-    start = time.perf_counter()
     found = encode_masks(boxes, np.ones((len(boxes), 28, 28), np.float32), 48, 64)
-    seconds = time.perf_counter() - start
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     # The strips of 10 pixels become 12 with torchvision's padding: 9.6 to 20.4 are truncated to 9 and 20.
     assert found.areas.tolist() == [48 * 64, 0, 0, 0, 64 * 12, 48 * 12, 48 * 64, 1, 1]
     assert peak < 2**20
-    assert seconds < 1
 
 
 def test_memory_does_not_depend_on_the_area_of_the_image():
