@@ -39,6 +39,22 @@ MANIFEST: Final = pa.schema(
 )
 """The inputs, in the order of `name`; the user's additional columns follow."""
 
+PLACE: Final = pa.field(
+    "place_in_archive",
+    pa.struct(
+        [
+            ("offset", pa.int64()),
+            ("stored", pa.int64()),
+            ("packed", pa.int64()),
+            ("method", pa.int16()),
+            ("crc32", pa.int64()),
+            ("refusal", pa.string()),
+        ]
+    ),
+)
+"""A column of manifests of which some inputs are in archives: the fields of `io.archives.member.Member`, but for name
+and size. It is in no other table."""
+
 IMAGES: Final = pa.schema(
     [
         _field("image_id", pa.int64()),
@@ -207,7 +223,7 @@ class ImageResult:
 
 def images_schema(manifest: pa.Schema) -> pa.Schema:
     """Return the schema of `images`: the fixed columns, then the manifest's additional ones."""
-    additional = [field for field in manifest if field.name not in MANIFEST.names]
+    additional = [field for field in manifest if field.name not in (*MANIFEST.names, PLACE.name)]
     return pa.schema([*IMAGES, *additional], metadata=METADATA)
 
 

@@ -15,8 +15,9 @@ import pyarrow as pa
 from fsspec.utils import glob_translate
 
 from ..errors import UsageError, plural
+from .archives.member import split_member
 from .refusals import Refusal
-from .schemes import input_store_of, store_of
+from .schemes import ARCHIVES, input_store_of, store_of
 from .stores.store import ObjectStat, Page
 from .url import Url, is_folder, redact
 
@@ -84,7 +85,7 @@ def stat_input(uri: str) -> ObjectStat:
         RunError: as in `read_input`; the uri is on the web.
     """
     url = Url.parse(uri)
-    store = store_of(url)
+    store = ARCHIVES if split_member(uri) else store_of(url)
     with store.input_faults(url):
         return store.stat(url)
 

@@ -97,6 +97,39 @@ class Refusal(Enum):
         "an ordinary image with --assume-crs none",
     )
 
+    # Archives
+
+    ARCHIVE_EMPTY = "empty_file", f"the archive has zero bytes: {_COPY}"
+    ARCHIVE_DAMAGED = "corrupt", f"the archive is damaged; members behind the damage are not known: {_COPY}"
+    ARCHIVE_TRUNCATED = "truncated", f"the archive ends early; what would follow is not known: {_COPY}"
+    ARCHIVE_ON_THE_WEB = (
+        "unsupported_format",
+        "archives on the web are not read in parts: copy them to a store",
+    )
+    MEMBER_MISSING = "not_found", "the archive has no member of this name; check it"
+    MEMBER_TRUNCATED = "truncated", f"the archive ends before this member does: {_COPY}"
+    MEMBER_DAMAGED = "corrupt", f"its bytes in the archive are damaged (length or checksum): {_COPY}"
+    MEMBER_OVERLAPS = (
+        "corrupt",
+        "its bytes in the archive are another member's too, as in a zip bomb: leave it out",
+    )
+    MEMBER_ENCRYPTED = (
+        "unsupported_format",
+        "encrypted in the archive: decrypt it, and pack it without a password",
+    )
+    MEMBER_COMPRESSION = (
+        "unsupported_format",
+        "compressed in the archive with {codec}, which is not read: pack it with deflate, or uncompressed",
+    )
+    MEMBER_LINK = (
+        "not_found",
+        "a link in the archive to a file that is not before it in the archive: pack the file itself",
+    )
+    MEMBER_SPARSE = (
+        "unsupported_format",
+        "stored in the archive as a sparse file, which no picture is: pack it without --sparse",
+    )
+
     # Pixels
 
     PIXELS = (

@@ -4,6 +4,8 @@ import re
 from typing import Final
 
 from ..errors import StoreSetupError
+from .archives.archive_store import ArchiveStore
+from .archives.member import split_member
 from .stores.fsspec_store import FsspecStore
 from .stores.gcs_store import GcsStore
 from .stores.http_store import HttpStore
@@ -72,6 +74,16 @@ def unsupported(scheme: str) -> str:
     return f"{scheme}:// is not a supported store: {_USE}"
 
 
+ARCHIVES: Final = ArchiveStore(store_of)
+"""The members of archives in all stores."""
+
+
 def input_store_of(url: Url) -> InputStore:
-    """Return the store to read an input from, which may be the web. Raises StoreSetupError as `store_of`."""
+    """Return the store to read an input from, which may be an archive or the web.
+
+    Raises:
+        StoreSetupError: as `store_of`.
+    """
+    if split_member(url.text) is not None:
+        return ARCHIVES
     return _WEB if url.is_web else store_of(url)

@@ -21,7 +21,7 @@ from ..io.manifests.sources import is_manifest, read_listing, read_manifest, ref
 from ..io.schemes import REMOTE_SCHEMES, UNSUPPORTED, unsupported
 from ..io.stores.local_names import as_found
 from ..io.url import FILE_URI, LOCAL_SCHEMES, USER_PATTERN, Url
-from ..schema import MANIFEST, METADATA
+from ..schema import MANIFEST, METADATA, PLACE
 from .carried_columns import carried_columns, named
 
 __all__ = [
@@ -240,7 +240,8 @@ def _ordered(rows: pa.Table, source: str, named_by: str) -> tuple[pa.Table, bool
     if ids is not None:
         _refuse_duplicates(pc.take(ids, pc.sort_indices(ids)), source, "image_id")
 
-    carried = carried_columns(rows, taken, source)
+    place = [PLACE] if PLACE in rows.schema else []
+    carried = carried_columns(rows, taken.union(field.name for field in place), source)
     if "image_id" in carried:
         log.warning(
             "the ids are not all integers >= 0; images are numbered in order of name, and "
@@ -248,9 +249,10 @@ def _ordered(rows: pa.Table, source: str, named_by: str) -> tuple[pa.Table, bool
             carried["image_id"],
         )
     additional = {new: rows[name] for name, new in carried.items()}
-    fields = [*MANIFEST, *(pa.field(name, column.type) for name, column in additional.items())]
+    fields = [*MANIFEST, *place, *(pa.field(name, column.type) for name, column in additional.items())]
     schema = pa.schema(fields, metadata=METADATA)
-    return pa.table([*own.values(), *additional.values()], schema=schema), ids is not None
+    columns = [*own.values(), *(rows[field.name] for field in place), *additional.values()]
+    return pa.table(columns, schema=schema), ids is not None
 
 
 def _ids(column: pa.ChunkedArray) -> pa.ChunkedArray | None:

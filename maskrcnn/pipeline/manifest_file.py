@@ -10,13 +10,14 @@ from typing import Final, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..io.parquet import decode_table
 from ..io.storage import Storage
-from ..schema import METADATA
+from ..schema import METADATA, PLACE
 from ..tiling.index import GRID, Cutting, WindowIndex
 from .plan import Plan, Shard, grid_file, plan_file, read_generation, read_run, rows_file
 
@@ -263,6 +264,10 @@ class ShardReader:
         listed = listed.slice(shard.start, len(shard)).combine_chunks()
         rows = listed["row"].to_numpy()
         table = self._table(rows)
+        if PLACE.name in table.schema.names:  # what moved within a new archive is looked up there
+            same = pc.fill_null(pc.equal(table["etag"], listed["etag"]), fill_value=False)
+            place = pc.if_else(same, table[PLACE.name], pa.scalar(None, PLACE.type))
+            table = table.set_column(table.schema.get_field_index(PLACE.name), PLACE, place)
         for name in ("bytes", "etag"):
             table = table.set_column(
                 table.schema.get_field_index(name), table.schema.field(name), listed[name]

@@ -17,6 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import RunError, UsageError
+from ...schema import PLACE
+from ..archives.list_members import list_members
+from ..archives.member import SUFFIXES as ARCHIVE_SUFFIXES
 from ..inputs import check_exists, list_inputs
 from ..refusals import Refusal
 from ..schemes import is_supported, unsupported
@@ -35,6 +38,7 @@ _SUFFIXES: Final = (
 )
 """Suffixes of formats that are read, and of those that photos come in and that are refused by name, one row each."""
 _IS_IMAGE: Final = rf"(?i)({'|'.join(map(re.escape, _SUFFIXES))})$"
+_IS_ARCHIVE: Final = rf"(?i)({'|'.join(map(re.escape, ARCHIVE_SUFFIXES))})$"
 _COMPANIONS: Final = (
     r"(?:^|/)(?P<place>\._|(?:__MACOSX|\.AppleDouble|\.ipynb_checkpoints|@eaDir|#recycle|\$RECYCLE\.BIN|\.Trashes"
     r"|\.Trash-[0-9]+|\.thumbnails|\.picasaoriginals)/)"
@@ -160,13 +164,17 @@ def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
     """
     with usage_errors(source):
         found, skipped = _without_runs(list_inputs(source))
-        found, companions = _without_companions(found)
-        skipped |= companions
+        found = _with_members(found, source)
+    found, companions = _without_companions(found)
+    skipped |= companions
     known = pc.match_substring_regex(found["name"], _IS_IMAGE)
+    if PLACE.name in found.column_names:
+        known = pc.or_(known, pc.match_substring_regex(found["uri"], _IS_ARCHIVE))  # one that cannot be read
     others = found["name"].filter(pc.invert(known))
     suffixes = pc.fill_null(pc.struct_field(pc.extract_regex(others, r"(?P<suffix>\.[^./]*)$"), "suffix"), "")
     counts = pc.value_counts(pc.utf8_lower(suffixes)).to_pylist()
-    skipped |= {row["values"]: row["counts"] for row in sorted(counts, key=lambda row: row["values"])}
+    for row in sorted(counts, key=lambda row: row["values"]):
+        skipped[row["values"]] = row["counts"]
     images = found.filter(known)
     if not images.num_rows:
         what = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in skipped.items()) or "no files"
@@ -175,6 +183,19 @@ def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
             ends += "; this is a folder, but a manifest is one file"
         raise UsageError(f"{source}: no images; found {what}; {ends}")
     return images, skipped
+
+
+def _with_members(found: pa.Table, source: str) -> pa.Table:
+    """Return a listing with the members of archives in their place, and with the column `schema.PLACE` if there are."""
+    of_archives = pc.match_substring_regex(found["name"], _IS_ARCHIVE)
+    archives = found.filter(of_archives)
+    if not archives.num_rows:
+        return found
+    files = found.filter(pc.invert(of_archives)).append_column(
+        PLACE, pa.nulls(len(found) - len(archives), PLACE.type)
+    )
+    alone = archives["uri"].to_pylist() == [source]
+    return pa.concat_tables([files, list_members(archives, alone=alone)])
 
 
 def _without_runs(found: pa.Table) -> tuple[pa.Table, dict[str, int]]:

@@ -292,6 +292,10 @@ class HttpStore(InputStore):
         """Refuse, for no ranges are read on the web. Raises ItemError: `unsupported_format`."""
         raise Refusal.WEB_RASTER.error()
 
+    def read_range(self, url: Url, start: int = 0, stop: int | None = None, etag: str | None = None) -> bytes:  # noqa: ARG002
+        """Refuse likewise. Raises ItemError: `unsupported_format`."""
+        raise Refusal.WEB_RASTER.error()
+
 
 def read_web(
     uri: str,

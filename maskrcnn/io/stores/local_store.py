@@ -68,6 +68,12 @@ class LocalStore(Store):
             raise Refusal.CHANGED_ETAG.error(etag=status.etag, planned=etag)
         return url.local_path.open("rb")
 
+    def read_range(self, url: Url, start: int = 0, stop: int | None = None, etag: str | None = None) -> bytes:
+        """Return a range of a file's bytes. Raises ItemError: `changed`, `empty_file`."""
+        with self.open_input(url, etag) as file:
+            file.seek(start)
+            return file.read(-1 if stop is None else max(stop - start, 0))
+
     # Listing
 
     def scan(self, url: Url, stem: str = "") -> Iterator[Page]:  # noqa: ARG002

@@ -25,7 +25,7 @@ from .local_store import LocalStore
 from .seekable import SeekableReader
 from .store import ObjectStat, Store
 
-_READ_AHEAD_BYTES: Final = 64 * 2**10
+READ_AHEAD_BYTES: Final = 64 * 2**10
 _COMPARED_BYTES: Final = 2**26
 _CREATE_TRIES: Final = 6
 
@@ -51,17 +51,6 @@ class RemoteStore(Store):
     @abstractmethod
     def connect(self, environment: Mapping[str, str]) -> Any:
         """Return a new client that caches no listing, for another process may have written since."""
-
-    @abstractmethod
-    def read_range(self, url: Url, start: int = 0, stop: int | None = None, etag: str | None = None) -> bytes:
-        """Return an object's bytes, all or a range, by one request; the object may end before `stop`.
-
-        Args:
-            url: of the object.
-            start: in bytes.
-            stop: in bytes; None: to the end.
-            etag: as planned, or None. A store that can compare it raises ItemError: `changed`.
-        """
 
     @abstractmethod
     def put(self, url: Url, data: bytes, *, only_new: bool = False) -> None:
@@ -119,7 +108,7 @@ class RemoteStore(Store):
 
         if (size := self.stat(url).bytes) == 0:
             raise Refusal.EMPTY.error()
-        return cast(BinaryIO, io.BufferedReader(RangeReader(read_range, size), _READ_AHEAD_BYTES))
+        return cast(BinaryIO, io.BufferedReader(RangeReader(read_range, size), READ_AHEAD_BYTES))
 
     def folders(self, url: Url) -> list[str]:
         """Return the names of the folders in a folder: none of them is empty."""

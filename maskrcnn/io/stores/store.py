@@ -111,6 +111,17 @@ class InputStore(ABC):
             etag: as planned, or None; compared as in `read_input`, whenever the object is read.
         """
 
+    @abstractmethod
+    def read_range(self, url: Url, start: int = 0, stop: int | None = None, etag: str | None = None) -> bytes:
+        """Return an object's bytes, all or a range, by one request; the object may end before `stop`.
+
+        Args:
+            url: of the object.
+            start: in bytes.
+            stop: in bytes; None: to the end.
+            etag: as planned, or None; compared as in `open_input`.
+        """
+
     def failures(self) -> tuple[type[BaseException], ...]:
         """Return what the store's methods raise when they fail. ValueError: a malformed bucket or path."""
         loaded = [

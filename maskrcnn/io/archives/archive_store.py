@@ -1,0 +1,174 @@
+"""Members of archives as inputs: read like files, each by one range of its archive."""
+
+import contextlib
+import functools
+import gzip
+import io
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Final, cast
+
+from ..refusals import Refusal
+from ..stores.remote_store import READ_AHEAD_BYTES, RangeReader
+from ..stores.store import InputStore, ObjectStat, Store
+from ..url import Url
+from .archive_index import ArchiveIndex, GzipStream, read_index
+from .member import Member, split_member
+from .zip_index import compression, unpacked
+
+_INDEXES: Final = 4
+_STREAMS: Final = 2
+"""Of so many archives the index, or the uncompressed stream, is kept."""
+
+
+class ArchiveStore(InputStore):
+    """The members of archives in any store, with the etag of their archive.
+
+    Args:
+        store_of: returns the store of an archive.
+    """
+
+    def __init__(self, store_of: Callable[[Url], Store]) -> None:
+        self._store_of = store_of
+        self._places = functools.lru_cache(_INDEXES)(self._read_places)
+        self._streams = _Streams()
+
+    @contextlib.contextmanager
+    def input_faults(self, url: Url) -> Iterator[None]:
+        """Convert a failure as the archive's store does."""
+        archive, _ = _split(url)
+        with self._store_of(archive).input_faults(archive):
+            yield
+
+    def stat(self, url: Url) -> ObjectStat:
+        """Return a member's size, and its archive's etag. Raises FileNotFoundError where there is none."""
+        archive, name = _split(url)
+        stat = self._store_of(archive).stat(archive)
+        return ObjectStat(self._find(archive, stat, name).bytes, stat.etag)
+
+    def index(self, archive: Url) -> tuple[ArchiveIndex, ObjectStat]:
+        """Return what is in an archive, and the archive's size and etag. Raises what its store raises."""
+        stat = self._store_of(archive).stat(archive)
+        return self._read_index(archive, stat), stat
+
+    def read_input(self, url: Url, max_bytes: int, etag: str | None) -> bytes:
+        """Read a member, whose place is looked up in the archive. Raises ItemError: as `read_member`."""
+        archive, name = _split(url)
+        member = self._find(archive, self._store_of(archive).stat(archive), name)
+        return self.read_member(archive, member, max_bytes, etag)
+
+    def read_range(self, url: Url, start: int = 0, stop: int | None = None, etag: str | None = None) -> bytes:
+        """Return a range of a member's bytes."""
+        with self.open_input(url, etag) as file:
+            file.seek(start)
+            return file.read(-1 if stop is None else max(stop - start, 0))
+
+    def open_input(self, url: Url, etag: str | None) -> BinaryIO:
+        """Open a member; one that is compressed is read whole."""
+        archive, name = _split(url)
+        store = self._store_of(archive)
+        member = self._find(archive, store.stat(archive), name)
+        if not archive.key.lower().endswith(".tar") or member.refusal or not member.bytes:
+            return io.BytesIO(self.read_member(archive, member, member.bytes, etag))
+
+        def read_range(start: int, stop: int) -> bytes:
+            with self.input_faults(url):
+                return store.read_range(archive, member.offset + start, member.offset + stop, etag)
+
+        reader = RangeReader(read_range, member.bytes)
+        return cast(BinaryIO, io.BufferedReader(reader, READ_AHEAD_BYTES))
+
+    def read_member(self, archive: Url, member: Member, max_bytes: int, etag: str | None) -> bytes:
+        """Read a member whose place is known, by one request.
+
+        Raises:
+            ItemError: it cannot be read; `too_many_bytes` before it is read.
+        """
+        check_readable(member, max_bytes)
+        if archive.key.lower().endswith((".tar", ".zip")):
+            store = self._store_of(archive)
+            packed = store.read_range(archive, member.offset, member.offset + member.stored, etag)
+            return content_of(member, packed)
+        return self._streams.read(self._store_of(archive), archive, member, etag)
+
+    def _find(self, archive: Url, stat: ObjectStat, name: str) -> Member:
+        found = self._places(archive, stat).get(name)
+        if found is None:
+            raise Refusal.MEMBER_MISSING.error()
+        return found
+
+    def _read_places(self, archive: Url, stat: ObjectStat) -> dict[str, Member]:
+        return {member.name: member for member in self._read_index(archive, stat).members}
+
+    def _read_index(self, archive: Url, stat: ObjectStat) -> ArchiveIndex:
+        store = self._store_of(archive)
+
+        def read_range(start: int, stop: int) -> bytes:
+            return store.read_range(archive, start, stop, stat.etag)
+
+        return read_index(read_range, stat.bytes, archive.key)
+
+
+def check_readable(member: Member, max_bytes: int) -> None:
+    """Raise ItemError for a member that cannot be read, as the archive's index says."""
+    if member.refusal is Refusal.MEMBER_COMPRESSION:
+        raise member.refusal.error(codec=compression(member.method))
+    if member.refusal is not None:
+        raise member.refusal.error()
+    if member.bytes > max_bytes:
+        raise Refusal.TOO_MANY_BYTES.error(count=member.bytes, limit=max_bytes)
+
+
+def content_of(member: Member, stored: bytes) -> bytes:
+    """Return a member's file, from its bytes in a `.tar` or a `.zip`. Raises ItemError."""
+    if member.method is not None:
+        return unpacked(member, stored)
+    if len(stored) != member.bytes:
+        raise Refusal.MEMBER_TRUNCATED.error()
+    return stored
+
+
+class _Streams:
+    """The uncompressed streams of a few `.tar.gz`, each at the place where it was read last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: OrderedDict[tuple[Url, str | None], tuple[threading.Lock, GzipStream]] = OrderedDict()
+
+    def read(self, store: Store, archive: Url, member: Member, etag: str | None) -> bytes:
+        """Read a member; from the beginning of the archive if it lies before what was read last."""
+        lock, stream = self._stream(store, archive, etag)
+        with lock:
+            try:
+                stream.seek(member.offset)
+                data = stream.read(member.stored)
+            except (gzip.BadGzipFile, zlib.error) as error:
+                raise Refusal.MEMBER_DAMAGED.error() from error
+            except EOFError as error:
+                raise Refusal.MEMBER_TRUNCATED.error() from error
+        return content_of(member, data)
+
+    def _stream(self, store: Store, archive: Url, etag: str | None) -> tuple[threading.Lock, GzipStream]:
+        def read_range(start: int, stop: int) -> bytes:
+            return store.read_range(archive, start, stop, etag)
+
+        with self._lock:
+            if (archive, etag) not in self._open:
+                stream = GzipStream(read_range, store.stat(archive).bytes)
+                self._open[archive, etag] = threading.Lock(), stream
+            self._open.move_to_end((archive, etag))
+            while len(self._open) > _STREAMS:
+                self._open.popitem(last=False)
+            return self._open[archive, etag]
+
+
+def _split(url: Url) -> tuple[Url, str]:
+    parts = split_member(url.text)
+    if parts is None:
+        raise ValueError(f"{url} is no member of an archive")
+    archive = Url.parse(parts[0])
+    if archive.is_web:
+        raise Refusal.ARCHIVE_ON_THE_WEB.error()
+    return archive, parts[1]
