@@ -16,6 +16,7 @@ from pyarrow import types
 
 from ..errors import UsageError, plural
 from ..formats.coco_reader import find_images_root, read_coco_images
+from ..io.archives.list_members import find_members
 from ..io.manifests.manifest_columns import MAX_URI_BYTES
 from ..io.manifests.sources import is_manifest, read_listing, read_manifest, refuse_query, source_of
 from ..io.schemes import REMOTE_SCHEMES, UNSUPPORTED, unsupported
@@ -132,7 +133,20 @@ def _resolved(rows: pa.Table, root: str, source: str, *, allow_http: bool) -> pa
     uris = _replaced(uris, below, lambda some: pc.binary_join_element_wise(root.rstrip("/"), some, "/"))
     _refuse_foreign(uris, source, allow_http=allow_http)
     others = [name for name in rows.column_names if name not in ("uri", "name")]
-    return pa.table({"name": names, "uri": _found(uris, source)} | {name: rows[name] for name in others})
+    table = pa.table({"name": names, "uri": _found(uris, source)} | {name: rows[name] for name in others})
+    return _with_places(table)
+
+
+def _with_places(rows: pa.Table) -> pa.Table:
+    """Return a manifest's rows; where some are members of archives, with their places, sizes and etags."""
+    in_archives = pc.match_substring(rows["uri"], "!/")
+    if not pc.any(in_archives).as_py():
+        return rows
+    found = find_members(rows["uri"].to_pylist())
+    for name in ("bytes", "etag"):
+        if name not in rows.column_names:
+            rows = rows.append_column(name, found[name])
+    return rows.append_column(PLACE, found[PLACE.name])
 
 
 def _found(uris: pa.ChunkedArray, source: str) -> pa.ChunkedArray:

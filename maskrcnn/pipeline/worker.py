@@ -26,7 +26,6 @@ from ..errors import COSTLY_CODES, HandedBackError, ItemError, MaskrcnnError, Se
 from ..imaging.decode import DecodedImage, Limits, decode_image
 from ..imaging.geometry import RasterRegion, Rect
 from ..io.archives.member import split_member
-from ..io.archives.shard_inputs import ShardInputs
 from ..io.inputs import read_input, stat_input
 from ..io.refusals import Refusal
 from ..io.storage import Storage
@@ -42,6 +41,7 @@ from .manifest_file import ShardReader
 from .plan import Shard
 from .prefetch import Pool, Stopwatch, Turns, prefetch
 from .receipts import Receipt, commit, write_shard
+from .shard_inputs import ShardInputs
 
 FETCH_THREADS: Final = 4
 """Minimum number of threads that fetch, even if an actor has fewer CPUs: most of a fetch is waiting."""

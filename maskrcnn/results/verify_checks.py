@@ -155,7 +155,8 @@ def check_images(output: LoadedOutput) -> Checking:
     with ManifestReader(storage) as manifest:
         schema = images_schema(manifest.schema)
         # A retry has newer values of `bytes` and `etag`.
-        names = [name for name in manifest.schema.names if name not in ("image_id", "bytes", "etag")]
+        names = [name for name in schema.names if name in manifest.schema.names]
+        names = [name for name in names if name not in ("image_id", "bytes", "etag")]
         for part in logging_progress("images", output.parts):
             for table in row_groups(storage, part.images, schema):
                 ids = table["image_id"].to_numpy()

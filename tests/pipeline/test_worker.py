@@ -250,7 +250,7 @@ def test_an_input_whose_reading_hangs_fails_and_its_neighbours_are_kept(
             released.wait()
         return read_input(uri, max_bytes, etag)
 
-    monkeypatch.setattr("maskrcnn.pipeline.worker.read_input", read)
+    monkeypatch.setattr("maskrcnn.pipeline.shard_inputs.read_input", read)
     worker = ShardWorker(run, PlantedSegmenter(), LIMITS, {}, patience_s=1.5)
     images = read_table(run, worker.run_shard(shard).receipt.images.path)
     released.set()

@@ -15,7 +15,7 @@ from ..stores.remote_store import READ_AHEAD_BYTES, RangeReader
 from ..stores.store import InputStore, ObjectStat, Store
 from ..url import Url
 from .archive_index import ArchiveIndex, GzipStream, read_index
-from .member import Member, split_member
+from .member import SOLID_SUFFIXES, Member, split_member
 from .zip_index import compression, unpacked
 
 _INDEXES: Final = 4
@@ -87,10 +87,11 @@ class ArchiveStore(InputStore):
             ItemError: it cannot be read; `too_many_bytes` before it is read.
         """
         check_readable(member, max_bytes)
-        if archive.key.lower().endswith((".tar", ".zip")):
+        if not archive.key.lower().endswith(SOLID_SUFFIXES):
             store = self._store_of(archive)
-            packed = store.read_range(archive, member.offset, member.offset + member.stored, etag)
-            return content_of(member, packed)
+            stop = member.offset + member.stored  # no request has a range of no bytes
+            stored = store.read_range(archive, member.offset, stop, etag) if member.stored else b""
+            return content_of(member, stored)
         return self._streams.read(self._store_of(archive), archive, member, etag)
 
     def _find(self, archive: Url, stat: ObjectStat, name: str) -> Member:

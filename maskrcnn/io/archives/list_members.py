@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from ..schemes import ARCHIVES, store_of
 from ..stores.store import ObjectStat
 from ..url import Url
 from .archive_index import ArchiveIndex
-from .member import Member, member_uri
+from .member import SOLID_SUFFIXES, Member, member_uri, split_member
 
 log = logging.getLogger("maskrcnn")
 
@@ -39,19 +39,41 @@ def list_members(archives: pa.Table, *, alone: bool) -> pa.Table:
         RunError: as `read_input`.
     """
     rows = archives.select(["name", "uri"]).to_pylist()
-    for row in rows:
-        if row["uri"].lower().endswith((".gz", ".tgz")):
-            log.warning(
-                "%s is compressed as a whole: it is read from its beginning by each worker, slowly",
-                row["uri"],
-            )
-    tables = [_SCHEMA.empty_table()]
+    solid = [row["uri"] for row in rows if row["uri"].lower().endswith(SOLID_SUFFIXES)]
+    if solid:
+        log.warning(
+            "%s, such as %s, compressed as a whole: each worker reads it from its beginning, slowly; an uncompressed "
+            ".tar, or a .zip, is read member by member",
+            plural(len(solid), "archive"),
+            solid[0],
+        )
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
-        for table in _reported(
-            pool.map(lambda row: _table(row["name"], row["uri"], alone=alone), rows), len(rows)
-        ):
-            tables.append(table)  # noqa: PERF402 a generator that reports
-    return pa.concat_tables(tables)
+        read = pool.map(lambda row: _table(row["name"], row["uri"], alone=alone), rows)
+        return pa.concat_tables([_SCHEMA.empty_table(), *_reported(read, len(rows))])
+
+
+def find_members(uris: Sequence[str]) -> pa.Table:
+    """Look members up in their archives, of which each is read once.
+
+    Args:
+        uris: of members, of any archives.
+
+    Returns:
+        A row for each, in their order, of the columns `bytes, etag` and `schema.PLACE`; nulls for a member of an
+        archive that cannot be read, and for one that is not in it: they will fail when they are read.
+
+    Raises:
+        RunError: as `read_input`.
+    """
+    named = dict.fromkeys(parts[0] for parts in map(split_member, uris) if parts)
+    archives = [archive for archive in named if not Url.parse(archive).is_web]
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
+        read = pool.map(lambda uri: _table(uri, uri, alone=True), archives)
+        tables = [_SCHEMA.empty_table(), *_reported(read, len(archives))]
+    members = pa.concat_tables(tables)
+    rows = {uri: row for row, uri in enumerate(members["uri"].to_pylist())}
+    found = members.take(pa.array([rows.get(uri) for uri in uris], pa.int64()))
+    return found.select(["bytes", "etag", PLACE.name])
 
 
 _SCHEMA: Final = pa.schema(

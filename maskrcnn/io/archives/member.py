@@ -13,6 +13,8 @@ from ..refusals import Refusal
 
 SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".zip")
 """Of archives whose members are inputs, in lower case."""
+SOLID_SUFFIXES: Final = (".tar.gz", ".tgz")
+"""Of those that are compressed as a whole, and can only be read from their beginning."""
 _ARCHIVE: Final = re.compile(rf"(?i)({'|'.join(map(re.escape, SUFFIXES))})$")
 _MEMBER: Final = re.compile(rf"(?is)(.*?(?:{'|'.join(map(re.escape, SUFFIXES))}))!/(.*)")
 

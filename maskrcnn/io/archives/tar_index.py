@@ -63,13 +63,13 @@ def tar_members(file: BinaryIO, size: int | None) -> Iterator[Member]:
             archive.members.clear()  # type: ignore[attr-defined] # it remembers all of them
             member = _member(info, places, size)
             if member is not None:
-                places[info.name] = member
+                places[member.name] = member
                 yield member
         begin = _next_begin(file, archive.offset)
 
 
 def _member(info: tarfile.TarInfo, places: dict[str, Member], size: int | None) -> Member | None:
-    name = info.name
+    name = _plain(info.name)
     if info.issparse():
         return Member(name, info.offset_data, 0, 0, refusal=Refusal.MEMBER_SPARSE)
     if info.issym() or info.islnk():
@@ -85,11 +85,16 @@ def _member(info: tarfile.TarInfo, places: dict[str, Member], size: int | None) 
     )
 
 
+def _plain(name: str) -> str:
+    """Return a name without the `./` that `tar -C FOLDER .` writes before it."""
+    return name.removeprefix("./") or name
+
+
 def _target(info: tarfile.TarInfo) -> str:
     """Return the name of the file that a link leads to: of a hard link in the archive, of a symbolic one beside it."""
     if info.islnk():
-        return info.linkname
-    parts = info.name.split("/")[:-1]
+        return _plain(info.linkname)
+    parts = _plain(info.name).split("/")[:-1]
     for part in info.linkname.split("/"):
         if part == "..":
             parts = parts[:-1]

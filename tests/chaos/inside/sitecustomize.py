@@ -25,6 +25,7 @@ CHAOS = os.environ.get("MASKRCNN_CHAOS", "")
 ROLE = os.environ.get("MASKRCNN_CHAOS_ROLE", "worker")
 POISON = os.environ.get("MASKRCNN_POISON", "")
 WORKER = "maskrcnn.pipeline.worker"
+FETCHER = "maskrcnn.pipeline.shard_inputs"
 HELD_S = 60
 """A process that nobody kills or releases goes on after so many seconds."""
 
@@ -155,7 +156,7 @@ def change_inputs(module):
     @functools.wraps(read_input)
     def read_input_observed(*arguments, **options):
         # The report reads images too, and is no fetch.
-        if sys._getframe(1).f_globals["__name__"] == WORKER:
+        if sys._getframe(1).f_globals["__name__"] == FETCHER:
             at("fetch", "before", f"read_input({str(arguments[0]).rpartition('/')[2]})")
         return read_input(*arguments, **options)
 

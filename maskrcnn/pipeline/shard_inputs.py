@@ -10,14 +10,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ...schema import PLACE
-from ..inputs import read_input
-from ..refusals import Refusal
-from ..schemes import ARCHIVES, store_of
-from ..url import Url
-from .archive_store import check_readable, content_of
-from .list_members import member_of
-from .member import Member, split_member
+from ..io.archives.archive_store import check_readable, content_of
+from ..io.archives.list_members import member_of
+from ..io.archives.member import SOLID_SUFFIXES, Member, split_member
+from ..io.inputs import read_input
+from ..io.refusals import Refusal
+from ..io.schemes import ARCHIVES, store_of
+from ..io.url import Url
+from ..schema import PLACE
 
 RANGE_BYTES: Final = 8 * 2**20
 """Maximum length of a range of several members."""
@@ -27,7 +27,6 @@ _HEADER_BYTES: Final = 1024
 """Of a tar: about what a member's header and padding take; they count as its bytes."""
 _WASTE: Final = 0.05
 """Maximum share of bytes of a range that belong to no member that is read."""
-_SOLID: Final = (".gz", ".tgz")
 
 
 @dataclass(slots=True)
@@ -132,8 +131,9 @@ class ShardInputs:
         archive, member = self._members[position]
         return (
             member.refusal is None
+            and member.stored > 0
             and member.bytes <= self._max_bytes
-            and not archive.key.lower().endswith(_SOLID)
+            and not archive.key.lower().endswith(SOLID_SUFFIXES)
             and not archive.is_web
         )
 
