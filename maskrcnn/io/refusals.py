@@ -102,11 +102,11 @@ class Refusal(Enum):
     ARCHIVE_EMPTY = "empty_file", f"the archive has zero bytes: {_COPY}"
     ARCHIVE_DAMAGED = (
         "corrupt",
-        f"the archive is damaged; members behind the damage are not known: {_COPY}, and plan a new run",
+        f"damaged; members behind the damage are not known: {_COPY}, and plan a new run",
     )
     ARCHIVE_TRUNCATED = (
         "truncated",
-        f"the archive ends early; what would follow is not known: {_COPY}, and plan a new run",
+        f"the archive ends early; what follows is not known: {_COPY}, and plan a new run",
     )
     ARCHIVE_ON_THE_WEB = (
         "unsupported_format",
