@@ -4,6 +4,7 @@ import io
 import tarfile
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 KINDS: Final = ("photos.tar", "photos.tar.gz", "photos.tgz", "photos.zip", "stored.zip")
@@ -23,6 +24,21 @@ def packed(name: str, files: Mapping[str, bytes]) -> bytes:
             for member, data in files.items():
                 add(tar, member, data)
     return sink.getvalue()
+
+
+FORMS: Final = ("folder", "tar", "zip")
+"""In which a collection may lie, for tests that draw one."""
+
+
+def in_form(form: str, folder: Path) -> Path:
+    """Return a folder of PNG files as it is, or packed into an archive beside it, in which they have the same names."""
+    if form == "folder":
+        return folder
+    archive = folder.with_name(f"{folder.name}.{form}")
+    archive.write_bytes(
+        packed(archive.name, {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))})
+    )
+    return archive
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes = b"", **fields: object) -> None:

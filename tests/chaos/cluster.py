@@ -6,6 +6,7 @@ A killed node is replaced while the run goes on.
 
 import contextlib
 import itertools
+import random
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Final
 
 import psutil
 import pytest
+from archives import FORMS, in_form
 from local import LocalCluster, Node
 from ray_cluster import START_TRIES, standing_cluster
 
@@ -69,6 +71,7 @@ class Arena:
         self.probes = probes
         self.folder = folder
         self.images = write_collection(folder / "images", seed)
+        self.source = in_form(random.Random(f"{seed} form").choice(FORMS), self.images)
         self._repairing: list[threading.Thread] = []
         self._one_by_one = threading.Lock()
         self.undisturbed = str(folder / "undisturbed")
@@ -85,7 +88,7 @@ class Arena:
         return self.probes.counts()
 
     def _driver(self, output: str, log: Path) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
-        arguments = [str(self.images), output, *PLANTED, "--actors", "2", "--address", self.cluster.address]
+        arguments = [str(self.source), output, *PLANTED, "--actors", "2", "--address", self.cluster.address]
         return driver(arguments, log, self.cluster.environment | self.probes.environment("driver"))
 
     def run(self, name: str, kills: Sequence[Kill]) -> Outcome:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from archives import FORMS, in_form
 from planted_images import random_instances
 
 import maskrcnn
@@ -122,12 +123,13 @@ def run_poisoned(
 ) -> Found:
     """Write a collection, run it with poison that does nothing and with poison that works, and compare."""
     poisons = write_poisoned(folder / "images", kinds, count, seed)
+    source = in_form(random.Random(f"{seed} form").choice(FORMS), folder / "images")
     notes = folder / "notes"
     notes.mkdir()
     path = os.pathsep.join(filter(None, [str(INSIDE), os.environ.get("PYTHONPATH")]))
     with standing({"PYTHONPATH": path, "MASKRCNN_POISON": str(notes)}, 1, cpus=2, head_cpus=2) as cluster:
         arguments = [
-            *(str(folder / "images"), "--model", "planted:0.01", "--device", "cpu", "--actors", "2"),
+            *(str(source), "--model", "planted:0.01", "--device", "cpu", "--actors", "2"),
             *("--shard-images", "16", "--timeout", str(timeout_s), "--address", cluster.address),
         ]
         undisturbed, _, said = _segment([*arguments, str(folder / "undisturbed")], cluster.environment)

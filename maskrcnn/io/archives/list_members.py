@@ -140,7 +140,7 @@ def member_of(name: str, n_bytes: int, place: dict[str, Any]) -> Member:
 
 
 def _reported(tables: Iterator[pa.Table], count: int) -> Iterator[pa.Table]:
-    """Yield tables, and log now and then how many archives have been read."""
+    """Yield tables, and log now and then the number of archives that were read."""
     reported, members = time.monotonic(), 0
     for number, table in enumerate(tables, 1):
         yield table

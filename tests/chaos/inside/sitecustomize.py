@@ -25,7 +25,6 @@ CHAOS = os.environ.get("MASKRCNN_CHAOS", "")
 ROLE = os.environ.get("MASKRCNN_CHAOS_ROLE", "worker")
 POISON = os.environ.get("MASKRCNN_POISON", "")
 WORKER = "maskrcnn.pipeline.worker"
-FETCHER = "maskrcnn.pipeline.shard_inputs"
 HELD_S = 60
 """A process that nobody kills or releases goes on after so many seconds."""
 
@@ -150,17 +149,15 @@ def _stored(method):
     return observed
 
 
-def change_inputs(module):
-    read_input = module.read_input
+def change_shard_inputs(module):
+    read = module.ShardInputs.read
 
-    @functools.wraps(read_input)
-    def read_input_observed(*arguments, **options):
-        # The report reads images too, and is no fetch.
-        if sys._getframe(1).f_globals["__name__"] == FETCHER:
-            at("fetch", "before", f"read_input({str(arguments[0]).rpartition('/')[2]})")
-        return read_input(*arguments, **options)
+    @functools.wraps(read)
+    def read_observed(self, position):
+        at("fetch", "before", f"read({self._entries[position]['uri'].rpartition('/')[2]})")
+        return read(self, position)
 
-    module.read_input = read_input_observed
+    module.ShardInputs.read = read_observed
 
 
 def change_worker(module):
@@ -268,7 +265,7 @@ def _allocate_for_ever():
 
 CHANGES_FOR_CHAOS = {
     "maskrcnn.io.storage": change_storage,
-    "maskrcnn.io.inputs": change_inputs,
+    "maskrcnn.pipeline.shard_inputs": change_shard_inputs,
     WORKER: change_worker,
     "maskrcnn.synthetic.planted": change_planted,
 }
