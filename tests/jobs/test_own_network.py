@@ -78,7 +78,7 @@ def test_other_code_arguments_or_files_are_another_run(finished, monkeypatch):
     assert run(*arguments_of()).exit_code == 0
     other = run(*arguments_of(depth="18"))
     assert (other.exit_code, other.stderr.count("planned")) == (2, 1)
-    assert "model-args: planned {'depth': 50, " in other.stderr
+    assert "(model-arg depth: planned 50, now 18); " in other.stderr
     code = finished / "nets" / "planted.py"
     for path, what in ((finished / "w.pth", "w.pth (sha256): planned"), (code, "code (sha256): planned")):
         before = path.read_bytes()
