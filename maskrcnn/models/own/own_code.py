@@ -330,7 +330,9 @@ def raised(error: BaseException) -> str:
     while trace is not None:
         frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
         trace = trace.tb_next
-    at = place_of(frames) or (f"{Path(frames[-1][0]).name}, line {frames[-1][1]}" if frames else "")
+    at = place_of(frames)
+    if not at and frames and not frames[-1][0].startswith("<"):  # `<frozen importlib>` tells nothing
+        at = f"{Path(frames[-1][0]).name}, line {frames[-1][1]}"
     return f"{text} ({at})" if at else text
 
 

@@ -26,6 +26,8 @@ from .own_code import place_of
 __all__ = ["Limit", "ask", "serve"]
 
 _POLL_S: Final = 0.02
+_START_S: Final = 60.0
+"""How long Python and this program may take to start in the process, before the user's code."""
 _STACK_S: Final = 0.5
 """How long a process may take to say what it is doing, before it is ended."""
 _LAST_BYTES: Final = 10_000
@@ -113,6 +115,7 @@ def _await(
 ) -> tuple[dict[str, Any] | None, str]:
     """Return the answer, and the step that was last begun; None if the process ended, or the step took too long."""
     offset, since = 0, time.monotonic()
+    allowed = max(_START_S, limit.seconds)
     while True:
         ended = process.poll() is not None
         data = os.pread(answers.fileno(), 2**24, offset)
@@ -122,10 +125,11 @@ def _await(
             message: dict[str, Any] = json.loads(line)
             if "step" not in message:
                 return message, step
-            step, since = message["step"], time.monotonic()
+            step, since = message["step"] or step, time.monotonic()
+            allowed = limit.seconds
         if data:
             continue
-        if ended or time.monotonic() - since > limit.seconds:
+        if ended or time.monotonic() - since > allowed:
             return None, step
         time.sleep(_POLL_S)
 
@@ -177,6 +181,7 @@ def serve(answer: Callable[[dict[str, Any], Begin], dict[str, Any]]) -> NoReturn
     def write(message: Mapping[str, Any]) -> None:
         os.write(answers, json.dumps(message).encode() + b"\n")
 
+    write({"step": None})  # Python has started
     code = 0
     try:
         write({"answer": answer(question, lambda step: write({"step": step}))})

@@ -339,8 +339,9 @@ class OwnSegmenter:
         except UsageError as error:
             raise OwnNetworkError(self._name, str(error)) from error
         except InvalidDetectionsError as error:
+            what = raised(error).removeprefix(f"{InvalidDetectionsError.__name__}: ")
             raise OwnNetworkError(
-                self._name, f"it made maskrcnn.Detections that are not valid: {raised(error)}"
+                self._name, f"it made maskrcnn.Detections that are not valid: {what}"
             ) from error
         except SystemExit as error:
             raise RuntimeError(f"it ended Python with {raised(error)}") from error
@@ -374,7 +375,10 @@ class OwnSegmenter:
         )
         best = detection_order(found.boxes[kept], found.labels[kept], found.scores[kept])
         chosen = kept[best[: options.max_detections]]
-        return replace(found.take(chosen), capped=found.capped or len(chosen) == options.max_detections)
+        limited = replace(found.take(chosen), capped=found.capped or len(chosen) == options.max_detections)
+        if len(limited) or (limited.masks is not None) == self._has_masks:
+            return limited
+        return replace(limited, masks=() if self._has_masks else None)  # `Detections.empty` fits both
 
 
 def is_finite(found: Detections) -> bool:
@@ -401,10 +405,8 @@ def problem_of(
     problem = None
     if (found.height, found.width) != (height, width):
         problem = f"detections of {found.height} x {found.width} pixels for an image of {height} x {width}"
-    elif (found.masks is not None) != has_masks:
-        problem = (
-            "masks, but its has_masks is False" if found.masks else "no masks, but its has_masks is True"
-        )
+    elif len(found) and (found.masks is not None) != has_masks:
+        problem = "no masks, but its has_masks is True" if has_masks else "masks, but its has_masks is False"
     elif unknown := sorted(set(found.labels.tolist()) - set(ids)):
         problem = f"the category {unknown[0]}, which its `categories` lacks"
     elif (outside & np.isfinite(found.scores)).any():

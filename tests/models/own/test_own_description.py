@@ -7,6 +7,7 @@ from own_networks import PLANTED, write_package
 
 from maskrcnn.errors import UsageError
 from maskrcnn.models.own import own_description
+from maskrcnn.models.own.own_process import Limit
 from maskrcnn.models.registry import describe_model
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES
 
@@ -60,11 +61,32 @@ def test_whatever_ends_it_is_one_line(case, folder):
     assert "\n" not in str(caught.value)
 
 
-def test_a_factory_that_hangs_is_ended(folder, monkeypatch):
-    monkeypatch.setattr(own_description, "PATIENCE_S", 1.0)
-    (folder / "nets.py").write_text("import time\ntime.sleep(600)\n" + PLANTED)
-    with pytest.raises(UsageError, match=r"its factory took more than 1 s"):
+def test_a_factory_that_hangs_is_ended_and_where_it_was_is_said(folder, monkeypatch):
+    monkeypatch.setattr(own_description, "PATIENCE", Limit(1.0, "do something"))
+    (folder / "nets.py").write_text("import time\n\ntime.sleep(600)\n" + PLANTED)
+    with pytest.raises(
+        UsageError, match=r"its factory took more than 1 s \(at nets\.py, line 3\): do something"
+    ):
         describe_model("nets:build")
+
+
+SYNTAX = {
+    "not closed": ("def build(options):\n    x = (\n", r"'\(' was never closed \(/.*/nets\.py, line 2: x = \(\)"),
+    "two words": ("build a network\n", r"SyntaxError: invalid syntax \(/.*/nets\.py, line 1: build a network\)"),
+    "an indent": ("x = 1\n  y = 2\n", r"IndentationError: unexpected indent \(/.*/nets\.py, line 2: y = 2\)"),
+    "null bytes": ("x = 1\0\n", r"importing nets raised SyntaxError: source code string cannot contain null bytes$"),
+    "in the factory": ("def build(options): exec('a b')", r"its factory raised SyntaxError: .*line 1: a b\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SYNTAX)
+def test_a_syntax_error_is_told_with_file_line_and_text(case, folder):
+    code, message = SYNTAX[case]
+    (folder / "nets.py").write_text(code)
+    with pytest.raises(UsageError, match=message) as caught:
+        describe_model("nets:build")
+    assert "\n" not in str(caught.value)
+    assert "importlib" not in str(caught.value)
 
 
 def test_other_models_take_no_arguments(folder):
