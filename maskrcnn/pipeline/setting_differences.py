@@ -10,7 +10,7 @@ __all__ = ["PLANNED_AND_NOW", "RUNS_A_AND_B", "Words", "differences"]
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """How the value of a setting in one of two runs is told."""
+    """How the value of a setting in one of two runs is shown."""
 
     value: str
     """With `{}` for the value."""
@@ -28,7 +28,7 @@ RUNS_A_AND_B: Final = tuple(
     Words(f"{{}} in {run}", f"given in {run}", f"not given in {run}") for run in ("A", "B")
 )
 _LISTED: Final = 5
-"""How many values of a long list are told, from the first in which two lists differ."""
+"""The number of values of a long list that are shown, from the first in which two lists differ."""
 
 
 def differences(
@@ -37,7 +37,7 @@ def differences(
     """Return one phrase for each setting in which two configurations differ.
 
     None, False, an empty list and a setting that is absent say that it was not given; True says that a flag was. The
-    arguments of a factory are told one by one.
+    arguments of a factory are shown one by one.
 
     >>> differences({"min_score": 0.05, "limit": None}, {"min_score": 0.5, "limit": 3})
     ['limit: planned without it, now 3', 'min-score: planned 0.05, now 0.5']
@@ -49,8 +49,8 @@ def differences(
     for name in sorted(one.keys() | other.keys()):
         values = one.get(name), other.get(name)
         if values[0] != values[1] and not all(map(_is_absent, values)):
-            told = [_told(values[i], values[1 - i], words[i]) for i in (0, 1)]
-            phrases.append(f"{name}: {', '.join(told)}")
+            shown = [_shown(values[i], values[1 - i], words[i]) for i in (0, 1)]
+            phrases.append(f"{name}: {', '.join(shown)}")
     return phrases
 
 
@@ -67,11 +67,11 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _argument(value: Any) -> str:
-    """Return the VALUE of `--model-arg NAME=VALUE`: JSON, and text that is none as it is."""
+    """Return the VALUE of `--model-arg NAME=VALUE`: JSON, and other text as it is."""
     if isinstance(value, str):
         try:
             json.loads(value)
-        except ValueError:  # no JSON, so that it needs no quotes
+        except ValueError:  # not JSON, so that it needs no quotes
             return value
     return json.dumps(value, ensure_ascii=False)
 
@@ -80,7 +80,7 @@ def _is_absent(value: Any) -> bool:
     return value is None or value is False or value == []
 
 
-def _told(value: Any, against: Any, words: Words) -> str:
+def _shown(value: Any, against: Any, words: Words) -> str:
     if value is True:
         return words.flag
     if _is_absent(value):

@@ -1,4 +1,4 @@
-"""What differs between two runs is told as a user would give it, whatever the values are."""
+"""What differs between two runs is shown as a user would give it, whatever the values are."""
 
 import re
 from typing import Any
@@ -45,12 +45,12 @@ def test_two_finished_runs_are_a_and_b() -> None:
         (0, "0"),
     ],
 )
-def test_an_argument_of_a_factory_is_told_as_it_is_given(value: Any, text: str) -> None:
+def test_an_argument_of_a_factory_is_shown_as_it_is_given(value: Any, text: str) -> None:
     changed = differences({"model_args": {"x": value}}, {"model_args": {"x": "another"}})
     assert changed == [f"model-arg x: planned {text}, now another"]
 
 
-def test_of_long_lists_the_part_that_differs_is_told() -> None:
+def test_of_long_lists_the_part_that_differs_is_shown() -> None:
     names = [f"n{number}" for number in range(80)]
     changed = differences({"categories": names}, {"categories": [*names[:40], "x", *names[41:]]})
     assert changed == ["categories: planned …,n40,n41,n42,n43,n44,… (80), now …,x,n41,n42,n43,n44,… (80)"]
@@ -58,7 +58,7 @@ def test_of_long_lists_the_part_that_differs_is_told() -> None:
 
 
 @given(SETTINGS, SETTINGS)
-def test_no_value_is_told_as_python_writes_it_and_equal_settings_differ_in_nothing(
+def test_no_value_is_shown_as_python_writes_it_and_equal_settings_differ_in_nothing(
     one: dict[str, Any], other: dict[str, Any]
 ) -> None:
     changed = differences(one, other)

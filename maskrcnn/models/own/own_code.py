@@ -331,7 +331,7 @@ def raised(error: BaseException) -> str:
         frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
         trace = trace.tb_next
     at = place_of(frames)
-    if not at and frames and not frames[-1][0].startswith("<"):  # `<frozen importlib>` tells nothing
+    if not at and frames and not frames[-1][0].startswith("<"):  # as of `<frozen importlib>`
         at = f"{Path(frames[-1][0]).name}, line {frames[-1][1]}"
     return f"{text} ({at})" if at else text
 

@@ -61,7 +61,8 @@ def ask(
         what: what messages begin with, such as `--model nets:build`.
         step: the first step.
         limit: how long each step may take.
-        show: whether stderr is shown, to which stdout is redirected; else its last line is told where the process ends.
+        show: whether stderr is shown, to which stdout is redirected; else its last line is in the message where the
+            process ends.
 
     Raises:
         UsageError: as the process raised it, or a step took too long, or ended the process.

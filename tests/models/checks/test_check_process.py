@@ -22,11 +22,11 @@ def check(fault, *options):
     )
 
 
-def test_what_was_not_checked_is_told_in_words_and_in_json():
-    told = check("one at a time", "--seconds", "20")
-    assert told.exit_code == 0, told.output
-    assert "independent of the batch  not checked: its batch_size is 1" in told.stdout
-    assert "sound as far as checked: faulty:build, boxes only, plank, coin, leaf" in told.stdout
+def test_what_was_not_checked_is_shown_in_words_and_in_json():
+    shown = check("one at a time", "--seconds", "20")
+    assert shown.exit_code == 0, shown.output
+    assert "independent of the batch  not checked: its batch_size is 1" in shown.stdout
+    assert "sound as far as checked: faulty:build, boxes only, plank, coin, leaf" in shown.stdout
     report = json.loads(CliRunner().invoke(main, ["check-model", "planted", "--json"]).stdout)
     assert {check["status"] for check in report["checks"]} == {"ok", "not_checked"}
     assert report["sound"]

@@ -80,7 +80,7 @@ SYNTAX = {
 
 
 @pytest.mark.parametrize("case", SYNTAX)
-def test_a_syntax_error_is_told_with_file_line_and_text(case, folder):
+def test_a_syntax_error_is_shown_with_file_line_and_text(case, folder):
     code, message = SYNTAX[case]
     (folder / "nets.py").write_text(code)
     with pytest.raises(UsageError, match=message) as caught:
