@@ -84,6 +84,7 @@ RESULTS = {
     "batch": lambda found: [moved(each, len(found)) for each in found],
     "score": lambda found: [replace(each, scores=each.scores + 1) for each in found],
     "nothing": lambda found: [each.take(np.arange(0)) for each in found],
+    "low scores": lambda found: [replace(each, scores=each.scores / 30) for each in found],
     "one instance": lambda found: [each.take(np.arange(len(each))[:1]) for each in found],
 }
 
@@ -100,7 +101,9 @@ def build(options, *, fault, has_masks=False):
         kind.categories = property(lambda self: (maskrcnn.Category(1, str(os.getpid())),))
     if fault == "one at a time":
         kind.batch_size = kind.lanes = 1
-    if fault == "limits":
+    if fault == "low scores" and options.min_score > 0.03:
+        kind.fault = "nothing"
+    if fault in ("limits", "low scores"):
         return kind(min_score=0.0, has_masks=has_masks)
     return kind(
         min_score=options.min_score,

@@ -23,6 +23,7 @@ WITHOUT_TORCH = {
     "models.checks.check_process",
     "models.checks.differences",
     "models.checks.model_checks",
+    "models.checks.report",
     "models.checks.sample_images",
     "models.coco_categories",
     "models.conversion",

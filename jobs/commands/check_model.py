@@ -10,7 +10,7 @@ from .shared_options import json_option, labels_option, model_args_option
 from .terminal import plain
 
 if TYPE_CHECKING:
-    from maskrcnn.models.checks.model_checks import ModelReport
+    from maskrcnn.models.checks.report import ModelReport
 
 _MARKS: Final = {"ok": "ok      ", "failed": "FAILED  ", "not_checked": "not checked: "}
 
@@ -33,7 +33,7 @@ _MARKS: Final = {"ok": "ok      ", "failed": "FAILED  ", "not_checked": "not che
     type=click.FloatRange(1, 3600),
     default=60.0,
     show_default=True,
-    help="How long building the model and each batch may take; no larger batch is measured after this time.",
+    help="How long building the model and computing each image may take; no larger batch is measured after this time.",
 )
 @json_option
 def check_model_command(

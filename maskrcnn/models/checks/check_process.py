@@ -4,16 +4,17 @@
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
 from ...types import Category
 from ..own.own_description import PATIENCE
-from ..own.own_process import Limit, ask, serve
+from ..own.own_process import Begin, Limit, ask, serve
 from ..own.own_segmenter import Planned
 from ..registry import describe_model
-from .model_checks import ModelReport, Subject, run_checks
+from .model_checks import Subject, run_checks
+from .report import ModelReport
 
 __all__ = ["check_model"]
 
@@ -42,8 +43,8 @@ def check_model(
         device: `cpu`, `cuda` or `auto`.
         threads: of torch on the CPU.
         dtype: of the convolutions.
-        seconds: how long building the model and computing each batch may take; no larger batch is measured once this
-            time has passed.
+        seconds: how long building the model may take, and computing a batch for each of its images; no larger batch is
+            measured once this time has passed.
 
     Raises:
         UsageError: there is no such model, it cannot be built, it took too long, or it ended its process.
@@ -60,7 +61,7 @@ def check_model(
     )
 
 
-def _answer(question: dict[str, Any], begin: Callable[[str], None]) -> dict[str, Any]:
+def _answer(question: dict[str, Any], begin: Begin) -> dict[str, Any]:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     log.setLevel(question["level"])
     given = question["subject"]

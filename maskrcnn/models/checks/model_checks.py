@@ -4,21 +4,23 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 
 from ...errors import ItemError, MaskrcnnError, OwnNetworkError, UsageError, plural
-from ...types import Category, Detections, Pixels, Segmenter
+from ...types import Detections, Pixels, Segmenter
 from ..factory import build_segmenter
 from ..own.own_code import raised
+from ..own.own_process import Begin
 from ..own.own_segmenter import OwnSegmenter, Planned, check_planned, is_finite, problem_of, shown_box
 from .batch_costs import BATCH_SIZES, Cost, measured
 from .differences import differences, equal
+from .report import Check, ModelReport, failed, not_checked, ok
 from .sample_images import sample_images
 
-__all__ = ["Check", "ModelReport", "Subject", "run_checks"]
+__all__ = ["Subject", "run_checks"]
 
 log = logging.getLogger("maskrcnn")
 
@@ -27,54 +29,6 @@ _AT_LEAST: Final = 3
 
 Outcome = Detections | ItemError
 Build = Callable[..., Segmenter]
-Begin = Callable[[str], None]
-"""Announces the next step, as `own_process.Begin`."""
-Status = Literal["ok", "failed", "not_checked"]
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One property of a model."""
-
-    name: str
-    status: Status
-    line: str
-    """What was found, or why it was not checked, for a person."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelReport:
-    """What was found out about a model."""
-
-    model: str
-    sha256: str
-    categories: tuple[Category, ...]
-    has_masks: bool
-    execution: Mapping[str, Any]
-    checks: tuple[Check, ...]
-    costs: tuple[Cost, ...]
-
-    @property
-    def sound(self) -> bool:
-        """Whether no check failed."""
-        return all(check.status != "failed" for check in self.checks)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
-        return asdict(self) | {"execution": dict(self.execution), "sound": self.sound}
-
-    @classmethod
-    def from_json(cls, report: Mapping[str, Any]) -> "ModelReport":
-        """Return the report that `to_json` returned."""
-        return cls(
-            report["model"],
-            report["sha256"],
-            tuple(Category(**category) for category in report["categories"]),
-            report["has_masks"],
-            report["execution"],
-            tuple(Check(**check) for check in report["checks"]),
-            tuple(Cost(**cost) for cost in report["costs"]),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +71,7 @@ class Subject:
         return segmenter
 
 
-def run_checks(subject: Subject, begin: Begin = lambda _: None, seconds: float = 60.0) -> ModelReport:
+def run_checks(subject: Subject, begin: Begin = lambda *_: None, seconds: float = 60.0) -> ModelReport:
     """Check a model of any kind on generated images, in this process.
 
     Args:
@@ -129,15 +83,21 @@ def run_checks(subject: Subject, begin: Begin = lambda _: None, seconds: float =
         UsageError: the model cannot be built, or a run would end before its first result.
         RunError: the store of its file cannot be read.
     """
-    begin("building it")
+    begin("building it", 1)
     segmenter = subject.build()
     images = sample_images()
-    begin("its `canvas`")
+    begin("its `canvas`", 1)
     canvases = [segmenter.canvas(*image.shape[:2]) for image in images]
-    run = _Run(subject, segmenter, images, begin, time.monotonic() + seconds)
+    ends = time.monotonic() + seconds
+    run = _Run(subject, segmenter, images, begin, ends)
     checks = run.results()
+    if run.found_nothing:
+        log.info("nothing was detected: trying with --min-score 0")
+        begin("building it with --min-score 0", 1)
+        run = _Run(subject, subject.build(min_score=0.0), images, begin, ends, min_score=0.0)
+        checks = run.results()
     if any(check.status == "failed" for check in checks[:1]):
-        checks += [_not_checked(name, "results are not well formed") for name in (*REPEATED, *LIMITS)]
+        checks += [not_checked(name, "results are not well formed") for name in (*REPEATED, *LIMITS)]
     else:
         checks += [*run.repeated(canvases), *run.limits()]
     costs: list[Cost] = []
@@ -165,18 +125,6 @@ _NOTHING: Final = "nothing was detected in the generated images"
 _LATE: Final = "there was no time left: give more --seconds"
 
 
-def _ok(name: str, line: str) -> Check:
-    return Check(name, "ok", line)
-
-
-def _failed(name: str, line: str) -> Check:
-    return Check(name, "failed", line)
-
-
-def _not_checked(name: str, why: str) -> Check:
-    return Check(name, "not_checked", why)
-
-
 def _tried(
     compute: Callable[[Sequence[Pixels]], Sequence[Outcome]], images: Sequence[Pixels]
 ) -> list[Outcome]:
@@ -195,8 +143,15 @@ class _Run:
     """The results of a model for images alone, and what repeating shows."""
 
     def __init__(
-        self, subject: Subject, segmenter: Segmenter, images: Sequence[Pixels], begin: Begin, ends: float
+        self,
+        subject: Subject,
+        segmenter: Segmenter,
+        images: Sequence[Pixels],
+        begin: Begin,
+        ends: float,
+        **limits: float,
     ) -> None:
+        self._limits = limits
         self._subject = subject
         self._segmenter = segmenter
         self._images = images
@@ -208,8 +163,13 @@ class _Run:
         """Compute a batch by the network itself, of which the program's own limits would hide faults."""
         height, width = images[0].shape[:2]
         what = "1 image" if len(images) == 1 else f"a batch of {plural(len(images), 'image')}"
-        self._begin(f"running {what} of {height} x {width} pixels")
+        self._begin(f"running {what} of {height} x {width} pixels", len(images))
         return _tried(_raw(self._segmenter), images)
+
+    @property
+    def found_nothing(self) -> bool:
+        """Whether all images have results, of which none has an instance."""
+        return all(isinstance(each, Detections) and len(each) == 0 for each in self._alone)
 
     # Results
 
@@ -230,8 +190,8 @@ class _Run:
         instances = sum(map(len, found))
         if wrong:
             return [
-                _failed(RESULTS[0], wrong[0]),
-                *(_not_checked(name, "results are not well formed") for name in RESULTS[1:]),
+                failed(RESULTS[0], wrong[0]),
+                *(not_checked(name, "results are not well formed") for name in RESULTS[1:]),
             ]
         infinite = sum(isinstance(each, ItemError) or not is_finite(each) for each in self._alone)
         outside = self._outside()
@@ -239,21 +199,21 @@ class _Run:
         if len(self._alone) < len(self._images):
             seen += f"; {plural(len(self._images) - len(self._alone), 'image')} left out: {_LATE}"
         checks = {
-            RESULTS[0]: _ok(RESULTS[0], seen),
-            RESULTS[1]: _ok(RESULTS[1], "run lengths of the whole image, with the areas and boxes stated")
+            RESULTS[0]: ok(RESULTS[0], seen),
+            RESULTS[1]: ok(RESULTS[1], "run lengths of the whole image, with the areas and boxes stated")
             if self._segmenter.has_masks
-            else _not_checked(RESULTS[1], "it detects boxes only"),
-            RESULTS[2]: _failed(RESULTS[2], f"NaN or infinity in {plural(infinite, 'image')}")
+            else not_checked(RESULTS[1], "it detects boxes only"),
+            RESULTS[2]: failed(RESULTS[2], f"NaN or infinity in {plural(infinite, 'image')}")
             if infinite
-            else _ok(RESULTS[2], "all boxes and scores"),
-            RESULTS[3]: _failed(RESULTS[3], f"the box {outside[0]} pixels")
+            else ok(RESULTS[2], "all boxes and scores"),
+            RESULTS[3]: failed(RESULTS[3], f"the box {outside[0]} pixels")
             if outside
-            else _ok(RESULTS[3], "all boxes"),
+            else ok(RESULTS[3], "all boxes"),
         }
         if not instances:
             for name, check in checks.items():
                 if check.status == "ok":
-                    checks[name] = _not_checked(name, _NOTHING)
+                    checks[name] = not_checked(name, _NOTHING)
         return list(checks.values())
 
     def _problems(self) -> Iterator[str]:
@@ -284,50 +244,68 @@ class _Run:
     def repeated(self, canvases: Sequence[object]) -> list[Check]:
         """Compute images again: alone, in a batch, and in two threads at once if the model allows."""
         log.info("computing images again, and in batches")
-        first = self._images[:2]
-        together = min(_AT_LEAST, self._segmenter.batch_size)
-        checks = [self._again(REPEATED[0], "twice the same", lambda: [*map(self._one, first)])]
-        if together == 1:
-            why = "its batch_size is 1: a run calls it with one image at a time"
-            checks.append(_not_checked(REPEATED[1], why))
-        elif len(set(canvases[:together])) > 1:
-            why = "its canvas differs for images of one size: a run never has two in a batch"
-            checks.append(_not_checked(REPEATED[1], why))
-        else:
-            batch = self._images[:together]
-            checks.append(self._again(REPEATED[1], "alone and in a batch", lambda: self._compute(batch)))
+        order = sorted(
+            range(len(self._alone)), key=lambda number: -self._count(number)
+        )  # what has instances first
+        first = [self._images[number] for number in order[:2]]
+        alone = [self._alone[number] for number in order[:2]]
+        checks = [self._again(REPEATED[0], "twice the same", alone, lambda: [*map(self._one, first)])]
+        checks.append(self._batched(order, canvases))
         if self._segmenter.lanes == 1:
             why = "its lanes are 1: a run calls it from one thread"
-            checks.append(_not_checked(REPEATED[2], why))
+            checks.append(not_checked(REPEATED[2], why))
         else:
             what = "one after the other and at once"
-            checks.append(self._again(REPEATED[2], what, lambda: self._at_once(first)))
+            checks.append(self._again(REPEATED[2], what, alone, lambda: self._at_once(first)))
         return checks
+
+    def _batched(self, order: Sequence[int], canvases: Sequence[object]) -> Check:
+        """Compute the first of some images in a batch with others of its size, and its mirror images."""
+        name, together = REPEATED[1], min(_AT_LEAST, self._segmenter.batch_size)
+        first = self._images[order[0]]
+        equal = [number for number in order if self._images[number].shape == first.shape][:together]
+        if together == 1:
+            return not_checked(name, "its batch_size is 1: a run calls it with one image at a time")
+        if len({canvases[number] for number in equal}) > 1:
+            return not_checked(
+                name, "its canvas differs for images of one size: a run never has two in a batch"
+            )
+        batch = [
+            *(self._images[number] for number in equal),
+            *map(np.ascontiguousarray, (first[:, ::-1], first[::-1])),
+        ]
+        alone = [self._alone[number] for number in equal]
+        return self._again(name, "alone and in a batch", alone, lambda: self._compute(batch[:together]))
+
+    def _count(self, number: int) -> int:
+        found = self._alone[number]
+        return len(found) if isinstance(found, Detections) else 0
 
     def _one(self, image: Pixels) -> Outcome:
         return self._compute([image])[0]
 
     def _at_once(self, images: Sequence[Pixels]) -> list[Outcome]:
-        self._begin("running two images at once in two threads")
+        self._begin("running 2 images at once in 2 threads", len(images))
         with ThreadPoolExecutor(len(images)) as threads:
             found = threads.map(lambda image: _tried(_raw(self._segmenter), [image]), images)
             return [outcome for (outcome,) in found]
 
-    def _again(self, name: str, what: str, compute: Callable[[], Sequence[Outcome]]) -> Check:
+    def _again(
+        self, name: str, what: str, alone: Sequence[Outcome], compute: Callable[[], Sequence[Outcome]]
+    ) -> Check:
         try:
-            return _compared(name, what, self._alone, compute())
+            return _compared(name, what, alone, compute())
         except _Fault as fault:
-            return _failed(name, f"{what}: {fault}")
+            return failed(name, f"{what}: {fault}")
 
     # Limits
 
     def limits(self) -> list[Check]:
         """Build the model with a higher lowest score, few detections and one category, and look whether it obeys."""
-        counts = [len(outcome) if isinstance(outcome, Detections) else 0 for outcome in self._alone]
-        number = int(np.argmax(counts))
+        number = max(range(len(self._alone)), key=self._count)
         found = self._alone[number]
         if isinstance(found, ItemError) or len(found) == 0:
-            return [_not_checked(name, _NOTHING) for name in LIMITS]
+            return [not_checked(name, _NOTHING) for name in LIMITS]
         log.info("computing an image with other limits")
         lowest = max(float(np.median(found.scores)) - 1e-6, 0.0)
         label = int(np.bincount(found.labels).argmax())
@@ -335,7 +313,7 @@ class _Run:
         most = max(1, len(found) // 4)
         image = self._images[number]
         return [
-            _not_checked(LIMITS[0], "no scores that differ were detected")
+            not_checked(LIMITS[0], "no scores that differ were detected")
             if (found.scores > np.float32(lowest)).all()
             else self._limit(
                 LIMITS[0],
@@ -344,12 +322,12 @@ class _Run:
                 lambda few: few.scores > np.float32(lowest),
                 min_score=lowest,
             ),
-            _not_checked(LIMITS[1], "no image has more than one detection")
+            not_checked(LIMITS[1], "no image has more than one detection")
             if len(found) <= most
             else self._limit(
                 LIMITS[1], str(most), image, lambda few: np.arange(len(few)) < most, max_detections=most
             ),
-            _not_checked(LIMITS[2], "one category alone was detected")
+            not_checked(LIMITS[2], "one category alone was detected")
             if (found.labels == label).all()
             else self._limit(
                 LIMITS[2], category, image, lambda few: few.labels == label, categories=(category,)
@@ -361,21 +339,23 @@ class _Run:
     ) -> Check:
         """Build the model with one limit, and look whether all its detections obey it."""
         if time.monotonic() > self._ends:
-            return _not_checked(name, _LATE)
+            return not_checked(name, _LATE)
         try:
-            self._begin(f"building it with {name} {shown}")
-            segmenter = self._subject.build(**limits)
-            self._begin(f"running 1 image with {name} {shown}")
+            self._begin(f"building it with {name} {shown}", 1)
+            segmenter = self._subject.build(**self._limits | limits)
+            self._begin(f"running 1 image with {name} {shown}", 1)
             (outcome,) = _tried(_raw(segmenter), [image])
         except (_Fault, UsageError) as error:
-            return _failed(name, f"{shown}: {error}")
+            return failed(name, f"{shown}: {error}")
         if isinstance(outcome, ItemError):
-            return _failed(name, f"{shown}: the image failed with {outcome}")
+            return failed(name, f"{shown}: the image failed with {outcome}")
+        if len(outcome) == 0:
+            return not_checked(name, f"{shown}: nothing was detected")
         if np.all(obeyed(outcome)):
-            return _ok(name, f"{shown}: obeyed")
-        if isinstance(segmenter, OwnSegmenter):
-            return _ok(name, f"{shown}: the program applies it, since the network does not")
-        return _failed(name, f"{shown}: not obeyed")
+            return ok(name, f"{shown}: obeyed")
+        applied = isinstance(segmenter, OwnSegmenter)
+        line = "the program applies it, since the network does not" if applied else "not obeyed"
+        return Check(name, "ok" if applied else "failed", f"{shown}: {line}")
 
     # Costs
 
@@ -386,7 +366,7 @@ class _Run:
         try:
             costs.extend(measured(self._compute, self._images, largest, self._ends, cuda=cuda))
         except (_Fault, ItemError) as error:
-            return [_failed("batches", f"a larger batch than {len(costs)}: {error}")]
+            return [failed("batches", f"a larger batch than {len(costs)}: {error}")]
         return []
 
 
@@ -395,24 +375,22 @@ def _raw(segmenter: Segmenter) -> Callable[[Sequence[Pixels]], Sequence[Outcome]
 
 
 def _compared(name: str, what: str, before: Sequence[Outcome], after: Sequence[Outcome]) -> Check:
-    """Compare the results of the same images; `before` may have more."""
+    """Compare the results of the same images; `after` may have more."""
     boxes = scores = 0.0
     compared, exact = 0, True
-    for number, (one, other) in enumerate(zip(before, after, strict=False)):
+    for one, other in zip(before, after, strict=False):
         if isinstance(one, ItemError) or isinstance(other, ItemError):
             if type(one) is not type(other):
-                return _failed(name, f"{what}: image {number} fails in one of the two")
+                return failed(name, f"{what}: an image fails in one of the two")
             continue
         difference = differences(one, other)
         if difference is None:
-            return _failed(name, f"{what}: other instances in image {number}")
+            return failed(name, f"{what}: other instances in an image of {one.height} x {one.width} pixels")
         compared += len(one)
         boxes, scores = max(boxes, difference[0]), max(scores, difference[1])
         exact = exact and equal(one, other)
     if not compared:
-        return _not_checked(
-            name, f"nothing was detected in the {plural(len(after), 'image')} that were compared"
-        )
+        return not_checked(name, _NOTHING)
     if exact:
-        return _ok(name, f"{what}: {plural(compared, 'instance')} identical")
-    return _ok(name, f"{what}: boxes differ by {boxes:.2g} px, scores by {scores:.2g}")
+        return ok(name, f"{what}: {plural(compared, 'instance')} identical")
+    return ok(name, f"{what}: boxes differ by {boxes:.2g} px, scores by {scores:.2g}")

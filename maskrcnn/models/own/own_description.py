@@ -5,7 +5,7 @@ properties, or with what is wrong; see `own_process`.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,7 @@ from typing import Any, Final
 from ...errors import UsageError
 from ...types import Category
 from .own_code import OwnNetwork, files_of, find_code, import_factory, own_digest, parse_own
-from .own_process import Limit, ask, serve
+from .own_process import Begin, Limit, ask, serve
 from .own_segmenter import SegmenterOptions, call_factory
 
 __all__ = ["Description", "describe_own"]
@@ -70,7 +70,7 @@ def describe_own(own: OwnNetwork, arguments: Mapping[str, Any], limit: Limit | N
 # --- the other process --------------------------------------------------------------------------------------
 
 
-def _answer(question: dict[str, Any], _begin: Callable[[str], None]) -> dict[str, Any]:
+def _answer(question: dict[str, Any], _begin: Begin) -> dict[str, Any]:
     own = parse_own(question["name"])
     if own is None:
         raise UsageError(f"{question['name']} is not the name of a factory")

@@ -23,7 +23,7 @@ from typing import IO, Any, Final, NoReturn
 from ...errors import MaskrcnnError, RunError, UsageError
 from .own_code import place_of
 
-__all__ = ["Limit", "ask", "serve"]
+__all__ = ["Begin", "Limit", "ask", "serve"]
 
 _POLL_S: Final = 0.02
 _START_S: Final = 60.0
@@ -34,8 +34,8 @@ _LAST_BYTES: Final = 10_000
 """How much is read of what the user's code printed."""
 _FRAME: Final = re.compile(r'^\s*File "(.*)", line (\d+) in ', re.MULTILINE)
 
-Begin = Callable[[str], None]
-"""Announces the next step, as the subject of a sentence: `running a batch of 3 images`."""
+Begin = Callable[[str, int], None]
+"""Announces the next step, as the subject of a sentence, and the number of images: `running a batch of 3 images`, 3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Limit:
     """How long a step may take."""
 
     seconds: float
+    """For each image, if there are several."""
     advice: str
     """What to do where that is too short."""
 
@@ -81,13 +82,11 @@ def ask(
         )
         try:
             _send(process, dict(question) | {"stack": stack.fileno()})
-            answer, step = _await(process, answers, step, limit)
+            answer, step, allowed = _await(process, answers, step, limit)
             if answer is None:
                 if process.poll() is None:
                     where = _where(process, stack)
-                    raise UsageError(
-                        f"{what}: {step} took more than {limit.seconds:g} s{where}: {limit.advice}"
-                    )
+                    raise UsageError(f"{what}: {step} took more than {allowed:g} s{where}: {limit.advice}")
                 raise UsageError(
                     f"{what}: {step} ended its process {_end(process.returncode)}{_last_line(printed)}"
                 )
@@ -113,8 +112,11 @@ def _send(process: subprocess.Popen[bytes], question: Mapping[str, Any]) -> None
 
 def _await(
     process: subprocess.Popen[bytes], answers: IO[bytes], step: str, limit: Limit
-) -> tuple[dict[str, Any] | None, str]:
-    """Return the answer, and the step that was last begun; None if the process ended, or the step took too long."""
+) -> tuple[dict[str, Any] | None, str, float]:
+    """Return the answer, the step that was last begun, and how long it may take.
+
+    The answer is None if the process ended, or the step took too long.
+    """
     offset, since = 0, time.monotonic()
     allowed = max(_START_S, limit.seconds)
     while True:
@@ -125,13 +127,13 @@ def _await(
         for line in data.splitlines():
             message: dict[str, Any] = json.loads(line)
             if "step" not in message:
-                return message, step
+                return message, step, allowed
             step, since = message["step"] or step, time.monotonic()
-            allowed = limit.seconds
+            allowed = limit.seconds * message["images"]
         if data:
             continue
         if ended or time.monotonic() - since > allowed:
-            return None, step
+            return None, step, allowed
         time.sleep(_POLL_S)
 
 
@@ -182,10 +184,13 @@ def serve(answer: Callable[[dict[str, Any], Begin], dict[str, Any]]) -> NoReturn
     def write(message: Mapping[str, Any]) -> None:
         os.write(answers, json.dumps(message).encode() + b"\n")
 
-    write({"step": None})  # Python has started
+    def begin(step: str | None, images: int) -> None:
+        write({"step": step, "images": images})
+
+    begin(None, 1)  # Python has started
     code = 0
     try:
-        write({"answer": answer(question, lambda step: write({"step": step}))})
+        write({"answer": answer(question, begin)})
     except MaskrcnnError as error:
         write({"error": " ".join(str(error).split()), "stopped": isinstance(error, RunError)})
     except BaseException:  # noqa: BLE001 whatever the user's code raises, this process ends, and says so

@@ -9,7 +9,8 @@ import pytest
 from own_networks import FAULTY
 
 from maskrcnn.models.checks import model_checks
-from maskrcnn.models.checks.model_checks import ModelReport, Subject, run_checks, sample_images
+from maskrcnn.models.checks.model_checks import Subject, run_checks, sample_images
+from maskrcnn.models.checks.report import ModelReport
 from maskrcnn.models.own.own_code import find_code, own_digest, parse_own
 from maskrcnn.models.own.own_segmenter import Planned
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter
@@ -55,8 +56,8 @@ FAULTS = {
     "pixels as masks": ("well formed", r"`masks` is an array of bool \(9, 480, 640\), expected a tuple of 9 bytes"),
     "nan": ("finite", "NaN or infinity in 1 image"),
     "outside": ("within the image", "pixels"),
-    "random": ("deterministic", "twice the same: other instances in image 0"),
-    "batch": ("independent of the batch", "alone and in a batch: other instances in image 0"),
+    "random": ("deterministic", "twice the same: other instances in an image of 480 x 640 pixels"),
+    "batch": ("independent of the batch", "alone and in a batch: other instances in an image of 480 x 640 pixels"),
     "score": ("well formed", "scores are from 0 to 1"),
 }  # fmt: skip
 
@@ -108,6 +109,12 @@ def test_a_network_may_leave_the_limits_to_the_program():
     ] * 3
 
 
+def test_a_network_with_low_scores_is_checked_with_all_of_them():
+    report = report_of("low scores")
+    assert lines_of(report, "not_checked").keys() == {"masks"}
+    assert report.sound
+
+
 def test_where_the_time_is_over_the_rest_is_left_out_and_said_so():
     report = report_of("none", seconds=0.0)
     assert "1 image left out: there was no time left" in lines_of(report, "ok")["well formed"]
@@ -117,11 +124,11 @@ def test_where_the_time_is_over_the_rest_is_left_out_and_said_so():
 
 def test_each_step_is_announced_before_it_begins():
     steps = []
-    report_of("none", begin=steps.append)
+    report_of("none", begin=lambda step, _images: steps.append(step))
     assert steps[0] == "building it"
     assert "running 1 image of 480 x 640 pixels" in steps
     assert "running a batch of 8 images of 480 x 640 pixels" in steps
-    assert "running two images at once in two threads" in steps
+    assert "running 2 images at once in 2 threads" in steps
 
 
 def test_the_images_have_several_sizes_and_three_share_one():
