@@ -65,6 +65,8 @@ class Faulty(maskrcnn.PlantedSegmenter):
             raise KeyError(len(images))
         if self.fault == "hangs":
             time.sleep(600)
+        if self.fault == "hangs in C":
+            sum(range(10**15))
         if self.fault == "ends":
             os.kill(os.getpid(), 9)
         return RESULTS.get(self.fault, lambda found: found)(found)

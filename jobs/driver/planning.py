@@ -286,9 +286,10 @@ def check_same_network(model: dict[str, Any], card: ModelCard) -> None:
 
 
 def _another_run(request: Request, changed: list[str]) -> UsageError:
+    files = any("(sha256): " in phrase or phrase.startswith("package: ") for phrase in changed)
+    remedy = "restore what was changed" if files else "repeat its command"
     return UsageError(
-        f"{request.output} holds another run ({'; '.join(changed)}); "
-        "repeat its command to continue it, or name another output"
+        f"{request.output} holds another run ({'; '.join(changed)}); {remedy} to continue it, or name another output"
     )
 
 

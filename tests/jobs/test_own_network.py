@@ -78,7 +78,7 @@ def test_other_code_arguments_or_files_are_another_run(finished, monkeypatch):
     assert run(*arguments_of()).exit_code == 0
     other = run(*arguments_of(depth="18"))
     assert (other.exit_code, other.stderr.count("planned")) == (2, 1)
-    assert "(model-arg depth: planned 50, now 18); " in other.stderr
+    assert "(model-arg depth: planned 50, now 18); repeat its command to continue it" in other.stderr
     code = finished / "nets" / "planted.py"
     for path, what in ((finished / "w.pth", "w.pth (sha256): planned"), (code, "code (sha256): planned")):
         before = path.read_bytes()
@@ -87,6 +87,7 @@ def test_other_code_arguments_or_files_are_another_run(finished, monkeypatch):
         assert changed.exit_code == 2
         assert what in changed.stderr
         assert "holds another run" in changed.stderr
+        assert "restore what was changed to continue it, or name another output" in changed.stderr
         retried = run("retry", "out", "--no-ray")
         assert retried.exit_code == 2
         assert "is not as it was when the run was planned; restore it" in retried.stderr

@@ -327,7 +327,7 @@ class _Run:
             else self._limit(
                 LIMITS[1], str(most), image, lambda few: np.arange(len(few)) < most, max_detections=most
             ),
-            not_checked(LIMITS[2], "one category alone was detected")
+            not_checked(LIMITS[2], f"no category but {category} was detected")
             if (found.labels == label).all()
             else self._limit(
                 LIMITS[2], category, image, lambda few: few.labels == label, categories=(category,)

@@ -6,6 +6,7 @@ process with all that it started, and the error names the step and the line of t
 
 import contextlib
 import faulthandler
+import fcntl
 import json
 import os
 import re
@@ -179,6 +180,9 @@ def serve(answer: Callable[[dict[str, Any], Begin], dict[str, Any]]) -> NoReturn
     question = json.loads(asked.readline())
     stack = question.pop("stack")
     faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)
+    # When the other process ends, SIGIO ends this one, also inside a call in C; the thread does so without SIGIO.
+    fcntl.fcntl(asked, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(asked, fcntl.F_SETFL, fcntl.fcntl(asked, fcntl.F_GETFL) | os.O_ASYNC)
     threading.Thread(target=_end_with, args=(asked,), daemon=True).start()
 
     def write(message: Mapping[str, Any]) -> None:

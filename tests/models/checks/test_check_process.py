@@ -1,7 +1,11 @@
 """`maskrcnn check-model`: the checks run in another process, and whatever ends or holds it is one line."""
 
 import json
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 from click.testing import CliRunner
 from maskrcnn_jobs.cli import main
@@ -57,3 +61,19 @@ def test_what_ends_or_holds_it_is_one_line_and_exit_code_2(fault):
     assert errors[0].startswith(f"error: --model faulty:build: {ENDS[fault]}")
     if "took" in ENDS[fault]:
         assert errors[0].endswith("if it is not waiting for something, give more --seconds")
+
+
+def test_it_ends_with_the_command_also_inside_a_call_in_c():
+    model = ["check-model", "faulty:build", "--model-arg", "fault=hangs in C"]
+    command = psutil.Popen([sys.executable, "-m", "maskrcnn_jobs", *model], stderr=subprocess.DEVNULL)
+    checking = []
+    while command.is_running() and not checking:
+        time.sleep(0.1)
+        checking = [
+            each for each in command.children() if "maskrcnn.models.checks.check_process" in each.cmdline()
+        ]
+    time.sleep(1)
+    command.kill()
+    command.wait()
+    gone, _ = psutil.wait_procs(checking, timeout=30)
+    assert len(gone) == 1
