@@ -70,25 +70,6 @@ def test_a_factory_that_hangs_is_ended_and_where_it_was_is_said(folder, monkeypa
         describe_model("nets:build")
 
 
-SYNTAX = {
-    "not closed": ("def build(options):\n    x = (\n", r"'\(' was never closed \(/.*/nets\.py, line 2: x = \(\)"),
-    "two words": ("build a network\n", r"SyntaxError: invalid syntax \(/.*/nets\.py, line 1: build a network\)"),
-    "an indent": ("x = 1\n  y = 2\n", r"IndentationError: unexpected indent \(/.*/nets\.py, line 2: y = 2\)"),
-    "null bytes": ("x = 1\0\n", r"importing nets raised SyntaxError: source code string cannot contain null bytes$"),
-    "in the factory": ("def build(options): exec('a b')", r"its factory raised SyntaxError: .*line 1: a b\)"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", SYNTAX)
-def test_a_syntax_error_is_shown_with_file_line_and_text(case, folder):
-    code, message = SYNTAX[case]
-    (folder / "nets.py").write_text(code)
-    with pytest.raises(UsageError, match=message) as caught:
-        describe_model("nets:build")
-    assert "\n" not in str(caught.value)
-    assert "importlib" not in str(caught.value)
-
-
 def test_other_models_take_no_arguments(folder):
     for name in ("planted", "scenes", "coco"):
         with pytest.raises(UsageError, match="--model-arg is for a network of your own"):
