@@ -25,13 +25,13 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from commandline import maskrcnn_command
-from conftest import S3Server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.commands.terminal import PlainFormatter, plain
 from maskrcnn_jobs.driver.planning import Request, prepare
 from planted_images import write_planted
+from s3_servers import S3Server
 from webserver import Site, answer
 
 from maskrcnn.config import InferenceConfig

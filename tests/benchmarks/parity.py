@@ -9,7 +9,6 @@ it shows that the instances are the same, and nothing about speed. Weights are r
 import argparse
 import copy
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from checkpoints import detectron2_tensors, mmdetection_tensors
+from networks import settle
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
@@ -33,10 +34,6 @@ from maskrcnn.models.registry import NO_CATEGORY, ModelCard
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import render_scene
 from maskrcnn.types import Category, Detections, Pixels
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from checkpoints import detectron2_tensors, mmdetection_tensors
-from networks import settle
 
 CLASSES = 90
 DETECTORS = tuple(
