@@ -537,11 +537,18 @@ def test_the_published_file_has_its_epsilon_under_any_name(write, monkeypatch):
 @pytest.mark.parametrize(
     ("labels", "complaint"),
     [
-        ("", "zero bytes"),
+        ("", "is empty: give a text file with one category name per line, from label 1$"),
+        (
+            "cat\n" * 300_000,
+            "has more than 1,048,576 bytes: give a text file with one category name per line",
+        ),
         ("\n \n", "names no category"),
         ("__background__\ncat\n", "begins with the background"),
         ("cat\ndog\ncat\n", "names 'cat' twice, the second time on line 3"),
-        (b"\xff\xfe\xff", "is not UTF-8 text: save it"),
+        (
+            b"\xff\xfe\xff",
+            "is not UTF-8 text: give a text file with one category name per line, .* saved as UTF-8",
+        ),
     ],
 )
 def test_invalid_labels_are_refused(labels, complaint, write):
@@ -553,6 +560,8 @@ def test_labels_are_required_only_for_files_without_categories(write):
     path = write("m.pth", state_dict())
     with pytest.raises(UsageError, match="give --labels FILE with one name per line"):
         describe_model(path)
+    with pytest.raises(UsageError, match="the name of the labels file is empty: give a text file"):
+        describe_model(path, " ")
     with pytest.raises(UsageError, match=r"labels file .*nowhere\.txt cannot be read: it does not exist"):
         describe_model(path, "nowhere.txt")
     with pytest.raises(UsageError, match="the labels cannot be read: https:// is not a supported store"):
