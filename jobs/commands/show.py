@@ -95,16 +95,19 @@ def _log_scores(request: "ShowRequest", shown: "Shown") -> None:
     from maskrcnn.visualization.display import DISPLAY_SCORE
 
     low = sum(each["score"] < DISPLAY_SCORE for fact in shown.facts for each in fact["instances"])
+    below = f"below {DISPLAY_SCORE:g}"
     if low:
-        log.info(
-            "%s drawn with scores below %g: --min-score %g leaves them out",
-            plural(low, "instance is", "instances are"), DISPLAY_SCORE, DISPLAY_SCORE,
-        )  # fmt: skip
-    if shown.n_hidden:
-        log.info(
-            "%s with scores below %g not drawn: --min-score 0 draws all",
-            plural(shown.n_hidden, "instance"), request.threshold,
-        )  # fmt: skip
+        drawn = plural(
+            low, f"instance with a score {below} is drawn", f"instances with scores {below} are drawn"
+        )
+        log.info("%s: --min-score %g leaves them out", drawn, DISPLAY_SCORE)
+    if count := shown.n_hidden:
+        hidden = plural(
+            count,
+            f"instance with a score {below} is not drawn",
+            f"instances with scores {below} are not drawn",
+        )
+        log.info("%s: --min-score 0 draws all", hidden)
     elif request.threshold and not any(fact["instances"] for fact in shown.facts):
         log.info("only scores of at least %g are drawn: --min-score 0.1 draws more", request.threshold)
 
