@@ -135,10 +135,10 @@ def resolve(name: str, others: str = _OWN) -> ModelSource:
     """
     files = f"{_FILES}, or {others}"
     if not name.strip():
-        raise UsageError(f"--model is empty: give one of {', '.join(NAMES)}, {files}")
+        raise UsageError(f"--model is empty: give one of {', '.join(NAMES)}, or {files}")
     if (kind := name.partition(":")[0]) in GENERATED:
         raise UsageError(
-            f"--model {kind}:… are the initial weights of `maskrcnn train`: give one of {', '.join(NAMES)}, {files}"
+            f"--model {kind}:… are the initial weights of `maskrcnn train`: give one of {', '.join(NAMES)}, or {files}"
         )
     check_store(name, "weights")
     planted = parse_planted(name)
@@ -302,7 +302,7 @@ def _no_such_model(name: str, suffix: str, files: str) -> str:
     if suffix or not url.is_local or "/" in name or is_there(name):
         what = f"is a {suffix} file" if suffix else "has no suffix"
         return f"--model {name} {what}: give {files}"
-    return f"unknown model {name!r}{near(name, NAMES)} Known are {', '.join(NAMES)}, {files}"
+    return f"unknown model {name!r}{near(name, NAMES)} Known are {', '.join(NAMES)}, or {files}"
 
 
 def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | None = None) -> ModelCard:

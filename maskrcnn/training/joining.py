@@ -96,12 +96,12 @@ def match_validation(validation: Dataset, training: Dataset) -> Dataset:
     return replace(matched, categories=training.categories, findings=_with(validation, found))
 
 
-def _no_common_category(validation: Dataset, training: Dataset, alike: Mapping[str, str]) -> str:
-    """Return a message for a validation set without any category of the training set, whose folded names are given."""
+def _no_common_category(validation: Dataset, training: Dataset, names: Mapping[str, str]) -> str:
+    """Return a message for a validation set without a category of the training set, whose names are by folded name."""
     similar = [
-        f"{category.name!r} there, {alike[folded_name(category.name)]!r} in training"
+        f"{category.name!r} there, {names[folded_name(category.name)]!r} in training"
         for category in validation.categories
-        if folded_name(category.name) in alike
+        if folded_name(category.name) in names
     ]
     if similar:
         shown = ", ".join(similar[:3]) + (", …" if len(similar) > 3 else "")

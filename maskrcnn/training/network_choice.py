@@ -26,7 +26,8 @@ def check_architecture(source: str, architecture: str) -> None:
     names = with_imagenet_weights() if source == "imagenet" else TRAINABLE
     if architecture in names:
         return
-    model = f"--model {source}:{architecture}"
+    # Of what is not a name, which may be a URL with a secret, nothing is repeated.
+    model = f"--model {source}:{architecture if architecture.isidentifier() else '…'}"
     if architecture in TRAINABLE:
         instead = f"start from --model {architecture}, or name" if architecture in PUBLISHED else "name"
         why = f"no ImageNet weights fit the backbone of this network: {instead}"

@@ -405,6 +405,10 @@ def zipped(content, compression=zipfile.ZIP_DEFLATED):
             r"several networks \(a, b\): save the state dict of one",
         ),
         (pth(state_dict() | {"extra": torch.zeros(1)}), "has the unknown tensor 'extra'"),
+        (
+            pth(state_dict(labels=2) | {"rpn.head.bbox_pred.bias": torch.full((12,), torch.inf)}),
+            r"rpn\.head\.bbox_pred\.bias is not finite: the training diverged",
+        ),
         (pth({k: v for k, v in state_dict().items() if k != "rpn.head.conv.0.0.bias"}), "lacks tensor 'rpn"),
         (
             pth(state_dict() | {ClassScores().tensor: torch.zeros(3, 2)}),

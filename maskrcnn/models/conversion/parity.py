@@ -329,7 +329,7 @@ def _nearest(found: Detections, category: int, box: NDArray[np.float32]) -> int 
 
 
 def displacement(found: NDArray[np.bool_], expected: NDArray[np.bool_]) -> float:
-    """Return by how many pixels the outline of a mask is displaced, on the average along it.
+    """Return the displacement of the outline of a mask, in pixels, on the average along it.
 
     Rounding changes pixels whose probability is next to the threshold, and these lie along the outline: there are as
     many as it has pixels, times its displacement. The share of the mask's area would depend on its size. One pixel is

@@ -194,9 +194,12 @@ def _read(uri: str, what: str, max_bytes: int) -> bytes:
         return read_input(uri, max_bytes)
     except ItemError as error:
         # Of these two the store's messages advise what to do with an image.
-        fault = {"empty_file": "is empty", "too_many_bytes": f"has more than {max_bytes:,} bytes"}
-        if error.code in fault:
-            raise UsageError(f"the {what} file {uri} {fault[error.code]}: {_CONTENT[what]}") from error
+        if error.code == "too_many_bytes":
+            raise UsageError(
+                f"the {what} file {uri} has more than {max_bytes:,} bytes: {_CONTENT[what]}"
+            ) from error
+        if error.code == "empty_file" and what != "weights":
+            raise UsageError(f"the {what} file {uri} is empty: {_CONTENT[what]}") from error
         raise UsageError(f"the {what} file {uri} cannot be read: {error.message}") from error
 
 
