@@ -58,8 +58,10 @@ class Parity:
     unmatched: int = 0
     box_px: float = 0.0
     score: float = 0.0
-    mask: float = 0.0
-    """1 - IoU of the masks that differ most."""
+    mask_pixels: int = 0
+    """Of the source's masks."""
+    other_pixels: int = 0
+    """That are in one of two masks of an instance only."""
 
     def add(self, found: Detections, expected: Instances) -> None:
         """Match what was found in an image with what the source finds in it."""
@@ -82,9 +84,10 @@ class Parity:
             self.score = max(self.score, abs(float(found.scores[near] - scores[index])))
             if expected.masks is not None:
                 mask = coco_mask.encode(np.asfortranarray(expected.masks[index], np.uint8))
-                if coco_mask.area(mask) or found.areas[near]:
-                    iou = float(coco_mask.iou([found.rles()[near]], [mask], [0])[0, 0])
-                    self.mask = max(self.mask, 1 - iou)
+                area = int(coco_mask.area(mask))
+                both = int(coco_mask.area(coco_mask.merge([found.rles()[near], mask], intersect=True)))
+                self.mask_pixels += area
+                self.other_pixels += area + int(found.areas[near]) - 2 * both
         self.unmatched += max(int(free.sum()) - int((labels == 0).sum()), 0)
 
 
@@ -206,12 +209,13 @@ def main() -> None:
     images = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
     images = images or [render_scene(seed, 480).image for seed in range(options.images)]
     print(f"{len(images)} images, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    heads = f"{'instances':>9} {'unmatched':>9} {'box px':>8} {'score':>8} {'1 - IoU':>8}"
+    heads = f"{'instances':>9} {'unmatched':>9} {'box px':>8} {'score':>8} {'pixels':>8}"
     print(f"{'network':42} {heads}  CPU time, of torchvision's")
     for architecture in options.networks or COMPARED:
         parity, ratios = compare(architecture, images, options.size, options.repeats)
         values = f"{parity.instances:9} {parity.unmatched:9} {parity.box_px:8.4f} {parity.score:8.1e}"
-        values += f" {parity.mask:8.4f}" if NETWORKS[architecture].has_masks else " " * 9
+        share = parity.other_pixels / max(parity.mask_pixels, 1)
+        values += f" {share:8.1e}" if NETWORKS[architecture].has_masks else " " * 9
         spread = ""
         if ratios and NETWORKS[architecture].from_state_dict:
             spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"

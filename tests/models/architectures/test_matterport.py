@@ -64,16 +64,13 @@ def fast(model):
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("image", images_of("resnet50"))
-def test_every_stage_and_the_instances_match_the_reference(image, fast):
-    assert list(faulty_stages(fast, Stored("resnet50", image), TOLERANCES["resnet50"])) == []
-
-
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize("image", images_of("resnet101"))
-def test_every_stage_of_the_deeper_network_matches_the_reference(image):
-    fast = FastStages(model_of("resnet101", tensors_of("resnet101")))
-    assert list(faulty_stages(fast, Stored("resnet101", image), TOLERANCES["resnet101"])) == []
+@pytest.mark.parametrize(
+    ("network", "image"), [(name, image) for name in ("resnet50", "resnet101") for image in images_of(name)]
+)
+def test_every_stage_and_the_instances_match_the_reference(network, image, fast):
+    if network == "resnet101":
+        fast = FastStages(model_of(network, tensors_of(network)))
+    assert list(faulty_stages(fast, Stored(network, image), TOLERANCES[network])) == []
 
 
 def test_without_a_minimum_score_the_maximum_number_is_detected(model):
