@@ -340,5 +340,6 @@ def displacement(found: NDArray[np.bool_], expected: NDArray[np.bool_]) -> float
         expected: (H, W).
     """
     inside = np.pad(expected, 1)
-    outline = np.count_nonzero(inside[1:] != inside[:-1]) + np.count_nonzero(inside[:, 1:] != inside[:, :-1])
-    return max(np.count_nonzero(found != expected) - 1, 0) / max(outline, 1)
+    outline = int((inside[1:] != inside[:-1]).sum() + (inside[:, 1:] != inside[:, :-1]).sum())
+    differing = int((found != expected).sum())
+    return max(differing - 1, 0) / max(outline, 1)
