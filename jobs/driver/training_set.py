@@ -196,15 +196,15 @@ def _describe(model: str) -> ModelCard:
 
 
 def _log_findings(dataset: Dataset) -> None:
-    images, annotations = dataset.n_left_out
-    left_out = f", after leaving out {plural(images, 'image')} and {plural(annotations, 'annotation')}"
+    counts = zip(dataset.n_left_out, ("image", "annotation"), strict=True)
+    left_out = " and ".join(plural(count, noun) for count, noun in counts if count)
     log.info(
         "%s: %s, %s, %s%s",
         dataset.source,
         plural(dataset.images.num_rows, "image"),
         plural(dataset.n_objects, "object"),
         plural(len(dataset.categories), "category"),
-        left_out if images or annotations else "",
+        f", after leaving out {left_out}" if left_out else "",
     )
     for finding in dataset.findings:
         log.warning("%s: %s", dataset.source, finding)
