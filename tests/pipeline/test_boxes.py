@@ -108,8 +108,10 @@ def test_a_box_that_the_ground_truth_lacks_is_that_of_its_mask(runs: Path, tmp_p
     content = json.loads((runs / "masks" / "coco" / "instances.json").read_text())
     for annotation in content["annotations"][::step]:
         del annotation["bbox"]
-    (tmp_path / "truth.json").write_text(json.dumps(content))
-    summary = json.loads(command("evaluate", runs / "boxes", "--truth", tmp_path / "truth.json", "--json"))
+    (tmp_path / "ground-truth.json").write_text(json.dumps(content))
+    summary = json.loads(
+        command("evaluate", runs / "boxes", "--truth", tmp_path / "ground-truth.json", "--json")
+    )
     assert summary["bbox"][0] == pytest.approx(1.0)
 
 
