@@ -23,6 +23,7 @@ from .coco_categories import COCO_CATEGORIES
 from .networks import LIKENESS, NETWORKS, architecture_of, check_tensors
 from .own.own_code import OwnNetwork, parse_own
 from .own.own_description import describe_own
+from .own.own_process import Limit
 from .weights.category_names import category_ids_named, near
 from .weights.checkpoint_files import (
     check_safetensors,
@@ -163,7 +164,10 @@ def needs_download(name: str) -> bool:
 
 
 def describe_model(
-    name: str, labels: str | None = None, arguments: Mapping[str, Any] | None = None
+    name: str,
+    labels: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    limit: Limit | None = None,
 ) -> ModelCard:
     """Return the description of a model; downloads COCO weights if they are not in torch's cache.
 
@@ -172,12 +176,13 @@ def describe_model(
         labels: for files that do not name their categories: path or URL of a text file that names a category on each
             line, from label 1; a blank line or `N/A` marks an unused label.
         arguments: of the factory of a network of the user's own, which is built in another process.
+        limit: how long that may take; None: `own_description.PATIENCE`.
 
     Raises:
         UsageError: there is no such model, or its file is not valid; the message says what to do.
         RunError: its store cannot be read at all.
     """
-    return read_model(name, labels, arguments)[0]
+    return read_model(name, labels, arguments, limit)[0]
 
 
 def is_own_file(source: ModelSource, data: bytes) -> bool:
@@ -189,7 +194,10 @@ def is_own_file(source: ModelSource, data: bytes) -> bool:
 
 
 def read_model(
-    name: str, labels: str | None = None, arguments: Mapping[str, Any] | None = None
+    name: str,
+    labels: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    limit: Limit | None = None,
 ) -> tuple[ModelCard, bytes]:
     """Return the description of a model and the bytes of its weights file; no bytes for one without such a file.
 
@@ -201,7 +209,7 @@ def read_model(
     if not isinstance(source, ModelFile):
         _refuse_labels(name, labels)
     if isinstance(source, OwnNetwork):
-        return _card_of_own(source, arguments or {}), b""
+        return _card_of_own(source, arguments or {}, limit), b""
     refuse_arguments(name, arguments)
     if isinstance(source, PlantedModel):
         return _card_of_planted(source), b""
@@ -252,8 +260,8 @@ def _card_of_planted(model: PlantedModel) -> ModelCard:
     )
 
 
-def _card_of_own(own: OwnNetwork, arguments: Mapping[str, Any]) -> ModelCard:
-    described = describe_own(own, arguments)
+def _card_of_own(own: OwnNetwork, arguments: Mapping[str, Any], limit: Limit | None) -> ModelCard:
+    described = describe_own(own, arguments, limit)
     return ModelCard(
         name=own.name,
         uri=None,
