@@ -20,6 +20,7 @@ from ...errors import RunError, UsageError
 from ...schema import PLACE
 from ..archives.list_members import list_members
 from ..archives.member import SUFFIXES as ARCHIVE_SUFFIXES
+from ..archives.member import split_member
 from ..inputs import check_exists, list_inputs
 from ..refusals import Refusal
 from ..schemes import is_supported, unsupported
@@ -95,7 +96,8 @@ def check_source(source: str) -> None:
             url = Url.parse(whole)
             Storage(url.folder.text).size(url.name)
         else:
-            check_exists(whole)
+            archive, _ = split_member(whole) or (whole, "")
+            check_exists(archive)
 
 
 def _whole(source: str) -> str:
@@ -120,7 +122,7 @@ def is_manifest(source: str) -> bool:
     """Return whether a source is a manifest, by its suffix; other sources, and folders with such a name, are listed."""
     url = Url.parse(source)
     folder = is_folder(url.local_path) if url.is_local else source.endswith("/")
-    return not folder and _is_named_as_manifest(source)
+    return not folder and split_member(source) is None and _is_named_as_manifest(source)
 
 
 def _is_named_as_manifest(source: str) -> bool:
@@ -163,8 +165,16 @@ def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
         UsageError: there are no images.
     """
     with usage_errors(source):
-        found, skipped = _without_runs(list_inputs(source))
-        found = _with_members(found, source)
+        archive, within = split_member(source) or (source, None)
+        found, skipped = _without_runs(list_inputs(archive))
+        found = _with_members(found, archive)
+        if within:  # a member, or a folder of them
+            names = found["name"]
+            found = found.filter(
+                pc.or_(pc.equal(names, within), pc.starts_with(names, f"{within.rstrip('/')}/"))
+            )
+            if not found.num_rows:
+                raise UsageError(f"{source}: {Refusal.MEMBER_MISSING.text()}")
     found, companions = _without_companions(found)
     skipped |= companions
     known = pc.match_substring_regex(found["name"], _IS_IMAGE)
