@@ -219,7 +219,8 @@ def shown_value(value: Any) -> str:
 def areas_of_boxes(boxes: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return the areas of (N, 4) boxes in pixels, (N,), rounded."""
     sides = np.maximum(boxes[:, 2:].astype(np.float64) - boxes[:, :2], 0)
-    areas: NDArray[np.int64] = np.rint(sides.prod(axis=1)).astype(np.int64)
+    with np.errstate(invalid="ignore"):  # boxes that are not finite are found where results are checked
+        areas: NDArray[np.int64] = np.rint(sides.prod(axis=1)).astype(np.int64)
     return areas
 
 
@@ -233,7 +234,8 @@ def pixels_of_boxes(boxes: NDArray[np.float32], height: Any, width: Any) -> NDAr
     """
     corners = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1)
     limits = np.stack(np.broadcast_arrays(width, height, width, height), axis=-1)
-    pixels: NDArray[np.int32] = np.clip(corners, 0, limits).astype(np.int32)
+    with np.errstate(invalid="ignore"):  # likewise
+        pixels: NDArray[np.int32] = np.clip(corners, 0, limits).astype(np.int32)
     return pixels
 
 

@@ -99,7 +99,11 @@ def convert(
     sizes = _sizes(NETWORKS[architecture].resize, origin, min_size, max_size)
     eps = _norm_eps(weights, source, architecture, checkpoint, digest, norm_eps)
     moves = moves if eps == NORM_EPS else with_eps(moves, tensors, eps)
-    converted, steps = moved(weights, tensors, moves)
+    try:
+        converted, steps = moved(weights, tensors, moves)
+    except UsageError as error:
+        hint = f"; if the file is right, {config} is of another network" if config else ""
+        raise UsageError(f"{error}{hint}") from error
     n_labels = NETWORKS[architecture].labels_of(shapes_of(converted))
     categories = _categories(weights, n_labels, labels, checkpoint)
 
@@ -226,9 +230,11 @@ def _sizes(resize: Resize, origin: Origin, min_size: int | None, max_size: int |
             "--max-size out"
         )
     if not 1 <= low <= high <= _MAX_SIZE:
+        given = (origin.min_size or origin.max_size) and None in (min_size, max_size)
+        stated = ", of INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST in --config," if given else ""
         raise UsageError(
-            f"the sizes {low} and {high} are not valid: give 1 to {_MAX_SIZE}, the smaller first (larger images are "
-            "cut into windows)"
+            f"the sizes {low} and {high}{stated} are not valid: give --min-size and --max-size of 1 to {_MAX_SIZE}, "
+            "the smaller first (larger images are cut into windows)"
         )
     if high % resize.multiple:
         raise UsageError(f"--max-size {high} does not fit this network: give a multiple of {resize.multiple}")

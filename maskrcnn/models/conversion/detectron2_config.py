@@ -49,9 +49,11 @@ class Detectron2Settings:
             if key not in _TAKEN and key not in _CHECKED:
                 self._check(key, value, fixed, architecture)
         values: dict[str, Any] = {}
+        keys: dict[str, str] = {}
         for key, (name, read) in _TAKEN.items():
             if key in self.values and key not in _WITHOUT_EFFECT[default.stages > 1]:
                 values[name] = _read(self.uri, key, self.values[key], read)
+                keys[name] = key
         if "anchor_sizes" in values:
             values["anchor_sizes"] = _read(
                 self.uri, _SIZES, values["anchor_sizes"], partial(_of_levels, default.levels)
@@ -62,7 +64,8 @@ class Detectron2Settings:
         try:
             return replace(default, **values)
         except ValueError as error:
-            raise UsageError(f"--config {self.uri}: {error}") from error
+            field, problem = str(error).split(" ", 1)
+            raise UsageError(f"--config {self.uri}: {keys[field]} {problem}") from error
 
     def check(self, shown: Mapping[str, Any]) -> None:
         """Raise UsageError if a key has another value than the tensors show.

@@ -245,7 +245,7 @@ def _stages(reference: Reference, model: Model, segmenter: MaskRCNNSegmenter, im
     probabilities, expected = reference.heads(features, proposals, size)
     decoded = roi.box_coder.decode(deltas.reshape(len(proposals), -1), [refined[0]])[:, 1:]
     decoded = clipped(decoded.reshape(-1, 4), size).view_as(expected)
-    rows.append(stage_row("class probabilities", logits[0].softmax(1), probabilities, "absolute", 1e-4))
+    rows.append(stage_row("class probabilities", logits[0].softmax(1), probabilities, "absolute", 5e-4))
     rows.append(stage_row("boxes of all classes", decoded, expected, "px", 0.05))
 
     if not segmenter.has_masks:

@@ -153,7 +153,7 @@ def test_a_cascade_has_divisors_for_each_of_three_heads_and_a_single_map_any_num
     settings = parsed("c.yaml", yaml.safe_dump(whole(CASCADE | {key: heads})))
     assert settings.applied_to(cascade).box_weights == tuple(range(1, 13))
     settings = parsed("c.yaml", yaml.safe_dump(whole(CASCADE | {key: heads[:2]})))
-    with pytest.raises(UsageError, match="box_weights must have 12 numbers, not 8"):
+    with pytest.raises(UsageError, match=f"{key} must have 12 numbers, not 8"):
         settings.applied_to(cascade)
     settings = parsed("c.yaml", yaml.safe_dump(whole(CASCADE | {"MODEL.ROI_BOX_CASCADE_HEAD.MINE": 1})))
     with pytest.raises(UsageError, match=r"MODEL\.ROI_BOX_CASCADE_HEAD\.MINE is not known"):
@@ -280,5 +280,5 @@ def test_what_is_no_configuration_is_refused_in_one_line(text, complaint):
 
 
 def test_a_value_out_of_its_range_is_named():
-    with pytest.raises(UsageError, match="nms_threshold must be above 0 and at most 1, not 7"):
+    with pytest.raises(UsageError, match="MODEL.ROI_HEADS.NMS_THRESH_TEST must be above 0 and at most 1, not 7"):
         parsed("c.yaml", changed("MODEL.ROI_HEADS.NMS_THRESH_TEST", 7.0)).applied_to(FPN)
