@@ -36,8 +36,9 @@ def segment(
 ) -> None:
     """Segment the images of INPUT into OUTPUT; continue OUTPUT if it is unfinished.
 
-    INPUT is a folder, a glob, an s3:// prefix, a manifest (.txt, .csv or .parquet with a column `uri`) or a COCO
-    JSON. OUTPUT is a directory or an s3:// prefix.
+    INPUT is a folder, a glob, an s3:// prefix, a manifest (.txt, .csv or .parquet with a column `uri`), a COCO JSON,
+    an archive (.tar, .zip, .tar.gz) or a .parquet file that contains the pictures. OUTPUT is a directory or an s3://
+    prefix.
     """
     from ..driver.run import run_segment
 

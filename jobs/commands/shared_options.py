@@ -68,6 +68,11 @@ _INFERENCE = [
         "0.8, 1 and 1.25 times its own (scales=0.8/1/1.25), and combine what it finds.",
     ),
     click.option("--limit", type=int, metavar="N", help="Only the first N inputs, by name."),
+    click.option(
+        "--image-column",
+        metavar="NAME",
+        help="Column with the pictures of Parquet files; needed where a file has several.",
+    ),
     click.option("--images-root", metavar="URL", help="Folder that relative names in a manifest refer to."),
     click.option(
         "--window",
@@ -213,6 +218,7 @@ def _inference_config(options: dict[str, Any]) -> InferenceConfig:
     names = (
         *("model", "labels", "min_score", "max_detections", "limit", "allow_http"),
         *("window", "overlap", "bands", "scale", "assume_crs", "alpha", "max_windows", "model_args", "tta"),
+        "image_column",
     )
     return InferenceConfig(categories=categories, **{name: options.pop(name) for name in names})
 

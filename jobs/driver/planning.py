@@ -152,6 +152,7 @@ def _list_inputs(request: Request) -> Inputs:
         images_root=request.images_root,
         limit=request.inference.limit,
         allow_http=request.inference.allow_http,
+        image_column=request.inference.image_column,
     )
 
 
@@ -262,7 +263,7 @@ def _changes(request: Request, storage: Storage, plan: Plan, card: ModelCard) ->
     planned_size = run["settings"]["shard_images"]
     shard_images = planned_size if request.shard_images is None else request.shard_images
     settings = settings_of(request.inference, ShardingConfig(shard_images))
-    source, source_sha256 = source_of(request.source)
+    source, source_sha256 = source_of(request.source, request.inference.image_column)
     planned = _facts(run["inputs"], run["model"])
     inputs = {"source": source, "source_sha256": source_sha256, "images_root": request.images_root}
     requested = _facts(inputs, _model_entry(card))

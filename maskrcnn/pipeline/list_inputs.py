@@ -18,12 +18,12 @@ from ..errors import UsageError, plural
 from ..formats.coco_reader import find_images_root, read_coco_images
 from ..io.archives.list_members import find_members
 from ..io.manifests.manifest_columns import MAX_URI_BYTES
-from ..io.manifests.sources import is_manifest, read_listing, read_manifest, refuse_query, source_of
+from ..io.manifests.sources import read_listing, read_manifest, refuse_query, source_of
 from ..io.schemes import REMOTE_SCHEMES, UNSUPPORTED, unsupported
 from ..io.stores.local_names import as_found
 from ..io.url import FILE_URI, LOCAL_SCHEMES, USER_PATTERN, Url
 from ..schema import MANIFEST, METADATA, PLACE
-from .carried_columns import carried_columns, named
+from .carried_columns import carried_columns, has_pictures, named
 
 __all__ = [
     "Inputs",
@@ -58,27 +58,36 @@ class Inputs:
 
 
 def read_inputs(
-    source: str, *, images_root: str | None, limit: int | None, allow_http: bool = False
+    source: str,
+    *,
+    images_root: str | None,
+    limit: int | None,
+    allow_http: bool = False,
+    image_column: str | None = None,
 ) -> Inputs:
     """List the inputs of a source.
 
     Args:
-        source: a folder, a glob or a prefix, whose files with the suffix of an image are taken; a `.txt` with one uri
-            per line; a `.csv` or `.parquet` with a column `uri`; a COCO `.json`; or a single image. White space around
-            the uris of a `.txt` or `.csv` is removed.
+        source: a folder, a glob or a prefix, whose files with the suffix of an image are taken, and what is in archives
+            and tables of pictures; a `.txt` with one uri per line; a `.csv` or `.parquet` with a column `uri`; a COCO
+            `.json`; a single image, archive or `.parquet` of pictures. White space around the uris of a `.txt` or
+            `.csv` is removed.
         images_root: base of the relative uris of a manifest; None: the manifest's folder.
         limit: keep only this many inputs, in order of name.
         allow_http: whether a manifest may name inputs on the web.
+        image_column: the column with the pictures of Parquet files; None: each has one, unless it is a manifest.
 
     Raises:
         UsageError: the source does not exist or cannot be read, a row is invalid, a uri has an unsupported scheme or a
             password, or `images_root` is given without a manifest.
     """
-    whole, sha256 = source_of(source)
+    whole, sha256 = source_of(source, image_column)
     skipped: dict[str, int] = {}
     kind: Literal["listing", "manifest", "coco"] = "listing"
     named_by = "name"
-    if is_manifest(source):
+    if sha256 is not None:
+        if image_column is not None:
+            raise UsageError(f"{source}: --image-column is for Parquet files of pictures; this is a manifest")
         kind = "coco" if whole.lower().endswith(".json") else "manifest"
         rows = read_coco_images(whole) if kind == "coco" else read_manifest(whole)
         if not rows.num_rows:
@@ -92,8 +101,9 @@ def read_inputs(
     elif images_root:
         raise UsageError(f"{source}: --images-root is for manifests and COCO JSON; this is neither")
     else:
-        rows, skipped = read_listing(whole)
-    table, ids_given = _ordered(rows, source, named_by)
+        rows, skipped = read_listing(whole, has_pictures, image_column)
+        rows = named(rows, source)
+    table, ids_given = _ordered(rows, source, named_by, unique_ids=kind != "listing")
     return Inputs(table if limit is None else table.slice(0, limit), ids_given, skipped, whole, sha256, kind)
 
 
@@ -232,10 +242,16 @@ def _is_text(kind: pa.DataType) -> bool:
 # The table
 
 
-def _ordered(rows: pa.Table, source: str, named_by: str) -> tuple[pa.Table, bool]:
-    """Return the rows in order of name, with the columns of `MANIFEST`; and whether the ids are the user's."""
+def _ordered(rows: pa.Table, source: str, named_by: str, *, unique_ids: bool) -> tuple[pa.Table, bool]:
+    """Return the rows in order of name, with the columns of `MANIFEST`; and whether the ids are the user's.
+
+    Ids that repeat are refused where `unique_ids`; else the images are numbered, as several tables may number theirs.
+    """
     rows = rows.take(pc.sort_indices(rows["name"])).combine_chunks()
     ids = _ids(rows["image_id"]) if "image_id" in rows.column_names else None
+    why = "are not all integers >= 0"
+    if ids is not None and not unique_ids and pc.count_distinct(ids).as_py() < len(ids):
+        ids, why = None, "repeat"
     own = {
         "image_id": pa.array(np.arange(1, len(rows) + 1)) if ids is None else ids,
         "name": rows["name"],
@@ -258,8 +274,8 @@ def _ordered(rows: pa.Table, source: str, named_by: str) -> tuple[pa.Table, bool
     carried = carried_columns(rows, taken.union(field.name for field in place), source)
     if "image_id" in carried:
         log.warning(
-            "the ids are not all integers >= 0; images are numbered in order of name, and "
-            "the given ids are in the column %s",
+            "the ids %s; images are numbered in order of name, and the given ids are in the column %s",
+            why,
             carried["image_id"],
         )
     additional = {new: rows[name] for name, new in carried.items()}

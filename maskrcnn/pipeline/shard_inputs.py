@@ -1,9 +1,11 @@
-"""Read the inputs of a shard: files one by one, members of archives by ranges that contain several of them.
+"""Read the inputs of a shard: files one by one, members of archives and pictures in tables several at once.
 
 A request costs as much as a hundred kilobytes. Members that lie beside each other in an archive, and are asked for one
-soon after the other, are read by one request, and the next such range is requested meanwhile. None is read twice.
+soon after the other, are read by one request, and the next such range is requested meanwhile. Of a table, the rows of
+a row group are read together. None is read twice.
 """
 
+import functools
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,10 +14,13 @@ from typing import Any, Final
 
 from ..io.archives.archive_store import check_readable, content_of
 from ..io.archives.list_members import member_of
-from ..io.archives.member import SOLID_SUFFIXES, Member, split_member
-from ..io.inputs import read_input
+from ..io.archives.member import SOLID_SUFFIXES, Member, is_archive, split_member
+from ..io.inputs import open_input, read_input
+from ..io.picture_tables.picture_uri import is_table, split_picture
+from ..io.picture_tables.row_groups import RowGroups
+from ..io.picture_tables.table_store import picture_of
 from ..io.refusals import Refusal
-from ..io.schemes import ARCHIVES, store_of
+from ..io.schemes import ARCHIVES, TABLES, store_of
 from ..io.url import Url
 from ..schema import PLACE
 
@@ -66,7 +71,18 @@ class ShardInputs:
             position: number for number, one in enumerate(self._ranges) for position in one.positions
         }
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="range") if self._ranges else None
+        tables = self._in_tables()
+        self._waiting = {
+            *self._range_of,
+            *(position for rows in tables.values() for position in rows.values()),
+        }
+        """Positions of inputs that were not asked for yet and need the pool."""
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="range") if self._waiting else None
+        self._rows: dict[int, tuple[RowGroups, int]] = {}
+        for (table, column, etag), rows in tables.items():
+            opened = functools.partial(TABLES.table, Url.parse(table), etag)
+            groups = RowGroups(opened, column, rows.keys(), self._pool)
+            self._rows |= {position: (groups, row) for row, position in rows.items()}
 
     def read(self, position: int) -> bytes:
         """Return the content of the input at a position of the shard.
@@ -75,7 +91,16 @@ class ShardInputs:
             ItemError, RunError: as `inputs.read_input`.
         """
         entry = self._entries[position]
+        if position in self._rows:
+            groups, row = self._rows[position]
+            try:
+                return picture_of(groups.read(row), self._max_bytes)
+            finally:
+                self._done(position)
         if position not in self._members:
+            if PLACE.name in entry and (is_archive(entry["uri"]) or is_table(entry["uri"])):
+                self._check_readable(entry["uri"])
+                raise Refusal.CONTENT_UNKNOWN.error()
             return read_input(entry["uri"], self._max_bytes, entry["etag"])
         archive, member = self._members[position]
         check_readable(member, self._max_bytes)
@@ -88,6 +113,12 @@ class ShardInputs:
         if not data:
             raise Refusal.EMPTY.error()
         return data
+
+    @staticmethod
+    def _check_readable(uri: str) -> None:
+        """Raise ItemError for a file that cannot be read or is empty, without reading it."""
+        with open_input(uri) as file:
+            file.read(1)
 
     def _stored(self, number: int, position: int, member: Member) -> bytes:
         """Return a member's bytes in its archive, from the range that contains it; request the next range."""
@@ -107,8 +138,27 @@ class ShardInputs:
                 one.positions.discard(position)
                 if not one.positions:
                     one.data = None
-                if not any(other.positions for other in self._ranges) and self._pool:
-                    self._pool.shutdown(wait=False)
+            self._done(position)
+
+    def _done(self, position: int) -> None:
+        """End the pool after the last input that needs it."""
+        with self._lock:
+            self._waiting.discard(position)
+            if not self._waiting and self._pool:
+                self._pool.shutdown(wait=False)
+
+    def _in_tables(self) -> dict[tuple[str, str, str | None], dict[int, int]]:
+        """Return the positions of pictures in tables by their rows, for each table, column and etag.
+
+        Of inputs that are the same picture, the first is returned; the others are read one by one.
+        """
+        found: dict[tuple[str, str, str | None], dict[int, int]] = {}
+        for position, entry in enumerate(self._entries):
+            parts = split_picture(entry["uri"])
+            if parts and not split_member(entry["uri"]) and not Url.parse(parts[0]).is_web:
+                table, column, row = parts
+                found.setdefault((table, column, entry["etag"]), {}).setdefault(row, position)
+        return found
 
     @staticmethod
     def _request(one: _Range) -> bytes:

@@ -45,7 +45,29 @@ def read_parquet_manifest(source: str, file: BinaryIO) -> pa.Table:
     """
     metadata = pq.read_metadata(file)
     schema = pq.ParquetFile(file, metadata=metadata).schema_arrow
-    check_columns(source, schema)
+    check_columns(source, schema, " and none of pictures (bytes, or struct<bytes, path>)")
+    table, left_out = read_columns(source, file, metadata)
+    warn_left_out(source, left_out)
+    return table
+
+
+def read_columns(
+    source: str, file: BinaryIO, metadata: pq.FileMetaData, pictures: str | None = None
+) -> tuple[pa.Table, list[str]]:
+    """Return a Parquet file's columns, except those of large values of bytes, whose names are returned too.
+
+    Args:
+        source: its name, for messages.
+        file: open for random access.
+        metadata: its footer.
+        pictures: a column that is left out, without being named; if it is of structs with a field `path`, the column
+            has these instead.
+
+    Raises:
+        UsageError: it is larger than a manifest may be, or a column cannot be carried.
+        pyarrow.ArrowException: it is not a sound Parquet file.
+    """
+    schema = pq.ParquetFile(file, metadata=metadata).schema_arrow
     given: list[str] = schema.names
     leaves = _leaves(schema)
     sizes = [sum(chunk.total_uncompressed_size for chunk in _chunks(metadata, of)) for of in leaves]
@@ -55,11 +77,21 @@ def read_parquet_manifest(source: str, file: BinaryIO) -> pa.Table:
         and size > LARGE_VALUE_BYTES * metadata.num_rows
         for field, size in zip(schema, sizes, strict=True)
     ]
-    warn_left_out(source, [name for name, left_out in zip(given, large, strict=True) if left_out])
-    kept = [at for at, left_out in enumerate(large) if not left_out]
-    _check_sizes(source, file, metadata, {given[at]: leaves[at] for at in kept})
-    names = [given[at] for at in kept]
-    table = _select(pq.ParquetFile(file, metadata=metadata), names if any(large) else None)
+    left_out = [name for name, is_large in zip(given, large, strict=True) if is_large and name != pictures]
+    kept = {at: given[at] for at, is_large in enumerate(large) if not is_large and given[at] != pictures}
+    of_kept = {name: leaves[at] for at, name in kept.items()}
+    names = list(kept.values())
+    if pictures is not None:
+        for leaf in leaves[given.index(pictures)]:
+            if metadata.schema.column(leaf).path == f"{pictures}.path":
+                names.append(f"{pictures}.path")
+                of_kept[names[-1]] = range(leaf, leaf + 1)
+    _check_sizes(source, file, metadata, of_kept)
+    everything = not any(large) and pictures is None
+    table = _select(pq.ParquetFile(file, metadata=metadata), None if everything else names)
+    if pictures in table.column_names:
+        at = table.column_names.index(pictures)
+        table = table.set_column(at, pictures, pc.struct_field(table[pictures], "path"))
     columns = list(map(_carried, repeat(source), table.column_names, table.itercolumns()))
     changed = [
         repr(field.name)
@@ -72,16 +104,16 @@ def read_parquet_manifest(source: str, file: BinaryIO) -> pa.Table:
             source,
             ", ".join(changed[:12]) + (", …" if len(changed) > 12 else ""),
         )
-    return pa.table(columns, names=table.column_names)
+    return pa.table(columns, names=table.column_names), left_out
 
 
 def _select(parquet: pq.ParquetFile, names: Sequence[str] | None) -> pa.Table:
-    """Return columns by their names; None: all of them."""
+    """Return columns by their names, or by that of a field, `column.field`; None: all of them."""
     if names is None:
-        return parquet.read()
-    table = parquet.read(columns=list(names))
+        return parquet.read(use_threads=False)
+    table = parquet.read(columns=list(names), use_threads=False)
     # A name also selects columns whose names begin with it and a dot.
-    selected = set(names)
+    selected = set(names) | {name.removesuffix(".path") for name in names}
     return table.select([at for at, name in enumerate(table.column_names) if name in selected])
 
 

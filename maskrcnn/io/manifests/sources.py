@@ -15,12 +15,17 @@ from typing import BinaryIO, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from ...errors import RunError, UsageError
 from ...schema import PLACE
 from ..archives.list_members import list_members
 from ..archives.member import SUFFIXES as ARCHIVE_SUFFIXES
-from ..inputs import check_exists, list_inputs
+from ..inputs import INPUTS, check_exists, list_inputs
+from ..picture_tables.list_rows import HasPictures, list_rows
+from ..picture_tables.picture_table import picture_columns
+from ..picture_tables.picture_uri import SUFFIX as TABLE_SUFFIX
+from ..picture_tables.picture_uri import is_table
 from ..refusals import Refusal
 from ..schemes import is_supported, unsupported
 from ..storage import Storage
@@ -39,6 +44,7 @@ _SUFFIXES: Final = (
 """Suffixes of formats that are read, and of those that photos come in and that are refused by name, one row each."""
 _IS_IMAGE: Final = rf"(?i)({'|'.join(map(re.escape, _SUFFIXES))})$"
 _IS_ARCHIVE: Final = rf"(?i)({'|'.join(map(re.escape, ARCHIVE_SUFFIXES))})$"
+_IS_TABLE: Final = rf"(?i){re.escape(TABLE_SUFFIX)}$"
 _COMPANIONS: Final = (
     r"(?:^|/)(?P<place>\._|(?:__MACOSX|\.AppleDouble|\.ipynb_checkpoints|@eaDir|#recycle|\$RECYCLE\.BIN|\.Trashes"
     r"|\.Trash-[0-9]+|\.thumbnails|\.picasaoriginals)/)"
@@ -65,16 +71,20 @@ def refuse_query(url: str, what: str) -> None:
         )
 
 
-def source_of(source: str) -> tuple[str, str | None]:
+def source_of(source: str, image_column: str | None = None) -> tuple[str, str | None]:
     """Return the identity of an input: its whole URL or path, and the sha256 of the file if it is a manifest.
 
     A local path becomes absolute and loses its `..`; links stay as they are.
+
+    Args:
+        source: as the user named it.
+        image_column: see `is_manifest`.
 
     Raises:
         UsageError: it is empty, has a password, is on the web, or cannot be read.
     """
     whole = _whole(source)
-    if not is_manifest(source):
+    if not is_manifest(source, image_column):
         return whole, None
     digest = hashlib.sha256()
     with usage_errors(source), open_source(whole) as file:
@@ -91,7 +101,7 @@ def check_source(source: str) -> None:
     """
     whole = _whole(source)
     with usage_errors(source):
-        if is_manifest(source):
+        if _is_file_named_as_manifest(source):
             url = Url.parse(whole)
             Storage(url.folder.text).size(url.name)
         else:
@@ -116,8 +126,34 @@ def _whole(source: str) -> str:
     return os.path.normpath(url.local_path.absolute()) if url.is_local else source
 
 
-def is_manifest(source: str) -> bool:
-    """Return whether a source is a manifest, by its suffix; other sources, and folders with such a name, are listed."""
+def is_manifest(source: str, image_column: str | None = None) -> bool:
+    """Return whether a source is a manifest, by its suffix; other sources, and folders with such a name, are listed.
+
+    A Parquet file is one unless it has no column `uri`, and has one that may hold pictures.
+
+    Args:
+        source: as the user named it.
+        image_column: the column with the pictures of Parquet files, none of which is a manifest then.
+
+    Raises:
+        UsageError: a Parquet file cannot be read.
+    """
+    if not _is_file_named_as_manifest(source):
+        return False
+    return not (is_table(source) and (image_column is not None or _holds_pictures(source)))
+
+
+def _holds_pictures(source: str) -> bool:
+    """Return whether a Parquet file has a column that may hold pictures, and no column `uri`."""
+    with usage_errors(source), open_source(source) as file:
+        try:
+            schema = pq.ParquetFile(file, pre_buffer=False).schema_arrow
+        except (pa.ArrowException, OSError):  # read as a manifest, it is refused with the reason
+            return False
+    return "uri" not in schema.names and bool(picture_columns(schema))
+
+
+def _is_file_named_as_manifest(source: str) -> bool:
     url = Url.parse(source)
     folder = is_folder(url.local_path) if url.is_local else source.endswith("/")
     return not folder and _is_named_as_manifest(source)
@@ -138,7 +174,7 @@ def usage_errors(source: str) -> Iterator[None]:
         if why == Refusal.MISSING.text():
             if url.is_local and not url.local_path.is_absolute():
                 why = f"it does not exist in {Path.cwd()}; check its name"
-            elif not url.is_local and is_manifest(source):
+            elif not url.is_local and _is_file_named_as_manifest(source):
                 why += "; if it is a folder of images, end its name with /"
         raise UsageError(f"{redact(source)}: {why}") from error
     except UnicodeEncodeError as error:
@@ -156,14 +192,25 @@ def usage_errors(source: str) -> Iterator[None]:
 # Listings
 
 
-def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
-    """Return the files whose suffix is an image's, and the number of other files by suffix.
+def read_listing(
+    source: str, has_pictures: HasPictures, image_column: str | None = None
+) -> tuple[pa.Table, dict[str, int]]:
+    """Return the files whose suffix is an image's, the members of archives and the rows of tables that are pictures.
+
+    Args:
+        source: a folder, a prefix, a glob or a file.
+        has_pictures: whether some values of a column contain a picture.
+        image_column: the column with the pictures of tables; None: each has one.
+
+    Returns:
+        The inputs; and the number of other files by suffix.
 
     Raises:
-        UsageError: there are no images.
+        UsageError: there are no images, or a table cannot be read as one.
     """
     with usage_errors(source):
         found, skipped = _without_runs(list_inputs(source))
+        found, rows = _without_tables(found, source, has_pictures, image_column)
         found = _with_members(found, source)
     found, companions = _without_companions(found)
     skipped |= companions
@@ -176,13 +223,45 @@ def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
     for row in sorted(counts, key=lambda row: row["values"]):
         skipped[row["values"]] = row["counts"]
     images = found.filter(known)
+    if rows.num_rows:
+        images = pa.concat_tables([images, rows], promote_options="permissive")
     if not images.num_rows:
         what = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in skipped.items()) or "no files"
         ends = f"images end in {' '.join(_SUFFIXES)}, lists of them in {' '.join(MANIFEST_SUFFIXES)}"
         if _is_named_as_manifest(source):
             ends += "; this is a folder, but a manifest is one file"
+        for suffix, advice in _WRITTEN_ANEW.items():
+            ends = f"{advice}; {ends}" if suffix in skipped else ends
         raise UsageError(f"{source}: no images; found {what}; {ends}")
     return images, skipped
+
+
+_WRITTEN_ANEW: Final = {
+    ".arrow": "Arrow files, as `save_to_disk` of Hugging Face writes them, are not read: write the data set with "
+    "`to_parquet`",
+    ".lance": "Lance is not read: write the pictures and the other columns to Parquet",
+}
+"""What to do with tables of pictures that are not read, by suffix."""
+
+
+def _without_tables(
+    found: pa.Table, source: str, has_pictures: HasPictures, image_column: str | None
+) -> tuple[pa.Table, pa.Table]:
+    """Return a listing without tables of pictures; and their rows."""
+    names = found["name"]
+    of_tables = pc.and_(
+        pc.match_substring_regex(names, _IS_TABLE), pc.invert(pc.match_substring_regex(names, _COMPANIONS))
+    )
+    tables = found.filter(of_tables)
+    if not tables.num_rows:
+        if image_column is not None:
+            raise UsageError(f"{source}: --image-column is for Parquet files; there are none")
+        return found, INPUTS.empty_table()
+    alone = tables["uri"].to_pylist() == [source]
+    rows, others = list_rows(tables, image_column, has_pictures, alone=alone)
+    if alone and not rows.num_rows:
+        raise UsageError(f"{source} has no rows: list at least one input")
+    return pa.concat_tables([found.filter(pc.invert(of_tables)), others]), rows
 
 
 def _with_members(found: pa.Table, source: str) -> pa.Table:

@@ -1,0 +1,257 @@
+"""The pictures in tables as rows of a listing: many files side by side, of each the footer and the other columns."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...errors import ItemError, UsageError, plural
+from ...schema import PLACE
+from ..manifests.manifest_columns import check_names, warn_left_out
+from ..manifests.parquet_manifest import LARGEST_TABLE_BYTES, read_columns
+from ..refusals import Refusal
+from ..schemes import TABLES
+from ..url import Url
+from .picture_table import PictureTable, picture_columns
+from .picture_uri import picture_uri
+
+log = logging.getLogger("maskrcnn")
+
+HasPictures = Callable[[pa.ChunkedArray], bool]
+"""Whether one of some values of a column is a picture."""
+Item = TypeVar("Item")
+_THREADS: Final = 16
+_REPORT_EVERY_S: Final = 5.0
+_LOOKED_AT: Final = 20
+_OWN: Final = ("name", "uri", "bytes", "etag", PLACE.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A Parquet file of a listing."""
+
+    name: str
+    uri: str
+    bytes: int | None
+    etag: str | None
+    table: PictureTable | ItemError
+    """Its footer, or why it cannot be read."""
+
+
+def list_rows(
+    files: pa.Table, column: str | None, has_pictures: HasPictures, *, alone: bool
+) -> tuple[pa.Table, pa.Table]:
+    """Return the pictures in Parquet files.
+
+    A file that cannot be read is a row itself. Files without a column of pictures are returned separately, and so are
+    those with a column `uri`, unless `column` is given: they are manifests.
+
+    Args:
+        files: of `inputs.INPUTS`.
+        column: of the pictures; None: each file has one.
+        has_pictures: whether some values of a column contain a picture.
+        alone: whether the file is the whole input, so that its rows are named without it.
+
+    Returns:
+        The columns `name, uri, bytes, etag` and `schema.PLACE`, and then those of the files, null where a file has
+        none; and the rows of `files` that hold no pictures.
+
+    Raises:
+        UsageError: a file has several columns of pictures and none was named; `alone` and it cannot be read, or has
+            none; columns of the same name are of types that cannot be joined, or are larger than a manifest may be.
+        RunError: as `read_input`.
+    """
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="table") as pool:
+        footers = pool.map(_read_footer, files.to_pylist())
+        found = list(_reported(footers, len(files), "the footer"))
+        chosen = _Choice(column, has_pictures, alone=alone)
+        columns = [chosen.column_of(file) for file in found]
+        of_pictures = [(file, name) for file, name in zip(found, columns, strict=True) if name is not None]
+        rows = pool.map(lambda each: _rows(*each, alone=alone), of_pictures)
+        tables, left_out = [_SCHEMA.empty_table()], dict[str, None]()
+        size = 0
+        for table, names in _reported(rows, len(of_pictures), "the columns"):
+            tables.append(table)
+            left_out |= dict.fromkeys(names)
+            if (size := size + table.nbytes) > LARGEST_TABLE_BYTES:
+                raise UsageError(
+                    f"{found[0].uri} and the files beside it: their columns come to more than 4 GiB, the most that can "
+                    "be carried: name fewer files, or write tables with fewer columns"
+                )
+    if left_out:
+        warn_left_out("the tables of pictures", list(left_out))
+    without = [name is None for name in columns]
+    return _joined(tables, [file.uri for file, _ in of_pictures]), files.filter(pa.array(without, pa.bool_()))
+
+
+_SCHEMA: Final = pa.schema(
+    [
+        ("name", pa.string()),
+        ("uri", pa.string()),
+        ("bytes", pa.int64()),
+        ("etag", pa.string()),
+        PLACE,
+    ]
+)
+
+
+def _read_footer(row: dict[str, Any]) -> _File:
+    try:
+        table: PictureTable | ItemError = TABLES.table(Url.parse(row["uri"]), None)
+    except ItemError as error:
+        table = error
+    return _File(**row, table=table)
+
+
+class _Choice:
+    """Chooses the column of pictures of each file. Raises UsageError: see `list_rows`."""
+
+    def __init__(self, column: str | None, has_pictures: HasPictures, *, alone: bool) -> None:
+        self._column = column
+        self._has_pictures = has_pictures
+        self._alone = alone
+        self._with_pictures: dict[tuple[str, ...], list[str]] = {}
+
+    def column_of(self, file: _File) -> str | None:
+        """Return the column with a file's pictures, "" for one that cannot be read; None: it has none."""
+        if isinstance(file.table, ItemError):
+            if self._alone:
+                raise UsageError(f"{file.uri}: {file.table}") from file.table
+            return ""
+        schema: pa.Schema = file.table.schema
+        by_type = picture_columns(schema)
+        if self._column is not None:
+            if self._column in by_type:
+                return self._column
+            if self._alone:
+                raise UsageError(
+                    f"{file.uri}: --image-column {self._column}: it has no such column of bytes; found "
+                    f"{_listed(by_type or schema.names)}"
+                )
+            return None
+        if "uri" in schema.names:
+            return None
+        key = tuple(by_type)
+        if key not in self._with_pictures:
+            self._with_pictures[key] = [name for name in by_type if self._is_of_pictures(file.table, name)]
+        names = self._with_pictures[key]
+        if len(names) > 1:
+            raise UsageError(
+                f"{file.uri} has pictures in {plural(len(names), 'column')}, {_listed(names)}: name one with "
+                "--image-column"
+            )
+        if not names and self._alone:
+            raise UsageError(
+                f"{file.uri}: no pictures to read: a table has them in a column of bytes or of struct<bytes, path>, or "
+                f"is a manifest with a column `uri`; found {_listed(schema.names)}"
+            )
+        return names[0] if names else None
+
+    def _is_of_pictures(self, table: PictureTable, column: str) -> bool:
+        """Return whether one of a column's first values is a picture, or none of them says what the column holds."""
+        seen = 0
+        for group in range(table.metadata.num_row_groups):
+            try:
+                for picture in table.pictures(column, group):
+                    if seen == _LOOKED_AT:
+                        return False
+                    if picture and self._has_pictures(pa.chunked_array([[picture]], pa.large_binary())):
+                        return True
+                    seen += bool(picture)
+            except ItemError:  # its rows will fail with it
+                return True
+            if group and not seen:
+                break  # two row groups without a value
+        return not seen
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:12])) + (", …" if len(names) > 12 else "")
+
+
+def _rows(file: _File, column: str, *, alone: bool) -> tuple[pa.Table, list[str]]:
+    """Return the rows of a file, and the names of the columns that are left out."""
+    table = file.table
+    if isinstance(table, ItemError):
+        return _failed(file, table), []
+    check_names(file.uri, table.schema)
+    try:
+        with table.open() as source:
+            others, left_out = read_columns(file.uri, source, table.metadata, column)
+    except ItemError as error:
+        return _failed(file, error), []
+    except (pa.ArrowException, OSError):  # OSError: a compressed page is damaged
+        return _failed(file, Refusal.TABLE_DAMAGED.error()), []
+    count = table.n_rows
+    numbers = pa.array(range(count), pa.int64()).cast(pa.string())
+    padded = pc.utf8_lpad(numbers, len(str(count)), "0")
+    own = [
+        padded if alone else pc.binary_join_element_wise(f"{file.name}!/", padded, ""),
+        pc.binary_join_element_wise(picture_uri(file.uri, column, 0)[:-1], numbers, ""),
+        pa.nulls(count, pa.int64()),
+        pa.repeat(pa.scalar(table.etag, pa.string()), count),
+        pa.nulls(count, PLACE.type),
+    ]
+    names = _renamed(others.column_names, column)
+    return pa.table([*own, *others.columns], names=[*_SCHEMA.names, *names]), left_out
+
+
+def _failed(file: _File, error: ItemError) -> pa.Table:
+    """Return the row of a file that cannot be read; without a place if that may pass."""
+    refusals = {refusal.code: refusal for refusal in (Refusal.TABLE_DAMAGED, Refusal.TABLE_EMPTY)}
+    place = {"refusal": refusals[error.code].name} if error.code in refusals else None
+    return pa.table([[file.name], [file.uri], [file.bytes], [file.etag], [place]], schema=_SCHEMA)
+
+
+def _renamed(names: list[str], column: str) -> list[str]:
+    """Return the names of a file's other columns, none of which is one of ours; the paths of the pictures are `path`.
+
+    >>> _renamed(["image", "name", "input_name", "label"], "image")
+    ['path', 'input_input_name', 'input_name', 'label']
+    """
+    new: list[str] = []
+    for name in names:
+        renamed = "path" if name == column else name
+        while renamed in _OWN or (renamed != name and renamed in names):
+            renamed = f"{column}_path" if renamed == "path" else f"input_{renamed}"
+        new.append(renamed)
+    return new
+
+
+def _joined(tables: list[pa.Table], uris: list[str]) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        known: dict[str, tuple[pa.DataType, str]] = {}
+        for table, uri in zip(tables[1:], uris, strict=True):
+            for field in table.schema:
+                kind, first = known.setdefault(field.name, (field.type, uri))
+                try:
+                    fields = [pa.schema([(field.name, each)]) for each in (kind, field.type)]
+                    known[field.name] = (
+                        pa.unify_schemas(fields, promote_options="permissive").types[0],
+                        first,
+                    )
+                except pa.ArrowException:
+                    raise UsageError(
+                        f"the column {field.name!r} contains {kind} in {first} and {field.type} in {uri}: write both "
+                        "with one type, or run them separately"
+                    ) from error
+        raise UsageError(
+            f"the columns of these tables cannot be joined ({error}): run them separately"
+        ) from error
+
+
+def _reported(items: Iterator[Item], count: int, what: str) -> Iterator[Item]:
+    """Yield what is known of each table, and log now and then the number of tables that were read."""
+    reported = time.monotonic()
+    for number, item in enumerate(items, 1):
+        yield item
+        if (now := time.monotonic()) - reported >= _REPORT_EVERY_S:
+            reported = now
+            log.info("read %s of %d of %s", what, number, plural(count, "table"))
