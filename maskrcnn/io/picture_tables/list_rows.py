@@ -2,10 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,8 +24,9 @@ log = logging.getLogger("maskrcnn")
 
 HasPictures = Callable[[pa.ChunkedArray], bool]
 """Whether one of some values of a column is a picture."""
-Item = TypeVar("Item")
 _THREADS: Final = 16
+_AT_ONCE: Final = 64
+"""Of so many tables the footers are held in memory: of tables with many row groups they are large."""
 _REPORT_EVERY_S: Final = 5.0
 _LOOKED_AT: Final = 20
 _OWN: Final = ("name", "uri", "bytes", "etag", PLACE.name)
@@ -66,27 +67,30 @@ def list_rows(
             none; columns of the same name are of types that cannot be joined, or are larger than a manifest may be.
         RunError: as `read_input`.
     """
+    files = files.sort_by("name")
+    chosen = _Choice(column, has_pictures, alone=alone)
+    tables, uris, without = [_SCHEMA.empty_table()], list[str](), list[bool]()
+    left_out: dict[str, None] = {}
+    size = 0
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="table") as pool:
-        footers = pool.map(_read_footer, files.to_pylist())
-        found = list(_reported(footers, len(files), "the footer"))
-        chosen = _Choice(column, has_pictures, alone=alone)
-        columns = [chosen.column_of(file) for file in found]
-        of_pictures = [(file, name) for file, name in zip(found, columns, strict=True) if name is not None]
-        rows = pool.map(lambda each: _rows(*each, alone=alone), of_pictures)
-        tables, left_out = [_SCHEMA.empty_table()], dict[str, None]()
-        size = 0
-        for table, names in _reported(rows, len(of_pictures), "the columns"):
-            tables.append(table)
-            left_out |= dict.fromkeys(names)
-            if (size := size + table.nbytes) > LARGEST_TABLE_BYTES:
+        for group in _reported(files.to_batches(_AT_ONCE), len(files)):
+            found = list(pool.map(_read_footer, group.to_pylist()))
+            columns = [chosen.column_of(file) for file in found]
+            without += [name is None for name in columns]
+            named = [(file, name) for file, name in zip(found, columns, strict=True) if name is not None]
+            uris += [file.uri for file, _ in named]
+            for table, names in pool.map(lambda each: _rows(*each, alone=alone), named):
+                tables.append(table)
+                left_out |= dict.fromkeys(names)
+                size += table.nbytes
+            if size > LARGEST_TABLE_BYTES:
                 raise UsageError(
-                    f"{found[0].uri} and the files beside it: their columns come to more than 4 GiB, the most that can "
-                    "be carried: name fewer files, or write tables with fewer columns"
+                    f"{uris[0]} and the tables beside it: their columns come to more than 4 GiB, the most that can be "
+                    "carried: name fewer tables, or write them with fewer columns"
                 )
     if left_out:
         warn_left_out("the tables of pictures", list(left_out))
-    without = [name is None for name in columns]
-    return _joined(tables, [file.uri for file, _ in of_pictures]), files.filter(pa.array(without, pa.bool_()))
+    return _joined(tables, uris), files.filter(pa.array(without, pa.bool_()))
 
 
 _SCHEMA: Final = pa.schema(
@@ -247,11 +251,12 @@ def _joined(tables: list[pa.Table], uris: list[str]) -> pa.Table:
         ) from error
 
 
-def _reported(items: Iterator[Item], count: int, what: str) -> Iterator[Item]:
-    """Yield what is known of each table, and log now and then the number of tables that were read."""
-    reported = time.monotonic()
-    for number, item in enumerate(items, 1):
-        yield item
+def _reported(batches: Iterable[pa.RecordBatch], count: int) -> Iterator[pa.RecordBatch]:
+    """Yield batches of tables, and log now and then the number of tables that were read."""
+    reported, done = time.monotonic(), 0
+    for batch in batches:
+        yield batch
+        done += len(batch)
         if (now := time.monotonic()) - reported >= _REPORT_EVERY_S:
             reported = now
-            log.info("read %s of %d of %s", what, number, plural(count, "table"))
+            log.info("read the columns of %d of %s", done, plural(count, "table"))

@@ -126,7 +126,9 @@ def test_both_that_a_table_could_have_are_named_where_it_has_neither() -> None:
     neither = "m.parquet: no column `uri` and none of pictures (bytes, or struct<bytes, path>); found "
     said = refusal(pa.table({"path": ["a.png"], "label": [1]}))
     assert said == f"{neither}'path', 'label'; rename 'path' if that is meant"
-    said = refusal(pa.table({"image": [list(PICTURE)], "label": [1]}))  # as lists of numbers they are not read
+    said = refusal(
+        pa.table({"image": [list(PICTURE)], "label": [1]})
+    )  # as lists of numbers they are not read
     assert said == f"{neither}'image', 'label'"
 
 
