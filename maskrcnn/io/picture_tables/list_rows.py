@@ -29,6 +29,7 @@ _AT_ONCE: Final = 64
 """Of so many tables the footers are held in memory: of tables with many row groups they are large."""
 _REPORT_EVERY_S: Final = 5.0
 _LOOKED_AT: Final = 20
+_GROUPS_READ: Final = 2
 _OWN: Final = ("name", "uri", "bytes", "etag", PLACE.name)
 
 
@@ -157,9 +158,16 @@ class _Choice:
         return names[0] if names else None
 
     def _is_of_pictures(self, table: PictureTable, column: str) -> bool:
-        """Return whether one of a column's first values is a picture, or none of them says what the column holds."""
-        seen = 0
+        """Return whether one of a column's first values is a picture.
+
+        Raises:
+            UsageError: it has no values, but names of files.
+        """
+        seen = read = 0
         for group in range(table.metadata.num_row_groups):
+            if table.is_null(column, group):
+                continue
+            read += 1
             try:
                 for picture in table.pictures(column, group):
                     if seen == _LOOKED_AT:
@@ -169,9 +177,14 @@ class _Choice:
                     seen += bool(picture)
             except ItemError:  # its rows will fail with it
                 return True
-            if group and not seen:
-                break  # two row groups without a value
-        return not seen
+            if read == _GROUPS_READ:
+                break
+        if table.n_rows and not read and pa.types.is_struct(table.schema.field(column).type):
+            raise UsageError(
+                f"{table.url}: its column {column!r} contains no pictures, only names of files at most: list the files "
+                f"in a column `uri`, or write the table with the pictures in `{column}.bytes`"
+            )
+        return not seen and not table.n_rows
 
 
 def _listed(names: list[str]) -> str:

@@ -83,9 +83,7 @@ class PictureTable:
             RunError: as `read_input`.
         """
         leaf = self._leaf_of(column)
-        row_group = self.metadata.row_group(group)
-        chunks = map(row_group.column, range(row_group.num_columns))
-        size = max(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema == leaf)
+        size = self._chunk(leaf, group).total_compressed_size
         count = 0
         try:
             file = pq.ParquetFile(
@@ -105,8 +103,21 @@ class PictureTable:
             raise Refusal.ROW_GROUP_ENCODING.error() from error
         except (pa.ArrowException, OSError) as error:
             raise Refusal.ROW_GROUP_DAMAGED.error() from error
-        if count != row_group.num_rows:
+        if count != self.starts[group + 1] - self.starts[group]:
             raise Refusal.ROW_GROUP_DAMAGED.error()
+
+    def is_null(self, column: str, group: int) -> bool:
+        """Return whether a row group has no picture in a column, as far as the footer says."""
+        chunk = self._chunk(self._leaf_of(column), group)
+        statistics = chunk.statistics
+        return (
+            statistics is not None and statistics.has_null_count and statistics.null_count == chunk.num_values
+        )
+
+    def _chunk(self, leaf: str, group: int) -> pq.ColumnChunkMetaData:
+        row_group = self.metadata.row_group(group)
+        paths = [self.metadata.schema.column(at).path for at in range(row_group.num_columns)]
+        return row_group.column(paths.index(leaf))
 
     def _leaf_of(self, column: str) -> str:
         at = self.schema.get_field_index(column)

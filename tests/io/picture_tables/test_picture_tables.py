@@ -280,6 +280,24 @@ def test_a_table_with_neither_says_what_it_could_have(tmp_path: Path) -> None:
     assert refusal(empty) == f"{empty} has no rows: list at least one input"
 
 
+def test_a_table_that_only_names_files_says_how_to_list_them(tmp_path: Path) -> None:
+    """As Hugging Face's `to_parquet` writes a data set made of files."""
+    source = write(tmp_path, parquet(table_of(dict.fromkeys(FILES))))
+    said = refusal(source)
+    assert said == refusal(tmp_path)
+    assert said.startswith(
+        f"{source}: its column 'image' contains no pictures, only names of files at most: list the "
+    )
+    nulls = write(tmp_path / "b", parquet(table_of(dict.fromkeys(FILES), pa.binary())))
+    assert "no pictures to read" in refusal(nulls)
+
+
+def test_pictures_behind_nulls_are_found(tmp_path: Path) -> None:
+    files = {**{f"null{row}": None for row in range(20)}, **FILES}
+    table = listed(write(tmp_path, parquet(table_of(files, pa.binary())))).table
+    assert contents(table) == ["not_found"] * 20 + list(FILES.values())
+
+
 def test_a_column_is_not_named_where_there_are_no_tables(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
     assert refusal(tmp_path, "image") == f"{tmp_path}: --image-column is for Parquet files; there are none"
