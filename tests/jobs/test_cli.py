@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
+from picture_tables import parquet, table_of
 from planted_images import write_planted
 
 from maskrcnn.io.storage import Storage
@@ -393,6 +394,24 @@ def test_every_command_says_in_the_same_words_that_there_is_no_run(
     if command == "show" and not exists:  # which takes an image too
         advice = "does not exist; name an image, or the directory of a finished run"
     refused(on_a_run(command, folder), str(folder), advice)
+
+
+def test_a_picture_in_a_table_is_named_by_its_uri_and_its_column_by_an_option(
+    images: Path, tmp_path: Path
+) -> None:
+    files = {path.name: path.read_bytes() for path in images.glob("*.png")}
+    table, out = tmp_path / "t.parquet", str(tmp_path / "out")
+    table.write_bytes(parquet(table_of(files, mask=list(files.values()))))
+    refused(
+        run("plan", str(table), out, "--model", "planted"), "'image', 'mask': name one with --image-column"
+    )
+    planned = run("plan", str(table), out, "--model", "planted", "--image-column", "mask", "--json")
+    assert json.loads(planned.stdout)["images"] == 5
+    refused(
+        run("show", f"{table}!/image/5"),
+        f"{table}!/image/5: the table has no row of this number",
+        "(not_found)",
+    )
 
 
 @pytest.mark.parametrize("command", ON_A_RUN)

@@ -29,7 +29,7 @@ from ..picture_tables.picture_uri import is_table
 from ..refusals import Refusal
 from ..schemes import is_supported, unsupported
 from ..storage import Storage
-from ..url import USER_PATTERN, Url, is_folder, redact
+from ..url import USER_PATTERN, Url, is_folder, is_there, redact
 from .csv_manifest import LARGEST_CSV_BYTES, check_utf8, parse_csv
 from .manifest_columns import check_columns
 from .parquet_manifest import read_parquet_manifest
@@ -44,6 +44,7 @@ _SUFFIXES: Final = (
 """Suffixes of formats that are read, and of those that photos come in and that are refused by name, one row each."""
 _IS_IMAGE: Final = rf"(?i)({'|'.join(map(re.escape, _SUFFIXES))})$"
 _IS_ARCHIVE: Final = rf"(?i)({'|'.join(map(re.escape, ARCHIVE_SUFFIXES))})$"
+_WILDCARD: Final = re.compile(r"[*?\[]")
 _IS_TABLE: Final = rf"(?i){re.escape(TABLE_SUFFIX)}$"
 _COMPANIONS: Final = (
     r"(?:^|/)(?P<place>\._|(?:__MACOSX|\.AppleDouble|\.ipynb_checkpoints|@eaDir|#recycle|\$RECYCLE\.BIN|\.Trashes"
@@ -156,7 +157,17 @@ def _holds_pictures(source: str) -> bool:
 def _is_file_named_as_manifest(source: str) -> bool:
     url = Url.parse(source)
     folder = is_folder(url.local_path) if url.is_local else source.endswith("/")
-    return not folder and _is_named_as_manifest(source)
+    return not folder and _is_named_as_manifest(source) and not (is_table(source) and _is_glob(url))
+
+
+def _is_glob(url: Url) -> bool:
+    """Return whether a name with a wildcard is no file's."""
+    if not _WILDCARD.search(url.key):
+        return False
+    if url.is_local:
+        return not is_there(url.local_path)
+    with usage_errors(url.text):
+        return not Storage(url.folder.text).exists(url.name)
 
 
 def _is_named_as_manifest(source: str) -> bool:
@@ -257,10 +268,7 @@ def _without_tables(
         if image_column is not None:
             raise UsageError(f"{source}: --image-column is for Parquet files; there are none")
         return found, INPUTS.empty_table()
-    alone = tables["uri"].to_pylist() == [source]
-    rows, others = list_rows(tables, image_column, has_pictures, alone=alone)
-    if alone and not rows.num_rows:
-        raise UsageError(f"{source} has no rows: list at least one input")
+    rows, others = list_rows(tables, source, image_column, has_pictures)
     return pa.concat_tables([found.filter(pc.invert(of_tables)), others]), rows
 
 

@@ -46,7 +46,7 @@ class _File:
 
 
 def list_rows(
-    files: pa.Table, column: str | None, has_pictures: HasPictures, *, alone: bool
+    files: pa.Table, source: str, column: str | None, has_pictures: HasPictures
 ) -> tuple[pa.Table, pa.Table]:
     """Return the pictures in Parquet files.
 
@@ -55,20 +55,22 @@ def list_rows(
 
     Args:
         files: of `inputs.INPUTS`.
+        source: the input that the user named. If it is the only file, its rows are named without it.
         column: of the pictures; None: each file has one.
         has_pictures: whether some values of a column contain a picture.
-        alone: whether the file is the whole input, so that its rows are named without it.
 
     Returns:
         The columns `name, uri, bytes, etag` and `schema.PLACE`, and then those of the files, null where a file has
         none; and the rows of `files` that hold no pictures.
 
     Raises:
-        UsageError: a file has several columns of pictures and none was named; `alone` and it cannot be read, or has
-            none; columns of the same name are of types that cannot be joined, or are larger than a manifest may be.
+        UsageError: a file has several columns of pictures and none was named, or no file has the named one; `source` is
+            a file that cannot be read, or has no pictures; columns of the same name are of types that cannot be joined,
+            or are larger than a manifest may be.
         RunError: as `read_input`.
     """
     files = files.sort_by("name")
+    alone = files["uri"].to_pylist() == [source]
     chosen = _Choice(column, has_pictures, alone=alone)
     tables, uris, without = [_SCHEMA.empty_table()], list[str](), list[bool]()
     left_out: dict[str, None] = {}
@@ -86,11 +88,18 @@ def list_rows(
                 size += table.nbytes
             if size > LARGEST_TABLE_BYTES:
                 raise UsageError(
-                    f"{uris[0]} and the tables beside it: their columns come to more than 4 GiB, the most that can be "
-                    "carried: name fewer tables, or write them with fewer columns"
+                    f"{source}: the columns of its tables come to more than 4 GiB, the most that can be "
+                    "carried: divide it, or write the tables with fewer columns"
                 )
+    if column is not None and not uris:
+        raise UsageError(
+            f"{source}: --image-column {column}: there is no such column of bytes; found "
+            f"{_listed(sorted(chosen.found))}"
+        )
+    if alone and not sum(table.num_rows for table in tables):
+        raise UsageError(f"{source} has no rows: list at least one input")
     if left_out:
-        warn_left_out("the tables of pictures", list(left_out))
+        warn_left_out(source, list(left_out))
     return _joined(tables, uris), files.filter(pa.array(without, pa.bool_()))
 
 
@@ -121,6 +130,8 @@ class _Choice:
         self._has_pictures = has_pictures
         self._alone = alone
         self._with_pictures: dict[tuple[str, ...], list[str]] = {}
+        self.found: set[str] = set()
+        """Names of columns that may hold pictures by their type."""
 
     def column_of(self, file: _File) -> str | None:
         """Return the column with a file's pictures, "" for one that cannot be read; None: it has none."""
@@ -130,15 +141,9 @@ class _Choice:
             return ""
         schema: pa.Schema = file.table.schema
         by_type = picture_columns(schema)
+        self.found.update(by_type)
         if self._column is not None:
-            if self._column in by_type:
-                return self._column
-            if self._alone:
-                raise UsageError(
-                    f"{file.uri}: --image-column {self._column}: it has no such column of bytes; found "
-                    f"{_listed(by_type or schema.names)}"
-                )
-            return None
+            return self._column if self._column in by_type else None
         if "uri" in schema.names:
             return None
         key = tuple(by_type)
@@ -188,7 +193,7 @@ class _Choice:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:12])) + (", …" if len(names) > 12 else "")
+    return ", ".join(map(repr, names[:12])) + (", …" if len(names) > 12 else "") or "none"
 
 
 def _rows(file: _File, column: str, *, alone: bool) -> tuple[pa.Table, list[str]]:

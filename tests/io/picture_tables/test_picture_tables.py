@@ -20,6 +20,7 @@ from maskrcnn.io.picture_tables.picture_uri import picture_uri, split_picture
 from maskrcnn.io.schemes import TABLES
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.stores.local_store import LocalStore
+from maskrcnn.io.stores.s3_store import S3Store
 from maskrcnn.pipeline.list_inputs import Inputs, read_inputs
 from maskrcnn.pipeline.shard_inputs import ShardInputs
 
@@ -100,6 +101,61 @@ def test_each_row_is_an_input_with_the_bytes_of_its_picture(kind: pa.DataType, t
     if kind == STRUCT:
         assert table["path"].to_pylist() == [f"folder/{name}" for name in FILES]
     assert "image" not in table.column_names
+
+
+def test_tables_are_listed_and_read_in_every_store(store_url: str) -> None:
+    store = Storage(store_url)
+    store.write("d/t.parquet", parquet(table_of(FILES, label=list(range(11)))))
+    store.write("loose.png", PNG)
+    table = listed(store.url).table
+    assert table["name"][0].as_py() == "d/t.parquet!/00"
+    assert contents(table) == [*FILES.values(), PNG]
+    alone = listed(f"{store.url}/d/t.parquet").table
+    assert alone["name"][0].as_py() == "00"
+    uris = table["uri"].to_pylist()[:11]
+    assert alone["uri"].to_pylist() == uris
+    assert [read_input(uri, NO_LIMIT) for uri in reversed(uris)] == list(reversed(FILES.values()))
+    if not store_url.startswith("memory"):  # it has no etag, and no times
+        store.write("d/t.parquet", parquet(table_of(dict(reversed(FILES.items())))))
+        assert set(contents(alone)) == {"changed"}
+
+
+def test_a_shard_makes_a_request_for_each_row_group(weed_server, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"{seed}": picture(seed, 30_000) for seed in range(60)}
+    store = Storage(weed_server.prefix())
+    store.write("t.parquet", parquet(table_of(files), 10))
+    table = listed(f"{store.url}/t.parquet").table
+    requests: list[int] = []
+    read_range = S3Store.read_range
+
+    def counted(self, url, start=0, stop=None, etag=None):
+        data = read_range(self, url, start, stop, etag)
+        requests.append(len(data))
+        return data
+
+    monkeypatch.setattr(S3Store, "read_range", counted)
+    assert contents(table.slice(5, 40)) == list(files.values())[5:45]
+    assert len(requests) == 5
+    assert sum(requests) <= 1.05 * sum(map(len, list(files.values())[:50]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_damage_to_a_table_is_never_read_as_another_picture(tmp_path_factory, data: st.DataObject) -> None:
+    """With checksums, as most writers can add them."""
+    files = {f"{row}": picture(row, 400) for row in range(8)}
+    whole = bytearray(parquet(table_of(files), 3, write_page_checksum=True))
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
+    folder = tmp_path_factory.mktemp("t")
+    write(folder, bytes(whole))
+    write(folder, PNG, "loose.png")
+    try:
+        table = listed(folder).table
+    except UsageError:  # the names or types of the columns are damaged
+        return
+    found = [content for content in contents(table) if isinstance(content, bytes)]
+    assert set(found) <= {*files.values(), PNG}
 
 
 @given(
@@ -264,9 +320,10 @@ def test_of_several_columns_of_pictures_one_is_named(tmp_path: Path, caplog) -> 
     assert contents(table) == pictures
     assert not {"image", "mask"} & set(table.column_names)
     assert "'image'" in caplog.text
-    assert refusal(source, "photo") == (
-        f"{source}: --image-column photo: it has no such column of bytes; found 'image', 'mask'"
-    )
+    for place in (source, tmp_path):
+        assert refusal(place, "photo") == (
+            f"{place}: --image-column photo: there is no such column of bytes; found 'image', 'mask'"
+        )
 
 
 def test_a_table_with_neither_says_what_it_could_have(tmp_path: Path) -> None:
@@ -331,6 +388,13 @@ def test_tables_are_joined_by_the_names_of_their_columns(tmp_path: Path) -> None
     ]
     assert inputs.skipped == {".parquet": 2}
     assert contents(inputs.table) == [PNG] * 3
+
+
+def test_a_glob_of_tables_is_taken_row_by_row(tmp_path: Path) -> None:
+    write(tmp_path, parquet(table_of({"a": PNG})), "data/train-0.parquet")
+    write(tmp_path, parquet(table_of({"b": PNG})), "data/test-0.parquet")
+    assert listed(tmp_path / "data" / "t*-0.parquet").table["file"].to_pylist() == ["b", "a"]
+    assert listed(tmp_path / "*" / "train-*.parquet").table["file"].to_pylist() == ["a"]
 
 
 def test_columns_whose_types_contradict_each_other_are_one_line(tmp_path: Path) -> None:
