@@ -53,7 +53,8 @@ PLACE: Final = pa.field(
     ),
 )
 """A column of manifests of which some inputs are in archives: the fields of `io.archives.member.Member`, but for name
-and size. It is in no other table."""
+and size. Pictures in tables have none, because their uri says where they are; an archive or a table that could not be
+read has only `refusal`. The column is in no other table."""
 
 IMAGES: Final = pa.schema(
     [

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from ..manifests.parquet_manifest import LARGEST_TABLE_BYTES, read_columns
 from ..refusals import Refusal
 from ..schemes import TABLES
 from ..url import Url
-from .picture_table import PictureTable, picture_columns
+from .picture_table import WHOLE_CHUNK_BYTES, PictureTable, picture_columns
 from .picture_uri import picture_uri
 
 log = logging.getLogger("maskrcnn")
@@ -71,36 +71,64 @@ def list_rows(
     """
     files = files.sort_by("name")
     alone = files["uri"].to_pylist() == [source]
-    chosen = _Choice(column, has_pictures, alone=alone)
-    tables, uris, without = [_SCHEMA.empty_table()], list[str](), list[bool]()
-    left_out: dict[str, None] = {}
-    size = 0
+    choice = _Choice(column, has_pictures, alone=alone)
+    found = _read(files, source, choice, alone=alone)
+    if column is not None and not found.uris:
+        raise UsageError(
+            f"{source}: --image-column {column}: there is no such column of bytes; found "
+            f"{_listed(sorted(choice.found))}"
+        )
+    if alone and not sum(table.num_rows for table in found.tables):
+        raise UsageError(f"{source} has no rows: list at least one input")
+    if found.large:
+        log.warning(
+            "%s, such as %s, with row groups of more than %d MiB of pictures: a worker that has a shard of one reads "
+            "it from its beginning; row groups of 100 to 1,000 rows are read one by one",
+            plural(len(found.large), "table"),
+            found.large[0],
+            WHOLE_CHUNK_BYTES // 2**20,
+        )
+    if found.left_out:
+        warn_left_out(source, list(found.left_out))
+    return _joined(found.tables, found.uris), files.filter(pa.array(found.without, pa.bool_()))
+
+
+@dataclass(slots=True)
+class _Found:
+    """What was read of tables."""
+
+    tables: list[pa.Table] = field(default_factory=list)
+    """The rows of each table of pictures."""
+    uris: list[str] = field(default_factory=list)
+    """Of these tables."""
+    large: list[str] = field(default_factory=list)
+    """Of those with large row groups."""
+    left_out: dict[str, None] = field(default_factory=dict)
+    """Names of columns that are not carried."""
+    without: list[bool] = field(default_factory=list)
+    """Whether a table has no pictures."""
+
+
+def _read(files: pa.Table, source: str, choice: "_Choice", *, alone: bool) -> _Found:
+    all_found, size = _Found(), 0
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="table") as pool:
-        for group in _reported(files.to_batches(_AT_ONCE), len(files)):
-            found = list(pool.map(_read_footer, group.to_pylist()))
-            columns = [chosen.column_of(file) for file in found]
-            without += [name is None for name in columns]
-            named = [(file, name) for file, name in zip(found, columns, strict=True) if name is not None]
-            uris += [file.uri for file, _ in named]
-            for table, names in pool.map(lambda each: _rows(*each, alone=alone), named):
-                tables.append(table)
-                left_out |= dict.fromkeys(names)
+        for batch in _reported(files.to_batches(_AT_ONCE), len(files)):
+            footers = list(pool.map(_read_footer, batch.to_pylist()))
+            columns = [choice.column_of(file) for file in footers]
+            all_found.without += [name is None for name in columns]
+            named = [(file, name) for file, name in zip(footers, columns, strict=True) if name is not None]
+            all_found.uris += [file.uri for file, _ in named]
+            all_found.large += [file.uri for file, name in named if _has_large_groups(file, name)]
+            for table, left_out in pool.map(lambda each: _rows(*each, alone=alone), named):
+                all_found.tables.append(table)
+                all_found.left_out |= dict.fromkeys(left_out)
                 size += table.nbytes
             if size > LARGEST_TABLE_BYTES:
                 raise UsageError(
-                    f"{source}: the columns of its tables come to more than 4 GiB, the most that can be "
-                    "carried: divide it, or write the tables with fewer columns"
+                    f"{source}: the columns of its tables come to more than 4 GiB, the most that can be carried: "
+                    "divide it, or write the tables with fewer columns"
                 )
-    if column is not None and not uris:
-        raise UsageError(
-            f"{source}: --image-column {column}: there is no such column of bytes; found "
-            f"{_listed(sorted(chosen.found))}"
-        )
-    if alone and not sum(table.num_rows for table in tables):
-        raise UsageError(f"{source} has no rows: list at least one input")
-    if left_out:
-        warn_left_out(source, list(left_out))
-    return _joined(tables, uris), files.filter(pa.array(without, pa.bool_()))
+    return all_found
 
 
 _SCHEMA: Final = pa.schema(
@@ -196,6 +224,14 @@ def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names[:12])) + (", …" if len(names) > 12 else "") or "none"
 
 
+def _has_large_groups(file: _File, column: str) -> bool:
+    """Return whether a row group of a file is larger than what is read by one request."""
+    table = file.table
+    return isinstance(table, PictureTable) and any(
+        table.group_bytes(column, group) > WHOLE_CHUNK_BYTES for group in range(len(table.starts) - 1)
+    )
+
+
 def _rows(file: _File, column: str, *, alone: bool) -> tuple[pa.Table, list[str]]:
     """Return the rows of a file, and the names of the columns that are left out."""
     table = file.table
@@ -247,21 +283,21 @@ def _renamed(names: list[str], column: str) -> list[str]:
 
 def _joined(tables: list[pa.Table], uris: list[str]) -> pa.Table:
     try:
-        return pa.concat_tables(tables, promote_options="permissive")
+        return pa.concat_tables([_SCHEMA.empty_table(), *tables], promote_options="permissive")
     except pa.ArrowException as error:
         known: dict[str, tuple[pa.DataType, str]] = {}
-        for table, uri in zip(tables[1:], uris, strict=True):
-            for field in table.schema:
-                kind, first = known.setdefault(field.name, (field.type, uri))
+        for table, uri in zip(tables, uris, strict=True):
+            for column in table.schema:
+                kind, first = known.setdefault(column.name, (column.type, uri))
                 try:
-                    fields = [pa.schema([(field.name, each)]) for each in (kind, field.type)]
-                    known[field.name] = (
+                    fields = [pa.schema([(column.name, each)]) for each in (kind, column.type)]
+                    known[column.name] = (
                         pa.unify_schemas(fields, promote_options="permissive").types[0],
                         first,
                     )
                 except pa.ArrowException:
                     raise UsageError(
-                        f"the column {field.name!r} contains {kind} in {first} and {field.type} in {uri}: write both "
+                        f"the column {column.name!r} contains {kind} in {first} and {column.type} in {uri}: write both "
                         "with one type, or run them separately"
                     ) from error
         raise UsageError(

@@ -83,14 +83,13 @@ class PictureTable:
             RunError: as `read_input`.
         """
         leaf = self._leaf_of(column)
-        size = self._chunk(leaf, group).total_compressed_size
         count = 0
         try:
             file = pq.ParquetFile(
                 self.open(),
                 metadata=self.metadata,
                 pre_buffer=False,
-                buffer_size=0 if size <= WHOLE_CHUNK_BYTES else _BLOCK_BYTES,
+                buffer_size=0 if self.group_bytes(column, group) <= WHOLE_CHUNK_BYTES else _BLOCK_BYTES,
                 page_checksum_verification=True,
             )
             for batch in file.iter_batches(1, row_groups=[group], columns=[leaf], use_threads=False):
@@ -105,6 +104,10 @@ class PictureTable:
             raise Refusal.ROW_GROUP_DAMAGED.error() from error
         if count != self.starts[group + 1] - self.starts[group]:
             raise Refusal.ROW_GROUP_DAMAGED.error()
+
+    def group_bytes(self, column: str, group: int) -> int:
+        """Return the number of bytes that the pictures of a row group have in the file."""
+        return int(self._chunk(self._leaf_of(column), group).total_compressed_size)
 
     def is_null(self, column: str, group: int) -> bool:
         """Return whether a row group has no picture in a column, as far as the footer says."""

@@ -15,7 +15,7 @@ from picture_tables import STRUCT, damaged_in, parquet, table_of
 from maskrcnn.errors import ItemError, RunError, UsageError
 from maskrcnn.io.inputs import open_input, read_input, stat_input
 from maskrcnn.io.manifests.sources import is_manifest
-from maskrcnn.io.picture_tables import picture_table
+from maskrcnn.io.picture_tables import list_rows, picture_table
 from maskrcnn.io.picture_tables.picture_uri import picture_uri, split_picture
 from maskrcnn.io.schemes import TABLES
 from maskrcnn.io.storage import Storage
@@ -395,6 +395,15 @@ def test_a_glob_of_tables_is_taken_row_by_row(tmp_path: Path) -> None:
     write(tmp_path, parquet(table_of({"b": PNG})), "data/test-0.parquet")
     assert listed(tmp_path / "data" / "t*-0.parquet").table["file"].to_pylist() == ["b", "a"]
     assert listed(tmp_path / "*" / "train-*.parquet").table["file"].to_pylist() == ["a"]
+
+
+def test_planning_warns_of_large_row_groups(tmp_path: Path, caplog, monkeypatch) -> None:
+    source = write(tmp_path, parquet(table_of(FILES)))
+    listed(source)
+    assert caplog.text == ""
+    monkeypatch.setattr(list_rows, "WHOLE_CHUNK_BYTES", 100)
+    listed(source)
+    assert f"1 table, such as {source}, with row groups of more than" in caplog.text
 
 
 def test_columns_whose_types_contradict_each_other_are_one_line(tmp_path: Path) -> None:
