@@ -36,6 +36,7 @@ def segment(
 ) -> None:
     """Segment the images of INPUT into OUTPUT; continue OUTPUT if it is unfinished.
 
+    A model that detects boxes only writes boxes in place of masks.
     INPUT is a folder, a glob, an s3:// prefix, a manifest (.txt, .csv or .parquet with a column `uri`), a COCO JSON,
     an archive (.tar, .zip, .tar.gz) or a .parquet file that contains the pictures. OUTPUT is a directory or an s3://
     prefix.

@@ -5,7 +5,7 @@ soon after the other, are read by one request, and the next such range is reques
 a row group are read together. None is read twice.
 """
 
-import functools
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,8 +16,8 @@ from ..io.archives.archive_store import check_readable, content_of
 from ..io.archives.list_members import member_of
 from ..io.archives.member import SOLID_SUFFIXES, Member, is_archive, split_member
 from ..io.inputs import open_input, read_input
-from ..io.picture_tables.picture_uri import is_table, split_picture
-from ..io.picture_tables.row_groups import RowGroups
+from ..io.picture_tables.picture_uri import is_table
+from ..io.picture_tables.row_groups import PicturesOfRows
 from ..io.picture_tables.table_store import picture_of
 from ..io.refusals import Refusal
 from ..io.schemes import ARCHIVES, TABLES, store_of
@@ -71,18 +71,15 @@ class ShardInputs:
             position: number for number, one in enumerate(self._ranges) for position in one.positions
         }
         self._lock = threading.Lock()
-        tables = self._in_tables()
-        self._waiting = {
-            *self._range_of,
-            *(position for rows in tables.values() for position in rows.values()),
-        }
-        """Positions of inputs that were not asked for yet and need the pool."""
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="range") if self._waiting else None
-        self._rows: dict[int, tuple[RowGroups, int]] = {}
-        for (table, column, etag), rows in tables.items():
-            opened = functools.partial(TABLES.table, Url.parse(table), etag)
-            groups = RowGroups(opened, column, rows.keys(), self._pool)
-            self._rows |= {position: (groups, row) for row, position in rows.items()}
+        solid = any(one.archive.key.lower().endswith(SOLID_SUFFIXES) for one in self._ranges)
+        # Of a stream the ranges are read one after the other, in their order.
+        self._pool = (
+            ThreadPoolExecutor(1 if solid else 2, thread_name_prefix="range") if self._ranges else None
+        )
+        self._requested = 0
+        self._in_tables = PicturesOfRows(
+            [(entry["uri"], entry["etag"]) for entry in entries], open_table=TABLES.table
+        )
 
     def read(self, position: int) -> bytes:
         """Return the content of the input at a position of the shard.
@@ -91,15 +88,11 @@ class ShardInputs:
             ItemError, RunError: as `inputs.read_input`.
         """
         entry = self._entries[position]
-        if position in self._rows:
-            groups, row = self._rows[position]
-            try:
-                return picture_of(groups.read(row), self._max_bytes)
-            finally:
-                self._done(position)
+        if position in self._in_tables:
+            return picture_of(self._in_tables.read(position), self._max_bytes)
         if position not in self._members:
             if PLACE.name in entry and (is_archive(entry["uri"]) or is_table(entry["uri"])):
-                self._check_readable(entry["uri"])
+                _check_readable(entry["uri"])
                 raise Refusal.CONTENT_UNKNOWN.error()
             return read_input(entry["uri"], self._max_bytes, entry["etag"])
         archive, member = self._members[position]
@@ -114,19 +107,14 @@ class ShardInputs:
             raise Refusal.EMPTY.error()
         return data
 
-    @staticmethod
-    def _check_readable(uri: str) -> None:
-        """Raise ItemError for a file that cannot be read or is empty, without reading it."""
-        with open_input(uri) as file:
-            file.read(1)
-
     def _stored(self, number: int, position: int, member: Member) -> bytes:
         """Return a member's bytes in its archive, from the range that contains it; request the next range."""
         one = self._ranges[number]
         with self._lock:
-            for following in self._ranges[number : number + 2]:
-                if following.data is None and following.positions and self._pool:
-                    following.data = self._pool.submit(self._request, following)
+            while self._requested < min(number + 2, len(self._ranges)) and self._pool:
+                following = self._ranges[self._requested]
+                following.data = self._pool.submit(self._request, following)
+                self._requested += 1
             if one.data is None:
                 raise ValueError(f"the input at position {position} was read before")
             data = one.data
@@ -138,31 +126,10 @@ class ShardInputs:
                 one.positions.discard(position)
                 if not one.positions:
                     one.data = None
-            self._done(position)
-
-    def _done(self, position: int) -> None:
-        """End the pool after the last input that needs it."""
-        with self._lock:
-            self._waiting.discard(position)
-            if not self._waiting and self._pool:
-                self._pool.shutdown(wait=False)
-
-    def _in_tables(self) -> dict[tuple[str, str, str | None], dict[int, int]]:
-        """Return the positions of pictures in tables by their rows, for each table, column and etag.
-
-        Of inputs that are the same picture, the first is returned; the others are read one by one.
-        """
-        found: dict[tuple[str, str, str | None], dict[int, int]] = {}
-        for position, entry in enumerate(self._entries):
-            parts = split_picture(entry["uri"])
-            if parts and not split_member(entry["uri"]) and not Url.parse(parts[0]).is_web:
-                table, column, row = parts
-                found.setdefault((table, column, entry["etag"]), {}).setdefault(row, position)
-        return found
 
     @staticmethod
     def _request(one: _Range) -> bytes:
-        return store_of(one.archive).read_range(one.archive, one.start, one.stop, one.etag)
+        return ARCHIVES.read_stored(one.archive, one.start, one.stop, one.etag)
 
     def _planned(self) -> Iterator[_Range]:
         """Yield the ranges, in the order in which they are needed first."""
@@ -183,13 +150,13 @@ class ShardInputs:
             member.refusal is None
             and member.stored > 0
             and member.bytes <= self._max_bytes
-            and not archive.key.lower().endswith(SOLID_SUFFIXES)
             and not archive.is_web
         )
 
     def _divided(self, archive: Url, etag: str | None, positions: list[int]) -> Iterator[_Range]:
         """Yield ranges of one archive that contain the members at these positions, each in one of them."""
         members = {position: self._members[position][1] for position in positions}
+        waste = math.inf if archive.key.lower().endswith(SOLID_SUFFIXES) else _WASTE
         current: _Range | None = None
         used = 0
         for position in sorted(positions, key=lambda position: members[position].offset):
@@ -197,7 +164,7 @@ class ShardInputs:
             counted = stop - start + (_HEADER_BYTES if members[position].method is None else 0)
             if current is not None:
                 length = max(stop, current.stop) - current.start
-                if length <= RANGE_BYTES and length <= (1 + _WASTE) * (used + counted):
+                if length <= RANGE_BYTES and length <= (1 + waste) * (used + counted):
                     current.stop = max(stop, current.stop)
                     current.positions.add(position)
                     used += counted
@@ -206,3 +173,9 @@ class ShardInputs:
             current, used = _Range(archive, etag, start, stop, {position}), counted
         if current is not None:
             yield current
+
+
+def _check_readable(uri: str) -> None:
+    """Raise ItemError for a file that cannot be read or is empty, without reading all of it."""
+    with open_input(uri) as file:
+        file.read(1)

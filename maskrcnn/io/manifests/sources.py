@@ -21,6 +21,7 @@ from ...errors import RunError, UsageError
 from ...schema import PLACE
 from ..archives.list_members import list_members
 from ..archives.member import SUFFIXES as ARCHIVE_SUFFIXES
+from ..archives.member import split_member
 from ..inputs import INPUTS, check_exists, list_inputs
 from ..picture_tables.list_rows import HasPictures, list_rows
 from ..picture_tables.picture_table import picture_columns
@@ -106,7 +107,8 @@ def check_source(source: str) -> None:
             url = Url.parse(whole)
             Storage(url.folder.text).size(url.name)
         else:
-            check_exists(whole)
+            archive, _ = split_member(whole) or (whole, "")
+            check_exists(archive)
 
 
 def _whole(source: str) -> str:
@@ -157,7 +159,9 @@ def _holds_pictures(source: str) -> bool:
 def _is_file_named_as_manifest(source: str) -> bool:
     url = Url.parse(source)
     folder = is_folder(url.local_path) if url.is_local else source.endswith("/")
-    return not folder and _is_named_as_manifest(source) and not (is_table(source) and _is_glob(url))
+    if folder or split_member(source) is not None or not _is_named_as_manifest(source):
+        return False
+    return not (is_table(source) and _is_glob(url))
 
 
 def _is_glob(url: Url) -> bool:
@@ -220,9 +224,17 @@ def read_listing(
         UsageError: there are no images, or a table cannot be read as one.
     """
     with usage_errors(source):
-        found, skipped = _without_runs(list_inputs(source))
+        archive, within = split_member(source) or (source, None)
+        found, skipped = _without_runs(list_inputs(archive))
         found, rows = _without_tables(found, source, has_pictures, image_column)
-        found = _with_members(found, source)
+        found = _with_members(found, archive)
+        if within:  # a member, or a folder of them
+            names = found["name"]
+            found = found.filter(
+                pc.or_(pc.equal(names, within), pc.starts_with(names, f"{within.rstrip('/')}/"))
+            )
+            if not found.num_rows:
+                raise UsageError(f"{source}: {Refusal.MEMBER_MISSING.text()}")
     found, companions = _without_companions(found)
     skipped |= companions
     known = pc.match_substring_regex(found["name"], _IS_IMAGE)

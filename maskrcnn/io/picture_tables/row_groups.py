@@ -1,24 +1,69 @@
 """Read pictures of some rows of a table: each row group that has any by one pass, and none twice."""
 
+import functools
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Executor
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import pairwise
 
 from ...errors import MaskrcnnError
+from ..archives.member import split_member
 from ..refusals import Refusal
+from ..url import Url
 from .picture_table import PictureTable
+from .picture_uri import split_picture
 
 
-class RowGroups:
-    """The pictures of some rows of a table; may be read by any number of threads, each row once.
+class PicturesOfRows:
+    """The pictures among some inputs that lie in tables; may be read by any number of threads, each input once.
 
     A row group is read when the first of its rows is asked for, or one of the row group before. Its bytes are kept
-    until the last of its rows that are needed was asked for.
+    until the last of its rows that are needed was asked for. Of inputs that are the same picture, only the first is one
+    of these.
 
     Args:
-        open_table: reads the footer; called when the first row is asked for.
+        inputs: the uri and the planned etag of each.
+        open_table: returns the footer of a table with an etag.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[tuple[str, str | None]],
+        open_table: Callable[[Url, str | None], PictureTable],
+    ) -> None:
+        positions: dict[tuple[str, str, str | None], dict[int, int]] = {}
+        for position, (uri, etag) in enumerate(inputs):
+            parts = split_picture(uri)
+            if parts and not split_member(uri) and not Url.parse(parts[0]).is_web:
+                table, column, row = parts
+                positions.setdefault((table, column, etag), {}).setdefault(row, position)
+        pool = ThreadPoolExecutor(1, thread_name_prefix="rows") if positions else None
+        self._rows: dict[int, tuple[_RowsOfTable, int]] = {}
+        for (table, column, etag), rows in positions.items():
+            opened = functools.partial(open_table, Url.parse(table), etag)
+            of_table = _RowsOfTable(opened, column, rows.keys(), pool)
+            self._rows |= {position: (of_table, row) for row, position in rows.items()}
+
+    def __contains__(self, position: int) -> bool:
+        return position in self._rows
+
+    def read(self, position: int) -> bytes | None:
+        """Return the picture at a position of the inputs; None for a null.
+
+        Raises:
+            ItemError, RunError: as `PictureTable.pictures`; `not_found` for a row or a column that is not there.
+            ValueError: it was read before.
+        """
+        of_table, row = self._rows[position]
+        return of_table.read(row)
+
+
+class _RowsOfTable:
+    """The pictures of some rows of a table.
+
+    Args:
+        open_table: returns the footer; called when the first row is asked for.
         column: of the pictures.
         rows: that will be asked for, in any order.
         pool: reads the next row group meanwhile; None: it is read when it is needed.
@@ -41,17 +86,11 @@ class RowGroups:
         self._following: dict[int, int] = {}
 
     def read(self, row: int) -> bytes | None:
-        """Return the picture of a row; None for a null.
-
-        Raises:
-            ItemError, RunError: as `PictureTable.pictures`; `not_found` for a row or a column that is not there.
-            ValueError: the row was asked for before, or is not one of those that were announced.
-        """
+        """Return the picture of a row; see `PicturesOfRows.read`."""
         with self._lock:
             if self._table is None:
                 self._groups, self._table = self._planned(table := self._open_table()), table
-                numbers = sorted(self._groups)
-                self._following = dict(pairwise(numbers))
+                self._following = dict(pairwise(sorted(self._groups)))
             number = group_of(self._table, row)
             group, following = self._groups[number], self._groups.get(self._following.pop(number, -1))
         if following is not None and self._pool is not None:
@@ -100,7 +139,7 @@ class _RowGroup:
                 self._advance_to(min(self._wanted))
 
     def read(self, row: int) -> bytes | None:
-        """Return the picture of a row; see `RowGroups.read`."""
+        """Return the picture of a row; see `PicturesOfRows.read`."""
         with self._lock:
             if row not in self._wanted:
                 raise ValueError(f"row {row} was read before, or was not announced")
