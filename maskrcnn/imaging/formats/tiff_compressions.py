@@ -1,4 +1,4 @@
-"""The names of the compressions of a TIFF, for `Refusal.TIFF_COMPRESSION`."""
+"""The names of TIFF's compressions, for `Refusal.TIFF_COMPRESSION`."""
 
 from typing import Final
 
