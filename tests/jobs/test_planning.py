@@ -44,7 +44,7 @@ def test_two_commands_that_plan_at_once_keep_to_one_plan(
     monkeypatch.setattr(planning, "_now", iter(["2026-11-23T00:00:01", "2026-11-23T00:00:02"]).__next__)
     assert prepare(request_) == plans[0]
     storage = Storage(request_.output)
-    assert storage.list() == ["manifest.parquet", "plan.json", "run.json"]
+    assert storage.list() == ["manifest.parquet", "plan.json", "run.json", "skipped.parquet"]
     check_manifest(storage, plans[0])
     check_run(storage, read_run(storage), plans[0])
 
