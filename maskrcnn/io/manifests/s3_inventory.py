@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from ...errors import UsageError
+from ...errors import RunError, UsageError
 from ...schema import SKIPPED
 from ..inputs import INPUTS
 from ..url import Url
@@ -146,15 +146,19 @@ def _place_of_files(inventory: _Inventory, opened: Open) -> Callable[[str], str]
     in_s3 = [lambda key: written(key).text]
     places = in_s3 + copied if manifest.scheme in _S3_SCHEMES else copied + in_s3
     first = inventory.files[0]["key"]
+    why = ""
     for place in places:
         try:
             opened(place(first)).close()
         except FileNotFoundError:
             continue
+        except RunError as error:  # no access, say, to the bucket of somebody who shared a copy
+            why = f" ({error})"
+            continue
         return place
     looked = ", ".join(place(first) for place in places)
     raise UsageError(
-        f"{inventory.source}: its file {first} is missing; looked for at {looked}: copy it there"
+        f"{inventory.source}: its file {first.rpartition('/')[2]} is at none of {looked}{why}: copy it there"
     )
 
 

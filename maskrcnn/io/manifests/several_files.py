@@ -46,8 +46,8 @@ def united(source: str, tables: Mapping[str, pa.Table]) -> pa.Table:
                 kinds[name] = _wider(name, (column.type, file), kinds[name])
             valued[name] = valued.get(name, False) or has_values
     size, columns = 0, {}
-    for name, (kind, widest) in kinds.items():
-        columns[name] = [_cast(name, file, table, (kind, widest)) for file, table in tables.items()]
+    for name, (kind, _) in kinds.items():
+        columns[name] = [_cast(name, file, tables, kind) for file in tables]
         size += (of_column := sum(column.nbytes for column in columns[name]))
         check_size(source, name, of_column, size)
     return pa.table(
@@ -74,19 +74,23 @@ def _wider(name: str, new: _Kind, known: _Kind) -> _Kind:
     # Arrow would round decimals to doubles, and take texts for bytes.
     if len(texts) == 2 or (len(decimals) == 2 and types.is_floating(field.type)):
         raise _contradiction(name, new, known)
-    return known if field.type == known[0] else (field.type, new[1])
+    kind = field.type
+    if types.is_decimal(kind) and len(decimals) == 2:  # Arrow 26 gives one digit too few for the integers
+        kind = pa.decimal128(38, kind.scale)
+    return known if kind == known[0] else (kind, new[1])
 
 
-def _cast(name: str, file: str, table: pa.Table, wanted: _Kind) -> pa.ChunkedArray:
-    if name not in table.column_names:
-        return pa.chunked_array([pa.nulls(len(table), wanted[0])])
+def _cast(name: str, file: str, tables: Mapping[str, pa.Table], kind: pa.DataType) -> pa.ChunkedArray:
+    table = tables[file]
+    if name not in table.column_names or table[name].null_count == len(table):
+        return pa.chunked_array([pa.nulls(len(table), kind)])
     column = table[name]
-    if column.null_count == len(column):
-        return pa.chunked_array([pa.nulls(len(table), wanted[0])])
     try:
-        return column.cast(wanted[0])
+        return column.cast(kind)
     except pa.ArrowException as error:  # an integer that no double is
-        raise _contradiction(name, (column.type, file), wanted) from error
+        others = ((other[name].type, at) for at, other in tables.items() if name in other.column_names)
+        other = next(each for each in others if each[0] != column.type)
+        raise _contradiction(name, (column.type, file), other) from error
 
 
 def _contradiction(name: str, new: _Kind, known: _Kind) -> UsageError:

@@ -10,7 +10,7 @@ from .csv_manifest import check_utf8
 GZIP: Final = ".gz"
 _MOST_EXPANDED: Final = 1032
 """Bytes that one byte of a gzip file can come to."""
-_BLOCK_BYTES: Final = 2**22
+_BLOCK_BYTES: Final = 2**18
 
 
 def read_text(source: str, file: BinaryIO, limit: int) -> bytes:
