@@ -35,11 +35,11 @@ def _lines(facts: dict[str, Any], output: str) -> list[str]:
     lines = [f"{facts['state']}: {_progress_line(facts)}{generation}"]
     if facts["retry"]:
         lines.append(f"retry (generation {facts['generation']}): {_progress_line(facts['retry'])}")
-    if facts["skipped"]:
-        listed = f"{output.rstrip('/')}/{SKIPPED_NAME}"
-        lines.append(f"{plural(facts['skipped'], 'file')} of the input skipped: listed in {listed}")
     if facts["waiting_for"]:
         lines.append(f"waiting for {facts['waiting_for']}")
+    if facts["skipped"]:
+        listed = f"{output.rstrip('/')}/{SKIPPED_NAME}"
+        lines.append(f"{plural(facts['skipped'], 'file')} of the input skipped, listed in {listed}")
     if facts["counts"]:
         lines.append(summary_line(facts["counts"], output))
     return lines
