@@ -80,9 +80,9 @@ def _summarized(image: dict[str, Any]) -> dict[str, Any]:
 def _of_megadetector(image: dict[str, Any], categories: Mapping[str, Any]) -> dict[str, Any]:
     """Return an image with columns in place of its detections; null where it could not be read.
 
-    `n_detections` and `max_detection_conf` tell empty images from others. `max_conf_animal` and its like, one per
-    category of the file, select images of animals, or leave out those of people. The boxes stay in MegaDetector's file,
-    whose `file` is the name of the input.
+    `n_detections` and `max_detection_conf` distinguish empty images from others. `max_conf_animal` and its like, one
+    per category of the file, select images of animals, or leave out those of people. The boxes stay in MegaDetector's
+    file, whose `file` is the name of the input.
     """
     detections = image.get(_DETECTIONS)
     best = {_column(name): None for name in categories.values()} | {"max_detection_conf": None}
