@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -44,6 +44,9 @@ from maskrcnn.schema import SCHEMA_VERSION
 from .driver_records import PROBES, record_driver
 
 log = logging.getLogger("maskrcnn")
+
+_SHOWN_KINDS: Final = 6
+"""Kinds of skipped files in one message."""
 
 
 def absolute(name: str) -> str:
@@ -349,8 +352,9 @@ def _log_skipped(inputs: Inputs) -> None:
         log.info("skipped files: %s", _shown_counts(counts_of(inputs.skipped)))
 
 
-def _shown_counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {kind or '(no suffix)'}" for kind, count in counts.items())
+def _shown_counts(counts: dict[str, int], at_most: int | None = None) -> str:
+    some = [f"{count:,} {kind or '(no suffix)'}" for kind, count in counts.items()]
+    return ", ".join(some[:at_most]) + (", …" if len(some) > len(some[:at_most]) else "")
 
 
 def _refuse_planned_skips(request: Request, storage: Storage) -> None:
@@ -368,7 +372,7 @@ def _refuse_skipped(request: Request, skipped: pa.Table) -> None:
     )
     raise UsageError(
         f"{redact(request.source)}: with --strict no file may be skipped, and {plural(skipped.num_rows, 'file')} would "
-        f"be ({_shown_counts(counts_of(skipped))}): {names}; move them, or leave out --strict"
+        f"be ({_shown_counts(counts_of(skipped), _SHOWN_KINDS)}): {names}; move them, or leave out --strict"
     )
 
 

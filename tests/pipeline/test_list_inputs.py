@@ -457,6 +457,14 @@ def test_a_folder_with_pictures_is_one_of_pictures_whatever_tables_it_has(tmp_pa
     assert inputs_of(tmp_path / "*.parquet").table["name"].to_pylist() == ["x.jpg"]
 
 
+def test_the_output_of_a_run_is_no_manifest_and_its_table_of_images_is(tmp_path: Path) -> None:
+    for name in ("run.json", "plan.json"):
+        written(tmp_path / "out" / name, "{}")
+    written(tmp_path / "out" / "images" / "part-0.parquet", pa.table({"uri": ["x.jpg"]}))
+    assert "no images; found 2 .json, 1 .parquet" in refusal(tmp_path / "out")
+    assert inputs_of(tmp_path / "out" / "images").table["name"].to_pylist() == ["x.jpg"]
+
+
 def test_a_file_whose_name_has_a_wildcard_is_that_file(store_url: str) -> None:
     store = Storage(store_url)
     store.write("m[1].txt", b"s3://b/a.jpg")

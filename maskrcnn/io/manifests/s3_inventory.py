@@ -6,7 +6,9 @@ Reference: Amazon S3 User Guide, "Locating your inventory list" (`manifest.json`
 import hashlib
 import io
 import json
+import logging
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,14 +20,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from ...errors import RunError, UsageError
+from ...errors import RunError, UsageError, plural
 from ...schema import SKIPPED
-from ..inputs import INPUTS
+from ..inputs import INPUTS, REPORT_EVERY_S
 from ..url import Url
 from .csv_manifest import LARGEST_CSV_BYTES
 from .parquet_manifest import parquet_errors
 from .skipped import skipped_files
 from .text_files import read_bytes
+
+log = logging.getLogger("maskrcnn")
 
 HEAD_BYTES: Final = 2**16
 OLD_VERSION: Final = "an old version"
@@ -86,6 +90,7 @@ def read_inventory(source: str, opened: Open, images_root: str | None = None) ->
     root = images_root or f"s3://{inventory.bucket}"
     place = _place_of_files(inventory, opened)
     tables, skipped = [INPUTS.empty_table()], [SKIPPED.empty_table()]
+    reported, files = time.monotonic(), plural(len(inventory.files), "file")
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="inventory") as pool:
         for start in range(0, len(inventory.files), _AT_ONCE):
             some = inventory.files[start : start + _AT_ONCE]
@@ -97,6 +102,10 @@ def read_inventory(source: str, opened: Open, images_root: str | None = None) ->
                     skipped.append(skipped_files(of_kind, [kind] * len(of_kind)))
                 kept = pc.and_(rows["is_latest"], pc.invert(rows["is_delete_marker"]))
                 tables.append(pa.table([column.filter(kept) for column in columns], schema=INPUTS))
+            if (now := time.monotonic()) - reported >= REPORT_EVERY_S:
+                reported = now
+                objects = plural(sum(len(table) for table in tables), "object")
+                log.info("read %d of %s of the inventory: %s so far", start + len(some), files, objects)
     return pa.concat_tables(tables), pa.concat_tables(skipped)
 
 

@@ -240,7 +240,7 @@ def manifests_among(found: pa.Table, source: str) -> pa.ChunkedArray | None:
 
     The files of a glob that ends in a manifest's suffix are one. So are the Parquet files of a folder, a prefix or
     another glob that has neither pictures nor archives, if the first of them has a column `uri`. As with Hive and
-    Spark, files and folders whose names begin with `_` or `.` do not belong to it.
+    Spark, files and folders whose names begin with `_` or `.` do not belong to it. The output of a run is no manifest.
 
     Raises:
         UsageError: the glob is one of JSON, or the first Parquet file cannot be read.
@@ -251,7 +251,8 @@ def manifests_among(found: pa.Table, source: str) -> pa.ChunkedArray | None:
         if suffix == ".json":
             raise UsageError(f"{source}: several JSON files are not read as one: name one of them")
         return visible
-    if pc.any(pc.match_substring_regex(names, f"{_IS_IMAGE}|{_IS_ARCHIVE}")).as_py():
+    of_run = pc.all(pc.is_in(pa.array(_OF_A_RUN), names.combine_chunks())).as_py()
+    if of_run or pc.any(pc.match_substring_regex(names, f"{_IS_IMAGE}|{_IS_ARCHIVE}")).as_py():
         return None
     tables = pc.and_(visible, pc.ends_with(pc.utf8_lower(names), ".parquet"))
     if not pc.any(tables).as_py():
