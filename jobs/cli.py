@@ -13,7 +13,7 @@ import click
 from maskrcnn.errors import RunError, StoreSetupError, UsageError
 from maskrcnn.io.url import redact_all
 
-from .commands.check_model import check_model
+from .commands.check_model import check_model_command
 from .commands.convert import convert
 from .commands.demo import demo
 from .commands.diff import diff
@@ -116,6 +116,6 @@ def main(quiet: bool) -> None:
 
 for command in (
     segment, plan, status, verify, retry, reduce, export, gc, demo, submit, train, evaluate, show, diff, convert,
-    check_model,
+    check_model_command,
 ):  # fmt: skip
     main.add_command(command)

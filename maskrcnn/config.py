@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -66,9 +67,7 @@ def parse_tta(text: str) -> Augmentations:
     for part in parts:
         name, sign, value = part.partition("=")
         if name not in ("flip", "scales") or (name == "flip" and sign):
-            raise UsageError(
-                f"--tta {text}: there is no augmentation {part!r}: give flip, scales or flip,scales"
-            )
+            raise UsageError(f"--tta {text}: {_no_augmentation(text, part)}")
         if name in found:
             raise UsageError(f"--tta {text} names {name} twice: name it once")
         found[name] = value if sign else None
@@ -76,6 +75,15 @@ def parse_tta(text: str) -> Augmentations:
         return Augmentations(flip=True, scales=(1.0,))
     factors = found["scales"]
     return Augmentations("flip" in found, SCALES if factors is None else _parse_scales(factors))
+
+
+def _no_augmentation(text: str, part: str) -> str:
+    """Return what is wrong with a part that names no augmentation, and what to write."""
+    slashes = re.sub(r"(?<=[0-9.])\s*[,;]\s*(?=[0-9.])", "/", text)
+    if "scales=" in text and slashes != text:
+        return f"scales are separated by slashes: write --tta {slashes}"
+    scales = "/".join(f"{scale:g}" for scale in SCALES)
+    return f"there is no augmentation {part!r}: give flip, scales or flip,scales, as in flip,scales={scales}"
 
 
 def _parse_scales(text: str) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
     MaskrcnnError
     ├── UsageError          the user's command, configuration or input collection; exit code 2
+    │   └── OwnNetworkError     the code of a network of the user's own breaks the interface, on any node
     ├── RunError            the run cannot go on (storage, weights, cluster), and can be resumed; exit code 3
     │   ├── StoreSetupError     a store cannot be used as the process is set up; exit code 2 before a run begins
     │   ├── StoreFailingError   the store refuses or fails so many reads that the images are not the cause
@@ -66,6 +67,22 @@ class MaskrcnnError(Exception):
 
 class UsageError(MaskrcnnError):
     """The command, its configuration or its inputs are wrong; the message states what to do."""
+
+
+class OwnNetworkError(UsageError):
+    """A network of the user's own does not do what the interface asks for; no image and no node is the cause.
+
+    Attributes:
+        what: what is wrong, without the network's name.
+    """
+
+    def __init__(self, model: str, what: str) -> None:
+        super().__init__(model, what)
+        self.what = what
+        self._model = model
+
+    def __str__(self) -> str:
+        return f"--model {self._model}: {self.what}"
 
 
 class RunError(MaskrcnnError):

@@ -30,12 +30,16 @@ class Category:
             raise ValueError(f"a category id is from 0 to {2**31 - 1}, not {self.id}")
 
 
+class InvalidDetectionsError(ValueError):
+    """A field of `Detections` is of another type, shape or dtype than stated; the message names it, and what is due."""
+
+
 @dataclass(frozen=True, slots=True)
 class Detections:
     """The instances of one image, as columns of equal length N, in their final order.
 
     Raises:
-        ValueError: the columns differ in length, or have another shape or dtype than stated.
+        InvalidDetectionsError: the columns differ in length, or a field is of another type, shape or dtype than stated.
     """
 
     height: int
@@ -66,10 +70,18 @@ class Detections:
         return f"<Detections: {plural(len(self), 'instance')} in an image of {self.height} x {self.width} pixels>"
 
     def __post_init__(self) -> None:
-        n = len(self.labels if self.masks is None else self.masks)
+        whole, boolean = (int, np.integer), (bool, np.bool_)
+        for name, kinds in (("height", whole), ("width", whole), ("capped", boolean)):
+            value = getattr(self, name)
+            if not isinstance(value, kinds):
+                raise InvalidDetectionsError(
+                    f"`{name}` is {shown_value(value)}, expected {kinds[0].__name__}"
+                )
+        labels: Any = self.labels
+        n = len(labels) if hasattr(labels, "__len__") and getattr(labels, "ndim", None) != 0 else 0
         expected: tuple[tuple[str, tuple[int, ...], type], ...] = (
-            ("boxes", (n, 4), np.float32),
             ("labels", (n,), np.int32),
+            ("boxes", (n, 4), np.float32),
             ("scores", (n,), np.float32),
             ("areas", (n,), np.int64),
             ("mask_boxes", (n, 4), np.int32),
@@ -77,8 +89,13 @@ class Detections:
         )
         for name, shape, dtype in expected:
             column = getattr(self, name)
-            if column.shape != shape or column.dtype != dtype:
-                raise ValueError(f"{name}: {column.dtype}{column.shape}, expected {dtype.__name__}{shape}")
+            if not isinstance(column, np.ndarray) or column.shape != shape or column.dtype != dtype:
+                raise InvalidDetectionsError(
+                    f"`{name}` is {shown_value(column)}, expected an array of {dtype.__name__} {shape}, as there are "
+                    f"{plural(n, 'label')}"
+                )
+        if self.masks is not None:
+            _check_masks(self.masks, n)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -166,6 +183,37 @@ class Detections:
         """
         sizes = self.mask_sizes.tolist()
         return [{"size": size, "counts": counts} for size, counts in zip(sizes, self.counts, strict=True)]
+
+
+def _check_masks(masks: Any, n: int) -> None:
+    """Raise InvalidDetectionsError unless masks are n byte strings."""
+    due = f"expected a tuple of {n} bytes: COCO's compressed run lengths of each mask, or None for boxes only"
+    if not isinstance(masks, tuple | list):
+        raise InvalidDetectionsError(f"`masks` is {shown_value(masks)}, {due}")
+    if len(masks) != n:
+        raise InvalidDetectionsError(f"`masks` has {plural(len(masks), 'mask')}, {due}")
+    wrong = next((index for index, mask in enumerate(masks) if not isinstance(mask, bytes)), None)
+    if wrong is not None:
+        raise InvalidDetectionsError(f"`masks[{wrong}]` is {shown_value(masks[wrong])}, {due}")
+
+
+def shown_value(value: Any) -> str:
+    """Return what a value is, for a message: small ones themselves, arrays by dtype and shape, others by their type.
+
+    >>> shown_value(None), shown_value(0.5), shown_value(np.zeros((2, 4))), shown_value([1, 2])
+    ('None', '0.5', 'an array of float64 (2, 4)', 'a list of length 2')
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return ascii(value)[:100]
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} {value.shape}"
+    kind = type(value).__name__
+    if isinstance(value, list | tuple | dict | set):
+        return f"a {kind} of length {len(value)}"
+    shape = getattr(value, "shape", None)  # a tensor of torch, say, which is not imported here
+    if isinstance(shape, tuple) and hasattr(value, "dtype"):
+        return f"a {kind} of {value.dtype} {tuple(shape)}"
+    return f"an object of the type {kind}"
 
 
 def areas_of_boxes(boxes: NDArray[np.float32]) -> NDArray[np.int64]:

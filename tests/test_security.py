@@ -25,13 +25,13 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from commandline import maskrcnn_command
-from conftest import S3Server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.commands.terminal import PlainFormatter, plain
 from maskrcnn_jobs.driver.planning import Request, prepare
 from planted_images import write_planted
+from s3_servers import S3Server
 from webserver import Site, answer
 
 from maskrcnn.config import InferenceConfig
@@ -264,7 +264,9 @@ def test_the_web_is_read_on_request_only(tmp_path: Path) -> None:
     assert plan.rows == 2
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["allow_http"] is True
     Storage(str(tmp_path / "run")).write("probes/0/driver", b"")  # a command has begun to carry it out
-    assert "allow-http: planned True, now False" in refused(listed(tmp_path, *uris), str(tmp_path / "run"))
+    assert "allow-http: planned with it, now without it" in refused(
+        listed(tmp_path, *uris), str(tmp_path / "run")
+    )
     rows = pq.read_table(tmp_path / "run" / "manifest.parquet").to_pylist()
     assert [(row["name"], row["uri"]) for row in rows] == [
         ("HTTP://host/b.jpg", "HTTP://host/b.jpg"),

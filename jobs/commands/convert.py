@@ -36,18 +36,22 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="The config.yaml that detectron2's trainer wrote: pixel mean and deviation, anchors, thresholds, sizes, ….",
 )
-@click.option("--min-size", type=int, help="Shorter side of a resized image, in pixels; by default 800.")
+@click.option(
+    "--min-size",
+    type=int,
+    help="Shorter side of a resized image, in pixels; by default that of the configuration or the network, mostly 800.",
+)
 @click.option(
     "--max-size",
     type=int,
-    help="Maximum longer side of a resized image, in pixels; by default 1333, for matterport 1024.",
+    help="Maximum longer side of a resized image, in pixels; by default likewise, mostly 1333, for matterport 1024.",
 )
 @click.option(
     "--norm-eps",
     type=float,
     metavar="EPS",
     help="The epsilon of torchvision's frozen norms, where the file does not say: 0 if it was fine-tuned from "
-    "torchvision's COCO weights of maskrcnn_resnet50_fpn, else 1e-5.",
+    "torchvision's COCO weights of maskrcnn_, fasterrcnn_ or retinanet_resnet50_fpn, else 1e-5.",
 )
 @click.option(
     "--set",

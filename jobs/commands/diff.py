@@ -24,7 +24,7 @@ _ROWS: Final = 20
     type=float,
     default=1.0,
     show_default=True,
-    help="Matched instances are equal if masks and boxes have at least this IoU,",
+    help="Matched instances are equal if their boxes, and masks where both have them, have at least this IoU,",
 )
 @click.option(
     "--score",
@@ -38,7 +38,7 @@ _ROWS: Final = 20
     type=float,
     default=0.5,
     show_default=True,
-    help="Lowest IoU of two masks that are matched as one object.",
+    help="Lowest IoU of two masks that are matched as one object; of two boxes where a run has no masks.",
 )
 @click.option(
     "--min-score",

@@ -77,7 +77,9 @@ def evaluate(
     address: str | None,
     as_json: bool,
 ) -> None:
-    """Evaluate a finished OUTPUT against a COCO ground truth: box and mask AP and AR, as COCO defines them.
+    """Evaluate a finished OUTPUT against a COCO ground truth: AP and AR of boxes and masks, as COCO defines them.
+
+    Where the run or the ground truth has boxes only, those of boxes alone.
 
     Images are matched by id if the run's ids were given, else by name; categories by name. OUTPUT/evaluation/ gets
     the results, tables of the images and of the categories, and a page with curves and the worst images.

@@ -118,8 +118,11 @@ def _planned_request(output: str, info: dict[str, Any], coco_mode: str) -> "Requ
 def _check_weights(request: "Request", info: dict[str, Any]) -> None:
     from maskrcnn.models.registry import describe_model
 
+    from ..driver.planning import check_same_network
+
     inference = request.inference
     card = describe_model(inference.model, inference.labels, inference.model_args)
+    check_same_network(info["model"], card)
     if card.sha256 != info["model"]["sha256"] and card.own is not None:
         raise UsageError(
             f"the code of {inference.model}, or a file that its arguments name, is not as it was when the run was "

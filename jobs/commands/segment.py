@@ -36,6 +36,7 @@ def segment(
 ) -> None:
     """Segment the images of INPUT into OUTPUT; continue OUTPUT if it is unfinished.
 
+    A model that detects boxes only writes boxes in place of masks.
     INPUT is a folder, a glob, an s3:// prefix, an archive (.tar, .zip), a manifest (.txt; or .csv, .tsv, .jsonl or
     .parquet with a column `uri`), the manifest.json of an S3 Inventory, or a JSON of COCO, LVIS or MegaDetector. OUTPUT
     is a directory or an s3:// prefix.

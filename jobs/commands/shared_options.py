@@ -24,7 +24,11 @@ model_args_option = click.option(
     multiple=True,
     help="An argument of the factory of a network of your own, JSON or text; repeatable.",
 )
-labels_option = click.option("--labels", metavar="FILE", help="Category names of a .pth file, one per line.")
+labels_option = click.option(
+    "--labels",
+    metavar="FILE",
+    help="Text file with one category name per line, for weights that do not name their categories (.pth, .pt, …).",
+)
 coco_option = click.option(
     "--coco",
     type=click.Choice(["auto", "always", "never"]),
@@ -233,5 +237,5 @@ def names_of(value: str | None, option: str, kind: str = "category") -> tuple[st
         return ()
     names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
     if not names:
-        raise UsageError(f"{option} names no {kind}")
+        raise UsageError(f"{option} names no {kind}: give names separated by commas, or leave it out")
     return names

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from maskrcnn.errors import ItemError, RunError, UsageError
+from maskrcnn.errors import ItemError, RunError, UsageError, plural
 
 from .shared_options import json_option, labels_option, model_args_option, names_of
 from .terminal import plain
@@ -46,7 +46,9 @@ _FORMATS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEB
     show_default=True,
     help="Maximum number of pictures, unless images are named.",
 )
-@click.option("--masks", is_flag=True, help="Show each mask in a picture of its own.")
+@click.option(
+    "--masks", is_flag=True, help="Show each mask, or without masks each box, in a picture of its own."
+)
 @click.option(
     "--min-score",
     type=float,
@@ -61,8 +63,8 @@ _FORMATS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEB
 @click.option("--each", metavar="DIR", help="Write one PNG per image to this folder, not a contact sheet.")
 @click.option(
     "--model",
-    help="Model for an IMAGE: coco (by default), coco-v1, scenes, nuclei, the path or URL of weights, or "
-    "package.module:factory.",
+    help="Model for an IMAGE: coco (by default), coco-v1, scenes, nuclei, a detector of torchvision by name, the path "
+    "or URL of weights, or package.module:factory.",
 )
 @model_args_option
 @labels_option
@@ -70,19 +72,44 @@ _FORMATS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEB
 def show(
     source: str, images: tuple[str, ...], categories: str | None, as_json: bool, **options: object
 ) -> None:
-    """Draw instances: masks, boxes and labels, as a PNG or a contact sheet.
+    """Draw instances: boxes, labels and, if the model detects them, masks, as a PNG or a contact sheet.
 
-    An IMAGE is segmented here, without Ray. Of the OUTPUT of a finished run the selected images are drawn, by default
+    An IMAGE is processed here, without Ray. Of the OUTPUT of a finished run the selected images are drawn, by default
     the first ones with instances; of large rasters, the surroundings of an instance. SQL may use the columns of
     `images` and `instances`, as in --where "category = 'car' AND score < 0.6".
     """
     names = names_of(categories, "--categories")
-    shown = draw_pictures(ShowRequest(source, images, categories=names, **options))  # type: ignore[arg-type]
+    request = ShowRequest(source, images, categories=names, **options)  # type: ignore[arg-type]
+    shown = draw_pictures(request)
+    if request.min_score is None:
+        _log_scores(request, shown)
     if as_json:
         click.echo(json.dumps({"files": list(shown.files), "images": list(shown.facts)}))
         return
     for line in (*shown.lines, *shown.files):
         click.echo(plain(line))
+
+
+def _log_scores(request: "ShowRequest", shown: "Shown") -> None:
+    """Log how `--min-score`, where it was not given, would change the pictures."""
+    from maskrcnn.visualization.display import DISPLAY_SCORE
+
+    low = sum(each["score"] < DISPLAY_SCORE for fact in shown.facts for each in fact["instances"])
+    below = f"below {DISPLAY_SCORE:g}"
+    if low:
+        drawn = plural(
+            low, f"instance with a score {below} is drawn", f"instances with scores {below} are drawn"
+        )
+        log.info("%s: --min-score %g leaves them out", drawn, DISPLAY_SCORE)
+    if count := shown.n_hidden:
+        hidden = plural(
+            count,
+            f"instance with a score {below} is not drawn",
+            f"instances with scores {below} are not drawn",
+        )
+        log.info("%s: --min-score 0 draws all", hidden)
+    elif request.threshold and not any(fact["instances"] for fact in shown.facts):
+        log.info("only scores of at least %g are drawn: --min-score 0.1 draws more", request.threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +171,8 @@ class Shown:
     """One per picture, for the terminal."""
     facts: tuple[dict[str, Any], ...]
     """The same as JSON values."""
+    n_hidden: int
+    """The number of instances that are not drawn for their scores."""
 
 
 def draw_pictures(request: ShowRequest) -> Shown:
@@ -256,7 +285,9 @@ def _drawn(request: ShowRequest, shown: "Iterable[View]", categories: "tuple[Cat
     cells = []
     names = DistinctNames()
     first: View | None = None
+    hidden = 0
     for number, view in enumerate(shown):
+        hidden += view.n_hidden
         lines.append(summary_of(view, categories))
         facts.append(facts_of(view, categories))
         if request.each is not None:
@@ -278,7 +309,7 @@ def _drawn(request: ShowRequest, shown: "Iterable[View]", categories: "tuple[Cat
             picture = sheet(cells, request.columns or _columns(len(cells)), cell_px=side)
         folder, _, name = (request.output or _default_name(request)).rpartition("/")
         files.append(_write(folder or ".", name, picture))
-    return Shown(tuple(files), tuple(lines), tuple(facts))
+    return Shown(tuple(files), tuple(lines), tuple(facts), hidden)
 
 
 def _picture(request: ShowRequest, view: "View", categories: "tuple[Category, ...]") -> "Pixels":

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -132,14 +132,27 @@ def train(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train on the categories of DATASET, a COCO JSON with masks; continue OUTPUT if it is unfinished.
+    """Train on the categories of DATASET, a COCO JSON; continue OUTPUT if it is unfinished.
 
-    For a model that detects boxes only, boxes suffice. The dataset is checked before the first step. OUTPUT gets
-    model.safetensors, the epoch with the best mask AP or else box AP, which `maskrcnn segment --model` takes, and
-    training.html. Results do not depend on the number of workers, except for the
-    last digits.
+    A Mask R-CNN needs a mask for each object; a model that detects boxes only needs a box or a mask. The dataset is
+    checked before the first step. OUTPUT gets training.html and model.safetensors, the epoch with the best mask AP, or
+    for a model without masks the best box AP, which `maskrcnn segment --model` takes. Results do not depend on the
+    number of workers, except for the last digits.
     """
     _check_installed()
+    for option, names in (
+        ("DATASET", (dataset,)),
+        ("OUTPUT", (output,)),
+        ("--also", options["also"]),
+        ("--val", (options["validation"],)),
+    ):
+        if any(name is not None and not name.strip() for name in names):
+            what = (
+                "the folder for the model, as in model/"
+                if option == "OUTPUT"
+                else "a COCO JSON, as in train.json"
+            )
+            raise UsageError(f"{option} is empty (a variable that is not set?): name {what}")
     request = _request(dataset, output or "", options)
     resources = ResourceConfig(device=device, threads=threads, actors=workers)
     if check_only:
@@ -160,6 +173,9 @@ def train(
     click.echo(
         f"{plural(result['epochs'], 'epoch', 'epochs')}; {result['model']} is epoch {best['epoch']}{measured}"
     )
+
+
+_NO_ERRORS: Final = "the data has no errors that prevent training"
 
 
 def _check_installed() -> None:
@@ -215,9 +231,13 @@ def _check(request: "TrainingRequest", as_json: bool) -> None:
                 "dataset": part.source,
                 "images": part.images.num_rows,
                 "objects": part.n_objects,
+                "images_left_out": part.n_left_out[0],
+                "annotations_left_out": part.n_left_out[1],
                 "findings": [dataclasses.asdict(finding) for finding in part.findings],
             }
             for part in parts
         ],
     }
-    click.echo(json.dumps(facts) if as_json else "the data has no errors that prevent training")
+    left_out = any(part.errors for part in parts)
+    text = "with --skip-invalid the rest of the data can be trained on" if left_out else _NO_ERRORS
+    click.echo(json.dumps(facts) if as_json else text)

@@ -35,6 +35,7 @@ from maskrcnn.io.inputs import stat_input
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url
 from maskrcnn.models import factory
+from maskrcnn.models.own.own_segmenter import OwnSegmenter, Planned, check_planned
 from maskrcnn.pipeline.receipts import Receipt
 from maskrcnn.pipeline.worker import Announcement, ShardWorker
 from maskrcnn.types import Segmenter
@@ -61,15 +62,17 @@ class WorkerSpec:
     """Images computed at once on the CPU, each on `threads` threads; None: one."""
     code_folder: str | None = None
     """The folder that holds the code of a network of the user's own; None: the working directory."""
+    planned: Planned | None = None
+    """What the run was planned with: a network of the user's own that is another here is refused; None: none is."""
 
 
 def build_segmenter(spec: WorkerSpec) -> Segmenter:
     """Build the segmenter of a run; imports torch only if its model is a network.
 
     Raises:
-        UsageError: the model cannot be loaded.
+        UsageError: the model cannot be loaded, or a network of the user's own is not as planned.
     """
-    return factory.build_segmenter(
+    segmenter = factory.build_segmenter(
         spec.inference.model,
         spec.inference.labels,
         min_score=spec.inference.min_score,
@@ -86,6 +89,10 @@ def build_segmenter(spec: WorkerSpec) -> Segmenter:
         arguments=spec.inference.model_args,
         code_folder=spec.code_folder,
     )
+    if isinstance(segmenter, OwnSegmenter) and spec.planned is not None:
+        built = Planned(segmenter.categories, segmenter.has_masks)
+        check_planned(spec.inference.model, spec.planned, built)
+    return segmenter
 
 
 @dataclass(frozen=True, slots=True)

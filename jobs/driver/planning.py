@@ -20,6 +20,7 @@ from maskrcnn.io.manifests.sources import check_source, counts_of, source_of
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url, is_file, redact
 from maskrcnn.models.networks import check_tta
+from maskrcnn.models.own.own_segmenter import Planned, check_planned
 from maskrcnn.models.registry import ModelCard, category_ids_named, describe_model, needs_download
 from maskrcnn.pipeline.list_inputs import Inputs, read_inputs
 from maskrcnn.pipeline.manifest_file import FILE_NAME as MANIFEST
@@ -31,7 +32,6 @@ from maskrcnn.pipeline.plan import (
     Plan,
     check_run,
     create_plan,
-    differences,
     read_plan,
     read_plans,
     read_run,
@@ -39,6 +39,7 @@ from maskrcnn.pipeline.plan import (
     write_run,
 )
 from maskrcnn.pipeline.plan_windows import check_options, plan_windows
+from maskrcnn.pipeline.setting_differences import differences
 from maskrcnn.schema import SCHEMA_VERSION
 
 from .driver_records import PROBES, record_driver
@@ -271,9 +272,14 @@ def _now() -> str:
 
 
 def _changes(request: Request, storage: Storage, plan: Plan, card: ModelCard) -> list[str]:
-    """Return the settings, weights and inputs in which a request differs from the plan, one phrase for each."""
+    """Return the settings, weights and inputs in which a request differs from the plan, one phrase for each.
+
+    Raises:
+        OwnNetworkError: as `check_same_network`.
+    """
     run = read_run(storage)
     check_run(storage, run, plan)
+    check_same_network(run["model"], card)
     planned_size = run["settings"]["shard_images"]
     shard_images = planned_size if request.shard_images is None else request.shard_images
     settings = settings_of(request.inference, ShardingConfig(shard_images))
@@ -284,10 +290,21 @@ def _changes(request: Request, storage: Storage, plan: Plan, card: ModelCard) ->
     return differences(run["settings"], settings) + differences(planned, requested)
 
 
+def check_same_network(model: dict[str, Any], card: ModelCard) -> None:
+    """Compare a network of the user's own with the entry `model` of `run.json`, if its code is the same.
+
+    Raises:
+        OwnNetworkError: its categories or masks are others, so that no process could continue the run.
+    """
+    if card.own is not None and card.sha256 == model["sha256"]:
+        check_planned(card.name, Planned.of_run(model), Planned(card.categories, card.has_masks))
+
+
 def _another_run(request: Request, changed: list[str]) -> UsageError:
+    files = any("(sha256): " in phrase or phrase.startswith("package: ") for phrase in changed)
+    remedy = "restore what was changed" if files else "repeat its command"
     return UsageError(
-        f"{request.output} holds another run ({'; '.join(changed)}); "
-        "repeat its command to continue it, or name another output"
+        f"{request.output} holds another run ({'; '.join(changed)}); {remedy} to continue it, or name another output"
     )
 
 

@@ -11,6 +11,7 @@ from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import RunError, plural
 from maskrcnn.imaging.radiometry import Radiometry
 from maskrcnn.io.storage import Storage
+from maskrcnn.models.own.own_segmenter import Planned
 from maskrcnn.pipeline.manifest_file import ManifestReader, check_manifest
 from maskrcnn.pipeline.plan import Plan, Shard, check_run, pending_of, read_plans, read_run
 from maskrcnn.pipeline.receipts import complete_receipts
@@ -132,7 +133,14 @@ def run_shards(
     mark_begun(storage, plan, probes)
     radiometry = Radiometry.from_json(run["radiometry"]) if "radiometry" in run else Radiometry()
     spec = WorkerSpec(
-        storage.url, run["model"]["sha256"], request.inference, resources, probes, radiometry, lanes
+        storage.url,
+        run["model"]["sha256"],
+        request.inference,
+        resources,
+        probes,
+        radiometry,
+        lanes,
+        planned=Planned.of_run(run["model"]),
     )
     with ManifestReader(storage) as manifest:
         first_uri = manifest.rows(0, 1)["uri"][0].as_py()

@@ -16,7 +16,15 @@ from typing import Any, Final
 
 import ray
 
-from maskrcnn.errors import HandedBackError, MaskrcnnError, RunError, StoreFailingError, UsageError, plural
+from maskrcnn.errors import (
+    HandedBackError,
+    MaskrcnnError,
+    OwnNetworkError,
+    RunError,
+    StoreFailingError,
+    UsageError,
+    plural,
+)
 from maskrcnn.io.storage import Storage
 from maskrcnn.models.own.own_code import code_to_send
 from maskrcnn.pipeline.circuit_breaker import Batch, CircuitBreaker
@@ -272,7 +280,7 @@ class Scheduler:
         if isinstance(cause, HandedBackError):
             self._died(slot, Failure("worker_crash", str(cause), external=True))
             return
-        if isinstance(cause, StoreFailingError):
+        if isinstance(cause, StoreFailingError | OwnNetworkError):
             raise cause
         if isinstance(cause, UsageError) and slot.ready:
             self._node_failed(slot, NodeProblem(slot.node_id, slot.host, cause))
@@ -310,7 +318,7 @@ class Scheduler:
 
     def _node_failed(self, slot: Slot, problem: NodeProblem) -> None:
         """Leave a node out on which an actor cannot work, while there are others; else raise the error."""
-        if len(alive_nodes()) == 1:
+        if len(alive_nodes()) == 1 or isinstance(problem.error, OwnNetworkError):
             raise problem.error
         CLUSTER.leave_out(problem.node_id, problem.host, str(problem.error))
         self._need_others(UsageError if isinstance(problem.error, UsageError) else RunError)

@@ -20,7 +20,15 @@ from maskrcnn.io.manifests.sources import check_source, refuse_query
 from maskrcnn.io.storage import Storage
 from maskrcnn.models.networks import NETWORKS
 from maskrcnn.models.own.own_code import OwnNetwork
-from maskrcnn.models.registry import GENERATED, describe_model, needs_download, resolve
+from maskrcnn.models.registry import (
+    GENERATED,
+    ModelCard,
+    UnnamedCategoriesError,
+    describe_model,
+    needs_download,
+    resolve,
+)
+from maskrcnn.models.weights.backbone_weights import check_imagenet, needs_imagenet_download
 from maskrcnn.training.config import TrainingConfig, identity_of
 from maskrcnn.training.dataset import Dataset, read_dataset, split_dataset
 from maskrcnn.training.joining import join_datasets, match_validation
@@ -105,7 +113,7 @@ def check_datasets(request: TrainingRequest) -> CheckedData:
     sources = dict(zip((request.source, *request.also), roots, strict=True))
     if len(sources) <= len(request.also):
         raise UsageError("--also: name each dataset once")
-    if request.config.model.partition(":")[0] not in GENERATED and needs_download(request.config.model):
+    if _needs_download(request.config.model):
         for source in filter(None, (*sources, request.validation)):
             check_source(source)  # before a download, which takes minutes
     masks = NETWORKS[_check_model(request.config)].has_masks
@@ -150,10 +158,12 @@ def _check_model(config: TrainingConfig) -> str:
     source, _, architecture = model.partition(":")
     if source in GENERATED:
         check_architecture(source, architecture)
+        if source == "imagenet":
+            check_imagenet(architecture)
     else:
-        if isinstance(resolve(model), OwnNetwork):
+        if isinstance(resolve(model, _OTHER_STARTS), OwnNetwork):
             raise UsageError(f"--model {model}: a network of your own is trained by your own program")
-        card = describe_model(model)
+        card = _describe(model)
         architecture, known = card.architecture, (card.min_size, card.max_size)
         check_trainable(model, architecture)
     sizes_of(architecture, config.min_size, config.max_size, known)
@@ -161,13 +171,40 @@ def _check_model(config: TrainingConfig) -> str:
     return architecture
 
 
+_OTHER_STARTS: Final = "imagenet:ARCHITECTURE or random:ARCHITECTURE"
+
+
+def _needs_download(model: str) -> bool:
+    """Return whether weights must be downloaded, which takes minutes. Raises UsageError as `_check_model`."""
+    source, _, architecture = model.partition(":")
+    if source not in GENERATED:
+        resolve(model, _OTHER_STARTS)
+        return needs_download(model)
+    check_architecture(source, architecture)
+    return source == "imagenet" and needs_imagenet_download(architecture)
+
+
+def _describe(model: str) -> ModelCard:
+    """Return the description of a model. Raises UsageError as `describe_model`; there is no --labels here."""
+    try:
+        return describe_model(model)
+    except UnnamedCategoriesError as error:
+        raise UsageError(
+            f"--model {model} does not name its categories: convert it with `maskrcnn convert {model} "
+            "MODEL.safetensors --labels FILE`, with one name per line in FILE, and train with --model MODEL.safetensors"
+        ) from error
+
+
 def _log_findings(dataset: Dataset) -> None:
+    counts = zip(dataset.n_left_out, ("image", "annotation"), strict=True)
+    left_out = " and ".join(plural(count, noun) for count, noun in counts if count)
     log.info(
-        "%s: %s, %s, %s",
+        "%s: %s, %s, %s%s",
         dataset.source,
         plural(dataset.images.num_rows, "image"),
         plural(dataset.n_objects, "object"),
         plural(len(dataset.categories), "category"),
+        f", after leaving out {left_out}" if left_out else "",
     )
     for finding in dataset.findings:
         log.warning("%s: %s", dataset.source, finding)

@@ -124,8 +124,7 @@ def evaluate_run(
     )
     _check_missing(file.images, paired, options)
     has_masks = file.has_masks and detects_masks(run.info)
-    from_masks = has_masks or (file.has_masks and not file.has_boxes)
-    annotations = _annotations(file, _sizes(file.images, paired, listed), masks=from_masks)
+    annotations = _annotations(file, _sizes(file.images, paired, listed), masks=has_masks)
     used = set(np.unique(annotations["category"].to_numpy()).tolist())
     categories = pair_categories(
         file.categories,

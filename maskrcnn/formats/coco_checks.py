@@ -46,7 +46,8 @@ ANNOTATIONS: Final = pa.schema(
     ]
 )
 """`number` is the place in the file, from 1; `image` and `category` are places in the dataset's lists. `counts` is a
-compressed RLE of mask_height x mask_width pixels, the image's, or null where the dataset has boxes alone."""
+compressed RLE of mask_height x mask_width pixels, the image's; where only boxes are used, it is null and `mask_area` 0.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ class Draft:
     crowd: NDArray[np.bool_]
     numbers: NDArray[np.float64]
     """(n, 5) area, x, y, width, height; NaN where they are missing or invalid."""
+    absent: NDArray[np.bool_]
+    """(n, 2) whether the area, and the box, is missing or null."""
     mask_sizes: NDArray[np.int64]
     """(n, 2) height and width that an RLE states; zeros for polygons."""
     shapes: pa.Array
@@ -84,11 +87,6 @@ class Draft:
         """Whether any annotation has a segmentation, be it valid or not."""
         others = (_CROWD, NOT_AN_OBJECT)
         return self.shapes.null_count < len(self) or any(f not in others for f in self.faults.values())
-
-    @property
-    def has_boxes(self) -> bool:
-        """Whether any annotation has a valid box."""
-        return not np.isnan(self.numbers[:, 1]).all()
 
 
 def draft_of(entries: Sequence[Any], first: int) -> Draft:
@@ -123,6 +121,7 @@ def draft_of(entries: Sequence[Any], first: int) -> Draft:
         _compact([id_of(entry.get("category_id")) for entry in entries]),
         np.array([crowd == 1 for crowd in crowds], np.bool_),
         numbers,
+        np.array([[entry.get(key) is None for key in ("area", "bbox")] for entry in entries]).reshape(-1, 2),
         np.array([shape[:2] for shape in shapes], np.int64).reshape(-1, 2),
         pa.array([shape.data for shape in shapes], pa.large_binary()),
         pa.array([shape.rings for shape in shapes], pa.list_(pa.int32())),
@@ -185,36 +184,17 @@ def check_draft(
         sizes: (N, 2) height and width of each image in pixels; masks of images without a size are left out silently.
         left_out: (N,) images that the caller has reported and does not use.
         findings: where it is added.
-        masks: whether annotations must have masks; else only their boxes are used.
+        masks: whether annotations must have masks; else only their boxes are used, and masks only where these miss.
     """
     rows, image, category = _usable(draft, doubled, images, categories, left_out, findings, masks=masks)
-    texts: list[bytes | None] = [None] * len(rows)
-    found = None
-    if masks:
-        texts = _masks(draft, rows, sizes[image], findings)
-        kept = np.array([text is not None for text in texts], np.bool_)
-        known = [text for text in texts if text is not None]
-        rows, image, category = rows[kept], image[kept], category[kept]
-        lengths = np.cumsum([0, *map(len, known)])
-        found = read_masks(np.frombuffer(b"".join(known), np.uint8), lengths, *sizes[image].T)
-        for row in rows[~found.intact].tolist():
-            findings.error(DAMAGED, _where(draft, row))
-        sound = np.flatnonzero(found.intact)
-        rows, image, category = rows[sound], image[sound], category[sound]
-        known = [known[at] for at in sound.tolist()]
-        found = ReadMasks(found.intact[sound], found.areas[sound], found.boxes[sound])
-        rings = pa.compute.list_value_length(draft.rings).to_numpy(zero_copy_only=False)[rows]
-        for at, kind in odd_boxes(draft.numbers[rows, 1:], sizes[image], found, known, rings == 0):
-            findings.warning(kind, _where(draft, int(rows[at])))
-        _check_areas(draft, rows, found, findings)
-        texts = [*known]
-    area, boxes, usable = _filled(draft, rows, found, findings)
-    if found is None:
-        chosen = rows[usable]
-        for at, kind in odd_boxes_alone(draft.numbers[chosen, 1:], sizes[image[usable]]):
-            findings.warning(kind, _where(draft, int(chosen[at])))
-        for at, kind in odd_areas_alone(draft.numbers[chosen, 0], draft.numbers[chosen, 1:]):
-            findings.warning(kind, _where(draft, int(chosen[at])))
+    masked = _has_mask(draft, rows) & (masks | np.isnan(draft.numbers[rows, 1]))
+    sound, texts, found = _read_masks(draft, rows, masked, sizes[image], findings)
+    rows, image, category, masked = rows[sound], image[sound], category[sound], masked[sound]
+    _check_masked(draft, rows[masked], sizes[image[masked]], texts, found, findings)
+    area, boxes = _filled(draft, rows, masked, found, findings)
+    usable = ~np.isnan(boxes[:, 0])
+    if not masks:
+        _check_boxes(draft, rows[usable], sizes[image[usable]], boxes[usable], findings)
     table = pa.table(
         [
             pa.array(rows + draft.first, pa.int64()),
@@ -224,12 +204,85 @@ def check_draft(
             pa.array(area),
             *(pa.array(side) for side in boxes.T),
             *(pa.array(side, pa.int32()) for side in sizes[image].T),
-            pa.array(np.zeros(len(rows), np.int64) if found is None else found.areas),
-            pa.array(texts, pa.large_binary()),
+            pa.array(found.areas if masks else np.zeros(len(rows), np.int64)),
+            pa.array(texts if masks else [None] * len(rows), pa.large_binary()),
         ],
         schema=ANNOTATIONS,
     )
     return table if usable.all() else table.filter(pa.array(usable))
+
+
+def _has_mask(draft: Draft, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which rows have a segmentation."""
+    valid: NDArray[np.bool_] = draft.shapes.is_valid().to_numpy(zero_copy_only=False)
+    return valid[rows]
+
+
+def _read_masks(
+    draft: Draft,
+    rows: NDArray[np.int64],
+    masked: NDArray[np.bool_],
+    sizes: NDArray[np.int64],
+    findings: Findings,
+) -> tuple[NDArray[np.bool_], list[bytes], ReadMasks]:
+    """Decode the masks of some rows.
+
+    Args:
+        draft: the annotations.
+        rows: (n,) of the draft.
+        masked: (n,) whether the mask of a row is needed.
+        sizes: (n, 2) height and width of the images in pixels.
+        findings: where faulty masks are added.
+
+    Returns:
+        (n,) which rows can be used, since their mask is not needed or intact; and the run lengths, boxes and areas of
+        the intact masks.
+    """
+    at = np.flatnonzero(masked)
+    read = _masks(draft, rows[at], sizes[at], findings)
+    at = at[np.array([text is not None for text in read], np.bool_)]
+    texts = [text for text in read if text is not None]
+    found = read_masks(
+        np.frombuffer(b"".join(texts), np.uint8), np.cumsum([0, *map(len, texts)]), *sizes[at].T
+    )
+    for row in rows[at[~found.intact]].tolist():
+        findings.error(DAMAGED, _where(draft, row))
+    intact = np.flatnonzero(found.intact)
+    sound = ~masked
+    sound[at[intact]] = True
+    found = ReadMasks(found.intact[intact], found.areas[intact], found.boxes[intact])
+    return sound, [texts[k] for k in intact.tolist()], found
+
+
+def _check_masked(
+    draft: Draft,
+    rows: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    texts: Sequence[bytes],
+    found: ReadMasks,
+    findings: Findings,
+) -> None:
+    """Add the boxes and areas of rows that do not fit their masks."""
+    rings = pa.compute.list_value_length(draft.rings).to_numpy(zero_copy_only=False)[rows]
+    for at, kind in odd_boxes(draft.numbers[rows, 1:], sizes, found, texts, rings == 0):
+        findings.warning(kind, _where(draft, int(rows[at])))
+    _check_areas(draft, rows, found, findings)
+
+
+def _check_boxes(
+    draft: Draft,
+    rows: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    boxes: NDArray[np.float64],
+    findings: Findings,
+) -> None:
+    """Add the boxes that are odd in their images, and the areas that are in their boxes, where masks are not used."""
+    for at, kind in odd_boxes_alone(boxes, sizes):
+        findings.warning(kind, _where(draft, int(rows[at])))
+    # The area of a mask is compared with the mask.
+    stated = np.flatnonzero(~np.isnan(draft.numbers[rows, 1]))
+    for at, kind in odd_areas_alone(draft.numbers[rows[stated], 0], boxes[stated]):
+        findings.warning(kind, _where(draft, int(rows[stated[at]])))
 
 
 def _check_areas(draft: Draft, rows: NDArray[np.int64], found: ReadMasks, findings: Findings) -> None:
@@ -346,30 +399,48 @@ def _masks(
     return masks
 
 
+_NO_BOX: Final = "annotation without a bbox"
+_NO_AREA: Final = "annotation without an area"
+_INVALID_BOX: Final = "bbox that is not four finite numbers"
+_INVALID_AREA: Final = "area that is not a number of at least 0"
+
+
 def _filled(
-    draft: Draft, rows: NDArray[np.int64], found: ReadMasks | None, findings: Findings
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Return areas, boxes as x, y, width, height, and which rows can be used; what is missing follows from masks."""
+    draft: Draft,
+    rows: NDArray[np.int64],
+    masked: NDArray[np.bool_],
+    found: ReadMasks,
+    findings: Findings,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return areas, and boxes as x, y, width, height; those that miss are the masks', the areas of others their boxes'.
+
+    Args:
+        draft: the annotations.
+        rows: (n,) of the draft.
+        masked: (n,) whether `found` has the mask of a row; without one a box that misses stays NaN, which is an error.
+        found: the masks' boxes and areas.
+        findings: where is added what misses.
+    """
     area, boxes = draft.numbers[rows, 0].copy(), draft.numbers[rows, 1:].copy()
     no_area, no_box = np.isnan(area), np.isnan(boxes[:, 0])
-    usable = np.ones(len(rows), np.bool_)
-    quoted = [" (write numbers without quotes)" if row in draft.quoted else "" for row in rows.tolist()]
-    source = "box's" if found is None else "mask's"
-    instead = ", and no mask to take it from" if found is None else "; the mask's is used"
+
+    def kind_of(at: int, column: int, names: tuple[str, str]) -> str:
+        if draft.absent[rows[at], column]:
+            return names[0]
+        return names[1] + (" (write numbers without quotes)" if int(rows[at]) in draft.quoted else "")
+
     for at in np.flatnonzero(no_box).tolist():
-        findings.add(
-            f"box that is not four finite numbers{quoted[at]}{instead}",
-            _where(draft, int(rows[at])),
-            error=found is None,
-        )
-    if found is None:
-        usable = ~no_box
-        area[no_area] = boxes[no_area, 2] * boxes[no_area, 3]
-    else:
-        tight = found.boxes[no_box].astype(np.float64)
-        boxes[no_box] = np.concatenate([tight[:, :2], tight[:, 2:] - tight[:, :2]], axis=1)
-        area[no_area] = found.areas[no_area]
-    for at in np.flatnonzero(no_area & usable).tolist():
-        kind = f"area that is not a number of at least 0{quoted[at]}; the {source} is used"
-        findings.warning(kind, _where(draft, int(rows[at])))
-    return area, boxes, usable
+        kind = kind_of(at, 1, (_NO_BOX, _INVALID_BOX))
+        how = "; the box of its mask is used" if masked[at] else ", and there is no mask to take it from"
+        findings.add(kind + how, _where(draft, int(rows[at])), error=not masked[at])
+    mask = np.cumsum(masked) - 1
+    tight = found.boxes[mask[no_box & masked]].astype(np.float64)
+    boxes[no_box & masked] = np.concatenate([tight[:, :2], tight[:, 2:] - tight[:, :2]], axis=1)
+    area[no_area & masked] = found.areas[mask[no_area & masked]]
+    alone = no_area & ~masked
+    area[alone] = boxes[alone, 2] * boxes[alone, 3]
+    for at in np.flatnonzero(~np.isnan(area) & no_area).tolist():
+        kind = kind_of(at, 0, (_NO_AREA, _INVALID_AREA))
+        source = "mask" if masked[at] else "box"
+        findings.warning(f"{kind}; the area of its {source} is used", _where(draft, int(rows[at])))
+    return area, boxes

@@ -64,11 +64,12 @@ class CocoFile:
     """In the order of the file, each id and each name once."""
     findings: Findings
     """What is wrong with it; `read_annotations` adds to it."""
+    n_images: int
+    """The number of images in the file, whether they can be used or not."""
     n_annotations: int
+    """The number of annotations in the file, likewise."""
     has_masks: bool
     """Whether the annotations have masks, and not only boxes."""
-    has_boxes: bool
-    """Whether the annotations have boxes, and not only masks."""
     _drafts: list[Draft]
     _images_left_out: Mapping[int | str | None, str]
     _categories_left_out: Mapping[int | str | None, str]
@@ -88,7 +89,8 @@ class CocoFile:
             sizes: (N, 2) height and width of each image in pixels, as stated or, where not, as they are. Zeros:
                 unknown, and masks of its annotations are left out silently.
             left_out: (N,) images that the caller has reported and does not use.
-            masks: whether annotations must have masks.
+            masks: whether annotations must have masks; else only their boxes are used, and their masks are decoded
+                only where they have no valid box.
 
         Returns:
             `coco_checks.ANNOTATIONS`, in the order of the file.
@@ -154,10 +156,17 @@ def read_coco(source: str) -> CocoFile:
             + (f": {why}" if why else ": list them under `categories`")
         )
     has_masks = not drafts or any(draft.has_shapes for draft in drafts)
-    has_boxes = not drafts or any(draft.has_boxes for draft in drafts)
-    shapes = has_masks, has_boxes
     return CocoFile(
-        source, listed, known, findings, count - 1, *shapes, drafts, images_left_out, categories_left_out
+        source,
+        listed,
+        known,
+        findings,
+        len(images),
+        count - 1,
+        has_masks,
+        drafts,
+        images_left_out,
+        categories_left_out,
     )
 
 

@@ -184,13 +184,19 @@ class Forward:
         box, score = torch.cat(boxes, 1), torch.cat(scores, 1)
         # NaN sorts above all numbers: if there is one, it is among the best.
         finite = all_finite(box) & all_finite(score)
-        score = score.sigmoid()
         box = clipped_to(box.nan_to_num(), limits[:, None])
-        score = score.where(_wide(box, rpn.min_size) & (score >= rpn.score_thresh), ABSENT)
+        present = _wide(box, rpn.min_size)
+        # detectron2 ranks by logits; sigmoids of high ones are equal in float32.
+        if not getattr(rpn, "ranks_by_logits", False):
+            score = score.sigmoid()
+            present &= score >= rpn.score_thresh
+        score = score.where(present, -math.inf)
         kept = not_suppressed(box.flatten(0, 1), score.flatten(), counts * len(box), rpn.nms_thresh)
-        score = score.where(kept.view_as(score), ABSENT)
-        score, best = score.topk(min(max(rpn.post_nms_top_n(), enough), score.shape[1]), dim=1)
-        return rows_of(box, best), score > ABSENT, finite
+        score = score.where(kept.view_as(score), -math.inf)
+        # Stable as torchvision's: of equal scores the first level has precedence.
+        score, best = score.sort(dim=1, descending=True, stable=True)
+        count = max(rpn.post_nms_top_n(), enough)
+        return rows_of(box, best[:, :count]), score[:, :count] > -math.inf, finite
 
     def classify(
         self, pyramid: Pyramid | list[Tensor], proposals: Tensor, limits: Tensor

@@ -200,9 +200,6 @@ def tensors_of(name: str, checkpoint: Checkpoint, data: bytes) -> dict[str, Tens
 def _fill(name: str, network: Detector, tensors: Mapping[str, Tensor]) -> None:
     """Load all tensors into the network, as float32."""
     tensors = {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
-    for key, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise UsageError(f"{name}: the tensor {key} is not finite: the training diverged")
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

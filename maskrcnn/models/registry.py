@@ -23,6 +23,7 @@ from .coco_categories import COCO_CATEGORIES
 from .networks import LIKENESS, NETWORKS, architecture_of, check_tensors
 from .own.own_code import OwnNetwork, parse_own
 from .own.own_description import describe_own
+from .own.own_process import Limit
 from .weights.category_names import category_ids_named, near
 from .weights.checkpoint_files import (
     check_safetensors,
@@ -33,6 +34,7 @@ from .weights.checkpoint_files import (
     safetensors_header,
 )
 from .weights.embedded_models import EMBEDDED, EmbeddedModel
+from .weights.finite_values import check_checkpoint_values, check_safetensors_values
 from .weights.published_weights import PUBLISHED, PublishedModel, is_cached, norm_eps_of, read_published
 from .weights.state_dicts import unsupported_network
 
@@ -44,6 +46,7 @@ __all__ = [
     "ModelCard",
     "ModelFile",
     "ModelSource",
+    "UnnamedCategoriesError",
     "category_ids_named",
     "describe_model",
     "is_own_file",
@@ -57,9 +60,8 @@ NO_CATEGORY: Final = -1
 """What `ModelCard.category_ids` holds for a label that is not a category; any integer from 0 may be a category's id."""
 
 SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
-_FILES: Final = (
-    "the path or URL of a .safetensors, .pth, .pt, .ckpt, .bin or .pth.tar file, or package.module:factory"
-)
+_FILES: Final = "the path or URL of a .safetensors, .pth, .pt, .ckpt, .bin or .pth.tar file"
+_OWN: Final = "package.module:factory"
 _FORMAT: Final = "maskrcnn-ray"
 
 
@@ -117,21 +119,27 @@ NAMES: Final = (
 """Models that need no file of the user's; the planted ones, which are for tests, are not offered."""
 
 
-def resolve(name: str) -> ModelSource:
+class UnnamedCategoriesError(UsageError):
+    """A file of weights does not name its categories, and no file of labels is given."""
+
+
+def resolve(name: str, others: str = _OWN) -> ModelSource:
     """Return what a model name stands for, without reading it.
 
     Args:
         name: `coco`, `coco-v1`, `scenes`, `nuclei`, the path or URL of a weights file, `package.module:factory` for a
             network of the user's own, or in tests `planted[:SECONDS]` and `planted-mosaic[:PIXELS]`.
+        others: what a user can name besides models and files, for messages.
 
     Raises:
         UsageError: there is no such model; the message says which there are.
     """
+    files = f"{_FILES}, or {others}"
     if not name.strip():
-        raise UsageError(f"--model is empty: give one of {', '.join(NAMES)}, or {_FILES}")
+        raise UsageError(f"--model is empty: give one of {', '.join(NAMES)}, or {files}")
     if (kind := name.partition(":")[0]) in GENERATED:
         raise UsageError(
-            f"--model {kind}:… are the initial weights of `maskrcnn train`: give one of {', '.join(NAMES)}, or {_FILES}"
+            f"--model {kind}:… are the initial weights of `maskrcnn train`: give one of {', '.join(NAMES)}, or {files}"
         )
     check_store(name, "weights")
     planted = parse_planted(name)
@@ -145,7 +153,7 @@ def resolve(name: str) -> ModelSource:
         return PUBLISHED[name]
     suffix = _suffix(name)
     if suffix not in SUFFIXES:
-        raise UsageError(_no_such_model(name, suffix))
+        raise UsageError(_no_such_model(name, suffix, files))
     return ModelFile(name, suffix)
 
 
@@ -156,7 +164,10 @@ def needs_download(name: str) -> bool:
 
 
 def describe_model(
-    name: str, labels: str | None = None, arguments: Mapping[str, Any] | None = None
+    name: str,
+    labels: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    limit: Limit | None = None,
 ) -> ModelCard:
     """Return the description of a model; downloads COCO weights if they are not in torch's cache.
 
@@ -165,12 +176,13 @@ def describe_model(
         labels: for files that do not name their categories: path or URL of a text file that names a category on each
             line, from label 1; a blank line or `N/A` marks an unused label.
         arguments: of the factory of a network of the user's own, which is built in another process.
+        limit: how long that may take; None: `own_description.PATIENCE`.
 
     Raises:
         UsageError: there is no such model, or its file is not valid; the message says what to do.
         RunError: its store cannot be read at all.
     """
-    return read_model(name, labels, arguments)[0]
+    return read_model(name, labels, arguments, limit)[0]
 
 
 def is_own_file(source: ModelSource, data: bytes) -> bool:
@@ -182,7 +194,10 @@ def is_own_file(source: ModelSource, data: bytes) -> bool:
 
 
 def read_model(
-    name: str, labels: str | None = None, arguments: Mapping[str, Any] | None = None
+    name: str,
+    labels: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    limit: Limit | None = None,
 ) -> tuple[ModelCard, bytes]:
     """Return the description of a model and the bytes of its weights file; no bytes for one without such a file.
 
@@ -194,7 +209,7 @@ def read_model(
     if not isinstance(source, ModelFile):
         _refuse_labels(name, labels)
     if isinstance(source, OwnNetwork):
-        return _card_of_own(source, arguments or {}), b""
+        return _card_of_own(source, arguments or {}, limit), b""
     refuse_arguments(name, arguments)
     if isinstance(source, PlantedModel):
         return _card_of_planted(source), b""
@@ -245,8 +260,8 @@ def _card_of_planted(model: PlantedModel) -> ModelCard:
     )
 
 
-def _card_of_own(own: OwnNetwork, arguments: Mapping[str, Any]) -> ModelCard:
-    described = describe_own(own, arguments)
+def _card_of_own(own: OwnNetwork, arguments: Mapping[str, Any], limit: Limit | None) -> ModelCard:
+    described = describe_own(own, arguments, limit)
     return ModelCard(
         name=own.name,
         uri=None,
@@ -285,17 +300,17 @@ def _read_published(model: PublishedModel) -> tuple[ModelCard, bytes]:
 # --- weights files ------------------------------------------------------------------------------------------
 
 
-def _no_such_model(name: str, suffix: str) -> str:
+def _no_such_model(name: str, suffix: str, files: str) -> str:
     if suffix == ".py" or suffix.startswith(".py:"):
         return (
             f"--model {name}: name a module as `import` does, as in nets:build, in the folder that holds it"
         )
     if (url := Url.parse(name)).is_local and is_folder(url.local_path):
-        return f"--model {name} is a directory: give {_FILES}"
+        return f"--model {name} is a directory: give {files}"
     if suffix or not url.is_local or "/" in name or is_there(name):
         what = f"is a {suffix} file" if suffix else "has no suffix"
-        return f"--model {name} {what}: give {_FILES}"
-    return f"unknown model {name!r}{near(name, NAMES)} Known are {', '.join(NAMES)}, or {_FILES}"
+        return f"--model {name} {what}: give {files}"
+    return f"unknown model {name!r}{near(name, NAMES)} Known are {', '.join(NAMES)}, or {files}"
 
 
 def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | None = None) -> ModelCard:
@@ -323,6 +338,7 @@ def _card_of_safetensors(name: str, uri: str | None, data: bytes, notice: str | 
     labels = network.labels_of(shapes)
     check_tensors(shown, architecture, shapes, labels, config)
     check_safetensors(shown, data)
+    check_safetensors_values(shown, data)
     return ModelCard(
         name=name,
         uri=uri,
@@ -400,10 +416,11 @@ def _card_of_state_dict(uri: str, data: bytes, labels: str | None) -> ModelCard:
             f"--norm-eps 0` if it was fine-tuned from torchvision's COCO weights, else with `--norm-eps 1e-5`"
         )
     if labels is None:
-        raise UsageError(
+        raise UnnamedCategoriesError(
             f"{uri} does not name its categories: give --labels FILE with one name per line, or convert it with "
             "`maskrcnn convert`"
         )
+    check_checkpoint_values(uri, checkpoint, data)
     category_names = read_labels(labels)
     if len(category_names) != known - 1:
         raise UsageError(

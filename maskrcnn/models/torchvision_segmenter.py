@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import ItemError, UsageError, plural
 from ..masks.rle import rle_areas, rle_boxes_xyxy
-from ..types import Category, Detections, Pixels, detection_order
+from ..types import Category, Detections, Pixels, detection_order, shown_value
 from .own.own_segmenter import SegmenterOptions, check_categories, shown_box
 from .segmenter import DEFAULT_CUDA_BATCH, chosen_device, chosen_dtype
 
@@ -181,7 +181,7 @@ class TorchvisionSegmenter:
         with self._autocast():
             found = self._module(inputs)
         if not isinstance(found, list | tuple) or len(found) != len(images):
-            what = plural(len(found), "result") if isinstance(found, list | tuple) else type(found).__name__
+            what = plural(len(found), "result") if isinstance(found, list | tuple) else shown_value(found)
             raise UsageError(
                 f"the module returned {what} for {plural(len(images), 'image')}: a list of dicts is needed"
             )
@@ -250,11 +250,11 @@ def _max_side(module: object) -> int:
 def _columns(found: Any) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
     """Return boxes, labels and scores of one image."""
     if not isinstance(found, Mapping):
-        raise UsageError(f"the module returned {type(found).__name__} for an image: a dict is needed")
+        raise UsageError(f"the module returned {shown_value(found)} for an image: a dict is needed")
     for name in ("boxes", "labels", "scores"):
         if not isinstance(found.get(name), Tensor):
-            what = type(found[name]).__name__ if name in found else "none"
-            raise UsageError(f"the module's dicts must have a tensor `{name}`; there is {what}")
+            what = f"it is {shown_value(found[name])}" if name in found else "it is missing"
+            raise UsageError(f"the module's dicts must have a tensor `{name}`: {what}")
     boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
     n = len(scores) if scores.dim() else -1
     for name, tensor, shape in (("scores", scores, (n,)), ("labels", labels, (n,)), ("boxes", boxes, (n, 4))):
@@ -264,7 +264,11 @@ def _columns(found: Any) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArra
                 f"the module returned `{name}` of the shape {tuple(tensor.shape)}: {wanted} is needed, with the same N "
                 "for boxes, labels and scores"
             )
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        if tensor.is_complex():
+            raise UsageError(
+                f"the module returned `{name}` of the dtype {tensor.dtype}: real numbers are needed"
+            )
+    if labels.is_floating_point() or labels.dtype == torch.bool:
         raise UsageError(f"the module returned `labels` of the dtype {labels.dtype}: they are integers")
     host = functools.partial(torch.Tensor.to, device="cpu")
     wide = host(labels).to(torch.int64).numpy()

@@ -84,6 +84,8 @@ def read_inputs(
     if listing is not None and not listing.is_manifest:
         if images_root and sha256 is None:
             raise UsageError(f"{source}: --images-root is for manifests and COCO JSON; this is neither")
+        if images_root:
+            _check_root(images_root, allow_http=allow_http)
         kind, rows = "listing", listing.files
     elif listing is None and whole.lower().endswith(".json"):
         kind = "coco"
@@ -137,8 +139,7 @@ def _resolved(rows: pa.Table, root: str, source: str, *, allow_http: bool) -> pa
         given = _text(rows, "name", source)
         names = pc.coalesce(pc.if_else(pc.equal(given, ""), None, given), names)
 
-    _refuse_foreign(pa.chunked_array([[root]]), "--images-root", allow_http=allow_http)
-    refuse_query(root, "--images-root")
+    _check_root(root, allow_http=allow_http)
     place = Url.parse(root)
     root = str(place.local_path.absolute()) if place.is_local else root
     absolute = pc.match_substring_regex(uris, rf"{_SCHEME}|{FILE_URI}|^/")
@@ -150,6 +151,12 @@ def _resolved(rows: pa.Table, root: str, source: str, *, allow_http: bool) -> pa
     others = [name for name in rows.column_names if name not in ("uri", "name")]
     table = pa.table({"name": names, "uri": _found(uris, source)} | {name: rows[name] for name in others})
     return _with_places(table)
+
+
+def _check_root(root: str, *, allow_http: bool) -> None:
+    """Raise UsageError if `--images-root` is of an unsupported scheme, or has a password or a query."""
+    _refuse_foreign(pa.chunked_array([[root]]), "--images-root", allow_http=allow_http)
+    refuse_query(root, "--images-root")
 
 
 def _with_places(rows: pa.Table) -> pa.Table:

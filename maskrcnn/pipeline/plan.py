@@ -298,17 +298,3 @@ def run_digest(settings: dict[str, Any], model: dict[str, Any]) -> str:
     """Return the digest that a resume must repeat: of inference and sharding settings, weights and categories."""
     decisive = {name: model.get(name) for name in ("sha256", "categories")}
     return digest_of({"settings": settings, "model": decisive})
-
-
-def differences(planned: dict[str, Any], requested: dict[str, Any]) -> list[str]:
-    """Return one phrase for each setting in which two configurations differ.
-
-    >>> differences({"min_score": 0.05, "limit": None}, {"min_score": 0.5, "limit": None})
-    ['min-score: planned 0.05, now 0.5']
-    """
-    names = sorted(planned.keys() | requested.keys())
-    return [
-        f"{name.replace('_', '-')}: planned {planned.get(name)}, now {requested.get(name)}"
-        for name in names
-        if planned.get(name) != requested.get(name)
-    ]

@@ -4,6 +4,7 @@ A request costs as much as a hundred kilobytes. Members that lie beside each oth
 soon after the other, are read by one request, and the next such range is requested meanwhile. None is read twice.
 """
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -66,7 +67,12 @@ class ShardInputs:
             position: number for number, one in enumerate(self._ranges) for position in one.positions
         }
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="range") if self._ranges else None
+        solid = any(one.archive.key.lower().endswith(SOLID_SUFFIXES) for one in self._ranges)
+        # Of a stream the ranges are read one after the other, in their order.
+        self._pool = (
+            ThreadPoolExecutor(1 if solid else 2, thread_name_prefix="range") if self._ranges else None
+        )
+        self._requested = 0
 
     def read(self, position: int) -> bytes:
         """Return the content of the input at a position of the shard.
@@ -93,9 +99,10 @@ class ShardInputs:
         """Return a member's bytes in its archive, from the range that contains it; request the next range."""
         one = self._ranges[number]
         with self._lock:
-            for following in self._ranges[number : number + 2]:
-                if following.data is None and following.positions and self._pool:
-                    following.data = self._pool.submit(self._request, following)
+            while self._requested < min(number + 2, len(self._ranges)) and self._pool:
+                following = self._ranges[self._requested]
+                following.data = self._pool.submit(self._request, following)
+                self._requested += 1
             if one.data is None:
                 raise ValueError(f"the input at position {position} was read before")
             data = one.data
@@ -107,12 +114,10 @@ class ShardInputs:
                 one.positions.discard(position)
                 if not one.positions:
                     one.data = None
-                if not any(other.positions for other in self._ranges) and self._pool:
-                    self._pool.shutdown(wait=False)
 
     @staticmethod
     def _request(one: _Range) -> bytes:
-        return store_of(one.archive).read_range(one.archive, one.start, one.stop, one.etag)
+        return ARCHIVES.read_stored(one.archive, one.start, one.stop, one.etag)
 
     def _planned(self) -> Iterator[_Range]:
         """Yield the ranges, in the order in which they are needed first."""
@@ -133,13 +138,13 @@ class ShardInputs:
             member.refusal is None
             and member.stored > 0
             and member.bytes <= self._max_bytes
-            and not archive.key.lower().endswith(SOLID_SUFFIXES)
             and not archive.is_web
         )
 
     def _divided(self, archive: Url, etag: str | None, positions: list[int]) -> Iterator[_Range]:
         """Yield ranges of one archive that contain the members at these positions, each in one of them."""
         members = {position: self._members[position][1] for position in positions}
+        waste = math.inf if archive.key.lower().endswith(SOLID_SUFFIXES) else _WASTE
         current: _Range | None = None
         used = 0
         for position in sorted(positions, key=lambda position: members[position].offset):
@@ -147,7 +152,7 @@ class ShardInputs:
             counted = stop - start + (_HEADER_BYTES if members[position].method is None else 0)
             if current is not None:
                 length = max(stop, current.stop) - current.start
-                if length <= RANGE_BYTES and length <= (1 + _WASTE) * (used + counted):
+                if length <= RANGE_BYTES and length <= (1 + waste) * (used + counted):
                     current.stop = max(stop, current.stop)
                     current.positions.add(position)
                     used += counted

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError, plural
 from ..masks.rectangles import boxes_of, with_rectangles
-from ..pipeline.plan import differences
+from ..pipeline.setting_differences import RUNS_A_AND_B, differences
 from ..pipeline.success import detects_masks
 from ..stats import COCO_EDGES
 from ..types import Detections
@@ -119,7 +119,7 @@ class Comparison:
         """The settings in which the runs differ, as text."""
         infos = [reader.run.info for reader in (self._a, self._b)]
         facts = [info["settings"] | {"weights": info["model"].get("sha256", "")[:12]} for info in infos]
-        return differences(facts[0], facts[1])
+        return differences(facts[0], facts[1], RUNS_A_AND_B)
 
     def check_related(self) -> None:
         """Look for an image that both runs have, and that did not fail in both.

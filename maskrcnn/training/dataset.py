@@ -2,8 +2,8 @@
 
 What cannot be used is listed by kind: an error stops a training, or its image or annotation is left out with
 `--skip-invalid`; a warning names what is used otherwise than stated. For a network that detects masks, boxes and areas
-are always those of the masks; for one that detects boxes only, boxes are those stated, or where no annotation states
-one, those of the masks.
+are always those of the masks; for one that detects boxes only, the box of an annotation is that stated, or where it
+states none, that of its mask.
 """
 
 import math
@@ -68,16 +68,29 @@ class Dataset:
     categories: tuple[Category, ...]
     """In the order of their ids, which are names and may begin at 0; label 1 is the first."""
     findings: tuple[Finding, ...]
+    n_listed: tuple[int, int]
+    """The number of images and of annotations in the JSON, whether they can be used or not."""
+
+    @property
+    def n_left_out(self) -> tuple[int, int]:
+        """The number of images and of annotations of the JSON that are not used."""
+        used = self.n_objects + _count_of(self.images, "crowd_labels")
+        return self.n_listed[0] - self.images.num_rows, self.n_listed[1] - used
 
     @property
     def n_objects(self) -> int:
         """The number of masks or boxes."""
-        return int(self.images["labels"].combine_chunks().values.__len__()) if self.images.num_rows else 0
+        return _count_of(self.images, "labels")
 
     @property
     def errors(self) -> tuple[Finding, ...]:
         """The findings that stop a training."""
         return tuple(finding for finding in self.findings if finding.error)
+
+
+def _count_of(images: pa.Table, column: str) -> int:
+    """Return the number of entries of all lists of a column."""
+    return len(pa.compute.list_flatten(images[column]))
 
 
 def read_dataset(
@@ -92,7 +105,7 @@ def read_dataset(
     Args:
         source: path or URL of a COCO JSON: `images`, `annotations` with polygons or run lengths, `categories`.
         images_root: what `file_name` is relative to; None: found by `find_images_root`.
-        masks: whether for a network that detects masks; else annotations need only have boxes.
+        masks: whether for a network that detects masks; else an annotation needs only a box or a mask.
         progress: called with the number of images checked, and that of all.
 
     Raises:
@@ -114,14 +127,15 @@ def read_dataset(
     root = images_root or find_images_root(source, names)
     sizes, digests = _checked_images(file.images, named, root, findings, progress)
     sound = np.array([digest is not None for digest in digests], np.bool_)
-    annotations = file.read_annotations(sizes, ~sound, masks=masks or (file.has_masks and not file.has_boxes))
+    annotations = file.read_annotations(sizes, ~sound, masks=masks)
     boxes = None if masks else _boxes(annotations)
     annotations, boxes = _trainable(annotations, boxes, findings)
     labels = np.empty(len(order), np.int64)
     labels[order] = np.arange(1, len(order) + 1)
     table = _table(source, file.images, sizes, digests, root, annotations, boxes, labels)
     _count(table, categories, findings)
-    return Dataset(source, table, categories, findings.listed())
+    listed = file.n_images, file.n_annotations
+    return Dataset(source, table, categories, findings.listed(), listed)
 
 
 def split_dataset(images: pa.Table, share: float) -> tuple[pa.Table, pa.Table]:

@@ -53,7 +53,8 @@ def join_datasets(parts: Sequence[Dataset]) -> tuple[list[Dataset], Dataset]:
     numbers = pa.array(range(1, images.num_rows + 1), pa.int64())
     images = images.set_column(0, SCHEMA.field("image_id"), numbers)
     sources = ", ".join(part.source for part in parts)
-    return list(parts), Dataset(sources, images, tuple(categories), ())
+    listed = sum(part.n_listed[0] for part in parts), sum(part.n_listed[1] for part in parts)
+    return list(parts), Dataset(sources, images, tuple(categories), (), listed)
 
 
 def match_validation(validation: Dataset, training: Dataset) -> Dataset:
@@ -67,13 +68,10 @@ def match_validation(validation: Dataset, training: Dataset) -> Dataset:
     """
     names = [category.name for category in training.categories]
     own = {category.name for category in validation.categories}
-    if own.isdisjoint(names):
-        raise UsageError(
-            f"{validation.source} has no category of the training set: {_listed(validation.categories)} instead of "
-            f"{_listed(training.categories)}"
-        )
-    found = Findings()
     alike = {folded_name(name): name for name in names if name not in own}
+    if own.isdisjoint(names):
+        raise UsageError(_no_common_category(validation, training, alike))
+    found = Findings()
     counts = _counts(validation)
     for category in validation.categories:
         if category.name in names:
@@ -96,6 +94,24 @@ def match_validation(validation: Dataset, training: Dataset) -> Dataset:
             found.warning("image that is also trained on, whose precision is not that of new images", name)
     matched = _relabelled(validation, {name: label for label, name in enumerate(names, start=1)})
     return replace(matched, categories=training.categories, findings=_with(validation, found))
+
+
+def _no_common_category(validation: Dataset, training: Dataset, names: Mapping[str, str]) -> str:
+    """Return a message for a validation set without a category of the training set, whose names are by folded name."""
+    similar = [
+        f"{category.name!r} there, {names[folded_name(category.name)]!r} in training"
+        for category in validation.categories
+        if folded_name(category.name) in names
+    ]
+    if similar:
+        shown = ", ".join(similar[:3]) + (", …" if len(similar) > 3 else "")
+        why = f"names differ in case or blanks alone ({shown}): write both the same"
+    else:
+        why = (
+            f"it has {_listed(validation.categories)}, and the training set {_listed(training.categories)}: name the "
+            "categories as in training"
+        )
+    return f"{validation.source} has no category of the training set; {why}"
 
 
 def _listed(categories: Sequence[Category]) -> str:

@@ -5,15 +5,37 @@ This module does not import torch.
 
 from ..errors import UsageError
 from ..models.networks import NETWORKS, TRAINABLE
+from ..models.weights.backbone_weights import with_imagenet_weights
+from ..models.weights.category_names import near
+from ..models.weights.published_weights import PUBLISHED
 from .config import DEFAULT_CROP
 
 __all__ = ["check_architecture", "check_trainable", "crop_of", "sizes_of"]
 
 
 def check_architecture(source: str, architecture: str) -> None:
-    """Raise UsageError if `--model SOURCE:ARCHITECTURE` names no network that can be trained."""
-    if architecture not in TRAINABLE:
-        raise UsageError(f"--model {source}:…: name one of {', '.join(TRAINABLE)} after the colon")
+    """Check the name of a network that a training begins without a model's weights.
+
+    Args:
+        source: `imagenet` or `random`.
+        architecture: what follows the colon of `--model`.
+
+    Raises:
+        UsageError: there is no such network, it cannot be trained, or no ImageNet weights fit it.
+    """
+    names = with_imagenet_weights() if source == "imagenet" else TRAINABLE
+    if architecture in names:
+        return
+    # Of what is not a name, which may be a URL with a secret, nothing is repeated.
+    model = f"--model {source}:{architecture if architecture.isidentifier() else '…'}"
+    if architecture in TRAINABLE:
+        instead = f"start from --model {architecture}, or name" if architecture in PUBLISHED else "name"
+        why = f"no ImageNet weights fit the backbone of this network: {instead}"
+    elif architecture in NETWORKS:
+        why = "this network runs here, but cannot be trained: name"
+    else:
+        why = f"there is no such network{near(architecture, names)} Name"
+    raise UsageError(f"{model}: {why} one of {', '.join(names)} after the colon")
 
 
 def check_trainable(model: str, architecture: str) -> None:
@@ -24,9 +46,10 @@ def check_trainable(model: str, architecture: str) -> None:
         architecture: of that model.
     """
     if architecture not in TRAINABLE:
+        what = f"{architecture} runs here, but" if architecture in NETWORKS else "it"
         raise UsageError(
-            f"--model {model}: {architecture} cannot be trained; start from coco, imagenet:maskrcnn_resnet50_fpn, or a "
-            "model converted from torchvision, detectron2 or MMDetection"
+            f"--model {model}: {what} cannot be trained: start from coco, imagenet:maskrcnn_resnet50_fpn, or a model "
+            f"of one of the networks that can be: {', '.join(TRAINABLE)}"
         )
 
 

@@ -45,6 +45,8 @@ class View:
     """Why it cannot be shown, or why it was chosen."""
     focus: int | None = None
     """Index of the detection that the region surrounds; None for a whole image."""
+    n_hidden: int = 0
+    """The number of instances of a whole image that are left out for their scores alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,8 @@ def _whole(
     detections = reader.detections(image)
     wanted = _wanted(detections.labels, detections.scores, choice, min_score, labels)
     found, numbers = detections.take(wanted), tuple(wanted.tolist())
-    return View(image.name, image.image_id, found, numbers, shown, choice.note)
+    hidden = len(_wanted(detections.labels, detections.scores, choice, 0.0, labels)) - len(wanted)
+    return View(image.name, image.image_id, found, numbers, shown, choice.note, n_hidden=hidden)
 
 
 def _failed(image: ImageRow) -> View | None:

@@ -22,9 +22,9 @@ from maskrcnn_jobs.driver.cluster import connected
 from maskrcnn_jobs.driver.planning import Request, prepare
 from maskrcnn_jobs.driver.run import run_shards
 from maskrcnn_jobs.driver.scheduler import map_shards
+from planted_images import write_planted
 
 from maskrcnn.config import InferenceConfig, ResourceConfig
-from tests.planted_images import write_planted
 
 from .inputs import write_manifest
 

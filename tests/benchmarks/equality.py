@@ -14,8 +14,7 @@ import time
 
 import numpy as np
 import torch
-
-from tests.masks.test_encode import disagreements, random_boxes, random_probabilities
+from masks.test_encode import disagreements, random_boxes, random_probabilities
 
 SIZES = ((97, 61), (160, 210), (40, 30), (480, 640), (1, 97), (213, 320))
 

@@ -10,8 +10,9 @@ import signal
 import tempfile
 from pathlib import Path
 
+from s3_servers import S3Server, free_port, start_weed
+
 from maskrcnn.io.storage import Storage
-from tests.conftest import S3Server, free_port, start_weed
 
 from .inputs import COCO_SIZE, write_photos
 from .run import run_bench

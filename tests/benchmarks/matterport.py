@@ -7,9 +7,9 @@ stage before, and from end to end (`final_`); and of ResNet-101 and two images.
 """
 
 import torch
+from matterport_oracle import TOLERANCES, Stored, differences, images_of, model_of, tensors_of
 
 from maskrcnn.models.conversion.parity_matterport import FastStages
-from tests.matterport_oracle import TOLERANCES, Stored, differences, images_of, model_of, tensors_of
 
 
 def main():

@@ -7,8 +7,8 @@ it shows that the instances are the same, and nothing about speed. Weights are r
 """
 
 import argparse
+import copy
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from checkpoints import detectron2_tensors, mmdetection_tensors
+from networks import settle
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
@@ -32,10 +34,6 @@ from maskrcnn.models.registry import NO_CATEGORY, ModelCard
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
 from maskrcnn.synthetic.scenes import render_scene
 from maskrcnn.types import Category, Detections, Pixels
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from checkpoints import detectron2_tensors, mmdetection_tensors
-from networks import settle
 
 CLASSES = 90
 DETECTORS = tuple(
@@ -161,6 +159,22 @@ def _of_a_zoo(
     return _described(name, network, classes, *sizes), reference.instances
 
 
+def compare_float64(architecture: str, images: list[Pixels], size: int | None) -> Parity:
+    """Return the differences from torchvision's own code in float64: what rounding alone amounts to."""
+    tensors = [torch.from_numpy(image.copy()).permute(2, 0, 1) / 255 for image in images]
+    model = random_model(architecture, tensors, size)
+    min_score, max_detections = own_limits(model.module)
+    segmenter = MaskRCNNSegmenter(model, min_score=min_score, max_detections=max_detections)
+    exact, parity = copy.deepcopy(model.module).double(), Parity()
+    for tensor, found in zip(tensors, segmenter.segment(images), strict=True):
+        with torch.inference_mode():
+            (output,) = exact([tensor.double()])
+        masks = (output["masks"][:, 0] >= 0.5).numpy() if "masks" in output else None
+        boxes, scores = output["boxes"].float(), output["scores"].float()
+        parity.add(found, Instances(boxes, output["labels"], scores, masks))
+    return parity
+
+
 def compare(
     architecture: str, images: list[Pixels], size: int | None, repeats: int, classes: int = CLASSES
 ) -> tuple[Parity, list[float]]:
@@ -204,6 +218,11 @@ def main() -> None:
         "--size", type=int, metavar="PX", help="of the shorter side; by default each network's own"
     )
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--float64",
+        action="store_true",
+        help="compare with torchvision in float64 instead: what rounding costs",
+    )
     options = parser.parse_args()
     paths = sorted(options.photos.rglob("*.jpg"))[: options.images] if options.photos else []
     images = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
@@ -212,7 +231,10 @@ def main() -> None:
     heads = f"{'instances':>9} {'unmatched':>9} {'box px':>8} {'score':>8} {'pixels':>8}"
     print(f"{'network':42} {heads}  CPU time, of torchvision's")
     for architecture in options.networks or COMPARED:
-        parity, ratios = compare(architecture, images, options.size, options.repeats)
+        if options.float64:
+            parity, ratios = compare_float64(architecture, images, options.size), []
+        else:
+            parity, ratios = compare(architecture, images, options.size, options.repeats)
         values = f"{parity.instances:9} {parity.unmatched:9} {parity.box_px:8.4f} {parity.score:8.1e}"
         share = parity.other_pixels / max(parity.mask_pixels, 1)
         values += f" {share:8.1e}" if NETWORKS[architecture].has_masks else " " * 9

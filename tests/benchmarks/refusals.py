@@ -17,12 +17,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from fault_proxy import Exchange, FaultProxy, answer, refuse
+from s3_servers import S3Server, free_port, start_weed
+
 from maskrcnn.errors import ItemError
 from maskrcnn.io.inputs import read_input
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.stores.retry_count import take_retries
-from tests.conftest import S3Server, free_port, start_weed
-from tests.fault_proxy import Exchange, FaultProxy, answer, refuse
 
 
 def outcomes(proxy: FaultProxy, url: str, threads: int, burst_s: float) -> collections.Counter[str]:

@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from maskrcnn_jobs.driver.run import receipts_of
+from s3_servers import S3Server, free_port, start_weed
 
 from maskrcnn.io.parquet import IMAGES, INSTANCES
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.plan import Plan, create_plan, pending_of, read_plans
 from maskrcnn.pipeline.receipts import SHARDS, receipt_path
-from tests.conftest import S3Server, free_port, start_weed
 
 ATTEMPT = "0" * 32
 

@@ -19,11 +19,11 @@ import statistics
 import time
 
 import numpy as np
+from tiling.test_stitching import GroundTruth, is_about, is_exactly, mosaic, offsets, segmented, tight
 
 from maskrcnn.synthetic.planted import PlantedInstance
 from maskrcnn.tiling.grid import Grid
 from maskrcnn.tiling.stitching import WindowDetections, stitch
-from tests.tiling.test_stitching import GroundTruth, is_about, is_exactly, mosaic, offsets, segmented, tight
 
 OBJECTS_A_WINDOW = 30
 WINDOW, OVERLAP = 1024, 256

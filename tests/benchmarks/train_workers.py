@@ -17,8 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from labelled import write_labels
+
 from maskrcnn.training.config import LOSSES
-from tests.labelled import write_labels
 
 FIRST = 50_000_000
 

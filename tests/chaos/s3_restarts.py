@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from conftest import S3Server, free_port, start_weed
 from local import LocalCluster
+from s3_servers import S3Server, free_port, start_weed
 
 from chaos.cluster import standing
 from chaos.invariants import ground_truth_of

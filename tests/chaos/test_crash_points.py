@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 import pytest
-from conftest import S3Server
+from s3_servers import S3Server
 
 from chaos.chance import SIZE, chance, dice
 from chaos.crash import Case, Outcome, Stage, all_of, run_case

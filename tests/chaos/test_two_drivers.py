@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 import pytest
-from conftest import ACCESS_KEY, SECRET_KEY, S3Server
 from fault_proxy import FaultProxy, ignoring
+from s3_servers import ACCESS_KEY, SECRET_KEY, S3Server
 
 from chaos.chance import SIZE, chance, dice
 from chaos.crash import SCENARIOS, Case, Stage, all_of

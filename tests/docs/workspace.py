@@ -41,8 +41,9 @@ def write_workspace(root: Path) -> None:
         _segment(photos, root / "out")
     shutil.copytree(root / "out", root / "other")
     Image.fromarray(render_scene(seed=20_000_007, size=192).image).save(root / "photo.png")
-    [module, _] = blocks(DOCS / "guides" / "own-network.md", "python")
-    (root / "nets.py").write_text(module.text)
+    [nets, _, colors, _] = blocks(DOCS / "guides" / "own-network.md", "python")
+    (root / "nets.py").write_text(nets.text)
+    (root / "colors.py").write_text(colors.text)
     write_geotiff(root / "rasters" / "mosaic.tif", mosaic(256, 384, count=12))
     run_windows(root / "rasters", root / "raster-out")
 

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from conftest import S3Server
 from evaluated_runs import IDS, CarelessSegmenter, finish
 from maskrcnn_jobs.cli import main
 from PIL import Image
@@ -21,6 +20,7 @@ from planted_images import write_planted
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from s3_servers import S3Server
 from windowed import mosaic, run_windows, write_geotiff
 
 import maskrcnn

@@ -1,6 +1,7 @@
 """The one reader of COCO JSON: pieces of any size give the same; what is wrong is named, counted, and costs itself."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +164,12 @@ def test_what_is_not_a_coco_dataset_is_refused_in_one_line(
     assert "\n" not in str(refused.value)
 
 
-BY_MASK = "; the mask's is used"
-IN_QUOTES = f" (write numbers without quotes){BY_MASK}"
+BOX_OF_MASK, AREA_OF_MASK = "; the box of its mask is used", "; the area of its mask is used"
+IN_QUOTES = " (write numbers without quotes)"
+NO_AREA, NO_BOX = f"annotation without an area{AREA_OF_MASK}", f"annotation without a bbox{BOX_OF_MASK}"
 AREA, BOX = (
-    f"area that is not a number of at least 0{BY_MASK}",
-    f"box that is not four finite numbers{BY_MASK}",
+    f"area that is not a number of at least 0{AREA_OF_MASK}",
+    f"bbox that is not four finite numbers{BOX_OF_MASK}",
 )
 CORNERS = "box that fits its mask only as xmin, ymin, xmax, ymax (COCO's are xmin, ymin, width, height)"
 
@@ -175,16 +177,17 @@ CORNERS = "box that fits its mask only as xmin, ymin, xmax, ymax (COCO's are xmi
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
-        ({"area": ...}, AREA),
-        ({"area": None}, AREA),
+        ({"area": ...}, NO_AREA),
+        ({"area": None}, NO_AREA),
         ({"area": float("nan")}, AREA),
         ({"area": -1}, AREA),
-        ({"bbox": ...}, BOX),
+        ({"bbox": ...}, NO_BOX),
+        ({"bbox": None}, NO_BOX),
         ({"bbox": [1, 2, 3]}, BOX),
         ({"bbox": [1, 2, 3, float("inf")]}, BOX),
         ({"bbox": "1 2 3 4"}, BOX),
-        ({"area": "28.5"}, AREA.replace(BY_MASK, IN_QUOTES)),
-        ({"bbox": ["1", "2", "8", "7.5"]}, BOX.replace(BY_MASK, IN_QUOTES)),
+        ({"area": "28.5"}, AREA.replace(AREA_OF_MASK, IN_QUOTES + AREA_OF_MASK)),
+        ({"bbox": ["1", "2", "8", "7.5"]}, BOX.replace(BOX_OF_MASK, IN_QUOTES + BOX_OF_MASK)),
         ({"id": ...}, "annotation without an id"),
         ({"bbox": [20, 10, 26, 16], "segmentation": [[20, 10, 26, 10, 26, 16, 20, 16]]}, CORNERS),
         ({"bbox": [20, 2, 4, 4]}, "box that does not fit its mask"),
@@ -205,9 +208,9 @@ def test_what_is_odd_with_an_annotation_is_a_warning(tmp_path: Path, change: Any
     assert findings(file) == {kind: 1}
     assert [finding.error for finding in file.findings.listed()] == [False] * len(file.findings.listed())
     assert [row["number"] for row in rows] == [1, 2]
-    if kind == AREA:
+    if kind in (AREA, NO_AREA):
         assert rows[0]["area"] == rows[0]["mask_area"] > 20
-    if kind == BOX:
+    if kind in (BOX, NO_BOX):
         mask = coco_mask.toBbox({"size": [20, 30], "counts": rows[0]["counts"]}).tolist()
         assert [rows[0][side] for side in ("x", "y", "width", "height")] == mask
 
@@ -367,13 +370,47 @@ def test_boxes_alone_are_checked_by_themselves(tmp_path: Path) -> None:
     file, rows = read(tmp_path, dataset(*entries))
     assert findings(file) == {
         "box that leaves its image": 1,
-        "box that is not four finite numbers, and no mask to take it from": 1,
-        "area that is not a number of at least 0; the box's is used": 1,
+        "annotation without a bbox, and there is no mask to take it from": 1,
+        "annotation without an area; the area of its box is used": 1,
         AREA_ALONE: 2,
     }
     assert {row["counts"] for row in rows} == {None}
     assert [row["number"] for row in rows] == [1, 2, 4, 5, 6, 7, 8]
     assert rows[2]["area"] == 8 * 7.5
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.sampled_from(["stated", "missing", "invalid"]), min_size=1, max_size=6))
+def test_where_only_boxes_are_used_a_box_that_misses_is_that_of_its_own_mask(states: list[str]) -> None:
+    stated = [1.25, 2.0, 8.0, 7.5]
+    boxes: dict[str, Any] = {"stated": stated, "missing": ..., "invalid": [1, 2, 3, "x"]}
+    entries = [annotation(id=n, bbox=boxes[state]) for n, state in enumerate(states)]
+    with tempfile.TemporaryDirectory() as folder:
+        file, rows = read(Path(folder), dataset(*entries), masks=False)
+        _, masked = read(Path(folder), dataset(*(entry | {"bbox": None} for entry in entries)))
+    sides = ("x", "y", "width", "height")
+    of_masks = [[row[side] for side in sides] for row in masked]
+    expected = [stated if state == "stated" else tight for state, tight in zip(states, of_masks, strict=True)]
+    assert [[row[side] for side in sides] for row in rows] == expected
+    assert {row["counts"] for row in rows} == {None}
+    counts = {NO_BOX: states.count("missing"), BOX: states.count("invalid")}
+    assert findings(file) == {kind: count for kind, count in counts.items() if count}
+    assert not any(finding.error for finding in file.findings.listed())
+
+
+def test_a_mask_beside_a_valid_box_is_not_decoded_where_only_boxes_are_used(tmp_path: Path) -> None:
+    damaged = {"segmentation": {"size": [20, 30], "counts": "oops"}}
+    entries = [annotation(id=1, **damaged), annotation(id=2, bbox=..., **damaged), annotation(id=3)]
+    file, rows = read(tmp_path, dataset(*entries), masks=False)
+    assert findings(file) == {DAMAGED: 1}
+    assert [row["number"] for row in rows] == [1, 3]
+
+
+def test_the_box_of_an_empty_mask_is_without_area(tmp_path: Path) -> None:
+    empty = annotation(bbox=..., segmentation={"size": [20, 30], "counts": [600]})
+    file, rows = read(tmp_path, dataset(empty, annotation(id=2)), masks=False)
+    assert findings(file) == {NO_BOX: 1, "box without area": 1}
+    assert [row["width"] for row in rows] == [0, 8]
 
 
 def test_corners_in_place_of_a_width_and_a_height_are_recognised_without_masks(tmp_path: Path) -> None:

@@ -10,6 +10,14 @@ from own_networks import write_package
 from planted_images import write_planted
 
 pytestmark = pytest.mark.ray
+WRONG = """
+import maskrcnn
+
+class Wrong(maskrcnn.PlantedSegmenter):
+    def outcomes(self, images): return None
+
+def build(options): return Wrong()
+"""
 
 
 def test_its_code_reaches_the_actors(tmp_path: Path, ray_cluster: LocalCluster) -> None:
@@ -20,6 +28,13 @@ def test_its_code_reaches_the_actors(tmp_path: Path, ray_cluster: LocalCluster) 
     there = maskrcnn_command(*command, "there", "--actors", "2", cwd=tmp_path, cluster=ray_cluster)
     assert there.returncode == 0, there.stderr
     assert json.loads(there.stdout)["failed"] == 0
+    wrong = ["segment", "photos", "wrong", "--model", "nets.wrong:build", "--shard-images", "2"]
+    (tmp_path / "nets" / "wrong.py").write_text(WRONG)
+    stopped = maskrcnn_command(*wrong, "--actors", "2", cwd=tmp_path, cluster=ray_cluster)
+    assert stopped.returncode == 2, stopped.stderr
+    assert stopped.stderr.splitlines()[-1].startswith(
+        "error: --model nets.wrong:build: its `outcomes` returned None"
+    )
     here = maskrcnn_command(*command, "here", "--no-ray", cwd=tmp_path)
     assert here.returncode == 0, here.stderr
     assert parts(tmp_path / "there") == parts(tmp_path / "here")

@@ -78,7 +78,7 @@ def test_other_code_arguments_or_files_are_another_run(finished, monkeypatch):
     assert run(*arguments_of()).exit_code == 0
     other = run(*arguments_of(depth="18"))
     assert (other.exit_code, other.stderr.count("planned")) == (2, 1)
-    assert "model-args: planned {'depth': 50, " in other.stderr
+    assert "(model-arg depth: planned 50, now 18); repeat its command to continue it" in other.stderr
     code = finished / "nets" / "planted.py"
     for path, what in ((finished / "w.pth", "w.pth (sha256): planned"), (code, "code (sha256): planned")):
         before = path.read_bytes()
@@ -87,6 +87,7 @@ def test_other_code_arguments_or_files_are_another_run(finished, monkeypatch):
         assert changed.exit_code == 2
         assert what in changed.stderr
         assert "holds another run" in changed.stderr
+        assert "restore what was changed to continue it, or name another output" in changed.stderr
         retried = run("retry", "out", "--no-ray")
         assert retried.exit_code == 2
         assert "is not as it was when the run was planned; restore it" in retried.stderr
@@ -103,20 +104,60 @@ def test_a_picture_is_drawn(folder):
 
 
 BREAKS = {
-    "returns nothing": "return None",
-    "returns too few": "return []",
-    "another size": "return [maskrcnn.Detections.empty(3, 3) for _ in images]",
+    "returns nothing": ("return None", "its `outcomes` returned None, expected a list"),
+    "returns too few": ("return []", "its `outcomes` returned 0 results, expected a list"),
+    "another size": (
+        "return [maskrcnn.Detections.empty(3, 3) for _ in images]",
+        "it returned detections of 3 x 3 ",
+    ),
+    "pixels as masks": (
+        "return [replace(each, masks=[m.tolist() for m in each.boxes]) for each in self.segment(images)]",
+        "it made maskrcnn.Detections that are not valid: `masks[0]` is a list of length 4, expected a tuple of ",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", BREAKS)
 def test_what_is_no_result_stops_the_run_in_one_line(case, folder):
     code = PLANTED.replace("return maskrcnn.PlantedSegmenter", "return Wrong")
+    code += "\nfrom dataclasses import replace\n"
     code += "\nclass Wrong(maskrcnn.PlantedSegmenter):\n    def outcomes(self, images):\n"
-    (folder / "wrong.py").write_text(f"{code}        {BREAKS[case]}\n")
+    line, what = BREAKS[case]
+    (folder / "wrong.py").write_text(f"{code}        {line}\n")
     stopped = run("segment", "photos", "wrong-out", "--model", "wrong:build", "--no-ray")
     assert stopped.exit_code == 2
-    assert stopped.stderr.splitlines()[-1].startswith("error: --model wrong:build returned ")
+    assert stopped.stderr.splitlines()[-1].startswith(f"error: --model wrong:build: {what}")
+
+
+def test_categories_that_change_between_processes_are_refused_and_the_run_is_no_dead_end(folder):
+    """The planned categories stand in a file here, which each process that builds the network turns around."""
+    order = folder / "order.txt"
+    order.write_text("0")
+    code = f"""
+import maskrcnn
+from pathlib import Path
+
+ORDER = Path({str(order)!r})
+
+
+def build(options):
+    turned = ORDER.read_text() == "1"
+    ORDER.write_text("0" if turned else "1")
+    categories = maskrcnn.PlantedSegmenter().categories
+    return maskrcnn.PlantedSegmenter(categories[::-1] if turned else categories)
+"""
+    (folder / "changing.py").write_text(code)
+    command = ("segment", "photos", "changing-out", "--model", "changing:build", "--no-ray")
+    refusal = "error: --model changing:build: its categories change from process to process, in another order"
+    refused = run(*command)  # planned one way, built the other way
+    assert (refused.exit_code, refused.stderr.splitlines()[-1][: len(refusal)]) == (2, refusal)
+    assert refused.stderr.rstrip().endswith("then start again in an empty directory")
+    order.write_text("1")
+    again = run(*command)  # planned the other way
+    assert (again.exit_code, again.stderr.splitlines()[-1][: len(refusal)]) == (2, refusal)
+    (folder / "changing.py").write_text(code.replace("[::-1] if turned", " if turned"))
+    fixed = run(*command)  # nothing was done yet, so that it is planned anew
+    assert fixed.exit_code == 0, fixed.stderr
 
 
 def test_a_network_that_raises_fails_image_by_image(folder):

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from click.testing import CliRunner
 from labelled import write_labels
 from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.driver.training_set import TrainingRequest, check_datasets, prepare_training
 
 from maskrcnn.errors import UsageError
+from maskrcnn.models.networks import NETWORKS
 from maskrcnn.training.config import TrainingConfig
 from maskrcnn.training.dataset import SCHEMA, read_dataset
 
@@ -147,3 +149,85 @@ def test_folders_of_images_are_for_all_datasets_or_for_each(sources, tmp_path):
     code, _, err = checked(one, *also, *each, "--images-root", str(together))
     assert code == 2
     assert "give one folder for all datasets, or 2, one for each" in err
+
+
+@pytest.fixture
+def no_network(tmp_path, monkeypatch):
+    """An empty cache of torch, without network access; return the folder of its files."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def refused(source, model):
+    """Run `train … --check` with a model; return the one line that refuses it."""
+    result = CliRunner().invoke(main, ["-q", "train", source, "--check", "--model", model])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_a_backbone_without_imagenet_weights_is_refused_by_the_check(sources, no_network):
+    said = refused(sources[0], "imagenet:ssdlite320_mobilenet_v3_large")
+    assert "start from --model ssdlite320_mobilenet_v3_large, or name one of maskrcnn_resnet50_fpn, " in said
+    (no_network / "resnet18-f37072fd.pth").write_bytes(b"half")
+    assert "is damaged" in refused(sources[0], "imagenet:maskrcnn_resnet18_fpn")
+    assert "nowhere.json" in refused("nowhere.json", "imagenet:maskrcnn_resnet34_fpn")  # before a download
+
+
+@pytest.mark.slow
+def test_imagenet_weights_that_cannot_be_downloaded_are_refused_by_the_check(sources, no_network):
+    said = refused(sources[0], "imagenet:maskrcnn_resnet34_fpn")
+    assert "put resnet34-b627a593.pth there" in said
+    assert str(no_network) in said
+
+
+def test_weights_without_the_names_of_their_categories_must_be_converted(sources, tmp_path):
+    shapes = NETWORKS["ssdlite320_mobilenet_v3_large"].shapes(3)
+    numbers = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    torch.save(numbers, tmp_path / "mine.pth")
+    said = refused(sources[0], f"{tmp_path}/mine.pth")
+    assert f"convert it with `maskrcnn convert {tmp_path}/mine.pth MODEL.safetensors --labels FILE`" in said
+    assert "train with --model MODEL.safetensors" in said
+
+
+def test_an_unknown_model_lists_what_a_training_can_start_from(sources):
+    said = refused(sources[0], "cocco")
+    assert "did you mean 'coco'" in said
+    assert "or imagenet:ARCHITECTURE or random:ARCHITECTURE" in said
+    assert "factory" not in said
+
+
+@pytest.mark.parametrize("options", [["--also", ""], ["--val", " "]], ids=str)
+def test_an_empty_name_is_refused_with_an_example(sources, options):
+    result = CliRunner().invoke(main, ["train", sources[0], "model", *options, "--check"])
+    assert result.exit_code == 2
+    assert (
+        f"{options[0]} is empty (a variable that is not set?): name a COCO JSON, as in train.json"
+        in result.stderr
+    )
+
+
+def test_the_check_says_what_it_left_out_of_the_file(sources, caplog):
+    caplog.set_level("INFO", "maskrcnn")
+    content = json.loads(Path(sources[0]).read_text())
+    content["annotations"][0]["category_id"] = 99
+    content["images"].append({"id": 99, "file_name": "none.png", "height": 9, "width": 9})
+    broken = sources[0].replace("labels.json", "left-out.json")
+    Path(broken).write_text(json.dumps(content))
+    code, facts, err = checked(broken, "--skip-invalid")
+    assert code == 0, err
+    objects = len(content["annotations"]) - 1
+    assert f"{broken}: 3 images, {objects} objects, " in caplog.text
+    assert "after leaving out 1 image and 1 annotation" in caplog.text
+    (part,) = facts["datasets"]
+    assert (part["images"], part["images_left_out"], part["annotations_left_out"]) == (3, 1, 1)
+    result = CliRunner().invoke(main, ["train", broken, "--check", "--skip-invalid", "--model", CONFIG.model])
+    assert "with --skip-invalid the rest of the data can be trained on" in result.stdout
+    caplog.clear()
+    checked(sources[0])
+    assert "leaving out" not in caplog.text

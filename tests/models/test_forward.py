@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 import torch
-from networks import boxes_in, spread
+from networks import boxes_in, maps_of, spread
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms
 
 from maskrcnn.models import nms
@@ -27,6 +28,23 @@ def test_suppression_equals_torchvision_s_group_by_group():
         assert torch.equal(nms.not_suppressed(boxes, scores, given, 0.3), expected)
     nothing = nms.not_suppressed(boxes[:0], scores[:0], [0, 0], 0.3)
     assert nothing.shape == (0,)
+
+
+@pytest.mark.parametrize("factor", [1, 1e4], ids=["scores that differ", "scores of 1"])
+def test_proposals_are_torchvision_s_also_where_sigmoids_are_equal(factor):
+    torch.manual_seed(1)
+    network = build_network("maskrcnn_resnet18_fpn", 4, 96, 128).eval()
+    network.rpn._post_nms_top_n = {"training": 40, "testing": 40}
+    features = maps_of((96, 128), 256, 1)
+    features["pool"] = torch.randn(1, 256, 2, 2)
+    with torch.inference_mode():
+        for layer in (network.rpn.head.conv[0][0], network.rpn.head.cls_logits):
+            layer.weight *= factor**0.5
+        (expected,), _ = network.rpn(ImageList(torch.zeros(1, 3, 96, 128), [(96, 128)]), features)
+        limits = torch.tensor([[128.0, 96.0, 128.0, 96.0]])
+        boxes, present, _ = Forward(network, [1, 2, 3], 0.05, 10).propose(features, (96, 128), limits)
+    assert present.all()
+    torch.testing.assert_close(boxes[0], expected, rtol=0, atol=1e-4)
 
 
 class HostWaits(TorchDispatchMode):

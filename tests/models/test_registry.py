@@ -405,6 +405,10 @@ def zipped(content, compression=zipfile.ZIP_DEFLATED):
             r"several networks \(a, b\): save the state dict of one",
         ),
         (pth(state_dict() | {"extra": torch.zeros(1)}), "has the unknown tensor 'extra'"),
+        (
+            pth(state_dict(labels=2) | {"rpn.head.bbox_pred.bias": torch.full((12,), torch.inf)}),
+            r"rpn\.head\.bbox_pred\.bias is not finite: the training diverged",
+        ),
         (pth({k: v for k, v in state_dict().items() if k != "rpn.head.conv.0.0.bias"}), "lacks tensor 'rpn"),
         (
             pth(state_dict() | {ClassScores().tensor: torch.zeros(3, 2)}),
@@ -537,11 +541,18 @@ def test_the_published_file_has_its_epsilon_under_any_name(write, monkeypatch):
 @pytest.mark.parametrize(
     ("labels", "complaint"),
     [
-        ("", "zero bytes"),
+        ("", "is empty: give a text file with one category name per line, from label 1$"),
+        (
+            "cat\n" * 300_000,
+            "has more than 1,048,576 bytes: give a text file with one category name per line",
+        ),
         ("\n \n", "names no category"),
         ("__background__\ncat\n", "begins with the background"),
         ("cat\ndog\ncat\n", "names 'cat' twice, the second time on line 3"),
-        (b"\xff\xfe\xff", "is not UTF-8 text: save it"),
+        (
+            b"\xff\xfe\xff",
+            "is not UTF-8 text: give a text file with one category name per line, .* saved as UTF-8",
+        ),
     ],
 )
 def test_invalid_labels_are_refused(labels, complaint, write):
@@ -553,6 +564,8 @@ def test_labels_are_required_only_for_files_without_categories(write):
     path = write("m.pth", state_dict())
     with pytest.raises(UsageError, match="give --labels FILE with one name per line"):
         describe_model(path)
+    with pytest.raises(UsageError, match="the name of the labels file is empty: give a text file"):
+        describe_model(path, " ")
     with pytest.raises(UsageError, match=r"labels file .*nowhere\.txt cannot be read: it does not exist"):
         describe_model(path, "nowhere.txt")
     with pytest.raises(UsageError, match="the labels cannot be read: https:// is not a supported store"):

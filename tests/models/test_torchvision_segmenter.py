@@ -81,13 +81,14 @@ def test_numbers_that_are_not_finite_fail_the_image(name, value):
 
 ONE = found([[0, 0, 9, 9]], [1], [0.5])
 WRONG = {
-    "a list": ([1], "returned list for an image: a dict is needed"),
-    "no scores": ({"boxes": ONE["boxes"], "labels": ONE["labels"]}, "must have a tensor `scores`; there is none"),
-    "an array": (ONE | {"labels": np.ones(1)}, "must have a tensor `labels`; there is ndarray"),
+    "a list": ([1], "returned a list of length 1 for an image: a dict is needed"),
+    "no scores": ({"boxes": ONE["boxes"], "labels": ONE["labels"]}, "must have a tensor `scores`: it is missing"),
+    "an array": (ONE | {"labels": np.ones(1)}, r"must have a tensor `labels`: it is an array of float64 \(1,\)"),
     "flat boxes": (ONE | {"boxes": torch.zeros(4)}, r"`boxes` of the shape \(4,\): \(N, 4\) is needed"),
     "more labels": (ONE | {"labels": torch.ones(2, dtype=torch.int64)}, r"`labels` of the shape \(2,\)"),
     "scores of each class": (ONE | {"scores": torch.zeros(1, 2)}, r"`scores` of the shape \(1, 2\)"),
     "one score": (ONE | {"scores": torch.tensor(0.5)}, r"`scores` of the shape \(\)"),
+    "complex boxes": (ONE | {"boxes": ONE["boxes"].to(torch.complex64)}, "`boxes` of the dtype torch.complex64"),
     "labels as numbers": (ONE | {"labels": torch.ones(1)}, "`labels` of the dtype torch.float32"),
     "an unknown label": (found([[0, 0, 9, 9]], [3], [0.5]), "the label 3, for which its categories have no name"),
     "a negative label": (found([[0, 0, 9, 9]], [-1], [0.5]), "the label -1"),

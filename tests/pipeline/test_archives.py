@@ -11,6 +11,7 @@ from planted_images import write_planted
 
 import maskrcnn
 from maskrcnn.config import InferenceConfig
+from maskrcnn.errors import UsageError
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.plan import read_plans
 from maskrcnn.pipeline.plan_retry import plan_retry
@@ -123,6 +124,17 @@ def test_a_glob_of_tars_is_taken_member_by_member(files, loose, tmp_path):
     run = finish(plan(tmp_path / "images" / "*.tar", tmp_path / "out"))
     assert instances_by_file(run) == loose
     assert run.images()["name"][0].as_py().startswith("0.tar!/d/")
+
+
+def test_a_folder_in_an_archive_and_a_single_member_are_inputs(files, loose, tmp_path):
+    as_all_at_once(tmp_path, files)
+    names = list(files)
+    whole = finish(plan(tmp_path / "images/b/photos.ZIP!/d", tmp_path / "folder"))
+    assert instances_by_file(whole) == {name: loose[name] for name in names[3:6]}
+    one = finish(plan(tmp_path / f"images/b/photos.ZIP!/d/{names[4]}", tmp_path / "one"))
+    assert instances_by_file(one) == {names[4]: loose[names[4]]}
+    with pytest.raises(UsageError, match="no member of this name"):
+        plan(tmp_path / "images/b/photos.ZIP!/e", tmp_path / "none")
 
 
 def test_what_a_torn_archive_loses_is_found_after_it_was_copied_again(files, loose, tmp_path):

@@ -103,6 +103,18 @@ def test_boxes_are_evaluated_against_masks(runs: Path) -> None:
     assert summary["segm"] is None
 
 
+@pytest.mark.parametrize("step", [1, 2], ids=["all", "every second"])
+def test_a_box_that_the_ground_truth_lacks_is_that_of_its_mask(runs: Path, tmp_path: Path, step: int) -> None:
+    content = json.loads((runs / "masks" / "coco" / "instances.json").read_text())
+    for annotation in content["annotations"][::step]:
+        del annotation["bbox"]
+    (tmp_path / "ground-truth.json").write_text(json.dumps(content))
+    summary = json.loads(
+        command("evaluate", runs / "boxes", "--truth", tmp_path / "ground-truth.json", "--json")
+    )
+    assert summary["bbox"][0] == pytest.approx(1.0)
+
+
 def test_the_same_boxes_with_and_without_masks_do_not_differ(runs: Path) -> None:
     assert "equal" in command("diff", runs / "boxes", runs / "masks")
 

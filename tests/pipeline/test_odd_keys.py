@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from botocore.exceptions import ClientError
-from conftest import BUCKET, S3Server
 from maskrcnn_jobs.driver.planning import Request, prepare
+from s3_servers import BUCKET, S3Server
 
 import maskrcnn
 from maskrcnn.config import InferenceConfig

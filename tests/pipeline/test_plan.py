@@ -13,7 +13,6 @@ from maskrcnn.pipeline.plan import (
     Plan,
     check_run,
     create_plan,
-    differences,
     pending_of,
     plan_file,
     read_plan,
@@ -201,10 +200,3 @@ def test_the_digest_reports_settings_weights_and_categories_apart_but_not_their_
         run_digest(settings, model | {"categories": [{"id": 1, "name": "van"}]}),
     ]
     assert len({run_digest(settings, model), *others}) == 4
-
-
-def test_differences_name_what_differs() -> None:
-    assert differences({"a_b": 1, "c": 2}, {"a_b": 1, "c": 3, "d": 4}) == [
-        "c: planned 2, now 3",
-        "d: planned None, now 4",
-    ]

@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from conftest import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
 from fault_proxy import FaultProxy, answer, refuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.driver.planning import Request, prepare
 from planted_images import write_planted
+from s3_servers import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
 
 from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import RunError, UsageError

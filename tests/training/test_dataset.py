@@ -133,8 +133,9 @@ def test_a_fault_of_an_annotation_is_named_and_the_others_stay(folder, kind, cha
 
 USED_ALL_THE_SAME = {
     "annotation without an id": {"id": ...},
-    "box that is not four finite numbers; the mask's is used": {"bbox": [1, NAN, 3, 4]},
-    "area that is not a number of at least 0; the mask's is used": {"area": ...},
+    "bbox that is not four finite numbers; the box of its mask is used": {"bbox": [1, NAN, 3, 4]},
+    "annotation without a bbox; the box of its mask is used": {"bbox": ...},
+    "annotation without an area; the area of its mask is used": {"area": ...},
     "area that does not fit its mask (evaluate's small, medium and large go by it)": {"area": 64},
     "box that fits its mask only as xmin, ymin, xmax, ymax (COCO's are xmin, ymin, width, height)": {
         "bbox": [5, 5, 9, 9]
@@ -625,18 +626,40 @@ def test_a_mask_r_cnn_needs_masks(folder):
     }
 
 
-def test_boxes_are_those_stated_and_only_without_any_those_of_the_masks(folder):
+def test_boxes_are_those_stated_and_of_the_others_those_of_their_masks(folder):
     content = good()
     content["annotations"][0]["bbox"] = [2.25, 3.5, 9.25, 9]
     content["annotations"][2]["bbox"] = [3, 3, 8, 9]
     dataset = read(folder, content, masks=False)
     assert dataset.images["boxes"].to_pylist()[0][0] == [2.25, 3.5, 11.5, 12.5]
     assert dataset.images["masks"].to_pylist()[0] == []
-    for entry in content["annotations"]:
+    for entry, boxes in zip(
+        reversed(content["annotations"]),
+        ([[[2.25, 3.5, 11.5, 12.5], [5, 5, 9, 9]], [[2, 3, 12, 13]]],
+         [[[2.25, 3.5, 11.5, 12.5], [5, 5, 9, 9]], [[2, 3, 12, 13]]],
+         [[[2, 3, 12, 13], [5, 5, 9, 9]], [[2, 3, 12, 13]]]),
+        strict=True,
+    ):  # fmt: skip
         del entry["bbox"]
-    dataset = read(folder, content, masks=False)
-    assert dataset.errors == ()
-    assert dataset.images["boxes"].to_pylist() == [[[2, 3, 12, 13], [5, 5, 9, 9]], [], [[2, 3, 12, 13]]]
+        dataset = read(folder, content, masks=False)
+        assert dataset.errors == ()
+        assert dataset.images["boxes"].to_pylist() == [boxes[0], [], boxes[1]]
+        assert dataset.n_left_out == (0, 0)
+
+
+def test_what_is_left_out_is_counted_beside_what_is_used(folder):
+    content = good()
+    content["images"].append({"id": 9, "file_name": "cut.png", "height": 20, "width": 30})
+    content["annotations"] += [
+        annotation(3, 9),
+        annotation(4, 2, category_id=99),
+        annotation(5, 2, iscrowd=1),
+    ]
+    content["annotations"].append(annotation(6, 1, segmentation={"size": [20, 30], "counts": [600]}))
+    dataset = read(folder, content)
+    assert dataset.n_listed == (4, 7)
+    assert (dataset.images.num_rows, dataset.n_objects) == (3, 3)
+    assert dataset.n_left_out == (1, 3)  # the annotations 3, 4 and 6; 5 is a region to ignore
 
 
 def test_boxes_are_cut_to_their_images_and_empty_ones_left_out(folder):

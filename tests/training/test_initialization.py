@@ -116,7 +116,7 @@ def test_imagenet_weights_are_in_the_backbone():
     ("model", "options", "message"),
     [
         ("imagenet:resnet", {}, "maskrcnn_resnet50_fpn"),
-        ("random:", {}, "name one of"),
+        ("random:", {}, "Name one of maskrcnn_resnet50_fpn"),
         ("random:" + LITE, {"min_size": 8}, "--min-size"),
         ("random:" + LITE, {"min_size": 200, "max_size": 100}, "--max-size"),
         ("no-such-model", {}, "no-such-model"),

@@ -170,7 +170,9 @@ def dataset_of(source, names, labels):
     import pyarrow as pa
 
     table = pa.Table.from_pylist(rows, SCHEMA)
-    return Dataset(source, table, tuple(Category(2 * at, name) for at, name in enumerate(names)), ())
+    return Dataset(
+        source, table, tuple(Category(2 * at, name) for at, name in enumerate(names)), (), (len(rows), 0)
+    )
 
 
 @st.composite
@@ -242,6 +244,21 @@ def test_what_training_and_validation_do_not_share_is_said(tmp_path):
         for id_, box in ((1, (1, 2, 7, 9)), (2, (9, 2, 15, 9)))
     ]
     assert dict(average_precision(ground_truth, results, "segm").per_category) == {"house": pytest.approx(1)}
+
+
+def test_without_a_common_category_names_that_differ_in_case_alone_are_listed():
+    training = dataset_of("train.json", ["person", "traffic light", "cat"], [[1]])
+    validation = dataset_of("val.json", ["Person", "TrafficLight", "bus"], [[1]])
+    with pytest.raises(UsageError) as refused:
+        match_validation(validation, training)
+    assert str(refused.value) == (
+        "val.json has no category of the training set; names differ in case or blanks alone ('Person' there, 'person' "
+        "in training, 'TrafficLight' there, 'traffic light' in training): write both the same"
+    )
+    with pytest.raises(
+        UsageError, match=r"it has bus, and the training set person, .*: name the categories as in"
+    ):
+        match_validation(dataset_of("val.json", ["bus"], [[1]]), training)
 
 
 def test_an_image_that_is_also_trained_on_is_a_warning(two):

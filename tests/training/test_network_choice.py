@@ -39,6 +39,22 @@ def test_an_ssd_has_its_own_size():
     assert crop_of(FASTER, 96) == 96
 
 
+@pytest.mark.parametrize("source", ["imagenet", "random"])
+def test_the_names_that_a_refusal_lists_are_those_that_work(source):
+    with pytest.raises(UsageError) as raised:
+        check_architecture(source, "none")
+    listed = str(raised.value).partition("one of ")[2].removesuffix(" after the colon").split(", ")
+    works = []
+    for name in NETWORKS:
+        try:
+            check_architecture(source, name)
+        except UsageError:
+            continue
+        works.append(name)
+    assert listed == works
+    assert set(listed) <= set(TRAINABLE)
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -47,10 +63,31 @@ def test_an_ssd_has_its_own_size():
         (lambda: crop_of(SSD, 384), "trained on squares of 320 pixels, its own size: leave out --crop"),
         (lambda: sizes_of(FASTER, 8, None), "--min-size must be at least 32"),
         (lambda: sizes_of(FASTER, 200, 100), "--max-size at least --min-size"),
-        (lambda: check_trainable("a.h5", "maskrcnn_matterport_resnet50"), "--model a.h5: maskrcnn_matterport_resnet50"),
-        (lambda: check_architecture("random", "resnet50"), "--model random:…: name one of maskrcnn_resnet50_fpn, "),
+        (
+            lambda: check_trainable("a.h5", "maskrcnn_matterport_resnet50"),
+            "--model a.h5: maskrcnn_matterport_resnet50 runs here, but cannot be trained: start from coco, ",
+        ),
+        (lambda: check_trainable("planted", "planted"), "--model planted: it cannot be trained"),
+        (
+            lambda: check_architecture("random", "retinanet_resnet50"),
+            "--model random:retinanet_resnet50: there is no such network; did you mean 'retinanet_resnet50_fpn'? Name "
+            "one of maskrcnn_resnet50_fpn, ",
+        ),
+        (
+            lambda: check_architecture("random", "maskrcnn_resnet50_c4_detectron2"),
+            "--model random:maskrcnn_resnet50_c4_detectron2: this network runs here, but cannot be trained: name one ",
+        ),
+        (
+            lambda: check_architecture("imagenet", SSD),
+            f"--model imagenet:{SSD}: no ImageNet weights fit the backbone of this network: start from --model {SSD}, "
+            "or name one of maskrcnn_resnet50_fpn, ",
+        ),
+        (
+            lambda: check_architecture("imagenet", "maskrcnn_resnet50_fpn_detectron2"),
+            "no ImageNet weights fit the backbone of this network: name one of maskrcnn_resnet50_fpn, ",
+        ),
     ],
-    ids=range(7),
+    ids=range(11),
 )  # fmt: skip
 def test_what_cannot_be_trained_is_one_line(call, says):
     with pytest.raises(UsageError) as raised:

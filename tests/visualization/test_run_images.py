@@ -75,6 +75,29 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def test_scores_that_are_left_out_or_low_are_said_unless_a_limit_is_given(
+    run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each image with instances has one with a score of 0.3."""
+
+    def said(*options: str) -> str:
+        caplog.clear()
+        with caplog.at_level("INFO", "maskrcnn"):
+            assert CliRunner().invoke(main, ["show", run, "--image", "site-0/0.png", *options]).exit_code == 0
+        return caplog.text
+
+    assert "1 instance with a score below 0.5 is not drawn: --min-score 0 draws all" in said()
+    assert "--min-score" not in said("--min-score", "0.5")
+    assert "--min-score" not in said("--min-score", "0")
+
+
+def test_low_scores_that_a_condition_selects_are_said(run: str, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("duckdb")
+    with caplog.at_level("INFO", "maskrcnn"):
+        CliRunner().invoke(main, ["show", run, "--where", "score > 0", "--count", "2"])
+    assert "2 instances with scores below 0.5 are drawn: --min-score 0.5 leaves them out" in caplog.text
+
+
 # --- for notebooks -------------------------------------------------------------------------------------------
 
 

@@ -148,3 +148,7 @@ class GzipStream(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         """Return up to `size` bytes of the uncompressed stream."""
         return self._stream.read(-1 if size is None else size)
+
+    def read1(self, size: int) -> bytes:
+        """Return up to `size` bytes, at least one before the end; those before damage, too."""
+        return self._stream.read1(size)

@@ -33,6 +33,7 @@ class ArchiveStore(InputStore):
     def __init__(self, store_of: Callable[[Url], Store]) -> None:
         self._store_of = store_of
         self._places = functools.lru_cache(_INDEXES)(self._read_places)
+        self._indexing = threading.Lock()
         self._streams = _Streams()
 
     @contextlib.contextmanager
@@ -87,15 +88,26 @@ class ArchiveStore(InputStore):
             ItemError: it cannot be read; `too_many_bytes` before it is read.
         """
         check_readable(member, max_bytes)
-        if not archive.key.lower().endswith(SOLID_SUFFIXES):
-            store = self._store_of(archive)
-            stop = member.offset + member.stored  # no request has a range of no bytes
-            stored = store.read_range(archive, member.offset, stop, etag) if member.stored else b""
-            return content_of(member, stored)
-        return self._streams.read(self._store_of(archive), archive, member, etag)
+        return content_of(
+            member, self.read_stored(archive, member.offset, member.offset + member.stored, etag)
+        )
+
+    def read_stored(self, archive: Url, start: int, stop: int, etag: str | None) -> bytes:
+        """Return a range of an archive's bytes; of one that is compressed as a whole, of its uncompressed stream.
+
+        Raises:
+            ItemError: `changed`, or the stream is damaged; what the archive's store raises.
+        """
+        store = self._store_of(archive)
+        if start >= stop:  # no request has a range of no bytes
+            return b""
+        if archive.key.lower().endswith(SOLID_SUFFIXES):
+            return self._streams.read(store, archive, start, stop, etag)
+        return store.read_range(archive, start, stop, etag)
 
     def _find(self, archive: Url, stat: ObjectStat, name: str) -> Member:
-        found = self._places(archive, stat).get(name)
+        with self._indexing:  # threads that ask for members of one archive read its index once
+            found = self._places(archive, stat).get(name)
         if found is None:
             raise Refusal.MEMBER_MISSING.error()
         return found
@@ -138,18 +150,20 @@ class _Streams:
         self._lock = threading.Lock()
         self._open: OrderedDict[tuple[Url, str | None], tuple[threading.Lock, GzipStream]] = OrderedDict()
 
-    def read(self, store: Store, archive: Url, member: Member, etag: str | None) -> bytes:
-        """Read a member; from the beginning of the archive if it lies before what was read last."""
+    def read(self, store: Store, archive: Url, start: int, stop: int, etag: str | None) -> bytes:
+        """Read a range; from the beginning of the archive if it lies before what was read last."""
         lock, stream = self._stream(store, archive, etag)
+        data = bytearray()
         with lock:
             try:
-                stream.seek(member.offset)
-                data = stream.read(member.stored)
-            except (gzip.BadGzipFile, zlib.error) as error:
-                raise Refusal.MEMBER_DAMAGED.error() from error
-            except EOFError as error:
-                raise Refusal.MEMBER_TRUNCATED.error() from error
-        return content_of(member, data)
+                stream.seek(start)
+                while piece := stream.read1(stop - start - len(data)):
+                    data += piece
+            except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+                if not data:  # else the members before the damage are read
+                    cut = isinstance(error, EOFError)
+                    raise (Refusal.MEMBER_TRUNCATED if cut else Refusal.MEMBER_DAMAGED).error() from error
+        return bytes(data)
 
     def _stream(self, store: Store, archive: Url, etag: str | None) -> tuple[threading.Lock, GzipStream]:
         def read_range(start: int, stop: int) -> bytes:

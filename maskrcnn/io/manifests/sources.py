@@ -21,6 +21,7 @@ from ...errors import RunError, UsageError
 from ...schema import PLACE, SKIPPED
 from ..archives.list_members import list_members
 from ..archives.member import SUFFIXES as ARCHIVE_SUFFIXES
+from ..archives.member import split_member
 from ..inputs import check_exists, list_inputs
 from ..refusals import Refusal
 from ..schemes import is_supported, unsupported
@@ -101,7 +102,8 @@ def check_source(source: str) -> None:
             url = Url.parse(whole)
             Storage(url.folder.text).size(url.name)
         else:
-            check_exists(whole)
+            archive, _ = split_member(whole) or (whole, "")
+            check_exists(archive)
 
 
 def _whole(source: str) -> str:
@@ -130,7 +132,8 @@ def is_manifest(source: str) -> bool:
     """
     url = Url.parse(source)
     folder = is_folder(url.local_path) if url.is_local else source.endswith("/")
-    return not folder and manifest_suffix(source) in _ALL_SUFFIXES and not _is_glob(url)
+    named = manifest_suffix(source) in _ALL_SUFFIXES and split_member(source) is None
+    return named and not folder and not _is_glob(url)
 
 
 def _is_glob(url: Url) -> bool:
@@ -206,19 +209,28 @@ def read_listing(source: str, images_root: str | None = None) -> Listing:
         UsageError: there are neither, or they cannot be listed.
     """
     with usage_errors(source):
+        archive, within = split_member(source) or (source, None)
         if is_inventory(source):
             found, left_out = read_inventory(source, open_source, images_root)
         else:
-            found, left_out = list_inputs(source), SKIPPED.empty_table()
+            found, left_out = list_inputs(archive), SKIPPED.empty_table()
         found, of_runs = _without_runs(found)
         found, beside = _without_companions(found)
         skipped = [left_out, of_runs, beside]
-        are_manifests = manifests_among(found, source)
+        are_manifests = manifests_among(found, source) if within is None else None
         if are_manifests is not None:
             others = _by_suffix(found.filter(pc.invert(are_manifests)))
             files = found.filter(are_manifests)
             return Listing(files.sort_by("name"), is_manifest=True, skipped=_sorted(*skipped, others))
-        found, beside = _without_companions(_with_members(found, source))
+        found = _with_members(found, archive)
+        if within:  # a member, or a folder of them
+            names = found["name"]
+            found = found.filter(
+                pc.or_(pc.equal(names, within), pc.starts_with(names, f"{within.rstrip('/')}/"))
+            )
+            if not found.num_rows:
+                raise UsageError(f"{source}: {Refusal.MEMBER_MISSING.text()}")
+        found, beside = _without_companions(found)
     known = pc.match_substring_regex(found["name"], _IS_IMAGE)
     if PLACE.name in found.column_names:
         known = pc.or_(known, pc.match_substring_regex(found["uri"], _IS_ARCHIVE))  # one that cannot be read

@@ -122,6 +122,7 @@ def assembled(
     )  # without FPN detectron2 does not pad images
     network.rpn.box_coder = BoxCoder(config.rpn_box_weights)
     network.rpn.min_size = float(np.finfo(np.float32).tiny)
+    network.rpn.ranks_by_logits = True  # read by `forward.Forward`
     network.roi_heads.drops_empty_boxes_last = True  # read by `forward.Forward`
     return network
 

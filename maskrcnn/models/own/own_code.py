@@ -35,6 +35,8 @@ __all__ = [
     "import_factory",
     "own_digest",
     "parse_own",
+    "place_of",
+    "raised",
     "unpack",
 ]
 
@@ -42,6 +44,8 @@ MAX_BYTES: Final = 32 * 2**20
 MAX_FILES: Final = 5_000
 _PROGRAM: Final = ("maskrcnn", "maskrcnn_jobs", "__main__")
 _INSTALLED: Final = ("site-packages", "dist-packages")
+_LIBRARY: Final = Path(__file__).parents[2]
+"""The folder of `maskrcnn`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,12 +319,34 @@ def import_factory(own: OwnNetwork, code: OwnCode) -> Callable[..., Any]:
 
 def raised(error: BaseException) -> str:
     """Return an exception of the user's code in one line, with the line of code that raised it."""
+    if isinstance(error, SyntaxError) and error.filename:
+        code = " ".join((error.text or "").split())[:100]
+        at = "" if error.lineno is None else f", line {error.lineno}"
+        shown = f"{type(error).__name__}: {error.msg} ({error.filename}{at}{f': {code}' if code else ''})"
+        return " ".join(shown.split())[:700]
     text = " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())[:500]
-    last, trace = None, error.__traceback__
+    frames = []
+    trace = error.__traceback__
     while trace is not None:
-        last, trace = trace, trace.tb_next
-    where = "" if last is None else f" ({Path(last.tb_frame.f_code.co_filename).name}, line {last.tb_lineno})"
-    return text + where
+        frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+        trace = trace.tb_next
+    at = place_of(frames)
+    if not at and frames and not frames[-1][0].startswith("<"):  # as of `<frozen importlib>`
+        at = f"{Path(frames[-1][0]).name}, line {frames[-1][1]}"
+    return f"{text} ({at})" if at else text
+
+
+def place_of(frames: Sequence[tuple[str, int]]) -> str:
+    """Return the last of some frames, file and line, that is of the user's code, as `nets.py, line 3`; "" if none is.
+
+    Code of Python, of installed packages and of this program only runs what the user's code called.
+    """
+    own = [
+        (file, line)
+        for file, line in frames
+        if not (file.startswith("<") or _is_installed(Path(file)) or Path(file).is_relative_to(_LIBRARY))
+    ]
+    return f"{Path(own[-1][0]).name}, line {own[-1][1]}" if own else ""
 
 
 @contextlib.contextmanager

@@ -9,17 +9,37 @@ import inspect
 import json
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ItemError, MaskrcnnError, UsageError, plural
+from ...errors import ItemError, MaskrcnnError, OwnNetworkError, UsageError, plural
 from ...masks.rle_decode import read_masks
-from ...types import Category, Detections, Pixels, Segmenter, areas_of_boxes, detection_order, pixels_of_boxes
+from ...types import (
+    Category,
+    Detections,
+    InvalidDetectionsError,
+    Pixels,
+    Segmenter,
+    areas_of_boxes,
+    detection_order,
+    pixels_of_boxes,
+    shown_value,
+)
 from .own_code import OwnNetwork, find_code, import_factory, own_digest, raised
 
-__all__ = ["MEMBERS", "OwnSegmenter", "SegmenterOptions", "build_own", "call_factory", "check_categories"]
+__all__ = [
+    "MEMBERS",
+    "OwnSegmenter",
+    "Planned",
+    "SegmenterOptions",
+    "build_own",
+    "call_factory",
+    "check_categories",
+    "check_planned",
+]
 
 MEMBERS: Final = (
     "categories", "has_masks", "batch_size", "max_side", "execution", "lanes", "canvas", "outcomes",
@@ -102,17 +122,18 @@ def _checked(name: str, made: Any) -> Segmenter:
             else "see the guide `Your own network`"
         )
         raise UsageError(
-            f"--model {name}: its factory returned {_named(made)}, which has no {', '.join(lacking)}: {hint}"
+            f"--model {name}: its factory returned {shown_value(made)}, which has no {', '.join(lacking)}: {hint}"
         )
     check_categories(values["categories"], f"--model {name}")
     for member in ("batch_size", "max_side", "lanes"):
         if type(values[member]) is not int or values[member] < 1:
             raise UsageError(
-                f"--model {name}: `{member}` of its {kind} must be a whole number from 1, not {_named(values[member])}"
+                f"--model {name}: `{member}` of its {kind} must be a whole number from 1, not "
+                f"{shown_value(values[member])}"
             )
     if type(values["has_masks"]) is not bool:
         raise UsageError(
-            f"--model {name}: `has_masks` of its {kind} must be True or False, not {_named(values['has_masks'])}"
+            f"--model {name}: `has_masks` of its {kind} must be True or False, not {shown_value(values['has_masks'])}"
         )
     for member in ("canvas", "outcomes"):
         if not callable(values[member]):
@@ -127,17 +148,11 @@ def _checked(name: str, made: Any) -> Segmenter:
     return made  # type: ignore[no-any-return]
 
 
-def _named(value: Any) -> str:
-    if value is None or isinstance(value, bool | int | float | str):
-        return repr(value)[:100]
-    return f"an object of the type {type(value).__name__}"
-
-
 def check_categories(categories: Any, what: str) -> None:
     """Raise UsageError, which begins with `what`, unless categories are valid: some, each with its own id and name."""
     if not isinstance(categories, Sequence) or isinstance(categories, str):
         raise UsageError(
-            f"{what}: `categories` must be a tuple of maskrcnn.Category, not {_named(categories)}"
+            f"{what}: `categories` must be a tuple of maskrcnn.Category, not {shown_value(categories)}"
         )
     if not categories:
         raise UsageError(f"{what}: `categories` is empty: name at least one")
@@ -145,7 +160,7 @@ def check_categories(categories: Any, what: str) -> None:
     for category in categories:
         if not isinstance(category, Category):
             raise UsageError(
-                f"{what}: `categories` must be a tuple of maskrcnn.Category; it holds {_named(category)}"
+                f"{what}: `categories` must be a tuple of maskrcnn.Category; it holds {shown_value(category)}"
             )
         number, name = category.id, category.name
         if type(number) is not int or not isinstance(name, str) or not name.strip() or not _is_utf8(name):
@@ -189,6 +204,53 @@ def build_own(
     return OwnSegmenter(own.name, made, options)
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a run was planned with, which a network that is built in another process must have too."""
+
+    categories: tuple[Category, ...]
+    has_masks: bool
+
+    @classmethod
+    def of_run(cls, model: Mapping[str, Any]) -> "Planned":
+        """Return that of the entry `model` of `run.json`."""
+        categories = tuple(Category(each["id"], each["name"]) for each in model["categories"])
+        return cls(categories, model.get("masks", True))
+
+
+def check_planned(name: str, planned: Planned, built: Planned) -> None:
+    """Compare what a network of the same code is in two processes.
+
+    Raises:
+        OwnNetworkError: it has other categories, or the same in another order, or masks in one of the two only.
+    """
+    remedy = "make it the same in each process, then start again in an empty directory"
+    if built.categories != planned.categories:
+        pairs = zip_longest(planned.categories, built.categories)
+        before, now = next(
+            ["none" if each is None else f"{each.id} {each.name}" for each in pair]
+            for pair in pairs
+            if pair[0] != pair[1]
+        )
+        same = sorted(planned.categories, key=_id_of) == sorted(built.categories, key=_id_of)
+        hint = ", in another order" if same else ""
+        raise OwnNetworkError(
+            name,
+            f"its categories change from process to process{hint}, as those of a set do: {before} was planned where "
+            f"{now} is now: {remedy}",
+        )
+    if built.has_masks != planned.has_masks:
+        raise OwnNetworkError(
+            name,
+            f"its has_masks changes from process to process: {planned.has_masks} was planned, and it is "
+            f"{built.has_masks} now: {remedy}",
+        )
+
+
+def _id_of(category: Category) -> int:
+    return category.id
+
+
 class OwnSegmenter:
     """A `types.Segmenter` around one of the user's, whose results it checks, orders and limits.
 
@@ -207,11 +269,6 @@ class OwnSegmenter:
         self._ids = {category.id for category in self._categories}
         wanted = {category.id for category in self._categories if category.name in options.categories}
         self._kept = np.array(sorted(wanted or self._ids), np.int32)
-
-    @property
-    def unchecked(self) -> Segmenter:
-        """The user's own segmenter."""
-        return self._segmenter
 
     @property
     def categories(self) -> tuple[Category, ...]:
@@ -247,15 +304,16 @@ class OwnSegmenter:
         """Return the network's key of images that may share a batch.
 
         Raises:
-            UsageError: it raised something, or returned what cannot be a key.
+            OwnNetworkError: it raised something, or returned what cannot be a key.
         """
         try:
             key = self._segmenter.canvas(height, width)
             hash(key)
         except Exception as error:  # the user's code may raise anything
-            raise UsageError(
-                f"--model {self._name}: `canvas` must return a key of images of {height} x {width} pixels, such as a "
-                f"tuple: {type(error).__name__}: {error}"
+            raise OwnNetworkError(
+                self._name,
+                f"its `canvas` must return a key of images of {height} x {width} pixels, such as a tuple: "
+                f"{raised(error)}",
             ) from error
         return key
 
@@ -263,28 +321,49 @@ class OwnSegmenter:
         """Return the instances of each image, checked, in their order, and at most as many as the options allow.
 
         Raises:
-            UsageError: the network returned something that is not valid detections of these images.
+            OwnNetworkError: the network returned something that is not valid detections of these images.
+        """
+        return [
+            self._outcome(each, *image.shape[:2])
+            for each, image in zip(self.raw_outcomes(images), images, strict=True)
+        ]
+
+    def raw_outcomes(self, images: Sequence[Pixels]) -> list[Detections | ItemError]:
+        """Return what the network itself returns for each image, of which only the types are checked.
+
+        Raises:
+            OwnNetworkError: it is no list with detections or a failure for each image.
         """
         try:
-            found = self._segmenter.outcomes(images)
+            found: Any = self._segmenter.outcomes(images)
         except UsageError as error:
-            raise UsageError(f"--model {self._name}: {error}") from error
+            raise OwnNetworkError(self._name, str(error)) from error
+        except InvalidDetectionsError as error:
+            what = raised(error).removeprefix(f"{InvalidDetectionsError.__name__}: ")
+            raise OwnNetworkError(
+                self._name, f"it made maskrcnn.Detections that are not valid: {what}"
+            ) from error
         except SystemExit as error:
             raise RuntimeError(f"it ended Python with {raised(error)}") from error
-        if not isinstance(found, list | tuple) or len(found) != len(images):
-            what = plural(len(found), "result") if isinstance(found, list | tuple) else _named(found)
-            raise self._wrong(f"returned {what} for {plural(len(images), 'image')}")
-        return [self._outcome(each, *image.shape[:2]) for each, image in zip(found, images, strict=True)]
+        due = f"a list with maskrcnn.Detections or maskrcnn.ItemError for each of {plural(len(images), 'image')}"
+        if not isinstance(found, list | tuple):
+            raise OwnNetworkError(self._name, f"its `outcomes` returned {shown_value(found)}, expected {due}")
+        if len(found) != len(images):
+            what = plural(len(found), "result")
+            raise OwnNetworkError(self._name, f"its `outcomes` returned {what}, expected {due}")
+        for each in found:
+            if not isinstance(each, Detections | ItemError):
+                raise OwnNetworkError(
+                    self._name, f"its `outcomes` returned {shown_value(each)} for an image, expected {due}"
+                )
+        return list(found)
 
-    def _wrong(self, what: str) -> UsageError:
-        return UsageError(f"--model {self._name} {what}")
-
-    def _outcome(self, found: Any, height: int, width: int) -> Detections | ItemError:
+    def _outcome(self, found: Detections | ItemError, height: int, width: int) -> Detections | ItemError:
         if isinstance(found, ItemError):
             return found
         problem = problem_of(found, height, width, self._ids, has_masks=self._has_masks)
         if problem is not None:
-            raise self._wrong(problem)
+            raise OwnNetworkError(self._name, problem)
         if not is_finite(found):
             return ItemError("not_finite", "the network returned NaN or infinity for this image")
         return self._limited(found)
@@ -296,7 +375,10 @@ class OwnSegmenter:
         )
         best = detection_order(found.boxes[kept], found.labels[kept], found.scores[kept])
         chosen = kept[best[: options.max_detections]]
-        return replace(found.take(chosen), capped=found.capped or len(chosen) == options.max_detections)
+        limited = replace(found.take(chosen), capped=found.capped or len(chosen) == options.max_detections)
+        if len(limited) or (limited.masks is not None) == self._has_masks:
+            return limited
+        return replace(limited, masks=() if self._has_masks else None)  # `Detections.empty` fits both
 
 
 def is_finite(found: Detections) -> bool:
@@ -304,8 +386,10 @@ def is_finite(found: Detections) -> bool:
     return bool(np.isfinite(found.boxes).all() and np.isfinite(found.scores).all())
 
 
-def problem_of(found: Any, height: int, width: int, ids: Collection[int], *, has_masks: bool) -> str | None:
-    """Return in what a result is not valid detections of an image, as what follows the network's name; None if it is.
+def problem_of(
+    found: Detections, height: int, width: int, ids: Collection[int], *, has_masks: bool
+) -> str | None:
+    """Return in what detections are not valid ones of an image; None if they are.
 
     Numbers that are not finite are no such problem, see `is_finite`.
 
@@ -316,17 +400,13 @@ def problem_of(found: Any, height: int, width: int, ids: Collection[int], *, has
         ids: of the network's categories.
         has_masks: whether the network says that it detects masks.
     """
-    if not isinstance(found, Detections):
-        return f"returned {_named(found)} for an image, not maskrcnn.Detections"
     outside = (found.scores < 0) | (found.scores > 1)
     inverted = (found.boxes[:, 2:] < found.boxes[:, :2]).any(axis=1)
     problem = None
     if (found.height, found.width) != (height, width):
         problem = f"detections of {found.height} x {found.width} pixels for an image of {height} x {width}"
-    elif (found.masks is not None) != has_masks:
-        problem = (
-            "masks, but its has_masks is False" if found.masks else "no masks, but its has_masks is True"
-        )
+    elif len(found) and (found.masks is not None) != has_masks:
+        problem = "no masks, but its has_masks is True" if has_masks else "masks, but its has_masks is False"
     elif unknown := sorted(set(found.labels.tolist()) - set(ids)):
         problem = f"the category {unknown[0]}, which its `categories` lacks"
     elif (outside & np.isfinite(found.scores)).any():
@@ -335,7 +415,7 @@ def problem_of(found: Any, height: int, width: int, ids: Collection[int], *, has
         problem = f"the box {shown_box(found.boxes[inverted][0])}: boxes are xmin, ymin, xmax, ymax in pixels"
     elif is_finite(found):
         problem = _problem_of_areas(found)
-    return None if problem is None else f"returned {problem}"
+    return None if problem is None else f"it returned {problem}"
 
 
 def shown_box(box: NDArray[np.float32]) -> str:

@@ -153,7 +153,9 @@ def read_text(uri: str, what: str) -> str:
     try:
         return _read(uri, what, _MAX_TEXT_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"the {what} file {uri} is not UTF-8 text: save it as UTF-8") from error
+        raise UsageError(
+            f"the {what} file {uri} is not UTF-8 text: {_CONTENT[what]}, saved as UTF-8"
+        ) from error
 
 
 def read_labels(uri: str) -> list[str]:
@@ -174,13 +176,30 @@ def read_labels(uri: str) -> list[str]:
     return names
 
 
+_CONTENT: Final[Mapping[str, str]] = {
+    "weights": "give a file with the weights alone, without the state of an optimizer",
+    "labels": "give a text file with one category name per line, from label 1",
+    "configuration": "give the config.yaml that detectron2's trainer wrote",
+}
+"""What a file should contain, for messages, by what it is."""
+
+
 def _read(uri: str, what: str, max_bytes: int) -> bytes:
+    if not uri.strip():
+        raise UsageError(f"the name of the {what} file is empty: {_CONTENT[what]}")
     check_store(uri, what)
     if (url := Url.parse(uri)).is_local and is_folder(url.local_path):
         raise UsageError(f"{uri} is a directory, not a {what} file")
     try:
         return read_input(uri, max_bytes)
     except ItemError as error:
+        # Of these two the store's messages advise what to do with an image.
+        if error.code == "too_many_bytes":
+            raise UsageError(
+                f"the {what} file {uri} has more than {max_bytes:,} bytes: {_CONTENT[what]}"
+            ) from error
+        if error.code == "empty_file" and what != "weights":
+            raise UsageError(f"the {what} file {uri} is empty: {_CONTENT[what]}") from error
         raise UsageError(f"the {what} file {uri} cannot be read: {error.message}") from error
 
 

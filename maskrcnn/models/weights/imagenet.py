@@ -10,9 +10,9 @@ from ...errors import UsageError
 from ..architectures.torchvision_networks import Detector
 from ..model import tensors_of
 from ..network_entry import PackagedWeights
-from ..networks import NETWORKS
+from .backbone_weights import imagenet_weights_of, missing_package
 from .checkpoint_files import read_checkpoint
-from .published_weights import PUBLISHED, read_published
+from .published_weights import read_published
 
 __all__ = ["load_imagenet"]
 
@@ -30,13 +30,7 @@ def load_imagenet(network: Detector, architecture: str) -> None:
     Raises:
         UsageError: no such weights exist for it, or they are missing; the message says which file to put where.
     """
-    weights = NETWORKS[architecture].backbone_weights
-    if weights is None:
-        instead = f"from --model {architecture}" if architecture in PUBLISHED else "from a converted model"
-        raise UsageError(
-            f"no ImageNet weights fit the backbone of {architecture}: start {instead}, or from "
-            "imagenet:maskrcnn_resnet50_fpn"
-        )
+    weights = imagenet_weights_of(architecture)
     if isinstance(weights, PackagedWeights):
         network.backbone.body.load_imagenet(_packaged(architecture, weights))
         return
@@ -89,7 +83,7 @@ def _packaged(architecture: str, weights: PackagedWeights) -> dict[str, Tensor]:
     try:
         module = import_module(weights.package)
     except ImportError:
-        raise UsageError(f"the ImageNet weights of {architecture} are missing: {weights.install}") from None
+        raise missing_package(architecture, weights) from None
     path = getattr(module, weights.file_class).get_model_file_path()
     tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return tensors

@@ -28,7 +28,7 @@ from .restricted_pickle import (
     reason_of,
 )
 
-__all__ = ["GLOBALS", "SavedTensor", "TorchFile", "namespace_of", "read_torch_file"]
+__all__ = ["GLOBALS", "TENSOR_BYTES", "SavedTensor", "TorchFile", "namespace_of", "read_torch_file"]
 
 _DTYPES: Final[Mapping[str, str]] = {
     f"torch.{name}Storage": dtype
@@ -39,10 +39,11 @@ _DTYPES: Final[Mapping[str, str]] = {
     )
 }  # fmt: skip
 """torch's name of a type of numbers by that of its storage."""
-_BYTES: Final[Mapping[str | None, int]] = {
+TENSOR_BYTES: Final[Mapping[str | None, int]] = {
     None: 1, "bool": 1, "uint8": 1, "int8": 1, "float16": 2, "bfloat16": 2, "int16": 2, "float32": 4, "int32": 4,
     "float64": 8, "int64": 8,
 }  # fmt: skip
+"""The bytes of a number of each type, by torch's name of it."""
 _TENSORS: Final = tuple(f"torch._utils._rebuild_{name}" for name in ("tensor", "tensor_v2", "tensor_v3"))
 _PARAMETERS: Final = (
     "torch._utils._rebuild_parameter",
@@ -164,7 +165,7 @@ def _of_pickles(uri: str, data: bytes) -> TorchFile:
 
     def refer(persistent_id: Any) -> _Storage:
         storage = _refer(persistent_id)
-        sizes[storage.key] = _BYTES[storage.dtype]
+        sizes[storage.key] = TENSOR_BYTES[storage.dtype]
         return storage
 
     rules = dataclasses.replace(_RULES, refer=refer)
@@ -196,7 +197,7 @@ def _tensor(arguments: Any) -> SavedTensor:
     if not isinstance(storage, _Storage):
         raise DamageError("a tensor has no storage")
     dtype = storage.dtype or (arguments[6].name.removeprefix("torch.") if len(arguments) > 6 else "uint8")
-    if dtype not in _BYTES:
+    if dtype not in TENSOR_BYTES:
         raise DamageError(f"a tensor has the type {dtype[:40]}")
     for sizes in (shape, strides, (offset,)):
         if not isinstance(sizes, tuple) or not all(type(size) is int and size >= 0 for size in sizes):

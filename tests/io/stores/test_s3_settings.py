@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import BUCKET, S3Server
 from hypothesis import given
 from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
+from s3_servers import BUCKET, S3Server
 
 from maskrcnn.errors import RunError, StoreSetupError
 from maskrcnn.io.inputs import list_inputs, open_input, read_input, stat_input

@@ -11,8 +11,8 @@ from typing import Any
 import fsspec
 import pytest
 from click.testing import CliRunner
-from conftest import BUCKET, S3Server
 from maskrcnn_jobs.cli import main
+from s3_servers import BUCKET, S3Server
 
 from maskrcnn.errors import STORAGE_CODES, ItemError, RunError, StoreSetupError
 from maskrcnn.io.inputs import list_inputs, open_input, read_input, stat_input

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import SIZES, detectron2_tensors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import maps_of
 from pycocotools.mask import decode
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
@@ -14,11 +17,20 @@ from torchvision.ops import MultiScaleRoIAlign
 from maskrcnn.models.conversion.key_mapping import KEY_MAPPINGS
 from maskrcnn.models.conversion.keys_detectron2 import config_of_zoo
 from maskrcnn.models.conversion.moves import Origin, moved
-from maskrcnn.models.conversion.parity import Row, compare, generated_images
-from maskrcnn.models.conversion.reference_detectron2 import ReferenceDetectron2
-from maskrcnn.models.model import Model, build_network
+from maskrcnn.models.conversion.parity import (
+    Row,
+    _final_rows,
+    compare,
+    displacement,
+    generated_images,
+    matched_row,
+)
+from maskrcnn.models.conversion.reference_detectron2 import Instances, ReferenceDetectron2
+from maskrcnn.models.forward import Forward
+from maskrcnn.models.model import Model, build_network, load_model
 from maskrcnn.models.registry import NO_CATEGORY, ModelCard
 from maskrcnn.models.segmenter import MaskRCNNSegmenter
+from maskrcnn.synthetic.scenes import render_scene
 from maskrcnn.types import Category
 
 pytestmark = pytest.mark.slow
@@ -189,3 +201,106 @@ def test_a_stage_without_comparisons_is_not_sound():
     assert not Row("masks", 0.0, "px", 1.0, 0).within_limit
     assert not Row("masks", float("nan"), "px", 1.0, 5).within_limit
     assert Row("masks", 1.0, "px", 1.0, 5).within_limit
+
+
+def test_proposals_are_ranked_by_logits_where_their_sigmoids_are_equal():
+    torch.manual_seed(2)
+    architecture = "fasterrcnn_resnet50_fpn_detectron2"
+    config = dataclasses.replace(config_of_zoo(architecture), pre_nms_limit=200, post_nms_limit=60)
+    network = build_network(architecture, 5, 96, 128, config).eval().requires_grad_(False)
+    head = network.rpn.head
+    head.cls_logits.weight *= 1e4
+    layers = {"conv": head.conv[0][0], "objectness_logits": head.cls_logits, "anchor_deltas": head.bbox_pred}
+    tensors = {f"proposal_generator.rpn_head.{name}.weight": layer.weight for name, layer in layers.items()}
+    tensors |= {f"proposal_generator.rpn_head.{name}.bias": layer.bias for name, layer in layers.items()}
+    reference = ReferenceDetectron2(
+        tensors | {"backbone.fpn_lateral2.weight": head.conv[0][0].bias}, 96, 128, config
+    )
+    features = maps_of((96, 128), 256, 1)
+    features["pool"] = torch.randn(1, 256, 2, 2)
+    logits = torch.cat([logit.flatten() for logit in reference.rpn_head(features)[0]])
+    assert (logits.sigmoid() == 1).sum() > 60  # more than are kept
+    expected = reference.proposals(features, torch.empty(0), (96, 128))
+    limits = torch.tensor([[128.0, 96.0, 128.0, 96.0]])
+    boxes, present, _ = Forward(network, [1], 0.05, 10).propose(features, (96, 128), limits)
+    row = matched_row(boxes[0][present[0]], expected, 0.05)
+    assert (row.difference, row.compared) == (0.0, 60)
+
+
+# --- the outlines of masks ------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 14), st.integers(1, 14), st.integers(1, 3), st.data())
+def test_one_pixel_of_a_mask_may_differ_and_a_displaced_mask_may_not(height, width, by, data):
+    mask = np.zeros((20, 20), np.bool_)
+    mask[2 : 2 + height, 2 : 2 + width] = True
+    assert displacement(mask, mask) == 0
+    one = mask.copy()
+    one[data.draw(st.integers(0, 19)), data.draw(st.integers(0, 19))] ^= True
+    assert displacement(one, mask) == 0
+    moved = np.roll(mask, (by, by), (0, 1))
+    assert displacement(moved, mask) > 0.1
+    assert displacement(~mask, mask) > 0.1
+    assert displacement(np.zeros_like(mask), mask) > (0.1 if height * width > 1 else -1)
+
+
+class AsFound:
+    """A reference that finds what a segmenter finds, with its masks changed."""
+
+    def __init__(self, segmenter, change=lambda masks: masks):
+        self.segmenter, self.change = segmenter, change
+
+    def instances(self, image):
+        (found,) = self.segmenter.segment([image])
+        ids = self.segmenter._category_ids.tolist()
+        labels = torch.tensor([ids.index(category) for category in found.labels.tolist()])
+        masks = np.stack([decode(rle) for rle in found.rles()]).astype(np.bool_)
+        return Instances(torch.tensor(found.boxes), labels, torch.tensor(found.scores), self.change(masks))
+
+
+def smallest_moved(masks):
+    """Move the smallest mask by two pixels."""
+    smallest = int(masks.sum((1, 2)).argmin())
+    masks[smallest] = np.roll(masks[smallest], 2, 1)
+    return masks
+
+
+def higher_threshold(masks):
+    """Take away the border of each mask, as a higher threshold would."""
+    inner = (
+        masks[:, 1:-1, 1:-1]
+        & masks[:, 2:, 1:-1]
+        & masks[:, :-2, 1:-1]
+        & masks[:, 1:-1, 2:]
+        & masks[:, 1:-1, :-2]
+    )
+    return np.pad(inner, ((0, 0), (1, 1), (1, 1)))
+
+
+def one_pixel_each(masks):
+    """Change a pixel of each mask, as rounding may."""
+    for mask in masks:
+        y, x = np.argwhere(mask)[0]
+        mask[y, x] = False
+    return masks
+
+
+@pytest.mark.parametrize(
+    ("change", "faulty"),
+    [
+        (lambda masks: masks, []),
+        (one_pixel_each, []),
+        (smallest_moved, ["instances, outlines of masks"]),
+        (higher_threshold, ["instances, outlines of masks"]),
+        (lambda masks: np.roll(masks, 1, 2), ["instances, outlines of masks"]),
+        (lambda masks: masks[::-1].copy(), ["instances, outlines of masks"]),
+    ],
+    ids=["none", "rounding", "one mask moved", "higher threshold", "all moved", "exchanged"],
+)
+def test_a_fault_of_the_final_masks_is_detected(change, faulty):
+    model = load_model("scenes")
+    segmenter = MaskRCNNSegmenter(model, min_score=0.3)
+    image = render_scene(3, 128).image
+    rows = _final_rows(AsFound(segmenter, change), segmenter, model, image)
+    assert [row.stage for row in rows if not row.within_limit] == faulty

@@ -162,3 +162,23 @@ def test_a_package_with_data_in_it_is_refused(nets, tmp_path):
         UsageError, match=r"with .*weights\.pth, .* more than 32 MiB, .* name them by --model-arg"
     ):
         find_code(nets)
+
+
+SYNTAX = {
+    "not closed": ("def build(options):\n    x = (\n", r"'\(' was never closed \(/.*/nets\.py, line 2: x = \(\)"),
+    "two words": ("build a network\n", r"SyntaxError: invalid syntax \(/.*/nets\.py, line 1: build a network\)"),
+    "an indent": ("x = 1\n  y = 2\n", r"IndentationError: unexpected indent \(/.*/nets\.py, line 2: y = 2\)"),
+    "null bytes": ("x = 1\0\n", r"importing nets raised SyntaxError: source code string cannot contain null bytes$"),
+    "in a text": ("exec('a b')", r"importing nets raised SyntaxError: .*line 1: a b\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SYNTAX)
+def test_a_syntax_error_is_shown_with_file_line_and_text(case, tmp_path):
+    code, message = SYNTAX[case]
+    (tmp_path / "nets.py").write_text(code)
+    own = parse_own("nets:build")
+    with pytest.raises(UsageError, match=message) as caught:
+        import_factory(own, find_code(own, tmp_path))
+    assert "\n" not in str(caught.value)
+    assert "importlib" not in str(caught.value)

@@ -7,6 +7,7 @@ from own_networks import PLANTED, write_package
 
 from maskrcnn.errors import UsageError
 from maskrcnn.models.own import own_description
+from maskrcnn.models.own.own_process import Limit
 from maskrcnn.models.registry import describe_model
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES
 
@@ -60,10 +61,12 @@ def test_whatever_ends_it_is_one_line(case, folder):
     assert "\n" not in str(caught.value)
 
 
-def test_a_factory_that_hangs_is_ended(folder, monkeypatch):
-    monkeypatch.setattr(own_description, "PATIENCE_S", 1.0)
-    (folder / "nets.py").write_text("import time\ntime.sleep(600)\n" + PLANTED)
-    with pytest.raises(UsageError, match=r"its factory took more than 1 s"):
+def test_a_factory_that_hangs_is_ended_and_where_it_was_is_said(folder, monkeypatch):
+    monkeypatch.setattr(own_description, "PATIENCE", Limit(1.0, "do something"))
+    (folder / "nets.py").write_text("import time\n\ntime.sleep(600)\n" + PLANTED)
+    with pytest.raises(
+        UsageError, match=r"its factory took more than 1 s \(at nets\.py, line 3\): do something"
+    ):
         describe_model("nets:build")
 
 

@@ -1,5 +1,6 @@
 """A network of the user's own: its factory's call, what it must return, and the limits that hold whatever it does."""
 
+import pickle
 import sys
 from dataclasses import replace
 
@@ -9,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planted_images import random_instances
 
-from maskrcnn.errors import ItemError, UsageError
+from maskrcnn.errors import ItemError, OwnNetworkError, UsageError
 from maskrcnn.models.own.own_segmenter import (
     MEMBERS,
     OwnSegmenter,
+    Planned,
     SegmenterOptions,
     call_factory,
+    check_planned,
     problem_of,
 )
 from maskrcnn.synthetic.planted import PlantedSegmenter, plant
@@ -76,37 +79,92 @@ def changed(name, value):
 
 
 BREAKS = {
-    "nothing": (lambda found: None, r"returned None for an image, not maskrcnn\.Detections"),
-    "a dict": (lambda found: {}, "returned an object of the type dict"),
+    "nothing": (lambda found: None, r"its `outcomes` returned None for an image, expected a list with maskrcnn\."),
+    "a dict": (lambda found: {}, "its `outcomes` returned a dict of length 0 for an image"),
     "another size": (
         lambda found: Detections.empty(96, 80),
-        "returned detections of 96 x 80 pixels for an image of 80 x 96",
+        "it returned detections of 96 x 80 pixels for an image of 80 x 96",
     ),
     "no masks": (
         lambda found: Detections.of_boxes(80, 96, found.boxes, found.labels, found.scores, capped=False),
-        "returned no masks, but its has_masks is True",
+        "it returned no masks, but its has_masks is True",
     ),
-    "an unknown label": (changed("labels", 3), "returned the category 3, which its `categories` lacks"),
-    "the background": (changed("labels", 0), "returned the category 0"),
-    "a score above 1": (changed("scores", 1.5), r"returned the score 1\.5: scores are from 0 to 1"),
-    "a negative score": (changed("scores", -0.5), r"returned the score -0\.5"),
-    "an inverted box": (changed("boxes", [9, 9, 3, 12]), r"returned the box \(9, 9, 3, 12\): boxes are xmin, ymin"),
-    "another area": (changed("areas", 7), "returned `areas` or `mask_boxes` that are not those of its masks"),
-    "another mask box": (changed("mask_boxes", 7), "returned `areas` or `mask_boxes`"),
+    "an unknown label": (changed("labels", 3), "it returned the category 3, which its `categories` lacks"),
+    "the background": (changed("labels", 0), "it returned the category 0"),
+    "a score above 1": (changed("scores", 1.5), r"it returned the score 1\.5: scores are from 0 to 1"),
+    "a negative score": (changed("scores", -0.5), r"it returned the score -0\.5"),
+    "an inverted box": (changed("boxes", [9, 9, 3, 12]), r"it returned the box \(9, 9, 3, 12\): boxes are xmin, ymin"),
+    "another area": (changed("areas", 7), "it returned `areas` or `mask_boxes` that are not those of its masks"),
+    "another mask box": (changed("mask_boxes", 7), "it returned `areas` or `mask_boxes`"),
     "a mask of another image": (
         lambda found: replace(found, masks=(b"0", *found.masks[1:])),
-        "returned a mask that is not COCO's run lengths",
+        "it returned a mask that is not COCO's run lengths",
     ),
+    **{
+        f"{name} as {value}": (
+            lambda found, name=name, of=of: replace(found, **{name: of(found)}),
+            rf"it made maskrcnn\.Detections that are not valid: `{name}(\[0\])?` is .*{value}"
+            r".*, expected .* \(test_own_segmenter\.py, line \d+\)$",
+        )
+        for name, value, of in (
+            ("boxes", "float64", lambda found: found.boxes.astype(np.float64)),
+            ("boxes", "a list", lambda found: found.boxes.tolist()),
+            ("boxes", "Tensor of torch.float32", lambda found: Tensor(found.boxes.shape, "torch.float32")),
+            ("labels", "int64", lambda found: found.labels.astype(np.int64)),
+            ("labels", "None", lambda found: None),
+            ("scores", "float32", lambda found: found.scores[:, None]),
+            ("masks", "bool", lambda found: np.zeros((len(found), 80, 96), bool)),
+            ("masks", "array of uint8", lambda found: [np.zeros((80, 96), np.uint8) for _ in found.labels]),
+            ("masks", "dict", lambda found: found.rles()),
+            ("masks", "type bytes", lambda found: b"0"),
+            ("capped", "0", lambda found: 0),
+            ("height", "80.0", lambda found: 80.0),
+        )
+    },
 }  # fmt: skip
+
+
+class Tensor:
+    """What a message needs of a tensor of torch, which is not imported for it."""
+
+    def __init__(self, shape, dtype):
+        self.shape, self.dtype = shape, dtype
 
 
 @pytest.mark.parametrize("case", BREAKS)
 def test_what_is_no_result_ends_the_run_in_one_line(case):
     change, message = BREAKS[case]
     own = OwnSegmenter("nets:build", Wrapped(change), DEFAULTS)
-    with pytest.raises(UsageError, match=rf"^--model nets:build {message}") as caught:
+    with pytest.raises(OwnNetworkError, match=rf"^--model nets:build: {message}") as caught:
         own.outcomes([image_of(1)])
     assert "\n" not in str(caught.value)
+    again = pickle.loads(pickle.dumps(caught.value))  # from an actor to its driver
+    assert (str(again), again.what) == (str(caught.value), caught.value.what)
+
+
+def test_a_value_error_of_the_network_itself_is_no_such_result():
+    own = OwnSegmenter("nets:build", Wrapped(lambda found: float("x")), DEFAULTS)
+    with pytest.raises(ValueError, match="could not convert"):
+        own.outcomes([image_of(1)])
+
+
+NAMES = st.lists(st.sampled_from("abcdef"), min_size=1, unique=True)
+
+
+@given(NAMES, NAMES, st.booleans(), st.booleans())
+def test_a_network_is_refused_where_another_process_planned_another(planned, built, with_masks, has_masks):
+    def of(names, masks):
+        return Planned(tuple(Category(ord(name), name) for name in names), masks)
+
+    one, other = of(planned, with_masks), of(built, has_masks)
+    if one == other:
+        check_planned("nets:build", one, other)
+        return
+    with pytest.raises(OwnNetworkError, match=r"change.* from process to process") as caught:
+        check_planned("nets:build", one, other)
+    assert ("in another order" in str(caught.value)) == (
+        planned != built and sorted(planned) == sorted(built)
+    )
 
 
 @pytest.mark.parametrize("column", ["boxes", "scores"])
@@ -127,10 +185,10 @@ def test_a_failure_of_one_image_is_kept_and_too_few_results_are_refused():
     failed = ItemError("out_of_memory", "too large")
     own = OwnSegmenter("nets:build", Wrapped(lambda found: failed), DEFAULTS)
     assert own.outcomes([image_of(1)]) == [failed]
-    for results in ([], None, 3):
+    for results in ([], None, 3, iter([]), np.zeros(2)):
         planted = PlantedSegmenter()
         planted.outcomes = lambda images, results=results: results
-        with pytest.raises(UsageError, match="for 2 images"):
+        with pytest.raises(UsageError, match=r"expected a list with .* for each of 2 images"):
             OwnSegmenter("nets:build", planted, DEFAULTS).outcomes([image_of(1), image_of(2)])
 
 
