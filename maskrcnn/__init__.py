@@ -129,8 +129,8 @@ def segment_collection(
     the run is doing is logged by the logger `maskrcnn`, at the level INFO.
 
     Args:
-        source: a folder, a glob, a prefix, a manifest (.txt, .csv, .parquet), a COCO JSON, an archive (.tar, .zip,
-            .tar.gz) or a .parquet file that contains the pictures.
+        source: a folder, a glob, a prefix, an archive, a .parquet file that contains the pictures, a manifest (.txt,
+            .csv, .tsv, .jsonl, .parquet), an S3 Inventory, or a JSON of COCO, LVIS or MegaDetector.
         output: a directory or a prefix of an object store.
         model: `coco`, `coco-v1`, `scenes`, the path or URL of a weights file, or `package.module:factory`.
         labels: names of the categories of a `.pth` file, one per line.

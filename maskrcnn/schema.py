@@ -39,6 +39,17 @@ MANIFEST: Final = pa.schema(
 )
 """The inputs, in the order of `name`; the user's additional columns follow."""
 
+SKIPPED: Final = pa.schema(
+    [
+        _field("name", pa.string()),
+        _field("uri", pa.string()),
+        _field("bytes", pa.int64(), null=True),
+        _field("kind", pa.string()),
+    ],
+    metadata=METADATA,
+)
+"""One row per file that a listing found and that is no input."""
+
 PLACE: Final = pa.field(
     "place_in_archive",
     pa.struct(

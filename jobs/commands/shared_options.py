@@ -122,6 +122,11 @@ _INFERENCE = [
         help="Allow http(s) inputs in a manifest; only public addresses are read.",
     ),
     click.option(
+        "--strict",
+        is_flag=True,
+        help="Refuse an INPUT in which files would be skipped, such as those without the suffix of an image.",
+    ),
+    click.option(
         "--shard-images",
         type=int,
         metavar="N",
@@ -207,7 +212,8 @@ def run_request(source: str, output: str, options: dict[str, Any], coco: str) ->
     from ..driver.planning import Request
 
     shard_images, images_root = options.pop("shard_images"), options.pop("images_root")
-    return Request(source, output, _inference_config(options), shard_images, images_root, coco)
+    strict = options.pop("strict")
+    return Request(source, output, _inference_config(options), shard_images, images_root, coco, strict)
 
 
 def _inference_config(options: dict[str, Any]) -> InferenceConfig:

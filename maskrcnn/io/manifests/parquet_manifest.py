@@ -3,6 +3,7 @@
 A dictionary lets a file of some kilobytes come to terabytes of text, so a column's size is known before it is expanded.
 """
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -107,6 +108,22 @@ def read_columns(
     return pa.table(columns, names=table.column_names), left_out
 
 
+@contextlib.contextmanager
+def parquet_errors(source: str, file: BinaryIO) -> Iterator[None]:
+    """Convert failures to read a Parquet file to UsageErrors of one line."""
+    try:
+        yield
+    except pa.ArrowNotImplementedError as error:
+        why = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"{source}: a column is of a type that cannot be read ({why}): remove it, or write it as text"
+        ) from error
+    except (pa.ArrowException, OSError) as error:  # OSError: a compressed page is damaged
+        file.seek(0)
+        what = "damaged or cut off" if file.read(4) == b"PAR1" else "no Parquet file"
+        raise UsageError(f"{source}: it is {what}: write or copy it again") from error
+
+
 def _select(parquet: pq.ParquetFile, names: Sequence[str] | None) -> pa.Table:
     """Return columns by their names, or by that of a field, `column.field`; None: all of them."""
     if names is None:
@@ -141,7 +158,7 @@ def _check_sizes(source: str, file: BinaryIO, metadata: pq.FileMetaData, leaves:
     for name, chunks in of_columns.items():
         size = sum(max(chunk.total_uncompressed_size, chunk.num_values * _NUMBER_BYTES) for chunk in chunks)
         stored += size
-        _check_size(source, name, size, stored)
+        check_size(source, name, size, stored)
         # Each value may be as long as all of a dictionary.
         most[name] = size + sum(
             chunk.num_values * chunk.total_uncompressed_size for chunk in chunks if _expands(chunk)
@@ -153,7 +170,7 @@ def _check_sizes(source: str, file: BinaryIO, metadata: pq.FileMetaData, leaves:
         size = 0
         for batch in pq.ParquetFile(file, metadata=metadata).iter_batches(_AT_ONCE, columns=[name]):
             size += batch.nbytes
-            _check_size(source, name, size, size)
+            check_size(source, name, size, size)
     expanding = {name: chunks for name, chunks in of_columns.items() if any(map(_expands, chunks))}
     measured = [name for name in expanding if name not in prefixed]
     paths = {chunk.path_in_schema for name in measured for chunk in expanding[name] if _expands(chunk)}
@@ -163,7 +180,7 @@ def _check_sizes(source: str, file: BinaryIO, metadata: pq.FileMetaData, leaves:
     for name, column in zip(table.column_names, table.itercolumns(), strict=True):
         size = sum(map(_expanded_bytes, column.chunks))
         expanded += size
-        _check_size(source, name, size, expanded)
+        check_size(source, name, size, expanded)
 
 
 def _expands(chunk: pq.ColumnChunkMetaData) -> bool:
@@ -193,7 +210,8 @@ def _expanded_bytes(array: pa.Array) -> int:
 _TEXTS: Final = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
 
 
-def _check_size(source: str, name: str, of_column: int, of_table: int) -> None:
+def check_size(source: str, name: str, of_column: int, of_table: int) -> None:
+    """Check the bytes of a column, expanded, and of all columns up to it. Raises UsageError."""
     if of_column > LARGEST_COLUMN_BYTES or of_table > LARGEST_TABLE_BYTES:
         what, size, most = f"the column {name!r} comes", of_column, "2 GiB"
         if of_column <= LARGEST_COLUMN_BYTES:

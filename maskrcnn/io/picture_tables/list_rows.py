@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from ...errors import ItemError, UsageError, plural
 from ...schema import PLACE
 from ..manifests.manifest_columns import check_names, warn_left_out
-from ..manifests.parquet_manifest import LARGEST_TABLE_BYTES, read_columns
+from ..manifests.parquet_manifest import check_size, read_columns
+from ..manifests.several_files import united
 from ..refusals import Refusal
 from ..schemes import TABLES
 from ..url import Url
@@ -31,6 +32,11 @@ _REPORT_EVERY_S: Final = 5.0
 _LOOKED_AT: Final = 20
 _GROUPS_READ: Final = 2
 _OWN: Final = ("name", "uri", "bytes", "etag", PLACE.name)
+
+
+def any_bytes(values: pa.ChunkedArray) -> bool:  # noqa: ARG001 (a `HasPictures`)
+    """Return True: whatever has the type of pictures is taken for one."""
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,12 @@ def list_rows(
         )
     if found.left_out:
         warn_left_out(source, list(found.left_out))
-    return _joined(found.tables, found.uris), files.filter(pa.array(found.without, pa.bool_()))
+    rows = (
+        united(source, dict(zip(found.uris, found.tables, strict=True)))
+        if found.uris
+        else _SCHEMA.empty_table()
+    )
+    return rows, files.filter(pa.array(found.without, pa.bool_()))
 
 
 @dataclass(slots=True)
@@ -123,11 +134,7 @@ def _read(files: pa.Table, source: str, choice: "_Choice", *, alone: bool) -> _F
                 all_found.tables.append(table)
                 all_found.left_out |= dict.fromkeys(left_out)
                 size += table.nbytes
-            if size > LARGEST_TABLE_BYTES:
-                raise UsageError(
-                    f"{source}: the columns of its tables come to more than 4 GiB, the most that can be carried: "
-                    "divide it, or write the tables with fewer columns"
-                )
+            check_size(source, "", 0, size)
     return all_found
 
 
@@ -279,30 +286,6 @@ def _renamed(names: list[str], column: str) -> list[str]:
             renamed = f"{column}_path" if renamed == "path" else f"input_{renamed}"
         new.append(renamed)
     return new
-
-
-def _joined(tables: list[pa.Table], uris: list[str]) -> pa.Table:
-    try:
-        return pa.concat_tables([_SCHEMA.empty_table(), *tables], promote_options="permissive")
-    except pa.ArrowException as error:
-        known: dict[str, tuple[pa.DataType, str]] = {}
-        for table, uri in zip(tables, uris, strict=True):
-            for column in table.schema:
-                kind, first = known.setdefault(column.name, (column.type, uri))
-                try:
-                    fields = [pa.schema([(column.name, each)]) for each in (kind, column.type)]
-                    known[column.name] = (
-                        pa.unify_schemas(fields, promote_options="permissive").types[0],
-                        first,
-                    )
-                except pa.ArrowException:
-                    raise UsageError(
-                        f"the column {column.name!r} contains {kind} in {first} and {column.type} in {uri}: write both "
-                        "with one type, or run them separately"
-                    ) from error
-        raise UsageError(
-            f"the columns of these tables cannot be joined ({error}): run them separately"
-        ) from error
 
 
 def _reported(batches: Iterable[pa.RecordBatch], count: int) -> Iterator[pa.RecordBatch]:

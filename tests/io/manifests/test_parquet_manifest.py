@@ -11,7 +11,7 @@ import pytest
 
 from maskrcnn.errors import UsageError
 from maskrcnn.io.manifests.parquet_manifest import read_parquet_manifest
-from maskrcnn.io.manifests.sources import read_manifest
+from maskrcnn.io.manifests.read_manifest import read_manifest
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8
 

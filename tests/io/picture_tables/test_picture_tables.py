@@ -14,7 +14,7 @@ from picture_tables import STRUCT, damaged_in, parquet, table_of
 
 from maskrcnn.errors import ItemError, RunError, UsageError
 from maskrcnn.io.inputs import open_input, read_input, stat_input
-from maskrcnn.io.manifests.sources import is_manifest
+from maskrcnn.io.manifests.sources import counts_of, is_manifest
 from maskrcnn.io.picture_tables import list_rows, picture_table
 from maskrcnn.io.picture_tables.picture_uri import picture_uri, split_picture
 from maskrcnn.io.schemes import TABLES
@@ -367,7 +367,7 @@ def test_other_tables_are_refused_by_name(suffix: str, advice: str, tmp_path: Pa
     write(tmp_path, b"x", f"data-00000-of-00001.{suffix}")
     assert advice in refusal(tmp_path)
     write(tmp_path, parquet(table_of(FILES)))
-    assert listed(tmp_path).skipped == {f".{suffix}": 1}
+    assert counts_of(listed(tmp_path).skipped) == {f".{suffix}": 1}
 
 
 # Several tables
@@ -386,8 +386,21 @@ def test_tables_are_joined_by_the_names_of_their_columns(tmp_path: Path) -> None
         ("d/b.parquet!/0", 2**40, None, "given", "folder/b"),
         ("loose.png", None, None, None, None),
     ]
-    assert inputs.skipped == {".parquet": 2}
+    assert counts_of(inputs.skipped) == {".parquet": 2}
     assert contents(inputs.table) == [PNG] * 3
+
+
+def test_the_first_sound_table_of_a_folder_decides_whether_it_is_a_manifest(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    write(tmp_path / "lists", b"damaged", "0.parquet")
+    manifest = parquet(table_of({"a.png": PNG}).append_column("uri", [["../a.png"]]))
+    write(tmp_path / "lists", manifest, "1.parquet")
+    assert "0.parquet: it is no Parquet file" in refusal(tmp_path / "lists")
+    assert listed(tmp_path / "lists", "image").table["name"].to_pylist() == ["0.parquet", "1.parquet!/0"]
+    assert listed(tmp_path / "lists" / "[1-9].parquet").table["uri"].to_pylist() == [
+        f"{tmp_path}/lists/../a.png"
+    ]
+    assert listed(tmp_path).table["name"].to_pylist() == ["a.png", "lists/0.parquet"]
 
 
 def test_a_glob_of_tables_is_taken_row_by_row(tmp_path: Path) -> None:
@@ -410,8 +423,8 @@ def test_columns_whose_types_contradict_each_other_are_one_line(tmp_path: Path) 
     first = write(tmp_path, parquet(table_of({"a": PNG}, label=[1])), "a.parquet")
     second = write(tmp_path, parquet(table_of({"b": PNG}, label=["cat"])), "b.parquet")
     assert refusal(tmp_path) == (
-        f"the column 'label' contains int64 in {first} and string in {second}: write both with one type, or run them "
-        "separately"
+        f"{second}: the column 'label' has values of type string, and in {first} of type int64: write both with one "
+        "type"
     )
 
 
