@@ -38,7 +38,7 @@ from .text_files import GZIP
 _OF_A_RUN: Final = ("plan.json", "run.json")
 """The files by which the output of a run is known; see `pipeline.plan`."""
 _TEXT_SUFFIXES: Final = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson")
-MANIFEST_SUFFIXES: Final = (*_TEXT_SUFFIXES, ".parquet", ".json")
+MANIFEST_SUFFIXES: Final = (*_TEXT_SUFFIXES, TABLE_SUFFIX, ".json")
 """Those of text may be followed by `.gz`."""
 _ALL_SUFFIXES: Final = frozenset((*MANIFEST_SUFFIXES, *(f"{suffix}{GZIP}" for suffix in _TEXT_SUFFIXES)))
 _WILDCARD: Final = re.compile(r"[*?\[]")
@@ -301,18 +301,19 @@ def manifests_among(found: pa.Table, source: str) -> pa.ChunkedArray | None:
     """Return which files of a listing are together one manifest; None if it is a listing of pictures.
 
     The files of a glob that ends in a manifest's suffix are one. So are the Parquet files of a folder, a prefix or
-    another glob that has neither pictures nor archives, if the first of them has a column `uri`. As with Hive and
-    Spark, files and folders whose names begin with `_` or `.` do not belong to it. The output of a run is no manifest.
+    another glob that has neither pictures nor archives. But Parquet files are one only if the first of them that can
+    be read has a column `uri`. As with Hive and Spark, files and folders whose names begin with `_` or `.` do not belong to them. The
+    output of a run is no manifest.
 
     Raises:
-        UsageError: the glob is one of JSON, or the first Parquet file cannot be read.
+        UsageError: the glob is one of JSON.
     """
-    suffix, names = manifest_suffix(source), found["name"]
+    names = found["name"]
+    suffix = manifest_suffix(source) if _is_glob(Url.parse(source)) else ""
     visible = pc.invert(pc.match_substring_regex(names, r"(?:^|/)[._]"))
-    is_glob = suffix in _ALL_SUFFIXES and _is_glob(Url.parse(source))
-    if is_glob and suffix == ".json":
+    if suffix == ".json":
         raise UsageError(f"{source}: several JSON files are not read as one: name one of them")
-    if is_glob and not is_table(source):
+    if suffix in _ALL_SUFFIXES and suffix != TABLE_SUFFIX:
         return visible
     of_run = pc.all(pc.is_in(pa.array(_OF_A_RUN), names.combine_chunks())).as_py()
     if of_run or pc.any(pc.match_substring_regex(names, f"{_IS_IMAGE}|{_IS_ARCHIVE}")).as_py():
