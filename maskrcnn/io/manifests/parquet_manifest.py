@@ -128,7 +128,9 @@ def _select(parquet: pq.ParquetFile, names: Sequence[str] | None) -> pa.Table:
     """Return columns by their names, or by that of a field, `column.field`; None: all of them."""
     if names is None:
         return parquet.read(use_threads=False)
-    table = parquet.read(columns=list(names), use_threads=False)
+    groups = range(parquet.metadata.num_row_groups)  # one by one: their columns lie beside each other
+    read = [parquet.read_row_group(group, list(names), use_threads=False) for group in groups]
+    table = pa.concat_tables(read) if read else parquet.read(columns=list(names), use_threads=False)
     # A name also selects columns whose names begin with it and a dot.
     selected = set(names) | {name.removesuffix(".path") for name in names}
     return table.select([at for at, name in enumerate(table.column_names) if name in selected])

@@ -246,7 +246,7 @@ def _rows(file: _File, column: str, *, alone: bool) -> tuple[pa.Table, list[str]
         return _failed(file, table), []
     check_names(file.uri, table.schema)
     try:
-        with table.open() as source:
+        with table.open_columns() as source:
             others, left_out = read_columns(file.uri, source, table.metadata, column)
     except ItemError as error:
         return _failed(file, error), []

@@ -1,6 +1,7 @@
 """A Parquet file with pictures in a column: its footer, and its row groups, each read by one pass over that column."""
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import BinaryIO, Final, cast
@@ -11,12 +12,16 @@ from pyarrow import types
 
 from ..refusals import Refusal
 from ..stores.remote_store import RangeReader
+from ..stores.seekable import SeekableReader
 from ..stores.store import Store
 from ..url import Url
 
 WHOLE_CHUNK_BYTES: Final = 128 * 2**20
 """A row group's column of at most this size is read by one request; a larger one by several, one after the other."""
 _BLOCK_BYTES: Final = 8 * 2**20
+_SMALL_BYTES: Final = 2**16
+_TOGETHER_BYTES: Final = 2**20
+"""Columns of a row group that are small are read together, up to so many bytes."""
 _IN_STRUCT: Final = "bytes"
 """Name of the field with the picture, where a column is of structs, as Hugging Face writes them."""
 
@@ -71,6 +76,23 @@ class PictureTable:
     def open(self) -> BinaryIO:
         """Open the file for random access, without a buffer. Its methods raise ItemError and RunError."""
         return _opened(self.store, self.url, self.size, self.etag)
+
+    def open_columns(self) -> BinaryIO:
+        """Open the file to read columns of small values, of which those that lie beside each other are read together.
+
+        Row groups are to be read one after the other.
+        """
+        groups = map(self.metadata.row_group, range(self.metadata.num_row_groups))
+        chunks = [group.column(at) for group in groups for at in range(group.num_columns)]
+        places = sorted((_start_of(chunk), chunk.total_compressed_size) for chunk in chunks)
+        small = [(start, size) for start, size in places if size <= _SMALL_BYTES]
+        spans: list[tuple[int, int]] = []
+        for start, size in small:
+            if spans and spans[-1][1] == start and start + size - spans[-1][0] <= _TOGETHER_BYTES:
+                spans[-1] = spans[-1][0], start + size
+            else:
+                spans.append((start, start + size))
+        return cast(BinaryIO, _SpanReader(self.open(), self.size, spans))
 
     def pictures(self, column: str, group: int) -> Iterator[bytes | None]:
         """Yield the pictures of a row group in the order of its rows, by one pass over its column; None for a null.
@@ -154,6 +176,38 @@ def read_footer(store: Store, url: Url, etag: str | None) -> PictureTable:
         raise Refusal.TABLE_DAMAGED.error() from error
     counts = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     return PictureTable(url, etag, stat.bytes, store, metadata, schema, (0, *accumulate(counts)))
+
+
+def _start_of(chunk: pq.ColumnChunkMetaData) -> int:
+    return int(chunk.dictionary_page_offset or chunk.data_page_offset)
+
+
+class _SpanReader(SeekableReader):
+    """A file of which spans are read whole, and the last one is kept; what lies in none is read as it is asked for.
+
+    Args:
+        file: open for random access.
+        size: of the file in bytes.
+        spans: where they begin and end, in order.
+    """
+
+    def __init__(self, file: BinaryIO, size: int, spans: Sequence[tuple[int, int]]) -> None:
+        super().__init__(size)
+        self._file = file
+        self._spans = spans
+        self._kept = (0, b"")
+
+    def read_at(self, start: int, stop: int) -> bytes:
+        """Return a range of bytes, from the kept span or by one request."""
+        begin, data = self._kept
+        if not begin <= start <= stop <= begin + len(data):
+            at = bisect_right(self._spans, (start, self._size)) - 1
+            first, last = self._spans[at] if at >= 0 else (start, stop)
+            if not first <= start <= stop <= last:
+                first, last = start, stop
+            self._file.seek(first)
+            begin, data = self._kept = first, self._file.read(last - first)
+        return data[start - begin : stop - begin]
 
 
 def _opened(store: Store, url: Url, size: int, etag: str | None) -> BinaryIO:

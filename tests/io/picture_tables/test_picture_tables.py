@@ -214,6 +214,15 @@ def test_planning_reads_no_pictures_but_the_first(tmp_path: Path, reads: list[tu
     assert len(of_pictures) <= 1
 
 
+def test_the_other_columns_of_a_row_group_are_read_by_one_request(tmp_path: Path, reads) -> None:
+    files = {f"{seed}": picture(seed, 100_000) for seed in range(40)}
+    others = {f"column {at}": [f"{row} {at}" for row in range(40)] for at in range(9)}
+    source = write(tmp_path, parquet(table_of(files, **others), 4, use_dictionary=False))
+    table = listed(source).table
+    assert {name: table[name].to_pylist() for name in others} == others
+    assert len(reads) <= 10 + 8  # of the row groups; and of footers, and of the first picture
+
+
 def test_a_picture_is_opened_for_random_access(tmp_path: Path) -> None:
     source = write(tmp_path, parquet(table_of(FILES)))
     with open_input(picture_uri(source, "image", 7)) as file:
