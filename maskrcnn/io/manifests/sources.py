@@ -302,8 +302,8 @@ def manifests_among(found: pa.Table, source: str) -> pa.ChunkedArray | None:
 
     The files of a glob that ends in a manifest's suffix are one. So are the Parquet files of a folder, a prefix or
     another glob that has neither pictures nor archives. But Parquet files are one only if the first of them that can
-    be read has a column `uri`. As with Hive and Spark, files and folders whose names begin with `_` or `.` do not belong to them. The
-    output of a run is no manifest.
+    be read has a column `uri`. As with Hive and Spark, files and folders whose names begin with `_` or `.` do not
+    belong to them. The output of a run is no manifest.
 
     Raises:
         UsageError: the glob is one of JSON.
