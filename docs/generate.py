@@ -18,6 +18,7 @@ from maskrcnn.errors import ERROR_CODES
 DOCS = Path(__file__).parent
 SCHEMAS = {
     "manifest": "maskrcnn.schema:MANIFEST",
+    "skipped": "maskrcnn.schema:SKIPPED",
     "images": "maskrcnn.schema:IMAGES",
     "instances": "maskrcnn.schema:INSTANCES",
     "windows": "maskrcnn.schema:WINDOWS",

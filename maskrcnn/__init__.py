@@ -129,7 +129,8 @@ def segment_collection(
     the run is doing is logged by the logger `maskrcnn`, at the level INFO.
 
     Args:
-        source: a folder, a glob, a prefix, a manifest (.txt, .csv, .parquet) or a COCO JSON.
+        source: a folder, a glob, a prefix, an archive, a .parquet file that contains the pictures, a manifest (.txt,
+            .csv, .tsv, .jsonl, .parquet), an S3 Inventory, or a JSON of COCO, LVIS or MegaDetector.
         output: a directory or a prefix of an object store.
         model: `coco`, `coco-v1`, `scenes`, the path or URL of a weights file, or `package.module:factory`.
         labels: names of the categories of a `.pth` file, one per line.
@@ -141,8 +142,8 @@ def segment_collection(
         threads: CPUs per image; None: 1.
         dtype: of the convolutions; None: float32 on the CPU, float16 on CUDA.
         inference: other fields of `config.InferenceConfig`: `min_score`, `max_detections`, `categories`, `limit`,
-            `window`, `overlap`, `bands`, `scale`, `assume_crs`, `alpha`, `max_windows`, `allow_http`, `tta`, and
-            `model_args`, the arguments of the factory of a network of your own.
+            `window`, `overlap`, `bands`, `scale`, `assume_crs`, `alpha`, `max_windows`, `allow_http`, `tta`,
+            `image_column`, and `model_args`, the arguments of the factory of a network of your own.
 
     Returns:
         The finished run.

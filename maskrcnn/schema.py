@@ -39,6 +39,17 @@ MANIFEST: Final = pa.schema(
 )
 """The inputs, in the order of `name`; the user's additional columns follow."""
 
+SKIPPED: Final = pa.schema(
+    [
+        _field("name", pa.string()),
+        _field("uri", pa.string()),
+        _field("bytes", pa.int64(), null=True),
+        _field("kind", pa.string()),
+    ],
+    metadata=METADATA,
+)
+"""One row per file that a listing found and that is no input."""
+
 PLACE: Final = pa.field(
     "place_in_archive",
     pa.struct(
@@ -53,7 +64,8 @@ PLACE: Final = pa.field(
     ),
 )
 """A column of manifests of which some inputs are in archives: the fields of `io.archives.member.Member`, but for name
-and size. It is in no other table."""
+and size. Pictures in tables have none, because their uri says where they are; an archive or a table that could not be
+read has only `refusal`. The column is in no other table."""
 
 IMAGES: Final = pa.schema(
     [

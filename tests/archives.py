@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from picture_tables import parquet, table_of
+
 KINDS: Final = ("photos.tar", "photos.tar.gz", "photos.tgz", "photos.zip", "stored.zip")
 """Names of archives, which say how they are packed."""
 
@@ -26,19 +28,23 @@ def packed(name: str, files: Mapping[str, bytes]) -> bytes:
     return sink.getvalue()
 
 
-FORMS: Final = ("folder", "tar", "zip")
+FORMS: Final = ("folder", "tar", "zip", "parquet")
 """In which a collection may lie, for tests that draw one."""
 
 
 def in_form(form: str, folder: Path) -> Path:
-    """Return a folder of PNG files as it is, or packed into an archive beside it, in which they have the same names."""
+    """Return a folder of PNG files as it is, or packed into an archive or a table beside it.
+
+    In an archive they have the same names; in a table these are the column `file`.
+    """
     if form == "folder":
         return folder
-    archive = folder.with_name(f"{folder.name}.{form}")
-    archive.write_bytes(
-        packed(archive.name, {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))})
+    files = {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+    packed_into = folder.with_name(f"{folder.name}.{form}")
+    packed_into.write_bytes(
+        parquet(table_of(files), 7) if form == "parquet" else packed(packed_into.name, files)
     )
-    return archive
+    return packed_into
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes = b"", **fields: object) -> None:

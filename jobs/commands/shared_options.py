@@ -72,6 +72,11 @@ _INFERENCE = [
         "0.8, 1 and 1.25 times its own (scales=0.8/1/1.25), and combine what it finds.",
     ),
     click.option("--limit", type=int, metavar="N", help="Only the first N inputs, by name."),
+    click.option(
+        "--image-column",
+        metavar="NAME",
+        help="Column with the pictures of Parquet files; needed where a file has several.",
+    ),
     click.option("--images-root", metavar="URL", help="Folder that relative names in a manifest refer to."),
     click.option(
         "--window",
@@ -115,6 +120,11 @@ _INFERENCE = [
         "--allow-http",
         is_flag=True,
         help="Allow http(s) inputs in a manifest; only public addresses are read.",
+    ),
+    click.option(
+        "--strict",
+        is_flag=True,
+        help="Refuse an INPUT in which files would be skipped, such as those without the suffix of an image.",
     ),
     click.option(
         "--shard-images",
@@ -202,7 +212,8 @@ def run_request(source: str, output: str, options: dict[str, Any], coco: str) ->
     from ..driver.planning import Request
 
     shard_images, images_root = options.pop("shard_images"), options.pop("images_root")
-    return Request(source, output, _inference_config(options), shard_images, images_root, coco)
+    strict = options.pop("strict")
+    return Request(source, output, _inference_config(options), shard_images, images_root, coco, strict)
 
 
 def _inference_config(options: dict[str, Any]) -> InferenceConfig:
@@ -217,6 +228,7 @@ def _inference_config(options: dict[str, Any]) -> InferenceConfig:
     names = (
         *("model", "labels", "min_score", "max_detections", "limit", "allow_http"),
         *("window", "overlap", "bands", "scale", "assume_crs", "alpha", "max_windows", "model_args", "tta"),
+        "image_column",
     )
     return InferenceConfig(categories=categories, **{name: options.pop(name) for name in names})
 

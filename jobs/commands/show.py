@@ -206,11 +206,15 @@ def draw_pictures(request: ShowRequest) -> Shown:
 
 
 def _is_run(source: str) -> bool:
+    from maskrcnn.io.schemes import input_store_of
     from maskrcnn.io.storage import Storage
+    from maskrcnn.io.stores.contained_store import ContainedStore
     from maskrcnn.io.url import Url, is_folder, is_there
     from maskrcnn.pipeline.plan import RUN
 
     url = Url.parse(source)
+    if isinstance(input_store_of(url), ContainedStore):  # a member of an archive, a picture in a table
+        return False
     if url.is_local:
         path = url.local_path
         if not is_there(path):

@@ -29,12 +29,17 @@ def status(output: str, as_json: bool) -> None:
 
 
 def _lines(facts: dict[str, Any], output: str) -> list[str]:
+    from maskrcnn.pipeline.manifest_file import SKIPPED_NAME
+
     generation = f"; generation {facts['generation']}" if facts["generation"] > 1 else ""
     lines = [f"{facts['state']}: {_progress_line(facts)}{generation}"]
     if facts["retry"]:
         lines.append(f"retry (generation {facts['generation']}): {_progress_line(facts['retry'])}")
     if facts["waiting_for"]:
         lines.append(f"waiting for {facts['waiting_for']}")
+    if facts["skipped"]:
+        listed = f"{output.rstrip('/')}/{SKIPPED_NAME}"
+        lines.append(f"{plural(facts['skipped'], 'file')} of the input skipped, listed in {listed}")
     if facts["counts"]:
         lines.append(summary_line(facts["counts"], output))
     return lines
@@ -53,7 +58,8 @@ def run_status(output: str) -> dict[str, Any]:
     Returns:
         `state` (`finished`; `unfinished`; `unreduced`: all shards are done, and the tables are to be written), the
         progress of the first plan and, under `retry`, of a retry that is not finished, what the run is waiting for
-        (`waiting_for`, a phrase, or None), and the `counts` of `_SUCCESS`.
+        (`waiting_for`, a phrase, or None), the number of files that the listing `skipped`, and the `counts` of
+        `_SUCCESS`.
 
     Raises:
         UsageError: the output holds no run, or one of another schema version.
@@ -69,7 +75,7 @@ def run_status(output: str) -> dict[str, Any]:
     plans = read_plans(storage)
     if not plans:
         raise no_run(output, PLAN)
-    read_run(storage)
+    skipped = read_run(storage)["inputs"].get("skipped", {})
     success = read_success(storage)
     done = success is not None and success["generation"] == plans[-1].generation
     receipts = [] if done else receipts_of(storage, plans)
@@ -81,6 +87,7 @@ def run_status(output: str) -> dict[str, Any]:
         **facts[0],
         "retry": None if done or len(plans) == 1 else facts[-1],
         "waiting_for": None if done else _waiting_for(pending, read_drivers(storage)),
+        "skipped": sum(skipped.values()),
         "counts": success["counts"] if success else None,
     }
 

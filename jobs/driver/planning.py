@@ -10,11 +10,13 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import pyarrow as pa
 
 from maskrcnn.config import InferenceConfig, ShardingConfig, default_shard_images, settings_of
 from maskrcnn.errors import RunError, StoreSetupError, UsageError, plural
-from maskrcnn.io.manifests.sources import check_source, source_of
+from maskrcnn.io.manifests.sources import check_source, counts_of, source_of
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url, is_file, redact
 from maskrcnn.models.networks import check_tta
@@ -22,7 +24,7 @@ from maskrcnn.models.own.own_segmenter import Planned, check_planned
 from maskrcnn.models.registry import ModelCard, category_ids_named, describe_model, needs_download
 from maskrcnn.pipeline.list_inputs import Inputs, read_inputs
 from maskrcnn.pipeline.manifest_file import FILE_NAME as MANIFEST
-from maskrcnn.pipeline.manifest_file import write_manifest
+from maskrcnn.pipeline.manifest_file import SKIPPED_NAME, read_skipped, write_manifest, write_skipped
 from maskrcnn.pipeline.plan import (
     GRID_PREFIX,
     PLAN,
@@ -43,6 +45,9 @@ from maskrcnn.schema import SCHEMA_VERSION
 from .driver_records import PROBES, record_driver
 
 log = logging.getLogger("maskrcnn")
+
+_SHOWN_KINDS: Final = 6
+"""Kinds of skipped files in one message."""
 
 
 def absolute(name: str) -> str:
@@ -66,6 +71,8 @@ class Request:
     images_root: str | None = None
     """Base of the relative uris of a manifest; made absolute, because a resume may have another working directory."""
     coco_mode: str = "auto"
+    strict: bool = False
+    """Whether it is an error that a listing finds files that are no inputs."""
 
     def __post_init__(self) -> None:
         if self.images_root and "://" not in self.images_root:
@@ -126,6 +133,8 @@ def prepare(request: Request) -> Plan:
                 raise _another_run(request, changed)
     else:
         ours = False
+        if request.strict:
+            _refuse_planned_skips(request, storage)
     if not ours:
         what = "plan" if plan.generation == 1 else f"retry (generation {plan.generation})"
         log.info(
@@ -153,6 +162,7 @@ def _list_inputs(request: Request) -> Inputs:
         images_root=request.images_root,
         limit=request.inference.limit,
         allow_http=request.inference.allow_http,
+        image_column=request.inference.image_column,
     )
 
 
@@ -172,6 +182,8 @@ def _create_plan(
         return existing, False
     check_writable(storage)
     inputs = _list_inputs(request) if inputs is None else inputs
+    if request.strict:
+        _refuse_skipped(request, inputs.skipped)
     _log_skipped(inputs)
     shard_images = request.shard_images
     sharding = ShardingConfig(
@@ -181,6 +193,7 @@ def _create_plan(
     if (existing := read_plan(storage)) is not None:  # listing takes time; another's files must be kept
         return existing, False
     manifest_sha256 = write_manifest(storage, inputs.table)
+    skipped_sha256 = write_skipped(storage, inputs.skipped)
     created = _now()
     model = _model_entry(card)
     digest = run_digest(settings, model)
@@ -191,7 +204,7 @@ def _create_plan(
         "settings": settings,
         "digest": digest,
         "model": model,
-        "inputs": _inputs_entry(request, inputs, manifest_sha256),
+        "inputs": _inputs_entry(request, inputs, manifest_sha256, skipped_sha256),
         "versions": versions(),
     }
     if request.inference.window is not None:
@@ -212,7 +225,7 @@ def _check_empty(request: Request, storage: Storage) -> Plan | None:
     foreign = [
         path
         for path in storage.list()
-        if path not in (RUN, MANIFEST) and not path.startswith((f"{PROBES}/", GRID_PREFIX))
+        if path not in (RUN, MANIFEST, SKIPPED_NAME) and not path.startswith((f"{PROBES}/", GRID_PREFIX))
     ]
     if not foreign:
         return None
@@ -240,14 +253,17 @@ def check_writable(storage: Storage) -> None:
     storage.remove(probe)
 
 
-def _inputs_entry(request: Request, inputs: Inputs, manifest_sha256: str) -> dict[str, Any]:
+def _inputs_entry(
+    request: Request, inputs: Inputs, manifest_sha256: str, skipped_sha256: str | None
+) -> dict[str, Any]:
     return {
         "source": inputs.source,
         "source_sha256": inputs.source_sha256,
         "images_root": request.images_root,
         "rows": len(inputs.table),
         "ids_given": inputs.ids_given,
-        "skipped": inputs.skipped,
+        "skipped": counts_of(inputs.skipped),
+        "skipped_sha256": skipped_sha256,
         "manifest_sha256": manifest_sha256,
     }
 
@@ -268,7 +284,7 @@ def _changes(request: Request, storage: Storage, plan: Plan, card: ModelCard) ->
     planned_size = run["settings"]["shard_images"]
     shard_images = planned_size if request.shard_images is None else request.shard_images
     settings = settings_of(request.inference, ShardingConfig(shard_images))
-    source, source_sha256 = source_of(request.source)
+    source, source_sha256 = source_of(request.source, request.inference.image_column)
     planned = _facts(run["inputs"], run["model"])
     inputs = {"source": source, "source_sha256": source_sha256, "images_root": request.images_root}
     requested = _facts(inputs, _model_entry(card))
@@ -314,7 +330,8 @@ def _withdraw(request: Request, storage: Storage, plan: Plan, changed: list[str]
 
 
 def _is_begun(storage: Storage) -> bool:
-    return not all(path in (PLAN, RUN, MANIFEST) or path.startswith(GRID_PREFIX) for path in storage.list())
+    planned = (PLAN, RUN, MANIFEST, SKIPPED_NAME)
+    return not all(path in planned or path.startswith(GRID_PREFIX) for path in storage.list())
 
 
 def mark_begun(storage: Storage, plan: Plan, probes: str) -> None:
@@ -349,9 +366,32 @@ def _weights_facts(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _log_skipped(inputs: Inputs) -> None:
-    if inputs.skipped:
-        counts = ", ".join(f"{count:,} {suffix or '(no suffix)'}" for suffix, count in inputs.skipped.items())
-        log.info("skipped files: %s", counts)
+    if inputs.skipped.num_rows:
+        log.info("skipped files: %s", _shown_counts(counts_of(inputs.skipped)))
+
+
+def _shown_counts(counts: dict[str, int], at_most: int | None = None) -> str:
+    some = [f"{count:,} {kind or '(no suffix)'}" for kind, count in counts.items()]
+    return ", ".join(some[:at_most]) + (", …" if len(some) > len(some[:at_most]) else "")
+
+
+def _refuse_planned_skips(request: Request, storage: Storage) -> None:
+    """Raise UsageError if the listing of a plan that exists skipped files."""
+    if read_run(storage)["inputs"].get("skipped_sha256"):
+        _refuse_skipped(request, read_skipped(storage))
+
+
+def _refuse_skipped(request: Request, skipped: pa.Table) -> None:
+    """Raise UsageError with the counts and the first names of the files that a listing skipped."""
+    if not skipped.num_rows:
+        return
+    names = ", ".join(map(repr, skipped["name"].slice(0, 3).to_pylist())) + (
+        ", …" if skipped.num_rows > 3 else ""
+    )
+    raise UsageError(
+        f"{redact(request.source)}: with --strict no file may be skipped, and {plural(skipped.num_rows, 'file')} would "
+        f"be ({_shown_counts(counts_of(skipped), _SHOWN_KINDS)}): {names}; move them, or leave out --strict"
+    )
 
 
 def _model_entry(card: ModelCard) -> dict[str, Any]:

@@ -10,23 +10,20 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import methodcaller
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..errors import UsageError, plural
-from ..io.manifests.manifest_columns import MAX_COLUMNS
+from ..errors import UsageError
 from ..io.manifests.sources import open_source, usage_errors
 from ..io.storage import Storage
 from ..io.stores.local_names import as_found
-from ..io.url import Url
+from ..io.url import Url, redact
 from ..masks.rle import MAX_PIXELS
 from .coco_checks import ANNOTATIONS, CATEGORY_LEFT_OUT, IMAGE_LEFT_OUT, Draft, Listed, check_draft, draft_of
 from .coco_findings import Findings, id_of, integer_of, is_number, is_number_as_text, summary_of_errors
-from .json_columns import column_of, exact_number
 from .json_stream import read_lists
 
 MAX_CATEGORY_ID: Final = 2**31 - 1
@@ -138,15 +135,15 @@ def read_coco(source: str) -> CocoFile:
     categories: list[dict[str, Any]] = []
     drafts: list[Draft] = []
     count = 1
-    for name, entries in _lists(source, _LISTS):
+    for name, entries in lists_of(source, _LISTS):
         if name == "annotations":
             if entries:
                 drafts.append(draft_of(entries, count))
                 count += len(entries)
             continue
-        _check_objects(source, name, entries)
+        check_objects(source, name, entries)
         if name == "images":
-            images += [tuple(entry.get(key) for key in _IMAGE_KEYS) for entry in entries]
+            images += [(entry.get("id"), name_of(entry), *map(entry.get, _SIZE_KEYS)) for entry in entries]
         else:
             categories += entries
     findings = Findings()
@@ -173,49 +170,20 @@ def read_coco(source: str) -> CocoFile:
     )
 
 
-def read_coco_images(source: str) -> pa.Table:
-    """Return the images of a COCO dataset as inputs to segment: `uri`, `name`, `image_id`, and all further keys.
-
-    Values that no type of a table holds exactly, and those of unlike types, become JSON text.
+def lists_of(
+    source: str,
+    names: Sequence[str],
+    values: Sequence[str] = (),
+    parse_float: Callable[[str], Any] = float,
+) -> Iterable[tuple[str, list[Any]]]:
+    """Yield the entries of the lists of a dataset, and some other values, each as a list of one.
 
     Raises:
-        UsageError: it cannot be read, has no list `images`, an image has no `file_name`, or there are too many keys.
+        UsageError: a list is missing, or it cannot be read.
     """
-    images: list[dict[str, Any]] = []
-    for name, entries in _lists(source, ("images",), parse_float=exact_number):
-        _check_objects(source, name, entries)
-        images += entries
-    nameless = sum(not isinstance(image.get("file_name"), str) for image in images)
-    if nameless:
-        raise UsageError(
-            f"{source}: {nameless:,} of {plural(len(images), 'image')} without `file_name`: add it"
-        )
-    names = [image["file_name"] for image in images]
-    keys = dict.fromkeys(key for image in images for key in image if key != "file_name")
-    if len(keys) > MAX_COLUMNS:
-        raise UsageError(
-            f"{source}: its images have {len(keys):,} different keys, and at most {MAX_COLUMNS:,} can be carried: "
-            "leave out those that are not needed"
-        )
-    with usage_errors(source):
-        columns = {"uri": pa.array(names, pa.string()), "name": pa.array(names, pa.string())}
-        for key in keys:
-            column = "image_id" if key == "id" else key
-            while key != "id" and (
-                column in ("uri", "name", "image_id") or (column != key and column in keys)
-            ):
-                column = f"input_{column}"
-            columns[column] = column_of(list(map(methodcaller("get", key), images)))
-        return pa.table(columns)
-
-
-def _lists(
-    source: str, names: Sequence[str], parse_float: Callable[[str], Any] = float
-) -> Iterable[tuple[str, list[Any]]]:
-    """Yield the entries of the lists of a dataset. Raises UsageError where one is missing, or it cannot be read."""
     seen = set()
     with usage_errors(source), open_source(source) as file:
-        for name, entries in read_lists(file, source, names, parse_float):
+        for name, entries in read_lists(file, source, names, values, parse_float):
             seen.add(name)
             yield name, entries
     if absent := [name for name in names if name not in seen]:
@@ -224,7 +192,8 @@ def _lists(
         )
 
 
-def _check_objects(source: str, name: str, entries: Sequence[Any]) -> None:
+def check_objects(source: str, name: str, entries: Sequence[Any]) -> None:
+    """Raise UsageError if an entry of a list is no object."""
     for entry in entries:
         if not isinstance(entry, dict):
             shown = json.dumps(entry, default=str)[:80]
@@ -233,7 +202,20 @@ def _check_objects(source: str, name: str, entries: Sequence[Any]) -> None:
 
 # --- images -------------------------------------------------------------------------------------------------
 
-_IMAGE_KEYS: Final = ("id", "file_name", "height", "width")
+_SIZE_KEYS: Final = ("height", "width")
+_IMAGE_KEYS: Final = ("id", "file_name", *_SIZE_KEYS)
+
+
+def name_of(image: Mapping[str, Any]) -> Any:
+    """Return the `file_name` of an image; in LVIS, which has none, the last two parts of its `coco_url`.
+
+    >>> name_of({"coco_url": "http://images.cocodataset.org/train2017/000000391895.jpg"})
+    'train2017/000000391895.jpg'
+    """
+    url = image.get("coco_url")
+    if "file_name" in image or not isinstance(url, str):
+        return image.get("file_name")
+    return "/".join(Url.parse(redact(url)).key.split("/")[-2:])
 
 
 def _images(

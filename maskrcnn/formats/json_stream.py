@@ -109,14 +109,21 @@ class _Text:
 
 
 def read_lists(
-    file: BinaryIO, source: str, names: Collection[str], parse_float: Callable[[str], Any] = float
+    file: BinaryIO,
+    source: str,
+    names: Collection[str],
+    values: Collection[str] = (),
+    parse_float: Callable[[str], Any] = float,
 ) -> Iterator[tuple[str, list[Any]]]:
     """Yield the entries of some lists of a COCO dataset, thousands at a time, and each list at least once.
+
+    Other values are yielded as lists of one.
 
     Args:
         file: the JSON, UTF-8.
         source: its name, for messages.
-        names: of the lists to read; all else is skipped.
+        names: of the lists to read.
+        values: names of other values to read; all else is skipped.
         parse_float: what makes a value of a number with a point or an exponent.
 
     Raises:
@@ -138,7 +145,9 @@ def read_lists(
             for entries in _entries(text):
                 yield name, entries
         else:
-            text.value()
+            value = text.value()
+            if name in values:
+                yield name, [value]
         ended = text.take(",}") == "}"
 
 

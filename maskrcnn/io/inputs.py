@@ -16,6 +16,7 @@ from fsspec.utils import glob_translate
 
 from ..errors import UsageError, plural
 from .archives.member import split_member
+from .picture_tables.picture_uri import split_picture
 from .refusals import Refusal
 from .schemes import ARCHIVES, input_store_of, store_of
 from .stores.store import ObjectStat, Page
@@ -78,13 +79,14 @@ def _input_url(uri: str) -> Url:
 
 
 def stat_input(uri: str) -> ObjectStat:
-    """Return an object's size and etag.
+    """Return an object's size and etag; of a picture in a table, those of the table.
 
     Raises:
         ItemError: `not_found`, `access_denied`, `storage_error`.
         RunError: as in `read_input`; the uri is on the web.
     """
-    url = Url.parse(uri)
+    in_table = None if split_member(uri) else split_picture(uri)
+    url = Url.parse(in_table[0] if in_table else uri)
     store = ARCHIVES if split_member(uri) else store_of(url)
     with store.input_faults(url):
         return store.stat(url)

@@ -136,6 +136,37 @@ class Refusal(Enum):
         "stored in the archive as a sparse file, which no picture is: pack it without --sparse",
     )
 
+    CONTENT_UNKNOWN = "changed", "what is in it was not known when the run was planned: plan a new run"
+
+    # Tables of pictures
+
+    TABLE_EMPTY = "empty_file", f"the table has zero bytes: {_COPY}"
+    TABLE_DAMAGED = (
+        "corrupt",
+        f"no sound Parquet file (damaged, cut off or encrypted); its rows are not known: {_COPY}, and plan a new run",
+    )
+    TABLE_ON_THE_WEB = (
+        "unsupported_format",
+        "tables on the web are not read in parts: copy them to a store",
+    )
+    ROW_MISSING = (
+        "not_found",
+        "the table has no row of this number, or no column of this name with pictures; check the uri",
+    )
+    ROW_NULL = (
+        "not_found",
+        "no picture (null) in this row of the table: leave the row out, or put the picture in its place; files that a "
+        "table only names are read from a column `uri`",
+    )
+    ROW_GROUP_DAMAGED = (
+        "corrupt",
+        f"its part of the table, a row group, is damaged: {_COPY}, or write it again",
+    )
+    ROW_GROUP_ENCODING = (
+        "unsupported_format",
+        "compressed or encoded in the table in a way that is not read: write the table again with zstd or snappy",
+    )
+
     # Pixels
 
     PIXELS = (

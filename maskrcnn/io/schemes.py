@@ -6,6 +6,8 @@ from typing import Final
 from ..errors import StoreSetupError
 from .archives.archive_store import ArchiveStore
 from .archives.member import split_member
+from .picture_tables.picture_uri import split_picture
+from .picture_tables.table_store import TableStore
 from .stores.fsspec_store import FsspecStore
 from .stores.gcs_store import GcsStore
 from .stores.http_store import HttpStore
@@ -27,6 +29,10 @@ _REMOTE: Final[dict[str, Store]] = {
 REMOTE_SCHEMES: Final = tuple(_REMOTE)
 _USE: Final = "use a local path, s3:// or gs://"
 _ADVICE: Final = "mount it as a folder, or copy the files"
+_DOWNLOAD: Final = (
+    "download the data set (`hf download --repo-type dataset NAME --local-dir FOLDER`), and name FOLDER, whose Parquet "
+    "files are read"
+)
 UNSUPPORTED: Final = {
     **dict.fromkeys(("abfs", "abfss", "az", "wasb", "wasbs"), "Azure Blob Storage"),
     **dict.fromkeys(("adl",), "Azure Data Lake Storage"),
@@ -70,20 +76,25 @@ def unsupported(scheme: str) -> str:
     x:// is not a supported store: use a local path, s3:// or gs://
     """
     if scheme in UNSUPPORTED:
-        return f"{scheme}:// ({UNSUPPORTED[scheme]}) is not a supported store: {_USE}; {_ADVICE}"
+        advice = _DOWNLOAD if scheme == "hf" else f"{_USE}; {_ADVICE}"
+        return f"{scheme}:// ({UNSUPPORTED[scheme]}) is not a supported store: {advice}"
     return f"{scheme}:// is not a supported store: {_USE}"
 
 
 ARCHIVES: Final = ArchiveStore(store_of)
 """The members of archives in all stores."""
+TABLES: Final = TableStore(store_of)
+"""The pictures in tables in all stores."""
 
 
 def input_store_of(url: Url) -> InputStore:
-    """Return the store to read an input from, which may be an archive or the web.
+    """Return the store to read an input from, which may be an archive, a table of pictures or the web.
 
     Raises:
         StoreSetupError: as `store_of`.
     """
     if split_member(url.text) is not None:
         return ARCHIVES
+    if split_picture(url.text) is not None:
+        return TABLES
     return _WEB if url.is_web else store_of(url)

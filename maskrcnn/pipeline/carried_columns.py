@@ -40,7 +40,7 @@ def carried_columns(rows: pa.Table, taken: Collection[str], source: str) -> dict
         source: the manifest, for the log.
     """
     own = [name for name in rows.column_names if name not in taken]
-    of_pictures = [name for name in own if _has_pictures(rows[name])]
+    of_pictures = [name for name in own if has_pictures(rows[name])]
     warn_left_out(source, of_pictures)
     carried = carried_names([name for name in own if name not in set(of_pictures)], taken)
     # Of `image_id` it is said why.
@@ -91,7 +91,7 @@ def named(rows: pa.Table, source: str) -> pa.Table:
     return rows.rename_columns(names)
 
 
-def _has_pictures(column: pa.ChunkedArray) -> bool:
+def has_pictures(column: pa.ChunkedArray) -> bool:
     """Return whether one of a column's first values is, or contains, a picture: bytes, numbers, or base64."""
     return _may_hold_pictures(column.type) and any(
         map(_holds_picture, column.drop_null().slice(0, _LOOKED_AT))

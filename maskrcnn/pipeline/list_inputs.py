@@ -1,7 +1,7 @@
 """List the inputs once: a table in order of name, stored for the run as `manifest.parquet`.
 
-Each kind of source (a folder, a glob, a prefix, a list, a table, a COCO JSON) becomes the columns of `schema.MANIFEST`
-and the user's additional columns. Everything is columnar: a million inputs take seconds.
+Each kind of source (a folder, a glob, a prefix, an inventory, a list, a table, a COCO JSON) becomes the columns of
+`schema.MANIFEST` and the user's additional columns. Everything is columnar: a million inputs take seconds.
 """
 
 import logging
@@ -15,15 +15,17 @@ import pyarrow.compute as pc
 from pyarrow import types
 
 from ..errors import UsageError, plural
-from ..formats.coco_reader import find_images_root, read_coco_images
+from ..formats.coco_reader import find_images_root
+from ..formats.json_images import read_json_images
 from ..io.archives.list_members import find_members
 from ..io.manifests.manifest_columns import MAX_URI_BYTES
-from ..io.manifests.sources import is_manifest, read_listing, read_manifest, refuse_query, source_of
+from ..io.manifests.read_manifest import read_manifest
+from ..io.manifests.sources import is_inventory, is_manifest, read_listing, refuse_query, source_of
 from ..io.schemes import REMOTE_SCHEMES, UNSUPPORTED, unsupported
 from ..io.stores.local_names import as_found
 from ..io.url import FILE_URI, LOCAL_SCHEMES, USER_PATTERN, Url
-from ..schema import MANIFEST, METADATA, PLACE
-from .carried_columns import carried_columns, named
+from ..schema import MANIFEST, METADATA, PLACE, SKIPPED
+from .carried_columns import carried_columns, has_pictures, named
 
 __all__ = [
     "Inputs",
@@ -48,8 +50,8 @@ class Inputs:
     """`schema.MANIFEST`, then additional columns; in order of `name`, as UTF-8 bytes."""
     ids_given: bool
     """Whether `image_id` is the user's; otherwise it counts from 1."""
-    skipped: dict[str, int]
-    """Number of files whose suffix is not that of an image, by suffix; "" for files without a suffix."""
+    skipped: pa.Table
+    """The files that a listing found and that are no inputs, of `schema.SKIPPED`."""
     source: str
     """The absolute path or URL."""
     source_sha256: str | None
@@ -58,49 +60,75 @@ class Inputs:
 
 
 def read_inputs(
-    source: str, *, images_root: str | None, limit: int | None, allow_http: bool = False
+    source: str,
+    *,
+    images_root: str | None,
+    limit: int | None,
+    allow_http: bool = False,
+    image_column: str | None = None,
 ) -> Inputs:
     """List the inputs of a source.
 
     Args:
-        source: a folder, a glob or a prefix, whose files with the suffix of an image are taken; a `.txt` with one uri
-            per line; a `.csv` or `.parquet` with a column `uri`; a COCO `.json`; or a single image. White space around
-            the uris of a `.txt` or `.csv` is removed.
+        source: a folder, a glob or a prefix, whose files with the suffix of an image are taken, and what is in archives
+            and tables of pictures; the `manifest.json` of an S3 Inventory, likewise; a `.txt` with one uri per line; a
+            `.csv`, `.tsv`, `.jsonl` or `.parquet` with a column `uri`, or several of them, see
+            `sources.manifests_among`; a `.json` of COCO, LVIS or MegaDetector; or a single image, archive or `.parquet`
+            of pictures. White space around the uris of a `.txt`, `.csv` or `.tsv` is removed.
         images_root: base of the relative uris of a manifest; None: the manifest's folder.
         limit: keep only this many inputs, in order of name.
         allow_http: whether a manifest may name inputs on the web.
+        image_column: the column with the pictures of Parquet files; None: each has one, unless it is a manifest.
 
     Raises:
         UsageError: the source does not exist or cannot be read, a row is invalid, a uri has an unsupported scheme or a
             password, or `images_root` is given without a manifest.
     """
-    whole, sha256 = source_of(source)
-    skipped: dict[str, int] = {}
-    kind: Literal["listing", "manifest", "coco"] = "listing"
-    named_by = "name"
-    if is_manifest(source):
-        kind = "coco" if whole.lower().endswith(".json") else "manifest"
-        rows = read_coco_images(whole) if kind == "coco" else read_manifest(whole)
-        if not rows.num_rows:
-            raise UsageError(f"{source} has no rows: list at least one input")
-        if kind == "coco":
-            named_by = "file_name"
-        elif "name" not in rows.column_names:
-            named_by = "uri (of a web address, without its query)" if allow_http else "uri"
-        root = images_root or (_coco_root(whole, rows) if kind == "coco" else Url.parse(whole).folder.text)
-        rows = _resolved(rows, root, source, allow_http=allow_http)
-    elif images_root:
-        raise UsageError(f"{source}: --images-root is for manifests and COCO JSON; this is neither")
+    whole, sha256 = source_of(source, image_column)
+    listing = None
+    if not is_manifest(source, image_column) or is_inventory(whole):
+        listing = read_listing(whole, images_root, has_pictures=has_pictures, image_column=image_column)
+    elif image_column is not None:
+        raise UsageError(f"{source}: --image-column is for Parquet files of pictures; this is a manifest")
+    kind: Literal["listing", "manifest", "coco"] = "manifest"
+    root, named_by = images_root, "name"
+    if listing is not None and not listing.is_manifest:
+        if images_root and sha256 is None:
+            raise UsageError(f"{source}: --images-root is for manifests and COCO JSON; this is neither")
+        if images_root:
+            _check_root(images_root, allow_http=allow_http)
+        kind, rows = "listing", named(listing.files, source)
+    elif listing is None and whole.lower().endswith(".json"):
+        kind = "coco"
+        rows = read_json_images(whole, from_web=allow_http and images_root is None)
+        named_by = "file_name"
+        root = root or _coco_root(whole, rows)
     else:
-        rows, skipped = read_listing(whole)
-    table, ids_given = _ordered(rows, source, named_by)
-    return Inputs(table if limit is None else table.slice(0, limit), ids_given, skipped, whole, sha256, kind)
+        files = None if listing is None else listing.files
+        rows = read_manifest(whole, files)
+        if "name" not in rows.column_names:
+            named_by = "uri (of a web address, without its query)" if allow_http else "uri"
+        root = root or (Url.parse(whole).folder.text if files is None else _common_folder(files))
+    if not rows.num_rows:
+        raise UsageError(f"{source} has no rows: list at least one input")
+    if kind != "listing":
+        rows = _resolved(rows, root or "", source, allow_http=allow_http)
+    table, ids_given = _ordered(rows, source, named_by, unique_ids=kind != "listing")
+    table = table if limit is None else table.slice(0, limit)
+    skipped = SKIPPED.empty_table() if listing is None else listing.skipped
+    return Inputs(table, ids_given, skipped, whole, sha256, kind)
+
+
+def _common_folder(files: pa.Table) -> str:
+    """Return the folder below which a listing names its files."""
+    first = files.slice(0, 1).to_pylist()[0]
+    return str(first["uri"]).removesuffix(first["name"])
 
 
 def _coco_root(source: str, rows: pa.Table) -> str:
     """Return the folder of a COCO dataset's images; the JSON's, with a warning, where none of them is found."""
     try:
-        return find_images_root(source, rows["name"].to_pylist())
+        return find_images_root(source, rows["uri"].to_pylist())
     except UsageError as error:
         log.warning("%s", error)
         return Url.parse(source).folder.text
@@ -122,8 +150,7 @@ def _resolved(rows: pa.Table, root: str, source: str, *, allow_http: bool) -> pa
         given = _text(rows, "name", source)
         names = pc.coalesce(pc.if_else(pc.equal(given, ""), None, given), names)
 
-    _refuse_foreign(pa.chunked_array([[root]]), "--images-root", allow_http=allow_http)
-    refuse_query(root, "--images-root")
+    _check_root(root, allow_http=allow_http)
     place = Url.parse(root)
     root = str(place.local_path.absolute()) if place.is_local else root
     absolute = pc.match_substring_regex(uris, rf"{_SCHEME}|{FILE_URI}|^/")
@@ -135,6 +162,12 @@ def _resolved(rows: pa.Table, root: str, source: str, *, allow_http: bool) -> pa
     others = [name for name in rows.column_names if name not in ("uri", "name")]
     table = pa.table({"name": names, "uri": _found(uris, source)} | {name: rows[name] for name in others})
     return _with_places(table)
+
+
+def _check_root(root: str, *, allow_http: bool) -> None:
+    """Raise UsageError if `--images-root` is of an unsupported scheme, or has a password or a query."""
+    _refuse_foreign(pa.chunked_array([[root]]), "--images-root", allow_http=allow_http)
+    refuse_query(root, "--images-root")
 
 
 def _with_places(rows: pa.Table) -> pa.Table:
@@ -232,10 +265,16 @@ def _is_text(kind: pa.DataType) -> bool:
 # The table
 
 
-def _ordered(rows: pa.Table, source: str, named_by: str) -> tuple[pa.Table, bool]:
-    """Return the rows in order of name, with the columns of `MANIFEST`; and whether the ids are the user's."""
+def _ordered(rows: pa.Table, source: str, named_by: str, *, unique_ids: bool) -> tuple[pa.Table, bool]:
+    """Return the rows in order of name, with the columns of `MANIFEST`; and whether the ids are the user's.
+
+    Ids that repeat are refused where `unique_ids`; else the images are numbered, as several tables may number theirs.
+    """
     rows = rows.take(pc.sort_indices(rows["name"])).combine_chunks()
     ids = _ids(rows["image_id"]) if "image_id" in rows.column_names else None
+    why = "are not all integers >= 0"
+    if ids is not None and not unique_ids and pc.count_distinct(ids).as_py() < len(ids):
+        ids, why = None, "repeat"
     own = {
         "image_id": pa.array(np.arange(1, len(rows) + 1)) if ids is None else ids,
         "name": rows["name"],
@@ -258,8 +297,8 @@ def _ordered(rows: pa.Table, source: str, named_by: str) -> tuple[pa.Table, bool
     carried = carried_columns(rows, taken.union(field.name for field in place), source)
     if "image_id" in carried:
         log.warning(
-            "the ids are not all integers >= 0; images are numbered in order of name, and "
-            "the given ids are in the column %s",
+            "the ids %s; images are numbered in order of name, and the given ids are in the column %s",
+            why,
             carried["image_id"],
         )
     additional = {new: rows[name] for name, new in carried.items()}

@@ -1,7 +1,8 @@
 """The manifest of a run: its inputs, written once, and read by ranges of rows and by shards.
 
-`manifest.parquet` contains all inputs. A retry adds a list of the rows that it processes again, each with the size and
-etag of the input when the retry was planned: a file that was replaced by a valid one is processed as it was then.
+`manifest.parquet` contains all inputs, and `skipped.parquet` what was listed and is no input. A retry adds a list of
+the rows that it processes again, each with the size and etag of the input when the retry was planned: a file that was
+replaced by a valid one is processed as it was then.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from ..tiling.index import GRID, Cutting, WindowIndex
 from .plan import Plan, Shard, grid_file, plan_file, read_generation, read_run, rows_file
 
 FILE_NAME: Final = "manifest.parquet"
+SKIPPED_NAME: Final = "skipped.parquet"
 ROW_GROUP: Final = 8192
 """Rows per row group of the manifest; an actor reads whole row groups to get its shard."""
 ROWS: Final = pa.schema(
@@ -44,6 +46,33 @@ def write_manifest(storage: Storage, table: pa.Table) -> str:
     data = _parquet(table)
     storage.write(FILE_NAME, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def write_skipped(storage: Storage, table: pa.Table) -> str | None:
+    """Write `skipped.parquet`, of `schema.SKIPPED`, and return its sha256, hex; None if nothing was skipped: no file.
+
+    Raises:
+        RunError: the store failed.
+    """
+    if not table.num_rows:
+        if storage.exists(SKIPPED_NAME):  # of an earlier planning
+            storage.remove(SKIPPED_NAME)
+        return None
+    data = _parquet(table)
+    storage.write(SKIPPED_NAME, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_skipped(storage: Storage) -> pa.Table:
+    """Return `skipped.parquet`, of schema `SKIPPED`.
+
+    Raises:
+        RunError: it is missing.
+    """
+    try:
+        return decode_table(storage.read(SKIPPED_NAME))
+    except FileNotFoundError as error:
+        raise RunError(f"{storage.url}/{SKIPPED_NAME} is missing; {_RESTORE}") from error
 
 
 def check_manifest(storage: Storage, plan: Plan) -> None:

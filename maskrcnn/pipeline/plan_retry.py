@@ -21,6 +21,7 @@ from ..config import default_shard_images
 from ..errors import ERROR_CODES, ItemError, RunError, UsageError, plural
 from ..io.inputs import stat_input
 from ..io.parquet import WINDOWS, read_table
+from ..io.picture_tables.picture_uri import split_picture
 from ..io.storage import Storage
 from ..io.stores.store import ObjectStat
 from ..io.url import Url
@@ -76,12 +77,13 @@ def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | 
     if not len(rows):
         return None
     with ThreadPoolExecutor(32) as pool:
-        distinct = list(dict.fromkeys(uris))
+        tables = [parts[0] if (parts := split_picture(uri)) else None for uri in uris]
+        files = [table or uri for table, uri in zip(tables, uris, strict=True)]
+        distinct = list(dict.fromkeys(files))
         stat_of = dict(zip(distinct, pool.map(_stat, distinct), strict=True))
-    stats = [stat_of[uri] for uri in uris]
-    table = pa.table(
-        [rows, [stat and stat.bytes for stat in stats], [stat and stat.etag for stat in stats]], schema=ROWS
-    )
+    stats = [stat_of[file] for file in files]
+    sizes = [None if table else stat and stat.bytes for table, stat in zip(tables, stats, strict=True)]
+    table = pa.table([rows, sizes, [stat and stat.etag for stat in stats]], schema=ROWS)
     generation = latest.generation + 1
     plan = Plan(
         generation,

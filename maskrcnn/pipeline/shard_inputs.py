@@ -1,7 +1,8 @@
-"""Read the inputs of a shard: files one by one, members of archives by ranges that contain several of them.
+"""Read the inputs of a shard: files one by one, members of archives and pictures in tables several at once.
 
 A request costs as much as a hundred kilobytes. Members that lie beside each other in an archive, and are asked for one
-soon after the other, are read by one request, and the next such range is requested meanwhile. None is read twice.
+soon after the other, are read by one request, and the next such range is requested meanwhile. Of a table, the rows of
+a row group are read together. None is read twice.
 """
 
 import math
@@ -13,10 +14,13 @@ from typing import Any, Final
 
 from ..io.archives.archive_store import check_readable, content_of
 from ..io.archives.list_members import member_of
-from ..io.archives.member import SOLID_SUFFIXES, Member, split_member
-from ..io.inputs import read_input
+from ..io.archives.member import SOLID_SUFFIXES, Member, is_archive, split_member
+from ..io.inputs import open_input, read_input
+from ..io.picture_tables.picture_uri import is_table
+from ..io.picture_tables.row_groups import PicturesOfRows
+from ..io.picture_tables.table_store import picture_of
 from ..io.refusals import Refusal
-from ..io.schemes import ARCHIVES, store_of
+from ..io.schemes import ARCHIVES, TABLES, store_of
 from ..io.url import Url
 from ..schema import PLACE
 
@@ -73,6 +77,9 @@ class ShardInputs:
             ThreadPoolExecutor(1 if solid else 2, thread_name_prefix="range") if self._ranges else None
         )
         self._requested = 0
+        self._in_tables = PicturesOfRows(
+            [(entry["uri"], entry["etag"]) for entry in entries], open_table=TABLES.table
+        )
 
     def read(self, position: int) -> bytes:
         """Return the content of the input at a position of the shard.
@@ -81,7 +88,12 @@ class ShardInputs:
             ItemError, RunError: as `inputs.read_input`.
         """
         entry = self._entries[position]
+        if position in self._in_tables:
+            return picture_of(self._in_tables.read(position), self._max_bytes)
         if position not in self._members:
+            if PLACE.name in entry and (is_archive(entry["uri"]) or is_table(entry["uri"])):
+                _check_readable(entry["uri"])
+                raise Refusal.CONTENT_UNKNOWN.error()
             return read_input(entry["uri"], self._max_bytes, entry["etag"])
         archive, member = self._members[position]
         check_readable(member, self._max_bytes)
@@ -161,3 +173,9 @@ class ShardInputs:
             current, used = _Range(archive, etag, start, stop, {position}), counted
         if current is not None:
             yield current
+
+
+def _check_readable(uri: str) -> None:
+    """Raise ItemError for a file that cannot be read or is empty, without reading all of it."""
+    with open_input(uri) as file:
+        file.read(1)

@@ -27,6 +27,7 @@ from ..imaging.decode import DecodedImage, Limits, decode_image
 from ..imaging.geometry import RasterRegion, Rect
 from ..io.archives.member import split_member
 from ..io.inputs import read_input, stat_input
+from ..io.picture_tables.picture_uri import split_picture
 from ..io.refusals import Refusal
 from ..io.storage import Storage
 from ..io.stores.local_store import LOCAL_ETAG
@@ -410,7 +411,9 @@ def _check_unchanged(entry: dict[str, Any], n_bytes: int) -> None:
     planned = entry["etag"]
     if entry["bytes"] not in (None, n_bytes):
         raise Refusal.CHANGED_SIZE.error(count=n_bytes, planned=entry["bytes"])
-    if split_member(entry["uri"]):  # an archive's etag is compared whenever it is read
+    if split_member(entry["uri"]) or split_picture(
+        entry["uri"]
+    ):  # their file's etag is compared whenever it is read
         return
     if planned is not None and LOCAL_ETAG.fullmatch(planned) and Url.parse(entry["uri"]).is_local:
         now = stat_input(entry["uri"]).etag

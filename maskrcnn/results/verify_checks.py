@@ -20,7 +20,7 @@ from ..formats import coco_writer
 from ..formats.geoparquet import GEO as GEO_SCHEMA
 from ..io.parquet import GEO, IMAGES, PIECES, TABLES, WINDOWS, File, read_table
 from ..io.storage import Storage
-from ..pipeline.manifest_file import FILE_NAME, ManifestReader
+from ..pipeline.manifest_file import FILE_NAME, SKIPPED_NAME, ManifestReader
 from ..pipeline.plan import RUN, run_digest
 from ..pipeline.success import COCO, SUCCESS, coco_info
 from ..schema import MANIFEST, METADATA, SCHEMA_VERSION, images_schema, pieces_schema
@@ -94,7 +94,26 @@ def check_manifest(output: LoadedOutput) -> Checking:
     if list(schema)[: len(MANIFEST)] != list(MANIFEST):
         yield Fault(FILE_NAME, f"has the columns {', '.join(schema.names)}")
     yield from _version_faults(FILE_NAME, schema)
-    return f"{plural(rows, 'row')}, as planned"
+    skipped = yield from _check_skipped(output)
+    line = f"{plural(rows, 'row')}, as planned"
+    return f"{line}; {plural(skipped, 'file')} skipped, each listed" if skipped else line
+
+
+def _check_skipped(output: LoadedOutput) -> Generator[Fault, None, int]:
+    """Yield what is wrong with `skipped.parquet`, which not every run has; return the number of its rows."""
+    expected = output.inputs.get("skipped_sha256")
+    if expected is None:
+        return 0
+    sha256, _ = digest_and_size(output.storage, SKIPPED_NAME)
+    if sha256 != expected:
+        raise BrokenError(SKIPPED_NAME, f"sha256 is {sha256}, expected {expected}")
+    with reading(SKIPPED_NAME):
+        skipped = read_table(output.storage, SKIPPED_NAME)
+    yield from _version_faults(SKIPPED_NAME, skipped.schema)
+    counts, recorded = Counter(skipped["kind"].to_pylist()), output.inputs.get("skipped")
+    if dict(counts) != recorded:
+        yield Fault(SKIPPED_NAME, f"has by kind {dict(counts)!r:.100}, in {RUN} it is {recorded!r:.100}")
+    return len(skipped)
 
 
 def check_listing(output: LoadedOutput) -> Checking:

@@ -33,7 +33,15 @@ Mode = Literal["raise before", "raise half", "raise after", "kill before", "kill
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 PHASES: Final = ("plan", "PUT part", "PUT receipt", "reduce")
 
-_PLANNING: Final = ("probes", "manifest.parquet", "run.json", "plan.json", "plan-", "rows-")
+_PLANNING: Final = (
+    "probes",
+    "manifest.parquet",
+    "skipped.parquet",
+    "run.json",
+    "plan.json",
+    "plan-",
+    "rows-",
+)
 _PARQUET_HEAD_BYTES: Final = 600
 
 

@@ -158,11 +158,11 @@ def _segment(arguments: list[str], environment: dict[str, str]) -> tuple[int, fl
 
 
 def _rows(output: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return each image's row and after it those of its instances, by the image's name."""
+    """Return each image's row and after it those of its instances, by the name of the image's file."""
     run = maskrcnn.open_run(str(output))
     images = run.images().to_pylist()
-    rows = {row["name"]: [row] for row in images}
-    names = {row["image_id"]: row["name"] for row in images}
+    names = {row["image_id"]: row.get("file", row["name"]) for row in images}
+    rows = {names[row["image_id"]]: [row] for row in images}
     for instance in run.instances().to_pylist():
         rows[names[instance["image_id"]]].append(instance)
     return rows

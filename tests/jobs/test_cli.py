@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
+from picture_tables import parquet, table_of
 from planted_images import write_planted
 
 from maskrcnn.io.storage import Storage
@@ -188,7 +189,8 @@ def test_an_output_that_holds_another_run(images: Path, tmp_path: Path) -> None:
     again = run("plan", str(images), out, "--model", "planted", "--json")
     assert again.exit_code == 0
     assert "planned 5" not in again.output
-    assert Storage(out).list() == ["manifest.parquet", "plan.json", "probes/0123/driver", "run.json"]
+    written = ["manifest.parquet", "plan.json", "probes/0123/driver", "run.json", "skipped.parquet"]
+    assert Storage(out).list() == written
 
 
 def test_a_manifest_file_that_changed_is_refused(images: Path, tmp_path: Path) -> None:
@@ -288,6 +290,15 @@ def test_inputs_are_looked_for_before_weights_are_downloaded(
     )
 
 
+def test_strict_refuses_what_would_be_skipped(images: Path, tmp_path: Path) -> None:
+    for command in ("plan", "segment"):
+        result = run(command, str(images), str(tmp_path / "out"), "--model", "planted", "--strict")
+        refused(result, "1 file would be (1 .json): 'instances.json'; move them, or leave out --strict")
+    assert not (tmp_path / "out" / "manifest.parquet").exists()
+    (images / "instances.json").unlink()
+    assert run("plan", str(images), str(tmp_path / "out"), "--model", "planted", "--strict").exit_code == 0
+
+
 def test_the_outputs_of_runs_are_no_inputs(
     images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -299,7 +310,7 @@ def test_the_outputs_of_runs_are_no_inputs(
     shutil.copy(images / "planted-000000.png", images / "out-of-doors.png")
     other = run("plan", str(images), str(tmp_path / "other"), "--model", "planted", "--json")
     assert json.loads(other.stdout)["images"] == 6
-    assert "4 in out/, the output of a run" in caplog.text
+    assert "5 in out/, the output of a run" in caplog.text
     named = run("plan", str(own), str(tmp_path / "third"), "--model", "planted", "--json")
     assert json.loads(named.stdout)["images"] == 1, "its user named it"
 
@@ -395,6 +406,24 @@ def test_every_command_says_in_the_same_words_that_there_is_no_run(
     refused(on_a_run(command, folder), str(folder), advice)
 
 
+def test_a_picture_in_a_table_is_named_by_its_uri_and_its_column_by_an_option(
+    images: Path, tmp_path: Path
+) -> None:
+    files = {path.name: path.read_bytes() for path in images.glob("*.png")}
+    table, out = tmp_path / "t.parquet", str(tmp_path / "out")
+    table.write_bytes(parquet(table_of(files, mask=list(files.values()))))
+    refused(
+        run("plan", str(table), out, "--model", "planted"), "'image', 'mask': name one with --image-column"
+    )
+    planned = run("plan", str(table), out, "--model", "planted", "--image-column", "mask", "--json")
+    assert json.loads(planned.stdout)["images"] == 5
+    refused(
+        run("show", f"{table}!/image/5"),
+        f"{table}!/image/5: the table has no row of this number",
+        "(not_found)",
+    )
+
+
 @pytest.mark.parametrize("command", ON_A_RUN)
 def test_every_command_says_in_the_same_words_that_a_run_is_not_finished(
     command: str, images: Path, tmp_path: Path
@@ -459,7 +488,7 @@ def test_a_retry_of_what_is_not_finished_and_of_no_code(images: Path, tmp_path: 
     refused(run("retry", out, "--only", ","), "--only")
     refused(run("retry", out, "--max-failure-rate", "2"), "--max-failure-rate")
     refused(run("retry", out, "--address", "10.0.0.1:6379"), "--device")
-    assert Storage(out).list() == ["manifest.parquet", "plan.json", "run.json"]
+    assert Storage(out).list() == ["manifest.parquet", "plan.json", "run.json", "skipped.parquet"]
 
 
 def test_limit_takes_the_first_by_name(images: Path, tmp_path: Path) -> None:

@@ -1,11 +1,18 @@
 """Planning and resuming without Ray: a plan that was written remains, even if another command plans at once."""
 
 import dataclasses
+import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
+from maskrcnn_jobs.cli import main
+from maskrcnn_jobs.commands.gc import collect_garbage
 from maskrcnn_jobs.driver import one_process, planning, run
 from maskrcnn_jobs.driver.driver_records import read_drivers
 from maskrcnn_jobs.driver.planning import Request, prepare
@@ -14,9 +21,11 @@ from planned_run import process_shards, request_in
 from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.errors import RunError, StoreSetupError, UsageError
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.manifest_file import check_manifest
+from maskrcnn.pipeline.manifest_file import check_manifest, write_skipped
 from maskrcnn.pipeline.plan import check_run, read_plan, read_run
 from maskrcnn.pipeline.reduce import reduce_run
+from maskrcnn.results.verify import verify_run
+from maskrcnn.schema import SKIPPED
 from maskrcnn.visualization.run_report import write_report
 
 
@@ -44,7 +53,7 @@ def test_two_commands_that_plan_at_once_keep_to_one_plan(
     monkeypatch.setattr(planning, "_now", iter(["2026-11-23T00:00:01", "2026-11-23T00:00:02"]).__next__)
     assert prepare(request_) == plans[0]
     storage = Storage(request_.output)
-    assert storage.list() == ["manifest.parquet", "plan.json", "run.json"]
+    assert storage.list() == ["manifest.parquet", "plan.json", "run.json", "skipped.parquet"]
     check_manifest(storage, plans[0])
     check_run(storage, read_run(storage), plans[0])
 
@@ -184,3 +193,92 @@ def test_another_manifest_is_neither_processed_nor_reduced(request_: Request) ->
     assert json.loads(storage.read("_SUCCESS")) == before
     storage.write("manifest.parquet", sound)
     assert reduce_run(storage.url, write_report=write_report)["parts"] == before["parts"]
+
+
+# What a listing skips
+
+
+def counted(storage: Storage) -> dict[str, int]:
+    inputs = read_run(storage)["inputs"]
+    rows = pq.read_table(io.BytesIO(storage.read("skipped.parquet")))
+    assert rows.schema.equals(SKIPPED, check_metadata=True)
+    assert inputs["skipped_sha256"] == hashlib.sha256(storage.read("skipped.parquet")).hexdigest()
+    kinds = rows["kind"].to_pylist()
+    assert inputs["skipped"] == {kind: kinds.count(kind) for kind in kinds}
+    return dict(inputs["skipped"])
+
+
+def test_what_is_skipped_is_listed_beside_the_manifest_until_nothing_is(request_: Request) -> None:
+    storage, folder = Storage(request_.output), Path(request_.source)
+    (folder / "instances.json").unlink()
+    prepare(request_)
+    assert storage.list() == ["manifest.parquet", "plan.json", "run.json"]
+    assert read_run(storage)["inputs"]["skipped_sha256"] is None
+    (folder / "notes.txt").write_text("x")
+    prepare(request_)
+    assert read_run(storage)["inputs"]["skipped"] == {}, "the inputs are not listed again"
+    prepare(dataclasses.replace(request_, shard_images=3))  # which plans anew what was not begun
+    assert counted(storage) == {".txt": 1}
+    (folder / "notes.txt").rename(folder / "notes.md")
+    prepare(request_)
+    assert counted(storage) == {".md": 1}
+    storage.remove("plan.json")  # as a planning leaves it that was killed
+    (folder / "notes.md").unlink()
+    prepare(request_)
+    assert storage.list() == ["manifest.parquet", "plan.json", "run.json"]
+
+
+def test_with_strict_a_file_that_would_be_skipped_is_an_error(request_: Request) -> None:
+    storage, folder = Storage(request_.output), Path(request_.source)
+    strict = dataclasses.replace(request_, strict=True)
+    for name in ("b.txt", "a.txt", "._a.png"):
+        (folder / name).write_text("x")
+    said = (
+        f"^{folder}: with --strict no file may be skipped, and 4 files would be .1 ._, 1 .json, 2 .txt.: "
+        "'._a.png', 'instances.json', 'a.txt', …; move them, or leave out --strict$"
+    )
+    with pytest.raises(UsageError, match=said):
+        prepare(strict)
+    assert storage.list() == []
+    prepare(request_)
+    with pytest.raises(UsageError, match=said):  # of the plan that exists, too
+        prepare(strict)
+    storage.remove("skipped.parquet")
+    with pytest.raises(RunError, match=r"skipped\.parquet is missing; restore it"):
+        prepare(strict)
+    for name in ("b.txt", "a.txt", "._a.png", "instances.json"):
+        (folder / name).unlink()
+    prepare(dataclasses.replace(strict, output=f"{request_.output}-2"))
+
+
+def test_what_is_skipped_is_known_to_status_verify_and_gc(request_: Request) -> None:
+    storage = Storage(request_.output)
+    prepare(request_)
+    process_shards(storage)
+    reduce_run(request_.output, write_report=write_report)
+    collect_garbage(request_.output)
+    shown = CliRunner().invoke(main, ["status", request_.output])
+    assert f"1 file of the input skipped, listed in {request_.output}/skipped.parquet" in shown.output
+    report = verify_run(request_.output)
+    assert report.proven
+    assert "7 rows, as planned; 1 file skipped, each listed" in [outcome.line for outcome in report.outcomes]
+
+    sound = storage.read("skipped.parquet")
+    for tampered in (None, sound[:-1], write_skipped_as(storage, "other")):
+        if tampered is None:
+            storage.remove("skipped.parquet")
+        else:
+            storage.write("skipped.parquet", tampered)
+        assert {(finding.check, finding.where) for finding in verify_run(request_.output).findings} == {
+            ("manifest", "skipped.parquet")
+        }
+
+
+def write_skipped_as(storage: Storage, kind: str) -> bytes:
+    """Record rows of another kind, with their digest, and return their file."""
+    table = pa.table([["a"], ["a"], [1], [kind]], schema=SKIPPED)
+    run = read_run(storage)
+    run["inputs"]["skipped_sha256"] = write_skipped(storage, table)
+    data = storage.read("skipped.parquet")
+    storage.write("run.json", json.dumps(run).encode())
+    return data

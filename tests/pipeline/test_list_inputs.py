@@ -1,6 +1,9 @@
 """Whatever a user points at becomes one table, the same in whatever order it was found."""
 
+import csv
+import gzip
 import hashlib
+import io
 import json
 import logging
 import os
@@ -12,17 +15,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from archives import packed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskrcnn.errors import UsageError
 from maskrcnn.io.inputs import list_inputs
-from maskrcnn.io.manifests.sources import source_of
+from maskrcnn.io.manifests.sources import counts_of, source_of
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url
 from maskrcnn.pipeline.list_inputs import Inputs, read_inputs
 from maskrcnn.pipeline.manifest_file import ManifestReader, write_manifest
-from maskrcnn.schema import IMAGES, MANIFEST, METADATA, images_schema
+from maskrcnn.schema import IMAGES, MANIFEST, METADATA, SKIPPED, images_schema
 
 
 def inputs_of(source: Path | str, images_root: str | None = None, limit: int | None = None) -> Inputs:
@@ -82,7 +86,7 @@ def test_a_folder_in_every_kind_of_store(store_url: str) -> None:
         dict(zip(*list_inputs(root).select(["name", "etag"]).to_pydict().values(), strict=True))[name]
         for name in names
     ]
-    assert inputs.skipped == {"": 1, ".bak": 1, ".json": 1, ".txt": 2}
+    assert counts_of(inputs.skipped) == {"": 1, ".bak": 1, ".json": 1, ".txt": 2}
     assert (inputs.kind, inputs.ids_given) == ("listing", False)
     assert inputs.source == root
     assert inputs.source_sha256 is None
@@ -98,7 +102,7 @@ def test_photos_of_all_common_suffixes_are_inputs(tmp_path: Path) -> None:
         written(tmp_path / name, b"x")
     inputs = inputs_of(tmp_path)
     assert sorted(inputs.table["name"].to_pylist()) == sorted(names)
-    assert inputs.skipped == {".dng": 1, ".psd": 1, ".xmp": 1}
+    assert counts_of(inputs.skipped) == {".dng": 1, ".psd": 1, ".xmp": 1}
 
 
 def test_what_systems_put_beside_pictures_is_left_out_and_counted(store_url: str) -> None:
@@ -117,7 +121,7 @@ def test_what_systems_put_beside_pictures_is_left_out_and_counted(store_url: str
         store.write(f"in/{name}", b"12")
     inputs = inputs_of(Url.parse(store_url).join("in").text)
     assert sorted(inputs.table["name"].to_pylist()) == kept
-    assert inputs.skipped == {kind: len(names) for kind, names in beside.items()}
+    assert counts_of(inputs.skipped) == {kind: len(names) for kind, names in beside.items()}
 
 
 def test_a_single_image(tmp_path: Path) -> None:
@@ -135,7 +139,8 @@ def test_nothing_to_list_is_refused(tmp_path: Path) -> None:
     written(tmp_path / "in" / "b.nef", b"x")
     written(tmp_path / "in" / "LICENSE", b"x")
     assert "no images; found 1 without suffix, 2 .nef; images end in .jpg" in refusal(tmp_path / "in")
-    assert "lists of them in .txt .csv .parquet .json" in refusal(written(tmp_path / "list.jsonl", "{}"))
+    lists = "lists of them in .txt .csv .tsv .jsonl .ndjson .parquet .json"
+    assert lists in refusal(written(tmp_path / "list.xlsx", "{}"))
 
 
 def test_a_relative_folder_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,10 +158,11 @@ def test_a_relative_folder_becomes_absolute(tmp_path: Path, monkeypatch: pytest.
 def test_a_folder_with_the_name_of_a_manifest_is_a_folder(tmp_path: Path) -> None:
     written(tmp_path / "in.csv" / "a.jpg", b"x")
     assert inputs_of(tmp_path / "in.csv").table["name"].to_pylist() == ["a.jpg"]
-    written(tmp_path / "m.parquet" / "part-0.parquet", pa.table({"uri": ["a"]}))
-    said = refusal(tmp_path / "m.parquet")
-    assert "no images; found 1 .parquet" in said
-    assert said.endswith("; this is a folder, but a manifest is one file")
+    written(tmp_path / "m.csv" / "part-0.csv", "uri\na.jpg\n")
+    said = refusal(tmp_path / "m.csv")
+    assert "no images; found 1 .csv" in said
+    assert said.endswith(f"; for the lists in this folder, use {tmp_path}/m.csv/*.csv")
+    assert inputs_of(tmp_path / "m.csv" / "*.csv").table["name"].to_pylist() == ["a.jpg"]
 
 
 @pytest.mark.s3
@@ -164,7 +170,7 @@ def test_a_prefix_with_the_name_of_a_manifest_ends_in_a_slash(moto_server: Any) 
     root = moto_server.prefix()
     Storage(root).write("in.csv/a.jpg", b"x")
     assert inputs_of(f"{root}/in.csv/").table["name"].to_pylist() == ["a.jpg"]
-    assert "if it is a folder of images, end its name with /" in refusal(f"{root}/in.csv")
+    assert "if it is a folder, end its name with /" in refusal(f"{root}/in.csv")
 
 
 @pytest.mark.parametrize("source", ["", " ", "file://", "s3://", "s3:///"])
@@ -216,7 +222,25 @@ SAME: dict[str, Callable[[Path], Path]] = {
     "coco": lambda folder: written(
         folder / "m.json", {"images": [{"file_name": "b.jpg"}, {"file_name": "a b.jpg"}]}
     ),
+    "tsv": lambda folder: written(folder / "m.tsv", "uri\nb.jpg\na b.jpg\n"),
+    "tsv-crlf-bom-quotes": lambda folder: written(
+        folder / "m.tsv", b'\xef\xbb\xbf"uri"\r\n"b.jpg"\r\na b.jpg\r\n'
+    ),
+    "jsonl": lambda folder: written(folder / "m.jsonl", '{"uri": "b.jpg"}\n{"uri": "a b.jpg"}\n'),
+    "ndjson-crlf-bom-blank": lambda folder: written(
+        folder / "m.ndjson", b'\xef\xbb\xbf{"uri": "b.jpg"}\r\n\r\n  \n{"uri":"a b.jpg"}'
+    ),
+    "txt.gz": lambda folder: written(folder / "m.txt.gz", gzip.compress(b"b.jpg\na b.jpg\n")),
+    "csv.gz": lambda folder: written(folder / "M.CSV.GZ", gzip.compress(b"uri\nb.jpg\na b.jpg\n")),
+    "tsv.gz": lambda folder: written(folder / "m.tsv.gz", gzip.compress(b"uri\nb.jpg\na b.jpg\n")),
+    "jsonl.gz-two-members": lambda folder: written(
+        folder / "m.jsonl.gz", gzip.compress(b'{"uri": "b.jpg"}\n') + gzip.compress(b'{"uri": "a b.jpg"}\n')
+    ),
+    "megadetector": lambda folder: written(
+        folder / "m.json", {"images": [{"file": "b.jpg"}, {"file": "a b.jpg"}], "detection_categories": {}}
+    ),
 }
+ADDED_BY_MEGADETECTOR = ["n_detections", "max_detection_conf"]
 
 
 @pytest.mark.parametrize("kind", SAME)
@@ -227,7 +251,8 @@ def test_each_kind_of_manifest_says_the_same(kind: str, tmp_path: Path) -> None:
         (1, "a b.jpg", f"{tmp_path}/a b.jpg", None, None),
         (2, "b.jpg", f"{tmp_path}/b.jpg", None, None),
     ]
-    assert inputs.table.column_names == MANIFEST.names
+    added = ADDED_BY_MEGADETECTOR if kind == "megadetector" else []
+    assert inputs.table.column_names == [*MANIFEST.names, *added]
     assert not inputs.ids_given
     assert inputs.source_sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
     assert source_of(str(source)) == (str(source), inputs.source_sha256)
@@ -343,6 +368,135 @@ def test_the_order_of_a_manifest_does_not_matter(
     shuffle.shuffle(uris)
     second = inputs_of(written(folder / "m.txt", "\n".join(uris)))
     assert first.table == second.table
+
+
+# One manifest in several forms, and in several files
+
+DRAWN = {
+    "n": st.integers(-(2**63), 2**63 - 1),
+    "score": st.floats(allow_nan=False, allow_infinity=False),
+    "used": st.booleans(),
+    "note": st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=5).map(
+        lambda text: f"x{text}"
+    ),
+}
+ROWS = st.lists(
+    st.fixed_dictionaries({"uri": st.uuids().map("s3://b/{}.jpg".format)} | DRAWN), min_size=1, max_size=6
+)
+
+
+def as_csv(rows: list[dict[str, Any]], separator: str) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=separator, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def as_json_lines(rows: list[dict[str, Any]]) -> bytes:
+    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode()
+
+
+@given(ROWS, st.integers(0, 6))
+@settings(max_examples=40)
+def test_the_same_rows_are_the_same_inputs_in_every_form_and_however_divided(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], at: int
+) -> None:
+    folder = tmp_path_factory.mktemp("law")
+    expected = inputs_of(written(folder / "m.parquet", pa.Table.from_pylist(rows))).table
+    first, rest = (rows[:at], rows[at:]) if 0 < at < len(rows) else (rows, rows)
+    forms: dict[str, Callable[[list[dict[str, Any]]], bytes | pa.Table]] = {
+        "csv": lambda some: as_csv(some, ","),
+        "tsv": lambda some: as_csv(some, "\t"),
+        "jsonl": as_json_lines,
+        "csv.gz": lambda some: gzip.compress(as_csv(some, ","), 1),
+        "parquet": pa.Table.from_pylist,
+    }
+    for suffix, form in forms.items():
+        found = [inputs_of(written(folder / f"m.{suffix}", form(rows))).table]
+        if rest is not rows:
+            written(folder / suffix / f"0.{suffix}", form(first))
+            written(folder / suffix / f"1.{suffix}", form(rest))
+            found.append(inputs_of(folder / suffix / f"*.{suffix}").table)
+        for table in found:
+            assert table.to_pylist() == expected.to_pylist(), suffix
+            assert table.column_names == expected.column_names
+
+
+def test_a_folder_of_parquet_files_is_one_manifest_in_every_kind_of_store(store_url: str) -> None:
+    store = Storage(store_url)
+    parts = {
+        "year=2024/site=A%20B/0.parquet": pa.table({"uri": ["pics/b.jpg"], "n": [1]}),
+        "year=2025/site=C/0.parquet": pa.table({"uri": ["s3://other/a.jpg"], "m": ["x"]}),
+    }
+    for name, table in parts.items():
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        store.write(f"lists/{name}", sink.getvalue())
+    for beside in ("_SUCCESS", "_metadata/old.parquet", "year=2024/notes.md"):
+        store.write(f"lists/{beside}", b"")
+    root = Url.parse(store_url).join("lists").text
+    for source in (root, f"{root}/", f"{root}/**/*.parquet", f"{root}/year=*/*/*.parquet"):
+        inputs = inputs_of(source)
+        assert rows_of(inputs, "name", "uri", "n", "m", "year", "site") == [
+            ("pics/b.jpg", f"{root}/pics/b.jpg", 1, None, 2024, "A B"),
+            ("s3://other/a.jpg", "s3://other/a.jpg", None, "x", 2025, "C"),
+        ]
+        assert (inputs.kind, inputs.source_sha256, source_of(source)[1]) == ("manifest", None, None)
+    assert counts_of(inputs_of(root).skipped) == {"": 1, ".md": 1, ".parquet": 1}
+    rooted = inputs_of(root, images_root="s3://pictures")
+    assert rooted.table["uri"].to_pylist()[0] == "s3://pictures/pics/b.jpg"
+
+
+def test_a_folder_with_pictures_is_one_of_pictures_whatever_tables_it_has(tmp_path: Path) -> None:
+    written(tmp_path / "m.parquet", pa.table({"uri": ["x.jpg"]}))
+    written(tmp_path / "a.jpg", b"x")
+    inputs = inputs_of(tmp_path)
+    assert inputs.table["name"].to_pylist() == ["a.jpg"]
+    assert counts_of(inputs.skipped) == {".parquet": 1}
+    assert inputs_of(tmp_path / "*.parquet").table["name"].to_pylist() == ["x.jpg"]
+
+
+def test_the_output_of_a_run_is_no_manifest_and_its_table_of_images_is(tmp_path: Path) -> None:
+    for name in ("run.json", "plan.json"):
+        written(tmp_path / "out" / name, "{}")
+    written(tmp_path / "out" / "images" / "part-0.parquet", pa.table({"uri": ["x.jpg"]}))
+    assert "no images; found 2 .json, 1 .parquet" in refusal(tmp_path / "out")
+    assert inputs_of(tmp_path / "out" / "images").table["name"].to_pylist() == ["x.jpg"]
+
+
+def test_a_file_whose_name_has_a_wildcard_is_that_file(store_url: str) -> None:
+    store = Storage(store_url)
+    store.write("m[1].txt", b"s3://b/a.jpg")
+    store.write("m1.txt", b"s3://b/b.jpg")
+    assert inputs_of(Url.parse(store_url).join("m[1].txt").text).table["name"].to_pylist() == ["s3://b/a.jpg"]
+
+
+def test_all_that_is_skipped_is_listed_with_what_it_is(tmp_path: Path) -> None:
+    for name in ("a.jpg", "notes.TXT", "LICENSE", "sub/._a.jpg", "__MACOSX/a.jpg"):
+        written(tmp_path / name, b"12")
+    for name in ("run.json", "plan.json", "images/part-0.jpg"):
+        written(tmp_path / "out" / name, b"12")
+    written(tmp_path / "x.tar", packed("x.tar", {"b.jpg": b"1", "b.txt": b"123", "__MACOSX/b.jpg": b"1"}))
+    inputs = read_inputs(str(tmp_path), images_root=None, limit=None)
+    assert inputs.table["name"].to_pylist() == ["a.jpg", "x.tar!/b.jpg"]
+    inputs.skipped.validate(full=True)
+    assert inputs.skipped.schema.equals(SKIPPED, check_metadata=True)
+    assert inputs.skipped.to_pylist() == [
+        {"name": name, "uri": f"{tmp_path}/{name}", "bytes": size, "kind": kind}
+        for name, size, kind in (
+            ("out/images/part-0.jpg", 2, "in out/, the output of a run"),
+            ("out/plan.json", 2, "in out/, the output of a run"),
+            ("out/run.json", 2, "in out/, the output of a run"),
+            ("sub/._a.jpg", 2, "._"),
+            ("__MACOSX/a.jpg", 2, "__MACOSX/"),
+            ("x.tar!/__MACOSX/b.jpg", 1, "__MACOSX/"),
+            ("LICENSE", 2, ""),
+            ("notes.TXT", 2, ".txt"),
+            ("x.tar!/b.txt", 3, ".txt"),
+        )
+    ]
+    assert list(counts_of(inputs.skipped)) == ["in out/, the output of a run", "._", "__MACOSX/", "", ".txt"]
 
 
 # Ids and further columns
@@ -613,6 +767,38 @@ def test_a_limit_keeps_the_first_by_name(tmp_path: Path) -> None:
         ),
         ("m.parquet", pa.table({"uri": ["a", None]}), "1 row without a uri"),
         ("m.parquet", pa.table({"uri": pa.array([], pa.string())}), "no rows"),
+        ("m.tsv", "uri,n\na,1\n", "its columns are separated by commas: separate them by tabs"),
+        ("m.tsv", "uri\tn\na\t1\nb\n", "line 3 has 1 value, and the header 2"),
+        ("m.tsv", 'uri\tn\na\t"1\n', "line 2 or after it does not end: close its quotes"),
+        ("m.tsv", "", ": it is empty: write a header"),
+        ("m.jsonl", "", "no rows"),
+        ("m.jsonl", "[1]\n", "line 1 holds [1] instead of an object: write one object per line"),
+        ("m.jsonl", '{\n"uri": "a"}', "line 1 is not one JSON value"),
+        (
+            "m.jsonl",
+            '{"uri": "a"} {"uri": "b"}',
+            "line 1 is not one JSON value (Extra data): write one object",
+        ),
+        ("m.jsonl", '{"uri": "a"}\n{"uri": 7}', "line 2 has 7 as `uri`, which must be text"),
+        ("m.jsonl", '{"uri": "a", "name": ["b"]}', 'line 1 has ["b"] as `name`, which must be text'),
+        ("m.jsonl", '{"uri": "a", "uri": "b"}', "line 1 has the key 'uri' twice: rename or remove one"),
+        ("m.jsonl", '{"uri": "a"}\n{"n": 1}', "1 row without a uri"),
+        ("m.jsonl", '{"path": "a"}', "no column `uri`; found 'path'; rename 'path' if that is meant"),
+        ("m.jsonl", '{"uri": "a\\ud800"}', r"'a\ud800' is not valid text"),
+        ("m.jsonl", '{"a":' * 99_999, "line 1 is nested too deeply to be read: leave it out"),
+        ("m.jsonl", '{"uri": "a", "n": ' + "9" * 9999 + "}", "line 1 holds a number of too many digits"),
+        (
+            "m.jsonl",
+            json.dumps({"uri": "a"} | {str(key): 1 for key in range(10_000)}),
+            "its objects have more than 10,000 different keys",
+        ),
+        ("m.jsonl", '{"uri": "größe"}'.encode("latin-1"), "line 1 is not UTF-8: save it as UTF-8"),
+        ("m.csv.gz", b"uri\na\n", ": it is no gzip file: compress it, or take .gz off its name"),
+        ("m.csv.gz", gzip.compress(b"uri\na\n")[:-9], ": it is damaged or cut off: write or copy it again"),
+        ("m.csv.gz", gzip.compress(b"uri\na\n")[:-8] + bytes(8), ": it is damaged: write or copy it again"),
+        ("m.csv.gz", gzip.compress(b"uri\na\n") + b"more", ": it is damaged: write or copy it again"),
+        ("m.csv.gz", b"", ": it is empty: write a header"),
+        ("m.txt.gz", gzip.compress(b"a\n\xff\n"), "line 2 is not UTF-8"),
         ("m.json", "", ": it is empty, and not JSON: write or copy it again"),
         ("m.json", "[1]", "not a COCO dataset but a list"),
         ("m.json", {"images": [1]}, "not a COCO dataset: `images` holds 1"),

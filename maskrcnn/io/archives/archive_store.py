@@ -1,18 +1,18 @@
 """Members of archives as inputs: read like files, each by one range of its archive."""
 
-import contextlib
 import functools
 import gzip
 import io
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import BinaryIO, Final, cast
 
 from ..refusals import Refusal
+from ..stores.contained_store import ContainedStore
 from ..stores.remote_store import READ_AHEAD_BYTES, RangeReader
-from ..stores.store import InputStore, ObjectStat, Store
+from ..stores.store import ObjectStat, Store
 from ..url import Url
 from .archive_index import ArchiveIndex, GzipStream, read_index
 from .member import SOLID_SUFFIXES, Member, split_member
@@ -23,7 +23,7 @@ _STREAMS: Final = 2
 """Of so many archives the index, or the uncompressed stream, is kept."""
 
 
-class ArchiveStore(InputStore):
+class ArchiveStore(ContainedStore):
     """The members of archives in any store, with the etag of their archive.
 
     Args:
@@ -31,17 +31,15 @@ class ArchiveStore(InputStore):
     """
 
     def __init__(self, store_of: Callable[[Url], Store]) -> None:
-        self._store_of = store_of
+        super().__init__(store_of)
         self._places = functools.lru_cache(_INDEXES)(self._read_places)
         self._indexing = threading.Lock()
         self._streams = _Streams()
 
-    @contextlib.contextmanager
-    def input_faults(self, url: Url) -> Iterator[None]:
-        """Convert a failure as the archive's store does."""
-        archive, _ = _split(url)
-        with self._store_of(archive).input_faults(archive):
-            yield
+    @staticmethod
+    def file_of(url: Url) -> Url:
+        """Return the URL of a member's archive. Raises ItemError for one on the web."""
+        return _split(url)[0]
 
     def stat(self, url: Url) -> ObjectStat:
         """Return a member's size, and its archive's etag. Raises FileNotFoundError where there is none."""
@@ -59,12 +57,6 @@ class ArchiveStore(InputStore):
         archive, name = _split(url)
         member = self._find(archive, self._store_of(archive).stat(archive), name)
         return self.read_member(archive, member, max_bytes, etag)
-
-    def read_range(self, url: Url, start: int = 0, stop: int | None = None, etag: str | None = None) -> bytes:
-        """Return a range of a member's bytes."""
-        with self.open_input(url, etag) as file:
-            file.seek(start)
-            return file.read(-1 if stop is None else max(stop - start, 0))
 
     def open_input(self, url: Url, etag: str | None) -> BinaryIO:
         """Open a member; one that is compressed is read whole."""

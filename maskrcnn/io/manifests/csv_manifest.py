@@ -1,4 +1,4 @@
-"""Read a CSV whose values stay as they were written.
+"""Read a CSV or a TSV whose values stay as they were written.
 
 A column becomes one of integers, numbers, booleans, dates or times only if each of its values, printed again, is the
 text that stands in the file: `7` does, `007`, `+7`, `1.10`, `1e5`, `0x7`, ` 7` and 20 digits do not. All other columns
@@ -25,7 +25,6 @@ from ...errors import UsageError, plural
 log = logging.getLogger("maskrcnn")
 
 LARGEST_CSV_BYTES: Final = 2**30
-_PARSING: Final = csv.ParseOptions(newlines_in_values=True)
 _TEXT: Final = ("uri", "name", "etag")
 """Columns that are text whatever they contain."""
 _INTEGER: Final = r"^(?:0|-?[1-9][0-9]{0,18})$"
@@ -36,12 +35,13 @@ _DAY: Final = r"[1-9][0-9]{3}-[0-9]{2}-[0-9]{2}"
 _CLOCK: Final = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]"
 
 
-def parse_csv(source: str, data: bytes) -> pa.Table:
-    """Return the columns of a CSV: UTF-8 without a byte order mark, separated by commas; lines end in LF, CR LF or CR.
+def csv_texts(source: str, data: bytes, separator: str = ",") -> pa.Table:
+    """Return the columns of a CSV or TSV as text: UTF-8 without a byte order mark; lines end in LF, CR LF or CR.
 
     Args:
         source: its name, for messages.
         data: its content.
+        separator: of the columns, a comma or a tab.
 
     Raises:
         UsageError: it is empty, its columns are separated by something else, a quoted value does not end, or a line has
@@ -49,27 +49,38 @@ def parse_csv(source: str, data: bytes) -> pa.Table:
     """
     if not data.strip():
         raise UsageError(f"{source}: it is empty: write a header with a column `uri`, and a line per input")
-    _check_quotes(source, data)
+    _check_quotes(source, data, separator)
+    parsing = csv.ParseOptions(delimiter=separator, newlines_in_values=True)
     try:
-        names = _column_names(data)
+        names = _column_names(data, parsing)
     except pa.ArrowInvalid as error:
-        raise _ragged(source, data) or error from error
-    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
-        if len(names) == 1 and separator in names[0]:
+        raise _ragged(source, data, separator) or error from error
+    for other, word in _SEPARATORS.items():
+        if other != separator and len(names) == 1 and other in names[0]:
             raise UsageError(
-                f"{source}: no column `uri`, its columns are separated by {word}: separate them by commas"
+                f"{source}: no column `uri`, its columns are separated by {word}: separate them by "
+                f"{_SEPARATORS[separator]}"
             )
     try:
-        texts = csv.read_csv(
+        return csv.read_csv(
             pa.BufferReader(data),
             read_options=csv.ReadOptions(block_size=max(len(data), 1)),
-            parse_options=_PARSING,
+            parse_options=parsing,
             convert_options=csv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
             ),
         )
     except pa.ArrowInvalid as error:
-        raise _ragged(source, data) or error from error
+        raise _ragged(source, data, separator) or error from error
+
+
+def typed_columns(source: str, texts: pa.Table) -> pa.Table:
+    """Return columns of texts as types whose values print as the texts do, and say which look like numbers and are not.
+
+    Args:
+        source: the manifest, for the log.
+        texts: its columns; null where one of several files has no such column.
+    """
     columns, numbers = [], []
     for name, column in zip(texts.column_names, texts.itercolumns(), strict=True):
         columns.append(column if name in _TEXT else typed(column))
@@ -84,11 +95,14 @@ def parse_csv(source: str, data: bytes) -> pa.Table:
     return pa.table(columns, names=texts.column_names)
 
 
-def _ragged(source: str, data: bytes) -> UsageError | None:
+_SEPARATORS: Final = {",": "commas", ";": "semicolons", "\t": "tabs"}
+
+
+def _ragged(source: str, data: bytes, separator: str) -> UsageError | None:
     """Return the error for the first line that has more or fewer values than the header; None if there is none."""
     header, last = 0, 0
     with _long_fields(data):
-        rows = python_csv.reader(io.StringIO(data.decode(), newline=""))
+        rows = python_csv.reader(io.StringIO(data.decode(), newline=""), delimiter=separator)
         for row in rows:
             first, last = last + 1, rows.line_num
             if row and not header:
@@ -96,7 +110,7 @@ def _ragged(source: str, data: bytes) -> UsageError | None:
             elif row and len(row) != header:
                 return UsageError(
                     f"{source}: line {first:,} has {plural(len(row), 'value')}, and the header {header:,}: give each "
-                    "line one value per column, and put a value that contains commas in quotes"
+                    f"line one value per column, and put a value that contains {_SEPARATORS[separator]} in quotes"
                 )
     return None
 
@@ -111,11 +125,11 @@ def _long_fields(data: bytes) -> Iterator[None]:
         python_csv.field_size_limit(limit)
 
 
-def _check_quotes(source: str, data: bytes) -> None:
+def _check_quotes(source: str, data: bytes, separator: str) -> None:
     """Refuse a value whose quotes do not end where the value does: it would swallow the lines that follow."""
     if b'"' not in data:
         return
-    rows = python_csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
+    rows = python_csv.reader(io.StringIO(data.decode(), newline=""), delimiter=separator, strict=True)
     last = 0
     with _long_fields(data):
         try:
@@ -139,14 +153,14 @@ def _unlike_a_number(texts: pa.ChunkedArray) -> str | None:
     return next(odd, None) or next(text for text in some if re.fullmatch(_INTEGER, text))
 
 
-def _column_names(data: bytes) -> list[str]:
+def _column_names(data: bytes, parsing: csv.ParseOptions) -> list[str]:
     block = max(len(data), 1)
     try:
         skipping = csv.ReadOptions(block_size=block, skip_rows_after_names=2**31 - 1)
-        table = csv.read_csv(pa.BufferReader(data), read_options=skipping, parse_options=_PARSING)
+        table = csv.read_csv(pa.BufferReader(data), read_options=skipping, parse_options=parsing)
     except pa.ArrowInvalid:  # there are no rows to skip, or it is no CSV
         table = csv.read_csv(
-            pa.BufferReader(data), read_options=csv.ReadOptions(block_size=block), parse_options=_PARSING
+            pa.BufferReader(data), read_options=csv.ReadOptions(block_size=block), parse_options=parsing
         )
     names: list[str] = table.column_names
     return names

@@ -34,19 +34,32 @@ _URI_SYNONYMS: Final = (
 )
 
 
-def check_columns(source: str, schema: pa.Schema) -> None:
+def check_columns(source: str, schema: pa.Schema, instead: str = "") -> None:
     """Check a manifest's columns.
 
+    Args:
+        source: the manifest, for messages.
+        schema: its columns.
+        instead: what else the file could have than a column `uri`, and has not.
+
     Raises:
-        UsageError: there is no column `uri`, a name is used twice, or there are too many columns or levels.
+        UsageError: there is no column `uri`, or as `check_names`.
     """
     names: list[str] = schema.names
-    if repeated := sorted(name for name, count in Counter(names).items() if count > 1 and name.strip()):
-        raise UsageError(
-            f"{source}: several columns have the name {', '.join(map(repr, repeated))}; rename all but one"
-        )
+    _check_unique(source, names)
     if "uri" not in names:
-        raise UsageError(f"{source}: no column `uri`; {_near(schema)}")
+        raise UsageError(f"{source}: no column `uri`{instead}; {_near(schema)}")
+    check_names(source, schema)
+
+
+def check_names(source: str, schema: pa.Schema) -> None:
+    """Check the columns that a table of inputs has, whatever it lists.
+
+    Raises:
+        UsageError: a name is used twice, or there are too many columns or levels.
+    """
+    names: list[str] = schema.names
+    _check_unique(source, names)
     if len(names) > MAX_COLUMNS:
         raise UsageError(
             f"{source}: {len(names):,} columns, and at most {MAX_COLUMNS:,} can be carried: leave out those "
@@ -60,6 +73,13 @@ def check_columns(source: str, schema: pa.Schema) -> None:
             )
 
 
+def _check_unique(source: str, names: Sequence[str]) -> None:
+    if repeated := sorted(name for name, count in Counter(names).items() if count > 1 and name.strip()):
+        raise UsageError(
+            f"{source}: several columns have the name {', '.join(map(repr, repeated))}; rename all but one"
+        )
+
+
 def _near(schema: pa.Schema) -> str:
     names: list[str] = schema.names
     found = f"found {', '.join(map(repr, names[:12]))}{', …' if len(names) > 12 else ''}"
@@ -68,14 +88,7 @@ def _near(schema: pa.Schema) -> str:
     lowered = {name.strip().lower(): name for name in names if name not in (*of_bytes, *nested)}
     near = [lowered[name] for name in ("uri", *_URI_SYNONYMS) if name in lowered]
     near += [lowered[name] for name in difflib.get_close_matches("uri", lowered)]
-    if near:
-        return f"{found}; rename {near[0]!r} if that is meant"
-    if of_bytes:
-        return (
-            f"the pictures themselves, in the column {of_bytes[0]!r}, cannot be read from a table: write each to a "
-            "file, and list the files in a column `uri`"
-        )
-    return found
+    return f"{found}; rename {near[0]!r} if that is meant" if near else found
 
 
 def holds_bytes(kind: pa.DataType) -> bool:

@@ -3,6 +3,7 @@
 A dictionary lets a file of some kilobytes come to terabytes of text, so a column's size is known before it is expanded.
 """
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +46,29 @@ def read_parquet_manifest(source: str, file: BinaryIO) -> pa.Table:
     """
     metadata = pq.read_metadata(file)
     schema = pq.ParquetFile(file, metadata=metadata).schema_arrow
-    check_columns(source, schema)
+    check_columns(source, schema, " and none of pictures (bytes, or struct<bytes, path>)")
+    table, left_out = read_columns(source, file, metadata)
+    warn_left_out(source, left_out)
+    return table
+
+
+def read_columns(
+    source: str, file: BinaryIO, metadata: pq.FileMetaData, pictures: str | None = None
+) -> tuple[pa.Table, list[str]]:
+    """Return a Parquet file's columns, except those of large values of bytes, whose names are returned too.
+
+    Args:
+        source: its name, for messages.
+        file: open for random access.
+        metadata: its footer.
+        pictures: a column that is left out, without being named; if it is of structs with a field `path`, the column
+            has these instead.
+
+    Raises:
+        UsageError: it is larger than a manifest may be, or a column cannot be carried.
+        pyarrow.ArrowException: it is not a sound Parquet file.
+    """
+    schema = pq.ParquetFile(file, metadata=metadata).schema_arrow
     given: list[str] = schema.names
     leaves = _leaves(schema)
     sizes = [sum(chunk.total_uncompressed_size for chunk in _chunks(metadata, of)) for of in leaves]
@@ -55,11 +78,21 @@ def read_parquet_manifest(source: str, file: BinaryIO) -> pa.Table:
         and size > LARGE_VALUE_BYTES * metadata.num_rows
         for field, size in zip(schema, sizes, strict=True)
     ]
-    warn_left_out(source, [name for name, left_out in zip(given, large, strict=True) if left_out])
-    kept = [at for at, left_out in enumerate(large) if not left_out]
-    _check_sizes(source, file, metadata, {given[at]: leaves[at] for at in kept})
-    names = [given[at] for at in kept]
-    table = _select(pq.ParquetFile(file, metadata=metadata), names if any(large) else None)
+    left_out = [name for name, is_large in zip(given, large, strict=True) if is_large and name != pictures]
+    kept = {at: given[at] for at, is_large in enumerate(large) if not is_large and given[at] != pictures}
+    of_kept = {name: leaves[at] for at, name in kept.items()}
+    names = list(kept.values())
+    if pictures is not None:
+        for leaf in leaves[given.index(pictures)]:
+            if metadata.schema.column(leaf).path == f"{pictures}.path":
+                names.append(f"{pictures}.path")
+                of_kept[names[-1]] = range(leaf, leaf + 1)
+    _check_sizes(source, file, metadata, of_kept)
+    everything = not any(large) and pictures is None
+    table = _select(pq.ParquetFile(file, metadata=metadata), None if everything else names)
+    if pictures in table.column_names:
+        at = table.column_names.index(pictures)
+        table = table.set_column(at, pictures, pc.struct_field(table[pictures], "path"))
     columns = list(map(_carried, repeat(source), table.column_names, table.itercolumns()))
     changed = [
         repr(field.name)
@@ -72,16 +105,34 @@ def read_parquet_manifest(source: str, file: BinaryIO) -> pa.Table:
             source,
             ", ".join(changed[:12]) + (", …" if len(changed) > 12 else ""),
         )
-    return pa.table(columns, names=table.column_names)
+    return pa.table(columns, names=table.column_names), left_out
+
+
+@contextlib.contextmanager
+def parquet_errors(source: str, file: BinaryIO) -> Iterator[None]:
+    """Convert failures to read a Parquet file to UsageErrors of one line."""
+    try:
+        yield
+    except pa.ArrowNotImplementedError as error:
+        why = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"{source}: a column is of a type that cannot be read ({why}): remove it, or write it as text"
+        ) from error
+    except (pa.ArrowException, OSError) as error:  # OSError: a compressed page is damaged
+        file.seek(0)
+        what = "damaged or cut off" if file.read(4) == b"PAR1" else "no Parquet file"
+        raise UsageError(f"{source}: it is {what}: write or copy it again") from error
 
 
 def _select(parquet: pq.ParquetFile, names: Sequence[str] | None) -> pa.Table:
-    """Return columns by their names; None: all of them."""
+    """Return columns by their names, or by that of a field, `column.field`; None: all of them."""
     if names is None:
-        return parquet.read()
-    table = parquet.read(columns=list(names))
+        return parquet.read(use_threads=False)
+    groups = range(parquet.metadata.num_row_groups)  # one by one: their columns lie beside each other
+    read = [parquet.read_row_group(group, list(names), use_threads=False) for group in groups]
+    table = pa.concat_tables(read) if read else parquet.read(columns=list(names), use_threads=False)
     # A name also selects columns whose names begin with it and a dot.
-    selected = set(names)
+    selected = set(names) | {name.removesuffix(".path") for name in names}
     return table.select([at for at, name in enumerate(table.column_names) if name in selected])
 
 
@@ -109,7 +160,7 @@ def _check_sizes(source: str, file: BinaryIO, metadata: pq.FileMetaData, leaves:
     for name, chunks in of_columns.items():
         size = sum(max(chunk.total_uncompressed_size, chunk.num_values * _NUMBER_BYTES) for chunk in chunks)
         stored += size
-        _check_size(source, name, size, stored)
+        check_size(source, name, size, stored)
         # Each value may be as long as all of a dictionary.
         most[name] = size + sum(
             chunk.num_values * chunk.total_uncompressed_size for chunk in chunks if _expands(chunk)
@@ -121,7 +172,7 @@ def _check_sizes(source: str, file: BinaryIO, metadata: pq.FileMetaData, leaves:
         size = 0
         for batch in pq.ParquetFile(file, metadata=metadata).iter_batches(_AT_ONCE, columns=[name]):
             size += batch.nbytes
-            _check_size(source, name, size, size)
+            check_size(source, name, size, size)
     expanding = {name: chunks for name, chunks in of_columns.items() if any(map(_expands, chunks))}
     measured = [name for name in expanding if name not in prefixed]
     paths = {chunk.path_in_schema for name in measured for chunk in expanding[name] if _expands(chunk)}
@@ -131,7 +182,7 @@ def _check_sizes(source: str, file: BinaryIO, metadata: pq.FileMetaData, leaves:
     for name, column in zip(table.column_names, table.itercolumns(), strict=True):
         size = sum(map(_expanded_bytes, column.chunks))
         expanded += size
-        _check_size(source, name, size, expanded)
+        check_size(source, name, size, expanded)
 
 
 def _expands(chunk: pq.ColumnChunkMetaData) -> bool:
@@ -161,7 +212,8 @@ def _expanded_bytes(array: pa.Array) -> int:
 _TEXTS: Final = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
 
 
-def _check_size(source: str, name: str, of_column: int, of_table: int) -> None:
+def check_size(source: str, name: str, of_column: int, of_table: int) -> None:
+    """Check the bytes of a column, expanded, and of all columns up to it. Raises UsageError."""
     if of_column > LARGEST_COLUMN_BYTES or of_table > LARGEST_TABLE_BYTES:
         what, size, most = f"the column {name!r} comes", of_column, "2 GiB"
         if of_column <= LARGEST_COLUMN_BYTES:

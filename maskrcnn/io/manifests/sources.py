@@ -1,7 +1,7 @@
-"""Read the input that a user names, as columns of text and numbers: the first step to a manifest.
+"""The input that a user names: what it is, by its name; and what a listing of it finds.
 
-It is a list of uris, a CSV, a Parquet file, a COCO JSON, or the images that a listing finds. Lists and CSVs are UTF-8,
-CSVs separated by commas; blanks and tabs around their uris are removed.
+It is a manifest, in one file or in several, or a folder or an inventory whose images are taken. `read_manifest` reads
+the rows of a manifest.
 """
 
 import contextlib
@@ -9,30 +9,39 @@ import hashlib
 import os.path
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from ...errors import RunError, UsageError
-from ...schema import PLACE
+from ...schema import PLACE, SKIPPED
 from ..archives.list_members import list_members
 from ..archives.member import SUFFIXES as ARCHIVE_SUFFIXES
 from ..archives.member import split_member
-from ..inputs import check_exists, list_inputs
+from ..inputs import INPUTS, check_exists, list_inputs
+from ..picture_tables.list_rows import HasPictures, any_bytes, list_rows
+from ..picture_tables.picture_table import picture_columns
+from ..picture_tables.picture_uri import SUFFIX as TABLE_SUFFIX
+from ..picture_tables.picture_uri import is_table
 from ..refusals import Refusal
 from ..schemes import is_supported, unsupported
 from ..storage import Storage
-from ..url import USER_PATTERN, Url, is_folder, redact
-from .csv_manifest import LARGEST_CSV_BYTES, check_utf8, parse_csv
-from .manifest_columns import check_columns
-from .parquet_manifest import read_parquet_manifest
+from ..url import USER_PATTERN, Url, is_folder, is_there, redact
+from .s3_inventory import HEAD_BYTES, begins_as_inventory, read_inventory
+from .skipped import skipped_files
+from .text_files import GZIP
 
 _OF_A_RUN: Final = ("plan.json", "run.json")
 """The files by which the output of a run is known; see `pipeline.plan`."""
-MANIFEST_SUFFIXES: Final = (".txt", ".csv", ".parquet", ".json")
+_TEXT_SUFFIXES: Final = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson")
+MANIFEST_SUFFIXES: Final = (*_TEXT_SUFFIXES, TABLE_SUFFIX, ".json")
+"""Those of text may be followed by `.gz`."""
+_ALL_SUFFIXES: Final = frozenset((*MANIFEST_SUFFIXES, *(f"{suffix}{GZIP}" for suffix in _TEXT_SUFFIXES)))
+_WILDCARD: Final = re.compile(r"[*?\[]")
 _SUFFIXES: Final = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jxl"),
@@ -40,6 +49,7 @@ _SUFFIXES: Final = (
 """Suffixes of formats that are read, and of those that photos come in and that are refused by name, one row each."""
 _IS_IMAGE: Final = rf"(?i)({'|'.join(map(re.escape, _SUFFIXES))})$"
 _IS_ARCHIVE: Final = rf"(?i)({'|'.join(map(re.escape, ARCHIVE_SUFFIXES))})$"
+_IS_TABLE: Final = rf"(?i){re.escape(TABLE_SUFFIX)}$"
 _COMPANIONS: Final = (
     r"(?:^|/)(?P<place>\._|(?:__MACOSX|\.AppleDouble|\.ipynb_checkpoints|@eaDir|#recycle|\$RECYCLE\.BIN|\.Trashes"
     r"|\.Trash-[0-9]+|\.thumbnails|\.picasaoriginals)/)"
@@ -66,16 +76,20 @@ def refuse_query(url: str, what: str) -> None:
         )
 
 
-def source_of(source: str) -> tuple[str, str | None]:
+def source_of(source: str, image_column: str | None = None) -> tuple[str, str | None]:
     """Return the identity of an input: its whole URL or path, and the sha256 of the file if it is a manifest.
 
     A local path becomes absolute and loses its `..`; links stay as they are.
+
+    Args:
+        source: as the user named it.
+        image_column: see `is_manifest`.
 
     Raises:
         UsageError: it is empty, has a password, is on the web, or cannot be read.
     """
     whole = _whole(source)
-    if not is_manifest(source):
+    if not is_manifest(source, image_column):
         return whole, None
     digest = hashlib.sha256()
     with usage_errors(source), open_source(whole) as file:
@@ -92,7 +106,7 @@ def check_source(source: str) -> None:
     """
     whole = _whole(source)
     with usage_errors(source):
-        if is_manifest(source):
+        if _is_named_as_manifest(source):
             url = Url.parse(whole)
             Storage(url.folder.text).size(url.name)
         else:
@@ -118,15 +132,66 @@ def _whole(source: str) -> str:
     return os.path.normpath(url.local_path.absolute()) if url.is_local else source
 
 
-def is_manifest(source: str) -> bool:
-    """Return whether a source is a manifest, by its suffix; other sources, and folders with such a name, are listed."""
-    url = Url.parse(source)
-    folder = is_folder(url.local_path) if url.is_local else source.endswith("/")
-    return not folder and split_member(source) is None and _is_named_as_manifest(source)
+def is_manifest(source: str, image_column: str | None = None) -> bool:
+    """Return whether a source is a manifest in one file, by its suffix; folders of such names, and globs, are listed.
+
+    A Parquet file is one unless it has no column `uri`, and has one that may hold pictures.
+
+    Args:
+        source: as the user named it.
+        image_column: the column with the pictures of Parquet files, none of which is a manifest then.
+
+    Raises:
+        UsageError: the store failed, or a Parquet file does not exist.
+    """
+    if not _is_named_as_manifest(source):
+        return False
+    return not (is_table(source) and (image_column is not None or _holds_pictures(source)))
+
+
+def _holds_pictures(source: str) -> bool:
+    """Return whether a Parquet file has a column that may hold pictures, and no column `uri`."""
+    with usage_errors(source):
+        schema = _schema_of(source)
+    # One that cannot be read is refused, with the reason, when it is read as a manifest.
+    return schema is not None and "uri" not in schema.names and bool(picture_columns(schema))
+
+
+def _schema_of(source: str) -> pa.Schema | None:
+    """Return the columns of a Parquet file; None if it is not sound."""
+    with open_source(source) as file:
+        try:
+            return pq.ParquetFile(file, pre_buffer=False).schema_arrow
+        except (pa.ArrowException, OSError):
+            return None
 
 
 def _is_named_as_manifest(source: str) -> bool:
-    return Path(source).suffix.lower() in MANIFEST_SUFFIXES
+    url = Url.parse(source)
+    folder = is_folder(url.local_path) if url.is_local else source.endswith("/")
+    named = manifest_suffix(source) in _ALL_SUFFIXES and split_member(source) is None
+    return named and not folder and not _is_glob(url)
+
+
+def _is_glob(url: Url) -> bool:
+    """Return whether a name with a wildcard is no file's."""
+    if not _WILDCARD.search(url.key):
+        return False
+    if url.is_local:
+        return not is_there(url.local_path)
+    with usage_errors(url.text):
+        return not Storage(url.folder.text).exists(url.name)
+
+
+def manifest_suffix(name: str) -> str:
+    """Return the suffix by which a manifest is known, in lower case: the last, or the last two if that is `.gz`.
+
+    >>> [manifest_suffix(name) for name in ("a.CSV", "s3://b/a.csv.gz", "a.tar.gz", "a", ".csv")]
+    ['.csv', '.csv.gz', '.tar.gz', '', '']
+    """
+    path = Path(name)
+    last = path.suffix.lower()
+    return Path(path.stem).suffix.lower() + last if last == GZIP else last
 
 
 @contextlib.contextmanager
@@ -140,8 +205,8 @@ def usage_errors(source: str) -> Iterator[None]:
         if why == Refusal.MISSING.text():
             if url.is_local and not url.local_path.is_absolute():
                 why = f"it does not exist in {Path.cwd()}; check its name"
-            elif not url.is_local and is_manifest(source):
-                why += "; if it is a folder of images, end its name with /"
+            elif not url.is_local and manifest_suffix(source) in _ALL_SUFFIXES and not source.endswith("/"):
+                why += "; if it is a folder, end its name with /"
         raise UsageError(f"{redact(source)}: {why}") from error
     except UnicodeEncodeError as error:
         raise UsageError(f"{redact(source)}: {error.object!a} is not valid text: rename it") from error
@@ -158,15 +223,51 @@ def usage_errors(source: str) -> Iterator[None]:
 # Listings
 
 
-def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
-    """Return the files whose suffix is an image's, and the number of other files by suffix.
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a listing finds."""
+
+    files: pa.Table
+    """`name`, `uri`, `bytes` and `etag` of the images, and `schema.PLACE` if some are in archives; or of the files that
+    are one manifest."""
+    is_manifest: bool
+    skipped: pa.Table
+    """All other files, of `schema.SKIPPED`."""
+
+
+def read_listing(
+    source: str,
+    images_root: str | None = None,
+    *,
+    has_pictures: HasPictures = any_bytes,
+    image_column: str | None = None,
+) -> Listing:
+    """List the images of a folder, a glob, a prefix or an inventory, or the files there that are one manifest.
+
+    Args:
+        source: as `source_of` returns it.
+        images_root: base of the keys of an inventory; None: its bucket.
+        has_pictures: whether some values of a column contain a picture; by default each that has bytes.
+        image_column: the column with the pictures of Parquet files; None: each has one, or is a manifest.
 
     Raises:
-        UsageError: there are no images.
+        UsageError: there are neither, or they cannot be listed.
     """
     with usage_errors(source):
         archive, within = split_member(source) or (source, None)
-        found, skipped = _without_runs(list_inputs(archive))
+        if is_inventory(source):
+            found, left_out = read_inventory(source, open_source, images_root)
+        else:
+            found, left_out = list_inputs(archive), SKIPPED.empty_table()
+        found, of_runs = _without_runs(found)
+        found, beside = _without_companions(found)
+        skipped = [left_out, of_runs, beside]
+        are_manifests = manifests_among(found, source) if within is None and image_column is None else None
+        if are_manifests is not None:
+            others = _by_suffix(found.filter(pc.invert(are_manifests)))
+            files = found.filter(are_manifests)
+            return Listing(files.sort_by("name"), is_manifest=True, skipped=_sorted(*skipped, others))
+        found, rows = _without_tables(found, source, has_pictures, image_column)
         found = _with_members(found, archive)
         if within:  # a member, or a folder of them
             names = found["name"]
@@ -175,24 +276,97 @@ def read_listing(source: str) -> tuple[pa.Table, dict[str, int]]:
             )
             if not found.num_rows:
                 raise UsageError(f"{source}: {Refusal.MEMBER_MISSING.text()}")
-    found, companions = _without_companions(found)
-    skipped |= companions
+        found, beside = _without_companions(found)
     known = pc.match_substring_regex(found["name"], _IS_IMAGE)
     if PLACE.name in found.column_names:
         known = pc.or_(known, pc.match_substring_regex(found["uri"], _IS_ARCHIVE))  # one that cannot be read
-    others = found["name"].filter(pc.invert(known))
-    suffixes = pc.fill_null(pc.struct_field(pc.extract_regex(others, r"(?P<suffix>\.[^./]*)$"), "suffix"), "")
-    counts = pc.value_counts(pc.utf8_lower(suffixes)).to_pylist()
-    for row in sorted(counts, key=lambda row: row["values"]):
-        skipped[row["values"]] = row["counts"]
     images = found.filter(known)
+    if rows.num_rows:
+        images = pa.concat_tables([images, rows], promote_options="permissive")
+    rest = _sorted(*skipped, beside, _by_suffix(found.filter(pc.invert(known))))
     if not images.num_rows:
-        what = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in skipped.items()) or "no files"
+        what = (
+            ", ".join(f"{n} {kind or 'without suffix'}" for kind, n in counts_of(rest).items()) or "no files"
+        )
         ends = f"images end in {' '.join(_SUFFIXES)}, lists of them in {' '.join(MANIFEST_SUFFIXES)}"
-        if _is_named_as_manifest(source):
-            ends += "; this is a folder, but a manifest is one file"
+        if (suffix := manifest_suffix(source)) in _ALL_SUFFIXES:
+            ends += f"; for the lists in this folder, use {source.rstrip('/')}/*{suffix}"
+        for suffix, advice in _WRITTEN_ANEW.items():
+            ends = f"{advice}; {ends}" if suffix in counts_of(rest) else ends
         raise UsageError(f"{source}: no images; found {what}; {ends}")
-    return images, skipped
+    return Listing(images, is_manifest=False, skipped=rest)
+
+
+def manifests_among(found: pa.Table, source: str) -> pa.ChunkedArray | None:
+    """Return which files of a listing are together one manifest; None if it is a listing of pictures.
+
+    The files of a glob that ends in a manifest's suffix are one. So are the Parquet files of a folder, a prefix or
+    another glob that has neither pictures nor archives. But Parquet files are one only if the first of them that can
+    be read has a column `uri`. As with Hive and Spark, files and folders whose names begin with `_` or `.` do not
+    belong to them. The output of a run is no manifest.
+
+    Raises:
+        UsageError: the glob is one of JSON.
+    """
+    names = found["name"]
+    suffix = manifest_suffix(source) if _is_glob(Url.parse(source)) else ""
+    visible = pc.invert(pc.match_substring_regex(names, r"(?:^|/)[._]"))
+    if suffix == ".json":
+        raise UsageError(f"{source}: several JSON files are not read as one: name one of them")
+    if suffix in _ALL_SUFFIXES and suffix != TABLE_SUFFIX:
+        return visible
+    of_run = pc.all(pc.is_in(pa.array(_OF_A_RUN), names.combine_chunks())).as_py()
+    if of_run or pc.any(pc.match_substring_regex(names, f"{_IS_IMAGE}|{_IS_ARCHIVE}")).as_py():
+        return None
+    tables = pc.and_(visible, pc.match_substring_regex(names, _IS_TABLE))
+    for uri in found.filter(tables).sort_by("name")["uri"].to_pylist():
+        schema = _schema_of(uri)
+        if schema is not None:
+            return tables if "uri" in schema.names else None
+    return None
+
+
+def _by_suffix(files: pa.Table) -> pa.Table:
+    """Return files as skipped ones, by their suffix; "" for those without."""
+    suffixes = pc.struct_field(pc.extract_regex(files["name"], r"(?P<suffix>\.[^./]*)$"), "suffix")
+    return skipped_files(files, pc.utf8_lower(pc.fill_null(suffixes, "")))
+
+
+def _sorted(*parts: pa.Table) -> pa.Table:
+    """Return skipped files by kind, then name; the kinds of one part before those of the next."""
+    return pa.concat_tables(
+        part.sort_by([("kind", "ascending"), ("name", "ascending")]) for part in parts
+    ).combine_chunks()
+
+
+def counts_of(skipped: pa.Table) -> dict[str, int]:
+    """Return the number of skipped files of each kind."""
+    return {row["values"]: row["counts"] for row in pc.value_counts(skipped["kind"]).to_pylist()}
+
+
+_WRITTEN_ANEW: Final = {
+    ".arrow": "Arrow files, as `save_to_disk` of Hugging Face writes them, are not read: write the data set with "
+    "`to_parquet`",
+    ".lance": "Lance is not read: write the pictures and the other columns to Parquet",
+}
+"""What to do with tables of pictures that are not read, by suffix."""
+
+
+def _without_tables(
+    found: pa.Table, source: str, has_pictures: HasPictures, image_column: str | None
+) -> tuple[pa.Table, pa.Table]:
+    """Return a listing without tables of pictures; and their rows."""
+    names = found["name"]
+    of_tables = pc.and_(
+        pc.match_substring_regex(names, _IS_TABLE), pc.invert(pc.match_substring_regex(names, _COMPANIONS))
+    )
+    tables = found.filter(of_tables)
+    if not tables.num_rows:
+        if image_column is not None:
+            raise UsageError(f"{source}: --image-column is for Parquet files; there are none")
+        return found, INPUTS.empty_table()
+    rows, others = list_rows(tables, source, image_column, has_pictures)
+    return pa.concat_tables([found.filter(pc.invert(of_tables)), others]), rows
 
 
 def _with_members(found: pa.Table, source: str) -> pa.Table:
@@ -208,32 +382,30 @@ def _with_members(found: pa.Table, source: str) -> pa.Table:
     return pa.concat_tables([files, list_members(archives, alone=alone)])
 
 
-def _without_runs(found: pa.Table) -> tuple[pa.Table, dict[str, int]]:
-    """Leave out the files below the outputs of runs, whose pictures are no inputs; count them by folder."""
+def _without_runs(found: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Divide a listing: the files, and those below the outputs of runs, whose pictures are no inputs."""
     names = found["name"]
     plans, records = (
         {name.rpartition("/")[0] for name in names.filter(pc.ends_with(names, f"/{file}")).to_pylist()}
         for file in _OF_A_RUN
     )
-    counts: dict[str, int] = {}
+    parts = [SKIPPED.empty_table()]
     for folder in sorted(plans & records):
         below = pc.starts_with(found["name"], f"{folder}/")
-        if count := pc.sum(below).as_py():
-            counts[f"in {folder}/, the output of a run"] = count
-            found = found.filter(pc.invert(below))
-    return found, counts
+        of_run = found.filter(below)
+        parts.append(skipped_files(of_run, [f"in {folder}/, the output of a run"] * len(of_run)))
+        found = found.filter(pc.invert(below))
+    return found, pa.concat_tables(parts)
 
 
-def _without_companions(found: pa.Table) -> tuple[pa.Table, dict[str, int]]:
-    """Return a listing without what systems put beside pictures, and the number of such files: `._`, or by folder."""
+def _without_companions(found: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Divide a listing: the files, and what systems put beside pictures, `._` files or by folder."""
     places = pc.struct_field(pc.extract_regex(found["name"], _COMPANIONS), "place")
-    counts = pc.value_counts(places.drop_null()).to_pylist()
-    return found.filter(pc.is_null(places)), {
-        row["values"]: row["counts"] for row in sorted(counts, key=lambda row: row["values"])
-    }
+    beside = pc.is_valid(places)
+    return found.filter(pc.invert(beside)), skipped_files(found.filter(beside), places.drop_null())
 
 
-# Manifests
+# Files
 
 
 def open_source(source: str) -> BinaryIO:
@@ -242,64 +414,14 @@ def open_source(source: str) -> BinaryIO:
     return Storage(url.folder.text).open(url.name)
 
 
-def _read_txt(source: str) -> pa.Table:
-    with open_source(source) as file:
-        data = check_utf8(source, file.read())
-    # Lines are the spans up to line ends, which `rtrim` then removes: no loop, one copy.
-    codes = np.frombuffer(data, np.uint8)
-    is_end = codes == ord("\n")
-    is_end |= (codes == ord("\r")) & ~np.append(is_end[1:], False)  # CR alone, as old editors end lines
-    ends = np.flatnonzero(is_end) + 1
-    rest = [len(data)] if len(data) and not is_end[-1] else []
-    offsets = np.concatenate([[0], ends, rest]).astype(np.int64)
-    spans = pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)]
-    )
-    lines = pc.ascii_rtrim(spans.cast(pa.large_string()), characters="\r\n").cast(pa.string())
-    return pa.table({"uri": _trimmed(lines.filter(pc.not_equal(pc.utf8_trim_whitespace(lines), "")))})
-
-
-def _trimmed(uris: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    return pc.utf8_trim(uris, characters=" \t")
-
-
-def _read_csv(source: str) -> pa.Table:
-    with open_source(source) as file:
-        data = file.read(LARGEST_CSV_BYTES + 1)
-    if len(data) > LARGEST_CSV_BYTES:
-        raise UsageError(f"{source}: a CSV of more than 1 GiB: convert it to Parquet")
-    table = parse_csv(source, check_utf8(source, data))
-    check_columns(source, table.schema)
-    if table.column_names.count("uri") != 1:
-        return table
-    return table.set_column(table.column_names.index("uri"), "uri", _trimmed(table["uri"]))
-
-
-def read_manifest(source: str) -> pa.Table:
-    """Return the rows of a `.txt`, `.csv` or `.parquet` manifest with the columns that it has.
-
-    Of a Parquet file, columns of large values of bytes are left out, with a warning.
+def is_inventory(source: str) -> bool:
+    """Return whether a source is the `manifest.json` of an S3 Inventory.
 
     Raises:
-        UsageError: it cannot be read, has no column `uri`, or is larger than a manifest may be.
+        FileNotFoundError: it does not exist.
+        RunError: the store failed.
     """
-    with usage_errors(source):
-        return _READERS[Path(source).suffix.lower()](source)
-
-
-def _read_parquet(source: str) -> pa.Table:
+    if not is_manifest(source) or manifest_suffix(source) != ".json":
+        return False
     with open_source(source) as file:
-        try:
-            return read_parquet_manifest(source, file)
-        except pa.ArrowNotImplementedError as error:
-            why = " ".join(str(error).split())[:200]
-            raise UsageError(
-                f"{source}: a column is of a type that cannot be read ({why}): remove it, or write it as text"
-            ) from error
-        except (pa.ArrowException, OSError) as error:  # OSError: a compressed page is damaged
-            file.seek(0)
-            what = "damaged or cut off" if file.read(4) == b"PAR1" else "no Parquet file"
-            raise UsageError(f"{source}: it is {what}: write or copy it again") from error
-
-
-_READERS: Final = {".txt": _read_txt, ".csv": _read_csv, ".parquet": _read_parquet}
+        return begins_as_inventory(file.read(HEAD_BYTES))

@@ -11,7 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from maskrcnn.errors import UsageError
-from maskrcnn.io.manifests.csv_manifest import check_utf8, parse_csv, typed
+from maskrcnn.io.manifests.csv_manifest import check_utf8, csv_texts, typed, typed_columns
+
+
+def parse_csv(source: str, data: bytes) -> pa.Table:
+    return typed_columns(source, csv_texts(source, data))
 
 
 def column_of(*texts: str) -> pa.ChunkedArray:

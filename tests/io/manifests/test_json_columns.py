@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from maskrcnn.formats.json_columns import MAX_PATHS, column_of, exact_number
+from maskrcnn.io.manifests.json_columns import MAX_PATHS, column_of, exact_number
 
 DIGITS = st.text("0123456789", min_size=1, max_size=25)
 

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from ..io.manifests.manifest_columns import MAX_DEPTH
-from ..io.manifests.portable import as_json, is_storable, portable
+from .manifest_columns import MAX_DEPTH
+from .portable import as_json, is_storable, portable
 
 MAX_PATHS: Final = 1000
 """Different keys within one column: each is a column of Parquet, and objects whose keys are data have one per row."""

@@ -1,0 +1,19 @@
+"""Files that a listing found and that are no inputs."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from ...schema import SKIPPED
+
+
+def skipped_files(files: pa.Table, kinds: pa.ChunkedArray | Sequence[str]) -> pa.Table:
+    """Return files as rows of `schema.SKIPPED`.
+
+    Args:
+        files: with columns `name`, `uri` and `bytes`.
+        kinds: for each, by what it is no input: a suffix, or a phrase.
+    """
+    if not isinstance(kinds, pa.ChunkedArray):
+        kinds = pa.chunked_array([kinds], pa.string())
+    return pa.table([files["name"], files["uri"], files["bytes"], kinds], schema=SKIPPED)

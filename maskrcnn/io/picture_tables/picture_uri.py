@@ -1,0 +1,40 @@
+"""How the URL of a picture in a table is written.
+
+`s3://bucket/train.parquet!/image/17` is row 17, from 0, of the column `image`: written as a member of an archive is.
+"""
+
+import re
+from typing import Final
+
+SUFFIX: Final = ".parquet"
+"""Of tables whose pictures are inputs, in lower case."""
+_PICTURE: Final = re.compile(rf"(?is)(.*?{re.escape(SUFFIX)})!/(.+)/([0-9]{{1,18}})")
+
+
+def is_table(name: str) -> bool:
+    """Return whether a file is a table, by its suffix.
+
+    >>> is_table("train.PARQUET"), is_table("train.parquet!/image/0")
+    (True, False)
+    """
+    return name.lower().endswith(SUFFIX)
+
+
+def split_picture(uri: str) -> tuple[str, str, int] | None:
+    """Return the URL of the table, the name of the column, and the row; None for a URL that names no picture in one.
+
+    >>> split_picture("s3://bucket/train.parquet!/image/17")
+    ('s3://bucket/train.parquet', 'image', 17)
+    >>> split_picture("s3://bucket/train.parquet")
+    """
+    match = _PICTURE.fullmatch(uri) if "!/" in uri else None
+    return (match[1], match[2], int(match[3])) if match else None
+
+
+def picture_uri(table: str, column: str, row: int) -> str:
+    """Return the URL of a picture.
+
+    >>> picture_uri("/data/train.parquet", "image", 17)
+    '/data/train.parquet!/image/17'
+    """
+    return f"{table}!/{column}/{row}"

@@ -1,0 +1,164 @@
+"""Runs over tables of pictures: a collection is the same as loose files, and what holds of files holds of rows."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from maskrcnn_jobs.driver.planning import Request, prepare
+from picture_tables import STRUCT, damaged_in, parquet, table_of
+from planned_run import process_shards
+from planted_images import write_planted
+
+import maskrcnn
+from maskrcnn.config import InferenceConfig
+from maskrcnn.errors import UsageError
+from maskrcnn.io.storage import Storage
+from maskrcnn.pipeline.plan import read_plans, read_run
+from maskrcnn.pipeline.plan_retry import plan_retry
+from maskrcnn.pipeline.reduce import reduce_run
+from maskrcnn.results.verify import verify_run
+from maskrcnn.visualization.run_report import write_report
+
+IMAGES = 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures():
+    """Those of the report take half of a run's time here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("maskrcnn.visualization.run_report.GALLERY_IMAGES", 0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, bytes]:
+    """The files of a collection, by name."""
+    folder = tmp_path_factory.mktemp("loose")
+    write_planted(folder, IMAGES, seed=5)
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+
+
+def plan(source: Path, output: Path, image_column: str | None = None) -> str:
+    inference = InferenceConfig("planted", image_column=image_column)
+    prepare(Request(str(source), str(output), inference, shard_images=5))
+    return str(output)
+
+
+def finish(output: str) -> maskrcnn.Run:
+    process_shards(Storage(output))
+    reduce_run(output, write_report=write_report)
+    return maskrcnn.open_run(output)
+
+
+def instances_by_file(run: maskrcnn.Run) -> dict[str, list[dict[str, Any]]]:
+    """Return the instances of each image without ids; by its column `file`, or by its name."""
+    files = {row["image_id"]: row.get("file") or row["name"] for row in run.images().to_pylist()}
+    found: dict[str, list[dict[str, Any]]] = {name.rpartition("/")[2]: [] for name in files.values()}
+    for row in run.instances().to_pylist():
+        name = files[row.pop("image_id")].rpartition("/")[2]
+        del row["id"]
+        found[name].append(row)
+    return found
+
+
+@pytest.fixture(scope="module")
+def loose(files, tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
+    """The instances of the collection, found in loose files."""
+    folder = tmp_path_factory.mktemp("run")
+    for name, data in files.items():
+        Storage(folder / "images").write(name, data)
+    found = instances_by_file(finish(plan(folder / "images", folder / "out")))
+    assert sum(map(len, found.values())) > IMAGES
+    return found
+
+
+def as_one(kind: pa.DataType, row_group_size: int):
+    def write(store: Storage, files: dict[str, bytes]) -> str:
+        store.write("photos.parquet", parquet(table_of(files, kind), row_group_size))
+        return "photos.parquet"
+
+    return write
+
+
+def as_several_tables(store: Storage, files: dict[str, bytes]) -> str:
+    for number in range(3):
+        some = dict(list(files.items())[number::3])
+        kind = pa.large_binary() if number else STRUCT
+        store.write(f"data/train-{number}.parquet", parquet(table_of(some, kind), number + 1))
+    return "data"
+
+
+def as_all_at_once(store: Storage, files: dict[str, bytes]) -> str:
+    names = list(files)
+    as_several_tables(store, {name: files[name] for name in names[:8]})
+    for name in names[8:]:
+        store.write(f"data/d/{name}", files[name])
+    return "data"
+
+
+LAYOUTS = [as_one(STRUCT, 3), as_one(pa.binary(), 100), as_one(STRUCT, 1), as_several_tables, as_all_at_once]
+IDS = [
+    "structs",
+    "bytes in one row group",
+    "row groups of one",
+    "folder of tables",
+    "folder with loose files",
+]
+
+
+@pytest.mark.parametrize("write", LAYOUTS, ids=IDS)
+def test_a_table_has_the_same_instances_as_loose_files(write, files, loose, tmp_path) -> None:
+    source = write(Storage(tmp_path), files)
+    run = finish(plan(tmp_path / source, tmp_path / "out"))
+    assert instances_by_file(run) == loose
+    assert verify_run(str(tmp_path / "out")).proven
+    columns = run.images().column_names
+    assert not {"image", "place_in_archive"} & set(columns)
+    assert "file" in columns
+
+
+def test_rows_that_failed_are_tried_again_in_the_table_that_replaced_theirs(files, loose, tmp_path) -> None:
+    whole = parquet(table_of(files), 4)
+    store = Storage(tmp_path)
+    store.write("photos.parquet", damaged_in(whole, 1))
+    output = plan(tmp_path / "photos.parquet", tmp_path / "out")
+    errors = finish(output).images()["error"].to_pylist()
+    assert errors == [None] * 4 + ["corrupt"] * 4 + [None] * 4
+    store.write("photos.parquet", whole)
+    assert plan_retry(Storage(output), read_plans(Storage(output)))
+    assert instances_by_file(finish(output)) == loose
+    assert verify_run(output).proven
+
+
+def test_a_table_that_changed_after_planning_fails_its_rows(files, tmp_path) -> None:
+    store = Storage(tmp_path)
+    store.write("photos.parquet", parquet(table_of(files)))
+    output = plan(tmp_path / "photos.parquet", tmp_path / "out")
+    store.write("photos.parquet", parquet(table_of(dict(reversed(files.items())))))
+    assert set(finish(output).images()["error"].to_pylist()) == {"changed"}
+
+
+def test_the_rows_of_a_table_that_was_damaged_when_planned_need_a_new_plan(files, tmp_path) -> None:
+    whole = parquet(table_of(files))
+    store = Storage(tmp_path)
+    store.write("data/a.png", next(iter(files.values())))
+    store.write("data/photos.parquet", whole[:-50])
+    output = plan(tmp_path / "data", tmp_path / "out")
+    assert finish(output).images()["error"].to_pylist() == [None, "corrupt"]
+    store.write("data/photos.parquet", whole)
+    plan_retry(Storage(output), read_plans(Storage(output)))
+    images = finish(output).images()
+    assert images["error"].to_pylist() == [None, "changed"]
+    assert "plan a new run" in images["message"][1].as_py()
+
+
+def test_the_column_is_part_of_the_run(files, tmp_path) -> None:
+    masks = pa.array([{"bytes": data, "path": None} for data in files.values()], STRUCT)
+    Storage(tmp_path).write("photos.parquet", parquet(table_of(files, mask=masks)))
+    output = plan(tmp_path / "photos.parquet", tmp_path / "out", "image")
+    assert read_run(Storage(output))["settings"]["image_column"] == "image"
+    assert plan(tmp_path / "photos.parquet", tmp_path / "out", "image") == output
+    process_shards(Storage(output), at_most=1)
+    with pytest.raises(UsageError, match="image-column: planned image, now mask"):
+        plan(tmp_path / "photos.parquet", tmp_path / "out", "mask")
