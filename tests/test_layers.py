@@ -66,6 +66,7 @@ RIMS = {
     "torchvision": TORCH,
     "matplotlib": set(),
     "rasterio": {"imaging.geotiff"},
+    "imagecodecs": {"imaging.formats.jpeg_xl"},
     "shapely": {"formats"},
     "pyproj": {"formats", "visualization.maps"},
     "h5py": {"models.conversion.h5_reader"},
