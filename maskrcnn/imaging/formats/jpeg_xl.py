@@ -9,7 +9,7 @@ Reference: ISO/IEC 18181-1:2024, annexes D (image header) and E.2 (colour encodi
 import struct
 from dataclasses import dataclass
 from io import BytesIO
-from typing import IO, Any, Final
+from typing import IO, Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ _RATIOS: Final = ((1, 1), (6, 5), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 """Width to height, by the number in the header less one."""
 
 _Choice = tuple[int, int]
-"""A number and how many bits are added to it."""
+"""A number, and the count of the bits whose number is added to it."""
 _SIDE: Final[tuple[_Choice, ...]] = ((1, 9), (1, 13), (1, 18), (1, 30))
 _ENUM: Final[tuple[_Choice, ...]] = ((0, 0), (1, 0), (2, 4), (18, 6))
 
@@ -220,8 +220,7 @@ class JpegXlFile(ImageFile.ImageFile):
     format_description = "JPEG XL"
 
     def _open(self) -> None:
-        assert self.fp is not None
-        self._header = read_header(self.fp)
+        self._header = read_header(cast(IO[bytes], self.fp))
         _check(self._header)
         self._size = self._header.width, self._header.height
         self._mode = "L" if self._header.color_space == _GREY else "RGB"
@@ -234,9 +233,9 @@ class JpegXlFile(ImageFile.ImageFile):
     def load(self) -> Any:
         """Decode the pixels, once. Raises ItemError, OSError, RuntimeError, ValueError, MemoryError."""
         if self.tile:
-            assert self.fp is not None
-            self.fp.seek(0)
-            values = _decoded(self.fp.read(), self._header)
+            file = cast(IO[bytes], self.fp)
+            file.seek(0)
+            values = _decoded(file.read(), self._header)
             self.fp = BytesIO(_of_8_bits(values, self._header).tobytes())
         return super().load()
 
