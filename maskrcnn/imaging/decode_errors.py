@@ -25,9 +25,10 @@ from PIL import (
 )
 
 from ..errors import ItemError
-from ..io.refusals import Refusal, tiff_compression
+from ..io.refusals import Refusal
 from .formats import jpeg2000, jpeg_scan, jpeg_xl, png_chunks
 from .formats.sniff import kind_of_text
+from .formats.tiff_compressions import tiff_compression
 from .formats.tiff_directory import full_picture, pointing_to, reader_of
 
 PLUGINS: Final[dict[str, Any]] = {

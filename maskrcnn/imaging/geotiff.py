@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ItemError, MaskrcnnError, UsageError
-from ..io.refusals import Refusal, tiff_compression
+from ..io.refusals import Refusal
 from .formats.sniff import format_of
+from .formats.tiff_compressions import tiff_compression
 from .formats.tiff_directory import EXTRA_SAMPLES, ORIENTATION, PHOTOMETRIC, compression_of
 from .gdal_source import Source
 from .orientation import TRANSPOSED, valid_orientation

@@ -177,8 +177,8 @@ def compare_float64(architecture: str, images: list[Pixels], size: int | None) -
 
 def compare(
     architecture: str, images: list[Pixels], size: int | None, repeats: int, classes: int = CLASSES
-) -> tuple[Parity, list[float]]:
-    """Return the differences, and this code's CPU seconds divided by the source's of each repeat."""
+) -> tuple[Parity, list[tuple[float, float]]]:
+    """Return the differences, and the CPU seconds an image of this code and of the source, in each repeat."""
     config = NETWORKS[architecture].config
     if isinstance(config, RCNNConfig):
         model, instances = _of_a_zoo(architecture, config, size, classes)
@@ -188,7 +188,7 @@ def compare(
         instances = StockTorchvision(model.module).instances
     min_score, max_detections = own_limits(model.module)
     segmenter = MaskRCNNSegmenter(model, min_score=min_score, max_detections=max_detections)
-    parity, ratios = Parity(), []
+    parity, seconds = Parity(), []
     for repeat in range(repeats + 1):
         spent = [0.0, 0.0]
         for image in images:
@@ -202,8 +202,8 @@ def compare(
             if repeat == 0:
                 parity.add(found, expected)
         if repeat:  # the first one is the warm-up
-            ratios.append(spent[1] / spent[0])
-    return parity, ratios
+            seconds.append((spent[1] / len(images), spent[0] / len(images)))
+    return parity, seconds
 
 
 def main() -> None:
@@ -229,18 +229,20 @@ def main() -> None:
     images = images or [render_scene(seed, 480).image for seed in range(options.images)]
     print(f"{len(images)} images, torch {torch.__version__}, {torch.get_num_threads()} threads")
     heads = f"{'instances':>9} {'unmatched':>9} {'box px':>8} {'score':>8} {'pixels':>8}"
-    print(f"{'network':42} {heads}  CPU time, of torchvision's")
+    print(f"{'network':42} {heads}  CPU time, of torchvision's; images a CPU second, of both")
     for architecture in options.networks or COMPARED:
         if options.float64:
-            parity, ratios = compare_float64(architecture, images, options.size), []
+            parity, seconds = compare_float64(architecture, images, options.size), []
         else:
-            parity, ratios = compare(architecture, images, options.size, options.repeats)
+            parity, seconds = compare(architecture, images, options.size, options.repeats)
         values = f"{parity.instances:9} {parity.unmatched:9} {parity.box_px:8.4f} {parity.score:8.1e}"
         share = parity.other_pixels / max(parity.mask_pixels, 1)
         values += f" {share:8.1e}" if NETWORKS[architecture].has_masks else " " * 9
         spread = ""
-        if ratios and NETWORKS[architecture].from_state_dict:
-            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        if seconds and NETWORKS[architecture].from_state_dict:
+            ratios = [ours / theirs for ours, theirs in seconds]
+            rates = (f"{1 / statistics.median(side):.2f}" for side in zip(*seconds, strict=True))
+            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); {' and '.join(rates)}"
         print(f"{architecture:42} {values}  {spread}", flush=True)
 
 

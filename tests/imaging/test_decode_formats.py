@@ -16,7 +16,7 @@ from maskrcnn.errors import ItemError
 from maskrcnn.imaging import decode
 from maskrcnn.imaging.decode import Limits, decode_image, image_size
 from maskrcnn.imaging.decode_pool import Decoders
-from maskrcnn.io.refusals import tiff_compression
+from maskrcnn.imaging.formats.tiff_compressions import tiff_compression
 
 LIMITS = Limits(10**6, 10**7, 100)
 RNG = np.random.default_rng(0)

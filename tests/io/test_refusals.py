@@ -9,7 +9,8 @@ import pytest
 
 import maskrcnn
 from maskrcnn.errors import ERROR_CODES
-from maskrcnn.io.refusals import Refusal, tiff_compression
+from maskrcnn.imaging.formats.tiff_compressions import tiff_compression
+from maskrcnn.io.refusals import Refusal
 
 
 def test_no_two_answers_are_the_same() -> None:

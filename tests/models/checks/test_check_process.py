@@ -46,15 +46,15 @@ def test_a_fault_is_exit_code_1():
 ENDS = {
     "canvas": "its `canvas` must return a key of images of 480 x 640 pixels",
     "categories": "its categories change from process to process",
-    "hangs": "running 1 image of 480 x 640 pixels took more than 2 s (at faulty.py, line ",
-    "hangs while it is built": "its factory took more than 2 s (at faulty.py, line ",
+    "hangs": "running 1 image of 480 x 640 pixels took more than 5 s (at faulty.py, line ",
+    "hangs while it is built": "its factory took more than 5 s (at faulty.py, line ",
     "ends": "running 1 image of 480 x 640 pixels ended its process by signal SIGKILL",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", ENDS)
 def test_what_ends_or_holds_it_is_one_line_and_exit_code_2(fault):
-    ended = check(fault, "--seconds", "2")
+    ended = check(fault, "--seconds", "5")
     assert ended.exit_code == 2
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert errors == [ended.stderr.splitlines()[-1]]
