@@ -66,6 +66,7 @@ RIMS = {
     "torchvision": TORCH,
     "matplotlib": set(),
     "rasterio": {"imaging.geotiff"},
+    "simplejpeg": {"imaging.formats.jpeg_pixels"},
     "imagecodecs": {"imaging.formats.jpeg_xl"},
     "shapely": {"formats"},
     "pyproj": {"formats", "visualization.maps"},

@@ -30,6 +30,7 @@ contract of the table `images`:
 - A JPEG or a JPEG 2000 that lacks only its end marker is read; one whose last pixel is missing is `truncated`.
 - Zeros in place of the end of a JPEG, WebP, AVIF, HEIC or JPEG XL, as a download leaves them that reserved its space
   first, are `truncated`, where they cannot be flat pixels; in the middle of a file also, but for WebP and JPEG XL.
+- The pixels of a sound JPEG come from simplejpeg, and are those of Pillow; Pillow decodes what simplejpeg objects to.
 - Damage that the decoder does not detect (bytes changed inside a JPEG's scan) is not reported.
 """
 
@@ -61,6 +62,7 @@ from .decode_errors import (
     unsupported_pixels,
 )
 from .formats import jpeg2000, jpeg_metadata, jpeg_scan, jpeg_xl, png_chunks, webp_chunks
+from .formats.jpeg_pixels import sound_pixels
 from .formats.pillow_colors import rgb_of
 from .formats.sniff import format_of
 from .formats.tiff_directory import SUSPICIOUS, full_picture, pointing_to, reader_of, without_metadata
@@ -154,7 +156,7 @@ def decode_image(data: bytes, limits: Limits) -> DecodedImage:
             raise _bomb_error(kind, data, limits) from error
         except MemoryError as error:
             raise Refusal.NO_MEMORY.error(format=name_of(kind)) from error
-        pixels = rgb_of(picture.image)
+        pixels = rgb_of(picture.image) if picture.pixels is None else picture.pixels
     if kind == "PNG" and png_chunks.has_16_bit_colors(data) and 0 < int(pixels.max()) < 16:
         raise unsupported_pixels(kind, "16-bit colours that use only the lowest part of their range")
     return DecodedImage(upright(pixels, picture.to_apply), picture.orientation)
@@ -250,6 +252,8 @@ class _Loaded:
     """As `DecodedImage.exif_orientation`."""
     to_apply: int | None
     """The orientation that is still to be applied; None if Pillow has applied it."""
+    pixels: Pixels | None = None
+    """(height, width, 3) RGB, where they were decoded without `image`, which is then not loaded."""
 
 
 def _load_or_repair(data: bytes, kind: str, limits: Limits) -> _Loaded:
@@ -295,7 +299,9 @@ def _load(data: bytes, kind: str, limits: Limits) -> _Loaded:
         _check_canvas(data, limits)
     image = Image.open(BytesIO(data), formats=(kind,))
     _check_size(image, limits)
-    image.load()
+    pixels = sound_pixels(data, image) if kind == "JPEG" else None
+    if pixels is None:
+        image.load()
     # Zeros in place of the rest of a download decode without an error.
     if kind == "JPEG" and jpeg_scan.lacks_end(data):
         if jpeg_scan.complete_length(data) is None:
@@ -305,7 +311,7 @@ def _load(data: bytes, kind: str, limits: Limits) -> _Loaded:
     if kind == "HEIF":  # turned by the decoder
         return _Loaded(image, None, None)
     orientation = _exif_orientation(image)
-    return _Loaded(image, orientation, orientation)
+    return _Loaded(image, orientation, orientation, pixels)
 
 
 def _has_unneeded_zeros(webp: bytes) -> bool:
