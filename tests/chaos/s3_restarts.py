@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from archives import FORMS, in_form
 from local import LocalCluster
 from s3_servers import S3Server, free_port, start_weed
 
@@ -72,9 +73,12 @@ class Shore:
         self.probes = probes
         self.folder = folder
         prefix = weed.server.prefix()
-        self.images, self.outputs = f"{prefix}/images", f"{prefix}/runs"
-        for path in write_collection(folder / "images", seed).glob("*.png"):
-            Storage(self.images).write(path.name, path.read_bytes())
+        self.outputs = f"{prefix}/runs"
+        images = write_collection(folder / "images", seed)
+        source = in_form(random.Random(f"{seed} form").choice(FORMS), images)
+        self.images = f"{prefix}/{source.name}"
+        for path in images.glob("*.png") if source == images else [source]:
+            Storage(prefix).put_file(str(path.relative_to(folder)), path)
         self.undisturbed = f"{self.outputs}/undisturbed"
         log = folder / "undisturbed.log"
         probes.ask(self.undisturbed)
