@@ -227,6 +227,8 @@ def main() -> None:
     paths = sorted(options.photos.rglob("*.jpg"))[: options.images] if options.photos else []
     images = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
     images = images or [render_scene(seed, 480).image for seed in range(options.images)]
+    if len(images) < 2 and any(NETWORKS[name].resize.fixed for name in options.networks or COMPARED):
+        parser.error("the weights of an SSD are shaped by two images or more: give --images 4")
     print(f"{len(images)} images, torch {torch.__version__}, {torch.get_num_threads()} threads")
     heads = f"{'instances':>9} {'unmatched':>9} {'box px':>8} {'score':>8} {'pixels':>8}"
     print(f"{'network':42} {heads}  CPU time, of torchvision's; images a CPU second, of both")
