@@ -66,6 +66,8 @@ RIMS = {
     "torchvision": TORCH,
     "matplotlib": set(),
     "rasterio": {"imaging.geotiff"},
+    "simplejpeg": {"imaging.formats.jpeg_pixels"},
+    "imagecodecs": {"imaging.formats.jpeg_xl"},
     "shapely": {"formats"},
     "pyproj": {"formats", "visualization.maps"},
     "h5py": {"models.conversion.h5_reader"},

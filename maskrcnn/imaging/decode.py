@@ -3,29 +3,34 @@
 The header is read first, and no pixel is decoded before the limits are checked. The rules, which are part of the
 contract of the table `images`:
 
-- JPEG, PNG, WebP, AVIF, JPEG 2000, BMP, GIF and TIFF, and HEIC with the extra heif, are recognized by their content;
-  file names are ignored. Of an animation, a multi-page TIFF or a multi-picture JPEG, the first picture is decoded, of
-  AVIF and HEIC the primary one. A preview is never the picture: where the first directory of a TIFF is marked as a
-  version with fewer pixels, the full picture is decoded, and a camera's raw file is `unsupported_format`.
-- The EXIF orientation is applied before any width or height is reported (without EXIF, the orientation in XMP is
-  used, as in Pillow). Values outside 1..8 and EXIF that cannot be parsed are ignored. AVIF and HEIC are turned as their
+- JPEG, PNG, WebP, AVIF, JPEG 2000, BMP, GIF and TIFF, HEIC with the extra heif, and JPEG XL with the extra jxl, are
+  recognized by their content; file names are ignored. Of an animation, a multi-page TIFF or a multi-picture JPEG, the
+  first picture is decoded, of AVIF and HEIC the primary one. A preview is never the picture: where the first directory
+  of a TIFF is marked as a version with fewer pixels, the full picture is decoded, and a camera's raw file is
+  `unsupported_format`.
+- The EXIF orientation is applied before any width or height is reported (without EXIF, the orientation in XMP is used,
+  as in Pillow). Values outside 1..8 and EXIF that cannot be parsed are ignored. AVIF and HEIC are turned as their
   container says, and the orientation in their EXIF is ignored, as their standard asks: `exif_orientation` is then the
-  value that turns an AVIF in the same way, and None of a HEIC, whose decoder has turned the pixels.
+  value that turns an AVIF in the same way, and None of a HEIC, whose decoder has turned the pixels. JPEG XL is turned
+  by the orientation in its header.
 - 1-bit pixels become 0 and 255; grey is repeated in the three channels; palette indices become the colours of the
   palette; CMYK, YCbCr, HSV and LAB are converted by Pillow. Alpha is dropped: colours are kept as stored and are not
-  blended. (Of a TIFF, colours that are stored multiplied by alpha are divided by it.) Colour profiles are not applied.
+  blended. (Of a TIFF and a JPEG XL, colours that are stored multiplied by alpha are divided by it.) Colour profiles are
+  not applied.
 - 16-bit grey is scaled by round(v / 257), 12-bit grey of a TIFF in the same way from 4095. If all values lie in the
   lowest sixteenth of the range, as 12-bit values in a 16-bit file do, the image would be black: `unsupported_pixels`.
   (PNG's sBIT is ignored: it states the original number of bits of values that are already scaled up. The values of a
   grey JPEG 2000 are scaled up from the number of bits that it states.) 16-bit colours of a PNG keep their high byte,
-  under the same condition. AVIF and HEIC of 10 or 12 bits are scaled by their decoders.
+  under the same condition. AVIF and HEIC of 10 or 12 bits are scaled by their decoders. Grey and colours of a JPEG XL
+  are scaled from the number of bits that it states, up to 16, and rounded; of 16 bits, under the same condition.
 - Float, 32-bit and signed pixels, and TIFFs and JPEG 2000s with several bands of more than 8 bits, cannot be converted
   without a stated scaling: `unsupported_pixels`. GeoTIFFs with such pixels are read by the raster mode.
 - Metadata never cost the picture: where text, profiles or EXIF of a JPEG, a PNG, a WebP or a TIFF keep it from being
   opened, it is read without them, turned by their orientation if that can be found.
 - A JPEG or a JPEG 2000 that lacks only its end marker is read; one whose last pixel is missing is `truncated`.
-- Zeros in place of the end of a JPEG, WebP, AVIF or HEIC, as a download leaves them that reserved its space first, are
-  `truncated`, where they cannot be flat pixels; in the middle of a file also, but for WebP.
+- Zeros in place of the end of a JPEG, WebP, AVIF, HEIC or JPEG XL, as a download leaves them that reserved its space
+  first, are `truncated`, where they cannot be flat pixels; in the middle of a file also, but for WebP and JPEG XL.
+- The pixels of a sound JPEG come from simplejpeg, and are those of Pillow; Pillow decodes what simplejpeg objects to.
 - Damage that the decoder does not detect (bytes changed inside a JPEG's scan) is not reported.
 """
 
@@ -56,7 +61,8 @@ from .decode_errors import (
     unsupported_bands,
     unsupported_pixels,
 )
-from .formats import jpeg2000, jpeg_metadata, jpeg_scan, png_chunks, webp_chunks
+from .formats import jpeg2000, jpeg_metadata, jpeg_scan, jpeg_xl, png_chunks, webp_chunks
+from .formats.jpeg_pixels import sound_pixels
 from .formats.pillow_colors import rgb_of
 from .formats.sniff import format_of
 from .formats.tiff_directory import SUSPICIOUS, full_picture, pointing_to, reader_of, without_metadata
@@ -69,6 +75,8 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _CODECS: Final = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
 """The formats whose codec may be missing in a build of Pillow, and Pillow's name of it."""
+_EXTRAS: Final = {"HEIF": "heif", "JPEGXL": "jxl"}
+"""The formats that are read with an extra alone, and its name."""
 _HEADER_BYTES: Final = 2**16
 
 
@@ -148,7 +156,7 @@ def decode_image(data: bytes, limits: Limits) -> DecodedImage:
             raise _bomb_error(kind, data, limits) from error
         except MemoryError as error:
             raise Refusal.NO_MEMORY.error(format=name_of(kind)) from error
-        pixels = rgb_of(picture.image)
+        pixels = rgb_of(picture.image) if picture.pixels is None else picture.pixels
     if kind == "PNG" and png_chunks.has_16_bit_colors(data) and 0 < int(pixels.max()) < 16:
         raise unsupported_pixels(kind, "16-bit colours that use only the lowest part of their range")
     return DecodedImage(upright(pixels, picture.to_apply), picture.orientation)
@@ -206,8 +214,8 @@ def _raise_pillow_limit(max_pixels: int) -> None:
 
 def _check_available(kind: str, data: bytes) -> None:
     """Check that a format can be read with what is installed. Raises ItemError."""
-    if kind == "HEIF" and not _register_heif():
-        raise Refusal.NEEDS_HEIF.error(format=name_of(kind))
+    if kind in _EXTRAS and not _is_readable(kind):
+        raise Refusal.NEEDS_EXTRA.error(format=name_of(kind), extra=_EXTRAS[kind])
     if kind in _CODECS and not _has_codec(_CODECS[kind]):
         raise Refusal.NEEDS_PILLOW.error(format=name_of(kind))
     if kind == "JPEG2000":
@@ -223,8 +231,10 @@ def _has_codec(name: str) -> bool:
     return bool(features.check(name))
 
 
-def _register_heif() -> bool:
-    """Register the reader of HEIC with Pillow; return whether it is installed."""
+def _is_readable(kind: str) -> bool:
+    """Register the reader of a format of `_EXTRAS` with Pillow; return whether it is installed."""
+    if kind == "JPEGXL":
+        return jpeg_xl.register()
     if "HEIF" in Image.OPEN:
         return True
     try:
@@ -242,6 +252,8 @@ class _Loaded:
     """As `DecodedImage.exif_orientation`."""
     to_apply: int | None
     """The orientation that is still to be applied; None if Pillow has applied it."""
+    pixels: Pixels | None = None
+    """(height, width, 3) RGB, where they were decoded without `image`, which is then not loaded."""
 
 
 def _load_or_repair(data: bytes, kind: str, limits: Limits) -> _Loaded:
@@ -287,7 +299,9 @@ def _load(data: bytes, kind: str, limits: Limits) -> _Loaded:
         _check_canvas(data, limits)
     image = Image.open(BytesIO(data), formats=(kind,))
     _check_size(image, limits)
-    image.load()
+    pixels = sound_pixels(data, image) if kind == "JPEG" else None
+    if pixels is None:
+        image.load()
     # Zeros in place of the rest of a download decode without an error.
     if kind == "JPEG" and jpeg_scan.lacks_end(data):
         if jpeg_scan.complete_length(data) is None:
@@ -297,7 +311,7 @@ def _load(data: bytes, kind: str, limits: Limits) -> _Loaded:
     if kind == "HEIF":  # turned by the decoder
         return _Loaded(image, None, None)
     orientation = _exif_orientation(image)
-    return _Loaded(image, orientation, orientation)
+    return _Loaded(image, orientation, orientation, pixels)
 
 
 def _has_unneeded_zeros(webp: bytes) -> bool:

@@ -26,7 +26,7 @@ from PIL import (
 
 from ..errors import ItemError
 from ..io.refusals import Refusal
-from .formats import jpeg2000, jpeg_scan, png_chunks
+from .formats import jpeg2000, jpeg_scan, jpeg_xl, png_chunks
 from .formats.sniff import kind_of_text
 from .formats.tiff_compressions import tiff_compression
 from .formats.tiff_directory import full_picture, pointing_to, reader_of
@@ -40,9 +40,10 @@ PLUGINS: Final[dict[str, Any]] = {
     "BMP": BmpImagePlugin.BmpImageFile,
     "GIF": GifImagePlugin.GifImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
+    "JPEGXL": jpeg_xl.JpegXlFile,
 }
-"""By format, the class of Pillow that reads it; HEIF's is in an extra."""
-NAMES: Final = {"WEBP": "WebP", "JPEG2000": "JPEG 2000", "HEIF": "HEIC"}
+"""By format, the class that reads it for Pillow; HEIF's is in an extra."""
+NAMES: Final = {"WEBP": "WebP", "JPEG2000": "JPEG 2000", "HEIF": "HEIC", "JPEGXL": "JPEG XL"}
 """The names of formats in messages, where they differ from Pillow's."""
 
 DECODER_ERRORS: Final = (
@@ -273,4 +274,5 @@ _TRUNCATED: Final[dict[str, Callable[[bytes], bool]]] = {
     "BMP": lambda data: len(data) < int.from_bytes(data[2:6], "little"),
     "GIF": lambda data: not data.rstrip(b"\0").endswith(b";"),
     "TIFF": _tiff_is_truncated,
+    "JPEGXL": jpeg_xl.is_cut_short,
 }

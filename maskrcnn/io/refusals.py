@@ -76,9 +76,9 @@ class Refusal(Enum):
         "TIFF whose first picture is marked as a preview (a reduced-resolution version), and whose full picture is not "
         "in the file or cannot be read: export the full picture",
     )
-    NEEDS_HEIF = (
+    NEEDS_EXTRA = (
         "unsupported_format",
-        "{format} needs the extra heif: pip install 'maskrcnn-ray[heif]', or convert it to JPEG",
+        "{format} needs the extra {extra}: pip install 'maskrcnn-ray[{extra}]', or convert it to JPEG",
     )
     NEEDS_PILLOW = (
         "unsupported_format",

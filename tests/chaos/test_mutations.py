@@ -17,9 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
+import imagecodecs
 import numpy as np
 import pytest
 from maskrcnn_jobs.driver.planning import Request, prepare
+from numpy.typing import NDArray
 from PIL import Image
 
 import maskrcnn
@@ -56,6 +58,13 @@ def encoded(kind: str, image: Image.Image = PICTURE, **options: Any) -> bytes:
 
 def animated(kind: str) -> bytes:
     return encoded(kind, save_all=True, append_images=[PICTURE.rotate(90), PICTURE.rotate(180)])
+
+
+def jpeg_xl(pixels: NDArray[Any] | None = None, **options: Any) -> bytes:
+    data: bytes = imagecodecs.jpegxl_encode(
+        np.asarray(PICTURE) if pixels is None else pixels, numthreads=1, **options
+    )
+    return data
 
 
 def _exif() -> Image.Exif:
@@ -98,6 +107,13 @@ SOUND: Final[dict[str, list[bytes]]] = {
         encoded("JPEG2000", no_jp2=True),
         encoded("JPEG2000", PICTURE.convert("RGBA"), tile_size=(32, 32)),
         encoded("JPEG2000", GREY_16),
+    ],
+    "JPEGXL": [
+        jpeg_xl(level=80),
+        jpeg_xl(np.dstack([PICTURE, PICTURE.convert("L")]), level=90, usecontainer=True),
+        jpeg_xl(np.asarray(GREY_16)),
+        jpeg_xl(np.stack([PICTURE, PICTURE.rotate(180)]), photometric="rgb"),
+        imagecodecs.jpegxl_encode_jpeg(encoded("JPEG", exif=_exif()), usecontainer=True, numthreads=1),
     ],
     "TIFF": [
         encoded("TIFF"),

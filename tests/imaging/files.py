@@ -143,3 +143,66 @@ def tiff_of_directories(
     for index, start in enumerate(starts[n_pages:]):
         struct.pack_into(f"{order}I", body, child_at + 4 * index, start)
     return bytes(body)
+
+
+def jpeg_xl_header(
+    bits: int = 8,
+    orientation: int = 1,
+    channels: Sequence[tuple[int, bool]] = (),
+    color_space: int | None = None,
+    exponent_bits: int = 0,
+) -> bytes:
+    """Return the header of a JPEG XL of 32 x 24 pixels, as libjxl writes it of lossless pixels.
+
+    Args:
+        channels: the kind of each extra channel (0 is alpha), and whether the colours are multiplied by it.
+        color_space: None for sRGB.
+    """
+    text = ""
+
+    def put(number: int, count: int) -> None:
+        nonlocal text
+        text += f"{number:0{count}b}"[::-1] if count else ""
+
+    def put_enum(number: int) -> None:
+        put(min(number, 2), 2)
+        if number >= 2:
+            put(number - 2, 4)
+
+    def put_depth() -> None:
+        put(exponent_bits > 0, 1)
+        put(3, 2)
+        put(bits - 1, 6)
+        if exponent_bits:
+            put(exponent_bits - 1, 4)
+
+    put(0b011_00010_1, 9)  # small; 8 * (2 + 1) rows; 4 : 3
+    put(0, 1)
+    put(orientation != 1, 1)
+    if orientation != 1:
+        put(orientation - 1, 6)
+    if (bits, exponent_bits) == (8, 0):
+        put(0, 3)
+    else:
+        put_depth()
+    put(1, 1)
+    put(min(len(channels), 2), 2)
+    if len(channels) >= 2:
+        put(len(channels) - 2, 4)
+    for kind, is_multiplied in channels:
+        put((kind, is_multiplied) == (0, False), 1)
+        if (kind, is_multiplied) != (0, False):
+            put_enum(kind)
+            put(0, 3 + 2 + 2)
+            if kind == 0:
+                put(is_multiplied, 1)
+    put(0, 1)
+    put(color_space is None, 1)
+    if color_space is not None:
+        put(0, 1)
+        put_enum(color_space)
+    if orientation != 1:
+        put(1, 1)
+    put(0b100, 3)
+    text += "0" * (-len(text) % 8)
+    return b"\xff\x0a" + int(text[::-1], 2).to_bytes(len(text) // 8, "little")

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import zlib
 from typing import Any
 
@@ -29,6 +30,7 @@ HAS_AVIF = features.check("avif")
 HAS_JPEG_2000 = features.check("jpg_2000")
 pillow_heif = pytest.importorskip("pillow_heif")
 pillow_heif.register_heif_opener(thumbnails=False)
+imagecodecs = pytest.importorskip("imagecodecs")
 
 LOSSLESS: dict[str, dict[str, Any]] = {
     "JPEG2000": {"irreversible": False},
@@ -119,6 +121,8 @@ KINDS = {
     "codestream": lambda: lossless("codestream"),
     "HEIF": lambda: lossless("HEIF"),
     "AVIF": lambda: encoded(PICTURE, "AVIF"),
+    "JPEGXL": lambda: imagecodecs.jpegxl_encode(PIXELS, level=80),
+    "JPEGXL container": lambda: imagecodecs.jpegxl_encode(PIXELS, usecontainer=True),
 }
 
 
@@ -173,12 +177,20 @@ def test_mutated_files_give_pixels_or_a_code(kind: str) -> None:
     assert not outcomes & {"timeout", "worker_crash"}
 
 
-def test_heic_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_register_heif", lambda: False)
-    error = error_of(lossless("HEIF"))
+@pytest.mark.parametrize(("kind", "name", "extra"), [("HEIF", "HEIC", "heif"), ("JPEGXL", "JPEG XL", "jxl")])
+def test_a_format_without_its_extra_names_it(
+    kind: str, name: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = KINDS[kind]()
+    for module in ("pillow_heif", "imagecodecs"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for registered in ("HEIF", "JPEGXL"):
+        monkeypatch.delitem(Image.OPEN, registered, raising=False)
+    error = error_of(data)
     assert error.code == "unsupported_format"
     assert (
-        error.message == "HEIC needs the extra heif: pip install 'maskrcnn-ray[heif]', or convert it to JPEG"
+        error.message
+        == f"{name} needs the extra {extra}: pip install 'maskrcnn-ray[{extra}]', or convert it to JPEG"
     )
 
 

@@ -18,6 +18,8 @@ _ALLOWED: Final = (
     *((magic, 0, "TIFF") for magic in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"MM*\0", b"II\0*")),
     (b"\0\0\0\x0cjP  ", 0, "JPEG2000"),
     (b"\xff\x4f\xff\x51", 0, "JPEG2000"),
+    (b"\0\0\0\x0cJXL ", 0, "JPEGXL"),
+    (b"\xff\x0a", 0, "JPEGXL"),
 )
 _RAW_PHOTOS: Final = (
     (b"CR\x02", 8, "Canon CR2"),
@@ -33,8 +35,6 @@ _RAW_PHOTOS: Final = (
     (b"HEAPCCDR", 6, "Canon CRW"),
 )
 _OTHER_IMAGES: Final = (
-    (b"\0\0\0\x0cJXL ", 0, "JPEG XL"),
-    (b"\xff\x0a", 0, "JPEG XL"),
     (b"\0\0\0\x0cJXS ", 0, "JPEG XS"),
     (b"\xff\x10\xff\x50", 0, "JPEG XS"),
     (b"II\xbc\x01", 0, "JPEG XR"),
@@ -149,7 +149,7 @@ _MEDIA_BRANDS: Final = {
     "HEIF of H.264": frozenset([b"avci", b"avcs", b"MiAB"]),
     "HEIF of H.266": frozenset([b"vvic", b"vvis"]),
     "HEIF of JPEGs": frozenset([b"jpeg", b"jpgs", b"MiJP"]),
-    "JPEG XL": frozenset([b"jxl "]),
+    "JPEG XL without its first box": frozenset([b"jxl "]),
     "JPEG XS": frozenset([b"jxsc", b"jxs "]),
     "Canon CR3": frozenset([b"crx "]),
 }

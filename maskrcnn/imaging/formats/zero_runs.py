@@ -17,7 +17,8 @@ from . import jpeg_scan
 from .jpeg2000 import boxes
 from .webp_chunks import pixels_of
 
-_ZEROS: Final = bytes(512)
+_STEP: Final = 64
+_ZEROS: Final = bytes(8 * _STEP)
 """A sector of a disk. AV1 and HEVC need no more than a few zeros for a flat area of any size."""
 _CODED_ITEMS: Final = frozenset([b"av01", b"hvc1"])
 _FILE: Final = 0  # construction method 0: offsets from the beginning of the file
@@ -25,7 +26,8 @@ _FILE: Final = 0  # construction method 0: offsets from the beginning of the fil
 
 def has_zeros(kind: str, data: bytes) -> bool:
     """Return whether zeros surely stand in place of coded pixels of a JPEG, AVIF or HEIC."""
-    if kind not in _PARTS or _ZEROS not in data:
+    # Of each run, every 64th byte is looked at first: eight zeros in a row are rare among them, and found fast.
+    if kind not in _PARTS or bytes(len(_ZEROS) // _STEP) not in data[::_STEP] or _ZEROS not in data:
         return False
     with contextlib.suppress(LookupError, struct.error, ValueError):
         return any(data.find(_ZEROS, start, stop) >= 0 for start, stop in _PARTS[kind](data))

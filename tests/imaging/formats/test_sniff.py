@@ -29,6 +29,8 @@ def media(*brands: bytes) -> bytes:
         (media(b"msf1", b"hevc"), "HEIF"),
         (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
         (b"\xff\x4f\xff\x51\0\x2f", "JPEG2000"),
+        (b"\xff\x0a\xfa\x7f", "JPEGXL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEGXL"),
     ],
 )
 def test_formats_that_are_read(data: bytes, kind: str) -> None:
@@ -53,9 +55,7 @@ def tga(kind: int, bits: int = 24, *, color_map: int = 0) -> bytes:
         (b"FUJIFILMCCD-RAW 0201", "unsupported_format", "Fujifilm RAF, a camera's raw file"),
         (media(b"avci", b"mif1"), "unsupported_format", "HEIF of H.264"),
         (media(b"mif1", b"vvic"), "unsupported_format", "HEIF of H.266"),
-        (media(b"jxl ", b"jxl "), "unsupported_format", "JPEG XL"),
-        (b"\xff\x0a\xfa\x7f", "unsupported_format", "JPEG XL"),
-        (b"\0\0\0\x0cJXL \r\n\x87\n", "unsupported_format", "JPEG XL"),
+        (media(b"jxl ", b"jxl "), "unsupported_format", "JPEG XL without its first box"),
         (b"\x8aMNG\r\n\x1a\n", "unsupported_format", "MNG"),
         (b"\x8bJNG\r\n\x1a\n", "unsupported_format", "JNG"),
         (tga(2), "unsupported_format", "TGA"),

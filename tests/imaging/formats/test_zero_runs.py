@@ -58,6 +58,14 @@ def test_zeros_in_place_of_pixels_are_truncated(kind: str) -> None:
             assert has_zeros("JPEG", zeroed(whole[:-2], start, stop) + whole[-2:])
 
 
+@pytest.mark.parametrize("count", [512, 600])
+def test_zeros_are_found_wherever_they_begin(count: int) -> None:
+    whole = photo("JPEG")
+    for start in range(len(whole) // 2, len(whole) // 2 + 130):
+        assert has_zeros("JPEG", whole[:start] + bytes(count) + whole[start + count :]), start
+    assert not has_zeros("JPEG", whole)
+
+
 def test_zeros_in_a_heic_are_truncated() -> None:
     pytest.importorskip("pillow_heif").register_heif_opener()
     whole = encoded(Image.open(io.BytesIO(photo("JPEG"))), "HEIF", quality=90)
