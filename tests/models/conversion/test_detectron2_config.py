@@ -281,6 +281,6 @@ def test_what_is_no_configuration_is_refused_in_one_line(text, complaint):
 
 def test_a_value_out_of_its_range_is_named():
     with pytest.raises(
-        UsageError, match="MODEL.ROI_HEADS.NMS_THRESH_TEST must be above 0 and at most 1, not 7"
+        UsageError, match=r"MODEL\.ROI_HEADS\.NMS_THRESH_TEST must be above 0 and at most 1, not 7"
     ):
         parsed("c.yaml", changed("MODEL.ROI_HEADS.NMS_THRESH_TEST", 7.0)).applied_to(FPN)
