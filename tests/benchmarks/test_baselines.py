@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+
 from benchmarks import baselines, suites
 from benchmarks.inputs import jpeg, photo, smooth_instances, write_manifest, write_photos
 from benchmarks.measure import Settings
-
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.masks.encode import detections_from_network
 from maskrcnn.models.model import Model, load_model

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from benchmarks import baselines, device, precision
 from benchmarks.inputs import photo
 from benchmarks.measure import table, to_json
-
 from maskrcnn.masks.encode import detections_from_network
 from maskrcnn.synthetic.scenes import render_scene
 from maskrcnn.types import Detections

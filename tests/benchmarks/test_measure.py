@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+
 from benchmarks import measure
 from benchmarks.measure import CpuMeter, Pairs, Row, alternate, machine, rounds, row, seconds, table, to_json
 

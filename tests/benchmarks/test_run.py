@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from maskrcnn_jobs.driver.planning import Request, prepare
+
 from benchmarks import baselines, run, suites, suites_ray
 from benchmarks.inputs import write_manifest, write_photos
 from benchmarks.measure import Pairs, Row, Settings, row
 from benchmarks.run import main
 from benchmarks.suites_ray import MapRun, Slope, Span
-from click.testing import CliRunner
-from maskrcnn_jobs.driver.planning import Request, prepare
-
 from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.imaging.decode import Limits
