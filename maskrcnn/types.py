@@ -122,7 +122,15 @@ class Detections:
         *,
         capped: bool,
     ) -> "Detections":
-        """Return detections without masks, whose areas and pixels are those of their boxes."""
+        """Return detections without masks, whose areas and pixels are those of their boxes.
+
+        Raises:
+            InvalidDetectionsError: as `Detections`.
+        """
+        if not isinstance(boxes, np.ndarray) or boxes.shape[1:] != (4,):
+            raise InvalidDetectionsError(
+                f"`boxes` is {shown_value(boxes)}, expected an array of float32 (N, 4)"
+            )
         areas, pixels = areas_of_boxes(boxes), pixels_of_boxes(boxes, height, width)
         return Detections(
             height=height,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maskrcnn.errors import ERROR_CODES, ItemError
-from maskrcnn.types import Category, Detections, detection_order
+from maskrcnn.types import Category, Detections, InvalidDetectionsError, detection_order
 
 COLUMNS: dict[str, Any] = {
     "boxes": np.zeros((2, 4), np.float32),
@@ -40,6 +40,14 @@ def test_columns_agree() -> None:
 def test_a_column_of_another_shape_or_dtype_is_refused(name: str, column: Any) -> None:
     with pytest.raises(ValueError, match="expected"):
         Detections(height=2, width=2, capped=False, **(COLUMNS | {name: column}))
+
+
+@pytest.mark.parametrize(
+    "boxes", [[[0, 0, 1, 1]], np.zeros(4, np.float32), np.zeros((1, 5), np.float32), None]
+)
+def test_boxes_that_are_no_array_of_four_columns_are_named(boxes: Any) -> None:
+    with pytest.raises(InvalidDetectionsError, match=r"`boxes` is .*, expected an array of float32 \(N, 4\)"):
+        Detections.of_boxes(9, 9, boxes, np.ones(1, np.int32), np.ones(1, np.float32), capped=False)
 
 
 def test_an_edge_is_touched_by_the_mask_s_own_box() -> None:
