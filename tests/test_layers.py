@@ -196,3 +196,16 @@ def test_the_version_is_that_of_the_distribution() -> None:
     import maskrcnn
 
     assert maskrcnn.__version__ == importlib.metadata.version("maskrcnn-ray")
+
+
+def test_no_generator_holds_threads() -> None:
+    """One that is abandoned is closed by the garbage collector, anywhere: where a thread starts, that is a deadlock."""
+    held = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.With)
+        and any("ThreadPoolExecutor" in ast.unparse(item.context_expr) for item in node.items)
+        and any(isinstance(inner, ast.Yield | ast.YieldFrom) for inner in ast.walk(node))
+    ]
+    assert held == []

@@ -153,7 +153,8 @@ def render_dataset(
     _write_array(file, map(_image_rows, image_batches(storage, parts)))
     file.write(b',"annotations":')
     batches = instance_batches(storage, parts, ANNOTATION_COLUMNS)
-    count = _write_array(file, _in_threads(_annotation_rows, batches))
+    with ThreadPoolExecutor(THREADS) as pool:
+        count = _write_array(file, _in_threads(pool, _annotation_rows, batches))
     file.write(b"}\n")
     return count
 
@@ -181,7 +182,8 @@ def render_results(file: BinaryIO, storage: Storage, parts: Iterable[Part], iou_
     """Write into an open file what `write_results` stores: the same bytes for the same tables."""
     shape, rows = ("box", _box_rows) if iou_type == "bbox" else ("segmentation", _mask_rows)
     batches = instance_batches(storage, parts, ("image_id", "category_id", "score", shape, "frame"))
-    count = _write_array(file, _in_threads(rows, batches))
+    with ThreadPoolExecutor(THREADS) as pool:
+        count = _write_array(file, _in_threads(pool, rows, batches))
     file.write(b"\n")
     return count
 
@@ -344,17 +346,18 @@ def _joined(*pieces: str | pa.Array) -> pa.LargeStringArray:
 
 
 def _in_threads(
-    rows: Callable[[pa.RecordBatch], pa.LargeStringArray], batches: Iterable[pa.RecordBatch]
+    pool: ThreadPoolExecutor,
+    rows: Callable[[pa.RecordBatch], pa.LargeStringArray],
+    batches: Iterable[pa.RecordBatch],
 ) -> Iterator[pa.LargeStringArray]:
     """Yield the rows of text of each batch, in order; the next `THREADS` batches are converted meanwhile."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        waiting: deque[Future[pa.LargeStringArray]] = deque()
-        for batch in batches:
-            waiting.append(pool.submit(rows, batch))
-            if len(waiting) > THREADS:
-                yield waiting.popleft().result()
-        while waiting:
+    waiting: deque[Future[pa.LargeStringArray]] = deque()
+    for batch in batches:
+        waiting.append(pool.submit(rows, batch))
+        if len(waiting) > THREADS:
             yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _write_array(file: BinaryIO, batches: Iterable[pa.LargeStringArray]) -> int:

@@ -233,27 +233,27 @@ def collect(
     stats = Stats.zero(categories)
     timings = _TimingsFold()
     chosen: list[tuple[ChosenReceipt, ...]] = []
-    for plan, of_plan in zip(plans, choice, strict=True):
-        kept: list[ChosenReceipt] = []
-        paths = [of_plan[index] for index in range(len(plan))]
-        for shard, path, receipt in zip(plan, paths, _read_receipts(storage, paths), strict=True):
-            described = (receipt.shard, receipt.start, receipt.stop, receipt.images.rows)
-            if described != (shard.name, shard.start, shard.stop, len(shard)):
-                raise RunError(
-                    f"{storage.url}/{path} belongs to another plan; remove it, and run `maskrcnn segment` again"
-                )
-            if plan.generation == 1 and not touched[len(kept)]:
-                stats = stats + Stats.from_json(receipt.stats)
-            timings.add(receipt)
-            kept.append(ChosenReceipt(receipt.shard, receipt.attempt, receipt.images, receipt.instances))
-        chosen.append(tuple(kept))
+    with ThreadPoolExecutor(8) as pool:
+        for plan, of_plan in zip(plans, choice, strict=True):
+            kept: list[ChosenReceipt] = []
+            paths = [of_plan[index] for index in range(len(plan))]
+            for shard, path, receipt in zip(plan, paths, _read_receipts(pool, storage, paths), strict=True):
+                described = (receipt.shard, receipt.start, receipt.stop, receipt.images.rows)
+                if described != (shard.name, shard.start, shard.stop, len(shard)):
+                    raise RunError(
+                        f"{storage.url}/{path} belongs to another plan; remove it, and run `maskrcnn segment` again"
+                    )
+                if plan.generation == 1 and not touched[len(kept)]:
+                    stats = stats + Stats.from_json(receipt.stats)
+                timings.add(receipt)
+                kept.append(ChosenReceipt(receipt.shard, receipt.attempt, receipt.images, receipt.instances))
+            chosen.append(tuple(kept))
     return ChosenReceipts(tuple(chosen), stats, timings.to_json())
 
 
-def _read_receipts(storage: Storage, paths: Sequence[str]) -> Iterator[Receipt]:
-    with ThreadPoolExecutor(8) as pool:
-        for start in range(0, len(paths), 64):
-            yield from pool.map(functools.partial(read_receipt, storage), paths[start : start + 64])
+def _read_receipts(pool: ThreadPoolExecutor, storage: Storage, paths: Sequence[str]) -> Iterator[Receipt]:
+    for start in range(0, len(paths), 64):
+        yield from pool.map(functools.partial(read_receipt, storage), paths[start : start + 64])
 
 
 class _TimingsFold:

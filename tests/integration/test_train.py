@@ -134,7 +134,7 @@ def test_errors_of_the_dataset_are_listed_before_ray_starts(labels, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [(["--freeze", 9], "--freeze"), (["--model", "nope"], "nope"), (["--model", "imagenet:x"], "name one of"),
+    [(["--freeze", 9], "--freeze"), (["--model", "nope"], "nope"), (["--model", "imagenet:x"], "Name one of"),
      (["--val-share", 0], "--val-share must be between 0 and 1"), (["--workers", 0], "--workers"),
      (["--min-size", 8], "--min-size must be at least 32"),
      (["--model", "random:ssdlite320_mobilenet_v3_large", "--min-size", 320], "320 x 320 pixels: leave out --min-size"),

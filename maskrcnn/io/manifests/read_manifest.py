@@ -41,17 +41,22 @@ def read_manifest(source: str, files: pa.Table | None = None) -> pa.Table:
     return table if files is None else with_partitions(table, files["name"].to_pylist(), counts)
 
 
-def _side_by_side(read: Callable[[str], T], uris: Sequence[str]) -> Iterator[tuple[str, T]]:
-    """Yield what is read of each file, in order."""
+def _each(pool: ThreadPoolExecutor, read: Callable[[str], T], uris: Sequence[str]) -> Iterator[tuple[str, T]]:
+    """Yield what is read of each file, in order, some of them side by side."""
 
     def reading(uri: str) -> T:
         with usage_errors(uri):
             return read(uri)
 
+    for start in range(0, len(uris), _AT_ONCE):
+        some = uris[start : start + _AT_ONCE]
+        yield from zip(some, pool.map(reading, some), strict=True)
+
+
+def _side_by_side(read: Callable[[str], T], uris: Sequence[str]) -> dict[str, T]:
+    """Return what is read of each file, in order."""
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="manifest") as pool:
-        for start in range(0, len(uris), _AT_ONCE):
-            some = uris[start : start + _AT_ONCE]
-            yield from zip(some, pool.map(reading, some), strict=True)
+        return dict(_each(pool, read, uris))
 
 
 def _text(uri: str, limit: int = LARGEST_CSV_BYTES) -> bytes:
@@ -64,7 +69,7 @@ def _counted(source: str, tables: Mapping[str, pa.Table]) -> tuple[pa.Table, lis
 
 
 def _read_txts(source: str, uris: Sequence[str]) -> tuple[pa.Table, list[int]]:
-    return _counted(source, dict(_side_by_side(_read_txt, uris)))
+    return _counted(source, _side_by_side(_read_txt, uris))
 
 
 def _read_txt(uri: str) -> pa.Table:
@@ -88,7 +93,7 @@ def _trimmed(uris: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
 
 def _read_csvs(separator: str, source: str, uris: Sequence[str]) -> tuple[pa.Table, list[int]]:
-    texts, counts = _counted(source, dict(_side_by_side(partial(_read_csv, separator), uris)))
+    texts, counts = _counted(source, _side_by_side(partial(_read_csv, separator), uris))
     return typed_columns(source, texts), counts
 
 
@@ -100,11 +105,12 @@ def _read_csv(separator: str, uri: str) -> pa.Table:
 
 
 def _read_json_lines(source: str, uris: Sequence[str]) -> tuple[pa.Table, list[int]]:
-    return read_json_lines(source, _side_by_side(_text, uris))
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="manifest") as pool:
+        return read_json_lines(source, _each(pool, _text, uris))
 
 
 def _read_parquets(source: str, uris: Sequence[str]) -> tuple[pa.Table, list[int]]:
-    return _counted(source, dict(_side_by_side(_read_parquet, uris)))
+    return _counted(source, _side_by_side(_read_parquet, uris))
 
 
 def _read_parquet(uri: str) -> pa.Table:

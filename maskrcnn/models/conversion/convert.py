@@ -34,7 +34,7 @@ from .h5_reader import arrays_in_h5
 from .key_mapping import KEY_MAPPINGS, source_of, with_eps
 from .keys_detectron2 import architecture_of_detectron2
 from .mmdetection_config import origin_of_text
-from .moves import Origin, moved, shapes_of
+from .moves import Move, Origin, Step, moved, shapes_of
 from .parity import Reference, Row, StockTorchvision, compare, generated_images
 from .parity_matterport import compare_matterport
 from .pickle_reader import arrays_in_pickle
@@ -99,11 +99,7 @@ def convert(
     sizes = _sizes(NETWORKS[architecture].resize, origin, min_size, max_size)
     eps = _norm_eps(weights, source, architecture, checkpoint, digest, norm_eps)
     moves = moves if eps == NORM_EPS else with_eps(moves, tensors, eps)
-    try:
-        converted, steps = moved(weights, tensors, moves)
-    except UsageError as error:
-        hint = f"; if the file is right, {config} is of another network" if config else ""
-        raise UsageError(f"{error}{hint}") from error
+    converted, steps = _moved(weights, tensors, moves, config)
     n_labels = NETWORKS[architecture].labels_of(shapes_of(converted))
     categories = _categories(weights, n_labels, labels, checkpoint)
 
@@ -127,6 +123,18 @@ def convert(
         part.unlink(missing_ok=True)
     write_report(report, Path(weights).name, path)
     return report
+
+
+def _moved(
+    uri: str, tensors: Mapping[str, Any], moves: list[Move], config: str | None
+) -> tuple[dict[str, Tensor], list[Step]]:
+    """Return the tensors as the network has them; of those that do not fit, say that a configuration may be the cause."""
+    try:
+        return moved(uri, tensors, moves)
+    except UsageError as error:
+        if config is None:
+            raise
+        raise UsageError(f"{error}; if the file is right, --config {config} is of another network") from error
 
 
 def _network_config(uri: str, source: str, settings: Sequence[str]) -> MatterportConfig | None:

@@ -67,7 +67,7 @@ def test_it_ends_with_the_command_also_inside_a_call_in_c():
     model = ["check-model", "faulty:build", "--model-arg", "fault=hangs in C"]
     command = psutil.Popen([sys.executable, "-m", "maskrcnn_jobs", *model], stderr=subprocess.DEVNULL)
     checking = []
-    while command.is_running() and not checking:
+    while command.poll() is None and not checking:
         time.sleep(0.1)
         checking = [
             each for each in command.children() if "maskrcnn.models.checks.check_process" in each.cmdline()

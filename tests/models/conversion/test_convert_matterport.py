@@ -273,7 +273,7 @@ def test_labels_and_sizes_must_fit(tmp_path):
     )
     assert "MEAN_PIXEL must be from 0 to 255" in refusal(tmp_path, "--set=MEAN_PIXEL=300,0,1")
     assert "is not a whole number" in refusal(tmp_path, "--set=PRE_NMS_LIMIT=0.5")
-    assert "give 1 to 4096" in refusal(tmp_path, "--max-size=640000000")
+    assert "of 1 to 4096" in refusal(tmp_path, "--max-size=640000000")
     (tmp_path / "four.txt").write_text("BG\ncat\ndog\nbird\n")
     assert "leave the background out" in refusal(tmp_path, f"--labels={tmp_path}/four.txt")
     assert "RPN_ANCHOR_SCALES must have 5 numbers, not 2" in refusal(tmp_path, "--set=RPN_ANCHOR_SCALES=8,16")
