@@ -128,7 +128,7 @@ def convert(
 def _moved(
     uri: str, tensors: Mapping[str, Any], moves: list[Move], config: str | None
 ) -> tuple[dict[str, Tensor], list[Step]]:
-    """Return the tensors as the network has them; of those that do not fit, say that a configuration may be the cause."""
+    """Return the tensors as the network has them. Of those that do not fit, the configuration may be the cause."""
     try:
         return moved(uri, tensors, moves)
     except UsageError as error:
