@@ -1,25 +1,16 @@
 """Runs over archives: a collection is the same however it is packed, and what holds of files holds of members."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from archives import packed
-from maskrcnn_jobs.driver.planning import Request, prepare
-from planned_run import process_shards
-from planted_images import write_planted
+from packed_runs import Instances, finish, instances_by_file, loose_instances, plan, planted_files
 
-import maskrcnn
-from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import UsageError
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.plan import read_plans
 from maskrcnn.pipeline.plan_retry import plan_retry
-from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.results.verify import verify_run
-from maskrcnn.visualization.run_report import write_report
-
-IMAGES = 12
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,42 +24,13 @@ def _no_pictures():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, bytes]:
     """The files of a collection, by name."""
-    folder = tmp_path_factory.mktemp("loose")
-    write_planted(folder, IMAGES, seed=5)
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
-
-
-def finish(output: str) -> maskrcnn.Run:
-    process_shards(Storage(output))
-    reduce_run(output, write_report=write_report)
-    return maskrcnn.open_run(output)
-
-
-def plan(source: Path, output: Path) -> str:
-    prepare(Request(str(source), str(output), InferenceConfig("planted"), shard_images=5))
-    return str(output)
-
-
-def instances_by_file(run: maskrcnn.Run) -> dict[str, list[dict[str, Any]]]:
-    """Return the instances of each image by the last part of its name, without ids."""
-    names = dict(zip(run.images()["image_id"].to_pylist(), run.images()["name"].to_pylist(), strict=True))
-    found: dict[str, list[dict[str, Any]]] = {name.rpartition("/")[2]: [] for name in names.values()}
-    for row in run.instances().to_pylist():
-        name = names[row.pop("image_id")].rpartition("/")[2]
-        del row["id"]
-        found[name].append(row)
-    return found
+    return planted_files(tmp_path_factory.mktemp("loose"))
 
 
 @pytest.fixture(scope="module")
-def loose(files, tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
+def loose(files, tmp_path_factory) -> Instances:
     """The instances of the collection, found in loose files."""
-    folder = tmp_path_factory.mktemp("run")
-    for name, data in files.items():
-        Storage(folder / "images").write(name, data)
-    found = instances_by_file(finish(plan(folder / "images", folder / "out")))
-    assert sum(map(len, found.values())) > IMAGES
-    return found
+    return loose_instances(files, tmp_path_factory.mktemp("run"))
 
 
 def as_three_tars_and_a_list(folder: Path, files: dict[str, bytes]) -> str:

@@ -1,26 +1,16 @@
 """Runs over tables of pictures: a collection is the same as loose files, and what holds of files holds of rows."""
 
-from pathlib import Path
-from typing import Any
-
 import pyarrow as pa
 import pytest
-from maskrcnn_jobs.driver.planning import Request, prepare
+from packed_runs import Instances, finish, instances_by_file, loose_instances, plan, planted_files
 from picture_tables import STRUCT, damaged_in, parquet, table_of
 from planned_run import process_shards
-from planted_images import write_planted
 
-import maskrcnn
-from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import UsageError
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.plan import read_plans, read_run
 from maskrcnn.pipeline.plan_retry import plan_retry
-from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.results.verify import verify_run
-from maskrcnn.visualization.run_report import write_report
-
-IMAGES = 12
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,43 +24,13 @@ def _no_pictures():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, bytes]:
     """The files of a collection, by name."""
-    folder = tmp_path_factory.mktemp("loose")
-    write_planted(folder, IMAGES, seed=5)
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
-
-
-def plan(source: Path, output: Path, image_column: str | None = None) -> str:
-    inference = InferenceConfig("planted", image_column=image_column)
-    prepare(Request(str(source), str(output), inference, shard_images=5))
-    return str(output)
-
-
-def finish(output: str) -> maskrcnn.Run:
-    process_shards(Storage(output))
-    reduce_run(output, write_report=write_report)
-    return maskrcnn.open_run(output)
-
-
-def instances_by_file(run: maskrcnn.Run) -> dict[str, list[dict[str, Any]]]:
-    """Return the instances of each image without ids; by its column `file`, or by its name."""
-    files = {row["image_id"]: row.get("file") or row["name"] for row in run.images().to_pylist()}
-    found: dict[str, list[dict[str, Any]]] = {name.rpartition("/")[2]: [] for name in files.values()}
-    for row in run.instances().to_pylist():
-        name = files[row.pop("image_id")].rpartition("/")[2]
-        del row["id"]
-        found[name].append(row)
-    return found
+    return planted_files(tmp_path_factory.mktemp("loose"))
 
 
 @pytest.fixture(scope="module")
-def loose(files, tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
+def loose(files, tmp_path_factory) -> Instances:
     """The instances of the collection, found in loose files."""
-    folder = tmp_path_factory.mktemp("run")
-    for name, data in files.items():
-        Storage(folder / "images").write(name, data)
-    found = instances_by_file(finish(plan(folder / "images", folder / "out")))
-    assert sum(map(len, found.values())) > IMAGES
-    return found
+    return loose_instances(files, tmp_path_factory.mktemp("run"))
 
 
 def as_one(kind: pa.DataType, row_group_size: int):

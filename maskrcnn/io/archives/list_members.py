@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from ...errors import ItemError, plural
 from ...schema import PLACE
+from ..inputs import INPUTS
 from ..refusals import Refusal
 from ..schemes import ARCHIVES, store_of
 from ..stores.store import ObjectStat
@@ -76,15 +77,7 @@ def find_members(uris: Sequence[str]) -> pa.Table:
     return found.select(["bytes", "etag", PLACE.name])
 
 
-_SCHEMA: Final = pa.schema(
-    [
-        ("name", pa.string()),
-        ("uri", pa.string()),
-        ("bytes", pa.int64()),
-        ("etag", pa.string()),
-        PLACE,
-    ]
-)
+_SCHEMA: Final = INPUTS.append(PLACE)
 
 
 def _table(name: str, uri: str, *, alone: bool) -> pa.Table:

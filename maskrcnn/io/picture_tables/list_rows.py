@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from ...errors import ItemError, UsageError, plural
 from ...schema import PLACE
+from ..inputs import INPUTS
 from ..manifests.manifest_columns import check_names, warn_left_out
 from ..manifests.parquet_manifest import check_size, read_columns
 from ..manifests.several_files import united
@@ -138,15 +139,7 @@ def _read(files: pa.Table, source: str, choice: "_Choice", *, alone: bool) -> _F
     return all_found
 
 
-_SCHEMA: Final = pa.schema(
-    [
-        ("name", pa.string()),
-        ("uri", pa.string()),
-        ("bytes", pa.int64()),
-        ("etag", pa.string()),
-        PLACE,
-    ]
-)
+_SCHEMA: Final = INPUTS.append(PLACE)
 
 
 def _read_footer(row: dict[str, Any]) -> _File:
