@@ -270,7 +270,9 @@ def _ordered(rows: pa.Table, source: str, named_by: str, *, unique_ids: bool) ->
 
     Ids that repeat are refused where `unique_ids`; else the images are numbered, as several tables may number theirs.
     """
-    rows = rows.take(pc.sort_indices(rows["name"])).combine_chunks()
+    order = pc.sort_indices(rows["name"])
+    if not np.array_equal(order, np.arange(len(rows))):  # else spare a copy
+        rows = rows.take(order)
     ids = _ids(rows["image_id"]) if "image_id" in rows.column_names else None
     why = "are not all integers >= 0"
     if ids is not None and not unique_ids and pc.count_distinct(ids).as_py() < len(ids):

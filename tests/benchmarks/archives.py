@@ -18,8 +18,10 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from unittest import mock
 
@@ -71,16 +73,16 @@ def planned(source: str, output: str) -> float:
     return time.perf_counter() - started
 
 
+def write_tar(prefix: str, number: int, members: int) -> None:
+    """Write one tar of members of 100 bytes."""
+    content = {f"{number:04d}-{at:06d}.jpg": bytes(100) for at in range(members)}
+    Storage(prefix).write(f"{number:04d}.tar", tar_of(content))
+
+
 def plan(prefix: str, folder: Path, tars: int, members: int) -> None:
     """Write tars, plan a run over them, and print what it cost."""
-    storage = Storage(prefix)
-
-    def write(number: int) -> None:
-        content = {f"{number:04d}-{at:06d}.jpg": bytes(100) for at in range(members)}
-        storage.write(f"{number:04d}.tar", tar_of(content))
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(write, range(tars)))
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:  # whose memory is not the planner's
+        list(pool.map(write_tar, repeat(prefix), range(tars), repeat(members)))
     cpu = time.process_time()
     with counted() as sizes:
         seconds = planned(prefix, str(folder / "out"))

@@ -20,7 +20,7 @@ from .member import SOLID_SUFFIXES, Member, member_uri, split_member
 
 log = logging.getLogger("maskrcnn")
 
-_THREADS: Final = 32
+_THREADS: Final = 16
 _REPORT_EVERY_S: Final = 5.0
 
 

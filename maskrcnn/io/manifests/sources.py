@@ -280,7 +280,7 @@ def read_listing(
     known = pc.match_substring_regex(found["name"], _IS_IMAGE)
     if PLACE.name in found.column_names:
         known = pc.or_(known, pc.match_substring_regex(found["uri"], _IS_ARCHIVE))  # one that cannot be read
-    images = found.filter(known)
+    images = _kept(found, known)
     if rows.num_rows:
         images = pa.concat_tables([images, rows], promote_options="permissive")
     rest = _sorted(*skipped, beside, _by_suffix(found.filter(pc.invert(known))))
@@ -402,7 +402,12 @@ def _without_companions(found: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Divide a listing: the files, and what systems put beside pictures, `._` files or by folder."""
     places = pc.struct_field(pc.extract_regex(found["name"], _COMPANIONS), "place")
     beside = pc.is_valid(places)
-    return found.filter(pc.invert(beside)), skipped_files(found.filter(beside), places.drop_null())
+    return _kept(found, pc.invert(beside)), skipped_files(found.filter(beside), places.drop_null())
+
+
+def _kept(files: pa.Table, keep: pa.ChunkedArray) -> pa.Table:
+    """Return some rows of a table; itself, and no copy in memory, if they are all."""
+    return files if pc.all(keep).as_py() else files.filter(keep)
 
 
 # Files
