@@ -126,9 +126,9 @@ def read(prefix: str, folder: Path, photos: Path | None, images: int, repeats: i
         list(pool.map(lambda item: storage.write(f"loose/{item[0]}", item[1]), files.items()))
     storage.write("photos.tar", tar_of(files))
     ratios, rates = [], []
-    for repeat in range(repeats):
-        loose = images_per_s(f"{prefix}/loose", folder / f"loose{repeat}", images)
-        packed = images_per_s(f"{prefix}/photos.tar", folder / f"packed{repeat}", images)
+    for number in range(repeats):
+        loose = images_per_s(f"{prefix}/loose", folder / f"loose{number}", images)
+        packed = images_per_s(f"{prefix}/photos.tar", folder / f"packed{number}", images)
         ratios.append(packed[0] / loose[0])
         rates.append((loose[0], packed[0]))
     share = packed[2] / sum(map(len, files.values()))
