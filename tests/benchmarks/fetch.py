@@ -13,6 +13,7 @@ The server takes the same cores as the clients, so that the ratio is a lower bou
 """
 
 import argparse
+import functools
 import logging
 import os
 import statistics
@@ -108,7 +109,8 @@ def clients(prefix: str, repeats: int) -> None:
         urls = [Url.parse(f"{prefix}/{size}/{number % 64}") for number in range(count)]
         expect_same(urls[0])
         for threads in THREADS:
-            compared(lambda: read_each(urls, threads), f"{size} bytes, {threads} threads", repeats)
+            measure = functools.partial(read_each, urls, threads)
+            compared(measure, f"{size} bytes, {threads} threads", repeats)
 
 
 def expect_same(url: Url) -> None:

@@ -2,7 +2,6 @@
 
 import runpy
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,13 @@ SCRIPTS = [
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_prints_its_help(
     script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [script, "--help"])
-    with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
-        warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
+    with pytest.raises(SystemExit) as ended:
         runpy.run_module(script, run_name="__main__")
     assert ended.value.code == 0
     assert "--help" in capsys.readouterr().out
