@@ -41,6 +41,7 @@ def segment_collection(
     batch_size: int | None,
     threads: int | None,
     dtype: str | None,
+    strict: bool,
     **inference: Any,
 ) -> Run:
     """Do what `maskrcnn.segment_collection` says, whose arguments these are.
@@ -93,6 +94,7 @@ def segment_collection(
         shard_images,
         images_root,
         coco,
+        _checked("strict", strict, bool),
     )
     resources = ResourceConfig(device, batch_size, dtype, threads, ray=False)
     run_segment(request, resources, None)

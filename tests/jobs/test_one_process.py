@@ -107,6 +107,8 @@ def test_python_does_what_the_command_does(tmp_path: Path) -> None:
         ({"coco": None}, "coco must be one of auto, always, never, not None"),
         ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, float16, not 'float64'"),
         ({"dtype": np.float32}, "dtype must be one of .*, not a type"),
+        ({"strict": 1}, "strict must be True or False, not 1"),
+        ({"strict": True}, r"no file may be skipped, and 1 file would be \(1 \.json\)"),
     ],
 )
 def test_a_wrong_argument_is_refused_before_anything_is_done(
