@@ -13,7 +13,7 @@ from ...errors import plural
 from ..refusals import Refusal
 from ..url import Url
 from .s3_client import CutOffError, TooSlowError, answer_of, error_code, region_of
-from .s3_settings import endpoint_of
+from .s3_settings import KEYS_ADVICE, endpoint_of
 from .store import Fault
 
 REGION_CODES: Final = (
@@ -58,7 +58,6 @@ _CODES: Final[Mapping[Refusal, str]] = {
     Refusal.NO_BUCKET: "NoSuchBucket",
 }
 _REFUSALS: Final = {code: refusal for refusal, codes in _CODES.items() for code in codes.split()}
-_KEYS_ADVICE: Final = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the node a role"
 _PAYER: Final = "; a requester-pays bucket needs FSSPEC_S3_REQUESTER_PAYS=true"
 
 
@@ -106,7 +105,7 @@ def _unanswered(error: BaseException, url: Url) -> Fault | None:
         server = f"the S3 endpoint ({endpoint})"
         fault = Fault.of(Refusal.UNREACHABLE, endpoint=server, setting="AWS_ENDPOINT_URL")
     elif isinstance(error, boto.NoCredentialsError):
-        fault = Fault.of(Refusal.CREDENTIALS_MISSING, advice=_KEYS_ADVICE)
+        fault = Fault.of(Refusal.CREDENTIALS_MISSING, advice=KEYS_ADVICE)
     elif isinstance(cause, FileNotFoundError | PermissionError | ssl.SSLError):  # before any connection
         what = "the file of certificates cannot be read"
         advice = "check AWS_CA_BUNDLE, or ca_bundle in ~/.aws/config"

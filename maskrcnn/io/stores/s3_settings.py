@@ -18,6 +18,7 @@ from .store import Fault, NotSetUpError, one_line
 RETRY_MODES: Final = ("legacy", "standard", "adaptive")
 _ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _FILES: Final = "the variables AWS_… (profile, region, endpoint) and the files in ~/.aws"
+KEYS_ADVICE: Final = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the node a role"
 
 
 def endpoint_of(environment: Mapping[str, str]) -> str:
