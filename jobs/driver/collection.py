@@ -66,13 +66,9 @@ def segment_collection(
     model = absolute(_path("model", model))
     labels = absolute(_path("labels", labels)) if labels else None
     images_root = _path("images_root", images_root) if images_root else None
+    counts = {"batch_size": batch_size, "threads": threads, "shard_images": shard_images}
     batch_size, threads, shard_images = (
-        _checked(name, number, int | None)
-        for name, number in (
-            ("batch_size", batch_size),
-            ("threads", threads),
-            ("shard_images", shard_images),
-        )
+        _checked(name, number, int | None) for name, number in counts.items()
     )
     arguments = inference.pop("model_args", None) or {}
     if not isinstance(arguments, Mapping):

@@ -158,7 +158,7 @@ def _inputs_before_download(request: Request) -> Inputs | None:
 
 
 def _list_inputs(request: Request) -> Inputs:
-    """Return the inputs; the output's own files, if it lies among them, are none, and are not skipped either."""
+    """Return the inputs; those of the output, if it lies among them, do not count as skipped."""
     log.info("listing %s", redact(request.source))
     inputs = read_inputs(
         request.source,

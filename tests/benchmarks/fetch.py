@@ -38,7 +38,7 @@ from .resume import weed
 from .run import run_bench
 
 READS = {20_000: 800, 200_000: 500, 4_000_000: 64}
-"""How many objects of a size, in bytes, are read in a measurement."""
+"""Objects that are read in a measurement, by their size in bytes."""
 THREADS = (4, 16, 64)
 TINY_SIZE = (64, 64)
 FAULTS = Path(__file__).parent.parent / "io" / "test_storage_faults.py"
@@ -158,7 +158,7 @@ def main() -> None:
         try:
             obstore = by_client()["obstore"]
         except UsageError as error:
-            parser.error(str(error))
+            parser.exit(2, f"error: {error}\n")
     if options.what == "faults":
         with obstore():
             raise SystemExit(pytest.main([str(FAULTS), "-q", "--tb=line", "-p", "no:cacheprovider"]))
