@@ -1,9 +1,10 @@
 """Runs over tables of pictures: a collection is the same as loose files, and what holds of files holds of rows."""
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from packed_runs import Instances, finish, instances_by_file, loose_instances, plan, planted_files
-from picture_tables import STRUCT, damaged_in, parquet, table_of
+from picture_tables import STRUCT, arrow_file, arrow_stream, damaged_in, parquet, table_of
 from planned_run import process_shards
 
 from maskrcnn.errors import UsageError
@@ -49,6 +50,14 @@ def as_several_tables(store: Storage, files: dict[str, bytes]) -> str:
     return "data"
 
 
+def as_arrow(write, *options):
+    def written(store: Storage, files: dict[str, bytes]) -> str:
+        store.write("photos.arrow", write(table_of(files), *options))
+        return "photos.arrow"
+
+    return written
+
+
 def as_all_at_once(store: Storage, files: dict[str, bytes]) -> str:
     names = list(files)
     as_several_tables(store, {name: files[name] for name in names[:8]})
@@ -57,13 +66,23 @@ def as_all_at_once(store: Storage, files: dict[str, bytes]) -> str:
     return "data"
 
 
-LAYOUTS = [as_one(STRUCT, 3), as_one(pa.binary(), 100), as_one(STRUCT, 1), as_several_tables, as_all_at_once]
+LAYOUTS = [
+    as_one(STRUCT, 3),
+    as_one(pa.binary(), 100),
+    as_one(STRUCT, 1),
+    as_several_tables,
+    as_all_at_once,
+    as_arrow(arrow_stream, 7),
+    as_arrow(arrow_file, 7, "lz4"),
+]
 IDS = [
     "structs",
     "bytes in one row group",
     "row groups of one",
     "folder of tables",
     "folder with loose files",
+    "Arrow stream",
+    "Feather",
 ]
 
 
@@ -86,6 +105,24 @@ def test_rows_that_failed_are_tried_again_in_the_table_that_replaced_theirs(file
     errors = finish(output).images()["error"].to_pylist()
     assert errors == [None] * 4 + ["corrupt"] * 4 + [None] * 4
     store.write("photos.parquet", whole)
+    assert plan_retry(Storage(output), read_plans(Storage(output)))
+    assert instances_by_file(finish(output)) == loose
+    assert verify_run(output).proven
+
+
+def test_rows_of_arrow_that_failed_are_tried_again_in_the_same_file_and_in_another(
+    files, loose, tmp_path
+) -> None:
+    whole = arrow_stream(table_of(files), 100)
+    name, data = next(iter(files.items()))
+    at = whole.index(data)
+    store = Storage(tmp_path)
+    store.write("photos.arrow", whole[:at] + b"damaged!" + whole[at + 8 :])
+    output = plan(tmp_path / "photos.arrow", tmp_path / "out")
+    assert finish(output).images().filter(pc.field("status") == "failed")["file"].to_pylist() == [name]
+    assert plan_retry(Storage(output), read_plans(Storage(output)))
+    assert finish(output).images()["n_instances"][0].as_py() == 0
+    store.write("photos.arrow", arrow_stream(table_of(files), 5))
     assert plan_retry(Storage(output), read_plans(Storage(output)))
     assert instances_by_file(finish(output)) == loose
     assert verify_run(output).proven

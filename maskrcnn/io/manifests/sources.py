@@ -25,8 +25,8 @@ from ..archives.member import split_member
 from ..inputs import INPUTS, check_exists, list_inputs
 from ..picture_tables.list_rows import HasPictures, any_bytes, list_rows
 from ..picture_tables.picture_table import picture_columns
-from ..picture_tables.picture_uri import SUFFIX as TABLE_SUFFIX
-from ..picture_tables.picture_uri import is_table
+from ..picture_tables.picture_uri import ARROW_SUFFIXES, IS_TABLE, PARQUET
+from ..picture_tables.saved_datasets import data_files
 from ..refusals import Refusal
 from ..schemes import is_supported, unsupported
 from ..storage import Storage
@@ -38,9 +38,11 @@ from .text_files import GZIP
 _OF_A_RUN: Final = ("plan.json", "run.json")
 """The files by which the output of a run is known; see `pipeline.plan`."""
 _TEXT_SUFFIXES: Final = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson")
-MANIFEST_SUFFIXES: Final = (*_TEXT_SUFFIXES, TABLE_SUFFIX, ".json")
+MANIFEST_SUFFIXES: Final = (*_TEXT_SUFFIXES, PARQUET, ".json")
 """Those of text may be followed by `.gz`."""
 _ALL_SUFFIXES: Final = frozenset((*MANIFEST_SUFFIXES, *(f"{suffix}{GZIP}" for suffix in _TEXT_SUFFIXES)))
+_SMALL_BYTES: Final = 2**24
+"""Of a JSON file that says which files belong to a data set."""
 _WILDCARD: Final = re.compile(r"[*?\[]")
 _SUFFIXES: Final = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -49,7 +51,8 @@ _SUFFIXES: Final = (
 """Suffixes of formats that are read, and of those that photos come in and that are refused by name, one row each."""
 _IS_IMAGE: Final = rf"(?i)({'|'.join(map(re.escape, _SUFFIXES))})$"
 _IS_ARCHIVE: Final = rf"(?i)({'|'.join(map(re.escape, ARCHIVE_SUFFIXES))})$"
-_IS_TABLE: Final = rf"(?i){re.escape(TABLE_SUFFIX)}$"
+_IS_PARQUET: Final = rf"(?i){re.escape(PARQUET)}$"
+_IS_ARROW: Final = rf"(?i)({'|'.join(map(re.escape, ARROW_SUFFIXES))})$"
 _COMPANIONS: Final = (
     r"(?:^|/)(?P<place>\._|(?:__MACOSX|\.AppleDouble|\.ipynb_checkpoints|@eaDir|#recycle|\$RECYCLE\.BIN|\.Trashes"
     r"|\.Trash-[0-9]+|\.thumbnails|\.picasaoriginals)/)"
@@ -146,7 +149,8 @@ def is_manifest(source: str, image_column: str | None = None) -> bool:
     """
     if not _is_named_as_manifest(source):
         return False
-    return not (is_table(source) and (image_column is not None or _holds_pictures(source)))
+    is_parquet = manifest_suffix(source) == PARQUET
+    return not (is_parquet and (image_column is not None or _holds_pictures(source)))
 
 
 def _holds_pictures(source: str) -> bool:
@@ -267,6 +271,7 @@ def read_listing(
             others = _by_suffix(found.filter(pc.invert(are_manifests)))
             files = found.filter(are_manifests)
             return Listing(files.sort_by("name"), is_manifest=True, skipped=_sorted(*skipped, others))
+        found = data_files(found, _read_small)
         found, rows = _without_tables(found, source, has_pictures, image_column)
         found = _with_members(found, archive)
         if within:  # a member, or a folder of them
@@ -313,12 +318,12 @@ def manifests_among(found: pa.Table, source: str) -> pa.ChunkedArray | None:
     visible = pc.invert(pc.match_substring_regex(names, r"(?:^|/)[._]"))
     if suffix == ".json":
         raise UsageError(f"{source}: several JSON files are not read as one: name one of them")
-    if suffix in _ALL_SUFFIXES and suffix != TABLE_SUFFIX:
+    if suffix in _ALL_SUFFIXES and suffix != PARQUET:
         return visible
     of_run = pc.all(pc.is_in(pa.array(_OF_A_RUN), names.combine_chunks())).as_py()
-    if of_run or pc.any(pc.match_substring_regex(names, f"{_IS_IMAGE}|{_IS_ARCHIVE}")).as_py():
+    if of_run or pc.any(pc.match_substring_regex(names, f"{_IS_IMAGE}|{_IS_ARCHIVE}|{_IS_ARROW}")).as_py():
         return None
-    tables = pc.and_(visible, pc.match_substring_regex(names, _IS_TABLE))
+    tables = pc.and_(visible, pc.match_substring_regex(names, _IS_PARQUET))
     for uri in found.filter(tables).sort_by("name")["uri"].to_pylist():
         schema = _schema_of(uri)
         if schema is not None:
@@ -345,8 +350,6 @@ def counts_of(skipped: pa.Table) -> dict[str, int]:
 
 
 _WRITTEN_ANEW: Final = {
-    ".arrow": "Arrow files, as `save_to_disk` of Hugging Face writes them, are not read: write the data set with "
-    "`to_parquet`",
     ".lance": "Lance is not read: write the pictures and the other columns to Parquet",
 }
 """What to do with tables of pictures that are not read, by suffix."""
@@ -358,12 +361,12 @@ def _without_tables(
     """Return a listing without tables of pictures; and their rows."""
     names = found["name"]
     of_tables = pc.and_(
-        pc.match_substring_regex(names, _IS_TABLE), pc.invert(pc.match_substring_regex(names, _COMPANIONS))
+        pc.match_substring_regex(names, IS_TABLE), pc.invert(pc.match_substring_regex(names, _COMPANIONS))
     )
     tables = found.filter(of_tables)
     if not tables.num_rows:
         if image_column is not None:
-            raise UsageError(f"{source}: --image-column is for Parquet files; there are none")
+            raise UsageError(f"{source}: --image-column is for tables (Parquet, Arrow); there are none")
         return found, INPUTS.empty_table()
     rows, others = list_rows(tables, source, image_column, has_pictures)
     return pa.concat_tables([found.filter(pc.invert(of_tables)), others]), rows
@@ -412,6 +415,11 @@ def open_source(source: str) -> BinaryIO:
     """Open a user's file for random access. Raises FileNotFoundError, RunError."""
     url = Url.parse(source)
     return Storage(url.folder.text).open(url.name)
+
+
+def _read_small(uri: str) -> bytes:
+    with open_source(uri) as file:
+        return file.read(_SMALL_BYTES)
 
 
 def is_inventory(source: str) -> bool:

@@ -14,13 +14,14 @@ from ...errors import ItemError, UsageError, plural
 from ...schema import PLACE
 from ..inputs import INPUTS
 from ..manifests.manifest_columns import check_names, warn_left_out
-from ..manifests.parquet_manifest import check_size, read_columns
-from ..manifests.several_files import united
+from ..manifests.parquet_manifest import check_size
+from ..manifests.several_files import united, with_partitions
 from ..refusals import Refusal
 from ..schemes import TABLES
 from ..url import Url
-from .picture_table import WHOLE_CHUNK_BYTES, PictureTable, picture_columns
-from .picture_uri import picture_uri
+from .parquet_table import WHOLE_CHUNK_BYTES
+from .picture_table import PictureTable, picture_columns
+from .picture_uri import PARQUET, picture_uri
 
 log = logging.getLogger("maskrcnn")
 
@@ -42,23 +43,24 @@ def any_bytes(values: pa.ChunkedArray) -> bool:  # noqa: ARG001 (a `HasPictures`
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A Parquet file of a listing."""
+    """A table of a listing."""
 
     name: str
     uri: str
     bytes: int | None
     etag: str | None
     table: PictureTable | ItemError
-    """Its footer, or why it cannot be read."""
+    """Open, or why it cannot be read."""
 
 
 def list_rows(
     files: pa.Table, source: str, column: str | None, has_pictures: HasPictures
 ) -> tuple[pa.Table, pa.Table]:
-    """Return the pictures in Parquet files.
+    """Return the pictures in Parquet and Arrow files.
 
     A file that cannot be read is a row itself. Files without a column of pictures are returned separately, and so are
-    those with a column `uri`, unless `column` is given: they are manifests.
+    Parquet files with a column `uri`, unless `column` is given: they are manifests. Folders named `key=value` below the
+    input are columns, as for manifests.
 
     Args:
         files: of `inputs.INPUTS`.
@@ -97,12 +99,10 @@ def list_rows(
         )
     if found.left_out:
         warn_left_out(source, list(found.left_out))
-    rows = (
-        united(source, dict(zip(found.uris, found.tables, strict=True)))
-        if found.uris
-        else _SCHEMA.empty_table()
-    )
-    return rows, files.filter(pa.array(found.without, pa.bool_()))
+    if not found.uris:
+        return _SCHEMA.empty_table(), files
+    rows = united(source, dict(zip(found.uris, found.tables, strict=True)))
+    return _partitioned(rows, found), files.filter(pa.array(found.without, pa.bool_()))
 
 
 @dataclass(slots=True)
@@ -112,6 +112,7 @@ class _Found:
     tables: list[pa.Table] = field(default_factory=list)
     """The rows of each table of pictures."""
     uris: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     """Of these tables."""
     large: list[str] = field(default_factory=list)
     """Of those with large row groups."""
@@ -125,12 +126,13 @@ def _read(files: pa.Table, source: str, choice: "_Choice", *, alone: bool) -> _F
     all_found, size = _Found(), 0
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="table") as pool:
         for batch in _reported(files.to_batches(_AT_ONCE), len(files)):
-            footers = list(pool.map(_read_footer, batch.to_pylist()))
+            footers = list(pool.map(_opened, batch.to_pylist()))
             columns = [choice.column_of(file) for file in footers]
             all_found.without += [name is None for name in columns]
             named = [(file, name) for file, name in zip(footers, columns, strict=True) if name is not None]
             all_found.uris += [file.uri for file, _ in named]
-            all_found.large += [file.uri for file, name in named if _has_large_groups(file, name)]
+            all_found.names += [file.name for file, _ in named]
+            all_found.large += [file.uri for file, name in named if _reads_from_start(file, name)]
             for table, left_out in pool.map(lambda each: _rows(*each, alone=alone), named):
                 all_found.tables.append(table)
                 all_found.left_out |= dict.fromkeys(left_out)
@@ -142,7 +144,18 @@ def _read(files: pa.Table, source: str, choice: "_Choice", *, alone: bool) -> _F
 _SCHEMA: Final = INPUTS.append(PLACE)
 
 
-def _read_footer(row: dict[str, Any]) -> _File:
+def _partitioned(rows: pa.Table, found: _Found) -> pa.Table:
+    """Return rows with the columns that the names of folders add."""
+    own, others = rows.select(_SCHEMA.names), rows.drop_columns(_SCHEMA.names)
+    at = others.num_columns
+    others = others.append_column("", pa.nulls(len(rows)))  # a table without columns has no rows
+    counts = [len(table) for table in found.tables]
+    others = with_partitions(others, found.names, counts).remove_column(at)
+    names = _renamed(others.column_names, "")
+    return pa.table([*own.columns, *others.columns], names=[*own.column_names, *names])
+
+
+def _opened(row: dict[str, Any]) -> _File:
     try:
         table: PictureTable | ItemError = TABLES.table(Url.parse(row["uri"]), None)
     except ItemError as error:
@@ -172,7 +185,7 @@ class _Choice:
         self.found.update(by_type)
         if self._column is not None:
             return self._column if self._column in by_type else None
-        if "uri" in schema.names:
+        if "uri" in schema.names and file.uri.lower().endswith(PARQUET):
             return None
         key = tuple(by_type)
         if key not in self._with_pictures:
@@ -197,7 +210,7 @@ class _Choice:
             UsageError: it has no values, but names of files.
         """
         seen = read = 0
-        for group in range(table.metadata.num_row_groups):
+        for group in range(table.n_groups):
             if table.is_null(column, group):
                 continue
             read += 1
@@ -224,12 +237,8 @@ def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names[:12])) + (", …" if len(names) > 12 else "") or "none"
 
 
-def _has_large_groups(file: _File, column: str) -> bool:
-    """Return whether a row group of a file is larger than what is read by one request."""
-    table = file.table
-    return isinstance(table, PictureTable) and any(
-        table.group_bytes(column, group) > WHOLE_CHUNK_BYTES for group in range(len(table.starts) - 1)
-    )
+def _reads_from_start(file: _File, column: str) -> bool:
+    return isinstance(file.table, PictureTable) and file.table.reads_from_start(column)
 
 
 def _rows(file: _File, column: str, *, alone: bool) -> tuple[pa.Table, list[str]]:
@@ -239,21 +248,20 @@ def _rows(file: _File, column: str, *, alone: bool) -> tuple[pa.Table, list[str]
         return _failed(file, table), []
     check_names(file.uri, table.schema)
     try:
-        with table.open_columns() as source:
-            others, left_out = read_columns(file.uri, source, table.metadata, column)
+        others, left_out = table.other_columns(column)
+        places = table.places(column)
     except ItemError as error:
         return _failed(file, error), []
-    except (pa.ArrowException, OSError):  # OSError: a compressed page is damaged
-        return _failed(file, Refusal.TABLE_DAMAGED.error()), []
     count = table.n_rows
+    sizes, found = places or (pa.nulls(count, pa.int64()), pa.nulls(count, PLACE.type))
     numbers = pa.array(range(count), pa.int64()).cast(pa.string())
     padded = pc.utf8_lpad(numbers, len(str(count)), "0")
     own = [
         padded if alone else pc.binary_join_element_wise(f"{file.name}!/", padded, ""),
         pc.binary_join_element_wise(picture_uri(file.uri, column, 0)[:-1], numbers, ""),
-        pa.nulls(count, pa.int64()),
+        sizes,
         pa.repeat(pa.scalar(table.etag, pa.string()), count),
-        pa.nulls(count, PLACE.type),
+        found,
     ]
     names = _renamed(others.column_names, column)
     return pa.table([*own, *others.columns], names=[*_SCHEMA.names, *names]), left_out
@@ -267,7 +275,7 @@ def _failed(file: _File, error: ItemError) -> pa.Table:
 
 
 def _renamed(names: list[str], column: str) -> list[str]:
-    """Return the names of a file's other columns, none of which is one of ours; the paths of the pictures are `path`.
+    """Return the names of other columns, none of which is one of ours; the paths of the pictures are `path`.
 
     >>> _renamed(["image", "name", "input_name", "label"], "image")
     ['path', 'input_input_name', 'input_name', 'label']

@@ -6,9 +6,13 @@
 import re
 from typing import Final
 
-SUFFIX: Final = ".parquet"
+PARQUET: Final = ".parquet"
+ARROW_SUFFIXES: Final = (".arrow", ".arrows", ".feather", ".ipc")
+SUFFIXES: Final = (PARQUET, *ARROW_SUFFIXES)
 """Of tables whose pictures are inputs, in lower case."""
-_PICTURE: Final = re.compile(rf"(?is)(.*?{re.escape(SUFFIX)})!/(.+)/([0-9]{{1,18}})")
+IS_TABLE: Final = rf"(?i)({'|'.join(map(re.escape, SUFFIXES))})$"
+"""Matches the name of a table."""
+_PICTURE: Final = re.compile(rf"(?is)(.*?(?:{'|'.join(map(re.escape, SUFFIXES))}))!/(.+)/([0-9]{{1,18}})")
 
 
 def is_table(name: str) -> bool:
@@ -17,7 +21,7 @@ def is_table(name: str) -> bool:
     >>> is_table("train.PARQUET"), is_table("train.parquet!/image/0")
     (True, False)
     """
-    return name.lower().endswith(SUFFIX)
+    return name.lower().endswith(SUFFIXES)
 
 
 def split_picture(uri: str) -> tuple[str, str, int] | None:

@@ -3,7 +3,7 @@
 import functools
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import pairwise
 
@@ -23,17 +23,17 @@ class PicturesOfRows:
     of these.
 
     Args:
-        inputs: the uri and the planned etag of each.
+        inputs: the uri and the planned etag of each, by its position.
         open_table: returns the footer of a table with an etag.
     """
 
     def __init__(
         self,
-        inputs: Sequence[tuple[str, str | None]],
+        inputs: Mapping[int, tuple[str, str | None]],
         open_table: Callable[[Url, str | None], PictureTable],
     ) -> None:
         positions: dict[tuple[str, str, str | None], dict[int, int]] = {}
-        for position, (uri, etag) in enumerate(inputs):
+        for position, (uri, etag) in inputs.items():
             parts = split_picture(uri)
             if parts and not split_member(uri) and not Url.parse(parts[0]).is_web:
                 table, column, row = parts
@@ -103,7 +103,9 @@ class _RowsOfTable:
             if row < table.n_rows:
                 wanted.setdefault(group_of(table, row), set()).add(row)
         return {
-            number: _RowGroup(table.pictures(self._column, number), table.starts[number], rows)
+            number: _RowGroup(
+                table.pictures(self._column, number, min(rows) - table.starts[number]), min(rows), rows
+            )
             for number, rows in wanted.items()
         }
 
@@ -119,8 +121,8 @@ class _RowGroup:
     """The pictures of some rows of one row group.
 
     Args:
-        pictures: of all its rows.
-        start: its first row.
+        pictures: of its rows, from one of them.
+        start: this row.
         wanted: the rows that will be asked for.
     """
 
