@@ -23,7 +23,7 @@ def planted_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
 
 
-def plan(source: Path, output: Path, image_column: str | None = None) -> str:
+def plan(source: Path | str, output: Path, image_column: str | None = None) -> str:
     """Plan a run of three shards; return its directory."""
     inference = InferenceConfig("planted", image_column=image_column)
     prepare(Request(str(source), str(output), inference, shard_images=5))

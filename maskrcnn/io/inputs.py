@@ -92,6 +92,20 @@ def stat_input(uri: str) -> ObjectStat:
         return store.stat(url)
 
 
+def pin(url: str) -> str:
+    """Return a folder's, a glob's or a file's URL as one whose content never changes; as it is in stores without those.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        RunError: as `list_inputs`.
+    """
+    root = Url.parse(url)
+    store = store_of(root)
+    with store.output_faults("read", root, missing=True):
+        pinned = store.pinned(root)
+    return url if pinned == root else pinned.text
+
+
 def list_inputs(url: str) -> pa.Table:
     r"""List a folder, a prefix, a glob or a single file.
 

@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from hub_server import NAME, Hub
 from packed_runs import Instances, finish, instances_by_file, loose_instances, plan, planted_files
 from picture_tables import STRUCT, arrow_file, arrow_stream, damaged_in, parquet, table_of
 from planned_run import process_shards
@@ -148,6 +149,22 @@ def test_the_rows_of_a_table_that_was_damaged_when_planned_need_a_new_plan(files
     images = finish(output).images()
     assert images["error"].to_pylist() == [None, "changed"]
     assert "plan a new run" in images["message"][1].as_py()
+
+
+def test_a_run_reads_a_data_set_of_the_hub_at_the_commit_of_its_plan(
+    files, loose, tmp_path, monkeypatch
+) -> None:
+    hub = Hub()
+    try:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        hub.commit({"data/train.parquet": parquet(table_of(files))})
+        output = plan(f"hf://datasets/{NAME}", tmp_path / "out")
+        process_shards(Storage(output), at_most=1)
+        hub.commit({"data/train.parquet": parquet(table_of(dict(reversed(files.items()))))})
+        assert plan(f"hf://datasets/{NAME}", tmp_path / "out") == output
+        assert instances_by_file(finish(output)) == loose
+    finally:
+        hub.stop()
 
 
 def test_the_column_is_part_of_the_run(files, tmp_path) -> None:

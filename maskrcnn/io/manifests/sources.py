@@ -22,7 +22,7 @@ from ...schema import PLACE, SKIPPED
 from ..archives.list_members import list_members
 from ..archives.member import SUFFIXES as ARCHIVE_SUFFIXES
 from ..archives.member import split_member
-from ..inputs import INPUTS, check_exists, list_inputs
+from ..inputs import INPUTS, check_exists, list_inputs, pin
 from ..picture_tables.list_rows import HasPictures, any_bytes, list_rows
 from ..picture_tables.picture_table import picture_columns
 from ..picture_tables.picture_uri import ARROW_SUFFIXES, IS_TABLE, PARQUET
@@ -99,6 +99,16 @@ def source_of(source: str, image_column: str | None = None) -> tuple[str, str | 
         for piece in iter(lambda: file.read(2**23), b""):
             digest.update(piece)
     return whole, digest.hexdigest()
+
+
+def pinned(whole: str) -> str:
+    """Return an input's URL as one whose content never changes, if its store has those.
+
+    Raises:
+        UsageError: it does not exist, or the store failed.
+    """
+    with usage_errors(whole):
+        return pin(whole)
 
 
 def check_source(source: str) -> None:
