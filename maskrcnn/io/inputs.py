@@ -16,9 +16,9 @@ from fsspec.utils import glob_translate
 
 from ..errors import UsageError, plural
 from .archives.member import split_member
-from .picture_tables.picture_uri import split_picture
+from .picture_tables.picture_uri import is_lance, split_picture
 from .refusals import Refusal
-from .schemes import ARCHIVES, input_store_of, store_of
+from .schemes import ARCHIVES, TABLES, input_store_of, store_of
 from .stores.store import ObjectStat, Page
 from .url import Url, is_folder, redact
 
@@ -87,6 +87,8 @@ def stat_input(uri: str) -> ObjectStat:
     """
     in_table = None if split_member(uri) else split_picture(uri)
     url = Url.parse(in_table[0] if in_table else uri)
+    if is_lance(url.key):
+        return TABLES.stat_table(url)
     store = ARCHIVES if split_member(uri) else store_of(url)
     with store.input_faults(url):
         return store.stat(url)

@@ -1,5 +1,6 @@
 """Runs over tables of pictures: a collection is the same as loose files, and what holds of files holds of rows."""
 
+import lance
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -59,6 +60,11 @@ def as_arrow(write, *options):
     return written
 
 
+def as_lance(store: Storage, files: dict[str, bytes]) -> str:
+    lance.write_dataset(table_of(files), f"{store.url}/photos.lance", max_rows_per_file=5)
+    return "photos.lance"
+
+
 def as_all_at_once(store: Storage, files: dict[str, bytes]) -> str:
     names = list(files)
     as_several_tables(store, {name: files[name] for name in names[:8]})
@@ -75,6 +81,7 @@ LAYOUTS = [
     as_all_at_once,
     as_arrow(arrow_stream, 7),
     as_arrow(arrow_file, 7, "lz4"),
+    as_lance,
 ]
 IDS = [
     "structs",
@@ -84,6 +91,7 @@ IDS = [
     "folder with loose files",
     "Arrow stream",
     "Feather",
+    "Lance",
 ]
 
 

@@ -26,9 +26,9 @@ from ..inputs import INPUTS, check_exists, list_inputs, pin
 from ..picture_tables.list_rows import HasPictures, any_bytes, list_rows
 from ..picture_tables.picture_table import picture_columns
 from ..picture_tables.picture_uri import ARROW_SUFFIXES, IS_TABLE, PARQUET
-from ..picture_tables.saved_datasets import data_files
+from ..picture_tables.saved_datasets import data_files, lance_datasets
 from ..refusals import Refusal
-from ..schemes import is_supported, unsupported
+from ..schemes import TABLES, is_supported, unsupported
 from ..storage import Storage
 from ..url import USER_PATTERN, Url, is_folder, is_there, redact
 from .s3_inventory import HEAD_BYTES, begins_as_inventory, read_inventory
@@ -282,6 +282,7 @@ def read_listing(
             files = found.filter(are_manifests)
             return Listing(files.sort_by("name"), is_manifest=True, skipped=_sorted(*skipped, others))
         found = data_files(found, _read_small)
+        found = lance_datasets(found, source, lambda url: TABLES.table(url, None))
         found, rows = _without_tables(found, source, has_pictures, image_column)
         found = _with_members(found, archive)
         if within:  # a member, or a folder of them
@@ -360,7 +361,8 @@ def counts_of(skipped: pa.Table) -> dict[str, int]:
 
 
 _WRITTEN_ANEW: Final = {
-    ".lance": "Lance is not read: write the pictures and the other columns to Parquet",
+    ".lance": "a Lance data set is a folder, and needs the extra `lance`: pip install 'maskrcnn-ray[lance]', or write "
+    "the pictures and the other columns to Parquet",
 }
 """What to do with tables of pictures that are not read, by suffix."""
 
@@ -371,7 +373,8 @@ def _without_tables(
     """Return a listing without tables of pictures; and their rows."""
     names = found["name"]
     of_tables = pc.and_(
-        pc.match_substring_regex(names, IS_TABLE), pc.invert(pc.match_substring_regex(names, _COMPANIONS))
+        pc.match_substring_regex(found["uri"], IS_TABLE),
+        pc.invert(pc.match_substring_regex(names, _COMPANIONS)),
     )
     tables = found.filter(of_tables)
     if not tables.num_rows:

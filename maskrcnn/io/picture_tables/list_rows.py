@@ -21,7 +21,7 @@ from ..schemes import TABLES
 from ..url import Url
 from .parquet_table import WHOLE_CHUNK_BYTES
 from .picture_table import PictureTable, picture_columns
-from .picture_uri import PARQUET, picture_uri
+from .picture_uri import PARQUET, picture_uri, split_version
 
 log = logging.getLogger("maskrcnn")
 
@@ -79,7 +79,7 @@ def list_rows(
         RunError: as `read_input`.
     """
     files = files.sort_by("name")
-    alone = files["uri"].to_pylist() == [source]
+    alone = [split_version(uri)[0] for uri in files["uri"].to_pylist()] == [source.rstrip("/")]
     choice = _Choice(column, has_pictures, alone=alone)
     found = _read(files, source, choice, alone=alone)
     if column is not None and not found.uris:

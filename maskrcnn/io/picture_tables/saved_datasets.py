@@ -1,10 +1,13 @@
-"""Data sets as `save_to_disk` of Hugging Face's `datasets` writes them: which of the Arrow files in a folder it has.
+"""Data sets that are folders: which of the files there are theirs.
 
-A folder has `data-00000-of-00002.arrow`, …, and beside them `dataset_info.json` and `state.json`, which names them.
-What `map` and `filter` computed lies there too, as `cache-….arrow`. The splits of a `DatasetDict` are such folders in
-one, which has a `dataset_dict.json`.
+`save_to_disk` of Hugging Face's `datasets` writes `data-00000-of-00002.arrow`, …, and beside them `dataset_info.json`
+and `state.json`, which names them. What `map` and `filter` computed lies there too, as `cache-….arrow`. The splits of a
+`DatasetDict` are such folders in one, which has a `dataset_dict.json`.
+
+Those of Lance are read as a whole: a folder `NAME.lance` with `_versions` and further folders.
 """
 
+import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -14,10 +17,13 @@ import pyarrow.compute as pc
 
 from ...errors import UsageError
 from ..inputs import INPUTS
+from ..url import Url
+from .picture_table import PictureTable
 from .picture_uri import ARROW_SUFFIXES
 
 _STATE: Final = "state.json"
 _BESIDE: Final = ("dataset_info.json", "dataset_dict.json")
+_LANCE_VERSION: Final = r"(?is)^(?P<dataset>.*?\.lance)/_versions/[^/]+\.manifest$"
 _INDICES: Final = ("_indices_files", "_indices_data_files")
 
 
@@ -59,6 +65,34 @@ def data_files(found: pa.Table, read: Callable[[str], bytes]) -> pa.Table:
         return found
     kept = found.filter(pc.invert(pc.is_in(names, pa.array(sorted(left_out), pa.string()))))
     return pa.concat_tables([kept, pa.Table.from_pylist(missing, INPUTS)])
+
+
+def lance_datasets(found: pa.Table, source: str, latest: Callable[[Url], PictureTable]) -> pa.Table:
+    """Return a listing with a row for each Lance data set in place of its files, at its latest version.
+
+    Without the package they stay what they are: files that are skipped.
+
+    Args:
+        found: of `inputs.INPUTS`.
+        source: the input that was listed.
+        latest: opens a data set.
+    """
+    matches = pc.extract_regex(found["uri"], _LANCE_VERSION)
+    datasets = pc.unique(pc.struct_field(matches, "dataset").drop_null()).to_pylist()
+    if not datasets or importlib.util.find_spec("lance") is None:
+        return found
+    rows = []
+    for dataset in sorted(datasets):
+        of_dataset = pc.starts_with(found["uri"], f"{dataset}/")
+        name = found.filter(of_dataset)["name"][0].as_py()
+        uri = found.filter(of_dataset)["uri"][0].as_py()
+        folder = (
+            name.removesuffix(uri[len(dataset) + 1 :]).rstrip("/") or source.rstrip("/").rpartition("/")[2]
+        )
+        table = latest(Url.parse(dataset))
+        rows.append({"name": folder, "uri": table.url.text, "bytes": None, "etag": table.etag})
+        found = found.filter(pc.invert(of_dataset))
+    return pa.concat_tables([found, pa.Table.from_pylist(rows, INPUTS)])
 
 
 def _in_folder(names: pa.ChunkedArray, folder: str) -> Iterator[str]:

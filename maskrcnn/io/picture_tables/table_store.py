@@ -9,12 +9,13 @@ from typing import BinaryIO, Final
 from ...errors import ItemError
 from ..refusals import Refusal
 from ..stores.contained_store import ContainedStore
-from ..stores.store import Store
+from ..stores.store import ObjectStat, Store
 from ..url import Url
 from .arrow_table import read_batches
+from .lance_table import open_version
 from .parquet_table import read_footer
 from .picture_table import PictureTable
-from .picture_uri import PARQUET, split_picture
+from .picture_uri import PARQUET, is_lance, split_picture, split_version
 from .row_groups import group_of
 
 _TABLES: Final = 8
@@ -53,11 +54,19 @@ class TableStore(ContainedStore):
         Raises:
             ItemError, RunError: as `read_input`; `corrupt` if it is no sound table.
         """
+        if is_lance(url.key):  # its url says which version it is
+            pinned = split_version(url.text)[1] is not None
+            return self._tables(url, "") if pinned else self._open_table(url, "")
         if etag is None:
             store = self._store_of(url)
             with store.input_faults(url):
                 etag = store.stat(url).etag
         return self._tables(url, etag)
+
+    def stat_table(self, url: Url) -> ObjectStat:
+        """Return the etag of a Lance data set's version, whose size is not known. Raises as `table`."""
+        table = self.table(url, None)
+        return ObjectStat(0, table.etag or "")
 
     def read_input(self, url: Url, max_bytes: int, etag: str | None) -> bytes:
         """Read a picture, and with it its row group. Raises ItemError: as `picture_of` and `PictureTable.pictures`."""
@@ -74,13 +83,15 @@ class TableStore(ContainedStore):
         at = row - table.starts[group]
         if table.places(column) is not None or table.group_bytes(column, group) > _KEPT_BYTES:
             return next(table.pictures(column, group, at), None)
-        pictures, failure = self._group(file, table.etag, column, group)
+        pictures, failure = self._group(table.url, table.etag or "", column, group)
         if at >= len(pictures) and failure is not None:
             raise failure
         return pictures[at]
 
     def _open_table(self, url: Url, etag: str) -> PictureTable:
         store = self._store_of(url)
+        if is_lance(url.key):
+            return open_version(store, url)
         with store.input_faults(url):
             size = store.stat(url).bytes
         if not size:
@@ -94,7 +105,7 @@ class TableStore(ContainedStore):
         """Return the pictures of a row group; those before its damage, and the damage."""
         pictures: list[bytes | None] = []
         try:
-            for picture in self._tables(url, etag).pictures(column, group):
+            for picture in self.table(url, etag).pictures(column, group):
                 pictures.append(picture)  # noqa: PERF402 those before the damage are kept
         except ItemError as error:
             if error.code not in _KEPT_CODES:
