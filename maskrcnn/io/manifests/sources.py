@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import os.path
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -22,15 +22,15 @@ from ...schema import PLACE, SKIPPED
 from ..archives.list_members import list_members
 from ..archives.member import SUFFIXES as ARCHIVE_SUFFIXES
 from ..archives.member import split_member
-from ..inputs import INPUTS, check_exists, list_inputs, pin
-from ..picture_tables.list_rows import HasPictures, any_bytes, list_rows
+from ..inputs import check_exists, list_inputs, pin
+from ..picture_tables.list_rows import HasPictures, any_bytes, without_tables
 from ..picture_tables.picture_table import picture_columns
-from ..picture_tables.picture_uri import ARROW_SUFFIXES, IS_TABLE, PARQUET
-from ..picture_tables.saved_datasets import data_files, lance_datasets
+from ..picture_tables.picture_uri import ARROW_SUFFIXES, PARQUET
 from ..refusals import Refusal
-from ..schemes import TABLES, is_supported, unsupported
+from ..schemes import is_supported, unsupported
 from ..storage import Storage
 from ..url import USER_PATTERN, Url, is_folder, is_there, redact
+from .csv_manifest import typed
 from .s3_inventory import HEAD_BYTES, begins_as_inventory, read_inventory
 from .skipped import skipped_files
 from .text_files import GZIP
@@ -41,8 +41,6 @@ _TEXT_SUFFIXES: Final = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson")
 MANIFEST_SUFFIXES: Final = (*_TEXT_SUFFIXES, PARQUET, ".json")
 """Those of text may be followed by `.gz`."""
 _ALL_SUFFIXES: Final = frozenset((*MANIFEST_SUFFIXES, *(f"{suffix}{GZIP}" for suffix in _TEXT_SUFFIXES)))
-_SMALL_BYTES: Final = 2**24
-"""Of a JSON file that says which files belong to a data set."""
 _WILDCARD: Final = re.compile(r"[*?\[]")
 _SUFFIXES: Final = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -255,6 +253,7 @@ def read_listing(
     *,
     has_pictures: HasPictures = any_bytes,
     image_column: str | None = None,
+    sidecars: Sequence[str] = (),
 ) -> Listing:
     """List the images of a folder, a glob, a prefix or an inventory, or the files there that are one manifest.
 
@@ -263,6 +262,7 @@ def read_listing(
         images_root: base of the keys of an inventory; None: its bucket.
         has_pictures: whether some values of a column contain a picture; by default each that has bytes.
         image_column: the column with the pictures of Parquet files; None: each has one, or is a manifest.
+        sidecars: suffixes of files in archives that become columns of the pictures beside them.
 
     Raises:
         UsageError: there are neither, or they cannot be listed.
@@ -281,10 +281,8 @@ def read_listing(
             others = _by_suffix(found.filter(pc.invert(are_manifests)))
             files = found.filter(are_manifests)
             return Listing(files.sort_by("name"), is_manifest=True, skipped=_sorted(*skipped, others))
-        found = data_files(found, _read_small)
-        found = lance_datasets(found, source, lambda url: TABLES.table(url, None))
-        found, rows = _without_tables(found, source, has_pictures, image_column)
-        found = _with_members(found, archive)
+        found, rows = without_tables(found, source, has_pictures, image_column)
+        found = _with_members(found, archive, sidecars)
         if within:  # a member, or a folder of them
             names = found["name"]
             found = found.filter(
@@ -296,7 +294,7 @@ def read_listing(
     known = pc.match_substring_regex(found["name"], _IS_IMAGE)
     if PLACE.name in found.column_names:
         known = pc.or_(known, pc.match_substring_regex(found["uri"], _IS_ARCHIVE))  # one that cannot be read
-    images = found.filter(known)
+    images = _kept(found, known)
     if rows.num_rows:
         images = pa.concat_tables([images, rows], promote_options="permissive")
     rest = _sorted(*skipped, beside, _by_suffix(found.filter(pc.invert(known))))
@@ -367,35 +365,25 @@ _WRITTEN_ANEW: Final = {
 """What to do with tables of pictures that are not read, by suffix."""
 
 
-def _without_tables(
-    found: pa.Table, source: str, has_pictures: HasPictures, image_column: str | None
-) -> tuple[pa.Table, pa.Table]:
-    """Return a listing without tables of pictures; and their rows."""
-    names = found["name"]
-    of_tables = pc.and_(
-        pc.match_substring_regex(found["uri"], IS_TABLE),
-        pc.invert(pc.match_substring_regex(names, _COMPANIONS)),
-    )
-    tables = found.filter(of_tables)
-    if not tables.num_rows:
-        if image_column is not None:
-            raise UsageError(f"{source}: --image-column is for tables (Parquet, Arrow); there are none")
-        return found, INPUTS.empty_table()
-    rows, others = list_rows(tables, source, image_column, has_pictures)
-    return pa.concat_tables([found.filter(pc.invert(of_tables)), others]), rows
-
-
-def _with_members(found: pa.Table, source: str) -> pa.Table:
-    """Return a listing with the members of archives in their place, and with the column `schema.PLACE` if there are."""
+def _with_members(found: pa.Table, source: str, sidecars: Sequence[str]) -> pa.Table:
+    """Return a listing with the members of archives in their place, and with the columns of `list_members`, if any."""
     of_archives = pc.match_substring_regex(found["name"], _IS_ARCHIVE)
     archives = found.filter(of_archives)
     if not archives.num_rows:
+        if sidecars:
+            raise UsageError(f"{source}: --sidecars is for files in archives; there are none")
         return found
-    files = found.filter(pc.invert(of_archives)).append_column(
-        PLACE, pa.nulls(len(found) - len(archives), PLACE.type)
-    )
     alone = archives["uri"].to_pylist() == [source]
-    return pa.concat_tables([files, list_members(archives, alone=alone)])
+    members = list_members(archives, alone=alone, sidecars=sidecars)
+    for suffix in sidecars:
+        if not pc.any(pc.is_valid(members[suffix])).as_py():
+            raise UsageError(
+                f"{source}: no picture in an archive has a readable .{suffix} beside it: leave it out of --sidecars"
+            )
+        at = members.schema.get_field_index(suffix)
+        members = members.set_column(at, suffix, typed(members[suffix]))
+    files = found.filter(pc.invert(of_archives))
+    return pa.concat_tables([files, members], promote_options="default")
 
 
 def _without_runs(found: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -418,7 +406,12 @@ def _without_companions(found: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Divide a listing: the files, and what systems put beside pictures, `._` files or by folder."""
     places = pc.struct_field(pc.extract_regex(found["name"], _COMPANIONS), "place")
     beside = pc.is_valid(places)
-    return found.filter(pc.invert(beside)), skipped_files(found.filter(beside), places.drop_null())
+    return _kept(found, pc.invert(beside)), skipped_files(found.filter(beside), places.drop_null())
+
+
+def _kept(files: pa.Table, keep: pa.ChunkedArray) -> pa.Table:
+    """Return some rows of a table; itself, and no copy in memory, if they are all."""
+    return files if pc.all(keep).as_py() else files.filter(keep)
 
 
 # Files
@@ -428,11 +421,6 @@ def open_source(source: str) -> BinaryIO:
     """Open a user's file for random access. Raises FileNotFoundError, RunError."""
     url = Url.parse(source)
     return Storage(url.folder.text).open(url.name)
-
-
-def _read_small(uri: str) -> bytes:
-    with open_source(uri) as file:
-        return file.read(_SMALL_BYTES)
 
 
 def is_inventory(source: str) -> bool:

@@ -18,15 +18,19 @@ from ..manifests.parquet_manifest import check_size
 from ..manifests.several_files import united, with_partitions
 from ..refusals import Refusal
 from ..schemes import TABLES
+from ..storage import Storage
 from ..url import Url
 from .parquet_table import WHOLE_CHUNK_BYTES
 from .picture_table import PictureTable, picture_columns
-from .picture_uri import PARQUET, picture_uri, split_version
+from .picture_uri import IS_TABLE, PARQUET, picture_uri, split_version
+from .saved_datasets import data_files, lance_datasets
 
 log = logging.getLogger("maskrcnn")
 
 HasPictures = Callable[[pa.ChunkedArray], bool]
 """Whether one of some values of a column is a picture."""
+_SMALL_BYTES: Final = 2**24
+"""Of a JSON file that says which files belong to a data set."""
 _THREADS: Final = 16
 _AT_ONCE: Final = 64
 """Of so many tables the footers are held in memory: of tables with many row groups they are large."""
@@ -51,6 +55,40 @@ class _File:
     etag: str | None
     table: PictureTable | ItemError
     """Open, or why it cannot be read."""
+
+
+def without_tables(
+    found: pa.Table, source: str, has_pictures: HasPictures, image_column: str | None
+) -> tuple[pa.Table, pa.Table]:
+    """Divide a listing: the files but those with pictures in a column, and these pictures.
+
+    Args:
+        found: of `inputs.INPUTS`.
+        source: the input that was listed.
+        has_pictures: whether some values of a column contain a picture.
+        image_column: the column with the pictures; None: each table has one.
+
+    Raises:
+        UsageError: as `list_rows` and `saved_datasets`; a column is named, and there are no tables.
+        RunError: as `read_input`.
+    """
+    found = lance_datasets(data_files(found, _read_small), source, lambda url: TABLES.table(url, None))
+    of_tables = pc.match_substring_regex(found["uri"], IS_TABLE)
+    tables = found.filter(of_tables)
+    if not tables.num_rows:
+        if image_column is not None:
+            raise UsageError(
+                f"{source}: --image-column is for tables (Parquet, Arrow, Lance); there are none"
+            )
+        return found, INPUTS.empty_table()
+    rows, others = list_rows(tables, source, image_column, has_pictures)
+    return pa.concat_tables([found.filter(pc.invert(of_tables)), others]), rows
+
+
+def _read_small(uri: str) -> bytes:
+    url = Url.parse(uri)
+    with Storage(url.folder.text).open(url.name) as file:
+        return file.read(_SMALL_BYTES)
 
 
 def list_rows(

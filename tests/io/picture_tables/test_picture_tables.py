@@ -323,7 +323,7 @@ def test_a_column_is_not_named_where_there_are_no_tables(tmp_path: Path) -> None
     (tmp_path / "a.png").write_bytes(PNG)
     assert (
         refusal(tmp_path, "image")
-        == f"{tmp_path}: --image-column is for tables (Parquet, Arrow); there are none"
+        == f"{tmp_path}: --image-column is for tables (Parquet, Arrow, Lance); there are none"
     )
     (tmp_path / "m.txt").write_text("a.png")
     assert "this is a manifest" in refusal(tmp_path / "m.txt", "image")
