@@ -25,7 +25,7 @@ from ..archives.member import split_member
 from ..inputs import check_exists, list_inputs, pin
 from ..picture_tables.list_rows import HasPictures, any_bytes, without_tables
 from ..picture_tables.picture_table import picture_columns
-from ..picture_tables.picture_uri import ARROW_SUFFIXES, PARQUET
+from ..picture_tables.picture_uri import ARROW_SUFFIXES, PARQUET, split_picture, split_version
 from ..refusals import Refusal
 from ..schemes import is_supported, unsupported
 from ..storage import Storage
@@ -121,8 +121,9 @@ def check_source(source: str) -> None:
             url = Url.parse(whole)
             Storage(url.folder.text).size(url.name)
         else:
-            archive, _ = split_member(whole) or (whole, "")
-            check_exists(archive)
+            picture = split_picture(whole)
+            archive, _ = split_member(whole) or (picture[0] if picture else whole, "")
+            check_exists(split_version(archive)[0])
 
 
 def _whole(source: str) -> str:
@@ -269,10 +270,12 @@ def read_listing(
     """
     with usage_errors(source):
         archive, within = split_member(source) or (source, None)
+        picture = None if within is not None else split_picture(source)
+        archive, image_column = picture[:2] if picture else (archive, image_column)
         if is_inventory(source):
             found, left_out = read_inventory(source, open_source, images_root)
         else:
-            found, left_out = list_inputs(archive), SKIPPED.empty_table()
+            found, left_out = list_inputs(split_version(archive)[0]), SKIPPED.empty_table()
         found, of_runs = _without_runs(found)
         found, beside = _without_companions(found)
         skipped = [left_out, of_runs, beside]
@@ -281,7 +284,8 @@ def read_listing(
             others = _by_suffix(found.filter(pc.invert(are_manifests)))
             files = found.filter(are_manifests)
             return Listing(files.sort_by("name"), is_manifest=True, skipped=_sorted(*skipped, others))
-        found, rows = without_tables(found, source, has_pictures, image_column)
+        found, rows = without_tables(found, archive, has_pictures, image_column)
+        rows = rows if picture is None else _one_row(rows, picture[2], source)
         found = _with_members(found, archive, sidecars)
         if within:  # a member, or a folder of them
             names = found["name"]
@@ -363,6 +367,13 @@ _WRITTEN_ANEW: Final = {
     "the pictures and the other columns to Parquet",
 }
 """What to do with tables of pictures that are not read, by suffix."""
+
+
+def _one_row(rows: pa.Table, row: int, source: str) -> pa.Table:
+    """Return a row of a table of pictures. Raises UsageError: there is none of this number."""
+    if row >= rows.num_rows:
+        raise UsageError(f"{source}: {Refusal.ROW_MISSING.text()}")
+    return rows.slice(row, 1)
 
 
 def _with_members(found: pa.Table, source: str, sidecars: Sequence[str]) -> pa.Table:

@@ -128,6 +128,10 @@ class ArrowTable(PictureTable):
         columns = [known.get(field.name, pa.nulls(len(sizes), field.type)) for field in PLACE.type]
         return pa.array(sizes), pa.StructArray.from_arrays(columns, fields=list(PLACE.type))
 
+    def reads_rows_alone(self, group: int) -> bool:
+        """Return whether a record batch is not compressed."""
+        return not self._batches[group].is_compressed
+
     def other_columns(self, column: str) -> tuple[pa.Table, list[str]]:
         """Return all columns but those of large values; see `PictureTable.other_columns`."""
         names: list[str] = self.schema.names

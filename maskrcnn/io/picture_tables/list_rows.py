@@ -22,7 +22,7 @@ from ..storage import Storage
 from ..url import Url
 from .parquet_table import WHOLE_CHUNK_BYTES
 from .picture_table import PictureTable, picture_columns
-from .picture_uri import IS_TABLE, PARQUET, picture_uri, split_version
+from .picture_uri import IS_DATASET, IS_TABLE, PARQUET, picture_uri, split_version
 from .saved_datasets import data_files, lance_datasets
 
 log = logging.getLogger("maskrcnn")
@@ -73,7 +73,8 @@ def without_tables(
         RunError: as `read_input`.
     """
     found = lance_datasets(data_files(found, _read_small), source, lambda url: TABLES.table(url, None))
-    of_tables = pc.match_substring_regex(found["uri"], IS_TABLE)
+    unread = pc.and_(pc.match_substring_regex(found["uri"], IS_DATASET), pc.is_null(found["bytes"]))
+    of_tables = pc.or_(pc.match_substring_regex(found["uri"], IS_TABLE), unread)
     tables = found.filter(of_tables)
     if not tables.num_rows:
         if image_column is not None:
@@ -117,7 +118,9 @@ def list_rows(
         RunError: as `read_input`.
     """
     files = files.sort_by("name")
-    alone = [split_version(uri)[0] for uri in files["uri"].to_pylist()] == [source.rstrip("/")]
+    alone = [split_version(uri)[0] for uri in files["uri"].to_pylist()] == [
+        split_version(source.rstrip("/"))[0]
+    ]
     choice = _Choice(column, has_pictures, alone=alone)
     found = _read(files, source, choice, alone=alone)
     if column is not None and not found.uris:

@@ -119,6 +119,10 @@ class PictureTable(ABC):
         """
         return None
 
+    def reads_rows_alone(self, group: int) -> bool:  # noqa: ARG002 (not every format does)
+        """Return whether one picture of a group is read without the others."""
+        return False
+
     def reads_from_start(self, column: str) -> bool:  # noqa: ARG002 (not every format does)
         """Return whether groups are so large that each reader reads them in blocks from their beginning."""
         return False

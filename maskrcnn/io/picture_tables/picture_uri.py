@@ -12,6 +12,8 @@ SUFFIXES: Final = (PARQUET, *ARROW_SUFFIXES)
 """Of tables whose pictures are inputs, in lower case."""
 IS_TABLE: Final = rf"(?i)({'|'.join(map(re.escape, SUFFIXES))}|\.lance@[0-9]+)$"
 """Matches the URL of a table."""
+IS_DATASET: Final = r"(?i)\.lance$"
+"""Matches the URL of a Lance data set without its version."""
 _LANCE: Final = r"\.lance(?:@[0-9]+)?"
 """A Lance data set, which is a folder, and its version."""
 _TABLE: Final = "|".join((*map(re.escape, SUFFIXES), _LANCE))

@@ -15,11 +15,11 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...errors import UsageError
+from ...errors import ItemError, UsageError
 from ..inputs import INPUTS
 from ..url import Url
 from .picture_table import PictureTable
-from .picture_uri import ARROW_SUFFIXES
+from .picture_uri import ARROW_SUFFIXES, split_version
 
 _STATE: Final = "state.json"
 _BESIDE: Final = ("dataset_info.json", "dataset_dict.json")
@@ -67,30 +67,34 @@ def data_files(found: pa.Table, read: Callable[[str], bytes]) -> pa.Table:
     return pa.concat_tables([kept, pa.Table.from_pylist(missing, INPUTS)])
 
 
-def lance_datasets(found: pa.Table, source: str, latest: Callable[[Url], PictureTable]) -> pa.Table:
-    """Return a listing with a row for each Lance data set in place of its files, at its latest version.
+def lance_datasets(found: pa.Table, source: str, open_table: Callable[[Url], PictureTable]) -> pa.Table:
+    """Return a listing with a row for each Lance data set in place of its files.
 
-    Without the package they stay what they are: files that are skipped.
+    A data set is at the version that the source names, or at its latest; one that cannot be read has none. Without the
+    package, data sets stay what they are: files that are skipped.
 
     Args:
         found: of `inputs.INPUTS`.
         source: the input that was listed.
-        latest: opens a data set.
+        open_table: opens a data set, at its latest version or at one.
     """
     matches = pc.extract_regex(found["uri"], _LANCE_VERSION)
     datasets = pc.unique(pc.struct_field(matches, "dataset").drop_null()).to_pylist()
     if not datasets or importlib.util.find_spec("lance") is None:
         return found
+    root, version = split_version(source.rstrip("/"))
     rows = []
     for dataset in sorted(datasets):
         of_dataset = pc.starts_with(found["uri"], f"{dataset}/")
-        name = found.filter(of_dataset)["name"][0].as_py()
-        uri = found.filter(of_dataset)["uri"][0].as_py()
-        folder = (
-            name.removesuffix(uri[len(dataset) + 1 :]).rstrip("/") or source.rstrip("/").rpartition("/")[2]
-        )
-        table = latest(Url.parse(dataset))
-        rows.append({"name": folder, "uri": table.url.text, "bytes": None, "etag": table.etag})
+        first = found.filter(of_dataset).slice(0, 1).to_pylist()[0]
+        name = first["name"].removesuffix(first["uri"][len(dataset) + 1 :]).rstrip("/")
+        row = {"name": name or root.rpartition("/")[2], "uri": dataset, "bytes": None, "etag": None}
+        try:
+            table = open_table(Url.parse(f"{dataset}@{version}" if version and dataset == root else dataset))
+            row |= {"uri": table.url.text, "etag": table.etag}
+        except ItemError:  # it will be a row that fails with it
+            pass
+        rows.append(row)
         found = found.filter(pc.invert(of_dataset))
     return pa.concat_tables([found, pa.Table.from_pylist(rows, INPUTS)])
 

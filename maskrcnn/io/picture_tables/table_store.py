@@ -81,7 +81,7 @@ class TableStore(ContainedStore):
         table = self.table(file, etag)
         group = group_of(table, row)
         at = row - table.starts[group]
-        if table.places(column) is not None or table.group_bytes(column, group) > _KEPT_BYTES:
+        if table.reads_rows_alone(group) or table.group_bytes(column, group) > _KEPT_BYTES:
             return next(table.pictures(column, group, at), None)
         pictures, failure = self._group(table.url, table.etag or "", column, group)
         if at >= len(pictures) and failure is not None:

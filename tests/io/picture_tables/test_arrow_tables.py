@@ -150,6 +150,16 @@ def test_any_rows_are_read_in_any_order(
     assert [content_or_code(lambda u=uri: read_input(u, NO_LIMIT)) for uri in uris] == expected
 
 
+@pytest.mark.parametrize(("name", "data"), [("t.parquet", parquet), ("t.arrow", arrow_stream)])
+def test_one_picture_is_an_input(name, data, tmp_path: Path) -> None:
+    source = write(tmp_path, data(table_of(FILES, label=list(range(11)))), name)
+    table = listed(f"{source}!/image/7").table
+    assert table.select(["name", "label"]).to_pylist() == [{"name": "07", "label": 7}]
+    assert contents(table) == [FILES["7.png"]]
+    assert "no row of this number" in refusal(f"{source}!/image/11")
+    assert "there is no such column of bytes" in refusal(f"{source}!/photo/1")
+
+
 # What is read
 
 
@@ -171,6 +181,13 @@ def test_a_shard_reads_only_its_pictures_and_none_twice(tmp_path: Path, reads) -
     assert contents(shard) == list(files.values())[13:33]
     assert len(reads) == 1
     assert sum(stop - start for start, stop in reads) <= 1.05 * sum(map(len, list(files.values())[13:33]))
+
+
+def test_one_picture_is_read_without_the_others(tmp_path: Path, reads) -> None:
+    files = {f"{seed}": picture(seed, 100_000) for seed in range(20)}
+    source = write(tmp_path, arrow_stream(table_of(files), 5), "t.arrow")
+    assert read_input(picture_uri(source, "image", 13), NO_LIMIT) == files["13"]
+    assert sum(stop - start for start, stop in reads) <= 100_200 + 8 * 2**14
 
 
 def test_a_compressed_batch_beyond_the_limit_is_refused_row_by_row(tmp_path: Path, monkeypatch) -> None:

@@ -75,6 +75,10 @@ def test_rows_stay_those_of_the_planned_version(tmp_path: Path) -> None:
     write(tmp_path, table_of({"new": picture(50)}, label=[9]), mode="append")
     assert contents(table) == kept
     assert contents(listed(source).table) == [*kept[6:], picture(50)]
+    assert listed(f"{source}@1").table["name"].to_pylist() == [f"{row:02}" for row in range(11)]
+    assert contents(listed(f"{source}@1").table) == list(FILES.values())
+    assert contents(listed(f"{source}@2!/image/4").table) == [FILES["5.png"]]
+    assert contents(listed(f"{source}!/image/4").table) == [picture(50)]
 
 
 def test_a_folder_holds_data_sets_among_other_files(tmp_path: Path) -> None:
@@ -98,6 +102,15 @@ def test_what_is_damaged_or_gone_is_a_row(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("maskrcnn.pipeline.shard_inputs.TABLES", TableStore(store_of))  # as another process
     assert set(contents(table)) == {"changed"}
     assert content_or_code(lambda: read_input(f"{source}!/image/0", NO_LIMIT)) == "not_found"
+
+
+def test_a_data_set_that_cannot_be_opened_is_a_row(tmp_path: Path) -> None:
+    source = write(tmp_path, table_of(FILES))
+    Storage(tmp_path).write("loose.png", PNG)
+    for file in Path(source, "_versions").glob("*.manifest"):
+        file.write_bytes(b"\xff" * 1000)
+    assert contents(listed(tmp_path).table) == [PNG, "corrupt"]
+    assert refusal(source).startswith(f"{source}: corrupt: no sound table")
 
 
 def test_a_data_set_is_read_from_s3(weed_server) -> None:
