@@ -167,6 +167,19 @@ _CLUSTER = [
         show_default=True,
         help="End an actor that makes no progress for this long.",
     ),
+    click.option(
+        "--max-hours",
+        type=float,
+        metavar="HOURS",
+        help="Stop, to be continued by the same command, after so many hours; shards that are running are finished.",
+    ),
+    click.option(
+        "--max-cost",
+        type=float,
+        metavar="COST",
+        help="Stop likewise once the machines have cost so much; needs --price.",
+    ),
+    click.option("--price", metavar="PRICE/h", help="What all machines together cost, as in 2.10/h."),
     address_option,
     click.option(
         "--ray/--no-ray",
