@@ -4,7 +4,7 @@ Its record batches are found by hops from one to the next. In one that is not co
 its place is computed from the offsets, so that none is read before it is needed, however large the batch is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final
@@ -78,16 +78,17 @@ class ArrowTable(PictureTable):
         self._layouts = [layouts_of(schema, batch) for batch in self._batches]
         self._file = opened(store, url, size, etag)
 
-    def pictures(self, column: str, group: int, first: int = 0) -> Iterator[bytes | None]:
-        """Yield the pictures of a record batch, from the first by a request each; see `PictureTable.pictures`.
+    def pictures(self, column: str, group: int, rows: Sequence[int] | None = None) -> Iterator[bytes | None]:
+        """Yield pictures of a record batch, by a request each; see `PictureTable.pictures`.
 
         Raises ItemError: `corrupt`; `unsupported_format` for one whose compressed pictures are too large.
         """
+        rows = range(self._batches[group].rows) if rows is None else rows
         if self._batches[group].is_compressed:
-            yield from self._decompressed(column, group, first)
+            yield from self._decompressed(column, group, rows)
             return
         values = self._values(column, group)
-        for row in range(first, len(values.starts)):
+        for row in rows:
             if not values.is_sound[row]:
                 raise Refusal.ROW_GROUP_DAMAGED.error()
             start, size = int(values.starts[row]), int(values.sizes[row])
@@ -241,7 +242,7 @@ class ArrowTable(PictureTable):
 
     # Pictures
 
-    def _decompressed(self, column: str, group: int, first: int) -> Iterator[bytes | None]:
+    def _decompressed(self, column: str, group: int, rows: Sequence[int]) -> Iterator[bytes | None]:
         batch, at = self._batches[group], self.check_column(column)
         numbers = list(self._layouts[group][at].buffers)
         if sum(batch.buffers[number][1] for number in numbers) > LARGEST_COMPRESSED_BYTES:
@@ -267,8 +268,8 @@ class ArrowTable(PictureTable):
             raise Refusal.ROW_GROUP_DAMAGED.error() from error
         if types.is_struct(values.type):
             values = pc.struct_field(values, IN_STRUCT)
-        for value in values.slice(first):
-            yield value.as_py()
+        for row in rows:
+            yield values[row].as_py()
 
     def _values(self, column: str, group: int) -> _Values:
         """Return where the pictures of a record batch stand that is not compressed."""

@@ -7,7 +7,7 @@ with the credentials of the environment; it starts threads, so that no process t
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -47,10 +47,11 @@ class LanceTable(PictureTable):
         super().__init__(url, etag, 0, store, schema, starts)
         self._dataset = dataset
 
-    def pictures(self, column: str, group: int, first: int = 0) -> Iterator[bytes | None]:
+    def pictures(self, column: str, group: int, rows: Sequence[int] | None = None) -> Iterator[bytes | None]:
         """Yield the pictures of a few rows, which are read at once; see `PictureTable.pictures`."""
         field = self.schema.field(self.check_column(column))
-        rows = list(range(self.starts[group] + first, self.starts[group + 1]))
+        start, stop = self.starts[group : group + 2]
+        rows = [start + row for row in (range(stop - start) if rows is None else rows)]
         with _faults(self.url, Refusal.ROW_GROUP_DAMAGED):
             if _BLOB in (field.metadata or {}):
                 blobs = self._dataset.take_blobs(column, indices=rows)

@@ -69,13 +69,17 @@ class ParquetTable(PictureTable):
                 spans.append((start, start + size))
         return cast(BinaryIO, _SpanReader(self.open(), self.size, spans))
 
-    def pictures(self, column: str, group: int, first: int = 0) -> Iterator[bytes | None]:
-        """Yield the pictures of a row group; see `PictureTable.pictures`.
+    def pictures(self, column: str, group: int, rows: Sequence[int] | None = None) -> Iterator[bytes | None]:
+        """Yield pictures of a row group; see `PictureTable.pictures`.
 
         They are decoded one at a time, from the first: the row group of a file that was written as one may be all of
         it.
         """
-        return islice(self._pictures(column, group), first, None)
+        found = self._pictures(column, group)
+        if rows is None:
+            return found
+        wanted, last = frozenset(rows), max(rows, default=-1)
+        return (picture for row, picture in enumerate(islice(found, last + 1)) if row in wanted)
 
     def _pictures(self, column: str, group: int) -> Iterator[bytes | None]:
         leaf = self._leaf_of(column)

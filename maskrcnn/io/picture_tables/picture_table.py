@@ -1,7 +1,7 @@
 """A table with pictures in a column, whatever the format of its file: its rows, in groups that are read by one pass."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Final, cast
 
 import pyarrow as pa
@@ -73,15 +73,15 @@ class PictureTable(ABC):
         return len(self.starts) - 1
 
     @abstractmethod
-    def pictures(self, column: str, group: int, first: int = 0) -> Iterator[bytes | None]:
-        """Yield the pictures of a group in the order of its rows, by one pass over its column; None for a null.
+    def pictures(self, column: str, group: int, rows: Sequence[int] | None = None) -> Iterator[bytes | None]:
+        """Yield pictures of a group in the order of its rows, by one pass over its column; None for a null.
 
         What is read is read when the first one is asked for, or later.
 
         Args:
             column: with the pictures.
             group: its number.
-            first: number of the first row within the group.
+            rows: their numbers within the group, ascending; None: all.
 
         Raises:
             ItemError: `corrupt`, `changed`, `unsupported_format`, and as `read_input`; `not_found`: no such column.

@@ -3,6 +3,7 @@
 import functools
 import threading
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import pairwise
@@ -104,7 +105,8 @@ class _RowsOfTable:
                 wanted.setdefault(group_of(table, row), set()).add(row)
         return {
             number: _RowGroup(
-                table.pictures(self._column, number, min(rows) - table.starts[number]), min(rows), rows
+                table.pictures(self._column, number, [row - table.starts[number] for row in sorted(rows)]),
+                rows,
             )
             for number, rows in wanted.items()
         }
@@ -121,14 +123,13 @@ class _RowGroup:
     """The pictures of some rows of one row group.
 
     Args:
-        pictures: of its rows, from one of them.
-        start: this row.
+        pictures: of these rows, in their order.
         wanted: the rows that will be asked for.
     """
 
-    def __init__(self, pictures: Iterator[bytes | None], start: int, wanted: set[int]) -> None:
+    def __init__(self, pictures: Iterator[bytes | None], wanted: set[int]) -> None:
         self._pictures: Iterator[bytes | None] | None = pictures
-        self._next = start
+        self._rest = deque(sorted(wanted))
         self._wanted = wanted
         self._kept: dict[int, bytes | None] = {}
         self._failure: MaskrcnnError | None = None
@@ -156,13 +157,11 @@ class _RowGroup:
             raise self._failure
 
     def _advance_to(self, row: int) -> None:
-        """Decode pictures up to a row, and keep those that will be asked for."""
-        while self._next <= row and self._failure is None and self._pictures is not None:
+        """Decode pictures up to that of a row, and keep them."""
+        while self._rest and self._rest[0] <= row and self._failure is None and self._pictures is not None:
             try:
                 picture = next(self._pictures)
             except MaskrcnnError as error:
                 self._failure = error
                 return
-            if self._next in self._wanted:
-                self._kept[self._next] = picture
-            self._next += 1
+            self._kept[self._rest.popleft()] = picture

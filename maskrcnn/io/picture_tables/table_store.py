@@ -82,7 +82,7 @@ class TableStore(ContainedStore):
         group = group_of(table, row)
         at = row - table.starts[group]
         if table.reads_rows_alone(group) or table.group_bytes(column, group) > _KEPT_BYTES:
-            return next(table.pictures(column, group, at), None)
+            return next(table.pictures(column, group, [at]), None)
         pictures, failure = self._group(table.url, table.etag or "", column, group)
         if at >= len(pictures) and failure is not None:
             raise failure

@@ -183,11 +183,16 @@ def test_a_shard_reads_only_its_pictures_and_none_twice(tmp_path: Path, reads) -
     assert sum(stop - start for start, stop in reads) <= 1.05 * sum(map(len, list(files.values())[13:33]))
 
 
-def test_one_picture_is_read_without_the_others(tmp_path: Path, reads) -> None:
+def test_pictures_are_read_by_their_uris_without_those_between(tmp_path: Path, reads) -> None:
     files = {f"{seed}": picture(seed, 100_000) for seed in range(20)}
-    source = write(tmp_path, arrow_stream(table_of(files), 5), "t.arrow")
+    source = write(tmp_path, arrow_stream(table_of(files), 10), "t.arrow")
     assert read_input(picture_uri(source, "image", 13), NO_LIMIT) == files["13"]
     assert sum(stop - start for start, stop in reads) <= 100_200 + 8 * 2**14
+    reads.clear()
+    entries = [{"uri": picture_uri(source, "image", row), "bytes": None, "etag": None} for row in (11, 18)]
+    inputs = ShardInputs(entries, NO_LIMIT)
+    assert [inputs.read(0), inputs.read(1)] == [files["11"], files["18"]]
+    assert sum(stop - start for start, stop in reads) <= 200_400 + 8 * 2**14
 
 
 def test_a_compressed_batch_beyond_the_limit_is_refused_row_by_row(tmp_path: Path, monkeypatch) -> None:
