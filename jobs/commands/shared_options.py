@@ -138,7 +138,7 @@ _INFERENCE = [
         help="Images per shard; by default 16 to 1000, by the number of images.",
     ),
 ]
-_CLUSTER = [
+_COMPUTING = [
     click.option(
         "--device",
         type=click.Choice(["auto", "cpu", "cuda"]),
@@ -157,6 +157,9 @@ _CLUSTER = [
         type=int,
         help="CPUs per actor; by default 1 on CPU, an equal share per GPU on CUDA.",
     ),
+]
+_CLUSTER = [
+    *_COMPUTING,
     click.option("--actors", type=int, help="Maximum number of actors; by default one per CPU or GPU."),
     click.option(
         "--timeout",
@@ -192,6 +195,11 @@ _CLUSTER = [
 def inference_options(command: Command) -> Command:
     """Add the options of `InferenceConfig` and `ShardingConfig`."""
     return _with_options(command, _INFERENCE)
+
+
+def computing_options(command: Command) -> Command:
+    """Add the options of `ResourceConfig` that say how the network computes."""
+    return _with_options(command, _COMPUTING)
 
 
 def cluster_options(command: Command) -> Command:
