@@ -131,6 +131,7 @@ def test_what_is_no_mask_is_refused():
         geoparquet.geo_table(damaged.set_column(at, "segmentation", broken), UTM, NORTH_UP)
 
 
+@pytest.mark.slow
 @given(mask=hnp.arrays(np.bool_, (12, 12)), tolerance=st.floats(0.1, 3))
 @example(mask=np.eye(12, dtype=np.bool_), tolerance=2.0)
 @settings(max_examples=200)
@@ -255,6 +256,7 @@ def georeferenced_rasters():
                 yield path
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not RASTERS.is_dir(), reason="needs shared/data/rasters")
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_corners_and_centroids_are_within_a_hundredth_of_a_pixel_of_rasterios():

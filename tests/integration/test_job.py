@@ -94,6 +94,7 @@ def wait_for_receipts(output: Path, at_least: int, process: subprocess.Popen[str
     raise TimeoutError(f"no {at_least} receipts in {output}")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
 def test_a_driver_that_dies_in_mid_run_is_continued(
     images: Path, undisturbed: Path, tmp_path: Path, stop: signal.Signals, ray_cluster: LocalCluster

@@ -63,7 +63,7 @@ def fast(model):
 # --- the oracle -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("network", "image"), [(name, image) for name in ("resnet50", "resnet101") for image in images_of(name)]
 )
@@ -305,7 +305,7 @@ def first_faulty(model, image="a_152x220"):
     return next(stages, (None, 0))[0]
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("mistake", "stage"), MISTAKES, ids=lambda value: getattr(value, "__name__", value))
 def test_an_injected_error_is_detected_in_its_stage(mistake, stage, model):
     broken = copy.deepcopy(model.module)
