@@ -87,8 +87,12 @@ def weed_server(weed_process: S3Server) -> Iterator[S3Server]:
 @pytest.fixture(scope="session")
 def ray_cluster(weed_process: S3Server) -> Iterator[LocalCluster]:
     """One standing Ray of two CPUs, whose workers reach SeaweedFS as those of a cloud reach its buckets."""
+    from chaos.cluster import kill_node
+
     with weed_process.environment(), standing_cluster(cpus=2) as cluster:
         yield cluster
+        for node in cluster.nodes:
+            kill_node(node)  # it would take half a minute to stop in good order
 
 
 STORES = (

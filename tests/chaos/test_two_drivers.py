@@ -64,6 +64,7 @@ def some_moves(*about: object) -> tuple[tuple[int, int], ...]:
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_a_whole_run_at_each_step_of_another(
     stage: Stage, first: str, second: str, capsys: pytest.CaptureFixture[str]
@@ -108,6 +109,7 @@ def test_two_processes_at_once(
 
 
 @pytest.mark.s3
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("server", ["moto_server", "forgetful_server"])
 def test_two_drivers_on_s3_with_and_without_conditional_writes(
     stage: Stage, server: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]

@@ -41,7 +41,7 @@ def cluster() -> Iterator[LocalCluster]:
 
 def test_three_nodes_give_the_bytes_of_one(cluster: LocalCluster, images: Path, tmp_path: Path) -> None:
     alone = maskrcnn_command(
-        "segment", str(images), str(tmp_path / "alone"), "--model", "planted", "--actors", "1"
+        "segment", str(images), str(tmp_path / "alone"), "--model", "planted", "--no-ray"
     )
     assert alone.returncode == 0, alone.stderr
     command = ["segment", str(images), str(tmp_path / "spread"), "--model", "planted:0.02", "--device", "cpu"]

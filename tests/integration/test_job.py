@@ -193,16 +193,6 @@ def test_another_configuration_is_refused_with_what_differs(images: Path, undist
     assert len(run.stderr.splitlines()) == 1
 
 
-def test_a_job_from_a_directory_with_its_own_jobs_package(
-    images: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "jobs").mkdir()
-    (tmp_path / "jobs" / "__init__.py").write_text("raise ImportError('the wrong jobs')\n")
-    run = maskrcnn_command("segment", str(images), "out", "--model", "planted", "--ray", cwd=tmp_path)
-    assert run.returncode == 1, run.stderr
-    assert parts(tmp_path / "out") == parts(undisturbed)
-
-
 def test_export_and_gc(undisturbed: Path, tmp_path: Path) -> None:
     for form in ("coco", "csv", "png-masks"):
         run = maskrcnn_command("export", str(undisturbed), str(tmp_path / form), "--format", form)
