@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,7 @@ def run_retry(
     from ..driver import planning, run
     from ..driver.where_to_run import check_resources
 
+    began = time.monotonic()
     check_resources(address, resources)
     check_codes(only)
     storage = planning.output_storage(output)
@@ -98,7 +100,7 @@ def run_retry(
         plan = planned
         log.info("planned a retry of %s in %s", plural(plan.rows, plan.unit), plural(len(plan), "shard"))
     with planning.resumable():
-        return run.run_plan(request, plan, resources, address)
+        return run.run_plan(request, plan, resources, address, began)
 
 
 def _planned_request(output: str, info: dict[str, Any], coco_mode: str) -> "Request":
@@ -108,7 +110,8 @@ def _planned_request(output: str, info: dict[str, Any], coco_mode: str) -> "Requ
     settings = info["settings"]
     names = {field.name for field in dataclasses.fields(InferenceConfig)}
     values = {name: value for name, value in settings.items() if name in names}
-    inference = InferenceConfig(**values | {"categories": tuple(values["categories"])})
+    lists = {name: tuple(values.get(name, ())) for name in ("categories", "sidecars")}
+    inference = InferenceConfig(**values | lists)
     inputs = info["inputs"]
     return Request(
         inputs["source"], output, inference, settings["shard_images"], inputs["images_root"], coco_mode
