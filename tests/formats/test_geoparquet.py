@@ -134,7 +134,9 @@ def test_what_is_no_mask_is_refused():
 @pytest.mark.slow
 @given(mask=hnp.arrays(np.bool_, (12, 12)), tolerance=st.floats(0.1, 3))
 @example(mask=np.eye(12, dtype=np.bool_), tolerance=2.0)
-@example(mask=np.array([[0, 0, 1], [1, 1, 1]], np.bool_), tolerance=1.75)  # the ring's first corner is left out too
+@example(
+    mask=np.array([[0, 0, 1], [1, 1, 1]], np.bool_), tolerance=1.75
+)  # the ring's first corner is left out too
 @settings(max_examples=100)
 def test_simplified_polygons_are_valid_and_near(mask, tolerance):
     exact, simple = polygon_of(mask, NORTH_UP), polygon_of(mask, NORTH_UP, simplify_px=tolerance)
