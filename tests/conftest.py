@@ -92,7 +92,8 @@ def ray_cluster(weed_process: S3Server) -> Iterator[LocalCluster]:
     with weed_process.environment(), standing_cluster(cpus=2) as cluster:
         yield cluster
         for node in cluster.nodes:
-            kill_node(node)  # it would take half a minute to stop in good order
+            if node.process.poll() is None:
+                kill_node(node)  # it would take half a minute to stop in good order
 
 
 STORES = (
