@@ -9,9 +9,7 @@ from typing import Any
 
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import RunError, plural
-from maskrcnn.imaging.radiometry import Radiometry
 from maskrcnn.io.storage import Storage
-from maskrcnn.models.own.own_segmenter import Planned
 from maskrcnn.pipeline.manifest_file import ManifestReader, check_manifest
 from maskrcnn.pipeline.plan import Plan, check_run, pending_of, read_plans, read_run
 from maskrcnn.pipeline.receipts import complete_receipts
@@ -26,6 +24,7 @@ from .planning import Request, mark_begun, prepare, resumable
 from .progress import Progress, duration
 from .where_to_run import Left, check_resources, in_one_process
 from .work import Work
+from .worker_spec import worker_spec
 
 log = logging.getLogger("maskrcnn")
 
@@ -76,7 +75,7 @@ def _run_plan(
 ) -> dict[str, Any]:
     storage = Storage(request.output)
     drivers = read_drivers(storage)
-    if in_one_process(address, resources, _left(storage, plan), drivers):
+    if in_one_process(address, resources, left_of(storage, plan), drivers):
         resolved, lanes = one_process.resolved(resources)
         wall_s = run_shards(request, plan, resolved, one_process.map_shards, lanes, began=began)
         success = _reduce(request, wall_s, run_here)
@@ -92,7 +91,7 @@ def _run_plan(
     return success
 
 
-def _left(storage: Storage, plan: Plan) -> Left:
+def left_of(storage: Storage, plan: Plan) -> Left:
     """Return what is left of a run whose latest plan is `plan`."""
     plans = read_plans(storage)
     rows = sum(len(shard) for shard in pending_of(plans, receipts_of(storage, plans)))
@@ -159,17 +158,7 @@ def run_shards(
     check_manifest(storage, plan)
     probes = f"{PROBES}/{uuid.uuid4().hex}"
     mark_begun(storage, plan, probes)
-    radiometry = Radiometry.from_json(run["radiometry"]) if "radiometry" in run else Radiometry()
-    spec = WorkerSpec(
-        storage.url,
-        run["model"]["sha256"],
-        request.inference,
-        resources,
-        probes,
-        radiometry,
-        lanes,
-        planned=Planned.of_run(run["model"]),
-    )
+    spec = worker_spec(storage, request, run, resources, probes, lanes)
     with ManifestReader(storage) as manifest:
         first_uri = manifest.rows(0, 1)["uri"][0].as_py()
     started = time.monotonic()
