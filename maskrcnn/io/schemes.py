@@ -10,6 +10,7 @@ from .picture_tables.picture_uri import split_picture
 from .picture_tables.table_store import TableStore
 from .stores.fsspec_store import FsspecStore
 from .stores.gcs_store import GcsStore
+from .stores.hf_store import HfStore
 from .stores.http_store import HttpStore
 from .stores.local_store import LocalStore
 from .stores.s3_store import S3Store
@@ -24,15 +25,12 @@ _REMOTE: Final[dict[str, Store]] = {
     "s3a": _S3,
     "gs": GcsStore("gs"),
     "gcs": GcsStore("gcs"),
+    "hf": HfStore(),
     "memory": FsspecStore("memory"),
 }
 REMOTE_SCHEMES: Final = tuple(_REMOTE)
 _USE: Final = "use a local path, s3:// or gs://"
 _ADVICE: Final = "mount it as a folder, or copy the files"
-_DOWNLOAD: Final = (
-    "download the data set (`hf download --repo-type dataset NAME --local-dir FOLDER`), and name FOLDER, whose Parquet "
-    "files are read"
-)
 UNSUPPORTED: Final = {
     **dict.fromkeys(("abfs", "abfss", "az", "wasb", "wasbs"), "Azure Blob Storage"),
     **dict.fromkeys(("adl",), "Azure Data Lake Storage"),
@@ -40,7 +38,6 @@ UNSUPPORTED: Final = {
     **dict.fromkeys(("ftp", "ftps", "sftp", "ssh"), "a file server"),
     **dict.fromkeys(("smb", "nfs"), "a network share"),
     **dict.fromkeys(("dbfs",), "Databricks' file system"),
-    **dict.fromkeys(("hf",), "the Hugging Face Hub"),
     **dict.fromkeys(("oss",), "Alibaba Cloud's object storage"),
     **dict.fromkeys(("oci",), "Oracle Cloud's object storage"),
 }
@@ -76,8 +73,7 @@ def unsupported(scheme: str) -> str:
     x:// is not a supported store: use a local path, s3:// or gs://
     """
     if scheme in UNSUPPORTED:
-        advice = _DOWNLOAD if scheme == "hf" else f"{_USE}; {_ADVICE}"
-        return f"{scheme}:// ({UNSUPPORTED[scheme]}) is not a supported store: {advice}"
+        return f"{scheme}:// ({UNSUPPORTED[scheme]}) is not a supported store: {_USE}; {_ADVICE}"
     return f"{scheme}:// is not a supported store: {_USE}"
 
 
