@@ -90,6 +90,7 @@ stats_values = collections().map(_stats)
 # The invariants
 
 
+@pytest.mark.slow
 @given(stats_values, stats_values, stats_values)
 @settings(max_examples=40)
 def test_addition_is_associative_and_commutative_with_zero(a: Stats, b: Stats, c: Stats):
@@ -113,6 +114,7 @@ def test_statistics_of_a_whole_are_the_sum_over_its_parts(results: list[ImageRes
     assert _stats(results[:cut]) + _stats(results[cut:]) == _stats(results)
 
 
+@pytest.mark.slow
 @given(collections(), st.randoms(use_true_random=False))
 @settings(max_examples=50)
 def test_the_order_of_rows_does_not_matter(results: list[ImageResult], random):
@@ -137,6 +139,7 @@ def test_every_histogram_counts_everything_once(results: list[ImageResult]):
     assert stats.status.sum() == len(results)
 
 
+@pytest.mark.slow
 @given(collections())
 @settings(max_examples=50)
 def test_cooccurrence_agrees_with_sets(results: list[ImageResult]):

@@ -61,6 +61,7 @@ def test_a_forecast_follows_from_the_sample(photos, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_measuring_leaves_nothing_but_the_plan_and_the_run_continues_it(photos, tmp_path):
     options = (photos, tmp_path / "measured", "--model", "planted")
     forecast_of(*options, "--measure", 8)
@@ -75,6 +76,7 @@ def test_measuring_leaves_nothing_but_the_plan_and_the_run_continues_it(photos, 
     assert all(measured[name] == planned[name] for name in tables)
 
 
+@pytest.mark.slow
 def test_only_what_is_left_is_forecast(photos, tmp_path):
     options = (photos, tmp_path / "out", "--model", "planted", "--shard-images", 10)
     assert command("plan", *options).exit_code == 0
@@ -85,6 +87,7 @@ def test_only_what_is_left_is_forecast(photos, tmp_path):
     assert forecast_of(*options, "--measure", 4)["images"] == 0
 
 
+@pytest.mark.slow
 def test_windows_are_measured_as_windows(tmp_path):
     write_mosaic(tmp_path / "raster", 2, 2, seed=1, size=128)
     (tmp_path / "raster" / "instances.json").unlink()
@@ -97,6 +100,7 @@ def test_windows_are_measured_as_windows(tmp_path):
     assert forecast["windows_per_s"] > 0
 
 
+@pytest.mark.slow
 def test_a_person_reads_rate_limit_and_time(photos, tmp_path):
     result = command("plan", photos, tmp_path / "out", "--model", "planted:0.05", "--measure", 8, "--no-ray")
     assert result.exit_code == 0

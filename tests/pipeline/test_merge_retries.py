@@ -90,6 +90,7 @@ def latest(every: Generations) -> dict[int, int | None]:
     return dict(sorted(merged.items()))
 
 
+@pytest.mark.slow
 @given(generations())
 def test_the_latest_generation_of_a_row_counts(case: tuple[int, int, Generations]) -> None:
     start, _, every = case

@@ -529,6 +529,7 @@ NAMES = st.lists(st.text(min_size=1, max_size=4), min_size=2, max_size=40, uniqu
 SHARES = st.floats(0.001, 0.999)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(NAMES, SHARES, st.randoms())
 def test_a_split_is_never_refused_and_has_the_share_that_is_asked_for(names, share, random):

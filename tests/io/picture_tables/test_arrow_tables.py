@@ -229,6 +229,7 @@ def test_what_is_no_arrow_file_is_a_row(tmp_path: Path) -> None:
     assert contents(listed(tmp_path).table) == ["corrupt"] * 5
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=150, deadline=None)
 def test_damage_is_a_row_or_one_line_and_no_other_bytes(data, tmp_path_factory) -> None:
