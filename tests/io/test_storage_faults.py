@@ -35,7 +35,7 @@ from maskrcnn.errors import ItemError, RunError
 from maskrcnn.io.inputs import list_inputs, read_input, stat_input
 from maskrcnn.io.schemes import store_of
 from maskrcnn.io.storage import Storage
-from maskrcnn.io.stores import local_store, s3_client, s3_store
+from maskrcnn.io.stores import deadlines, local_store, s3_store
 from maskrcnn.io.stores.retry_count import count_retry, take_retries
 from maskrcnn.io.stores.s3_store import S3Store
 from maskrcnn.io.url import Url
@@ -250,7 +250,7 @@ def test_a_request_with_an_expired_signature_is_signed_again(
 def test_a_slow_body_is_requested_once_more_on_another_connection(
     proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_client, "DEADLINE_S", 2.0)
+    monkeypatch.setattr(deadlines, "DEADLINE_S", 2.0)
     behind.put("in", BODY)
     proxy.on("GET", drip)
     assert read_input(f"{store.url}/in", LIMIT) == BODY
@@ -265,7 +265,7 @@ def test_a_body_that_is_always_slow_is_requested_twice_and_no_more(
     behind: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(s3_client, "DEADLINE_S", 0.5)
+    monkeypatch.setattr(deadlines, "DEADLINE_S", 0.5)
     behind.put("in", BODY)
     proxy.on("GET", drip, times=ALWAYS)
     with pytest.raises(ItemError, match="storage_error: the store was too slow"):
@@ -278,7 +278,7 @@ def test_a_body_that_is_always_slow_is_requested_twice_and_no_more(
 def test_a_stalled_body_is_requested_again(
     proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_client, "READ_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(deadlines, "READ_TIMEOUT_S", 1.0)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "4")  # makes another connection
     behind.put("in", BODY)
     proxy.on("GET", stall)
@@ -289,8 +289,8 @@ def test_a_stalled_body_is_requested_again(
 def test_the_deadline_grows_with_the_object(
     proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_client, "DEADLINE_S", 2.0)
-    monkeypatch.setattr(s3_client, "BYTES_PER_S", 1)
+    monkeypatch.setattr(deadlines, "DEADLINE_S", 2.0)
+    monkeypatch.setattr(deadlines, "BYTES_PER_S", 1)
     behind.put("in", b"four")
     proxy.on("GET", drip)
     assert read_input(f"{store.url}/in", LIMIT) == b"four"

@@ -2,15 +2,16 @@
 
 import errno
 import os
-from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Final, cast
 
 from fsspec import config, filesystem
 
 from ..refusals import Refusal
 from ..url import Url
 from .fsspec_store import FsspecStore
-from .store import Fault, NotSetUpError, one_line, raised_and_not_logged
+from .remote_store import prefix_of, stat_of
+from .store import Fault, NotSetUpError, Page, one_line, raised_and_not_logged
 
 _LOGIN: Final = "run `gcloud auth application-default login`"
 _KEYS: Final = f"{_LOGIN}, or set GOOGLE_APPLICATION_CREDENTIALS; a public bucket needs FSSPEC_GS_TOKEN=anon"
@@ -44,6 +45,9 @@ class GcsStore(FsspecStore):
             ImportError: gcsfs is not installed.
             NotSetUpError: there are no credentials, or they cannot be read.
         """
+        # Read when gcsfs is imported. To find out a bucket's kind, which matters for writes that append, it would open
+        # another connection, by gRPC: its threads outlive no fork, and where only HTTP passes it waits a minute.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         # Read when google.auth is imported: elsewhere than on Google's machines nobody answers.
         os.environ.setdefault("GCE_METADATA_DETECT_RETRIES", "1")
         os.environ.setdefault("GCE_METADATA_TIMEOUT", "2")
@@ -65,6 +69,50 @@ class GcsStore(FsspecStore):
         ) as error:
             raise NotSetUpError(_credential_fault(error, environment)) from error
         return found
+
+    def read_range(self, url: Url, start: int = 0, stop: int | None = None, etag: str | None = None) -> bytes:
+        """Return a range of an object's bytes. Raises ItemError: `changed`; an etag of another form is ignored."""
+        import gcsfs.retry  # noqa: PLC0415
+
+        client = self.client()
+        planned = etag if etag and etag.isdecimal() else None
+        request: dict[str, Any] = {"ifGenerationMatch": planned} if planned else {}
+        if start or stop is not None:
+            request["headers"] = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
+        try:
+            headers, body = client.call("GET", client.url(url.path), **request)
+        except gcsfs.retry.HttpError as error:
+            if planned and error.code == 412:
+                raise Refusal.CHANGED_ETAG_UNKNOWN.error(planned=planned) from error
+            if start == 0 and error.code == 416:  # no range of an empty object is satisfiable
+                return b""
+            raise
+        # A server may ignore the condition.
+        if planned and (now := headers.get("X-Goog-Generation", planned)) != planned:
+            raise Refusal.CHANGED_ETAG.error(etag=now, planned=planned)
+        return cast(bytes, body)
+
+    def _pages(self, url: Url, prefix: str, **request: str) -> Iterator[dict[str, Any]]:
+        """Yield what lies below a prefix of the URL's bucket, page by page."""
+        while True:
+            page = self.client().call("GET", "b/{}/o", url.bucket, prefix=prefix, json_out=True, **request)
+            yield page
+            if not page.get("nextPageToken"):
+                return
+            request["pageToken"] = page["nextPageToken"]
+
+    def scan(self, url: Url, stem: str = "") -> Iterator[Page]:
+        """Yield the objects below a folder; names that end in `/` mark folders, and are left out."""
+        prefix = prefix_of(url)
+        for page in self._pages(url, prefix + stem):
+            files = [found for found in page.get("items", []) if not found["name"].endswith("/")]
+            yield [found["name"][len(prefix) :] for found in files], [stat_of(found) for found in files]
+
+    def folders(self, url: Url) -> list[str]:
+        """Return the names of the folders in a folder: of the names below it, the part up to the next slash."""
+        prefix = prefix_of(url)
+        pages = self._pages(url, prefix, delimiter="/")
+        return [found[len(prefix) : -1] for page in pages for found in page.get("prefixes", [])]
 
     def explain(self, error: BaseException, url: Url) -> Fault:
         """Describe what gcsfs raised."""
