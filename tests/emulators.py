@@ -5,11 +5,13 @@ The one is an npm package, run by a Node from a wheel; the other is in a wheel.
 
 import base64
 import contextlib
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -40,6 +42,10 @@ class Azurite:
         """The connection string."""
         return f"AccountName={ACCOUNT};AccountKey={KEY};BlobEndpoint={self.endpoint}/{ACCOUNT};"
 
+    def behind(self, url: str) -> "BlobsBehind":
+        """Return the blobs below a url, from outside of the code under test."""
+        return BlobsBehind(self.container(), url.split("/", 3)[3])
+
     def container(self) -> Any:
         """Return Azure's own client of the container, to look at the server from outside of the code under test."""
         from azure.storage.blob import ContainerClient
@@ -57,6 +63,28 @@ class Azurite:
 
 
 @dataclass(frozen=True)
+class BlobsBehind:
+    """The blobs below a prefix, read and written by Azure's own client."""
+
+    container: Any
+    prefix: str
+
+    def put(self, path: str, data: bytes) -> str:
+        """Write a blob and return its etag."""
+        found = self.container.get_blob_client(f"{self.prefix}/{path}").upload_blob(data, overwrite=True)
+        return str(found["etag"].strip('"'))
+
+    def get(self, path: str) -> bytes:
+        """Return a blob's content."""
+        return bytes(self.container.download_blob(f"{self.prefix}/{path}").readall())
+
+    def paths(self) -> list[str]:
+        """Return the names of all blobs."""
+        found = self.container.list_blob_names(name_starts_with=self.prefix + "/")
+        return [name.removeprefix(self.prefix + "/") for name in found]
+
+
+@dataclass(frozen=True)
 class FakeGcs:
     """A running fake-gcs-server, with one bucket."""
 
@@ -66,6 +94,10 @@ class FakeGcs:
         """Return the url of a fresh prefix."""
         return f"gs://{BUCKET}/{uuid.uuid4().hex[:12]}"
 
+    def behind(self, url: str) -> "ObjectsBehind":
+        """Return the objects below a url, from outside of the code under test."""
+        return ObjectsBehind(self.endpoint, url.split("/", 3)[3])
+
     @contextlib.contextmanager
     def environment(self) -> Iterator["FakeGcs"]:
         """Point this process, and those it starts, at the server; and back."""
@@ -73,6 +105,34 @@ class FakeGcs:
             patch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
             patch.setenv("STORAGE_EMULATOR_HOST", self.endpoint)
             yield self
+
+
+@dataclass(frozen=True)
+class ObjectsBehind:
+    """The objects below a prefix, read and written by plain requests."""
+
+    endpoint: str
+    prefix: str
+
+    def put(self, path: str, data: bytes) -> str:
+        """Write an object and return its generation."""
+        name = urllib.parse.quote(f"{self.prefix}/{path}", safe="")
+        found = self._ask(f"upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={name}", data)
+        return str(json.loads(found)["generation"])
+
+    def get(self, path: str) -> bytes:
+        """Return an object's content."""
+        name = urllib.parse.quote(f"{self.prefix}/{path}", safe="")
+        return self._ask(f"storage/v1/b/{BUCKET}/o/{name}?alt=media")
+
+    def paths(self) -> list[str]:
+        """Return the names of all objects."""
+        found = json.loads(self._ask(f"storage/v1/b/{BUCKET}/o?prefix={self.prefix}/"))
+        return [one["name"].removeprefix(self.prefix + "/") for one in found.get("items", [])]
+
+    def _ask(self, path: str, data: bytes | None = None) -> bytes:
+        with urllib.request.urlopen(f"{self.endpoint}/{path}", data, timeout=10) as answer:
+            return bytes(answer.read())
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ adlfs finds the credentials, as it does for pandas and Dask; its connection is u
 conditions, pages and retries adlfs does not offer.
 """
 
+import base64
 import errno
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -76,8 +77,9 @@ class AzureStore(RemoteStore):
 
         raised_and_not_logged("adlfs", "azure", "azure.identity")
         host = environment.get(_HOST, "")
-        _check_account(host.partition(".")[0], environment)
-        account = {"account_name": host.partition(".")[0], "account_host": host} if host else {}
+        name = host.partition(".")[0]
+        _check(environment, name)
+        account = {"account_name": name, "account_host": host} if host else {}
         try:
             found = filesystem(self.scheme, skip_instance_cache=True, use_listings_cache=False, **account)
             if found.sync_credential is not None:
@@ -92,7 +94,13 @@ class AzureStore(RemoteStore):
             found.service_client.url,
             credential=found.service_client.credential,
             retry_policy=ExponentialRetry(
-                initial_backoff=1, increment_base=2, retry_total=4, random_jitter_range=1
+                initial_backoff=1,
+                increment_base=2,
+                random_jitter_range=1,
+                retry_total=4,
+                retry_connect=4,
+                retry_read=4,
+                retry_status=4,
             ),
             connection_timeout=5,
             read_timeout=deadlines.READ_TIMEOUT_S,
@@ -108,7 +116,7 @@ class AzureStore(RemoteStore):
             FileNotFoundError: there is no such blob or container.
             AzureError: Azure refused otherwise, or failed.
         """
-        from azure.core.exceptions import ResourceNotFoundError  # noqa: PLC0415
+        from azure.core.exceptions import HttpResponseError, ResourceNotFoundError  # noqa: PLC0415
 
         name, _, host = url.bucket.partition("@")
         client = self.client(**({_HOST: host.replace(".dfs.", ".blob.")} if host else {}))
@@ -132,6 +140,10 @@ class AzureStore(RemoteStore):
             return sync(client.loop, in_time, attempt, sent)  # type: ignore[no-any-return]
         except ResourceNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, "there is no such blob", url.text) from error
+        except TypeError as error:
+            # Raised by Azure's client while it describes an answer that has a code, but no message.
+            behind = _handled(error, HttpResponseError)
+            raise behind or error from None
 
     # Reading
 
@@ -155,7 +167,8 @@ class AzureStore(RemoteStore):
             body, now = self._request(url, request)
         except HttpResponseError as error:
             if planned is not None and error.status_code == 412:
-                raise Refusal.CHANGED_ETAG_UNKNOWN.error(planned=planned) from error
+                # What does not exist has not the etag either.
+                raise Refusal.CHANGED_ETAG.error(etag=self.stat(url).etag, planned=planned) from error
             if start == 0 and error.status_code == 416:  # no range of an empty blob is satisfiable
                 return b""
             raise
@@ -245,6 +258,14 @@ class AzureStore(RemoteStore):
         return _fault(error, url) or super().explain(error, url)
 
 
+def _handled(error: BaseException, kind: type[Exception]) -> BaseException | None:
+    """Return the exception of a kind that was being handled when another one was raised; None if there is none."""
+    found = error.__context__
+    while found is not None and not isinstance(found, kind):
+        found = found.__context__
+    return found
+
+
 async def _first(pages: Any) -> Any:
     """Yield the first page."""
     async for page in pages:
@@ -257,16 +278,41 @@ def _is_folder(blob: Any) -> bool:
     return any(key.lower() == "hdi_isfolder" for key in blob.metadata or ())
 
 
-def _check_account(account: str, environment: Mapping[str, str]) -> None:
-    """Raise NotSetUpError if a URL names another account than the connection string, which would be used."""
-    connection = environment.get("AZURE_STORAGE_CONNECTION_STRING", "")
-    names = dict(part.partition("=")[::2] for part in connection.split(";") if "=" in part)
-    if connection and not names.keys() & {"AccountName", "BlobEndpoint"}:
-        cause = "AZURE_STORAGE_CONNECTION_STRING names no account; copy it anew"
-        raise NotSetUpError(Fault.of(Refusal.CREDENTIALS_UNREADABLE, cause=cause))
-    if account and connection and names.get("AccountName") != account:
-        what = f"AZURE_STORAGE_CONNECTION_STRING is not of the account {account!r}"
+def _check(environment: Mapping[str, str], account: str) -> None:
+    """Raise NotSetUpError where Azure's client would take what is set, and every request would be refused.
+
+    Args:
+        environment: of the client.
+        account: that a URL names, or "". The client would use the connection string's.
+    """
+    key, connection = (
+        environment.get(f"AZURE_STORAGE_{name}", "") for name in ("ACCOUNT_KEY", "CONNECTION_STRING")
+    )
+    parts = dict(part.partition("=")[::2] for part in connection.split(";") if "=" in part)
+    named = "AZURE_STORAGE_CONNECTION_STRING"
+    faults = (
+        (connection and not parts.keys() & {"AccountName", "BlobEndpoint"}, f"{named} names no account"),
+        (
+            connection and not parts.keys() & {"AccountKey", "SharedAccessSignature"},
+            f"{named} has neither AccountKey nor SharedAccessSignature",
+        ),
+        (not _is_base64(parts.get("AccountKey", "")), f"the key in {named} is not base64"),
+        (not connection and not _is_base64(key), "AZURE_STORAGE_ACCOUNT_KEY is not base64"),
+    )
+    for wrong, cause in faults:
+        if wrong:
+            raise NotSetUpError(Fault.of(Refusal.CREDENTIALS_UNREADABLE, cause=f"{cause}; copy it anew"))
+    if account and connection and parts.get("AccountName") != account:
+        what = f"{named} is not of the account {account!r}"
         raise NotSetUpError(Fault.of(Refusal.SETTING, what=what, advice="unset it, or leave out the account"))
+
+
+def _is_base64(text: str) -> bool:
+    try:
+        base64.b64decode(text, validate=True)
+    except ValueError:
+        return False
+    return True
 
 
 def _code(error: BaseException) -> str:
@@ -293,13 +339,15 @@ def _answered(error: BaseException, code: str) -> Refusal | None:
 
 def _unanswered(error: BaseException) -> Refusal | None:
     """Return what the client raised without an answer means; None if it is no failure of the client's."""
-    from azure.core import exceptions as azure  # noqa: PLC0415 (only Azure's client raised it: it is loaded)
+    # Only Azure's client raised it: they are loaded.
+    from aiohttp import ClientConnectorError  # noqa: PLC0415
+    from azure.core.exceptions import AzureError  # noqa: PLC0415
 
     if isinstance(error, TooSlowError):
         return Refusal.TOO_SLOW
-    if isinstance(error, azure.ServiceRequestError):
+    if isinstance(getattr(error, "inner_exception", None), ClientConnectorError):
         return Refusal.UNREACHABLE
-    return Refusal.CONNECTION_LOST if isinstance(error, azure.AzureError) else None
+    return Refusal.CONNECTION_LOST if isinstance(error, AzureError) else None
 
 
 def _fault(error: BaseException, url: Url) -> Fault | None:
@@ -307,9 +355,6 @@ def _fault(error: BaseException, url: Url) -> Fault | None:
     code = _code(error)
     if isinstance(error, NotSetUpError):
         return None
-    if type(error).__name__ == "AzureSigningError":
-        what = "the key of the account is not base64"
-        return Fault.of(Refusal.SETTING, what=what, advice="check AZURE_STORAGE_ACCOUNT_KEY")
     if not code and type(error).__name__ in ("ClientAuthenticationError", "CredentialUnavailableError"):
         return Fault.of(Refusal.CREDENTIALS_MISSING, advice=_KEYS)
     refusal = _answered(error, code) if code else _unanswered(error)
