@@ -361,7 +361,7 @@ def test_a_signature_stands_in_the_column_uri_and_nowhere_else(
         "gopher://host/a",
         "data://a",
         "hf://a/b",
-        "az://c/a",
+        "wasb://c/a",
         "github://a",
         "FILE2://a",
         "zip://a",

@@ -116,10 +116,10 @@ class AzureStore(RemoteStore):
             FileNotFoundError: there is no such blob or container.
             AzureError: Azure refused otherwise, or failed.
         """
-        from azure.core.exceptions import HttpResponseError, ResourceNotFoundError  # noqa: PLC0415
-
         name, _, host = url.bucket.partition("@")
         client = self.client(**({_HOST: host.replace(".dfs.", ".blob.")} if host else {}))
+        from azure.core.exceptions import HttpResponseError, ResourceNotFoundError  # noqa: PLC0415 (it is installed)
+
         container = client.service_client.get_container_client(name)
 
         async def attempt(expect: Callable[[int], None]) -> T:
@@ -149,27 +149,29 @@ class AzureStore(RemoteStore):
 
     def read_range(self, url: Url, start: int = 0, stop: int | None = None, etag: str | None = None) -> bytes:
         """Return a range of a blob's bytes. Raises ItemError: `changed`; an etag not of Azure's form is ignored."""
-        from azure.core import MatchConditions  # noqa: PLC0415
-        from azure.core.exceptions import HttpResponseError  # noqa: PLC0415
-
         planned = etag if etag and _ETAG.fullmatch(etag) else None
         options: dict[str, Any] = {}
         if start or stop is not None:
             options = {"offset": start, "length": None if stop is None else stop - start}
         if planned is not None:
-            options |= {"etag": f'"{planned}"', "match_condition": MatchConditions.IfNotModified}
+            options["etag"] = f'"{planned}"'
 
         async def request(container: Any, **more: Any) -> tuple[bytes, str]:
+            from azure.core import MatchConditions  # noqa: PLC0415
+
+            if planned is not None:
+                more["match_condition"] = MatchConditions.IfNotModified
             answer = await container.download_blob(url.key, **options, **more)
             return await answer.readall(), answer.properties.etag.strip('"')
 
         try:
             body, now = self._request(url, request)
-        except HttpResponseError as error:
-            if planned is not None and error.status_code == 412:
+        except self.failures() as error:
+            status = getattr(error, "status_code", None)
+            if planned is not None and status == 412:
                 # What does not exist has not the etag either.
                 raise Refusal.CHANGED_ETAG.error(etag=self.stat(url).etag, planned=planned) from error
-            if start == 0 and error.status_code == 416:  # no range of an empty blob is satisfiable
+            if start == 0 and status == 416:  # no range of an empty blob is satisfiable
                 return b""
             raise
         if planned is not None and now != planned:  # a server may ignore the condition

@@ -72,16 +72,16 @@ class GcsStore(FsspecStore):
 
     def read_range(self, url: Url, start: int = 0, stop: int | None = None, etag: str | None = None) -> bytes:
         """Return a range of an object's bytes. Raises ItemError: `changed`; an etag of another form is ignored."""
-        import gcsfs.retry  # noqa: PLC0415
-
         client = self.client()
+        from gcsfs.retry import HttpError  # noqa: PLC0415 (it is installed)
+
         planned = etag if etag and etag.isdecimal() else None
         request: dict[str, Any] = {"ifGenerationMatch": planned} if planned else {}
         if start or stop is not None:
             request["headers"] = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
         try:
             headers, body = client.call("GET", client.url(url.path), **request)
-        except gcsfs.retry.HttpError as error:
+        except HttpError as error:
             if planned and error.code == 412:
                 raise Refusal.CHANGED_ETAG_UNKNOWN.error(planned=planned) from error
             if start == 0 and error.code == 416:  # no range of an empty object is satisfiable

@@ -96,9 +96,10 @@ def test_a_command_ends_with_2(command: str, tmp_path: Any) -> None:
 
 def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_TENANT_ID", "makes another connection")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "adlfs"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("adlfs", "azure")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "adlfs", None)
+    for name in ("adlfs", "azure"):
+        monkeypatch.setitem(sys.modules, name, None)
     for act in ACTS:
         with pytest.raises(StoreSetupError, match=r"needs a package .*: pip install 'maskrcnn-ray\[azure\]'"):
             act()
