@@ -143,7 +143,7 @@ def segment_collection(
         dtype: of the convolutions; None: float32 on the CPU, float16 on CUDA.
         inference: other fields of `config.InferenceConfig`: `min_score`, `max_detections`, `categories`, `limit`,
             `window`, `overlap`, `bands`, `scale`, `assume_crs`, `alpha`, `max_windows`, `allow_http`, `tta`,
-            `image_column`, and `model_args`, the arguments of the factory of a network of your own.
+            `image_column`, `sidecars`, and `model_args`, the arguments of the factory of a network of your own.
 
     Returns:
         The finished run.

@@ -146,6 +146,8 @@ class InferenceConfig:
     """Test-time augmentation, see `parse_tta`; None: the network runs once on each image."""
     image_column: str | None = None
     """Column of Parquet files with the pictures; None: each file has one, or is a manifest."""
+    sidecars: tuple[str, ...] = ()
+    """Suffixes of files in archives that become columns of the pictures beside them, see `io.archives.sidecars`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tta", None if self.tta is None else str(parse_tta(self.tta)))
@@ -236,13 +238,14 @@ def digest_of(settings: dict[str, Any]) -> str:
 def settings_of(inference: InferenceConfig, sharding: ShardingConfig) -> dict[str, Any]:
     """Return the settings that enter the digest, as JSON values.
 
-    Arguments of a factory, augmentations and the column of pictures are left out if there are none: earlier versions
-    did not have them.
+    Arguments of a factory, augmentations, the column of pictures and sidecars are left out if there are none: earlier
+    versions did not have them.
     """
     settings = {
         **dataclasses.asdict(inference),
         **dataclasses.asdict(sharding),
         "categories": list(inference.categories),
+        "sidecars": list(inference.sidecars),
     }
-    later = ("model_args", "tta", "image_column")
+    later = ("model_args", "tta", "image_column", "sidecars")
     return {name: value for name, value in settings.items() if name not in later or value}

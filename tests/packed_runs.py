@@ -23,10 +23,12 @@ def planted_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
 
 
-def plan(source: Path, output: Path, image_column: str | None = None) -> str:
-    """Plan a run of three shards; return its directory."""
+def plan(
+    source: Path | str, output: Path | str, image_column: str | None = None, *, shard_images: int = 5
+) -> str:
+    """Plan a run, of three shards for `planted_files`; return its directory."""
     inference = InferenceConfig("planted", image_column=image_column)
-    prepare(Request(str(source), str(output), inference, shard_images=5))
+    prepare(Request(str(source), str(output), inference, shard_images=shard_images))
     return str(output)
 
 

@@ -47,8 +47,8 @@ def test_every_setting_of_what_to_compute_and_how_to_cut_enters_the_digest() -> 
     compute, cut = InferenceConfig(model="scenes"), ShardingConfig(16)
     settings = settings_of(compute, cut)
     names = {field.name for group in (compute, cut) for field in dataclasses.fields(group)}
-    # No run had these before there were networks of the user's own, augmentations, and tables of pictures.
-    assert set(settings) == names - {"model_args", "tta", "image_column"}
+    # No run had these before there were networks of the user's own, augmentations, tables of pictures, and sidecars.
+    assert set(settings) == names - {"model_args", "tta", "image_column", "sidecars"}
     for name, other in {
         "min_score": 0.5,
         "max_detections": 7,

@@ -77,6 +77,11 @@ _INFERENCE = [
         metavar="NAME",
         help="Column with the pictures of Parquet files; needed where a file has several.",
     ),
+    click.option(
+        "--sidecars",
+        metavar="SUFFIXES",
+        help="Files in archives, such as json,cls,txt, that become columns of the pictures beside them.",
+    ),
     click.option("--images-root", metavar="URL", help="Folder that relative names in a manifest refer to."),
     click.option(
         "--window",
@@ -217,6 +222,7 @@ def run_request(source: str, output: str, options: dict[str, Any], coco: str) ->
 
 
 def _inference_config(options: dict[str, Any]) -> InferenceConfig:
+    from maskrcnn.io.archives.sidecars import check_suffixes
     from maskrcnn.models.own.own_arguments import parse_arguments
 
     from ..driver.planning import absolute
@@ -230,7 +236,10 @@ def _inference_config(options: dict[str, Any]) -> InferenceConfig:
         *("window", "overlap", "bands", "scale", "assume_crs", "alpha", "max_windows", "model_args", "tta"),
         "image_column",
     )
-    return InferenceConfig(categories=categories, **{name: options.pop(name) for name in names})
+    sidecars = check_suffixes(names_of(options.pop("sidecars"), "--sidecars", "suffix"))
+    return InferenceConfig(
+        categories=categories, sidecars=sidecars, **{name: options.pop(name) for name in names}
+    )
 
 
 def names_of(value: str | None, option: str, kind: str = "category") -> tuple[str, ...]:

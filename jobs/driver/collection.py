@@ -11,6 +11,7 @@ from typing import Any, Final, get_args
 from maskrcnn.config import Device, InferenceConfig, ResourceConfig
 from maskrcnn.errors import UsageError
 from maskrcnn.formats.coco_writer import MODES
+from maskrcnn.io.archives.sidecars import check_suffixes
 from maskrcnn.io.storage import Storage
 from maskrcnn.models.own.own_arguments import checked_arguments
 from maskrcnn.results.run import Run, open_run
@@ -76,12 +77,18 @@ def segment_collection(
     if not isinstance(arguments, Mapping):
         raise UsageError(f"model_args must be a dict of arguments, not {_shown(arguments)}")
     categories = _names("categories", inference.pop("categories", ()))
+    sidecars = check_suffixes(_names("sidecars", inference.pop("sidecars", ())))
     inference = {name: _checked(name, value, types[name]) for name, value in inference.items()}
     request = Request(
         source,
         output,
         InferenceConfig(
-            model, labels, categories=categories, model_args=checked_arguments(arguments), **inference
+            model,
+            labels,
+            categories=categories,
+            model_args=checked_arguments(arguments),
+            sidecars=sidecars,
+            **inference,
         ),
         shard_images,
         images_root,

@@ -163,6 +163,7 @@ def _list_inputs(request: Request) -> Inputs:
         limit=request.inference.limit,
         allow_http=request.inference.allow_http,
         image_column=request.inference.image_column,
+        sidecars=request.inference.sidecars,
     )
 
 

@@ -5,7 +5,7 @@ Each kind of source (a folder, a glob, a prefix, an inventory, a list, a table, 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -66,6 +66,7 @@ def read_inputs(
     limit: int | None,
     allow_http: bool = False,
     image_column: str | None = None,
+    sidecars: Sequence[str] = (),
 ) -> Inputs:
     """List the inputs of a source.
 
@@ -79,6 +80,7 @@ def read_inputs(
         limit: keep only this many inputs, in order of name.
         allow_http: whether a manifest may name inputs on the web.
         image_column: the column with the pictures of Parquet files; None: each has one, unless it is a manifest.
+        sidecars: suffixes of files in archives that become columns of the pictures beside them.
 
     Raises:
         UsageError: the source does not exist or cannot be read, a row is invalid, a uri has an unsupported scheme or a
@@ -87,9 +89,15 @@ def read_inputs(
     whole, sha256 = source_of(source, image_column)
     listing = None
     if not is_manifest(source, image_column) or is_inventory(whole):
-        listing = read_listing(whole, images_root, has_pictures=has_pictures, image_column=image_column)
+        listing = read_listing(
+            whole, images_root, has_pictures=has_pictures, image_column=image_column, sidecars=sidecars
+        )
     elif image_column is not None:
         raise UsageError(f"{source}: --image-column is for Parquet files of pictures; this is a manifest")
+    if sidecars and (listing is None or listing.is_manifest):
+        raise UsageError(
+            f"{source}: --sidecars is for archives; the columns of a manifest are carried without it"
+        )
     kind: Literal["listing", "manifest", "coco"] = "manifest"
     root, named_by = images_root, "name"
     if listing is not None and not listing.is_manifest:
@@ -274,7 +282,9 @@ def _ordered(rows: pa.Table, source: str, named_by: str, *, unique_ids: bool) ->
 
     Ids that repeat are refused where `unique_ids`; else the images are numbered, as several tables may number theirs.
     """
-    rows = rows.take(pc.sort_indices(rows["name"])).combine_chunks()
+    order = pc.sort_indices(rows["name"])
+    if not np.array_equal(order, np.arange(len(rows))):  # else spare a copy
+        rows = rows.take(order)
     ids = _ids(rows["image_id"]) if "image_id" in rows.column_names else None
     why = "are not all integers >= 0"
     if ids is not None and not unique_ids and pc.count_distinct(ids).as_py() < len(ids):

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..io.archives.archive_store import check_readable, content_of
+from ..io.archives.archive_index import check_readable, content_of
 from ..io.archives.list_members import member_of
 from ..io.archives.member import SOLID_SUFFIXES, Member, is_archive, split_member
 from ..io.inputs import open_input, read_input

@@ -18,8 +18,10 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from unittest import mock
 
@@ -71,16 +73,16 @@ def planned(source: str, output: str) -> float:
     return time.perf_counter() - started
 
 
+def write_tar(prefix: str, number: int, members: int) -> None:
+    """Write one tar of members of 100 bytes."""
+    content = {f"{number:04d}-{at:06d}.jpg": bytes(100) for at in range(members)}
+    Storage(prefix).write(f"{number:04d}.tar", tar_of(content))
+
+
 def plan(prefix: str, folder: Path, tars: int, members: int) -> None:
     """Write tars, plan a run over them, and print what it cost."""
-    storage = Storage(prefix)
-
-    def write(number: int) -> None:
-        content = {f"{number:04d}-{at:06d}.jpg": bytes(100) for at in range(members)}
-        storage.write(f"{number:04d}.tar", tar_of(content))
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(write, range(tars)))
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:  # whose memory is not the planner's
+        list(pool.map(write_tar, repeat(prefix), range(tars), repeat(members)))
     cpu = time.process_time()
     with counted() as sizes:
         seconds = planned(prefix, str(folder / "out"))
@@ -124,9 +126,9 @@ def read(prefix: str, folder: Path, photos: Path | None, images: int, repeats: i
         list(pool.map(lambda item: storage.write(f"loose/{item[0]}", item[1]), files.items()))
     storage.write("photos.tar", tar_of(files))
     ratios, rates = [], []
-    for repeat in range(repeats):
-        loose = images_per_s(f"{prefix}/loose", folder / f"loose{repeat}", images)
-        packed = images_per_s(f"{prefix}/photos.tar", folder / f"packed{repeat}", images)
+    for number in range(repeats):
+        loose = images_per_s(f"{prefix}/loose", folder / f"loose{number}", images)
+        packed = images_per_s(f"{prefix}/photos.tar", folder / f"packed{number}", images)
         ratios.append(packed[0] / loose[0])
         rates.append((loose[0], packed[0]))
     share = packed[2] / sum(map(len, files.values()))

@@ -3,15 +3,17 @@
 import gzip
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Final, cast
 
+from ...errors import ItemError
 from ..refusals import Refusal
 from ..stores.seekable import SeekableReader
 from .member import Member
-from .tar_index import DamagedArchiveError, tar_members
-from .zip_index import zip_members
+from .sidecars import MAX_BYTES, sample_of
+from .tar_index import DAMAGED, DamagedArchiveError, tar_members
+from .zip_index import compression, unpacked, zip_members
 
 _BLOCK_BYTES: Final = 2**20
 _HOP_BYTES: Final = 4096
@@ -29,31 +31,74 @@ class ArchiveIndex:
     """In its order; their names are unique."""
     damage: Refusal | None = None
     """Why members may be missing, after those that are listed."""
+    contents: Mapping[int, bytes | None] = field(default_factory=dict)
+    """What is in the sidecars, by their positions in `members`; None for one that cannot be read."""
 
 
-def read_index(read_range: Callable[[int, int], bytes], size: int, name: str) -> ArchiveIndex:
-    """Read the index of an archive.
+def read_index(
+    read_range: Callable[[int, int], bytes], size: int, name: str, sidecars: Collection[str] = ()
+) -> ArchiveIndex:
+    """Read the index of an archive, and its sidecars on the way.
 
     Args:
         read_range: returns its bytes from a start to a stop.
         size: of the archive in bytes.
         name: whose suffix says what it is.
+        sidecars: suffixes of the files whose content is read too, see `sidecars.sample_of`.
     """
     name = name.lower()
     if name.endswith(".zip"):
-        found = zip_members(cast(BinaryIO, BlockReader(read_range, size, begin_at_end=True)), size)
+        file = cast(BinaryIO, BlockReader(read_range, size, begin_at_end=True))
+        found = zip_members(file, size)
     elif name.endswith(".tar"):
-        found = tar_members(cast(BinaryIO, BlockReader(read_range, size)), size)
+        file = cast(BinaryIO, BlockReader(read_range, size))
+        found = tar_members(file, size)
     else:
-        found = tar_members(cast(BinaryIO, GzipStream(read_range, size)), None)
+        file = cast(BinaryIO, GzipStream(read_range, size))
+        found = tar_members(file, None)
     members: list[Member] = []
+    contents: dict[int, bytes | None] = {}
     damage = None
     try:
         for member in found:
-            members.append(member)  # noqa: PERF402 those before the damage are kept
+            if sidecars and sample_of(member.name)[1] in sidecars:
+                contents[len(members)] = None if name.endswith(".zip") else _content(file, member)
+            members.append(member)
     except DamagedArchiveError as error:
         damage = error.refusal
-    return ArchiveIndex(tuple(_unique(members)), damage)
+    if name.endswith(".zip"):
+        in_order = sorted(contents, key=lambda position: members[position].offset)
+        contents |= {position: _content(file, members[position]) for position in in_order}
+    return ArchiveIndex(tuple(_unique(members)), damage, contents)
+
+
+def _content(file: BinaryIO, member: Member) -> bytes | None:
+    """Return what is in a small file; None if it cannot be read."""
+    try:
+        check_readable(member, MAX_BYTES)
+        file.seek(member.offset)
+        return content_of(member, file.read(member.stored))
+    except (ItemError, *DAMAGED):
+        return None
+
+
+def check_readable(member: Member, max_bytes: int) -> None:
+    """Raise ItemError for a member that cannot be read, as the archive's index says."""
+    if member.refusal is Refusal.MEMBER_COMPRESSION:
+        raise member.refusal.error(codec=compression(member.method))
+    if member.refusal is not None:
+        raise member.refusal.error()
+    if member.bytes > max_bytes:
+        raise Refusal.TOO_MANY_BYTES.error(count=member.bytes, limit=max_bytes)
+
+
+def content_of(member: Member, stored: bytes) -> bytes:
+    """Return a member's file, from its bytes in a `.tar` or a `.zip`. Raises ItemError."""
+    if member.method is not None:
+        return unpacked(member, stored)
+    if len(stored) != member.bytes:
+        raise Refusal.MEMBER_TRUNCATED.error()
+    return stored
 
 
 def _unique(members: list[Member]) -> Iterator[Member]:

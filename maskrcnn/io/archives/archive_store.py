@@ -6,7 +6,7 @@ import io
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import BinaryIO, Final, cast
 
 from ..refusals import Refusal
@@ -14,9 +14,8 @@ from ..stores.contained_store import ContainedStore
 from ..stores.remote_store import READ_AHEAD_BYTES, RangeReader
 from ..stores.store import ObjectStat, Store
 from ..url import Url
-from .archive_index import ArchiveIndex, GzipStream, read_index
+from .archive_index import ArchiveIndex, GzipStream, check_readable, content_of, read_index
 from .member import SOLID_SUFFIXES, Member, split_member
-from .zip_index import compression, unpacked
 
 _INDEXES: Final = 4
 _STREAMS: Final = 2
@@ -47,10 +46,15 @@ class ArchiveStore(ContainedStore):
         stat = self._store_of(archive).stat(archive)
         return ObjectStat(self._find(archive, stat, name).bytes, stat.etag)
 
-    def index(self, archive: Url) -> tuple[ArchiveIndex, ObjectStat]:
-        """Return what is in an archive, and the archive's size and etag. Raises what its store raises."""
+    def index(self, archive: Url, sidecars: Collection[str] = ()) -> tuple[ArchiveIndex, ObjectStat]:
+        """Return what is in an archive, and the archive's size and etag. Raises what its store raises.
+
+        Args:
+            archive: its URL.
+            sidecars: see `read_index`.
+        """
         stat = self._store_of(archive).stat(archive)
-        return self._read_index(archive, stat), stat
+        return self._read_index(archive, stat, sidecars), stat
 
     def read_input(self, url: Url, max_bytes: int, etag: str | None) -> bytes:
         """Read a member, whose place is looked up in the archive. Raises ItemError: as `read_member`."""
@@ -107,32 +111,13 @@ class ArchiveStore(ContainedStore):
     def _read_places(self, archive: Url, stat: ObjectStat) -> dict[str, Member]:
         return {member.name: member for member in self._read_index(archive, stat).members}
 
-    def _read_index(self, archive: Url, stat: ObjectStat) -> ArchiveIndex:
+    def _read_index(self, archive: Url, stat: ObjectStat, sidecars: Collection[str] = ()) -> ArchiveIndex:
         store = self._store_of(archive)
 
         def read_range(start: int, stop: int) -> bytes:
             return store.read_range(archive, start, stop, stat.etag)
 
-        return read_index(read_range, stat.bytes, archive.key)
-
-
-def check_readable(member: Member, max_bytes: int) -> None:
-    """Raise ItemError for a member that cannot be read, as the archive's index says."""
-    if member.refusal is Refusal.MEMBER_COMPRESSION:
-        raise member.refusal.error(codec=compression(member.method))
-    if member.refusal is not None:
-        raise member.refusal.error()
-    if member.bytes > max_bytes:
-        raise Refusal.TOO_MANY_BYTES.error(count=member.bytes, limit=max_bytes)
-
-
-def content_of(member: Member, stored: bytes) -> bytes:
-    """Return a member's file, from its bytes in a `.tar` or a `.zip`. Raises ItemError."""
-    if member.method is not None:
-        return unpacked(member, stored)
-    if len(stored) != member.bytes:
-        raise Refusal.MEMBER_TRUNCATED.error()
-    return stored
+        return read_index(read_range, stat.bytes, archive.key, sidecars)
 
 
 class _Streams:

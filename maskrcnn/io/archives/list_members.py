@@ -13,18 +13,17 @@ from ...schema import PLACE
 from ..inputs import INPUTS
 from ..refusals import Refusal
 from ..schemes import ARCHIVES, store_of
-from ..stores.store import ObjectStat
 from ..url import Url
-from .archive_index import ArchiveIndex
 from .member import SOLID_SUFFIXES, Member, member_uri, split_member
+from .sidecars import texts_beside
 
 log = logging.getLogger("maskrcnn")
 
-_THREADS: Final = 32
+_THREADS: Final = 16
 _REPORT_EVERY_S: Final = 5.0
 
 
-def list_members(archives: pa.Table, *, alone: bool) -> pa.Table:
+def list_members(archives: pa.Table, *, alone: bool, sidecars: Sequence[str] = ()) -> pa.Table:
     """Return the members of archives.
 
     An archive that cannot be read is a row itself, and so is one that is damaged, after its members.
@@ -32,9 +31,10 @@ def list_members(archives: pa.Table, *, alone: bool) -> pa.Table:
     Args:
         archives: of `inputs.INPUTS`.
         alone: whether the archive is the whole input, so that its members are named without it.
+        sidecars: suffixes of files that become columns of the files beside them, and are no members themselves.
 
     Returns:
-        Of the columns `name, uri, bytes, etag` and `schema.PLACE`.
+        Of the columns `name, uri, bytes, etag`, `schema.PLACE` and the sidecars' suffixes, which are text.
 
     Raises:
         RunError: as `read_input`.
@@ -49,8 +49,8 @@ def list_members(archives: pa.Table, *, alone: bool) -> pa.Table:
             solid[0],
         )
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
-        read = pool.map(lambda row: _table(row["name"], row["uri"], alone=alone), rows)
-        return pa.concat_tables([_SCHEMA.empty_table(), *_reported(read, len(rows))])
+        read = pool.map(lambda row: _table(row["name"], row["uri"], alone=alone, sidecars=sidecars), rows)
+        return pa.concat_tables([_schema(sidecars).empty_table(), *_reported(read, len(rows))])
 
 
 def find_members(uris: Sequence[str]) -> pa.Table:
@@ -70,45 +70,51 @@ def find_members(uris: Sequence[str]) -> pa.Table:
     archives = [archive for archive in named if not Url.parse(archive).is_web]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
         read = pool.map(lambda uri: _table(uri, uri, alone=True), archives)
-        tables = [_SCHEMA.empty_table(), *_reported(read, len(archives))]
+        tables = [_schema(()).empty_table(), *_reported(read, len(archives))]
     members = pa.concat_tables(tables)
     rows = {uri: row for row, uri in enumerate(members["uri"].to_pylist())}
     found = members.take(pa.array([rows.get(uri) for uri in uris], pa.int64()))
     return found.select(["bytes", "etag", PLACE.name])
 
 
-_SCHEMA: Final = INPUTS.append(PLACE)
+def _schema(sidecars: Sequence[str]) -> pa.Schema:
+    return pa.schema([*INPUTS, PLACE, *(pa.field(suffix, pa.string()) for suffix in sidecars)])
 
 
-def _table(name: str, uri: str, *, alone: bool) -> pa.Table:
-    """Return the members of one archive as a table of `_SCHEMA`."""
+def _table(name: str, uri: str, *, alone: bool, sidecars: Sequence[str] = ()) -> pa.Table:
+    """Return the members of one archive as a table of `_schema`."""
     url = Url.parse(uri)
+    schema = _schema(sidecars)
     try:
         with store_of(url).input_faults(url):
-            index, stat = ARCHIVES.index(url)
+            index, stat = ARCHIVES.index(url, sidecars)
     except ItemError:  # the archive, read as an input, will fail with it
-        return pa.table([[name], [uri], [None], [None], [None]], schema=_SCHEMA)
+        return _row(schema, name=name, uri=uri)
     prefix = "" if alone else f"{name}!/"
     members = index.members
-    places = pa.array([place_of(member) for member in members], PLACE.type)
-    table = pa.table(
-        [
-            [prefix + member.name for member in members],
-            [member_uri(uri, member.name) for member in members],
-            [member.bytes for member in members],
-            [stat.etag] * len(members),
-            places,
-        ],
-        schema=_SCHEMA,
-    )
-    return pa.concat_tables([table, _damage(name, uri, index, stat)])
-
-
-def _damage(name: str, uri: str, index: ArchiveIndex, stat: ObjectStat) -> pa.Table:
+    columns = {
+        "name": [prefix + member.name for member in members],
+        "uri": [member_uri(uri, member.name) for member in members],
+        "bytes": [member.bytes for member in members],
+        "etag": [stat.etag] * len(members),
+        PLACE.name: pa.array([place_of(member) for member in members], PLACE.type),
+    }
+    if not sidecars:
+        table = pa.table(columns, schema)
+    else:
+        texts, unused = texts_beside([member.name for member in members], index.contents, sidecars)
+        used = index.contents.keys() - unused
+        kept = [position for position in range(len(members)) if position not in used]
+        table = pa.table(columns | texts, schema).take(kept)
     if index.damage is None:
-        return _SCHEMA.empty_table()
+        return table
     place = {"refusal": index.damage.name}
-    return pa.table([[name], [uri], [stat.bytes], [stat.etag], [place]], schema=_SCHEMA)
+    damage = _row(schema, name=name, uri=uri, bytes=stat.bytes, etag=stat.etag, **{PLACE.name: place})
+    return pa.concat_tables([table, damage])
+
+
+def _row(schema: pa.Schema, **values: Any) -> pa.Table:
+    return pa.Table.from_pylist([values], schema)
 
 
 def place_of(member: Member) -> dict[str, Any]:

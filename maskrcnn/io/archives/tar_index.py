@@ -14,7 +14,8 @@ from ..refusals import Refusal
 from .member import Member
 
 _BLOCK: Final = 512
-_DAMAGED: Final = (tarfile.TarError, EOFError, ValueError, OverflowError, zlib.error, gzip.BadGzipFile)
+DAMAGED: Final = (tarfile.TarError, EOFError, ValueError, OverflowError, zlib.error, gzip.BadGzipFile)
+"""What is raised while a damaged tar is read."""
 _REGULAR: Final = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 
@@ -49,14 +50,14 @@ def tar_members(file: BinaryIO, size: int | None) -> Iterator[Member]:
         try:
             file.seek(begin)
             archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 the file is the caller's
-        except _DAMAGED as error:
+        except DAMAGED as error:
             refusal = Refusal.ARCHIVE_EMPTY if size == 0 else Refusal.ARCHIVE_DAMAGED
             raise DamagedArchiveError(refusal, begin) from error
         places: dict[str, Member] = {}
         while True:
             try:
                 info = archive.next()
-            except _DAMAGED as error:
+            except DAMAGED as error:
                 raise DamagedArchiveError(Refusal.ARCHIVE_TRUNCATED, archive.offset) from error
             if info is None:
                 break
@@ -119,6 +120,6 @@ def _next_begin(file: BinaryIO, offset: int) -> int | None:
         while block and not block.strip(b"\0"):
             offset += _BLOCK
             block = file.read(_BLOCK)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise DamagedArchiveError(Refusal.ARCHIVE_TRUNCATED, offset) from error
     return offset if block else None

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import os.path
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -31,6 +31,7 @@ from ..refusals import Refusal
 from ..schemes import STORES_IN_WORDS, is_supported, unsupported
 from ..storage import Storage
 from ..url import Url, has_user, is_folder, is_there, redact
+from .csv_manifest import typed
 from .s3_inventory import HEAD_BYTES, begins_as_inventory, read_inventory
 from .skipped import skipped_files
 from .text_files import GZIP
@@ -241,6 +242,7 @@ def read_listing(
     *,
     has_pictures: HasPictures = any_bytes,
     image_column: str | None = None,
+    sidecars: Sequence[str] = (),
 ) -> Listing:
     """List the images of a folder, a glob, a prefix or an inventory, or the files there that are one manifest.
 
@@ -249,6 +251,7 @@ def read_listing(
         images_root: base of the keys of an inventory; None: its bucket.
         has_pictures: whether some values of a column contain a picture; by default each that has bytes.
         image_column: the column with the pictures of Parquet files; None: each has one, or is a manifest.
+        sidecars: suffixes of files in archives that become columns of the pictures beside them.
 
     Raises:
         UsageError: there are neither, or they cannot be listed.
@@ -268,7 +271,7 @@ def read_listing(
             files = found.filter(are_manifests)
             return Listing(files.sort_by("name"), is_manifest=True, skipped=_sorted(*skipped, others))
         found, rows = _without_tables(found, source, has_pictures, image_column)
-        found = _with_members(found, archive)
+        found = _with_members(found, archive, sidecars)
         if within:  # a member, or a folder of them
             names = found["name"]
             found = found.filter(
@@ -280,7 +283,7 @@ def read_listing(
     known = pc.match_substring_regex(found["name"], _IS_IMAGE)
     if PLACE.name in found.column_names:
         known = pc.or_(known, pc.match_substring_regex(found["uri"], _IS_ARCHIVE))  # one that cannot be read
-    images = found.filter(known)
+    images = _kept(found, known)
     if rows.num_rows:
         images = pa.concat_tables([images, rows], promote_options="permissive")
     rest = _sorted(*skipped, beside, _by_suffix(found.filter(pc.invert(known))))
@@ -369,17 +372,25 @@ def _without_tables(
     return pa.concat_tables([found.filter(pc.invert(of_tables)), others]), rows
 
 
-def _with_members(found: pa.Table, source: str) -> pa.Table:
-    """Return a listing with the members of archives in their place, and with the column `schema.PLACE` if there are."""
+def _with_members(found: pa.Table, source: str, sidecars: Sequence[str]) -> pa.Table:
+    """Return a listing with the members of archives in their place, and with the columns of `list_members`, if any."""
     of_archives = pc.match_substring_regex(found["name"], _IS_ARCHIVE)
     archives = found.filter(of_archives)
     if not archives.num_rows:
+        if sidecars:
+            raise UsageError(f"{source}: --sidecars is for files in archives; there are none")
         return found
-    files = found.filter(pc.invert(of_archives)).append_column(
-        PLACE, pa.nulls(len(found) - len(archives), PLACE.type)
-    )
     alone = archives["uri"].to_pylist() == [source]
-    return pa.concat_tables([files, list_members(archives, alone=alone)])
+    members = list_members(archives, alone=alone, sidecars=sidecars)
+    for suffix in sidecars:
+        if not pc.any(pc.is_valid(members[suffix])).as_py():
+            raise UsageError(
+                f"{source}: no picture in an archive has a readable .{suffix} beside it: leave it out of --sidecars"
+            )
+        at = members.schema.get_field_index(suffix)
+        members = members.set_column(at, suffix, typed(members[suffix]))
+    files = found.filter(pc.invert(of_archives))
+    return pa.concat_tables([files, members], promote_options="default")
 
 
 def _without_runs(found: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -402,7 +413,12 @@ def _without_companions(found: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Divide a listing: the files, and what systems put beside pictures, `._` files or by folder."""
     places = pc.struct_field(pc.extract_regex(found["name"], _COMPANIONS), "place")
     beside = pc.is_valid(places)
-    return found.filter(pc.invert(beside)), skipped_files(found.filter(beside), places.drop_null())
+    return _kept(found, pc.invert(beside)), skipped_files(found.filter(beside), places.drop_null())
+
+
+def _kept(files: pa.Table, keep: pa.ChunkedArray) -> pa.Table:
+    """Return some rows of a table; itself, and no copy in memory, if they are all."""
+    return files if pc.all(keep).as_py() else files.filter(keep)
 
 
 # Files
