@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import ANY
 
 import gcsfs.retry
 import pyarrow as pa
@@ -69,7 +70,7 @@ EVERYWHERE = pytest.mark.parametrize(
     "kind", ["weed", AZURITE, pytest.param("fake_gcs", marks=pytest.mark.emulator)], indirect=True
 )
 S3_AND_AZURE = pytest.mark.parametrize("kind", ["weed", AZURITE], indirect=True)
-"""What gcsfs, whose retries are its own, does otherwise."""
+"""What gcsfs does otherwise: it makes six attempts, and its refusals have no code."""
 PUTS = {"weed": "PUT", "azurite": "PUT", "fake_gcs": "POST"}
 """The method by which each is written to."""
 
@@ -137,9 +138,9 @@ def test_a_short_burst_is_survived_and_counted(
     store.write("out", BODY)
     assert behind.get("out") == BODY
     assert (proxy.seen("GET"), proxy.seen(PUTS[kind])) == (3, 2)
-    # gcsfs does not say that it repeats; after a reset, aiohttp repeats some requests before Azure's client does.
-    if kind == "weed" or (kind == "azurite" and fault is not reset):
-        assert (retries, take_retries()) == (2, 1)
+    # After a reset, aiohttp repeats some requests before the client does.
+    expected = (2, 1) if kind == "weed" or fault is not reset else (retries, ANY)
+    assert (retries, take_retries()) == expected
     assert take_retries() == 0, "retries that were taken are not counted again"
 
 
@@ -153,7 +154,7 @@ def test_refusals_of_many_requests_leave_other_requests_their_retries(
     assert take_retries() == 60 * 5
 
 
-@S3_AND_AZURE
+@EVERYWHERE
 def test_a_truncated_answer_is_requested_again_and_counted(
     proxy: FaultProxy, store: Storage, behind: Any
 ) -> None:
@@ -271,7 +272,7 @@ def test_a_request_with_an_expired_signature_is_signed_again(
 # Slowness
 
 
-@S3_AND_AZURE
+@EVERYWHERE
 def test_a_slow_body_is_requested_once_more_on_another_connection(
     proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,11 +301,13 @@ def test_a_body_that_is_always_slow_is_requested_twice_and_no_more(
     assert proxy.seen("GET") == 2 + 2
 
 
+@S3_AND_AZURE
 def test_a_stalled_body_is_requested_again(
     proxy: FaultProxy, store: Storage, behind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deadlines, "READ_TIMEOUT_S", 1.0)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "4")  # makes another connection
+    for name in ("AWS_MAX_ATTEMPTS", "AZURE_PORT"):  # make other connections
+        monkeypatch.setenv(name, "4")
     behind.put("in", BODY)
     proxy.on("GET", stall)
     assert read_input(f"{store.url}/in", LIMIT) == BODY
