@@ -22,6 +22,7 @@ from .commands.export import export
 from .commands.gc import gc
 from .commands.plan import plan
 from .commands.reduce import reduce
+from .commands.replay import replay
 from .commands.retry import retry
 from .commands.segment import segment
 from .commands.show import show
@@ -115,7 +116,7 @@ def main(quiet: bool) -> None:
 
 
 for command in (
-    segment, plan, status, verify, retry, reduce, export, gc, demo, submit, train, evaluate, show, diff, convert,
-    check_model_command,
+    segment, plan, status, verify, replay, retry, reduce, export, gc, demo, submit, train, evaluate, show, diff,
+    convert, check_model_command,
 ):  # fmt: skip
     main.add_command(command)

@@ -4,6 +4,7 @@
 refused. `ResourceConfig` does not; each receipt records it.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -208,8 +209,21 @@ class ResourceConfig:
     it is processed alone fails with `timeout`."""
     ray: bool | None = None
     """Whether to run on Ray, or in the process of the command; None: by the size of the run."""
+    max_hours: float | None = None
+    """The run starts no shard after so many hours, and stops; None: without a limit."""
+    max_cost: float | None = None
+    """The run starts no shard once it has cost so much, and stops; None: without a limit."""
+    price: str | None = None
+    """Of all machines together, as in `2.10/h`; see `parse_price`."""
 
     def __post_init__(self) -> None:
+        price = None if self.price is None else parse_price(self.price)
+        if self.max_cost is not None and price is None:
+            raise UsageError("--max-cost needs the price of the machines: add --price, as in --price 2.10/h")
+        for name in ("max_hours", "max_cost"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"--{name.replace('_', '-')} must be more than 0, not {value:.12g}")
         for name in ("batch_size", "threads", "actors"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -218,6 +232,34 @@ class ResourceConfig:
             raise UsageError("--no-ray runs in one process, without actors: leave out --actors or --no-ray")
         if not self.timeout_s >= 1:
             raise UsageError(f"--timeout must be at least 1 second, not {self.timeout_s:.12g}")
+
+    def max_seconds(self) -> float:
+        """Return the number of seconds after which no shard is started; infinity without a limit."""
+        hours = math.inf if self.max_hours is None else self.max_hours
+        if self.max_cost is not None and self.price is not None:
+            hours = min(hours, self.max_cost / parse_price(self.price))
+        return hours * 3600
+
+    def cost_of(self, seconds: float) -> float | None:
+        """Return what so many seconds cost, in the unit of the price; None without a price."""
+        return None if self.price is None else parse_price(self.price) * seconds / 3600
+
+
+def parse_price(text: str) -> float:
+    """Return what an hour costs.
+
+    Raises:
+        UsageError: it is not a positive number and a unit of time.
+
+    >>> parse_price("2.10/h"), parse_price("0.001/s")
+    (2.1, 3.6)
+    """
+    number, _, unit = text.partition("/")
+    hours = {"h": 1, "hour": 1, "min": 1 / 60, "s": 1 / 3600, "day": 24, "d": 24}.get(unit.strip())
+    with contextlib.suppress(ValueError):
+        if hours is not None and 0 < float(number) < math.inf:
+            return round(float(number) / hours, 12)
+    raise UsageError(f"--price takes a number and a unit of time, as in 2.10/h, not {text!r}")
 
 
 def default_shard_images(rows: int) -> int:

@@ -1,21 +1,21 @@
 """The command `maskrcnn retry`: process the failed inputs of a finished run again."""
 
-import dataclasses
 import json
 import logging
+import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from maskrcnn.config import InferenceConfig, ResourceConfig
-from maskrcnn.errors import UsageError, plural
+from maskrcnn.config import ResourceConfig
+from maskrcnn.errors import plural
 
 from .shared_options import cluster_options, coco_option, failure_option, json_option, names_of
 from .summary import conclude
 
 if TYPE_CHECKING:
-    from ..driver.planning import Request
+    pass
 
 log = logging.getLogger("maskrcnn")
 
@@ -75,8 +75,10 @@ def run_retry(
     from maskrcnn.pipeline.success import finished
 
     from ..driver import planning, run
+    from ..driver.planned_request import check_weights, planned_request
     from ..driver.where_to_run import check_resources
 
+    began = time.monotonic()
     check_resources(address, resources)
     check_codes(only)
     storage = planning.output_storage(output)
@@ -85,8 +87,8 @@ def run_retry(
         raise no_run(output, PLAN)
     plan, info = plans[-1], read_run(storage)
     check_run(storage, info, plan)
-    request = _planned_request(output, info, coco_mode)
-    _check_weights(request, info)
+    request = planned_request(output, info, coco_mode)
+    check_weights(request, info)
     if plan.generation > 1 and finished(storage, plan) is None:
         log.info("continuing the retry of %s: %s", plan.created, plural(plan.rows, plan.unit))
         if only is not None:
@@ -98,40 +100,4 @@ def run_retry(
         plan = planned
         log.info("planned a retry of %s in %s", plural(plan.rows, plan.unit), plural(len(plan), "shard"))
     with planning.resumable():
-        return run.run_plan(request, plan, resources, address)
-
-
-def _planned_request(output: str, info: dict[str, Any], coco_mode: str) -> "Request":
-    """Return the request that the run was planned with."""
-    from ..driver.planning import Request
-
-    settings = info["settings"]
-    names = {field.name for field in dataclasses.fields(InferenceConfig)}
-    values = {name: value for name, value in settings.items() if name in names}
-    inference = InferenceConfig(**values | {"categories": tuple(values["categories"])})
-    inputs = info["inputs"]
-    return Request(
-        inputs["source"], output, inference, settings["shard_images"], inputs["images_root"], coco_mode
-    )
-
-
-def _check_weights(request: "Request", info: dict[str, Any]) -> None:
-    from maskrcnn.models.registry import describe_model
-
-    from ..driver.planning import check_same_network
-
-    inference = request.inference
-    card = describe_model(inference.model, inference.labels, inference.model_args)
-    check_same_network(info["model"], card)
-    if card.sha256 != info["model"]["sha256"] and card.own is not None:
-        raise UsageError(
-            f"the code of {inference.model}, or a file that its arguments name, is not as it was when the run was "
-            "planned; restore it"
-        )
-    if card.sha256 != info["model"]["sha256"]:
-        raise UsageError(
-            f"{request.inference.model} holds other weights than the run was planned with "
-            f"(sha256 {info['model']['sha256']}, now {card.sha256}); restore that file"
-        )
-    if card.notice:
-        log.warning("%s", card.notice)
+        return run.run_plan(request, plan, resources, address, began)

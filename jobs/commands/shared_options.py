@@ -138,7 +138,7 @@ _INFERENCE = [
         help="Images per shard; by default 16 to 1000, by the number of images.",
     ),
 ]
-_CLUSTER = [
+_COMPUTING = [
     click.option(
         "--device",
         type=click.Choice(["auto", "cpu", "cuda"]),
@@ -157,6 +157,9 @@ _CLUSTER = [
         type=int,
         help="CPUs per actor; by default 1 on CPU, an equal share per GPU on CUDA.",
     ),
+]
+_CLUSTER = [
+    *_COMPUTING,
     click.option("--actors", type=int, help="Maximum number of actors; by default one per CPU or GPU."),
     click.option(
         "--timeout",
@@ -167,6 +170,19 @@ _CLUSTER = [
         show_default=True,
         help="End an actor that makes no progress for this long.",
     ),
+    click.option(
+        "--max-hours",
+        type=float,
+        metavar="HOURS",
+        help="Stop, to be continued by the same command, after so many hours; shards that are running are finished.",
+    ),
+    click.option(
+        "--max-cost",
+        type=float,
+        metavar="COST",
+        help="Stop likewise once the machines have cost so much; needs --price.",
+    ),
+    click.option("--price", metavar="PRICE/h", help="What all machines together cost, as in 2.10/h."),
     address_option,
     click.option(
         "--ray/--no-ray",
@@ -179,6 +195,11 @@ _CLUSTER = [
 def inference_options(command: Command) -> Command:
     """Add the options of `InferenceConfig` and `ShardingConfig`."""
     return _with_options(command, _INFERENCE)
+
+
+def computing_options(command: Command) -> Command:
+    """Add the options of `ResourceConfig` that say how the network computes."""
+    return _with_options(command, _COMPUTING)
 
 
 def cluster_options(command: Command) -> Command:

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -36,6 +36,7 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url
 from maskrcnn.models import factory
 from maskrcnn.models.own.own_segmenter import OwnSegmenter, Planned, check_planned
+from maskrcnn.pipeline.plan import Shard
 from maskrcnn.pipeline.receipts import Receipt
 from maskrcnn.pipeline.worker import Announcement, ShardWorker
 from maskrcnn.types import Segmenter
@@ -216,6 +217,25 @@ class NodeWorker:
             finished.example,
             None if finished.committed else finished.receipt,
         )
+
+    def compute(
+        self, shard: Shard, failures: Mapping[int, ItemError]
+    ) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
+        """Compute a shard and store nothing.
+
+        Args:
+            shard: the shard.
+            failures: rows of the manifest to take as failed, without computing them.
+
+        Returns:
+            Its images, its instances, and how they were computed, as receipts record it.
+
+        Raises:
+            RunError, SegmenterError: as `ShardWorker.run_shard`.
+        """
+        if self._worker is None:
+            raise RuntimeError("the worker is not started: call start() first")
+        return self._worker.compute(shard, failures)
 
 
 def _announce(storage: Storage, path: str, announcement: Announcement) -> None:

@@ -10,7 +10,6 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Final
@@ -19,7 +18,6 @@ from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import HandedBackError, RunError, SegmenterError, StoreFailingError, UsageError, plural
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.circuit_breaker import Batch, CircuitBreaker
-from maskrcnn.pipeline.plan import Shard
 from maskrcnn.pipeline.receipts import Receipt, commit
 
 from .driver_records import record_driver
@@ -27,6 +25,7 @@ from .node_worker import Done, NodeWorker, WorkerSpec, take_announcement
 from .poison_isolation import Failure, PoisonIsolation, Task
 from .progress import REDRAW_EVERY_S, Progress
 from .where_to_run import usable_cpus
+from .work import Work
 
 log = logging.getLogger("maskrcnn")
 
@@ -69,8 +68,8 @@ class OneProcess:
         self._retries: deque[PoisonIsolation] = deque()
         self._circuit_breaker = CircuitBreaker()
 
-    def run(self, shards: Iterator[Shard]) -> None:
-        """Run all shards.
+    def run(self, work: Work) -> None:
+        """Run all shards, or those that are started before the time is up.
 
         Raises:
             RunError: inputs or output cannot be accessed, the store fails, or a shard failed too often.
@@ -82,7 +81,7 @@ class OneProcess:
         record_driver(self._storage, self._spec.probes, computing=True)
         with ThreadPoolExecutor(SHARDS_AT_ONCE, thread_name_prefix="shard") as threads:
             try:
-                self._run(worker, threads, shards)
+                self._run(worker, threads, work)
             except BaseException as error:  # also Ctrl-C: the threads must end
                 worker.stop()  # the threads end before the next image
                 if isinstance(error, KeyboardInterrupt):  # no image is to blame, however this ends
@@ -90,15 +89,19 @@ class OneProcess:
                 raise
         self._commit(self._circuit_breaker.drain())
 
-    def _run(self, worker: NodeWorker, threads: ThreadPoolExecutor, shards: Iterator[Shard]) -> None:
+    def _run(self, worker: NodeWorker, threads: ThreadPoolExecutor, work: Work) -> None:
         running: dict[Future[Done], Task] = {}
+        began = time.monotonic()
         while True:
-            while len(running) < SHARDS_AT_ONCE and not any(task.careful for task in running.values()):
-                task = self._next_task(shards, idle=not running)
+            at_once = SHARDS_AT_ONCE if work.may_queue else 1
+            while len(running) < at_once and not any(task.careful for task in running.values()):
+                task = self._next_task(work, idle=not running)
                 if task is None:
                     break
+                if not running:
+                    began = time.monotonic()
                 running[threads.submit(worker.run, task)] = task
-            if not running and not self._retries:
+            if not running and (work.is_over or not self._retries):
                 return
             if not running:
                 time.sleep(0.1)
@@ -106,15 +109,19 @@ class OneProcess:
             done, _ = wait(running, timeout=REDRAW_EVERY_S, return_when=FIRST_COMPLETED)
             for future in done:
                 self._take(worker, running.pop(future), future)
+                work.took(time.monotonic() - began)
+                began = time.monotonic()
             self._progress.show(running=worker.running)
 
-    def _next_task(self, shards: Iterator[Shard], *, idle: bool) -> Task | None:
+    def _next_task(self, work: Work, *, idle: bool) -> Task | None:
         """Return the next task; a shard whose execution failed comes first, and runs by itself."""
+        if work.is_over:
+            return None
         if self._retries:
             if not idle or not self._retries[0].due:
                 return None
             return self._retries.popleft().next_task()
-        shard = next(shards, None)
+        shard = work.next_shard()
         return None if shard is None else Task(shard)
 
     def _take(self, worker: NodeWorker, task: Task, future: Future[Done]) -> None:
@@ -170,15 +177,13 @@ class OneProcess:
                 commit(self._storage, batch.held)
 
 
-def map_shards(
-    spec: WorkerSpec, first_uri: str, progress: Progress, shards: Iterator[Shard], n_shards: int
-) -> None:
+def map_shards(spec: WorkerSpec, first_uri: str, progress: Progress, work: Work) -> None:
     """Run shards in this process.
 
     Raises:
         RunError, UsageError: as `OneProcess.run`.
     """
-    log.info("%s, up to %s at once", plural(n_shards, "shard"), plural(spec.lanes or 1, "image"))
+    log.info("%s, up to %s at once", plural(work.n_shards, "shard"), plural(spec.lanes or 1, "image"))
     # What a network of the user's own prints goes to stderr: stdout is reserved for a command's result.
     with contextlib.redirect_stdout(sys.stderr):
-        OneProcess(spec, first_uri, progress).run(shards)
+        OneProcess(spec, first_uri, progress).run(work)

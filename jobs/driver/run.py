@@ -4,16 +4,14 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import RunError, plural
-from maskrcnn.imaging.radiometry import Radiometry
 from maskrcnn.io.storage import Storage
-from maskrcnn.models.own.own_segmenter import Planned
 from maskrcnn.pipeline.manifest_file import ManifestReader, check_manifest
-from maskrcnn.pipeline.plan import Plan, Shard, check_run, pending_of, read_plans, read_run
+from maskrcnn.pipeline.plan import Plan, check_run, pending_of, read_plans, read_run
 from maskrcnn.pipeline.receipts import complete_receipts
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import RunAll, finished, run_here
@@ -23,8 +21,10 @@ from . import one_process
 from .driver_records import PROBES, read_drivers, remove_ended
 from .node_worker import WorkerSpec
 from .planning import Request, mark_begun, prepare, resumable
-from .progress import Progress
+from .progress import Progress, duration
 from .where_to_run import Left, check_resources, in_one_process
+from .work import Work
+from .worker_spec import worker_spec
 
 log = logging.getLogger("maskrcnn")
 
@@ -36,6 +36,7 @@ def run_segment(request: Request, resources: ResourceConfig, address: str | None
         UsageError: the request is wrong.
         RunError: the run stopped before its end; the same request continues it.
     """
+    began = time.monotonic()
     check_resources(address, resources)
     plan = prepare(request)
     success = finished(Storage(request.output), plan)
@@ -43,20 +44,40 @@ def run_segment(request: Request, resources: ResourceConfig, address: str | None
         log.info("%s is finished already; `maskrcnn reduce` writes its tables again", request.output)
         return success
     with resumable():
-        return run_plan(request, plan, resources, address)
+        return run_plan(request, plan, resources, address, began)
 
 
-def run_plan(request: Request, plan: Plan, resources: ResourceConfig, address: str | None) -> dict[str, Any]:
+def run_plan(
+    request: Request, plan: Plan, resources: ResourceConfig, address: str | None, began: float
+) -> dict[str, Any]:
     """Do what is left of the latest generation: map stage and reduce; return the content of `_SUCCESS`.
 
+    Args:
+        request: the run.
+        plan: of the latest generation.
+        resources: as requested.
+        address: of a Ray cluster.
+        began: when the command began, monotonic seconds, from which `--max-hours` counts.
+
     Raises:
-        RunError: the run stopped before its end.
+        RunError: the run stopped before its end, as when the time is up.
     """
+    try:
+        return _run_plan(request, plan, resources, address, began)
+    finally:
+        seconds = time.monotonic() - began
+        if (cost := resources.cost_of(seconds)) is not None:
+            log.info("%s at %s: %.2f", duration(seconds), resources.price, cost)
+
+
+def _run_plan(
+    request: Request, plan: Plan, resources: ResourceConfig, address: str | None, began: float
+) -> dict[str, Any]:
     storage = Storage(request.output)
     drivers = read_drivers(storage)
     if in_one_process(address, resources, _left(storage, plan), drivers):
         resolved, lanes = one_process.resolved(resources)
-        wall_s = run_shards(request, plan, resolved, one_process.map_shards, lanes)
+        wall_s = run_shards(request, plan, resolved, one_process.map_shards, lanes, began=began)
         success = _reduce(request, wall_s, run_here)
     else:
         # Ray is imported only where it is used: it takes a second.
@@ -64,7 +85,7 @@ def run_plan(request: Request, plan: Plan, resources: ResourceConfig, address: s
         from .scheduler import map_shards
 
         with connected(address, resources) as resolved:
-            wall_s = run_shards(request, plan, resolved, map_shards)
+            wall_s = run_shards(request, plan, resolved, map_shards, began=began)
             success = _reduce(request, wall_s, run_all)
     remove_ended(storage, drivers)
     return success
@@ -90,13 +111,18 @@ def _reduce(request: Request, wall_s: float | None, run_all: RunAll) -> dict[str
     )
 
 
-MapShards = Callable[[WorkerSpec, str, Progress, Iterator[Shard], int], None]
-"""Runs shards. Takes the workers' specification, an input that they must be able to read, progress, the shards, and the
-number of shards."""
+MapShards = Callable[[WorkerSpec, str, Progress, Work], None]
+"""Runs shards. Takes the workers' specification, an input that they must be able to read, progress, and the shards."""
 
 
 def run_shards(
-    request: Request, plan: Plan, resources: ResourceConfig, map_shards: MapShards, lanes: int | None = None
+    request: Request,
+    plan: Plan,
+    resources: ResourceConfig,
+    map_shards: MapShards,
+    lanes: int | None = None,
+    *,
+    began: float | None = None,
 ) -> float | None:
     """Run the shards that have no receipt.
 
@@ -106,6 +132,7 @@ def run_shards(
         resources: with `threads` resolved, and on Ray `device` and `actors`.
         map_shards: runs them.
         lanes: as of `WorkerSpec`.
+        began: when the command began, monotonic seconds; None: now.
 
     Returns:
         Seconds it took; None if an earlier command had done a part of it, so that no throughput follows.
@@ -131,28 +158,30 @@ def run_shards(
     check_manifest(storage, plan)
     probes = f"{PROBES}/{uuid.uuid4().hex}"
     mark_begun(storage, plan, probes)
-    radiometry = Radiometry.from_json(run["radiometry"]) if "radiometry" in run else Radiometry()
-    spec = WorkerSpec(
-        storage.url,
-        run["model"]["sha256"],
-        request.inference,
-        resources,
-        probes,
-        radiometry,
-        lanes,
-        planned=Planned.of_run(run["model"]),
-    )
+    spec = worker_spec(storage, request, run, resources, probes, lanes)
     with ManifestReader(storage) as manifest:
         first_uri = manifest.rows(0, 1)["uri"][0].as_py()
     started = time.monotonic()
+    until = (started if began is None else began) + resources.max_seconds()
     progress = Progress(plan.rows + lost, done, unit=plan.unit)
     try:
-        map_shards(spec, first_uri, progress, pending_of(plans, receipts), n_pending)
+        map_shards(spec, first_uri, progress, Work(pending_of(plans, receipts), n_pending, until))
     finally:
         progress.close()
         with contextlib.suppress(RunError):  # what ended the run is what counts
             storage.remove_tree(probes)
+    if time.monotonic() >= until:
+        _check_all_done(storage, plans, plan.unit, resources)
     return None if done else time.monotonic() - started
+
+
+def _check_all_done(storage: Storage, plans: Sequence[Plan], unit: str, resources: ResourceConfig) -> None:
+    """Raise RunError if the time was up before the last shard was started."""
+    left = sum(len(shard) for shard in pending_of(plans, receipts_of(storage, plans)))
+    if left:
+        caps = {"--max-hours": resources.max_hours, "--max-cost": resources.max_cost}
+        reached = " or ".join(f"{option} {value:.12g}" for option, value in caps.items() if value is not None)
+        raise RunError(f"{reached} is reached with {plural(left, unit)} left: the same command continues")
 
 
 def receipts_of(storage: Storage, plans: Sequence[Plan]) -> list[str]:

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -28,7 +27,6 @@ from maskrcnn.errors import (
 from maskrcnn.io.storage import Storage
 from maskrcnn.models.own.own_code import code_to_send
 from maskrcnn.pipeline.circuit_breaker import Batch, CircuitBreaker
-from maskrcnn.pipeline.plan import Shard
 from maskrcnn.pipeline.receipts import Receipt, commit
 
 from .actor import ActorReady, SegmentActor
@@ -38,6 +36,7 @@ from .nodes import CLUSTER, Demand, NodeProblem, alive_nodes, missing_node, pack
 from .poison_isolation import Failure, PoisonIsolation, Task, describe
 from .progress import Progress
 from .ray_errors import condense
+from .work import Work
 
 log = logging.getLogger("maskrcnn")
 
@@ -75,6 +74,8 @@ class Slot:
     """Whether it was asked to stop, so that no image is to blame for its end."""
     moved: float = 0.0
     """Time of its last known progress, monotonic seconds."""
+    began: float = 0.0
+    """When it began the first of its tasks, or was free to, likewise."""
 
 
 class Scheduler:
@@ -114,19 +115,19 @@ class Scheduler:
         code = code_to_send(spec.inference.model)
         self._code: Any = None if code is None else ray.put(code)
 
-    def run(self, shards: Iterator[Shard], n_shards: int) -> None:
-        """Run all shards.
+    def run(self, work: Work) -> None:
+        """Run all shards, or those that are started before the time is up.
 
         Raises:
             RunError: a node cannot access inputs or output, the store fails, or a shard failed too often.
             UsageError: the model cannot be loaded.
         """
-        remaining = n_shards
+        remaining = work.n_shards
         try:
-            while remaining:
+            while remaining and not (work.is_over and not any(slot.queue for slot in self._slots)):
                 self._create_actors(min(self._max_actors, remaining))
-                self._assign_tasks(shards, remaining)
-                remaining -= self._collect()
+                self._assign_tasks(work, remaining)
+                remaining -= self._collect(work)
                 self._end_stalled()
                 running = sum((slot.running for slot in self._slots), Counter())
                 ready = sum(slot.ready for slot in self._slots)
@@ -163,7 +164,7 @@ class Scheduler:
             start = handle.start.remote(self._first_uri, package_version())
             self._slots.append(Slot(handle, start, nodes_left_out=len(CLUSTER.left_out)))
 
-    def _assign_tasks(self, shards: Iterator[Shard], remaining: int) -> None:
+    def _assign_tasks(self, work: Work, remaining: int) -> None:
         """Give each ready actor a task, and a second one while there are many left.
 
         The second is fetched while the first is computed; near the end it would wait behind a busy actor while others
@@ -171,29 +172,31 @@ class Scheduler:
         is unknown which one ended it.
         """
         assigned = sum(len(slot.queue) for slot in self._slots)
-        plenty = remaining - assigned > 2 * len(self._slots)
+        plenty = remaining - assigned > 2 * len(self._slots) and work.may_queue
         for depth in range(1, SHARDS_AT_ONCE + 1 if plenty else 2):
             for slot in self._slots:
                 if not slot.ready or len(slot.queue) >= depth:
                     continue
                 if slot.queue and (self._retries or slot.queue[0][1].careful):
                     continue
-                task = self._next_task(slot, shards)
+                task = self._next_task(slot, work)
                 if task is None:
                     continue
                 if not slot.queue:
-                    slot.moved = time.monotonic()
+                    slot.moved = slot.began = time.monotonic()
                 slot.fresh = slot.fresh and task.alone is not None
                 slot.queue.append((slot.handle.run.remote(task), task))
         self._make_fresh()
 
-    def _next_task(self, slot: Slot, shards: Iterator[Shard]) -> Task | None:
+    def _next_task(self, slot: Slot, work: Work) -> Task | None:
         """Return the next task for an actor: shards whose execution failed come first."""
+        if work.is_over:
+            return None
         for isolation in self._retries:
             if isolation.due and (slot.fresh or not isolation.needs_fresh_process):
                 self._retries.remove(isolation)
                 return isolation.next_task()
-        shard = next(shards, None)
+        shard = work.next_shard()
         return None if shard is None else Task(shard)
 
     def _make_fresh(self) -> None:
@@ -211,7 +214,7 @@ class Scheduler:
 
     # Collecting results
 
-    def _collect(self) -> int:
+    def _collect(self, work: Work) -> int:
         """Wait for a result for at most a second; return the number of finished shards."""
         heads = {slot.queue[0][0] if slot.queue else slot.start_ref: slot for slot in self._slots}
         waiting = [ref for ref, slot in heads.items() if slot.queue or not slot.ready]
@@ -219,7 +222,11 @@ class Scheduler:
             time.sleep(0.01)
             return 0
         done, _ = ray.wait(waiting, num_returns=1, timeout=1.0)
-        return sum(self._take(heads[ref], ref) for ref in done)
+        began = {ref: heads[ref].began for ref in done}
+        finished = sum(self._take(heads[ref], ref) for ref in done)
+        if finished:
+            work.took(max(time.monotonic() - at for at in began.values()))
+        return finished
 
     def _take(self, slot: Slot, ref: Any) -> int:
         """Handle the result of an actor's start or of its first task; return the number of finished shards."""
@@ -238,7 +245,7 @@ class Scheduler:
             self._confirm_ready(slot, result)
             return 0
         _, task = slot.queue.popleft()
-        slot.moved = time.monotonic()
+        slot.moved = slot.began = time.monotonic()
         slot.running -= Counter(result.counts)
         slot.pulse = None  # it may have been answered before the task ended
         return self._finished(task, result)
@@ -391,14 +398,14 @@ class Scheduler:
         slot.pulse = None
 
 
-def map_shards(
-    spec: WorkerSpec, first_uri: str, progress: Progress, shards: Iterator[Shard], n_shards: int
-) -> None:
+def map_shards(spec: WorkerSpec, first_uri: str, progress: Progress, work: Work) -> None:
     """Run shards on the Ray that is connected.
 
     Raises:
         RunError, UsageError: as `Scheduler.run`.
     """
     actors = spec.resources.actors or 1
-    log.info("%s on up to %s", plural(n_shards, "shard"), plural(actors, f"{spec.resources.device} actor"))
-    Scheduler(spec, first_uri, actors, progress).run(shards, n_shards)
+    log.info(
+        "%s on up to %s", plural(work.n_shards, "shard"), plural(actors, f"{spec.resources.device} actor")
+    )
+    Scheduler(spec, first_uri, actors, progress).run(work)

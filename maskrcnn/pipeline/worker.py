@@ -165,21 +165,56 @@ class ShardWorker:
             RunError: the output cannot be written, or the manifest cannot be read.
         """
         counts = self._running[shard.name] = Counter(dict.fromkeys(COUNTED, 0))
+        watch = Stopwatch()
         try:
-            return self._finished(shard, quarantined, announce, counts, withhold=withhold)
+            images, instances, stats, results = self._results(shard, quarantined, announce, counts, watch)
+            receipt = write_shard(
+                self._storage,
+                shard,
+                uuid.uuid4().hex,
+                images,
+                instances,
+                stats=stats.to_json(),
+                timings={name: round(seconds, 6) for name, seconds in watch.seconds.items()},
+                execution=self._execution | self._segmenter.execution,
+            )
+            receipt = dataclasses.replace(receipt, storage_retries=take_retries())
+            by_code, example = storage_failures(results)
+            committed = not (withhold and by_code)
+            if committed:
+                commit(self._storage, receipt)
+            self._steps += 1
+            return Finished(receipt, committed, by_code, example)
         finally:
             del self._running[shard.name]
 
-    def _finished(
+    def compute(
+        self, shard: Shard, quarantined: Mapping[int, ItemError]
+    ) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
+        """Process the rows of a shard and store nothing.
+
+        Args:
+            shard: the shard.
+            quarantined: as of `run_shard`.
+
+        Returns:
+            Its images, its instances, and how they were computed, as receipts record it.
+
+        Raises:
+            SegmenterError, StoreFailingError, RunError: as `run_shard`.
+        """
+        images, instances, _, _ = self._results(shard, quarantined, None, Counter(), Stopwatch())
+        return images, instances, self._execution | self._segmenter.execution
+
+    def _results(
         self,
         shard: Shard,
         quarantined: Mapping[int, ItemError],
         announce: Announce | None,
         counts: Counter[str],
-        *,
-        withhold: bool,
-    ) -> Finished:
-        watch = Stopwatch()
+        watch: Stopwatch,
+    ) -> tuple[pa.Table, pa.Table, Stats, list[ImageResult]]:
+        """Return a shard's tables and statistics, and the results that they are made of."""
         with self._turns.queue() as my_turn:
             with self._reading:
                 numbers, rows = self._shards.rows(shard)
@@ -195,23 +230,7 @@ class ShardWorker:
             results = self._computed(chain(first, loaded), watch, announce, failures, counts)
         with watch.stage("wall"), watch.stage("encode"):
             images, instances, stats = self._tables(results, rows)
-        receipt = write_shard(
-            self._storage,
-            shard,
-            uuid.uuid4().hex,
-            images,
-            instances,
-            stats=stats.to_json(),
-            timings={name: round(seconds, 6) for name, seconds in watch.seconds.items()},
-            execution=self._execution | self._segmenter.execution,
-        )
-        receipt = dataclasses.replace(receipt, storage_retries=take_retries())
-        by_code, example = storage_failures(results)
-        committed = not (withhold and by_code)
-        if committed:
-            commit(self._storage, receipt)
-        self._steps += 1
-        return Finished(receipt, committed, by_code, example)
+        return images, instances, stats, results
 
     def try_alone(self, shard: Shard, row: int) -> None:
         """Compute one row of a shard and nothing else at the same time, and discard the result.

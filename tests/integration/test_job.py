@@ -212,3 +212,20 @@ def test_export_and_gc(undisturbed: Path, tmp_path: Path) -> None:
     assert not (undisturbed / "shards").exists()
     assert maskrcnn.open_run(str(undisturbed)).instances().equals(before)
     assert isinstance(before, pa.Table)
+
+
+def test_a_run_on_ray_stops_when_its_time_is_up_and_can_be_continued(
+    images: Path, tmp_path: Path, ray_cluster: LocalCluster
+) -> None:
+    output = tmp_path / "run"
+    command = ["segment", str(images), str(output), "--actors", "1", "--shard-images", "16", "--model"]
+    # Four shards of 16 images that take half a second each last longer than this cap, start of Ray apart.
+    capped = [*command, "planted:0.5", "--max-hours", "0.002"]
+    stopped = maskrcnn_command(*capped, cluster=ray_cluster)
+    assert stopped.returncode == 3, stopped.stderr
+    assert "--max-hours 0.002 is reached with " in stopped.stderr.splitlines()[-1]
+    assert "Traceback" not in stopped.stderr
+    before = set((output / "receipts").glob("*.json"))
+    assert len(before) < 4
+    status = json.loads(maskrcnn_command("status", str(output), "--json").stdout)
+    assert status["shards_done"] == len(before)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from maskrcnn_jobs.cli import main
-from maskrcnn_jobs.commands.retry import _planned_request
+from maskrcnn_jobs.driver.planned_request import planned_request
 from PIL import Image
 
 import maskrcnn
@@ -81,7 +81,7 @@ def test_what_it_means_is_recorded_and_must_be_repeated(photos: Path) -> None:
     assert plan("--tta", "scales,flip")[0] == 0
     info = json.loads(Path("out/run.json").read_text())
     assert info["settings"]["tta"] == "flip,scales=0.8/1/1.25"
-    assert _planned_request("out", info, "auto").inference.tta == "flip,scales=0.8/1/1.25"
+    assert planned_request("out", info, "auto").inference.tta == "flip,scales=0.8/1/1.25"
     created = json.loads(Path("out/plan.json").read_text())
     assert plan("--tta", "flip,scales=1.25/1/0.8")[0] == 0
     assert json.loads(Path("out/plan.json").read_text()) == created

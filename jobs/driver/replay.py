@@ -1,0 +1,167 @@
+"""Compute a shard of a run again, and compare its rows with those that the run stored."""
+
+import contextlib
+import json
+import logging
+import uuid
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import pyarrow as pa
+
+from maskrcnn.config import ResourceConfig
+from maskrcnn.errors import COSTLY_CODES, ItemError, RunError, UsageError, plural
+from maskrcnn.io.parquet import read_table
+from maskrcnn.io.storage import Storage
+from maskrcnn.pipeline.manifest_file import ManifestReader, ShardReader, check_manifest
+from maskrcnn.pipeline.plan import PLAN, Shard, check_run, no_run, read_plans, read_run
+from maskrcnn.pipeline.receipts import SHARDS, Receipt, read_receipt, receipt_path
+from maskrcnn.pipeline.success import read_success
+from maskrcnn.results.table_differences import Difference, table_differences
+
+from .driver_records import PROBES
+from .node_worker import NodeWorker
+from .one_process import resolved
+from .planned_request import check_weights, planned_request
+from .planning import output_storage, versions
+from .worker_spec import worker_spec
+
+log = logging.getLogger("maskrcnn")
+
+_OF_RESULTS: Final = ("device", "dtype", "batch_size")
+"""What a receipt records that may change the last digits of a network's results."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A shard that was computed again."""
+
+    shard: str
+    images: int
+    instances: int
+    not_tried: int
+    """Images that ended or blocked a worker when the run processed them, and are not computed again."""
+    differences: tuple[Difference, ...]
+    """In which values the rows differ from those that are stored."""
+    environment: tuple[str, ...]
+    """In what this process differs from the one that computed the shard, one line for each."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        lines = [difference.line() for difference in self.differences]
+        return {
+            "shard": self.shard,
+            "equal": not lines,
+            "images": self.images,
+            "instances": self.instances,
+            "not_tried": self.not_tried,
+            "differences": lines,
+            "environment": list(self.environment),
+        }
+
+
+def replay_shard(output: str, name: str, resources: ResourceConfig) -> Replay:
+    """Compute a shard again, in this process, with the settings and weights of the run; nothing of the run changes.
+
+    Args:
+        output: the run's directory.
+        name: of the shard: its number from 0, or `<generation>-<number>`.
+        resources: as requested; what is not, is as the shard's receipt records it.
+
+    Raises:
+        UsageError: there is no such run or shard, its files were removed, or the weights are others.
+        RunError: the shard was not processed yet, or inputs cannot be accessed.
+    """
+    storage = output_storage(output)
+    plans = read_plans(storage)
+    if not plans:
+        raise no_run(output, PLAN)
+    run = read_run(storage)
+    for plan in plans:
+        check_run(storage, run, plan)
+    check_manifest(storage, plans[0])
+    full = name if "-" in name else f"1-{name}"
+    found = ((plan, plan.index_of(full)) for plan in plans)
+    shard = next((plan[index] for plan, index in found if index is not None), None)
+    if shard is None:
+        what = " and ".join(f"{plan.generation}-0 to {plan.generation}-{len(plan) - 1}" for plan in plans)
+        raise UsageError(f"{output} has no shard {name}: it has {what}")
+    receipt = _receipt_of(storage, shard)
+    request = planned_request(output, run)
+    check_weights(request, run)
+    execution = receipt.execution
+    resources, lanes = resolved(
+        replace(
+            resources,
+            batch_size=resources.batch_size or execution.get("batch_size"),
+            dtype=resources.dtype or execution.get("dtype"),
+        )
+    )
+    before = {
+        name: read_table(storage, file.path)
+        for name, file in (("images", receipt.images), ("instances", receipt.instances))
+    }
+    costly = _costly(storage, shard, before["images"])
+    probes = f"{PROBES}/{uuid.uuid4().hex}"
+    worker = NodeWorker(worker_spec(storage, request, run, resources, probes, lanes))
+    with ManifestReader(storage) as manifest:
+        first_uri = manifest.rows(0, 1)["uri"][0].as_py()
+    log.info("computing shard %s again: %s", shard.name, plural(len(shard), plans[0].unit))
+    try:
+        worker.start(first_uri)
+        images, instances, now = worker.compute(shard, costly)
+    finally:
+        with contextlib.suppress(RunError):  # what ended it is what counts
+            storage.remove_tree(probes)
+    differences = [
+        *table_differences(plans[0].unit + "s", before["images"], images),
+        *table_differences("instances", before["instances"], instances),
+    ]
+    return Replay(
+        shard.name,
+        len(images),
+        len(instances),
+        len(costly),
+        tuple(differences),
+        tuple(_environment(run["versions"], execution, now)),
+    )
+
+
+def _receipt_of(storage: Storage, shard: Shard) -> Receipt:
+    """Return the receipt of a shard that counts: the first, as when the tables were written."""
+    attempts = sorted(storage.folders(f"{SHARDS}/{shard.name}"))
+    for attempt in attempts:
+        path = receipt_path(shard.name, attempt)
+        if storage.exists(path):
+            return read_receipt(storage, path)
+    if read_success(storage) is not None:
+        raise UsageError(
+            f"{storage.url} has no shards: `maskrcnn gc` removed what only the processing needed, and with it the rows "
+            "to compare with"
+        )
+    raise RunError(f"shard {shard.name} is not processed yet: `maskrcnn segment` continues the run")
+
+
+def _costly(storage: Storage, shard: Shard, images: pa.Table) -> dict[int, ItemError]:
+    """Return the stored failures of images that ended or blocked a worker, by row of the manifest."""
+    numbers, _ = ShardReader(storage).rows(shard)
+    rows = zip(numbers.tolist(), images.select(["error", "message"]).to_pylist(), strict=True)
+    return {
+        number: ItemError(row["error"], row["message"])
+        for number, row in rows
+        if row["error"] in COSTLY_CODES
+    }
+
+
+def _environment(planned: dict[str, str], before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    here = versions()
+    lines = [
+        f"{name} {planned[name]} then, {here[name]} now"
+        for name in planned
+        if name in here and here[name] != planned[name]
+    ]
+    return lines + [
+        f"{name} {json.dumps(before.get(name))} then, {json.dumps(now.get(name))} now"
+        for name in _OF_RESULTS
+        if before.get(name) != now.get(name)
+    ]
