@@ -121,6 +121,7 @@ def segment_collection(
     batch_size: int | None = None,
     threads: int | None = None,
     dtype: str | None = None,
+    strict: bool = False,
     **inference: Any,
 ) -> "Run":
     """Do in this process what `maskrcnn segment SOURCE OUTPUT --no-ray` does; continue OUTPUT if it is unfinished.
@@ -141,6 +142,7 @@ def segment_collection(
         batch_size: images per forward pass; None: 1 on the CPU, 8 on CUDA.
         threads: CPUs per image; None: 1.
         dtype: of the convolutions; None: float32 on the CPU, float16 on CUDA.
+        strict: whether it is an error that a listing finds files that are no inputs.
         inference: other fields of `config.InferenceConfig`: `min_score`, `max_detections`, `categories`, `limit`,
             `window`, `overlap`, `bands`, `scale`, `assume_crs`, `alpha`, `max_windows`, `allow_http`, `tta`,
             `image_column`, `sidecars`, and `model_args`, the arguments of the factory of a network of your own.

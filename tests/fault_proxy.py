@@ -86,7 +86,7 @@ class Exchange:
             n: v for n, v in self.handler.headers.items() if n.lower() not in {*PER_HOP, *self.without}
         }
         if self.without:  # the signature covers them
-            url = f"http://{headers['Host']}{self.handler.path}"
+            url = f"http://{self.handler.headers['Host']}{self.handler.path}"
             signed = AWSRequest(self.handler.command, url, headers, self.body)
             S3SigV4Auth(self.credentials, "s3", "us-east-1").add_auth(signed)
             headers = dict(signed.headers.items())

@@ -158,7 +158,8 @@ _COMPUTING = [
         help="CPUs per actor; by default 1 on CPU, an equal share per GPU on CUDA.",
     ),
 ]
-_CLUSTER = [
+_PRICE = click.option("--price", metavar="PRICE/h", help="What all machines together cost, as in 2.10/h.")
+_WORKERS = [
     *_COMPUTING,
     click.option("--actors", type=int, help="Maximum number of actors; by default one per CPU or GPU."),
     click.option(
@@ -170,6 +171,16 @@ _CLUSTER = [
         show_default=True,
         help="End an actor that makes no progress for this long.",
     ),
+    address_option,
+    click.option(
+        "--ray/--no-ray",
+        default=None,
+        help="Run on Ray, or in this process; by default small runs on this machine need no Ray.",
+    ),
+    _PRICE,
+]
+_CLUSTER = [
+    *_WORKERS,
     click.option(
         "--max-hours",
         type=float,
@@ -182,13 +193,6 @@ _CLUSTER = [
         metavar="COST",
         help="Stop likewise once the machines have cost so much; needs --price.",
     ),
-    click.option("--price", metavar="PRICE/h", help="What all machines together cost, as in 2.10/h."),
-    address_option,
-    click.option(
-        "--ray/--no-ray",
-        default=None,
-        help="Run on Ray, or in this process; by default small runs on this machine need no Ray.",
-    ),
 ]
 
 
@@ -200,6 +204,11 @@ def inference_options(command: Command) -> Command:
 def computing_options(command: Command) -> Command:
     """Add the options of `ResourceConfig` that say how the network computes."""
     return _with_options(command, _COMPUTING)
+
+
+def worker_options(command: Command) -> Command:
+    """Add the options of `ResourceConfig` and the cluster's address, but for limits on time and cost."""
+    return _with_options(command, _WORKERS)
 
 
 def cluster_options(command: Command) -> Command:

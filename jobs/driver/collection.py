@@ -41,6 +41,7 @@ def segment_collection(
     batch_size: int | None,
     threads: int | None,
     dtype: str | None,
+    strict: bool,
     **inference: Any,
 ) -> Run:
     """Do what `maskrcnn.segment_collection` says, whose arguments these are.
@@ -65,13 +66,9 @@ def segment_collection(
     model = absolute(_path("model", model))
     labels = absolute(_path("labels", labels)) if labels else None
     images_root = _path("images_root", images_root) if images_root else None
+    counts = {"batch_size": batch_size, "threads": threads, "shard_images": shard_images}
     batch_size, threads, shard_images = (
-        _checked(name, number, int | None)
-        for name, number in (
-            ("batch_size", batch_size),
-            ("threads", threads),
-            ("shard_images", shard_images),
-        )
+        _checked(name, number, int | None) for name, number in counts.items()
     )
     arguments = inference.pop("model_args", None) or {}
     if not isinstance(arguments, Mapping):
@@ -93,6 +90,7 @@ def segment_collection(
         shard_images,
         images_root,
         coco,
+        _checked("strict", strict, bool),
     )
     resources = ResourceConfig(device, batch_size, dtype, threads, ray=False)
     run_segment(request, resources, None)

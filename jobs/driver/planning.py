@@ -1,6 +1,7 @@
 """Plan a run, or resume the plan that its output holds."""
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 import logging
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from maskrcnn.config import InferenceConfig, ShardingConfig, default_shard_images, settings_of
 from maskrcnn.errors import RunError, StoreSetupError, UsageError, plural
@@ -156,8 +158,9 @@ def _inputs_before_download(request: Request) -> Inputs | None:
 
 
 def _list_inputs(request: Request) -> Inputs:
+    """Return the inputs; those of the output, if it lies among them, do not count as skipped."""
     log.info("listing %s", redact(request.source))
-    return read_inputs(
+    inputs = read_inputs(
         request.source,
         images_root=request.images_root,
         limit=request.inference.limit,
@@ -165,6 +168,11 @@ def _list_inputs(request: Request) -> Inputs:
         image_column=request.inference.image_column,
         sidecars=request.inference.sidecars,
     )
+    place = Url.parse(output_storage(request.output).url)
+    output = Url.parse(os.path.normpath(place.local_path)) if place.is_local else place
+    below_output = output.join("").text
+    others = pc.invert(pc.starts_with(inputs.skipped["uri"], below_output))
+    return dataclasses.replace(inputs, skipped=inputs.skipped.filter(others))
 
 
 def _check_options(request: Request, card: ModelCard) -> None:

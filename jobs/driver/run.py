@@ -75,7 +75,7 @@ def _run_plan(
 ) -> dict[str, Any]:
     storage = Storage(request.output)
     drivers = read_drivers(storage)
-    if in_one_process(address, resources, _left(storage, plan), drivers):
+    if in_one_process(address, resources, left_of(storage, plan), drivers):
         resolved, lanes = one_process.resolved(resources)
         wall_s = run_shards(request, plan, resolved, one_process.map_shards, lanes, began=began)
         success = _reduce(request, wall_s, run_here)
@@ -91,7 +91,7 @@ def _run_plan(
     return success
 
 
-def _left(storage: Storage, plan: Plan) -> Left:
+def left_of(storage: Storage, plan: Plan) -> Left:
     """Return what is left of a run whose latest plan is `plan`."""
     plans = read_plans(storage)
     rows = sum(len(shard) for shard in pending_of(plans, receipts_of(storage, plans)))

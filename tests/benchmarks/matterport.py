@@ -6,6 +6,8 @@ Prints, of ResNet-50 and four images, the largest difference of each stage of th
 stage before, and from end to end (`final_`); and of ResNet-101 and two images.
 """
 
+import argparse
+
 import torch
 from matterport_oracle import TOLERANCES, Stored, differences, images_of, model_of, tensors_of
 
@@ -13,6 +15,10 @@ from maskrcnn.models.conversion.parity_matterport import FastStages
 
 
 def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
     torch.set_num_threads(1)
     for backbone, tolerances in TOLERANCES.items():
         fast = FastStages(model_of(backbone, tensors_of(backbone)))

@@ -107,6 +107,7 @@ def test_python_does_what_the_command_does(tmp_path: Path) -> None:
         ({"coco": None}, "coco must be one of auto, always, never, not None"),
         ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, float16, not 'float64'"),
         ({"dtype": np.float32}, "dtype must be one of .*, not a type"),
+        ({"strict": 1}, "strict must be True or False, not 1"),
     ],
 )
 def test_a_wrong_argument_is_refused_before_anything_is_done(
@@ -118,6 +119,12 @@ def test_a_wrong_argument_is_refused_before_anything_is_done(
             **{"source": request.source, "output": request.output, "model": "planted"} | wrong
         )
     assert not Path(request.output).exists()
+
+
+def test_with_strict_a_file_that_would_be_skipped_is_an_error(tmp_path: Path) -> None:
+    request = request_in(tmp_path)
+    with pytest.raises(UsageError, match=r"no file may be skipped, and 1 file would be \(1 \.json\)"):
+        maskrcnn.segment_collection(request.source, request.output, model="planted", strict=True)
 
 
 def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:

@@ -251,6 +251,20 @@ def test_with_strict_a_file_that_would_be_skipped_is_an_error(request_: Request)
     prepare(dataclasses.replace(strict, output=f"{request_.output}-2"))
 
 
+def test_the_output_below_the_inputs_does_not_count_as_skipped(request_: Request) -> None:
+    (Path(request_.source) / "instances.json").unlink()
+    within = dataclasses.replace(request_, output=f"{request_.source}/out", strict=True)
+    storage = Storage(within.output)
+    prepare(within)
+    prepare(dataclasses.replace(within, shard_images=3))  # which lists again, beside a plan
+    storage.remove("plan.json")  # as a planning leaves it that was killed
+    prepare(within)
+    assert read_run(storage)["inputs"]["skipped"] == {}
+    other = dataclasses.replace(within, output=f"{request_.source}/other")
+    with pytest.raises(UsageError, match=r"3 files would be \(3 in out/, the output of a run\)"):
+        prepare(other)
+
+
 def test_what_is_skipped_is_known_to_status_verify_and_gc(request_: Request) -> None:
     storage = Storage(request_.output)
     prepare(request_)

@@ -52,7 +52,7 @@ def connect(environment: Mapping[str, str]) -> Any:
     }
     caches = {"skip_instance_cache": True, "use_listings_cache": False}
     # Of the two names of this variable botocore reads only AWS_DEFAULT_REGION.
-    region = {"region_name": environment["AWS_REGION"]} if environment.get("AWS_REGION") else {}
+    region = {"region_name": environment.get("AWS_REGION") or None}
     with setup_faults():
         s3 = filesystem("s3", config_kwargs=config, client_kwargs=region, session=_session(), **caches)
     s3.retries = 1
@@ -86,8 +86,7 @@ def _http_session_class() -> type:
 
 def _count_repeats(request: Any, **_: object) -> None:
     # botocore numbers its attempts: `attempt=2; max=6`
-    header = request.headers.get("amz-sdk-request", b"")
-    number = re.search(r"attempt=(\d+)", header.decode() if isinstance(header, bytes) else header)
+    number = re.search(r"attempt=(\d+)", str(request.headers.get("amz-sdk-request")))
     if number and int(number[1]) > 1:
         count_retry()
 

@@ -22,65 +22,43 @@ REGION_CODES: Final = (
     *("TemporaryRedirect", "301", "302", "307"),
 )
 """The bucket is in another region than the one that the client is set up for."""
-_REFUSALS: Final[Mapping[str, Refusal]] = {
-    **dict.fromkeys(
-        ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"), Refusal.CREDENTIALS_EXPIRED
+_CODES: Final[Mapping[Refusal, str]] = {
+    Refusal.CREDENTIALS_EXPIRED: "ExpiredToken ExpiredTokenException TokenRefreshRequired",
+    Refusal.CREDENTIALS_REFUSED: (
+        "401 CredentialsNotSupported InvalidSecurity MissingSecurityHeader NotSignedUp Unauthorized "
+        "UnauthorizedAccess UnauthorizedAccessError UnrecognizedClientException InvalidClientTokenId"
     ),
-    **dict.fromkeys(
-        (
-            *("401", "CredentialsNotSupported", "InvalidSecurity", "MissingSecurityHeader"),
-            *("NotSignedUp", "Unauthorized", "UnauthorizedAccess", "UnauthorizedAccessError"),
-            *("UnrecognizedClientException", "InvalidClientTokenId"),
-        ),
-        Refusal.CREDENTIALS_REFUSED,
+    Refusal.ACCESS_KEY: "InvalidAccessKeyId InvalidAccessKey",
+    Refusal.SECRET_KEY: "SignatureDoesNotMatch",
+    Refusal.SESSION_TOKEN: "InvalidToken",
+    Refusal.CLOCK: "RequestExpired RequestTimeTooSkewed",
+    Refusal.ACCOUNT: (
+        "AccountProblem AllAccessDisabled UserSuspended AccountSuspended InvalidPayer UserDisabled "
+        "UserDisable Suspended AccountDisabled InArrears 402"
     ),
-    **dict.fromkeys(("InvalidAccessKeyId", "InvalidAccessKey"), Refusal.ACCESS_KEY),
-    "SignatureDoesNotMatch": Refusal.SECRET_KEY,
-    "InvalidToken": Refusal.SESSION_TOKEN,
-    **dict.fromkeys(("RequestExpired", "RequestTimeTooSkewed"), Refusal.CLOCK),
-    **dict.fromkeys(
-        (
-            *("AccountProblem", "AllAccessDisabled", "UserSuspended", "AccountSuspended", "InvalidPayer"),
-            *("UserDisabled", "UserDisable", "Suspended", "AccountDisabled", "InArrears", "402"),
-        ),
-        Refusal.ACCOUNT,
+    Refusal.NO_ACCESS_POINT: (
+        "NoSuchAccessPoint NoSuchMultiRegionAccessPoint InvalidAccessPoint NoSuchOutpost"
     ),
-    **dict.fromkeys(
-        ("NoSuchAccessPoint", "NoSuchMultiRegionAccessPoint", "InvalidAccessPoint", "NoSuchOutpost"),
-        Refusal.NO_ACCESS_POINT,
+    Refusal.STORE_BUSY: (
+        "SlowDown SlowDownRead SlowDownWrite RequestLimitExceeded BandwidthLimitExceeded Throttling "
+        "ThrottlingException ThrottledException RequestThrottled 429 TooManyRequests "
+        "TooManyRequestsException RequestThrottledException 509 EC2ThrottledException "
+        "ProvisionedThroughputExceededException TooManyRequestsError"
     ),
-    **dict.fromkeys(
-        (
-            *("SlowDown", "SlowDownRead", "SlowDownWrite", "RequestLimitExceeded", "BandwidthLimitExceeded"),
-            *("Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled", "429"),
-            *("TooManyRequests", "TooManyRequestsException", "RequestThrottledException", "509"),
-            *("EC2ThrottledException", "ProvisionedThroughputExceededException", "TooManyRequestsError"),
-        ),
-        Refusal.STORE_BUSY,
+    Refusal.STORE_FAILING: (
+        "500 502 503 504 InternalError InternalServerError ServiceUnavailable BadGateway GatewayTimeout "
+        "RequestTimeout RequestTimeoutException Busy ServerBusy OperationAborted ServerNotInitialized "
+        "XMinioServerNotInitialized"
     ),
-    **dict.fromkeys(
-        (
-            *("500", "502", "503", "504", "InternalError", "InternalServerError", "ServiceUnavailable"),
-            *("BadGateway", "GatewayTimeout", "RequestTimeout", "RequestTimeoutException", "Busy"),
-            *("ServerBusy", "OperationAborted", "ServerNotInitialized", "XMinioServerNotInitialized"),
-        ),
-        Refusal.STORE_FAILING,
+    Refusal.STORE_FULL: (
+        "QuotaExceeded XMinioStorageFull XMinioAdminBucketQuotaExceeded 507 InsufficientStorage"
     ),
-    **dict.fromkeys(
-        (
-            "QuotaExceeded",
-            "XMinioStorageFull",
-            "XMinioAdminBucketQuotaExceeded",
-            "507",
-            "InsufficientStorage",
-        ),
-        Refusal.STORE_FULL,
-    ),
-    **dict.fromkeys(("KeyTooLongError", "InvalidURI", "XMinioInvalidObjectName"), Refusal.OBJECT_NAME),
-    "InvalidBucketName": Refusal.BUCKET_NAME,
-    "InvalidObjectState": Refusal.ARCHIVED,
-    "NoSuchBucket": Refusal.NO_BUCKET,
+    Refusal.OBJECT_NAME: "KeyTooLongError InvalidURI XMinioInvalidObjectName",
+    Refusal.BUCKET_NAME: "InvalidBucketName",
+    Refusal.ARCHIVED: "InvalidObjectState",
+    Refusal.NO_BUCKET: "NoSuchBucket",
 }
+_REFUSALS: Final = {code: refusal for refusal, codes in _CODES.items() for code in codes.split()}
 _PAYER: Final = "; a requester-pays bucket needs FSSPEC_S3_REQUESTER_PAYS=true"
 
 

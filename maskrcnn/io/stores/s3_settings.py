@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from ..refusals import Refusal
-from ..url import redact
+from ..url import redact, redact_all
 from .store import Fault, NotSetUpError, one_line
 
 RETRY_MODES: Final = ("legacy", "standard", "adaptive")
@@ -72,8 +72,6 @@ def setup_faults() -> Iterator[None]:
 
     try:
         yield
-    except NotSetUpError:
-        raise
     except (BotoCoreError, ClientError, OSError, ValueError) as error:
         raise NotSetUpError(_fault(error)) from error
 
@@ -81,12 +79,10 @@ def setup_faults() -> Iterator[None]:
 def _fault(error: Exception) -> Fault:
     from botocore import exceptions as boto  # noqa: PLC0415
 
-    if isinstance(error, boto.NoCredentialsError):
-        return Fault.of(Refusal.CREDENTIALS_MISSING, advice=KEYS_ADVICE)
     if (cause := _credential_cause(error)) is not None:
         return Fault.of(Refusal.CREDENTIALS_UNREADABLE, cause=cause)
     values = getattr(error, "kwargs", {})
-    what, advice = one_line(error).rstrip("."), f"check {_FILES}"
+    what, advice = redact_all(one_line(error)).rstrip("."), f"check {_FILES}"
     if isinstance(error, boto.ConfigParseError):
         what, advice = f"the file {values['path']} cannot be parsed", "correct it"
     elif isinstance(error, boto.ProfileNotFound):
@@ -95,10 +91,6 @@ def _fault(error: Exception) -> Fault:
     elif isinstance(error, boto.InvalidRegionError):
         what = f"{values['region_name']!r} is not the name of a region"
         advice = "check AWS_REGION, AWS_DEFAULT_REGION and ~/.aws/config"
-    elif isinstance(error, boto.InvalidConfigError):
-        what = str(values.get("error_msg", what)).rstrip(".")
-    elif what.startswith("Invalid endpoint"):
-        what, advice = "the endpoint is not an address", "check endpoint_url in the files in ~/.aws"
     return Fault.of(Refusal.SETTING, what=what, advice=advice)
 
 

@@ -128,7 +128,7 @@ class S3Store(RemoteStore):
 
     def is_conflict(self, error: BaseException) -> bool:
         """Return whether S3 found an object, or another writer of one."""
-        return super().is_conflict(error) or error_code(error) in _CONDITION_FAILED
+        return error_code(error) in _CONDITION_FAILED
 
     def is_unconditional(self, error: BaseException) -> bool:
         """Return whether this S3 does not know `If-None-Match`."""

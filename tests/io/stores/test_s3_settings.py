@@ -134,6 +134,21 @@ def test_a_file_that_cannot_be_parsed_is_named(
 
 
 @pytest.mark.s3
+def test_an_endpoint_in_a_file_that_is_no_address_is_named_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, moto_server: S3Server, tmp_path: Path
+) -> None:
+    del moto_server
+    (tmp_path / "config").write_text("[default]\nendpoint_url = http://user:secret@not an address\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    with pytest.raises(
+        StoreSetupError, match=r"Invalid endpoint: http://.*; check the variables AWS_"
+    ) as caught:
+        read_input(URL, LIMIT)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.s3
 def test_a_password_in_an_endpoint_is_refused_and_not_repeated(
     monkeypatch: pytest.MonkeyPatch, moto_server: S3Server
 ) -> None:

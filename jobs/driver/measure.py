@@ -1,0 +1,305 @@
+"""Measure a sample of a planned run on the machines that will process it, and forecast the whole.
+
+The sample is computed by the same workers, through the same stages, into a folder of the output that is removed
+afterwards. What an actor does is one shard after the other, while the next is fetched and the last is written; so its
+rate is that of its shards' time, and the run's is as many times that as there are actors. The first shard of each actor
+counts only if it has no other: the model warms up, and nothing was fetched ahead.
+"""
+
+import contextlib
+import logging
+import math
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from maskrcnn.config import ResourceConfig
+from maskrcnn.errors import RunError
+from maskrcnn.io.storage import Storage
+from maskrcnn.pipeline.manifest_file import ManifestReader, write_manifest
+from maskrcnn.pipeline.plan import Plan, Shard, read_run, run_digest, write_run
+from maskrcnn.pipeline.plan_windows import plan_windows
+from maskrcnn.pipeline.receipts import RECEIPTS, Receipt, read_receipt
+
+from . import one_process
+from .driver_records import PROBES, read_drivers
+from .planning import Request
+from .progress import Progress
+from .run import MapShards, left_of
+from .where_to_run import Left, check_resources, in_one_process
+from .work import Work
+from .worker_spec import worker_spec
+
+log = logging.getLogger("maskrcnn")
+
+SHARDS_EACH: Final = 4
+"""Shards of the sample for each actor, if their size allows it."""
+RASTERS: Final = 12
+"""Images of which a sample of windows is taken."""
+TABLES_S: Final = 2.0
+"""Seconds that writing the tables takes, plus …"""
+TABLES_S_PER_ROW: Final = 27e-6
+"""… so many for each image: as of `benchmarks.md`, planted images of three instances each."""
+FEW_SECONDS: Final = 10.0
+"""A sample that is computed in less time says little."""
+NETWORK, FETCH, DECODE, OUTPUT = "network", "fetch", "decode", "output"
+_STAGES: Final = {NETWORK: ("model",), FETCH: ("fetch",), DECODE: ("decode",), OUTPUT: ("encode", "write")}
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a run will take, from a sample of it."""
+
+    unit: str
+    """What is counted: `image` or `window`."""
+    rows: int
+    """Images or windows that are left."""
+    sampled: int
+    failed: int
+    """Of the sample."""
+    actors: int
+    """Processes that compute side by side."""
+    measured_s: float
+    """Time of the sample, without the start."""
+    start_s: float
+    """Time until the first image could be computed: Ray, the model."""
+    rate: float
+    """Images or windows per second of all actors."""
+    stages_s: dict[str, float]
+    """Seconds of a thread for each image or window, by stage; stages overlap."""
+    waiting: float
+    """Share of an actor's time in which its network waits for inputs."""
+    instances: float
+    """For each image or window."""
+    table_bytes: float
+    """Of the tables, for each image or window, COCO JSON apart."""
+    input_bytes: int | None
+    """Of all inputs; None if their sizes are not known."""
+
+    @property
+    def seconds(self) -> float:
+        """Time of the run from the command to the end, in seconds."""
+        return self.start_s + self.rows / self.rate + TABLES_S + TABLES_S_PER_ROW * self.rows
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage that limits the rate: the network, unless it waits for a tenth of the time or more."""
+        if self.waiting < 0.1:
+            return NETWORK
+        return max((DECODE, FETCH), key=self.stages_s.__getitem__)
+
+    def to_json(self, resources: ResourceConfig) -> dict[str, Any]:
+        """Return JSON values, with the cost if there is a price."""
+        return {
+            f"{self.unit}s": self.rows,
+            "sampled": self.sampled,
+            "failed_of_sample": self.failed,
+            "measured_s": round(self.measured_s, 1),
+            "actors": self.actors,
+            f"{self.unit}s_per_s": float(f"{self.rate:.4g}"),
+            "start_s": round(self.start_s, 1),
+            "eta_s": round(self.seconds, 1),
+            "bottleneck": self.bottleneck,
+            "waiting": round(self.waiting, 3),
+            "stages_s": {name: float(f"{seconds:.4g}") for name, seconds in self.stages_s.items()},
+            "instances": round(self.instances * self.rows),
+            "table_bytes": round(self.table_bytes * self.rows),
+            "input_bytes": self.input_bytes,
+            "cost": resources.cost_of(self.seconds),
+        }
+
+
+class _Clock(Progress):
+    """Progress that notes when the first actor was ready."""
+
+    ready: float | None = None
+
+    def show(self, *, actors: tuple[int, int] | None = None, **options: Any) -> None:
+        """Show the line as usual."""
+        if self.ready is None and (actors is None or actors[0]):
+            self.ready = time.monotonic()
+        super().show(actors=actors, **options)
+
+
+def measure(
+    request: Request, plan: Plan, resources: ResourceConfig, address: str | None, count: int
+) -> Forecast:
+    """Compute a sample of a planned run, and forecast what is left of it.
+
+    Args:
+        request: the run, as it is planned.
+        plan: its plan.
+        resources: as the run will have them.
+        address: of a Ray cluster.
+        count: images or windows of the sample.
+
+    Raises:
+        RunError: inputs or output cannot be accessed.
+        UsageError: the resources are not there.
+    """
+    check_resources(address, resources)
+    storage = Storage(request.output)
+    left = left_of(storage, plan)
+    folder = f"{PROBES}/{uuid.uuid4().hex}"
+    begun = time.monotonic()
+    try:
+        with _workers(address, resources, left, storage) as (resolved, lanes, map_shards):
+            actors = 1 if lanes else resolved.actors or 1
+            sample = _Sample.of(storage, request, plan, f"{storage.url}/{folder}/run", count, actors)
+            spec = worker_spec(sample.storage, request, sample.run, resolved, PROBES, lanes)
+            clock = _Clock(sum(map(len, sample.shards)), 0, unit=plan.unit)
+            try:
+                map_shards(spec, sample.first_uri, clock, Work(iter(sample.shards), len(sample.shards)))
+            finally:
+                clock.close()
+            ended = time.monotonic()
+        receipts = [read_receipt(sample.storage, path) for path in sample.storage.list(RECEIPTS)]
+    finally:
+        with contextlib.suppress(RunError):  # what ended it is what counts
+            storage.remove_tree(folder)
+    ready = begun if clock.ready is None else clock.ready
+    if ended - ready < FEW_SECONDS and left.rows > sum(map(len, sample.shards)):
+        log.warning(
+            "the sample took %.1f s, too short for a good forecast: use a larger --measure", ended - ready
+        )
+    return _forecast(
+        receipts, plan.unit, left.rows, actors, ended - ready, ready - begun, _input_bytes(storage)
+    )
+
+
+@contextlib.contextmanager
+def _workers(
+    address: str | None, resources: ResourceConfig, left: Left, storage: Storage
+) -> Iterator[tuple[ResourceConfig, int | None, MapShards]]:
+    """Yield resources, lanes and map stage as the run itself would have them."""
+    if in_one_process(address, resources, left, read_drivers(storage)):
+        resolved, lanes = one_process.resolved(resources)
+        yield resolved, lanes, one_process.map_shards
+        return
+    from .cluster import connected
+    from .scheduler import map_shards
+
+    connection: AbstractContextManager[ResourceConfig] = connected(address, resources)
+    with connection as resolved:
+        yield resolved, None, map_shards
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A small run over some inputs of another."""
+
+    storage: Storage
+    run: dict[str, Any]
+    shards: Sequence[Shard]
+    first_uri: str
+
+    @classmethod
+    def of(
+        cls, storage: Storage, request: Request, plan: Plan, url: str, count: int, actors: int
+    ) -> "_Sample":
+        """Plan the sample of a run below another directory."""
+        windowed = plan.grid_sha256 is not None
+        with ManifestReader(storage) as manifest:
+            table = manifest.rows(0, manifest.num_rows)
+        table = table.take(sample_rows(table, min(count, RASTERS) if windowed else count))
+        scratch = Storage(url)
+        shard_images = max(min(count // (SHARDS_EACH * actors), plan.shard_images), 1)
+        run = read_run(storage)
+        settings = run["settings"] | {"shard_images": shard_images}
+        run |= {"settings": settings, "digest": run_digest(settings, run["model"])}
+        digest = write_manifest(scratch, table)
+        small = Plan(1, len(table), shard_images, digest, run["digest"], plan.created)
+        if windowed:
+            small, _ = plan_windows(scratch, small, table["uri"].to_pylist(), request.inference)
+        write_run(scratch, run, small)
+        shards = list(small)
+        wanted = math.ceil(count * len(shards) / small.rows)
+        if wanted < len(shards):
+            shards = [shards[int(at)] for at in _evenly(len(shards), wanted)]
+        return cls(scratch, run, shards, table["uri"][0].as_py())
+
+
+def sample_rows(table: pa.Table, count: int) -> NDArray[np.int64]:
+    """Return rows of a manifest, ascending, that represent it: evenly spaced in the order of format and size.
+
+    Args:
+        table: with columns `name` and `bytes`, which may be null.
+        count: number of rows; all of them if there are no more.
+    """
+    suffixes = pc.utf8_lower(pc.struct_field(pc.extract_regex(table["name"], r"(?P<s>\.[^./]*)$"), "s"))
+    keys = pa.table({"suffix": suffixes, "bytes": table["bytes"], "name": table["name"]})
+    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in keys.column_names]).to_numpy()
+    return np.sort(order[_evenly(len(table), min(count, len(table)))]).astype(np.int64)
+
+
+def _evenly(total: int, count: int) -> NDArray[np.int64]:
+    """Return `count` of the numbers below `total`, in the middle of equal spans."""
+    return ((np.arange(count) + 0.5) * total / count).astype(np.int64)
+
+
+def _input_bytes(storage: Storage) -> int | None:
+    with ManifestReader(storage) as manifest:
+        sizes = manifest.rows(0, manifest.num_rows)["bytes"]
+    return None if sizes.null_count else int(pc.sum(sizes).as_py())
+
+
+def _forecast(
+    receipts: Sequence[Receipt],
+    unit: str,
+    rows: int,
+    actors: int,
+    measured_s: float,
+    start_s: float,
+    input_bytes: int | None,
+) -> Forecast:
+    of_worker: dict[tuple[str, int], list[Receipt]] = defaultdict(list)
+    for receipt in receipts:
+        of_worker[receipt.execution["node"], receipt.execution["pid"]].append(receipt)
+    counted = [
+        one for some in of_worker.values() for one in (_without_first(some) if len(some) > 2 else some)
+    ]
+    n_counted = sum(one.stop - one.start for one in counted)
+    sampled = sum(one.stop - one.start for one in receipts)
+    busy = sum(map(_seconds_of, counted))
+    seconds: dict[str, float] = defaultdict(float)
+    for one in counted:
+        for name, value in one.timings.items():
+            seconds[name] += value
+    return Forecast(
+        unit=unit,
+        rows=rows,
+        sampled=sampled,
+        failed=sum(one.counts["failed"] for one in receipts),
+        actors=actors,
+        measured_s=measured_s,
+        start_s=start_s,
+        rate=actors * n_counted / max(busy, 1e-6),
+        stages_s={
+            stage: sum(seconds[name] for name in names) / n_counted for stage, names in _STAGES.items()
+        },
+        waiting=min(seconds["wait"] / max(busy, 1e-6), 1.0),
+        instances=sum(one.counts["instances"] for one in receipts) / sampled,
+        table_bytes=sum(one.images.bytes + one.instances.bytes for one in receipts) / sampled,
+        input_bytes=input_bytes,
+    )
+
+
+def _seconds_of(receipt: Receipt) -> float:
+    """Return for how long a shard keeps its worker, which holds two: one is computed while the other is written."""
+    timings = receipt.timings
+    computing = timings["wall"] - timings["encode"] - timings["write"]
+    return max(computing, timings["wall"] / 2)
+
+
+def _without_first(receipts: Sequence[Receipt]) -> Sequence[Receipt]:
+    """Return the receipts of a worker but for the shard that it computed first."""
+    return sorted(receipts, key=lambda one: one.shard)[1:]

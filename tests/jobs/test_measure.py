@@ -1,0 +1,139 @@
+"""`maskrcnn plan --measure`: a sample is computed as the run would be, discarded, and says what the run will take."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+from maskrcnn_jobs.cli import main
+from maskrcnn_jobs.driver.measure import sample_rows
+from maskrcnn_jobs.driver.where_to_run import usable_cpus
+from planted_images import write_planted
+
+from maskrcnn.synthetic.scenes import write_mosaic
+
+SLEEP_S = 0.02
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [*map(str, arguments)])
+
+
+def forecast_of(*arguments: object) -> dict[str, object]:
+    result = command("plan", *arguments, "--no-ray", "--json")
+    assert result.exit_code == 0, result.output
+    forecast: dict[str, object] = json.loads(result.stdout)["forecast"]
+    return forecast
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 planted images, of which ten are broken."""
+    folder = tmp_path_factory.mktemp("photos")
+    write_planted(folder, 30, seed=9)
+    for number in range(10):
+        (folder / f"broken-{number}.jpg").write_text("<html>")
+    return folder
+
+
+def test_a_forecast_follows_from_the_sample(photos, tmp_path):
+    sample = 20
+    forecast = forecast_of(
+        photos, tmp_path / "out", "--model", f"planted:{SLEEP_S}", "--measure", sample, "--price", "36/h"
+    )
+    assert (forecast["images"], forecast["sampled"], forecast["actors"]) == (40, sample, 1)
+    assert forecast["failed_of_sample"] == sample // 4  # formats are sampled by their share
+    assert forecast["bottleneck"] in ("network", "fetch", "decode")
+    # A network that sleeps is not faster on any machine; half of an image's time may be another's.
+    assert forecast["images_per_s"] <= 40 / 30 * usable_cpus() / SLEEP_S
+    assert forecast["eta_s"] > forecast["start_s"] + 40 / forecast["images_per_s"]
+    assert forecast["cost"] == pytest.approx(forecast["eta_s"] / 100, abs=1e-3)
+    assert forecast["input_bytes"] == sum(
+        path.stat().st_size for path in photos.iterdir() if path.suffix != ".json"
+    )
+
+
+def test_measuring_leaves_nothing_but_the_plan_and_the_run_continues_it(photos, tmp_path):
+    options = (photos, tmp_path / "measured", "--model", "planted")
+    forecast_of(*options, "--measure", 8)
+    assert command("plan", photos, tmp_path / "planned", "--model", "planted").exit_code == 0
+    assert files_of(tmp_path / "measured").keys() == files_of(tmp_path / "planned").keys()
+    for output in ("measured", "planned"):
+        run = command("segment", photos, tmp_path / output, "--model", "planted", "--no-ray")
+        assert run.exit_code == 1  # a quarter of the images is broken
+    measured, planned = files_of(tmp_path / "measured"), files_of(tmp_path / "planned")
+    tables = [name for name in measured if name.startswith(("images/", "instances/"))]
+    assert len(tables) == 2
+    assert all(measured[name] == planned[name] for name in tables)
+
+
+def test_only_what_is_left_is_forecast(photos, tmp_path):
+    options = (photos, tmp_path / "out", "--model", "planted", "--shard-images", 10)
+    assert command("plan", *options).exit_code == 0
+    stopped = command("segment", *options, "--no-ray", "--max-hours", 1e-9)
+    assert stopped.exit_code == 3
+    assert forecast_of(*options, "--measure", 4)["images"] == 40
+    assert command("segment", *options, "--no-ray").exit_code == 1
+    assert forecast_of(*options, "--measure", 4)["images"] == 0
+
+
+def test_windows_are_measured_as_windows(tmp_path):
+    write_mosaic(tmp_path / "raster", 2, 2, seed=1, size=128)
+    (tmp_path / "raster" / "instances.json").unlink()
+    forecast = forecast_of(
+        *(tmp_path / "raster", tmp_path / "out", "--model", "scenes", "--window", 64),
+        *("--overlap", 0, "--shard-images", 4, "--measure", 4),
+    )
+    assert forecast["windows"] == 16
+    assert forecast["sampled"] == 16  # a shard is a tile of a raster, and this raster is one
+    assert forecast["windows_per_s"] > 0
+
+
+def test_a_person_reads_rate_limit_and_time(photos, tmp_path):
+    result = command("plan", photos, tmp_path / "out", "--model", "planted:0.05", "--measure", 8, "--no-ray")
+    assert result.exit_code == 0
+    assert "measured 8 images in" in result.stdout
+    assert "limited by the " in result.stdout
+    assert "from the command to the end:" in result.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--price", "2/h"], "add --measure"),
+        (["--measure", "0"], "0 is not in the range"),
+        (["--measure", "5", "--price", "2"], "a number and a unit of time"),
+        (["--measure", "5", "--actors", "2", "--no-ray"], "without actors"),
+    ],
+)
+def test_what_cannot_be_forecast_is_refused_before_anything_is_written(photos, tmp_path, options, why):
+    refused = command("plan", photos, tmp_path / "out", "--model", "planted", *options)
+    assert refused.exit_code == 2
+    assert why in refused.output.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+rows = st.lists(
+    st.tuples(st.sampled_from([".jpg", ".png", ".PNG", ""]), st.none() | st.integers(0, 10**9)), min_size=1
+)
+
+
+@given(rows, st.integers(1, 50))
+def test_a_sample_has_each_format_by_its_share(collection, count):
+    names = [f"{number}{suffix}" for number, (suffix, _) in enumerate(collection)]
+    sizes = pa.array([size for _, size in collection], pa.int64())
+    chosen = sample_rows(pa.table({"name": names, "bytes": sizes}), count)
+    assert (np.diff(chosen) > 0).all()
+    assert len(chosen) == min(count, len(names))
+    for suffix in (".jpg", ".png", ""):
+        has = [kind.lower() == suffix for kind, _ in collection]
+        share = sum(has) * len(chosen) / len(names)
+        assert abs(sum(has[row] for row in chosen) - share) <= 1
