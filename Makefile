@@ -76,7 +76,7 @@ docs-build: install  ## Build the documentation into site/, with warnings as err
 
 lock: ## Pin what pyproject.toml asks for
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-	  --extra azure --extra convert --extra dev --extra docs --extra gcs --extra geo --extra heif --extra jxl --extra notebooks --extra train pyproject.toml --output-file requirements.lock
+	  --extra azure --extra convert --extra dev --extra docs --extra gcs --extra geo --extra heif --extra hf --extra jxl --extra lance --extra notebooks --extra train pyproject.toml --output-file requirements.lock
 
 clean:  ## Remove the environment and what the demo and the site's build wrote
 	rm -rf $(VENV) demo site tests/azurite/node_modules

@@ -360,7 +360,7 @@ def test_a_signature_stands_in_the_column_uri_and_nowhere_else(
         "ftp://host/a",
         "gopher://host/a",
         "data://a",
-        "hf://a/b",
+        "dbfs://a/b",
         "wasb://c/a",
         "github://a",
         "FILE2://a",

@@ -45,8 +45,8 @@ SHARDS_EACH: Final = 4
 """Shards of the sample for each actor, if their size allows it."""
 RASTERS: Final = 12
 """Images of which a sample of windows is taken."""
-TABLES_S: Final = 2.0
-"""Seconds that writing the tables takes, plus …"""
+TABLES_S: Final = 3.0
+"""Seconds that starting Python and writing the tables take, plus …"""
 TABLES_S_PER_ROW: Final = 27e-6
 """… so many for each image: as of `benchmarks.md`, planted images of three instances each."""
 FEW_SECONDS: Final = 10.0
@@ -71,7 +71,7 @@ class Forecast:
     measured_s: float
     """Time of the sample, without the start."""
     start_s: float
-    """Time until the first image could be computed: Ray, the model."""
+    """Time until the first image could be computed, and to end what was started: Ray, the model."""
     rate: float
     """Images or windows per second of all actors."""
     stages_s: dict[str, float]
@@ -162,6 +162,7 @@ def measure(
             finally:
                 clock.close()
             ended = time.monotonic()
+        closing_s = time.monotonic() - ended
         receipts = [read_receipt(sample.storage, path) for path in sample.storage.list(RECEIPTS)]
     finally:
         with contextlib.suppress(RunError):  # what ended it is what counts
@@ -172,7 +173,13 @@ def measure(
             "the sample took %.1f s, too short for a good forecast: use a larger --measure", ended - ready
         )
     return _forecast(
-        receipts, plan.unit, left.rows, actors, ended - ready, ready - begun, _input_bytes(storage)
+        receipts,
+        plan.unit,
+        left.rows,
+        actors,
+        ended - ready,
+        ready - begun + closing_s,
+        _input_bytes(storage),
     )
 
 

@@ -143,7 +143,7 @@ class Refusal(Enum):
     TABLE_EMPTY = "empty_file", f"the table has zero bytes: {_COPY}"
     TABLE_DAMAGED = (
         "corrupt",
-        f"no sound Parquet file (damaged, cut off or encrypted); its rows are not known: {_COPY}, and plan a new run",
+        f"no sound table (damaged, cut off or encrypted); its rows are not known: {_COPY}, and plan a new run",
     )
     TABLE_ON_THE_WEB = (
         "unsupported_format",
@@ -160,7 +160,12 @@ class Refusal(Enum):
     )
     ROW_GROUP_DAMAGED = (
         "corrupt",
-        f"its part of the table, a row group, is damaged: {_COPY}, or write it again",
+        f"its part of the table, a row group or a record batch, is damaged: {_COPY}, or write it again",
+    )
+    RECORD_BATCH_LARGE = (
+        "unsupported_format",
+        "in a compressed record batch with more than {limit} MiB of pictures: write the table with smaller ones, or "
+        "uncompressed, or to Parquet",
     )
     ROW_GROUP_ENCODING = (
         "unsupported_format",

@@ -10,6 +10,7 @@ from .picture_tables.table_store import TableStore
 from .stores.azure_store import AzureStore
 from .stores.fsspec_store import FsspecStore
 from .stores.gcs_store import GcsStore
+from .stores.hf_store import HfStore
 from .stores.http_store import HttpStore
 from .stores.local_store import LocalStore
 from .stores.s3_store import S3Store
@@ -27,6 +28,7 @@ _REMOTE: Final[dict[str, Store]] = {
     "az": AzureStore("az"),
     "abfs": AzureStore("abfs"),
     "abfss": AzureStore("abfss"),
+    "hf": HfStore(),
     "memory": FsspecStore("memory"),
 }
 REMOTE_SCHEMES: Final = tuple(_REMOTE)
@@ -34,10 +36,6 @@ STORES_IN_WORDS: Final = "s3://, gs:// or az://"
 """What messages advise; the other schemes are further spellings of these."""
 _USE: Final = f"use a local path, {STORES_IN_WORDS}"
 _ADVICE: Final = "mount it as a folder, or copy the files"
-_DOWNLOAD: Final = (
-    "download the data set (`hf download --repo-type dataset NAME --local-dir FOLDER`), and name FOLDER, whose Parquet "
-    "files are read"
-)
 UNSUPPORTED: Final = {
     **dict.fromkeys(("wasb", "wasbs"), "Azure Blob Storage's former driver"),
     **dict.fromkeys(("adl",), "Azure Data Lake Storage"),
@@ -45,7 +43,6 @@ UNSUPPORTED: Final = {
     **dict.fromkeys(("ftp", "ftps", "sftp", "ssh"), "a file server"),
     **dict.fromkeys(("smb", "nfs"), "a network share"),
     **dict.fromkeys(("dbfs",), "Databricks' file system"),
-    **dict.fromkeys(("hf",), "the Hugging Face Hub"),
     **dict.fromkeys(("oss",), "Alibaba Cloud's object storage"),
     **dict.fromkeys(("oci",), "Oracle Cloud's object storage"),
 }
@@ -81,8 +78,7 @@ def unsupported(scheme: str) -> str:
     x:// is not a supported store: use a local path, s3://, gs:// or az://
     """
     if scheme in UNSUPPORTED:
-        advice = _DOWNLOAD if scheme == "hf" else f"{_USE}; {_ADVICE}"
-        return f"{scheme}:// ({UNSUPPORTED[scheme]}) is not a supported store: {advice}"
+        return f"{scheme}:// ({UNSUPPORTED[scheme]}) is not a supported store: {_USE}; {_ADVICE}"
     return f"{scheme}:// is not a supported store: {_USE}"
 
 

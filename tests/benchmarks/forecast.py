@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
+from planted_images import write_planted
 
 from maskrcnn.synthetic.scenes import write_mosaic
 
-from ..planted_images import write_planted
 from .inputs import COCO_SIZE, PHOTO_SIZE, photo, write_photos
 
 
