@@ -1,4 +1,4 @@
-"""Stores for tests: a folder, memory, moto, and SeaweedFS, a real S3 server that runs from a wheel.
+"""Stores for tests: a folder, memory, moto, SeaweedFS, a real S3 server that runs from a wheel, and two emulators.
 
 A test of a store runs on each by asking for `store_url`. A test that wants S3 asks for `moto_server` or
 `weed_server`: for its duration the environment points there, and what it starts, like Ray workers, inherits
@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from chaos.chance import SEED, SIZE, chance, dice
+from emulators import Azurite, FakeGcs, running_azurite, running_fake_gcs
 from hypothesis import HealthCheck, settings
 from local import LocalCluster
 from ray_cluster import standing_cluster
@@ -85,6 +86,34 @@ def weed_server(weed_process: S3Server) -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
+def azurite_process() -> Iterator[Azurite]:
+    """Azurite: in memory, in a process of its own; checks signatures."""
+    with running_azurite() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def fake_gcs_process() -> Iterator[FakeGcs]:
+    """An emulator of Google Cloud Storage: in memory, in a process of its own; accepts anyone."""
+    with running_fake_gcs() as server:
+        yield server
+
+
+@pytest.fixture
+def azurite_server(azurite_process: Azurite) -> Iterator[Azurite]:
+    """The environment points at Azurite."""
+    with azurite_process.environment():
+        yield azurite_process
+
+
+@pytest.fixture
+def fake_gcs_server(fake_gcs_process: FakeGcs) -> Iterator[FakeGcs]:
+    """The environment points at fake-gcs-server."""
+    with fake_gcs_process.environment():
+        yield fake_gcs_process
+
+
+@pytest.fixture(scope="session")
 def ray_cluster(weed_process: S3Server) -> Iterator[LocalCluster]:
     """One standing Ray of two CPUs, whose workers reach SeaweedFS as those of a cloud reach its buckets."""
     from chaos.cluster import kill_node
@@ -101,6 +130,8 @@ STORES = (
     "memory",
     pytest.param("moto", marks=pytest.mark.s3),
     pytest.param("weed", marks=pytest.mark.s3),
+    pytest.param("azurite", marks=pytest.mark.emulator),
+    pytest.param("fake_gcs", marks=pytest.mark.emulator),
 )
 
 
@@ -111,7 +142,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(tmp_path / "store")
     if request.param == "memory":
         return f"memory://{uuid.uuid4().hex[:12]}"
-    server: S3Server = request.getfixturevalue(f"{request.param}_server")
+    server: S3Server | Azurite | FakeGcs = request.getfixturevalue(f"{request.param}_server")
     return server.prefix()
 
 

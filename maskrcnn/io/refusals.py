@@ -360,11 +360,17 @@ class Refusal(Enum):
     )
     MISSING = "not_found", "it does not exist; check its name"
     NO_BUCKET = "not_found", "there is no bucket {bucket!r}; create it or check its name"
+    NO_CONTAINER = "not_found", "there is no container {container!r}; create it or check its name"
+    CONTAINER_NAME = "not_found", "{container!r} is not a name that a container can have; correct it"
     BUCKET_NAME = "not_found", "{bucket!r} is not a name that a bucket can have; correct it"
     OBJECT_NAME = "not_found", "the store does not accept the name; correct it"
     ARCHIVED = (
         "archived",
         "archived{tier}: restore it (`aws s3api restore-object`), and read it when that is done",
+    )
+    ARCHIVED_BLOB = (
+        "archived",
+        "archived: move it to the tier Hot (`az storage blob set-tier`), and read it when that is done",
     )
     ACCESS_DENIED = "access_denied", "access denied ({answer}); check the credentials' rights{payer}"
     KMS_KEY = (

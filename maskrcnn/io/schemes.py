@@ -1,6 +1,5 @@
 """Which store a URL is in. A new store is a module like `fsspec_store.py` and a line in the table here."""
 
-import re
 from typing import Final
 
 from ..errors import StoreSetupError
@@ -8,6 +7,7 @@ from .archives.archive_store import ArchiveStore
 from .archives.member import split_member
 from .picture_tables.picture_uri import split_picture
 from .picture_tables.table_store import TableStore
+from .stores.azure_store import AzureStore
 from .stores.fsspec_store import FsspecStore
 from .stores.gcs_store import GcsStore
 from .stores.hf_store import HfStore
@@ -15,7 +15,7 @@ from .stores.http_store import HttpStore
 from .stores.local_store import LocalStore
 from .stores.s3_store import S3Store
 from .stores.store import InputStore, Store
-from .url import USER_PATTERN, Url
+from .url import Url, has_user
 
 _LOCAL: Final = LocalStore()
 _WEB: Final = HttpStore()
@@ -25,14 +25,19 @@ _REMOTE: Final[dict[str, Store]] = {
     "s3a": _S3,
     "gs": GcsStore("gs"),
     "gcs": GcsStore("gcs"),
+    "az": AzureStore("az"),
+    "abfs": AzureStore("abfs"),
+    "abfss": AzureStore("abfss"),
     "hf": HfStore(),
     "memory": FsspecStore("memory"),
 }
 REMOTE_SCHEMES: Final = tuple(_REMOTE)
-_USE: Final = "use a local path, s3:// or gs://"
+STORES_IN_WORDS: Final = "s3://, gs:// or az://"
+"""What messages advise; the other schemes are further spellings of these."""
+_USE: Final = f"use a local path, {STORES_IN_WORDS}"
 _ADVICE: Final = "mount it as a folder, or copy the files"
 UNSUPPORTED: Final = {
-    **dict.fromkeys(("abfs", "abfss", "az", "wasb", "wasbs"), "Azure Blob Storage"),
+    **dict.fromkeys(("wasb", "wasbs"), "Azure Blob Storage's former driver"),
     **dict.fromkeys(("adl",), "Azure Data Lake Storage"),
     **dict.fromkeys(("hdfs", "viewfs", "webhdfs"), "Hadoop's file system"),
     **dict.fromkeys(("ftp", "ftps", "sftp", "ssh"), "a file server"),
@@ -54,7 +59,7 @@ def store_of(url: Url) -> Store:
         return _LOCAL
     if url.scheme not in _REMOTE:
         raise StoreSetupError(unsupported(url.scheme))
-    if re.match(USER_PATTERN, url.text):
+    if has_user(url.text):
         raise StoreSetupError(
             f"{url.scheme}:// urls take no user and password; credentials come from the environment"
         )
@@ -70,7 +75,7 @@ def unsupported(scheme: str) -> str:
     """Return the message that refuses a scheme which is no store's.
 
     >>> print(unsupported("x"))
-    x:// is not a supported store: use a local path, s3:// or gs://
+    x:// is not a supported store: use a local path, s3://, gs:// or az://
     """
     if scheme in UNSUPPORTED:
         return f"{scheme}:// ({UNSUPPORTED[scheme]}) is not a supported store: {_USE}; {_ADVICE}"

@@ -21,9 +21,9 @@ from ..io.archives.list_members import find_members
 from ..io.manifests.manifest_columns import MAX_URI_BYTES
 from ..io.manifests.read_manifest import read_manifest
 from ..io.manifests.sources import is_inventory, is_manifest, pinned, read_listing, refuse_query, source_of
-from ..io.schemes import REMOTE_SCHEMES, UNSUPPORTED, unsupported
+from ..io.schemes import REMOTE_SCHEMES, STORES_IN_WORDS, UNSUPPORTED, unsupported
 from ..io.stores.local_names import as_found
-from ..io.url import FILE_URI, LOCAL_SCHEMES, USER_PATTERN, Url
+from ..io.url import AZURE_ACCOUNT_PATTERN, FILE_URI, LOCAL_SCHEMES, USER_PATTERN, Url
 from ..schema import MANIFEST, METADATA, PLACE, SKIPPED
 from .carried_columns import carried_columns, has_pictures, named
 
@@ -253,16 +253,20 @@ def _refuse_foreign(uris: pa.ChunkedArray, source: str, *, allow_http: bool) -> 
     def matching(pattern: str, among: pa.ChunkedArray) -> pa.ChunkedArray:
         return among.filter(pc.match_substring_regex(among, pattern))
 
+    def others(pattern: str, among: pa.ChunkedArray) -> pa.ChunkedArray:
+        return among.filter(pc.invert(pc.match_substring_regex(among, pattern)))
+
     schemed = matching(_SCHEME, uris)
     on_the_web = matching(_WEB, schemed)
     of_files = matching(_RELATIVE_FILE, schemed)
-    relative = of_files.filter(pc.invert(pc.match_substring_regex(of_files, FILE_URI)))
-    unknown = schemed.filter(pc.invert(pc.match_substring_regex(schemed, f"{_KNOWN_SCHEME}|{_WEB}")))
+    relative = others(FILE_URI, of_files)
+    unknown = others(f"{_KNOWN_SCHEME}|{_WEB}", schemed)
+    with_user = others(AZURE_ACCOUNT_PATTERN, matching(USER_PATTERN, schemed))
     scheme = Url.parse(unknown[0].as_py()).scheme if len(unknown) else ""
     mounted = f" ({unsupported(scheme)})" if scheme in UNSUPPORTED else ""
     for refused, why in (
-        (unknown, f"of an unsupported scheme, not s3:// or gs://{mounted}"),
-        (matching(USER_PATTERN, schemed), "with a user or a password; credentials come from the environment"),
+        (unknown, f"of an unsupported scheme, not {STORES_IN_WORDS}{mounted}"),
+        (with_user, "with a user or a password; credentials come from the environment"),
         (relative, "of files without an absolute path, as in file:///…"),
         (uris.slice(0, 0) if allow_http else on_the_web, "on the web, without --allow-http"),
     ):

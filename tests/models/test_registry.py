@@ -588,7 +588,7 @@ def test_labels_are_required_only_for_files_without_categories(write):
         ("planted:nan", "give the seconds to sleep"),
         (
             "https://host/m.pth?download=1",
-            "https:// is not a supported store: use a local path, s3:// or gs://",
+            "https:// is not a supported store: use a local path, s3://, gs:// or az://",
         ),
         ("cocco", "did you mean 'coco'.*coco, coco-v1, scenes, .*, or the path or URL"),
         ("something", "unknown model 'something'. Known are coco"),

@@ -716,7 +716,7 @@ def test_a_limit_keeps_the_first_by_name(tmp_path: Path) -> None:
         (
             "m.txt",
             "gopher://host/a.jpg\n",
-            "of an unsupported scheme, not s3:// or gs://: 'gopher://host/a.jpg'",
+            "of an unsupported scheme, not s3://, gs:// or az://: 'gopher://host/a.jpg'",
         ),
         ("m.txt", "FILE://localhostile/a.jpg\n", "1 uri of files without an absolute path, as in file:///…"),
         ("m.csv", "", ": it is empty: write a header with a column `uri`"),

@@ -291,7 +291,7 @@ def pixels_of(uri):
         ("https://host/a.png?token=SECRET", "an address on the web"),
         ("s3://me:SECRET@bucket/a.png", "a URL with a user or a password"),
         ("https://me:SECRET@host/a.png", "a URL with a user or a password"),
-        ("abfs://container/a.png", "a URL of no supported store"),
+        ("hdfs://host/a.png", "a URL of no supported store"),
         ("C:\\photos\\a.png", "a path with a drive of Windows"),
         ("C:/photos/a.png", "a path with a drive of Windows"),
         ("../a.png", "not a path below the images' folder"),

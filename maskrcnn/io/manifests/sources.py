@@ -27,9 +27,9 @@ from ..picture_tables.list_rows import HasPictures, any_bytes, without_tables
 from ..picture_tables.picture_table import picture_columns
 from ..picture_tables.picture_uri import ARROW_SUFFIXES, PARQUET, split_picture, split_version
 from ..refusals import Refusal
-from ..schemes import is_supported, unsupported
+from ..schemes import STORES_IN_WORDS, is_supported, unsupported
 from ..storage import Storage
-from ..url import USER_PATTERN, Url, is_folder, is_there, redact
+from ..url import Url, has_user, is_folder, is_there, redact
 from .csv_manifest import typed
 from .s3_inventory import HEAD_BYTES, begins_as_inventory, read_inventory
 from .skipped import skipped_files
@@ -60,10 +60,10 @@ _COMPANIONS: Final = (
 
 def refuse_user(url: str, what: str) -> None:
     """Raise UsageError if a URL has a user or a password in it, without repeating it."""
-    if not re.match(USER_PATTERN, url):
+    if not has_user(url):
         return
     parsed = Url.parse(url)
-    if not is_supported(parsed):  # Azure's have a container there
+    if not is_supported(parsed):
         raise UsageError(f"{what}: {unsupported(parsed.scheme)}")
     raise UsageError(f"{what}: a url takes no user and password; credentials come from the environment")
 
@@ -136,8 +136,8 @@ def _whole(source: str) -> str:
     refuse_user(source, "the input")
     if url.is_web:
         raise UsageError(
-            f"{redact(source)}: the web cannot be listed: list its uris in a manifest on a local path, s3:// or gs://, "
-            "and add --allow-http"
+            f"{redact(source)}: the web cannot be listed: list its uris in a manifest on a local path, "
+            f"{STORES_IN_WORDS}, and add --allow-http"
         )
     if source.encode(errors="replace").decode() != source:
         raise UsageError(f"{source!a}: the name is not UTF-8: rename it")
