@@ -7,12 +7,14 @@ counts only if it has no other: the model warms up, and nothing was fetched ahea
 """
 
 import contextlib
+import dataclasses
+import itertools
 import logging
 import math
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -181,6 +183,40 @@ def measure(
         ready - begun + closing_s,
         _input_bytes(storage),
     )
+
+
+def measure_each(
+    request: Request,
+    plan: Plan,
+    resources: ResourceConfig,
+    address: str | None,
+    count: int,
+    compared: Mapping[str, Sequence[int]],
+) -> list[tuple[dict[str, int], Forecast]]:
+    """Compute the sample with each combination of some settings.
+
+    Args:
+        request: the run, as it is planned.
+        plan: its plan.
+        resources: as requested; of the compared settings, each combination takes the place of what is requested.
+        address: of a Ray cluster.
+        count: images or windows of the sample.
+        compared: values by the names of fields of `ResourceConfig`.
+
+    Returns:
+        The settings and the forecast of each combination; without any, one forecast.
+
+    Raises:
+        RunError, UsageError: as `measure`.
+    """
+    forecasts = []
+    for values in itertools.product(*compared.values()):
+        settings = dict(zip(compared, values, strict=True))
+        if settings:
+            log.info("measuring %s", ", ".join(f"{name} {value}" for name, value in settings.items()))
+        chosen = dataclasses.replace(resources, **settings)  # type: ignore[arg-type]
+        forecasts.append((settings, measure(request, plan, chosen, address, count)))
+    return forecasts
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ def test_measuring_leaves_nothing_but_the_plan_and_the_run_continues_it(photos, 
     options = (photos, tmp_path / "measured", "--model", "planted")
     forecast_of(*options, "--measure", 8)
     assert command("plan", photos, tmp_path / "planned", "--model", "planted").exit_code == 0
-    assert files_of(tmp_path / "measured").keys() == files_of(tmp_path / "planned").keys()
+    assert files_of(tmp_path / "measured").keys() == files_of(tmp_path / "planned").keys() | {"forecast.json"}
     for output in ("measured", "planned"):
         run = command("segment", photos, tmp_path / output, "--model", "planted", "--no-ray")
         assert run.exit_code == 1  # a quarter of the images is broken
@@ -109,10 +109,27 @@ def test_a_person_reads_rate_limit_and_time(photos, tmp_path):
     assert "from the command to the end:" in result.stdout.splitlines()[-1]
 
 
+def test_settings_are_compared_by_measuring_each(photos, tmp_path):
+    options = (photos, tmp_path / "out", "--model", f"planted:{SLEEP_S}", "--measure", 8, "--no-ray")
+    compare = ("--compare", "batch-size=1,2", "--compare", "threads=1")
+    facts = json.loads(command("plan", *options, *compare, "--json").stdout)
+    assert [(row["batch_size"], row["threads"]) for row in facts["compared"]] == [(1, 1), (2, 1)]
+    rates = [row["images_per_s"] for row in facts["compared"]]
+    assert facts["forecast"]["images_per_s"] == max(rates)
+    text = command("plan", *options, *compare).stdout
+    assert "the fastest: --batch-size" in text
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
         (["--price", "2/h"], "add --measure"),
+        (["--compare", "threads=1,2"], "add --measure"),
+        (
+            ["--measure", "5", "--compare", "threads=0"],
+            "numbers from 1, as in batch-size=1,4,8, not 'threads=0'",
+        ),
+        (["--measure", "5", "--compare", "dtype=float16"], "takes actors, batch-size, threads"),
         (["--measure", "0"], "0 is not in the range"),
         (["--measure", "5", "--price", "2"], "a number and a unit of time"),
         (["--measure", "5", "--actors", "2", "--no-ray"], "without actors"),
