@@ -120,6 +120,7 @@ def _text(forecast: "Forecast", resources: ResourceConfig) -> list[str]:
         f"each {unit}: {stages}; the network waits for {forecast.waiting:.0%} of the time",
         f"to come: {plural(rows, unit)}, about {plural(round(forecast.instances * rows), 'instance')} and "
         f"{forecast.table_bytes * rows / 1e6:,.0f} MB of tables, COCO JSON apart",
+        f"a shard takes a process {duration(forecast.shard_s)}, which is done again if that is lost (--shard-images)",
         f"from the command to the end: {duration(forecast.seconds)}, of which {duration(forecast.start_s)} to start",
     ]
     cost = resources.cost_of(forecast.seconds)

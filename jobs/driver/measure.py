@@ -76,6 +76,8 @@ class Forecast:
     """Time until the first image could be computed, and to end what was started: Ray, the model."""
     rate: float
     """Images or windows per second of all actors."""
+    shard_rows: float
+    """Images or windows of a shard of the run, on average."""
     stages_s: dict[str, float]
     """Seconds of a thread for each image or window, by stage; stages overlap."""
     waiting: float
@@ -93,6 +95,11 @@ class Forecast:
         return self.start_s + self.rows / self.rate + TABLES_S + TABLES_S_PER_ROW * self.rows
 
     @property
+    def shard_s(self) -> float:
+        """Time of a shard in seconds: what is computed again if its worker is lost."""
+        return self.shard_rows * self.actors / self.rate
+
+    @property
     def bottleneck(self) -> str:
         """The stage that limits the rate: the network, unless it waits for a tenth of the time or more."""
         if self.waiting < 0.1:
@@ -108,6 +115,7 @@ class Forecast:
             "measured_s": round(self.measured_s, 1),
             "actors": self.actors,
             f"{self.unit}s_per_s": float(f"{self.rate:.4g}"),
+            "shard_s": round(self.shard_s, 1),
             "start_s": round(self.start_s, 1),
             "eta_s": round(self.seconds, 1),
             "bottleneck": self.bottleneck,
@@ -176,7 +184,7 @@ def measure(
         )
     return _forecast(
         receipts,
-        plan.unit,
+        plan,
         left.rows,
         actors,
         ended - ready,
@@ -297,7 +305,7 @@ def _input_bytes(storage: Storage) -> int | None:
 
 def _forecast(
     receipts: Sequence[Receipt],
-    unit: str,
+    plan: Plan,
     rows: int,
     actors: int,
     measured_s: float,
@@ -318,7 +326,7 @@ def _forecast(
         for name, value in one.timings.items():
             seconds[name] += value
     return Forecast(
-        unit=unit,
+        unit=plan.unit,
         rows=rows,
         sampled=sampled,
         failed=sum(one.counts["failed"] for one in receipts),
@@ -326,6 +334,7 @@ def _forecast(
         measured_s=measured_s,
         start_s=start_s,
         rate=actors * n_counted / max(busy, 1e-6),
+        shard_rows=plan.rows / len(plan),
         stages_s={
             stage: sum(seconds[name] for name in names) / n_counted for stage, names in _STAGES.items()
         },

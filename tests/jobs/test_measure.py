@@ -55,6 +55,7 @@ def test_a_forecast_follows_from_the_sample(photos, tmp_path):
     # A network that sleeps is not faster on any machine; half of an image's time may be another's.
     assert forecast["images_per_s"] <= 40 / 30 * usable_cpus() / SLEEP_S
     assert forecast["eta_s"] > forecast["start_s"] + 40 / forecast["images_per_s"]
+    assert forecast["shard_s"] == pytest.approx(16 * 40 / 48 / forecast["images_per_s"], rel=0.02, abs=0.06)
     assert forecast["cost"] == pytest.approx(forecast["eta_s"] / 100, abs=1e-3)
     assert forecast["input_bytes"] == sum(
         path.stat().st_size for path in photos.iterdir() if path.suffix != ".json"
