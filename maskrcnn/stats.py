@@ -23,7 +23,8 @@ from .types import Category
 
 Ints = NDArray[np.int64]
 
-STATS_VERSION: Final = 1
+STATS_VERSION: Final = 2
+"""Version 1 had a dense matrix of categories that occur together, which is read too."""
 STATUSES: Final = ("ok", "empty", "failed")
 
 
@@ -114,8 +115,11 @@ class Stats:  # noqa: PLW1641 - arrays have no hash
     """(3,) small, medium, large: `COCO_EDGES`."""
     position: Ints
     """(32, 32) instances by the centre of their box in the image; rows are y, columns x."""
-    cooccurrence: Ints
-    """(K, K) images in which both categories occur: symmetric, the diagonal is `category_images`."""
+    pairs: Ints
+    """(P, 3) indices i < j of two categories, and the number of images in which both occur, which is not 0; in order.
+
+    Of K categories that occur, few of the K (K - 1) / 2 pairs do: 1.4 % of them in LVIS.
+    """
     image_size: Ints
     """(26, 26) images by size, `SIZE_EDGES`; rows are height, columns width."""
 
@@ -128,13 +132,16 @@ class Stats:  # noqa: PLW1641 - arrays have no hash
             if array.shape != shape or array.dtype != np.int64:
                 raise ValueError(f"{name}: {array.dtype}{array.shape}, expected int64{shape}")
             array.setflags(write=False)
+        if self.pairs.shape != (len(self.pairs), 3) or self.pairs.dtype != np.int64:
+            raise ValueError(f"pairs: {self.pairs.dtype}{self.pairs.shape}, expected int64(P, 3)")
+        self.pairs.setflags(write=False)
 
     @classmethod
     def zero(cls, categories: Iterable[Category]) -> "Stats":
         """Return the statistics of no images: the neutral element of addition."""
         ordered = tuple(sorted(categories, key=lambda category: category.id))
         arrays = {name: np.zeros(shape, np.int64) for name, shape in _shapes(len(ordered)).items()}
-        return cls(categories=ordered, error=(), **arrays)
+        return cls(categories=ordered, error=(), pairs=np.empty((0, 3), np.int64), **arrays)
 
     def __add__(self, other: "Stats") -> "Stats":
         if self.categories != other.categories:
@@ -145,6 +152,7 @@ class Stats:  # noqa: PLW1641 - arrays have no hash
         return dataclasses.replace(
             self,
             error=tuple(sorted(error.items())),
+            pairs=_summed(np.concatenate([self.pairs, other.pairs]), len(self.categories)),
             **{name: getattr(self, name) + getattr(other, name) for name in _shapes(len(self.categories))},
         )
 
@@ -153,8 +161,25 @@ class Stats:  # noqa: PLW1641 - arrays have no hash
             return NotImplemented
         return (self.categories, self.error) == (other.categories, other.error) and all(
             np.array_equal(getattr(self, name), getattr(other, name))
-            for name in _shapes(len(self.categories))
+            for name in (*_shapes(len(self.categories)), "pairs")
         )
+
+    def cooccurrence(self, chosen: Sequence[int] | NDArray[np.integer[Any]]) -> Ints:
+        """Return for each pair of some categories the number of images in which both occur.
+
+        Args:
+            chosen: (C,) indices of categories, each once.
+
+        Returns:
+            (C, C): symmetric, the diagonal is `category_images`.
+        """
+        places = np.full(len(self.categories), -1)
+        places[chosen] = np.arange(len(chosen))
+        rows, columns = places[self.pairs[:, 0]], places[self.pairs[:, 1]]
+        kept = (rows >= 0) & (columns >= 0)
+        matrix = np.diag(self.category_images[chosen])
+        matrix[rows[kept], columns[kept]] = matrix[columns[kept], rows[kept]] = self.pairs[kept, 2]
+        return matrix
 
     @property
     def instances(self) -> int:
@@ -185,11 +210,13 @@ class Stats:  # noqa: PLW1641 - arrays have no hash
                 name: {"edges": list(edges), "counts": getattr(self, name).tolist()}
                 for name, edges in _FIXED.items()
             },
-            "cooccurrence": {
-                "edges": [category.id for category in self.categories],
-                "counts": self.cooccurrence.tolist(),
-            },
+            "cooccurrence": dict(zip(_PAIR, self._pairs_by_id().T.tolist(), strict=True)),
         }
+
+    def _pairs_by_id(self) -> Ints:
+        """Return `pairs` with the ids of the categories, (P, 3)."""
+        ids = np.array([category.id for category in self.categories], np.int64)
+        return np.column_stack([ids[self.pairs[:, :2]], self.pairs[:, 2]])
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Stats":
@@ -199,7 +226,7 @@ class Stats:  # noqa: PLW1641 - arrays have no hash
             RunError: it was written by a version with another schema or other bins.
         """
         version = content.get("schema_version")
-        if version != STATS_VERSION:
+        if version not in (1, STATS_VERSION):
             raise RunError(
                 f"the statistics have schema version {version}, expected {STATS_VERSION}: segment the images again"
             )
@@ -214,10 +241,11 @@ class Stats:  # noqa: PLW1641 - arrays have no hash
             "category_images": [row["images"] for row in rows],
             "category_area_sum": [row["area_sum"] for row in rows],
             "category_scores": [row["score_histogram"] for row in rows],
-            **{name: content[name]["counts"] for name in (*_FIXED, "cooccurrence")},
+            **{name: content[name]["counts"] for name in _FIXED},
         }
         return cls(
             categories=tuple(Category(row["id"], row["name"]) for row in rows),
+            pairs=_pairs_of(content["cooccurrence"], [row["id"] for row in rows]),
             error=tuple(sorted(content["images"]["error"].items())),
             **{name: np.array(values, np.int64).reshape(shapes[name]) for name, values in arrays.items()},
         )
@@ -252,7 +280,6 @@ def _shapes(k: int) -> dict[str, tuple[int, ...]]:
         "category_images": (k,),
         "category_area_sum": (k,),
         "category_scores": (k, SCORE_BINS),
-        "cooccurrence": (k, k),
     }
     for name, edges in _FIXED.items():
         shapes[name] = (len(edges) - 1,) * (2 if name in _SQUARE else 1)
@@ -279,18 +306,18 @@ def _of_instances(
 
     x, y = _centres(instances["box"])
     column, row = _position_bins(x, width[image]), _position_bins(y, height[image])
-    cooccurrence = _cooccurrence(image, category, len(ids))
+    present = np.unique(image * len(ids) + category) if len(image) else np.empty(0, np.int64)
     relative = area * RELATIVE_SCALE // (width * height)[image]
     return {
         "category_instances": _counts(category, len(ids)),
-        "category_images": np.diagonal(cooccurrence).copy(),
+        "category_images": _counts(present % max(len(ids), 1), len(ids)),
         "category_area_sum": area_sum,
         "category_scores": scores.reshape(-1, SCORE_BINS),
         "area_px": _histogram(area, AREA_EDGES),
         "area_relative": _histogram(relative, RELATIVE_TICKS),
         "area_coco": _histogram(area, COCO_EDGES),
         "position": _counts_2d(row, column, POSITION_BINS),
-        "cooccurrence": cooccurrence,
+        "pairs": _pairs(*np.divmod(present, max(len(ids), 1)), len(ids)),
     }
 
 
@@ -321,20 +348,43 @@ def _positions(keys: NDArray[Any], table: Ints, fault: str) -> NDArray[np.intp]:
     return found
 
 
-def _cooccurrence(image: NDArray[np.intp], category: NDArray[np.intp], k: int) -> Ints:
-    """Return for each pair of categories the number of images with both, (k, k)."""
-    if not len(image):
-        return np.zeros((k, k), np.int64)
-    present = np.unique(image * k + category)
-    of_image, of_category = np.divmod(present, k)
+def _pairs(image: Ints, category: Ints, k: int) -> Ints:
+    """Return the pairs of categories that occur together, as of `Stats.pairs`.
 
+    Args:
+        image: (N,) images, ascending.
+        category: (N,) indices of the categories that occur in them, each once, ascending in each image.
+        k: number of categories.
+    """
     # Each occurrence is paired with all occurrences of its image, which are adjacent.
-    _, start, count = np.unique(of_image, return_index=True, return_counts=True)
+    _, start, count = np.unique(image, return_index=True, return_counts=True)
     partners = np.repeat(count, count)
-    first = np.repeat(of_category, partners)
+    first = np.repeat(category, partners)
     within = np.arange(len(first)) - np.repeat(np.cumsum(partners) - partners, partners)
-    second = of_category[np.repeat(np.repeat(start, count), partners) + within]
-    return _counts_2d(first, second, k)
+    second = category[np.repeat(np.repeat(start, count), partners) + within]
+    both = np.column_stack([first, second, np.ones(len(first), np.int64)])
+    return _summed(both[first < second], k)
+
+
+def _summed(pairs: Ints, k: int) -> Ints:
+    """Return pairs of categories, (P, 3), in order and each once, with the sums of their images."""
+    keys, inverse = np.unique(pairs[:, 0] * k + pairs[:, 1], return_inverse=True)
+    sums = np.zeros(len(keys), np.int64)
+    np.add.at(sums, inverse, pairs[:, 2])
+    return np.column_stack([*np.divmod(keys, max(k, 1)), sums])
+
+
+_PAIR: Final = ("first", "second", "images")
+
+
+def _pairs_of(content: Mapping[str, Any], ids: Sequence[int]) -> Ints:
+    """Return `Stats.pairs` from JSON; of version 1 from its matrix."""
+    if "counts" in content:
+        matrix = np.triu(np.array(content["counts"], np.int64).reshape(len(ids), len(ids)), 1)
+        first, second = np.nonzero(matrix)
+        return np.column_stack([first, second, matrix[first, second]])
+    values = np.array([content[name] for name in _PAIR], np.int64).reshape(3, -1)
+    return np.column_stack([np.searchsorted(np.array(ids, np.int64), values[:2]).T, values[2]])
 
 
 def _bins(values: NDArray[Any], edges: Sequence[int | None]) -> NDArray[np.intp]:

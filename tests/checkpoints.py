@@ -14,7 +14,7 @@ from maskrcnn.models.conversion.parity import Reference, generated_images
 from maskrcnn.models.conversion.reference_detectron2 import ReferenceDetectron2, padded
 from maskrcnn.models.conversion.reference_mmdetection import ReferenceMMDetection
 
-SIZES = (160, 267)
+SIZES = (96, 160)
 """The sizes that images are resized to in tests: small, so that the reference implementation takes seconds."""
 
 

@@ -1,4 +1,4 @@
-"""Stores for tests: a folder, memory, moto, and SeaweedFS, a real S3 server that runs from a wheel.
+"""Stores for tests: a folder, memory, moto, SeaweedFS, a real S3 server that runs from a wheel, and two emulators.
 
 A test of a store runs on each by asking for `store_url`. A test that wants S3 asks for `moto_server` or
 `weed_server`: for its duration the environment points there, and what it starts, like Ray workers, inherits
@@ -7,18 +7,21 @@ that. A fixture of a wider scope takes `moto_process` or `weed_process`, and ent
 A test that needs a Ray, but does not test how one starts, asks for `ray_cluster`, one for all tests.
 """
 
+import ast
 import atexit
 import functools
 import logging
 import os
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chaos.chance import SEED, SIZE, chance, dice
+from emulators import Azurite, FakeGcs, running_azurite, running_fake_gcs
 from hypothesis import HealthCheck, settings
 from local import LocalCluster
 from ray_cluster import standing_cluster
@@ -83,10 +86,43 @@ def weed_server(weed_process: S3Server) -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
+def azurite_process() -> Iterator[Azurite]:
+    """Azurite: in memory, in a process of its own; checks signatures."""
+    with running_azurite() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def fake_gcs_process() -> Iterator[FakeGcs]:
+    """An emulator of Google Cloud Storage: in memory, in a process of its own; accepts anyone."""
+    with running_fake_gcs() as server:
+        yield server
+
+
+@pytest.fixture
+def azurite_server(azurite_process: Azurite) -> Iterator[Azurite]:
+    """The environment points at Azurite."""
+    with azurite_process.environment():
+        yield azurite_process
+
+
+@pytest.fixture
+def fake_gcs_server(fake_gcs_process: FakeGcs) -> Iterator[FakeGcs]:
+    """The environment points at fake-gcs-server."""
+    with fake_gcs_process.environment():
+        yield fake_gcs_process
+
+
+@pytest.fixture(scope="session")
 def ray_cluster(weed_process: S3Server) -> Iterator[LocalCluster]:
     """One standing Ray of two CPUs, whose workers reach SeaweedFS as those of a cloud reach its buckets."""
+    from chaos.cluster import kill_node
+
     with weed_process.environment(), standing_cluster(cpus=2) as cluster:
         yield cluster
+        for node in cluster.nodes:
+            if node.process.poll() is None:
+                kill_node(node)  # it would take half a minute to stop in good order
 
 
 STORES = (
@@ -94,6 +130,8 @@ STORES = (
     "memory",
     pytest.param("moto", marks=pytest.mark.s3),
     pytest.param("weed", marks=pytest.mark.s3),
+    pytest.param("azurite", marks=pytest.mark.emulator),
+    pytest.param("fake_gcs", marks=pytest.mark.emulator),
 )
 
 
@@ -104,7 +142,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(tmp_path / "store")
     if request.param == "memory":
         return f"memory://{uuid.uuid4().hex[:12]}"
-    server: S3Server = request.getfixturevalue(f"{request.param}_server")
+    server: S3Server | Azurite | FakeGcs = request.getfixturevalue(f"{request.param}_server")
     return server.prefix()
 
 
@@ -150,26 +188,53 @@ def draw_samples(items: list[pytest.Item]) -> list[pytest.Item]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Draw the samples, and put what takes longest first: the tests of Ray, the notebooks, then those of `chaos`."""
+    """Draw the samples, and put what takes longest first, so that no process is left with it at the end.
 
-    def order(item: pytest.Item) -> tuple[bool, bool, bool]:
-        notebook = item.get_closest_marker("notebook") is not None
-        return group_of(item.nodeid) != "ray", not notebook, "chaos" not in item.path.parts
-
+    The tests of Ray, the notebooks, those of `chaos`, then files by the number of their slow tests.
+    """
     left_out = set(draw_samples(items))
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
-    items[:] = sorted((item for item in items if item not in left_out), key=order)
+    kept = [item for item in items if item not in left_out]
+    slow = Counter(group_of(item.nodeid) for item in kept if item.get_closest_marker("slow"))
+
+    def order(item: pytest.Item) -> tuple[bool, bool, bool, int]:
+        notebook = item.get_closest_marker("notebook") is not None
+        group = group_of(item.nodeid)
+        return group != "ray", not notebook, "chaos" not in item.path.parts, -slow[group]
+
+    items[:] = sorted(kept, key=order)
+
+
+@functools.cache
+def ray_tests(file: str) -> frozenset[str] | None:
+    """Return the names of the tests of a file that are marked `ray`; None: all are, by `pytestmark`.
+
+    The process that divides the tests knows their names only, so that their marks are read from the file.
+    """
+    content = (ROOT / file).read_text("utf-8")
+    if "mark.ray" not in content:
+        return frozenset()
+    names = set()
+    for statement in ast.parse(content).body:
+        if isinstance(statement, ast.Assign) and "mark.ray" in ast.unparse(statement):
+            return None
+        if isinstance(statement, ast.FunctionDef) and "mark.ray" in " ".join(
+            map(ast.unparse, statement.decorator_list)
+        ):
+            names.add(statement.name)
+    return frozenset(names)
 
 
 @functools.cache
 def group_of(nodeid: str) -> str:
     """Return the group of a test, which one process of pytest-xdist runs: its file, or `ray`.
 
-    Ray misses deadlines of its own where several start at once on few CPUs; and most of its tests wait. So all files
-    with such tests are one group.
+    Ray misses deadlines of its own where several start at once on few CPUs; and most of its tests wait. So all such
+    tests are one group.
     """
-    file = nodeid.partition("::")[0]
-    return "ray" if "mark.ray" in (ROOT / file).read_text("utf-8") else file
+    file, _, test = nodeid.partition("::")
+    marked = ray_tests(file)
+    return "ray" if marked is None or test.partition("[")[0] in marked else file
 
 
 @pytest.hookimpl(optionalhook=True)

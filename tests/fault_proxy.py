@@ -1,4 +1,4 @@
-"""A proxy before an S3 server that fails in the ways networks and stores do, by a schedule and not by chance.
+"""A proxy before the server of a store that fails in the ways networks and stores do, by a schedule and not by chance.
 
 Requests are forwarded with their `Host` header, which their signature covers: a client of the proxy
 signs for it, and the server behind it checks that signature (the proxy's own, if it removes a header).
@@ -127,8 +127,10 @@ def refuse(status: int, code: str) -> Fault:
     """Answer with an error in place of the server, which does not get the request."""
 
     def fault(exchange: Exchange) -> None:
-        body = b"" if exchange.request.method == "HEAD" else f"<Error><Code>{code}</Code></Error>".encode()
-        exchange.begin(Answer(status, [("Content-Type", "application/xml")], body))
+        error = f"<Error><Code>{code}</Code><Message>refused</Message></Error>".encode()
+        body = b"" if exchange.request.method == "HEAD" else error
+        # Azure's client reads the code of the header.
+        exchange.begin(Answer(status, [("Content-Type", "application/xml"), ("x-ms-error-code", code)], body))
         exchange.send(body)
 
     return fault

@@ -44,6 +44,10 @@ class S3Server:
             config=Config(**config),
         )
 
+    def behind(self, url: str) -> "Behind":
+        """Return the objects below a url, from outside of the code under test."""
+        return Behind(self.client(), *url.removeprefix("s3://").split("/", 1))
+
     @contextlib.contextmanager
     def environment(self) -> Iterator["S3Server"]:
         """Point this process, and those it starts, at the server; and back."""
@@ -56,6 +60,30 @@ class S3Server:
             patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
             patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
             yield self
+
+
+@dataclass(frozen=True)
+class Behind:
+    """The objects below a prefix, read and written by boto3."""
+
+    client: Any
+    bucket: str
+    prefix: str
+
+    def put(self, path: str, data: bytes) -> str:
+        """Write an object and return its etag."""
+        found = self.client.put_object(Bucket=self.bucket, Key=f"{self.prefix}/{path}", Body=data)
+        return str(found["ETag"].strip('"'))
+
+    def get(self, path: str) -> bytes:
+        """Return an object's content."""
+        found = self.client.get_object(Bucket=self.bucket, Key=f"{self.prefix}/{path}")
+        return bytes(found["Body"].read())
+
+    def paths(self) -> list[str]:
+        """Return the names of all objects."""
+        found = self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix + "/")
+        return [one["Key"].removeprefix(self.prefix + "/") for one in found.get("Contents", [])]
 
 
 def free_port(*offsets: int) -> int:

@@ -360,8 +360,8 @@ def test_a_signature_stands_in_the_column_uri_and_nowhere_else(
         "ftp://host/a",
         "gopher://host/a",
         "data://a",
-        "hf://a/b",
-        "az://c/a",
+        "dbfs://a/b",
+        "wasb://c/a",
         "github://a",
         "FILE2://a",
         "zip://a",
@@ -372,7 +372,7 @@ def test_a_signature_stands_in_the_column_uri_and_nowhere_else(
 def test_schemes_are_allow_listed(uri: str, allow_http: bool, tmp_path: Path) -> None:
     source = listed(tmp_path, f"{uri}?sig=hush")
     said = refused(source, str(tmp_path / "run"), InferenceConfig("planted", allow_http=allow_http))
-    assert "1 uri of an unsupported scheme, not s3:// or gs://" in said
+    assert "1 uri of an unsupported scheme, not s3://, gs:// or az://" in said
     assert "hush" not in said
 
 

@@ -18,7 +18,8 @@ import pytest
 
 from maskrcnn.synthetic.scenes import write_scenes
 
-pytestmark = pytest.mark.slow
+# One of them starts Ray; all share what is built.
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -148,7 +149,6 @@ def run(program: Path, *arguments: str, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.ray
 def test_the_installed_wheel_segments_images(installed: Path, tmp_path: Path) -> None:
     assert "segment" in run(installed / "maskrcnn", "--help", cwd=tmp_path)
     write_scenes(tmp_path / "images", 2, seed=60_000_000, size=256)

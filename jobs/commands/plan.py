@@ -1,17 +1,37 @@
 """The command `maskrcnn plan`: list the inputs, write the plan, and forecast what it will take."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import UsageError, plural
 
+from ..driver.progress import duration, pace
 from .shared_options import inference_options, json_option, run_request, worker_options
 
 if TYPE_CHECKING:
     from ..driver.measure import Forecast
+
+
+_COMPARED: Final = ("actors", "batch-size", "threads")
+
+
+def _compared(
+    _context: click.Context, _option: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Return the values to compare of each option, by the names of `ResourceConfig`."""
+    values: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, _, given = text.removeprefix("--").partition("=")
+        parts = [part.strip() for part in given.split(",")]
+        if name not in _COMPARED or not all(part.isdecimal() and int(part) for part in parts):
+            raise UsageError(
+                f"--compare takes {', '.join(_COMPARED)} and numbers from 1, as in batch-size=1,4,8, not {text!r}"
+            )
+        values[name.replace("-", "_")] = tuple(dict.fromkeys(map(int, parts)))
+    return values
 
 
 @click.command()
@@ -24,12 +44,21 @@ if TYPE_CHECKING:
     metavar="N",
     help="Compute a sample of N images or windows as the run would, and say how long the run will take.",
 )
+@click.option(
+    "--compare",
+    multiple=True,
+    metavar="OPTION=A,B,…",
+    callback=_compared,
+    help="With --measure: measure each of these values of --actors, --batch-size or --threads, and say which is the "
+    "fastest; repeatable, for all combinations.",
+)
 @worker_options
 @json_option
 def plan(
     input: str,  # noqa: A002 (the argument's name in --help)
     output: str,
     measure: int | None,
+    compare: dict[str, tuple[int, ...]],
     address: str | None,
     as_json: bool,
     **options: Any,
@@ -43,8 +72,9 @@ def plan(
 
     request = run_request(input, output, options, "auto")
     resources = ResourceConfig(**options)
-    if measure is None and resources.price is not None:
-        raise UsageError("--price needs a forecast: add --measure, as in --measure 200")
+    for option, given in {"--price": resources.price, "--compare": compare}.items():
+        if given and measure is None:
+            raise UsageError(f"{option} needs a forecast: add --measure, as in --measure 200")
     planned = prepare(request)
     facts = {
         f"{planned.unit}s": planned.rows,
@@ -56,18 +86,31 @@ def plan(
         f"{plural(planned.rows, planned.unit)} in {plural(len(planned), 'shard')}; planned {planned.created}"
     ]
     if measure is not None:
-        from ..driver.measure import measure as measured
+        from maskrcnn.io.storage import Storage
 
-        forecast = measured(request, planned, resources, address, measure)
+        from ..driver.measure import measure_each
+        from ..driver.run import FORECAST
+
+        forecasts = measure_each(request, planned, resources, address, measure, compare)
+        settings, forecast = max(forecasts, key=lambda one: one[1].rate)
         facts["forecast"] = forecast.to_json(resources)
+        Storage(output).write(FORECAST, f"{json.dumps(facts['forecast'], indent=2)}\n".encode())
+        if compare:
+            rate = f"{planned.unit}s_per_s"
+            facts["compared"] = [tried | {rate: one.to_json(resources)[rate]} for tried, one in forecasts]
+            lines += [f"{_options(tried)}: {pace(one.rate, planned.unit)}" for tried, one in forecasts]
+            lines.append(f"the fastest: {_options(settings)}")
         lines += _text(forecast, resources)
     click.echo(json.dumps(facts) if as_json else "\n".join(lines))
 
 
+def _options(settings: dict[str, int]) -> str:
+    """Return settings as options of the command line."""
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
+
+
 def _text(forecast: "Forecast", resources: ResourceConfig) -> list[str]:
     """Return a forecast in lines for a person."""
-    from ..driver.progress import duration, pace
-
     unit, rows = forecast.unit, forecast.rows
     stages = ", ".join(f"{name} {1000 * seconds:.3g} ms" for name, seconds in forecast.stages_s.items())
     workers = plural(forecast.actors, "process", "processes")
@@ -77,6 +120,7 @@ def _text(forecast: "Forecast", resources: ResourceConfig) -> list[str]:
         f"each {unit}: {stages}; the network waits for {forecast.waiting:.0%} of the time",
         f"to come: {plural(rows, unit)}, about {plural(round(forecast.instances * rows), 'instance')} and "
         f"{forecast.table_bytes * rows / 1e6:,.0f} MB of tables, COCO JSON apart",
+        f"a shard takes a process {duration(forecast.shard_s)}, which is done again if that is lost (--shard-images)",
         f"from the command to the end: {duration(forecast.seconds)}, of which {duration(forecast.start_s)} to start",
     ]
     cost = resources.cost_of(forecast.seconds)

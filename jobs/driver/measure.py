@@ -7,12 +7,14 @@ counts only if it has no other: the model warms up, and nothing was fetched ahea
 """
 
 import contextlib
+import dataclasses
+import itertools
 import logging
 import math
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -74,6 +76,8 @@ class Forecast:
     """Time until the first image could be computed, and to end what was started: Ray, the model."""
     rate: float
     """Images or windows per second of all actors."""
+    shard_rows: float
+    """Images or windows of a shard of the run, on average."""
     stages_s: dict[str, float]
     """Seconds of a thread for each image or window, by stage; stages overlap."""
     waiting: float
@@ -91,6 +95,11 @@ class Forecast:
         return self.start_s + self.rows / self.rate + TABLES_S + TABLES_S_PER_ROW * self.rows
 
     @property
+    def shard_s(self) -> float:
+        """Time of a shard in seconds: what is computed again if its worker is lost."""
+        return self.shard_rows * self.actors / self.rate
+
+    @property
     def bottleneck(self) -> str:
         """The stage that limits the rate: the network, unless it waits for a tenth of the time or more."""
         if self.waiting < 0.1:
@@ -106,6 +115,7 @@ class Forecast:
             "measured_s": round(self.measured_s, 1),
             "actors": self.actors,
             f"{self.unit}s_per_s": float(f"{self.rate:.4g}"),
+            "shard_s": round(self.shard_s, 1),
             "start_s": round(self.start_s, 1),
             "eta_s": round(self.seconds, 1),
             "bottleneck": self.bottleneck,
@@ -174,13 +184,47 @@ def measure(
         )
     return _forecast(
         receipts,
-        plan.unit,
+        plan,
         left.rows,
         actors,
         ended - ready,
         ready - begun + closing_s,
         _input_bytes(storage),
     )
+
+
+def measure_each(
+    request: Request,
+    plan: Plan,
+    resources: ResourceConfig,
+    address: str | None,
+    count: int,
+    compared: Mapping[str, Sequence[int]],
+) -> list[tuple[dict[str, int], Forecast]]:
+    """Compute the sample with each combination of some settings.
+
+    Args:
+        request: the run, as it is planned.
+        plan: its plan.
+        resources: as requested; of the compared settings, each combination takes the place of what is requested.
+        address: of a Ray cluster.
+        count: images or windows of the sample.
+        compared: values by the names of fields of `ResourceConfig`.
+
+    Returns:
+        The settings and the forecast of each combination; without any, one forecast.
+
+    Raises:
+        RunError, UsageError: as `measure`.
+    """
+    forecasts = []
+    for values in itertools.product(*compared.values()):
+        settings = dict(zip(compared, values, strict=True))
+        if settings:
+            log.info("measuring %s", ", ".join(f"{name} {value}" for name, value in settings.items()))
+        chosen = dataclasses.replace(resources, **settings)  # type: ignore[arg-type]
+        forecasts.append((settings, measure(request, plan, chosen, address, count)))
+    return forecasts
 
 
 @contextlib.contextmanager
@@ -261,7 +305,7 @@ def _input_bytes(storage: Storage) -> int | None:
 
 def _forecast(
     receipts: Sequence[Receipt],
-    unit: str,
+    plan: Plan,
     rows: int,
     actors: int,
     measured_s: float,
@@ -282,7 +326,7 @@ def _forecast(
         for name, value in one.timings.items():
             seconds[name] += value
     return Forecast(
-        unit=unit,
+        unit=plan.unit,
         rows=rows,
         sampled=sampled,
         failed=sum(one.counts["failed"] for one in receipts),
@@ -290,6 +334,7 @@ def _forecast(
         measured_s=measured_s,
         start_s=start_s,
         rate=actors * n_counted / max(busy, 1e-6),
+        shard_rows=plan.rows / len(plan),
         stages_s={
             stage: sum(seconds[name] for name in names) / n_counted for stage, names in _STAGES.items()
         },

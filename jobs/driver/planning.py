@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from maskrcnn.config import InferenceConfig, ShardingConfig, default_shard_images, settings_of
 from maskrcnn.errors import RunError, StoreSetupError, UsageError, plural
 from maskrcnn.io.manifests.sources import check_source, counts_of, source_of
+from maskrcnn.io.schemes import store_of
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url, is_file, redact
 from maskrcnn.models.networks import check_tta
@@ -92,9 +93,12 @@ def output_storage(url: str) -> Storage:
     if (place := Url.parse(url)).is_local and is_file(place.local_path):
         raise UsageError(f"the output {url} is a file; name a directory")
     try:
-        return Storage(url)
+        storage = Storage(url)
     except (RunError, UsageError) as error:
         raise UsageError(f"the output: {error}") from error
+    if not store_of(place).is_writable:
+        raise UsageError(f"the output {url}: {place.scheme}:// is read, not written: name another place")
+    return storage
 
 
 @contextlib.contextmanager

@@ -63,6 +63,7 @@ class Progress:
         done: number of images that an earlier command finished.
         stream: where the line is written, by default stderr; on a terminal it is redrawn.
         unit: what is counted, in the singular.
+        expected: images per second of the forecast; None: there is none.
         clock: returns the time in seconds.
     """
 
@@ -72,10 +73,12 @@ class Progress:
         done: int,
         stream: TextIO | None = None,
         unit: str = "image",
+        expected: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total = total
         self._unit = unit
+        self._expected = expected
         self._before = done
         self._finished: Counter[str] = Counter()
         self._running: Counter[str] = Counter()
@@ -176,6 +179,8 @@ class Progress:
         text = pace(rate, self._unit)
         if now - since < FORECAST_AFTER_S or processed < FORECAST_AFTER or done >= self._total:
             return text
+        if self._expected:
+            text += f" ({100 * rate / self._expected:.0f} % of the forecast)"
         return f"{text}, {duration((self._total - done) / rate)} left"
 
     def close(self) -> None:

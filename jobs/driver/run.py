@@ -1,11 +1,12 @@
 """Run what is left of a plan, on Ray or in this process: the map stage over shards, then the reduce."""
 
 import contextlib
+import json
 import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import RunError, plural
@@ -163,7 +164,7 @@ def run_shards(
         first_uri = manifest.rows(0, 1)["uri"][0].as_py()
     started = time.monotonic()
     until = (started if began is None else began) + resources.max_seconds()
-    progress = Progress(plan.rows + lost, done, unit=plan.unit)
+    progress = Progress(plan.rows + lost, done, unit=plan.unit, expected=forecast_rate(storage, plan.unit))
     try:
         map_shards(spec, first_uri, progress, Work(pending_of(plans, receipts), n_pending, until))
     finally:
@@ -173,6 +174,19 @@ def run_shards(
     if time.monotonic() >= until:
         _check_all_done(storage, plans, plan.unit, resources)
     return None if done else time.monotonic() - started
+
+
+FORECAST: Final = "forecast.json"
+"""What `maskrcnn plan --measure` expected, in the run's directory."""
+
+
+def forecast_rate(storage: Storage, unit: str) -> float | None:
+    """Return the images or windows per second that were forecast; None if there is no forecast."""
+    try:
+        rate = json.loads(storage.read(FORECAST))[f"{unit}s_per_s"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # a forecast is never needed
+        return None
+    return float(rate) if isinstance(rate, int | float) and rate > 0 else None
 
 
 def _check_all_done(storage: Storage, plans: Sequence[Plan], unit: str, resources: ResourceConfig) -> None:

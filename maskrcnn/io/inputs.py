@@ -16,9 +16,9 @@ from fsspec.utils import glob_translate
 
 from ..errors import UsageError, plural
 from .archives.member import split_member
-from .picture_tables.picture_uri import split_picture
+from .picture_tables.picture_uri import is_lance, split_picture
 from .refusals import Refusal
-from .schemes import ARCHIVES, input_store_of, store_of
+from .schemes import ARCHIVES, TABLES, input_store_of, store_of
 from .stores.store import ObjectStat, Page
 from .url import Url, is_folder, redact
 
@@ -87,9 +87,25 @@ def stat_input(uri: str) -> ObjectStat:
     """
     in_table = None if split_member(uri) else split_picture(uri)
     url = Url.parse(in_table[0] if in_table else uri)
+    if is_lance(url.key):
+        return TABLES.stat_table(url)
     store = ARCHIVES if split_member(uri) else store_of(url)
     with store.input_faults(url):
         return store.stat(url)
+
+
+def pin(url: str) -> str:
+    """Return a folder's, a glob's or a file's URL as one whose content never changes; as it is in stores without those.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        RunError: as `list_inputs`.
+    """
+    root = Url.parse(url)
+    store = store_of(root)
+    with store.output_faults("read", root, missing=True):
+        pinned = store.pinned(root)
+    return url if pinned == root else pinned.text
 
 
 def list_inputs(url: str) -> pa.Table:

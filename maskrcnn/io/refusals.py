@@ -143,7 +143,7 @@ class Refusal(Enum):
     TABLE_EMPTY = "empty_file", f"the table has zero bytes: {_COPY}"
     TABLE_DAMAGED = (
         "corrupt",
-        f"no sound Parquet file (damaged, cut off or encrypted); its rows are not known: {_COPY}, and plan a new run",
+        f"no sound table (damaged, cut off or encrypted); its rows are not known: {_COPY}, and plan a new run",
     )
     TABLE_ON_THE_WEB = (
         "unsupported_format",
@@ -160,7 +160,12 @@ class Refusal(Enum):
     )
     ROW_GROUP_DAMAGED = (
         "corrupt",
-        f"its part of the table, a row group, is damaged: {_COPY}, or write it again",
+        f"its part of the table, a row group or a record batch, is damaged: {_COPY}, or write it again",
+    )
+    RECORD_BATCH_LARGE = (
+        "unsupported_format",
+        "in a compressed record batch with more than {limit} MiB of pictures: write the table with smaller ones, or "
+        "uncompressed, or to Parquet",
     )
     ROW_GROUP_ENCODING = (
         "unsupported_format",
@@ -355,11 +360,17 @@ class Refusal(Enum):
     )
     MISSING = "not_found", "it does not exist; check its name"
     NO_BUCKET = "not_found", "there is no bucket {bucket!r}; create it or check its name"
+    NO_CONTAINER = "not_found", "there is no container {container!r}; create it or check its name"
+    CONTAINER_NAME = "not_found", "{container!r} is not a name that a container can have; correct it"
     BUCKET_NAME = "not_found", "{bucket!r} is not a name that a bucket can have; correct it"
     OBJECT_NAME = "not_found", "the store does not accept the name; correct it"
     ARCHIVED = (
         "archived",
         "archived{tier}: restore it (`aws s3api restore-object`), and read it when that is done",
+    )
+    ARCHIVED_BLOB = (
+        "archived",
+        "archived: move it to the tier Hot (`az storage blob set-tier`), and read it when that is done",
     )
     ACCESS_DENIED = "access_denied", "access denied ({answer}); check the credentials' rights{payer}"
     KMS_KEY = (

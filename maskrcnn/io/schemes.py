@@ -1,6 +1,5 @@
 """Which store a URL is in. A new store is a module like `fsspec_store.py` and a line in the table here."""
 
-import re
 from typing import Final
 
 from ..errors import StoreSetupError
@@ -8,13 +7,15 @@ from .archives.archive_store import ArchiveStore
 from .archives.member import split_member
 from .picture_tables.picture_uri import split_picture
 from .picture_tables.table_store import TableStore
+from .stores.azure_store import AzureStore
 from .stores.fsspec_store import FsspecStore
 from .stores.gcs_store import GcsStore
+from .stores.hf_store import HfStore
 from .stores.http_store import HttpStore
 from .stores.local_store import LocalStore
 from .stores.s3_store import S3Store
 from .stores.store import InputStore, Store
-from .url import USER_PATTERN, Url
+from .url import Url, has_user
 
 _LOCAL: Final = LocalStore()
 _WEB: Final = HttpStore()
@@ -24,23 +25,24 @@ _REMOTE: Final[dict[str, Store]] = {
     "s3a": _S3,
     "gs": GcsStore("gs"),
     "gcs": GcsStore("gcs"),
+    "az": AzureStore("az"),
+    "abfs": AzureStore("abfs"),
+    "abfss": AzureStore("abfss"),
+    "hf": HfStore(),
     "memory": FsspecStore("memory"),
 }
 REMOTE_SCHEMES: Final = tuple(_REMOTE)
-_USE: Final = "use a local path, s3:// or gs://"
+STORES_IN_WORDS: Final = "s3://, gs:// or az://"
+"""What messages advise; the other schemes are further spellings of these."""
+_USE: Final = f"use a local path, {STORES_IN_WORDS}"
 _ADVICE: Final = "mount it as a folder, or copy the files"
-_DOWNLOAD: Final = (
-    "download the data set (`hf download --repo-type dataset NAME --local-dir FOLDER`), and name FOLDER, whose Parquet "
-    "files are read"
-)
 UNSUPPORTED: Final = {
-    **dict.fromkeys(("abfs", "abfss", "az", "wasb", "wasbs"), "Azure Blob Storage"),
+    **dict.fromkeys(("wasb", "wasbs"), "Azure Blob Storage's former driver"),
     **dict.fromkeys(("adl",), "Azure Data Lake Storage"),
     **dict.fromkeys(("hdfs", "viewfs", "webhdfs"), "Hadoop's file system"),
     **dict.fromkeys(("ftp", "ftps", "sftp", "ssh"), "a file server"),
     **dict.fromkeys(("smb", "nfs"), "a network share"),
     **dict.fromkeys(("dbfs",), "Databricks' file system"),
-    **dict.fromkeys(("hf",), "the Hugging Face Hub"),
     **dict.fromkeys(("oss",), "Alibaba Cloud's object storage"),
     **dict.fromkeys(("oci",), "Oracle Cloud's object storage"),
 }
@@ -57,7 +59,7 @@ def store_of(url: Url) -> Store:
         return _LOCAL
     if url.scheme not in _REMOTE:
         raise StoreSetupError(unsupported(url.scheme))
-    if re.match(USER_PATTERN, url.text):
+    if has_user(url.text):
         raise StoreSetupError(
             f"{url.scheme}:// urls take no user and password; credentials come from the environment"
         )
@@ -73,11 +75,10 @@ def unsupported(scheme: str) -> str:
     """Return the message that refuses a scheme which is no store's.
 
     >>> print(unsupported("x"))
-    x:// is not a supported store: use a local path, s3:// or gs://
+    x:// is not a supported store: use a local path, s3://, gs:// or az://
     """
     if scheme in UNSUPPORTED:
-        advice = _DOWNLOAD if scheme == "hf" else f"{_USE}; {_ADVICE}"
-        return f"{scheme}:// ({UNSUPPORTED[scheme]}) is not a supported store: {advice}"
+        return f"{scheme}:// ({UNSUPPORTED[scheme]}) is not a supported store: {_USE}; {_ADVICE}"
     return f"{scheme}:// is not a supported store: {_USE}"
 
 

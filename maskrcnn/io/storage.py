@@ -18,7 +18,7 @@ from .url import Url
 
 
 class Storage:
-    """An output directory or prefix: a local path, `s3://…`, `gs://…` or `memory://…`.
+    """An output directory or prefix: a local path, `s3://…`, `gs://…`, `az://…` or `memory://…`.
 
     It holds only its URL: it may be pickled, and used by any number of threads. Paths are relative to
     it, with `/`, and never leave it.

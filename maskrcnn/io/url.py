@@ -19,6 +19,14 @@ USER_PATTERN: Final = (
 Secret keys of S3 contain slashes, which belong to the password if its beginning is neither a port nor an ARN's. The
 pattern is one of Python and of RE2, which pyarrow uses.
 """
+AZURE_ACCOUNT_PATTERN: Final = (
+    r"^(?i:abfss?|az)://[a-z0-9$][a-z0-9-]*@[a-z0-9]+\.(?:dfs|blob)\.core\.(?:windows\.net|chinacloudapi\.cn|usgovcloudapi\.net)"
+    r"(?:/|$)"
+)
+"""Matches a URL in Hadoop's spelling, `abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/KEY`, which has no user.
+
+Only hosts of Azure's: another one would be sent the credentials.
+"""
 WEB_SCHEMES: Final = ("http", "https")
 _ACCESS_POINT: Final = re.compile(
     r"arn:[a-z0-9-]+:s3[a-z-]*:[a-z0-9-]*:[0-9]*:(outpost[/:][^/:]+[/:])?accesspoint[/:][^/]+"
@@ -161,6 +169,15 @@ def _decoded(path: str) -> str:
     return path if "\0" in decoded else decoded
 
 
+def has_user(text: str) -> bool:
+    """Return whether a URL has a user or a password in it.
+
+    >>> [has_user(f"abfs://photos@{host}/a.png") for host in ("account.dfs.core.windows.net", "host")]
+    [False, True]
+    """
+    return bool(re.match(USER_PATTERN, text)) and not re.match(AZURE_ACCOUNT_PATTERN, text)
+
+
 def redact(text: str) -> str:
     """Return a URL for logs and messages: without user and password, and on the web without query and fragment.
 
@@ -169,7 +186,9 @@ def redact(text: str) -> str:
     >>> redact("s3://KEY:SECRET@bucket/photos"), redact("s3://KEY:SEC/RET@bucket/photos")
     ('s3://…@bucket/photos', 's3://…@bucket/photos')
     """
-    shown = re.sub(USER_PATTERN, lambda match: f"{match[0].partition('://')[0]}://…@", text)
+    shown = text
+    if has_user(text):
+        shown = re.sub(USER_PATTERN, lambda match: f"{match[0].partition('://')[0]}://…@", text)
     return re.split(r"[?#]", shown, maxsplit=1)[0] if Url.parse(text).is_web else shown
 
 

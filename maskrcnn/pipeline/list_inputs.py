@@ -20,10 +20,10 @@ from ..formats.json_images import read_json_images
 from ..io.archives.list_members import find_members
 from ..io.manifests.manifest_columns import MAX_URI_BYTES
 from ..io.manifests.read_manifest import read_manifest
-from ..io.manifests.sources import is_inventory, is_manifest, read_listing, refuse_query, source_of
-from ..io.schemes import REMOTE_SCHEMES, UNSUPPORTED, unsupported
+from ..io.manifests.sources import is_inventory, is_manifest, pinned, read_listing, refuse_query, source_of
+from ..io.schemes import REMOTE_SCHEMES, STORES_IN_WORDS, UNSUPPORTED, unsupported
 from ..io.stores.local_names import as_found
-from ..io.url import FILE_URI, LOCAL_SCHEMES, USER_PATTERN, Url
+from ..io.url import AZURE_ACCOUNT_PATTERN, FILE_URI, LOCAL_SCHEMES, USER_PATTERN, Url
 from ..schema import MANIFEST, METADATA, PLACE, SKIPPED
 from .carried_columns import carried_columns, has_pictures, named
 
@@ -36,6 +36,10 @@ log = logging.getLogger("maskrcnn")
 
 _SCHEME: Final = r"^[A-Za-z][A-Za-z0-9+.-]{0,31}://"
 _KNOWN_SCHEME: Final = rf"^(?i:{'|'.join((*REMOTE_SCHEMES, *LOCAL_SCHEMES))})://"
+_OF_HUB: Final = (
+    r"^(?i:hf)://(?:datasets/|spaces/)?[^/]+/[^/@]+(?:@refs/(?:convert|pr)/[^/]+|@[^/]+)?(?P<rest>(?:/.*)?)$"
+)
+"""A file in a repository of the Hugging Face Hub."""
 _WEB: Final = r"^(?i:https?)://"
 _RELATIVE_FILE: Final = rf"^(?i:{'|'.join(LOCAL_SCHEMES)})://([^/]|$)"
 _QUERY: Final = r"(?s)[?#].*"
@@ -86,7 +90,8 @@ def read_inputs(
         UsageError: the source does not exist or cannot be read, a row is invalid, a uri has an unsupported scheme or a
             password, or `images_root` is given without a manifest.
     """
-    whole, sha256 = source_of(source, image_column)
+    identity, sha256 = source_of(source, image_column)
+    whole = pinned(identity)
     listing = None
     if not is_manifest(source, image_column) or is_inventory(whole):
         listing = read_listing(
@@ -124,7 +129,7 @@ def read_inputs(
     table, ids_given = _ordered(rows, source, named_by, unique_ids=kind != "listing")
     table = table if limit is None else table.slice(0, limit)
     skipped = SKIPPED.empty_table() if listing is None else listing.skipped
-    return Inputs(table, ids_given, skipped, whole, sha256, kind)
+    return Inputs(table, ids_given, skipped, identity, sha256, kind)
 
 
 def _common_folder(files: pa.Table) -> str:
@@ -168,8 +173,20 @@ def _resolved(rows: pa.Table, root: str, source: str, *, allow_http: bool) -> pa
     uris = _replaced(uris, below, lambda some: pc.binary_join_element_wise(root.rstrip("/"), some, "/"))
     _refuse_foreign(uris, source, allow_http=allow_http)
     others = [name for name in rows.column_names if name not in ("uri", "name")]
+    uris = _replaced(uris, pc.match_substring_regex(uris, _OF_HUB), _pinned)
     table = pa.table({"name": names, "uri": _found(uris, source)} | {name: rows[name] for name in others})
     return _with_places(table)
+
+
+def _pinned(uris: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return uris of the Hugging Face Hub with the commits that their revisions stand for now."""
+    rests = pc.struct_field(pc.extract_regex(uris, _OF_HUB), "rest")
+    sizes = pc.subtract(pc.binary_length(uris), pc.binary_length(rests))
+    roots = [
+        uri.encode()[:size].decode() for uri, size in zip(uris.to_pylist(), sizes.to_pylist(), strict=True)
+    ]
+    commits = {root: pinned(root) for root in dict.fromkeys(roots)}
+    return pc.binary_join_element_wise(pa.array([commits[root] for root in roots]), rests, "")
 
 
 def _check_root(root: str, *, allow_http: bool) -> None:
@@ -236,16 +253,20 @@ def _refuse_foreign(uris: pa.ChunkedArray, source: str, *, allow_http: bool) -> 
     def matching(pattern: str, among: pa.ChunkedArray) -> pa.ChunkedArray:
         return among.filter(pc.match_substring_regex(among, pattern))
 
+    def others(pattern: str, among: pa.ChunkedArray) -> pa.ChunkedArray:
+        return among.filter(pc.invert(pc.match_substring_regex(among, pattern)))
+
     schemed = matching(_SCHEME, uris)
     on_the_web = matching(_WEB, schemed)
     of_files = matching(_RELATIVE_FILE, schemed)
-    relative = of_files.filter(pc.invert(pc.match_substring_regex(of_files, FILE_URI)))
-    unknown = schemed.filter(pc.invert(pc.match_substring_regex(schemed, f"{_KNOWN_SCHEME}|{_WEB}")))
+    relative = others(FILE_URI, of_files)
+    unknown = others(f"{_KNOWN_SCHEME}|{_WEB}", schemed)
+    with_user = others(AZURE_ACCOUNT_PATTERN, matching(USER_PATTERN, schemed))
     scheme = Url.parse(unknown[0].as_py()).scheme if len(unknown) else ""
     mounted = f" ({unsupported(scheme)})" if scheme in UNSUPPORTED else ""
     for refused, why in (
-        (unknown, f"of an unsupported scheme, not s3:// or gs://{mounted}"),
-        (matching(USER_PATTERN, schemed), "with a user or a password; credentials come from the environment"),
+        (unknown, f"of an unsupported scheme, not {STORES_IN_WORDS}{mounted}"),
+        (with_user, "with a user or a password; credentials come from the environment"),
         (relative, "of files without an absolute path, as in file:///…"),
         (uris.slice(0, 0) if allow_http else on_the_web, "on the web, without --allow-http"),
     ):

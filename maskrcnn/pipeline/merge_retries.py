@@ -22,6 +22,8 @@ from ..types import Category
 from .receipts import ChosenReceipt
 
 PART_BYTES: Final = 128 * 2**20
+PART_ROWS: Final = 1_000_000
+"""Small rows make a part too: it is one task, and one file of COCO JSON."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,33 +58,40 @@ class RetryResult:
     """Path of the file that it was read from."""
 
 
+def _sizes(shard: ChosenReceipt) -> tuple[int, int, int, int]:
+    return shard.images.bytes, shard.instances.bytes, shard.images.rows, shard.instances.rows
+
+
 def group_shards(
     chosen: Sequence[ChosenReceipt],
     redone: Sequence[Sequence[RetryShard]] = (),
     part_bytes: int = PART_BYTES,
+    part_rows: int = PART_ROWS,
     may_begin: Callable[[int], bool] = lambda _: True,
 ) -> list[Group]:
-    """Cut the shards, in order, into groups of at most `part_bytes` of instances or images, at least one shard each.
+    """Cut the shards, in order, into groups of at most `part_bytes` and `part_rows` of instances or images.
 
-    The size of a retry's shard is divided equally among its rows.
+    A group has at least one shard. The size of a retry's shard is divided equally among its rows.
 
     Args:
         chosen: receipts of the first generation, in the order of its plan.
         redone: shards of the later generations.
         part_bytes: maximum size of the instances, or of the images, of a group.
+        part_rows: maximum number of them.
         may_begin: whether a group may begin with this row; otherwise the group before it becomes larger.
     """
     starts = np.cumsum([0, *(shard.images.rows for shard in chosen)])
-    sizes = np.array([[shard.images.bytes, shard.instances.bytes] for shard in chosen], np.int64)
+    sizes = np.array([_sizes(shard) for shard in chosen], np.int64).reshape(-1, 4)
     for again in (each for generation in redone for each in generation):
-        found = np.array([again.shard.images.bytes, again.shard.instances.bytes])
+        found = np.array(_sizes(again.shard))
         np.add.at(sizes, np.searchsorted(starts, again.rows, side="right") - 1, found // len(again.rows))
-    cuts, images_bytes, instances_bytes = [0], 0, 0
-    for index, (more_images, more_instances) in enumerate(sizes.tolist()):
-        images_bytes, instances_bytes = images_bytes + more_images, instances_bytes + more_instances
-        if index and max(images_bytes, instances_bytes) > part_bytes and may_begin(int(starts[index])):
+    limits = np.array([part_bytes, part_bytes, part_rows, part_rows])
+    cuts, total = [0], np.zeros(4, np.int64)
+    for index, more in enumerate(sizes):
+        total = total + more
+        if index and (total > limits).any() and may_begin(int(starts[index])):
             cuts.append(index)
-            images_bytes, instances_bytes = more_images, more_instances
+            total = more
     return [
         Group(number, int(starts[low]), tuple(chosen[low:high]), _within(redone, starts[low], starts[high]))
         for number, (low, high) in enumerate(pairwise([*cuts, len(chosen)]))

@@ -1,8 +1,9 @@
 """Read the inputs of a shard: files one by one, members of archives and pictures in tables several at once.
 
 A request costs as much as a hundred kilobytes. Members that lie beside each other in an archive, and are asked for one
-soon after the other, are read by one request, and the next such range is requested meanwhile. Of a table, the rows of
-a row group are read together. None is read twice.
+soon after the other, are read by one request, and the next such range is requested meanwhile. The pictures of an Arrow
+file whose places are known are read like members. Of other tables, the rows of a row group are read together. None is
+read twice.
 """
 
 import math
@@ -16,7 +17,7 @@ from ..io.archives.archive_index import check_readable, content_of
 from ..io.archives.list_members import member_of
 from ..io.archives.member import SOLID_SUFFIXES, Member, is_archive, split_member
 from ..io.inputs import open_input, read_input
-from ..io.picture_tables.picture_uri import is_table
+from ..io.picture_tables.picture_uri import is_table, split_picture
 from ..io.picture_tables.row_groups import PicturesOfRows
 from ..io.picture_tables.table_store import picture_of
 from ..io.refusals import Refusal
@@ -61,7 +62,7 @@ class ShardInputs:
         self._members: dict[int, tuple[Url, Member]] = {}
         for position, entry in enumerate(entries):
             if entry.get(PLACE.name) is not None:
-                archive, name = split_member(entry["uri"]) or (entry["uri"], "")
+                archive, name = _file_of(entry["uri"])
                 self._members[position] = (
                     Url.parse(archive),
                     member_of(name, entry["bytes"], entry[PLACE.name]),
@@ -78,7 +79,12 @@ class ShardInputs:
         )
         self._requested = 0
         self._in_tables = PicturesOfRows(
-            [(entry["uri"], entry["etag"]) for entry in entries], open_table=TABLES.table
+            {
+                position: (entry["uri"], entry["etag"])
+                for position, entry in enumerate(entries)
+                if position not in self._members
+            },
+            open_table=TABLES.table,
         )
 
     def read(self, position: int) -> bytes:
@@ -173,6 +179,12 @@ class ShardInputs:
             current, used = _Range(archive, etag, start, stop, {position}), counted
         if current is not None:
             yield current
+
+
+def _file_of(uri: str) -> tuple[str, str]:
+    """Return the URL of the archive or the table that an input is in, and its name there; "" for the file itself."""
+    picture = split_picture(uri)
+    return split_member(uri) or ((picture[0], uri) if picture else (uri, ""))
 
 
 def _check_readable(uri: str) -> None:

@@ -26,9 +26,9 @@ from ..formats.coco_findings import Finding, Findings, summary_of_errors
 from ..formats.coco_reader import CocoImages, below, find_images_root, read_coco
 from ..imaging.decode import Limits, decode_image
 from ..io.inputs import read_input
-from ..io.schemes import is_supported
+from ..io.schemes import STORES_IN_WORDS, is_supported
 from ..io.stores.local_names import as_found
-from ..io.url import USER_PATTERN, Url, is_file, redact
+from ..io.url import Url, has_user, is_file, redact
 from ..types import Category
 
 LIMITS: Final = Limits(max_pixels=178_956_970, max_bytes=2**31, max_aspect=float("inf"))
@@ -260,11 +260,11 @@ def _fault_of_name(name: str) -> str | None:
     faults = (
         (not name.isprintable(), "not printable text"),
         (
-            re.match(USER_PATTERN, name),
+            has_user(name),
             "a URL with a user or a password (credentials come from the environment)",
         ),
         (url.is_web, "an address on the web (download the image, and name its path)"),
-        (not is_supported(url), "a URL of no supported store (use a path, s3:// or gs://)"),
+        (not is_supported(url), f"a URL of no supported store (use a path, {STORES_IN_WORDS})"),
         (_WINDOWS.match(name), "a path with a drive of Windows (make it relative, and give --images-root)"),
         (not _is_whole(name) and not below(name), "not a path below the images' folder"),
     )

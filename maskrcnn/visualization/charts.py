@@ -271,12 +271,13 @@ def cooccurrence_matrix(stats: Stats) -> dict[str, Any]:
     order = np.argsort(-stats.category_instances, kind="stable")[:MATRIX_CATEGORIES]
     order = order[stats.category_instances[order] > 0]
     names = [stats.categories[k].name for k in order]
+    matrix = stats.cooccurrence(order)
     rows = []
-    for i, name in zip(order, names, strict=True):
-        images = int(stats.category_images[i])
+    for i, name in enumerate(names):
+        images = int(matrix[i, i])
         cells = []
-        for j, other in zip(order, names, strict=True):
-            both = int(stats.cooccurrence[i, j])
+        for j, other in enumerate(names):
+            both = int(matrix[i, j])
             text = "" if i == j or not both else f"{100 * both / images:.0f}"
             title = f"{other} is in {both:,} of {plural(images, 'image')} with {name}"
             cells.append({"own": i == j, "strength": both / images, "text": text, "title": title})

@@ -34,7 +34,7 @@ def stand() -> Iterator[Arena]:
         yield stand
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("victim", "phase"), CASES)
 def test_whatever_is_killed_the_run_ends_as_if_nothing_had_happened(
     victim: str, phase: str, stand: Arena, capsys: pytest.CaptureFixture[str]

@@ -17,10 +17,10 @@ from chaos.local_job import map_again, run_job, without_ray
 from chaos.two_drivers import Ends, Meeting, contend, meet, race
 
 PAIRS = [("job", "job"), ("retry", "retry"), ("reduce", "reduce"), ("retry", "reduce")]
-FEW = 10
-SAMPLED = 5
-CONTENDING = 6
-RACES = 3
+FEW = 6
+SAMPLED = 3
+CONTENDING = 4
+RACES = 2
 S3_MEETINGS = 1
 
 
@@ -64,15 +64,14 @@ def some_moves(*about: object) -> tuple[tuple[int, int], ...]:
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_a_whole_run_at_each_step_of_another(
     stage: Stage, first: str, second: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    halts = [(0, n) for n in telling(stage, first)]
-    if first == "retry":
-        halts = few(halts, first, second)
+    halts = few([(0, n) for n in telling(stage, first)], first, second)
     if first != second:
-        halts += [(1, n) for n in telling(stage, second)]
+        halts += few([(1, n) for n in telling(stage, second)], second, first)
     meetings = [Meeting(stage.case(first), second, ((who, n), (1 - who, None))) for who, n in halts]
     report(capsys, f"{first} and {second}, a whole run at each step", all_of(meet, meetings))
 
@@ -110,6 +109,7 @@ def test_two_processes_at_once(
 
 
 @pytest.mark.s3
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("server", ["moto_server", "forgetful_server"])
 def test_two_drivers_on_s3_with_and_without_conditional_writes(
     stage: Stage, server: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]

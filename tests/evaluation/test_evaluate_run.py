@@ -33,6 +33,8 @@ from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter
 from maskrcnn.synthetic.planted_mosaic import MosaicSegmenter
 from maskrcnn.training.dataset import read_dataset
 
+pytestmark = pytest.mark.slow
+
 Json = dict[str, Any]
 IMAGES = 30
 BROKEN = "planted-000004.png"
@@ -117,7 +119,6 @@ def by_pycocotools(place: Path, kind: str) -> list[float]:
 # The numbers
 
 
-@pytest.mark.slow
 def test_each_of_the_twelve_metrics_is_what_pycocotools_says_of_the_runs_own_export(place: Path) -> None:
     answer = evaluated(place)
     assert 0.1 < answer["segm"][0] < 0.9
@@ -131,7 +132,6 @@ def test_each_of_the_twelve_metrics_is_what_pycocotools_says_of_the_runs_own_exp
     assert mean == pytest.approx(answer["segm"][0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("objects", [1, 7])
 def test_how_images_are_batched_changes_nothing(
     place: Path, monkeypatch: pytest.MonkeyPatch, objects: int
@@ -500,7 +500,6 @@ def test_the_library_takes_path_objects(place: Path) -> None:
 # Runs of windows, and in a store
 
 
-@pytest.mark.slow
 def test_a_run_of_windows_is_evaluated_by_its_whole_objects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,7 +177,7 @@ def problems(draw: st.DrawFn) -> tuple[dict[str, Any], Entries, int]:
 
 
 @pytest.mark.slow
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(problems(), st.integers(1, 3), st.integers(0, 3))
 def test_each_of_the_twelve_metrics_is_that_of_pycocotools(
     problem: tuple[dict[str, Any], Entries, int], batches: int, seed: int

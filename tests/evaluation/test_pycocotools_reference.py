@@ -160,6 +160,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(dataset, results, compla
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 @needs_fixture
 @pytest.mark.parametrize(("iou_type", "expected"), [("bbox", 0.300), ("segm", 0.281)])
 def test_a_real_networks_results_score_what_is_known_of_them(iou_type, expected):
@@ -168,6 +169,7 @@ def test_a_real_networks_results_score_what_is_known_of_them(iou_type, expected)
     assert np.mean(list(precision.per_category.values())) == pytest.approx(precision.ap)
 
 
+@pytest.mark.slow
 @needs_fixture
 def test_results_with_boxes_and_masks_score_like_masks_alone():
     masks = json.loads((FIXTURE / "results_segm.json").read_text())

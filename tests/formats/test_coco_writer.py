@@ -182,6 +182,7 @@ def test_no_part_at_all_gives_valid_files(tmp_path):
     assert json.loads((tmp_path / "coco/results_segm.json").read_text()) == []
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False)))
 def test_a_float32_is_written_as_strict_json_and_read_back_the_same(values):

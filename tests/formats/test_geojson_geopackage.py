@@ -182,6 +182,7 @@ def test_what_only_touches_180_is_not_cut():
         assert after.area == 20
 
 
+@pytest.mark.slow
 @given(st.integers(0, 58), st.integers(1, 4))
 def test_a_projected_raster_that_crosses_180_is_cut(column, width):
     """UTM zone 60 and a little beyond: the antimeridian runs through it, not along its columns."""

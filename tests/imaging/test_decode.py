@@ -696,6 +696,7 @@ def test_threads_decode_concurrently_and_restore_the_warning_filters() -> None:
 ODD = Path(__file__).parents[3] / "shared" / "data" / "odd_images"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ODD.is_dir(), reason="needs shared/data/odd_images")
 def test_real_odd_files_give_pixels_or_a_code() -> None:
     found: dict[str, str] = {}

@@ -158,6 +158,7 @@ def test_limits_hold_before_a_pixel_is_decoded(kind: str, monkeypatch: pytest.Mo
             image_size(io.BytesIO(data), limits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutated_files_give_pixels_or_a_code(kind: str) -> None:
     """In a decoding process, as in a run."""

@@ -141,6 +141,7 @@ SEGMENT_STARTS = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     st.lists(

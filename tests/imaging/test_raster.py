@@ -604,6 +604,7 @@ def test_blocks_other_than_damaged_ones_are_read(tmp_path: Path, threads: int) -
     np.testing.assert_array_equal(rgb, np.where(expected[..., None], 0, whole[1:99, 3:193]))
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.floats(0, 1, exclude_max=True))
 def test_a_truncated_raster_keeps_the_blocks_before_its_end(tmp_path: Path, share: float) -> None:

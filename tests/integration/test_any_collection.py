@@ -3,7 +3,7 @@
 import pytest
 from archives import packed
 from packed_runs import finish, instances_by_file, plan
-from picture_tables import parquet, table_of
+from picture_tables import arrow_stream, parquet, table_of
 from planted_images import write_planted
 
 from maskrcnn.io.storage import Storage
@@ -52,7 +52,8 @@ def all_of_them(store: Storage, files: dict[str, bytes]) -> str:
     one_tar(store, {name: files[name] for name in names[40:80]})
     seven_tars(store, {name: files[name] for name in names[80:120]})
     one_zip(store, {name: files[name] for name in names[120:160]})
-    tables_of_hugging_face(store, {name: files[name] for name in names[160:]})
+    tables_of_hugging_face(store, {name: files[name] for name in names[160:180]})
+    store.write("saved/data.arrow", arrow_stream(table_of({name: files[name] for name in names[180:]})))
     return "mixed"
 
 

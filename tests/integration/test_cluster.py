@@ -41,7 +41,7 @@ def cluster() -> Iterator[LocalCluster]:
 
 def test_three_nodes_give_the_bytes_of_one(cluster: LocalCluster, images: Path, tmp_path: Path) -> None:
     alone = maskrcnn_command(
-        "segment", str(images), str(tmp_path / "alone"), "--model", "planted", "--actors", "1"
+        "segment", str(images), str(tmp_path / "alone"), "--model", "planted", "--no-ray"
     )
     assert alone.returncode == 0, alone.stderr
     command = ["segment", str(images), str(tmp_path / "spread"), "--model", "planted:0.02", "--device", "cpu"]
@@ -52,6 +52,7 @@ def test_three_nodes_give_the_bytes_of_one(cluster: LocalCluster, images: Path, 
     assert parts(tmp_path / "spread") == parts(tmp_path / "alone")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("way", ["maskrcnn submit", "ray job submit"])
 def test_the_same_job_through_ray_jobs(way: str, cluster: LocalCluster, images: Path, tmp_path: Path) -> None:
     job = ["segment", str(images), str(tmp_path / "run"), "--model", "planted", "--device", "cpu"]

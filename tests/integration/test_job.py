@@ -94,6 +94,7 @@ def wait_for_receipts(output: Path, at_least: int, process: subprocess.Popen[str
     raise TimeoutError(f"no {at_least} receipts in {output}")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
 def test_a_driver_that_dies_in_mid_run_is_continued(
     images: Path, undisturbed: Path, tmp_path: Path, stop: signal.Signals, ray_cluster: LocalCluster
@@ -190,16 +191,6 @@ def test_another_configuration_is_refused_with_what_differs(images: Path, undist
     assert run.returncode == 2
     assert "min-score: planned 0.05, now 0.5" in run.stderr
     assert len(run.stderr.splitlines()) == 1
-
-
-def test_a_job_from_a_directory_with_its_own_jobs_package(
-    images: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "jobs").mkdir()
-    (tmp_path / "jobs" / "__init__.py").write_text("raise ImportError('the wrong jobs')\n")
-    run = maskrcnn_command("segment", str(images), "out", "--model", "planted", "--ray", cwd=tmp_path)
-    assert run.returncode == 1, run.stderr
-    assert parts(tmp_path / "out") == parts(undisturbed)
 
 
 def test_export_and_gc(undisturbed: Path, tmp_path: Path) -> None:

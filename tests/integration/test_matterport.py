@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from commandline import maskrcnn_command
@@ -47,7 +46,7 @@ def test_images_and_what_is_found_in_them(weights: Path, tmp_path: Path) -> None
     images.mkdir()
     for name in images_of("resnet50")[:2]:
         Image.fromarray(script("make_images").make_image(name)).save(images / f"{name}.png")
-    photos = sorted(COCO.glob("*.jpg"))[:2] if COCO.is_dir() else []
+    photos = sorted(COCO.glob("*.jpg"))[:1] if COCO.is_dir() else []
     for photo in photos:
         (images / photo.name).write_bytes(photo.read_bytes())
     (images / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
@@ -69,7 +68,7 @@ def test_images_and_what_is_found_in_them(weights: Path, tmp_path: Path) -> None
 
 def test_a_raster_in_windows(weights: Path, tmp_path: Path) -> None:
     pytest.importorskip("rasterio")
-    image = np.tile(script("make_images").make_image("c_400x300"), (1, 2, 1))
+    image = script("make_images").make_image("c_400x300")
     write_geotiff(tmp_path / "in" / "a.tif", image)
     options = (
         "--model",

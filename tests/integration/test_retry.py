@@ -127,6 +127,7 @@ def _of(codes: dict[int, str], code: str) -> list[int]:
     return [row for row, found in codes.items() if found == code]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("again", ["retry", "segment"])
 def test_a_retry_that_is_killed_is_continued_by_either_command(
     again: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -32,8 +32,8 @@ def local(tmp_path: Path) -> Path:
 def test_s3_to_s3_gives_the_rows_of_local_files(
     server: str, local: Path, tmp_path: Path, request: pytest.FixtureRequest, ray_cluster: LocalCluster
 ) -> None:
-    command = ["segment", str(local), str(tmp_path / "run"), "--model", "planted", "--actors", "1"]
-    here = maskrcnn_command(*command, cluster=ray_cluster)
+    command = ["segment", str(local), str(tmp_path / "run"), "--model", "planted", "--no-ray"]
+    here = maskrcnn_command(*command)
     assert here.returncode == 1, here.stderr
     prefix = request.getfixturevalue(server).prefix()
     bucket = Storage(f"{prefix}/images")

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from commandline import maskrcnn_command
 from labelled import write_labels
+from local import LocalCluster
 from maskrcnn_jobs.cli import main
 
 from maskrcnn.models.model import load_model
@@ -22,18 +21,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 SIDE = 128
 OPTIONS = ["--model", "scenes", "--epochs", "2", "--batch-size", "2", "--crop", str(SIDE), "--min-size", str(SIDE),
            "--max-size", str(SIDE), "--freeze", "5", "--val-share", "0.4"]  # fmt: skip
-
-
-def maskrcnn(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "maskrcnn_jobs", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def ended(process):
-    out, err = process.communicate()
-    return process.returncode, out, err
 
 
 def ended_here(*arguments):
@@ -48,12 +35,13 @@ def labels(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(labels, tmp_path_factory):
+def alone(labels, tmp_path_factory, ray_cluster):
     """A training by one worker."""
     output = tmp_path_factory.mktemp("alone") / "out"
-    code, out, err = ended(maskrcnn("train", labels, output, *OPTIONS, "--workers", 1, "--json"))
-    assert code == 0, err
-    return output, json.loads(out)
+    command = ["train", str(labels), str(output), *OPTIONS, "--workers", "1", "--json"]
+    done = maskrcnn_command(*command, cluster=ray_cluster)
+    assert done.returncode == 0, done.stderr
+    return output, json.loads(done.stdout)
 
 
 def test_a_training_leaves_a_model_a_log_and_a_page(alone):
@@ -64,28 +52,28 @@ def test_a_training_leaves_a_model_a_log_and_a_page(alone):
     assert "Epoch 2 of 2" in (output / "training.html").read_text()
 
 
-def kill_a_worker_after(driver: int, output: Path, killed: list[int]) -> None:
-    """Kill a worker of a driver's Ray Train as soon as an epoch is done."""
-    until = time.monotonic() + 400
+def kill_a_worker_after(cluster: LocalCluster, output: Path, killed: list[int]) -> None:
+    """Kill a worker of Ray Train as soon as an epoch is done."""
+    until = time.monotonic() + 250
     while time.monotonic() < until and not (output / "log.csv").exists():
         time.sleep(0.05)
-    for process in psutil.Process(driver).children(recursive=True):
+    for process in psutil.Process(cluster.nodes[0].process.pid).children(recursive=True):
         if any("RayTrainWorker" in part for part in process.cmdline()):
             process.send_signal(signal.SIGKILL)
             killed.append(process.pid)
             return
 
 
-def test_two_workers_one_of_which_is_killed_train_what_one_trains(alone, labels, tmp_path):
+def test_two_workers_one_of_which_is_killed_train_what_one_trains(alone, labels, tmp_path, ray_cluster):
     output, killed = tmp_path / "out", []
-    driver = maskrcnn("train", labels, output, *OPTIONS, "--workers", 2, "--json")
-    killer = threading.Thread(target=kill_a_worker_after, args=(driver.pid, output, killed))
+    killer = threading.Thread(target=kill_a_worker_after, args=(ray_cluster, output, killed))
     killer.start()
-    code, out, err = ended(driver)
+    command = ["train", str(labels), str(output), *OPTIONS, "--workers", "2", "--json"]
+    done = maskrcnn_command(*command, cluster=ray_cluster)
     killer.join()
-    assert code == 0, err
+    assert done.returncode == 0, done.stderr
     assert len(killed) == 1
-    rows = json.loads(out)["rows"]
+    rows = json.loads(done.stdout)["rows"]
     assert [row["epoch"] for row in rows] == [1, 2]
     for ours, theirs in zip(rows, alone[1]["rows"], strict=True):
         for name in LOSSES:
@@ -119,8 +107,9 @@ def test_errors_of_the_dataset_are_listed_before_ray_starts(labels, tmp_path):
     content["images"][3]["file_name"] = "gone.png"
     broken = labels.parent / "broken.json"
     broken.write_text(json.dumps(content))
-    code, _, err = ended(maskrcnn("train", broken, tmp_path / "out", *OPTIONS))
-    assert code == 2
+    done = maskrcnn_command("train", str(broken), str(tmp_path / "out"), *OPTIONS)
+    err = done.stderr
+    assert done.returncode == 2
     for kind in ("unknown category", "not four finite numbers", "fewer than three points", "cannot be read"):
         assert kind in err
     assert "starting Ray" not in err

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from maskrcnn.io.url import USER_PATTERN, Url, redact, redact_all
+from maskrcnn.io.url import AZURE_ACCOUNT_PATTERN, USER_PATTERN, Url, has_user, redact, redact_all
 
 SEGMENT = st.text(st.characters(exclude_characters="/", codec="utf-8"), min_size=1, max_size=6)
 
@@ -72,6 +72,16 @@ def test_no_password_is_repeated(scheme: str, user: str, password: str, host: st
     assert pc.match_substring_regex(pa.array([url]), USER_PATTERN).to_pylist() == [True]
     assert "hush" not in redact(url)
     assert "hush" not in redact_all(f"cannot read '{url}': refused by {url}.")
+
+
+@given(st.sampled_from(["abfs", "abfss", "az", "ABFS"]), st.sampled_from(["dfs", "blob"]), WORD, WORD)
+def test_a_container_before_its_account_is_no_user(scheme: str, service: str, account: str, key: str) -> None:
+    url = f"{scheme}://photos@{account}.{service}.core.windows.net/{key}"
+    named = re.fullmatch("[a-z0-9]+", account) is not None
+    assert bool(re.match(AZURE_ACCOUNT_PATTERN, url)) is named
+    assert pc.match_substring_regex(pa.array([url]), AZURE_ACCOUNT_PATTERN).to_pylist() == [named]
+    assert has_user(url) is not named
+    assert (redact(url) == url) is named
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def slow(monkeypatch):
     monkeypatch.setattr(ShardWorker, "run_shard", slowed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cap", [["--max-hours", 2 / 3600], ["--max-cost", 4, "--price", "120/min"]])
 def test_a_run_stops_at_its_cap_and_is_continued(tmp_path, slow, monkeypatch, cap):
     monkeypatch.setattr("maskrcnn.visualization.run_report.GALLERY_IMAGES", 0)

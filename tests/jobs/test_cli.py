@@ -230,7 +230,7 @@ def cannot_be_written(tmp_path: Path) -> dict[str, str]:
         "/proc/out": "no folder can be made there",
         str(tmp_path / ("x" * 300)): "the name is too long",
         str(tmp_path / "broken"): "a file exists where a folder is needed",
-        "abfs://photos@account.dfs.core.windows.net/out": "abfs:// (Azure Blob Storage) is not a supported store",
+        "wasbs://photos@host/out": "wasbs:// (Azure Blob Storage's former driver) is not a supported store",
         "https://host/out?sig=hunter2": "https:// is not a supported store",
     }
 

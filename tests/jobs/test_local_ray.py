@@ -169,7 +169,7 @@ def test_it_ends_with_a_command_that_is_killed(moment: str) -> None:
 def test_what_the_working_directory_and_the_home_directory_hold_does_not_matter(tmp_path: Path) -> None:
     """Packages of the user's own with the names of those that actors import; no home; a long TMPDIR."""
     write_planted(tmp_path / "images", 4, seed=3)
-    for name in ("maskrcnn", "maskrcnn_jobs", "ray", "torch", "numpy"):
+    for name in ("maskrcnn", "maskrcnn_jobs", "jobs", "ray", "torch", "numpy"):
         package = tmp_path / "work" / name / "__init__.py"
         package.parent.mkdir(parents=True)
         package.write_text("raise SystemExit('imported from the working directory')")

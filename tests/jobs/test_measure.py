@@ -55,17 +55,19 @@ def test_a_forecast_follows_from_the_sample(photos, tmp_path):
     # A network that sleeps is not faster on any machine; half of an image's time may be another's.
     assert forecast["images_per_s"] <= 40 / 30 * usable_cpus() / SLEEP_S
     assert forecast["eta_s"] > forecast["start_s"] + 40 / forecast["images_per_s"]
+    assert forecast["shard_s"] == pytest.approx(16 * 40 / 48 / forecast["images_per_s"], rel=0.02, abs=0.06)
     assert forecast["cost"] == pytest.approx(forecast["eta_s"] / 100, abs=1e-3)
     assert forecast["input_bytes"] == sum(
         path.stat().st_size for path in photos.iterdir() if path.suffix != ".json"
     )
 
 
+@pytest.mark.slow
 def test_measuring_leaves_nothing_but_the_plan_and_the_run_continues_it(photos, tmp_path):
     options = (photos, tmp_path / "measured", "--model", "planted")
     forecast_of(*options, "--measure", 8)
     assert command("plan", photos, tmp_path / "planned", "--model", "planted").exit_code == 0
-    assert files_of(tmp_path / "measured").keys() == files_of(tmp_path / "planned").keys()
+    assert files_of(tmp_path / "measured").keys() == files_of(tmp_path / "planned").keys() | {"forecast.json"}
     for output in ("measured", "planned"):
         run = command("segment", photos, tmp_path / output, "--model", "planted", "--no-ray")
         assert run.exit_code == 1  # a quarter of the images is broken
@@ -75,6 +77,7 @@ def test_measuring_leaves_nothing_but_the_plan_and_the_run_continues_it(photos, 
     assert all(measured[name] == planned[name] for name in tables)
 
 
+@pytest.mark.slow
 def test_only_what_is_left_is_forecast(photos, tmp_path):
     options = (photos, tmp_path / "out", "--model", "planted", "--shard-images", 10)
     assert command("plan", *options).exit_code == 0
@@ -85,6 +88,7 @@ def test_only_what_is_left_is_forecast(photos, tmp_path):
     assert forecast_of(*options, "--measure", 4)["images"] == 0
 
 
+@pytest.mark.slow
 def test_windows_are_measured_as_windows(tmp_path):
     write_mosaic(tmp_path / "raster", 2, 2, seed=1, size=128)
     (tmp_path / "raster" / "instances.json").unlink()
@@ -97,6 +101,7 @@ def test_windows_are_measured_as_windows(tmp_path):
     assert forecast["windows_per_s"] > 0
 
 
+@pytest.mark.slow
 def test_a_person_reads_rate_limit_and_time(photos, tmp_path):
     result = command("plan", photos, tmp_path / "out", "--model", "planted:0.05", "--measure", 8, "--no-ray")
     assert result.exit_code == 0
@@ -105,10 +110,27 @@ def test_a_person_reads_rate_limit_and_time(photos, tmp_path):
     assert "from the command to the end:" in result.stdout.splitlines()[-1]
 
 
+def test_settings_are_compared_by_measuring_each(photos, tmp_path):
+    options = (photos, tmp_path / "out", "--model", f"planted:{SLEEP_S}", "--measure", 8, "--no-ray")
+    compare = ("--compare", "batch-size=1,2", "--compare", "threads=1")
+    facts = json.loads(command("plan", *options, *compare, "--json").stdout)
+    assert [(row["batch_size"], row["threads"]) for row in facts["compared"]] == [(1, 1), (2, 1)]
+    rates = [row["images_per_s"] for row in facts["compared"]]
+    assert facts["forecast"]["images_per_s"] == max(rates)
+    text = command("plan", *options, *compare).stdout
+    assert "the fastest: --batch-size" in text
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
         (["--price", "2/h"], "add --measure"),
+        (["--compare", "threads=1,2"], "add --measure"),
+        (
+            ["--measure", "5", "--compare", "threads=0"],
+            "numbers from 1, as in batch-size=1,4,8, not 'threads=0'",
+        ),
+        (["--measure", "5", "--compare", "dtype=float16"], "takes actors, batch-size, threads"),
         (["--measure", "0"], "0 is not in the range"),
         (["--measure", "5", "--price", "2"], "a number and a unit of time"),
         (["--measure", "5", "--actors", "2", "--no-ray"], "without actors"),

@@ -108,6 +108,15 @@ def test_the_time_before_the_first_worker_is_ready_is_not_that_of_the_images() -
     assert "1.0 images/s, 16 min 10 s left" in progress.line()
 
 
+def test_the_pace_is_compared_with_a_forecast() -> None:
+    clock = Clock()
+    progress = Progress(1000, 0, io.StringIO(), expected=4.0, clock=clock)
+    for done in range(1, 61):
+        clock.now += 0.5
+        progress.show(running=counts(ok=done), actors=(2, 2))
+    assert "2.0 images/s (50 % of the forecast), 7 min 50 s left" in progress.line()
+
+
 @given(rate=st.floats(0.15, 500), seconds=st.floats(1, 300))
 def test_time_left_is_said_once_it_means_something(rate: float, seconds: float) -> None:
     """At a steady rate it is right from the first time that it is said, but for the one image that is in progress."""

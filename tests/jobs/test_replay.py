@@ -41,6 +41,7 @@ def test_a_shard_is_equal_and_the_run_is_as_it_was(run, shard):
     assert files_of(run) == before
 
 
+@pytest.mark.slow
 def test_the_networks_rows_are_equal_in_windows_and_in_whole_images(tmp_path):
     write_scenes(tmp_path / "scenes", 2, seed=7, size=160)
     for name, options in {"whole": [], "windows": ["--window", 96, "--overlap", 32]}.items():
@@ -100,6 +101,7 @@ def test_what_cannot_be_replayed_is_refused_in_one_line(run, tmp_path):
     assert command("replay", tmp_path, "--shard", 0).exit_code == 2
 
 
+@pytest.mark.slow
 def test_after_gc_there_is_nothing_to_compare_with(tmp_path):
     write_planted(tmp_path / "photos", 3, seed=4)
     run = tmp_path / "out"

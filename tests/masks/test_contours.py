@@ -66,6 +66,7 @@ def test_rasterized_polygons_equal_their_masks(masks: list[np.ndarray]) -> None:
         assert np.array_equal(rasterized, mask)
 
 
+@pytest.mark.slow
 @given(MASKS)
 @with_edge_cases
 def test_polygons_are_the_4_connected_components(masks: list[np.ndarray]) -> None:

@@ -44,6 +44,7 @@ def saved(network, tmp_path_factory):
 # --- safetensors ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_saved_model_is_loaded_in_float32_and_eval_mode(network, saved):
     model = load_model(str(saved))
     assert type(model.module) is MaskRCNN
@@ -161,6 +162,7 @@ def load(tmp_path):
     return load
 
 
+@pytest.mark.slow
 def test_the_number_of_labels_must_be_that_of_the_classes(resnet, load):
     with pytest.raises(UsageError, match="a network of 3 categories, but its labels file names 2"):
         load(half(resnet), "cat\ndog\n")

@@ -93,6 +93,7 @@ def test_detections_equal_torchvision_s(model, images):
     assert any(one.areas.any() for one in found)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("architecture", TRAINED)
 def test_detections_equal_those_of_every_network_run_directly(architecture, tmp_path, images):
     torch.manual_seed(2)

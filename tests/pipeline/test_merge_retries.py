@@ -90,6 +90,7 @@ def latest(every: Generations) -> dict[int, int | None]:
     return dict(sorted(merged.items()))
 
 
+@pytest.mark.slow
 @given(generations())
 def test_the_latest_generation_of_a_row_counts(case: tuple[int, int, Generations]) -> None:
     start, _, every = case
@@ -220,3 +221,24 @@ def test_ids_follow_the_rows_of_the_manifest() -> None:
         5 * INSTANCES_PER_IMAGE + 1,
         *(6 * INSTANCES_PER_IMAGE + k for k in (1, 2)),
     ]
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(1, 50)] * 4), min_size=1, max_size=30),
+    st.integers(1, 120),
+    st.integers(1, 120),
+)
+def test_a_group_of_several_shards_stays_within_both_limits(sizes, part_bytes, part_rows):
+    chosen = [
+        ChosenReceipt(f"1-{n:08d}", "a", File("images", "", b, rows), File("instances", "", c, found))
+        for n, (b, rows, c, found) in enumerate(sizes)
+    ]
+    groups = group_shards(chosen, part_bytes=part_bytes, part_rows=part_rows)
+    assert [shard for group in groups for shard in group.shards] == chosen
+    for group in groups:
+        files = [[shard.images for shard in group.shards], [shard.instances for shard in group.shards]]
+        fits = all(
+            sum(file.bytes for file in table) <= part_bytes and sum(file.rows for file in table) <= part_rows
+            for table in files
+        )
+        assert fits or len(group.shards) == 1

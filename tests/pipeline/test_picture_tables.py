@@ -1,9 +1,12 @@
 """Runs over tables of pictures: a collection is the same as loose files, and what holds of files holds of rows."""
 
+import lance
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from hub_server import NAME, Hub
 from packed_runs import Instances, finish, instances_by_file, loose_instances, plan, planted_files
-from picture_tables import STRUCT, damaged_in, parquet, table_of
+from picture_tables import STRUCT, arrow_file, arrow_stream, damaged_in, parquet, table_of
 from planned_run import process_shards
 
 from maskrcnn.errors import UsageError
@@ -49,6 +52,19 @@ def as_several_tables(store: Storage, files: dict[str, bytes]) -> str:
     return "data"
 
 
+def as_arrow(write, *options):
+    def written(store: Storage, files: dict[str, bytes]) -> str:
+        store.write("photos.arrow", write(table_of(files), *options))
+        return "photos.arrow"
+
+    return written
+
+
+def as_lance(store: Storage, files: dict[str, bytes]) -> str:
+    lance.write_dataset(table_of(files), f"{store.url}/photos.lance", max_rows_per_file=5)
+    return "photos.lance"
+
+
 def as_all_at_once(store: Storage, files: dict[str, bytes]) -> str:
     names = list(files)
     as_several_tables(store, {name: files[name] for name in names[:8]})
@@ -57,13 +73,25 @@ def as_all_at_once(store: Storage, files: dict[str, bytes]) -> str:
     return "data"
 
 
-LAYOUTS = [as_one(STRUCT, 3), as_one(pa.binary(), 100), as_one(STRUCT, 1), as_several_tables, as_all_at_once]
+LAYOUTS = [
+    as_one(STRUCT, 3),
+    as_one(pa.binary(), 100),
+    as_one(STRUCT, 1),
+    as_several_tables,
+    as_all_at_once,
+    as_arrow(arrow_stream, 7),
+    as_arrow(arrow_file, 7, "lz4"),
+    as_lance,
+]
 IDS = [
     "structs",
     "bytes in one row group",
     "row groups of one",
     "folder of tables",
     "folder with loose files",
+    "Arrow stream",
+    "Feather",
+    "Lance",
 ]
 
 
@@ -91,6 +119,24 @@ def test_rows_that_failed_are_tried_again_in_the_table_that_replaced_theirs(file
     assert verify_run(output).proven
 
 
+def test_rows_of_arrow_that_failed_are_tried_again_in_the_same_file_and_in_another(
+    files, loose, tmp_path
+) -> None:
+    whole = arrow_stream(table_of(files), 100)
+    name, data = next(iter(files.items()))
+    at = whole.index(data)
+    store = Storage(tmp_path)
+    store.write("photos.arrow", whole[:at] + b"damaged!" + whole[at + 8 :])
+    output = plan(tmp_path / "photos.arrow", tmp_path / "out")
+    assert finish(output).images().filter(pc.field("status") == "failed")["file"].to_pylist() == [name]
+    assert plan_retry(Storage(output), read_plans(Storage(output)))
+    assert finish(output).images()["n_instances"][0].as_py() == 0
+    store.write("photos.arrow", arrow_stream(table_of(files), 5))
+    assert plan_retry(Storage(output), read_plans(Storage(output)))
+    assert instances_by_file(finish(output)) == loose
+    assert verify_run(output).proven
+
+
 def test_a_table_that_changed_after_planning_fails_its_rows(files, tmp_path) -> None:
     store = Storage(tmp_path)
     store.write("photos.parquet", parquet(table_of(files)))
@@ -111,6 +157,22 @@ def test_the_rows_of_a_table_that_was_damaged_when_planned_need_a_new_plan(files
     images = finish(output).images()
     assert images["error"].to_pylist() == [None, "changed"]
     assert "plan a new run" in images["message"][1].as_py()
+
+
+def test_a_run_reads_a_data_set_of_the_hub_at_the_commit_of_its_plan(
+    files, loose, tmp_path, monkeypatch
+) -> None:
+    hub = Hub()
+    try:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        hub.commit({"data/train.parquet": parquet(table_of(files))})
+        output = plan(f"hf://datasets/{NAME}", tmp_path / "out")
+        process_shards(Storage(output), at_most=1)
+        hub.commit({"data/train.parquet": parquet(table_of(dict(reversed(files.items()))))})
+        assert plan(f"hf://datasets/{NAME}", tmp_path / "out") == output
+        assert instances_by_file(finish(output)) == loose
+    finally:
+        hub.stop()
 
 
 def test_the_column_is_part_of_the_run(files, tmp_path) -> None:

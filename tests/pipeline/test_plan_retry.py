@@ -32,6 +32,8 @@ from maskrcnn.stats import Stats
 from maskrcnn.synthetic.planted import PlantedSegmenter
 from maskrcnn.visualization.run_report import write_report
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 12
 
 
@@ -120,7 +122,6 @@ def collection(tmp_path: Path) -> Collection:
 # What comes out
 
 
-@pytest.mark.slow
 @settings(max_examples=8)
 @given(
     spoilt=st.dictionaries(st.integers(0, IMAGES - 1), st.sampled_from(SPOILT), min_size=1),

@@ -84,6 +84,7 @@ def test_of_several_attempts_the_first_by_name_counts_whose_files_are_there(tmp_
     assert attempts == ["b", "a", "b", "b", "b"]
 
 
+@pytest.mark.slow
 @given(missing=st.sets(st.sampled_from(EVERY), min_size=1))
 def test_a_shard_without_a_receipt_is_reported(
     tmp_path_factory: pytest.TempPathFactory, missing: set[str]

@@ -24,6 +24,8 @@ from maskrcnn.stats import Stats
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter
 from maskrcnn.visualization.run_report import write_report
 
+pytestmark = pytest.mark.slow
+
 ROWS = 30
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chaos.chance import chance
 from maskrcnn_jobs.driver.planning import Request, prepare
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -103,14 +104,14 @@ def test_the_order_of_shards_and_their_size_change_nothing(
 ) -> None:
     folder, _ = collection
     run_windows(folder, tmp_path / "a")
-    run_windows(folder, tmp_path / "b", order=3)
-    run_windows(folder, tmp_path / "c", order=4, shard_images=1)
+    dealt = chance("order of shards")
+    run_windows(folder, tmp_path / "b", order=dealt.randrange(1, 9), shard_images=dealt.choice((None, 1)))
     # COCO JSON has the date of the run.
     tables = [
         {path: data for path, data in tables_of(tmp_path / name).items() if path != "coco/instances.json"}
-        for name in "abc"
+        for name in "ab"
     ]
-    assert tables[0] == tables[1] == tables[2]
+    assert tables[0] == tables[1]
 
 
 def test_the_jitter_of_windows_doubles_splits_and_loses_nothing(tmp_path: Path) -> None:

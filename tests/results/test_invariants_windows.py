@@ -14,6 +14,8 @@ from windowed import mosaic, run_windows, write_geotiff
 
 from maskrcnn.results.verify import verify_run
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("rasterio")
 
 Edit = Callable[[pa.Table], pa.Table]
@@ -60,7 +62,6 @@ def tamper(output: Path, table: str, edit: Edit) -> None:
     (output / "_SUCCESS").write_text(json.dumps(success))
 
 
-@pytest.mark.slow
 def test_a_file_of_polygons_belongs_to_the_folder_of_its_images(whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     shutil.copytree(whole, output)

@@ -155,6 +155,7 @@ def test_it_needs_neither_shards_nor_receipts(output: Output) -> None:
     assert verify_run(str(output.path)).proven
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3, 1000])
 def test_the_grouping_of_rows_does_not_matter(
     output: Output, rows: int, monkeypatch: pytest.MonkeyPatch
@@ -168,6 +169,7 @@ def test_the_grouping_of_rows_does_not_matter(
     assert verify_run(str(output.path)).proven
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["auto", "always", "never"])
 def test_each_form_of_coco_is_proven(output: Output, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("maskrcnn.formats.coco_writer.MAX_ANNOTATIONS", 20)
@@ -361,6 +363,7 @@ FILES: list[tuple[str, Tampering, str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tamper", "check"), [case[1:] for case in FILES], ids=[case[0] for case in FILES])
 def test_a_file_that_is_tampered_with_is_found(output: Output, tamper: Tampering, check: str) -> None:
     tamper(output)
@@ -378,6 +381,7 @@ def flipped(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Output:
     return Output(folder)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=60)
 def test_a_byte_flipped_in_any_listed_file_is_found(flipped: Output, data: st.DataObject) -> None:
@@ -565,6 +569,7 @@ INSTANCES_ROWS: list[tuple[str, Callable[[pa.Table], pa.Table], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "line"), [case[1:] for case in INSTANCES_ROWS], ids=[case[0] for case in INSTANCES_ROWS]
 )

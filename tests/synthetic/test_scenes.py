@@ -12,6 +12,8 @@ from pycocotools.coco import COCO
 from maskrcnn.synthetic.scene_parts import CATEGORIES
 from maskrcnn.synthetic.scenes import Scene, coco_dataset, render_scene, statistics, write_scenes
 
+pytestmark = pytest.mark.slow
+
 SEEDS = range(24)
 
 
@@ -20,7 +22,6 @@ def scenes() -> list[Scene]:
     return [render_scene(seed) for seed in SEEDS]
 
 
-@pytest.mark.slow
 def test_a_scene_is_reproducible_from_its_seed(scenes: list[Scene]) -> None:
     for seed in (0, 7):
         again = render_scene(seed)
@@ -40,7 +41,6 @@ def test_shapes(size: int) -> None:
     assert len(scene.category_ids) <= 60
 
 
-@pytest.mark.slow
 def test_masks_are_exact_and_disjoint(scenes: list[Scene]) -> None:
     for scene in scenes:
         masks = scene.masks
@@ -50,7 +50,6 @@ def test_masks_are_exact_and_disjoint(scenes: list[Scene]) -> None:
         assert set(scene.category_ids.tolist()) <= {category.id for category in CATEGORIES}
 
 
-@pytest.mark.slow
 def test_the_image_changes_along_the_rims_of_masks(scenes: list[Scene]) -> None:
     """The ground truth is aligned with the drawing."""
     across, elsewhere = [], []
@@ -63,7 +62,6 @@ def test_the_image_changes_along_the_rims_of_masks(scenes: list[Scene]) -> None:
     assert np.mean(across) > 2 * np.mean(elsewhere)
 
 
-@pytest.mark.slow
 def test_the_scenes_are_varied(scenes: list[Scene]) -> None:
     measured = statistics(scenes)
     assert len(CATEGORIES) >= 6

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,6 +80,7 @@ rasters = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(rasters, st.integers(2, 20), st.integers(0, 10), st.integers(0, 99), st.data())
 def test_windows_equal_slices_of_the_whole_image(
     image: ImageHeader, window: int, overlap: int, seed: int, data: st.DataObject

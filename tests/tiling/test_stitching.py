@@ -359,7 +359,7 @@ SEEDS = st.integers(0, 2**31)
 
 
 @pytest.mark.slow
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(grids(3, 8, 16), SEEDS)
 def test_without_jitter_every_pixel_is_exact(grid: Grid, seed: int) -> None:
     ground_truths = mosaic(grid, seed, 60, 1)
@@ -368,7 +368,7 @@ def test_without_jitter_every_pixel_is_exact(grid: Grid, seed: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(grids(), SEEDS)
 @example(Grid(1008, 630, 256, 96, (36, 66)), 205)  # two windows that are not adjacent share 6 x 2 pixels
 def test_with_jitter_no_object_is_lost_duplicated_or_further_off(grid: Grid, seed: int) -> None:
@@ -378,7 +378,7 @@ def test_with_jitter_no_object_is_lost_duplicated_or_further_off(grid: Grid, see
 
 
 @pytest.mark.slow
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(grids(), SEEDS)
 def test_the_order_of_windows_does_not_matter(grid: Grid, seed: int) -> None:
     detections, _ = segmented(grid, mosaic(grid, seed, 60, 8), seed)

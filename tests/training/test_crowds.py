@@ -140,6 +140,7 @@ def expected_draw(sampler, keys, in_crowds):
     return set(positive), set(negative)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["rpn", "heads"])
 def test_negatives_are_drawn_outside_of_crowds(passes, sample, anchors, part):
     _, rpn, heads = passes["part"]
@@ -174,6 +175,7 @@ def test_without_crowds_the_losses_are_the_same_to_the_last_bit(passes):
     assert not torch.equal(plain["loss_objectness"], part["loss_objectness"])
 
 
+@pytest.mark.slow
 def test_crowds_of_one_image_change_no_other_image_of_its_batch(network, sample, passes):
     image, target = sample
     plain = {name: tensor for name, tensor in target.items() if name != "crowds"}

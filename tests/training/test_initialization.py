@@ -127,6 +127,7 @@ def test_unusable_models_and_sizes_raise_a_usage_error(model, options, message):
         start(model, [Category(1, "a")], **options)
 
 
+@pytest.mark.slow
 def test_frozen_stages_and_norms_are_not_trained():
     network = build_network(RESNET18, 2, 64, 64)
     counts = [freeze(copy.deepcopy(network), stages) for stages in range(6)]

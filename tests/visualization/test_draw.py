@@ -109,6 +109,7 @@ def test_a_mask_cropped_by_the_region_has_no_outline_there():
     assert np.array_equal(picture[199, 100], picture[150, 100])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "line"), [(200, 1), (800, 2), (4000, 10)])
 def test_lines_and_type_scale_with_the_picture(side: int, line: int):
     pixels = _grey(side, side)

@@ -194,6 +194,7 @@ def test_the_world_is_cut_where_there_are_no_rasters(spans: list[tuple[float, fl
     assert everywhere or not inside.any()
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(st.floats(0, 100), st.floats(0, 100), st.floats(0.1, 20), st.floats(0.1, 20)),

@@ -514,6 +514,7 @@ def test_a_large_raster_is_shown_as_regions_around_instances(
 # --- one image, segmented here -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_image_is_segmented_without_ray(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     ground_truth = random_instances(rng, 200, 300, 5)

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from html.parser import HTMLParser
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -58,9 +59,9 @@ def _stats(k: int, *, found: bool = True, name: str = "category") -> Stats:
         content["instances_per_image"]["counts"][0:2] = [200, 1000]
         content["position"]["counts"][4][5] = n
         content["image_size"]["counts"][10][11] = 1200
-        for i in range(0, k, 2):
-            for j in range(0, k, 2):
-                content["cooccurrence"]["counts"][i][j] = 10
+        ids = [row["id"] for row in content["categories"][::2]]
+        first, second = map(list, zip(*combinations(ids, 2), strict=True)) if len(ids) > 1 else ([], [])
+        content["cooccurrence"] = {"first": first, "second": second, "images": [10] * len(first)}
     return Stats.from_json(content)
 
 

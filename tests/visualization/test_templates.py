@@ -44,6 +44,7 @@ def test_a_picture_becomes_a_jpeg_in_a_uri() -> None:
     )
 
 
+@pytest.mark.slow
 def test_templates_are_found_where_the_package_is_an_archive(tmp_path: Path) -> None:
     """Templates are read as package data, not by a path beside the module."""
     source = Path(maskrcnn.__file__).parent

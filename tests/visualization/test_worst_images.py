@@ -35,6 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 16_384])
 @pytest.mark.parametrize("ground_truth", ["masks", "boxes"])
 @pytest.mark.parametrize("options", [{}, {"max_dets": 1}, {"max_dets": 1, "class_agnostic": True}])
@@ -69,6 +70,7 @@ def test_pictures_agree_with_the_table_of_images(
         assert (sides.detections.scores >= np.float32(0.5)).all()
 
 
+@pytest.mark.slow
 def test_both_sides_are_drawn_in_pictures(place: Path) -> None:
     with (
         evaluate_run(str(place / "run"), str(place / "boxes.json")) as (evaluation, shares),

@@ -129,12 +129,13 @@ def place_of(member: Member) -> dict[str, Any]:
     }
 
 
-def member_of(name: str, n_bytes: int, place: dict[str, Any]) -> Member:
-    """Return the member of a row, from its place."""
+def member_of(name: str, n_bytes: int | None, place: dict[str, Any]) -> Member:
+    """Return the member of a row, from its place; without a size, as in a retry, that of its bytes in the file."""
     refusal = place["refusal"]
     fields = place | {"refusal": refusal and Refusal[refusal]}
+    size = (place["stored"] or 0) if n_bytes is None else n_bytes
     return Member(
-        name=name, bytes=n_bytes, **fields | {"offset": place["offset"] or 0, "stored": place["stored"] or 0}
+        name=name, bytes=size, **fields | {"offset": place["offset"] or 0, "stored": place["stored"] or 0}
     )
 
 

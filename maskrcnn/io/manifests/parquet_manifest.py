@@ -93,6 +93,19 @@ def read_columns(
     if pictures in table.column_names:
         at = table.column_names.index(pictures)
         table = table.set_column(at, pictures, pc.struct_field(table[pictures], "path"))
+    return carried_table(source, table), left_out
+
+
+def carried_table(source: str, table: pa.Table) -> pa.Table:
+    """Return a table with columns of types that all readers know.
+
+    Args:
+        source: its name, for messages.
+        table: its columns, as they are in a file.
+
+    Raises:
+        UsageError: a column cannot be carried.
+    """
     columns = list(map(_carried, repeat(source), table.column_names, table.itercolumns()))
     changed = [
         repr(field.name)
@@ -105,7 +118,7 @@ def read_columns(
             source,
             ", ".join(changed[:12]) + (", …" if len(changed) > 12 else ""),
         )
-    return pa.table(columns, names=table.column_names), left_out
+    return pa.table(columns, names=table.column_names)
 
 
 @contextlib.contextmanager
@@ -185,6 +198,14 @@ def _check_sizes(source: str, file: BinaryIO, metadata: pq.FileMetaData, leaves:
         check_size(source, name, size, expanded)
 
 
+def check_expanded(source: str, table: pa.Table) -> None:
+    """Check the bytes of columns once their dictionaries, views and runs are expanded. Raises UsageError."""
+    size = 0
+    for name, column in zip(table.column_names, table.itercolumns(), strict=True):
+        size += (of_column := sum(map(_expanded_bytes, column.chunks)))
+        check_size(source, name, of_column, size)
+
+
 def _expands(chunk: pq.ColumnChunkMetaData) -> bool:
     return chunk.physical_type == "BYTE_ARRAY" and not _EXPANDING.isdisjoint(chunk.encodings)
 
@@ -198,6 +219,12 @@ def _expanded_bytes(array: pa.Array) -> int:
         lengths = pc.fill_null(pc.binary_length(array.dictionary), 0).to_numpy(zero_copy_only=False)
         used = array.indices.drop_null().to_numpy()
         return int(lengths.astype(np.int64)[used].sum())
+    if types.is_binary_view(kind) or types.is_string_view(kind):  # several may be of the same bytes
+        _, views, *_ = array.buffers()
+        lengths = np.frombuffer(views, np.int32)[4 * array.offset : 4 * (array.offset + len(array)) : 4]
+        return int(array.nbytes) + int(lengths.astype(np.int64).sum())
+    if types.is_run_end_encoded(kind):
+        return len(array) * int(array.values.nbytes)  # each run may be of the longest value
     if isinstance(kind, pa.BaseExtensionType):
         inner = [array.storage]
     elif types.is_struct(kind):

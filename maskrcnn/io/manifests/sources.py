@@ -22,15 +22,14 @@ from ...schema import PLACE, SKIPPED
 from ..archives.list_members import list_members
 from ..archives.member import SUFFIXES as ARCHIVE_SUFFIXES
 from ..archives.member import split_member
-from ..inputs import INPUTS, check_exists, list_inputs
-from ..picture_tables.list_rows import HasPictures, any_bytes, list_rows
+from ..inputs import check_exists, list_inputs, pin
+from ..picture_tables.list_rows import HasPictures, any_bytes, without_tables
 from ..picture_tables.picture_table import picture_columns
-from ..picture_tables.picture_uri import SUFFIX as TABLE_SUFFIX
-from ..picture_tables.picture_uri import is_table
+from ..picture_tables.picture_uri import ARROW_SUFFIXES, PARQUET, split_picture, split_version
 from ..refusals import Refusal
-from ..schemes import is_supported, unsupported
+from ..schemes import STORES_IN_WORDS, is_supported, unsupported
 from ..storage import Storage
-from ..url import USER_PATTERN, Url, is_folder, is_there, redact
+from ..url import Url, has_user, is_folder, is_there, redact
 from .csv_manifest import typed
 from .s3_inventory import HEAD_BYTES, begins_as_inventory, read_inventory
 from .skipped import skipped_files
@@ -39,7 +38,7 @@ from .text_files import GZIP
 _OF_A_RUN: Final = ("plan.json", "run.json")
 """The files by which the output of a run is known; see `pipeline.plan`."""
 _TEXT_SUFFIXES: Final = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson")
-MANIFEST_SUFFIXES: Final = (*_TEXT_SUFFIXES, TABLE_SUFFIX, ".json")
+MANIFEST_SUFFIXES: Final = (*_TEXT_SUFFIXES, PARQUET, ".json")
 """Those of text may be followed by `.gz`."""
 _ALL_SUFFIXES: Final = frozenset((*MANIFEST_SUFFIXES, *(f"{suffix}{GZIP}" for suffix in _TEXT_SUFFIXES)))
 _WILDCARD: Final = re.compile(r"[*?\[]")
@@ -50,7 +49,8 @@ _SUFFIXES: Final = (
 """Suffixes of formats that are read, and of those that photos come in and that are refused by name, one row each."""
 _IS_IMAGE: Final = rf"(?i)({'|'.join(map(re.escape, _SUFFIXES))})$"
 _IS_ARCHIVE: Final = rf"(?i)({'|'.join(map(re.escape, ARCHIVE_SUFFIXES))})$"
-_IS_TABLE: Final = rf"(?i){re.escape(TABLE_SUFFIX)}$"
+_IS_PARQUET: Final = rf"(?i){re.escape(PARQUET)}$"
+_IS_ARROW: Final = rf"(?i)({'|'.join(map(re.escape, ARROW_SUFFIXES))})$"
 _COMPANIONS: Final = (
     r"(?:^|/)(?P<place>\._|(?:__MACOSX|\.AppleDouble|\.ipynb_checkpoints|@eaDir|#recycle|\$RECYCLE\.BIN|\.Trashes"
     r"|\.Trash-[0-9]+|\.thumbnails|\.picasaoriginals)/)"
@@ -60,10 +60,10 @@ _COMPANIONS: Final = (
 
 def refuse_user(url: str, what: str) -> None:
     """Raise UsageError if a URL has a user or a password in it, without repeating it."""
-    if not re.match(USER_PATTERN, url):
+    if not has_user(url):
         return
     parsed = Url.parse(url)
-    if not is_supported(parsed):  # Azure's have a container there
+    if not is_supported(parsed):
         raise UsageError(f"{what}: {unsupported(parsed.scheme)}")
     raise UsageError(f"{what}: a url takes no user and password; credentials come from the environment")
 
@@ -99,6 +99,16 @@ def source_of(source: str, image_column: str | None = None) -> tuple[str, str | 
     return whole, digest.hexdigest()
 
 
+def pinned(whole: str) -> str:
+    """Return an input's URL as one whose content never changes, if its store has those.
+
+    Raises:
+        UsageError: it does not exist, or the store failed.
+    """
+    with usage_errors(whole):
+        return pin(whole)
+
+
 def check_source(source: str) -> None:
     """Look whether an input exists, by a few requests, without listing or reading it.
 
@@ -111,8 +121,9 @@ def check_source(source: str) -> None:
             url = Url.parse(whole)
             Storage(url.folder.text).size(url.name)
         else:
-            archive, _ = split_member(whole) or (whole, "")
-            check_exists(archive)
+            picture = split_picture(whole)
+            archive, _ = split_member(whole) or (picture[0] if picture else whole, "")
+            check_exists(split_version(archive)[0])
 
 
 def _whole(source: str) -> str:
@@ -125,8 +136,8 @@ def _whole(source: str) -> str:
     refuse_user(source, "the input")
     if url.is_web:
         raise UsageError(
-            f"{redact(source)}: the web cannot be listed: list its uris in a manifest on a local path, s3:// or gs://, "
-            "and add --allow-http"
+            f"{redact(source)}: the web cannot be listed: list its uris in a manifest on a local path, "
+            f"{STORES_IN_WORDS}, and add --allow-http"
         )
     if source.encode(errors="replace").decode() != source:
         raise UsageError(f"{source!a}: the name is not UTF-8: rename it")
@@ -147,7 +158,8 @@ def is_manifest(source: str, image_column: str | None = None) -> bool:
     """
     if not _is_named_as_manifest(source):
         return False
-    return not (is_table(source) and (image_column is not None or _holds_pictures(source)))
+    is_parquet = manifest_suffix(source) == PARQUET
+    return not (is_parquet and (image_column is not None or _holds_pictures(source)))
 
 
 def _holds_pictures(source: str) -> bool:
@@ -258,10 +270,12 @@ def read_listing(
     """
     with usage_errors(source):
         archive, within = split_member(source) or (source, None)
+        picture = None if within is not None else split_picture(source)
+        archive, image_column = picture[:2] if picture else (archive, image_column)
         if is_inventory(source):
             found, left_out = read_inventory(source, open_source, images_root)
         else:
-            found, left_out = list_inputs(archive), SKIPPED.empty_table()
+            found, left_out = list_inputs(split_version(archive)[0]), SKIPPED.empty_table()
         found, of_runs = _without_runs(found)
         found, beside = _without_companions(found)
         skipped = [left_out, of_runs, beside]
@@ -270,7 +284,8 @@ def read_listing(
             others = _by_suffix(found.filter(pc.invert(are_manifests)))
             files = found.filter(are_manifests)
             return Listing(files.sort_by("name"), is_manifest=True, skipped=_sorted(*skipped, others))
-        found, rows = _without_tables(found, source, has_pictures, image_column)
+        found, rows = without_tables(found, archive, has_pictures, image_column)
+        rows = rows if picture is None else _one_row(rows, picture[2], source)
         found = _with_members(found, archive, sidecars)
         if within:  # a member, or a folder of them
             names = found["name"]
@@ -316,12 +331,12 @@ def manifests_among(found: pa.Table, source: str) -> pa.ChunkedArray | None:
     visible = pc.invert(pc.match_substring_regex(names, r"(?:^|/)[._]"))
     if suffix == ".json":
         raise UsageError(f"{source}: several JSON files are not read as one: name one of them")
-    if suffix in _ALL_SUFFIXES and suffix != TABLE_SUFFIX:
+    if suffix in _ALL_SUFFIXES and suffix != PARQUET:
         return visible
     of_run = pc.all(pc.is_in(pa.array(_OF_A_RUN), names.combine_chunks())).as_py()
-    if of_run or pc.any(pc.match_substring_regex(names, f"{_IS_IMAGE}|{_IS_ARCHIVE}")).as_py():
+    if of_run or pc.any(pc.match_substring_regex(names, f"{_IS_IMAGE}|{_IS_ARCHIVE}|{_IS_ARROW}")).as_py():
         return None
-    tables = pc.and_(visible, pc.match_substring_regex(names, _IS_TABLE))
+    tables = pc.and_(visible, pc.match_substring_regex(names, _IS_PARQUET))
     for uri in found.filter(tables).sort_by("name")["uri"].to_pylist():
         schema = _schema_of(uri)
         if schema is not None:
@@ -348,28 +363,17 @@ def counts_of(skipped: pa.Table) -> dict[str, int]:
 
 
 _WRITTEN_ANEW: Final = {
-    ".arrow": "Arrow files, as `save_to_disk` of Hugging Face writes them, are not read: write the data set with "
-    "`to_parquet`",
-    ".lance": "Lance is not read: write the pictures and the other columns to Parquet",
+    ".lance": "a Lance data set is a folder, and needs the extra `lance`: pip install 'maskrcnn-ray[lance]', or write "
+    "the pictures and the other columns to Parquet",
 }
 """What to do with tables of pictures that are not read, by suffix."""
 
 
-def _without_tables(
-    found: pa.Table, source: str, has_pictures: HasPictures, image_column: str | None
-) -> tuple[pa.Table, pa.Table]:
-    """Return a listing without tables of pictures; and their rows."""
-    names = found["name"]
-    of_tables = pc.and_(
-        pc.match_substring_regex(names, _IS_TABLE), pc.invert(pc.match_substring_regex(names, _COMPANIONS))
-    )
-    tables = found.filter(of_tables)
-    if not tables.num_rows:
-        if image_column is not None:
-            raise UsageError(f"{source}: --image-column is for Parquet files; there are none")
-        return found, INPUTS.empty_table()
-    rows, others = list_rows(tables, source, image_column, has_pictures)
-    return pa.concat_tables([found.filter(pc.invert(of_tables)), others]), rows
+def _one_row(rows: pa.Table, row: int, source: str) -> pa.Table:
+    """Return a row of a table of pictures. Raises UsageError: there is none of this number."""
+    if row >= rows.num_rows:
+        raise UsageError(f"{source}: {Refusal.ROW_MISSING.text()}")
+    return rows.slice(row, 1)
 
 
 def _with_members(found: pa.Table, source: str, sidecars: Sequence[str]) -> pa.Table:

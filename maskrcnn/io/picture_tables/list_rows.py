@@ -14,18 +14,23 @@ from ...errors import ItemError, UsageError, plural
 from ...schema import PLACE
 from ..inputs import INPUTS
 from ..manifests.manifest_columns import check_names, warn_left_out
-from ..manifests.parquet_manifest import check_size, read_columns
-from ..manifests.several_files import united
+from ..manifests.parquet_manifest import check_size
+from ..manifests.several_files import united, with_partitions
 from ..refusals import Refusal
 from ..schemes import TABLES
+from ..storage import Storage
 from ..url import Url
-from .picture_table import WHOLE_CHUNK_BYTES, PictureTable, picture_columns
-from .picture_uri import picture_uri
+from .parquet_table import WHOLE_CHUNK_BYTES
+from .picture_table import PictureTable, picture_columns
+from .picture_uri import IS_DATASET, IS_TABLE, PARQUET, picture_uri, split_version
+from .saved_datasets import data_files, lance_datasets
 
 log = logging.getLogger("maskrcnn")
 
 HasPictures = Callable[[pa.ChunkedArray], bool]
 """Whether one of some values of a column is a picture."""
+_SMALL_BYTES: Final = 2**24
+"""Of a JSON file that says which files belong to a data set."""
 _THREADS: Final = 16
 _AT_ONCE: Final = 64
 """Of so many tables the footers are held in memory: of tables with many row groups they are large."""
@@ -42,23 +47,59 @@ def any_bytes(values: pa.ChunkedArray) -> bool:  # noqa: ARG001 (a `HasPictures`
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A Parquet file of a listing."""
+    """A table of a listing."""
 
     name: str
     uri: str
     bytes: int | None
     etag: str | None
     table: PictureTable | ItemError
-    """Its footer, or why it cannot be read."""
+    """Open, or why it cannot be read."""
+
+
+def without_tables(
+    found: pa.Table, source: str, has_pictures: HasPictures, image_column: str | None
+) -> tuple[pa.Table, pa.Table]:
+    """Divide a listing: the files but those with pictures in a column, and these pictures.
+
+    Args:
+        found: of `inputs.INPUTS`.
+        source: the input that was listed.
+        has_pictures: whether some values of a column contain a picture.
+        image_column: the column with the pictures; None: each table has one.
+
+    Raises:
+        UsageError: as `list_rows` and `saved_datasets`; a column is named, and there are no tables.
+        RunError: as `read_input`.
+    """
+    found = lance_datasets(data_files(found, _read_small), source, lambda url: TABLES.table(url, None))
+    unread = pc.and_(pc.match_substring_regex(found["uri"], IS_DATASET), pc.is_null(found["bytes"]))
+    of_tables = pc.or_(pc.match_substring_regex(found["uri"], IS_TABLE), unread)
+    tables = found.filter(of_tables)
+    if not tables.num_rows:
+        if image_column is not None:
+            raise UsageError(
+                f"{source}: --image-column is for tables (Parquet, Arrow, Lance); there are none"
+            )
+        return found, INPUTS.empty_table()
+    rows, others = list_rows(tables, source, image_column, has_pictures)
+    return pa.concat_tables([found.filter(pc.invert(of_tables)), others]), rows
+
+
+def _read_small(uri: str) -> bytes:
+    url = Url.parse(uri)
+    with Storage(url.folder.text).open(url.name) as file:
+        return file.read(_SMALL_BYTES)
 
 
 def list_rows(
     files: pa.Table, source: str, column: str | None, has_pictures: HasPictures
 ) -> tuple[pa.Table, pa.Table]:
-    """Return the pictures in Parquet files.
+    """Return the pictures in Parquet and Arrow files.
 
     A file that cannot be read is a row itself. Files without a column of pictures are returned separately, and so are
-    those with a column `uri`, unless `column` is given: they are manifests.
+    Parquet files with a column `uri`, unless `column` is given: they are manifests. Folders named `key=value` below the
+    input are columns, as for manifests.
 
     Args:
         files: of `inputs.INPUTS`.
@@ -77,7 +118,9 @@ def list_rows(
         RunError: as `read_input`.
     """
     files = files.sort_by("name")
-    alone = files["uri"].to_pylist() == [source]
+    alone = [split_version(uri)[0] for uri in files["uri"].to_pylist()] == [
+        split_version(source.rstrip("/"))[0]
+    ]
     choice = _Choice(column, has_pictures, alone=alone)
     found = _read(files, source, choice, alone=alone)
     if column is not None and not found.uris:
@@ -97,12 +140,10 @@ def list_rows(
         )
     if found.left_out:
         warn_left_out(source, list(found.left_out))
-    rows = (
-        united(source, dict(zip(found.uris, found.tables, strict=True)))
-        if found.uris
-        else _SCHEMA.empty_table()
-    )
-    return rows, files.filter(pa.array(found.without, pa.bool_()))
+    if not found.uris:
+        return _SCHEMA.empty_table(), files
+    rows = united(source, dict(zip(found.uris, found.tables, strict=True)))
+    return _partitioned(rows, found), files.filter(pa.array(found.without, pa.bool_()))
 
 
 @dataclass(slots=True)
@@ -112,6 +153,7 @@ class _Found:
     tables: list[pa.Table] = field(default_factory=list)
     """The rows of each table of pictures."""
     uris: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     """Of these tables."""
     large: list[str] = field(default_factory=list)
     """Of those with large row groups."""
@@ -125,12 +167,13 @@ def _read(files: pa.Table, source: str, choice: "_Choice", *, alone: bool) -> _F
     all_found, size = _Found(), 0
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="table") as pool:
         for batch in _reported(files.to_batches(_AT_ONCE), len(files)):
-            footers = list(pool.map(_read_footer, batch.to_pylist()))
+            footers = list(pool.map(_opened, batch.to_pylist()))
             columns = [choice.column_of(file) for file in footers]
             all_found.without += [name is None for name in columns]
             named = [(file, name) for file, name in zip(footers, columns, strict=True) if name is not None]
             all_found.uris += [file.uri for file, _ in named]
-            all_found.large += [file.uri for file, name in named if _has_large_groups(file, name)]
+            all_found.names += [file.name for file, _ in named]
+            all_found.large += [file.uri for file, name in named if _reads_from_start(file, name)]
             for table, left_out in pool.map(lambda each: _rows(*each, alone=alone), named):
                 all_found.tables.append(table)
                 all_found.left_out |= dict.fromkeys(left_out)
@@ -142,7 +185,18 @@ def _read(files: pa.Table, source: str, choice: "_Choice", *, alone: bool) -> _F
 _SCHEMA: Final = INPUTS.append(PLACE)
 
 
-def _read_footer(row: dict[str, Any]) -> _File:
+def _partitioned(rows: pa.Table, found: _Found) -> pa.Table:
+    """Return rows with the columns that the names of folders add."""
+    own, others = rows.select(_SCHEMA.names), rows.drop_columns(_SCHEMA.names)
+    at = others.num_columns
+    others = others.append_column("", pa.nulls(len(rows)))  # a table without columns has no rows
+    counts = [len(table) for table in found.tables]
+    others = with_partitions(others, found.names, counts).remove_column(at)
+    names = _renamed(others.column_names, "")
+    return pa.table([*own.columns, *others.columns], names=[*own.column_names, *names])
+
+
+def _opened(row: dict[str, Any]) -> _File:
     try:
         table: PictureTable | ItemError = TABLES.table(Url.parse(row["uri"]), None)
     except ItemError as error:
@@ -172,7 +226,7 @@ class _Choice:
         self.found.update(by_type)
         if self._column is not None:
             return self._column if self._column in by_type else None
-        if "uri" in schema.names:
+        if "uri" in schema.names and file.uri.lower().endswith(PARQUET):
             return None
         key = tuple(by_type)
         if key not in self._with_pictures:
@@ -197,7 +251,7 @@ class _Choice:
             UsageError: it has no values, but names of files.
         """
         seen = read = 0
-        for group in range(table.metadata.num_row_groups):
+        for group in range(table.n_groups):
             if table.is_null(column, group):
                 continue
             read += 1
@@ -224,12 +278,8 @@ def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names[:12])) + (", …" if len(names) > 12 else "") or "none"
 
 
-def _has_large_groups(file: _File, column: str) -> bool:
-    """Return whether a row group of a file is larger than what is read by one request."""
-    table = file.table
-    return isinstance(table, PictureTable) and any(
-        table.group_bytes(column, group) > WHOLE_CHUNK_BYTES for group in range(len(table.starts) - 1)
-    )
+def _reads_from_start(file: _File, column: str) -> bool:
+    return isinstance(file.table, PictureTable) and file.table.reads_from_start(column)
 
 
 def _rows(file: _File, column: str, *, alone: bool) -> tuple[pa.Table, list[str]]:
@@ -239,21 +289,20 @@ def _rows(file: _File, column: str, *, alone: bool) -> tuple[pa.Table, list[str]
         return _failed(file, table), []
     check_names(file.uri, table.schema)
     try:
-        with table.open_columns() as source:
-            others, left_out = read_columns(file.uri, source, table.metadata, column)
+        others, left_out = table.other_columns(column)
+        places = table.places(column)
     except ItemError as error:
         return _failed(file, error), []
-    except (pa.ArrowException, OSError):  # OSError: a compressed page is damaged
-        return _failed(file, Refusal.TABLE_DAMAGED.error()), []
     count = table.n_rows
+    sizes, found = places or (pa.nulls(count, pa.int64()), pa.nulls(count, PLACE.type))
     numbers = pa.array(range(count), pa.int64()).cast(pa.string())
     padded = pc.utf8_lpad(numbers, len(str(count)), "0")
     own = [
         padded if alone else pc.binary_join_element_wise(f"{file.name}!/", padded, ""),
         pc.binary_join_element_wise(picture_uri(file.uri, column, 0)[:-1], numbers, ""),
-        pa.nulls(count, pa.int64()),
+        sizes,
         pa.repeat(pa.scalar(table.etag, pa.string()), count),
-        pa.nulls(count, PLACE.type),
+        found,
     ]
     names = _renamed(others.column_names, column)
     return pa.table([*own, *others.columns], names=[*_SCHEMA.names, *names]), left_out
@@ -267,7 +316,7 @@ def _failed(file: _File, error: ItemError) -> pa.Table:
 
 
 def _renamed(names: list[str], column: str) -> list[str]:
-    """Return the names of a file's other columns, none of which is one of ours; the paths of the pictures are `path`.
+    """Return the names of other columns, none of which is one of ours; the paths of the pictures are `path`.
 
     >>> _renamed(["image", "name", "input_name", "label"], "image")
     ['path', 'input_input_name', 'input_name', 'label']

@@ -3,7 +3,8 @@
 import functools
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import pairwise
 
@@ -23,17 +24,17 @@ class PicturesOfRows:
     of these.
 
     Args:
-        inputs: the uri and the planned etag of each.
+        inputs: the uri and the planned etag of each, by its position.
         open_table: returns the footer of a table with an etag.
     """
 
     def __init__(
         self,
-        inputs: Sequence[tuple[str, str | None]],
+        inputs: Mapping[int, tuple[str, str | None]],
         open_table: Callable[[Url, str | None], PictureTable],
     ) -> None:
         positions: dict[tuple[str, str, str | None], dict[int, int]] = {}
-        for position, (uri, etag) in enumerate(inputs):
+        for position, (uri, etag) in inputs.items():
             parts = split_picture(uri)
             if parts and not split_member(uri) and not Url.parse(parts[0]).is_web:
                 table, column, row = parts
@@ -103,7 +104,10 @@ class _RowsOfTable:
             if row < table.n_rows:
                 wanted.setdefault(group_of(table, row), set()).add(row)
         return {
-            number: _RowGroup(table.pictures(self._column, number), table.starts[number], rows)
+            number: _RowGroup(
+                table.pictures(self._column, number, [row - table.starts[number] for row in sorted(rows)]),
+                rows,
+            )
             for number, rows in wanted.items()
         }
 
@@ -119,14 +123,13 @@ class _RowGroup:
     """The pictures of some rows of one row group.
 
     Args:
-        pictures: of all its rows.
-        start: its first row.
+        pictures: of these rows, in their order.
         wanted: the rows that will be asked for.
     """
 
-    def __init__(self, pictures: Iterator[bytes | None], start: int, wanted: set[int]) -> None:
+    def __init__(self, pictures: Iterator[bytes | None], wanted: set[int]) -> None:
         self._pictures: Iterator[bytes | None] | None = pictures
-        self._next = start
+        self._rest = deque(sorted(wanted))
         self._wanted = wanted
         self._kept: dict[int, bytes | None] = {}
         self._failure: MaskrcnnError | None = None
@@ -154,13 +157,11 @@ class _RowGroup:
             raise self._failure
 
     def _advance_to(self, row: int) -> None:
-        """Decode pictures up to a row, and keep those that will be asked for."""
-        while self._next <= row and self._failure is None and self._pictures is not None:
+        """Decode pictures up to that of a row, and keep them."""
+        while self._rest and self._rest[0] <= row and self._failure is None and self._pictures is not None:
             try:
                 picture = next(self._pictures)
             except MaskrcnnError as error:
                 self._failure = error
                 return
-            if self._next in self._wanted:
-                self._kept[self._next] = picture
-            self._next += 1
+            self._kept[self._rest.popleft()] = picture

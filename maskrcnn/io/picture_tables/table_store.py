@@ -4,21 +4,23 @@ import functools
 import io
 import math
 from collections.abc import Callable
-from itertools import islice
 from typing import BinaryIO, Final
 
 from ...errors import ItemError
 from ..refusals import Refusal
 from ..stores.contained_store import ContainedStore
-from ..stores.store import Store
+from ..stores.store import ObjectStat, Store
 from ..url import Url
-from .picture_table import PictureTable, read_footer
-from .picture_uri import split_picture
+from .arrow_table import read_batches
+from .lance_table import open_version
+from .parquet_table import read_footer
+from .picture_table import PictureTable
+from .picture_uri import PARQUET, is_lance, split_picture, split_version
 from .row_groups import group_of
 
-_FOOTERS: Final = 8
+_TABLES: Final = 8
 _GROUPS: Final = 2
-"""Of so many tables the footer, and so many row groups, are kept."""
+"""Of so many tables what says where the rows are, and so many groups of rows, are kept."""
 _KEPT_BYTES: Final = 64 * 2**20
 """Row groups of at most this size are kept: other pictures of them are probably asked for next."""
 _KEPT_CODES: Final = frozenset({"corrupt", "unsupported_format"})
@@ -26,7 +28,7 @@ _KEPT_CODES: Final = frozenset({"corrupt", "unsupported_format"})
 
 
 class TableStore(ContainedStore):
-    """The pictures in the Parquet files of any store, with the etag of their file.
+    """The pictures in the tables of any store, with the etag of their file.
 
     Args:
         store_of: returns the store of a file.
@@ -34,7 +36,7 @@ class TableStore(ContainedStore):
 
     def __init__(self, store_of: Callable[[Url], Store]) -> None:
         super().__init__(store_of)
-        self._footer = functools.lru_cache(_FOOTERS)(self._read_footer)
+        self._tables = functools.lru_cache(_TABLES)(self._open_table)
         self._group = functools.lru_cache(_GROUPS)(self._read_group)
 
     @staticmethod
@@ -43,20 +45,28 @@ class TableStore(ContainedStore):
         return _split(url)[0]
 
     def table(self, url: Url, etag: str | None) -> PictureTable:
-        """Return a file's footer, which is read once.
+        """Return a file with what says where its rows are, which is read once.
 
         Args:
             url: of the file.
             etag: as planned; None: that which it has now.
 
         Raises:
-            ItemError, RunError: as `read_footer`.
+            ItemError, RunError: as `read_input`; `corrupt` if it is no sound table.
         """
+        if is_lance(url.key):  # its url says which version it is
+            pinned = split_version(url.text)[1] is not None
+            return self._tables(url, "") if pinned else self._open_table(url, "")
         if etag is None:
             store = self._store_of(url)
             with store.input_faults(url):
                 etag = store.stat(url).etag
-        return self._footer(url, etag)
+        return self._tables(url, etag)
+
+    def stat_table(self, url: Url) -> ObjectStat:
+        """Return the etag of a Lance data set's version, whose size is not known. Raises as `table`."""
+        table = self.table(url, None)
+        return ObjectStat(0, table.etag or "")
 
     def read_input(self, url: Url, max_bytes: int, etag: str | None) -> bytes:
         """Read a picture, and with it its row group. Raises ItemError: as `picture_of` and `PictureTable.pictures`."""
@@ -71,16 +81,23 @@ class TableStore(ContainedStore):
         table = self.table(file, etag)
         group = group_of(table, row)
         at = row - table.starts[group]
-        if table.metadata.row_group(group).total_byte_size > _KEPT_BYTES:
-            [picture] = islice(table.pictures(column, group), at, at + 1)
-            return picture
-        pictures, failure = self._group(file, table.etag, column, group)
+        if table.reads_rows_alone(group) or table.group_bytes(column, group) > _KEPT_BYTES:
+            return next(table.pictures(column, group, [at]), None)
+        pictures, failure = self._group(table.url, table.etag or "", column, group)
         if at >= len(pictures) and failure is not None:
             raise failure
         return pictures[at]
 
-    def _read_footer(self, url: Url, etag: str) -> PictureTable:
-        return read_footer(self._store_of(url), url, etag)
+    def _open_table(self, url: Url, etag: str) -> PictureTable:
+        store = self._store_of(url)
+        if is_lance(url.key):
+            return open_version(store, url)
+        with store.input_faults(url):
+            size = store.stat(url).bytes
+        if not size:
+            raise Refusal.TABLE_EMPTY.error()
+        read = read_footer if url.key.lower().endswith(PARQUET) else read_batches
+        return read(store, url, etag, size)
 
     def _read_group(
         self, url: Url, etag: str, column: str, group: int
@@ -88,7 +105,7 @@ class TableStore(ContainedStore):
         """Return the pictures of a row group; those before its damage, and the damage."""
         pictures: list[bytes | None] = []
         try:
-            for picture in self._footer(url, etag).pictures(column, group):
+            for picture in self.table(url, etag).pictures(column, group):
                 pictures.append(picture)  # noqa: PERF402 those before the damage are kept
         except ItemError as error:
             if error.code not in _KEPT_CODES:

@@ -114,20 +114,20 @@ class LocalStore(Store):
                 names.append(below + entry.name)
                 # A broken link is an input too, one that will fail; and a file may vanish meanwhile.
                 try:
-                    stats.append(_stat(Path(entry.path)))
+                    stats.append(_stat(entry))
                 except OSError:
                     stats.append(None)
         yield names, stats
 
     def _is_folder(self, entry: os.DirEntry[str]) -> bool:
         # A circular link is an input that will fail; an entry that may not be looked at could be a whole folder.
-        with self.output_faults("list", Url.parse(entry.path)):
-            try:
-                return entry.is_dir()
-            except OSError as error:
-                if error.errno != errno.ELOOP:
-                    raise
+        try:
+            return entry.is_dir()
+        except OSError as error:
+            if error.errno == errno.ELOOP:
                 return False
+            with self.output_faults("list", Url.parse(entry.path)):
+                raise
 
     def display_name(self, root: Url, name: str) -> str:
         """Return a file's name, escaped if it is not UTF-8, in a way that no other file is named."""
@@ -215,10 +215,10 @@ def _kernel_devices() -> frozenset[int]:
     return frozenset(devices)
 
 
-def _stat(path: Path) -> ObjectStat:
-    status = path.stat()
+def _stat(file: Path | os.DirEntry[str]) -> ObjectStat:
+    status = file.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, "not a file", str(path))
+        raise IsADirectoryError(errno.EISDIR, "not a file", os.fspath(file))
     return ObjectStat(status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
 

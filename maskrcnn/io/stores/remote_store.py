@@ -68,12 +68,16 @@ class RemoteStore(Store):
         """Return whether a `put` of `only_new` failed because the store does not know conditions."""
         return False
 
-    def client(self) -> Any:
-        """Return the connected client. Raises StoreSetupError: its package is not installed."""
+    def client(self, **settings: str) -> Any:
+        """Return the connected client; settings are added to the environment that it gets.
+
+        Raises:
+            StoreSetupError: its package is not installed.
+        """
         # fsspec runs all threads' calls on one loop; another process or environment needs its own connection.
-        environment = tuple(sorted(i for i in os.environ.items() if i[0].startswith(self._environment)))
+        environment = {k: v for k, v in os.environ.items() if k.startswith(self._environment)} | settings
         try:
-            return _connected(self, os.getpid(), environment)
+            return _connected(self, os.getpid(), tuple(sorted(environment.items())))
         except ImportError as error:
             install = f"pip install 'maskrcnn-ray[{self._extra}]'" if self._extra else str(error)
             raise StoreSetupError(
@@ -200,9 +204,14 @@ def _connected(store: RemoteStore, _pid: int, environment: tuple[tuple[str, str]
     return store.connect(dict(environment))
 
 
+def prefix_of(url: Url) -> str:
+    """Return how the names of the objects below a folder begin."""
+    return url.key.rstrip("/") + "/" if url.key else ""
+
+
 def stat_of(info: Mapping[str, Any]) -> ObjectStat:
-    """Return what a listing reports of an object."""
-    etag = info.get("ETag") or info.get("etag") or info["size"]
+    """Return what a listing reports of an object; Google's generation is what an etag is elsewhere."""
+    etag = info.get("generation") or info.get("ETag") or info.get("etag") or info["size"]
     return ObjectStat(int(info["size"]), str(etag).strip('"'))
 
 

@@ -11,6 +11,7 @@ are counted (`take_retries`).
 """
 
 import asyncio
+import datetime
 import errno
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,16 +20,12 @@ from typing import Any, Final
 from fsspec import filesystem
 from fsspec.asyn import sync
 
+from . import deadlines
+from .deadlines import in_time
 from .retry_count import count_retry
 from .s3_settings import check_endpoint, max_attempts, retry_mode, setup_faults
 from .store import raised_and_not_logged
 
-DEADLINE_S: Final = 120.0
-"""How long a request and its repetitions may take, …"""
-BYTES_PER_S: Final = 2**16
-"""… plus the time that its body takes at this rate; then it is tried once more, on another connection."""
-READ_TIMEOUT_S: Final = 60.0
-"""How long to wait for the next byte of an answer."""
 _REDIRECTED: Final = (301, 302, 307)
 _PAUSES_S: Final = (0.1, 0.2)
 """Before a body that was cut off is requested again."""
@@ -36,10 +33,6 @@ _PAUSES_S: Final = (0.1, 0.2)
 
 class CutOffError(OSError):
     """The body of an answer was incomplete."""
-
-
-class TooSlowError(OSError):
-    """An answer did not arrive in time."""
 
 
 # Connections
@@ -54,7 +47,7 @@ def connect(environment: Mapping[str, str]) -> Any:
             "total_max_attempts": max_attempts(environment, 6),
         },
         "connect_timeout": 5,
-        "read_timeout": READ_TIMEOUT_S,
+        "read_timeout": deadlines.READ_TIMEOUT_S,
         "max_pool_connections": 64,
         "http_session_cls": _http_session_class(),
     }
@@ -76,7 +69,21 @@ def _session() -> Any:
     session.register("before-send.s3", _count_repeats)
     session.register("needs-retry.s3", _sign_again)
     session.register("needs-retry.s3.HeadBucket", _end_redirects)
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_time_of)
     return session
+
+
+def _time_of(value: Any) -> Any:
+    """Return a time of an answer; of a listing, which has one for each object, in a hundredth of botocore's time."""
+    try:
+        time = datetime.datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        time = None  # another way to write it, which botocore knows
+    if time is None or time.tzinfo is None:
+        from botocore.utils import parse_timestamp  # noqa: PLC0415
+
+        return parse_timestamp(value)
+    return time
 
 
 def _http_session_class() -> type:
@@ -131,7 +138,11 @@ def call(client: Any, operation: str, **request: Any) -> dict[str, Any]:
         OSError: the store refused, failed or was too slow; refusals in s3fs's translation.
         BotoCoreError: there was no answer, or no request could be sent.
     """
-    answer: dict[str, Any] = sync(client.loop, _in_time, client, operation, client.req_kw | request)
+
+    async def whole(expect: Callable[[int], None]) -> dict[str, Any]:
+        return await _whole(client, operation, client.req_kw | request, expect)
+
+    answer: dict[str, Any] = sync(client.loop, in_time, whole, len(request.get("Body", b"")))
     return answer
 
 
@@ -155,37 +166,18 @@ def region_of(answer: Mapping[str, Any]) -> str:
     return str(stated or (found and (found[1] or found[2])) or "")
 
 
-async def _in_time(client: Any, operation: str, request: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return await _within(client, operation, request)
-    except TooSlowError:
-        count_retry()
-        return await _within(client, operation, request)
-
-
-async def _within(client: Any, operation: str, request: dict[str, Any]) -> dict[str, Any]:
-    try:
-        async with asyncio.timeout(DEADLINE_S + len(request.get("Body", b"")) / BYTES_PER_S) as limit:
-            return await _whole(client, operation, request, limit)
-    except TimeoutError as error:
-        if limit.expired():
-            raise TooSlowError(errno.ETIMEDOUT, "the store was too slow") from error
-        raise
-
-
 async def _whole(
-    client: Any, operation: str, request: dict[str, Any], limit: asyncio.Timeout
+    client: Any, operation: str, request: dict[str, Any], expect: Callable[[int], None]
 ) -> dict[str, Any]:
     """Return an answer with its body, requesting it again where that was cut off."""
     send = getattr(await _set_up(client), operation)
-    until = limit.when() or 0.0
     for pause in _PAUSES_S:
         try:
-            return await _sent(send, request, limit, until)
+            return await _sent(send, request, expect)
         except _cut_off():
             count_retry()
             await asyncio.sleep(pause)
-    return await _sent(send, request, limit, until)
+    return await _sent(send, request, expect)
 
 
 async def _set_up(client: Any) -> Any:
@@ -204,10 +196,7 @@ async def _set_up(client: Any) -> Any:
 
 
 async def _sent(
-    send: Callable[..., Awaitable[dict[str, Any]]],
-    request: dict[str, Any],
-    limit: asyncio.Timeout,
-    until: float,
+    send: Callable[..., Awaitable[dict[str, Any]]], request: dict[str, Any], expect: Callable[[int], None]
 ) -> dict[str, Any]:
     from botocore import exceptions as boto  # noqa: PLC0415
     from s3fs.errors import translate_boto_error  # noqa: PLC0415
@@ -218,7 +207,7 @@ async def _sent(
         raise translate_boto_error(error) from error
     if (body := answer.get("Body")) is not None:
         try:
-            limit.reschedule(until + answer.get("ContentLength", 0) / BYTES_PER_S)
+            expect(answer.get("ContentLength", 0))
             answer["Body"] = await body.read()
         # Raised by a request as a whole, they mean that botocore gave up, and are not repeated.
         except (boto.HTTPClientError, boto.IncompleteReadError, boto.FlexibleChecksumError) as error:

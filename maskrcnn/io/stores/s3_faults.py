@@ -12,7 +12,8 @@ from typing import Any, Final
 from ...errors import plural
 from ..refusals import Refusal
 from ..url import Url
-from .s3_client import CutOffError, TooSlowError, answer_of, error_code, region_of
+from .deadlines import TooSlowError
+from .s3_client import CutOffError, answer_of, error_code, region_of
 from .s3_settings import KEYS_ADVICE, endpoint_of
 from .store import Fault
 

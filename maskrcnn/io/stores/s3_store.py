@@ -11,7 +11,7 @@ from ...errors import plural
 from ..refusals import Refusal
 from ..url import Url
 from . import s3_client
-from .remote_store import RemoteStore, stat_of
+from .remote_store import RemoteStore, prefix_of, stat_of
 from .s3_client import error_code
 from .s3_faults import REGION_CODES, s3_fault
 from .store import Fault, NotSetUpError, ObjectStat, Page
@@ -96,7 +96,7 @@ class S3Store(RemoteStore):
 
     def scan(self, url: Url, stem: str = "") -> Iterator[Page]:
         """Yield the objects below a folder; keys that end in `/` mark folders, and are left out."""
-        prefix = _prefix_of(url)
+        prefix = prefix_of(url)
         for page in self._pages(url, prefix + stem):
             files = [o for o in page.get("Contents", []) if not o["Key"].endswith("/")]
             yield (
@@ -106,7 +106,7 @@ class S3Store(RemoteStore):
 
     def folders(self, url: Url) -> list[str]:
         """Return the names of the folders in a folder: of the keys below it, the part up to the next slash."""
-        prefix = _prefix_of(url)
+        prefix = prefix_of(url)
         pages = self._pages(url, prefix, Delimiter="/")
         return [
             found["Prefix"][len(prefix) : -1] for page in pages for found in page.get("CommonPrefixes", [])
@@ -142,7 +142,7 @@ class S3Store(RemoteStore):
 
     def remove_tree(self, url: Url) -> None:
         """Remove all objects below a folder, a page by one request."""
-        for page in self._pages(url, _prefix_of(url)):
+        for page in self._pages(url, prefix_of(url)):
             keys = [{"Key": found["Key"]} for found in page.get("Contents", [])]
             # s3fs's own bulk deletion does not report what could not be deleted.
             if keys:
@@ -154,7 +154,7 @@ class S3Store(RemoteStore):
 
     def abort_uploads(self, url: Url) -> int:
         """Abort the multipart uploads below a folder that were never completed; return their number."""
-        request: dict[str, Any] = {"Prefix": _prefix_of(url), "MaxUploads": _PAGE}
+        request: dict[str, Any] = {"Prefix": prefix_of(url), "MaxUploads": _PAGE}
         seen: set[tuple[str, str]] = set()
         aborted = 0
         while True:
@@ -182,7 +182,3 @@ class S3Store(RemoteStore):
     def explain(self, error: BaseException, url: Url) -> Fault:
         """Describe what S3 or its client raised."""
         return s3_fault(error, url) or super().explain(error, url)
-
-
-def _prefix_of(url: Url) -> str:
-    return url.key.rstrip("/") + "/" if url.key else ""

@@ -180,7 +180,13 @@ class InputStore(ABC):
 
 
 class Store(InputStore):
-    """A store that also lists files and holds the output of a run."""
+    """A store that also lists files, and may hold the output of a run."""
+
+    is_writable: ClassVar[bool] = True
+
+    def pinned(self, url: Url) -> Url:
+        """Return the URL under which its content never changes; the URL itself where there is none."""
+        return url
 
     @abstractmethod
     def stat(self, url: Url) -> ObjectStat:

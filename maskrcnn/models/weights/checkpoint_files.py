@@ -16,7 +16,7 @@ from safetensors import SafetensorError, deserialize
 from ...errors import ItemError, RunError, UsageError, plural
 from ...io.inputs import read_input
 from ...io.schemes import store_of
-from ...io.url import Url, is_folder, is_there
+from ...io.url import AZURE_ACCOUNT_PATTERN, Url, is_folder, is_there
 from ..architectures.network_shapes import Shape
 from .file_kinds import DAMAGED, other_kind
 from .state_dicts import find_state_dict
@@ -45,7 +45,7 @@ def check_store(uri: str, what: str) -> None:
         store_of(url)
     except RunError as error:
         raise UsageError(f"the {what} cannot be read: {error}") from error
-    if _USER.search(uri):
+    if _USER.search(uri) and not re.match(AZURE_ACCOUNT_PATTERN, uri):
         raise UsageError(
             f"the {what} cannot be read: a URL takes no user and password, and nothing stands before it"
         )

@@ -231,6 +231,7 @@ print(decode_image(data, Limits(10**8, 10**8, 100)).pixels.shape)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spare", "outcome"), [(2**27, "out_of_memory"), (2**29, "(3000, 4000, 3)")])
 def test_too_little_memory_is_not_called_damage(spare: int, outcome: str, tmp_path: Path) -> None:
     file = tmp_path / "flat.jxl"

@@ -76,6 +76,7 @@ def test_zeros_in_a_heic_are_truncated() -> None:
         assert caught.value.code == "truncated"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("color", ["white", "red"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flat_picture_is_read(kind: str, color: str) -> None:

@@ -41,6 +41,7 @@ DAYS = st.dates().map(str) | st.datetimes().map(str) | st.times().map(str)
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=4)
 
 
+@pytest.mark.slow
 @given(st.lists(ODD | NUMBERS | DAYS | TEXT, min_size=1, max_size=4))
 @settings(max_examples=300)
 @example(["7", "NA"])

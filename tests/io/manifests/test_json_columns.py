@@ -39,6 +39,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.lists(VALUES, max_size=4))
 @settings(max_examples=200)
 @example([{}, {"x": {}}])

@@ -31,6 +31,7 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
+@pytest.mark.slow
 @given(ROWS, ROWS, st.sampled_from(["\n", "\r\n", "\n\n \n"]), st.booleans())
 @settings(max_examples=150)
 def test_what_json_reads_is_carried_as_it_is_or_as_its_json(

@@ -166,6 +166,7 @@ def test_more_rows_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     assert "its columns come to 0.0 GiB, and at most 4 GiB" in refusal(repeated(100_000, 1))
 
 
+@pytest.mark.slow
 def test_too_many_columns_and_levels_are_refused() -> None:
     many = pa.table({"uri": ["a"]} | {f"c{number}": [1] for number in range(10_000)})
     assert (

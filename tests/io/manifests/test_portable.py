@@ -241,6 +241,7 @@ def values_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
     return st.none() | some
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=150)
 def test_values_survive_in_any_nesting_and_in_slices(data: st.DataObject) -> None:

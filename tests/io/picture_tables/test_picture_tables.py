@@ -1,85 +1,40 @@
 """Laws of tables of pictures: each row is an input, is read back byte for byte, and each row group is read once."""
 
-import base64
 import logging
-import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from picture_tables import STRUCT, damaged_in, parquet, table_of
+from picture_tables import (
+    FILES,
+    NO_LIMIT,
+    PNG,
+    STRUCT,
+    content_or_code,
+    contents,
+    damaged_in,
+    listed,
+    parquet,
+    picture,
+    refusal,
+    table_of,
+    write,
+)
 
-from maskrcnn.errors import ItemError, RunError, UsageError
+from maskrcnn.errors import RunError, UsageError
 from maskrcnn.io.inputs import open_input, read_input, stat_input
 from maskrcnn.io.manifests.sources import counts_of, is_manifest
-from maskrcnn.io.picture_tables import list_rows, picture_table
+from maskrcnn.io.picture_tables import parquet_table
 from maskrcnn.io.picture_tables.picture_uri import picture_uri, split_picture
 from maskrcnn.io.schemes import TABLES
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.stores.local_store import LocalStore
 from maskrcnn.io.stores.s3_store import S3Store
-from maskrcnn.pipeline.list_inputs import Inputs, read_inputs
 from maskrcnn.pipeline.shard_inputs import ShardInputs
 
-NO_LIMIT = 2**40
-PNG = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
-)
-"""A picture of one pixel; what follows its end is ignored."""
-
-
-def picture(seed: int, size: int = 100) -> bytes:
-    return PNG + random.Random(seed).randbytes(size)
-
-
-FILES = {f"{seed}.png": picture(seed) for seed in range(11)}
 KINDS = [pa.binary(), pa.large_binary(), pa.binary_view(), STRUCT]
-
-
-def write(folder: Path, data: bytes, name: str = "t.parquet") -> str:
-    Storage(folder).write(name, data)
-    return str(folder / name)
-
-
-def listed(source: Path | str, image_column: str | None = None) -> Inputs:
-    return read_inputs(str(source), images_root=None, limit=None, image_column=image_column)
-
-
-def content_or_code(read: Callable[[], bytes]) -> bytes | str:
-    try:
-        return read()
-    except ItemError as error:
-        return error.code
-
-
-def contents(table: pa.Table) -> list[bytes | str]:
-    """Return the content of each row as a worker reads it, or the code of its failure."""
-    inputs = ShardInputs(table.to_pylist(), NO_LIMIT)
-    return [content_or_code(lambda at=at: inputs.read(at)) for at in range(len(table))]
-
-
-def refusal(source: Path | str, image_column: str | None = None) -> str:
-    with pytest.raises(UsageError) as caught:
-        listed(source, image_column)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The ranges that are read of local files, as they are read."""
-    found: list[tuple[int, int]] = []
-    read_range = LocalStore.read_range
-
-    def counted(self, url, start=0, stop=None, etag=None):
-        found.append((start, stop))
-        return read_range(self, url, start, stop, etag)
-
-    monkeypatch.setattr(LocalStore, "read_range", counted)
-    return found
 
 
 # Reading
@@ -190,11 +145,11 @@ def test_a_shard_reads_the_pictures_of_a_row_group_once(whole, tmp_path, reads, 
     source = write(tmp_path, parquet(table, 8, **pages))
     shard = listed(source).table.slice(5, 17)  # of three row groups
     if not whole:
-        monkeypatch.setattr(picture_table, "WHOLE_CHUNK_BYTES", 100_000)
-        monkeypatch.setattr(picture_table, "_BLOCK_BYTES", 50_000)
+        monkeypatch.setattr(parquet_table, "WHOLE_CHUNK_BYTES", 100_000)
+        monkeypatch.setattr(parquet_table, "_BLOCK_BYTES", 50_000)
     reads.clear()
     assert contents(shard) == list(files.values())[5:22]
-    metadata = TABLES.table(picture_table.Url.parse(source), None).metadata
+    metadata = TABLES.table(parquet_table.Url.parse(source), None).metadata
     chunks = [metadata.row_group(group).column(0) for group in range(3)]
     expected = sum(chunk.total_compressed_size for chunk in chunks)
     assert sum(stop - start for start, stop in reads) <= 1.05 * expected
@@ -366,17 +321,19 @@ def test_pictures_behind_nulls_are_found(tmp_path: Path) -> None:
 
 def test_a_column_is_not_named_where_there_are_no_tables(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
-    assert refusal(tmp_path, "image") == f"{tmp_path}: --image-column is for Parquet files; there are none"
+    assert (
+        refusal(tmp_path, "image")
+        == f"{tmp_path}: --image-column is for tables (Parquet, Arrow, Lance); there are none"
+    )
     (tmp_path / "m.txt").write_text("a.png")
     assert "this is a manifest" in refusal(tmp_path / "m.txt", "image")
 
 
-@pytest.mark.parametrize(("suffix", "advice"), [("arrow", "with `to_parquet`"), ("lance", "to Parquet")])
-def test_other_tables_are_refused_by_name(suffix: str, advice: str, tmp_path: Path) -> None:
-    write(tmp_path, b"x", f"data-00000-of-00001.{suffix}")
-    assert advice in refusal(tmp_path)
+def test_other_tables_are_refused_by_name(tmp_path: Path) -> None:
+    write(tmp_path, b"x", "data-00000-of-00001.lance")
+    assert "to Parquet" in refusal(tmp_path)
     write(tmp_path, parquet(table_of(FILES)))
-    assert counts_of(listed(tmp_path).skipped) == {f".{suffix}": 1}
+    assert counts_of(listed(tmp_path).skipped) == {".lance": 1}
 
 
 # Several tables
@@ -423,7 +380,7 @@ def test_planning_warns_of_large_row_groups(tmp_path: Path, caplog, monkeypatch)
     source = write(tmp_path, parquet(table_of(FILES)))
     listed(source)
     assert caplog.text == ""
-    monkeypatch.setattr(list_rows, "WHOLE_CHUNK_BYTES", 100)
+    monkeypatch.setattr(parquet_table, "WHOLE_CHUNK_BYTES", 100)
     listed(source)
     assert f"1 table, such as {source}, with row groups of more than" in caplog.text
 

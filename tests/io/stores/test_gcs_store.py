@@ -152,6 +152,12 @@ def test_an_answer_has_words(
         read_input(URL, LIMIT)
 
 
+def test_an_object_that_changed_since_planning_is_refused(google: Answering) -> None:
+    google.status = 412
+    with pytest.raises(ItemError, match="changed: it no longer has the etag 17"):
+        read_input(URL, LIMIT, "17")
+
+
 def test_a_server_that_is_gone_stops_everything(google: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
     del google
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")

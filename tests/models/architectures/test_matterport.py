@@ -63,7 +63,7 @@ def fast(model):
 # --- the oracle -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("network", "image"), [(name, image) for name in ("resnet50", "resnet101") for image in images_of(name)]
 )
@@ -84,7 +84,7 @@ def test_a_higher_maximum_finds_more_among_the_same_proposals(model):
     stored = Stored("resnet50", "a_152x220")
     few, many = (
         MaskRCNNSegmenter(model, min_score=0.3, max_detections=most).segment([stored.pixels])[0]
-        for most in (50, 1000)
+        for most in (10, 60)
     )
     count = len(few)
     assert len(many) > count
@@ -305,7 +305,7 @@ def first_faulty(model, image="a_152x220"):
     return next(stages, (None, 0))[0]
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("mistake", "stage"), MISTAKES, ids=lambda value: getattr(value, "__name__", value))
 def test_an_injected_error_is_detected_in_its_stage(mistake, stage, model):
     broken = copy.deepcopy(model.module)
@@ -359,8 +359,9 @@ def test_the_folded_and_rearranged_network_computes_the_same(model):
 
 def test_a_batch_returns_the_same_as_its_images_one_by_one(model):
     images = generated_images()
-    alone = MaskRCNNSegmenter(model, min_score=0.3).segment(images)
-    together = MaskRCNNSegmenter(model, min_score=0.3, batch_size=2).segment(images)
+    limits = {"min_score": 0.3, "max_detections": 20}
+    alone = MaskRCNNSegmenter(model, **limits).segment(images)
+    together = MaskRCNNSegmenter(model, **limits, batch_size=2).segment(images)
     for one, other in zip(alone, together, strict=True):
         assert np.array_equal(one.labels, other.labels)
         assert np.array_equal(one.boxes, other.boxes)
@@ -400,7 +401,7 @@ def test_another_configuration_is_computed_by_both(tensors):
     rows = compare_matterport(
         ReferenceMatterport(tensors, 200, 384, config),
         model_of("resnet50", tensors, config, (200, 384)),
-        generated_images()[1:],
+        [generated_images()[1][:150, :105]],
     )
     assert [row for row in rows if not row.within_limit] == []
 

@@ -52,6 +52,7 @@ ENDS = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", ENDS)
 def test_what_ends_or_holds_it_is_one_line_and_exit_code_2(fault):
     ended = check(fault, "--seconds", "5")

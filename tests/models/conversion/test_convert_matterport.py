@@ -21,6 +21,7 @@ from maskrcnn.models.architectures.network_config import config_of
 from maskrcnn.models.conversion import convert as convert_module
 from maskrcnn.models.conversion.convert import convert
 from maskrcnn.models.conversion.h5_reader import arrays_in_h5
+from maskrcnn.models.conversion.parity import generated_images
 from maskrcnn.models.model import load_model
 from maskrcnn.models.networks import NETWORKS
 from maskrcnn.models.registry import COCO_CATEGORIES, NO_CATEGORY, describe_model
@@ -31,6 +32,14 @@ pytestmark = pytest.mark.slow
 
 LOGITS = "mrcnn_class_logits/mrcnn_class_logits/kernel:0"
 STEM = "conv1/conv1/kernel:0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_image():
+    """Compare on one image instead of two: each costs seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert_module, "generated_images", lambda: generated_images()[:1])
+        yield
 
 
 @pytest.fixture(scope="module")

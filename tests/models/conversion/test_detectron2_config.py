@@ -174,6 +174,7 @@ def test_a_model_s_file_has_its_settings(config):
 NUMBERS = st.floats(1, 500, width=32)
 
 
+@pytest.mark.slow
 @given(
     mean=st.lists(NUMBERS, min_size=3, max_size=3),
     sizes=st.lists(NUMBERS, min_size=5, max_size=5),

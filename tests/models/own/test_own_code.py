@@ -96,6 +96,7 @@ def test_a_file_that_an_argument_names_is_part_of_the_digest(nets, tmp_path):
     assert digests[0] != digests[1] != own_digest(nets, code, {"weights": "w.pth"})
 
 
+@pytest.mark.slow
 def test_what_is_installed_is_named_and_not_sent():
     code = find_code(OwnNetwork("hypothesis.strategies", "build"))
     assert code.version.startswith("hypothesis 6.")

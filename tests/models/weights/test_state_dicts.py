@@ -83,6 +83,7 @@ def test_weights_are_found_as_training_scripts_save_them(wrap: Callable[[Json], 
     assert {tensor.storage for tensor in checkpoint.saved.values()} != {None}
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     st.lists(st.sampled_from(["module.", "_orig_mod.", "model.", "net.", "detector.", "ema."]), max_size=4),
