@@ -188,8 +188,37 @@ def fields(required, optional):
 
 
 ANY, TEXT, FLAG, COUNT = {}, {"type": "string"}, {"type": "boolean"}, {"type": "integer", "minimum": 0}
-POD = fields({"spec": {"type": "object", "required": ["containers"]}}, {"metadata": ANY})
 PARAMS = {"type": "object", "additionalProperties": TEXT}  # "0", not 0: KubeRay takes strings
+QUANTITIES = {
+    "type": "object",
+    "additionalProperties": {"type": "string", "pattern": r"^\d+(\.\d+)?([KMGT]i|m)?$"},
+}
+SECURITY = fields(
+    {"allowPrivilegeEscalation": FLAG, "capabilities": fields({"drop": {"type": "array"}}, {})}, {}
+)
+CONTAINER = fields(
+    {"name": TEXT, "image": TEXT, "resources": fields({"requests": QUANTITIES, "limits": QUANTITIES}, {})},
+    {"securityContext": SECURITY, "env": ANY, "envFrom": ANY, "volumeMounts": ANY, "imagePullPolicy": TEXT}
+    | {"ports": {"type": "array", "items": fields({"containerPort": COUNT}, {"name": TEXT})}},
+)
+POD_SECURITY = fields(
+    {
+        "runAsNonRoot": FLAG,
+        "runAsUser": COUNT,
+        "fsGroup": COUNT,
+        "seccompProfile": fields({"type": TEXT}, {}),
+    },
+    {},
+)
+POD_SPEC = fields(
+    {"containers": {"type": "array", "items": CONTAINER}, "serviceAccountName": TEXT},
+    # No `restartPolicy`: with version 2 of the autoscaler KubeRay refuses any but its own.
+    {"securityContext": POD_SECURITY, "nodeSelector": PARAMS, "affinity": ANY, "volumes": ANY}
+    | {
+        "tolerations": {"type": "array", "items": fields({"key": TEXT, "operator": TEXT, "effect": TEXT}, {})}
+    },
+)
+POD = fields({"spec": POD_SPEC}, {"metadata": fields({}, {"annotations": PARAMS, "labels": PARAMS})})
 WORKERS = fields(
     {
         "groupName": TEXT,
@@ -202,11 +231,31 @@ WORKERS = fields(
     {"numOfHosts": COUNT, "idleTimeoutSeconds": COUNT, "resources": ANY, "labels": ANY, "priority": ANY}
     | {"scaleStrategy": ANY, "suspend": FLAG},
 )
-RAY_CLUSTER = fields(
-    {"rayVersion": TEXT, "headGroupSpec": ANY, "workerGroupSpecs": {"type": "array", "items": WORKERS}}
-    | {"authOptions": fields({"mode": {"enum": ["token", "disabled"]}}, {"secretName": TEXT})},
+HEAD = fields(
+    {"rayStartParams": PARAMS, "template": POD},
+    {"serviceType": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]}, "headService": ANY, "labels": PARAMS}
+    | {"enableIngress": FLAG, "ingressOptions": ANY, "resources": PARAMS},
+)
+AUTOSCALER = fields(
+    {},
     {
-        "autoscalerOptions": ANY,
+        "version": {"enum": ["v1", "v2"]},
+        "idleTimeoutSeconds": COUNT,
+        "securityContext": SECURITY,
+        "image": TEXT,
+    }
+    | {"upscalingMode": {"enum": ["Default", "Aggressive", "Conservative"]}, "resources": ANY, "env": ANY}
+    | {"envFrom": ANY, "volumeMounts": ANY, "command": ANY, "args": ANY, "imagePullPolicy": TEXT},
+)
+AUTH = fields({"mode": {"enum": ["token", "disabled"]}}, {"secretName": TEXT, "enableK8sTokenAuth": FLAG})
+RAY_CLUSTER = fields(
+    {"rayVersion": TEXT, "headGroupSpec": HEAD, "workerGroupSpecs": {"type": "array", "items": WORKERS}}
+    | {"authOptions": AUTH},
+    {
+        "suspend": FLAG,
+        "managedBy": TEXT,
+        "headServiceAnnotations": PARAMS,
+        "autoscalerOptions": AUTOSCALER,
         "enableInTreeAutoscaling": FLAG,
         "gcsFaultToleranceOptions": ANY,
         "tlsOptions": ANY,
@@ -217,12 +266,14 @@ RAY_JOB = fields(
     {"entrypoint": TEXT, "rayClusterSpec": RAY_CLUSTER},
     {"activeDeadlineSeconds": COUNT, "backoffLimit": COUNT, "clusterSelector": ANY, "deletionStrategy": ANY}
     | {"entrypointNumCpus": ANY, "entrypointNumGpus": ANY, "entrypointResources": TEXT, "jobId": TEXT}
-    | {"managedBy": TEXT, "metadata": ANY, "preRunningDeadlineSeconds": COUNT, "runtimeEnvYAML": TEXT}
+    | {"managedBy": TEXT, "metadata": ANY, "runtimeEnvYAML": TEXT}
+    | {"preRunningDeadlineSeconds": {"type": "integer", "minimum": 1}}
     | {"shutdownAfterJobFinishes": FLAG, "submitterConfig": ANY, "submitterPodTemplate": ANY, "suspend": FLAG}
     | {"submissionMode": {"enum": ["K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode"]}}
     | {"ttlSecondsAfterFinished": COUNT},
 )
-"""The fields of KubeRay's custom resources, ray.io/v1."""
+"""The fields of KubeRay's custom resources, ray.io/v1, by its reference for 1.7, and those of pods that are used here:
+https://docs.ray.io/en/master/cluster/kubernetes/references/api.html"""
 
 
 @pytest.fixture
@@ -235,10 +286,33 @@ def test_the_rayjob_has_the_fields_that_kuberay_knows(rayjob):
     jsonschema.validate(rayjob, fields(kind | {"metadata": ANY, "spec": RAY_JOB}, {}))
 
 
-def test_the_schema_of_the_rayjob_refuses_what_kuberay_would_drop(rayjob):
-    rayjob["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["minReplica"] = 1
-    with pytest.raises(jsonschema.ValidationError, match="minReplica"):
+@pytest.mark.parametrize(
+    ("place", "name", "value"),
+    [
+        (["workerGroupSpecs", 0], "minReplica", 1),
+        (["headGroupSpec"], "serviceTyp", "ClusterIP"),
+        (["autoscalerOptions"], "version", 2),
+        (["workerGroupSpecs", 0, "rayStartParams"], "num-cpus", 0),
+        (["workerGroupSpecs", 0, "template", "spec"], "restartPolicy", "Always"),
+        (
+            ["workerGroupSpecs", 0, "template", "spec", "containers", 0, "resources", "limits"],
+            "memory",
+            "24GB",
+        ),
+    ],
+)
+def test_the_schema_of_the_rayjob_refuses_what_kuberay_would_drop_or_refuse(rayjob, place, name, value):
+    at = rayjob["spec"]["rayClusterSpec"]
+    for step in place:
+        at = at[step]
+    at[name] = value
+    with pytest.raises(jsonschema.ValidationError, match=str(value)):
         jsonschema.validate(rayjob["spec"], RAY_JOB)
+
+
+def test_a_lost_pod_is_replaced_by_the_autoscaler_and_not_restarted(rayjob):
+    """KubeRay sets `restartPolicy: Never` where version 2 of the autoscaler is named, and only there."""
+    assert rayjob["spec"]["rayClusterSpec"]["autoscalerOptions"]["version"] == "v2"
 
 
 @pytest.mark.parametrize(
@@ -318,6 +392,7 @@ def test_no_pod_of_the_rayjob_is_root(rayjob):
         pod = group["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert all(c["securityContext"]["allowPrivilegeEscalation"] is False for c in pod["containers"])
+    assert cluster["autoscalerOptions"]["securityContext"]["allowPrivilegeEscalation"] is False
 
 
 # Docker
@@ -329,6 +404,14 @@ def test_the_image_is_pinned_and_its_user_is_not_root():
     assert ["FROM", "rayproject/ray:${RAY_TAG}"] in lines
     assert [words[1] for words in lines if words[0] == "USER"] == ["1000"]
     assert "--constraint requirements.lock" in (CLUSTER / "Dockerfile").read_text()
+
+
+def test_the_folder_that_pip_builds_in_is_made_by_the_user_of_the_image():
+    """Builders differ in whom a WORKDIR that does not exist belongs to; `pip install .` writes into it."""
+    lines = (CLUSTER / "Dockerfile").read_text().splitlines()
+    made = lines.index("RUN mkdir /home/ray/maskrcnn-ray")
+    assert made < lines.index("WORKDIR /home/ray/maskrcnn-ray")
+    assert not [line for line in lines[:made] if line.startswith("USER")], "the base's user is ray"
 
 
 def test_the_image_compiles_what_it_installs():
