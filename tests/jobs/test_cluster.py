@@ -113,8 +113,8 @@ def test_every_extra_that_a_command_needs_is_installed(path):
     setup = " ".join(loaded(path)["setup_commands"])
     extras = set(re.search(r"'\.\[([a-z,]+)\]'", setup)[1].split(","))
     assert extras == {"convert", "geo", "train"} | ({"gcs"} if path.stem == "gcp" else set())
-    image = re.search(r"for e in \(([^)]*)\)", (CLUSTER / "Dockerfile").read_text())[1]
-    assert set(re.findall(r"'(\w+)'", image)) == {"convert", "gcs", "geo", "train"}
+    image = re.search(r"chosen = \(([^)]*)\)", (CLUSTER / "Dockerfile").read_text())[1]
+    assert set(re.findall(r"'(\w+)'", image)) == {*"azure convert gcs geo heif hf jxl train".split()}
 
 
 @launcher
