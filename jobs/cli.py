@@ -6,6 +6,7 @@ resumable; 141 nobody reads the output any more.
 
 import logging
 import sys
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
 import click
@@ -20,6 +21,7 @@ from .commands.diff import diff
 from .commands.evaluate import evaluate
 from .commands.export import export
 from .commands.gc import gc
+from .commands.json_log import json_handler, json_log
 from .commands.plan import plan
 from .commands.reduce import reduce
 from .commands.replay import replay
@@ -33,7 +35,7 @@ from .commands.terminal import ClearingHandler, PlainFormatter, fail, guard_stan
 from .commands.train import train
 from .commands.verify import verify
 from .commands.working_directory import check_working_directory
-from .interruption import INTERRUPTED, STOPPED
+from .interruption import INTERRUPTED, STOPPED, logs_json
 
 log = logging.getLogger("maskrcnn")
 
@@ -44,10 +46,12 @@ class Group(click.Group):
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run the program; the output of its own help may fail as well."""
         guard_standard_streams()
-        try:
-            return super().main(*arguments, **options)
-        except RunError as error:
-            fail(f"stopped: {error}", STOPPED)
+        words = options.get("args", arguments[0] if arguments else None)
+        with json_log() if logs_json(sys.argv[1:] if words is None else words) else nullcontext():
+            try:
+                return super().main(*arguments, **options)
+            except RunError as error:
+                fail(f"stopped: {error}", STOPPED)
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         """Read the options before the command; a wrong one is one line."""
@@ -102,14 +106,25 @@ def _fail_usage(error: click.UsageError) -> NoReturn:
     fail(f"error: {message[:1].lower()}{message[1:]}{end} See `{path} --help`", 2)
 
 
+def _text_handler() -> logging.Handler:
+    handler = ClearingHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    return handler
+
+
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="maskrcnn-ray", prog_name="maskrcnn")
 @click.option("-q", "--quiet", is_flag=True, help="Log only warnings and errors.")
-def main(quiet: bool) -> None:
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="json: one object per line on standard error.",
+)
+def main(quiet: bool, log_format: str) -> None:
     """Find every object in millions of pictures: Mask R-CNN over image collections, on Ray."""
-    handler = ClearingHandler(sys.stderr)
-    handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(handlers=[handler])
+    logging.basicConfig(handlers=[json_handler() if log_format == "json" else _text_handler()])
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     stop_on_signals()
     check_working_directory()

@@ -28,7 +28,8 @@ from commandline import maskrcnn_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
-from maskrcnn_jobs.commands.terminal import PlainFormatter, plain
+from maskrcnn_jobs.commands.plain_text import plain
+from maskrcnn_jobs.commands.terminal import PlainFormatter
 from maskrcnn_jobs.driver.planning import Request, prepare
 from planted_images import write_planted
 from s3_servers import S3Server

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from .plain_text import plain
 from .shared_options import json_option, labels_option, model_args_option
-from .terminal import plain
 
 if TYPE_CHECKING:
     from maskrcnn.models.checks.report import ModelReport

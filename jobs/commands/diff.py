@@ -9,8 +9,8 @@ import click
 
 from maskrcnn.errors import plural
 
+from .plain_text import plain
 from .shared_options import json_option
-from .terminal import plain
 
 _ROWS: Final = 20
 """Maximum number of categories in the terminal's table."""

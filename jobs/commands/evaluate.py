@@ -8,8 +8,8 @@ import click
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import plural
 
+from .plain_text import plain
 from .shared_options import json_option, names_of
-from .terminal import plain
 
 if TYPE_CHECKING:
     from maskrcnn.evaluation.evaluate_run import Evaluation, EvaluationOptions

@@ -3,19 +3,18 @@
 import json
 import logging
 import time
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import click
 
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import plural
 
+from ..driver.progress import Watcher
+from .run_end import reported
 from .shared_options import cluster_options, coco_option, failure_option, json_option, names_of
 from .summary import conclude
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("maskrcnn")
 
@@ -44,15 +43,23 @@ def retry(
     unchanged.
     """
     codes = names_of(only, "--only", "code") or None
-    success = run_retry(output, codes, coco, ResourceConfig(**options), address)
-    if success is None:
-        click.echo(json.dumps({"retried": 0, "output": output}) if as_json else "nothing to retry")
-        return
-    conclude(success, output, as_json, max_failure_rate)
+    resources = ResourceConfig(**options)
+    with reported(output, resources) as end:
+        success = run_retry(output, codes, coco, resources, address, [end])
+        if success is None:
+            click.echo(json.dumps({"retried": 0, "output": output}) if as_json else "nothing to retry")
+            return
+        end.finished(success)
+        conclude(success, output, as_json, max_failure_rate)
 
 
 def run_retry(
-    output: str, only: Collection[str] | None, coco_mode: str, resources: ResourceConfig, address: str | None
+    output: str,
+    only: Collection[str] | None,
+    coco_mode: str,
+    resources: ResourceConfig,
+    address: str | None,
+    watchers: Sequence[Watcher] = (),
 ) -> dict[str, Any] | None:
     """Process the failed inputs of a finished run again, or continue a retry that is not finished.
 
@@ -62,6 +69,7 @@ def run_retry(
         coco_mode: `auto`, `always` or `never`.
         resources: as requested.
         address: of a Ray cluster.
+        watchers: are informed of its progress.
 
     Returns:
         The content of `_SUCCESS`; None if there is nothing to retry.
@@ -100,4 +108,4 @@ def run_retry(
         plan = planned
         log.info("planned a retry of %s in %s", plural(plan.rows, plan.unit), plural(len(plan), "shard"))
     with planning.resumable():
-        return run.run_plan(request, plan, resources, address, began)
+        return run.run_plan(request, plan, resources, address, began, watchers)

@@ -6,6 +6,7 @@ import click
 
 from maskrcnn.config import ResourceConfig
 
+from .run_end import reported
 from .shared_options import (
     cluster_options,
     coco_option,
@@ -43,6 +44,8 @@ def segment(
     """
     from ..driver.run import run_segment
 
-    request = run_request(input, output, options, coco)
-    success = run_segment(request, ResourceConfig(**options), address)
-    conclude(success, output, as_json, max_failure_rate)
+    request, resources = run_request(input, output, options, coco), ResourceConfig(**options)
+    with reported(output, resources) as end:
+        success = run_segment(request, resources, address, [end])
+        end.finished(success)
+        conclude(success, output, as_json, max_failure_rate)

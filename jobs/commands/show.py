@@ -15,8 +15,8 @@ import click
 
 from maskrcnn.errors import ItemError, RunError, UsageError, plural
 
+from .plain_text import plain
 from .shared_options import json_option, labels_option, model_args_option, names_of
-from .terminal import plain
 
 if TYPE_CHECKING:
     from maskrcnn.types import Category, Pixels

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from ..interruption import STOPPED, STOPPING
+from .json_log import end_json_log
 from .terminal import write_error
 
 _interrupted = threading.Event()
@@ -82,6 +83,7 @@ def _end_at_interrupt(read_end: int) -> None:
         if number in STOPPING and not stopping:
             stopping, patience = True, _PATIENCE_S
     write_error("stopped at once; to continue `segment` or `train`, repeat the same command")
+    end_json_log(STOPPED)
     for process in descendants(os.getpid()):
         try:
             os.kill(process, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Text for standard output and for a terminal, which may be gone, full, or obey control characters."""
+"""Standard output and a terminal, which may be gone or full."""
 
 import contextlib
 import errno
@@ -15,26 +15,8 @@ from maskrcnn.errors import RunError
 from maskrcnn.io.url import redact_all
 
 from ..driver.progress import CLEAR, is_redrawn
-
-_LINE_ENDS: Final = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
-_REORDERING: Final = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-_OBEYED: Final = {
-    ord(character): ascii(character)[1:-1]
-    for character in [*map(chr, (*range(0x20), *range(0x7F, 0xA0))), *_LINE_ENDS, *_REORDERING]
-}
-_OBEYED_EXCEPT_LINES: Final = {code: text for code, text in _OBEYED.items() if chr(code) not in "\n\t"}
-
-
-def plain(text: str) -> str:
-    r"""Return one line of text in which control characters are escaped.
-
-    A file name may contain characters that move the cursor, set the window's title or end a line, and so show the user
-    whatever its author likes.
-
-    >>> print(plain("red\x1b[31m.png\nerror: all is lost"))
-    red\x1b[31m.png\nerror: all is lost
-    """
-    return text.translate(_OBEYED)
+from .json_log import JsonStream
+from .plain_text import plain, plain_lines
 
 
 class PlainFormatter(logging.Formatter):
@@ -47,7 +29,7 @@ class PlainFormatter(logging.Formatter):
     def formatException(self, ei: object) -> str:  # noqa: N802 (logging's name)
         """Return the traceback."""
         text = redact_all(super().formatException(ei))  # type: ignore[arg-type]
-        return text.translate(_OBEYED_EXCEPT_LINES)
+        return plain_lines(text)
 
 
 class ClearingHandler(logging.StreamHandler[TextIO]):
@@ -72,7 +54,10 @@ def write_error(message: str) -> None:
     A line of progress that a terminal shows is cleared.
     """
     with contextlib.suppress(OSError):
-        click.echo(f"{CLEAR if is_redrawn(sys.stderr) else ''}{plain(redact_all(message))}", err=True)
+        if isinstance(sys.stderr, JsonStream):
+            sys.stderr.say("ERROR", message)
+        else:
+            click.echo(f"{CLEAR if is_redrawn(sys.stderr) else ''}{plain(redact_all(message))}", err=True)
 
 
 # Standard output and standard error

@@ -8,8 +8,8 @@ import click
 
 from maskrcnn.errors import plural
 
+from .plain_text import plain
 from .shared_options import json_option
-from .terminal import plain
 
 if TYPE_CHECKING:
     from maskrcnn.results.verify import VerificationReport

@@ -6,8 +6,9 @@ import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from typing import Final, TextIO
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TextIO
 
 from maskrcnn.errors import plural
 
@@ -50,9 +51,59 @@ def pace(rate: float, unit: str) -> str:
     return f"{rate:.{1 if rate >= 1 else 2}f} {unit}s/s"
 
 
+def fields(event: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is passed to the log as `extra`, for the fields that a line of JSON has beside its message."""
+    return {"fields": {"event": event, **values}}
+
+
 def is_redrawn(stream: TextIO) -> bool:
     """Return whether a line can be redrawn on a stream: it is a terminal that obeys control sequences."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far a map stage is."""
+
+    unit: str
+    """What is counted: `image` or `window`."""
+    total: int
+    """Of the whole run."""
+    done: int
+    """Of the whole run, those of earlier commands too."""
+    counts: Mapping[str, int]
+    """What this command did: images by status, and `instances`; in running shards too."""
+    rate: float | None
+    """Images per second over the latest two minutes; None while that cannot be said."""
+    left_s: float | None
+    """Seconds until the last image is done; None while that cannot be said."""
+    ready: int | None
+    """Actors that are ready; None: there are none."""
+
+    @property
+    def processed(self) -> int:
+        """Number of images that this command did."""
+        return sum(count for name, count in self.counts.items() if name != "instances")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, for the log."""
+        return {
+            "unit": self.unit,
+            "done": self.done,
+            "total": self.total,
+            "failed": self.counts.get("failed", 0),
+            "instances": self.counts.get("instances", 0),
+            f"{self.unit}s_per_s": None if self.rate is None else float(f"{self.rate:.4g}"),
+            "eta_s": None if self.left_s is None else round(self.left_s, 1),
+        } | ({} if self.ready is None else {"actors": self.ready})
+
+
+class Watcher(Protocol):
+    """Is informed of how far a map stage is."""
+
+    def show(self, state: State) -> None:
+        """Take note of how far it is, some times per second at most; must return at once."""
+        ...
 
 
 class Progress:
@@ -64,6 +115,7 @@ class Progress:
         stream: where the line is written, by default stderr; on a terminal it is redrawn.
         unit: what is counted, in the singular.
         expected: images per second of the forecast; None: there is none.
+        watchers: are informed whenever the line may be shown.
         clock: returns the time in seconds.
     """
 
@@ -74,11 +126,13 @@ class Progress:
         stream: TextIO | None = None,
         unit: str = "image",
         expected: float | None = None,
+        watchers: Sequence[Watcher] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total = total
         self._unit = unit
         self._expected = expected
+        self._watchers = watchers
         self._before = done
         self._finished: Counter[str] = Counter()
         self._running: Counter[str] = Counter()
@@ -115,14 +169,21 @@ class Progress:
         self._actors = actors
         self._waiting_for = waiting_for
         self._observe(now)
+        self._inform()
         if not force and now - self._shown < (REDRAW_EVERY_S if self._terminal else LOG_EVERY_S):
             return
         self._shown = now
         self._write(self.line())
 
+    def _inform(self) -> None:
+        if self._watchers:
+            state = self.state()
+            for watcher in self._watchers:
+                watcher.show(state)
+
     def _write(self, line: str) -> None:
         if not self._terminal:
-            log.info("%s", line)
+            log.info("%s", line, extra=fields("progress", self.state().to_json()))
         elif log.isEnabledFor(logging.INFO):
             try:
                 self._stream.write(f"{CLEAR}{line[: self._columns()]}")
@@ -149,43 +210,54 @@ class Progress:
         both = self._finished + self._running
         return self._before + sum(count for name, count in both.items() if name != "instances")
 
+    def state(self) -> State:
+        """Return how far the map stage is."""
+        done, rate, left_s = self._done, None, None
+        if done != self._before and len(self._observed) > 1:
+            (since, before), (now, _) = self._observed[0], self._observed[-1]
+            processed = max(done - before, 0)
+            rate = processed / max(now - since, 0.001)
+            if now - since >= FORECAST_AFTER_S and processed >= FORECAST_AFTER and done < self._total:
+                left_s = (self._total - done) / rate
+        counts = self._finished + self._running
+        ready = None if self._actors is None else self._actors[0]
+        return State(self._unit, self._total, done, counts, rate, left_s, ready)
+
     def line(self, *, ended: bool = False) -> str:
         """Return the line: images done, failed, instances, images/s, and time left once that can be said."""
-        both, done = self._finished + self._running, self._done
-        share = 100 * done // self._total
+        state = self.state()
+        share = 100 * state.done // self._total
         since = " since the restart" if self._before else ""
         text = (
-            f"{done:,}/{plural(self._total, self._unit)} ({share} %), {both['failed']:,} failed, "
-            f"{plural(both['instances'], 'instance')}{since}"
+            f"{state.done:,}/{plural(self._total, self._unit)} ({share} %), {state.counts['failed']:,} failed, "
+            f"{plural(state.counts['instances'], 'instance')}{since}"
         )
         if ended:
             return text
-        actors = "" if self._actors is None else f", {plural(self._actors[0], 'actor')}"
-        return f"{text}, {self._pace(done)}{actors}"
+        actors = "" if state.ready is None else f", {plural(state.ready, 'actor')}"
+        return f"{text}, {self._pace(state)}{actors}"
 
-    def _pace(self, done: int) -> str:
+    def _pace(self, state: State) -> str:
         """Return the rate and the time left, or what the run is waiting for."""
         if self._waiting_for is not None:
             return f"waiting for {self._waiting_for}"
-        if self._actors is not None and not self._actors[0] and done == self._before:
+        if self._actors is not None and not self._actors[0] and state.done == self._before:
             return f"waiting for the first of {plural(self._actors[1], 'actor')} to load the model"
-        if done == self._before or len(self._observed) < 2:
+        if state.rate is None:
             return f"waiting for the first {self._unit}"
-        (since, before), (now, _) = self._observed[0], self._observed[-1]
-        processed = max(done - before, 0)
-        if not processed:
-            return f"no {self._unit} in {duration(now - since)}"
-        rate = processed / max(now - since, 0.001)
-        text = pace(rate, self._unit)
-        if now - since < FORECAST_AFTER_S or processed < FORECAST_AFTER or done >= self._total:
+        if not state.rate:
+            return f"no {self._unit} in {duration(self._observed[-1][0] - self._observed[0][0])}"
+        text = pace(state.rate, self._unit)
+        if state.left_s is None:
             return text
         if self._expected:
-            text += f" ({100 * rate / self._expected:.0f} % of the forecast)"
-        return f"{text}, {duration((self._total - done) / rate)} left"
+            text += f" ({100 * state.rate / self._expected:.0f} % of the forecast)"
+        return f"{text}, {duration(state.left_s)} left"
 
     def close(self) -> None:
         """Show the last state, without what no longer runs, and end the line."""
         self._running.clear()
+        self._inform()
         self._write(self.line(ended=True))
         if self._terminal:
             with contextlib.suppress(OSError):

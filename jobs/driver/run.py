@@ -22,7 +22,7 @@ from . import one_process
 from .driver_records import PROBES, read_drivers, remove_ended
 from .node_worker import WorkerSpec
 from .planning import Request, mark_begun, prepare, resumable
-from .progress import Progress, duration
+from .progress import Progress, Watcher, duration
 from .where_to_run import Left, check_resources, in_one_process
 from .work import Work
 from .worker_spec import worker_spec
@@ -30,8 +30,16 @@ from .worker_spec import worker_spec
 log = logging.getLogger("maskrcnn")
 
 
-def run_segment(request: Request, resources: ResourceConfig, address: str | None) -> dict[str, Any]:
+def run_segment(
+    request: Request, resources: ResourceConfig, address: str | None, watchers: Sequence[Watcher] = ()
+) -> dict[str, Any]:
     """Run the whole job, or what is left of it; return the content of `_SUCCESS`.
+
+    Args:
+        request: the run.
+        resources: as requested.
+        address: of a Ray cluster.
+        watchers: are informed of its progress.
 
     Raises:
         UsageError: the request is wrong.
@@ -45,11 +53,16 @@ def run_segment(request: Request, resources: ResourceConfig, address: str | None
         log.info("%s is finished already; `maskrcnn reduce` writes its tables again", request.output)
         return success
     with resumable():
-        return run_plan(request, plan, resources, address, began)
+        return run_plan(request, plan, resources, address, began, watchers)
 
 
 def run_plan(
-    request: Request, plan: Plan, resources: ResourceConfig, address: str | None, began: float
+    request: Request,
+    plan: Plan,
+    resources: ResourceConfig,
+    address: str | None,
+    began: float,
+    watchers: Sequence[Watcher] = (),
 ) -> dict[str, Any]:
     """Do what is left of the latest generation: map stage and reduce; return the content of `_SUCCESS`.
 
@@ -59,12 +72,13 @@ def run_plan(
         resources: as requested.
         address: of a Ray cluster.
         began: when the command began, monotonic seconds, from which `--max-hours` counts.
+        watchers: are informed of its progress.
 
     Raises:
         RunError: the run stopped before its end, as when the time is up.
     """
     try:
-        return _run_plan(request, plan, resources, address, began)
+        return _run_plan(request, plan, resources, address, began, watchers)
     finally:
         seconds = time.monotonic() - began
         if (cost := resources.cost_of(seconds)) is not None:
@@ -72,13 +86,20 @@ def run_plan(
 
 
 def _run_plan(
-    request: Request, plan: Plan, resources: ResourceConfig, address: str | None, began: float
+    request: Request,
+    plan: Plan,
+    resources: ResourceConfig,
+    address: str | None,
+    began: float,
+    watchers: Sequence[Watcher],
 ) -> dict[str, Any]:
     storage = Storage(request.output)
     drivers = read_drivers(storage)
     if in_one_process(address, resources, left_of(storage, plan), drivers):
         resolved, lanes = one_process.resolved(resources)
-        wall_s = run_shards(request, plan, resolved, one_process.map_shards, lanes, began=began)
+        wall_s = run_shards(
+            request, plan, resolved, one_process.map_shards, lanes, began=began, watchers=watchers
+        )
         success = _reduce(request, wall_s, run_here)
     else:
         # Ray is imported only where it is used: it takes a second.
@@ -86,7 +107,7 @@ def _run_plan(
         from .scheduler import map_shards
 
         with connected(address, resources) as resolved:
-            wall_s = run_shards(request, plan, resolved, map_shards, began=began)
+            wall_s = run_shards(request, plan, resolved, map_shards, began=began, watchers=watchers)
             success = _reduce(request, wall_s, run_all)
     remove_ended(storage, drivers)
     return success
@@ -124,6 +145,7 @@ def run_shards(
     lanes: int | None = None,
     *,
     began: float | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> float | None:
     """Run the shards that have no receipt.
 
@@ -134,6 +156,7 @@ def run_shards(
         map_shards: runs them.
         lanes: as of `WorkerSpec`.
         began: when the command began, monotonic seconds; None: now.
+        watchers: are informed of the progress.
 
     Returns:
         Seconds it took; None if an earlier command had done a part of it, so that no throughput follows.
@@ -164,7 +187,8 @@ def run_shards(
         first_uri = manifest.rows(0, 1)["uri"][0].as_py()
     started = time.monotonic()
     until = (started if began is None else began) + resources.max_seconds()
-    progress = Progress(plan.rows + lost, done, unit=plan.unit, expected=forecast_rate(storage, plan.unit))
+    expected = forecast_rate(storage, plan.unit)
+    progress = Progress(plan.rows + lost, done, unit=plan.unit, expected=expected, watchers=watchers)
     try:
         map_shards(spec, first_uri, progress, Work(pending_of(plans, receipts), n_pending, until))
     finally:

@@ -117,7 +117,7 @@ def _worker(storage: Storage) -> ShardWorker:
 
 
 def _run_plan(
-    request: Request, plan: Plan, _resources: ResourceConfig, _address: str | None, _began: float
+    request: Request, plan: Plan, _resources: ResourceConfig, _address: str | None, *_: object
 ) -> dict[str, Any]:
     storage = Storage(request.output)
     check_run(storage, read_run(storage), plan)

@@ -46,7 +46,7 @@ def workspace(_workspace: Path) -> Iterator[Path]:
 
 def parse(arguments: list[str]) -> click.Context:
     """Read a command as the command line does, without running it."""
-    name, *rest = arguments
+    _, (name, *rest), _ = main.make_parser(click.Context(main)).parse_args(list(arguments))
     if name not in main.commands:
         raise click.UsageError(f"no such command: {name}")
     context = main.commands[name].make_context(name, rest)
@@ -75,6 +75,8 @@ def test_every_command_exists_with_its_options(page: Path) -> None:
 def test_a_command_that_does_not_exist_is_noticed() -> None:
     with pytest.raises(click.UsageError, match="no such command"):
         parse(["segmnt", "a", "b"])
+    with pytest.raises(click.NoSuchOption):
+        parse(["--log-formats", "json", "status", "a"])
     with pytest.raises(click.NoSuchOption):
         parse(["submit", "--address", "http://h", "--", "segment", "a", "b", "--gpus", "8"])
 
