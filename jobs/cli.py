@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from maskrcnn.errors import RunError, StoreSetupError, UsageError
+from maskrcnn.errors import RunError, UsageError
 from maskrcnn.io.url import redact_all
 
 from .commands.check_model import check_model_command
@@ -26,6 +26,7 @@ from .commands.plan import plan
 from .commands.reduce import reduce
 from .commands.replay import replay
 from .commands.retry import retry
+from .commands.run_end import ending_of
 from .commands.segment import segment
 from .commands.show import show
 from .commands.signals import is_interrupted, stop_on_signals
@@ -64,12 +65,8 @@ class Group(click.Group):
         """Run a command; show a traceback only for a bug in the program."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            fail(INTERRUPTED, STOPPED)
-        except (UsageError, StoreSetupError) as error:
-            fail(INTERRUPTED, STOPPED) if is_interrupted() else fail(f"error: {error}", 2)
-        except RunError as error:
-            fail(f"stopped: {error}", STOPPED)
+        except (KeyboardInterrupt, UsageError, RunError) as error:
+            fail(*ending_of(error))
         except click.UsageError as error:
             _fail_usage(error)
         except click.ClickException as error:

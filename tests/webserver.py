@@ -13,6 +13,7 @@ class Site:
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.asked: list[str] = []
         self.headers: list[dict[str, str]] = []
+        self.posted: list[bytes] = []
         self.answers: dict[str, Callable[[http.server.BaseHTTPRequestHandler], Any]] = {}
         site = self
 
@@ -23,6 +24,10 @@ class Site:
                 path = self.path.partition("?")[0]
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     site.answers.get(path, lambda request: answer(request, 404, b"no"))(self)
+
+            def do_POST(self) -> None:
+                site.posted.append(self.rfile.read(int(self.headers["Content-Length"])))
+                self.do_GET()
 
             def log_message(self, *args: Any) -> None:
                 pass

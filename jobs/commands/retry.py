@@ -13,8 +13,8 @@ from maskrcnn.errors import plural
 
 from ..driver.progress import Watcher
 from .run_end import reported
-from .shared_options import cluster_options, coco_option, failure_option, json_option, names_of
-from .summary import conclude
+from .shared_options import cluster_options, coco_option, failure_option, json_option, names_of, notify_option
+from .summary import conclude, summary_line
 
 log = logging.getLogger("maskrcnn")
 
@@ -27,6 +27,7 @@ log = logging.getLogger("maskrcnn")
 @cluster_options
 @coco_option
 @failure_option
+@notify_option
 @json_option
 def retry(
     output: str,
@@ -34,6 +35,7 @@ def retry(
     coco: str,
     address: str | None,
     max_failure_rate: float,
+    notify: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -44,12 +46,13 @@ def retry(
     """
     codes = names_of(only, "--only", "code") or None
     resources = ResourceConfig(**options)
-    with reported(output, resources) as end:
+    with reported(output, resources, notify, max_failure_rate) as end:
         success = run_retry(output, codes, coco, resources, address, [end])
         if success is None:
+            end.finished("nothing to retry")
             click.echo(json.dumps({"retried": 0, "output": output}) if as_json else "nothing to retry")
             return
-        end.finished(success)
+        end.finished(summary_line(success["counts"], output), success)
         conclude(success, output, as_json, max_failure_rate)
 
 

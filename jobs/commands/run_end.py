@@ -1,39 +1,91 @@
-"""What is reported of a run that a command ends: in the last line of a log in JSON."""
+"""How a command ends that carries out a run: its exit code, and whom that is reported to."""
 
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
+
+import click
 
 from maskrcnn.config import ResourceConfig
+from maskrcnn.errors import RunError, StoreSetupError, UsageError, plural
 from maskrcnn.io.url import redact
 
 from ..driver.progress import State
+from ..interruption import INTERRUPTED, STOPPED
 from .json_log import say_at_the_end
+from .notification import Webhook
+from .signals import is_interrupted
+from .terminal import Ended
+
+ENOUGH: Final = 100
+"""Images or windows of which a failure rate is taken while a run is processed."""
+
+
+def ending_of(error: BaseException) -> tuple[str, int]:
+    """Return the last line and the exit code of a command that an exception ends."""
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 1
+        return (error.message if isinstance(error, Ended) else f"exit code {code}"), code
+    stopped = isinstance(error, RunError) and not isinstance(error, StoreSetupError)
+    if isinstance(error, KeyboardInterrupt) or (is_interrupted() and not stopped):
+        return INTERRUPTED, STOPPED
+    if stopped:
+        return f"stopped: {error}", STOPPED
+    if isinstance(error, UsageError | StoreSetupError):
+        return f"error: {error}", 2
+    if isinstance(error, click.ClickException):
+        return f"error: {error.format_message()}", error.exit_code
+    return f"stopped by a bug in maskrcnn-ray: {type(error).__name__}: {error}", STOPPED
 
 
 class RunEnd:
-    """Gathers what a command did of a run.
+    """Gathers what a command did of a run, and reports it.
 
     Args:
         output: the run's directory, as the user named it.
         resources: as requested, with the price.
+        webhook: gets a message at the end, and once more than `max_failure_rate` of the images have failed; None: none
+            does.
+        max_failure_rate: the largest share of failed images or windows that is accepted.
     """
 
-    def __init__(self, output: str, resources: ResourceConfig) -> None:
+    def __init__(
+        self, output: str, resources: ResourceConfig, webhook: Webhook | None, max_failure_rate: float
+    ) -> None:
         self._output = output
         self._resources = resources
+        self._webhook = webhook
+        self._max_failure_rate = max_failure_rate
+        self._warned = False
         self._began = time.monotonic()
         self._state: State | None = None
         self._counts: dict[str, int] | None = None
+        self._result = "finished"
 
     def show(self, state: State) -> None:
         """Take note of how far the map stage is."""
         self._state = state
+        failed, processed = state.counts.get("failed", 0), state.processed
+        if self._warned or processed < ENOUGH or failed <= self._max_failure_rate * processed:
+            return
+        self._warned = True
+        if self._webhook is not None:
+            message = (
+                f"{failed / processed:.1%} of the first {plural(processed, state.unit)} failed, more than "
+                f"--max-failure-rate {self._max_failure_rate:.1%}; the run goes on"
+            )
+            self._webhook.post("failure_rate", self._output, message, self.to_json() | {"exit_code": None})
 
-    def finished(self, success: dict[str, Any]) -> None:
-        """Take note of the content of `_SUCCESS`."""
-        self._counts = success["counts"]
+    def finished(self, result: str, success: dict[str, Any] | None = None) -> None:
+        """Take note of a run that is complete.
+
+        Args:
+            result: one line for people.
+            success: the content of `_SUCCESS`; None: there was nothing to do.
+        """
+        self._result = result
+        self._counts = None if success is None else success["counts"]
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values: seconds, counts and cost so far; of a finished run, the counts are those of all of it."""
@@ -46,12 +98,36 @@ class RunEnd:
         counts = self._counts if self._counts is not None else self._state and dict(self._state.counts)
         return facts | ({} if counts is None else {"counts": counts})
 
+    def end(self, error: BaseException | None) -> None:
+        """Report the end of the command, with the exception that ends it."""
+        facts = self.to_json()
+        say_at_the_end(**facts)
+        if self._webhook is None:
+            return
+        message, code = (self._result, 0) if error is None else ending_of(error)
+        complete = error is None or self._counts is not None
+        self._webhook.post(
+            "finished" if complete else "stopped", self._output, message, facts | {"exit_code": code}
+        )
+        self._webhook.wait()
+
 
 @contextlib.contextmanager
-def reported(output: str, resources: ResourceConfig) -> Iterator[RunEnd]:
-    """Report how a command ends that carries out a run in a block."""
-    end = RunEnd(output, resources)
+def reported(
+    output: str, resources: ResourceConfig, notify: str | None, max_failure_rate: float
+) -> Iterator[RunEnd]:
+    """Report how a command ends that carries out a run in a block.
+
+    Args:
+        output: the run's directory, as the user named it.
+        resources: as requested, with the price.
+        notify: the URL of a webhook; None: there is none.
+        max_failure_rate: as of `RunEnd`.
+    """
+    end = RunEnd(output, resources, None if notify is None else Webhook(notify), max_failure_rate)
     try:
         yield end
-    finally:
-        say_at_the_end(**end.to_json())
+    except BaseException as error:
+        end.end(error)
+        raise
+    end.end(None)

@@ -13,9 +13,10 @@ from .shared_options import (
     failure_option,
     inference_options,
     json_option,
+    notify_option,
     run_request,
 )
-from .summary import conclude
+from .summary import conclude, summary_line
 
 
 @click.command()
@@ -25,6 +26,7 @@ from .summary import conclude
 @cluster_options
 @coco_option
 @failure_option
+@notify_option
 @json_option
 def segment(
     input: str,  # noqa: A002 (the argument's name in --help)
@@ -32,6 +34,7 @@ def segment(
     coco: str,
     address: str | None,
     max_failure_rate: float,
+    notify: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -45,7 +48,7 @@ def segment(
     from ..driver.run import run_segment
 
     request, resources = run_request(input, output, options, coco), ResourceConfig(**options)
-    with reported(output, resources) as end:
+    with reported(output, resources, notify, max_failure_rate) as end:
         success = run_segment(request, resources, address, [end])
-        end.finished(success)
+        end.finished(summary_line(success["counts"], output), success)
         conclude(success, output, as_json, max_failure_rate)

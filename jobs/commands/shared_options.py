@@ -8,6 +8,8 @@ import click
 from maskrcnn.config import InferenceConfig
 from maskrcnn.errors import UsageError
 
+from .notification import NOTIFY, check_webhook
+
 if TYPE_CHECKING:
     from ..driver.planning import Request
 
@@ -235,6 +237,20 @@ failure_option = click.option(
     show_default=True,
     callback=_checked_rate,
     help="Exit with code 1 if a larger share of the images or windows fails.",
+)
+
+
+def _checked_webhook(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
+    return None if url is None else check_webhook(url)
+
+
+notify_option = click.option(
+    "--notify",
+    metavar="URL",
+    envvar=NOTIFY,
+    callback=_checked_webhook,
+    help="Post a small JSON to this webhook when the command ends, and once more images fail than --max-failure-rate "
+    f"allows. The URL is a secret: better give it as {NOTIFY}, which other users of the machine do not see.",
 )
 
 

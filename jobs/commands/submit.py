@@ -11,6 +11,7 @@ import click
 from maskrcnn.errors import RunError, UsageError
 
 from ..interruption import STOPPED
+from .notification import NOTIFY
 
 log = logging.getLogger("maskrcnn")
 
@@ -73,6 +74,10 @@ def submit_job(
     for url, what in urls.items():
         refuse_user(url, what)
         refuse_query(url, what)
+    if any(argument.partition("=")[0] == "--notify" for argument in command):
+        raise UsageError(
+            f"--notify names a secret, which Ray would store in plain text: set {NOTIFY} where the command runs"
+        )
     if not address.startswith(("http://", "https://")):
         raise UsageError(f"--address {redact(address)!r} is no dashboard's address: it is http://HOST:8265")
     check_reachable(address, "submit to")

@@ -42,10 +42,24 @@ class ClearingHandler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
+class Ended(SystemExit):
+    """A command ends with a message.
+
+    Attributes:
+        message: one line, which was printed.
+        exit_code: of the command.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.message = message
+        self.exit_code = exit_code
+
+
 def fail(message: str, code: int) -> NoReturn:
     """Print one line to stderr and end with an exit code."""
     write_error(message)
-    sys.exit(code)
+    raise Ended(message, code)
 
 
 def write_error(message: str) -> None:
