@@ -35,6 +35,8 @@ class Node:
     process: subprocess.Popen[bytes]
     """`ray start --block`; the node's other processes end with it."""
     log: Path
+    metrics: str
+    """Address of its metrics, as Prometheus reads them."""
 
     def kill(self) -> None:
         """End the node as a lost machine ends: at once, without notifying the others."""
@@ -81,10 +83,11 @@ class LocalCluster:
         """
         log = self.folder / f"node-{len(self.nodes)}.log"
         # By default the agents of all nodes use one port, and Jobs fail on a node whose agent did not get it.
-        [agent_port] = _free_ports(1)
+        agent_port, metrics_port = _free_ports(2)
         common = [
             *("--block", "--disable-usage-stats", "--node-ip-address", "127.0.0.1"),
-            *("--dashboard-agent-listen-port", str(agent_port), "--num-cpus", str(cpus)),
+            *("--dashboard-agent-listen-port", str(agent_port), "--metrics-export-port", str(metrics_port)),
+            *("--num-cpus", str(cpus)),
             *("--object-store-memory", str(OBJECT_STORE_BYTES), "--temp-dir", str(self.folder)),
         ]
         with log.open("wb") as output:
@@ -96,7 +99,7 @@ class LocalCluster:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # so that all processes of a node can be killed, and Ctrl-C does not reach them
             )
-        node = Node(process, log)
+        node = Node(process, log, f"http://127.0.0.1:{metrics_port}/metrics")
         self.nodes.append(node)
         _await(node)
         return node

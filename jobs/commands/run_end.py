@@ -11,7 +11,7 @@ from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import RunError, StoreSetupError, UsageError, plural
 from maskrcnn.io.url import redact
 
-from ..driver.progress import State
+from ..driver.progress import State, Watcher
 from ..interruption import INTERRUPTED, STOPPED
 from .json_log import say_at_the_end
 from .notification import Webhook
@@ -39,7 +39,7 @@ def ending_of(error: BaseException) -> tuple[str, int]:
     return f"stopped by a bug in maskrcnn-ray: {type(error).__name__}: {error}", STOPPED
 
 
-class RunEnd:
+class RunEnd(Watcher):
     """Gathers what a command did of a run, and reports it.
 
     Args:

@@ -108,6 +108,14 @@ class Done:
     """Message of one of these failures, or ""."""
     withheld: Receipt | None = None
     """A receipt that is not stored yet, because inputs failed with a storage code: the driver decides."""
+    errors: Mapping[str, int] = field(default_factory=dict)
+    """Images or windows that failed, by error code."""
+    input_bytes: int = 0
+    """Sizes of the files of the images that did not fail; 0 in windows, which are parts of files."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by stage."""
+    store_retries: int = 0
+    """Number of repeated requests to the store."""
 
 
 class NodeWorker:
@@ -216,6 +224,10 @@ class NodeWorker:
             finished.storage_failures,
             finished.example,
             None if finished.committed else finished.receipt,
+            finished.errors,
+            finished.input_bytes,
+            finished.receipt.timings,
+            finished.receipt.storage_retries,
         )
 
     def compute(

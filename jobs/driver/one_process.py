@@ -168,7 +168,7 @@ class OneProcess:
                 Batch(len(task.shard), done.storage_failures, done.example, done.withheld)
             )
         )
-        self._progress.add(done.counts)
+        self._progress.add(done)
 
     def _commit(self, batches: list[Batch]) -> None:
         """Store the receipts that were withheld until it was clear that the store itself works."""

@@ -8,9 +8,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from maskrcnn.errors import plural
+
+if TYPE_CHECKING:
+    from .node_worker import Done
 
 log = logging.getLogger("maskrcnn")
 
@@ -79,6 +82,8 @@ class State:
     """Seconds until the last image is done; None while that cannot be said."""
     ready: int | None
     """Actors that are ready; None: there are none."""
+    shards_left: int
+    """Shards that are not finished."""
 
     @property
     def processed(self) -> int:
@@ -98,12 +103,14 @@ class State:
         } | ({} if self.ready is None else {"actors": self.ready})
 
 
-class Watcher(Protocol):
-    """Is informed of how far a map stage is."""
+class Watcher:
+    """Is informed of a map stage while it runs; must return at once."""
+
+    def add(self, done: "Done") -> None:
+        """Take note of a finished shard."""
 
     def show(self, state: State) -> None:
-        """Take note of how far it is, some times per second at most; must return at once."""
-        ...
+        """Take note of how far it is, some times per second at most."""
 
 
 class Progress:
@@ -115,7 +122,8 @@ class Progress:
         stream: where the line is written, by default stderr; on a terminal it is redrawn.
         unit: what is counted, in the singular.
         expected: images per second of the forecast; None: there is none.
-        watchers: are informed whenever the line may be shown.
+        shards: number of shards that are to be finished.
+        watchers: are informed of each finished shard, and whenever the line may be shown.
         clock: returns the time in seconds.
     """
 
@@ -126,12 +134,14 @@ class Progress:
         stream: TextIO | None = None,
         unit: str = "image",
         expected: float | None = None,
+        shards: int = 0,
         watchers: Sequence[Watcher] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total = total
         self._unit = unit
         self._expected = expected
+        self._shards_left = shards
         self._watchers = watchers
         self._before = done
         self._finished: Counter[str] = Counter()
@@ -144,9 +154,12 @@ class Progress:
         self._actors: tuple[int, int] | None = None
         self._waiting_for: str | None = None
 
-    def add(self, counts: Mapping[str, int]) -> None:
-        """Count a finished shard: its images by status, and its `instances`."""
-        self._finished.update(counts)
+    def add(self, done: "Done") -> None:
+        """Count a finished shard."""
+        self._finished.update(done.counts)
+        self._shards_left -= 1
+        for watcher in self._watchers:
+            watcher.add(done)
 
     def show(
         self,
@@ -221,7 +234,7 @@ class Progress:
                 left_s = (self._total - done) / rate
         counts = self._finished + self._running
         ready = None if self._actors is None else self._actors[0]
-        return State(self._unit, self._total, done, counts, rate, left_s, ready)
+        return State(self._unit, self._total, done, counts, rate, left_s, ready, self._shards_left)
 
     def line(self, *, ended: bool = False) -> str:
         """Return the line: images done, failed, instances, images/s, and time left once that can be said."""

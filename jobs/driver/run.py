@@ -104,10 +104,13 @@ def _run_plan(
     else:
         # Ray is imported only where it is used: it takes a second.
         from .cluster import connected, run_all
+        from .metrics import run_metrics
         from .scheduler import map_shards
 
         with connected(address, resources) as resolved:
-            wall_s = run_shards(request, plan, resolved, map_shards, began=began, watchers=watchers)
+            with run_metrics(storage.url, lambda: resources.cost_of(time.monotonic() - began)) as metrics:
+                watchers = [*watchers, metrics]
+                wall_s = run_shards(request, plan, resolved, map_shards, began=began, watchers=watchers)
             success = _reduce(request, wall_s, run_all)
     remove_ended(storage, drivers)
     return success
@@ -188,7 +191,9 @@ def run_shards(
     started = time.monotonic()
     until = (started if began is None else began) + resources.max_seconds()
     expected = forecast_rate(storage, plan.unit)
-    progress = Progress(plan.rows + lost, done, unit=plan.unit, expected=expected, watchers=watchers)
+    progress = Progress(
+        plan.rows + lost, done, unit=plan.unit, expected=expected, shards=n_pending, watchers=watchers
+    )
     try:
         map_shards(spec, first_uri, progress, Work(pending_of(plans, receipts), n_pending, until))
     finally:

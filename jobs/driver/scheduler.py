@@ -261,7 +261,7 @@ class Scheduler:
             self._storage.remove(task.trace)
         batch = Batch(len(task.shard), done.storage_failures, done.example, done.withheld)
         self._commit(self._circuit_breaker.add(batch))
-        self._progress.add(done.counts)
+        self._progress.add(done)
         return 1
 
     def _commit(self, batches: list[Batch]) -> None:

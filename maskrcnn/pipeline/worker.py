@@ -77,6 +77,10 @@ class Finished:
     """Number of images by error code, of `errors.STORAGE_CODES` only."""
     example: str
     """Message of one of these failures, or ""."""
+    errors: Mapping[str, int]
+    """Number of images or windows by error code, of all codes."""
+    input_bytes: int
+    """Sizes of the files of the images that did not fail; 0 in windows, which are parts of files."""
 
 
 class ShardWorker:
@@ -184,7 +188,10 @@ class ShardWorker:
             if committed:
                 commit(self._storage, receipt)
             self._steps += 1
-            return Finished(receipt, committed, by_code, example)
+            errors = Counter(result.error for result in results if result.error)
+            whole = [] if WINDOW in images.schema.names else results
+            input_bytes = sum(result.bytes or 0 for result in whole if not result.error)
+            return Finished(receipt, committed, by_code, example, dict(errors), input_bytes)
         finally:
             del self._running[shard.name]
 

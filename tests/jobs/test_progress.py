@@ -13,6 +13,7 @@ import termios
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from maskrcnn_jobs.driver.node_worker import Done
 from maskrcnn_jobs.driver.progress import (
     CLEAR,
     FORECAST_AFTER,
@@ -42,12 +43,16 @@ def counts(ok: int, failed: int = 0, instances: int = 0) -> dict[str, int]:
     return {"ok": ok, "empty": 0, "failed": failed, "instances": instances}
 
 
+def done(**of_shard: int) -> Done:
+    return Done(counts(**of_shard), {}, "")
+
+
 def test_the_line_says_how_far_and_how_fast() -> None:
     clock = Clock()
     progress = Progress(1000, 0, io.StringIO(), clock=clock)
     progress.show(actors=(3, 4))
     clock.now += 100
-    progress.add(counts(ok=240, failed=10, instances=4321))
+    progress.add(done(ok=240, failed=10, instances=4321))
     progress.show(actors=(3, 4))
     assert progress.line() == (
         "250/1,000 images (25 %), 10 failed, 4,321 instances, 2.5 images/s, 5 min 00 s left, 3 actors"
@@ -72,7 +77,7 @@ def test_images_of_a_running_shard_count_as_they_are_done() -> None:
         progress.show(running=counts(ok=second * 1000 // 1200, instances=second), actors=(1, 1))
         seen.append(int(progress.line().partition("/")[0].replace(",", "")))
     assert seen == [second * 1000 // 1200 for second in range(0, 1201, 5)]
-    progress.add(counts(ok=1000, instances=1200))
+    progress.add(done(ok=1000, instances=1200))
     progress.show(running=counts(0), actors=(1, 1))
     assert progress.line().startswith("1,000/1,000 images (100 %), 0 failed, 1,200 instances, ")
 
@@ -151,7 +156,7 @@ def test_a_standstill_is_said() -> None:
 def test_after_a_restart_what_was_done_counts_for_the_images_alone() -> None:
     progress = Progress(1000, 600, io.StringIO())
     assert progress.line().endswith("0 instances since the restart, waiting for the first image")
-    progress.add(counts(ok=100, instances=7))
+    progress.add(done(ok=100, instances=7))
     assert progress.line().startswith("700/1,000 images (70 %), 0 failed, 7 instances since the restart, ")
 
 
