@@ -4,6 +4,7 @@ botocore checks each request against the definition of EC2's interface, and moto
 """
 
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,19 @@ ANSWERS = {
     ".State.Running": "false",
 }
 """What a node with Docker answers to the questions of the launcher."""
+
+
+@contextmanager
+def emulated_aws():
+    """Emulate AWS in this process, and leave what the server of S3 keeps that other tests use."""
+    from moto import mock_aws
+
+    emulated = mock_aws()
+    emulated.start(reset=False)
+    try:
+        yield
+    finally:
+        emulated.stop(remove_data=False)
 
 
 class Shell:
@@ -46,7 +60,6 @@ class Shell:
 def launched(tmp_path_factory):
     """Start the head as `ray up` does, and one worker as the head's autoscaler does."""
     import boto3
-    from moto import mock_aws
     from ray.autoscaler._private import commands
     from ray.autoscaler._private.aws import node_provider
     from ray.autoscaler._private.providers import _get_node_provider
@@ -55,7 +68,7 @@ def launched(tmp_path_factory):
     token = folder / ".ray" / "auth_token"
     token.parent.mkdir()
     token.write_text("0" * 64)
-    with pytest.MonkeyPatch.context() as patch, mock_aws():
+    with pytest.MonkeyPatch.context() as patch, emulated_aws():
         patch.chdir(folder)
         patch.setattr(tempfile, "tempdir", str(folder))
         patch.setattr(commands, "POLL_INTERVAL", 0.1)
@@ -158,9 +171,8 @@ def test_a_wrong_field_of_a_node_is_noticed_before_anything_starts():
     """So the tests above would fail where EC2 does not know a field."""
     import boto3
     from botocore.exceptions import ParamValidationError
-    from moto import mock_aws
 
     node = yaml.safe_load((CLUSTER / "aws.yaml").read_text())["available_node_types"]["head"]["node_config"]
     node["MetadataOptions"]["HttpToken"] = "required"
-    with mock_aws(), pytest.raises(ParamValidationError, match="HttpToken"):
+    with emulated_aws(), pytest.raises(ParamValidationError, match="HttpToken"):
         boto3.client("ec2", REGION).run_instances(**node, MinCount=1, MaxCount=1)

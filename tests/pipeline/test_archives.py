@@ -1,9 +1,10 @@
 """Runs over archives: a collection is the same however it is packed, and what holds of files holds of members."""
 
+import tarfile
 from pathlib import Path
 
 import pytest
-from archives import packed
+from archives import add, packed
 from packed_runs import Instances, finish, instances_by_file, loose_instances, plan, planted_files
 
 from maskrcnn.errors import UsageError
@@ -121,3 +122,14 @@ def test_an_archive_that_changed_after_planning_fails_its_members(files, tmp_pat
     store.write("photos.tar", packed("x.tar", dict(reversed(files.items())) | {"more.png": b"x"}))
     images = finish(output).images()
     assert set(images["error"].to_pylist()) == {"changed"}
+
+
+def test_pictures_of_one_name_in_an_archive_are_all_inputs(files, loose, tmp_path):
+    names = list(files)[:3]
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        for name in names:
+            add(tar, "a.png", files[name])
+    run = finish(plan(tmp_path / "photos.tar", tmp_path / "out"))
+    assert run.images()["name"].to_pylist() == ["a.png", "a.png#2", "a.png#3"]
+    assert [len(found) for found in instances_by_file(run).values()] == [len(loose[name]) for name in names]
+    assert not (tmp_path / "out" / "skipped.parquet").exists()

@@ -184,3 +184,12 @@ def test_the_column_is_part_of_the_run(files, tmp_path) -> None:
     process_shards(Storage(output), at_most=1)
     with pytest.raises(UsageError, match="image-column: planned image, now mask"):
         plan(tmp_path / "photos.parquet", tmp_path / "out", "mask")
+
+
+def test_a_table_of_nothing_but_pictures_is_read(files, loose, tmp_path):
+    table = table_of(files, pa.binary()).select(["image"])
+    (tmp_path / "photos.parquet").write_bytes(parquet(table))
+    run = finish(plan(tmp_path / "photos.parquet", tmp_path / "out"))
+    assert [len(found) for found in instances_by_file(run).values()] == [
+        len(found) for found in loose.values()
+    ]

@@ -19,6 +19,7 @@ _BLOCK_BYTES: Final = 2**20
 _HOP_BYTES: Final = 4096
 _LARGE_BYTES: Final = 2**18
 """Headers of a tar whose files are larger than this are read one by one; else all of it is read, in large blocks."""
+_LARGEST: Final = 2**63 - 1
 _TAIL_BYTES: Final = 2**16 + 22
 """Where a zip's directory ends: a comment of at most 65,535 bytes follows its last record."""
 
@@ -63,13 +64,21 @@ def read_index(
         for member in found:
             if sidecars and sample_of(member.name)[1] in sidecars:
                 contents[len(members)] = None if name.endswith(".zip") else _content(file, member)
-            members.append(member)
+            members.append(_bounded(member))
     except DamagedArchiveError as error:
         damage = error.refusal
     if name.endswith(".zip"):
         in_order = sorted(contents, key=lambda position: members[position].offset)
         contents |= {position: _content(file, members[position]) for position in in_order}
     return ArchiveIndex(tuple(_unique(members)), damage, contents)
+
+
+def _bounded(member: Member) -> Member:
+    """Return a member; one whose header has numbers that no file reaches as damaged."""
+    numbers = (member.offset, member.stored, member.bytes, member.packed or 0, member.crc32 or 0)
+    if all(0 <= number <= _LARGEST for number in numbers):
+        return member
+    return Member(member.name, 0, 0, 0, refusal=Refusal.MEMBER_DAMAGED)
 
 
 def _content(file: BinaryIO, member: Member) -> bytes | None:

@@ -178,7 +178,7 @@ def _check_sizes(source: str, file: BinaryIO, metadata: pq.FileMetaData, leaves:
         most[name] = size + sum(
             chunk.num_values * chunk.total_uncompressed_size for chunk in chunks if _expands(chunk)
         )
-    if max(most.values()) <= LARGEST_COLUMN_BYTES and sum(most.values()) <= LARGEST_TABLE_BYTES:
+    if max(most.values(), default=0) <= LARGEST_COLUMN_BYTES and sum(most.values()) <= LARGEST_TABLE_BYTES:
         return
     prefixed = {name for name, chunks in of_columns.items() if any(_PREFIXES in c.encodings for c in chunks)}
     for name in prefixed:

@@ -48,6 +48,7 @@ _SUFFIXES: Final = (
 )
 """Suffixes of formats that are read, and of those that photos come in and that are refused by name, one row each."""
 _IS_IMAGE: Final = rf"(?i)({'|'.join(map(re.escape, _SUFFIXES))})$"
+_IS_REPEATED: Final = rf"(?is)!/.*({'|'.join(map(re.escape, _SUFFIXES))})#[0-9]+$"
 _IS_ARCHIVE: Final = rf"(?i)({'|'.join(map(re.escape, ARCHIVE_SUFFIXES))})$"
 _IS_PARQUET: Final = rf"(?i){re.escape(PARQUET)}$"
 _IS_ARROW: Final = rf"(?i)({'|'.join(map(re.escape, ARROW_SUFFIXES))})$"
@@ -297,7 +298,8 @@ def read_listing(
         found, beside = _without_companions(found)
     known = pc.match_substring_regex(found["name"], _IS_IMAGE)
     if PLACE.name in found.column_names:
-        known = pc.or_(known, pc.match_substring_regex(found["uri"], _IS_ARCHIVE))  # one that cannot be read
+        # An archive that cannot be read, and a member of a name that occurred before.
+        known = pc.or_(known, pc.match_substring_regex(found["uri"], f"{_IS_ARCHIVE}|{_IS_REPEATED}"))
     images = _kept(found, known)
     if rows.num_rows:
         images = pa.concat_tables([images, rows], promote_options="permissive")

@@ -9,6 +9,7 @@ Those of Lance are read as a whole: a folder `NAME.lance` with `_versions` and f
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from .picture_uri import ARROW_SUFFIXES, split_version
 _STATE: Final = "state.json"
 _BESIDE: Final = ("dataset_info.json", "dataset_dict.json")
 _LANCE_VERSION: Final = r"(?is)^(?P<dataset>.*?\.lance)/_versions/[^/]+\.manifest$"
+_CACHE: Final = re.compile(r"(^|/)cache-[^/]*\.arrow$")
 _INDICES: Final = ("_indices_files", "_indices_data_files")
 
 
@@ -46,9 +48,10 @@ def data_files(found: pa.Table, read: Callable[[str], bytes]) -> pa.Table:
     for state in states.sort_by("name").to_pylist():
         folder = state["name"].removesuffix(_STATE)
         named = _data_files(state["uri"], read)
-        if named is None:
-            continue
         beside = set(_in_folder(names, folder))
+        if named is None:  # then names alone say what was computed
+            left_out |= {name for name in beside if _CACHE.search(name)}
+            continue
         wanted = {folder + name for name in named}
         described = {folder + _STATE, *(folder + name for name in _BESIDE)} & beside
         tables = {name for name in beside if name.lower().endswith(ARROW_SUFFIXES)}

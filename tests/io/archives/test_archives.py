@@ -365,3 +365,13 @@ def test_a_member_that_is_not_there_is_not_found(tmp_path):
     Storage(tmp_path).write("x.tar", packed("x.tar", FILES))
     for uri in (f"{tmp_path}/x.tar!/b.jpg", f"{tmp_path}/none.tar!/a.jpg"):
         assert content_or_code(lambda uri=uri: read_input(uri, NO_LIMIT)) == "not_found"
+
+
+@pytest.mark.parametrize("size", [2**62, 2**63, 2**64, 2**70])
+def test_a_size_that_no_file_reaches_fails_its_member_alone(tmp_path, size):
+    info = tarfile.TarInfo("huge.jpg")
+    info.size = size
+    header = info.tobuf(tarfile.PAX_FORMAT if size == 2**70 else tarfile.GNU_FORMAT)
+    rows = rows_of(tmp_path, "x.tar", packed("x.tar", {"a.jpg": b"a"})[:1024] + header)
+    assert rows[0] == ("a.jpg", b"a")
+    assert rows[1][1] in ("truncated", "corrupt")
