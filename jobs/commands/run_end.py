@@ -127,7 +127,7 @@ def reported(
     end = RunEnd(output, resources, None if notify is None else Webhook(notify), max_failure_rate)
     try:
         yield end
-    except BaseException as error:
+    except BaseException as error:  # also Ctrl-C and an exit code end a run that is reported
         end.end(error)
         raise
     end.end(None)

@@ -14,8 +14,7 @@ import math
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,14 +31,14 @@ from maskrcnn.pipeline.plan import Plan, Shard, read_run, run_digest, write_run
 from maskrcnn.pipeline.plan_windows import plan_windows
 from maskrcnn.pipeline.receipts import RECEIPTS, Receipt, read_receipt
 
-from . import one_process
 from .driver_records import PROBES, read_drivers
 from .planning import Request
 from .progress import Progress
-from .run import MapShards, left_of
-from .where_to_run import Left, check_resources, in_one_process
+from .run import left_of
+from .where_to_run import check_resources
 from .work import Work
 from .worker_spec import worker_spec
+from .workers import workers_for
 
 log = logging.getLogger("maskrcnn")
 
@@ -49,8 +48,9 @@ RASTERS: Final = 12
 """Images of which a sample of windows is taken."""
 TABLES_S: Final = 3.0
 """Seconds that starting Python and writing the tables take, plus …"""
-TABLES_S_PER_ROW: Final = 27e-6
-"""… so many for each image: as of `benchmarks.md`, planted images of three instances each."""
+TABLES_S_PER_ROW: Final = 36e-6
+"""… so many for each image: `maskrcnn reduce` of 300 and of 30,000 planted images, three instances each, in one
+process."""
 FEW_SECONDS: Final = 10.0
 """A sample that is computed in less time says little."""
 NETWORK, FETCH, DECODE, OUTPUT = "network", "fetch", "decode", "output"
@@ -162,13 +162,14 @@ def measure(
     folder = f"{PROBES}/{uuid.uuid4().hex}"
     begun = time.monotonic()
     try:
-        with _workers(address, resources, left, storage) as (resolved, lanes, map_shards):
-            actors = 1 if lanes else resolved.actors or 1
+        with workers_for(address, resources, left, read_drivers(storage)) as workers:
+            actors = 1 if workers.lanes else workers.resources.actors or 1
             sample = _Sample.of(storage, request, plan, f"{storage.url}/{folder}/run", count, actors)
-            spec = worker_spec(sample.storage, request, sample.run, resolved, PROBES, lanes)
+            spec = worker_spec(sample.storage, request, sample.run, workers.resources, PROBES, workers.lanes)
             clock = _Clock(sum(map(len, sample.shards)), 0, unit=plan.unit)
             try:
-                map_shards(spec, sample.first_uri, clock, Work(iter(sample.shards), len(sample.shards)))
+                work = Work(iter(sample.shards), len(sample.shards))
+                workers.map_shards(spec, sample.first_uri, clock, work)
             finally:
                 clock.close()
             ended = time.monotonic()
@@ -189,7 +190,7 @@ def measure(
         actors,
         ended - ready,
         ready - begun + closing_s,
-        _input_bytes(storage),
+        sample.input_bytes,
     )
 
 
@@ -227,23 +228,6 @@ def measure_each(
     return forecasts
 
 
-@contextlib.contextmanager
-def _workers(
-    address: str | None, resources: ResourceConfig, left: Left, storage: Storage
-) -> Iterator[tuple[ResourceConfig, int | None, MapShards]]:
-    """Yield resources, lanes and map stage as the run itself would have them."""
-    if in_one_process(address, resources, left, read_drivers(storage)):
-        resolved, lanes = one_process.resolved(resources)
-        yield resolved, lanes, one_process.map_shards
-        return
-    from .cluster import connected
-    from .scheduler import map_shards
-
-    connection: AbstractContextManager[ResourceConfig] = connected(address, resources)
-    with connection as resolved:
-        yield resolved, None, map_shards
-
-
 @dataclass(frozen=True, slots=True)
 class _Sample:
     """A small run over some inputs of another."""
@@ -252,6 +236,8 @@ class _Sample:
     run: dict[str, Any]
     shards: Sequence[Shard]
     first_uri: str
+    input_bytes: int | None
+    """Of all inputs of the run; None if their sizes are not known."""
 
     @classmethod
     def of(
@@ -261,6 +247,8 @@ class _Sample:
         windowed = plan.grid_sha256 is not None
         with ManifestReader(storage) as manifest:
             table = manifest.rows(0, manifest.num_rows)
+        sizes = table["bytes"]
+        input_bytes = None if sizes.null_count else int(pc.sum(sizes).as_py())
         table = table.take(sample_rows(table, min(count, RASTERS) if windowed else count))
         scratch = Storage(url)
         shard_images = max(min(count // (SHARDS_EACH * actors), plan.shard_images), 1)
@@ -276,7 +264,7 @@ class _Sample:
         wanted = math.ceil(count * len(shards) / small.rows)
         if wanted < len(shards):
             shards = [shards[int(at)] for at in _evenly(len(shards), wanted)]
-        return cls(scratch, run, shards, table["uri"][0].as_py())
+        return cls(scratch, run, shards, table["uri"][0].as_py(), input_bytes)
 
 
 def sample_rows(table: pa.Table, count: int) -> NDArray[np.int64]:
@@ -295,12 +283,6 @@ def sample_rows(table: pa.Table, count: int) -> NDArray[np.int64]:
 def _evenly(total: int, count: int) -> NDArray[np.int64]:
     """Return `count` of the numbers below `total`, in the middle of equal spans."""
     return ((np.arange(count) + 0.5) * total / count).astype(np.int64)
-
-
-def _input_bytes(storage: Storage) -> int | None:
-    with ManifestReader(storage) as manifest:
-        sizes = manifest.rows(0, manifest.num_rows)["bytes"]
-    return None if sizes.null_count else int(pc.sum(sizes).as_py())
 
 
 def _forecast(

@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 
 from maskrcnn.config import InferenceConfig, ShardingConfig, default_shard_images, settings_of
 from maskrcnn.errors import RunError, StoreSetupError, UsageError, plural
-from maskrcnn.io.manifests.sources import check_source, counts_of, source_of
+from maskrcnn.io.manifests.skipped import counts_of
+from maskrcnn.io.manifests.sources import check_source, source_of
 from maskrcnn.io.schemes import store_of
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url, is_file, redact

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from maskrcnn.config import ResourceConfig
@@ -15,17 +15,16 @@ from maskrcnn.pipeline.manifest_file import ManifestReader, check_manifest
 from maskrcnn.pipeline.plan import Plan, check_run, pending_of, read_plans, read_run
 from maskrcnn.pipeline.receipts import complete_receipts
 from maskrcnn.pipeline.reduce import reduce_run
-from maskrcnn.pipeline.success import RunAll, finished, run_here
+from maskrcnn.pipeline.success import RunAll, finished
 from maskrcnn.visualization.run_report import write_report
 
-from . import one_process
 from .driver_records import PROBES, read_drivers, remove_ended
-from .node_worker import WorkerSpec
 from .planning import Request, mark_begun, prepare, resumable
 from .progress import Progress, Watcher, duration
-from .where_to_run import Left, check_resources, in_one_process
+from .where_to_run import Left, check_resources
 from .work import Work
 from .worker_spec import worker_spec
+from .workers import MapShards, Workers, workers_for
 
 log = logging.getLogger("maskrcnn")
 
@@ -95,25 +94,32 @@ def _run_plan(
 ) -> dict[str, Any]:
     storage = Storage(request.output)
     drivers = read_drivers(storage)
-    if in_one_process(address, resources, left_of(storage, plan), drivers):
-        resolved, lanes = one_process.resolved(resources)
-        wall_s = run_shards(
-            request, plan, resolved, one_process.map_shards, lanes, began=began, watchers=watchers
-        )
-        success = _reduce(request, wall_s, run_here)
-    else:
-        # Ray is imported only where it is used: it takes a second.
-        from .cluster import connected, run_all
-        from .metrics import run_metrics
-        from .scheduler import map_shards
-
-        with connected(address, resources) as resolved:
-            with run_metrics(storage.url, lambda: resources.cost_of(time.monotonic() - began)) as metrics:
-                watchers = [*watchers, metrics]
-                wall_s = run_shards(request, plan, resolved, map_shards, began=began, watchers=watchers)
-            success = _reduce(request, wall_s, run_all)
+    with workers_for(address, resources, left_of(storage, plan), drivers) as workers:
+        with _exported(workers, storage.url, lambda: resources.cost_of(time.monotonic() - began)) as metrics:
+            wall_s = run_shards(
+                request,
+                plan,
+                workers.resources,
+                workers.map_shards,
+                workers.lanes,
+                began=began,
+                watchers=[*watchers, *metrics],
+            )
+        success = _reduce(request, wall_s, workers.run_all)
     remove_ended(storage, drivers)
     return success
+
+
+@contextlib.contextmanager
+def _exported(workers: Workers, url: str, cost: Callable[[], float | None]) -> Iterator[Sequence[Watcher]]:
+    """Export metrics for the duration of a block, if the workers are Ray's."""
+    if workers.lanes is not None:
+        yield ()
+        return
+    from .metrics import run_metrics
+
+    with run_metrics(url, cost) as metrics:
+        yield (metrics,)
 
 
 def left_of(storage: Storage, plan: Plan) -> Left:
@@ -134,10 +140,6 @@ def _reduce(request: Request, wall_s: float | None, run_all: RunAll) -> dict[str
         keep_finished=True,
         write_report=write_report,
     )
-
-
-MapShards = Callable[[WorkerSpec, str, Progress, Work], None]
-"""Runs shards. Takes the workers' specification, an input that they must be able to read, progress, and the shards."""
 
 
 def run_shards(

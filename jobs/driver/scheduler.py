@@ -124,7 +124,7 @@ class Scheduler:
         """
         remaining = work.n_shards
         try:
-            while remaining and not (work.is_over and not any(slot.queue for slot in self._slots)):
+            while remaining and (not work.is_over or any(slot.queue for slot in self._slots)):
                 self._create_actors(min(self._max_actors, remaining))
                 self._assign_tasks(work, remaining)
                 remaining -= self._collect(work)

@@ -6,7 +6,6 @@ another process may have written since.
 
 import logging
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import BinaryIO, Final
@@ -18,6 +17,7 @@ from ..errors import UsageError, plural
 from .archives.member import split_member
 from .picture_tables.picture_uri import is_lance, split_picture
 from .refusals import Refusal
+from .reporting import reported
 from .schemes import ARCHIVES, TABLES, input_store_of, store_of
 from .stores.store import ObjectStat, Page
 from .url import Url, is_folder, redact
@@ -28,7 +28,6 @@ INPUTS: Final = pa.schema(
     [("name", pa.string()), ("uri", pa.string()), ("bytes", pa.int64()), ("etag", pa.string())]
 )
 """What `list_inputs` returns."""
-REPORT_EVERY_S: Final = 5.0
 """How often a listing that takes long gives the number of files it has seen."""
 
 
@@ -174,7 +173,10 @@ def _table(root: Url, pages: Iterator[Page], keep: Callable[[str], bool] = lambd
     """Return pages of names below `root` as a table of the schema `INPUTS`."""
     store = store_of(root)
     tables = [INPUTS.empty_table()]
-    for page in _reported(root, pages):
+    place = redact(root.text)
+    for page in reported(
+        pages, lambda _, seen: f"listing {place}: {plural(seen, 'file')} so far", lambda page: len(page[0])
+    ):
         rows = [
             (
                 text := store.display_name(root, name),
@@ -188,14 +190,3 @@ def _table(root: Url, pages: Iterator[Page], keep: Callable[[str], bool] = lambd
         if rows:
             tables.append(pa.table([pa.array(column) for column in zip(*rows, strict=True)], schema=INPUTS))
     return pa.concat_tables(tables)
-
-
-def _reported(root: Url, pages: Iterator[Page]) -> Iterator[Page]:
-    """Yield pages, and log now and then the number of their files: a whole disk takes minutes."""
-    seen, reported = 0, time.monotonic()
-    for page in pages:
-        yield page
-        seen += len(page[0])
-        if (now := time.monotonic()) - reported >= REPORT_EVERY_S:
-            reported = now
-            log.info("listing %s: %s so far", redact(root.text), plural(seen, "file"))

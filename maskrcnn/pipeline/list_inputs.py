@@ -18,9 +18,10 @@ from ..errors import UsageError, plural
 from ..formats.coco_reader import find_images_root
 from ..formats.json_images import read_json_images
 from ..io.archives.list_members import find_members
+from ..io.manifests.listings import read_listing
 from ..io.manifests.manifest_columns import MAX_URI_BYTES
 from ..io.manifests.read_manifest import read_manifest
-from ..io.manifests.sources import is_inventory, is_manifest, pinned, read_listing, refuse_query, source_of
+from ..io.manifests.sources import is_inventory, is_manifest, pinned, refuse_query, source_of
 from ..io.schemes import REMOTE_SCHEMES, STORES_IN_WORDS, UNSUPPORTED, unsupported
 from ..io.stores.local_names import as_found
 from ..io.url import AZURE_ACCOUNT_PATTERN, FILE_URI, LOCAL_SCHEMES, USER_PATTERN, Url
@@ -78,8 +79,8 @@ def read_inputs(
         source: a folder, a glob or a prefix, whose files with the suffix of an image are taken, and what is in archives
             and tables of pictures; the `manifest.json` of an S3 Inventory, likewise; a `.txt` with one uri per line; a
             `.csv`, `.tsv`, `.jsonl` or `.parquet` with a column `uri`, or several of them, see
-            `sources.manifests_among`; a `.json` of COCO, LVIS or MegaDetector; or a single image, archive or `.parquet`
-            of pictures. White space around the uris of a `.txt`, `.csv` or `.tsv` is removed.
+            `listings.manifests_among`; a `.json` of COCO, LVIS or MegaDetector; or a single image, archive or table of
+            pictures. White space around the uris of a `.txt`, `.csv` or `.tsv` is removed.
         images_root: base of the relative uris of a manifest; None: the manifest's folder.
         limit: keep only this many inputs, in order of name.
         allow_http: whether a manifest may name inputs on the web.

@@ -33,9 +33,9 @@ from .verify_loading import (
     BLOCK_BYTES,
     BrokenError,
     LoadedOutput,
+    checking,
     chunks,
     digest_and_size,
-    logging_progress,
     read_json,
     reading,
     row_groups,
@@ -134,7 +134,7 @@ def check_parts(output: LoadedOutput) -> Checking:
     for path, count in Counter(file.path for file in output.files).items():
         if count > 1:
             yield Fault(path, f"is listed {count} times in {SUCCESS}")
-    for file in logging_progress("parts", output.files):
+    for file in checking("parts", output.files):
         try:
             yield from _part_faults(output.storage, file)
         except BrokenError as error:
@@ -176,7 +176,7 @@ def check_images(output: LoadedOutput) -> Checking:
         # A retry has newer values of `bytes` and `etag`.
         names = [name for name in schema.names if name in manifest.schema.names]
         names = [name for name in names if name not in ("image_id", "bytes", "etag")]
-        for part in logging_progress("images", output.parts):
+        for part in checking("images", output.parts):
             for table in row_groups(storage, part.images, schema):
                 ids = table["image_id"].to_numpy()
                 inputs = manifest.rows(row, min(row + len(ids) + LOOK_AHEAD, rows))
@@ -244,7 +244,7 @@ def check_windows(output: LoadedOutput) -> Checking:
     counts: Counter[str] = Counter()
     row = n_pieces = n_polygons = 0
     folders = geo_folders(output.items)
-    for part in logging_progress("windows", output.parts):
+    for part in checking("windows", output.parts):
         name = part.images.removeprefix(f"{IMAGES}/")
         windows = _whole(output, f"{WINDOWS}/{name}", WINDOWS_SCHEMA)
         pieces = _whole(output, f"{PIECES}/{name}", pieces_schema(masks=output.detectable.masks))

@@ -11,7 +11,6 @@ import itertools
 import json
 import logging
 import re
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -20,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import RunError
+from ..errors import RunError, plural
 from ..io.parquet import GEO, File, Part
+from ..io.reporting import reported
 from ..io.storage import Storage
 from ..pipeline.manifest_file import FILE_NAME, ManifestReader, read_grid
 from ..pipeline.plan import PLAN, RUN, Plan, no_run, plan_file
@@ -35,7 +35,6 @@ from .invariants import Chunk, Detectable, Fault
 log = logging.getLogger("maskrcnn")
 T = TypeVar("T")
 
-LOG_EVERY_S: Final = 15.0
 BLOCK_BYTES: Final = 8 * 2**20
 CHUNK_INSTANCES: Final = 2**15
 """Instances per chunk, plus those of one more image: some tens of megabytes."""
@@ -231,14 +230,10 @@ def digest_and_size(storage: Storage, path: str) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def logging_progress(check: str, items: Sequence[T]) -> Iterator[T]:
-    """Yield the items, and log the progress from time to time."""
-    shown = time.monotonic()
-    for number, item in enumerate(items):
-        if time.monotonic() - shown >= LOG_EVERY_S:
-            shown = time.monotonic()
-            log.info("checking %s: %s of %s parts", check, f"{number:,}", f"{len(items):,}")
-        yield item
+def checking(check: str, items: Sequence[T]) -> Iterator[T]:
+    """Yield the items of a check, and log its progress from time to time."""
+    total = plural(len(items), "part")
+    return reported(items, lambda number, _: f"checking {check}: {number:,} of {total}")
 
 
 # Tables
@@ -290,7 +285,7 @@ def chunks(
     of_run = instances_schema(masks=output.detectable.masks)
     no_rows = of_run.empty_table().select(of_instance or of_run.names)
     row = 0
-    for part in logging_progress(check, output.parts):
+    for part in checking(check, output.parts):
         waiting = _Waiting(row_groups(storage, part.instances, of_run, of_instance), no_rows)
         for group in row_groups(storage, part.images, schema, of_image):
             for images in _cut(group):

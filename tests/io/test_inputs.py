@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from maskrcnn.errors import StoreSetupError
-from maskrcnn.io import inputs
+from maskrcnn.io import reporting
 from maskrcnn.io.inputs import list_inputs
 
 needs_linux = pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="needs Linux")
@@ -23,7 +23,7 @@ def test_a_long_listing_counts_the_files_that_it_has_seen(
     caplog.set_level(logging.INFO, "maskrcnn")
     assert len(list_inputs(str(tmp_path))) == 9
     assert caplog.messages == [], "nothing is said of what is done at once"
-    monkeypatch.setattr(inputs, "REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(reporting, "REPORT_EVERY_S", 0.0)
     assert len(list_inputs(str(tmp_path))) == 9
     counts = [
         int(re.fullmatch(rf"listing {tmp_path}: (\d+) files? so far", text)[1]) for text in caplog.messages

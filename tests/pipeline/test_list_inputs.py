@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from maskrcnn.errors import UsageError
 from maskrcnn.io.inputs import list_inputs
-from maskrcnn.io.manifests.sources import counts_of, source_of
+from maskrcnn.io.manifests.skipped import counts_of
+from maskrcnn.io.manifests.sources import source_of
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url
 from maskrcnn.pipeline.list_inputs import Inputs, read_inputs

@@ -1,7 +1,6 @@
 """The members of archives as rows of a listing: many archives side by side, each index read once."""
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -12,6 +11,7 @@ from ...errors import ItemError, plural
 from ...schema import PLACE
 from ..inputs import INPUTS
 from ..refusals import Refusal
+from ..reporting import reported
 from ..schemes import ARCHIVES, store_of
 from ..url import Url
 from .member import SOLID_SUFFIXES, Member, member_uri, split_member
@@ -20,7 +20,6 @@ from .sidecars import texts_beside
 log = logging.getLogger("maskrcnn")
 
 _THREADS: Final = 16
-_REPORT_EVERY_S: Final = 5.0
 
 
 def list_members(archives: pa.Table, *, alone: bool, sidecars: Sequence[str] = ()) -> pa.Table:
@@ -50,7 +49,7 @@ def list_members(archives: pa.Table, *, alone: bool, sidecars: Sequence[str] = (
         )
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
         read = pool.map(lambda row: _table(row["name"], row["uri"], alone=alone, sidecars=sidecars), rows)
-        return pa.concat_tables([_schema(sidecars).empty_table(), *_reported(read, len(rows))])
+        return _joined(read, len(rows), sidecars)
 
 
 def find_members(uris: Sequence[str]) -> pa.Table:
@@ -70,11 +69,20 @@ def find_members(uris: Sequence[str]) -> pa.Table:
     archives = [archive for archive in named if not Url.parse(archive).is_web]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
         read = pool.map(lambda uri: _table(uri, uri, alone=True), archives)
-        tables = [_schema(()).empty_table(), *_reported(read, len(archives))]
-    members = pa.concat_tables(tables)
+        members = _joined(read, len(archives))
     rows = {uri: row for row, uri in enumerate(members["uri"].to_pylist())}
     found = members.take(pa.array([rows.get(uri) for uri in uris], pa.int64()))
     return found.select(["bytes", "etag", PLACE.name])
+
+
+def _joined(tables: Iterator[pa.Table], count: int, sidecars: Sequence[str] = ()) -> pa.Table:
+    """Return the members of archives as one table, and log the number of archives that were read."""
+
+    def line(number: int, members: int) -> str:
+        archives, files = plural(count, "archive"), plural(members, "file")
+        return f"read the index of {number:,} of {archives}: {files} so far"
+
+    return pa.concat_tables([_schema(sidecars).empty_table(), *reported(tables, line, len)])
 
 
 def _schema(sidecars: Sequence[str]) -> pa.Schema:
@@ -137,19 +145,3 @@ def member_of(name: str, n_bytes: int | None, place: dict[str, Any]) -> Member:
     return Member(
         name=name, bytes=size, **fields | {"offset": place["offset"] or 0, "stored": place["stored"] or 0}
     )
-
-
-def _reported(tables: Iterator[pa.Table], count: int) -> Iterator[pa.Table]:
-    """Yield tables, and log now and then the number of archives that were read."""
-    reported, members = time.monotonic(), 0
-    for number, table in enumerate(tables, 1):
-        yield table
-        members += table.num_rows
-        if (now := time.monotonic()) - reported >= _REPORT_EVERY_S:
-            reported = now
-            log.info(
-                "read the index of %d of %s: %s so far",
-                number,
-                plural(count, "archive"),
-                plural(members, "file"),
-            )

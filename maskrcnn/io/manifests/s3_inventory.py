@@ -8,7 +8,6 @@ import io
 import json
 import logging
 import re
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from pyarrow import csv
 
 from ...errors import RunError, UsageError, plural
 from ...schema import SKIPPED
-from ..inputs import INPUTS, REPORT_EVERY_S
+from ..inputs import INPUTS
+from ..reporting import reported
 from ..url import Url
 from .csv_manifest import LARGEST_CSV_BYTES
 from .parquet_manifest import parquet_errors
@@ -90,9 +90,15 @@ def read_inventory(source: str, opened: Open, images_root: str | None = None) ->
     root = images_root or f"s3://{inventory.bucket}"
     place = _place_of_files(inventory, opened)
     tables, skipped = [INPUTS.empty_table()], [SKIPPED.empty_table()]
-    reported, files = time.monotonic(), plural(len(inventory.files), "file")
+
+    def line(_: int, read: int) -> str:
+        files = plural(len(inventory.files), "file")
+        objects = plural(sum(len(table) for table in tables), "object")
+        return f"read {read:,} of {files} of the inventory: {objects} so far"
+
+    starts = range(0, len(inventory.files), _AT_ONCE)
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="inventory") as pool:
-        for start in range(0, len(inventory.files), _AT_ONCE):
+        for start in reported(starts, line, lambda start: len(inventory.files[start : start + _AT_ONCE])):
             some = inventory.files[start : start + _AT_ONCE]
             for rows in pool.map(lambda entry: _read(inventory, place(entry["key"]), entry, opened), some):
                 uris = pc.binary_join_element_wise(root.rstrip("/"), rows["key"], "/")
@@ -102,10 +108,6 @@ def read_inventory(source: str, opened: Open, images_root: str | None = None) ->
                     skipped.append(skipped_files(of_kind, [kind] * len(of_kind)))
                 kept = pc.and_(rows["is_latest"], pc.invert(rows["is_delete_marker"]))
                 tables.append(pa.table([column.filter(kept) for column in columns], schema=INPUTS))
-            if (now := time.monotonic()) - reported >= REPORT_EVERY_S:
-                reported = now
-                objects = plural(sum(len(table) for table in tables), "object")
-                log.info("read %d of %s of the inventory: %s so far", start + len(some), files, objects)
     return pa.concat_tables(tables), pa.concat_tables(skipped)
 
 

@@ -31,7 +31,7 @@ from .ipc_messages import (
     layouts_of,
     messages_of,
 )
-from .picture_table import BESIDE, IN_STRUCT, PictureTable, decode_names, opened
+from .picture_table import BESIDE, IN_STRUCT, PictureTable, decode_names, decoding, range_reader
 
 LARGEST_COMPRESSED_BYTES: Final = 2**29
 """A column of a compressed record batch that comes to more is not read."""
@@ -76,7 +76,7 @@ class ArrowTable(PictureTable):
         starts = (0, *accumulate(batch.rows for batch in self._batches))
         super().__init__(url, etag, size, store, schema, starts)
         self._layouts = [layouts_of(schema, batch) for batch in self._batches]
-        self._file = opened(store, url, size, etag)
+        self._read = range_reader(store, url, etag)
 
     def pictures(self, column: str, group: int, rows: Sequence[int] | None = None) -> Iterator[bytes | None]:
         """Yield pictures of a record batch, by a request each; see `PictureTable.pictures`.
@@ -165,9 +165,8 @@ class ArrowTable(PictureTable):
                 pieces.append(self._narrowed(message, numbers))
                 size += self._expanded(pieces[-1], message, numbers)
             elif message.kind in (SCHEMA, DICTIONARY):
-                body = self._read(message.body, message.body + message.body_bytes)
-                pieces.append(message.prefix + message.metadata + body)
-                size += len(body)
+                pieces.append(self._whole(message))
+                size += message.body_bytes
             check_size(self.url.text, "", 0, size)
         table = _stream(pieces, wanted).read_all()
         names = [self.schema.field(at).name for at in wanted]
@@ -225,6 +224,10 @@ class ArrowTable(PictureTable):
 
         return batch.narrowed(frozenset(numbers), contents)
 
+    def _whole(self, message: Message) -> bytes:
+        """Return a message with its body."""
+        return message.prefix + message.metadata + self._read(message.body, message.body + message.body_bytes)
+
     def _expanded(self, narrowed: bytes, batch: Message, numbers: list[int]) -> int:
         """Return the bytes of a narrowed record batch once it is decompressed."""
         if not batch.is_compressed:
@@ -247,25 +250,14 @@ class ArrowTable(PictureTable):
         numbers = list(self._layouts[group][at].buffers)
         if sum(batch.buffers[number][1] for number in numbers) > LARGEST_COMPRESSED_BYTES:
             raise Refusal.RECORD_BATCH_LARGE.error(limit=LARGEST_COMPRESSED_BYTES // 2**20)
-        try:
+        with decoding("Arrow", IpcError):
             narrowed = self._narrowed(batch, numbers)
             if self._expanded(narrowed, batch, numbers) > LARGEST_COMPRESSED_BYTES:
                 raise Refusal.RECORD_BATCH_LARGE.error(limit=LARGEST_COMPRESSED_BYTES // 2**20)
             before = self._messages[: self._messages.index(batch)]
-            others = [message for message in before if message.kind != RECORD_BATCH]
-            pieces = [
-                m.prefix + m.metadata + self._read(m.body, m.body + m.body_bytes)
-                for m in others
-                if m.kind in (SCHEMA, DICTIONARY)
-            ]
+            pieces = [self._whole(message) for message in before if message.kind in (SCHEMA, DICTIONARY)]
             values = _stream([*pieces, narrowed], [at]).read_next_batch().column(0)
             values.validate(full=True)
-        except MemoryError as error:
-            raise Refusal.NO_MEMORY.error(format="Arrow") from error
-        except pa.ArrowNotImplementedError as error:
-            raise Refusal.ROW_GROUP_ENCODING.error() from error
-        except (pa.ArrowException, IpcError, OSError) as error:
-            raise Refusal.ROW_GROUP_DAMAGED.error() from error
         if types.is_struct(values.type):
             values = pc.struct_field(values, IN_STRUCT)
         for row in rows:
@@ -336,13 +328,6 @@ class ArrowTable(PictureTable):
             return layout.children[_child(layout.kind, IN_STRUCT)], layout
         return layout, None
 
-    def _read(self, start: int, stop: int) -> bytes:
-        """Return a range of the file's bytes. Raises ItemError, RunError: as `read_input`."""
-        if start >= stop:
-            return b""
-        with self.store.input_faults(self.url):
-            return self.store.read_range(self.url, start, stop, self.etag)
-
 
 def read_batches(store: Store, url: Url, etag: str, size: int) -> ArrowTable:
     """Find the record batches of an Arrow file; of their bodies nothing is read.
@@ -357,13 +342,8 @@ def read_batches(store: Store, url: Url, etag: str, size: int) -> ArrowTable:
         ItemError: as `read_input`; `corrupt` if it is no sound Arrow file, or ends early.
         RunError: as `read_input`.
     """
-
-    def read_range(start: int, stop: int) -> bytes:
-        with store.input_faults(url):
-            return store.read_range(url, start, stop, etag)
-
     try:
-        messages = list(messages_of(read_range, size))
+        messages = list(messages_of(range_reader(store, url, etag), size))
         if not messages or messages[0].kind != SCHEMA:
             raise IpcError("no schema")  # noqa: TRY301
         first = messages[0]

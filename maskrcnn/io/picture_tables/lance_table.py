@@ -176,7 +176,7 @@ def _faults(url: Url, damaged: Refusal, missing: Exception | None = None) -> Ite
         if url.is_local:
             raise damaged.error() from error
         raise Refusal.READ_FAILED.error(cause="Lance") from error
-    except BaseException as error:
+    except BaseException as error:  # a panic of Rust is no Exception, and its class is not importable
         if type(error).__name__ == "PanicException":
             raise damaged.error() from error
         raise

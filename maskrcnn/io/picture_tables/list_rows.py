@@ -1,8 +1,7 @@
 """The pictures in tables as rows of a listing: many files side by side, of each the footer and the other columns."""
 
 import logging
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -17,6 +16,7 @@ from ..manifests.manifest_columns import check_names, warn_left_out
 from ..manifests.parquet_manifest import check_size
 from ..manifests.several_files import united, with_partitions
 from ..refusals import Refusal
+from ..reporting import reported
 from ..schemes import TABLES
 from ..storage import Storage
 from ..url import Url
@@ -34,7 +34,6 @@ _SMALL_BYTES: Final = 2**24
 _THREADS: Final = 16
 _AT_ONCE: Final = 64
 """Of so many tables the footers are held in memory: of tables with many row groups they are large."""
-_REPORT_EVERY_S: Final = 5.0
 _LOOKED_AT: Final = 20
 _GROUPS_READ: Final = 2
 _OWN: Final = ("name", "uri", "bytes", "etag", PLACE.name)
@@ -166,7 +165,10 @@ class _Found:
 def _read(files: pa.Table, source: str, choice: "_Choice", *, alone: bool) -> _Found:
     all_found, size = _Found(), 0
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="table") as pool:
-        for batch in _reported(files.to_batches(_AT_ONCE), len(files)):
+        count = plural(len(files), "table")
+        for batch in reported(
+            files.to_batches(_AT_ONCE), lambda _, done: f"read the columns of {done:,} of {count}", len
+        ):
             footers = list(pool.map(_opened, batch.to_pylist()))
             columns = [choice.column_of(file) for file in footers]
             all_found.without += [name is None for name in columns]
@@ -328,14 +330,3 @@ def _renamed(names: list[str], column: str) -> list[str]:
             renamed = f"{column}_path" if renamed == "path" else f"input_{renamed}"
         new.append(renamed)
     return new
-
-
-def _reported(batches: Iterable[pa.RecordBatch], count: int) -> Iterator[pa.RecordBatch]:
-    """Yield batches of tables, and log now and then the number of tables that were read."""
-    reported, done = time.monotonic(), 0
-    for batch in batches:
-        yield batch
-        done += len(batch)
-        if (now := time.monotonic()) - reported >= _REPORT_EVERY_S:
-            reported = now
-            log.info("read the columns of %d of %s", done, plural(count, "table"))

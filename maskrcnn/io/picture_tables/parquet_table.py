@@ -13,7 +13,7 @@ from ..refusals import Refusal
 from ..stores.seekable import SeekableReader
 from ..stores.store import Store
 from ..url import Url
-from .picture_table import IN_STRUCT, PictureTable, decode_names, opened
+from .picture_table import IN_STRUCT, PictureTable, decode_names, decoding, opened
 
 WHOLE_CHUNK_BYTES: Final = 128 * 2**20
 """A row group's column of at most this size is read by one request; a larger one by several, one after the other."""
@@ -84,7 +84,7 @@ class ParquetTable(PictureTable):
     def _pictures(self, column: str, group: int) -> Iterator[bytes | None]:
         leaf = self._leaf_of(column)
         count = 0
-        try:
+        with decoding("Parquet"):
             file = pq.ParquetFile(
                 self.open(),
                 metadata=self.metadata,
@@ -96,12 +96,6 @@ class ParquetTable(PictureTable):
                 value = batch.column(column)[0].as_py()
                 yield value[IN_STRUCT] if isinstance(value, dict) else value
                 count += 1
-        except MemoryError as error:
-            raise Refusal.NO_MEMORY.error(format="Parquet") from error
-        except pa.ArrowNotImplementedError as error:
-            raise Refusal.ROW_GROUP_ENCODING.error() from error
-        except (pa.ArrowException, OSError) as error:
-            raise Refusal.ROW_GROUP_DAMAGED.error() from error
         if count != self.starts[group + 1] - self.starts[group]:
             raise Refusal.ROW_GROUP_DAMAGED.error()
 

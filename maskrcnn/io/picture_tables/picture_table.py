@@ -1,7 +1,8 @@
 """A table with pictures in a column, whatever the format of its file: its rows, in groups that are read by one pass."""
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, Final, cast
 
 import pyarrow as pa
@@ -141,11 +142,36 @@ def decode_names(schema: pa.Schema) -> None:
         f"{name}{kind}"
 
 
-def opened(store: Store, url: Url, size: int, etag: str | None) -> BinaryIO:
-    """Open a file for random access, without a buffer. Its methods raise ItemError and RunError."""
+def range_reader(store: Store, url: Url, etag: str | None) -> Callable[[int, int], bytes]:
+    """Return a function that returns a range of a file's bytes. It raises ItemError, RunError: as `read_input`."""
 
     def read_range(start: int, stop: int) -> bytes:
+        if start >= stop:  # no request has a range of no bytes
+            return b""
         with store.input_faults(url):
             return store.read_range(url, start, stop, etag)
 
-    return cast(BinaryIO, RangeReader(read_range, size))
+    return read_range
+
+
+def opened(store: Store, url: Url, size: int, etag: str | None) -> BinaryIO:
+    """Open a file for random access, without a buffer. Its methods raise ItemError and RunError."""
+    return cast(BinaryIO, RangeReader(range_reader(store, url, etag), size))
+
+
+@contextlib.contextmanager
+def decoding(kind: str, *damaged: type[Exception]) -> Iterator[None]:
+    """Convert what Arrow raises while it decodes pictures to ItemError.
+
+    Args:
+        kind: the name of the format.
+        damaged: what else is raised for damaged data.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise Refusal.NO_MEMORY.error(format=kind) from error
+    except pa.ArrowNotImplementedError as error:
+        raise Refusal.ROW_GROUP_ENCODING.error() from error
+    except (pa.ArrowException, OSError, *damaged) as error:  # OSError: a compressed page or buffer
+        raise Refusal.ROW_GROUP_DAMAGED.error() from error

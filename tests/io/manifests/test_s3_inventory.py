@@ -17,8 +17,10 @@ import pytest
 
 from maskrcnn.errors import UsageError
 from maskrcnn.io.inputs import list_inputs
+from maskrcnn.io.manifests.listings import read_listing
 from maskrcnn.io.manifests.s3_inventory import DELETED, OLD_VERSION
-from maskrcnn.io.manifests.sources import counts_of, read_listing, source_of
+from maskrcnn.io.manifests.skipped import counts_of
+from maskrcnn.io.manifests.sources import source_of
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url
 from maskrcnn.pipeline.list_inputs import read_inputs

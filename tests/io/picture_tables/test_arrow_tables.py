@@ -29,7 +29,7 @@ from picture_tables import (
 
 from maskrcnn.errors import UsageError
 from maskrcnn.io.inputs import open_input, read_input, stat_input
-from maskrcnn.io.manifests.sources import counts_of
+from maskrcnn.io.manifests.skipped import counts_of
 from maskrcnn.io.picture_tables import arrow_table
 from maskrcnn.io.picture_tables.picture_uri import picture_uri
 from maskrcnn.io.storage import Storage

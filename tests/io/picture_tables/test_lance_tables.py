@@ -24,7 +24,7 @@ from picture_tables import (
 
 from maskrcnn.errors import StoreSetupError
 from maskrcnn.io.inputs import read_input, stat_input
-from maskrcnn.io.manifests.sources import counts_of
+from maskrcnn.io.manifests.skipped import counts_of
 from maskrcnn.io.picture_tables.table_store import TableStore
 from maskrcnn.io.schemes import store_of
 from maskrcnn.io.storage import Storage

@@ -25,7 +25,8 @@ from picture_tables import (
 
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.io.inputs import open_input, read_input, stat_input
-from maskrcnn.io.manifests.sources import counts_of, is_manifest
+from maskrcnn.io.manifests.skipped import counts_of
+from maskrcnn.io.manifests.sources import is_manifest
 from maskrcnn.io.picture_tables import parquet_table
 from maskrcnn.io.picture_tables.picture_uri import picture_uri, split_picture
 from maskrcnn.io.schemes import TABLES
